@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package atomicfile replaces files so that a reader, a crash or a power cut sees either the old content or the new
+// one, never a mixture and never an empty file. It owns nothing; its callers choose paths and modes.
+package atomicfile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// Write replaces path with data. The file has the given mode from its first moment on, so that a secret is never
+// readable by others for an instant; its folder must exist. The data and the rename are on disk when Write returns.
+func Write(path string, data []byte, mode fs.FileMode) (err error) {
+	dir := filepath.Dir(path)
+	// CreateTemp makes the file 0600. A dot keeps half-written files out of folders that are watched by suffix.
+	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".tmp*")
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("writing %s: %w", path, err), os.Remove(f.Name()))
+		}
+	}()
+	if err := fill(f, data, mode); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+func fill(f *os.File, data []byte, mode fs.FileMode) error {
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	// After the data: the mode argument may be read-only, and umask must not decide.
+	if err := f.Chmod(mode); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// syncDir makes a rename in dir durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// WriteIfDifferent is Write, but leaves a file alone that holds data and has the mode already: no wear, no wake-up
+// of whoever watches it. It reports whether it wrote.
+func WriteIfDifferent(path string, data []byte, mode fs.FileMode) (bool, error) {
+	old, err := os.ReadFile(path)
+	if err == nil && string(old) == string(data) {
+		if fi, err := os.Stat(path); err == nil && fi.Mode().Perm() == mode.Perm() {
+			return false, nil
+		}
+	}
+	return true, Write(path, data, mode)
+}
