@@ -1,0 +1,204 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+const template = `{metadata: {labels: {app: %s}}, spec: {terminationGracePeriodSeconds: 3, containers: [{name: box, image: "` + harness.BoxImage + `", imagePullPolicy: Never, command: %s}]}}`
+
+// daemonSet: one pod on the one node.
+func daemonSet(k *harness.Kube) {
+	k.Apply(`{apiVersion: apps/v1, kind: DaemonSet, metadata: {name: each}, spec: {selector: {matchLabels: {app: each}}, template: ` + fmt.Sprintf(template, "each", "[testbox, serve]") + `}}`)
+	k.Kubectl("rollout", "status", "daemonset/each", "--timeout=60s")
+	if got := k.Kubectl("get", "pods", "-l", "app=each", "-o", "jsonpath={.items[*].spec.nodeName}"); got != "node-1" {
+		k.T.Errorf("pods of the DaemonSet are on %q", got)
+	}
+}
+
+// statefulSet: pods come in order, keep their names, and answer to them.
+func statefulSet(k *harness.Kube) {
+	k.Apply(`{apiVersion: v1, kind: Service, metadata: {name: row}, spec: {clusterIP: None, selector: {app: row}, ports: [{port: 8080}]}}
+---
+{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: row}, spec: {serviceName: row, replicas: 3, selector: {matchLabels: {app: row}}, template: ` + fmt.Sprintf(template, "row", "[testbox, serve]") + `}}`)
+	k.Kubectl("rollout", "status", "statefulset/row", "--timeout=120s")
+	created := strings.Fields(k.Kubectl("get", "pods", "-l", "app=row", "--sort-by=.status.startTime", "-o", "jsonpath={.items[*].metadata.name}"))
+	if strings.Join(created, " ") != "row-0 row-1 row-2" {
+		k.T.Errorf("pods started as %v", created)
+	}
+	uid := k.Kubectl("get", "pod", "row-1", "-o", "jsonpath={.metadata.uid}")
+	k.Kubectl("delete", "pod", "row-1")
+	harness.Eventually(k.T, soon, "row-1 is back", func() error {
+		got, err := k.Try("get", "pod", "row-1", "-o", `jsonpath={.metadata.uid} {.status.conditions[?(@.type=="Ready")].status}`)
+		if err == nil && (strings.HasPrefix(got, uid) || !strings.HasSuffix(got, " True")) {
+			err = fmt.Errorf("it is %q", got)
+		}
+		return err
+	})
+	harness.Eventually(k.T, soon, "row-1 answers to its name", func() error {
+		got, err := k.Try("exec", "row-0", "--", "testbox", "get", "http://row-1.row:8080/", "1")
+		if err == nil && got != "row-1" {
+			err = fmt.Errorf("%q", got)
+		}
+		return err
+	})
+}
+
+// jobs: a Job with several completions, one that fails for good, and a CronJob's run.
+func jobs(k *harness.Kube) {
+	job := func(name, spec, command string) string {
+		return `{apiVersion: batch/v1, kind: Job, metadata: {name: ` + name + `}, spec: {` + spec + `, template: {spec: {restartPolicy: Never, containers: [{name: box, image: "` + harness.BoxImage + `", imagePullPolicy: Never, command: ` + command + `}]}}}}`
+	}
+	k.Apply(job("many", "completions: 3, parallelism: 2", "['true']") + "\n---\n" + job("doomed", "backoffLimit: 1", "['false']"))
+	k.Kubectl("wait", "--for=condition=Complete", "job/many", "--timeout=60s")
+	k.Kubectl("wait", "--for=condition=Failed", "job/doomed", "--timeout=90s")
+	k.Await(soon, "job/many", "{.status.succeeded}", "3")
+	k.Apply(`{apiVersion: batch/v1, kind: CronJob, metadata: {name: often}, spec: {schedule: "* * * * *", jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: box, image: "` + harness.BoxImage + `", imagePullPolicy: Never, command: ['true']}]}}}}}}`)
+	harness.Eventually(k.T, longer, "the CronJob's Job succeeds", func() error {
+		got, err := k.Try("get", "jobs", "-o", `jsonpath={range .items[?(@.metadata.ownerReferences[0].kind=="CronJob")]}{.status.succeeded}{end}`)
+		if err == nil && !strings.HasPrefix(got, "1") {
+			err = fmt.Errorf("succeeded: %q", got)
+		}
+		return err
+	})
+}
+
+// objects: a HorizontalPodAutoscaler is accepted, a PodDisruptionBudget protects.
+func objects(k *harness.Kube) {
+	k.Apply(fmt.Sprintf(webDeployment, harness.BoxImage, "one"))
+	k.Kubectl("autoscale", "deployment/web", "--min=1", "--max=4", "--cpu=80%")
+	k.Kubectl("get", "hpa", "web")
+	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+	k.Kubectl("create", "pdb", "web", "--selector=app=web", "--min-available=3")
+	k.Await(soon, "pdb/web", "{.status.currentHealthy} {.status.disruptionsAllowed}", "3 0")
+	pod := strings.Fields(k.Kubectl("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].metadata.name}"))[0]
+	ctx, cancel := context.WithTimeout(context.Background(), soon)
+	defer cancel()
+	evict := k.KubectlCommand(ctx, "create", "--raw", fmt.Sprintf("/api/v1/namespaces/%s/pods/%s/eviction", k.NS, pod), "-f", "-")
+	evict.Stdin = strings.NewReader(fmt.Sprintf(`{"apiVersion":"policy/v1","kind":"Eviction","metadata":{"name":%q,"namespace":%q}}`, pod, k.NS))
+	if _, err := harness.Output(evict); err == nil || !strings.Contains(err.Error(), "disruption budget") {
+		k.T.Errorf("an eviction against the budget: %v", err)
+	}
+}
+
+// customResource: a definition, an object of it, its validation and its explanation.
+func customResource(k *harness.Kube) {
+	k.T.Cleanup(func() { _, _ = k.TryKubectl("delete", "crd", "boats.test.coracle.example", "--wait=false") })
+	k.Apply(`
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: boats.test.coracle.example}
+spec:
+  group: test.coracle.example
+  scope: Namespaced
+  names: {plural: boats, singular: boat, kind: Boat}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    subresources: {status: {}}
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec: {type: object, required: [oars], properties: {oars: {type: integer, minimum: 1, description: How many oars it has}}}
+          status: {type: object, x-kubernetes-preserve-unknown-fields: true}`)
+	k.Kubectl("wait", "--for=condition=Established", "crd/boats.test.coracle.example", "--timeout=30s")
+	boat := `{apiVersion: test.coracle.example/v1, kind: Boat, metadata: {name: %s}, spec: {oars: %d}}`
+	harness.Eventually(k.T, soon, "a boat", func() error { _, err := k.TryApply(fmt.Sprintf(boat, "first", 1)); return err })
+	if out, err := k.TryApply(fmt.Sprintf(boat, "second", 0)); err == nil || !strings.Contains(err.Error(), "oars") {
+		k.T.Errorf("a boat without oars: %s %v", out, err)
+	}
+	k.Await(soon, "boat/first", "{.spec.oars}", "1")
+	harness.Eventually(k.T, soon, "explain", func() error {
+		out, err := k.Try("explain", "boat.spec.oars")
+		if err == nil && !strings.Contains(out, "How many oars it has") {
+			err = fmt.Errorf("%s", out)
+		}
+		return err
+	})
+	contains(k, k.Kubectl("explain", "deployment.spec.strategy"), "RollingUpdate")
+}
+
+// admissionPolicy: a ValidatingAdmissionPolicy refuses what its expression forbids.
+func admissionPolicy(k *harness.Kube) {
+	k.T.Cleanup(func() {
+		_, _ = k.TryKubectl("delete", "validatingadmissionpolicy,validatingadmissionpolicybinding", "no-plums", "--ignore-not-found")
+	})
+	k.Apply(`
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: no-plums}
+spec:
+  matchConstraints: {resourceRules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [configmaps]}]}
+  validations: [{expression: "!has(object.data) || !('plum' in object.data)", message: no plums today}]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: no-plums}
+spec: {policyName: no-plums, validationActions: [Deny], matchResources: {namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: ` + k.NS + `}}}}`)
+	harness.Eventually(k.T, soon, "the policy is in force", func() error {
+		_, err := k.Try("create", "configmap", "bad", "--from-literal=plum=1", "--dry-run=server")
+		if err == nil || !strings.Contains(err.Error(), "no plums today") {
+			return fmt.Errorf("a plum: %v", err)
+		}
+		return nil
+	})
+	k.Kubectl("create", "configmap", "good", "--from-literal=pear=1")
+}
+
+// rbac: a ServiceAccount may do what its role says and nothing else; the anonymous see only health.
+func rbac(k *harness.Kube) {
+	k.Kubectl("create", "serviceaccount", "reader")
+	k.Kubectl("create", "role", "reader", "--verb=get,list", "--resource=configmaps")
+	k.Kubectl("create", "rolebinding", "reader", "--role=reader", "--serviceaccount="+k.NS+":reader")
+	as := "--as=system:serviceaccount:" + k.NS + ":reader"
+	harness.Eventually(k.T, soon, "the role holds", func() error { _, err := k.Try("get", "configmaps", as); return err })
+	for _, denied := range [][]string{{"get", "secrets", as}, {"delete", "configmap", "kube-root-ca.crt", as}, {"get", "configmaps", as, "-n", "kube-system"}, {"get", "nodes", as}} {
+		if _, err := k.Try(denied...); err == nil || !strings.Contains(err.Error(), "Forbidden") {
+			k.T.Errorf("%v: %v", denied, err)
+		}
+	}
+	token := k.Kubectl("create", "token", "reader")
+	for path, want := range map[string]string{"/readyz": "200", "/livez": "200", "/version": "401", "/api": "401"} {
+		out, err := k.Run("curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "https://127.0.0.1:6443"+path)
+		if err != nil || out != want {
+			k.T.Errorf("anonymous %s: %s, %v, want %s", path, out, err, want)
+		}
+	}
+	out, err := k.Run("curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "-H", "Authorization: Bearer "+token, "https://127.0.0.1:6443/api/v1/namespaces/"+k.NS+"/configmaps")
+	if err != nil || out != "200" {
+		k.T.Errorf("with its token: %s, %v", out, err)
+	}
+}
+
+// nodePort: a NodePort and a host port answer to the network outside, and a pod's own traffic leaves as the node's.
+func nodePort(k *harness.Kube) {
+	k.Apply(pod("np", "[testbox, serve]", "ports: [{containerPort: 8080, hostPort: 18080}]", "") + `---
+{apiVersion: v1, kind: Service, metadata: {name: np}, spec: {type: NodePort, selector: {app: np}, ports: [{port: 80, targetPort: 8080, nodePort: 30080}]}}`)
+	k.Kubectl("wait", "--for=condition=Ready", "pod/np", "--timeout=60s")
+	ctx, cancel := context.WithTimeout(context.Background(), longer)
+	defer cancel()
+	for _, port := range []int{30080, 18080} {
+		out, err := harness.Output(k.Outside(ctx, harness.Box(k.T), "get", fmt.Sprintf("http://%s:%d/", harness.NodeIP, port), "20"))
+		if err != nil || strings.TrimSpace(out) != "np" {
+			k.T.Errorf("port %d from outside: %q, %v", port, out, err)
+		}
+	}
+	outside := k.Outside(ctx, harness.Box(k.T), "serve", "9090")
+	if err := outside.Start(); err != nil {
+		k.T.Fatal(err)
+	}
+	defer func() { cancel(); _ = outside.Wait() }()
+	got := k.Kubectl("exec", "np", "--", "testbox", "get", "http://"+harness.OutsideIP+":9090/peer", "10")
+	if !strings.HasPrefix(got, harness.NodeIP+":") {
+		k.T.Errorf("outside sees the pod as %s, want the node's address", got)
+	}
+}

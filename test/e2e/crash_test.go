@@ -1,0 +1,152 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// downtime is how long the control plane and the node's agent are away in the crash test.
+func downtime(t *testing.T) time.Duration {
+	v := os.Getenv("CORACLE_TEST_DOWNTIME")
+	if v == "" {
+		return 60 * time.Second
+	}
+	d, err := time.ParseDuration(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// crash kills coracle with SIGKILL while pods serve, one of them writing 1 MB/s to its log. They keep serving while
+// it is away; the same containers run when it is back, and nothing that was acknowledged is lost.
+func crash(t *testing.T, s *harness.Server) {
+	k := s.Namespace(t, "crash")
+	k.Apply(pod("serving", "[testbox, serve]", "", "") + "---" + pod("chatty", "[testbox, chat, '1000000']", "", ""))
+	k.Kubectl("wait", "--for=condition=Ready", "pod/serving", "pod/chatty", "--timeout=60s")
+	ids := containers(k)
+	address := map[string]string{}
+	for _, name := range []string{"serving", "chatty"} {
+		address[name] = "http://" + k.Kubectl("get", "pod", name, "-o", "jsonpath={.status.podIP}") + ":8080/"
+	}
+	acknowledged := 0
+	for ; acknowledged < 20; acknowledged++ {
+		k.Kubectl("create", "configmap", fmt.Sprintf("kept-%d", acknowledged), "--from-literal=n="+strconv.Itoa(acknowledged))
+	}
+	s.Kill()
+
+	ask := func(name string) string {
+		out, err := s.Run(harness.Box(t), "get", address[name], "1")
+		if err != nil {
+			t.Fatalf("%s does not answer while coracle is away: %v", name, err)
+		}
+		return strings.TrimSpace(out)
+	}
+	before, _ := strconv.Atoi(ask("chatty"))
+	began, away := time.Now(), downtime(t)
+	for time.Since(began) < away {
+		if got := ask("serving"); got != "serving" {
+			t.Fatalf("serving answers %q", got)
+		}
+		time.Sleep(200 * time.Millisecond) // the pace of the questions, not a wait for something
+	}
+	after, _ := strconv.Atoi(ask("chatty"))
+	// It writes 10,000 lines a second; half of that allows for a busy machine.
+	if wrote := after - before; float64(wrote) < away.Seconds()*5000 {
+		t.Errorf("the chatty pod wrote %d lines in the %v that coracle was away: its output stalled it", wrote, away)
+	}
+
+	s.Start()
+	s.WaitReady()
+	harness.Eventually(t, soon, "pods are still there", func() error {
+		if got := containers(k); got != ids {
+			return fmt.Errorf("containers are\n%s, were\n%s", got, ids)
+		}
+		return nil
+	})
+	for i := range acknowledged {
+		if got := k.Kubectl("get", "configmap", fmt.Sprintf("kept-%d", i), "-o", "jsonpath={.data.n}"); got != strconv.Itoa(i) {
+			t.Errorf("configmap %d holds %q", i, got)
+		}
+	}
+	k.Kubectl("exec", "serving", "--", "true")
+	logGoesOn(k, "chatty")
+	k.Kubectl("delete", "pod", "serving", "chatty", "--timeout=60s")
+}
+
+// logGoesOn checks that a chatty container's log still follows what it writes now.
+func logGoesOn(k *harness.Kube, name string) {
+	k.T.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), soon)
+	defer cancel()
+	logs := k.KubectlCommand(ctx, "-n", k.NS, "logs", "-f", "--tail=1", name)
+	pipe, err := logs.StdoutPipe()
+	if err != nil {
+		k.T.Fatal(err)
+	}
+	if err := logs.Start(); err != nil {
+		k.T.Fatal(err)
+	}
+	now := func() int {
+		out := k.Kubectl("exec", name, "--", "testbox", "get", "http://127.0.0.1:8080/")
+		n, _ := strconv.Atoi(out)
+		return n
+	}
+	want := now()
+	lines := bufio.NewScanner(pipe)
+	for lines.Scan() {
+		if n, err := strconv.Atoi(strings.TrimLeft(strings.Fields(lines.Text() + " x")[0], "0")); err == nil && n >= want {
+			cancel()
+			_ = logs.Wait()
+			return
+		}
+	}
+	k.T.Errorf("the log of %s did not reach line %d, which it wrote after the restart: %v", name, want, lines.Err())
+}
+
+// containers lists the namespace's containers with their ids and restarts.
+func containers(k *harness.Kube) string {
+	out, err := k.Try("get", "pods", "--sort-by=.metadata.name", "-o",
+		`jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}{"\n"}{end}`)
+	if err != nil {
+		return err.Error()
+	}
+	return out
+}
+
+// stopAndStart ends coracle with SIGTERM: it exits with 0, pods keep running, and a new start finds them.
+func stopAndStart(t *testing.T, s *harness.Server) {
+	k := s.Namespace(t, "stop")
+	k.Apply(pod("serving", "[testbox, serve]", "", ""))
+	k.Kubectl("wait", "--for=condition=Ready", "pod/serving", "--timeout=60s")
+	ids := containers(k)
+	address := "http://" + k.Kubectl("get", "pod", "serving", "-o", "jsonpath={.status.podIP}") + ":8080/"
+	began := time.Now()
+	if err := s.Stop(); err != nil {
+		t.Errorf("coracle ended with %v after SIGTERM\n%s", err, s.LogTail(20))
+	}
+	t.Logf("SIGTERM to exit: %v", time.Since(began).Round(10*time.Millisecond))
+	if out, err := s.Run(harness.Box(t), "get", address, "1"); err != nil || strings.TrimSpace(out) != "serving" {
+		t.Errorf("after SIGTERM the pod answers %q, %v", out, err)
+	}
+	s.Start()
+	s.WaitReady()
+	harness.Eventually(t, soon, "the same container", func() error {
+		if got := containers(k); got != ids {
+			return fmt.Errorf("containers are\n%s, were\n%s", got, ids)
+		}
+		return nil
+	})
+}

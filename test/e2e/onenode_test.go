@@ -1,0 +1,101 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+const (
+	soon    = 60 * time.Second  // what takes a moment on an idle machine
+	longer  = 120 * time.Second // what waits for a sync period or a back-off
+	boxYAML = `{name: box, image: "` + harness.BoxImage + `", imagePullPolicy: Never`
+)
+
+// TestOneNode starts one server on an empty data directory and takes it through what a user does with a cluster.
+func TestOneNode(t *testing.T) {
+	m := harness.NewMachine(t)
+	s := m.NewServer()
+	images := filepath.Join(s.DataDir, "images")
+	if err := os.MkdirAll(images, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	harness.WriteBoxImage(t, filepath.Join(images, "box.tar.gz"))
+	began := time.Now()
+	s.Start()
+	s.WaitReady()
+	t.Logf("empty directory to node Ready: %v", time.Since(began).Round(10*time.Millisecond))
+	s.In(t).Await(soon, "serviceaccount/default", "{.metadata.name}", "default")
+
+	// The parallel ones end before the group returns; what stops the server comes after.
+	t.Run("group", func(t *testing.T) {
+		for _, sc := range []struct {
+			name string
+			run  func(*harness.Kube)
+		}{
+			{"deployment", deployment}, {"interactive", interactive}, {"copy", copyFiles}, {"watch", watch},
+			{"init", initContainers}, {"probes", probes}, {"hooks", hooks}, {"restarts", restartPolicies},
+			{"resources", resources}, {"config", configuration}, {"volumes", volumes},
+			{"daemonset", daemonSet}, {"statefulset", statefulSet}, {"jobs", jobs}, {"objects", objects},
+			{"crd", customResource}, {"admission", admissionPolicy}, {"rbac", rbac}, {"nodeport", nodePort}, {"dns", dns},
+		} {
+			t.Run(sc.name, func(t *testing.T) {
+				t.Parallel()
+				sc.run(s.Namespace(t, sc.name))
+			})
+		}
+	})
+	t.Run("version", func(t *testing.T) {
+		out := s.In(t).Kubectl("version", "-o", "json")
+		if strings.Count(out, `"gitVersion": "v1.37.`) != 2 || strings.Count(out, "+coracle") < 2 {
+			t.Errorf("kubectl version does not say v1.37.x+coracle twice:\n%s", out)
+		}
+	})
+	t.Run("crash", func(t *testing.T) { crash(t, s) })
+	t.Run("stop", func(t *testing.T) { stopAndStart(t, s) })
+}
+
+// pod is a one-container pod of the test image as YAML; more is appended to the container, spec to the pod.
+func pod(name, command, more, spec string) string {
+	return fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: %s, labels: {app: %s}}
+spec:
+  terminationGracePeriodSeconds: 3
+%s
+  containers:
+  - name: box
+    image: %s
+    imagePullPolicy: Never
+    command: %s
+%s
+`, name, name, indent(spec, 2), harness.BoxImage, command, indent(more, 4))
+}
+
+func indent(s string, n int) string {
+	if s = strings.Trim(s, "\n"); s == "" {
+		return ""
+	}
+	pad := strings.Repeat(" ", n)
+	return pad + strings.ReplaceAll(s, "\n", "\n"+pad)
+}
+
+// contains fails the test unless got holds every one of want.
+func contains(k *harness.Kube, got string, want ...string) {
+	k.T.Helper()
+	for _, w := range want {
+		if !strings.Contains(got, w) {
+			k.T.Errorf("no %q in:\n%s", w, got)
+		}
+	}
+}

@@ -1,0 +1,228 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/creack/pty"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+const webDeployment = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 3
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 3
+      containers:
+      - name: box
+        image: %s
+        imagePullPolicy: Never
+        command: [testbox, serve]
+        env: [{name: GENERATION, value: "%s"}]
+        readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+`
+
+// deployment: three replicas answer behind a Service and its DNS name, a roll-out is undone.
+func deployment(k *harness.Kube) {
+	k.Apply(fmt.Sprintf(webDeployment, harness.BoxImage, "one"))
+	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+	k.Apply(pod("client", "[testbox, hold]", "", ""))
+	k.Kubectl("wait", "--for=condition=Ready", "pod/client", "--timeout=60s")
+	ip := k.Kubectl("get", "service", "web", "-o", "jsonpath={.spec.clusterIP}")
+	for _, host := range []string{"web", "web." + k.NS, "web." + k.NS + ".svc.cluster.local", ip} {
+		answered := map[string]bool{}
+		for range 30 {
+			if len(answered) == 3 && host != ip {
+				break
+			}
+			answered[k.Kubectl("exec", "client", "--", "testbox", "get", "http://"+host+"/")] = true
+			if host != ip {
+				break
+			}
+			if len(answered) == 3 {
+				break
+			}
+		}
+		for pod := range answered {
+			if !strings.HasPrefix(pod, "web-") {
+				k.T.Errorf("%s answered %q", host, pod)
+			}
+		}
+		if host == ip && len(answered) != 3 {
+			k.T.Errorf("thirty requests to %s reached %d of three pods", ip, len(answered))
+		}
+	}
+	k.Apply(fmt.Sprintf(webDeployment, harness.BoxImage, "two"))
+	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+	contains(k, k.Kubectl("exec", "client", "--", "testbox", "get", "http://web/env/GENERATION"), "two")
+	k.Kubectl("rollout", "undo", "deployment/web")
+	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+	contains(k, k.Kubectl("exec", "client", "--", "testbox", "get", "http://web/env/GENERATION"), "one")
+	contains(k, k.Kubectl("describe", "deployment", "web"), "3 desired | 3 updated | 3 total | 3 available", "ScalingReplicaSet")
+	contains(k, k.Kubectl("describe", "pod", "-l", "app=web"), "Started", "Ready             True")
+	k.Kubectl("scale", "deployment/web", "--replicas=1")
+	k.Await(soon, "deployment/web", "{.status.readyReplicas}", "1")
+}
+
+// interactive: exec with a terminal, logs that follow, a forwarded port.
+func interactive(k *harness.Kube) {
+	k.Apply(pod("shell", "[testbox, serve]", "", ""))
+	k.Kubectl("wait", "--for=condition=Ready", "pod/shell", "--timeout=60s")
+	ctx, cancel := context.WithTimeout(context.Background(), soon)
+	defer cancel()
+
+	exec := k.KubectlCommand(ctx, "-n", k.NS, "exec", "-it", "shell", "--", "sh")
+	terminal, err := pty.Start(exec)
+	if err != nil {
+		k.T.Fatal(err)
+	}
+	defer terminal.Close()
+	fmt.Fprint(terminal, "echo $((40+2)) on $(tty)\nexit 7\n")
+	said, _ := io.ReadAll(terminal) // a terminal whose other side is gone reads as an error
+	contains(k, string(said), "42 on /dev/pts/")
+	if err := exec.Wait(); err == nil || exec.ProcessState.ExitCode() != 7 {
+		k.T.Errorf("exec ended with %v, want exit code 7", err)
+	}
+	if out, err := k.Try("exec", "shell", "--", "sh", "-c", "echo out; echo err >&2; exit 3"); err == nil || out != "out" {
+		k.T.Errorf("exec without a terminal: %q, %v", out, err)
+	}
+
+	logs := k.KubectlCommand(ctx, "-n", k.NS, "logs", "-f", "shell")
+	pipe, err := logs.StdoutPipe()
+	if err != nil {
+		k.T.Fatal(err)
+	}
+	if err := logs.Start(); err != nil {
+		k.T.Fatal(err)
+	}
+	lines := bufio.NewScanner(pipe)
+	if !lines.Scan() || !strings.Contains(lines.Text(), "serving on 8080") {
+		k.T.Errorf("the first followed line is %q", lines.Text())
+	}
+	go k.Try("delete", "pod", "shell", "--wait=false")
+	if !lines.Scan() || !strings.Contains(lines.Text(), "asked to stop") {
+		k.T.Errorf("the last followed line is %q", lines.Text())
+	}
+	if err := logs.Wait(); err != nil {
+		k.T.Errorf("logs -f: %v", err)
+	}
+
+	k.Apply(pod("forwarded", "[testbox, serve]", "", ""))
+	k.Kubectl("wait", "--for=condition=Ready", "pod/forwarded", "--timeout=60s")
+	forward := k.KubectlCommand(ctx, "-n", k.NS, "port-forward", "pod/forwarded", ":8080")
+	pipe, err = forward.StdoutPipe()
+	if err != nil {
+		k.T.Fatal(err)
+	}
+	if err := forward.Start(); err != nil {
+		k.T.Fatal(err)
+	}
+	var port int
+	if line, err := bufio.NewReader(pipe).ReadString('\n'); err != nil {
+		k.T.Fatal(err)
+	} else if _, err := fmt.Sscanf(line, "Forwarding from 127.0.0.1:%d", &port); err != nil {
+		k.T.Fatalf("%q: %v", line, err)
+	}
+	for range 3 {
+		out, err := k.Run(harness.Box(k.T), "get", fmt.Sprintf("http://127.0.0.1:%d/", port))
+		if err != nil || strings.TrimSpace(out) != "forwarded" {
+			k.T.Errorf("through the forwarded port: %q, %v", out, err)
+		}
+	}
+	cancel()
+	_ = forward.Wait()
+}
+
+// copyFiles: kubectl cp in both directions keeps the bytes.
+func copyFiles(k *harness.Kube) {
+	k.Apply(pod("store", "[testbox, hold]", "", ""))
+	k.Kubectl("wait", "--for=condition=Ready", "pod/store", "--timeout=60s")
+	dir := k.T.TempDir()
+	want := strings.Repeat("0123456789abcdef\n", 100_000)
+	if err := os.WriteFile(filepath.Join(dir, "up"), []byte(want), 0o644); err != nil {
+		k.T.Fatal(err)
+	}
+	k.Kubectl("cp", filepath.Join(dir, "up"), "store:/tmp/there")
+	k.Kubectl("cp", "store:/tmp/there", filepath.Join(dir, "down"))
+	got, err := os.ReadFile(filepath.Join(dir, "down"))
+	if err != nil || string(got) != want {
+		k.T.Errorf("%d bytes came back of %d, %v", len(got), len(want), err)
+	}
+}
+
+// watch: get -w prints a change while it runs.
+func watch(k *harness.Kube) {
+	k.Kubectl("create", "configmap", "seen", "--from-literal=a=1")
+	ctx, cancel := context.WithTimeout(context.Background(), soon)
+	defer cancel()
+	w := k.KubectlCommand(ctx, "-n", k.NS, "get", "configmap", "seen", "-w", "-o", "jsonpath={.data.a}{'\\n'}")
+	pipe, err := w.StdoutPipe()
+	if err != nil {
+		k.T.Fatal(err)
+	}
+	if err := w.Start(); err != nil {
+		k.T.Fatal(err)
+	}
+	lines := bufio.NewScanner(pipe)
+	for i, want := range []string{"1", "2", "3"} {
+		if i > 0 {
+			k.Kubectl("patch", "configmap", "seen", "-p", `{"data":{"a":"`+want+`"}}`)
+		}
+		if !lines.Scan() || lines.Text() != want {
+			k.T.Fatalf("watch printed %q, want %q", lines.Text(), want)
+		}
+	}
+	cancel()
+	_ = w.Wait()
+}
+
+// dns: names inside and outside the cluster, headless Services, a pod on the host's network.
+func dns(k *harness.Kube) {
+	k.Apply(pod("client", "[testbox, hold]", "", ""))
+	k.Apply(pod("hosted", "[testbox, hold]", "", "hostNetwork: true\ndnsPolicy: ClusterFirstWithHostNet"))
+	k.Apply(pod("named", "[testbox, serve]", "", "hostname: first\nsubdomain: flock"))
+	k.Apply(`{apiVersion: v1, kind: Service, metadata: {name: flock}, spec: {clusterIP: None, selector: {app: named}, ports: [{port: 8080}]}}`)
+	k.Kubectl("wait", "--for=condition=Ready", "pod/client", "pod/hosted", "pod/named", "--timeout=60s")
+	podIP := k.Kubectl("get", "pod", "named", "-o", "jsonpath={.status.podIP}")
+	for _, from := range []string{"client", "hosted"} {
+		for name, want := range map[string]string{
+			"kubernetes.default.svc.cluster.local": "10.43.0.1", "kube-dns.kube-system": "10.43.0.10",
+			"flock": podIP, "first.flock": podIP,
+		} {
+			harness.Eventually(k.T, soon, name+" from "+from, func() error {
+				got, err := k.Try("exec", from, "--", "testbox", "lookup", name)
+				if err == nil && got != want {
+					err = fmt.Errorf("%q, want %q", got, want)
+				}
+				return err
+			})
+		}
+	}
+	start := time.Now()
+	if out, err := k.Try("exec", "client", "--", "testbox", "lookup", "absent.default.svc.cluster.local"); err == nil {
+		k.T.Errorf("a name that does not exist is %q", out)
+	}
+	k.T.Logf("a name that does not exist: %v", time.Since(start).Round(time.Millisecond))
+}

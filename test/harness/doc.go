@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package harness makes a machine for a scenario out of namespaces and runs real coracle processes on it.
+//
+// A Machine owns a pid, mount, network and cgroup namespace of its own, with a small "outside" network behind one
+// veth pair; whatever a scenario leaves behind ends with the namespaces, so nothing meets the next run and no port
+// clashes. The harness never touches cgroups, interfaces, mounts or processes that it did not make. It needs root.
+package harness

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package harness
+
+import (
+	"compress/gzip"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/internal/imagetar"
+)
+
+// BoxImage is the test image: busybox and testbox.
+const BoxImage = "coracle.test/box:1"
+
+// busybox is where Debian's busybox-static puts it.
+const busybox = "/bin/busybox"
+
+var box struct {
+	sync.Once
+	path string
+	err  error
+	said []byte
+}
+
+// Box builds test/testbox once per run and returns the program's path, readable from every machine.
+func Box(t testing.TB) string {
+	t.Helper()
+	box.Do(func() {
+		dir, err := os.MkdirTemp("", "coracle-testbox-")
+		if err != nil {
+			box.err = err
+			return
+		}
+		box.path = filepath.Join(dir, "testbox")
+		c := exec.Command("go", "build", "-ldflags", "-s -w", "-o", box.path, "github.com/coracle-k8s/coracle/test/testbox")
+		c.Env = append(os.Environ(), "CGO_ENABLED=0")
+		box.said, box.err = c.CombinedOutput()
+	})
+	if box.err != nil {
+		t.Fatalf("build testbox: %v\n%s", box.err, box.said)
+	}
+	return box.path
+}
+
+// removeBox removes what Box built.
+func removeBox() {
+	if box.path != "" {
+		_ = os.RemoveAll(filepath.Dir(box.path))
+	}
+}
+
+// WriteBoxImage writes the test image to a docker archive, gzip'ed when the name ends in .gz.
+func WriteBoxImage(t testing.TB, path string) {
+	t.Helper()
+	list, err := exec.Command(busybox, "--list").Output()
+	if err != nil {
+		t.Fatalf("%s: %v (apt-get install busybox-static)", busybox, err)
+	}
+	files := []imagetar.File{
+		{Path: "/bin/busybox", Source: busybox, Mode: 0o755},
+		{Path: "/bin/testbox", Source: Box(t), Mode: 0o755},
+		{Path: "/etc/passwd", Body: []byte("root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")},
+		{Path: "/tmp", Mode: fs.ModeDir | fs.ModeSticky | 0o777},
+	}
+	for applet := range strings.FieldsSeq(string(list)) {
+		if applet != "busybox" {
+			files = append(files, imagetar.File{Path: "/bin/" + applet, Link: "busybox"})
+		}
+	}
+	out, err := os.Create(path + ".part")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	image := imagetar.Image{Name: BoxImage, Env: []string{"PATH=/bin"}, Cmd: []string{"/bin/sh"}, Files: files}
+	if strings.HasSuffix(path, ".gz") {
+		z := gzip.NewWriter(out)
+		if err := imagetar.Write(z, image); err != nil {
+			t.Fatal(err)
+		}
+		err = z.Close()
+	} else {
+		err = imagetar.Write(out, image)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".part", path); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package harness
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Kube speaks kubectl for one (sub)test, in a Kubernetes namespace of its own when made by Namespace.
+type Kube struct {
+	*Server
+	T  testing.TB
+	NS string
+}
+
+// In returns a speaker for t without a namespace.
+func (s *Server) In(t testing.TB) *Kube { return &Kube{Server: s, T: t} }
+
+// Namespace makes a namespace that is deleted (without waiting) when t ends.
+func (s *Server) Namespace(t testing.TB, name string) *Kube {
+	t.Helper()
+	s.In(t).Kubectl("create", "namespace", name)
+	k := &Kube{Server: s, T: t, NS: name}
+	t.Cleanup(func() {
+		if t.Failed() {
+			k.Dump()
+		}
+		_, _ = s.TryKubectl("delete", "namespace", name, "--wait=false")
+	})
+	return k
+}
+
+func (k *Kube) args(args []string) []string {
+	if k.NS == "" {
+		return args
+	}
+	return append([]string{"-n", k.NS}, args...)
+}
+
+// Try runs kubectl in the namespace.
+func (k *Kube) Try(args ...string) (string, error) {
+	out, err := k.TryKubectl(k.args(args)...)
+	return trim(out), err
+}
+
+// Kubectl runs kubectl in the namespace and fails the test when it fails.
+func (k *Kube) Kubectl(args ...string) string {
+	k.T.Helper()
+	out, err := k.Try(args...)
+	if err != nil {
+		k.T.Fatal(err)
+	}
+	return out
+}
+
+// Apply applies a manifest given as text.
+func (k *Kube) Apply(manifest string) {
+	k.T.Helper()
+	if out, err := k.TryApply(manifest); err != nil {
+		k.T.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// TryApply applies a manifest given as text.
+func (k *Kube) TryApply(manifest string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c := k.KubectlCommand(ctx, k.args([]string{"apply", "-f", "-"})...)
+	c.Stdin = strings.NewReader(manifest)
+	return Output(c)
+}
+
+// Await polls `kubectl get ... -o jsonpath=path` until it prints want.
+func (k *Kube) Await(within time.Duration, object, path, want string) {
+	k.T.Helper()
+	Eventually(k.T, within, object+" "+path, func() error {
+		got, err := k.Try("get", object, "-o", "jsonpath="+path)
+		if err == nil && got != want {
+			err = fmt.Errorf("is %q, want %q", got, want)
+		}
+		return err
+	})
+}
+
+// Dump logs what is in the namespace, for a failed test.
+func (k *Kube) Dump() {
+	for _, args := range [][]string{{"get", "all", "-o", "wide"}, {"get", "events", "--sort-by=.lastTimestamp"}, {"describe", "pods"}} {
+		out, err := k.Try(args...)
+		k.T.Logf("$ kubectl %s\n%s\n%v", strings.Join(args, " "), out, err)
+	}
+}

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package harness
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Addresses of a machine's only link. Outside stands for the rest of the site's network; nothing there reaches the
+// real one.
+const (
+	NodeIP    = "10.77.0.2"
+	OutsideIP = "10.77.0.1"
+)
+
+// initEnv marks a re-executed test binary that is to be the first process of a machine.
+const initEnv = "CORACLE_TEST_MACHINE_INIT"
+
+// Main runs the tests, or, when this process was started to be a machine's first process, reaps orphans until it
+// is killed. Call it from TestMain.
+func Main(m *testing.M) {
+	if os.Getenv(initEnv) == "" {
+		code := m.Run()
+		removeBox()
+		os.Exit(code)
+	}
+	fmt.Println("ready")
+	for {
+		if _, err := syscall.Wait4(-1, nil, 0, nil); errors.Is(err, syscall.ECHILD) {
+			time.Sleep(50 * time.Millisecond) // nothing to reap: there is no event to wait for
+		}
+	}
+}
+
+// Machine is one host made of namespaces.
+type Machine struct {
+	T   testing.TB
+	Dir string // scratch on a real disk: data directories, logs
+	Env []string
+
+	init    *exec.Cmd
+	pid     int // of the first process, as this process sees it
+	cgroups []string
+}
+
+// setup prepares the namespaces from inside, before the first process takes over. $1 is the machine's directory.
+const setup = `set -eu
+mount --make-rprivate /
+mount -t tmpfs -o mode=755 run /run
+mkdir -p /run/lock /run/netns
+mount -t sysfs sys /sys
+controllers=$(awk -F: '$1 != 0 && $2 !~ /^name=/ {print $2}' /proc/self/cgroup)
+if [ -n "$controllers" ]; then
+  mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup
+  for c in $controllers; do mkdir -p /sys/fs/cgroup/$c; mount -t cgroup -o $c cgroup /sys/fs/cgroup/$c; done
+  mkdir /sys/fs/cgroup/systemd && mount -t cgroup -o none,name=systemd cgroup /sys/fs/cgroup/systemd || true
+else
+  mount -t cgroup2 cgroup /sys/fs/cgroup
+  mkdir -p /sys/fs/cgroup/init && echo 0 > /sys/fs/cgroup/init/cgroup.procs
+fi
+mount --make-rshared /
+printf 'nameserver 10.77.0.1\n' > "$1/resolv.conf"
+mount --bind "$1/resolv.conf" "$(readlink -f /etc/resolv.conf)"
+ip link set lo up
+ip netns add outside
+ip link add eth0 type veth peer name eth0 netns outside
+ip addr add 10.77.0.2/24 dev eth0
+ip link set eth0 up
+ip -n outside addr add 10.77.0.1/24 dev eth0
+ip -n outside link set eth0 up
+ip -n outside link set lo up
+ip route add default via 10.77.0.1
+shift
+exec "$@"
+`
+
+// NewMachine makes a machine that lives until the test ends.
+func NewMachine(t testing.TB) *Machine {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("a machine of namespaces needs root: run this as root")
+	}
+	m := &Machine{T: t, Dir: scratch(t)}
+	t.Cleanup(m.destroy)
+	m.makeCgroups()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	join := "set -eu\n"
+	for _, c := range m.cgroups {
+		join += "echo $$ > " + c + "/cgroup.procs\n"
+	}
+	join += `exec unshare --cgroup --net --mount --pid --fork --kill-child --mount-proc sh -c "$SETUP" setup "$@"`
+	m.init = exec.Command("sh", "-c", join, "join", m.Dir, self)
+	m.init.Env = append(os.Environ(), "SETUP="+setup, initEnv+"=1")
+	m.init.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := m.init.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var complaint bytes.Buffer
+	m.init.Stderr = &complaint
+	if err := m.init.Start(); err != nil {
+		t.Fatalf("start a machine: %v", err)
+	}
+	ready := make([]byte, len("ready\n"))
+	if _, err := out.Read(ready); err != nil {
+		t.Fatalf("the machine did not come up: %v\n%s", err, complaint.String())
+	}
+	m.pid = onlyChild(t, m.init.Process.Pid)
+	return m
+}
+
+// scratch returns a directory that outlives the test only when the test fails and CORACLE_TEST_KEEP is set.
+func scratch(t testing.TB) string {
+	dir, err := os.MkdirTemp(os.Getenv("CORACLE_TEST_DIR"), "coracle-e2e-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() && os.Getenv("CORACLE_TEST_KEEP") != "" {
+			t.Logf("kept %s", dir)
+			return
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("clean up: %v", err)
+		}
+	})
+	return dir
+}
+
+// makeCgroups makes one cgroup of this machine's own in each mounted hierarchy.
+func (m *Machine) makeCgroups() {
+	name := fmt.Sprintf("coracle-e2e-%d-%d", os.Getpid(), time.Now().UnixNano()%1e9)
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		m.T.Fatal(err)
+	}
+	v1 := strings.Contains(string(mounts), " cgroup ")
+	for line := range strings.Lines(string(mounts)) {
+		f := strings.Fields(line)
+		if len(f) < 4 || (f[2] != "cgroup" && (f[2] != "cgroup2" || v1)) {
+			continue
+		}
+		dir := filepath.Join(f[1], name)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			m.T.Fatal(err)
+		}
+		m.cgroups = append(m.cgroups, dir)
+		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+			if v, err := os.ReadFile(filepath.Join(f[1], file)); err == nil && v1 {
+				if err := os.WriteFile(filepath.Join(dir, file), v, 0o644); err != nil {
+					m.T.Fatal(err)
+				}
+			}
+		}
+	}
+}
+
+// destroy ends every process of the machine and removes its cgroups.
+func (m *Machine) destroy() {
+	if m.init != nil && m.init.Process != nil {
+		if m.pid > 0 { // the first process of a pid namespace takes all others with it
+			_ = syscall.Kill(m.pid, syscall.SIGKILL)
+		}
+		_ = m.init.Process.Kill()
+		_ = m.init.Wait()
+	}
+	for _, c := range m.cgroups {
+		Eventually(m.T, 30*time.Second, "remove cgroup "+c, func() error { return removeCgroup(c) })
+	}
+}
+
+// removeCgroup removes a cgroup and those below it, deepest first.
+func removeCgroup(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := removeCgroup(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return os.Remove(dir)
+}
+
+// Command prepares a program to run on the machine, in its cgroup and with a PATH that has neither nft nor iptables.
+func (m *Machine) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	const enter = `for c in /sys/fs/cgroup/*/cgroup.procs /sys/fs/cgroup/init/cgroup.procs; do
+  [ ! -w "$c" ] || case $c in */init/*|*/kubepods*) [ ! -e /sys/fs/cgroup/cgroup.controllers ] || echo 0 > "$c";; *) [ -e /sys/fs/cgroup/cgroup.controllers ] || echo 0 > "$c";; esac
+done
+exec "$@"`
+	full := append([]string{"-t", strconv.Itoa(m.pid), "-m", "-n", "-p", "-C", "--", "/bin/sh", "-c", enter, "enter", name}, args...)
+	c := exec.CommandContext(ctx, "nsenter", full...)
+	c.Env = append([]string{"PATH=/usr/bin:/bin", "HOME=" + m.Dir, "TMPDIR=" + os.TempDir()}, m.Env...)
+	return c
+}
+
+// Outside prepares a program to run in the network outside the machine.
+func (m *Machine) Outside(ctx context.Context, name string, args ...string) *exec.Cmd {
+	return m.Command(ctx, "nsenter", append([]string{"--net=/run/netns/outside", "--", name}, args...)...)
+}
+
+// Run runs a program on the machine and returns what it printed; err holds what it complained of.
+func (m *Machine) Run(name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	return Output(m.Command(ctx, name, args...))
+}
+
+// Output runs c and returns its standard output, and an error that quotes its standard error.
+func Output(c *exec.Cmd) (string, error) {
+	var out, complaint bytes.Buffer
+	c.Stdout, c.Stderr = &out, &complaint
+	c.WaitDelay = 5 * time.Second
+	if err := c.Run(); err != nil {
+		return out.String(), &ExitError{Err: err, Stderr: complaint.String(), Args: c.Args}
+	}
+	return out.String(), nil
+}
+
+// ExitError is a program that ended badly, with what it said.
+type ExitError struct {
+	Err    error
+	Stderr string
+	Args   []string
+}
+
+func (e *ExitError) Error() string {
+	last := e.Args
+	if len(last) > 4 {
+		last = last[len(last)-4:]
+	}
+	return fmt.Sprintf("…%s: %v: %s", strings.Join(last, " "), e.Err, strings.TrimSpace(e.Stderr))
+}
+
+func (e *ExitError) Unwrap() error { return e.Err }
+
+// onlyChild waits for the one child of pid and returns its pid.
+func onlyChild(t testing.TB, pid int) int {
+	t.Helper()
+	child := 0
+	Eventually(t, 10*time.Second, "a child process", func() error {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+		if err != nil {
+			return err
+		}
+		f := strings.Fields(string(b))
+		if len(f) != 1 {
+			return fmt.Errorf("process %d has %d children", pid, len(f))
+		}
+		child, err = strconv.Atoi(f[0])
+		return err
+	})
+	return child
+}
+
+// Eventually calls f until it returns nil and fails the test with its last error after the given time.
+func Eventually(t testing.TB, within time.Duration, what string, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	pause := 20 * time.Millisecond
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %v: %v", what, within, err)
+		}
+		time.Sleep(pause) // between two looks at a condition
+		pause = min(pause*2, 500*time.Millisecond)
+	}
+}

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package harness
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Server is one coracle server process on a Machine; it may be started again after it ended.
+type Server struct {
+	*Machine
+	Args       []string // after "coracle server"
+	DataDir    string
+	Kubeconfig string
+	Log        string // path: what the process wrote
+
+	cmd  *exec.Cmd
+	pid  int
+	done chan struct{}
+	err  error
+}
+
+// Coracle is the path of the binary under test, from CORACLE_BIN.
+func (m *Machine) Coracle() string {
+	m.T.Helper()
+	bin := os.Getenv("CORACLE_BIN")
+	if bin == "" {
+		m.T.Fatal("CORACLE_BIN is not set: run `make e2e`, which builds the binary and says where it is")
+	}
+	abs, err := filepath.Abs(bin)
+	if err != nil {
+		m.T.Fatal(err)
+	}
+	return abs
+}
+
+// NewServer prepares a server with an empty data directory; Start starts it.
+func (m *Machine) NewServer(args ...string) *Server {
+	s := &Server{
+		Machine: m, DataDir: filepath.Join(m.Dir, "data"), Kubeconfig: filepath.Join(m.Dir, "kubeconfig"),
+		Log: filepath.Join(m.Dir, "coracle.log"),
+	}
+	s.Args = append([]string{
+		"--data-dir", s.DataDir, "--node-name", "node-1", "--node-ip", NodeIP, "--write-kubeconfig", s.Kubeconfig,
+	}, args...)
+	return s
+}
+
+// Start starts the process; it does not wait for it to be ready.
+func (s *Server) Start() {
+	s.T.Helper()
+	log, err := os.OpenFile(s.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		s.T.Fatal(err)
+	}
+	defer log.Close()
+	s.cmd = s.Command(context.Background(), s.Coracle(), append([]string{"server"}, s.Args...)...)
+	s.cmd.Stdout, s.cmd.Stderr = log, log
+	if err := s.cmd.Start(); err != nil {
+		s.T.Fatal(err)
+	}
+	done := make(chan struct{})
+	cmd := s.cmd
+	go func() { s.err = cmd.Wait(); close(done) }()
+	s.done = done
+	s.pid = onlyChild(s.T, s.cmd.Process.Pid)
+}
+
+// Pid is the server's process id as this process sees it.
+func (s *Server) Pid() int { return s.pid }
+
+// Kill ends the process with SIGKILL, as a crash or the kernel would.
+func (s *Server) Kill() { s.end(syscall.SIGKILL, 10*time.Second) }
+
+// Stop asks the process to end with SIGTERM and waits; the error is the process's own exit.
+func (s *Server) Stop() error {
+	s.end(syscall.SIGTERM, 60*time.Second)
+	return s.err
+}
+
+func (s *Server) end(sig syscall.Signal, within time.Duration) {
+	s.T.Helper()
+	if err := syscall.Kill(s.pid, sig); err != nil {
+		s.T.Fatalf("signal %v to process %d: %v", sig, s.pid, err)
+	}
+	select {
+	case <-s.done:
+	case <-time.After(within):
+		s.T.Fatalf("coracle did not end within %v of %v\n%s", within, sig, s.LogTail(40))
+	}
+}
+
+// WaitExit waits for a process that is expected to end by itself and returns its exit code.
+func (s *Server) WaitExit(within time.Duration) int {
+	s.T.Helper()
+	select {
+	case <-s.done:
+	case <-time.After(within):
+		s.T.Fatalf("coracle is still running after %v\n%s", within, s.LogTail(40))
+	}
+	var exit *exec.ExitError
+	if errors.As(s.err, &exit) {
+		return exit.ExitCode()
+	}
+	return 0
+}
+
+// Alive fails the test when the process has ended.
+func (s *Server) Alive() error {
+	select {
+	case <-s.done:
+		s.T.Fatalf("coracle ended by itself: %v\n%s", s.err, s.LogTail(60))
+	default:
+	}
+	return nil
+}
+
+// WaitReady waits until the node is Ready.
+func (s *Server) WaitReady() {
+	s.T.Helper()
+	Eventually(s.T, 3*time.Minute, "node Ready", func() error {
+		if err := s.Alive(); err != nil {
+			return err
+		}
+		out, err := s.TryKubectl("get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
+		if err != nil {
+			return err
+		}
+		if out != "True" {
+			return fmt.Errorf("Ready is %q", out)
+		}
+		return nil
+	})
+}
+
+// LogTail returns the last n lines of the server's log.
+func (s *Server) LogTail(n int) string {
+	b, err := os.ReadFile(s.Log)
+	if err != nil {
+		return err.Error()
+	}
+	lines := bytes.Split(bytes.TrimRight(b, "\n"), []byte("\n"))
+	return string(bytes.Join(lines[max(0, len(lines)-n):], []byte("\n")))
+}
+
+// KubectlCommand prepares kubectl (the one that coracle carries) with the admin's credentials.
+func (s *Server) KubectlCommand(ctx context.Context, args ...string) *exec.Cmd {
+	return s.Command(ctx, s.Coracle(), append([]string{"kubectl", "--kubeconfig", s.Kubeconfig}, args...)...)
+}
+
+// TryKubectl runs kubectl and returns its output.
+func (s *Server) TryKubectl(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	return Output(s.KubectlCommand(ctx, args...))
+}
+
+// Kubectl runs kubectl, fails the test when it fails, and returns its output without the last newline.
+func (s *Server) Kubectl(args ...string) string {
+	s.T.Helper()
+	return s.In(s.T).Kubectl(args...)
+}
+
+// Apply applies a manifest given as text.
+func (s *Server) Apply(manifest string) {
+	s.T.Helper()
+	s.In(s.T).Apply(manifest)
+}
+
+func trim(s string) string { return strings.TrimRight(s, "\n") }
