@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pki
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"os"
+
+	"k8s.io/client-go/util/cert"
+	"k8s.io/client-go/util/keyutil"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+)
+
+// Signer names an authority; it is also the stem of its files.
+type Signer string
+
+// The cluster's authorities; the package comment says why they are apart.
+const (
+	ServerCA        Signer = "server-ca"
+	ClientCA        Signer = "client-ca"
+	RequestHeaderCA Signer = "request-header-ca"
+)
+
+// authority is a loaded certificate authority. chain[0] signs; the rest leads to the root.
+type authority struct {
+	chain []*x509.Certificate
+	pem   []byte
+	key   crypto.Signer
+}
+
+func (a *authority) cert() *x509.Certificate { return a.chain[0] }
+
+func (a *authority) root() *x509.Certificate { return a.chain[len(a.chain)-1] }
+
+// intermediates is what a leaf's holder must send along: everything but a self-signed root, which verifiers have.
+func (a *authority) intermediates() []*x509.Certificate {
+	if bytes.Equal(a.root().RawIssuer, a.root().RawSubject) {
+		return a.chain[:len(a.chain)-1]
+	}
+	return a.chain
+}
+
+func (p *PKI) loadOrCreateAuthority(s Signer, established bool) (*authority, error) {
+	certFile, keyFile := p.CAFile(s), p.CAKeyFile(s)
+	certPEM, certErr := os.ReadFile(certFile)
+	keyPEM, keyErr := os.ReadFile(keyFile)
+	if err := notMissing(certErr, keyErr); err != nil {
+		return nil, fmt.Errorf("reading the certificate authority %s: %w", s, err)
+	}
+	switch {
+	case certErr == nil && keyErr == nil:
+		a, err := parseAuthority(certPEM, keyPEM)
+		if err != nil {
+			return nil, fmt.Errorf("the certificate authority in %s and %s cannot be used: %w. Nothing was changed. "+
+				"Every node and kubeconfig of this cluster trusts it, so it is not replaced: restore both files from a "+
+				"backup, then start again", certFile, keyFile, err)
+		}
+		p.adviseAboutDates(s, a)
+		return a, p.keepPrivate(keyFile)
+	case certErr == nil:
+		return nil, fmt.Errorf("%s is there but its key %s is not, and certificates cannot be issued without it. "+
+			"Nothing was changed: put the key there (or, for a new cluster, remove %s), then start again",
+			certFile, keyFile, certFile)
+	case established:
+		return nil, fmt.Errorf("%s is missing, although this cluster has data. Nothing was changed. Every node and "+
+			"kubeconfig trusts that certificate authority, so no new one is made: restore %s and %s from a backup, "+
+			"then start again", certFile, certFile, keyFile)
+	}
+	// Only the key is there when the first start was cut off between the two files; it may also be an operator's, so
+	// it is used and not overwritten.
+	key, err := p.loadOrCreateKey(keyFile, keyPEM, keyErr == nil)
+	if err != nil {
+		return nil, err
+	}
+	return p.createAuthority(s, key)
+}
+
+// loadOrCreateKey returns the key in data when it is there, and otherwise makes one and writes it to file.
+func (p *PKI) loadOrCreateKey(file string, data []byte, there bool) (crypto.Signer, error) {
+	if there {
+		key, err := parseKey(data)
+		if err != nil {
+			return nil, fmt.Errorf("the key in %s cannot be used: %w. Nothing was changed: restore the file from a "+
+				"backup (or, for a new cluster, remove it), then start again", file, err)
+		}
+		return key, p.keepPrivate(file)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("making a key: %w", err)
+	}
+	keyPEM, err := keyutil.MarshalPrivateKeyToPEM(key)
+	if err != nil {
+		return nil, fmt.Errorf("encoding a key: %w", err)
+	}
+	return key, atomicfile.Write(file, keyPEM, 0o600)
+}
+
+func (p *PKI) createAuthority(s Signer, key crypto.Signer) (*authority, error) {
+	from := p.now()
+	if from.Before(p.floor) {
+		from = p.floor
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial,
+		// The date makes authorities of two clusters tell apart in error messages.
+		Subject:               pkix.Name{CommonName: fmt.Sprintf("coracle-%s@%d", s, from.Unix())},
+		NotBefore:             epoch, // the clock of whoever verifies may be at its start
+		NotAfter:              from.Add(CALifetime),
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature | x509.KeyUsageCRLSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, fmt.Errorf("making the certificate authority %s: %w", s, err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("making the certificate authority %s: %w", s, err)
+	}
+	a := &authority{chain: []*x509.Certificate{c}, key: key}
+	if a.pem, err = cert.EncodeCertificates(c); err != nil {
+		return nil, err
+	}
+	if err := atomicfile.Write(p.CAFile(s), a.pem, 0o644); err != nil {
+		return nil, err
+	}
+	p.log.Info("made a certificate authority", "name", s, "file", p.CAFile(s), "until", c.NotAfter)
+	return a, nil
+}
+
+func parseAuthority(certPEM, keyPEM []byte) (*authority, error) {
+	chain, err := cert.ParseCertsPEM(certPEM)
+	if err != nil {
+		return nil, fmt.Errorf("the certificate is damaged: %w", err)
+	}
+	key, err := parseKey(keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("the key is damaged: %w", err)
+	}
+	if !chain[0].IsCA {
+		return nil, errors.New("the first certificate in the file is not one of an authority")
+	}
+	if !samePublicKey(chain[0].PublicKey, key.Public()) {
+		return nil, errors.New("certificate and key do not belong together")
+	}
+	for i, c := range chain[1:] {
+		if err := chain[i].CheckSignatureFrom(c); err != nil {
+			return nil, fmt.Errorf("certificate %d in the file did not sign the one before it: %w", i+2, err)
+		}
+	}
+	return &authority{chain: chain, pem: certPEM, key: key}, nil
+}
+
+// adviseAboutDates warns, and no more: a server that runs with an authority near its end can still be helped.
+func (p *PKI) adviseAboutDates(s Signer, a *authority) {
+	now := p.now()
+	for _, c := range a.chain {
+		switch {
+		case now.Before(c.NotBefore):
+			p.log.Warn("by this machine's clock a certificate authority is not valid yet, and connections will be "+
+				"refused until the clock is right: set it (NTP)", "name", s, "clock", now, "validFrom", c.NotBefore)
+		case now.After(c.NotAfter):
+			p.log.Error("by this machine's clock a certificate authority has expired; connections will be refused. If "+
+				"the clock is right, the authority must be replaced", "name", s, "clock", now, "expired", c.NotAfter)
+		case now.Add(LeafLifetime).After(c.NotAfter):
+			p.log.Warn("a certificate authority expires within a year", "name", s, "expires", c.NotAfter)
+		}
+	}
+}
+
+func (p *PKI) loadOrCreateServiceAccountKey(established bool) (crypto.Signer, error) {
+	file := p.ServiceAccountKeyFile()
+	data, err := os.ReadFile(file)
+	if err := notMissing(err); err != nil {
+		return nil, fmt.Errorf("reading the ServiceAccount key: %w", err)
+	}
+	if err != nil && established {
+		return nil, fmt.Errorf("%s is missing, although this cluster has data. Nothing was changed. With another key "+
+			"every ServiceAccount token would stop working: restore the file from a backup, then start again (or, if "+
+			"it is lost for good, make a key there: openssl ecparam -name prime256v1 -genkey -noout -out %s)", file, file)
+	}
+	return p.loadOrCreateKey(file, data, err == nil)
+}
+
+// keepPrivate takes away what group and others may do with a key that came from outside.
+func (p *PKI) keepPrivate(file string) error {
+	fi, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	if fi.Mode().Perm()&0o077 == 0 {
+		return nil
+	}
+	p.log.Warn("a private key was readable by others; its mode is now 0600", "file", file, "was", fi.Mode().Perm())
+	return os.Chmod(file, 0o600)
+}
+
+func parseKey(data []byte) (crypto.Signer, error) {
+	k, err := keyutil.ParsePrivateKeyPEM(data)
+	if err != nil {
+		return nil, err
+	}
+	s, ok := k.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("a key of type %T cannot sign", k)
+	}
+	return s, nil
+}
+
+func samePublicKey(a, b crypto.PublicKey) bool {
+	k, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && k.Equal(b)
+}
+
+// notMissing returns the first error that is something other than "no such file".
+func notMissing(errs ...error) error {
+	for _, err := range errs {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func newSerial() (*big.Int, error) {
+	// 127 bits: RFC 5280 wants a positive number of at most 20 octets, CA/B forum at least 64 random bits.
+	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, fmt.Errorf("drawing a serial number: %w", err)
+	}
+	return n.Add(n, big.NewInt(1)), nil
+}

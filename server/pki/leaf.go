@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pki
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"k8s.io/client-go/util/cert"
+	"k8s.io/client-go/util/keyutil"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+)
+
+// Leaf is a certificate that should exist. It is kept in one file, the chain first and the key after it: renewing is
+// then one rename, and a reader never pairs a new certificate with an old key. Go's TLS, the API server, the kubelet
+// and client-go all take the same path as certificate file and as key file.
+type Leaf struct {
+	// Name is for people: log lines and status.
+	Name string
+	// Path is the file, mode 0600.
+	Path string
+	// Signer decides what the certificate is good for: server-ca makes a serving one, the others a client one.
+	Signer Signer
+	// CommonName is the user name of a client certificate.
+	CommonName string
+	// Organizations are the groups of a client certificate.
+	Organizations []string
+	// DNSNames and IPs are what a serving certificate may be reached as.
+	DNSNames []string
+	IPs      []net.IP
+	// Use, when set, is called with the PEM of chain and key when the leaf is first ensured and after each renewal, for
+	// those that embed a copy. Its error is reported like a failed renewal and tried again.
+	Use func(certPEM, keyPEM []byte) error
+}
+
+// Pair is a leaf's content.
+type Pair struct {
+	Chain []*x509.Certificate
+	Cert  []byte // PEM
+	Key   []byte // PEM
+}
+
+func (l *Leaf) usage() x509.ExtKeyUsage {
+	if l.Signer == ServerCA {
+		return x509.ExtKeyUsageServerAuth
+	}
+	return x509.ExtKeyUsageClientAuth
+}
+
+// load reads a leaf's file. The error of a missing file is fs.ErrNotExist.
+func (l *Leaf) load() (*Pair, error) {
+	data, err := os.ReadFile(l.Path)
+	if err != nil {
+		return nil, err
+	}
+	// tls does the checks: the blocks parse, and the key belongs to the certificate.
+	if _, err := tls.X509KeyPair(data, data); err != nil {
+		return nil, err
+	}
+	chain, err := cert.ParseCertsPEM(data)
+	if err != nil {
+		return nil, err
+	}
+	key, err := parseKey(data)
+	if err != nil {
+		return nil, err
+	}
+	return newPair(chain, key)
+}
+
+func newPair(chain []*x509.Certificate, key any) (*Pair, error) {
+	k, ok := key.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("the key is a %T, not ECDSA", key)
+	}
+	keyPEM, err := keyutil.MarshalPrivateKeyToPEM(k)
+	if err != nil {
+		return nil, err
+	}
+	certPEM, err := cert.EncodeCertificates(chain...)
+	if err != nil {
+		return nil, err
+	}
+	return &Pair{Chain: chain, Cert: certPEM, Key: keyPEM}, nil
+}
+
+// unfit says why a loaded leaf cannot stay, or "" when it can.
+func (p *PKI) unfit(l *Leaf, pair *Pair) string {
+	a, c := p.authority(l.Signer), pair.Chain[0]
+	if err := c.CheckSignatureFrom(a.cert()); err != nil {
+		return "it was signed by another authority"
+	}
+	if !slices.EqualFunc(pair.Chain[1:], a.intermediates(), (*x509.Certificate).Equal) {
+		return "the authority's chain changed"
+	}
+	if c.Subject.CommonName != l.CommonName || !equalSets(c.Subject.Organization, l.Organizations) {
+		return "its identity changed"
+	}
+	if !equalSets(c.DNSNames, l.DNSNames) || !equalSets(ipStrings(c.IPAddresses), ipStrings(l.IPs)) {
+		return "the names and addresses it covers changed"
+	}
+	if !slices.Contains(c.ExtKeyUsage, l.usage()) {
+		return "it is for another use"
+	}
+	return p.stale(a, c)
+}
+
+// stale says why a leaf's dates do not do, or "".
+func (p *PKI) stale(a *authority, c *x509.Certificate) string {
+	now := p.now()
+	switch {
+	case now.Before(c.NotBefore):
+		return "by this machine's clock it is not valid yet"
+	case now.After(c.NotAfter):
+		return "it has expired"
+	case c.NotAfter.Equal(a.cert().NotAfter):
+		return "" // cannot be made to last longer than its authority
+	case c.NotAfter.Sub(now) < renewBefore:
+		return "it expires on " + c.NotAfter.Format(time.DateOnly)
+	case c.NotBefore.Equal(epoch) && !p.clockIsWrong():
+		return "it was dated while the clock was wrong"
+	}
+	return ""
+}
+
+// validity chooses the dates of a new leaf. A wrong clock gives one that is valid both by that clock and after it was
+// set, however old this program is by then; it is made anew once the clock is right.
+func (p *PKI) validity(a *authority) (notBefore, notAfter time.Time) {
+	now := p.now()
+	if now.Before(p.floor) {
+		notBefore, notAfter = epoch, p.floor.Add(CALifetime/2)
+	} else {
+		notBefore, notAfter = now.Add(-backdate), now.Add(LeafLifetime)
+	}
+	if end := a.cert().NotAfter; notAfter.After(end) {
+		notAfter = end
+	}
+	return notBefore.Truncate(time.Second), notAfter.Truncate(time.Second)
+}
+
+// issue makes a leaf with a new key and puts it in its place.
+func (p *PKI) issue(l *Leaf) (*Pair, error) {
+	a := p.authority(l.Signer)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("making a key for %s: %w", l.Name, err)
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return nil, err
+	}
+	notBefore, notAfter := p.validity(a)
+	template := &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               pkix.Name{CommonName: l.CommonName, Organization: l.Organizations},
+		DNSNames:              l.DNSNames,
+		IPAddresses:           l.IPs,
+		NotBefore:             notBefore,
+		NotAfter:              notAfter,
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{l.usage()},
+		BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert(), key.Public(), a.key)
+	if err != nil {
+		return nil, fmt.Errorf("signing the certificate of %s: %w", l.Name, err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("signing the certificate of %s: %w", l.Name, err)
+	}
+	pair, err := newPair(append([]*x509.Certificate{c}, a.intermediates()...), key)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(l.Path), 0o700); err != nil {
+		return nil, fmt.Errorf("making the folder for the certificate of %s: %w", l.Name, err)
+	}
+	return pair, atomicfile.Write(l.Path, slices.Concat(pair.Cert, pair.Key), 0o600)
+}
+
+// current returns the leaf in its file, making it anew where it is missing, damaged or does not fit.
+func (p *PKI) current(l *Leaf) (*Pair, error) {
+	pair, err := l.load()
+	why := ""
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		why = "there was none"
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("reading the certificate of %s: %w", l.Name, err)
+	case err != nil:
+		why = "its file was damaged: " + err.Error()
+	default:
+		why = p.unfit(l, pair)
+	}
+	if why == "" {
+		return pair, nil
+	}
+	if pair, err = p.issue(l); err != nil {
+		return nil, err
+	}
+	p.log.Info("issued a certificate", "for", l.Name, "because", why, "until", pair.Chain[0].NotAfter)
+	return pair, nil
+}
+
+func equalSets(a, b []string) bool {
+	a, b = slices.Clone(a), slices.Clone(b)
+	slices.Sort(a)
+	slices.Sort(b)
+	return slices.Equal(slices.Compact(a), slices.Compact(b))
+}
+
+func ipStrings(ips []net.IP) []string {
+	out := make([]string, len(ips))
+	for i, ip := range ips {
+		out[i] = ip.String()
+	}
+	return out
+}

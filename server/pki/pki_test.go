@@ -1,0 +1,403 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pki
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/util/cert"
+	testclock "k8s.io/utils/clock/testing"
+)
+
+var today = time.Date(2027, time.March, 1, 12, 0, 0, 0, time.UTC)
+
+func options(dir string, now time.Time) (Options, *testclock.FakeClock) {
+	c := testclock.NewFakeClock(now)
+	return Options{Dir: dir, Clock: c, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}, c
+}
+
+func open(t *testing.T, dir string, now time.Time) (*PKI, *testclock.FakeClock) {
+	t.Helper()
+	o, c := options(dir, now)
+	p, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p, c
+}
+
+func apiServer(p *PKI) Leaf {
+	return p.APIServer(APIServerNames{NodeName: "boat", Domain: "cluster.local",
+		IPs: []net.IP{net.ParseIP("192.0.2.7"), net.ParseIP("10.43.0.1")}, ExtraSANs: []string{"api.example.org", "198.51.100.9"}})
+}
+
+func leafCert(t *testing.T, l Leaf) *x509.Certificate {
+	t.Helper()
+	pair, err := l.load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pair.Chain[0]
+}
+
+func verify(t *testing.T, p *PKI, l Leaf, at time.Time) {
+	t.Helper()
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(p.CAPEM(l.Signer))
+	if _, err := leafCert(t, l).Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{l.usage()}}); err != nil {
+		t.Fatalf("%s at %s: %v", l.Name, at, err)
+	}
+}
+
+func TestFromNothing(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "tls")
+	p, _ := open(t, dir, today)
+	agent := t.TempDir()
+	leaves := []Leaf{apiServer(p), p.Admin(), p.KubeletClient(), p.FrontProxy(), p.Node(agent, "boat"),
+		p.NodeServing(agent, "boat", []net.IP{net.ParseIP("192.0.2.7")}), p.Network(agent)}
+	for _, l := range leaves {
+		if err := p.Ensure(l); err != nil {
+			t.Fatal(err)
+		}
+		verify(t, p, l, today)
+		if fi, err := os.Stat(l.Path); err != nil || fi.Mode().Perm() != 0o600 {
+			t.Errorf("%s: mode %v, %v", l.Path, fi.Mode(), err)
+		}
+		if _, err := tls.LoadX509KeyPair(l.Path, l.Path); err != nil {
+			t.Errorf("%s: %v", l.Path, err)
+		}
+	}
+	for _, name := range []string{"server-ca.key", "client-ca.key", "request-header-ca.key", "service-account.key"} {
+		if fi, err := os.Stat(filepath.Join(dir, name)); err != nil || fi.Mode().Perm() != 0o600 {
+			t.Errorf("%s: mode %v, %v", name, fi.Mode(), err)
+		}
+	}
+	serving := leafCert(t, leaves[0])
+	for _, host := range []string{"127.0.0.1", "::1", "192.0.2.7", "10.43.0.1", "198.51.100.9", "localhost", "boat", "kubernetes",
+		"kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "api.example.org"} {
+		if err := serving.VerifyHostname(host); err != nil {
+			t.Error(err)
+		}
+	}
+	node := leafCert(t, leaves[4])
+	if node.Subject.CommonName != "system:node:boat" || node.Subject.Organization[0] != "system:nodes" {
+		t.Errorf("node identity is %s", node.Subject)
+	}
+	if n := len(p.Certificates()); n != 3+len(leaves) {
+		t.Errorf("%d certificates listed", n)
+	}
+}
+
+func TestSecondOpenChangesNothing(t *testing.T) {
+	dir := t.TempDir()
+	p, _ := open(t, dir, today)
+	l := apiServer(p)
+	if err := p.Ensure(l); err != nil {
+		t.Fatal(err)
+	}
+	before := leafCert(t, l)
+	o, _ := options(dir, today.Add(24*time.Hour))
+	o.Established = true
+	q, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := q.Ensure(apiServer(q)); err != nil {
+		t.Fatal(err)
+	}
+	if !leafCert(t, l).Equal(before) || !q.Root().Equal(p.Root()) {
+		t.Error("a second start made new certificates")
+	}
+}
+
+func TestNewNamesReissue(t *testing.T) {
+	p, _ := open(t, t.TempDir(), today)
+	l := apiServer(p)
+	if err := p.Ensure(l); err != nil {
+		t.Fatal(err)
+	}
+	l.DNSNames = append(l.DNSNames, "later.example.org")
+	if err := p.Ensure(l); err != nil {
+		t.Fatal(err)
+	}
+	if err := leafCert(t, l).VerifyHostname("later.example.org"); err != nil {
+		t.Error(err)
+	}
+	if n := len(p.Certificates()); n != 4 {
+		t.Errorf("the same file is managed twice: %d certificates", n)
+	}
+}
+
+func TestDamagedLeafIsMadeAnew(t *testing.T) {
+	p, _ := open(t, t.TempDir(), today)
+	l := p.Admin()
+	for name, content := range map[string]string{"empty": "", "garbage": "not PEM", "truncated": "half"} {
+		if err := p.Ensure(l); err != nil {
+			t.Fatal(err)
+		}
+		if name == "truncated" {
+			whole, _ := os.ReadFile(l.Path)
+			content = string(whole[:len(whole)/2])
+		}
+		if err := os.WriteFile(l.Path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Ensure(l); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		verify(t, p, l, today)
+	}
+}
+
+func TestDamagedAuthorityIsRefused(t *testing.T) {
+	for _, file := range []string{"server-ca.crt", "server-ca.key", "client-ca.crt", "service-account.key"} {
+		dir := t.TempDir()
+		open(t, dir, today)
+		path := filepath.Join(dir, file)
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		half := whole[:len(whole)/2]
+		if err := os.WriteFile(path, half, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		o, _ := options(dir, today)
+		_, err = Open(o)
+		if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "backup") {
+			t.Errorf("damaged %s: %v", file, err)
+		}
+		if now, _ := os.ReadFile(path); string(now) != string(half) {
+			t.Errorf("%s was overwritten", file)
+		}
+	}
+}
+
+func TestMissingAuthority(t *testing.T) {
+	for _, file := range []string{"server-ca.crt", "client-ca.crt", "service-account.key"} {
+		dir := t.TempDir()
+		open(t, dir, today)
+		if err := os.Remove(filepath.Join(dir, file)); err != nil {
+			t.Fatal(err)
+		}
+		o, _ := options(dir, today)
+		o.Established = true
+		if _, err := Open(o); err == nil || !strings.Contains(err.Error(), "missing") {
+			t.Errorf("%s missing from a cluster with data: %v", file, err)
+		}
+		// The same remains of a first start that was cut off are completed.
+		o.Established = false
+		if _, err := Open(o); err != nil {
+			t.Errorf("%s missing from a new cluster: %v", file, err)
+		}
+	}
+	dir := t.TempDir()
+	open(t, dir, today)
+	if err := os.Remove(filepath.Join(dir, "server-ca.key")); err != nil {
+		t.Fatal(err)
+	}
+	o, _ := options(dir, today)
+	if _, err := Open(o); err == nil || !strings.Contains(err.Error(), "server-ca.key") {
+		t.Errorf("a certificate without its key: %v", err)
+	}
+}
+
+func TestInterruptedFirstStartKeepsTheKey(t *testing.T) {
+	dir := t.TempDir()
+	open(t, dir, today)
+	key, err := os.ReadFile(filepath.Join(dir, "server-ca.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, "server-ca.crt")); err != nil {
+		t.Fatal(err)
+	}
+	open(t, dir, today)
+	if again, _ := os.ReadFile(filepath.Join(dir, "server-ca.key")); string(again) != string(key) {
+		t.Error("the key was overwritten")
+	}
+}
+
+// TestOperatorsChain puts an intermediate of a company's authority in place, as an operator would.
+func TestOperatorsChain(t *testing.T) {
+	company, _ := open(t, t.TempDir(), today)
+	dir := t.TempDir()
+	key, err := company.loadOrCreateKey(filepath.Join(dir, "server-ca.key"), nil, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := *company.Root()
+	template.Subject.CommonName = "intermediate"
+	template.SerialNumber, _ = newSerial()
+	der, err := x509.CreateCertificate(nil, &template, company.Root(), key.Public(), company.server.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	intermediate, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundle, err := cert.EncodeCertificates(intermediate, company.Root())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "server-ca.crt"), bundle, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p, _ := open(t, dir, today)
+	l := apiServer(p)
+	if err := p.Ensure(l); err != nil {
+		t.Fatal(err)
+	}
+	pair, err := l.load()
+	if err != nil || len(pair.Chain) != 2 {
+		t.Fatalf("the leaf does not carry its intermediate: %d, %v", len(pair.Chain), err)
+	}
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	roots.AddCert(company.Root())
+	between.AddCert(pair.Chain[1])
+	if _, err := pair.Chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: today}); err != nil {
+		t.Fatal(err)
+	}
+	if !p.Root().Equal(company.Root()) {
+		t.Error("the pin is not the root")
+	}
+}
+
+// TestClockInThePast starts a board whose clock is at its beginning.
+func TestClockInThePast(t *testing.T) {
+	born := time.Unix(60, 0)
+	p, c := open(t, t.TempDir(), born)
+	l := apiServer(p)
+	if err := p.Ensure(l); err != nil {
+		t.Fatal(err)
+	}
+	first := leafCert(t, l)
+	verify(t, p, l, born)
+	// The network sets the clock, by years: what was issued holds until the renewer has come by.
+	for _, later := range []time.Time{today, today.AddDate(6, 0, 0)} {
+		verify(t, p, l, later)
+	}
+	c.SetTime(today)
+	if err := p.renew(false); err != nil {
+		t.Fatal(err)
+	}
+	if leafCert(t, l).Equal(first) {
+		t.Error("still the certificate of the wrong clock")
+	}
+	if got := leafCert(t, l).NotAfter; got.After(today.Add(LeafLifetime)) {
+		t.Errorf("valid until %s", got)
+	}
+	verify(t, p, l, today)
+	// A power cut without a battery: back at the beginning, and still a start.
+	q, _ := open(t, p.Dir(), born)
+	if err := q.Ensure(apiServer(q)); err != nil {
+		t.Fatal(err)
+	}
+	verify(t, q, l, born)
+}
+
+func TestRenewsInPlace(t *testing.T) {
+	p, c := open(t, t.TempDir(), today)
+	l := p.Admin()
+	var seen []string
+	fail := errors.New("disk full")
+	l.Use = func(certPEM, _ []byte) error {
+		if len(seen) == 1 && fail != nil {
+			return fail
+		}
+		seen = append(seen, string(certPEM))
+		return nil
+	}
+	if err := p.Ensure(l); err != nil {
+		t.Fatal(err)
+	}
+	first := leafCert(t, l)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); p.Run(ctx) }()
+	step := func(d time.Duration) {
+		t.Helper()
+		waitFor(t, "the renewer to wait", c.HasWaiters)
+		c.Step(d)
+	}
+	step(LeafLifetime - renewBefore - 2*backdate)
+	if err := p.renew(false); err != nil {
+		t.Fatal(err)
+	}
+	if !leafCert(t, l).Equal(first) {
+		t.Fatal("renewed early")
+	}
+	step(4 * backdate)
+	waitFor(t, "the renewal", func() bool { return !leafCert(t, l).Equal(first) })
+	verify(t, p, l, c.Now())
+	if p.renew(false) == nil {
+		t.Error("the user's failure was swallowed")
+	}
+	p.mu.Lock()
+	fail = nil
+	p.mu.Unlock()
+	step(checkEvery)
+	waitFor(t, "the user to be told again", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return len(seen) == 2 })
+	// A damaged file is noticed within a day.
+	if err := os.WriteFile(l.Path, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	step(rereadEvery)
+	waitFor(t, "the damage to be repaired", func() bool { _, err := l.load(); return err == nil })
+	cancel()
+	<-done
+}
+
+func TestAuthorityNearItsEnd(t *testing.T) {
+	p, _ := open(t, t.TempDir(), today)
+	late := p.Root().NotAfter.AddDate(0, -1, 0)
+	q, c := open(t, p.Dir(), late)
+	l := q.Admin()
+	if err := q.Ensure(l); err != nil {
+		t.Fatal(err)
+	}
+	first := leafCert(t, l)
+	if first.NotAfter.After(q.Root().NotAfter) {
+		t.Error("outlives its authority")
+	}
+	c.Step(time.Hour)
+	if err := q.renew(true); err != nil || !leafCert(t, l).Equal(first) {
+		t.Errorf("renewed without gain, %v", err)
+	}
+}
+
+func TestOpenedKeyIsClosed(t *testing.T) {
+	dir := t.TempDir()
+	open(t, dir, today)
+	key := filepath.Join(dir, "client-ca.key")
+	if err := os.Chmod(key, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	open(t, dir, today)
+	if fi, err := os.Stat(key); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", fi.Mode(), err)
+	}
+}
+
+func waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
