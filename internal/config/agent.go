@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"net/url"
+)
+
+// Agent is all that coracle agent is told, checked and complete.
+type Agent struct {
+	Paths   Paths
+	Logging Logging
+	Node    Node
+
+	ServerURL *url.URL
+	Token     string
+
+	Warnings []string // as in Server
+}
+
+func (r *reader) agent(h Host) Agent {
+	a := Agent{
+		Paths:   r.paths(),
+		Logging: r.logging(),
+		Node:    r.node(h, nil),
+		Token:   r.secret("token", "token-file"),
+	}
+	if a.Token == "" && len(r.problems) == 0 {
+		r.bad(Source{Flag: "token"}, "is needed; a server prints it with: coracle token print")
+	}
+	a.ServerURL = r.serverURL("server")
+	return a
+}
+
+func (r *reader) serverURL(name string) *url.URL {
+	it := r.one(name)
+	if it.text == "" {
+		r.bad(Source{Flag: name}, "is needed: the address of a server to join, such as https://10.0.0.5:6443")
+		return nil
+	}
+	u, err := url.Parse(it.text)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.User != nil {
+		r.bad(it.src, "%q is not the address of a server; write it like https://10.0.0.5:6443", it.text)
+		return nil
+	}
+	u.Path = ""
+	if u.Port() == "" {
+		u.Host += ":6443"
+	}
+	return u
+}

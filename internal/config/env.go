@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"strings"
+)
+
+// fromEnviron takes the settings of a command out of the environment ("NAME=value" each). Warnings name variables
+// that look like ours but are none: an environment is often shared, so they are no errors.
+func fromEnviron(environ []string, c Command) (values, []string) {
+	known := map[string]*Setting{}
+	var candidates []string
+	for _, s := range Table(allCommands) {
+		known[s.EnvName()] = s
+		candidates = append(candidates, s.EnvName())
+	}
+	vals, warnings := values{}, []string(nil)
+	for _, kv := range environ {
+		name, text, _ := strings.Cut(kv, "=")
+		if !strings.HasPrefix(name, EnvPrefix) {
+			continue
+		}
+		s := known[name]
+		if s == nil {
+			w := "environment variable " + name + " is unknown and has no effect"
+			if best := nearestEnv(name, candidates); best != "" {
+				w += "; did you mean " + best + "?"
+			}
+			warnings = append(warnings, w)
+			continue
+		}
+		if s.Commands&c == 0 {
+			continue
+		}
+		vals[s.Name] = itemsFromEnv(s, text)
+	}
+	return vals, warnings
+}
+
+func itemsFromEnv(s *Setting, text string) []item {
+	src := Source{Env: s.EnvName()}
+	if !s.Kind.Repeats() {
+		return []item{{text, src}}
+	}
+	items := []item{}
+	for _, t := range splitList(text) {
+		items = append(items, item{t, src})
+	}
+	return items
+}
+
+func nearestEnv(name string, candidates []string) string {
+	short := make([]string, len(candidates))
+	for i, c := range candidates {
+		short[i] = strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(c, EnvPrefix), "_", "-"))
+	}
+	best := Nearest(strings.TrimPrefix(name, EnvPrefix), short)
+	for i := range short {
+		if short[i] == best {
+			return candidates[i]
+		}
+	}
+	return ""
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"os"
+	"path/filepath"
+)
+
+// Sources are where settings come from.
+type Sources struct {
+	Flags   *Flags
+	Environ []string // os.Environ()
+	Host    Host     // LocalHost{} outside tests
+}
+
+// LoadServer gathers and checks the settings of coracle server. The error, if any, is of type [Problems].
+func LoadServer(s Sources) (*Server, error) {
+	vals, warnings, problems := s.gather(ServerCommand)
+	r := &reader{vals: vals, problems: problems}
+	out := r.server(s.Host)
+	out.Warnings = warnings
+	return &out, r.problems.orNil()
+}
+
+// LoadAgent gathers and checks the settings of coracle agent. The error, if any, is of type [Problems].
+func LoadAgent(s Sources) (*Agent, error) {
+	vals, warnings, problems := s.gather(AgentCommand)
+	r := &reader{vals: vals, problems: problems}
+	out := r.agent(s.Host)
+	out.Warnings = warnings
+	return &out, r.problems.orNil()
+}
+
+// Tool is what commands need that look at an installed coracle.
+type Tool struct {
+	Paths      Paths
+	Kubeconfig string // where the server writes the administrator's kubeconfig
+
+	// Warnings are what is wrong with the configuration: these commands go on all the same, since they are the ones
+	// that a user needs then. They may also be run by users who cannot read the file.
+	Warnings []string
+}
+
+// LoadTool gathers the few settings that such commands need. The error tells of wrong flags only.
+func LoadTool(s Sources) (*Tool, error) {
+	vals, _, problems := s.gather(ToolCommand)
+	r := &reader{vals: vals}
+	t := &Tool{Paths: r.paths(), Kubeconfig: r.path("write-kubeconfig"), Warnings: problems}
+	return t, r.problems.orNil()
+}
+
+// gather reads files, environment and flags, the later over the earlier.
+func (s Sources) gather(c Command) (values, []string, Problems) {
+	env, warnings := fromEnviron(s.Environ, c)
+	given := values{}
+	if s.Flags != nil {
+		given = s.Flags.given
+	}
+	path, named := DefaultConfigFile, Source{}
+	for _, v := range []values{env, given} {
+		if items := v["config"]; len(items) > 0 && items[0].text != "" {
+			path, named = items[0].text, items[0].src
+		}
+	}
+	if abs, err := filepath.Abs(path); err == nil {
+		path = abs
+	}
+	vals, problems := fromFiles(path, named, c)
+	if c == ToolCommand && named == (Source{}) && os.Geteuid() != 0 && len(problems) > 0 {
+		problems = nil // a private file is how it should be
+	}
+	vals.overlay(env)
+	vals.overlay(given)
+	return vals, warnings, problems
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"net"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+	kubeletapis "k8s.io/kubelet/pkg/apis"
+)
+
+// Node is what servers and agents have in common: the settings of the machine as a node.
+type Node struct {
+	Name        string
+	IPs         []net.IP // one or two, of different families; the first is the preferred one. IPv4 in four bytes
+	ExternalIPs []net.IP
+	Labels      map[string]string
+	Taints      []Taint
+	ResolvConf  string // "" means the host's, found by the agent
+
+	RegistriesFile string // need not exist unless the user named it
+	PauseImage     string // "" means the carried one
+	Snapshotter    string
+
+	KubeletArgs   []string // name=value
+	KubeProxyArgs []string // name=value
+}
+
+// Taint is one of a node's taints, in the API's words.
+type Taint struct {
+	Key, Value, Effect string
+}
+
+// String writes the taint as kubectl does.
+func (t Taint) String() string {
+	if t.Value == "" {
+		return t.Key + ":" + t.Effect
+	}
+	return t.Key + "=" + t.Value + ":" + t.Effect
+}
+
+var taintEffects = []string{"NoSchedule", "PreferNoSchedule", "NoExecute"}
+
+func (r *reader) node(h Host, except []*net.IPNet) Node {
+	n := Node{
+		Name:           r.nodeName(h),
+		IPs:            r.nodeIPs(h, except),
+		ExternalIPs:    r.ips("node-external-ip"),
+		Labels:         r.labels("node-label"),
+		Taints:         r.taints("node-taint"),
+		ResolvConf:     r.existing("resolv-conf"),
+		RegistriesFile: r.existing("private-registry"),
+		PauseImage:     r.str("pause-image"),
+		Snapshotter:    r.str("snapshotter"),
+		KubeletArgs:    r.args("kubelet-arg"),
+		KubeProxyArgs:  r.args("kube-proxy-arg"),
+	}
+	return n
+}
+
+// nodeName checks the name against what the API and the label kubernetes.io/hostname allow.
+func (r *reader) nodeName(h Host) string {
+	name, src := r.str("node-name"), r.src("node-name")
+	fromHost := name == ""
+	if fromHost {
+		hostname, err := h.Hostname()
+		if err != nil {
+			r.bad(src, "the host name cannot be found (%v); give the node's name", err)
+			return ""
+		}
+		name = strings.ToLower(strings.TrimSpace(hostname))
+	}
+	problems := validation.IsDNS1123Subdomain(name)
+	if len(problems) == 0 && len(name) > validation.LabelValueMaxLength {
+		problems = []string{"it is longer than 63 characters"}
+	}
+	switch {
+	case len(problems) == 0:
+	case fromHost:
+		r.bad(src, "the host name %q cannot be a node's name (%s); give one with --node-name", name, problems[0])
+	default:
+		r.bad(src, "%q cannot be a node's name: %s", name, problems[0])
+	}
+	return name
+}
+
+func (r *reader) nodeIPs(h Host, except []*net.IPNet) []net.IP {
+	if r.given("node-ip") {
+		ips := r.ips("node-ip")
+		for _, ip := range ips {
+			if !usable(ip) {
+				r.bad(r.src("node-ip"), "%s cannot be a node's address: other machines and pods must be able to reach it", ip)
+			}
+			if within(ip, except) {
+				r.bad(r.src("node-ip"), "%s lies in a network of the cluster's own (--cluster-cidr, --service-cidr); choose other networks", ip)
+			}
+		}
+		return ips
+	}
+	found, err := h.Addresses(except)
+	if err != nil {
+		r.bad(Source{Flag: "node-ip"}, "this machine's address cannot be found (%v); give it", err)
+		return nil
+	}
+	// One address of each family that the cluster has, in its order; IPv4 alone when nothing says otherwise.
+	families := familiesOf(except)
+	if len(families) == 0 && len(found) > 0 {
+		families = []bool{isIPv4(found[0])}
+	}
+	var ips []net.IP
+	for _, v4 := range families {
+		for _, ip := range found {
+			if isIPv4(ip) == v4 {
+				if p := ip.To4(); p != nil {
+					ip = p
+				}
+				ips = append(ips, ip)
+				break
+			}
+		}
+	}
+	if len(ips) == 0 {
+		r.bad(Source{Flag: "node-ip"}, "this machine has no address but loopback; connect it to a network, or give an interface an address (ip address add 192.0.2.1/32 dev eth0) and name it here")
+	}
+	return ips
+}
+
+// familiesOf lists true for IPv4 and false for IPv6, each once, in the order of the networks.
+func familiesOf(networks []*net.IPNet) []bool {
+	var out []bool
+	for _, n := range networks {
+		v4 := isIPv4(n.IP)
+		if len(out) == 0 || (len(out) == 1 && out[0] != v4) {
+			out = append(out, v4)
+		}
+	}
+	return out
+}
+
+func (r *reader) labels(name string) map[string]string {
+	out := map[string]string{}
+	for _, it := range r.many(name) {
+		key, value, ok := strings.Cut(it.text, "=")
+		if !ok {
+			r.bad(it.src, "%q is not a label; write it like key=value", it.text)
+			continue
+		}
+		if p := validation.IsQualifiedName(key); len(p) > 0 {
+			r.bad(it.src, "%q cannot be a label's key: %s", key, p[0])
+			continue
+		}
+		if p := validation.IsValidLabelValue(value); len(p) > 0 {
+			r.bad(it.src, "%q cannot be a label's value: %s", value, p[0])
+			continue
+		}
+		if isReservedLabel(key) {
+			r.bad(it.src, "a node may not give itself the label %s; set it when the cluster runs: coracle kubectl label node NAME %s=%s", key, key, value)
+			continue
+		}
+		out[key] = value
+	}
+	return out
+}
+
+// isReservedLabel says whether the NodeRestriction admission plugin keeps kubelets from setting a label.
+func isReservedLabel(key string) bool {
+	ns, _, ok := strings.Cut(key, "/")
+	if !ok {
+		return false
+	}
+	reserved := ns == "kubernetes.io" || strings.HasSuffix(ns, ".kubernetes.io") || ns == "k8s.io" || strings.HasSuffix(ns, ".k8s.io")
+	return reserved && !kubeletapis.IsKubeletLabel(key)
+}
+
+func (r *reader) taints(name string) []Taint {
+	var out []Taint
+	for _, it := range r.many(name) {
+		t, problem := parseTaint(it.text)
+		if problem != "" {
+			r.bad(it.src, "%q is not a taint: %s", it.text, problem)
+			continue
+		}
+		for _, have := range out {
+			if have.Key == t.Key && have.Effect == t.Effect {
+				r.bad(it.src, "%q: there is already the taint %s; a key and an effect go together once", it.text, have)
+			}
+		}
+		out = append(out, t)
+	}
+	return out
+}
+
+func parseTaint(text string) (t Taint, problem string) {
+	rest, effect, ok := cutLast(text, ":")
+	if !ok {
+		return t, "write it like key=value:NoSchedule"
+	}
+	t.Key, t.Value, _ = strings.Cut(rest, "=")
+	t.Effect = effect
+	if p := validation.IsQualifiedName(t.Key); len(p) > 0 {
+		return t, "its key is wrong: " + p[0]
+	}
+	if p := validation.IsValidLabelValue(t.Value); len(p) > 0 {
+		return t, "its value is wrong: " + p[0]
+	}
+	for _, e := range taintEffects {
+		if e == effect {
+			return t, ""
+		}
+	}
+	return t, "its effect is none of " + strings.Join(taintEffects, ", ")
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}

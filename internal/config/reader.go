@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// reader takes values out as types and collects what is wrong with them.
+type reader struct {
+	vals     values
+	problems Problems
+}
+
+func (r *reader) bad(src Source, format string, args ...any) {
+	r.problems = append(r.problems, src.String()+": "+fmt.Sprintf(format, args...))
+}
+
+// given says whether somebody set it.
+func (r *reader) given(name string) bool { _, ok := r.vals[name]; return ok }
+
+// one returns the value of a setting that holds one, its default when nobody set it.
+func (r *reader) one(name string) item {
+	s := Lookup(name)
+	if items := r.vals[name]; len(items) > 0 {
+		it := items[len(items)-1]
+		if s.Default != "" && it.text == "" {
+			r.bad(it.src, "has no value; leave it out to get the default, %s", s.Default)
+			return item{s.Default, it.src}
+		}
+		if len(s.Values) > 0 && it.text != "" && !slices.Contains(s.Values, it.text) {
+			r.bad(it.src, "%q is none of %s%s", it.text, strings.Join(s.Values, ", "), didYouMean(it.text, "", s.Values))
+			return item{s.Default, it.src}
+		}
+		return it
+	}
+	return item{text: s.Default}
+}
+
+func (r *reader) str(name string) string { return r.one(name).text }
+
+// many returns the elements of a list.
+func (r *reader) many(name string) []item {
+	if items, ok := r.vals[name]; ok {
+		return items
+	}
+	var out []item
+	for _, t := range splitList(Lookup(name).Default) {
+		out = append(out, item{text: t})
+	}
+	return out
+}
+
+// src says where a setting's value came from.
+func (r *reader) src(name string) Source {
+	if items := r.vals[name]; len(items) > 0 {
+		return items[0].src
+	}
+	return Source{Flag: name}
+}
+
+func (r *reader) boolean(name string) bool {
+	it := r.one(name)
+	b, err := strconv.ParseBool(it.text)
+	if err != nil {
+		r.bad(it.src, "%q is neither true nor false", it.text)
+	}
+	return b
+}
+
+func (r *reader) integer(name string, low, high int) int {
+	it := r.one(name)
+	n, err := strconv.Atoi(it.text)
+	if err != nil || n < low || n > high {
+		r.bad(it.src, "%q is not a number from %d to %d", it.text, low, high)
+		return low
+	}
+	return n
+}
+
+func (r *reader) port(name string) int { return r.integer(name, 1, 65535) }
+
+// ip returns nil when nothing is given.
+func (r *reader) ip(name string) net.IP {
+	it := r.one(name)
+	if it.text == "" {
+		return nil
+	}
+	return r.parseIP(it)
+}
+
+func (r *reader) parseIP(it item) net.IP {
+	ip := net.ParseIP(it.text)
+	if ip == nil {
+		hint := ""
+		if strings.Contains(it.text, "/") {
+			hint = "; leave the part after the slash out"
+		}
+		r.bad(it.src, "%q is not an IP address%s", it.text, hint)
+		return nil
+	}
+	if v4 := ip.To4(); v4 != nil {
+		return v4
+	}
+	return ip
+}
+
+// ips returns a list of at most one address for each family.
+func (r *reader) ips(name string) []net.IP {
+	var out []net.IP
+	for _, it := range r.many(name) {
+		ip := r.parseIP(it)
+		if ip == nil {
+			continue
+		}
+		for _, have := range out {
+			if isIPv4(have) == isIPv4(ip) {
+				r.bad(it.src, "%s and %s are of the same address family; give at most one IPv4 and one IPv6 address", have, ip)
+			}
+		}
+		out = append(out, ip)
+	}
+	return out
+}
+
+// cidrs returns at least one and at most one network for each family.
+func (r *reader) cidrs(name string) []*net.IPNet {
+	var out []*net.IPNet
+	items := r.many(name)
+	if len(items) == 0 {
+		r.bad(r.src(name), "has no value; leave it out to get the default, %s", Lookup(name).Default)
+	}
+	for _, it := range items {
+		ip, n, err := net.ParseCIDR(it.text)
+		if err != nil {
+			r.bad(it.src, "%q is not a network in CIDR notation; write it like %s", it.text, Lookup(name).Default)
+			continue
+		}
+		if !ip.Equal(n.IP) {
+			r.bad(it.src, "%s is an address inside a network; the network is %s", it.text, n)
+			continue
+		}
+		for _, have := range out {
+			if isIPv4(have.IP) == isIPv4(n.IP) {
+				r.bad(it.src, "%s and %s are of the same address family; give at most one IPv4 and one IPv6 network", have, n)
+			}
+		}
+		out = append(out, n)
+	}
+	return out
+}
+
+// path returns an absolute path, "" for none.
+func (r *reader) path(name string) string {
+	it := r.one(name)
+	if it.text == "" {
+		return ""
+	}
+	abs, err := filepath.Abs(it.text)
+	if err != nil {
+		r.bad(it.src, "%q cannot be made an absolute path: %v", it.text, err)
+	}
+	return abs
+}
+
+// existing returns the absolute path of a file that must be readable if somebody named it.
+func (r *reader) existing(name string) string {
+	p := r.path(name)
+	if p == "" || !r.given(name) {
+		return p
+	}
+	f, err := os.Open(p)
+	if err != nil {
+		r.bad(r.src(name), "%s cannot be read: %v", p, cause(err))
+		return p
+	}
+	_ = f.Close() // opened only to see that it can be
+	return p
+}
+
+func (r *reader) mode(name string) os.FileMode {
+	it := r.one(name)
+	n, err := strconv.ParseUint(strings.TrimPrefix(it.text, "0o"), 8, 32)
+	if err != nil || n > 0o777 {
+		r.bad(it.src, "%q is not a file mode; write it in octal, like 0600", it.text)
+		return 0o600
+	}
+	if n&0o400 == 0 {
+		r.bad(it.src, "mode %04o does not let the owner read the file", n)
+	}
+	return os.FileMode(n)
+}
+
+// portRange reads FROM-TO, both inclusive.
+func (r *reader) portRange(name string) PortRange {
+	it := r.one(name)
+	from, to, ok := strings.Cut(it.text, "-")
+	a, errA := strconv.Atoi(strings.TrimSpace(from))
+	b, errB := strconv.Atoi(strings.TrimSpace(to))
+	if !ok || errA != nil || errB != nil || a < 1 || b > 65535 || a > b {
+		r.bad(it.src, "%q is not a range of ports; write it like %s", it.text, Lookup(name).Default)
+		return PortRange{}
+	}
+	return PortRange{From: a, To: b}
+}
+
+// args returns extra flags of a component as name=value, without dashes; a name alone stands for name=true.
+func (r *reader) args(name string) []string {
+	var out []string
+	for _, it := range r.many(name) {
+		t := strings.TrimLeft(strings.TrimSpace(it.text), "-")
+		flag, _, hasValue := strings.Cut(t, "=")
+		if flag == "" || strings.ContainsAny(flag, " \t:") {
+			r.bad(it.src, "%q is not a flag; write it like v=2", it.text)
+			continue
+		}
+		if !hasValue {
+			t += "=true"
+		}
+		out = append(out, t)
+	}
+	return out
+}
+
+// secret returns the value of a setting or the content of the file that its sibling names.
+func (r *reader) secret(name, fileName string) string {
+	it, file := r.one(name), r.existing(fileName)
+	if file == "" {
+		if it.text != strings.TrimSpace(it.text) || strings.ContainsAny(it.text, " \t\n") {
+			r.bad(it.src, "has blanks in it, which no token has")
+		}
+		return it.text
+	}
+	if it.text != "" {
+		r.bad(it.src, "and %s are both given; give one of them", r.src(fileName))
+		return it.text
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return "" // existing has complained
+	}
+	token := strings.TrimSpace(string(text))
+	if token == "" || strings.ContainsAny(token, " \t\n") {
+		r.bad(r.src(fileName), "%s does not hold exactly one token", file)
+	}
+	return token
+}
+
+func isIPv4(ip net.IP) bool { return ip.To4() != nil }

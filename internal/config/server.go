@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"net"
+	"os"
+	"os/user"
+	"slices"
+	"strconv"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+	netutils "k8s.io/utils/net"
+)
+
+// Server is all that coracle server is told, checked and complete: every default is filled in.
+type Server struct {
+	Paths   Paths
+	Logging Logging
+	Node    Node
+
+	BindAddress      net.IP // nil means all addresses
+	HTTPSPort        int
+	AdvertiseAddress net.IP
+	AdvertisePort    int
+	TLSSANs          []string // names and addresses that the user wants besides those that the server knows itself
+
+	ClusterCIDRs  []*net.IPNet // one or two, of different families, in the order of ServiceCIDRs
+	ServiceCIDRs  []*net.IPNet
+	NodePorts     PortRange
+	ClusterDNS    net.IP // inside ServiceCIDRs[0] or, when given, any of them
+	ClusterDomain string
+
+	Token      string // "" means: use the one in Paths.TokenFile, make one if there is none
+	AgentToken string // likewise, in Paths.AgentTokenFile
+
+	Kubeconfig Kubeconfig
+
+	// EncryptResources are the resources to encrypt in the store, "secrets" the first; none when switched off.
+	EncryptResources []string
+
+	Disable          []string // names of packaged parts, see DisableNames
+	DisableAgent     bool
+	DisableKubeProxy bool
+
+	APIServerArgs         []string // name=value
+	ControllerManagerArgs []string // name=value
+	SchedulerArgs         []string // name=value
+
+	// Warnings are to be logged: settings that have no effect, but do no harm.
+	Warnings []string
+}
+
+// Disabled says whether a packaged part is switched off.
+func (s *Server) Disabled(part string) bool { return slices.Contains(s.Disable, part) }
+
+// PortRange is a range of ports, both ends included.
+type PortRange struct{ From, To int }
+
+// String writes FROM-TO.
+func (p PortRange) String() string { return strconv.Itoa(p.From) + "-" + strconv.Itoa(p.To) }
+
+// Contains says whether a port lies inside.
+func (p PortRange) Contains(port int) bool { return port >= p.From && port <= p.To }
+
+// Kubeconfig says how the administrator's kubeconfig is to be written.
+type Kubeconfig struct {
+	Path string
+	Mode os.FileMode
+	GID  int // -1 leaves the group alone
+}
+
+// Logging says what to log and where to.
+type Logging struct {
+	Debug      bool
+	Verbosity  int    // of klog
+	VModule    string // of klog
+	File       string // "" means standard error
+	AlsoStderr bool
+}
+
+func (r *reader) server(h Host) Server {
+	s := Server{
+		Paths:            r.paths(),
+		Logging:          r.logging(),
+		BindAddress:      r.ip("bind-address"),
+		HTTPSPort:        r.port("https-listen-port"),
+		TLSSANs:          r.sans("tls-san"),
+		ClusterCIDRs:     r.cidrs("cluster-cidr"),
+		ServiceCIDRs:     r.cidrs("service-cidr"),
+		NodePorts:        r.portRange("service-node-port-range"),
+		ClusterDomain:    r.domain("cluster-domain"),
+		Token:            r.secret("token", "token-file"),
+		AgentToken:       r.secret("agent-token", "agent-token-file"),
+		EncryptResources: r.encryption(),
+		Disable:          r.disable("disable"),
+		DisableAgent:     r.boolean("disable-agent"),
+		DisableKubeProxy: r.boolean("disable-kube-proxy"),
+
+		APIServerArgs:         r.args("kube-apiserver-arg"),
+		ControllerManagerArgs: r.args("kube-controller-manager-arg"),
+		SchedulerArgs:         r.args("kube-scheduler-arg"),
+	}
+	s.Kubeconfig = Kubeconfig{Path: r.path("write-kubeconfig"), Mode: r.mode("write-kubeconfig-mode"), GID: r.group("write-kubeconfig-group")}
+	ranges := slices.Concat(s.ClusterCIDRs, s.ServiceCIDRs)
+	r.checkNetworks(&s)
+	s.ClusterDNS = r.clusterDNS(s.ServiceCIDRs)
+	s.Node = r.node(h, ranges)
+	r.advertise(&s)
+	if s.NodePorts.Contains(s.HTTPSPort) {
+		r.bad(r.src("service-node-port-range"), "%s contains the API server's port %d; Services could take it away", s.NodePorts, s.HTTPSPort)
+	}
+	return s
+}
+
+func (r *reader) advertise(s *Server) {
+	s.AdvertiseAddress = r.ip("advertise-address")
+	if s.AdvertiseAddress != nil && !usable(s.AdvertiseAddress) {
+		r.bad(r.src("advertise-address"), "%s cannot be advertised: pods must be able to reach it", s.AdvertiseAddress)
+	}
+	if s.AdvertiseAddress == nil {
+		if s.BindAddress != nil && usable(s.BindAddress) {
+			s.AdvertiseAddress = s.BindAddress
+		} else if len(s.Node.IPs) > 0 {
+			s.AdvertiseAddress = s.Node.IPs[0]
+		}
+	}
+	s.AdvertisePort = s.HTTPSPort
+	if r.given("advertise-port") {
+		s.AdvertisePort = r.port("advertise-port")
+	}
+}
+
+// Sizes that upstream's API server and node CIDR allocator accept (nodes get a /24 or a /64).
+var sizes = map[string]struct{ v4Min, v4Max, v6Min, v6Max int }{
+	"cluster-cidr": {8, 24, 48, 64},
+	"service-cidr": {12, 28, 64, 124},
+}
+
+func (r *reader) checkNetworks(s *Server) {
+	for _, c := range []struct {
+		name string
+		nets []*net.IPNet
+	}{{"cluster-cidr", s.ClusterCIDRs}, {"service-cidr", s.ServiceCIDRs}} {
+		limits := sizes[c.name]
+		for _, n := range c.nets {
+			low, high := limits.v6Min, limits.v6Max
+			if isIPv4(n.IP) {
+				low, high = limits.v4Min, limits.v4Max
+			}
+			if ones, _ := n.Mask.Size(); ones < low || ones > high {
+				r.bad(r.src(c.name), "%s: the prefix has to be from /%d to /%d", n, low, high)
+			}
+		}
+	}
+	for _, a := range s.ClusterCIDRs {
+		for _, b := range s.ServiceCIDRs {
+			if a.Contains(b.IP) || b.Contains(a.IP) {
+				r.bad(r.src("service-cidr"), "%s overlaps --cluster-cidr %s; Services and pods need networks of their own", b, a)
+			}
+		}
+	}
+	if !slices.Equal(familiesOf(s.ClusterCIDRs), familiesOf(s.ServiceCIDRs)) {
+		r.bad(r.src("service-cidr"), "and --cluster-cidr are of different address families; give both the same families in the same order")
+	}
+}
+
+// clusterDNS defaults to the tenth address of the first Service network.
+func (r *reader) clusterDNS(services []*net.IPNet) net.IP {
+	ip := r.ip("cluster-dns")
+	if len(services) == 0 {
+		return ip
+	}
+	if ip == nil {
+		tenth, err := netutils.GetIndexedIP(services[0], 10)
+		if err != nil {
+			return nil // the size has been complained about
+		}
+		return normal(tenth)
+	}
+	for _, n := range services {
+		first, err := netutils.GetIndexedIP(n, 1)
+		if err == nil && first.Equal(ip) {
+			r.bad(r.src("cluster-dns"), "%s is the address of the Service kubernetes; choose another in %s", ip, n)
+			return ip
+		}
+	}
+	if !within(ip, services) {
+		r.bad(r.src("cluster-dns"), "%s is not inside --service-cidr %s", ip, joinNets(services))
+	}
+	return ip
+}
+
+func normal(ip net.IP) net.IP {
+	if v4 := ip.To4(); v4 != nil {
+		return v4
+	}
+	return ip
+}
+
+func joinNets(nets []*net.IPNet) string {
+	texts := make([]string, len(nets))
+	for i, n := range nets {
+		texts[i] = n.String()
+	}
+	return strings.Join(texts, ",")
+}
+
+func (r *reader) domain(name string) string {
+	it := r.one(name)
+	text := strings.TrimSuffix(it.text, ".")
+	if p := validation.IsDNS1123Subdomain(text); len(p) > 0 {
+		r.bad(it.src, "%q is not a DNS domain: %s", it.text, p[0])
+	}
+	return text
+}
+
+func (r *reader) sans(name string) []string {
+	var out []string
+	for _, it := range r.many(name) {
+		if net.ParseIP(it.text) == nil && len(validation.IsDNS1123Subdomain(strings.ToLower(it.text))) > 0 && len(validation.IsWildcardDNS1123Subdomain(strings.ToLower(it.text))) > 0 {
+			r.bad(it.src, "%q is neither a host name nor an IP address", it.text)
+			continue
+		}
+		out = append(out, it.text)
+	}
+	return out
+}
+
+func (r *reader) group(name string) int {
+	it := r.one(name)
+	if it.text == "" {
+		return -1
+	}
+	if gid, err := strconv.Atoi(it.text); err == nil && gid >= 0 {
+		return gid
+	}
+	g, err := user.LookupGroup(it.text)
+	if err != nil {
+		r.bad(it.src, "there is no group %q on this machine", it.text)
+		return -1
+	}
+	gid, err := strconv.Atoi(g.Gid)
+	if err != nil {
+		r.bad(it.src, "group %q has no number: %v", it.text, err)
+		return -1
+	}
+	return gid
+}
+
+// encryption lists what to encrypt.
+func (r *reader) encryption() []string {
+	extra := r.many("encrypt-resources")
+	if !r.boolean("secrets-encryption") {
+		if len(extra) > 0 {
+			r.bad(extra[0].src, "needs --secrets-encryption, which is switched off by %s", r.src("secrets-encryption"))
+		}
+		return nil
+	}
+	out := []string{"secrets"}
+	for _, it := range extra {
+		if len(validation.IsDNS1123Subdomain(it.text)) > 0 {
+			r.bad(it.src, "%q is not a resource; write it in the plural and in lower case, with its group if it has one, like widgets.example.com", it.text)
+			continue
+		}
+		if !slices.Contains(out, it.text) {
+			out = append(out, it.text)
+		}
+	}
+	return out
+}
+
+// k3sParts are names that k3s users write out of habit.
+var k3sParts = []string{"traefik", "servicelb", "local-storage", "metrics-server", "runtimes"}
+
+func (r *reader) disable(name string) []string {
+	var out, known []string
+	for k := range DisableNames {
+		known = append(known, k)
+	}
+	slices.Sort(known)
+	for _, it := range r.many(name) {
+		part, ok := DisableNames[it.text]
+		switch {
+		case ok && !slices.Contains(out, part):
+			out = append(out, part)
+		case ok:
+		case slices.Contains(k3sParts, it.text):
+			r.bad(it.src, "this version of coracle has no %s that could be disabled; leave it out", it.text)
+		default:
+			r.bad(it.src, "%q is no part of coracle%s (there is: %s)", it.text, didYouMean(it.text, "", known), strings.Join(Lookup(name).Values, ", "))
+		}
+	}
+	return out
+}
+
+func (r *reader) paths() Paths {
+	p := NewPaths(r.path("data-dir"), r.path("run-dir"))
+	if over := len(p.longestSocket()) - maxSocketPath; over > 0 {
+		r.bad(r.src("data-dir"), "the folder for sockets, %s, is %d characters too long for the kernel; give a shorter one with --run-dir", p.RunDir, over)
+	}
+	return p
+}
+
+func (r *reader) logging() Logging {
+	l := Logging{
+		Debug:      r.boolean("debug"),
+		Verbosity:  r.integer("v", 0, 10),
+		File:       r.path("log"),
+		AlsoStderr: r.boolean("alsologtostderr"),
+	}
+	var patterns []string
+	for _, it := range r.many("vmodule") {
+		pattern, level, ok := strings.Cut(it.text, "=")
+		if _, err := strconv.ParseUint(level, 10, 8); !ok || err != nil || pattern == "" {
+			r.bad(it.src, "%q is not of the form file=N, such as kubelet_pods=4", it.text)
+			continue
+		}
+		patterns = append(patterns, it.text)
+	}
+	l.VModule = strings.Join(patterns, ",")
+	return l
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+// Defaults that other packages name in messages.
+const (
+	DefaultConfigFile     = "/etc/coracle/config.yaml"
+	DefaultDataDir        = "/var/lib/coracle"
+	DefaultRunDir         = "/run/coracle"
+	DefaultKubeconfig     = "/etc/coracle/coracle.yaml"
+	DefaultRegistriesFile = "/etc/coracle/registries.yaml"
+	DefaultHTTPSPort      = 6443
+)
+
+const (
+	groupGeneral    = "General"
+	groupLogging    = "Logging"
+	groupListener   = "Listening"
+	groupNetwork    = "Cluster network"
+	groupCluster    = "Cluster membership"
+	groupClient     = "Admin kubeconfig"
+	groupEncryption = "Encryption at rest"
+	groupNode       = "Node"
+	groupRuntime    = "Container runtime"
+	groupParts      = "Parts"
+	groupArgs       = "Extra arguments for Kubernetes components"
+)
+
+// Parts that --disable takes.
+const (
+	PartDNS = "dns"
+)
+
+// DisableNames are the names that --disable takes, with other spellings of the same part.
+var DisableNames = map[string]string{PartDNS: PartDNS, "coredns": PartDNS}
+
+// Snapshotters that --snapshotter takes.
+var snapshotters = []string{"overlayfs", "native"}
+
+var table = []Setting{
+	{Name: "config", Short: "c", Commands: allCommands, Group: groupGeneral, Holder: "FILE", Default: DefaultConfigFile, Files: true, FlagOnly: true, Env: EnvPrefix + "CONFIG_FILE",
+		Help: "Configuration file; files named *.yaml in the folder FILE.d are read after it, in alphabetical order"},
+	{Name: "data-dir", Short: "d", Commands: allCommands, Group: groupGeneral, Holder: "DIR", Default: DefaultDataDir, Dirs: true,
+		Help: "Folder that holds all lasting state: store, certificates, images, containers"},
+	{Name: "run-dir", Commands: allCommands, Group: groupGeneral, Holder: "DIR", Computed: DefaultRunDir + "; DIR/run when --data-dir is not " + DefaultDataDir, Dirs: true,
+		Help: "Folder for sockets and other state that does not outlive the machine's boot"},
+
+	{Name: "debug", Commands: nodeCommands, Group: groupLogging, Kind: Bool, Default: "false",
+		Help: "Log debug messages"},
+	{Name: "v", Short: "v", Commands: nodeCommands, Group: groupLogging, Kind: Int, Holder: "N", Default: "0",
+		Help: "Verbosity of the Kubernetes components' logs, 0 to 10"},
+	{Name: "vmodule", Commands: nodeCommands, Group: groupLogging, Kind: List, Holder: "PATTERN=N",
+		Help: "Verbosity for single source files of the Kubernetes components, such as kubelet_pods=4"},
+	{Name: "log", Short: "l", Commands: nodeCommands, Group: groupLogging, Holder: "FILE", Files: true,
+		Help: "Append the log to this file instead of writing it to standard error"},
+	{Name: "alsologtostderr", Commands: nodeCommands, Group: groupLogging, Kind: Bool, Default: "false",
+		Help: "With --log, write to standard error too"},
+
+	{Name: "bind-address", Commands: ServerCommand, Group: groupListener, Holder: "IP", Computed: "all addresses",
+		Help: "Address on which the API server listens"},
+	{Name: "https-listen-port", Commands: ServerCommand, Group: groupListener, Kind: Int, Holder: "PORT", Default: "6443",
+		Help: "TCP port on which the API server listens"},
+	{Name: "advertise-address", Commands: ServerCommand, Group: groupListener, Holder: "IP", Computed: "the first of --node-ip",
+		Help: "Address under which the members of the cluster and its pods reach this API server"},
+	{Name: "advertise-port", Commands: ServerCommand, Group: groupListener, Kind: Int, Holder: "PORT", Computed: "--https-listen-port",
+		Help: "Port that goes with --advertise-address"},
+	{Name: "tls-san", Commands: ServerCommand, Group: groupListener, Kind: List, Holder: "NAME",
+		Help: "Further host names and addresses for which the API server's certificate is valid"},
+
+	{Name: "cluster-cidr", Commands: ServerCommand, Group: groupNetwork, Kind: List, Holder: "CIDR", Default: "10.42.0.0/16",
+		Help: "Network from which pods get their addresses; one for each address family"},
+	{Name: "service-cidr", Commands: ServerCommand, Group: groupNetwork, Kind: List, Holder: "CIDR", Default: "10.43.0.0/16",
+		Help: "Network from which Services get their cluster addresses; one for each address family, in the order of --cluster-cidr"},
+	{Name: "service-node-port-range", Commands: ServerCommand, Group: groupNetwork, Holder: "FROM-TO", Default: "30000-32767",
+		Help: "Ports for Services of type NodePort"},
+	{Name: "cluster-dns", Commands: ServerCommand, Group: groupNetwork, Holder: "IP", Computed: "the tenth address of --service-cidr",
+		Help: "Address of the cluster's DNS Service, inside --service-cidr"},
+	{Name: "cluster-domain", Commands: ServerCommand, Group: groupNetwork, Holder: "DOMAIN", Default: "cluster.local",
+		Help: "DNS domain of the cluster"},
+
+	{Name: "server", Short: "s", Commands: AgentCommand, Group: groupCluster, Holder: "URL",
+		Help: "Server to join, such as https://10.0.0.5:6443"},
+	{Name: "token", Short: "t", Commands: nodeCommands, Group: groupCluster, Holder: "TOKEN", Computed: "a server makes one at its first start",
+		Help: "Secret that lets a server or an agent join the cluster"},
+	{Name: "token-file", Commands: nodeCommands, Group: groupCluster, Holder: "FILE", Files: true,
+		Help: "File that holds the token, instead of --token"},
+	{Name: "agent-token", Commands: ServerCommand, Group: groupCluster, Holder: "TOKEN", Computed: "a server makes one at its first start",
+		Help: "Secret that lets agents join the cluster, but not servers"},
+	{Name: "agent-token-file", Commands: ServerCommand, Group: groupCluster, Holder: "FILE", Files: true,
+		Help: "File that holds the agent token, instead of --agent-token"},
+
+	{Name: "write-kubeconfig", Short: "o", Commands: ServerCommand | ToolCommand, Group: groupClient, Holder: "FILE", Default: DefaultKubeconfig, Files: true,
+		Help: "Where to write the kubeconfig of the cluster's administrator"},
+	{Name: "write-kubeconfig-mode", Commands: ServerCommand, Group: groupClient, Holder: "MODE", Default: "0600",
+		Help: "Permissions of that file, in octal. Whoever reads it is an administrator of the cluster"},
+	{Name: "write-kubeconfig-group", Commands: ServerCommand, Group: groupClient, Holder: "GROUP",
+		Help: "Group that owns that file, by name or number; goes with a mode such as 0640"},
+
+	{Name: "secrets-encryption", Commands: ServerCommand, Group: groupEncryption, Kind: Bool, Default: "true",
+		Help: "Encrypt Secrets in the store"},
+	{Name: "encrypt-resources", Commands: ServerCommand, Group: groupEncryption, Kind: List, Holder: "RESOURCE",
+		Help: "Resources to encrypt besides secrets, such as configmaps or widgets.example.com"},
+
+	{Name: "node-name", Commands: nodeCommands, Group: groupNode, Holder: "NAME", Computed: "the host name in lower case",
+		Help: "Name of this node"},
+	{Name: "node-ip", Short: "i", Commands: nodeCommands, Group: groupNode, Kind: List, Holder: "IP", Computed: "the address of the interface with the default route",
+		Help: "Address of this node, on the network that the nodes share; one for each address family"},
+	{Name: "node-external-ip", Commands: nodeCommands, Group: groupNode, Kind: List, Holder: "IP",
+		Help: "Address of this node that reaches it from outside; one for each address family"},
+	{Name: "node-label", Commands: nodeCommands, Group: groupNode, Kind: List, Holder: "KEY=VALUE",
+		Help: "Label that the node gets when it registers"},
+	{Name: "node-taint", Commands: nodeCommands, Group: groupNode, Kind: List, Holder: "KEY=VALUE:EFFECT",
+		Help: "Taint that the node gets when it registers; EFFECT is NoSchedule, PreferNoSchedule or NoExecute"},
+	{Name: "resolv-conf", Commands: nodeCommands, Group: groupNode, Holder: "FILE", Computed: "the host's, without loopback resolvers", Files: true,
+		Help: "File with the resolvers for names outside the cluster, in the form of /etc/resolv.conf"},
+
+	{Name: "private-registry", Commands: nodeCommands, Group: groupRuntime, Holder: "FILE", Default: DefaultRegistriesFile, Files: true,
+		Help: "File that describes mirrors of image registries and how to log in to them"},
+	{Name: "pause-image", Commands: nodeCommands, Group: groupRuntime, Holder: "IMAGE", Computed: "an image that the binary carries",
+		Help: "Image of the container that holds a pod's namespaces"},
+	{Name: "snapshotter", Commands: nodeCommands, Group: groupRuntime, Holder: "NAME", Default: "overlayfs", Values: snapshotters,
+		Help: "How containers' file systems are stacked; native copies every layer and works on any file system"},
+
+	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: []string{PartDNS},
+		Help: "Packaged part of the cluster that is not to run"},
+	{Name: "disable-agent", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
+		Help: "Run no pods on this machine: only the server, without a node"},
+	{Name: "disable-kube-proxy", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
+		Help: "Leave Services to another proxy that you install"},
+
+	{Name: "kube-apiserver-arg", Commands: ServerCommand, Group: groupArgs, Kind: Args, Holder: "NAME=VALUE",
+		Help: "Flag for the API server"},
+	{Name: "kube-controller-manager-arg", Commands: ServerCommand, Group: groupArgs, Kind: Args, Holder: "NAME=VALUE",
+		Help: "Flag for the controllers"},
+	{Name: "kube-scheduler-arg", Commands: ServerCommand, Group: groupArgs, Kind: Args, Holder: "NAME=VALUE",
+		Help: "Flag for the scheduler"},
+	{Name: "kubelet-arg", Commands: nodeCommands, Group: groupArgs, Kind: Args, Holder: "NAME=VALUE",
+		Help: "Flag for the kubelet"},
+	{Name: "kube-proxy-arg", Commands: nodeCommands, Group: groupArgs, Kind: Args, Holder: "NAME=VALUE",
+		Help: "Flag for the Service proxy"},
+}
