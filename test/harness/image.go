@@ -73,12 +73,26 @@ func WriteBoxImage(t testing.TB, path string) {
 			files = append(files, imagetar.File{Path: "/bin/" + applet, Link: "busybox"})
 		}
 	}
+	writeImage(t, path, imagetar.Image{Name: BoxImage, Env: []string{"PATH=/bin"}, Cmd: []string{"/bin/sh"}, Files: files})
+}
+
+// WritePauseImage writes a sandbox image under the given name, for clusters that do not carry one.
+func WritePauseImage(t testing.TB, path, name string) {
+	t.Helper()
+	writeImage(t, path, imagetar.Image{
+		Name: name, Entrypoint: []string{"/testbox", "hold"},
+		Files: []imagetar.File{{Path: "/testbox", Source: Box(t), Mode: 0o755}},
+	})
+}
+
+// writeImage writes an archive whole or not at all.
+func writeImage(t testing.TB, path string, image imagetar.Image) {
+	t.Helper()
 	out, err := os.Create(path + ".part")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	image := imagetar.Image{Name: BoxImage, Env: []string{"PATH=/bin"}, Cmd: []string{"/bin/sh"}, Files: files}
 	if strings.HasSuffix(path, ".gz") {
 		z := gzip.NewWriter(out)
 		if err := imagetar.Write(z, image); err != nil {

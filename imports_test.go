@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package coracle holds no code: this test keeps the dependencies between the project's folders an acyclic graph.
+package coracle
+
+import (
+	"bufio"
+	"bytes"
+	"maps"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/coracle-k8s/coracle/"
+
+// allowed says which folder may import which, and why. internal/ holds leaves that anybody may import; a leaf
+// imports other leaves only. Test packages under test/ may import anything.
+var allowed = map[string]map[string]string{
+	"cmd": {
+		"server": "`coracle server` runs one",
+		"agent":  "`coracle server` and `coracle agent` run one",
+		"cni":    "the helper program is the CNI plugin; uninstalling removes what the pod network made",
+		"proxy":  "uninstalling removes the Service rules",
+	},
+	"server": {
+		"raftstore":   "the API server's only database",
+		"scheduler":   "runs with leadership",
+		"controllers": "run with leadership",
+	},
+	"agent": {
+		"cni":   "the agent answers the CNI plugin",
+		"proxy": "the node's Service data plane",
+		"dns":   "the node's cluster DNS",
+	},
+	"controllers": {
+		"scheduler": "both share one term's informers",
+	},
+	"raftstore": {}, "scheduler": {}, "cni": {}, "proxy": {}, "dns": {}, "gossip": {},
+	"internal": {},
+}
+
+// noLeaf lists folders that hold programs or tests and are imported by nobody.
+var noLeaf = []string{"cmd", "test", "packaging"}
+
+func TestImports(t *testing.T) {
+	out, err := exec.Command("go", "list", "-e", "-f", `{{.ImportPath}}:{{range .Imports}} {{.}}{{end}}`, "./...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	edges := map[string]map[string]string{} // folder → folder → an example
+	packages := 0
+	for s := bufio.NewScanner(bytes.NewReader(out)); s.Scan(); {
+		from, imports, _ := strings.Cut(s.Text(), ":")
+		packages++
+		for imp := range strings.FieldsSeq(imports) {
+			a, b := folder(from), folder(imp)
+			if a == "" || b == "" || a == b {
+				continue
+			}
+			if edges[a] == nil {
+				edges[a] = map[string]string{}
+			}
+			edges[a][b] = from + " → " + imp
+		}
+	}
+	if packages < 3 {
+		t.Fatalf("go list found %d packages only:\n%s", packages, out)
+	}
+	for _, a := range slices.Sorted(maps.Keys(edges)) {
+		for _, b := range slices.Sorted(maps.Keys(edges[a])) {
+			switch {
+			case a == "test", b == "internal" && a != "test":
+			case slices.Contains(noLeaf, b):
+				t.Errorf("%s: nothing imports %s/", edges[a][b], b)
+			case allowed[a][b] == "":
+				t.Errorf("%s: %s/ may not import %s/; if it must, say why in imports_test.go", edges[a][b], a, b)
+			}
+		}
+	}
+	for a := range allowed {
+		if cycle := reach(a, a, map[string]bool{}); cycle != "" {
+			t.Errorf("the allowed imports have a cycle: %s", cycle)
+		}
+	}
+}
+
+// folder is the top-level folder of one of our packages, or "".
+func folder(path string) string {
+	rest, ours := strings.CutPrefix(path, module)
+	if !ours {
+		return ""
+	}
+	top, _, _ := strings.Cut(rest, "/")
+	return top
+}
+
+// reach returns a path from a back to goal, or "".
+func reach(a, goal string, seen map[string]bool) string {
+	for b := range allowed[a] {
+		if b == goal {
+			return a + " → " + b
+		}
+		if !seen[b] {
+			seen[b] = true
+			if p := reach(b, goal, seen); p != "" {
+				return a + " → " + p
+			}
+		}
+	}
+	return ""
+}

@@ -1,0 +1,303 @@
+//go:build bench
+
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bench measures coracle beside upstream's separate processes, one after the other in the same run, each on a
+// machine of namespaces of its own with the same image, client and load. It prints and never judges.
+//
+// CORACLE_PEER names the script that builds and runs upstream (verbs: build, up, node, pids, down), CORACLE_PEER_DIR
+// where it has built; without a script only coracle is measured. CORACLE_BENCH_QUICK shortens every window.
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+func TestMain(m *testing.M) { harness.Main(m) }
+
+// figure is one measured number; lower is better unless more says otherwise.
+type figure struct {
+	name, unit string
+	value      float64
+}
+
+// figures keeps the order in which they were measured.
+type figures struct{ list []figure }
+
+func (f *figures) add(name, unit string, v float64) { f.list = append(f.list, figure{name, unit, v}) }
+
+func (f *figures) get(name string) (float64, bool) {
+	for _, x := range f.list {
+		if x.name == name {
+			return x.value, true
+		}
+	}
+	return 0, false
+}
+
+// window is how long an idle measurement lasts.
+func window(full time.Duration) time.Duration {
+	if os.Getenv("CORACLE_BENCH_QUICK") != "" {
+		return full / 10
+	}
+	return full
+}
+
+func TestBench(t *testing.T) {
+	load := buildLoad(t)
+	var ours, theirs figures
+	t.Run("coracle", func(t *testing.T) { benchCoracle(t, load, &ours) })
+	if peer := os.Getenv("CORACLE_PEER"); peer != "" {
+		t.Run("upstream", func(t *testing.T) { benchUpstream(t, peer, load, &theirs) })
+	}
+	fmt.Printf("\n%-44s %12s %12s %8s\n", "", "coracle", "upstream", "ratio")
+	for _, f := range ours.list {
+		row := fmt.Sprintf("%-44s %12.2f", f.name+" ("+f.unit+")", f.value)
+		if v, ok := theirs.get(f.name); ok {
+			row += fmt.Sprintf(" %12.2f", v)
+			if v != 0 {
+				row += fmt.Sprintf(" %8.2f", f.value/v)
+			}
+		}
+		fmt.Println(row)
+	}
+}
+
+func buildLoad(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "load")
+	c := exec.Command("go", "build", "-o", path, "github.com/coracle-k8s/coracle/test/bench/load")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("build load: %v\n%s", err, out)
+	}
+	return path
+}
+
+// subject is what is measured: a machine with a cluster on it and the processes that make it.
+type subject struct {
+	*harness.Machine
+	t          *testing.T
+	load       string
+	kubeconfig string
+	kubectl    func(args ...string) (string, error)
+	pids       func() []int
+	out        *figures
+}
+
+// run runs the load program on the machine and decodes what it prints.
+func (s *subject) run(into any, args ...string) {
+	s.t.Helper()
+	args = append(args[:1:1], append([]string{"-kubeconfig", s.kubeconfig}, args[1:]...)...)
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	defer cancel()
+	out, err := harness.Output(s.Command(ctx, s.load, args...))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := json.Unmarshal([]byte(out), into); err != nil {
+		s.t.Fatalf("%v: %s", err, out)
+	}
+}
+
+type latencies struct {
+	PerSecond, P50ms, P99ms float64
+	Count                   int
+	Seconds                 float64
+}
+
+const idlePods = 3
+
+// measure goes through all figures on a cluster whose node is Ready.
+func (s *subject) measure() {
+	var first latencies
+	s.run(&first, "pods", "-count", "1", "-image", harness.BoxImage)
+	s.out.add("first pod create → Running", "ms", first.P50ms)
+	for i := range idlePods {
+		if out, err := s.kubectl("run", fmt.Sprintf("idle-%d", i), "--image="+harness.BoxImage, "--image-pull-policy=Never", "--command", "--", "testbox", "hold"); err != nil {
+			s.t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	if out, err := s.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=120s"); err != nil {
+		s.t.Fatalf("%v\n%s", err, out)
+	}
+	time.Sleep(window(60 * time.Second)) // settling is part of what is measured: idle means idle
+	s.idle()
+	var l latencies
+	count := "50"
+	s.run(&l, "pods", "-count", count, "-image", harness.BoxImage)
+	s.out.add("pod create → Running, one by one, p50", "ms", l.P50ms)
+	s.out.add("pod create → Running, one by one, p99", "ms", l.P99ms)
+	s.run(&l, "pods", "-count", "20", "-parallel", "20", "-image", harness.BoxImage)
+	s.out.add("pod create → Running, 20 at once, p99", "ms", l.P99ms)
+	seconds := strconv.Itoa(int(window(20*time.Second) / time.Second))
+	for _, clients := range []string{"1", "50"} {
+		s.run(&l, "writes", "-clients", clients, "-seconds", seconds)
+		s.out.add("ConfigMap creates, "+clients+" clients", "1/s", l.PerSecond)
+		s.out.add("ConfigMap creates, "+clients+" clients, p50", "ms", l.P50ms)
+		s.out.add("ConfigMap creates, "+clients+" clients, p99", "ms", l.P99ms)
+	}
+}
+
+// idle measures memory, CPU over a minute and disk writes over five of the processes at rest.
+func (s *subject) idle() {
+	usage := func() (rss, anon, cpu, written float64) {
+		for _, pid := range s.pids() {
+			rss += statusMB(pid, "VmRSS:")
+			anon += statusMB(pid, "RssAnon:")
+			cpu += cpuSeconds(pid)
+			written += float64(fieldOf(fmt.Sprintf("/proc/%d/io", pid), "write_bytes:")) / 1024
+		}
+		return
+	}
+	_, _, cpu0, written0 := usage()
+	began := time.Now()
+	time.Sleep(window(60 * time.Second))
+	rss, anon, cpu1, _ := usage()
+	s.out.add("idle RSS, three pods", "MB", rss)
+	s.out.add("idle anonymous memory", "MB", anon)
+	s.out.add("idle CPU over a minute", "% core", 100*(cpu1-cpu0)/time.Since(began).Seconds())
+	time.Sleep(window(300*time.Second) - time.Since(began))
+	_, _, _, written1 := usage()
+	s.out.add("idle disk writes", "KB/min", (written1-written0)/time.Since(began).Minutes())
+}
+
+func fieldOf(file, key string) int64 {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, key); ok {
+			n, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+func statusMB(pid int, key string) float64 {
+	return float64(fieldOf(fmt.Sprintf("/proc/%d/status", pid), key)) / 1024
+}
+
+func cpuSeconds(pid int) float64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
+	user, _ := strconv.ParseFloat(string(f[11]), 64)
+	system, _ := strconv.ParseFloat(string(f[12]), 64)
+	return (user + system) / 100 // USER_HZ is 100 on every Linux that Go runs on
+}
+
+type readiness struct{ ReadyzMs, NodeReadyMs float64 }
+
+func benchCoracle(t *testing.T, load string, out *figures) {
+	m := harness.NewMachine(t)
+	s := m.NewServer()
+	if err := os.MkdirAll(filepath.Join(s.DataDir, "images"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	harness.WriteBoxImage(t, filepath.Join(s.DataDir, "images", "box.tar"))
+	x := &subject{
+		Machine: m, t: t, load: load, kubeconfig: s.Kubeconfig, out: out,
+		kubectl: s.TryKubectl, pids: func() []int { return append(shims(m), s.Pid()) },
+	}
+	if info, err := os.Stat(s.Coracle()); err == nil {
+		out.add("binary", "MB", float64(info.Size())/1e6)
+	}
+	s.Start()
+	var r readiness
+	x.run(&r, "ready", "-seconds", "180")
+	out.add("empty directory → /readyz", "ms", r.ReadyzMs)
+	out.add("empty directory → node Ready", "ms", r.NodeReadyMs)
+	x.measure()
+}
+
+// shims lists the shim processes on a machine: they are part of a node's footprint on both sides.
+func shims(m *harness.Machine) []int {
+	var out []int
+	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range procs {
+		b, err := os.ReadFile(p)
+		if err != nil || !bytes.Contains(b, []byte("containerd-shim-runc-v2\x00-namespace")) || !m.Owns(p) {
+			continue
+		}
+		pid, _ := strconv.Atoi(strings.Split(p, "/")[2])
+		out = append(out, pid)
+	}
+	return out
+}
+
+func benchUpstream(t *testing.T, script, load string, out *figures) {
+	dir := os.Getenv("CORACLE_PEER_DIR")
+	if dir == "" {
+		t.Fatal("CORACLE_PEER_DIR is not set: where upstream's processes are built")
+	}
+	if _, err := os.Stat(filepath.Join(dir, "bin", "kube-apiserver")); err != nil {
+		c := exec.Command("bash", script, "build", dir)
+		c.Stdout, c.Stderr = os.Stdout, os.Stderr
+		if err := c.Run(); err != nil {
+			t.Fatalf("build upstream: %v", err)
+		}
+	}
+	var size float64
+	for _, name := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "containerd", "containerd-shim-runc-v2", "runc"} {
+		if info, err := os.Stat(filepath.Join(dir, "bin", name)); err == nil {
+			size += float64(info.Size()) / 1e6
+		}
+	}
+	out.add("binary", "MB", size)
+	m := harness.NewMachine(t)
+	m.Env = []string{"PATH=" + filepath.Join(dir, "bin") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
+	defer cancel()
+	peer := func(args ...string) string {
+		t.Helper()
+		out, err := harness.Output(m.Command(ctx, "bash", append([]string{script}, args...)...))
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return out
+	}
+	images := []string{filepath.Join(m.Dir, "box.tar"), filepath.Join(m.Dir, "pause.tar")}
+	harness.WriteBoxImage(t, images[0])
+	harness.WritePauseImage(t, images[1], "registry.k8s.io/pause:3.10")
+	x := &subject{Machine: m, t: t, load: load, kubeconfig: filepath.Join(dir, "run", "kubeconfig"), out: out}
+	x.kubectl = func(args ...string) (string, error) {
+		return harness.Output(m.Command(ctx, m.Coracle(), append([]string{"kubectl", "--kubeconfig", x.kubeconfig}, args...)...))
+	}
+	x.pids = func() []int {
+		pids := shims(m)
+		for _, word := range strings.Fields(peer("pids", dir)) {
+			_, n, _ := strings.Cut(word, "=")
+			inside, _ := strconv.Atoi(n)
+			pids = append(pids, m.HostPid(inside))
+		}
+		return pids
+	}
+	defer func() {
+		_, _ = harness.Output(m.Command(ctx, "bash", script, "down", dir))
+	}()
+	began := time.Now()
+	peer("up", dir)
+	out.add("empty directory → /readyz", "ms", float64(time.Since(began).Milliseconds()))
+	peer(append([]string{"node", dir}, images...)...)
+	var r readiness
+	x.run(&r, "ready", "-seconds", "180")
+	out.add("empty directory → node Ready", "ms", float64(time.Since(began).Milliseconds()))
+	x.measure()
+}
