@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package token
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+)
+
+// Options says where a server's tokens are and what the operator asked for.
+type Options struct {
+	// Dir is the server's folder; it holds token, agent-token and node-token (a link to agent-token, the name that
+	// people know from k3s).
+	Dir string
+	// Root is the authority that tokens name.
+	Root *x509.Certificate
+	// Server and Agent are what the operator gave (--token, --agent-token): a whole token, or a secret of their own.
+	// Empty means: what the file says, or a new random one.
+	Server, Agent string
+	// Logger tells of changes; nil means slog's default.
+	Logger *slog.Logger
+}
+
+// Set is the pair of tokens with which machines join this cluster for as long as it lives.
+type Set struct {
+	Server, Agent Token
+}
+
+// Files of the server's folder, relative to Options.Dir.
+const (
+	ServerFile = "token"
+	AgentFile  = "agent-token"
+	NodeFile   = "node-token"
+)
+
+// Ensure returns the cluster's tokens, making and writing what is missing.
+func Ensure(o Options) (Set, error) {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	var (
+		s    Set
+		errs [2]error
+	)
+	s.Server, errs[0] = o.ensure(ServerFile, RoleServer, o.Server)
+	s.Agent, errs[1] = o.ensure(AgentFile, RoleAgent, o.Agent)
+	if err := errors.Join(errs[:]...); err != nil {
+		return Set{}, err
+	}
+	if s.Server.Secret == s.Agent.Secret {
+		return Set{}, errors.New("the server token and the agent token are the same: whoever may add a node could then take " +
+			"over the cluster. Give --agent-token another value, or leave it out")
+	}
+	return s, linkNodeToken(o.Dir)
+}
+
+func (o Options) ensure(file string, role Role, given string) (Token, error) {
+	path := filepath.Join(o.Dir, file)
+	t, err := o.read(path, role)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if given == "" {
+			return Token{}, fmt.Errorf("%w. Restore %s from a backup, or remove it: a new token is then made, and machines "+
+				"that join later need that one", err, path)
+		}
+		o.Logger.Warn("the token file was damaged and is replaced by the token given", "file", path, "error", err)
+	}
+	missing := err != nil
+	switch {
+	case given != "":
+		want, err := o.chosen(role, given)
+		if err != nil {
+			return Token{}, err
+		}
+		if !missing && want.Secret != t.Secret {
+			o.Logger.Info("the token was changed to the one given; machines that join later need it", "role", role, "file", path)
+		}
+		t = want
+	case missing:
+		if t, err = New(o.Root, role); err != nil {
+			return Token{}, err
+		}
+	}
+	_, err = atomicfile.WriteIfDifferent(path, []byte(t.String()+"\n"), 0o600)
+	return t, err
+}
+
+func (o Options) read(path string, role Role) (Token, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Token{}, err
+	}
+	t, err := Parse(string(data))
+	if err != nil {
+		return Token{}, fmt.Errorf("the token in %s cannot be read: %w", path, err)
+	}
+	if t.Role != role && t.Role != "" {
+		return Token{}, fmt.Errorf("%s holds a token for another role (%s)", path, t.Role)
+	}
+	if err := t.VerifyCA(o.Root); err != nil {
+		return Token{}, fmt.Errorf("the token in %s: %w", path, err)
+	}
+	t.Role, t.CAHash = role, Hash(o.Root)
+	return t, nil
+}
+
+// chosen turns what the operator gave into a full token of this cluster.
+func (o Options) chosen(role Role, given string) (Token, error) {
+	flag := map[Role]string{RoleServer: "--token", RoleAgent: "--agent-token"}[role]
+	t, err := Parse(given)
+	if err != nil {
+		return Token{}, fmt.Errorf("%s: %w", flag, err)
+	}
+	if t.Role == RoleBootstrap {
+		return Token{}, fmt.Errorf("%s: that is a token which expires (made by `coracle token create`); a cluster's own token cannot have "+
+			"the form of one", flag)
+	}
+	if t.Role != "" && t.Role != role {
+		return Token{}, fmt.Errorf("%s: that is a token for the role %q, and one for %q is wanted", flag, t.Role, role)
+	}
+	if err := t.VerifyCA(o.Root); err != nil {
+		return Token{}, fmt.Errorf("%s: %w", flag, err)
+	}
+	return Token{CAHash: Hash(o.Root), Role: role, Secret: t.Secret}, nil
+}
+
+func linkNodeToken(dir string) error {
+	path := filepath.Join(dir, NodeFile)
+	if target, err := os.Readlink(path); err == nil && target == AgentFile {
+		return nil
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("linking %s: %w", path, err)
+	}
+	if err := os.Symlink(AgentFile, path); err != nil {
+		return fmt.Errorf("linking %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package token makes, reads and checks the tokens with which machines join the cluster.
+//
+// A token names the cluster's certificate authority by its hash, so that a joining machine knows whom it talks to
+// before it says anything: a token cannot be harvested by someone in between. It comes in three kinds:
+//
+//	CRC1<sha256 of the CA, hex>::server:<secret>        may add a server, that is: read the cluster's keys
+//	CRC1<sha256 of the CA, hex>::agent:<secret>         may add a node
+//	CRC1<sha256 of the CA, hex>::<id>.<secret>          may add a node until it expires (a bootstrap token, see bootstrap.go)
+//
+// The package owns the token files of a server. It never talks to another machine.
+package token
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+const (
+	prefix    = "CRC1"
+	separator = "::"
+)
+
+// Role is what a token lets its holder become.
+type Role string
+
+// The roles. A bootstrap token's role is RoleBootstrap until the server that checks it looks up what it is for.
+const (
+	RoleServer    Role = "server"
+	RoleAgent     Role = "agent"
+	RoleBootstrap Role = "bootstrap"
+)
+
+// Token is a token in its parts.
+type Token struct {
+	// CAHash is the SHA-256 of the DER of the authority's root, in lower-case hex; empty when a bare secret was given.
+	CAHash string
+	// Role is empty when a bare secret was given.
+	Role Role
+	// ID is set for bootstrap tokens only.
+	ID string
+	// Secret is what must stay secret.
+	Secret string
+}
+
+var (
+	hashForm      = regexp.MustCompile(`^[0-9a-f]{64}$`)
+	bootstrapForm = regexp.MustCompile(`^([a-z0-9]{6})\.([a-z0-9]{16})$`)
+	secretForm    = regexp.MustCompile(`^[!-~]+$`) // printable, no blanks: it is pasted into shells and unit files
+)
+
+// Hash is how a token names an authority.
+func Hash(root *x509.Certificate) string {
+	sum := sha256.Sum256(root.Raw)
+	return hex.EncodeToString(sum[:])
+}
+
+// New makes a token of a role with 128 random bits.
+func New(root *x509.Certificate, role Role) (Token, error) {
+	secret := make([]byte, 16)
+	if _, err := rand.Read(secret); err != nil {
+		return Token{}, fmt.Errorf("making a token: %w", err)
+	}
+	return Token{CAHash: Hash(root), Role: role, Secret: hex.EncodeToString(secret)}, nil
+}
+
+// String is the token as a person passes it on.
+func (t Token) String() string {
+	secret := t.Secret
+	switch {
+	case t.Role == RoleBootstrap:
+		secret = t.ID + "." + t.Secret
+	case t.Role != "":
+		secret = string(t.Role) + ":" + t.Secret
+	}
+	if t.CAHash == "" {
+		return secret
+	}
+	return prefix + t.CAHash + separator + secret
+}
+
+// Parse reads a token, or a bare secret that an operator chose.
+func Parse(s string) (Token, error) {
+	s = strings.TrimSpace(s)
+	if s == "" {
+		return Token{}, errors.New("the token is empty")
+	}
+	var t Token
+	rest := s
+	switch {
+	case strings.HasPrefix(s, prefix) && strings.Contains(s, separator):
+		var hash string
+		hash, rest, _ = strings.Cut(strings.TrimPrefix(s, prefix), separator)
+		if t.CAHash = strings.ToLower(hash); !hashForm.MatchString(t.CAHash) {
+			return Token{}, fmt.Errorf("the token's hash has %d characters and should be 64 hex digits: was it cut off when copied?", len(hash))
+		}
+	case strings.HasPrefix(s, "K10") && strings.Contains(s, separator):
+		return Token{}, errors.New("this is a token of a k3s cluster, and this is Coracle: `coracle token` on a server prints the right one")
+	case looksCut(s):
+		return Token{}, fmt.Errorf("the token starts like one of Coracle but has no %q part: was it cut off when copied?", separator)
+	}
+	if m := bootstrapForm.FindStringSubmatch(rest); m != nil {
+		t.Role, t.ID, t.Secret = RoleBootstrap, m[1], m[2]
+		return t, nil
+	}
+	role, secret, found := strings.Cut(rest, ":")
+	if !found {
+		if t.CAHash != "" {
+			return Token{}, fmt.Errorf("the token does not say what it is for: %q should be followed by server:, agent: or an id and a dot", separator)
+		}
+		secret = rest
+	} else if t.Role = Role(role); t.Role != RoleServer && t.Role != RoleAgent {
+		return Token{}, fmt.Errorf("the token is for %q, which should be server or agent", role)
+	}
+	if !secretForm.MatchString(secret) {
+		return Token{}, errors.New("the token's secret is empty or has blanks or characters that cannot be typed in it")
+	}
+	t.Secret = secret
+	return t, nil
+}
+
+// looksCut says that s is the first part of a full token: prefix and hex digits.
+func looksCut(s string) bool {
+	hash, ok := strings.CutPrefix(s, prefix)
+	return ok && len(hash) > 16 && strings.Trim(hash, "0123456789abcdef:") == ""
+}
+
+// ErrOtherCluster is what VerifyCA returns for a token that names another authority.
+var ErrOtherCluster = errors.New("the token belongs to another cluster")
+
+// VerifyCA checks that root is the authority that the token names. A token without a hash trusts what it is shown, so
+// callers that need certainty ask for CAHash first.
+func (t Token) VerifyCA(root *x509.Certificate) error {
+	if t.CAHash == "" {
+		return nil
+	}
+	if got := Hash(root); subtle.ConstantTimeCompare([]byte(got), []byte(t.CAHash)) != 1 {
+		return fmt.Errorf("%w, or someone between answers in its place: it names the authority %.12s… and this one is %.12s…. "+
+			"Nothing was sent; take the token anew with `coracle token` on a server of the cluster", ErrOtherCluster, t.CAHash, got)
+	}
+	return nil
+}
+
+// Matches says whether a presented secret is this token's, taking the same time for every wrong one.
+func (t Token) Matches(secret string) bool {
+	// Hashing first makes lengths equal, so that not even those are told by the time taken.
+	a, b := sha256.Sum256([]byte(t.Secret)), sha256.Sum256([]byte(secret))
+	return subtle.ConstantTimeCompare(a[:], b[:]) == 1
+}

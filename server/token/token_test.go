@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package token
+
+import (
+	"crypto/x509"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+)
+
+var (
+	ours   = &x509.Certificate{Raw: []byte("our authority")}
+	theirs = &x509.Certificate{Raw: []byte("another authority")}
+)
+
+func TestParseIsTheInverseOfString(t *testing.T) {
+	server, err := New(ours, RoleServer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []Token{
+		server,
+		{CAHash: Hash(ours), Role: RoleAgent, Secret: "with:colon"},
+		{CAHash: Hash(ours), Role: RoleBootstrap, ID: "abcdef", Secret: "0123456789abcdef"},
+		{Role: RoleBootstrap, ID: "abcdef", Secret: "0123456789abcdef"},
+		{Secret: "plain"},
+	} {
+		got, err := Parse(" " + want.String() + "\n")
+		if err != nil || got != want {
+			t.Errorf("%s: %+v, %v", want, got, err)
+		}
+	}
+}
+
+func TestParseSaysWhatIsWrong(t *testing.T) {
+	hash := Hash(ours)
+	for in, want := range map[string]string{
+		"":                               "empty",
+		"CRC1abc::server:x":              "64 hex digits",
+		"CRC1" + hash:                    "cut off",
+		"CRC1" + hash[:40]:               "cut off",
+		"CRC1" + hash + "::":             "what it is for",
+		"CRC1" + hash + "::server:":      "empty",
+		"CRC1" + hash + "::node:x":       `"node"`,
+		"CRC1" + hash + "::server:a b":   "blanks",
+		"K10" + hash + "::server:abcdef": "k3s",
+	} {
+		if _, err := Parse(in); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v; want words with %q", in, err, want)
+		}
+	}
+}
+
+func TestVerify(t *testing.T) {
+	tok, err := New(ours, RoleAgent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tok.VerifyCA(ours); err != nil {
+		t.Error(err)
+	}
+	if err := tok.VerifyCA(theirs); !errors.Is(err, ErrOtherCluster) {
+		t.Errorf("another authority: %v", err)
+	}
+	if !tok.Matches(tok.Secret) || tok.Matches(tok.Secret+"x") || tok.Matches("") {
+		t.Error("Matches is wrong")
+	}
+}
+
+func ensure(t *testing.T, o Options) Set {
+	t.Helper()
+	o.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+	s, err := Ensure(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestEnsure(t *testing.T) {
+	dir := t.TempDir()
+	first := ensure(t, Options{Dir: dir, Root: ours})
+	if first.Server.Secret == first.Agent.Secret || first.Server.Role != RoleServer || first.Agent.Role != RoleAgent {
+		t.Fatalf("%+v", first)
+	}
+	for file, want := range map[string]Token{ServerFile: first.Server, AgentFile: first.Agent, NodeFile: first.Agent} {
+		path := filepath.Join(dir, file)
+		data, err := os.ReadFile(path)
+		if err != nil || string(data) != want.String()+"\n" {
+			t.Errorf("%s holds %q, %v", file, data, err)
+		}
+		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", file, fi.Mode(), err)
+		}
+	}
+	if again := ensure(t, Options{Dir: dir, Root: ours}); again != first {
+		t.Errorf("a second start has %+v, the first had %+v", again, first)
+	}
+	chosen := ensure(t, Options{Dir: dir, Root: ours, Server: "sesame", Agent: "CRC1" + Hash(ours) + "::agent:open"})
+	if chosen.Server.Secret != "sesame" || chosen.Agent.Secret != "open" || chosen.Server.CAHash != Hash(ours) {
+		t.Errorf("chosen tokens became %+v", chosen)
+	}
+	if kept := ensure(t, Options{Dir: dir, Root: ours}); kept != chosen {
+		t.Errorf("chosen tokens were not kept: %+v", kept)
+	}
+}
+
+func TestEnsureRefuses(t *testing.T) {
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	for want, o := range map[string]Options{
+		"same":       {Server: "x", Agent: "x"},
+		"another":    {Server: "CRC1" + Hash(theirs) + "::server:x"},
+		"for the ro": {Server: "CRC1" + Hash(ours) + "::agent:x"},
+		"expires":    {Agent: "abcdef.0123456789abcdef"},
+	} {
+		o.Dir, o.Root, o.Logger = t.TempDir(), ours, log
+		if _, err := Ensure(o); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, ServerFile), []byte("CRC1zz::"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Ensure(Options{Dir: dir, Root: ours, Logger: log}); err == nil || !strings.Contains(err.Error(), "Restore") {
+		t.Errorf("damaged file: %v", err)
+	}
+}
+
+func TestBootstrapTokens(t *testing.T) {
+	ctx, c := t.Context(), fake.NewSimpleClientset()
+	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
+	a, err := Create(ctx, c, CreateOptions{TTL: time.Hour, Description: "for the barge", Now: now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Create(ctx, c, CreateOptions{Token: "zzzzzz.0123456789abcdef"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Create(ctx, c, CreateOptions{Token: "zzzzzz.0123456789abcdef"}); err == nil || !strings.Contains(err.Error(), "exists") {
+		t.Errorf("the same again: %v", err)
+	}
+	if _, err := Create(ctx, c, CreateOptions{Token: "wrong"}); err == nil {
+		t.Error("a wrong form was taken")
+	}
+	list, err := List(ctx, c)
+	if err != nil || len(list) != 2 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	got := list[0]
+	if got.ID != a.ID || got.Secret != a.Secret || got.Description != "for the barge" || !got.Expires.Equal(now.Add(time.Hour)) ||
+		strings.Join(got.Usages, ",") != "authentication,signing" || got.Groups[0] != NodeGroup {
+		t.Errorf("%+v", got)
+	}
+	if got.Expired(now.Add(time.Hour-1)) || !got.Expired(now.Add(time.Hour)) || list[1].Expired(now.AddDate(99, 0, 0)) {
+		t.Error("Expired is wrong")
+	}
+	if err := Delete(ctx, c, a.Token(Hash(ours)).String()); err != nil {
+		t.Error(err)
+	}
+	if err := Delete(ctx, c, a.ID); err == nil || !strings.Contains(err.Error(), "no token") {
+		t.Errorf("a second delete: %v", err)
+	}
+	if err := Delete(ctx, c, "nonsense"); err == nil {
+		t.Error("nonsense was deleted")
+	}
+	_, err = c.CoreV1().Secrets("kube-system").Get(ctx, "bootstrap-token-"+a.ID, metav1.GetOptions{})
+	if !apierrors.IsNotFound(err) {
+		t.Errorf("still there: %v", err)
+	}
+}
