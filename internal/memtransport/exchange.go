@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package memtransport
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/textproto"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// errAborted is what a client reads when the handler gave up in the middle.
+var errAborted = errors.New("memtransport: the server aborted the request")
+
+// errClientGone is the cause handlers find when the response body was closed early.
+var errClientGone = errors.New("memtransport: the client closed the response")
+
+// exchange is one request and its response. It is the handler's http.ResponseWriter.
+type exchange struct {
+	method   string
+	cancel   context.CancelCauseFunc
+	body     *pipe
+	reqBody  *requestBody
+	header   http.Header // the handler's; snapshotted when the response leaves
+	response *http.Response
+
+	headerReady chan struct{} // closed once response or headerErr is set
+	headerErr   error
+	headerOnce  sync.Once
+	wroteHeader bool
+	noBody      bool
+
+	closeNotify     chan bool // capacity 1: CloseNotify's contract is one value
+	closeNotifyOnce sync.Once
+}
+
+func newExchange(req *http.Request, cancel context.CancelCauseFunc) *exchange {
+	ex := &exchange{
+		method:      req.Method,
+		cancel:      cancel,
+		header:      http.Header{},
+		headerReady: make(chan struct{}),
+		closeNotify: make(chan bool, 1),
+	}
+	ex.body = newPipe()
+	ex.response = &http.Response{
+		Proto: "HTTP/2.0", ProtoMajor: 2,
+		ContentLength: -1,
+		Body:          &responseBody{ex: ex},
+		Request:       req,
+	}
+	if req.Body != nil && req.Body != http.NoBody {
+		ex.reqBody = &requestBody{rc: req.Body}
+	}
+	return ex
+}
+
+// serverRequest is the request as a server would have parsed it.
+func serverRequest(ctx context.Context, req *http.Request, remoteAddr string, ex *exchange) *http.Request {
+	s := req.Clone(ctx)
+	s.RequestURI = req.URL.RequestURI()
+	s.RemoteAddr = remoteAddr
+	s.Proto, s.ProtoMajor, s.ProtoMinor = "HTTP/2.0", 2, 0
+	s.Response, s.GetBody, s.TLS = nil, nil, nil
+	if s.Host == "" {
+		s.Host = req.URL.Host
+	}
+	// A server's URL has neither scheme nor host.
+	s.URL.Scheme, s.URL.Host, s.URL.User = "", "", nil
+	if s.Method == "" {
+		s.Method = http.MethodGet
+	}
+	if s.Header == nil {
+		s.Header = http.Header{}
+	}
+	if ex.reqBody != nil {
+		s.Body = ex.reqBody
+	} else {
+		s.Body, s.ContentLength = http.NoBody, 0
+	}
+	return s
+}
+
+// Header implements http.ResponseWriter.
+func (ex *exchange) Header() http.Header { return ex.header }
+
+// WriteHeader implements http.ResponseWriter: the response leaves at once.
+func (ex *exchange) WriteHeader(code int) {
+	if ex.wroteHeader || (code >= 100 && code < 200) {
+		return // informational answers have no reader here
+	}
+	ex.wroteHeader = true
+	r := ex.response
+	r.StatusCode = code
+	r.Status = strconv.Itoa(code) + " " + http.StatusText(code)
+	r.Header = ex.header.Clone()
+	for name := range r.Header {
+		if strings.HasPrefix(name, http.TrailerPrefix) {
+			delete(r.Header, name)
+		}
+	}
+	for _, name := range declaredTrailers(r.Header) {
+		if r.Trailer == nil {
+			r.Trailer = http.Header{}
+		}
+		r.Trailer[name] = nil
+		delete(r.Header, name)
+	}
+	delete(r.Header, "Trailer")
+	ex.noBody = ex.method == http.MethodHead || code == http.StatusNoContent || code == http.StatusNotModified
+	if n, err := strconv.ParseInt(r.Header.Get("Content-Length"), 10, 64); err == nil && n >= 0 {
+		r.ContentLength = n
+	}
+	if code == http.StatusNoContent {
+		r.ContentLength = 0
+	}
+	ex.sendHeader(nil)
+}
+
+func (ex *exchange) sendHeader(err error) {
+	ex.headerOnce.Do(func() {
+		ex.headerErr = err
+		if err != nil {
+			ex.response = nil
+		}
+		close(ex.headerReady)
+	})
+}
+
+// Write implements http.ResponseWriter. It blocks while the client is too far behind.
+func (ex *exchange) Write(p []byte) (int, error) {
+	if !ex.wroteHeader {
+		if ex.header.Get("Content-Type") == "" && ex.header.Get("Content-Encoding") == "" && len(p) > 0 {
+			ex.header.Set("Content-Type", http.DetectContentType(p))
+		}
+		ex.WriteHeader(http.StatusOK)
+	}
+	if ex.noBody {
+		if ex.method == http.MethodHead {
+			return len(p), nil
+		}
+		return 0, http.ErrBodyNotAllowed
+	}
+	return ex.body.write(p)
+}
+
+// Flush implements http.Flusher. Bytes are visible as soon as they are written, so only the header may wait.
+func (ex *exchange) Flush() {
+	if !ex.wroteHeader {
+		ex.WriteHeader(http.StatusOK)
+	}
+}
+
+// CloseNotify implements http.CloseNotifier: upstream's response wrappers pass
+// Flush through only for writers that have both.
+func (ex *exchange) CloseNotify() <-chan bool { return ex.closeNotify }
+
+// abort is the client going away: its context ended or it closed the body.
+func (ex *exchange) abort(cause error) {
+	ex.cancel(cause)
+	ex.body.closeRead(cause)
+	ex.closeNotifyOnce.Do(func() { ex.closeNotify <- true })
+}
+
+// finish is the handler's end, err when it panicked.
+func (ex *exchange) finish(err error) {
+	if err == nil && !ex.wroteHeader {
+		ex.header.Set("Content-Length", "0")
+		ex.WriteHeader(http.StatusOK)
+	}
+	if err != nil {
+		ex.sendHeader(err)
+	} else {
+		ex.setTrailers()
+	}
+	if ex.reqBody != nil {
+		ex.reqBody.Close()
+	}
+	if err != nil {
+		ex.body.closeWrite(io.ErrUnexpectedEOF)
+	} else {
+		ex.body.closeWrite(io.EOF)
+	}
+	ex.cancel(context.Canceled)
+}
+
+// setTrailers copies declared and prefixed trailers; the client may look at them once it has read EOF.
+func (ex *exchange) setTrailers() {
+	r := ex.response
+	for name := range r.Trailer {
+		if v, ok := ex.header[name]; ok {
+			r.Trailer[name] = v
+		}
+	}
+	for name, v := range ex.header {
+		if rest, ok := strings.CutPrefix(name, http.TrailerPrefix); ok {
+			if r.Trailer == nil {
+				r.Trailer = http.Header{}
+			}
+			r.Trailer[textproto.CanonicalMIMEHeaderKey(rest)] = v
+		}
+	}
+}
+
+func declaredTrailers(h http.Header) []string {
+	var names []string
+	for _, line := range h["Trailer"] {
+		for name := range strings.SplitSeq(line, ",") {
+			if name = textproto.CanonicalMIMEHeaderKey(strings.TrimSpace(name)); name != "" {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package memtransport
+
+import (
+	"io"
+	"net/http"
+	"sync"
+)
+
+// pipeBuffer is how far a handler may run ahead of its client, in bytes: most
+// objects fit, so a handler is done before the client has begun to decode.
+const pipeBuffer = 128 << 10
+
+// pipe is a bounded byte queue with an error at either end.
+type pipe struct {
+	mu       sync.Mutex
+	changed  sync.Cond
+	buf      []byte
+	off      int   // buf[:off] is read already
+	writeErr error // what the reader gets when buf is drained
+	readErr  error // what both ends get once the reader is gone
+}
+
+func newPipe() *pipe {
+	p := &pipe{}
+	p.changed.L = &p.mu
+	return p
+}
+
+// write appends b, waiting for room. It never keeps b.
+func (p *pipe) write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := 0
+	for {
+		if p.readErr != nil {
+			return n, p.readErr
+		}
+		if p.writeErr != nil {
+			return n, io.ErrClosedPipe
+		}
+		if n == len(b) {
+			return n, nil
+		}
+		if room := pipeBuffer - (len(p.buf) - p.off); room > 0 {
+			chunk := b[n:min(len(b), n+room)]
+			if p.off > 0 && len(p.buf)+len(chunk) > cap(p.buf) {
+				p.buf = append(p.buf[:0], p.buf[p.off:]...)
+				p.off = 0
+			}
+			p.buf = append(p.buf, chunk...)
+			n += len(chunk)
+			p.changed.Broadcast()
+			continue
+		}
+		p.changed.Wait()
+	}
+}
+
+func (p *pipe) read(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for {
+		if p.readErr != nil {
+			return 0, p.readErr
+		}
+		if p.off < len(p.buf) {
+			n := copy(b, p.buf[p.off:])
+			p.off += n
+			if p.off == len(p.buf) {
+				p.buf, p.off = p.buf[:0], 0
+				if cap(p.buf) > 16<<10 {
+					p.buf = nil // a watch must not keep the buffer of its biggest event
+				}
+			}
+			p.changed.Broadcast()
+			return n, nil
+		}
+		if p.writeErr != nil {
+			return 0, p.writeErr
+		}
+		if len(b) == 0 {
+			return 0, nil
+		}
+		p.changed.Wait()
+	}
+}
+
+func (p *pipe) closeWrite(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.writeErr == nil {
+		p.writeErr = err
+	}
+	p.changed.Broadcast()
+}
+
+func (p *pipe) closeRead(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.readErr == nil {
+		p.readErr = err
+		p.buf, p.off = nil, 0
+	}
+	p.changed.Broadcast()
+}
+
+// responseBody is the client's end of the response.
+type responseBody struct {
+	ex *exchange
+}
+
+func (b *responseBody) Read(p []byte) (int, error) { return b.ex.body.read(p) }
+
+// Close cancels the handler unless it is through.
+func (b *responseBody) Close() error {
+	b.ex.abort(errClientGone)
+	b.ex.body.closeRead(http.ErrBodyReadAfterClose)
+	return nil
+}
+
+// requestBody lets the handler read the client's body until it returns, and closes it exactly once.
+type requestBody struct {
+	mu     sync.Mutex
+	rc     io.ReadCloser
+	closed bool
+}
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	closed := b.closed
+	b.mu.Unlock()
+	if closed {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	return b.rc.Read(p)
+}
+
+func (b *requestBody) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil
+	}
+	b.closed = true
+	return b.rc.Close()
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package memtransport carries HTTP requests to a handler in the same process:
+// an http.RoundTripper without sockets, TLS or framing.
+//
+// It owns the goroutine of every request it started and keeps the contract of
+// net/http as far as a caller can see: headers leave with the first byte or
+// flush, bodies stream with back-pressure, cancelling or closing the body
+// cancels the handler's context, a panicking handler breaks the body, trailers
+// follow the body. Context values never cross from client to handler.
+//
+// It never authenticates anybody (the handler sees exactly the headers that
+// the caller sent) and refuses protocol upgrades: those need a connection.
+package memtransport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"sync"
+)
+
+// ErrNotServing is wrapped by RoundTrip before SetHandler and after Close.
+var ErrNotServing = errors.New("the in-process server is not serving")
+
+// Options configures a Transport.
+type Options struct {
+	// RemoteAddr is what the handler sees as http.Request.RemoteAddr;
+	// "127.0.0.1:0" when empty.
+	RemoteAddr string
+	// Logger is told of handlers that panic; slog.Default() when nil.
+	Logger *slog.Logger
+}
+
+// Transport is an http.RoundTripper whose other end is an http.Handler.
+type Transport struct {
+	remoteAddr string
+	logger     *slog.Logger
+
+	ctx    context.Context // parent of every handler's context
+	cancel context.CancelFunc
+
+	mu       sync.Mutex
+	handler  http.Handler
+	closed   bool
+	inFlight sync.WaitGroup
+}
+
+// New returns a Transport that fails every request until SetHandler is called.
+func New(o Options) *Transport {
+	t := &Transport{remoteAddr: o.RemoteAddr, logger: o.Logger}
+	if t.remoteAddr == "" {
+		t.remoteAddr = "127.0.0.1:0"
+	}
+	if t.logger == nil {
+		t.logger = slog.Default()
+	}
+	t.ctx, t.cancel = context.WithCancel(context.Background())
+	return t
+}
+
+// SetHandler sets the server side. Requests under way keep the handler they began with.
+func (t *Transport) SetHandler(h http.Handler) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.handler = h
+}
+
+// Close refuses new requests, cancels those under way and waits for their
+// handlers, or until ctx is done.
+func (t *Transport) Close(ctx context.Context) error {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	t.cancel()
+	done := make(chan struct{})
+	go func() {
+		t.inFlight.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for in-process requests to end: %w", ctx.Err())
+	}
+}
+
+// begin counts a request in and returns the handler that will serve it.
+func (t *Transport) begin() (http.Handler, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed || t.handler == nil {
+		return nil, ErrNotServing
+	}
+	t.inFlight.Add(1)
+	return t.handler, nil
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	fail := func(err error) (*http.Response, error) {
+		if req.Body != nil {
+			req.Body.Close()
+		}
+		return nil, err
+	}
+	if req.URL == nil {
+		return fail(errors.New("memtransport: nil Request.URL"))
+	}
+	if req.Header.Get("Upgrade") != "" {
+		return fail(fmt.Errorf("memtransport: %s %s asks to upgrade the connection to %q; the in-process transport has none, use the server's address",
+			req.Method, req.URL.Path, req.Header.Get("Upgrade")))
+	}
+	if err := req.Context().Err(); err != nil {
+		return fail(err)
+	}
+	handler, err := t.begin()
+	if err != nil {
+		return fail(fmt.Errorf("%s %s: %w", req.Method, req.URL.Path, err))
+	}
+
+	// A fresh context: the caller's values (its own audit event, its user, its
+	// trace) belong to another request. Only cancelling crosses over.
+	ctx, cancel := context.WithCancelCause(t.ctx)
+	ex := newExchange(req, cancel)
+	stop := context.AfterFunc(req.Context(), func() { ex.abort(context.Cause(req.Context())) })
+	sreq := serverRequest(ctx, req, t.remoteAddr, ex)
+
+	go func() {
+		defer t.inFlight.Done()
+		defer stop()
+		t.serve(handler, sreq, ex)
+	}()
+
+	select {
+	case <-ex.headerReady:
+		return ex.response, ex.headerErr
+	case <-req.Context().Done():
+		return nil, req.Context().Err()
+	}
+}
+
+// serve runs the handler and closes the exchange whatever becomes of it.
+func (t *Transport) serve(handler http.Handler, sreq *http.Request, ex *exchange) {
+	completed := false
+	defer func() {
+		if completed {
+			ex.finish(nil)
+			return
+		}
+		// Recover keeps one bad handler from ending the process, as net/http does.
+		reason := recover()
+		if reason != nil && reason != http.ErrAbortHandler { //nolint:errorlint // net/http compares panic values the same way
+			t.logger.Error("panic while serving an in-process request", "method", sreq.Method, "path", sreq.URL.Path,
+				"panic", fmt.Sprint(reason), "stack", string(debug.Stack()))
+		}
+		ex.finish(errAborted)
+	}()
+	handler.ServeHTTP(ex, sreq)
+	completed = true
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"fmt"
+
+	apiextensionsapiserver "k8s.io/apiextensions-apiserver/pkg/apiserver"
+	genericapifilters "k8s.io/apiserver/pkg/endpoints/filters"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/util/notfoundhandler"
+	"k8s.io/apiserver/pkg/util/webhook"
+	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
+	kubeapiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
+	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+	"k8s.io/kubernetes/pkg/controlplane"
+	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
+)
+
+// chain is the three servers: a request goes to the aggregator, which delegates
+// to the core, which delegates to the one for custom resources.
+type chain struct {
+	aggregator *aggregatorapiserver.APIAggregator
+	core       *controlplane.Instance
+	extensions *apiextensionsapiserver.CustomResourceDefinitions
+}
+
+func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chain, error) {
+	core, resolver, admission, err := kubeapiserver.CreateKubeAPIServerConfig(opts, g.config, g.informers, g.storage)
+	if err != nil {
+		return nil, fmt.Errorf("configuring the core API server: %w", err)
+	}
+	reconciler, err := newEndpointReconciler(g.config.LoopbackClientConfig, o)
+	if err != nil {
+		return nil, err
+	}
+	core.EndpointReconcilerConfig.Reconciler = reconciler
+	core.EndpointReconcilerConfig.Interval = endpointInterval
+
+	authInfo := webhook.NewDefaultAuthenticationInfoResolverWrapper(core.ControlPlane.ProxyTransport,
+		g.config.EgressSelector, g.config.LoopbackClientConfig, g.config.TracerProvider)
+	extensions, err := controlplaneapiserver.CreateAPIExtensionsConfig(*core.ControlPlane.Generic, core.ControlPlane.VersionedInformers,
+		admission, opts.CompletedOptions, opts.MasterCount, resolver, authInfo)
+	if err != nil {
+		return nil, fmt.Errorf("configuring the API server for custom resources: %w", err)
+	}
+	aggregator, err := controlplaneapiserver.CreateAggregatorConfig(*core.ControlPlane.Generic, opts.CompletedOptions,
+		core.ControlPlane.VersionedInformers, resolver, core.ControlPlane.ProxyTransport, core.ControlPlane.Extra.PeerProxy, admission)
+	if err != nil {
+		return nil, fmt.Errorf("configuring the aggregator: %w", err)
+	}
+	return connect(aggregator.Complete(), core.Complete(), extensions.Complete())
+}
+
+// connect builds the servers from the last in the chain to the first.
+func connect(aggregator aggregatorapiserver.CompletedConfig, core controlplane.CompletedConfig, extensions apiextensionsapiserver.CompletedConfig) (*chain, error) {
+	notFound := notfoundhandler.New(core.ControlPlane.Generic.Serializer, genericapifilters.NoMuxAndDiscoveryIncompleteKey)
+	var ch chain
+	var err error
+	ch.extensions, err = extensions.New(genericapiserver.NewEmptyDelegateWithCustomHandler(notFound))
+	if err != nil {
+		return nil, fmt.Errorf("building the API server for custom resources: %w", err)
+	}
+	ch.core, err = core.New(ch.extensions.GenericAPIServer)
+	if err != nil {
+		return nil, fmt.Errorf("building the core API server: %w", err)
+	}
+	coreServer := ch.core.ControlPlane.GenericAPIServer
+	ch.aggregator, err = controlplaneapiserver.CreateAggregatorServer(aggregator, coreServer,
+		ch.extensions.Informers.Apiextensions().V1().CustomResourceDefinitions(), true, groupPriorities(coreServer.ListedPaths()))
+	if err != nil {
+		return nil, fmt.Errorf("building the aggregator: %w", err)
+	}
+	return &ch, nil
+}

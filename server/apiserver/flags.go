@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+
+	"github.com/spf13/pflag"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	cliflag "k8s.io/component-base/cli/flag"
+	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
+)
+
+// ownFlags are kube-apiserver flags that would contradict what this server is.
+var ownFlags = map[string]string{
+	"advertise-address":    "use --advertise-address or --node-ip",
+	"bind-address":         "use --bind-address",
+	"secure-port":          "use --https-listen-port",
+	"cert-dir":             "the server's certificates are made and renewed for you",
+	"tls-cert-file":        "the server's certificates are made and renewed for you; add names with --tls-san",
+	"tls-private-key-file": "the server's certificates are made and renewed for you; add names with --tls-san",
+	"etcd-servers":         "the store is part of the server",
+	"etcd-cafile":          "the store is part of the server",
+	"etcd-certfile":        "the store is part of the server",
+	"etcd-keyfile":         "the store is part of the server",
+	"etcd-prefix":          "the store is part of the server",
+	"storage-backend":      "the store is part of the server",
+
+	"etcd-servers-overrides":          "the store is part of the server",
+	"endpoint-reconciler-type":        "the kubernetes Service's endpoints follow the servers by themselves",
+	"apiserver-count":                 "the kubernetes Service's endpoints follow the servers by themselves",
+	"log-flush-frequency":             "all parts of the process log alike",
+	"log-json-info-buffer-size":       "all parts of the process log alike",
+	"log-json-split-stream":           "all parts of the process log alike",
+	"log-text-info-buffer-size":       "all parts of the process log alike",
+	"log-text-split-stream":           "all parts of the process log alike",
+	"logging-format":                  "all parts of the process log alike",
+	"v":                               "all parts of the process log alike",
+	"vmodule":                         "all parts of the process log alike",
+	"show-hidden-metrics-for-version": "metrics are registered once for all parts of the process",
+}
+
+// runOptions is upstream's options struct filled from ours, then from ExtraArgs, completed and validated.
+func runOptions(ctx context.Context, o Options) (kubeoptions.CompletedOptions, error) {
+	s := kubeoptions.NewServerRunOptions()
+	if err := fill(s, o); err != nil {
+		return kubeoptions.CompletedOptions{}, err
+	}
+	if err := applyExtraArgs(s, o.ExtraArgs); err != nil {
+		return kubeoptions.CompletedOptions{}, err
+	}
+	if err := restrictAnonymous(s, o); err != nil {
+		return kubeoptions.CompletedOptions{}, err
+	}
+	if err := s.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
+		return kubeoptions.CompletedOptions{}, fmt.Errorf("applying feature gates: %w", err)
+	}
+	completed, err := s.Complete(ctx)
+	if err != nil {
+		return kubeoptions.CompletedOptions{}, fmt.Errorf("completing API server options: %w", err)
+	}
+	if errs := completed.Validate(); len(errs) > 0 {
+		return kubeoptions.CompletedOptions{}, fmt.Errorf("API server options: %w", errors.Join(errs...))
+	}
+	return completed, nil
+}
+
+func fill(s *kubeoptions.ServerRunOptions, o Options) error {
+	s.GenericServerRunOptions.AdvertiseAddress = o.AdvertiseAddress
+	s.GenericServerRunOptions.ExternalHost = o.ExternalHost
+
+	s.SecureServing.BindAddress, s.SecureServing.BindPort, s.SecureServing.Listener = o.BindAddress, o.Port, o.Listener
+	if o.Listener != nil {
+		if a, ok := o.Listener.Addr().(*net.TCPAddr); ok {
+			s.SecureServing.BindAddress, s.SecureServing.BindPort = a.IP, a.Port
+		}
+	}
+	s.SecureServing.ServerCert.CertKey.CertFile = o.TLSCertFile
+	s.SecureServing.ServerCert.CertKey.KeyFile = o.TLSKeyFile
+	s.SecureServing.MinTLSVersion = "VersionTLS12"
+
+	authn := s.Authentication
+	authn.ClientCert.ClientCA = o.ClientCAFile
+	authn.BootstrapToken.Enable = true
+	authn.ServiceAccounts.KeyFiles = o.ServiceAccountKeyFiles
+	authn.ServiceAccounts.Issuers = []string{o.ServiceAccountIssuer}
+	s.ServiceAccountSigningKeyFile = o.ServiceAccountSigningKeyFile
+	if o.RequestHeaderCAFile != "" {
+		authn.RequestHeader.ClientCAFile = o.RequestHeaderCAFile
+		authn.RequestHeader.AllowedNames = o.RequestHeaderAllowedNames
+		authn.RequestHeader.UsernameHeaders = []string{"X-Remote-User"}
+		authn.RequestHeader.UIDHeaders = []string{"X-Remote-Uid"}
+		authn.RequestHeader.GroupHeaders = []string{"X-Remote-Group"}
+		authn.RequestHeader.ExtraHeaderPrefixes = []string{"X-Remote-Extra-"}
+	}
+	s.ProxyClientCertFile, s.ProxyClientKeyFile = o.ProxyClientCertFile, o.ProxyClientKeyFile
+	s.EnableAggregatorRouting = true
+
+	s.Authorization.Modes = []string{"Node", "RBAC"}
+	s.Admission.GenericAdmission.EnablePlugins = []string{"NodeRestriction"}
+
+	s.AllowPrivileged = true
+	s.KubeletConfig.TLSClientConfig.CertFile = o.KubeletClientCertFile
+	s.KubeletConfig.TLSClientConfig.KeyFile = o.KubeletClientKeyFile
+	s.KubeletConfig.TLSClientConfig.CAFile = o.KubeletCAFile
+	s.KubeletConfig.PreferredAddressTypes = []string{"InternalIP", "ExternalIP", "Hostname"}
+	s.ServiceClusterIPRanges = strings.Join(o.ServiceCIDRs, ",")
+	ports, err := utilnet.ParsePortRange(o.NodePortRange)
+	if err != nil {
+		return fmt.Errorf("node port range %q: %w", o.NodePortRange, err)
+	}
+	s.ServiceNodePortRange = *ports
+	s.EndpointReconcilerType = string(reconcilers.NoneEndpointReconcilerType)
+
+	s.Etcd.StorageConfig.Transport.ServerList = o.StoreServers
+	s.Etcd.EnableWatchCache = o.WatchCache
+	s.Etcd.StorageConfig.CountMetricPollPeriod = 0
+	s.Etcd.EncryptionProviderConfigFilepath = o.EncryptionConfigFile
+	s.Etcd.EncryptionProviderConfigAutomaticReload = o.EncryptionConfigFile != ""
+
+	s.Features.EnableProfiling = false
+	return nil
+}
+
+// applyExtraArgs sets NAME=VALUE arguments through upstream's own flags.
+func applyExtraArgs(s *kubeoptions.ServerRunOptions, args []string) error {
+	fs := pflag.NewFlagSet("kube-apiserver", pflag.ContinueOnError)
+	fs.SetNormalizeFunc(cliflag.WordSepNormalizeFunc)
+	named := s.Flags()
+	for _, group := range named.FlagSets {
+		fs.AddFlagSet(group)
+	}
+	var errs []error
+	for _, arg := range args {
+		name, value, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		name = string(cliflag.WordSepNormalizeFunc(fs, name))
+		flag := fs.Lookup(name)
+		switch {
+		case flag == nil:
+			errs = append(errs, fmt.Errorf("unknown kube-apiserver argument %q (in %q)%s", name, arg, didYouMean(fs, name)))
+			continue
+		case ownFlags[name] != "":
+			errs = append(errs, fmt.Errorf("kube-apiserver argument %q cannot be set here: %s", name, ownFlags[name]))
+			continue
+		case !hasValue && flag.NoOptDefVal == "":
+			errs = append(errs, fmt.Errorf("kube-apiserver argument %q needs a value: %s=VALUE", name, name))
+			continue
+		case !hasValue:
+			value = flag.NoOptDefVal
+		}
+		if err := fs.Set(name, value); err != nil {
+			errs = append(errs, fmt.Errorf("kube-apiserver argument %q: %w", arg, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// didYouMean names the known flag nearest to an unknown one, when one is near.
+func didYouMean(fs *pflag.FlagSet, name string) string {
+	best, bestDistance := "", 4
+	fs.VisitAll(func(f *pflag.Flag) {
+		if d := distance(name, f.Name); d < bestDistance {
+			best, bestDistance = f.Name, d
+		}
+	})
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf("; did you mean %q?", best)
+}
+
+// distance is the Levenshtein distance of two short strings.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(row[j+1]+1, row[j]+1, cost)
+		}
+	}
+	return row[len(b)]
+}

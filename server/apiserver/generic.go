@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"fmt"
+	"net"
+	"time"
+
+	apiextensionsapiserver "k8s.io/apiextensions-apiserver/pkg/apiserver"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
+	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/filters"
+	serverstorage "k8s.io/apiserver/pkg/server/storage"
+	"k8s.io/apiserver/pkg/util/openapi"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	aggregatorscheme "k8s.io/kube-aggregator/pkg/apiserver/scheme"
+	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	"k8s.io/kubernetes/pkg/controlplane"
+	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
+	generatedopenapi "k8s.io/kubernetes/pkg/generated/openapi"
+	"k8s.io/kubernetes/pkg/kubeapiserver"
+	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
+
+	"github.com/coracle-k8s/coracle/internal/memtransport"
+)
+
+// informerResync is upstream's resync period for the API server's own informers.
+const informerResync = 10 * time.Minute
+
+// generic is what the three servers of the chain share.
+type generic struct {
+	config    *genericapiserver.Config
+	informers informers.SharedInformerFactory
+	storage   *serverstorage.DefaultStorageFactory
+}
+
+// buildGeneric does what upstream's BuildGenericConfig does, in the same order,
+// with our loopback client and without the OpenAPI v2 definitions.
+func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Transport, token string) (*generic, error) {
+	c := genericapiserver.NewConfig(legacyscheme.Codecs)
+	resources := controlplane.DefaultAPIResourceConfigSource()
+	c.MergedResourceConfig = resources
+	if err := opts.GenericServerRunOptions.ApplyTo(c); err != nil {
+		return nil, fmt.Errorf("applying run options: %w", err)
+	}
+	// Not SecureServing itself: its loopback half makes a certificate for a client that needs none.
+	if err := opts.SecureServing.SecureServingOptions.ApplyTo(&c.SecureServing); err != nil {
+		return nil, fmt.Errorf("opening the API server's port: %w", err)
+	}
+	loopback, err := loopbackConfig(c.SecureServing, transport, token)
+	if err != nil {
+		return nil, err
+	}
+	c.LoopbackClientConfig = loopback
+	client, err := kubernetes.NewForConfig(loopback)
+	if err != nil {
+		return nil, fmt.Errorf("building the loopback client: %w", err)
+	}
+	g := &generic{config: c}
+	g.informers = informers.NewSharedInformerFactoryWithOptions(client, informerResync,
+		informers.WithTransform(dropManagedFields), informers.WithInformerName(opts.InformerName))
+
+	if err := opts.Features.ApplyTo(c, client, g.informers); err != nil {
+		return nil, fmt.Errorf("applying features: %w", err)
+	}
+	if err := opts.APIEnablement.ApplyTo(c, resources, legacyscheme.Scheme); err != nil {
+		return nil, fmt.Errorf("applying runtime-config: %w", err)
+	}
+	if err := opts.EgressSelector.ApplyTo(c); err != nil {
+		return nil, fmt.Errorf("applying the egress selector: %w", err)
+	}
+	if err := opts.Traces.ApplyTo(c.EgressSelector, c); err != nil {
+		return nil, fmt.Errorf("applying tracing: %w", err)
+	}
+	configureOpenAPI(c)
+	c.LongRunningFunc = filters.BasicLongRunningRequestCheck(
+		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
+	if err := g.applyStorage(opts); err != nil {
+		return nil, err
+	}
+	if err := g.applySecurity(opts, client); err != nil {
+		return nil, err
+	}
+	if err := opts.Audit.ApplyTo(c); err != nil {
+		return nil, fmt.Errorf("applying audit: %w", err)
+	}
+	c.AggregatedDiscoveryGroupManager = aggregated.NewResourceManager("apis")
+	return g, nil
+}
+
+// loopbackConfig is the privileged in-memory client. Its host is never dialled by
+// it; webhooks and APIServices that name kubernetes.default are sent there.
+func loopbackConfig(serving *genericapiserver.SecureServingInfo, transport *memtransport.Transport, token string) (*rest.Config, error) {
+	host, port, err := genericapiserver.LoopbackHostPort(serving.Listener.Addr().String())
+	if err != nil {
+		return nil, fmt.Errorf("finding the loopback address: %w", err)
+	}
+	return &rest.Config{
+		Host:               "https://" + net.JoinHostPort(host, port),
+		BearerToken:        token,
+		Transport:          transport,
+		QPS:                -1,
+		DisableCompression: true,
+		WarningHandler:     rest.NoWarnings{},
+		ContentConfig:      rest.ContentConfig{ContentType: runtime.ContentTypeProtobuf},
+	}, nil
+}
+
+// dropManagedFields keeps field ownership, which no informer here reads, out of memory.
+func dropManagedFields(obj any) (any, error) {
+	if accessor, err := meta.Accessor(obj); err == nil && accessor.GetManagedFields() != nil {
+		accessor.SetManagedFields(nil)
+	}
+	return obj, nil
+}
+
+func configureOpenAPI(c *genericapiserver.Config) {
+	definitions := openapi.GetOpenAPIDefinitionsWithoutDisabledFeatures(generatedopenapi.GetOpenAPIDefinitions)
+	namer := openapinamer.NewDefinitionNamer(legacyscheme.Scheme, apiextensionsapiserver.Scheme, aggregatorscheme.Scheme)
+	c.OpenAPIConfig = genericapiserver.DefaultOpenAPIConfig(definitions, namer)
+	c.OpenAPIConfig.Info.Title = "Kubernetes"
+	c.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(definitions, namer)
+	c.OpenAPIV3Config.Info.Title = "Kubernetes"
+}
+
+func (g *generic) applyStorage(opts kubeoptions.CompletedOptions) error {
+	c := g.config
+	if c.EgressSelector != nil {
+		opts.Etcd.StorageConfig.Transport.EgressLookup = c.EgressSelector.Lookup
+	}
+	opts.Etcd.StorageConfig.Transport.TracerProvider = c.TracerProvider
+	factoryConfig := kubeapiserver.NewStorageFactoryConfigEffectiveVersion(c.EffectiveVersion)
+	factoryConfig.APIResourceConfig = c.MergedResourceConfig
+	factoryConfig.DefaultResourceEncoding.SetEffectiveVersion(c.EffectiveVersion)
+	factory, err := factoryConfig.Complete(opts.Etcd).New()
+	if err != nil {
+		return fmt.Errorf("building the storage factory: %w", err)
+	}
+	factory.StorageConfig.StorageObjectCountTracker = c.StorageObjectCountTracker
+	if err := opts.Etcd.ApplyWithStorageFactoryTo(factory, c); err != nil {
+		return fmt.Errorf("applying storage options: %w", err)
+	}
+	g.storage = factory
+	return nil
+}
+
+func (g *generic) applySecurity(opts kubeoptions.CompletedOptions, client kubernetes.Interface) error {
+	c := g.config
+	ctx := wait.ContextForChannel(c.DrainedNotify())
+	if err := opts.Authentication.ApplyTo(ctx, &c.Authentication, c.SecureServing, c.EgressSelector,
+		c.OpenAPIConfig, c.OpenAPIV3Config, client, g.informers, c.APIServerID); err != nil {
+		return fmt.Errorf("applying authentication: %w", err)
+	}
+	var rbac bool
+	var err error
+	c.Authorization.Authorizer, c.RuleResolver, rbac, err = controlplaneapiserver.BuildAuthorizer(
+		ctx, opts.CompletedOptions, c.EgressSelector, c.APIServerID, g.informers)
+	if err != nil {
+		return fmt.Errorf("applying authorization: %w", err)
+	}
+	if !rbac {
+		c.DisabledPostStartHooks.Insert(rbacrest.PostStartHookName)
+	}
+	return nil
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package apiserver assembles upstream's Kubernetes API server (core APIs, CRDs,
+// aggregation) as a library that serves from within this process.
+//
+// It owns the server chain, its TLS port and the in-memory loopback client. It
+// never makes certificates, keys or tokens, never opens the store (the store's
+// client is placed under upstream's storage layer before New is called) and
+// runs no controllers beyond those that upstream runs inside the API server.
+package apiserver
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+)
+
+// Options is everything New needs. Paths are to PEM files unless said
+// otherwise; the certificates among them are reloaded when they change on disk.
+type Options struct {
+	// BindAddress and Port are where HTTPS is served; 0.0.0.0 when nil.
+	BindAddress net.IP
+	Port        int
+	// Listener, when set, is used instead of BindAddress and Port. Run closes it.
+	Listener net.Listener
+	// AdvertiseAddress is what other members and the kubernetes.default endpoint use.
+	AdvertiseAddress net.IP
+	// ExternalHost is the host of URLs that the server gives out; AdvertiseAddress when empty.
+	ExternalHost string
+
+	TLSCertFile, TLSKeyFile string
+	ClientCAFile            string
+
+	// ServiceAccountKeyFiles verify tokens, ServiceAccountSigningKeyFile signs them.
+	ServiceAccountKeyFiles       []string
+	ServiceAccountSigningKeyFile string
+	// ServiceAccountIssuer is the URL in the tokens' iss claim.
+	ServiceAccountIssuer string
+
+	KubeletClientCertFile, KubeletClientKeyFile string
+	KubeletCAFile                               string
+
+	// RequestHeaderCAFile signs the front proxy's client certificates, whose
+	// common names must be among RequestHeaderAllowedNames.
+	RequestHeaderCAFile                     string
+	RequestHeaderAllowedNames               []string
+	ProxyClientCertFile, ProxyClientKeyFile string
+
+	// ServiceCIDRs has one prefix, or one of each family.
+	ServiceCIDRs []string
+	// NodePortRange is FIRST-LAST; 30000-32767 when empty.
+	NodePortRange string
+
+	// EncryptionConfigFile is an EncryptionConfiguration, reloaded when it changes.
+	EncryptionConfigFile string
+
+	// ConfigDir is where configuration files made by New go. It must exist.
+	ConfigDir string
+
+	// AnonymousHealthOnly lets anonymous requests reach /livez, /readyz and /healthz and nothing else.
+	AnonymousHealthOnly bool
+
+	// WatchCache keeps upstream's watch caches in front of the store.
+	WatchCache bool
+
+	// EndpointAddresses lists the addresses behind the kubernetes Service;
+	// AdvertiseAddress alone when nil. It is asked every EndpointInterval.
+	EndpointAddresses func() []net.IP
+
+	// StoreServers is what upstream's storage layer is told to connect to. With a
+	// store client installed in its place nothing connects there; it names the
+	// store in metrics and messages.
+	StoreServers []string
+
+	// ExtraArgs are kube-apiserver flags as NAME=VALUE, applied last.
+	ExtraArgs []string
+
+	Logger *slog.Logger
+}
+
+// defaultStoreServer is never dialled when a store client is installed; it must
+// not be empty, or upstream treats the storage as not configured.
+const defaultStoreServer = "http://127.0.0.1:2379"
+
+func (o Options) withDefaults() Options {
+	if o.BindAddress == nil {
+		o.BindAddress = net.IPv4zero
+	}
+	if o.NodePortRange == "" {
+		o.NodePortRange = "30000-32767"
+	}
+	if len(o.StoreServers) == 0 {
+		o.StoreServers = []string{defaultStoreServer}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	return o
+}
+
+func (o Options) validate() error {
+	var errs []error
+	for _, f := range []struct{ name, value string }{
+		{"TLSCertFile", o.TLSCertFile}, {"TLSKeyFile", o.TLSKeyFile}, {"ClientCAFile", o.ClientCAFile},
+		{"ServiceAccountSigningKeyFile", o.ServiceAccountSigningKeyFile}, {"ServiceAccountIssuer", o.ServiceAccountIssuer},
+		{"ConfigDir", o.ConfigDir},
+	} {
+		if f.value == "" {
+			errs = append(errs, fmt.Errorf("apiserver.Options.%s is required", f.name))
+		}
+	}
+	if len(o.ServiceAccountKeyFiles) == 0 {
+		errs = append(errs, errors.New("apiserver.Options.ServiceAccountKeyFiles is required"))
+	}
+	if n := len(o.ServiceCIDRs); n < 1 || n > 2 {
+		errs = append(errs, fmt.Errorf("apiserver.Options.ServiceCIDRs: want one prefix, or one of each family, got %d", n))
+	}
+	if o.AdvertiseAddress == nil {
+		errs = append(errs, errors.New("apiserver.Options.AdvertiseAddress is required"))
+	}
+	if o.Listener == nil && o.Port <= 0 {
+		errs = append(errs, errors.New("apiserver.Options: one of Port and Listener is required"))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/google/uuid"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/internal/memtransport"
+)
+
+// Server is an API server that New built and Run serves.
+type Server struct {
+	options   Options
+	chain     *chain
+	transport *memtransport.Transport
+	loopback  *rest.Config
+	informers *cache.InformerName
+	runnable  runnable
+	ready     chan struct{} // closed once /readyz passes
+}
+
+// runnable is upstream's prepared server, whose type is not exported.
+type runnable interface {
+	RunWithContext(ctx context.Context) error
+}
+
+// drainTimeout bounds the wait for in-process requests after the server has stopped.
+const drainTimeout = 10 * time.Second
+
+// New builds the server and opens its port, which answers only once Run is called.
+// The store must be installed and have answered a linearizable read: upstream
+// ends the process when start-up meets a store without a quorum for too long.
+func New(ctx context.Context, o Options) (*Server, error) {
+	o = o.withDefaults()
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	opts, err := runOptions(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{options: o, ready: make(chan struct{})}
+	s.informers, err = cache.NewInformerName("kube-apiserver")
+	if err != nil {
+		return nil, fmt.Errorf("naming the API server's informers (is another one running in this process?): %w", err)
+	}
+	opts.InformerName = s.informers
+	s.transport = memtransport.New(memtransport.Options{Logger: o.Logger})
+	g, err := buildGeneric(opts, s.transport, uuid.NewString())
+	if err == nil {
+		s.loopback = g.config.LoopbackClientConfig
+		s.chain, err = buildChain(opts, g, o)
+	}
+	if err != nil {
+		s.informers.Release()
+		if l := opts.SecureServing.Listener; l != nil {
+			l.Close()
+		}
+		return nil, err
+	}
+	s.runnable = s.chain.aggregator.GenericAPIServer.PrepareRun()
+	s.transport.SetHandler(s.chain.aggregator.GenericAPIServer.Handler)
+	return s, nil
+}
+
+// Ready is closed once /readyz has passed.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// LoopbackConfig returns a client configuration for this server that goes
+// through memory and acts as system:masters. Each call returns its own copy.
+func (s *Server) LoopbackConfig() *rest.Config { return rest.CopyConfig(s.loopback) }
+
+// Handler is the whole server's handler: authentication and everything behind it.
+func (s *Server) Handler() *genericapiserver.APIServerHandler {
+	return s.chain.aggregator.GenericAPIServer.Handler
+}
+
+// Run serves until ctx is done, then finishes what is in flight and returns.
+// It may be called once.
+func (s *Server) Run(ctx context.Context) error {
+	watching, cancel := context.WithCancel(ctx)
+	watcherDone := make(chan struct{})
+	go func() {
+		defer close(watcherDone)
+		s.watchReadiness(watching)
+	}()
+	err := s.runnable.RunWithContext(ctx)
+	cancel()
+	<-watcherDone
+
+	drain, stop := context.WithTimeout(context.Background(), drainTimeout)
+	defer stop()
+	if closeErr := s.transport.Close(drain); closeErr != nil && err == nil {
+		err = closeErr
+	}
+	s.informers.Release()
+	if err != nil {
+		return fmt.Errorf("API server: %w", err)
+	}
+	return nil
+}
+
+// watchReadiness closes ready when /readyz passes for the first time.
+func (s *Server) watchReadiness(ctx context.Context) {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.loopback.Host+"/readyz", nil)
+		if err == nil {
+			req.Header.Set("Authorization", "Bearer "+s.loopback.BearerToken)
+			if resp, err := s.transport.RoundTrip(req); err == nil {
+				_, _ = io.Copy(io.Discard, resp.Body) // closing it unread would abort the handler
+				resp.Body.Close()
+				if resp.StatusCode == http.StatusOK {
+					close(s.ready)
+					return
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
