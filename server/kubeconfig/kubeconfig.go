@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package kubeconfig writes kubeconfig files: one for people, with everything embedded, and ones for components on the
+// node, which name files so that a renewed certificate is found without rewriting or restarting anything. It never
+// issues a certificate.
+package kubeconfig
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+)
+
+// name is what cluster, user and context are called, as k3s does: people merge these files by hand.
+const name = "default"
+
+// Embedded describes a kubeconfig that is whole in itself.
+type Embedded struct {
+	Server        string // https://host:port
+	CA, Cert, Key []byte // PEM
+	Path          string
+	Mode          fs.FileMode // zero means 0600
+}
+
+// Write puts the file in its place, unless it holds the same already. Its folder is made when missing.
+func (e Embedded) Write() error {
+	return write(e.Path, e.Mode, build(e.Server,
+		api.Cluster{CertificateAuthorityData: e.CA},
+		api.AuthInfo{ClientCertificateData: e.Cert, ClientKeyData: e.Key}))
+}
+
+// ByFile describes a kubeconfig that names the files of its CA and its certificate with key.
+type ByFile struct {
+	Server string // https://host:port
+	CAFile string
+	// PairFile holds certificate and key (see pki.Leaf).
+	PairFile string
+	Path     string
+}
+
+// Write puts the file in its place (mode 0600), unless it holds the same already.
+func (b ByFile) Write() error {
+	return write(b.Path, 0, build(b.Server,
+		api.Cluster{CertificateAuthority: b.CAFile},
+		api.AuthInfo{ClientCertificate: b.PairFile, ClientKey: b.PairFile}))
+}
+
+func build(server string, cluster api.Cluster, user api.AuthInfo) *api.Config {
+	c := api.NewConfig()
+	cluster.Server = server
+	c.Clusters[name] = &cluster
+	c.AuthInfos[name] = &user
+	c.Contexts[name] = &api.Context{Cluster: name, AuthInfo: name}
+	c.CurrentContext = name
+	return c
+}
+
+func write(path string, mode fs.FileMode, c *api.Config) error {
+	if mode == 0 {
+		mode = 0o600
+	}
+	data, err := clientcmd.Write(*c)
+	if err != nil {
+		return fmt.Errorf("encoding the kubeconfig %s: %w", path, err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("making the folder for the kubeconfig: %w", err)
+	}
+	_, err = atomicfile.WriteIfDifferent(path, data, mode)
+	return err
+}

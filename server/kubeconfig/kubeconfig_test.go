@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubeconfig
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+func TestEmbedded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "etc", "coracle.yaml")
+	e := Embedded{Server: "https://127.0.0.1:6443", CA: []byte("ca"), Cert: []byte("cert"), Key: []byte("key"), Path: path}
+	if err := e.Write(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := clientcmd.BuildConfigFromFlags("", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Host != e.Server || string(c.CAData) != "ca" || string(c.CertData) != "cert" || string(c.KeyData) != "key" {
+		t.Errorf("%+v", c)
+	}
+	before, err := os.Stat(path)
+	if err != nil || before.Mode().Perm() != 0o600 {
+		t.Fatalf("%v, %v", before.Mode(), err)
+	}
+	if err := e.Write(); err != nil {
+		t.Fatal(err)
+	}
+	if same, err := os.Stat(path); err != nil || !os.SameFile(before, same) {
+		t.Errorf("rewritten without need, %v", err)
+	}
+	e.Mode = 0o644
+	if err := e.Write(); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := os.Stat(path); err != nil || after.Mode().Perm() != 0o644 {
+		t.Errorf("%v, %v", after.Mode(), err)
+	}
+}
+
+func TestByFile(t *testing.T) {
+	dir := t.TempDir()
+	b := ByFile{Server: "https://127.0.0.1:6443", CAFile: filepath.Join(dir, "ca"), PairFile: filepath.Join(dir, "pair"),
+		Path: filepath.Join(dir, "k")}
+	for _, f := range []string{b.CAFile, b.PairFile} {
+		if err := os.WriteFile(f, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Write(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := clientcmd.BuildConfigFromFlags("", b.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.CAFile != b.CAFile || c.CertFile != b.PairFile || c.KeyFile != b.PairFile || len(c.CertData) != 0 {
+		t.Errorf("%+v", c)
+	}
+}
