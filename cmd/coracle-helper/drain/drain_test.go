@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package drain
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// stream is a Pipe with both its neighbours: a container that writes and a reader that comes and goes.
+type stream struct {
+	t    *testing.T
+	pipe *Pipe
+	opts Options
+	w    *os.File
+	r    *os.File
+}
+
+func newStream(t *testing.T, limit int64, stall time.Duration) *stream {
+	t.Helper()
+	dir := t.TempDir()
+	s := &stream{t: t, opts: Options{
+		In: filepath.Join(dir, "in"), Out: filepath.Join(dir, "out"), Dir: filepath.Join(dir, "work"), Name: "stdout",
+		Limit: limit, Stall: stall,
+	}}
+	if err := unix.Mkfifo(s.opts.Out, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.connect()
+	p, err := Start(s.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.pipe = p
+	t.Cleanup(p.Close)
+	if s.w, err = os.OpenFile(s.opts.In, os.O_WRONLY, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.w.Close() })
+	p.Seal()
+	return s
+}
+
+func (s *stream) connect() {
+	s.t.Helper()
+	r, err := os.OpenFile(s.opts.Out, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { r.Close() })
+	s.r = r
+}
+
+func (s *stream) leave() { s.r.Close() }
+
+func (s *stream) write(b []byte) {
+	s.t.Helper()
+	s.w.SetWriteDeadline(time.Now().Add(20 * time.Second))
+	if _, err := s.w.Write(b); err != nil {
+		s.t.Fatalf("the container's write: %v", err)
+	}
+}
+
+// read reads exactly n bytes.
+func (s *stream) read(n int) []byte {
+	s.t.Helper()
+	buf := make([]byte, n)
+	s.r.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if got, err := io.ReadFull(s.r, buf); err != nil {
+		s.t.Fatalf("read %d of %d bytes: %v", got, n, err)
+	}
+	return buf
+}
+
+// readAll reads until the stream ends.
+func (s *stream) readAll() []byte {
+	s.t.Helper()
+	s.r.SetReadDeadline(time.Now().Add(20 * time.Second))
+	data, err := io.ReadAll(s.r)
+	if err != nil {
+		s.t.Fatalf("after %d bytes: %v", len(data), err)
+	}
+	return data
+}
+
+func (s *stream) waitDone() {
+	s.t.Helper()
+	select {
+	case <-s.pipe.Done():
+	case <-time.After(20 * time.Second):
+		s.t.Fatal("the pipe did not end")
+	}
+}
+
+func lines(from, to int) []byte {
+	var b bytes.Buffer
+	for i := from; i < to; i++ {
+		fmt.Fprintf(&b, "line %09d\n", i)
+	}
+	return b.Bytes()
+}
+
+func TestPassesThrough(t *testing.T) {
+	s := newStream(t, 1<<20, time.Minute)
+	s.write([]byte("hello"))
+	if got := s.read(5); string(got) != "hello" {
+		t.Errorf("read %q", got)
+	}
+	s.w.Close()
+	if rest := s.readAll(); len(rest) != 0 {
+		t.Errorf("unexpected output %q", rest)
+	}
+	s.waitDone()
+	if _, err := os.Stat(s.opts.Dir); !errors.Is(err, os.ErrNotExist) {
+		t.Error("files were made although somebody read all along")
+	}
+}
+
+func TestSlowReaderSlowsTheContainerDown(t *testing.T) {
+	s := newStream(t, 1<<20, time.Minute)
+	data := lines(0, 50_000) // 700 KB: more than the FIFOs hold
+	wrote := make(chan error, 1)
+	go func() { _, err := s.w.Write(data); wrote <- err; s.w.Close() }()
+	got := s.readAll()
+	if err := <-wrote; err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, data) {
+		t.Error("the output changed on its way")
+	}
+	if s.pipe.spooling() {
+		t.Error("a reader that keeps reading made the pipe use files")
+	}
+}
+
+func TestReaderAway(t *testing.T) {
+	s := newStream(t, 64<<20, time.Minute)
+	s.write(lines(0, 10))
+	first := s.read(10 * 15)
+	s.leave()
+
+	s.write(lines(10, 200_000)) // 3 MB; without the pipe this blocks at 64 KiB
+	if !s.pipe.spooling() {
+		t.Error("the reader is away, yet nothing is kept")
+	}
+	s.connect()
+	rest := s.read((200_000 - 10) * 15)
+	if got := append(first, rest...); !bytes.Equal(got, lines(0, 200_000)) {
+		t.Error("the output is not what was written, in order")
+	}
+	waitFor(t, "direct passing again", func() bool { return !s.pipe.spooling() })
+	s.write([]byte("after\n"))
+	s.w.Close()
+	if got := s.readAll(); string(got) != "after\n" {
+		t.Errorf("after the replay: %q", got)
+	}
+	s.waitDone()
+	if left, _ := filepath.Glob(filepath.Join(s.opts.Dir, "*")); len(left) != 0 {
+		t.Errorf("files left behind: %v", left)
+	}
+}
+
+func TestContainerEndsWhileReaderAway(t *testing.T) {
+	for _, size := range []int{1, 200_000} {
+		s := newStream(t, 64<<20, time.Minute)
+		s.leave()
+		s.write(lines(0, size))
+		s.w.Close()
+		s.connect()
+		if got := s.readAll(); !bytes.Equal(got, lines(0, size)) {
+			t.Errorf("%d lines: read %d bytes of %d", size, len(got), size*15)
+		}
+		s.waitDone()
+	}
+}
+
+func TestOldestOutputIsDroppedWithAMarker(t *testing.T) {
+	s := newStream(t, 1<<20, time.Minute)
+	s.leave()
+	const n = 200_000 // 3 MB into 1 MB
+	s.write(lines(0, n))
+	s.w.Close()
+	s.connect()
+	out := s.readAll()
+
+	var got, next, missing, markers int
+	for sc := bufio.NewScanner(bytes.NewReader(out)); sc.Scan(); {
+		var i, gap int
+		if _, err := fmt.Sscanf(sc.Text(), "line %d", &i); err == nil {
+			if markers == 0 && i != next {
+				t.Fatalf("line %d after %d without a marker", i, next-1)
+			}
+			got, next = got+1, i+1
+			continue
+		}
+		if _, err := fmt.Sscanf(sc.Text(), "[coracle: nobody read this output for a while and its buffer was full: %d bytes", &gap); err == nil {
+			markers, missing = markers+1, gap
+			continue
+		}
+		if sc.Text() != "" && !strings.HasPrefix("line 000000000", sc.Text()) {
+			t.Fatalf("unexpected line %q", sc.Text())
+		}
+	}
+	if markers != 1 || next != n {
+		t.Fatalf("%d markers, last line %d of %d", markers, next-1, n-1)
+	}
+	marker := len("[coracle: nobody read this output for a while and its buffer was full:  bytes are missing here]\n\n") + len(fmt.Sprint(missing))
+	if total := missing + len(out) - marker; total != n*15 {
+		t.Errorf("%d missing and %d delivered are not the %d bytes written", missing, len(out)-marker, n*15)
+	}
+	if len(out) < 1<<19 || len(out) > 1<<20+1<<18 {
+		t.Errorf("%d bytes were kept with a limit of 1 MiB", len(out))
+	}
+}
+
+func TestStuckReaderDoesNotStopTheContainer(t *testing.T) {
+	s := newStream(t, 1<<20, 50*time.Millisecond)
+	var written atomic.Int64
+	go func() {
+		for i := 0; ; i += 100 {
+			if _, err := s.w.Write(lines(i, i+100)); err != nil {
+				return
+			}
+			written.Add(1500)
+		}
+	}()
+	waitFor(t, "four megabytes written past a reader that does not read", func() bool { return written.Load() > 4<<20 })
+}
+
+func TestFullDiskCountsAsMissing(t *testing.T) {
+	s := newStream(t, 1<<20, time.Minute)
+	if err := os.WriteFile(s.opts.Dir, nil, 0o600); err != nil { // a file where the folder should be
+		t.Fatal(err)
+	}
+	s.leave()
+	s.write(lines(0, 20_000))
+	waitFor(t, "the output to be taken", func() bool { return unreadIn(s) == 0 })
+	if err := os.Remove(s.opts.Dir); err != nil {
+		t.Fatal(err)
+	}
+	s.write([]byte("and on\n"))
+	s.w.Close()
+	s.connect()
+	out := string(s.readAll())
+	if !strings.Contains(out, "bytes are missing here]\nand on\n") {
+		t.Errorf("got %q", out)
+	}
+}
+
+func TestCloseGivesUp(t *testing.T) {
+	for name, prepare := range map[string]func(*stream){
+		"idle":          func(*stream) {},
+		"reader away":   func(s *stream) { s.leave(); s.write(lines(0, 100_000)) },
+		"reader stuck":  func(s *stream) { s.write(lines(0, 4_000)) },
+		"writer ended":  func(s *stream) { s.leave(); s.write(lines(0, 10)); s.w.Close() },
+		"before writer": func(s *stream) { s.w.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStream(t, 1<<20, 20*time.Millisecond)
+			prepare(s)
+			closed := make(chan struct{})
+			go func() { s.pipe.Close(); close(closed) }()
+			select {
+			case <-closed:
+			case <-time.After(20 * time.Second):
+				t.Fatal("Close hangs")
+			}
+			if left, _ := filepath.Glob(filepath.Join(s.opts.Dir, "*")); len(left) != 0 {
+				t.Errorf("files left behind: %v", left)
+			}
+		})
+	}
+}
+
+func unreadIn(s *stream) int { return unread(s.w) }
+
+func waitFor(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("timed out waiting for %s", what)
+		}
+	}
+}

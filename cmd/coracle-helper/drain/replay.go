@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package drain
+
+import (
+	"errors"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func (p *Pipe) spooling() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.spool != nil
+}
+
+// startSpool turns to the files and starts the goroutine that hands their content on when somebody reads again.
+func (p *Pipe) startSpool() {
+	p.mu.Lock()
+	p.spool = newSpool(p.opts.Dir, p.opts.Name, p.opts.Limit)
+	p.progress = time.Time{}
+	p.mu.Unlock()
+	p.replays.Go(p.replay)
+}
+
+// keep adds output to the spool. Where that is full, a reader that makes progress slows the container down as a FIFO
+// would; without one the oldest output goes.
+func (p *Pipe) keep(b []byte) {
+	p.mu.Lock()
+	for p.spool != nil && p.spool.full(len(b)) && p.HasReader() && time.Since(p.progress) < p.opts.Stall && !p.isClosed() {
+		p.mu.Unlock()
+		p.awaitReplay()
+		p.mu.Lock()
+	}
+	defer p.mu.Unlock()
+	if p.spool == nil { // the replay has just finished: begin again with these bytes, their order is kept
+		p.spool = newSpool(p.opts.Dir, p.opts.Name, p.opts.Limit)
+		p.replays.Go(p.replay)
+	}
+	p.spool.append(b)
+}
+
+// awaitReplay waits until the replay has made room, or long enough to look again whether it still moves.
+func (p *Pipe) awaitReplay() {
+	t := time.NewTimer(p.opts.Stall)
+	defer t.Stop()
+	select {
+	case <-p.room:
+	case <-t.C:
+	case <-p.closed:
+	}
+}
+
+// replay hands the spool's content to whoever reads and ends when it is empty and the reader keeps up.
+func (p *Pipe) replay() {
+	buf := make([]byte, 64<<10)
+	for !p.isClosed() {
+		if !p.HasReader() {
+			p.sleep(returnPoll)
+			continue
+		}
+		p.mu.Lock()
+		seg, chunk := p.spool.next(buf)
+		p.mu.Unlock()
+		if len(chunk) == 0 {
+			if p.awaitRoom() && p.endSpool() {
+				return
+			}
+			continue
+		}
+		p.out.SetWriteDeadline(time.Now().Add(p.opts.Stall))
+		n, err := p.out.Write(chunk)
+		p.clearDeadline()
+		p.mu.Lock()
+		if n > 0 {
+			p.spool.advance(seg, n)
+			p.progress = time.Now()
+		}
+		p.mu.Unlock()
+		p.tellRoom()
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, unix.EPIPE) {
+			p.sleep(returnPoll) // nothing known gives this; do not spin on it
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.spool.remove()
+	p.spool = nil
+	p.tellRoom()
+}
+
+// endSpool returns to handing on directly, unless output was kept meanwhile.
+func (p *Pipe) endSpool() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.spool.empty() {
+		return false
+	}
+	p.spool.remove()
+	p.spool = nil
+	p.tellRoom()
+	return true
+}
+
+func (p *Pipe) tellRoom() {
+	select {
+	case p.room <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package drain
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// segments is into how many files the limit is divided: dropping the oldest output removes one of them.
+const segments = 8
+
+// spool is a bounded queue of bytes in files. It is not safe for concurrent use.
+type spool struct {
+	dir, name string
+	limit     int64
+	size      int64 // bytes in all segments, handed over or not: what the disk holds
+	number    int   // number of the next segment's file
+	parts     []*segment
+	lost      int64 // bytes that could not be kept since the last segment was begun
+	lostCut   bool  // whether those end in the middle of a line
+}
+
+// segment is one file of the queue.
+type segment struct {
+	f       *os.File
+	written int64
+	read    int64
+	// missing is how many bytes of output are missing before the segment's first; marker is the line that says so,
+	// as far as it still has to be handed over.
+	missing int64
+	marker  []byte
+	// cut says that the missing part ended in the middle of a line, whose rest is not worth handing over.
+	cut    bool
+	opened bool
+}
+
+func newSpool(dir, name string, limit int64) *spool {
+	return &spool{dir: dir, name: name, limit: limit}
+}
+
+// full says whether n more bytes would push out older ones.
+func (s *spool) full(n int) bool { return s.size+int64(n) > s.limit }
+
+func (s *spool) empty() bool {
+	for _, p := range s.parts {
+		if !p.drained() {
+			return false
+		}
+	}
+	return s.lost == 0
+}
+
+func (p *segment) drained() bool {
+	return p.read == p.written && len(p.marker) == 0 && (p.opened || p.missing == 0)
+}
+
+// append adds b and drops the oldest output beyond the limit. What a full or failing disk does not take is counted as
+// missing: stopping the container over its log would be worse.
+func (s *spool) append(b []byte) {
+	for s.full(len(b)) && len(s.parts) > 0 {
+		s.dropOldest()
+	}
+	tail, err := s.tail(int64(len(b)))
+	if err != nil {
+		s.lose(b)
+		return
+	}
+	n, err := tail.f.WriteAt(b, tail.written)
+	tail.written += int64(n)
+	s.size += int64(n)
+	if err != nil {
+		s.lose(b[n:])
+	}
+}
+
+// lose counts bytes that cannot be kept.
+func (s *spool) lose(b []byte) {
+	s.lost += int64(len(b))
+	s.lostCut = len(b) > 0 && b[len(b)-1] != '\n'
+}
+
+// tail is the segment to append n bytes to.
+func (s *spool) tail(n int64) (*segment, error) {
+	if k := len(s.parts); k > 0 && s.lost == 0 {
+		if last := s.parts[k-1]; last.written+n <= s.limit/segments {
+			return last, nil
+		}
+	}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(s.dir, fmt.Sprintf("%s.%d", s.name, s.number))
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	s.number++
+	p := &segment{f: f, missing: s.lost, cut: s.lost > 0 && s.lostCut}
+	s.lost = 0
+	s.parts = append(s.parts, p)
+	return p, nil
+}
+
+// dropOldest removes the first segment and remembers what of it nobody has seen.
+func (s *spool) dropOldest() {
+	first := s.parts[0]
+	unseen, cut := first.missing+first.written-first.read, first.endsCut()
+	s.discard()
+	if len(s.parts) > 0 {
+		s.parts[0].missing += unseen
+		s.parts[0].cut = s.parts[0].cut || cut
+		return
+	}
+	s.lost, s.lostCut = s.lost+unseen, cut
+}
+
+// endsCut says whether the segment's last byte is not the end of a line.
+func (p *segment) endsCut() bool {
+	last := make([]byte, 1)
+	_, err := p.f.ReadAt(last, p.written-1)
+	return err == nil && last[0] != '\n'
+}
+
+// discard removes the first segment's file.
+func (s *spool) discard() {
+	first := s.parts[0]
+	s.size -= first.written
+	first.f.Close()
+	os.Remove(first.f.Name())
+	s.parts = s.parts[1:]
+}
+
+// next reads, without taking, what comes next into buf. Nothing means that the spool is empty.
+func (s *spool) next(buf []byte) (*segment, []byte) {
+	for len(s.parts) > 1 && s.parts[0].drained() {
+		s.discard()
+	}
+	if len(s.parts) == 0 {
+		if s.lost == 0 {
+			return nil, nil
+		}
+		// Only a gap is left, where the disk took nothing: give it a segment, so that the reader is told.
+		if _, err := s.tail(0); err != nil {
+			s.lost = 0
+			return nil, nil
+		}
+	}
+	first := s.parts[0]
+	if !first.opened {
+		first.open(buf)
+	}
+	if len(first.marker) > 0 {
+		return first, first.marker
+	}
+	want := min(int64(len(buf)), first.written-first.read)
+	n, err := first.f.ReadAt(buf[:want], first.read)
+	if err != nil && n == 0 && want > 0 {
+		// The disk lost what it took. Count it and go on.
+		first.missing += first.written - first.read
+		first.read, first.opened = first.written, false
+		return s.next(buf)
+	}
+	return first, buf[:n]
+}
+
+// open prepares the marker of a gap and skips the rest of a line whose beginning is missing.
+func (p *segment) open(buf []byte) {
+	p.opened = true
+	if p.missing == 0 {
+		return
+	}
+	want := min(int64(len(buf)), p.written-p.read)
+	if n, _ := p.f.ReadAt(buf[:want], p.read); n > 0 && p.cut {
+		if i := bytes.IndexByte(buf[:n], '\n'); i >= 0 {
+			p.read += int64(i + 1)
+			p.missing += int64(i + 1)
+		}
+	}
+	// It begins with a line end, because nobody knows whether the last line handed over had one.
+	p.marker = fmt.Appendf(nil, "\n[coracle: nobody read this output for a while and its buffer was full: %d bytes are missing here]\n", p.missing)
+}
+
+// advance takes n bytes of what next gave.
+func (s *spool) advance(p *segment, n int) {
+	if p == nil {
+		return
+	}
+	if len(p.marker) > 0 {
+		if p.marker = p.marker[n:]; len(p.marker) == 0 {
+			p.missing = 0 // told
+		}
+		return
+	}
+	p.read += int64(n)
+}
+
+// remove deletes everything.
+func (s *spool) remove() {
+	for len(s.parts) > 0 {
+		s.discard()
+	}
+	s.lost = 0
+}
