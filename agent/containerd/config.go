@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package containerd
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"path/filepath"
+
+	srvconfig "github.com/containerd/containerd/v2/cmd/containerd/server/config"
+	"github.com/containerd/containerd/v2/version"
+	"github.com/containerd/platforms"
+)
+
+const (
+	shimName = "containerd-shim-runc-v2"
+
+	// maxSocketDir is the longest folder containerd accepts for its shims' sockets: 107 bytes of a unix address less a
+	// slash and a SHA-256 in hexadecimal.
+	maxSocketDir = 42
+)
+
+// serverConfig is containerd's configuration as a pure function of the options and what the host can do.
+func serverConfig(o Options, snapshotter string, h host) *srvconfig.Config {
+	return &srvconfig.Config{
+		Version:         version.ConfigVersion,
+		Root:            o.Root,
+		State:           o.State,
+		RequiredPlugins: []string{"io.containerd.grpc.v1.cri"},
+		DisabledPlugins: []string{
+			// Both would count every call into a registry that nobody scrapes; the first panics when its metrics exist already.
+			"io.containerd.metrics.v1.grpc-prometheus",
+			"io.containerd.metrics.v1.grpc-otel",
+			"io.containerd.server.v1.grpc-tcp",
+		},
+		Plugins: map[string]any{
+			"io.containerd.server.v1.grpc":           map[string]any{"address": o.Address()},
+			"io.containerd.server.v1.ttrpc":          map[string]any{"address": o.Address() + ".ttrpc"},
+			"io.containerd.shim.v1.manager":          map[string]any{"socket_dir": shimSocketDir(o.State)},
+			"io.containerd.cri.v1.images":            imagesConfig(o, snapshotter),
+			"io.containerd.cri.v1.runtime":           runtimeConfig(o, h),
+			"io.containerd.transfer.v1.local":        transferConfig(o, snapshotter),
+			"io.containerd.gc.v1.scheduler":          map[string]any{"startup_delay": "10s"}, // the node's first seconds are busy enough
+		},
+	}
+}
+
+func imagesConfig(o Options, snapshotter string) map[string]any {
+	return map[string]any{
+		"snapshotter":   snapshotter,
+		"pinned_images": map[string]any{"sandbox": o.PauseImage},
+		"registry":      map[string]any{"config_path": o.RegistryDir},
+		// Walks every snapshot. Ten seconds is upstream's default; disks do not fill that fast, and idle should cost nothing.
+		"stats_collect_period": 120,
+	}
+}
+
+// transferConfig repeats what the image service was told: pulls go through the transfer service, which has settings of its own.
+func transferConfig(o Options, snapshotter string) map[string]any {
+	return map[string]any{
+		"config_path": o.RegistryDir,
+		"unpack_config": []map[string]any{{
+			"platform": platforms.Format(platforms.DefaultSpec()), "snapshotter": snapshotter, "differ": "walking",
+		}},
+	}
+}
+
+func runtimeConfig(o Options, h host) map[string]any {
+	return map[string]any{
+		"cni": map[string]any{
+			"bin_dirs": []string{o.CNIBinDir}, "conf_dir": o.CNIConfDir,
+			"use_internal_loopback": true, // else a loopback plugin would be executed for every pod
+		},
+		"containerd": map[string]any{
+			"default_runtime_name": "runc",
+			"runtimes": map[string]any{"runc": map[string]any{
+				"runtime_type": "io.containerd.runc.v2",
+				"runtime_path": filepath.Join(o.BinDir, shimName),
+				"sandboxer":    "podsandbox",
+				"options": map[string]any{
+					"BinaryName": filepath.Join(o.BinDir, "runc"),
+					"Root":       filepath.Join(o.State, "runc"),
+					// cgroupfs on every host: one code path under systemd, OpenRC or nothing, and no D-Bus call per container.
+					"SystemdCgroup": false,
+				},
+			}},
+		},
+		// Network namespaces stay where the rest of the state is: removing the state directory removes them, and a
+		// containerd of the host does not meet them in /run/netns.
+		"netns_mounts_under_state_dir": true,
+		"restrict_oom_score_adj":       !h.canLowerOOMScore,
+		"disable_apparmor":             h.noAppArmor,
+		// Asks every shim for CPU numbers that only crictl stats shows (the kubelet reads cgroups itself). Upstream: 1s.
+		"stats_collect_period":   "60s",
+		"stats_retention_period": "3m",
+	}
+}
+
+// shimSocketDir keeps shims' sockets in the state directory unless their names would be too long for a unix address; then
+// it takes a short name derived from the directory, the same in every run.
+func shimSocketDir(state string) string {
+	dir := filepath.Join(state, "s")
+	if len(dir) <= maxSocketDir {
+		return dir
+	}
+	sum := sha256.Sum256([]byte(state))
+	return filepath.Join("/run/coracle-shims", hex.EncodeToString(sum[:6]))
+}

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package containerd runs containerd v2 inside this process: the CRI service that the kubelet speaks to, on a unix socket
+// that ctr and crictl may use too, and an in-memory client for the agent's own image work.
+//
+// It owns containerd's configuration (there is no config file), its root and state directories and its socket. It never
+// stops a container: those belong to the shims, which outlive this process and are found again by the next one.
+//
+// containerd keeps its plugins, metrics and logger in process-wide variables, so a process starts it at most once.
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/cmd/containerd/server"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/plugins"
+	"github.com/containerd/platforms"
+	"github.com/containerd/plugin"
+	"github.com/containerd/plugin/registry"
+)
+
+// Namespace is the containerd namespace that holds everything of Kubernetes.
+const Namespace = "k8s.io"
+
+// startTimeout bounds waiting for the CRI service. Recovery asks every shim for its state, ten seconds at most for each,
+// many at a time: a node with hundreds of pods and a slow disk stays well below.
+const startTimeout = 2 * time.Minute
+
+// Options say where containerd lives and what it runs.
+type Options struct {
+	// Root holds what must survive a reboot: images, snapshots, metadata.
+	Root string
+	// State holds what must not: sockets, bundles, FIFOs. It should be on a tmpfs.
+	State string
+	// BinDir holds runc and containerd-shim-runc-v2. It should be a stable path: it is written into each container's record.
+	BinDir string
+	// CNIBinDir and CNIConfDir are where the CRI service finds the network plugin and its configuration. The service
+	// watches CNIConfDir, so the configuration may appear later; until then the node reports that its network is not ready.
+	CNIBinDir, CNIConfDir string
+	// RegistryDir holds one folder with a hosts.toml for each registry (containerd's config_path); empty for none.
+	RegistryDir string
+	// PauseImage is the full name of the sandbox image. It must be imported: it is never pulled successfully without a registry.
+	PauseImage string
+	// Snapshotter is "overlayfs", "native" or "auto", which takes overlayfs where the file system under Root carries it.
+	Snapshotter string
+	// Logger receives containerd's log; Debug adds its informational lines.
+	Logger *slog.Logger
+	Debug  bool
+}
+
+// Address is the gRPC socket, which CRI clients, ctr and crictl use.
+func (o Options) Address() string { return filepath.Join(o.State, "containerd.sock") }
+
+// Server is a running containerd.
+type Server struct {
+	opts        Options
+	snapshotter string
+	server      *server.Server
+	client      *client.Client
+	fatal       *fatalTrap
+	stopOnce    sync.Once
+}
+
+// started guards the once-per-process rule of the package comment.
+var started atomic.Bool
+
+// Start brings containerd up and returns when its CRI service has recovered the containers of an earlier run and answers.
+func Start(ctx context.Context, o Options) (*Server, error) {
+	if !started.CompareAndSwap(false, true) {
+		return nil, errors.New("containerd: already started in this process, and its plugins cannot be set up twice")
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	s := &Server{opts: o, fatal: installLog(o.Logger, o.Debug)}
+	if err := s.prepare(); err != nil {
+		return nil, err
+	}
+	config := serverConfig(o, s.snapshotter, detectHost())
+	if err := server.CreateTopLevelDirectories(config); err != nil {
+		return nil, fmt.Errorf("containerd: make its directories %s and %s: %w", o.Root, o.State, err)
+	}
+	if err := prepareTempMounts(o.Root); err != nil {
+		o.Logger.Warn("containerd: could not clean up temporary mounts of an earlier run", "error", err)
+	}
+	registerClientPlugin(func(c *client.Client) { s.client = c })
+
+	// The server keeps this context for its background work; cancelling it half-way would leave plugins running on
+	// nothing, so it lives until the process ends and Stop closes the plugins in order.
+	srv, err := server.New(context.WithoutCancel(ctx), config)
+	if err != nil {
+		return nil, fmt.Errorf("containerd: set up: %w", s.fatal.or(err))
+	}
+	s.server = srv
+	if err := srv.Start(context.WithoutCancel(ctx)); err != nil {
+		return nil, fmt.Errorf("containerd: listen on %s: %w", o.Address(), err)
+	}
+	if err := s.waitReady(ctx); err != nil {
+		s.Stop()
+		return nil, err
+	}
+	return s, nil
+}
+
+// prepare makes what containerd expects to find: directories, its programs on PATH, a snapshotter that works.
+func (s *Server) prepare() error {
+	for _, name := range []string{"runc", shimName} {
+		if _, err := os.Stat(filepath.Join(s.opts.BinDir, name)); err != nil {
+			return fmt.Errorf("containerd: the carried program %s is missing from %s: %w", name, s.opts.BinDir, err)
+		}
+	}
+	// A shim whose container record has no path is looked up by name, on this process's PATH: upstream has no other way in.
+	if err := prependPath(s.opts.BinDir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.opts.CNIConfDir, 0o755); err != nil {
+		return fmt.Errorf("containerd: make the network configuration folder: %w", err)
+	}
+	name, err := chooseSnapshotter(s.opts.Snapshotter, s.opts.Root, s.opts.Logger)
+	if err != nil {
+		return err
+	}
+	s.snapshotter = name
+	return nil
+}
+
+// waitReady waits until the CRI service has recovered, has failed, or takes too long.
+func (s *Server) waitReady(ctx context.Context) error {
+	ready := make(chan struct{})
+	go func() { // ends with readiness; if that never comes the process is about to end anyway
+		s.server.Wait()
+		close(ready)
+	}()
+	timer := time.NewTimer(startTimeout)
+	defer timer.Stop()
+	select {
+	case <-ready:
+		if s.client == nil {
+			return errors.New("containerd: the in-memory client was not set up")
+		}
+		return nil
+	case err := <-s.fatal.failed:
+		return fmt.Errorf("containerd: the CRI service did not start: %w", err)
+	case <-timer.C:
+		return fmt.Errorf("containerd: the CRI service was not ready within %s; containers keep running, see its log lines above", startTimeout)
+	case <-ctx.Done():
+		return fmt.Errorf("containerd: stopped while starting: %w", context.Cause(ctx))
+	}
+}
+
+// Client returns a client without sockets or serialization, bound to the Kubernetes namespace.
+func (s *Server) Client() *client.Client { return s.client }
+
+// Snapshotter is the name of the snapshotter in use.
+func (s *Server) Snapshotter() string { return s.snapshotter }
+
+// Address is the gRPC socket's path.
+func (s *Server) Address() string { return s.opts.Address() }
+
+// Failed delivers the error that ended a part of containerd for good (upstream would exit the process). The rest of the
+// process should then stop in order and be started again; containers are not affected.
+func (s *Server) Failed() <-chan error { return s.fatal.failed }
+
+// Stop closes the sockets and services. Containers go on, watched by their shims.
+func (s *Server) Stop() {
+	s.stopOnce.Do(func() {
+		s.fatal.expectEnd()
+		s.server.Stop()
+	})
+}
+
+// WithNamespace gives ctx the Kubernetes namespace, which containerd's own services ask for.
+func WithNamespace(ctx context.Context) context.Context {
+	return namespaces.WithNamespace(ctx, Namespace)
+}
+
+func prepareTempMounts(root string) error {
+	// In the root, not in /tmp: a layer being unpacked can be large, and an earlier run's leftovers are found again here.
+	if err := mount.SetTempMountLocation(filepath.Join(root, "tmpmounts")); err != nil {
+		return err
+	}
+	warnings, err := mount.CleanupTempMounts(0)
+	return errors.Join(append(warnings, err)...)
+}
+
+// registerClientPlugin adds a plugin of ours that is handed containerd's services in memory. It must be called before
+// server.New, which builds the plugin graph.
+func registerClientPlugin(set func(*client.Client)) {
+	registry.Register(&plugin.Registration{
+		Type: plugins.InternalPlugin,
+		ID:   "coracle-client",
+		Requires: []plugin.Type{
+			plugins.EventPlugin, plugins.LeasePlugin, plugins.ServicePlugin, plugins.SandboxStorePlugin,
+			plugins.TransferPlugin, plugins.SandboxControllerPlugin,
+		},
+		InitFn: func(ic *plugin.InitContext) (any, error) {
+			c, err := client.New("",
+				client.WithDefaultNamespace(Namespace),
+				client.WithDefaultPlatform(platforms.Default()),
+				client.WithInMemoryServices(ic),
+			)
+			if err != nil {
+				return nil, fmt.Errorf("make the in-memory client: %w", err)
+			}
+			set(c)
+			return c, nil
+		},
+	})
+}
+
+// prependPath puts dir first on PATH and makes sure the system's own folders are there: an init system may start us with
+// none, and the kubelet needs mount and umount.
+func prependPath(dir string) error {
+	path := []string{dir}
+	seen := map[string]bool{dir: true}
+	standard := []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
+	for _, p := range append(filepath.SplitList(os.Getenv("PATH")), standard...) {
+		if p != "" && !seen[p] {
+			seen[p] = true
+			path = append(path, p)
+		}
+	}
+	if err := os.Setenv("PATH", strings.Join(path, string(os.PathListSeparator))); err != nil {
+		return fmt.Errorf("containerd: set PATH: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package containerd
+
+import (
+	"bufio"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
+	"golang.org/x/sys/unix"
+)
+
+// host is what the configuration depends on and only the machine knows.
+type host struct {
+	// canLowerOOMScore is CAP_SYS_RESOURCE: without it runc fails to give a container a lower score than our own.
+	canLowerOOMScore bool
+	// noAppArmor is true where the kernel has AppArmor but its profiles cannot be loaded from here.
+	noAppArmor bool
+}
+
+func detectHost() host {
+	return host{
+		canLowerOOMScore: hasCapability("/proc/self/status", unix.CAP_SYS_RESOURCE),
+		noAppArmor:       unix.Access("/sys/kernel/security/apparmor", unix.W_OK) != nil,
+	}
+}
+
+// hasCapability reads the effective set from a status file of proc(5). An unreadable file counts as yes: it is the usual case.
+func hasCapability(statusFile string, bit uint) bool {
+	f, err := os.Open(statusFile)
+	if err != nil {
+		return true
+	}
+	defer f.Close()
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		value, found := strings.CutPrefix(sc.Text(), "CapEff:")
+		if !found {
+			continue
+		}
+		set, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+		return err != nil || set&(1<<bit) != 0
+	}
+	return true
+}
+
+// chooseSnapshotter settles "auto". overlayfs does not work on every file system (not on another overlayfs without
+// d_type, not on some network and FUSE file systems); native copies every layer, which is slow and large but always works.
+// What an earlier run used is kept: images are unpacked for one snapshotter, and containers live in it.
+func chooseSnapshotter(want, root string, log *slog.Logger) (string, error) {
+	switch want {
+	case "overlayfs", "native":
+		return want, nil
+	case "", "auto":
+	default:
+		return "", fmt.Errorf("containerd: snapshotter %q is not one of auto, overlayfs, native", want)
+	}
+	dir := filepath.Join(root, "io.containerd.snapshotter.v1.overlayfs")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("containerd: make the snapshot folder: %w", err)
+	}
+	if err := overlayutils.Supported(dir); err != nil {
+		log.Warn("containerd: overlayfs does not work here, using the native snapshotter, which copies every layer: "+
+			"put the data directory on ext4 or xfs to save space and time", "directory", root, "reason", err)
+		return "native", nil
+	}
+	return "overlayfs", nil
+}
