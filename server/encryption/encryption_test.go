@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package encryption
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+)
+
+var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+func ensure(t *testing.T, o Options) layout {
+	t.Helper()
+	o.Logger = quiet
+	path, err := Ensure(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := readLayout(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Fatalf("mode %v, %v", fi.Mode(), err)
+	}
+	return l
+}
+
+func TestEnsureKeepsTheKeyAndFollowsTheList(t *testing.T) {
+	dir := t.TempDir()
+	first := ensure(t, Options{Dir: dir})
+	if !slices.Equal(first.active, []string{"secrets"}) || len(first.keys) != 1 || first.keys[0].Name != "key1" {
+		t.Fatalf("%+v", first)
+	}
+	more := ensure(t, Options{Dir: dir, Established: true, Resources: []string{"configmaps", "*.apps", "widgets.example.com", "*.*"}})
+	if !slices.Equal(more.keys, first.keys) || !slices.Equal(more.active, []string{"secrets", "configmaps", "widgets.example.com", "*.apps", "*.*"}) {
+		t.Fatalf("%+v", more)
+	}
+	less := ensure(t, Options{Dir: dir, Established: true, Resources: []string{"widgets.example.com"}})
+	if !slices.Equal(less.active, []string{"secrets", "widgets.example.com"}) || !slices.Equal(less.retired, []string{"configmaps", "*.apps", "*.*"}) {
+		t.Fatalf("%+v", less)
+	}
+}
+
+func TestEnsureRefuses(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Ensure(t.Context(), Options{Dir: dir, Established: true, Logger: quiet}); err == nil || !strings.Contains(err.Error(), "backup") {
+		t.Errorf("keys missing from a cluster with data: %v", err)
+	}
+	for _, bad := range []string{"Secrets", "a b", "", "deployments.*"} {
+		if _, err := Ensure(t.Context(), Options{Dir: t.TempDir(), Resources: []string{bad}, Logger: quiet}); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+	path := filepath.Join(dir, configFile)
+	for _, damaged := range []string{"", "{", "kind: Pod"} {
+		if err := os.WriteFile(path, []byte(damaged), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Ensure(t.Context(), Options{Dir: dir, Logger: quiet}); err == nil || !strings.Contains(err.Error(), "damaged") {
+			t.Errorf("%q: %v", damaged, err)
+		}
+		if now, _ := os.ReadFile(path); string(now) != damaged {
+			t.Errorf("%q was overwritten", damaged)
+		}
+	}
+}
+
+func TestConfigurationByHandIsLeftAlone(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, configFile)
+	const byHand = `{apiVersion: apiserver.config.k8s.io/v1, kind: EncryptionConfiguration, resources: [{resources: [secrets], providers: [{identity: {}}]}]}`
+	if err := os.WriteFile(path, []byte(byHand), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Ensure(t.Context(), Options{Dir: dir, Established: true, Logger: quiet}); err != nil {
+		t.Fatal(err)
+	}
+	if now, _ := os.ReadFile(path); string(now) != byHand {
+		t.Error("it was overwritten")
+	}
+	if err := Rotate(t.Context(), RotateOptions{Dir: dir, Logger: quiet}); err == nil || !strings.Contains(err.Error(), "by hand") {
+		t.Errorf("rotated: %v", err)
+	}
+	if s, err := ReadStatus(dir); err != nil || !s.ByHand {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// cluster is an API server as far as a rotation needs one: Secrets with names and the key each was written with.
+type cluster struct {
+	*httptest.Server
+	mu      sync.Mutex
+	dir     string
+	loaded  []byte
+	secrets map[string]string
+	refuse  bool // an admission webhook that says no
+	expire  bool // the next continue token is too old
+}
+
+func newCluster(t *testing.T, dir string) *cluster {
+	c := &cluster{dir: dir, secrets: map[string]string{}}
+	mux := http.NewServeMux()
+	reply := func(w http.ResponseWriter, v any) {
+		w.Header().Set("Content-Type", "application/json")
+		if s, ok := v.(metav1.Status); ok {
+			w.WriteHeader(int(s.Code))
+		}
+		if err := json.NewEncoder(w).Encode(v); err != nil {
+			t.Error(err)
+		}
+	}
+	mux.HandleFunc("GET /api", func(w http.ResponseWriter, _ *http.Request) { reply(w, metav1.APIVersions{Versions: []string{"v1"}}) })
+	mux.HandleFunc("GET /apis", func(w http.ResponseWriter, _ *http.Request) { reply(w, metav1.APIGroupList{}) })
+	mux.HandleFunc("GET /api/v1", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, metav1.APIResourceList{GroupVersion: "v1", APIResources: []metav1.APIResource{
+			{Name: "secrets", Namespaced: true, Kind: "Secret", Verbs: metav1.Verbs{"list", "patch"}},
+			{Name: "pods", Namespaced: true, Kind: "Pod", Verbs: metav1.Verbs{"list", "patch"}}}})
+	})
+	mux.HandleFunc("GET /api/v1/secrets", func(w http.ResponseWriter, r *http.Request) { c.list(w, r, reply) })
+	mux.HandleFunc("PATCH /api/v1/namespaces/{ns}/secrets/{name}", func(w http.ResponseWriter, r *http.Request) { c.patch(w, r, reply) })
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		_, _ = io.WriteString(w, "# HELP x\nother{hash=\"1\"} 1\napiserver_encryption_config_controller_last_config_info{apiserver_id_hash=\"sha256:00\",hash=\""+
+			contentHash(c.loaded)+"\"} 1\n")
+		// The next time it has looked at the file.
+		c.loaded, _ = os.ReadFile(filepath.Join(dir, configFile))
+	})
+	c.Server = httptest.NewServer(mux)
+	t.Cleanup(c.Close)
+	return c
+}
+
+func (c *cluster) list(w http.ResponseWriter, r *http.Request, reply func(http.ResponseWriter, any)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	from := r.URL.Query().Get("continue")
+	if from != "" && c.expire {
+		c.expire = false
+		reply(w, metav1.Status{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: "Failure", Reason: metav1.StatusReasonExpired, Code: http.StatusGone})
+		return
+	}
+	var page metav1.PartialObjectMetadataList
+	page.APIVersion, page.Kind = "meta.k8s.io/v1", "PartialObjectMetadataList"
+	for _, name := range slices.Sorted(maps.Keys(c.secrets)) {
+		if name <= from {
+			continue
+		}
+		if len(page.Items) == 2 {
+			page.Continue = page.Items[1].Name
+			break
+		}
+		page.Items = append(page.Items, object(name))
+	}
+	reply(w, page)
+}
+
+func (c *cluster) patch(w http.ResponseWriter, r *http.Request, reply func(http.ResponseWriter, any)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	name := r.PathValue("name")
+	switch {
+	case c.refuse:
+		reply(w, metav1.Status{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: "Failure", Message: "the webhook says no", Reason: metav1.StatusReasonForbidden, Code: http.StatusForbidden})
+		return
+	case name == "gone":
+		delete(c.secrets, name)
+		reply(w, metav1.Status{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: "Failure", Reason: metav1.StatusReasonNotFound, Code: http.StatusNotFound})
+		return
+	}
+	l, err := readLayout(filepath.Join(c.dir, configFile))
+	if err != nil {
+		w.WriteHeader(http.StatusInternalServerError)
+		return
+	}
+	c.secrets[name] = l.keys[0].Name
+	reply(w, object(name))
+}
+
+func object(name string) metav1.PartialObjectMetadata {
+	return metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: "meta.k8s.io/v1", Kind: "PartialObjectMetadata"},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "ns"}}
+}
+
+func TestRotate(t *testing.T) {
+	dir := t.TempDir()
+	old := ensure(t, Options{Dir: dir})
+	c := newCluster(t, dir)
+	c.secrets = map[string]string{"a": "key1", "b": "key1", "c": "key1", "d": "key1", "gone": "key1"}
+	c.expire = true
+	objects := 0
+	o := RotateOptions{Dir: dir, Client: &rest.Config{Host: c.URL}, Poll: time.Millisecond, Logger: quiet,
+		Progress: func(_ Stage, n int) { objects = max(objects, n) }}
+	if err := Rotate(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	s, err := ReadStatus(dir)
+	if err != nil || s.Stage != StageDone || s.Key != "key2" || !slices.Equal(s.Readable, []string{"key2"}) || s.Finished.IsZero() {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	for name, key := range c.secrets {
+		if key != "key2" {
+			t.Errorf("%s is still written with %s", name, key)
+		}
+	}
+	if len(c.secrets) != 4 || objects < 5 {
+		t.Errorf("%d Secrets, %d written", len(c.secrets), objects)
+	}
+	if l := ensure(t, Options{Dir: dir, Established: true}); l.keys[0].Secret == old.keys[0].Secret {
+		t.Error("the key has a new name and the old secret")
+	}
+	if err := Rotate(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	if s, _ := ReadStatus(dir); s.Key != "key3" {
+		t.Errorf("the second rotation ended with %s", s.Key)
+	}
+}
+
+// TestRotateGoesOnAfterACrash cuts a rotation off at every moment when a crash could and lets the next one finish it.
+func TestRotateGoesOnAfterACrash(t *testing.T) {
+	for _, stop := range []Stage{StagePrepare, StageActivate, StageReencrypt, StageDrop} {
+		for _, late := range []bool{false, true} { // before the stage's work, or after it and before it is recorded
+			dir := t.TempDir()
+			ensure(t, Options{Dir: dir})
+			c := newCluster(t, dir)
+			c.secrets = map[string]string{"a": "key1", "b": "key1", "c": "key1"}
+			ctx, cancel := context.WithCancel(t.Context())
+			o := RotateOptions{Dir: dir, Client: &rest.Config{Host: c.URL}, Poll: time.Millisecond, Logger: quiet}
+			o.Progress = func(s Stage, n int) {
+				if s == stop && (s != StageReencrypt || n == 2 || !late) {
+					cancel()
+				}
+			}
+			if late {
+				o.Loaded = func(ctx context.Context) ([]string, error) { // a stage waits here with its work done
+					if ctx.Err() != nil {
+						return nil, ctx.Err()
+					}
+					data, err := os.ReadFile(filepath.Join(dir, configFile))
+					return []string{contentHash(data)}, err
+				}
+			}
+			err := Rotate(ctx, o)
+			if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), string(stop)) {
+				t.Fatalf("%s: %v", stop, err)
+			}
+			if s, err := ReadStatus(dir); err != nil || s.Stage != stop {
+				t.Fatalf("%s: %+v, %v", stop, s, err)
+			}
+			o.Progress = nil
+			if err := Rotate(t.Context(), o); err != nil {
+				t.Fatal(err)
+			}
+			s, err := ReadStatus(dir)
+			if err != nil || s.Key != "key2" || len(s.Readable) != 1 || c.secrets["a"] != "key2" || c.secrets["c"] != "key2" {
+				t.Fatalf("%s: %+v, %v, %v", stop, s, c.secrets, err)
+			}
+		}
+	}
+}
+
+func TestRotateKeepsTheOldKeyWhileAnythingNeedsIt(t *testing.T) {
+	dir := t.TempDir()
+	ensure(t, Options{Dir: dir})
+	c := newCluster(t, dir)
+	c.secrets, c.refuse = map[string]string{"a": "key1"}, true
+	o := RotateOptions{Dir: dir, Client: &rest.Config{Host: c.URL}, Poll: time.Millisecond, Logger: quiet}
+	if err := Rotate(t.Context(), o); err == nil || !strings.Contains(err.Error(), "webhook says no") {
+		t.Fatalf("%v", err)
+	}
+	if s, err := ReadStatus(dir); err != nil || !slices.Equal(s.Readable, []string{"key2", "key1"}) {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	c.refuse = false
+	if err := Rotate(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	if s, _ := ReadStatus(dir); len(s.Readable) != 1 {
+		t.Errorf("%+v", s)
+	}
+}
