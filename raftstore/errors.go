@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+
+	"github.com/hashicorp/raft"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/status"
+)
+
+// ErrClosed is returned by what is called on a closed store.
+var ErrClosed = rpctypes.ErrGRPCStopped
+
+// contextError is the error of a request whose context ended, in the form that
+// a gRPC call would give it.
+func contextError(ctx context.Context) error {
+	return status.FromContextError(ctx.Err()).Err()
+}
+
+// proposeError translates raft's errors into etcd's. All but the first few
+// leave open whether the write happened, and so do etcd's.
+func proposeError(err error) error {
+	switch {
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		return rpctypes.ErrGRPCNoLeader
+	case errors.Is(err, raft.ErrRaftShutdown):
+		return rpctypes.ErrGRPCStopped
+	case errors.Is(err, raft.ErrLeadershipLost):
+		return rpctypes.ErrGRPCTimeoutDueToLeaderFail
+	case errors.Is(err, raft.ErrEnqueueTimeout):
+		return rpctypes.ErrGRPCTimeout
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	return rpctypes.ErrGRPCTimeoutDueToLeaderFail
+}

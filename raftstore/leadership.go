@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"sync"
+)
+
+// Leadership says whether this server leads, and in which Raft term. A server
+// says that it leads only after it has applied everything that earlier terms
+// committed.
+type Leadership struct {
+	Leader bool
+	Term   uint64
+}
+
+// leadership holds the present Leadership and tells those who wait for it.
+type leadership struct {
+	mu      sync.Mutex
+	now     Leadership
+	closed  bool
+	changed chan struct{} // closed and replaced at each change
+	subs    []chan Leadership
+}
+
+func newLeadership() *leadership { return &leadership{changed: make(chan struct{})} }
+
+func (l *leadership) set(now Leadership) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || l.now == now {
+		return
+	}
+	l.now = now
+	close(l.changed)
+	l.changed = make(chan struct{})
+	for _, sub := range l.subs {
+		offerLatest(sub, now)
+	}
+}
+
+func offerLatest(sub chan Leadership, now Leadership) {
+	select {
+	case <-sub: // nobody took the one before
+	default:
+	}
+	sub <- now
+}
+
+func (l *leadership) get() (Leadership, <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.now, l.changed
+}
+
+// subscribe returns a channel that always holds the latest value not yet
+// taken, hence its capacity of one. It starts with the present value.
+func (l *leadership) subscribe() <-chan Leadership {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	sub := make(chan Leadership, 1)
+	sub <- l.now
+	if l.closed {
+		close(sub)
+		return sub
+	}
+	l.subs = append(l.subs, sub)
+	return sub
+}
+
+func (l *leadership) close() {
+	l.set(Leadership{})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
+	l.closed = true
+	close(l.changed)
+	for _, sub := range l.subs {
+		close(sub)
+	}
+}
+
+// Leadership returns a channel of this server's leadership, beginning with the
+// present one. A receiver that is late sees only the newest value. The channel
+// is closed when the store is.
+func (s *Store) Leadership() <-chan Leadership { return s.lead.subscribe() }
+
+// lead turns raft's notices into Leadership, and runs what a leader must do
+// for as long as it leads. It ends when ctx does.
+func (s *Store) runLeadership(ctx context.Context) {
+	var stop func()
+	defer func() {
+		if stop != nil {
+			stop()
+		}
+	}()
+	for {
+		var leads bool
+		select {
+		case <-ctx.Done():
+			return
+		case leads = <-s.raftLeads:
+		}
+		if stop != nil {
+			stop()
+			stop = nil
+		}
+		if !leads {
+			s.lead.set(Leadership{Term: s.raft.CurrentTerm()})
+			continue
+		}
+		term := s.raft.CurrentTerm()
+		if err := s.raft.Barrier(0).Error(); err != nil {
+			s.log.Warn("lost the leadership before taking it up", "term", term, "err", err)
+			continue
+		}
+		stop = s.startDuties(ctx, term)
+		s.lead.set(Leadership{Leader: true, Term: term})
+	}
+}
+
+// startDuties starts what only the leader does. The returned function ends it
+// and waits.
+func (s *Store) startDuties(ctx context.Context, term uint64) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var duties sync.WaitGroup
+	s.log.Info("this server leads the store", "term", term)
+	s.lessor.promote(s.fsm.view().Leases())
+	duties.Go(func() { s.lessor.run(ctx) })
+	return func() {
+		cancel()
+		duties.Wait()
+	}
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mvcc
+
+import (
+	"sort"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+)
+
+func (s *State) applyCompact(r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
+	switch {
+	case r.Revision <= s.compacted.Load():
+		return nil, rpctypes.ErrGRPCCompacted
+	case r.Revision > s.rev:
+		return nil, rpctypes.ErrGRPCFutureRev
+	}
+	s.compacted.Store(r.Revision)
+	s.Prune()
+	return &pb.CompactionResponse{Header: &pb.ResponseHeader{Revision: s.rev}}, nil
+}
+
+// Prune frees what compaction made unreachable. It does nothing while a
+// snapshot is being written, because that walks the chains of versions; what
+// is readable does not depend on when it runs.
+//
+// Versions written at the compaction revision itself stay, and so do their
+// predecessors: a watch may start there, and wants previous values.
+func (s *State) Prune() {
+	to := s.compacted.Load()
+	if to == s.pruned || s.pins.Load() > 0 {
+		return
+	}
+	s.pruned = to
+	n := search(s.history, to)
+	for _, v := range s.history[:n] {
+		s.cut(v)
+		if v.Deleted() && s.lookup(v.kv.Key) == v {
+			s.tree.Delete(v)
+			s.total -= v.size()
+		}
+	}
+	// A fresh slice: views keep the old one, and its front must not be kept
+	// alive by its tail.
+	s.history = append(make([]*Version, 0, len(s.history)-n+64), s.history[n:]...)
+}
+
+func (s *State) cut(v *Version) {
+	if p := v.prev.Swap(nil); p != nil {
+		s.total -= p.size()
+	}
+}
+
+// search returns the index of the first version at rev or later.
+func search(history []*Version, rev int64) int {
+	return sort.Search(len(history), func(i int) bool { return history[i].kv.ModRevision >= rev })
+}

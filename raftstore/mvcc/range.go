@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mvcc
+
+import (
+	"bytes"
+	"cmp"
+	"slices"
+	"sync/atomic"
+
+	"github.com/tidwall/btree"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+)
+
+// rangeIn answers a range request on a tree whose newest revision is current.
+//
+// As in etcd, Count is the number of keys in the range whatever the limit and
+// the revision filters say, and those filters and any order but the key's own
+// apply before the limit.
+func rangeIn(tree *btree.BTreeG[*Version], current int64, compacted *atomic.Int64, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	rev, err := checkRevision(r.Revision, current, compacted.Load())
+	if err != nil {
+		return nil, err
+	}
+	resp := &pb.RangeResponse{Header: &pb.ResponseHeader{Revision: current}}
+	early := !needsSort(r) // the limit may cut while walking
+	walk(tree, r.Key, r.RangeEnd, rev, func(v *Version) bool {
+		resp.Count++
+		switch {
+		case r.CountOnly:
+		case early && r.Limit > 0 && int64(len(resp.Kvs)) >= r.Limit:
+			if wanted(&v.kv, r) {
+				resp.More = true
+			}
+		case wanted(&v.kv, r):
+			resp.Kvs = append(resp.Kvs, v.KV())
+		}
+		return true
+	})
+	if rev < current && rev < compacted.Load() {
+		return nil, rpctypes.ErrGRPCCompacted // pruned under our feet
+	}
+	if !early {
+		sortKVs(resp.Kvs, r)
+		if r.Limit > 0 && int64(len(resp.Kvs)) > r.Limit {
+			resp.Kvs, resp.More = resp.Kvs[:r.Limit], true
+		}
+	}
+	if r.KeysOnly {
+		resp.Kvs = withoutValues(resp.Kvs)
+	}
+	return resp, nil
+}
+
+func wanted(kv *mvccpb.KeyValue, r *pb.RangeRequest) bool {
+	return (r.MinModRevision == 0 || kv.ModRevision >= r.MinModRevision) &&
+		(r.MaxModRevision == 0 || kv.ModRevision <= r.MaxModRevision) &&
+		(r.MinCreateRevision == 0 || kv.CreateRevision >= r.MinCreateRevision) &&
+		(r.MaxCreateRevision == 0 || kv.CreateRevision <= r.MaxCreateRevision)
+}
+
+func needsSort(r *pb.RangeRequest) bool {
+	if r.SortTarget == pb.RangeRequest_KEY {
+		return r.SortOrder == pb.RangeRequest_DESCEND
+	}
+	return true // any other target without an order means ascending
+}
+
+func sortKVs(kvs []*mvccpb.KeyValue, r *pb.RangeRequest) {
+	var compare func(a, b *mvccpb.KeyValue) int
+	switch r.SortTarget {
+	case pb.RangeRequest_VERSION:
+		compare = func(a, b *mvccpb.KeyValue) int { return cmp.Compare(a.Version, b.Version) }
+	case pb.RangeRequest_CREATE:
+		compare = func(a, b *mvccpb.KeyValue) int { return cmp.Compare(a.CreateRevision, b.CreateRevision) }
+	case pb.RangeRequest_MOD:
+		compare = func(a, b *mvccpb.KeyValue) int { return cmp.Compare(a.ModRevision, b.ModRevision) }
+	case pb.RangeRequest_VALUE:
+		compare = func(a, b *mvccpb.KeyValue) int { return bytes.Compare(a.Value, b.Value) }
+	default:
+		compare = func(a, b *mvccpb.KeyValue) int { return bytes.Compare(a.Key, b.Key) }
+	}
+	if r.SortOrder == pb.RangeRequest_DESCEND {
+		slices.SortStableFunc(kvs, func(a, b *mvccpb.KeyValue) int { return compare(b, a) })
+		return
+	}
+	slices.SortStableFunc(kvs, compare)
+}
+
+func withoutValues(kvs []*mvccpb.KeyValue) []*mvccpb.KeyValue {
+	slab := make([]mvccpb.KeyValue, len(kvs))
+	for i, kv := range kvs {
+		k := &slab[i]
+		k.Key, k.CreateRevision, k.ModRevision, k.Version, k.Lease =
+			kv.Key, kv.CreateRevision, kv.ModRevision, kv.Version, kv.Lease
+		kvs[i] = k
+	}
+	return kvs
+}

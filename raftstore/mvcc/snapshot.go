@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mvcc
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+)
+
+// A snapshot is a magic string and blocks (see block.go). The blocks' contents
+// joined are a header of two varints (revision, compaction revision) and then
+// records:
+//
+//	lease   = 1 id ttl
+//	base    = 2 version      what a key held before the history window
+//	history = 3 version      one write inside it, in order
+//	end     = 0 leases bases histories
+//	version = key value create mod version lease
+//
+// Numbers are varints; key and value have their length before them. A deletion
+// is a version whose version number is 0.
+const snapshotMagic = "coracle mvcc 1\n"
+
+const (
+	recordEnd = iota
+	recordLease
+	recordBase
+	recordHistory
+)
+
+// maxField bounds a key or value in a snapshot, against damage that got past
+// the checksums and against hostile input.
+const maxField = 64 << 20
+
+// ErrDamaged says that a snapshot is not what was written.
+var ErrDamaged = errors.New("mvcc: snapshot is damaged")
+
+// A Snapshot is the whole state at one moment, history window and leases
+// included. Until Release, the state keeps what the snapshot still has to read.
+type Snapshot struct {
+	view      *View
+	compacted int64
+	leases    []Lease
+	release   func()
+}
+
+// Snapshot captures the state. It copies the list of leases and nothing else.
+func (s *State) Snapshot() *Snapshot {
+	s.pins.Add(1)
+	var once sync.Once
+	return &Snapshot{
+		view: s.Freeze(), compacted: s.compacted.Load(), leases: s.leases.list(),
+		release: func() { once.Do(func() { s.pins.Add(-1) }) },
+	}
+}
+
+// Release lets the state prune again.
+func (s *Snapshot) Release() { s.release() }
+
+// Revision is the store revision of the snapshot.
+func (s *Snapshot) Revision() int64 { return s.view.rev }
+
+// WriteTo writes the snapshot.
+func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
+	blocks := newBlockWriter(w)
+	out := recordWriter{w: bufio.NewWriterSize(blocks, blockSize)}
+	blocks.raw([]byte(snapshotMagic))
+	out.uvarints(s.view.rev, s.compacted)
+	for _, l := range s.leases {
+		out.byte(recordLease)
+		out.uvarints(l.ID, l.TTL)
+	}
+	var bases int64
+	s.view.tree.Scan(func(v *Version) bool {
+		for v != nil && v.kv.ModRevision >= s.compacted {
+			v = v.prev.Load()
+		}
+		if v != nil && !v.Deleted() {
+			out.byte(recordBase)
+			out.version(v)
+			bases++
+		}
+		return out.err == nil
+	})
+	history := s.view.History(s.compacted)
+	for _, v := range history {
+		out.byte(recordHistory)
+		out.version(v)
+		if out.err != nil {
+			break
+		}
+	}
+	out.byte(recordEnd)
+	out.uvarints(int64(len(s.leases)), bases, int64(len(history)))
+	if out.err == nil {
+		out.err = out.w.Flush()
+	}
+	if out.err == nil {
+		out.err = blocks.close()
+	}
+	if out.err != nil {
+		return blocks.written, fmt.Errorf("mvcc: write snapshot: %w", out.err)
+	}
+	return blocks.written, nil
+}
+
+type recordWriter struct {
+	w   *bufio.Writer
+	err error
+	buf [binary.MaxVarintLen64]byte
+}
+
+func (o *recordWriter) byte(b byte) { o.bytes([]byte{b}) }
+
+func (o *recordWriter) bytes(b []byte) {
+	if o.err == nil {
+		_, o.err = o.w.Write(b)
+	}
+}
+
+func (o *recordWriter) uvarints(ns ...int64) {
+	for _, n := range ns {
+		o.bytes(binary.AppendUvarint(o.buf[:0], uint64(n)))
+	}
+}
+
+func (o *recordWriter) version(v *Version) {
+	o.uvarints(int64(len(v.kv.Key)))
+	o.bytes(v.kv.Key)
+	o.uvarints(int64(len(v.kv.Value)))
+	o.bytes(v.kv.Value)
+	o.uvarints(v.kv.CreateRevision, v.kv.ModRevision, v.kv.Version, v.kv.Lease)
+}
+
+// Restore reads a snapshot into a new state. It fails with ErrDamaged if a
+// checksum, a length or the order is not as written.
+func Restore(r io.Reader) (*State, error) {
+	magic := make([]byte, len(snapshotMagic))
+	if _, err := io.ReadFull(r, magic); err != nil {
+		return nil, fmt.Errorf("%w: too short: %w", ErrDamaged, err)
+	}
+	if string(magic) != snapshotMagic {
+		return nil, fmt.Errorf("%w: it does not start as a snapshot does", ErrDamaged)
+	}
+	in := recordReader{r: bufio.NewReaderSize(newBlockReader(r), blockSize)}
+	s := New()
+	s.rev = in.number()
+	compacted := in.number()
+	s.compacted.Store(compacted)
+	s.pruned = compacted
+	if in.err == nil && (s.rev < 1 || compacted < 0 || compacted > s.rev) {
+		in.fail("revision %d, compacted at %d", s.rev, compacted)
+	}
+	s.load(&in)
+	if in.err == nil {
+		if _, err := in.r.ReadByte(); !errors.Is(err, io.EOF) {
+			in.fail("it goes on after its end")
+		}
+	}
+	if in.err != nil {
+		return nil, in.err
+	}
+	return s, nil
+}
+
+// load reads the records up to the end mark.
+func (s *State) load(in *recordReader) {
+	var leases, bases, histories int64
+	last := s.compacted.Load()
+	for in.err == nil {
+		switch tag := in.byte(); tag {
+		case recordLease:
+			id, ttl := in.number(), in.number()
+			s.leases.byID[id] = &leased{ttl: ttl, keys: make(map[string]struct{})}
+			leases++
+		case recordBase, recordHistory:
+			v := in.version()
+			if in.err != nil {
+				return
+			}
+			old := s.lookup(v.kv.Key)
+			if tag == recordBase {
+				bases++
+				if old != nil || v.Deleted() || histories > 0 || v.kv.ModRevision > s.rev {
+					in.fail("key %q is out of place", v.kv.Key)
+					return
+				}
+			} else {
+				histories++
+				if v.kv.ModRevision < last || v.kv.ModRevision > s.rev {
+					in.fail("revision %d is out of order", v.kv.ModRevision)
+					return
+				}
+				last = v.kv.ModRevision
+			}
+			s.install(v, old)
+			if tag == recordBase {
+				s.history = s.history[:0] // install added it there
+			}
+		case recordEnd:
+			if in.number() != leases || in.number() != bases || in.number() != histories {
+				in.fail("records are missing")
+			}
+			return
+		default:
+			in.fail("unknown record %d", tag)
+		}
+	}
+}
+
+type recordReader struct {
+	r   *bufio.Reader
+	err error
+}
+
+func (in *recordReader) fail(format string, args ...any) {
+	if in.err == nil {
+		in.err = fmt.Errorf("%w: "+format, append([]any{ErrDamaged}, args...)...)
+	}
+}
+
+func (in *recordReader) check(err error) {
+	if err != nil && in.err == nil {
+		if errors.Is(err, ErrDamaged) {
+			in.err = err
+			return
+		}
+		in.err = fmt.Errorf("%w: it ends too early: %w", ErrDamaged, err)
+	}
+}
+
+func (in *recordReader) byte() byte {
+	if in.err != nil {
+		return 0
+	}
+	b, err := in.r.ReadByte()
+	in.check(err)
+	return b
+}
+
+func (in *recordReader) number() int64 {
+	if in.err != nil {
+		return 0
+	}
+	n, err := binary.ReadUvarint(in.r)
+	in.check(err)
+	return int64(n)
+}
+
+func (in *recordReader) field() []byte {
+	n := in.number()
+	if in.err != nil || n == 0 {
+		return nil
+	}
+	if n < 0 || n > maxField {
+		in.fail("a field of %d bytes", n)
+		return nil
+	}
+	b := make([]byte, n)
+	_, err := io.ReadFull(in.r, b)
+	in.check(err)
+	return b
+}
+
+func (in *recordReader) version() *Version {
+	v := &Version{}
+	v.kv.Key, v.kv.Value = in.field(), in.field()
+	v.kv.CreateRevision, v.kv.ModRevision = in.number(), in.number()
+	v.kv.Version, v.kv.Lease = in.number(), in.number()
+	return v
+}

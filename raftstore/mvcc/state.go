@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mvcc
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"github.com/tidwall/btree"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+)
+
+// treeDegree was the fastest of those measured at 100,000 keys of 1 KB.
+const treeDegree = 16
+
+// State is the state machine. Apply, Freeze, Snapshot and Unpin's effects
+// belong to one goroutine; everything else reads Views.
+type State struct {
+	tree *btree.BTreeG[*Version]
+	// history holds every version written since the compaction revision, in
+	// the order written. Views alias it: it is appended to and replaced,
+	// never changed in place.
+	history []*Version
+	rev     int64
+	// compacted is shared with the Views: a read at an old revision checks it
+	// again when done, because pruning goes on beside readers.
+	compacted *atomic.Int64
+	pruned    int64
+	pins      atomic.Int32
+
+	leases *leaseTable
+
+	keys  int64 // keys that exist now
+	live  int64 // bytes of their versions
+	total int64 // bytes of every version held
+}
+
+// New returns an empty store at revision 1, as etcd starts.
+func New() *State {
+	return &State{
+		tree:      newTree(),
+		rev:       1,
+		compacted: new(atomic.Int64),
+		leases:    newLeaseTable(),
+	}
+}
+
+func newTree() *btree.BTreeG[*Version] {
+	return btree.NewBTreeGOptions(less, btree.Options{NoLocks: true, Degree: treeDegree})
+}
+
+// A Result is what one command gave: exactly one of the two is set. Err is a
+// gRPC status error of etcd's rpctypes and has no effect on the state.
+type Result struct {
+	Response any
+	Err      error
+}
+
+// Apply runs one command. The result's response is the pb response type that
+// belongs to the request's type.
+func (s *State) Apply(req Request) Result {
+	var resp any
+	var err error
+	switch r := req.(type) {
+	case *pb.PutRequest:
+		resp, err = s.applyPut(r)
+	case *pb.DeleteRangeRequest:
+		resp, err = s.applyDelete(r)
+	case *pb.TxnRequest:
+		resp, err = s.applyTxn(r)
+	case *pb.CompactionRequest:
+		resp, err = s.applyCompact(r)
+	case *pb.LeaseGrantRequest:
+		resp, err = s.applyGrant(r)
+	case *pb.LeaseRevokeRequest:
+		resp, err = s.applyRevoke(r)
+	default:
+		panic(fmt.Sprintf("mvcc: no such command %T", req))
+	}
+	if err != nil {
+		return Result{Err: err}
+	}
+	return Result{Response: resp}
+}
+
+// A write collects the effects of one command. All of them share a revision,
+// which is taken only if there is any effect.
+type write struct {
+	s       *State
+	rev     int64
+	changed bool
+}
+
+func (s *State) begin() *write { return &write{s: s, rev: s.rev + 1} }
+
+// end takes the revision if it was used, and returns the store's revision.
+func (w *write) end() int64 {
+	if w.changed {
+		w.s.rev = w.rev
+	}
+	return w.s.rev
+}
+
+// current is the revision that a response inside the write reports.
+func (w *write) current() int64 {
+	if w.changed {
+		return w.rev
+	}
+	return w.s.rev
+}
+
+// lookup finds the key's newest version, a deletion's mark included.
+func (s *State) lookup(key []byte) *Version {
+	p := pivot(key)
+	defer release(p)
+	v, _ := s.tree.Get(p)
+	return v
+}
+
+// get finds the key's current value, or nil.
+func (s *State) get(key []byte) *Version {
+	if v := s.lookup(key); v != nil && !v.Deleted() {
+		return v
+	}
+	return nil
+}
+
+func (s *State) applyPut(r *pb.PutRequest) (*pb.PutResponse, error) {
+	if err := s.checkPut(r); err != nil {
+		return nil, err
+	}
+	w := s.begin()
+	resp := w.put(r)
+	w.end()
+	return resp, nil
+}
+
+func (s *State) checkPut(r *pb.PutRequest) error {
+	if (r.IgnoreValue || r.IgnoreLease) && s.get(r.Key) == nil {
+		return rpctypes.ErrGRPCKeyNotFound
+	}
+	if r.Lease != 0 && !s.leases.has(r.Lease) {
+		return rpctypes.ErrGRPCLeaseNotFound
+	}
+	return nil
+}
+
+func (w *write) put(r *pb.PutRequest) *pb.PutResponse {
+	s := w.s
+	w.changed = true
+	old := s.lookup(r.Key)
+	v := &Version{}
+	v.kv.Key, v.kv.Value, v.kv.Lease = r.Key, r.Value, r.Lease
+	v.kv.CreateRevision, v.kv.ModRevision, v.kv.Version = w.rev, w.rev, 1
+	resp := &pb.PutResponse{Header: &pb.ResponseHeader{Revision: w.rev}}
+	if old != nil && !old.Deleted() {
+		v.kv.Key = old.kv.Key // one copy of the key for all its versions
+		v.kv.CreateRevision, v.kv.Version = old.kv.CreateRevision, old.kv.Version+1
+		if r.IgnoreValue {
+			v.kv.Value = old.kv.Value
+		}
+		if r.IgnoreLease {
+			v.kv.Lease = old.kv.Lease
+		}
+		if r.PrevKv {
+			resp.PrevKv = old.KV()
+		}
+	}
+	s.install(v, old)
+	return resp
+}
+
+func (s *State) applyDelete(r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
+	w := s.begin()
+	resp := w.deleteRange(r)
+	resp.Header = &pb.ResponseHeader{Revision: w.end()}
+	return resp, nil
+}
+
+func (w *write) deleteRange(r *pb.DeleteRangeRequest) *pb.DeleteRangeResponse {
+	s := w.s
+	var found []*Version
+	if len(r.RangeEnd) == 0 {
+		if v := s.get(r.Key); v != nil {
+			found = append(found, v)
+		}
+	} else {
+		ascend(s.tree, r.Key, r.RangeEnd, func(v *Version) bool {
+			if !v.Deleted() {
+				found = append(found, v)
+			}
+			return true
+		})
+	}
+	resp := &pb.DeleteRangeResponse{Deleted: int64(len(found))}
+	for _, v := range found {
+		if r.PrevKv {
+			resp.PrevKvs = append(resp.PrevKvs, v.KV())
+		}
+		w.delete(v)
+	}
+	resp.Header = &pb.ResponseHeader{Revision: w.current()}
+	return resp
+}
+
+func (w *write) delete(old *Version) {
+	w.changed = true
+	v := &Version{}
+	v.kv.Key, v.kv.ModRevision = old.kv.Key, w.rev
+	w.s.install(v, old)
+}
+
+// install makes v the key's newest version. old is the one before, or nil.
+func (s *State) install(v, old *Version) {
+	if old != nil {
+		v.prev.Store(old)
+		if !old.Deleted() {
+			s.keys--
+			s.live -= old.size()
+			s.leases.detach(old.kv.Lease, old.kv.Key)
+		}
+	}
+	if !v.Deleted() {
+		s.keys++
+		s.live += v.size()
+		s.leases.attach(v.kv.Lease, v.kv.Key)
+	}
+	s.total += v.size()
+	s.tree.Set(v)
+	s.history = append(s.history, v)
+}
+
+// Freeze returns the present state for readers. Call it once for a batch of
+// commands: the first write after it copies a path of the tree.
+func (s *State) Freeze() *View {
+	return &View{
+		tree: s.tree.Copy(), history: s.history, rev: s.rev,
+		compacted: s.compacted, leases: s.leases,
+		stats: Stats{Keys: s.keys, LiveBytes: s.live, TotalBytes: s.total, Versions: int64(len(s.history))},
+	}
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mvcc
+
+import (
+	"bytes"
+	"cmp"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+)
+
+// applyTxn runs a transaction as etcd does: every comparison, nested ones
+// included, looks at the state before the transaction; then all operations of
+// the chosen branches are checked; then they run in order, each seeing the
+// ones before it. A failed check leaves no trace.
+func (s *State) applyTxn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
+	path := s.choose(r, nil)
+	if _, err := s.checkTxn(r, path); err != nil {
+		return nil, err
+	}
+	w := s.begin()
+	resp, _, err := w.txn(r, path)
+	if err != nil {
+		return nil, err
+	}
+	resp.Header.Revision = w.end()
+	return resp, nil
+}
+
+// choose evaluates the comparisons of r and of the transactions nested in the
+// branch taken, depth first; the result says for each whether it succeeded.
+func (s *State) choose(r *pb.TxnRequest, path []bool) []bool {
+	ok := true
+	for _, c := range r.Compare {
+		if !s.compare(c) {
+			ok = false
+			break
+		}
+	}
+	path = append(path, ok)
+	for _, op := range branch(r, ok) {
+		if t := op.GetRequestTxn(); t != nil {
+			path = s.choose(t, path)
+		}
+	}
+	return path
+}
+
+func branch(r *pb.TxnRequest, ok bool) []*pb.RequestOp {
+	if ok {
+		return r.Success
+	}
+	return r.Failure
+}
+
+// checkTxn returns the part of path that it did not consume.
+func (s *State) checkTxn(r *pb.TxnRequest, path []bool) ([]bool, error) {
+	ops, path := branch(r, path[0]), path[1:]
+	var err error
+	for _, op := range ops {
+		switch o := op.Request.(type) {
+		case *pb.RequestOp_RequestPut:
+			err = s.checkPut(o.RequestPut)
+		case *pb.RequestOp_RequestRange:
+			_, err = checkRevision(o.RequestRange.Revision, s.rev, s.compacted.Load())
+		case *pb.RequestOp_RequestTxn:
+			path, err = s.checkTxn(o.RequestTxn, path)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return path, nil
+}
+
+func (w *write) txn(r *pb.TxnRequest, path []bool) (*pb.TxnResponse, []bool, error) {
+	ok := path[0]
+	ops, path := branch(r, ok), path[1:]
+	resp := &pb.TxnResponse{Succeeded: ok, Header: &pb.ResponseHeader{}, Responses: make([]*pb.ResponseOp, len(ops))}
+	for i, op := range ops {
+		out := &pb.ResponseOp{}
+		switch o := op.Request.(type) {
+		case *pb.RequestOp_RequestPut:
+			out.Response = &pb.ResponseOp_ResponsePut{ResponsePut: w.put(o.RequestPut)}
+		case *pb.RequestOp_RequestDeleteRange:
+			out.Response = &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: w.deleteRange(o.RequestDeleteRange)}
+		case *pb.RequestOp_RequestRange:
+			rr, err := rangeIn(w.s.tree, w.current(), w.s.compacted, o.RequestRange)
+			if err != nil {
+				return nil, nil, err
+			}
+			out.Response = &pb.ResponseOp_ResponseRange{ResponseRange: rr}
+		case *pb.RequestOp_RequestTxn:
+			inner, rest, err := w.txn(o.RequestTxn, path)
+			if err != nil {
+				return nil, nil, err
+			}
+			path = rest
+			out.Response = &pb.ResponseOp_ResponseTxn{ResponseTxn: inner}
+		}
+		resp.Responses[i] = out
+	}
+	resp.Header.Revision = w.current()
+	return resp, path, nil
+}
+
+// compare evaluates one comparison. A key that does not exist has version,
+// revisions and lease 0, and no value: comparing its value fails whatever the
+// operator. Over a range, every key must pass, and an empty range compares as
+// one missing key.
+func (s *State) compare(c *pb.Compare) bool {
+	if len(c.RangeEnd) == 0 {
+		return compareOne(c, s.get(c.Key))
+	}
+	found, ok := false, true
+	ascend(s.tree, c.Key, c.RangeEnd, func(v *Version) bool {
+		if v.Deleted() {
+			return true
+		}
+		found = true
+		ok = compareOne(c, v)
+		return ok
+	})
+	if !found {
+		return compareOne(c, nil)
+	}
+	return ok
+}
+
+func compareOne(c *pb.Compare, v *Version) bool {
+	if v == nil {
+		if c.Target == pb.Compare_VALUE {
+			return false
+		}
+		v = &Version{}
+	}
+	var order int
+	switch c.Target {
+	case pb.Compare_VALUE:
+		order = bytes.Compare(v.kv.Value, c.GetValue())
+	case pb.Compare_CREATE:
+		order = cmp.Compare(v.kv.CreateRevision, c.GetCreateRevision())
+	case pb.Compare_MOD:
+		order = cmp.Compare(v.kv.ModRevision, c.GetModRevision())
+	case pb.Compare_VERSION:
+		order = cmp.Compare(v.kv.Version, c.GetVersion())
+	case pb.Compare_LEASE:
+		order = cmp.Compare(v.kv.Lease, c.GetLease())
+	}
+	switch c.Result {
+	case pb.Compare_EQUAL:
+		return order == 0
+	case pb.Compare_NOT_EQUAL:
+		return order != 0
+	case pb.Compare_GREATER:
+		return order > 0
+	case pb.Compare_LESS:
+		return order < 0
+	}
+	return false
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mvcc
+
+import (
+	"bytes"
+	"sync/atomic"
+
+	"github.com/tidwall/btree"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+)
+
+// A View is the store at one revision, and through it at every older revision
+// since the compaction. It does not change, and may be read by any number of
+// goroutines at once.
+type View struct {
+	tree      *btree.BTreeG[*Version]
+	history   []*Version
+	rev       int64
+	compacted *atomic.Int64
+	leases    *leaseTable
+	stats     Stats
+}
+
+// Stats says how much the store held when the view was made. Bytes are those
+// of keys and values plus a fixed overhead for each version.
+type Stats struct {
+	Keys       int64 // keys that exist
+	LiveBytes  int64 // bytes of their current versions
+	TotalBytes int64 // bytes of all versions, history included
+	Versions   int64 // versions in the history window
+}
+
+// Revision is the view's newest revision.
+func (v *View) Revision() int64 { return v.rev }
+
+// Compacted is the oldest revision that can still be read; 0 before the first
+// compaction. It moves even for a view that was made earlier.
+func (v *View) Compacted() int64 { return v.compacted.Load() }
+
+// Stats returns the sizes at the time the view was made.
+func (v *View) Stats() Stats { return v.stats }
+
+// History returns the versions written at revision from and later, in order.
+// The caller must not change the slice, and has to compare Compacted with from
+// afterwards: if it is larger, the answer has gaps.
+func (v *View) History(from int64) []*Version {
+	return v.history[search(v.history, from):]
+}
+
+// Range answers a read. Errors are etcd's: the revision is compacted, or not
+// there yet.
+func (v *View) Range(r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	return rangeIn(v.tree, v.rev, v.compacted, r)
+}
+
+// Walk calls fn for each key in [key, end) at the revision, in order, until it
+// returns false. The revision must be readable; a caller that reads an old one
+// checks Compacted afterwards.
+func (v *View) Walk(key, end []byte, rev int64, fn func(*Version) bool) {
+	walk(v.tree, key, end, rev, fn)
+}
+
+// CheckRevision returns the revision that a read of rev means (0 is the newest
+// one) or etcd's error if it cannot be read.
+func (v *View) CheckRevision(rev int64) (int64, error) {
+	return checkRevision(rev, v.rev, v.compacted.Load())
+}
+
+func checkRevision(rev, current, compacted int64) (int64, error) {
+	switch {
+	case rev > current:
+		return 0, rpctypes.ErrGRPCFutureRev
+	case rev <= 0:
+		return current, nil
+	case rev < compacted:
+		return 0, rpctypes.ErrGRPCCompacted
+	}
+	return rev, nil
+}
+
+func walk(tree *btree.BTreeG[*Version], key, end []byte, rev int64, fn func(*Version) bool) {
+	if len(end) == 0 {
+		p := pivot(key)
+		v, _ := tree.Get(p)
+		release(p)
+		if v = v.at(rev); v != nil {
+			fn(v)
+		}
+		return
+	}
+	ascend(tree, key, end, func(v *Version) bool {
+		if v = v.at(rev); v == nil {
+			return true
+		}
+		return fn(v)
+	})
+}
+
+// ascend visits every key in [key, end), deleted ones included. An end of one
+// zero byte means all keys from key on, as in etcd.
+func ascend(tree *btree.BTreeG[*Version], key, end []byte, fn func(*Version) bool) {
+	open := isOpenEnd(end)
+	p := pivot(key)
+	tree.Ascend(p, func(v *Version) bool {
+		if !open && bytes.Compare(v.kv.Key, end) >= 0 {
+			return false
+		}
+		return fn(v)
+	})
+	release(p)
+}
+
+func isOpenEnd(end []byte) bool { return len(end) == 1 && end[0] == 0 }

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package upstream
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/client/v3/kubernetes"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apiserver/pkg/apis/example"
+	examplev1 "k8s.io/apiserver/pkg/apis/example/v1"
+	"k8s.io/apiserver/pkg/storage"
+	"k8s.io/apiserver/pkg/storage/feature"
+	"k8s.io/apiserver/pkg/storage/storagebackend"
+	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+// TestInstall fails if upstream no longer takes its clients from the variable
+// that Install sets: the storage that its factory builds must write to our
+// store, and its health check must read from it.
+func TestInstall(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	s, err := raftstore.Open(ctx, raftstore.Options{Dir: t.TempDir(), NodeID: "one"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close(ctx)
+	if err := s.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	made := 0
+	Install(func() *kubernetes.Client { made++; return s.Client() })
+
+	config := exampleConfig(t)
+	build, destroy, err := factory.Create(*config, func() runtime.Object { return &example.Pod{} },
+		func() runtime.Object { return &example.PodList{} }, "/pods/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer destroy()
+	if made == 0 {
+		t.Fatal("upstream's factory built a storage without asking for our client")
+	}
+	pod := &example.Pod{ObjectMeta: metav1.ObjectMeta{Name: "a", Namespace: "ns"}}
+	if err := build.Create(ctx, "/pods/ns/a", pod, &example.Pod{}, 0); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Client().Kubernetes.Get(ctx, "/registry/pods/ns/a", kubernetes.GetOptions{})
+	if err != nil || got.KV == nil {
+		t.Fatalf("the object is not in our store: %v, %v", got.KV, err)
+	}
+
+	stop := make(chan struct{})
+	defer close(stop)
+	check, err := factory.CreateHealthCheck(config.Config, stop)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, ctx, "healthy", func() bool { return check() == nil })
+	eventually(t, ctx, "watch progress supported", func() bool {
+		return feature.DefaultFeatureSupportChecker.Supports(storage.RequestWatchProgress)
+	})
+}
+
+func exampleConfig(t *testing.T) *storagebackend.ConfigForResource {
+	scheme := runtime.NewScheme()
+	metav1.AddToGroupVersion(scheme, metav1.SchemeGroupVersion)
+	for _, add := range []func(*runtime.Scheme) error{example.AddToScheme, examplev1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			t.Fatal(err)
+		}
+	}
+	codec := serializer.NewCodecFactory(scheme).LegacyCodec(examplev1.SchemeGroupVersion)
+	config := storagebackend.NewDefaultConfig("/registry", codec)
+	config.Transport.ServerList = []string{"unix:///nowhere"}
+	return config.ForResource(schema.GroupResource{Resource: "pods"})
+}
+
+func eventually(t *testing.T, ctx context.Context, what string, ok func() bool) {
+	t.Helper()
+	err := wait.PollUntilContextCancel(ctx, 10*time.Millisecond, true, func(context.Context) (bool, error) { return ok(), nil })
+	if err != nil {
+		t.Fatalf("never %s", what)
+	}
+}

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+)
+
+const (
+	// maxQueued bounds the versions waiting for one watcher. One that is
+	// slower reads the history instead, which exists anyway.
+	maxQueued = 1024
+	// scanChunk is how many versions a watcher that is behind looks at before
+	// it delivers what it found.
+	scanChunk = 4096
+)
+
+// A watcher follows one range from one revision. Its owner calls next in a
+// loop; the hub fills its queue. It misses nothing and repeats nothing: either
+// everything from position on is in the queue or will be offered, or it is
+// behind and reads the history.
+type watcher struct {
+	hub      *hub
+	key, end []byte
+	prevKV   bool
+	noPut    bool
+	noDelete bool
+
+	signal chan struct{} // capacity 1: one pending signal stands for any number
+
+	// Guarded by hub.mu.
+	position int64 // next revision to deliver
+	behind   bool
+	queue    []queued
+	progress bool // a report of the position was asked for
+}
+
+// queued keeps the previous value beside a version, since compaction may cut
+// the version from it before it is delivered.
+type queued struct {
+	version *mvcc.Version
+	prev    *mvccpb.KeyValue
+}
+
+// A delivery is what next returns: events of whole revisions, in order; or, if
+// there are none, the revision up to which there are none.
+type delivery struct {
+	events   []*mvccpb.Event
+	revision int64
+	// compacted is set if the watcher cannot go on: it needs revisions older
+	// than this one, which are gone.
+	compacted int64
+}
+
+// newWatcher starts at revision from; 0 means after the present one.
+func newWatcher(h *hub, r *pb.WatchCreateRequest, from int64) *watcher {
+	w := &watcher{
+		hub: h, key: r.Key, end: r.RangeEnd, prevKV: r.PrevKv,
+		signal: make(chan struct{}, 1), position: from, behind: true,
+	}
+	if from == 0 {
+		w.position = h.view().Revision() + 1
+	}
+	for _, f := range r.Filters {
+		w.noPut = w.noPut || f == pb.WatchCreateRequest_NOPUT
+		w.noDelete = w.noDelete || f == pb.WatchCreateRequest_NODELETE
+	}
+	w.ring() // to look at the history once
+	h.add(w)
+	return w
+}
+
+func (w *watcher) close() { w.hub.remove(w) }
+
+func (w *watcher) ring() {
+	select {
+	case w.signal <- struct{}{}:
+	default:
+	}
+}
+
+// requestProgress makes next report the position once everything up to the
+// present revision is delivered.
+func (w *watcher) requestProgress() {
+	w.hub.mu.Lock()
+	w.progress = true
+	w.hub.mu.Unlock()
+	w.ring()
+}
+
+// offer is called by the hub, under its lock.
+func (w *watcher) offer(v *mvcc.Version) {
+	if w.behind || v.Revision() < w.position {
+		return
+	}
+	if len(w.queue) >= maxQueued {
+		w.fallBehind()
+		return
+	}
+	if w.filtered(v) {
+		return
+	}
+	q := queued{version: v}
+	if w.prevKV {
+		q.prev = v.Before()
+	}
+	w.queue = append(w.queue, q)
+	w.ring()
+}
+
+func (w *watcher) filtered(v *mvcc.Version) bool {
+	return w.noPut && !v.Deleted() || w.noDelete && v.Deleted()
+}
+
+func (w *watcher) fallBehind() {
+	w.behind, w.queue = true, nil
+	w.ring()
+}
+
+// next waits for something to deliver. It returns ctx's error when that ends.
+func (w *watcher) next(ctx context.Context) (delivery, error) {
+	for {
+		if d, ok := w.poll(); ok {
+			return d, nil
+		}
+		select {
+		case <-ctx.Done():
+			return delivery{}, ctx.Err()
+		case <-w.signal:
+		}
+	}
+}
+
+// poll returns what can be delivered at once.
+func (w *watcher) poll() (delivery, bool) {
+	h := w.hub
+	h.mu.Lock()
+	if len(w.queue) > 0 {
+		q := w.queue
+		w.queue = nil
+		w.position = q[len(q)-1].version.Revision() + 1
+		h.mu.Unlock()
+		return delivery{events: events(q), revision: w.position - 1}, true
+	}
+	if !w.behind {
+		w.position = max(w.position, h.dispatched+1)
+		w.behind = w.progress // look at the newest view, not the dispatched one
+	}
+	behind := w.behind
+	h.mu.Unlock()
+	if !behind {
+		return delivery{}, false
+	}
+	return w.catchUp()
+}
+
+// catchUp reads the history from the position on. Only the owner calls it, and
+// while behind only the owner moves the position.
+func (w *watcher) catchUp() (delivery, bool) {
+	for {
+		view := w.hub.view()
+		found, reached := w.scan(view)
+		if c := view.Compacted(); c > w.position {
+			return delivery{compacted: c}, true
+		}
+		d := delivery{events: events(found), revision: reached}
+		w.hub.mu.Lock()
+		w.position = max(w.position, reached+1)
+		if w.position > w.hub.dispatched {
+			w.behind = false // the hub will offer everything from here on
+		}
+		report := w.progress && !w.behind && len(found) == 0
+		if report {
+			w.progress = false
+			d.revision = min(w.position-1, view.Revision())
+		}
+		behind := w.behind
+		w.hub.mu.Unlock()
+		if len(found) > 0 {
+			if behind {
+				w.ring()
+			}
+			return d, true
+		}
+		if report {
+			return d, true
+		}
+		if !behind {
+			return delivery{}, false
+		}
+	}
+}
+
+// scan looks through the next part of the history, always to the end of a
+// revision, and says how far it got.
+func (w *watcher) scan(view *mvcc.View) ([]queued, int64) {
+	var found []queued
+	history := view.History(w.position)
+	for i, v := range history {
+		if i >= scanChunk && v.Revision() != history[i-1].Revision() {
+			return found, history[i-1].Revision()
+		}
+		if !inRange(v.KV().Key, w.key, w.end) || w.filtered(v) {
+			continue
+		}
+		q := queued{version: v}
+		if w.prevKV {
+			q.prev = v.Before()
+		}
+		found = append(found, q)
+	}
+	return found, view.Revision()
+}
+
+func events(q []queued) []*mvccpb.Event {
+	slab := make([]mvccpb.Event, len(q))
+	out := make([]*mvccpb.Event, len(q))
+	for i := range q {
+		e := &slab[i]
+		e.Kv, e.PrevKv = q[i].version.KV(), q[i].prev
+		if q[i].version.Deleted() {
+			e.Type = mvccpb.Event_DELETE
+		}
+		out[i] = e
+	}
+	return out
+}
