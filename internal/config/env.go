@@ -30,7 +30,7 @@ func fromEnviron(environ []string, c Command) (values, []string) {
 			warnings = append(warnings, w)
 			continue
 		}
-		if s.Commands&c == 0 {
+		if s.Commands&c == 0 || text == "" { // an empty variable is how many tools unset one
 			continue
 		}
 		vals[s.Name] = itemsFromEnv(s, text)

@@ -11,21 +11,24 @@ import (
 
 // Flags are the values that one command's flags were given. [Flags.Register] fills it while pflag parses.
 type Flags struct {
-	command Command
-	given   values
+	given values
 }
 
 // Register adds the flags of a command to a flag set. Values are kept as text and checked when everything is
 // known, so that all complaints come together.
 func Register(fs *pflag.FlagSet, c Command) *Flags {
-	f := &Flags{command: c, given: values{}}
+	f := &Flags{given: values{}}
 	for _, s := range Table(c) {
-		fs.VarPF(&flagValue{flags: f, setting: s}, s.Name, s.Short, s.Help)
-		if s.Kind == Bool {
-			fs.Lookup(s.Name).NoOptDefVal = "true"
-		}
+		f.add(fs, s)
 	}
 	return f
+}
+
+func (f *Flags) add(fs *pflag.FlagSet, s *Setting) {
+	flag := fs.VarPF(&flagValue{flags: f, setting: s}, s.Name, s.Short, s.Help)
+	if s.Kind == Bool {
+		flag.NoOptDefVal = "true"
+	}
 }
 
 // Set gives a flag a value as if the user had typed it.
@@ -107,4 +110,13 @@ func ExplainFlagError(err error, fs *pflag.FlagSet) error {
 		return Problems{"unknown flag --" + name + ": it is a flag of " + s.Commands.String()}
 	}
 	return Problems{"unknown flag --" + name + didYouMean(name, "--", candidates)}
+}
+
+// RegisterPlaces adds only the flags that say which coracle on this machine a command is about.
+func RegisterPlaces(fs *pflag.FlagSet) *Flags {
+	f := &Flags{given: values{}}
+	for _, name := range []string{"config", "data-dir", "run-dir"} {
+		f.add(fs, Lookup(name))
+	}
+	return f
 }

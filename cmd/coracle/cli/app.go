@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/version"
+)
+
+// App is what the commands need from outside.
+type App struct {
+	// RunServer runs a server, and the node beside it, until the context ends.
+	RunServer func(ctx context.Context, c *config.Server, p *Process) error
+	// RunAgent runs a node that belongs to a server elsewhere. Nil means that this build cannot join one.
+	RunAgent func(ctx context.Context, c *config.Agent, p *Process) error
+	// Unpack puts the carried programs below the data directory and says in which folder they are.
+	Unpack func(dataDir string) (string, error)
+	// Carried are the versions of the carried programs by name.
+	Carried func() map[string]string
+
+	Stdin   io.Reader
+	Stdout  io.Writer
+	Stderr  io.Writer
+	Environ []string
+	Host    config.Host
+}
+
+// Main runs the command that args name, args[0] being the program's, and returns the exit code.
+func (a *App) Main(ctx context.Context, args []string) int {
+	root := a.root()
+	rest := args[1:]
+	if name := filepath.Base(args[0]); carriedByName[name] {
+		rest = append([]string{name}, rest...)
+	}
+	if err := singleDash(root, rest); err != nil {
+		return a.report(err)
+	}
+	root.SetArgs(rest)
+	return a.report(root.ExecuteContext(ctx))
+}
+
+func (a *App) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "coracle",
+		Short: "Kubernetes in one binary",
+		Long: `Coracle is Kubernetes in one binary that needs nothing else.
+
+Start a cluster of one machine with "coracle server", look at it with "coracle status", use it with "coracle kubectl".`,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		Version:           version.Get().Coracle,
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+		Args:              cobra.NoArgs,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetIn(a.Stdin)
+	root.SetOut(a.Stdout)
+	root.SetErr(a.Stderr)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{cmd, config.ExplainFlagError(err, cmd.Flags())}
+	})
+	root.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		msg := fmt.Sprintf("unknown command %q", args[0])
+		if best := config.Nearest(args[0], commandNames(cmd)); best != "" {
+			msg += "; did you mean: coracle " + best + "?"
+		}
+		return usageError{cmd, errors.New(msg)}
+	}
+	root.AddGroup(&cobra.Group{ID: groupRun, Title: "Run a cluster:"}, &cobra.Group{ID: groupUse, Title: "Use and look after it:"})
+	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true}) // --help is enough
+	root.AddCommand(
+		a.serverCommand(), a.agentCommand(),
+		a.kubectlCommand(), a.ctrCommand(), a.crictlCommand(), a.statusCommand(),
+		a.versionCommand(), a.completionCommand(),
+	)
+	return root
+}
+
+// Groups of commands in the help.
+const (
+	groupRun = "run"
+	groupUse = "use"
+)
+
+func commandNames(cmd *cobra.Command) []string {
+	var out []string
+	for _, c := range cmd.Commands() {
+		if !c.Hidden {
+			out = append(out, c.Name())
+		}
+	}
+	return out
+}
+
+// usageError says that the command line is wrong: exit code 2.
+type usageError struct {
+	cmd *cobra.Command
+	err error
+}
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+// runError says that the command was understood but failed: exit code 1.
+type runError struct{ err error }
+
+func (e runError) Error() string { return e.err.Error() }
+func (e runError) Unwrap() error { return e.err }
+
+// errSilent is a failure about which everything has been printed.
+var errSilent = runError{errors.New("")}
+
+// run marks the errors of a command's work, so that they are told from those of its command line.
+func run(f func(cmd *cobra.Command, args []string) error) func(cmd *cobra.Command, args []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		err := f(cmd, args)
+		var usage usageError
+		var problems config.Problems
+		if err == nil || errors.As(err, &usage) || errors.As(err, &problems) {
+			return err
+		}
+		return runError{err}
+	}
+}
+
+// report prints an error and turns it into an exit code.
+func (a *App) report(err error) int {
+	var failed runError
+	var problems config.Problems
+	var usage usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &problems) && !errors.As(err, &usage):
+		fmt.Fprintln(a.Stderr, "coracle: the configuration is wrong, nothing was started:")
+		for _, p := range problems {
+			fmt.Fprintln(a.Stderr, "  "+p)
+		}
+		return 2
+	case errors.As(err, &failed):
+		if text := failed.Error(); text != "" {
+			fmt.Fprintln(a.Stderr, "coracle: "+text)
+		}
+		return 1
+	}
+	fmt.Fprintln(a.Stderr, "coracle: "+err.Error())
+	name := "coracle"
+	if errors.As(err, &usage) && usage.cmd != nil {
+		name = usage.cmd.CommandPath()
+	}
+	fmt.Fprintf(a.Stderr, "See: %s --help\n", name)
+	return 2
+}
+
+// singleDash finds long flags that were written with one dash, which would be read as several short ones.
+func singleDash(root *cobra.Command, args []string) error {
+	cmd, _, err := root.Find(args)
+	if err != nil || cmd.DisableFlagParsing {
+		return nil // the parser says what is wrong
+	}
+	for _, arg := range args {
+		if arg == "--" {
+			break
+		}
+		name, isFlag := strings.CutPrefix(arg, "-")
+		name, _, _ = strings.Cut(name, "=")
+		if isFlag && len(name) > 1 && name[0] != '-' && cmd.Flags().Lookup(name) != nil {
+			return usageError{cmd, fmt.Errorf("unknown flag -%s; did you mean --%s?", name, name)}
+		}
+	}
+	return nil
+}
+
+// noArgs refuses arguments that are no flags.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{cmd, fmt.Errorf("unexpected argument %q", args[0])}
+	}
+	return nil
+}
+
+// sources are where a command's settings come from.
+func (a *App) sources(f *config.Flags) config.Sources {
+	return config.Sources{Flags: f, Environ: a.Environ, Host: a.Host}
+}
+
+// warn prints a line that is no error.
+func (a *App) warn(format string, args ...any) {
+	fmt.Fprintf(a.Stderr, "coracle: "+format+"\n", args...)
+}
+
+// isRoot says whether this process may do what only root may.
+func isRoot() bool { return os.Geteuid() == 0 }

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// pidFile names the process that uses a run directory, which holds a lock on it as long as it lives.
+type pidFile struct{ f *os.File }
+
+// lockPIDFile refuses when another process holds the lock.
+func lockPIDFile(path, role string) (*pidFile, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("opening the pid file: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close() // the error to tell about is the other one
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("coracle runs already%s, with the pid file %s; look at it with: coracle status. To run a second %s on this machine give it its own --data-dir", pidClause(path), path, role)
+		}
+		return nil, fmt.Errorf("locking the pid file %s: %w", path, err)
+	}
+	if err := errors.Join(f.Truncate(0), writeAt(f, strconv.Itoa(os.Getpid())+"\n")); err != nil {
+		return nil, errors.Join(fmt.Errorf("writing the pid file: %w", err), f.Close())
+	}
+	return &pidFile{f}, nil
+}
+
+func writeAt(f *os.File, text string) error {
+	_, err := f.WriteAt([]byte(text), 0)
+	return err
+}
+
+// release empties the file, which says that the process ended as it should, and lets go of the lock. The file stays:
+// removing it would let two newcomers lock two different files.
+func (p *pidFile) release() error { return errors.Join(p.f.Truncate(0), p.f.Close()) }
+
+func pidClause(path string) string {
+	if o := readPIDFile(path); o.pid > 0 {
+		return fmt.Sprintf(" as process %d", o.pid)
+	}
+	return ""
+}
+
+// owner is what a pid file tells.
+type owner struct {
+	pid   int  // 0 when the last process ended as it should, or none ever ran
+	alive bool // somebody holds the lock
+	found bool
+}
+
+func readPIDFile(path string) owner {
+	f, err := os.Open(path)
+	if err != nil {
+		return owner{}
+	}
+	defer f.Close()
+	o := owner{found: true}
+	text, err := os.ReadFile(path)
+	if err == nil {
+		o.pid, _ = strconv.Atoi(strings.TrimSpace(string(text)))
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	o.alive = errors.Is(err, unix.EWOULDBLOCK)
+	return o
+}
+
+// writableDir makes a directory, and finds out now whether files can be made in it. A full disk is let through: a
+// server still answers reads then.
+func writableDir(dir, what, flag string) error {
+	err := os.MkdirAll(dir, 0o755)
+	if err == nil {
+		var f *os.File
+		if f, err = os.CreateTemp(dir, ".writable-*"); err == nil {
+			return errors.Join(f.Close(), os.Remove(f.Name()))
+		}
+	}
+	if errors.Is(err, unix.ENOSPC) && isDir(dir) {
+		return nil
+	}
+	reason := err
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		reason = pe.Err
+	}
+	return fmt.Errorf("the %s %s cannot be written to: %w; nothing was changed. Make it writable for this user, free some space, or choose another with %s", what, dir, reason, flag)
+}
+
+func isDir(path string) bool {
+	fi, err := os.Stat(path)
+	return err == nil && fi.IsDir()
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/logging"
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/version"
+)
+
+// Process is the running server or agent as its parts see it.
+type Process struct {
+	Paths config.Paths
+	// Log is the process' log; Log.Libraries is for libraries, Log.ClaimKlog for after those that take klog over.
+	Log *logging.Log
+	// Board is where parts report their state for coracle status.
+	Board *status.Board
+	// Admin answers on the admin socket; parts may add what root may ask of them before Ready is called.
+	Admin *status.Server
+
+	role, node, api string
+	app             *App
+	notify          notifier
+	readyOnce       sync.Once
+	started         time.Time
+}
+
+// Ready says that the process serves: systemd starts what waits for it, coracle status tells since when.
+func (p *Process) Ready() {
+	p.readyOnce.Do(func() {
+		now := time.Now()
+		p.Admin.SetReady(now)
+		p.Log.Info("ready", "role", p.role, "node", p.node, "api", p.api, "after", now.Sub(p.started).Round(10*time.Millisecond))
+		if err := p.notify.send("READY=1\nSTATUS=ready"); err != nil {
+			p.Log.Warn("systemd was not told that coracle is ready", "error", err)
+		}
+	})
+}
+
+// run surrounds body with the log, the pid file, the admin socket and the signals.
+func (p *Process) run(parent context.Context, logs config.Logging, warnings []string, body func(context.Context) error) (err error) {
+	p.started = time.Now()
+	p.notify = takeNotifier()
+	if err := writableDir(p.Paths.DataDir, "data directory", "--data-dir"); err != nil {
+		return err
+	}
+	if err := writableDir(p.Paths.RunDir, "run directory", "--run-dir"); err != nil {
+		return err
+	}
+	pidFile, err := lockPIDFile(p.Paths.PIDFile, p.role)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, pidFile.release()) }()
+	if p.Log, err = logging.Setup(logs, p.app.Stderr); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.Log.Close()) }()
+	v := version.Get()
+	p.Log.Info("coracle starts", "role", p.role, "version", v.Coracle, "kubernetes", v.Kubernetes, "go", v.Go, "data", p.Paths.DataDir, "pid", os.Getpid())
+	for _, w := range warnings {
+		p.Log.Warn(w)
+	}
+	p.Board = status.NewBoard(time.Now)
+	p.Admin = status.NewServer(p.Paths.AdminSocket, status.Identity{
+		Role: p.role, Version: v.Coracle, Kubernetes: v.Kubernetes, Node: p.node, DataDir: p.Paths.DataDir, API: p.api, Started: p.started,
+	}, p.Board)
+	listener, err := p.Admin.Listen()
+	if err != nil {
+		return err
+	}
+	ctx, stop := p.untilSignal(parent)
+	defer stop()
+	adminCtx, stopAdmin := context.WithCancel(context.Background()) // it answers while the rest stops
+	adminDone := make(chan error, 1)                                // one: its goroutine never waits for a reader
+	go func() { adminDone <- p.Admin.Serve(adminCtx, listener) }()
+
+	bodyErr := body(ctx)
+	stopAdmin()
+	adminErr := <-adminDone
+	switch {
+	case bodyErr != nil && !(ctx.Err() != nil && errors.Is(bodyErr, context.Canceled)):
+		p.Log.Error("coracle stops because of an error; pods keep running", "error", bodyErr)
+		return errors.Join(bodyErr, adminErr)
+	case ctx.Err() == nil:
+		return errors.Join(errors.New("the "+p.role+" ended by itself, which it should not"), adminErr)
+	}
+	p.Log.Info("coracle has stopped; pods keep running", "after", time.Since(p.started).Round(time.Second))
+	return adminErr
+}
+
+// untilSignal returns a context that ends at the first SIGTERM or SIGINT. The second ends the process. SIGHUP, which a
+// closing terminal sends, is ignored: there is nothing that it could reload that is not reloaded anyway.
+func (p *Process) untilSignal(parent context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(parent)
+	signals := make(chan os.Signal, 2) // two: the first and the impatient second are never lost
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	signal.Ignore(syscall.SIGHUP)
+	done := make(chan struct{})
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		select {
+		case s := <-signals:
+			p.Log.Info("stopping; once more to stop at once", "signal", s)
+			if err := p.notify.send("STOPPING=1\nSTATUS=stopping"); err != nil {
+				p.Log.Warn("systemd was not told that coracle stops", "error", err)
+			}
+			cancel()
+		case <-done:
+			return
+		}
+		select {
+		case s := <-signals:
+			p.Log.Warn("second signal, leaving at once; pods keep running and the store is safe", "signal", s)
+			os.Exit(1)
+		case <-done:
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(done)
+		<-finished
+		cancel()
+	}
+}
+
+// notifier speaks systemd's sd_notify protocol (sd_notify(3)).
+type notifier struct{ socket string }
+
+// takeNotifier takes the socket's name out of the environment, so that no child speaks for this process: runc would.
+func takeNotifier() notifier {
+	n := notifier{os.Getenv("NOTIFY_SOCKET")}
+	_ = os.Unsetenv("NOTIFY_SOCKET") // fails for a malformed name only
+	return n
+}
+
+func (n notifier) send(state string) error {
+	if n.socket == "" {
+		return nil
+	}
+	name := n.socket
+	if name[0] == '@' {
+		name = "\x00" + name[1:]
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		return fmt.Errorf("reaching systemd: %w", err)
+	}
+	_, err = c.Write([]byte(state))
+	return errors.Join(err, c.Close())
+}
+
+func hostPort(ip net.IP, port int) string { return net.JoinHostPort(ip.String(), strconv.Itoa(port)) }

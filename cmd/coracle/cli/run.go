@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+)
+
+func (a *App) serverCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "server",
+		GroupID: groupRun,
+		Short:   "Run a server, and a node beside it",
+		Long: `Runs the control plane of a cluster in this process and, unless told not to, this machine's node too.
+
+At the first start it makes everything it needs below the data directory: certificates, credentials, tokens, an empty
+store. SIGTERM and SIGINT end it cleanly; pods keep running, and the next start finds them.`,
+		Args: noArgs,
+	}
+	flags := addSettings(cmd, config.ServerCommand)
+	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
+		c, err := config.LoadServer(a.sources(flags))
+		if err != nil {
+			return err
+		}
+		if !isRoot() && !c.DisableAgent {
+			return errors.New("coracle server has to run as root to start pods; use sudo, or --disable-agent to run a server without a node")
+		}
+		p := &Process{role: "server", app: a, Paths: c.Paths, node: c.Node.Name,
+			api: fmt.Sprintf("https://%s", hostPort(c.AdvertiseAddress, c.AdvertisePort))}
+		return p.run(cmd.Context(), c.Logging, c.Warnings, func(ctx context.Context) error { return a.RunServer(ctx, c, p) })
+	})
+	return cmd
+}
+
+func (a *App) agentCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "agent",
+		GroupID: groupRun,
+		Short:   "Run a node that belongs to a server elsewhere",
+		Long:    `Runs pods on this machine for a cluster whose servers are elsewhere.`,
+		Args:    noArgs,
+	}
+	flags := addSettings(cmd, config.AgentCommand)
+	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
+		c, err := config.LoadAgent(a.sources(flags))
+		if err != nil {
+			return err
+		}
+		if a.RunAgent == nil {
+			return errors.New("the settings are right, but this version of coracle cannot join a server yet; nothing was started. A cluster of one machine runs with: coracle server")
+		}
+		if !isRoot() {
+			return errors.New("coracle agent has to run as root to start pods; use sudo")
+		}
+		p := &Process{role: "agent", app: a, Paths: c.Paths, node: c.Node.Name, api: c.ServerURL.String()}
+		return p.run(cmd.Context(), c.Logging, c.Warnings, func(ctx context.Context) error { return a.RunAgent(ctx, c, p) })
+	})
+	return cmd
+}

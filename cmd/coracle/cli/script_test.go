@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// TestMain makes this test binary act as coracle when it is called by that name: the command line is tested as a user
+// meets it, with a stand-in for the server that only reports what it was told.
+func TestMain(m *testing.M) {
+	program := func() { os.Exit(testApp().Main(context.Background(), os.Args)) }
+	testscript.Main(m, map[string]func(){"coracle": program, "kubectl": program})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "answers": answers},
+	})
+}
+
+// exits runs a command that must end with a given exit code: exits CODE PROGRAM ARGS...
+func exits(ts *testscript.TestScript, _ bool, args []string) {
+	err := ts.Exec(args[1], args[2:]...)
+	code := 0
+	var failed *exec.ExitError
+	if errors.As(err, &failed) {
+		code = failed.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if strconv.Itoa(code) != args[0] {
+		ts.Fatalf("exit code %d, want %s", code, args[0])
+	}
+}
+
+// answers waits until the process of this script is ready.
+func answers(ts *testscript.TestScript, _ bool, _ []string) {
+	client := status.NewClient(filepath.Join(ts.Getenv("CORACLE_RUN_DIR"), "coracle.sock"))
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if r, err := client.Status(context.Background()); err == nil && !r.Ready.IsZero() {
+			return
+		}
+	}
+	ts.Fatalf("the process does not answer")
+}
+
+func testApp() *App {
+	return &App{
+		RunServer: fakeServer,
+		Unpack:    fakeUnpack,
+		Carried:   func() map[string]string { return map[string]string{"runc": "1.2.3"} },
+		Stdin:     os.Stdin,
+		Stdout:    os.Stdout,
+		Stderr:    os.Stderr,
+		Environ:   os.Environ(),
+		Host:      fakeHost{},
+	}
+}
+
+type fakeHost struct{}
+
+func (fakeHost) Hostname() (string, error) {
+	if name := os.Getenv("FAKE_HOSTNAME"); name != "" {
+		return name, nil
+	}
+	return "Board1", nil
+}
+
+func (fakeHost) Addresses([]*net.IPNet) ([]net.IP, error) {
+	return []net.IP{net.ParseIP("192.0.2.7")}, nil
+}
+
+// fakeServer prints the settings, reports two parts, and waits.
+func fakeServer(ctx context.Context, c *config.Server, p *Process) error {
+	if why := os.Getenv("FAKE_FAIL"); why != "" {
+		return errors.New(why)
+	}
+	if os.Getenv("FAKE_PRINT") != "" {
+		text, err := json.MarshalIndent(c, "", "  ")
+		if err != nil {
+			return err
+		}
+		fmt.Println(string(text))
+	}
+	p.Board.Part("store").Set(status.Running, "leads")
+	if what := os.Getenv("FAKE_TROUBLE"); what != "" {
+		p.Board.Part("agent").Set(status.Degraded, what)
+	}
+	p.Ready()
+	if os.Getenv("FAKE_ONCE") != "" {
+		return nil
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// fakeUnpack makes programs that say how they were called.
+func fakeUnpack(dataDir string) (string, error) {
+	dir := filepath.Join(dataDir, "bin", "hash")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	for _, name := range []string{"kubectl", "ctr"} {
+		script := "#!/bin/sh\necho " + name + " \"$@\"\necho KUBECONFIG=$KUBECONFIG CONTAINERD_ADDRESS=$CONTAINERD_ADDRESS CONTAINERD_NAMESPACE=$CONTAINERD_NAMESPACE\n"
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
+}

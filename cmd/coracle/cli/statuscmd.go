@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// statusTimeout bounds the wait for a process that hangs.
+const statusTimeout = 10 * time.Second
+
+func (a *App) statusCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "status", GroupID: groupUse, Short: "Say what runs, since when, how much memory it takes, and what is wrong", Args: noArgs,
+		Long: `Asks the coracle that runs on this machine how it is. The exit code is 0 when everything is well, 1 when something is
+wrong or nothing runs.`,
+	}
+	flags := addPlaces(cmd)
+	form := addOutput(cmd, "text", "json")
+	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
+		t, err := config.LoadTool(a.sources(flags))
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), statusTimeout)
+		defer cancel()
+		r, err := a.findStatus(ctx, t)
+		if err != nil {
+			return err
+		}
+		r.Problems = append(r.Problems, t.Warnings...)
+		if form.value == "json" {
+			err = printJSON(cmd.OutOrStdout(), r)
+		} else {
+			err = printStatus(cmd.OutOrStdout(), r, time.Now())
+		}
+		if err != nil {
+			return err
+		}
+		if !r.Running || len(r.Problems) > 0 {
+			return errSilent
+		}
+		return nil
+	})
+	return cmd
+}
+
+// findStatus asks the running process, and otherwise says why there is none.
+func (a *App) findStatus(ctx context.Context, t *config.Tool) (*status.Report, error) {
+	r, err := status.NewClient(t.Paths.AdminSocket).Status(ctx)
+	switch {
+	case err == nil:
+		r.Problems = append(r.Problems, diskProblems(t.Paths)...)
+		return r, nil
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("only root may ask the running coracle; use: sudo coracle status")
+	case errors.Is(err, context.DeadlineExceeded):
+		o := readPIDFile(t.Paths.PIDFile)
+		return nil, fmt.Errorf("coracle runs as process %d but does not answer within %s. Pods keep running. Its log says more; a restart is safe", o.pid, statusTimeout)
+	case !errors.Is(err, status.ErrNotRunning):
+		return nil, err
+	}
+	r = &status.Report{DataDir: t.Paths.DataDir, Problems: []string{}}
+	r.Problems = append(r.Problems, a.whyNotRunning(t)...)
+	r.Problems = append(r.Problems, diskProblems(t.Paths)...)
+	return r, nil
+}
+
+// whyNotRunning reads the traces that the last process left.
+func (a *App) whyNotRunning(t *config.Tool) []string {
+	o := readPIDFile(t.Paths.PIDFile)
+	switch {
+	case o.alive:
+		return []string{fmt.Sprintf("process %d holds %s but does not answer yet: it is starting or stopping. Ask again in a moment", o.pid, t.Paths.PIDFile)}
+	case o.pid > 0:
+		problem := fmt.Sprintf("coracle does not run: its last process, %d, was killed or crashed. Pods keep running; start it again, it finds them", o.pid)
+		return append([]string{problem + lastWords(a.Environ)}, startHint(t)...)
+	case o.found:
+		return append([]string{"coracle does not run: it was stopped" + lastWords(a.Environ)}, startHint(t)...)
+	case !exists(t.Paths.ServerDir) && !exists(t.Paths.AgentDir):
+		return []string{"coracle does not run, and never has with the data directory " + t.Paths.DataDir + ". Start it with: coracle server"}
+	}
+	return append([]string{"coracle does not run: it has not been started since this machine booted" + lastWords(a.Environ)}, startHint(t)...)
+}
+
+func printStatus(w io.Writer, r *status.Report, now time.Time) error {
+	var b strings.Builder
+	if r.Running {
+		fmt.Fprintf(&b, "coracle %s (Kubernetes %s), %s, node %s\n", r.Version, r.Kubernetes, r.Role, r.Node)
+		fmt.Fprintf(&b, "runs     since %s (%s), process %d\n", r.Started.Local().Format("2006-01-02 15:04:05"), age(now.Sub(r.Started)), r.PID)
+		if r.Ready.IsZero() {
+			fmt.Fprintf(&b, "ready    not yet\n")
+		} else {
+			fmt.Fprintf(&b, "ready    %s after the start\n", r.Ready.Sub(r.Started).Round(10*time.Millisecond))
+		}
+		fmt.Fprintf(&b, "API      %s\n", r.API)
+	}
+	fmt.Fprintf(&b, "data     %s%s\n", r.DataDir, diskNote(r.DataDir))
+	if m := r.Memory; m != nil {
+		fmt.Fprintf(&b, "memory   %s, %s of it anonymous", mb(m.RSS), mb(m.Anonymous))
+		if m.Limit > 0 {
+			fmt.Fprintf(&b, "; limit %s", mb(m.Limit))
+		}
+		b.WriteByte('\n')
+	}
+	if up := now.Sub(r.Started).Seconds(); r.Running && up > 0 {
+		fmt.Fprintf(&b, "CPU      %.1f%% of a core on average\n", 100*r.CPUSeconds/up)
+	}
+	if len(r.Components) > 0 {
+		b.WriteByte('\n')
+		tw := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(tw, "PART\tSTATE\tFOR\t")
+		for _, c := range r.Components {
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", c.Name, c.State, age(now.Sub(c.Since)), c.Message)
+		}
+		if err := tw.Flush(); err != nil {
+			return fmt.Errorf("printing: %w", err)
+		}
+	}
+	b.WriteByte('\n')
+	if len(r.Problems) == 0 {
+		b.WriteString("Nothing is wrong.\n")
+	}
+	for _, p := range r.Problems {
+		b.WriteString("! " + p + "\n")
+	}
+	if _, err := io.WriteString(w, b.String()); err != nil {
+		return fmt.Errorf("printing: %w", err)
+	}
+	return nil
+}
+
+func mb(n int64) string { return fmt.Sprintf("%d MB", (n+500_000)/1_000_000) }
+
+// age writes a duration with its two largest units.
+func age(d time.Duration) string {
+	switch d = d.Round(time.Second); {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", d/time.Second)
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%ds", d/time.Minute, d%time.Minute/time.Second)
+	case d < 24*time.Hour:
+		return fmt.Sprintf("%dh%dm", d/time.Hour, d%time.Hour/time.Minute)
+	}
+	return fmt.Sprintf("%dd%dh", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coracle-k8s/coracle/internal/version"
+)
+
+func (a *App) versionCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "version", GroupID: groupUse, Short: "Say which version this is", Args: noArgs}
+	form := addOutput(cmd, "text", "json")
+	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
+		v := version.Get()
+		if a.Carried != nil {
+			v.Carried = a.Carried()
+		}
+		if form.value == "json" {
+			return printJSON(cmd.OutOrStdout(), v)
+		}
+		printVersion(cmd.OutOrStdout(), v)
+		return nil
+	})
+	return cmd
+}
+
+func printVersion(w io.Writer, v version.Info) {
+	line := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(w, "%-11s %s\n", name, value)
+		}
+	}
+	line("coracle", v.Coracle)
+	line("commit", v.Commit)
+	line("date", v.Date)
+	line("kubernetes", v.Kubernetes)
+	line("go", v.Go)
+	line("platform", v.Platform)
+	for _, name := range slices.Sorted(maps.Keys(v.Carried)) {
+		line(name, v.Carried[name])
+	}
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(v); err != nil {
+		return fmt.Errorf("printing: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+)
+
+type host struct {
+	name  string
+	addrs []string
+}
+
+func (h host) Hostname() (string, error) { return h.name, nil }
+
+func (h host) Addresses(except []*net.IPNet) ([]net.IP, error) {
+	var out []net.IP
+	for _, a := range h.addrs {
+		if ip := net.ParseIP(a); !within(ip, except) {
+			out = append(out, ip)
+		}
+	}
+	return out, nil
+}
+
+// load parses flags over files, given by name and content, and environment.
+func load(t *testing.T, files map[string]string, environ []string, h Host, args ...string) (*Server, error) {
+	t.Helper()
+	dir := t.TempDir()
+	files["config.yaml"] += ""
+	for name, text := range files {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fs := pflag.NewFlagSet("server", pflag.ContinueOnError)
+	flags := Register(fs, ServerCommand)
+	if err := fs.Parse(append([]string{"--config", filepath.Join(dir, "config.yaml")}, args...)); err != nil {
+		t.Fatal(err)
+	}
+	return LoadServer(Sources{Flags: flags, Environ: environ, Host: h})
+}
+
+var board = host{"Board1", []string{"10.42.0.1", "192.0.2.7", "fd00::7"}}
+
+func TestDefaults(t *testing.T) {
+	s, err := load(t, map[string]string{}, nil, board)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Node.IPs; len(got) != 1 || got[0].String() != "192.0.2.7" || len(got[0]) != net.IPv4len {
+		t.Errorf("node addresses %v", got)
+	}
+	checks := map[string]struct{ got, want any }{
+		"name":       {s.Node.Name, "board1"},
+		"advertise":  {s.AdvertiseAddress.String(), "192.0.2.7"},
+		"port":       {s.AdvertisePort, 6443},
+		"dns":        {s.ClusterDNS.String(), "10.43.0.10"},
+		"pods":       {s.ClusterCIDRs[0].String(), "10.42.0.0/16"},
+		"mode":       {s.Kubeconfig, Kubeconfig{"/etc/coracle/coracle.yaml", 0o600, -1}},
+		"encrypted":  {s.EncryptResources, []string{"secrets"}},
+		"run":        {s.Paths.RunDir, "/run/coracle"},
+		"node ports": {s.NodePorts, PortRange{30000, 32767}},
+	}
+	for name, c := range checks {
+		if !reflect.DeepEqual(c.got, c.want) {
+			t.Errorf("%s: got %v, want %v", name, c.got, c.want)
+		}
+	}
+}
+
+func TestDualStack(t *testing.T) {
+	s, err := load(t, map[string]string{}, nil, board, "--cluster-cidr=10.42.0.0/16,fd42::/56", "--service-cidr=10.43.0.0/16,fd43::/112")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Node.IPs) != 2 || s.Node.IPs[1].String() != "fd00::7" {
+		t.Errorf("node addresses %v, want one of each family", s.Node.IPs)
+	}
+	s, err = load(t, map[string]string{}, nil, board, "--cluster-cidr=fd42::/56", "--service-cidr=fd43::/112")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Node.IPs) != 1 || s.Node.IPs[0].String() != "fd00::7" || s.ClusterDNS.String() != "fd43::a" {
+		t.Errorf("node addresses %v, DNS %v", s.Node.IPs, s.ClusterDNS)
+	}
+}
+
+func TestDropInsAndLists(t *testing.T) {
+	files := map[string]string{
+		"config.yaml":              "kubelet-arg:\n  - v=2\ntls-san: a.example.com, b.example.com\ndisable: [coredns]\nnode-taint:\n",
+		"config.yaml.d/20-b.yaml":  "kubelet-arg+: max-pods=20\ntls-san: [c.example.com]\n",
+		"config.yaml.d/10-a.yaml":  "# nothing but a comment\n",
+		"config.yaml.d/readme.txt": "not: read\n",
+	}
+	s, err := load(t, files, []string{"CORACLE_KUBE_PROXY_ARG=v=1,a=b\\,c"}, board)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checks := map[string]struct{ got, want []string }{
+		"appended":   {s.Node.KubeletArgs, []string{"v=2", "max-pods=20"}},
+		"replaced":   {s.TLSSANs, []string{"c.example.com"}},
+		"other name": {s.Disable, []string{"dns"}},
+		"comma":      {s.Node.KubeProxyArgs, []string{"v=1", "a=b,c"}},
+	}
+	for name, c := range checks {
+		if !reflect.DeepEqual(c.got, c.want) {
+			t.Errorf("%s: got %q, want %q", name, c.got, c.want)
+		}
+	}
+}
+
+func TestArgsKeepTheirCommas(t *testing.T) {
+	s, err := load(t, map[string]string{}, nil, board, "--kubelet-arg=--feature-gates=A=true,B=false", "--kubelet-arg", "protect-kernel-defaults")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"feature-gates=A=true,B=false", "protect-kernel-defaults=true"}; !reflect.DeepEqual(s.Node.KubeletArgs, want) {
+		t.Errorf("got %q, want %q", s.Node.KubeletArgs, want)
+	}
+}
+
+func TestTokenFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte("secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := load(t, map[string]string{}, nil, board, "--token-file", file)
+	if err != nil || s.Token != "secret" {
+		t.Errorf("token %q, %v", s.Token, err)
+	}
+	if _, err := load(t, map[string]string{}, nil, board, "--token-file", file, "--token", "other"); err == nil {
+		t.Error("two tokens are accepted")
+	}
+}
+
+func TestNoAddress(t *testing.T) {
+	_, err := load(t, map[string]string{}, nil, host{"a", []string{"10.42.0.1"}})
+	var p Problems
+	if !errors.As(err, &p) || len(p) != 1 || !strings.Contains(p[0], "--node-ip: this machine has no address but loopback") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestEverySettingIsDescribed(t *testing.T) {
+	seen := map[string]bool{}
+	for i := range table {
+		s := &table[i]
+		for _, key := range []string{s.Name, s.EnvName()} {
+			if seen[key] {
+				t.Errorf("%s is in the table twice", key)
+			}
+			seen[key] = true
+		}
+		if s.Help == "" || strings.HasSuffix(s.Help, ".") || s.Group == "" || s.Commands == 0 {
+			t.Errorf("--%s lacks help, group or command, or its help ends with a full stop", s.Name)
+		}
+		if s.Kind != Bool && s.Holder == "" {
+			t.Errorf("--%s has a value but no name for it", s.Name)
+		}
+	}
+}
+
+// TestEverySettingIsRead guards against a row of the table that nothing looks at: a flag that does nothing.
+func TestEverySettingIsRead(t *testing.T) {
+	read := map[string]bool{"config": true}
+	for _, f := range []string{"server.go", "agent.go", "node.go"} {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range Table(nodeCommands) {
+			if strings.Contains(string(text), `"`+s.Name+`"`) {
+				read[s.Name] = true
+			}
+		}
+	}
+	for _, s := range Table(nodeCommands) {
+		if !read[s.Name] {
+			t.Errorf("--%s is in the table, but nothing reads it", s.Name)
+		}
+	}
+}
+
+func TestNearest(t *testing.T) {
+	candidates := names(Table(ServerCommand))
+	for typed, want := range map[string]string{
+		"cluster-cdir": "cluster-cidr", "clustercidr": "cluster-cidr", "kubelet_arg": "kubelet-arg", "data": "data-dir",
+		"tls-sans": "tls-san", "x": "", "zzzzzzzzzz": "", "kube-api-server-arg": "kube-apiserver-arg", "TOKEN": "token",
+	} {
+		if got := Nearest(typed, candidates); got != want {
+			t.Errorf("%q: got %q, want %q", typed, got, want)
+		}
+	}
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package logging
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/sirupsen/logrus"
+)
+
+// maxLine bounds what an unfinished line may hold before it is written anyway.
+const maxLine = 64 << 10
+
+func klogLogger(h *Handler) logr.Logger { return logr.FromSlogHandler(h) }
+
+// handleKlogLine takes a line of klog's unstructured calls: "W1120 08:51:15.123456   1234 file.go:12] message".
+// Only the letter tells a warning from an information: through logr both would be informations.
+func handleKlogLine(h *Handler, b []byte) {
+	text := strings.TrimRight(string(b), "\n")
+	if text == "" {
+		return
+	}
+	level := slog.LevelInfo
+	switch text[0] {
+	case 'W':
+		level = slog.LevelWarn
+	case 'E', 'F':
+		level = slog.LevelError
+	}
+	header, message, ok := strings.Cut(text, "] ")
+	if !ok || strings.ContainsAny(header, "\n") {
+		message = text
+	}
+	emit(h, level, message)
+}
+
+func emit(h *Handler, level slog.Level, message string, attrs ...slog.Attr) {
+	ctx := context.Background()
+	if !h.Enabled(ctx, level) {
+		return
+	}
+	r := slog.NewRecord(time.Now(), level, message, 0)
+	r.AddAttrs(attrs...)
+	_ = h.Handle(ctx, r) // there is no better place to complain about a log that cannot be written
+}
+
+// logrusHook passes containerd's messages on.
+type logrusHook struct{ h *Handler }
+
+func (logrusHook) Levels() []logrus.Level { return logrus.AllLevels }
+
+func (k logrusHook) Fire(e *logrus.Entry) error {
+	level := slog.LevelDebug
+	switch e.Level {
+	case logrus.PanicLevel, logrus.FatalLevel, logrus.ErrorLevel:
+		level = slog.LevelError
+	case logrus.WarnLevel:
+		level = slog.LevelWarn
+	case logrus.InfoLevel:
+		level = slog.LevelInfo
+	}
+	attrs := make([]slog.Attr, 0, len(e.Data)+1)
+	attrs = append(attrs, slog.String(ComponentKey, "containerd"))
+	for key, v := range e.Data {
+		attrs = append(attrs, slog.Any(key, v))
+	}
+	emit(k.h, level, e.Message, attrs...)
+	return nil
+}
+
+// lines returns a writer that logs each line it is given. A level in brackets at the start of a line, as CoreDNS and
+// memberlist write it, counts.
+func lines(h *Handler, level slog.Level) io.Writer { return &lineWriter{h: h, level: level} }
+
+type lineWriter struct {
+	h     *Handler
+	level slog.Level
+	mu    sync.Mutex
+	rest  []byte
+}
+
+func (w *lineWriter) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.rest = append(w.rest, b...)
+	for {
+		i := bytes.IndexByte(w.rest, '\n')
+		if i < 0 {
+			if len(w.rest) < maxLine {
+				return len(b), nil
+			}
+			i = len(w.rest) - 1
+		}
+		level, message := bracketLevel(string(w.rest[:i]), w.level)
+		if message != "" {
+			emit(w.h, level, message)
+		}
+		w.rest = append(w.rest[:0], w.rest[i+1:]...)
+	}
+}
+
+var bracketLevels = map[string]slog.Level{
+	"DEBUG": slog.LevelDebug, "INFO": slog.LevelInfo, "NOTICE": slog.LevelInfo, "WARN": slog.LevelWarn, "WARNING": slog.LevelWarn,
+	"ERR": slog.LevelError, "ERROR": slog.LevelError, "FATAL": slog.LevelError, "PANIC": slog.LevelError,
+}
+
+func bracketLevel(line string, fallback slog.Level) (slog.Level, string) {
+	line = strings.TrimSpace(line)
+	if rest, ok := strings.CutPrefix(line, "["); ok {
+		if word, message, ok := strings.Cut(rest, "]"); ok {
+			if level, ok := bracketLevels[word]; ok {
+				return level, strings.TrimSpace(message)
+			}
+		}
+	}
+	return fallback, line
+}

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package logging
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Keys of attributes that name the part of coracle that speaks; their value goes in front of the message.
+const (
+	ComponentKey = "component"
+	loggerKey    = "logger" // what logr makes of a logger's name
+)
+
+// Handler writes one line for a record: time, level, component, message, attributes.
+type Handler struct {
+	out       *sink
+	level     slog.Level // least level that is written
+	component string
+	attrs     string // already formatted, each with a blank in front
+	group     string // prefix of keys, with its dot
+}
+
+// sink is the destination that handlers share.
+type sink struct {
+	mu   sync.Mutex
+	w    io.Writer
+	time bool
+}
+
+// Enabled says whether records of that level are written.
+func (h *Handler) Enabled(_ context.Context, level slog.Level) bool { return level >= h.level }
+
+// Handle writes the record.
+func (h *Handler) Handle(_ context.Context, r slog.Record) error {
+	var b strings.Builder
+	if h.out.time {
+		b.WriteString(r.Time.UTC().Format("2006-01-02T15:04:05.000Z "))
+	}
+	b.WriteString(levelName(r.Level))
+	b.WriteByte(' ')
+	component, attrs := h.component, h.attrs
+	var tail strings.Builder
+	r.Attrs(func(a slog.Attr) bool {
+		if name := componentOf(a); name != "" && h.group == "" {
+			component = name
+		} else {
+			appendAttr(&tail, h.group, a)
+		}
+		return true
+	})
+	if component != "" {
+		b.WriteString(component)
+		b.WriteString(": ")
+	}
+	b.WriteString(oneLine(r.Message))
+	b.WriteString(attrs)
+	b.WriteString(tail.String())
+	b.WriteByte('\n')
+	h.out.mu.Lock()
+	defer h.out.mu.Unlock()
+	_, err := io.WriteString(h.out.w, b.String())
+	return err
+}
+
+// WithAttrs returns a handler that adds attributes to each line.
+func (h *Handler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	c := *h
+	var b strings.Builder
+	for _, a := range attrs {
+		if name := componentOf(a); name != "" && h.group == "" {
+			c.component = name
+			continue
+		}
+		appendAttr(&b, h.group, a)
+	}
+	c.attrs += b.String()
+	return &c
+}
+
+// WithGroup returns a handler that puts a name in front of the keys that follow.
+func (h *Handler) WithGroup(name string) slog.Handler {
+	if name == "" {
+		return h
+	}
+	c := *h
+	c.group += name + "."
+	return &c
+}
+
+func componentOf(a slog.Attr) string {
+	if a.Key == ComponentKey || a.Key == loggerKey {
+		return a.Value.Resolve().String()
+	}
+	return ""
+}
+
+func levelName(l slog.Level) string {
+	switch {
+	case l >= slog.LevelError:
+		return "ERROR"
+	case l >= slog.LevelWarn:
+		return "WARN "
+	case l >= slog.LevelInfo:
+		return "INFO "
+	}
+	return "DEBUG"
+}
+
+func appendAttr(b *strings.Builder, group string, a slog.Attr) {
+	v := a.Value.Resolve()
+	if v.Kind() == slog.KindGroup {
+		if a.Key != "" {
+			group += a.Key + "."
+		}
+		for _, inner := range v.Group() {
+			appendAttr(b, group, inner)
+		}
+		return
+	}
+	if a.Key == "" {
+		return
+	}
+	b.WriteByte(' ')
+	b.WriteString(group)
+	b.WriteString(a.Key)
+	b.WriteByte('=')
+	b.WriteString(quoted(valueText(v)))
+}
+
+func valueText(v slog.Value) string {
+	switch v.Kind() {
+	case slog.KindTime:
+		return v.Time().UTC().Format(time.RFC3339Nano)
+	case slog.KindAny:
+		if err, ok := v.Any().(error); ok {
+			return err.Error()
+		}
+	}
+	return v.String()
+}
+
+func quoted(s string) string {
+	if s == "" || strings.ContainsAny(s, " =\"\n\t\r") {
+		return strconv.Quote(s)
+	}
+	return s
+}
+
+// oneLine keeps a message that carries line breaks, such as a stack trace, readable but on one line.
+func oneLine(s string) string {
+	s = strings.TrimRight(s, "\n")
+	if !strings.ContainsAny(s, "\n\r") {
+		return s
+	}
+	return strings.NewReplacer("\r\n", ` \ `, "\n", ` \ `, "\r", " ").Replace(s)
+}

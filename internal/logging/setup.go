@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package logging
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/sirupsen/logrus"
+	"k8s.io/klog/v2"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+)
+
+// Log is the process' log.
+type Log struct {
+	*slog.Logger
+	libraries *Handler // what the libraries' messages go to
+	file      *os.File
+}
+
+// Setup opens the log and leads every library's messages to it. It changes the state of packages log, log/slog, klog
+// and logrus, so it is called once, by main, before anything else logs.
+func Setup(c config.Logging, stderr io.Writer) (*Log, error) {
+	l := &Log{}
+	out := &sink{w: stderr, time: os.Getenv("JOURNAL_STREAM") == ""} // journald notes the time itself
+	if c.File != "" {
+		if err := os.MkdirAll(filepath.Dir(c.File), 0o755); err != nil {
+			return nil, fmt.Errorf("making the folder of the log file: %w", err)
+		}
+		f, err := os.OpenFile(c.File, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+		if err != nil {
+			return nil, fmt.Errorf("opening the log file: %w", err)
+		}
+		l.file, out.w, out.time = f, f, true
+		if c.AlsoStderr {
+			out.w = io.MultiWriter(f, stderr)
+		}
+	}
+	ours, theirs := slog.LevelInfo, slog.LevelWarn
+	if c.Debug {
+		ours, theirs = slog.LevelDebug, slog.LevelInfo
+	}
+	if c.Verbosity > 0 {
+		theirs = slog.Level(-c.Verbosity)
+	}
+	if c.VModule != "" {
+		theirs = slog.Level(-10) // klog itself drops what no pattern asks for
+	}
+	l.Logger = slog.New(&Handler{out: out, level: ours})
+	l.libraries = &Handler{out: out, level: theirs}
+	slog.SetDefault(l.Logger)
+	log.SetFlags(0)
+	log.SetOutput(lines(l.libraries, slog.LevelInfo))
+	setupLogrus(l.libraries)
+	if err := setKlogLevels(c); err != nil {
+		return nil, err
+	}
+	l.ClaimKlog()
+	return l, nil
+}
+
+// Close closes the log file, if there is one.
+func (l *Log) Close() error {
+	if l.file == nil {
+		return nil
+	}
+	return l.file.Close()
+}
+
+// Libraries is a logger for libraries that take one: quieter than our own.
+func (l *Log) Libraries(component string) *slog.Logger {
+	return slog.New(l.libraries).With(ComponentKey, component)
+}
+
+// ClaimKlog leads klog's messages to this log. Whoever starts something that redirects klog for its own ends, as
+// CoreDNS' kubernetes plugin does, calls it again afterwards.
+func (l *Log) ClaimKlog() {
+	klog.SetLoggerWithOptions(klogLogger(l.libraries), klog.ContextualLogger(true), klog.WriteKlogBuffer(func(b []byte) { handleKlogLine(l.libraries, b) }))
+}
+
+func setKlogLevels(c config.Logging) error {
+	fs := flag.NewFlagSet("klog", flag.ContinueOnError)
+	klog.InitFlags(fs)
+	for name, value := range map[string]string{"v": strconv.Itoa(c.Verbosity), "vmodule": c.VModule} {
+		if err := fs.Set(name, value); err != nil {
+			return fmt.Errorf("setting klog's %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func setupLogrus(h *Handler) {
+	std := logrus.StandardLogger()
+	std.SetOutput(io.Discard)
+	switch {
+	case h.level <= slog.LevelDebug:
+		std.SetLevel(logrus.DebugLevel)
+	case h.level <= slog.LevelInfo:
+		std.SetLevel(logrus.InfoLevel)
+	default:
+		std.SetLevel(logrus.WarnLevel)
+	}
+	std.ReplaceHooks(logrus.LevelHooks{})
+	std.AddHook(logrusHook{h})
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package status
+
+import (
+	"os"
+	"runtime"
+	"time"
+)
+
+// Report is the answer to "how are you?". Its JSON form is what coracle status -o json prints; fields are only ever added.
+type Report struct {
+	Running    bool        `json:"running"`
+	Role       string      `json:"role,omitempty"` // server or agent
+	Version    string      `json:"version,omitempty"`
+	Kubernetes string      `json:"kubernetes,omitempty"`
+	Node       string      `json:"node,omitempty"`
+	PID        int         `json:"pid,omitempty"`
+	Started    time.Time   `json:"started,omitzero"`
+	Ready      time.Time   `json:"ready,omitzero"` // when it first was
+	DataDir    string      `json:"dataDir"`
+	API        string      `json:"api,omitempty"` // URL of the API server
+	Memory     *Memory     `json:"memory,omitempty"`
+	CPUSeconds float64     `json:"cpuSeconds,omitempty"` // used since the start
+	Goroutines int         `json:"goroutines,omitempty"`
+	Components []Component `json:"components,omitempty"`
+	// Problems are sentences about what is wrong, each with what to do.
+	Problems []string `json:"problems"`
+}
+
+// Identity is what about a process does not change.
+type Identity struct {
+	Role       string
+	Version    string
+	Kubernetes string
+	Node       string
+	DataDir    string
+	API        string
+	Started    time.Time
+}
+
+// makeReport describes this process.
+func makeReport(id Identity, ready time.Time, src Source) Report {
+	r := Report{
+		Running:    true,
+		Role:       id.Role,
+		Version:    id.Version,
+		Kubernetes: id.Kubernetes,
+		Node:       id.Node,
+		PID:        os.Getpid(),
+		Started:    id.Started,
+		Ready:      ready,
+		DataDir:    id.DataDir,
+		API:        id.API,
+		Goroutines: runtime.NumGoroutine(),
+		CPUSeconds: cpuSeconds(),
+		Components: src.Components(),
+		Problems:   []string{},
+	}
+	if m, err := ReadMemory(os.Getpid()); err == nil {
+		r.Memory = &m
+	}
+	for _, c := range r.Components {
+		if c.State.Trouble() {
+			r.Problems = append(r.Problems, c.Name+": "+c.Message)
+		}
+	}
+	return r
+}
