@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package controllers runs upstream's complete set of controllers as a library for one term of Raft leadership: no
+// leader-election lease, no port, no exit when leadership goes.
+//
+// It assembles them from kube-controller-manager's exported parts (NewControllerDescriptors, BuildControllers,
+// RunControllers) around a ControllerContext of its own, because upstream's Run would open a listener, register a
+// configz name that a second term trips over, and make informers that outlive it. It owns which controllers run, their
+// identities and their concurrency. It never decides who leads, and it implements no controller that upstream has.
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"k8s.io/apiserver/pkg/server/healthz"
+	"k8s.io/controller-manager/pkg/informerfactory"
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+
+	controllersmetrics "k8s.io/component-base/metrics/prometheus/controllers"
+
+	"github.com/coracle-k8s/coracle/controllers/term"
+)
+
+// Options configure the controllers. Paths are of PEM files that exist when Run is called.
+type Options struct {
+	// Term is the term of leadership to run for. Validate does not need it.
+	Term *term.Term
+
+	// ClusterName goes into names that cloud integrations read; "coracle" when empty.
+	ClusterName string
+	// ClusterCIDR is the pods' address range, two comma-separated ones for dual stack. Every node gets a part of it.
+	ClusterCIDR string
+	// ServiceCIDR is the Services' address range, likewise.
+	ServiceCIDR string
+	// NodeCIDRMaskSizeIPv4 and NodeCIDRMaskSizeIPv6 size a node's part, in bits; 24 and 64 when zero.
+	NodeCIDRMaskSizeIPv4, NodeCIDRMaskSizeIPv6 int
+
+	// ClusterSigningCertFile and ClusterSigningKeyFile sign certificate requests for kubelets and users. Empty: none
+	// is signed.
+	ClusterSigningCertFile, ClusterSigningKeyFile string
+	// RootCAFile is published to every namespace as kube-root-ca.crt.
+	RootCAFile string
+	// ServiceAccountPrivateKeyFile signs the tokens of Secrets of the legacy token type.
+	ServiceAccountPrivateKeyFile string
+	// FlexVolumePluginDir is where FlexVolume drivers are looked for. Upstream makes it when it is not there;
+	// /usr/libexec/kubernetes/kubelet-plugins/volume/exec when empty.
+	FlexVolumePluginDir string
+
+	// Small lowers the number of workers for a machine of few cores. Extra arguments still win.
+	Small bool
+	// ExtraArgs are further kube-controller-manager arguments, name=value; they win over all of the above.
+	ExtraArgs []string
+}
+
+// Validate finds mistakes in the options, above all in ExtraArgs, without starting anything.
+func (o Options) Validate() error {
+	_, err := o.upstream()
+	return err
+}
+
+// Run builds the controllers and runs them until ctx is done. Having returned nil, it has left no controller running;
+// goroutines that upstream does not wait for are the term's to wait for.
+func Run(ctx context.Context, o Options) error {
+	if o.Term == nil {
+		return errors.New("controllers: no term given")
+	}
+	u, err := o.upstream()
+	if err != nil {
+		return err
+	}
+	ctx = klog.NewContext(ctx, klog.LoggerWithName(klog.FromContext(ctx), "controllers"))
+	cc, err := newContext(ctx, o.Term, u)
+	if err != nil {
+		return err
+	}
+	controllers, err := build(ctx, cc, o.Term)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil // leadership went while we were starting; that is no fault of the configuration
+		}
+		return fmt.Errorf("build the controllers: %w", err)
+	}
+
+	o.Term.Informers.StartWithContext(ctx)
+	cc.ObjectOrMetadataInformerFactory.Start(ctx.Done())
+	close(cc.InformersStarted)
+	klog.FromContext(ctx).Info("Running controllers", "count", len(controllers))
+	if !app.RunControllers(ctx, cc, controllers, app.ControllerStartJitter, u.shutdownTimeout) {
+		return fmt.Errorf("controllers still ran %s after their term of leadership ended; the log names them. "+
+			"Their writes carry the old term and are rejected by the store", u.shutdownTimeout)
+	}
+	return nil
+}
+
+// newContext makes what upstream's constructors take their inputs from.
+func newContext(ctx context.Context, t *term.Term, u upstream) (app.ControllerContext, error) {
+	mapper, discovery, err := newDiscovery(ctx, t)
+	if err != nil {
+		return app.ControllerContext{}, err
+	}
+	cc := app.ControllerContext{
+		ClientBuilder:                   clients{base: u.limit(t.Config), discovery: discovery},
+		InformerFactory:                 t.Informers,
+		ObjectOrMetadataInformerFactory: informerfactory.NewInformerFactory(t.Informers, t.MetadataInformers),
+		ComponentConfig:                 u.config,
+		RESTMapper:                      mapper,
+		InformersStarted:                make(chan struct{}),
+		ResyncPeriod:                    func() time.Duration { return u.config.Generic.MinResyncPeriod.Duration },
+		ControllerManagerMetrics:        controllersmetrics.NewControllerManagerMetrics("kube-controller-manager"),
+	}
+	controllersmetrics.Register()
+	cc.GraphBuilder = newGraphBuilder(ctx, cc, t)
+	return cc, nil
+}
+
+// build constructs every enabled controller, the one that mints service account tokens first.
+func build(ctx context.Context, cc app.ControllerContext, t *term.Term) ([]app.Controller, error) {
+	descriptors := app.NewControllerDescriptors()
+	// Upstream's descriptor of this one lacks its client when taken from the map, and its constructor is not exported.
+	delete(descriptors, names.ServiceAccountTokenController)
+	var all []app.Controller
+	tokens, err := newTokenController(ctx, cc, t)
+	if err != nil {
+		return nil, err
+	}
+	if tokens != nil {
+		all = append(all, tokens)
+	}
+	rest, err := app.BuildControllers(ctx, cc, descriptors, nil, noHealth{})
+	if err != nil {
+		return nil, err
+	}
+	return append(all, rest...), nil
+}
+
+// noHealth drops the per-controller health checks: upstream serves them on a port that we do not have, and all but the
+// garbage collector's are constants.
+type noHealth struct{}
+
+func (noHealth) AddHealthChecker(...healthz.HealthChecker) {}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/discovery"
+	memory "k8s.io/client-go/discovery/cached/memory"
+	"k8s.io/client-go/restmapper"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+	"k8s.io/kubernetes/pkg/controller/garbagecollector"
+
+	"github.com/coracle-k8s/coracle/controllers/term"
+)
+
+const (
+	// settle is how long after a change of the API's resources discovery is asked anew each time: the API server's own
+	// view follows a CustomResourceDefinition or APIService with some delay.
+	settle = 90 * time.Second
+	// refresh bounds the age of an answer when nothing is seen to change.
+	refresh = 10 * time.Minute
+)
+
+// apiSources are the resources whose changes alone change what the API serves while it runs.
+var apiSources = []schema.GroupVersionResource{
+	{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"},
+	{Group: "apiregistration.k8s.io", Version: "v1", Resource: "apiservices"},
+}
+
+// discoveryCache keeps the list of resources that the garbage collector and the quota controller each ask for every
+// 30 s, some 100 KB of JSON to encode and decode, for as long as nothing could have changed it.
+type discoveryCache struct {
+	now func() time.Time
+
+	mu      sync.Mutex
+	changed time.Time
+	answers map[string]answer
+}
+
+type answer struct {
+	lists []*metav1.APIResourceList
+	at    time.Time
+}
+
+// newDiscovery makes the term's REST mapper and discovery cache, and resets both when the API's resources change.
+func newDiscovery(ctx context.Context, t *term.Term) (*restmapper.DeferredDiscoveryRESTMapper, *discoveryCache, error) {
+	mapper := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(t.Client.Discovery()))
+	c := &discoveryCache{now: time.Now, answers: map[string]answer{}}
+	c.changed = c.now()
+	handler := cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { c.invalidate() },
+		UpdateFunc: func(any, any) { c.invalidate() },
+		DeleteFunc: func(any) { c.invalidate() },
+	}
+	for _, gvr := range apiSources {
+		// The garbage collector watches the same two, so this costs no watch of its own.
+		if _, err := t.MetadataInformers.ForResource(gvr).Informer().AddEventHandler(handler); err != nil {
+			return nil, nil, fmt.Errorf("watch %s: %w", gvr.Resource, err)
+		}
+	}
+	go wait.UntilWithContext(ctx, func(context.Context) {
+		if c.unsettled() {
+			mapper.Reset()
+		}
+	}, settle/3)
+	return mapper, c, nil
+}
+
+func (c *discoveryCache) invalidate() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.changed = c.now()
+}
+
+// unsettled tells whether the API's resources may have changed lately.
+func (c *discoveryCache) unsettled() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now().Sub(c.changed) < settle
+}
+
+// get returns the kept answer to a question, or asks. Partial answers are passed on and not kept.
+func (c *discoveryCache) get(question string, ask func() ([]*metav1.APIResourceList, error)) ([]*metav1.APIResourceList, error) {
+	c.mu.Lock()
+	kept, ok := c.answers[question]
+	valid := ok && kept.at.Sub(c.changed) >= settle && c.now().Sub(kept.at) < refresh
+	c.mu.Unlock()
+	if valid {
+		return kept.lists, nil
+	}
+	at := c.now()
+	lists, err := ask()
+	if err == nil {
+		c.mu.Lock()
+		c.answers[question] = answer{lists, at}
+		c.mu.Unlock()
+	}
+	return lists, err
+}
+
+// cachedDiscovery answers from the shared cache what is asked periodically, and asks the server for the rest.
+type cachedDiscovery struct {
+	discovery.DiscoveryInterface
+	cache *discoveryCache
+}
+
+func (d cachedDiscovery) ServerPreferredResources() ([]*metav1.APIResourceList, error) {
+	return d.cache.get("all", d.DiscoveryInterface.ServerPreferredResources)
+}
+
+func (d cachedDiscovery) ServerPreferredNamespacedResources() ([]*metav1.APIResourceList, error) {
+	return d.cache.get("namespaced", d.DiscoveryInterface.ServerPreferredNamespacedResources)
+}
+
+// newGraphBuilder returns nil when the garbage collector is switched off.
+func newGraphBuilder(ctx context.Context, cc app.ControllerContext, t *term.Term) *garbagecollector.GraphBuilder {
+	o := cc.ComponentConfig.GarbageCollectorController
+	if !o.EnableGarbageCollector || !cc.IsControllerEnabled(app.NewControllerDescriptors()[names.GarbageCollectorController]) {
+		return nil
+	}
+	ignored := map[schema.GroupResource]struct{}{}
+	for _, r := range o.GCIgnoredResources {
+		ignored[schema.GroupResource{Group: r.Group, Resource: r.Resource}] = struct{}{}
+	}
+	return garbagecollector.NewDependencyGraphBuilder(ctx, t.Metadata, cc.RESTMapper, ignored,
+		cc.ObjectOrMetadataInformerFactory, cc.InformersStarted)
+}

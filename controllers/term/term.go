@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package term holds what the scheduler and the controllers share for one term of Raft leadership, and nothing else:
+// clients on the API server's in-memory loopback, one set of informers, and the account of every goroutine that the
+// term started.
+//
+// It owns the informers: they are made when the term begins, run while it lasts and are gone when Run returns, so that
+// a second term in the same process starts from nothing. It never shares the API server's own informers, and it never
+// decides who leads.
+package term
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/pprof"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/metadata/metadatainformer"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+)
+
+const (
+	// resync is upstream's --min-resync-period; informers spread over one to two times that.
+	resync = 12 * time.Hour
+	// defaultPatience is how long Run waits for goroutines that outlive the context.
+	defaultPatience = 20 * time.Second
+)
+
+// Options say what a term works with.
+type Options struct {
+	// Config reaches the API server with full rights, best over the in-memory loopback. It is copied.
+	Config *rest.Config
+	// Number is the Raft term, for messages.
+	Number uint64
+	// Patience bounds the wait for goroutines after the end of the term; 20 s when zero.
+	Patience time.Duration
+}
+
+// Term is the shared part of one term of leadership.
+type Term struct {
+	// Config is a copy of the given one whose goroutines on the server's side are not counted as the term's.
+	Config *rest.Config
+	// Client has the rights of Config; informers use it. Writers take a client of their own from Clients.
+	Client kubernetes.Interface
+	// Metadata reads any resource's metadata, custom ones included.
+	Metadata metadata.Interface
+	// Informers and MetadataInformers are shared by all parts. Each part starts them once it has registered its own
+	// (starting is idempotent); Run stops them.
+	Informers         informers.SharedInformerFactory
+	MetadataInformers metadatainformer.SharedInformerFactory
+
+	number   uint64
+	patience time.Duration
+	tally    *tally
+}
+
+// Part is something that runs for a term: it returns when its context is done, with its own goroutines ended.
+type Part func(context.Context, *Term) error
+
+// Run makes a term, runs its parts side by side until ctx is done or one of them fails, and returns when every
+// goroutine that any of them started is gone. The error is nil after an ordinary end. ErrStragglers says that
+// goroutines outlived the wait: then no new term may begin in this process.
+func Run(ctx context.Context, o Options, parts ...Part) error {
+	t, ctx, err := start(ctx, o)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
+	var wg sync.WaitGroup
+	errs := make([]error, len(parts))
+	for i, part := range parts {
+		wg.Go(func() {
+			defer cancel() // a term without one of its parts is no term
+			pprof.SetGoroutineLabels(ctx)
+			errs[i] = part(ctx, t)
+		})
+	}
+	<-ctx.Done()
+	ended := time.Now()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		wg.Wait()
+		t.Informers.Shutdown()
+		t.MetadataInformers.Shutdown()
+	}()
+	select {
+	case <-stopped:
+	case <-time.After(t.patience):
+		// The parts still hold errs; what they are doing is in the stacks.
+		return t.tally.wait(0)
+	}
+	errs = append(errs, t.tally.wait(t.patience))
+	klog.FromContext(ctx).Info("Term of leadership ended", "term", t.number, "stop", time.Since(ended).Round(time.Microsecond))
+	return errors.Join(errs...)
+}
+
+// start makes the term's clients and informers and returns the context in which its parts have to run.
+func start(ctx context.Context, o Options) (*Term, context.Context, error) {
+	if o.Config == nil {
+		return nil, nil, errors.New("term: no client configuration given")
+	}
+	t := &Term{number: o.Number, patience: o.Patience}
+	if t.patience == 0 {
+		t.patience = defaultPatience
+	}
+	t.tally, ctx = newTally(ctx)
+	t.Config = rest.CopyConfig(o.Config)
+	t.Config.Wrap(t.tally.exempt)
+	t.Config.DisableCompression = true
+	if t.Config.ContentType == "" {
+		t.Config.ContentType = runtime.ContentTypeProtobuf
+		t.Config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	}
+
+	var err error
+	if t.Client, err = kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(t.Config), "shared-informers")); err != nil {
+		return nil, nil, fmt.Errorf("term: make the client for informers: %w", err)
+	}
+	if t.Metadata, err = metadata.NewForConfig(rest.AddUserAgent(rest.CopyConfig(t.Config), "metadata-informers")); err != nil {
+		return nil, nil, fmt.Errorf("term: make the metadata client: %w", err)
+	}
+	name, err := cache.NewInformerName("kube-controller-manager")
+	if err != nil {
+		return nil, nil, fmt.Errorf("term: the previous term still holds its informers: %w", err)
+	}
+	// Shutdown of the factory releases the name.
+	t.Informers = informers.NewSharedInformerFactoryWithOptions(t.Client, resync,
+		informers.WithTransform(Trim), informers.WithInformerName(name))
+	t.MetadataInformers = metadatainformer.NewSharedInformerFactoryWithOptions(t.Metadata, resync,
+		metadatainformer.WithTransform(Trim))
+	return t, ctx, nil
+}
+
+// Trim drops managed fields before an object enters an informer's store: no part reads them and they are often the
+// larger half of an object.
+func Trim(obj any) (any, error) {
+	if m, err := meta.Accessor(obj); err == nil && m.GetManagedFields() != nil {
+		m.SetManagedFields(nil)
+	}
+	return obj, nil
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/client-go/rest"
+	basecompatibility "k8s.io/component-base/compatibility"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	kcmconfig "k8s.io/kubernetes/cmd/kube-controller-manager/app/config"
+	kcmoptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+	"k8s.io/kubernetes/pkg/controller/apis/config"
+
+	"github.com/coracle-k8s/coracle/internal/upstreamflags"
+)
+
+// component is upstream's name for what this package assembles.
+const component = "kube-controller-manager"
+
+// stopTimeout bounds the wait for controllers after the end of a term; they take a few milliseconds.
+const stopTimeout = 15 * time.Second
+
+// upstream is what kube-controller-manager's own options become here.
+type upstream struct {
+	config          config.KubeControllerManagerConfiguration
+	shutdownTimeout time.Duration
+	// qps and burst limit each controller's client; none unless an operator asked: the API server's priority and
+	// fairness already shares its time out, and it sees each controller by its own name.
+	qps   float32
+	burst int
+}
+
+// upstream maps the options to upstream's and applies the extra arguments.
+func (o Options) upstream() (upstream, error) {
+	s, err := kcmoptions.NewKubeControllerManagerOptions()
+	if err != nil {
+		return upstream{}, fmt.Errorf("%s: make default options: %w", component, err)
+	}
+	// Not the process-wide registry: adding flags to that closes its feature gates, and they are the API server's.
+	s.ComponentGlobalsRegistry = basecompatibility.NewComponentGlobalsRegistry()
+	if err := s.ComponentGlobalsRegistry.Set(); err != nil {
+		return upstream{}, fmt.Errorf("%s: %w", component, err)
+	}
+	all, off, aliases := app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases()
+	cmd := upstreamflags.Component{Name: component, Sets: s.Flags(all, off, aliases)}
+	cmd.Refused = upstreamflags.RefusedInProcess(cmd.Sets)
+	o.apply(s) // after Flags, which puts some fields to upstream's defaults, and before the extra arguments
+	if err := cmd.Parse(o.ExtraArgs); err != nil {
+		return upstream{}, err
+	}
+	s.Generic.Controllers = withBootstrap(s.Generic.Controllers, aliases)
+	if err := s.Validate(all, off, aliases); err != nil {
+		return upstream{}, fmt.Errorf("%s: %w", component, err)
+	}
+	var c kcmconfig.Config
+	if err := s.ApplyTo(&c, all, off, aliases); err != nil {
+		return upstream{}, fmt.Errorf("%s: apply options: %w", component, err)
+	}
+	u := upstream{config: c.ComponentConfig, shutdownTimeout: c.ControllerShutdownTimeout, qps: -1}
+	if f := cmd.Sets.FlagSet("generic"); f.Changed("kube-api-qps") || f.Changed("kube-api-burst") {
+		u.qps, u.burst = s.Generic.ClientConnection.QPS, int(s.Generic.ClientConnection.Burst)
+	}
+	return u, nil
+}
+
+// withBootstrap adds the two controllers for bootstrap tokens, which upstream leaves off by default and the join tokens
+// need, to a list that asks for the default ones and does not name them.
+func withBootstrap(list []string, aliases map[string]string) []string {
+	if !slices.Contains(list, "*") {
+		return list
+	}
+	for _, name := range []string{names.BootstrapSignerController, names.TokenCleanerController} {
+		named := slices.ContainsFunc(list, func(s string) bool {
+			s = strings.TrimPrefix(s, "-")
+			return s == name || aliases[s] == name
+		})
+		if !named {
+			list = append(list, name)
+		}
+	}
+	return list
+}
+
+// apply sets our values over upstream's defaults; extra arguments win over both.
+func (o Options) apply(s *kcmoptions.KubeControllerManagerOptions) {
+	s.SecureServing.BindPort = 0 // no listener
+	s.Generic.LeaderElection.LeaderElect = false
+	s.ControllerShutdownTimeout = stopTimeout
+
+	s.KubeCloudShared.AllocateNodeCIDRs = o.ClusterCIDR != ""
+	s.KubeCloudShared.ClusterCIDR = o.ClusterCIDR
+	s.KubeCloudShared.ClusterName = "coracle"
+	if o.ClusterName != "" {
+		s.KubeCloudShared.ClusterName = o.ClusterName
+	}
+	s.KubeCloudShared.UseServiceAccountCredentials = true
+	primary, secondary, _ := strings.Cut(o.ServiceCIDR, ",")
+	s.NodeIPAMController.ServiceCIDR, s.NodeIPAMController.SecondaryServiceCIDR = primary, secondary
+	s.NodeIPAMController.NodeCIDRMaskSizeIPv4 = int32(o.NodeCIDRMaskSizeIPv4)
+	s.NodeIPAMController.NodeCIDRMaskSizeIPv6 = int32(o.NodeCIDRMaskSizeIPv6)
+
+	s.CSRSigningController.ClusterSigningCertFile = o.ClusterSigningCertFile
+	s.CSRSigningController.ClusterSigningKeyFile = o.ClusterSigningKeyFile
+	s.SAController.RootCAFile = o.RootCAFile
+	s.SAController.ServiceAccountKeyFile = o.ServiceAccountPrivateKeyFile
+	if o.FlexVolumePluginDir != "" {
+		s.PersistentVolumeBinderController.VolumeConfiguration.FlexVolumePluginDir = o.FlexVolumePluginDir
+	}
+	if o.Small {
+		applySmall(s)
+	}
+}
+
+// limit returns a copy of a client configuration with this component's request limits.
+func (u upstream) limit(c *rest.Config) *rest.Config {
+	c = rest.CopyConfig(c)
+	c.QPS, c.Burst = u.qps, u.burst
+	return c
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package scheduler runs upstream's scheduler as a library for one term of Raft leadership: no leader-election lease,
+// no port, no exit when leadership goes.
+//
+// It owns the assembly (configuration, informers, event recording) and nothing of the scheduling itself. It shares the
+// term's informers with the controllers, all but pods.
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/dynamic/dynamicinformer"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/klog/v2"
+	upstream "k8s.io/kubernetes/pkg/scheduler"
+	"k8s.io/kubernetes/pkg/scheduler/profile"
+
+	"github.com/coracle-k8s/coracle/controllers/term"
+)
+
+// identity is the user that upstream's RBAC roles for the scheduler are bound to.
+const identity = "system:kube-scheduler"
+
+// Options configure the scheduler.
+type Options struct {
+	// Term is the term of leadership to run for. Validate does not need it.
+	Term *term.Term
+	// ConfigFile is a KubeSchedulerConfiguration, for profiles, plugins and extenders; upstream's defaults when empty.
+	// Its leader election and client connection are not used.
+	ConfigFile string
+	// ExtraArgs are further kube-scheduler arguments, name=value; they win over the above.
+	ExtraArgs []string
+}
+
+// Validate finds mistakes in the options and in the configuration file without starting anything.
+func (o Options) Validate() error {
+	_, err := o.settings()
+	return err
+}
+
+// Run schedules pods until ctx is done. Binding cycles that are under way then are aborted; their goroutines are the
+// term's to wait for.
+func Run(ctx context.Context, o Options) error {
+	if o.Term == nil {
+		return errors.New("scheduler: no term given")
+	}
+	s, err := o.settings()
+	if err != nil {
+		return err
+	}
+	ctx = klog.NewContext(ctx, klog.LoggerWithName(klog.FromContext(ctx), "scheduler"))
+
+	cfg := rest.AddUserAgent(rest.CopyConfig(o.Term.Config), "scheduler")
+	cfg.Impersonate = rest.ImpersonationConfig{UserName: identity}
+	cfg.QPS, cfg.Burst = s.qps, s.burst
+	client, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return fmt.Errorf("scheduler: make a client: %w", err)
+	}
+	dynamicClient, err := dynamic.NewForConfig(cfg)
+	if err != nil {
+		return fmt.Errorf("scheduler: make a dynamic client: %w", err)
+	}
+	factory := newInformers(o.Term.Informers, client)
+	// For resources of other types that a profile's plugins may wait on.
+	dynamicFactory := dynamicinformer.NewFilteredDynamicSharedInformerFactory(dynamicClient, 0, corev1.NamespaceAll, nil)
+	broadcaster := events.NewEventBroadcasterAdapterWithContext(ctx, client)
+	broadcaster.StartRecordingToSink(ctx.Done())
+	defer broadcaster.Shutdown()
+
+	recorders := profile.RecorderFactory(func(name string) events.EventRecorderLogger { return broadcaster.NewRecorder(name) })
+	sched, err := upstream.New(ctx, client, factory, dynamicFactory, recorders, append(s.options(), upstream.WithKubeConfig(cfg))...)
+	if err != nil {
+		return fmt.Errorf("scheduler: %w", err)
+	}
+
+	factory.start(ctx)
+	defer factory.stop()
+	dynamicFactory.Start(ctx.Done())
+	defer dynamicFactory.Shutdown()
+	dynamicFactory.WaitForCacheSync(ctx.Done())
+	if !factory.waitSynced(ctx) || sched.WaitForHandlersSync(ctx) != nil {
+		return nil // only the end of the term ends these waits
+	}
+	klog.FromContext(ctx).Info("Scheduling pods")
+	sched.Run(ctx)
+	return nil
+}
