@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+# Building, testing and checking coracle. `make help` lists the targets.
+
+GO ?= $(shell packaging/go.sh)
+ifeq ($(GO),)
+$(error no Go: see the message above)
+endif
+ARCH ?= $(shell $(GO) env GOHOSTARCH)
+BUILD := build
+
+# The same tags and settings everywhere, so that packages are compiled once for building and testing.
+TAGS := no_btrfs no_zfs no_devmapper grpcnotrace
+export CGO_ENABLED := 0
+GOBUILD := $(GO) build -buildvcs=false -tags '$(TAGS)'
+
+# Version: a tag like v0.1.0 names a release. Kubernetes clients see upstream's version with ours behind a plus sign.
+KUBERNETES := $(shell sed -n 's|^[[:space:]]*k8s.io/kubernetes \(v[0-9.]*\)$$|\1|p' go.mod)
+VERSION ?= $(or $(shell git describe --tags --exact-match --match 'v[0-9]*' 2>/dev/null),v0.0.0-dev)
+GITVERSION := $(KUBERNETES)+coracle$(if $(filter v0.0.0-dev,$(VERSION)),,.$(patsubst v%,%,$(VERSION)))
+COMMIT := $(or $(shell git rev-parse HEAD 2>/dev/null),unknown)
+TREE := $(if $(shell git status --porcelain --untracked-files=no 2>/dev/null),dirty,clean)
+DATE := $(or $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null),1970-01-01T00:00:00Z)
+part = $(word $2,$(subst ., ,$(patsubst v%,%,$1)))
+# set NAME=VALUE in each place that upstream reads its version from.
+set = $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,-X $p.$1)
+# What stays the same from commit to commit goes into tests and carried programs too: they are not linked anew each time.
+STABLE_X := $(call set,gitVersion=$(GITVERSION)) $(call set,gitMajor=$(call part,$(KUBERNETES),1)) $(call set,gitMinor=$(call part,$(KUBERNETES),2))
+OWN := github.com/coracle-k8s/coracle/internal/version
+STABLE_X += -X $(OWN).version=$(VERSION)
+COMMIT_X := -X $(OWN).commit=$(COMMIT) -X $(OWN).date=$(DATE) $(call set,gitCommit=$(COMMIT)) $(call set,gitTreeState=$(TREE)) $(call set,buildDate=$(DATE))
+
+GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+FUZZTIME ?= 10s
+SHELL_SCRIPTS = install.sh .ci/run $(wildcard packaging/*.sh)
+
+.DEFAULT_GOAL := build
+.PHONY: help build carried deps release install test unit e2e install-test race bench fuzz lint verify fmt vet imports shellcheck cross docs docs-check clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps: ## install the Debian packages that building and testing need
+	@packaging/deps.sh build test lint
+
+build: carried ## bin/coracle for this machine (or ARCH=arm64)
+	GOOS=linux GOARCH=$(ARCH) $(GOBUILD) $(if $(TRIMPATH),-trimpath) -ldflags '-s -w $(STABLE_X) $(COMMIT_X)' -o $(or $(OUT),bin/coracle) ./cmd/coracle
+
+carried: ## the programs that coracle carries, into internal/carried/files/ARCH
+	@GO='$(GO)' TAGS='$(TAGS)' TOOLS_LDFLAGS='$(STABLE_X)' TRIMPATH='$(TRIMPATH)' packaging/carried.sh $(ARCH) $(BUILD)/$(ARCH)$(if $(TRIMPATH),-release)
+
+release: ## dist/: binaries for amd64 and arm64, and their checksums
+	@rm -rf dist && mkdir -p dist
+	$(MAKE) build ARCH=amd64 TRIMPATH=1 OUT=dist/coracle-linux-amd64
+	$(MAKE) build ARCH=arm64 TRIMPATH=1 OUT=dist/coracle-linux-arm64
+	packaging/check-release.sh dist
+	cp install.sh LICENSE NOTICE dist/
+	cd dist && sha256sum coracle-linux-* install.sh > sha256sums.txt && cat sha256sums.txt
+
+install: ## build and install on this machine (root)
+	./install.sh
+
+test: build unit e2e install-test ## everything that has to pass: build, go test ./..., end to end
+
+unit: ## go test ./...
+	$(GO) test -buildvcs=false -p 2 -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./...
+
+e2e: build ## real kubectl against a real server, in namespaces of its own (root)
+	CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) test -buildvcs=false -count=1 -p 1 -timeout 40m -tags '$(TAGS) e2e' ./test/e2e/...
+
+install-test: build ## install, install again, uninstall; the host is as before (root)
+	CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) test -buildvcs=false -count=1 -p 1 -timeout 20m -tags '$(TAGS) e2e' ./test/install/...
+
+race: ## go test -race ./... (compiles everything once more, with cgo)
+	CGO_ENABLED=1 $(GO) test -buildvcs=false -race -p 2 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./...
+
+bench: build ## the numbers of docs/benchmarks.md, beside upstream's separate processes (root)
+	CORACLE_BIN=$(CURDIR)/bin/coracle test/bench/run.sh
+
+fuzz: ## each fuzz test for FUZZTIME
+	@set -e; $(GO) list -tags '$(TAGS)' -f '{{if .TestGoFiles}}{{.Dir}}{{end}}' ./... | xargs -I{} grep -ls '^func Fuzz' -r {} --include='*_test.go' | sort -u | while read -r f; do \
+	  for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$f"); do \
+	    echo "$$name in $$(dirname "$$f")"; (cd "$$(dirname "$$f")" && $(GO) test -buildvcs=false -tags '$(TAGS)' -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) .); \
+	  done; done
+
+verify: fmt vet lint imports docs-check shellcheck cross ## what has to be clean before a merge
+
+fmt: ## every file is gofmt'ed
+	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs $(dir $(GO))gofmt -l); [ -z "$$bad" ] || { echo "not gofmt'ed:"; echo "$$bad"; exit 1; }
+
+vet: ## go vet ./...
+	$(GO) vet -buildvcs=false -tags '$(TAGS) e2e' ./...
+
+lint: ## golangci-lint at its pinned version
+	$(GO) run -buildvcs=false $(GOLANGCI) run --build-tags '$(subst $() $(),$(comma),$(TAGS) e2e)' ./...
+comma := ,
+
+imports: ## the folders depend on one another as imports_test.go allows
+	$(GO) test -buildvcs=false -tags '$(TAGS)' -run TestImports .
+
+docs: ## write the generated pages
+	$(GO) generate ./internal/config/...
+
+docs-check: docs ## the generated pages are up to date
+	@git diff --exit-code --stat -- docs || { echo "generated pages differ from what is committed: commit what make docs wrote"; exit 1; }
+
+shellcheck: ## the shell scripts
+	shellcheck -x $(SHELL_SCRIPTS)
+
+cross: ## everything compiles for the other processor
+	GOOS=linux GOARCH=$(if $(filter arm64,$(ARCH)),amd64,arm64) $(GOBUILD) ./...
+
+clean: ## remove what the build wrote, compressed and fetched parts included
+	rm -rf bin dist $(BUILD) $(foreach a,amd64 arm64,internal/carried/files/$a/INDEX internal/carried/files/$a/nftables) internal/carried/files/*/*.zst

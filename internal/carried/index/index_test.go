@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package index
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func TestRoundTrip(t *testing.T) {
+	x := Index{
+		{Path: "ctr", Link: "coracle-tools"},
+		{Path: "nftables/nft", Mode: 0o555, Size: 12, SHA256: "ab"},
+	}
+	got, err := Parse(x.Encode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, x) {
+		t.Fatalf("got %+v, want %+v", got, x)
+	}
+	if got.Bytes() != 12 {
+		t.Errorf("Bytes() = %d, want 12", got.Bytes())
+	}
+}
+
+func TestParseRejects(t *testing.T) {
+	for _, tt := range []struct{ text, want string }{
+		{"", "empty"},
+		{"file 0555 1 ab ../runc", "inside the set"},
+		{"file 0555 1 ab /bin/runc", "inside the set"},
+		{"file 0999 1 ab runc", "mode"},
+		{"file 0555 -1 ab runc", "size"},
+		{"link ../../etc/passwd ctr", "leads out"},
+		{"link /etc/passwd ctr", "leads out"},
+		{"directory x", "neither"},
+	} {
+		if _, err := Parse([]byte(tt.text)); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("Parse(%q) = %v, want an error with %q", tt.text, err, tt.want)
+		}
+	}
+}

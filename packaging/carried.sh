@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Builds the programs that coracle carries and packs them into internal/carried/files/ARCH. Run through `make carried`,
+# which sets what is used here: GO, TAGS, TOOLS_LDFLAGS, TRIMPATH.
+#
+#   carried.sh ARCH WORK
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. packaging/lib.sh
+arch=$1 work=$2
+GO=${GO:-go} stage=$work/stage
+pause_image=$(sed -n 's/^const PauseImage = "\(.*\)"$/\1/p' internal/carried/carried.go)
+mkdir -p "$stage"
+
+# go_program NAME PACKAGE LDFLAGS: one of our static programs.
+go_program() {
+  [ -d "$2" ] || die "$2 is missing: this tree has no sources for $1"
+  CGO_ENABLED=0 GOOS=linux GOARCH=$arch "$GO" build -buildvcs=false ${TRIMPATH:+-trimpath} -tags "$TAGS" -ldflags "-s -w $3" -o "$stage/$1" "./$2"
+}
+
+# build_runc: runc speaks to libseccomp, a C library, and enters namespaces in C: the one program with cgo.
+build_runc() {
+  local cc root lib flags=(-buildvcs=false -tags 'seccomp netgo osusergo' -ldflags '-s -w -extldflags "-static"')
+  cc=$(c_compiler "$arch")
+  if [ "$arch" != "$(go env GOHOSTARCH)" ]; then
+    packaging/debs.sh "$arch" "$work/seccomp" libseccomp-dev
+    root=$(realpath "$work/seccomp/root")
+    lib=$root/usr/lib/$(triplet "$arch")
+    export PKG_CONFIG_LIBDIR="$lib/pkgconfig" PKG_CONFIG_SYSROOT_DIR="$root"
+    # pkg-config leaves out what it takes for the system's own folders, which these are not.
+    export CGO_CFLAGS="-O2 -g -I$root/usr/include" CGO_LDFLAGS="-L$lib"
+  fi
+  CC=$cc CGO_ENABLED=1 GOOS=linux GOARCH=$arch "$GO" build "${flags[@]}" ${TRIMPATH:+-trimpath} -o "$stage/runc" github.com/opencontainers/runc
+}
+
+build_pause() {
+  "$(c_compiler "$arch")" -Os -static -nostdlib -ffreestanding -fno-stack-protector -fno-asynchronous-unwind-tables -fno-pie -no-pie \
+    -Wall -Wextra -Werror -Wl,--build-id=none -Wl,-z,norelro -Wl,-z,noseparate-code -Wl,-z,max-page-size=65536 -s \
+    -o "$work/pause" cmd/pause/pause.c
+}
+
+go_program coracle-helper cmd/coracle-helper ""
+go_program coracle-tools cmd/coracle-tools "$TOOLS_LDFLAGS"
+(build_runc)
+build_pause
+packaging/nft-bundle.sh "$arch" "$work/nft" "$stage/nftables"
+for link in containerd-shim-runc-v2 coracle-cni nft; do ln -sfn coracle-helper "$stage/$link"; done
+for link in kubectl ctr; do ln -sfn coracle-tools "$stage/$link"; done
+
+"$GO" run -buildvcs=false ./internal/carried/pack -stage "$stage" -out "internal/carried/files/$arch" -cache "$work/../zst" \
+  -pause "$work/pause" -pause-image "$pause_image" -arch "$arch"
