@@ -19,7 +19,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -34,15 +33,12 @@ const (
 	keyBytes   = 32 // what secretbox takes
 )
 
-// always is encrypted whatever the operator lists.
-var always = []string{"secrets"}
-
 // Options says where the files are and what is to be encrypted.
 type Options struct {
 	// Dir is the server's folder for credentials; it is made (mode 0700) when missing.
 	Dir string
-	// Resources are encrypted besides Secrets: "configmaps", "widgets.example.com", "*.apps", "*.*". One that was
-	// listed once and no more is written plainly from then on and stays readable.
+	// Resources are encrypted when written: "secrets", "configmaps", "widgets.example.com", "*.apps", "*.*". One that was
+	// listed once and no more is written plainly from then on and stays readable. None: encryption is off.
 	Resources []string
 	// Established says that this cluster has data, so that a missing key file means unreadable Secrets and not a fresh
 	// start.
@@ -78,7 +74,7 @@ func Ensure(ctx context.Context, o Options) (string, error) {
 		return "", fmt.Errorf("%w. Nothing was changed. The file holds the key with which Secrets are encrypted: restore it "+
 			"from a backup, then start again", err)
 	}
-	if err := l.setResources(slices.Concat(always, o.Resources)); err != nil {
+	if err := l.setResources(o.Resources); err != nil {
 		return "", err
 	}
 	wrote, err := l.write(ctx, path)

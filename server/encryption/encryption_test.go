@@ -23,6 +23,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
+var secrets = []string{"secrets"}
+
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 
 func ensure(t *testing.T, o Options) layout {
@@ -44,17 +46,30 @@ func ensure(t *testing.T, o Options) layout {
 
 func TestEnsureKeepsTheKeyAndFollowsTheList(t *testing.T) {
 	dir := t.TempDir()
-	first := ensure(t, Options{Dir: dir})
+	first := ensure(t, Options{Dir: dir, Resources: secrets})
 	if !slices.Equal(first.active, []string{"secrets"}) || len(first.keys) != 1 || first.keys[0].Name != "key1" {
 		t.Fatalf("%+v", first)
 	}
-	more := ensure(t, Options{Dir: dir, Established: true, Resources: []string{"configmaps", "*.apps", "widgets.example.com", "*.*"}})
+	more := ensure(t, Options{Dir: dir, Established: true, Resources: []string{"secrets", "configmaps", "*.apps", "widgets.example.com", "*.*"}})
 	if !slices.Equal(more.keys, first.keys) || !slices.Equal(more.active, []string{"secrets", "configmaps", "widgets.example.com", "*.apps", "*.*"}) {
 		t.Fatalf("%+v", more)
 	}
-	less := ensure(t, Options{Dir: dir, Established: true, Resources: []string{"widgets.example.com"}})
+	off := ensure(t, Options{Dir: dir, Established: true})
+	if len(off.active) != 0 || len(off.retired) != 5 {
+		t.Fatalf("%+v", off)
+	}
+	less := ensure(t, Options{Dir: dir, Established: true, Resources: []string{"secrets", "widgets.example.com"}})
 	if !slices.Equal(less.active, []string{"secrets", "widgets.example.com"}) || !slices.Equal(less.retired, []string{"configmaps", "*.apps", "*.*"}) {
 		t.Fatalf("%+v", less)
+	}
+}
+
+func TestOffFromTheBeginning(t *testing.T) {
+	dir := t.TempDir()
+	off := ensure(t, Options{Dir: dir})
+	on := ensure(t, Options{Dir: dir, Established: true, Resources: secrets})
+	if len(off.active) != 0 || !slices.Equal(on.active, secrets) || len(on.retired) != 0 || !slices.Equal(on.keys, off.keys) {
+		t.Fatalf("%+v, then %+v", off, on)
 	}
 }
 
@@ -201,7 +216,7 @@ func object(name string) metav1.PartialObjectMetadata {
 
 func TestRotate(t *testing.T) {
 	dir := t.TempDir()
-	old := ensure(t, Options{Dir: dir})
+	old := ensure(t, Options{Dir: dir, Resources: secrets})
 	c := newCluster(t, dir)
 	c.secrets = map[string]string{"a": "key1", "b": "key1", "c": "key1", "d": "key1", "gone": "key1"}
 	c.expire = true
@@ -223,7 +238,7 @@ func TestRotate(t *testing.T) {
 	if len(c.secrets) != 4 || objects < 5 {
 		t.Errorf("%d Secrets, %d written", len(c.secrets), objects)
 	}
-	if l := ensure(t, Options{Dir: dir, Established: true}); l.keys[0].Secret == old.keys[0].Secret {
+	if l := ensure(t, Options{Dir: dir, Established: true, Resources: secrets}); l.keys[0].Secret == old.keys[0].Secret {
 		t.Error("the key has a new name and the old secret")
 	}
 	if err := Rotate(t.Context(), o); err != nil {
@@ -239,7 +254,7 @@ func TestRotateGoesOnAfterACrash(t *testing.T) {
 	for _, stop := range []Stage{StagePrepare, StageActivate, StageReencrypt, StageDrop} {
 		for _, late := range []bool{false, true} { // before the stage's work, or after it and before it is recorded
 			dir := t.TempDir()
-			ensure(t, Options{Dir: dir})
+			ensure(t, Options{Dir: dir, Resources: secrets})
 			c := newCluster(t, dir)
 			c.secrets = map[string]string{"a": "key1", "b": "key1", "c": "key1"}
 			ctx, cancel := context.WithCancel(t.Context())
@@ -279,7 +294,7 @@ func TestRotateGoesOnAfterACrash(t *testing.T) {
 
 func TestRotateKeepsTheOldKeyWhileAnythingNeedsIt(t *testing.T) {
 	dir := t.TempDir()
-	ensure(t, Options{Dir: dir})
+	ensure(t, Options{Dir: dir, Resources: secrets})
 	c := newCluster(t, dir)
 	c.secrets, c.refuse = map[string]string{"a": "key1"}, true
 	o := RotateOptions{Dir: dir, Client: &rest.Config{Host: c.URL}, Poll: time.Millisecond, Logger: quiet}

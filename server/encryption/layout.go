@@ -47,6 +47,10 @@ func (l *layout) setResources(want []string) error {
 			retired = append(retired, r)
 		}
 	}
+	if len(active)+len(retired) == 0 {
+		// Off from the beginning: the key is made all the same, so that a missing file always means a lost one.
+		retired = []string{"secrets"}
+	}
 	l.active, l.retired = active, retired
 	return nil
 }
