@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bootstrap makes the objects that every cluster has: the roles of coracle's own identities, the Service of the
+// cluster's DNS, and that Service's endpoints, one for each node.
+//
+// It owns those objects and puts them right at each start, by server-side apply: an apply that changes nothing writes
+// nothing. It never touches an object that it did not make.
+package bootstrap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	corev1ac "k8s.io/client-go/applyconfigurations/core/v1"
+	rbacv1ac "k8s.io/client-go/applyconfigurations/rbac/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/server/token"
+)
+
+const (
+	// manager owns the fields of what this package applies.
+	manager = "coracle"
+	// managedBy is on every object of ours that an administrator might take for their own.
+	managedBy = "app.kubernetes.io/managed-by"
+
+	dnsName = "kube-dns"
+	// DNSPort is where each node's DNS listens: not 53, which the host's own resolver may have.
+	DNSPort = 10053
+)
+
+// Options say what the cluster is like.
+type Options struct {
+	// Client has an administrator's rights.
+	Client kubernetes.Interface
+	// ClusterDNS is the address of the DNS Service; nil when the packaged DNS is disabled.
+	ClusterDNS net.IP
+}
+
+// Apply makes the objects or puts them right. It may be called at any time and by several servers at once.
+func Apply(ctx context.Context, o Options) error {
+	errs := []error{applyRoles(ctx, o.Client)}
+	if o.ClusterDNS == nil {
+		errs = append(errs, removeDNSService(ctx, o.Client))
+	} else {
+		errs = append(errs, applyDNSService(ctx, o.Client, o.ClusterDNS))
+	}
+	return errors.Join(errs...)
+}
+
+func force() metav1.ApplyOptions { return metav1.ApplyOptions{FieldManager: manager, Force: true} }
+
+// binding is a ClusterRoleBinding of ours.
+type binding struct {
+	name, role  string
+	user, group string // one of them
+}
+
+var bindings = []binding{
+	// The pod network, proxy and DNS of every node read what they need through one identity.
+	{name: pki.NetworkUser, role: pki.NetworkUser, user: pki.NetworkUser},
+	// The API server may fetch logs, run commands and the like on kubelets. Upstream has the role.
+	{name: pki.KubeletClientUser, role: "system:kubelet-api-admin", user: pki.KubeletClientUser},
+	// A machine with a bootstrap token may ask for a node's certificate, which is granted without a person; so is the
+	// renewal that a node asks for itself.
+	{name: "system:coracle:node-bootstrapper", role: "system:node-bootstrapper", group: token.NodeGroup},
+	{name: "system:coracle:node-certificate", role: "system:certificates.k8s.io:certificatesigningrequests:nodeclient", group: token.NodeGroup},
+	{name: "system:coracle:node-certificate-renewal", role: "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", group: "system:nodes"},
+}
+
+func applyRoles(ctx context.Context, c kubernetes.Interface) error {
+	errs := []error{applyNetworkRole(ctx, c)}
+	for _, b := range bindings {
+		subject := rbacv1ac.Subject().WithAPIGroup(rbacv1.GroupName)
+		if b.user != "" {
+			subject.WithKind(rbacv1.UserKind).WithName(b.user)
+		} else {
+			subject.WithKind(rbacv1.GroupKind).WithName(b.group)
+		}
+		_, err := c.RbacV1().ClusterRoleBindings().Apply(ctx, rbacv1ac.ClusterRoleBinding(b.name).
+			WithLabels(map[string]string{managedBy: manager}).
+			WithRoleRef(rbacv1ac.RoleRef().WithAPIGroup(rbacv1.GroupName).WithKind("ClusterRole").WithName(b.role)).
+			WithSubjects(subject), force())
+		errs = append(errs, wrap("ClusterRoleBinding", b.name, err))
+	}
+	return errors.Join(errs...)
+}
+
+func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
+	read := func(group string, resources ...string) *rbacv1ac.PolicyRuleApplyConfiguration {
+		return rbacv1ac.PolicyRule().WithAPIGroups(group).WithResources(resources...).WithVerbs("get", "list", "watch")
+	}
+	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(pki.NetworkUser).
+		WithLabels(map[string]string{managedBy: manager}).
+		WithRules(
+			read("", "nodes", "services", "endpoints", "namespaces", "pods"),
+			read("discovery.k8s.io", "endpointslices"),
+			read("networking.k8s.io", "networkpolicies", "servicecidrs"),
+			rbacv1ac.PolicyRule().WithAPIGroups("", "events.k8s.io").WithResources("events").WithVerbs("create", "patch", "update"),
+		), force())
+	return wrap("ClusterRole", pki.NetworkUser, err)
+}
+
+// applyDNSService makes the Service that answers at the cluster DNS address. It has no selector, because DNS runs in
+// every node's own process, and sends each client to its own node.
+func applyDNSService(ctx context.Context, c kubernetes.Interface, ip net.IP) error {
+	services := c.CoreV1().Services(metav1.NamespaceSystem)
+	have, err := services.Get(ctx, dnsName, metav1.GetOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return wrap("Service", dnsName, err)
+	}
+	// The address of a Service cannot be changed: with another --cluster-dns it is made anew.
+	if err == nil && have.Spec.ClusterIP != ip.String() {
+		if err := deleteExactly(ctx, c, have); err != nil {
+			return err
+		}
+	}
+	port := func(name string, p corev1.Protocol) *corev1ac.ServicePortApplyConfiguration {
+		return corev1ac.ServicePort().WithName(name).WithProtocol(p).WithPort(53).WithTargetPort(intstr.FromInt32(DNSPort))
+	}
+	_, err = services.Apply(ctx, corev1ac.Service(dnsName, metav1.NamespaceSystem).
+		WithLabels(map[string]string{
+			managedBy:                       manager,
+			"k8s-app":                       dnsName, // what people and dashboards look for
+			"kubernetes.io/cluster-service": "true",
+			"kubernetes.io/name":            "CoreDNS",
+		}).
+		WithSpec(corev1ac.ServiceSpec().
+			WithType(corev1.ServiceTypeClusterIP).
+			WithClusterIP(ip.String()).
+			WithInternalTrafficPolicy(corev1.ServiceInternalTrafficPolicyLocal).
+			WithPorts(port("dns", corev1.ProtocolUDP), port("dns-tcp", corev1.ProtocolTCP))), force())
+	if apierrors.IsInvalid(err) {
+		return fmt.Errorf("the cluster's DNS address %s cannot be used: %w. Names do not resolve in pods until the Service that has "+
+			"it is deleted (kubectl get services -A) or another address is chosen with --cluster-dns", ip, err)
+	}
+	return wrap("Service", dnsName, err)
+}
+
+// removeDNSService takes away what an earlier start with DNS enabled made, and leaves alone what an administrator put
+// in its place.
+func removeDNSService(ctx context.Context, c kubernetes.Interface) error {
+	have, err := c.CoreV1().Services(metav1.NamespaceSystem).Get(ctx, dnsName, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return wrap("Service", dnsName, err)
+	}
+	if have.Labels[managedBy] != manager || len(have.Spec.Selector) > 0 {
+		return nil
+	}
+	return deleteExactly(ctx, c, have)
+}
+
+// deleteExactly deletes the Service that was looked at, not one that took its place since.
+func deleteExactly(ctx context.Context, c kubernetes.Interface, s *corev1.Service) error {
+	err := c.CoreV1().Services(s.Namespace).Delete(ctx, s.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(s.UID))})
+	if err == nil || apierrors.IsNotFound(err) {
+		return nil
+	}
+	return fmt.Errorf("deleting the Service %s/%s: %w", s.Namespace, s.Name, err)
+}
+
+func wrap(kind, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("applying the %s %s: %w", kind, name, err)
+}

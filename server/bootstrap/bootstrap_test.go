@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+)
+
+var (
+	quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+	dns   = net.ParseIP("10.43.0.10")
+)
+
+func node(name, uid string, addresses ...string) *corev1.Node {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(uid)}}
+	for _, a := range addresses {
+		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
+	}
+	return n
+}
+
+func TestApply(t *testing.T) {
+	c := fake.NewClientset()
+	ctx := t.Context()
+	for range 2 {
+		if err := Apply(ctx, Options{Client: c, ClusterDNS: dns}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := c.CoreV1().Services("kube-system").Get(ctx, "kube-dns", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Spec.ClusterIP != "10.43.0.10" || len(s.Spec.Selector) != 0 || *s.Spec.InternalTrafficPolicy != corev1.ServiceInternalTrafficPolicyLocal ||
+		len(s.Spec.Ports) != 2 || s.Spec.Ports[0].TargetPort.IntValue() != DNSPort {
+		t.Errorf("%+v", s.Spec)
+	}
+	if _, err := c.RbacV1().ClusterRoles().Get(ctx, "system:coracle:network", metav1.GetOptions{}); err != nil {
+		t.Error(err)
+	}
+	for _, b := range bindings {
+		got, err := c.RbacV1().ClusterRoleBindings().Get(ctx, b.name, metav1.GetOptions{})
+		if err != nil || got.RoleRef.Name != b.role || got.Subjects[0].Name != b.user+b.group {
+			t.Errorf("%s: %+v, %v", b.name, got, err)
+		}
+	}
+	// Another address, then none.
+	if err := Apply(ctx, Options{Client: c, ClusterDNS: net.ParseIP("10.43.0.11")}); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = c.CoreV1().Services("kube-system").Get(ctx, "kube-dns", metav1.GetOptions{}); err != nil || s.Spec.ClusterIP != "10.43.0.11" {
+		t.Errorf("%+v, %v", s.Spec, err)
+	}
+	if err := Apply(ctx, Options{Client: c}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.CoreV1().Services("kube-system").Get(ctx, "kube-dns", metav1.GetOptions{}); err == nil {
+		t.Error("DNS is off and its Service is there")
+	}
+}
+
+func TestOwnDNSIsLeftAlone(t *testing.T) {
+	own := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "kube-dns"},
+		Spec: corev1.ServiceSpec{ClusterIP: "10.43.0.10", Selector: map[string]string{"app": "mydns"}}}
+	c := fake.NewClientset(own)
+	if err := Apply(t.Context(), Options{Client: c}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.CoreV1().Services("kube-system").Get(t.Context(), "kube-dns", metav1.GetOptions{}); err != nil {
+		t.Error(err)
+	}
+}
+
+// slices says which addresses the endpoint slices hold, as text.
+func slices(t *testing.T, c *fake.Clientset) string {
+	t.Helper()
+	list, err := c.DiscoveryV1().EndpointSlices("kube-system").List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, s := range list.Items {
+		out = append(out, s.Name+"="+s.Endpoints[0].Addresses[0]+"@"+*s.Endpoints[0].NodeName+"/"+string(s.OwnerReferences[0].UID))
+	}
+	return strings.Join(out, " ")
+}
+
+func writes(c *fake.Clientset) int {
+	n := 0
+	for _, a := range c.Actions() {
+		if _, read := a.(clienttesting.GetAction); !read && a.GetResource().Resource == "endpointslices" && a.GetVerb() != "list" && a.GetVerb() != "watch" {
+			n++
+		}
+	}
+	return n
+}
+
+func TestDNSEndpointsFollowNodes(t *testing.T) {
+	c := fake.NewClientset(node("a", "1", "fd00::1", "192.0.2.1"), node("noaddress", "2"))
+	stop := run(t, c, dns)
+	eventually(t, "a's slice", func() bool { return slices(t, c) == "kube-dns-a=192.0.2.1@a/1" })
+	ctx := t.Context()
+	if _, err := c.CoreV1().Nodes().Create(ctx, node("b", "3", "192.0.2.2"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "b's slice", func() bool {
+		return slices(t, c) == "kube-dns-a=192.0.2.1@a/1 kube-dns-b=192.0.2.2@b/3"
+	})
+	if _, err := c.CoreV1().Nodes().UpdateStatus(ctx, node("a", "1", "192.0.2.9"), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.CoreV1().Nodes().Delete(ctx, "b", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the new address", func() bool { return slices(t, c) == "kube-dns-a=192.0.2.9@a/1" })
+	// Someone deletes it.
+	if err := c.DiscoveryV1().EndpointSlices("kube-system").Delete(ctx, "kube-dns-a", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the slice to come back", func() bool { return slices(t, c) == "kube-dns-a=192.0.2.9@a/1" })
+	stop()
+
+	// A second term finds all in order and writes nothing; one without DNS takes it away.
+	before := writes(c)
+	stop = run(t, c, dns)
+	if _, err := c.CoreV1().Nodes().Create(ctx, node("c", "4", "192.0.2.3"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "c's slice", func() bool { return strings.Contains(slices(t, c), "kube-dns-c") })
+	if got := writes(c) - before; got != 1 {
+		t.Errorf("%d writes for one new node", got)
+	}
+	stop()
+	stop = run(t, c, nil)
+	eventually(t, "the slices to go", func() bool { return slices(t, c) == "" })
+	stop()
+}
+
+func run(t *testing.T, c *fake.Clientset, dns net.IP) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	f := informers.NewSharedInformerFactory(c, 0)
+	d := NewDNSEndpoints(c, f, dns, quiet)
+	f.Start(ctx.Done())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		f.Shutdown()
+	}
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}

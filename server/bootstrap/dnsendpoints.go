@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/utils/ptr"
+)
+
+// endpointsManager marks the endpoint slices of this controller; it alone writes those.
+const endpointsManager = "dns.coracle"
+
+// retryAfter is how long a failed round waits for the next.
+const retryAfter = 5 * time.Second
+
+// DNSEndpoints keeps one EndpointSlice for each node with the address of the node's DNS.
+//
+// It reads nodes and endpoint slices; it alone writes endpoint slices labelled as its own. One slice for each node and
+// not one for all: a node that comes or goes then changes nothing that the other nodes watch but that one small object.
+// The endpoint is always ready: a node's pods are sent to their own node only, and whoever can ask is on one that runs.
+type DNSEndpoints struct {
+	client     kubernetes.Interface
+	clusterDNS net.IP
+	nodes      informers.SharedInformerFactory
+	log        *slog.Logger
+	// changed holds one token: however much changes during a round, one more round sees it all.
+	changed chan struct{}
+}
+
+// NewDNSEndpoints makes the controller; it registers with the factory, which the caller starts. With clusterDNS nil it
+// removes what an earlier one made.
+func NewDNSEndpoints(client kubernetes.Interface, factory informers.SharedInformerFactory, clusterDNS net.IP, log *slog.Logger) *DNSEndpoints {
+	d := &DNSEndpoints{client: client, clusterDNS: clusterDNS, nodes: factory, log: log, changed: make(chan struct{}, 1)}
+	factory.Core().V1().Nodes().Informer()
+	factory.Discovery().V1().EndpointSlices().Informer()
+	return d
+}
+
+// Run keeps the slices right until ctx is done.
+func (d *DNSEndpoints) Run(ctx context.Context) error {
+	nodes, slices := d.nodes.Core().V1().Nodes().Informer(), d.nodes.Discovery().V1().EndpointSlices().Informer()
+	nodeEvents, err := nodes.AddEventHandler(d.handler(func(obj any) string { return nodeKey(obj, d.clusterDNS) }))
+	if err != nil {
+		return fmt.Errorf("watching nodes: %w", err)
+	}
+	defer func() { _ = nodes.RemoveEventHandler(nodeEvents) }() // the informer may have ended before us
+	sliceEvents, err := slices.AddEventHandler(d.handler(sliceKey))
+	if err != nil {
+		return fmt.Errorf("watching endpoint slices: %w", err)
+	}
+	defer func() { _ = slices.RemoveEventHandler(sliceEvents) }()
+	if !cache.WaitForCacheSync(ctx.Done(), nodeEvents.HasSynced, sliceEvents.HasSynced) {
+		return nil
+	}
+	d.poke()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.changed:
+		}
+		if err := d.reconcile(ctx); err != nil && ctx.Err() == nil {
+			d.log.Warn("the endpoints of the cluster's DNS could not be put right; it is tried again", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(retryAfter):
+				d.poke()
+			}
+		}
+	}
+}
+
+func (d *DNSEndpoints) poke() {
+	select {
+	case d.changed <- struct{}{}:
+	default:
+	}
+}
+
+// handler pokes when what key says of an object changes. Most updates of nodes and of endpoint slices are none of our
+// business.
+func (d *DNSEndpoints) handler(key func(any) string) cache.ResourceEventHandler {
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc: func(obj any) {
+			if key(obj) != "" {
+				d.poke()
+			}
+		},
+		UpdateFunc: func(before, after any) {
+			if key(before) != key(after) {
+				d.poke()
+			}
+		},
+		DeleteFunc: func(obj any) {
+			if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+				obj = gone.Obj
+			}
+			if key(obj) != "" {
+				d.poke()
+			}
+		},
+	}
+}
+
+func nodeKey(obj any, clusterDNS net.IP) string {
+	n, ok := obj.(*corev1.Node)
+	if !ok {
+		return ""
+	}
+	return string(n.UID) + " " + address(n, clusterDNS)
+}
+
+func sliceKey(obj any) string {
+	s, ok := obj.(*discoveryv1.EndpointSlice)
+	if !ok || s.Namespace != metav1.NamespaceSystem || s.Labels[discoveryv1.LabelManagedBy] != endpointsManager {
+		return ""
+	}
+	return s.ResourceVersion
+}
+
+// reconcile compares every node with its slice and writes what differs.
+func (d *DNSEndpoints) reconcile(ctx context.Context) error {
+	nodes, err := d.nodes.Core().V1().Nodes().Lister().List(labels.Everything())
+	if err != nil {
+		return fmt.Errorf("listing nodes: %w", err)
+	}
+	ours := labels.SelectorFromSet(labels.Set{discoveryv1.LabelManagedBy: endpointsManager})
+	existing, err := d.nodes.Discovery().V1().EndpointSlices().Lister().EndpointSlices(metav1.NamespaceSystem).List(ours)
+	if err != nil {
+		return fmt.Errorf("listing endpoint slices: %w", err)
+	}
+	have := map[string]*discoveryv1.EndpointSlice{}
+	for _, s := range existing {
+		have[s.Name] = s
+	}
+	var errs []error
+	for _, n := range nodes {
+		if want := desiredSlice(n, d.clusterDNS); want != nil {
+			errs = append(errs, d.put(ctx, have[want.Name], want))
+			delete(have, want.Name)
+		}
+	}
+	for _, s := range have {
+		errs = append(errs, d.remove(ctx, s))
+	}
+	return errors.Join(errs...)
+}
+
+func (d *DNSEndpoints) put(ctx context.Context, have, want *discoveryv1.EndpointSlice) error {
+	api := d.client.DiscoveryV1().EndpointSlices(want.Namespace)
+	switch {
+	case have == nil:
+		_, err := api.Create(ctx, want, metav1.CreateOptions{})
+		return sliceError("creating", want, err)
+	case have.AddressType != want.AddressType: // cannot be changed; the next round, which the deletion starts, creates it
+		return d.remove(ctx, have)
+	case sameSlice(have, want):
+		return nil
+	}
+	next := have.DeepCopy()
+	next.Labels, next.OwnerReferences, next.Endpoints, next.Ports = want.Labels, want.OwnerReferences, want.Endpoints, want.Ports
+	_, err := api.Update(ctx, next, metav1.UpdateOptions{})
+	return sliceError("updating", want, err)
+}
+
+func (d *DNSEndpoints) remove(ctx context.Context, s *discoveryv1.EndpointSlice) error {
+	err := d.client.DiscoveryV1().EndpointSlices(s.Namespace).Delete(ctx, s.Name,
+		metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(s.UID))})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return sliceError("deleting", s, err)
+}
+
+func sliceError(doing string, s *discoveryv1.EndpointSlice, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s the endpoint slice %s/%s: %w", doing, s.Namespace, s.Name, err)
+}
+
+func sameSlice(a, b *discoveryv1.EndpointSlice) bool {
+	return equality.Semantic.DeepEqual(a.Labels, b.Labels) && equality.Semantic.DeepEqual(a.OwnerReferences, b.OwnerReferences) &&
+		equality.Semantic.DeepEqual(a.Endpoints, b.Endpoints) && equality.Semantic.DeepEqual(a.Ports, b.Ports)
+}
+
+// desiredSlice is a node's slice, or nil while the node has no address of the Service's family.
+func desiredSlice(n *corev1.Node, clusterDNS net.IP) *discoveryv1.EndpointSlice {
+	ip := address(n, clusterDNS)
+	if ip == "" {
+		return nil
+	}
+	family := discoveryv1.AddressTypeIPv4
+	if clusterDNS.To4() == nil {
+		family = discoveryv1.AddressTypeIPv6
+	}
+	port := func(name string, p corev1.Protocol) discoveryv1.EndpointPort {
+		return discoveryv1.EndpointPort{Name: &name, Protocol: &p, Port: ptr.To[int32](DNSPort)}
+	}
+	return &discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: metav1.NamespaceSystem,
+			Name:      dnsName + "-" + n.Name,
+			Labels: map[string]string{
+				discoveryv1.LabelServiceName: dnsName,
+				discoveryv1.LabelManagedBy:   endpointsManager,
+			},
+			// With the node goes its slice, also when no server leads at that moment.
+			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: n.Name, UID: n.UID}},
+		},
+		AddressType: family,
+		Endpoints: []discoveryv1.Endpoint{{
+			Addresses:  []string{ip},
+			Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)},
+			NodeName:   ptr.To(n.Name),
+		}},
+		Ports: []discoveryv1.EndpointPort{port("dns", corev1.ProtocolUDP), port("dns-tcp", corev1.ProtocolTCP)},
+	}
+}
+
+// address is the node's internal address in the family of the DNS Service; "" when there is none or DNS is off.
+func address(n *corev1.Node, clusterDNS net.IP) string {
+	if clusterDNS == nil {
+		return ""
+	}
+	for _, a := range n.Status.Addresses {
+		ip := net.ParseIP(a.Address)
+		if a.Type == corev1.NodeInternalIP && ip != nil && (ip.To4() == nil) == (clusterDNS.To4() == nil) {
+			return a.Address
+		}
+	}
+	return ""
+}
