@@ -34,10 +34,10 @@ var allowed = map[string]map[string]string{
 		"proxy": "the node's Service data plane",
 		"dns":   "the node's cluster DNS",
 	},
-	"controllers": {
-		"scheduler": "both share one term's informers",
+	"scheduler": {
+		"controllers": "both share one term's informers, kept in controllers/term",
 	},
-	"raftstore": {}, "scheduler": {}, "cni": {}, "proxy": {}, "dns": {}, "gossip": {},
+	"raftstore": {}, "controllers": {}, "cni": {}, "proxy": {}, "dns": {}, "gossip": {},
 	"internal": {},
 }
 
