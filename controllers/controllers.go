@@ -86,8 +86,9 @@ func Run(ctx context.Context, o Options) error {
 		return fmt.Errorf("build the controllers: %w", err)
 	}
 
-	o.Term.Informers.StartWithContext(ctx)
-	cc.ObjectOrMetadataInformerFactory.Start(ctx.Done())
+	if !o.Term.StartInformers(ctx) {
+		return nil
+	}
 	close(cc.InformersStarted)
 	klog.FromContext(ctx).Info("Running controllers", "count", len(controllers))
 	if !app.RunControllers(ctx, cc, controllers, app.ControllerStartJitter, u.shutdownTimeout) {

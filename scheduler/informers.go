@@ -30,7 +30,7 @@ import (
 // cannot share. Everything else is the same objects.
 type podsApart struct {
 	informers.SharedInformerFactory
-	pods informers.SharedInformerFactory // holds the pod informer and nothing else
+	pods informers.SharedInformerFactory // holds the pod informer and nothing else; the caller starts and stops it
 
 	mu sync.Mutex
 	// used are the informers that the scheduler asked for: it waits for these and not for the controllers' others,
@@ -70,12 +70,6 @@ func (f *podsApart) Scheduling() scheduling.Interface {
 	return scheduling.New(f, metav1.NamespaceAll, nil)
 }
 
-// start starts what has been asked for so far, and the rest of the shared informers with it.
-func (f *podsApart) start(ctx context.Context) {
-	f.SharedInformerFactory.StartWithContext(ctx)
-	f.pods.StartWithContext(ctx)
-}
-
 // waitSynced returns true once everything that the scheduler reads has been listed, false when ctx ended before.
 func (f *podsApart) waitSynced(ctx context.Context) bool {
 	f.mu.Lock()
@@ -87,6 +81,3 @@ func (f *podsApart) waitSynced(ctx context.Context) bool {
 	}
 	return cache.WaitFor(ctx, "the scheduler's informers", checks...)
 }
-
-// stop waits for the pod informer, whose context has to be done; the shared ones are the term's to wait for.
-func (f *podsApart) stop() { f.pods.Shutdown() }

@@ -81,8 +81,11 @@ func Run(ctx context.Context, o Options) error {
 		return fmt.Errorf("scheduler: %w", err)
 	}
 
-	factory.start(ctx)
-	defer factory.stop()
+	if !o.Term.StartInformers(ctx) {
+		return nil
+	}
+	factory.pods.StartWithContext(ctx)
+	defer factory.pods.Shutdown()
 	dynamicFactory.Start(ctx.Done())
 	defer dynamicFactory.Shutdown()
 	dynamicFactory.WaitForCacheSync(ctx.Done())

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"runtime/pprof"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -53,14 +54,16 @@ type Term struct {
 	Client kubernetes.Interface
 	// Metadata reads any resource's metadata, custom ones included.
 	Metadata metadata.Interface
-	// Informers and MetadataInformers are shared by all parts. Each part starts them once it has registered its own
-	// (starting is idempotent); Run stops them.
+	// Informers and MetadataInformers are shared by all parts. A part registers what it needs, then calls
+	// StartInformers, and never starts them itself before; Run stops them.
 	Informers         informers.SharedInformerFactory
 	MetadataInformers metadatainformer.SharedInformerFactory
 
 	number   uint64
 	patience time.Duration
 	tally    *tally
+	building atomic.Int32  // parts that have yet to call StartInformers
+	started  chan struct{} // closed when none has
 }
 
 // Part is something that runs for a term: it returns when its context is done, with its own goroutines ended.
@@ -77,6 +80,7 @@ func Run(ctx context.Context, o Options, parts ...Part) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
+	t.building.Store(int32(len(parts)))
 	var wg sync.WaitGroup
 	errs := make([]error, len(parts))
 	for i, part := range parts {
@@ -106,12 +110,29 @@ func Run(ctx context.Context, o Options, parts ...Part) error {
 	return errors.Join(errs...)
 }
 
+// StartInformers is called by each part once it has built everything that listens to informers. It returns true when
+// they run, which is when every part has called it, and false when the term ended before. Upstream relies on that:
+// constructors register handlers of objects that are not finished yet, and crash when an event comes early.
+func (t *Term) StartInformers(ctx context.Context) bool {
+	if t.building.Add(-1) == 0 {
+		t.Informers.StartWithContext(ctx)
+		t.MetadataInformers.Start(ctx.Done())
+		close(t.started)
+	}
+	select {
+	case <-t.started:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 // start makes the term's clients and informers and returns the context in which its parts have to run.
 func start(ctx context.Context, o Options) (*Term, context.Context, error) {
 	if o.Config == nil {
 		return nil, nil, errors.New("term: no client configuration given")
 	}
-	t := &Term{number: o.Number, patience: o.Patience}
+	t := &Term{number: o.Number, patience: o.Patience, started: make(chan struct{})}
 	if t.patience == 0 {
 		t.patience = defaultPatience
 	}
