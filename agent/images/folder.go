@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package images
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// extensions are the file names that count as archives. Longer ones come first: FallbackName cuts them in this order.
+var extensions = []string{".tar.gz", ".tar.zst", ".tar.zstd", ".tgz", ".tzst", ".tar"}
+
+// DefaultSettle is how long a file must not have changed before it is read.
+const DefaultSettle = 2 * time.Second
+
+// Folder imports the archives of one folder. Its methods are for one goroutine.
+type Folder struct {
+	// Dir is the folder; it is made when missing.
+	Dir string
+	// RecordFile remembers what was imported, so that a restart need not do it again.
+	RecordFile string
+	Store      Store
+	Logger     *slog.Logger
+	// Settle is how long a file must not have changed before it is read; DefaultSettle when zero.
+	Settle time.Duration
+
+	record map[string]entry
+	failed map[string]fs.FileInfo // not tried again until they change
+}
+
+// errBusy says that somebody is still writing the file.
+var errBusy = errors.New("the file is still being written")
+
+func (f *Folder) open() error {
+	if f.record != nil {
+		return nil
+	}
+	if f.Settle == 0 {
+		f.Settle = DefaultSettle
+	}
+	if f.Logger == nil {
+		f.Logger = slog.Default()
+	}
+	f.failed = map[string]fs.FileInfo{}
+	if err := os.MkdirAll(f.Dir, 0o755); err != nil {
+		return fmt.Errorf("images: make the images folder: %w", err)
+	}
+	record, err := loadRecord(f.RecordFile)
+	if err != nil {
+		return fmt.Errorf("images: %w", err)
+	}
+	f.record = record
+	return nil
+}
+
+// ImportAll imports every archive in the folder that is not in the store yet. An archive that cannot be imported is
+// logged and does not keep the others from being; the error is about the folder alone.
+func (f *Folder) ImportAll(ctx context.Context) error {
+	if err := f.open(); err != nil {
+		return err
+	}
+	_, err := f.scan(ctx)
+	return err
+}
+
+// scan imports what is ready and returns what is still being written.
+func (f *Folder) scan(ctx context.Context) (busy []string, err error) {
+	names, err := f.archives()
+	if err != nil {
+		return nil, err
+	}
+	for name := range f.record {
+		if !slices.Contains(names, name) {
+			delete(f.record, name) // its images stay
+		}
+	}
+	for _, name := range names {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if f.handle(ctx, name) == errBusy {
+			busy = append(busy, name)
+		}
+	}
+	return busy, nil
+}
+
+// archives lists the folder's archives by name.
+func (f *Folder) archives() ([]string, error) {
+	entries, err := os.ReadDir(f.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("images: list the images folder: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if isArchive(e.Name()) && !e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// isArchive goes by the name. Hidden files are what copying programs use until they are done.
+func isArchive(name string) bool {
+	return !strings.HasPrefix(name, ".") && slices.ContainsFunc(extensions, func(ext string) bool { return strings.HasSuffix(name, ext) })
+}
+
+// handle imports one archive unless that is done, and logs how it went. It returns errBusy, the failure, or nil.
+func (f *Folder) handle(ctx context.Context, name string) error {
+	start := time.Now()
+	e, fresh, err := f.importOne(ctx, name)
+	switch {
+	case errors.Is(err, errBusy):
+		return errBusy
+	case errors.Is(err, fs.ErrNotExist):
+		delete(f.record, name)
+		return nil
+	case err != nil && ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		f.Logger.Error("images: an archive was not imported; other archives are not affected. Replace the file to try again",
+			"archive", filepath.Join(f.Dir, name), "error", err)
+		return err
+	case !fresh:
+		return nil
+	}
+	f.Logger.Info("images: imported", "archive", name, "images", strings.Join(e.Images, " "), "took", time.Since(start).Round(time.Millisecond))
+	f.record[name] = e
+	if err := saveRecord(f.RecordFile, f.record); err != nil {
+		f.Logger.Warn("images: the archive will be imported again at the next start", "archive", name, "error", err)
+	}
+	return nil
+}
+
+// importOne imports the archive; fresh is false when there was nothing to do.
+func (f *Folder) importOne(ctx context.Context, name string) (e entry, fresh bool, err error) {
+	file, err := os.Open(filepath.Join(f.Dir, name))
+	if err != nil {
+		return e, false, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return e, false, err
+	}
+	if last := f.failed[name]; last != nil && last.Size() == info.Size() && last.ModTime().Equal(info.ModTime()) {
+		return e, false, nil
+	}
+	if beingWritten(file) {
+		return e, false, errBusy
+	}
+	if done, err := f.imported(ctx, name, info, file); err != nil || done {
+		return e, false, err
+	}
+	sum := sha256.New()
+	names, err := f.Store.Import(ctx, io.TeeReader(file, sum), FallbackName(name))
+	if err != nil {
+		if after, serr := file.Stat(); serr == nil && (after.Size() != info.Size() || !after.ModTime().Equal(info.ModTime())) {
+			return e, false, errBusy // it changed under us: that is why
+		}
+		if ctx.Err() == nil {
+			f.failed[name] = info
+		}
+		return e, false, err
+	}
+	delete(f.failed, name)
+	if _, err := io.Copy(sum, file); err != nil { // the padding behind the archive's end
+		return e, false, err
+	}
+	slices.Sort(names)
+	return entry{info.Size(), info.ModTime(), hex.EncodeToString(sum.Sum(nil)), names}, true, nil
+}
+
+// imported says whether the record and the store agree that there is nothing to do. A file that was only touched is
+// recognised by its hash, which costs reading it and spares unpacking it.
+func (f *Folder) imported(ctx context.Context, name string, info fs.FileInfo, file *os.File) (bool, error) {
+	last, known := f.record[name]
+	if !known || last.Size != info.Size() {
+		return false, nil
+	}
+	for _, image := range last.Images {
+		has, err := f.Store.Has(ctx, image)
+		if err != nil || !has {
+			return false, err
+		}
+	}
+	if last.same(info) {
+		return true, nil
+	}
+	sum := sha256.New()
+	if _, err := io.Copy(sum, file); err != nil {
+		return false, err
+	}
+	if hex.EncodeToString(sum.Sum(nil)) != last.SHA256 {
+		_, err := file.Seek(0, io.SeekStart)
+		return false, err
+	}
+	last.ModTime = info.ModTime()
+	f.record[name] = last
+	return true, saveRecord(f.RecordFile, f.record)
+}
+
+// beingWritten asks the kernel whether anybody has the file open for writing: it grants a read lease only when nobody
+// has. Where leases do not exist the answer is no, and the time since the last change must do.
+func beingWritten(f *os.File) bool {
+	fd := f.Fd()
+	_, err := unix.FcntlInt(fd, unix.F_SETLEASE, unix.F_RDLCK)
+	if err == nil {
+		_, _ = unix.FcntlInt(fd, unix.F_SETLEASE, unix.F_UNLCK)
+	}
+	return errors.Is(err, unix.EAGAIN)
+}

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// fakeStore understands archives that consist of "image NAME" lines.
+type fakeStore struct {
+	mu      sync.Mutex
+	images  map[string]bool
+	imports []string
+}
+
+func (s *fakeStore) Import(_ context.Context, r io.Reader, fallback string) ([]string, error) {
+	data, err := io.ReadAll(r)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.imports = append(s.imports, fallback)
+	names := strings.Fields(string(data))
+	if len(names) == 0 || names[0] != "images" {
+		return nil, errors.New("not an archive")
+	}
+	for _, n := range names[1:] {
+		s.images[n] = true
+	}
+	return names[1:], nil
+}
+
+func (s *fakeStore) Has(_ context.Context, name string) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.images[name], nil
+}
+
+func (s *fakeStore) imported() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.imports)
+}
+
+type fixture struct {
+	t     *testing.T
+	dir   string
+	store *fakeStore
+	log   *strings.Builder
+	logMu sync.Mutex
+}
+
+func newFixture(t *testing.T) *fixture {
+	return &fixture{t: t, dir: t.TempDir(), store: &fakeStore{images: map[string]bool{}}, log: &strings.Builder{}}
+}
+
+func (x *fixture) Write(p []byte) (int, error) {
+	x.logMu.Lock()
+	defer x.logMu.Unlock()
+	return x.log.Write(p)
+}
+
+func (x *fixture) logged() string {
+	x.logMu.Lock()
+	defer x.logMu.Unlock()
+	return x.log.String()
+}
+
+func (x *fixture) folder() *Folder {
+	return &Folder{
+		Dir: filepath.Join(x.dir, "images"), RecordFile: filepath.Join(x.dir, "record.json"), Store: x.store,
+		Logger: slog.New(slog.NewTextHandler(x, nil)), Settle: 20 * time.Millisecond,
+	}
+}
+
+func (x *fixture) put(name, content string) string {
+	x.t.Helper()
+	path := filepath.Join(x.dir, "images", name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		x.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		x.t.Fatal(err)
+	}
+	return path
+}
+
+func (x *fixture) importAll() {
+	x.t.Helper()
+	if err := x.folder().ImportAll(context.Background()); err != nil {
+		x.t.Fatal(err)
+	}
+}
+
+func (x *fixture) wantImports(n int) {
+	x.t.Helper()
+	if got := x.store.imported(); len(got) != n {
+		x.t.Fatalf("%d imports, want %d: %v\n%s", len(got), n, got, x.logged())
+	}
+}
+
+func TestImportAll(t *testing.T) {
+	x := newFixture(t)
+	x.put("a.tar", "images a:1 b:1")
+	x.put("b.tar.zst", "images c:1")
+	x.put("bad.tar.gz", "rubbish")
+	x.put("notes.txt", "images no:1")
+	x.put(".half.tar", "images no:2")
+	x.importAll()
+	x.wantImports(3)
+	for _, name := range []string{"a:1", "b:1", "c:1"} {
+		if !x.store.images[name] {
+			t.Errorf("image %s is missing", name)
+		}
+	}
+	if log := x.logged(); !strings.Contains(log, "bad.tar.gz") || !strings.Contains(log, "not an archive") {
+		t.Errorf("the bad archive is not named in the log:\n%s", log)
+	}
+}
+
+func TestRestartImportsNothingAgain(t *testing.T) {
+	x := newFixture(t)
+	path := x.put("a.tar", "images a:1")
+	x.importAll()
+	x.importAll()
+	x.wantImports(1)
+
+	if err := os.Chtimes(path, time.Now(), time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	x.importAll() // touched only: the hash tells
+	x.wantImports(1)
+
+	x.store.images = map[string]bool{}
+	x.importAll() // the image has gone
+	x.wantImports(2)
+
+	x.put("a.tar", "images a:2")
+	x.importAll()
+	x.wantImports(3)
+}
+
+func TestDamagedRecordCountsAsNone(t *testing.T) {
+	x := newFixture(t)
+	x.put("a.tar", "images a:1")
+	x.importAll()
+	if err := os.WriteFile(filepath.Join(x.dir, "record.json"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	x.importAll()
+	x.wantImports(2)
+}
+
+func TestRunWatches(t *testing.T) {
+	x := newFixture(t)
+	x.put("first.tar", "images first:1")
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- x.folder().Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	x.waitFor("the first archive", func() bool { return len(x.store.imported()) == 1 })
+
+	x.put("second.tar", "images second:1")
+	x.waitFor("the second archive", func() bool { return len(x.store.imported()) == 2 })
+
+	tmp := x.put(".third.tar.part", "images third:1")
+	if err := os.Rename(tmp, filepath.Join(x.dir, "images", "third.tar")); err != nil {
+		t.Fatal(err)
+	}
+	x.waitFor("the renamed archive", func() bool { return len(x.store.imported()) == 3 })
+}
+
+func TestRunWaitsForTheWriter(t *testing.T) {
+	x := newFixture(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	path := x.put("slow.tar", "images ")
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	probe, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leases := beingWritten(probe)
+	probe.Close()
+	if !leases {
+		t.Skip("the file system of the temporary directory has no leases")
+	}
+	go func() { done <- x.folder().Run(ctx) }()
+	defer func() { cancel(); <-done }()
+
+	x.put("other.tar", "images other:1")
+	x.waitFor("the other archive", func() bool { return len(x.store.imported()) == 1 })
+	for i := range 5 { // many settle times pass while the writer holds the file
+		if _, err := fmt.Fprintf(f, "slow:%d ", i); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(25 * time.Millisecond)
+	}
+	x.wantImports(1)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	x.waitFor("the slow archive", func() bool { has, _ := x.store.Has(ctx, "slow:4"); return has })
+}
+
+func (x *fixture) waitFor(what string, cond func() bool) {
+	x.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !cond(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			x.t.Fatalf("timed out waiting for %s\n%s", what, x.logged())
+		}
+	}
+}
+
+func TestFallbackName(t *testing.T) {
+	for file, want := range map[string]string{
+		"web.tar":            "docker.io/library/web",
+		"My App_1.2.tar.zst": "docker.io/library/my-app_1.2",
+		"x.tgz":              "docker.io/library/x",
+	} {
+		if got := FallbackName(file); got != want {
+			t.Errorf("%s: %s, want %s", file, got, want)
+		}
+	}
+}
+
+func TestRefName(t *testing.T) {
+	if got := refName("v1", "docker.io/library/web"); got != "docker.io/library/web:v1" {
+		t.Error(got)
+	}
+	if got := refName("example.org/web:v1", "docker.io/library/web"); got != "example.org/web:v1" {
+		t.Error(got)
+	}
+}

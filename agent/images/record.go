@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package images
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+)
+
+// entry is what is remembered of one archive.
+type entry struct {
+	Size    int64     `json:"size"`
+	ModTime time.Time `json:"modTime"`
+	SHA256  string    `json:"sha256"`
+	Images  []string  `json:"images"`
+}
+
+// same says whether the file looks untouched since.
+func (e entry) same(info fs.FileInfo) bool {
+	return e.Size == info.Size() && e.ModTime.Equal(info.ModTime())
+}
+
+// loadRecord reads the record. A damaged one counts as none: importing again costs time and nothing else.
+func loadRecord(path string) (map[string]entry, error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return map[string]entry{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the record of imported archives: %w", err)
+	}
+	record := map[string]entry{}
+	if json.Unmarshal(data, &record) != nil {
+		return map[string]entry{}, nil
+	}
+	return record, nil
+}
+
+func saveRecord(path string, record map[string]entry) error {
+	data, err := json.MarshalIndent(record, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode the record of imported archives: %w", err)
+	}
+	if err := atomicfile.Write(path, data, 0o600); err != nil {
+		return fmt.Errorf("keep the record of imported archives: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package images brings images into the node's image store without a registry: the pause image that coracle carries, and
+// archives that the operator puts into the images folder.
+//
+// It owns the record of which archive it has imported. It never removes an image: that is the operator's to do, and the
+// kubelet's garbage collection leaves imported images alone, because nobody could fetch them again.
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"strings"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/archive/compression"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+)
+
+// The label by which the CRI service tells the kubelet not to collect an image.
+const (
+	pinnedLabel = "io.cri-containerd.pinned"
+	pinnedValue = "pinned"
+)
+
+// Store is the node's image store.
+type Store interface {
+	// Import reads one archive (docker-archive or OCI layout; plain, gzip or zstd) and returns the names of its images,
+	// which can be run when it returns. fallback names an image that the archive gives only a tag, or no name at all.
+	Import(ctx context.Context, r io.Reader, fallback string) ([]string, error)
+	// Has says whether an image of that name is there.
+	Has(ctx context.Context, name string) (bool, error)
+}
+
+// Containerd is the Store inside containerd.
+type Containerd struct {
+	// Client must be bound to the Kubernetes namespace.
+	Client *client.Client
+	// Snapshotter unpacks the layers.
+	Snapshotter string
+	// Announce tells the CRI service about a new image name. Without it the service learns by an event, a moment later.
+	Announce func(ctx context.Context, name string) error
+}
+
+// Import implements Store.
+func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) ([]string, error) {
+	plain, err := compression.DecompressStream(r)
+	if err != nil {
+		return nil, fmt.Errorf("decompress: %w", err)
+	}
+	defer plain.Close()
+	// The lease keeps what was read from being collected until an image holds it.
+	ctx, done, err := s.Client.WithLease(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("take a lease: %w", err)
+	}
+	defer done(context.WithoutCancel(ctx))
+
+	imported, err := s.Client.Import(ctx, plain,
+		client.WithImageRefTranslator(func(ref string) string { return refName(ref, fallback) }),
+		client.WithImportPlatform(platforms.Default()),
+		client.WithSkipMissing(), // archives of multi-platform images often hold one platform's files
+		client.WithImageLabels(map[string]string{pinnedLabel: pinnedValue}),
+	)
+	if err != nil {
+		return nil, err
+	}
+	if len(imported) == 0 {
+		return nil, errors.New("the archive names no image; save it with a name and a tag, as `docker save NAME:TAG` does")
+	}
+	var names []string
+	for _, im := range imported {
+		if err := s.ready(ctx, im); err != nil {
+			return names, errors.Join(err, s.forget(ctx, im))
+		}
+		names = append(names, im.Name)
+	}
+	return names, nil
+}
+
+// ready unpacks the image, so that its first container starts at once, and tells the CRI service.
+func (s Containerd) ready(ctx context.Context, im images.Image) error {
+	err := client.NewImageWithPlatform(s.Client, im, platforms.Default()).Unpack(ctx, s.Snapshotter)
+	if errdefs.IsNotFound(err) {
+		return fmt.Errorf("image %s is not for this machine (%s) or its archive is incomplete: %w", im.Name, platforms.DefaultString(), err)
+	}
+	if err != nil {
+		return fmt.Errorf("unpack image %s: %w", im.Name, err)
+	}
+	if s.Announce != nil {
+		if err := s.Announce(ctx, im.Name); err != nil {
+			return fmt.Errorf("announce image %s: %w", im.Name, err)
+		}
+	}
+	return nil
+}
+
+// forget takes back the name of an image that cannot be used.
+func (s Containerd) forget(ctx context.Context, im images.Image) error {
+	err := s.Client.ImageService().Delete(context.WithoutCancel(ctx), im.Name)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("remove unusable image %s: %w", im.Name, err)
+	}
+	return nil
+}
+
+// Has implements Store.
+func (s Containerd) Has(ctx context.Context, name string) (bool, error) {
+	_, err := s.Client.ImageService().Get(ctx, name)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look up image %s: %w", name, err)
+	}
+	return true, nil
+}
+
+// refName completes the reference that an OCI layout gives: it may be a full name or, as the specification suggests, a
+// tag alone.
+func refName(ref, fallback string) string {
+	if strings.ContainsAny(ref, "/:@") {
+		return ref
+	}
+	return fallback + ":" + ref
+}
+
+// FallbackName is the image name made from an archive's file name: "apps/web.tar.gz" gives docker.io/library/web.
+func FallbackName(file string) string {
+	name := strings.ToLower(path.Base(file))
+	for _, ext := range extensions {
+		name = strings.TrimSuffix(name, ext)
+	}
+	name = strings.Map(func(r rune) rune {
+		if (r >= 'a' && r <= 'z') || (r >= '0' && r <= '9') || r == '-' || r == '_' || r == '.' {
+			return r
+		}
+		return '-'
+	}, name)
+	return "docker.io/library/" + strings.Trim(name, "-_.")
+}

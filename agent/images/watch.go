@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package images
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+// Run imports what is in the folder and then what appears or changes there, until ctx is done. A file is read once it has
+// not changed for Settle and nobody has it open for writing.
+func (f *Folder) Run(ctx context.Context) error {
+	if err := f.open(); err != nil {
+		return err
+	}
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("images: watch the images folder: %w", err)
+	}
+	defer w.Close()
+	if err := w.Add(f.Dir); err != nil {
+		return fmt.Errorf("images: watch %s: %w", f.Dir, err)
+	}
+	due := map[string]time.Time{}
+	rescan := func() error {
+		busy, err := f.scan(ctx)
+		for _, name := range busy {
+			due[name] = time.Now().Add(f.Settle)
+		}
+		return err
+	}
+	if err := rescan(); err != nil && ctx.Err() == nil {
+		return err
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case ev, ok := <-w.Events:
+			if !ok {
+				return fmt.Errorf("images: the watch of %s ended", f.Dir)
+			}
+			if name := filepath.Base(ev.Name); isArchive(name) {
+				due[name] = time.Now().Add(f.Settle)
+			}
+		case err, ok := <-w.Errors:
+			if !ok {
+				return fmt.Errorf("images: the watch of %s ended", f.Dir)
+			}
+			f.Logger.Warn("images: events of the images folder were lost, reading it again", "error", err)
+			if err := rescan(); err != nil && ctx.Err() == nil {
+				return err
+			}
+		case now := <-timer.C:
+			f.handleDue(ctx, now, due)
+		}
+		timer.Reset(untilNext(due))
+	}
+}
+
+// handleDue imports the files that have settled and gives those that are still being written more time.
+func (f *Folder) handleDue(ctx context.Context, now time.Time, due map[string]time.Time) {
+	for name, at := range due {
+		if at.After(now) {
+			continue
+		}
+		delete(due, name)
+		if f.handle(ctx, name) == errBusy {
+			due[name] = time.Now().Add(f.Settle)
+		}
+	}
+}
+
+// untilNext is the time until the earliest due file, or practically for ever.
+func untilNext(due map[string]time.Time) time.Duration {
+	next := 24 * time.Hour
+	for _, at := range due {
+		next = min(next, time.Until(at))
+	}
+	return max(next, 0)
+}

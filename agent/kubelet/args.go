@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubelet
+
+import (
+	"flag"
+	"fmt"
+	"maps"
+	"strings"
+
+	"github.com/spf13/pflag"
+	cliflag "k8s.io/component-base/cli/flag"
+	"k8s.io/kubernetes/cmd/kubelet/app/options"
+
+	"github.com/coracle-k8s/coracle/internal/upstreamflags"
+)
+
+const component = "kubelet"
+
+// refused are upstream's flags that would cut the kubelet off from the rest of this process.
+var refused = map[string]upstreamflags.Refusal{
+	"kubeconfig":                 {Reason: "coracle gives the kubelet its credentials"},
+	"bootstrap-kubeconfig":       {Reason: "coracle gives the kubelet its credentials"},
+	"hostname-override":          {Reason: "use --node-name"},
+	"node-ip":                    {Reason: "use --node-ip"},
+	"container-runtime-endpoint": {Reason: "containerd runs in the same process"},
+	"image-service-endpoint":     {Reason: "containerd runs in the same process"},
+	"exit-on-lock-contention":    {Reason: "it would end the whole process", Harmless: []string{"false"}},
+	"lock-file":                  {Reason: "coracle holds a lock of its own"},
+	"enable-server":              {Reason: "logs, exec and metrics need the kubelet's server", Harmless: []string{"true"}},
+	"runonce":                    {Reason: "the kubelet of a node runs until coracle stops", Harmless: []string{"false"}},
+	"v":                          {Reason: "use coracle's --v: all components share one log"},
+	"vmodule":                    {Reason: "use coracle's --vmodule: all components share one log"},
+	"logging-format":             {Reason: "all components share one log, see coracle's own flags", Harmless: []string{"text"}},
+	"log-flush-frequency":        {Reason: "all components share one log, see coracle's own flags"},
+}
+
+// args are the operator's flags, those that name configuration files apart.
+type args struct {
+	configFile, configDir string
+	rest                  []string
+}
+
+func splitArgs(list []string) (args, error) {
+	var a args
+	for _, arg := range list {
+		name, value, given := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		var target *string
+		switch name {
+		case "config":
+			target = &a.configFile
+		case "config-dir":
+			target = &a.configDir
+		default:
+			a.rest = append(a.rest, arg)
+			continue
+		}
+		if !given || value == "" {
+			return a, fmt.Errorf("flag %q needs a path: write %s=PATH", name, name)
+		}
+		*target = value
+	}
+	return a, nil
+}
+
+// apply sets the flags. A mistake names the flag.
+func (a args) apply(s *options.KubeletServer) error {
+	gates := s.FeatureGates
+	s.FeatureGates = map[string]bool{}
+	labels, taints := maps.Clone(s.NodeLabels), s.RegisterWithTaints
+	s.NodeLabels = map[string]string{}
+
+	sets := cliflag.NamedFlagSets{}
+	s.KubeletFlags.AddFlags(sets.FlagSet("kubelet"))
+	options.AddKubeletConfigFlags(sets.FlagSet("configuration"), &s.KubeletConfiguration)
+	// cAdvisor has its one useful setting in the process-wide flag set, under a name with an underscore.
+	if f := flag.CommandLine.Lookup("housekeeping_interval"); f != nil {
+		housekeeping := pflag.PFlagFromGoFlag(f)
+		housekeeping.Name = "housekeeping-interval"
+		sets.FlagSet("cadvisor").AddFlag(housekeeping)
+	}
+	if err := (upstreamflags.Component{Name: component, Sets: sets, Refused: refused}).Parse(a.rest); err != nil {
+		return err
+	}
+
+	// Upstream's map flags forget what was there; these two shall add to it, and gates be merged.
+	for k, v := range gates {
+		if _, set := s.FeatureGates[k]; !set {
+			s.FeatureGates[k] = v
+		}
+	}
+	for k, v := range labels {
+		if _, set := s.NodeLabels[k]; !set {
+			s.NodeLabels[k] = v
+		}
+	}
+	for _, t := range taints {
+		if !hasTaint(s, t.Key, string(t.Effect)) {
+			s.RegisterWithTaints = append(s.RegisterWithTaints, t)
+		}
+	}
+	return nil
+}
+
+func hasTaint(s *options.KubeletServer, key, effect string) bool {
+	for _, t := range s.RegisterWithTaints {
+		if t.Key == key && string(t.Effect) == effect {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubelet
+
+import (
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/kubelet/config/v1beta1"
+	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
+	kubeletscheme "k8s.io/kubernetes/pkg/kubelet/apis/config/scheme"
+	utiltaints "k8s.io/kubernetes/pkg/util/taints"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/yaml"
+)
+
+const (
+	defaultLease = 40 * time.Second
+
+	// dropInExtension is what upstream reads from a --config-dir.
+	dropInExtension = ".conf"
+)
+
+// defaults are the settings that differ from upstream's; what is not here is upstream's default. A user's configuration
+// file is merged over them.
+func defaults(o Options) (*v1beta1.KubeletConfiguration, error) {
+	taints, err := parseTaints(o.Taints)
+	if err != nil {
+		return nil, err
+	}
+	resolvConf := o.ResolvConf
+	if resolvConf == "" {
+		resolvConf = HostResolvConf()
+	}
+	lease := o.LeaseDuration
+	if lease == 0 {
+		lease = defaultLease
+	}
+	var dns []string
+	for _, ip := range o.ClusterDNS {
+		dns = append(dns, ip.String())
+	}
+	c := &v1beta1.KubeletConfiguration{
+		TypeMeta:                 metav1.TypeMeta{APIVersion: v1beta1.SchemeGroupVersion.String(), Kind: "KubeletConfiguration"},
+		ContainerRuntimeEndpoint: "unix://" + o.RuntimeSocket,
+		StaticPodPath:            o.StaticPodDir,
+		PodLogsDir:               o.PodLogsDir,
+		ClusterDNS:               dns,
+		ClusterDomain:            o.ClusterDomain,
+		ResolverConfig:           &resolvConf,
+		RegisterWithTaints:       taints,
+
+		// The kubelet's port: certificates in files that are renewed in place, callers verified, nobody anonymous.
+		TLSCertFile:       o.ServingCertFile,
+		TLSPrivateKeyFile: o.ServingKeyFile,
+		TLSMinVersion:     "VersionTLS12",
+		Authentication: v1beta1.KubeletAuthentication{
+			X509:      v1beta1.KubeletX509Authentication{ClientCAFile: o.ClientCAFile},
+			Anonymous: v1beta1.KubeletAnonymousAuthentication{Enabled: ptr.To(false)},
+			Webhook:   v1beta1.KubeletWebhookAuthentication{Enabled: ptr.To(true)},
+		},
+		Authorization: v1beta1.KubeletAuthorization{Mode: v1beta1.KubeletAuthorizationModeWebhook},
+		ReadOnlyPort:  0,
+		HealthzPort:   ptr.To[int32](0), // it would answer for the whole process, and nobody asks there
+
+		// Hosts of all ages: cgroup v1 is still common on boards, swap is normal there, and the driver is cgroupfs
+		// because containerd's is (agent/containerd says why).
+		CgroupDriver: "cgroupfs",
+		FailCgroupV1: ptr.To(false),
+		FailSwapOn:   ptr.To(false),
+		MaxOpenFiles: openFiles(),
+		// No iptables program is needed on the host, and no chains of the kubelet's: proxy/ has its own table.
+		MakeIPTablesUtilChains: ptr.To(false),
+
+		// What an idle node costs. Status is computed every ten seconds, but written only when it changed, or after the
+		// report frequency; the lease is written four times per duration.
+		NodeStatusUpdateFrequency:   metav1.Duration{Duration: 10 * time.Second},
+		NodeStatusReportFrequency:   metav1.Duration{Duration: 5 * time.Minute},
+		NodeLeaseDurationSeconds:    int32(lease.Seconds()),
+		ContainerLogMonitorInterval: &metav1.Duration{Duration: 30 * time.Second},
+		CPUManagerReconcilePeriod:   metav1.Duration{Duration: time.Minute},
+
+		// Upstream keeps a tenth of the disk free, 15% for images: gigabytes on a large disk, and more than is there on
+		// a small one. These are k3s's numbers.
+		EvictionHard: map[string]string{
+			"memory.available": "100Mi", "nodefs.available": "5%", "nodefs.inodesFree": "5%",
+			"imagefs.available": "5%", "imagefs.inodesFree": "5%",
+		},
+	}
+	return c, nil
+}
+
+// configuration merges the defaults with the operator's file and drop-ins, each a JSON merge patch (RFC 7386) as upstream
+// does it, and converts the result. Unknown keys are errors.
+func configuration(o Options, file, dropIns string) (*kubeletconfig.KubeletConfiguration, error) {
+	base, err := defaults(o)
+	if err != nil {
+		return nil, err
+	}
+	merged, err := json.Marshal(base)
+	if err != nil {
+		return nil, fmt.Errorf("encode the defaults: %w", err)
+	}
+	_, codecs, err := kubeletscheme.NewSchemeAndCodecs(serializer.EnableStrict)
+	if err != nil {
+		return nil, fmt.Errorf("set up the configuration's types: %w", err)
+	}
+	decode := func(data []byte) (*kubeletconfig.KubeletConfiguration, error) {
+		out := &kubeletconfig.KubeletConfiguration{}
+		return out, runtime.DecodeInto(codecs.UniversalDecoder(), data, out)
+	}
+	files, err := configFiles(file, dropIns)
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range files {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("read the configuration file: %w", err)
+		}
+		if _, err := decode(data); err != nil {
+			return nil, fmt.Errorf("configuration file %s: %w", path, err)
+		}
+		patch, err := yaml.YAMLToJSON(data)
+		if err != nil {
+			return nil, fmt.Errorf("configuration file %s: %w", path, err)
+		}
+		if merged, err = jsonpatch.MergePatch(merged, patch); err != nil {
+			return nil, fmt.Errorf("configuration file %s: merge: %w", path, err)
+		}
+	}
+	config, err := decode(merged)
+	if err != nil {
+		return nil, fmt.Errorf("the merged configuration: %w", err)
+	}
+	return config, nil
+}
+
+// configFiles lists what to read, in order.
+func configFiles(file, dropIns string) ([]string, error) {
+	var files []string
+	if file != "" {
+		files = append(files, file)
+	}
+	if dropIns == "" {
+		return files, nil
+	}
+	err := filepath.WalkDir(dropIns, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && strings.HasSuffix(path, dropInExtension) {
+			files = append(files, path)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration folder: %w", err)
+	}
+	return files, nil
+}
+
+func parseTaints(specs []string) ([]corev1.Taint, error) {
+	taints, removed, err := utiltaints.ParseTaints(specs)
+	if err != nil {
+		return nil, fmt.Errorf("node taints: %w", err)
+	}
+	if len(removed) > 0 {
+		return nil, fmt.Errorf("node taint %s: a node cannot register without an effect or with the mark for removal", removed[0].ToString())
+	}
+	return taints, nil
+}
+
+// openFiles is upstream's number, or less where the process may not raise its limit that far.
+func openFiles() int64 {
+	const want = 1_000_000
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Max >= want {
+		return want
+	}
+	raised := unix.Rlimit{Cur: want, Max: want}
+	if unix.Setrlimit(unix.RLIMIT_NOFILE, &raised) == nil {
+		return want
+	}
+	return int64(limit.Max)
+}

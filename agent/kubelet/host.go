@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubelet
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/kubernetes/cmd/kubelet/app/options"
+)
+
+// HostResolvConf is the host's resolver configuration that pods can use. systemd-resolved and dnsmasq put a stub on a
+// loopback address into /etc/resolv.conf; a pod's loopback is its own, so the file with the real servers is taken.
+func HostResolvConf() string {
+	return resolvConf("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf")
+}
+
+// resolvConf returns the first file that names a server off loopback. Where none does, the first is returned as it is:
+// the kubelet and the cluster DNS both cope with an empty list.
+func resolvConf(candidates ...string) string {
+	for _, path := range candidates {
+		if namesRealServer(path) {
+			return path
+		}
+	}
+	return candidates[0]
+}
+
+func namesRealServer(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		fields := strings.Fields(sc.Text())
+		if len(fields) < 2 || fields[0] != "nameserver" {
+			continue
+		}
+		host, _, _ := strings.Cut(fields[1], "%")
+		if ip := net.ParseIP(host); ip != nil && !ip.IsLoopback() {
+			return true
+		}
+	}
+	return false
+}
+
+// maxSocketPath is what fits into a unix socket's address with its closing zero (unix(7)).
+const maxSocketPath = 107
+
+// preflight looks for what makes upstream's kubelet exit the whole process later on.
+func preflight(s *options.KubeletServer) error {
+	var errs []error
+	if err := portFree(s.Address, s.Port); err != nil {
+		errs = append(errs, err)
+	}
+	if longest := filepath.Join(s.RootDirectory, "pod-resources", "kubelet.sock"); len(longest) > maxSocketPath {
+		errs = append(errs, fmt.Errorf("kubelet: its folder %s is too deep: sockets below it would have names of %d characters, the kernel allows %d; choose a shorter data directory",
+			s.RootDirectory, len(longest), maxSocketPath))
+	}
+	for what, path := range map[string]string{
+		"its credentials": s.KubeConfig, "its serving certificate": s.TLSCertFile, "its serving key": s.TLSPrivateKeyFile,
+		"the certificate authority for its callers": s.Authentication.X509.ClientCAFile,
+	} {
+		if err := readable(path); err != nil {
+			errs = append(errs, fmt.Errorf("kubelet: %s cannot be read: %w", what, err))
+		}
+	}
+	if s.StaticPodPath != "" {
+		if err := os.MkdirAll(s.StaticPodPath, 0o755); err != nil {
+			errs = append(errs, fmt.Errorf("kubelet: make the folder of static pods: %w", err))
+		}
+	}
+	if err := os.MkdirAll(s.RootDirectory, 0o750); err != nil {
+		errs = append(errs, fmt.Errorf("kubelet: make its folder: %w", err))
+	}
+	return errors.Join(errs...)
+}
+
+func portFree(address string, port int32) error {
+	l, err := net.Listen("tcp", net.JoinHostPort(address, strconv.Itoa(int(port))))
+	if errors.Is(err, unix.EADDRINUSE) {
+		return fmt.Errorf("kubelet: port %d is taken by another program: stop it (another Kubernetes node on this machine?), or choose another port with --kubelet-arg=port=N", port)
+	}
+	if err != nil {
+		return fmt.Errorf("kubelet: cannot listen on %s port %d: %w", address, port, err)
+	}
+	return l.Close()
+}
+
+func readable(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}

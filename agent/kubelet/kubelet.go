@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package kubelet runs upstream's kubelet in this process, unchanged, through its option structs.
+//
+// It owns the kubelet's configuration: our defaults, over them what the operator's configuration files say, over those
+// the operator's flags. It never talks to the API server itself and never restarts the kubelet: upstream leaves
+// goroutines, metrics and flags behind, so one process runs one kubelet. Pods outlive it.
+package kubelet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/cmd/kubelet/app"
+	"k8s.io/kubernetes/cmd/kubelet/app/options"
+)
+
+// Options describe the node. All but the optional ones are required.
+type Options struct {
+	// RootDir is the kubelet's state: pods' volumes, plugins, checkpoints. Storage drivers expect /var/lib/kubelet.
+	RootDir string
+	// PodLogsDir holds the containers' logs; empty means upstream's /var/log/pods.
+	PodLogsDir string
+	// StaticPodDir holds manifests of pods to run without an API server; empty for none.
+	StaticPodDir string
+	// RuntimeSocket is containerd's socket.
+	RuntimeSocket string
+
+	// Kubeconfig is the file with the node's client credentials (system:node:NAME). Files it names are read again when
+	// they change.
+	Kubeconfig string
+	// ServingCertFile and ServingKeyFile are for the kubelet's own port; they are read again when they change. Both may
+	// be one file.
+	ServingCertFile, ServingKeyFile string
+	// ClientCAFile verifies whoever calls that port.
+	ClientCAFile string
+
+	NodeName string
+	// NodeIPs are one address or two of different families, none of them loopback.
+	NodeIPs []net.IP
+	// Labels and Taints (key=value:Effect) are given to the node when it registers.
+	Labels map[string]string
+	Taints []string
+
+	ClusterDNS    []net.IP
+	ClusterDomain string
+	// ResolvConf is what pods get of the host's resolver configuration; empty means the host's own, see HostResolvConf.
+	ResolvConf string
+
+	// LeaseDuration is how long the control plane believes in this node without hearing of it; it is renewed four times
+	// as often. A lease is a write to every server's disk: 40 s, the default and upstream's, is 8,640 of them a day.
+	// Where something else detects dead nodes, this may be long.
+	LeaseDuration time.Duration
+
+	// Args are the operator's flags, name=value, in upstream's syntax, --config and --config-dir among them.
+	Args []string
+}
+
+// started guards the once-per-process rule of the package comment.
+var started atomic.Bool
+
+// Run runs the kubelet until ctx is done. Mistakes in the options and the usual obstacles on the host come back as errors;
+// some failures later on end the process, see docs/architecture.md.
+func Run(ctx context.Context, o Options) error {
+	server, err := newServer(o)
+	if err != nil {
+		return err
+	}
+	if err := preflight(server); err != nil {
+		return err
+	}
+	if !started.CompareAndSwap(false, true) {
+		return errors.New("kubelet: already started in this process, and upstream's cannot be started twice")
+	}
+	ctx = klog.NewContext(ctx, klog.LoggerWithName(klog.FromContext(ctx), "kubelet"))
+	deps, err := app.UnsecuredDependencies(ctx, server, utilfeature.DefaultFeatureGate)
+	if err != nil {
+		return fmt.Errorf("kubelet: set up: %w", err)
+	}
+	if err := app.Run(ctx, server, deps, utilfeature.DefaultFeatureGate); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("kubelet: %w", err)
+	}
+	return nil
+}
+
+// newServer makes the kubelet's whole configuration.
+func newServer(o Options) (*options.KubeletServer, error) {
+	if err := o.check(); err != nil {
+		return nil, fmt.Errorf("kubelet: %w", err)
+	}
+	args, err := splitArgs(o.Args)
+	if err != nil {
+		return nil, fmt.Errorf("kubelet: %w", err)
+	}
+	config, err := configuration(o, args.configFile, args.configDir)
+	if err != nil {
+		return nil, fmt.Errorf("kubelet: %w", err)
+	}
+	flags, err := kubeletFlags(o)
+	if err != nil {
+		return nil, fmt.Errorf("kubelet: %w", err)
+	}
+	server := &options.KubeletServer{KubeletFlags: *flags, KubeletConfiguration: *config}
+	if err := args.apply(server); err != nil {
+		return nil, err
+	}
+	if err := options.ValidateKubeletServer(server); err != nil {
+		return nil, fmt.Errorf("kubelet: the configuration is not valid: %w", err)
+	}
+	return server, nil
+}
+
+// kubeletFlags are the settings that upstream keeps out of the configuration file.
+func kubeletFlags(o Options) (*options.KubeletFlags, error) {
+	f := options.NewKubeletFlags()
+	f.RootDirectory = o.RootDir
+	f.CertDirectory = o.RootDir + "/pki"
+	f.KubeConfig = o.Kubeconfig
+	f.HostnameOverride = o.NodeName
+	f.NodeLabels = map[string]string{}
+	for k, v := range o.Labels {
+		f.NodeLabels[k] = v
+	}
+	for i, ip := range o.NodeIPs {
+		if i > 0 {
+			f.NodeIP += ","
+		}
+		f.NodeIP += ip.String()
+	}
+	return f, nil
+}
+
+// check finds the mistakes that upstream would report late or not at all.
+func (o Options) check() error {
+	var errs []error
+	for name, value := range map[string]string{
+		"RootDir": o.RootDir, "RuntimeSocket": o.RuntimeSocket, "Kubeconfig": o.Kubeconfig, "ServingCertFile": o.ServingCertFile,
+		"ServingKeyFile": o.ServingKeyFile, "ClientCAFile": o.ClientCAFile, "ClusterDomain": o.ClusterDomain,
+	} {
+		if value == "" {
+			errs = append(errs, fmt.Errorf("option %s is missing", name))
+		}
+	}
+	if p := validation.IsDNS1123Subdomain(o.NodeName); len(p) > 0 {
+		errs = append(errs, fmt.Errorf("node name %q: %s", o.NodeName, p[0]))
+	}
+	if len(o.NodeIPs) == 0 {
+		errs = append(errs, errors.New("the node has no address; give one with --node-ip"))
+	}
+	for _, ip := range o.NodeIPs {
+		if ip.IsLoopback() || ip.IsUnspecified() || ip.IsMulticast() || ip.IsLinkLocalUnicast() {
+			errs = append(errs, fmt.Errorf("%s cannot be the node's address: the API server and other nodes could not reach it; choose another with --node-ip", ip))
+		}
+	}
+	return errors.Join(errs...)
+}
