@@ -31,7 +31,7 @@ COMMIT_X := -X $(OWN).commit=$(COMMIT) -X $(OWN).date=$(DATE) $(call set,gitComm
 
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME ?= 10s
-SHELL_SCRIPTS = install.sh .ci/run $(wildcard packaging/*.sh)
+SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh)
 
 .DEFAULT_GOAL := build
 .PHONY: help build carried deps release install test unit e2e install-test race bench fuzz lint verify fmt vet imports shellcheck cross docs docs-check clean
@@ -43,7 +43,8 @@ deps: ## install the Debian packages that building and testing need
 	@packaging/deps.sh build test lint
 
 build: carried ## bin/coracle for this machine (or ARCH=arm64)
-	GOOS=linux GOARCH=$(ARCH) $(GOBUILD) $(if $(TRIMPATH),-trimpath) -ldflags '-s -w $(STABLE_X) $(COMMIT_X)' -o $(or $(OUT),bin/coracle) ./cmd/coracle
+	@echo 'building $(or $(OUT),bin/coracle) $(VERSION) for $(ARCH)'
+	@GOOS=linux GOARCH=$(ARCH) $(GOBUILD) $(if $(TRIMPATH),-trimpath) -ldflags '-s -w $(STABLE_X) $(COMMIT_X)' -o $(or $(OUT),bin/coracle) ./cmd/coracle
 
 carried: ## the programs that coracle carries, into internal/carried/files/ARCH
 	@GO='$(GO)' TAGS='$(TAGS)' TOOLS_LDFLAGS='$(STABLE_X)' TRIMPATH='$(TRIMPATH)' packaging/carried.sh $(ARCH) $(BUILD)/$(ARCH)$(if $(TRIMPATH),-release)
@@ -73,8 +74,8 @@ install-test: build ## install, install again, uninstall; the host is as before 
 race: ## go test -race ./... (compiles everything once more, with cgo)
 	CGO_ENABLED=1 $(GO) test -buildvcs=false -race -p 2 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./...
 
-bench: build ## the numbers of docs/benchmarks.md, beside upstream's separate processes (root)
-	CORACLE_BIN=$(CURDIR)/bin/coracle test/bench/run.sh
+bench: build ## footprint, start-up, pod start and write rates; beside upstream's processes with CORACLE_PEER (root)
+	CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) test -buildvcs=false -count=1 -v -timeout 120m -tags '$(TAGS) bench' -run TestBench ./test/bench/
 
 fuzz: ## each fuzz test for FUZZTIME
 	@set -e; $(GO) list -tags '$(TAGS)' -f '{{if .TestGoFiles}}{{.Dir}}{{end}}' ./... | xargs -I{} grep -ls '^func Fuzz' -r {} --include='*_test.go' | sort -u | while read -r f; do \
@@ -88,17 +89,17 @@ fmt: ## every file is gofmt'ed
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs $(dir $(GO))gofmt -l); [ -z "$$bad" ] || { echo "not gofmt'ed:"; echo "$$bad"; exit 1; }
 
 vet: ## go vet ./...
-	$(GO) vet -buildvcs=false -tags '$(TAGS) e2e' ./...
+	$(GO) vet -buildvcs=false -tags '$(TAGS) e2e bench' ./...
 
 lint: ## golangci-lint at its pinned version
-	$(GO) run -buildvcs=false $(GOLANGCI) run --build-tags '$(subst $() $(),$(comma),$(TAGS) e2e)' ./...
+	$(GO) run -buildvcs=false $(GOLANGCI) run --build-tags '$(subst $() $(),$(comma),$(TAGS) e2e bench)' ./...
 comma := ,
 
 imports: ## the folders depend on one another as imports_test.go allows
 	$(GO) test -buildvcs=false -tags '$(TAGS)' -run TestImports .
 
 docs: ## write the generated pages
-	$(GO) generate ./internal/config/...
+	$(GO) run -buildvcs=false -tags '$(TAGS)' ./cmd/coracle/gendocs docs/configuration.md
 
 docs-check: docs ## the generated pages are up to date
 	@git diff --exit-code --stat -- docs || { echo "generated pages differ from what is committed: commit what make docs wrote"; exit 1; }

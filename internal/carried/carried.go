@@ -13,8 +13,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/carried/index"
 )
@@ -34,20 +35,16 @@ type Dir struct {
 	// Use it where a path is recorded for later, as containerd does with its shim's.
 	Stable string
 
-	// use is a shared lock on Path, which keeps another version's Unpack from removing it while this process lives.
-	use *os.File
+	// use is a shared lock on Path, which keeps another version's Unpack from removing it while this process lives. A bare
+	// descriptor, because nothing may close it when a caller keeps the path alone.
+	use int
 }
 
 // File gives the path of one of the set's files.
 func (d Dir) File(name string) string { return filepath.Join(d.Path, name) }
 
 // Close says that this process will start no more programs from the set. Not calling it is fine: exiting does the same.
-func (d Dir) Close() error {
-	if d.use == nil {
-		return nil
-	}
-	return d.use.Close()
-}
+func (d Dir) Close() error { return unix.Close(d.use) }
 
 // Unpack puts the carried programs below dataDir/bin, unless they are there, and removes sets of other versions that
 // no process uses. Each file's hash is checked on the way and the set appears whole or not at all, also after a power
@@ -95,16 +92,16 @@ func unpack(src fs.FS, bin, proc string) (Dir, error) {
 
 // hold takes the shared lock. It is false when what it locked is no longer what the path names.
 func (d *Dir) hold() (bool, error) {
-	f, err := openLocked(d.Path, false)
+	fd, err := openLocked(d.Path, unix.LOCK_SH)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	if !sameFile(f, d.Path) {
-		return false, f.Close()
+	if !sameFile(fd, d.Path) {
+		return false, unix.Close(fd)
 	}
-	d.use = f
+	d.use = fd
 	return true, nil
 }

@@ -4,6 +4,8 @@ package carried
 
 import (
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -37,37 +39,27 @@ func pointsTo(link, path string) bool {
 	return err == nil && filepath.Join(filepath.Dir(link), target) == path
 }
 
-// openLocked opens a folder and takes a lock on it: shared by those who use it, exclusive, without waiting, by who
-// wants to remove it.
-func openLocked(dir string, exclusive bool) (*os.File, error) {
-	f, err := os.Open(dir)
+// openLocked opens a folder and locks it: shared by those who use it, exclusive by who wants to remove it.
+func openLocked(dir string, how int) (int, error) {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return 0, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
-	how := unix.LOCK_SH
-	if exclusive {
-		how = unix.LOCK_EX | unix.LOCK_NB
+	if err := flock(fd, how); err != nil {
+		return 0, errors.Join(fmt.Errorf("lock %s: %w", dir, err), unix.Close(fd))
 	}
-	if err := flock(f, how); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
+	return fd, nil
 }
 
-func flock(f *os.File, how int) error {
+func flock(fd, how int) error {
 	for {
-		err := unix.Flock(int(f.Fd()), how)
-		if !errors.Is(err, unix.EINTR) {
+		if err := unix.Flock(fd, how); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}
 }
 
-func sameFile(f *os.File, path string) bool {
-	a, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	b, err := os.Stat(path)
-	return err == nil && os.SameFile(a, b)
+func sameFile(fd int, path string) bool {
+	var a, b unix.Stat_t
+	return unix.Fstat(fd, &a) == nil && unix.Stat(path, &b) == nil && a.Dev == b.Dev && a.Ino == b.Ino
 }

@@ -52,14 +52,14 @@ func prune(bin, keep, proc string) error {
 // remove takes the set's name away first, so that a removal cut short leaves no set that looks half complete.
 func remove(bin, name string) error {
 	dir := filepath.Join(bin, name)
-	f, err := openLocked(dir, true)
+	fd, err := openLocked(dir, unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer unix.Close(fd)
 	tmp := filepath.Join(bin, tempPrefix+"old-"+name)
 	if err := os.Rename(dir, tmp); err != nil {
 		return err
