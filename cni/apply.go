@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"sigs.k8s.io/knftables"
+)
+
+func newNFT() (knftables.Interface, error) {
+	nft, err := knftables.New(knftables.InetFamily, tableName, knftables.UseNetlink)
+	if err != nil {
+		return nil, fmt.Errorf("the pod network needs nftables: %w", err)
+	}
+	return nft, nil
+}
+
+// rulesApplier serializes applying. Callers that wait at the same time share one run.
+type rulesApplier struct {
+	nft       knftables.Interface
+	requested atomic.Uint64
+	mu        sync.Mutex
+	applied   uint64 // every request up to this one is in the table
+}
+
+// applyRules makes the table what the living sandboxes want.
+func (s *Server) applyRules(ctx context.Context, podCIDRs []netip.Prefix) error {
+	a := &s.rules
+	mine := a.requested.Add(1)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.applied >= mine {
+		return nil
+	}
+	upTo := a.requested.Load() // whoever asked before this moment has its record in the list below
+	var ports []hostPort
+	for _, r := range s.records.list() {
+		ports = append(ports, r.hostPorts()...)
+	}
+	if err := apply(ctx, a.nft, desired(podCIDRs, s.o.ClusterCIDRs, ports)); err != nil {
+		return err
+	}
+	a.applied = upTo
+	return nil
+}
+
+// apply makes the table hold exactly rs, in one transaction: packets see the old table or the new one.
+func apply(ctx context.Context, nft knftables.Interface, rs ruleset) error {
+	// A table that cannot be listed is missing (the netlink adapter has no better error for it) or not understood.
+	if have, err := nft.ListAll(ctx); err == nil {
+		if err := nft.Run(ctx, transaction(nft, rs, have)); err == nil {
+			return nil
+		}
+	}
+	// Start over, also because a chain whose hook and a map whose type changed cannot be altered in place.
+	tx := nft.NewTransaction()
+	tx.Add(&knftables.Table{})
+	tx.Delete(&knftables.Table{})
+	addAll(tx, rs)
+	if err := nft.Run(ctx, tx); err != nil {
+		return fmt.Errorf("writing the nftables table %s: %w", tableName, err)
+	}
+	return nil
+}
+
+// transaction empties what is wanted, fills it, and removes the rest of what is there.
+func transaction(nft knftables.Interface, rs ruleset, have map[string][]string) *knftables.Transaction {
+	tx := nft.NewTransaction()
+	tx.Add(&knftables.Table{})
+	wanted := map[string][]string{}
+	for _, o := range rs.objects {
+		tx.Add(o)
+		tx.Flush(o)
+		kind, name := nameOf(o)
+		wanted[kind] = append(wanted[kind], name)
+	}
+	var strangers []knftables.Object
+	for kind, names := range have {
+		for _, name := range names {
+			if o := objectOf(kind, name); o != nil && !slices.Contains(wanted[kind], name) {
+				strangers = append(strangers, o)
+			}
+		}
+	}
+	for _, o := range strangers {
+		if c, ok := o.(*knftables.Chain); ok {
+			tx.Flush(c) // so that nothing refers to another stranger any more
+		}
+	}
+	for _, o := range rs.content {
+		tx.Add(o)
+	}
+	for _, o := range strangers {
+		tx.Delete(o)
+	}
+	return tx
+}
+
+func addAll(tx *knftables.Transaction, rs ruleset) {
+	tx.Add(&knftables.Table{})
+	for _, o := range append(slices.Clone(rs.objects), rs.content...) {
+		tx.Add(o)
+	}
+}
+
+func nameOf(o knftables.Object) (kind, name string) {
+	switch o := o.(type) {
+	case *knftables.Chain:
+		return "chain", o.Name
+	case *knftables.Set:
+		return "set", o.Name
+	case *knftables.Map:
+		return "map", o.Name
+	}
+	return "", ""
+}
+
+func objectOf(kind, name string) knftables.Object {
+	switch kind {
+	case "chain":
+		return &knftables.Chain{Name: name}
+	case "set":
+		return &knftables.Set{Name: name}
+	case "map":
+		return &knftables.Map{Name: name}
+	}
+	return nil
+}

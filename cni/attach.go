@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// devicePrefix starts the name of every pod's device on the host. Network managers know to leave veth* alone.
+const devicePrefix = "vethcor"
+
+// hostMAC is the address of every pod's neighbour: the host's end of its pair. The pairs are links of their own, so it
+// need not differ; set by hand, udev leaves it as it is.
+var hostMAC = net.HardwareAddr{0x0e, 0xc0, 0x7a, 0xc1, 0xe0, 0x01}
+
+// deviceName is the host's device of an attachment: 40 bits of a hash within the kernel's 15 characters.
+func deviceName(k key) string {
+	sum := sha256.Sum256([]byte(k.String()))
+	return devicePrefix + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:5]))
+}
+
+// podMAC derives a pod's MAC from its first address, as other plugins do: stable, and readable in a capture.
+func podMAC(ip netip.Addr) net.HardwareAddr {
+	b := ip.AsSlice()
+	return append(net.HardwareAddr{0x0a, 0x58}, b[len(b)-4:]...)
+}
+
+// attach makes r's veth pair, addresses and routes. On failure it leaves nothing.
+func attach(r *record, nw *network) (err error) {
+	ns, err := netns.GetFromPath(r.Netns)
+	if err != nil {
+		return fmt.Errorf("opening the pod's network namespace %s: %w", r.Netns, err)
+	}
+	defer ns.Close()
+	mac, err := net.ParseMAC(r.MAC)
+	if err != nil {
+		return fmt.Errorf("reading the pod's MAC: %w", err)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.HardwareAddr, attrs.Flags = r.HostDevice, nw.mtu, hostMAC, net.FlagUp
+	veth := &netlink.Veth{
+		LinkAttrs: attrs, PeerName: r.IfName, PeerHardwareAddr: mac, PeerMTU: uint32(nw.mtu),
+		PeerTxQLen: -1, PeerNamespace: netlink.NsFd(int(ns)),
+	}
+	// The name is a hash of the attachment, which is not there: a device of that name is a leftover.
+	if err := removeDevice(r.HostDevice); err != nil {
+		return err
+	}
+	if err := netlink.LinkAdd(veth); err != nil {
+		return fmt.Errorf("making the veth pair %s: %w", r.HostDevice, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, removeDevice(r.HostDevice))
+		}
+	}()
+	if err := setupPod(ns, r, nw.podCIDRs); err != nil {
+		return err
+	}
+	return ensureHostSide(r, nw.podCIDRs)
+}
+
+// setupPod configures the pod's end. The pod holds single addresses: everything else is behind the gateway, whose MAC
+// is written down, so that no broadcast is ever needed.
+func setupPod(ns netns.NsHandle, r *record, cidrs []netip.Prefix) error {
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("entering the pod's network namespace: %w", err)
+	}
+	defer h.Close()
+	lo, err := h.LinkByName("lo")
+	if err == nil {
+		err = h.LinkSetUp(lo)
+	}
+	if err != nil {
+		return fmt.Errorf("setting the pod's loopback up: %w", err)
+	}
+	if slices.ContainsFunc(r.IPs, netip.Addr.Is6) {
+		if err := inNetns(ns, func() error { return podSysctls(r.IfName) }); err != nil {
+			return err
+		}
+	}
+	link, err := h.LinkByName(r.IfName)
+	if err != nil {
+		return fmt.Errorf("looking for %s in the pod: %w", r.IfName, err)
+	}
+	if err := h.LinkSetUp(link); err != nil {
+		return fmt.Errorf("setting %s up in the pod: %w", r.IfName, err)
+	}
+	for i, ip := range r.IPs {
+		if err := setupPodFamily(h, link, ip, gateway(cidrs[i])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func setupPodFamily(h *netlink.Handle, link netlink.Link, ip, gw netip.Addr) error {
+	addr := &netlink.Addr{IPNet: hostNet(ip)}
+	if ip.Is6() {
+		addr.Flags = unix.IFA_F_NODAD // nobody else is on the link
+	}
+	if err := h.AddrAdd(link, addr); err != nil {
+		return fmt.Errorf("giving the pod the address %s: %w", ip, err)
+	}
+	index := link.Attrs().Index
+	if err := h.NeighSet(neighbour(index, gw, hostMAC)); err != nil {
+		return fmt.Errorf("telling the pod its gateway's MAC: %w", err)
+	}
+	toGateway := &netlink.Route{LinkIndex: index, Dst: hostNet(gw), Scope: netlink.SCOPE_LINK}
+	if err := h.RouteAdd(toGateway); err != nil {
+		return fmt.Errorf("routing the pod to its gateway %s: %w", gw, err)
+	}
+	all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	if ip.Is6() {
+		all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	if err := h.RouteAdd(&netlink.Route{LinkIndex: index, Dst: ipNet(all), Gw: gw.AsSlice()}); err != nil {
+		return fmt.Errorf("giving the pod its default route by %s: %w", gw, err)
+	}
+	return nil
+}
+
+// podSysctls runs in the pod: its IPv6 addresses and routes come from us alone.
+func podSysctls(ifName string) error {
+	for _, p := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}, {"accept_dad", "0"}} {
+		if err := sysctl("net/ipv6/conf/"+ifName+"/"+p[0], p[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ensureHostSide makes the host's routes and neighbours for a pod. It is idempotent: a restart repeats it for every
+// living pod.
+func ensureHostSide(r *record, cidrs []netip.Prefix) error {
+	link, err := netlink.LinkByName(r.HostDevice)
+	if err != nil {
+		return fmt.Errorf("looking for the pod's device %s: %w", r.HostDevice, err)
+	}
+	mac, err := net.ParseMAC(r.MAC)
+	if err != nil {
+		return fmt.Errorf("reading the pod's MAC: %w", err)
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("setting %s up: %w", r.HostDevice, err)
+	}
+	index := link.Attrs().Index
+	if usesLoopback(r) {
+		if err := sysctl("net/ipv4/conf/"+r.HostDevice+"/route_localnet", "1"); err != nil {
+			return err
+		}
+	}
+	for _, ip := range r.IPs {
+		if err := netlink.NeighSet(neighbour(index, ip, mac)); err != nil {
+			return fmt.Errorf("writing down the MAC of pod address %s: %w", ip, err)
+		}
+		route := &netlink.Route{LinkIndex: index, Dst: hostNet(ip), Scope: netlink.SCOPE_LINK}
+		// The node talks to its pods from its own address in the pod network.
+		if i := slices.IndexFunc(cidrs, func(c netip.Prefix) bool { return c.Addr().Is4() == ip.Is4() }); i >= 0 {
+			route.Src = gateway(cidrs[i]).AsSlice()
+		}
+		if err := netlink.RouteReplace(route); err != nil {
+			return fmt.Errorf("routing pod address %s to %s: %w", ip, r.HostDevice, err)
+		}
+	}
+	return nil
+}
+
+// neighbour is a permanent entry.
+func neighbour(index int, ip netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
+	family := netlink.FAMILY_V4
+	if ip.Is6() {
+		family = netlink.FAMILY_V6
+	}
+	return &netlink.Neigh{LinkIndex: index, Family: family, State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: mac}
+}
+
+// detach removes the pair, and with it every route and neighbour that named it.
+func detach(r *record) error { return removeDevice(r.HostDevice) }
+
+func removeDevice(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	// A namespace that is being torn down takes the pair with it at any moment.
+	if err == nil || errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return fmt.Errorf("removing the device %s: %w", name, err)
+}
+
+// inNetns runs f on a thread of its own inside ns. The thread ends with f, so that no other goroutine ever runs in ns.
+func inNetns(ns netns.NsHandle, f func() error) error {
+	done := make(chan error, 1) // f's result must not wait for a reader
+	go func() {
+		runtime.LockOSThread() // never unlocked: the runtime ends the thread
+		if err := netns.Set(ns); err != nil {
+			done <- fmt.Errorf("entering a network namespace: %w", err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}

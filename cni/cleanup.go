@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"sigs.k8s.io/knftables"
+)
+
+// CleanupOptions say what Cleanup removes. Empty folders are left alone.
+type CleanupOptions struct {
+	Bridge   string // DefaultBridge when empty
+	StateDir string
+	ConfDir  string
+	NFT      knftables.Interface // nil: run nft from PATH
+}
+
+// Cleanup removes everything a Server made on this host: pods' devices with their routes, the bridge, the nftables
+// table, addresses, records and the CNI configuration. Pods that still run lose their network. It goes on past errors.
+func Cleanup(ctx context.Context, o CleanupOptions) error {
+	if o.Bridge == "" {
+		o.Bridge = DefaultBridge
+	}
+	var errs []error
+	if o.ConfDir != "" {
+		errs = append(errs, removeConflist(o.ConfDir))
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		errs = append(errs, fmt.Errorf("listing devices: %w", err))
+	}
+	for _, l := range links {
+		name := l.Attrs().Name
+		if l.Type() == "veth" && strings.HasPrefix(name, devicePrefix) || l.Type() == "bridge" && name == o.Bridge {
+			errs = append(errs, removeDevice(name))
+		}
+	}
+	errs = append(errs, removeTable(ctx, o.NFT))
+	if o.StateDir != "" {
+		if err := os.RemoveAll(o.StateDir); err != nil {
+			errs = append(errs, fmt.Errorf("removing the state of the pod network: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func removeTable(ctx context.Context, nft knftables.Interface) error {
+	if nft == nil {
+		var err error
+		if nft, err = newNFT(); err != nil {
+			return err
+		}
+	}
+	tx := nft.NewTransaction()
+	tx.Add(&knftables.Table{}) // so that deleting it never fails
+	tx.Delete(&knftables.Table{})
+	if err := nft.Run(ctx, tx); err != nil {
+		return fmt.Errorf("removing the nftables table %s: %w", tableName, err)
+	}
+	return nil
+}

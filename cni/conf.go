@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/coracle-k8s/coracle/cni/wire"
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+)
+
+// conflistName sorts before what others may leave in the folder: containerd takes the first.
+const conflistName = "10-coracle.conflist"
+
+// pluginConf is what a runtime sends on the plugin's standard input: our entry of the configuration list, with the
+// runtime's additions (CNI specification, section 4).
+type pluginConf struct {
+	CNIVersion    string `json:"cniVersion"`
+	RuntimeConfig struct {
+		PortMappings []struct {
+			HostPort      int    `json:"hostPort"`
+			ContainerPort int    `json:"containerPort"`
+			Protocol      string `json:"protocol"`
+			HostIP        string `json:"hostIP"`
+		} `json:"portMappings"`
+	} `json:"runtimeConfig"`
+	PrevResult       json.RawMessage `json:"prevResult"`
+	ValidAttachments []struct {
+		ContainerID string `json:"containerID"`
+		IfName      string `json:"ifname"`
+	} `json:"cni.dev/valid-attachments"`
+}
+
+func parseConf(data []byte) (pluginConf, error) {
+	var c pluginConf
+	if err := json.Unmarshal(data, &c); err != nil {
+		return c, wire.Errorf(wire.CodeDecode, "decoding the network configuration: %v", err)
+	}
+	if !wire.SupportsVersion(c.CNIVersion) {
+		return c, wire.Errorf(wire.CodeIncompatibleVersion, "cniVersion %q is not one of %v", c.CNIVersion, wire.Versions)
+	}
+	return c, nil
+}
+
+// ports returns the wanted host ports. Runtimes also send container ports that have none.
+func (c pluginConf) ports() ([]PortMapping, error) {
+	var out []PortMapping
+	for _, m := range c.RuntimeConfig.PortMappings {
+		if m.HostPort == 0 {
+			continue
+		}
+		if m.HostPort < 0 || m.HostPort > 65535 || m.ContainerPort <= 0 || m.ContainerPort > 65535 {
+			return nil, wire.Errorf(wire.CodeInvalidConfig, "port mapping %d to %d is out of range", m.HostPort, m.ContainerPort)
+		}
+		proto := strings.ToLower(m.Protocol)
+		switch proto {
+		case "":
+			proto = "tcp"
+		case "tcp", "udp", "sctp":
+		default:
+			return nil, wire.Errorf(wire.CodeInvalidConfig, "port mapping with unknown protocol %q", m.Protocol)
+		}
+		if _, _, err := hostIP(m.HostIP); err != nil {
+			return nil, wire.Errorf(wire.CodeInvalidConfig, "port mapping: %v", err)
+		}
+		out = append(out, PortMapping{uint16(m.HostPort), uint16(m.ContainerPort), proto, m.HostIP})
+	}
+	return out, nil
+}
+
+// parseArgs reads CNI_ARGS: KEY=VALUE pairs separated by semicolons.
+func parseArgs(args string) map[string]string {
+	out := map[string]string{}
+	for _, pair := range strings.Split(args, ";") {
+		if k, v, ok := strings.Cut(pair, "="); ok {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// conflist is the configuration list containerd reads.
+func conflist(socket string) ([]byte, error) {
+	type object = map[string]any
+	out, err := json.MarshalIndent(object{
+		"cniVersion": wire.Versions[0],
+		"name":       NetworkName,
+		"plugins": []object{{
+			"type":         PluginName,
+			"socket":       socket,
+			"capabilities": object{"portMappings": true},
+		}},
+	}, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("encoding the CNI configuration: %w", err)
+	}
+	return append(out, '\n'), nil
+}
+
+// writeConflist makes the node network-ready.
+func (s *Server) writeConflist() error {
+	data, err := conflist(s.o.Socket)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(s.o.ConfDir, conflistName)
+	if old, err := os.ReadFile(path); err == nil && string(old) == string(data) {
+		return nil // containerd watches the folder: do not wake it for nothing
+	}
+	if err := os.MkdirAll(s.o.ConfDir, 0o755); err != nil {
+		return fmt.Errorf("making the CNI configuration folder: %w", err)
+	}
+	if err := atomicfile.Write(path, data, 0o644); err != nil {
+		return fmt.Errorf("writing the CNI configuration: %w", err)
+	}
+	return nil
+}
+
+// removeConflist makes the node not network-ready.
+func removeConflist(dir string) error {
+	if err := os.Remove(filepath.Join(dir, conflistName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("removing the CNI configuration: %w", err)
+	}
+	return nil
+}

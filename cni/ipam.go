@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/plugins/plugins/ipam/host-local/backend/allocator"
+	"github.com/containernetworking/plugins/plugins/ipam/host-local/backend/disk"
+)
+
+// errExhausted says that a pod CIDR has no free address left.
+var errExhausted = errors.New("no free address")
+
+// ipam hands out pod addresses with containernetworking's host-local allocator: one folder per pod CIDR, one file per
+// address in it. Addresses go round robin, so that a freed one rests before it is used again.
+type ipam struct {
+	dir    string
+	mu     sync.Mutex // the store's own file lock does not exclude goroutines of one process
+	stores map[netip.Prefix]*disk.Store
+}
+
+func openIPAM(dir string) (*ipam, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the address folder: %w", err)
+	}
+	a := &ipam{dir: dir, stores: map[netip.Prefix]*disk.Store{}}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("reading the address folder: %w", err)
+	}
+	for _, e := range entries {
+		// Also folders of CIDRs that the node had before: their addresses are still to be released.
+		if p, err := netip.ParsePrefix(strings.ReplaceAll(e.Name(), "_", "/")); err == nil {
+			if _, err := a.store(p); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return a, nil
+}
+
+func (a *ipam) store(p netip.Prefix) (*disk.Store, error) {
+	if s := a.stores[p]; s != nil {
+		return s, nil
+	}
+	s, err := disk.New(strings.ReplaceAll(p.String(), "/", "_"), a.dir)
+	if err != nil {
+		return nil, fmt.Errorf("opening the addresses of %s: %w", p, err)
+	}
+	a.stores[p] = s
+	return s, nil
+}
+
+// gateway is the node's own address in a pod CIDR: its first.
+func gateway(p netip.Prefix) netip.Addr { return p.Masked().Addr().Next() }
+
+// allocate takes one address of each CIDR for k, or none at all.
+func (a *ipam) allocate(k key, cidrs []netip.Prefix) ([]netip.Addr, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []netip.Addr
+	for _, cidr := range cidrs {
+		addr, err := a.allocateFrom(k, cidr)
+		if err != nil {
+			return nil, errors.Join(err, a.releaseLocked(k))
+		}
+		out = append(out, addr)
+	}
+	return out, nil
+}
+
+func (a *ipam) allocateFrom(k key, cidr netip.Prefix) (netip.Addr, error) {
+	store, err := a.store(cidr)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	set := allocator.RangeSet{{
+		Subnet:  types.IPNet{IP: cidr.Addr().AsSlice(), Mask: net.CIDRMask(cidr.Bits(), cidr.Addr().BitLen())},
+		Gateway: gateway(cidr).AsSlice(),
+	}}
+	if err := set.Canonicalize(); err != nil {
+		return netip.Addr{}, fmt.Errorf("pod CIDR %s cannot be used: %w", cidr, err)
+	}
+	got, err := allocator.NewIPAllocator(&set, store, 0).Get(k.ContainerID, k.IfName, nil)
+	if err != nil {
+		// The allocator has no error of its own for this.
+		if strings.HasPrefix(err.Error(), "no IP addresses available") {
+			return netip.Addr{}, fmt.Errorf("%w in pod CIDR %s", errExhausted, cidr)
+		}
+		return netip.Addr{}, fmt.Errorf("allocating an address of %s: %w", cidr, err)
+	}
+	addr, ok := netip.AddrFromSlice(got.Address.IP)
+	if !ok {
+		return netip.Addr{}, fmt.Errorf("the allocator returned a strange address %v", got.Address)
+	}
+	return addr.Unmap(), nil
+}
+
+// release frees the addresses of k, in whichever CIDR they are.
+func (a *ipam) release(k key) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.releaseLocked(k)
+}
+
+func (a *ipam) releaseLocked(k key) error {
+	for p, store := range a.stores {
+		if err := store.ReleaseByID(k.ContainerID, k.IfName); err != nil {
+			return fmt.Errorf("releasing the addresses of %s in %s: %w", k, p, err)
+		}
+	}
+	return nil
+}
+
+// owners lists who holds an address, living or not.
+func (a *ipam) owners() (map[key]bool, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := map[key]bool{}
+	for p := range a.stores {
+		dir := filepath.Join(a.dir, strings.ReplaceAll(p.String(), "/", "_"))
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, fmt.Errorf("reading the addresses of %s: %w", p, err)
+		}
+		for _, e := range entries {
+			if _, err := netip.ParseAddr(e.Name()); err != nil {
+				continue // the lock, the last address
+			}
+			data, err := os.ReadFile(filepath.Join(dir, e.Name()))
+			if err != nil {
+				return nil, fmt.Errorf("reading an address of %s: %w", p, err)
+			}
+			id, ifName, _ := strings.Cut(strings.TrimSpace(string(data)), disk.LineBreak)
+			out[key{id, ifName}] = true
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+)
+
+// key names one attachment: a pod sandbox's interface.
+type key struct {
+	ContainerID string
+	IfName      string
+}
+
+func (k key) String() string { return k.ContainerID + "_" + k.IfName }
+
+// PortMapping is one host port of a pod, as the portMappings capability hands it over.
+type PortMapping struct {
+	HostPort      uint16 `json:"hostPort"`
+	ContainerPort uint16 `json:"containerPort"`
+	Protocol      string `json:"protocol"`
+	HostIP        string `json:"hostIP,omitempty"`
+}
+
+// record is what has to be known about a living attachment after a restart.
+type record struct {
+	ContainerID string        `json:"containerID"`
+	IfName      string        `json:"ifName"`
+	Netns       string        `json:"netns"`
+	HostDevice  string        `json:"hostDevice"`
+	MAC         string        `json:"mac"`
+	IPs         []netip.Addr  `json:"ips"`
+	Pod         string        `json:"pod,omitempty"` // namespace/name, for people
+	Ports       []PortMapping `json:"ports,omitempty"`
+}
+
+func (r *record) key() key { return key{r.ContainerID, r.IfName} }
+
+// living says whether the record's network namespace still is one. A runtime removes it only after DEL, and a reboot
+// loses it: a record without namespace is stale.
+func (r *record) living() bool {
+	var st unix.Statfs_t
+	if err := unix.Statfs(r.Netns, &st); err != nil {
+		return false
+	}
+	return st.Type == unix.NSFS_MAGIC || st.Type == unix.PROC_SUPER_MAGIC
+}
+
+// recordStore keeps one JSON file per attachment, and all of them in memory. The files are not synced to disk: what a
+// power cut could lose dies with the pods anyway.
+type recordStore struct {
+	dir string
+	mu  sync.Mutex
+	all map[key]*record
+}
+
+func openRecords(dir string, log klog.Logger) (*recordStore, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the folder of sandbox records: %w", err)
+	}
+	s := &recordStore{dir: dir, all: map[key]*record{}}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("reading sandbox records: %w", err)
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("reading sandbox record: %w", err)
+		}
+		var r record
+		if !strings.HasSuffix(e.Name(), ".json") || json.Unmarshal(data, &r) != nil || r.ContainerID == "" {
+			// Half a file from a power cut: its sandbox is gone, and what it held is released as unknown.
+			log.Info("Dropping an unreadable sandbox record", "file", path)
+			if err := os.Remove(path); err != nil {
+				return nil, fmt.Errorf("removing an unreadable sandbox record: %w", err)
+			}
+			continue
+		}
+		s.all[r.key()] = &r
+	}
+	return s, nil
+}
+
+func (s *recordStore) path(k key) string { return filepath.Join(s.dir, k.String()+".json") }
+
+func (s *recordStore) get(k key) *record {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all[k]
+}
+
+// put stores r; the caller no longer changes it.
+func (s *recordStore) put(r *record) error {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encoding sandbox record: %w", err)
+	}
+	path := s.path(r.key())
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		return fmt.Errorf("writing sandbox record: %w", err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("writing sandbox record: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all[r.key()] = r
+	return nil
+}
+
+func (s *recordStore) remove(k key) error {
+	if err := os.Remove(s.path(k)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("removing sandbox record: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.all, k)
+	return nil
+}
+
+// list returns all records ordered by key.
+func (s *recordStore) list() []*record {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]*record, 0, len(s.all))
+	for _, r := range s.all {
+		out = append(out, r)
+	}
+	slices.SortFunc(out, func(a, b *record) int { return strings.Compare(a.key().String(), b.key().String()) })
+	return out
+}
+
+// keyLocks gives one mutex per attachment, so that ADD, DEL and collection of the same one never interleave.
+type keyLocks struct {
+	mu   sync.Mutex
+	held map[key]*keyLock
+}
+
+type keyLock struct {
+	mu   sync.Mutex
+	uses int
+}
+
+// lock waits for k and returns the function that lets go of it.
+func (l *keyLocks) lock(k key) (unlock func()) {
+	l.mu.Lock()
+	kl := l.useLocked(k)
+	l.mu.Unlock()
+	kl.mu.Lock()
+	return func() { l.unlock(k, kl) }
+}
+
+// tryLock takes k if nobody holds it or waits for it.
+func (l *keyLocks) tryLock(k key) (unlock func(), ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held[k] != nil {
+		return nil, false
+	}
+	kl := l.useLocked(k)
+	kl.mu.Lock() // nobody else knows it yet
+	return func() { l.unlock(k, kl) }, true
+}
+
+func (l *keyLocks) useLocked(k key) *keyLock {
+	if l.held == nil {
+		l.held = map[key]*keyLock{}
+	}
+	kl := l.held[k]
+	if kl == nil {
+		kl = &keyLock{}
+		l.held[k] = kl
+	}
+	kl.uses++
+	return kl
+}
+
+func (l *keyLocks) unlock(k key, kl *keyLock) {
+	kl.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if kl.uses--; kl.uses == 0 {
+		delete(l.held, k)
+	}
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"sigs.k8s.io/knftables"
+)
+
+// tableName is our nftables table; no other program's tables are ever touched.
+const tableName = "coracle"
+
+// hostPort is one host port of one pod in one address family.
+type hostPort struct {
+	Host     netip.Addr // invalid: every address of the node
+	Protocol string
+	Port     uint16
+	Pod      netip.Addr
+	PodPort  uint16
+}
+
+// hostIP reads the hostIP of a port mapping: which address it names, if any, and whether it restricts the mapping to
+// IPv4 (4) or IPv6 (6) or not at all (0).
+func hostIP(s string) (addr netip.Addr, family int, err error) {
+	if s == "" {
+		return netip.Addr{}, 0, nil
+	}
+	addr, err = netip.ParseAddr(s)
+	if err != nil {
+		return netip.Addr{}, 0, fmt.Errorf("hostIP %q is no address", s)
+	}
+	family = 6
+	if addr = addr.Unmap(); addr.Is4() {
+		family = 4
+	}
+	if addr.IsUnspecified() {
+		addr = netip.Addr{}
+	}
+	return addr, family, nil
+}
+
+// hostPorts spells out the host ports of a pod: one for each address family of the pod that the mapping covers.
+func (r *record) hostPorts() []hostPort {
+	var out []hostPort
+	for _, m := range r.Ports {
+		host, family, err := hostIP(m.HostIP)
+		if err != nil {
+			continue // ADD refuses those
+		}
+		for _, ip := range r.IPs {
+			if family == 4 && !ip.Is4() || family == 6 && !ip.Is6() {
+				continue
+			}
+			out = append(out, hostPort{host, m.Protocol, m.HostPort, ip, m.ContainerPort})
+		}
+	}
+	return out
+}
+
+// usesLoopback says whether some host port of the pod is reachable by way of 127.0.0.1.
+func usesLoopback(r *record) bool {
+	return slices.ContainsFunc(r.hostPorts(), func(p hostPort) bool {
+		return p.Pod.Is4() && (!p.Host.IsValid() || p.Host.IsLoopback())
+	})
+}
+
+// Names in the table. Those that exist per address family end in 4 or 6.
+const (
+	chainHostPorts   = "host-ports"
+	chainGuard       = "guard"
+	chainPrerouting  = "nat-prerouting"
+	chainOutput      = "nat-output"
+	chainPostrouting = "nat-postrouting"
+	setPods          = "pods"
+	setCluster       = "cluster"
+	setHairpin       = "hairpin"
+	mapPorts         = "ports"
+	mapAddressPorts  = "address-ports"
+)
+
+// ruleset is a whole table: what it should hold, in the order in which it has to be added.
+type ruleset struct {
+	objects []knftables.Object // chains, sets and maps
+	content []knftables.Object // rules and elements
+}
+
+// desired computes the table from the node's pod CIDRs, the cluster's, and the living pods' host ports. It is pure.
+func desired(podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort) ruleset {
+	var rs ruleset
+	// Host ports come before Services' node ports, which hook in at dstnat (-100) itself.
+	rs.base(chainGuard, knftables.FilterType, knftables.PreroutingHook, knftables.RawPriority)
+	rs.base(chainPrerouting, knftables.NATType, knftables.PreroutingHook, "-110")
+	rs.base(chainOutput, knftables.NATType, knftables.OutputHook, "-110")
+	rs.base(chainPostrouting, knftables.NATType, knftables.PostroutingHook, knftables.SNATPriority)
+	rs.objects = append(rs.objects, &knftables.Chain{Name: chainHostPorts})
+
+	// A pod speaks from its own address only, and never to the host's loopback, which host ports open a way to.
+	rs.rule(chainGuard, "iifname", quoted(devicePrefix+"*"), "ip daddr 127.0.0.0/8 drop")
+	rs.rule(chainGuard, "iifname", quoted(devicePrefix+"*"), "ip saddr != 0.0.0.0 fib saddr . iif oif 0 drop")
+	rs.rule(chainGuard, "iifname", quoted(devicePrefix+"*"), "ip6 saddr != { ::, fe80::/10 } fib saddr . iif oif 0 drop")
+	rs.rule(chainPrerouting, "fib daddr type local jump", chainHostPorts)
+	rs.rule(chainOutput, "fib daddr type local jump", chainHostPorts)
+	// A host process that asks 127.0.0.1 must come from an address that the pod can answer to.
+	rs.rule(chainPostrouting, "oifname", quoted(devicePrefix+"*"), "ip saddr 127.0.0.0/8 masquerade")
+	for _, f := range []family{
+		{4, "ip", "ipv4_addr", "ipv4", "224.0.0.0/4"},
+		{6, "ip6", "ipv6_addr", "ipv6", "ff00::/8"},
+	} {
+		rs.family(f, podCIDRs, clusterCIDRs, ports)
+	}
+	return rs
+}
+
+// family is how nftables spells an address family.
+type family struct {
+	n                        int
+	proto, addrType, nfproto string
+	multicast                string
+}
+
+func (f family) name(s string) string       { return s + strconv.Itoa(f.n) }
+func (f family) has(a netip.Addr) bool      { return a.Is4() == (f.n == 4) }
+func (f family) hasNet(p netip.Prefix) bool { return f.has(p.Addr()) }
+
+func (rs *ruleset) family(f family, podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort) {
+	interval := []knftables.SetFlag{knftables.IntervalFlag}
+	pair := f.addrType + " . inet_service"
+	rs.objects = append(rs.objects,
+		&knftables.Set{Name: f.name(setPods), Type: f.addrType, Flags: interval},
+		&knftables.Set{Name: f.name(setCluster), Type: f.addrType, Flags: interval},
+		&knftables.Set{Name: f.name(setHairpin), Type: f.addrType + " . " + f.addrType},
+		&knftables.Map{Name: f.name(mapAddressPorts), Type: f.addrType + " . inet_proto . inet_service : " + pair},
+		&knftables.Map{Name: f.name(mapPorts), Type: "inet_proto . inet_service : " + pair},
+	)
+	rs.rule(chainHostPorts, "dnat", f.proto, "to", f.proto, "daddr . meta l4proto . th dport map @"+f.name(mapAddressPorts))
+	rs.rule(chainHostPorts, "meta nfproto", f.nfproto, "dnat", f.proto, "to meta l4proto . th dport map @"+f.name(mapPorts))
+	// A pod that reaches itself by a host port must see another address than its own, or it answers itself.
+	rs.rule(chainPostrouting, f.proto, "saddr .", f.proto, "daddr @"+f.name(setHairpin), "masquerade")
+	rs.rule(chainPostrouting, f.proto, "saddr @"+f.name(setPods), f.proto, "daddr != @"+f.name(setCluster),
+		f.proto, "daddr !=", f.multicast, "masquerade fully-random")
+
+	for _, p := range podCIDRs {
+		if f.hasNet(p) {
+			rs.element(&knftables.Element{Set: f.name(setPods), Key: []string{p.Masked().String()}})
+		}
+	}
+	for _, p := range clusterCIDRs {
+		if f.hasNet(p) {
+			rs.element(&knftables.Element{Set: f.name(setCluster), Key: []string{p.Masked().String()}})
+		}
+	}
+	seen := map[string]bool{} // two pods with the same port: the scheduler prevents it, the first wins here
+	for _, p := range ports {
+		if !f.has(p.Pod) {
+			continue
+		}
+		key, name := []string{p.Protocol, strconv.Itoa(int(p.Port))}, f.name(mapPorts)
+		if p.Host.IsValid() {
+			key, name = append([]string{p.Host.String()}, key...), f.name(mapAddressPorts)
+		}
+		if id := fmt.Sprint(key); !seen[id] {
+			seen[id] = true
+			rs.element(&knftables.Element{Map: name, Key: key, Value: []string{p.Pod.String(), strconv.Itoa(int(p.PodPort))}})
+		}
+		if id := p.Pod.String(); !seen[id] {
+			seen[id] = true
+			rs.element(&knftables.Element{Set: f.name(setHairpin), Key: []string{id, id}})
+		}
+	}
+}
+
+func (rs *ruleset) base(name string, t knftables.BaseChainType, hook knftables.BaseChainHook, prio knftables.BaseChainPriority) {
+	rs.objects = append(rs.objects, &knftables.Chain{Name: name, Type: &t, Hook: &hook, Priority: &prio})
+}
+
+func (rs *ruleset) rule(chain string, words ...any) {
+	rs.content = append(rs.content, &knftables.Rule{Chain: chain, Rule: knftables.Concat(words...)})
+}
+
+func (rs *ruleset) element(e *knftables.Element) { rs.content = append(rs.content, e) }
+
+func quoted(s string) string { return strconv.Quote(s) }

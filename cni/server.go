@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cni is the node's side of the pod network: it answers the CNI plugin over a unix socket.
+//
+// It owns the pods' addresses (containernetworking's host-local allocator), one veth pair and one host route per pod,
+// the bridge device that carries the node's own address in the pod network, the nftables table `coracle` (host ports,
+// masquerade) and the CNI configuration that makes the node network-ready. Pods are routed, not bridged: docs/adr/0020
+// says why. It never touches Services (package proxy), other hosts, or anybody else's tables, routes and devices.
+package cni
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/klog/v2"
+	"sigs.k8s.io/knftables"
+
+	"github.com/coracle-k8s/coracle/cni/wire"
+)
+
+// Defaults of Options.
+const (
+	DefaultBridge = "coracle0"
+	NetworkName   = "coracle"
+	PluginName    = "coracle-cni"
+)
+
+// Options are what a Server needs. Socket, StateDir, ConfDir, PodCIDRs and ClusterCIDRs are required.
+type Options struct {
+	// Socket is the unix socket that the plugin calls; its folder is made when missing.
+	Socket string
+	// StateDir keeps addresses and sandbox records over restarts.
+	StateDir string
+	// ConfDir is the folder where containerd looks for CNI configurations. The file there appears only once pods can
+	// be served, which is what makes the node network-ready.
+	ConfDir string
+	// Bridge names the device that carries the node's own address in the pod network.
+	Bridge string
+	// PodCIDRs delivers the node's pod CIDRs, IPv4 first, once they are known and whenever they change. What was known
+	// last time is used until then. See WatchPodCIDRs.
+	PodCIDRs <-chan []netip.Prefix
+	// ClusterCIDRs hold all pods of the cluster: traffic between them keeps its addresses.
+	ClusterCIDRs []netip.Prefix
+	// ServiceCIDRs get a route to Bridge, so that a host without any default route still reaches Services. May be empty.
+	ServiceCIDRs []netip.Prefix
+	// MTU of the pods' devices in bytes; 0 takes that of the default route's device.
+	MTU int
+	// NFT speaks to the table `coracle` of family inet; nil runs the program `nft` found on PATH.
+	NFT knftables.Interface
+	// Logger is klog's own when left zero.
+	Logger klog.Logger
+}
+
+// Server answers CNI calls. Make one with NewServer.
+type Server struct {
+	o       Options
+	log     klog.Logger
+	records *recordStore
+	ipam    *ipam
+	keys    keyLocks
+	rules   rulesApplier
+	network atomic.Pointer[network] // nil until pods can be served
+}
+
+// NewServer checks the options and reads what an earlier run left in StateDir. It changes nothing on the host yet.
+func NewServer(o Options) (*Server, error) {
+	if o.Socket == "" || o.StateDir == "" || o.ConfDir == "" || o.PodCIDRs == nil || len(o.ClusterCIDRs) == 0 {
+		return nil, errors.New("cni: Socket, StateDir, ConfDir, PodCIDRs and ClusterCIDRs are required")
+	}
+	if o.Bridge == "" {
+		o.Bridge = DefaultBridge
+	}
+	if o.Logger.GetSink() == nil {
+		o.Logger = klog.Background()
+	}
+	if o.NFT == nil {
+		nft, err := newNFT()
+		if err != nil {
+			return nil, err
+		}
+		o.NFT = nft
+	}
+	log := o.Logger.WithName("cni")
+	records, err := openRecords(filepath.Join(o.StateDir, "sandboxes"), log)
+	if err != nil {
+		return nil, err
+	}
+	addresses, err := openIPAM(filepath.Join(o.StateDir, "ipam"))
+	if err != nil {
+		return nil, err
+	}
+	return &Server{o: o, log: log, records: records, ipam: addresses, rules: rulesApplier{nft: o.NFT}}, nil
+}
+
+// Run serves until ctx is done, then waits for the calls in flight. Pods keep their network when it returns.
+func (s *Server) Run(ctx context.Context) error {
+	listener, err := listen(s.o.Socket)
+	if err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { listener.Close() })
+	defer stop()
+
+	wg.Go(func() { s.configureLoop(ctx) })
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("accepting CNI calls on %s: %w", s.o.Socket, err)
+		}
+		wg.Go(func() { s.serve(ctx, conn) })
+	}
+}
+
+// Ready says whether pods can be served.
+func (s *Server) Ready() bool { return s.network.Load() != nil }
+
+func listen(socket string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
+		return nil, fmt.Errorf("making the folder of the CNI socket: %w", err)
+	}
+	if conn, err := net.Dial("unix", socket); err == nil {
+		conn.Close()
+		return nil, fmt.Errorf("another process already serves the CNI socket %s: stop it first", socket)
+	}
+	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("removing the stale CNI socket: %w", err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return nil, fmt.Errorf("listening for CNI calls: %w", err)
+	}
+	if err := os.Chmod(socket, 0o600); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("protecting the CNI socket: %w", err)
+	}
+	return l, nil
+}
+
+// helloTimeout bounds how long a connected plugin may take to send its request.
+const helloTimeout = 10 * time.Second
+
+func (s *Server) serve(ctx context.Context, conn net.Conn) {
+	defer conn.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var req wire.Request
+	_ = conn.SetReadDeadline(time.Now().Add(helloTimeout))
+	if err := wire.Read(conn, &req); err != nil {
+		if !errors.Is(err, io.EOF) {
+			s.log.Info("Dropped a CNI call that could not be read", "err", err)
+		}
+		return
+	}
+	_ = conn.SetReadDeadline(time.Time{})
+
+	// A runtime that gives up kills the plugin, which closes the connection: the call is then undone.
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		_, _ = conn.Read(make([]byte, 1))
+		cancel()
+	}()
+	resp := s.handle(ctx, req)
+	if err := wire.Write(conn, resp); err != nil {
+		s.log.Info("Nobody waited for the answer to a CNI call", "command", req.Command, "container", req.ContainerID, "err", err)
+	}
+	conn.Close()
+	<-gone
+}
+
+// handle dispatches one request; it is the whole server but for the socket.
+func (s *Server) handle(ctx context.Context, req wire.Request) wire.Response {
+	start := time.Now()
+	var result any
+	conf, err := parseConf(req.Config)
+	if err == nil {
+		switch req.Command {
+		case wire.CommandAdd:
+			result, err = s.add(ctx, req, conf)
+		case wire.CommandDel:
+			err = s.del(ctx, req)
+		case wire.CommandCheck:
+			err = s.check(req)
+		case wire.CommandGC:
+			err = s.gc(ctx, conf)
+		case wire.CommandStatus:
+			err = s.status()
+		default:
+			err = wire.Errorf(wire.CodeInvalidEnvironment, "unknown command %q", req.Command)
+		}
+	}
+	resp := respond(result, conf, err)
+	if resp.Error != nil {
+		s.log.Info("CNI call failed", "command", req.Command, "container", req.ContainerID, "code", resp.Error.Code, "err", resp.Error)
+	} else {
+		s.log.V(2).Info("CNI call served", "command", req.Command, "container", req.ContainerID, "took", time.Since(start))
+	}
+	return resp
+}
+
+func respond(result any, conf pluginConf, err error) wire.Response {
+	var resp wire.Response
+	if err == nil && result != nil {
+		resp.Result, err = json.Marshal(result)
+	}
+	if err == nil {
+		return resp
+	}
+	var we *wire.Error
+	if !errors.As(err, &we) {
+		we = &wire.Error{Code: wire.CodeNetwork, Msg: err.Error()}
+	}
+	out := *we // an Error may be shared; the version is this call's
+	out.CNIVersion = conf.CNIVersion
+	return wire.Response{Error: &out}
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/cni/wire"
+)
+
+var errNotReady = wire.Errorf(wire.CodeTryAgainLater,
+	"network not ready yet: the node waits for its pod CIDR; running pods are not affected, try again later")
+
+// add serves ADD: a pod gets its device, addresses, routes and host ports, or nothing is left of the attempt.
+func (s *Server) add(ctx context.Context, req wire.Request, conf pluginConf) (_ any, err error) {
+	nw := s.network.Load()
+	if nw == nil {
+		return nil, errNotReady
+	}
+	ports, err := conf.ports()
+	if err != nil {
+		return nil, err
+	}
+	if err := checkNames(req); err != nil {
+		return nil, err
+	}
+	k := key{req.ContainerID, req.IfName}
+	defer s.keys.lock(k)()
+	if s.records.get(k) != nil {
+		return nil, wire.Errorf(wire.CodeMismatch, "%s of container %s is attached already: DEL it first", k.IfName, k.ContainerID)
+	}
+	ips, err := s.allocate(k, nw.podCIDRs)
+	if err != nil {
+		return nil, err
+	}
+	args := parseArgs(req.Args)
+	r := &record{
+		ContainerID: k.ContainerID, IfName: k.IfName, Netns: req.Netns, HostDevice: deviceName(k),
+		MAC: podMAC(ips[0]).String(), IPs: ips, Ports: ports,
+		Pod: args["K8S_POD_NAMESPACE"] + "/" + args["K8S_POD_NAME"],
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.forget(context.WithoutCancel(ctx), r))
+		}
+	}()
+	if err := attach(r, nw); err != nil {
+		return nil, err
+	}
+	if err := s.records.put(r); err != nil {
+		return nil, err
+	}
+	if len(r.Ports) > 0 {
+		if err := s.applyRules(ctx, nw.podCIDRs); err != nil {
+			return nil, err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("the runtime gave the call up: %w", err)
+	}
+	return result(r, nw, conf.CNIVersion)
+}
+
+// allocate takes addresses, collecting those of dead sandboxes first when none is free.
+func (s *Server) allocate(k key, cidrs []netip.Prefix) ([]netip.Addr, error) {
+	ips, err := s.ipam.allocate(k, cidrs)
+	if errors.Is(err, errExhausted) {
+		if err := s.collect(nil); err != nil {
+			return nil, err
+		}
+		ips, err = s.ipam.allocate(k, cidrs)
+	}
+	if errors.Is(err, errExhausted) {
+		return nil, wire.Errorf(wire.CodeExhausted,
+			"%v: every address belongs to a running pod; delete pods on this node, or give nodes a larger pod CIDR", err)
+	}
+	return ips, err
+}
+
+// del serves DEL. What is gone already is no error (CNI specification, section 2).
+func (s *Server) del(ctx context.Context, req wire.Request) error {
+	if err := checkNames(req); err != nil {
+		return err
+	}
+	k := key{req.ContainerID, req.IfName}
+	defer s.keys.lock(k)()
+	r := s.records.get(k)
+	if r == nil {
+		r = &record{ContainerID: k.ContainerID, IfName: k.IfName, HostDevice: deviceName(k)}
+	}
+	return s.forget(ctx, r)
+}
+
+// forget undoes an attachment, whole or half made; the caller holds its lock. Host ports go first and the address
+// last, so that nothing of the old pod points at the next owner of the address.
+func (s *Server) forget(ctx context.Context, r *record) error {
+	if err := s.records.remove(r.key()); err != nil {
+		return err
+	}
+	if len(r.Ports) > 0 {
+		if nw := s.network.Load(); nw != nil {
+			if err := s.applyRules(ctx, nw.podCIDRs); err != nil {
+				// The record stays, so that the runtime's next DEL tries again.
+				return errors.Join(err, s.records.put(r))
+			}
+		}
+	}
+	if err := detach(r); err != nil {
+		return errors.Join(err, s.records.put(r))
+	}
+	return s.ipam.release(r.key())
+}
+
+// check serves CHECK: the attachment is as ADD made it.
+func (s *Server) check(req wire.Request) error {
+	k := key{req.ContainerID, req.IfName}
+	defer s.keys.lock(k)()
+	r := s.records.get(k)
+	if r == nil {
+		return wire.Errorf(wire.CodeUnknownContainer, "%s of container %s is not attached", k.IfName, k.ContainerID)
+	}
+	if _, err := netlink.LinkByName(r.HostDevice); err != nil {
+		return wire.Errorf(wire.CodeMismatch, "the pod's device %s on the host: %v", r.HostDevice, err)
+	}
+	ns, err := netns.GetFromPath(req.Netns)
+	if err != nil {
+		return wire.Errorf(wire.CodeUnknownContainer, "opening the network namespace %s: %v", req.Netns, err)
+	}
+	defer ns.Close()
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("entering the pod's network namespace: %w", err)
+	}
+	defer h.Close()
+	link, err := h.LinkByName(r.IfName)
+	if err != nil {
+		return wire.Errorf(wire.CodeMismatch, "%s in the pod: %v", r.IfName, err)
+	}
+	addrs, err := h.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("listing the pod's addresses: %w", err)
+	}
+	have := map[netip.Addr]bool{}
+	for _, a := range addrs {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok {
+			have[ip.Unmap()] = true
+		}
+	}
+	for _, ip := range r.IPs {
+		if !have[ip] {
+			return wire.Errorf(wire.CodeMismatch, "%s in the pod lacks the address %s", r.IfName, ip)
+		}
+	}
+	return nil
+}
+
+// status serves STATUS: whether an ADD could be served.
+func (s *Server) status() error {
+	if !s.Ready() {
+		return wire.Errorf(wire.CodeUnavailable, "%s", errNotReady.Msg)
+	}
+	return nil
+}
+
+// gc serves GC: what the runtime does not list is removed.
+func (s *Server) gc(ctx context.Context, conf pluginConf) error {
+	valid := map[key]bool{}
+	for _, a := range conf.ValidAttachments {
+		valid[key{a.ContainerID, a.IfName}] = true
+	}
+	var errs []error
+	for _, r := range s.records.list() {
+		if !valid[r.key()] {
+			errs = append(errs, s.forgetLocked(ctx, r.key()))
+		}
+	}
+	errs = append(errs, s.collect(func(k key) bool { return valid[k] }))
+	return errors.Join(errs...)
+}
+
+func (s *Server) forgetLocked(ctx context.Context, k key) error {
+	defer s.keys.lock(k)()
+	r := s.records.get(k)
+	if r == nil {
+		return nil
+	}
+	return s.forget(ctx, r)
+}
+
+// collect removes what no living sandbox needs: records whose namespace is gone, and addresses without a record.
+// skip names attachments to leave alone; those with a call in flight are left alone anyway. A stale host port rule
+// stays until the next apply, which every caller but an exhausted ADD does.
+func (s *Server) collect(skip func(key) bool) error {
+	for _, r := range s.records.list() {
+		if skip != nil && skip(r.key()) || r.living() {
+			continue
+		}
+		if err := s.collectOne(r.key()); err != nil {
+			return err
+		}
+	}
+	owners, err := s.ipam.owners()
+	if err != nil {
+		return err
+	}
+	for k := range owners {
+		if skip != nil && skip(k) {
+			continue
+		}
+		if err := s.collectOne(k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Server) collectOne(k key) error {
+	// Waiting for a call in flight would deadlock two ADDs that collect for one another.
+	unlock, ok := s.keys.tryLock(k)
+	if !ok {
+		return nil
+	}
+	defer unlock()
+	if r := s.records.get(k); r != nil && r.living() {
+		return nil
+	}
+	s.log.Info("Releasing what a sandbox that is gone left behind", "container", k.ContainerID, "interface", k.IfName)
+	return errors.Join(s.records.remove(k), removeDevice(deviceName(k)), s.ipam.release(k))
+}
+
+// checkNames refuses names that are no file names: records are files.
+func checkNames(req wire.Request) error {
+	for _, n := range []string{req.ContainerID, req.IfName} {
+		if n == "" || n[0] == '.' || len(n) > 200 {
+			return wire.Errorf(wire.CodeInvalidEnvironment, "%s is no container ID or interface name", strconv.Quote(n))
+		}
+		for _, c := range n {
+			if c == '/' || c == 0 || c <= ' ' {
+				return wire.Errorf(wire.CodeInvalidEnvironment, "%s is no container ID or interface name", strconv.Quote(n))
+			}
+		}
+	}
+	return nil
+}
+
+// result is what ADD prints.
+func result(r *record, nw *network, version string) (any, error) {
+	out := &types100.Result{
+		CNIVersion: types100.ImplementedSpecVersion,
+		Interfaces: []*types100.Interface{
+			{Name: r.HostDevice, Mac: hostMAC.String(), Mtu: nw.mtu},
+			{Name: r.IfName, Mac: r.MAC, Mtu: nw.mtu, Sandbox: r.Netns},
+		},
+	}
+	for i, ip := range r.IPs {
+		out.IPs = append(out.IPs, &types100.IPConfig{
+			Interface: types100.Int(1), Address: *hostNet(ip), Gateway: gateway(nw.podCIDRs[i]).AsSlice(),
+		})
+	}
+	res, err := out.GetAsVersion(version)
+	if err != nil {
+		return nil, fmt.Errorf("writing the result as CNI %s: %w", version, err)
+	}
+	return res, nil
+}

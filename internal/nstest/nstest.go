@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package nstest lets root tests play with the network without touching the host's: the test binary runs again in
+// network and mount namespaces of its own, and makes further network namespaces that stand for pods and for machines
+// outside. When the process ends the kernel removes everything.
+//
+// It is for tests only.
+package nstest
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+const marker = "CORACLE_NSTEST"
+
+// Main runs m inside new namespaces when the process is root, plainly otherwise. TestMain passes its result to os.Exit.
+func Main(m *testing.M) int {
+	if os.Geteuid() != 0 {
+		return m.Run()
+	}
+	if os.Getenv(marker) != "" {
+		if err := enter(); err != nil {
+			fmt.Fprintln(os.Stderr, "nstest:", err)
+			return 1
+		}
+		return m.Run()
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), marker+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
+		Pdeathsig:  syscall.SIGKILL,
+	}
+	// The death signal follows the thread that forked, so this one has to stay.
+	runtime.LockOSThread()
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "nstest:", err)
+		return 1
+	}
+	return 0
+}
+
+func enter() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("making mounts private: %w", err)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		return fmt.Errorf("setting loopback up: %w", err)
+	}
+	return nil
+}
+
+// Require skips a test that needs the namespaces when there are none.
+func Require(t testing.TB) {
+	t.Helper()
+	if os.Getenv(marker) == "" {
+		t.Skip("needs root: it makes network namespaces")
+	}
+}
+
+// NS is a network namespace, bound to a file.
+type NS struct {
+	Path string
+	h    netns.NsHandle
+}
+
+// New makes an empty network namespace that lives until the test ends or Close.
+func New(t testing.TB) *NS {
+	t.Helper()
+	Require(t)
+	ns := &NS{Path: filepath.Join(t.TempDir(), "netns")}
+	if err := os.WriteFile(ns.Path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1) // the thread below ends whether or not anybody reads
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			err = unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), ns.Path, "", unix.MS_BIND, "")
+		}
+		done <- err
+	}()
+	err := <-done
+	if err == nil {
+		ns.h, err = netns.GetFromPath(ns.Path)
+	}
+	if err != nil {
+		t.Fatal("making a network namespace:", err)
+	}
+	t.Cleanup(ns.Close)
+	return ns
+}
+
+// Close lets go of the namespace; with its last process it ends.
+func (ns *NS) Close() {
+	if ns.h.IsOpen() {
+		ns.h.Close()
+		_ = unix.Unmount(ns.Path, unix.MNT_DETACH)
+		_ = os.Remove(ns.Path)
+	}
+}
+
+// Do runs f on a thread inside the namespace.
+func (ns *NS) Do(f func() error) error {
+	done := make(chan error, 1) // the thread below ends whether or not anybody reads
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends
+		if err := netns.Set(ns.h); err != nil {
+			done <- err
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// Link joins the process's own namespace (device hostDev) and ns (device nsDev) with a veth pair; addresses are in
+// CIDR form and may be empty.
+func (ns *NS) Link(t testing.TB, hostDev, nsDev string, hostAddrs, nsAddrs []string) {
+	t.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = hostDev
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: nsDev, PeerTxQLen: -1, PeerNamespace: netlink.NsFd(int(ns.h))}
+	if err := netlink.LinkAdd(veth); err != nil {
+		t.Fatal("making a veth pair:", err)
+	}
+	t.Cleanup(func() {
+		if l, err := netlink.LinkByName(hostDev); err == nil {
+			_ = netlink.LinkDel(l)
+		}
+	})
+	err := setup(hostDev, hostAddrs)
+	if err == nil {
+		err = ns.Do(func() error { return errors.Join(setup("lo", nil), setup(nsDev, nsAddrs)) })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func setup(dev string, addrs []string) error {
+	l, err := netlink.LinkByName(dev)
+	if err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		addr, err := netlink.ParseAddr(a)
+		if err != nil {
+			return err
+		}
+		if addr.IP.To4() == nil {
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if err := netlink.AddrAdd(l, addr); err != nil {
+			return fmt.Errorf("adding %s to %s: %w", a, dev, err)
+		}
+	}
+	return netlink.LinkSetUp(l)
+}
+
+// AddRoute adds a route to dst by gw in the calling thread's namespace; use it alone or inside Do.
+func AddRoute(dst, gw string) error {
+	_, n, err := net.ParseCIDR(dst)
+	if err != nil {
+		return err
+	}
+	return netlink.RouteAdd(&netlink.Route{Dst: n, Gw: net.ParseIP(gw)})
+}
