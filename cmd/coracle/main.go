@@ -21,13 +21,14 @@ func main() {
 		debug.SetGCPercent(gcPercent)
 	}
 	app := &cli.App{
-		RunServer: runServer,
-		Unpack:    unpack,
-		Stdin:     os.Stdin,
-		Stdout:    os.Stdout,
-		Stderr:    os.Stderr,
-		Environ:   os.Environ(),
-		Host:      config.LocalHost{},
+		RunServer:  runServer,
+		Unpack:     unpack,
+		Encryption: keys{},
+		Stdin:      os.Stdin,
+		Stdout:     os.Stdout,
+		Stderr:     os.Stderr,
+		Environ:    os.Environ(),
+		Host:       config.LocalHost{},
 	}
 	os.Exit(app.Main(context.Background(), os.Args))
 }

@@ -1,20 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package version knows which coracle this is. It owns the variables that the linker fills in and nothing else.
+// Package version knows which coracle this is. The linker fills in the variables of Kubernetes' own version package,
+// since every client asks for those; a coracle's version is Kubernetes' with "+coracle" and a number behind it.
 package version
 
 import (
 	"runtime"
+	"strings"
 
 	k8s "k8s.io/component-base/version"
 )
 
-// Filled in by the linker: -X github.com/coracle-k8s/coracle/internal/version.version=v0.1.0
-var (
-	version = "v0.0.0-dev"
-	commit  = ""
-	date    = ""
-)
+// unlinked is the version of a binary that was built without the Makefile.
+const unlinked = "v0.0.0-dev"
 
 // Info says what the binary was made of.
 type Info struct {
@@ -29,12 +27,20 @@ type Info struct {
 
 // Get returns what is known. Carried is the caller's to add.
 func Get() Info {
-	return Info{
-		Coracle:    version,
-		Commit:     commit,
-		Date:       date,
-		Kubernetes: k8s.Get().GitVersion,
-		Go:         runtime.Version(),
-		Platform:   runtime.GOOS + "/" + runtime.GOARCH,
+	v := k8s.Get()
+	i := Info{
+		Coracle:  v.GitVersion,
+		Commit:   v.GitCommit,
+		Date:     v.BuildDate,
+		Go:       runtime.Version(),
+		Platform: runtime.GOOS + "/" + runtime.GOARCH,
 	}
+	if strings.Contains(v.GitVersion, "$") { // git's placeholders, as they are in the module
+		i.Coracle, i.Commit, i.Date = unlinked, "", ""
+	}
+	if v.GitTreeState == "dirty" {
+		i.Commit += " (with changes)"
+	}
+	i.Kubernetes, _, _ = strings.Cut(i.Coracle, "+")
+	return i
 }

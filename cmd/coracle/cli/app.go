@@ -27,6 +27,8 @@ type App struct {
 	Unpack func(dataDir string) (string, error)
 	// Carried are the versions of the carried programs by name.
 	Carried func() map[string]string
+	// Encryption looks after the store's keys.
+	Encryption Encryption
 
 	Stdin   io.Reader
 	Stdout  io.Writer
@@ -60,7 +62,7 @@ Start a cluster of one machine with "coracle server", look at it with "coracle s
 		SilenceUsage:      true,
 		Version:           version.Get().Coracle,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
-		Args:              cobra.NoArgs,
+		Args:              subcommand,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetIn(a.Stdin)
@@ -69,21 +71,12 @@ Start a cluster of one machine with "coracle server", look at it with "coracle s
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{cmd, config.ExplainFlagError(err, cmd.Flags())}
 	})
-	root.Args = func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return nil
-		}
-		msg := fmt.Sprintf("unknown command %q", args[0])
-		if best := config.Nearest(args[0], commandNames(cmd)); best != "" {
-			msg += "; did you mean: coracle " + best + "?"
-		}
-		return usageError{cmd, errors.New(msg)}
-	}
 	root.AddGroup(&cobra.Group{ID: groupRun, Title: "Run a cluster:"}, &cobra.Group{ID: groupUse, Title: "Use and look after it:"})
 	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true}) // --help is enough
 	root.AddCommand(
 		a.serverCommand(), a.agentCommand(),
-		a.kubectlCommand(), a.ctrCommand(), a.crictlCommand(), a.statusCommand(),
+		a.statusCommand(), a.kubectlCommand(), a.ctrCommand(), a.crictlCommand(),
+		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(),
 		a.versionCommand(), a.completionCommand(),
 	)
 	return root
@@ -190,6 +183,18 @@ func noArgs(cmd *cobra.Command, args []string) error {
 		return usageError{cmd, fmt.Errorf("unexpected argument %q", args[0])}
 	}
 	return nil
+}
+
+// subcommand refuses names of commands that are not there; it is for commands that only hold others.
+func subcommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	msg := fmt.Sprintf("unknown command %q", args[0])
+	if best := config.Nearest(args[0], commandNames(cmd)); best != "" {
+		msg += "; did you mean: " + cmd.CommandPath() + " " + best + "?"
+	}
+	return usageError{cmd, errors.New(msg)}
 }
 
 // sources are where a command's settings come from.

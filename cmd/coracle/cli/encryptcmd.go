@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+)
+
+// Encryption looks after the keys with which the store's secrets are encrypted. Main supplies it; dir is the server's
+// folder for credentials.
+type Encryption interface {
+	// Status describes keys and rotation without secrets.
+	Status(dir string) (EncryptionStatus, error)
+	// Rotate replaces the key. Progress is told of stages and of objects written again.
+	Rotate(ctx context.Context, dir string, client *rest.Config, progress func(stage string, objects int)) error
+}
+
+// EncryptionStatus is what secrets-encrypt status prints.
+type EncryptionStatus struct {
+	Key       string    `json:"key,omitempty"`       // the one that writes
+	Readable  []string  `json:"readable,omitempty"`  // those that may still read
+	Encrypted []string  `json:"encrypted,omitempty"` // resources
+	ByHand    bool      `json:"byHand,omitempty"`    // the operator wrote the configuration
+	Rotating  string    `json:"rotating,omitempty"`  // the stage of an unfinished rotation
+	Started   time.Time `json:"started,omitzero"`    // of the last rotation
+	Finished  time.Time `json:"finished,omitzero"`
+}
+
+func (a *App) encryptCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "secrets-encrypt", GroupID: groupUse, Short: "Look at and rotate the key that encrypts Secrets in the store", Args: subcommand,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.encryptStatusCommand(), a.encryptRotateCommand())
+	return cmd
+}
+
+func (a *App) encryptStatusCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "status", Short: "Say what is encrypted and with which key", Args: noArgs}
+	flags := addPlaces(cmd)
+	form := addOutput(cmd, "text", "json")
+	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
+		t, err := config.LoadTool(a.sources(flags))
+		if err != nil {
+			return err
+		}
+		s, err := a.Encryption.Status(t.Paths.CredDir)
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+			return errors.New("only root may look at the keys; use sudo")
+		case errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("there are no keys below %s: no server has run with this data directory", t.Paths.ServerDir)
+		case err != nil:
+			return err
+		}
+		if form.value == "json" {
+			return printJSON(cmd.OutOrStdout(), s)
+		}
+		fmt.Fprint(cmd.OutOrStdout(), encryptionText(s))
+		return nil
+	})
+	return cmd
+}
+
+func encryptionText(s EncryptionStatus) string {
+	var b strings.Builder
+	switch {
+	case s.ByHand:
+		b.WriteString("The encryption configuration was written by hand; coracle leaves it alone.\n")
+	case len(s.Encrypted) == 0:
+		b.WriteString("Nothing is encrypted when written (--secrets-encryption=false).\n")
+	default:
+		fmt.Fprintf(&b, "Encrypted  %s\n", strings.Join(s.Encrypted, ", "))
+		fmt.Fprintf(&b, "Key        %s\n", s.Key)
+	}
+	if len(s.Readable) > 1 {
+		fmt.Fprintf(&b, "Readable   with %s\n", strings.Join(s.Readable, ", "))
+	}
+	switch {
+	case s.Rotating != "":
+		fmt.Fprintf(&b, "Rotation   stopped at the stage %q, begun %s; go on with: coracle secrets-encrypt rotate\n", s.Rotating, s.Started.Local().Format(time.DateTime))
+	case s.Finished.IsZero():
+		b.WriteString("Rotation   never\n")
+	default:
+		fmt.Fprintf(&b, "Rotation   last done %s\n", s.Finished.Local().Format(time.DateTime))
+	}
+	return b.String()
+}
+
+func (a *App) encryptRotateCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "rotate", Aliases: []string{"rotate-keys"}, Short: "Replace the key and encrypt everything anew", Args: noArgs,
+		Long: `Makes a new key, has everything written again with it, and forgets the old one. The cluster works on meanwhile. If it
+is interrupted, everything stays readable, and running it again goes on.`,
+	}
+	flags := addPlaces(cmd)
+	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
+		t, err := config.LoadTool(a.sources(flags))
+		if err != nil {
+			return err
+		}
+		rc, err := adminConfig(t)
+		if err != nil {
+			return err
+		}
+		rc.Timeout = 0 // listing many objects may take long; the user can interrupt
+		out := cmd.OutOrStdout()
+		progress := func(stage string, objects int) {
+			if objects == 0 {
+				fmt.Fprintln(out, stage)
+			} else if objects%500 == 0 {
+				fmt.Fprintf(out, "%s: %d objects\n", stage, objects)
+			}
+		}
+		return a.Encryption.Rotate(cmd.Context(), t.Paths.CredDir, rc, progress)
+	})
+	return cmd
+}

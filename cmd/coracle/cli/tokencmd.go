@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/server/token"
+)
+
+// defaultTTL is how long a token made by token create works.
+const defaultTTL = 24 * time.Hour
+
+// apiTimeout bounds one request to the API server.
+const apiTimeout = 15 * time.Second
+
+func (a *App) tokenCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "token", GroupID: groupUse, Short: "Print, make, list and delete the tokens with which machines join",
+		Long: `A machine joins with a token. Each cluster has two that last: the server token, which may add servers, and the agent
+token, which may add nodes only. Further ones that expire are made with "coracle token create".`,
+		Args: subcommand,
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	cmd.AddCommand(a.tokenPrintCommand(), a.tokenCreateCommand(), a.tokenListCommand(), a.tokenDeleteCommand())
+	return cmd
+}
+
+func (a *App) tokenPrintCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "print", Short: "Print the token for adding nodes or, with --server, the one for adding servers", Args: noArgs}
+	flags := addPlaces(cmd)
+	server := cmd.Flags().Bool("server", false, "Print the token that may add servers: whoever has it can read every secret of the cluster")
+	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
+		t, err := config.LoadTool(a.sources(flags))
+		if err != nil {
+			return err
+		}
+		path := t.Paths.AgentTokenFile
+		if *server {
+			path = t.Paths.TokenFile
+		}
+		tok, err := readToken(path)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(cmd.OutOrStdout(), tok)
+		return nil
+	})
+	return cmd
+}
+
+func (a *App) tokenCreateCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "create [ID.SECRET]", Short: "Make a token with which nodes can join until it expires", Args: cobra.MaximumNArgs(1),
+	}
+	flags := addPlaces(cmd)
+	ttl := cmd.Flags().Duration("ttl", defaultTTL, "How long it works; 0 for ever")
+	description := cmd.Flags().String("description", "", "What it is for")
+	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
+		t, err := config.LoadTool(a.sources(flags))
+		if err != nil {
+			return err
+		}
+		// The hash of the cluster's authority is in the tokens that the server made.
+		own, err := readToken(t.Paths.AgentTokenFile)
+		if err != nil {
+			return err
+		}
+		o := token.CreateOptions{TTL: *ttl, Description: *description, Now: time.Now()}
+		if len(args) > 0 {
+			o.Token = args[0]
+		}
+		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
+			b, err := token.Create(ctx, c, o)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), b.Token(own.CAHash))
+			return nil
+		})
+	})
+	return cmd
+}
+
+// listedToken is a token without its secret.
+type listedToken struct {
+	ID          string    `json:"id"`
+	Expires     time.Time `json:"expires,omitzero"`
+	Description string    `json:"description,omitempty"`
+	Expired     bool      `json:"expired"`
+}
+
+func (a *App) tokenListCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "list", Short: "List the tokens that expire", Args: noArgs}
+	flags := addPlaces(cmd)
+	form := addOutput(cmd, "text", "json")
+	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
+		t, err := config.LoadTool(a.sources(flags))
+		if err != nil {
+			return err
+		}
+		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
+			found, err := token.List(ctx, c)
+			if err != nil {
+				return err
+			}
+			now, out := time.Now(), []listedToken{}
+			for _, b := range found {
+				out = append(out, listedToken{b.ID, b.Expires, b.Description, b.Expired(now)})
+			}
+			if form.value == "json" {
+				return printJSON(cmd.OutOrStdout(), out)
+			}
+			tw := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(tw, "ID\tWORKS FOR\tDESCRIPTION")
+			for _, b := range out {
+				fmt.Fprintf(tw, "%s\t%s\t%s\n", b.ID, worksFor(b, now), b.Description)
+			}
+			return tw.Flush()
+		})
+	})
+	return cmd
+}
+
+func worksFor(t listedToken, now time.Time) string {
+	switch {
+	case t.Expires.IsZero():
+		return "ever"
+	case t.Expired:
+		return "no more"
+	}
+	return age(t.Expires.Sub(now))
+}
+
+func (a *App) tokenDeleteCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "delete ID...", Short: "End tokens at once", Args: cobra.MinimumNArgs(1)}
+	flags := addPlaces(cmd)
+	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
+		t, err := config.LoadTool(a.sources(flags))
+		if err != nil {
+			return err
+		}
+		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
+			for _, id := range args {
+				if err := token.Delete(ctx, c, id); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+	return cmd
+}
+
+func readToken(path string) (token.Token, error) {
+	text, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return token.Token{}, fmt.Errorf("there is no token at %s: no server has run with this data directory. Start one with: coracle server", path)
+	case errors.Is(err, fs.ErrPermission):
+		return token.Token{}, fmt.Errorf("this user may not read %s; use sudo", path)
+	case err != nil:
+		return token.Token{}, fmt.Errorf("reading the token: %w", err)
+	}
+	t, err := token.Parse(string(text))
+	if err != nil {
+		return token.Token{}, fmt.Errorf("the token in %s is damaged: %w", path, err)
+	}
+	return t, nil
+}
+
+// adminConfig finds the administrator's credentials of the server on this machine.
+func adminConfig(t *config.Tool) (*rest.Config, error) {
+	var first error
+	for _, path := range []string{t.Paths.AdminKubeconfig, t.Kubeconfig} {
+		c, err := clientcmd.BuildConfigFromFlags("", path)
+		if err == nil {
+			c.Timeout = apiTimeout
+			return c, nil
+		}
+		if first == nil || errors.Is(first, fs.ErrNotExist) {
+			first = err
+		}
+	}
+	if errors.Is(first, fs.ErrPermission) {
+		return nil, errors.New("only root may do this; use sudo")
+	}
+	return nil, fmt.Errorf("the administrator's kubeconfig of a server on this machine is needed: %w", first)
+}
+
+// withClient runs f against this machine's API server.
+func (a *App) withClient(ctx context.Context, t *config.Tool, f func(context.Context, kubernetes.Interface) error) error {
+	rc, err := adminConfig(t)
+	if err != nil {
+		return err
+	}
+	c, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		return fmt.Errorf("making a client: %w", err)
+	}
+	if err := f(ctx, c); err != nil {
+		if strings.Contains(err.Error(), "connection refused") {
+			return fmt.Errorf("%w; does the server run? coracle status tells", err)
+		}
+		return err
+	}
+	return nil
+}
