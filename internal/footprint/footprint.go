@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package footprint gives back memory that a start-up used once: pages of the program's own file, and free heap.
+//
+// A process that carries all of Kubernetes touches most of its 150 MB of text and read-only data while it starts and a
+// third of that afterwards. The kernel keeps those pages mapped, and charges them, until memory is short; by then a
+// small board is swapping or killing. Forgetting them is safe at any time: the next use reads them from the page
+// cache or the file.
+package footprint
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// mapping is one range of addresses, end not included.
+type mapping struct{ start, end uintptr }
+
+// Trim returns free heap to the kernel and forgets the program's own clean pages. The advice to expect random access
+// stays in force: without it a fault reads whole stretches of the file back in.
+func Trim() error {
+	debug.FreeOSMemory()
+	f, err := os.Open("/proc/self/maps")
+	if err != nil {
+		return fmt.Errorf("reading this process' mappings: %w", err)
+	}
+	defer f.Close()
+	exe, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return fmt.Errorf("finding this program's file: %w", err)
+	}
+	own, err := clean(f, exe)
+	if err != nil {
+		return fmt.Errorf("reading this process' mappings: %w", err)
+	}
+	for _, m := range own {
+		for _, advice := range []uintptr{unix.MADV_RANDOM, unix.MADV_DONTNEED} {
+			if _, _, errno := unix.Syscall(unix.SYS_MADVISE, m.start, m.end-m.start, advice); errno != 0 {
+				return fmt.Errorf("forgetting pages %x-%x: %w", m.start, m.end, errno)
+			}
+		}
+	}
+	return nil
+}
+
+// clean lists the mappings of a file that this process can never have written to (proc_pid_maps(5)): what was written
+// would be lost.
+func clean(maps io.Reader, exe string) ([]mapping, error) {
+	var out []mapping
+	s := bufio.NewScanner(maps)
+	for s.Scan() {
+		f := strings.Fields(s.Text())
+		if len(f) < 6 || strings.Join(f[5:], " ") != exe || strings.Contains(f[1], "w") {
+			continue
+		}
+		from, to, ok := strings.Cut(f[0], "-")
+		start, err1 := strconv.ParseUint(from, 16, 64)
+		end, err2 := strconv.ParseUint(to, 16, 64)
+		if !ok || err1 != nil || err2 != nil || end <= start {
+			return nil, fmt.Errorf("a line that is not understood: %q", s.Text())
+		}
+		out = append(out, mapping{uintptr(start), uintptr(end)})
+	}
+	return out, s.Err()
+}
