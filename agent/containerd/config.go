@@ -34,13 +34,13 @@ func serverConfig(o Options, snapshotter string, h host) *srvconfig.Config {
 			"io.containerd.server.v1.grpc-tcp",
 		},
 		Plugins: map[string]any{
-			"io.containerd.server.v1.grpc":           map[string]any{"address": o.Address()},
-			"io.containerd.server.v1.ttrpc":          map[string]any{"address": o.Address() + ".ttrpc"},
-			"io.containerd.shim.v1.manager":          map[string]any{"socket_dir": shimSocketDir(o.State)},
-			"io.containerd.cri.v1.images":            imagesConfig(o, snapshotter),
-			"io.containerd.cri.v1.runtime":           runtimeConfig(o, h),
-			"io.containerd.transfer.v1.local":        transferConfig(o, snapshotter),
-			"io.containerd.gc.v1.scheduler":          map[string]any{"startup_delay": "10s"}, // the node's first seconds are busy enough
+			"io.containerd.server.v1.grpc":    map[string]any{"address": o.Address()},
+			"io.containerd.server.v1.ttrpc":   map[string]any{"address": o.Address() + ".ttrpc"},
+			"io.containerd.shim.v1.manager":   map[string]any{"socket_dir": shimSocketDir(o.State)},
+			"io.containerd.cri.v1.images":     imagesConfig(o, snapshotter),
+			"io.containerd.cri.v1.runtime":    runtimeConfig(o, h),
+			"io.containerd.transfer.v1.local": transferConfig(o, snapshotter),
+			"io.containerd.gc.v1.scheduler":   map[string]any{"startup_delay": "10s"}, // the node's first seconds are busy enough
 		},
 	}
 }
@@ -49,10 +49,26 @@ func imagesConfig(o Options, snapshotter string) map[string]any {
 	return map[string]any{
 		"snapshotter":   snapshotter,
 		"pinned_images": map[string]any{"sandbox": o.PauseImage},
-		"registry":      map[string]any{"config_path": o.RegistryDir},
+		"registry":      registryConfig(o),
 		// Walks every snapshot. Ten seconds is upstream's default; disks do not fill that fast, and idle should cost nothing.
 		"stats_collect_period": 120,
 	}
+}
+
+// registryConfig names the folder of hosts.toml files. Credentials have no place in those; the older key beside them has,
+// and makes containerd pull with its client library where it would use the transfer service.
+func registryConfig(o Options) map[string]any {
+	c := map[string]any{"config_path": o.RegistryDir}
+	if len(o.RegistryAuths) > 0 {
+		hosts := map[string]any{}
+		for host, a := range o.RegistryAuths {
+			hosts[host] = map[string]any{"auth": map[string]any{
+				"username": a.Username, "password": a.Password, "auth": a.Auth, "identitytoken": a.IdentityToken,
+			}}
+		}
+		c["configs"] = hosts
+	}
+	return c
 }
 
 // transferConfig repeats what the image service was told: pulls go through the transfer service, which has settings of its own.

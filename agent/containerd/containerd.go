@@ -53,11 +53,17 @@ type Options struct {
 	RegistryDir string
 	// PauseImage is the full name of the sandbox image. It must be imported: it is never pulled successfully without a registry.
 	PauseImage string
+	// RegistryAuths are credentials by the host that asks for them.
+	RegistryAuths map[string]RegistryAuth
 	// Snapshotter is "overlayfs", "native" or "auto", which takes overlayfs where the file system under Root carries it.
 	Snapshotter string
-	// Logger receives containerd's log; Debug adds its informational lines.
+	// Logger receives what this package has to say; containerd itself logs through logrus' standard logger.
 	Logger *slog.Logger
-	Debug  bool
+}
+
+// RegistryAuth is a name and a password, both as base64 in Auth, or a token.
+type RegistryAuth struct {
+	Username, Password, Auth, IdentityToken string
 }
 
 // Address is the gRPC socket, which CRI clients, ctr and crictl use.
@@ -69,6 +75,7 @@ type Server struct {
 	snapshotter string
 	server      *server.Server
 	client      *client.Client
+	announce    func(ctx context.Context, name string) error
 	fatal       *fatalTrap
 	stopOnce    sync.Once
 }
@@ -84,7 +91,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	s := &Server{opts: o, fatal: installLog(o.Logger, o.Debug)}
+	s := &Server{opts: o, fatal: setTrap()}
 	if err := s.prepare(); err != nil {
 		return nil, err
 	}
@@ -95,7 +102,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err := prepareTempMounts(o.Root); err != nil {
 		o.Logger.Warn("containerd: could not clean up temporary mounts of an earlier run", "error", err)
 	}
-	registerClientPlugin(func(c *client.Client) { s.client = c })
+	registerClientPlugin(s)
 
 	// The server keeps this context for its background work; cancelling it half-way would leave plugins running on
 	// nothing, so it lives until the process ends and Stop closes the plugins in order.
@@ -163,6 +170,9 @@ func (s *Server) waitReady(ctx context.Context) error {
 // Client returns a client without sockets or serialization, bound to the Kubernetes namespace.
 func (s *Server) Client() *client.Client { return s.client }
 
+// Announce tells the CRI service about an image that the client has added, so that the kubelet sees it at once.
+func (s *Server) Announce(ctx context.Context, name string) error { return s.announce(ctx, name) }
+
 // Snapshotter is the name of the snapshotter in use.
 func (s *Server) Snapshotter() string { return s.snapshotter }
 
@@ -197,13 +207,13 @@ func prepareTempMounts(root string) error {
 
 // registerClientPlugin adds a plugin of ours that is handed containerd's services in memory. It must be called before
 // server.New, which builds the plugin graph.
-func registerClientPlugin(set func(*client.Client)) {
+func registerClientPlugin(s *Server) {
 	registry.Register(&plugin.Registration{
 		Type: plugins.InternalPlugin,
 		ID:   "coracle-client",
 		Requires: []plugin.Type{
 			plugins.EventPlugin, plugins.LeasePlugin, plugins.ServicePlugin, plugins.SandboxStorePlugin,
-			plugins.TransferPlugin, plugins.SandboxControllerPlugin,
+			plugins.TransferPlugin, plugins.SandboxControllerPlugin, plugins.CRIServicePlugin,
 		},
 		InitFn: func(ic *plugin.InitContext) (any, error) {
 			c, err := client.New("",
@@ -214,7 +224,17 @@ func registerClientPlugin(set func(*client.Client)) {
 			if err != nil {
 				return nil, fmt.Errorf("make the in-memory client: %w", err)
 			}
-			set(c)
+			images, err := ic.GetByID(plugins.CRIServicePlugin, "images")
+			if err != nil {
+				return nil, fmt.Errorf("find the CRI image service: %w", err)
+			}
+			updater, ok := images.(interface {
+				UpdateImage(ctx context.Context, name string) error
+			})
+			if !ok {
+				return nil, fmt.Errorf("the CRI image service %T takes no images any more", images)
+			}
+			s.client, s.announce = c, updater.UpdateImage
 			return c, nil
 		},
 	})

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent is one node: containerd, the kubelet, the images that need no registry, the pod network, the Service
+// proxy and the cluster DNS, all in this process.
+//
+// It owns DataDir/agent, RunDir and, at the default data directory, /var/lib/kubelet; the order in which the parts start
+// and stop; and what is reported of them. It never stops a pod: containers belong to their shims, and the next run finds
+// them. It knows the cluster through the API alone and never imports the server.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/coracle-k8s/coracle/agent/containerd"
+	"github.com/coracle-k8s/coracle/agent/images"
+	"github.com/coracle-k8s/coracle/agent/kubelet"
+	"github.com/coracle-k8s/coracle/agent/registries"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// Run runs the node until ctx is done or a part of it fails for good. Pods go on either way. A process runs one node once:
+// containerd and the kubelet cannot be started a second time.
+func Run(ctx context.Context, o Options) error {
+	o, err := o.complete()
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{o.paths().agent, o.RunDir} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("agent: make its folder: %w", err)
+		}
+	}
+	runtime, err := startRuntime(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer runtime.Stop() // last: the kubelet and the network have ended by then
+
+	folder, err := importImages(ctx, o, runtime)
+	if err != nil {
+		return err
+	}
+	network, err := o.network(o, o.paths().cniConf)
+	if err != nil {
+		return err
+	}
+	return runParts(ctx, o, runtime, folder, network)
+}
+
+// startRuntime starts containerd with the operator's registries.
+func startRuntime(ctx context.Context, o Options) (*containerd.Server, error) {
+	part := o.part("containerd")
+	config, err := registries.Load(o.RegistriesFile)
+	if err != nil {
+		return nil, err
+	}
+	if err := config.Write(o.paths().registries); err != nil {
+		return nil, err
+	}
+	auths := map[string]containerd.RegistryAuth{}
+	for host, a := range config.Auths() {
+		auths[host] = containerd.RegistryAuth(a)
+	}
+	server, err := containerd.Start(ctx, o.containerd(auths))
+	if err != nil {
+		part.Set(status.Failed, err.Error())
+		return nil, err
+	}
+	part.Set(status.Running, "")
+	return server, nil
+}
+
+// importImages brings in the pause image, without which no pod starts, and then the operator's archives. That comes before
+// the kubelet: a pod whose image is not there yet would fail to pull it and wait minutes for the next try.
+func importImages(ctx context.Context, o Options, runtime *containerd.Server) (*images.Folder, error) {
+	part := o.part("images")
+	store := images.Containerd{Client: runtime.Client(), Snapshotter: runtime.Snapshotter(), Announce: runtime.Announce}
+	if o.PauseTar != "" {
+		if err := importPause(ctx, o, store); err != nil {
+			part.Set(status.Failed, err.Error())
+			return nil, err
+		}
+	}
+	folder := &images.Folder{Dir: o.ImagesDir, RecordFile: o.paths().imageRecord, Store: store, Logger: o.Logger}
+	if err := folder.ImportAll(ctx); err != nil {
+		part.Set(status.Failed, err.Error())
+		return nil, err
+	}
+	part.Set(status.Running, "")
+	return folder, nil
+}
+
+// importPause imports at every start: the archive is a few kilobytes, and what is there may be of another version.
+func importPause(ctx context.Context, o Options, store images.Store) error {
+	f, err := os.Open(o.PauseTar)
+	if err != nil {
+		return fmt.Errorf("agent: the carried pause image: %w", err)
+	}
+	defer f.Close()
+	if _, err := store.Import(ctx, f, "docker.io/coracle/pause"); err != nil {
+		return fmt.Errorf("agent: import the carried pause image: %w", err)
+	}
+	if has, err := store.Has(ctx, o.PauseImage); err != nil || !has {
+		return errors.Join(fmt.Errorf("agent: the carried pause image is not called %s", o.PauseImage), err)
+	}
+	return nil
+}
+
+// networkRunner is the node's network: it runs until its context is done.
+type networkRunner interface {
+	Run(ctx context.Context) error
+}
+
+// runParts runs the parts that run as long as the node. The first that fails stops the others.
+func runParts(ctx context.Context, o Options, runtime *containerd.Server, folder *images.Folder, network networkRunner) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	run := func(name string, f func(context.Context) error) {
+		part := o.part(name)
+		part.Set(status.Running, "")
+		wg.Go(func() {
+			err := f(ctx)
+			if err != nil && ctx.Err() == nil {
+				part.Set(status.Failed, err.Error())
+				cancel(err)
+				return
+			}
+			part.Set(status.Stopped, "")
+		})
+	}
+	run("images", folder.Run)
+	run("network", network.Run)
+	run("kubelet", func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(runtime.Address())) })
+	wg.Go(func() { watchNode(ctx, o) })
+	wg.Go(func() {
+		select {
+		case <-ctx.Done():
+		case err := <-runtime.Failed():
+			o.part("containerd").Set(status.Failed, err.Error())
+			cancel(fmt.Errorf("agent: containerd failed: %w; pods keep running, and a restart of coracle finds them", err))
+		}
+	})
+	<-ctx.Done()
+	wg.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+func (o Options) kubelet(socket string) kubelet.Options {
+	p := o.paths()
+	return kubelet.Options{
+		RootDir: p.kubeletRoot, PodLogsDir: p.podLogs, StaticPodDir: o.StaticPodDir, RuntimeSocket: socket,
+		Kubeconfig: o.KubeletKubeconfig, ServingCertFile: o.KubeletServingCert, ServingKeyFile: o.KubeletServingKey,
+		ClientCAFile: o.ClientCAFile, NodeName: o.NodeName, NodeIPs: o.NodeIPs, Labels: o.Labels, Taints: o.Taints,
+		ClusterDNS: o.ClusterDNS, ClusterDomain: o.ClusterDomain, ResolvConf: o.ResolvConf, LeaseDuration: o.LeaseDuration,
+		Args: o.KubeletArgs,
+	}
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// nodePoll is how often the Node is looked at until it is ready; afterwards nobody looks.
+const nodePoll = 250 * time.Millisecond
+
+// watchNode reports how far the node has come in the eyes of the API server, until it is ready.
+func watchNode(ctx context.Context, o Options) {
+	part := o.part("node")
+	part.Set(status.Starting, "not registered yet")
+	nodes, err := nodeClient(o.KubeletKubeconfig)
+	if err != nil {
+		part.Set(status.Degraded, err.Error()) // the kubelet reports the same and fails
+		return
+	}
+	started := time.Now().Truncate(time.Second) // the API keeps seconds
+	ticker := time.NewTicker(nodePoll)
+	defer ticker.Stop()
+	for {
+		node, err := nodes.Get(ctx, o.NodeName, metav1.GetOptions{})
+		switch ready, why := readyCondition(node, started); {
+		case err != nil:
+			part.Set(status.Starting, "not registered yet: "+err.Error())
+		case ready:
+			part.Set(status.Running, "")
+			if o.Ready != nil {
+				o.Ready()
+			}
+			return
+		default:
+			part.Set(status.Starting, "registered, not ready yet: "+why)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// readyCondition is what the kubelet has reported since started; what an earlier run reported does not count.
+func readyCondition(node *corev1.Node, started time.Time) (ready bool, why string) {
+	if node == nil {
+		return false, ""
+	}
+	for _, c := range node.Status.Conditions {
+		if c.Type == corev1.NodeReady && !c.LastHeartbeatTime.Time.Before(started) {
+			return c.Status == corev1.ConditionTrue, c.Message
+		}
+	}
+	return false, "the kubelet has not reported yet"
+}
+
+// nodeClient makes a client of the core group alone; the whole clientset costs memory for groups that nobody asks.
+func nodeClient(kubeconfig string) (corev1client.NodeInterface, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("agent: read the node's credentials: %w", err)
+	}
+	client, err := corev1client.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("agent: make the node's client: %w", err)
+	}
+	return client.Nodes(), nil
+}

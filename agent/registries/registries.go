@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package registries turns the operator's registries.yaml, written as k3s wants it, into containerd's configuration:
+// one folder with a hosts.toml for each registry, and the credentials that belong to hosts.
+//
+// It owns the folder it writes and empties it first. It never talks to a registry.
+//
+//	mirrors:
+//	  docker.io:                       # or "*" for every registry without an entry of its own
+//	    endpoint: ["https://mirror.example.org", "http://10.0.0.5:5000"]
+//	    rewrite: {"^library/(.*)": "cache/$1"}
+//	configs:
+//	  mirror.example.org:
+//	    auth: {username: u, password: p}   # or auth: <base64 of u:p>, or identity_token
+//	    tls: {ca_file: /etc/ssl/mirror.pem, cert_file: , key_file: , insecure_skip_verify: false}
+package registries
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// anyRegistry is the entry for registries without one of their own.
+const anyRegistry = "*"
+
+// Config is the file's content.
+type Config struct {
+	Mirrors map[string]Mirror `yaml:"mirrors"`
+	Configs map[string]Host   `yaml:"configs"`
+}
+
+// Mirror lists where images of one registry are looked for before the registry itself is asked.
+type Mirror struct {
+	Endpoints []string `yaml:"endpoint"`
+	// Rewrites map patterns of repository names to what they are called at the endpoints.
+	Rewrites map[string]string `yaml:"rewrite"`
+}
+
+// Host is how to talk to one host, be it a registry or a mirror.
+type Host struct {
+	Auth *Auth `yaml:"auth"`
+	TLS  *TLS  `yaml:"tls"`
+}
+
+// Auth is what to present: a name and a password, both as base64 in Auth, or a token.
+type Auth struct {
+	Username      string `yaml:"username"`
+	Password      string `yaml:"password"`
+	Auth          string `yaml:"auth"`
+	IdentityToken string `yaml:"identity_token"`
+}
+
+// TLS holds paths on this machine.
+type TLS struct {
+	CAFile             string `yaml:"ca_file"`
+	CertFile           string `yaml:"cert_file"`
+	KeyFile            string `yaml:"key_file"`
+	InsecureSkipVerify bool   `yaml:"insecure_skip_verify"`
+}
+
+// Load reads the file. A missing one is an empty configuration; a malformed one is an error that names the line.
+func Load(path string) (*Config, error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &Config{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("registries: %w", err)
+	}
+	c, err := parse(data)
+	if err != nil {
+		return nil, fmt.Errorf("registries: %s: %w", path, err)
+	}
+	return c, nil
+}
+
+func parse(data []byte) (*Config, error) {
+	c := &Config{}
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	dec.KnownFields(true)
+	if err := dec.Decode(c); err != nil && !errors.Is(err, io.EOF) {
+		return nil, plain(err)
+	}
+	if err := dec.Decode(&yaml.Node{}); !errors.Is(err, io.EOF) {
+		return nil, errors.New("there is more than one YAML document")
+	}
+	return c, c.check()
+}
+
+// goNames are what the decoder calls our types.
+var goNames = regexp.MustCompile(` (not found )?in type registries\.\w+| into registries\.\w+`)
+
+// plain takes the names of Go types out of the decoder's message, which keeps the line.
+func plain(err error) error {
+	text := strings.TrimPrefix(err.Error(), "yaml: ")
+	text = strings.ReplaceAll(text, "unmarshal errors:\n  ", "")
+	text = goNames.ReplaceAllStringFunc(text, func(s string) string {
+		if strings.Contains(s, "not found") {
+			return " is not known"
+		}
+		return ""
+	})
+	return errors.New(strings.ReplaceAll(text, "\n  ", "; "))
+}
+
+// check finds what would only fail at the first pull.
+func (c *Config) check() error {
+	var errs []error
+	for _, name := range sorted(c.Mirrors) {
+		m := c.Mirrors[name]
+		if name != anyRegistry && !isHost(name) {
+			errs = append(errs, fmt.Errorf("mirrors: %q is not a registry's name; write its host, with the port if it has one, and nothing else", name))
+		}
+		for _, e := range m.Endpoints {
+			if _, err := endpointURL(e); err != nil {
+				errs = append(errs, fmt.Errorf("mirrors: %s: %w", name, err))
+			}
+		}
+		if len(m.Rewrites) > 0 {
+			errs = append(errs, fmt.Errorf("mirrors: %s: rewrite is not supported yet; an endpoint may have a path, which is put before the names of images", name))
+		}
+	}
+	for _, name := range sorted(c.Configs) {
+		h := c.Configs[name]
+		if !isHost(name) {
+			errs = append(errs, fmt.Errorf("configs: %q is not a host; write its name, with the port if it has one, and nothing else", name))
+		}
+		if h.TLS == nil {
+			continue
+		}
+		if (h.TLS.CertFile == "") != (h.TLS.KeyFile == "") {
+			errs = append(errs, fmt.Errorf("configs: %s: tls: cert_file and key_file go together", name))
+		}
+		for _, f := range []string{h.TLS.CAFile, h.TLS.CertFile, h.TLS.KeyFile} {
+			if _, err := os.Stat(f); f != "" && err != nil {
+				errs = append(errs, fmt.Errorf("configs: %s: tls: %w", name, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Empty says that the file configures nothing.
+func (c *Config) Empty() bool { return len(c.Mirrors) == 0 && len(c.Configs) == 0 }
+
+// Auths are the credentials by host.
+func (c *Config) Auths() map[string]Auth {
+	out := map[string]Auth{}
+	for name, h := range c.Configs {
+		if h.Auth != nil {
+			out[name] = *h.Auth
+		}
+	}
+	return out
+}
+
+// isHost accepts a host name or address with an optional port.
+func isHost(s string) bool {
+	if s == "" || strings.ContainsAny(s, "/ @?#") || strings.Contains(s, "://") {
+		return false
+	}
+	if host, port, err := net.SplitHostPort(s); err == nil {
+		return host != "" && port != ""
+	}
+	return !strings.Contains(s, ":") || net.ParseIP(strings.Trim(s, "[]")) != nil
+}
+
+// endpointURL completes an endpoint: https unless it says otherwise, and the API's root where it has no path.
+func endpointURL(s string) (*url.URL, error) {
+	text := s
+	if !strings.Contains(text, "://") {
+		text = "https://" + text
+	}
+	u, err := url.Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("endpoint %q: %w", s, err)
+	}
+	if (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		return nil, fmt.Errorf("endpoint %q is not a URL like https://mirror.example.org:5000 (credentials go under configs)", s)
+	}
+	u.Path = strings.TrimSuffix(u.Path, "/")
+	if u.Path == "" {
+		u.Path = "/v2"
+	}
+	return u, nil
+}
+
+// Write makes dir hold this configuration and nothing else.
+func (c *Config) Write(dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("registries: empty the configuration folder: %w", err)
+	}
+	for _, f := range c.files() {
+		path := filepath.Join(dir, f.dir, "hosts.toml")
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return fmt.Errorf("registries: %w", err)
+		}
+		if err := os.WriteFile(path, []byte(f.toml), 0o600); err != nil {
+			return fmt.Errorf("registries: %w", err)
+		}
+	}
+	return nil
+}
+
+func sorted[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
