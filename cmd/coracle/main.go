@@ -10,6 +10,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/carried"
+	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
@@ -24,6 +25,7 @@ func main() {
 		RunServer:  runServer,
 		Unpack:     unpack,
 		Encryption: keys{},
+		CheckHost:  check.LocalHost,
 		Stdin:      os.Stdin,
 		Stdout:     os.Stdout,
 		Stderr:     os.Stderr,

@@ -100,7 +100,7 @@ func TestDualStack(t *testing.T) {
 
 func TestDropInsAndLists(t *testing.T) {
 	files := map[string]string{
-		"config.yaml":              "kubelet-arg:\n  - v=2\ntls-san: a.example.com, b.example.com\ndisable: [coredns]\nnode-taint:\n",
+		"config.yaml":              "kubelet-arg:\n  - v=2\ntls-san: a.example.com, b.example.com\ndisable: [dns]\nnode-taint:\n",
 		"config.yaml.d/20-b.yaml":  "kubelet-arg+: max-pods=20\ntls-san: [c.example.com]\n",
 		"config.yaml.d/10-a.yaml":  "# nothing but a comment\n",
 		"config.yaml.d/readme.txt": "not: read\n",
@@ -112,7 +112,7 @@ func TestDropInsAndLists(t *testing.T) {
 	checks := map[string]struct{ got, want []string }{
 		"appended":   {s.Node.KubeletArgs, []string{"v=2", "max-pods=20"}},
 		"replaced":   {s.TLSSANs, []string{"c.example.com"}},
-		"other name": {s.Disable, []string{"dns"}},
+		"other name": {s.Disable, []string{"coredns"}},
 		"comma":      {s.Node.KubeProxyArgs, []string{"v=1", "a=b,c"}},
 	}
 	for name, c := range checks {

@@ -28,11 +28,12 @@ const (
 
 // Parts that --disable takes.
 const (
-	PartDNS = "dns"
+	PartDNS       = "coredns"
+	PartManifests = "manifests"
 )
 
 // DisableNames are the names that --disable takes, with other spellings of the same part.
-var DisableNames = map[string]string{PartDNS: PartDNS, "coredns": PartDNS}
+var DisableNames = map[string]string{PartDNS: PartDNS, "dns": PartDNS, PartManifests: PartManifests}
 
 // Snapshotters that --snapshotter takes.
 var snapshotters = []string{"overlayfs", "native"}
@@ -121,8 +122,8 @@ var table = []Setting{
 	{Name: "snapshotter", Commands: nodeCommands, Group: groupRuntime, Holder: "NAME", Default: "overlayfs", Values: snapshotters,
 		Help: "How containers' file systems are stacked; native copies every layer and works on any file system"},
 
-	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: []string{PartDNS},
-		Help: "Packaged part of the cluster that is not to run"},
+	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: []string{PartDNS, PartManifests},
+		Help: "Packaged part of the cluster that is not to run: cluster DNS (coredns), or applying what lies in the manifests folder (manifests)"},
 	{Name: "disable-agent", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
 		Help: "Run no pods on this machine: only the server, without a node"},
 	{Name: "disable-kube-proxy", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",

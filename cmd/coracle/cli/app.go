@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/version"
 )
@@ -29,6 +30,8 @@ type App struct {
 	Carried func() map[string]string
 	// Encryption looks after the store's keys.
 	Encryption Encryption
+	// CheckHost is the machine that coracle check looks at.
+	CheckHost func() check.Host
 
 	Stdin   io.Reader
 	Stdout  io.Writer
@@ -75,9 +78,9 @@ Start a cluster of one machine with "coracle server", look at it with "coracle s
 	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true}) // --help is enough
 	root.AddCommand(
 		a.serverCommand(), a.agentCommand(),
-		a.statusCommand(), a.kubectlCommand(), a.ctrCommand(), a.crictlCommand(),
+		a.checkCommand(), a.statusCommand(), a.kubectlCommand(), a.ctrCommand(), a.crictlCommand(),
 		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(),
-		a.versionCommand(), a.completionCommand(),
+		a.cleanupCommand(), a.versionCommand(), a.completionCommand(),
 	)
 	return root
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
@@ -67,6 +68,7 @@ func testApp() *App {
 		RunServer: fakeServer,
 		Unpack:    fakeUnpack,
 		Carried:   func() map[string]string { return map[string]string{"runc": "1.2.3"} },
+		CheckHost: check.LocalHost,
 		Stdin:     os.Stdin,
 		Stdout:    os.Stdout,
 		Stderr:    os.Stderr,

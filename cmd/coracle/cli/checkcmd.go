@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coracle-k8s/coracle/internal/check"
+	"github.com/coracle-k8s/coracle/internal/config"
+)
+
+func (a *App) checkCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "check", GroupID: groupUse, Short: "Find out whether this machine has what coracle needs", Args: noArgs,
+		Long: `Looks at kernel, control groups, network, ports, disk, memory and clock with the settings that a server would have
+here, and says what to do about what it finds. It changes nothing. The exit code is 1 when something keeps coracle
+from running.`,
+	}
+	flags := addPlaces(cmd)
+	form := addOutput(cmd, "text", "json")
+	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
+		c, err := config.LoadServer(a.sources(flags))
+		var results []check.Result
+		var problems config.Problems
+		if errors.As(err, &problems) {
+			for _, p := range problems {
+				results = append(results, check.Result{Name: "settings", Level: check.Fail, Found: p, Do: "correct it; coracle server --help and docs/configuration.md list the settings"})
+			}
+		}
+		results = append(results, check.Run(cmd.Context(), a.CheckHost(), needsOf(c))...)
+		if form.value == "json" {
+			err = printJSON(cmd.OutOrStdout(), results)
+		} else {
+			err = printChecks(cmd.OutOrStdout(), results)
+		}
+		if err == nil && slices.ContainsFunc(results, func(r check.Result) bool { return r.Level == check.Fail }) {
+			err = errSilent
+		}
+		return err
+	})
+	return cmd
+}
+
+// Ports that have no setting.
+const (
+	kubeletPort = 10250
+	dnsPort     = 10053
+)
+
+// needsOf says what a server with these settings needs. Settings may be incomplete when they are wrong.
+func needsOf(c *config.Server) check.Needs {
+	n := check.Needs{
+		DataDir: c.Paths.DataDir, RunDir: c.Paths.RunDir, NodeIPs: c.Node.IPs,
+		Networks:          slices.Concat(c.ClusterCIDRs, c.ServiceCIDRs),
+		NativeSnapshotter: c.Node.Snapshotter == "native",
+		Running:           readPIDFile(c.Paths.PIDFile).alive,
+	}
+	n.Ports = append(n.Ports, check.Port{Network: "tcp", Address: c.BindAddress, Number: c.HTTPSPort, What: "the API server", Setting: "--https-listen-port"})
+	if c.DisableAgent {
+		return n
+	}
+	n.Ports = append(n.Ports, check.Port{Network: "tcp", Number: kubeletPort, What: "the kubelet"})
+	if !c.Disabled(config.PartDNS) {
+		var ip net.IP
+		if len(c.Node.IPs) > 0 {
+			ip = c.Node.IPs[0]
+		}
+		for _, network := range []string{"tcp", "udp"} {
+			n.Ports = append(n.Ports, check.Port{Network: network, Address: ip, Number: dnsPort, What: "cluster DNS"})
+		}
+	}
+	return n
+}
+
+func printChecks(w io.Writer, results []check.Result) error {
+	var b strings.Builder
+	width, count := 0, map[check.Level]int{}
+	for _, r := range results {
+		width = max(width, len(r.Name))
+		count[r.Level]++
+	}
+	for _, r := range results {
+		fmt.Fprintf(&b, "%-4s  %-*s  %s\n", r.Level, width, r.Name, r.Found)
+		if r.Do != "" {
+			fmt.Fprintf(&b, "      %-*s  → %s\n", width, "", r.Do)
+		}
+	}
+	switch {
+	case count[check.Fail] > 0:
+		fmt.Fprintf(&b, "\nCoracle cannot run here yet: %d to mend, %d to look at.\n", count[check.Fail], count[check.Warn])
+	case count[check.Warn] > 0:
+		fmt.Fprintf(&b, "\nCoracle runs here; %d to look at.\n", count[check.Warn])
+	default:
+		b.WriteString("\nCoracle runs here.\n")
+	}
+	if _, err := io.WriteString(w, b.String()); err != nil {
+		return fmt.Errorf("printing: %w", err)
+	}
+	return nil
+}

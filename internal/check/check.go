@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package check
+
+import (
+	"context"
+	"io/fs"
+	"net"
+	"time"
+)
+
+// Level says how bad a finding is.
+type Level string
+
+// The levels: OK needs nothing, Warn works but not as well as it could or may not be known, Fail keeps coracle from
+// starting or pods from running.
+const (
+	OK   Level = "OK"
+	Warn Level = "WARN"
+	Fail Level = "FAIL"
+)
+
+// Result is one finding.
+type Result struct {
+	Name  string `json:"name"`
+	Level Level  `json:"level"`
+	Found string `json:"found"`        // what is the case
+	Do    string `json:"do,omitempty"` // what to do about it
+}
+
+// Needs is what coracle will be started with, as far as it matters here.
+type Needs struct {
+	DataDir string
+	RunDir  string
+	Ports   []Port
+	NodeIPs []net.IP
+	// Networks are the cluster's own, which a route of the host must not cover.
+	Networks []*net.IPNet
+	// NativeSnapshotter says that overlayfs is not needed.
+	NativeSnapshotter bool
+	// Running says that a coracle with these settings runs already, so that the ports are its own.
+	Running bool
+}
+
+// Port is one that has to be free.
+type Port struct {
+	Network string // tcp or udp
+	Address net.IP // nil for all
+	Number  int
+	What    string // who wants it
+	Setting string // the flag that moves it, "" when none does
+}
+
+// Host is how the machine is looked at. Tests make their own.
+type Host struct {
+	FS    fs.FS // the root of the file system
+	Root  bool  // this process may do what only root may
+	Now   func() time.Time
+	Probe Probe
+}
+
+// Probe tries what cannot be read from files.
+type Probe interface {
+	// Link tries to make an interface of a kind (bridge, veth, vxlan) in a network namespace of its own.
+	Link(kind string) error
+	// NAT tries to make an nftables table with a masquerading chain in a network namespace of its own.
+	NAT() error
+	// Overlay tries to mount overlayfs with its folders at dir, in a mount namespace of its own.
+	Overlay(dir string) error
+	// Listen says whether a port is free. The error names who has it, if that can be found.
+	Listen(p Port) error
+	// Space looks at the file system of the nearest existing folder on the way to path.
+	Space(path string) (Space, error)
+	// SyncTime measures how long a small write takes to reach the disk, in the nearest existing folder.
+	SyncTime(path string) (time.Duration, error)
+	// Dropping lists the names of packet filter chains that drop what no rule accepts, on the way hook (input, forward).
+	Dropping(hook string) ([]string, error)
+	// Routes lists the networks to which the host has routes, apart from its default route.
+	Routes() ([]Route, error)
+}
+
+// Space describes a file system; sizes in bytes.
+type Space struct {
+	Type              string
+	Total, Free       uint64
+	Inodes, InodeFree uint64
+}
+
+// Route is one of the host's routes.
+type Route struct {
+	Network   *net.IPNet
+	Interface string
+}
+
+// Run makes all checks in a fixed order.
+func Run(ctx context.Context, h Host, n Needs) []Result {
+	r := &run{Host: h, Needs: n}
+	for _, check := range []func(){
+		r.rights, r.kernel, r.namespaces, r.cgroups, r.memory, r.swap, r.clock, r.devices, r.limits,
+		r.links, r.nat, r.forwarding, r.filters, r.routes, r.address, r.ports,
+		r.mount, r.space, r.overlay, r.speed, r.others,
+	} {
+		if ctx.Err() != nil {
+			break
+		}
+		check()
+	}
+	return r.results
+}
+
+type run struct {
+	Host
+	Needs
+	results []Result
+}
+
+func (r *run) ok(name, found string) { r.results = append(r.results, Result{name, OK, found, ""}) }
+func (r *run) warn(name, found, do string) {
+	r.results = append(r.results, Result{name, Warn, found, do})
+}
+func (r *run) fail(name, found, do string) {
+	r.results = append(r.results, Result{name, Fail, found, do})
+}
+
+// needsRoot notes that something could not be found out.
+func (r *run) needsRoot(name string) {
+	r.warn(name, "only root can find out", "run it with sudo")
+}
+
+// read returns a small file's text, "" when it is not there.
+func (r *run) read(name string) string {
+	text, err := fs.ReadFile(r.FS, name)
+	if err != nil {
+		return ""
+	}
+	return string(text)
+}
+
+func (r *run) exists(name string) bool {
+	_, err := fs.Stat(r.FS, name)
+	return err == nil
+}

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package check
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+)
+
+// goodFiles describe a small board on which all is well.
+func goodFiles() map[string]string {
+	files := map[string]string{
+		"proc/sys/kernel/osrelease":              "6.12.25+rpt-rpi-v8\n",
+		"proc/self/status":                       "Name:\tcoracle\nCapEff:\t000001ffffffffff\n",
+		"proc/meminfo":                           "MemTotal:        3884352 kB\n",
+		"proc/swaps":                             "Filename\tType\n",
+		"proc/filesystems":                       "nodev\toverlay\n",
+		"proc/sys/fs/inotify/max_user_instances": "128\n",
+		"proc/sys/net/ipv4/ip_forward":           "0\n",
+		"proc/self/mountinfo":                    "20 1 179:2 / / rw,noatime shared:1 - ext4 /dev/root rw\n21 20 0:20 / /proc rw shared:2 - proc proc rw\n",
+		"sys/fs/cgroup/cgroup.controllers":       "cpuset cpu io memory pids\n",
+		"dev/kmsg":                               "",
+	}
+	for _, ns := range []string{"net", "mnt", "pid", "ipc", "uts", "cgroup"} {
+		files["proc/self/ns/"+ns] = ""
+	}
+	return files
+}
+
+// fakeProbe answers well where it is told nothing else.
+type fakeProbe struct {
+	links    map[string]error
+	nat      error
+	overlay  error
+	listen   map[int]error
+	space    Space
+	sync     time.Duration
+	dropping map[string][]string
+	routes   []Route
+}
+
+func (p fakeProbe) Link(kind string) error                 { return p.links[kind] }
+func (p fakeProbe) NAT() error                             { return p.nat }
+func (p fakeProbe) Overlay(string) error                   { return p.overlay }
+func (p fakeProbe) Listen(port Port) error                 { return p.listen[port.Number] }
+func (p fakeProbe) Space(string) (Space, error)            { return p.space, nil }
+func (p fakeProbe) SyncTime(string) (time.Duration, error) { return p.sync, nil }
+func (p fakeProbe) Dropping(hook string) ([]string, error) { return p.dropping[hook], nil }
+func (p fakeProbe) Routes() ([]Route, error)               { return p.routes, nil }
+
+// setup is a host and needs that a case changes.
+type setup struct {
+	files map[string]string
+	probe fakeProbe
+	host  Host
+	needs Needs
+}
+
+func cidr(s string) *net.IPNet {
+	_, n, err := net.ParseCIDR(s)
+	if err != nil {
+		panic(err)
+	}
+	return n
+}
+
+func goodSetup() *setup {
+	return &setup{
+		files: goodFiles(),
+		probe: fakeProbe{space: Space{Type: "ext4", Total: 32e9, Free: 20e9, Inodes: 1e6, InodeFree: 9e5}, sync: 3 * time.Millisecond, routes: []Route{{cidr("192.168.1.0/24"), "eth0"}}},
+		host:  Host{Root: true, Now: func() time.Time { return time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC) }},
+		needs: Needs{
+			DataDir: "/var/lib/coracle", NodeIPs: []net.IP{net.IPv4(192, 168, 1, 5)}, Networks: []*net.IPNet{cidr("10.42.0.0/16"), cidr("10.43.0.0/16")},
+			Ports: []Port{{Network: "tcp", Number: 6443, What: "the API server", Setting: "--https-listen-port"}, {Network: "udp", Number: 10053, What: "cluster DNS"}},
+		},
+	}
+}
+
+func (s *setup) run() []Result {
+	fsys := fstest.MapFS{}
+	for name, text := range s.files {
+		fsys[name] = &fstest.MapFile{Data: []byte(text)}
+	}
+	s.host.FS, s.host.Probe = fsys, s.probe
+	return Run(context.Background(), s.host, s.needs)
+}
+
+func TestGoodHost(t *testing.T) {
+	for _, r := range goodSetup().run() {
+		if r.Level != OK || r.Do != "" {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
+func TestFindings(t *testing.T) {
+	denied := errors.New("operation not supported")
+	cases := map[string]struct {
+		change func(s *setup)
+		name   string
+		level  Level
+		says   string // in Found
+		advice string // in Do
+	}{
+		"old kernel":        {func(s *setup) { s.files["proc/sys/kernel/osrelease"] = "4.4.0" }, "kernel", Fail, "4.4.0 is too old", "5.13"},
+		"middling kernel":   {func(s *setup) { s.files["proc/sys/kernel/osrelease"] = "5.10.0-28-arm64" }, "kernel", Warn, "lacks parts of nftables", "5.13"},
+		"no namespaces":     {func(s *setup) { delete(s.files, "proc/self/ns/net") }, "namespaces", Fail, "no net namespaces", "CONFIG_NAMESPACES"},
+		"pi without memory": {func(s *setup) { s.files["sys/fs/cgroup/cgroup.controllers"] = "cpuset cpu io pids" }, "control groups", Fail, "without memory", "/boot/firmware/cmdline.txt"},
+		"no cgroups":        {func(s *setup) { delete(s.files, "sys/fs/cgroup/cgroup.controllers") }, "control groups", Fail, "none are mounted", "mount -t cgroup2"},
+		"cgroups v1": {func(s *setup) {
+			delete(s.files, "sys/fs/cgroup/cgroup.controllers")
+			s.files["proc/cgroups"] = "#subsys_name\thierarchy\tnum_cgroups\tenabled\n"
+			for _, c := range []string{"cpu", "cpuacct", "cpuset", "memory", "devices", "pids"} {
+				s.files["proc/cgroups"] += c + "\t1\t1\t1\n"
+				s.files["sys/fs/cgroup/"+c+"/tasks"] = ""
+			}
+		}, "control groups", Warn, "version 1", "unified_cgroup_hierarchy"},
+		"little memory":    {func(s *setup) { s.files["proc/meminfo"] = "MemTotal: 200000 kB" }, "memory", Fail, "195 MB", "512 MB"},
+		"some memory":      {func(s *setup) { s.files["proc/meminfo"] = "MemTotal: 450000 kB" }, "memory", Warn, "439 MB", "memory limits"},
+		"1970":             {func(s *setup) { s.host.Now = func() time.Time { return time.Unix(100, 0) } }, "clock", Fail, "1970-01-01", "date -s"},
+		"no kmsg":          {func(s *setup) { delete(s.files, "dev/kmsg") }, "devices", Fail, "/dev/kmsg is missing", "lxc.mount.entry"},
+		"few inotify":      {func(s *setup) { s.files["proc/sys/fs/inotify/max_user_instances"] = "64" }, "limits", Warn, "only 64", "sysctl -w"},
+		"container":        {func(s *setup) { s.files["proc/self/status"] = "CapEff:\t00000000a80425fb\n" }, "rights", Fail, "lacks CAP_SYS_ADMIN", "privileged"},
+		"no SYS_RESOURCE":  {func(s *setup) { s.files["proc/self/status"] = "CapEff:\t000001fffeffffff\n" }, "rights", Warn, "CAP_SYS_RESOURCE", "nothing has to be done"},
+		"no bridge":        {func(s *setup) { s.probe.links = map[string]error{"bridge": denied} }, "interfaces", Fail, "bridge (operation not supported)", "modprobe -a bridge"},
+		"no vxlan":         {func(s *setup) { s.probe.links = map[string]error{"vxlan": denied} }, "interfaces", Warn, "no vxlan", "linux-modules-extra"},
+		"no nftables":      {func(s *setup) { s.probe.nat = denied }, "nftables", Fail, "cannot translate", "modprobe -a nf_tables"},
+		"read-only sys":    {func(s *setup) { s.files["proc/self/mountinfo"] += "22 21 0:21 / /proc/sys ro - proc proc rw\n" }, "forwarding", Fail, "read-only", "privileged"},
+		"ufw":              {func(s *setup) { s.files["etc/ufw/ufw.conf"] = "ENABLED=yes\n" }, "firewall", Warn, "ufw is on", "ufw allow from 10.42.0.0/16"},
+		"firewalld":        {func(s *setup) { s.files["run/firewalld/x"] = "" }, "firewall", Warn, "firewalld is on", "--add-source=10.43.0.0/16"},
+		"docker":           {func(s *setup) { s.probe.dropping = map[string][]string{"forward": {"filter/FORWARD"}} }, "firewall", Warn, "filter/FORWARD drops traffic of pods", "DOCKER-USER"},
+		"route in the way": {func(s *setup) { s.probe.routes = append(s.probe.routes, Route{cidr("10.42.7.0/24"), "wg0"}) }, "routes", Fail, "10.42.7.0/24 by wg0", "--cluster-cidr"},
+		"own route":        {func(s *setup) { s.probe.routes = append(s.probe.routes, Route{cidr("10.42.0.0/24"), "coracle0"}) }, "routes", OK, "none overlaps", ""},
+		"foreign address":  {func(s *setup) { s.probe.listen = map[int]error{0: denied} }, "address", Fail, "192.168.1.5 is not an address of this machine", "--node-ip"},
+		"port taken":       {func(s *setup) { s.probe.listen = map[int]error{6443: errors.New("used by nginx, process 12")} }, "ports", Fail, "tcp 6443 for the API server (used by nginx, process 12)", "--https-listen-port"},
+		"own ports":        {func(s *setup) { s.probe.listen = map[int]error{6443: denied}; s.needs.Running = true }, "ports", OK, "used by the coracle that runs", ""},
+		"noexec": {func(s *setup) {
+			s.files["proc/self/mountinfo"] += "30 20 8:1 / /var/lib rw,noexec shared:3 - ext4 /dev/sda rw\n"
+		}, "mount", Fail, "/var/lib", "/etc/fstab"},
+		"private mount":       {func(s *setup) { s.files["proc/self/mountinfo"] = "20 1 179:2 / / rw - ext4 /dev/root rw\n" }, "mount", Warn, "private", "make-rshared"},
+		"full disk":           {func(s *setup) { s.probe.space.Free = 5e8 }, "disk", Fail, "0.5 of 32.0 GB free", "make room"},
+		"eviction near":       {func(s *setup) { s.probe.space.Total = 200e9 }, "disk", Warn, "below 15%", "eviction-hard"},
+		"network disk":        {func(s *setup) { s.probe.space.Type = "nfs" }, "disk", Warn, "another machine", "--data-dir"},
+		"no overlayfs":        {func(s *setup) { s.probe.overlay = denied }, "overlayfs", Fail, "cannot be mounted", "--snapshotter native"},
+		"slow card":           {func(s *setup) { s.probe.sync = 80 * time.Millisecond }, "disk speed", Warn, "80ms", "SSD"},
+		"k3s":                 {func(s *setup) { s.files["run/k3s/containerd/containerd.sock"] = "" }, "other clusters", Warn, "k3s", "k3s-killall.sh"},
+		"user without rights": {func(s *setup) { s.host.Root = false }, "nftables", Warn, "only root can find out", "sudo"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			s := goodSetup()
+			c.change(s)
+			for _, r := range s.run() {
+				if r.Name != c.name {
+					continue
+				}
+				if r.Level != c.level || !strings.Contains(r.Found, c.says) || !strings.Contains(r.Do, c.advice) {
+					t.Errorf("%+v", r)
+				}
+				if r.Level != OK && r.Do == "" {
+					t.Error("says nothing about what to do")
+				}
+				return
+			}
+			t.Errorf("there is no finding %q", c.name)
+		})
+	}
+}
+
+func TestNativeSnapshotterNeedsNoOverlay(t *testing.T) {
+	s := goodSetup()
+	s.probe.overlay, s.needs.NativeSnapshotter = errors.New("no"), true
+	for _, r := range s.run() {
+		if r.Name == "overlayfs" {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
+func TestListeners(t *testing.T) {
+	const table = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:192B 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0000000000000000 100 0 0 10 0
+   1: 0100007F:192B 0100007F:A000 01 00000000:00000000 00:00000000 00000000     0        0 4712 1 0000000000000000 100 0 0 10 0
+`
+	if got := listeners(table, 6443); len(got) != 1 || got[0] != "4711" {
+		t.Errorf("got %v", got)
+	}
+}
+
+func TestPortInUseNamesTheProcess(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	addr := l.Addr().(*net.TCPAddr)
+	err = kernelProbe{}.Listen(Port{Network: "tcp", Address: addr.IP, Number: addr.Port})
+	if err == nil || !strings.Contains(err.Error(), "used by ") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestKernelProbe tries what needs the kernel, and that a trial leaves nothing behind.
+func TestKernelProbe(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to make namespaces")
+	}
+	dir := t.TempDir()
+	before, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := kernelProbe{}
+	if err := p.Link("nonsense"); err == nil {
+		t.Error("an unknown kind of interface could be made")
+	}
+	for _, err := range []error{p.Link("bridge"), p.Link("veth"), p.NAT()} {
+		if err != nil {
+			t.Log("this kernel lacks something:", err)
+		}
+	}
+	if err := p.Overlay(dir); err != nil {
+		t.Log("no overlayfs here:", err)
+	}
+	if d, err := p.SyncTime(dir); err != nil || d <= 0 {
+		t.Errorf("sync time %v, %v", d, err)
+	}
+	if s, err := p.Space(dir + "/not/there/yet"); err != nil || s.Total == 0 {
+		t.Errorf("space %+v, %v", s, err)
+	}
+	after, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range after {
+		if i.Name == "coracle-check" || i.Name == "coracle-peer" {
+			t.Errorf("interface %s is left in this namespace (there were %d, there are %d)", i.Name, len(before), len(after))
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) > 0 {
+		t.Errorf("left behind: %v %v", entries, err)
+	}
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package check
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Sizes in bytes. The kubelet evicts pods when less than evictShare of the disk is free.
+const (
+	leastSpace = 1 << 30
+	goodSpace  = 4 << 30
+	evictShare = 0.15
+)
+
+// mountPoint is a line of /proc/self/mountinfo (proc(5)).
+type mountPoint struct {
+	point   string
+	options []string
+	shared  bool
+}
+
+func (m mountPoint) has(option string) bool { return slices.Contains(m.options, option) }
+
+func parseMount(line string) (mountPoint, bool) {
+	f := strings.Fields(line)
+	if len(f) < 7 {
+		return mountPoint{}, false
+	}
+	m := mountPoint{point: f[4], options: strings.Split(f[5], ",")}
+	for _, tag := range f[6:] {
+		if tag == "-" {
+			break
+		}
+		m.shared = m.shared || strings.HasPrefix(tag, "shared:")
+	}
+	return m, true
+}
+
+// mountOf finds the mount that a path lies on: the longest mount point in front of it, the last of equals.
+func (r *run) mountOf(p string) (best mountPoint) {
+	for line := range strings.Lines(r.read("proc/self/mountinfo")) {
+		m, ok := parseMount(line)
+		inside := m.point == "/" || p == m.point || strings.HasPrefix(p, m.point+"/")
+		if ok && inside && len(m.point) >= len(best.point) {
+			best = m
+		}
+	}
+	return best
+}
+
+func (r *run) mount() {
+	m := r.mountOf(path.Clean(r.DataDir))
+	for _, bad := range []struct {
+		option, why string
+		level       Level
+	}{
+		{"ro", "cannot be written to", Fail},
+		{"noexec", "runs no programs, and those that start containers are unpacked there", Fail},
+		{"nosuid", "takes no notice of set-user-id programs, which some images have", Warn},
+	} {
+		if m.has(bad.option) {
+			r.results = append(r.results, Result{"mount", bad.level,
+				fmt.Sprintf("the file system at %s, which holds %s, is mounted %s: it %s", m.point, r.DataDir, bad.option, bad.why),
+				fmt.Sprintf("mount it without %s (/etc/fstab), or choose another folder with --data-dir", bad.option)})
+			return
+		}
+	}
+	if !m.shared {
+		r.warn("mount", fmt.Sprintf("the mount at %s is private, so volumes with mountPropagation do not reach the host", m.point), "mount --make-rshared /")
+		return
+	}
+	r.ok("mount", m.point+", shared, runs programs")
+}
+
+// Types of file systems on which the store's promise to keep what it acknowledged depends on others.
+var remoteTypes = []string{"nfs", "cifs", "smb2", "9p", "fuse", "ceph"}
+
+func (r *run) space() {
+	s, err := r.Probe.Space(r.DataDir)
+	if err != nil {
+		r.warn("disk", fmt.Sprintf("cannot be looked at (%v)", err), "choose another folder with --data-dir")
+		return
+	}
+	found := fmt.Sprintf("%s, %.1f of %.1f GB free", s.Type, float64(s.Free)/1e9, float64(s.Total)/1e9)
+	free := float64(s.Free) / float64(max(s.Total, 1))
+	switch {
+	case s.Free < leastSpace:
+		r.fail("disk", found+": too little", "make room below "+r.DataDir+", or choose another folder with --data-dir")
+	case slices.Contains(remoteTypes, s.Type):
+		r.warn("disk", found+": a file system of another machine or program; the store's files belong on a disk of this one", "choose a folder on a local disk with --data-dir")
+	case s.Type == "tmpfs":
+		r.warn("disk", found+": in memory, so the cluster is gone after a reboot", "choose a folder on a disk with --data-dir")
+	case s.Inodes > 0 && s.InodeFree < 50_000:
+		r.warn("disk", fmt.Sprintf("%s, but only %d inodes", found, s.InodeFree), "remove small files, or choose another folder with --data-dir")
+	case free < evictShare:
+		r.warn("disk", fmt.Sprintf("%s: below %d%% the kubelet removes images and then pods", found, int(evictShare*100)), "make room, or lower the bounds with --kubelet-arg eviction-hard=imagefs.available<5%,nodefs.available<5%")
+	case s.Free < goodSpace:
+		r.warn("disk", found+": little for images", "make room below "+r.DataDir)
+	default:
+		r.ok("disk", found)
+	}
+}
+
+func (r *run) overlay() {
+	if r.NativeSnapshotter {
+		return
+	}
+	const do = "start with --snapshotter native, which copies layers, or choose a folder on ext4 or xfs with --data-dir"
+	if !r.Root {
+		if !strings.Contains(r.read("proc/filesystems"), "\toverlay\n") {
+			r.needsRoot("overlayfs")
+			return
+		}
+		r.ok("overlayfs", "known to the kernel")
+		return
+	}
+	if err := r.Probe.Overlay(r.DataDir); err != nil {
+		r.fail("overlayfs", fmt.Sprintf("cannot be mounted in %s (%v)", r.DataDir, err), "modprobe overlay; "+do)
+		return
+	}
+	r.ok("overlayfs", "works on this disk")
+}
+
+// slowSync is where the store, which acknowledges nothing before it is on the disk, feels slow.
+const slowSync = 30 * time.Millisecond
+
+func (r *run) speed() {
+	if !r.Root {
+		return
+	}
+	d, err := r.Probe.SyncTime(r.DataDir)
+	if err != nil {
+		return // what keeps it from being written has been told
+	}
+	found := fmt.Sprintf("a small write is safe on the disk after %s", d.Round(10*time.Microsecond))
+	if d > slowSync {
+		r.warn("disk speed", found+"; the API will be slow", "put --data-dir on an SSD or a better card")
+		return
+	}
+	r.ok("disk speed", found)
+}
+
+// others finds what else runs containers here.
+func (r *run) others() {
+	for _, o := range []struct{ path, what, do string }{
+		{"run/k3s/containerd/containerd.sock", "k3s runs or ran here", "stop it, and k3s-killall.sh removes what it left in the network"},
+		{"var/snap/microk8s", "MicroK8s is installed", "stop it: microk8s stop"},
+		{"var/lib/kubelet/kubeadm-flags.env", "kubeadm has set up a node here", "kubeadm reset"},
+	} {
+		if r.exists(o.path) {
+			r.warn("other clusters", o.what+": two clusters on one machine take each other's ports", o.do)
+			return
+		}
+	}
+	r.ok("other clusters", "none")
+}

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package check
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// LocalHost is the machine that this process runs on.
+func LocalHost() Host {
+	return Host{FS: os.DirFS("/"), Root: os.Geteuid() == 0, Now: time.Now, Probe: kernelProbe{}}
+}
+
+// kernelProbe asks the kernel.
+type kernelProbe struct{}
+
+// apart runs f on a thread with namespaces of its own, which end with it.
+func apart(flags int, f func() error) error {
+	done := make(chan error, 1) // one: the goroutine ends whether or not anybody reads
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread is of no use to others and ends with this goroutine
+		if err := unix.Unshare(flags); err != nil {
+			done <- fmt.Errorf("making a namespace: %w", err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+func (kernelProbe) Link(kind string) error {
+	return apart(unix.CLONE_NEWNET, func() error {
+		attrs := netlink.LinkAttrs{Name: "coracle-check"}
+		var link netlink.Link
+		switch kind {
+		case "bridge":
+			link = &netlink.Bridge{LinkAttrs: attrs}
+		case "veth":
+			link = &netlink.Veth{LinkAttrs: attrs, PeerName: "coracle-peer"}
+		case "vxlan":
+			link = &netlink.Vxlan{LinkAttrs: attrs, VxlanId: 1, Port: 8472}
+		default:
+			return fmt.Errorf("unknown kind %q", kind)
+		}
+		return netlink.LinkAdd(link)
+	})
+}
+
+func (kernelProbe) NAT() error {
+	return apart(unix.CLONE_NEWNET, func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		t := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "coracle-check"})
+		chain := c.AddChain(&nftables.Chain{Name: "post", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
+		c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{&expr.Masq{}}})
+		return c.Flush()
+	})
+}
+
+func (kernelProbe) Overlay(dir string) error {
+	tmp, err := os.MkdirTemp(nearest(dir), ".coracle-check-*")
+	if err != nil {
+		return plain(err)
+	}
+	err = apart(unix.CLONE_NEWNS, func() error {
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		sub := func(name string) string { return filepath.Join(tmp, name) }
+		for _, name := range []string{"lower", "upper", "work", "merged"} {
+			if err := os.Mkdir(sub(name), 0o700); err != nil {
+				return plain(err)
+			}
+		}
+		options := "lowerdir=" + sub("lower") + ",upperdir=" + sub("upper") + ",workdir=" + sub("work")
+		if err := unix.Mount("overlay", sub("merged"), "overlay", 0, options); err != nil {
+			return err
+		}
+		return unix.Unmount(sub("merged"), unix.MNT_DETACH)
+	})
+	return errors.Join(err, os.RemoveAll(tmp))
+}
+
+func (kernelProbe) Listen(p Port) error {
+	host := ""
+	if p.Address != nil {
+		host = p.Address.String()
+	}
+	address := net.JoinHostPort(host, strconv.Itoa(p.Number))
+	var err error
+	if p.Network == "udp" {
+		var c net.PacketConn
+		if c, err = net.ListenPacket("udp", address); err == nil {
+			return c.Close()
+		}
+	} else {
+		var l net.Listener
+		if l, err = net.Listen("tcp", address); err == nil {
+			return l.Close()
+		}
+	}
+	if errors.Is(err, syscall.EADDRINUSE) {
+		if who := ownerOf(p.Network, p.Number); who != "" {
+			return errors.New("used by " + who)
+		}
+	}
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return err
+}
+
+// fileSystems are the magic numbers of statfs(2) that are worth a name.
+var fileSystems = map[int64]string{
+	0xef53: "ext4", 0x58465342: "xfs", 0x9123683e: "btrfs", 0x01021994: "tmpfs", 0x794c7630: "overlay", 0x6969: "nfs", 0xff534d42: "cifs", 0xfe534d42: "smb2",
+	0x01021997: "9p", 0x65735546: "fuse", 0x00c36400: "ceph", 0x2fc12fc1: "zfs", 0xf2f52010: "f2fs", 0x4d44: "vfat", 0x858458f6: "ramfs", 0xca451a4e: "bcachefs",
+}
+
+func (kernelProbe) Space(path string) (Space, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(nearest(path), &st); err != nil {
+		return Space{}, err
+	}
+	size := uint64(st.Bsize)
+	s := Space{Type: fileSystems[int64(st.Type)&0xffffffff], Total: st.Blocks * size, Free: st.Bavail * size, Inodes: st.Files, InodeFree: st.Ffree}
+	if s.Type == "" {
+		s.Type = fmt.Sprintf("file system %#x", st.Type)
+	}
+	return s, nil
+}
+
+// syncTries is how many writes the median is taken of.
+const syncTries = 7
+
+func (kernelProbe) SyncTime(path string) (d time.Duration, err error) {
+	f, err := os.CreateTemp(nearest(path), ".coracle-check-*")
+	if err != nil {
+		return 0, plain(err)
+	}
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(f.Name())) }()
+	var times []time.Duration
+	block := make([]byte, 4096)
+	for range syncTries {
+		start := time.Now()
+		if _, err := f.Write(block); err != nil {
+			return 0, plain(err)
+		}
+		if err := unix.Fdatasync(int(f.Fd())); err != nil {
+			return 0, err
+		}
+		times = append(times, time.Since(start))
+	}
+	slices.Sort(times)
+	return times[syncTries/2], nil
+}
+
+func (kernelProbe) Dropping(hook string) ([]string, error) {
+	num := nftables.ChainHookForward
+	if hook == "input" {
+		num = nftables.ChainHookInput
+	}
+	c, err := nftables.New()
+	if err != nil {
+		return nil, err
+	}
+	chains, err := c.ListChains()
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, ch := range chains {
+		v4 := ch.Table.Family == nftables.TableFamilyIPv4 || ch.Table.Family == nftables.TableFamilyINet
+		if v4 && ch.Hooknum != nil && *ch.Hooknum == *num && ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop {
+			out = append(out, ch.Table.Name+"/"+ch.Name)
+		}
+	}
+	return out, nil
+}
+
+func (kernelProbe) Routes() ([]Route, error) {
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, err
+	}
+	var out []Route
+	for _, r := range routes {
+		if r.Dst == nil || r.Dst.IP.IsUnspecified() || r.Dst.IP.IsMulticast() {
+			continue
+		}
+		name := strconv.Itoa(r.LinkIndex)
+		if i, err := net.InterfaceByIndex(r.LinkIndex); err == nil {
+			name = i.Name
+		}
+		out = append(out, Route{r.Dst, name})
+	}
+	return out, nil
+}
+
+// nearest is the path itself or the nearest folder above it that exists.
+func nearest(path string) string {
+	for {
+		if fi, err := os.Stat(path); (err == nil && fi.IsDir()) || path == "/" || path == "." {
+			return path
+		}
+		path = filepath.Dir(path)
+	}
+}
+
+// plain drops the name of a temporary file from an error.
+func plain(err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
+}
