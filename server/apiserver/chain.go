@@ -49,7 +49,17 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 	if err != nil {
 		return nil, fmt.Errorf("configuring the aggregator: %w", err)
 	}
-	return connect(aggregator.Complete(), core.Complete(), extensions.Complete())
+	ch, err := connect(aggregator.Complete(), core.Complete(), extensions.Complete())
+	if err != nil {
+		return nil, err
+	}
+	if err := ch.installOpenAPI(resolver, o); err != nil {
+		return nil, err
+	}
+	// The APIs are installed: nothing asks for definitions any more (the config
+	// itself must stay, upstream checks for it).
+	g.config.OpenAPIV3Config.Definitions = nil
+	return ch, nil
 }
 
 // connect builds the servers from the last in the chain to the first.

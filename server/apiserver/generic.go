@@ -7,26 +7,21 @@ import (
 	"net"
 	"time"
 
-	apiextensionsapiserver "k8s.io/apiextensions-apiserver/pkg/apiserver"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
-	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/filters"
 	serverstorage "k8s.io/apiserver/pkg/server/storage"
-	"k8s.io/apiserver/pkg/util/openapi"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	aggregatorscheme "k8s.io/kube-aggregator/pkg/apiserver/scheme"
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"k8s.io/kubernetes/pkg/controlplane"
 	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
-	generatedopenapi "k8s.io/kubernetes/pkg/generated/openapi"
 	"k8s.io/kubernetes/pkg/kubeapiserver"
 	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
 
@@ -123,15 +118,6 @@ func dropManagedFields(obj any) (any, error) {
 	return obj, nil
 }
 
-func configureOpenAPI(c *genericapiserver.Config) {
-	definitions := openapi.GetOpenAPIDefinitionsWithoutDisabledFeatures(generatedopenapi.GetOpenAPIDefinitions)
-	namer := openapinamer.NewDefinitionNamer(legacyscheme.Scheme, apiextensionsapiserver.Scheme, aggregatorscheme.Scheme)
-	c.OpenAPIConfig = genericapiserver.DefaultOpenAPIConfig(definitions, namer)
-	c.OpenAPIConfig.Info.Title = "Kubernetes"
-	c.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(definitions, namer)
-	c.OpenAPIV3Config.Info.Title = "Kubernetes"
-}
-
 func (g *generic) applyStorage(opts kubeoptions.CompletedOptions) error {
 	c := g.config
 	if c.EgressSelector != nil {
@@ -160,6 +146,7 @@ func (g *generic) applySecurity(opts kubeoptions.CompletedOptions, client kubern
 		c.OpenAPIConfig, c.OpenAPIV3Config, client, g.informers, c.APIServerID); err != nil {
 		return fmt.Errorf("applying authentication: %w", err)
 	}
+	c.OpenAPIConfig = nil // only that call wants one
 	var rbac bool
 	var err error
 	c.Authorization.Authorizer, c.RuleResolver, rbac, err = controlplaneapiserver.BuildAuthorizer(
