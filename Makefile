@@ -13,10 +13,9 @@ TAGS := no_btrfs no_zfs no_devmapper grpcnotrace
 export CGO_ENABLED := 0
 GOBUILD := $(GO) build -buildvcs=false -tags '$(TAGS)'
 
-# Version: a tag like v0.1.0 names a release. Kubernetes clients see upstream's version with ours behind a plus sign.
+# Version: upstream's with +coracle behind it; a tag such as v1.37.0+coracle1 names a release.
 KUBERNETES := $(shell sed -n 's|^[[:space:]]*k8s.io/kubernetes \(v[0-9.]*\)$$|\1|p' go.mod)
-VERSION ?= $(or $(shell git describe --tags --exact-match --match 'v[0-9]*' 2>/dev/null),v0.0.0-dev)
-GITVERSION := $(KUBERNETES)+coracle$(if $(filter v0.0.0-dev,$(VERSION)),,.$(patsubst v%,%,$(VERSION)))
+VERSION ?= $(or $(shell git describe --tags --exact-match --match 'v*+coracle*' 2>/dev/null),$(KUBERNETES)+coracle)
 COMMIT := $(or $(shell git rev-parse HEAD 2>/dev/null),unknown)
 TREE := $(if $(shell git status --porcelain --untracked-files=no 2>/dev/null),dirty,clean)
 DATE := $(or $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null),1970-01-01T00:00:00Z)
@@ -24,10 +23,8 @@ part = $(word $2,$(subst ., ,$(patsubst v%,%,$1)))
 # set NAME=VALUE in each place that upstream reads its version from.
 set = $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,-X $p.$1)
 # What stays the same from commit to commit goes into tests and carried programs too: they are not linked anew each time.
-STABLE_X := $(call set,gitVersion=$(GITVERSION)) $(call set,gitMajor=$(call part,$(KUBERNETES),1)) $(call set,gitMinor=$(call part,$(KUBERNETES),2))
-OWN := github.com/coracle-k8s/coracle/internal/version
-STABLE_X += -X $(OWN).version=$(VERSION)
-COMMIT_X := -X $(OWN).commit=$(COMMIT) -X $(OWN).date=$(DATE) $(call set,gitCommit=$(COMMIT)) $(call set,gitTreeState=$(TREE)) $(call set,buildDate=$(DATE))
+STABLE_X := $(call set,gitVersion=$(VERSION)) $(call set,gitMajor=$(call part,$(KUBERNETES),1)) $(call set,gitMinor=$(call part,$(KUBERNETES),2))
+COMMIT_X := $(call set,gitCommit=$(COMMIT)) $(call set,gitTreeState=$(TREE)) $(call set,buildDate=$(DATE))
 
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME ?= 10s
@@ -74,8 +71,8 @@ install-test: build ## install, install again, uninstall; the host is as before 
 race: ## go test -race ./... (compiles everything once more, with cgo)
 	CGO_ENABLED=1 $(GO) test -buildvcs=false -race -p 2 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./...
 
-bench: build ## footprint, start-up, pod start and write rates; beside upstream's processes with CORACLE_PEER (root)
-	CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) test -buildvcs=false -count=1 -v -timeout 120m -tags '$(TAGS) bench' -run TestBench ./test/bench/
+bench: build ## footprint, start-up, pod start and write rates, beside upstream (root)
+	CORACLE_BIN=$(CURDIR)/bin/coracle test/bench/run.sh
 
 fuzz: ## each fuzz test for FUZZTIME
 	@set -e; $(GO) list -tags '$(TAGS)' -f '{{if .TestGoFiles}}{{.Dir}}{{end}}' ./... | xargs -I{} grep -ls '^func Fuzz' -r {} --include='*_test.go' | sort -u | while read -r f; do \

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Coracle-tools is kubectl and ctr in one program, carried inside coracle so that neither is in the server's memory.
-// The name it is called by, or its first argument, picks the command. The commands are upstream's as they are: coracle,
-// which starts this program, says in the environment which cluster and which containerd to use.
+// Coracle-tools is kubectl, ctr and the cleaning of a host in one program, carried inside coracle so that none is in the
+// server's memory. The name it is called by, or its first argument, picks the command. kubectl and ctr are upstream's as
+// they are: coracle, which starts this program, says in the environment which cluster and which containerd to use.
 package main
 
 import (
@@ -17,17 +17,20 @@ import (
 	"k8s.io/component-base/logs"
 	kubectl "k8s.io/kubectl/pkg/cmd"
 	"k8s.io/kubectl/pkg/cmd/util"
+
+	"github.com/coracle-k8s/coracle/cmd/coracle-tools/cleanup"
 )
 
 var tools = map[string]func(){
 	"kubectl": runKubectl,
 	"ctr":     runCtr,
+	"cleanup": func() { os.Exit(cleanup.Main(os.Args[1:])) },
 }
 
 func main() {
 	run, args := pick(os.Args)
 	if run == nil {
-		fmt.Fprintln(os.Stderr, "usage: coracle-tools kubectl|ctr [arguments]")
+		fmt.Fprintln(os.Stderr, "usage: coracle-tools kubectl|ctr|cleanup [arguments]")
 		os.Exit(2)
 	}
 	os.Args = args // both commands read them there

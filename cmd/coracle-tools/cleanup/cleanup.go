@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cleanup takes a node off its host: it ends the pods that coracle left running and removes the mounts, network
+// devices, packet filter tables, cgroups and files that were made for them.
+//
+// It finds what is coracle's by what coracle recorded: shims by the program they run, containers by the ids in the run
+// directory and the cgroups named after them, mounts by the folders they are in. It never goes by a process' name, and
+// it never deletes a folder that something is still mounted in. It does not stop coracle itself: that is the service
+// manager's to do, and it refuses to work while coracle runs.
+package cleanup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/coracle-k8s/coracle/cni"
+	"github.com/coracle-k8s/coracle/internal/config"
+)
+
+// Options say what to clean.
+type Options struct {
+	Paths config.Paths
+	// Kubeconfig is the administrator's, removed with the data.
+	Kubeconfig string
+	// Grace is how long containers may take to end after SIGTERM.
+	Grace time.Duration
+	// RemoveData removes the data directory, logs and the kubeconfig too.
+	RemoveData bool
+	// Progress is told each step.
+	Progress io.Writer
+}
+
+// Run does all steps, each as far as it can, and returns what could not be done. What was removed already is fine: it
+// may be run again.
+func Run(ctx context.Context, o Options) error {
+	if err := refuseWhileRunning(o.Paths.PIDFile); err != nil {
+		return err
+	}
+	sockets := shimSocketDirs(o.Paths.ContainerdState) // before the files that say so are gone
+	var errs []error
+	for _, s := range []struct {
+		what string
+		do   func() error
+	}{
+		{"pods", func() error { return endPods(ctx, o) }},
+		{"mounts", func() error { return unmountBelow(o.Paths.RunDir, o.Paths.KubeletRoot, o.Paths.ContainerdRoot) }},
+		{"network", func() error { return cleanNetwork(ctx) }},
+		{"cgroups", func() error { return removeCgroups("kubepods") }},
+		{"run directory", func() error { return removeAll(append(sockets, o.Paths.RunDir)...) }},
+	} {
+		fmt.Fprintf(o.Progress, "removing %s\n", s.what)
+		if err := s.do(); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", s.what, err))
+		}
+	}
+	if !o.RemoveData {
+		return errors.Join(errs...)
+	}
+	if len(errs) > 0 {
+		return errors.Join(append(errs, fmt.Errorf("the data in %s was kept because of this: see to it and run the same again", o.Paths.DataDir))...)
+	}
+	fmt.Fprintf(o.Progress, "removing data\n")
+	return removeData(o)
+}
+
+func removeData(o Options) error {
+	err := removePodLogs(filepath.Join(o.Paths.KubeletRoot, "pods"))
+	return errors.Join(err, removeUpstreamLeftovers(), removeAll(o.Kubeconfig, o.Paths.DataDir))
+}
+
+// cleanNetwork removes what the pod network and the Service proxy made. The carried nft is used: the host may have none.
+func cleanNetwork(ctx context.Context) error {
+	restore, err := carriedFirst()
+	if err != nil {
+		return err
+	}
+	defer restore()
+	return errors.Join(cni.Cleanup(ctx, cni.CleanupOptions{}), removeServiceTables(ctx))
+}
+
+// carriedFirst makes the programs beside this one the first that are found on PATH.
+func carriedFirst() (restore func(), err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find the carried nft: %w", err)
+	}
+	old := os.Getenv("PATH")
+	if err := os.Setenv("PATH", filepath.Dir(self)+string(os.PathListSeparator)+old); err != nil {
+		return nil, err
+	}
+	return func() { _ = os.Setenv("PATH", old) }, nil
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cleanup
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+)
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fakeProcess adds a process to a made-up /proc.
+func fakeProcess(t *testing.T, proc, pid, exe, stat, cgroup string) {
+	t.Helper()
+	dir := filepath.Join(proc, pid)
+	write(t, filepath.Join(dir, "stat"), pid+" "+stat)
+	write(t, filepath.Join(dir, "cgroup"), cgroup)
+	if err := os.Symlink(exe, filepath.Join(dir, "exe")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestOurs(t *testing.T) {
+	proc, bin := t.TempDir(), t.TempDir()
+	helper := bin + "/0123/coracle-helper"
+	fakeProcess(t, proc, "10", helper, "(containerd-shim) S 1", "0::/system.slice/coracle.service\n")
+	fakeProcess(t, proc, "11", helper+" (deleted)", "(containerd-shim) S 1", "0::/\n")
+	fakeProcess(t, proc, "12", "/pause", "(pause) S 10", "4:memory:/kubepods/podx/abc\n0::/\n")
+	fakeProcess(t, proc, "13", "/bin/odd", "(a) b) S 12", "0::/kubepods/podx/abc/inner\n")
+	fakeProcess(t, proc, "14", "/bin/other", "(other) S 1", "0::/kubepods/pody/def\n")
+	fakeProcess(t, proc, "15", bin+"/0123/coracle-tools", "(kubectl) S 1", "0::/user.slice\n")
+	fakeProcess(t, proc, "16", "/pause", "(pause) Z 10", "0::/kubepods/podx/abc\n")
+	fakeProcess(t, proc, "17", "/usr/bin/coracle-helper", "(coracle-helper) S 1", "0::/\n")
+	got, err := ours(proc, bin, map[string]bool{"abc": true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.SortFunc(got, func(a, b process) int { return a.pid - b.pid })
+	want := []process{{10, 1, true}, {11, 1, true}, {12, 10, false}, {13, 12, false}}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestMountsBelow(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "mountinfo")
+	write(t, file, `20 1 0:1 / / rw - ext4 /dev/root rw
+21 20 0:2 / `+dir+` rw - ext4 /dev/sdb rw
+22 21 0:3 / `+dir+`/a\040b rw - tmpfs tmpfs rw
+23 21 0:4 / `+dir+`-not rw - tmpfs tmpfs rw
+24 22 0:5 / `+dir+`/a\040b/c rw - tmpfs tmpfs rw
+`)
+	got, err := mountsBelow(file, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{dir + "/a b", dir + "/a b/c"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestParseTables(t *testing.T) {
+	got, err := parseTables([]byte(`{"nftables": [{"metainfo": {"version": "1.0.6"}}, {"table": {"family": "ip6", "name": "kube-proxy", "handle": 3}}]}`))
+	if err != nil || !slices.Equal(got, []nftTable{{"ip6", "kube-proxy"}}) {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
+
+// TestRefusesWhileRunning: nothing is touched while a coracle holds its pid file.
+func TestRefusesWhileRunning(t *testing.T) {
+	paths := config.NewPaths(t.TempDir(), "")
+	write(t, paths.PIDFile, "4711\n")
+	f, err := os.Open(paths.PIDFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	err = Run(context.Background(), Options{Paths: paths, Grace: time.Second, RemoveData: true, Progress: &out})
+	if err == nil || !strings.Contains(err.Error(), "running as process 4711") || out.Len() > 0 {
+		t.Errorf("got %v, having said %q", err, out.String())
+	}
+}
+
+func TestShimSocketDirs(t *testing.T) {
+	state := t.TempDir()
+	bundle := filepath.Join(state, "io.containerd.runtime.v2.task", "k8s.io")
+	write(t, bundle+"/abc/bootstrap.json", `{"version":3,"address":"unix:///run/coracle-shims/0102/ffff","protocol":"ttrpc"}`)
+	write(t, bundle+"/def/bootstrap.json", `{"version":3,"address":"unix:///run/coracle/containerd/s/ffff","protocol":"ttrpc"}`)
+	write(t, bundle+"/bad/bootstrap.json", `{`)
+	if got := shimSocketDirs(state); !slices.Equal(got, []string{"/run/coracle-shims/0102"}) {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestRemoveAllKeepsWhatMatters(t *testing.T) {
+	if err := removeAll("", "/", "relative"); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "data")
+	write(t, dir+"/server/token", "x")
+	if err := removeAll(dir, dir+"/never-was"); err != nil || !missing(dir) {
+		t.Errorf("%v; still there: %t", err, !missing(dir))
+	}
+}

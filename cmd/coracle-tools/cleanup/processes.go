@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cleanup
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// hardEnd is how long processes may take to be gone after SIGKILL: those that write to a slow disk finish that first.
+const hardEnd = 30 * time.Second
+
+// process is what /proc tells about one that is ours.
+type process struct {
+	pid    int
+	parent int
+	shim   bool
+}
+
+// refuseWhileRunning looks at the lock that a running coracle holds on its pid file.
+func refuseWhileRunning(pidFile string) error {
+	f, err := os.Open(pidFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("see whether coracle runs: %w", err)
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		pid, _ := os.ReadFile(pidFile)
+		return fmt.Errorf("coracle is running as process %s; nothing was removed. Stop it first, then run this again", bytes.TrimSpace(pid))
+	}
+	return nil
+}
+
+// endPods asks containers to end, gives them the grace, and kills them and their shims.
+func endPods(ctx context.Context, o Options) error {
+	ids := containerIDs(o.Paths.ContainerdState)
+	list := func() ([]process, error) { return ours("/proc", o.Paths.BinDir, ids) }
+	procs, err := list()
+	if err != nil {
+		return err
+	}
+	if len(procs) == 0 {
+		return nil
+	}
+	shims := map[int]bool{}
+	for _, p := range procs {
+		shims[p.pid] = p.shim
+	}
+	for _, p := range procs {
+		if shims[p.parent] && !p.shim { // a container's first process; the others are its to end
+			_ = unix.Kill(p.pid, unix.SIGTERM) // gone already is fine
+		}
+	}
+	if left, err := waitGone(ctx, o.Grace, func() ([]process, error) { return containersOf(list) }); err == nil && left > 0 {
+		fmt.Fprintf(o.Progress, "%d processes of pods are still there after %v: killing them\n", left, o.Grace)
+	}
+	left, err := waitGone(ctx, hardEnd, func() ([]process, error) {
+		procs, err := list()
+		for _, p := range procs {
+			_ = unix.Kill(p.pid, unix.SIGKILL)
+		}
+		return procs, err
+	})
+	if err == nil && left > 0 {
+		err = fmt.Errorf("%d processes of pods cannot be ended; a hanging disk or network file system does that", left)
+	}
+	return err
+}
+
+func containersOf(list func() ([]process, error)) ([]process, error) {
+	procs, err := list()
+	var out []process
+	for _, p := range procs {
+		if !p.shim {
+			out = append(out, p)
+		}
+	}
+	return out, err
+}
+
+// waitGone calls list until it is empty, at most for the given time, and says how many were left.
+func waitGone(ctx context.Context, within time.Duration, list func() ([]process, error)) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		procs, err := list()
+		if err != nil || len(procs) == 0 {
+			return 0, err
+		}
+		select {
+		case <-ctx.Done():
+			return len(procs), nil
+		case <-tick.C:
+		}
+	}
+}
+
+// containerIDs names the containers that the run directory knows of.
+func containerIDs(state string) map[string]bool {
+	ids := map[string]bool{}
+	dirs, _ := filepath.Glob(filepath.Join(state, "io.containerd.runtime.v2.task", "*", "*")) // the pattern is well-formed
+	for _, d := range dirs {
+		ids[filepath.Base(d)] = true
+	}
+	return ids
+}
+
+// ours lists the shims, which run coracle's helper out of bin, and whatever runs in the cgroup of one of the containers.
+func ours(proc, bin string, ids map[string]bool) ([]process, error) {
+	if real, err := filepath.EvalSymlinks(bin); err == nil {
+		bin = real // as the kernel names it
+	}
+	entries, err := os.ReadDir(proc)
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	var out []process
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		p := process{pid: pid, shim: isShim(filepath.Join(proc, e.Name()), bin)}
+		if !p.shim && !inContainer(filepath.Join(proc, e.Name(), "cgroup"), ids) {
+			continue
+		}
+		if p.parent = parentOf(filepath.Join(proc, e.Name(), "stat")); p.parent < 0 {
+			continue // a zombie waits for its parent only, or it is gone
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+func isShim(dir, bin string) bool {
+	exe, err := os.Readlink(filepath.Join(dir, "exe"))
+	if err != nil {
+		return false
+	}
+	exe = strings.TrimSuffix(exe, " (deleted)")
+	return strings.HasPrefix(exe, bin+"/") && filepath.Base(exe) == "coracle-helper"
+}
+
+// inContainer tells whether a part of the process' cgroup path is the id of one of the containers.
+func inContainer(file string, ids map[string]bool) bool {
+	data, err := os.ReadFile(file)
+	if err != nil || len(ids) == 0 {
+		return false
+	}
+	for line := range strings.Lines(string(data)) {
+		for part := range strings.SplitSeq(strings.TrimSpace(line), "/") {
+			if ids[part] {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// parentOf reads the parent's process id from /proc/PID/stat; -1 for zombies and for what is gone.
+func parentOf(file string) int {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return -1
+	}
+	// The name in parentheses may hold anything, so count from its end: state, then the parent.
+	f := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	if len(f) < 2 || f[0] == "Z" || f[0] == "X" {
+		return -1
+	}
+	parent, err := strconv.Atoi(f[1])
+	if err != nil {
+		return -1
+	}
+	return parent
+}
