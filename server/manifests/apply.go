@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package manifests
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/utils/ptr"
+)
+
+// crdPatience bounds the wait for a new kind to be served; later it is a matter of trying again.
+const crdPatience = 10 * time.Second
+
+// applyFile applies a file's objects. One that fails does not keep the others from being applied, as with kubectl.
+func (m *Manifests) applyFile(ctx context.Context, name string, f *file) {
+	r := m.record(name)
+	want, err := m.place(f.objects)
+	if err == nil {
+		// Before the objects, so that none is ever forgotten; what they replace stays in until it is deleted.
+		r.objects = union(r.objects, want)
+		err = m.save(ctx, r)
+	}
+	if err == nil {
+		err = m.applyAll(ctx, name, f.objects)
+	}
+	if err != nil {
+		f.fail()
+		m.report(ctx, name, f, "ApplyFailed", err)
+		return
+	}
+	f.settled, f.wait, f.reported = true, 0, ""
+	r.status, r.hash = statusApplied, f.hash
+	m.log.Info("applied a manifest", "file", name, "objects", len(f.objects))
+}
+
+// place sets the namespace of objects that need one and have none. A kind that is not known yet is one that a CRD in
+// the folder may bring; its objects are recorded as written.
+func (m *Manifests) place(objects []object) ([]ref, error) {
+	var refs []ref
+	for _, o := range objects {
+		mapping, err := m.mapping(o.Unstructured)
+		switch {
+		case meta.IsNoMatchError(err):
+		case err != nil:
+			return nil, err
+		default:
+			setNamespace(o.Unstructured, mapping)
+		}
+		refs = append(refs, o.ref())
+	}
+	return refs, nil
+}
+
+func setNamespace(u *unstructured.Unstructured, mapping *meta.RESTMapping) {
+	switch {
+	case mapping.Scope.Name() == meta.RESTScopeNameRoot:
+		u.SetNamespace("")
+	case u.GetNamespace() == "":
+		u.SetNamespace(metav1.NamespaceDefault)
+	}
+}
+
+func (m *Manifests) mapping(u *unstructured.Unstructured) (*meta.RESTMapping, error) {
+	gvk := u.GroupVersionKind()
+	return m.mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
+}
+
+func (m *Manifests) applyAll(ctx context.Context, name string, objects []object) error {
+	var errs []error
+	fail := func(o object, err error) {
+		errs = append(errs, fmt.Errorf("%s:%d: %s: %w", name, o.line, o.ref(), err))
+	}
+	var crds []object
+	for _, o := range objects {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if rank(o) == rankOther && crds != nil {
+			for _, crd := range crds {
+				if err := m.awaitEstablished(ctx, crd); err != nil {
+					fail(crd, err)
+				}
+			}
+			m.mapper.Reset()
+			crds = nil
+		}
+		if err := m.apply(ctx, name, o.Unstructured); err != nil {
+			fail(o, err)
+		} else if rank(o) == rankCRD {
+			crds = append(crds, o)
+		}
+	}
+	if crds != nil {
+		m.mapper.Reset() // for the files after this one
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Manifests) apply(ctx context.Context, name string, u *unstructured.Unstructured) error {
+	mapping, err := m.mapping(u)
+	if meta.IsNoMatchError(err) {
+		return fmt.Errorf("the cluster has no kind %s in %s (yet?): %w", u.GetKind(), u.GetAPIVersion(), err)
+	}
+	if err != nil {
+		return fmt.Errorf("finding out what the cluster has: %w", err)
+	}
+	setNamespace(u, mapping)
+	u = u.DeepCopy()
+	annotations := u.GetAnnotations()
+	if annotations == nil {
+		annotations = map[string]string{}
+	}
+	annotations[fileAnnotation] = name
+	u.SetAnnotations(annotations)
+	data, err := json.Marshal(u)
+	if err != nil {
+		return err
+	}
+	_, err = m.client(mapping, u.GetNamespace()).Patch(ctx, u.GetName(), types.ApplyPatchType, data, metav1.PatchOptions{
+		FieldManager: fieldManager, Force: ptr.To(true), FieldValidation: metav1.FieldValidationStrict})
+	return err
+}
+
+func (m *Manifests) client(mapping *meta.RESTMapping, namespace string) dynamic.ResourceInterface {
+	if mapping.Scope.Name() == meta.RESTScopeNameRoot {
+		return m.dynamic.Resource(mapping.Resource)
+	}
+	return m.dynamic.Resource(mapping.Resource).Namespace(namespace)
+}
+
+// awaitEstablished waits until the API server serves a CRD's kind.
+func (m *Manifests) awaitEstablished(ctx context.Context, crd object) error {
+	mapping, err := m.mapping(crd.Unstructured)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, crdPatience)
+	defer cancel()
+	for {
+		got, err := m.client(mapping, "").Get(ctx, crd.GetName(), metav1.GetOptions{})
+		if err == nil && established(got) {
+			return nil
+		}
+		if pause(ctx, 100*time.Millisecond); ctx.Err() != nil {
+			return errors.Join(errors.New("the API server does not serve its kind yet"), err)
+		}
+	}
+}
+
+func established(crd *unstructured.Unstructured) bool {
+	conditions, _, err := unstructured.NestedSlice(crd.Object, "status", "conditions")
+	if err != nil {
+		return false
+	}
+	for _, c := range conditions {
+		if c, ok := c.(map[string]any); ok && c["type"] == "Established" && c["status"] == string(corev1.ConditionTrue) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package manifests applies the YAML and JSON files of a folder to the cluster and takes back what they cease to say.
+//
+// A file is read as a whole: one that is malformed changes nothing. Its objects are applied by server-side apply, which
+// writes nothing where nothing differs. What a file once held and holds no more is deleted, also after restarts: a
+// ConfigMap in kube-system for each file, its record, says what it applied. Records are written before objects, so that
+// a crash never leaves an object that nobody remembers.
+//
+// The package owns the records, and the objects that carry its annotation. It deletes nothing else, and nothing that
+// another file in the folder asks for. It runs where the leader is; a record names the server whose folder had the file,
+// and only that server takes a missing file for a removed one.
+package manifests
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/discovery/cached/memory"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/restmapper"
+)
+
+const (
+	// fieldManager owns the fields of what is applied.
+	fieldManager = "coracle-manifests"
+
+	resyncEvery = 5 * time.Minute // in case the kernel told of no change: network file systems
+	settle      = 300 * time.Millisecond
+	firstRetry  = time.Second
+	lastRetry   = time.Minute
+)
+
+// Options say which folder goes into which cluster.
+type Options struct {
+	// Dir is the folder; it is made when missing. Files *.yaml, *.yml and *.json in it and its folders count, except
+	// hidden ones and those beside which there is a file of the same name with .skip appended.
+	Dir string
+	// ServerID is this server's; see the package comment.
+	ServerID string
+	// Config has an administrator's rights.
+	Config *rest.Config
+	// Logger tells what was applied and what is wrong; nil means slog's default.
+	Logger *slog.Logger
+}
+
+// Manifests keeps a cluster in step with a folder.
+type Manifests struct {
+	o       Options
+	log     *slog.Logger
+	kube    kubernetes.Interface
+	dynamic dynamic.Interface
+	disco   discovery.DiscoveryInterface
+	// mapper exists during a round only: what it knows costs megabytes and is stale by the next.
+	mapper meta.ResettableRESTMapper
+
+	records map[string]*record // by file: what the cluster remembers
+	files   map[string]*file   // by file: how far this run is with it
+}
+
+// file is what this run knows about a file.
+type file struct {
+	hash    string
+	objects []object // nil while malformed
+	// settled: applied, or malformed: nothing to do until the content changes.
+	settled bool
+	// retry is when to try again, after a pause of wait.
+	retry time.Time
+	wait  time.Duration
+	// reported is the last trouble told, so that the same is not told every time.
+	reported string
+}
+
+// New makes the clients.
+func New(o Options) (*Manifests, error) {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	config := rest.AddUserAgent(rest.CopyConfig(o.Config), "manifests")
+	m := &Manifests{o: o, log: o.Logger, records: map[string]*record{}, files: map[string]*file{}}
+	var errs [3]error
+	m.kube, errs[0] = kubernetes.NewForConfig(config)
+	m.dynamic, errs[1] = dynamic.NewForConfig(config)
+	m.disco, errs[2] = discovery.NewDiscoveryClientForConfig(config)
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, fmt.Errorf("making clients for the manifests: %w", err)
+	}
+	return m, nil
+}
+
+// Run keeps the cluster in step with the folder until ctx is done. Trouble with a file is logged, told as an Event and
+// tried again; Run itself goes on.
+func (m *Manifests) Run(ctx context.Context) error {
+	if err := os.MkdirAll(m.o.Dir, 0o700); err != nil {
+		m.log.Error("manifests are not applied: their folder cannot be made", "folder", m.o.Dir, "error", err)
+		<-ctx.Done()
+		return nil
+	}
+	w := newWatcher(m.o.Dir, m.log)
+	defer w.close()
+	for m.records = nil; m.records == nil; {
+		if err := m.loadRecords(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			m.log.Warn("what earlier manifests applied cannot be read yet; it is tried again", "error", err)
+			pause(ctx, firstRetry)
+		}
+	}
+	for ctx.Err() == nil {
+		next := m.round(ctx)
+		w.wait(ctx, next)
+	}
+	return nil
+}
+
+// round brings the cluster in step as far as that goes now and returns how long to wait for the next at most.
+func (m *Manifests) round(ctx context.Context) time.Duration {
+	found, err := scan(m.o.Dir)
+	if err != nil {
+		// Without a complete list nothing may be taken for removed.
+		m.log.Warn("the manifests' folder cannot be read completely; nothing is changed until it can", "error", err)
+		return lastRetry
+	}
+	m.mapper = restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(m.disco))
+	defer func() { m.mapper = nil }()
+	for _, name := range slices.Sorted(maps.Keys(found)) {
+		if s := found[name]; !s.skip {
+			m.read(ctx, name, s)
+		}
+	}
+	for name := range m.files {
+		if s, ok := found[name]; !ok || s.skip {
+			delete(m.files, name)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.files)) {
+		if f := m.files[name]; f.objects != nil && !f.settled && !time.Now().Before(f.retry) && ctx.Err() == nil {
+			m.applyFile(ctx, name, f)
+		}
+	}
+	prunedAll := m.prune(ctx, found)
+	next := resyncEvery
+	if !prunedAll {
+		next = lastRetry
+	}
+	for _, f := range m.files {
+		if !f.settled {
+			next = min(next, max(0, time.Until(f.retry)))
+		}
+	}
+	return next
+}
+
+// read parses a file whose content changed.
+func (m *Manifests) read(ctx context.Context, name string, s source) {
+	f := m.files[name]
+	if f != nil && f.hash == s.hash {
+		return
+	}
+	f = &file{hash: s.hash}
+	m.files[name] = f
+	objects, err := parse(name, s.data)
+	if s.err != nil {
+		err = fmt.Errorf("%s: %w", name, s.err)
+	}
+	if err != nil {
+		f.settled = true // until its content changes
+		m.report(ctx, name, f, "Malformed", fmt.Errorf("%w. Nothing of this file was applied or deleted", err))
+		return
+	}
+	f.objects = objects
+}
+
+// fail notes that a file has to be tried again, later each time.
+func (f *file) fail() {
+	f.wait = min(max(2*f.wait, firstRetry), lastRetry)
+	f.retry = time.Now().Add(f.wait)
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}

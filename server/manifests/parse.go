@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package manifests
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/yaml"
+)
+
+// object is one object of a file.
+type object struct {
+	*unstructured.Unstructured
+	line int // where its document begins, from 1
+}
+
+// ref names an object in the cluster.
+type ref struct {
+	schema.GroupVersionKind
+	Namespace, Name string
+}
+
+func (r ref) String() string {
+	if r.Namespace == "" {
+		return r.Kind + " " + r.Name
+	}
+	return r.Kind + " " + r.Namespace + "/" + r.Name
+}
+
+// key is the same for all versions of an object, which are only views of it.
+func (r ref) key() ref {
+	r.Version = ""
+	return r
+}
+
+func (o object) ref() ref {
+	return ref{GroupVersionKind: o.GroupVersionKind(), Namespace: o.GetNamespace(), Name: o.GetName()}
+}
+
+// document is one YAML document of a file.
+type document struct {
+	text []byte
+	line int // of its first line, from 1
+}
+
+// split cuts a file at its document separators.
+func split(data []byte) []document {
+	var docs []document
+	now := document{line: 1}
+	line := 0
+	for text := range bytes.Lines(data) {
+		line++
+		trimmed := bytes.TrimRight(text, " \t\r\n")
+		if bytes.Equal(trimmed, []byte("---")) || bytes.HasPrefix(trimmed, []byte("--- #")) {
+			docs = append(docs, now)
+			now = document{line: line + 1}
+			continue
+		}
+		now.text = append(now.text, text...)
+	}
+	return append(docs, now)
+}
+
+var yamlLine = regexp.MustCompile(`line (\d+): ?`)
+
+// parse reads all objects of a file in the order in which they are to be applied. Its errors begin with FILE:LINE.
+func parse(name string, data []byte) ([]object, error) {
+	objects := []object{} // not nil: an empty file is a good one
+	for _, d := range split(data) {
+		found, err := d.objects(name)
+		if err != nil {
+			return nil, err
+		}
+		objects = append(objects, found...)
+	}
+	lines := map[ref]int{}
+	for _, o := range objects {
+		key := o.ref().key()
+		if before, twice := lines[key]; twice {
+			return nil, fmt.Errorf("%s:%d: %s is in this file twice, at line %d too", name, o.line, o.ref(), before)
+		}
+		lines[key] = o.line
+	}
+	slices.SortStableFunc(objects, func(a, b object) int { return rank(a) - rank(b) })
+	return objects, nil
+}
+
+func (d document) objects(name string) ([]object, error) {
+	var content map[string]any
+	asJSON, err := yaml.YAMLToJSONStrict(d.text)
+	if err == nil {
+		err = yaml.Unmarshal(asJSON, &content)
+	}
+	if err != nil {
+		return nil, d.syntaxError(name, err)
+	}
+	if content == nil {
+		return nil, nil // only comments
+	}
+	u := &unstructured.Unstructured{Object: content}
+	line := d.firstLine()
+	if err := check(u); err != nil {
+		return nil, fmt.Errorf("%s:%d: %w", name, line, err)
+	}
+	if !u.IsList() {
+		return []object{{u, line}}, nil
+	}
+	var out []object
+	err = u.EachListItem(func(item runtime.Object) error {
+		o, ok := item.(*unstructured.Unstructured)
+		if !ok {
+			return fmt.Errorf("an item is a %T", item)
+		}
+		out = append(out, object{o, line})
+		return check(o)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s:%d: in the %s: %w", name, line, u.GetKind(), err)
+	}
+	return out, nil
+}
+
+// firstLine is where the document's first line with content is.
+func (d document) firstLine() int {
+	line := d.line
+	for text := range bytes.Lines(d.text) {
+		if t := bytes.TrimSpace(text); len(t) > 0 && t[0] != '#' {
+			return line
+		}
+		line++
+	}
+	return d.line
+}
+
+// syntaxError turns a parser's line, which counts from the document's beginning, into one of the file.
+func (d document) syntaxError(name string, err error) error {
+	line, what := d.firstLine(), err.Error()
+	if m := yamlLine.FindStringSubmatch(what); m != nil {
+		if n, convErr := strconv.Atoi(m[1]); convErr == nil {
+			line = d.line + n - 1
+		}
+		what = strings.Replace(what, m[0], "", 1)
+	}
+	what = strings.NewReplacer("error converting YAML to JSON: ", "", "yaml: ", "", "unmarshal errors:\n  ", "", "error unmarshaling JSON: ", "").Replace(what)
+	return fmt.Errorf("%s:%d: %s", name, line, what)
+}
+
+// check says what an object lacks.
+func check(u *unstructured.Unstructured) error {
+	switch {
+	case u.GetAPIVersion() == "":
+		return errors.New("apiVersion is missing")
+	case u.GetKind() == "":
+		return errors.New("kind is missing")
+	case u.IsList():
+		return nil
+	case u.GetName() == "" && u.GetGenerateName() != "":
+		return errors.New("generateName makes another object each time; give a name")
+	case u.GetName() == "":
+		return errors.New("metadata.name is missing")
+	}
+	if _, err := schema.ParseGroupVersion(u.GetAPIVersion()); err != nil {
+		return fmt.Errorf("apiVersion: %w", err)
+	}
+	return nil
+}
+
+const (
+	rankNamespace = iota
+	rankCRD
+	rankOther
+)
+
+// rank puts what others need before them.
+func rank(o object) int {
+	switch o.GroupVersionKind().GroupKind() {
+	case schema.GroupKind{Kind: "Namespace"}:
+		return rankNamespace
+	case schema.GroupKind{Group: "apiextensions.k8s.io", Kind: "CustomResourceDefinition"}:
+		return rankCRD
+	}
+	return rankOther
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package manifests
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+)
+
+// prune deletes what files cease to say and removed files said, after everything was applied: an object that moved from
+// one file to another is then in its new one. It returns false when something is left to be tried again.
+func (m *Manifests) prune(ctx context.Context, found map[string]source) bool {
+	wanted := m.wanted(found)
+	all := true
+	for _, name := range slices.Sorted(maps.Keys(m.records)) {
+		r := m.records[name]
+		_, there := found[name]
+		f := m.files[name]
+		switch {
+		case ctx.Err() != nil:
+			return false
+		case !there && r.server != m.o.ServerID:
+			// Another server's folder had it; this one's word about it means nothing.
+		case !there:
+			all = m.pruneRecord(ctx, r, nil, wanted) && all
+		case f != nil && f.objects != nil && f.settled:
+			var keep []ref
+			for _, o := range f.objects {
+				keep = append(keep, o.ref())
+			}
+			all = m.pruneRecord(ctx, r, keep, wanted) && all
+		}
+	}
+	return all
+}
+
+// wanted is everything that some file asks for, or may ask for: of a malformed or skipped file, what it applied last.
+func (m *Manifests) wanted(found map[string]source) map[ref]bool {
+	wanted := map[ref]bool{}
+	for name, r := range m.records {
+		f, s := m.files[name], found[name]
+		_, there := found[name]
+		if (there && (s.skip || f == nil || f.objects == nil)) || (!there && r.server != m.o.ServerID) {
+			for _, o := range r.objects {
+				wanted[o.key()] = true
+			}
+		}
+	}
+	for _, f := range m.files {
+		for _, o := range f.objects {
+			wanted[o.ref().key()] = true
+		}
+	}
+	return wanted
+}
+
+// pruneRecord deletes the record's objects but those to keep, and then the record itself if nothing is kept because the
+// file is gone (keep is nil).
+func (m *Manifests) pruneRecord(ctx context.Context, r *record, keep []ref, wanted map[ref]bool) bool {
+	gone := keep == nil && m.files[r.file] == nil
+	var errs []error
+	left := slices.Clone(keep)
+	var deleted []string
+	for _, o := range slices.Backward(r.objects) { // in reverse: objects before their CRD and namespace
+		if contains(keep, o) || wanted[o.key()] {
+			continue
+		}
+		did, err := m.delete(ctx, r.file, o)
+		if err != nil {
+			errs = append(errs, err)
+			left = append(left, o)
+		} else if did {
+			deleted = append(deleted, o.String())
+		}
+	}
+	r.objects = left
+	if len(deleted) > 0 {
+		m.log.Info("deleted what a manifest no longer says", "file", r.file, "objects", deleted)
+	}
+	if gone && len(left) == 0 {
+		errs = append(errs, m.forget(ctx, r))
+	} else {
+		before := r.stored
+		errs = append(errs, m.save(ctx, r))
+		if r.stored != before && r.status == statusApplied && !gone {
+			m.event(ctx, r, corev1.EventTypeNormal, "Applied", fmt.Sprintf("Applied %d objects of %s", len(r.objects), r.file))
+		}
+	}
+	err := errors.Join(errs...)
+	if err != nil && ctx.Err() == nil {
+		m.log.Warn("what a manifest no longer says could not be deleted completely; it is tried again", "file", r.file, "error", err)
+	}
+	return err == nil
+}
+
+// delete deletes an object that is from the file, and says whether it did: one that someone else took over, or that is
+// gone, is none of ours.
+func (m *Manifests) delete(ctx context.Context, file string, o ref) (bool, error) {
+	mapping, err := m.mapper.RESTMapping(o.GroupKind(), o.Version)
+	if meta.IsNoMatchError(err) {
+		mapping, err = m.mapper.RESTMapping(o.GroupKind()) // that version is no longer served, another may be
+	}
+	if meta.IsNoMatchError(err) {
+		return false, nil // the kind is gone, and its objects with it
+	}
+	if err != nil {
+		return false, fmt.Errorf("%s: finding out what the cluster has: %w", o, err)
+	}
+	if o.Namespace == "" {
+		o.Namespace = metav1.NamespaceDefault // it was recorded before its kind was known; ignored if it needs none
+	}
+	api := m.client(mapping, o.Namespace)
+	got, err := api.Get(ctx, o.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", o, err)
+	}
+	if got.GetAnnotations()[fileAnnotation] != file {
+		return false, nil
+	}
+	uid := got.GetUID()
+	err = api.Delete(ctx, o.Name, metav1.DeleteOptions{
+		Preconditions: &metav1.Preconditions{UID: &uid}, PropagationPolicy: ptr.To(metav1.DeletePropagationBackground)})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return false, fmt.Errorf("%s: %w", o, err)
+	}
+	return true, nil
+}

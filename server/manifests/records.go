@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package manifests
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+const (
+	// recordLabel is on every record.
+	recordLabel = "coracle.dev/manifest-record"
+	// fileAnnotation is on every applied object and says which file it is from: edit that, not the object.
+	fileAnnotation = "coracle.dev/manifest"
+
+	statusApplied = "applied"
+)
+
+// record is what the cluster remembers about a file: a ConfigMap.
+type record struct {
+	file   string
+	server string // whose folder has the file
+	// objects may be in the cluster because of the file.
+	objects []ref
+	// status is "applied", or what is wrong; hash is of the content that was applied last.
+	status, hash string
+
+	stored *corev1.ConfigMap // as last read or written; nil before the first time
+}
+
+// recordName is valid for any file name, and the same in every run.
+func recordName(file string) string {
+	sum := sha256.Sum256([]byte(file))
+	return "coracle-manifest-" + hex.EncodeToString(sum[:8])
+}
+
+func (m *Manifests) loadRecords(ctx context.Context) error {
+	list, err := m.kube.CoreV1().ConfigMaps(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{LabelSelector: recordLabel})
+	if err != nil {
+		return fmt.Errorf("listing the records of manifests: %w", err)
+	}
+	records := map[string]*record{}
+	for i := range list.Items {
+		r, err := parseRecord(&list.Items[i])
+		if err != nil {
+			m.log.Warn("a record of a manifest was changed by hand and is ignored: what its file applied is not deleted with the file",
+				"configMap", list.Items[i].Name, "error", err)
+			continue
+		}
+		records[r.file] = r
+	}
+	m.records = records
+	return nil
+}
+
+func parseRecord(c *corev1.ConfigMap) (*record, error) {
+	r := &record{file: c.Data["file"], server: c.Data["server"], status: c.Data["status"], hash: c.Data["hash"], stored: c}
+	if r.file == "" || c.Name != recordName(r.file) {
+		return nil, errors.New("it does not name its file")
+	}
+	for line := range strings.Lines(c.Data["objects"]) {
+		f := strings.Fields(line)
+		if len(f) != 4 {
+			return nil, fmt.Errorf("the line %q does not have four words", strings.TrimSpace(line))
+		}
+		gv, err := schema.ParseGroupVersion(f[0])
+		if err != nil {
+			return nil, err
+		}
+		o := ref{GroupVersionKind: gv.WithKind(f[1]), Namespace: f[2], Name: f[3]}
+		if o.Namespace == "-" {
+			o.Namespace = ""
+		}
+		r.objects = append(r.objects, o)
+	}
+	return r, nil
+}
+
+func (r *record) data() map[string]string {
+	var lines strings.Builder
+	for _, o := range r.objects {
+		namespace := o.Namespace
+		if namespace == "" {
+			namespace = "-"
+		}
+		fmt.Fprintf(&lines, "%s %s %s %s\n", o.GroupVersion(), o.Kind, namespace, o.Name)
+	}
+	return map[string]string{"file": r.file, "server": r.server, "status": r.status, "hash": r.hash, "objects": lines.String()}
+}
+
+// configMapOf is the record's form in the cluster, without a resource version: this server leads, its word is the last.
+func configMapOf(r *record) *corev1.ConfigMap {
+	return &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: recordName(r.file), Labels: map[string]string{recordLabel: ""}},
+		Data:       r.data(),
+	}
+}
+
+// save writes the record where it differs from what is stored.
+func (m *Manifests) save(ctx context.Context, r *record) error {
+	api := m.kube.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+	c := configMapOf(r)
+	if r.stored != nil && maps.Equal(r.stored.Data, c.Data) {
+		return nil
+	}
+	stored, err := api.Update(ctx, c, metav1.UpdateOptions{FieldManager: fieldManager})
+	if apierrors.IsNotFound(err) {
+		stored, err = api.Create(ctx, c, metav1.CreateOptions{FieldManager: fieldManager})
+	}
+	if err != nil {
+		return fmt.Errorf("writing the record of %s: %w", r.file, err)
+	}
+	r.stored = stored
+	return nil
+}
+
+// forget removes a record whose file and objects are gone.
+func (m *Manifests) forget(ctx context.Context, r *record) error {
+	err := m.kube.CoreV1().ConfigMaps(metav1.NamespaceSystem).Delete(ctx, recordName(r.file), metav1.DeleteOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("deleting the record of %s: %w", r.file, err)
+	}
+	delete(m.records, r.file)
+	return nil
+}
+
+// record returns a file's record, a new one if there is none.
+func (m *Manifests) record(name string) *record {
+	r := m.records[name]
+	if r == nil {
+		r = &record{file: name}
+		m.records[name] = r
+	}
+	r.server = m.o.ServerID
+	return r
+}
+
+// report tells of trouble with a file, once: in the log, in the file's record and as an Event.
+func (m *Manifests) report(ctx context.Context, name string, f *file, reason string, err error) {
+	if ctx.Err() != nil || f.reported == err.Error() {
+		return
+	}
+	f.reported = err.Error()
+	m.log.Error("a manifest could not be applied", "file", name, "error", err)
+	r := m.record(name)
+	r.status = err.Error()
+	if err := m.save(ctx, r); err != nil {
+		m.log.Warn("the trouble with a manifest could not be recorded", "error", err)
+		return
+	}
+	m.event(ctx, r, corev1.EventTypeWarning, reason, err.Error())
+}
+
+// event makes an Event about a file's record.
+func (m *Manifests) event(ctx context.Context, r *record, kind, reason, message string) {
+	if len(message) > 1000 {
+		message = message[:1000] + "…" // the API server takes 1024 bytes
+	}
+	now := metav1.NewTime(time.Now())
+	_, err := m.kube.CoreV1().Events(metav1.NamespaceSystem).Create(ctx, &corev1.Event{
+		ObjectMeta:     metav1.ObjectMeta{GenerateName: recordName(r.file) + ".", Namespace: metav1.NamespaceSystem},
+		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: metav1.NamespaceSystem, Name: r.stored.Name, UID: r.stored.UID},
+		Type:           kind, Reason: reason, Message: message,
+		Source:         corev1.EventSource{Component: fieldManager},
+		FirstTimestamp: now, LastTimestamp: now, Count: 1,
+	}, metav1.CreateOptions{})
+	if err != nil && ctx.Err() == nil {
+		m.log.Debug("an event could not be written", "error", err)
+	}
+}
+
+// union appends those of b that a lacks.
+func union(a, b []ref) []ref {
+	out := slices.Clone(a)
+	for _, r := range b {
+		if !contains(out, r) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+func contains(list []ref, r ref) bool {
+	return slices.ContainsFunc(list, func(o ref) bool { return o.key() == r.key() })
+}
