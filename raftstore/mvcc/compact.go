@@ -25,25 +25,26 @@ func (s *State) applyCompact(r *pb.CompactionRequest) (*pb.CompactionResponse, e
 // snapshot is being written, because that walks the chains of versions; what
 // is readable does not depend on when it runs.
 //
-// Versions written at the compaction revision itself stay, and so do their
-// predecessors: a watch may start there, and wants previous values.
+// Versions written at the compaction revision itself stay in the history,
+// since a watch may start there, but without what they replaced: as in etcd,
+// such a watch gets no previous values.
 func (s *State) Prune() {
 	to := s.compacted.Load()
 	if to == s.pruned || s.pins.Load() > 0 {
 		return
 	}
-	s.pruned = to
-	n := search(s.history, to)
-	for _, v := range s.history[:n] {
+	for _, v := range s.history[search(s.history, s.pruned+1):search(s.history, to+1)] {
 		s.cut(v)
 		if v.Deleted() && s.lookup(v.kv.Key) == v {
 			s.tree.Delete(v)
 			s.total -= v.size()
 		}
 	}
+	s.pruned = to
 	// A fresh slice: views keep the old one, and its front must not be kept
 	// alive by its tail.
-	s.history = append(make([]*Version, 0, len(s.history)-n+64), s.history[n:]...)
+	kept := s.history[search(s.history, to):]
+	s.history = append(make([]*Version, 0, len(kept)+64), kept...)
 }
 
 func (s *State) cut(v *Version) {

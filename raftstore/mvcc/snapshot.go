@@ -76,10 +76,11 @@ func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
 	}
 	var bases int64
 	s.view.tree.Scan(func(v *Version) bool {
-		for v != nil && v.kv.ModRevision >= s.compacted {
+		for v != nil && v.kv.ModRevision > s.compacted {
 			v = v.prev.Load()
 		}
-		if v != nil && !v.Deleted() {
+		// A version of the compaction revision itself is in the history.
+		if v != nil && v.kv.ModRevision < s.compacted && !v.Deleted() {
 			out.byte(recordBase)
 			out.version(v)
 			bases++
@@ -151,11 +152,12 @@ func Restore(r io.Reader) (*State, error) {
 	s.rev = in.number()
 	compacted := in.number()
 	s.compacted.Store(compacted)
-	s.pruned = compacted
+	s.pruned = max(compacted-1, 0) // so that Prune treats that revision's versions
 	if in.err == nil && (s.rev < 1 || compacted < 0 || compacted > s.rev) {
 		in.fail("revision %d, compacted at %d", s.rev, compacted)
 	}
 	s.load(&in)
+	s.Prune()
 	if in.err == nil {
 		if _, err := in.r.ReadByte(); !errors.Is(err, io.EOF) {
 			in.fail("it goes on after its end")
@@ -185,7 +187,7 @@ func (s *State) load(in *recordReader) {
 			old := s.lookup(v.kv.Key)
 			if tag == recordBase {
 				bases++
-				if old != nil || v.Deleted() || histories > 0 || v.kv.ModRevision > s.rev {
+				if old != nil || v.Deleted() || histories > 0 || v.kv.ModRevision >= last {
 					in.fail("key %q is out of place", v.kv.Key)
 					return
 				}

@@ -11,7 +11,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apiserver/pkg/apis/example"
 	examplev1 "k8s.io/apiserver/pkg/apis/example/v1"
@@ -19,8 +18,6 @@ import (
 	"k8s.io/apiserver/pkg/storage/feature"
 	"k8s.io/apiserver/pkg/storage/storagebackend"
 	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
-
-	"github.com/coracle-k8s/coracle/raftstore"
 )
 
 // TestInstall fails if upstream no longer takes its clients from the variable
@@ -29,18 +26,11 @@ import (
 func TestInstall(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	s, err := raftstore.Open(ctx, raftstore.Options{Dir: t.TempDir(), NodeID: "one"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close(ctx)
-	if err := s.WaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
+	s := openStore(t, 0)
 	made := 0
 	Install(func() *kubernetes.Client { made++; return s.Client() })
 
-	config := exampleConfig(t)
+	config := exampleConfig()
 	build, destroy, err := factory.Create(*config, func() runtime.Object { return &example.Pod{} },
 		func() runtime.Object { return &example.PodList{} }, "/pods/")
 	if err != nil {
@@ -71,15 +61,8 @@ func TestInstall(t *testing.T) {
 	})
 }
 
-func exampleConfig(t *testing.T) *storagebackend.ConfigForResource {
-	scheme := runtime.NewScheme()
-	metav1.AddToGroupVersion(scheme, metav1.SchemeGroupVersion)
-	for _, add := range []func(*runtime.Scheme) error{example.AddToScheme, examplev1.AddToScheme} {
-		if err := add(scheme); err != nil {
-			t.Fatal(err)
-		}
-	}
-	codec := serializer.NewCodecFactory(scheme).LegacyCodec(examplev1.SchemeGroupVersion)
+func exampleConfig() *storagebackend.ConfigForResource {
+	codec := codecs.LegacyCodec(examplev1.SchemeGroupVersion)
 	config := storagebackend.NewDefaultConfig("/registry", codec)
 	config.Transport.ServerList = []string{"unix:///nowhere"}
 	return config.ForResource(schema.GroupResource{Resource: "pods"})
