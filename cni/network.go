@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 
 // network is what a pod's attachment needs to know about its node. It is never changed, only replaced.
@@ -38,6 +39,9 @@ type networkState struct {
 // configureRetry is the wait after a failed attempt to set the node's network up.
 const configureRetry = 2 * time.Second
 
+// guardPeriod is how often to look whether the nftables table is still there.
+const guardPeriod = 30 * time.Second
+
 // configureLoop sets the node's network up for the pod CIDRs last known and again for each that PodCIDRs delivers.
 func (s *Server) configureLoop(ctx context.Context) {
 	cidrs := s.loadCIDRs()
@@ -48,6 +52,8 @@ func (s *Server) configureLoop(ctx context.Context) {
 		}
 		s.log.Info("Pods wait for the node's pod CIDR")
 	}
+	guard := time.NewTicker(s.guard)
+	defer guard.Stop()
 	for {
 		var retry <-chan time.Time
 		if len(cidrs) > 0 {
@@ -60,6 +66,8 @@ func (s *Server) configureLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-retry:
+		case <-guard.C:
+			s.restoreRules(ctx)
 		case next, ok := <-s.o.PodCIDRs:
 			if !ok {
 				<-ctx.Done()
@@ -70,6 +78,21 @@ func (s *Server) configureLoop(ctx context.Context) {
 			}
 			cidrs = next
 		}
+	}
+}
+
+// restoreRules writes the table again when somebody removed it, as a restart of a host firewall does.
+func (s *Server) restoreRules(ctx context.Context) {
+	nw := s.network.Load()
+	if nw == nil {
+		return
+	}
+	if ok, err := nfttable.Exists(nfttable.Table{Family: nfttable.INet, Name: tableName}); err != nil || ok {
+		return // an error here says nothing about the table
+	}
+	s.log.Info("The nftables table of the pod network was removed by another program; writing it again")
+	if err := s.applyRules(ctx, nw.podCIDRs); err != nil {
+		s.log.Error(err, "Host ports and traffic from pods to the outside do not work; trying again", "after", s.guard)
 	}
 }
 

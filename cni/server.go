@@ -69,6 +69,7 @@ type Server struct {
 	ipam    *ipam
 	keys    keyLocks
 	rules   rulesApplier
+	guard   time.Duration           // guardPeriod, but for tests
 	network atomic.Pointer[network] // nil until pods can be served
 }
 
@@ -99,7 +100,7 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{o: o, log: log, records: records, ipam: addresses, rules: rulesApplier{nft: o.NFT}}, nil
+	return &Server{o: o, log: log, records: records, ipam: addresses, rules: rulesApplier{nft: o.NFT}, guard: guardPeriod}, nil
 }
 
 // Run serves until ctx is done, then waits for the calls in flight. Pods keep their network when it returns.

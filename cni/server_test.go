@@ -104,6 +104,7 @@ func (n *node) start() {
 	if err != nil {
 		n.t.Fatal(err)
 	}
+	s.guard = 100 * time.Millisecond
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel, n.done, n.server = cancel, make(chan error, 1), s
 	go func() { n.done <- s.Run(ctx) }()
@@ -396,6 +397,9 @@ func TestHostPorts(t *testing.T) {
 	refuse(t, n.outside, "outside without table", nodeAddr+":8080")
 	n.start()
 	n.waitReady()
+	eventually(t, func() error { _, err := ask(n.outside, nodeAddr+":8080"); return err })
+
+	nft(t, "flush ruleset")
 	eventually(t, func() error { _, err := ask(n.outside, nodeAddr+":8080"); return err })
 
 	n.del(b)

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"fmt"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+)
+
+func TestWatchPodCIDRs(t *testing.T) {
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
+	other := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}, Spec: corev1.NodeSpec{PodCIDRs: []string{"10.42.9.0/24"}}}
+	client := fake.NewClientset(node, other)
+	factory := informers.NewSharedInformerFactory(client, 0)
+	cidrs, err := WatchPodCIDRs(factory.Core().V1().Nodes(), "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	factory.Start(t.Context().Done())
+	factory.WaitForCacheSync(t.Context().Done())
+	for _, step := range []struct {
+		set  []string
+		want string
+	}{
+		{[]string{"fd42::/64", "10.42.0.0/24"}, "[10.42.0.0/24 fd42::/64]"},
+		{[]string{"10.42.1.0/24"}, "[10.42.1.0/24]"},
+	} {
+		node.Spec.PodCIDRs = step.set
+		if _, err := client.CoreV1().Nodes().Update(t.Context(), node, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(<-cidrs); got != step.want {
+			t.Errorf("got %s, want %s", got, step.want)
+		}
+	}
+}

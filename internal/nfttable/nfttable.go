@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package nfttable asks the kernel whether an nftables table is there, and makes an empty one. It speaks netlink,
+// because it is asked every half minute and must not start a program for that. It never touches what is in a table.
+package nfttable
+
+import (
+	"fmt"
+
+	"github.com/google/nftables"
+)
+
+// Table names one table.
+type Table struct {
+	Family nftables.TableFamily
+	Name   string
+}
+
+// Families of Table.
+const (
+	INet = nftables.TableFamilyINet
+	IPv4 = nftables.TableFamilyIPv4
+	IPv6 = nftables.TableFamilyIPv6
+)
+
+// Exists says whether the table is there.
+func Exists(t Table) (bool, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("opening nftables: %w", err)
+	}
+	tables, err := conn.ListTablesOfFamily(t.Family)
+	if err != nil {
+		return false, fmt.Errorf("listing nftables tables: %w", err)
+	}
+	for _, have := range tables {
+		if have.Name == t.Name {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// Ensure makes the table, empty, when it is not there.
+func Ensure(t Table) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("opening nftables: %w", err)
+	}
+	conn.AddTable(&nftables.Table{Family: t.Family, Name: t.Name})
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("making the nftables table %s: %w", t.Name, err)
+	}
+	return nil
+}

@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/klog/v2/ktesting"
+
+	"github.com/coracle-k8s/coracle/internal/nstest"
+)
+
+func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+
+const (
+	nodeAddr    = "192.0.2.1"
+	outsideAddr = "192.0.2.2"
+	clusterIP   = "10.43.0.9"
+)
+
+// testbed is a node (the process's own namespace) with two pods and a machine outside.
+type testbed struct {
+	outside *nstest.NS
+	pods    map[string]*nstest.NS // by address
+	client  kubernetes.Interface
+	backend *NFTables
+	stop    func()
+}
+
+func newTestbed(t *testing.T) *testbed {
+	t.Helper()
+	nstest.Require(t)
+	b := &testbed{outside: nstest.New(t), pods: map[string]*nstest.NS{}}
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	b.outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24"}, []string{outsideAddr + "/24"})
+	for i, ip := range []string{"10.42.0.2", "10.42.0.6"} {
+		ns := nstest.New(t)
+		prefix := netip.MustParsePrefix(ip + "/30")
+		gw := prefix.Masked().Addr().Next().String()
+		ns.Link(t, fmt.Sprintf("pod%d", i), "eth0", []string{gw + "/30"}, []string{ip + "/30"})
+		if err := ns.Do(func() error { return nstest.AddRoute("0.0.0.0/0", gw) }); err != nil {
+			t.Fatal(err)
+		}
+		b.pods[ip] = ns
+		serve(t, ns, ip, ":8080")
+	}
+	if err := b.outside.Do(func() error { return nstest.AddRoute("10.43.0.0/16", nodeAddr) }); err != nil {
+		t.Fatal(err)
+	}
+	b.client = fake.NewClientset(
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}},
+		&networkingv1.ServiceCIDR{
+			ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"},
+			Spec:       networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.43.0.0/16"}},
+		},
+	)
+	b.start(t)
+	t.Cleanup(func() {
+		b.stop()
+		if err := Cleanup(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if out := nft(t, "list tables"); strings.Contains(out, "kube-proxy") {
+			t.Errorf("Cleanup left tables: %s", out)
+		}
+	})
+	return b
+}
+
+func (b *testbed) start(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	shared := NewInformers(b.client, "n1")
+	backend, err := NewNFTables(ctx, Options{
+		NodeName:     "n1",
+		NodeIPs:      []netip.Addr{netip.MustParseAddr(nodeAddr)},
+		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+		Informers:    shared,
+		Logger:       ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true))),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	backend.guard = 100 * time.Millisecond
+	done := make(chan error, 2)
+	go func() { done <- shared.Run(ctx) }()
+	go func() { done <- backend.Run(ctx) }()
+	b.backend = backend
+	b.stop = func() {
+		cancel()
+		for range 2 {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+		b.stop = func() {}
+	}
+}
+
+func (b *testbed) service(t *testing.T, change func(*corev1.Service)) {
+	t.Helper()
+	svc := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeNodePort, ClusterIP: clusterIP, ClusterIPs: []string{clusterIP},
+			IPFamilies:            []corev1.IPFamily{corev1.IPv4Protocol},
+			ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyCluster,
+			Ports: []corev1.ServicePort{{
+				Name: "http", Protocol: corev1.ProtocolTCP, Port: 80, TargetPort: intstr.FromInt32(8080), NodePort: 30080,
+			}},
+		},
+	}
+	if change != nil {
+		change(svc)
+	}
+	if _, err := b.client.CoreV1().Services("default").Create(t.Context(), svc, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *testbed) endpoints(t *testing.T, ips ...string) {
+	t.Helper()
+	ctx, slices := t.Context(), b.client.DiscoveryV1().EndpointSlices("default")
+	name, port, proto := "http", int32(8080), corev1.ProtocolTCP
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: "web-1", Labels: map[string]string{discoveryv1.LabelServiceName: "web"}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &proto}},
+	}
+	for _, ip := range ips {
+		ready, node := true, "n1"
+		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
+			Addresses: []string{ip}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &ready},
+		})
+	}
+	if _, err := slices.Update(ctx, slice, metav1.UpdateOptions{}); err != nil {
+		if _, err := slices.Create(ctx, slice, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+type doer interface{ Do(func() error) error }
+
+type here struct{}
+
+func (here) Do(f func() error) error { return f() }
+
+// serve answers each connection with "name peer-address".
+func serve(t *testing.T, ns doer, name, addr string) {
+	t.Helper()
+	var l net.Listener
+	if err := ns.Do(func() (err error) { l, err = net.Listen("tcp", addr); return err }); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+			fmt.Fprintf(c, "%s %s\n", name, host)
+			c.Close()
+		}
+	}()
+}
+
+func ask(ns doer, addr string) (server, peer string, err error) {
+	err = ns.Do(func() error {
+		c, err := net.DialTimeout("tcp", addr, time.Second)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(time.Second))
+		line, err := bufio.NewReader(c).ReadString('\n')
+		server, peer, _ = strings.Cut(strings.TrimSpace(line), " ")
+		return err
+	})
+	return server, peer, err
+}
+
+func eventually(t *testing.T, what string, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func reaches(t *testing.T, ns doer, what, addr string) {
+	t.Helper()
+	eventually(t, what+" ("+addr+")", func() error { _, _, err := ask(ns, addr); return err })
+}
+
+func fails(t *testing.T, ns doer, what, addr string) {
+	t.Helper()
+	eventually(t, what+" ("+addr+")", func() error {
+		if _, _, err := ask(ns, addr); err == nil {
+			return fmt.Errorf("still answers")
+		}
+		return nil
+	})
+}
+
+func nft(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("nft", args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("nft %v: %v: %s", args, err, out)
+	}
+	return string(out)
+}
+
+func TestServices(t *testing.T) {
+	b := newTestbed(t)
+	b.service(t, nil)
+	b.endpoints(t, "10.42.0.2", "10.42.0.6")
+	a := b.pods["10.42.0.2"]
+
+	reaches(t, a, "pod to cluster IP", clusterIP+":80")
+	reaches(t, b.outside, "outside to cluster IP", clusterIP+":80")
+	reaches(t, b.outside, "outside to node port", nodeAddr+":30080")
+	reaches(t, a, "pod to node port", nodeAddr+":30080")
+	reaches(t, here{}, "node to node port", nodeAddr+":30080")
+	if _, _, err := ask(here{}, "127.0.0.1:30080"); err == nil {
+		t.Error("node port answers on loopback: upstream's nftables mode does not")
+	}
+	seen := map[string]bool{}
+	for range 200 {
+		server, peer, err := ask(a, clusterIP+":80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen[server] = true
+		if server == "10.42.0.6" && peer != "10.42.0.2" {
+			t.Fatalf("a pod's address was replaced by %s on the way to another pod", peer)
+		}
+	}
+	if len(seen) != 2 {
+		t.Errorf("200 connections reached %v, want both endpoints", seen)
+	}
+	if _, peer, err := ask(b.outside, nodeAddr+":30080"); err != nil || peer == outsideAddr {
+		t.Errorf("traffic from outside to a node port came from %q (%v), want it masqueraded", peer, err)
+	}
+
+	b.endpoints(t, "10.42.0.6")
+	eventually(t, "only the endpoint that is left answers", func() error {
+		for range 20 {
+			if server, _, err := ask(a, clusterIP+":80"); err != nil || server != "10.42.0.6" {
+				return fmt.Errorf("got %q, %v", server, err)
+			}
+		}
+		return nil
+	})
+	b.endpoints(t)
+	fails(t, a, "no endpoint", clusterIP+":80")
+	b.endpoints(t, "10.42.0.6")
+	reaches(t, a, "endpoint again", clusterIP+":80")
+
+	if h := b.backend.Health(); !h.Synced || h.Err != nil || h.LastDuration == 0 {
+		t.Errorf("health %+v", h)
+	}
+	t.Logf("a sync with one Service takes %v", b.backend.Health().LastDuration)
+	b.stop()
+	reaches(t, a, "while the agent is down", clusterIP+":80")
+	b.start(t)
+	if err := b.client.CoreV1().Services("default").Delete(t.Context(), "web", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, a, "deleted Service", clusterIP+":80")
+	fails(t, b.outside, "deleted Service", nodeAddr+":30080")
+}
+
+func TestSessionAffinity(t *testing.T) {
+	b := newTestbed(t)
+	b.service(t, func(s *corev1.Service) {
+		timeout := int32(60)
+		s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+		s.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: &timeout}}
+	})
+	b.endpoints(t, "10.42.0.2", "10.42.0.6")
+	reaches(t, b.outside, "cluster IP", clusterIP+":80")
+	first, _, err := ask(b.outside, clusterIP+":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 30 {
+		if got, _, err := ask(b.outside, clusterIP+":80"); err != nil || got != first {
+			t.Fatalf("got %s (%v), want %s as before", got, err, first)
+		}
+	}
+}
+
+func TestServiceCIDRAddedLaterIsGuarded(t *testing.T) {
+	b := newTestbed(t)
+	b.service(t, nil)
+	b.endpoints(t, "10.42.0.2")
+	reaches(t, b.outside, "cluster IP", clusterIP+":80")
+	_, err := b.client.NetworkingV1().ServiceCIDRs().Create(t.Context(), &networkingv1.ServiceCIDR{
+		ObjectMeta: metav1.ObjectMeta{Name: "more"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.99.0.0/16"}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "unallocated addresses of the new CIDR are rejected", func() error {
+		if out := nft(t, "list table ip kube-proxy"); !strings.Contains(out, "10.99.0.0/16") {
+			return fmt.Errorf("the rules do not name it")
+		}
+		return nil
+	})
+}
+
+func TestFlushedRulesetHeals(t *testing.T) {
+	b := newTestbed(t)
+	b.service(t, nil)
+	b.endpoints(t, "10.42.0.2")
+	reaches(t, b.outside, "cluster IP", clusterIP+":80")
+	nft(t, "flush ruleset")
+	reaches(t, b.outside, "cluster IP after a flush", clusterIP+":80")
+}
+
+func TestStopLeavesNoGoroutine(t *testing.T) {
+	nstest.Require(t)
+	t.Run("run", func(t *testing.T) {
+		b := newTestbed(t)
+		b.service(t, nil)
+		b.endpoints(t, "10.42.0.2")
+		reaches(t, b.outside, "cluster IP", clusterIP+":80")
+	})
+	goleak.VerifyNone(t)
+}
+
+func TestMissingNFTIsSaid(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	_, err := NewNFTables(t.Context(), Options{
+		NodeName: "n1", NodeIPs: []netip.Addr{netip.MustParseAddr(nodeAddr)},
+		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+		Informers:    NewInformers(fake.NewClientset(), "n1"),
+	})
+	if err == nil || !strings.Contains(err.Error(), "nft") {
+		t.Errorf("got %v, want an error that names nft", err)
+	}
+}
