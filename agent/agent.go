@@ -44,7 +44,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	network, err := o.network(o, o.paths().cniConf)
+	network, err := o.network(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -78,7 +78,9 @@ func startRuntime(ctx context.Context, o Options) (*containerd.Server, error) {
 // the kubelet: a pod whose image is not there yet would fail to pull it and wait minutes for the next try.
 func importImages(ctx context.Context, o Options, runtime *containerd.Server) (*images.Folder, error) {
 	part := o.part("images")
-	store := images.Containerd{Client: runtime.Client(), Snapshotter: runtime.Snapshotter(), Announce: runtime.Announce}
+	store := images.Containerd{
+		Client: runtime.Client(), Namespace: containerd.Namespace, Snapshotter: runtime.Snapshotter(), Announce: runtime.Announce,
+	}
 	if o.PauseTar != "" {
 		if err := importPause(ctx, o, store); err != nil {
 			part.Set(status.Failed, err.Error())

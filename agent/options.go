@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -66,7 +67,7 @@ type Options struct {
 	Ready func()
 
 	// network replaces the pod network in tests of everything else; nil for the real one.
-	network func(o Options, cniConfDir string) (networkRunner, error)
+	network func(ctx context.Context, o Options) (networkRunner, error)
 }
 
 // paths are the folders that follow from the options.

@@ -24,7 +24,6 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/cmd/containerd/server"
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/platforms"
 	"github.com/containerd/plugin"
@@ -189,11 +188,6 @@ func (s *Server) Stop() {
 		s.fatal.expectEnd()
 		s.server.Stop()
 	})
-}
-
-// WithNamespace gives ctx the Kubernetes namespace, which containerd's own services ask for.
-func WithNamespace(ctx context.Context) context.Context {
-	return namespaces.WithNamespace(ctx, Namespace)
 }
 
 func prepareTempMounts(root string) error {

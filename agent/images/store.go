@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 )
@@ -39,8 +40,9 @@ type Store interface {
 
 // Containerd is the Store inside containerd.
 type Containerd struct {
-	// Client must be bound to the Kubernetes namespace.
 	Client *client.Client
+	// Namespace is where the images go.
+	Namespace string
 	// Snapshotter unpacks the layers.
 	Snapshotter string
 	// Announce tells the CRI service about a new image name. Without it the service learns by an event, a moment later.
@@ -49,6 +51,7 @@ type Containerd struct {
 
 // Import implements Store.
 func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) ([]string, error) {
+	ctx = namespaces.WithNamespace(ctx, s.Namespace)
 	plain, err := compression.DecompressStream(r)
 	if err != nil {
 		return nil, fmt.Errorf("decompress: %w", err)
@@ -111,7 +114,7 @@ func (s Containerd) forget(ctx context.Context, im images.Image) error {
 
 // Has implements Store.
 func (s Containerd) Has(ctx context.Context, name string) (bool, error) {
-	_, err := s.Client.ImageService().Get(ctx, name)
+	_, err := s.Client.ImageService().Get(namespaces.WithNamespace(ctx, s.Namespace), name)
 	if errdefs.IsNotFound(err) {
 		return false, nil
 	}
