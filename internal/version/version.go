@@ -18,7 +18,7 @@ const unlinked = "v0.0.0-dev"
 type Info struct {
 	Coracle    string            `json:"coracle"`
 	Commit     string            `json:"commit,omitempty"`
-	BuildDate  string            `json:"buildDate,omitempty"`
+	Date       string            `json:"date,omitempty"`
 	Kubernetes string            `json:"kubernetes"`
 	Go         string            `json:"go"`
 	Platform   string            `json:"platform"`
@@ -29,14 +29,14 @@ type Info struct {
 func Get() Info {
 	v := k8s.Get()
 	i := Info{
-		Coracle:   v.GitVersion,
-		Commit:    v.GitCommit,
-		BuildDate: v.BuildDate,
-		Go:        runtime.Version(),
-		Platform:  runtime.GOOS + "/" + runtime.GOARCH,
+		Coracle:  v.GitVersion,
+		Commit:   v.GitCommit,
+		Date:     v.BuildDate,
+		Go:       runtime.Version(),
+		Platform: runtime.GOOS + "/" + runtime.GOARCH,
 	}
 	if strings.Contains(v.GitVersion, "$") { // git's placeholders, as they are in the module
-		i.Coracle, i.Commit, i.BuildDate = unlinked, "", ""
+		i.Coracle, i.Commit, i.Date = unlinked, "", ""
 	}
 	if v.GitTreeState == "dirty" {
 		i.Commit += " (with changes)"

@@ -39,7 +39,7 @@ func printVersion(w io.Writer, v version.Info) {
 	}
 	line("coracle", v.Coracle)
 	line("commit", v.Commit)
-	line("built", v.BuildDate)
+	line("built", v.Date)
 	line("kubernetes", v.Kubernetes)
 	line("go", v.Go)
 	line("platform", v.Platform)
