@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// apiWait is how long a start waits for the API's Services before it answers without them.
+const apiWait = 2 * time.Second
+
+// corefile is CoreDNS's whole configuration. Answers about the cluster are not cached: they come from memory, and a
+// Service that has just been made must not be missing because somebody asked a moment too early.
+func corefile(o Options, resolvers []netip.AddrPort, imports bool) string {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	line(".:%d {", o.Port)
+	line("    bind %s", join(o.Addresses))
+	line("    errors {")
+	line(`        consolidate 5m ".*" warning show_first`)
+	line("    }")
+	line("    cache 30 {")
+	line("        success 4096")
+	line("        denial 1024")
+	line("        disable success %s in-addr.arpa ip6.arpa", o.Domain)
+	line("        disable denial %s in-addr.arpa ip6.arpa", o.Domain)
+	line("    }")
+	line("    loadbalance")
+	line("    %s %s in-addr.arpa ip6.arpa {", directive, o.Domain)
+	line("        kubeconfig %q", o.Kubeconfig)
+	line("        pods insecure")
+	line("        fallthrough in-addr.arpa ip6.arpa")
+	line("        startup_timeout %s", apiWait)
+	line("    }")
+	if imports && o.ImportDir != "" {
+		line("    import %s", filepath.Join(o.ImportDir, "*.override"))
+	}
+	if len(resolvers) > 0 {
+		// In the order of resolv.conf, as the host itself asks them. When all are known to be down, say so at once.
+		line("    forward . %s {", join(resolvers))
+		line("        policy sequential")
+		line("        max_concurrent 1000")
+		line("        failfast_all_unhealthy_upstreams")
+		line("    }")
+	}
+	line("}")
+	if imports && o.ImportDir != "" {
+		line("import %s", filepath.Join(o.ImportDir, "*.server"))
+	}
+	return b.String()
+}
+
+func join[T fmt.Stringer](items []T) string {
+	var words []string
+	for _, i := range items {
+		words = append(words, i.String())
+	}
+	return strings.Join(words, " ")
+}

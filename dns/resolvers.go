@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"k8s.io/klog/v2"
+)
+
+// Where hosts keep their resolvers. systemd-resolved puts a stub on a loopback address into the first and the real ones
+// into the second.
+const (
+	resolvConf        = "/etc/resolv.conf"
+	systemdResolvConf = "/run/systemd/resolve/resolv.conf"
+)
+
+// HostResolvConf returns the file that names the host's real resolvers: /etc/resolv.conf, or systemd-resolved's own when
+// that has loopback addresses only. Pods cannot use a loopback resolver of the host, so the kubelet wants this file too.
+func HostResolvConf() string {
+	return hostResolvConf(resolvConf, systemdResolvConf)
+}
+
+func hostResolvConf(etc, systemd string) string {
+	servers, err := readResolvConf(etc)
+	if err == nil && slices.ContainsFunc(servers, func(a netip.Addr) bool { return !a.IsLoopback() }) {
+		return etc
+	}
+	if servers, err := readResolvConf(systemd); err == nil && len(servers) > 0 {
+		return systemd
+	}
+	return etc
+}
+
+// readResolvConf returns the nameserver lines of a resolv.conf(5), in order; lines it does not understand are skipped.
+func readResolvConf(path string) ([]netip.Addr, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the host's resolvers: %w", err)
+	}
+	var out []netip.Addr
+	for _, line := range strings.Split(string(data), "\n") {
+		words := strings.Fields(line)
+		if len(words) < 2 || words[0] != "nameserver" {
+			continue
+		}
+		if a, err := netip.ParseAddr(words[1]); err == nil {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out, nil
+}
+
+// upstreams picks whom to ask for names outside the cluster. Loopback resolvers are the last resort: usually they are
+// stubs in front of the others, but this process, unlike a pod, can reach them when there is nothing else. ours are
+// addresses that would lead back here. CoreDNS cannot use an address with a zone; three servers is what hosts use.
+func upstreams(servers, ours []netip.Addr) []netip.AddrPort {
+	var out, loopback []netip.AddrPort
+	for _, a := range servers {
+		switch {
+		case a.IsUnspecified() || a.Zone() != "" || slices.Contains(ours, a):
+		case a.IsLoopback():
+			loopback = append(loopback, netip.AddrPortFrom(a, 53))
+		default:
+			out = append(out, netip.AddrPortFrom(a, 53))
+		}
+	}
+	if len(out) == 0 {
+		out = loopback
+	}
+	return out[:min(len(out), 3)]
+}
+
+// settle is how long a changed file rests before it is read: writers truncate first.
+const settle = 300 * time.Millisecond
+
+// resolverWatch follows the files that name the host's resolvers.
+type resolverWatch struct {
+	o       Options
+	log     klog.Logger
+	files   *fsnotify.Watcher
+	changes chan []netip.AddrPort // unbuffered: Run takes one at a time, and the latest is read when it does
+	done    chan struct{}
+}
+
+// watchResolvers starts a goroutine that ends with ctx; close waits for it.
+func watchResolvers(ctx context.Context, o Options, log klog.Logger) (*resolverWatch, error) {
+	files, err := fsnotify.NewWatcher()
+	if err != nil {
+		return nil, fmt.Errorf("watching the host's resolvers: %w", err)
+	}
+	w := &resolverWatch{o: o, log: log, files: files, changes: make(chan []netip.AddrPort), done: make(chan struct{})}
+	w.follow()
+	go w.run(ctx)
+	return w, nil
+}
+
+func (w *resolverWatch) close() {
+	<-w.done
+	_ = w.files.Close() // nothing is lost with it
+}
+
+func (w *resolverWatch) run(ctx context.Context) {
+	defer close(w.done)
+	var due <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e := <-w.files.Events:
+			if due == nil && w.concerns(e.Name) {
+				due = time.After(settle)
+			}
+		case err := <-w.files.Errors:
+			w.log.Info("Watching the host's resolvers failed", "err", err)
+		case <-due:
+			due = nil
+			w.follow()
+			select {
+			case <-ctx.Done():
+				return
+			case w.changes <- w.current():
+			}
+		}
+	}
+}
+
+// paths lists the files that decide: those asked for, and what they are links to.
+func (w *resolverWatch) paths() []string {
+	paths := []string{resolvConf, systemdResolvConf}
+	if w.o.ResolvConf != "" {
+		paths = []string{w.o.ResolvConf}
+	}
+	for _, p := range slices.Clone(paths) {
+		if target, err := filepath.EvalSymlinks(p); err == nil && target != p {
+			paths = append(paths, target)
+		}
+	}
+	return paths
+}
+
+func (w *resolverWatch) concerns(name string) bool { return slices.Contains(w.paths(), name) }
+
+// follow watches the folders of the files: files are replaced by renaming.
+func (w *resolverWatch) follow() {
+	for _, p := range w.paths() {
+		dir := filepath.Dir(p)
+		if err := w.files.Add(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+			w.log.Info("Changes of the host's resolvers will go unnoticed", "dir", dir, "err", err)
+		}
+	}
+}
+
+// current reads the resolvers to use now; none when the host has none.
+func (w *resolverWatch) current() []netip.AddrPort {
+	path := w.o.ResolvConf
+	if path == "" {
+		path = HostResolvConf()
+	}
+	servers, err := readResolvConf(path)
+	if err != nil {
+		w.log.Info("Names outside the cluster cannot be resolved", "err", err)
+	}
+	return upstreams(servers, w.o.ClusterDNS)
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"testing"
+)
+
+func TestUpstreams(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "resolv.conf")
+	ours := []netip.Addr{netip.MustParseAddr("10.43.0.10")}
+	for _, c := range []struct{ file, want string }{
+		{"", "[]"},
+		{"# nameserver 192.0.2.1\nsearch home\noptions ndots:1\n", "[]"},
+		{"nameserver 192.0.2.1\nnameserver\t2001:db8::1\n", "[192.0.2.1:53 [2001:db8::1]:53]"},
+		{"nameserver 127.0.0.53\nnameserver 192.0.2.1\n", "[192.0.2.1:53]"},
+		{"nameserver 127.0.0.1\nnameserver ::1\n", "[127.0.0.1:53 [::1]:53]"},
+		{"nameserver 10.43.0.10\nnameserver 0.0.0.0\nnameserver bogus\n", "[]"},
+		{"nameserver fe80::1%eth0\nnameserver 192.0.2.1\n", "[192.0.2.1:53]"},
+		{"nameserver 192.0.2.1\nnameserver 192.0.2.2\nnameserver 192.0.2.3\nnameserver 192.0.2.4\n", "[192.0.2.1:53 192.0.2.2:53 192.0.2.3:53]"},
+	} {
+		write(t, path, c.file)
+		servers, err := readResolvConf(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(upstreams(servers, ours)); got != c.want {
+			t.Errorf("%q: got %s, want %s", c.file, got, c.want)
+		}
+	}
+}
+
+func TestHostResolvConf(t *testing.T) {
+	dir := t.TempDir()
+	etc, systemd, missing := filepath.Join(dir, "etc"), filepath.Join(dir, "systemd"), filepath.Join(dir, "missing")
+	write(t, systemd, "nameserver 192.0.2.1\n")
+	for _, c := range []struct{ file, systemd, want string }{
+		{"nameserver 192.0.2.2\n", systemd, etc},
+		{"nameserver 127.0.0.53\n", systemd, systemd},
+		{"nameserver 127.0.0.1\n", missing, etc},
+		{"", missing, etc},
+	} {
+		write(t, etc, c.file)
+		if got := hostResolvConf(etc, c.systemd); got != c.want {
+			t.Errorf("%q: got %s, want %s", c.file, got, c.want)
+		}
+	}
+}

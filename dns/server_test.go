@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/klog/v2/ktesting"
+
+	"github.com/coracle-k8s/coracle/internal/nstest"
+)
+
+func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+
+// api is as much of an API server as CoreDNS's informers ask for.
+type api struct {
+	*httptest.Server
+	mu      sync.Mutex
+	lists   map[string][]runtime.Object // by path
+	watches map[string][]chan []byte
+	down    bool
+}
+
+var kinds = map[string][2]string{
+	"/api/v1/namespaces":                       {"v1", "Namespace"},
+	"/api/v1/services":                         {"v1", "Service"},
+	"/apis/discovery.k8s.io/v1/endpointslices": {"discovery.k8s.io/v1", "EndpointSlice"},
+}
+
+func newAPI(t *testing.T) *api {
+	a := &api{lists: map[string][]runtime.Object{}, watches: map[string][]chan []byte{}}
+	a.Server = httptest.NewServer(a)
+	t.Cleanup(func() {
+		a.CloseClientConnections()
+		a.Close()
+	})
+	return a
+}
+
+func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	a.mu.Lock()
+	kind, known := kinds[r.URL.Path]
+	down := a.down
+	a.mu.Unlock()
+	if !known || down {
+		http.Error(w, "no", http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if r.URL.Query().Get("watch") == "" {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		items := a.lists[r.URL.Path]
+		if items == nil {
+			items = []runtime.Object{}
+		}
+		_ = json.NewEncoder(w).Encode(map[string]any{
+			"apiVersion": kind[0], "kind": kind[1] + "List", "metadata": map[string]string{"resourceVersion": "1"}, "items": items,
+		})
+		return
+	}
+	if r.URL.Query().Get("sendInitialEvents") == "true" {
+		w.WriteHeader(http.StatusUnprocessableEntity)
+		_ = json.NewEncoder(w).Encode(metav1.Status{
+			TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"},
+			Status:   metav1.StatusFailure, Reason: metav1.StatusReasonInvalid, Code: http.StatusUnprocessableEntity,
+		})
+		return
+	}
+	events := make(chan []byte, 100) // more than any test sends
+	a.mu.Lock()
+	a.watches[r.URL.Path] = append(a.watches[r.URL.Path], events)
+	a.mu.Unlock()
+	w.WriteHeader(http.StatusOK)
+	w.(http.Flusher).Flush()
+	for {
+		select {
+		case <-r.Context().Done():
+			return
+		case e := <-events:
+			_, _ = w.Write(e)
+			w.(http.Flusher).Flush()
+		}
+	}
+}
+
+func (a *api) setDown(down bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.down = down
+}
+
+func (a *api) add(t *testing.T, path string, obj runtime.Object) {
+	t.Helper()
+	data, err := json.Marshal(map[string]any{"type": "ADDED", "object": obj})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.lists[path] = append(a.lists[path], obj)
+	for _, w := range a.watches[path] {
+		w <- data
+	}
+}
+
+func (a *api) kubeconfig(t *testing.T) string {
+	path := filepath.Join(t.TempDir(), "kubeconfig")
+	write(t, path, fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c,
+clusters: [{name: c, cluster: {server: "%s"}}], users: [{name: u, user: {}}], contexts: [{name: c, context: {cluster: c, user: u}}]}`, a.URL))
+	return path
+}
+
+func (a *api) namespace(t *testing.T, name string) {
+	a.add(t, "/api/v1/namespaces", &corev1.Namespace{
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: name, ResourceVersion: "2"},
+	})
+}
+
+func (a *api) service(t *testing.T, name, ip string) {
+	a.add(t, "/api/v1/services", &corev1.Service{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, ResourceVersion: "3"},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeClusterIP, ClusterIP: ip, ClusterIPs: []string{ip},
+			Ports: []corev1.ServicePort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP}},
+		},
+	})
+}
+
+func (a *api) headless(t *testing.T, name string, hostnames map[string]string) {
+	a.service(t, name, corev1.ClusterIPNone)
+	port, proto, portName, ready := int32(80), corev1.ProtocolTCP, "http", true
+	slice := &discoveryv1.EndpointSlice{
+		TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "default", Name: name + "-x", ResourceVersion: "4", Labels: map[string]string{discoveryv1.LabelServiceName: name},
+		},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       []discoveryv1.EndpointPort{{Name: &portName, Port: &port, Protocol: &proto}},
+	}
+	for host, ip := range hostnames {
+		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
+			Addresses: []string{ip}, Hostname: &host, Conditions: discoveryv1.EndpointConditions{Ready: &ready},
+		})
+	}
+	a.add(t, "/apis/discovery.k8s.io/v1/endpointslices", slice)
+}
+
+func write(t *testing.T, path, content string) {
+	t.Helper()
+	// As a careful writer does it: the watch has to see a rename.
+	if err := os.WriteFile(path+".new", []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// outside is a resolver of the host that answers every A question with one address.
+func outside(t *testing.T, listen, answer string) {
+	t.Helper()
+	pc, err := net.ListenPacket("udp", listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		m := new(dns.Msg).SetReply(q)
+		rr, err := dns.NewRR(q.Question[0].Name + " 60 IN A " + answer)
+		if err == nil {
+			m.Answer = append(m.Answer, rr)
+		}
+		_ = w.WriteMsg(m)
+	})}
+	done := make(chan error, 1) // read in the clean-up only
+	go func() { done <- s.ActivateAndServe() }()
+	t.Cleanup(func() {
+		pc.Close()
+		<-done
+	})
+}
+
+const listenAddr = "127.0.0.5"
+
+func run(t *testing.T, a *api, change func(*Options)) *Server {
+	t.Helper()
+	nstest.Require(t) // for ports and resolvers that nobody else has
+	o := Options{
+		Addresses:  []netip.Addr{netip.MustParseAddr(listenAddr)},
+		Kubeconfig: a.kubeconfig(t),
+		ClusterDNS: []netip.Addr{netip.MustParseAddr("10.43.0.10")},
+		ResolvConf: filepath.Join(t.TempDir(), "resolv.conf"),
+		Logger:     ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true))),
+	}
+	if change != nil {
+		change(&o)
+	}
+	s, err := NewServer(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1) // read in the clean-up only
+	go func() { done <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func query(proto, name string, qtype uint16) (answers []string, rcode string, err error) {
+	c := &dns.Client{Net: proto, Timeout: 3 * time.Second}
+	r, _, err := c.Exchange(new(dns.Msg).SetQuestion(dns.Fqdn(name), qtype), net.JoinHostPort(listenAddr, fmt.Sprint(DefaultPort)))
+	if err != nil {
+		return nil, "", err
+	}
+	for _, rr := range r.Answer {
+		fields := strings.Fields(rr.String())
+		answers = append(answers, strings.Join(fields[4:], " "))
+	}
+	slices.Sort(answers)
+	return answers, dns.RcodeToString[r.Rcode], nil
+}
+
+func wantAnswer(t *testing.T, name string, qtype uint16, want ...string) {
+	t.Helper()
+	var last string
+	deadline := time.Now().Add(20 * time.Second)
+	for time.Now().Before(deadline) {
+		got, rcode, err := query("udp", name, qtype)
+		if err == nil && rcode == "NOERROR" && slices.Equal(got, want) {
+			return
+		}
+		last = fmt.Sprint(got, rcode, err)
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("%s: got %s, want %v", name, last, want)
+}
+
+func TestClusterNames(t *testing.T) {
+	a := newAPI(t)
+	a.namespace(t, "default")
+	a.service(t, "web", "10.43.0.9")
+	a.headless(t, "db", map[string]string{"db-0": "10.42.0.2", "db-1": "10.42.0.3"})
+	s := run(t, a, nil)
+	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
+	if !s.Ready() {
+		t.Error("not ready although it answers")
+	}
+	wantAnswer(t, "db.default.svc.cluster.local", dns.TypeA, "10.42.0.2", "10.42.0.3")
+	wantAnswer(t, "db-1.db.default.svc.cluster.local", dns.TypeA, "10.42.0.3")
+	wantAnswer(t, "_http._tcp.web.default.svc.cluster.local", dns.TypeSRV, "0 100 80 web.default.svc.cluster.local.")
+	wantAnswer(t, "9.0.43.10.in-addr.arpa", dns.TypePTR, "web.default.svc.cluster.local.")
+	wantAnswer(t, "10-42-0-7.default.pod.cluster.local", dns.TypeA, "10.42.0.7")
+	if got, _, err := query("tcp", "web.default.svc.cluster.local", dns.TypeA); err != nil || !slices.Equal(got, []string{"10.43.0.9"}) {
+		t.Errorf("by TCP: %v, %v", got, err)
+	}
+	if _, rcode, err := query("udp", "new.default.svc.cluster.local", dns.TypeA); rcode != "NXDOMAIN" || err != nil {
+		t.Errorf("unknown Service: %s, %v", rcode, err)
+	}
+	a.service(t, "new", "10.43.0.11")
+	wantAnswer(t, "new.default.svc.cluster.local", dns.TypeA, "10.43.0.11")
+}
+
+func TestNamesOutside(t *testing.T) {
+	a := newAPI(t)
+	a.namespace(t, "default")
+	a.service(t, "web", "10.43.0.9")
+	outside(t, "127.0.0.53:53", "192.0.2.53")
+	outside(t, "127.0.0.54:53", "192.0.2.54")
+	var path string
+	run(t, a, func(o *Options) {
+		path = o.ResolvConf
+		write(t, path, "nameserver 10.43.0.10\n")
+	})
+	// The network cable is out, or the host has been told to use the cluster's DNS: no resolver, and no waiting either.
+	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
+	start := time.Now()
+	if _, rcode, err := query("udp", "example.org", dns.TypeA); rcode != "SERVFAIL" || err != nil {
+		t.Errorf("without resolvers: %s, %v; want SERVFAIL", rcode, err)
+	}
+	t.Logf("without resolvers, a name outside takes %v", time.Since(start))
+
+	write(t, path, "search home\nnameserver 10.43.0.10\nnameserver 127.0.0.53\n")
+	wantAnswer(t, "example.org", dns.TypeA, "192.0.2.53")
+	write(t, path, "nameserver 127.0.0.54\n")
+	wantAnswer(t, "other.example.org", dns.TypeA, "192.0.2.54")
+	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	write(t, path+".unrelated", "x")
+	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
+}
+
+func TestStartsWithoutAPI(t *testing.T) {
+	a := newAPI(t)
+	a.namespace(t, "default")
+	a.service(t, "web", "10.43.0.9")
+	a.setDown(true)
+	outside(t, "127.0.0.53:53", "192.0.2.53")
+	run(t, a, func(o *Options) { write(t, o.ResolvConf, "nameserver 127.0.0.53\n") })
+	wantAnswer(t, "example.org", dns.TypeA, "192.0.2.53")
+	if _, rcode, err := query("udp", "web.default.svc.cluster.local", dns.TypeA); rcode != "SERVFAIL" || err != nil {
+		t.Errorf("cluster name without API: %s, %v; want SERVFAIL", rcode, err)
+	}
+	a.setDown(false)
+	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
+}
+
+func TestOperatorsConfiguration(t *testing.T) {
+	for name, files := range map[string]map[string]string{
+		"works":         {"a.override": "hosts {\n 192.0.2.99 nas.home\n fallthrough\n}\n", "b.server": "lab:10053 {\n bind 127.0.0.5\n hosts {\n 192.0.2.98 x.lab\n }\n}\n"},
+		"is a mistake":  {"a.override": "no-such-plugin\n"},
+		"is not there ": {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAPI(t)
+			a.namespace(t, "default")
+			a.service(t, "web", "10.43.0.9")
+			dir := t.TempDir()
+			for file, text := range files {
+				write(t, filepath.Join(dir, file), text)
+			}
+			run(t, a, func(o *Options) { o.ImportDir = dir })
+			wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
+			if name == "works" {
+				wantAnswer(t, "nas.home", dns.TypeA, "192.0.2.99")
+				wantAnswer(t, "x.lab", dns.TypeA, "192.0.2.98")
+			}
+		})
+	}
+}
+
+func TestPortTakenIsRetried(t *testing.T) {
+	a := newAPI(t)
+	a.namespace(t, "default")
+	a.service(t, "web", "10.43.0.9")
+	nstest.Require(t)
+	l, err := net.Listen("tcp", net.JoinHostPort(listenAddr, fmt.Sprint(DefaultPort)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := run(t, a, nil)
+	time.AfterFunc(500*time.Millisecond, func() { l.Close() })
+	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
+	if !s.Ready() {
+		t.Error("not ready")
+	}
+}
+
+func TestStopLeavesNoGoroutine(t *testing.T) {
+	nstest.Require(t)
+	before := goleak.IgnoreCurrent()
+	t.Run("run", func(t *testing.T) {
+		a := newAPI(t)
+		a.namespace(t, "default")
+		a.service(t, "web", "10.43.0.9")
+		outside(t, "127.0.0.53:53", "192.0.2.53")
+		var path string
+		run(t, a, func(o *Options) { path = o.ResolvConf })
+		wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
+		write(t, path, "nameserver 127.0.0.53\n")
+		wantAnswer(t, "example.org", dns.TypeA, "192.0.2.53")
+	})
+	// CoreDNS leaves the forwarder's connection managers to finalizers.
+	deadline := time.Now().Add(10 * time.Second)
+	for goleak.Find(before) != nil && time.Now().Before(deadline) {
+		goruntime.GC()
+	}
+	goleak.VerifyNone(t, before)
+}
