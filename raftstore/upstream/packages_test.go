@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package upstream
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestUpstreamPackages runs all tests of upstream's etcd3 and cacher packages
+// on our store. They live in internal test files, so it copies upstream's
+// module, replaces the one file that starts etcd for them, and runs go test
+// with a go.mod that points there.
+func TestUpstreamPackages(t *testing.T) {
+	if os.Getenv("CORACLE_TEST_UPSTREAM") == "" {
+		t.Skip("set CORACLE_TEST_UPSTREAM=1 to compile and run upstream's own test packages, about three minutes")
+	}
+	work := t.TempDir()
+	root := filepath.Dir(command(t, "", "go", "env", "GOMOD"))
+	module := command(t, root, "go", "list", "-m", "-f", "{{.Dir}}", "k8s.io/apiserver")
+	copied := filepath.Join(work, "apiserver")
+	if err := os.CopyFS(copied, os.DirFS(module)); err != nil {
+		t.Fatal(err)
+	}
+	server, err := os.ReadFile("testdata/test_server.go.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := filepath.Join(copied, "pkg/storage/etcd3/testserver/test_server.go")
+	if err := os.Remove(target); err != nil { // read-only, as the module cache is
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(target, server, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"go.mod", "go.sum"} {
+		data, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(work, name), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	modfile := filepath.Join(work, "go.mod")
+	command(t, root, "go", "mod", "edit", "-replace", "k8s.io/apiserver="+copied, modfile)
+	out := command(t, root, "go", "test", "-modfile", modfile,
+		"k8s.io/apiserver/pkg/storage/etcd3", "k8s.io/apiserver/pkg/storage/cacher")
+	t.Log(out)
+}
+
+func command(t *testing.T, dir, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Dir = dir
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
