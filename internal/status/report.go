@@ -24,8 +24,17 @@ type Report struct {
 	CPUSeconds float64     `json:"cpuSeconds,omitempty"` // used since the start
 	Goroutines int         `json:"goroutines,omitempty"`
 	Components []Component `json:"components,omitempty"`
+	Cluster    *Cluster    `json:"cluster,omitempty"`
 	// Problems are sentences about what is wrong, each with what to do.
 	Problems []string `json:"problems"`
+}
+
+// Cluster counts what the API server knows. Ready pods are those that serve or have done their work.
+type Cluster struct {
+	Nodes      int `json:"nodes"`
+	NodesReady int `json:"nodesReady"`
+	Pods       int `json:"pods"`
+	PodsReady  int `json:"podsReady"`
 }
 
 // Identity is what about a process does not change.

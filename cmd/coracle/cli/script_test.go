@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/config"
@@ -65,16 +66,33 @@ func answers(ts *testscript.TestScript, _ bool, _ []string) {
 
 func testApp() *App {
 	return &App{
-		RunServer: fakeServer,
-		Unpack:    fakeUnpack,
-		Carried:   func() map[string]string { return map[string]string{"runc": "1.2.3"} },
-		CheckHost: check.LocalHost,
-		Stdin:     os.Stdin,
-		Stdout:    os.Stdout,
-		Stderr:    os.Stderr,
-		Environ:   os.Environ(),
-		Host:      fakeHost{},
+		RunServer:  fakeServer,
+		Unpack:     fakeUnpack,
+		Carried:    func() map[string]string { return map[string]string{"runc": "1.2.3"} },
+		Encryption: fakeKeys{},
+		CheckHost:  check.LocalHost,
+		Stdin:      os.Stdin,
+		Stdout:     os.Stdout,
+		Stderr:     os.Stderr,
+		Environ:    os.Environ(),
+		Host:       fakeHost{},
 	}
+}
+
+// fakeKeys stands for the server's package.
+type fakeKeys struct{}
+
+func (fakeKeys) Status(dir string) (EncryptionStatus, error) {
+	if _, err := os.Stat(dir); err != nil {
+		return EncryptionStatus{}, err
+	}
+	return EncryptionStatus{Key: "key1", Encrypted: []string{"secrets"}, Readable: []string{"key1"}, Rotating: os.Getenv("FAKE_STAGE")}, nil
+}
+
+func (fakeKeys) Rotate(_ context.Context, _ string, _ *rest.Config, progress func(string, int)) error {
+	progress("prepare", 0)
+	progress("re-encrypt", 500)
+	return nil
 }
 
 type fakeHost struct{}
@@ -101,6 +119,11 @@ func fakeServer(ctx context.Context, c *config.Server, p *Process) error {
 			return err
 		}
 		fmt.Println(string(text))
+	}
+	api := fakeAPI()
+	defer api.Close()
+	if err := writeAdmin(c.Paths, api.URL); err != nil {
+		return err
 	}
 	p.Board.Part("store").Set(status.Running, "leads")
 	if what := os.Getenv("FAKE_TROUBLE"); what != "" {

@@ -62,6 +62,9 @@ func (a *App) findStatus(ctx context.Context, t *config.Tool) (*status.Report, e
 	r, err := status.NewClient(t.Paths.AdminSocket).Status(ctx)
 	switch {
 	case err == nil:
+		if r.Role == "server" {
+			askCluster(ctx, t, r, time.Now())
+		}
 		r.Problems = append(r.Problems, diskProblems(t.Paths)...)
 		return r, nil
 	case errors.Is(err, fs.ErrPermission):
@@ -117,6 +120,9 @@ func printStatus(w io.Writer, r *status.Report, now time.Time) error {
 	}
 	if up := now.Sub(r.Started).Seconds(); r.Running && up > 0 {
 		fmt.Fprintf(&b, "CPU      %.1f%% of a core on average\n", 100*r.CPUSeconds/up)
+	}
+	if c := r.Cluster; c != nil {
+		fmt.Fprintf(&b, "cluster  %d of %d nodes ready, %d of %d pods well\n", c.NodesReady, c.Nodes, c.PodsReady, c.Pods)
 	}
 	if len(r.Components) > 0 {
 		b.WriteByte('\n')

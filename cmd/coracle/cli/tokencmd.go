@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -188,7 +189,7 @@ func adminConfig(t *config.Tool) (*rest.Config, error) {
 	for _, path := range []string{t.Paths.AdminKubeconfig, t.Kubeconfig} {
 		c, err := clientcmd.BuildConfigFromFlags("", path)
 		if err == nil {
-			c.Timeout = apiTimeout
+			c.Timeout, c.ContentType = apiTimeout, runtime.ContentTypeJSON
 			return c, nil
 		}
 		if first == nil || errors.Is(first, fs.ErrNotExist) {

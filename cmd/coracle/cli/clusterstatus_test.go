@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+var noon = time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
+
+func waiting(reason, message string) corev1.ContainerState {
+	return corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}}
+}
+
+func TestPodTrouble(t *testing.T) {
+	started := metav1.NewTime(noon.Add(-10 * time.Minute))
+	ended := corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 3}}
+	killed := corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled"}}
+	cases := map[string]struct {
+		status corev1.PodStatus
+		want   string // "" for no trouble
+	}{
+		"crash": {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "c", RestartCount: 5, State: waiting("CrashLoopBackOff", ""), LastTerminationState: ended}}},
+			"pod shop/web: container c ends again and again with exit code 3 (5 times): coracle kubectl logs -n shop web -c c --previous"},
+		"memory": {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "c", State: waiting("CrashLoopBackOff", ""), LastTerminationState: killed}}},
+			"because it needs more memory than its limit"},
+		"image": {corev1.PodStatus{InitContainerStatuses: []corev1.ContainerStatus{{Name: "i", Image: "x/y:1", State: waiting("ImagePullBackOff", "")}}},
+			"container i does not get its image x/y:1; without a registry, put an archive of it into /images"},
+		"config":        {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "c", State: waiting("CreateContainerConfigError", `secret "s" not found`)}}}, `cannot be started: secret "s" not found`},
+		"no node":       {corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Message: "Insufficient memory.", LastTransitionTime: started}}}, "finds no node: Insufficient memory."},
+		"evicted":       {corev1.PodStatus{Phase: corev1.PodFailed, Reason: "Evicted", Message: "low on disk"}, "has failed: Evicted low on disk"},
+		"not ready":     {corev1.PodStatus{Phase: corev1.PodRunning, StartTime: &started}, "runs but is not ready"},
+		"on its way":    {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{State: waiting("ContainerCreating", "")}}}, ""},
+		"just created":  {corev1.PodStatus{}, ""},
+		"just starting": {corev1.PodStatus{Phase: corev1.PodRunning, StartTime: &metav1.Time{Time: noon}}, ""},
+	}
+	for name, c := range cases {
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}, Status: c.status}
+		got := podTrouble(pod, noon, "/images")
+		if (c.want == "") != (got == "") || !strings.Contains(got, c.want) {
+			t.Errorf("%s: got %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+func TestNodeTrouble(t *testing.T) {
+	cond := func(kind corev1.NodeConditionType, s corev1.ConditionStatus) corev1.NodeCondition {
+		return corev1.NodeCondition{Type: kind, Status: s, Message: "because"}
+	}
+	cases := map[string]struct {
+		conditions []corev1.NodeCondition
+		want       string
+	}{
+		"well":    {[]corev1.NodeCondition{cond(corev1.NodeReady, corev1.ConditionTrue), cond(corev1.NodeDiskPressure, corev1.ConditionFalse)}, ""},
+		"silent":  {[]corev1.NodeCondition{cond(corev1.NodeReady, corev1.ConditionUnknown)}, "has not been heard of"},
+		"unready": {[]corev1.NodeCondition{cond(corev1.NodeReady, corev1.ConditionFalse)}, "is not ready: because"},
+		"disk":    {[]corev1.NodeCondition{cond(corev1.NodeReady, corev1.ConditionTrue), cond(corev1.NodeDiskPressure, corev1.ConditionTrue)}, "little disk"},
+	}
+	for name, c := range cases {
+		got := nodeTrouble(&corev1.Node{Status: corev1.NodeStatus{Conditions: c.conditions}})
+		if (c.want == "") != (got == "") || !strings.Contains(got, c.want) {
+			t.Errorf("%s: got %q, want %q", name, got, c.want)
+		}
+	}
+}

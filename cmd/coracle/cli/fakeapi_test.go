@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+)
+
+// fakeAPI answers the few requests that commands make: one node, one pod, and Secrets that are kept.
+func fakeAPI() *httptest.Server {
+	var mu sync.Mutex
+	secrets := map[string]corev1.Secret{}
+	mux := http.NewServeMux()
+	answer := func(w http.ResponseWriter, code int, v any) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(code)
+		_ = json.NewEncoder(w).Encode(v) // the client complains
+	}
+	kind := func(k string) metav1.TypeMeta { return metav1.TypeMeta{Kind: k, APIVersion: "v1"} }
+	mux.HandleFunc("GET /api/v1/nodes", func(w http.ResponseWriter, _ *http.Request) {
+		node := corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "board1"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}}
+		answer(w, 200, corev1.NodeList{TypeMeta: kind("NodeList"), Items: []corev1.Node{node}})
+	})
+	mux.HandleFunc("GET /api/v1/pods", func(w http.ResponseWriter, _ *http.Request) {
+		pod := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Status: corev1.PodStatus{Phase: corev1.PodSucceeded}}
+		if os.Getenv("FAKE_CRASH") != "" {
+			pod.Status = corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "c", RestartCount: 3, State: waiting("CrashLoopBackOff", "")}}}
+		}
+		answer(w, 200, corev1.PodList{TypeMeta: kind("PodList"), Items: []corev1.Pod{pod}})
+	})
+	const path = "/api/v1/namespaces/kube-system/secrets"
+	mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		var s corev1.Secret
+		if err := json.NewDecoder(r.Body).Decode(&s); err != nil {
+			http.Error(w, err.Error(), 400)
+			return
+		}
+		s.TypeMeta = kind("Secret")
+		secrets[s.Name] = s
+		answer(w, 201, s)
+	})
+	mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		list := corev1.SecretList{TypeMeta: kind("SecretList")}
+		for _, s := range secrets {
+			list.Items = append(list.Items, s)
+		}
+		answer(w, 200, list)
+	})
+	mux.HandleFunc("DELETE "+path+"/{name}", func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		if _, ok := secrets[r.PathValue("name")]; !ok {
+			answer(w, 404, metav1.Status{TypeMeta: kind("Status"), Status: "Failure", Reason: metav1.StatusReasonNotFound, Code: 404})
+			return
+		}
+		delete(secrets, r.PathValue("name"))
+		answer(w, 200, metav1.Status{TypeMeta: kind("Status"), Status: "Success"})
+	})
+	return httptest.NewServer(mux)
+}
+
+// writeAdmin writes what a server leaves for commands: a kubeconfig and tokens.
+func writeAdmin(p config.Paths, url string) error {
+	c := api.NewConfig()
+	c.Clusters["default"] = &api.Cluster{Server: url}
+	c.AuthInfos["default"] = &api.AuthInfo{Token: "secret"}
+	c.Contexts["default"] = &api.Context{Cluster: "default", AuthInfo: "default"}
+	c.CurrentContext = "default"
+	if err := os.MkdirAll(filepath.Dir(p.AdminKubeconfig), 0o700); err != nil {
+		return err
+	}
+	const prefix = "CRC10123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef::"
+	for path, text := range map[string]string{p.TokenFile: prefix + "server:s3cret\n", p.AgentTokenFile: prefix + "agent:ag3nt\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			return err
+		}
+	}
+	return clientcmd.WriteToFile(*c, p.AdminKubeconfig)
+}

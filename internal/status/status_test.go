@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package status
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// clock is a time that a test moves.
+type clock struct{ now time.Time }
+
+func (c *clock) Now() time.Time { return c.now }
+
+func TestBoard(t *testing.T) {
+	c := &clock{time.Unix(1000, 0)}
+	b := NewBoard(c.Now)
+	store, api := b.Part("store"), b.Part("API server")
+	if b.Part("store").part != store.part {
+		t.Error("the same name makes a second line")
+	}
+	changed := b.Changed()
+	c.now = time.Unix(1010, 0)
+	store.Set(Running, "leads")
+	select {
+	case <-changed:
+	default:
+		t.Error("nobody was told of the change")
+	}
+	c.now = time.Unix(1020, 0)
+	changed = b.Changed()
+	store.Set(Running, "leads")
+	select {
+	case <-changed:
+		t.Error("a report of nothing new is a change")
+	default:
+	}
+	store.Set(Running, "leads term 2")
+	got := b.Components()
+	if len(got) != 2 || got[0].Name != "store" || got[0].Since != time.Unix(1010, 0) || got[0].Message != "leads term 2" || got[1].State != Starting {
+		t.Errorf("got %+v", got)
+	}
+	api.Set(Failed, "port 6443 is taken")
+	(*Part)(nil).Set(Running, "a part without a board does no harm")
+}
+
+// serve starts a server at a socket and returns what stops it.
+func serve(t *testing.T, socket string, b *Board) (*Server, func()) {
+	t.Helper()
+	s := NewServer(socket, Identity{Role: "server", Version: "v1", Node: "n", DataDir: "/d", Started: time.Unix(1, 0)}, b)
+	l, err := s.Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, l) }()
+	return s, func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestServerAndClient(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "run", "s")
+	ctx := context.Background()
+	c := NewClient(socket)
+	if _, err := c.Status(ctx); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("without a socket: %v", err)
+	}
+	b := NewBoard(time.Now)
+	b.Part("agent").Set(Degraded, "the image folder cannot be read")
+	s, stop := serve(t, socket, b)
+	s.Handle("POST /v1/thing", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "not now", http.StatusConflict) }))
+	s.SetReady(time.Unix(5, 0))
+	s.SetReady(time.Unix(9, 0))
+	r, err := c.Status(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !r.Running || r.PID != os.Getpid() || r.Memory.RSS < r.Memory.Anonymous || r.Memory.Anonymous == 0 || !r.Ready.Equal(time.Unix(5, 0)) {
+		t.Errorf("report %+v, memory %+v", r, r.Memory)
+	}
+	if len(r.Problems) != 1 || r.Problems[0] != "agent: the image folder cannot be read" {
+		t.Errorf("problems %q", r.Problems)
+	}
+	if err := c.Do(ctx, http.MethodPost, "/v1/thing", nil); err == nil || err.Error() != "not now" {
+		t.Errorf("got %v", err)
+	}
+	if fi, err := os.Stat(socket); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("mode of the socket: %v %v", fi.Mode(), err)
+	}
+	if _, err := NewServer(socket, Identity{}, b).Listen(); !errors.Is(err, ErrInUse) {
+		t.Errorf("a second server took the socket of a living one: %v", err)
+	}
+	stop()
+	if _, err := c.Status(ctx); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("after the end: %v", err)
+	}
+	// What a killed process leaves is taken over.
+	if err := os.WriteFile(socket, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Status(ctx); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("with a dead socket: %v", err)
+	}
+	_, stop = serve(t, socket, b)
+	stop()
+}
+
+func TestParseMemory(t *testing.T) {
+	m := parseMemory([]byte("Name:\tx\nVmRSS:\t  2048 kB\nRssAnon:\t 1024 kB\nRssFile:\t 1000 kB\nVmSwap:\t 4 kB\n"))
+	if want := (Memory{RSS: 2 << 20, Anonymous: 1 << 20, File: 1000 << 10, Swap: 4 << 10}); m != want {
+		t.Errorf("got %+v", m)
+	}
+	if _, err := ReadMemory(0); err == nil || !strings.Contains(err.Error(), "process 0") {
+		t.Errorf("got %v", err)
+	}
+}
