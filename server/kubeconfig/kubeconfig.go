@@ -26,13 +26,21 @@ type Embedded struct {
 	CA, Cert, Key []byte // PEM
 	Path          string
 	Mode          fs.FileMode // zero means 0600
+	GID           int         // group of the file; 0 or less leaves it as it is
 }
 
 // Write puts the file in its place, unless it holds the same already. Its folder is made when missing.
 func (e Embedded) Write() error {
-	return write(e.Path, e.Mode, build(e.Server,
+	err := write(e.Path, e.Mode, build(e.Server,
 		api.Cluster{CertificateAuthorityData: e.CA},
 		api.AuthInfo{ClientCertificateData: e.Cert, ClientKeyData: e.Key}))
+	if err != nil || e.GID <= 0 {
+		return err
+	}
+	if err := os.Chown(e.Path, -1, e.GID); err != nil {
+		return fmt.Errorf("giving the kubeconfig to its group: %w", err)
+	}
+	return nil
 }
 
 // ByFile describes a kubeconfig that names the files of its CA and its certificate with key.

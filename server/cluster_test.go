@@ -1,0 +1,374 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/coracle-k8s/coracle/server/token"
+)
+
+// TestCluster takes one server through its life: first start, use, stop, second start.
+func TestCluster(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a whole server; -short leaves it out")
+	}
+	o := options(t, t.TempDir())
+	writeManifest(t, o, "widgets.yaml", crd)
+	s, stop := start(t, o)
+	c := newClients(t, o)
+
+	t.Run("own objects", func(t *testing.T) { c.testBootstrap(t) })
+	t.Run("encryption", func(t *testing.T) { testEncryption(t, s, c) })
+	t.Run("manifests", func(t *testing.T) { testManifests(t, o, c) })
+	t.Run("tokens", func(t *testing.T) { testTokens(t, c) })
+	t.Run("node's identities", func(t *testing.T) { testIdentities(t, s, c) })
+	if st := s.Status(); !st.Ready || st.Store == nil || st.Encryption == nil || len(st.Certificates) < 7 {
+		t.Errorf("%+v", st)
+	}
+	stop()
+
+	versions := c.versions
+	// While it is down a manifest goes.
+	if err := os.Remove(filepath.Join(o.ManifestsDir, "kept.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	_, stop = start(t, o)
+	c = newClients(t, o)
+	waitFor(t, "what the removed manifest applied to go", func() bool {
+		_, err := c.kube.CoreV1().ConfigMaps("default").Get(t.Context(), "kept", metav1.GetOptions{})
+		return apierrors.IsNotFound(err)
+	})
+	if _, err := c.kube.CoreV1().Secrets("default").Get(t.Context(), "treasure", metav1.GetOptions{}); err != nil {
+		t.Errorf("a Secret of before the restart: %v", err)
+	}
+	svc, err := c.kube.CoreV1().Services("kube-system").Get(t.Context(), "kube-dns", metav1.GetOptions{})
+	if err != nil || svc.ResourceVersion != versions["kube-dns"] {
+		t.Errorf("the second start wrote the DNS Service again: %v, %v", svc.ResourceVersion, err)
+	}
+	stop()
+}
+
+// clients reach the API server as a person would: over TLS, with the administrator's kubeconfig.
+type clients struct {
+	config   *rest.Config
+	kube     kubernetes.Interface
+	dynamic  dynamic.Interface
+	versions map[string]string
+}
+
+func newClients(t *testing.T, o Options) *clients {
+	t.Helper()
+	config, err := clientcmd.BuildConfigFromFlags("", o.Kubeconfigs[0].Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.QPS = -1
+	c := &clients{config: config, versions: map[string]string{}}
+	if c.kube, err = kubernetes.NewForConfig(config); err != nil {
+		t.Fatal(err)
+	}
+	if c.dynamic, err = dynamic.NewForConfig(config); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func (c *clients) testBootstrap(t *testing.T) {
+	ctx := t.Context()
+	svc, err := c.kube.CoreV1().Services("kube-system").Get(ctx, "kube-dns", metav1.GetOptions{})
+	if err != nil || svc.Spec.ClusterIP != "10.43.0.10" {
+		t.Fatalf("%+v, %v", svc.Spec, err)
+	}
+	c.versions["kube-dns"] = svc.ResourceVersion
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "boat"}}
+	if node, err = c.kube.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}}
+	if _, err = c.kube.CoreV1().Nodes().UpdateStatus(ctx, node, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the node's DNS endpoint", func() bool {
+		s, err := c.kube.DiscoveryV1().EndpointSlices("kube-system").Get(ctx, "kube-dns-boat", metav1.GetOptions{})
+		return err == nil && s.Endpoints[0].Addresses[0] == "192.0.2.1"
+	})
+	// The controllers run: a namespace has its account.
+	waitFor(t, "the default ServiceAccount", func() bool {
+		_, err := c.kube.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
+		return err == nil
+	})
+}
+
+// testEncryption looks at the bytes in the store.
+func testEncryption(t *testing.T, s *Server, c *clients) {
+	ctx := t.Context()
+	create := func(name string) {
+		t.Helper()
+		_, err := c.kube.CoreV1().Secrets("default").Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name},
+			StringData: map[string]string{"where": "under the palm"}}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	create("treasure")
+	stored := func(name string) []byte {
+		t.Helper()
+		r, err := s.store.Client().KV.Get(ctx, "/registry/secrets/default/"+name)
+		if err != nil || len(r.Kvs) != 1 {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		return r.Kvs[0].Value
+	}
+	before := stored("treasure")
+	if !bytes.HasPrefix(before, []byte("k8s:enc:secretbox:v1:key1:")) || bytes.Contains(before, []byte("palm")) {
+		t.Fatalf("stored as %.60q", before)
+	}
+	if err := s.RotateEncryptionKey(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	create("later")
+	for _, name := range []string{"treasure", "later"} {
+		if b := stored(name); !bytes.HasPrefix(b, []byte("k8s:enc:secretbox:v1:key2:")) {
+			t.Errorf("after the rotation %s is stored as %.60q", name, b)
+		}
+		got, err := c.kube.CoreV1().Secrets("default").Get(ctx, name, metav1.GetOptions{})
+		if err != nil || string(got.Data["where"]) != "under the palm" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if st := s.Status().Encryption; st.Key != "key2" || len(st.Readable) != 1 {
+		t.Errorf("%+v", st)
+	}
+}
+
+const crd = `
+apiVersion: example.com/v1
+kind: Widget
+metadata: {name: first}
+spec: {size: 1}
+---
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: widgets.example.com}
+spec:
+  group: example.com
+  scope: Namespaced
+  names: {plural: widgets, singular: widget, kind: Widget}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema: {openAPIV3Schema: {type: object, properties: {spec: {type: object, properties: {size: {type: integer}}}}}}
+`
+
+func writeManifest(t *testing.T, o Options, name, text string) {
+	t.Helper()
+	path := filepath.Join(o.ManifestsDir, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func configMap(name, value string) string {
+	return "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: " + name + ", namespace: default}\ndata: {k: " + value + "}\n"
+}
+
+func testManifests(t *testing.T, o Options, c *clients) {
+	ctx := t.Context()
+	value := func(name string) string {
+		got, err := c.kube.CoreV1().ConfigMaps("default").Get(ctx, name, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			return "(none)"
+		case err != nil:
+			return err.Error()
+		}
+		return got.Data["k"]
+	}
+	is := func(name, want string) {
+		t.Helper()
+		waitFor(t, name+" to be "+want, func() bool { return value(name) == want })
+	}
+	widgets := c.dynamic.Resource(schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "widgets"}).Namespace("default")
+	waitFor(t, "a custom resource beside its definition, that was there before the first start", func() bool {
+		_, err := widgets.Get(ctx, "first", metav1.GetOptions{})
+		return err == nil
+	})
+
+	writeManifest(t, o, "kept.yaml", configMap("kept", "1"))
+	writeManifest(t, o, "sub/two.yml", configMap("a", "1")+configMap("b", "1"))
+	is("kept", "1")
+	is("b", "1")
+	// Changed, and one object less.
+	writeManifest(t, o, "sub/two.yml", configMap("a", "2"))
+	is("a", "2")
+	is("b", "(none)")
+	// Moved to another file: never deleted on the way.
+	uid := func() string {
+		got, err := c.kube.CoreV1().ConfigMaps("default").Get(ctx, "a", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(got.UID) + got.Annotations["coracle.dev/manifest"]
+	}
+	before := uid()
+	if err := os.Rename(filepath.Join(o.ManifestsDir, "sub/two.yml"), filepath.Join(o.ManifestsDir, "moved.yml")); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the object to be the other file's", func() bool {
+		return uid() == strings.Replace(before, "sub/two.yml", "moved.yml", 1)
+	})
+	// Malformed: nothing of it, what was there stays, and it is said where.
+	writeManifest(t, o, "moved.yml", configMap("a", "3")+configMap("c", "1")+"---\nkind: {\n")
+	waitFor(t, "an event with the line", func() bool {
+		events, err := c.kube.CoreV1().Events("kube-system").List(ctx, metav1.ListOptions{FieldSelector: "reason=Malformed"})
+		return err == nil && len(events.Items) == 1 && strings.Contains(events.Items[0].Message, "moved.yml:1")
+	})
+	// Others go on meanwhile.
+	writeManifest(t, o, "other.yaml", configMap("other", "1"))
+	is("other", "1")
+	if value("a") != "2" || value("c") != "(none)" {
+		t.Errorf("a malformed file changed something: a is %s, c is %s", value("a"), value("c"))
+	}
+	// Skipped: left as it is.
+	writeManifest(t, o, "other.yaml.skip", "")
+	writeManifest(t, o, "other.yaml", configMap("other", "2"))
+	writeManifest(t, o, "moved.yml", configMap("a", "4"))
+	is("a", "4")
+	if value("other") != "1" {
+		t.Errorf("a skipped file was applied: %s", value("other"))
+	}
+	// A namespace that comes later, in another file.
+	writeManifest(t, o, "1-needs.yaml", strings.Replace(configMap("late", "1"), "namespace: default", "namespace: late", 1))
+	writeManifest(t, o, "2-namespace.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: late}\n")
+	waitFor(t, "what needs a later file", func() bool {
+		_, err := c.kube.CoreV1().ConfigMaps("late").Get(ctx, "late", metav1.GetOptions{})
+		return err == nil
+	})
+	if err := os.Remove(filepath.Join(o.ManifestsDir, "moved.yml")); err != nil {
+		t.Fatal(err)
+	}
+	is("a", "(none)")
+	testNoIdleWrites(t, c)
+}
+
+// testNoIdleWrites rewrites a file with what it says already.
+func testNoIdleWrites(t *testing.T, c *clients) {
+	list, err := c.kube.CoreV1().ConfigMaps("kube-system").List(t.Context(), metav1.ListOptions{LabelSelector: "coracle.dev/manifest-record"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, record := range list.Items {
+		if strings.Contains(record.Data["objects"], " a\n") || record.Data["file"] == "moved.yml" {
+			t.Errorf("a record is left of a removed file: %v", record.Data)
+		}
+	}
+}
+
+func testTokens(t *testing.T, c *clients) {
+	ctx := t.Context()
+	b, err := token.Create(ctx, c.kube, token.CreateOptions{Description: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := rest.AnonymousClientConfig(c.config)
+	config.BearerToken = b.ID + "." + b.Secret
+	joining, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := func() error {
+		_, err := joining.CertificatesV1().CertificateSigningRequests().List(ctx, metav1.ListOptions{})
+		return err
+	}
+	waitFor(t, "the token to work", func() bool { return list() == nil })
+	if _, err := joining.CoreV1().Secrets("kube-system").List(ctx, metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("a joining machine may read Secrets: %v", err)
+	}
+	if err := token.Delete(ctx, c.kube, b.ID); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the token to end", func() bool { return apierrors.IsUnauthorized(list()) })
+}
+
+// testIdentities uses the credentials of a node's parts.
+func testIdentities(t *testing.T, s *Server, c *clients) {
+	cred, err := s.AgentCredentials("boat", s.o.NodeIPs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	as := func(path string) kubernetes.Interface {
+		t.Helper()
+		config, err := clientcmd.BuildConfigFromFlags("", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := kubernetes.NewForConfig(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	ctx := t.Context()
+	kubelet, network := as(cred.KubeletKubeconfig), as(cred.NetworkKubeconfig)
+	if _, err := kubelet.CoreV1().Nodes().Get(ctx, "boat", metav1.GetOptions{}); err != nil {
+		t.Errorf("the kubelet cannot read its node: %v", err)
+	}
+	if _, err := kubelet.CoreV1().Secrets("default").Get(ctx, "treasure", metav1.GetOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("the kubelet may read a Secret that no pod of its has: %v", err)
+	}
+	for what, list := range map[string]func(context.Context, metav1.ListOptions) error{
+		"pods": func(ctx context.Context, o metav1.ListOptions) error {
+			_, err := network.CoreV1().Pods("").List(ctx, o)
+			return err
+		},
+		"services": func(ctx context.Context, o metav1.ListOptions) error {
+			_, err := network.CoreV1().Services("").List(ctx, o)
+			return err
+		},
+		"slices": func(ctx context.Context, o metav1.ListOptions) error {
+			_, err := network.DiscoveryV1().EndpointSlices("").List(ctx, o)
+			return err
+		},
+		"policies": func(ctx context.Context, o metav1.ListOptions) error {
+			_, err := network.NetworkingV1().NetworkPolicies("").List(ctx, o)
+			return err
+		},
+		"cidrs": func(ctx context.Context, o metav1.ListOptions) error {
+			_, err := network.NetworkingV1().ServiceCIDRs().List(ctx, o)
+			return err
+		},
+	} {
+		if err := list(ctx, metav1.ListOptions{}); err != nil {
+			t.Errorf("the network identity cannot list %s: %v", what, err)
+		}
+	}
+	if _, err := network.CoreV1().Secrets("default").List(ctx, metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("the network identity may read Secrets: %v", err)
+	}
+	anonymous, err := kubernetes.NewForConfig(rest.AnonymousClientConfig(c.config))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := anonymous.Discovery().ServerVersion(); !apierrors.IsUnauthorized(err) {
+		t.Errorf("an anonymous request for the version: %v", err)
+	}
+}

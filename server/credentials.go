@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/server/encryption"
+	"github.com/coracle-k8s/coracle/server/kubeconfig"
+	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/server/token"
+)
+
+// AgentCredentials are the files with which a node's parts take part in the cluster. All are renewed in place, each by
+// one rename: who reads them again when they change never sees half of anything.
+type AgentCredentials struct {
+	Dir string
+	// KubeletKubeconfig is the node's own identity, NetworkKubeconfig the read-only one of pod network, proxy and DNS.
+	KubeletKubeconfig, NetworkKubeconfig string
+	// KubeletServing holds certificate and key of the kubelet's port: one file to be named as both.
+	KubeletServing string
+	// ServerCAFile verifies the API server, ClientCAFile whoever calls the kubelet.
+	ServerCAFile, ClientCAFile string
+}
+
+// AgentCredentials makes the credentials of a node on this machine and keeps them fresh while the server runs. A second
+// call with other addresses brings the certificate up to date.
+func (s *Server) AgentCredentials(nodeName string, nodeIPs []net.IP) (AgentCredentials, error) {
+	dir := s.o.AgentCredDir
+	c := AgentCredentials{
+		Dir:               dir,
+		KubeletKubeconfig: filepath.Join(dir, "kubelet.kubeconfig"),
+		NetworkKubeconfig: filepath.Join(dir, "network.kubeconfig"),
+		ServerCAFile:      filepath.Join(dir, "server-ca.crt"),
+		ClientCAFile:      filepath.Join(dir, "client-ca.crt"),
+	}
+	if dir == "" {
+		return c, errors.New("server.Options.AgentCredDir is required")
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return c, fmt.Errorf("making the folder for the node's credentials: %w", err)
+	}
+	node, serving, network := s.pki.Node(dir, nodeName), s.pki.NodeServing(dir, nodeName, nodeIPs), s.pki.Network(dir)
+	c.KubeletServing = serving.Path
+	url := s.URL()
+	for _, do := range []func() error{
+		func() error { return s.pki.Ensure(node) },
+		func() error { return s.pki.Ensure(serving) },
+		func() error { return s.pki.Ensure(network) },
+		func() error { return publish(c.ServerCAFile, s.pki.CAPEM(pki.ServerCA)) },
+		func() error { return publish(c.ClientCAFile, s.pki.CAPEM(pki.ClientCA)) },
+		kubeconfig.ByFile{Server: url, CAFile: c.ServerCAFile, PairFile: node.Path, Path: c.KubeletKubeconfig}.Write,
+		kubeconfig.ByFile{Server: url, CAFile: c.ServerCAFile, PairFile: network.Path, Path: c.NetworkKubeconfig}.Write,
+	} {
+		if err := do(); err != nil {
+			return c, fmt.Errorf("making the credentials of the node %s: %w", nodeName, err)
+		}
+	}
+	return c, nil
+}
+
+func publish(path string, pem []byte) error {
+	_, err := atomicfile.WriteIfDifferent(path, pem, 0o644)
+	return err
+}
+
+// URL is where this machine reaches its own API server.
+func (s *Server) URL() string {
+	host := "127.0.0.1"
+	if ip := s.o.BindAddress; ip != nil && !ip.IsUnspecified() {
+		host = ip.String()
+	}
+	port := s.o.Port
+	if a, ok := s.listener.Addr().(*net.TCPAddr); ok {
+		port = a.Port // another than asked for only in tests, which ask for 0
+	}
+	return "https://" + net.JoinHostPort(host, strconv.Itoa(port))
+}
+
+// makeCredentials brings everything that is secret into existence: authorities, tokens, certificates, encryption keys
+// and the administrator's kubeconfigs.
+func (s *Server) makeCredentials(ctx context.Context) error {
+	var err error
+	s.pki, err = pki.Open(pki.Options{Dir: s.o.TLSDir, Established: s.data.established, BuildTime: s.o.BuildTime, Clock: s.o.Clock, Logger: s.log})
+	if err != nil {
+		return err
+	}
+	s.tokens, err = token.Ensure(token.Options{Dir: s.o.ServerDir, Root: s.pki.Root(), Server: s.o.Token, Agent: s.o.AgentToken, Logger: s.log})
+	if err != nil {
+		return err
+	}
+	ips, err := s.o.servingIPs()
+	if err != nil {
+		return err
+	}
+	admin := s.pki.Admin()
+	admin.Use = s.writeKubeconfigs
+	s.files.serving, s.files.kubelet, s.files.proxy = s.pki.APIServer(pki.APIServerNames{
+		NodeName: s.o.NodeName, Domain: s.o.ClusterDomain, IPs: ips, ExtraSANs: s.o.TLSSANs,
+	}), s.pki.KubeletClient(), s.pki.FrontProxy()
+	for _, l := range []pki.Leaf{s.files.serving, s.files.kubelet, s.files.proxy, admin} {
+		if err := s.pki.Ensure(l); err != nil {
+			return err
+		}
+	}
+	s.files.encryption, err = encryption.Ensure(ctx, encryption.Options{
+		Dir: s.o.CredDir, Resources: s.o.EncryptResources, Established: s.data.established, Logger: s.log})
+	return err
+}
+
+func (s *Server) writeKubeconfigs(cert, key []byte) error {
+	for _, k := range s.o.Kubeconfigs {
+		e := kubeconfig.Embedded{Server: s.URL(), CA: s.pki.CAPEM(pki.ServerCA), Cert: cert, Key: key, Path: k.Path, Mode: k.Mode, GID: k.GID}
+		if err := e.Write(); err != nil {
+			return fmt.Errorf("writing the administrator's kubeconfig (another place: --write-kubeconfig): %w", err)
+		}
+	}
+	return nil
+}

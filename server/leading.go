@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/coracle-k8s/coracle/controllers"
+	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/scheduler"
+	"github.com/coracle-k8s/coracle/server/apiserver"
+	"github.com/coracle-k8s/coracle/server/bootstrap"
+	"github.com/coracle-k8s/coracle/server/manifests"
+	"github.com/coracle-k8s/coracle/server/pki"
+)
+
+// termRetry is how long a leader whose loops failed waits before it starts them again.
+const termRetry = 5 * time.Second
+
+// lead waits for the API server, then starts the loops when this server begins to lead and stops them when it ceases
+// to, until ctx is done. It returns with no loop running.
+func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftstore.Store) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-api.Ready():
+	}
+	s.mu.Lock()
+	s.api = api
+	s.mu.Unlock()
+	s.board.api.Set(status.Running, "")
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var first sync.WaitGroup
+	defer first.Wait()
+	// Beside the loops and not before them: a first pod need not wait for it, and a server that does not lead does it too.
+	first.Go(func() {
+		if err := s.bootstrapObjects(ctx, api.LoopbackConfig()); err != nil {
+			cancel(err)
+		} else if ctx.Err() == nil {
+			close(s.ready)
+		}
+	})
+	s.follow(ctx, cancel, store.Leadership(), func(ctx context.Context, number uint64) error {
+		return s.runTerm(ctx, api, number)
+	})
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// follow runs one term after the other, never two at once, and ends when ctx is done or the store closes. fatal is
+// called when this process must not begin another term.
+func (s *Server) follow(ctx context.Context, fatal context.CancelCauseFunc, leadership <-chan raftstore.Leadership,
+	run func(context.Context, uint64) error) {
+	stop := func() {}
+	defer func() { stop() }()
+	s.board.leader.Set(status.Waiting, "this server does not lead")
+	for {
+		var now raftstore.Leadership
+		var open bool
+		select {
+		case <-ctx.Done():
+			return
+		case now, open = <-leadership:
+		}
+		stop()
+		stop = func() {}
+		switch {
+		case !open:
+			return
+		case now.Leader:
+			stop = s.startTerm(ctx, fatal, now.Term, run)
+		default:
+			s.board.leader.Set(status.Waiting, "this server does not lead")
+		}
+	}
+}
+
+// startTerm runs the loops until the function it returns is called, which waits for them.
+func (s *Server) startTerm(ctx context.Context, fatal context.CancelCauseFunc, number uint64, run func(context.Context, uint64) error) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for ctx.Err() == nil {
+			s.board.leader.Set(status.Running, "")
+			err := run(ctx, number)
+			switch {
+			case errors.Is(err, term.ErrStragglers):
+				fatal(fmt.Errorf("%w. This process must be started again, so that they do not act beside those of the next term", err))
+				return
+			case ctx.Err() != nil:
+				if err != nil {
+					s.log.Warn("the loops of a leader ended with an error", "term", number, "error", err)
+				}
+				return
+			case err == nil:
+				err = errors.New("a loop ended by itself")
+			}
+			s.log.Error("the loops of a leader failed and are started again", "term", number, "after", termRetry, "error", err)
+			s.board.leader.Set(status.Degraded, "they failed and are started again every "+termRetry.String()+": "+err.Error())
+			select {
+			case <-ctx.Done():
+			case <-time.After(termRetry):
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+// runTerm runs everything that one server of the cluster does for all: upstream's controllers and scheduler, and ours.
+func (s *Server) runTerm(ctx context.Context, api *apiserver.Server, number uint64) error {
+	parts := []term.Part{s.controllersPart, s.schedulerPart, s.dnsPart}
+	if s.o.ManifestsDir != "" {
+		parts = append(parts, s.manifestsPart)
+	}
+	return term.Run(ctx, term.Options{Config: api.LoopbackConfig(), Number: number}, parts...)
+}
+
+func (s *Server) controllersPart(ctx context.Context, t *term.Term) error {
+	o := s.o.controllerOptions(&signing{
+		cert: s.pki.CAFile(pki.ClientCA), key: s.pki.CAKeyFile(pki.ClientCA),
+		root: s.pki.CAFile(pki.ServerCA), serviceAccount: s.pki.ServiceAccountKeyFile(),
+	})
+	o.Term = t
+	return controllers.Run(ctx, o)
+}
+
+func (s *Server) schedulerPart(ctx context.Context, t *term.Term) error {
+	o := s.o.schedulerOptions()
+	o.Term = t
+	return scheduler.Run(ctx, o)
+}
+
+func (s *Server) dnsPart(ctx context.Context, t *term.Term) error {
+	d := bootstrap.NewDNSEndpoints(t.Client, t.Informers, s.o.ClusterDNS, s.log.With("part", "cluster DNS"))
+	t.Informers.StartWithContext(ctx)
+	return d.Run(ctx)
+}
+
+func (s *Server) manifestsPart(ctx context.Context, t *term.Term) error {
+	m, err := manifests.New(manifests.Options{Dir: s.o.ManifestsDir, ServerID: s.data.ServerID, Config: t.Config, Logger: s.log.With("part", "manifests")})
+	if err != nil {
+		return err
+	}
+	return m.Run(ctx)
+}

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"syscall"
+)
+
+// listen takes the API server's port before anything else happens, so that a start that cannot succeed changes nothing.
+func listen(ctx context.Context, ip net.IP, port int) (net.Listener, error) {
+	host := ""
+	if ip != nil && !ip.IsUnspecified() {
+		host = ip.String()
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+	switch {
+	case err == nil:
+		return l, nil
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fmt.Errorf("the API server's port %d is taken by another program. Nothing was changed. `ss -ltnp 'sport = :%d'` shows which: "+
+			"stop it, or choose another port with --https-listen-port", port, port)
+	case errors.Is(err, syscall.EACCES):
+		return nil, fmt.Errorf("the API server may not listen on port %d: %w. Nothing was changed: run as root, or choose a port above 1023 with "+
+			"--https-listen-port", port, err)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return nil, fmt.Errorf("the API server cannot listen on %s, because this machine does not have that address. Nothing was changed: correct "+
+			"--bind-address, or leave it out to listen on all", host)
+	}
+	return nil, fmt.Errorf("the API server's port %d cannot be opened: %w. Nothing was changed", port, err)
+}

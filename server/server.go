@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package server is one server of a cluster: store, API server, and what runs where the store's leader is.
+//
+// It owns the order of starting and stopping, the folder of the server (which one process at a time may have, and no
+// program older than its content), and the loops that run for a term of leadership. It never runs pods: the agent does,
+// and knows the server only by the files of AgentCredentials.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/raftstore/upstream"
+	"github.com/coracle-k8s/coracle/server/apiserver"
+	"github.com/coracle-k8s/coracle/server/bootstrap"
+	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/server/token"
+)
+
+const (
+	// encryptionPoll is how often the API server looks whether its encryption keys changed; upstream's minute would make
+	// a rotation take several.
+	encryptionPoll = 10 * time.Second
+	// bootstrapRetry is how long to wait before applying the cluster's own objects again: at a first start their
+	// namespace appears a moment after the API server is ready.
+	bootstrapRetry = 200 * time.Millisecond
+	// closePatience bounds the store's closing.
+	closePatience = 30 * time.Second
+)
+
+// Server is a server that New prepared and Run runs.
+type Server struct {
+	o        Options
+	log      *slog.Logger
+	data     *dataDir
+	listener net.Listener
+	pki      *pki.PKI
+	tokens   token.Set
+	files    files
+	ready    chan struct{} // closed when clients are served and the cluster's own objects are there
+	board    board
+
+	mu    sync.Mutex
+	store *raftstore.Store
+	api   *apiserver.Server
+}
+
+// files are what the API server is given.
+type files struct {
+	serving, kubelet, proxy pki.Leaf
+	encryption              string
+}
+
+// board has a line for each part in a status report; its fields may be nil.
+type board struct{ store, api, leader *status.Part }
+
+// New checks the options, takes the data directory and the port, and makes every key and credential that is missing.
+// Nothing is changed by a New that fails on its options, the directory or the port.
+func New(ctx context.Context, o Options) (_ *Server, err error) {
+	o.setDefaults()
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	s := &Server{o: o, log: o.Logger, ready: make(chan struct{})}
+	if o.Board != nil {
+		s.board = board{store: o.Board.Part("store"), api: o.Board.Part("API server"), leader: o.Board.Part("controllers and scheduler")}
+	}
+	if s.data, err = openDataDir(&o); err != nil {
+		return nil, err
+	}
+	if s.listener, err = listen(ctx, o.BindAddress, o.Port); err != nil {
+		return nil, errors.Join(err, s.data.close())
+	}
+	if err := s.makeCredentials(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	controller.EncryptionConfigFileChangePollDuration = encryptionPoll
+	return s, nil
+}
+
+// Close gives up a server that is not going to be run: port and data directory are free again.
+func (s *Server) Close() error { return errors.Join(s.closeListener(), s.data.close()) }
+
+func (s *Server) closeListener() error {
+	if err := s.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) { // the API server closes it as well
+		return fmt.Errorf("closing the API server's port: %w", err)
+	}
+	return nil
+}
+
+// Ready is closed when the API server is ready and the cluster's own objects are there.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// Tokens are those with which machines join.
+func (s *Server) Tokens() token.Set { return s.tokens }
+
+// LoopbackConfig is a client configuration with an administrator's rights that goes through memory; nil until Ready.
+func (s *Server) LoopbackConfig() *rest.Config {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.api == nil {
+		return nil
+	}
+	return s.api.LoopbackConfig()
+}
+
+// Run serves until ctx is done, and returns when everything has stopped, in this order: the loops of a leader, the API
+// server with its last requests, the store. It may be called once.
+func (s *Server) Run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, s.Close()) }()
+	if err := s.data.record(); err != nil {
+		return fmt.Errorf("noting this version in the data directory: %w", err)
+	}
+	// What runs below serves others while they stop, and so ends on its own word and not on ctx.
+	below, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var background sync.WaitGroup
+	defer background.Wait()
+	defer stop()
+	background.Go(func() { s.pki.Run(below) })
+
+	store, err := s.openStore(ctx)
+	if err != nil {
+		s.board.store.Set(status.Failed, err.Error())
+		return err
+	}
+	defer func() {
+		closing, done := context.WithTimeout(context.WithoutCancel(ctx), closePatience)
+		defer done()
+		if closeErr := store.Close(closing); closeErr != nil {
+			err = errors.Join(err, fmt.Errorf("closing the store: %w", closeErr))
+		}
+		s.board.store.Set(status.Stopped, "")
+	}()
+	stopSocket, err := s.serveStoreSocket(below, store)
+	if err != nil {
+		return err
+	}
+	defer stopSocket()
+	return s.runAPI(ctx, below, store)
+}
+
+// openStore opens the store, puts it under upstream's storage layer, and waits until it answers: upstream would end the
+// process if it met one that does not.
+func (s *Server) openStore(ctx context.Context) (*raftstore.Store, error) {
+	s.board.store.Set(status.Starting, "")
+	store, err := raftstore.Open(ctx, raftstore.Options{
+		Dir:    s.o.StoreDir,
+		NodeID: s.data.ServerID,
+		// A store and authorities that do not belong together are refused: nothing would trust anything.
+		ClusterID: token.Hash(s.pki.Root()),
+		Logger:    s.log.With("part", "store"),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("opening the store in %s: %w", s.o.StoreDir, err)
+	}
+	upstream.Install(store.Client)
+	if err := store.WaitReady(ctx); err != nil {
+		closing, done := context.WithTimeout(context.WithoutCancel(ctx), closePatience)
+		defer done()
+		return nil, errors.Join(fmt.Errorf("waiting for the store: %w", err), store.Close(closing))
+	}
+	s.mu.Lock()
+	s.store = store
+	s.mu.Unlock()
+	s.board.store.Set(status.Running, "")
+	return store, nil
+}
+
+// runAPI runs the API server and, on top of it, the loops of a leader.
+func (s *Server) runAPI(ctx, below context.Context, store *raftstore.Store) error {
+	s.board.api.Set(status.Starting, "")
+	configDir := filepath.Join(s.o.CredDir, "apiserver")
+	if err := os.MkdirAll(configDir, 0o700); err != nil {
+		return fmt.Errorf("making the folder for the API server's configuration: %w", err)
+	}
+	api, err := apiserver.New(ctx, s.apiServerOptions(configDir))
+	if err != nil {
+		s.board.api.Set(status.Failed, err.Error())
+		return fmt.Errorf("starting the API server: %w", err)
+	}
+	serving, stopServing := context.WithCancel(below)
+	defer stopServing()
+	loops, stopLoops := context.WithCancel(ctx)
+	defer stopLoops()
+	apiEnded := make(chan error, 1) // one: its goroutine ends whether or not this function still listens
+	go func() {
+		apiEnded <- api.Run(serving)
+		stopLoops() // without an API server they have nothing to do
+	}()
+
+	leadErr := s.lead(loops, api, store)
+	stopServing()
+	apiErr := <-apiEnded
+	s.board.api.Set(status.Stopped, "")
+	if ctx.Err() == nil && apiErr == nil && leadErr == nil {
+		apiErr = errors.New("the API server ended by itself")
+	}
+	return errors.Join(leadErr, apiErr)
+}
+
+func (s *Server) apiServerOptions(configDir string) apiserver.Options {
+	f := s.files
+	return apiserver.Options{
+		BindAddress: s.o.BindAddress, Port: s.o.Port, Listener: s.listener, AdvertiseAddress: s.o.AdvertiseAddress,
+		TLSCertFile: f.serving.Path, TLSKeyFile: f.serving.Path,
+		ClientCAFile:                 s.pki.CAFile(pki.ClientCA),
+		ServiceAccountKeyFiles:       []string{s.pki.ServiceAccountKeyFile()},
+		ServiceAccountSigningKeyFile: s.pki.ServiceAccountKeyFile(),
+		ServiceAccountIssuer:         "https://kubernetes.default.svc." + s.o.ClusterDomain,
+		KubeletClientCertFile:        f.kubelet.Path, KubeletClientKeyFile: f.kubelet.Path,
+		KubeletCAFile:             s.pki.CAFile(pki.ServerCA),
+		RequestHeaderCAFile:       s.pki.CAFile(pki.RequestHeaderCA),
+		RequestHeaderAllowedNames: []string{pki.FrontProxyUser},
+		ProxyClientCertFile:       f.proxy.Path, ProxyClientKeyFile: f.proxy.Path,
+		ServiceCIDRs:         cidrs(s.o.ServiceCIDRs),
+		NodePortRange:        s.o.NodePortRange,
+		EncryptionConfigFile: f.encryption,
+		ConfigDir:            configDir,
+		AnonymousHealthOnly:  true,
+		WatchCache:           s.o.WatchCache,
+		ExtraArgs:            s.o.APIServerArgs,
+		Logger:               s.log.With("part", "API server"),
+	}
+}
+
+func cidrs(nets []*net.IPNet) []string {
+	var out []string
+	for _, n := range nets {
+		out = append(out, n.String())
+	}
+	return out
+}
+
+// bootstrapObjects applies the cluster's own objects until that succeeds.
+func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config) error {
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return fmt.Errorf("making a client: %w", err)
+	}
+	last := ""
+	for {
+		err := bootstrap.Apply(ctx, bootstrap.Options{Client: client, ClusterDNS: s.o.ClusterDNS})
+		if err == nil || ctx.Err() != nil {
+			return nil
+		}
+		if err.Error() != last {
+			last = err.Error()
+			s.log.Info("the cluster's own objects cannot be applied yet; it is tried again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(bootstrapRetry):
+		}
+	}
+}

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/klog/v2"
+)
+
+func TestMain(m *testing.M) {
+	// Upstream's components say hundreds of lines; CORACLE_TEST_VERBOSE=1 shows them.
+	if os.Getenv("CORACLE_TEST_VERBOSE") == "" {
+		klog.SetSlogLogger(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	}
+	os.Exit(m.Run())
+}
+
+func cidr(t *testing.T, s string) *net.IPNet {
+	t.Helper()
+	_, n, err := net.ParseCIDR(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// options are of a server below dir on a port of its own.
+func options(t *testing.T, dir string) Options {
+	t.Helper()
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	if os.Getenv("CORACLE_TEST_VERBOSE") != "" {
+		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	server := filepath.Join(dir, "server")
+	return Options{
+		DataDir:          dir,
+		ServerDir:        server,
+		TLSDir:           filepath.Join(server, "tls"),
+		CredDir:          filepath.Join(server, "cred"),
+		StoreDir:         filepath.Join(server, "store"),
+		StoreSocket:      filepath.Join(dir, "run", "store.sock"),
+		ManifestsDir:     filepath.Join(dir, "manifests"),
+		AgentCredDir:     filepath.Join(dir, "agent", "cred"),
+		NodeName:         "boat",
+		NodeIPs:          []net.IP{net.IPv4(192, 0, 2, 1)},
+		BindAddress:      net.IPv4(127, 0, 0, 1),
+		AdvertiseAddress: net.IPv4(192, 0, 2, 1),
+		ClusterCIDRs:     []*net.IPNet{cidr(t, "10.42.0.0/16")},
+		ServiceCIDRs:     []*net.IPNet{cidr(t, "10.43.0.0/16")},
+		NodePortRange:    "30000-32767",
+		ClusterDNS:       net.IPv4(10, 43, 0, 10),
+		EncryptResources: []string{"secrets"},
+		Kubeconfigs:      []Kubeconfig{{Path: filepath.Join(server, "cred", "admin.kubeconfig")}},
+		Version:          "v0.0.0-test",
+		Small:            true,
+		Logger:           log,
+	}
+}
+
+// snapshot lists every file below dir with its size.
+func snapshot(t *testing.T, dir string) string {
+	t.Helper()
+	var out strings.Builder
+	err := filepath.Walk(dir, func(path string, info os.FileInfo, err error) error {
+		if err == nil && !info.IsDir() && info.Name() != lockFile {
+			out.WriteString(path + " " + info.ModTime().String() + "\n")
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+// refused starts a server that must not start, and checks that it says so and changed nothing.
+func refused(t *testing.T, o Options, want ...string) {
+	t.Helper()
+	before := snapshot(t, o.DataDir)
+	s, err := New(t.Context(), o)
+	if err == nil {
+		_ = s.Close() // the test has failed already
+		t.Fatalf("it started; want words with %q", want)
+	}
+	for _, w := range append(want, "Nothing was changed") {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("the message lacks %q: %v", w, err)
+		}
+	}
+	if after := snapshot(t, o.DataDir); after != before {
+		t.Errorf("files changed:\n%s\nnow:\n%s", before, after)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	o := options(t, t.TempDir())
+	s, err := New(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("second server on the directory", func(t *testing.T) { refused(t, o, "another coracle server", o.DataDir) })
+	t.Run("port taken", func(t *testing.T) {
+		other := options(t, t.TempDir())
+		other.Port = s.listener.Addr().(*net.TCPAddr).Port
+		refused(t, other, "is taken", "--https-listen-port")
+	})
+	if err := s.data.record(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("address of another machine", func(t *testing.T) {
+		o := o
+		o.BindAddress = net.IPv4(203, 0, 113, 7)
+		refused(t, o, "203.0.113.7", "--bind-address")
+	})
+	identity := filepath.Join(o.ServerDir, identityFile)
+	good, err := os.ReadFile(identity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct{ content, want string }{
+		"newer version":    {`{"format": 99, "version": "v7.0.0", "serverID": "x"}`, "newer coracle: v7.0.0"},
+		"damaged identity": {string(good[:len(good)/2]), "damaged"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.WriteFile(identity, []byte(c.content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			refused(t, o, c.want)
+		})
+	}
+	if err := os.WriteFile(identity, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	again, err := New(t.Context(), o)
+	if err != nil {
+		t.Fatalf("after all that it should start: %v", err)
+	}
+	if again.data.ServerID != s.data.ServerID {
+		t.Error("it took another identity")
+	}
+	if err := again.Close(); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("keys lost", func(t *testing.T) {
+		if err := os.MkdirAll(filepath.Join(o.StoreDir, "data"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(filepath.Join(o.CredDir, "encryption-config.yaml")); err != nil {
+			t.Fatal(err)
+		}
+		refused(t, o, "encryption-config.yaml is missing", "backup")
+	})
+}
+
+func TestBadArgumentsAreRefusedBeforeAnything(t *testing.T) {
+	o := options(t, filepath.Join(t.TempDir(), "data"))
+	o.SchedulerArgs = []string{"no-such-flag=1"}
+	if _, err := New(t.Context(), o); err == nil || !strings.Contains(err.Error(), "no-such-flag") {
+		t.Errorf("%v", err)
+	}
+	if _, err := os.Stat(o.DataDir); !os.IsNotExist(err) {
+		t.Errorf("the data directory was made: %v", err)
+	}
+}
+
+func TestAgentCredentials(t *testing.T) {
+	s, err := New(t.Context(), options(t, t.TempDir()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	c, err := s.AgentCredentials("boat", []net.IP{net.IPv4(192, 0, 2, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{c.KubeletKubeconfig, c.NetworkKubeconfig, c.KubeletServing, c.ServerCAFile, c.ClientCAFile} {
+		if fi, err := os.Stat(path); err != nil || fi.Size() == 0 || !strings.HasPrefix(path, c.Dir) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+// waitFor waits until ok returns true.
+func waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// start runs a server until the returned function is called.
+func start(t *testing.T, o Options) (*Server, func()) {
+	t.Helper()
+	s, err := New(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	stopped := false
+	stop := func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("the server ended with: %v", err)
+			}
+		case <-time.After(2 * time.Minute):
+			t.Error("the server does not stop")
+		}
+	}
+	t.Cleanup(stop)
+	select {
+	case <-s.Ready():
+	case err := <-done:
+		stopped = true
+		t.Fatalf("the server ended before it was ready: %v", err)
+	case <-time.After(3 * time.Minute):
+		t.Fatal("the server does not become ready")
+	}
+	return s, stop
+}
