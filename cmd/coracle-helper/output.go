@@ -10,6 +10,7 @@ import (
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	types "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/fifo"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
@@ -23,15 +24,18 @@ const handOver = 10 * time.Second
 // outputService is the shim's task service with a drain.Pipe between each container and the FIFOs that containerd reads.
 // Upstream's service below writes into FIFOs of ours; above, nobody sees them: State reports the names that containerd
 // gave. Processes started by exec keep upstream's plain FIFOs: their only reader is the session that started them.
+//
+// It also keeps a task that ended while containerd was away from being taken for one that was never created, see Pids.
 type outputService struct {
 	taskapi.TTRPCTaskService
 
-	mu      sync.Mutex
-	outputs map[string]*output // by container
+	mu    sync.Mutex
+	tasks map[string]*containerTask // by container, from Create to Delete
 }
 
-// output is the standard output and error of one container.
-type output struct {
+// containerTask is one container's first process and its output.
+type containerTask struct {
+	pid            uint32
 	stdout, stderr string // as containerd named them
 	pipes          []*drain.Pipe
 }
@@ -44,27 +48,26 @@ func (s *outputService) RegisterTTRPC(server *ttrpc.Server) error {
 
 // Create puts the pipes in place before the container gets its descriptors.
 func (s *outputService) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
-	out := &output{stdout: r.Stdout, stderr: r.Stderr}
-	r.Stdout = out.attach(ctx, r.Bundle, "stdout", r.Stdout)
-	r.Stderr = out.attach(ctx, r.Bundle, "stderr", r.Stderr)
+	t := &containerTask{stdout: r.Stdout, stderr: r.Stderr}
+	r.Stdout = t.attach(ctx, r.Bundle, "stdout", r.Stdout)
+	r.Stderr = t.attach(ctx, r.Bundle, "stderr", r.Stderr)
 	resp, err := s.TTRPCTaskService.Create(ctx, r)
 	if err != nil {
-		out.close()
+		t.close()
 		return nil, err
 	}
-	if len(out.pipes) > 0 {
-		s.mu.Lock()
-		s.outputs[r.ID] = out
-		s.mu.Unlock()
-	}
+	t.pid = resp.Pid
+	s.mu.Lock()
+	s.tasks[r.ID] = t
+	s.mu.Unlock()
 	return resp, nil
 }
 
 // Start seals the pipes: by now the container's side is open, also where it was restored from a checkpoint.
 func (s *outputService) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
 	resp, err := s.TTRPCTaskService.Start(ctx, r)
-	if out := s.output(r.ID, r.ExecID); out != nil && err == nil {
-		out.seal()
+	if t := s.task(r.ID, r.ExecID); t != nil && err == nil {
+		t.seal()
 	}
 	return resp, err
 }
@@ -72,8 +75,19 @@ func (s *outputService) Start(ctx context.Context, r *taskapi.StartRequest) (*ta
 // State reports the FIFOs that containerd made, which is what a restarted containerd attaches to.
 func (s *outputService) State(ctx context.Context, r *taskapi.StateRequest) (*taskapi.StateResponse, error) {
 	resp, err := s.TTRPCTaskService.State(ctx, r)
-	if out := s.output(r.ID, r.ExecID); out != nil && err == nil {
-		resp.Stdout, resp.Stderr = out.stdout, out.stderr
+	if t := s.task(r.ID, r.ExecID); t != nil && err == nil {
+		resp.Stdout, resp.Stderr = t.stdout, t.stderr
+	}
+	return resp, err
+}
+
+// Pids names an ended task's first process for as long as the task is not deleted. A restarted containerd takes a task
+// without processes for one whose creation was interrupted and deletes it, and with it how it ended: a Job that was done
+// while coracle was away would count as failed.
+func (s *outputService) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
+	resp, err := s.TTRPCTaskService.Pids(ctx, r)
+	if t := s.task(r.ID, ""); t != nil && err == nil && len(resp.Processes) == 0 {
+		resp.Processes = append(resp.Processes, &types.ProcessInfo{Pid: t.pid})
 	}
 	return resp, err
 }
@@ -81,28 +95,28 @@ func (s *outputService) State(ctx context.Context, r *taskapi.StateRequest) (*ta
 // Delete gives a reader the time to take the rest.
 func (s *outputService) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
 	resp, err := s.TTRPCTaskService.Delete(ctx, r)
-	if out := s.output(r.ID, r.ExecID); out != nil && err == nil {
+	if t := s.task(r.ID, r.ExecID); t != nil && err == nil {
 		s.mu.Lock()
-		delete(s.outputs, r.ID)
+		delete(s.tasks, r.ID)
 		s.mu.Unlock()
-		out.finish(ctx)
+		t.finish(ctx)
 	}
 	return resp, err
 }
 
-// output finds a container's output; nil for a process started by exec and for a container without FIFOs.
-func (s *outputService) output(id, execID string) *output {
+// task finds a container's task; nil for a process started by exec.
+func (s *outputService) task(id, execID string) *containerTask {
 	if execID != "" {
 		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.outputs[id]
+	return s.tasks[id]
 }
 
 // attach starts a pipe for one stream and returns what upstream shall write to. Whatever is not a FIFO (nothing, a file,
 // a logging program) and whatever fails stays as it was: a container without a drain is better than none.
-func (o *output) attach(ctx context.Context, bundle, name, target string) string {
+func (t *containerTask) attach(ctx context.Context, bundle, name, target string) string {
 	if target == "" || strings.Contains(target, "://") {
 		return target
 	}
@@ -119,22 +133,22 @@ func (o *output) attach(ctx context.Context, bundle, name, target string) string
 		log.G(ctx).WithError(err).Warn("the container's output will stop it while nobody reads")
 		return target
 	}
-	o.pipes = append(o.pipes, p)
+	t.pipes = append(t.pipes, p)
 	return in
 }
 
-func (o *output) seal() {
-	for _, p := range o.pipes {
+func (t *containerTask) seal() {
+	for _, p := range t.pipes {
 		p.Seal()
 	}
 }
 
 // finish waits for the last output to be read, where there is a reader, and removes the pipes.
-func (o *output) finish(ctx context.Context) {
-	o.seal()
+func (t *containerTask) finish(ctx context.Context) {
+	t.seal()
 	timer := time.NewTimer(handOver)
 	defer timer.Stop()
-	for _, p := range o.pipes {
+	for _, p := range t.pipes {
 		if !p.HasReader() {
 			continue
 		}
@@ -142,18 +156,18 @@ func (o *output) finish(ctx context.Context) {
 		case <-p.Done():
 		case <-timer.C:
 			log.G(ctx).Warn("the last output of a deleted container was not read")
-			o.close()
+			t.close()
 			return
 		case <-ctx.Done():
-			o.close()
+			t.close()
 			return
 		}
 	}
-	o.close()
+	t.close()
 }
 
-func (o *output) close() {
-	for _, p := range o.pipes {
+func (t *containerTask) close() {
+	for _, p := range t.pipes {
 		p.Close()
 	}
 }

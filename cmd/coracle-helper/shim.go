@@ -35,7 +35,7 @@ func runShim() {
 			if err != nil {
 				return nil, err
 			}
-			return &outputService{TTRPCTaskService: inner, outputs: map[string]*output{}}, nil
+			return &outputService{TTRPCTaskService: inner, tasks: map[string]*containerTask{}}, nil
 		},
 	})
 	shim.RunShim(context.Background(), manager.NewShimManager("io.containerd.runc.v2"))

@@ -1,0 +1,418 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/coracle-k8s/coracle/agent/containerd"
+	"github.com/coracle-k8s/coracle/agent/images"
+	"github.com/coracle-k8s/coracle/internal/carried"
+	"github.com/coracle-k8s/coracle/internal/imagetar"
+)
+
+// childDir, in the environment, makes this test binary a node's container runtime instead.
+const childDir = "CORACLE_TEST_RUNTIME_DIR"
+
+// chatImage holds testdata/chat.
+const chatImage = "docker.io/library/chat:1"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(childDir); dir != "" {
+		if err := runtimeChild(dir); err != nil {
+			fmt.Fprintln(os.Stderr, "runtime:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// runtimeChild is containerd with the images of dir/images, until SIGTERM.
+func runtimeChild(dir string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	logrus.SetLevel(logrus.WarnLevel)
+	server, err := containerd.Start(ctx, runtimeOptions(dir))
+	if err != nil {
+		return err
+	}
+	defer server.Stop()
+	if _, err := containerd.Start(ctx, runtimeOptions(dir)); err == nil {
+		return errors.New("a second containerd was started in one process")
+	}
+	folder := &images.Folder{Dir: filepath.Join(dir, "images"), RecordFile: filepath.Join(dir, "images.json"), Store: images.Containerd{
+		Client: server.Client(), Namespace: containerd.Namespace, Snapshotter: server.Snapshotter(), Announce: server.Announce,
+	}}
+	if err := folder.ImportAll(ctx); err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-server.Failed():
+		return err
+	}
+}
+
+func runtimeOptions(dir string) containerd.Options {
+	return containerd.Options{
+		Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), BinDir: filepath.Join(dir, "programs"),
+		CNIBinDir: filepath.Join(dir, "programs"), CNIConfDir: filepath.Join(dir, "net.d"), PauseImage: carried.PauseImage,
+	}
+}
+
+// node is one container runtime in a process of its own, which a test may kill, and a client of it.
+type node struct {
+	t       *testing.T
+	dir     string
+	cmd     *exec.Cmd
+	conn    *grpc.ClientConn
+	runtime cri.RuntimeServiceClient
+	images  cri.ImageServiceClient
+	sandbox string
+	config  *cri.PodSandboxConfig
+}
+
+func newNode(t *testing.T) *node {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("containers need root")
+	}
+	dir, err := os.MkdirTemp("", "coracle-rt") // short: socket names below it are limited
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{t: t, dir: dir}
+	t.Cleanup(n.remove)
+	programs, err := carried.Unpack(dir)
+	if errors.Is(err, carried.ErrNotCarried) {
+		t.Skip("this needs the carried programs: make carried")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	chat := filepath.Join(dir, "chat")
+	n.build(chat, "./testdata/chat")
+	n.programs(programs)
+	if err := os.Mkdir(filepath.Join(dir, "images"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	pause, err := os.ReadFile(programs.File("pause.tar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.archive("pause.tar", pause)
+	var b bytes.Buffer
+	im := imagetar.Image{Name: chatImage, Entrypoint: []string{"/chat"}, Files: []imagetar.File{{Path: "/chat", Mode: 0o755, Source: chat}}}
+	if err := imagetar.Write(&b, im); err != nil {
+		t.Fatal(err)
+	}
+	n.archive("chat.tar", b.Bytes())
+
+	conn, err := grpc.NewClient("unix://"+runtimeOptions(dir).Address(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.conn = conn
+	n.runtime, n.images = cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn)
+	return n
+}
+
+// build builds one of our programs.
+func (n *node) build(out, pkg string) {
+	n.t.Helper()
+	cmd := exec.Command("go", "build", "-tags", "grpcnotrace", "-o", out, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		n.t.Fatalf("build %s: %v\n%s", pkg, err, text)
+	}
+}
+
+// programs puts runc as it is carried beside a helper built from the sources at hand.
+func (n *node) programs(from carried.Dir) {
+	n.t.Helper()
+	bin := runtimeOptions(n.dir).BinDir
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		n.t.Fatal(err)
+	}
+	n.build(filepath.Join(bin, "coracle-helper"), "../cmd/coracle-helper")
+	for name, target := range map[string]string{"runc": from.File("runc"), "containerd-shim-runc-v2": "coracle-helper", "coracle-cni": "coracle-helper"} {
+		if err := os.Symlink(target, filepath.Join(bin, name)); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+}
+
+func (n *node) archive(name string, data []byte) {
+	n.t.Helper()
+	if err := os.WriteFile(filepath.Join(n.dir, "images", name), data, 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// start starts the runtime and waits until it serves.
+func (n *node) start() {
+	n.t.Helper()
+	n.cmd = exec.Command(os.Args[0])
+	n.cmd.Env = append(os.Environ(), childDir+"="+n.dir)
+	n.cmd.Stderr = os.Stderr
+	out, err := n.cmd.StdoutPipe()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if err := n.cmd.Start(); err != nil {
+		n.t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		n.t.Fatalf("the runtime did not start: %q, %v", line, err)
+	}
+	go io.Copy(io.Discard, out)
+}
+
+func (n *node) signal(s os.Signal) {
+	if n.cmd != nil {
+		n.cmd.Process.Signal(s)
+		n.cmd.Wait()
+		n.cmd = nil
+	}
+}
+
+// remove ends what the test started and leaves nothing behind.
+func (n *node) remove() {
+	if n.sandbox != "" {
+		if n.cmd == nil {
+			n.start()
+		}
+		ctx := context.Background()
+		if _, err := n.runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: n.sandbox}); err != nil {
+			n.t.Errorf("stop the pod: %v", err)
+		}
+		if _, err := n.runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: n.sandbox}); err != nil {
+			n.t.Errorf("remove the pod: %v", err)
+		}
+	}
+	n.signal(syscall.SIGTERM)
+	if n.conn != nil {
+		n.conn.Close()
+	}
+	if left := mountsBelow(n.dir); len(left) > 0 {
+		n.t.Errorf("mounts left behind: %v", left)
+		for _, m := range left {
+			unix.Unmount(m, unix.MNT_DETACH)
+		}
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup/*/*"} { // v2; v1 and hybrid
+		groups, _ := filepath.Glob(pattern)
+		for _, g := range groups {
+			if "/"+filepath.Base(g) == n.cgroup() {
+				os.Remove(g)
+			}
+		}
+	}
+	if err := os.RemoveAll(n.dir); err != nil {
+		n.t.Error(err)
+	}
+}
+
+func (n *node) cgroup() string { return "/coracle-test-" + filepath.Base(n.dir) }
+
+func mountsBelow(dir string) []string {
+	data, _ := os.ReadFile("/proc/self/mounts")
+	var out []string
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], dir+"/") {
+			out = append([]string{f[1]}, out...)
+		}
+	}
+	return out
+}
+
+// pod makes the node's one pod, in the host's network: there is no pod network here.
+func (n *node) pod() {
+	n.t.Helper()
+	logs := filepath.Join(n.dir, "logs")
+	if err := os.MkdirAll(logs, 0o755); err != nil {
+		n.t.Fatal(err)
+	}
+	n.config = &cri.PodSandboxConfig{
+		Metadata:     &cri.PodSandboxMetadata{Name: "pod", Uid: "uid-" + filepath.Base(n.dir), Namespace: "test"},
+		LogDirectory: logs,
+		Linux: &cri.LinuxPodSandboxConfig{CgroupParent: n.cgroup(), SecurityContext: &cri.LinuxSandboxSecurityContext{
+			NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE},
+		}},
+	}
+	resp, err := n.runtime.RunPodSandbox(context.Background(), &cri.RunPodSandboxRequest{Config: n.config})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.sandbox = resp.PodSandboxId
+}
+
+// container starts chat in the pod and returns its id and the process's id.
+func (n *node) container(name string, args ...string) (id string, pid int) {
+	n.t.Helper()
+	ctx := context.Background()
+	made, err := n.runtime.CreateContainer(ctx, &cri.CreateContainerRequest{
+		PodSandboxId: n.sandbox, SandboxConfig: n.config,
+		Config: &cri.ContainerConfig{
+			Metadata: &cri.ContainerMetadata{Name: name}, Image: &cri.ImageSpec{Image: chatImage}, Args: args, LogPath: name + ".log",
+			Linux: &cri.LinuxContainerConfig{},
+		},
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if _, err := n.runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: made.ContainerId}); err != nil {
+		n.t.Fatal(err)
+	}
+	return made.ContainerId, n.pid(made.ContainerId)
+}
+
+func (n *node) pid(id string) int {
+	n.t.Helper()
+	data, err := os.ReadFile(filepath.Join(n.dir, "state", "io.containerd.runtime.v2.task", containerd.Namespace, id, "init.pid"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(string(data))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return pid
+}
+
+// written is the number of lines that the container has got rid of.
+func (n *node) written(pid int) int {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/written", pid))
+	if err != nil {
+		n.t.Fatalf("the container has ended: %v", err)
+	}
+	lines, _ := strconv.Atoi(strings.TrimSpace(string(data)))
+	return lines
+}
+
+// logged returns the numbers in the container's log, in order.
+func (n *node) logged(name string) []int {
+	data, err := os.ReadFile(filepath.Join(n.dir, "logs", name+".log"))
+	if err != nil {
+		return nil
+	}
+	var out []int
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Fields(line) // time, stream, tag, "line", number
+		if len(fields) > 4 && fields[3] == "line" {
+			if i, err := strconv.Atoi(fields[4]); err == nil {
+				out = append(out, i)
+			}
+		}
+	}
+	return out
+}
+
+func (n *node) status(id string) *cri.ContainerStatus {
+	n.t.Helper()
+	resp, err := n.runtime.ContainerStatus(context.Background(), &cri.ContainerStatusRequest{ContainerId: id})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return resp.Status
+}
+
+func (n *node) waitFor(what string, cond func() bool) {
+	n.t.Helper()
+	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			n.t.Fatalf("timed out waiting for %s", what)
+		}
+	}
+}
+
+// TestContainersOutliveTheRuntime kills the container runtime while one container writes a megabyte a second and another
+// is about to write and end. Neither may stall, and their logs are whole when the runtime is back.
+func TestContainersOutliveTheRuntime(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	n.pod()
+	chatty, chattyPID := n.container("chatty", "forever", "1000000")
+	burst, burstPID := n.container("burst", "burst", "30000", "7")
+	n.waitFor("the first log lines", func() bool { return len(n.logged("chatty")) > 100 })
+
+	n.signal(syscall.SIGKILL)
+	atKill := n.written(chattyPID)
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/root/go", burstPID), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// Three megabytes each: FIFOs hold 64 KiB.
+	n.waitFor("three megabytes from a container that nobody reads", func() bool { return n.written(chattyPID) > atKill+30000 })
+	n.waitFor("the other container's end", func() bool { return unix.Kill(burstPID, 0) == unix.ESRCH })
+
+	n.start()
+	if got := n.status(chatty); got.State != cri.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("the chatty container is %s", got.State)
+	}
+	if got := n.pid(chatty); got != chattyPID {
+		t.Errorf("the chatty container's process is %d, was %d", got, chattyPID)
+	}
+	if got := n.status(burst); got.State != cri.ContainerState_CONTAINER_EXITED || got.ExitCode != 7 {
+		t.Errorf("the ended container is %s with code %d, want 7", got.State, got.ExitCode)
+	}
+	if got := n.logged("burst"); !isSequence(got, 0, 30000) {
+		t.Errorf("the ended container's log has %d lines of 30000", len(got))
+	}
+	restarted := n.written(chattyPID)
+	n.waitFor("the log to catch up", func() bool { got := n.logged("chatty"); return len(got) > 0 && got[len(got)-1] > restarted+1000 })
+	checkChattyLog(t, n.logged("chatty"), atKill)
+}
+
+// checkChattyLog allows one gap: what the killed process had read and not written yet.
+func checkChattyLog(t *testing.T, got []int, atKill int) {
+	t.Helper()
+	const inFlight = 100_000 / 100 // bytes through lines: its buffers are smaller
+	gaps := 0
+	for i := 1; i < len(got); i++ {
+		if got[i] == got[i-1]+1 {
+			continue
+		}
+		gaps++
+		if missing := got[i] - got[i-1] - 1; missing < 0 || missing > inFlight || got[i] < atKill-2*inFlight || got[i-1] > atKill+inFlight {
+			t.Errorf("lines %d to %d are missing; the runtime was killed at about %d", got[i-1]+1, got[i]-1, atKill)
+		}
+	}
+	if gaps > 1 {
+		t.Errorf("%d gaps in the log", gaps)
+	}
+}
+
+func isSequence(got []int, from, to int) bool {
+	if len(got) != to-from {
+		return false
+	}
+	for i, v := range got {
+		if v != from+i {
+			return false
+		}
+	}
+	return true
+}
