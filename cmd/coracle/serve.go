@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/footprint"
+	"github.com/coracle-k8s/coracle/internal/version"
+	"github.com/coracle-k8s/coracle/server"
+)
+
+const (
+	// smallMachine is the number of cores up to which fewer workers run side by side.
+	smallMachine = 4
+	// settled is how long after readiness what only the start-up needed is given back: by then the first lists and
+	// watches have gone through.
+	settled = 20 * time.Second
+)
+
+// runServer runs a server, and the node beside it unless that is disabled. The node's parts start while the API
+// server does, and stop before it: what they still have to say is heard.
+func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
+	s, err := server.New(ctx, serverOptions(c, p))
+	if err != nil {
+		return err
+	}
+	node, err := prepareNode(c, p, s)
+	if err != nil {
+		return errors.Join(err, s.Close())
+	}
+	ctx, stopAll := context.WithCancelCause(ctx)
+	defer stopAll(nil)
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
+	serverDone := make(chan struct{})
+	go func() {
+		defer close(serverDone)
+		stopAll(s.Run(serving))
+	}()
+	announced := make(chan struct{})
+	go func() {
+		defer close(announced)
+		announce(ctx, p, s)
+	}()
+	nodeErr := node(ctx)
+	if nodeErr == nil {
+		<-ctx.Done() // a node that is not run leaves the server running
+	}
+	stopServing()
+	<-serverDone
+	stopAll(nil)
+	<-announced
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nodeErr
+}
+
+// announce says that the process is ready once it is, and gives back what only its start needed.
+func announce(ctx context.Context, p *cli.Process, s *server.Server) {
+	select {
+	case <-s.Ready():
+		p.Ready()
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-time.After(settled):
+		if err := footprint.Trim(); err != nil {
+			p.Log.Warn("memory that only the start needed was not given back", "error", err)
+		}
+	case <-ctx.Done():
+	}
+}
+
+// serverOptions says in the server's words what the user said.
+func serverOptions(c *config.Server, p *cli.Process) server.Options {
+	v := version.Get()
+	o := server.Options{
+		DataDir: c.Paths.DataDir, ServerDir: c.Paths.ServerDir, TLSDir: c.Paths.TLSDir, CredDir: c.Paths.CredDir,
+		StoreDir: c.Paths.StoreDir, StoreSocket: c.Paths.StoreSocket, ManifestsDir: c.Paths.ManifestsDir,
+		AgentCredDir: filepath.Join(c.Paths.AgentDir, "cred"),
+		NodeName:     c.Node.Name, NodeIPs: c.Node.IPs,
+		BindAddress: c.BindAddress, Port: c.HTTPSPort, AdvertiseAddress: c.AdvertiseAddress, TLSSANs: c.TLSSANs,
+		ClusterCIDRs: c.ClusterCIDRs, ServiceCIDRs: c.ServiceCIDRs, NodePortRange: c.NodePorts.String(),
+		ClusterDomain: c.ClusterDomain,
+		Token:         c.Token, AgentToken: c.AgentToken,
+		EncryptResources: c.EncryptResources,
+		Kubeconfigs: []server.Kubeconfig{
+			{Path: c.Kubeconfig.Path, Mode: c.Kubeconfig.Mode, GID: c.Kubeconfig.GID},
+			{Path: c.Paths.AdminKubeconfig, Mode: 0o600},
+		},
+		APIServerArgs: c.APIServerArgs, ControllerManagerArgs: c.ControllerManagerArgs, SchedulerArgs: c.SchedulerArgs,
+		FlexVolumePluginDir: filepath.Join(c.Paths.AgentDir, "flexvolume"),
+		Small:               runtime.NumCPU() <= smallMachine,
+		Version:             v.Coracle,
+		Board:               p.Board,
+		Logger:              p.Log.Logger,
+	}
+	if t, err := time.Parse(time.RFC3339, v.Date); err == nil {
+		o.BuildTime = t
+	}
+	if !c.Disabled(config.PartDNS) {
+		o.ClusterDNS = c.ClusterDNS
+	}
+	if c.Disabled(config.PartManifests) {
+		o.ManifestsDir = ""
+	}
+	return o
+}
