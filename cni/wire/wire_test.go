@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wire
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestFraming(t *testing.T) {
+	var buf bytes.Buffer
+	for _, command := range []string{CommandAdd, CommandDel} {
+		if err := Write(&buf, Request{Command: command, Config: json.RawMessage(`{"a":1}`)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, want := range []string{CommandAdd, CommandDel} {
+		var got Request
+		if err := Read(&buf, &got); err != nil || got.Command != want || string(got.Config) != `{"a":1}` {
+			t.Errorf("got %+v, %v; want %s", got, err, want)
+		}
+	}
+}
+
+func TestFramingRefusesWhatIsNoMessage(t *testing.T) {
+	long := binary.BigEndian.AppendUint32(nil, MaxMessage+1)
+	for name, data := range map[string][]byte{
+		"nothing":       nil,
+		"half a length": {0, 0},
+		"too long":      long,
+		"cut off":       {0, 0, 0, 9, '{'},
+		"not JSON":      {0, 0, 0, 1, '{'},
+	} {
+		var got Request
+		if err := Read(bytes.NewReader(data), &got); err == nil {
+			t.Errorf("%s: read %+v", name, got)
+		}
+	}
+	if err := Write(&bytes.Buffer{}, strings.Repeat("x", MaxMessage)); err == nil {
+		t.Error("wrote a message beyond the bound")
+	}
+}
+
+func TestCallWithoutAgent(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	if _, err := Call(t.Context(), socket, Request{}); !errors.Is(err, ErrNoAgent) {
+		t.Errorf("no socket: %v", err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			c.Close() // an agent that dies in the middle of a call
+		}
+	}()
+	if _, err := Call(t.Context(), socket, Request{}); !errors.Is(err, ErrNoAgent) {
+		t.Errorf("hung up: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			defer c.Close()
+			cancel()
+			_ = Read(c, &Request{})        // the request
+			_, _ = c.Read(make([]byte, 1)) // and then the end of the connection
+		}
+	}()
+	if _, err := Call(ctx, socket, Request{}); !errors.Is(err, ErrNoAgent) {
+		t.Errorf("given up: %v", err)
+	}
+}
