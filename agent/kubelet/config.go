@@ -129,11 +129,15 @@ func configuration(o Options, file, dropIns string) (*kubeletconfig.KubeletConfi
 		if err != nil {
 			return nil, fmt.Errorf("read the configuration file: %w", err)
 		}
-		if _, err := decode(data); err != nil {
-			return nil, fmt.Errorf("configuration file %s: %w", path, err)
-		}
 		patch, err := yaml.YAMLToJSON(data)
 		if err != nil {
+			return nil, fmt.Errorf("configuration file %s: %w", path, err)
+		}
+		var kind metav1.TypeMeta
+		if err := json.Unmarshal(patch, &kind); err != nil || kind != base.TypeMeta {
+			return nil, fmt.Errorf("configuration file %s: it has to say apiVersion: %s and kind: %s", path, base.APIVersion, base.Kind)
+		}
+		if _, err := decode(data); err != nil { // by itself: a mistake in it shall not be blamed on the merged whole
 			return nil, fmt.Errorf("configuration file %s: %w", path, err)
 		}
 		if merged, err = jsonpatch.MergePatch(merged, patch); err != nil {

@@ -24,7 +24,7 @@ func (c *Config) files() []file {
 	}
 	for _, name := range sorted(c.Configs) {
 		if _, done := c.Mirrors[name]; !done && c.Configs[name].TLS != nil {
-			out = append(out, file{name, c.hostsTOML(name, Mirror{})})
+			out = append(out, file{name, c.hostsTOML(name, c.Mirrors[anyRegistry])})
 		}
 	}
 	return out

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubelet
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/kubernetes/cmd/kubelet/app/options"
+)
+
+func testOptions() Options {
+	return Options{
+		RootDir: "/var/lib/kubelet", RuntimeSocket: "/run/coracle/containerd/containerd.sock", Kubeconfig: "/k", ServingCertFile: "/s",
+		ServingKeyFile: "/s", ClientCAFile: "/ca", NodeName: "node-1", NodeIPs: []net.IP{net.ParseIP("192.0.2.1"), net.ParseIP("2001:db8::1")},
+		Labels: map[string]string{"rack": "a"}, Taints: []string{"dedicated=gpu:NoSchedule"},
+		ClusterDNS: []net.IP{net.ParseIP("10.43.0.10")}, ClusterDomain: "cluster.local",
+	}
+}
+
+func mustServer(t *testing.T, o Options) *options.KubeletServer {
+	t.Helper()
+	s, err := newServer(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestDefaults(t *testing.T) {
+	s := mustServer(t, testOptions())
+	for name, ok := range map[string]bool{
+		"anonymous callers are refused":        !s.Authentication.Anonymous.Enabled,
+		"tokens are reviewed":                  s.Authentication.Webhook.Enabled,
+		"callers are authorized":               s.Authorization.Mode == "Webhook",
+		"no read-only port":                    s.ReadOnlyPort == 0,
+		"no health port":                       s.HealthzPort == 0,
+		"cgroup v1 is no obstacle":             !s.FailCgroupV1,
+		"swap is no obstacle":                  !s.FailSwapOn,
+		"no iptables":                          !s.MakeIPTablesUtilChains,
+		"both addresses":                       s.NodeIP == "192.0.2.1,2001:db8::1",
+		"label":                                s.NodeLabels["rack"] == "a",
+		"taint":                                len(s.RegisterWithTaints) == 1 && s.RegisterWithTaints[0].Effect == corev1.TaintEffectNoSchedule,
+		"lease of 40 s":                        s.NodeLeaseDurationSeconds == 40,
+		"status is written every five minutes": s.NodeStatusReportFrequency.Duration == 5*time.Minute,
+		"eviction":                             s.EvictionHard["nodefs.available"] == "5%",
+		"upstream's default where we set none": s.MaxPods == 110,
+		"containerd's socket":                  s.ContainerRuntimeEndpoint == "unix:///run/coracle/containerd/containerd.sock",
+	} {
+		if !ok {
+			t.Errorf("not so: %s", name)
+		}
+	}
+}
+
+func TestLeaseDuration(t *testing.T) {
+	o := testOptions()
+	o.LeaseDuration = 10 * time.Minute
+	if got := mustServer(t, o).NodeLeaseDurationSeconds; got != 600 {
+		t.Error(got)
+	}
+}
+
+func TestPrecedence(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "kubelet.yaml")
+	write(t, file, "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 20\npodsPerCore: 3\nevictionHard: {memory.available: 50Mi}\nfeatureGates: {EventedPLEG: false}\n")
+	write(t, filepath.Join(dir, "d", "10-a.conf"), "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\npodsPerCore: 4\n")
+	write(t, filepath.Join(dir, "d", "ignored.yaml"), "podsPerCore: 5\n")
+	o := testOptions()
+	o.Args = []string{"config=" + file, "config-dir=" + filepath.Join(dir, "d"), "max-pods=30", "--image-gc-high-threshold=70", "image-gc-low-threshold=60",
+		"node-labels=disk=ssd,rack=b", "register-with-taints=x=y:NoExecute", "feature-gates=GracefulNodeShutdown=true"}
+	s := mustServer(t, o)
+	if s.MaxPods != 30 {
+		t.Errorf("a flag does not beat the file: maxPods %d", s.MaxPods)
+	}
+	if s.PodsPerCore != 4 {
+		t.Errorf("a drop-in does not beat the file: podsPerCore %d", s.PodsPerCore)
+	}
+	if s.EvictionHard["memory.available"] != "50Mi" || s.EvictionHard["nodefs.available"] != "5%" {
+		t.Errorf("the file is not merged over the defaults: %v", s.EvictionHard)
+	}
+	if s.FailSwapOn {
+		t.Error("the file undid a default that it does not name")
+	}
+	if s.NodeLabels["disk"] != "ssd" || s.NodeLabels["rack"] != "b" {
+		t.Errorf("labels: %v", s.NodeLabels)
+	}
+	if len(s.RegisterWithTaints) != 2 {
+		t.Errorf("taints: %v", s.RegisterWithTaints)
+	}
+	if _, ok := s.FeatureGates["EventedPLEG"]; !ok || !s.FeatureGates["GracefulNodeShutdown"] {
+		t.Errorf("feature gates: %v", s.FeatureGates)
+	}
+	if s.ImageGCHighThresholdPercent != 70 {
+		t.Errorf("image gc: %d", s.ImageGCHighThresholdPercent)
+	}
+}
+
+func TestMistakes(t *testing.T) {
+	dir := t.TempDir()
+	unknown := filepath.Join(dir, "unknown.yaml")
+	write(t, unknown, "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPodz: 20\n")
+	broken := filepath.Join(dir, "broken.yaml")
+	write(t, broken, "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: [\n")
+	kind := filepath.Join(dir, "kind.yaml")
+	write(t, kind, "maxPods: 20\n")
+	for name, tc := range map[string]struct {
+		change func(*Options)
+		want   []string
+	}{
+		"unknown flag":        {func(o *Options) { o.Args = []string{"max-podz=3"} }, []string{"max-podz", `"max-pods"`}},
+		"bad value":           {func(o *Options) { o.Args = []string{"max-pods=many"} }, []string{"max-pods", "many"}},
+		"ours to set":         {func(o *Options) { o.Args = []string{"hostname-override=x"} }, []string{"hostname-override", "--node-name"}},
+		"unknown key":         {func(o *Options) { o.Args = []string{"config=" + unknown} }, []string{unknown, "maxPodz"}},
+		"broken file":         {func(o *Options) { o.Args = []string{"config=" + broken} }, []string{broken, "line"}},
+		"no kind":             {func(o *Options) { o.Args = []string{"config=" + kind} }, []string{kind, "apiVersion"}},
+		"missing file":        {func(o *Options) { o.Args = []string{"config=/does/not/exist"} }, []string{"/does/not/exist"}},
+		"no path":             {func(o *Options) { o.Args = []string{"config"} }, []string{"config=PATH"}},
+		"invalid combination": {func(o *Options) { o.Args = []string{"image-gc-low-threshold=99"} }, []string{"imageGCLowThresholdPercent"}},
+		"loopback":            {func(o *Options) { o.NodeIPs = []net.IP{net.ParseIP("127.0.0.1")} }, []string{"127.0.0.1", "--node-ip"}},
+		"taint":               {func(o *Options) { o.Taints = []string{"a=b"} }, []string{"taint", "a=b"}},
+		"name":                {func(o *Options) { o.NodeName = "Node_1" }, []string{"Node_1"}},
+		"reserved label":      {func(o *Options) { o.Labels = map[string]string{"node-role.kubernetes.io/x": ""} }, []string{"node-role.kubernetes.io/x"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := testOptions()
+			tc.change(&o)
+			_, err := newServer(o)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, want := range tc.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("the message does not name %s: %v", want, err)
+				}
+			}
+		})
+	}
+}
+
+func TestResolvConf(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string { return write(t, filepath.Join(dir, name), text) }
+	stub := file("stub", "nameserver 127.0.0.53\noptions edns0\n")
+	stub6 := file("stub6", "nameserver ::1\n")
+	real4 := file("real", "search example.org\nnameserver 192.0.2.53\n")
+	scoped := file("scoped", "nameserver fe80::1%eth0\n")
+	both := file("both", "nameserver 127.0.0.1\nnameserver 192.0.2.53\n")
+	missing := filepath.Join(dir, "missing")
+	for name, tc := range map[string]struct {
+		files []string
+		want  string
+	}{
+		"real":         {[]string{real4, stub}, real4},
+		"stub":         {[]string{stub, missing, real4}, real4},
+		"stub only":    {[]string{stub, missing}, stub},
+		"ipv6 stub":    {[]string{stub6, scoped}, scoped},
+		"one of both":  {[]string{both, real4}, both},
+		"none present": {[]string{missing, missing}, missing},
+	} {
+		if got := resolvConf(tc.files...); got != tc.want {
+			t.Errorf("%s: %s, want %s", name, got, tc.want)
+		}
+	}
+}
+
+func TestPreflight(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	dir := t.TempDir()
+	o := testOptions()
+	o.RootDir = filepath.Join(dir, strings.Repeat("deep/", 30))
+	o.Args = []string{"address=127.0.0.1", "port=" + strconv.Itoa(l.Addr().(*net.TCPAddr).Port)}
+	err = preflight(mustServer(t, o))
+	if err == nil {
+		t.Fatal("no obstacle found")
+	}
+	for _, want := range []string{"taken by another program", "shorter data directory", "its credentials", "its serving certificate"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not mentioned: %v", want, err)
+		}
+	}
+}
+
+func write(t *testing.T, path, text string) string {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
