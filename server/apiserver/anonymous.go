@@ -4,62 +4,66 @@ package apiserver
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apiserver/pkg/apis/apiserver"
+	"k8s.io/apiserver/pkg/apis/apiserver/install"
+	apiserverv1 "k8s.io/apiserver/pkg/apis/apiserver/v1"
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+	"sigs.k8s.io/yaml"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// healthOnlyAuthentication lets anonymous requests in on the health endpoints
-// alone; upstream has no flag for that, only this file (KEP-4633).
-const healthOnlyAuthentication = `# Written by the server at each start: changes are lost.
-apiVersion: apiserver.config.k8s.io/v1
-kind: AuthenticationConfiguration
-anonymous:
-  enabled: true
-  conditions:
-  - path: /livez
-  - path: /readyz
-  - path: /healthz
-`
-
-// restrictAnonymous applies AnonymousHealthOnly unless ExtraArgs configured
-// authentication in a way that this file would contradict.
+// restrictAnonymous lets anonymous requests reach the health endpoints alone.
+// Upstream has no flag for that, only a configuration file (KEP-4633), and the
+// file excludes the oidc-* flags: what those say is put into it. ExtraArgs that
+// name a file of their own, or decide about anonymous requests, have their way.
 func restrictAnonymous(s *kubeoptions.ServerRunOptions, o Options) error {
 	authn := s.Authentication
-	switch {
-	case !o.AnonymousHealthOnly, authn.AuthenticationConfigFile != "", authn.Anonymous.FlagsSet:
-		return nil
-	case authn.OIDC.FlagsSet:
-		// oidc-* flags and a configuration file exclude one another. Nobody
-		// anonymous is the safe one of the two answers that are left.
-		authn.Anonymous.Allow = false
+	if !o.AnonymousHealthOnly || authn.AuthenticationConfigFile != "" || authn.Anonymous.FlagsSet {
 		return nil
 	}
+	config := &apiserver.AuthenticationConfiguration{}
+	if authn.OIDC.FlagsSet {
+		fromFlags := *authn
+		fromFlags.ServiceAccounts, fromFlags.ClientCert, fromFlags.RequestHeader, fromFlags.Anonymous = nil, nil, nil, nil
+		parsed, err := fromFlags.ToAuthenticationConfig()
+		if err != nil {
+			return fmt.Errorf("reading the oidc-* arguments: %w", err)
+		}
+		config.JWT = parsed.AuthenticationConfig.JWT
+		authn.OIDC = nil
+	}
+	config.Anonymous = &apiserver.AnonymousAuthConfig{Enabled: true, Conditions: []apiserver.AnonymousAuthCondition{
+		{Path: "/livez"}, {Path: "/readyz"}, {Path: "/healthz"},
+	}}
+	data, err := encodeAuthentication(config)
+	if err != nil {
+		return fmt.Errorf("writing the API server's authentication configuration: %w", err)
+	}
 	path := filepath.Join(o.ConfigDir, "authentication.yaml")
-	if err := writeFile(path, []byte(healthOnlyAuthentication)); err != nil {
+	if _, err := atomicfile.WriteIfDifferent(path, data, 0o600); err != nil {
 		return fmt.Errorf("writing the API server's authentication configuration: %w", err)
 	}
 	authn.AuthenticationConfigFile = path
 	return nil
 }
 
-// writeFile replaces path in one step, and not at all when it is right already.
-func writeFile(path string, data []byte) error {
-	if old, err := os.ReadFile(path); err == nil && string(old) == string(data) {
-		return nil
+// encodeAuthentication writes the internal form in its published version.
+func encodeAuthentication(config *apiserver.AuthenticationConfiguration) ([]byte, error) {
+	scheme := runtime.NewScheme()
+	install.Install(scheme)
+	var out apiserverv1.AuthenticationConfiguration
+	if err := scheme.Convert(config, &out, nil); err != nil {
+		return nil, err
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	out.TypeMeta = metav1.TypeMeta{APIVersion: apiserverv1.SchemeGroupVersion.String(), Kind: "AuthenticationConfiguration"}
+	data, err := yaml.Marshal(out)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer os.Remove(tmp.Name())
-	if _, err := tmp.Write(data); err != nil {
-		tmp.Close()
-		return err
-	}
-	if err := tmp.Close(); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), path)
+	return append([]byte("# Written by the server at each start: changes are lost.\n"), data...), nil
 }

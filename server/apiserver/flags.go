@@ -34,14 +34,6 @@ var ownFlags = map[string]string{
 	"etcd-servers-overrides":          "the store is part of the server",
 	"endpoint-reconciler-type":        "the kubernetes Service's endpoints follow the servers by themselves",
 	"apiserver-count":                 "the kubernetes Service's endpoints follow the servers by themselves",
-	"log-flush-frequency":             "all parts of the process log alike",
-	"log-json-info-buffer-size":       "all parts of the process log alike",
-	"log-json-split-stream":           "all parts of the process log alike",
-	"log-text-info-buffer-size":       "all parts of the process log alike",
-	"log-text-split-stream":           "all parts of the process log alike",
-	"logging-format":                  "all parts of the process log alike",
-	"v":                               "all parts of the process log alike",
-	"vmodule":                         "all parts of the process log alike",
 	"show-hidden-metrics-for-version": "metrics are registered once for all parts of the process",
 }
 
@@ -136,13 +128,16 @@ func applyExtraArgs(s *kubeoptions.ServerRunOptions, args []string) error {
 		fs.AddFlagSet(group)
 	}
 	var errs []error
-	for _, arg := range args {
+	for _, arg := range append([]string{defaultFeatureGates(args)}, args...) {
 		name, value, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 		name = string(cliflag.WordSepNormalizeFunc(fs, name))
 		flag := fs.Lookup(name)
 		switch {
 		case flag == nil:
 			errs = append(errs, fmt.Errorf("unknown kube-apiserver argument %q (in %q)%s", name, arg, didYouMean(fs, name)))
+			continue
+		case named.FlagSet("logs").Lookup(name) != nil:
+			errs = append(errs, fmt.Errorf("kube-apiserver argument %q cannot be set here: all parts of the process log alike", name))
 			continue
 		case ownFlags[name] != "":
 			errs = append(errs, fmt.Errorf("kube-apiserver argument %q cannot be set here: %s", name, ownFlags[name]))
@@ -158,6 +153,21 @@ func applyExtraArgs(s *kubeoptions.ServerRunOptions, args []string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// defaultFeatureGates turns off what would cost without a use here: the proxy
+// between API servers of different versions, which needs a CA that is not given
+// but writes a lease every ten seconds all the same. Gates may be named with a
+// component or without, but upstream wants all of them alike.
+func defaultFeatureGates(args []string) string {
+	prefix := ""
+	for _, arg := range args {
+		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		if name == "feature-gates" && strings.Contains(value, "kube:") {
+			prefix = "kube:"
+		}
+	}
+	return "feature-gates=" + prefix + "UnknownVersionInteroperabilityProxy=false"
 }
 
 // didYouMean names the known flag nearest to an unknown one, when one is near.

@@ -13,6 +13,7 @@ import (
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
 
 	"github.com/coracle-k8s/coracle/internal/memtransport"
 )
@@ -33,6 +34,9 @@ type runnable interface {
 	RunWithContext(ctx context.Context) error
 }
 
+// identityRenewal leaves a second try before the API server's identity lease of one hour is over.
+const identityRenewal = 25 * time.Minute
+
 // drainTimeout bounds the wait for in-process requests after the server has stopped.
 const drainTimeout = 10 * time.Second
 
@@ -48,6 +52,9 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A package variable is the only way to say it. The lease tells how many API
+	// servers there are, lasts an hour, and is rewritten every ten seconds by default.
+	controlplaneapiserver.IdentityLeaseRenewIntervalPeriod = identityRenewal
 	s := &Server{options: o, ready: make(chan struct{})}
 	s.informers, err = cache.NewInformerName("kube-apiserver")
 	if err != nil {

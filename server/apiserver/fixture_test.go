@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"flag"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/raftstore/upstream"
+	"github.com/coracle-k8s/coracle/server/pki"
+)
+
+const (
+	// patience bounds every wait of a test: far more than a loaded machine needs.
+	patience = 2 * time.Minute
+	issuer   = "https://kubernetes.default.svc.cluster.local"
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if !testing.Verbose() {
+		klog.LogToStderr(false)
+		klog.SetOutput(io.Discard)
+	}
+	os.Exit(m.Run())
+}
+
+// fixture is everything a server needs: keys, certificates and a store.
+type fixture struct {
+	dir   string
+	pki   *pki.PKI
+	store *raftstore.Store
+	log   *slog.Logger
+	leaf  struct{ serving, kubelet, proxy, admin, node pki.Leaf }
+}
+
+func newFixture(t *testing.T) *fixture {
+	t.Helper()
+	f := &fixture{dir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
+	var err error
+	if f.pki, err = pki.Open(pki.Options{Dir: filepath.Join(f.dir, "tls"), Logger: f.log}); err != nil {
+		t.Fatal(err)
+	}
+	f.leaf.serving = f.pki.APIServer(pki.APIServerNames{NodeName: "one", Domain: "cluster.local"})
+	f.leaf.kubelet, f.leaf.proxy, f.leaf.admin = f.pki.KubeletClient(), f.pki.FrontProxy(), f.pki.Admin()
+	f.leaf.node = f.pki.Node(f.dir, "one")
+	for _, l := range []pki.Leaf{f.leaf.serving, f.leaf.kubelet, f.leaf.proxy, f.leaf.admin, f.leaf.node} {
+		if err := f.pki.Ensure(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if f.store, err = raftstore.Open(ctx, raftstore.Options{Dir: filepath.Join(f.dir, "store"), NodeID: "one", Logger: f.log}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := f.store.Close(context.Background()); err != nil {
+			t.Errorf("closing the store: %v", err)
+		}
+	})
+	if err := f.store.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	upstream.Install(f.store.Client)
+	return f
+}
+
+func (f *fixture) options(t *testing.T) Options {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Options{
+		Listener: listener, AdvertiseAddress: net.IPv4(192, 0, 2, 10),
+		TLSCertFile: f.leaf.serving.Path, TLSKeyFile: f.leaf.serving.Path,
+		ClientCAFile:           f.pki.CAFile(pki.ClientCA),
+		ServiceAccountKeyFiles: []string{f.pki.ServiceAccountKeyFile()}, ServiceAccountSigningKeyFile: f.pki.ServiceAccountKeyFile(),
+		ServiceAccountIssuer:  issuer,
+		KubeletClientCertFile: f.leaf.kubelet.Path, KubeletClientKeyFile: f.leaf.kubelet.Path, KubeletCAFile: f.pki.CAFile(pki.ServerCA),
+		RequestHeaderCAFile: f.pki.CAFile(pki.RequestHeaderCA), RequestHeaderAllowedNames: []string{pki.FrontProxyUser},
+		ProxyClientCertFile: f.leaf.proxy.Path, ProxyClientKeyFile: f.leaf.proxy.Path,
+		ServiceCIDRs: []string{"10.43.0.0/16"}, ConfigDir: f.dir, AnonymousHealthOnly: true, Logger: f.log,
+	}
+}
+
+// running is a server that serves.
+type running struct {
+	*Server
+	stop func()
+	url  string
+	f    *fixture
+}
+
+// start runs a server until the returned stop, or the end of the test, and waits for it to be ready.
+func (f *fixture) start(t *testing.T, o Options) *running {
+	t.Helper()
+	s, err := New(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	stopped := false
+	r := &running{Server: s, f: f, url: "https://" + o.Listener.Addr().String()}
+	r.stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		case <-time.After(patience):
+			t.Fatal("the server does not stop")
+		}
+	}
+	t.Cleanup(r.stop)
+	select {
+	case <-s.Ready():
+	case err := <-done:
+		stopped = true
+		t.Fatalf("the server ended before it was ready: %v", err)
+	case <-time.After(patience):
+		t.Fatal("the server does not become ready")
+	}
+	return r
+}
+
+// admin is a client configuration over TLS with the administrator's certificate.
+func (r *running) admin() *rest.Config { return r.withLeaf(r.f.leaf.admin) }
+
+func (r *running) withLeaf(l pki.Leaf) *rest.Config {
+	return &rest.Config{Host: r.url, QPS: -1, TLSClientConfig: rest.TLSClientConfig{
+		CAFile: r.f.pki.CAFile(pki.ServerCA), CertFile: l.Path, KeyFile: l.Path,
+	}}
+}
+
+// anonymous is an HTTP client without credentials.
+func (r *running) anonymous(t *testing.T, change func(*tls.Config)) *http.Client {
+	t.Helper()
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(r.f.pki.CAPEM(pki.ServerCA))
+	c := &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+	if change != nil {
+		change(c)
+	}
+	transport := &http.Transport{TLSClientConfig: c}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport, Timeout: patience}
+}
+
+// eventually waits until check returns nil.
+func eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(20 * time.Millisecond) // between two looks, not a wait for luck
+	}
+}

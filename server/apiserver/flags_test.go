@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+)
+
+func TestExtraArgs(t *testing.T) {
+	for _, test := range []struct {
+		args    []string
+		wantErr []string
+		check   func(*kubeoptions.ServerRunOptions) bool
+	}{
+		{args: []string{"event-ttl=2h"}, check: func(s *kubeoptions.ServerRunOptions) bool { return s.EventTTL == 2*time.Hour }},
+		{args: []string{"--profiling"}, check: func(s *kubeoptions.ServerRunOptions) bool { return s.Features.EnableProfiling }},
+		{args: []string{"max_requests_inflight=7"}, check: func(s *kubeoptions.ServerRunOptions) bool { return s.GenericServerRunOptions.MaxRequestsInFlight == 7 }},
+		{args: []string{"audit-log-path=-", "audit-log-maxage=3"}, check: func(s *kubeoptions.ServerRunOptions) bool { return s.Audit.LogOptions.MaxAge == 3 }},
+		{args: []string{"enable-admission-plugins=AlwaysPullImages"}, check: func(s *kubeoptions.ServerRunOptions) bool {
+			return strings.Join(s.Admission.GenericAdmission.EnablePlugins, ",") == "AlwaysPullImages"
+		}},
+		{args: []string{"event-tll=2h"}, wantErr: []string{`"event-tll"`, `did you mean "event-ttl"?`}},
+		{args: []string{"no-such-thing-at-all=1"}, wantErr: []string{`unknown kube-apiserver argument "no-such-thing-at-all"`}},
+		{args: []string{"event-ttl=soon"}, wantErr: []string{`"event-ttl=soon"`}},
+		{args: []string{"event-ttl"}, wantErr: []string{"event-ttl=VALUE"}},
+		{args: []string{"etcd-servers=http://other:2379"}, wantErr: []string{"the store is part of the server"}},
+		{args: []string{"v=4"}, wantErr: []string{"log alike"}},
+		{args: []string{"secure-port=1", "x=y"}, wantErr: []string{"--https-listen-port", `"x"`}},
+	} {
+		s := kubeoptions.NewServerRunOptions()
+		err := applyExtraArgs(s, test.args)
+		if len(test.wantErr) == 0 {
+			if err != nil || !test.check(s) {
+				t.Errorf("%v: %v, or no effect", test.args, err)
+			}
+			continue
+		}
+		for _, want := range test.wantErr {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v: error %v, want one with %s", test.args, err, want)
+			}
+		}
+	}
+}
+
+// TestOwnFlags wants every flag that we refuse to be one that upstream has, so that the list does not rot.
+func TestOwnFlags(t *testing.T) {
+	named := kubeoptions.NewServerRunOptions().Flags()
+	for name := range ownFlags {
+		found := false
+		for _, fs := range named.FlagSets {
+			found = found || fs.Lookup(name) != nil
+		}
+		if !found {
+			t.Errorf("kube-apiserver has no flag %q any more", name)
+		}
+	}
+}
+
+func TestRestrictAnonymous(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		args     []string
+		wantFile func(dir string) string
+	}{
+		{"by default", nil, func(dir string) string { return filepath.Join(dir, "authentication.yaml") }},
+		{"their own file", []string{"authentication-config=/etc/own.yaml"}, func(string) string { return "/etc/own.yaml" }},
+		{"their own flag", []string{"anonymous-auth=false"}, func(string) string { return "" }},
+		{"OIDC flags", []string{"oidc-issuer-url=https://id.example.com", "oidc-client-id=coracle", "oidc-groups-claim=groups"},
+			func(dir string) string { return filepath.Join(dir, "authentication.yaml") }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := kubeoptions.NewServerRunOptions()
+			if err := applyExtraArgs(s, test.args); err != nil {
+				t.Fatal(err)
+			}
+			if err := restrictAnonymous(s, Options{ConfigDir: dir, AnonymousHealthOnly: true}); err != nil {
+				t.Fatal(err)
+			}
+			want := test.wantFile(dir)
+			if s.Authentication.AuthenticationConfigFile != want {
+				t.Fatalf("file %q, want %q", s.Authentication.AuthenticationConfigFile, want)
+			}
+			if !strings.HasPrefix(want, dir) {
+				return
+			}
+			s.Authentication.ServiceAccounts.Issuers, s.Authentication.ServiceAccounts.KeyFiles = nil, nil
+			config, err := s.Authentication.ToAuthenticationConfig()
+			if err != nil {
+				data, _ := os.ReadFile(want)
+				t.Fatalf("upstream does not take the file: %v\n%s", err, data)
+			}
+			if !config.Anonymous.Enabled || len(config.Anonymous.Conditions) != 3 {
+				t.Errorf("anonymous: %+v", config.Anonymous)
+			}
+			if hasOIDC := len(config.AuthenticationConfig.JWT) == 1; hasOIDC != (len(test.args) > 0) {
+				t.Errorf("JWT: %+v", config.AuthenticationConfig.JWT)
+			}
+		})
+	}
+}
+
+func TestOptionsName(t *testing.T) {
+	err := Options{ServiceCIDRs: []string{"a", "b", "c"}, AdvertiseAddress: net.IPv4(1, 1, 1, 1)}.validate()
+	for _, want := range []string{"TLSCertFile", "ClientCAFile", "ServiceAccountKeyFiles", "ServiceCIDRs", "ConfigDir", "Port"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v does not name %s", err, want)
+		}
+	}
+}

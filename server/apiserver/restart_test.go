@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"regexp"
+	"runtime"
+	"runtime/pprof"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+)
+
+// TestStopAndStartAgain runs server after server in one process on one store.
+// What a client wrote is there the next time, a watch ends when its server
+// does, and goroutines do not pile up.
+func TestStopAndStartAgain(t *testing.T) {
+	f := newFixture(t)
+	counts := []int{}
+	var stacks []map[string]int
+	for i := range 3 {
+		s := f.start(t, f.options(t))
+		c, err := kubernetes.NewForConfig(s.LoopbackConfig())
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := fmt.Sprintf("round-%d", i)
+		if _, err := c.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		list, err := c.CoreV1().ConfigMaps("default").List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for j := range i + 1 {
+			if !slices.ContainsFunc(list.Items, func(m corev1.ConfigMap) bool { return m.Name == fmt.Sprintf("round-%d", j) }) {
+				t.Errorf("round %d: what round %d wrote is gone", i, j)
+			}
+		}
+		w, err := c.CoreV1().ConfigMaps("default").Watch(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.stop()
+		for open := true; open; {
+			select {
+			case _, open = <-w.ResultChan():
+			case <-time.After(patience):
+				t.Fatal("a watch outlives its server")
+			}
+		}
+		if _, err := c.CoreV1().ConfigMaps("default").Get(context.Background(), name, metav1.GetOptions{}); err == nil {
+			t.Error("a stopped server answers")
+		}
+		counts = append(counts, settled())
+		stacks = append(stacks, goroutines())
+	}
+	// The first round leaves what a process has once; after that a round may leave little.
+	perRound := counts[2] - counts[1]
+	t.Logf("goroutines after each round: %v", counts)
+	if perRound > allowedLeak {
+		t.Errorf("a round leaves %d goroutines behind, %d are known:\n%s", perRound, allowedLeak, difference(stacks[1], stacks[2]))
+	}
+}
+
+// allowedLeak is how many goroutines upstream leaves for each server that ends.
+const allowedLeak = 0
+
+// settled waits until the number of goroutines no longer falls.
+func settled() int {
+	last, since := runtime.NumGoroutine(), time.Now()
+	for time.Since(since) < 2*time.Second {
+		runtime.Gosched()
+		time.Sleep(50 * time.Millisecond) // goroutines that are ending have no event to wait for
+		if n := runtime.NumGoroutine(); n < last {
+			last, since = n, time.Now()
+		}
+	}
+	return last
+}
+
+var addresses = regexp.MustCompile(`0x[0-9a-f]+ ?`)
+
+// goroutines counts them by stack.
+func goroutines() map[string]int {
+	var b bytes.Buffer
+	_ = pprof.Lookup("goroutine").WriteTo(&b, 1)
+	counts := map[string]int{}
+	for block := range strings.SplitSeq(b.String(), "\n\n") {
+		var n int
+		if _, err := fmt.Sscanf(block, "%d @", &n); err == nil {
+			_, stack, _ := strings.Cut(block, "\n")
+			counts[addresses.ReplaceAllString(stack, "")] += n
+		}
+	}
+	return counts
+}
+
+func difference(before, after map[string]int) string {
+	var out []string
+	for stack, n := range after {
+		if n > before[stack] {
+			out = append(out, fmt.Sprintf("%d more:\n%s", n-before[stack], stack))
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, "\n")
+}

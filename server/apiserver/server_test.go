@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/watch"
+	applycorev1 "k8s.io/client-go/applyconfigurations/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+)
+
+// TestServer starts one server and looks at it from several sides.
+func TestServer(t *testing.T) {
+	r := newFixture(t)
+	s := r.start(t, r.options(t))
+	for _, part := range []struct {
+		name string
+		test func(*testing.T, *running)
+	}{
+		{"Discovery", testDiscovery},
+		{"CreateWatchDelete", testCreateWatchDelete},
+		{"LoopbackWatch", testLoopbackWatch},
+		{"ServerSideApply", testServerSideApply},
+		{"KubernetesService", testKubernetesService},
+		{"Anonymous", testAnonymous},
+		{"TLSVersions", testTLSVersions},
+		{"ServiceAccountTokens", testServiceAccountTokens},
+		{"BootstrapTokens", testBootstrapTokens},
+		{"NodeAuthorizer", testNodeAuthorizer},
+		{"ValidatingAdmissionPolicy", testValidatingAdmissionPolicy},
+		{"CustomResources", testCustomResources},
+		{"OpenAPI", testOpenAPI},
+	} {
+		t.Run(part.name, func(t *testing.T) { part.test(t, s) })
+	}
+}
+
+func client(t *testing.T, config *rest.Config) *kubernetes.Clientset {
+	t.Helper()
+	c, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func namespace(t *testing.T, c kubernetes.Interface) string {
+	t.Helper()
+	ns, err := c.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "test-"}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ns.Name
+}
+
+// testDiscovery wants every group at the versions that upstream enables by default, and no APIService that is not available.
+func testDiscovery(t *testing.T, s *running) {
+	c := client(t, s.admin())
+	groups, err := c.Discovery().ServerGroups()
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := map[string]string{} // group → preferred version
+	order := []string{}
+	for _, g := range groups.Groups {
+		served[g.Name] = g.PreferredVersion.Version
+		order = append(order, g.Name)
+	}
+	for group, version := range map[string]string{
+		"": "v1", "admissionregistration.k8s.io": "v1", "apiextensions.k8s.io": "v1", "apiregistration.k8s.io": "v1", "apps": "v1",
+		"authentication.k8s.io": "v1", "authorization.k8s.io": "v1", "autoscaling": "v2", "batch": "v1", "certificates.k8s.io": "v1",
+		"coordination.k8s.io": "v1", "discovery.k8s.io": "v1", "events.k8s.io": "v1", "flowcontrol.apiserver.k8s.io": "v1",
+		"networking.k8s.io": "v1", "node.k8s.io": "v1", "policy": "v1", "rbac.authorization.k8s.io": "v1", "resource.k8s.io": "v1",
+		"scheduling.k8s.io": "v1", "storage.k8s.io": "v1", "storagemigration.k8s.io": "v1",
+	} {
+		if served[group] != version {
+			t.Errorf("group %q: preferred version %q, want %q", group, served[group], version)
+		}
+	}
+	if got := strings.Index(strings.Join(order, " ")+" ", "apps "); got < 0 || got > strings.Index(strings.Join(order, " ")+" ", "batch ") {
+		t.Errorf("apps does not come before batch: %v", order)
+	}
+	if _, lists, err := c.Discovery().ServerGroupsAndResources(); err != nil || len(lists) < 20 {
+		t.Errorf("aggregated discovery: %d lists, %v", len(lists), err)
+	}
+	eventually(t, "APIServices", func() error {
+		var list struct {
+			Items []struct {
+				Metadata metav1.ObjectMeta
+				Status   struct{ Conditions []metav1.Condition }
+			}
+		}
+		data, err := c.Discovery().RESTClient().Get().AbsPath("/apis/apiregistration.k8s.io/v1/apiservices").SetHeader("Accept", "application/json").DoRaw(t.Context())
+		if err != nil {
+			return err
+		}
+		if err := json.Unmarshal(data, &list); err != nil {
+			return err
+		}
+		for _, api := range list.Items {
+			for _, cond := range api.Status.Conditions {
+				if cond.Type == "Available" && cond.Status != metav1.ConditionTrue {
+					return fmt.Errorf("%s: %s", api.Metadata.Name, cond.Message)
+				}
+			}
+		}
+		if len(list.Items) < 22 {
+			return fmt.Errorf("only %d", len(list.Items))
+		}
+		return nil
+	})
+}
+
+func testCreateWatchDelete(t *testing.T, s *running) {
+	createWatchDelete(t, client(t, s.admin()))
+}
+
+// testLoopbackWatch is the same through memory.
+func testLoopbackWatch(t *testing.T, s *running) {
+	c := client(t, s.LoopbackConfig())
+	createWatchDelete(t, c)
+
+	review, err := c.AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if groups := strings.Join(review.Status.UserInfo.Groups, " "); !strings.Contains(groups, "system:masters") {
+		t.Errorf("the loopback client is %s in %s", review.Status.UserInfo.Username, groups)
+	}
+}
+
+func createWatchDelete(t *testing.T, c kubernetes.Interface) {
+	t.Helper()
+	maps := c.CoreV1().ConfigMaps(namespace(t, c))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	w, err := maps.Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", "boat").String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Stop()
+	big := strings.Repeat("x", 900<<10)
+	made, err := maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "boat"}, Data: map[string]string{"big": big}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	made.Data["small"] = "y"
+	if _, err := maps.Update(ctx, made, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := maps.Update(ctx, made, metav1.UpdateOptions{}); !apierrors.IsConflict(err) {
+		t.Errorf("an update of an old version: %v, want a conflict", err)
+	}
+	got, err := maps.Get(ctx, "boat", metav1.GetOptions{})
+	if err != nil || got.Data["big"] != big || got.Data["small"] != "y" {
+		t.Errorf("Get: %d bytes, %v", len(got.Data["big"]), err)
+	}
+	if err := maps.Delete(ctx, "boat", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []watch.EventType{watch.Added, watch.Modified, watch.Deleted} {
+		select {
+		case e, open := <-w.ResultChan():
+			if !open || e.Type != want {
+				t.Fatalf("watch: %v (open %v), want %v", e.Type, open, want)
+			}
+			if m := e.Object.(*corev1.ConfigMap); m.Name != "boat" || len(m.Data["big"]) != len(big) {
+				t.Errorf("watch: %s with %d bytes", m.Name, len(m.Data["big"]))
+			}
+		case <-ctx.Done():
+			t.Fatalf("no %v event", want)
+		}
+	}
+}
+
+func testServerSideApply(t *testing.T, s *running) {
+	c := client(t, s.admin())
+	maps := c.CoreV1().ConfigMaps(namespace(t, c))
+	apply := func(manager string, force bool, data map[string]string) (*corev1.ConfigMap, error) {
+		return maps.Apply(t.Context(), applycorev1.ConfigMap("boat", "").WithData(data), metav1.ApplyOptions{FieldManager: manager, Force: force})
+	}
+	if _, err := apply("one", false, map[string]string{"a": "1", "b": "1"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := apply("two", false, map[string]string{"a": "2"}); !apierrors.IsConflict(err) {
+		t.Errorf("another manager's field: %v, want a conflict", err)
+	}
+	if _, err := apply("two", true, map[string]string{"a": "2"}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := apply("one", false, map[string]string{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprint(got.Data) != "map[a:2]" {
+		t.Errorf("after the first manager let go: %v", got.Data)
+	}
+}
+
+func testKubernetesService(t *testing.T, s *running) {
+	c := client(t, s.admin())
+	eventually(t, "the kubernetes Service", func() error {
+		service, err := c.CoreV1().Services("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if service.Spec.ClusterIP != "10.43.0.1" {
+			return fmt.Errorf("cluster IP %s", service.Spec.ClusterIP)
+		}
+		slice, err := c.DiscoveryV1().EndpointSlices("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if len(slice.Endpoints) != 1 || slice.Endpoints[0].Addresses[0] != "192.0.2.10" {
+			return fmt.Errorf("endpoints %v", slice.Endpoints)
+		}
+		return nil
+	})
+	if _, err := c.CoordinationV1().Leases("kube-system").Get(t.Context(), "nobody", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Error(err)
+	}
+}
+
+func status(t *testing.T, c *http.Client, url string, header http.Header) int {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = header
+	resp, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	_, _ = io.Copy(io.Discard, resp.Body)
+	return resp.StatusCode
+}
+
+func testAnonymous(t *testing.T, s *running) {
+	c := s.anonymous(t, nil)
+	for path, want := range map[string]int{
+		"/livez": 200, "/readyz": 200, "/healthz": 200, "/version": 401, "/api": 401, "/apis": 401, "/openapi/v2": 401, "/openapi/v3": 401,
+		"/api/v1/namespaces": 401, "/api/v1/secrets": 401, "/metrics": 401, "/": 401, "/readyz/etcd": 401, "/.well-known/openid-configuration": 401,
+	} {
+		if got := status(t, c, s.url+path, nil); got != want {
+			t.Errorf("anonymous GET %s: %d, want %d", path, got, want)
+		}
+	}
+	if got := status(t, c, s.url+"/api", http.Header{"Authorization": {"Bearer nonsense"}}); got != 401 {
+		t.Errorf("a wrong token: %d", got)
+	}
+	// Without the front proxy's certificate its headers are only headers.
+	if got := status(t, c, s.url+"/api/v1/secrets", http.Header{"X-Remote-User": {"root"}, "X-Remote-Group": {"system:masters"}}); got != 401 {
+		t.Errorf("front proxy headers from anybody: %d", got)
+	}
+}
+
+func testTLSVersions(t *testing.T, s *running) {
+	get := func(version uint16) error {
+		c := s.anonymous(t, func(c *tls.Config) { c.MinVersion, c.MaxVersion = version, version })
+		resp, err := c.Get(s.url + "/livez")
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err
+	}
+	for _, v := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		if err := get(v); err != nil {
+			t.Errorf("%s: %v", tls.VersionName(v), err)
+		}
+	}
+	for _, v := range []uint16{tls.VersionTLS10, tls.VersionTLS11} {
+		if err := get(v); err == nil {
+			t.Errorf("%s is accepted", tls.VersionName(v))
+		}
+	}
+}
+
+func testServiceAccountTokens(t *testing.T, s *running) {
+	c := client(t, s.admin())
+	ns := namespace(t, c)
+	if _, err := c.CoreV1().ServiceAccounts(ns).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "rower"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	token, err := c.CoreV1().ServiceAccounts(ns).CreateToken(t.Context(), "rower", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := rest.AnonymousClientConfig(s.admin())
+	config.BearerToken = token.Status.Token
+	rower := client(t, config)
+	review, err := rower.AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	if err != nil || review.Status.UserInfo.Username != "system:serviceaccount:"+ns+":rower" {
+		t.Errorf("who a token is: %v, %v", review, err)
+	}
+	if _, err := rower.CoreV1().Secrets(ns).List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("listing Secrets without a role: %v", err)
+	}
+	data, err := rower.Discovery().RESTClient().Get().AbsPath("/.well-known/openid-configuration").DoRaw(t.Context())
+	if err != nil || !strings.Contains(string(data), `"issuer":"`+issuer+`"`) {
+		t.Errorf("issuer discovery: %s, %v", data, err)
+	}
+}
+
+func testBootstrapTokens(t *testing.T, s *running) {
+	c := client(t, s.admin())
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "bootstrap-token-abcdef", Namespace: "kube-system"}, Type: "bootstrap.kubernetes.io/token",
+		StringData: map[string]string{"token-id": "abcdef", "token-secret": "0123456789abcdef", "usage-bootstrap-authentication": "true"}}
+	if _, err := c.CoreV1().Secrets("kube-system").Create(t.Context(), secret, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	config := rest.AnonymousClientConfig(s.admin())
+	config.BearerToken = "abcdef.0123456789abcdef"
+	eventually(t, "the bootstrap token", func() error {
+		review, err := client(t, config).AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+		if err != nil {
+			return err
+		}
+		if review.Status.UserInfo.Username != "system:bootstrap:abcdef" {
+			return errors.New(review.Status.UserInfo.Username)
+		}
+		return nil
+	})
+}
+
+// testNodeAuthorizer wants a node's certificate to be good for its own node only.
+func testNodeAuthorizer(t *testing.T, s *running) {
+	admin, node := client(t, s.admin()), client(t, s.withLeaf(s.f.leaf.node))
+	ctx := t.Context()
+	if _, err := node.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one"}}, metav1.CreateOptions{}); err != nil {
+		t.Errorf("registering itself: %v", err)
+	}
+	if _, err := node.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "two"}}, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("registering another: %v", err)
+	}
+	if _, err := admin.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "two"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := node.CoreV1().Nodes().Patch(ctx, "two", "application/merge-patch+json", []byte(`{"metadata":{"labels":{"x":"y"}}}`), metav1.PatchOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("changing another node: %v", err)
+	}
+	if _, err := node.CoreV1().Secrets("kube-system").List(ctx, metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("listing Secrets: %v", err)
+	}
+}
+
+func testValidatingAdmissionPolicy(t *testing.T, s *running) {
+	c := client(t, s.admin())
+	ns := namespace(t, c)
+	ctx := t.Context()
+	fail := admissionv1.Fail
+	policy := &admissionv1.ValidatingAdmissionPolicy{ObjectMeta: metav1.ObjectMeta{Name: "no-holes"}, Spec: admissionv1.ValidatingAdmissionPolicySpec{
+		FailurePolicy: &fail,
+		MatchConstraints: &admissionv1.MatchResources{ResourceRules: []admissionv1.NamedRuleWithOperations{{RuleWithOperations: admissionv1.RuleWithOperations{
+			Operations: []admissionv1.OperationType{"CREATE", "UPDATE"},
+			Rule:       admissionv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"configmaps"}},
+		}}}},
+		Validations: []admissionv1.Validation{{Expression: "!('hole' in object.data)", Message: "a boat has no hole"}},
+	}}
+	if _, err := c.AdmissionregistrationV1().ValidatingAdmissionPolicies().Create(ctx, policy, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	binding := &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: metav1.ObjectMeta{Name: "no-holes"}, Spec: admissionv1.ValidatingAdmissionPolicyBindingSpec{
+		PolicyName: "no-holes", ValidationActions: []admissionv1.ValidationAction{admissionv1.Deny},
+		MatchResources: &admissionv1.MatchResources{NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"kubernetes.io/metadata.name": ns}}},
+	}}
+	if _, err := c.AdmissionregistrationV1().ValidatingAdmissionPolicyBindings().Create(ctx, binding, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the policy", func() error {
+		m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "boat-"}, Data: map[string]string{"hole": "1"}}
+		_, err := c.CoreV1().ConfigMaps(ns).Create(ctx, m, metav1.CreateOptions{})
+		if err == nil {
+			return errors.New("a boat with a hole was let in")
+		}
+		if !strings.Contains(err.Error(), "a boat has no hole") {
+			t.Fatal(err)
+		}
+		return nil
+	})
+	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "sound"}, Data: map[string]string{"bottom": "1"}}
+	if _, err := c.CoreV1().ConfigMaps(ns).Create(ctx, m, metav1.CreateOptions{}); err != nil {
+		t.Error(err)
+	}
+}
