@@ -68,6 +68,7 @@ func (s *Server) configureLoop(ctx context.Context) {
 		case <-retry:
 		case <-guard.C:
 			s.restoreRules(ctx)
+			s.warnOfForwardDrops()
 		case next, ok := <-s.o.PodCIDRs:
 			if !ok {
 				<-ctx.Done()
@@ -94,6 +95,28 @@ func (s *Server) restoreRules(ctx context.Context) {
 	if err := s.applyRules(ctx, nw.podCIDRs); err != nil {
 		s.log.Error(err, "Host ports and traffic from pods to the outside do not work; trying again", "after", s.guard)
 	}
+}
+
+// warnOfForwardDrops says once that somebody else's firewall stands in the pods' way: an accept in our own table cannot
+// overrule it, and other programs' tables are not ours to change.
+func (s *Server) warnOfForwardDrops() {
+	drops, err := nfttable.ForwardDrops()
+	if err != nil {
+		return // it is advice only
+	}
+	now := strings.Join(drops, ", ")
+	if now == s.forwardDrops {
+		return
+	}
+	s.forwardDrops = now
+	if now == "" {
+		s.log.Info("No other program's firewall drops forwarded packets any more")
+		return
+	}
+	s.log.Info("Another program's firewall drops forwarded packets: pods reach other pods, Services and the outside only where its "+
+		"rules allow it. Allow the pods there, with Docker for example: "+
+		"iptables -I DOCKER-USER -s CIDR -j ACCEPT; iptables -I DOCKER-USER -d CIDR -j ACCEPT",
+		"chains", now, "CIDR", s.o.ClusterCIDRs)
 }
 
 // configure makes the host ready for pods of cidrs and opens for business. It is idempotent.
@@ -137,6 +160,7 @@ func (s *Server) configure(ctx context.Context, cidrs []netip.Prefix) error {
 	if err := s.writeConflist(); err != nil {
 		return err
 	}
+	s.warnOfForwardDrops()
 	s.log.Info("The pod network is ready", "podCIDRs", cidrs, "mtu", mtu, "device", s.o.Bridge)
 	return nil
 }

@@ -69,8 +69,10 @@ type Server struct {
 	ipam    *ipam
 	keys    keyLocks
 	rules   rulesApplier
-	guard   time.Duration           // guardPeriod, but for tests
-	network atomic.Pointer[network] // nil until pods can be served
+	guard   time.Duration // guardPeriod, but for tests
+	// forwardDrops is what was last said about other firewalls; only configureLoop touches it.
+	forwardDrops string
+	network      atomic.Pointer[network] // nil until pods can be served
 }
 
 // NewServer checks the options and reads what an earlier run left in StateDir. It changes nothing on the host yet.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package nfttable asks the kernel whether an nftables table is there, and makes an empty one. It speaks netlink,
-// because it is asked every half minute and must not start a program for that. It never touches what is in a table.
+// Package nfttable asks the kernel few things about its nftables: whether a table is there, and who drops forwarded
+// packets; and it makes empty tables. It speaks netlink, because it is asked every half minute and must not start a
+// program for that. It never touches what is in a table.
 package nfttable
 
 import (
@@ -53,3 +54,28 @@ func Ensure(t Table) error {
 	}
 	return nil
 }
+
+// ForwardDrops names the chains that drop every forwarded packet their rules do not allow, as Docker's and many
+// firewalls' do: "ip filter FORWARD". iptables' legacy variant is not visible here.
+func ForwardDrops() ([]string, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return nil, fmt.Errorf("opening nftables: %w", err)
+	}
+	chains, err := conn.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("listing nftables chains: %w", err)
+	}
+	var out []string
+	for _, c := range chains {
+		family := familyNames[c.Table.Family]
+		if family != "" && c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward &&
+			c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
+			out = append(out, family+" "+c.Table.Name+" "+c.Name)
+		}
+	}
+	return out, nil
+}
+
+// familyNames are the families whose forward hook routed packets pass.
+var familyNames = map[nftables.TableFamily]string{INet: "inet", IPv4: "ip", IPv6: "ip6"}

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nfttable
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/internal/nstest"
+)
+
+func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+
+func TestTables(t *testing.T) {
+	nstest.Require(t)
+	table := Table{Family: INet, Name: "x"}
+	for _, want := range []bool{false, true, true} {
+		if got, err := Exists(table); got != want || err != nil {
+			t.Errorf("exists: %v, %v; want %v", got, err, want)
+		}
+		if err := Ensure(table); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := Exists(Table{Family: IPv4, Name: "x"}); got || err != nil {
+		t.Errorf("exists in another family: %v, %v", got, err)
+	}
+}
+
+func TestForwardDrops(t *testing.T) {
+	nstest.Require(t)
+	rules := `
+add table ip filter
+add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }
+add chain ip filter INPUT { type filter hook input priority 0; policy drop; }
+add table inet ours
+add chain inet ours forward { type filter hook forward priority 0; policy accept; }
+add chain inet ours plain
+`
+	cmd := exec.Command("nft", rules)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("nft: %v: %s", err, out)
+	}
+	if got, err := ForwardDrops(); fmt.Sprint(got) != "[ip filter FORWARD]" || err != nil {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
