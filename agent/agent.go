@@ -122,8 +122,7 @@ func runParts(ctx context.Context, o Options, runtime *containerd.Server, folder
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
-	run := func(name string, f func(context.Context) error) {
-		part := o.part(name)
+	run := func(part *status.Part, f func(context.Context) error) {
 		part.Set(status.Running, "")
 		wg.Go(func() {
 			err := f(ctx)
@@ -135,9 +134,9 @@ func runParts(ctx context.Context, o Options, runtime *containerd.Server, folder
 			part.Set(status.Stopped, "")
 		})
 	}
-	run("images", folder.Run)
-	run("network", network.Run)
-	run("kubelet", func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(runtime.Address())) })
+	run(o.part("images"), folder.Run)
+	run(nil, network.Run) // its parts report themselves
+	run(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(runtime.Address())) })
 	wg.Go(func() { watchNode(ctx, o) })
 	wg.Go(func() {
 		select {

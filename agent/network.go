@@ -6,23 +6,26 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"sync"
 
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/cni"
+	"github.com/coracle-k8s/coracle/dns"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
-// network is the pod network and the Service proxy. They share one set of informers and an identity of their own: the
-// node's cannot read Services.
+// network is the pod network, the Service proxy and the cluster DNS. They have an identity of their own, since the node's
+// cannot read Services; the first two share one set of informers.
 type network struct {
 	o         Options
 	informers *proxy.Informers
 	pods      *cni.Server
-	services  proxy.Backend
+	services  proxy.Backend // nil when left to another proxy
+	names     *dns.Server   // nil when there is no cluster DNS
 }
 
 func newNetwork(ctx context.Context, o Options) (networkRunner, error) {
@@ -42,11 +45,22 @@ func newNetwork(ctx context.Context, o Options) (networkRunner, error) {
 	}); err != nil {
 		return nil, fmt.Errorf("agent: set up the pod network: %w", err)
 	}
-	if n.services, err = proxy.NewNFTables(ctx, proxy.Options{
-		NodeName: o.NodeName, NodeIPs: addrs(o), ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs,
-		Informers: n.informers, Logger: klog.FromContext(ctx),
-	}); err != nil {
-		return nil, fmt.Errorf("agent: set up the Service proxy: %w", err)
+	if !o.DisableProxy {
+		if n.services, err = proxy.NewNFTables(ctx, proxy.Options{
+			NodeName: o.NodeName, NodeIPs: addrs(o.NodeIPs), ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs,
+			NodePortAddresses: o.NodePortAddresses,
+			Informers:         n.informers, Logger: klog.FromContext(ctx),
+		}); err != nil {
+			return nil, fmt.Errorf("agent: set up the Service proxy: %w", err)
+		}
+	}
+	if len(o.ClusterDNS) > 0 {
+		if n.names, err = dns.NewServer(dns.Options{
+			Addresses: addrs(o.NodeIPs), Kubeconfig: o.NetworkKubeconfig, Domain: o.ClusterDomain, ClusterDNS: addrs(o.ClusterDNS),
+			ResolvConf: o.ResolvConf, ImportDir: p.dnsImports, Logger: klog.FromContext(ctx),
+		}); err != nil {
+			return nil, fmt.Errorf("agent: set up the cluster DNS: %w", err)
+		}
 	}
 	return n, nil
 }
@@ -75,15 +89,24 @@ func (n *network) Run(ctx context.Context) error {
 		})
 	}
 	run("pod network", n.pods.Run)
-	run("service proxy", n.services.Run)
+	if n.services != nil {
+		run("service proxy", n.services.Run)
+	} else {
+		n.o.part("service proxy").Set(status.Disabled, "left to another proxy")
+	}
+	if n.names != nil {
+		run("cluster dns", n.names.Run)
+	} else {
+		n.o.part("cluster dns").Set(status.Disabled, "")
+	}
 	wg.Go(func() { _ = n.informers.Run(ctx) }) // returns nil, after ctx
 	wg.Wait()
 	return errors.Join(errs...)
 }
 
-func addrs(o Options) []netip.Addr {
+func addrs(ips []net.IP) []netip.Addr {
 	var out []netip.Addr
-	for _, ip := range o.NodeIPs {
+	for _, ip := range ips {
 		if a, ok := netip.AddrFromSlice(ip); ok {
 			out = append(out, a.Unmap())
 		}

@@ -43,7 +43,7 @@ type Options struct {
 	ClientCAFile                          string
 
 	ClusterCIDRs, ServiceCIDRs []netip.Prefix
-	ClusterDNS                 []net.IP
+	ClusterDNS                 []net.IP // the Service's addresses; empty for no cluster DNS
 	ClusterDomain              string
 
 	// RegistriesFile is the operator's registries.yaml; a missing file is none.
@@ -59,6 +59,10 @@ type Options struct {
 	// LeaseDuration: see kubelet.Options.
 	LeaseDuration time.Duration
 	KubeletArgs   []string // name=value
+	// DisableProxy leaves Services to another proxy that the operator installs.
+	DisableProxy bool
+	// NodePortAddresses are CIDRs of the local addresses that answer on node ports; empty means NodeIPs.
+	NodePortAddresses []string
 
 	Logger *slog.Logger
 	// Board is where the node's parts report how they are; nil for nowhere.
@@ -73,7 +77,7 @@ type Options struct {
 // paths are the folders that follow from the options.
 type paths struct {
 	agent, containerdRoot, containerdState, cniConf, cniState, cniSocket string
-	registries, imageRecord, kubeletRoot, podLogs                        string
+	registries, imageRecord, kubeletRoot, podLogs, dnsImports            string
 }
 
 func (o Options) paths() paths {
@@ -87,6 +91,7 @@ func (o Options) paths() paths {
 		cniSocket:       filepath.Join(o.RunDir, "cni.sock"),
 		registries:      filepath.Join(agent, "registries"),
 		imageRecord:     filepath.Join(agent, "images.json"),
+		dnsImports:      filepath.Join(o.DataDir, "dns"),
 		kubeletRoot:     "/var/lib/kubelet",
 		podLogs:         "/var/log/pods",
 	}
