@@ -46,6 +46,7 @@ func prepareNode(c *config.Server, p *cli.Process, s *server.Server) (func(conte
 
 		RegistriesFile: c.Node.RegistriesFile, ImagesDir: c.Paths.ImagesDir, ResolvConf: c.Node.ResolvConf,
 		Snapshotter: c.Node.Snapshotter, KubeletArgs: c.Node.KubeletArgs,
+		DisableProxy: c.DisableKubeProxy, NodePortAddresses: c.Node.NodePortAddresses,
 		Logger: p.Log.Logger, Board: p.Board,
 	}
 	if c.Node.PauseImage != "" {

@@ -36,8 +36,8 @@ type Needs struct {
 	NodeIPs []net.IP
 	// Networks are the cluster's own, which a route of the host must not cover.
 	Networks []*net.IPNet
-	// NativeSnapshotter says that overlayfs is not needed.
-	NativeSnapshotter bool
+	// Snapshotter is auto, overlayfs or native.
+	Snapshotter string
 	// Running says that a coracle with these settings runs already, so that the ports are its own.
 	Running bool
 }

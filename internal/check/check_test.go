@@ -147,7 +147,8 @@ func TestFindings(t *testing.T) {
 		"full disk":           {func(s *setup) { s.probe.space.Free = 5e8 }, "disk", Fail, "0.5 of 32.0 GB free", "make room"},
 		"eviction near":       {func(s *setup) { s.probe.space.Total = 200e9 }, "disk", Warn, "below 15%", "eviction-hard"},
 		"network disk":        {func(s *setup) { s.probe.space.Type = "nfs" }, "disk", Warn, "another machine", "--data-dir"},
-		"no overlayfs":        {func(s *setup) { s.probe.overlay = denied }, "overlayfs", Fail, "cannot be mounted", "--snapshotter native"},
+		"no overlayfs":        {func(s *setup) { s.probe.overlay = denied }, "overlayfs", Warn, "layers are copied", "modprobe overlay"},
+		"overlayfs wanted":    {func(s *setup) { s.probe.overlay = denied; s.needs.Snapshotter = "overlayfs" }, "overlayfs", Fail, "cannot be mounted", "--snapshotter"},
 		"slow card":           {func(s *setup) { s.probe.sync = 80 * time.Millisecond }, "disk speed", Warn, "80ms", "SSD"},
 		"k3s":                 {func(s *setup) { s.files["run/k3s/containerd/containerd.sock"] = "" }, "other clusters", Warn, "k3s", "k3s-killall.sh"},
 		"user without rights": {func(s *setup) { s.host.Root = false }, "nftables", Warn, "only root can find out", "sudo"},
@@ -175,7 +176,7 @@ func TestFindings(t *testing.T) {
 
 func TestNativeSnapshotterNeedsNoOverlay(t *testing.T) {
 	s := goodSetup()
-	s.probe.overlay, s.needs.NativeSnapshotter = errors.New("no"), true
+	s.probe.overlay, s.needs.Snapshotter = errors.New("no"), "native"
 	for _, r := range s.run() {
 		if r.Name == "overlayfs" {
 			t.Errorf("%+v", r)

@@ -107,10 +107,9 @@ func (r *run) space() {
 }
 
 func (r *run) overlay() {
-	if r.NativeSnapshotter {
+	if r.Snapshotter == "native" {
 		return
 	}
-	const do = "start with --snapshotter native, which copies layers, or choose a folder on ext4 or xfs with --data-dir"
 	if !r.Root {
 		if !strings.Contains(r.read("proc/filesystems"), "\toverlay\n") {
 			r.needsRoot("overlayfs")
@@ -119,8 +118,14 @@ func (r *run) overlay() {
 		r.ok("overlayfs", "known to the kernel")
 		return
 	}
-	if err := r.Probe.Overlay(r.DataDir); err != nil {
-		r.fail("overlayfs", fmt.Sprintf("cannot be mounted in %s (%v)", r.DataDir, err), "modprobe overlay; "+do)
+	err := r.Probe.Overlay(r.DataDir)
+	found := fmt.Sprintf("cannot be mounted in %s (%v)", r.DataDir, err)
+	switch {
+	case err != nil && r.Snapshotter == "overlayfs":
+		r.fail("overlayfs", found, "modprobe overlay; leave --snapshotter out, or choose a folder on ext4 or xfs with --data-dir")
+		return
+	case err != nil:
+		r.warn("overlayfs", found+", so image layers are copied for each container", "modprobe overlay, or choose a folder on ext4 or xfs with --data-dir")
 		return
 	}
 	r.ok("overlayfs", "works on this disk")

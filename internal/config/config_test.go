@@ -66,7 +66,7 @@ func TestDefaults(t *testing.T) {
 	checks := map[string]struct{ got, want any }{
 		"name":       {s.Node.Name, "board1"},
 		"advertise":  {s.AdvertiseAddress.String(), "192.0.2.7"},
-		"port":       {s.AdvertisePort, 6443},
+		"kubelet":    {s.Paths.KubeletRoot, "/var/lib/kubelet"},
 		"dns":        {s.ClusterDNS.String(), "10.43.0.10"},
 		"pods":       {s.ClusterCIDRs[0].String(), "10.42.0.0/16"},
 		"mode":       {s.Kubeconfig, Kubeconfig{"/etc/coracle/coracle.yaml", 0o600, -1}},
@@ -105,7 +105,7 @@ func TestDropInsAndLists(t *testing.T) {
 		"config.yaml.d/10-a.yaml":  "# nothing but a comment\n",
 		"config.yaml.d/readme.txt": "not: read\n",
 	}
-	s, err := load(t, files, []string{"CORACLE_KUBE_PROXY_ARG=v=1,a=b\\,c"}, board)
+	s, err := load(t, files, []string{"CORACLE_KUBE_CONTROLLER_MANAGER_ARG=v=1,a=b\\,c", "CORACLE_KUBE_PROXY_ARG=nodeport-addresses=192.0.2.0/24\\,fd00::/64"}, board)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +113,8 @@ func TestDropInsAndLists(t *testing.T) {
 		"appended":   {s.Node.KubeletArgs, []string{"v=2", "max-pods=20"}},
 		"replaced":   {s.TLSSANs, []string{"c.example.com"}},
 		"other name": {s.Disable, []string{"coredns"}},
-		"comma":      {s.Node.KubeProxyArgs, []string{"v=1", "a=b,c"}},
+		"comma":      {s.ControllerManagerArgs, []string{"v=1", "a=b,c"}},
+		"node ports": {s.Node.NodePortAddresses, []string{"192.0.2.0/24", "fd00::/64"}},
 	}
 	for name, c := range checks {
 		if !reflect.DeepEqual(c.got, c.want) {

@@ -12,19 +12,20 @@ import (
 
 // Node is what servers and agents have in common: the settings of the machine as a node.
 type Node struct {
-	Name        string
-	IPs         []net.IP // one or two, of different families; the first is the preferred one. IPv4 in four bytes
-	ExternalIPs []net.IP
-	Labels      map[string]string
-	Taints      []Taint
-	ResolvConf  string // "" means the host's, found by the agent
+	Name       string
+	IPs        []net.IP // one or two, of different families; the first is the preferred one. IPv4 in four bytes
+	Labels     map[string]string
+	Taints     []Taint
+	ResolvConf string // "" means the host's, found by the agent
 
 	RegistriesFile string // need not exist unless the user named it
 	PauseImage     string // "" means the carried one
 	Snapshotter    string
 
-	KubeletArgs   []string // name=value
-	KubeProxyArgs []string // name=value
+	KubeletArgs []string // name=value
+
+	// NodePortAddresses are the CIDRs of local addresses that answer on node ports; none means IPs.
+	NodePortAddresses []string
 }
 
 // Taint is one of a node's taints, in the API's words.
@@ -46,7 +47,6 @@ func (r *reader) node(h Host, except []*net.IPNet) Node {
 	n := Node{
 		Name:           r.nodeName(h),
 		IPs:            r.nodeIPs(h, except),
-		ExternalIPs:    r.ips("node-external-ip"),
 		Labels:         r.labels("node-label"),
 		Taints:         r.taints("node-taint"),
 		ResolvConf:     r.existing("resolv-conf"),
@@ -54,7 +54,8 @@ func (r *reader) node(h Host, except []*net.IPNet) Node {
 		PauseImage:     r.str("pause-image"),
 		Snapshotter:    r.str("snapshotter"),
 		KubeletArgs:    r.args("kubelet-arg"),
-		KubeProxyArgs:  r.args("kube-proxy-arg"),
+
+		NodePortAddresses: r.nodePortAddresses("kube-proxy-arg"),
 	}
 	return n
 }
@@ -171,6 +172,34 @@ func isReservedLabel(key string) bool {
 	}
 	reserved := ns == "kubernetes.io" || strings.HasSuffix(ns, ".kubernetes.io") || ns == "k8s.io" || strings.HasSuffix(ns, ".k8s.io")
 	return reserved && !kubeletapis.IsKubeletLabel(key)
+}
+
+// nodePortAddresses reads the one flag of kube-proxy that has a meaning here: coracle's proxy is upstream's without its
+// command, and chooses its mode by what the kernel has.
+func (r *reader) nodePortAddresses(name string) []string {
+	const known = "nodeport-addresses"
+	var out []string
+	for _, it := range r.many(name) {
+		flag, value := r.arg(it)
+		if flag == "" {
+			continue
+		}
+		if flag != known {
+			r.bad(it.src, "%s is no setting of coracle's proxy; there is: %s", flag, known)
+			continue
+		}
+		for _, text := range splitList(value) {
+			if text == "primary" {
+				continue // what is the case anyway
+			}
+			if _, _, err := net.ParseCIDR(text); err != nil {
+				r.bad(it.src, "%s: %q is neither primary nor a network in CIDR notation, such as 192.168.1.0/24", known, text)
+				continue
+			}
+			out = append(out, text)
+		}
+	}
+	return out
 }
 
 func (r *reader) taints(name string) []Taint {

@@ -23,7 +23,10 @@ type Paths struct {
 	// Below DataDir/agent.
 	AgentDir       string
 	ContainerdRoot string
-	KubeletRoot    string
+
+	// Where everybody expects them (CSI drivers and log collectors mount them by name) as long as DataDir is the default.
+	KubeletRoot string
+	PodLogs     string
 
 	// Directly below DataDir.
 	ManifestsDir string
@@ -48,6 +51,10 @@ func NewPaths(dataDir, runDir string) Paths {
 		}
 	}
 	server, agent := filepath.Join(dataDir, "server"), filepath.Join(dataDir, "agent")
+	kubelet, logs := "/var/lib/kubelet", "/var/log/pods"
+	if filepath.Clean(dataDir) != DefaultDataDir {
+		kubelet, logs = filepath.Join(agent, "kubelet"), filepath.Join(agent, "logs")
+	}
 	return Paths{
 		DataDir: dataDir,
 		RunDir:  runDir,
@@ -62,7 +69,8 @@ func NewPaths(dataDir, runDir string) Paths {
 
 		AgentDir:       agent,
 		ContainerdRoot: filepath.Join(agent, "containerd"),
-		KubeletRoot:    filepath.Join(agent, "kubelet"),
+		KubeletRoot:    kubelet,
+		PodLogs:        logs,
 
 		ManifestsDir: filepath.Join(dataDir, "manifests"),
 		ImagesDir:    filepath.Join(dataDir, "images"),

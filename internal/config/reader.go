@@ -214,18 +214,23 @@ func (r *reader) portRange(name string) PortRange {
 func (r *reader) args(name string) []string {
 	var out []string
 	for _, it := range r.many(name) {
-		t := strings.TrimLeft(strings.TrimSpace(it.text), "-")
-		flag, _, hasValue := strings.Cut(t, "=")
-		if flag == "" || strings.ContainsAny(flag, " \t:") {
-			r.bad(it.src, "%q is not a flag; write it like v=2", it.text)
-			continue
+		if flag, value := r.arg(it); flag != "" {
+			out = append(out, flag+"="+value)
 		}
-		if !hasValue {
-			t += "=true"
-		}
-		out = append(out, t)
 	}
 	return out
+}
+
+func (r *reader) arg(it item) (flag, value string) {
+	flag, value, hasValue := strings.Cut(strings.TrimLeft(strings.TrimSpace(it.text), "-"), "=")
+	if flag == "" || strings.ContainsAny(flag, " \t:") {
+		r.bad(it.src, "%q is not a flag; write it like v=2", it.text)
+		return "", ""
+	}
+	if !hasValue {
+		value = "true"
+	}
+	return flag, value
 }
 
 // secret returns the value of a setting or the content of the file that its sibling names.

@@ -23,7 +23,6 @@ type Server struct {
 	BindAddress      net.IP // nil means all addresses
 	HTTPSPort        int
 	AdvertiseAddress net.IP
-	AdvertisePort    int
 	TLSSANs          []string // names and addresses that the user wants besides those that the server knows itself
 
 	ClusterCIDRs  []*net.IPNet // one or two, of different families, in the order of ServiceCIDRs
@@ -125,10 +124,6 @@ func (r *reader) advertise(s *Server) {
 		} else if len(s.Node.IPs) > 0 {
 			s.AdvertiseAddress = s.Node.IPs[0]
 		}
-	}
-	s.AdvertisePort = s.HTTPSPort
-	if r.given("advertise-port") {
-		s.AdvertisePort = r.port("advertise-port")
 	}
 }
 

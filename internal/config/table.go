@@ -36,7 +36,7 @@ const (
 var DisableNames = map[string]string{PartDNS: PartDNS, "dns": PartDNS, PartManifests: PartManifests}
 
 // Snapshotters that --snapshotter takes.
-var snapshotters = []string{"overlayfs", "native"}
+var snapshotters = []string{"auto", "overlayfs", "native"}
 
 var table = []Setting{
 	{Name: "config", Short: "c", Commands: allCommands, Group: groupGeneral, Holder: "FILE", Default: DefaultConfigFile, Files: true, FlagOnly: true, Env: EnvPrefix + "CONFIG_FILE",
@@ -63,8 +63,6 @@ var table = []Setting{
 		Help: "TCP port on which the API server listens"},
 	{Name: "advertise-address", Commands: ServerCommand, Group: groupListener, Holder: "IP", Computed: "the first of --node-ip",
 		Help: "Address under which the members of the cluster and its pods reach this API server"},
-	{Name: "advertise-port", Commands: ServerCommand, Group: groupListener, Kind: Int, Holder: "PORT", Computed: "--https-listen-port",
-		Help: "Port that goes with --advertise-address"},
 	{Name: "tls-san", Commands: ServerCommand, Group: groupListener, Kind: List, Holder: "NAME",
 		Help: "Further host names and addresses for which the API server's certificate is valid"},
 
@@ -106,8 +104,6 @@ var table = []Setting{
 		Help: "Name of this node"},
 	{Name: "node-ip", Short: "i", Commands: nodeCommands, Group: groupNode, Kind: List, Holder: "IP", Computed: "the address of the interface with the default route",
 		Help: "Address of this node, on the network that the nodes share; one for each address family"},
-	{Name: "node-external-ip", Commands: nodeCommands, Group: groupNode, Kind: List, Holder: "IP",
-		Help: "Address of this node that reaches it from outside; one for each address family"},
 	{Name: "node-label", Commands: nodeCommands, Group: groupNode, Kind: List, Holder: "KEY=VALUE",
 		Help: "Label that the node gets when it registers"},
 	{Name: "node-taint", Commands: nodeCommands, Group: groupNode, Kind: List, Holder: "KEY=VALUE:EFFECT",
@@ -119,15 +115,15 @@ var table = []Setting{
 		Help: "File that describes mirrors of image registries and how to log in to them"},
 	{Name: "pause-image", Commands: nodeCommands, Group: groupRuntime, Holder: "IMAGE", Computed: "an image that the binary carries",
 		Help: "Image of the container that holds a pod's namespaces"},
-	{Name: "snapshotter", Commands: nodeCommands, Group: groupRuntime, Holder: "NAME", Default: "overlayfs", Values: snapshotters,
-		Help: "How containers' file systems are stacked; native copies every layer and works on any file system"},
+	{Name: "snapshotter", Commands: nodeCommands, Group: groupRuntime, Holder: "NAME", Default: "auto", Values: snapshotters,
+		Help: "How containers' file systems are stacked: overlayfs, or native, which copies every layer and works on any file system; auto takes overlayfs where the disk can"},
 
 	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: []string{PartDNS, PartManifests},
 		Help: "Packaged part of the cluster that is not to run: cluster DNS (coredns), or applying what lies in the manifests folder (manifests)"},
 	{Name: "disable-agent", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
 		Help: "Run no pods on this machine: only the server, without a node"},
 	{Name: "disable-kube-proxy", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
-		Help: "Leave Services to another proxy that you install"},
+		Help: "Leave Services to another proxy that you install. The rules that coracle made before go with the next reboot"},
 
 	{Name: "kube-apiserver-arg", Commands: ServerCommand, Group: groupArgs, Kind: Args, Holder: "NAME=VALUE",
 		Help: "Flag for the API server"},
@@ -138,5 +134,5 @@ var table = []Setting{
 	{Name: "kubelet-arg", Commands: nodeCommands, Group: groupArgs, Kind: Args, Holder: "NAME=VALUE",
 		Help: "Flag for the kubelet"},
 	{Name: "kube-proxy-arg", Commands: nodeCommands, Group: groupArgs, Kind: Args, Holder: "NAME=VALUE",
-		Help: "Flag for the Service proxy"},
+		Help: "Setting of the Service proxy: nodeport-addresses=CIDR,CIDR are the local addresses on which Services of type NodePort answer"},
 }

@@ -58,9 +58,9 @@ const (
 func needsOf(c *config.Server) check.Needs {
 	n := check.Needs{
 		DataDir: c.Paths.DataDir, RunDir: c.Paths.RunDir, NodeIPs: c.Node.IPs,
-		Networks:          slices.Concat(c.ClusterCIDRs, c.ServiceCIDRs),
-		NativeSnapshotter: c.Node.Snapshotter == "native",
-		Running:           readPIDFile(c.Paths.PIDFile).alive,
+		Networks:    slices.Concat(c.ClusterCIDRs, c.ServiceCIDRs),
+		Snapshotter: c.Node.Snapshotter,
+		Running:     readPIDFile(c.Paths.PIDFile).alive,
 	}
 	n.Ports = append(n.Ports, check.Port{Network: "tcp", Address: c.BindAddress, Number: c.HTTPSPort, What: "the API server", Setting: "--https-listen-port"})
 	if c.DisableAgent {

@@ -33,7 +33,7 @@ store. SIGTERM and SIGINT end it cleanly; pods keep running, and the next start 
 			return errors.New("coracle server has to run as root to start pods; use sudo, or --disable-agent to run a server without a node")
 		}
 		p := &Process{role: "server", app: a, Paths: c.Paths, node: c.Node.Name,
-			api: fmt.Sprintf("https://%s", hostPort(c.AdvertiseAddress, c.AdvertisePort))}
+			api: fmt.Sprintf("https://%s", hostPort(c.AdvertiseAddress, c.HTTPSPort))}
 		return p.run(cmd.Context(), c.Logging, c.Warnings, func(ctx context.Context) error { return a.RunServer(ctx, c, p) })
 	})
 	return cmd
