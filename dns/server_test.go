@@ -26,10 +26,18 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/klog/v2/ktesting"
 
+	"github.com/coracle-k8s/coracle/cni"
+	"github.com/coracle-k8s/coracle/cni/plugin"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 )
 
-func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+// TestMain is also the CNI plugin's program: the runtime executes this binary under the plugin's name.
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == cni.PluginName {
+		os.Exit(plugin.Run(context.Background(), plugin.Options{Getenv: os.Getenv, Stdin: os.Stdin, Stdout: os.Stdout}))
+	}
+	os.Exit(nstest.Main(m))
+}
 
 // api is as much of an API server as CoreDNS's informers ask for.
 type api struct {
@@ -42,7 +50,9 @@ type api struct {
 
 var kinds = map[string][2]string{
 	"/api/v1/namespaces":                       {"v1", "Namespace"},
+	"/api/v1/nodes":                            {"v1", "Node"},
 	"/api/v1/services":                         {"v1", "Service"},
+	"/apis/networking.k8s.io/v1/servicecidrs":  {"networking.k8s.io/v1", "ServiceCIDR"},
 	"/apis/discovery.k8s.io/v1/endpointslices": {"discovery.k8s.io/v1", "EndpointSlice"},
 }
 

@@ -48,7 +48,7 @@ const (
 	// minPause and maxPause bound the rest after a sync, which is pauseFactor times as long as the sync took: an endpoint's
 	// change reaches the kernel at once, and a storm of them costs a tenth of a core at most.
 	minPause    = 50 * time.Millisecond
-	maxPause    = 2 * time.Second
+	maxPause    = time.Second
 	pauseFactor = 9
 	// retryPause follows a failed sync.
 	retryPause = 5 * time.Second
@@ -243,6 +243,9 @@ func (n *NFTables) sync() time.Duration {
 			n.log.Info("Services are served", "backend", n.Name(), "took", took)
 		}
 		n.last = Health{Synced: true, LastSync: start.Add(took), LastDuration: took}
+	}
+	if first {
+		return minPause // the first sync makes the tables; what it had no time to see must not wait for that
 	}
 	return min(max(minPause, pauseFactor*took), maxPause)
 }

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/miekg/dns"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2/ktesting"
+
+	"github.com/coracle-k8s/coracle/cni"
+	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/proxy"
+)
+
+const (
+	nodeAddr = "192.0.2.1"
+	dnsAddr  = "10.43.0.10"
+	webAddr  = "10.43.0.9"
+)
+
+// TestNodeNetwork puts a node's three network parts together, as the agent does, and uses them as a pod and as a
+// process of the host would: look a Service's name up at the cluster's DNS address, and connect.
+func TestNodeNetwork(t *testing.T) {
+	for _, on := range []bool{false, true} {
+		t.Run(fmt.Sprintf("br_netfilter=%v", on), func(t *testing.T) {
+			nstest.Require(t)
+			value := map[bool]string{false: "0", true: "1"}[on]
+			if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte(value), 0); err != nil && on {
+				t.Skip("this kernel has no br_netfilter to switch on:", err)
+			}
+			testNodeNetwork(t)
+		})
+	}
+}
+
+func testNodeNetwork(t *testing.T) {
+	outside := nstest.New(t)
+	// No default route anywhere: the network cable is out.
+	outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24"}, []string{"192.0.2.2/24"})
+	a := newAPI(t)
+	startNode(t, a)
+	client, server := addPod(t, "client"), addPod(t, "server")
+	answer(t, server.NS, ":8080")
+	a.namespace(t, "default")
+	a.namespace(t, "kube-system")
+	a.balanced(t, "kube-system", "kube-dns", dnsAddr, nodeAddr, DefaultPort, true,
+		corev1.ServicePort{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP}, corev1.ServicePort{Name: "dns-tcp", Port: 53, Protocol: corev1.ProtocolTCP})
+	a.balanced(t, "default", "web", webAddr, server.ip, 8080, false,
+		corev1.ServicePort{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP})
+
+	for name, from := range map[string]func(func() error) error{
+		"pod": client.Do, "the Service's own pod": server.Do, "host": func(f func() error) error { return f() },
+	} {
+		for _, proto := range []string{"udp", "tcp"} {
+			t.Run(name+" by "+proto, func(t *testing.T) { lookupAndConnect(t, from, proto) })
+		}
+	}
+}
+
+// lookupAndConnect runs its tries inside the namespace that from enters.
+func lookupAndConnect(t *testing.T, from func(func() error) error, proto string) {
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		err := from(func() error {
+			c := &dns.Client{Net: proto, Timeout: time.Second}
+			r, _, err := c.Exchange(new(dns.Msg).SetQuestion("web.default.svc.cluster.local.", dns.TypeA), dnsAddr+":53")
+			if err != nil {
+				return err
+			}
+			if len(r.Answer) != 1 || r.Answer[0].(*dns.A).A.String() != webAddr {
+				return fmt.Errorf("DNS says %v", r)
+			}
+			conn, err := net.DialTimeout("tcp", webAddr+":80", time.Second)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(time.Second))
+			_, err = conn.Read(make([]byte, 1))
+			return err
+		})
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+var nodeDirs struct{ bin, conf string } // of the node that startNode made last
+
+// startNode runs what an agent runs.
+func startNode(t *testing.T, a *api) {
+	t.Helper()
+	dir := t.TempDir()
+	nodeDirs.bin, nodeDirs.conf = dir, filepath.Join(dir, "net.d")
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(exe, filepath.Join(dir, cni.PluginName)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "state"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	a.add(t, "/api/v1/nodes", &corev1.Node{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Node"},
+		ObjectMeta: metav1.ObjectMeta{Name: "n1", ResourceVersion: "2"}, Spec: corev1.NodeSpec{PodCIDRs: []string{"10.42.7.0/24"}},
+	})
+	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
+	kubeconfig := a.kubeconfig(t)
+	client, err := proxy.NewClient(kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared := proxy.NewInformers(client, "n1")
+	podCIDRs, err := cni.WatchPodCIDRs(shared.Core().V1().Nodes(), "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cluster, services := []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}
+	node := []netip.Addr{netip.MustParseAddr(nodeAddr)}
+	pods, err := cni.NewServer(cni.Options{
+		Socket: filepath.Join(dir, "cni.sock"), StateDir: filepath.Join(dir, "state"), ConfDir: nodeDirs.conf,
+		PodCIDRs: podCIDRs, ClusterCIDRs: cluster, ServiceCIDRs: services, Logger: log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	balancer, err := proxy.NewNFTables(t.Context(), proxy.Options{
+		NodeName: "n1", NodeIPs: node, ClusterCIDRs: cluster, ServiceCIDRs: services, Informers: shared, Logger: log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := NewServer(Options{
+		Addresses: node, Kubeconfig: kubeconfig, ClusterDNS: []netip.Addr{netip.MustParseAddr(dnsAddr)},
+		ResolvConf: filepath.Join(dir, "resolv.conf"), Logger: log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	parts := []func(context.Context) error{shared.Run, pods.Run, balancer.Run, names.Run}
+	done := make(chan error, len(parts)) // each part's result, read in the clean-up
+	for _, run := range parts {
+		go func() { done <- run(ctx) }()
+	}
+	t.Cleanup(func() {
+		cancel()
+		for range parts {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+		if err := cni.Cleanup(context.Background(), cni.CleanupOptions{}); err != nil {
+			t.Error(err)
+		}
+		if err := proxy.Cleanup(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+type pod struct {
+	*nstest.NS
+	ip string
+}
+
+// addPod attaches a new network namespace as containerd does it.
+func addPod(t *testing.T, id string) pod {
+	t.Helper()
+	p := pod{NS: nstest.New(t)}
+	plugins := libcni.NewCNIConfigWithCacheDir([]string{nodeDirs.bin}, t.TempDir(), nil)
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		list, err := libcni.ConfListFromFile(filepath.Join(nodeDirs.conf, "10-coracle.conflist"))
+		if err == nil {
+			res, addErr := plugins.AddNetworkList(context.Background(), list, &libcni.RuntimeConf{ContainerID: id, NetNS: p.Path, IfName: "eth0"})
+			if addErr != nil {
+				t.Fatal("ADD:", addErr)
+			}
+			p.ip = res.(*types100.Result).IPs[0].Address.IP.String()
+			return p
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the node never became network-ready:", err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// answer writes one byte to whoever connects.
+func answer(t *testing.T, ns *nstest.NS, addr string) {
+	t.Helper()
+	var l net.Listener
+	if err := ns.Do(func() (err error) { l, err = net.Listen("tcp", addr); return err }); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Write([]byte("x"))
+			c.Close()
+		}
+	}()
+}
+
+// balanced makes a Service with one endpoint on node n1, in one slice.
+func (a *api) balanced(t *testing.T, ns, name, clusterIP, endpoint string, port int32, local bool, ports ...corev1.ServicePort) {
+	t.Helper()
+	policy := corev1.ServiceInternalTrafficPolicyCluster
+	if local {
+		policy = corev1.ServiceInternalTrafficPolicyLocal
+	}
+	node, ready := "n1", true
+	slice := &discoveryv1.EndpointSlice{
+		TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: ns, Name: name + "-x", ResourceVersion: "4", Labels: map[string]string{discoveryv1.LabelServiceName: name},
+		},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Endpoints: []discoveryv1.Endpoint{{
+			Addresses: []string{endpoint}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &ready},
+		}},
+	}
+	for _, p := range ports {
+		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &p.Name, Port: &port, Protocol: &p.Protocol})
+	}
+	a.add(t, "/apis/discovery.k8s.io/v1/endpointslices", slice)
+	a.add(t, "/api/v1/services", &corev1.Service{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, ResourceVersion: "3"},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeClusterIP, ClusterIP: clusterIP, ClusterIPs: []string{clusterIP},
+			IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol}, InternalTrafficPolicy: &policy, Ports: slices.Clone(ports),
+		},
+	})
+}
