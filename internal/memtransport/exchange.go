@@ -33,6 +33,8 @@ type exchange struct {
 	headerOnce  sync.Once
 	wroteHeader bool
 	noBody      bool
+	declared    []string    // names of trailers announced in the header
+	trailer     http.Header // written before the body's end, read after it
 
 	closeNotify     chan bool // capacity 1: CloseNotify's contract is one value
 	closeNotifyOnce sync.Once
@@ -103,7 +105,8 @@ func (ex *exchange) WriteHeader(code int) {
 			delete(r.Header, name)
 		}
 	}
-	for _, name := range declaredTrailers(r.Header) {
+	ex.declared = declaredTrailers(r.Header)
+	for _, name := range ex.declared {
 		if r.Trailer == nil {
 			r.Trailer = http.Header{}
 		}
@@ -175,7 +178,7 @@ func (ex *exchange) finish(err error) {
 	if err != nil {
 		ex.sendHeader(err)
 	} else {
-		ex.setTrailers()
+		ex.collectTrailers()
 	}
 	if ex.reqBody != nil {
 		ex.reqBody.Close()
@@ -188,20 +191,17 @@ func (ex *exchange) finish(err error) {
 	ex.cancel(context.Canceled)
 }
 
-// setTrailers copies declared and prefixed trailers; the client may look at them once it has read EOF.
-func (ex *exchange) setTrailers() {
-	r := ex.response
-	for name := range r.Trailer {
+// collectTrailers keeps declared and prefixed trailers for the client, which takes them over when it reads EOF.
+func (ex *exchange) collectTrailers() {
+	ex.trailer = http.Header{}
+	for _, name := range ex.declared {
 		if v, ok := ex.header[name]; ok {
-			r.Trailer[name] = v
+			ex.trailer[name] = v
 		}
 	}
 	for name, v := range ex.header {
 		if rest, ok := strings.CutPrefix(name, http.TrailerPrefix); ok {
-			if r.Trailer == nil {
-				r.Trailer = http.Header{}
-			}
-			r.Trailer[textproto.CanonicalMIMEHeaderKey(rest)] = v
+			ex.trailer[textproto.CanonicalMIMEHeaderKey(rest)] = v
 		}
 	}
 }

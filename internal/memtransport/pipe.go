@@ -19,7 +19,7 @@ type pipe struct {
 	buf      []byte
 	off      int   // buf[:off] is read already
 	writeErr error // what the reader gets when buf is drained
-	readErr  error // what both ends get once the reader is gone
+	readErr  error // what the reader gets once it has left
 }
 
 func newPipe() *pipe {
@@ -35,7 +35,7 @@ func (p *pipe) write(b []byte) (int, error) {
 	n := 0
 	for {
 		if p.readErr != nil {
-			return n, p.readErr
+			return n, errClientGone
 		}
 		if p.writeErr != nil {
 			return n, io.ErrClosedPipe
@@ -108,15 +108,32 @@ func (p *pipe) closeRead(err error) {
 
 // responseBody is the client's end of the response.
 type responseBody struct {
-	ex *exchange
+	ex   *exchange
+	once sync.Once // the trailers are taken over once
 }
 
-func (b *responseBody) Read(p []byte) (int, error) { return b.ex.body.read(p) }
+func (b *responseBody) Read(p []byte) (int, error) {
+	n, err := b.ex.body.read(p)
+	if err == io.EOF { //nolint:errorlint // it is ours and not wrapped
+		b.once.Do(b.takeTrailers)
+	}
+	return n, err
+}
+
+// takeTrailers changes the response in the client's own goroutine, as net/http does.
+func (b *responseBody) takeTrailers() {
+	for name, v := range b.ex.trailer {
+		if b.ex.response.Trailer == nil {
+			b.ex.response.Trailer = http.Header{}
+		}
+		b.ex.response.Trailer[name] = v
+	}
+}
 
 // Close cancels the handler unless it is through.
 func (b *responseBody) Close() error {
-	b.ex.abort(errClientGone)
 	b.ex.body.closeRead(http.ErrBodyReadAfterClose)
+	b.ex.abort(errClientGone)
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -46,6 +47,7 @@ func runOptions(ctx context.Context, o Options) (kubeoptions.CompletedOptions, e
 	if err := applyExtraArgs(s, o.ExtraArgs); err != nil {
 		return kubeoptions.CompletedOptions{}, err
 	}
+	keepNodeRestriction(s)
 	if err := restrictAnonymous(s, o); err != nil {
 		return kubeoptions.CompletedOptions{}, err
 	}
@@ -94,7 +96,6 @@ func fill(s *kubeoptions.ServerRunOptions, o Options) error {
 	s.EnableAggregatorRouting = true
 
 	s.Authorization.Modes = []string{"Node", "RBAC"}
-	s.Admission.GenericAdmission.EnablePlugins = []string{"NodeRestriction"}
 
 	s.AllowPrivileged = true
 	s.KubeletConfig.TLSClientConfig.CertFile = o.KubeletClientCertFile
@@ -117,6 +118,17 @@ func fill(s *kubeoptions.ServerRunOptions, o Options) error {
 
 	s.Features.EnableProfiling = false
 	return nil
+}
+
+// keepNodeRestriction adds the plugin without which a node's credentials reach
+// beyond the node. ExtraArgs that enable others must not lose it by that; only
+// naming it among the disabled ones does.
+func keepNodeRestriction(s *kubeoptions.ServerRunOptions) {
+	const plugin = "NodeRestriction"
+	admission := s.Admission.GenericAdmission
+	if !slices.Contains(admission.EnablePlugins, plugin) && !slices.Contains(admission.DisablePlugins, plugin) {
+		admission.EnablePlugins = append(admission.EnablePlugins, plugin)
+	}
 }
 
 // applyExtraArgs sets NAME=VALUE arguments through upstream's own flags.

@@ -50,6 +50,24 @@ func TestExtraArgs(t *testing.T) {
 	}
 }
 
+func TestNodeRestrictionStays(t *testing.T) {
+	for args, want := range map[string]string{
+		"": "NodeRestriction", "enable-admission-plugins=AlwaysPullImages": "AlwaysPullImages,NodeRestriction",
+		"enable-admission-plugins=NodeRestriction": "NodeRestriction", "disable-admission-plugins=NodeRestriction": "",
+	} {
+		s := kubeoptions.NewServerRunOptions()
+		if args != "" {
+			if err := applyExtraArgs(s, []string{args}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		keepNodeRestriction(s)
+		if got := strings.Join(s.Admission.GenericAdmission.EnablePlugins, ","); got != want {
+			t.Errorf("%q: plugins %q, want %q", args, got, want)
+		}
+	}
+}
+
 // TestOwnFlags wants every flag that we refuse to be one that upstream has, so that the list does not rot.
 func TestOwnFlags(t *testing.T) {
 	named := kubeoptions.NewServerRunOptions().Flags()

@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package memtransport
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+const patience = 30 * time.Second
+
+// serve returns a client of a handler. At the end of the test every handler must have returned.
+func serve(t *testing.T, h http.HandlerFunc) (*http.Client, *Transport) {
+	t.Helper()
+	tr := New(Options{Logger: slog.New(slog.DiscardHandler)})
+	tr.SetHandler(h)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := tr.Close(ctx); err != nil {
+			t.Error(err)
+		}
+		goleak.VerifyNone(t)
+	})
+	return &http.Client{Transport: tr}, tr
+}
+
+func request(t *testing.T, ctx context.Context, method, path string, body io.Reader) *http.Request {
+	t.Helper()
+	r, err := http.NewRequestWithContext(ctx, method, "https://memory"+path, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func do(t *testing.T, c *http.Client, r *http.Request) *http.Response {
+	t.Helper()
+	resp, err := c.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { resp.Body.Close() })
+	return resp
+}
+
+func within(t *testing.T, what string, c <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-c:
+	case <-time.After(patience):
+		t.Fatalf("%s: nothing happened", what)
+	}
+}
+
+func TestRequestAsAServerSeesIt(t *testing.T) {
+	type key struct{}
+	c, _ := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "%s %s %s host=%s q=%s remote=%s len=%d body=%s %v auth=%s abs=%v tls=%v value=%v",
+			r.Method, r.URL.Path, r.RequestURI, r.Host, r.URL.RawQuery, r.RemoteAddr, r.ContentLength, body, err,
+			r.Header.Get("Authorization"), r.URL.IsAbs(), r.TLS != nil, r.Context().Value(key{}))
+	})
+	r := request(t, context.WithValue(t.Context(), key{}, "secret of the caller"), http.MethodPut, "/a/b?c=d", strings.NewReader("xyz"))
+	r.Header.Set("Authorization", "Bearer t")
+	resp := do(t, c, r)
+	got, err := io.ReadAll(resp.Body)
+	want := "PUT /a/b /a/b?c=d host=memory q=c=d remote=127.0.0.1:0 len=3 body=xyz <nil> auth=Bearer t abs=false tls=false value=<nil>"
+	if err != nil || string(got) != want {
+		t.Errorf("got  %s, %v\nwant %s", got, err, want)
+	}
+	if resp.Header.Get("Content-Type") != "text/plain; charset=utf-8" || resp.StatusCode != 200 || resp.Status != "200 OK" {
+		t.Errorf("%s, %v", resp.Status, resp.Header)
+	}
+	if r.URL.Host != "memory" {
+		t.Error("the caller's request was changed")
+	}
+}
+
+// TestStreaming wants each flushed line to arrive before the next is written.
+func TestStreaming(t *testing.T) {
+	next := make(chan struct{})
+	c, _ := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.(http.Flusher).Flush()
+		for i := range 3 {
+			<-next
+			fmt.Fprintf(w, "line %d\n", i)
+			w.(http.Flusher).Flush()
+		}
+	})
+	resp := do(t, c, request(t, t.Context(), http.MethodGet, "/", nil))
+	lines := bufio.NewReader(resp.Body)
+	for i := range 3 {
+		next <- struct{}{}
+		line, err := lines.ReadString('\n')
+		if err != nil || line != fmt.Sprintf("line %d\n", i) {
+			t.Fatalf("%q, %v", line, err)
+		}
+	}
+	if _, err := lines.ReadByte(); err != io.EOF {
+		t.Errorf("after the handler's end: %v", err)
+	}
+}
+
+func TestLargeBodies(t *testing.T) {
+	data := bytes.Repeat([]byte("0123456789abcdef"), 1<<18) // 4 MiB, many times the buffer
+	c, _ := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.Copy(w, r.Body); err != nil {
+			t.Error(err)
+		}
+	})
+	resp := do(t, c, request(t, t.Context(), http.MethodPost, "/", bytes.NewReader(data)))
+	got, err := io.ReadAll(resp.Body)
+	if err != nil || !bytes.Equal(got, data) {
+		t.Errorf("%d bytes of %d, %v", len(got), len(data), err)
+	}
+}
+
+// TestBackPressure wants a handler to stand still while nobody reads.
+func TestBackPressure(t *testing.T) {
+	var written atomic.Int64
+	c, _ := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		chunk := make([]byte, 8<<10)
+		for {
+			n, err := w.Write(chunk)
+			written.Add(int64(n))
+			if err != nil {
+				return
+			}
+		}
+	})
+	resp := do(t, c, request(t, t.Context(), http.MethodGet, "/", nil))
+	if _, err := io.ReadFull(resp.Body, make([]byte, 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if n := written.Load(); n > 1<<20+pipeBuffer+16<<10 {
+		t.Errorf("%d bytes were written for one MiB that was read", n)
+	}
+}
+
+// TestClientLeaves wants the handler's context to end when the client's does, or when it closes the body.
+func TestClientLeaves(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		leave  func(cancel context.CancelFunc, resp *http.Response)
+		reader error
+	}{
+		{"cancel", func(cancel context.CancelFunc, _ *http.Response) { cancel() }, context.Canceled},
+		{"close", func(_ context.CancelFunc, resp *http.Response) { resp.Body.Close() }, http.ErrBodyReadAfterClose},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			gone := make(chan struct{})
+			c, _ := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				defer close(gone)
+				w.(http.Flusher).Flush()
+				<-r.Context().Done()
+				<-w.(http.CloseNotifier).CloseNotify() //nolint:staticcheck // upstream still uses it
+				if _, err := w.Write([]byte("x")); err == nil {
+					t.Error("a write to nobody succeeds")
+				}
+			})
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			resp := do(t, c, request(t, ctx, http.MethodGet, "/", nil))
+			test.leave(cancel, resp)
+			within(t, "the handler's end", gone)
+			if _, err := resp.Body.Read(make([]byte, 1)); !errors.Is(err, test.reader) {
+				t.Errorf("Read: %v, want %v", err, test.reader)
+			}
+		})
+	}
+}
+
+func TestCancelBeforeTheHeader(t *testing.T) {
+	entered, gone := make(chan struct{}), make(chan struct{})
+	c, _ := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		defer close(gone)
+		close(entered)
+		<-r.Context().Done()
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-entered
+		cancel()
+	}()
+	if _, err := c.Do(request(t, ctx, http.MethodGet, "/", nil)); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, want cancelled", err)
+	}
+	within(t, "the handler's end", gone)
+}
+
+func TestClientTimeout(t *testing.T) {
+	c, _ := serve(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	c.Timeout = 10 * time.Millisecond
+	_, err := c.Do(request(t, t.Context(), http.MethodGet, "/", nil))
+	var timeout interface{ Timeout() bool }
+	if !errors.As(err, &timeout) || !timeout.Timeout() {
+		t.Errorf("%v, want a timeout", err)
+	}
+}
+
+func TestPanics(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		before func(http.ResponseWriter)
+		value  any
+	}{
+		{"before the header", func(http.ResponseWriter) {}, "boom"},
+		{"abort before the header", func(http.ResponseWriter) {}, http.ErrAbortHandler},
+		{"in the body", func(w http.ResponseWriter) { fmt.Fprint(w, "half") }, "boom"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c, _ := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+				test.before(w)
+				panic(test.value)
+			})
+			resp, err := c.Do(request(t, t.Context(), http.MethodGet, "/", nil))
+			if err != nil {
+				return // refused as a whole: as good as a broken connection
+			}
+			defer resp.Body.Close()
+			got, err := io.ReadAll(resp.Body)
+			if !errors.Is(err, io.ErrUnexpectedEOF) || string(got) != "half" {
+				t.Errorf("%q, %v", got, err)
+			}
+		})
+	}
+}
+
+func TestStatusesWithoutABody(t *testing.T) {
+	c, _ := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/silent":
+		case "/none":
+			w.WriteHeader(http.StatusNoContent)
+			if _, err := w.Write([]byte("x")); !errors.Is(err, http.ErrBodyNotAllowed) {
+				t.Errorf("Write after 204: %v", err)
+			}
+		default:
+			w.Header().Set("Content-Length", "5")
+			fmt.Fprint(w, "hello")
+		}
+	})
+	for _, test := range []struct {
+		method, path string
+		status       int
+		length       int64
+		body         string
+	}{
+		{"GET", "/silent", 200, 0, ""}, {"GET", "/none", 204, 0, ""}, {"GET", "/hello", 200, 5, "hello"}, {"HEAD", "/hello", 200, 5, ""},
+	} {
+		resp := do(t, c, request(t, t.Context(), test.method, test.path, nil))
+		body, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode != test.status || resp.ContentLength != test.length || string(body) != test.body {
+			t.Errorf("%s %s: %d, length %d, %q, %v", test.method, test.path, resp.StatusCode, resp.ContentLength, body, err)
+		}
+	}
+}
+
+func TestTrailers(t *testing.T) {
+	c, _ := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Trailer", "Declared")
+		fmt.Fprint(w, "body")
+		w.Header().Set("Declared", "1")
+		w.Header().Set(http.TrailerPrefix+"Late", "2")
+	})
+	resp := do(t, c, request(t, t.Context(), http.MethodGet, "/", nil))
+	if _, declared := resp.Trailer["Declared"]; !declared || resp.Header.Get("Declared") != "" {
+		t.Errorf("before the body: %v, %v", resp.Trailer, resp.Header)
+	}
+	if _, err := io.ReadAll(resp.Body); err != nil {
+		t.Fatal(err)
+	}
+	if resp.Trailer.Get("Declared") != "1" || resp.Trailer.Get("Late") != "2" {
+		t.Errorf("after the body: %v", resp.Trailer)
+	}
+}
+
+func TestHeaderIsASnapshot(t *testing.T) {
+	c, _ := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("A", "1")
+		w.WriteHeader(http.StatusTeapot)
+		w.Header().Set("A", "2")
+		w.WriteHeader(http.StatusOK)
+	})
+	resp := do(t, c, request(t, t.Context(), http.MethodGet, "/", nil))
+	if resp.StatusCode != http.StatusTeapot || resp.Header.Get("A") != "1" {
+		t.Errorf("%d, %v", resp.StatusCode, resp.Header)
+	}
+}
+
+func TestUpgradesAreRefused(t *testing.T) {
+	c, _ := serve(t, func(http.ResponseWriter, *http.Request) { t.Error("the handler was called") })
+	r := request(t, t.Context(), http.MethodPost, "/exec", nil)
+	r.Header.Set("Connection", "Upgrade")
+	r.Header.Set("Upgrade", "SPDY/3.1")
+	if _, err := c.Do(r); err == nil || !strings.Contains(err.Error(), "SPDY/3.1") {
+		t.Errorf("%v", err)
+	}
+}
+
+// closer tells when a request's body is closed.
+type closer struct {
+	io.Reader
+	closed chan struct{}
+}
+
+func (c *closer) Close() error {
+	close(c.closed) // panics when closed twice
+	return nil
+}
+
+func TestRequestBodyIsClosedOnce(t *testing.T) {
+	read := make(chan error, 1)
+	var kept io.Reader
+	c, tr := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/close" {
+			r.Body.Close()
+		}
+		kept = r.Body
+	})
+	for _, path := range []string{"/ignore", "/close"} {
+		body := &closer{strings.NewReader("x"), make(chan struct{})}
+		do(t, c, request(t, t.Context(), http.MethodPost, path, body))
+		within(t, "closing the body", body.closed)
+		_, err := kept.Read(make([]byte, 1))
+		read <- err
+		if err := <-read; !errors.Is(err, http.ErrBodyReadAfterClose) {
+			t.Errorf("%s: reading on: %v", path, err)
+		}
+	}
+	if err := tr.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	body := &closer{strings.NewReader("x"), make(chan struct{})}
+	if _, err := c.Do(request(t, t.Context(), http.MethodPost, "/", body)); !errors.Is(err, ErrNotServing) {
+		t.Errorf("after Close: %v", err)
+	}
+	within(t, "closing the body of a refused request", body.closed)
+}
+
+// TestCloseEndsHandlers wants Close to cancel what is under way and to wait for it.
+func TestCloseEndsHandlers(t *testing.T) {
+	var ended atomic.Bool
+	c, tr := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+		ended.Store(true)
+	})
+	resp := do(t, c, request(t, t.Context(), http.MethodGet, "/watch", nil))
+	if err := tr.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !ended.Load() {
+		t.Error("Close returned before the handler")
+	}
+	if _, err := io.ReadAll(resp.Body); err != nil {
+		t.Errorf("a stream that the handler ended: %v", err)
+	}
+}
+
+func TestNotServing(t *testing.T) {
+	c := &http.Client{Transport: New(Options{})}
+	if _, err := c.Do(request(t, t.Context(), http.MethodGet, "/", nil)); !errors.Is(err, ErrNotServing) {
+		t.Errorf("%v", err)
+	}
+}
+
+func BenchmarkRoundTrip(b *testing.B) {
+	tr := New(Options{})
+	body := bytes.Repeat([]byte("x"), 4<<10)
+	tr.SetHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(body) }))
+	c := &http.Client{Transport: tr}
+	b.ReportAllocs()
+	for b.Loop() {
+		resp, err := c.Get("https://memory/")
+		if err != nil {
+			b.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+	}
+}
