@@ -16,33 +16,27 @@ import (
 // publishes a view after each batch, and readers take the newest.
 type fsm struct {
 	state     *mvcc.State
-	published atomic.Pointer[published]
+	published atomic.Pointer[mvcc.View]
 	// onPublish is told of every new view, before the writers whose commands
 	// it holds are answered. It must not block.
 	onPublish func()
-}
-
-// published is a view and the log index up to which it holds.
-type published struct {
-	*mvcc.View
-	index uint64
 }
 
 var _ raft.BatchingFSM = (*fsm)(nil)
 
 func newFSM(onPublish func()) *fsm {
 	f := &fsm{state: mvcc.New(), onPublish: onPublish}
-	f.publish(0)
+	f.publish()
 	return f
 }
 
-func (f *fsm) publish(index uint64) {
-	f.published.Store(&published{View: f.state.Freeze(), index: index})
+func (f *fsm) publish() {
+	f.published.Store(f.state.Freeze())
 	f.onPublish()
 }
 
 // view is the newest applied state.
-func (f *fsm) view() *published { return f.published.Load() }
+func (f *fsm) view() *mvcc.View { return f.published.Load() }
 
 // Apply runs one entry and returns its []mvcc.Result.
 func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
@@ -55,7 +49,7 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 			out[i] = f.apply(l)
 		}
 	}
-	f.publish(logs[len(logs)-1].Index)
+	f.publish()
 	return out
 }
 
@@ -87,7 +81,7 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 		return err
 	}
 	f.state = state
-	f.publish(0)
+	f.publish()
 	return nil
 }
 

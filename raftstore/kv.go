@@ -19,7 +19,7 @@ import (
 // else can acknowledge a write. With more voters a quorum must confirm the
 // leadership first, and a follower must ask the leader for its commit index
 // and wait for it: this is the one place where that goes.
-func (s *Store) linearizable(ctx context.Context) (*published, error) {
+func (s *Store) linearizable(ctx context.Context) (*mvcc.View, error) {
 	if err := s.waitLeader(ctx); err != nil {
 		return nil, err
 	}

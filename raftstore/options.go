@@ -10,14 +10,14 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// Options configure a store. The zero value of every field but Dir and NodeID
-// means its default.
+// Options configure a store. The zero value of every field but Dir means its
+// default.
 type Options struct {
 	// Dir holds everything the store keeps. It is made if it is missing. One
 	// process at a time may use it.
 	Dir string
-	// NodeID names this server for ever. A directory that was made under
-	// another name is refused.
+	// NodeID, if set, must be the name that the directory was made with; a new
+	// directory takes it over. Empty: a new directory gets a random one.
 	NodeID string
 	// ClusterID, if set, must be the one that the directory was made with; a
 	// new directory takes it over. Empty: a new directory gets a random one.
@@ -47,8 +47,8 @@ const (
 )
 
 func (o *Options) setDefaults() error {
-	if o.Dir == "" || o.NodeID == "" {
-		return errors.New("raftstore: Options need Dir and NodeID")
+	if o.Dir == "" {
+		return errors.New("raftstore: Options need Dir")
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()

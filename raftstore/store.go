@@ -7,15 +7,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
+	"math"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-	"go.etcd.io/bbolt"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
+	"github.com/coracle-k8s/coracle/raftstore/disk"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -35,7 +36,9 @@ type Store struct {
 	proposer  *proposer
 	raft      *raft.Raft
 	raftLeads chan bool
-	logs      *raftboltdb.BoltStore
+	dir       *disk.Dir
+
+	snapshotter *snapshotter
 
 	ctx    context.Context // ends when the store closes
 	cancel context.CancelFunc
@@ -47,83 +50,115 @@ type Store struct {
 // Open opens the store in o.Dir, making a new one-server cluster if there is
 // none. It returns before the store has a leader: see WaitReady.
 func Open(ctx context.Context, o Options) (*Store, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
 	s := &Store{
 		opts: o, log: o.Logger, lead: newLeadership(),
-		clusterID: clusterNumber(o.ClusterID), memberID: memberID(o.NodeID),
 		raftLeads: make(chan bool, 16), // raft blocks on it; the reader is rarely late
 	}
-	s.hub = newHub(func() *mvcc.View { return s.fsm.view().View })
+	s.hub = newHub(func() *mvcc.View { return s.fsm.view() })
 	s.fsm = newFSM(s.hub.notify)
 	s.progress = &progress{
 		clock: o.Clock, interval: o.ProgressInterval, watchers: make(map[*watcher]struct{}),
 		revision: func() int64 { return s.fsm.view().Revision() },
 	}
 	s.lessor = newLessor(o.Clock, s.expire)
+	s.snapshotter = newSnapshotter(s)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	if err := s.openRaft(ctx); err != nil {
+	if err := s.openDir(); err != nil {
 		s.cancel()
 		return nil, err
+	}
+	if err := s.openRaft(); err != nil {
+		s.cancel()
+		return nil, errors.Join(err, s.dir.Close())
 	}
 	s.proposer = newProposer(s.raft, s.admit)
 	s.proposer.start()
 	s.tasks.Go(func() { s.hub.run(s.ctx) })
 	s.tasks.Go(func() { s.progress.run(s.ctx) })
 	s.tasks.Go(func() { s.runLeadership(s.ctx) })
+	s.tasks.Go(func() { s.snapshotter.run(s.ctx) })
 	return s, nil
 }
 
-func (s *Store) openRaft(ctx context.Context) error {
-	if err := os.MkdirAll(s.opts.Dir, 0o700); err != nil {
-		return fmt.Errorf("raftstore: make the directory: %w", err)
-	}
-	bolt, err := raftboltdb.New(raftboltdb.Options{
-		Path:        filepath.Join(s.opts.Dir, "raft.db"),
-		BoltOptions: &bbolt.Options{Timeout: time.Second, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType},
+func (s *Store) openDir() error {
+	dir, err := disk.Open(disk.Options{
+		Path: s.opts.Dir, Identity: disk.Identity{Cluster: s.opts.ClusterID, Node: s.opts.NodeID},
+		Logger: s.log, Clock: s.opts.Clock, Grown: s.snapshotter.grown,
 	})
 	if err != nil {
-		return fmt.Errorf("raftstore: open the log: %w", err)
+		return fmt.Errorf("raftstore: %w", err)
 	}
-	s.logs = bolt
-	snapshots, err := raft.NewFileSnapshotStoreWithLogger(s.opts.Dir, 2, newHCLog(s.log))
-	if err != nil {
-		return errors.Join(fmt.Errorf("raftstore: open the snapshots: %w", err), bolt.Close())
-	}
+	s.dir = dir
+	s.clusterID, s.memberID = clusterNumber(dir.Identity.Cluster), memberID(dir.Identity.Node)
+	return nil
+}
+
+// openRaft starts raft on the opened directory. The only voter talks to
+// nobody, so its transport is one in memory.
+func (s *Store) openRaft() error {
 	conf := s.raftConfig()
-	address, transport := raft.NewInmemTransport(raft.ServerAddress(s.opts.NodeID))
-	exists, err := raft.HasExistingState(bolt, bolt, snapshots)
+	address, transport := raft.NewInmemTransport(raft.ServerAddress(s.dir.Identity.Node))
+	exists, err := raft.HasExistingState(s.dir.Log, s.dir.Log, s.dir.Snapshots)
 	if err == nil && !exists {
-		err = raft.BootstrapCluster(conf, bolt, bolt, snapshots, transport, raft.Configuration{
+		err = raft.BootstrapCluster(conf, s.dir.Log, s.dir.Log, s.dir.Snapshots, transport, raft.Configuration{
 			Servers: []raft.Server{{ID: conf.LocalID, Address: address}},
 		})
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("raftstore: read the log: %w", err), bolt.Close())
+		return fmt.Errorf("raftstore: read the log: %w", err)
 	}
-	s.raft, err = raft.NewRaft(conf, s.fsm, bolt, bolt, snapshots, transport)
+	s.raft, err = raft.NewRaft(conf, s.fsm, s.dir.Log, s.dir.Log, s.dir.Snapshots, transport)
 	if err != nil {
-		return errors.Join(fmt.Errorf("raftstore: start: %w", err), bolt.Close())
+		return fmt.Errorf("raftstore: start: %w", err)
+	}
+	return s.standAtOnce(address, transport)
+}
+
+// standAtOnce makes the only voter stand for election now: there is no leader
+// whose heartbeat it could wait for. The message is the one by which raft
+// hands over leadership.
+func (s *Store) standAtOnce(address raft.ServerAddress, transport *raft.InmemTransport) error {
+	_, sender := raft.NewInmemTransport("")
+	sender.Connect(address, transport)
+	defer sender.DisconnectAll()
+	err := sender.TimeoutNow(raft.ServerID(s.dir.Identity.Node), address, &raft.TimeoutNowRequest{
+		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax},
+	}, &raft.TimeoutNowResponse{})
+	if err != nil {
+		return errors.Join(fmt.Errorf("raftstore: stand for election: %w", err), s.raft.Shutdown().Error())
 	}
 	return nil
 }
 
 func (s *Store) raftConfig() *raft.Config {
 	conf := raft.DefaultConfig()
-	conf.LocalID = raft.ServerID(s.opts.NodeID)
+	conf.LocalID = raft.ServerID(s.dir.Identity.Node)
 	conf.Logger = newHCLog(s.log)
 	conf.NotifyCh = s.raftLeads
 	conf.NoLegacyTelemetry = true
-	// One voter has nobody to wait for.
-	conf.HeartbeatTimeout = 100 * time.Millisecond
-	conf.ElectionTimeout = 100 * time.Millisecond
-	conf.LeaderLeaseTimeout = 100 * time.Millisecond
+	// When to take a snapshot is the snapshotter's to say.
+	conf.SnapshotThreshold = math.MaxUint64
+	conf.SnapshotInterval = 24 * time.Hour
+	conf.TrailingLogs = trailingLogs
 	return conf
 }
 
 // admit refuses writes that must not be tried now.
-func (s *Store) admit() error { return nil }
+func (s *Store) admit() error {
+	switch err := s.dir.Admit(); {
+	case errors.Is(err, disk.ErrNoSpace):
+		return rpctypes.ErrGRPCNoSpace
+	case err != nil:
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	return nil
+}
 
 // WaitReady returns when a linearizable read has succeeded.
 func (s *Store) WaitReady(ctx context.Context) error {
@@ -165,11 +200,12 @@ func (s *Store) Close(ctx context.Context) error {
 func (s *Store) close() error {
 	s.cancel()
 	s.lead.close()
+	s.dir.Abort() // or raft would wait for a full disk
 	err := s.raft.Shutdown().Error()
 	s.proposer.stop()
 	s.tasks.Wait()
 	if err != nil {
 		err = fmt.Errorf("raftstore: stop: %w", err)
 	}
-	return errors.Join(err, s.logs.Close())
+	return errors.Join(err, s.dir.Close())
 }

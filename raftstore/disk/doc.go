@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package disk is what a store keeps in its directory: an identity, the Raft
+// log with Raft's own few variables (one bbolt file), and snapshots.
+//
+// It owns the checks that make damage known before anything is served: every
+// file is examined before it is used, everything read has a checksum of ours
+// verified, and a file that is not what was written is named in a DamageError
+// and left alone. It also owns what happens when the disk is full or fails:
+// writes wait, nothing is lost, nothing exits.
+//
+// It never repairs and never deletes anything but its own temporary files and
+// the space it holds in reserve.
+package disk

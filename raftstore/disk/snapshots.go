@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"bufio"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/raft"
+)
+
+// Snapshots keeps raft's snapshots, each in one file:
+//
+//	magic, header length, header CRC-32C, header (JSON), state,
+//	state length (8 bytes), state CRC-32C
+//
+// Lengths and checksums are little endian, four bytes unless said otherwise. A
+// snapshot appears under its name only when it is complete and on disk; then
+// older ones are removed.
+type Snapshots struct {
+	dir string
+}
+
+var _ raft.SnapshotStore = (*Snapshots)(nil)
+
+const (
+	snapshotMagic   = "coracle snapshot 1\n"
+	snapshotSuffix  = ".snapshot"
+	snapshotTrailer = 12
+	maxHeader       = 1 << 20
+)
+
+// snapshotHeader is what raft wants to know besides the state.
+type snapshotHeader struct {
+	Version            raft.SnapshotVersion
+	Index, Term        uint64
+	Configuration      raft.Configuration
+	ConfigurationIndex uint64
+}
+
+func openSnapshots(dir string) (*Snapshots, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, unusable(dir, err)
+	}
+	s := &Snapshots{dir: dir}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list snapshots: %w", err)
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), ".tmp") { // never completed
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+				return nil, fmt.Errorf("remove an unfinished snapshot: %w", err)
+			}
+		}
+	}
+	return s, nil
+}
+
+// ids lists snapshots, newest first: names sort as their indexes do.
+func (s *Snapshots) ids() ([]string, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("list snapshots: %w", err)
+	}
+	var ids []string
+	for _, e := range entries {
+		if id, ok := strings.CutSuffix(e.Name(), snapshotSuffix); ok {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	slices.Reverse(ids)
+	return ids, nil
+}
+
+func snapshotID(index, term uint64) string { return fmt.Sprintf("%020d-%020d", index, term) }
+
+func (s *Snapshots) path(id string) string { return filepath.Join(s.dir, id+snapshotSuffix) }
+
+// verify reads every snapshot in full and returns the newest one's index, 0 if
+// there is none.
+func (s *Snapshots) verify() (uint64, error) {
+	ids, err := s.ids()
+	if err != nil {
+		return 0, err
+	}
+	var newest uint64
+	for _, id := range ids {
+		meta, f, err := s.open(id)
+		if err != nil {
+			return 0, err
+		}
+		_, err = io.Copy(io.Discard, f)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return 0, err
+		}
+		newest = max(newest, meta.Index)
+	}
+	return newest, nil
+}
+
+// List returns the newest snapshot's description, if there is one.
+func (s *Snapshots) List() ([]*raft.SnapshotMeta, error) {
+	ids, err := s.ids()
+	if err != nil || len(ids) == 0 {
+		return nil, err
+	}
+	meta, f, err := s.open(ids[0])
+	if err != nil {
+		return nil, err
+	}
+	return []*raft.SnapshotMeta{meta}, f.Close()
+}
+
+// Open returns a snapshot's description and its state. The state's reader
+// gives a DamageError instead of its end if the state is not what was written.
+func (s *Snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	meta, f, err := s.open(id)
+	if err != nil {
+		return nil, nil, err // not a typed nil
+	}
+	return meta, f, nil
+}
+
+func (s *Snapshots) open(id string) (*raft.SnapshotMeta, *snapshotReader, error) {
+	path := s.path(id)
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open a snapshot: %w", err)
+	}
+	meta, r, err := readSnapshotHeader(path, f)
+	if err == nil && id != snapshotID(meta.Index, meta.Term) {
+		err = damaged(path, "it is a snapshot of another moment than its name says")
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	meta.ID = id
+	return meta, r, nil
+}
+
+func readSnapshotHeader(path string, f *os.File) (*raft.SnapshotMeta, *snapshotReader, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, nil, fmt.Errorf("stat %s: %w", path, err)
+	}
+	start := make([]byte, len(snapshotMagic)+8)
+	if _, err := io.ReadFull(f, start); err != nil {
+		return nil, nil, damaged(path, "it is only %d bytes long", info.Size())
+	}
+	size := binary.LittleEndian.Uint32(start[len(snapshotMagic):])
+	if string(start[:len(snapshotMagic)]) != snapshotMagic || size > maxHeader {
+		return nil, nil, damaged(path, "it does not start as a snapshot does")
+	}
+	header := make([]byte, size)
+	if _, err := io.ReadFull(f, header); err != nil {
+		return nil, nil, damaged(path, "it is only %d bytes long", info.Size())
+	}
+	var h snapshotHeader
+	if crc32.Checksum(header, castagnoli) != binary.LittleEndian.Uint32(start[len(snapshotMagic)+4:]) ||
+		json.Unmarshal(header, &h) != nil {
+		return nil, nil, damaged(path, "its header has a wrong checksum")
+	}
+	state := info.Size() - int64(len(start)) - int64(size) - snapshotTrailer
+	if state < 0 {
+		return nil, nil, damaged(path, "it is only %d bytes long", info.Size())
+	}
+	meta := &raft.SnapshotMeta{
+		Version: h.Version, Index: h.Index, Term: h.Term,
+		Configuration: h.Configuration, ConfigurationIndex: h.ConfigurationIndex, Size: state,
+	}
+	r := bufio.NewReaderSize(f, 256<<10)
+	return meta, &snapshotReader{path: path, f: f, r: r, left: state, size: state, sum: crc32.New(castagnoli)}, nil
+}
+
+// snapshotReader reads the state and checks the trailer at its end.
+type snapshotReader struct {
+	path string
+	f    *os.File
+	r    *bufio.Reader
+	left int64
+	size int64
+	sum  hash.Hash32
+}
+
+func (r *snapshotReader) Read(p []byte) (int, error) {
+	if r.left == 0 {
+		return 0, r.end()
+	}
+	n, err := r.r.Read(p[:min(int64(len(p)), r.left)])
+	r.left -= int64(n)
+	r.sum.Write(p[:n])
+	if errors.Is(err, io.EOF) {
+		err = damaged(r.path, "it ends too early")
+	}
+	return n, err
+}
+
+// end is io.EOF if the state was what was written.
+func (r *snapshotReader) end() error {
+	var t [snapshotTrailer]byte
+	if _, err := io.ReadFull(r.r, t[:]); err != nil {
+		return damaged(r.path, "it ends too early")
+	}
+	r.r.Reset(strings.NewReader(string(t[:]))) // for another Read at the end
+	if binary.LittleEndian.Uint64(t[:]) != uint64(r.size) {
+		return damaged(r.path, "its length is not what was written: it was truncated or overwritten")
+	}
+	if binary.LittleEndian.Uint32(t[8:]) != r.sum.Sum32() {
+		return damaged(r.path, "its content has a wrong checksum")
+	}
+	return io.EOF
+}
+
+func (r *snapshotReader) Close() error { return r.f.Close() }
+
+// Create starts a snapshot.
+func (s *Snapshots) Create(version raft.SnapshotVersion, index, term uint64,
+	configuration raft.Configuration, configurationIndex uint64, _ raft.Transport,
+) (raft.SnapshotSink, error) {
+	header, err := json.Marshal(snapshotHeader{version, index, term, configuration, configurationIndex})
+	if err != nil {
+		return nil, fmt.Errorf("describe a snapshot: %w", err)
+	}
+	id := snapshotID(index, term)
+	f, err := os.OpenFile(s.path(id)+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("create a snapshot: %w", err)
+	}
+	w := &snapshotWriter{store: s, id: id, f: f, w: bufio.NewWriterSize(f, 256<<10), sum: crc32.New(castagnoli)}
+	start := binary.LittleEndian.AppendUint32([]byte(snapshotMagic), uint32(len(header)))
+	start = binary.LittleEndian.AppendUint32(start, crc32.Checksum(header, castagnoli))
+	if _, err := w.w.Write(append(start, header...)); err != nil {
+		return nil, errors.Join(fmt.Errorf("create a snapshot: %w", err), w.Cancel())
+	}
+	return w, nil
+}
+
+type snapshotWriter struct {
+	store *Snapshots
+	id    string
+	f     *os.File
+	w     *bufio.Writer
+	size  uint64
+	sum   hash.Hash32
+	done  bool
+}
+
+func (w *snapshotWriter) ID() string { return w.id }
+
+func (w *snapshotWriter) Write(p []byte) (int, error) {
+	n, err := w.w.Write(p)
+	w.sum.Write(p[:n])
+	w.size += uint64(n)
+	return n, err
+}
+
+// Close completes the snapshot. Raft may call it twice.
+func (w *snapshotWriter) Close() error {
+	if w.done {
+		return nil
+	}
+	trailer := binary.LittleEndian.AppendUint64(nil, w.size)
+	trailer = binary.LittleEndian.AppendUint32(trailer, w.sum.Sum32())
+	_, err := w.w.Write(trailer)
+	if err = errors.Join(err, w.w.Flush(), w.f.Sync()); err != nil {
+		return errors.Join(fmt.Errorf("complete snapshot %s: %w", w.id, err), w.Cancel())
+	}
+	w.done = true
+	path := w.store.path(w.id)
+	err = errors.Join(w.f.Close(), os.Rename(path+".tmp", path), syncDir(w.store.dir))
+	if err != nil {
+		return fmt.Errorf("complete snapshot %s: %w", w.id, err)
+	}
+	return w.store.removeOlder(w.id)
+}
+
+// Cancel drops the snapshot. Raft may call it after Close.
+func (w *snapshotWriter) Cancel() error {
+	if w.done {
+		return nil
+	}
+	w.done = true
+	return errors.Join(w.f.Close(), os.Remove(w.store.path(w.id)+".tmp"))
+}
+
+func (s *Snapshots) removeOlder(than string) error {
+	ids, err := s.ids()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if id < than {
+			if err := os.Remove(s.path(id)); err != nil {
+				return fmt.Errorf("remove an older snapshot: %w", err)
+			}
+		}
+	}
+	return nil
+}

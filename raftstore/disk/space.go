@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/utils/clock"
+)
+
+const (
+	reserveFile = "RESERVE"
+	// defaultReserve, in bytes, is more than what can be under way when the
+	// disk fills up: two log entries and raft's own variables, with bbolt's
+	// page copies. New writes are refused when half of that is still free.
+	defaultReserve = 16 << 20
+	// checkEvery is how often a stream of writes looks at the free space.
+	checkEvery = 100 * time.Millisecond
+	// retryEvery is how often a write that failed is tried again.
+	retryEvery = 200 * time.Millisecond
+)
+
+// ErrNoSpace says that new writes are refused because the disk is full.
+var ErrNoSpace = errors.New("the store's disk is full")
+
+// ErrFailing says that new writes are refused because the disk returns errors.
+var ErrFailing = errors.New("the store's disk is failing")
+
+// space makes a write outlast a full or failing disk. Raft cannot bear that a
+// write fails: it panics if a term cannot be saved, and gives up leading if an
+// entry cannot. So a failed write is tried again until it succeeds, first with
+// the space that a reserve file held for it; meanwhile and until there is room
+// for a new reserve, new writes are refused before they reach raft.
+type space struct {
+	dir   string
+	log   *slog.Logger
+	clock clock.Clock
+	size  int64 // of the reserve, in bytes
+
+	mu       sync.Mutex
+	reserved bool
+	cause    error // why new writes are refused, or nil
+	checked  time.Time
+}
+
+func newSpace(dir string, size int64, log *slog.Logger, c clock.Clock) *space {
+	if size == 0 {
+		size = defaultReserve
+	}
+	s := &space{dir: dir, size: size, log: log, clock: c}
+	s.reserve()
+	if !s.reserved {
+		s.refuse(ErrNoSpace)
+	}
+	return s
+}
+
+func freeBytes(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, fmt.Errorf("free space of %s: %w", dir, err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}
+
+// admit says whether a new write may be tried.
+func (s *space) admit() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.clock.Now()
+	if now.Sub(s.checked) < checkEvery && !now.Before(s.checked) {
+		return s.cause
+	}
+	s.checked = now
+	if errors.Is(s.cause, ErrFailing) {
+		return s.cause // only a write that succeeds says that it is over
+	}
+	free, err := freeBytes(s.dir)
+	if err != nil {
+		return s.cause // the write itself will tell
+	}
+	need := s.size / 2
+	if !s.reserved {
+		need += s.size
+	}
+	if free < need {
+		s.refuse(ErrNoSpace)
+		return s.cause
+	}
+	if !s.reserved {
+		s.reserve()
+	}
+	if s.reserved && s.cause != nil {
+		s.log.Info("there is room on the store's disk again: accepting writes", "free", free)
+		s.cause = nil
+	}
+	return s.cause
+}
+
+func (s *space) refuse(cause error) {
+	if s.cause == nil {
+		s.log.Error("refusing writes to the store; reads go on", "cause", cause, "dir", s.dir)
+	}
+	s.cause = cause
+}
+
+// reserve takes the reserve's space, if there is any.
+func (s *space) reserve() {
+	path := filepath.Join(s.dir, reserveFile)
+	if info, err := os.Stat(path); err == nil && info.Size() == s.size {
+		s.reserved = true
+		return
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return
+	}
+	err = unix.Fallocate(int(f.Fd()), 0, 0, s.size)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = fillWithZeros(f, s.size)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		os.Remove(path)
+		return
+	}
+	s.reserved = true
+}
+
+func fillWithZeros(f *os.File, size int64) error {
+	_, err := io.CopyN(f, zeros{}, size)
+	return err
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+// failed notes that a write failed, and frees the reserve for it.
+func (s *space) failed(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+	if !full {
+		s.log.Error("a write to the store's disk failed; trying again", "dir", s.dir, "err", err)
+		s.refuse(ErrFailing)
+		return
+	}
+	s.refuse(ErrNoSpace)
+	if s.reserved {
+		s.reserved = false
+		os.Remove(filepath.Join(s.dir, reserveFile))
+	}
+}
+
+func (s *space) succeeded() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if errors.Is(s.cause, ErrFailing) {
+		s.log.Info("the store's disk accepts writes again")
+		s.cause = nil
+	}
+}
+
+// persist runs a write until it succeeds or ctx ends. The write must be one
+// that can be repeated as a whole.
+func (s *space) persist(ctx context.Context, write func() error) error {
+	err := write()
+	if err == nil {
+		return nil
+	}
+	for {
+		s.failed(err)
+		if err = write(); err == nil {
+			s.succeeded()
+			return nil
+		}
+		timer := s.clock.NewTimer(retryEvery)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		case <-timer.C():
+		}
+	}
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+const (
+	// minLogBytes is how much log is worth a snapshot at least. Replaying it
+	// takes a fraction of a second.
+	minLogBytes = 32 << 20
+	// logPerState is how many times the state's size the log may grow, so that
+	// snapshots add at most half again to what is written anyway.
+	logPerState = 2
+	// trailingLogs is how many entries a snapshot leaves in the log. With one
+	// voter nobody needs them.
+	trailingLogs = 128
+	// snapshotRetry is how long to wait after a snapshot failed.
+	snapshotRetry = time.Minute
+)
+
+// snapshotter bounds the log. It counts bytes, not entries as raft would, for
+// an entry holds anything from one small write to hundreds. It sleeps unless
+// the log grows.
+type snapshotter struct {
+	s    *Store
+	wake chan struct{} // capacity 1: look again
+	// appended counts bytes since the start. At due it is time to look.
+	appended, due atomic.Int64
+}
+
+func newSnapshotter(s *Store) *snapshotter {
+	sn := &snapshotter{s: s, wake: make(chan struct{}, 1)}
+	sn.due.Store(minLogBytes)
+	return sn
+}
+
+// grown is called after each append.
+func (sn *snapshotter) grown(total int64) {
+	sn.appended.Store(total)
+	if total < sn.due.Load() {
+		return
+	}
+	select {
+	case sn.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run takes snapshots when they are due, until ctx is done.
+func (sn *snapshotter) run(ctx context.Context) {
+	var last int64 // what was appended when the last one was taken
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-sn.wake:
+		}
+		now, state := sn.appended.Load(), sn.s.fsm.view().Stats().TotalBytes
+		wait := max(minLogBytes, logPerState*state)
+		if now >= last+wait {
+			if err := sn.take(ctx); err != nil {
+				return
+			}
+			last = now
+		}
+		sn.due.Store(last + wait)
+	}
+}
+
+// take takes a snapshot, however often it has to try. It returns ctx's error.
+func (sn *snapshotter) take(ctx context.Context) error {
+	for {
+		err := sn.s.raft.Snapshot().Error()
+		if err == nil || errors.Is(err, raft.ErrNothingNewToSnapshot) {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		sn.s.log.Warn("could not take a snapshot of the store; the log grows meanwhile", "retry", snapshotRetry, "err", err)
+		timer := sn.s.opts.Clock.NewTimer(snapshotRetry)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		case <-timer.C():
+		}
+	}
+}
