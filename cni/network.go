@@ -20,7 +20,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
-	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 
 // network is what a pod's attachment needs to know about its node. It is never changed, only replaced.
@@ -38,9 +37,6 @@ type networkState struct {
 
 // configureRetry is the wait after a failed attempt to set the node's network up.
 const configureRetry = 2 * time.Second
-
-// guardPeriod is how often to look whether the nftables table is still there.
-const guardPeriod = 30 * time.Second
 
 // configureLoop sets the node's network up for the pod CIDRs last known and again for each that PodCIDRs delivers.
 func (s *Server) configureLoop(ctx context.Context) {
@@ -67,7 +63,7 @@ func (s *Server) configureLoop(ctx context.Context) {
 			return
 		case <-retry:
 		case <-guard.C:
-			s.restoreRules(ctx)
+			s.heal(ctx)
 			s.warnOfForwardDrops()
 		case next, ok := <-s.o.PodCIDRs:
 			if !ok {
@@ -80,43 +76,6 @@ func (s *Server) configureLoop(ctx context.Context) {
 			cidrs = next
 		}
 	}
-}
-
-// restoreRules writes the table again when somebody removed it, as a restart of a host firewall does.
-func (s *Server) restoreRules(ctx context.Context) {
-	nw := s.network.Load()
-	if nw == nil {
-		return
-	}
-	if ok, err := nfttable.Exists(nfttable.Table{Family: nfttable.INet, Name: tableName}); err != nil || ok {
-		return // an error here says nothing about the table
-	}
-	s.log.Info("The nftables table of the pod network was removed by another program; writing it again")
-	if err := s.applyRules(ctx, nw.podCIDRs); err != nil {
-		s.log.Error(err, "Host ports and traffic from pods to the outside do not work; trying again", "after", s.guard)
-	}
-}
-
-// warnOfForwardDrops says once that somebody else's firewall stands in the pods' way: an accept in our own table cannot
-// overrule it, and other programs' tables are not ours to change.
-func (s *Server) warnOfForwardDrops() {
-	drops, err := nfttable.ForwardDrops()
-	if err != nil {
-		return // it is advice only
-	}
-	now := strings.Join(drops, ", ")
-	if now == s.forwardDrops {
-		return
-	}
-	s.forwardDrops = now
-	if now == "" {
-		s.log.Info("No other program's firewall drops forwarded packets any more")
-		return
-	}
-	s.log.Info("Another program's firewall drops forwarded packets: pods reach other pods, Services and the outside only where its "+
-		"rules allow it. Allow the pods there, with Docker for example: "+
-		"iptables -I DOCKER-USER -s CIDR -j ACCEPT; iptables -I DOCKER-USER -d CIDR -j ACCEPT",
-		"chains", now, "CIDR", s.o.ClusterCIDRs)
 }
 
 // configure makes the host ready for pods of cidrs and opens for business. It is idempotent.
@@ -148,11 +107,7 @@ func (s *Server) configure(ctx context.Context, cidrs []netip.Prefix) error {
 	if err := s.collect(nil); err != nil {
 		return err
 	}
-	for _, r := range s.records.list() {
-		if err := ensureHostSide(r, cidrs); err != nil {
-			s.log.Error(err, "A running pod may be unreachable", "pod", r.Pod, "container", r.ContainerID)
-		}
-	}
+	s.ensureHostSides(cidrs)
 	if err := s.applyRules(ctx, cidrs); err != nil {
 		return err
 	}

@@ -103,6 +103,8 @@ func desired(podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort) ruleset {
 	rs.rule(chainGuard, "iifname", quoted(devicePrefix+"*"), "ip saddr != 0.0.0.0 fib saddr . iif oif 0 drop")
 	rs.rule(chainGuard, "iifname", quoted(devicePrefix+"*"), "ip6 saddr != { ::, fe80::/10 } fib saddr . iif oif 0 drop")
 	rs.rule(chainPrerouting, "fib daddr type local jump", chainHostPorts)
+	// Nothing could answer ::1 from another namespace; refused at once, clients turn to 127.0.0.1.
+	rs.rule(chainOutput, "ip6 daddr ::1 return")
 	rs.rule(chainOutput, "fib daddr type local jump", chainHostPorts)
 	// A host process that asks 127.0.0.1 must come from an address that the pod can answer to.
 	rs.rule(chainPostrouting, "oifname", quoted(devicePrefix+"*"), "ip saddr 127.0.0.0/8 masquerade")

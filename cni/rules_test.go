@@ -43,6 +43,7 @@ add rule inet coracle host-ports dnat ip to ip daddr . meta l4proto . th dport m
 add rule inet coracle host-ports meta nfproto ipv4 dnat ip to meta l4proto . th dport map @ports4
 add rule inet coracle host-ports dnat ip6 to ip6 daddr . meta l4proto . th dport map @address-ports6
 add rule inet coracle host-ports meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @ports6
+add rule inet coracle nat-output ip6 daddr ::1 return
 add rule inet coracle nat-output fib daddr type local jump host-ports
 add rule inet coracle nat-postrouting oifname "vethcor*" ip saddr 127.0.0.0/8 masquerade
 add rule inet coracle nat-postrouting ip saddr . ip daddr @hairpin4 masquerade

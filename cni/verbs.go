@@ -63,6 +63,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, conf pluginConf) (_ 
 		if err := s.applyRules(ctx, nw.podCIDRs); err != nil {
 			return nil, err
 		}
+		s.dropStaleFlows(r, false)
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("the runtime gave the call up: %w", err)
@@ -113,11 +114,19 @@ func (s *Server) forget(ctx context.Context, r *record) error {
 				return errors.Join(err, s.records.put(r))
 			}
 		}
+		s.dropStaleFlows(r, true)
 	}
 	if err := detach(r); err != nil {
 		return errors.Join(err, s.records.put(r))
 	}
 	return s.ipam.release(r.key())
+}
+
+// dropStaleFlows is worth a line in the log when it fails, but no pod's start or end.
+func (s *Server) dropStaleFlows(r *record, gone bool) {
+	if err := dropStaleFlows(r, gone); err != nil {
+		s.log.Error(err, "UDP senders from before may not reach the host port until they pause", "pod", r.Pod)
+	}
 }
 
 // check serves CHECK: the attachment is as ADD made it.

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"k8s.io/klog/v2/ktesting"
+
+	"github.com/coracle-k8s/coracle/cni/plugin"
+	"github.com/coracle-k8s/coracle/internal/nstest"
+)
+
+// TestMain is also the plugin's program: the runtime executes this binary under the plugin's name.
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == PluginName {
+		os.Exit(plugin.Run(context.Background(), plugin.Options{Getenv: os.Getenv, Stdin: os.Stdin, Stdout: os.Stdout}))
+	}
+	os.Exit(nstest.Main(m))
+}
+
+const (
+	nodeAddr    = "192.0.2.1"
+	outsideAddr = "192.0.2.2"
+	nodeAddr6   = "2001:db8::1"
+	outAddr6    = "2001:db8::2"
+)
+
+// node is a node under test: the process's own namespace, a server, a runtime that executes the real plugin.
+type node struct {
+	t       *testing.T
+	o       Options
+	cidrs   chan []netip.Prefix
+	outside *nstest.NS
+	runtime *libcni.CNIConfig
+	cancel  context.CancelFunc
+	done    chan error
+	server  *Server
+}
+
+func newNode(t *testing.T, clusterCIDRs ...string) *node {
+	t.Helper()
+	nstest.Require(t)
+	dir := t.TempDir()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(exe, filepath.Join(dir, PluginName)); err != nil {
+		t.Fatal(err)
+	}
+	n := &node{
+		t:       t,
+		outside: nstest.New(t),
+		runtime: libcni.NewCNIConfigWithCacheDir([]string{dir}, filepath.Join(dir, "cache"), nil),
+		o: Options{
+			Socket: filepath.Join(dir, "run", "cni.sock"), StateDir: filepath.Join(dir, "state"), ConfDir: filepath.Join(dir, "net.d"),
+			ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+		},
+	}
+	for _, c := range clusterCIDRs {
+		n.o.ClusterCIDRs = append(n.o.ClusterCIDRs, netip.MustParsePrefix(c))
+	}
+	if err := os.Mkdir(n.o.StateDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	n.outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24", nodeAddr6 + "/64"}, []string{outsideAddr + "/24", outAddr6 + "/64"})
+	if err := nstest.AddRoute("0.0.0.0/0", outsideAddr); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		n.stop()
+		if err := Cleanup(context.Background(), CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
+			t.Error(err)
+		}
+	})
+	n.start()
+	return n
+}
+
+func (n *node) start() {
+	n.t.Helper()
+	n.cidrs = make(chan []netip.Prefix, 1)
+	n.o.PodCIDRs = n.cidrs
+	n.o.Logger = ktesting.NewLogger(n.t, ktesting.NewConfig(ktesting.BufferLogs(true)))
+	s, err := NewServer(n.o)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	s.guard = 100 * time.Millisecond
+	ctx, cancel := context.WithCancel(context.Background())
+	n.cancel, n.done, n.server = cancel, make(chan error, 1), s
+	go func() { n.done <- s.Run(ctx) }()
+	eventually(n.t, func() error {
+		conn, err := net.Dial("unix", n.o.Socket)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+}
+
+func (n *node) stop() {
+	if n.cancel == nil {
+		return
+	}
+	n.cancel()
+	if err := <-n.done; err != nil {
+		n.t.Error("server:", err)
+	}
+	n.cancel = nil
+}
+
+func (n *node) ready(cidrs ...string) *node {
+	n.t.Helper()
+	var ps []netip.Prefix
+	for _, c := range cidrs {
+		ps = append(ps, netip.MustParsePrefix(c))
+	}
+	n.cidrs <- ps
+	n.waitReady()
+	return n
+}
+
+func (n *node) waitReady() {
+	n.t.Helper()
+	eventually(n.t, func() error {
+		_, err := os.Stat(filepath.Join(n.o.ConfDir, conflistName))
+		return err
+	})
+}
+
+// pod is a network namespace with a sandbox's name.
+type pod struct {
+	*nstest.NS
+	id  string
+	ips []string
+	rt  *libcni.RuntimeConf
+}
+
+func (n *node) pod(id string, ports ...PortMapping) *pod {
+	n.t.Helper()
+	p := n.sandbox(id, ports...)
+	if err := n.add(p); err != nil {
+		n.t.Fatalf("ADD %s: %v", id, err)
+	}
+	return p
+}
+
+func (n *node) sandbox(id string, ports ...PortMapping) *pod {
+	ns := nstest.New(n.t)
+	return &pod{NS: ns, id: id, rt: &libcni.RuntimeConf{
+		ContainerID: id, NetNS: ns.Path, IfName: "eth0",
+		Args:           [][2]string{{"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", id}},
+		CapabilityArgs: map[string]any{"portMappings": ports},
+	}}
+}
+
+func (n *node) conflist() *libcni.NetworkConfigList {
+	n.t.Helper()
+	list, err := libcni.ConfListFromFile(filepath.Join(n.o.ConfDir, conflistName))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return list
+}
+
+func (n *node) add(p *pod) error {
+	n.t.Helper()
+	res, err := n.runtime.AddNetworkList(context.Background(), n.conflist(), p.rt)
+	if err != nil {
+		return err
+	}
+	r, err := types100.NewResultFromResult(res)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	p.ips = nil
+	for _, ip := range r.IPs {
+		p.ips = append(p.ips, ip.Address.IP.String())
+	}
+	return nil
+}
+
+func (n *node) del(p *pod) {
+	n.t.Helper()
+	if err := n.runtime.DelNetworkList(context.Background(), n.conflist(), p.rt); err != nil {
+		n.t.Fatalf("DEL %s: %v", p.id, err)
+	}
+}
+
+// doer runs something inside a namespace.
+type doer interface{ Do(func() error) error }
+
+type here struct{}
+
+func (here) Do(f func() error) error { return f() }
+
+// serve answers each TCP connection in ns with "name peer-address".
+func serve(t *testing.T, ns doer, name, network, addr string) {
+	t.Helper()
+	var l net.Listener
+	if err := ns.Do(func() (err error) { l, err = net.Listen(network, addr); return err }); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+			fmt.Fprintf(c, "%s %s\n", name, host)
+			c.Close()
+		}
+	}()
+}
+
+// ask connects from ns and returns what the listener said.
+func ask(ns doer, addr string) (answer string, err error) {
+	err = ns.Do(func() error {
+		c, err := net.DialTimeout("tcp", addr, 2*time.Second)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+		line, err := bufio.NewReader(c).ReadString('\n')
+		answer = strings.TrimSpace(line)
+		return err
+	})
+	return answer, err
+}
+
+func expect(t *testing.T, ns doer, what, addr, want string) {
+	t.Helper()
+	if got, err := ask(ns, addr); err != nil || got != want {
+		t.Errorf("%s (%s): got %q, %v; want %q", what, addr, got, err, want)
+	}
+}
+
+func refuse(t *testing.T, ns doer, what, addr string) {
+	t.Helper()
+	if got, err := ask(ns, addr); err == nil {
+		t.Errorf("%s (%s): got %q, want no connection", what, addr, got)
+	}
+}
+
+func eventually(t *testing.T, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("never came true:", err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func nft(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("nft", args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("nft %v: %v: %s", args, err, out)
+	}
+	return string(out)
+}
+
+// bridgeNetfilter switches this namespace's br_netfilter, which decides whether bridged frames pass the IP hooks.
+func bridgeNetfilter(t *testing.T, on bool) {
+	t.Helper()
+	v := map[bool]string{false: "0", true: "1"}[on]
+	for _, name := range []string{"iptables", "ip6tables"} {
+		err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+name, []byte(v), 0)
+		if err != nil && on {
+			t.Skip("this kernel has no br_netfilter to switch on:", err)
+		}
+	}
+}
+
+func wantCode(t *testing.T, err error, code uint, words string) {
+	t.Helper()
+	var e *types.Error
+	if !errors.As(err, &e) || e.Code != code || !strings.Contains(e.Error(), words) {
+		t.Errorf("got %v, want code %d with words %q", err, code, words)
+	}
+}

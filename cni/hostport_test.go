@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"fmt"
+	"net"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestHostPorts(t *testing.T) {
+	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
+	a := n.pod("aaa")
+	b := n.pod("bbb",
+		PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"},
+		PortMapping{HostPort: 8081, ContainerPort: 80, Protocol: "TCP", HostIP: nodeAddr},
+		PortMapping{HostPort: 8082, ContainerPort: 80, HostIP: "127.0.0.1"},
+		PortMapping{HostPort: 0, ContainerPort: 80, Protocol: "tcp"},
+		PortMapping{HostPort: 8080, ContainerPort: 53, Protocol: "udp"},
+	)
+	serve(t, b, "b", "tcp", ":80")
+	expect(t, n.outside, "outside", nodeAddr+":8080", "b "+outsideAddr)
+	expect(t, n.outside, "outside, hostIP", nodeAddr+":8081", "b "+outsideAddr)
+	expect(t, a, "other pod", nodeAddr+":8080", "b "+a.ips[0])
+	expect(t, a, "other pod by the gateway", "10.42.7.1:8080", "b "+a.ips[0])
+	expect(t, b, "hairpin", nodeAddr+":8080", "b "+nodeAddr)
+	expect(t, here{}, "node", nodeAddr+":8080", "b "+nodeAddr)
+	expect(t, here{}, "node by loopback", "127.0.0.1:8080", "b "+nodeAddr)
+	expect(t, here{}, "node by loopback, hostIP", "127.0.0.1:8082", "b "+nodeAddr)
+	refuse(t, here{}, "port of another hostIP", nodeAddr+":8082")
+	refuse(t, n.outside, "port of another hostIP", nodeAddr+":8082")
+
+	n.stop()
+	expect(t, n.outside, "outside while the agent is down", nodeAddr+":8080", "b "+outsideAddr)
+	nft(t, "delete table inet coracle") // somebody flushed the ruleset, or the host restarted its firewall
+	refuse(t, n.outside, "outside without table", nodeAddr+":8080")
+	n.start()
+	n.waitReady()
+	eventually(t, func() error { _, err := ask(n.outside, nodeAddr+":8080"); return err })
+
+	nft(t, "flush ruleset")
+	eventually(t, func() error { _, err := ask(n.outside, nodeAddr+":8080"); return err })
+
+	n.del(b)
+	if out := nft(t, "list table inet coracle"); strings.Contains(out, b.ips[0]) {
+		t.Errorf("the table still names the deleted pod:\n%s", out)
+	}
+	refuse(t, n.outside, "deleted", nodeAddr+":8080")
+}
+
+// A sender that never pauses must reach the pod that has the port now, not the one that had it.
+func TestUDPHostPortFollowsThePod(t *testing.T) {
+	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
+	var client net.Conn
+	if err := n.outside.Do(func() (err error) {
+		client, err = net.Dial("udp", nodeAddr+":5353")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	echo := func(want string) {
+		t.Helper()
+		eventually(t, func() error {
+			if _, err := client.Write([]byte("?")); err != nil && want == "" {
+				return nil // refused: no pod has the port
+			}
+			_ = client.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+			buf := make([]byte, 16)
+			k, err := client.Read(buf)
+			if got := string(buf[:k]); got != want {
+				return fmt.Errorf("got %q, %v; want %q", got, err, want)
+			}
+			return nil
+		})
+	}
+	echo("")
+	for _, name := range []string{"one", "two"} {
+		p := n.pod(name, PortMapping{HostPort: 5353, ContainerPort: 53, Protocol: "udp"})
+		var pc net.PacketConn
+		if err := p.Do(func() (err error) { pc, err = net.ListenPacket("udp", ":53"); return err }); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			for buf := make([]byte, 16); ; {
+				_, from, err := pc.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				_, _ = pc.WriteTo([]byte(name), from)
+			}
+		}()
+		echo(name)
+		n.del(p)
+		pc.Close()
+		echo("")
+	}
+}
+
+// A host port that is reachable through 127.0.0.1 needs route_localnet on the pod's device, which by itself would let
+// the pod reach whatever listens on the host's loopback (CVE-2020-8558).
+func TestLoopbackStaysClosedToPods(t *testing.T) {
+	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
+	p := n.pod("aaa", PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"})
+	serve(t, here{}, "node", "tcp", "127.0.0.1:9999")
+	if err := p.Do(func() error {
+		for _, cmd := range []string{
+			"ip addr del 127.0.0.1/8 dev lo",
+			"ip route add 127.0.0.1/32 via 10.42.7.1 dev eth0 src " + p.ips[0],
+		} {
+			if out, err := exec.Command("sh", "-c", cmd).CombinedOutput(); err != nil {
+				return fmt.Errorf("%s: %w: %s", cmd, err, out)
+			}
+		}
+		return sysctl("net/ipv4/conf/eth0/route_localnet", "1")
+	}); err != nil {
+		t.Fatal(err)
+	}
+	refuse(t, p, "pod to the host's loopback", "127.0.0.1:9999")
+	// Without the guard it would have worked, so the refusal above is the guard's.
+	nft(t, "flush chain inet coracle guard")
+	expect(t, p, "pod to the host's loopback, unguarded", "127.0.0.1:9999", "node "+p.ips[0])
+}
