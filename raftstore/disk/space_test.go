@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"golang.org/x/sys/unix"
+)
+
+// smallDisk mounts a file system of its own.
+func smallDisk(t *testing.T, options string) string {
+	t.Helper()
+	path := t.TempDir()
+	if err := unix.Mount("tmpfs", path, "tmpfs", 0, options); err != nil {
+		t.Skipf("needs the right to mount: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(path, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return path
+}
+
+// fillUp takes all the space that is left and returns how to give it back.
+func fillUp(t *testing.T, path string) (free func()) {
+	t.Helper()
+	name := filepath.Join(path, "filler")
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for size := int64(1 << 20); size >= 4096; {
+		info, err := f.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Fallocate(int(f.Fd()), 0, info.Size(), size); err != nil {
+			size /= 2
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := os.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestFullDisk(t *testing.T) {
+	path := smallDisk(t, "size=16m")
+	o := options(filepath.Join(path, "store"))
+	o.Reserve = 2 << 20
+	d, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.Admit(); err != nil {
+		t.Fatal(err)
+	}
+	free := fillUp(t, path)
+	big := func(i uint64) *raft.Log { return &raft.Log{Index: i, Term: 1, Data: bytes.Repeat([]byte("x"), 300<<10)} }
+
+	// What is under way still gets to the disk, thanks to the reserve.
+	if err := d.Log.StoreLog(big(1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Log.SetUint64([]byte("CurrentTerm"), 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Admit(); !errors.Is(err, ErrNoSpace) {
+		t.Fatalf("admitted with %v", err)
+	}
+	// Without any space at all a write waits, and reads go on.
+	last := uint64(1)
+	done := make(chan error, 1)
+	for blocked := false; !blocked; {
+		go func() { done <- d.Log.StoreLog(big(last + 1)) }()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			last++
+		case <-time.After(2 * time.Second):
+			blocked = true
+		}
+	}
+	var l raft.Log
+	if err := d.Log.GetLog(1, &l); err != nil || !bytes.Equal(l.Data, big(1).Data) {
+		t.Fatalf("read on a full disk: %v", err)
+	}
+	free()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for d.Admit() != nil && time.Now().Before(deadline) {
+		time.Sleep(checkEvery)
+	}
+	if err := d.Admit(); err != nil {
+		t.Fatalf("not admitted when there is room again: %v", err)
+	}
+	if info, err := os.Stat(filepath.Join(o.Path, reserveFile)); err != nil || info.Size() != o.Reserve {
+		t.Fatalf("no new reserve: %v, %v", info, err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d = mustOpen(t, o.Path)
+	defer d.Close()
+	if got, err := d.Log.LastIndex(); err != nil || got != last+1 {
+		t.Fatalf("last entry %d, want %d, %v", got, last+1, err)
+	}
+}

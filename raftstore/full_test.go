@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"golang.org/x/sys/unix"
+)
+
+// TestDiskFull fills the disk under a running store: writes are refused with
+// etcd's own error, reads go on, and when there is room again writes work
+// without a restart, with everything acknowledged still there.
+func TestDiskFull(t *testing.T) {
+	path := t.TempDir()
+	if err := unix.Mount("tmpfs", path, "tmpfs", 0, "size=64m"); err != nil {
+		t.Skipf("needs the right to mount: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(path, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx, dir := testContext(t), filepath.Join(path, "store")
+	s := openStore(t, Options{Dir: dir})
+	c := s.Client()
+	value := string(bytes.Repeat([]byte("v"), 100<<10))
+	var acknowledged []string
+	for i := 0; ; i++ {
+		key := fmt.Sprintf("/k/%04d", i)
+		if _, err := c.Put(ctx, key, value); err == nil {
+			acknowledged = append(acknowledged, key)
+		} else if errors.Is(err, rpctypes.ErrNoSpace) {
+			break
+		} else {
+			t.Fatal(err)
+		}
+	}
+	filler := filepath.Join(path, "filler")
+	f, err := os.Create(filler)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil { // take what the store would have left
+		_, err = f.Write(make([]byte, 4096))
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("full after %d writes", len(acknowledged))
+
+	got, err := c.KV.Get(ctx, acknowledged[0])
+	if err != nil || len(got.Kvs) != 1 {
+		t.Fatalf("read on a full disk: %v, %v", got, err)
+	}
+	if _, err := c.Put(ctx, "/more", "x"); !errors.Is(err, rpctypes.ErrNoSpace) {
+		t.Fatalf("write on a full disk: %v", err)
+	}
+	if err := unix.Mount("", path, "", unix.MS_REMOUNT, "size=256m"); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		if _, err = c.Put(ctx, "/more", "x"); err == nil || time.Now().After(deadline) {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if err != nil {
+		t.Fatalf("write with room again: %v", err)
+	}
+	if err := s.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	c = openStore(t, Options{Dir: dir}).Client()
+	for _, key := range append(acknowledged, "/more") {
+		if got, err := c.KV.Get(ctx, key); err != nil || len(got.Kvs) != 1 {
+			t.Errorf("%s is gone: %v", key, err)
+		}
+	}
+}
