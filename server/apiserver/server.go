@@ -40,6 +40,10 @@ const identityRenewal = 25 * time.Minute
 // drainTimeout bounds the wait for in-process requests after the server has stopped.
 const drainTimeout = 10 * time.Second
 
+// shutdownTimeout bounds upstream's wait for open connections, which is 60 s by default: those that stay open are
+// watches, and their clients take them up again where they were. Our own kubelet holds some for as long as it lives.
+const shutdownTimeout = time.Second
+
 // New builds the server and opens its port, which answers only once Run is called.
 // The store must be installed and have answered a linearizable read: upstream
 // ends the process when start-up meets a store without a quorum for too long.
@@ -74,6 +78,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 		}
 		return nil, err
 	}
+	s.chain.aggregator.GenericAPIServer.ShutdownTimeout = shutdownTimeout
 	s.runnable = s.chain.aggregator.GenericAPIServer.PrepareRun()
 	s.transport.SetHandler(s.chain.aggregator.GenericAPIServer.Handler)
 	return s, nil
