@@ -31,12 +31,18 @@ func handleKlogLine(h *Handler, b []byte) {
 	switch text[0] {
 	case 'W':
 		level = slog.LevelWarn
-	case 'E', 'F':
+	case 'E':
 		level = slog.LevelError
+	case 'F': // the process is about to end: what was kept back may say why
+		level = slog.LevelError
+		h.writeAll(h.hold.release())
 	}
 	header, message, ok := strings.Cut(text, "] ")
 	if !ok || strings.ContainsAny(header, "\n") {
 		message = text
+	}
+	if strings.HasPrefix(message, "Skipping API ") { // a warning for each API version that is off by default
+		level = slog.LevelInfo
 	}
 	emit(h, level, message)
 }

@@ -25,6 +25,7 @@ type Handler struct {
 	component string
 	attrs     string // already formatted, each with a blank in front
 	group     string // prefix of keys, with its dot
+	hold      *hold  // nil when lines are never kept back
 }
 
 // sink is the destination that handlers share.
@@ -63,6 +64,9 @@ func (h *Handler) Handle(_ context.Context, r slog.Record) error {
 	b.WriteString(attrs)
 	b.WriteString(tail.String())
 	b.WriteByte('\n')
+	if h.hold != nil && h.hold.keep(b.String()) {
+		return nil
+	}
 	h.out.mu.Lock()
 	defer h.out.mu.Unlock()
 	_, err := io.WriteString(h.out.w, b.String())

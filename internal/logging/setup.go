@@ -22,6 +22,7 @@ import (
 type Log struct {
 	*slog.Logger
 	libraries *Handler // what the libraries' messages go to
+	quiet     bool     // the user asked for nothing more than the default
 	file      *os.File
 }
 
@@ -54,7 +55,8 @@ func Setup(c config.Logging, stderr io.Writer) (*Log, error) {
 		theirs = slog.Level(-10) // klog itself drops what no pattern asks for
 	}
 	l.Logger = slog.New(&Handler{out: out, level: ours})
-	l.libraries = &Handler{out: out, level: theirs}
+	l.libraries = &Handler{out: out, level: theirs, hold: &hold{}}
+	l.quiet = theirs == slog.LevelWarn
 	slog.SetDefault(l.Logger)
 	log.SetFlags(0)
 	log.SetOutput(lines(l.libraries, slog.LevelInfo))

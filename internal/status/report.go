@@ -18,6 +18,7 @@ type Report struct {
 	PID        int         `json:"pid,omitempty"`
 	Started    time.Time   `json:"started,omitzero"`
 	Ready      time.Time   `json:"ready,omitzero"` // when it first was
+	Stopping   bool        `json:"stopping,omitempty"`
 	DataDir    string      `json:"dataDir"`
 	API        string      `json:"api,omitempty"` // URL of the API server
 	Memory     *Memory     `json:"memory,omitempty"`
@@ -49,7 +50,7 @@ type Identity struct {
 }
 
 // makeReport describes this process.
-func makeReport(id Identity, ready time.Time, src Source) Report {
+func makeReport(id Identity, src Source) Report {
 	r := Report{
 		Running:    true,
 		Role:       id.Role,
@@ -58,7 +59,6 @@ func makeReport(id Identity, ready time.Time, src Source) Report {
 		Node:       id.Node,
 		PID:        os.Getpid(),
 		Started:    id.Started,
-		Ready:      ready,
 		DataDir:    id.DataDir,
 		API:        id.API,
 		Goroutines: runtime.NumGoroutine(),

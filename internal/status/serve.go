@@ -26,8 +26,9 @@ type Server struct {
 	mux    *http.ServeMux
 	socket string
 
-	mu    sync.Mutex
-	ready time.Time
+	mu       sync.Mutex
+	ready    time.Time
+	stopping bool
 }
 
 // NewServer makes a server that is not listening yet.
@@ -49,12 +50,20 @@ func (s *Server) SetReady(at time.Time) {
 	}
 }
 
+// SetStopping notes that the process is on its way out.
+func (s *Server) SetStopping() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopping = true
+}
+
 // Report describes this process.
 func (s *Server) Report() Report {
+	r := makeReport(s.id, s.src)
 	s.mu.Lock()
-	ready := s.ready
-	s.mu.Unlock()
-	return makeReport(s.id, ready, s.src)
+	defer s.mu.Unlock()
+	r.Ready, r.Stopping = s.ready, s.stopping
+	return r
 }
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) {

@@ -35,8 +35,12 @@ func Get() Info {
 		Go:       runtime.Version(),
 		Platform: runtime.GOOS + "/" + runtime.GOARCH,
 	}
-	if strings.Contains(v.GitVersion, "$") { // git's placeholders, as they are in the module
-		i.Coracle, i.Commit, i.Date = unlinked, "", ""
+	// Git's placeholders, as they are in the module, say that the linker was told nothing.
+	if strings.Contains(v.GitVersion, "$") {
+		i.Coracle = unlinked
+	}
+	if strings.Contains(v.GitCommit, "$") {
+		i.Commit, i.Date = "", ""
 	}
 	if v.GitTreeState == "dirty" {
 		i.Commit += " (with changes)"

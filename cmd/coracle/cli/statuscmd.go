@@ -62,7 +62,7 @@ func (a *App) findStatus(ctx context.Context, t *config.Tool) (*status.Report, e
 	r, err := status.NewClient(t.Paths.AdminSocket).Status(ctx)
 	switch {
 	case err == nil:
-		if r.Role == "server" {
+		if r.Role == "server" && !r.Stopping {
 			askCluster(ctx, t, r, time.Now())
 		}
 		r.Problems = append(r.Problems, diskProblems(t.Paths)...)
@@ -103,7 +103,9 @@ func printStatus(w io.Writer, r *status.Report, now time.Time) error {
 	if r.Running {
 		fmt.Fprintf(&b, "coracle %s (Kubernetes %s), %s, node %s\n", r.Version, r.Kubernetes, r.Role, r.Node)
 		fmt.Fprintf(&b, "runs     since %s (%s), process %d\n", r.Started.Local().Format("2006-01-02 15:04:05"), age(now.Sub(r.Started)), r.PID)
-		if r.Ready.IsZero() {
+		if r.Stopping {
+			fmt.Fprintf(&b, "state    stopping; pods keep running\n")
+		} else if r.Ready.IsZero() {
 			fmt.Fprintf(&b, "ready    not yet\n")
 		} else {
 			fmt.Fprintf(&b, "ready    %s after the start\n", r.Ready.Sub(r.Started).Round(10*time.Millisecond))

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package logging
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/sirupsen/logrus"
+	"k8s.io/klog/v2"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+)
+
+// setup starts a log of which the times are off, and returns what reads it.
+func setup(t *testing.T, c config.Logging) (*Log, func() string) {
+	t.Helper()
+	t.Setenv("JOURNAL_STREAM", "8:1")
+	var b bytes.Buffer
+	l, err := Setup(c, &b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l, func() string {
+		defer b.Reset()
+		return b.String()
+	}
+}
+
+func expect(t *testing.T, got string, want ...string) {
+	t.Helper()
+	if w := strings.Join(want, "\n") + "\n"; got != w {
+		t.Errorf("got\n%swant\n%s", got, w)
+	}
+}
+
+func TestLine(t *testing.T) {
+	l, read := setup(t, config.Logging{})
+	l.Debug("not asked for")
+	l.With(ComponentKey, "store").Info("became leader", "term", 2, "reason", "it is alone", "error", errors.New("none"))
+	l.WithGroup("disk").Warn("two\nlines", "free", 5, slog.Group("inodes", "free", 7))
+	expect(t, read(),
+		`INFO  store: became leader term=2 reason="it is alone" error=none`,
+		`WARN  two \ lines disk.free=5 disk.inodes.free=7`)
+}
+
+func TestLibrariesByDefault(t *testing.T) {
+	_, read := setup(t, config.Logging{})
+	klog.Info("chatter")
+	klog.InfoS("chatter")
+	klog.Warning("careful")
+	klog.Warningf("Skipping API %s because it has no resources.", "x/v1")
+	klog.ErrorS(errors.New("broken"), "It failed", "pod", "a/b")
+	klog.LoggerWithName(klog.Background(), "kubelet").Error(nil, "named")
+	logrus.Info("chatter")
+	logrus.WithField("id", 1).Warn("careful")
+	log.Print("[INFO] chatter")
+	log.Print("[ERROR] plugin/kubernetes: broken")
+	expect(t, read(),
+		"WARN  careful",
+		"ERROR It failed err=broken pod=a/b",
+		"ERROR kubelet: named",
+		"WARN  containerd: careful id=1",
+		"ERROR plugin/kubernetes: broken")
+}
+
+func TestLibrariesWhenAsked(t *testing.T) {
+	_, read := setup(t, config.Logging{Verbosity: 2})
+	klog.V(2).Info("two")
+	klog.V(3).Info("three")
+	klog.V(2).InfoS("structured", "n", 1)
+	log.Print("[INFO] dns")
+	logrus.Info("images")
+	expect(t, read(), "INFO  two", "DEBUG structured n=1", "INFO  dns", "INFO  containerd: images")
+	_, read = setup(t, config.Logging{Debug: true})
+	klog.Info("from klog")
+	slog.Debug("ours")
+	expect(t, read(), "INFO  from klog", "DEBUG ours")
+}
+
+func TestClaimKlog(t *testing.T) {
+	l, read := setup(t, config.Logging{})
+	klog.ClearLogger() // as a library does that takes klog over
+	l.ClaimKlog()
+	klog.Warning("here again")
+	expect(t, read(), "WARN  here again")
+}
+
+func TestHold(t *testing.T) {
+	l, read := setup(t, config.Logging{})
+	l.Hold()
+	klog.Error("cannot reach the API server yet")
+	l.Info("ours is written at once")
+	expect(t, read(), "INFO  ours is written at once")
+	l.Release(false)
+	klog.Error("after")
+	expect(t, read(), "ERROR after")
+	l.Hold()
+	for i := range maxHeld + 5 {
+		klog.Error(fmt.Sprint("line ", i))
+	}
+	l.Release(true)
+	lines := strings.Split(strings.TrimSpace(read()), "\n")
+	if len(lines) != maxHeld || lines[0] != "ERROR line 5" {
+		t.Errorf("%d lines, the first is %q", len(lines), lines[0])
+	}
+	verbose, read := setup(t, config.Logging{Verbosity: 1})
+	verbose.Hold()
+	klog.Error("told at once when the user wants more")
+	expect(t, read(), "ERROR told at once when the user wants more")
+}
+
+func TestFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "new", "coracle.log")
+	l, read := setup(t, config.Logging{File: path, AlsoStderr: true})
+	l.Info("hello")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := read(); got != string(text) || !strings.HasSuffix(got, "Z INFO  hello\n") {
+		t.Errorf("file %q, standard error %q", text, got)
+	}
+	if _, err := Setup(config.Logging{File: "/proc/nothing/log"}, os.Stderr); err == nil {
+		t.Error("a log file that cannot be made is accepted")
+	}
+}
