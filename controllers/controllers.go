@@ -3,7 +3,7 @@
 // Package controllers runs upstream's complete set of controllers as a library for one term of Raft leadership: no
 // leader-election lease, no port, no exit when leadership goes.
 //
-// It assembles them from kube-controller-manager's exported parts (NewControllerDescriptors, BuildControllers,
+// It assembles them from kube-controller-manager's exported parts (NewControllerDescriptors, BuildController,
 // RunControllers) around a ControllerContext of its own, because upstream's Run would open a listener, register a
 // configz name that a second term trips over, and make informers that outlive it. It owns which controllers run, their
 // identities and their concurrency. It never decides who leads, and it implements no controller that upstream has.
@@ -13,15 +13,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
-	"k8s.io/apiserver/pkg/server/healthz"
+	controllersmetrics "k8s.io/component-base/metrics/prometheus/controllers"
 	"k8s.io/controller-manager/pkg/informerfactory"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
-	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
-
-	controllersmetrics "k8s.io/component-base/metrics/prometheus/controllers"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
 )
@@ -73,29 +72,29 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	ctx = klog.NewContext(ctx, klog.LoggerWithName(klog.FromContext(ctx), "controllers"))
+	ctx, cancel := context.WithCancel(klog.NewContext(ctx, klog.LoggerWithName(klog.FromContext(ctx), "controllers")))
+	defer cancel()
 	cc, err := newContext(ctx, o.Term, u)
 	if err != nil {
 		return err
 	}
-	controllers, err := build(ctx, cc, o.Term)
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil // leadership went while we were starting; that is no fault of the configuration
-		}
-		return fmt.Errorf("build the controllers: %w", err)
+	controllers, buildErr := build(ctx, cc, o.Term)
+	if ctx.Err() != nil {
+		buildErr = nil // leadership went meanwhile, which is no fault of the configuration
 	}
-
-	if !o.Term.StartInformers(ctx) {
-		return nil
+	if buildErr != nil {
+		cancel()
 	}
+	defer countFor(o.Term)()
+	// They are run even if ctx is done by now: only Run ends the work queues that their constructors started.
+	o.Term.StartInformers(ctx)
 	close(cc.InformersStarted)
 	klog.FromContext(ctx).Info("Running controllers", "count", len(controllers))
 	if !app.RunControllers(ctx, cc, controllers, app.ControllerStartJitter, u.shutdownTimeout) {
 		return fmt.Errorf("controllers still ran %s after their term of leadership ended; the log names them. "+
 			"Their writes carry the old term and are rejected by the store", u.shutdownTimeout)
 	}
-	return nil
+	return buildErr
 }
 
 // newContext makes what upstream's constructors take their inputs from.
@@ -119,28 +118,34 @@ func newContext(ctx context.Context, t *term.Term, u upstream) (app.ControllerCo
 	return cc, nil
 }
 
-// build constructs every enabled controller, the one that mints service account tokens first.
-func build(ctx context.Context, cc app.ControllerContext, t *term.Term) ([]app.Controller, error) {
+// build constructs every enabled controller, the one that mints service account tokens first. Upstream's BuildControllers
+// would lose what it has built when one fails; this returns that beside the error, for its goroutines to be ended.
+func build(ctx context.Context, cc app.ControllerContext, t *term.Term) (built []app.Controller, err error) {
+	add := func(c app.Controller, err error) error {
+		if c != nil {
+			built = append(built, c)
+		}
+		return err
+	}
+	if err := add(newTokenController(ctx, cc, t)); err != nil {
+		return built, err
+	}
 	descriptors := app.NewControllerDescriptors()
-	// Upstream's descriptor of this one lacks its client when taken from the map, and its constructor is not exported.
-	delete(descriptors, names.ServiceAccountTokenController)
-	var all []app.Controller
-	tokens, err := newTokenController(ctx, cc, t)
-	if err != nil {
-		return nil, err
+	for _, name := range slices.Sorted(maps.Keys(descriptors)) {
+		d := descriptors[name]
+		switch {
+		case d.RequiresSpecialHandling(): // the token controller, above
+		case !cc.IsControllerEnabled(d):
+			klog.FromContext(ctx).V(1).Info("Controller is off", "controller", name)
+		case lateWhen[name] != nil:
+			built = append(built, newLate(d, cc))
+		default:
+			var err error
+			keepCSINodeInfo(func() { err = add(d.BuildController(ctx, cc)) })
+			if err != nil {
+				return built, fmt.Errorf("build %s: %w", name, err)
+			}
+		}
 	}
-	if tokens != nil {
-		all = append(all, tokens)
-	}
-	rest, err := app.BuildControllers(ctx, cc, descriptors, nil, noHealth{})
-	if err != nil {
-		return nil, err
-	}
-	return append(all, rest...), nil
+	return built, nil
 }
-
-// noHealth drops the per-controller health checks: upstream serves them on a port that we do not have, and all but the
-// garbage collector's are constants.
-type noHealth struct{}
-
-func (noHealth) AddHealthChecker(...healthz.HealthChecker) {}

@@ -20,12 +20,12 @@ import (
 	"github.com/coracle-k8s/coracle/scheduler"
 )
 
-// lead runs the scheduler and the controllers until the returned function is called, which returns term.Run's error.
-func (c *cluster) lead(ctx context.Context, number uint64) (stop func() error) {
+// lead runs the scheduler, the controllers and more until the returned function is called, which returns term.Run's error.
+func (c *cluster) lead(ctx context.Context, number uint64, more ...term.Part) (stop func() error) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1) // the only value, so that the term need not be waited for
 	go func() {
-		done <- term.Run(ctx, term.Options{Config: c.config, Number: number},
+		parts := append(more,
 			func(ctx context.Context, t *term.Term) error {
 				return controllers.Run(ctx, controllers.Options{
 					Term: t, ClusterCIDR: "10.42.0.0/16", ServiceCIDR: "10.43.0.0/16", Small: true,
@@ -37,6 +37,7 @@ func (c *cluster) lead(ctx context.Context, number uint64) (stop func() error) {
 			func(ctx context.Context, t *term.Term) error {
 				return scheduler.Run(ctx, scheduler.Options{Term: t})
 			})
+		done <- term.Run(ctx, term.Options{Config: c.config, Number: number}, parts...)
 	}()
 	return func() error { cancel(); return <-done }
 }

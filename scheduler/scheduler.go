@@ -81,18 +81,16 @@ func Run(ctx context.Context, o Options) error {
 		return fmt.Errorf("scheduler: %w", err)
 	}
 
-	if !o.Term.StartInformers(ctx) {
-		return nil
+	if o.Term.StartInformers(ctx) {
+		factory.pods.StartWithContext(ctx)
+		defer factory.pods.Shutdown()
+		dynamicFactory.Start(ctx.Done())
+		defer dynamicFactory.Shutdown()
+		dynamicFactory.WaitForCacheSync(ctx.Done())
+		if factory.waitSynced(ctx) && sched.WaitForHandlersSync(ctx) == nil {
+			klog.FromContext(ctx).Info("Scheduling pods")
+		}
 	}
-	factory.pods.StartWithContext(ctx)
-	defer factory.pods.Shutdown()
-	dynamicFactory.Start(ctx.Done())
-	defer dynamicFactory.Shutdown()
-	dynamicFactory.WaitForCacheSync(ctx.Done())
-	if !factory.waitSynced(ctx) || sched.WaitForHandlersSync(ctx) != nil {
-		return nil // only the end of the term ends these waits
-	}
-	klog.FromContext(ctx).Info("Scheduling pods")
-	sched.Run(ctx)
+	sched.Run(ctx) // even if ctx is done by now: it ends what the constructor started
 	return nil
 }

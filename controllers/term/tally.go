@@ -31,6 +31,17 @@ var processWide = []string{
 	"os/signal.loop", // the scheduler's cache debugger asks to hear of SIGUSR2
 }
 
+// inertLoops are a work queue's own two goroutines. A few of upstream's constructors and Run functions return early
+// without ending their queue (pkg/controller/nodeipam: an allocation that fails, an informer that had not synced), which
+// takes a term that ends within a fraction of a second of its beginning. Such a queue has no worker and acts on nothing.
+var inertLoops = []string{
+	"k8s.io/client-go/util/workqueue.(*Typed[...]).updateUnfinishedWorkLoop",
+	"k8s.io/client-go/util/workqueue.(*delayingType[...]).waitingLoop",
+}
+
+// inertPatience is how long to wait when only inert goroutines are left: those that end at all do at once.
+const inertPatience = 500 * time.Millisecond
+
 // serial tells the terms of one process apart; the Raft term would not, in tests.
 var serial atomic.Uint64
 
@@ -69,45 +80,59 @@ func (e exempting) RoundTrip(r *http.Request) (*http.Response, error) {
 func (e exempting) WrappedRoundTripper() http.RoundTripper { return e.next }
 
 // wait returns nil as soon as no goroutine of the term is left, and an error that shows where they are when some remain
-// after patience.
-func (t *tally) wait(patience time.Duration) error {
-	end := time.Now().Add(patience)
+// after patience. It returns the number of inert ones that it gave up on.
+func (t *tally) wait(patience time.Duration) (inert int, err error) {
+	begin := time.Now()
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		n, stacks, err := t.count()
-		if err != nil || n == 0 {
-			return err
-		}
-		if time.Now().After(end) {
-			return fmt.Errorf("%w: %d after %s, first at:\n%s", ErrStragglers, n, patience, stacks)
+		l, err := t.count()
+		waited := time.Since(begin)
+		switch {
+		case err != nil || l.live+l.inert == 0:
+			return 0, err
+		case l.live == 0 && waited >= min(inertPatience, patience):
+			return l.inert, nil
+		case waited >= patience:
+			return l.inert, fmt.Errorf("%w: %d after %s, first at:\n%s", ErrStragglers, l.live, patience, strings.Join(l.stacks, "\n"))
 		}
 		time.Sleep(pause)
 	}
 }
 
+// left is what count found.
+type left struct {
+	live, inert int
+	stacks      []string // the first few of the live ones
+}
+
 var recordHead = regexp.MustCompile(`(?m)^(\d+) @ .*\n# labels: (.*)$`)
 
-// count reads the runtime's goroutine profile: how many carry the term's label, and the first stacks of those.
-func (t *tally) count() (int, string, error) {
+// count reads the runtime's goroutine profile for goroutines that carry the term's label.
+func (t *tally) count() (left, error) {
 	var b bytes.Buffer
 	if err := pprof.Lookup("goroutine").WriteTo(&b, 1); err != nil {
-		return 0, "", fmt.Errorf("read the goroutine profile: %w", err)
+		return left{}, fmt.Errorf("read the goroutine profile: %w", err)
 	}
-	total, shown := 0, []string{}
+	var l left
 	mark := fmt.Sprintf("%q:%q", tallyLabel, t.value)
 	for record := range strings.SplitSeq(b.String(), "\n\n") {
 		m := recordHead.FindStringSubmatch(record)
-		if m == nil || !strings.Contains(m[2], mark) || isProcessWide(record) {
+		if m == nil || !strings.Contains(m[2], mark) || calls(record, processWide) {
 			continue
 		}
 		n, _ := strconv.Atoi(m[1])
-		total += n
-		if len(shown) < 5 {
-			shown = append(shown, record)
+		if calls(record, inertLoops) {
+			l.inert += n
+			continue
+		}
+		l.live += n
+		if len(l.stacks) < 5 {
+			l.stacks = append(l.stacks, record)
 		}
 	}
-	return total, strings.Join(shown, "\n"), nil
+	return l, nil
 }
 
-func isProcessWide(record string) bool {
-	return slices.ContainsFunc(processWide, func(f string) bool { return strings.Contains(record, "\t"+f+"+") })
+// calls tells whether one of the functions is on a record's stack.
+func calls(record string, functions []string) bool {
+	return slices.ContainsFunc(functions, func(f string) bool { return strings.Contains(record, "\t"+f+"+") })
 }

@@ -103,11 +103,13 @@ func Run(ctx context.Context, o Options, parts ...Part) error {
 	case <-stopped:
 	case <-time.After(t.patience):
 		// The parts still hold errs; what they are doing is in the stacks.
-		return t.tally.wait(0)
+		_, err := t.tally.wait(0)
+		return err
 	}
-	errs = append(errs, t.tally.wait(t.patience))
-	klog.FromContext(ctx).Info("Term of leadership ended", "term", t.number, "stop", time.Since(ended).Round(time.Microsecond))
-	return errors.Join(errs...)
+	inert, err := t.tally.wait(t.patience)
+	klog.FromContext(ctx).Info("Term of leadership ended", "term", t.number,
+		"stop", time.Since(ended).Round(time.Microsecond), "inertGoroutinesLeft", inert)
+	return errors.Join(append(errs, err)...)
 }
 
 // StartInformers is called by each part once it has built everything that listens to informers. It returns true when

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"context"
+	"time"
+
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+)
+
+// lateRetry is the pause after a constructor that failed.
+const lateRetry = 10 * time.Second
+
+// lateWhen lists the controllers that are built only when something is there for them, with what they wait for. The
+// function is called before the informers start and returns the wait, which is false when the term ended first.
+var lateWhen = map[string]func(app.ControllerContext) (wait func(context.Context) bool){
+	// Upstream's leaves a work queue behind when its context ends before nodes are listed.
+	names.NodeIpamController: func(cc app.ControllerContext) func(context.Context) bool {
+		nodes := cc.InformerFactory.Core().V1().Nodes().Informer().HasSyncedChecker()
+		return func(ctx context.Context) bool { return cache.WaitFor(ctx, "", nodes) }
+	},
+	// It holds a copy of all OpenAPI definitions, 4 MB, and most clusters have no such policy.
+	names.ValidatingAdmissionPolicyStatusController: func(cc app.ControllerContext) func(context.Context) bool {
+		return anyOf(cc.InformerFactory.Admissionregistration().V1().ValidatingAdmissionPolicies().Informer())
+	},
+}
+
+// anyOf waits for an informer to see a first object.
+func anyOf(informer cache.SharedIndexInformer) func(context.Context) bool {
+	seen := make(chan struct{}, 1) // one value says it all
+	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) {
+		select {
+		case seen <- struct{}{}:
+		default:
+		}
+	}})
+	return func(ctx context.Context) bool {
+		if err != nil {
+			return true // better early than never
+		}
+		defer func() { _ = informer.RemoveEventHandler(registration) }()
+		select {
+		case <-seen:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// late builds a controller when it runs. A constructor that fails is tried again: it may be one object's fault (a node
+// whose pod range lies outside the cluster's), for which upstream would end its process over and over.
+type late struct {
+	descriptor *app.ControllerDescriptor
+	cc         app.ControllerContext
+	wait       func(context.Context) bool
+}
+
+func newLate(d *app.ControllerDescriptor, cc app.ControllerContext) *late {
+	return &late{descriptor: d, cc: cc, wait: lateWhen[d.Name()](cc)}
+}
+
+func (l *late) Name() string { return l.descriptor.Name() }
+
+func (l *late) Run(ctx context.Context) {
+	if !l.wait(ctx) {
+		return
+	}
+	for ctx.Err() == nil {
+		controller, err := l.descriptor.BuildController(ctx, l.cc)
+		if err == nil {
+			if controller != nil {
+				controller.Run(ctx)
+			}
+			return
+		}
+		if ctx.Err() == nil {
+			klog.FromContext(ctx).Error(err, "Controller cannot start; the others run, and this one is tried again",
+				"controller", l.Name(), "in", lateRetry)
+		}
+		select {
+		case <-time.After(lateRetry):
+		case <-ctx.Done():
+		}
+	}
+}
