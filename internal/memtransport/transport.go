@@ -23,7 +23,7 @@ import (
 	"sync"
 )
 
-// ErrNotServing is wrapped by RoundTrip before SetHandler and after Close.
+// ErrNotServing is wrapped by RoundTrip after Close.
 var ErrNotServing = errors.New("the in-process server is not serving")
 
 // Options configures a Transport.
@@ -43,15 +43,18 @@ type Transport struct {
 	ctx    context.Context // parent of every handler's context
 	cancel context.CancelFunc
 
+	serving chan struct{} // closed by the first SetHandler
+
 	mu       sync.Mutex
 	handler  http.Handler
 	closed   bool
 	inFlight sync.WaitGroup
 }
 
-// New returns a Transport that fails every request until SetHandler is called.
+// New returns a Transport whose requests wait until SetHandler is called, as
+// they would at a port that is open and not yet served.
 func New(o Options) *Transport {
-	t := &Transport{remoteAddr: o.RemoteAddr, logger: o.Logger}
+	t := &Transport{remoteAddr: o.RemoteAddr, logger: o.Logger, serving: make(chan struct{})}
 	if t.remoteAddr == "" {
 		t.remoteAddr = "127.0.0.1:0"
 	}
@@ -66,6 +69,9 @@ func New(o Options) *Transport {
 func (t *Transport) SetHandler(h http.Handler) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.handler == nil {
+		close(t.serving)
+	}
 	t.handler = h
 }
 
@@ -90,10 +96,16 @@ func (t *Transport) Close(ctx context.Context) error {
 }
 
 // begin counts a request in and returns the handler that will serve it.
-func (t *Transport) begin() (http.Handler, error) {
+func (t *Transport) begin(ctx context.Context) (http.Handler, error) {
+	select {
+	case <-t.serving:
+	case <-t.ctx.Done():
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.closed || t.handler == nil {
+	if t.closed {
 		return nil, ErrNotServing
 	}
 	t.inFlight.Add(1)
@@ -118,7 +130,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := req.Context().Err(); err != nil {
 		return fail(err)
 	}
-	handler, err := t.begin()
+	handler, err := t.begin(req.Context())
 	if err != nil {
 		return fail(fmt.Errorf("%s %s: %w", req.Method, req.URL.Path, err))
 	}

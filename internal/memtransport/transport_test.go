@@ -373,10 +373,44 @@ func TestCloseEndsHandlers(t *testing.T) {
 	}
 }
 
-func TestNotServing(t *testing.T) {
-	c := &http.Client{Transport: New(Options{})}
-	if _, err := c.Do(request(t, t.Context(), http.MethodGet, "/", nil)); !errors.Is(err, ErrNotServing) {
-		t.Errorf("%v", err)
+func TestBeforeServing(t *testing.T) {
+	tr := New(Options{})
+	c := &http.Client{Transport: tr}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancelled, served := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, err := c.Do(request(t, ctx, http.MethodGet, "/", nil))
+		cancelled <- err
+	}()
+	cancel()
+	if err := <-cancelled; !errors.Is(err, context.Canceled) {
+		t.Errorf("a client that does not wait: %v", err)
+	}
+	go func() {
+		resp, err := c.Do(request(t, t.Context(), http.MethodGet, "/", nil))
+		if err == nil {
+			resp.Body.Close()
+		}
+		served <- err
+	}()
+	tr.SetHandler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	if err := <-served; err != nil {
+		t.Errorf("a client that waits: %v", err)
+	}
+	if err := tr.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	never := New(Options{})
+	go func() {
+		_, err := (&http.Client{Transport: never}).Do(request(t, context.Background(), http.MethodGet, "/", nil))
+		served <- err
+	}()
+	if err := never.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-served; !errors.Is(err, ErrNotServing) {
+		t.Errorf("a server that never came: %v", err)
 	}
 }
 

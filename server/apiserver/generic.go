@@ -4,6 +4,7 @@ package apiserver
 
 import (
 	"fmt"
+	"log/slog"
 	"net"
 	"time"
 
@@ -23,7 +24,6 @@ import (
 	"k8s.io/kubernetes/pkg/controlplane"
 	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
 	"k8s.io/kubernetes/pkg/kubeapiserver"
-	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
 
 	"github.com/coracle-k8s/coracle/internal/memtransport"
 )
@@ -40,7 +40,7 @@ type generic struct {
 
 // buildGeneric does what upstream's BuildGenericConfig does, in the same order,
 // with our loopback client and without the OpenAPI v2 definitions.
-func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Transport, token string) (*generic, error) {
+func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Transport, token string, logger *slog.Logger) (*generic, error) {
 	c := genericapiserver.NewConfig(legacyscheme.Codecs)
 	resources := controlplane.DefaultAPIResourceConfigSource()
 	c.MergedResourceConfig = resources
@@ -82,7 +82,7 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	if err := g.applyStorage(opts); err != nil {
 		return nil, err
 	}
-	if err := g.applySecurity(opts, client); err != nil {
+	if err := g.applySecurity(opts, client, logger); err != nil {
 		return nil, err
 	}
 	if err := opts.Audit.ApplyTo(c); err != nil {
@@ -139,7 +139,7 @@ func (g *generic) applyStorage(opts kubeoptions.CompletedOptions) error {
 	return nil
 }
 
-func (g *generic) applySecurity(opts kubeoptions.CompletedOptions, client kubernetes.Interface) error {
+func (g *generic) applySecurity(opts kubeoptions.CompletedOptions, client kubernetes.Interface, logger *slog.Logger) error {
 	c := g.config
 	ctx := wait.ContextForChannel(c.DrainedNotify())
 	if err := opts.Authentication.ApplyTo(ctx, &c.Authentication, c.SecureServing, c.EgressSelector,
@@ -154,8 +154,5 @@ func (g *generic) applySecurity(opts kubeoptions.CompletedOptions, client kubern
 	if err != nil {
 		return fmt.Errorf("applying authorization: %w", err)
 	}
-	if !rbac {
-		c.DisabledPostStartHooks.Insert(rbacrest.PostStartHookName)
-	}
-	return nil
+	return ownBootstrapHooks(c, rbac, logger)
 }

@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/klog/v2"
 )
 
 // TestStopAndStartAgain runs server after server in one process on one store.
@@ -68,6 +69,38 @@ func TestStopAndStartAgain(t *testing.T) {
 	t.Logf("goroutines after each round: %v", counts)
 	if perRound > allowedLeak {
 		t.Errorf("a round leaves %d goroutines behind, %d are known:\n%s", perRound, allowedLeak, difference(stacks[1], stacks[2]))
+	}
+}
+
+// TestStopWhileStarting wants a stop at any time to be an orderly one: upstream ends the process when some of its
+// start-up hooks are stopped half-way.
+func TestStopWhileStarting(t *testing.T) {
+	exits := make(chan int, 1)
+	exit := klog.OsExit
+	t.Cleanup(func() { klog.OsExit = exit })
+	klog.OsExit = func(code int) {
+		select {
+		case exits <- code:
+		default:
+		}
+		runtime.Goexit()
+	}
+	f := newFixture(t)
+	for _, delay := range []time.Duration{0, 20 * time.Millisecond, 200 * time.Millisecond} {
+		s, err := New(t.Context(), f.options(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), delay)
+		if err := s.Run(ctx); err != nil {
+			t.Errorf("stopped after %v: %v", delay, err)
+		}
+		cancel()
+	}
+	select {
+	case code := <-exits:
+		t.Errorf("upstream asked the process to exit with %d", code)
+	default:
 	}
 }
 

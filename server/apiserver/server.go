@@ -37,6 +37,9 @@ type runnable interface {
 // identityRenewal leaves a second try before the API server's identity lease of one hour is over.
 const identityRenewal = 25 * time.Minute
 
+// startPatience is how long a stop waits for a server that is still starting.
+const startPatience = 20 * time.Second
+
 // drainTimeout bounds the wait for in-process requests after the server has stopped.
 const drainTimeout = 10 * time.Second
 
@@ -66,7 +69,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	}
 	opts.InformerName = s.informers
 	s.transport = memtransport.New(memtransport.Options{Logger: o.Logger})
-	g, err := buildGeneric(opts, s.transport, uuid.NewString())
+	g, err := buildGeneric(opts, s.transport, uuid.NewString(), o.Logger)
 	if err == nil {
 		s.loopback = g.config.LoopbackClientConfig
 		s.chain, err = buildChain(opts, g, o)
@@ -98,19 +101,40 @@ func (s *Server) Handler() *genericapiserver.APIServerHandler {
 
 // Run serves until ctx is done, then finishes what is in flight and returns.
 // It may be called once.
+//
+// A stop that comes while the server is starting waits until it has started, or
+// for startPatience: two of upstream's hooks end the process when they are
+// stopped half-way.
 func (s *Server) Run(ctx context.Context) error {
-	watching, cancel := context.WithCancel(ctx)
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
 	watcherDone := make(chan struct{})
 	go func() {
 		defer close(watcherDone)
-		s.watchReadiness(watching)
+		s.watchReadiness(serving)
 	}()
-	err := s.runnable.RunWithContext(ctx)
-	cancel()
+	stopperDone := make(chan struct{})
+	go func() {
+		defer close(stopperDone)
+		defer stop()
+		select {
+		case <-ctx.Done():
+		case <-serving.Done():
+			return
+		}
+		select {
+		case <-s.ready:
+		case <-serving.Done():
+		case <-time.After(startPatience):
+		}
+	}()
+	err := s.runnable.RunWithContext(serving)
+	stop()
+	<-stopperDone
 	<-watcherDone
 
-	drain, stop := context.WithTimeout(context.Background(), drainTimeout)
-	defer stop()
+	drain, drained := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer drained()
 	if closeErr := s.transport.Close(drain); closeErr != nil && err == nil {
 		err = closeErr
 	}
