@@ -190,6 +190,7 @@ func write(t *testing.T, path, content string) {
 // outside is a resolver of the host that answers every A question with one address.
 func outside(t *testing.T, listen, answer string) {
 	t.Helper()
+	nstest.Require(t) // for the port
 	pc, err := net.ListenPacket("udp", listen)
 	if err != nil {
 		t.Fatal(err)

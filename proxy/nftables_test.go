@@ -340,6 +340,81 @@ func TestServiceCIDRAddedLaterIsGuarded(t *testing.T) {
 	})
 }
 
+func TestDualStack(t *testing.T) {
+	nstest.Require(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	client := fake.NewClientset(&corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"},
+		Spec: corev1.ServiceSpec{
+			ClusterIP: clusterIP, ClusterIPs: []string{clusterIP, "fd43::9"}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol},
+			Ports: []corev1.ServicePort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80}},
+		},
+	})
+	shared := NewInformers(client, "n1")
+	backend, err := NewNFTables(ctx, Options{
+		NodeName:     "n1",
+		NodeIPs:      []netip.Addr{netip.MustParseAddr(nodeAddr), netip.MustParseAddr("2001:db8::1")},
+		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")},
+		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("fd43::/112")},
+		Informers:    shared,
+		Logger:       ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true))),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 2) // one result each
+	go func() { done <- shared.Run(ctx) }()
+	go func() { done <- backend.Run(ctx) }()
+	for table, want := range map[string]string{"ip": clusterIP, "ip6": "fd43::9"} {
+		eventually(t, table, func() error {
+			if out := nft(t, "list ruleset "+table); !strings.Contains(out, want) {
+				return fmt.Errorf("the rules do not name %s", want)
+			}
+			return nil
+		})
+	}
+	eventually(t, "health", func() error {
+		if h := backend.Health(); !h.Synced || h.Err != nil {
+			return fmt.Errorf("%+v", h)
+		}
+		return nil
+	})
+	cancel()
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if err := Cleanup(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
+
+// A kernel that refuses the rules is told of, and tried again.
+func TestFailedSyncIsReported(t *testing.T) {
+	b := newTestbed(t)
+	b.service(t, nil)
+	b.endpoints(t, "10.42.0.2")
+	reaches(t, b.outside, "cluster IP", clusterIP+":80")
+	// A chain of ours with another hook cannot be altered in place, so that every transaction fails.
+	nft(t, "delete table ip kube-proxy; add table ip kube-proxy; add chain ip kube-proxy nat-prerouting { type filter hook input priority 5; }")
+	b.endpoints(t, "10.42.0.6")
+	eventually(t, "the error is told", func() error {
+		if h := b.backend.Health(); h.Err == nil {
+			return fmt.Errorf("health %+v", h)
+		}
+		return nil
+	})
+	nft(t, "delete table ip kube-proxy")
+	reaches(t, b.outside, "cluster IP once the obstacle is gone", clusterIP+":80")
+	eventually(t, "the error is gone", func() error {
+		if h := b.backend.Health(); h.Err != nil {
+			return h.Err
+		}
+		return nil
+	})
+}
+
 func TestFlushedRulesetHeals(t *testing.T) {
 	b := newTestbed(t)
 	b.service(t, nil)
