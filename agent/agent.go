@@ -34,7 +34,11 @@ func Run(ctx context.Context, o Options) error {
 			return fmt.Errorf("agent: make its folder: %w", err)
 		}
 	}
-	runtime, err := startRuntime(ctx, o)
+	relay, auths, err := configureRegistries(o)
+	if err != nil {
+		return err
+	}
+	runtime, err := startRuntime(ctx, o, auths)
 	if err != nil {
 		return err
 	}
@@ -48,23 +52,31 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	return runParts(ctx, o, runtime, folder, network)
+	return runParts(ctx, o, parts{runtime, relay, folder, network})
 }
 
-// startRuntime starts containerd with the operator's registries.
-func startRuntime(ctx context.Context, o Options) (*containerd.Server, error) {
-	part := o.part("containerd")
+// configureRegistries writes containerd's view of the operator's registries. The relay is nil where none is needed.
+func configureRegistries(o Options) (*registries.Relay, map[string]containerd.RegistryAuth, error) {
 	config, err := registries.Load(o.RegistriesFile)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if err := config.Write(o.paths().registries); err != nil {
-		return nil, err
+	relay, err := registries.NewRelay(config)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := config.Write(o.paths().registries, relay); err != nil {
+		return nil, nil, err
 	}
 	auths := map[string]containerd.RegistryAuth{}
 	for host, a := range config.Auths() {
 		auths[host] = containerd.RegistryAuth(a)
 	}
+	return relay, auths, nil
+}
+
+func startRuntime(ctx context.Context, o Options, auths map[string]containerd.RegistryAuth) (*containerd.Server, error) {
+	part := o.part("containerd")
 	server, err := containerd.Start(ctx, o.containerd(auths))
 	if err != nil {
 		part.Set(status.Failed, err.Error())
@@ -117,8 +129,16 @@ type networkRunner interface {
 	Run(ctx context.Context) error
 }
 
-// runParts runs the parts that run as long as the node. The first that fails stops the others.
-func runParts(ctx context.Context, o Options, runtime *containerd.Server, folder *images.Folder, network networkRunner) error {
+// parts are what runs as long as the node.
+type parts struct {
+	runtime *containerd.Server
+	relay   *registries.Relay // may be nil
+	images  *images.Folder
+	network networkRunner
+}
+
+// runParts runs the parts. The first that fails stops the others.
+func runParts(ctx context.Context, o Options, p parts) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
@@ -134,14 +154,17 @@ func runParts(ctx context.Context, o Options, runtime *containerd.Server, folder
 			part.Set(status.Stopped, "")
 		})
 	}
-	run(o.part("images"), folder.Run)
-	run(nil, network.Run) // its parts report themselves
-	run(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(runtime.Address())) })
+	run(o.part("images"), p.images.Run)
+	run(nil, p.network.Run) // its parts report themselves
+	if p.relay != nil {
+		run(nil, p.relay.Run)
+	}
+	run(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(p.runtime.Address())) })
 	wg.Go(func() { watchNode(ctx, o) })
 	wg.Go(func() {
 		select {
 		case <-ctx.Done():
-		case err := <-runtime.Failed():
+		case err := <-p.runtime.Failed():
 			o.part("containerd").Set(status.Failed, err.Error())
 			cancel(fmt.Errorf("agent: containerd failed: %w; pods keep running, and a restart of coracle finds them", err))
 		}

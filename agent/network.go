@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 
 	"k8s.io/klog/v2"
@@ -57,7 +58,7 @@ func newNetwork(ctx context.Context, o Options) (networkRunner, error) {
 	if len(o.ClusterDNS) > 0 {
 		if n.names, err = dns.NewServer(dns.Options{
 			Addresses: addrs(o.NodeIPs), Kubeconfig: o.NetworkKubeconfig, Domain: o.ClusterDomain, ClusterDNS: addrs(o.ClusterDNS),
-			ResolvConf: o.ResolvConf, ImportDir: p.dnsImports, Logger: klog.FromContext(ctx),
+			ResolvConf: o.ResolvConf, ImportDir: existing(p.dnsImports), Logger: klog.FromContext(ctx),
 		}); err != nil {
 			return nil, fmt.Errorf("agent: set up the cluster DNS: %w", err)
 		}
@@ -102,6 +103,14 @@ func (n *network) Run(ctx context.Context) error {
 	wg.Go(func() { _ = n.informers.Run(ctx) }) // returns nil, after ctx
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// existing is dir, or nothing where there is no such folder: CoreDNS would warn about it.
+func existing(dir string) string {
+	if _, err := os.Stat(dir); err != nil {
+		return ""
+	}
+	return dir
 }
 
 func addrs(ips []net.IP) []netip.Addr {

@@ -13,25 +13,26 @@ import (
 type file struct{ dir, toml string }
 
 // files is the whole configuration. A registry has a file when it has mirrors or when its own host needs TLS settings.
-func (c *Config) files() []file {
+func (c *Config) files(relay *Relay) []file {
 	var out []file
 	for _, name := range sorted(c.Mirrors) {
 		dir := name
 		if name == anyRegistry {
 			dir = "_default"
 		}
-		out = append(out, file{dir, c.hostsTOML(name, c.Mirrors[name])})
+		out = append(out, file{dir, c.hostsTOML(name, name, relay)})
 	}
 	for _, name := range sorted(c.Configs) {
 		if _, done := c.Mirrors[name]; !done && c.Configs[name].TLS != nil {
-			out = append(out, file{name, c.hostsTOML(name, c.Mirrors[anyRegistry])})
+			out = append(out, file{name, c.hostsTOML(name, anyRegistry, relay)})
 		}
 	}
 	return out
 }
 
-// hostsTOML describes one registry: its mirrors in order, then the registry itself.
-func (c *Config) hostsTOML(name string, m Mirror) string {
+// hostsTOML describes one registry: the mirrors of the given entry in order, then the registry itself.
+func (c *Config) hostsTOML(name, entry string, relay *Relay) string {
+	m := c.Mirrors[entry]
 	var b strings.Builder
 	b.WriteString("# Written by coracle from registries.yaml at each start.\n")
 	if name != anyRegistry {
@@ -44,10 +45,16 @@ func (c *Config) hostsTOML(name string, m Mirror) string {
 		if err != nil {
 			continue // check has refused it
 		}
-		fmt.Fprintf(&b, "\n[host.%s]\n  capabilities = [\"pull\", \"resolve\"]\n", strconv.Quote(u.String()))
+		target := u.String()
+		if len(m.Rewrites) > 0 {
+			target = relay.url(entry, e)
+		}
+		fmt.Fprintf(&b, "\n[host.%s]\n  capabilities = [\"pull\", \"resolve\"]\n", strconv.Quote(target))
 		// With this the URL's path is the whole path; without it containerd would add /v2.
 		b.WriteString("  override_path = true\n")
-		b.WriteString(c.tls(u.Host, "  "))
+		if len(m.Rewrites) == 0 {
+			b.WriteString(c.tls(u.Host, "  "))
+		}
 	}
 	return b.String()
 }

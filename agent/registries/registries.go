@@ -128,14 +128,19 @@ func (c *Config) check() error {
 				errs = append(errs, fmt.Errorf("mirrors: %s: %w", name, err))
 			}
 		}
-		if len(m.Rewrites) > 0 {
-			errs = append(errs, fmt.Errorf("mirrors: %s: rewrite is not supported yet; an endpoint may have a path, which is put before the names of images", name))
+		if _, err := compile(m.Rewrites); err != nil {
+			errs = append(errs, fmt.Errorf("mirrors: %s: %w", name, err))
 		}
 	}
 	for _, name := range sorted(c.Configs) {
 		h := c.Configs[name]
 		if !isHost(name) {
 			errs = append(errs, fmt.Errorf("configs: %q is not a host; write its name, with the port if it has one, and nothing else", name))
+		}
+		if h.Auth != nil {
+			if _, _, err := h.Auth.pair(); err != nil {
+				errs = append(errs, fmt.Errorf("configs: %s: %w", name, err))
+			}
 		}
 		if h.TLS == nil {
 			continue
@@ -197,12 +202,12 @@ func endpointURL(s string) (*url.URL, error) {
 	return u, nil
 }
 
-// Write makes dir hold this configuration and nothing else.
-func (c *Config) Write(dir string) error {
+// Write makes dir hold this configuration and nothing else. Mirrors with rewrites lead to relay, which is nil without any.
+func (c *Config) Write(dir string, relay *Relay) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("registries: empty the configuration folder: %w", err)
 	}
-	for _, f := range c.files() {
+	for _, f := range c.files(relay) {
 		path := filepath.Join(dir, f.dir, "hosts.toml")
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return fmt.Errorf("registries: %w", err)

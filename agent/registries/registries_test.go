@@ -76,7 +76,7 @@ skip_verify = true
   override_path = true
 `},
 	}
-	if got := c.files(); !reflect.DeepEqual(got, want) {
+	if got := c.files(nil); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %q\nwant %q", got, want)
 	}
 	auths := map[string]Auth{"mirror.example.org:5000": {Username: "u", Password: "p"}, "private.example.org": {Auth: "dTpw"}}
@@ -87,10 +87,10 @@ skip_verify = true
 
 func TestWriteReplacesAll(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "certs.d")
-	if err := mustParse(t, "mirrors: {a.example.org: {endpoint: [b.example.org]}}").Write(dir); err != nil {
+	if err := mustParse(t, "mirrors: {a.example.org: {endpoint: [b.example.org]}}").Write(dir, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := mustParse(t, "mirrors: {c.example.org: {endpoint: [b.example.org]}}").Write(dir); err != nil {
+	if err := mustParse(t, "mirrors: {c.example.org: {endpoint: [b.example.org]}}").Write(dir, nil); err != nil {
 		t.Fatal(err)
 	}
 	got, err := filepath.Glob(dir + "/*/hosts.toml")
@@ -101,7 +101,7 @@ func TestWriteReplacesAll(t *testing.T) {
 
 func TestMissingFileIsEmpty(t *testing.T) {
 	c, err := Load(filepath.Join(t.TempDir(), "registries.yaml"))
-	if err != nil || !c.Empty() || len(c.files()) != 0 {
+	if err != nil || !c.Empty() || len(c.files(nil)) != 0 {
 		t.Errorf("%v, %v", c, err)
 	}
 }
@@ -120,6 +120,8 @@ func TestMistakes(t *testing.T) {
 		"bad endpoint":   {"mirrors:\n  docker.io: {endpoint: ['ftp://a']}\n", []string{"ftp://a"}},
 		"secrets in URL": {"mirrors:\n  docker.io: {endpoint: ['https://u:p@a']}\n", []string{"configs"}},
 		"half a pair":    {"configs:\n  a: {tls: {cert_file: /etc/passwd}}\n", []string{"key_file"}},
+		"bad pattern":    {"mirrors:\n  a: {endpoint: [b], rewrite: {'(': x}}\n", []string{"rewrite"}},
+		"bad base64":     {"configs:\n  a: {auth: {auth: '%'}}\n", []string{"base64"}},
 		"missing file":   {"configs:\n  a: {tls: {ca_file: /does/not/exist}}\n", []string{"/does/not/exist"}},
 	} {
 		t.Run(name, func(t *testing.T) {

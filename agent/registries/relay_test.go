@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package registries
+
+import (
+	"context"
+	"encoding/json"
+	"encoding/pem"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// mirror is a registry that wants a token for each repository, and gives it to one user only.
+func mirror(t *testing.T) *httptest.Server {
+	t.Helper()
+	mux := http.NewServeMux()
+	var server *httptest.Server
+	mux.HandleFunc("/token", func(w http.ResponseWriter, r *http.Request) {
+		user, password, _ := r.BasicAuth()
+		if user != "u" || password != "p" {
+			http.Error(w, "who are you", http.StatusUnauthorized)
+			return
+		}
+		json.NewEncoder(w).Encode(map[string]string{"token": "for " + r.URL.Query().Get("scope")})
+	})
+	mux.HandleFunc("/v2/", func(w http.ResponseWriter, r *http.Request) {
+		name, what, _ := splitName(strings.TrimPrefix(r.URL.Path, "/v2/"))
+		if r.Header.Get("Authorization") != "Bearer for repository:"+name+":pull" {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="`+server.URL+`/token",service="mirror",scope="repository:`+name+`:pull"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		w.Header().Set("Docker-Content-Digest", "sha256:x")
+		io.WriteString(w, name+what+"?"+r.URL.RawQuery+" "+r.Header.Get("Range"))
+	})
+	server = httptest.NewTLSServer(mux)
+	t.Cleanup(server.Close)
+	return server
+}
+
+func TestRelay(t *testing.T) {
+	server := mirror(t)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	host := strings.TrimPrefix(server.URL, "https://")
+	c := mustParse(t, strings.NewReplacer("CA", ca, "HOST", host).Replace(`
+mirrors:
+  docker.io:
+    endpoint: ["https://HOST"]
+    rewrite: {"^library/(.*)": "cache/$1", "^library/special$": "other/special"}
+configs:
+  "HOST": {auth: {username: u, password: p}, tls: {ca_file: CA}}
+`))
+	relay, err := NewRelay(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- relay.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	base := relay.url("docker.io", "https://"+host)
+	if toml := c.files(relay)[0].toml; !strings.Contains(toml, base) || strings.Contains(toml, host+"/v2\"]") {
+		t.Errorf("containerd is not led to the relay:\n%s", toml)
+	}
+
+	for path, want := range map[string]string{
+		"/library/busybox/manifests/1.0?ns=docker.io": "cache/busybox/manifests/1.0?ns=docker.io ",
+		"/library/special/blobs/sha256:x":             "other/special/blobs/sha256:x? ",
+		"/rancher/tools/tags/list":                    "rancher/tools/tags/list? ",
+	} {
+		if status, body := get(t, base+path, ""); status != http.StatusOK || body != want {
+			t.Errorf("%s: %d %q, want %q", path, status, body, want)
+		}
+	}
+	if _, body := get(t, base+"/a/blobs/x", "bytes=10-"); !strings.HasSuffix(body, "bytes=10-") {
+		t.Errorf("the range is not passed on: %q", body)
+	}
+	for _, path := range []string{"/v2/", "/library/busybox", strings.Replace(base, relay.secret, "guess", 1)} {
+		url := base + path
+		if strings.HasPrefix(path, "http") {
+			url = path + "/a/blobs/x"
+		}
+		if status, _ := get(t, url, ""); status != http.StatusNotFound {
+			t.Errorf("%s: %d", path, status)
+		}
+	}
+}
+
+func get(t *testing.T, url, ranges string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ranges != "" {
+		req.Header.Set("Range", ranges)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
+}
+
+func TestNoRelayWithoutRewrites(t *testing.T) {
+	relay, err := NewRelay(mustParse(t, "mirrors: {a.example.org: {endpoint: [b.example.org]}}"))
+	if relay != nil || err != nil {
+		t.Errorf("%v, %v", relay, err)
+	}
+}
