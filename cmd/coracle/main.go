@@ -8,6 +8,8 @@ import (
 	"os"
 	"runtime/debug"
 
+	"github.com/spf13/pflag"
+
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/carried"
 	"github.com/coracle-k8s/coracle/internal/check"
@@ -21,9 +23,13 @@ func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
+	// Upstream's packages register flags of theirs in the process-wide set when they are linked in, and cobra mixes that
+	// set into every command: `coracle --version` would be theirs.
+	pflag.CommandLine = pflag.NewFlagSet(os.Args[0], pflag.ContinueOnError)
 	app := &cli.App{
 		RunServer:  runServer,
 		Unpack:     unpack,
+		Parts:      partVersions,
 		Encryption: keys{},
 		CheckHost:  check.LocalHost,
 		Stdin:      os.Stdin,

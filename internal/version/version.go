@@ -22,10 +22,10 @@ type Info struct {
 	Kubernetes string            `json:"kubernetes"`
 	Go         string            `json:"go"`
 	Platform   string            `json:"platform"`
-	Carried    map[string]string `json:"carried,omitempty"` // versions of the programs inside
+	Parts      map[string]string `json:"parts,omitempty"` // versions of the libraries inside, by name
 }
 
-// Get returns what is known. Carried is the caller's to add.
+// Get returns what is known. Parts is the caller's to add.
 func Get() Info {
 	v := k8s.Get()
 	i := Info{

@@ -26,8 +26,8 @@ type App struct {
 	RunAgent func(ctx context.Context, c *config.Agent, p *Process) error
 	// Unpack puts the carried programs below the data directory and says in which folder they are.
 	Unpack func(dataDir string) (string, error)
-	// Carried are the versions of the carried programs by name.
-	Carried func() map[string]string
+	// Parts are the versions of the libraries that coracle is made of, by name.
+	Parts func() map[string]string
 	// Encryption looks after the store's keys.
 	Encryption Encryption
 	// CheckHost is the machine that coracle check looks at.

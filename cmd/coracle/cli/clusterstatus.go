@@ -22,8 +22,8 @@ const (
 	shownPods = 8
 	// podLimit bounds what status reads of a big cluster.
 	podLimit = 1000
-	// patience is how long a pod may be on its way before that is trouble.
-	patience = 2 * time.Minute
+	// podPatience is how long a pod may be on its way before that is trouble.
+	podPatience = 2 * time.Minute
 )
 
 // askCluster adds what the API server knows about nodes and pods. What keeps it from being asked is a problem only
@@ -133,7 +133,7 @@ func podServes(p *corev1.Pod) bool {
 func podTrouble(p *corev1.Pod, now time.Time, imagesDir string) string {
 	name := p.Namespace + "/" + p.Name
 	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && now.Sub(c.LastTransitionTime.Time) > patience/4 {
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && now.Sub(c.LastTransitionTime.Time) > podPatience/4 {
 			return fmt.Sprintf("pod %s finds no node: %s", name, c.Message)
 		}
 	}
@@ -152,12 +152,12 @@ func podTrouble(p *corev1.Pod, now time.Time, imagesDir string) string {
 		return fmt.Sprintf("pod %s has failed: coracle kubectl logs -n %s %s", name, p.Namespace, p.Name)
 	}
 	if p.DeletionTimestamp != nil {
-		if now.Sub(p.DeletionTimestamp.Time) > patience {
+		if now.Sub(p.DeletionTimestamp.Time) > podPatience {
 			return fmt.Sprintf("pod %s should have been gone since %s: coracle kubectl describe pod -n %s %s", name, p.DeletionTimestamp.Local().Format(time.DateTime), p.Namespace, p.Name)
 		}
 		return ""
 	}
-	if start := p.Status.StartTime; start != nil && now.Sub(start.Time) > patience {
+	if start := p.Status.StartTime; start != nil && now.Sub(start.Time) > podPatience {
 		return fmt.Sprintf("pod %s runs but is not ready: coracle kubectl describe pod -n %s %s", name, p.Namespace, p.Name)
 	}
 	return ""

@@ -20,9 +20,6 @@ import (
 	"github.com/coracle-k8s/coracle/internal/version"
 )
 
-// startPatience is how long a start may take before the log tells what the libraries complained of meanwhile.
-const startPatience = 20 * time.Second
-
 // Process is the running server or agent as its parts see it.
 type Process struct {
 	Paths config.Paths
@@ -37,7 +34,7 @@ type Process struct {
 	app             *App
 	notify          notifier
 	readyOnce       sync.Once
-	slow            *time.Timer
+	quiet           *quiet
 	started         time.Time
 }
 
@@ -45,8 +42,7 @@ type Process struct {
 func (p *Process) Ready() {
 	p.readyOnce.Do(func() {
 		now := time.Now()
-		p.slow.Stop()
-		p.Log.Release(false)
+		p.quiet.setReady()
 		p.Admin.SetReady(now)
 		p.Log.Info("ready", "role", p.role, "node", p.node, "api", p.api, "after", now.Sub(p.started).Round(10*time.Millisecond))
 		if err := p.notify.send("READY=1\nSTATUS=ready"); err != nil {
@@ -79,12 +75,8 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	for _, w := range warnings {
 		p.Log.Warn(w)
 	}
-	p.Log.Hold()
-	p.slow = time.AfterFunc(startPatience, func() {
-		p.Log.Warn("not ready yet; what was said meanwhile follows", "after", startPatience)
-		p.Log.Release(true)
-	})
-	defer p.slow.Stop()
+	p.quiet = keepQuiet(p.Log)
+	defer func() { p.quiet.end(err == nil) }()
 	p.Board = status.NewBoard(time.Now)
 	p.Admin = status.NewServer(p.Paths.AdminSocket, status.Identity{
 		Role: p.role, Version: v.Coracle, Kubernetes: v.Kubernetes, Node: p.node, DataDir: p.Paths.DataDir, API: p.api, Started: p.started,
@@ -104,13 +96,11 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	adminErr := <-adminDone
 	switch {
 	case bodyErr != nil && !(ctx.Err() != nil && errors.Is(bodyErr, context.Canceled)):
-		p.Log.Release(true)
 		p.Log.Error("coracle stops because of an error; pods keep running", "error", bodyErr)
 		return errors.Join(bodyErr, adminErr)
 	case ctx.Err() == nil:
 		return errors.Join(errors.New("the "+p.role+" ended by itself, which it should not"), adminErr)
 	}
-	p.Log.Release(false)
 	p.Log.Info("coracle has stopped; pods keep running", "after", time.Since(p.started).Round(time.Second))
 	return adminErr
 }
@@ -130,7 +120,7 @@ func (p *Process) untilSignal(parent context.Context) (context.Context, func()) 
 		case s := <-signals:
 			p.Log.Info("stopping; once more to stop at once", "signal", s)
 			p.Admin.SetStopping()
-			p.Log.Hold()
+			p.quiet.setStopping()
 			if err := p.notify.send("STOPPING=1\nSTATUS=stopping"); err != nil {
 				p.Log.Warn("systemd was not told that coracle stops", "error", err)
 			}

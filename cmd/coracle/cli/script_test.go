@@ -68,7 +68,7 @@ func testApp() *App {
 	return &App{
 		RunServer:  fakeServer,
 		Unpack:     fakeUnpack,
-		Carried:    func() map[string]string { return map[string]string{"runc": "1.2.3"} },
+		Parts:      func() map[string]string { return map[string]string{"runc": "1.2.3"} },
 		Encryption: fakeKeys{},
 		CheckHost:  check.LocalHost,
 		Stdin:      os.Stdin,

@@ -19,8 +19,8 @@ func (a *App) versionCommand() *cobra.Command {
 	form := addOutput(cmd, "text", "json")
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
 		v := version.Get()
-		if a.Carried != nil {
-			v.Carried = a.Carried()
+		if a.Parts != nil {
+			v.Parts = a.Parts()
 		}
 		if form.value == "json" {
 			return printJSON(cmd.OutOrStdout(), v)
@@ -43,8 +43,8 @@ func printVersion(w io.Writer, v version.Info) {
 	line("kubernetes", v.Kubernetes)
 	line("go", v.Go)
 	line("platform", v.Platform)
-	for _, name := range slices.Sorted(maps.Keys(v.Carried)) {
-		line(name, v.Carried[name])
+	for _, name := range slices.Sorted(maps.Keys(v.Parts)) {
+		line(name, v.Parts[name])
 	}
 }
 

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/logging"
+)
+
+const (
+	// patience is how long a start or a stop may take before the log tells what the libraries complained of meanwhile.
+	patience = 20 * time.Second
+	// settling is how long after readiness parts still find one another.
+	settling = 5 * time.Second
+)
+
+// quiet keeps the libraries' complaints out of the log while the process starts and while it stops, unless that goes
+// wrong or takes long.
+type quiet struct {
+	log             *logging.Log
+	ready, stopping chan struct{} // closed when it is so
+	ended           chan bool     // the value says whether all went well
+	done            chan struct{}
+}
+
+// keepQuiet starts the goroutine, which ends with end.
+func keepQuiet(l *logging.Log) *quiet {
+	q := &quiet{log: l, ready: make(chan struct{}), stopping: make(chan struct{}), ended: make(chan bool), done: make(chan struct{})}
+	l.Hold()
+	go q.run()
+	return q
+}
+
+// setReady and setStopping may be called once each; end ends the goroutine and waits for it.
+func (q *quiet) setReady()    { close(q.ready) }
+func (q *quiet) setStopping() { close(q.stopping) }
+func (q *quiet) end(ok bool)  { q.ended <- ok; <-q.done }
+
+func (q *quiet) run() {
+	defer close(q.done)
+	ready, stopping := q.ready, q.stopping // nil when it has been heard
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	late := func() {
+		q.log.Warn("not ready yet; what was said meanwhile follows", "after", patience)
+		q.log.Release(true)
+	}
+	for {
+		select {
+		case <-ready:
+			ready = nil
+			late = func() { q.log.Release(false) }
+			timer.Reset(settling)
+		case <-stopping:
+			ready, stopping = nil, nil
+			q.log.Hold()
+			late = func() {
+				q.log.Warn("not stopped yet; what was said meanwhile follows", "after", patience)
+				q.log.Release(true)
+			}
+			timer.Reset(patience)
+		case <-timer.C:
+			late()
+		case ok := <-q.ended:
+			q.log.Release(!ok)
+			return
+		}
+	}
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/logging"
+)
+
+// buffer is a log that several goroutines write.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) take() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	defer b.b.Reset()
+	return b.b.String()
+}
+
+func TestQuiet(t *testing.T) {
+	t.Setenv("JOURNAL_STREAM", "8:1")
+	const complaint, late = "ERROR complaint\n", "WARN  not ready yet; what was said meanwhile follows after=20s\n"
+	cases := map[string]struct {
+		play func(q *quiet)
+		want string
+	}{
+		"a good start":   {func(q *quiet) { q.setReady(); time.Sleep(settling + time.Second); q.end(true) }, ""},
+		"a failed start": {func(q *quiet) { q.end(false) }, complaint},
+		"a slow start":   {func(q *quiet) { time.Sleep(patience + time.Second); q.setReady(); q.end(true) }, late + complaint},
+		"later":          {func(q *quiet) { q.setReady(); time.Sleep(time.Minute); klog.Error("complaint"); q.end(true) }, complaint},
+		"a good stop":    {func(q *quiet) { q.setReady(); time.Sleep(time.Minute); q.setStopping(); synctest.Wait(); klog.Error("complaint"); q.end(true) }, ""},
+		"a slow stop": {func(q *quiet) { q.setStopping(); time.Sleep(patience + time.Second); q.end(true) },
+			"WARN  not stopped yet; what was said meanwhile follows after=20s\n" + complaint},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var out buffer
+				l, err := logging.Setup(config.Logging{}, &out)
+				if err != nil {
+					t.Fatal(err)
+				}
+				q := keepQuiet(l)
+				klog.Error("complaint")
+				c.play(q)
+				if got := out.take(); got != c.want {
+					t.Errorf("got %q, want %q", got, c.want)
+				}
+			})
+		})
+	}
+}
