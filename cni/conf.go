@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coracle-k8s/coracle/cni/wire"
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
@@ -115,7 +117,16 @@ func (s *Server) writeConflist() error {
 	if err := os.MkdirAll(s.o.ConfDir, 0o755); err != nil {
 		return fmt.Errorf("making the CNI configuration folder: %w", err)
 	}
-	if err := atomicfile.Write(path, data, 0o644); err != nil {
+	// Made elsewhere and moved: containerd would try to load a half-written neighbour, and complain.
+	made := filepath.Join(s.o.StateDir, conflistName)
+	err = atomicfile.Write(made, data, 0o644)
+	if err == nil {
+		err = os.Rename(made, path)
+	}
+	if errors.Is(err, unix.EXDEV) { // two file systems
+		err = errors.Join(atomicfile.Write(path, data, 0o644), os.Remove(made))
+	}
+	if err != nil {
 		return fmt.Errorf("writing the CNI configuration: %w", err)
 	}
 	return nil
