@@ -92,6 +92,11 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.files.encryption, err = encryption.Ensure(ctx, encryption.Options{
+		Dir: s.o.CredDir, Resources: s.o.EncryptResources, Established: s.data.established, Logger: s.log})
+	if err != nil {
+		return err
+	}
 	s.tokens, err = token.Ensure(token.Options{Dir: s.o.ServerDir, Root: s.pki.Root(), Server: s.o.Token, Agent: s.o.AgentToken, Logger: s.log})
 	if err != nil {
 		return err
@@ -110,9 +115,7 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 			return err
 		}
 	}
-	s.files.encryption, err = encryption.Ensure(ctx, encryption.Options{
-		Dir: s.o.CredDir, Resources: s.o.EncryptResources, Established: s.data.established, Logger: s.log})
-	return err
+	return nil
 }
 
 func (s *Server) writeKubeconfigs(cert, key []byte) error {

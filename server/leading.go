@@ -146,7 +146,9 @@ func (s *Server) schedulerPart(ctx context.Context, t *term.Term) error {
 
 func (s *Server) dnsPart(ctx context.Context, t *term.Term) error {
 	d := bootstrap.NewDNSEndpoints(t.Client, t.Informers, s.o.ClusterDNS, s.log.With("part", "cluster DNS"))
-	t.Informers.StartWithContext(ctx)
+	if !t.StartInformers(ctx) {
+		return nil
+	}
 	return d.Run(ctx)
 }
 
@@ -154,6 +156,9 @@ func (s *Server) manifestsPart(ctx context.Context, t *term.Term) error {
 	m, err := manifests.New(manifests.Options{Dir: s.o.ManifestsDir, ServerID: s.data.ServerID, Config: t.Config, Logger: s.log.With("part", "manifests")})
 	if err != nil {
 		return err
+	}
+	if !t.StartInformers(ctx) { // it listens to none, but the others wait for every part
+		return nil
 	}
 	return m.Run(ctx)
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/klog/v2"
 )
 
@@ -66,6 +67,16 @@ func options(t *testing.T, dir string) Options {
 	}
 }
 
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
 // snapshot lists every file below dir with its size.
 func snapshot(t *testing.T, dir string) string {
 	t.Helper()
@@ -103,6 +114,7 @@ func refused(t *testing.T, o Options, want ...string) {
 
 func TestRefusals(t *testing.T) {
 	o := options(t, t.TempDir())
+	o.Port = freePort(t)
 	s, err := New(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
@@ -110,7 +122,7 @@ func TestRefusals(t *testing.T) {
 	t.Run("second server on the directory", func(t *testing.T) { refused(t, o, "another coracle server", o.DataDir) })
 	t.Run("port taken", func(t *testing.T) {
 		other := options(t, t.TempDir())
-		other.Port = s.listener.Addr().(*net.TCPAddr).Port
+		other.Port = o.Port
 		refused(t, other, "is taken", "--https-listen-port")
 	})
 	if err := s.data.record(); err != nil {
@@ -209,6 +221,7 @@ func start(t *testing.T, o Options) (*Server, func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	controller.EncryptionConfigFileChangePollDuration = 500 * time.Millisecond
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()

@@ -25,9 +25,10 @@ const crdPatience = 10 * time.Second
 func (m *Manifests) applyFile(ctx context.Context, name string, f *file) {
 	r := m.record(name)
 	want, err := m.place(f.objects)
+	before := r.objects
 	if err == nil {
 		// Before the objects, so that none is ever forgotten; what they replace stays in until it is deleted.
-		r.objects = union(r.objects, want)
+		r.objects = union(before, want)
 		err = m.save(ctx, r)
 	}
 	if err == nil {
@@ -39,6 +40,8 @@ func (m *Manifests) applyFile(ctx context.Context, name string, f *file) {
 		return
 	}
 	f.settled, f.wait, f.reported = true, 0, ""
+	// Kinds that a CRD in the file brought are known now, and with them the namespaces of their objects.
+	r.objects = union(before, refs(f.objects))
 	r.status, r.hash = statusApplied, f.hash
 	m.log.Info("applied a manifest", "file", name, "objects", len(f.objects))
 }
@@ -46,7 +49,6 @@ func (m *Manifests) applyFile(ctx context.Context, name string, f *file) {
 // place sets the namespace of objects that need one and have none. A kind that is not known yet is one that a CRD in
 // the folder may bring; its objects are recorded as written.
 func (m *Manifests) place(objects []object) ([]ref, error) {
-	var refs []ref
 	for _, o := range objects {
 		mapping, err := m.mapping(o.Unstructured)
 		switch {
@@ -56,9 +58,8 @@ func (m *Manifests) place(objects []object) ([]ref, error) {
 		default:
 			setNamespace(o.Unstructured, mapping)
 		}
-		refs = append(refs, o.ref())
 	}
-	return refs, nil
+	return refs(objects), nil
 }
 
 func setNamespace(u *unstructured.Unstructured, mapping *meta.RESTMapping) {

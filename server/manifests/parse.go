@@ -46,6 +46,14 @@ func (o object) ref() ref {
 	return ref{GroupVersionKind: o.GroupVersionKind(), Namespace: o.GetNamespace(), Name: o.GetName()}
 }
 
+func refs(objects []object) []ref {
+	out := make([]ref, len(objects))
+	for i, o := range objects {
+		out[i] = o.ref()
+	}
+	return out
+}
+
 // document is one YAML document of a file.
 type document struct {
 	text []byte

@@ -33,11 +33,7 @@ func (m *Manifests) prune(ctx context.Context, found map[string]source) bool {
 		case !there:
 			all = m.pruneRecord(ctx, r, nil, wanted) && all
 		case f != nil && f.objects != nil && f.settled:
-			var keep []ref
-			for _, o := range f.objects {
-				keep = append(keep, o.ref())
-			}
-			all = m.pruneRecord(ctx, r, keep, wanted) && all
+			all = m.pruneRecord(ctx, r, refs(f.objects), wanted) && all
 		}
 	}
 	return all
@@ -73,6 +69,13 @@ func (m *Manifests) pruneRecord(ctx context.Context, r *record, keep []ref, want
 	for _, o := range slices.Backward(r.objects) { // in reverse: objects before their CRD and namespace
 		if contains(keep, o) || wanted[o.key()] {
 			continue
+		}
+		if o.Namespace == "" {
+			// Recorded before its kind was known, perhaps, and then applied here; ignored for kinds without namespaces.
+			o.Namespace = metav1.NamespaceDefault
+			if contains(keep, o) || wanted[o.key()] {
+				continue
+			}
 		}
 		did, err := m.delete(ctx, r.file, o)
 		if err != nil {
@@ -114,9 +117,6 @@ func (m *Manifests) delete(ctx context.Context, file string, o ref) (bool, error
 	}
 	if err != nil {
 		return false, fmt.Errorf("%s: finding out what the cluster has: %w", o, err)
-	}
-	if o.Namespace == "" {
-		o.Namespace = metav1.NamespaceDefault // it was recorded before its kind was known; ignored if it needs none
 	}
 	api := m.client(mapping, o.Namespace)
 	got, err := api.Get(ctx, o.Name, metav1.GetOptions{})
