@@ -26,7 +26,7 @@ const (
 	// strayGoroutines allows for the API server's own, such as one that serves a request just then.
 	strayGoroutines = 20
 	// heapGrowth is what twenty rounds may add to the live heap. The store's log and history, the API server's metrics
-	// and the JSON decoder's type tables grow by 2 to 3 MB; one term kept in memory is 5 MB.
+	// and the JSON decoder's type tables grow by 2 to 3 MB; one term kept in memory is 12 MB.
 	heapGrowth = 8 << 20
 )
 

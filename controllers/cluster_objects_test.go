@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"testing"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/component-base/metrics/legacyregistry"
+)
+
+// refusals counts the requests that the API server has answered with 403.
+func refusals(t *testing.T) (n float64) {
+	t.Helper()
+	families, err := legacyregistry.DefaultGatherer.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != "apiserver_request_total" {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if l.GetName() == "code" && l.GetValue() == "403" {
+					n += m.GetCounter().GetValue()
+				}
+			}
+		}
+	}
+	return n
+}
+
+// TestClusterObjects covers what the controllers keep for every cluster.
+func TestClusterObjects(t *testing.T) {
+	c := shared
+	c.term(t)
+	ns := c.namespace(t, "objects")
+	refused := refusals(t)
+
+	t.Run("root CA", func(t *testing.T) { c.rootCA(t, ns) })
+	t.Run("garbage", func(t *testing.T) { c.garbage(t, ns) })
+	t.Run("garbage of a new kind", func(t *testing.T) { c.customGarbage(t, ns) })
+	t.Run("token Secret", func(t *testing.T) { c.tokenSecret(t, ns) })
+	t.Run("bootstrap token", c.bootstrapToken)
+	t.Run("certificate", c.certificate)
+	t.Run("quota", func(t *testing.T) { c.quota(t, ns) })
+	t.Run("policy status", c.policyStatus)
+	// The controllers act under upstream's own roles, so a wrong identity shows as a refusal.
+	if n := refusals(t) - refused; n != 0 {
+		t.Errorf("the API server refused %g requests", n)
+	}
+	// Last: admission refuses what controllers still create in a namespace that goes.
+	t.Run("namespace deletion", func(t *testing.T) { c.namespaceDeletion(t, ns) })
+}
+
+func configMap(name string, owner *corev1.ConfigMap) *corev1.ConfigMap {
+	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	if owner != nil {
+		m.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "ConfigMap", Name: owner.Name, UID: owner.UID}}
+	}
+	return m
+}
+
+// must fails the test on an error and passes the value on.
+func must[T any](t *testing.T) func(T, error) T {
+	return func(v T, err error) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+func gone(err error) error {
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return errors.Join(errors.New("it is still there"), err)
+}
+
+func (c *cluster) rootCA(t *testing.T, ns string) {
+	want := must[[]byte](t)(os.ReadFile(c.path("ca.crt")))
+	eventually(t, "the root CA", func(ctx context.Context) error {
+		m, err := c.client.CoreV1().ConfigMaps(ns).Get(ctx, "kube-root-ca.crt", metav1.GetOptions{})
+		if err == nil && m.Data["ca.crt"] != string(want) {
+			err = fmt.Errorf("it holds %q", m.Data["ca.crt"])
+		}
+		return err
+	})
+}
+
+func (c *cluster) garbage(t *testing.T, ns string) {
+	maps := c.client.CoreV1().ConfigMaps(ns)
+	owner := must[*corev1.ConfigMap](t)(maps.Create(t.Context(), configMap("owner", nil), metav1.CreateOptions{}))
+	must[*corev1.ConfigMap](t)(maps.Create(t.Context(), configMap("owned", owner), metav1.CreateOptions{}))
+	if err := maps.Delete(t.Context(), "owner", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the owned object goes with its owner", func(ctx context.Context) error {
+		_, err := maps.Get(ctx, "owned", metav1.GetOptions{})
+		return gone(err)
+	})
+}
+
+// customGarbage does the same with a kind that did not exist when the term began.
+func (c *cluster) customGarbage(t *testing.T, ns string) {
+	client := must[dynamic.Interface](t)(dynamic.NewForConfig(c.config))
+	crds := client.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
+	crd := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+		"metadata": map[string]any{"name": "boats.example.com"},
+		"spec": map[string]any{
+			"group": "example.com", "scope": "Namespaced",
+			"names": map[string]any{"plural": "boats", "singular": "boat", "kind": "Boat", "listKind": "BoatList"},
+			"versions": []any{map[string]any{"name": "v1", "served": true, "storage": true,
+				"schema": map[string]any{"openAPIV3Schema": map[string]any{"type": "object"}}}},
+		},
+	}}
+	must[*unstructured.Unstructured](t)(crds.Create(t.Context(), crd, metav1.CreateOptions{}))
+	t.Cleanup(func() { _ = crds.Delete(context.Background(), "boats.example.com", metav1.DeleteOptions{}) })
+
+	owner := must[*corev1.ConfigMap](t)(c.client.CoreV1().ConfigMaps(ns).Create(t.Context(), configMap("harbour", nil), metav1.CreateOptions{}))
+	boats := client.Resource(schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "boats"}).Namespace(ns)
+	boat := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "example.com/v1", "kind": "Boat",
+		"metadata": map[string]any{"name": "coracle", "ownerReferences": []any{map[string]any{
+			"apiVersion": "v1", "kind": "ConfigMap", "name": owner.Name, "uid": string(owner.UID)}}},
+	}}
+	eventually(t, "the new kind is served", func(ctx context.Context) error {
+		_, err := boats.Create(ctx, boat, metav1.CreateOptions{})
+		return err
+	})
+	if err := c.client.CoreV1().ConfigMaps(ns).Delete(t.Context(), "harbour", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the owned custom object goes with its owner", func(ctx context.Context) error {
+		_, err := boats.Get(ctx, "coracle", metav1.GetOptions{})
+		return gone(err)
+	})
+}
+
+func (c *cluster) tokenSecret(t *testing.T, ns string) {
+	secrets := c.client.CoreV1().Secrets(ns)
+	must[*corev1.Secret](t)(secrets.Create(t.Context(), &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: "token", Annotations: map[string]string{corev1.ServiceAccountNameKey: "default"}},
+		Type:       corev1.SecretTypeServiceAccountToken,
+	}, metav1.CreateOptions{}))
+	eventually(t, "the Secret is filled", func(ctx context.Context) error {
+		s, err := secrets.Get(ctx, "token", metav1.GetOptions{})
+		if err == nil && (len(s.Data["token"]) == 0 || len(s.Data["ca.crt"]) == 0) {
+			err = errors.New("it is not")
+		}
+		return err
+	})
+}
+
+// bootstrapToken needs the two controllers that upstream leaves off.
+func (c *cluster) bootstrapToken(t *testing.T) {
+	public, system := c.client.CoreV1().ConfigMaps(metav1.NamespacePublic), c.client.CoreV1().Secrets(metav1.NamespaceSystem)
+	must[*corev1.ConfigMap](t)(public.Create(t.Context(), &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Name: "cluster-info"}, Data: map[string]string{"kubeconfig": "apiVersion: v1\nkind: Config\n"},
+	}, metav1.CreateOptions{}))
+	token := func(id, expires string) *corev1.Secret {
+		return &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Name: "bootstrap-token-" + id}, Type: corev1.SecretTypeBootstrapToken,
+			StringData: map[string]string{"token-id": id, "token-secret": "0123456789abcdef", "usage-bootstrap-signing": "true", "expiration": expires},
+		}
+	}
+	must[*corev1.Secret](t)(system.Create(t.Context(), token("abcdef", "2099-01-01T00:00:00Z"), metav1.CreateOptions{}))
+	must[*corev1.Secret](t)(system.Create(t.Context(), token("fedcba", "2001-01-01T00:00:00Z"), metav1.CreateOptions{}))
+	eventually(t, "cluster-info is signed", func(ctx context.Context) error {
+		m, err := public.Get(ctx, "cluster-info", metav1.GetOptions{})
+		if err == nil && m.Data["jws-kubeconfig-abcdef"] == "" {
+			err = fmt.Errorf("it has %d entries", len(m.Data))
+		}
+		return err
+	})
+	eventually(t, "the expired token goes", func(ctx context.Context) error {
+		_, err := system.Get(ctx, "bootstrap-token-fedcba", metav1.GetOptions{})
+		return gone(err)
+	})
+}
+
+func (c *cluster) certificate(t *testing.T) {
+	key := must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	request := must[[]byte](t)(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "someone"}}, key))
+	csrs := c.client.CertificatesV1().CertificateSigningRequests()
+	csr := must[*certificatesv1.CertificateSigningRequest](t)(csrs.Create(t.Context(), &certificatesv1.CertificateSigningRequest{
+		ObjectMeta: metav1.ObjectMeta{Name: "someone"},
+		Spec: certificatesv1.CertificateSigningRequestSpec{
+			Request:    pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: request}),
+			SignerName: certificatesv1.KubeAPIServerClientSignerName,
+			Usages:     []certificatesv1.KeyUsage{certificatesv1.UsageClientAuth},
+		},
+	}, metav1.CreateOptions{}))
+	csr.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{
+		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "Test"}}
+	must[*certificatesv1.CertificateSigningRequest](t)(csrs.UpdateApproval(t.Context(), "someone", csr, metav1.UpdateOptions{}))
+	eventually(t, "the certificate", func(ctx context.Context) error {
+		var err error
+		if csr, err = csrs.Get(ctx, "someone", metav1.GetOptions{}); err == nil && len(csr.Status.Certificate) == 0 {
+			err = errors.New("none")
+		}
+		return err
+	})
+	block, _ := pem.Decode(csr.Status.Certificate)
+	cert := must[*x509.Certificate](t)(x509.ParseCertificate(block.Bytes))
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(must[[]byte](t)(os.ReadFile(c.path("ca.crt"))))
+	if _, err := cert.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+		t.Error(err)
+	}
+}
+
+func (c *cluster) quota(t *testing.T, ns string) {
+	quotas := c.client.CoreV1().ResourceQuotas(ns)
+	must[*corev1.ResourceQuota](t)(quotas.Create(t.Context(), &corev1.ResourceQuota{
+		ObjectMeta: metav1.ObjectMeta{Name: "few"},
+		Spec:       corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{"count/secrets": resource.MustParse("50")}},
+	}, metav1.CreateOptions{}))
+	eventually(t, "what is used", func(ctx context.Context) error {
+		q, err := quotas.Get(ctx, "few", metav1.GetOptions{})
+		if used := q.Status.Used["count/secrets"]; err == nil && used.IsZero() {
+			err = errors.New("not counted")
+		}
+		return err
+	})
+}
+
+// policyStatus needs the controller that is built only when a policy exists.
+func (c *cluster) policyStatus(t *testing.T) {
+	policies := c.client.AdmissionregistrationV1().ValidatingAdmissionPolicies()
+	fail := admissionv1.Fail
+	must[*admissionv1.ValidatingAdmissionPolicy](t)(policies.Create(t.Context(), &admissionv1.ValidatingAdmissionPolicy{
+		ObjectMeta: metav1.ObjectMeta{Name: "few-replicas"},
+		Spec: admissionv1.ValidatingAdmissionPolicySpec{
+			FailurePolicy: &fail,
+			MatchConstraints: &admissionv1.MatchResources{ResourceRules: []admissionv1.NamedRuleWithOperations{{
+				RuleWithOperations: admissionv1.RuleWithOperations{
+					Operations: []admissionv1.OperationType{admissionv1.Create},
+					Rule:       admissionv1.Rule{APIGroups: []string{"apps"}, APIVersions: []string{"v1"}, Resources: []string{"deployments"}},
+				}}}},
+			Validations: []admissionv1.Validation{{Expression: "object.spec.replicas <= 5"}},
+		},
+	}, metav1.CreateOptions{}))
+	t.Cleanup(func() { _ = policies.Delete(context.Background(), "few-replicas", metav1.DeleteOptions{}) })
+	eventually(t, "the expression is checked", func(ctx context.Context) error {
+		p, err := policies.Get(ctx, "few-replicas", metav1.GetOptions{})
+		if err == nil && p.Status.ObservedGeneration != p.Generation {
+			err = errors.New("not yet")
+		}
+		return err
+	})
+}
+
+func (c *cluster) namespaceDeletion(t *testing.T, ns string) {
+	if err := c.client.CoreV1().Namespaces().Delete(t.Context(), ns, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the namespace with all in it goes", func(ctx context.Context) error {
+		_, err := c.client.CoreV1().Namespaces().Get(ctx, ns, metav1.GetOptions{})
+		return gone(err)
+	})
+}
