@@ -4,6 +4,7 @@ package raftstore
 
 import (
 	"bytes"
+	"errors"
 	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -182,8 +183,28 @@ func inRange(key, from, end []byte) bool {
 
 // checkRangeStream refuses what etcd's server does not stream.
 func checkRangeStream(r *pb.RangeRequest) error {
-	if r.SortOrder != pb.RangeRequest_NONE || r.SortTarget != pb.RangeRequest_KEY {
+	if err := checkRange(r); err != nil {
+		return err
+	}
+	if r.SortOrder == pb.RangeRequest_DESCEND || r.SortTarget != pb.RangeRequest_KEY {
 		return status.Error(codes.Unimplemented, "raftstore: a sorted range cannot be streamed")
+	}
+	if r.MinModRevision != 0 || r.MaxModRevision != 0 || r.MinCreateRevision != 0 || r.MaxCreateRevision != 0 {
+		return status.Error(codes.Unimplemented, "raftstore: a range with revision filters cannot be streamed")
+	}
+	return nil
+}
+
+var errEmptyWatch = errors.New("mvcc: watcher range is empty")
+
+// checkWatch refuses what etcd's server refuses to watch.
+func checkWatch(r *pb.WatchCreateRequest) error {
+	open := len(r.RangeEnd) == 1 && r.RangeEnd[0] == 0
+	switch {
+	case r.StartRevision < 0:
+		return rpctypes.ErrGRPCCompacted
+	case len(r.RangeEnd) > 0 && !open && bytes.Compare(r.Key, r.RangeEnd) >= 0:
+		return errEmptyWatch
 	}
 	return nil
 }

@@ -4,7 +4,6 @@ package raftstore
 
 import (
 	"context"
-	"errors"
 	"io"
 	"sync"
 	"time"
@@ -27,7 +26,7 @@ func (s *Store) Client() *kubernetes.Client {
 	c.KV = clientv3.NewKVFromKVClient(&nativeKV{s}, c)
 	c.Watcher = newNativeWatcher(s)
 	c.Lease = clientv3.NewLeaseFromLeaseClient(&nativeLease{s}, c, leaseKeepAliveTimeout)
-	c.Maintenance = &nativeMaintenance{s: s}
+	c.Maintenance = &nativeMaintenance{s}
 	kc := &kubernetes.Client{Client: c}
 	kc.Kubernetes = kc
 	return kc
@@ -153,16 +152,4 @@ func (k *keepAliveStream) Recv() (*pb.LeaseKeepAliveResponse, error) {
 	case <-k.s.ctx.Done():
 		return nil, ErrClosed
 	}
-}
-
-// nativeMaintenance answers what makes sense without an endpoint.
-type nativeMaintenance struct {
-	clientv3.Maintenance
-	s *Store
-}
-
-var errNoEndpoint = errors.New("raftstore: the in-process client has no endpoint to do this on; use the store's socket")
-
-func (m *nativeMaintenance) Status(context.Context, string) (*clientv3.StatusResponse, error) {
-	return (*clientv3.StatusResponse)(m.s.statusResponse()), nil
 }

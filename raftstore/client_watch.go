@@ -57,7 +57,14 @@ func (n *nativeWatcher) Watch(ctx context.Context, key string, opts ...clientv3.
 		close(out)
 		return out
 	}
-	w := newWatcher(n.s.hub, watchRequest(op), op.Rev())
+	req := watchRequest(op)
+	if err := checkWatch(req); err != nil {
+		refused := make(chan clientv3.WatchResponse, 1)
+		refused <- clientv3.WatchResponse{Header: n.s.header(), Canceled: true, CancelReason: status.Convert(err).Message()}
+		close(refused)
+		return refused
+	}
+	w := newWatcher(n.s.hub, req, op.Rev())
 	stream := streamKey(ctx)
 	if n.streams[stream] == nil {
 		n.streams[stream] = make(map[*watcher]struct{})
@@ -72,8 +79,12 @@ func (n *nativeWatcher) Watch(ctx context.Context, key string, opts ...clientv3.
 }
 
 func watchRequest(op clientv3.Op) *pb.WatchCreateRequest {
+	key := op.KeyBytes()
+	if len(key) == 0 {
+		key = []byte{0} // the smallest key: etcd's way to say all
+	}
 	r := &pb.WatchCreateRequest{
-		Key: op.KeyBytes(), RangeEnd: op.RangeBytes(), StartRevision: op.Rev(),
+		Key: key, RangeEnd: op.RangeBytes(), StartRevision: op.Rev(),
 		PrevKv: op.IsPrevKV(), ProgressNotify: op.IsProgressNotify(),
 	}
 	if op.IsFilterPut() {

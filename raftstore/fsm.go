@@ -70,7 +70,7 @@ func (f *fsm) apply(l *raft.Log) []mvcc.Result {
 
 // Snapshot captures the state for raft to write out beside further commands.
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
-	return &fsmSnapshot{f.state.Snapshot()}, nil
+	return &fsmSnapshot{f.view().Snapshot()}, nil
 }
 
 // Restore replaces the state by a snapshot's.

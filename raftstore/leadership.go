@@ -130,6 +130,7 @@ func (s *Store) startDuties(ctx context.Context, term uint64) (stop func()) {
 	s.log.Info("this server leads the store", "term", term)
 	s.lessor.promote(s.fsm.view().Leases())
 	duties.Go(func() { s.lessor.run(ctx) })
+	duties.Go(func() { s.compactor.run(ctx) })
 	return func() {
 		cancel()
 		duties.Wait()

@@ -29,6 +29,12 @@ type Options struct {
 	MaxRequestBytes int
 	// MaxTxnOps bounds the operations of one transaction. Default 128.
 	MaxTxnOps int
+	// HistoryAge is how long old revisions stay readable, for watches that
+	// resume and lists that continue. Default 10 minutes. History goes later
+	// where there is little of it, and sooner where there is too much.
+	HistoryAge time.Duration
+	// HistoryBytes bounds the memory of old revisions. Default 64 MiB.
+	HistoryBytes int64
 	// ProgressInterval is how often a watch that asked for it hears of
 	// revisions that had no event for it. Default one minute.
 	ProgressInterval time.Duration
@@ -43,6 +49,8 @@ const (
 	defaultMaxRequestBytes  = 3 << 19
 	defaultMaxTxnOps        = 128
 	defaultProgressInterval = time.Minute
+	defaultHistoryAge       = 10 * time.Minute
+	defaultHistoryBytes     = 64 << 20
 	defaultRequestTimeout   = 7 * time.Second
 )
 
@@ -56,6 +64,8 @@ func (o *Options) setDefaults() error {
 	setDefault(&o.MaxRequestBytes, defaultMaxRequestBytes)
 	setDefault(&o.MaxTxnOps, defaultMaxTxnOps)
 	setDefault(&o.ProgressInterval, defaultProgressInterval)
+	setDefault(&o.HistoryAge, defaultHistoryAge)
+	setDefault(&o.HistoryBytes, defaultHistoryBytes)
 	setDefault(&o.RequestTimeout, defaultRequestTimeout)
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}

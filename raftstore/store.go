@@ -32,6 +32,7 @@ type Store struct {
 	hub       *hub
 	lead      *leadership
 	lessor    *lessor
+	compactor *compactor
 	progress  *progress
 	proposer  *proposer
 	raft      *raft.Raft
@@ -67,6 +68,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		revision: func() int64 { return s.fsm.view().Revision() },
 	}
 	s.lessor = newLessor(o.Clock, s.expire)
+	s.compactor = &compactor{
+		clock: o.Clock, age: o.HistoryAge, bytes: o.HistoryBytes, view: s.fsm.view, compact: s.compactTo,
+	}
 	s.snapshotter = newSnapshotter(s)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if err := s.openDir(); err != nil {

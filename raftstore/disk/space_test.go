@@ -69,7 +69,9 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	free := fillUp(t, path)
-	big := func(i uint64) *raft.Log { return &raft.Log{Index: i, Term: 1, Data: bytes.Repeat([]byte("x"), 300<<10)} }
+	big := func(i uint64) *raft.Log {
+		return &raft.Log{Index: i, Term: 1, Data: bytes.Repeat([]byte("x"), 300<<10)}
+	}
 
 	// What is under way still gets to the disk, thanks to the reserve.
 	if err := d.Log.StoreLog(big(1)); err != nil {

@@ -30,14 +30,19 @@ func (s *State) applyCompact(r *pb.CompactionRequest) (*pb.CompactionResponse, e
 // such a watch gets no previous values.
 func (s *State) Prune() {
 	to := s.compacted.Load()
-	if to == s.pruned || s.pins.Load() > 0 {
+	if to == s.pruned {
+		return
+	}
+	s.pruning.Lock()
+	defer s.pruning.Unlock()
+	if s.pins > 0 {
 		return
 	}
 	for _, v := range s.history[search(s.history, s.pruned+1):search(s.history, to+1)] {
 		s.cut(v)
 		if v.Deleted() && s.lookup(v.kv.Key) == v {
 			s.tree.Delete(v)
-			s.total -= v.size()
+			s.total -= v.Size()
 		}
 	}
 	s.pruned = to
@@ -49,11 +54,20 @@ func (s *State) Prune() {
 
 func (s *State) cut(v *Version) {
 	if p := v.prev.Swap(nil); p != nil {
-		s.total -= p.size()
+		s.total -= p.Size()
 	}
 }
 
 // search returns the index of the first version at rev or later.
 func search(history []*Version, rev int64) int {
 	return sort.Search(len(history), func(i int) bool { return history[i].kv.ModRevision >= rev })
+}
+
+// Leap moves the revision ahead by n and drops all history: every older
+// revision is compacted. Keys keep the revisions that wrote them. It is for a
+// state that takes another one's place.
+func (s *State) Leap(n int64) {
+	s.rev += n
+	s.compacted.Store(s.rev)
+	s.Prune()
 }

@@ -89,12 +89,12 @@ func (t *leaseTable) keys(id int64) ([][]byte, int64, bool) {
 	return keys, l.ttl, true
 }
 
-// Leases lists all leases by id, as they are now: leases are not versioned.
-func (v *View) Leases() []Lease { return v.leases.list() }
+// Leases lists all leases by id.
+func (v *View) Leases() []Lease { return v.leases }
 
-// Lease returns the keys now attached to a lease, in order, and the TTL in
-// seconds that it was granted.
-func (v *View) Lease(id int64) (keys [][]byte, ttl int64, ok bool) { return v.leases.keys(id) }
+// Lease returns the keys attached to a lease, in order, and the TTL in seconds
+// that it was granted. Unlike everything else in a view these are of now.
+func (v *View) Lease(id int64) (keys [][]byte, ttl int64, ok bool) { return v.shared.leases.keys(id) }
 
 // applyGrant makes a lease. The proposer chooses the id, for there is no
 // randomness here.
@@ -105,6 +105,7 @@ func (s *State) applyGrant(r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, err
 	s.leases.mu.Lock()
 	s.leases.byID[r.ID] = &leased{ttl: r.TTL, keys: make(map[string]struct{})}
 	s.leases.mu.Unlock()
+	s.leaseList = nil
 	return &pb.LeaseGrantResponse{Header: &pb.ResponseHeader{Revision: s.rev}, ID: r.ID, TTL: r.TTL}, nil
 }
 
@@ -123,5 +124,6 @@ func (s *State) applyRevoke(r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, 
 	s.leases.mu.Lock()
 	delete(s.leases.byID, r.ID)
 	s.leases.mu.Unlock()
+	s.leaseList = nil
 	return &pb.LeaseRevokeResponse{Header: &pb.ResponseHeader{Revision: w.end()}}, nil
 }

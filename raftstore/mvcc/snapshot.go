@@ -39,22 +39,29 @@ const maxField = 64 << 20
 // ErrDamaged says that a snapshot is not what was written.
 var ErrDamaged = errors.New("mvcc: snapshot is damaged")
 
-// A Snapshot is the whole state at one moment, history window and leases
+// A Snapshot is a view to be written out whole, history window and leases
 // included. Until Release, the state keeps what the snapshot still has to read.
 type Snapshot struct {
 	view      *View
 	compacted int64
-	leases    []Lease
 	release   func()
 }
 
-// Snapshot captures the state. It copies the list of leases and nothing else.
-func (s *State) Snapshot() *Snapshot {
-	s.pins.Add(1)
-	var once sync.Once
+// Snapshot prepares to write the view out. It copies nothing.
+func (v *View) Snapshot() *Snapshot {
+	sh := v.shared
+	sh.pruning.Lock()
+	defer sh.pruning.Unlock()
+	sh.pins++
 	return &Snapshot{
-		view: s.Freeze(), compacted: s.compacted.Load(), leases: s.leases.list(),
-		release: func() { once.Do(func() { s.pins.Add(-1) }) },
+		// The compaction may be newer than the view, and so may what was
+		// pruned: hence it counts, as far as the view goes.
+		view: v, compacted: min(sh.compacted.Load(), v.rev),
+		release: sync.OnceFunc(func() {
+			sh.pruning.Lock()
+			defer sh.pruning.Unlock()
+			sh.pins--
+		}),
 	}
 }
 
@@ -70,7 +77,7 @@ func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
 	out := recordWriter{w: bufio.NewWriterSize(blocks, blockSize)}
 	blocks.raw([]byte(snapshotMagic))
 	out.uvarints(s.view.rev, s.compacted)
-	for _, l := range s.leases {
+	for _, l := range s.view.leases {
 		out.byte(recordLease)
 		out.uvarints(l.ID, l.TTL)
 	}
@@ -96,7 +103,7 @@ func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
 		}
 	}
 	out.byte(recordEnd)
-	out.uvarints(int64(len(s.leases)), bases, int64(len(history)))
+	out.uvarints(int64(len(s.view.leases)), bases, int64(len(history)))
 	if out.err == nil {
 		out.err = out.w.Flush()
 	}

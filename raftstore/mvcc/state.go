@@ -4,6 +4,7 @@ package mvcc
 
 import (
 	"fmt"
+	"sync"
 	"sync/atomic"
 
 	"github.com/tidwall/btree"
@@ -14,8 +15,8 @@ import (
 // treeDegree was the fastest of those measured at 100,000 keys of 1 KB.
 const treeDegree = 16
 
-// State is the state machine. Apply, Freeze, Snapshot and Unpin's effects
-// belong to one goroutine; everything else reads Views.
+// State is the state machine. Its methods belong to one goroutine; everything
+// else reads Views.
 type State struct {
 	tree *btree.BTreeG[*Version]
 	// history holds every version written since the compaction revision, in
@@ -23,27 +24,29 @@ type State struct {
 	// never changed in place.
 	history []*Version
 	rev     int64
-	// compacted is shared with the Views: a read at an old revision checks it
-	// again when done, because pruning goes on beside readers.
-	compacted *atomic.Int64
-	pruned    int64
-	pins      atomic.Int32
-
-	leases *leaseTable
+	pruned  int64
+	*shared
+	leaseList []Lease // of the last Freeze; nil if leases changed since
 
 	keys  int64 // keys that exist now
 	live  int64 // bytes of their versions
 	total int64 // bytes of every version held
 }
 
+// shared is what Views have in common with the state.
+type shared struct {
+	// compacted is what a read at an old revision checks again when done,
+	// because pruning goes on beside readers.
+	compacted atomic.Int64
+	leases    *leaseTable
+
+	pruning sync.Mutex // held while pruning
+	pins    int        // snapshots being written; guarded by pruning
+}
+
 // New returns an empty store at revision 1, as etcd starts.
 func New() *State {
-	return &State{
-		tree:      newTree(),
-		rev:       1,
-		compacted: new(atomic.Int64),
-		leases:    newLeaseTable(),
-	}
+	return &State{tree: newTree(), rev: 1, shared: &shared{leases: newLeaseTable()}}
 }
 
 func newTree() *btree.BTreeG[*Version] {
@@ -217,16 +220,16 @@ func (s *State) install(v, old *Version) {
 		v.prev.Store(old)
 		if !old.Deleted() {
 			s.keys--
-			s.live -= old.size()
+			s.live -= old.Size()
 			s.leases.detach(old.kv.Lease, old.kv.Key)
 		}
 	}
 	if !v.Deleted() {
 		s.keys++
-		s.live += v.size()
+		s.live += v.Size()
 		s.leases.attach(v.kv.Lease, v.kv.Key)
 	}
-	s.total += v.size()
+	s.total += v.Size()
 	s.tree.Set(v)
 	s.history = append(s.history, v)
 }
@@ -234,9 +237,11 @@ func (s *State) install(v, old *Version) {
 // Freeze returns the present state for readers. Call it once for a batch of
 // commands: the first write after it copies a path of the tree.
 func (s *State) Freeze() *View {
+	if s.leaseList == nil {
+		s.leaseList = s.leases.list()
+	}
 	return &View{
-		tree: s.tree.Copy(), history: s.history, rev: s.rev,
-		compacted: s.compacted, leases: s.leases,
+		tree: s.tree.Copy(), history: s.history, rev: s.rev, shared: s.shared, leases: s.leaseList,
 		stats: Stats{Keys: s.keys, LiveBytes: s.live, TotalBytes: s.total, Versions: int64(len(s.history))},
 	}
 }

@@ -85,7 +85,7 @@ func (w *write) txn(r *pb.TxnRequest, path []bool) (*pb.TxnResponse, []bool, err
 		case *pb.RequestOp_RequestDeleteRange:
 			out.Response = &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: w.deleteRange(o.RequestDeleteRange)}
 		case *pb.RequestOp_RequestRange:
-			rr, err := rangeIn(w.s.tree, w.current(), w.s.compacted, o.RequestRange)
+			rr, err := rangeIn(w.s.tree, w.current(), &w.s.compacted, o.RequestRange)
 			if err != nil {
 				return nil, nil, err
 			}

@@ -57,8 +57,8 @@ func (v *Version) at(rev int64) *Version {
 	return v
 }
 
-// size is what the version costs in memory, near enough for quotas.
-func (v *Version) size() int64 {
+// Size is about what the version costs in memory, in bytes.
+func (v *Version) Size() int64 {
 	const overhead = 128 + 16 // the struct, and its share of a tree node
 	return int64(len(v.kv.Key)+len(v.kv.Value)) + overhead
 }

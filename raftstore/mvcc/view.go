@@ -4,7 +4,8 @@ package mvcc
 
 import (
 	"bytes"
-	"sync/atomic"
+	"encoding/binary"
+	"hash/crc32"
 
 	"github.com/tidwall/btree"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -15,12 +16,12 @@ import (
 // since the compaction. It does not change, and may be read by any number of
 // goroutines at once.
 type View struct {
-	tree      *btree.BTreeG[*Version]
-	history   []*Version
-	rev       int64
-	compacted *atomic.Int64
-	leases    *leaseTable
-	stats     Stats
+	tree    *btree.BTreeG[*Version]
+	history []*Version
+	rev     int64
+	shared  *shared
+	leases  []Lease
+	stats   Stats
 }
 
 // Stats says how much the store held when the view was made. Bytes are those
@@ -37,7 +38,7 @@ func (v *View) Revision() int64 { return v.rev }
 
 // Compacted is the oldest revision that can still be read; 0 before the first
 // compaction. It moves even for a view that was made earlier.
-func (v *View) Compacted() int64 { return v.compacted.Load() }
+func (v *View) Compacted() int64 { return v.shared.compacted.Load() }
 
 // Stats returns the sizes at the time the view was made.
 func (v *View) Stats() Stats { return v.stats }
@@ -52,7 +53,7 @@ func (v *View) History(from int64) []*Version {
 // Range answers a read. Errors are etcd's: the revision is compacted, or not
 // there yet.
 func (v *View) Range(r *pb.RangeRequest) (*pb.RangeResponse, error) {
-	return rangeIn(v.tree, v.rev, v.compacted, r)
+	return rangeIn(v.tree, v.rev, &v.shared.compacted, r)
 }
 
 // Walk calls fn for each key in [key, end) at the revision, in order, until it
@@ -65,7 +66,7 @@ func (v *View) Walk(key, end []byte, rev int64, fn func(*Version) bool) {
 // CheckRevision returns the revision that a read of rev means (0 is the newest
 // one) or etcd's error if it cannot be read.
 func (v *View) CheckRevision(rev int64) (int64, error) {
-	return checkRevision(rev, v.rev, v.compacted.Load())
+	return checkRevision(rev, v.rev, v.shared.compacted.Load())
 }
 
 func checkRevision(rev, current, compacted int64) (int64, error) {
@@ -113,3 +114,23 @@ func ascend(tree *btree.BTreeG[*Version], key, end []byte, fn func(*Version) boo
 }
 
 func isOpenEnd(end []byte) bool { return len(end) == 1 && end[0] == 0 }
+
+// Hash is a checksum of every key and value at a readable revision, with their
+// revisions, equal on all servers. A caller that hashes an old revision checks
+// Compacted afterwards.
+func (v *View) Hash(rev int64) uint32 {
+	sum := crc32.New(castagnoli)
+	var n []byte
+	walk(v.tree, []byte{0}, []byte{0}, rev, func(ver *Version) bool {
+		kv := &ver.kv
+		n = binary.LittleEndian.AppendUint64(n[:0], uint64(len(kv.Key)))
+		for _, i := range []int64{int64(len(kv.Value)), kv.CreateRevision, kv.ModRevision, kv.Version, kv.Lease} {
+			n = binary.LittleEndian.AppendUint64(n, uint64(i))
+		}
+		sum.Write(n)
+		sum.Write(kv.Key)
+		sum.Write(kv.Value)
+		return true
+	})
+	return sum.Sum32()
+}

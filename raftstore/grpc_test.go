@@ -1,0 +1,400 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// faces runs a test through both faces of a new store: the native client, and
+// etcd's own over a unix socket.
+func faces(t *testing.T, o Options, run func(ctx context.Context, t *testing.T, c *clientv3.Client)) {
+	t.Run("native", func(t *testing.T) {
+		o := o
+		o.Dir = t.TempDir()
+		run(testContext(t), t, openStore(t, o).Client().Client)
+	})
+	t.Run("grpc", func(t *testing.T) {
+		o := o
+		o.Dir = t.TempDir()
+		run(testContext(t), t, dial(t, openStore(t, o)))
+	})
+}
+
+// dial serves the store on a unix socket until the test ends, and connects
+// etcd's client to it.
+func dial(t testing.TB, s *Store) *clientv3.Client {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "s") // short: a socket's path has a limit
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "store.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- s.ServeGRPC(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := errors.Join(<-served, os.RemoveAll(dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + socket}, DialTimeout: 10 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func mustPut(ctx context.Context, t testing.TB, c *clientv3.Client, key, value string, opts ...clientv3.OpOption) int64 {
+	t.Helper()
+	resp, err := c.Put(ctx, key, value, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.Header.Revision
+}
+
+// show writes events as text, one a word.
+func show(events []*clientv3.Event) string {
+	var out []string
+	for _, e := range events {
+		s := fmt.Sprintf("%s:%s=%s@%d", e.Type, e.Kv.Key, e.Kv.Value, e.Kv.ModRevision)
+		if e.PrevKv != nil {
+			s += fmt.Sprintf("(was %s@%d)", e.PrevKv.Value, e.PrevKv.ModRevision)
+		}
+		out = append(out, s)
+	}
+	return strings.Join(out, " ")
+}
+
+// collect reads a watch until it has n events.
+func collect(ctx context.Context, t testing.TB, watch clientv3.WatchChan, n int) []*clientv3.Event {
+	t.Helper()
+	var events []*clientv3.Event
+	for len(events) < n {
+		select {
+		case resp, ok := <-watch:
+			if !ok || resp.Err() != nil {
+				t.Fatalf("the watch ended with %d of %d events: %v", len(events), n, resp.Err())
+			}
+			events = append(events, resp.Events...)
+		case <-ctx.Done():
+			t.Fatalf("%d of %d events came", len(events), n)
+		}
+	}
+	return events
+}
+
+func TestKV(t *testing.T) {
+	faces(t, Options{}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
+		mustPut(ctx, t, c, "/a/1", "one")
+		mustPut(ctx, t, c, "/a/2", "two")
+		rev := mustPut(ctx, t, c, "/b", "b")
+		mustPut(ctx, t, c, "/a/1", "uno")
+
+		got, err := c.Get(ctx, "/a/", clientv3.WithPrefix(), clientv3.WithLimit(1))
+		if err != nil || len(got.Kvs) != 1 || !got.More || got.Count != 2 || string(got.Kvs[0].Value) != "uno" || got.Kvs[0].Version != 2 {
+			t.Fatalf("%v, %v", got, err)
+		}
+		got, err = c.Get(ctx, "/a/", clientv3.WithPrefix(), clientv3.WithRev(rev), clientv3.WithSort(clientv3.SortByKey, clientv3.SortDescend))
+		if err != nil || len(got.Kvs) != 2 || string(got.Kvs[1].Value) != "one" {
+			t.Fatalf("%v, %v", got, err)
+		}
+		got, err = c.Get(ctx, "", clientv3.WithFromKey(), clientv3.WithKeysOnly())
+		if err != nil || len(got.Kvs) != 3 || got.Kvs[0].Value != nil {
+			t.Fatalf("%v, %v", got, err)
+		}
+		stream, err := c.GetStream(ctx, "/a/", clientv3.WithPrefix())
+		if err != nil {
+			t.Fatal(err)
+		}
+		streamed, err := clientv3.GetStreamToGetResponse(stream)
+		if err != nil || len(streamed.Kvs) != 2 || streamed.Count != 2 {
+			t.Fatalf("%v, %v", streamed, err)
+		}
+		txn, err := c.Txn(ctx).If(
+			clientv3.Compare(clientv3.Version("/a/1"), "=", 2), clientv3.Compare(clientv3.Value("/b"), "=", "b"),
+		).Then(
+			clientv3.OpPut("/c", "c"), clientv3.OpGet("/c"), clientv3.OpDelete("/a/", clientv3.WithPrefix(), clientv3.WithPrevKV()),
+			clientv3.OpTxn(nil, []clientv3.Op{clientv3.OpPut("/d", "d")}, nil),
+		).Commit()
+		if err != nil || !txn.Succeeded || len(txn.Responses) != 4 ||
+			len(txn.Responses[1].GetResponseRange().Kvs) != 1 || txn.Responses[2].GetResponseDeleteRange().Deleted != 2 {
+			t.Fatalf("%v, %v", txn, err)
+		}
+		deleted, err := c.Delete(ctx, "/nothing")
+		if err != nil || deleted.Deleted != 0 || deleted.Header.Revision != txn.Header.Revision {
+			t.Fatalf("%v, %v", deleted, err)
+		}
+	})
+}
+
+func TestRequestErrors(t *testing.T) {
+	faces(t, Options{MaxRequestBytes: 64 << 10}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
+		rev := mustPut(ctx, t, c, "/a", "1")
+		mustPut(ctx, t, c, "/a", "2")
+		if _, err := c.Compact(ctx, rev+1); err != nil {
+			t.Fatal(err)
+		}
+		for name, test := range map[string]struct {
+			do   func() error
+			want error
+		}{
+			"empty key":       {func() error { _, err := c.Put(ctx, "", "x"); return err }, rpctypes.ErrEmptyKey},
+			"too large":       {func() error { _, err := c.Put(ctx, "/x", strings.Repeat("x", 65<<10)); return err }, rpctypes.ErrRequestTooLarge},
+			"compacted":       {func() error { _, err := c.Get(ctx, "/a", clientv3.WithRev(rev)); return err }, rpctypes.ErrCompacted},
+			"future":          {func() error { _, err := c.Get(ctx, "/a", clientv3.WithRev(rev+99)); return err }, rpctypes.ErrFutureRev},
+			"compact twice":   {func() error { _, err := c.Compact(ctx, rev+1); return err }, rpctypes.ErrCompacted},
+			"compact future":  {func() error { _, err := c.Compact(ctx, rev+99); return err }, rpctypes.ErrFutureRev},
+			"no lease":        {func() error { _, err := c.Put(ctx, "/x", "x", clientv3.WithLease(99)); return err }, rpctypes.ErrLeaseNotFound},
+			"revoke no lease": {func() error { _, err := c.Revoke(ctx, 99); return err }, rpctypes.ErrLeaseNotFound},
+			"ignore value":    {func() error { _, err := c.Put(ctx, "/x", "", clientv3.WithIgnoreValue()); return err }, rpctypes.ErrKeyNotFound},
+			"lease TTL":       {func() error { _, err := c.Grant(ctx, 1<<40); return err }, rpctypes.ErrLeaseTTLTooLarge},
+			"a key twice": {func() error {
+				_, err := c.Txn(ctx).Then(clientv3.OpPut("/x", "1"), clientv3.OpPut("/x", "2")).Commit()
+				return err
+			}, rpctypes.ErrDuplicateKey},
+			"put and delete": {func() error {
+				_, err := c.Txn(ctx).Then(clientv3.OpDelete("/", clientv3.WithPrefix()), clientv3.OpPut("/x", "2")).Commit()
+				return err
+			}, rpctypes.ErrDuplicateKey},
+			"too many": {func() error {
+				_, err := c.Txn(ctx).Then(manyPuts(129)...).Commit()
+				return err
+			}, rpctypes.ErrTooManyOps},
+			"watch compacted": {func() error { r := <-c.Watch(ctx, "/a", clientv3.WithRev(rev)); return r.Err() }, rpctypes.ErrCompacted},
+			"context is ended": {func() error {
+				ended, stop := context.WithCancel(ctx)
+				stop()
+				_, err := c.Put(ended, "/x", "x")
+				return err
+			}, context.Canceled},
+		} {
+			if err := test.do(); !errors.Is(err, test.want) {
+				t.Errorf("%s: got %v, want %v", name, err, test.want)
+			}
+		}
+		resp := <-c.Watch(ctx, "/a", clientv3.WithRev(rev))
+		if resp.CompactRevision != rev+1 || !resp.Canceled {
+			t.Errorf("watch of a compacted revision: %+v", resp)
+		}
+		if got, err := c.Get(ctx, "/x"); err != nil || len(got.Kvs) != 0 {
+			t.Errorf("a refused write left a trace: %v, %v", got, err)
+		}
+	})
+}
+
+func manyPuts(n int) []clientv3.Op {
+	var ops []clientv3.Op
+	for i := range n {
+		ops = append(ops, clientv3.OpPut(fmt.Sprint("/m/", i), ""))
+	}
+	return ops
+}
+
+func TestWatch(t *testing.T) {
+	faces(t, Options{}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
+		first := mustPut(ctx, t, c, "/w/a", "1")
+		mustPut(ctx, t, c, "/other", "x")
+		all := c.Watch(ctx, "/w/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithPrevKV())
+		one := c.Watch(ctx, "/w/a", clientv3.WithRev(first), clientv3.WithFilterPut())
+		mustPut(ctx, t, c, "/w/a", "2")
+		if _, err := c.Txn(ctx).Then(clientv3.OpDelete("/w/a"), clientv3.OpPut("/w/b", "3")).Commit(); err != nil {
+			t.Fatal(err)
+		}
+		want := fmt.Sprintf("PUT:/w/a=1@%d PUT:/w/a=2@%d(was 1@%d) DELETE:/w/a=@%d(was 2@%d) PUT:/w/b=3@%d",
+			first, first+2, first, first+3, first+2, first+3)
+		if got := show(collect(ctx, t, all, 4)); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+		if got, want := show(collect(ctx, t, one, 1)), fmt.Sprintf("DELETE:/w/a=@%d", first+3); got != want {
+			t.Errorf("filtered: got %s, want %s", got, want)
+		}
+
+		// A quiet watch learns how far the store is when it asks.
+		quiet, stop := context.WithCancel(ctx)
+		watch := c.Watch(quiet, "/quiet", clientv3.WithCreatedNotify())
+		if resp := <-watch; !resp.Created {
+			t.Fatalf("%+v", resp)
+		}
+		rev := mustPut(ctx, t, c, "/w/c", "4")
+		if err := c.RequestProgress(quiet); err != nil {
+			t.Fatal(err)
+		}
+		if resp := <-watch; !resp.IsProgressNotify() || resp.Header.Revision < rev {
+			t.Fatalf("%+v", resp)
+		}
+		stop()
+		for range watch { // until it is closed
+		}
+		if resp := <-c.Watch(ctx, "b", clientv3.WithRange("a")); !resp.Canceled {
+			t.Errorf("an empty range: %+v", resp)
+		}
+	})
+}
+
+func TestWatchProgressNotify(t *testing.T) {
+	faces(t, Options{ProgressInterval: 20 * time.Millisecond}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
+		watch := c.Watch(ctx, "/quiet", clientv3.WithProgressNotify())
+		rev := mustPut(ctx, t, c, "/x", "1")
+		for resp := range watch {
+			if resp.IsProgressNotify() && resp.Header.Revision >= rev {
+				return
+			}
+		}
+		t.Fatal("no progress was reported")
+	})
+}
+
+func TestWatchFragments(t *testing.T) {
+	s := openStore(t, Options{Dir: t.TempDir(), MaxRequestBytes: 64 << 10})
+	c, ctx := dial(t, s), testContext(t)
+	first := mustPut(ctx, t, c, "/f/first", "")
+	const n = 20
+	for i := range n {
+		mustPut(ctx, t, c, fmt.Sprint("/f/", i), strings.Repeat("x", 30<<10))
+	}
+	watch := c.Watch(ctx, "/f/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithFragment())
+	if got := collect(ctx, t, watch, n+1); len(got) != n+1 || got[n].Kv.ModRevision != first+n {
+		t.Fatalf("%d events", len(got))
+	}
+}
+
+func TestLeases(t *testing.T) {
+	faces(t, Options{}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
+		lease, err := c.Grant(ctx, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustPut(ctx, t, c, "/l/1", "x", clientv3.WithLease(lease.ID))
+		mustPut(ctx, t, c, "/l/2", "x", clientv3.WithLease(lease.ID))
+		mustPut(ctx, t, c, "/l/1", "x") // no longer attached
+		info, err := c.TimeToLive(ctx, lease.ID, clientv3.WithAttachedKeys())
+		if err != nil || info.GrantedTTL != 100 || info.TTL < 90 || len(info.Keys) != 1 || string(info.Keys[0]) != "/l/2" {
+			t.Fatalf("%+v, %v", info, err)
+		}
+		if _, err := c.KeepAliveOnce(ctx, lease.ID); err != nil {
+			t.Fatal(err)
+		}
+		alive, stop := context.WithCancel(ctx)
+		responses, err := c.KeepAlive(alive, lease.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp := <-responses; resp == nil || resp.TTL != 100 {
+			t.Fatalf("%+v", resp)
+		}
+		stop()
+		all, err := c.Leases(ctx)
+		if err != nil || len(all.Leases) != 1 || all.Leases[0].ID != lease.ID {
+			t.Fatalf("%+v, %v", all, err)
+		}
+		if _, err := c.Revoke(ctx, lease.ID); err != nil {
+			t.Fatal(err)
+		}
+		got, err := c.Get(ctx, "/l/", clientv3.WithPrefix())
+		if err != nil || len(got.Kvs) != 1 || string(got.Kvs[0].Key) != "/l/1" {
+			t.Fatalf("%v, %v", got, err)
+		}
+		if info, err := c.TimeToLive(ctx, lease.ID); err != nil || info.TTL != -1 {
+			t.Fatalf("%+v, %v", info, err)
+		}
+	})
+}
+
+func TestMaintenance(t *testing.T) {
+	ctx := testContext(t)
+	s := openStore(t, Options{Dir: t.TempDir()})
+	c := dial(t, s)
+	rev := mustPut(ctx, t, c, "/a", "1")
+	endpoint := c.Endpoints()[0]
+	info, err := c.Status(ctx, endpoint)
+	if err != nil || info.Version != "3.7.0" || info.Header.Revision != rev || info.Leader != info.Header.MemberId || info.DbSize == 0 {
+		t.Errorf("%+v, %v", info, err)
+	}
+	before, err := c.HashKV(ctx, endpoint, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustPut(ctx, t, c, "/a", "2")
+	then, err1 := c.HashKV(ctx, endpoint, rev)
+	now, err2 := c.HashKV(ctx, endpoint, 0)
+	if err := errors.Join(err1, err2); err != nil || then.Hash != before.Hash || now.Hash == before.Hash {
+		t.Errorf("hashes %v, %v, %v, %v", before, then, now, err)
+	}
+	members, err := c.MemberList(ctx)
+	if err != nil || len(members.Members) != 1 || members.Members[0].Name != "one" {
+		t.Errorf("%v, %v", members, err)
+	}
+	if alarms, err := c.AlarmList(ctx); err != nil || len(alarms.Alarms) != 0 {
+		t.Errorf("%v, %v", alarms, err)
+	}
+	if _, err := c.UserList(ctx); status.Code(err) != codes.Unimplemented {
+		t.Errorf("authentication: %v", err)
+	}
+}
+
+// TestBackup takes a backup as etcdctl does, and starts a new store from it.
+func TestBackup(t *testing.T) {
+	ctx := testContext(t)
+	s := openStore(t, Options{Dir: t.TempDir()})
+	c := dial(t, s)
+	lease, err := c.Grant(ctx, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustPut(ctx, t, c, "/a", "1", clientv3.WithLease(lease.ID))
+	rev := mustPut(ctx, t, c, "/b", strings.Repeat("2", 200<<10))
+	r, err := c.Snapshot(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, err := io.ReadAll(r)
+	if err != nil || len(blob)%512 != 32 {
+		t.Fatalf("%d bytes, %v", len(blob), err)
+	}
+	dir := filepath.Join(t.TempDir(), "restored")
+	damaged := bytes.Clone(blob)
+	damaged[len(blob)/2] ^= 1
+	if err := Restore(Options{Dir: dir}, bytes.NewReader(damaged)); err == nil {
+		t.Fatal("a damaged backup was restored")
+	}
+	if err := Restore(Options{Dir: dir, NodeID: "two"}, bytes.NewReader(blob)); err != nil {
+		t.Fatal(err)
+	}
+	if err := Restore(Options{Dir: dir, NodeID: "two"}, bytes.NewReader(blob)); err == nil {
+		t.Fatal("restored over an existing store")
+	}
+	nc := openStore(t, Options{Dir: dir, NodeID: "two"}).Client().Client
+	got, err := nc.Get(ctx, "/", clientv3.WithPrefix())
+	if err != nil || len(got.Kvs) != 2 || got.Kvs[1].ModRevision != rev || got.Header.Revision <= rev+1000 {
+		t.Fatalf("%v, %v", got.Header, err)
+	}
+	if info, err := nc.TimeToLive(ctx, lease.ID, clientv3.WithAttachedKeys()); err != nil || len(info.Keys) != 1 {
+		t.Fatalf("%v, %v", info, err)
+	}
+	if resp := <-nc.Watch(ctx, "/a", clientv3.WithRev(rev)); !errors.Is(resp.Err(), rpctypes.ErrCompacted) {
+		t.Fatalf("a watch from before the restore: %v", resp.Err())
+	}
+}

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+// watchServer is the store's Watch service.
+type watchServer struct {
+	pb.UnimplementedWatchServer
+	s *Store
+}
+
+// endOfStream is the error of a handler whose client is gone.
+func endOfStream(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// Watch serves one stream of watches: the caller's goroutine reads requests,
+// and each watch has one that sends.
+func (ws *watchServer) Watch(stream grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse]) error {
+	ctx, cancel := context.WithCancel(stream.Context())
+	w := &watchStream{s: ws.s, stream: stream, ctx: ctx, watches: make(map[int64]*streamedWatch)}
+	defer w.tasks.Wait()
+	defer cancel()
+	for {
+		r, err := stream.Recv()
+		if err != nil {
+			return endOfStream(err)
+		}
+		switch u := r.RequestUnion.(type) {
+		case *pb.WatchRequest_CreateRequest:
+			err = w.create(u.CreateRequest)
+		case *pb.WatchRequest_CancelRequest:
+			err = w.cancel(u.CancelRequest.WatchId)
+		case *pb.WatchRequest_ProgressRequest:
+			w.progress()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+type watchStream struct {
+	s      *Store
+	stream grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse]
+	ctx    context.Context
+	tasks  sync.WaitGroup
+
+	sending sync.Mutex // gRPC wants one sender at a time
+
+	mu      sync.Mutex
+	watches map[int64]*streamedWatch
+	lastID  int64
+}
+
+type streamedWatch struct {
+	*watcher
+	id       int64
+	fragment bool
+	stop     context.CancelFunc
+	done     chan struct{} // closed when the watch sends no more
+}
+
+func (w *watchStream) send(r *pb.WatchResponse) error {
+	w.sending.Lock()
+	defer w.sending.Unlock()
+	return w.stream.Send(r)
+}
+
+// create starts a watch and says so before it sends anything else.
+func (w *watchStream) create(r *pb.WatchCreateRequest) error {
+	if len(r.Key) == 0 {
+		r.Key = []byte{0} // the smallest key: etcd's way to say all
+	}
+	id, err := w.newID(r.WatchId)
+	if err == nil {
+		err = checkWatch(r)
+	}
+	if err != nil {
+		return w.send(&pb.WatchResponse{
+			Header: w.s.header(), WatchId: clientv3.InvalidWatchID, Created: true, Canceled: true,
+			CancelReason: status.Convert(err).Message(),
+		})
+	}
+	ctx, stop := context.WithCancel(w.ctx)
+	sw := &streamedWatch{
+		watcher: newWatcher(w.s.hub, r, r.StartRevision),
+		id:      id, fragment: r.Fragment, stop: stop, done: make(chan struct{}),
+	}
+	w.mu.Lock()
+	w.watches[id] = sw
+	w.mu.Unlock()
+	if err := w.send(&pb.WatchResponse{Header: w.s.header(), WatchId: id, Created: true}); err != nil {
+		stop()
+		sw.close()
+		return err
+	}
+	w.tasks.Go(func() {
+		defer close(sw.done)
+		defer stop()
+		defer sw.close()
+		if r.ProgressNotify {
+			defer w.s.progress.add(sw.watcher)()
+		}
+		w.follow(ctx, sw)
+	})
+	return nil
+}
+
+var errDuplicateWatchID = errors.New("mvcc: duplicate watch ID provided on the WatchStream")
+
+func (w *watchStream) newID(wanted int64) (int64, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if wanted != clientv3.AutoWatchID {
+		if _, ok := w.watches[wanted]; ok {
+			return 0, errDuplicateWatchID
+		}
+		return wanted, nil
+	}
+	for {
+		id := w.lastID
+		w.lastID++
+		if _, ok := w.watches[id]; !ok {
+			return id, nil
+		}
+	}
+}
+
+// follow sends what the watch finds, until it ends.
+func (w *watchStream) follow(ctx context.Context, sw *streamedWatch) {
+	for {
+		d, err := sw.next(ctx)
+		if err != nil {
+			return
+		}
+		resp := &pb.WatchResponse{Header: w.s.header(), WatchId: sw.id, Events: d.events, CompactRevision: d.compacted}
+		resp.Header.Revision = d.revision
+		if d.compacted > 0 {
+			resp.Canceled = true
+			resp.CancelReason = status.Convert(rpctypes.ErrGRPCCompacted).Message()
+			resp.Header.Revision = w.s.fsm.view().Revision()
+			w.mu.Lock()
+			delete(w.watches, sw.id)
+			w.mu.Unlock()
+		}
+		send := w.send
+		if sw.fragment {
+			send = w.sendFragments
+		}
+		if send(resp) != nil || resp.Canceled {
+			return // the reader learns of a broken stream too
+		}
+	}
+}
+
+// sendFragments cuts a response that is too large for the client. A single
+// event is sent whatever its size.
+func (w *watchStream) sendFragments(r *pb.WatchResponse) error {
+	limit := w.s.opts.MaxRequestBytes
+	for {
+		n, size := 0, proto.Size(r.Header)
+		for n < len(r.Events) && (n == 0 || size < limit) {
+			size += proto.Size(r.Events[n]) + 8
+			n++
+		}
+		if n > 1 && size >= limit {
+			n-- // the one that was too much
+		}
+		rest := r.Events[n:]
+		part := &pb.WatchResponse{
+			Header: r.Header, WatchId: r.WatchId, Events: r.Events[:n:n], Fragment: len(rest) > 0,
+			Canceled: r.Canceled, CompactRevision: r.CompactRevision, CancelReason: r.CancelReason,
+		}
+		if err := w.send(part); err != nil || len(rest) == 0 {
+			return err
+		}
+		r = &pb.WatchResponse{Header: r.Header, WatchId: r.WatchId, Events: append([]*mvccpb.Event(nil), rest...)}
+	}
+}
+
+// cancel ends a watch; nothing of it follows the answer.
+func (w *watchStream) cancel(id int64) error {
+	w.mu.Lock()
+	sw := w.watches[id]
+	delete(w.watches, id)
+	w.mu.Unlock()
+	if sw == nil {
+		return nil
+	}
+	sw.stop()
+	<-sw.done
+	return w.send(&pb.WatchResponse{Header: w.s.header(), WatchId: id, Canceled: true})
+}
+
+func (w *watchStream) progress() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, sw := range w.watches {
+		sw.requestProgress()
+	}
+}

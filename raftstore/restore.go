@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+)
+
+// revisionLeap is how far a restored store's revision moves ahead of its
+// backup's. Clients may have seen revisions that came after the backup; those
+// must not come again with another content. A thousand writes a second for
+// eleven days are fewer.
+const revisionLeap = 1_000_000_000
+
+// Restore makes a new store in o.Dir, which must be empty or not there, from
+// what Backup wrote. It becomes a cluster of one server with a new identity
+// unless o names one. Watches and lists that were under way elsewhere find
+// their revisions compacted, and start over.
+func Restore(o Options, backup io.Reader) error {
+	if err := o.setDefaults(); err != nil {
+		return err
+	}
+	if entries, err := os.ReadDir(o.Dir); err == nil && len(entries) > 0 {
+		return fmt.Errorf("raftstore: restore: the directory %s is not empty. Nothing was changed. Move it away first", o.Dir)
+	}
+	state, err := mvcc.Restore(bufio.NewReader(backup))
+	if err != nil {
+		return fmt.Errorf("raftstore: restore: the backup cannot be used, and nothing was changed: %w", err)
+	}
+	state.Leap(revisionLeap)
+	dir, err := disk.Open(disk.Options{
+		Path: o.Dir, Identity: disk.Identity{Cluster: o.ClusterID, Node: o.NodeID}, Logger: o.Logger, Clock: o.Clock,
+	})
+	if err != nil {
+		return fmt.Errorf("raftstore: restore: %w", err)
+	}
+	if err := errors.Join(seed(dir, state), dir.Close()); err != nil {
+		return fmt.Errorf("raftstore: restore: %w. Remove the directory %s and try again", err, o.Dir)
+	}
+	return nil
+}
+
+// seed writes a state as the first snapshot of a new directory.
+func seed(dir *disk.Dir, state *mvcc.State) error {
+	const index, term = 1, 1
+	if err := dir.Log.SetUint64([]byte("CurrentTerm"), term); err != nil {
+		return err
+	}
+	node := dir.Identity.Node
+	servers := raft.Configuration{Servers: []raft.Server{{ID: raft.ServerID(node), Address: raft.ServerAddress(node)}}}
+	sink, err := dir.Snapshots.Create(raft.SnapshotVersionMax, index, term, servers, index, nil)
+	if err != nil {
+		return err
+	}
+	snapshot := state.Freeze().Snapshot()
+	defer snapshot.Release()
+	return (&fsmSnapshot{snapshot}).Persist(sink)
+}
