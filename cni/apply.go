@@ -40,10 +40,16 @@ func (s *Server) applyRules(ctx context.Context, podCIDRs []netip.Prefix) error 
 	}
 	upTo := a.requested.Load() // whoever asked before this moment has its record in the list below
 	var ports []hostPort
+	pods := slices.Clone(podCIDRs)
 	for _, r := range s.records.list() {
 		ports = append(ports, r.hostPorts()...)
+		for _, ip := range r.IPs { // a pod from before the node got other CIDRs
+			if !slices.ContainsFunc(podCIDRs, func(c netip.Prefix) bool { return c.Contains(ip) }) {
+				pods = append(pods, netip.PrefixFrom(ip, ip.BitLen()))
+			}
+		}
 	}
-	if err := apply(ctx, a.nft, desired(podCIDRs, s.o.ClusterCIDRs, ports)); err != nil {
+	if err := apply(ctx, a.nft, desired(pods, s.o.ClusterCIDRs, ports)); err != nil {
 		return err
 	}
 	a.applied = upTo

@@ -5,6 +5,7 @@ package cni
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"strings"
 	"time"
@@ -24,8 +25,8 @@ func (s *Server) heal(ctx context.Context) {
 	if nw == nil {
 		return
 	}
-	if _, err := netlink.LinkByName(s.o.Bridge); errors.As(err, &netlink.LinkNotFoundError{}) {
-		s.log.Info("The bridge of the pod network was removed by another program; making it again", "device", s.o.Bridge)
+	if !bridgeIntact(s.o.Bridge, nw.podCIDRs) {
+		s.log.Info("The bridge of the pod network was changed or removed by another program; making it again", "device", s.o.Bridge)
 		if err := ensureBridge(s.o.Bridge, nw.podCIDRs, s.o.ServiceCIDRs, nw.mtu); err != nil {
 			s.log.Error(err, "The node does not reach its pods; trying again", "after", s.guard)
 		}
@@ -38,6 +39,30 @@ func (s *Server) heal(ctx context.Context) {
 			s.log.Error(err, "Host ports and traffic from pods to the outside do not work; trying again", "after", s.guard)
 		}
 	}
+}
+
+// bridgeIntact looks whether the bridge is up with the node's addresses; the Service CIDR's route goes with those.
+func bridgeIntact(name string, cidrs []netip.Prefix) bool {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return !errors.As(err, &netlink.LinkNotFoundError{}) // another error says nothing about the bridge
+	}
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return true
+	}
+	have := map[netip.Addr]bool{}
+	for _, a := range addrs {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok {
+			have[ip.Unmap()] = true
+		}
+	}
+	for _, c := range cidrs {
+		if !have[gateway(c)] {
+			return false
+		}
+	}
+	return link.Attrs().Flags&net.FlagUp != 0
 }
 
 func (s *Server) ensureHostSides(cidrs []netip.Prefix) {

@@ -165,10 +165,14 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 	defer cancel()
 	var req wire.Request
 	_ = conn.SetReadDeadline(time.Now().Add(helloTimeout))
+	defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })() // nobody waits for a silent plugin
 	if err := wire.Read(conn, &req); err != nil {
 		if !errors.Is(err, io.EOF) {
 			s.log.Info("Dropped a CNI call that could not be read", "err", err)
 		}
+		return
+	}
+	if ctx.Err() != nil {
 		return
 	}
 	_ = conn.SetReadDeadline(time.Time{})

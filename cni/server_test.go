@@ -201,6 +201,50 @@ func TestRestartKeepsStateWithoutAPI(t *testing.T) {
 	}
 }
 
+// A node object that was deleted and made again may come with another pod CIDR.
+func TestAnotherPodCIDR(t *testing.T) {
+	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
+	old := n.pod("old")
+	serve(t, old, "old", "tcp", ":80")
+	serve(t, n.outside, "outside", "tcp", ":82")
+	n.cidrs <- prefixes("10.42.9.0/24")
+	eventually(t, func() error {
+		if nw := n.server.network.Load(); nw.podCIDRs[0] != netip.MustParsePrefix("10.42.9.0/24") {
+			return fmt.Errorf("still %v", nw.podCIDRs)
+		}
+		return nil
+	})
+	b := n.pod("new")
+	if b.ips[0] != "10.42.9.2" {
+		t.Errorf("new pod at %v", b.ips)
+	}
+	expect(t, b, "new pod to old pod", old.ips[0]+":80", "old "+b.ips[0])
+	expect(t, here{}, "node to old pod", old.ips[0]+":80", "old 10.42.9.1")
+	expect(t, old, "old pod to outside, masqueraded", outsideAddr+":82", "outside "+nodeAddr)
+	expect(t, b, "new pod to outside, masqueraded", outsideAddr+":82", "outside "+nodeAddr)
+	n.del(old)
+	owners, err := n.server.ipam.owners()
+	if err != nil || len(owners) != 1 {
+		t.Errorf("addresses held by %v, %v; want the new pod's only", owners, err)
+	}
+}
+
+// A plugin that says nothing does not hold the agent's end up.
+func TestStopWithSilentPlugin(t *testing.T) {
+	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
+	conn, err := net.Dial("unix", n.o.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	n.pod("aaa") // its call came later and was served: the silent one has been accepted
+	start := time.Now()
+	n.stop()
+	if took := time.Since(start); took > helloTimeout/2 {
+		t.Errorf("stopping took %v", took)
+	}
+}
+
 func TestExhaustion(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/29") // .2 to .6
 	pods := []*pod{}
