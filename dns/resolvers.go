@@ -24,12 +24,8 @@ const (
 	systemdResolvConf = "/run/systemd/resolve/resolv.conf"
 )
 
-// HostResolvConf returns the file that names the host's real resolvers: /etc/resolv.conf, or systemd-resolved's own when
-// that has loopback addresses only. Pods cannot use a loopback resolver of the host, so the kubelet wants this file too.
-func HostResolvConf() string {
-	return hostResolvConf(resolvConf, systemdResolvConf)
-}
-
+// hostResolvConf returns the file that names the host's real resolvers: etc, or systemd-resolved's own when that has
+// loopback addresses only.
 func hostResolvConf(etc, systemd string) string {
 	servers, err := readResolvConf(etc)
 	if err == nil && slices.ContainsFunc(servers, func(a netip.Addr) bool { return !a.IsLoopback() }) {
@@ -164,7 +160,7 @@ func (w *resolverWatch) follow() {
 func (w *resolverWatch) current() []netip.AddrPort {
 	path := w.o.ResolvConf
 	if path == "" {
-		path = HostResolvConf()
+		path = hostResolvConf(resolvConf, systemdResolvConf)
 	}
 	servers, err := readResolvConf(path)
 	if err != nil {
