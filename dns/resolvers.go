@@ -17,24 +17,19 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// Where hosts keep their resolvers. systemd-resolved puts a stub on a loopback address into the first and the real ones
-// into the second.
-const (
-	resolvConf        = "/etc/resolv.conf"
-	systemdResolvConf = "/run/systemd/resolve/resolv.conf"
-)
+// hostFiles is where hosts keep their resolvers. systemd-resolved and NetworkManager's dnsmasq put a stub on a loopback
+// address into the first, and the real ones into their own.
+var hostFiles = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf"}
 
-// hostResolvConf returns the file that names the host's real resolvers: etc, or systemd-resolved's own when that has
-// loopback addresses only.
-func hostResolvConf(etc, systemd string) string {
-	servers, err := readResolvConf(etc)
-	if err == nil && slices.ContainsFunc(servers, func(a netip.Addr) bool { return !a.IsLoopback() }) {
-		return etc
+// hostResolvConf returns the first file that names a resolver off loopback, else the first.
+func hostResolvConf(files []string) string {
+	for _, f := range files {
+		servers, err := readResolvConf(f)
+		if err == nil && slices.ContainsFunc(servers, func(a netip.Addr) bool { return !a.IsLoopback() }) {
+			return f
+		}
 	}
-	if servers, err := readResolvConf(systemd); err == nil && len(servers) > 0 {
-		return systemd
-	}
-	return etc
+	return files[0]
 }
 
 // readResolvConf returns the nameserver lines of a resolv.conf(5), in order; lines it does not understand are skipped.
@@ -132,7 +127,7 @@ func (w *resolverWatch) run(ctx context.Context) {
 
 // paths lists the files that decide: those asked for, and what they are links to.
 func (w *resolverWatch) paths() []string {
-	paths := []string{resolvConf, systemdResolvConf}
+	paths := slices.Clone(hostFiles)
 	if w.o.ResolvConf != "" {
 		paths = []string{w.o.ResolvConf}
 	}
@@ -160,7 +155,7 @@ func (w *resolverWatch) follow() {
 func (w *resolverWatch) current() []netip.AddrPort {
 	path := w.o.ResolvConf
 	if path == "" {
-		path = hostResolvConf(resolvConf, systemdResolvConf)
+		path = hostResolvConf(hostFiles)
 	}
 	servers, err := readResolvConf(path)
 	if err != nil {

@@ -45,7 +45,7 @@ func TestHostResolvConf(t *testing.T) {
 		{"", missing, etc},
 	} {
 		write(t, etc, c.file)
-		if got := hostResolvConf(etc, c.systemd); got != c.want {
+		if got := hostResolvConf([]string{etc, c.systemd}); got != c.want {
 			t.Errorf("%q: got %s, want %s", c.file, got, c.want)
 		}
 	}

@@ -36,8 +36,8 @@ type Options struct {
 	Domain string
 	// ClusterDNS are the addresses of the Service kube-dns: a host that resolves through them must not be asked back.
 	ClusterDNS []netip.Addr
-	// ResolvConf names the file with the host's resolvers; empty means the host's own: /etc/resolv.conf, or
-	// systemd-resolved's when the first has nothing but a stub.
+	// ResolvConf names the file with the host's resolvers; empty means the host's own: /etc/resolv.conf, or what
+	// systemd-resolved or NetworkManager keep beside it when that has nothing but a stub.
 	ResolvConf string
 	// ImportDir may hold configuration of the operator: *.override files extend the cluster's server block, *.server
 	// files add blocks of their own. A mistake in them is logged and they are left out. Read at start. May be empty.
