@@ -5,12 +5,15 @@ package server
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -21,6 +24,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/coracle-k8s/coracle/server/token"
 )
@@ -31,6 +35,10 @@ func TestCluster(t *testing.T) {
 		t.Skip("starts a whole server; -short leaves it out")
 	}
 	o := options(t, t.TempDir())
+	// Its certificates are as of 250 days ago: due for renewal when the clock comes to the present.
+	now := time.Now()
+	clock := testclock.NewFakeClock(now.AddDate(0, 0, -250))
+	o.Clock, o.BuildTime = clock, now.AddDate(-2, 0, 0)
 	writeManifest(t, o, "widgets.yaml", crd)
 	s, stop := start(t, o)
 	c := newClients(t, o)
@@ -40,6 +48,7 @@ func TestCluster(t *testing.T) {
 	t.Run("manifests", func(t *testing.T) { testManifests(t, o, c) })
 	t.Run("tokens", func(t *testing.T) { testTokens(t, c) })
 	t.Run("node's identities", func(t *testing.T) { testIdentities(t, s, c) })
+	t.Run("renewal", func(t *testing.T) { testRenewal(t, o, c, clock, now) })
 	if st := s.Status(); !st.Ready || st.Store == nil || st.Encryption == nil || len(st.Certificates) < 7 {
 		t.Errorf("%+v", st)
 	}
@@ -298,6 +307,42 @@ func (c *clients) recordsAndObjects(t *testing.T) string {
 	lines := strings.Split(out.String(), "\n")
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")
+}
+
+// testRenewal lets time pass and watches the running server.
+func testRenewal(t *testing.T, o Options, c *clients, clock *testclock.FakeClock, now time.Time) {
+	shown := func() *x509.Certificate {
+		t.Helper()
+		address := strings.TrimPrefix(c.config.Host, "https://")
+		// Whether it is to be trusted the clients of this test check all the time; here it is only looked at.
+		conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // see above
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		return conn.ConnectionState().PeerCertificates[0]
+	}
+	read := func() string {
+		t.Helper()
+		data, err := os.ReadFile(o.Kubeconfigs[0].Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(data)
+	}
+	certificate, kubeconfig := shown(), read()
+	waitFor(t, "the renewer to wait", clock.HasWaiters)
+	clock.SetTime(now)
+	waitFor(t, "the port to show another certificate", func() bool { return !shown().Equal(certificate) })
+	if got := shown().NotAfter; got.Before(now.AddDate(0, 11, 0)) {
+		t.Errorf("the new certificate is valid until %s", got)
+	}
+	waitFor(t, "the administrator's kubeconfig", func() bool { return read() != kubeconfig })
+	for who, clients := range map[string]*clients{"old": c, "new": newClients(t, o)} {
+		if _, err := clients.kube.CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{}); err != nil {
+			t.Errorf("with the %s kubeconfig: %v", who, err)
+		}
+	}
 }
 
 func testTokens(t *testing.T, c *clients) {

@@ -60,10 +60,7 @@ func (s *Server) RotateEncryptionKey(ctx context.Context, progress func(stage en
 // waits.
 func (s *Server) serveStoreSocket(ctx context.Context, store *raftstore.Store) (stop func(), err error) {
 	path := s.o.StoreSocket
-	face, ok := any(store).(interface {
-		ServeGRPC(ctx context.Context, l net.Listener) error
-	})
-	if path == "" || !ok {
+	if path == "" {
 		return func() {}, nil
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -84,7 +81,7 @@ func (s *Server) serveStoreSocket(ctx context.Context, store *raftstore.Store) (
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := face.ServeGRPC(ctx, l); err != nil && ctx.Err() == nil {
+		if err := store.ServeGRPC(ctx, l); err != nil && ctx.Err() == nil {
 			s.log.Error("the store's socket is closed; the cluster works on, only etcdctl and the like cannot connect", "socket", path, "error", err)
 		}
 	}()

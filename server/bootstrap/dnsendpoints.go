@@ -130,7 +130,7 @@ func sliceKey(obj any) string {
 	if !ok || s.Namespace != metav1.NamespaceSystem || s.Labels[discoveryv1.LabelManagedBy] != endpointsManager {
 		return ""
 	}
-	return s.ResourceVersion
+	return s.Name + " " + s.ResourceVersion
 }
 
 // reconcile compares every node with its slice and writes what differs.

@@ -55,6 +55,11 @@ func Ensure(ctx context.Context, o Options) (string, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return "", fmt.Errorf("making the folder for the encryption keys: %w", err)
 	}
+	editing, err := lock(ctx, filepath.Join(o.Dir, editLock), true)
+	if err != nil {
+		return "", err
+	}
+	defer editing.Close() //nolint:errcheck // the kernel gives the lock free whatever it says
 	path := filepath.Join(o.Dir, configFile)
 	l, err := readLayout(path)
 	switch {

@@ -292,6 +292,22 @@ func TestRotateGoesOnAfterACrash(t *testing.T) {
 	}
 }
 
+func TestOneRotationAtATime(t *testing.T) {
+	dir := t.TempDir()
+	ensure(t, Options{Dir: dir, Resources: secrets})
+	c := newCluster(t, dir)
+	o := RotateOptions{Dir: dir, Client: &rest.Config{Host: c.URL}, Poll: time.Millisecond, Logger: quiet}
+	second := o
+	o.Progress = func(stage Stage, _ int) {
+		if err := Rotate(t.Context(), second); stage != StageDone && (err == nil || !strings.Contains(err.Error(), "another process")) {
+			t.Errorf("at the stage %s a second one: %v", stage, err)
+		}
+	}
+	if err := Rotate(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestRotateKeepsTheOldKeyWhileAnythingNeedsIt(t *testing.T) {
 	dir := t.TempDir()
 	ensure(t, Options{Dir: dir, Resources: secrets})

@@ -70,6 +70,14 @@ type RotateOptions struct {
 func Rotate(ctx context.Context, o RotateOptions) error {
 	o = o.withDefaults()
 	path := filepath.Join(o.Dir, configFile)
+	alone, err := lock(ctx, filepath.Join(o.Dir, rotationLock), false)
+	if errors.Is(err, errLocked) {
+		return errors.New("another process rotates the encryption key already; nothing was changed by this one")
+	}
+	if err != nil {
+		return err
+	}
+	defer alone.Close() //nolint:errcheck // the kernel gives the lock free whatever it says
 	if _, err := readLayout(path); errors.Is(err, errForeign) {
 		return fmt.Errorf("%s was written by hand, so its keys are rotated by hand too: nothing was changed", path)
 	} else if err != nil {
@@ -151,6 +159,18 @@ func (o RotateOptions) step(ctx context.Context, path string, st state) (Stage, 
 
 // change edits the configuration and waits until the API servers have loaded it.
 func (o RotateOptions) change(ctx context.Context, path string, edit func(*layout) error) error {
+	if err := o.edit(ctx, path, edit); err != nil {
+		return err
+	}
+	return o.awaitLoaded(ctx, path)
+}
+
+func (o RotateOptions) edit(ctx context.Context, path string, edit func(*layout) error) error {
+	editing, err := lock(ctx, filepath.Join(o.Dir, editLock), true)
+	if err != nil {
+		return err
+	}
+	defer editing.Close() //nolint:errcheck // the kernel gives the lock free whatever it says
 	l, err := readLayout(path)
 	if err != nil {
 		return err
@@ -158,10 +178,8 @@ func (o RotateOptions) change(ctx context.Context, path string, edit func(*layou
 	if err := edit(&l); err != nil {
 		return err
 	}
-	if _, err := l.write(ctx, path); err != nil {
-		return err
-	}
-	return o.awaitLoaded(ctx, path)
+	_, err = l.write(ctx, path)
+	return err
 }
 
 // reencrypt has everything written again, provided that the API servers write with the new key.

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+// loops records how follow runs terms.
+type loops struct {
+	mu     sync.Mutex
+	events []string
+	now    int // running at this moment
+	fail   error
+}
+
+func (l *loops) note(format string, args ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.events = append(l.events, fmt.Sprintf(format, args...))
+}
+
+func (l *loops) run(ctx context.Context, number uint64) error {
+	l.mu.Lock()
+	l.now++
+	if l.now > 1 {
+		l.events = append(l.events, "two at once")
+	}
+	fail := l.fail
+	l.mu.Unlock()
+	defer func() { l.mu.Lock(); l.now--; l.mu.Unlock() }()
+	l.note("start %d", number)
+	defer l.note("end %d", number)
+	if fail != nil {
+		return fail
+	}
+	<-ctx.Done()
+	time.Sleep(time.Second) // stopping takes its time
+	return nil
+}
+
+func (l *loops) check(t *testing.T, want ...string) {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !slices.Equal(l.events, want) {
+		t.Errorf("got %q, want %q", l.events, want)
+	}
+	l.events = nil
+}
+
+func TestLoopsFollowLeadership(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Server{log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+		l := &loops{}
+		leadership := make(chan raftstore.Leadership, 1)
+		ctx, cancel := context.WithCancelCause(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); s.follow(ctx, cancel, leadership, l.run) }()
+
+		leadership <- raftstore.Leadership{Term: 1}
+		synctest.Wait()
+		l.check(t)
+		leadership <- raftstore.Leadership{Leader: true, Term: 2}
+		synctest.Wait()
+		l.check(t, "start 2")
+		// The next term without a word about the loss of this one.
+		leadership <- raftstore.Leadership{Leader: true, Term: 4}
+		time.Sleep(2 * time.Second)
+		l.check(t, "end 2", "start 4")
+		leadership <- raftstore.Leadership{Term: 5}
+		time.Sleep(2 * time.Second)
+		l.check(t, "end 4")
+
+		// Loops that fail are started again, as long as this server leads.
+		l.fail = errors.New("a loop fails")
+		leadership <- raftstore.Leadership{Leader: true, Term: 6}
+		time.Sleep(termRetry + time.Second)
+		l.check(t, "start 6", "end 6", "start 6", "end 6")
+		leadership <- raftstore.Leadership{Term: 7}
+		time.Sleep(10 * termRetry)
+		l.check(t)
+
+		// Goroutines that cannot be stopped end the process' part in it.
+		l.fail = fmt.Errorf("%w: 3", term.ErrStragglers)
+		leadership <- raftstore.Leadership{Leader: true, Term: 8}
+		<-done
+		if err := context.Cause(ctx); !errors.Is(err, term.ErrStragglers) {
+			t.Errorf("ended with %v", err)
+		}
+		l.check(t, "start 8", "end 8")
+	})
+}
