@@ -92,6 +92,10 @@ func importImages(ctx context.Context, o Options, runtime *containerd.Server) (*
 	part := o.part("images")
 	store := images.Containerd{
 		Client: runtime.Client(), Namespace: containerd.Namespace, Snapshotter: runtime.Snapshotter(), Announce: runtime.Announce,
+		Logger: o.Logger,
+	}
+	if err := store.Clean(ctx); err != nil {
+		o.Logger.Warn("agent: what an interrupted import left was not removed", "error", err)
 	}
 	if o.PauseTar != "" {
 		if err := importPause(ctx, o, store); err != nil {

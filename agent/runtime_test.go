@@ -27,6 +27,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/agent/images"
+	"github.com/coracle-k8s/coracle/agent/registries"
 	"github.com/coracle-k8s/coracle/internal/carried"
 	"github.com/coracle-k8s/coracle/internal/imagetar"
 )
@@ -48,12 +49,31 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// runtimeChild is containerd with the images of dir/images, until SIGTERM.
+// runtimeChild is containerd with the images of dir/images and the registries of dir/registries.yaml, until it is told to stop.
 func runtimeChild(dir string) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	logrus.SetLevel(logrus.WarnLevel)
-	server, err := containerd.Start(ctx, runtimeOptions(dir))
+	o := runtimeOptions(dir)
+	config, err := registries.Load(filepath.Join(dir, "registries.yaml"))
+	if err != nil {
+		return err
+	}
+	relay, err := registries.NewRelay(config)
+	if err != nil {
+		return err
+	}
+	if relay != nil {
+		go relay.Run(ctx)
+	}
+	if err := config.Write(o.RegistryDir, relay); err != nil {
+		return err
+	}
+	o.RegistryAuths = map[string]containerd.RegistryAuth{}
+	for host, auth := range config.Auths() {
+		o.RegistryAuths[host] = containerd.RegistryAuth(auth)
+	}
+	server, err := containerd.Start(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -79,7 +99,8 @@ func runtimeChild(dir string) error {
 func runtimeOptions(dir string) containerd.Options {
 	return containerd.Options{
 		Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), BinDir: filepath.Join(dir, "programs"),
-		CNIBinDir: filepath.Join(dir, "programs"), CNIConfDir: filepath.Join(dir, "net.d"), PauseImage: carried.PauseImage,
+		CNIBinDir: filepath.Join(dir, "programs"), CNIConfDir: filepath.Join(dir, "net.d"),
+		RegistryDir: filepath.Join(dir, "registries"), PauseImage: carried.PauseImage,
 	}
 }
 

@@ -13,6 +13,8 @@ import (
 
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
 // host is what the configuration depends on and only the machine knows.
@@ -48,9 +50,12 @@ func hasCapability(statusFile string, bit uint) bool {
 	return true
 }
 
+// snapshotterFile records the choice below Root.
+const snapshotterFile = "snapshotter"
+
 // chooseSnapshotter settles "auto". overlayfs does not work on every file system (not on another overlayfs without
 // d_type, not on some network and FUSE file systems); native copies every layer, which is slow and large but always works.
-// What an earlier run used is kept: images are unpacked for one snapshotter, and containers live in it.
+// What was chosen once is kept: images are unpacked for one snapshotter, and containers live in it.
 func chooseSnapshotter(want, root string, log *slog.Logger) (string, error) {
 	switch want {
 	case "overlayfs", "native":
@@ -59,14 +64,24 @@ func chooseSnapshotter(want, root string, log *slog.Logger) (string, error) {
 	default:
 		return "", fmt.Errorf("containerd: snapshotter %q is not one of auto, overlayfs, native", want)
 	}
+	record := filepath.Join(root, snapshotterFile)
+	if text, err := os.ReadFile(record); err == nil {
+		if name := strings.TrimSpace(string(text)); name == "overlayfs" || name == "native" {
+			return name, nil
+		}
+	}
 	dir := filepath.Join(root, "io.containerd.snapshotter.v1.overlayfs")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("containerd: make the snapshot folder: %w", err)
 	}
+	name := "overlayfs"
 	if err := overlayutils.Supported(dir); err != nil {
 		log.Warn("containerd: overlayfs does not work here, using the native snapshotter, which copies every layer: "+
 			"put the data directory on ext4 or xfs to save space and time", "directory", root, "reason", err)
-		return "native", nil
+		name = "native"
 	}
-	return "overlayfs", nil
+	if err := atomicfile.Write(record, []byte(name+"\n"), 0o600); err != nil {
+		return "", fmt.Errorf("containerd: record the snapshotter: %w", err)
+	}
+	return name, nil
 }

@@ -12,7 +12,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/client"
@@ -47,10 +49,12 @@ type Containerd struct {
 	Snapshotter string
 	// Announce tells the CRI service about a new image name. Without it the service learns by an event, a moment later.
 	Announce func(ctx context.Context, name string) error
+	// Logger hears of images that are imported but will hardly run.
+	Logger *slog.Logger
 }
 
 // Import implements Store.
-func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) ([]string, error) {
+func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) (names []string, err error) {
 	ctx = namespaces.WithNamespace(ctx, s.Namespace)
 	plain, err := compression.DecompressStream(r)
 	if err != nil {
@@ -64,19 +68,26 @@ func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) ([
 	}
 	defer done(context.WithoutCancel(ctx))
 
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Clean(ctx))
+		}
+	}()
 	imported, err := s.Client.Import(ctx, plain,
 		client.WithImageRefTranslator(func(ref string) string { return refName(ref, fallback) }),
 		client.WithImportPlatform(platforms.Default()),
 		client.WithSkipMissing(), // archives of multi-platform images often hold one platform's files
 		client.WithImageLabels(map[string]string{pinnedLabel: pinnedValue}),
 	)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, fmt.Errorf("it is cut off, or no archive of images at all: %w", err)
+	}
 	if err != nil {
 		return nil, err
 	}
 	if len(imported) == 0 {
 		return nil, errors.New("the archive names no image; save it with a name and a tag, as `docker save NAME:TAG` does")
 	}
-	var names []string
 	for _, im := range imported {
 		if err := s.ready(ctx, im); err != nil {
 			return names, errors.Join(err, s.forget(ctx, im))
@@ -84,6 +95,26 @@ func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) ([
 		names = append(names, im.Name)
 	}
 	return names, nil
+}
+
+// Clean removes what an import that failed, or was killed, left half-written. containerd names it by the file's place in
+// the archive and would take it for the beginning of the next archive's file of that name.
+func (s Containerd) Clean(ctx context.Context) error {
+	ctx = namespaces.WithNamespace(context.WithoutCancel(ctx), s.Namespace)
+	half, err := s.Client.ContentStore().ListStatuses(ctx)
+	if err != nil {
+		return fmt.Errorf("list half-written content: %w", err)
+	}
+	var errs []error
+	for _, h := range half {
+		if !strings.HasPrefix(h.Ref, "tar-") { // pulls have names of their own, and can be resumed
+			continue
+		}
+		if err := s.Client.ContentStore().Abort(ctx, h.Ref); err != nil && !errdefs.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("remove half-written content: %w", err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // ready unpacks the image, so that its first container starts at once, and tells the CRI service.
@@ -95,12 +126,23 @@ func (s Containerd) ready(ctx context.Context, im images.Image) error {
 	if err != nil {
 		return fmt.Errorf("unpack image %s: %w", im.Name, err)
 	}
+	s.warnForeign(ctx, im)
 	if s.Announce != nil {
 		if err := s.Announce(ctx, im.Name); err != nil {
 			return fmt.Errorf("announce image %s: %w", im.Name, err)
 		}
 	}
 	return nil
+}
+
+// warnForeign says that an image is for another kind of machine. It is kept: the host may have an emulator for it.
+func (s Containerd) warnForeign(ctx context.Context, im images.Image) {
+	is, err := images.Platforms(ctx, s.Client.ContentStore(), im.Target)
+	if err != nil || len(is) == 0 || slices.ContainsFunc(is, platforms.Default().Match) || s.Logger == nil {
+		return
+	}
+	s.Logger.Warn("images: an image is for another kind of machine, its containers will not start without an emulator",
+		"image", im.Name, "for", platforms.Format(is[0]), "here", platforms.DefaultString())
 }
 
 // forget takes back the name of an image that cannot be used.

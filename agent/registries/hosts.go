@@ -62,7 +62,7 @@ func (c *Config) hostsTOML(name, entry string, relay *Relay) string {
 // defaultServer is where a registry answers. Docker Hub's name is not its address.
 func defaultServer(name string) *url.URL {
 	if name == "docker.io" {
-		name = "registry-1.docker.io"
+		name = hubHost
 	}
 	return &url.URL{Scheme: "https", Host: name, Path: "/v2"}
 }
@@ -70,7 +70,7 @@ func defaultServer(name string) *url.URL {
 // tls is the TLS part for one host.
 func (c *Config) tls(host, indent string) string {
 	t := c.Configs[host].TLS
-	if t == nil && host == "registry-1.docker.io" {
+	if t == nil && host == hubHost {
 		t = c.Configs["docker.io"].TLS
 	}
 	if t == nil {

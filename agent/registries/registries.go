@@ -35,6 +35,9 @@ import (
 // anyRegistry is the entry for registries without one of their own.
 const anyRegistry = "*"
 
+// hubHost answers for docker.io.
+const hubHost = "registry-1.docker.io"
+
 // Config is the file's content.
 type Config struct {
 	Mirrors map[string]Mirror `yaml:"mirrors"`
@@ -166,6 +169,12 @@ func (c *Config) Auths() map[string]Auth {
 	for name, h := range c.Configs {
 		if h.Auth != nil {
 			out[name] = *h.Auth
+		}
+	}
+	// Docker Hub is asked by another name than images carry.
+	if hub, ok := out["docker.io"]; ok {
+		if _, given := out[hubHost]; !given {
+			out[hubHost] = hub
 		}
 	}
 	return out

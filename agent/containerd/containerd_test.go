@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package containerd
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/sirupsen/logrus"
+)
+
+// TestFatalEndsOneGoroutine checks that a part of containerd that gives up ends itself and is heard of, and that the
+// process goes on.
+func TestFatalEndsOneGoroutine(t *testing.T) {
+	std := logrus.StandardLogger()
+	defer std.ReplaceHooks(std.ReplaceHooks(logrus.LevelHooks{}))
+	defer func(w io.Writer, exit func(int)) { std.Out, std.ExitFunc = w, exit }(std.Out, std.ExitFunc)
+	std.Out = io.Discard
+	trap := setTrap()
+
+	cause := errors.New("no room")
+	ended := make(chan bool, 1)
+	give := func(message string) {
+		go func() {
+			after := false
+			defer func() { ended <- after }()
+			logrus.WithError(cause).Fatal(message)
+			after = true
+		}()
+		if <-ended {
+			t.Error("the goroutine went on after Fatal")
+		}
+	}
+	give("Failed to run CRI service")
+	give("and then another")
+	err := <-trap.failed
+	if !errors.Is(err, cause) || !strings.Contains(err.Error(), "Failed to run CRI service") {
+		t.Errorf("heard %v", err)
+	}
+	trap.expectEnd()
+	give("serve failure")
+	select {
+	case err := <-trap.failed:
+		t.Errorf("heard %v of what was meant to end", err)
+	default:
+	}
+}
+
+func TestChooseSnapshotter(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	root := t.TempDir()
+	for _, name := range []string{"native", "overlayfs"} {
+		if got, err := chooseSnapshotter(name, root, log); got != name || err != nil {
+			t.Errorf("%s: %s, %v", name, got, err)
+		}
+	}
+	if _, err := chooseSnapshotter("zfs", root, log); err == nil || !strings.Contains(err.Error(), "zfs") {
+		t.Errorf("zfs: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(root, snapshotterFile), []byte("native\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := chooseSnapshotter("auto", root, log); got != "native" || err != nil {
+		t.Errorf("an earlier run's choice is not kept: %s, %v", got, err)
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("trying overlayfs needs root")
+	}
+	other := t.TempDir()
+	got, err := chooseSnapshotter("auto", other, log)
+	if err != nil || (got != "overlayfs" && got != "native") {
+		t.Errorf("auto: %s, %v", got, err)
+	}
+	if text, _ := os.ReadFile(filepath.Join(other, snapshotterFile)); string(text) != got+"\n" {
+		t.Errorf("the choice was not recorded: %q", text)
+	}
+}
+
+func TestHasCapability(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "status")
+	if err := os.WriteFile(file, []byte("Name:\tx\nCapEff:\t000001fffeffffff\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if hasCapability(file, 24) {
+		t.Error("CAP_SYS_RESOURCE is bit 24, which is not set")
+	}
+	if !hasCapability(file, 21) {
+		t.Error("CAP_SYS_ADMIN is bit 21, which is set")
+	}
+	if !hasCapability(filepath.Join(t.TempDir(), "missing"), 24) {
+		t.Error("without the file the usual case is assumed")
+	}
+}
+
+func TestServerConfig(t *testing.T) {
+	o := Options{Root: "/r", State: "/s", BinDir: "/b", CNIBinDir: "/b", CNIConfDir: "/c", RegistryDir: "/reg", PauseImage: "p:1",
+		RegistryAuths: map[string]RegistryAuth{"a.example.org": {Username: "u", Password: "p"}}}
+	c := serverConfig(o, "native", host{canLowerOOMScore: false})
+	at := func(path ...string) any {
+		var v any = c.Plugins
+		for _, p := range path {
+			m, ok := v.(map[string]any)
+			if !ok {
+				t.Fatalf("%v: no map at %s", path, p)
+			}
+			v = m[p]
+		}
+		return v
+	}
+	const images, runtime = "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"
+	for name, ok := range map[string]bool{
+		"socket":          at("io.containerd.server.v1.grpc", "address") == "/s/containerd.sock",
+		"snapshotter":     at(images, "snapshotter") == "native",
+		"pause image":     at(images, "pinned_images", "sandbox") == "p:1",
+		"registries":      at(images, "registry", "config_path") == "/reg",
+		"credentials":     at(images, "registry", "configs", "a.example.org", "auth", "username") == "u",
+		"oom score":       at(runtime, "restrict_oom_score_adj") == true,
+		"runc":            at(runtime, "containerd", "runtimes", "runc", "options", "BinaryName") == "/b/runc",
+		"shim":            at(runtime, "containerd", "runtimes", "runc", "runtime_path") == "/b/containerd-shim-runc-v2",
+		"cri is required": len(c.RequiredPlugins) == 1,
+	} {
+		if !ok {
+			t.Errorf("wrong: %s", name)
+		}
+	}
+}
+
+func TestShimSocketDir(t *testing.T) {
+	if got := shimSocketDir("/run/coracle/containerd"); got != "/run/coracle/containerd/s" {
+		t.Error(got)
+	}
+	long := "/" + strings.Repeat("long/", 20)
+	if got := shimSocketDir(long); len(got) > maxSocketDir || got != shimSocketDir(long) || got == shimSocketDir(long+"x") {
+		t.Error(got)
+	}
+}

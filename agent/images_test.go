@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/coracle-k8s/coracle/internal/imagetar"
+)
+
+// testImage is a one-layer image as a registry and an OCI layout hold it.
+type testImage struct{ manifest, config, layer []byte }
+
+func makeImage(t *testing.T, text, arch string) testImage {
+	t.Helper()
+	var b bytes.Buffer
+	im := imagetar.Image{Name: "x:1", Architecture: arch, Entrypoint: []string{"/x"}, Files: []imagetar.File{{Path: "/x", Body: []byte(text)}}}
+	if err := imagetar.Write(&b, im); err != nil {
+		t.Fatal(err)
+	}
+	var out testImage
+	for name, data := range untar(t, b.Bytes()) {
+		switch {
+		case strings.HasSuffix(name, "layer.tar"):
+			out.layer = data
+		case name != "manifest.json":
+			out.config = data
+		}
+	}
+	out.manifest = encode(t, map[string]any{
+		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+		"config": descriptor("application/vnd.oci.image.config.v1+json", out.config),
+		"layers": []any{descriptor("application/vnd.oci.image.layer.v1.tar", out.layer)},
+	})
+	return out
+}
+
+func digest(data []byte) string {
+	sum := sha256.Sum256(data)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+func descriptor(mediaType string, data []byte) map[string]any {
+	return map[string]any{"mediaType": mediaType, "digest": digest(data), "size": len(data)}
+}
+
+func encode(t *testing.T, v any) []byte {
+	t.Helper()
+	data, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func untar(t *testing.T, data []byte) map[string][]byte {
+	t.Helper()
+	out := map[string][]byte{}
+	for tr := tar.NewReader(bytes.NewReader(data)); ; {
+		h, err := tr.Next()
+		if err == io.EOF {
+			return out
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out[h.Name], err = io.ReadAll(tr); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// layout packs the image as an OCI layout under the reference.
+func (im testImage) layout(t *testing.T, ref string) []byte {
+	t.Helper()
+	d := descriptor("application/vnd.oci.image.manifest.v1+json", im.manifest)
+	d["annotations"] = map[string]string{"org.opencontainers.image.ref.name": ref}
+	files := map[string][]byte{
+		"oci-layout": []byte(`{"imageLayoutVersion":"1.0.0"}`),
+		"index.json": encode(t, map[string]any{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []any{d}}),
+	}
+	for _, blob := range [][]byte{im.manifest, im.config, im.layer} {
+		files["blobs/sha256/"+strings.TrimPrefix(digest(blob), "sha256:")] = blob
+	}
+	var b bytes.Buffer
+	tw := tar.NewWriter(&b)
+	for name, data := range files {
+		if err := tw.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(data))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tw.Write(data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func gzipped(t *testing.T, data []byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	if _, err := w.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func zstandard(t *testing.T, data []byte) []byte {
+	t.Helper()
+	w, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w.EncodeAll(data, nil)
+}
+
+// has says whether the runtime would run the image, and whether the kubelet's garbage collection leaves it alone.
+func (n *node) has(name string) (present, pinned bool) {
+	n.t.Helper()
+	resp, err := n.images.ImageStatus(context.Background(), &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: name}})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return resp.Image != nil, resp.Image.GetPinned()
+}
+
+// TestImagesFromArchivesAndMirrors imports each form of archive, none of which may be kept out by a bad one, and pulls
+// from a mirror that wants a password, with and without a rewritten name.
+func TestImagesFromArchivesAndMirrors(t *testing.T) {
+	n := newNode(t)
+	n.archive("aa-not-an-archive.tar", []byte("rubbish"))
+	n.archive("ab-cut-off.tar.gz", gzipped(t, makeImage(t, "cut", "").layout(t, "example.org/cut:1"))[:400])
+	n.archive("ac-foreign.tar", makeImage(t, "foreign", "s390x").layout(t, "example.org/foreign:1"))
+	n.archive("layout.tar.gz", gzipped(t, makeImage(t, "one", "").layout(t, "example.org/one:1")))
+	n.archive("tagged.tar.zst", zstandard(t, makeImage(t, "two", "").layout(t, "v2")))
+	pulled := makeImage(t, "three", "")
+	registry := httptest.NewServer(&fakeRegistry{image: pulled, names: []string{"plain/app", "cache/app"}})
+	defer registry.Close()
+	host := strings.TrimPrefix(registry.URL, "http://")
+	config := fmt.Sprintf(`
+mirrors:
+  plain.example.org: {endpoint: ["http://%[1]s"]}
+  rewritten.example.org: {endpoint: ["http://%[1]s"], rewrite: {"^team/(.*)": "cache/$1"}}
+configs:
+  "%[1]s": {auth: {username: user, password: word}}
+`, host)
+	if err := os.WriteFile(filepath.Join(n.dir, "registries.yaml"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.start()
+
+	for name, want := range map[string]bool{
+		"docker.io/library/chat:1": true, "example.org/one:1": true, "docker.io/library/tagged:v2": true,
+		"example.org/cut:1":     false,
+		"example.org/foreign:1": true, // with a warning: there may be an emulator
+	} {
+		present, pinned := n.has(name)
+		if present != want || pinned != want {
+			t.Errorf("%s: present %t, pinned %t, want %t", name, present, pinned, want)
+		}
+	}
+	for _, name := range []string{"plain.example.org/plain/app:1", "rewritten.example.org/team/app:1"} {
+		if _, err := n.images.PullImage(context.Background(), &cri.PullImageRequest{Image: &cri.ImageSpec{Image: name}}); err != nil {
+			t.Errorf("pull %s: %v", name, err)
+		} else if present, pinned := n.has(name); !present || pinned {
+			t.Errorf("%s after its pull: present %t, pinned %t", name, present, pinned)
+		}
+	}
+
+	// A changed archive under the same name replaces the image; one that was there before is not imported again.
+	n.signal(os.Interrupt)
+	n.archive("layout.tar.gz", gzipped(t, makeImage(t, "changed", "").layout(t, "example.org/one:1")))
+	n.start()
+	resp, err := n.images.ImageStatus(context.Background(), &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: "example.org/one:1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := digest(makeImage(t, "changed", "").config); resp.Image.GetId() != want {
+		t.Errorf("the changed archive's image is %s, want %s", resp.Image.GetId(), want)
+	}
+}
+
+// fakeRegistry serves one image under some names, to one user (OCI distribution specification).
+type fakeRegistry struct {
+	image testImage
+	names []string
+}
+
+func (f *fakeRegistry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if user, password, _ := r.BasicAuth(); user != "user" || password != "word" {
+		w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return
+	}
+	for _, name := range f.names {
+		rest, ok := strings.CutPrefix(r.URL.Path, "/v2/"+name+"/")
+		if !ok {
+			continue
+		}
+		for path, data := range map[string][]byte{
+			"manifests/1": f.image.manifest, "manifests/" + digest(f.image.manifest): f.image.manifest,
+			"blobs/" + digest(f.image.config): f.image.config, "blobs/" + digest(f.image.layer): f.image.layer,
+		} {
+			if rest == path {
+				if strings.HasPrefix(path, "manifests/") {
+					w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+				}
+				w.Header().Set("Docker-Content-Digest", digest(data))
+				w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+				w.Write(data)
+				return
+			}
+		}
+	}
+	http.NotFound(w, r)
+}
