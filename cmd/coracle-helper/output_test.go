@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	types "github.com/containerd/containerd/api/types/task"
+	"golang.org/x/sys/unix"
+)
+
+// fakeTasks is a task service whose containers have a standard output and nothing else.
+type fakeTasks struct {
+	taskapi.TTRPCTaskService // panics for what the test does not expect
+	failCreate               bool
+	created                  *taskapi.CreateTaskRequest
+	stdout                   *os.File
+	processes                []*types.ProcessInfo
+}
+
+func (f *fakeTasks) Create(_ context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
+	f.created = r
+	if f.failCreate {
+		return nil, errors.New("no")
+	}
+	if r.Stdout != "" {
+		var err error
+		if f.stdout, err = os.OpenFile(r.Stdout, os.O_WRONLY, 0); err != nil {
+			return nil, err
+		}
+	}
+	return &taskapi.CreateTaskResponse{Pid: 42}, nil
+}
+
+func (f *fakeTasks) Start(context.Context, *taskapi.StartRequest) (*taskapi.StartResponse, error) {
+	return &taskapi.StartResponse{Pid: 42}, nil
+}
+
+func (f *fakeTasks) State(context.Context, *taskapi.StateRequest) (*taskapi.StateResponse, error) {
+	return &taskapi.StateResponse{Stdout: f.created.Stdout, Stderr: f.created.Stderr}, nil
+}
+
+func (f *fakeTasks) Pids(context.Context, *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
+	return &taskapi.PidsResponse{Processes: f.processes}, nil
+}
+
+func (f *fakeTasks) Delete(context.Context, *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
+	return &taskapi.DeleteResponse{ExitStatus: 3}, nil
+}
+
+func newService(t *testing.T) (*outputService, *fakeTasks, string) {
+	t.Helper()
+	bundle := t.TempDir()
+	if err := os.Mkdir(filepath.Join(bundle, "work"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	inner := &fakeTasks{}
+	return &outputService{TTRPCTaskService: inner, tasks: map[string]*containerTask{}}, inner, bundle
+}
+
+func TestOutputGoesThroughAPipe(t *testing.T) {
+	s, inner, bundle := newService(t)
+	ctx := context.Background()
+	fifo := filepath.Join(t.TempDir(), "stdout")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	if _, err := s.Create(ctx, &taskapi.CreateTaskRequest{ID: "c", Bundle: bundle, Stdout: fifo, Stderr: ""}); err != nil {
+		t.Fatal(err)
+	}
+	if inner.created.Stdout == fifo || inner.created.Stderr != "" {
+		t.Errorf("the service inside writes to %q and %q", inner.created.Stdout, inner.created.Stderr)
+	}
+	if _, err := s.Start(ctx, &taskapi.StartRequest{ID: "c"}); err != nil {
+		t.Fatal(err)
+	}
+	state, err := s.State(ctx, &taskapi.StateRequest{ID: "c"})
+	if err != nil || state.Stdout != fifo {
+		t.Errorf("State names %q, %v: a restarted containerd would not find the output", state.GetStdout(), err)
+	}
+	if _, err := io.WriteString(inner.stdout, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	inner.stdout.Close()
+	reader.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if got, err := io.ReadAll(reader); err != nil || string(got) != "hello" {
+		t.Errorf("read %q, %v", got, err)
+	}
+	if resp, err := s.Delete(ctx, &taskapi.DeleteRequest{ID: "c"}); err != nil || resp.ExitStatus != 3 {
+		t.Errorf("%v, %v", resp, err)
+	}
+	if len(s.tasks) != 0 {
+		t.Error("a deleted task is remembered")
+	}
+}
+
+func TestOtherOutputIsLeftAlone(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "log")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, target := range []string{"", file, "binary:///bin/logger", filepath.Join(t.TempDir(), "missing")} {
+		s, inner, bundle := newService(t)
+		inner.failCreate = true
+		if _, err := s.Create(context.Background(), &taskapi.CreateTaskRequest{ID: "c", Bundle: bundle, Stdout: target}); err == nil {
+			t.Fatal("the failure was swallowed")
+		}
+		if inner.created.Stdout != target {
+			t.Errorf("%q became %q", target, inner.created.Stdout)
+		}
+		if len(s.tasks) != 0 {
+			t.Error("a task that was not created is remembered")
+		}
+	}
+}
+
+func TestEndedTaskStillHasItsProcess(t *testing.T) {
+	s, inner, bundle := newService(t)
+	ctx := context.Background()
+	if _, err := s.Create(ctx, &taskapi.CreateTaskRequest{ID: "c", Bundle: bundle}); err != nil {
+		t.Fatal(err)
+	}
+	pids := func(id string) []*types.ProcessInfo {
+		resp, err := s.Pids(ctx, &taskapi.PidsRequest{ID: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.Processes
+	}
+	if got := pids("c"); len(got) != 1 || got[0].Pid != 42 {
+		t.Errorf("ended: %v", got)
+	}
+	inner.processes = []*types.ProcessInfo{{Pid: 42}, {Pid: 43}}
+	if got := pids("c"); len(got) != 2 {
+		t.Errorf("running: %v", got)
+	}
+	inner.processes = nil
+	if got := pids("other"); len(got) != 0 {
+		t.Errorf("never created: %v", got)
+	}
+	if _, err := s.Delete(ctx, &taskapi.DeleteRequest{ID: "c", ExecID: "exec"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := pids("c"); len(got) != 1 {
+		t.Error("deleting a process started by exec forgot the task")
+	}
+	if _, err := s.Delete(ctx, &taskapi.DeleteRequest{ID: "c"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := pids("c"); len(got) != 0 {
+		t.Errorf("deleted: %v", got)
+	}
+}
