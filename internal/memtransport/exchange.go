@@ -181,7 +181,7 @@ func (ex *exchange) finish(err error) {
 		ex.collectTrailers()
 	}
 	if ex.reqBody != nil {
-		ex.reqBody.Close()
+		_ = ex.reqBody.Close() // the client closes it as well and sees what is wrong with it
 	}
 	if err != nil {
 		ex.body.closeWrite(io.ErrUnexpectedEOF)

@@ -81,7 +81,7 @@ func TestRequestAsAServerSeesIt(t *testing.T) {
 	if err != nil || string(got) != want {
 		t.Errorf("got  %s, %v\nwant %s", got, err, want)
 	}
-	if resp.Header.Get("Content-Type") != "text/plain; charset=utf-8" || resp.StatusCode != 200 || resp.Status != "200 OK" {
+	if resp.Header.Get("Content-Type") != "text/plain; charset=utf-8" || resp.StatusCode != http.StatusOK || resp.Status != "200 OK" {
 		t.Errorf("%s, %v", resp.Status, resp.Header)
 	}
 	if r.URL.Host != "memory" {

@@ -28,6 +28,12 @@ import (
 // with the servers; the comparison reads two objects and writes nothing when they are right.
 const endpointInterval = 10 * time.Second
 
+// Clients of before EndpointSlices read Endpoints, and upstream keeps both too.
+type (
+	coreEndpoints  = corev1.Endpoints      //nolint:staticcheck // see above
+	endpointSubset = corev1.EndpointSubset //nolint:staticcheck // see above
+)
+
 // endpointReconciler keeps the endpoints of the kubernetes Service. Upstream's
 // default proves liveness with a lease per server that is rewritten for ever;
 // this one asks for the servers' addresses and writes only when they change.
@@ -100,7 +106,7 @@ func (r *endpointReconciler) Destroy() {}
 
 // desiredEndpoints is both forms of the Service's endpoints, addresses in order.
 // Addresses of another family than the first are left out: the Service has one.
-func desiredEndpoints(service string, addresses []net.IP, ports []corev1.EndpointPort) (*corev1.Endpoints, *discoveryv1.EndpointSlice) {
+func desiredEndpoints(service string, addresses []net.IP, ports []corev1.EndpointPort) (*coreEndpoints, *discoveryv1.EndpointSlice) {
 	ipv6 := addresses[0].To4() == nil
 	var ips []string
 	for _, a := range addresses {
@@ -112,29 +118,29 @@ func desiredEndpoints(service string, addresses []net.IP, ports []corev1.Endpoin
 	ips = slices.Compact(ips)
 
 	meta := metav1.ObjectMeta{Name: service, Namespace: metav1.NamespaceDefault}
-	endpoints := &corev1.Endpoints{ObjectMeta: meta} //nolint:staticcheck // old clients still read Endpoints
+	endpoints := &coreEndpoints{ObjectMeta: meta}
 	endpoints.Labels = map[string]string{discoveryv1.LabelSkipMirror: "true"}
 	slice := &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: discoveryv1.AddressTypeIPv4}
 	slice.Labels = map[string]string{discoveryv1.LabelServiceName: service}
 	if ipv6 {
 		slice.AddressType = discoveryv1.AddressTypeIPv6
 	}
-	subset := corev1.EndpointSubset{Ports: ports} //nolint:staticcheck // as above
+	subset := endpointSubset{Ports: ports}
 	ready := true
 	for _, ip := range ips {
-		subset.Addresses = append(subset.Addresses, corev1.EndpointAddress{IP: ip}) //nolint:staticcheck // as above
+		subset.Addresses = append(subset.Addresses, corev1.EndpointAddress{IP: ip})
 		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
 			Addresses: []string{ip}, Conditions: discoveryv1.EndpointConditions{Ready: &ready},
 		})
 	}
-	endpoints.Subsets = []corev1.EndpointSubset{subset} //nolint:staticcheck // as above
+	endpoints.Subsets = []endpointSubset{subset}
 	for _, p := range ports {
 		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &p.Name, Port: &p.Port, Protocol: &p.Protocol})
 	}
 	return endpoints, slice
 }
 
-func (r *endpointReconciler) applyEndpoints(ctx context.Context, want *corev1.Endpoints) error { //nolint:staticcheck // as above
+func (r *endpointReconciler) applyEndpoints(ctx context.Context, want *coreEndpoints) error {
 	api := r.client.CoreV1().Endpoints(want.Namespace)
 	have, err := api.Get(ctx, want.Name, metav1.GetOptions{})
 	switch {

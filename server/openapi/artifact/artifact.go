@@ -156,11 +156,10 @@ func (w *Writer) add(data, dict []byte) (Blob, error) {
 	if err != nil {
 		return Blob{}, fmt.Errorf("compressing an OpenAPI document: %w", err)
 	}
-	defer e.Close()
 	b := Blob{Offset: len(w.blobs), Size: len(data)}
 	w.blobs = e.EncodeAll(data, w.blobs)
 	b.Length = len(w.blobs) - b.Offset
-	return b, nil
+	return b, e.Close()
 }
 
 // Bytes is the finished file.
