@@ -43,7 +43,7 @@ func attach(r *record, nw *network) (err error) {
 	if err != nil {
 		return fmt.Errorf("opening the pod's network namespace %s: %w", r.Netns, err)
 	}
-	defer ns.Close()
+	defer func() { _ = ns.Close() }()
 	mac, err := net.ParseMAC(r.MAC)
 	if err != nil {
 		return fmt.Errorf("reading the pod's MAC: %w", err)

@@ -72,7 +72,7 @@ func TestUDPHostPortFollowsThePod(t *testing.T) {
 			buf := make([]byte, 16)
 			k, err := client.Read(buf)
 			if got := string(buf[:k]); got != want {
-				return fmt.Errorf("got %q, %v; want %q", got, err, want)
+				return fmt.Errorf("got %q, want %q: %w", got, want, err)
 			}
 			return nil
 		})
@@ -95,7 +95,7 @@ func TestUDPHostPortFollowsThePod(t *testing.T) {
 		}()
 		echo(name)
 		n.del(p)
-		pc.Close()
+		_ = pc.Close()
 		echo("")
 	}
 }

@@ -4,6 +4,7 @@ package cni
 
 import (
 	"context"
+	"errors"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -107,7 +108,7 @@ func TestSpoofedSourceIsDropped(t *testing.T) {
 	if err := b.Do(func() (err error) { inbox, err = net.ListenPacket("udp", b.ips[0]+":5000"); return err }); err != nil {
 		t.Fatal(err)
 	}
-	defer inbox.Close()
+	defer func() { _ = inbox.Close() }()
 	// first sends from the false address, then from the true one, and returns which of them arrives first.
 	first := func() string {
 		t.Helper()
@@ -117,9 +118,8 @@ func TestSpoofedSourceIsDropped(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				defer c.Close()
 				_, err = c.Write([]byte("x"))
-				return err
+				return errors.Join(err, c.Close())
 			}); err != nil {
 				t.Fatal(err)
 			}

@@ -144,7 +144,7 @@ func (s *Server) check(req wire.Request) error {
 	if err != nil {
 		return wire.Errorf(wire.CodeUnknownContainer, "opening the network namespace %s: %v", req.Netns, err)
 	}
-	defer ns.Close()
+	defer func() { _ = ns.Close() }()
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("entering the pod's network namespace: %w", err)

@@ -277,7 +277,7 @@ func TestServices(t *testing.T) {
 	eventually(t, "only the endpoint that is left answers", func() error {
 		for range 20 {
 			if server, _, err := ask(a, clusterIP+":80"); err != nil || server != "10.42.0.6" {
-				return fmt.Errorf("got %q, %v", server, err)
+				return fmt.Errorf("got %q: %w", server, err)
 			}
 		}
 		return nil

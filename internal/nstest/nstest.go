@@ -118,7 +118,7 @@ func New(t testing.TB) *NS {
 // Close lets go of the namespace; with its last process it ends.
 func (ns *NS) Close() {
 	if ns.h.IsOpen() {
-		ns.h.Close()
+		_ = ns.h.Close()
 		_ = unix.Unmount(ns.Path, unix.MNT_DETACH)
 		_ = os.Remove(ns.Path)
 	}
