@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"k8s.io/klog/v2/ktesting"
@@ -66,7 +67,9 @@ func newNode(t *testing.T, clusterCIDRs ...string) *node {
 	n := &node{
 		t:       t,
 		outside: nstest.New(t),
-		runtime: libcni.NewCNIConfigWithCacheDir([]string{dir}, filepath.Join(dir, "cache"), nil),
+		runtime: libcni.NewCNIConfigWithCacheDir([]string{dir}, filepath.Join(dir, "cache"), &invoke.DefaultExec{
+			RawExec: &invoke.RawExec{Stderr: os.Stderr}, // the default is made at the first call, in a race of several
+		}),
 		o: Options{
 			Socket: filepath.Join(dir, "run", "cni.sock"), StateDir: filepath.Join(dir, "state"), ConfDir: filepath.Join(dir, "net.d"),
 			ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},

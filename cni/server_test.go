@@ -4,8 +4,8 @@ package cni
 
 import (
 	"context"
-	"errors"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
