@@ -4,6 +4,7 @@ package mvcc
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -166,8 +167,11 @@ func Restore(r io.Reader) (*State, error) {
 	s.load(&in)
 	s.Prune()
 	if in.err == nil {
-		if _, err := in.r.ReadByte(); !errors.Is(err, io.EOF) {
+		switch _, err := in.r.ReadByte(); {
+		case err == nil:
 			in.fail("it goes on after its end")
+		case err != io.EOF: // not errors.Is: damage may be for want of bytes
+			in.check(err)
 		}
 	}
 	if in.err != nil {
@@ -269,10 +273,16 @@ func (in *recordReader) field() []byte {
 		in.fail("a field of %d bytes", n)
 		return nil
 	}
-	b := make([]byte, n)
-	_, err := io.ReadFull(in.r, b)
+	if n <= blockSize {
+		b := make([]byte, n)
+		_, err := io.ReadFull(in.r, b)
+		in.check(err)
+		return b
+	}
+	var b bytes.Buffer // grows with what is really there
+	_, err := io.CopyN(&b, in.r, n)
 	in.check(err)
-	return b
+	return bytes.Clone(b.Bytes())
 }
 
 func (in *recordReader) version() *Version {
