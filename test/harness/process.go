@@ -40,3 +40,6 @@ func (m *Machine) HostPid(inside int) int {
 	}
 	return 0
 }
+
+// InitPid is the machine's first process as this process sees it: nsenter -t of it enters the machine.
+func (m *Machine) InitPid() int { return m.pid }
