@@ -44,11 +44,15 @@ func (c clients) Client(name string) (kubernetes.Interface, error) {
 
 // DiscoveryClient answers the two questions that controllers repeat every 30 s from the term's shared cache.
 func (c clients) DiscoveryClient(name string) (discovery.DiscoveryInterface, error) {
-	client, err := c.Client(name)
+	cfg, err := c.Config(name)
 	if err != nil {
 		return nil, err
 	}
-	return cachedDiscovery{DiscoveryInterface: client.Discovery(), cache: c.discovery}, nil
+	client, err := discovery.NewDiscoveryClientForConfig(cfg) // a clientset would be sixty more clients
+	if err != nil {
+		return nil, fmt.Errorf("make a discovery client for %s: %w", name, err)
+	}
+	return cachedDiscovery{DiscoveryInterface: client, cache: c.discovery}, nil
 }
 
 // The OrDie forms exist for the interface. A client fails to be made only from a configuration that already failed

@@ -9,19 +9,21 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"log/slog"
 	"math/big"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
-	"go.etcd.io/etcd/server/v3/embed"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/raftstore/upstream"
 	"github.com/coracle-k8s/coracle/server/apiserver"
 )
 
@@ -34,6 +36,9 @@ type cluster struct {
 }
 
 var shared *cluster
+
+// quiet logs nothing of what is not under test.
+var quiet = slog.New(slog.DiscardHandler)
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -60,22 +65,23 @@ func startCluster(dir string) (*cluster, func(), error) {
 	if err := c.writeKeys(); err != nil {
 		return nil, nil, err
 	}
-	store, err := startStore(filepath.Join(dir, "store"))
+	ctx, cancel := context.WithCancel(context.Background())
+	store, err := startStore(ctx, filepath.Join(dir, "store"))
 	if err != nil {
+		cancel()
 		return nil, nil, err
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
+		cancel()
 		return nil, nil, err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
 	s, err := apiserver.New(ctx, apiserver.Options{
 		Listener: listener, AdvertiseAddress: net.IPv4(192, 0, 2, 10),
 		TLSCertFile: c.path("server.crt"), TLSKeyFile: c.path("server.key"), ClientCAFile: c.path("ca.crt"),
 		ServiceAccountKeyFiles: []string{c.path("sa.pub")}, ServiceAccountSigningKeyFile: c.path("sa.key"),
 		ServiceAccountIssuer: "https://kubernetes.default.svc.cluster.local",
-		ServiceCIDRs:         []string{"10.43.0.0/16"}, ConfigDir: dir,
-		StoreServers: []string{store.Clients[0].Addr().String()},
+		ServiceCIDRs:         []string{"10.43.0.0/16"}, ConfigDir: dir, Logger: quiet,
 	})
 	if err != nil {
 		cancel()
@@ -86,14 +92,13 @@ func startCluster(dir string) (*cluster, func(), error) {
 	stop := func() {
 		cancel()
 		<-done
-		store.Close()
+		_ = store.Close(context.Background())
 	}
 	select {
 	case <-s.Ready():
 	case err := <-done:
 		cancel()
-		store.Close()
-		return nil, nil, fmt.Errorf("it ended: %w", err)
+		return nil, nil, errors.Join(fmt.Errorf("it ended: %w", err), store.Close(context.Background()))
 	case <-time.After(2 * time.Minute):
 		stop()
 		return nil, nil, fmt.Errorf("not ready after two minutes")
@@ -103,20 +108,17 @@ func startCluster(dir string) (*cluster, func(), error) {
 	return c, stop, err
 }
 
-// startStore starts an etcd of one member in this process.
-func startStore(dir string) (*embed.Etcd, error) {
-	cfg := embed.NewConfig()
-	cfg.Dir = dir
-	cfg.LogLevel = "fatal"
-	cfg.UnsafeNoFsync = true
-	any := url.URL{Scheme: "http", Host: "127.0.0.1:0"}
-	cfg.ListenClientUrls, cfg.ListenPeerUrls = []url.URL{any}, []url.URL{any}
-	e, err := embed.StartEtcd(cfg)
+// startStore opens the store and puts it under the API server.
+func startStore(ctx context.Context, dir string) (*raftstore.Store, error) {
+	store, err := raftstore.Open(ctx, raftstore.Options{Dir: dir, Logger: quiet})
 	if err != nil {
 		return nil, err
 	}
-	<-e.Server.ReadyNotify()
-	return e, nil
+	upstream.Install(store.Client)
+	if err := store.WaitReady(ctx); err != nil {
+		return nil, errors.Join(err, store.Close(ctx))
+	}
+	return store, nil
 }
 
 func (c *cluster) writeKeys() error {

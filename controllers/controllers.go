@@ -17,6 +17,8 @@ import (
 	"slices"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/discovery"
 	controllersmetrics "k8s.io/component-base/metrics/prometheus/controllers"
 	"k8s.io/controller-manager/pkg/informerfactory"
 	"k8s.io/klog/v2"
@@ -78,6 +80,9 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	if !waitServed(ctx, o.Term) {
+		return nil
+	}
 	controllers, buildErr := build(ctx, cc, o.Term)
 	if ctx.Err() != nil {
 		buildErr = nil // leadership went meanwhile, which is no fault of the configuration
@@ -97,14 +102,28 @@ func Run(ctx context.Context, o Options) error {
 	return buildErr
 }
 
+// waitServed returns true once the API server tells what it serves, false when ctx is done before. Upstream's namespace
+// controller ends the process when its constructor asks in vain (deletion/namespaced_resources_deleter.go, initOpCache).
+func waitServed(ctx context.Context, t *term.Term) bool {
+	server := discovery.ToServerResourcesInterfaceWithContext(t.Client.Discovery())
+	err := wait.PollUntilContextCancel(ctx, 200*time.Millisecond, true, func(ctx context.Context) (bool, error) {
+		lists, err := server.ServerPreferredNamespacedResourcesWithContext(ctx)
+		if len(lists) == 0 && ctx.Err() == nil {
+			klog.FromContext(ctx).Info("The API server does not answer yet; the controllers wait for it", "error", err)
+		}
+		return len(lists) > 0, nil
+	})
+	return err == nil
+}
+
 // newContext makes what upstream's constructors take their inputs from.
 func newContext(ctx context.Context, t *term.Term, u upstream) (app.ControllerContext, error) {
-	mapper, discovery, err := newDiscovery(ctx, t)
+	mapper, answers, err := newDiscovery(ctx, t)
 	if err != nil {
 		return app.ControllerContext{}, err
 	}
 	cc := app.ControllerContext{
-		ClientBuilder:                   clients{base: u.limit(t.Config), discovery: discovery},
+		ClientBuilder:                   clients{base: u.limit(t.Config), discovery: answers},
 		InformerFactory:                 t.Informers,
 		ObjectOrMetadataInformerFactory: informerfactory.NewInformerFactory(t.Informers, t.MetadataInformers),
 		ComponentConfig:                 u.config,

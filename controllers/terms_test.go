@@ -25,9 +25,9 @@ const (
 	stopWithin = 10 * time.Second
 	// strayGoroutines allows for the API server's own, such as one that serves a request just then.
 	strayGoroutines = 20
-	// heapGrowth is what twenty rounds may add to the live heap. The store's log and history, the API server's metrics
-	// and the JSON decoder's type tables grow by 2 to 3 MB; one term kept in memory is 12 MB.
-	heapGrowth = 8 << 20
+	// heapGrowth is what twenty rounds may add to the live heap. The store's history, the API server's metrics and the
+	// JSON decoder's type tables grow by 2 MB; one term kept in memory is 12 MB.
+	heapGrowth = 6 << 20
 )
 
 // TestTwentyTerms gains and loses leadership twenty times. Each term has to do work before it ends, and to leave no

@@ -15,6 +15,7 @@ import (
 	kcmoptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
 	"k8s.io/kubernetes/pkg/controller/apis/config"
+	netutils "k8s.io/utils/net"
 
 	"github.com/coracle-k8s/coracle/internal/upstreamflags"
 )
@@ -61,11 +62,33 @@ func (o Options) upstream() (upstream, error) {
 	if err := s.ApplyTo(&c, all, off, aliases); err != nil {
 		return upstream{}, fmt.Errorf("%s: apply options: %w", component, err)
 	}
+	if err := checkRanges(c.ComponentConfig); err != nil {
+		return upstream{}, err
+	}
 	u := upstream{config: c.ComponentConfig, shutdownTimeout: c.ControllerShutdownTimeout, qps: -1}
 	if f := cmd.Sets.FlagSet("generic"); f.Changed("kube-api-qps") || f.Changed("kube-api-burst") {
 		u.qps, u.burst = s.Generic.ClientConnection.QPS, int(s.Generic.ClientConnection.Burst)
 	}
 	return u, nil
+}
+
+// checkRanges finds address ranges that upstream would complain of only when the node IPAM controller starts, or ignore.
+func checkRanges(c config.KubeControllerManagerConfiguration) error {
+	if c.KubeCloudShared.AllocateNodeCIDRs {
+		ranges, err := netutils.ParseCIDRs(strings.Split(c.KubeCloudShared.ClusterCIDR, ","))
+		if err != nil {
+			return fmt.Errorf("%s: cluster CIDR %q: %w", component, c.KubeCloudShared.ClusterCIDR, err)
+		}
+		if dual, _ := netutils.IsDualStackCIDRs(ranges); len(ranges) > 2 || len(ranges) == 2 && !dual {
+			return fmt.Errorf("%s: cluster CIDR %q: want one range, or one of each family", component, c.KubeCloudShared.ClusterCIDR)
+		}
+	}
+	for _, r := range []string{c.NodeIPAMController.ServiceCIDR, c.NodeIPAMController.SecondaryServiceCIDR} {
+		if _, _, err := netutils.ParseCIDRSloppy(r); r != "" && err != nil {
+			return fmt.Errorf("%s: service CIDR %q: %w", component, r, err)
+		}
+	}
+	return nil
 }
 
 // withBootstrap adds the two controllers for bootstrap tokens, which upstream leaves off by default and the join tokens
@@ -99,8 +122,7 @@ func (o Options) apply(s *kcmoptions.KubeControllerManagerOptions) {
 		s.KubeCloudShared.ClusterName = o.ClusterName
 	}
 	s.KubeCloudShared.UseServiceAccountCredentials = true
-	primary, secondary, _ := strings.Cut(o.ServiceCIDR, ",")
-	s.NodeIPAMController.ServiceCIDR, s.NodeIPAMController.SecondaryServiceCIDR = primary, secondary
+	s.NodeIPAMController.ServiceCIDR = o.ServiceCIDR // ApplyTo splits it
 	s.NodeIPAMController.NodeCIDRMaskSizeIPv4 = int32(o.NodeCIDRMaskSizeIPv4)
 	s.NodeIPAMController.NodeCIDRMaskSizeIPv6 = int32(o.NodeCIDRMaskSizeIPv6)
 

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+func TestDiscoveryIsAskedOnlyWhenItMayHaveChanged(t *testing.T) {
+	now := time.Unix(1000, 0)
+	c := &discoveryCache{now: func() time.Time { return now }, answers: map[string]answer{}}
+	c.invalidate()
+	asked, fail := 0, error(nil)
+	get := func(what string, want int) {
+		t.Helper()
+		asked = 0
+		if _, err := c.get("all", func() ([]*metav1.APIResourceList, error) { asked++; return nil, fail }); !errors.Is(err, fail) {
+			t.Errorf("%s: error %v", what, err)
+		}
+		if asked != want {
+			t.Errorf("%s: asked %d times, want %d", what, asked, want)
+		}
+	}
+	get("at first", 1)
+	now = now.Add(settle / 2)
+	get("soon after a change", 1)
+	now = now.Add(settle)
+	get("once settled", 1)
+	get("again", 0)
+	now = now.Add(refresh / 2)
+	get("later", 0)
+	now = now.Add(refresh)
+	get("when the answer is old", 1)
+	get("after that", 0)
+	c.invalidate()
+	get("after a change", 1)
+	now = now.Add(settle)
+	fail = errors.New("one group did not answer")
+	get("a partial answer", 1)
+	get("which is not kept", 1)
+}

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scheduler
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func file(t *testing.T, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "scheduler.yaml")
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestConfigurationFile(t *testing.T) {
+	o := Options{ConfigFile: file(t, `
+apiVersion: kubescheduler.config.k8s.io/v1
+kind: KubeSchedulerConfiguration
+podMaxBackoffSeconds: 3
+profiles:
+- schedulerName: default-scheduler
+- schedulerName: packed
+  pluginConfig:
+  - name: NodeResourcesFit
+    args: {scoringStrategy: {type: MostAllocated}}
+`), ExtraArgs: []string{"pod-max-in-unschedulable-pods-duration=1m", "kube-api-qps=7"}}
+	s, err := o.settings()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(s.config.Profiles); n != 2 || s.config.Profiles[1].SchedulerName != "packed" {
+		t.Errorf("got %d profiles", n)
+	}
+	if s.config.PodMaxBackoffSeconds != 3 || s.maxUnschedulable != time.Minute || s.qps != 7 {
+		t.Errorf("got %d s, %s, %g/s", s.config.PodMaxBackoffSeconds, s.maxUnschedulable, s.qps)
+	}
+	if s, err = (Options{}).settings(); err != nil || len(s.config.Profiles) != 1 || s.qps >= 0 {
+		t.Errorf("without a file: %+v, error %v", s, err)
+	}
+}
+
+func TestValidateNamesTheMistake(t *testing.T) {
+	head := "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n"
+	for want, o := range map[string]Options{
+		`did you mean "config"?`:       {ExtraArgs: []string{"confg=x"}},
+		`"leader-elect" is refused`:    {ExtraArgs: []string{"leader-elect=true"}},
+		`"write-config-to" is refused`: {ExtraArgs: []string{"write-config-to=/x"}},
+		`no such file`:                 {ConfigFile: filepath.Join(t.TempDir(), "none")},
+		`podBackofff`:                  {ConfigFile: file(t, head+"podBackofff: 3\n")},
+		`percentageOfNodesToScore`:     {ConfigFile: file(t, head+"percentageOfNodesToScore: 300\n")},
+	} {
+		if err := o.Validate(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want %s in it", err, want)
+		}
+	}
+	for _, arg := range []string{"leader-elect=false", "profiling=false", "bind-address=127.0.0.1"} {
+		if err := (Options{ExtraArgs: []string{arg}}).Validate(); err != nil {
+			t.Errorf("%s asks for what is the case anyway: %v", arg, err)
+		}
+	}
+}
