@@ -11,7 +11,10 @@ BUILD := build
 # The same tags and settings everywhere, so that packages are compiled once for building and testing.
 TAGS := no_btrfs no_zfs no_devmapper grpcnotrace
 export CGO_ENABLED := 0
-GOBUILD := $(GO) build -buildvcs=false -tags '$(TAGS)'
+# For programs that tests build; and the same Go for them.
+export GOFLAGS := -buildvcs=false
+export PATH := $(dir $(GO)):$(PATH)
+GOBUILD := $(GO) build -tags '$(TAGS)'
 
 # Version: upstream's with +coracle behind it; a tag such as v1.37.0+coracle1 names a release.
 KUBERNETES := $(shell sed -n 's|^[[:space:]]*k8s.io/kubernetes \(v[0-9.]*\)$$|\1|p' go.mod)
@@ -60,16 +63,16 @@ install: ## build and install on this machine (root)
 test: build unit e2e install-test ## everything that has to pass: build, go test ./..., end to end
 
 unit: ## go test ./...
-	$(GO) test -buildvcs=false -p 2 -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./...
+	$(GO) test -p 2 -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./...
 
 e2e: build ## real kubectl against a real server, in namespaces of its own (root)
-	CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) test -buildvcs=false -count=1 -p 1 -timeout 40m -tags '$(TAGS) e2e' ./test/e2e/...
+	CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) test -count=1 -p 1 -timeout 40m -tags '$(TAGS) e2e' ./test/e2e/...
 
 install-test: build ## install, install again, uninstall; the host is as before (root)
-	CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) test -buildvcs=false -count=1 -p 1 -timeout 20m -tags '$(TAGS) e2e' ./test/install/...
+	CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) test -count=1 -p 1 -timeout 20m -tags '$(TAGS) e2e' ./test/install/...
 
 race: ## go test -race ./... (compiles everything once more, with cgo)
-	CGO_ENABLED=1 $(GO) test -buildvcs=false -race -p 2 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./...
+	CGO_ENABLED=1 $(GO) test -race -p 2 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./...
 
 bench: build ## footprint, start-up, pod start and write rates, beside upstream (root)
 	CORACLE_BIN=$(CURDIR)/bin/coracle test/bench/run.sh
@@ -77,7 +80,7 @@ bench: build ## footprint, start-up, pod start and write rates, beside upstream 
 fuzz: ## each fuzz test for FUZZTIME
 	@set -e; $(GO) list -tags '$(TAGS)' -f '{{if .TestGoFiles}}{{.Dir}}{{end}}' ./... | xargs -I{} grep -ls '^func Fuzz' -r {} --include='*_test.go' | sort -u | while read -r f; do \
 	  for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$f"); do \
-	    echo "$$name in $$(dirname "$$f")"; (cd "$$(dirname "$$f")" && $(GO) test -buildvcs=false -tags '$(TAGS)' -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) .); \
+	    echo "$$name in $$(dirname "$$f")"; (cd "$$(dirname "$$f")" && $(GO) test -tags '$(TAGS)' -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) .); \
 	  done; done
 
 verify: fmt vet lint imports docs-check shellcheck cross ## what has to be clean before a merge
@@ -86,17 +89,17 @@ fmt: ## every file is gofmt'ed
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs $(dir $(GO))gofmt -l); [ -z "$$bad" ] || { echo "not gofmt'ed:"; echo "$$bad"; exit 1; }
 
 vet: ## go vet ./...
-	$(GO) vet -buildvcs=false -tags '$(TAGS) e2e bench' ./...
+	$(GO) vet -tags '$(TAGS) e2e bench' ./...
 
 lint: ## golangci-lint at its pinned version
-	$(GO) run -buildvcs=false $(GOLANGCI) run --build-tags '$(subst $() $(),$(comma),$(TAGS) e2e bench)' ./...
+	$(GO) run $(GOLANGCI) run --build-tags '$(subst $() $(),$(comma),$(TAGS) e2e bench)' ./...
 comma := ,
 
 imports: ## the folders depend on one another as imports_test.go allows
-	$(GO) test -buildvcs=false -tags '$(TAGS)' -run TestImports .
+	$(GO) test -tags '$(TAGS)' -run TestImports .
 
 docs: ## write the generated pages
-	$(GO) run -buildvcs=false -tags '$(TAGS)' ./cmd/coracle/gendocs docs/configuration.md
+	$(GO) run -tags '$(TAGS)' ./cmd/coracle/gendocs docs/configuration.md
 
 docs-check: docs ## the generated pages are up to date
 	@git diff --exit-code --stat -- docs || { echo "generated pages differ from what is committed: commit what make docs wrote"; exit 1; }

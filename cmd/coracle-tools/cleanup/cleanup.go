@@ -48,7 +48,9 @@ func Run(ctx context.Context, o Options) error {
 		do   func() error
 	}{
 		{"pods", func() error { return endPods(ctx, o) }},
-		{"mounts", func() error { return unmountBelow(o.Paths.RunDir, o.Paths.KubeletRoot, o.Paths.ContainerdRoot) }},
+		{"mounts", func() error {
+			return unmountBelow(append(kubeletRoots(o.Paths), o.Paths.RunDir, o.Paths.ContainerdRoot)...)
+		}},
 		{"network", func() error { return cleanNetwork(ctx) }},
 		{"cgroups", func() error { return removeCgroups("kubepods") }},
 		{"run directory", func() error { return removeAll(append(sockets, o.Paths.RunDir)...) }},
@@ -69,8 +71,11 @@ func Run(ctx context.Context, o Options) error {
 }
 
 func removeData(o Options) error {
-	err := removePodLogs(filepath.Join(o.Paths.KubeletRoot, "pods"))
-	return errors.Join(err, removeUpstreamLeftovers(), removeAll(o.Kubeconfig, o.Paths.DataDir))
+	var errs []error
+	for _, root := range kubeletRoots(o.Paths) {
+		errs = append(errs, removePodLogs(filepath.Join(root, "pods")))
+	}
+	return errors.Join(append(errs, removeKubeletDir(o.Paths), removeCNICache(), removeAll(o.Kubeconfig, o.Paths.DataDir))...)
 }
 
 // cleanNetwork removes what the pod network and the Service proxy made. The carried nft is used: the host may have none.

@@ -13,14 +13,27 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/cni"
+	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// Where upstream's kubelet puts things whatever it is told.
+// Places outside the data directory. The agent gives the kubelet the system's folders where the data directory is the
+// default one; a kubelet makes some of these folders wherever its own is, and containerd's CNI library the last.
 const (
 	podLogs       = "/var/log/pods"
 	containerLogs = "/var/log/containers"
 	kubeletDir    = "/var/lib/kubelet"
+	cniCache      = "/var/lib/cni/results"
 )
+
+// kubeletRoots are the folders that may be the root of this node's kubelet.
+func kubeletRoots(p config.Paths) []string {
+	if p.DataDir == config.DefaultDataDir {
+		return []string{p.KubeletRoot, kubeletDir}
+	}
+	return []string{p.KubeletRoot}
+}
 
 // removeAll removes folders and files with all they hold, unless something is mounted below: a volume's files are not
 // ours to delete. A folder that is a mount point itself is emptied and stays.
@@ -73,14 +86,13 @@ func removePodLogs(podsDir string) error {
 			errs = append(errs, os.Remove(p))
 		}
 	}
-	_ = os.Remove(containerLogs) // these two go when they are empty
-	_ = os.Remove(podLogs)
+	removeEmpty(containerLogs, podLogs)
 	return errors.Join(errs...)
 }
 
-// otherKubelet tells whether this host has a kubelet that is not ours: ours keeps nothing of this kind there.
+// otherKubelet tells whether this host has, or had, a kubelet that is not ours: ours keeps nothing of this kind there.
 func otherKubelet() bool {
-	for _, name := range []string{"config.yaml", "pki", "pods", "kubeconfig"} {
+	for _, name := range []string{"config.yaml", "kubeadm-flags.env", "pki", "kubeconfig"} {
 		if !missing(filepath.Join(kubeletDir, name)) {
 			return true
 		}
@@ -88,17 +100,31 @@ func otherKubelet() bool {
 	return false
 }
 
-// removeUpstreamLeftovers removes the folders that a kubelet makes in upstream's place whatever its root directory is.
-func removeUpstreamLeftovers() error {
-	if otherKubelet() {
-		return nil
+// removeKubeletDir removes the system's kubelet folder, or, where it is another kubelet's too, only what ours does there
+// for pods that are gone.
+func removeKubeletDir(p config.Paths) error {
+	if !otherKubelet() {
+		return removeAll(kubeletDir)
 	}
-	var errs []error
-	for _, name := range []string{"device-plugins", "plugins", "plugins_registry", "pod-resources"} {
-		errs = append(errs, removeAll(filepath.Join(kubeletDir, name)))
+	if slices.Contains(kubeletRoots(p), kubeletDir) {
+		return fmt.Errorf("%s was kept, because it holds files of another kubelet; look at it and remove it yourself", kubeletDir)
 	}
-	_ = os.Remove(kubeletDir) // goes when it is empty
-	return errors.Join(errs...)
+	return nil
+}
+
+// removeCNICache removes the results that containerd's CNI library keeps of our network.
+func removeCNICache() error {
+	files, _ := filepath.Glob(filepath.Join(cniCache, cni.NetworkName+"-*")) // the pattern is well-formed
+	err := removeAll(files...)
+	removeEmpty(cniCache, filepath.Dir(cniCache))
+	return err
+}
+
+// removeEmpty removes the folders that are empty.
+func removeEmpty(dirs ...string) {
+	for _, d := range dirs {
+		_ = os.Remove(d) // others' files keep it
+	}
 }
 
 func missing(path string) bool {

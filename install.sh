@@ -1,0 +1,576 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Installs coracle on this machine, starts it as a service, and waits until its node is Ready.
+#
+#   sudo ./install.sh [server] [flags of coracle server]
+#
+# In a clone of the repository it builds coracle first. Beside a release binary (coracle-linux-amd64, coracle-linux-arm64
+# or coracle, with sha256sums.txt) it installs that. Run again, it upgrades, and restarts the service only when something
+# changed; pods keep running. Without arguments a second run keeps those of the first. coracle-uninstall takes it all
+# away. docs/install.md says more.
+#
+# Environment:
+#   INSTALL_CORACLE_EXEC         arguments of coracle, instead of this script's: "server --tls-san example.org"
+#   INSTALL_CORACLE_BINARY       install this file; sha256sums.txt has to lie beside it, or:
+#   INSTALL_CORACLE_SHA256       the hash that the binary has to have, or "skip"
+#   INSTALL_CORACLE_BIN_DIR      where to put programs (default /usr/local/bin)
+#   INSTALL_CORACLE_SERVICE      systemd, openrc or none (default: what runs here)
+#   INSTALL_CORACLE_SYMLINK      skip: make no kubectl and ctr links; force: replace what has that name there
+#   INSTALL_CORACLE_SKIP_START   set: install only
+#   INSTALL_CORACLE_SKIP_CHECK   set: start although "coracle check" found something missing
+#   INSTALL_CORACLE_TIMEOUT      seconds to wait for the node (default 300)
+#   CORACLE_..., HTTP_PROXY, HTTPS_PROXY, NO_PROXY   settings for coracle, kept in /etc/coracle/service.env
+set -eu
+
+etc=/etc/coracle
+env_file=$etc/service.env
+args_file=$etc/service.args
+unit_file=/etc/systemd/system/coracle.service
+openrc_file=/etc/init.d/coracle
+log_file=/var/log/coracle.log
+bin_dir=${INSTALL_CORACLE_BIN_DIR:-/usr/local/bin}
+timeout=${INSTALL_CORACLE_TIMEOUT:-300}
+here=$(cd "$(dirname "$0")" && pwd)
+
+say() { printf '%s\n' "$*"; }
+warn() { printf 'warning: %s\n' "$*" >&2; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# ---- what machine is this ----
+
+find_machine() {
+  [ "$(uname -s)" = Linux ] || die "coracle runs on Linux only; this is $(uname -s)"
+  case $(uname -m) in
+    x86_64 | amd64) arch=amd64 ;;
+    aarch64 | arm64) arch=arm64 ;;
+    *) die "there is no coracle for this machine's processor ($(uname -m)); there is one for x86_64 and aarch64" ;;
+  esac
+  [ "$(id -u)" = 0 ] || die "installing takes root: sudo $0"
+  service=${INSTALL_CORACLE_SERVICE:-}
+  if [ -z "$service" ]; then
+    if [ -d /run/systemd/system ] && command -v systemctl >/dev/null; then
+      service=systemd
+    elif command -v openrc-run >/dev/null && command -v rc-update >/dev/null; then
+      service=openrc
+    else
+      service=none
+    fi
+  fi
+  case $service in systemd | openrc | none) ;; *) die "INSTALL_CORACLE_SERVICE is \"$service\"; it may be systemd, openrc or none" ;; esac
+  case $bin_dir in /*) ;; *) die "INSTALL_CORACLE_BIN_DIR has to be an absolute path, not \"$bin_dir\"" ;; esac
+}
+
+# ---- the binary ----
+
+# find_binary sets $binary, building it when this is a clone.
+find_binary() {
+  if [ -n "${INSTALL_CORACLE_BINARY:-}" ]; then
+    binary=$INSTALL_CORACLE_BINARY
+    [ -f "$binary" ] || die "INSTALL_CORACLE_BINARY names $binary, which is no file"
+    check_sum "$binary"
+  elif [ -f "$here/go.mod" ] && [ -f "$here/Makefile" ]; then
+    build
+    binary=$here/bin/coracle
+  else
+    for name in "coracle-linux-$arch" coracle; do
+      if [ -f "$here/$name" ]; then binary=$here/$name; break; fi
+    done
+    [ -n "${binary:-}" ] || die "there is neither coracle-linux-$arch nor a clone of coracle's repository in $here, where this script is.
+Put the binary and sha256sums.txt beside it, or set INSTALL_CORACLE_BINARY"
+    check_sum "$binary"
+  fi
+  version=$("$binary" version 2>/dev/null | sed -n 's/^coracle  *//p')
+  [ -n "$version" ] || die "$binary does not run on this machine ($(uname -m)): is it the one for $arch, and complete?"
+}
+
+check_sum() {
+  want=${INSTALL_CORACLE_SHA256:-}
+  [ "$want" != skip ] || return 0
+  sums=$(dirname "$1")/sha256sums.txt
+  if [ -z "$want" ]; then
+    [ -f "$sums" ] || die "cannot check $1: there is no sha256sums.txt beside it.
+Get that file too, or set INSTALL_CORACLE_SHA256 to the hash that the binary should have (or to skip)"
+    want=$(awk -v name="$(basename "$1")" '$2 == name || $2 == "*" name {print $1}' "$sums")
+    [ -n "$want" ] || die "$sums does not list $(basename "$1"): the two are not of the same release"
+  fi
+  have=$(sha256sum "$1" | cut -d ' ' -f 1)
+  [ "$have" = "$want" ] || die "$1 is not what was released: its SHA-256 is $have, but should be $want. Nothing was installed. Get it again"
+}
+
+# build runs as the user who called sudo, so that the clone stays theirs.
+build() {
+  say "building coracle from $here; on two cores and for the first time that takes about fifteen minutes"
+  "$here/packaging/deps.sh" build
+  owner=$(stat -c %u "$here")
+  if [ "$owner" != 0 ] && [ "$owner" = "${SUDO_UID:-}" ] && command -v runuser >/dev/null; then
+    home=$(getent passwd "$owner" | cut -d : -f 6)
+    runuser -u "$SUDO_USER" -- env HOME="$home" make --no-print-directory -C "$here" build
+  else
+    make --no-print-directory -C "$here" build
+  fi
+}
+
+# put FILE MODE DEST copies a file in one step, also over a program that runs. It is false when DEST was the same already.
+put() {
+  if cmp -s "$1" "$3" && [ "$(stat -c %a "$3")" = "$2" ]; then return 1; fi
+  mkdir -p "$(dirname "$3")"
+  cp "$1" "$3.new"
+  chmod "$2" "$3.new"
+  mv -f "$3.new" "$3"
+}
+
+# put_text MODE DEST is put with the text from standard input.
+put_text() {
+  umask 077
+  text=$(mktemp)
+  cat >"$text"
+  umask 022
+  if put "$text" "$1" "$2"; then rm -f "$text"; return 0; else rm -f "$text"; return 1; fi
+}
+
+install_links() {
+  [ "${INSTALL_CORACLE_SYMLINK:-}" != skip ] || return 0
+  for name in kubectl ctr; do
+    link=$bin_dir/$name
+    if [ "$(readlink "$link" 2>/dev/null)" = coracle ]; then continue; fi
+    if [ "${INSTALL_CORACLE_SYMLINK:-}" != force ]; then
+      other=$(command -v "$name" 2>/dev/null) || other=
+      if [ -e "$link" ] || [ -L "$link" ]; then other=$link; fi
+      if [ -n "$other" ]; then
+        say "leaving $other as it is; coracle's own is: coracle $name"
+        continue
+      fi
+    fi
+    ln -sfn coracle "$link"
+  done
+}
+
+# ---- settings ----
+
+# save_settings keeps the arguments and the environment for the service. Without new ones the old ones stay.
+save_settings() {
+  mkdir -p "$etc"
+  if [ $# -eq 0 ] && [ -n "${INSTALL_CORACLE_EXEC:-}" ]; then
+    eval "set -- $INSTALL_CORACLE_EXEC"
+  fi
+  if [ $# -gt 0 ] || [ ! -f "$args_file" ]; then
+    case ${1:-} in
+      server | agent) ;;
+      '' | -*) set -- server "$@" ;;
+      *) die "coracle runs as a server or an agent, not as \"$1\"" ;;
+    esac
+    for arg in "$@"; do
+      case $arg in *"
+"*) die "an argument may not hold a line break" ;; esac
+    done
+    if printf '%s\n' "$@" | put_text 600 "$args_file"; then changed=yes; fi
+  else
+    say "keeping the arguments of the last installation: $(paste -sd ' ' "$args_file")"
+  fi
+  names=$(env | sed -n 's/^\(CORACLE_[A-Za-z0-9_]*\)=.*/\1/p; s/^\(\(HTTPS\{0,1\}\|NO\|ALL\)_PROXY\)=.*/\1/p; s/^\(\(https\{0,1\}\|no\|all\)_proxy\)=.*/\1/p' | sort -u)
+  if print_environment "$names" | put_text 600 "$env_file"; then changed=yes; fi
+}
+
+# print_environment NAMES prints these variables, after the ones that an earlier run kept and that are not set now.
+print_environment() {
+  if [ -f "$env_file" ]; then
+    while IFS= read -r line; do
+      printf '%s\n' "$1" | grep -qx "${line%%=*}" || printf '%s\n' "$line"
+    done <"$env_file"
+  fi
+  for name in $1; do
+    value=
+    eval "value=\$$name"
+    # Double quotes mean the same to a shell and to systemd.
+    printf '%s="%s"\n' "$name" "$(printf '%s' "$value" | sed 's/[\\"$`]/\\&/g')"
+  done
+}
+
+# each_arg COMMAND runs COMMAND with the saved arguments behind it.
+each_arg() {
+  command=$1
+  set --
+  while IFS= read -r arg; do set -- "$@" "$arg"; done <"$args_file"
+  "$command" "$@"
+}
+
+# coracle COMMAND... runs the installed program with the service's environment.
+coracle() (
+  set -a
+  # shellcheck disable=SC1090
+  . "$env_file"
+  exec "$bin_dir/coracle" "$@"
+)
+
+# places prints the saved flags that say where things are, one to a line; other commands of coracle take those too.
+places() {
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --data-dir=* | --run-dir=* | --config=*) printf '%s\n' "$1" ;;
+      --data-dir | --run-dir | --config) printf '%s\n' "$1=${2:-}" ;;
+      -d) printf '%s\n' "--data-dir=${2:-}" ;;
+      -c) printf '%s\n' "--config=${2:-}" ;;
+    esac
+    shift
+  done
+}
+
+# at_place COMMAND... is coracle COMMAND... with these flags.
+at_place() {
+  list=$(each_arg places)
+  old_ifs=$IFS
+  IFS='
+'
+  # shellcheck disable=SC2086 # one argument to a line
+  set -- "$@" $list
+  IFS=$old_ifs
+  coracle "$@"
+}
+
+# ---- the service ----
+
+quote_systemd() { for a in "$@"; do printf ' "%s"' "$(printf '%s' "$a" | sed 's/[\\"]/\\&/g; s/%/%%/g; s/\$/$$/g')"; done; }
+quote_shell() { for a in "$@"; do printf " '%s'" "$(printf '%s' "$a" | sed "s/'/'\\\\''/g")"; done; }
+
+write_systemd() {
+  put_text 644 "$unit_file" <<UNIT
+[Unit]
+Description=Coracle: Kubernetes in one process
+Documentation=https://github.com/coracle-k8s/coracle
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=notify
+NotifyAccess=main
+EnvironmentFile=-$env_file
+ExecStart=$bin_dir/coracle$(each_arg quote_systemd)
+# Pods are no children that end with the service: they outlive restarts and upgrades.
+KillMode=process
+# Their cgroups are coracle's to manage.
+Delegate=yes
+TasksMax=infinity
+LimitNOFILE=1048576
+LimitNPROC=infinity
+LimitCORE=infinity
+# A large store may take its time to be read; systemd shall not give up on it.
+TimeoutStartSec=0
+TimeoutStopSec=90
+Restart=always
+RestartSec=2
+
+[Install]
+WantedBy=multi-user.target
+UNIT
+}
+
+write_openrc() {
+  put_text 755 "$openrc_file" <<SCRIPT
+#!/sbin/openrc-run
+# Written by coracle's install.sh.
+name=coracle
+description="Coracle: Kubernetes in one process"
+supervisor=supervise-daemon
+command="$bin_dir/coracle"
+command_args="$(each_arg quote_shell | sed 's/[\\"$`]/\\&/g')"
+output_log="$log_file"
+error_log="$log_file"
+respawn_delay=2
+respawn_max=0
+rc_ulimit="-n 1048576"
+retry="TERM/90"
+
+set -o allexport
+[ ! -f "$env_file" ] || . "$env_file"
+set +o allexport
+
+depend() {
+	after network-online
+	want cgroups
+}
+SCRIPT
+}
+
+# write_none: without a service manager a shell script keeps coracle running. It does not come back after a reboot by
+# itself; "coracle-service start" in the machine's own start-up script does that.
+write_none() { service_script | put_text 755 "$bin_dir/coracle-service"; }
+
+service_script() {
+  cat <<HEAD
+#!/bin/sh
+# Written by coracle's install.sh for a machine without systemd and OpenRC.
+#   coracle-service start|stop|restart|status
+set -u
+bin='$bin_dir/coracle'
+args_file='$args_file'
+env_file='$env_file'
+log='$log_file'
+pid_file=/run/coracle-service.pid
+restarts_file=/run/coracle-service.restarts
+self='$bin_dir/coracle-service'
+HEAD
+  cat <<'BODY'
+
+running() { # prints the supervisor's process id
+  pid=$(cat "$pid_file" 2>/dev/null) && [ -n "$pid" ] && grep -aq coracle-service "/proc/$pid/cmdline" 2>/dev/null && echo "$pid"
+}
+
+supervise() {
+  echo $$ >"$pid_file"
+  child='' stopping=''
+  trap 'stopping=yes; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
+  trap '' HUP
+  set -a; [ ! -f "$env_file" ] || . "$env_file"; set +a
+  set --
+  while IFS= read -r arg; do set -- "$@" "$arg"; done <"$args_file"
+  ulimit -n 1048576 2>/dev/null || ulimit -n "$(ulimit -H -n)"
+  restarts=0
+  while [ -z "$stopping" ]; do
+    echo "$restarts" >"$restarts_file"
+    if [ "$(stat -c %s "$log" 2>/dev/null || echo 0)" -gt 50000000 ]; then mv -f "$log" "$log.1"; fi
+    "$bin" "$@" >>"$log" 2>&1 </dev/null &
+    child=$!
+    while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done # a signal ends wait early
+    child=
+    [ -n "$stopping" ] && break
+    restarts=$((restarts + 1))
+    echo "coracle-service: coracle ended with code $code; starting it again" >>"$log"
+    sleep 2 & wait $! # so that a signal is heard at once
+  done
+  rm -f "$pid_file" "$restarts_file"
+}
+
+start() {
+  if running >/dev/null; then echo "coracle runs already"; return; fi
+  rm -f "$pid_file" "$restarts_file"
+  setsid "$self" supervise >>"$log" 2>&1 </dev/null &
+  for _ in 1 2 3 4 5 6 7 8 9 10; do
+    if running >/dev/null; then return; fi
+    sleep 0.2
+  done
+  echo "error: coracle did not start; see $log" >&2; exit 1
+}
+
+stop() {
+  pid=$(running) || return 0
+  kill -TERM "$pid" 2>/dev/null
+  n=0
+  while [ -d "/proc/$pid" ]; do
+    n=$((n + 1))
+    if [ $n -gt 900 ]; then echo "error: coracle (supervised by process $pid) has not stopped within 90 seconds; see $log" >&2; exit 1; fi
+    sleep 0.1
+  done
+}
+
+case ${1:-} in
+  start) start ;;
+  stop) stop ;;
+  restart) stop; start ;;
+  status) if pid=$(running); then echo "running, supervised by process $pid; see also: coracle status"; else echo "not running"; exit 3; fi ;;
+  supervise) supervise ;;
+  *) echo "usage: coracle-service start|stop|restart|status" >&2; exit 2 ;;
+esac
+BODY
+}
+
+service_running() {
+  case $service in
+    systemd) case $(systemctl show -p ActiveState --value coracle 2>/dev/null) in active | activating | reloading) true ;; *) false ;; esac ;;
+    openrc) rc-service coracle status >/dev/null 2>&1 ;;
+    none) "$bin_dir/coracle-service" status >/dev/null 2>&1 ;;
+  esac
+}
+
+# restarts prints how often the service had to be started again since it was told to start.
+restarts() {
+  case $service in
+    systemd) systemctl show -p NRestarts --value coracle 2>/dev/null || echo 0 ;;
+    openrc) echo 0 ;;
+    none) cat /run/coracle-service.restarts 2>/dev/null || echo 0 ;;
+  esac
+}
+
+start_service() {
+  case $service in
+    systemd) systemctl restart --no-block coracle ;;
+    openrc) rc-service coracle --quiet restart ;;
+    none) "$bin_dir/coracle-service" restart ;;
+  esac
+}
+
+log_tail() {
+  say "--- the last lines of its log ---" >&2
+  case $service in
+    systemd) journalctl -u coracle -n 30 --no-pager -o cat >&2 || true ;;
+    *) tail -n 30 "$log_file" >&2 || true ;;
+  esac
+}
+
+log_command() { case $service in systemd) echo "journalctl -u coracle" ;; *) echo "less $log_file" ;; esac; }
+
+# ---- taking it away again ----
+
+uninstall_script() {
+  cat <<HEAD
+#!/bin/sh
+# Written by coracle's install.sh. Removes coracle from this machine with everything it made: pods, their network, data.
+#   coracle-uninstall [--keep-data]    with it the cluster's data and its settings stay for a later installation
+set -u
+bin_dir='$bin_dir'
+etc='$etc'
+env_file='$env_file'
+args_file='$args_file'
+unit_file='$unit_file'
+openrc_file='$openrc_file'
+log_file='$log_file'
+HEAD
+  cat <<'BODY'
+
+keep=
+for arg in "$@"; do
+  case $arg in
+    --keep-data) keep=yes ;;
+    *) echo "usage: coracle-uninstall [--keep-data]" >&2; exit 2 ;;
+  esac
+done
+[ "$(id -u)" = 0 ] || { echo "error: uninstalling takes root: sudo coracle-uninstall" >&2; exit 1; }
+
+echo "stopping coracle"
+if [ -f "$unit_file" ]; then
+  systemctl disable --quiet coracle 2>/dev/null
+  systemctl stop coracle || exit 1
+fi
+if [ -f "$openrc_file" ]; then
+  rc-update --quiet del coracle default 2>/dev/null
+  rc-service --quiet --ifstarted coracle stop || exit 1
+fi
+if [ -x "$bin_dir/coracle-service" ]; then "$bin_dir/coracle-service" stop || exit 1; fi
+
+if [ -x "$bin_dir/coracle" ]; then
+  set --
+  if [ -f "$args_file" ]; then
+    while IFS= read -r arg; do case $arg in server | agent) ;; *) set -- "$@" "$arg" ;; esac; done <"$args_file"
+  fi
+  [ -n "$keep" ] || set -- "$@" --remove-data
+  (set -a; [ ! -f "$env_file" ] || . "$env_file"; exec "$bin_dir/coracle" cleanup "$@") || {
+    echo "error: the messages above say what is left. Nothing else was removed: see to it and run coracle-uninstall again" >&2
+    exit 1
+  }
+else
+  echo "warning: $bin_dir/coracle is gone, so pods that it started may still run. Install it again and run coracle-uninstall to remove them" >&2
+fi
+
+echo "removing programs and settings"
+if [ -f "$unit_file" ]; then
+  rm -f "$unit_file"
+  systemctl daemon-reload
+  systemctl reset-failed coracle 2>/dev/null
+fi
+rm -f "$openrc_file" "$log_file" "$log_file.1" /run/coracle-service.pid /run/coracle-service.restarts
+for name in kubectl ctr; do
+  if [ "$(readlink "$bin_dir/$name" 2>/dev/null)" = coracle ]; then rm -f "$bin_dir/$name"; fi
+done
+[ -n "$keep" ] || rm -rf "$etc"
+rm -f "$bin_dir/coracle" "$bin_dir/coracle-service" "$bin_dir/coracle-uninstall"
+if [ -n "$keep" ]; then echo "coracle is gone; its data and settings stay"; else echo "coracle is gone"; fi
+exit 0
+BODY
+}
+
+# ---- waiting ----
+
+progress_line=
+progress() { # progress TEXT: shown once, or kept up to date on a terminal
+  if [ -t 1 ]; then
+    printf '\r\033[K%s (%s s)' "$1" "$elapsed"
+  elif [ "$1" != "$progress_line" ]; then
+    say "$1"
+  fi
+  progress_line=$1
+}
+
+fail_wait() {
+  [ ! -t 1 ] || printf '\n'
+  log_tail
+  die "$1
+The service stays installed; what it does: sudo coracle status, and its log: $(log_command)"
+}
+
+# wait_ready follows the service until this machine's node is Ready, or the API answers where there is to be no node.
+wait_ready() {
+  begin=$(date +%s)
+  while :; do
+    elapsed=$(($(date +%s) - begin))
+    if [ "$(restarts)" -ge 3 ]; then fail_wait "coracle does not stay up: it ended and was started again $(restarts) times"; fi
+    [ "$elapsed" -lt "$timeout" ] || fail_wait "after $timeout seconds the state is still: $progress_line"
+    status=$(at_place status -o json 2>/dev/null) || true
+    node=$(printf '%s\n' "$status" | sed -n 's/^ *"node": "\(.*\)",*$/\1/p')
+    data=$(printf '%s\n' "$status" | sed -n 's/^ *"dataDir": "\(.*\)",*$/\1/p')
+    case $status in
+      *'"running": true'*'"ready": '*)
+        kubeconfig=$data/server/cred/admin.kubeconfig
+        if grep -qx agent "$args_file" || grep -q '^--disable-agent' "$args_file"; then break; fi
+        state=$(coracle kubectl --kubeconfig "$kubeconfig" get node "$node" --ignore-not-found \
+          -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' 2>/dev/null) || state=
+        case $state in
+          True) break ;;
+          '') progress "the API server answers; waiting for node $node to register" ;;
+          *) progress "node $node has registered; waiting for it to be Ready" ;;
+        esac ;;
+      *'"running": true'*) progress "coracle runs; waiting for the API server" ;;
+      *) progress "coracle is starting" ;;
+    esac
+    sleep 1
+  done
+  [ ! -t 1 ] || printf '\r\033[K'
+  say "ready after $elapsed seconds: coracle $version, node ${node:-none}"
+}
+
+next_steps() {
+  kubectl="coracle kubectl"
+  if [ "$(readlink "$bin_dir/kubectl" 2>/dev/null)" = coracle ]; then kubectl=kubectl; fi
+  cat <<TXT
+
+Next, as root or with sudo:
+  $kubectl get pods -A                  # what runs
+  $kubectl run hello --image=nginx      # a first pod
+  coracle status                       # how coracle itself is
+TXT
+}
+
+# ---- all of it ----
+
+main() {
+  find_machine
+  find_binary
+  changed=
+  if put "$binary" 755 "$bin_dir/coracle"; then changed=yes; fi
+  say "installed coracle $version in $bin_dir"
+  install_links
+  save_settings "$@"
+  uninstall_script | put_text 755 "$bin_dir/coracle-uninstall" || true # that it was the same is fine
+  if "write_$service"; then changed=yes; fi
+  case $service in
+    systemd) systemctl daemon-reload; systemctl enable --quiet coracle ;;
+    openrc) rc-update --quiet add coracle default ;;
+    none) say "there is no systemd and no OpenRC here: coracle runs in the background; coracle-service starts and stops it" ;;
+  esac
+  if [ -n "${INSTALL_CORACLE_SKIP_START:-}" ]; then
+    say "not started, as asked"
+    return
+  fi
+  if [ -z "$changed" ] && service_running; then
+    say "nothing has changed: the service goes on"
+  else
+    if ! service_running && [ -z "${INSTALL_CORACLE_SKIP_CHECK:-}" ]; then
+      found=$(at_place check 2>&1) || die "this machine lacks something that coracle needs:
+$found
+Everything is installed; see to it and run this again (INSTALL_CORACLE_SKIP_CHECK=1 starts all the same)"
+    fi
+    start_service
+  fi
+  wait_ready
+  next_steps
+}
+
+main "$@"

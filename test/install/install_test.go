@@ -1,0 +1,199 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package install
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+const workload = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      volumes: [{name: host, hostPath: {path: /var/lib/precious}}, {name: scratch, emptyDir: {medium: Memory}}]
+      containers:
+      - name: web
+        image: ` + harness.BoxImage + `
+        imagePullPolicy: Never
+        command: [sh, -c, "echo hello > /tmp/index.html; exec httpd -f -p 8080 -h /tmp"]
+        ports: [{containerPort: 8080, hostPort: 8080}]
+        volumeMounts: [{name: host, mountPath: /host}, {name: scratch, mountPath: /scratch}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080, nodePort: 30080}]}
+`
+
+// TestInstall takes a machine from nothing to a cluster with a workload, over a second run and an upgrade, to nothing.
+func TestInstall(t *testing.T) {
+	h := newHost(t)
+	precious := filepath.Join(h.Dir, "places/var/lib/precious")
+	if err := os.MkdirAll(precious, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h.write(filepath.Join(precious, "file"), "keep me")
+	before := h.state()
+
+	h.must("mkdir", "-p", "/var/lib/coracle/images")
+	harness.WriteBoxImage(t, filepath.Join(h.Dir, "places/var/lib/coracle/images/box.tar"))
+	out := h.mustInstall([]string{"CORACLE_NODE_LABEL=from=environment"}, "--node-name", "board-1")
+	for _, want := range []string{"ready after", "kubectl get pods", "coracle status"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the installer does not say %q", want)
+		}
+	}
+	if got := h.must("kubectl", "get", "node", "board-1", "-o", "jsonpath={.metadata.labels.from}"); got != "environment" {
+		t.Errorf("label from the environment is %q", got)
+	}
+	h.write(filepath.Join(h.Dir, "web.yaml"), strings.Replace(workload, ", hostPort: 8080", "", 1))
+	h.must("kubectl", "apply", "-f", filepath.Join(h.Dir, "web.yaml"))
+	h.must("kubectl", "rollout", "status", "deployment/web", "--timeout=120s")
+	harness.Eventually(t, time.Minute, "the node port answers", func() error {
+		_, err := h.Run("busybox", "wget", "-qO-", "http://10.77.0.2:30080/index.html")
+		return err
+	})
+	containers := h.containers()
+
+	t.Run("again", func(t *testing.T) {
+		pid := h.pid()
+		if out := h.mustInstall(nil); !strings.Contains(out, "nothing has changed") || !strings.Contains(out, "--node-name board-1") {
+			t.Errorf("the second run does not say that it changes nothing:\n%s", out)
+		}
+		if now := h.pid(); now != pid {
+			t.Errorf("the second run restarted coracle: process %s is now %s", pid, now)
+		}
+	})
+	t.Run("new settings", func(t *testing.T) {
+		pid := h.pid()
+		h.mustInstall(nil, "server", "--node-name", "board-1", "--node-label", "from=arguments")
+		t.Log(h.must("sh", "-c", "grep -v -e level=info -e level=debug /var/log/coracle.log | tail -n 5; grep -n -A40 stopping /var/log/coracle.log"))
+		if now := h.pid(); now == pid {
+			t.Error("new arguments did not restart coracle")
+		}
+		if now := h.containers(); now != containers {
+			t.Errorf("containers were\n%s\nand are\n%s", containers, now)
+		}
+	})
+	t.Run("crash", func(t *testing.T) {
+		pid := h.pid()
+		h.must("kill", "-9", pid)
+		harness.Eventually(t, 2*time.Minute, "coracle is started again", func() error {
+			if now := h.pid(); now == pid || now == "" {
+				return errors.New("no new process")
+			}
+			_, err := h.Run("kubectl", "get", "nodes")
+			return err
+		})
+	})
+	t.Run("keep data", func(t *testing.T) {
+		t.Log(h.must("coracle-uninstall", "--keep-data"))
+		if _, err := h.Run("test", "-d", "/var/lib/coracle/server"); err != nil {
+			t.Fatal("the data is gone")
+		}
+		h.mustInstall(nil)
+		h.must("kubectl", "rollout", "status", "deployment/web", "--timeout=120s")
+	})
+
+	t.Log(h.must("coracle-uninstall"))
+	h.awaitState(before)
+	if got, err := os.ReadFile(filepath.Join(precious, "file")); err != nil || string(got) != "keep me" {
+		t.Errorf("a file that pods had mounted from the host: %q, %v", got, err)
+	}
+}
+
+// pid is the process id of the running coracle on its machine.
+func (h *host) pid() string {
+	out, err := h.Run("cat", "/run/coracle/coracle.pid")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(out)
+}
+
+// containers names the workload's containers.
+func (h *host) containers() string {
+	return h.must("kubectl", "get", "pods", "-l", "app=web", "--sort-by=.metadata.name", "-o",
+		`jsonpath={range .items[*]}{.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}{"\n"}{end}`)
+}
+
+// TestRefusals: what cannot work says so and installs nothing.
+func TestRefusals(t *testing.T) {
+	h := newHost(t)
+	before := h.state()
+	sums := filepath.Join(h.release, "sha256sums.txt")
+	good, err := os.ReadFile(sums)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		sums string
+		env  []string
+		args []string
+		want string
+	}{
+		{name: "wrong sum", sums: strings.Repeat("0", 64) + strings.TrimLeft(string(good), "0123456789abcdef"), want: "is not what was released"},
+		{name: "not listed", sums: "00  other\n", want: "does not list"},
+		{name: "no file", sums: string(good), env: []string{"INSTALL_CORACLE_BINARY=/nowhere"}, want: "is no file"},
+		{name: "unknown service", sums: string(good), env: []string{"INSTALL_CORACLE_SERVICE=runit"}, want: "may be systemd, openrc or none"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h.write(sums, tt.sums)
+			out, err := h.install(tt.env, tt.args...)
+			if exitCode(err) == 0 || !strings.Contains(out, tt.want) {
+				t.Errorf("got %v and:\n%s\nwant %q", err, out, tt.want)
+			}
+		})
+	}
+	h.write(sums, string(good))
+	t.Run("not root", func(t *testing.T) {
+		script := filepath.Join(h.release, "install.sh")
+		_, err := h.Run("sh", "-c", "exec setpriv --reuid 65534 --clear-groups sh -s < "+script)
+		if err == nil || !strings.Contains(err.Error(), "takes root") {
+			t.Errorf("got %v", err)
+		}
+	})
+	h.awaitState(before)
+}
+
+// TestPortTaken: the check before the start says who has the port.
+func TestPortTaken(t *testing.T) {
+	h := newHost(t)
+	before := h.state()
+	pidFile := filepath.Join(h.Dir, "nc.pid")
+	c := h.Command(t.Context(), "sh", "-c", "echo $$ > "+pidFile+"; exec busybox nc -l -p 6443")
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, 10*time.Second, "the port is taken", func() error {
+		if !strings.Contains(h.must("cat", "/proc/net/tcp", "/proc/net/tcp6"), ":192B ") {
+			return errors.New("nobody listens")
+		}
+		return nil
+	})
+	out, err := h.install(nil)
+	if exitCode(err) == 0 || !strings.Contains(out, "6443") || !strings.Contains(out, "lacks something") {
+		t.Errorf("got %v and:\n%s", err, out)
+	}
+	h.must("sh", "-c", "kill $(cat "+pidFile+")")
+	_ = c.Wait() // it was killed
+	h.must("coracle-uninstall")
+	h.awaitState(before)
+}
