@@ -9,15 +9,14 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
 const (
 	// minLogBytes is how much log is worth a snapshot at least. Replaying it
 	// takes a fraction of a second.
 	minLogBytes = 32 << 20
-	// logPerState is how many times the state's size the log may grow, so that
-	// snapshots add at most half again to what is written anyway.
-	logPerState = 2
 	// trailingLogs is how many entries a snapshot leaves in the log. With one
 	// voter nobody needs them.
 	trailingLogs = 128
@@ -62,8 +61,7 @@ func (sn *snapshotter) run(ctx context.Context) {
 			return
 		case <-sn.wake:
 		}
-		now, state := sn.appended.Load(), sn.s.fsm.view().Stats().TotalBytes
-		wait := max(minLogBytes, logPerState*state)
+		now, wait := sn.appended.Load(), worthSnapshot(sn.s.fsm.view().Stats())
 		if now >= last+wait {
 			if err := sn.take(ctx); err != nil {
 				return
@@ -72,6 +70,13 @@ func (sn *snapshotter) run(ctx context.Context) {
 		}
 		sn.due.Store(last + wait)
 	}
+}
+
+// worthSnapshot is how many bytes the log may grow between snapshots. A
+// snapshot writes the keys and the history; it should never cost more than the
+// log that it replaces, and half of that where it is mostly keys.
+func worthSnapshot(st mvcc.Stats) int64 {
+	return max(minLogBytes, 2*st.LiveBytes, st.TotalBytes)
 }
 
 // take takes a snapshot, however often it has to try. It returns ctx's error.

@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/goleak"
+	testingclock "k8s.io/utils/clock/testing"
+)
+
+// until waits for a condition that other goroutines bring about.
+func until(ctx context.Context, t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for !ok() {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("never %s", what)
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+func TestLeasesExpire(t *testing.T) {
+	ctx, clock := testContext(t), testingclock.NewFakeClock(time.Unix(1e9, 0))
+	dir := t.TempDir()
+	s := openStore(t, Options{Dir: dir, Clock: clock})
+	c := s.Client()
+	short, err1 := c.Grant(ctx, 10)
+	long, err2 := c.Grant(ctx, 100)
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	mustPut(ctx, t, c.Client, "/short", "x", clientv3.WithLease(short.ID))
+	mustPut(ctx, t, c.Client, "/long", "x", clientv3.WithLease(long.ID))
+	watch := c.Watch(ctx, "/short")
+	clock.Step(9 * time.Second)
+	if expired, _ := s.lessor.due(); len(expired) != 0 {
+		t.Fatalf("expired early: %v", expired)
+	}
+	if _, err := c.KeepAliveOnce(ctx, short.ID); err != nil {
+		t.Fatal(err)
+	}
+	clock.Step(9 * time.Second)
+	if expired, _ := s.lessor.due(); len(expired) != 0 {
+		t.Fatalf("expired although renewed: %v", expired)
+	}
+	until(ctx, t, "expired", func() bool {
+		clock.Step(time.Second)
+		_, ok := s.lessor.remaining(int64(short.ID))
+		return !ok
+	})
+	if events := collect(ctx, t, watch, 1); events[0].Type != clientv3.EventTypeDelete {
+		t.Errorf("%v", events)
+	}
+	// A new leader, here after a restart, gives a lease its whole time again.
+	if err := s.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, Options{Dir: dir, Clock: clock})
+	info, err := s.Client().TimeToLive(ctx, long.ID, clientv3.WithAttachedKeys())
+	if err != nil || info.TTL != 100 || len(info.Keys) != 1 {
+		t.Errorf("%+v, %v", info, err)
+	}
+}
+
+// TestIdleStoreWritesNothing lets a day go by over a store with a little of
+// everything in it.
+func TestIdleStoreWritesNothing(t *testing.T) {
+	ctx, clock := testContext(t), testingclock.NewFakeClock(time.Unix(1e9, 0))
+	s := openStore(t, Options{Dir: t.TempDir(), Clock: clock})
+	c := s.Client()
+	for i := range 100 {
+		mustPut(ctx, t, c.Client, fmt.Sprint("/k/", i%10), "x")
+	}
+	for range 10 {
+		c.Watch(ctx, "/k/", clientv3.WithPrefix(), clientv3.WithProgressNotify())
+	}
+	// The history goes once it is an hour over its age.
+	until(ctx, t, "compacted", func() bool { clock.Step(time.Minute); return s.Status().Compacted > 0 })
+	before := s.raft.LastIndex()
+	for range 24 * 60 {
+		until(ctx, t, "all waiting", clock.HasWaiters)
+		clock.Step(time.Minute)
+	}
+	if after := s.raft.LastIndex(); after != before {
+		t.Errorf("%d log entries in a day without a request", after-before)
+	}
+}
+
+func TestRestartFromSnapshot(t *testing.T) {
+	ctx, dir := testContext(t), t.TempDir()
+	s := openStore(t, Options{Dir: dir})
+	c := s.Client()
+	lease, err := c.Grant(ctx, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := mustPut(ctx, t, c.Client, "/a", "1", clientv3.WithLease(lease.ID))
+	for i := range 2000 {
+		mustPut(ctx, t, c.Client, "/b", fmt.Sprint(i))
+	}
+	if err := s.raft.Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+	if at, err := s.dir.Log.FirstIndex(); err != nil || at < 1000 {
+		t.Fatalf("the log still starts with entry %d, %v", at, err)
+	}
+	last := mustPut(ctx, t, c.Client, "/a", "2")
+	if err := s.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	c = openStore(t, Options{Dir: dir}).Client()
+	got, err := c.KV.Get(ctx, "/a", clientv3.WithRev(last-1))
+	if err != nil || len(got.Kvs) != 1 || string(got.Kvs[0].Value) != "1" || got.Header.Revision != last {
+		t.Fatalf("%v, %v", got, err)
+	}
+	events := collect(ctx, t, c.Watch(ctx, "/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithPrevKV()), 2002)
+	if e := events[2001]; string(e.PrevKv.Value) != "1" || string(e.Kv.Value) != "2" {
+		t.Errorf("%v", e)
+	}
+}
+
+// TestSnapshotsBoundTheLog writes more than the log may hold.
+func TestSnapshotsBoundTheLog(t *testing.T) {
+	ctx := testContext(t)
+	s := openStore(t, Options{Dir: t.TempDir()})
+	c := s.Client()
+	value := strings.Repeat("x", 400<<10)
+	for range minLogBytes/len(value) + 10 {
+		rev := mustPut(ctx, t, c.Client, "/k", value)
+		if _, err := c.Compact(ctx, rev); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(ctx, t, "snapshot", func() bool {
+		list, err := s.dir.Snapshots.List()
+		return err == nil && len(list) == 1
+	})
+}
+
+// TestManyWriters checks that every acknowledged write has a revision of its
+// own, in the order of acknowledgement for each client, although many share a
+// log entry.
+func TestManyWriters(t *testing.T) {
+	ctx := testContext(t)
+	s := openStore(t, Options{Dir: t.TempDir()})
+	const writers, each = 64, 50
+	before := s.raft.LastIndex()
+	revisions := make([][]int64, writers)
+	var all sync.WaitGroup
+	for w := range writers {
+		all.Go(func() {
+			c := s.Client()
+			for i := range each {
+				resp, err := c.Put(ctx, fmt.Sprintf("/w/%d", w), fmt.Sprint(i))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				revisions[w] = append(revisions[w], resp.Header.Revision)
+			}
+		})
+	}
+	all.Wait()
+	seen := map[int64]bool{}
+	for w, revs := range revisions {
+		for i, rev := range revs {
+			if seen[rev] || i > 0 && rev <= revs[i-1] {
+				t.Fatalf("writer %d got revisions %v", w, revs)
+			}
+			seen[rev] = true
+		}
+		got, err := s.Client().KV.Get(ctx, fmt.Sprintf("/w/%d", w))
+		if err != nil || string(got.Kvs[0].Value) != fmt.Sprint(each-1) || got.Kvs[0].Version != each {
+			t.Fatalf("%v, %v", got, err)
+		}
+	}
+	if entries := s.raft.LastIndex() - before; entries > writers*each/2 {
+		t.Errorf("%d writes took %d log entries", writers*each, entries)
+	}
+}
+
+// TestCancelledWrites cancels writes at every moment. Each one either happened
+// or not, and an error other than the context's means that it did not.
+func TestCancelledWrites(t *testing.T) {
+	ctx := testContext(t)
+	s := openStore(t, Options{Dir: t.TempDir()})
+	var all sync.WaitGroup
+	for w := range 16 {
+		all.Go(func() {
+			c := s.Client()
+			for i := range 50 {
+				short, stop := context.WithTimeout(ctx, time.Duration(i*20)*time.Microsecond)
+				_, err := c.Put(short, fmt.Sprintf("/c/%d/%d", w, i), "x")
+				stop()
+				if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("%v", err)
+				}
+				if err != nil {
+					continue
+				}
+				if got, err := c.KV.Get(ctx, fmt.Sprintf("/c/%d/%d", w, i)); err != nil || len(got.Kvs) != 1 {
+					t.Errorf("an acknowledged write is not there: %v", err)
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+// TestSlowWatcher stalls one watcher while another is served, then lets it
+// catch up: nothing is missing. A stalled one whose history is compacted is
+// told so.
+func TestSlowWatcher(t *testing.T) {
+	ctx := testContext(t)
+	s := openStore(t, Options{Dir: t.TempDir()})
+	c := s.Client().Client
+	first := mustPut(ctx, t, c, "/s/0", "0")
+	slow := c.Watch(ctx, "/s/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithPrevKV())
+	lost := c.Watch(ctx, "/s/", clientv3.WithPrefix(), clientv3.WithRev(first))
+	fast := c.Watch(ctx, "/s/", clientv3.WithPrefix(), clientv3.WithRev(first))
+	<-lost // it is being served
+	const n = 4 * maxQueued
+	var writers sync.WaitGroup
+	for w := range 32 {
+		writers.Go(func() {
+			for i := range n / 32 {
+				mustPut(ctx, t, c, fmt.Sprintf("/s/%d", w), fmt.Sprint(i))
+			}
+		})
+	}
+	collect(ctx, t, fast, n+1)
+	writers.Wait()
+	for i, e := range collect(ctx, t, slow, n+1) {
+		if want := first + int64(i); e.Kv.ModRevision != want {
+			t.Fatalf("event %d has revision %d, want %d", i, e.Kv.ModRevision, want)
+		}
+		if e.IsModify() && e.PrevKv == nil {
+			t.Fatalf("event %d has no previous value", i)
+		}
+	}
+	if _, err := c.Compact(ctx, first+n); err != nil {
+		t.Fatal(err)
+	}
+	var last int64
+	for resp := range lost {
+		for _, e := range resp.Events {
+			if last != 0 && e.Kv.ModRevision != last+1 {
+				t.Fatalf("revision %d followed %d", e.Kv.ModRevision, last)
+			}
+			last = e.Kv.ModRevision
+		}
+		if err := resp.Err(); err != nil {
+			if !errors.Is(err, rpctypes.ErrCompacted) || resp.CompactRevision != first+n {
+				t.Fatalf("%+v", resp)
+			}
+			return
+		}
+	}
+	t.Fatal("a watcher that lost events was not told")
+}
+
+func TestLeadershipIsTold(t *testing.T) {
+	ctx := testContext(t)
+	s := openStore(t, Options{Dir: t.TempDir()})
+	lead := s.Leadership()
+	if got := <-lead; !got.Leader || got.Term == 0 {
+		t.Fatalf("%+v", got)
+	}
+	if err := s.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for got := range lead {
+		if got.Leader {
+			t.Fatalf("%+v after closing", got)
+		}
+	}
+	if _, err := s.Client().Put(ctx, "/a", "1"); err == nil {
+		t.Error("a closed store took a write")
+	}
+}
+
+func TestCloseEndsEverything(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	ctx := testContext(t)
+	s := openStore(t, Options{Dir: t.TempDir()})
+	c := s.Client()
+	watch := c.Watch(ctx, "/", clientv3.WithPrefix())
+	if err := s.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := <-watch; ok {
+		t.Error("a watch outlived the store")
+	}
+	goleak.VerifyNone(t, before)
+}
