@@ -113,6 +113,7 @@ func fill(s *kubeoptions.ServerRunOptions, o Options) error {
 	s.Etcd.StorageConfig.Transport.ServerList = o.StoreServers
 	s.Etcd.EnableWatchCache = o.WatchCache
 	s.Etcd.StorageConfig.CountMetricPollPeriod = 0
+	s.Etcd.StorageConfig.CompactionInterval = 0 // the store compacts by itself, and not while it is idle
 	s.Etcd.EncryptionProviderConfigFilepath = o.EncryptionConfigFile
 	s.Etcd.EncryptionProviderConfigAutomaticReload = o.EncryptionConfigFile != ""
 
