@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,6 +28,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	testclock "k8s.io/utils/clock/testing"
 
+	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/server/token"
 )
 
@@ -39,6 +42,7 @@ func TestCluster(t *testing.T) {
 	now := time.Now()
 	clock := testclock.NewFakeClock(now.AddDate(0, 0, -250))
 	o.Clock, o.BuildTime = clock, now.AddDate(-2, 0, 0)
+	o.Board = status.NewBoard(time.Now)
 	writeManifest(t, o, "widgets.yaml", crd)
 	s, stop := start(t, o)
 	c := newClients(t, o)
@@ -46,6 +50,7 @@ func TestCluster(t *testing.T) {
 	t.Run("own objects", func(t *testing.T) { c.testBootstrap(t) })
 	t.Run("encryption", func(t *testing.T) { testEncryption(t, s, c) })
 	t.Run("manifests", func(t *testing.T) { testManifests(t, o, c) })
+	t.Run("store's socket", func(t *testing.T) { testStoreSocket(t, o) })
 	t.Run("tokens", func(t *testing.T) { testTokens(t, c) })
 	t.Run("node's identities", func(t *testing.T) { testIdentities(t, s, c) })
 	t.Run("renewal", func(t *testing.T) { testRenewal(t, o, c, clock, now) })
@@ -177,6 +182,22 @@ func testEncryption(t *testing.T, s *Server, c *clients) {
 	}
 }
 
+// testStoreSocket asks the store as etcdctl would.
+func testStoreSocket(t *testing.T, o Options) {
+	if fi, err := os.Stat(o.StoreSocket); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Fatalf("%v, %v", fi, err)
+	}
+	etcd, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + o.StoreSocket}, DialTimeout: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer etcd.Close()
+	r, err := etcd.Get(t.Context(), "/registry/namespaces/default")
+	if err != nil || len(r.Kvs) != 1 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 const crd = `
 apiVersion: example.com/v1
 kind: Widget
@@ -263,6 +284,11 @@ func testManifests(t *testing.T, o Options, c *clients) {
 		events, err := c.kube.CoreV1().Events("kube-system").List(ctx, metav1.ListOptions{FieldSelector: "reason=Malformed"})
 		return err == nil && len(events.Items) == 1 && strings.Contains(events.Items[0].Message, "moved.yml:1")
 	})
+	part := func() status.Component {
+		components := o.Board.Components()
+		return components[slices.IndexFunc(components, func(c status.Component) bool { return c.Name == "manifests" })]
+	}
+	waitFor(t, "the status report to say so", func() bool { return part().State == status.Degraded && strings.Contains(part().Message, "moved.yml:1") })
 	// Others go on meanwhile.
 	writeManifest(t, o, "other.yaml", configMap("other", "1"))
 	is("other", "1")
@@ -284,6 +310,7 @@ func testManifests(t *testing.T, o Options, c *clients) {
 		_, err := c.kube.CoreV1().ConfigMaps("late").Get(ctx, "late", metav1.GetOptions{})
 		return err == nil
 	})
+	waitFor(t, "the status report to be content", func() bool { return part().State == status.Running })
 	if err := os.Remove(filepath.Join(o.ManifestsDir, "moved.yml")); err != nil {
 		t.Fatal(err)
 	}
@@ -432,5 +459,33 @@ func testIdentities(t *testing.T, s *Server, c *clients) {
 	}
 	if _, err := anonymous.Discovery().ServerVersion(); !apierrors.IsUnauthorized(err) {
 		t.Errorf("an anonymous request for the version: %v", err)
+	}
+}
+
+// TestDNSAddressTaken starts with a DNS address that a Service has: a person must be able to do something about it.
+func TestDNSAddressTaken(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a whole server; -short leaves it out")
+	}
+	o := options(t, t.TempDir())
+	_, stop := start(t, o)
+	c := newClients(t, o)
+	taken := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "taken"}, Spec: corev1.ServiceSpec{ClusterIP: "10.43.0.77",
+		Ports: []corev1.ServicePort{{Port: 80}}}}
+	if _, err := c.kube.CoreV1().Services("default").Create(t.Context(), taken, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	o.ClusterDNS = net.IPv4(10, 43, 0, 77)
+	o.Board = status.NewBoard(time.Now)
+	start(t, o)
+	components := o.Board.Components()
+	i := slices.IndexFunc(components, func(c status.Component) bool { return c.State == status.Degraded })
+	if i < 0 || !strings.Contains(components[i].Message, "--cluster-dns") {
+		t.Errorf("%+v", components)
+	}
+	svc, err := newClients(t, o).kube.CoreV1().Services("kube-system").Get(t.Context(), "kube-dns", metav1.GetOptions{})
+	if err != nil || svc.Spec.ClusterIP != "10.43.0.10" {
+		t.Errorf("the DNS that pods know is gone: %v, %v", svc.Spec.ClusterIP, err)
 	}
 }

@@ -126,15 +126,11 @@ func lock(path, dataDir string) (*os.File, error) {
 		}
 		return nil, errors.Join(err, f.Close())
 	}
-	if err := errors.Join(f.Truncate(0), writeAt(f, fmt.Sprintf("%d\n", os.Getpid()))); err != nil {
-		return nil, errors.Join(fmt.Errorf("locking %s: %w", path, err), f.Close())
+	// Only for the message above, in another process; a full disk must not keep this one from starting.
+	if err := f.Truncate(0); err == nil {
+		_, _ = fmt.Fprintln(f, os.Getpid())
 	}
 	return f, nil
-}
-
-func writeAt(f *os.File, s string) error {
-	_, err := f.WriteAt([]byte(s), 0)
-	return err
 }
 
 func process(pid string) string {

@@ -42,10 +42,8 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 	defer first.Wait()
 	// Beside the loops and not before them: a first pod need not wait for it, and a server that does not lead does it too.
 	first.Go(func() {
-		if err := s.bootstrapObjects(ctx, api.LoopbackConfig()); err != nil {
+		if err := s.bootstrapObjects(ctx, api.LoopbackConfig(), func() { close(s.ready) }); err != nil {
 			cancel(err)
-		} else if ctx.Err() == nil {
-			close(s.ready)
 		}
 	})
 	s.follow(ctx, cancel, store.Leadership(), func(ctx context.Context, number uint64) error {
@@ -153,7 +151,8 @@ func (s *Server) dnsPart(ctx context.Context, t *term.Term) error {
 }
 
 func (s *Server) manifestsPart(ctx context.Context, t *term.Term) error {
-	m, err := manifests.New(manifests.Options{Dir: s.o.ManifestsDir, ServerID: s.data.ServerID, Config: t.Config, Logger: s.log.With("part", "manifests")})
+	m, err := manifests.New(manifests.Options{Dir: s.o.ManifestsDir, ServerID: s.data.ServerID, Config: t.Config,
+		Part: s.board.manifests, Logger: s.log.With("part", "manifests")})
 	if err != nil {
 		return err
 	}

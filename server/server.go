@@ -38,6 +38,7 @@ const (
 	// bootstrapRetry is how long to wait before applying the cluster's own objects again: at a first start their
 	// namespace appears a moment after the API server is ready.
 	bootstrapRetry = 200 * time.Millisecond
+	dnsRetry       = 30 * time.Second
 	// closePatience bounds the store's closing.
 	closePatience = 30 * time.Second
 )
@@ -66,7 +67,7 @@ type files struct {
 }
 
 // board has a line for each part in a status report; its fields may be nil.
-type board struct{ store, api, leader *status.Part }
+type board struct{ certificates, store, api, leader, manifests *status.Part }
 
 // New checks the options, takes the data directory and the port, and makes every key and credential that is missing.
 // Nothing is changed by a New that fails on its options, the directory or the port.
@@ -77,7 +78,13 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	s := &Server{o: o, log: o.Logger, ready: make(chan struct{})}
 	if o.Board != nil {
-		s.board = board{store: o.Board.Part("store"), api: o.Board.Part("API server"), leader: o.Board.Part("controllers and scheduler")}
+		s.board = board{
+			certificates: o.Board.Part("certificates"), store: o.Board.Part("store"), api: o.Board.Part("API server"),
+			leader: o.Board.Part("controllers and scheduler"),
+		}
+		if o.ManifestsDir != "" {
+			s.board.manifests = o.Board.Part("manifests")
+		}
 	}
 	if s.data, err = openDataDir(&o); err != nil {
 		return nil, err
@@ -130,7 +137,8 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	var background sync.WaitGroup
 	defer background.Wait()
 	defer stop()
-	background.Go(func() { s.pki.Run(below) })
+	s.board.certificates.Set(status.Running, "")
+	background.Go(func() { s.pki.Run(below, s.showCertificates) })
 
 	store, err := s.openStore(ctx)
 	if err != nil {
@@ -151,6 +159,15 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	defer stopSocket()
 	return s.runAPI(ctx, below, store)
+}
+
+// showCertificates reports how the last look at the certificates went.
+func (s *Server) showCertificates(err error) {
+	if err != nil {
+		s.board.certificates.Set(status.Degraded, "some could not be renewed, those in use stay: "+err.Error())
+		return
+	}
+	s.board.certificates.Set(status.Running, "")
 }
 
 // openStore opens the store, puts it under upstream's storage layer, and waits until it answers: upstream would end the
@@ -245,26 +262,40 @@ func cidrs(nets []*net.IPNet) []string {
 	return out
 }
 
-// bootstrapObjects applies the cluster's own objects until that succeeds.
-func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config) error {
+// bootstrapObjects applies the cluster's own objects until that succeeds. done is called once as soon as all is there
+// that others wait for.
+func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config, done func()) error {
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return fmt.Errorf("making a client: %w", err)
 	}
+	done = sync.OnceFunc(done)
 	last := ""
 	for {
 		err := bootstrap.Apply(ctx, bootstrap.Options{Client: client, ClusterDNS: s.o.ClusterDNS})
-		if err == nil || ctx.Err() != nil {
+		if ctx.Err() != nil {
 			return nil
+		}
+		wait := bootstrapRetry
+		switch {
+		case err == nil:
+			s.board.api.Set(status.Running, "")
+			done()
+			return nil
+		case errors.Is(err, bootstrap.ErrDNSAddress):
+			// A matter for a person, and they need the cluster for it.
+			s.board.api.Set(status.Degraded, err.Error())
+			done()
+			wait = dnsRetry
 		}
 		if err.Error() != last {
 			last = err.Error()
-			s.log.Info("the cluster's own objects cannot be applied yet; it is tried again", "error", err)
+			s.log.Warn("the cluster's own objects cannot be applied yet; it is tried again", "error", err)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(bootstrapRetry):
+		case <-time.After(wait):
 		}
 	}
 }

@@ -47,14 +47,18 @@ type Options struct {
 
 // Apply makes the objects or puts them right. It may be called at any time and by several servers at once.
 func Apply(ctx context.Context, o Options) error {
-	errs := []error{applyRoles(ctx, o.Client)}
-	if o.ClusterDNS == nil {
-		errs = append(errs, removeDNSService(ctx, o.Client))
-	} else {
-		errs = append(errs, applyDNSService(ctx, o.Client, o.ClusterDNS))
+	if err := applyRoles(ctx, o.Client); err != nil {
+		return err
 	}
-	return errors.Join(errs...)
+	if o.ClusterDNS == nil {
+		return removeDNSService(ctx, o.Client)
+	}
+	return applyDNSService(ctx, o.Client, o.ClusterDNS)
 }
+
+// ErrDNSAddress says that another Service has the address of the cluster's DNS, or that no Service can have it. The rest
+// was applied.
+var ErrDNSAddress = errors.New("the address of the cluster's DNS cannot be used")
 
 func force() metav1.ApplyOptions { return metav1.ApplyOptions{FieldManager: manager, Force: true} }
 
@@ -119,6 +123,9 @@ func applyDNSService(ctx context.Context, c kubernetes.Interface, ip net.IP) err
 	}
 	// The address of a Service cannot be changed: with another --cluster-dns it is made anew.
 	if err == nil && have.Spec.ClusterIP != ip.String() {
+		if err := checkAddress(ctx, c, ip); err != nil {
+			return err // the one there is goes on answering at its address
+		}
 		if err := deleteExactly(ctx, c, have); err != nil {
 			return err
 		}
@@ -139,10 +146,30 @@ func applyDNSService(ctx context.Context, c kubernetes.Interface, ip net.IP) err
 			WithInternalTrafficPolicy(corev1.ServiceInternalTrafficPolicyLocal).
 			WithPorts(port("dns", corev1.ProtocolUDP), port("dns-tcp", corev1.ProtocolTCP))), force())
 	if apierrors.IsInvalid(err) {
-		return fmt.Errorf("the cluster's DNS address %s cannot be used: %w. Names do not resolve in pods until the Service that has "+
-			"it is deleted (kubectl get services -A) or another address is chosen with --cluster-dns", ip, err)
+		return addressTaken(ip, err)
 	}
 	return wrap("Service", dnsName, err)
+}
+
+// checkAddress looks whether another Service has the address. (A dry run would not tell: it allocates nothing.)
+func checkAddress(ctx context.Context, c kubernetes.Interface, ip net.IP) error {
+	a, err := c.NetworkingV1().IPAddresses().Get(ctx, ip.String(), metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return wrap("Service", dnsName, err)
+	}
+	owner := "something"
+	if p := a.Spec.ParentRef; p != nil {
+		owner = p.Resource + " " + p.Namespace + "/" + p.Name
+	}
+	return addressTaken(ip, fmt.Errorf("%s has it", owner))
+}
+
+func addressTaken(ip net.IP, why error) error {
+	return fmt.Errorf("%w: %s: %w. Names do not resolve there until that is deleted or another address is chosen with --cluster-dns",
+		ErrDNSAddress, ip, why)
 }
 
 // removeDNSService takes away what an earlier start with DNS enabled made, and leaves alone what an administrator put

@@ -9,6 +9,7 @@
 package encryption
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -117,10 +118,14 @@ func (l layout) write(ctx context.Context, path string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	// Nothing is written where nothing changes: a server has to start with a full disk too.
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, data) {
+		return false, nil
+	}
 	if err := check(ctx, filepath.Dir(path), data); err != nil {
 		return false, err
 	}
-	return atomicfile.WriteIfDifferent(path, data, 0o600)
+	return true, atomicfile.Write(path, data, 0o600)
 }
 
 // check loads the configuration as the API server will, so that it never meets one it rejects.

@@ -20,6 +20,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -29,6 +30,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/restmapper"
+
+	"github.com/coracle-k8s/coracle/internal/status"
 )
 
 const (
@@ -50,6 +53,8 @@ type Options struct {
 	ServerID string
 	// Config has an administrator's rights.
 	Config *rest.Config
+	// Part, when set, shows in coracle status which files are in trouble.
+	Part *status.Part
 	// Logger tells what was applied and what is wrong; nil means slog's default.
 	Logger *slog.Logger
 }
@@ -103,6 +108,7 @@ func New(o Options) (*Manifests, error) {
 func (m *Manifests) Run(ctx context.Context) error {
 	if err := os.MkdirAll(m.o.Dir, 0o700); err != nil {
 		m.log.Error("manifests are not applied: their folder cannot be made", "folder", m.o.Dir, "error", err)
+		m.o.Part.Set(status.Degraded, "their folder cannot be made: "+err.Error())
 		<-ctx.Done()
 		return nil
 	}
@@ -119,9 +125,26 @@ func (m *Manifests) Run(ctx context.Context) error {
 	}
 	for ctx.Err() == nil {
 		next := m.round(ctx)
+		m.show()
 		w.wait(ctx, next)
 	}
+	m.o.Part.Set(status.Waiting, "")
 	return nil
+}
+
+// show reports the files that are in trouble.
+func (m *Manifests) show() {
+	var troubles []string
+	for _, name := range slices.Sorted(maps.Keys(m.files)) {
+		if t := m.files[name].reported; t != "" {
+			troubles = append(troubles, t)
+		}
+	}
+	if len(troubles) == 0 {
+		m.o.Part.Set(status.Running, "")
+		return
+	}
+	m.o.Part.Set(status.Degraded, strings.Join(troubles, "; "))
 }
 
 // round brings the cluster in step as far as that goes now and returns how long to wait for the next at most.

@@ -326,7 +326,7 @@ func TestRenewsInPlace(t *testing.T) {
 	first := leafCert(t, l)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { defer close(done); p.Run(ctx) }()
+	go func() { defer close(done); p.Run(ctx, nil) }()
 	step := func(d time.Duration) {
 		t.Helper()
 		waitFor(t, "the renewer to wait", c.HasWaiters)

@@ -55,8 +55,9 @@ func (p *PKI) refresh(m *managedLeaf) error {
 }
 
 // Run keeps every ensured leaf fresh until ctx is done. It never fails: what cannot be renewed now (a full disk) stays
-// in use and is tried again a minute later, which is a third of a year before it matters.
-func (p *PKI) Run(ctx context.Context) {
+// in use and is tried again a minute later, which is a third of a year before it matters. report, when set, is told how
+// each look went.
+func (p *PKI) Run(ctx context.Context, report func(error)) {
 	ticker := p.clock.NewTicker(checkEvery)
 	defer ticker.Stop()
 	reread := p.clock.Now().Add(rereadEvery)
@@ -70,8 +71,12 @@ func (p *PKI) Run(ctx context.Context) {
 		if all {
 			reread = p.clock.Now().Add(rereadEvery)
 		}
-		if err := p.renew(all); err != nil {
+		err := p.renew(all)
+		if err != nil {
 			p.log.Error("renewing certificates failed; those in use stay, and it is tried again in a minute", "error", err)
+		}
+		if report != nil {
+			report(err)
 		}
 	}
 }
