@@ -33,6 +33,12 @@ func apart(flags int, f func() error) error {
 	done := make(chan error, 1) // one: the goroutine ends whether or not anybody reads
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread is of no use to others and ends with this goroutine
+		if unix.Gettid() == os.Getpid() {
+			// The first thread never ends, and /proc/self shows its namespaces: another one has to do it.
+			done <- apart(flags, f)
+			runtime.UnlockOSThread()
+			return
+		}
 		if err := unix.Unshare(flags); err != nil {
 			done <- fmt.Errorf("making a namespace: %w", err)
 			return

@@ -31,6 +31,15 @@ func (h host) Addresses(except []*net.IPNet) ([]net.IP, error) {
 	return out, nil
 }
 
+func (h host) Owns(ip net.IP) (bool, error) {
+	for _, a := range h.addrs {
+		if ip.Equal(net.ParseIP(a)) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // load parses flags over files, given by name and content, and environment.
 func load(t *testing.T, files map[string]string, environ []string, h Host, args ...string) (*Server, error) {
 	t.Helper()
@@ -152,6 +161,21 @@ func TestNoAddress(t *testing.T) {
 	var p Problems
 	if !errors.As(err, &p) || len(p) != 1 || !strings.Contains(p[0], "--node-ip: this machine has no address but loopback") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestAddressesAreThisMachines(t *testing.T) {
+	_, err := load(t, map[string]string{}, nil, board, "--node-ip=192.0.2.99", "--bind-address=192.0.2.98")
+	var p Problems
+	if !errors.As(err, &p) || len(p) != 2 || !strings.Contains(p[0], "--node-ip: 192.0.2.99 is not an address of this machine") || !strings.Contains(p[1], "--bind-address: 192.0.2.98") {
+		t.Errorf("got %v", err)
+	}
+	s, err := load(t, map[string]string{}, nil, board, "--node-ip=fd00::7,192.0.2.7", "--bind-address=0.0.0.0", "--cluster-cidr=10.42.0.0/16,fd42::/56", "--service-cidr=10.43.0.0/16,fd43::/112")
+	if err != nil || len(s.Node.IPs) != 2 {
+		t.Errorf("got %v", err)
+	}
+	if ok, err := (LocalHost{}).Owns(net.IPv4(127, 0, 0, 1)); !ok || err != nil {
+		t.Errorf("this machine has no loopback address: %v", err)
 	}
 }
 

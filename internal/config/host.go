@@ -18,6 +18,8 @@ type Host interface {
 	// Addresses returns addresses that other machines can reach this one at, best first. Those inside the given
 	// networks, which are the cluster's own, are left out.
 	Addresses(except []*net.IPNet) ([]net.IP, error)
+	// Owns says whether an address is one of the machine's.
+	Owns(ip net.IP) (bool, error)
 }
 
 // LocalHost is the machine that this process runs on.
@@ -62,6 +64,20 @@ func (LocalHost) Addresses(except []*net.IPNet) ([]net.IP, error) {
 		}
 	}
 	return out, nil
+}
+
+// Owns looks at all interfaces, also those that are down.
+func (LocalHost) Owns(ip net.IP) (bool, error) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return false, fmt.Errorf("listing the addresses of this machine: %w", err)
+	}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok && n.IP.Equal(ip) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 func usable(ip net.IP) bool {

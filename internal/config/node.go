@@ -93,6 +93,7 @@ func (r *reader) nodeIPs(h Host, except []*net.IPNet) []net.IP {
 			if !usable(ip) {
 				r.bad(r.src("node-ip"), "%s cannot be a node's address: other machines and pods must be able to reach it", ip)
 			}
+			r.owned(h, r.src("node-ip"), ip)
 			if within(ip, except) {
 				r.bad(r.src("node-ip"), "%s lies in a network of the cluster's own (--cluster-cidr, --service-cidr); choose other networks", ip)
 			}
@@ -125,6 +126,15 @@ func (r *reader) nodeIPs(h Host, except []*net.IPNet) []net.IP {
 		r.bad(Source{Flag: "node-ip"}, "this machine has no address but loopback; connect it to a network, or give an interface an address (ip address add 192.0.2.1/32 dev eth0) and name it here")
 	}
 	return ips
+}
+
+// owned complains about an address that no interface has.
+func (r *reader) owned(h Host, src Source, ip net.IP) {
+	if ok, err := h.Owns(ip); err != nil {
+		r.bad(src, "%v", err)
+	} else if !ok && !ip.IsLoopback() {
+		r.bad(src, "%s is not an address of this machine; ip address shows those that it has", ip)
+	}
 }
 
 // familiesOf lists true for IPv4 and false for IPv6, each once, in the order of the networks.

@@ -107,6 +107,9 @@ func (r *reader) server(h Host) Server {
 	s.ClusterDNS = r.clusterDNS(s.ServiceCIDRs)
 	s.Node = r.node(h, ranges)
 	r.advertise(&s)
+	if s.BindAddress != nil && !s.BindAddress.IsUnspecified() {
+		r.owned(h, r.src("bind-address"), s.BindAddress)
+	}
 	if s.NodePorts.Contains(s.HTTPSPort) {
 		r.bad(r.src("service-node-port-range"), "%s contains the API server's port %d; Services could take it away", s.NodePorts, s.HTTPSPort)
 	}

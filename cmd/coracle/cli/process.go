@@ -20,6 +20,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/version"
 )
 
+// sameSignal is how close two signals are one: timeout(1) and some shells signal a process and then its group.
+const sameSignal = 500 * time.Millisecond
+
 // Process is the running server or agent as its parts see it.
 type Process struct {
 	Paths config.Paths
@@ -128,11 +131,18 @@ func (p *Process) untilSignal(parent context.Context) (context.Context, func()) 
 		case <-done:
 			return
 		}
-		select {
-		case s := <-signals:
-			p.Log.Warn("second signal, leaving at once; pods keep running and the store is safe", "signal", s)
-			os.Exit(1)
-		case <-done:
+		first := time.Now()
+		for {
+			select {
+			case s := <-signals:
+				if time.Since(first) < sameSignal {
+					continue
+				}
+				p.Log.Warn("second signal, leaving at once; pods keep running and the store is safe", "signal", s)
+				os.Exit(1)
+			case <-done:
+				return
+			}
 		}
 	}()
 	return ctx, func() {

@@ -45,7 +45,14 @@ func TestQuiet(t *testing.T) {
 		"a failed start": {func(q *quiet) { q.end(false) }, complaint},
 		"a slow start":   {func(q *quiet) { time.Sleep(patience + time.Second); q.setReady(); q.end(true) }, late + complaint},
 		"later":          {func(q *quiet) { q.setReady(); time.Sleep(time.Minute); klog.Error("complaint"); q.end(true) }, complaint},
-		"a good stop":    {func(q *quiet) { q.setReady(); time.Sleep(time.Minute); q.setStopping(); synctest.Wait(); klog.Error("complaint"); q.end(true) }, ""},
+		"a good stop": {func(q *quiet) {
+			q.setReady()
+			time.Sleep(time.Minute)
+			q.setStopping()
+			synctest.Wait()
+			klog.Error("complaint")
+			q.end(true)
+		}, ""},
 		"a slow stop": {func(q *quiet) { q.setStopping(); time.Sleep(patience + time.Second); q.end(true) },
 			"WARN  not stopped yet; what was said meanwhile follows after=20s\n" + complaint},
 	}

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -34,7 +35,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
-		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "answers": answers},
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "answers": answers, "stopping": stopping, "signal": signalled},
 	})
 }
 
@@ -53,15 +54,33 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// answers waits until the process of this script is ready.
+// answers waits until the process of this script is ready, stopping until it has been told to stop.
 func answers(ts *testscript.TestScript, _ bool, _ []string) {
+	await(ts, func(r *status.Report) bool { return !r.Ready.IsZero() })
+}
+
+func stopping(ts *testscript.TestScript, _ bool, _ []string) {
+	await(ts, func(r *status.Report) bool { return r.Stopping })
+}
+
+// signalled sends the process of this script a signal: signal HUP|TERM.
+func signalled(ts *testscript.TestScript, _ bool, args []string) {
+	o := readPIDFile(filepath.Join(ts.Getenv("CORACLE_RUN_DIR"), "coracle.pid"))
+	sig := map[string]syscall.Signal{"HUP": syscall.SIGHUP, "TERM": syscall.SIGTERM}[args[0]]
+	if !o.alive || sig == 0 {
+		ts.Fatalf("no process or no signal %s", args[0])
+	}
+	ts.Check(syscall.Kill(o.pid, sig))
+}
+
+func await(ts *testscript.TestScript, as func(*status.Report) bool) {
 	client := status.NewClient(filepath.Join(ts.Getenv("CORACLE_RUN_DIR"), "coracle.sock"))
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		if r, err := client.Status(context.Background()); err == nil && !r.Ready.IsZero() {
+		if r, err := client.Status(context.Background()); err == nil && as(r) {
 			return
 		}
 	}
-	ts.Fatalf("the process does not answer")
+	ts.Fatalf("the process does not answer as expected")
 }
 
 func testApp() *App {
@@ -108,6 +127,8 @@ func (fakeHost) Addresses([]*net.IPNet) ([]net.IP, error) {
 	return []net.IP{net.ParseIP("192.0.2.7")}, nil
 }
 
+func (fakeHost) Owns(ip net.IP) (bool, error) { return ip.Equal(net.ParseIP("192.0.2.7")), nil }
+
 // fakeServer prints the settings, reports two parts, and waits.
 func fakeServer(ctx context.Context, c *config.Server, p *Process) error {
 	if why := os.Getenv("FAKE_FAIL"); why != "" {
@@ -134,6 +155,9 @@ func fakeServer(ctx context.Context, c *config.Server, p *Process) error {
 		return nil
 	}
 	<-ctx.Done()
+	if os.Getenv("FAKE_HANG") != "" {
+		<-time.After(time.Minute)
+	}
 	return nil
 }
 
