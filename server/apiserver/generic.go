@@ -77,6 +77,7 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 		return nil, fmt.Errorf("applying tracing: %w", err)
 	}
 	configureOpenAPI(c)
+	endLongRequests(c)
 	c.LongRunningFunc = filters.BasicLongRunningRequestCheck(
 		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
 	if err := g.applyStorage(opts); err != nil {

@@ -16,6 +16,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
 )
@@ -46,16 +47,26 @@ func TestStopAndStartAgain(t *testing.T) {
 				t.Errorf("round %d: what round %d wrote is gone", i, j)
 			}
 		}
-		w, err := c.CoreV1().ConfigMaps("default").Watch(t.Context(), metav1.ListOptions{})
+		tls, err := kubernetes.NewForConfig(s.admin())
 		if err != nil {
 			t.Fatal(err)
 		}
+		var watches []watch.Interface
+		for _, c := range []kubernetes.Interface{c, tls} {
+			w, err := c.CoreV1().ConfigMaps("default").Watch(t.Context(), metav1.ListOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			watches = append(watches, w)
+		}
 		s.stop()
-		for open := true; open; {
-			select {
-			case _, open = <-w.ResultChan():
-			case <-time.After(patience):
-				t.Fatal("a watch outlives its server")
+		for _, w := range watches {
+			for open := true; open; {
+				select {
+				case _, open = <-w.ResultChan():
+				case <-time.After(patience):
+					t.Fatal("a watch outlives its server")
+				}
 			}
 		}
 		if _, err := c.CoreV1().ConfigMaps("default").Get(context.Background(), name, metav1.GetOptions{}); err == nil {

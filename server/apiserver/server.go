@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
@@ -43,9 +42,10 @@ const startPatience = 20 * time.Second
 // drainTimeout bounds the wait for in-process requests after the server has stopped.
 const drainTimeout = 10 * time.Second
 
-// shutdownTimeout bounds upstream's wait for open connections, which is 60 s by default: those that stay open are
-// watches, and their clients take them up again where they were. Our own kubelet holds some for as long as it lives.
-const shutdownTimeout = time.Second
+// shutdownTimeout bounds the wait for connections to close, which is 60 s with
+// upstream. endLongRequests leaves only what writes to a peer that does not read,
+// and the second that HTTP/2 gives a peer to take notice.
+const shutdownTimeout = 3 * time.Second
 
 // New builds the server and opens its port, which answers only once Run is called.
 // The store must be installed and have answered a linearizable read: upstream
@@ -93,11 +93,6 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 // LoopbackConfig returns a client configuration for this server that goes
 // through memory and acts as system:masters. Each call returns its own copy.
 func (s *Server) LoopbackConfig() *rest.Config { return rest.CopyConfig(s.loopback) }
-
-// Handler is the whole server's handler: authentication and everything behind it.
-func (s *Server) Handler() *genericapiserver.APIServerHandler {
-	return s.chain.aggregator.GenericAPIServer.Handler
-}
 
 // Run serves until ctx is done, then finishes what is in flight and returns.
 // It may be called once.
