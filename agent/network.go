@@ -11,7 +11,7 @@ import (
 	"os"
 	"sync"
 
-	"k8s.io/klog/v2"
+	"github.com/go-logr/logr"
 
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/dns"
@@ -40,9 +40,10 @@ func newNetwork(ctx context.Context, o Options) (networkRunner, error) {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	p := o.paths()
+	log := logr.FromSlogHandler(o.Logger.Handler()) // not klog's, which is for what upstream says
 	if n.pods, err = cni.NewServer(cni.Options{
 		Socket: p.cniSocket, StateDir: p.cniState, ConfDir: p.cniConf, PodCIDRs: podCIDRs,
-		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, Logger: klog.FromContext(ctx),
+		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, Logger: log,
 	}); err != nil {
 		return nil, fmt.Errorf("agent: set up the pod network: %w", err)
 	}
@@ -50,7 +51,7 @@ func newNetwork(ctx context.Context, o Options) (networkRunner, error) {
 		if n.services, err = proxy.NewNFTables(ctx, proxy.Options{
 			NodeName: o.NodeName, NodeIPs: addrs(o.NodeIPs), ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs,
 			NodePortAddresses: o.NodePortAddresses,
-			Informers:         n.informers, Logger: klog.FromContext(ctx),
+			Informers:         n.informers, Logger: log,
 		}); err != nil {
 			return nil, fmt.Errorf("agent: set up the Service proxy: %w", err)
 		}
@@ -58,7 +59,7 @@ func newNetwork(ctx context.Context, o Options) (networkRunner, error) {
 	if len(o.ClusterDNS) > 0 {
 		if n.names, err = dns.NewServer(dns.Options{
 			Addresses: addrs(o.NodeIPs), Kubeconfig: o.NetworkKubeconfig, Domain: o.ClusterDomain, ClusterDNS: addrs(o.ClusterDNS),
-			ResolvConf: o.ResolvConf, ImportDir: existing(p.dnsImports), Logger: klog.FromContext(ctx),
+			ResolvConf: o.ResolvConf, ImportDir: existing(p.dnsImports), Logger: log,
 		}); err != nil {
 			return nil, fmt.Errorf("agent: set up the cluster DNS: %w", err)
 		}

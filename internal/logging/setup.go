@@ -50,6 +50,7 @@ func Setup(c config.Logging, stderr io.Writer) (*Log, error) {
 	}
 	if c.Verbosity > 0 {
 		theirs = slog.Level(-c.Verbosity)
+		ours = min(ours, theirs) // some of our parts hand their logger to upstream's
 	}
 	if c.VModule != "" {
 		theirs = slog.Level(-10) // klog itself drops what no pattern asks for

@@ -20,6 +20,9 @@ import (
 // Where install.sh lets a supervised process log when there is no journal.
 const defaultLogFile = "/var/log/coracle.log"
 
+// supervisor is what install.sh makes where there is neither systemd nor OpenRC.
+const supervisor = "/usr/local/bin/coracle-service"
+
 // tailSize is how much of a log is read to find its end.
 const tailSize = 16 << 10
 
@@ -81,6 +84,8 @@ func startHint(t *config.Tool) []string {
 		return []string{"start it with: systemctl start coracle; read its log with: journalctl -u coracle"}
 	case exists("/sbin/openrc-run") && exists("/etc/init.d/coracle"):
 		return []string{"start it with: rc-service coracle start; its log is " + defaultLogFile}
+	case exists(supervisor):
+		return []string{"start it with: " + supervisor + " start; its log is " + defaultLogFile}
 	}
 	return nil
 }
