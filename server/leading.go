@@ -46,19 +46,21 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 			cancel(err)
 		}
 	})
-	s.follow(ctx, cancel, store.Leadership(), func(ctx context.Context, number uint64) error {
+	if !s.follow(ctx, cancel, store.Leadership(), func(ctx context.Context, number uint64) error {
 		return s.runTerm(ctx, api, number)
-	})
+	}) {
+		cancel(errors.New("the store has closed by itself; its last lines in the log say why"))
+	}
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
 }
 
-// follow runs one term after the other, never two at once, and ends when ctx is done or the store closes. fatal is
-// called when this process must not begin another term.
+// follow runs one term after the other, never two at once, until ctx is done; it returns false when the store closed
+// before. fatal is called when this process must not begin another term.
 func (s *Server) follow(ctx context.Context, fatal context.CancelCauseFunc, leadership <-chan raftstore.Leadership,
-	run func(context.Context, uint64) error) {
+	run func(context.Context, uint64) error) bool {
 	stop := func() {}
 	defer func() { stop() }()
 	s.board.leader.Set(status.Waiting, "this server does not lead")
@@ -67,14 +69,14 @@ func (s *Server) follow(ctx context.Context, fatal context.CancelCauseFunc, lead
 		var open bool
 		select {
 		case <-ctx.Done():
-			return
+			return true
 		case now, open = <-leadership:
 		}
 		stop()
 		stop = func() {}
 		switch {
 		case !open:
-			return
+			return ctx.Err() != nil
 		case now.Leader:
 			stop = s.startTerm(ctx, fatal, now.Term, run)
 		default:

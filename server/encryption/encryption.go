@@ -60,7 +60,7 @@ func Ensure(ctx context.Context, o Options) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer editing.Close() //nolint:errcheck // the kernel gives the lock free whatever it says
+	defer editing.Close()
 	path := filepath.Join(o.Dir, configFile)
 	l, err := readLayout(path)
 	switch {

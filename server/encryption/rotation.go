@@ -77,7 +77,7 @@ func Rotate(ctx context.Context, o RotateOptions) error {
 	if err != nil {
 		return err
 	}
-	defer alone.Close() //nolint:errcheck // the kernel gives the lock free whatever it says
+	defer alone.Close()
 	if _, err := readLayout(path); errors.Is(err, errForeign) {
 		return fmt.Errorf("%s was written by hand, so its keys are rotated by hand too: nothing was changed", path)
 	} else if err != nil {
@@ -170,7 +170,7 @@ func (o RotateOptions) edit(ctx context.Context, path string, edit func(*layout)
 	if err != nil {
 		return err
 	}
-	defer editing.Close() //nolint:errcheck // the kernel gives the lock free whatever it says
+	defer editing.Close()
 	l, err := readLayout(path)
 	if err != nil {
 		return err

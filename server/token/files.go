@@ -103,8 +103,9 @@ func (o Options) read(path string, role Role) (Token, error) {
 	if t.Role != role && t.Role != "" {
 		return Token{}, fmt.Errorf("%s holds a token for another role (%s)", path, t.Role)
 	}
-	if err := t.VerifyCA(o.Root); err != nil {
-		return Token{}, fmt.Errorf("the token in %s: %w", path, err)
+	if t.VerifyCA(o.Root) != nil {
+		return Token{}, fmt.Errorf("%w: %s names another certificate authority than this server has, so files of two clusters are mixed in "+
+			"its folder. Nothing was changed", ErrOtherCluster, path)
 	}
 	t.Role, t.CAHash = role, Hash(o.Root)
 	return t, nil

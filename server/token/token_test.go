@@ -137,6 +137,15 @@ func TestEnsureRefuses(t *testing.T) {
 	}
 }
 
+func TestFilesOfAnotherCluster(t *testing.T) {
+	dir := t.TempDir()
+	ensure(t, Options{Dir: dir, Root: theirs})
+	_, err := Ensure(Options{Dir: dir, Root: ours, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	if !errors.Is(err, ErrOtherCluster) || !strings.Contains(err.Error(), "mixed") {
+		t.Error(err)
+	}
+}
+
 func TestBootstrapTokens(t *testing.T) {
 	ctx, c := t.Context(), fake.NewSimpleClientset()
 	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
