@@ -5,6 +5,7 @@ package proxy
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -42,9 +43,10 @@ func NewClient(kubeconfig string) (kubernetes.Interface, error) {
 // that are not headless, ServiceCIDRs, and this node. Objects hold only what those parts use.
 type Informers struct {
 	informers.SharedInformerFactory
+	started atomic.Bool
 }
 
-// NewInformers prepares the caches; Run fills them. Handlers may be added before and after.
+// NewInformers prepares the caches; Run fills them. Back ends have to be made in between.
 func NewInformers(client kubernetes.Interface, nodeName string) *Informers {
 	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(trim))
 	// The first to ask a factory for a type decides how it is listed: every later `factory.Core().V1().Services()`
@@ -67,11 +69,12 @@ func NewInformers(client kubernetes.Interface, nodeName string) *Informers {
 		})
 	})
 	f.Networking().V1().ServiceCIDRs().Informer()
-	return &Informers{f}
+	return &Informers{SharedInformerFactory: f}
 }
 
 // Run fills the caches and follows the API until ctx is done; then it waits for the informers to end.
 func (i *Informers) Run(ctx context.Context) error {
+	i.started.Store(true)
 	i.Start(ctx.Done())
 	<-ctx.Done()
 	i.Shutdown()

@@ -37,7 +37,7 @@ type Options struct {
 	// NodePortAddresses are CIDRs of the local addresses that answer on node ports; empty means NodeIPs. As in upstream's
 	// nftables mode, 127.0.0.1 does not answer.
 	NodePortAddresses []string
-	// Informers are the node's shared caches, which somebody else runs.
+	// Informers are the node's shared caches, which somebody else runs once the back end is made.
 	Informers *Informers
 	// Logger is klog's own when left zero.
 	Logger klog.Logger
@@ -71,7 +71,8 @@ type NFTables struct {
 	health   *healthcheck.ProxyHealthServer // never serves; it tells whether a sync succeeded
 	families []corev1.IPFamily
 	guard    time.Duration
-	wake     chan struct{} // one pending wake-up stands for any number of changes
+	sources  []func(stop <-chan struct{}) // each says when its first list is complete
+	wake     chan struct{}                // one pending wake-up stands for any number of changes
 
 	mu             sync.Mutex
 	servicesSynced bool
@@ -87,6 +88,9 @@ var _ Backend = (*NFTables)(nil)
 func NewNFTables(ctx context.Context, o Options) (*NFTables, error) {
 	if o.NodeName == "" || len(o.NodeIPs) == 0 || len(o.ClusterCIDRs) == 0 || o.Informers == nil {
 		return nil, errors.New("proxy: NodeName, NodeIPs, ClusterCIDRs and Informers are required")
+	}
+	if o.Informers.started.Load() {
+		return nil, errors.New("proxy: the informers run already: make the back end first")
 	}
 	if o.Logger.GetSink() == nil {
 		o.Logger = klog.Background()
@@ -119,7 +123,23 @@ func NewNFTables(ctx context.Context, o Options) (*NFTables, error) {
 		n.serviceCIDRs = append(n.serviceCIDRs, c.Masked().String())
 	}
 	n.proxier.OnServiceCIDRsChanged(n.serviceCIDRs)
+	n.subscribe(ctx)
 	return n, nil
+}
+
+// subscribe ties the informers to the proxier. Upstream's configs lose events between their making and the registration
+// of a handler, so the informers must not run yet.
+func (n *NFTables) subscribe(ctx context.Context) {
+	h := handler{n}
+	services := config.NewServiceConfig(ctx, n.o.Informers.Core().V1().Services(), 0)
+	services.RegisterEventHandler(h)
+	slices := config.NewEndpointSliceConfig(ctx, n.o.Informers.Discovery().V1().EndpointSlices(), 0)
+	slices.RegisterEventHandler(h)
+	cidrs := config.NewServiceCIDRConfig(ctx, n.o.Informers.Networking().V1().ServiceCIDRs(), 0)
+	cidrs.RegisterEventHandler(h)
+	topology := config.NewNodeTopologyConfig(ctx, n.o.Informers.Core().V1().Nodes(), 0)
+	topology.RegisterEventHandler(h)
+	n.sources = []func(stop <-chan struct{}){services.Run, slices.Run, cidrs.Run}
 }
 
 func familyOf(a netip.Addr) corev1.IPFamily {
@@ -158,24 +178,13 @@ func (n *NFTables) Health() Health {
 
 // Run implements Backend. Call it once.
 func (n *NFTables) Run(ctx context.Context) error {
-	ctx = klog.NewContext(ctx, n.log)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	h := handler{n}
-	services := config.NewServiceConfig(ctx, n.o.Informers.Core().V1().Services(), 0)
-	services.RegisterEventHandler(h)
-	wg.Go(func() { services.Run(ctx.Done()) })
-	slices := config.NewEndpointSliceConfig(ctx, n.o.Informers.Discovery().V1().EndpointSlices(), 0)
-	slices.RegisterEventHandler(h)
-	wg.Go(func() { slices.Run(ctx.Done()) })
-	cidrs := config.NewServiceCIDRConfig(ctx, n.o.Informers.Networking().V1().ServiceCIDRs(), 0)
-	cidrs.RegisterEventHandler(h)
-	wg.Go(func() { cidrs.Run(ctx.Done()) })
-	topology := config.NewNodeTopologyConfig(ctx, n.o.Informers.Core().V1().Nodes(), 0)
-	topology.RegisterEventHandler(h)
-
+	for _, run := range n.sources {
+		wg.Go(func() { run(ctx.Done()) })
+	}
 	if err := n.ensureTables(); err != nil {
-		return err
+		n.log.Error(err, "Services may not be served; the first attempt to write their rules will tell")
 	}
 	next, guard := time.NewTimer(fullSyncPeriod), time.NewTicker(n.guard)
 	defer next.Stop()
