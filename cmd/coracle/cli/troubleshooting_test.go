@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// joined is where a long message goes on in the next line of its source.
+var joined = regexp.MustCompile(`" \+\s*"`)
+
+// TestTroubleshootingQuotesRealMessages keeps the headings of docs/troubleshooting.md, which users search for by what
+// they saw, in step with the messages in the sources.
+func TestTroubleshootingQuotesRealMessages(t *testing.T) {
+	const root = "../../.."
+	var sources strings.Builder
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // another test's folder that went away meanwhile
+		}
+		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") && path != root || d.Name() == "test" || d.Name() == "build") {
+			return filepath.SkipDir
+		}
+		if strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return nil // likewise
+			}
+			sources.Write(joined.ReplaceAll(text, nil))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile(root + "/docs/troubleshooting.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	quotes := 0
+	for line := range strings.Lines(string(doc)) {
+		quote, ok := strings.CutPrefix(strings.TrimSpace(line), "> ")
+		if !ok {
+			continue
+		}
+		quotes++
+		for _, part := range strings.Split(quote, "…") {
+			if part = strings.Trim(part, " "); len(part) > 3 && !strings.Contains(sources.String(), part) {
+				t.Errorf("no message has the words %q", part)
+			}
+		}
+	}
+	if quotes < 20 {
+		t.Errorf("only %d messages are quoted", quotes)
+	}
+}
