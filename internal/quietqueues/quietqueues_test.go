@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quietqueues
+// The test is outside the package: inside, its import of the metrics would be the package's, and come first.
+package quietqueues_test
 
 import (
 	"bytes"
@@ -11,6 +12,8 @@ import (
 
 	"k8s.io/client-go/util/workqueue"
 	_ "k8s.io/component-base/metrics/prometheus/workqueue" // installs the metrics
+
+	"github.com/coracle-k8s/coracle/internal/quietqueues"
 )
 
 func loops(t *testing.T) int {
@@ -23,7 +26,7 @@ func loops(t *testing.T) int {
 }
 
 func TestOff(t *testing.T) {
-	if got := fmt.Sprintf("%T", none); got != "workqueue.noopMetricsProvider" {
+	if got := fmt.Sprintf("%T", quietqueues.None); got != "workqueue.noopMetricsProvider" {
 		t.Fatalf("the first value is a %s: the order of initialization has changed, or the variable has moved", got)
 	}
 	queue := func() func() {
@@ -35,7 +38,7 @@ func TestOff(t *testing.T) {
 		t.Errorf("a queue with metrics has %d loops; if it has none any more, this package is of no use", n)
 	}
 	end()
-	Off()
+	quietqueues.Off()
 	before := loops(t) // the first queue's may be about to end
 	defer queue()()
 	if n := loops(t); n > before {
