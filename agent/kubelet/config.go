@@ -4,6 +4,7 @@ package kubelet
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -17,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/kubelet/config/v1beta1"
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	kubeletscheme "k8s.io/kubernetes/pkg/kubelet/apis/config/scheme"
@@ -133,9 +135,8 @@ func configuration(o Options, file, dropIns string) (*kubeletconfig.KubeletConfi
 		if err != nil {
 			return nil, fmt.Errorf("configuration file %s: %w", path, err)
 		}
-		var kind metav1.TypeMeta
-		if err := json.Unmarshal(patch, &kind); err != nil || kind != base.TypeMeta {
-			return nil, fmt.Errorf("configuration file %s: it has to say apiVersion: %s and kind: %s", path, base.APIVersion, base.Kind)
+		if err := checkHead(patch, base.TypeMeta); err != nil {
+			return nil, fmt.Errorf("configuration file %s: %w", path, err)
 		}
 		if _, err := decode(data); err != nil { // by itself: a mistake in it shall not be blamed on the merged whole
 			return nil, fmt.Errorf("configuration file %s: %w", path, err)
@@ -149,6 +150,18 @@ func configuration(o Options, file, dropIns string) (*kubeletconfig.KubeletConfi
 		return nil, fmt.Errorf("the merged configuration: %w", err)
 	}
 	return config, nil
+}
+
+// checkHead looks at what decoding does not report but misunderstands or panics over.
+func checkHead(data []byte, want metav1.TypeMeta) error {
+	var head struct {
+		metav1.TypeMeta
+		FeatureGates map[string]bool
+	}
+	if err := json.Unmarshal(data, &head); err != nil || head.TypeMeta != want {
+		return errors.Join(fmt.Errorf("it has to say apiVersion: %s and kind: %s", want.APIVersion, want.Kind), err)
+	}
+	return utilfeature.DefaultMutableFeatureGate.DeepCopy().SetFromMap(head.FeatureGates)
 }
 
 // configFiles lists what to read, in order.

@@ -111,6 +111,8 @@ func TestMistakes(t *testing.T) {
 	write(t, broken, "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: [\n")
 	kind := filepath.Join(dir, "kind.yaml")
 	write(t, kind, "maxPods: 20\n")
+	gate := filepath.Join(dir, "gate.yaml")
+	write(t, gate, "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nfeatureGates: {Nonsense: true}\n")
 	for name, tc := range map[string]struct {
 		change func(*Options)
 		want   []string
@@ -122,6 +124,8 @@ func TestMistakes(t *testing.T) {
 		"broken file":         {func(o *Options) { o.Args = []string{"config=" + broken} }, []string{broken, "line"}},
 		"no kind":             {func(o *Options) { o.Args = []string{"config=" + kind} }, []string{kind, "apiVersion"}},
 		"missing file":        {func(o *Options) { o.Args = []string{"config=/does/not/exist"} }, []string{"/does/not/exist"}},
+		"unknown gate":        {func(o *Options) { o.Args = []string{"config=" + gate} }, []string{gate, "Nonsense"}},
+		"unknown gate's flag": {func(o *Options) { o.Args = []string{"feature-gates=Nonsense=true"} }, []string{"Nonsense"}},
 		"no path":             {func(o *Options) { o.Args = []string{"config"} }, []string{"config=PATH"}},
 		"invalid combination": {func(o *Options) { o.Args = []string{"image-gc-low-threshold=99"} }, []string{"imageGCLowThresholdPercent"}},
 		"loopback":            {func(o *Options) { o.NodeIPs = []net.IP{net.ParseIP("127.0.0.1")} }, []string{"127.0.0.1", "--node-ip"}},
