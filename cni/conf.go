@@ -126,6 +126,9 @@ func (s *Server) writeConflist() error {
 	if errors.Is(err, unix.EXDEV) { // two file systems
 		err = errors.Join(atomicfile.Write(path, data, 0o644), os.Remove(made))
 	}
+	if err == nil {
+		err = touch(path, data)
+	}
 	if err != nil {
 		return fmt.Errorf("writing the CNI configuration: %w", err)
 	}
@@ -138,4 +141,15 @@ func removeConflist(dir string) error {
 		return fmt.Errorf("removing the CNI configuration: %w", err)
 	}
 	return nil
+}
+
+// touch writes a file's own content over itself. containerd loads the configuration on a write and passes over a file
+// that appears (cni_conf_syncer.go), which it takes for a write's beginning.
+func touch(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
 }

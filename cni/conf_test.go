@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+// containerd reloads on a write, a rename or a removal in the folder, never on a file's appearance: a configuration that
+// is only moved into place would never be seen, and the node never be ready.
+func TestConflistIsSeen(t *testing.T) {
+	s := &Server{o: Options{Socket: "/run/x/cni.sock", StateDir: t.TempDir(), ConfDir: t.TempDir()}}
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if err := w.Add(s.o.ConfDir); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.writeConflist(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(s.o.ConfDir, conflistName)
+	for {
+		select {
+		case e := <-w.Events:
+			if e.Name != path {
+				t.Errorf("containerd sees %s: it would try to load it", e.Name)
+			}
+			if e.Has(fsnotify.Write) {
+				return
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("no write was seen")
+		}
+	}
+}
