@@ -189,7 +189,7 @@ func testStoreSocket(t *testing.T, o Options) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer etcd.Close()
+	defer func() { _ = etcd.Close() }()
 	r, err := etcd.Get(t.Context(), "/registry/namespaces/default")
 	if err != nil || len(r.Kvs) != 1 {
 		t.Errorf("%+v, %v", r, err)
@@ -206,7 +206,7 @@ func testRenewal(t *testing.T, o Options, c *clients, clock *testclock.FakeClock
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
+		defer func() { _ = conn.Close() }()
 		return conn.ConnectionState().PeerCertificates[0]
 	}
 	read := func() string {

@@ -192,7 +192,11 @@ func TestAgentCredentials(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	c, err := s.AgentCredentials("boat", []net.IP{net.IPv4(192, 0, 2, 1)})
 	if err != nil {
 		t.Fatal(err)

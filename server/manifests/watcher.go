@@ -85,7 +85,8 @@ func (w *watcher) wait(ctx context.Context, limit time.Duration) {
 			if e.Op != fsnotify.Chmod { // reading the files may touch that
 				quiet = time.After(settle)
 			}
-		case <-failures: // notices were lost: look
+		case err := <-failures: // notices were lost: look
+			w.log.Debug("the kernel's notices about the manifests' folder have a gap", "error", err)
 			quiet = time.After(settle)
 		}
 	}

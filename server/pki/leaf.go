@@ -195,7 +195,7 @@ func (p *PKI) issue(l *Leaf) (*Pair, error) {
 // current returns the leaf in its file, making it anew where it is missing, damaged or does not fit.
 func (p *PKI) current(l *Leaf) (*Pair, error) {
 	pair, err := l.load()
-	why := ""
+	var why string
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		why = "there was none"
