@@ -58,7 +58,7 @@ func cgroupLimit(pid int) int64 {
 		if len(parts) != 3 {
 			continue
 		}
-		root, file := "", ""
+		var root, file string
 		switch {
 		case parts[0] == "0" && parts[1] == "":
 			root, file = "/sys/fs/cgroup", "memory.max"

@@ -46,7 +46,7 @@ func fakeAPI() *httptest.Server {
 		defer mu.Unlock()
 		var s corev1.Secret
 		if err := json.NewDecoder(r.Body).Decode(&s); err != nil {
-			http.Error(w, err.Error(), 400)
+			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
 		s.TypeMeta = kind("Secret")
