@@ -219,6 +219,18 @@ func TestEverySettingIsRead(t *testing.T) {
 	}
 }
 
+func TestK3sSettingsAreExplained(t *testing.T) {
+	for name := range k3sOnly {
+		if Lookup(name) != nil {
+			t.Errorf("--%s is in the table by now", name)
+		}
+	}
+	_, err := load(t, map[string]string{"config.yaml": "flannel-backend: vxlan\n"}, nil, board)
+	if err == nil || !strings.Contains(err.Error(), `config.yaml:1: unknown key "flannel-backend"; coracle does not have this setting of k3s: coracle has a pod network of its own`) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestNearest(t *testing.T) {
 	candidates := names(Table(ServerCommand))
 	for typed, want := range map[string]string{

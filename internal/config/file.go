@@ -129,6 +129,8 @@ func (v values) addKey(path string, key, val *yaml.Node, c Command) string {
 	switch {
 	case c == ToolCommand && (s == nil || s.FlagOnly || s.Commands&c == 0):
 		return "" // not this command's business
+	case s == nil && k3sHint(name) != "":
+		return at + "unknown key " + strconv.Quote(key.Value) + k3sHint(name)
 	case s == nil:
 		return at + "unknown key " + strconv.Quote(key.Value) + didYouMean(name, "", names(Table(c)))
 	case s.FlagOnly:

@@ -109,6 +109,9 @@ func ExplainFlagError(err error, fs *pflag.FlagSet) error {
 	if s := Lookup(name); s != nil && s.Commands&nodeCommands != 0 {
 		return Problems{"unknown flag --" + name + ": it is a flag of " + s.Commands.String()}
 	}
+	if hint := k3sHint(name); hint != "" {
+		return Problems{"unknown flag --" + name + hint}
+	}
 	return Problems{"unknown flag --" + name + didYouMean(name, "--", candidates)}
 }
 

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+// k3sOnly are settings of k3s that coracle does not have, with what to know about it: whoever brings a k3s command line
+// or file along should not have to guess.
+var k3sOnly = map[string]string{
+	"advertise-port":                    "the API server is reached at --https-listen-port",
+	"cluster-init":                      "every first server starts a cluster, with a store that others can join",
+	"container-runtime-endpoint":        "containerd runs inside coracle",
+	"cri-dockerd":                       "containerd runs inside coracle",
+	"datastore-endpoint":                "the store is part of coracle",
+	"default-runtime":                   "pods choose with a RuntimeClass",
+	"disable-apiserver":                 "a server always has all of its parts",
+	"disable-cloud-controller":          "there is no cloud controller",
+	"disable-controller-manager":        "a server always has all of its parts",
+	"disable-etcd":                      "the store is part of coracle",
+	"disable-helm-controller":           "this version has no Helm controller",
+	"disable-network-policy":            "this version does not enforce network policies, so there is nothing to disable",
+	"disable-scheduler":                 "a server always has all of its parts",
+	"docker":                            "containerd runs inside coracle",
+	"embedded-registry":                 "images are imported from the folder images/ of the data directory",
+	"etcd-expose-metrics":               "the store is no etcd",
+	"etcd-snapshot-schedule-cron":       "the store is no etcd",
+	"flannel-backend":                   "coracle has a pod network of its own",
+	"flannel-iface":                     "the pod network uses the interface that has --node-ip",
+	"kube-cloud-controller-manager-arg": "there is no cloud controller",
+	"node-external-ip":                  "this version does not announce external addresses of nodes",
+	"prefer-bundled-bin":                "the carried programs are always used",
+	"protect-kernel-defaults":           "use --kubelet-arg protect-kernel-defaults=true",
+	"rootless":                          "coracle runs as root",
+	"selinux":                           "this version does not label containers for SELinux",
+	"system-default-registry":           "coracle pulls no images of its own; mirrors of registries are in --private-registry",
+	"with-node-id":                      "give each node a name with --node-name",
+}
+
+// k3sHint says why a setting of k3s is not here, "" when k3s has none of that name.
+func k3sHint(name string) string {
+	if why := k3sOnly[name]; why != "" {
+		return "; coracle does not have this setting of k3s: " + why
+	}
+	return ""
+}
