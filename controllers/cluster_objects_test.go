@@ -28,20 +28,26 @@ import (
 )
 
 // refusals counts the requests that the API server has answered with 403.
-func refusals(t *testing.T) (n float64) {
+func refusals(t *testing.T) float64 {
+	t.Helper()
+	return metric(t, "apiserver_request_total", "code", "403")
+}
+
+// metric sums a counter or gauge over all its series in which a label has a value.
+func metric(t *testing.T, name, label, value string) (n float64) {
 	t.Helper()
 	families, err := legacyregistry.DefaultGatherer.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range families {
-		if f.GetName() != "apiserver_request_total" {
+		if f.GetName() != name {
 			continue
 		}
 		for _, m := range f.GetMetric() {
 			for _, l := range m.GetLabel() {
-				if l.GetName() == "code" && l.GetValue() == "403" {
-					n += m.GetCounter().GetValue()
+				if l.GetName() == label && l.GetValue() == value {
+					n += m.GetCounter().GetValue() + m.GetGauge().GetValue()
 				}
 			}
 		}
@@ -63,6 +69,7 @@ func TestClusterObjects(t *testing.T) {
 	t.Run("bootstrap token", c.bootstrapToken)
 	t.Run("certificate", c.certificate)
 	t.Run("quota", func(t *testing.T) { c.quota(t, ns) })
+	t.Run("volume", func(t *testing.T) { c.volume(t, ns) })
 	t.Run("policy status", c.policyStatus)
 	// The controllers act under upstream's own roles, so a wrong identity shows as a refusal.
 	if n := refusals(t) - refused; n != 0 {
@@ -244,6 +251,45 @@ func (c *cluster) quota(t *testing.T, ns string) {
 			err = errors.New("not counted")
 		}
 		return err
+	})
+}
+
+// volume is bound, and counted by the metrics of whichever term runs.
+func (c *cluster) volume(t *testing.T, ns string) {
+	room := corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}
+	modes := []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
+	none := ""
+	must[*corev1.PersistentVolume](t)(c.client.CoreV1().PersistentVolumes().Create(t.Context(), &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{Name: "disk"},
+		Spec: corev1.PersistentVolumeSpec{Capacity: room, AccessModes: modes,
+			PersistentVolumeSource: corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/nonexistent"}}},
+	}, metav1.CreateOptions{}))
+	// A claim that comes before its volume is available waits for upstream's next round, 15 s later.
+	eventually(t, "the volume is available", func(ctx context.Context) error {
+		v, err := c.client.CoreV1().PersistentVolumes().Get(ctx, "disk", metav1.GetOptions{})
+		if err == nil && v.Status.Phase != corev1.VolumeAvailable {
+			err = fmt.Errorf("it is %s", v.Status.Phase)
+		}
+		return err
+	})
+	claims := c.client.CoreV1().PersistentVolumeClaims(ns)
+	must[*corev1.PersistentVolumeClaim](t)(claims.Create(t.Context(), &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Name: "disk"},
+		Spec: corev1.PersistentVolumeClaimSpec{AccessModes: modes, StorageClassName: &none,
+			Resources: corev1.VolumeResourceRequirements{Requests: room}},
+	}, metav1.CreateOptions{}))
+	eventually(t, "the claim is bound", func(ctx context.Context) error {
+		claim, err := claims.Get(ctx, "disk", metav1.GetOptions{})
+		if err == nil && claim.Status.Phase != corev1.ClaimBound {
+			err = fmt.Errorf("it is %s", claim.Status.Phase)
+		}
+		return err
+	})
+	eventually(t, "the bound claim is counted", func(context.Context) error {
+		if n := metric(t, "pv_collector_bound_pvc_count", "namespace", ns); n != 1 {
+			return fmt.Errorf("as %g", n)
+		}
+		return nil
 	})
 }
 
