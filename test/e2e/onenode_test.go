@@ -60,6 +60,7 @@ func TestOneNode(t *testing.T) {
 			t.Errorf("kubectl version does not say v1.37.x+coracle twice:\n%s", out)
 		}
 	})
+	t.Run("operations", func(t *testing.T) { operations(t, s) })
 	t.Run("crash", func(t *testing.T) { crash(t, s) })
 	t.Run("stop", func(t *testing.T) { stopAndStart(t, s) })
 }

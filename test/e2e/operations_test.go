@@ -1,0 +1,141 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// operations goes through what an administrator does on the machine itself, one after the other.
+func operations(t *testing.T, s *harness.Server) {
+	k := s.In(t)
+	do := func(args ...string) string {
+		t.Helper()
+		out, err := s.Run(s.Coracle(), append(args, "--data-dir", s.DataDir)...)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return out
+	}
+	t.Run("status", func(t *testing.T) {
+		says(t, do("status"), "store", "API server", "kubelet", "Nothing is wrong")
+		var report struct {
+			Ready      time.Time
+			Components []struct{ Name, State string }
+		}
+		if err := json.Unmarshal([]byte(do("status", "-o", "json")), &report); err != nil {
+			t.Fatal(err)
+		}
+		if len(report.Components) < 8 {
+			t.Errorf("status lists %d components", len(report.Components))
+		}
+		for _, c := range report.Components {
+			if c.State != "running" {
+				t.Errorf("%s is %s", c.Name, c.State)
+			}
+		}
+	})
+	t.Run("token", func(t *testing.T) {
+		if got := strings.TrimSpace(do("token", "print")); !strings.Contains(got, "::agent:") {
+			t.Errorf("the agents' token is %q", got)
+		}
+		do("token", "create", "--ttl", "1h", "--description", "for a test")
+		says(t, do("token", "list"), "for a test")
+	})
+	t.Run("kubeconfig", func(t *testing.T) {
+		says(t, do("kubeconfig", "--server", "https://board.example.com:6443"), "https://board.example.com:6443", "client-certificate-data")
+		for _, path := range []string{s.Kubeconfig, filepath.Join(s.DataDir, "server", "token")} {
+			if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+				t.Errorf("%s: %v %v", path, info.Mode(), err)
+			}
+		}
+	})
+	t.Run("encryption", func(t *testing.T) { encryption(t, s, do) })
+	t.Run("manifests", func(t *testing.T) {
+		dir := filepath.Join(s.DataDir, "manifests")
+		object := `{apiVersion: v1, kind: ConfigMap, metadata: {name: %s, namespace: default}, data: {count: "%d"}}`
+		write(t, filepath.Join(dir, "test.yaml"), fmt.Sprintf(object, "dropped-1", 1)+"\n---\n"+fmt.Sprintf(object, "dropped-2", 1))
+		k.Await(soon, "configmap/dropped-2", "{.data.count}", "1")
+		write(t, filepath.Join(dir, "test.yaml"), fmt.Sprintf(object, "dropped-1", 2))
+		k.Await(soon, "configmap/dropped-1", "{.data.count}", "2")
+		gone := func(name string) {
+			harness.Eventually(t, soon, name+" is pruned", func() error {
+				out, err := k.Try("get", "configmap", name, "--ignore-not-found", "-o", "name")
+				if err == nil && out != "" {
+					err = fmt.Errorf("it is there")
+				}
+				return err
+			})
+		}
+		gone("dropped-2")
+		if err := os.Remove(filepath.Join(dir, "test.yaml")); err != nil {
+			t.Fatal(err)
+		}
+		gone("dropped-1")
+	})
+	t.Run("images", func(t *testing.T) {
+		harness.WritePauseImage(t, filepath.Join(s.DataDir, "images", "late.tar"), "coracle.test/late:1")
+		harness.Eventually(t, soon, "the archive is imported", func() error {
+			out, err := s.Run(s.Coracle(), "ctr", "--address", filepath.Join(s.DataDir, "run", "containerd", "containerd.sock"), "-n", "k8s.io", "images", "ls", "-q")
+			if err == nil && !strings.Contains(out, "coracle.test/late:1") {
+				err = fmt.Errorf("images: %s", out)
+			}
+			return err
+		})
+	})
+	t.Run("completion", func(t *testing.T) {
+		for _, shell := range []string{"bash", "zsh", "fish"} {
+			if out, err := s.Run(s.Coracle(), "completion", shell); err != nil || !strings.Contains(out, "coracle") {
+				t.Errorf("%s: %v", shell, err)
+			}
+		}
+	})
+}
+
+// encryption: a Secret's value is not on the disk, one command rotates the key, and everything stays readable.
+func encryption(t *testing.T, s *harness.Server, do func(...string) string) {
+	k := s.In(t)
+	const word = "xyzzy-plugh-plover"
+	k.Kubectl("create", "secret", "generic", "treasure", "--from-literal=word="+word)
+	k.Kubectl("create", "configmap", "map", "--from-literal=word="+word+"-open")
+	onDisk := func() (secret, open bool) {
+		for _, path := range storeFiles(t, s.DataDir) {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			open = open || bytes.Contains(b, []byte(word+"-open"))
+			secret = secret || bytes.Contains(bytes.ReplaceAll(b, []byte(word+"-open"), nil), []byte(word))
+		}
+		return
+	}
+	if secret, open := onDisk(); secret || !open {
+		t.Errorf("on the disk: the Secret's value %v, the ConfigMap's %v", secret, open)
+	}
+	before := do("secrets-encrypt", "status")
+	do("secrets-encrypt", "rotate")
+	if after := do("secrets-encrypt", "status"); after == before {
+		t.Errorf("after a rotation the status is the same:\n%s", after)
+	}
+	if got := k.Kubectl("get", "secret", "treasure", "-o", "go-template={{.data.word | base64decode}}"); got != word {
+		t.Errorf("after a rotation the Secret holds %q", got)
+	}
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
