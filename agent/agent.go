@@ -44,15 +44,16 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer runtime.Stop() // last: the kubelet and the network have ended by then
 
-	folder, err := importImages(ctx, o, runtime)
+	folder, err := prepareImages(ctx, o, runtime)
 	if err != nil {
 		return err
 	}
-	network, err := o.network(ctx, o)
-	if err != nil {
-		return err
+	if o.WaitAPI != nil {
+		if err := o.WaitAPI(ctx); err != nil {
+			return err
+		}
 	}
-	return runParts(ctx, o, parts{runtime, relay, folder, network})
+	return runParts(ctx, o, parts{runtime, relay, folder})
 }
 
 // configureRegistries writes containerd's view of the operator's registries. The relay is nil where none is needed.
@@ -86,10 +87,8 @@ func startRuntime(ctx context.Context, o Options, auths map[string]containerd.Re
 	return server, nil
 }
 
-// importImages brings in the pause image, without which no pod starts, and then the operator's archives. That comes before
-// the kubelet: a pod whose image is not there yet would fail to pull it and wait minutes for the next try.
-func importImages(ctx context.Context, o Options, runtime *containerd.Server) (*images.Folder, error) {
-	part := o.part("images")
+// prepareImages brings in the pause image, without which no pod starts, and prepares the import of the operator's archives.
+func prepareImages(ctx context.Context, o Options, runtime *containerd.Server) (*images.Folder, error) {
 	store := images.Containerd{
 		Client: runtime.Client(), Namespace: containerd.Namespace, Snapshotter: runtime.Snapshotter(), Announce: runtime.Announce,
 		Logger: o.Logger,
@@ -98,39 +97,13 @@ func importImages(ctx context.Context, o Options, runtime *containerd.Server) (*
 		o.Logger.Warn("agent: what an interrupted import left was not removed", "error", err)
 	}
 	if o.PauseTar != "" {
-		if err := importPause(ctx, o, store); err != nil {
-			part.Set(status.Failed, err.Error())
+		if err := images.ImportOnce(ctx, store, o.PauseTar, o.PauseImage, o.paths().pauseRecord); err != nil {
+			err = fmt.Errorf("agent: the carried pause image: %w", err)
+			o.part("images").Set(status.Failed, err.Error())
 			return nil, err
 		}
 	}
-	folder := &images.Folder{Dir: o.ImagesDir, RecordFile: o.paths().imageRecord, Store: store, Logger: o.Logger}
-	if err := folder.ImportAll(ctx); err != nil {
-		part.Set(status.Failed, err.Error())
-		return nil, err
-	}
-	part.Set(status.Running, "")
-	return folder, nil
-}
-
-// importPause imports at every start: the archive is a few kilobytes, and what is there may be of another version.
-func importPause(ctx context.Context, o Options, store images.Store) error {
-	f, err := os.Open(o.PauseTar)
-	if err != nil {
-		return fmt.Errorf("agent: the carried pause image: %w", err)
-	}
-	defer f.Close()
-	if _, err := store.Import(ctx, f, "docker.io/coracle/pause"); err != nil {
-		return fmt.Errorf("agent: import the carried pause image: %w", err)
-	}
-	if has, err := store.Has(ctx, o.PauseImage); err != nil || !has {
-		return errors.Join(fmt.Errorf("agent: the carried pause image is not called %s", o.PauseImage), err)
-	}
-	return nil
-}
-
-// networkRunner is the node's network: it runs until its context is done.
-type networkRunner interface {
-	Run(ctx context.Context) error
+	return &images.Folder{Dir: o.ImagesDir, RecordFile: o.paths().imageRecord, Store: store, Logger: o.Logger}, nil
 }
 
 // parts are what runs as long as the node.
@@ -138,7 +111,6 @@ type parts struct {
 	runtime *containerd.Server
 	relay   *registries.Relay // may be nil
 	images  *images.Folder
-	network networkRunner
 }
 
 // runParts runs the parts. The first that fails stops the others.
@@ -158,8 +130,15 @@ func runParts(ctx context.Context, o Options, p parts) error {
 			part.Set(status.Stopped, "")
 		})
 	}
-	run(o.part("images"), p.images.Run)
-	run(nil, p.network.Run) // its parts report themselves
+	imported := make(chan struct{})
+	run(o.part("images"), func(ctx context.Context) error {
+		if err := p.images.ImportAll(ctx); err != nil {
+			return err
+		}
+		close(imported)
+		return p.images.Run(ctx)
+	})
+	run(nil, func(ctx context.Context) error { return runNetwork(ctx, o, imported) }) // its parts report themselves
 	if p.relay != nil {
 		run(nil, p.relay.Run)
 	}
@@ -179,6 +158,22 @@ func runParts(ctx context.Context, o Options, p parts) error {
 		return err
 	}
 	return nil
+}
+
+// runNetwork runs the network once the images are there. A new node is not ready for pods without its network, so that no
+// pod comes before its image: it would fail to pull it and try again only after a while. A node that had a network
+// before is ready at once, and has its images.
+func runNetwork(ctx context.Context, o Options, imported <-chan struct{}) error {
+	n, err := newNetwork(ctx, o)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-imported:
+		return n.Run(ctx)
+	case <-ctx.Done():
+		return nil
+	}
 }
 
 func (o Options) kubelet(socket string) kubelet.Options {

@@ -29,7 +29,7 @@ type network struct {
 	names     *dns.Server   // nil when there is no cluster DNS
 }
 
-func newNetwork(ctx context.Context, o Options) (networkRunner, error) {
+func newNetwork(ctx context.Context, o Options) (*network, error) {
 	client, err := proxy.NewClient(o.NetworkKubeconfig)
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
@@ -67,7 +67,7 @@ func newNetwork(ctx context.Context, o Options) (networkRunner, error) {
 	return n, nil
 }
 
-// Run implements networkRunner. The first part that fails ends the others.
+// Run runs the parts until ctx is done. The first part that fails ends the others.
 func (n *network) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -67,17 +67,18 @@ type Options struct {
 	Logger *slog.Logger
 	// Board is where the node's parts report how they are; nil for nowhere.
 	Board *status.Board
+	// WaitAPI, when set, is called when containerd is up and before what needs the API server starts, so that both can
+	// start at the same time. An error from it ends Run.
+	WaitAPI func(ctx context.Context) error
 	// Ready is called once, when the node has registered and is ready for pods.
 	Ready func()
-
-	// network replaces the pod network in tests of everything else; nil for the real one.
-	network func(ctx context.Context, o Options) (networkRunner, error)
 }
 
 // paths are the folders that follow from the options.
 type paths struct {
 	agent, containerdRoot, containerdState, cniConf, cniState, cniSocket string
 	registries, imageRecord, kubeletRoot, podLogs, dnsImports            string
+	pauseRecord                                                          string
 }
 
 func (o Options) paths() paths {
@@ -91,6 +92,7 @@ func (o Options) paths() paths {
 		cniSocket:       filepath.Join(o.RunDir, "cni.sock"),
 		registries:      filepath.Join(agent, "registries"),
 		imageRecord:     filepath.Join(agent, "images.json"),
+		pauseRecord:     filepath.Join(agent, "pause.json"),
 		dnsImports:      filepath.Join(o.DataDir, "dns"),
 		kubeletRoot:     "/var/lib/kubelet",
 		podLogs:         "/var/log/pods",
@@ -126,9 +128,6 @@ func (o Options) complete() (Options, error) {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
-	}
-	if o.network == nil {
-		o.network = newNetwork
 	}
 	return o, errors.Join(errs...)
 }

@@ -232,6 +232,31 @@ func (x *fixture) waitFor(what string, cond func() bool) {
 	}
 }
 
+func TestImportOnce(t *testing.T) {
+	x := newFixture(t)
+	path := x.put("pause.tar", "images pause:1")
+	record := filepath.Join(x.dir, "pause.json")
+	ctx := context.Background()
+	once := func(want int) {
+		t.Helper()
+		if err := ImportOnce(ctx, x.store, path, "pause:1", record); err != nil {
+			t.Fatal(err)
+		}
+		x.wantImports(want)
+	}
+	once(1)
+	once(1)
+	x.store.images = map[string]bool{}
+	once(2)
+	x.put("pause.tar", "images pause:1 other:1")
+	once(3)
+	x.put("pause.tar", "images other:1")
+	x.store.images = map[string]bool{}
+	if err := ImportOnce(ctx, x.store, path, "pause:1", record); err == nil || !strings.Contains(err.Error(), "pause:1") {
+		t.Errorf("an archive without the image: %v", err)
+	}
+}
+
 func TestFallbackName(t *testing.T) {
 	for file, want := range map[string]string{
 		"web.tar":            "docker.io/library/web",

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package images
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+)
+
+// ImportOnce imports one small archive that holds the image of the given name, unless the record says that this very
+// archive was imported and the image is still there.
+func ImportOnce(ctx context.Context, store Store, archive, name, recordFile string) error {
+	data, err := os.ReadFile(archive)
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(data)
+	want := entry{Size: int64(len(data)), SHA256: hex.EncodeToString(sum[:])}
+	record, err := loadRecord(recordFile)
+	if err != nil {
+		return err
+	}
+	if has, err := store.Has(ctx, name); err != nil {
+		return err
+	} else if has && record[name].SHA256 == want.SHA256 {
+		return nil
+	}
+	if want.Images, err = store.Import(ctx, bytes.NewReader(data), FallbackName(archive)); err != nil {
+		return fmt.Errorf("import %s: %w", archive, err)
+	}
+	if has, err := store.Has(ctx, name); err != nil || !has {
+		return errors.Join(fmt.Errorf("%s does not hold the image %s", archive, name), err)
+	}
+	return saveRecord(recordFile, map[string]entry{name: want})
+}
