@@ -52,7 +52,7 @@ func Restore(o Options, backup io.Reader) error {
 // seed writes a state as the first snapshot of a new directory.
 func seed(dir *disk.Dir, state *mvcc.State) error {
 	const index, term = 1, 1
-	if err := dir.Log.SetUint64([]byte("CurrentTerm"), term); err != nil {
+	if err := dir.Vars.SetUint64([]byte("CurrentTerm"), term); err != nil {
 		return err
 	}
 	node := dir.Identity.Node

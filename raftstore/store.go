@@ -108,16 +108,16 @@ func (s *Store) openDir() error {
 func (s *Store) openRaft() error {
 	conf := s.raftConfig()
 	address, transport := raft.NewInmemTransport(raft.ServerAddress(s.dir.Identity.Node))
-	exists, err := raft.HasExistingState(s.dir.Log, s.dir.Log, s.dir.Snapshots)
+	exists, err := raft.HasExistingState(s.dir.Log, s.dir.Vars, s.dir.Snapshots)
 	if err == nil && !exists {
-		err = raft.BootstrapCluster(conf, s.dir.Log, s.dir.Log, s.dir.Snapshots, transport, raft.Configuration{
+		err = raft.BootstrapCluster(conf, s.dir.Log, s.dir.Vars, s.dir.Snapshots, transport, raft.Configuration{
 			Servers: []raft.Server{{ID: conf.LocalID, Address: address}},
 		})
 	}
 	if err != nil {
 		return fmt.Errorf("raftstore: read the log: %w", err)
 	}
-	s.raft, err = raft.NewRaft(conf, s.fsm, s.dir.Log, s.dir.Log, s.dir.Snapshots, transport)
+	s.raft, err = raft.NewRaft(conf, s.fsm, s.dir.Log, s.dir.Vars, s.dir.Snapshots, transport)
 	if err != nil {
 		return fmt.Errorf("raftstore: start: %w", err)
 	}

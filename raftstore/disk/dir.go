@@ -10,15 +10,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"time"
 
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-	"go.etcd.io/bbolt"
 	"k8s.io/utils/clock"
 )
 
 const (
-	logFile      = "raft.db"
+	varsFile     = "vars.db"
+	logDir       = "log"
 	snapshotsDir = "snapshots"
 )
 
@@ -35,15 +33,25 @@ type Options struct {
 	Grown func(total int64)
 	// Reserve is the space in bytes held back for a full disk. Default 16 MiB.
 	Reserve int64
+	// SegmentSize is the length in bytes of each of the log's files. Default
+	// 8 MiB.
+	SegmentSize int64
+}
+
+func (o *Options) segmentSize() int64 {
+	if o.SegmentSize == 0 {
+		return defaultSegment
+	}
+	return o.SegmentSize
 }
 
 // A Dir is an opened directory. This process alone has it until Close.
 type Dir struct {
 	Identity  Identity
 	Log       *Log
+	Vars      *Vars
 	Snapshots *Snapshots
 
-	path   string
 	lock   *os.File
 	space  *space
 	cancel context.CancelFunc
@@ -73,7 +81,7 @@ func open(o Options) (*Dir, error) {
 	id, err := readIdentity(o.Path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if id, err = create(o.Path, o.Identity.fill()); err != nil {
+		if id, err = create(o); err != nil {
 			return nil, err
 		}
 	case err != nil:
@@ -90,135 +98,121 @@ func open(o Options) (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Dir{Identity: id, Snapshots: snapshots, path: o.Path}
-	ctx, cancel := context.WithCancel(context.Background())
-	d.cancel = cancel
-	if d.Log, err = openLog(ctx, o, newest); err != nil {
-		cancel()
+	vars := filepath.Join(o.Path, varsFile)
+	if there, err := exists(vars); err != nil {
+		return nil, err
+	} else if !there {
+		return nil, damaged(vars, "it is missing")
+	}
+	variables, err := verifyVars(vars)
+	if err != nil {
 		return nil, err
 	}
-	d.space = d.Log.space
+	scanned, err := scanLog(filepath.Join(o.Path, logDir))
+	if err != nil {
+		return nil, err
+	}
+	if err := scanned.checkStart(newest, variables); err != nil {
+		return nil, errors.Join(err, scanned.close())
+	}
+	// Everything is as it should be. From here on things are changed.
+	bolt, err := openBolt(vars)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", vars, err), scanned.close())
+	}
+	d := &Dir{Identity: id, Snapshots: snapshots, space: newSpace(o.Path, o.Reserve, o.Logger, o.Clock)}
+	ctx, cancel := context.WithCancel(context.Background())
+	d.cancel = cancel
+	d.Vars = &Vars{path: vars, bolt: bolt, space: d.space, ctx: ctx}
+	d.Log = newLog(ctx, o, d.space, scanned)
+	if scanned.torn != nil {
+		o.Logger.Warn("dropped the end of the store's log, which a crash had left incomplete; it was never acknowledged",
+			"file", scanned.torn.path)
+	}
+	if err := scanned.repair(d.Log); err != nil {
+		cancel()
+		return nil, errors.Join(err, bolt.Close(), scanned.close())
+	}
 	return d, nil
 }
 
-// create makes a new directory's files, the identity last. A log that was
-// never used and has no identity is one whose making was interrupted.
-func create(dir string, id Identity) (Identity, error) {
-	path := filepath.Join(dir, logFile)
-	there, err := exists(path)
-	if err != nil {
+func newLog(ctx context.Context, o Options, space *space, scanned *scannedLog) *Log {
+	l := &Log{
+		dir: scanned.dir, space: space, ctx: ctx, size: o.segmentSize(), grown: o.Grown,
+		segments: scanned.segments, first: scanned.first, places: scanned.places,
+	}
+	if l.grown == nil {
+		l.grown = func(int64) {}
+	}
+	l.written.Store(scanned.bytes)
+	return l
+}
+
+// create makes a new directory's files, the identity last. Files without an
+// identity that were never used are those of a start that was interrupted.
+func create(o Options) (Identity, error) {
+	dir, id := o.Path, o.Identity.fill()
+	if err := checkUnused(dir); err != nil {
 		return id, err
 	}
-	if there {
-		if err := checkUnused(path); err != nil {
-			return id, err
-		}
-	} else if err := createLog(path); err != nil {
+	vars, log := filepath.Join(dir, varsFile), filepath.Join(dir, logDir)
+	err := errors.Join(os.RemoveAll(vars), os.RemoveAll(log))
+	if err == nil {
+		err = createVars(vars)
+	}
+	if err == nil {
+		err = os.Mkdir(log, 0o700)
+	}
+	if err != nil {
 		return id, unusable(dir, err)
 	}
-	if err := writeIdentity(dir, id); err != nil {
+	s, err := createSegment(log, 1, 1, o.segmentSize(), 0)
+	if err != nil {
+		return id, unusable(dir, err)
+	}
+	if err := errors.Join(s.f.Close(), writeIdentity(dir, id)); err != nil {
 		return id, unusable(dir, err)
 	}
 	return id, syncDir(filepath.Dir(dir))
 }
 
-func createLog(path string) error {
-	tmp := path + ".tmp"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	bolt, err := openBolt(tmp, false)
+func createVars(path string) error {
+	bolt, err := openBolt(path)
 	if err != nil {
 		return err
 	}
-	if err := bolt.Close(); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
+	return bolt.Close()
 }
 
-// checkUnused refuses a log that holds anything.
-func checkUnused(path string) error {
-	return examine(path, func(l *Log, variables int) error {
-		_, last, err := l.verify()
-		if err == nil && (last != 0 || variables != 0) {
-			return damaged(filepath.Join(filepath.Dir(path), identityFile), "it is missing, although the log is in use")
+// checkUnused refuses a directory without an identity in which anything was
+// stored.
+func checkUnused(dir string) error {
+	used := damaged(filepath.Join(dir, identityFile), "it is missing, although the store was in use")
+	vars := filepath.Join(dir, varsFile)
+	if there, err := exists(vars); err != nil {
+		return err
+	} else if there {
+		// A file that bbolt had not finished making holds nothing either.
+		if n, err := verifyVars(vars); err == nil && n > 0 {
+			return used
 		}
+	}
+	if snapshots, err := filepath.Glob(filepath.Join(dir, snapshotsDir, "*"+snapshotSuffix)); err != nil || len(snapshots) > 0 {
+		return errors.Join(used, err)
+	}
+	numbers, err := segmentNumbers(filepath.Join(dir, logDir))
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(numbers) == 0 {
+		return nil
+	}
+	scanned, err := scanLog(filepath.Join(dir, logDir))
+	if err != nil {
+		return errors.Join(used, err)
+	}
+	if err := scanned.close(); err != nil {
 		return err
-	})
-}
-
-// examine checks a log's file and shows its content to check, opened so that
-// nothing can be changed: bbolt writes to a file as soon as it may.
-func examine(path string, check func(l *Log, variables int) error) error {
-	if err := checkBolt(path); err != nil {
-		return err
 	}
-	variables, err := verifyVariables(path)
-	if err != nil {
-		return err
-	}
-	bolt, err := openBolt(path, true)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", path, err)
-	}
-	return errors.Join(check(&Log{path: path, bolt: bolt}, variables), bolt.Close())
-}
-
-func openBolt(path string, readOnly bool) (*raftboltdb.BoltStore, error) {
-	return raftboltdb.New(raftboltdb.Options{
-		Path: path,
-		BoltOptions: &bbolt.Options{
-			Timeout:  time.Second,
-			ReadOnly: readOnly,
-			// The list of free pages is found by reading the file at start,
-			// not written with each append. Besides being cheaper, that keeps
-			// bbolt right when a commit fails half way: it looks again.
-			NoFreelistSync: true,
-			FreelistType:   bbolt.FreelistMapType,
-		},
-	})
-}
-
-func openLog(ctx context.Context, o Options, snapshot uint64) (*Log, error) {
-	path := filepath.Join(o.Path, logFile)
-	if there, err := exists(path); err != nil {
-		return nil, err
-	} else if !there {
-		return nil, damaged(path, "it is missing")
-	}
-	var size int64
-	err := examine(path, func(l *Log, variables int) error {
-		first, last, err := l.verify()
-		size = l.written.Load()
-		return errors.Join(err, l.checkStart(first, last, snapshot, variables))
-	})
-	if err != nil {
-		return nil, err
-	}
-	bolt, err := openBolt(path, false)
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
-	}
-	l := &Log{path: path, bolt: bolt, space: newSpace(o.Path, o.Reserve, o.Logger, o.Clock), ctx: ctx, grown: o.Grown}
-	if l.grown == nil {
-		l.grown = func(int64) {}
-	}
-	l.written.Store(size)
-	return l, nil
-}
-
-// checkStart refuses a log that does not join the newest snapshot: entries
-// between them are lost. Once there was any entry, there is a term.
-func (l *Log) checkStart(first, last, snapshot uint64, variables int) error {
-	switch {
-	case last == 0 && snapshot == 0:
-		return nil // new
-	case variables == 0:
-		return damaged(l.path, "the server's term is missing")
-	case last != 0 && first > snapshot+1:
-		return damaged(l.path, "it starts with entry %d, and the newest snapshot ends with entry %d: entries are missing",
-			first, snapshot)
+	if len(scanned.segments) > 1 || scanned.segments[0].end > segmentHeader {
+		return used
 	}
 	return nil
 }
@@ -232,5 +226,5 @@ func (d *Dir) Abort() { d.cancel() }
 // Close gives the directory back.
 func (d *Dir) Close() error {
 	d.cancel()
-	return errors.Join(d.Log.bolt.Close(), d.lock.Close())
+	return errors.Join(d.Log.close(), d.Vars.bolt.Close(), d.lock.Close())
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package disk is what a store keeps in its directory: an identity, the Raft
-// log with Raft's own few variables (one bbolt file), and snapshots.
+// log, Raft's own few variables (a bbolt file), and snapshots.
 //
 // It owns the checks that make damage known before anything is served: every
 // file is examined before it is used, everything read has a checksum of ours

@@ -4,94 +4,106 @@ package disk
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"runtime/debug"
+	"os"
 	"slices"
+	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-	"go.etcd.io/bbolt"
 )
 
-// A Log is Raft's log and its stable variables in one bbolt file. Everything
-// stored has a checksum, which is verified on every read.
+// A Log is raft's log: a sequence of segments to whose last one records are
+// appended. One append is one write and one flush. Every read verifies
+// checksums.
 //
-// An entry's data is followed by the CRC-32C, little endian, of its index,
-// term, type, data and extensions. A variable is followed by that of its key
-// and value.
-//
-// Writes do not return before they are on disk, or the Log's context ended.
+// Appends do not return before they are on disk, or the Dir is closed.
 type Log struct {
-	path  string
-	bolt  *raftboltdb.BoltStore
+	dir   string
 	space *space
 	ctx   context.Context
+	size  int64 // of a new segment
 	// written counts the bytes of entries appended, for the snapshot policy.
 	written atomic.Int64
 	grown   func(total int64)
+
+	writing sync.Mutex // held by whoever appends or deletes
+	next    *segment   // made, but not yet the tail; guarded by writing
+
+	mu       sync.RWMutex // guards what follows; held only for memory and reads
+	segments []*segment   // numbers without gaps; the last one is the tail
+	first    uint64       // index of the entry at places[0]
+	places   []place
+}
+
+// place is where an entry's record is.
+type place struct {
+	segment uint32 // its number's lowest bits
+	offset  uint32
 }
 
 var (
-	_ raft.LogStore    = (*Log)(nil)
-	_ raft.StableStore = (*Log)(nil)
+	_ raft.LogStore          = (*Log)(nil)
+	_ raft.MonotonicLogStore = (*Log)(nil)
 )
 
-const sumSize = 4
-
-func entrySum(l *raft.Log, data []byte) uint32 {
-	var h [17]byte
-	binary.LittleEndian.PutUint64(h[:], l.Index)
-	binary.LittleEndian.PutUint64(h[8:], l.Term)
-	h[16] = byte(l.Type)
-	sum := crc32.Checksum(h[:], castagnoli)
-	sum = crc32.Update(sum, castagnoli, data)
-	return crc32.Update(sum, castagnoli, l.Extensions)
-}
-
-// guard turns what bbolt does about a damaged page, a panic or a memory
-// fault, into an error.
-func (l *Log) guard(err *error) func() {
-	before := debug.SetPanicOnFault(true)
-	return func() {
-		debug.SetPanicOnFault(before)
-		if p := recover(); p != nil {
-			*err = damaged(l.path, "reading it failed: %v", p)
-		}
-	}
-}
+// IsMonotonic tells raft that entries have no gaps.
+func (l *Log) IsMonotonic() bool { return true }
 
 // FirstIndex returns the index of the oldest entry, 0 if there is none.
-func (l *Log) FirstIndex() (index uint64, err error) {
-	defer l.guard(&err)()
-	return l.bolt.FirstIndex()
+func (l *Log) FirstIndex() (uint64, error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if len(l.places) == 0 {
+		return 0, nil
+	}
+	return l.first, nil
 }
 
 // LastIndex returns the index of the newest entry, 0 if there is none.
-func (l *Log) LastIndex() (index uint64, err error) {
-	defer l.guard(&err)()
-	return l.bolt.LastIndex()
+func (l *Log) LastIndex() (uint64, error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.last(), nil
 }
+
+func (l *Log) last() uint64 {
+	if len(l.places) == 0 {
+		return 0
+	}
+	return l.first + uint64(len(l.places)) - 1
+}
+
+func (l *Log) tail() *segment { return l.segments[len(l.segments)-1] }
 
 // GetLog reads an entry. It fails with a DamageError if it is not the one that
 // was stored, and with raft.ErrLogNotFound if there is none.
-func (l *Log) GetLog(index uint64, out *raft.Log) (err error) {
-	defer l.guard(&err)()
-	if err := l.bolt.GetLog(index, out); err != nil {
-		if errors.Is(err, raft.ErrLogNotFound) {
-			return err
-		}
-		return damaged(l.path, "log entry %d cannot be read: %v", index, err)
+func (l *Log) GetLog(index uint64, out *raft.Log) error {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if len(l.places) == 0 || index < l.first || index > l.last() {
+		return raft.ErrLogNotFound
 	}
-	n := len(out.Data) - sumSize
-	if n < 0 || out.Index != index || entrySum(out, out.Data[:n]) != binary.LittleEndian.Uint32(out.Data[n:]) {
-		return damaged(l.path, "log entry %d has a wrong checksum", index)
+	p := l.places[index-l.first]
+	s := l.segments[p.segment-uint32(l.segments[0].number)]
+	var h [recordHeader]byte
+	if _, err := s.f.ReadAt(h[:], int64(p.offset)); err != nil {
+		return damaged(s.path, "log entry %d cannot be read: %v", index, err)
 	}
-	out.Data = out.Data[:n:n]
+	r, ok := decodeRecord(h[:], s.number, int64(p.offset))
+	if !ok || r.kind != recordEntry || r.index != index {
+		return damaged(s.path, "log entry %d has a wrong checksum", index)
+	}
+	payload := make([]byte, r.payload)
+	if _, err := s.f.ReadAt(payload, int64(p.offset)+recordHeader); err != nil {
+		return damaged(s.path, "log entry %d cannot be read: %v", index, err)
+	}
+	if crc32.Checksum(payload, castagnoli) != r.sum {
+		return damaged(s.path, "log entry %d has a wrong checksum", index)
+	}
+	r.entry(payload, out)
 	return nil
 }
 
@@ -100,141 +112,180 @@ func (l *Log) StoreLog(entry *raft.Log) error { return l.StoreLogs([]*raft.Log{e
 
 // StoreLogs appends entries. While the disk is full or failing it waits.
 func (l *Log) StoreLogs(entries []*raft.Log) error {
-	sealed := make([]*raft.Log, len(entries))
-	copies := make([]raft.Log, len(entries))
-	var size int64
-	for i, e := range entries {
-		copies[i] = *e
-		data := make([]byte, 0, len(e.Data)+sumSize)
-		data = append(data, e.Data...)
-		copies[i].Data = binary.LittleEndian.AppendUint32(data, entrySum(e, e.Data))
-		sealed[i] = &copies[i]
-		size += int64(len(e.Data))
-	}
-	err := l.space.persist(l.ctx, func() (err error) {
-		defer l.guard(&err)()
-		return l.bolt.StoreLogs(sealed)
-	})
-	if err != nil {
-		return fmt.Errorf("append to %s: %w", l.path, err)
-	}
-	l.grown(l.written.Add(size))
-	return nil
-}
-
-// DeleteRange removes entries, both ends included.
-func (l *Log) DeleteRange(from, to uint64) error {
-	err := l.space.persist(l.ctx, func() (err error) {
-		defer l.guard(&err)()
-		return l.bolt.DeleteRange(from, to)
-	})
-	if err != nil {
-		return fmt.Errorf("shorten %s: %w", l.path, err)
-	}
-	return nil
-}
-
-// Set stores a variable. While the disk is full or failing it waits.
-func (l *Log) Set(key, value []byte) error {
-	sealed := append([]byte(nil), value...)
-	sealed = binary.LittleEndian.AppendUint32(sealed, variableSum(key, value))
-	err := l.space.persist(l.ctx, func() (err error) {
-		defer l.guard(&err)()
-		return l.bolt.Set(key, sealed)
-	})
-	if err != nil {
-		return fmt.Errorf("write to %s: %w", l.path, err)
-	}
-	return nil
-}
-
-func variableSum(key, value []byte) uint32 {
-	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value)
-}
-
-// Get reads a variable. Raft knows a missing one by the text of the error,
-// which is raftboltdb.ErrKeyNotFound.
-func (l *Log) Get(key []byte) (value []byte, err error) {
-	defer l.guard(&err)()
-	sealed, err := l.bolt.Get(key)
-	if err != nil {
-		return nil, err
-	}
-	return l.open(key, sealed)
-}
-
-// open verifies a variable's checksum and returns its value.
-func (l *Log) open(key, sealed []byte) ([]byte, error) {
-	n := len(sealed) - sumSize
-	if n < 0 || variableSum(key, sealed[:n]) != binary.LittleEndian.Uint32(sealed[n:]) {
-		return nil, damaged(l.path, "the variable %s has a wrong checksum", key)
-	}
-	return sealed[:n:n], nil
-}
-
-// SetUint64 stores a number.
-func (l *Log) SetUint64(key []byte, n uint64) error {
-	return l.Set(key, binary.BigEndian.AppendUint64(nil, n))
-}
-
-// GetUint64 reads a number.
-func (l *Log) GetUint64(key []byte) (uint64, error) {
-	value, err := l.Get(key)
-	if err != nil {
-		return 0, err
-	}
-	if len(value) != 8 {
-		return 0, damaged(l.path, "the variable %s is not a number", key)
-	}
-	return binary.BigEndian.Uint64(value), nil
-}
-
-// verify reads every entry once, and refuses gaps. It returns the first and
-// last index.
-func (l *Log) verify() (first, last uint64, err error) {
-	if first, err = l.FirstIndex(); err != nil {
-		return 0, 0, err
-	}
-	if last, err = l.LastIndex(); err != nil {
-		return 0, 0, err
-	}
-	var size int64
-	for i := first; i <= last && last > 0; i++ {
-		var entry raft.Log
-		if err := l.GetLog(i, &entry); errors.Is(err, raft.ErrLogNotFound) {
-			return 0, 0, damaged(l.path, "log entry %d is missing", i)
-		} else if err != nil {
-			return 0, 0, err
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	var size, bytes int64
+	expect, _ := l.LastIndex()
+	for _, e := range entries {
+		if expect != 0 && e.Index != expect+1 {
+			return fmt.Errorf("append to the log: entry %d after entry %d", e.Index, expect)
 		}
-		size += int64(len(entry.Data))
+		expect = e.Index
+		n := int64(len(e.Data) + len(e.Extensions))
+		size, bytes = size+recordHeader+align(n), bytes+n
 	}
-	l.written.Store(size)
-	return first, last, nil
+	tail, err := l.roomFor(size)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 0, size)
+	for i, e := range entries {
+		r := record{segment: uint32(tail.number), offset: tail.end + int64(len(buf)), batch: tail.batch + 1}
+		if i == len(entries)-1 {
+			r.flags = flagLast
+		}
+		buf = appendEntry(buf, e, r)
+	}
+	if err := l.append(tail, buf); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	at := tail.end
+	for _, e := range entries {
+		if len(l.places) == 0 {
+			l.first = e.Index
+		}
+		l.places = append(l.places, place{uint32(tail.number), uint32(at)})
+		at += recordHeader + align(int64(len(e.Data)+len(e.Extensions)))
+	}
+	tail.end, tail.batch = at, tail.batch+1
+	l.mu.Unlock()
+	l.grown(l.written.Add(bytes))
+	return nil
 }
 
-// variables are all that raft stores beside the log.
-var variables = []string{"CurrentTerm", "LastVoteTerm", "LastVoteCand"}
-
-// verifyVariables reads them, and looks for others, since a variable whose
-// name is damaged would otherwise count as never set: a vote could be given
-// twice. It returns how many there are.
-func verifyVariables(path string) (found int, err error) {
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
-	if err != nil {
-		return 0, fmt.Errorf("open %s: %w", path, err)
+// append puts records at the end of a segment, durably.
+func (l *Log) append(s *segment, records []byte) error {
+	if err := l.space.persist(l.ctx, func() error { return s.write(records) }); err != nil {
+		return fmt.Errorf("append to %s: %w", s.path, err)
 	}
-	defer db.Close()
-	l := &Log{path: path}
-	defer l.guard(&err)()
-	err = db.View(func(tx *bbolt.Tx) error {
-		return tx.Bucket([]byte("conf")).ForEach(func(k, v []byte) error {
-			if !slices.Contains(variables, string(k)) {
-				return damaged(path, "it holds a variable %q, which nobody wrote", k)
-			}
-			found++
-			_, err := l.open(k, v)
+	return nil
+}
+
+// roomFor returns the segment that a batch of this size goes to: the tail, or
+// a new one. The successor is made before the tail says that it has one.
+func (l *Log) roomFor(size int64) (*segment, error) {
+	tail := l.tail()
+	if tail.fits(size) && !tail.sealed {
+		return tail, nil
+	}
+	if l.next == nil {
+		err := l.space.persist(l.ctx, func() (err error) {
+			l.next, err = createSegment(l.dir, tail.number+1, tail.batch+2, l.size, size)
 			return err
 		})
-	})
-	return found, err
+		if err != nil {
+			return nil, err
+		}
+	}
+	if err := l.seal(tail); err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.segments = append(l.segments, l.next)
+	l.next = nil
+	return l.tail(), nil
+}
+
+// seal ends a segment that has a successor.
+func (l *Log) seal(s *segment) error {
+	if s.sealed {
+		return nil
+	}
+	r := record{kind: recordEnd, flags: flagLast, segment: uint32(s.number), offset: s.end, batch: s.batch + 1}
+	if err := l.append(s, r.encode(nil)); err != nil {
+		return err
+	}
+	s.end, s.batch, s.sealed = s.end+recordHeader, s.batch+1, true
+	return nil
+}
+
+// DeleteRange removes entries from the beginning or from the end, both indexes
+// included. Of a beginning it removes whole files; what is left over of one may
+// be there again after a restart.
+func (l *Log) DeleteRange(from, to uint64) error {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	first, _ := l.FirstIndex()
+	last, _ := l.LastIndex()
+	switch {
+	case last == 0 || to < first || from > last || from > to:
+		return nil
+	case to >= last && from <= first:
+		if err := l.cut(0); err != nil {
+			return err
+		}
+		return l.removeBefore(l.tail().number)
+	case to >= last:
+		return l.cut(from)
+	case from <= first:
+		l.mu.Lock()
+		l.places = slices.Clone(l.places[to+1-l.first:])
+		l.first = to + 1
+		number := uint64(l.places[0].segment)
+		l.mu.Unlock()
+		return l.removeBefore(number)
+	}
+	return fmt.Errorf("delete entries %d to %d of the log: they are in its middle", from, to)
+}
+
+// cut takes back the entries from an index on, or all of them if it is 0.
+func (l *Log) cut(from uint64) error {
+	tail, err := l.roomFor(recordHeader)
+	if err != nil {
+		return err
+	}
+	r := record{kind: recordCut, flags: flagLast, index: from, segment: uint32(tail.number), offset: tail.end, batch: tail.batch + 1}
+	if err := l.append(tail, r.encode(nil)); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	tail.end, tail.batch = tail.end+recordHeader, tail.batch+1
+	l.forget(from)
+	return nil
+}
+
+// forget applies a cut to the places.
+func (l *Log) forget(from uint64) {
+	if from <= l.first {
+		l.places = nil
+		return
+	}
+	if from <= l.last() {
+		l.places = l.places[:from-l.first]
+	}
+}
+
+// removeBefore removes the segments before the one with this number.
+func (l *Log) removeBefore(number uint64) error {
+	l.mu.Lock()
+	var gone []*segment
+	for len(l.segments) > 1 && uint32(l.segments[0].number) != uint32(number) {
+		gone = append(gone, l.segments[0])
+		l.segments = l.segments[1:]
+	}
+	l.mu.Unlock()
+	var err error
+	for _, s := range gone {
+		err = errors.Join(err, s.f.Close(), os.Remove(s.path))
+	}
+	if err != nil {
+		return fmt.Errorf("remove old parts of the log: %w", err)
+	}
+	return nil
+}
+
+func (l *Log) close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var err error
+	for _, s := range l.segments {
+		err = errors.Join(err, s.f.Close())
+	}
+	if l.next != nil {
+		err = errors.Join(err, l.next.f.Close())
+	}
+	return err
 }

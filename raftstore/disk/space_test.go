@@ -56,10 +56,21 @@ func fillUp(t *testing.T, path string) (free func()) {
 	}
 }
 
+// wait waits for what the free space brings about, at which a stream of writes
+// looks only now and then.
+func wait(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(checkEvery / 4) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never %s", what)
+		}
+	}
+}
+
 func TestFullDisk(t *testing.T) {
 	path := smallDisk(t, "size=16m")
 	o := options(filepath.Join(path, "store"))
-	o.Reserve = 2 << 20
+	o.Reserve, o.SegmentSize = 4<<20, 1<<20
 	d, err := Open(o)
 	if err != nil {
 		t.Fatal(err)
@@ -77,12 +88,10 @@ func TestFullDisk(t *testing.T) {
 	if err := d.Log.StoreLog(big(1)); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Log.SetUint64([]byte("CurrentTerm"), 1); err != nil {
+	if err := d.Vars.SetUint64([]byte("CurrentTerm"), 1); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Admit(); !errors.Is(err, ErrNoSpace) {
-		t.Fatalf("admitted with %v", err)
-	}
+	wait(t, "refused", func() bool { return errors.Is(d.Admit(), ErrNoSpace) })
 	// Without any space at all a write waits, and reads go on.
 	last := uint64(1)
 	done := make(chan error, 1)
@@ -106,13 +115,7 @@ func TestFullDisk(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(30 * time.Second)
-	for d.Admit() != nil && time.Now().Before(deadline) {
-		time.Sleep(checkEvery)
-	}
-	if err := d.Admit(); err != nil {
-		t.Fatalf("not admitted when there is room again: %v", err)
-	}
+	wait(t, "admitted again", func() bool { return d.Admit() == nil })
 	if info, err := os.Stat(filepath.Join(o.Path, reserveFile)); err != nil || info.Size() != o.Reserve {
 		t.Fatalf("no new reserve: %v, %v", info, err)
 	}

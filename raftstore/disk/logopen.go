@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// scannedLog is a log as its files show it, before anything was changed.
+type scannedLog struct {
+	dir      string
+	segments []*segment
+	torn     *segment // ends with an append that a crash interrupted
+	bytes    int64    // of entries
+	leftover []string // files that a crash kept from being removed
+
+	first  uint64
+	places []place
+}
+
+// scanLog reads all segments of a directory and verifies them.
+func scanLog(dir string) (*scannedLog, error) {
+	numbers, err := segmentNumbers(dir)
+	if err != nil {
+		return nil, err
+	}
+	if len(numbers) == 0 {
+		return nil, damaged(dir, "there is no log in it")
+	}
+	l := &scannedLog{dir: dir}
+	numbers = l.setLeftoverAside(numbers)
+	for i, n := range numbers {
+		if err := l.scan(n, i == len(numbers)-1); err != nil {
+			return nil, errors.Join(err, l.close())
+		}
+	}
+	return l, nil
+}
+
+func segmentNumbers(dir string) ([]uint64, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list the log: %w", err)
+	}
+	var numbers []uint64
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), segmentSuffix)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseUint(name, 10, 64)
+		if err != nil {
+			return nil, damaged(filepath.Join(dir, e.Name()), "its name is not a segment's")
+		}
+		numbers = append(numbers, n)
+	}
+	slices.Sort(numbers)
+	return numbers, nil
+}
+
+// setLeftoverAside returns the newest numbers without gaps. Segments are
+// removed oldest first, but after a power cut an older one may be back.
+// Whether a needed one is missing shows when the log is joined to the
+// snapshot.
+func (l *scannedLog) setLeftoverAside(numbers []uint64) []uint64 {
+	i := len(numbers) - 1
+	for i > 0 && numbers[i-1] == numbers[i]-1 {
+		i--
+	}
+	for _, n := range numbers[:i] {
+		l.leftover = append(l.leftover, segmentPath(l.dir, n))
+	}
+	return numbers[i:]
+}
+
+func (l *scannedLog) scan(number uint64, newest bool) error {
+	s, err := openSegment(l.dir, number)
+	if err != nil {
+		return err
+	}
+	before := l.segments
+	l.segments = append(l.segments, s)
+	if len(before) > 0 {
+		if err := l.follows(before[len(before)-1], s); err != nil {
+			return err
+		}
+	}
+	torn, err := s.scan(func(r record) error { return l.add(s, r) })
+	if err != nil {
+		return err
+	}
+	if torn {
+		if l.torn != nil {
+			return damaged(l.torn.path, "the record at byte %d has a wrong checksum", l.torn.end)
+		}
+		l.torn = s
+	}
+	if newest && s.sealed {
+		return damaged(segmentPath(l.dir, number+1), "it is missing")
+	}
+	// A segment is sealed when its successor is there; a crash in between
+	// leaves the successor empty.
+	if len(before) > 0 && !before[len(before)-1].sealed && (s.end > segmentHeader || torn || !newest) {
+		prev := before[len(before)-1]
+		return damaged(prev.path, "the record at byte %d is gone, and later ones are there", prev.end)
+	}
+	return nil
+}
+
+// follows checks that no batch is missing between two segments. The seal is a
+// batch of its own.
+func (l *scannedLog) follows(prev, s *segment) error {
+	want := prev.batch
+	if !prev.sealed {
+		want++
+	}
+	if s.batch != want {
+		return damaged(s.path, "it starts with append %d, and the one before ends with %d", s.batch+1, prev.batch)
+	}
+	return nil
+}
+
+func (l *scannedLog) add(s *segment, r record) error {
+	switch r.kind {
+	case recordEntry:
+		if len(l.places) == 0 {
+			l.first = r.index
+		}
+		if want := l.first + uint64(len(l.places)); r.index != want {
+			return damaged(s.path, "log entry %d comes where %d should", r.index, want)
+		}
+		l.places = append(l.places, place{uint32(s.number), uint32(r.offset)})
+		l.bytes += int64(r.payload)
+	case recordCut:
+		cut := Log{first: l.first, places: l.places}
+		cut.forget(r.index)
+		l.places = cut.places
+	}
+	return nil
+}
+
+func (l *scannedLog) last() uint64 {
+	if len(l.places) == 0 {
+		return 0
+	}
+	return l.first + uint64(len(l.places)) - 1
+}
+
+// checkStart refuses a log that does not join the newest snapshot: entries
+// between them are lost. Once there was any entry, there is a term.
+func (l *scannedLog) checkStart(snapshot uint64, variables int) error {
+	switch {
+	case len(l.places) == 0 && snapshot == 0:
+		return nil // new
+	case variables == 0:
+		return damaged(filepath.Join(filepath.Dir(l.dir), varsFile), "the server's term is missing")
+	case len(l.places) > 0 && l.first > snapshot+1:
+		return damaged(l.dir, "it starts with log entry %d, and the newest snapshot ends with entry %d: entries are missing",
+			l.first, snapshot)
+	}
+	return nil
+}
+
+// repair finishes what a crash interrupted: an append that was never
+// acknowledged, the removal of old segments, the sealing of one.
+func (l *scannedLog) repair(into *Log) error {
+	if l.torn != nil {
+		if err := l.torn.clean(); err != nil {
+			return err
+		}
+	}
+	for _, path := range l.leftover {
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("remove an old part of the log: %w", err)
+		}
+	}
+	if n := len(l.segments); n > 1 && !l.segments[n-2].sealed {
+		return into.seal(l.segments[n-2])
+	}
+	return nil
+}
+
+func (l *scannedLog) close() error {
+	var err error
+	for _, s := range l.segments {
+		err = errors.Join(err, s.f.Close())
+	}
+	return err
+}

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// A segment is one file of the log: a header, records, and zeros up to its
+// length, which never changes. The header is a magic string, the segment's
+// number, its length, the number of its first batch, and the CRC-32C of these.
+type segment struct {
+	path   string
+	number uint64
+	f      *os.File
+	length int64
+	end    int64  // where the next record goes
+	batch  uint64 // of the record before the end, or before the segment's first
+	sealed bool   // its last record says that there is a successor
+}
+
+const (
+	segmentMagic  = "coracle log 1\n\x00\x00"
+	segmentHeader = 64
+	segmentSuffix = ".segment"
+	// defaultSegment bounds what a deletion of old entries leaves over, and is
+	// what an empty store takes.
+	defaultSegment = 8 << 20
+	sector         = 512
+)
+
+func segmentPath(dir string, number uint64) string {
+	return filepath.Join(dir, fmt.Sprintf("%016d%s", number, segmentSuffix))
+}
+
+// createSegment makes a segment whose first batch has the given number, of the
+// given length or of a greater one if need is more. It is on disk, with its
+// space, when this returns.
+func createSegment(dir string, number, batch uint64, length, need int64) (*segment, error) {
+	length = max(length, align(need)+segmentHeader+recordHeader)
+	path := segmentPath(dir, number)
+	f, err := os.OpenFile(path+".tmp", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("create %s: %w", path, err)
+	}
+	err = allocate(f, length)
+	if err == nil {
+		_, err = f.WriteAt(encodeSegmentHeader(number, length, batch), 0)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = os.Rename(path+".tmp", path)
+	}
+	if err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("create %s: %w", path, err), f.Close())
+	}
+	return &segment{path: path, number: number, f: f, length: length, end: segmentHeader, batch: batch - 1}, nil
+}
+
+// allocate gives a new file its length and the space for it, all zeros.
+func allocate(f *os.File, length int64) error {
+	err := unix.Fallocate(int(f.Fd()), 0, 0, length)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		_, err = io.CopyN(f, zeros{}, length)
+	}
+	return err
+}
+
+func encodeSegmentHeader(number uint64, length int64, batch uint64) []byte {
+	h := make([]byte, segmentHeader)
+	copy(h, segmentMagic)
+	binary.LittleEndian.PutUint64(h[16:], number)
+	binary.LittleEndian.PutUint64(h[24:], uint64(length))
+	binary.LittleEndian.PutUint64(h[32:], batch)
+	binary.LittleEndian.PutUint32(h[40:], crc32.Checksum(h[:40], castagnoli))
+	return h
+}
+
+// openSegment opens a segment and checks its header and length.
+func openSegment(dir string, number uint64) (*segment, error) {
+	path := segmentPath(dir, number)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	s := &segment{path: path, number: number, f: f, end: segmentHeader}
+	if err := s.readHeader(); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return s, nil
+}
+
+func (s *segment) readHeader() error {
+	info, err := s.f.Stat()
+	if err != nil {
+		return fmt.Errorf("stat %s: %w", s.path, err)
+	}
+	h := make([]byte, segmentHeader)
+	if _, err := s.f.ReadAt(h, 0); err != nil {
+		return damaged(s.path, "it is only %d bytes long", info.Size())
+	}
+	batch := binary.LittleEndian.Uint64(h[32:])
+	s.length, s.batch = int64(binary.LittleEndian.Uint64(h[24:])), batch-1
+	if string(h) != string(encodeSegmentHeader(s.number, s.length, batch)) {
+		return damaged(s.path, "its header has a wrong checksum")
+	}
+	if info.Size() != s.length {
+		return damaged(s.path, "it is %d bytes long and should have %d: it was truncated", info.Size(), s.length)
+	}
+	return nil
+}
+
+// fits says whether a batch of this length can be added, with room for the
+// record that ends the segment.
+func (s *segment) fits(size int64) bool { return s.end+size+recordHeader <= s.length }
+
+// scan reads the records and hands each to fn, a whole batch at a time. It
+// stops at what is not a record, and says whether something incomplete is
+// there: the rest of an append that a crash interrupted and that was never
+// acknowledged. In any other case what is not a record is damage.
+func (s *segment) scan(fn func(record) error) (torn bool, err error) {
+	in := bufio.NewReaderSize(io.NewSectionReader(s.f, s.end, s.length-s.end), 256<<10)
+	var batch []record
+	for at := s.end; s.length-at >= recordHeader && !s.sealed; {
+		r, size, err := s.read(in, at)
+		if err != nil {
+			return false, err
+		}
+		if r == nil {
+			torn, err := s.tail(at, size)
+			return torn || len(batch) > 0, err
+		}
+		if r.batch != s.batch+1 {
+			return false, damaged(s.path, "the record at byte %d does not belong there", at)
+		}
+		at += size
+		batch = append(batch, *r)
+		if r.flags&flagLast == 0 {
+			continue
+		}
+		for _, r := range batch {
+			if err := fn(r); err != nil {
+				return false, err
+			}
+		}
+		batch = batch[:0]
+		s.end, s.batch, s.sealed = at, r.batch, r.kind == recordEnd
+	}
+	return len(batch) > 0, nil
+}
+
+// read returns the record at an offset and its size, or nil and the size of
+// what is no good record there.
+func (s *segment) read(in *bufio.Reader, at int64) (*record, int64, error) {
+	var h [recordHeader]byte
+	if _, err := io.ReadFull(in, h[:]); err != nil {
+		return nil, 0, fmt.Errorf("read %s: %w", s.path, err)
+	}
+	r, ok := decodeRecord(h[:], s.number, at)
+	if !ok {
+		return nil, recordHeader, nil
+	}
+	if at+r.size() > s.length {
+		return nil, 0, damaged(s.path, "the record at byte %d reaches beyond the end", at)
+	}
+	sum := crc32.New(castagnoli)
+	if _, err := io.CopyN(sum, in, int64(r.payload)); err != nil {
+		return nil, 0, fmt.Errorf("read %s: %w", s.path, err)
+	}
+	if _, err := in.Discard(int(align(int64(r.payload)) - int64(r.payload))); err != nil {
+		return nil, 0, fmt.Errorf("read %s: %w", s.path, err)
+	}
+	if sum.Sum32() != r.sum {
+		return nil, r.size(), nil
+	}
+	return &r, r.size(), nil
+}
+
+// tail judges what lies at an offset, where a record of the given size, or at
+// least its header, should be. An interrupted append leaves at least one sector
+// unwritten, hence all zeros, and nothing of a later batch can be behind it.
+func (s *segment) tail(at, size int64) (torn bool, err error) {
+	rest, err := s.restFrom(at)
+	if err != nil || len(rest) == 0 {
+		return false, err
+	}
+	if !unwritten(rest, at, size) {
+		return false, damaged(s.path, "the record at byte %d has a wrong checksum", at)
+	}
+	for i := 0; i+recordHeader <= len(rest); i += recordAlign {
+		if r, ok := decodeRecord(rest[i:], s.number, at+int64(i)); ok && r.batch > s.batch+1 {
+			return false, damaged(s.path, "the record at byte %d is gone, and later ones are there", at)
+		}
+	}
+	return true, nil
+}
+
+// restFrom reads from an offset to the last byte that is not zero.
+func (s *segment) restFrom(at int64) ([]byte, error) {
+	end := at // behind the last byte that is not zero
+	chunk := make([]byte, 64<<10)
+	for from := at; from < s.length; {
+		n, err := s.f.ReadAt(chunk[:min(int64(len(chunk)), s.length-from)], from)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", s.path, err)
+		}
+		if used := len(bytes.TrimRight(chunk[:n], "\x00")); used > 0 {
+			end = from + int64(used)
+		}
+		from += int64(n)
+	}
+	rest := make([]byte, end-at)
+	if _, err := s.f.ReadAt(rest, at); err != nil && len(rest) > 0 {
+		return nil, fmt.Errorf("read %s: %w", s.path, err)
+	}
+	return rest, nil
+}
+
+// unwritten says whether some sector's share of the first size bytes of rest
+// is all zeros. rest starts at the given offset of the file; beyond it all is
+// zero.
+func unwritten(rest []byte, offset, size int64) bool {
+	for from := int64(0); from < size; {
+		to := min(size, (offset+from)/sector*sector+sector-offset)
+		if isZero(rest, from, to) {
+			return true
+		}
+		from = to
+	}
+	return false
+}
+
+func isZero(rest []byte, from, to int64) bool {
+	for i := from; i < min(to, int64(len(rest))); i++ {
+		if rest[i] != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// clean makes zeros of everything behind the records, after a torn append.
+func (s *segment) clean() error {
+	rest, err := s.restFrom(s.end)
+	if err != nil {
+		return err
+	}
+	if _, err := s.f.WriteAt(make([]byte, len(rest)), s.end); err != nil {
+		return fmt.Errorf("clean %s: %w", s.path, err)
+	}
+	return s.f.Sync()
+}
+
+// write puts bytes at the end of the records and waits until they are on disk.
+// It does not move the end, so that it can be repeated.
+func (s *segment) write(b []byte) error {
+	if _, err := s.f.WriteAt(b, s.end); err != nil {
+		return err
+	}
+	return unix.Fdatasync(int(s.f.Fd()))
+}

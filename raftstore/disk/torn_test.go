@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/hashicorp/raft"
+)
+
+// random entries: small ones, some of several sectors, many of zeros only.
+func randomEntry(r *rand.Rand, index uint64) *raft.Log {
+	data := make([]byte, r.IntN(1<<r.IntN(13)))
+	if r.IntN(2) == 0 {
+		for i := range data {
+			data[i] = byte(r.Uint32())
+		}
+	}
+	return &raft.Log{Index: index, Term: 1, Type: raft.LogCommand, Data: data}
+}
+
+// checkEntries compares the log with what was appended, up to the last index
+// that the log has, and returns that.
+func checkEntries(t *testing.T, d *Dir, want []*raft.Log) uint64 {
+	t.Helper()
+	last, err := d.Log.LastIndex()
+	if err != nil || last > uint64(len(want)) {
+		t.Fatalf("last entry %d of %d, %v", last, len(want), err)
+	}
+	for i := uint64(1); i <= last; i++ {
+		var got raft.Log
+		if err := d.Log.GetLog(i, &got); err != nil || !bytes.Equal(got.Data, want[i-1].Data) || got.Term != 1 {
+			t.Fatalf("entry %d: %v, %v", i, got, err)
+		}
+	}
+	return last
+}
+
+func readAll(t *testing.T, dir string) map[string][]byte {
+	t.Helper()
+	files := map[string][]byte{}
+	names, err := filepath.Glob(filepath.Join(dir, logDir, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if files[filepath.Base(name)], err = os.ReadFile(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return files
+}
+
+// TestTornAppends cuts the power in the middle of an append: any sectors of it
+// may be on disk and any not. What was acknowledged before is always there, an
+// append that is complete too, and of another at most a beginning; and the log
+// goes on from there, time and again.
+func TestTornAppends(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	path := filepath.Join(memoryDir(t), "store")
+	var want []*raft.Log
+	for range 150 {
+		d := mustOpen(t, path)
+		if err := d.Vars.SetUint64([]byte("CurrentTerm"), 1); err != nil {
+			t.Fatal(err)
+		}
+		if got := checkEntries(t, d, want); got != uint64(len(want)) {
+			t.Fatalf("%d entries of %d", got, len(want))
+		}
+		before := readAll(t, path)
+		acknowledged := len(want)
+		var batch []*raft.Log
+		for range 1 + r.IntN(4) {
+			batch = append(batch, randomEntry(r, uint64(len(want)+1)))
+			want = append(want, batch[len(batch)-1])
+		}
+		if err := errors.Join(d.Log.StoreLogs(batch), d.Close()); err != nil {
+			t.Fatal(err)
+		}
+		complete := tear(t, r, path, before)
+		d = mustOpen(t, path)
+		last := checkEntries(t, d, want)
+		if last < uint64(acknowledged) || complete && last != uint64(len(want)) {
+			t.Fatalf("%d entries are left of %d and a batch of %d", last, acknowledged, len(batch))
+		}
+		want = want[:last]
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// tear puts back some of the sectors that changed, and says whether none. A
+// new segment was on disk before anything else was written, and the seal of the
+// old one before anything was written to the new.
+func tear(t *testing.T, r *rand.Rand, path string, before map[string][]byte) (complete bool) {
+	t.Helper()
+	after := readAll(t, path)
+	complete = true
+	rotated := len(after) > len(before)
+	sealLost := false
+	for _, old := range []bool{true, false} {
+		for name, now := range after {
+			was, existed := before[name]
+			if existed != old {
+				continue
+			}
+			if !existed { // as made: a header
+				was = make([]byte, len(now))
+				copy(was, now[:segmentHeader])
+			}
+			torn := bytes.Clone(now)
+			for at := 0; at < len(now); at += sector {
+				if bytes.Equal(was[at:at+sector], now[at:at+sector]) {
+					continue
+				}
+				if sealLost || r.IntN(3) == 0 {
+					copy(torn[at:at+sector], was[at:at+sector])
+					complete = false
+					sealLost = sealLost || rotated && existed
+				}
+			}
+			if err := os.WriteFile(filepath.Join(path, logDir, name), torn, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return complete
+}
+
+// TestLostSector makes zeros of a sector in the middle of what was
+// acknowledged. That is no torn append.
+func TestLostSector(t *testing.T) {
+	path := filepath.Join(memoryDir(t), "store")
+	d := mustOpen(t, path)
+	for i := uint64(1); i <= 20; i++ {
+		if err := d.Log.StoreLog(&raft.Log{Index: i, Term: 1, Data: bytes.Repeat([]byte("x"), 900)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	file := segmentPath(filepath.Join(path, logDir), 1)
+	whole, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for at := 0; at < 17*1000; at += sector {
+		lost := bytes.Clone(whole)
+		clear(lost[at : at+sector])
+		if err := os.WriteFile(file, lost, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var damage *DamageError
+		if _, err := Open(options(path)); !errors.As(err, &damage) || damage.Path != file {
+			t.Errorf("without the sector at %d: %v", at, err)
+		}
+	}
+}
+
+// TestLogModel does what raft does to a log, in any order, with restarts, and
+// compares it with a list.
+func TestLogModel(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	path := filepath.Join(memoryDir(t), "store")
+	d := mustOpen(t, path)
+	if err := d.Vars.SetUint64([]byte("CurrentTerm"), 1); err != nil {
+		t.Fatal(err)
+	}
+	var want []*raft.Log // without gaps
+	check := func(what string) {
+		t.Helper()
+		first, _ := d.Log.FirstIndex()
+		last, _ := d.Log.LastIndex()
+		if len(want) == 0 {
+			if first != 0 || last != 0 {
+				t.Fatalf("%s: entries %d to %d in an empty log", what, first, last)
+			}
+			return
+		}
+		if first != want[0].Index || last != want[len(want)-1].Index {
+			t.Fatalf("%s: entries %d to %d, want %d to %d", what, first, last, want[0].Index, want[len(want)-1].Index)
+		}
+		for _, e := range want {
+			var got raft.Log
+			if err := d.Log.GetLog(e.Index, &got); err != nil || !bytes.Equal(got.Data, e.Data) || got.Type != e.Type || !got.AppendedAt.Equal(e.AppendedAt) {
+				t.Fatalf("%s: entry %d: %v, want %v: %v", what, e.Index, got, e, err)
+			}
+		}
+	}
+	next := uint64(1)
+	for range 400 {
+		what := ""
+		switch kind := r.IntN(10); {
+		case kind < 6:
+			var batch []*raft.Log
+			for range 1 + r.IntN(5) {
+				batch = append(batch, randomEntry(r, next))
+				next++
+			}
+			want = append(want, batch...)
+			what = fmt.Sprintf("append %d", len(batch))
+			if err := d.Log.StoreLogs(batch); err != nil {
+				t.Fatal(err)
+			}
+		case kind < 7 && len(want) > 10: // compaction
+			n := r.IntN(len(want) - 5)
+			what = fmt.Sprintf("delete %d at the beginning", n+1)
+			if err := d.Log.DeleteRange(want[0].Index, want[n].Index); err != nil {
+				t.Fatal(err)
+			}
+			want = want[n+1:]
+		case kind < 8 && len(want) > 0: // a conflict with the leader
+			n := r.IntN(len(want))
+			what = fmt.Sprintf("delete %d at the end", len(want)-n)
+			if err := d.Log.DeleteRange(want[n].Index, want[len(want)-1].Index); err != nil {
+				t.Fatal(err)
+			}
+			next = want[n].Index
+			want = want[:n]
+		case kind < 9 && r.IntN(4) == 0 && len(want) > 0: // a snapshot from the leader
+			what = "delete all and leap"
+			if err := d.Log.DeleteRange(want[0].Index, want[len(want)-1].Index); err != nil {
+				t.Fatal(err)
+			}
+			want, next = nil, next+uint64(r.IntN(100))
+			if err := writeSnapshot(d.Snapshots, next-1, "state"); err != nil {
+				t.Fatal(err)
+			}
+		default:
+			what = "restart"
+			if err := writeSnapshot(d.Snapshots, next-1, "state"); err != nil && next > 1 {
+				t.Fatal(err)
+			}
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			d = mustOpen(t, path)
+			// Part of what was deleted at the beginning may be back.
+			if first, _ := d.Log.FirstIndex(); len(want) > 0 && first < want[0].Index {
+				if err := d.Log.DeleteRange(first, want[0].Index-1); err != nil {
+					t.Fatal(err)
+				}
+			} else if last, _ := d.Log.LastIndex(); len(want) == 0 && last > 0 {
+				if err := d.Log.DeleteRange(first, last); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		check(what)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
