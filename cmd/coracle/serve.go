@@ -37,6 +37,7 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 	}
 	ctx, stopAll := context.WithCancelCause(ctx)
 	defer stopAll(nil)
+	catchFatal(stopAll)
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopServing()
 	serverDone := make(chan struct{})
