@@ -91,8 +91,9 @@ func startCluster(dir string) (*cluster, func(), error) {
 	go func() { done <- s.Run(ctx) }()
 	stop := func() {
 		cancel()
-		<-done
-		_ = store.Close(context.Background())
+		if err := errors.Join(<-done, store.Close(context.Background())); err != nil {
+			fmt.Fprintln(os.Stderr, "stop the API server:", err)
+		}
 	}
 	select {
 	case <-s.Ready():
