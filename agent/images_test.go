@@ -10,6 +10,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -75,7 +76,7 @@ func untar(t *testing.T, data []byte) map[string][]byte {
 	out := map[string][]byte{}
 	for tr := tar.NewReader(bytes.NewReader(data)); ; {
 		h, err := tr.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return out
 		}
 		if err != nil {
@@ -230,7 +231,7 @@ func (f *fakeRegistry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				}
 				w.Header().Set("Docker-Content-Digest", digest(data))
 				w.Header().Set("Content-Length", fmt.Sprint(len(data)))
-				w.Write(data)
+				_, _ = w.Write(data)
 				return
 			}
 		}

@@ -64,7 +64,7 @@ func runtimeChild(dir string) error {
 		return err
 	}
 	if relay != nil {
-		go relay.Run(ctx)
+		go func() { _ = relay.Run(ctx) }()
 	}
 	if err := config.Write(o.RegistryDir, relay); err != nil {
 		return err
@@ -209,13 +209,13 @@ func (n *node) start() {
 	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
 		n.t.Fatalf("the runtime did not start: %q, %v", line, err)
 	}
-	go io.Copy(io.Discard, out)
+	go func() { _, _ = io.Copy(io.Discard, out) }()
 }
 
 func (n *node) signal(s os.Signal) {
 	if n.cmd != nil {
-		n.cmd.Process.Signal(s)
-		n.cmd.Wait()
+		_ = n.cmd.Process.Signal(s)
+		_ = n.cmd.Wait()
 		n.cmd = nil
 	}
 }
@@ -236,12 +236,12 @@ func (n *node) remove() {
 	}
 	n.signal(syscall.SIGTERM)
 	if n.conn != nil {
-		n.conn.Close()
+		_ = n.conn.Close()
 	}
 	if left := mountsBelow(n.dir); len(left) > 0 {
 		n.t.Errorf("mounts left behind: %v", left)
 		for _, m := range left {
-			unix.Unmount(m, unix.MNT_DETACH)
+			_ = unix.Unmount(m, unix.MNT_DETACH)
 		}
 	}
 	for _, pattern := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup/*/*"} { // v2; v1 and hybrid

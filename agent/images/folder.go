@@ -91,7 +91,7 @@ func (f *Folder) scan(ctx context.Context) (busy []string, err error) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if f.handle(ctx, name) == errBusy {
+		if errors.Is(f.handle(ctx, name), errBusy) {
 			busy = append(busy, name)
 		}
 	}

@@ -4,6 +4,7 @@ package images
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -21,7 +22,7 @@ func (f *Folder) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("images: watch the images folder: %w", err)
 	}
-	defer w.Close()
+	defer func() { _ = w.Close() }()
 	if err := w.Add(f.Dir); err != nil {
 		return fmt.Errorf("images: watch %s: %w", f.Dir, err)
 	}
@@ -71,7 +72,7 @@ func (f *Folder) handleDue(ctx context.Context, now time.Time, due map[string]ti
 			continue
 		}
 		delete(due, name)
-		if f.handle(ctx, name) == errBusy {
+		if errors.Is(f.handle(ctx, name), errBusy) {
 			due[name] = time.Now().Add(f.Settle)
 		}
 	}

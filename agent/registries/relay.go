@@ -191,7 +191,7 @@ func (r *Relay) url(registry, endpoint string) string {
 // Run serves until ctx is done.
 func (r *Relay) Run(ctx context.Context) error {
 	server := &http.Server{Handler: r, ReadHeaderTimeout: relayTimeout}
-	stop := context.AfterFunc(ctx, func() { server.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
 	if err := server.Serve(r.listener); err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("registries: relay of rewritten pulls: %w", err)

@@ -26,7 +26,7 @@ func mirror(t *testing.T) *httptest.Server {
 			http.Error(w, "who are you", http.StatusUnauthorized)
 			return
 		}
-		json.NewEncoder(w).Encode(map[string]string{"token": "for " + r.URL.Query().Get("scope")})
+		_ = json.NewEncoder(w).Encode(map[string]string{"token": "for " + r.URL.Query().Get("scope")})
 	})
 	mux.HandleFunc("/v2/", func(w http.ResponseWriter, r *http.Request) {
 		name, what, _ := splitName(strings.TrimPrefix(r.URL.Path, "/v2/"))
@@ -36,7 +36,7 @@ func mirror(t *testing.T) *httptest.Server {
 			return
 		}
 		w.Header().Set("Docker-Content-Digest", "sha256:x")
-		io.WriteString(w, name+what+"?"+r.URL.RawQuery+" "+r.Header.Get("Range"))
+		_, _ = io.WriteString(w, name+what+"?"+r.URL.RawQuery+" "+r.Header.Get("Range"))
 	})
 	server = httptest.NewTLSServer(mux)
 	t.Cleanup(server.Close)

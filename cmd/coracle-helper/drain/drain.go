@@ -33,6 +33,9 @@ const (
 // returnPoll is how often an absent reader is looked for. It costs nothing while one is there.
 const returnPoll = 100 * time.Millisecond
 
+// long is a deadline that has long passed: it ends whoever waits, and whoever would.
+var long = time.Unix(1, 0)
+
 // spliceMax is the most to move at once, in bytes; a FIFO holds 64 KiB unless somebody resized it.
 const spliceMax = 1 << 20
 
@@ -127,8 +130,8 @@ func (p *Pipe) HasReader() bool { return hasReader(p.out) }
 func (p *Pipe) Close() {
 	p.close1.Do(func() { close(p.closed) })
 	p.Seal()
-	p.in.SetReadDeadline(time.Unix(1, 0))
-	p.out.SetWriteDeadline(time.Unix(1, 0))
+	_ = p.in.SetReadDeadline(long)
+	p.writeDeadline(long)
 	<-p.done
 }
 
@@ -232,7 +235,7 @@ func (p *Pipe) splice() outcome {
 
 // awaitRoom waits until Out takes bytes again, true, or its reader has gone or stalled.
 func (p *Pipe) awaitRoom() bool {
-	p.out.SetWriteDeadline(time.Now().Add(p.opts.Stall))
+	p.writeDeadline(time.Now().Add(p.opts.Stall))
 	defer p.clearDeadline()
 	conn, err := p.out.SyscallConn()
 	if err != nil {
@@ -249,11 +252,14 @@ func (p *Pipe) awaitRoom() bool {
 
 // clearDeadline takes the deadline back, except where Close has set one for good.
 func (p *Pipe) clearDeadline() {
-	p.out.SetWriteDeadline(time.Time{})
+	p.writeDeadline(time.Time{})
 	if p.isClosed() {
-		p.out.SetWriteDeadline(time.Unix(1, 0))
+		p.writeDeadline(long)
 	}
 }
+
+// writeDeadline ends waiting for Out. It fails for a closed file alone, where nobody waits any more.
+func (p *Pipe) writeDeadline(t time.Time) { _ = p.out.SetWriteDeadline(t) }
 
 // store keeps output in the spool until the replay has caught up (false) or the stream has ended (true).
 func (p *Pipe) store() bool {

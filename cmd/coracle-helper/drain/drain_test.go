@@ -69,7 +69,7 @@ func (s *stream) leave() { s.r.Close() }
 
 func (s *stream) write(b []byte) {
 	s.t.Helper()
-	s.w.SetWriteDeadline(time.Now().Add(20 * time.Second))
+	_ = s.w.SetWriteDeadline(time.Now().Add(20 * time.Second))
 	if _, err := s.w.Write(b); err != nil {
 		s.t.Fatalf("the container's write: %v", err)
 	}
@@ -79,7 +79,7 @@ func (s *stream) write(b []byte) {
 func (s *stream) read(n int) []byte {
 	s.t.Helper()
 	buf := make([]byte, n)
-	s.r.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_ = s.r.SetReadDeadline(time.Now().Add(20 * time.Second))
 	if got, err := io.ReadFull(s.r, buf); err != nil {
 		s.t.Fatalf("read %d of %d bytes: %v", got, n, err)
 	}
@@ -89,7 +89,7 @@ func (s *stream) read(n int) []byte {
 // readAll reads until the stream ends.
 func (s *stream) readAll() []byte {
 	s.t.Helper()
-	s.r.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_ = s.r.SetReadDeadline(time.Now().Add(20 * time.Second))
 	data, err := io.ReadAll(s.r)
 	if err != nil {
 		s.t.Fatalf("after %d bytes: %v", len(data), err)

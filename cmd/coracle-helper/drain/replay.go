@@ -70,7 +70,7 @@ func (p *Pipe) replay() {
 			}
 			continue
 		}
-		p.out.SetWriteDeadline(time.Now().Add(p.opts.Stall))
+		p.writeDeadline(time.Now().Add(p.opts.Stall))
 		n, err := p.out.Write(chunk)
 		p.clearDeadline()
 		p.mu.Lock()
