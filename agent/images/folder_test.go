@@ -206,7 +206,12 @@ func TestRunWaitsForTheWriter(t *testing.T) {
 		t.Skip("the file system of the temporary directory has no leases")
 	}
 	go func() { done <- x.folder().Run(ctx) }()
-	defer func() { cancel(); <-done }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
 
 	x.put("other.tar", "images other:1")
 	x.waitFor("the other archive", func() bool { return len(x.store.imported()) == 1 })

@@ -66,7 +66,7 @@ func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) (n
 	if err != nil {
 		return nil, fmt.Errorf("take a lease: %w", err)
 	}
-	defer done(context.WithoutCancel(ctx))
+	defer func() { _ = done(context.WithoutCancel(ctx)) }() // it would expire by itself
 
 	defer func() {
 		if err != nil {
