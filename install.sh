@@ -492,6 +492,11 @@ progress() { # progress TEXT: shown once, or kept up to date on a terminal
 fail_wait() {
   [ ! -t 1 ] || printf '\n'
   log_tail
+  why=
+  if [ -n "${state:-}" ] && [ "$state" != True ]; then
+    why=$(coracle kubectl --kubeconfig "$kubeconfig" get node "$node" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].message}' 2>/dev/null) || true
+  fi
+  [ -z "$why" ] || say "node $node says why it is not Ready: $why" >&2
   die "$1
 The service stays installed; what it does: sudo coracle status, and its log: $(log_command)"
 }

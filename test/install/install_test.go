@@ -32,7 +32,7 @@ spec:
         image: ` + harness.BoxImage + `
         imagePullPolicy: Never
         command: [sh, -c, "echo hello > /tmp/index.html; exec httpd -f -p 8080 -h /tmp"]
-        ports: [{containerPort: 8080, hostPort: 8080}]
+        ports: [{containerPort: 8080}]
         volumeMounts: [{name: host, mountPath: /host}, {name: scratch, mountPath: /scratch}]
 ---
 apiVersion: v1
@@ -62,13 +62,10 @@ func TestInstall(t *testing.T) {
 	if got := h.must("kubectl", "get", "node", "board-1", "-o", "jsonpath={.metadata.labels.from}"); got != "environment" {
 		t.Errorf("label from the environment is %q", got)
 	}
-	h.write(filepath.Join(h.Dir, "web.yaml"), strings.Replace(workload, ", hostPort: 8080", "", 1))
+	h.write(filepath.Join(h.Dir, "web.yaml"), workload)
 	h.must("kubectl", "apply", "-f", filepath.Join(h.Dir, "web.yaml"))
 	h.must("kubectl", "rollout", "status", "deployment/web", "--timeout=120s")
-	harness.Eventually(t, time.Minute, "the node port answers", func() error {
-		_, err := h.Run("busybox", "wget", "-qO-", "http://10.77.0.2:30080/index.html")
-		return err
-	})
+	h.awaitAnswer()
 	containers := h.containers()
 
 	t.Run("again", func(t *testing.T) {
@@ -83,7 +80,6 @@ func TestInstall(t *testing.T) {
 	t.Run("new settings", func(t *testing.T) {
 		pid := h.pid()
 		h.mustInstall(nil, "server", "--node-name", "board-1", "--node-label", "from=arguments")
-		t.Log(h.must("sh", "-c", "grep -v -e level=info -e level=debug /var/log/coracle.log | tail -n 5; grep -n -A40 stopping /var/log/coracle.log"))
 		if now := h.pid(); now == pid {
 			t.Error("new arguments did not restart coracle")
 		}
@@ -107,8 +103,11 @@ func TestInstall(t *testing.T) {
 		if _, err := h.Run("test", "-d", "/var/lib/coracle/server"); err != nil {
 			t.Fatal("the data is gone")
 		}
+		if _, err := h.Run("busybox", "wget", "-qO-", "http://10.77.0.2:30080/index.html"); err == nil {
+			t.Error("a pod still answers")
+		}
 		h.mustInstall(nil)
-		h.must("kubectl", "rollout", "status", "deployment/web", "--timeout=120s")
+		h.awaitAnswer()
 	})
 
 	t.Log(h.must("coracle-uninstall"))
@@ -116,6 +115,15 @@ func TestInstall(t *testing.T) {
 	if got, err := os.ReadFile(filepath.Join(precious, "file")); err != nil || string(got) != "keep me" {
 		t.Errorf("a file that pods had mounted from the host: %q, %v", got, err)
 	}
+}
+
+// awaitAnswer waits until the workload's node port answers.
+func (h *host) awaitAnswer() {
+	h.t.Helper()
+	harness.Eventually(h.t, 2*time.Minute, "the node port answers", func() error {
+		_, err := h.Run("busybox", "wget", "-qO-", "http://10.77.0.2:30080/index.html")
+		return err
+	})
 }
 
 // pid is the process id of the running coracle on its machine.
