@@ -18,7 +18,7 @@ import (
 const leaseKeepAliveTimeout = 6 * time.Second
 
 // Client returns a new etcd client whose calls go straight into the store. Its
-// Close ends its watches and nothing else. Auth is not there.
+// Close ends its watches and nothing else. Cluster and Auth are not there.
 //
 // Keys and values in answers are the store's own memory: read only.
 func (s *Store) Client() *kubernetes.Client {

@@ -9,6 +9,21 @@ import (
 	"github.com/hashicorp/raft"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/raftstore/disk"
+)
+
+// Errors of Open that a user can act on. Their messages say what is wrong, what
+// is safe, and what to do next.
+type (
+	// DamageError names a file that is not what was written.
+	DamageError = disk.DamageError
+	// FormatError says that a newer version wrote the directory.
+	FormatError = disk.FormatError
+	// InUseError says that another process has the directory.
+	InUseError = disk.InUseError
+	// MismatchError says that the directory is another cluster's or server's.
+	MismatchError = disk.MismatchError
 )
 
 // ErrClosed is returned by what is called on a closed store.

@@ -121,13 +121,14 @@ func (s *Store) openRaft() error {
 	if err != nil {
 		return fmt.Errorf("raftstore: start: %w", err)
 	}
-	return s.standAtOnce(address, transport)
+	s.standAtOnce(address, transport)
+	return nil
 }
 
 // standAtOnce makes the only voter stand for election now: there is no leader
 // whose heartbeat it could wait for. The message is the one by which raft
-// hands over leadership.
-func (s *Store) standAtOnce(address raft.ServerAddress, transport *raft.InmemTransport) error {
+// hands over leadership. If it gets lost, raft stands when its time comes.
+func (s *Store) standAtOnce(address raft.ServerAddress, transport *raft.InmemTransport) {
 	_, sender := raft.NewInmemTransport("")
 	sender.Connect(address, transport)
 	defer sender.DisconnectAll()
@@ -135,9 +136,8 @@ func (s *Store) standAtOnce(address raft.ServerAddress, transport *raft.InmemTra
 		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax},
 	}, &raft.TimeoutNowResponse{})
 	if err != nil {
-		return errors.Join(fmt.Errorf("raftstore: stand for election: %w", err), s.raft.Shutdown().Error())
+		s.log.Debug("could not stand for election at once", "err", err)
 	}
-	return nil
 }
 
 func (s *Store) raftConfig() *raft.Config {

@@ -48,7 +48,7 @@ const (
 // variables, written in several transactions as in life.
 func filled(t *testing.T) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "store")
+	path := filepath.Join(memoryDir(t), "store")
 	d := mustOpen(t, path)
 	for i := uint64(1); i <= lastEntry; i++ {
 		if err := d.Log.StoreLogs([]*raft.Log{entry(i)}); err != nil {
@@ -147,7 +147,7 @@ func dataFiles(t *testing.T, path string) []string {
 	if err != nil || len(segments) < 3 {
 		t.Fatalf("segments: %v, %v", segments, err)
 	}
-	for _, s := range segments {
+	for _, s := range []string{segments[0], segments[len(segments)/2], segments[len(segments)-1]} {
 		names = append(names, filepath.Join(logDir, filepath.Base(s)))
 	}
 	return names
@@ -230,10 +230,10 @@ func TestFlippedBits(t *testing.T) {
 		}
 		size := int(info.Size())
 		var offsets []int
-		for i := range min(size, 100) {
+		for i := range min(size, 72) {
 			offsets = append(offsets, i, size-1-i) // both ends closely
 		}
-		for range 60 { // and anywhere, page headers most of all
+		for range 25 { // and anywhere, page headers most of all
 			at := random.IntN(size)
 			offsets = append(offsets, at, at&^4095+random.IntN(min(64, size-at&^4095)))
 		}
@@ -249,20 +249,20 @@ func TestFlippedBits(t *testing.T) {
 
 func TestTruncatedFiles(t *testing.T) {
 	scratch, path := memoryDir(t), filled(t)
+	d := mustOpen(t, path)
+	want, err := content(d)
+	if err := errors.Join(err, d.Close()); err != nil {
+		t.Fatal(err)
+	}
 	for _, name := range dataFiles(t, path) {
 		info, err := os.Stat(filepath.Join(path, name))
 		if err != nil {
 			t.Fatal(err)
 		}
 		size := int(info.Size())
-		for _, keep := range []int{0, 1, 15, 80, 4095, 4096, 8192, 12000, size / 3, size / 2, size - 4096, size - 1} {
+		for _, keep := range []int{0, 1, 80, 4096, 12000, size / 2, size - 1} {
 			if keep < 0 || keep >= size {
 				continue
-			}
-			d := mustOpen(t, path)
-			want, err := content(d)
-			if err := errors.Join(err, d.Close()); err != nil {
-				t.Fatal(err)
 			}
 			damage(t, scratch, path, name, fmt.Sprintf("cut to %d of %d bytes", keep, size), want, func(b []byte) []byte { return b[:keep] })
 		}
