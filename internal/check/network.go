@@ -93,6 +93,11 @@ func (r *run) allow(port, network, separator string) string {
 	return strings.Join(parts, separator)
 }
 
+// ownDevice tells devices of the pod network (package cni names them): pods go on while coracle is stopped.
+func ownDevice(name string) bool {
+	return strings.HasPrefix(name, "coracle") || strings.HasPrefix(name, "vethcor")
+}
+
 // routes finds networks of the host's that the cluster's hide.
 func (r *run) routes() {
 	routes, err := r.Probe.Routes()
@@ -102,7 +107,7 @@ func (r *run) routes() {
 	}
 	for _, route := range routes {
 		for _, n := range r.Networks {
-			if strings.HasPrefix(route.Interface, "coracle") || !(n.Contains(route.Network.IP) || route.Network.Contains(n.IP)) {
+			if ownDevice(route.Interface) || !(n.Contains(route.Network.IP) || route.Network.Contains(n.IP)) {
 				continue
 			}
 			r.fail("routes", fmt.Sprintf("the host has a route to %s by %s, which the cluster's network %s overlaps", route.Network, route.Interface, n), "choose other networks with --cluster-cidr and --service-cidr")
