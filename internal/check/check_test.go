@@ -137,10 +137,12 @@ func TestFindings(t *testing.T) {
 		"docker":           {func(s *setup) { s.probe.dropping = map[string][]string{"forward": {"filter/FORWARD"}} }, "firewall", Warn, "filter/FORWARD drops traffic of pods", "DOCKER-USER"},
 		"route in the way": {func(s *setup) { s.probe.routes = append(s.probe.routes, Route{cidr("10.42.7.0/24"), "wg0"}) }, "routes", Fail, "10.42.7.0/24 by wg0", "--cluster-cidr"},
 		"own route":        {func(s *setup) { s.probe.routes = append(s.probe.routes, Route{cidr("10.42.0.0/24"), "coracle0"}) }, "routes", OK, "none overlaps", ""},
-		"own pod's route":  {func(s *setup) { s.probe.routes = append(s.probe.routes, Route{cidr("10.42.0.2/32"), "vethcork3vwyvkg"}) }, "routes", OK, "none overlaps", ""},
-		"foreign address":  {func(s *setup) { s.probe.listen = map[int]error{0: denied} }, "address", Fail, "192.168.1.5 is not an address of this machine", "--node-ip"},
-		"port taken":       {func(s *setup) { s.probe.listen = map[int]error{6443: errors.New("used by nginx, process 12")} }, "ports", Fail, "tcp 6443 for the API server (used by nginx, process 12)", "--https-listen-port"},
-		"own ports":        {func(s *setup) { s.probe.listen = map[int]error{6443: denied}; s.needs.Running = true }, "ports", OK, "used by the coracle that runs", ""},
+		"own pod's route": {func(s *setup) {
+			s.probe.routes = append(s.probe.routes, Route{cidr("10.42.0.2/32"), "vethcork3vwyvkg"})
+		}, "routes", OK, "none overlaps", ""},
+		"foreign address": {func(s *setup) { s.probe.listen = map[int]error{0: denied} }, "address", Fail, "192.168.1.5 is not an address of this machine", "--node-ip"},
+		"port taken":      {func(s *setup) { s.probe.listen = map[int]error{6443: errors.New("used by nginx, process 12")} }, "ports", Fail, "tcp 6443 for the API server (used by nginx, process 12)", "--https-listen-port"},
+		"own ports":       {func(s *setup) { s.probe.listen = map[int]error{6443: denied}; s.needs.Running = true }, "ports", OK, "used by the coracle that runs", ""},
 		"noexec": {func(s *setup) {
 			s.files["proc/self/mountinfo"] += "30 20 8:1 / /var/lib rw,noexec shared:3 - ext4 /dev/sda rw\n"
 		}, "mount", Fail, "/var/lib", "/etc/fstab"},
