@@ -99,12 +99,24 @@ func (s *Store) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.
 	return answer[*pb.DeleteRangeResponse](s, ctx, r)
 }
 
-// Txn serves etcd's KV.Txn. One that only reads is answered like a range.
+// Txn serves etcd's KV.Txn. One that cannot write is answered like a range.
 func (s *Store) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	if err := s.checkTxn(r); err != nil {
 		return nil, err
 	}
-	return answer[*pb.TxnResponse](s, ctx, r)
+	if !mvcc.ReadOnly(r) {
+		return answer[*pb.TxnResponse](s, ctx, r)
+	}
+	view, err := s.linearizable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := view.Txn(r)
+	if err != nil {
+		return nil, err
+	}
+	s.complete(resp.Header)
+	return resp, nil
 }
 
 // Compact serves etcd's KV.Compact. It is always physical: what it drops is

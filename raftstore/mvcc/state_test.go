@@ -158,7 +158,17 @@ func (m *machine) run(t *rapid.T, req Request) {
 		t.Fatalf("decoded %v as %v: %v", req, decoded, err)
 	}
 	m.state.Prune()
+	view := m.state.Freeze()
 	got := m.state.Apply(decoded[0])
+	if txn, ok := req.(*pb.TxnRequest); ok && ReadOnly(txn) {
+		resp, err := view.Txn(txn)
+		if err != got.Err {
+			t.Fatalf("%v: got error %v from the view, %v from the state", req, err, got.Err)
+		}
+		if err == nil {
+			same(t, "from the view", resp, got.Response.(proto.Message))
+		}
+	}
 	want, wantErr := m.model.apply(req)
 	if got.Err != wantErr {
 		t.Fatalf("%v: got error %v, want %v", req, got.Err, wantErr)

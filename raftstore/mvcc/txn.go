@@ -27,6 +27,24 @@ func (s *State) applyTxn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	return resp, nil
 }
 
+// ReadOnly says whether a transaction cannot write, whichever branches it takes.
+func ReadOnly(r *pb.TxnRequest) bool {
+	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
+		for _, op := range ops {
+			if t := op.GetRequestTxn(); op.GetRequestRange() == nil && (t == nil || !ReadOnly(t)) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// Txn answers a transaction that is ReadOnly.
+func (v *View) Txn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
+	frozen := State{tree: v.tree, rev: v.rev, shared: v.shared}
+	return frozen.applyTxn(r)
+}
+
 // choose evaluates the comparisons of r and of the transactions nested in the
 // branch taken, depth first; the result says for each whether it succeeded.
 func (s *State) choose(r *pb.TxnRequest, path []bool) []bool {
