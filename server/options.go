@@ -67,6 +67,10 @@ type Options struct {
 	APIServerArgs, ControllerManagerArgs, SchedulerArgs []string
 	// FlexVolumePluginDir is where FlexVolume drivers are looked for.
 	FlexVolumePluginDir string
+	// NodeGrace is how long a node may be silent before it counts as lost; zero means upstream's time. It has to be
+	// longer than what the nodes' leases last.
+	NodeGrace time.Duration
+
 	// Small lowers numbers of workers for a machine of few cores.
 	Small bool
 	// WatchCache keeps upstream's watch caches in front of the store.
@@ -133,6 +137,9 @@ func (o *Options) controllerOptions(s *signing) controllers.Options {
 		FlexVolumePluginDir: o.FlexVolumePluginDir,
 		Small:               o.Small,
 		ExtraArgs:           o.ControllerManagerArgs,
+	}
+	if o.NodeGrace > 0 { // first, so that an operator's own word counts
+		c.ExtraArgs = append([]string{"node-monitor-grace-period=" + o.NodeGrace.String()}, o.ControllerManagerArgs...)
 	}
 	if s != nil {
 		c.ClusterSigningCertFile, c.ClusterSigningKeyFile = s.cert, s.key

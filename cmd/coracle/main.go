@@ -14,6 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/carried"
 	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/quietqueues"
 )
 
 // gcPercent trades some CPU for memory: boards have less of the latter. GOGC in the environment overrides it.
@@ -26,6 +27,7 @@ func main() {
 	// Upstream's packages register flags of theirs in the process-wide set when they are linked in, and cobra mixes that
 	// set into every command: `coracle --version` would be theirs.
 	pflag.CommandLine = pflag.NewFlagSet(os.Args[0], pflag.ContinueOnError)
+	quietqueues.Off() // docs/adr/0041-quiet-work-queues.md
 	app := &cli.App{
 		RunServer:  runServer,
 		Unpack:     unpack,

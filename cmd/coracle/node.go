@@ -46,6 +46,15 @@ func prepareNode(c *config.Server, p *cli.Process, s *server.Server) (func(conte
 
 		RegistriesFile: c.Node.RegistriesFile, ImagesDir: c.Paths.ImagesDir, ResolvConf: c.Node.ResolvConf,
 		Snapshotter: c.Node.Snapshotter, KubeletArgs: c.Node.KubeletArgs,
+		LeaseDuration: nodeLease,
+		WaitAPI: func(ctx context.Context) error {
+			select {
+			case <-s.Ready():
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		},
 		DisableProxy: c.DisableKubeProxy, NodePortAddresses: c.Node.NodePortAddresses,
 		Logger: p.Log.Logger, Board: p.Board,
 	}

@@ -22,6 +22,13 @@ const (
 	// settled is how long after readiness what only the start-up needed is given back: by then the first lists and
 	// watches have gone through.
 	settled = 20 * time.Second
+	// trimEvery is how often the same is done later on; it costs some milliseconds, and pages in use come back at once.
+	trimEvery = 5 * time.Minute
+	// nodeLease is how long a node's lease lasts; it is renewed four times as often, and each renewal is a write to the
+	// disk. Upstream's 40 seconds are there to notice a dead node soon. The only node is in the server's own process, and
+	// a report of its parts' health does not wait for the lease. docs/adr/0040-idle-writes.md has the measurement.
+	nodeLease = 10 * time.Minute
+	nodeGrace = 12 * time.Minute
 )
 
 // runServer runs a server, and the node beside it unless that is disabled. The node's parts start while the API
@@ -64,7 +71,8 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 	return nodeErr
 }
 
-// announce says that the process is ready once it is, and gives back what only its start needed.
+// announce says that the process is ready once it is, and from then on gives back what only its start, or a burst of
+// work, needed.
 func announce(ctx context.Context, p *cli.Process, s *server.Server) {
 	select {
 	case <-s.Ready():
@@ -72,12 +80,16 @@ func announce(ctx context.Context, p *cli.Process, s *server.Server) {
 	case <-ctx.Done():
 		return
 	}
-	select {
-	case <-time.After(settled):
-		if err := footprint.Trim(); err != nil {
-			p.Log.Warn("memory that only the start needed was not given back", "error", err)
+	for pause := settled; ; pause = trimEvery {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
 		}
-	case <-ctx.Done():
+		if err := footprint.Trim(); err != nil {
+			p.Log.Warn("memory that is not in use was not given back", "error", err)
+			return
+		}
 	}
 }
 
@@ -100,6 +112,7 @@ func serverOptions(c *config.Server, p *cli.Process) server.Options {
 		},
 		APIServerArgs: c.APIServerArgs, ControllerManagerArgs: c.ControllerManagerArgs, SchedulerArgs: c.SchedulerArgs,
 		FlexVolumePluginDir: filepath.Join(c.Paths.AgentDir, "flexvolume"),
+		NodeGrace:           nodeGrace,
 		Small:               runtime.NumCPU() <= smallMachine,
 		Version:             v.Coracle,
 		Board:               p.Board,
