@@ -28,7 +28,9 @@ import (
 type host struct {
 	*harness.Machine
 	t       *testing.T
-	release string // folder with the binary, sha256sums.txt and install.sh
+	release string   // folder with the binary, sha256sums.txt and install.sh
+	service string   // which service manager the installer is told to use
+	inside  []string // what commands go through, where the machine has a namespace of its own inside
 	nft     string
 }
 
@@ -45,7 +47,7 @@ rm -rf /etc/coracle
 
 func newHost(t *testing.T) *host {
 	t.Helper()
-	h := &host{Machine: harness.NewMachine(t), t: t}
+	h := &host{Machine: harness.NewMachine(t), t: t, service: "none"}
 	h.Env = append(h.Env, "PATH=/usr/local/bin:/usr/bin:/bin")
 	h.must("sh", "-c", privatePlaces, "places", h.Dir)
 	h.release = filepath.Join(h.Dir, "release")
@@ -108,9 +110,15 @@ func (h *host) write(path, text string) {
 	}
 }
 
+// run is Machine.Run where the host's processes are.
+func (h *host) run(name string, args ...string) (string, error) {
+	argv := append(slices.Clone(h.inside), append([]string{name}, args...)...)
+	return h.Run(argv[0], argv[1:]...)
+}
+
 func (h *host) must(name string, args ...string) string {
 	h.t.Helper()
-	out, err := h.Run(name, args...)
+	out, err := h.run(name, args...)
 	if err != nil {
 		h.t.Fatalf("%v\n%s", err, out)
 	}
@@ -121,8 +129,9 @@ func (h *host) must(name string, args ...string) string {
 func (h *host) install(env []string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute)
 	defer cancel()
-	c := h.Command(ctx, filepath.Join(h.release, "install.sh"), args...)
-	c.Env = append(append(c.Env, "INSTALL_CORACLE_SERVICE=none", "INSTALL_CORACLE_SYMLINK=force"), env...)
+	argv := append(slices.Clone(h.inside), append([]string{filepath.Join(h.release, "install.sh")}, args...)...)
+	c := h.Command(ctx, argv[0], argv[1:]...)
+	c.Env = append(append(c.Env, "INSTALL_CORACLE_SERVICE="+h.service, "INSTALL_CORACLE_SYMLINK=force"), env...)
 	c.WaitDelay = 5 * time.Second
 	out, err := c.CombinedOutput()
 	return string(out), err
@@ -140,7 +149,7 @@ func (h *host) mustInstall(env []string, args ...string) string {
 
 // log is the end of the service's log.
 func (h *host) log() string {
-	out, err := h.Run("tail", "-n", "60", "/var/log/coracle.log")
+	out, err := h.run("sh", "-c", "tail -n 60 /var/log/coracle.log /var/log/unit.log; true")
 	if err != nil {
 		return err.Error()
 	}

@@ -94,16 +94,16 @@ func TestInstall(t *testing.T) {
 			if now := h.pid(); now == pid || now == "" {
 				return errors.New("no new process")
 			}
-			_, err := h.Run("kubectl", "get", "nodes")
+			_, err := h.run("kubectl", "get", "nodes")
 			return err
 		})
 	})
 	t.Run("keep data", func(t *testing.T) {
 		t.Log(h.must("coracle-uninstall", "--keep-data"))
-		if _, err := h.Run("test", "-d", "/var/lib/coracle/server"); err != nil {
+		if _, err := h.run("test", "-d", "/var/lib/coracle/server"); err != nil {
 			t.Fatal("the data is gone")
 		}
-		if _, err := h.Run("busybox", "wget", "-qO-", "http://10.77.0.2:30080/index.html"); err == nil {
+		if _, err := h.run("busybox", "wget", "-qO-", "http://10.77.0.2:30080/index.html"); err == nil {
 			t.Error("a pod still answers")
 		}
 		h.mustInstall(nil)
@@ -121,14 +121,14 @@ func TestInstall(t *testing.T) {
 func (h *host) awaitAnswer() {
 	h.t.Helper()
 	harness.Eventually(h.t, 2*time.Minute, "the node port answers", func() error {
-		_, err := h.Run("busybox", "wget", "-qO-", "http://10.77.0.2:30080/index.html")
+		_, err := h.run("busybox", "wget", "-qO-", "http://10.77.0.2:30080/index.html")
 		return err
 	})
 }
 
 // pid is the process id of the running coracle on its machine.
 func (h *host) pid() string {
-	out, err := h.Run("cat", "/run/coracle/coracle.pid")
+	out, err := h.run("cat", "/run/coracle/coracle.pid")
 	if err != nil {
 		return ""
 	}
@@ -173,7 +173,7 @@ func TestRefusals(t *testing.T) {
 	h.write(sums, string(good))
 	t.Run("not root", func(t *testing.T) {
 		script := filepath.Join(h.release, "install.sh")
-		_, err := h.Run("sh", "-c", "exec setpriv --reuid 65534 --clear-groups sh -s < "+script)
+		_, err := h.run("sh", "-c", "exec setpriv --reuid 65534 --clear-groups sh -s < "+script)
 		if err == nil || !strings.Contains(err.Error(), "takes root") {
 			t.Errorf("got %v", err)
 		}

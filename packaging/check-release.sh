@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Checks what `make release` built: each binary and each program that it carries is for its processor, and linked
+# statically, apart from nft with its libraries.
+#
+#   check-release.sh DIST
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. packaging/lib.sh
+dist=$1
+
+# elf FILE prints class, processor and whether an interpreter is asked for, in readelf's words.
+machine() { readelf -h "$1" | sed -n 's/^ *Machine: *//p'; }
+interpreter() { readelf -l "$1" 2>/dev/null | sed -n 's/.*program interpreter: \(.*\)\]/\1/p'; }
+
+check() { # check FILE ARCH static|any
+  local want
+  case $2 in amd64) want='Advanced Micro Devices X86-64' ;; arm64) want=AArch64 ;; *) die "unknown processor $2" ;; esac
+  [ "$(machine "$1")" = "$want" ] || die "$1 is for $(machine "$1"), not for $2"
+  [ "$3" = any ] || [ -z "$(interpreter "$1")" ] || die "$1 is not linked statically: it asks for $(interpreter "$1")"
+}
+
+for arch in amd64 arm64; do
+  binary=$dist/coracle-linux-$arch
+  [ -x "$binary" ] || die "$binary was not built"
+  check "$binary" "$arch" static
+  stage=build/$arch-release/stage
+  for program in runc coracle-helper coracle-tools; do check "$stage/$program" "$arch" static; done
+  for file in "$stage"/nftables/nft "$stage"/nftables/ld.so "$stage"/nftables/*.so.*; do check "$file" "$arch" any; done
+  check "build/$arch-release/pause" "$arch" static
+  # What was packed is what lies there: the index names the hash of each.
+  while read -r kind _ _ sum path; do
+    [ "$kind" = file ] || continue
+    [ "$(sha256sum "$stage/$path" | cut -d ' ' -f 1)" = "$sum" ] || die "$arch: the carried $path is not the one that was built"
+  done < "internal/carried/files/$arch/INDEX"
+  say "$binary: $(($(stat -c %s "$binary") / 1000000)) MB, compressed $(($(zstd -q -12 -c "$binary" | wc -c) / 1000000)) MB, with $(wc -l < "internal/carried/files/$arch/INDEX") carried files"
+done

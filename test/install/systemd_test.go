@@ -1,0 +1,148 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package install
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+const systemd = "/lib/systemd/systemd"
+
+// startSystemd makes systemd the first process of a pid namespace inside the machine. It gets units of its own, since
+// the host's would tend to the host's files: a handful of empty targets.
+const startSystemd = `set -eu
+mount --make-rprivate /
+mount --make-rshared /
+for d in /usr/lib/systemd/system /usr/lib/systemd/system-generators /usr/lib/systemd/system-environment-generators /etc/systemd /run/systemd; do
+  mkdir -p $d
+  mount -t tmpfs -o mode=755 systemd-test $d
+done
+mkdir -p /etc/systemd/system
+for t in sysinit basic shutdown multi-user network-online; do
+  printf '[Unit]\nDescription=%s\nDefaultDependencies=no\n' $t > /usr/lib/systemd/system/$t.target
+done
+mkdir -p /etc/systemd/system/coracle.service.d
+printf '[Service]\nStandardOutput=append:/var/log/unit.log\nStandardError=append:/var/log/unit.log\n' > /etc/systemd/system/coracle.service.d/log.conf
+exec env -i container=test PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin ` + systemd + ` --system --unit=multi-user.target --log-target=console --show-status=false
+`
+
+// bootSystemd puts systemd in charge of the host and makes every further command run under it.
+func (h *host) bootSystemd() {
+	h.t.Helper()
+	if _, err := os.Stat(systemd); err != nil {
+		h.t.Skip("there is no systemd on this host to test with")
+	}
+	log, err := os.Create(filepath.Join(h.Dir, "systemd.log"))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer log.Close()
+	pidFile := filepath.Join(h.Dir, "systemd.pid")
+	c := h.Command(context.Background(), "sh", "-c", `unshare --pid --mount --fork --mount-proc sh -c "$1" & echo $! > "$2"; wait`, "boot", startSystemd, pidFile)
+	c.Stdout, c.Stderr = log, log
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := c.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() {
+		if h.t.Failed() {
+			said, err := os.ReadFile(log.Name())
+			h.t.Logf("systemd said (%v):\n%s", err, said)
+		}
+	})
+	harness.Eventually(h.t, 30*time.Second, "systemd is up", func() error {
+		parent, err := os.ReadFile(pidFile)
+		if err != nil {
+			return err
+		}
+		p := strings.TrimSpace(string(parent))
+		child, err := h.Run("cat", "/proc/"+p+"/task/"+p+"/children")
+		if err != nil {
+			return err
+		}
+		h.inside = []string{"nsenter", "-t", strings.TrimSpace(child), "-m", "-p", "--"}
+		if out, err := h.run("systemctl", "is-system-running"); !strings.Contains(out, "running") && !strings.Contains(out, "degraded") {
+			return errors.Join(errors.New(out), err)
+		}
+		return nil
+	})
+}
+
+// property asks systemd about the service.
+func (h *host) property(name string) string {
+	h.t.Helper()
+	return h.must("systemctl", "show", "-p", name, "--value", "coracle")
+}
+
+// TestSystemd: the service does what its unit promises.
+func TestSystemd(t *testing.T) {
+	h := newHost(t)
+	h.bootSystemd()
+	h.service = "" // let the installer find out
+	h.must("mkdir", "-p", "/var/lib/coracle/images")
+	harness.WriteBoxImage(t, filepath.Join(h.Dir, "places/var/lib/coracle/images/box.tar"))
+	out := h.mustInstall([]string{`CORACLE_NODE_LABEL=a=b`}, "--node-name", "board-1", "--node-label", "c=d")
+	if strings.Contains(out, "no systemd") {
+		t.Fatal("the installer did not find systemd")
+	}
+	if got := h.property("ActiveState") + " " + h.property("UnitFileState"); got != "active enabled" {
+		t.Errorf("the service is %s", got)
+	}
+	h.write(filepath.Join(h.Dir, "web.yaml"), workload)
+	h.must("kubectl", "apply", "-f", filepath.Join(h.Dir, "web.yaml"))
+	h.must("kubectl", "rollout", "status", "deployment/web", "--timeout=120s")
+	h.awaitAnswer()
+	containers := h.containers()
+
+	t.Run("restart", func(t *testing.T) {
+		h.must("systemctl", "restart", "coracle") // waits until coracle says that it is ready
+		if now := h.containers(); now != containers {
+			t.Errorf("containers were\n%s\nand are\n%s", containers, now)
+		}
+	})
+	t.Run("crash", func(t *testing.T) {
+		pid := h.property("MainPID")
+		h.must("kill", "-9", pid)
+		harness.Eventually(t, time.Minute, "systemd starts coracle again", func() error {
+			if now := h.property("MainPID"); now == pid || now == "0" || h.property("ActiveState") != "active" {
+				return errors.New("main process " + now + ", " + h.property("ActiveState"))
+			}
+			return nil
+		})
+		if now := h.containers(); now != containers {
+			t.Errorf("containers were\n%s\nand are\n%s", containers, now)
+		}
+		if n, err := strconv.Atoi(h.property("NRestarts")); err != nil || n != 1 {
+			t.Errorf("systemd counts %d restarts, %v", n, err)
+		}
+	})
+	t.Run("stop", func(t *testing.T) {
+		h.must("systemctl", "stop", "coracle")
+		h.awaitAnswer() // pods go on without
+		if out := h.mustInstall(nil); !strings.Contains(out, "ready after") {
+			t.Errorf("the installer did not start it again:\n%s", out)
+		}
+		if now := h.containers(); now != containers {
+			t.Errorf("containers were\n%s\nand are\n%s", containers, now)
+		}
+	})
+	h.must("coracle-uninstall")
+	if out, err := h.run("systemctl", "status", "coracle"); exitCode(err) != 4 {
+		t.Errorf("systemd still knows the service (code %d):\n%s", exitCode(err), out)
+	}
+	if out := h.must("sh", "-c", "ls -d /var/lib/coracle /var/lib/kubelet /etc/coracle /run/coracle /usr/local/bin/* 2>/dev/null || true"); out != "" {
+		t.Errorf("left behind: %s", out)
+	}
+}
