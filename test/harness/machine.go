@@ -210,6 +210,12 @@ done
 exec "$@"`
 	full := append([]string{"-t", strconv.Itoa(m.pid), "-m", "-n", "-p", "-C", "--", "/bin/sh", "-c", enter, "enter", name}, args...)
 	c := exec.CommandContext(ctx, "nsenter", full...)
+	c.Cancel = func() error { // nsenter waits for the program that it started, and would leave it behind
+		for _, child := range children(c.Process.Pid) {
+			_ = syscall.Kill(child, syscall.SIGKILL)
+		}
+		return c.Process.Kill()
+	}
 	c.Env = append([]string{"PATH=/usr/bin:/bin", "HOME=" + m.Dir, "TMPDIR=" + os.TempDir()}, m.Env...)
 	return c
 }
@@ -259,18 +265,29 @@ func onlyChild(t testing.TB, pid int) int {
 	t.Helper()
 	child := 0
 	Eventually(t, 10*time.Second, "a child process", func() error {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-		if err != nil {
-			return err
+		found := children(pid)
+		if len(found) != 1 {
+			return fmt.Errorf("process %d has %d children", pid, len(found))
 		}
-		f := strings.Fields(string(b))
-		if len(f) != 1 {
-			return fmt.Errorf("process %d has %d children", pid, len(f))
-		}
-		child, err = strconv.Atoi(f[0])
-		return err
+		child = found[0]
+		return nil
 	})
 	return child
+}
+
+// children lists the processes that pid started and that have not ended.
+func children(pid int) []int {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return nil
+	}
+	var out []int
+	for word := range strings.FieldsSeq(string(b)) {
+		if n, err := strconv.Atoi(word); err == nil {
+			out = append(out, n)
+		}
+	}
+	return out
 }
 
 // Eventually calls f until it returns nil and fails the test with its last error after the given time.
