@@ -54,7 +54,7 @@ func mustUnpack(t *testing.T, src fs.FS, bin string) Dir {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { d.Close() })
+	t.Cleanup(func() { _ = d.Close() }) // a test may have done it before
 	return d
 }
 
@@ -212,7 +212,7 @@ func TestPruneByProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
+	t.Cleanup(func() { _ = d.Close() })
 	if got := sets(t, bin); len(got) != 2 {
 		t.Fatalf("bin holds %v: a program runs from the old set", got)
 	}
@@ -248,7 +248,7 @@ func TestFullDisk(t *testing.T) {
 	if err := mount(0); err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Unmount(dir, unix.MNT_DETACH)
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // the mount namespace ends anyway
 	bin := filepath.Join(dir, "bin")
 	_, err := unpack(set(t, strings.Repeat("x", 200_000)), bin, "/proc")
 	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(fmt.Sprint(err), "free some space") {
@@ -267,7 +267,7 @@ func TestFullDisk(t *testing.T) {
 	if err := mount(unix.MS_REMOUNT | unix.MS_RDONLY); err != nil {
 		t.Fatal(err)
 	}
-	mustUnpack(t, small, bin).Close()
+	mustUnpack(t, small, bin)
 	if _, err := unpack(set(t, "other"), bin, "/proc"); !errors.Is(err, unix.EROFS) {
 		t.Errorf("got %v, want a read-only file system", err)
 	}
@@ -282,7 +282,7 @@ func TestCarried(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
+	t.Cleanup(func() { _ = d.Close() })
 	for _, name := range []string{
 		"runc", "coracle-helper", "containerd-shim-runc-v2", "coracle-cni", "nft", "coracle-tools", "kubectl", "ctr",
 		"nftables/nft", "nftables/ld.so",
