@@ -4,6 +4,7 @@ package raftstore
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -133,7 +134,7 @@ func (s *Store) compactTo(ctx context.Context, rev int64) error {
 	switch {
 	case err == nil:
 		s.log.Debug("compacted the store's history", "revision", rev)
-	case err == rpctypes.ErrGRPCCompacted:
+	case errors.Is(err, rpctypes.ErrGRPCCompacted):
 		return nil
 	case ctx.Err() == nil:
 		s.log.Warn("could not compact the store's history; will try again", "revision", rev, "err", err)

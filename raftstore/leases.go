@@ -4,6 +4,7 @@ package raftstore
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -26,7 +27,7 @@ func (s *Store) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.Le
 			grant.ID = rand.Int64N(1<<62) + 1
 		}
 		resp, err := answer[*pb.LeaseGrantResponse](s, ctx, grant)
-		if err == rpctypes.ErrGRPCLeaseExist && r.ID == 0 {
+		if errors.Is(err, rpctypes.ErrGRPCLeaseExist) && r.ID == 0 {
 			continue // the same random number twice
 		}
 		if err == nil {

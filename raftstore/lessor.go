@@ -4,6 +4,7 @@ package raftstore
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -108,7 +109,7 @@ func (l *lessor) due() (expired []int64, wait time.Duration) {
 // expire is how the lessor revokes.
 func (s *Store) expire(ctx context.Context, id int64) error {
 	_, err := s.write(ctx, &pb.LeaseRevokeRequest{ID: id})
-	if err == nil || err == rpctypes.ErrGRPCLeaseNotFound {
+	if err == nil || errors.Is(err, rpctypes.ErrGRPCLeaseNotFound) {
 		s.lessor.forget(id)
 		return nil
 	}

@@ -74,7 +74,7 @@ func (s *Store) alarms(r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 		return nil, errors.New("raftstore: the alarm for lack of space follows the disk and cannot be set or cleared: free some space")
 	}
 	resp := &pb.AlarmResponse{Header: s.header()}
-	if s.admit() == rpctypes.ErrGRPCNoSpace && (r.Alarm == pb.AlarmType_NONE || r.Alarm == pb.AlarmType_NOSPACE) {
+	if errors.Is(s.admit(), rpctypes.ErrGRPCNoSpace) && (r.Alarm == pb.AlarmType_NONE || r.Alarm == pb.AlarmType_NOSPACE) {
 		resp.Alarms = []*pb.AlarmMember{{MemberID: s.memberID, Alarm: pb.AlarmType_NOSPACE}}
 	}
 	return resp, nil

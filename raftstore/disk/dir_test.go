@@ -34,6 +34,13 @@ func mustOpen(t *testing.T, path string) *Dir {
 	return d
 }
 
+func closeDir(t *testing.T, d *Dir) {
+	t.Helper()
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func entry(i uint64) *raft.Log {
 	// Sizes below, around and above a page.
 	return &raft.Log{Index: i, Term: 3, Type: raft.LogCommand, Data: bytes.Repeat([]byte{byte(i)}, int(i*i*7)%9000)}
@@ -90,14 +97,14 @@ func content(d *Dir) (string, error) {
 		if err := d.Log.GetLog(i, &l); err != nil {
 			return "", err
 		}
-		fmt.Fprintln(&out, l.Index, l.Term, l.Type, l.Data)
+		fmt.Fprintf(&out, "%d %d %d %x\n", l.Index, l.Term, l.Type, l.Data)
 	}
 	for _, name := range []string{"CurrentTerm", "LastVoteTerm", "LastVoteCand"} {
 		v, err := d.Vars.Get([]byte(name))
 		if err != nil {
 			return "", err
 		}
-		fmt.Fprintln(&out, name, v)
+		fmt.Fprintf(&out, "%s %x\n", name, v)
 	}
 	list, err := d.Snapshots.List()
 	if err != nil {
@@ -120,7 +127,7 @@ func content(d *Dir) (string, error) {
 func TestReopen(t *testing.T) {
 	path := filled(t)
 	d := mustOpen(t, path)
-	defer d.Close()
+	defer closeDir(t, d)
 	first, err := d.Log.FirstIndex()
 	if err != nil || first > firstEntry || first == 1 { // whole segments are removed
 		t.Fatalf("first index %d, %v", first, err)
@@ -329,7 +336,7 @@ func TestRefusedDirectories(t *testing.T) {
 	t.Run("in use", func(t *testing.T) {
 		path := filled(t)
 		d := mustOpen(t, path)
-		defer d.Close()
+		defer closeDir(t, d)
 		var used *InUseError
 		if _, err := Open(options(path)); !errors.As(err, &used) || used.PID != os.Getpid() {
 			t.Error(err)
@@ -363,7 +370,7 @@ func readOnlyMount(t *testing.T, path string) {
 
 func TestSnapshotIsReplaced(t *testing.T) {
 	d := mustOpen(t, filepath.Join(t.TempDir(), "store"))
-	defer d.Close()
+	defer closeDir(t, d)
 	for i, state := range []string{"one", "two", ""} {
 		if err := writeSnapshot(d.Snapshots, uint64(i+1), state); err != nil {
 			t.Fatal(err)

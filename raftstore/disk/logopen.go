@@ -145,13 +145,6 @@ func (l *scannedLog) add(s *segment, r record) error {
 	return nil
 }
 
-func (l *scannedLog) last() uint64 {
-	if len(l.places) == 0 {
-		return 0
-	}
-	return l.first + uint64(len(l.places)) - 1
-}
-
 // checkStart refuses a log that does not join the newest snapshot: entries
 // between them are lost. Once there was any entry, there is a term.
 func (l *scannedLog) checkStart(snapshot uint64, variables int) error {

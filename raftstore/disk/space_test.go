@@ -75,7 +75,6 @@ func TestFullDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
 	if err := d.Admit(); err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +122,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	d = mustOpen(t, o.Path)
-	defer d.Close()
+	defer closeDir(t, d)
 	if got, err := d.Log.LastIndex(); err != nil || got != last+1 {
 		t.Fatalf("last entry %d, want %d, %v", got, last+1, err)
 	}

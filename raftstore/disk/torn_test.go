@@ -201,7 +201,7 @@ func TestLogModel(t *testing.T) {
 	}
 	next := uint64(1)
 	for range 400 {
-		what := ""
+		var what string
 		switch kind := r.IntN(10); {
 		case kind < 6:
 			var batch []*raft.Log

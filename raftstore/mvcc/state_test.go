@@ -4,6 +4,7 @@ package mvcc
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"testing"
 
@@ -162,7 +163,7 @@ func (m *machine) run(t *rapid.T, req Request) {
 	got := m.state.Apply(decoded[0])
 	if txn, ok := req.(*pb.TxnRequest); ok && ReadOnly(txn) {
 		resp, err := view.Txn(txn)
-		if err != got.Err {
+		if !errors.Is(err, got.Err) {
 			t.Fatalf("%v: got error %v from the view, %v from the state", req, err, got.Err)
 		}
 		if err == nil {
@@ -170,7 +171,7 @@ func (m *machine) run(t *rapid.T, req Request) {
 		}
 	}
 	want, wantErr := m.model.apply(req)
-	if got.Err != wantErr {
+	if !errors.Is(got.Err, wantErr) {
 		t.Fatalf("%v: got error %v, want %v", req, got.Err, wantErr)
 	}
 	if wantErr == nil {
@@ -184,7 +185,7 @@ func (m *machine) run(t *rapid.T, req Request) {
 func (m *machine) read(t *rapid.T, r *pb.RangeRequest) {
 	got, err := m.state.Freeze().Range(r)
 	want, wantErr := m.model.read(r, m.model.now())
-	if err != wantErr {
+	if !errors.Is(err, wantErr) {
 		t.Fatalf("%v: got error %v, want %v", r, err, wantErr)
 	}
 	if wantErr == nil {
@@ -363,8 +364,11 @@ func TestViewsDoNotChange(t *testing.T) {
 	go func() {
 		for i, v := range views {
 			got, err := v.Range(&pb.RangeRequest{Key: fmt.Appendf(nil, "/k/%03d", i%50)})
-			if err != nil || string(got.Kvs[0].Value) != fmt.Sprint(i) {
-				done <- fmt.Errorf("view %d: %v, %v", i, got, err)
+			if err == nil && string(got.Kvs[0].Value) != fmt.Sprint(i) {
+				err = fmt.Errorf("got %v", got)
+			}
+			if err != nil {
+				done <- fmt.Errorf("view %d: %w", i, err)
 				return
 			}
 		}

@@ -116,7 +116,6 @@ func setup(t testing.TB, options ...option) (context.Context, *fixture) {
 	recorder := storagetesting.NewKubernetesRecorder(client.Kubernetes)
 	client.KV = storagetesting.NewKVRecorder(client.KV, recorder)
 	client.Kubernetes = recorder
-	t.Cleanup(func() { client.Close() })
 
 	compactor := etcd3.NewCompactor(client.Client, 0, clock.RealClock{}, nil)
 	t.Cleanup(compactor.Stop)
