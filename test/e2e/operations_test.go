@@ -5,7 +5,7 @@
 package e2e
 
 import (
-	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/coracle-k8s/coracle/test/harness"
 )
@@ -103,30 +105,41 @@ func operations(t *testing.T, s *harness.Server) {
 	})
 }
 
-// encryption: a Secret's value is not on the disk, one command rotates the key, and everything stays readable.
+// encryption: a Secret's value is not in the store, one command rotates the key, and everything stays readable.
 func encryption(t *testing.T, s *harness.Server, do func(...string) string) {
 	k := s.In(t)
 	const word = "xyzzy-plugh-plover"
 	k.Kubectl("create", "secret", "generic", "treasure", "--from-literal=word="+word)
-	k.Kubectl("create", "configmap", "map", "--from-literal=word="+word+"-open")
-	onDisk := func() (secret, open bool) {
-		for _, path := range storeFiles(t, s.DataDir) {
-			b, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			open = open || bytes.Contains(b, []byte(word+"-open"))
-			secret = secret || bytes.Contains(bytes.ReplaceAll(b, []byte(word+"-open"), nil), []byte(word))
-		}
-		return
+	k.Kubectl("create", "configmap", "map", "--from-literal=word="+word)
+	store, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + filepath.Join(s.DataDir, "run", "store.sock")}, DialTimeout: soon})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if secret, open := onDisk(); secret || !open {
-		t.Errorf("on the disk: the Secret's value %v, the ConfigMap's %v", secret, open)
+	defer store.Close()
+	stored := func(key string) string {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(context.Background(), soon)
+		defer cancel()
+		r, err := store.Get(ctx, "/registry/"+key)
+		if err != nil || len(r.Kvs) != 1 {
+			t.Fatalf("reading %s from the store: %d keys, %v", key, len(r.Kvs), err)
+		}
+		return string(r.Kvs[0].Value)
+	}
+	if got := stored("configmaps/default/map"); !strings.Contains(got, word) {
+		t.Errorf("the ConfigMap is stored as %q", got)
+	}
+	sealed := stored("secrets/default/treasure")
+	if !strings.HasPrefix(sealed, "k8s:enc:secretbox:") || strings.Contains(sealed, word) {
+		t.Errorf("the Secret is stored as %q", sealed)
 	}
 	before := do("secrets-encrypt", "status")
 	do("secrets-encrypt", "rotate")
 	if after := do("secrets-encrypt", "status"); after == before {
 		t.Errorf("after a rotation the status is the same:\n%s", after)
+	}
+	if again := stored("secrets/default/treasure"); again[:30] == sealed[:30] {
+		t.Errorf("after a rotation the Secret is still under the old key: %q", again[:30])
 	}
 	if got := k.Kubectl("get", "secret", "treasure", "-o", "go-template={{.data.word | base64decode}}"); got != word {
 		t.Errorf("after a rotation the Secret holds %q", got)
