@@ -63,6 +63,19 @@ func TestDiskFull(t *testing.T) {
 	if _, err := c.Put(ctx, "/more", "x"); !errors.Is(err, rpctypes.ErrNoSpace) {
 		t.Fatalf("write on a full disk: %v", err)
 	}
+	// A start on a full disk serves reads too.
+	if err := s.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, Options{Dir: dir})
+	c = s.Client()
+	if got, err := c.KV.Get(ctx, acknowledged[0]); err != nil || len(got.Kvs) != 1 {
+		t.Fatalf("read after a start on a full disk: %v, %v", got, err)
+	}
+	if _, err := c.Put(ctx, "/more", "x"); !errors.Is(err, rpctypes.ErrNoSpace) {
+		t.Fatalf("write after a start on a full disk: %v", err)
+	}
+
 	if err := unix.Mount("", path, "", unix.MS_REMOUNT, "size=256m"); err != nil {
 		t.Fatal(err)
 	}
