@@ -45,7 +45,8 @@ type Store struct {
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup // runLeadership, hub.run, every watch
 	once   sync.Once
-	err    error // of Close
+	closed chan struct{} // closed when nothing runs any more
+	err    error         // of Close; readable then
 }
 
 // Open opens the store in o.Dir, making a new one-server cluster if there is
@@ -59,6 +60,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	}
 	s := &Store{
 		opts: o, log: o.Logger, lead: newLeadership(),
+		closed:    make(chan struct{}),
 		raftLeads: make(chan bool, 16), // raft blocks on it; the reader is rarely late
 	}
 	s.hub = newHub(func() *mvcc.View { return s.fsm.view() })
@@ -194,11 +196,22 @@ func (s *Store) Status() Status {
 	}
 }
 
-// Close stops the store and waits until nothing of it runs. Writes that were
-// not acknowledged by then fail, with their outcome open.
+// Close stops the store and waits until nothing of it runs, or ctx ends: a
+// disk may hang. Writes that were not acknowledged by then fail, with their
+// outcome open.
 func (s *Store) Close(ctx context.Context) error {
-	s.once.Do(func() { s.err = s.close() })
-	return s.err
+	s.once.Do(func() {
+		go func() {
+			defer close(s.closed)
+			s.err = s.close()
+		}()
+	})
+	select {
+	case <-s.closed:
+		return s.err
+	case <-ctx.Done():
+		return fmt.Errorf("raftstore: still stopping, the disk may hang: %w", ctx.Err())
+	}
 }
 
 func (s *Store) close() error {
