@@ -79,7 +79,7 @@ bench: build ## footprint, start-up, pod start and write rates, beside upstream 
 	CORACLE_BIN=$(CURDIR)/bin/coracle test/bench/run.sh
 
 fuzz: ## each fuzz test for FUZZTIME
-	@set -e; $(GO) list -tags '$(TAGS)' -f '{{if .TestGoFiles}}{{.Dir}}{{end}}' ./... | xargs -I{} grep -ls '^func Fuzz' -r {} --include='*_test.go' | sort -u | while read -r f; do \
+	@set -e; for f in $$(git grep -l '^func Fuzz' -- '*_test.go'); do \
 	  for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$f"); do \
 	    echo "$$name in $$(dirname "$$f")"; (cd "$$(dirname "$$f")" && $(GO) test -tags '$(TAGS)' -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) .); \
 	  done; done
