@@ -244,10 +244,7 @@ func writes(c *client, n int, length time.Duration) (Latencies, error) {
 	}
 	wg.Wait()
 	all := time.Since(began)
-	if err := c.do(ctx, http.MethodDelete, "/api/v1/namespaces/"+ns, nil, nil); err != nil {
-		failed = errors.Join(failed, err)
-	}
-	return sumUp(took, all), failed
+	return sumUp(took, all), errors.Join(failed, c.remove(ns))
 }
 
 // ready waits for /readyz and then for a Ready node.
@@ -344,7 +341,26 @@ func pods(c *client, count, parallel int, image string) (Latencies, error) {
 	}
 	wg.Wait()
 	all := time.Since(began)
-	return sumUp(took, all), errors.Join(failed, c.do(ctx, http.MethodDelete, "/api/v1/namespaces/"+ns, nil, nil))
+	return sumUp(took, all), errors.Join(failed, c.remove(ns))
+}
+
+// remove deletes a namespace and waits until it is gone: clearing up must not count against what is measured next.
+func (c *client) remove(ns string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	if err := c.do(ctx, http.MethodDelete, "/api/v1/namespaces/"+ns, nil, nil); err != nil {
+		return err
+	}
+	for {
+		err := c.do(ctx, http.MethodGet, "/api/v1/namespaces/"+ns, nil, nil)
+		if err != nil && strings.Contains(err.Error(), "404") {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("namespace %s is still there: %w", ns, ctx.Err())
+		}
+		time.Sleep(100 * time.Millisecond) // between two looks
+	}
 }
 
 // account waits for the namespace's default ServiceAccount, without which no pod is accepted.
