@@ -21,7 +21,9 @@ import (
 const systemd = "/lib/systemd/systemd"
 
 // startSystemd makes systemd the first process of a pid namespace inside the machine. It gets units of its own, since
-// the host's would tend to the host's files: a handful of empty targets.
+// the host's would tend to the host's files: a handful of empty targets. In a container systemd takes its own arguments
+// for the kernel's: the last one keeps it, on hosts with cgroup v1, from the one hierarchy that the machine has no root of
+// its own in.
 const startSystemd = `set -eu
 mount --make-rprivate /
 mount --make-rshared /
@@ -35,7 +37,7 @@ for t in sysinit basic shutdown multi-user network-online; do
 done
 mkdir -p /etc/systemd/system/coracle.service.d
 printf '[Service]\nStandardOutput=append:/var/log/unit.log\nStandardError=append:/var/log/unit.log\n' > /etc/systemd/system/coracle.service.d/log.conf
-exec env -i container=test PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin ` + systemd + ` --system --unit=multi-user.target --log-target=console --show-status=false
+exec env -i container=test PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin ` + systemd + ` --system --unit=multi-user.target --log-target=console --show-status=false systemd.legacy_systemd_cgroup_controller=yes
 `
 
 // bootSystemd puts systemd in charge of the host and makes every further command run under it.
