@@ -68,7 +68,7 @@ find_binary() {
     binary=$INSTALL_CORACLE_BINARY
     [ -f "$binary" ] || die "INSTALL_CORACLE_BINARY names $binary, which is no file"
     check_sum "$binary"
-  elif [ -f "$here/go.mod" ] && [ -f "$here/Makefile" ]; then
+  elif grep -qs '^module github.com/coracle-k8s/coracle$' "$here/go.mod"; then
     build
     binary=$here/bin/coracle
   else
@@ -392,7 +392,9 @@ restarts() {
 
 start_service() {
   case $service in
-    systemd) systemctl restart --no-block coracle ;;
+    systemd) # stopped for sure first: the old process would answer for the new one
+      systemctl stop coracle
+      systemctl start --no-block coracle ;;
     openrc) rc-service coracle --quiet restart ;;
     none) "$bin_dir/coracle-service" restart ;;
   esac

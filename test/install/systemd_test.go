@@ -140,6 +140,22 @@ func TestSystemd(t *testing.T) {
 			t.Errorf("containers were\n%s\nand are\n%s", containers, now)
 		}
 	})
+	t.Run("new settings", func(t *testing.T) {
+		pid := h.property("MainPID")
+		h.mustInstall(nil, "server", "--node-name", "board-1", "--kubelet-arg", "max-pods=50")
+		if now := h.property("MainPID"); now == pid || h.property("ActiveState") != "active" {
+			t.Errorf("main process %s became %s, and the service is %s", pid, now, h.property("ActiveState"))
+		}
+		if now := h.containers(); now != containers {
+			t.Errorf("containers were\n%s\nand are\n%s", containers, now)
+		}
+		harness.Eventually(t, time.Minute, "the node has the new setting", func() error {
+			if got := h.must("kubectl", "get", "node", "board-1", "-o", "jsonpath={.status.capacity.pods}"); got != "50" {
+				return errors.New("the node takes " + got + " pods")
+			}
+			return nil
+		})
+	})
 	h.must("coracle-uninstall")
 	if out, err := h.run("systemctl", "status", "coracle"); exitCode(err) != 4 {
 		t.Errorf("systemd still knows the service (code %d):\n%s", exitCode(err), out)
