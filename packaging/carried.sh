@@ -11,6 +11,8 @@ arch=$1 work=$2
 GO=${GO:-go} stage=$work/stage
 pause_image=$(sed -n 's/^const PauseImage = "\(.*\)"$/\1/p' internal/carried/carried.go)
 mkdir -p "$stage"
+exec 9> "$work/../lock"
+flock 9 # two builds at once would write the same files
 
 # go_program NAME PACKAGE LDFLAGS: one of our static programs.
 go_program() {
