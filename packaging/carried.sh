@@ -41,6 +41,7 @@ build_pause() {
     -o "$work/pause" cmd/pause/pause.c
 }
 
+say "building the programs that coracle carries for $arch: runc, shim, kubectl and others"
 go_program coracle-helper cmd/coracle-helper ""
 go_program coracle-tools cmd/coracle-tools "$TOOLS_LDFLAGS"
 (build_runc)
