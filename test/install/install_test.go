@@ -124,9 +124,9 @@ func (h *host) awaitAnswer() {
 }
 
 // ask asks the workload by its node port, and gives up soon: a connection that was tried while the Service still knew
-// the pod of before stays with that pod's address for good.
+// the pod of before stays with that pod's address for good. (Debian's static busybox crashes on its own time-out.)
 func (h *host) ask() error {
-	_, err := h.run("busybox", "wget", "-T", "3", "-qO-", "http://10.77.0.2:30080/index.html")
+	_, err := h.run("timeout", "3", "busybox", "wget", "-qO-", "http://10.77.0.2:30080/index.html")
 	return err
 }
 
