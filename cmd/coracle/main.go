@@ -17,8 +17,12 @@ import (
 	"github.com/coracle-k8s/coracle/internal/quietqueues"
 )
 
-// gcPercent trades some CPU for memory: boards have less of the latter. GOGC in the environment overrides it.
-const gcPercent = 25
+// gcPercent trades some CPU for memory while the process is at rest: boards have less of the latter. Under load it is
+// Go's own default. GOGC in the environment overrides both.
+const (
+	gcPercent     = 25
+	gcPercentBusy = 100
+)
 
 func main() {
 	if os.Getenv("GOGC") == "" {

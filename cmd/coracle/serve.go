@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"runtime"
 	"time"
@@ -52,10 +53,14 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 		defer close(serverDone)
 		stopAll(s.Run(serving))
 	}()
+	rest := func() {}
+	if os.Getenv("GOGC") == "" {
+		rest = footprint.NewPacer(gcPercent, gcPercentBusy, time.Now).Rest
+	}
 	announced := make(chan struct{})
 	go func() {
 		defer close(announced)
-		announce(ctx, p, s)
+		announce(ctx, p, s, rest)
 	}()
 	nodeErr := node(ctx)
 	if nodeErr == nil {
@@ -73,7 +78,7 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 
 // announce says that the process is ready once it is, and from then on gives back what only its start, or a burst of
 // work, needed.
-func announce(ctx context.Context, p *cli.Process, s *server.Server) {
+func announce(ctx context.Context, p *cli.Process, s *server.Server, rest func()) {
 	select {
 	case <-s.Ready():
 		p.Ready()
@@ -86,6 +91,7 @@ func announce(ctx context.Context, p *cli.Process, s *server.Server) {
 		case <-ctx.Done():
 			return
 		}
+		rest()
 		if err := footprint.Trim(); err != nil {
 			p.Log.Warn("memory that is not in use was not given back", "error", err)
 			return

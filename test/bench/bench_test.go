@@ -238,7 +238,7 @@ func shims(m *harness.Machine) []int {
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range procs {
 		b, err := os.ReadFile(p)
-		if err != nil || !bytes.Contains(b, []byte("containerd-shim-runc-v2\x00-namespace")) || !m.Owns(p) {
+		if err != nil || !bytes.Contains(b, []byte("\x00-namespace\x00k8s.io\x00")) || !m.Owns(p) {
 			continue
 		}
 		pid, _ := strconv.Atoi(strings.Split(p, "/")[2])
