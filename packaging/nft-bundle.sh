@@ -47,7 +47,7 @@ cp "$work/packages" "$out.new/PACKAGES"
   cat <<'TXT'
 The files in this folder are programs and libraries of the Debian project, unchanged. coracle runs nft as a separate
 program. PACKAGES names each package with its version and its source package; the sources of exactly these versions are
-at https://snapshot.debian.org/ for everybody, for free. The notices and licenses of each package follow.
+in Debian's snapshot archive for everybody, for free. The notices and licenses of each package follow.
 TXT
   for f in "$root"/usr/share/doc/*/copyright; do
     printf '\n======== %s ========\n' "$(basename "$(dirname "$f")")"
