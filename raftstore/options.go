@@ -3,8 +3,10 @@
 package raftstore
 
 import (
+	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"time"
 
 	"k8s.io/utils/clock"
@@ -41,8 +43,36 @@ type Options struct {
 	// RequestTimeout bounds a request whose context has no deadline.
 	// Default 7 s, as etcd's.
 	RequestTimeout time.Duration
+	// QuotaBytes bounds the memory of keys and history together: beyond it,
+	// writes that add anything are refused with etcd's ErrNoSpace, deletions
+	// are not. Default 2 GiB, as etcd's.
+	QuotaBytes int64
 	// Clock is for tests.
 	Clock clock.WithTicker
+
+	// Network connects the store with the other servers'. Nil: the cluster has
+	// one server.
+	Network *Network
+	// Join are addresses of servers of a cluster. If Dir holds nothing yet,
+	// the store joins that cluster instead of starting one.
+	Join []string
+	// ElectionTimeout is how long a server waits for its leader before it
+	// stands for election itself. Default 200 ms.
+	ElectionTimeout time.Duration
+	// MaxVoters bounds the voters; further servers get everything and vote when
+	// one of the others is gone. Odd. Default 5.
+	MaxVoters int
+}
+
+// A Network is how a store reaches the other servers and is reached by them.
+// Its connections are authenticated and encrypted: who can open one is trusted.
+type Network struct {
+	// Address is what the other servers dial.
+	Address string
+	// Listener gives the other servers' connections. The store closes it.
+	Listener net.Listener
+	// Dial opens a connection to another server's Address.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
 }
 
 const (
@@ -52,6 +82,9 @@ const (
 	defaultHistoryAge       = 10 * time.Minute
 	defaultHistoryBytes     = 64 << 20
 	defaultRequestTimeout   = 7 * time.Second
+	defaultQuotaBytes       = 2 << 30
+	defaultElectionTimeout  = 200 * time.Millisecond
+	defaultMaxVoters        = 5
 )
 
 func (o *Options) setDefaults() error {
@@ -67,6 +100,15 @@ func (o *Options) setDefaults() error {
 	setDefault(&o.HistoryAge, defaultHistoryAge)
 	setDefault(&o.HistoryBytes, defaultHistoryBytes)
 	setDefault(&o.RequestTimeout, defaultRequestTimeout)
+	setDefault(&o.QuotaBytes, defaultQuotaBytes)
+	setDefault(&o.ElectionTimeout, defaultElectionTimeout)
+	setDefault(&o.MaxVoters, defaultMaxVoters)
+	if o.MaxVoters%2 == 0 {
+		return errors.New("raftstore: MaxVoters must be odd")
+	}
+	if o.Network != nil && (o.Network.Address == "" || o.Network.Listener == nil || o.Network.Dial == nil) {
+		return errors.New("raftstore: Network needs Address, Listener and Dial")
+	}
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
