@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"k8s.io/utils/clock"
 )
@@ -52,9 +53,16 @@ type Dir struct {
 	Vars      *Vars
 	Snapshots *Snapshots
 
+	path   string
 	lock   *os.File
 	space  *space
 	cancel context.CancelFunc
+
+	peers struct {
+		sync.Mutex
+		known bool // saved is what is on disk
+		saved []Peer
+	}
 }
 
 // Open makes or examines a directory and opens what is in it. It changes
@@ -78,12 +86,13 @@ func Open(o Options) (*Dir, error) {
 }
 
 func open(o Options) (*Dir, error) {
-	id, err := readIdentity(o.Path)
+	id, version, err := readIdentity(o.Path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if id, err = create(o); err != nil {
 			return nil, err
 		}
+		version = FormatVersion
 	case err != nil:
 		return nil, err
 	}
@@ -120,7 +129,12 @@ func open(o Options) (*Dir, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", vars, err), scanned.close())
 	}
-	d := &Dir{Identity: id, Snapshots: snapshots, space: newSpace(o.Path, o.Reserve, o.Logger, o.Clock)}
+	d := &Dir{Identity: id, Snapshots: snapshots, path: o.Path, space: newSpace(o.Path, o.Reserve, o.Logger, o.Clock)}
+	if version < FormatVersion {
+		if err := d.raiseFormat(); err != nil {
+			return nil, errors.Join(err, bolt.Close(), scanned.close())
+		}
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	d.cancel = cancel
 	d.Vars = &Vars{path: vars, bolt: bolt, space: d.space, ctx: ctx}
@@ -133,7 +147,23 @@ func open(o Options) (*Dir, error) {
 		cancel()
 		return nil, errors.Join(err, bolt.Close(), scanned.close())
 	}
+	if d.peers.saved, err = ReadPeers(o.Path); err != nil {
+		o.Logger.Warn("the note of where the other servers are cannot be used", "err", err)
+	} else {
+		d.peers.known = true
+	}
 	return d, nil
+}
+
+// raiseFormat says that an older version can no longer read the directory. On
+// a full disk it uses the reserve.
+func (d *Dir) raiseFormat() error {
+	err := writeIdentity(d.path, d.Identity)
+	if err != nil {
+		d.space.failed(err)
+		err = writeIdentity(d.path, d.Identity)
+	}
+	return err
 }
 
 func newLog(ctx context.Context, o Options, space *space, scanned *scannedLog) *Log {
@@ -198,6 +228,10 @@ func checkUnused(dir string) error {
 		}
 	}
 	if snapshots, err := filepath.Glob(filepath.Join(dir, snapshotsDir, "*"+snapshotSuffix)); err != nil || len(snapshots) > 0 {
+		return errors.Join(used, err)
+	}
+	// The other servers are noted only in a directory that is complete.
+	if there, err := exists(filepath.Join(dir, peersFile)); err != nil || there {
 		return errors.Join(used, err)
 	}
 	numbers, err := segmentNumbers(filepath.Join(dir, logDir))

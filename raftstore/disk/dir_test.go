@@ -19,7 +19,7 @@ import (
 	"k8s.io/utils/clock"
 )
 
-var testIdentity = Identity{Cluster: "c", Node: "n"}
+var testIdentity = Identity{Cluster: "c", Node: "n", Member: "n"}
 
 func options(path string) Options {
 	return Options{Path: path, Identity: testIdentity, Logger: slog.New(slog.DiscardHandler), Clock: clock.RealClock{}, Reserve: 4096, SegmentSize: 64 << 10}
@@ -316,12 +316,12 @@ func TestInterruptedCreation(t *testing.T) {
 func TestRefusedDirectories(t *testing.T) {
 	t.Run("newer format", func(t *testing.T) {
 		path := filled(t)
-		text := "coracle store\nformat 2\nsomething new\n"
+		text := "coracle store\nformat 3\nsomething new\n"
 		if err := os.WriteFile(filepath.Join(path, identityFile), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		var format *FormatError
-		if _, err := Open(options(path)); !errors.As(err, &format) || format.Version != 2 {
+		if _, err := Open(options(path)); !errors.As(err, &format) || format.Version != 3 {
 			t.Error(err)
 		}
 	})

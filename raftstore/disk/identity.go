@@ -15,8 +15,9 @@ import (
 )
 
 // FormatVersion is the version of the directory's layout and of every file in
-// it. A directory with a greater one is refused.
-const FormatVersion = 1
+// it. A directory with a greater one is refused. One of format 1, which had no
+// member names, becomes one of format 2 when it is opened.
+const FormatVersion = 2
 
 const identityFile = "IDENTITY"
 
@@ -26,6 +27,31 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 type Identity struct {
 	Cluster string
 	Node    string
+	// Member is raft's name for the server: NODE.RANDOM, made with the
+	// directory. So a server that lost its disk, and with it its votes, comes
+	// back as another member. In a directory of format 1 it is the node's name.
+	Member string
+}
+
+// memberRandom is how many of rand.Text's characters, five bits each, tell a
+// node's members apart.
+const memberRandom = 10
+
+// NodeOf returns the name of the node whose member this is.
+func NodeOf(member string) string {
+	node, random, ok := cutLast(member, ".")
+	// What a node's own name ends with is no random part: those are in capitals.
+	if !ok || len(random) != memberRandom || strings.Trim(random, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") != "" {
+		return member
+	}
+	return node
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
 }
 
 // A FormatError says that a newer version of the program wrote the directory.
@@ -57,6 +83,9 @@ func (id Identity) match(dir string, want Identity) error {
 	if want.Node != "" && want.Node != id.Node {
 		return &MismatchError{dir, "server", id.Node, want.Node}
 	}
+	if want.Member != "" && want.Member != id.Member {
+		return &MismatchError{dir, "member", id.Member, want.Member}
+	}
 	return nil
 }
 
@@ -68,47 +97,65 @@ func (id Identity) fill() Identity {
 	if id.Node == "" {
 		id.Node = rand.Text()
 	}
+	if id.Member == "" {
+		id.Member = id.Node + "." + rand.Text()[:memberRandom]
+	}
 	return id
 }
 
-func (id Identity) encode() []byte {
-	text := fmt.Sprintf("coracle store\nformat %d\ncluster %q\nnode %q\n", FormatVersion, id.Cluster, id.Node)
+func (id Identity) encode(version int) []byte {
+	text := fmt.Sprintf("coracle store\nformat %d\ncluster %q\nnode %q\n", version, id.Cluster, id.Node)
+	if version > 1 {
+		text += fmt.Sprintf("member %q\n", id.Member)
+	}
+	return withSum(text)
+}
+
+// withSum adds a last line with the checksum of the others.
+func withSum(text string) []byte {
 	return fmt.Appendf(nil, "%scrc32c %08x\n", text, crc32.Checksum([]byte(text), castagnoli))
 }
 
-// readIdentity returns fs.ErrNotExist if there is none.
-func readIdentity(dir string) (Identity, error) {
+// readIdentity returns the directory's identity and format, or fs.ErrNotExist
+// if it has none.
+func readIdentity(dir string) (id Identity, version int, err error) {
 	path := filepath.Join(dir, identityFile)
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return Identity{}, fmt.Errorf("read %s: %w", path, err)
+		return id, 0, fmt.Errorf("read %s: %w", path, err)
 	}
 	lines := strings.Split(string(data), "\n")
 	if len(lines) < 2 || lines[0] != "coracle store" {
-		return Identity{}, damaged(path, "it does not start as it should")
+		return id, 0, damaged(path, "it does not start as it should")
 	}
 	// The format first: a newer one may differ in everything that follows.
-	version, err := strconv.Atoi(strings.TrimPrefix(lines[1], "format "))
-	if err != nil {
-		return Identity{}, damaged(path, "it has no format number")
+	version, err = strconv.Atoi(strings.TrimPrefix(lines[1], "format "))
+	if err != nil || version < 1 {
+		return id, 0, damaged(path, "it has no format number")
 	}
 	if version > FormatVersion {
-		return Identity{}, &FormatError{Dir: dir, Version: version}
+		return id, version, &FormatError{Dir: dir, Version: version}
 	}
-	var id Identity
-	if len(lines) > 3 {
-		_, err1 := fmt.Sscanf(lines[2], "cluster %q", &id.Cluster)
-		_, err2 := fmt.Sscanf(lines[3], "node %q", &id.Node)
-		err = errors.Join(err1, err2)
+	for i, field := range []struct {
+		line string
+		into *string
+	}{{"cluster %q", &id.Cluster}, {"node %q", &id.Node}, {"member %q", &id.Member}}[:version+1] {
+		if i+2 < len(lines) {
+			_, scanErr := fmt.Sscanf(lines[i+2], field.line, field.into)
+			err = errors.Join(err, scanErr)
+		}
 	}
-	if err != nil || string(id.encode()) != string(data) {
-		return Identity{}, damaged(path, "its checksum is wrong")
+	if err != nil || string(id.encode(version)) != string(data) {
+		return id, version, damaged(path, "its checksum is wrong")
 	}
-	return id, nil
+	if version == 1 {
+		id.Member = id.Node
+	}
+	return id, version, nil
 }
 
 func writeIdentity(dir string, id Identity) error {
-	return writeFile(filepath.Join(dir, identityFile), id.encode())
+	return writeFile(filepath.Join(dir, identityFile), id.encode(FormatVersion))
 }
 
 // writeFile replaces a file by one with the given content, durably.

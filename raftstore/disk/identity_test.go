@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestMemberIsNew makes two directories for one node: the second is another
+// member, as a server that lost its disk must be.
+func TestMemberIsNew(t *testing.T) {
+	var members []string
+	for range 2 {
+		o := options(filepath.Join(t.TempDir(), "store"))
+		o.Identity.Member, o.Identity.Node = "", "host.example.org"
+		for range 2 { // made, and opened again
+			d, err := Open(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			members = append(members, d.Identity.Member)
+			if got := NodeOf(d.Identity.Member); got != o.Identity.Node {
+				t.Errorf("member %s is of node %s", d.Identity.Member, got)
+			}
+			closeDir(t, d)
+		}
+	}
+	if members[0] != members[1] || members[2] != members[3] || members[0] == members[2] {
+		t.Errorf("members %v", members)
+	}
+}
+
+func TestNodeOf(t *testing.T) {
+	for member, node := range map[string]string{
+		"n":                        "n",
+		"host.example.org":         "host.example.org",
+		"host.ABCDEFGHIJ":          "host",
+		"host.example.ABCDEFGH27":  "host.example",
+		"host.abcdefghij":          "host.abcdefghij",
+		"host.ABCDEFGHI":           "host.ABCDEFGHI",
+		"ABCDEFGHIJKLMNOPQRSTUVWX": "ABCDEFGHIJKLMNOPQRSTUVWX",
+	} {
+		if got := NodeOf(member); got != node {
+			t.Errorf("%s is of %s, want %s", member, got, node)
+		}
+	}
+}
+
+// TestFormat1 opens a directory that the version before wrote. Its identity
+// changes only when everything else was found in order.
+func TestFormat1(t *testing.T) {
+	path := filled(t)
+	old := testIdentity.encode(1)
+	file := filepath.Join(path, identityFile)
+	if err := os.WriteFile(file, old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	vars := filepath.Join(path, varsFile)
+	whole, err := os.ReadFile(vars)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(vars, whole[:len(whole)/2], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(options(path)); err == nil {
+		t.Fatal("opened a damaged directory")
+	}
+	if now, err := os.ReadFile(file); err != nil || !bytes.Equal(now, old) {
+		t.Errorf("the refused open changed the identity: %s, %v", now, err)
+	}
+	if err := os.WriteFile(vars, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		o := options(path)
+		o.Identity.Member = ""
+		d, err := Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Identity != testIdentity {
+			t.Errorf("identity %v, want %v", d.Identity, testIdentity)
+		}
+		closeDir(t, d)
+		if now, err := os.ReadFile(file); err != nil || !strings.Contains(string(now), "format 2\n") {
+			t.Errorf("after opening: %s, %v", now, err)
+		}
+	}
+}
+
+func TestPeers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "store")
+	d := mustOpen(t, path)
+	if got, err := ReadPeers(path); err != nil || got != nil {
+		t.Fatalf("before any: %v, %v", got, err)
+	}
+	want := []Peer{{"a.ABCDEFGHIJ", "10.0.0.1:6443"}, {"b \"\n%q", "[fd00::1]:6443"}}
+	if err := d.SavePeers(want); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(path, peersFile)
+	before, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Nothing is written when nothing changed, also after a restart.
+	for range 2 {
+		if err := d.SavePeers(slices.Clone(want)); err != nil {
+			t.Fatal(err)
+		}
+		if after, err := os.Stat(file); err != nil || !os.SameFile(before, after) {
+			t.Errorf("written again: %v", err)
+		}
+		closeDir(t, d)
+		d = mustOpen(t, path)
+	}
+	if got, err := ReadPeers(path); err != nil || !slices.Equal(got, want) {
+		t.Errorf("%v, want %v, %v", got, want, err)
+	}
+	closeDir(t, d)
+	// Every damage is noticed, and hinders nothing.
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range data {
+		bad := bytes.Clone(data)
+		bad[i] ^= 1
+		if err := os.WriteFile(file, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := ReadPeers(path); err == nil {
+			t.Fatalf("byte %d changed, and got %v", i, got)
+		}
+	}
+	d = mustOpen(t, path)
+	defer closeDir(t, d)
+	if err := d.SavePeers(nil); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ReadPeers(path); err != nil || got != nil {
+		t.Errorf("after none: %v, %v", got, err)
+	}
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+const peersFile = "PEERS"
+
+// A Peer is another server of the cluster, and where it was last reached.
+type Peer struct {
+	ID      string // its member name
+	Address string
+}
+
+// SavePeers notes where the other servers are, for a start at which the rest
+// of the directory turns out to be damaged. It writes only what changed. An
+// error means no more than that the older note, or none, is still there.
+func (d *Dir) SavePeers(peers []Peer) error {
+	d.peers.Lock()
+	defer d.peers.Unlock()
+	if d.peers.known && slices.Equal(peers, d.peers.saved) {
+		return nil
+	}
+	if err := writeFile(filepath.Join(d.path, peersFile), encodePeers(peers)); err != nil {
+		return err
+	}
+	d.peers.saved, d.peers.known = slices.Clone(peers), true
+	return nil
+}
+
+// ReadPeers returns what SavePeers noted in a directory, opened or not, and
+// nothing if it noted nothing. A note that cannot be read is no reason not to
+// start: warn, and go on without.
+func ReadPeers(dir string) ([]Peer, error) {
+	path := filepath.Join(dir, peersFile)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	var peers []Peer
+	for line := range strings.Lines(string(data)) {
+		var p Peer
+		if n, err := fmt.Sscanf(line, "peer %q %q\n", &p.ID, &p.Address); err == nil && n == 2 {
+			peers = append(peers, p)
+		}
+	}
+	if string(encodePeers(peers)) != string(data) {
+		return nil, fmt.Errorf("read %s: its checksum is wrong. It is not used, and written anew when the other servers are known", path)
+	}
+	return peers, nil
+}
+
+func encodePeers(peers []Peer) []byte {
+	var text strings.Builder
+	text.WriteString("coracle peers\n")
+	for _, p := range peers {
+		fmt.Fprintf(&text, "peer %q %q\n", p.ID, p.Address)
+	}
+	return withSum(text.String())
+}
