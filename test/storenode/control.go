@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+// node is the process: the store and what steers it.
+type node struct {
+	opts  options
+	store *raftstore.Store
+
+	mu  sync.Mutex
+	out io.Writer
+}
+
+// request is a line on standard input.
+type request struct {
+	ID   int             `json:"id"`
+	Op   string          `json:"op"`
+	Args json.RawMessage `json:"args,omitempty"`
+}
+
+// answer is the line on standard output that a request gets; answers come in any order.
+type answer struct {
+	ID     int    `json:"id"`
+	Result any    `json:"result,omitempty"`
+	Error  string `json:"error,omitempty"`
+}
+
+type operation func(ctx context.Context, args json.RawMessage) (any, error)
+
+func (n *node) operations() map[string]operation {
+	return map[string]operation{
+		"status":   n.status,
+		"members":  n.members,
+		"remove":   n.remove,
+		"transfer": n.transfer,
+		"faults":   n.faults,
+		"load":     n.load,
+	}
+}
+
+// control answers requests, each on its own, until standard input or ctx ends.
+func (n *node) control(ctx context.Context, stop func()) {
+	ops := n.operations()
+	lines := bufio.NewScanner(os.Stdin)
+	for lines.Scan() {
+		var r request
+		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
+			n.answer(answer{Error: err.Error()})
+			continue
+		}
+		op := ops[r.Op]
+		if op == nil {
+			n.answer(answer{ID: r.ID, Error: fmt.Sprintf("no operation %q", r.Op)})
+			continue
+		}
+		go func() { // may wait as long as the store does; the process's end takes it along
+			result, err := op(ctx, r.Args)
+			a := answer{ID: r.ID, Result: result}
+			if err != nil {
+				a.Result, a.Error = nil, err.Error()
+			}
+			n.answer(a)
+		}()
+	}
+	if n.opts.bound {
+		stop()
+	}
+}
+
+func (n *node) answer(a answer) {
+	b, err := json.Marshal(a)
+	if err != nil {
+		b, _ = json.Marshal(answer{ID: a.ID, Error: err.Error()})
+	}
+	n.print(string(b))
+}
+
+func (n *node) print(line string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	fmt.Fprintln(n.out, line)
+}
+
+// prepare sets up what has to be there before the store opens.
+func (n *node) prepare() error { return nil }
+
+func (n *node) status(context.Context, json.RawMessage) (any, error) { return n.store.Status(), nil }
+
+// members, remove and transfer are there with a store of several servers.
+
+func (n *node) members(context.Context, json.RawMessage) (any, error) {
+	return nil, errors.New("the store has one server")
+}
+
+func (n *node) remove(ctx context.Context, args json.RawMessage) (any, error) {
+	var name string
+	if err := json.Unmarshal(args, &name); err != nil {
+		return nil, fmt.Errorf("remove wants a name: %w", err)
+	}
+	s, ok := any(n.store).(interface {
+		RemoveMember(ctx context.Context, name string) error
+	})
+	if !ok {
+		return nil, errors.New("the store has one server")
+	}
+	return "removed", s.RemoveMember(ctx, name)
+}
+
+func (n *node) transfer(ctx context.Context, _ json.RawMessage) (any, error) {
+	s, ok := any(n.store).(interface {
+		TransferLeadership(ctx context.Context) error
+	})
+	if !ok {
+		return nil, errors.New("the store has one server")
+	}
+	return "transferred", s.TransferLeadership(ctx)
+}
+
+func (n *node) faults(context.Context, json.RawMessage) (any, error) {
+	return nil, errors.New("no hook for disk faults")
+}

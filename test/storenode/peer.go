@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+// handshakeTimeout bounds a TLS handshake, so that a connection into a partition does not stay for good.
+const handshakeTimeout = 2 * time.Second
+
+// peerNetwork is a raftstore.Network over mutual TLS: whoever has a certificate of the authority is a server.
+func peerNetwork(o options) (*raftstore.Network, error) {
+	cert, err := tls.LoadX509KeyPair(o.peerCert, o.peerKey)
+	if err != nil {
+		return nil, fmt.Errorf("peer certificate: %w", err)
+	}
+	pem, err := os.ReadFile(o.peerCA)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("no certificate in %s", o.peerCA)
+	}
+	conf := &tls.Config{
+		Certificates: []tls.Certificate{cert}, RootCAs: pool, ClientCAs: pool,
+		ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS13,
+	}
+	l, err := net.Listen("tcp", o.peerAddress)
+	if err != nil {
+		return nil, err
+	}
+	return &raftstore.Network{
+		Address:  o.peerAddress,
+		Listener: tls.NewListener(l, conf),
+		Dial: func(ctx context.Context, address string) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+			defer cancel()
+			d := &tls.Dialer{NetDialer: &net.Dialer{}, Config: conf}
+			return d.DialContext(ctx, "tcp", address)
+		},
+	}, nil
+}
