@@ -21,6 +21,9 @@ import (
 // eleven days are fewer.
 const revisionLeap = 1_000_000_000
 
+// seedIndex is the index of the snapshot that a restored store starts from.
+const seedIndex = 1
+
 // Restore makes a new store in o.Dir, which must be empty or not there, from
 // what Backup wrote. It becomes a cluster of one server with a new identity
 // unless o names one. Watches and lists that were under way elsewhere find
@@ -36,7 +39,7 @@ func Restore(o Options, backup io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("raftstore: restore: the backup cannot be used, and nothing was changed: %w", err)
 	}
-	state.Leap(revisionLeap)
+	state.Leap(revisionLeap, seedIndex)
 	dir, err := disk.Open(disk.Options{
 		Path: o.Dir, Identity: disk.Identity{Cluster: o.ClusterID, Node: o.NodeID}, Logger: o.Logger, Clock: o.Clock,
 	})
@@ -51,7 +54,7 @@ func Restore(o Options, backup io.Reader) error {
 
 // seed writes a state as the first snapshot of a new directory.
 func seed(dir *disk.Dir, state *mvcc.State) error {
-	const index, term = 1, 1
+	const index, term = seedIndex, 1
 	if err := dir.Vars.SetUint64([]byte("CurrentTerm"), term); err != nil {
 		return err
 	}

@@ -9,21 +9,40 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// A Request is one command: *pb.PutRequest, DeleteRangeRequest, TxnRequest,
-// CompactionRequest, LeaseGrantRequest or LeaseRevokeRequest.
+// A Request is what a command asks for: *pb.PutRequest, DeleteRangeRequest,
+// TxnRequest, CompactionRequest, LeaseGrantRequest or LeaseRevokeRequest, or a
+// *wrapperspb.StringValue, which opens a session for the server of that name.
 type Request = proto.Message
+
+// A Command is a request and the conditions under which it is run.
+type Command struct {
+	Request Request
+	// Session, unless it is 0, and Seq name the command, so that it is run
+	// once however often it reaches the log. Every sequence number below
+	// Floor has its answer, and is never asked for again.
+	Session, Seq, Floor uint64
+	// Fence, unless it is 0, is the only raft term in which to run it.
+	Fence uint64
+}
 
 // A log entry carries one or more commands:
 //
 //	entry   = format command*
-//	command = kind flags length body
+//	command = kind flags [session seq back] [term] length body
 //
-// format, kind and flags are one byte each, length a varint, body the request
-// in protobuf. No flag is defined yet; one that is set makes the entry
-// unreadable to this version, on purpose.
-const entryFormat = 1
+// format, kind and flags are one byte each, the others varints, and body is
+// the request in protobuf. The request id is there if flagID is set, with the
+// floor as back = seq - floor, and the fence's term if flagFence is. Any other
+// flag makes the entry unreadable to this version, on purpose.
+const (
+	entryFormat = 1
+
+	flagID    = 1 << 0
+	flagFence = 1 << 1
+)
 
 const (
 	kindPut = iota + 1
@@ -32,9 +51,10 @@ const (
 	kindCompact
 	kindGrant
 	kindRevoke
+	kindSession
 )
 
-// ErrFormat says that bytes are no entry of a format known here.
+// ErrFormat says that bytes are no entry, or no results, of a format known here.
 var ErrFormat = errors.New("mvcc: not a log entry that this version can read")
 
 // NewEntry starts an entry to which AppendCommand adds commands.
@@ -42,18 +62,49 @@ func NewEntry(buf []byte) []byte { return append(buf[:0], entryFormat) }
 
 // CommandSize is the number of bytes by which AppendCommand lengthens an
 // entry, or slightly more.
-func CommandSize(req Request) int { return 2 + binary.MaxVarintLen32 + proto.Size(req) }
+func CommandSize(c Command) int {
+	size := 2 + binary.MaxVarintLen32 + proto.Size(c.Request)
+	if c.Session != 0 {
+		size += 3 * binary.MaxVarintLen64
+	}
+	if c.Fence != 0 {
+		size += binary.MaxVarintLen64
+	}
+	return size
+}
 
 // AppendCommand adds a command to an entry.
-func AppendCommand(entry []byte, req Request) ([]byte, error) {
-	kind, err := kindOf(req)
+func AppendCommand(entry []byte, c Command) ([]byte, error) {
+	kind, err := kindOf(c.Request)
 	if err != nil {
 		return nil, err
 	}
+	if c.Session != 0 && c.Floor > c.Seq {
+		return nil, fmt.Errorf("mvcc: command %d of session %d says that it was answered already", c.Seq, c.Session)
+	}
+	flags := len(entry) + 1
 	entry = append(entry, kind, 0)
-	entry = binary.AppendUvarint(entry, uint64(proto.Size(req)))
-	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(entry, req)
+	if c.Session != 0 {
+		entry[flags] |= flagID
+		entry = binary.AppendUvarint(entry, c.Session)
+		entry = binary.AppendUvarint(entry, c.Seq)
+		entry = binary.AppendUvarint(entry, c.Seq-c.Floor)
+	}
+	if c.Fence != 0 {
+		entry[flags] |= flagFence
+		entry = binary.AppendUvarint(entry, c.Fence)
+	}
+	entry = binary.AppendUvarint(entry, uint64(proto.Size(c.Request)))
+	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(entry, c.Request)
 }
+
+// Encoded is what AppendCommand wrote to an entry, for AppendEncoded to put
+// into another one.
+func Encoded(entry []byte) []byte { return entry[1:] }
+
+// AppendEncoded adds commands that are encoded already. They must come from an
+// entry for which CommandsOf gave no error.
+func AppendEncoded(entry, commands []byte) []byte { return append(entry, commands...) }
 
 func kindOf(req Request) (byte, error) {
 	switch req.(type) {
@@ -69,6 +120,8 @@ func kindOf(req Request) (byte, error) {
 		return kindGrant, nil
 	case *pb.LeaseRevokeRequest:
 		return kindRevoke, nil
+	case *wrapperspb.StringValue:
+		return kindSession, nil
 	}
 	return 0, fmt.Errorf("mvcc: %T is not a command", req)
 }
@@ -87,34 +140,106 @@ func newRequest(kind byte) Request {
 		return &pb.LeaseGrantRequest{}
 	case kindRevoke:
 		return &pb.LeaseRevokeRequest{}
+	case kindSession:
+		return &wrapperspb.StringValue{}
 	}
 	return nil
 }
 
 // DecodeEntry returns an entry's commands. They do not alias the entry.
-func DecodeEntry(entry []byte) ([]Request, error) {
+func DecodeEntry(entry []byte) ([]Command, error) {
+	var commands []Command
+	err := eachCommand(entry, func(c Command, kind byte, body []byte) error {
+		c.Request = newRequest(kind)
+		commands = append(commands, c)
+		return proto.Unmarshal(body, c.Request)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return commands, nil
+}
+
+// CommandsOf counts an entry's commands. It checks that this version knows
+// their kinds and flags and that none is cut short, but does not look into
+// their bodies.
+func CommandsOf(entry []byte) (count int, err error) {
+	err = eachCommand(entry, func(Command, byte, []byte) error { count++; return nil })
+	if err != nil {
+		return 0, err
+	}
+	return count, nil
+}
+
+// eachCommand calls fn with every command of an entry: without the request,
+// whose kind and bytes it gives.
+func eachCommand(entry []byte, fn func(c Command, kind byte, body []byte) error) error {
 	if len(entry) == 0 || entry[0] != entryFormat {
-		return nil, fmt.Errorf("%w: unknown format", ErrFormat)
+		return fmt.Errorf("%w: unknown format", ErrFormat)
 	}
-	var reqs []Request
-	for rest := entry[1:]; len(rest) > 0; {
-		if len(rest) < 3 {
-			return nil, fmt.Errorf("%w: command %d is cut short", ErrFormat, len(reqs))
+	in := frame{rest: entry[1:]}
+	for n := 0; len(in.rest) > 0; n++ {
+		kind, flags := in.byte(), in.byte()
+		if !in.bad && (kind < kindPut || kind > kindSession || flags&^(flagID|flagFence) != 0) {
+			return fmt.Errorf("%w: command %d has kind %d and flags %#x", ErrFormat, n, kind, flags)
 		}
-		req := newRequest(rest[0])
-		if req == nil || rest[1] != 0 {
-			return nil, fmt.Errorf("%w: command %d has kind %d and flags %#x", ErrFormat, len(reqs), rest[0], rest[1])
+		var c Command
+		if flags&flagID != 0 {
+			c.Session, c.Seq = in.uvarint(), in.uvarint()
+			back := in.uvarint()
+			in.bad = in.bad || c.Session == 0 || back > c.Seq
+			c.Floor = c.Seq - back
 		}
-		size, n := binary.Uvarint(rest[2:])
-		if n <= 0 || size > uint64(len(rest)-2-n) {
-			return nil, fmt.Errorf("%w: command %d is cut short", ErrFormat, len(reqs))
+		if flags&flagFence != 0 {
+			c.Fence = in.uvarint()
+			in.bad = in.bad || c.Fence == 0
 		}
-		body := rest[2+n : 2+n+int(size)]
-		if err := proto.Unmarshal(body, req); err != nil {
-			return nil, fmt.Errorf("%w: command %d: %w", ErrFormat, len(reqs), err)
+		body := in.field()
+		if in.bad {
+			return fmt.Errorf("%w: command %d is cut short or malformed", ErrFormat, n)
 		}
-		reqs = append(reqs, req)
-		rest = rest[2+n+int(size):]
+		if err := fn(c, kind, body); err != nil {
+			return fmt.Errorf("%w: command %d: %w", ErrFormat, n, err)
+		}
 	}
-	return reqs, nil
+	return nil
+}
+
+// frame takes the parts of a frame off its front. Once there is too little
+// left it is bad, and all that it gives is zero.
+type frame struct {
+	rest []byte
+	bad  bool
+}
+
+func (f *frame) byte() byte {
+	if f.bad || len(f.rest) == 0 {
+		f.bad = true
+		return 0
+	}
+	b := f.rest[0]
+	f.rest = f.rest[1:]
+	return b
+}
+
+func (f *frame) uvarint() uint64 {
+	n, size := binary.Uvarint(f.rest)
+	if f.bad || size <= 0 {
+		f.bad = true
+		return 0
+	}
+	f.rest = f.rest[size:]
+	return n
+}
+
+// field is a length and as many bytes.
+func (f *frame) field() []byte {
+	n := f.uvarint()
+	if f.bad || n > uint64(len(f.rest)) {
+		f.bad = true
+		return nil
+	}
+	b := f.rest[:n]
+	f.rest = f.rest[n:]
+	return b
 }

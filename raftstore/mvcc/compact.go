@@ -65,8 +65,10 @@ func search(history []*Version, rev int64) int {
 
 // Leap moves the revision ahead by n and drops all history: every older
 // revision is compacted. Keys keep the revisions that wrote them. It is for a
-// state that takes another one's place.
-func (s *State) Leap(n int64) {
+// state that takes another one's place, in a new log whose entries come after
+// index: sessions do not go with it.
+func (s *State) Leap(n int64, index uint64) {
+	s.applied, s.sessions, s.frozenSessions = index, nil, nil
 	s.rev += n
 	s.compacted.Store(s.rev)
 	s.Prune()

@@ -14,7 +14,7 @@ func FuzzDecodeEntry(f *testing.F) {
 	entry := NewEntry(nil)
 	for _, r := range sampleCommands() {
 		var err error
-		if entry, err = AppendCommand(entry, r); err != nil {
+		if entry, err = AppendCommand(entry, Command{Request: r}); err != nil {
 			f.Fatal(err)
 		}
 		f.Add(bytes.Clone(entry))
@@ -29,8 +29,8 @@ func FuzzDecodeEntry(f *testing.F) {
 		}
 		// What decodes can be applied and encodes again.
 		s, entry := New(), NewEntry(nil)
+		s.ApplyEntry(1, 1, reqs)
 		for _, r := range reqs {
-			s.Apply(r)
 			if entry, err = AppendCommand(entry, r); err != nil {
 				t.Fatal(err)
 			}

@@ -19,11 +19,15 @@ import (
 //	lease   = 1 id ttl
 //	base    = 2 version      what a key held before the history window
 //	history = 3 version      one write inside it, in order
+//	raft    = 4 applied sessions           at most one, before the next two
+//	session = 5 id name floor answers      by id
+//	answer  = 6 seq result                 to the session before it, by seq
 //	end     = 0 leases bases histories
 //	version = key value create mod version lease
 //
-// Numbers are varints; key and value have their length before them. A deletion
-// is a version whose version number is 0.
+// Numbers are varints; key, value, name and result (see result.go) have their
+// length before them. A deletion is a version whose version number is 0.
+// Without a raft record nothing was applied: older versions wrote none.
 const snapshotMagic = "coracle mvcc 1\n"
 
 const (
@@ -31,6 +35,9 @@ const (
 	recordLease
 	recordBase
 	recordHistory
+	recordRaft
+	recordSession
+	recordAnswer
 )
 
 // maxField bounds a key or value in a snapshot, against damage that got past
@@ -82,6 +89,7 @@ func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
 		out.byte(recordLease)
 		out.uvarints(l.ID, l.TTL)
 	}
+	out.sessions(s.view)
 	var bases int64
 	s.view.tree.Scan(func(v *Version) bool {
 		for v != nil && v.kv.ModRevision > s.compacted {
@@ -184,6 +192,7 @@ func Restore(r io.Reader) (*State, error) {
 func (s *State) load(in *recordReader) {
 	var leases, bases, histories int64
 	last := s.compacted.Load()
+	sessions := sessionLoader{state: s}
 	for in.err == nil {
 		switch tag := in.byte(); tag {
 		case recordLease:
@@ -214,7 +223,10 @@ func (s *State) load(in *recordReader) {
 			if tag == recordBase {
 				s.history = s.history[:0] // install added it there
 			}
+		case recordRaft, recordSession, recordAnswer:
+			sessions.load(in, tag)
 		case recordEnd:
+			sessions.finish(in)
 			if in.number() != leases || in.number() != bases || in.number() != histories {
 				in.fail("records are missing")
 			}

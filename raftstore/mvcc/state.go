@@ -4,12 +4,14 @@ package mvcc
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
 	"github.com/tidwall/btree"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 // treeDegree was the fastest of those measured at 100,000 keys of 1 KB.
@@ -27,6 +29,10 @@ type State struct {
 	pruned  int64
 	*shared
 	leaseList []Lease // of the last Freeze; nil if leases changed since
+
+	applied        uint64    // the last raft entry that was applied
+	sessions       []session // by id
+	frozenSessions []session // of the last Freeze; nil if sessions changed since
 
 	keys  int64 // keys that exist now
 	live  int64 // bytes of their versions
@@ -53,16 +59,11 @@ func newTree() *btree.BTreeG[*Version] {
 	return btree.NewBTreeGOptions(less, btree.Options{NoLocks: true, Degree: treeDegree})
 }
 
-// A Result is what one command gave: exactly one of the two is set. Err is a
-// gRPC status error of etcd's rpctypes and has no effect on the state.
-type Result struct {
-	Response any
-	Err      error
-}
+// Apply runs a request that is under no conditions, outside any raft entry.
+func (s *State) Apply(req Request) Result { return s.apply(req, 0) }
 
-// Apply runs one command. The result's response is the pb response type that
-// belongs to the request's type.
-func (s *State) Apply(req Request) Result {
+// apply runs a request. at is the id of a session that it opens.
+func (s *State) apply(req Request, at uint64) Result {
 	var resp any
 	var err error
 	switch r := req.(type) {
@@ -78,6 +79,8 @@ func (s *State) Apply(req Request) Result {
 		resp, err = s.applyGrant(r)
 	case *pb.LeaseRevokeRequest:
 		resp, err = s.applyRevoke(r)
+	case *wrapperspb.StringValue:
+		resp, err = s.openSession(r, at)
 	default:
 		panic(fmt.Sprintf("mvcc: no such command %T", req))
 	}
@@ -240,8 +243,12 @@ func (s *State) Freeze() *View {
 	if s.leaseList == nil {
 		s.leaseList = s.leases.list()
 	}
+	if s.frozenSessions == nil {
+		s.frozenSessions = slices.Clone(s.sessions)
+	}
 	return &View{
-		tree: s.tree.Copy(), history: s.history, rev: s.rev, shared: s.shared, leases: s.leaseList,
+		tree: s.tree.Copy(), history: s.history, rev: s.rev, shared: s.shared,
+		leases: s.leaseList, sessions: s.frozenSessions, applied: s.applied,
 		stats: Stats{Keys: s.keys, LiveBytes: s.live, TotalBytes: s.total, Versions: int64(len(s.history))},
 	}
 }

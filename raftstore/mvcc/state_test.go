@@ -150,17 +150,17 @@ type machine struct {
 
 func (m *machine) run(t *rapid.T, req Request) {
 	// Through the encoding, as a log entry would go.
-	entry, err := AppendCommand(NewEntry(nil), req)
+	entry, err := AppendCommand(NewEntry(nil), Command{Request: req})
 	if err != nil {
 		t.Fatal(err)
 	}
 	decoded, err := DecodeEntry(entry)
-	if err != nil || len(decoded) != 1 || !proto.Equal(decoded[0], req) {
+	if err != nil || len(decoded) != 1 || !proto.Equal(decoded[0].Request, req) {
 		t.Fatalf("decoded %v as %v: %v", req, decoded, err)
 	}
 	m.state.Prune()
 	view := m.state.Freeze()
-	got := m.state.Apply(decoded[0])
+	got := m.state.ApplyEntry(1, 1, decoded)[0]
 	if txn, ok := req.(*pb.TxnRequest); ok && ReadOnly(txn) {
 		resp, err := view.Txn(txn)
 		if !errors.Is(err, got.Err) {

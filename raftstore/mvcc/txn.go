@@ -39,6 +39,24 @@ func ReadOnly(r *pb.TxnRequest) bool {
 	return true
 }
 
+// Grows says whether a request may add data, whichever branches it takes:
+// others may still be run when there is no room.
+func Grows(req Request) bool {
+	switch r := req.(type) {
+	case *pb.PutRequest, *pb.LeaseGrantRequest:
+		return true
+	case *pb.TxnRequest:
+		for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
+			for _, op := range ops {
+				if op.GetRequestPut() != nil || op.GetRequestTxn() != nil && Grows(op.GetRequestTxn()) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
 // Txn answers a transaction that is ReadOnly.
 func (v *View) Txn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	frozen := State{tree: v.tree, rev: v.rev, shared: v.shared}

@@ -16,12 +16,14 @@ import (
 // since the compaction. It does not change, and may be read by any number of
 // goroutines at once.
 type View struct {
-	tree    *btree.BTreeG[*Version]
-	history []*Version
-	rev     int64
-	shared  *shared
-	leases  []Lease
-	stats   Stats
+	tree     *btree.BTreeG[*Version]
+	history  []*Version
+	rev      int64
+	shared   *shared
+	leases   []Lease
+	sessions []session
+	applied  uint64
+	stats    Stats
 }
 
 // Stats says how much the store held when the view was made. Bytes are those
@@ -35,6 +37,10 @@ type Stats struct {
 
 // Revision is the view's newest revision.
 func (v *View) Revision() int64 { return v.rev }
+
+// Applied is the index of the last raft entry whose commands the view has: 0
+// before the first one.
+func (v *View) Applied() uint64 { return v.applied }
 
 // Compacted is the oldest revision that can still be read; 0 before the first
 // compaction. It moves even for a view that was made earlier.

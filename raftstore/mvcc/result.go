@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mvcc
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// A Result is what one command gave: exactly one of the two is set. Err is a
+// gRPC status error of etcd's rpctypes, or one of this package, and has no
+// effect on the state.
+type Result struct {
+	// Response is the pb response type that belongs to the request's, or a
+	// *wrapperspb.UInt64Value with the id of the session that was opened. Its
+	// header is the caller's to complete; the rest must not be changed.
+	Response any
+	Err      error
+}
+
+// Results go from one server to another, and into snapshots, as:
+//
+//	results = format result*
+//	result  = kind length body
+//	body    = response in protobuf, or for kind 0: code message
+//
+// The kind is that of the command, and code a varint.
+const (
+	resultsFormat = 1
+	kindError     = 0
+)
+
+// EncodeResults writes the results of a batch of commands.
+func EncodeResults(results []Result) ([]byte, error) {
+	b := []byte{resultsFormat}
+	for i, r := range results {
+		var err error
+		if b, err = appendResult(b, r); err != nil {
+			return nil, fmt.Errorf("mvcc: encode result %d: %w", i, err)
+		}
+	}
+	return b, nil
+}
+
+// DecodeResults reads what EncodeResults wrote. An error that is known here
+// comes back as the very same value.
+func DecodeResults(b []byte) ([]Result, error) {
+	in := frame{rest: b}
+	if in.byte() != resultsFormat {
+		return nil, fmt.Errorf("%w: results of an unknown format", ErrFormat)
+	}
+	var results []Result
+	for len(in.rest) > 0 {
+		r, err := decodeResult(&in)
+		if err != nil {
+			return nil, fmt.Errorf("%w: result %d: %w", ErrFormat, len(results), err)
+		}
+		results = append(results, r)
+	}
+	return results, nil
+}
+
+func appendResult(b []byte, r Result) ([]byte, error) {
+	if r.Err != nil {
+		code, message := describe(r.Err)
+		b = append(b, kindError)
+		b = binary.AppendUvarint(b, uint64(1+len(message)))
+		b = append(b, byte(code)) // a varint: all codes are below 128
+		return append(b, message...), nil
+	}
+	kind, m := responseKind(r.Response)
+	if m == nil {
+		return nil, fmt.Errorf("%T is not a command's response", r.Response)
+	}
+	b = append(b, kind)
+	b = binary.AppendUvarint(b, uint64(proto.Size(m)))
+	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(b, m)
+}
+
+func decodeResult(in *frame) (Result, error) {
+	kind, body := in.byte(), in.field()
+	if in.bad {
+		return Result{}, errors.New("it is cut short")
+	}
+	if kind == kindError {
+		return decodeError(body)
+	}
+	m := newResponse(kind)
+	if m == nil {
+		return Result{}, fmt.Errorf("unknown kind %d", kind)
+	}
+	if err := proto.Unmarshal(body, m); err != nil {
+		return Result{}, err
+	}
+	// Callers complete the header.
+	if h, ok := m.(headed); ok && h.GetHeader() == nil {
+		return Result{Response: withHeader(m, &pb.ResponseHeader{})}, nil
+	}
+	return Result{Response: m}, nil
+}
+
+func decodeError(body []byte) (Result, error) {
+	in := frame{rest: body}
+	code := in.uvarint()
+	if in.bad || code == uint64(codes.OK) || code > uint64(codes.Unauthenticated) {
+		return Result{}, errors.New("it is an error without a code")
+	}
+	message := strings.ToValidUTF8(string(in.rest), "\uFFFD")
+	if err, ok := knownErrors()[errorText{codes.Code(code), message}]; ok {
+		return Result{Err: err}, nil
+	}
+	return Result{Err: status.Error(codes.Code(code), message)}, nil
+}
+
+// describe gives an error's code and message.
+func describe(err error) (codes.Code, string) {
+	if etcd, ok := errors.AsType[rpctypes.EtcdError](err); ok {
+		return etcd.Code(), etcd.Error()
+	}
+	st := status.Convert(err)
+	if st.Code() == codes.OK || st.Code() > codes.Unauthenticated {
+		return codes.Unknown, err.Error()
+	}
+	return st.Code(), st.Message()
+}
+
+func responseKind(resp any) (byte, proto.Message) {
+	switch r := resp.(type) {
+	case *pb.PutResponse:
+		return kindPut, r
+	case *pb.DeleteRangeResponse:
+		return kindDelete, r
+	case *pb.TxnResponse:
+		return kindTxn, r
+	case *pb.CompactionResponse:
+		return kindCompact, r
+	case *pb.LeaseGrantResponse:
+		return kindGrant, r
+	case *pb.LeaseRevokeResponse:
+		return kindRevoke, r
+	case *wrapperspb.UInt64Value:
+		return kindSession, r
+	}
+	return 0, nil
+}
+
+func newResponse(kind byte) proto.Message {
+	switch kind {
+	case kindPut:
+		return &pb.PutResponse{}
+	case kindDelete:
+		return &pb.DeleteRangeResponse{}
+	case kindTxn:
+		return &pb.TxnResponse{}
+	case kindCompact:
+		return &pb.CompactionResponse{}
+	case kindGrant:
+		return &pb.LeaseGrantResponse{}
+	case kindRevoke:
+		return &pb.LeaseRevokeResponse{}
+	case kindSession:
+		return &wrapperspb.UInt64Value{}
+	}
+	return nil
+}
+
+type errorText struct {
+	code    codes.Code
+	message string
+}
+
+// knownErrors are the errors that a write can end with, by what is sent of
+// them.
+var knownErrors = sync.OnceValue(func() map[errorText]error {
+	known := make(map[errorText]error)
+	for _, err := range []error{
+		ErrFenced, ErrSession, ErrStale, ErrForgotten, errSessionName,
+		rpctypes.ErrGRPCEmptyKey, rpctypes.ErrGRPCKeyNotFound, rpctypes.ErrGRPCValueProvided, rpctypes.ErrGRPCLeaseProvided,
+		rpctypes.ErrGRPCTooManyOps, rpctypes.ErrGRPCDuplicateKey, rpctypes.ErrGRPCInvalidSortOption,
+		rpctypes.ErrGRPCCompacted, rpctypes.ErrGRPCFutureRev, rpctypes.ErrGRPCNoSpace,
+		rpctypes.ErrGRPCLeaseNotFound, rpctypes.ErrGRPCLeaseExist, rpctypes.ErrGRPCLeaseTTLTooLarge,
+		rpctypes.ErrGRPCRequestTooLarge, rpctypes.ErrGRPCRequestTooManyRequests,
+		rpctypes.ErrGRPCMemberExist, rpctypes.ErrGRPCMemberNotFound, rpctypes.ErrGRPCClusterIDMismatch,
+		rpctypes.ErrGRPCNoLeader, rpctypes.ErrGRPCNotLeader, rpctypes.ErrGRPCLeaderChanged, rpctypes.ErrGRPCNotCapable,
+		rpctypes.ErrGRPCStopped, rpctypes.ErrGRPCTimeout, rpctypes.ErrGRPCTimeoutDueToLeaderFail,
+		rpctypes.ErrGRPCTimeoutDueToConnectionLost, rpctypes.ErrGRPCTimeoutWaitAppliedIndex, rpctypes.ErrGRPCUnhealthy,
+		rpctypes.ErrGRPCCorrupt, rpctypes.ErrGRPCNotSupportedForLearner, rpctypes.ErrGRPCBadLeaderTransferee,
+		rpctypes.ErrGRPCCanceled, rpctypes.ErrGRPCDeadlineExceeded, rpctypes.ErrGRPCPermissionDenied,
+	} {
+		code, message := describe(err)
+		known[errorText{code, message}] = err
+	}
+	return known
+})

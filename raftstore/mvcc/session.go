@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mvcc
+
+import (
+	"cmp"
+	"slices"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// Errors of commands that were not run because of their conditions. The
+// attempt that gets one of the first three had no effect.
+var (
+	// ErrFenced says that the command was for another leadership term.
+	ErrFenced = status.Error(codes.FailedPrecondition, "coracle: the write is fenced: it was for another leader's term, and was not done")
+	// ErrSession says that no such session is open. Earlier attempts of the
+	// same command may have been run while it was.
+	ErrSession = status.Error(codes.Unavailable, "coracle: the session of the write is not open, and this attempt was not done")
+	// ErrStale says that the command's answer was given up already: by its
+	// own session's floor, or because the session held too many.
+	ErrStale = status.Error(codes.Aborted, "coracle: the write came again after its answer was given up, and this attempt was not done")
+	// ErrForgotten is the answer to the repeat of a command that was run, and
+	// whose answer was too large to be remembered.
+	ErrForgotten = status.Error(codes.Unavailable, "coracle: the write was done at an earlier attempt, but its answer was too large to be kept")
+
+	errSessionName = status.Error(codes.InvalidArgument, "coracle: a session needs the name of its server, of at most 1024 bytes")
+)
+
+// Bounds of what sessions hold. They are part of the state machine: servers
+// that differ in them would differ in their state.
+const (
+	maxSessions     = 1024     // the one opened first makes room
+	maxSessionName  = 1024     // bytes
+	maxRemembered   = 1 << 16  // answers in a session; the first ones make room
+	maxSessionBytes = 64 << 20 // bytes of those answers; likewise
+	maxAnswer       = 2 << 20  // bytes; a larger one is ErrForgotten
+)
+
+// positionBits of a session's id tell sessions apart that share an entry.
+const positionBits = 12
+
+// A session remembers what a server's commands gave, so that a command which
+// reaches the log twice is run once.
+//
+// Views alias answers: as with the history, it is appended to and replaced,
+// never changed in place.
+type session struct {
+	id      uint64
+	name    string // of the server
+	floor   uint64 // every command below it has its answer
+	bytes   int64  // of answers
+	answers []remembered
+}
+
+// remembered is the answer to a command. Its body has no header, which the
+// caller of the first answer completes; nil is that of a plain put.
+type remembered struct {
+	seq      uint64
+	revision int64
+	body     any
+	err      error
+}
+
+// ApplyEntry runs the commands of the raft entry with that index and term, in
+// order. See Apply for the results.
+func (s *State) ApplyEntry(index, term uint64, commands []Command) []Result {
+	results := make([]Result, len(commands))
+	for i := range commands {
+		results[i] = s.applyCommand(&commands[i], index<<positionBits|uint64(i), term)
+	}
+	s.applied = index
+	return results
+}
+
+func (s *State) applyCommand(c *Command, at, term uint64) Result {
+	if c.Fence != 0 && c.Fence != term {
+		return Result{Err: ErrFenced}
+	}
+	if c.Session == 0 {
+		return s.apply(c.Request, at)
+	}
+	ses := s.session(c.Session)
+	if ses == nil {
+		return Result{Err: ErrSession}
+	}
+	if c.Seq < ses.floor {
+		return Result{Err: ErrStale}
+	}
+	if a, ok := ses.answer(c.Seq); ok {
+		return a.result()
+	}
+	res := s.apply(c.Request, at)
+	// It may have replaced its own session, or moved it.
+	if ses = s.session(c.Session); ses != nil {
+		ses.remember(c.Seq, res)
+		ses.raise(c.Floor)
+		s.frozenSessions = nil
+	}
+	return res
+}
+
+// session finds an open session, or nil. The pointer is good until the next
+// one is opened.
+func (s *State) session(id uint64) *session {
+	i, ok := slices.BinarySearchFunc(s.sessions, id, func(e session, id uint64) int { return cmp.Compare(e.id, id) })
+	if !ok {
+		return nil
+	}
+	return &s.sessions[i]
+}
+
+// openSession opens a session in place of the one that the same server had.
+// Ids grow, so sessions are in their order.
+func (s *State) openSession(r *wrapperspb.StringValue, at uint64) (*wrapperspb.UInt64Value, error) {
+	name := r.GetValue()
+	if name == "" || len(name) > maxSessionName {
+		return nil, errSessionName
+	}
+	id := max(at, 1)
+	if n := len(s.sessions); n > 0 {
+		id = max(id, s.sessions[n-1].id+1) // more in one entry than positions
+	}
+	s.sessions = slices.DeleteFunc(s.sessions, func(e session) bool { return e.name == name })
+	if len(s.sessions) >= maxSessions {
+		s.sessions = slices.Delete(s.sessions, 0, 1)
+	}
+	s.sessions = append(s.sessions, session{id: id, name: name})
+	s.frozenSessions = nil
+	return wrapperspb.UInt64(id), nil
+}
+
+// find returns where the answer with that number is or belongs. Nearly always
+// that is the end.
+func (ses *session) find(seq uint64) (int, bool) {
+	n := len(ses.answers)
+	if n == 0 || ses.answers[n-1].seq < seq {
+		return n, false
+	}
+	return slices.BinarySearchFunc(ses.answers, seq, func(a remembered, seq uint64) int { return cmp.Compare(a.seq, seq) })
+}
+
+func (ses *session) answer(seq uint64) (remembered, bool) {
+	i, ok := ses.find(seq)
+	if !ok {
+		return remembered{}, false
+	}
+	return ses.answers[i], true
+}
+
+func (ses *session) remember(seq uint64, res Result) {
+	a := remember(seq, res)
+	if i, _ := ses.find(seq); i == len(ses.answers) {
+		ses.answers = append(ses.answers, a)
+	} else { // a fresh slice: views keep the old one
+		ses.answers = slices.Concat(ses.answers[:i], []remembered{a}, ses.answers[i:])
+	}
+	ses.bytes += a.size()
+	n, bytes := 0, ses.bytes
+	for ; len(ses.answers)-n > maxRemembered || bytes > maxSessionBytes; n++ {
+		bytes -= ses.answers[n].size()
+	}
+	if n > 0 {
+		ses.raise(ses.answers[n-1].seq + 1)
+	}
+}
+
+// raise forgets the answers to the commands below floor.
+func (ses *session) raise(floor uint64) {
+	if floor <= ses.floor {
+		return
+	}
+	ses.floor = floor
+	n := 0
+	for ; n < len(ses.answers) && ses.answers[n].seq < floor; n++ {
+		ses.bytes -= ses.answers[n].size()
+	}
+	if ses.answers = ses.answers[n:]; len(ses.answers) == 0 {
+		ses.answers = nil
+	}
+}
+
+// remember keeps a result out of its caller's reach.
+func remember(seq uint64, res Result) remembered {
+	if res.Err != nil {
+		return remembered{seq: seq, err: res.Err}
+	}
+	a := remembered{seq: seq}
+	if h, ok := res.Response.(headed); ok {
+		a.revision = h.GetHeader().GetRevision()
+	}
+	if put, ok := res.Response.(*pb.PutResponse); ok && put.PrevKv == nil {
+		return a
+	}
+	a.body = withHeader(res.Response, nil)
+	if a.size() > maxAnswer {
+		return remembered{seq: seq, err: ErrForgotten}
+	}
+	return a
+}
+
+func (a *remembered) size() int64 {
+	const overhead = 64
+	if m, ok := a.body.(proto.Message); ok {
+		return overhead + int64(proto.Size(m))
+	}
+	return overhead
+}
+
+// result gives the answer again, with a header of its own.
+func (a *remembered) result() Result {
+	if a.err != nil {
+		return Result{Err: a.err}
+	}
+	header := &pb.ResponseHeader{Revision: a.revision}
+	if a.body == nil {
+		return Result{Response: &pb.PutResponse{Header: header}}
+	}
+	return Result{Response: withHeader(a.body, header)}
+}
+
+type headed interface{ GetHeader() *pb.ResponseHeader }
+
+// withHeader returns a shallow copy of a response with another header.
+func withHeader(resp any, h *pb.ResponseHeader) any {
+	switch r := resp.(type) {
+	case *pb.PutResponse:
+		return &pb.PutResponse{Header: h, PrevKv: r.PrevKv}
+	case *pb.DeleteRangeResponse:
+		return &pb.DeleteRangeResponse{Header: h, Deleted: r.Deleted, PrevKvs: r.PrevKvs}
+	case *pb.TxnResponse:
+		return &pb.TxnResponse{Header: h, Succeeded: r.Succeeded, Responses: r.Responses}
+	case *pb.CompactionResponse:
+		return &pb.CompactionResponse{Header: h}
+	case *pb.LeaseGrantResponse:
+		return &pb.LeaseGrantResponse{Header: h, ID: r.ID, TTL: r.TTL}
+	case *pb.LeaseRevokeResponse:
+		return &pb.LeaseRevokeResponse{Header: h}
+	case *wrapperspb.UInt64Value: // it has none
+		return wrapperspb.UInt64(r.Value)
+	}
+	panic("mvcc: not a command's response")
+}

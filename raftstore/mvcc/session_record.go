@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mvcc
+
+// sessions writes what a snapshot says about raft.
+func (o *recordWriter) sessions(v *View) {
+	if v.applied == 0 && len(v.sessions) == 0 {
+		return
+	}
+	o.byte(recordRaft)
+	o.uvarints(int64(v.applied), int64(len(v.sessions)))
+	var buf []byte
+	for i := range v.sessions {
+		ses := &v.sessions[i]
+		o.byte(recordSession)
+		o.uvarints(int64(ses.id))
+		o.field([]byte(ses.name))
+		o.uvarints(int64(ses.floor), int64(len(ses.answers)))
+		for j := range ses.answers {
+			a := &ses.answers[j]
+			var err error
+			if buf, err = appendResult(buf[:0], a.result()); err != nil && o.err == nil {
+				o.err = err
+			}
+			o.byte(recordAnswer)
+			o.uvarints(int64(a.seq))
+			o.field(buf)
+		}
+	}
+}
+
+func (o *recordWriter) field(b []byte) {
+	o.uvarints(int64(len(b)))
+	o.bytes(b)
+}
+
+// sessionLoader reads it again.
+type sessionLoader struct {
+	state    *State
+	began    bool   // the raft record was there
+	sessions uint64 // still to come
+	answers  uint64 // still to come, for the last session
+}
+
+func (l *sessionLoader) load(in *recordReader, tag byte) {
+	s := l.state
+	switch tag {
+	case recordRaft:
+		if l.began {
+			in.fail("it says twice what was applied")
+			return
+		}
+		l.began = true
+		s.applied, l.sessions = uint64(in.number()), uint64(in.number())
+		if l.sessions > maxSessions {
+			in.fail("%d sessions", l.sessions)
+		}
+	case recordSession:
+		ses := session{id: uint64(in.number()), name: string(in.field()), floor: uint64(in.number())}
+		l.finishSession(in)
+		if l.answers = uint64(in.number()); l.answers > maxRemembered {
+			in.fail("a session with %d answers", l.answers)
+		}
+		if l.sessions == 0 || !l.fits(&ses) {
+			in.fail("session %d is out of place", ses.id)
+			return
+		}
+		l.sessions--
+		s.sessions = append(s.sessions, ses)
+	case recordAnswer:
+		seq, body := uint64(in.number()), in.field()
+		if l.answers == 0 {
+			in.fail("answer %d is out of place", seq)
+		}
+		if in.err == nil {
+			l.answers--
+			l.answer(in, &s.sessions[len(s.sessions)-1], seq, body)
+		}
+	}
+}
+
+func (l *sessionLoader) fits(ses *session) bool {
+	if ses.id == 0 || ses.name == "" || len(ses.name) > maxSessionName {
+		return false
+	}
+	all := l.state.sessions
+	if n := len(all); n > 0 && all[n-1].id >= ses.id {
+		return false
+	}
+	for i := range all {
+		if all[i].name == ses.name {
+			return false
+		}
+	}
+	return true
+}
+
+func (l *sessionLoader) answer(in *recordReader, ses *session, seq uint64, body []byte) {
+	from := frame{rest: body}
+	res, err := decodeResult(&from)
+	if err != nil || len(from.rest) > 0 {
+		in.fail("answer %d of session %d cannot be read: %v", seq, ses.id, err)
+		return
+	}
+	if i, ok := ses.find(seq); seq < ses.floor || ok || i < len(ses.answers) {
+		in.fail("answer %d of session %d is out of order", seq, ses.id)
+		return
+	}
+	ses.remember(seq, res)
+}
+
+func (l *sessionLoader) finishSession(in *recordReader) {
+	if l.answers != 0 {
+		in.fail("answers are missing")
+	}
+}
+
+func (l *sessionLoader) finish(in *recordReader) {
+	l.finishSession(in)
+	if l.sessions != 0 {
+		in.fail("sessions are missing")
+	}
+}
