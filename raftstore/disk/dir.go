@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"k8s.io/utils/clock"
 )
@@ -32,6 +33,11 @@ type Options struct {
 	// Grown is told after each append how many bytes of entries were appended
 	// since Open, those found then included. It must not block.
 	Grown func(total int64)
+	// Flushed is told after each append to the log how long its flush took, and
+	// how many bytes the append wrote. It must not block.
+	Flushed func(took time.Duration, bytes int)
+	// Faults, if not nil, make the disk behave badly, for tests.
+	Faults *Faults
 	// Reserve is the space in bytes held back for a full disk. Default 16 MiB.
 	Reserve int64
 	// SegmentSize is the length in bytes of each of the log's files. Default
@@ -56,6 +62,7 @@ type Dir struct {
 	path   string
 	lock   *os.File
 	space  *space
+	stall  *stall
 	cancel context.CancelFunc
 
 	peers struct {
@@ -129,7 +136,7 @@ func open(o Options) (*Dir, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", vars, err), scanned.close())
 	}
-	d := &Dir{Identity: id, Snapshots: snapshots, path: o.Path, space: newSpace(o.Path, o.Reserve, o.Logger, o.Clock)}
+	d := &Dir{Identity: id, Snapshots: snapshots, path: o.Path, space: newSpace(o), stall: newStall(o.Clock)}
 	if version < FormatVersion {
 		if err := d.raiseFormat(); err != nil {
 			return nil, errors.Join(err, bolt.Close(), scanned.close())
@@ -137,8 +144,9 @@ func open(o Options) (*Dir, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	d.cancel = cancel
-	d.Vars = &Vars{path: vars, bolt: bolt, space: d.space, ctx: ctx}
-	d.Log = newLog(ctx, o, d.space, scanned)
+	snapshots.strike = func() error { return o.Faults.strike(ctx, o.Clock) }
+	d.Vars = &Vars{path: vars, bolt: bolt, space: d.space, stall: d.stall, ctx: ctx}
+	d.Log = newLog(ctx, o, d, scanned)
 	if scanned.torn != nil {
 		o.Logger.Warn("dropped the end of the store's log, which a crash had left incomplete; it was never acknowledged",
 			"file", scanned.torn.path)
@@ -166,13 +174,16 @@ func (d *Dir) raiseFormat() error {
 	return err
 }
 
-func newLog(ctx context.Context, o Options, space *space, scanned *scannedLog) *Log {
+func newLog(ctx context.Context, o Options, d *Dir, scanned *scannedLog) *Log {
 	l := &Log{
-		dir: scanned.dir, space: space, ctx: ctx, size: o.segmentSize(), grown: o.Grown,
+		dir: scanned.dir, space: d.space, stall: d.stall, ctx: ctx, size: o.segmentSize(), grown: o.Grown, flushed: o.Flushed,
 		segments: scanned.segments, first: scanned.first, places: scanned.places,
 	}
 	if l.grown == nil {
 		l.grown = func(int64) {}
+	}
+	if l.flushed == nil {
+		l.flushed = func(time.Duration, int) {}
 	}
 	l.written.Store(scanned.bytes)
 	return l

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -23,11 +24,13 @@ import (
 type Log struct {
 	dir   string
 	space *space
+	stall *stall
 	ctx   context.Context
 	size  int64 // of a new segment
 	// written counts the bytes of entries appended, for the snapshot policy.
 	written atomic.Int64
 	grown   func(total int64)
+	flushed func(took time.Duration, bytes int)
 
 	writing sync.Mutex // held by whoever appends or deletes
 	next    *segment   // made, but not yet the tail; guarded by writing
@@ -114,6 +117,7 @@ func (l *Log) StoreLog(entry *raft.Log) error { return l.StoreLogs([]*raft.Log{e
 func (l *Log) StoreLogs(entries []*raft.Log) error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
+	defer l.stall.begin(&l.stall.log)()
 	var size, bytes int64
 	expect, _ := l.LastIndex()
 	for _, e := range entries {
@@ -156,10 +160,22 @@ func (l *Log) StoreLogs(entries []*raft.Log) error {
 
 // append puts records at the end of a segment, durably.
 func (l *Log) append(s *segment, records []byte) error {
-	if err := l.space.persist(l.ctx, func() error { return s.write(records) }); err != nil {
+	if err := l.space.persist(l.ctx, func() error { return l.write(s, records) }); err != nil {
 		return fmt.Errorf("append to %s: %w", s.path, err)
 	}
 	return nil
+}
+
+func (l *Log) write(s *segment, records []byte) error {
+	if err := s.write(records); err != nil {
+		return err
+	}
+	start := l.space.clock.Now()
+	err := errors.Join(l.space.faults.strike(l.ctx, l.space.clock), s.flush())
+	if err == nil {
+		l.flushed(l.space.clock.Since(start), len(records))
+	}
+	return err
 }
 
 // roomFor returns the segment that a batch of this size goes to: the tail, or
@@ -171,6 +187,9 @@ func (l *Log) roomFor(size int64) (*segment, error) {
 	}
 	if l.next == nil {
 		err := l.space.persist(l.ctx, func() (err error) {
+			if err := l.space.faults.strike(l.ctx, l.space.clock); err != nil {
+				return err
+			}
 			l.next, err = createSegment(l.dir, tail.number+1, tail.batch+2, l.size, size)
 			return err
 		})
@@ -207,6 +226,7 @@ func (l *Log) seal(s *segment) error {
 func (l *Log) DeleteRange(from, to uint64) error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
+	defer l.stall.begin(&l.stall.log)()
 	first, _ := l.FirstIndex()
 	last, _ := l.LastIndex()
 	switch {

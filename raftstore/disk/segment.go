@@ -266,11 +266,12 @@ func (s *segment) clean() error {
 	return s.f.Sync()
 }
 
-// write puts bytes at the end of the records and waits until they are on disk.
-// It does not move the end, so that it can be repeated.
+// write puts bytes at the end of the records. They are on disk after flush. It
+// does not move the end, so that it can be repeated: a flush that failed may
+// have dropped them.
 func (s *segment) write(b []byte) error {
-	if _, err := s.f.WriteAt(b, s.end); err != nil {
-		return err
-	}
-	return unix.Fdatasync(int(s.f.Fd()))
+	_, err := s.f.WriteAt(b, s.end)
+	return err
 }
+
+func (s *segment) flush() error { return unix.Fdatasync(int(s.f.Fd())) }

@@ -28,7 +28,8 @@ import (
 // snapshot appears under its name only when it is complete and on disk; then
 // older ones are removed.
 type Snapshots struct {
-	dir string
+	dir    string
+	strike func() error // what Faults do to a flush
 }
 
 var _ raft.SnapshotStore = (*Snapshots)(nil)
@@ -52,7 +53,7 @@ func openSnapshots(dir string) (*Snapshots, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, unusable(dir, err)
 	}
-	s := &Snapshots{dir: dir}
+	s := &Snapshots{dir: dir, strike: func() error { return nil }}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("list snapshots: %w", err)
@@ -275,7 +276,7 @@ func (w *snapshotWriter) Close() error {
 	trailer := binary.LittleEndian.AppendUint64(nil, w.size)
 	trailer = binary.LittleEndian.AppendUint32(trailer, w.sum.Sum32())
 	_, err := w.w.Write(trailer)
-	if err = errors.Join(err, w.w.Flush(), w.f.Sync()); err != nil {
+	if err = errors.Join(err, w.w.Flush(), w.store.strike(), w.f.Sync()); err != nil {
 		return errors.Join(fmt.Errorf("complete snapshot %s: %w", w.id, err), w.Cancel())
 	}
 	w.done = true

@@ -41,10 +41,11 @@ var ErrFailing = errors.New("the store's disk is failing")
 // the space that a reserve file held for it; meanwhile and until there is room
 // for a new reserve, new writes are refused before they reach raft.
 type space struct {
-	dir   string
-	log   *slog.Logger
-	clock clock.Clock
-	size  int64 // of the reserve, in bytes
+	dir    string
+	log    *slog.Logger
+	clock  clock.Clock
+	size   int64 // of the reserve, in bytes
+	faults *Faults
 
 	mu       sync.Mutex
 	reserved bool
@@ -52,11 +53,11 @@ type space struct {
 	checked  time.Time
 }
 
-func newSpace(dir string, size int64, log *slog.Logger, c clock.Clock) *space {
-	if size == 0 {
-		size = defaultReserve
+func newSpace(o Options) *space {
+	s := &space{dir: o.Path, size: o.Reserve, log: o.Logger, clock: o.Clock, faults: o.Faults}
+	if s.size == 0 {
+		s.size = defaultReserve
 	}
-	s := &space{dir: dir, size: size, log: log, clock: c}
 	s.reserve()
 	if !s.reserved {
 		s.refuse(ErrNoSpace)
@@ -64,10 +65,13 @@ func newSpace(dir string, size int64, log *slog.Logger, c clock.Clock) *space {
 	return s
 }
 
-func freeBytes(dir string) (int64, error) {
+func (s *space) free() (int64, error) {
+	if s.faults.full() {
+		return 0, nil
+	}
 	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return 0, fmt.Errorf("free space of %s: %w", dir, err)
+	if err := unix.Statfs(s.dir, &st); err != nil {
+		return 0, fmt.Errorf("free space of %s: %w", s.dir, err)
 	}
 	return int64(st.Bavail) * st.Bsize, nil
 }
@@ -84,7 +88,7 @@ func (s *space) admit() error {
 	if errors.Is(s.cause, ErrFailing) {
 		return s.cause // only a write that succeeds says that it is over
 	}
-	free, err := freeBytes(s.dir)
+	free, err := s.free()
 	if err != nil {
 		return s.cause // the write itself will tell
 	}
@@ -118,6 +122,9 @@ func (s *space) reserve() {
 	path := filepath.Join(s.dir, reserveFile)
 	if info, err := os.Stat(path); err == nil && info.Size() == s.size {
 		s.reserved = true
+		return
+	}
+	if s.faults.full() {
 		return
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)

@@ -10,6 +10,7 @@ import (
 	"hash/crc32"
 	"runtime/debug"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -26,7 +27,10 @@ type Vars struct {
 	path  string
 	bolt  *raftboltdb.BoltStore
 	space *space
+	stall *stall
 	ctx   context.Context
+
+	writing sync.Mutex
 }
 
 var _ raft.StableStore = (*Vars)(nil)
@@ -66,7 +70,13 @@ func guard(path string, err *error) func() {
 func (v *Vars) Set(key, value []byte) error {
 	sealed := append([]byte(nil), value...)
 	sealed = binary.LittleEndian.AppendUint32(sealed, variableSum(key, value))
+	v.writing.Lock()
+	defer v.writing.Unlock()
+	defer v.stall.begin(&v.stall.vars)()
 	err := v.space.persist(v.ctx, func() (err error) {
+		if err := v.space.faults.strike(v.ctx, v.space.clock); err != nil {
+			return err
+		}
 		defer guard(v.path, &err)()
 		return v.bolt.Set(key, sealed)
 	})

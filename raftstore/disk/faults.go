@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/utils/clock"
+)
+
+// Faults make a disk behave badly, for tests of a whole server. They can be
+// switched while a Dir is open. A nil *Faults, as in production, has none.
+type Faults struct {
+	mu      sync.Mutex
+	delay   time.Duration
+	err     error
+	changed chan struct{} // closed at the next change
+}
+
+// DelayFlushes makes each flush of the log, of raft's variables and of a
+// snapshot take so much longer. Flushes that are being delayed follow a change
+// at once; 0 lets them go.
+func (f *Faults) DelayFlushes(d time.Duration) { f.set(func() { f.delay = d }) }
+
+// FailWrites makes each write and flush of the log, of raft's variables and of
+// a snapshot fail with this error; nil ends that. With unix.ENOSPC the disk also
+// seems to have no free space.
+func (f *Faults) FailWrites(err error) { f.set(func() { f.err = err }) }
+
+func (f *Faults) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+	if f.changed != nil {
+		close(f.changed)
+		f.changed = nil
+	}
+}
+
+// strike holds a write up and returns the error it is to fail with. The end of
+// ctx ends the delay.
+func (f *Faults) strike(ctx context.Context, c clock.Clock) error {
+	if f == nil {
+		return nil
+	}
+	for start := c.Now(); ; {
+		f.mu.Lock()
+		if f.changed == nil {
+			f.changed = make(chan struct{})
+		}
+		left, err, changed := f.delay-c.Since(start), f.err, f.changed
+		f.mu.Unlock()
+		if left <= 0 || ctx.Err() != nil {
+			return err
+		}
+		timer := c.NewTimer(left)
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		case <-timer.C():
+		}
+		timer.Stop()
+	}
+}
+
+// full says that the disk is to seem full.
+func (f *Faults) full() bool {
+	if f == nil {
+		return false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return errors.Is(f.err, unix.ENOSPC)
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"errors"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"golang.org/x/sys/unix"
+	clocktesting "k8s.io/utils/clock/testing"
+)
+
+// onFakeDisk opens a new directory whose clock and disk the test controls.
+func onFakeDisk(t *testing.T) (*Dir, *clocktesting.FakeClock, *Faults, func() []time.Duration) {
+	t.Helper()
+	c, faults, flushes := clocktesting.NewFakeClock(time.Unix(1e9, 0)), &Faults{}, make(chan time.Duration, 100)
+	o := options(filepath.Join(memoryDir(t), "store"))
+	o.Clock, o.Faults = c, faults
+	o.Flushed = func(took time.Duration, bytes int) {
+		if bytes <= 0 {
+			t.Errorf("an append of %d bytes", bytes)
+		}
+		flushes <- took
+	}
+	d, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closeDir(t, d) })
+	return d, c, faults, func() []time.Duration {
+		var all []time.Duration
+		for len(flushes) > 0 {
+			all = append(all, <-flushes)
+		}
+		return all
+	}
+}
+
+func TestStalled(t *testing.T) {
+	writes := map[string]func(d *Dir) error{
+		"log":       func(d *Dir) error { return d.Log.StoreLog(&raft.Log{Index: 1, Term: 1}) },
+		"log's end": func(d *Dir) error { return d.Log.DeleteRange(1, 2) },
+		"variables": func(d *Dir) error { return d.Vars.SetUint64([]byte("CurrentTerm"), 1) },
+	}
+	for name, write := range writes {
+		t.Run(name, func(t *testing.T) {
+			d, c, faults, flushed := onFakeDisk(t)
+			if name == "log's end" {
+				if err := d.Log.StoreLogs([]*raft.Log{{Index: 1, Term: 1}, {Index: 2, Term: 1}, {Index: 3, Term: 1}}); err != nil {
+					t.Fatal(err)
+				}
+				write = func(d *Dir) error { return d.Log.DeleteRange(2, 3) }
+			}
+			flushed()
+			c.Step(time.Hour)
+			if got := d.Stalled(); got != 0 {
+				t.Fatalf("idle, and stalled for %v", got)
+			}
+			faults.DelayFlushes(5 * time.Second)
+			done := make(chan error, 1)
+			go func() { done <- write(d) }()
+			wait(t, "delayed", c.HasWaiters)
+			c.Step(3 * time.Second)
+			if got := d.Stalled(); got != 3*time.Second {
+				t.Errorf("stalled for %v", got)
+			}
+			c.Step(2 * time.Second)
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			if got := d.Stalled(); got != 0 {
+				t.Errorf("afterwards stalled for %v", got)
+			}
+			if took := flushed(); name != "variables" && (len(took) != 1 || took[0] != 5*time.Second) {
+				t.Errorf("flushes took %v", took)
+			}
+		})
+	}
+}
+
+// TestFailingWrites lets a disk return errors: writes are retried and count as
+// stalled, new ones are refused, and all is well when the disk is.
+func TestFailingWrites(t *testing.T) {
+	for errno, refusal := range map[error]error{unix.EIO: ErrFailing, unix.ENOSPC: ErrNoSpace} {
+		t.Run(errno.Error(), func(t *testing.T) {
+			d, c, faults, _ := onFakeDisk(t)
+			faults.FailWrites(errno)
+			done := make(chan error, 2)
+			go func() { done <- d.Log.StoreLog(&raft.Log{Index: 1, Term: 1}) }()
+			wait(t, "retried", c.HasWaiters)
+			go func() { done <- d.Vars.SetUint64([]byte("CurrentTerm"), 1) }()
+			wait(t, "under way", func() bool { return d.stall.vars.Load() != 0 })
+			c.Step(retryEvery)
+			wait(t, "retried", c.HasWaiters)
+			if got := d.Stalled(); got != retryEvery {
+				t.Errorf("stalled for %v", got)
+			}
+			if err := writeSnapshot(d.Snapshots, 1, "state"); !errors.Is(err, errno) {
+				t.Errorf("a snapshot: %v", err)
+			}
+			if err := d.Admit(); !errors.Is(err, refusal) {
+				t.Errorf("new writes: %v", err)
+			}
+			faults.FailWrites(nil)
+			var err error
+			for left := 2; left > 0; {
+				select {
+				case e := <-done:
+					err, left = errors.Join(err, e), left-1
+				case <-time.After(time.Millisecond):
+					c.Step(retryEvery) // whichever of them waits
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			wait(t, "admitted", func() bool { c.Step(checkEvery); return d.Admit() == nil })
+		})
+	}
+}
+
+// TestFaultsEndAtOnce lets a delay go before its time.
+func TestFaultsEndAtOnce(t *testing.T) {
+	d, c, faults, _ := onFakeDisk(t)
+	for i, end := range []func(){func() { faults.DelayFlushes(0) }, d.Abort} {
+		faults.DelayFlushes(time.Hour)
+		done := make(chan error, 1)
+		go func() { done <- d.Log.StoreLog(&raft.Log{Index: uint64(i + 1), Term: 1}) }()
+		wait(t, "delayed", c.HasWaiters)
+		end()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
