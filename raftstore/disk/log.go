@@ -216,6 +216,8 @@ func (l *Log) seal(s *segment) error {
 	if err := l.append(s, r.encode(nil)); err != nil {
 		return err
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	s.end, s.batch, s.sealed = s.end+recordHeader, s.batch+1, true
 	return nil
 }

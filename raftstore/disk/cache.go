@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"sync"
+	"unsafe"
+
+	"github.com/hashicorp/raft"
+)
+
+// cacheSize is CachedLog's bound in bytes if none is given.
+const cacheSize = 8 << 20
+
+// CachedLog returns the log with its newest entries kept in memory, up to so
+// many bytes; 0 means 8 MiB. A leader reads entries back for each follower,
+// almost always the newest.
+//
+// The entries' Data and Extensions are those that raft handed in, not copies:
+// nobody may change them. All writes must go through one cache.
+func (d *Dir) CachedLog(maxBytes int64) raft.LogStore {
+	if maxBytes == 0 {
+		maxBytes = cacheSize
+	}
+	return &cachedLog{Log: d.Log, max: maxBytes}
+}
+
+// cachedLog keeps what StoreLogs saw, without gaps: what is in the cache is in
+// the log too, and the same. An entry is forgotten before the log deletes it,
+// and remembered after the log has it.
+type cachedLog struct {
+	*Log
+	max int64
+
+	writing sync.Mutex // held over a write and what it means for the cache
+
+	mu      sync.RWMutex // guards what follows
+	first   uint64       // index of entries[0]
+	entries []raft.Log
+	bytes   int64
+}
+
+var (
+	_ raft.LogStore          = (*cachedLog)(nil)
+	_ raft.MonotonicLogStore = (*cachedLog)(nil)
+)
+
+// cost is what an entry takes in memory.
+func cost(e *raft.Log) int64 {
+	return int64(unsafe.Sizeof(*e)) + int64(len(e.Data)+len(e.Extensions))
+}
+
+func (c *cachedLog) GetLog(index uint64, out *raft.Log) error {
+	c.mu.RLock()
+	hit := index >= c.first && index-c.first < uint64(len(c.entries))
+	if hit {
+		*out = c.entries[index-c.first]
+	}
+	c.mu.RUnlock()
+	if hit {
+		return nil
+	}
+	return c.Log.GetLog(index, out)
+}
+
+func (c *cachedLog) StoreLog(entry *raft.Log) error { return c.StoreLogs([]*raft.Log{entry}) }
+
+func (c *cachedLog) StoreLogs(entries []*raft.Log) error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if err := c.Log.StoreLogs(entries); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range entries {
+		c.remember(e)
+	}
+	return nil
+}
+
+// remember adds an entry, which the log has now, and makes room for it.
+func (c *cachedLog) remember(e *raft.Log) {
+	n := cost(e)
+	if n > c.max || len(c.entries) > 0 && e.Index != c.first+uint64(len(c.entries)) {
+		c.forgetUpTo(len(c.entries))
+	}
+	if n > c.max {
+		return
+	}
+	drop := 0
+	for free := c.max - c.bytes; free < n; drop++ {
+		free += cost(&c.entries[drop])
+	}
+	c.forgetUpTo(drop)
+	if len(c.entries) == 0 {
+		c.first = e.Index
+	}
+	// A copy: on the leader the entry is part of something larger.
+	c.entries = append(c.entries, *e)
+	c.bytes += n
+}
+
+// forgetUpTo drops the oldest n entries. Their places are freed when append
+// next moves the slice.
+func (c *cachedLog) forgetUpTo(n int) {
+	for i := range n {
+		c.bytes -= cost(&c.entries[i])
+		c.entries[i] = raft.Log{} // or it would stay reachable
+	}
+	c.first, c.entries = c.first+uint64(n), c.entries[n:]
+	if len(c.entries) == 0 {
+		c.entries = nil
+	}
+}
+
+// forgetFrom drops the newest entries but n.
+func (c *cachedLog) forgetFrom(n int) {
+	for i := n; i < len(c.entries); i++ {
+		c.bytes -= cost(&c.entries[i])
+		c.entries[i] = raft.Log{}
+	}
+	c.entries = c.entries[:n]
+}
+
+func (c *cachedLog) DeleteRange(from, to uint64) error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	c.forget(from, to)
+	return c.Log.DeleteRange(from, to)
+}
+
+// forget drops what lies in a range, and everything if that is in the middle.
+func (c *cachedLog) forget(from, to uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.entries) == 0 || from > to {
+		return
+	}
+	last := c.first + uint64(len(c.entries)) - 1
+	switch {
+	case to < c.first || from > last:
+	case to >= last && from > c.first:
+		c.forgetFrom(int(from - c.first))
+	case to < last && from <= c.first:
+		c.forgetUpTo(int(to - c.first + 1))
+	default:
+		c.forgetUpTo(len(c.entries))
+	}
+}
+
+// EntriesWithin returns how many of the newest entries take no more than so
+// many bytes on disk.
+func (l *Log) EntriesWithin(bytes int64) uint64 {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if len(l.places) == 0 {
+		return 0
+	}
+	number := uint32(l.segments[0].number)
+	next := place{segment: l.places[len(l.places)-1].segment}
+	next.offset = uint32(l.segments[next.segment-number].end)
+	count := uint64(0)
+	for i := len(l.places) - 1; i >= 0; i-- {
+		p := l.places[i]
+		if p.segment != next.segment { // the last one of its file
+			next = place{p.segment, uint32(l.segments[p.segment-number].end)}
+		}
+		if bytes -= int64(next.offset - p.offset); bytes < 0 {
+			break
+		}
+		count, next = count+1, p
+	}
+	return count
+}

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"pgregory.net/rapid"
+)
+
+// sameEntry compares an entry from memory with one from the disk, which knows
+// no empty slices and no time zones.
+func sameEntry(a, b *raft.Log) bool {
+	return a.Index == b.Index && a.Term == b.Term && a.Type == b.Type && bytes.Equal(a.Data, b.Data) &&
+		bytes.Equal(a.Extensions, b.Extensions) && a.AppendedAt.Equal(b.AppendedAt)
+}
+
+func drawEntry(t *rapid.T, index uint64) *raft.Log {
+	e := &raft.Log{
+		Index: index, Term: rapid.Uint64Range(1, 4).Draw(t, "term"), Type: raft.LogCommand,
+		Data:       rapid.SliceOfN(rapid.Byte(), 0, 1<<rapid.IntRange(0, 11).Draw(t, "size")).Draw(t, "data"),
+		AppendedAt: time.Unix(0, rapid.Int64Range(1, 1<<40).Draw(t, "time")),
+	}
+	if rapid.Bool().Draw(t, "extended") {
+		e.Extensions = []byte("extension")
+	}
+	return e
+}
+
+// TestCachedLog does what raft does, and more, to a log with a cache, and
+// compares what it reads with what is on disk: always the same, whatever is
+// read back, also over cuts, leaps and overwriting.
+func TestCachedLog(t *testing.T) {
+	scratch := memoryDir(t)
+	rapid.Check(t, func(t *rapid.T) {
+		path, err := os.MkdirTemp(scratch, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := options(path)
+		o.SegmentSize = 16 << 10
+		d, err := Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		most := rapid.Int64Range(1, 10_000).Draw(t, "cache")
+		cache := d.CachedLog(most).(*cachedLog)
+		next := uint64(1)
+		store := func(t *rapid.T) {
+			var batch []*raft.Log
+			for range rapid.IntRange(1, 5).Draw(t, "entries") {
+				batch = append(batch, drawEntry(t, next))
+				next++
+			}
+			if err := cache.StoreLogs(batch); err != nil {
+				t.Fatal(err)
+			}
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"store":      store,
+			"store more": store,
+			"delete": func(t *rapid.T) {
+				first, _ := cache.FirstIndex()
+				last, _ := cache.LastIndex()
+				if last == 0 {
+					t.Skip("nothing there")
+				}
+				from := rapid.Uint64Range(first-1, last+1).Draw(t, "from")
+				to := rapid.Uint64Range(first-1, last+1).Draw(t, "to")
+				err := cache.DeleteRange(from, to)
+				if middle := from <= to && from > first && to < last; (err != nil) != middle {
+					t.Fatalf("delete %d to %d of %d to %d: %v", from, to, first, last, err)
+				}
+				if last, _ := cache.LastIndex(); last != 0 {
+					next = last + 1
+				} else {
+					next += rapid.Uint64Range(0, 10).Draw(t, "leap")
+				}
+			},
+			"refused": func(t *rapid.T) {
+				if last, _ := cache.LastIndex(); last == 0 {
+					t.Skip("an empty log takes anything")
+				}
+				if err := cache.StoreLog(drawEntry(t, next+1)); err == nil {
+					t.Fatal("stored an entry behind a gap")
+				}
+			},
+			"": func(t *rapid.T) { checkCache(t, cache, next) },
+		})
+	})
+}
+
+func checkCache(t *rapid.T, cache *cachedLog, next uint64) {
+	for i := uint64(0); i < next+3; i++ {
+		var got, want raft.Log
+		errGot, errWant := cache.GetLog(i, &got), cache.Log.GetLog(i, &want)
+		if !errors.Is(errGot, errWant) || !sameEntry(&got, &want) {
+			t.Fatalf("entry %d: %v, %v; on disk %v, %v", i, got, errGot, want, errWant)
+		}
+	}
+	var held int64
+	for i := range cache.entries {
+		held += cost(&cache.entries[i])
+	}
+	if held != cache.bytes || held > cache.max {
+		t.Fatalf("the cache holds %d bytes, counts %d, may %d", held, cache.bytes, cache.max)
+	}
+	// The newest entry is there, if it can be.
+	var newest raft.Log
+	if last, _ := cache.LastIndex(); last != 0 && len(cache.entries) == 0 {
+		if err := cache.Log.GetLog(last, &newest); err != nil {
+			t.Fatal(err)
+		}
+		if cost(&newest) <= cache.max && last+1 == next && cache.first == last {
+			t.Fatalf("entry %d is not in the cache", last)
+		}
+	}
+}
+
+// TestCacheKeepsNewest reads back what was just appended without the disk.
+func TestCacheKeepsNewest(t *testing.T) {
+	d := mustOpen(t, filepath.Join(memoryDir(t), "store"))
+	defer closeDir(t, d)
+	cache := d.CachedLog(1 << 20).(*cachedLog)
+	const size = 10_000
+	for i := uint64(1); i <= 1000; i++ {
+		e := &raft.Log{Index: i, Term: 1, Data: make([]byte, size)}
+		if err := cache.StoreLog(e); err != nil {
+			t.Fatal(err)
+		}
+		var got raft.Log
+		if err := cache.GetLog(i, &got); err != nil || &got.Data[0] != &e.Data[0] {
+			t.Fatalf("entry %d came from the disk, %v", i, err)
+		}
+	}
+	if n := len(cache.entries); n < 100 || n > 1<<20/size {
+		t.Errorf("%d entries in the cache", n)
+	}
+	if n := cap(cache.entries); n > 4*len(cache.entries) {
+		t.Errorf("places for %d entries", n)
+	}
+	if !cache.IsMonotonic() {
+		t.Error("raft must know that there are no gaps")
+	}
+}
+
+// TestCacheBesideCompaction reads, appends and compacts at the same time, as
+// raft does. The race detector has its say here.
+func TestCacheBesideCompaction(t *testing.T) {
+	d := mustOpen(t, filepath.Join(memoryDir(t), "store"))
+	defer closeDir(t, d)
+	cache := d.CachedLog(20_000)
+	const entries = 2000
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	read := func() {
+		for last := uint64(0); last < entries; {
+			last, _ = cache.LastIndex()
+			first, _ := cache.FirstIndex()
+			var got raft.Log
+			err := cache.GetLog(last, &got)
+			if last > 0 && (err != nil || got.Index != last) {
+				t.Errorf("entry %d: %v, %v", last, got.Index, err)
+				return
+			}
+			if err := cache.GetLog(first, &got); err != nil && !errors.Is(err, raft.ErrLogNotFound) {
+				t.Error(err)
+				return
+			}
+		}
+	}
+	tasks.Go(read)
+	tasks.Go(read)
+	tasks.Go(func() {
+		for last := uint64(0); last < entries; {
+			first, _ := cache.FirstIndex()
+			if last, _ = cache.LastIndex(); last > first+200 {
+				if err := cache.DeleteRange(first, last-100); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+	})
+	for i := uint64(1); i <= entries; i++ {
+		if err := cache.StoreLog(&raft.Log{Index: i, Term: 1, Data: make([]byte, i%500)}); err != nil {
+			t.Error(err)
+			return
+		}
+	}
+}
+
+func TestEntriesWithin(t *testing.T) {
+	d := mustOpen(t, filepath.Join(memoryDir(t), "store"))
+	defer closeDir(t, d)
+	if n := d.Log.EntriesWithin(1 << 40); n != 0 {
+		t.Errorf("%d entries in an empty log", n)
+	}
+	const entries, size = 1000, 1000 // of several files
+	for i := uint64(1); i <= entries; i++ {
+		if err := d.Log.StoreLog(&raft.Log{Index: i, Term: 1, Data: make([]byte, size)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, want := range []uint64{0, 1, 2, 63, 64, 65, 500, entries} {
+		bytes := int64(want) * (recordHeader + size)
+		// Records that end a file may count as part of an entry.
+		if got := d.Log.EntriesWithin(bytes + 100*recordHeader); got < want || got > want+7 {
+			t.Errorf("%d entries within %d bytes, want %d", got, bytes, want)
+		}
+		if got := d.Log.EntriesWithin(bytes); got > want {
+			t.Errorf("%d entries within %d bytes, want %d", got, bytes, want)
+		}
+	}
+	if err := d.Log.DeleteRange(901, entries); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.Log.EntriesWithin(1 << 40); got != 900 {
+		t.Errorf("%d entries, want 900", got)
+	}
+}
