@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// SetAside renames a directory that Open found damaged to DIR.damaged-N, with
+// the smallest N that is free, so that the server can get everything from the
+// others into a new one. Nothing is deleted: the operator removes it when
+// nobody wants to look at it any more. It must not be open.
+//
+// The new directory will have another member name. What the old one voted, or
+// acknowledged to the leader, the new member never claims.
+func SetAside(dir string) (newPath string, err error) {
+	dir = filepath.Clean(dir)
+	if _, err := os.Stat(dir); err != nil {
+		return "", fmt.Errorf("set aside %s: %w", dir, err)
+	}
+	held, err := lock(dir)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, held.Close()) }()
+	for n := 1; ; n++ {
+		newPath = fmt.Sprintf("%s.damaged-%d", dir, n)
+		err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, newPath, unix.RENAME_NOREPLACE)
+		if errors.Is(err, unix.EINVAL) { // a file system that cannot promise that
+			if _, statErr := os.Lstat(newPath); errors.Is(statErr, fs.ErrNotExist) {
+				err = os.Rename(dir, newPath)
+			} else {
+				err = unix.EEXIST
+			}
+		}
+		switch {
+		case errors.Is(err, fs.ErrExist):
+			continue
+		case errors.Is(err, unix.EBUSY):
+			return "", fmt.Errorf("the damaged directory %s is where something is mounted, so it cannot be renamed. "+
+				"Nothing was changed. Move its content away, and start this server again", dir)
+		case err != nil:
+			return "", fmt.Errorf("set aside %s as %s: %w", dir, newPath, err)
+		}
+		if err := syncDir(filepath.Dir(dir)); err != nil {
+			return newPath, fmt.Errorf("set aside %s as %s: %w", dir, newPath, err)
+		}
+		return newPath, nil
+	}
+}

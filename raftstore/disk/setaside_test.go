@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestSetAside(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "store")
+	if _, err := SetAside(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a directory that is not there: %v", err)
+	}
+	// The second one is taken.
+	if err := os.Mkdir(path+".damaged-2", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{1, 3} {
+		o := options(path)
+		o.Identity.Member = ""
+		d, err := Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		member := d.Identity.Member
+		var used *InUseError
+		if _, err := SetAside(path); !errors.As(err, &used) {
+			t.Errorf("an open directory: %v", err)
+		}
+		closeDir(t, d)
+		got, err := SetAside(path + "/")
+		if want := path + ".damaged-" + strconv.Itoa(n); err != nil || got != want {
+			t.Fatalf("%s, want %s, %v", got, want, err)
+		}
+		id, _, err := readIdentity(got)
+		if err != nil || id.Member != member {
+			t.Errorf("%v, %v", id, err)
+		}
+		if there, err := exists(path); err != nil || there {
+			t.Errorf("still there, %v", err)
+		}
+	}
+}
+
+func TestSetAsideMount(t *testing.T) {
+	path := t.TempDir()
+	if err := unix.Mount("tmpfs", path, "tmpfs", 0, ""); err != nil {
+		t.Skipf("needs the right to mount: %v", err)
+	}
+	defer func() {
+		if err := unix.Unmount(path, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	if _, err := SetAside(path); err == nil || !strings.Contains(err.Error(), "mounted") {
+		t.Error(err)
+	}
+}
