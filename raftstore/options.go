@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"k8s.io/utils/clock"
+
+	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/raftstore/metrics"
 )
 
 // Options configure a store. The zero value of every field but Dir means its
@@ -47,6 +50,9 @@ type Options struct {
 	// writes that add anything are refused with etcd's ErrNoSpace, deletions
 	// are not. Default 2 GiB, as etcd's.
 	QuotaBytes int64
+	// Counters are where the store counts what it does. Nil: its own. See
+	// Store.Collector.
+	Counters *metrics.Counters
 	// Clock is for tests.
 	Clock clock.WithTicker
 
@@ -59,6 +65,8 @@ type Options struct {
 	// ElectionTimeout is how long a server waits for its leader before it
 	// stands for election itself. Default 200 ms.
 	ElectionTimeout time.Duration
+	// Faults makes the disk misbehave, for tests.
+	Faults *disk.Faults
 	// MaxVoters bounds the voters; further servers get everything and vote when
 	// one of the others is gone. Odd. Default 5.
 	MaxVoters int
@@ -111,6 +119,9 @@ func (o *Options) setDefaults() error {
 	}
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
+	}
+	if o.Counters == nil {
+		o.Counters = metrics.NewCounters()
 	}
 	return nil
 }

@@ -88,12 +88,12 @@ func (s *Server) URL() string {
 // and the administrator's kubeconfigs.
 func (s *Server) makeCredentials(ctx context.Context) error {
 	var err error
-	s.pki, err = pki.Open(pki.Options{Dir: s.o.TLSDir, Established: s.data.established, BuildTime: s.o.BuildTime, Clock: s.o.Clock, Logger: s.log})
+	s.pki, err = pki.Open(pki.Options{Dir: s.o.TLSDir, Established: s.data.Established, BuildTime: s.o.BuildTime, Clock: s.o.Clock, Logger: s.log})
 	if err != nil {
 		return err
 	}
 	s.files.encryption, err = encryption.Ensure(ctx, encryption.Options{
-		Dir: s.o.CredDir, Resources: s.o.EncryptResources, Established: s.data.established, Logger: s.log})
+		Dir: s.o.CredDir, Resources: s.o.EncryptResources, Established: s.data.Established, Logger: s.log})
 	if err != nil {
 		return err
 	}

@@ -153,7 +153,7 @@ func (s *Server) dnsPart(ctx context.Context, t *term.Term) error {
 }
 
 func (s *Server) manifestsPart(ctx context.Context, t *term.Term) error {
-	m, err := manifests.New(manifests.Options{Dir: s.o.ManifestsDir, ServerID: s.data.ServerID, Config: t.Config,
+	m, err := manifests.New(manifests.Options{Dir: s.o.ManifestsDir, ServerID: s.data.ServerID(), Config: t.Config,
 		Part: s.board.manifests, Logger: s.log.With("part", "manifests")})
 	if err != nil {
 		return err

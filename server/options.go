@@ -17,6 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/scheduler"
+	"github.com/coracle-k8s/coracle/server/datadir"
 )
 
 // Options is everything a server is told. Folders are absolute and are made when missing.
@@ -170,4 +171,8 @@ func (o *Options) servingIPs() ([]net.IP, error) {
 		ips = append(ips, first)
 	}
 	return ips, nil
+}
+
+func (o *Options) dataDir() datadir.Options {
+	return datadir.Options{DataDir: o.DataDir, ServerDir: o.ServerDir, StoreDir: o.StoreDir, Version: o.Version}
 }

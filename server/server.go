@@ -27,6 +27,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
+	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/token"
 )
@@ -47,7 +48,7 @@ const (
 type Server struct {
 	o        Options
 	log      *slog.Logger
-	data     *dataDir
+	data     *datadir.Dir
 	listener net.Listener
 	pki      *pki.PKI
 	tokens   token.Set
@@ -86,11 +87,11 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 			s.board.manifests = o.Board.Part("manifests")
 		}
 	}
-	if s.data, err = openDataDir(&o); err != nil {
+	if s.data, err = datadir.Open(o.dataDir()); err != nil {
 		return nil, err
 	}
 	if s.listener, err = listen(ctx, o.BindAddress, o.Port); err != nil {
-		return nil, errors.Join(err, s.data.close())
+		return nil, errors.Join(err, s.data.Close())
 	}
 	if err := s.makeCredentials(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
@@ -100,7 +101,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 }
 
 // Close gives up a server that is not going to be run: port and data directory are free again.
-func (s *Server) Close() error { return errors.Join(s.closeListener(), s.data.close()) }
+func (s *Server) Close() error { return errors.Join(s.closeListener(), s.data.Close()) }
 
 func (s *Server) closeListener() error {
 	if err := s.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) { // the API server closes it as well
@@ -129,7 +130,7 @@ func (s *Server) LoopbackConfig() *rest.Config {
 // server with its last requests, the store. It may be called once.
 func (s *Server) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, s.Close()) }()
-	if err := s.data.record(); err != nil {
+	if err := s.data.Record(); err != nil {
 		return fmt.Errorf("noting this version in the data directory: %w", err)
 	}
 	// What runs below serves others while they stop, and so ends on its own word and not on ctx.
@@ -153,6 +154,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		}
 		s.board.store.Set(status.Stopped, "")
 	}()
+	defer s.serveMetrics(store.Collector())()
 	stopSocket, err := s.serveStoreSocket(below, store)
 	if err != nil {
 		return err
@@ -176,7 +178,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, error) {
 	s.board.store.Set(status.Starting, "")
 	store, err := raftstore.Open(ctx, raftstore.Options{
 		Dir:    s.o.StoreDir,
-		NodeID: s.data.ServerID,
+		NodeID: s.data.ServerID(),
 		// A store and authorities that do not belong together are refused: nothing would trust anything.
 		ClusterID: token.Hash(s.pki.Root()),
 		Logger:    s.log.With("part", "store"),

@@ -82,7 +82,7 @@ func snapshot(t *testing.T, dir string) string {
 	t.Helper()
 	var out strings.Builder
 	err := filepath.Walk(dir, func(path string, info os.FileInfo, err error) error {
-		if err == nil && !info.IsDir() && info.Name() != lockFile {
+		if err == nil && !info.IsDir() && info.Name() != datadir.LockFile {
 			out.WriteString(path + " " + info.ModTime().String() + "\n")
 		}
 		return err
@@ -125,7 +125,7 @@ func TestRefusals(t *testing.T) {
 		other.Port = o.Port
 		refused(t, other, "is taken", "--https-listen-port")
 	})
-	if err := s.data.record(); err != nil {
+	if err := s.data.Record(); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
@@ -136,7 +136,7 @@ func TestRefusals(t *testing.T) {
 		o.BindAddress = net.IPv4(203, 0, 113, 7)
 		refused(t, o, "203.0.113.7", "--bind-address")
 	})
-	identity := filepath.Join(o.ServerDir, identityFile)
+	identity := filepath.Join(o.ServerDir, datadir.IdentityFile)
 	good, err := os.ReadFile(identity)
 	if err != nil {
 		t.Fatal(err)
@@ -159,7 +159,7 @@ func TestRefusals(t *testing.T) {
 	if err != nil {
 		t.Fatalf("after all that it should start: %v", err)
 	}
-	if again.data.ServerID != s.data.ServerID {
+	if again.data.ServerID() != s.data.ServerID() {
 		t.Error("it took another identity")
 	}
 	if err := again.Close(); err != nil {

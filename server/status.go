@@ -27,7 +27,7 @@ type Status struct {
 
 // Status reports without waiting for anything.
 func (s *Server) Status() Status {
-	out := Status{ServerID: s.data.ServerID, URL: s.URL(), Certificates: s.pki.Certificates()}
+	out := Status{ServerID: s.data.ServerID(), URL: s.URL(), Certificates: s.pki.Certificates()}
 	select {
 	case <-s.ready:
 		out.Ready = true

@@ -33,6 +33,8 @@ type Counters struct {
 	// ProposalsFailed is how many writes ended with an error of the log's, not
 	// of their own.
 	ProposalsFailed atomic.Uint64
+	// Pending is how many writes wait for their answer now.
+	Pending atomic.Int64
 	// SlowApplies is how many batches of entries took longer than SlowApply.
 	SlowApplies atomic.Uint64
 	// HeartbeatFailures is how often a leader could not reach a follower.

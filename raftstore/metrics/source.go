@@ -19,7 +19,6 @@ type Sample struct {
 	Voters, Members           int
 	Term                      uint64
 	Committed, Applied        uint64 // indexes of the log
-	Pending                   int    // writes that wait for an answer
 
 	Keys, Revision, Compacted int64
 	LiveBytes, TotalBytes     int64 // of current values; of history too
@@ -30,7 +29,7 @@ type Sample struct {
 	BehindWatches int // of them, those that read the history to catch up
 	PendingEvents int // in queues
 
-	LogSize      int64     // bytes of log entries that a restart would read
+	LogSize      int64     // of the log's files, in bytes
 	SnapshotSize int64     // bytes of the newest snapshot's file, 0 if there is none
 	SnapshotTime time.Time // when it was taken, zero if there is none
 

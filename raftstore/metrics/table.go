@@ -55,7 +55,7 @@ var numbers = []struct {
 	{desc("etcd_server_proposals_applied_total", "The index of the last log entry applied."), gauge, // as etcd's
 		func(s *Sample, _ *Counters) float64 { return float64(s.Applied) }},
 	{desc("etcd_server_proposals_pending", "The current number of writes that wait for their answer."), gauge,
-		func(s *Sample, _ *Counters) float64 { return float64(s.Pending) }},
+		func(_ *Sample, c *Counters) float64 { return float64(c.Pending.Load()) }},
 	{desc("etcd_server_proposals_failed_total", "The total number of writes that failed on their way through the log."), counter,
 		func(_ *Sample, c *Counters) float64 { return float64(c.ProposalsFailed.Load()) }},
 	{desc("etcd_server_slow_apply_total", "The total number of batches of log entries that took more than 100 ms to apply."), counter,
@@ -125,7 +125,7 @@ var numbers = []struct {
 		func(_ *Sample, c *Counters) float64 { return float64(c.Stalls.Load()) }},
 	{desc("coracle_store_disk_stalled_seconds_total", "How long those appends took together."), counter,
 		func(_ *Sample, c *Counters) float64 { return time.Duration(c.StalledNanos.Load()).Seconds() }},
-	{desc("coracle_store_log_size_bytes", "Bytes of log entries that a restart would read."), gauge,
+	{desc("coracle_store_log_size_bytes", "Size of the log's files."), gauge,
 		func(s *Sample, _ *Counters) float64 { return float64(s.LogSize) }},
 	{desc("coracle_store_snapshot_size_bytes", "Size of the newest snapshot."), gauge,
 		func(s *Sample, _ *Counters) float64 { return float64(s.SnapshotSize) }},

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package storefiles
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/datadir"
+	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/server/token"
+)
+
+// Server says whose store it is about: one that does not run.
+type Server struct {
+	// DataDir is named in messages; the folders below lie in it.
+	DataDir, ServerDir, TLSDir, StoreDir string
+	// Version is this program's.
+	Version string
+	// Now is the clock.
+	Now func() time.Time
+}
+
+// take takes the server's folder, and fails if the server runs or there never was one.
+func (s *Server) take() (*datadir.Dir, error) {
+	for _, need := range []struct{ path, what string }{
+		{s.ServerDir, "no server has run with this data directory"},
+		{filepath.Join(s.TLSDir, string(pki.ServerCA)+".crt"), "a store belongs to a cluster, and the cluster's keys are not there"},
+	} {
+		if _, err := os.Stat(need.path); errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%s is missing: %s. Nothing was changed. Put back the copy of %s that was made with the backup; "+
+				"without one, start coracle server once and stop it: what is encrypted in the backup stays unreadable then", need.path, need.what, s.ServerDir)
+		} else if err != nil {
+			return nil, fmt.Errorf("looking for the server's files: %w", err)
+		}
+	}
+	dir, err := datadir.Open(datadir.Options{DataDir: s.DataDir, ServerDir: s.ServerDir, StoreDir: s.StoreDir, Version: s.Version})
+	var inUse *datadir.InUseError
+	if errors.As(err, &inUse) {
+		by := ""
+		if inUse.PID != "" {
+			by = ", process " + inUse.PID
+		}
+		return nil, fmt.Errorf("the server runs%s. Nothing was changed. Stop it first: systemctl stop coracle, or end the process", by)
+	}
+	return dir, err
+}
+
+// cluster is the name of the cluster in its store.
+func (s *Server) cluster() (string, error) {
+	keys, err := pki.Open(pki.Options{Dir: s.TLSDir, Established: true, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return "", fmt.Errorf("reading the cluster's keys: %w", err)
+	}
+	return token.Hash(keys.Root()), nil
+}
+
+// Restore puts a backup in the place of the store, which becomes one of a cluster of one server. The store of before is
+// kept under the name that it returns, empty if there was none.
+func (s *Server) Restore(backup string) (b *Backup, kept string, err error) {
+	dir, err := s.take()
+	if err != nil {
+		return nil, "", err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	if b, err = CheckBackup(backup); err != nil {
+		return nil, "", err
+	}
+	cluster, err := s.cluster()
+	if err != nil {
+		return nil, "", err
+	}
+	stamp := s.Now().UTC().Format("20060102T150405Z")
+	made := s.StoreDir + ".restoring-" + stamp
+	if err := s.fill(made, cluster, dir.ServerID(), backup); err != nil {
+		return nil, "", errors.Join(err, os.RemoveAll(made))
+	}
+	if err := dir.Record(); err != nil {
+		return nil, "", errors.Join(fmt.Errorf("noting who this server is: %w", err), os.RemoveAll(made))
+	}
+	kept, err = replace(s.StoreDir, made, s.StoreDir+".before-"+stamp)
+	if err != nil {
+		return nil, "", err
+	}
+	return b, kept, nil
+}
+
+// fill makes a store of a backup.
+func (s *Server) fill(made, cluster, node, backup string) error {
+	f, err := openBackup(backup)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return raftstore.Restore(raftstore.Options{Dir: made, ClusterID: cluster, NodeID: node, Logger: slog.New(slog.DiscardHandler)}, f)
+}
+
+// replace puts the folder made in the place of dir and keeps that under another name, which it returns. At every moment
+// dir is one or the other, where the file system can do that.
+func replace(dir, made, keep string) (kept string, err error) {
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		return "", errors.Join(renameNew(made, dir), syncDir(filepath.Dir(dir)))
+	}
+	err = unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, made, unix.RENAME_EXCHANGE)
+	switch {
+	case err == nil:
+		if err := os.Rename(made, keep); err != nil {
+			keep = made // that is how it is called then
+		}
+		return keep, syncDir(filepath.Dir(dir))
+	case errors.Is(err, unix.EBUSY):
+		return "", errors.Join(fmt.Errorf("%s cannot be renamed: it is a mount point. Nothing was changed. Unmount it, "+
+			"mount an empty file system there, and try again", dir), os.RemoveAll(made))
+	case !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS):
+		return "", errors.Join(fmt.Errorf("replacing %s: %w. Nothing was changed", dir, err), os.RemoveAll(made))
+	}
+	if err := os.Rename(dir, keep); err != nil {
+		return "", errors.Join(fmt.Errorf("keeping the store of before: %w. Nothing was changed", err), os.RemoveAll(made))
+	}
+	if err := os.Rename(made, dir); err != nil {
+		return keep, fmt.Errorf("replacing the store: %w. Now rename %s to %s to have the store of before back", err, keep, dir)
+	}
+	return keep, syncDir(filepath.Dir(dir))
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package storefiles
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+)
+
+// Checked is what a store's directory holds.
+type Checked struct {
+	Path    string `json:"path"`
+	Cluster string `json:"cluster"`
+	Member  string `json:"member"`
+	Format  int    `json:"format"`
+	// SnapshotIndex is the entry up to which the snapshot goes, 0 if there is none; Revision and Keys are the
+	// snapshot's.
+	SnapshotIndex uint64 `json:"snapshotIndex"`
+	SnapshotBytes int64  `json:"snapshotBytes"`
+	Revision      int64  `json:"revision"`
+	Keys          int64  `json:"keys"`
+	// FirstIndex and LastIndex are the log's entries, 0 if there are none.
+	FirstIndex uint64 `json:"firstIndex"`
+	LastIndex  uint64 `json:"lastIndex"`
+	LastTerm   uint64 `json:"lastTerm"`
+	LogBytes   int64  `json:"logBytes"`
+	// Torn says that the last append is incomplete, as a power cut leaves it. It was never acknowledged, and the next
+	// start drops it.
+	Torn bool `json:"torn"`
+}
+
+// CheckStore reads everything in a store's directory, as a start would and without changing anything. The server must
+// not run.
+func CheckStore(path string) (_ *Checked, err error) {
+	in, err := disk.Inspect(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no store in %s: %w", path, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, in.Close()) }()
+	out := &Checked{
+		Path: path, Cluster: in.Identity.Cluster, Member: in.Identity.Member, Format: in.Format,
+		FirstIndex: in.FirstIndex, LastIndex: in.LastIndex, LastTerm: in.LastTerm, LogBytes: in.LogBytes, Torn: in.Torn != "",
+	}
+	if in.Snapshot != nil {
+		out.SnapshotIndex, out.SnapshotBytes = in.Snapshot.Index, in.Snapshot.Size
+		if err := out.readState(in); err != nil {
+			return nil, err
+		}
+	}
+	return out, readEntries(in)
+}
+
+func (c *Checked) readState(in *disk.Inspection) error {
+	r, err := in.State()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	state, err := mvcc.Restore(r)
+	if err != nil {
+		return fmt.Errorf("the snapshot of entry %d in %s is what was written, and yet cannot be read: %w", c.SnapshotIndex, c.Path, err)
+	}
+	view := state.Freeze()
+	c.Revision, c.Keys = view.Revision(), view.Stats().Keys
+	return nil
+}
+
+// readEntries reads each entry by way of its own checksum and decodes it.
+func readEntries(in *disk.Inspection) error {
+	if in.LastIndex == 0 {
+		return nil
+	}
+	for i := in.FirstIndex; i <= in.LastIndex; i++ {
+		var entry raft.Log
+		if err := in.Entry(i, &entry); err != nil {
+			return err
+		}
+		if entry.Type != raft.LogCommand {
+			continue
+		}
+		if _, err := mvcc.DecodeEntry(entry.Data); err != nil {
+			return fmt.Errorf("log entry %d is what was written, and yet cannot be read by this version of coracle: %w", i, err)
+		}
+	}
+	return nil
+}
