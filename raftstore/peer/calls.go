@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/mem"
+	grpcpeer "google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	callService  = "coracle.peer.Calls"
+	callMethod   = "/" + callService + "/Call"
+	callOverhead = 1 << 10     // the method's name, and a header
+	callWindow   = 1 << 20     // of flow control; fixed, else gRPC pings to find one
+	callIdle     = time.Minute // after which an unused connection is closed
+	maxBackoff   = 150 * time.Millisecond
+)
+
+// message is what a call carries. An answer has no method.
+type message struct {
+	method string
+	body   []byte
+}
+
+// messages is gRPC's codec: one byte of length, the method, the body.
+type messages struct{}
+
+func (messages) Name() string { return "coracle-bytes" }
+
+func (messages) Marshal(v any) (mem.BufferSlice, error) {
+	m, ok := v.(*message)
+	if !ok {
+		return nil, fmt.Errorf("peer: %T is no message", v)
+	}
+	if len(m.method) > maxName {
+		return nil, fmt.Errorf("peer: the method's name has %d bytes", len(m.method))
+	}
+	head := append(append(make([]byte, 0, 1+len(m.method)), byte(len(m.method))), m.method...)
+	return mem.BufferSlice{mem.SliceBuffer(head), mem.SliceBuffer(m.body)}, nil
+}
+
+func (messages) Unmarshal(data mem.BufferSlice, v any) error {
+	m, ok := v.(*message)
+	if !ok {
+		return fmt.Errorf("peer: %T is no message", v)
+	}
+	return m.decode(data.Materialize())
+}
+
+func (m *message) decode(b []byte) error {
+	if len(b) == 0 || len(b) < 1+int(b[0]) {
+		return errors.New("peer: a call's message is too short")
+	}
+	m.method, m.body = string(b[1:1+int(b[0])]), b[1+int(b[0]):]
+	return nil
+}
+
+// serveCalls starts the listening side of calls.
+func (t *Transport) serveCalls() {
+	t.server = grpc.NewServer(
+		grpc.ForceServerCodecV2(messages{}),
+		grpc.MaxRecvMsgSize(MaxCall+callOverhead),
+		grpc.MaxSendMsgSize(MaxCall+callOverhead),
+		grpc.InitialWindowSize(callWindow),
+		grpc.InitialConnWindowSize(callWindow),
+		grpc.SharedWriteBuffer(true),
+		grpc.WaitForHandlers(true),
+		grpc.ConnectionTimeout(t.handshakeTime()),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 5 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	)
+	t.server.RegisterService(&grpc.ServiceDesc{
+		ServiceName: callService,
+		HandlerType: (*any)(nil),
+		Methods:     []grpc.MethodDesc{{MethodName: "Call", Handler: handleCall}},
+	}, t)
+	t.tasks.Go(func() {
+		if err := t.server.Serve(t.callConns); err != nil && t.ctx.Err() == nil {
+			t.opts.Logger.Error("calls of other servers are no longer answered", "error", err)
+		}
+	})
+}
+
+func handleCall(server any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+	t := server.(*Transport)
+	var m message
+	if err := decode(&m); err != nil {
+		return nil, err
+	}
+	if t.opts.Handle == nil {
+		return nil, status.Errorf(codes.Unimplemented, "this server answers no calls, so not %s", m.method)
+	}
+	from := ""
+	if p, ok := grpcpeer.FromContext(ctx); ok {
+		if a, ok := p.Addr.(remoteAddr); ok {
+			from = a.id
+		}
+	}
+	body, err := t.opts.Handle(ctx, from, m.method, m.body)
+	if err != nil {
+		return nil, err
+	}
+	return &message{body: body}, nil
+}
+
+// caller is the connection for calls to one address.
+type caller struct {
+	address string
+	client  *grpc.ClientConn
+	refused atomic.Pointer[RefusedError] // the outcome of the last handshake
+	peer    atomic.Pointer[peer]         // who answered it
+	closed  atomic.Bool
+}
+
+func (c *caller) close() {
+	c.closed.Store(true)
+	_ = c.client.Close()
+}
+
+// Call has the server at an address answer a call. Errors are gRPC statuses: the
+// other side's, or Unavailable if it could not be asked (then errors.As may find
+// a *RefusedError), or Canceled and DeadlineExceeded from ctx. A call that
+// fails may have been handled all the same, unless it was refused.
+func (t *Transport) Call(ctx context.Context, address, method string, body []byte) ([]byte, error) {
+	c, err := t.caller(address)
+	if err != nil {
+		return nil, err
+	}
+	var reply message
+	err = c.client.Invoke(ctx, callMethod, &message{method: method, body: body}, &reply)
+	if err == nil {
+		if p := c.peer.Load(); p != nil {
+			p.answer(address)
+		}
+		return reply.body, nil
+	}
+	switch code := status.Code(err); {
+	case c.closed.Load() && ctx.Err() == nil && code == codes.Canceled:
+		return nil, status.Errorf(codes.Unavailable, "the connection to the server at %s was given up; whether %s was handled is unknown", address, method)
+	case code == codes.Unavailable:
+		if refused := c.refused.Load(); refused != nil {
+			return nil, fmt.Errorf("call %s: %w", method, refused)
+		}
+	}
+	return nil, err
+}
+
+// Forget closes the connection for calls to an address, so that calls under way
+// fail at once with Unavailable. The next call makes a new one. It is for when
+// something else shows that the server there is gone, and costs little if not.
+func (t *Transport) Forget(address string) {
+	t.mu.Lock()
+	c := t.callers[address]
+	delete(t.callers, address)
+	t.mu.Unlock()
+	if c != nil {
+		c.close()
+	}
+}
+
+func (t *Transport) caller(address string) (*caller, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, status.Error(codes.Unavailable, "this server's connections to others are closed")
+	}
+	if c := t.callers[address]; c != nil {
+		return c, nil
+	}
+	c := &caller{address: address}
+	client, err := grpc.NewClient("passthrough:///"+address,
+		grpc.WithTransportCredentials(insecure.NewCredentials()), // Options.Dial authenticates
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return t.dialCalls(ctx, c) }),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(messages{}),
+			grpc.MaxCallRecvMsgSize(MaxCall+callOverhead), grpc.MaxCallSendMsgSize(MaxCall+callOverhead)),
+		grpc.WithInitialWindowSize(callWindow),
+		grpc.WithInitialConnWindowSize(callWindow),
+		grpc.WithSharedWriteBuffer(true),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithDisableRetry(),
+		grpc.WithNoProxy(),
+		grpc.WithIdleTimeout(callIdle),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 2 * time.Second}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: maxBackoff},
+			MinConnectTimeout: t.handshakeTime(),
+		}))
+	if err != nil {
+		return nil, status.Errorf(codes.Internal, "make a connection for calls to %s: %v", address, err)
+	}
+	c.client = client
+	t.callers[address] = c
+	return c, nil
+}
+
+func (t *Transport) dialCalls(ctx context.Context, c *caller) (net.Conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(t.ctx, cancel)()
+	nc, id, err := t.connect(ctx, c.address, hello{kind: kindCalls})
+	refused, _ := errors.AsType[*RefusedError](err)
+	c.refused.Store(refused)
+	if err != nil {
+		if p := c.peer.Load(); p != nil {
+			p.fail(c.address, err)
+		}
+		return nil, err
+	}
+	p := t.peer(id)
+	c.peer.Store(p)
+	k := &conn{Conn: nc, t: t, peer: p, made: time.Now()}
+	if !t.keep(k) {
+		_ = k.Close()
+		return nil, net.ErrClosed
+	}
+	return k, nil
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"crypto/tls"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// class is what an outgoing raft connection carries; each has its own pool and
+// timeouts. Incoming ones and those for calls have none.
+type class int
+
+const (
+	classNone class = iota
+	classBeats
+	classEntries
+	classSnapshots
+)
+
+// conn is a connection after its handshake: counted, and known to the
+// transport so that Close can end it.
+type conn struct {
+	net.Conn
+	t      *Transport
+	peer   *peer
+	target string // of an outgoing raft connection
+	class  class
+	made   time.Time
+	wrote  atomic.Int64
+
+	aborted  sync.Once
+	released sync.Once
+	done     func() // called when the owner has closed it, or nil
+}
+
+// remoteAddr tells gRPC's handlers who called.
+type remoteAddr struct {
+	net.Addr
+	id string
+}
+
+func (c *conn) RemoteAddr() net.Addr { return remoteAddr{c.Conn.RemoteAddr(), c.peer.id} }
+
+func (c *conn) Read(b []byte) (int, error) {
+	if c.class == classSnapshots {
+		// The answer comes when the snapshot has been restored.
+		restore := time.Duration(c.wrote.Load()/snapshotRate) * time.Second
+		_ = c.Conn.SetReadDeadline(time.Now().Add(snapshotStall + restore))
+	}
+	n, err := c.Conn.Read(b)
+	c.peer.received.Add(uint64(n))
+	return n, err
+}
+
+func (c *conn) Write(b []byte) (int, error) {
+	if c.class == classSnapshots {
+		_ = c.Conn.SetWriteDeadline(time.Now().Add(snapshotStall))
+	}
+	n, err := c.Conn.Write(b)
+	c.wrote.Add(int64(n))
+	c.peer.sent.Add(uint64(n))
+	return n, err
+}
+
+// SetDeadline leaves a snapshot's deadlines to Read and Write: NetworkTransport
+// only knows one for the whole transfer, hours long for a large one.
+func (c *conn) SetDeadline(t time.Time) error {
+	if c.class == classSnapshots {
+		return nil
+	}
+	return c.Conn.SetDeadline(t)
+}
+
+// Close is called by the connection's owner.
+func (c *conn) Close() error {
+	c.abort()
+	c.released.Do(func() {
+		if c.done != nil {
+			c.done()
+		}
+	})
+	return nil
+}
+
+// abort ends the connection under its owner's hands.
+func (c *conn) abort() {
+	c.aborted.Do(func() {
+		c.t.drop(c)
+		hangUp(c.Conn)
+	})
+}
+
+// hangUp closes without a farewell: TLS would wait up to 5 s to get its
+// closing alert through to a peer that takes nothing any more, and each of our
+// messages says itself where it ends.
+func hangUp(c net.Conn) {
+	if t, ok := c.(*tls.Conn); ok {
+		_ = t.NetConn().Close()
+	}
+	_ = c.Close()
+}
+
+// keep registers a connection, unless the transport is closing.
+func (t *Transport) keep(c *conn) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return false
+	}
+	t.conns[c] = struct{}{}
+	return true
+}
+
+func (t *Transport) drop(c *conn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.conns, c)
+}
+
+// abortConns ends the connections that match.
+func (t *Transport) abortConns(match func(*conn) bool) {
+	var found []*conn
+	t.mu.Lock()
+	for c := range t.conns {
+		if match(c) {
+			found = append(found, c)
+		}
+	}
+	t.mu.Unlock()
+	for _, c := range found {
+		c.abort()
+	}
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package peer is how the servers of one store speak to one another: raft's
+// messages and calls, over connections that a dialer and a listener give. Who
+// may connect at all is decided there (mutual TLS); here it is decided whether
+// the two ends belong together.
+//
+// It owns the listener, every connection made over it, the handshake, and what
+// can be learned on the way: evidence for read indexes, the leader seen, when a
+// peer last answered. It never looks into log entries, never decides about
+// membership, and keeps nothing on disk.
+//
+// # Connections
+//
+// Each starts with a handshake: cluster, sender, and whom the dialer means to
+// reach. A server's id is new whenever its directory is, so an address that
+// another member holds by now is refused in words, as *RefusedError. Then the
+// connection serves raft or calls.
+//
+// Raft's messages go through hashicorp/raft's NetworkTransport, three of them:
+// one for heartbeats and votes, with a short timeout and the listener's side;
+// one for entries, whose answers wait for a disk; one for snapshots, which only
+// have to make progress. What it leaves to be wished is mended around it:
+//
+//   - Its pool keeps connections of a peer that has restarted. A message that
+//     fails on a broken connection drops all that were made before it and is
+//     sent again; raft's messages can be repeated.
+//   - Its dialer knows only an address. The id travels inside it (target), so
+//     that there is no map that two callers could race for.
+//   - Its pipeline blocks for ever if raft stops taking answers after a refusal
+//     while it sends, and then raft's shutdown hangs. See pipeline.
+//   - Raft takes the failure of a pipelined message for contact with the peer.
+//     Those answers are not passed on.
+//   - Closing it leaves its connections, and so their goroutines. Transport
+//     closes them.
+//
+// Calls go through gRPC without generated code: one method, whose message is
+// a name and bytes.
+//
+// # Evidence
+//
+// Mark gives a number greater than that of each AppendEntries sent before it.
+// Answered(id, term) gives the highest number of an AppendEntries of that term
+// which the peer accepted in that same term. If it is not less than the mark,
+// then the peer's term was still that one at some time after the mark. Terms
+// only grow, and a leader of a later one needs a majority to have left this
+// one first. So if a majority (with us) shows this, nobody had been elected, and
+// nothing acknowledged, in a later term when the mark was made. An old answer
+// that comes late carries its old number and shows nothing.
+//
+// # Goroutines
+//
+// Close ends and waits for all of them: the accept loop, one for each handshake
+// (bounded in time and number), one that passes messages on to raft, one for
+// each pipeline, gRPC's, and NetworkTransport's, which has one for each
+// incoming connection. None wakes without traffic.
+package peer

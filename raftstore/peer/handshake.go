@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// The handshake, each side one message:
+//
+//	hello:  magic "CRPR", version, kind, then cluster, sender, receiver, each
+//	        one byte of length and that many bytes
+//	answer: magic "CRPR", version, 0 (ok) or 1 (refused), server's id (one byte
+//	        of length), reason (two bytes of length, little endian)
+//
+// Magic, version, and the answer keep their form in all versions to come, so
+// that a refusal can always be read.
+const (
+	magic      = "CRPR"
+	version    = 1
+	maxName    = 255  // bytes of a cluster or server id
+	maxReason  = 1024 // bytes
+	headLength = len(magic) + 2
+)
+
+// kind is what a connection is for.
+type kind byte
+
+const (
+	kindRaft  kind = 1
+	kindCalls kind = 2
+)
+
+func (k kind) String() string {
+	switch k {
+	case kindRaft:
+		return "raft"
+	case kindCalls:
+		return "calls"
+	}
+	return fmt.Sprintf("kind %d", byte(k))
+}
+
+// hello is what the dialing side says.
+type hello struct {
+	kind     kind
+	cluster  string // "" if not known yet: calls only
+	sender   string // "" if it has no identity yet: calls only
+	receiver string // "" if any server at that address will do
+}
+
+// answer is what the listening side says to it.
+type answer struct {
+	id     string // of the server that answers
+	reason string // why it refuses, "" if it does not
+}
+
+// RefusedError says that the server at an address answered, and wants nothing
+// to do with this one. Trying again is of no use until something changes.
+type RefusedError struct {
+	Address string // that was dialed
+	ID      string // of the server that answered, or ""
+	Reason  string // in its words
+}
+
+// Error says who refused whom, and why.
+func (e *RefusedError) Error() string {
+	who := "server"
+	if e.ID != "" {
+		who += " " + e.ID
+	}
+	return fmt.Sprintf("%s at %s refuses the connection: %s", who, e.Address, e.Reason)
+}
+
+// GRPCStatus makes a refusal Unavailable for callers that look at codes.
+func (e *RefusedError) GRPCStatus() *status.Status {
+	return status.New(codes.Unavailable, e.Error())
+}
+
+// badHello is a handshake that nobody of ours sent.
+type badHello struct{ reason string }
+
+func (e *badHello) Error() string { return e.reason }
+
+func (h *hello) encode() ([]byte, error) {
+	b := append([]byte(magic), version, byte(h.kind))
+	for _, s := range []string{h.cluster, h.sender, h.receiver} {
+		if len(s) > maxName {
+			return nil, fmt.Errorf("peer: a name of %d bytes in a handshake, %d are possible", len(s), maxName)
+		}
+		b = append(append(b, byte(len(s))), s...)
+	}
+	return b, nil
+}
+
+// readHello reads exactly a hello. A *badHello is worth an answer, other errors
+// are the connection's.
+func readHello(r io.Reader) (hello, error) {
+	var h hello
+	var head [headLength]byte
+	// The magic first: who speaks another protocol may wait for us to speak.
+	if _, err := io.ReadFull(r, head[:len(magic)]); err != nil {
+		return h, err
+	}
+	if !bytes.Equal(head[:len(magic)], []byte(magic)) {
+		return h, &badHello{"this port is for servers of a store only"}
+	}
+	if _, err := io.ReadFull(r, head[len(magic):]); err != nil {
+		return h, noEOF(err)
+	}
+	if v := head[len(magic)]; v != version {
+		return h, &badHello{fmt.Sprintf("speaks version %d of the protocol between servers, this server speaks version %d", v, version)}
+	}
+	h.kind = kind(head[len(magic)+1])
+	if h.kind != kindRaft && h.kind != kindCalls {
+		return h, &badHello{fmt.Sprintf("wants a connection of an unknown %s", h.kind)}
+	}
+	for _, s := range []*string{&h.cluster, &h.sender, &h.receiver} {
+		var err error
+		if *s, err = readShort(r); err != nil {
+			return h, noEOF(err)
+		}
+	}
+	return h, nil
+}
+
+func (a *answer) encode() []byte {
+	refused := byte(0)
+	if a.reason != "" {
+		refused = 1
+	}
+	id, reason := a.id[:min(len(a.id), maxName)], a.reason[:min(len(a.reason), maxReason)]
+	b := append([]byte(magic), version, refused, byte(len(id)))
+	b = append(b, id...)
+	b = binary.LittleEndian.AppendUint16(b, uint16(len(reason)))
+	return append(b, reason...)
+}
+
+// readAnswer reads exactly an answer.
+func readAnswer(r io.Reader) (answer, error) {
+	var a answer
+	var head [headLength]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return a, noEOF(err)
+	}
+	if !bytes.Equal(head[:len(magic)], []byte(magic)) {
+		return a, errors.New("the other side is no server of a store")
+	}
+	var err error
+	if a.id, err = readShort(r); err != nil {
+		return a, noEOF(err)
+	}
+	var length [2]byte
+	if _, err := io.ReadFull(r, length[:]); err != nil {
+		return a, noEOF(err)
+	}
+	n := int(binary.LittleEndian.Uint16(length[:]))
+	if n > maxReason {
+		return a, fmt.Errorf("an answer of %d bytes", n)
+	}
+	reason := make([]byte, n)
+	if _, err := io.ReadFull(r, reason); err != nil {
+		return a, noEOF(err)
+	}
+	a.reason = string(reason)
+	switch ok := head[headLength-1] == 0; {
+	case ok && a.reason != "":
+		return a, errors.New("an answer that accepts and refuses")
+	case !ok && a.reason == "":
+		a.reason = "no reason given"
+	}
+	return a, nil
+}
+
+func readShort(r io.Reader) (string, error) {
+	var length [1]byte
+	if _, err := io.ReadFull(r, length[:]); err != nil {
+		return "", err
+	}
+	b := make([]byte, length[0])
+	if _, err := io.ReadFull(r, b); err != nil {
+		return "", err
+	}
+	return string(b), nil
+}
+
+// noEOF makes an end amid a message an error that does not look like a clean end.
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// judge returns why a connection is not for this server, or "".
+func (o *Options) judge(h hello) string {
+	switch {
+	case h.receiver != "" && h.receiver != o.ID:
+		if o.ID == "" {
+			return fmt.Sprintf("I am not server %s: I have no identity yet", h.receiver)
+		}
+		return fmt.Sprintf("I am not server %s but %s", h.receiver, o.ID)
+	case h.cluster != "" && o.Cluster != "" && h.cluster != o.Cluster:
+		return fmt.Sprintf("%s belongs to cluster %s, this is cluster %s", nameOf(h.sender), h.cluster, o.Cluster)
+	case h.sender != "" && h.sender == o.ID:
+		return fmt.Sprintf("server %s called itself", h.sender)
+	case h.kind == kindRaft && (h.cluster == "" || h.sender == "" || h.receiver == ""):
+		return "raft needs to know the cluster and both servers"
+	case h.kind == kindRaft && (o.Cluster == "" || o.ID == ""):
+		return "this server has no identity yet"
+	}
+	return ""
+}
+
+func nameOf(id string) string {
+	if id == "" {
+		return "the caller"
+	}
+	return "server " + id
+}

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+const (
+	// maxHandshakes is how many connections may be unidentified at a time; more
+	// are not accepted until one of them is through or has run out of time.
+	maxHandshakes = 64
+	maxAcceptWait = time.Second
+)
+
+// accept takes connections from the listener until it is closed.
+func (t *Transport) accept() {
+	slots := make(chan struct{}, maxHandshakes)
+	wait := time.Duration(0)
+	for {
+		select {
+		case slots <- struct{}{}:
+		case <-t.ctx.Done():
+			return
+		}
+		c, err := t.opts.Listener.Accept()
+		if err != nil {
+			<-slots
+			if t.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			wait = min(max(2*wait, 5*time.Millisecond), maxAcceptWait)
+			t.opts.Logger.Warn("a connection of another server could not be accepted; trying on", "error", err)
+			if !sleep(t.ctx, wait) {
+				return
+			}
+			continue
+		}
+		wait = 0
+		t.tasks.Go(func() {
+			defer func() { <-slots }()
+			t.greet(c)
+		})
+	}
+}
+
+// greet does the listening side's half of the handshake and hands the
+// connection to whom it is for.
+func (t *Transport) greet(c net.Conn) {
+	remote := c.RemoteAddr().String()
+	h, err := t.welcome(c)
+	if err != nil {
+		if t.ctx.Err() == nil {
+			t.opts.Logger.Info("a connection from another server was not taken", "remote", remote, "error", err)
+		}
+		hangUp(c)
+		return
+	}
+	k := &conn{Conn: c, t: t, peer: t.peer(h.sender), made: time.Now()}
+	to := t.callConns
+	if h.kind == kindRaft {
+		to = t.raftConns
+		t.handlers.Add(1)
+		k.done = t.handlers.Done
+	}
+	if !t.keep(k) || !to.put(k) {
+		_ = k.Close()
+	}
+}
+
+func (t *Transport) welcome(c net.Conn) (hello, error) {
+	defer context.AfterFunc(t.ctx, func() { hangUp(c) })()
+	if err := c.SetDeadline(time.Now().Add(t.handshakeTime())); err != nil {
+		return hello{}, err
+	}
+	h, err := readHello(c)
+	reply := answer{id: t.opts.ID}
+	if err == nil {
+		reply.reason = t.opts.judge(h)
+	} else if bad, ok := errors.AsType[*badHello](err); ok {
+		reply.reason = bad.reason
+	} else {
+		return h, fmt.Errorf("handshake: %w", err)
+	}
+	if _, err := c.Write(reply.encode()); err != nil {
+		return h, fmt.Errorf("answer a handshake: %w", err)
+	}
+	if reply.reason != "" {
+		return h, errors.New(reply.reason)
+	}
+	return h, c.SetDeadline(time.Time{})
+}
+
+// handshakeTime is generous, for the TLS handshake of a starved machine is in it.
+func (t *Transport) handshakeTime() time.Duration { return max(2*t.opts.Timeout, time.Second) }
+
+// dialError marks errors from before a connection stood.
+type dialError struct{ err error }
+
+func (e *dialError) Error() string { return e.err.Error() }
+func (e *dialError) Unwrap() error { return e.err }
+
+// connect dials and does the dialing side's half of the handshake.
+func (t *Transport) connect(ctx context.Context, address string, h hello) (net.Conn, string, error) {
+	h.cluster, h.sender = t.opts.Cluster, t.opts.ID
+	c, err := t.opts.Dial(ctx, address)
+	if err != nil {
+		return nil, "", &dialError{fmt.Errorf("connect to the server at %s: %w", address, err)}
+	}
+	a, err := t.introduce(ctx, c, h)
+	if err == nil && a.reason == "" {
+		return c, a.id, nil
+	}
+	hangUp(c)
+	if err == nil {
+		return nil, "", &dialError{&RefusedError{Address: address, ID: a.id, Reason: a.reason}}
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return nil, "", &dialError{fmt.Errorf("handshake with the server at %s: %w", address, err)}
+}
+
+func (t *Transport) introduce(ctx context.Context, c net.Conn, h hello) (answer, error) {
+	defer context.AfterFunc(ctx, func() { hangUp(c) })()
+	b, err := h.encode()
+	if err != nil {
+		return answer{}, err
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := c.SetDeadline(deadline); err != nil {
+			return answer{}, err
+		}
+	}
+	if _, err := c.Write(b); err != nil {
+		return answer{}, err
+	}
+	a, err := readAnswer(c)
+	if err != nil {
+		return a, err
+	}
+	return a, c.SetDeadline(time.Time{})
+}
+
+// target is an address as NetworkTransport sees it: with the id of the server
+// that is meant, since its dialer and its pool know nothing else.
+func target(id raft.ServerID, address raft.ServerAddress) raft.ServerAddress {
+	return raft.ServerAddress(string(id) + "\x00" + string(address))
+}
+
+func splitTarget(s raft.ServerAddress) (id, address string) {
+	id, address, _ = strings.Cut(string(s), "\x00")
+	return id, address
+}
+
+// streams is the raft.StreamLayer of one class of connections.
+type streams struct {
+	*queue
+	t     *Transport
+	class class
+}
+
+// Dial connects to a target.
+func (s *streams) Dial(to raft.ServerAddress, _ time.Duration) (net.Conn, error) {
+	timeout := s.t.opts.Timeout
+	if s.class != classBeats {
+		timeout = s.t.handshakeTime()
+	}
+	ctx, cancel := context.WithTimeout(s.t.ctx, timeout)
+	defer cancel()
+	id, address := splitTarget(to)
+	c, _, err := s.t.connect(ctx, address, hello{kind: kindRaft, receiver: id})
+	if err != nil {
+		return nil, err
+	}
+	k := &conn{Conn: c, t: s.t, peer: s.t.peer(id), target: string(to), class: s.class, made: time.Now()}
+	if !s.t.keep(k) {
+		_ = k.Close()
+		return nil, &dialError{raft.ErrTransportShutdown}
+	}
+	return k, nil
+}
+
+// queue is a listener for connections that are past their handshake.
+type queue struct {
+	address string
+	conns   chan net.Conn // unbuffered: a connection is somebody's at any time
+	closed  chan struct{}
+	once    sync.Once
+}
+
+func newQueue(address string) *queue {
+	return &queue{address: address, conns: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+func (q *queue) put(c net.Conn) bool {
+	select {
+	case q.conns <- c:
+		return true
+	case <-q.closed:
+		return false
+	}
+}
+
+func (q *queue) Accept() (net.Conn, error) {
+	select {
+	case c := <-q.conns:
+		return c, nil
+	case <-q.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (q *queue) Close() error {
+	q.once.Do(func() { close(q.closed) })
+	return nil
+}
+
+func (q *queue) Addr() net.Addr { return queueAddr(q.address) }
+
+type queueAddr string
+
+func (queueAddr) Network() string  { return "peer" }
+func (a queueAddr) String() string { return string(a) }
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

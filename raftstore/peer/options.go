@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"time"
+)
+
+const (
+	defaultTimeout = time.Second
+	// entriesTimeout is the least time for entries: the answer waits for the
+	// peer's disk, and giving up early means to send the same again.
+	entriesTimeout = 5 * time.Second
+	// snapshotStall is how long a snapshot may stand still.
+	snapshotStall = 20 * time.Second
+	// snapshotRate, in bytes per second, is what a peer restores at least.
+	snapshotRate = 2 << 20
+	// MaxCall is the largest body of a call or an answer, in bytes.
+	MaxCall = 16 << 20
+)
+
+// Options say who this server is and how it reaches others.
+type Options struct {
+	Cluster string // "" if not known yet: then there are calls but no raft
+	ID      string // raft's ServerID, or "" as for Cluster
+	Address string // where others reach this server; raft's LocalAddr
+
+	// Listener gives connections from other servers, already authenticated. The
+	// transport closes it. Nil: this transport only dials.
+	Listener net.Listener
+	// Dial gives an authenticated connection.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+
+	Logger *slog.Logger // nil discards
+
+	// Withhold says that messages that keep or win leadership must not be sent
+	// now. It is called for each, so it must be quick. Nil never withholds.
+	Withhold func() bool
+
+	// Handle answers calls of other servers; from is the caller's raft ServerID,
+	// or "" while it has no identity. Its error goes back as a gRPC status. The
+	// body is its own. Nil refuses all calls.
+	Handle func(ctx context.Context, from, method string, body []byte) ([]byte, error)
+
+	// Timeout is how long a heartbeat, a vote or a connection may take, three to
+	// five election timeouts for example. Entries get five times as much, at
+	// least 5 s, because their answers wait for a disk, and snapshots as long as
+	// they make progress. 0 is one second.
+	Timeout time.Duration
+}
+
+func (o *Options) complete() error {
+	if o.Dial == nil {
+		return errors.New("peer: Options.Dial is missing")
+	}
+	for _, s := range []string{o.Cluster, o.ID} {
+		if len(s) > maxName {
+			return errors.New("peer: cluster and server ids have at most 255 bytes")
+		}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Timeout <= 0 {
+		o.Timeout = defaultTimeout
+	}
+	return nil
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// ErrWithheld says that a message was not sent because it would keep or win
+// leadership for a server that cannot make anything durable at the moment.
+var ErrWithheld = errors.New("peer: this server's disk stalls, so it holds back the messages that keep or win leadership")
+
+func (t *Transport) withheld() error {
+	if t.opts.Withhold != nil && t.opts.Withhold() {
+		return ErrWithheld
+	}
+	return nil
+}
+
+// LocalAddr returns where others reach this server.
+func (t *Transport) LocalAddr() raft.ServerAddress { return raft.ServerAddress(t.opts.Address) }
+
+// EncodePeer returns the address as bytes.
+func (t *Transport) EncodePeer(_ raft.ServerID, a raft.ServerAddress) []byte { return []byte(a) }
+
+// DecodePeer is EncodePeer's opposite.
+func (t *Transport) DecodePeer(b []byte) raft.ServerAddress { return raft.ServerAddress(b) }
+
+// Consumer gives raft the messages of others.
+func (t *Transport) Consumer() <-chan raft.RPC { return t.rpcs }
+
+// passOn looks at each message and passes it on to raft.
+func (t *Transport) passOn() {
+	for {
+		select {
+		case rpc := <-t.beats.Consumer():
+			t.saw(rpc)
+			select {
+			case t.rpcs <- rpc:
+			case <-t.ctx.Done():
+				return // NetworkTransport stops waiting for an answer too
+			}
+		case <-t.ctx.Done():
+			return
+		}
+	}
+}
+
+// SetHeartbeatHandler has heartbeats handled as they come, past a main loop
+// that waits for a disk.
+func (t *Transport) SetHeartbeatHandler(handle func(raft.RPC)) {
+	if handle == nil {
+		t.beats.SetHeartbeatHandler(nil)
+		return
+	}
+	t.beats.SetHeartbeatHandler(func(rpc raft.RPC) {
+		t.saw(rpc)
+		handle(rpc)
+	})
+}
+
+// AppendEntries sends entries or a heartbeat and waits for the answer.
+func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	if err := t.withheld(); err != nil {
+		return err
+	}
+	beat := heartbeat(args)
+	network, c := t.entries, classEntries
+	if beat {
+		network, c = t.beats, classBeats
+	}
+	number := t.sends.Add(1)
+	var start time.Time
+	// Raft reuses resp for all heartbeats. What is left of an earlier answer
+	// must not be taken for evidence.
+	var fresh raft.AppendEntriesResponse
+	err := t.send(id, a, c, func(to raft.ServerAddress) error {
+		fresh, start = raft.AppendEntriesResponse{}, time.Now()
+		return network.AppendEntries(id, to, args, &fresh)
+	})
+	*resp = fresh
+	if err != nil {
+		return err
+	}
+	p := t.peer(string(id))
+	if beat {
+		p.beat(time.Since(start))
+	}
+	if fresh.Success && fresh.Term == args.Term {
+		p.accepted(args.Term, number)
+	}
+	return nil
+}
+
+// heartbeat tells raft's heartbeats as NetworkTransport does.
+func heartbeat(r *raft.AppendEntriesRequest) bool {
+	return r.PrevLogEntry == 0 && r.PrevLogTerm == 0 && len(r.Entries) == 0 && r.LeaderCommitIndex == 0
+}
+
+// RequestVote asks for a vote.
+func (t *Transport) RequestVote(id raft.ServerID, a raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	if err := t.withheld(); err != nil {
+		return err
+	}
+	return t.send(id, a, classBeats, func(to raft.ServerAddress) error {
+		return t.beats.RequestVote(id, to, args, resp)
+	})
+}
+
+// RequestPreVote asks whether a vote would be given.
+func (t *Transport) RequestPreVote(id raft.ServerID, a raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	if err := t.withheld(); err != nil {
+		return err
+	}
+	return t.send(id, a, classBeats, func(to raft.ServerAddress) error {
+		return t.beats.RequestPreVote(id, to, args, resp)
+	})
+}
+
+// TimeoutNow hands leadership over. It is never withheld: giving up leadership
+// is what a stalled server should do.
+func (t *Transport) TimeoutNow(id raft.ServerID, a raft.ServerAddress, args *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
+	return t.send(id, a, classBeats, func(to raft.ServerAddress) error {
+		return t.beats.TimeoutNow(id, to, args, resp)
+	})
+}
+
+// InstallSnapshot streams a snapshot. It may take as long as it makes progress.
+func (t *Transport) InstallSnapshot(id raft.ServerID, a raft.ServerAddress, args *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+	if err := t.withheld(); err != nil {
+		return err
+	}
+	err := t.snapshots.InstallSnapshot(id, target(id, a), args, resp, data)
+	t.note(id, a, err)
+	return err
+}
+
+// send sends a message, again if it met connections of before a restart of the
+// peer: those in the pool at most, and one more.
+func (t *Transport) send(id raft.ServerID, a raft.ServerAddress, c class, once func(raft.ServerAddress) error) error {
+	to := target(id, a)
+	var err error
+	for range maxPool + 2 {
+		start := time.Now()
+		err = once(to)
+		if err == nil || !broken(err) || t.ctx.Err() != nil {
+			break
+		}
+		t.purge(string(to), c, start)
+	}
+	t.note(id, a, err)
+	return err
+}
+
+// broken says whether a connection that had stood failed, other than by timeout.
+func broken(err error) bool {
+	if _, dial := errors.AsType[*dialError](err); dial || errors.Is(err, os.ErrDeadlineExceeded) {
+		return false
+	}
+	if _, op := errors.AsType[*net.OpError](err); op {
+		return true
+	}
+	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// note keeps account of a message's outcome.
+func (t *Transport) note(id raft.ServerID, a raft.ServerAddress, err error) {
+	p := t.peer(string(id))
+	_, dial := errors.AsType[*dialError](err)
+	switch {
+	case err == nil:
+		p.answer(string(a))
+	case dial, broken(err), errors.Is(err, os.ErrDeadlineExceeded):
+		if p.fail(string(a), err) && t.ctx.Err() == nil {
+			t.opts.Logger.Info("a server does not answer", "peer", id, "address", a, "error", err)
+		}
+	default: // raft's own error, from the other side
+		p.answer(string(a))
+	}
+}
+
+// AppendEntriesPipeline returns a way to send entries before earlier ones are
+// answered.
+func (t *Transport) AppendEntriesPipeline(id raft.ServerID, a raft.ServerAddress) (raft.AppendPipeline, error) {
+	if err := t.withheld(); err != nil {
+		return nil, err
+	}
+	inner, err := t.entries.AppendEntriesPipeline(id, target(id, a))
+	if err != nil {
+		t.note(id, a, err)
+		return nil, err
+	}
+	p := &pipeline{
+		t: t, id: id, address: a, inner: inner,
+		answers: make(chan raft.AppendFuture),
+		numbers: map[*raft.AppendEntriesRequest]uint64{},
+		closed:  make(chan struct{}),
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		_ = inner.Close()
+		return nil, fmt.Errorf("replicate to %s: %w", id, raft.ErrTransportShutdown)
+	}
+	t.tasks.Go(p.run)
+	return p, nil
+}

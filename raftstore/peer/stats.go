@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// peer is what is known of another server.
+type peer struct {
+	id             string
+	sent, received atomic.Uint64
+
+	mu        sync.Mutex
+	address   string
+	failures  uint64
+	inARow    uint64
+	contact   time.Time
+	failed    time.Time
+	lastError string
+	rtt       time.Duration
+	smooth    time.Duration
+	term      uint64 // of answered
+	answered  uint64 // highest number of an AppendEntries accepted in term
+}
+
+// PeerStats is what is known of another server.
+type PeerStats struct {
+	ID      raft.ServerID      // "" gathers callers without an identity
+	Address raft.ServerAddress // last used to reach it, or ""
+
+	BytesSent     uint64 // both directions' connections together
+	BytesReceived uint64
+
+	Failures         uint64 // of messages and calls to it
+	FailuresInARow   uint64 // since it last answered
+	LastContact      time.Time
+	LastFailure      time.Time
+	LastError        string
+	HeartbeatRTT     time.Duration // of the last heartbeat, 0 if there was none
+	HeartbeatRTTMean time.Duration // smoothed over about eight
+}
+
+// Peers returns what is known of each other server, in the order of their ids.
+func (t *Transport) Peers() []PeerStats {
+	t.mu.Lock()
+	peers := make([]*peer, 0, len(t.peers))
+	for _, p := range t.peers {
+		peers = append(peers, p)
+	}
+	t.mu.Unlock()
+	stats := make([]PeerStats, 0, len(peers))
+	for _, p := range peers {
+		stats = append(stats, p.stats())
+	}
+	slices.SortFunc(stats, func(a, b PeerStats) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	return stats
+}
+
+// Retain forgets the statistics of servers that are not among those given, so
+// that replaced servers do not gather. Evidence goes with them.
+func (t *Transport) Retain(ids []raft.ServerID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id := range t.peers {
+		if !slices.Contains(ids, raft.ServerID(id)) {
+			delete(t.peers, id)
+		}
+	}
+}
+
+// Contact returns when the server last answered anything, or the zero time.
+func (t *Transport) Contact(id raft.ServerID) time.Time {
+	p := t.peer(string(id))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.contact
+}
+
+func (t *Transport) peer(id string) *peer {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.peers[id]
+	if p == nil {
+		p = &peer{id: id}
+		t.peers[id] = p
+	}
+	return p
+}
+
+func (p *peer) stats() PeerStats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return PeerStats{
+		ID:               raft.ServerID(p.id),
+		Address:          raft.ServerAddress(p.address),
+		BytesSent:        p.sent.Load(),
+		BytesReceived:    p.received.Load(),
+		Failures:         p.failures,
+		FailuresInARow:   p.inARow,
+		LastContact:      p.contact,
+		LastFailure:      p.failed,
+		LastError:        p.lastError,
+		HeartbeatRTT:     p.rtt,
+		HeartbeatRTTMean: p.smooth,
+	}
+}
+
+// answer notes that the server answered.
+func (p *peer) answer(address string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.contact, p.inARow = time.Now(), 0
+	if address != "" {
+		p.address = address
+	}
+}
+
+// beat notes how long a heartbeat took.
+func (p *peer) beat(took time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rtt = took
+	if p.smooth == 0 {
+		p.smooth = took
+	} else {
+		p.smooth += (took - p.smooth) / 8
+	}
+}
+
+// fail notes a failure and returns whether it is the first in a row.
+func (p *peer) fail(address string, err error) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.address, p.failed, p.lastError = address, time.Now(), err.Error()
+	p.failures++
+	p.inARow++
+	return p.inARow == 1
+}
