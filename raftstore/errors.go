@@ -43,7 +43,7 @@ func proposeError(err error) error {
 		return rpctypes.ErrGRPCNoLeader
 	case errors.Is(err, raft.ErrRaftShutdown):
 		return rpctypes.ErrGRPCStopped
-	case errors.Is(err, raft.ErrLeadershipLost):
+	case errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, errMoved):
 		return rpctypes.ErrGRPCTimeoutDueToLeaderFail
 	case errors.Is(err, raft.ErrEnqueueTimeout):
 		return rpctypes.ErrGRPCTimeout
@@ -52,4 +52,11 @@ func proposeError(err error) error {
 		return err
 	}
 	return rpctypes.ErrGRPCTimeoutDueToLeaderFail
+}
+
+func proposeErrorOrNil(err error) error {
+	if err == nil {
+		return nil
+	}
+	return proposeError(err)
 }

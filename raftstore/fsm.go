@@ -3,8 +3,10 @@
 package raftstore
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
@@ -20,23 +22,64 @@ type fsm struct {
 	// onPublish is told of every new view, before the writers whose commands
 	// it holds are answered. It must not block.
 	onPublish func()
+	// onCommand is told of every command and its result, in order, before they
+	// are published. It must not block.
+	onCommand func(mvcc.Command, mvcc.Result)
+
+	mu sync.Mutex
+	// changed is closed at the next publication; nil if nobody waits.
+	changed chan struct{}
 }
 
 var _ raft.BatchingFSM = (*fsm)(nil)
 
-func newFSM(onPublish func()) *fsm {
-	f := &fsm{state: mvcc.New(), onPublish: onPublish}
+func newFSM(onPublish func(), onCommand func(mvcc.Command, mvcc.Result)) *fsm {
+	f := &fsm{state: mvcc.New(), onPublish: onPublish, onCommand: onCommand}
 	f.publish()
 	return f
 }
 
+// nothingToObserve is for a state machine that only reads a directory.
+func nothingToObserve(mvcc.Command, mvcc.Result) {}
+
 func (f *fsm) publish() {
 	f.published.Store(f.state.Freeze())
+	f.mu.Lock()
+	if f.changed != nil {
+		close(f.changed)
+		f.changed = nil
+	}
+	f.mu.Unlock()
 	f.onPublish()
 }
 
 // view is the newest applied state.
 func (f *fsm) view() *mvcc.View { return f.published.Load() }
+
+// wait returns the first view that holds the entry with this index, which must
+// be one of commands.
+func (f *fsm) wait(ctx context.Context, index uint64) (*mvcc.View, error) {
+	for {
+		view := f.view()
+		if view.Applied() >= index {
+			return view, nil
+		}
+		f.mu.Lock()
+		if f.changed == nil {
+			f.changed = make(chan struct{})
+		}
+		changed := f.changed
+		f.mu.Unlock()
+		if view = f.view(); view.Applied() >= index { // published before the channel was made
+			return view, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, contextError(ctx)
+		case <-changed:
+		}
+	}
+}
 
 // Apply runs one entry and returns its []mvcc.Result.
 func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
@@ -54,16 +97,16 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 }
 
 func (f *fsm) apply(l *raft.Log) []mvcc.Result {
-	reqs, err := mvcc.DecodeEntry(l.Data)
+	commands, err := mvcc.DecodeEntry(l.Data)
 	if err != nil {
 		// Its checksum was right, so a newer version wrote it. To go on
 		// without it would make this server differ from the others.
 		panic(fmt.Sprintf("raftstore: log entry %d: %v; nothing was changed: run the version that wrote it", l.Index, err))
 	}
 	f.state.Prune() // what a snapshot kept it from freeing
-	results := make([]mvcc.Result, len(reqs))
-	for i, req := range reqs {
-		results[i] = f.state.Apply(req)
+	results := f.state.ApplyEntry(l.Index, l.Term, commands)
+	for i, c := range commands {
+		f.onCommand(c, results[i])
 	}
 	return results
 }

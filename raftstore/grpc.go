@@ -8,9 +8,14 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"strconv"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 )
 
 // grpcOverhead is what a message may have beside the request's limit.
@@ -24,6 +29,7 @@ func (s *Store) ServeGRPC(ctx context.Context, l net.Listener) error {
 		grpc.MaxRecvMsgSize(s.opts.MaxRequestBytes+grpcOverhead),
 		grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.MaxConcurrentStreams(math.MaxUint32),
+		grpc.UnaryInterceptor(fromHeader),
 	)
 	pb.RegisterKVServer(server, &kvServer{s: s})
 	pb.RegisterWatchServer(server, &watchServer{s: s})
@@ -165,15 +171,59 @@ func (c *clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest)
 		}
 	}
 	resp := &pb.MemberListResponse{Header: c.s.header()}
-	servers := c.s.raft.GetConfiguration()
-	if err := servers.Error(); err != nil {
-		return nil, proposeError(err)
-	}
-	for _, server := range servers.Configuration().Servers {
-		resp.Members = append(resp.Members, &pb.Member{
-			ID: memberID(string(server.ID)), Name: string(server.ID), ClientURLs: []string{c.url},
-			PeerURLs: []string{"raft://" + string(server.Address)},
-		})
+	for _, m := range c.s.Members() {
+		out := &pb.Member{ID: m.ID, Name: m.Name, PeerURLs: []string{"raft://" + m.Address}, IsLearner: !m.Voter}
+		if m.Self {
+			out.ClientURLs = []string{c.url}
+		}
+		resp.Members = append(resp.Members, out)
 	}
 	return resp, nil
+}
+
+// MemberRemove takes a server out of the cluster for good.
+func (c *clusterServer) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequest) (*pb.MemberRemoveResponse, error) {
+	for _, m := range c.s.Members() {
+		if m.ID != r.ID {
+			continue
+		}
+		if err := c.s.RemoveMember(ctx, m.RaftID); err != nil {
+			return nil, err
+		}
+		list, err := c.MemberList(ctx, &pb.MemberListRequest{})
+		if err != nil {
+			return nil, err
+		}
+		return &pb.MemberRemoveResponse{Header: list.Header, Members: list.Members}, nil
+	}
+	return nil, rpctypes.ErrGRPCMemberNotFound
+}
+
+// MemberAdd is not needed: a server joins by itself.
+func (c *clusterServer) MemberAdd(context.Context, *pb.MemberAddRequest) (*pb.MemberAddResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "raftstore: members are not added from here: start the new server with the address of one that is there, and it joins by itself")
+}
+
+// MemberPromote is not needed: the leader sees to the votes.
+func (c *clusterServer) MemberPromote(context.Context, *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "raftstore: members are not promoted from here: the leader gives votes to servers that are up to date, so that the voters are odd in number")
+}
+
+// MemberUpdate is not needed: a server tells its address when it starts.
+func (c *clusterServer) MemberUpdate(context.Context, *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "raftstore: members are not updated from here: a server that starts at another address says so itself")
+}
+
+// termHeader is the metadata by which a gRPC client says what WithTerm says.
+const termHeader = "coracle-term"
+
+func fromHeader(ctx context.Context, r any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	if values := metadata.ValueFromIncomingContext(ctx, termHeader); len(values) > 0 {
+		term, err := strconv.ParseUint(values[0], 10, 64)
+		if err != nil || term == 0 {
+			return nil, status.Errorf(codes.InvalidArgument, "raftstore: %s is not a term: %q", termHeader, values[0])
+		}
+		ctx = WithTerm(ctx, term)
+	}
+	return handle(ctx, r)
 }

@@ -11,21 +11,6 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// linearizable returns a view that holds every write acknowledged before the
-// call, here or elsewhere.
-//
-// With one voter that is the newest view of a server that leads and has
-// applied its predecessors' entries (the barrier in runLeadership): nobody
-// else can acknowledge a write. With more voters a quorum must confirm the
-// leadership first, and a follower must ask the leader for its commit index
-// and wait for it: this is the one place where that goes.
-func (s *Store) linearizable(ctx context.Context) (*mvcc.View, error) {
-	if err := s.waitLeader(ctx); err != nil {
-		return nil, err
-	}
-	return s.fsm.view(), nil
-}
-
 // waitLeader waits until this server leads and may serve.
 func (s *Store) waitLeader(ctx context.Context) error {
 	lead, changed := s.lead.get()
@@ -48,18 +33,6 @@ func (s *Store) waitLeader(ctx context.Context) error {
 			return nil
 		}
 	}
-}
-
-// write runs a checked command through the log. On a follower this is where it
-// would go to the leader.
-func (s *Store) write(ctx context.Context, req mvcc.Request) (any, error) {
-	if s.ctx.Err() != nil {
-		return nil, ErrClosed
-	}
-	if err := s.waitLeader(ctx); err != nil {
-		return nil, err
-	}
-	return s.proposer.propose(ctx, req)
 }
 
 // Range serves etcd's KV.Range. Keys and values in the answer are the store's

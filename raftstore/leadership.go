@@ -5,6 +5,8 @@ package raftstore
 import (
 	"context"
 	"sync"
+
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
 // Leadership says whether this server leads, and in which Raft term. A server
@@ -103,19 +105,27 @@ func (s *Store) runLeadership(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case leads = <-s.raftLeads:
+		case term := <-s.overtaken:
+			if lead, _ := s.lead.get(); !lead.Leader || lead.Term != term {
+				continue
+			}
+			s.log.Warn("another server leads the store now: this one's disk did not keep up", "term", term)
 		}
+		s.lead.set(Leadership{Term: s.raft.CurrentTerm()})
 		if stop != nil {
 			stop()
 			stop = nil
 		}
 		if !leads {
-			s.lead.set(Leadership{Term: s.raft.CurrentTerm()})
 			continue
 		}
 		term := s.raft.CurrentTerm()
 		if err := s.raft.Barrier(0).Error(); err != nil {
 			s.log.Warn("lost the leadership before taking it up", "term", term, "err", err)
 			continue
+		}
+		if s.raft.CurrentTerm() != term {
+			continue // lost already, and perhaps won again: raft has more to tell
 		}
 		stop = s.startDuties(ctx, term)
 		s.lead.set(Leadership{Leader: true, Term: term})
@@ -128,11 +138,15 @@ func (s *Store) startDuties(ctx context.Context, term uint64) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var duties sync.WaitGroup
 	s.log.Info("this server leads the store", "term", term)
-	s.lessor.promote(s.fsm.view().Leases())
+	s.lessor.promote(func() []mvcc.Lease { return s.fsm.view().Leases() })
 	duties.Go(func() { s.lessor.run(ctx) })
 	duties.Go(func() { s.compactor.run(ctx) })
+	if s.peers != nil {
+		duties.Go(func() { s.runSteward(ctx) })
+	}
 	return func() {
 		cancel()
 		duties.Wait()
+		s.lessor.demote()
 	}
 }

@@ -9,6 +9,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
 const (
@@ -30,54 +32,89 @@ func (s *Store) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.Le
 		if errors.Is(err, rpctypes.ErrGRPCLeaseExist) && r.ID == 0 {
 			continue // the same random number twice
 		}
-		if err == nil {
-			s.lessor.renew(resp.ID, resp.TTL)
-		}
 		return resp, err
 	}
 }
 
 // LeaseRevoke serves etcd's Lease.LeaseRevoke.
 func (s *Store) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
-	resp, err := answer[*pb.LeaseRevokeResponse](s, ctx, r)
-	if err == nil {
-		s.lessor.forget(r.ID)
-	}
-	return resp, err
+	return answer[*pb.LeaseRevokeResponse](s, ctx, r)
+}
+
+type leaseCall struct {
+	ID   int64
+	Keys bool
+}
+
+// leaseAnswer is what the leader knows of a lease. Times are in seconds.
+type leaseAnswer struct {
+	Exists  bool
+	Granted int64
+	Left    int64
+	Keys    [][]byte
 }
 
 // leaseRenew is one message of etcd's keep-alive stream. A lease that does not
 // exist gets a TTL of 0.
 func (s *Store) leaseRenew(ctx context.Context, id int64) (*pb.LeaseKeepAliveResponse, error) {
-	view, err := s.linearizable(ctx)
+	lease, err := atLeader(ctx, s, callRenew, leaseCall{ID: id}, s.renewHere)
 	if err != nil {
 		return nil, err
 	}
-	resp := &pb.LeaseKeepAliveResponse{Header: s.header(), ID: id}
-	if _, ttl, ok := view.Lease(id); ok {
-		resp.TTL = ttl
-		s.lessor.renew(id, ttl)
+	return &pb.LeaseKeepAliveResponse{Header: s.header(), ID: id, TTL: lease.Granted}, nil
+}
+
+func (s *Store) renewHere(ctx context.Context, r leaseCall) (leaseAnswer, error) {
+	view, err := s.leading(ctx)
+	if err != nil {
+		return leaseAnswer{}, err
 	}
-	return resp, nil
+	_, ttl, ok := view.Lease(r.ID)
+	if ok {
+		s.lessor.renew(r.ID, ttl)
+	}
+	return leaseAnswer{Exists: ok, Granted: ttl}, nil
 }
 
 // LeaseTimeToLive serves etcd's Lease.LeaseTimeToLive.
 func (s *Store) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
-	view, err := s.linearizable(ctx)
+	lease, err := atLeader(ctx, s, callLease, leaseCall{ID: r.ID, Keys: r.Keys}, s.leaseHere)
 	if err != nil {
 		return nil, err
 	}
 	resp := &pb.LeaseTimeToLiveResponse{Header: s.header(), ID: r.ID, TTL: -1}
+	if lease.Exists {
+		resp.GrantedTTL, resp.TTL, resp.Keys = lease.Granted, lease.Left, lease.Keys
+	}
+	return resp, nil
+}
+
+func (s *Store) leaseHere(ctx context.Context, r leaseCall) (leaseAnswer, error) {
+	view, err := s.leading(ctx)
+	if err != nil {
+		return leaseAnswer{}, err
+	}
 	keys, ttl, ok := view.Lease(r.ID)
 	left, known := s.lessor.remaining(r.ID)
 	if !ok || !known {
-		return resp, nil
+		return leaseAnswer{}, nil
 	}
-	resp.GrantedTTL, resp.TTL = ttl, int64(left.Seconds())
+	answer := leaseAnswer{Exists: true, Granted: ttl, Left: int64(left.Seconds())}
 	if r.Keys {
-		resp.Keys = keys
+		answer.Keys = keys
 	}
-	return resp, nil
+	return answer, nil
+}
+
+// leading returns the newest view if this server leads for certain.
+func (s *Store) leading(ctx context.Context) (*mvcc.View, error) {
+	if s.peers == nil {
+		return s.linearizable(ctx)
+	}
+	if lead, _ := s.leader.get(); !lead.Self {
+		return nil, errNotLeader
+	}
+	return s.linearizable(ctx)
 }
 
 // LeaseLeases serves etcd's Lease.LeaseLeases.

@@ -23,6 +23,7 @@ type lessor struct {
 	revoke func(ctx context.Context, id int64) error
 
 	mu      sync.Mutex
+	leading bool
 	expires map[int64]time.Time
 	wake    chan struct{} // capacity 1: the earliest expiry may have changed
 }
@@ -32,18 +33,42 @@ func newLessor(c clock.WithTicker, revoke func(context.Context, int64) error) *l
 }
 
 // promote starts a term with the leases that exist.
-func (l *lessor) promote(leases []mvcc.Lease) {
+func (l *lessor) promote(leases func() []mvcc.Lease) {
+	l.mu.Lock()
+	l.leading = true // what is granted from here on is noted
+	l.mu.Unlock()
+	for _, lease := range leases() {
+		l.renew(lease.ID, lease.TTL)
+	}
+}
+
+// demote ends a term.
+func (l *lessor) demote() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.leading = false
 	clear(l.expires)
-	for _, lease := range leases {
-		l.expires[lease.ID] = l.clock.Now().Add(time.Duration(lease.TTL) * time.Second)
+}
+
+// observe is told of every command that was run, here or elsewhere.
+func (l *lessor) observe(c mvcc.Command, res mvcc.Result) {
+	switch req := c.Request.(type) {
+	case *pb.LeaseGrantRequest:
+		if granted, ok := res.Response.(*pb.LeaseGrantResponse); ok {
+			l.renew(granted.ID, granted.TTL)
+		}
+	case *pb.LeaseRevokeRequest:
+		l.forget(req.ID)
 	}
 }
 
 // renew sets a lease's expiry a whole TTL, in seconds, from now.
 func (l *lessor) renew(id, ttl int64) {
 	l.mu.Lock()
+	if !l.leading {
+		l.mu.Unlock()
+		return
+	}
 	l.expires[id] = l.clock.Now().Add(time.Duration(ttl) * time.Second)
 	l.mu.Unlock()
 	select {
@@ -108,7 +133,8 @@ func (l *lessor) due() (expired []int64, wait time.Duration) {
 
 // expire is how the lessor revokes.
 func (s *Store) expire(ctx context.Context, id int64) error {
-	_, err := s.write(ctx, &pb.LeaseRevokeRequest{ID: id})
+	lead, _ := s.lead.get()
+	_, err := s.write(WithTerm(ctx, lead.Term), &pb.LeaseRevokeRequest{ID: id})
 	if err == nil || errors.Is(err, rpctypes.ErrGRPCLeaseNotFound) {
 		s.lessor.forget(id)
 		return nil

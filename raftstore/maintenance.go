@@ -42,12 +42,19 @@ func (s *Store) statusResponse() *pb.StatusResponse {
 		DbSize: st.TotalBytes, DbSizeInUse: st.LiveBytes,
 		RaftIndex: s.raft.LastIndex(), RaftAppliedIndex: s.raft.AppliedIndex(), RaftTerm: s.raft.CurrentTerm(),
 	}
-	if _, id := s.raft.LeaderWithID(); id != "" {
-		resp.Leader = memberID(string(id))
+	if lead, _ := s.leader.get(); lead.known() {
+		resp.Leader = memberID(string(lead.ID))
+	}
+	for _, m := range s.Members() {
+		resp.IsLearner = resp.IsLearner || m.Self && !m.Voter
 	}
 	if err := s.admit(); err != nil {
 		resp.Errors = append(resp.Errors, err.Error())
 	}
+	if s.overQuota() {
+		resp.Errors = append(resp.Errors, "raftstore: the quota is used up: writes that add anything are refused")
+	}
+	resp.DbSizeQuota = s.opts.QuotaBytes
 	return resp
 }
 
@@ -67,14 +74,14 @@ func (s *Store) hashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVResp
 	return &pb.HashKVResponse{Header: s.header(), Hash: hash, CompactRevision: view.Compacted(), HashRevision: rev}, nil
 }
 
-// alarms lists the one alarm that there is: no space. Nobody sets or clears it
-// but the disk.
+// alarms lists the one alarm that there is: no space, on the disk or within the
+// quota. Nobody sets or clears it: it follows what is there.
 func (s *Store) alarms(r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 	if r.Action != pb.AlarmRequest_GET {
-		return nil, errors.New("raftstore: the alarm for lack of space follows the disk and cannot be set or cleared: free some space")
+		return nil, errors.New("raftstore: the alarm for lack of space follows the disk and the quota and cannot be set or cleared: free some space")
 	}
 	resp := &pb.AlarmResponse{Header: s.header()}
-	if errors.Is(s.admit(), rpctypes.ErrGRPCNoSpace) && (r.Alarm == pb.AlarmType_NONE || r.Alarm == pb.AlarmType_NOSPACE) {
+	if (s.overQuota() || errors.Is(s.admit(), rpctypes.ErrGRPCNoSpace)) && (r.Alarm == pb.AlarmType_NONE || r.Alarm == pb.AlarmType_NOSPACE) {
 		resp.Alarms = []*pb.AlarmMember{{MemberID: s.memberID, Alarm: pb.AlarmType_NOSPACE}}
 	}
 	return resp, nil
@@ -187,4 +194,15 @@ func (m *nativeMaintenance) MoveLeader(context.Context, uint64) (*clientv3.MoveL
 
 func (m *nativeMaintenance) Downgrade(context.Context, clientv3.DowngradeAction, string) (*clientv3.DowngradeResponse, error) {
 	return nil, errNoEndpoint
+}
+
+// MoveLeader makes another voter lead; like etcd's, it is for the leader.
+func (m *maintenanceServer) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
+	if lead, _ := m.s.lead.get(); !lead.Leader {
+		return nil, rpctypes.ErrGRPCNotLeader
+	}
+	if err := m.s.transferTo(ctx, r.TargetID); err != nil {
+		return nil, proposeError(err)
+	}
+	return &pb.MoveLeaderResponse{Header: m.s.header()}, nil
 }

@@ -4,10 +4,9 @@ package raftstore
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
-
-	"github.com/hashicorp/raft"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
@@ -19,23 +18,25 @@ const (
 	// entriesInFlight is how many entries may be on their way to disk: while
 	// one is flushed the next one fills.
 	entriesInFlight = 2
-	// maxWaiting is how many requests may wait for an entry; more block their
+	// callsInFlight is how many batches a follower may have at the leader.
+	callsInFlight = 4
+	// maxWaiting is how many requests may wait for a batch; more block their
 	// callers, which is the back-pressure that they should feel.
 	maxWaiting = 4096
 )
 
-// proposer puts the writes of many clients into few log entries.
+// proposer puts the commands of many clients into few batches: log entries if
+// this server leads, calls to the leader if not.
 //
-// Each of its workers in turn gathers what is waiting into an entry, hands it
-// to raft while it still holds the lock, and then waits for it without the
-// lock: so entries reach raft in the order in which they were gathered.
+// Each of its workers in turn gathers what is waiting into a batch, hands it on
+// while it still holds the lock, and then waits for it without the lock: so
+// entries reach raft in the order in which they were gathered.
 type proposer struct {
-	raft  *raft.Raft
+	// send hands a batch on. It may block for as long as the receiver is busy.
+	send  func(entry []byte) (wait func() ([]mvcc.Result, error))
 	queue chan *proposal
 	mu    sync.Mutex // held from gathering to handing over
-	// admit refuses writes that must not be tried, such as when the disk is full.
-	admit func() error
-	// left is what did not fit the last entry. Guarded by mu.
+	// left is what did not fit the last batch. Guarded by mu.
 	left *proposal
 
 	stopping chan struct{} // closed to end the workers
@@ -43,28 +44,37 @@ type proposer struct {
 	workers  sync.WaitGroup
 }
 
-// A proposal is one command and its answer.
+// A proposal is a command, or those that another server gathered, and its
+// answer.
 type proposal struct {
-	req   mvcc.Request
-	size  int
-	taken atomic.Bool // by a worker, or by the caller that gave up
-	done  chan mvcc.Result
+	command  mvcc.Command
+	gathered []byte // mvcc.Encoded commands, instead of command
+	count    int    // of commands
+	size     int
+	taken    atomic.Bool // by a worker, or by the caller that gave up
+	done     chan answered
 }
 
-func newProposer(r *raft.Raft, admit func() error) *proposer {
-	return &proposer{
-		raft: r, queue: make(chan *proposal, maxWaiting), admit: admit,
+type answered struct {
+	results []mvcc.Result
+	err     error
+}
+
+// errUntried says that a command was not handed to anyone, and never will be.
+var errUntried = errors.New("raftstore: not tried")
+
+func newProposer(workers int, send func([]byte) func() ([]mvcc.Result, error)) *proposer {
+	p := &proposer{
+		send: send, queue: make(chan *proposal, maxWaiting),
 		stopping: make(chan struct{}), stopped: make(chan struct{}),
 	}
-}
-
-func (p *proposer) start() {
-	for range entriesInFlight {
+	for range workers {
 		p.workers.Go(p.run)
 	}
+	return p
 }
 
-// stop ends the workers once the entries that they wait for are answered.
+// stop ends the workers once the batches that they wait for are answered.
 // What is still waiting, and what comes later, fails.
 func (p *proposer) stop() {
 	close(p.stopping)
@@ -72,50 +82,78 @@ func (p *proposer) stop() {
 	close(p.stopped)
 }
 
-// propose runs a command through the log and waits for its result. When ctx
-// ends first, the command may or may not have happened, unless it was still
-// waiting, in which case it never will.
-func (p *proposer) propose(ctx context.Context, req mvcc.Request) (any, error) {
-	if err := p.admit(); err != nil {
-		return nil, err
+// propose runs one command and waits for its result.
+func (p *proposer) propose(ctx context.Context, moved <-chan struct{}, c mvcc.Command) (mvcc.Result, error) {
+	results, err := p.run1(ctx, moved, &proposal{
+		command: c, count: 1, size: mvcc.CommandSize(c), done: make(chan answered, 1),
+	})
+	if err != nil {
+		return mvcc.Result{}, err
 	}
-	c := &proposal{req: req, size: mvcc.CommandSize(req), done: make(chan mvcc.Result, 1)}
+	return results[0], nil
+}
+
+// proposeAll runs commands that another server gathered.
+func (p *proposer) proposeAll(ctx context.Context, moved <-chan struct{}, encoded []byte, count int) ([]mvcc.Result, error) {
+	return p.run1(ctx, moved, &proposal{gathered: encoded, count: count, size: len(encoded), done: make(chan answered, 1)})
+}
+
+// run1 waits for a proposal's answer. When ctx ends first, or moved is closed,
+// the commands may or may not have happened, unless the error is errUntried:
+// then they never will.
+func (p *proposer) run1(ctx context.Context, moved <-chan struct{}, c *proposal) ([]mvcc.Result, error) {
 	select {
 	case p.queue <- c:
 	case <-ctx.Done():
-		return nil, contextError(ctx)
+		return nil, errUntried
+	case <-moved:
+		return nil, errUntried
 	case <-p.stopping:
 		return nil, ErrClosed
 	}
+	var err error
 	select {
-	case res := <-c.done:
-		return res.Response, res.Err
+	case a := <-c.done:
+		return a.results, a.err
 	case <-ctx.Done():
-		c.taken.CompareAndSwap(false, true)
-		return nil, contextError(ctx)
+		err = contextError(ctx)
+	case <-moved:
+		err = errMoved
 	case <-p.stopped:
+		err = ErrClosed
+	}
+	if c.taken.CompareAndSwap(false, true) {
+		return nil, errUntried
 	}
 	select {
-	case res := <-c.done: // answered just before the end
-		return res.Response, res.Err
+	case a := <-c.done: // answered just before the end
+		return a.results, a.err
 	default:
-		return nil, ErrClosed
+		return nil, err
 	}
 }
 
 // run is the body of each worker; it ends when stopping is closed.
 func (p *proposer) run() {
 	for {
-		batch, future := p.next()
+		batch, wait := p.next()
 		if batch == nil {
 			return
 		}
-		p.answer(batch, future)
+		results, err := wait()
+		for _, c := range batch {
+			if err != nil {
+				c.done <- answered{err: err}
+				continue
+			}
+			c.done <- answered{results: results[:c.count:c.count]}
+			results = results[c.count:]
+		}
 	}
 }
 
-// next gathers a batch and gives it to raft.
-func (p *proposer) next() ([]*proposal, raft.ApplyFuture) {
+// next gathers a batch and hands it on.
+func (p *proposer) next() ([]*proposal, func() ([]mvcc.Result, error)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for {
@@ -131,7 +169,7 @@ func (p *proposer) next() ([]*proposal, raft.ApplyFuture) {
 		// A fresh buffer for each entry: raft keeps it, and may still be
 		// sending it to a slow follower when this worker is long done.
 		if batch, entry := p.gather(first); len(batch) > 0 {
-			return batch, p.raft.Apply(entry, 0)
+			return batch, p.send(entry)
 		}
 	}
 }
@@ -145,9 +183,10 @@ func (p *proposer) gather(first *proposal) ([]*proposal, []byte) {
 			break
 		}
 		if c.taken.CompareAndSwap(false, true) {
-			grown, err := mvcc.AppendCommand(entry, c.req)
-			if err != nil {
-				c.done <- mvcc.Result{Err: err}
+			if c.gathered != nil {
+				entry, batch = mvcc.AppendEncoded(entry, c.gathered), append(batch, c)
+			} else if grown, err := mvcc.AppendCommand(entry, c.command); err != nil {
+				c.done <- answered{err: err}
 			} else {
 				entry, batch = grown, append(batch, c)
 			}
@@ -159,22 +198,4 @@ func (p *proposer) gather(first *proposal) ([]*proposal, []byte) {
 		}
 	}
 	return batch, entry
-}
-
-func (p *proposer) answer(batch []*proposal, future raft.ApplyFuture) {
-	err := future.Error()
-	if err != nil {
-		err = proposeError(err)
-	}
-	var results []mvcc.Result
-	if err == nil {
-		results = future.Response().([]mvcc.Result)
-	}
-	for i, c := range batch {
-		if err != nil {
-			c.done <- mvcc.Result{Err: err}
-		} else {
-			c.done <- results[i]
-		}
-	}
 }

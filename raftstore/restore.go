@@ -58,8 +58,8 @@ func seed(dir *disk.Dir, state *mvcc.State) error {
 	if err := dir.Vars.SetUint64([]byte("CurrentTerm"), term); err != nil {
 		return err
 	}
-	node := dir.Identity.Node
-	servers := raft.Configuration{Servers: []raft.Server{{ID: raft.ServerID(node), Address: raft.ServerAddress(node)}}}
+	member := dir.Identity.Member
+	servers := raft.Configuration{Servers: []raft.Server{{ID: raft.ServerID(member), Address: raft.ServerAddress(member)}}}
 	sink, err := dir.Snapshots.Create(raft.SnapshotVersionMax, index, term, servers, index, nil)
 	if err != nil {
 		return err

@@ -7,9 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"sync"
-	"time"
+	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
 // Store is one server's store.
@@ -27,6 +27,9 @@ type Store struct {
 
 	clusterID uint64
 	memberID  uint64
+	name      string // the server's
+	id        raft.ServerID
+	address   raft.ServerAddress
 
 	fsm       *fsm
 	hub       *hub
@@ -34,12 +37,28 @@ type Store struct {
 	lessor    *lessor
 	compactor *compactor
 	progress  *progress
-	proposer  *proposer
+	proposer  *proposer // to raft
 	raft      *raft.Raft
 	raftLeads chan bool
 	dir       *disk.Dir
 
 	snapshotter *snapshotter
+
+	// peers is nil if the cluster has one server; what follows is then unused.
+	peers       *peer.Transport
+	formerPeers []disk.Peer
+	forwarder   *proposer // to the leader
+	reads       *reads
+	session     session
+	opening     chan struct{} // capacity 1: held by who opens the session
+	started     chan struct{} // closed when raft can be used
+
+	leader     *leaderBoard
+	refreshing sync.Mutex    // one look at who leads at a time
+	heard      chan struct{} // capacity 1: the transport heard another leader
+	overtaken  chan uint64   // capacity 1: the term of this server's that is over
+
+	forwarded, readRounds atomic.Uint64 // for metrics
 
 	ctx    context.Context // ends when the store closes
 	cancel context.CancelFunc
@@ -47,10 +66,14 @@ type Store struct {
 	once   sync.Once
 	closed chan struct{} // closed when nothing runs any more
 	err    error         // of Close; readable then
+
+	spawning sync.Mutex // held to start a task, and to forbid it
+	ending   bool
 }
 
-// Open opens the store in o.Dir, making a new one-server cluster if there is
-// none. It returns before the store has a leader: see WaitReady.
+// Open opens the store in o.Dir. If there is none, it makes a new cluster of
+// one server, or joins that of o.Join. It returns before the store has a
+// leader: see WaitReady.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -58,101 +81,91 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
+	s := newStore(o)
+	if err := s.openDir(ctx); err != nil {
+		s.cancel()
+		return nil, errors.Join(err, s.closeListener())
+	}
+	if err := s.openRaft(); err != nil {
+		s.cancel()
+		return nil, errors.Join(err, s.dir.Close(), s.closeListener())
+	}
+	s.proposer = newProposer(entriesInFlight, s.enter)
+	if s.peers != nil {
+		s.forwarder = newProposer(callsInFlight, s.forward)
+		s.reads = &reads{find: s.findReadIndex, spawn: s.spawn}
+		s.spawn(func() { s.announce(s.ctx) })
+	}
+	close(s.started)
+	s.spawn(func() { s.hub.run(s.ctx) })
+	s.spawn(func() { s.progress.run(s.ctx) })
+	s.spawn(func() { s.watchLeader(s.ctx) })
+	s.spawn(func() { s.runLeadership(s.ctx) })
+	s.spawn(func() { s.snapshotter.run(s.ctx) })
+	return s, nil
+}
+
+func newStore(o Options) *Store {
 	s := &Store{
-		opts: o, log: o.Logger, lead: newLeadership(),
+		opts: o, log: o.Logger, lead: newLeadership(), leader: newLeaderBoard(),
 		closed:    make(chan struct{}),
 		raftLeads: make(chan bool, 16), // raft blocks on it; the reader is rarely late
+		opening:   make(chan struct{}, 1), started: make(chan struct{}),
+		heard: make(chan struct{}, 1), overtaken: make(chan uint64, 1),
 	}
 	s.hub = newHub(func() *mvcc.View { return s.fsm.view() })
-	s.fsm = newFSM(s.hub.notify)
+	s.lessor = newLessor(o.Clock, s.expire)
+	s.fsm = newFSM(s.hub.notify, s.lessor.observe)
 	s.progress = &progress{
 		clock: o.Clock, interval: o.ProgressInterval, watchers: make(map[*watcher]struct{}),
 		revision: func() int64 { return s.fsm.view().Revision() },
 	}
-	s.lessor = newLessor(o.Clock, s.expire)
 	s.compactor = &compactor{
 		clock: o.Clock, age: o.HistoryAge, bytes: o.HistoryBytes, view: s.fsm.view, compact: s.compactTo,
 	}
 	s.snapshotter = newSnapshotter(s)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	if err := s.openDir(); err != nil {
-		s.cancel()
-		return nil, err
-	}
-	if err := s.openRaft(); err != nil {
-		s.cancel()
-		return nil, errors.Join(err, s.dir.Close())
-	}
-	s.proposer = newProposer(s.raft, s.admit)
-	s.proposer.start()
-	s.tasks.Go(func() { s.hub.run(s.ctx) })
-	s.tasks.Go(func() { s.progress.run(s.ctx) })
-	s.tasks.Go(func() { s.runLeadership(s.ctx) })
-	s.tasks.Go(func() { s.snapshotter.run(s.ctx) })
-	return s, nil
+	return s
 }
 
-func (s *Store) openDir() error {
-	dir, err := disk.Open(disk.Options{
+// spawn runs a task that Close waits for, unless the store is closing.
+func (s *Store) spawn(task func()) bool {
+	s.spawning.Lock()
+	defer s.spawning.Unlock()
+	if s.ending {
+		return false
+	}
+	s.tasks.Go(task)
+	return true
+}
+
+func (s *Store) openDir(ctx context.Context) error {
+	o := disk.Options{
 		Path: s.opts.Dir, Identity: disk.Identity{Cluster: s.opts.ClusterID, Node: s.opts.NodeID},
-		Logger: s.log, Clock: s.opts.Clock, Grown: s.snapshotter.grown,
-	})
+		Logger: s.log, Clock: s.opts.Clock, Grown: s.snapshotter.grown, Faults: s.opts.Faults,
+	}
+	dir, err := disk.Open(o)
+	if damage := (*DamageError)(nil); errors.As(err, &damage) {
+		if err = s.setAside(ctx, err); err == nil {
+			dir, err = disk.Open(o)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("raftstore: %w", err)
 	}
 	s.dir = dir
-	s.clusterID, s.memberID = clusterNumber(dir.Identity.Cluster), memberID(dir.Identity.Node)
+	if s.opts.Network != nil {
+		if s.formerPeers, err = disk.ReadPeers(s.opts.Dir); err != nil {
+			s.log.Warn("the note of the other servers' addresses cannot be used", "err", err)
+		}
+	}
+	s.name, s.id = dir.Identity.Node, raft.ServerID(dir.Identity.Member)
+	s.address = raft.ServerAddress(s.id) // of a server that talks to nobody
+	if s.opts.Network != nil {
+		s.address = raft.ServerAddress(s.opts.Network.Address)
+	}
+	s.clusterID, s.memberID = clusterNumber(dir.Identity.Cluster), memberID(dir.Identity.Member)
 	return nil
-}
-
-// openRaft starts raft on the opened directory. The only voter talks to
-// nobody, so its transport is one in memory.
-func (s *Store) openRaft() error {
-	conf := s.raftConfig()
-	address, transport := raft.NewInmemTransport(raft.ServerAddress(s.dir.Identity.Node))
-	exists, err := raft.HasExistingState(s.dir.Log, s.dir.Vars, s.dir.Snapshots)
-	if err == nil && !exists {
-		err = raft.BootstrapCluster(conf, s.dir.Log, s.dir.Vars, s.dir.Snapshots, transport, raft.Configuration{
-			Servers: []raft.Server{{ID: conf.LocalID, Address: address}},
-		})
-	}
-	if err != nil {
-		return fmt.Errorf("raftstore: read the log: %w", err)
-	}
-	s.raft, err = raft.NewRaft(conf, s.fsm, s.dir.Log, s.dir.Vars, s.dir.Snapshots, transport)
-	if err != nil {
-		return fmt.Errorf("raftstore: start: %w", err)
-	}
-	s.standAtOnce(address, transport)
-	return nil
-}
-
-// standAtOnce makes the only voter stand for election now: there is no leader
-// whose heartbeat it could wait for. The message is the one by which raft
-// hands over leadership. If it gets lost, raft stands when its time comes.
-func (s *Store) standAtOnce(address raft.ServerAddress, transport *raft.InmemTransport) {
-	_, sender := raft.NewInmemTransport("")
-	sender.Connect(address, transport)
-	defer sender.DisconnectAll()
-	err := sender.TimeoutNow(raft.ServerID(s.dir.Identity.Node), address, &raft.TimeoutNowRequest{
-		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax},
-	}, &raft.TimeoutNowResponse{})
-	if err != nil {
-		s.log.Debug("could not stand for election at once", "err", err)
-	}
-}
-
-func (s *Store) raftConfig() *raft.Config {
-	conf := raft.DefaultConfig()
-	conf.LocalID = raft.ServerID(s.dir.Identity.Node)
-	conf.Logger = newHCLog(s.log)
-	conf.NotifyCh = s.raftLeads
-	conf.NoLegacyTelemetry = true
-	// When to take a snapshot is the snapshotter's to say.
-	conf.SnapshotThreshold = math.MaxUint64
-	conf.SnapshotInterval = 24 * time.Hour
-	conf.TrailingLogs = trailingLogs
-	return conf
 }
 
 // admit refuses writes that must not be tried now.
@@ -215,11 +228,18 @@ func (s *Store) Close(ctx context.Context) error {
 }
 
 func (s *Store) close() error {
+	s.handOver()
 	s.cancel()
 	s.lead.close()
 	s.dir.Abort() // or raft would wait for a full disk
 	err := s.raft.Shutdown().Error()
 	s.proposer.stop()
+	if s.forwarder != nil {
+		s.forwarder.stop()
+	}
+	s.spawning.Lock()
+	s.ending = true
+	s.spawning.Unlock()
 	s.tasks.Wait()
 	if err != nil {
 		err = fmt.Errorf("raftstore: stop: %w", err)

@@ -77,6 +77,9 @@ type Dir struct {
 // a lock file. Errors that a user can act on have types: DamageError,
 // FormatError, InUseError, MismatchError.
 func Open(o Options) (*Dir, error) {
+	if err := finishStartOver(o.Path); err != nil {
+		return nil, unusable(o.Path, err)
+	}
 	if err := os.MkdirAll(o.Path, 0o700); err != nil {
 		return nil, unusable(o.Path, err)
 	}

@@ -154,6 +154,22 @@ func readIdentity(dir string) (id Identity, version int, err error) {
 	return id, version, nil
 }
 
+// ChangeMember gives the directory another member name, for a cluster that
+// begins anew with it: members of the old one do not know it.
+func (d *Dir) ChangeMember() (string, error) {
+	id := d.Identity
+	id.Member = ""
+	id = id.fill()
+	if err := writeIdentity(d.path, id); err != nil {
+		return "", err
+	}
+	d.Identity = id
+	return id.Member, nil
+}
+
+// Used says whether a directory holds a store.
+func Used(dir string) (bool, error) { return exists(filepath.Join(dir, identityFile)) }
+
 func writeIdentity(dir string, id Identity) error {
 	return writeFile(filepath.Join(dir, identityFile), id.encode(FormatVersion))
 }

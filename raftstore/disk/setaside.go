@@ -54,3 +54,44 @@ func SetAside(dir string) (newPath string, err error) {
 		return newPath, nil
 	}
 }
+
+// StartOver sets a damaged directory aside and puts one in its place that
+// knows nothing but where the other servers are: so that the next Open, even
+// after a crash, begins no cluster of its own. It returns the damaged one's new
+// path.
+func StartOver(dir string, peers []Peer) (newPath string, err error) {
+	dir = filepath.Clean(dir)
+	fresh := dir + freshSuffix
+	if err := os.RemoveAll(fresh); err != nil {
+		return "", fmt.Errorf("start over: %w", err)
+	}
+	if err := os.Mkdir(fresh, 0o700); err != nil {
+		return "", fmt.Errorf("start over: %w", err)
+	}
+	if err := writeFile(filepath.Join(fresh, peersFile), encodePeers(peers)); err != nil {
+		return "", fmt.Errorf("start over: %w", err)
+	}
+	if newPath, err = SetAside(dir); err != nil {
+		return newPath, err
+	}
+	return newPath, finishStartOver(dir)
+}
+
+// freshSuffix is what the new directory of StartOver has until the damaged one
+// is out of its way.
+const freshSuffix = ".fresh"
+
+// finishStartOver ends what a crash may have interrupted.
+func finishStartOver(dir string) error {
+	dir = filepath.Clean(dir)
+	if there, err := exists(dir); err != nil || there {
+		return err
+	}
+	if there, err := exists(dir + freshSuffix); err != nil || !there {
+		return err
+	}
+	if err := os.Rename(dir+freshSuffix, dir); err != nil {
+		return fmt.Errorf("start over: %w", err)
+	}
+	return syncDir(filepath.Dir(dir))
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// What servers ask of one another. Requests and answers of those that are
+// frequent are binary (little endian), the others are JSON.
+const (
+	callWrite  = "write"  // to the leader: an entry → applied index, results
+	callRead   = "read"   // to the leader: the asker's term → read index
+	callTerm   = "term"   // → the server's term, its raft id
+	callRenew  = "renew"  // to the leader: leaseCall → leaseAnswer
+	callLease  = "lease"  // to the leader: leaseCall → leaseAnswer
+	callInfo   = "info"   // → infoAnswer
+	callJoin   = "join"   // to the leader: joinCall
+	callRemove = "remove" // to the leader: removeCall
+)
+
+// serveCall answers another server.
+func (s *Store) serveCall(ctx context.Context, from, method string, body []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.opts.RequestTimeout)
+	defer cancel()
+	switch method {
+	case callWrite:
+		return s.serveWrite(ctx, body)
+	case callRead:
+		if len(body) != 8 {
+			return nil, status.Error(codes.InvalidArgument, "raftstore: a read needs a term")
+		}
+		index, err := s.readIndex(ctx, raft.ServerID(from), binary.LittleEndian.Uint64(body))
+		if err != nil {
+			return nil, err
+		}
+		return binary.LittleEndian.AppendUint64(nil, index), nil
+	case callTerm:
+		return append(binary.LittleEndian.AppendUint64(nil, s.raft.CurrentTerm()), s.id...), nil
+	case callRenew:
+		return serveJSON(ctx, body, s.renewHere)
+	case callLease:
+		return serveJSON(ctx, body, s.leaseHere)
+	case callInfo:
+		return serveJSON(ctx, body, s.serveInfo)
+	case callJoin:
+		return serveJSON(ctx, body, s.serveJoin)
+	case callRemove:
+		return serveJSON(ctx, body, s.serveRemove)
+	}
+	return nil, status.Errorf(codes.Unimplemented, "raftstore: this version has no call %q", method)
+}
+
+func serveJSON[Q, A any](ctx context.Context, body []byte, fn func(context.Context, Q) (A, error)) ([]byte, error) {
+	var request Q
+	if err := json.Unmarshal(body, &request); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "raftstore: not a request of this version: %v", err)
+	}
+	answer, err := fn(ctx, request)
+	if err != nil {
+		return nil, callError(err)
+	}
+	return json.Marshal(answer)
+}
+
+// callError keeps an error's meaning on its way to another server.
+func callError(err error) error {
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrLeadershipLost) || errors.Is(err, raft.ErrLeadershipTransferInProgress) {
+		return errNotLeader
+	}
+	return status.Error(codes.Unknown, err.Error())
+}
+
+// callAt calls a server by its address.
+func callAt[A, Q any](ctx context.Context, s *Store, address, method string, request Q) (answer A, err error) {
+	body, err := json.Marshal(request)
+	if err != nil {
+		return answer, err
+	}
+	reply, err := s.peers.Call(ctx, address, method, body)
+	if err != nil {
+		return answer, err
+	}
+	if err := json.Unmarshal(reply, &answer); err != nil {
+		return answer, status.Errorf(codes.Internal, "raftstore: not an answer of this version: %v", err)
+	}
+	return answer, nil
+}
+
+// atLeader has something done by the leader, whoever that is. It may be done
+// more than once.
+func atLeader[A, Q any](ctx context.Context, s *Store, method string, request Q, here func(context.Context, Q) (A, error)) (answer A, err error) {
+	ctx, cancel := context.WithTimeout(ctx, s.opts.RequestTimeout)
+	defer cancel()
+	for {
+		lead, moved, err := s.awaitLeader(ctx)
+		if err != nil {
+			return answer, err
+		}
+		if lead.Self || s.peers == nil {
+			answer, err = here(ctx, request)
+		} else {
+			call, cancel := context.WithCancel(ctx)
+			stop := cancelWhen(moved, cancel)
+			answer, err = callAt[A](call, s, string(lead.Address), method, request)
+			stop()
+			cancel()
+		}
+		if err == nil || !s.worthRetry(ctx, err) {
+			return answer, proposeErrorOrNil(err)
+		}
+		s.pause(ctx, moved)
+	}
+}

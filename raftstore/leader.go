@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/hashicorp/raft"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+)
+
+// A leader is the server that leads the cluster, as this server knows it.
+type leader struct {
+	ID      raft.ServerID
+	Address raft.ServerAddress
+	Term    uint64
+	// Self says that it is this server, and that it may serve: it has applied
+	// everything that earlier terms committed.
+	Self bool
+}
+
+// known says whether there is one at all.
+func (l leader) known() bool { return l.Self || l.Address != "" }
+
+// errMoved says that the leader to whom something was sent leads no longer, as
+// far as this server knows.
+var errMoved = errors.New("raftstore: the leadership has moved")
+
+// leaderBoard holds the present leader and tells those who wait for another.
+type leaderBoard struct {
+	mu      sync.Mutex
+	now     leader
+	changes uint64
+	changed chan struct{} // closed and replaced at each change
+}
+
+func newLeaderBoard() *leaderBoard { return &leaderBoard{changed: make(chan struct{})} }
+
+func (b *leaderBoard) set(now leader) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.now == now {
+		return
+	}
+	if now.known() && (now.ID != b.now.ID || now.Term != b.now.Term) {
+		b.changes++
+	}
+	b.now = now
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// get returns the present leader, and a channel that is closed when that is no
+// longer true.
+func (b *leaderBoard) get() (leader, <-chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.now, b.changed
+}
+
+// leaderChanges is how many leaders this server has seen.
+func (b *leaderBoard) leaderChanges() uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.changes
+}
+
+// awaitLeader returns the leader as soon as there is one.
+func (s *Store) awaitLeader(ctx context.Context) (leader, <-chan struct{}, error) {
+	for {
+		now, changed := s.leader.get()
+		if now.known() {
+			return now, changed, nil
+		}
+		select {
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return now, nil, contextError(ctx)
+			}
+			return now, nil, rpctypes.ErrGRPCNoLeader
+		case <-s.ctx.Done():
+			return now, nil, ErrClosed
+		case <-changed:
+		}
+	}
+}
+
+// refreshLeader works out who leads. A server whose disk stalls cannot take
+// part in raft, but still hears the new leader: so a message of a later term
+// than raft's own counts for more than what raft says.
+func (s *Store) refreshLeader() {
+	s.refreshing.Lock()
+	defer s.refreshing.Unlock()
+	lead, _ := s.lead.get()
+	now := leader{Term: s.raft.CurrentTerm()}
+	address, id := s.raft.LeaderWithID()
+	switch {
+	case lead.Leader:
+		now = leader{ID: s.id, Address: s.address, Term: lead.Term, Self: true}
+	case id != s.id:
+		now.ID, now.Address = id, address
+	}
+	if s.peers != nil {
+		if id, address, term := s.peers.LeaderSeen(); term > now.Term {
+			now = leader{ID: id, Address: address, Term: term}
+			if lead.Leader {
+				s.deposed(lead.Term)
+			}
+		}
+	}
+	s.leader.set(now)
+}
+
+// deposed ends this server's leadership of a term although raft has not
+// noticed yet.
+func (s *Store) deposed(term uint64) {
+	select {
+	case s.overtaken <- term:
+	default: // one is waiting already
+	}
+}
+
+// watchLeader keeps the board right until ctx is done.
+func (s *Store) watchLeader(ctx context.Context) {
+	news := make(chan raft.Observation, 16) // raft drops what does not fit; the next look sees it all
+	observer := raft.NewObserver(news, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	})
+	s.raft.RegisterObserver(observer)
+	defer s.raft.DeregisterObserver(observer)
+	_, changed := s.lead.get()
+	for {
+		s.refreshLeader()
+		select {
+		case <-ctx.Done():
+			return
+		case <-news:
+		case <-changed:
+			_, changed = s.lead.get()
+		case <-s.heard:
+		}
+	}
+}

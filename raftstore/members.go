@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/raftstore/disk"
+)
+
+// A Member is a server of the cluster, as this server sees it.
+type Member struct {
+	// ID is the number by which etcd's protocol names it.
+	ID uint64
+	// Name is the server's, RaftID that of its directory: a server whose disk
+	// was replaced comes back as another member.
+	Name, RaftID string
+	// Address is where other servers reach it.
+	Address string
+	// Voter says whether it counts for majorities. The others hold everything
+	// too, and become voters when they are needed.
+	Voter  bool
+	Leader bool
+	Self   bool
+	// Contact is when it was last heard, by this server. Zero if never, and
+	// for this server itself.
+	Contact time.Time
+}
+
+// Members lists the cluster's servers, as far as this server knows.
+func (s *Store) Members() []Member {
+	lead, _ := s.leader.get()
+	var members []Member
+	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
+		m := Member{
+			ID: memberID(string(server.ID)), Name: disk.NodeOf(string(server.ID)), RaftID: string(server.ID),
+			Address: string(server.Address), Voter: server.Suffrage == raft.Voter,
+			Leader: lead.known() && server.ID == lead.ID, Self: server.ID == s.id,
+		}
+		if s.peers != nil && !m.Self {
+			m.Contact = s.peers.Contact(server.ID)
+		}
+		members = append(members, m)
+	}
+	return members
+}
+
+// TransferLeadership makes another voter lead. It fails if there is none that
+// is up to date, or if this server does not lead.
+func (s *Store) TransferLeadership(ctx context.Context) error {
+	return s.transfer(ctx, s.raft.LeadershipTransfer)
+}
+
+// transferTo makes the voter with this number lead.
+func (s *Store) transferTo(ctx context.Context, id uint64) error {
+	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
+		if memberID(string(server.ID)) == id {
+			return s.transfer(ctx, func() raft.Future {
+				return s.raft.LeadershipTransferToServer(server.ID, server.Address)
+			})
+		}
+	}
+	return status.Error(codes.NotFound, "raftstore: no such member")
+}
+
+func (s *Store) transfer(ctx context.Context, start func() raft.Future) error {
+	done := make(chan error, 1) // the transfer may outlast ctx
+	go func() { done <- start().Error() }()
+	select {
+	case err := <-done:
+		if err != nil {
+			return fmt.Errorf("raftstore: hand over the leadership: %w", err)
+		}
+		return nil
+	case <-ctx.Done():
+		return contextError(ctx)
+	}
+}
+
+type removeCall struct{ Name string }
+
+type nothing struct{}
+
+// RemoveMember takes a server out of the cluster, by its name or raft id. It
+// cannot come back with its present directory.
+func (s *Store) RemoveMember(ctx context.Context, name string) error {
+	_, err := atLeader(ctx, s, callRemove, removeCall{name}, s.serveRemove)
+	return err
+}
+
+func (s *Store) serveRemove(ctx context.Context, r removeCall) (nothing, error) {
+	if lead, _ := s.lead.get(); !lead.Leader {
+		return nothing{}, errNotLeader
+	}
+	servers := s.raft.GetConfiguration().Configuration().Servers
+	var victims []raft.Server
+	voters := 0
+	for _, server := range servers {
+		if server.Suffrage == raft.Voter {
+			voters++
+		}
+		if r.Name == string(server.ID) || r.Name == disk.NodeOf(string(server.ID)) {
+			victims = append(victims, server)
+		}
+	}
+	if len(victims) == 0 {
+		return nothing{}, status.Errorf(codes.NotFound, "raftstore: there is no member %q", r.Name)
+	}
+	for _, v := range victims {
+		if v.Suffrage == raft.Voter && voters == 1 {
+			return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: %q is the only voter and cannot be removed", r.Name)
+		}
+		if v.ID == s.id {
+			// Whoever leads next removes it: a leader that removes itself leaves
+			// its clients waiting for an election.
+			if err := s.TransferLeadership(ctx); err != nil {
+				return nothing{}, callError(err)
+			}
+			return nothing{}, errNotLeader
+		}
+		if err := s.raft.RemoveServer(v.ID, 0, 0).Error(); err != nil {
+			return nothing{}, callError(err)
+		}
+		s.log.Info("removed a server from the store's cluster", "member", v.ID)
+		s.peers.Forget(string(v.Address))
+	}
+	return nothing{}, nil
+}
+
+type infoAnswer struct {
+	Cluster, ID string
+	Leader      string // its address, if known
+	Members     []raft.Server
+	Applied     uint64 // raft index
+}
+
+func (s *Store) serveInfo(context.Context, nothing) (infoAnswer, error) {
+	lead, _ := s.leader.get()
+	return infoAnswer{
+		Cluster: s.dir.Identity.Cluster, ID: string(s.id), Leader: string(lead.Address),
+		Applied: s.raft.AppliedIndex(), Members: s.raft.GetConfiguration().Configuration().Servers,
+	}, nil
+}
+
+type joinCall struct{ ID, Address string }
+
+// serveJoin takes a server in, or notes its new address.
+func (s *Store) serveJoin(_ context.Context, r joinCall) (nothing, error) {
+	if lead, _ := s.lead.get(); !lead.Leader {
+		return nothing{}, errNotLeader
+	}
+	if r.ID == "" || r.Address == "" {
+		return nothing{}, status.Error(codes.InvalidArgument, "raftstore: a member needs an id and an address")
+	}
+	id, address := raft.ServerID(r.ID), raft.ServerAddress(r.Address)
+	add := s.raft.AddNonvoter
+	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
+		if server.ID != id {
+			continue
+		}
+		if server.Address == address {
+			return nothing{}, nil
+		}
+		if server.Suffrage == raft.Voter {
+			add = s.raft.AddVoter
+		}
+	}
+	if err := add(id, address, 0, 0).Error(); err != nil {
+		return nothing{}, callError(err)
+	}
+	s.log.Info("a server is in the store's cluster", "member", id, "address", address)
+	return nothing{}, nil
+}
+
+// announce makes sure that the cluster has this server, under its present
+// address. It tries until it succeeds or ctx is done.
+func (s *Store) announce(ctx context.Context) {
+	const pause = 100 * time.Millisecond
+	for failures := 0; ; failures++ {
+		err := s.announceOnce(ctx, failures)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		if failures == 50 || failures%600 == 599 {
+			s.log.Warn("still not in the store's cluster; trying on", "err", err)
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+	}
+}
+
+var errNoAnswer = errors.New("raftstore: no server of the cluster answers")
+
+func (s *Store) announceOnce(ctx context.Context, round int) error {
+	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
+		if server.ID == s.id && server.Address == s.address {
+			return nil
+		}
+	}
+	me := joinCall{ID: string(s.id), Address: string(s.address)}
+	if lead, _ := s.leader.get(); lead.Self {
+		_, err := s.serveJoin(ctx, me)
+		return err
+	} else if lead.known() {
+		_, err := callAt[nothing](ctx, s, string(lead.Address), callJoin, me)
+		return err
+	}
+	addresses := s.known()
+	if len(addresses) == 0 {
+		return errNoAnswer
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	info, err := callAt[infoAnswer](ctx, s, addresses[round%len(addresses)], callInfo, nothing{})
+	if err != nil {
+		return err
+	}
+	if info.Leader == "" {
+		return errNotLeader
+	}
+	_, err = callAt[nothing](ctx, s, info.Leader, callJoin, me)
+	return err
+}
+
+// known lists where other servers may be.
+func (s *Store) known() []string {
+	var out []string
+	add := func(address string) {
+		if address == "" || address == string(s.address) {
+			return
+		}
+		for _, a := range out {
+			if a == address {
+				return
+			}
+		}
+		out = append(out, address)
+	}
+	for _, a := range s.opts.Join {
+		add(a)
+	}
+	for _, p := range s.formerPeers {
+		add(p.Address)
+	}
+	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
+		add(string(server.Address))
+	}
+	return out
+}

@@ -1,0 +1,399 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package memnet
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// pair is a connection from a to b.
+func pair(t *testing.T, n *Network) (a, b net.Conn) {
+	t.Helper()
+	l := n.Host("b").Listen()
+	a, err := n.Host("a").Dial(t.Context(), "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err = l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return a, b
+}
+
+func send(t *testing.T, c net.Conn, s string) {
+	t.Helper()
+	if n, err := c.Write([]byte(s)); n != len(s) || err != nil {
+		t.Fatalf("wrote %d of %q: %v", n, s, err)
+	}
+}
+
+func want(t *testing.T, c net.Conn, s string) {
+	t.Helper()
+	b := make([]byte, len(s))
+	if _, err := io.ReadFull(c, b); err != nil || string(b) != s {
+		t.Fatalf("read %q, %v instead of %q", b, err, s)
+	}
+}
+
+// silent checks that nothing comes for a minute.
+func silent(t *testing.T, c net.Conn) {
+	t.Helper()
+	if err := c.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	n, err := c.Read(make([]byte, 1))
+	if n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("read %d bytes, %v instead of running out of time", n, err)
+	}
+	if ne, ok := errors.AsType[net.Error](err); !ok || !ne.Timeout() {
+		t.Fatalf("%v is no timeout", err)
+	}
+	if took := time.Since(start); took != time.Minute {
+		t.Fatalf("ran out of time after %v", took)
+	}
+	if err := c.SetReadDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := pair(t, New())
+		// More than the buffers hold, in pieces of any size, both ways at once.
+		data := make([]byte, 3*bufferBytes)
+		r := rand.NewChaCha8([32]byte{7})
+		_, _ = r.Read(data)
+		done := make(chan error)
+		for _, c := range []net.Conn{a, b} {
+			go func() {
+				for rest := data; len(rest) > 0; {
+					k := min(len(rest), rand.IntN(200_000))
+					if _, err := c.Write(rest[:k]); err != nil {
+						done <- err
+						return
+					}
+					rest = rest[k:]
+				}
+				done <- nil
+			}()
+			go func() {
+				got := make([]byte, len(data))
+				_, err := io.ReadFull(c, got)
+				if err == nil && !bytes.Equal(got, data) {
+					err = errors.New("other bytes came out")
+				}
+				done <- err
+			}()
+		}
+		for range 4 {
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+		}
+		send(t, a, "last words")
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+		want(t, b, "last words")
+		if _, err := b.Read(make([]byte, 1)); err != io.EOF {
+			t.Fatalf("%v instead of the end", err)
+		}
+		if _, err := a.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+			t.Fatalf("%v on a closed connection", err)
+		}
+		send(t, b, "to nobody") // the kernel takes it, and learns that nobody is there
+		if _, err := b.Write([]byte("again")); !errors.Is(err, syscall.ECONNRESET) {
+			t.Fatalf("%v instead of a reset", err)
+		}
+	})
+}
+
+func TestFullBuffer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := New()
+		a, b := pair(t, n)
+		n.Cut("a", "b")
+		if err := a.SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		wrote, err := a.Write(make([]byte, bufferBytes+1))
+		if wrote != bufferBytes || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("wrote %d bytes, %v", wrote, err)
+		}
+		n.Heal("a", "b")
+		if err := a.SetWriteDeadline(time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		written := make(chan struct{})
+		go func() {
+			defer close(written)
+			_, _ = a.Write([]byte("x"))
+		}()
+		synctest.Wait()
+		select {
+		case <-written:
+			t.Fatal("wrote into a full buffer")
+		default:
+		}
+		if _, err := io.ReadFull(b, make([]byte, bufferBytes)); err != nil {
+			t.Fatal(err)
+		}
+		<-written
+		want(t, b, "x")
+	})
+}
+
+func TestDeadlineWakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, _ := pair(t, New())
+		done := make(chan error)
+		go func() {
+			_, err := a.Read(make([]byte, 1))
+			done <- err
+		}()
+		synctest.Wait()
+		if err := a.SetDeadline(time.Now().Add(-1)); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+		if _, err := a.Write([]byte("x")); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestCutAndHeal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := New()
+		a, b := pair(t, n)
+		send(t, a, "before, ")
+		n.Cut("a", "b")
+		send(t, a, "amid, ")
+		send(t, b, "back") // the other direction is whole
+		want(t, a, "back")
+		want(t, b, "before, ") // it had arrived
+		silent(t, b)
+		n.Delay("a", "b", time.Second, 0)
+		start := time.Now()
+		n.Heal("a", "b")
+		send(t, a, "after")
+		want(t, b, "amid, after")
+		if took := time.Since(start); took != time.Second {
+			t.Fatalf("came after %v", took)
+		}
+		// What is under way when the link is cut does not arrive either.
+		send(t, a, "under way")
+		n.Cut("a", "b")
+		silent(t, b)
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+		silent(t, b) // nor does the end
+		n.HealAll()
+		want(t, b, "under way")
+		if _, err := b.Read(make([]byte, 1)); err != io.EOF {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestDelay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := New()
+		n.Delay("a", "b", 100*time.Millisecond, 50*time.Millisecond)
+		l := n.Host("b").Listen()
+		defer l.Close()
+		start := time.Now()
+		var ends []net.Conn
+		var dials []net.Conn
+		for range 20 {
+			a, err := n.Host("a").Dial(t.Context(), "b")
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			dials, ends = append(dials, a), append(ends, b)
+		}
+		if took := time.Since(start); took < 2*time.Second || took > 3*time.Second {
+			t.Fatalf("20 dials took %v", took)
+		}
+		order := make(chan int, len(ends))
+		start = time.Now()
+		for i, a := range dials {
+			send(t, a, "12")
+			send(t, a, "34")
+			go func() {
+				want(t, ends[i], "1234")
+				order <- i
+			}()
+		}
+		overtaken, last := false, -1
+		for range ends {
+			i := <-order
+			overtaken = overtaken || i < last
+			last = i
+		}
+		if took := time.Since(start); took < 100*time.Millisecond || took > 150*time.Millisecond {
+			t.Fatalf("took %v", took)
+		}
+		if !overtaken {
+			t.Fatal("jitter reordered nothing between connections")
+		}
+	})
+}
+
+func TestDialHangsAndIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := New()
+		a := n.Host("a")
+		if _, err := a.Dial(t.Context(), "b"); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Fatalf("%v without a listener", err)
+		}
+		l := n.Host("b").Listen()
+		for _, cut := range []route{{"a", "b"}, {"b", "a"}} {
+			n.Cut(cut.from, cut.to)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+			start := time.Now()
+			if _, err := a.Dial(ctx, "b"); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Hour {
+				t.Fatalf("%v after %v", err, time.Since(start))
+			}
+			cancel()
+			dialed := make(chan error)
+			go func() {
+				_, err := a.Dial(t.Context(), "b")
+				dialed <- err
+			}()
+			synctest.Wait()
+			n.Heal(cut.from, cut.to)
+			if err := <-dialed; err != nil {
+				t.Fatal(err)
+			}
+			if _, err := l.Accept(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		second := n.Host("b").Listen()
+		if _, err := second.Accept(); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatal(err)
+		}
+		accepted := make(chan error)
+		go func() {
+			_, err := l.Accept()
+			accepted <- err
+		}()
+		synctest.Wait()
+		l.Close()
+		if err := <-accepted; !errors.Is(err, net.ErrClosed) {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestPartition(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := New()
+		names := []string{"a", "b", "c", "d"}
+		for _, h := range names {
+			l := n.Host(h).Listen()
+			defer l.Close()
+		}
+		check := func(want ...string) {
+			t.Helper()
+			reachable := map[string]bool{}
+			for _, w := range want {
+				reachable[w] = true
+			}
+			for _, from := range names {
+				for _, to := range names {
+					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+					_, err := n.Host(from).Dial(ctx, to)
+					cancel()
+					if (err == nil) != (from == to || reachable[from+to]) {
+						t.Errorf("%s to %s: %v", from, to, err)
+					}
+				}
+			}
+		}
+		all := []string{"ab", "ac", "ad", "ba", "bc", "bd", "ca", "cb", "cd", "da", "db", "dc"}
+		n.Partition([]string{"a"}, []string{"b", "c"}) // d is a bridge
+		check("ad", "bc", "bd", "cb", "cd", "da", "db", "dc")
+		n.Partition([]string{"a", "b"}, []string{"c"})
+		check("ab", "ba", "ad", "bd", "cd", "da", "db", "dc")
+		n.HealAll()
+		check(all...)
+	})
+}
+
+func TestReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := New()
+		a, b := pair(t, n)
+		n.Delay("b", "a", time.Second, 0)
+		l := n.Host("b").Listen()
+		start := time.Now()
+		n.Reset("b")
+		if _, err := b.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Fatal(err)
+		}
+		if _, err := a.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) || time.Since(start) != time.Second {
+			t.Fatalf("%v after %v", err, time.Since(start))
+		}
+		if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+			t.Fatal(err)
+		}
+		// The host comes back.
+		a, b = pair(t, n)
+		send(t, a, "hello again")
+		want(t, b, "hello again")
+
+		// Behind a cut, the news waits.
+		n.Cut("b", "a")
+		n.Reset("b")
+		silent(t, a)
+		n.Heal("b", "a")
+		if _, err := a.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Fatal(err)
+		}
+		_ = a.Close()
+		for _, h := range []string{"a", "b"} {
+			for c := range n.Host(h).conns {
+				t.Logf("%s still knows %+v", h, c)
+			}
+		}
+	})
+}
+
+// TestRealTime shows that no bubble is needed.
+func TestRealTime(t *testing.T) {
+	n := New()
+	a, b := pair(t, n)
+	n.Delay("a", "b", time.Millisecond, time.Millisecond)
+	send(t, a, "x")
+	want(t, b, "x")
+	if err := b.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal(err)
+	}
+}

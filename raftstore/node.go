@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/raftstore/peer"
+)
+
+const (
+	// stalledAfter is how long a write may wait for the disk before the others
+	// are to elect another leader.
+	stalledAfter = time.Second
+	// cachedBytes is how much of the log's end is kept in memory for followers.
+	cachedBytes = 8 << 20
+	// handOverWithin bounds the handing over of the leadership at the end.
+	handOverWithin = time.Second
+)
+
+// openRaft starts raft on the opened directory.
+func (s *Store) openRaft() error {
+	conf := s.raftConfig()
+	logs := raft.LogStore(s.dir.Log)
+	var transport raft.Transport
+	if s.opts.Network == nil {
+		_, transport = raft.NewInmemTransport(s.address)
+	} else {
+		if err := s.openPeers(); err != nil {
+			return err
+		}
+		transport, logs = s.peers, s.dir.CachedLog(cachedBytes)
+	}
+	exists, err := raft.HasExistingState(logs, s.dir.Vars, s.dir.Snapshots)
+	if err == nil && !exists && len(s.opts.Join) == 0 && len(s.formerPeers) == 0 {
+		err = raft.BootstrapCluster(conf, logs, s.dir.Vars, s.dir.Snapshots, transport, raft.Configuration{
+			Servers: []raft.Server{{ID: conf.LocalID, Address: s.address}},
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("raftstore: read the log: %w", err)
+	}
+	s.raft, err = raft.NewRaft(conf, s.fsm, logs, s.dir.Vars, s.dir.Snapshots, transport)
+	if err != nil {
+		if s.peers != nil {
+			err = errors.Join(err, s.peers.Close())
+		}
+		return fmt.Errorf("raftstore: start: %w", err)
+	}
+	if s.aloneVotes() {
+		s.standAtOnce(transport)
+	}
+	return nil
+}
+
+func (s *Store) openPeers() (err error) {
+	s.peers, err = peer.New(peer.Options{
+		Cluster: s.dir.Identity.Cluster, ID: string(s.id), Address: string(s.address),
+		Listener: s.opts.Network.Listener, Dial: s.opts.Network.Dial, Logger: s.log,
+		Withhold: func() bool { return s.dir.Stalled() > stalledAfter },
+		Handle: func(ctx context.Context, from, method string, body []byte) ([]byte, error) {
+			select {
+			case <-s.started:
+				return s.serveCall(ctx, from, method, body)
+			case <-ctx.Done():
+				return nil, contextError(ctx)
+			case <-s.ctx.Done():
+				return nil, ErrClosed
+			}
+		},
+		Timeout: 5 * s.opts.ElectionTimeout,
+	})
+	if err != nil {
+		return fmt.Errorf("raftstore: %w", err)
+	}
+	s.peers.OnLeader(func() {
+		select {
+		case s.heard <- struct{}{}:
+		default:
+		}
+	})
+	return nil
+}
+
+func (s *Store) closeListener() error {
+	if s.opts.Network == nil || s.peers != nil {
+		return nil
+	}
+	return s.opts.Network.Listener.Close()
+}
+
+// aloneVotes says whether this server needs nobody to be elected.
+func (s *Store) aloneVotes() bool {
+	alone := false
+	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
+		if server.Suffrage == raft.Voter {
+			if server.ID != s.id {
+				return false
+			}
+			alone = true
+		}
+	}
+	return alone
+}
+
+// standAtOnce makes the only voter stand for election now: there is no leader
+// whose heartbeat it could wait for. The message is the one by which raft
+// hands over leadership. If it gets lost, raft stands when its time comes.
+func (s *Store) standAtOnce(transport raft.Transport) {
+	sender := transport
+	if in, ok := transport.(*raft.InmemTransport); ok {
+		_, from := raft.NewInmemTransport("")
+		from.Connect(s.address, in)
+		defer from.DisconnectAll()
+		sender = from
+	}
+	err := sender.TimeoutNow(s.id, s.address, &raft.TimeoutNowRequest{
+		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax},
+	}, &raft.TimeoutNowResponse{})
+	if err != nil {
+		s.log.Debug("could not stand for election at once", "err", err)
+	}
+}
+
+func (s *Store) raftConfig() *raft.Config {
+	conf := raft.DefaultConfig()
+	conf.LocalID = s.id
+	conf.Logger = newHCLog(s.log)
+	conf.NotifyCh = s.raftLeads
+	conf.NoLegacyTelemetry = true
+	// When to take a snapshot is the snapshotter's to say.
+	conf.SnapshotThreshold = math.MaxUint64
+	conf.SnapshotInterval = 24 * time.Hour
+	conf.TrailingLogs = trailingLogs
+	if s.opts.Network != nil {
+		conf.HeartbeatTimeout = s.opts.ElectionTimeout
+		conf.ElectionTimeout = s.opts.ElectionTimeout
+		conf.LeaderLeaseTimeout = s.opts.ElectionTimeout * 3 / 4
+	}
+	return conf
+}
+
+// handOver gives the leadership to another voter, so that a server that stops
+// in good order leaves no gap.
+func (s *Store) handOver() {
+	if lead, _ := s.lead.get(); !lead.Leader || s.peers == nil || !s.othersVote() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, handOverWithin)
+	defer cancel()
+	if err := s.TransferLeadership(ctx); err != nil {
+		s.log.Warn("could not hand the store's leadership over before stopping", "err", err)
+	}
+}
+
+// setAside moves a damaged directory away, so that this server can begin again
+// with what the others have. It refuses, with the damage, unless there are
+// others and they have a leader without this server.
+func (s *Store) setAside(ctx context.Context, damage error) error {
+	if s.opts.Network == nil || s.opts.ClusterID == "" {
+		return damage
+	}
+	known, err := disk.ReadPeers(s.opts.Dir)
+	if err != nil {
+		s.log.Warn("the note of the other servers' addresses cannot be used", "err", err)
+	}
+	for _, address := range s.opts.Join {
+		known = append(known, disk.Peer{Address: address})
+	}
+	if len(known) == 0 {
+		return damage
+	}
+	if err := s.othersLead(ctx, known); err != nil {
+		return errors.Join(damage, fmt.Errorf("raftstore: the other servers could not be asked for a copy: %w", err))
+	}
+	to, err := disk.StartOver(s.opts.Dir, known)
+	if err != nil {
+		return errors.Join(damage, err)
+	}
+	s.log.Error("the store's directory is damaged and was moved away; this server starts again with a copy of what the others have",
+		"damage", damage, "moved", to)
+	return nil
+}
+
+// othersLead returns nil once one of the servers says that they have a leader.
+func (s *Store) othersLead(ctx context.Context, known []disk.Peer) error {
+	caller, err := peer.New(peer.Options{
+		Cluster: s.opts.ClusterID, Listener: newNoListener(), Dial: s.opts.Network.Dial, Logger: s.log,
+		Timeout: 5 * s.opts.ElectionTimeout,
+	})
+	if err != nil {
+		return err
+	}
+	defer caller.Close()
+	ask := &Store{peers: caller}
+	for deadline := time.Now().Add(3 * s.opts.RequestTimeout); ; {
+		for _, p := range known {
+			if p.Address == s.opts.Network.Address {
+				continue
+			}
+			call, cancel := context.WithTimeout(ctx, time.Second)
+			info, err := callAt[infoAnswer](call, ask, p.Address, callInfo, nothing{})
+			cancel()
+			if err == nil && info.Leader != "" && info.Leader != s.opts.Network.Address {
+				return nil
+			}
+		}
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			return errors.Join(errNoAnswer, ctx.Err())
+		}
+		time.Sleep(retryPause)
+	}
+}
+
+// noListener is for a server that only calls.
+type noListener struct{ closed chan struct{} }
+
+func newNoListener() *noListener { return &noListener{make(chan struct{})} }
+
+func (l *noListener) Accept() (net.Conn, error) {
+	<-l.closed
+	return nil, net.ErrClosed
+}
+
+func (l *noListener) Close() error {
+	select {
+	case <-l.closed:
+	default:
+		close(l.closed)
+	}
+	return nil
+}
+
+func (l *noListener) Addr() net.Addr { return &net.UnixAddr{Name: "none", Net: "none"} }

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"encoding/binary"
+	"sync"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+)
+
+// linearizable returns a view that holds every write acknowledged before the
+// call, here or elsewhere.
+//
+// With one server that is the newest view of a server that leads and has
+// applied its predecessors' entries: nobody else can acknowledge a write. With
+// more it takes a read index, which many reads share.
+func (s *Store) linearizable(ctx context.Context) (*mvcc.View, error) {
+	if s.peers == nil {
+		if err := s.waitLeader(ctx); err != nil {
+			return nil, err
+		}
+		return s.fsm.view(), nil
+	}
+	index, err := s.reads.index(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if view := s.fsm.view(); view.Applied() >= index {
+		return view, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.opts.RequestTimeout)
+	defer cancel()
+	return s.fsm.wait(ctx, index)
+}
+
+// reads finds read indexes. One round is under way at a time; who comes
+// meanwhile shares the next, which begins after all of them came.
+type reads struct {
+	find  func() (uint64, error)
+	spawn func(func()) bool // starts a goroutine that the store waits for
+
+	mu    sync.Mutex
+	next  *readRound
+	going bool
+}
+
+type readRound struct {
+	done  chan struct{}
+	index uint64
+	err   error
+}
+
+func (r *reads) index(ctx context.Context) (uint64, error) {
+	r.mu.Lock()
+	if r.next == nil {
+		r.next = &readRound{done: make(chan struct{})}
+	}
+	round := r.next
+	if !r.going {
+		r.going = r.spawn(r.run)
+	}
+	going := r.going
+	r.mu.Unlock()
+	if !going {
+		return 0, ErrClosed
+	}
+	select {
+	case <-round.done:
+		return round.index, round.err
+	case <-ctx.Done():
+		return 0, contextError(ctx)
+	}
+}
+
+// run does rounds for as long as somebody waits.
+func (r *reads) run() {
+	for {
+		r.mu.Lock()
+		round := r.next
+		r.next = nil
+		if round == nil {
+			r.going = false
+			r.mu.Unlock()
+			return
+		}
+		r.mu.Unlock()
+		round.index, round.err = r.find()
+		close(round.done)
+	}
+}
+
+// findReadIndex gets a read index from whoever leads.
+func (s *Store) findReadIndex() (uint64, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, s.opts.RequestTimeout)
+	defer cancel()
+	s.readRounds.Add(1)
+	for {
+		lead, moved, err := s.awaitLeader(ctx)
+		if err != nil {
+			return 0, err
+		}
+		index, err := s.askReadIndex(ctx, lead, moved)
+		if err == nil || !s.worthRetry(ctx, err) {
+			return index, proposeErrorOrNil(err)
+		}
+		s.pause(ctx, moved)
+	}
+}
+
+func (s *Store) askReadIndex(ctx context.Context, lead leader, moved <-chan struct{}) (uint64, error) {
+	// Not for longer than a leader needs: it may have died without a word.
+	ctx, cancel := context.WithTimeout(ctx, 5*s.opts.ElectionTimeout)
+	defer cancel()
+	defer cancelWhen(moved, cancel)()
+	term := s.raft.CurrentTerm()
+	index, err := uint64(0), error(nil)
+	if lead.Self {
+		index, err = s.readIndex(ctx, s.id, term)
+	} else {
+		var answer []byte
+		answer, err = s.peers.Call(ctx, string(lead.Address), callRead, binary.LittleEndian.AppendUint64(nil, term))
+		if err == nil && len(answer) == 8 {
+			index = binary.LittleEndian.Uint64(answer)
+		} else if err == nil {
+			err = status.Error(codes.Internal, "raftstore: the leader's answer is too short")
+		}
+	}
+	if err != nil && ctx.Err() != nil {
+		err = errMoved // not the caller's deadline
+	}
+	return index, err
+}
+
+// readIndex returns the index of the newest command applied here, once it is
+// certain that no other server led when the call began: a majority of the
+// voters was still in this server's term then. The voter that asks is one of
+// them, since it tells its term as of after its reads came in.
+//
+// A leader of a later term would have been elected by a majority before; one of
+// these voters would be in both majorities, and a server's term never falls.
+// What this term's leader acknowledged, it has applied; what earlier ones did,
+// it applied before it began to lead.
+func (s *Store) readIndex(ctx context.Context, asker raft.ServerID, askersTerm uint64) (uint64, error) {
+	lead, _ := s.lead.get()
+	if !lead.Leader {
+		return 0, errNotLeader
+	}
+	index := s.fsm.view().Applied()
+	servers := s.raft.GetConfiguration().Configuration().Servers
+	if s.raft.CurrentTerm() != lead.Term || askersTerm > lead.Term {
+		return 0, errNotLeader
+	}
+	voters, missing := 0, 1
+	var ask []raft.Server
+	for _, server := range servers {
+		switch {
+		case server.Suffrage != raft.Voter:
+			continue
+		case server.ID == s.id, server.ID == asker && askersTerm == lead.Term:
+			missing--
+		default:
+			ask = append(ask, server)
+		}
+		voters++
+	}
+	if missing += voters / 2; missing <= 0 {
+		return index, nil
+	}
+	return index, s.confirmTerm(ctx, lead.Term, ask, missing)
+}
+
+// confirmTerm returns when so many of the servers have said that they are in a
+// term.
+func (s *Store) confirmTerm(ctx context.Context, term uint64, servers []raft.Server, missing int) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*s.opts.ElectionTimeout)
+	defer cancel()
+	terms := make(chan uint64, len(servers)) // nobody waits for the rest
+	for _, server := range servers {
+		go func() { terms <- s.askTerm(ctx, server) }()
+	}
+	for range servers {
+		switch t := <-terms; {
+		case t > term:
+			return errNotLeader
+		case t == term:
+			missing--
+		}
+		if missing == 0 {
+			return nil
+		}
+	}
+	return errNotLeader
+}
+
+// askTerm returns a server's term, or 0. The server at an address may be
+// another by now: hence the id in the answer.
+func (s *Store) askTerm(ctx context.Context, server raft.Server) uint64 {
+	answer, err := s.peers.Call(ctx, string(server.Address), callTerm, nil)
+	if err != nil || len(answer) < 8 || string(answer[8:]) != string(server.ID) {
+		return 0
+	}
+	return binary.LittleEndian.Uint64(answer)
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/raftstore/disk"
+)
+
+// A RecoveryPlan says what Recover would go on with, and hence what may be
+// lost: whatever the other voters acknowledged without this server.
+type RecoveryPlan struct {
+	Cluster, Node string
+	// Members are the servers as this one last knew them.
+	Members []Member
+	// LastIndex and LastTerm are of the newest log entry here. An entry that
+	// the others have beyond it is lost, if they were a majority.
+	LastIndex, LastTerm uint64
+	// Written is when the leader wrote that entry, by its clock. Zero if the
+	// log holds none, but a snapshot only.
+	Written time.Time
+	// Revision, Keys and Bytes are those of the state.
+	Revision, Keys, Bytes int64
+}
+
+// PlanRecovery reads a stopped server's directory for Recover. It changes
+// nothing that a start of the server would not.
+func PlanRecovery(o Options) (RecoveryPlan, error) {
+	r, err := openRecovery(o)
+	if err != nil {
+		return RecoveryPlan{}, err
+	}
+	return r.plan, r.dir.Close()
+}
+
+// Recover makes a cluster of one server of a stopped server's directory, for
+// when the majority of its cluster is lost for good. It keeps everything that
+// this server has, be it acknowledged or not. The server gets another raft
+// identity: the lost ones, should they ever start again, do not know it.
+//
+// The caller must make sure that none of the others runs, and that their
+// directories are emptied before they join again.
+func Recover(o Options) error {
+	r, err := openRecovery(o)
+	if err != nil {
+		return err
+	}
+	id, err := r.dir.ChangeMember()
+	if err == nil {
+		err = r.reset(raft.ServerID(id))
+	}
+	if err = errors.Join(err, r.dir.Close()); err != nil {
+		return fmt.Errorf("raftstore: recover: %w. What the store holds is still there: run this again", err)
+	}
+	return nil
+}
+
+type recovery struct {
+	dir  *disk.Dir
+	fsm  *fsm
+	conf *raft.Config
+	plan RecoveryPlan
+}
+
+func openRecovery(o Options) (*recovery, error) {
+	if err := o.setDefaults(); err != nil {
+		return nil, err
+	}
+	if there, err := disk.Used(o.Dir); err != nil || !there {
+		return nil, errors.Join(fmt.Errorf("raftstore: recover: there is no store in %s", o.Dir), err)
+	}
+	s := newStore(o)
+	s.cancel()
+	dir, err := disk.Open(disk.Options{
+		Path: o.Dir, Identity: disk.Identity{Cluster: o.ClusterID, Node: o.NodeID}, Logger: o.Logger, Clock: o.Clock,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("raftstore: recover: %w", err)
+	}
+	s.dir, s.id = dir, raft.ServerID(dir.Identity.Member)
+	r := &recovery{dir: dir, fsm: s.fsm, conf: s.raftConfig()}
+	if err := r.look(); err != nil {
+		return nil, errors.Join(fmt.Errorf("raftstore: recover: %w", err), dir.Close())
+	}
+	return r, nil
+}
+
+// look fills the plan. It runs the log's entries, committed or not.
+func (r *recovery) look() error {
+	_, transport := raft.NewInmemTransport("")
+	servers, err := raft.GetConfiguration(r.conf, r.fsm, r.dir.Log, r.dir.Vars, r.dir.Snapshots, transport)
+	if err != nil {
+		return err
+	}
+	id := r.dir.Identity
+	r.plan = RecoveryPlan{Cluster: id.Cluster, Node: id.Node}
+	for _, server := range servers.Servers {
+		r.plan.Members = append(r.plan.Members, Member{
+			ID: memberID(string(server.ID)), Name: disk.NodeOf(string(server.ID)), RaftID: string(server.ID),
+			Address: string(server.Address), Voter: server.Suffrage == raft.Voter, Self: string(server.ID) == id.Member,
+		})
+	}
+	snapshots, err := r.dir.Snapshots.List()
+	if err != nil {
+		return err
+	}
+	for _, meta := range snapshots {
+		r.plan.LastIndex, r.plan.LastTerm = meta.Index, meta.Term
+	}
+	last, err := r.dir.Log.LastIndex()
+	if err != nil {
+		return err
+	}
+	for index := r.plan.LastIndex + 1; index <= last; index++ {
+		var entry raft.Log
+		if err := r.dir.Log.GetLog(index, &entry); err != nil {
+			return err
+		}
+		if entry.Type == raft.LogCommand {
+			r.fsm.Apply(&entry)
+		}
+		r.plan.LastIndex, r.plan.LastTerm, r.plan.Written = index, entry.Term, entry.AppendedAt
+	}
+	view := r.fsm.view()
+	r.plan.Revision, r.plan.Keys, r.plan.Bytes = view.Revision(), view.Stats().Keys, view.Stats().LiveBytes
+	return nil
+}
+
+// reset writes everything as a snapshot whose only member is this server.
+func (r *recovery) reset(id raft.ServerID) error {
+	_, transport := raft.NewInmemTransport("")
+	fresh := newFSM(func() {}, nothingToObserve)
+	return raft.RecoverCluster(r.conf, fresh, r.dir.Log, r.dir.Vars, r.dir.Snapshots, transport, raft.Configuration{
+		Servers: []raft.Server{{ID: id, Address: raft.ServerAddress(id)}},
+	})
+}

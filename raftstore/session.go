@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"sync"
+
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+)
+
+// session numbers this server's writes, so that the state machine knows one
+// that it meets again: a write whose answer was lost, because the leader or the
+// way to it went away, can be sent again without happening twice (Ongaro,
+// "Consensus: bridging theory and practice", 6.3).
+type session struct {
+	mu   sync.Mutex
+	id   uint64
+	last uint64
+	// floor is the lowest number that is not answered for good: the state
+	// machine forgets what is below it.
+	floor       uint64
+	outstanding map[uint64]struct{}
+}
+
+// number gives a command an id. It reports false as long as no session is open.
+// done must be called once the command will not be sent again.
+func (s *session) number(c *mvcc.Command) (done func(), ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.id == 0 {
+		return nil, false
+	}
+	s.last++
+	c.Session, c.Seq, c.Floor = s.id, s.last, s.floor
+	s.outstanding[c.Seq] = struct{}{}
+	id, seq := s.id, c.Seq
+	return func() { s.release(id, seq) }, true
+}
+
+func (s *session) release(id, seq uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.id != id {
+		return
+	}
+	delete(s.outstanding, seq)
+	for s.floor <= s.last {
+		if _, ok := s.outstanding[s.floor]; ok {
+			break
+		}
+		s.floor++
+	}
+}
+
+// open begins a session that the state machine has opened.
+func (s *session) open(id uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.id, s.last, s.floor, s.outstanding = id, 0, 1, make(map[uint64]struct{})
+}
+
+func (s *session) isOpen() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.id != 0
+}
+
+// lost forgets a session that the state machine does not know.
+func (s *session) lost(id uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.id == id {
+		s.id = 0
+	}
+}

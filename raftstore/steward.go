@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	"github.com/coracle-k8s/coracle/raftstore/disk"
+)
+
+const (
+	// stewardTick is how often the leader looks at the members.
+	stewardTick = time.Second
+	// healthyWithin is how long ago a healthy member answered at most.
+	healthyWithin = 3 * time.Second
+	// replaceAfter is how long a voter has to be gone before another server
+	// gets its vote.
+	replaceAfter = time.Minute
+	// caughtUpWithin is how many entries a server may lack and still be
+	// promoted. They reach it while it is.
+	caughtUpWithin = 64
+	// fullFor is how long a leader refuses writes for want of room before it
+	// hands over to a server that may have some.
+	fullFor = 3 * time.Second
+)
+
+// standing is what the leader knows of a member when it decides about votes.
+type standing struct {
+	id       raft.ServerID
+	address  raft.ServerAddress
+	voter    bool
+	self     bool // the leader
+	healthy  bool
+	gone     bool // unhealthy for long, or replaced by a member of the same name
+	caughtUp bool
+}
+
+type action int
+
+const (
+	keep action = iota
+	promote
+	demote
+	remove
+)
+
+// plan says what to change next about the votes, one server at a time.
+//
+// The voters rest at an odd number: an even one needs as large a majority as
+// the next odd one, and survives no more. So servers are promoted in pairs, and
+// an even number is only passed through, never entered unless all voters are
+// healthy or one of them is to be replaced. A voter that is gone keeps its vote
+// until there is another server for it: without it the others would be no
+// better off.
+func plan(members []standing, maxVoters int) (action, standing) {
+	// Smaller ids first, for decisions that do not depend on the order.
+	members = slices.SortedFunc(slices.Values(members), func(a, b standing) int { return cmp.Compare(a.id, b.id) })
+	var voters, ready []standing
+	for _, m := range members {
+		switch {
+		case m.voter:
+			voters = append(voters, m)
+		case m.healthy && m.caughtUp && !m.gone:
+			ready = append(ready, m)
+		}
+	}
+	i := slices.IndexFunc(voters, func(m standing) bool { return m.gone && !m.self })
+	unhealthy := 0
+	for _, m := range voters {
+		if !m.healthy {
+			unhealthy++
+		}
+	}
+	switch {
+	case len(voters)%2 == 0 && i >= 0:
+		return dismiss(members, voters[i])
+	case len(voters)%2 == 0 && len(ready) > 0 && len(voters) < maxVoters && unhealthy == 0:
+		return promote, ready[0]
+	case len(voters)%2 == 0:
+		return shrink(voters)
+	case i >= 0 && len(ready) > 0 && unhealthy <= (len(voters)-1)/2:
+		return promote, ready[0] // in place of voters[i]
+	case unhealthy == 0 && len(ready) >= 2 && len(voters)+2 <= maxVoters:
+		return promote, ready[0]
+	case unhealthy == 0 && len(voters) > maxVoters:
+		return shrink(voters)
+	}
+	for _, m := range members { // a directory that was lost does not come back
+		if !m.voter && m.gone && superseded(members, m) {
+			return remove, m
+		}
+	}
+	return keep, standing{}
+}
+
+// dismiss takes the vote of a member that is gone, and the member out of the
+// cluster if its server came back as another one.
+func dismiss(members []standing, m standing) (action, standing) {
+	if superseded(members, m) {
+		return remove, m
+	}
+	return demote, m
+}
+
+func superseded(members []standing, m standing) bool {
+	return slices.ContainsFunc(members, func(o standing) bool {
+		return o.id != m.id && disk.NodeOf(string(o.id)) == disk.NodeOf(string(m.id)) && o.healthy
+	})
+}
+
+// shrink takes one vote from an even number: the unhealthy first, the leader's
+// never.
+func shrink(voters []standing) (action, standing) {
+	var victim standing
+	for _, m := range voters {
+		if m.self {
+			continue
+		}
+		if victim.id == "" || victim.healthy || !m.healthy {
+			victim = m
+		}
+	}
+	if victim.id == "" {
+		return keep, victim
+	}
+	return demote, victim
+}
+
+// runSteward looks after the votes while this server leads.
+func (s *Store) runSteward(ctx context.Context) {
+	ticker := time.NewTicker(stewardTick)
+	defer ticker.Stop()
+	began := time.Now()
+	var full time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		s.savePeers()
+		if s.admit() != rpctypes.ErrGRPCNoSpace {
+			full = time.Time{}
+		} else if full.IsZero() {
+			full = time.Now()
+		} else if time.Since(full) > fullFor && s.othersVote() {
+			s.log.Warn("this server's disk is full: handing the store's leadership over")
+			if err := s.TransferLeadership(ctx); err != nil && ctx.Err() == nil {
+				s.log.Warn("could not hand the store's leadership over", "err", err)
+			}
+			full = time.Now() // not again at once
+		}
+		members := s.standings(ctx, began)
+		what, m := plan(members, s.opts.MaxVoters)
+		if err := s.carryOut(what, m); err != nil && ctx.Err() == nil {
+			s.log.Warn("could not change the store's voters; will try again", "member", m.id, "err", err)
+		}
+	}
+}
+
+func (s *Store) othersVote() bool {
+	return slices.ContainsFunc(s.Members(), func(m Member) bool { return m.Voter && !m.Self })
+}
+
+func (s *Store) carryOut(what action, m standing) error {
+	var future raft.IndexFuture
+	switch what {
+	case keep:
+		return nil
+	case promote:
+		s.log.Info("a server of the store's cluster gets a vote", "member", m.id)
+		future = s.raft.AddVoter(m.id, m.address, 0, 0)
+	case demote:
+		s.log.Info("a server of the store's cluster loses its vote", "member", m.id)
+		future = s.raft.DemoteVoter(m.id, 0, 0)
+	case remove:
+		s.log.Info("a server of the store's cluster lost its directory and is forgotten", "member", m.id)
+		future = s.raft.RemoveServer(m.id, 0, 0)
+	}
+	if err := future.Error(); err != nil {
+		return fmt.Errorf("raftstore: change of members: %w", err)
+	}
+	return nil
+}
+
+// standings looks at every member. began is when this server began to lead:
+// before that it had no reason to hear from anyone.
+func (s *Store) standings(ctx context.Context, began time.Time) []standing {
+	servers := s.raft.GetConfiguration().Configuration().Servers
+	out := make([]standing, len(servers))
+	for i, server := range servers {
+		m := standing{id: server.ID, address: server.Address, voter: server.Suffrage == raft.Voter, self: server.ID == s.id}
+		if m.self {
+			m.healthy, m.caughtUp = true, true
+		} else {
+			contact := s.peers.Contact(server.ID)
+			if contact.Before(began) {
+				contact = began
+			}
+			silent := time.Since(contact)
+			m.healthy, m.gone = silent < healthyWithin && !s.peers.Contact(server.ID).IsZero(), silent > replaceAfter
+			m.caughtUp = !m.voter && m.healthy && s.caughtUp(ctx, server)
+		}
+		out[i] = m
+	}
+	for i := range out {
+		// Another directory of the same server is in use, so this one is lost.
+		if !out[i].self && !out[i].healthy && superseded(out, out[i]) {
+			out[i].gone = true
+		}
+	}
+	return out
+}
+
+// caughtUp asks a server how far its log goes.
+func (s *Store) caughtUp(ctx context.Context, server raft.Server) bool {
+	ctx, cancel := context.WithTimeout(ctx, 2*s.opts.ElectionTimeout)
+	defer cancel()
+	info, err := callAt[infoAnswer](ctx, s, string(server.Address), callInfo, nothing{})
+	return err == nil && info.ID == string(server.ID) && info.Applied+caughtUpWithin >= s.raft.CommitIndex()
+}
+
+// savePeers notes the other members' addresses, should this directory turn out
+// to be damaged at some start.
+func (s *Store) savePeers() {
+	var peers []disk.Peer
+	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
+		if server.ID != s.id {
+			peers = append(peers, disk.Peer{ID: string(server.ID), Address: string(server.Address)})
+		}
+	}
+	if err := s.dir.SavePeers(peers); err != nil {
+		s.log.Debug("could not note the other servers' addresses", "err", err)
+	}
+}

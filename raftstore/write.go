@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+)
+
+// retryPause is how long to wait before asking the same leader again.
+const retryPause = 10 * time.Millisecond
+
+// errNotLeader is what a server answers that is asked for something only the
+// leader does.
+var errNotLeader = status.Error(codes.Unavailable, "raftstore: this server does not lead")
+
+// write runs a checked command through the log, wherever the leader is.
+func (s *Store) write(ctx context.Context, req mvcc.Request) (any, error) {
+	if s.ctx.Err() != nil {
+		return nil, ErrClosed
+	}
+	if err := s.withinQuota(req); err != nil {
+		return nil, err
+	}
+	c := mvcc.Command{Request: req}
+	if term := termOf(ctx); term != 0 {
+		return s.writeInTerm(ctx, c, term)
+	}
+	if s.peers == nil {
+		return s.writeAlone(ctx, c)
+	}
+	return s.writeOnce(ctx, c)
+}
+
+// withinQuota refuses what would add to a store that is over its quota.
+func (s *Store) withinQuota(req mvcc.Request) error {
+	if s.overQuota() && mvcc.Grows(req) {
+		return rpctypes.ErrGRPCNoSpace
+	}
+	return nil
+}
+
+func (s *Store) overQuota() bool { return s.fsm.view().Stats().TotalBytes > s.opts.QuotaBytes }
+
+// writeAlone is for the only server of a cluster: there is nobody to turn to.
+func (s *Store) writeAlone(ctx context.Context, c mvcc.Command) (any, error) {
+	if err := s.waitLeader(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.admit(); err != nil {
+		return nil, err
+	}
+	res, err := s.proposer.propose(ctx, nil, c)
+	return outcome(ctx, res, err)
+}
+
+// writeInTerm runs a command only in this server's own leadership of a term.
+func (s *Store) writeInTerm(ctx context.Context, c mvcc.Command, term uint64) (any, error) {
+	lead, changed := s.lead.get()
+	if !lead.Leader || lead.Term != term {
+		return nil, mvcc.ErrFenced
+	}
+	if err := s.admit(); err != nil {
+		return nil, err
+	}
+	c.Fence = term
+	res, err := s.proposer.propose(ctx, changed, c)
+	if errors.Is(err, errUntried) && ctx.Err() == nil {
+		return nil, mvcc.ErrFenced
+	}
+	return outcome(ctx, res, err)
+}
+
+func outcome(ctx context.Context, res mvcc.Result, err error) (any, error) {
+	if errors.Is(err, errUntried) && ctx.Err() != nil {
+		err = contextError(ctx)
+	}
+	if err != nil {
+		return nil, proposeError(err)
+	}
+	return res.Response, res.Err
+}
+
+// writeOnce runs a command exactly once, however often it has to be sent. If
+// it gives up, the outcome is open.
+func (s *Store) writeOnce(ctx context.Context, c mvcc.Command) (any, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.opts.RequestTimeout)
+	defer cancel()
+	for {
+		done, ok := s.session.number(&c)
+		if !ok {
+			if err := s.openSession(ctx); err != nil {
+				return nil, proposeError(err)
+			}
+			continue
+		}
+		res, attempts, err := s.deliver(ctx, c)
+		done()
+		if err == nil && errors.Is(res.Err, mvcc.ErrSession) {
+			s.session.lost(c.Session)
+			if attempts == 1 {
+				continue // refused, hence not done
+			}
+			return nil, rpctypes.ErrGRPCTimeoutDueToLeaderFail // an earlier attempt may have been done
+		}
+		return outcome(ctx, res, err)
+	}
+}
+
+// openSession opens this server's session, unless another caller did just now.
+func (s *Store) openSession(ctx context.Context) error {
+	select {
+	case s.opening <- struct{}{}:
+	case <-ctx.Done():
+		return contextError(ctx)
+	}
+	defer func() { <-s.opening }()
+	if s.session.isOpen() {
+		return nil
+	}
+	res, _, err := s.deliver(ctx, mvcc.Command{Request: wrapperspb.String(s.name)})
+	if err = errors.Join(err, res.Err); err != nil {
+		return err
+	}
+	s.session.open(res.Response.(*wrapperspb.UInt64Value).Value)
+	return nil
+}
+
+// deliver brings a command to the leader, to one after the other if need be,
+// until one answers. It says how many may have got it.
+func (s *Store) deliver(ctx context.Context, c mvcc.Command) (res mvcc.Result, attempts int, err error) {
+	for {
+		lead, moved, err := s.awaitLeader(ctx)
+		if err != nil {
+			return res, attempts, err
+		}
+		if lead.Self {
+			if err = s.admit(); err == nil {
+				res, err = s.proposer.propose(ctx, moved, c)
+			}
+		} else {
+			res, err = s.forwarder.propose(ctx, moved, c)
+		}
+		if !errors.Is(err, errUntried) {
+			attempts++
+		}
+		if err == nil || !s.worthRetry(ctx, err) {
+			return res, attempts, err
+		}
+		s.pause(ctx, moved)
+	}
+}
+
+// worthRetry says whether an error is the leader's change, or its end.
+func (s *Store) worthRetry(ctx context.Context, err error) bool {
+	if ctx.Err() != nil || s.ctx.Err() != nil {
+		return false
+	}
+	switch {
+	case errors.Is(err, errUntried), errors.Is(err, errMoved), errors.Is(err, raft.ErrNotLeader),
+		errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrLeadershipTransferInProgress),
+		errors.Is(err, raft.ErrEnqueueTimeout):
+		return true
+	}
+	code := status.Code(err)
+	return code == codes.Unavailable || code == codes.Canceled
+}
+
+// pause waits a moment, or for another leader.
+func (s *Store) pause(ctx context.Context, moved <-chan struct{}) {
+	timer := time.NewTimer(retryPause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-moved:
+	case <-ctx.Done():
+	}
+}
+
+// enter hands an entry to raft.
+func (s *Store) enter(entry []byte) func() ([]mvcc.Result, error) {
+	future := s.raft.Apply(entry, 0)
+	return func() ([]mvcc.Result, error) {
+		if err := future.Error(); err != nil {
+			return nil, err
+		}
+		return future.Response().([]mvcc.Result), nil
+	}
+}
+
+// forward hands a batch to the leader, and waits until this server has applied
+// what came of it: who wrote through a server finds it there.
+func (s *Store) forward(entry []byte) func() ([]mvcc.Result, error) {
+	lead, moved := s.leader.get()
+	return func() ([]mvcc.Result, error) {
+		if lead.Self || !lead.known() {
+			return nil, errNotLeader
+		}
+		s.forwarded.Add(1)
+		ctx, cancel := context.WithTimeout(s.ctx, s.opts.RequestTimeout)
+		defer cancel()
+		defer cancelWhen(moved, cancel)()
+		answer, err := s.peers.Call(ctx, string(lead.Address), callWrite, entry)
+		if err != nil {
+			return nil, err
+		}
+		if len(answer) < 8 {
+			return nil, status.Error(codes.Internal, "raftstore: the leader's answer is too short")
+		}
+		results, err := mvcc.DecodeResults(answer[8:])
+		if err != nil {
+			return nil, status.Error(codes.Internal, err.Error())
+		}
+		_, _ = s.fsm.wait(ctx, binary.LittleEndian.Uint64(answer)) // it is done; who cannot wait is told so all the same
+		return results, nil
+	}
+}
+
+// cancelWhen calls cancel when c is closed, until the returned function is
+// called.
+func cancelWhen(c <-chan struct{}, cancel func()) (stop func()) {
+	over := make(chan struct{})
+	go func() {
+		select {
+		case <-c:
+			cancel()
+		case <-over:
+		}
+	}()
+	return func() { close(over) }
+}
+
+// serveWrite is the leader's part of forward.
+func (s *Store) serveWrite(ctx context.Context, entry []byte) ([]byte, error) {
+	count, err := mvcc.CommandsOf(entry)
+	if err != nil || count == 0 {
+		return nil, status.Errorf(codes.InvalidArgument, "raftstore: forwarded writes: %v", err)
+	}
+	lead, moved := s.leader.get()
+	if !lead.Self {
+		return nil, errNotLeader
+	}
+	if err := s.admit(); err != nil {
+		return nil, err
+	}
+	results, err := s.proposer.proposeAll(ctx, moved, mvcc.Encoded(entry), count)
+	if err != nil {
+		if s.ctx.Err() == nil && s.worthRetry(ctx, err) {
+			err = errNotLeader
+		}
+		return nil, proposeError(err)
+	}
+	answer := binary.LittleEndian.AppendUint64(nil, s.fsm.view().Applied())
+	encoded, err := mvcc.EncodeResults(results)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return append(answer, encoded...), nil
+}
