@@ -148,8 +148,12 @@ func newRequest(kind byte) Request {
 
 // DecodeEntry returns an entry's commands. They do not alias the entry.
 func DecodeEntry(entry []byte) ([]Command, error) {
-	var commands []Command
-	err := eachCommand(entry, func(c Command, kind byte, body []byte) error {
+	count, err := CommandsOf(entry)
+	if err != nil {
+		return nil, err
+	}
+	commands := make([]Command, 0, count)
+	err = eachCommand(entry, func(c Command, kind byte, body []byte) error {
 		c.Request = newRequest(kind)
 		commands = append(commands, c)
 		return proto.Unmarshal(body, c.Request)

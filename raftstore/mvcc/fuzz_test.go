@@ -5,59 +5,135 @@ package mvcc
 import (
 	"bytes"
 	"errors"
+	"os"
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+	"pgregory.net/rapid"
 )
 
 func FuzzDecodeEntry(f *testing.F) {
 	entry := NewEntry(nil)
-	for _, r := range sampleCommands() {
+	for _, c := range sampleCommands() {
 		var err error
-		if entry, err = AppendCommand(entry, Command{Request: r}); err != nil {
+		if entry, err = AppendCommand(entry, c); err != nil {
 			f.Fatal(err)
 		}
 		f.Add(bytes.Clone(entry))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		reqs, err := DecodeEntry(data)
+		count, countErr := CommandsOf(data)
+		commands, err := DecodeEntry(data)
 		if err != nil {
 			if !errors.Is(err, ErrFormat) {
 				t.Fatalf("an error of another kind: %v", err)
 			}
 			return
 		}
+		if countErr != nil || count != len(commands) {
+			t.Fatalf("%d commands were counted as %d: %v", len(commands), count, countErr)
+		}
 		// What decodes can be applied and encodes again.
-		s, entry := New(), NewEntry(nil)
-		s.ApplyEntry(1, 1, reqs)
-		for _, r := range reqs {
-			if entry, err = AppendCommand(entry, r); err != nil {
+		s := sampleState()
+		results := s.ApplyEntry(s.applied+1, 1, commands)
+		entry := NewEntry(nil)
+		for _, c := range commands {
+			before := len(entry)
+			if entry, err = AppendCommand(entry, c); err != nil {
 				t.Fatal(err)
 			}
+			if len(entry)-before > CommandSize(c) {
+				t.Fatalf("%d bytes were to be %d", len(entry)-before, CommandSize(c))
+			}
 		}
-		if again, err := DecodeEntry(entry); err != nil || len(again) != len(reqs) {
-			t.Fatalf("%d commands became %d: %v", len(reqs), len(again), err)
+		again, err := DecodeEntry(entry)
+		if err != nil || len(again) != len(commands) {
+			t.Fatalf("%d commands became %d: %v", len(commands), len(again), err)
 		}
+		for i, c := range again {
+			if !proto.Equal(c.Request, commands[i].Request) {
+				t.Fatalf("%v became %v", commands[i].Request, c.Request)
+			}
+			if c.Request = commands[i].Request; c != commands[i] {
+				t.Fatalf("%+v became %+v", commands[i], c)
+			}
+		}
+		resend(t, results)
+		restored(t, s)
 	})
 }
 
-func sampleCommands() []Request {
+// resend checks that results come to another server as they are.
+func resend(t *testing.T, results []Result) []byte {
+	t.Helper()
+	b, err := EncodeResults(results)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := DecodeResults(b)
+	if err != nil || len(again) != len(results) {
+		t.Fatalf("%d results became %d: %v", len(results), len(again), err)
+	}
+	for i, r := range again {
+		switch want := results[i]; {
+		case want.Err != nil:
+			if r.Response != nil || !errors.Is(r.Err, want.Err) {
+				t.Fatalf("%v became %+v", want.Err, r)
+			}
+		case r.Err != nil || !proto.Equal(r.Response.(proto.Message), want.Response.(proto.Message)):
+			t.Fatalf("%v became %+v", want.Response, r)
+		}
+	}
+	return b
+}
+
+func FuzzDecodeResults(f *testing.F) {
+	s := sampleState()
+	b, err := EncodeResults(s.ApplyEntry(9, 1, sampleCommands()))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		results, err := DecodeResults(data)
+		if err != nil {
+			if !errors.Is(err, ErrFormat) {
+				t.Fatalf("an error of another kind: %v", err)
+			}
+			return
+		}
+		resend(t, results)
+	})
+}
+
+const sampleSession = 3 << positionBits // of sampleState
+
+func sampleCommands() []Command {
 	put := &pb.PutRequest{Key: []byte("/a"), Value: []byte("1"), PrevKv: true}
-	return []Request{
-		put,
-		&pb.DeleteRangeRequest{Key: []byte("/"), RangeEnd: []byte("0")},
-		&pb.TxnRequest{
-			Compare: []*pb.Compare{{Key: []byte("/a"), Target: pb.Compare_MOD, TargetUnion: &pb.Compare_ModRevision{ModRevision: 2}}},
-			Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: put}}},
-			Failure: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("/a")}}}},
-		},
-		&pb.LeaseGrantRequest{ID: 7, TTL: 10},
-		&pb.LeaseRevokeRequest{ID: 7},
-		&pb.CompactionRequest{Revision: 2},
+	txn := &pb.TxnRequest{
+		Compare: []*pb.Compare{{Key: []byte("/a"), Target: pb.Compare_MOD, TargetUnion: &pb.Compare_ModRevision{ModRevision: 2}}},
+		Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: put}}},
+		Failure: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("/a")}}}},
+	}
+	return []Command{
+		{Request: put},
+		{Request: &pb.DeleteRangeRequest{Key: []byte("/"), RangeEnd: []byte("0"), PrevKv: true}},
+		{Request: txn},
+		{Request: &pb.LeaseGrantRequest{ID: 7, TTL: 10}},
+		{Request: &pb.LeaseRevokeRequest{ID: 7}},
+		{Request: &pb.CompactionRequest{Revision: 2}},
+		{Request: wrapperspb.String("one")},
+		{Request: put, Fence: 1},
+		{Request: txn, Session: sampleSession, Seq: 9, Floor: 3},
+		{Request: txn, Session: sampleSession, Seq: 9, Floor: 3, Fence: 1},
+		{Request: put, Session: sampleSession, Seq: 2},
 	}
 }
 
-// sampleState has keys, deletions, history, a lease and a compaction.
+// sampleState has keys, deletions, history, a lease, a compaction, and
+// sessions with answers of all kinds.
 func sampleState() *State {
 	s := New()
 	s.Apply(&pb.LeaseGrantRequest{ID: 1, TTL: 5})
@@ -67,16 +143,24 @@ func sampleState() *State {
 	s.Apply(&pb.DeleteRangeRequest{Key: []byte("/b")})
 	s.Apply(&pb.CompactionRequest{Revision: 4})
 	s.Apply(&pb.PutRequest{Key: []byte("/d"), Value: bytes.Repeat([]byte("d"), 200)})
+	s.ApplyEntry(3, 1, []Command{{Request: wrapperspb.String("one")}, {Request: wrapperspb.String("two")}})
+	for i, r := range []Request{
+		&pb.PutRequest{Key: []byte("/a")}, &pb.PutRequest{Key: []byte("/a"), PrevKv: true}, &pb.PutRequest{Key: []byte("/a"), Lease: 99},
+		&pb.DeleteRangeRequest{Key: []byte("/c"), PrevKv: true}, &pb.TxnRequest{}, &pb.CompactionRequest{Revision: 5},
+		&pb.LeaseGrantRequest{ID: 2, TTL: 9}, &pb.LeaseRevokeRequest{ID: 2}, wrapperspb.String("three"),
+	} {
+		s.ApplyEntry(4, 1, []Command{{Request: r, Session: sampleSession, Seq: uint64(i), Floor: 1}})
+	}
 	return s
 }
 
-func snapshotOf(tb testing.TB, s *State) []byte {
+func snapshotOf(tb rapid.TB, s *State) []byte {
 	tb.Helper()
 	snapshot := s.Freeze().Snapshot()
 	defer snapshot.Release()
 	var b bytes.Buffer
-	if _, err := snapshot.WriteTo(&b); err != nil {
-		tb.Fatal(err)
+	if n, err := snapshot.WriteTo(&b); err != nil || n != int64(b.Len()) {
+		tb.Fatalf("wrote %d of %d bytes: %v", n, b.Len(), err)
 	}
 	return b.Bytes()
 }
@@ -104,12 +188,8 @@ func FuzzRestore(f *testing.F) {
 			return
 		}
 		// What was restored works, and can be written again.
-		for _, r := range sampleCommands() {
-			s.Apply(r)
-		}
-		if _, err := Restore(bytes.NewReader(snapshotOf(t, s))); err != nil {
-			t.Fatalf("written again it cannot be read: %v", err)
-		}
+		resend(t, s.ApplyEntry(s.applied+1, 1, sampleCommands()))
+		restored(t, s)
 	})
 }
 
@@ -135,5 +215,24 @@ func TestDamagedSnapshot(t *testing.T) {
 		if _, err := Restore(bytes.NewReader(file[:i])); !errors.Is(err, ErrDamaged) {
 			t.Errorf("cut to %d bytes: %v", i, err)
 		}
+	}
+}
+
+// TestOldSnapshot reads what a version without sessions wrote.
+func TestOldSnapshot(t *testing.T) {
+	file, err := os.ReadFile("testdata/before-sessions.snapshot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Restore(bytes.NewReader(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.rev != 8 || s.compacted.Load() != 4 || s.keys != 3 || s.applied != 0 || len(s.sessions) != 0 {
+		t.Errorf("got revision %d, compacted to %d, %d keys, entry %d and %d sessions",
+			s.rev, s.compacted.Load(), s.keys, s.applied, len(s.sessions))
+	}
+	if !bytes.Equal(snapshotOf(t, s), file) {
+		t.Error("it is written differently")
 	}
 }

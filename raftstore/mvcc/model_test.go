@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 // model is the contract written down as simply as possible: every revision is
@@ -20,10 +21,14 @@ type model struct {
 	events    []*mvccpb.Event               // all there ever were, in order
 	compacted int64
 	leases    map[int64]int64
+	applied   uint64
+	sessions  map[uint64]*modelSession
 }
 
 func newModel() *model {
-	return &model{states: []map[string]*mvccpb.KeyValue{nil, {}}, leases: map[int64]int64{}}
+	return &model{
+		states: []map[string]*mvccpb.KeyValue{nil, {}}, leases: map[int64]int64{}, sessions: map[uint64]*modelSession{},
+	}
 }
 
 func (m *model) rev() int64                       { return int64(len(m.states)) - 1 }
@@ -254,8 +259,9 @@ func (c *change) txn(r *pb.TxnRequest) *pb.TxnResponse {
 	return resp
 }
 
-// apply runs a command and returns the response without headers.
-func (m *model) apply(req Request) (proto.Message, error) {
+// apply runs a request and returns the response without headers. at is the id
+// of a session that it opens.
+func (m *model) apply(req Request, at uint64) (proto.Message, error) {
 	c := m.change()
 	defer c.commit()
 	switch r := req.(type) {
@@ -297,6 +303,8 @@ func (m *model) apply(req Request) (proto.Message, error) {
 			}
 		}
 		return &pb.LeaseRevokeResponse{}, nil
+	case *wrapperspb.StringValue:
+		return m.open(r.Value, at)
 	}
 	panic("unknown command")
 }

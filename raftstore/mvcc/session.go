@@ -47,14 +47,16 @@ const positionBits = 12
 // A session remembers what a server's commands gave, so that a command which
 // reaches the log twice is run once.
 //
-// Views alias answers: as with the history, it is appended to and replaced,
-// never changed in place.
+// Views alias the front of answers: as with the history, that is replaced and
+// never changed in place. Numbers arrive a little out of order, as goroutines
+// do, so the order is made behind it.
 type session struct {
 	id      uint64
 	name    string // of the server
 	floor   uint64 // every command below it has its answer
 	bytes   int64  // of answers
 	answers []remembered
+	aliased int // answers that views may have
 }
 
 // remembered is the answer to a command. Its body has no header, which the
@@ -102,6 +104,17 @@ func (s *State) applyCommand(c *Command, at, term uint64) Result {
 		s.frozenSessions = nil
 	}
 	return res
+}
+
+// freezeSessions returns the sessions for a view.
+func (s *State) freezeSessions() []session {
+	if s.frozenSessions == nil {
+		for i := range s.sessions {
+			s.sessions[i].aliased = len(s.sessions[i].answers)
+		}
+		s.frozenSessions = slices.Clone(s.sessions)
+	}
+	return s.frozenSessions
 }
 
 // session finds an open session, or nil. The pointer is good until the next
@@ -154,10 +167,11 @@ func (ses *session) answer(seq uint64) (remembered, bool) {
 
 func (ses *session) remember(seq uint64, res Result) {
 	a := remember(seq, res)
-	if i, _ := ses.find(seq); i == len(ses.answers) {
-		ses.answers = append(ses.answers, a)
-	} else { // a fresh slice: views keep the old one
+	if i, _ := ses.find(seq); i >= ses.aliased {
+		ses.answers = slices.Insert(ses.answers, i, a)
+	} else {
 		ses.answers = slices.Concat(ses.answers[:i], []remembered{a}, ses.answers[i:])
+		ses.aliased = 0
 	}
 	ses.bytes += a.size()
 	n, bytes := 0, ses.bytes
@@ -179,7 +193,8 @@ func (ses *session) raise(floor uint64) {
 	for ; n < len(ses.answers) && ses.answers[n].seq < floor; n++ {
 		ses.bytes -= ses.answers[n].size()
 	}
-	if ses.answers = ses.answers[n:]; len(ses.answers) == 0 {
+	ses.answers, ses.aliased = ses.answers[n:], max(ses.aliased-n, 0)
+	if len(ses.answers) == 0 {
 		ses.answers = nil
 	}
 }

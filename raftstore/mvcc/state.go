@@ -4,7 +4,6 @@ package mvcc
 
 import (
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -243,12 +242,9 @@ func (s *State) Freeze() *View {
 	if s.leaseList == nil {
 		s.leaseList = s.leases.list()
 	}
-	if s.frozenSessions == nil {
-		s.frozenSessions = slices.Clone(s.sessions)
-	}
 	return &View{
 		tree: s.tree.Copy(), history: s.history, rev: s.rev, shared: s.shared,
-		leases: s.leaseList, sessions: s.frozenSessions, applied: s.applied,
+		leases: s.leaseList, sessions: s.freezeSessions(), applied: s.applied,
 		stats: Stats{Keys: s.keys, LiveBytes: s.live, TotalBytes: s.total, Versions: int64(len(s.history))},
 	}
 }

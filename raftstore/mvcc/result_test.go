@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mvcc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+func sendError(t *testing.T, err error) error {
+	t.Helper()
+	b, encodeErr := EncodeResults([]Result{{Err: err}})
+	if encodeErr != nil {
+		t.Fatal(encodeErr)
+	}
+	results, decodeErr := DecodeResults(b)
+	if decodeErr != nil || len(results) != 1 || results[0].Response != nil {
+		t.Fatalf("%v came as %v: %v", err, results, decodeErr)
+	}
+	return results[0].Err
+}
+
+func TestErrorsTravel(t *testing.T) {
+	for _, err := range knownErrors() {
+		if got := sendError(t, err); got != err {
+			t.Errorf("%v is not the same value: %v", err, got)
+		}
+	}
+	// A client's form of an error becomes the server's.
+	if got := sendError(t, rpctypes.ErrCompacted); !errors.Is(got, rpctypes.ErrGRPCCompacted) {
+		t.Errorf("got %v", got)
+	}
+	for _, err := range []error{
+		status.Error(codes.Internal, "something \xff"), errors.New("plain"), fmt.Errorf("with: %w", context.Canceled),
+		status.Error(codes.Code(999), "unheard of"), fmt.Errorf("around: %w", rpctypes.ErrGRPCNoSpace),
+	} {
+		got := sendError(t, err)
+		if got == nil || sendError(t, got).Error() != got.Error() {
+			t.Errorf("%v became %v", err, got)
+		}
+	}
+	if got := sendError(t, fmt.Errorf("around: %w", rpctypes.ErrGRPCNoSpace)); status.Code(got) != codes.ResourceExhausted {
+		t.Errorf("a wrapped error lost its code: %v", got)
+	}
+}
+
+func TestBadResults(t *testing.T) {
+	for _, b := range [][]byte{
+		nil, {9}, {resultsFormat, kindPut}, {resultsFormat, kindPut, 5, 1}, {resultsFormat, 99, 0},
+		{resultsFormat, kindError, 0}, {resultsFormat, kindError, 1, 0}, {resultsFormat, kindError, 1, 99}, {resultsFormat, kindPut, 1, 0xff},
+	} {
+		if r, err := DecodeResults(b); !errors.Is(err, ErrFormat) {
+			t.Errorf("% x was read as %v: %v", b, r, err)
+		}
+	}
+	if _, err := EncodeResults([]Result{{Response: &pb.RangeResponse{}}}); err == nil {
+		t.Error("a range's response was encoded")
+	}
+	// A response always has a header to complete.
+	r, err := DecodeResults([]byte{resultsFormat, kindPut, 0})
+	if err != nil || r[0].Response.(*pb.PutResponse).Header == nil {
+		t.Errorf("got %v: %v", r, err)
+	}
+}
+
+func TestBadCommands(t *testing.T) {
+	if _, err := AppendCommand(NewEntry(nil), Command{Request: &pb.PutRequest{}, Session: 1, Seq: 1, Floor: 2}); err == nil {
+		t.Error("a floor above the number was encoded")
+	}
+	if _, err := AppendCommand(NewEntry(nil), Command{Request: &pb.RangeRequest{}}); err == nil {
+		t.Error("a range was encoded")
+	}
+	for _, b := range [][]byte{
+		nil, {9}, {entryFormat, kindPut}, {entryFormat, kindPut, 0}, {entryFormat, kindPut, 0, 1}, {entryFormat, 0, 0, 0}, {entryFormat, 99, 0, 0},
+		{entryFormat, kindPut, 4, 0}, {entryFormat, kindPut, 0x80, 0},
+		{entryFormat, kindPut, flagID, 0, 1, 1, 0}, // session 0
+		{entryFormat, kindPut, flagID, 1, 1, 2, 0}, // floor below 0
+		{entryFormat, kindPut, flagID, 1, 1},
+		{entryFormat, kindPut, flagFence, 0, 0}, // term 0
+		{entryFormat, kindPut, flagFence | flagID, 1, 1, 0, 5},
+	} {
+		if c, err := DecodeEntry(b); !errors.Is(err, ErrFormat) {
+			t.Errorf("% x was read as %v: %v", b, c, err)
+		}
+		if n, err := CommandsOf(b); !errors.Is(err, ErrFormat) {
+			t.Errorf("% x was counted as %d: %v", b, n, err)
+		}
+	}
+}

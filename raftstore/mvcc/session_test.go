@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mvcc
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// put is a put of a session.
+func put(session, seq, floor uint64, value string) Command {
+	return Command{
+		Request: &pb.PutRequest{Key: []byte("k"), Value: []byte(value), PrevKv: true},
+		Session: session, Seq: seq, Floor: floor,
+	}
+}
+
+// open opens a session and fails the test if it cannot.
+func open(tb testing.TB, s *State, index uint64, name string) uint64 {
+	tb.Helper()
+	r := s.ApplyEntry(index, 1, []Command{{Request: wrapperspb.String(name)}})[0]
+	if r.Err != nil {
+		tb.Fatal(r.Err)
+	}
+	return r.Response.(*wrapperspb.UInt64Value).Value
+}
+
+func TestSessionIDs(t *testing.T) {
+	s := New()
+	opens := make([]Command, 3)
+	for i := range opens {
+		opens[i].Request = wrapperspb.String(fmt.Sprint("server ", i))
+	}
+	for i, r := range s.ApplyEntry(7, 1, opens) {
+		if id := r.Response.(*wrapperspb.UInt64Value).Value; id != 7<<12|uint64(i) {
+			t.Errorf("session %d has id %d", i, id)
+		}
+	}
+	// More than an entry has positions: still no id twice, nor in the next entry.
+	opens = make([]Command, 1<<positionBits+10)
+	for i := range opens {
+		opens[i].Request = wrapperspb.String("server")
+	}
+	s.ApplyEntry(8, 1, opens)
+	if id, last := open(t, s, 9, "next"), s.sessions[len(s.sessions)-2].id; id <= last {
+		t.Errorf("id %d after %d", id, last)
+	}
+	if len(s.sessions) != 5 {
+		t.Errorf("%d sessions", len(s.sessions))
+	}
+	if r := s.Apply(wrapperspb.String(string(make([]byte, maxSessionName+1)))); r.Err != errSessionName {
+		t.Errorf("a name that is too long: %v", r)
+	}
+}
+
+func TestSessionsAreBounded(t *testing.T) {
+	s := New()
+	first := open(t, s, 1, "first")
+	second := open(t, s, 2, "second")
+	for i := range uint64(maxSessions - 1) {
+		open(t, s, 3+i, fmt.Sprint("more ", i))
+	}
+	got := s.ApplyEntry(5000, 1, []Command{put(first, 1, 1, "a"), put(second, 1, 1, "b")})
+	if got[0].Err != ErrSession || got[1].Err != nil || len(s.sessions) != maxSessions {
+		t.Errorf("got %+v, %d sessions", got, len(s.sessions))
+	}
+	restored(t, s)
+}
+
+// TestAnswersAreBounded has a session whose floor does not rise.
+func TestAnswersAreBounded(t *testing.T) {
+	s := New()
+	id := open(t, s, 1, "server")
+	last := uint64(maxRemembered + 100)
+	for seq := range last {
+		s.ApplyEntry(2+seq, 1, []Command{put(id, seq, 0, "v")})
+	}
+	ses := s.session(id)
+	if len(ses.answers) != maxRemembered || ses.floor != 100 {
+		t.Errorf("%d answers from %d on", len(ses.answers), ses.floor)
+	}
+	got := s.ApplyEntry(1<<20, 1, []Command{put(id, 99, 0, "w"), put(id, 100, 0, "w"), put(id, last-1, 0, "w")})
+	if got[0].Err != ErrStale || got[1].Err != nil || got[2].Err != nil || s.rev != int64(last)+1 {
+		t.Errorf("got %+v at revision %d", got, s.rev)
+	}
+	restored(t, s)
+}
+
+// TestAnswerBytesAreBounded has answers that carry values.
+func TestAnswerBytesAreBounded(t *testing.T) {
+	s := New()
+	id := open(t, s, 1, "server")
+	value := string(make([]byte, 1<<20))
+	for seq := range uint64(100) {
+		s.ApplyEntry(2+seq, 1, []Command{put(id, seq, 0, value)})
+	}
+	ses := s.session(id)
+	var sum int64
+	for i := range ses.answers {
+		sum += ses.answers[i].size()
+	}
+	if sum != ses.bytes || sum > maxSessionBytes || len(ses.answers) < 60 {
+		t.Errorf("%d answers of %d bytes, counted as %d", len(ses.answers), sum, ses.bytes)
+	}
+	s = restored(t, s)
+	// Nothing is forgotten that the floor does not say is forgotten.
+	if got := s.ApplyEntry(999, 1, []Command{put(id, s.session(id).floor, 0, "")}); got[0].Err != nil || s.rev != 101 {
+		t.Errorf("got %+v at revision %d", got, s.rev)
+	}
+}
+
+func TestLargeAnswerIsForgotten(t *testing.T) {
+	s := New()
+	id := open(t, s, 1, "server")
+	for i := range 3 {
+		s.Apply(&pb.PutRequest{Key: fmt.Append(nil, i), Value: make([]byte, maxAnswer/2)})
+	}
+	c := Command{Request: &pb.DeleteRangeRequest{Key: []byte("0"), RangeEnd: []byte{0}, PrevKv: true}, Session: id, Seq: 1}
+	first := s.ApplyEntry(2, 1, []Command{c})[0]
+	if d, ok := first.Response.(*pb.DeleteRangeResponse); !ok || len(d.PrevKvs) != 3 {
+		t.Fatalf("got %+v", first)
+	}
+	rev := s.rev
+	for _, s := range []*State{s, restored(t, s)} {
+		if again := s.ApplyEntry(3, 1, []Command{c})[0]; again.Err != ErrForgotten || s.rev != rev {
+			t.Errorf("again: %+v at revision %d, want %d", again, s.rev, rev)
+		}
+	}
+}
+
+// TestRepeatIsNobodysProperty changes what callers may change.
+func TestRepeatIsNobodysProperty(t *testing.T) {
+	s := New()
+	id := open(t, s, 1, "server")
+	for i := range 4 {
+		r := s.ApplyEntry(uint64(i+2), 1, []Command{put(id, 1, 0, "v")})[0].Response.(*pb.PutResponse)
+		if r.PrevKv != nil || r.Header.Revision != 2 || r.Header.MemberId != 0 {
+			t.Fatalf("attempt %d got %v", i, r)
+		}
+		r.Header.Revision, r.Header.MemberId, r.PrevKv = 99, 99, &mvccpb.KeyValue{}
+	}
+}
+
+// TestViewsKeepSessions writes snapshots of old views after answers arrived
+// late, in between, and were forgotten.
+func TestViewsKeepSessions(t *testing.T) {
+	seed := rand.Uint64()
+	random := rand.New(rand.NewPCG(seed, 0))
+	s := New()
+	id := open(t, s, 1, "server")
+	type frozen struct {
+		view *View
+		file []byte
+	}
+	var all []frozen
+	var base uint64
+	for i := range uint64(500) {
+		var commands []Command
+		for range 1 + random.IntN(4) {
+			commands = append(commands, put(id, base+random.Uint64N(20), base, "v"))
+		}
+		if random.IntN(4) == 0 {
+			base += random.Uint64N(6)
+		}
+		s.ApplyEntry(2+i, 1, commands)
+		v := s.Freeze()
+		all = append(all, frozen{v, viewBytes(t, v)})
+	}
+	for i, f := range all {
+		if !bytes.Equal(viewBytes(t, f.view), f.file) {
+			t.Fatalf("seed %d: view %d changed", seed, i)
+		}
+	}
+}
+
+// viewBytes is what a view's snapshot says about sessions.
+func viewBytes(t *testing.T, v *View) []byte {
+	t.Helper()
+	snapshot := (&View{tree: newTree(), rev: v.rev, shared: v.shared, sessions: v.sessions, applied: v.applied}).Snapshot()
+	defer snapshot.Release()
+	var b bytes.Buffer
+	if _, err := snapshot.WriteTo(&b); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// restored writes a state and reads it back, and compares the bytes of both.
+func restored(tb testing.TB, s *State) *State {
+	tb.Helper()
+	file := snapshotOf(tb, s)
+	again, err := Restore(bytes.NewReader(file))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if !bytes.Equal(snapshotOf(tb, again), file) {
+		tb.Fatal("it is written differently after it was read")
+	}
+	return again
+}
+
+func TestGrows(t *testing.T) {
+	put := &pb.PutRequest{Key: []byte("k")}
+	txn := func(ops ...*pb.RequestOp) *pb.TxnRequest { return &pb.TxnRequest{Failure: ops} }
+	putOp := &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: put}}
+	deleteOp := &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte("k")}}}
+	nest := func(r *pb.TxnRequest) *pb.RequestOp {
+		return &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: r}}
+	}
+	for _, r := range []Request{put, txn(putOp), &pb.TxnRequest{Success: []*pb.RequestOp{putOp}}, txn(deleteOp, nest(txn(putOp))), &pb.LeaseGrantRequest{}} {
+		if !Grows(r) {
+			t.Errorf("%v does not grow", r)
+		}
+	}
+	for _, r := range []Request{
+		txn(), txn(deleteOp), txn(nest(txn(deleteOp))), &pb.DeleteRangeRequest{}, &pb.CompactionRequest{},
+		&pb.LeaseRevokeRequest{}, &pb.RangeRequest{}, wrapperspb.String("server"),
+	} {
+		if Grows(r) {
+			t.Errorf("%v grows", r)
+		}
+	}
+}
