@@ -244,10 +244,6 @@ func checkUnused(dir string) error {
 	if snapshots, err := filepath.Glob(filepath.Join(dir, snapshotsDir, "*"+snapshotSuffix)); err != nil || len(snapshots) > 0 {
 		return errors.Join(used, err)
 	}
-	// The other servers are noted only in a directory that is complete.
-	if there, err := exists(filepath.Join(dir, peersFile)); err != nil || there {
-		return errors.Join(used, err)
-	}
 	numbers, err := segmentNumbers(filepath.Join(dir, logDir))
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(numbers) == 0 {
 		return nil

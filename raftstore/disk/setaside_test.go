@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -62,5 +63,41 @@ func TestSetAsideMount(t *testing.T) {
 	}()
 	if _, err := SetAside(path); err == nil || !strings.Contains(err.Error(), "mounted") {
 		t.Error(err)
+	}
+}
+
+// TestStartOver leaves a directory that opens as a new one and knows the
+// others, also if it was interrupted between the two renames.
+func TestStartOver(t *testing.T) {
+	peers := []Peer{{"a", "10.0.0.1:6443"}}
+	for _, interrupted := range []bool{false, true} {
+		path := filled(t)
+		moved, err := StartOver(path, peers)
+		if err != nil || moved != path+".damaged-1" {
+			t.Fatal(moved, err)
+		}
+		if interrupted {
+			if err := os.Rename(path, path+freshSuffix); err != nil {
+				t.Fatal(err)
+			}
+		}
+		o := options(path)
+		o.Identity.Member = ""
+		d, err := Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last, err := d.Log.LastIndex(); err != nil || last != 0 || d.Identity.Member == testIdentity.Member {
+			t.Errorf("last entry %d, %v, identity %v", last, err, d.Identity)
+		}
+		if got, err := ReadPeers(path); err != nil || !slices.Equal(got, peers) {
+			t.Errorf("peers %v, %v", got, err)
+		}
+		closeDir(t, d)
+		d = mustOpen(t, moved)
+		if last, err := d.Log.LastIndex(); err != nil || last != lastEntry {
+			t.Errorf("the directory that was moved: last entry %d, %v", last, err)
+		}
+		closeDir(t, d)
 	}
 }
