@@ -114,7 +114,7 @@ func objectKey(prefix string, n int64) string { return fmt.Sprintf("%sobject-%08
 func newFiller(c *kubernetes.Client, s Spec, number int) operation {
 	value := newValue(s, number)
 	return func(ctx context.Context, n int64) error {
-		key := objectKey(s.Prefix, n)
+		key := objectKey(s.ReadPrefix, n)
 		_, err := optimisticPut(ctx, c, key, value, 0)
 		for range 3 {
 			if err == nil {
@@ -141,7 +141,7 @@ func newReader(c *kubernetes.Client, s Spec, number int) *reader {
 }
 
 func (r *reader) get(ctx context.Context, _ int64) error {
-	key := objectKey(r.s.Prefix, r.random.Int64N(int64(r.s.Keys)))
+	key := objectKey(r.s.ReadPrefix, r.random.Int64N(int64(r.s.Keys)))
 	resp, err := r.c.Kubernetes.Get(ctx, key, kubernetes.GetOptions{})
 	if err == nil && (resp.KV == nil || len(resp.KV.Value) != r.s.ValueBytes) {
 		err = fmt.Errorf("%s is not there or not whole", key)
@@ -150,7 +150,7 @@ func (r *reader) get(ctx context.Context, _ int64) error {
 }
 
 func list(ctx context.Context, c *kubernetes.Client, s Spec) error {
-	resp, err := c.Kubernetes.List(ctx, s.Prefix, kubernetes.ListOptions{Limit: s.Page})
+	resp, err := c.Kubernetes.List(ctx, s.ReadPrefix, kubernetes.ListOptions{Limit: s.Page})
 	if err == nil && int64(len(resp.Kvs)) != s.Page {
 		err = fmt.Errorf("listed %d of %d", len(resp.Kvs), s.Page)
 	}
@@ -158,7 +158,7 @@ func list(ctx context.Context, c *kubernetes.Client, s Spec) error {
 }
 
 func listStream(ctx context.Context, c *kubernetes.Client, s Spec) error {
-	stream, err := c.KV.GetStream(ctx, s.Prefix, clientv3.WithRange(clientv3.GetPrefixRangeEnd(s.Prefix)), clientv3.WithLimit(s.Page))
+	stream, err := c.KV.GetStream(ctx, s.ReadPrefix, clientv3.WithRange(clientv3.GetPrefixRangeEnd(s.ReadPrefix)), clientv3.WithLimit(s.Page))
 	if err != nil {
 		return err
 	}

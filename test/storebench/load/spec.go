@@ -42,7 +42,8 @@ type Spec struct {
 	Warmup      time.Duration // before it
 	Ops         int64         // stop after so many operations, if set
 	ValueBytes  int
-	Prefix      string // of all keys; ends with a slash
+	Prefix      string // of what is written; ends with a slash
+	ReadPrefix  string // of the objects that Fill creates and that are read
 	Keys        int    // how many objects
 	Page        int64
 	ReadPercent int

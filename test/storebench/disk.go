@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/storebench/load"
+)
+
+// disk measures bytes and flushes over enough writes that what each store does
+// only now and then (snapshots, back-end commits) is in the figures.
+func (b *bench) disk(ctx context.Context, voters int) error {
+	if b.device.number == "" {
+		return fmt.Errorf("the kernel does not count what goes to the disk below %s", b.dir)
+	}
+	clients := 16
+	if voters > 1 {
+		clients = 128 // etcd would need too long with fewer
+	}
+	spec := load.Spec{
+		Kind: load.APIWrite, Clients: clients, For: pick(b, 2*time.Minute, 20*time.Second),
+		Ops: pick(b, int64(300_000), 40_000), Keys: 10_000, ValueBytes: valueBytes, Prefix: prefix,
+	}
+	for _, sys := range b.systems {
+		if err := b.diskOf(ctx, sys, voters, spec); err != nil {
+			return fmt.Errorf("%s: %w", sys.name(), err)
+		}
+	}
+	return nil
+}
+
+func (b *bench) diskOf(ctx context.Context, sys system, voters int, spec load.Spec) error {
+	c, err := b.newCluster(ctx, sys, voters)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	leader, _, err := c.leaderAndFollower(ctx)
+	if err != nil {
+		return err
+	}
+	read := func() (t traffic, written int64, err error) {
+		if err = b.device.settle(); err != nil {
+			return
+		}
+		for _, s := range c.servers {
+			written += usageOf(s.pid()).written
+		}
+		t, err = b.device.counters()
+		return
+	}
+	before, writtenBefore, err := read()
+	if err != nil {
+		return err
+	}
+	r, err := sys.local(ctx, leader, spec, "")
+	if err != nil {
+		return err
+	}
+	after, writtenAfter, err := read()
+	if err != nil {
+		return err
+	}
+	puts := float64(r.Total)
+	name := fmt.Sprintf("disk, %s, %s, %.0f MB of puts", count(voters, "voter"), count(spec.Clients, "client"), puts*float64(spec.ValueBytes)/1e6)
+	b.report.add(sys, name, "KB/put", target{AtMost: 0.25}, float64(after.since(before).bytes)/1024/puts)
+	b.report.add(sys, name, "flush/put", target{}, float64(after.since(before).flushes)/puts)
+	b.report.add(sys, name+", as the processes count", "KB/put", target{}, float64(writtenAfter-writtenBefore)/1024/puts)
+	return nil
+}

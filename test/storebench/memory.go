@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"time"
+)
+
+// calm is how long a process rests before its memory is read.
+const calm = 4 * time.Second
+
+// memory measures resident memory with few and with many objects of 1 KB, and
+// the time from the start of a killed server to its first linearizable read.
+func (b *bench) memory(ctx context.Context, voters int) error {
+	for _, sys := range b.systems {
+		if err := b.memoryOf(ctx, sys, voters); err != nil {
+			return fmt.Errorf("%s: %w", sys.name(), err)
+		}
+	}
+	return nil
+}
+
+func (b *bench) memoryOf(ctx context.Context, sys system, voters int) error {
+	c, err := b.newCluster(ctx, sys, voters)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	s := c.servers[0]
+	few, many := pick(b, 10_000, 3_000), pick(b, 100_000, 30_000)
+	var at [2]usage
+	for i, objects := range []int{few, many} {
+		// The second fill has a prefix of its own, and the first one's objects count.
+		if err := fill(ctx, s, objects-i*few, fmt.Sprintf("/registry/memory-%d/", i)); err != nil {
+			return err
+		}
+		time.Sleep(calm) // garbage collection and back-end commits are part of being at rest
+		at[i] = usageOf(s.pid())
+		name := fmt.Sprintf("memory with %d objects of 1 KB", objects)
+		b.report.add(sys, name, "RSS MB", target{}, at[i].rss)
+		b.report.add(sys, name, "anon MB", target{}, at[i].anon)
+	}
+	perObject := func(few64, many64 float64) float64 { return (many64 - few64) * 1024 * 1024 / float64(many-few) }
+	b.report.add(sys, "memory for each further object of 1 KB", "RSS B", target{}, perObject(at[0].rss, at[1].rss))
+	b.report.add(sys, "memory for each further object of 1 KB", "anon B", target{}, perObject(at[0].anon, at[1].anon))
+	for range pick(b, 3, 1) {
+		took, err := c.restart(ctx, s)
+		if err != nil {
+			return err
+		}
+		b.report.add(sys, fmt.Sprintf("kill -9 with %d objects: start to first linearizable read", many), "ms", target{}, ms(took))
+	}
+	time.Sleep(calm)
+	b.report.add(sys, fmt.Sprintf("memory with %d objects after a restart", many), "RSS MB", target{}, usageOf(s.pid()).rss)
+	return nil
+}
+
+// restart kills a server, starts it again and reads from it.
+func (c *cluster) restart(ctx context.Context, s *server) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, formTime)
+	defer cancel()
+	for _, conn := range s.connections {
+		_ = conn.Close() // or its back-off would be measured
+	}
+	s.connections = nil
+	s.kill()
+	began := time.Now()
+	if err := c.start(s); err != nil {
+		return 0, err
+	}
+	for ctx.Err() == nil {
+		if conn, err := net.Dial("tcp", s.client); err == nil { // first: gRPC would back off for a second
+			_ = conn.Close()
+		} else {
+			time.Sleep(2 * time.Millisecond)
+			continue
+		}
+		clients, err := s.connect(1)
+		if err != nil {
+			return 0, err
+		}
+		try, stop := context.WithTimeout(ctx, 2*time.Second)
+		_, err = clients[0].KV.Get(try, "health")
+		stop()
+		if err == nil {
+			return time.Since(began), nil
+		}
+		_ = clients[0].Close()
+		s.connections = nil
+	}
+	return 0, fmt.Errorf("%s of %s did not answer within %s:\n%s", s.name, c.sys.name(), formTime, c.logs())
+}
