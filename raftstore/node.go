@@ -144,6 +144,8 @@ func (s *Store) raftConfig() *raft.Config {
 		conf.HeartbeatTimeout = s.opts.ElectionTimeout
 		conf.ElectionTimeout = s.opts.ElectionTimeout
 		conf.LeaderLeaseTimeout = s.opts.ElectionTimeout * 3 / 4
+		// Followers are told of commits by the transport, at once.
+		conf.CommitTimeout = s.opts.ElectionTimeout
 	}
 	return conf
 }

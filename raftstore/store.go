@@ -115,7 +115,7 @@ func newStore(o Options) *Store {
 	}
 	s.hub = newHub(func() *mvcc.View { return s.fsm.view() })
 	s.lessor = newLessor(o.Clock, s.expire)
-	s.fsm = newFSM(s.hub.notify, s.lessor.observe)
+	s.fsm = newFSM(s.published, s.lessor.observe)
 	s.progress = &progress{
 		clock: o.Clock, interval: o.ProgressInterval, watchers: make(map[*watcher]struct{}),
 		revision: func() int64 { return s.fsm.view().Revision() },
@@ -126,6 +126,14 @@ func newStore(o Options) *Store {
 	s.snapshotter = newSnapshotter(s)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
+}
+
+// published is told of every new view. The first ones come before raft runs.
+func (s *Store) published() {
+	s.hub.notify()
+	if lead, _ := s.lead.get(); lead.Leader && s.peers != nil {
+		s.peers.Committed(lead.Term, s.fsm.view().Applied())
+	}
 }
 
 // spawn runs a task that Close waits for, unless the store is closing.
@@ -232,7 +240,11 @@ func (s *Store) close() error {
 	s.cancel()
 	s.lead.close()
 	s.dir.Abort() // or raft would wait for a full disk
-	err := s.raft.Shutdown().Error()
+	stopped := s.raft.Shutdown()
+	if s.peers != nil {
+		_ = s.peers.Close() // never fails; raft may be waiting for it
+	}
+	err := stopped.Error()
 	s.proposer.stop()
 	if s.forwarder != nil {
 		s.forwarder.stop()

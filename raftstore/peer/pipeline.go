@@ -38,8 +38,12 @@ func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.App
 	}
 	p.numbers[args] = p.t.sends.Add(1)
 	p.mu.Unlock()
+	peer := p.t.peer(string(p.id))
+	peer.sending(args, true)
 	future, err := p.inner.AppendEntries(args, resp)
 	if err != nil {
+		peer.outcome(args, false, true)
+		err = cause(err)
 		p.t.note(p.id, p.address, err)
 	}
 	return future, err
@@ -76,7 +80,7 @@ func (p *pipeline) run() {
 }
 
 func (p *pipeline) take(future raft.AppendFuture) {
-	err := future.Error() // it is there already
+	err := cause(future.Error()) // it is there already
 	request, response := future.Request(), future.Response()
 	good := err == nil && response.Success && response.Term == request.Term
 	p.mu.Lock()
@@ -85,6 +89,8 @@ func (p *pipeline) take(future raft.AppendFuture) {
 	was := p.over
 	p.over = p.over || !good
 	p.mu.Unlock()
+	peer := p.t.peer(string(p.id))
+	peer.outcome(request, good, true)
 	if was {
 		return // raft no longer listens
 	}
@@ -93,7 +99,8 @@ func (p *pipeline) take(future raft.AppendFuture) {
 		return // raft would take it for contact; its next message fails
 	}
 	if good {
-		p.t.peer(string(p.id)).accepted(request.Term, number)
+		peer.accepted(request.Term, number)
+		p.t.push(peer)
 	}
 	select {
 	case p.answers <- future:

@@ -82,17 +82,28 @@ func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *
 	// Raft reuses resp for all heartbeats. What is left of an earlier answer
 	// must not be taken for evidence.
 	var fresh raft.AppendEntriesResponse
-	err := t.send(id, a, c, func(to raft.ServerAddress) error {
+	p := t.peer(string(id))
+	if !beat {
+		p.sending(args, false)
+	}
+	once := func(to raft.ServerAddress) error {
 		fresh, start = raft.AppendEntriesResponse{}, time.Now()
 		return network.AppendEntries(id, to, args, &fresh)
-	})
+	}
+	began := time.Now()
+	err := t.send(id, a, c, once)
+	if err != nil && !beat && t.await(p, began) {
+		err = t.send(id, a, c, once)
+	}
 	*resp = fresh
 	if err != nil {
 		return err
 	}
-	p := t.peer(string(id))
 	if beat {
 		p.beat(time.Since(start))
+	} else {
+		p.outcome(args, fresh.Success && fresh.Term == args.Term, false)
+		t.push(p)
 	}
 	if fresh.Success && fresh.Term == args.Term {
 		p.accepted(args.Term, number)
@@ -138,7 +149,7 @@ func (t *Transport) InstallSnapshot(id raft.ServerID, a raft.ServerAddress, args
 	if err := t.withheld(); err != nil {
 		return err
 	}
-	err := t.snapshots.InstallSnapshot(id, target(id, a), args, resp, data)
+	err := cause(t.snapshots.InstallSnapshot(id, target(id, a), args, resp, data))
 	t.note(id, a, err)
 	return err
 }
@@ -150,13 +161,21 @@ func (t *Transport) send(id raft.ServerID, a raft.ServerAddress, c class, once f
 	var err error
 	for range maxPool + 2 {
 		start := time.Now()
-		err = once(to)
+		err = cause(once(to))
 		if err == nil || !broken(err) || t.ctx.Err() != nil {
 			break
 		}
 		t.purge(string(to), c, start)
 	}
 	t.note(id, a, err)
+	return err
+}
+
+// cause undoes what msgpack does to a connection's errors: it has no Unwrap.
+func cause(err error) error {
+	if c, ok := err.(interface{ Cause() error }); ok && c.Cause() != nil {
+		return c.Cause()
+	}
 	return err
 }
 
@@ -209,6 +228,7 @@ func (t *Transport) AppendEntriesPipeline(id raft.ServerID, a raft.ServerAddress
 		numbers: map[*raft.AppendEntriesRequest]uint64{},
 		closed:  make(chan struct{}),
 	}
+	pipelined := t.peer(string(id))
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -216,5 +236,6 @@ func (t *Transport) AppendEntriesPipeline(id raft.ServerID, a raft.ServerAddress
 		return nil, fmt.Errorf("replicate to %s: %w", id, raft.ErrTransportShutdown)
 	}
 	t.tasks.Go(p.run)
+	pipelined.pipelining()
 	return p, nil
 }

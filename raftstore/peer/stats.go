@@ -28,6 +28,7 @@ type peer struct {
 	smooth    time.Duration
 	term      uint64 // of answered
 	answered  uint64 // highest number of an AppendEntries accepted in term
+	log       follower
 }
 
 // PeerStats is what is known of another server.
