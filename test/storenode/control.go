@@ -6,13 +6,16 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/raftstore/disk"
 )
 
 // node is the process: the store and what steers it.
@@ -95,40 +98,46 @@ func (n *node) print(line string) {
 }
 
 // prepare sets up what has to be there before the store opens.
-func (n *node) prepare() error { return nil }
+func (n *node) prepare() { n.opts.store.Faults = &disk.Faults{} }
 
 func (n *node) status(context.Context, json.RawMessage) (any, error) { return n.store.Status(), nil }
 
-// members, remove and transfer are there with a store of several servers.
-
-func (n *node) members(context.Context, json.RawMessage) (any, error) {
-	return nil, errors.New("the store has one server")
-}
+func (n *node) members(context.Context, json.RawMessage) (any, error) { return n.store.Members(), nil }
 
 func (n *node) remove(ctx context.Context, args json.RawMessage) (any, error) {
 	var name string
 	if err := json.Unmarshal(args, &name); err != nil {
 		return nil, fmt.Errorf("remove wants a name: %w", err)
 	}
-	s, ok := any(n.store).(interface {
-		RemoveMember(ctx context.Context, name string) error
-	})
-	if !ok {
-		return nil, errors.New("the store has one server")
-	}
-	return "removed", s.RemoveMember(ctx, name)
+	return "removed", n.store.RemoveMember(ctx, name)
 }
 
 func (n *node) transfer(ctx context.Context, _ json.RawMessage) (any, error) {
-	s, ok := any(n.store).(interface {
-		TransferLeadership(ctx context.Context) error
-	})
-	if !ok {
-		return nil, errors.New("the store has one server")
-	}
-	return "transferred", s.TransferLeadership(ctx)
+	return "transferred", n.store.TransferLeadership(ctx)
 }
 
-func (n *node) faults(context.Context, json.RawMessage) (any, error) {
-	return nil, errors.New("no hook for disk faults")
+// diskFaults are how the disk is to misbehave from now on; the zero value ends it.
+type diskFaults struct {
+	DelayMillis int    `json:"delayMillis"` // of each flush
+	Error       string `json:"error"`       // of each write: "EIO" or "ENOSPC"
+}
+
+func (n *node) faults(_ context.Context, args json.RawMessage) (any, error) {
+	var f diskFaults
+	if err := json.Unmarshal(args, &f); err != nil {
+		return nil, err
+	}
+	var failure error
+	switch f.Error {
+	case "":
+	case "EIO":
+		failure = unix.EIO
+	case "ENOSPC":
+		failure = unix.ENOSPC
+	default:
+		return nil, fmt.Errorf("no disk error %q", f.Error)
+	}
+	n.opts.store.Faults.DelayFlushes(time.Duration(f.DelayMillis) * time.Millisecond)
+	n.opts.store.Faults.FailWrites(failure)
+	return f, nil
 }

@@ -90,9 +90,7 @@ func run(o options) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	n := &node{opts: o, out: os.Stdout}
-	if err := n.prepare(); err != nil {
-		return err
-	}
+	n.prepare()
 	if o.peerAddress != "" {
 		network, err := peerNetwork(o)
 		if err != nil {

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package chaos
+
+import (
+	"context"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/nstest"
+)
+
+func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+
+const (
+	shortRun  = 75 * time.Second
+	roundLong = 75 * time.Second
+	clusterOf = 6 // rounds, then a cluster of another size
+)
+
+// TestChaos runs rounds of clients and faults for CORACLE_CHAOS_DURATION, from CORACLE_CHAOS_SEED.
+func TestChaos(t *testing.T) {
+	nstest.Require(t)
+	long, seed := setting(t)
+	t.Logf("seed %d, %v: repeat with make chaos DURATION=%v SEED=%d", seed, long, long, seed)
+	dir, err := os.MkdirTemp(os.Getenv("CORACLE_TEST_DIR"), "coracle-chaos-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("seed %d failed; kept %s", seed, dir)
+			return
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	for end := time.Now().Add(long); time.Now().Before(end) && !t.Failed(); {
+		seed = runCluster(t, dir, seed, end)
+	}
+}
+
+// runCluster runs some rounds on one cluster and returns the seed to go on with.
+func runCluster(t *testing.T, dir string, seed uint64, end time.Time) uint64 {
+	dir += "/" + strconv.FormatUint(seed, 10)
+	ok := t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
+		size := []int{3, 3, 5}[rand.New(rand.NewPCG(seed, 0)).IntN(3)]
+		start := time.Now()
+		say := func(format string, args ...any) {
+			t.Logf("%6.2f "+format, append([]any{time.Since(start).Seconds()}, args...)...)
+		}
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		c := newCluster(t, dir, size)
+		for number := 0; number < clusterOf && time.Now().Before(end); number++ {
+			say("round %d: seed %d, %d servers", number, seed, size)
+			long := min(roundLong, max(time.Until(end), 10*time.Second))
+			for _, err := range runRound(context.Background(), c, number, seed, long, say) {
+				t.Errorf("seed %d: %v", seed, err)
+			}
+			if t.Failed() {
+				return
+			}
+			if err := sweep(context.Background(), c); err != nil {
+				t.Fatal(err)
+			}
+			seed++
+		}
+	})
+	if ok {
+		_ = os.RemoveAll(dir)
+	}
+	return seed
+}
+
+func setting(t *testing.T) (long time.Duration, seed uint64) {
+	long, seed = shortRun, rand.Uint64N(1_000_000)
+	if v := os.Getenv("CORACLE_CHAOS_DURATION"); v != "" {
+		d, err := time.ParseDuration(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		long = d
+	}
+	if v := os.Getenv("CORACLE_CHAOS_SEED"); v != "" {
+		n, err := strconv.ParseUint(v, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seed = n
+	}
+	return long, seed
+}

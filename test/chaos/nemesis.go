@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// settleTimeout is how long a healed cluster may take until all of it is well.
+const settleTimeout = 60 * time.Second
+
+// nemesis does harm, as its seed says, and mends it.
+type nemesis struct {
+	c   *cluster
+	r   *rand.Rand
+	say func(format string, args ...any)
+
+	// joined and left tell of changes of membership.
+	joined func(*server)
+	left   func(*server)
+
+	mu   sync.Mutex
+	done map[string]int // how often each fault struck
+}
+
+// fault is one kind of harm.
+type fault struct {
+	name   string
+	weight int
+	// strike does the harm, lasts as long as it should, and need not mend it.
+	strike func(n *nemesis, ctx context.Context, r *rand.Rand) error
+}
+
+// Faults of one kind never strike at the same time; those of different kinds may.
+func (n *nemesis) kinds() [][]fault { return [][]fault{networkFaults(), processFaults(), diskFaults()} }
+
+// run strikes until ctx ends. When it returns, everything is mended, but the cluster may need a moment.
+func (n *nemesis) run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if err := n.phase(ctx); err != nil {
+			return errors.Join(err, n.mend())
+		}
+	}
+	return n.mend()
+}
+
+// phase is one time of trouble, mended at its end.
+func (n *nemesis) phase(ctx context.Context) error {
+	if n.r.IntN(100) < 22 {
+		return n.alone(ctx)
+	}
+	kinds := n.kinds()
+	n.r.Shuffle(len(kinds), func(i, j int) { kinds[i], kinds[j] = kinds[j], kinds[i] })
+	count := 1
+	if n.r.IntN(3) == 0 {
+		count = 2
+	}
+	var striking sync.WaitGroup
+	errs := make([]error, count)
+	for i, faults := range kinds[:count] {
+		f, r := pick(n.r, faults), rand.New(rand.NewPCG(n.r.Uint64(), n.r.Uint64()))
+		n.note(f.name)
+		striking.Go(func() { errs[i] = f.strike(n, ctx, r) })
+	}
+	striking.Wait()
+	if err := errors.Join(append(errs, n.mend())...); err != nil {
+		return err
+	}
+	if n.r.IntN(2) == 0 { // else the next trouble meets a cluster that is still recovering
+		return n.settle()
+	}
+	pause(ctx, time.Duration(n.r.IntN(1500))*time.Millisecond)
+	return nil
+}
+
+// alone strikes with a fault that takes a healthy cluster to survive.
+func (n *nemesis) alone(ctx context.Context) error {
+	if err := n.settle(); err != nil {
+		return err
+	}
+	f := pick(n.r, aloneFaults())
+	n.note(f.name)
+	return errors.Join(f.strike(n, ctx, n.r), n.mend(), n.settle())
+}
+
+func (n *nemesis) settle() error { return n.c.settle(context.Background(), settleTimeout) }
+
+func (n *nemesis) note(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.done[name]++
+	n.say("fault: %s", name)
+}
+
+func pick(r *rand.Rand, faults []fault) fault {
+	total := 0
+	for _, f := range faults {
+		total += f.weight
+	}
+	at := r.IntN(total)
+	for _, f := range faults {
+		if at -= f.weight; at < 0 {
+			return f
+		}
+	}
+	return faults[0]
+}
+
+// mend heals the network and the disks, wakes and starts every server.
+func (n *nemesis) mend() error {
+	errs := []error{n.c.site.heal()}
+	for _, s := range n.c.all() {
+		_ = s.unfill()
+		if err := s.signal(syscall.SIGCONT); err != nil && !errors.Is(err, errNotRunning) {
+			errs = append(errs, err)
+		}
+		if !s.running() {
+			errs = append(errs, s.start(n.c.peersOf(s)))
+			continue
+		}
+		if err := s.misbehave(context.Background(), diskFault{}); err != nil && !errors.Is(err, errNotRunning) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// between is a random time.
+func between(r *rand.Rand, low, high time.Duration) time.Duration {
+	return low + time.Duration(r.Int64N(int64(high-low)))
+}
+
+// others returns all servers but one, in random order.
+func (n *nemesis) others(s *server, r *rand.Rand) []*server {
+	var out []*server
+	for _, o := range n.c.all() {
+		if o != s {
+			out = append(out, o)
+		}
+	}
+	r.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	return out
+}
+
+// some returns a random server: the leader half of the time.
+func (n *nemesis) some(ctx context.Context, r *rand.Rand) *server {
+	if r.IntN(2) == 0 {
+		return n.c.pickLeader(ctx, r)
+	}
+	all := n.c.all()
+	return all[r.IntN(len(all))]
+}
+
+// majority returns as many servers as make one, with the leader among them.
+func (n *nemesis) majority(ctx context.Context, r *rand.Rand) []*server {
+	lead := n.c.pickLeader(ctx, r)
+	all := append([]*server{lead}, n.others(lead, r)...)
+	return all[:len(all)/2+1]
+}
+
+// diskFault is what storenode's "faults" takes.
+type diskFault struct {
+	DelayMillis int    `json:"delayMillis"` // of each flush
+	Error       string `json:"error"`       // of each write: "", "EIO" or "ENOSPC"
+}
+
+// misbehave makes the server's disk slow or failing.
+func (s *server) misbehave(ctx context.Context, f diskFault) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := s.ask(ctx, "faults", f, nil); err != nil {
+		return fmt.Errorf("disk faults: %w", err)
+	}
+	return nil
+}

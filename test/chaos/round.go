@@ -1,0 +1,374 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chaos
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+const (
+	judgeTimeout = 20 * time.Second // for porcupine, for a group of keys
+	finalTimeout = 60 * time.Second // for what has to come true at the end of a round
+)
+
+// round is some time of work and trouble, judged at its end.
+type round struct {
+	c    *cluster
+	seed uint64
+	long time.Duration
+	say  func(format string, args ...any)
+
+	h        *history
+	w        *workload
+	fence    *fencing
+	lease    *leasing
+	watchers []*watcher
+	prefix   string
+
+	mu    sync.Mutex
+	stops map[*server]context.CancelFunc // of a server's clients
+	tasks sync.WaitGroup                 // watchers, fencing, leases, ballast
+}
+
+// runRound runs one round and says what was wrong.
+func runRound(ctx context.Context, c *cluster, number int, seed uint64, long time.Duration, say func(string, ...any)) []error {
+	r := &round{c: c, seed: seed, long: long, say: say, h: newHistory(), stops: map[*server]context.CancelFunc{}}
+	r.prefix = fmt.Sprintf("c/%d/", number)
+	r.w = &workload{c: c, h: r.h, prefix: r.prefix, seed: seed}
+	r.fence = &fencing{w: r.w}
+	r.lease = &leasing{w: r.w, r: rand.New(rand.NewPCG(seed, 1))}
+	err := r.run(ctx)
+	errs := r.judge(err)
+	if len(errs) > 0 {
+		r.keep()
+	}
+	return errs
+}
+
+// run lets clients work under faults, and ends with a cluster that is well and watchers that have seen all.
+func (r *round) run(ctx context.Context) error {
+	watching, stopWatching := context.WithCancel(ctx)
+	defer r.tasks.Wait()
+	defer stopWatching()
+	from, err := r.revision(ctx)
+	if err != nil {
+		return err
+	}
+	r.watch(watching, from+1)
+	working, stopWorking := context.WithTimeout(ctx, r.long)
+	defer stopWorking()
+	for _, s := range r.c.all() {
+		r.join(working, s)
+	}
+	var extras sync.WaitGroup
+	extras.Go(func() { r.fence.run(working) })
+	extras.Go(func() { r.lease.run(working) })
+	extras.Go(func() { ballast(working, r.c, rand.New(rand.NewPCG(r.seed, 2))) })
+	n := &nemesis{
+		c: r.c, r: rand.New(rand.NewPCG(r.seed, 3)), say: r.say, done: map[string]int{},
+		joined: func(s *server) { r.join(working, s) }, left: r.leave,
+	}
+	err = n.run(working)
+	stopWorking()
+	if err == nil {
+		err = n.settle()
+	}
+	r.w.tasks.Wait()
+	extras.Wait()
+	if err == nil {
+		err = r.finish(ctx)
+	}
+	return err
+}
+
+// join starts clients of a server.
+func (r *round) join(ctx context.Context, s *server) {
+	ctx, cancel := context.WithCancel(ctx)
+	r.mu.Lock()
+	r.stops[s] = cancel
+	r.mu.Unlock()
+	if err := r.w.start(ctx, s); err != nil {
+		r.say("clients of %s: %v", s.name, err)
+	}
+}
+
+// leave ends them.
+func (r *round) leave(s *server) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stops[s]()
+}
+
+// watch starts a watcher that stays with each server, and two that roam.
+func (r *round) watch(ctx context.Context, from int64) {
+	for i, s := range r.c.all() {
+		w := &watcher{name: "at " + s.name, prefix: r.prefix, h: r.h, next: from, prev: i%2 == 0}
+		r.watchers = append(r.watchers, w)
+		r.tasks.Go(func() { w.stay(ctx, r.c, s) })
+	}
+	for i := range 2 {
+		w := &watcher{name: fmt.Sprintf("roaming %d", i), prefix: r.prefix, h: r.h, next: from}
+		r.watchers = append(r.watchers, w)
+		r.tasks.Go(func() { w.roam(ctx, r.c, rand.New(rand.NewPCG(r.seed, uint64(10+i)))) })
+	}
+}
+
+// eventually tries until f succeeds.
+func eventually(ctx context.Context, what string, f func(ctx context.Context) error) error {
+	deadline := time.Now().Add(finalTimeout)
+	for {
+		try, cancel := context.WithTimeout(ctx, 3*time.Second)
+		err := f(try)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil || time.Now().After(deadline) {
+			return fmt.Errorf("%s, not within %v: %w", what, finalTimeout, err)
+		}
+		pause(ctx, 50*time.Millisecond)
+	}
+}
+
+// with runs f with a client of a server.
+func with(s *server, f func(etc *clientv3.Client) error) error {
+	etc, err := s.connect()
+	if err != nil {
+		return err
+	}
+	defer etc.Close()
+	return f(etc)
+}
+
+// revision returns the cluster's.
+func (r *round) revision(ctx context.Context) (rev int64, err error) {
+	err = with(r.c.all()[0], func(etc *clientv3.Client) error {
+		return eventually(ctx, "read a revision", func(ctx context.Context) error {
+			resp, err := etc.Get(ctx, r.prefix)
+			if err == nil {
+				rev = resp.Header.Revision
+			}
+			return err
+		})
+	})
+	return rev, err
+}
+
+// finish waits until the leases are gone and the watchers have everything, and compares the servers.
+func (r *round) finish(ctx context.Context) error {
+	first := r.c.all()[0]
+	var last int64
+	err := with(first, func(etc *clientv3.Client) error {
+		err := eventually(ctx, "leases that nobody keeps alive end", func(ctx context.Context) error {
+			resp, err := etc.Get(ctx, r.prefix+"l/", clientv3.WithPrefix(), clientv3.WithKeysOnly())
+			if err == nil && len(resp.Kvs) > 0 {
+				err = fmt.Errorf("%d keys are left, the first is %s", len(resp.Kvs), resp.Kvs[0].Key)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		return eventually(ctx, "a last write", func(ctx context.Context) error {
+			resp, err := etc.Put(ctx, r.prefix+"z", r.w.value(0))
+			if err == nil {
+				last = resp.Header.Revision
+			}
+			return err
+		})
+	})
+	if err != nil {
+		return err
+	}
+	for _, w := range r.watchers {
+		err := eventually(ctx, "watcher "+w.name+" sees everything", func(context.Context) error {
+			at, err := w.position()
+			if err == nil && at < last {
+				err = fmt.Errorf("it is at revision %d of %d", at, last)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return r.compare(ctx)
+}
+
+// compare checks that all servers hold the same.
+func (r *round) compare(ctx context.Context) error {
+	return eventually(ctx, "all servers hold the same", func(ctx context.Context) error {
+		var told []string
+		for _, s := range r.c.all() {
+			err := with(s, func(etc *clientv3.Client) error {
+				h, err := etc.HashKV(ctx, s.client(), 0)
+				if err == nil {
+					told = append(told, fmt.Sprintf("revision %d hash %x compacted %d", h.HashRevision, h.Hash, h.CompactRevision))
+				}
+				return err
+			})
+			if err != nil {
+				return fmt.Errorf("%s: %w", s.name, err)
+			}
+		}
+		if len(slices.Compact(slices.Clone(told))) != 1 {
+			return fmt.Errorf("they differ: %q", told)
+		}
+		return nil
+	})
+}
+
+// judge checks everything that the round has shown. Without its end, which err says, some checks make no sense.
+func (r *round) judge(err error) []error {
+	ops := r.h.all()
+	r.say("%s", summary(ops))
+	if err != nil {
+		return []error{err}
+	}
+	var seqs []Sequence
+	for _, w := range r.watchers {
+		seqs = append(seqs, w.sequence())
+	}
+	errs := checkSequences(seqs)
+	seen := newTimeline(seqs[0].Events)
+	errs = append(errs, checkAgainstEvents(ops, seen)...)
+	errs = append(errs, checkRealTime(ops)...)
+	errs = append(errs, checkSerializable(ops)...)
+	errs = append(errs, r.fence.check(seen)...)
+	errs = append(errs, r.lease.check(seen)...)
+	for _, v := range judgeAll(ops, seen) {
+		if v.pruned {
+			r.say("porcupine needed help with %s: %s", v.group, v.result)
+		}
+		if err := v.err(); err != nil {
+			errs = append(errs, err, r.picture(v))
+		}
+	}
+	r.say("%d events, %d watchers, %d fenced writes in %d terms, %d leases", len(seqs[0].Events), len(seqs),
+		len(r.fence.writes), len(r.fence.reigns), len(r.lease.tenancies))
+	return slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+}
+
+func judgeAll(ops []*Op, seen *timeline) []verdict {
+	var mu sync.Mutex
+	var out []verdict
+	var judging sync.WaitGroup
+	slots := make(chan struct{}, 2) // cores
+	for group, ops := range groupsOf(ops) {
+		slots <- struct{}{}
+		judging.Go(func() {
+			v := judge(group, ops, seen, judgeTimeout)
+			mu.Lock()
+			defer mu.Unlock()
+			if v.result == porcupine.Ok {
+				v.info = porcupine.LinearizationInfo{} // large
+			}
+			out = append(out, v)
+			<-slots
+		})
+	}
+	judging.Wait()
+	return out
+}
+
+func summary(ops []*Op) string {
+	count := map[string]int{}
+	for _, o := range ops {
+		count[o.Outcome]++
+	}
+	return fmt.Sprintf("%d operations: %d ok, %d refused, %d open", len(ops), count[OutcomeOK], count[OutcomeFailed], count[OutcomeMaybe])
+}
+
+// picture writes porcupine's visualization of a group, and says where.
+func (r *round) picture(v verdict) error {
+	file := filepath.Join(r.c.dir, "porcupine-"+strings.ReplaceAll(strings.Trim(v.group, "/"), "/", "-")+".html")
+	if err := porcupine.VisualizePath(v.model, v.info, file); err != nil {
+		return fmt.Errorf("no picture: %w", err)
+	}
+	return errors.New("its picture: " + file)
+}
+
+// keep writes the history to a file.
+func (r *round) keep() {
+	var seqs []Sequence
+	for _, w := range r.watchers {
+		seqs = append(seqs, w.sequence())
+	}
+	file := filepath.Join(r.c.dir, fmt.Sprintf("history-%d.json", r.seed))
+	b, err := json.Marshal(map[string]any{
+		"seed": r.seed, "operations": r.h.all(), "watches": seqs, "fenced": r.fence.writes, "reigns": r.fence.reigns,
+		"leases": r.lease.tenancies,
+	})
+	if err == nil {
+		err = os.WriteFile(file, b, 0o644)
+	}
+	r.say("the history: %s (%v); servers' logs: %s", file, err, r.c.logs())
+}
+
+// ballast keeps the log growing, so that snapshots are taken and old segments dropped.
+func ballast(ctx context.Context, c *cluster, rnd *rand.Rand) {
+	value := strings.Repeat("b", 32<<10)
+	for ctx.Err() == nil {
+		all := c.all()
+		_ = with(all[rnd.IntN(len(all))], func(etc *clientv3.Client) error {
+			for range 20 {
+				put, cancel := context.WithTimeout(ctx, time.Second)
+				_, err := etc.Put(put, fmt.Sprintf("b/%d", rnd.IntN(10)), value)
+				cancel()
+				if err != nil {
+					return err
+				}
+				pause(ctx, 100*time.Millisecond)
+			}
+			return nil
+		})
+		pause(ctx, 100*time.Millisecond)
+	}
+}
+
+// bulk writes so many bytes at a server.
+func bulk(ctx context.Context, s *server, size int) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	value := strings.Repeat("B", 1<<20)
+	return with(s, func(etc *clientv3.Client) error {
+		for i := range size / len(value) {
+			if ctx.Err() != nil {
+				return nil
+			}
+			_, _ = etc.Put(ctx, fmt.Sprintf("b/bulk%d", i%3), value) // what got lost is no loss
+		}
+		return nil
+	})
+}
+
+// sweep removes what a round has left and compacts, so that the next one starts small.
+func sweep(ctx context.Context, c *cluster) error {
+	return with(c.all()[0], func(etc *clientv3.Client) error {
+		return eventually(ctx, "sweep", func(ctx context.Context) error {
+			var rev int64
+			for _, prefix := range []string{"b/", "c/"} {
+				resp, err := etc.Delete(ctx, prefix, clientv3.WithPrefix())
+				if err != nil {
+					return err
+				}
+				rev = resp.Header.Revision
+			}
+			_, err := etc.Compact(ctx, rev)
+			return err
+		})
+	})
+}

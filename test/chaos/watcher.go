@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chaos
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// watcher collects all events under a prefix, from a revision on. It stays with one server, also across its restarts,
+// or roams from one to the next; either way it resumes behind the last revision that it saw.
+type watcher struct {
+	name   string
+	prefix string
+	h      *history
+	prev   bool // ask for previous values
+
+	mu     sync.Mutex
+	next   int64 // revision to resume from
+	events []Event
+	err    error
+}
+
+func (w *watcher) sequence() Sequence {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return Sequence{Watcher: w.name, Events: slices.Clone(w.events)}
+}
+
+// position returns the last revision seen, and what made the watcher give up.
+func (w *watcher) position() (int64, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.next - 1, w.err
+}
+
+// stay watches at one server until ctx ends; at others once it is removed.
+func (w *watcher) stay(ctx context.Context, c *cluster, s *server) {
+	for ctx.Err() == nil {
+		all := c.all()
+		if !slices.Contains(all, s) {
+			s = all[0]
+		}
+		w.watch(ctx, s)
+		pause(ctx, 100*time.Millisecond)
+	}
+}
+
+// roam watches at one server after the other until ctx ends.
+func (w *watcher) roam(ctx context.Context, c *cluster, r *rand.Rand) {
+	for ctx.Err() == nil {
+		all := c.all()
+		s := all[r.IntN(len(all))]
+		visit, cancel := context.WithTimeout(ctx, time.Duration(500+r.IntN(2500))*time.Millisecond)
+		w.watch(visit, s)
+		cancel()
+	}
+}
+
+// watch takes events from a server until ctx or the watch ends.
+func (w *watcher) watch(ctx context.Context, s *server) {
+	etc, err := s.connect()
+	if err != nil {
+		w.fail(err)
+		return
+	}
+	defer etc.Close()
+	from, _ := w.position()
+	opts := []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithRev(from + 1)}
+	if w.prev {
+		opts = append(opts, clientv3.WithPrevKV())
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for resp := range etc.Watch(clientv3.WithRequireLeader(ctx), w.prefix, opts...) {
+		if resp.CompactRevision != 0 {
+			w.fail(fmt.Errorf("%s at %s: from %d, but the server compacted to %d", w.name, s.name, from+1, resp.CompactRevision))
+			return
+		}
+		if resp.Err() != nil {
+			return
+		}
+		w.take(resp)
+	}
+}
+
+func (w *watcher) take(resp clientv3.WatchResponse) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	at := w.h.now()
+	for _, e := range resp.Events {
+		event := Event{KV: kvOf(e.Kv), Delete: e.Type == clientv3.EventTypeDelete, At: at}
+		if e.PrevKv != nil {
+			kv := kvOf(e.PrevKv)
+			event.Prev = &kv
+		}
+		w.events = append(w.events, event)
+		w.next = max(w.next, event.Mod+1)
+	}
+}
+
+func (w *watcher) fail(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil {
+		w.err = err
+	}
+}
