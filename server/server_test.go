@@ -15,6 +15,8 @@ import (
 
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/klog/v2"
+
+	"github.com/coracle-k8s/coracle/server/datadir"
 )
 
 func TestMain(m *testing.M) {

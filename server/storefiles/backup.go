@@ -114,18 +114,18 @@ func CheckBackup(path string) (*Backup, error) {
 	}
 	defer f.Close()
 	if err := foreign(f); err != nil {
-		return nil, fmt.Errorf("%s cannot be restored: %w. Nothing was changed", path, err)
+		return nil, fmt.Errorf("%s cannot be used as a backup: %w. Nothing was changed", path, err)
 	}
 	n, err := CopyBackup(io.Discard, f)
 	if err != nil {
-		return nil, fmt.Errorf("%s cannot be restored: %w. Nothing was changed; use another backup", path, err)
+		return nil, fmt.Errorf("%s cannot be used as a backup: %w. Nothing was changed; use another backup", path, err)
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
 	state, err := mvcc.Restore(f)
 	if err != nil {
-		return nil, fmt.Errorf("%s cannot be restored, although its checksum is right: %w. Nothing was changed; "+
+		return nil, fmt.Errorf("%s cannot be used as a backup, although its checksum is right: %w. Nothing was changed; "+
 			"use another backup, or the version of coracle that wrote this one", path, err)
 	}
 	view := state.Freeze()

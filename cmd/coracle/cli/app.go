@@ -79,7 +79,7 @@ Start a cluster of one machine with "coracle server", look at it with "coracle s
 	root.AddCommand(
 		a.serverCommand(), a.agentCommand(),
 		a.checkCommand(), a.statusCommand(), a.kubectlCommand(), a.ctrCommand(), a.crictlCommand(),
-		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(),
+		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.storeCommand(),
 		a.cleanupCommand(), a.versionCommand(), a.completionCommand(),
 	)
 	return root

@@ -35,7 +35,10 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
-		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "answers": answers, "stopping": stopping, "signal": signalled},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits, "answers": answers, "stopping": stopping, "signal": signalled,
+			"put": put, "gets": gets, "flip": flip, "halve": halve,
+		},
 	})
 }
 
@@ -149,6 +152,9 @@ func fakeServer(ctx context.Context, c *config.Server, p *Process) error {
 	p.Board.Part("store").Set(status.Running, "leads")
 	if what := os.Getenv("FAKE_TROUBLE"); what != "" {
 		p.Board.Part("agent").Set(status.Degraded, what)
+	}
+	if os.Getenv("FAKE_STORE") != "" {
+		return runStore(ctx, c.Paths, p.Ready)
 	}
 	p.Ready()
 	if os.Getenv("FAKE_ONCE") != "" {

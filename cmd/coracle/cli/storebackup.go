@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/server/storefiles"
+)
+
+func (a *App) storeBackupCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "backup FILE|-", Aliases: []string{"save", "snapshot"}, Short: "Write everything in the store to a new file", Args: cobra.ExactArgs(1),
+		Long: `Asks the server that runs on this machine for everything in the store, as of one moment, and writes it to a new file that
+only root may read. "-" writes it to standard output. The cluster works on meanwhile. A file that is there already is not
+replaced.
+
+To restore it on another machine, or after the keys were rotated, also keep a copy of the folder server/ in the data
+directory without server/store: what is encrypted in the store cannot be read without server/cred.`,
+	}
+	flags := addPlaces(cmd)
+	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
+		t, err := config.LoadTool(a.sources(flags))
+		if err != nil {
+			return err
+		}
+		path, out := args[0], cmd.OutOrStdout()
+		if path == "-" && isTerminal(out) {
+			return usageError{cmd, errors.New("a backup is no text for a terminal; give a file, or pipe it to another program")}
+		}
+		return a.withStore(cmd.Context(), t, func(ctx context.Context, c *clientv3.Client) error {
+			stream, err := c.Snapshot(ctx)
+			if err != nil {
+				return err
+			}
+			defer stream.Close()
+			if path == "-" {
+				if _, err := storefiles.CopyBackup(out, stream); err != nil {
+					return fmt.Errorf("writing the backup: %w; what was written is of no use", plainWords(err))
+				}
+				return nil
+			}
+			n, err := storefiles.SaveBackup(path, stream)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(out, "Saved the store to %s (%s).\n", path, bytesText(n))
+			return nil
+		})
+	})
+	return cmd
+}
+
+func (a *App) storeRestoreCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "restore FILE", Short: "Put a backup in the place of the store; the server has to be stopped", Args: cobra.ExactArgs(1),
+		Long: `Checks the backup, and puts it in the place of the store of this machine's server, which has to be stopped. Nothing is
+deleted: the store of before is kept beside it under another name. Afterwards the store is that of a cluster with one
+server; other servers join it anew.`,
+	}
+	flags := addPlaces(cmd)
+	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
+		t, err := config.LoadTool(a.sources(flags))
+		if err != nil {
+			return err
+		}
+		b, kept, err := stoppedServer(t).Restore(args[0])
+		if err != nil {
+			return forRoot(err)
+		}
+		out := cmd.OutOrStdout()
+		fmt.Fprintf(out, "Restored %s: %d keys, revision %d.\n", args[0], b.Keys, b.Revision)
+		if kept != "" {
+			fmt.Fprintf(out, "The store of before is kept in %s.\nRemove it when the cluster is well, or rename it back to undo this.\n", kept)
+		}
+		fmt.Fprintf(out, `
+Now:
+  1. If the cluster has other servers: stop each, and move its folder %s away. Until that is done, start nothing.
+  2. Start this server: systemctl start coracle, or however it was started.
+  3. Start the other servers; they join this one and get everything from it.
+`, t.Paths.StoreDir)
+		return nil
+	})
+	return cmd
+}
+
+func (a *App) storeVerifyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "verify [FOLDER|BACKUP]", Aliases: []string{"check"}, Short: "Check a stopped server's store, or a backup, without changing anything", Args: cobra.MaximumNArgs(1),
+		Long: `Reads every byte of the store of this machine's server, which has to be stopped, or of another store's folder, or of a
+backup, and says whether all of it is what was written. Nothing is changed.`,
+	}
+	flags := addPlaces(cmd)
+	form := addOutput(cmd, "text", "json")
+	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
+		t, err := config.LoadTool(a.sources(flags))
+		if err != nil {
+			return err
+		}
+		path := t.Paths.StoreDir
+		if len(args) > 0 {
+			path = args[0]
+		}
+		var found interface{ text() string }
+		if info, statErr := os.Stat(path); statErr == nil && !info.IsDir() {
+			var b *storefiles.Backup
+			b, err = storefiles.CheckBackup(path)
+			found = (*backupText)(b)
+		} else {
+			var c *storefiles.Checked
+			c, err = storefiles.CheckStore(path)
+			found = (*checkedText)(c)
+		}
+		if err != nil {
+			return forRoot(err)
+		}
+		if form.value == "json" {
+			return printJSON(cmd.OutOrStdout(), found)
+		}
+		if _, err := io.WriteString(cmd.OutOrStdout(), found.text()); err != nil {
+			return fmt.Errorf("printing: %w", err)
+		}
+		return nil
+	})
+	return cmd
+}
+
+type (
+	backupText  storefiles.Backup
+	checkedText storefiles.Checked
+)
+
+func (b *backupText) text() string {
+	return fmt.Sprintf("%s is a whole backup: %d keys, revision %d, %s.\n", b.Path, b.Keys, b.Revision, bytesText(b.Bytes))
+}
+
+func (c *checkedText) text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s is whole.\n", c.Path)
+	fmt.Fprintf(&b, "member    %s of cluster %s, format %d\n", c.Member, c.Cluster, c.Format)
+	if c.SnapshotIndex == 0 {
+		b.WriteString("snapshot  none\n")
+	} else {
+		fmt.Fprintf(&b, "snapshot  up to entry %d: %d keys, revision %d, %s\n", c.SnapshotIndex, c.Keys, c.Revision, bytesText(c.SnapshotBytes))
+	}
+	if c.LastIndex == 0 {
+		b.WriteString("log       empty\n")
+	} else {
+		fmt.Fprintf(&b, "log       entries %d to %d, term %d, %s\n", c.FirstIndex, c.LastIndex, c.LastTerm, bytesText(c.LogBytes))
+	}
+	if c.Torn {
+		b.WriteString("The log ends with an append that a power cut interrupted. It was never acknowledged; the next start drops it.\n")
+	}
+	return b.String()
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/version"
+	"github.com/coracle-k8s/coracle/server/storefiles"
+)
+
+// storeTimeout bounds a question to the store.
+const storeTimeout = 15 * time.Second
+
+func (a *App) storeCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "store", Aliases: []string{"etcd-snapshot", "etcd"}, GroupID: groupUse, Short: "Look at, back up and restore the cluster's store", Args: subcommand,
+		Long: `The store holds everything that the API server knows. These commands look at it, write backups, and put one back.
+
+"status", "members", "remove" and "backup" ask the server that runs on this machine; "restore" and "verify" work on the
+files of one that is stopped. What "k3s etcd-snapshot save" is elsewhere is "coracle store backup" here. docs/operations/store.md
+has the procedures.`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(
+		a.storeStatusCommand(), a.storeMembersCommand(), a.storeRemoveCommand(),
+		a.storeBackupCommand(), a.storeRestoreCommand(), a.storeVerifyCommand(),
+	)
+	return cmd
+}
+
+// withStore runs f against the store of the server that runs on this machine. SIGINT and SIGTERM end f's context, so
+// that it can clean up.
+func (a *App) withStore(ctx context.Context, t *config.Tool, f func(context.Context, *clientv3.Client) error) error {
+	path := t.Paths.StoreSocket
+	if err := reachable(ctx, path); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + path}, Context: ctx, Logger: zap.NewNop()})
+	if err != nil {
+		return fmt.Errorf("connecting to the store: %w", err)
+	}
+	defer c.Close()
+	err = f(ctx, c)
+	if ctx.Err() != nil {
+		return errors.Join(errors.New("interrupted"), err)
+	}
+	return plainWords(err)
+}
+
+// reachable says in words why nothing answers on the store's socket; the client would only try again and again.
+func reachable(ctx context.Context, path string) error {
+	conn, err := (&net.Dialer{Timeout: storeTimeout}).DialContext(ctx, "unix", path)
+	switch {
+	case err == nil:
+		return conn.Close()
+	case errors.Is(err, fs.ErrPermission):
+		return errors.New("only root may ask the store; use sudo")
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("no server runs on this machine: nothing answers at %s. coracle status says more", path)
+	}
+	return fmt.Errorf("connecting to the store: %w", err)
+}
+
+// plainWords takes gRPC's out of an error.
+func plainWords(err error) error {
+	if s, ok := status.FromError(err); ok && s != nil {
+		return errors.New(s.Message())
+	}
+	return err
+}
+
+// stoppedServer is this machine's server for what works on its files.
+func stoppedServer(t *config.Tool) *storefiles.Server {
+	p := t.Paths
+	return &storefiles.Server{
+		DataDir: p.DataDir, ServerDir: p.ServerDir, TLSDir: p.TLSDir, StoreDir: p.StoreDir,
+		Version: version.Get().Coracle, Now: time.Now,
+	}
+}
+
+// forRoot says what to do about a file that only root may see.
+func forRoot(err error) error {
+	if errors.Is(err, fs.ErrPermission) && !isRoot() {
+		return fmt.Errorf("only root may do this; use sudo (%w)", err)
+	}
+	return err
+}
+
+func isTerminal(f any) bool {
+	file, ok := f.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := file.Stat()
+	return err == nil && info.Mode()&fs.ModeCharDevice != 0
+}
+
+// bytesText writes a size for people.
+func bytesText(n int64) string {
+	switch {
+	case n < 1000:
+		return fmt.Sprintf("%d B", n)
+	case n < 1_000_000:
+		return fmt.Sprintf("%.1f kB", float64(n)/1e3)
+	case n < 1_000_000_000:
+		return fmt.Sprintf("%.1f MB", float64(n)/1e6)
+	}
+	return fmt.Sprintf("%.1f GB", float64(n)/1e9)
+}

@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+)
+
+// storeStatus is what coracle store status prints.
+type storeStatus struct {
+	Cluster      string        `json:"cluster"` // as etcd's protocol names it, in hexadecimal, like all ids here
+	Member       string        `json:"member"`
+	Leader       string        `json:"leader,omitempty"` // empty when there is none
+	Version      string        `json:"version"`          // of etcd's contract
+	Term         uint64        `json:"term"`
+	LastIndex    uint64        `json:"lastIndex"`
+	AppliedIndex uint64        `json:"appliedIndex"`
+	Revision     int64         `json:"revision"`
+	Keys         int64         `json:"keys"`
+	Bytes        int64         `json:"bytes"`      // of current keys and values
+	TotalBytes   int64         `json:"totalBytes"` // with the history
+	QuotaBytes   int64         `json:"quotaBytes,omitempty"`
+	LogBytes     int64         `json:"logBytes"` // on disk
+	Snapshot     storeSnapshot `json:"snapshot"`
+	Members      []storeMember `json:"members"`
+	Problems     []string      `json:"problems"`
+}
+
+// storeSnapshot is the newest snapshot in the store's folder.
+type storeSnapshot struct {
+	Bytes int64     `json:"bytes"`
+	Taken time.Time `json:"taken,omitzero"`
+}
+
+// storeMember is one server.
+type storeMember struct {
+	ID      string `json:"id"`
+	Name    string `json:"name"`
+	Address string `json:"address,omitempty"`
+	Role    string `json:"role"` // leader, voter, non-voter
+	Self    bool   `json:"self,omitempty"`
+}
+
+func (a *App) storeStatusCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "status", Short: "Say how the store is: servers, leader, revision, sizes, last snapshot", Args: noArgs,
+		Long: `Asks the store of the server that runs on this machine. The exit code is 0 when everything is well, 1 when something is
+wrong.`,
+	}
+	flags := addPlaces(cmd)
+	form := addOutput(cmd, "text", "json")
+	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
+		t, err := config.LoadTool(a.sources(flags))
+		if err != nil {
+			return err
+		}
+		return a.withStore(cmd.Context(), t, func(ctx context.Context, c *clientv3.Client) error {
+			s, err := askStore(ctx, c, t.Paths)
+			if err != nil {
+				return err
+			}
+			if form.value == "json" {
+				err = printJSON(cmd.OutOrStdout(), s)
+			} else {
+				err = s.print(cmd.OutOrStdout(), time.Now())
+			}
+			if err == nil && len(s.Problems) > 0 {
+				return errSilent
+			}
+			return err
+		})
+	})
+	return cmd
+}
+
+func (a *App) storeMembersCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "members", Aliases: []string{"member-list"}, Short: "List the servers that hold the store", Args: noArgs}
+	flags := addPlaces(cmd)
+	form := addOutput(cmd, "text", "json")
+	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
+		t, err := config.LoadTool(a.sources(flags))
+		if err != nil {
+			return err
+		}
+		return a.withStore(cmd.Context(), t, func(ctx context.Context, c *clientv3.Client) error {
+			ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+			defer cancel()
+			st, err := c.Status(ctx, c.Endpoints()[0])
+			if err != nil {
+				return err
+			}
+			members, err := listMembers(ctx, c, st)
+			if err != nil {
+				return err
+			}
+			if form.value == "json" {
+				return printJSON(cmd.OutOrStdout(), members)
+			}
+			return printMembers(cmd.OutOrStdout(), members)
+		})
+	})
+	return cmd
+}
+
+func (a *App) storeRemoveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "remove NAME", Aliases: []string{"member-remove"}, Short: "Remove a server that will not come back from the store", Args: cobra.ExactArgs(1),
+		Long: `Removes a server, given by its name, id or address as "coracle store members" lists it. Its vote no longer counts, and it
+cannot come back with the data that it has: to let the machine join again, move its store's folder away first. Servers
+that died are also replaced without this command once a new one has joined.`,
+	}
+	flags := addPlaces(cmd)
+	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
+		t, err := config.LoadTool(a.sources(flags))
+		if err != nil {
+			return err
+		}
+		return a.withStore(cmd.Context(), t, func(ctx context.Context, c *clientv3.Client) error {
+			ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+			defer cancel()
+			st, err := c.Status(ctx, c.Endpoints()[0])
+			if err != nil {
+				return err
+			}
+			members, err := listMembers(ctx, c, st)
+			if err != nil {
+				return err
+			}
+			m, err := pickMember(members, args[0])
+			if err != nil {
+				return err
+			}
+			id, err := strconv.ParseUint(m.ID, 16, 64)
+			if err != nil {
+				return err
+			}
+			if _, err := c.MemberRemove(ctx, id); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s (%s) is no part of the store any more.\n", m.Name, m.ID)
+			return nil
+		})
+	})
+	return cmd
+}
+
+func pickMember(members []storeMember, name string) (storeMember, error) {
+	var found []storeMember
+	var names []string
+	for _, m := range members {
+		if name == m.Name || name == m.ID || name == m.Address {
+			found = append(found, m)
+		}
+		names = append(names, m.Name)
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return storeMember{}, fmt.Errorf("the store has no server %q. Nothing was changed. It has: %s", name, strings.Join(names, ", "))
+	}
+	return storeMember{}, fmt.Errorf("the store has %d servers %q. Nothing was changed. Give the id of the one that is meant: coracle store members", len(found), name)
+}
+
+// askStore gathers what the store tells without a majority, and what its folder shows.
+func askStore(ctx context.Context, c *clientv3.Client, p config.Paths) (*storeStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	st, err := c.Status(ctx, c.Endpoints()[0])
+	if err != nil {
+		return nil, err
+	}
+	s := &storeStatus{
+		Cluster: hexID(st.Header.ClusterId), Member: hexID(st.Header.MemberId), Version: st.Version,
+		Term: st.RaftTerm, LastIndex: st.RaftIndex, AppliedIndex: st.RaftAppliedIndex, Revision: st.Header.Revision,
+		Bytes: st.DbSizeInUse, TotalBytes: st.DbSize, QuotaBytes: st.DbSizeQuota,
+		Problems: append([]string{}, st.Errors...),
+	}
+	if st.Leader != 0 {
+		s.Leader = hexID(st.Leader)
+	} else {
+		s.Problems = append(s.Problems, "there is no leader: fewer than half of the voters can be reached, or they are just electing one. "+
+			"Nothing is lost; writes wait until a majority is back. If it never comes back, see docs/operations/store.md")
+	}
+	if s.Members, err = listMembers(ctx, c, st); err != nil {
+		return nil, err
+	}
+	all, err := c.Get(ctx, "\x00", clientv3.WithFromKey(), clientv3.WithCountOnly(), clientv3.WithSerializable())
+	if err != nil {
+		return nil, err
+	}
+	s.Keys = all.Count
+	s.LogBytes = filesSize(filepath.Join(p.StoreDir, "log", "*.segment"))
+	s.Snapshot = newestSnapshot(filepath.Join(p.StoreDir, "snapshots", "*.snapshot"))
+	return s, nil
+}
+
+func listMembers(ctx context.Context, c *clientv3.Client, st *clientv3.StatusResponse) ([]storeMember, error) {
+	list, err := c.MemberList(ctx, clientv3.WithSerializable()) // also when there is no majority
+	if err != nil {
+		return nil, err
+	}
+	out := []storeMember{}
+	for _, m := range list.Members {
+		sm := storeMember{ID: hexID(m.ID), Name: m.Name, Role: "voter", Self: m.ID == st.Header.MemberId}
+		if len(m.PeerURLs) > 0 {
+			_, sm.Address, _ = strings.Cut(m.PeerURLs[0], "://")
+		}
+		switch {
+		case m.IsLearner:
+			sm.Role = "non-voter"
+		case m.ID == st.Leader:
+			sm.Role = "leader"
+		}
+		out = append(out, sm)
+	}
+	return out, nil
+}
+
+func hexID(id uint64) string { return strconv.FormatUint(id, 16) }
+
+func filesSize(pattern string) int64 {
+	var total int64
+	paths, _ := filepath.Glob(pattern) // the pattern is right
+	for _, path := range paths {
+		if info, err := os.Stat(path); err == nil {
+			total += info.Size()
+		}
+	}
+	return total
+}
+
+func newestSnapshot(pattern string) storeSnapshot {
+	paths, _ := filepath.Glob(pattern) // the pattern is right; sorted, and names sort as snapshots do
+	for i := len(paths) - 1; i >= 0; i-- {
+		if info, err := os.Stat(paths[i]); err == nil {
+			return storeSnapshot{info.Size(), info.ModTime()}
+		}
+	}
+	return storeSnapshot{}
+}
+
+func (s *storeStatus) print(w io.Writer, now time.Time) error {
+	var b strings.Builder
+	role := "there is no leader"
+	for _, m := range s.Members {
+		switch {
+		case m.Self && m.Role == "leader":
+			role = "this server leads"
+		case m.Role == "leader":
+			role = m.Name + " leads"
+		}
+	}
+	fmt.Fprintf(&b, "store     %s, term %d; this server is %s\n", role, s.Term, s.Member)
+	fmt.Fprintf(&b, "revision  %d\n", s.Revision)
+	fmt.Fprintf(&b, "keys      %d, %s; with history %s", s.Keys, bytesText(s.Bytes), bytesText(s.TotalBytes))
+	if s.QuotaBytes > 0 {
+		fmt.Fprintf(&b, " of the %s allowed", bytesText(s.QuotaBytes))
+	}
+	fmt.Fprintf(&b, "\nlog       entry %d, applied %d; %s on disk\n", s.LastIndex, s.AppliedIndex, bytesText(s.LogBytes))
+	if s.Snapshot.Taken.IsZero() {
+		b.WriteString("snapshot  none yet: the log has everything\n")
+	} else {
+		fmt.Fprintf(&b, "snapshot  %s, taken %s ago\n", bytesText(s.Snapshot.Bytes), age(now.Sub(s.Snapshot.Taken)))
+	}
+	b.WriteByte('\n')
+	if err := printMembers(&b, s.Members); err != nil {
+		return err
+	}
+	b.WriteByte('\n')
+	if len(s.Problems) == 0 {
+		b.WriteString("Nothing is wrong.\n")
+	}
+	for _, p := range s.Problems {
+		b.WriteString("! " + p + "\n")
+	}
+	if _, err := io.WriteString(w, b.String()); err != nil {
+		return fmt.Errorf("printing: %w", err)
+	}
+	return nil
+}
+
+func printMembers(w io.Writer, members []storeMember) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, "SERVER\tID\tROLE\tADDRESS\t")
+	for _, m := range members {
+		note := ""
+		if m.Self {
+			note = "this server"
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\n", m.Name, m.ID, m.Role, m.Address, note)
+	}
+	if err := tw.Flush(); err != nil {
+		return fmt.Errorf("printing: %w", err)
+	}
+	return nil
+}

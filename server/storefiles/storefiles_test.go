@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package storefiles
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/iotest"
+)
+
+// trailed is data as Maintenance.Snapshot streams it.
+func trailed(data string) []byte {
+	out := append([]byte(data), make([]byte, -len(data)&(backupAlign-1))...)
+	sum := sha256.Sum256(out)
+	return append(out, sum[:]...)
+}
+
+func TestCopyBackup(t *testing.T) {
+	whole := trailed(strings.Repeat("state ", 1000))
+	for name, r := range map[string]io.Reader{
+		"at once": bytes.NewReader(whole), "byte by byte": iotest.OneByteReader(bytes.NewReader(whole)),
+	} {
+		var out bytes.Buffer
+		if n, err := CopyBackup(&out, r); err != nil || n != int64(len(whole)) || !bytes.Equal(out.Bytes(), whole) {
+			t.Errorf("%s: %d bytes, %v", name, n, err)
+		}
+	}
+	// Every place where it may end early, and a changed bit anywhere.
+	for n := range whole {
+		if _, err := CopyBackup(io.Discard, bytes.NewReader(whole[:n])); err == nil {
+			t.Fatalf("the first %d bytes pass for a whole backup", n)
+		}
+		changed := bytes.Clone(whole)
+		changed[n] ^= 0x10
+		if _, err := CopyBackup(io.Discard, bytes.NewReader(changed)); err == nil {
+			t.Fatalf("a change of byte %d goes unnoticed", n)
+		}
+	}
+}
+
+func TestSaveBackup(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "backup")
+	broken := errors.New("the connection broke")
+	if _, err := SaveBackup(path, io.MultiReader(strings.NewReader("half"), iotest.ErrReader(broken))); !errors.Is(err, broken) {
+		t.Errorf("a broken stream: %v", err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("a broken stream left %v, %v", left, err)
+	}
+	whole := trailed("state")
+	if _, err := SaveBackup(path, bytes.NewReader(whole)); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	if _, err := SaveBackup(path, bytes.NewReader(trailed("other"))); err == nil {
+		t.Error("it replaced a backup")
+	}
+	if data, err := os.ReadFile(path); err != nil || !bytes.Equal(data, whole) {
+		t.Errorf("the backup changed: %v", err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("there are %v, %v", left, err)
+	}
+}
+
+func TestForeignFilesAreNamed(t *testing.T) {
+	bolt := binary.LittleEndian.AppendUint32(make([]byte, 16), 0xED0CDAED)
+	for want, data := range map[string]string{
+		"empty": "", "etcd": string(bolt), "SQLite": "SQLite format 3\x00 and more", "compressed": "\x1f\x8b and more",
+	} {
+		path := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(path, []byte(data), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := CheckBackup(path); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "Nothing was changed") {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+}
+
+func TestReplaceKeepsBoth(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	folder := func(name, content string) {
+		t.Helper()
+		if err := errors.Join(os.Mkdir(at(name), 0o700), os.WriteFile(filepath.Join(at(name), "f"), []byte(content), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	holds := func(name, want string) {
+		t.Helper()
+		if data, err := os.ReadFile(filepath.Join(at(name), "f")); err != nil || string(data) != want {
+			t.Errorf("%s holds %q, %v; want %q", name, data, err, want)
+		}
+	}
+	folder("made", "1")
+	if kept, err := replace(at("store"), at("made"), at("kept")); err != nil || kept != "" {
+		t.Fatalf("without a store of before: %q, %v", kept, err)
+	}
+	folder("made", "2")
+	if kept, err := replace(at("store"), at("made"), at("kept")); err != nil || kept != at("kept") {
+		t.Fatalf("kept %q, %v", kept, err)
+	}
+	holds("store", "2")
+	holds("kept", "1")
+	if _, err := os.Stat(at("made")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("made is still there: %v", err)
+	}
+}
