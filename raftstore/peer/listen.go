@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync"
@@ -19,6 +20,7 @@ const (
 	// are not accepted until one of them is through or has run out of time.
 	maxHandshakes = 64
 	maxAcceptWait = time.Second
+	maxDiscard    = 64 << 10 // bytes read from a connection that is refused
 )
 
 // accept takes connections from the listener until it is closed.
@@ -94,6 +96,8 @@ func (t *Transport) welcome(c net.Conn) (hello, error) {
 		return h, fmt.Errorf("answer a handshake: %w", err)
 	}
 	if reply.reason != "" {
+		// Who hangs up on unread bytes takes the answer back with them.
+		_, _ = io.CopyN(io.Discard, c, maxDiscard)
 		return h, errors.New(reply.reason)
 	}
 	return h, c.SetDeadline(time.Time{})

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"go.uber.org/goleak"
+
+	"github.com/coracle-k8s/coracle/raftstore/memnet"
+)
+
+// ground is a network to test on.
+type ground interface {
+	// listen opens a listener at a place, a small number, and returns its
+	// address, which is the same each time.
+	listen(t *testing.T, place int) (net.Listener, string)
+	dial(place int) func(context.Context, string) (net.Conn, error)
+}
+
+// onBoth runs a test over TLS on the loopback interface and in memory with
+// fake time, and sees to it that no goroutine is left.
+func onBoth(t *testing.T, test func(t *testing.T, g ground)) {
+	t.Run("tls", func(t *testing.T) {
+		before := goleak.IgnoreCurrent()
+		t.Run("", func(t *testing.T) { test(t, newLoopback(t)) })
+		goleak.VerifyNone(t, before)
+	})
+	t.Run("memory", func(t *testing.T) { inMemory(t, func(t *testing.T, m memory) { test(t, m) }) })
+}
+
+func inMemory(t *testing.T, test func(t *testing.T, m memory)) {
+	synctest.Test(t, func(t *testing.T) { test(t, memory{memnet.New()}) })
+}
+
+type memory struct{ *memnet.Network }
+
+func (m memory) place(i int) string { return string(rune('a' + i)) }
+
+func (m memory) listen(_ *testing.T, place int) (net.Listener, string) {
+	return m.Host(m.place(place)).Listen(), m.place(place)
+}
+
+func (m memory) dial(place int) func(context.Context, string) (net.Conn, error) {
+	return m.Host(m.place(place)).Dial
+}
+
+// loopback is mutual TLS with a throw-away authority.
+type loopback struct {
+	config    *tls.Config
+	mu        sync.Mutex
+	addresses map[int]string
+}
+
+func newLoopback(t *testing.T) *loopback {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "throw-away"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true,
+		KeyUsage:    x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(cert)
+	return &loopback{addresses: map[int]string{}, config: &tls.Config{
+		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
+		RootCAs:      pool, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert,
+		MinVersion: tls.VersionTLS13,
+	}}
+}
+
+func (l *loopback) listen(t *testing.T, place int) (net.Listener, string) {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	address := l.addresses[place]
+	if address == "" {
+		address = "127.0.0.1:0"
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.addresses[place] = listener.Addr().String()
+	return tls.NewListener(listener, l.config), l.addresses[place]
+}
+
+func (l *loopback) dial(int) func(context.Context, string) (net.Conn, error) {
+	d := &tls.Dialer{Config: l.config}
+	return func(ctx context.Context, address string) (net.Conn, error) { return d.DialContext(ctx, "tcp", address) }
+}
+
+// server is a transport with something that answers in raft's place.
+type server struct {
+	*Transport
+	id      raft.ServerID
+	address raft.ServerAddress
+
+	mu       sync.Mutex
+	respond  func(raft.RPC) // nil: friendly
+	beats    int
+	snapshot int64 // bytes of the last one
+}
+
+const cluster = "c1"
+
+func start(t *testing.T, g ground, place int, id string, change func(*Options)) *server {
+	t.Helper()
+	l, address := g.listen(t, place)
+	o := Options{
+		Cluster: cluster, ID: id, Address: address, Listener: l, Dial: g.dial(place),
+		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
+	if change != nil {
+		change(&o)
+	}
+	tr, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &server{Transport: tr, id: raft.ServerID(id), address: raft.ServerAddress(address)}
+	s.SetHeartbeatHandler(func(rpc raft.RPC) {
+		s.mu.Lock()
+		s.beats++
+		s.mu.Unlock()
+		s.answer(rpc)
+	})
+	stop := make(chan struct{})
+	var tasks sync.WaitGroup
+	tasks.Go(func() {
+		for {
+			select {
+			case rpc := <-s.Consumer():
+				s.answer(rpc)
+			case <-stop:
+				return
+			}
+		}
+	})
+	t.Cleanup(func() {
+		if err := tr.Close(); err != nil {
+			t.Error(err)
+		}
+		close(stop)
+		tasks.Wait()
+	})
+	return s
+}
+
+func (s *server) setRespond(f func(raft.RPC)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.respond = f
+}
+
+func (s *server) answer(rpc raft.RPC) {
+	s.mu.Lock()
+	f := s.respond
+	s.mu.Unlock()
+	if f == nil {
+		f = s.friendly
+	}
+	f(rpc)
+}
+
+func (s *server) friendly(rpc raft.RPC) {
+	switch m := rpc.Command.(type) {
+	case *raft.AppendEntriesRequest:
+		last := m.PrevLogEntry
+		if k := len(m.Entries); k > 0 {
+			last = m.Entries[k-1].Index
+		}
+		rpc.Respond(&raft.AppendEntriesResponse{Term: m.Term, LastLog: last, Success: true}, nil)
+	case *raft.RequestVoteRequest:
+		rpc.Respond(&raft.RequestVoteResponse{Term: m.Term, Granted: true}, nil)
+	case *raft.RequestPreVoteRequest:
+		rpc.Respond(&raft.RequestPreVoteResponse{Term: m.Term, Granted: true}, nil)
+	case *raft.TimeoutNowRequest:
+		rpc.Respond(&raft.TimeoutNowResponse{}, nil)
+	case *raft.InstallSnapshotRequest:
+		n, err := io.Copy(io.Discard, rpc.Reader)
+		s.mu.Lock()
+		s.snapshot = n
+		s.mu.Unlock()
+		rpc.Respond(&raft.InstallSnapshotResponse{Term: m.Term, Success: err == nil}, err)
+	}
+}
+
+func (s *server) header() raft.RPCHeader {
+	return raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(s.id), Addr: []byte(s.address)}
+}
+
+// beat sends a heartbeat.
+func (s *server) beat(to *server, term uint64) (raft.AppendEntriesResponse, error) {
+	var r raft.AppendEntriesResponse
+	err := s.AppendEntries(to.id, to.address, &raft.AppendEntriesRequest{RPCHeader: s.header(), Term: term, Leader: []byte(s.address)}, &r)
+	return r, err
+}
+
+// entries is a message with one entry.
+func (s *server) entries(term, index uint64) *raft.AppendEntriesRequest {
+	return &raft.AppendEntriesRequest{
+		RPCHeader: s.header(), Term: term, PrevLogEntry: index - 1, PrevLogTerm: term, LeaderCommitIndex: index - 1,
+		Entries: []*raft.Log{{Index: index, Term: term, Data: []byte("data"), AppendedAt: time.Now()}},
+	}
+}

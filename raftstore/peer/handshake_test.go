@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestHandshakeForm(t *testing.T) {
+	h := hello{kind: kindCalls, cluster: "c", sender: "", receiver: "b.1"}
+	b, err := h.encode()
+	if want := "CRPR\x01\x02\x01c\x00\x03b.1"; err != nil || string(b) != want {
+		t.Fatalf("%q, %v", b, err)
+	}
+	a := answer{id: "b.1", reason: "no"}
+	if want := "CRPR\x01\x01\x03b.1\x02\x00no"; string(a.encode()) != want {
+		t.Fatalf("%q", a.encode())
+	}
+	h.cluster = strings.Repeat("x", maxName+1)
+	if _, err := h.encode(); err == nil {
+		t.Fatal("a name that does not fit was encoded")
+	}
+	a.reason = strings.Repeat("x", 1<<20)
+	if got, err := readAnswer(bytes.NewReader(a.encode())); err != nil || len(got.reason) != maxReason {
+		t.Fatalf("%d bytes, %v", len(got.reason), err)
+	}
+}
+
+// FuzzHello checks that a hello is read exactly, or refused, whatever comes.
+func FuzzHello(f *testing.F) {
+	for _, h := range []hello{
+		{kind: kindRaft, cluster: "c", sender: "a.1", receiver: "b.1"},
+		{kind: kindCalls},
+		{kind: kindCalls, cluster: strings.Repeat("c", maxName)},
+	} {
+		b, err := h.encode()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+		f.Add(append(b, "and more"...))
+		f.Add(b[:len(b)-1])
+	}
+	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
+	f.Add([]byte("CRPR\x02\x01"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := bytes.NewReader(b)
+		h, err := readHello(r)
+		if err != nil {
+			return
+		}
+		again, err := h.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if used := b[:len(b)-r.Len()]; !bytes.Equal(used, again) {
+			t.Fatalf("%q became %q", used, again)
+		}
+		o := Options{Cluster: "c", ID: "b.1"}
+		if h.kind == kindRaft && o.judge(h) == "" && (h.cluster != o.Cluster || h.receiver != o.ID || h.sender == "") {
+			t.Fatalf("%+v was taken", h)
+		}
+	})
+}
+
+// FuzzAnswer does the same for an answer.
+func FuzzAnswer(f *testing.F) {
+	for _, a := range []answer{{}, {id: "b.1"}, {id: "b.1", reason: "no"}, {reason: strings.Repeat("n", maxReason)}} {
+		f.Add(a.encode())
+		f.Add(append(a.encode(), 1))
+	}
+	f.Add([]byte("HTTP/1.1 400 Bad Request\r\n\r\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		a, err := readAnswer(bytes.NewReader(b))
+		if err != nil {
+			return
+		}
+		if again, err := readAnswer(bytes.NewReader(a.encode())); err != nil || again != a {
+			t.Fatalf("%+v became %+v, %v", a, again, err)
+		}
+	})
+}
+
+// FuzzCall does the same for a call's message.
+func FuzzCall(f *testing.F) {
+	f.Add([]byte("\x04readbody"))
+	f.Add([]byte{})
+	f.Add([]byte{200, 1})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var m message
+		if err := m.decode(b); err != nil {
+			return
+		}
+		data, err := messages{}.Marshal(&m)
+		if err != nil || !bytes.Equal(data.Materialize(), b) {
+			t.Fatalf("%q became %q, %v", b, data.Materialize(), err)
+		}
+	})
+}
+
+// TestGarbage speaks something else to a server.
+func TestGarbage(t *testing.T) {
+	onBoth(t, func(t *testing.T, g ground) {
+		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil)
+		for say, reason := range map[string]string{
+			"GET / HTTP/1.1\r\nHost: x\r\n\r\n":        "this port is for servers of a store only",
+			"CRPR\x07\x01":                             "speaks version 7 of the protocol between servers, this server speaks version 1",
+			"CRPR\x01\x09":                             "wants a connection of an unknown kind 9",
+			"CRPR\x01\x01\x00\x00\x00":                 "raft needs to know the cluster and both servers",
+			"CRPR\x01\x01\x02c1\x03a.1\x03x.1":         "I am not server x.1 but b.1",
+			"CRPR\x01\x02\x02c2\x00\x00":               "the caller belongs to cluster c2, this is cluster c1",
+			"CRPR\x01\x02\x02c1\x03b.1\x03b.1":         "server b.1 called itself",
+			"CRPR\x01\x01\x02c1\x03a.1\x03b.1\x63\x63": "", // raft's garbage
+			"CRPR\x01\x02\x02c1\x03a.1\x03b.1\x63\x63": "", // gRPC's garbage
+		} {
+			c, err := g.dial(0)(t.Context(), string(b.address))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Write([]byte(say)); err != nil {
+				t.Fatal(err)
+			}
+			got, err := readAnswer(c)
+			if err != nil || got.reason != reason || got.id != "b.1" {
+				t.Errorf("%q: %+v, %v", say, got, err)
+			}
+			hangUp(c)
+		}
+		if _, err := a.beat(b, 1); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestSlowHandshake has dialers that say nothing, or not all: they are hung up
+// on, and do not keep others out for long.
+func TestSlowHandshake(t *testing.T) {
+	inMemory(t, func(t *testing.T, m memory) {
+		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", nil)
+		var slow []net.Conn
+		for i := range 2*maxHandshakes - 1 {
+			c, err := m.dial(2)(t.Context(), "b")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Write([]byte("CRPR\x01\x01\x03abc")[:i%9]); err != nil {
+				t.Fatal(err)
+			}
+			slow = append(slow, c)
+		}
+		synctest.Wait()
+		began := time.Now()
+		for {
+			if _, err := a.beat(b, 1); err == nil {
+				break
+			}
+		}
+		if took := time.Since(began); took > 3*b.handshakeTime() {
+			t.Fatalf("others were kept out for %v", took)
+		}
+		time.Sleep(b.handshakeTime())
+		for _, c := range slow {
+			if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, net.ErrClosed) {
+				t.Fatalf("%v: not hung up on", err)
+			}
+			_ = c.Close()
+		}
+	})
+}
+
+// TestSlowServer has a server that takes the connection and never answers, or
+// answers nonsense.
+func TestSlowServer(t *testing.T) {
+	inMemory(t, func(t *testing.T, m memory) {
+		a := start(t, m, 0, "a.1", nil)
+		l, address := m.listen(t, 1)
+		said := make(chan string, 1)
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				if s := <-said; s != "" {
+					_, _ = io.WriteString(c, s)
+				}
+			}
+		}()
+		for _, s := range []string{"", "CRPR", "CRPR\x01\x00\x03b.1\xff\xff", "HTTP/1.1 200 OK\r\n", "CRPR\x01\x00\x00\x01\x00x"} {
+			said <- s
+			began := time.Now()
+			_, err := a.beat(&server{id: "b.1", address: "b"}, 1)
+			if took := time.Since(began); err == nil || took > a.opts.Timeout {
+				t.Fatalf("%q: %v after %v", s, err, took)
+			}
+			if !strings.Contains(err.Error(), "handshake with the server at "+address) {
+				t.Error(err)
+			}
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}

@@ -1,0 +1,468 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+func TestMessages(t *testing.T) {
+	onBoth(t, func(t *testing.T, g ground) {
+		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil)
+		if r, err := a.beat(b, 7); err != nil || !r.Success || r.Term != 7 {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		if b.beats != 1 {
+			t.Fatalf("%d heartbeats took the short way", b.beats)
+		}
+		var ar raft.AppendEntriesResponse
+		if err := a.AppendEntries(b.id, b.address, a.entries(7, 42), &ar); err != nil || ar.LastLog != 42 {
+			t.Fatalf("%+v, %v", ar, err)
+		}
+		var vr raft.RequestVoteResponse
+		if err := a.RequestVote(b.id, b.address, &raft.RequestVoteRequest{RPCHeader: a.header(), Term: 8}, &vr); err != nil || !vr.Granted {
+			t.Fatalf("%+v, %v", vr, err)
+		}
+		var pr raft.RequestPreVoteResponse
+		if err := a.RequestPreVote(b.id, b.address, &raft.RequestPreVoteRequest{RPCHeader: a.header(), Term: 8}, &pr); err != nil || !pr.Granted {
+			t.Fatalf("%+v, %v", pr, err)
+		}
+		if err := a.TimeoutNow(b.id, b.address, &raft.TimeoutNowRequest{RPCHeader: a.header()}, &raft.TimeoutNowResponse{}); err != nil {
+			t.Fatal(err)
+		}
+		const size = 9 << 20
+		var sr raft.InstallSnapshotResponse
+		err := a.InstallSnapshot(b.id, b.address, &raft.InstallSnapshotRequest{RPCHeader: a.header(), Term: 8, Size: size}, &sr, bytes.NewReader(make([]byte, size)))
+		if err != nil || !sr.Success || b.snapshot != size {
+			t.Fatalf("%+v, %v, %d bytes", sr, err, b.snapshot)
+		}
+		if got := b.DecodePeer(a.EncodePeer(a.id, a.address)); got != a.LocalAddr() || got != a.address {
+			t.Fatalf("address %q became %q", a.address, got)
+		}
+		s := a.Peers()
+		if len(s) != 1 || s[0].ID != b.id || s[0].Address != b.address || s[0].Failures != 0 || s[0].HeartbeatRTT < 0 || s[0].BytesSent < size || s[0].BytesReceived == 0 {
+			t.Fatalf("%+v", s)
+		}
+		if c := a.Contact(b.id); c.IsZero() || time.Since(c) > time.Minute {
+			t.Fatalf("contact at %v", c)
+		}
+		a.Retain(nil)
+		if s := a.Peers(); len(s) != 0 {
+			t.Fatalf("%+v", s)
+		}
+	})
+}
+
+func TestPipeline(t *testing.T) {
+	onBoth(t, func(t *testing.T, g ground) {
+		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil)
+		p, err := a.AppendEntriesPipeline(b.id, b.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		const count = 100
+		go func() {
+			for i := range uint64(count) {
+				if _, err := p.AppendEntries(a.entries(3, i+1), new(raft.AppendEntriesResponse)); err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+		for i := range uint64(count) {
+			f := <-p.Consumer()
+			if f.Error() != nil || f.Response().LastLog != i+1 {
+				t.Fatalf("%v, %+v", f.Error(), f.Response())
+			}
+			if n := a.Answered(b.id, 3); n < i+1 || n > count { // they are all that was sent
+				t.Fatalf("%d answers prove %d", i+1, n)
+			}
+		}
+	})
+}
+
+// TestPipelineAfterRefusal is raft's way to use a pipeline: after a bad answer
+// nobody takes any, while something is still being sent.
+func TestPipelineAfterRefusal(t *testing.T) {
+	onBoth(t, func(t *testing.T, g ground) {
+		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil)
+		b.setRespond(func(rpc raft.RPC) { rpc.Respond(&raft.AppendEntriesResponse{Term: 9}, nil) })
+		p, err := a.AppendEntriesPipeline(b.id, b.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		var refused raft.AppendFuture
+		sent := make(chan error)
+		go func() {
+			for i := uint64(1); ; i++ {
+				if _, err := p.AppendEntries(a.entries(3, i), new(raft.AppendEntriesResponse)); err != nil {
+					sent <- err
+					return
+				}
+			}
+		}()
+		refused = <-p.Consumer()
+		if r := refused.Response(); r.Success || r.Term != 9 {
+			t.Fatalf("%+v", r)
+		}
+		if err := <-sent; !errors.Is(err, raft.ErrPipelineShutdown) {
+			t.Fatal(err)
+		}
+		if n := a.Answered(b.id, 3); n != 0 {
+			t.Fatalf("refusals prove %d", n)
+		}
+	})
+}
+
+// TestPipelineBreaks checks that a failure is no contact.
+func TestPipelineBreaks(t *testing.T) {
+	inMemory(t, func(t *testing.T, m memory) {
+		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", nil)
+		p, err := a.AppendEntriesPipeline(b.id, b.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Cut("a", "b")
+		if _, err := p.AppendEntries(a.entries(3, 1), new(raft.AppendEntriesResponse)); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case f := <-p.Consumer():
+			t.Fatalf("%v was passed on", f.Error())
+		case <-time.After(time.Minute):
+		}
+		if _, err := p.AppendEntries(a.entries(3, 1), new(raft.AppendEntriesResponse)); err == nil {
+			t.Fatal("a broken pipeline took a message")
+		}
+		if s := a.Peers()[0]; s.FailuresInARow == 0 {
+			t.Fatalf("%+v", s)
+		}
+		_ = p.Close()
+		_ = p.Close()
+		m.HealAll()
+	})
+}
+
+func TestWrongServer(t *testing.T) {
+	onBoth(t, func(t *testing.T, g ground) {
+		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.2", nil)
+		other := start(t, g, 2, "d.1", func(o *Options) { o.Cluster = "c2" })
+		none := start(t, g, 3, "", func(o *Options) { o.Cluster = "" })
+		for _, c := range []struct {
+			from, to *server
+			id       raft.ServerID
+			reason   string
+		}{
+			{a, b, "b.1", "I am not server b.1 but b.2"},
+			{a, other, "d.1", "server a.1 belongs to cluster c1, this is cluster c2"},
+			{a, none, "e.1", "I am not server e.1: I have no identity yet"},
+			{none, a, "a.1", "raft needs to know the cluster and both servers"},
+			{a, a, "a.1", "server a.1 called itself"},
+		} {
+			_, err := c.from.beat(&server{id: c.id, address: c.to.address}, 1)
+			refused, ok := errors.AsType[*RefusedError](err)
+			if !ok || refused.Reason != c.reason || refused.Address != string(c.to.address) || refused.ID != string(c.to.id) {
+				t.Errorf("%+v instead of %q", err, c.reason)
+			} else if !strings.Contains(err.Error(), c.reason) {
+				t.Error(err)
+			}
+			if _, err := c.from.AppendEntriesPipeline(c.id, c.to.address); !errors.As(err, &refused) {
+				t.Error(err)
+			}
+		}
+		if _, err := a.beat(b, 1); err != nil { // by its right name
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestRestart lets a peer go and come back; what pooled connections are left
+// over must not be noticed.
+func TestRestart(t *testing.T) {
+	onBoth(t, func(t *testing.T, g ground) {
+		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil)
+		for range 3 {
+			block := make(chan struct{})
+			b.setRespond(func(rpc raft.RPC) { <-block; b.friendly(rpc) })
+			done := make(chan error) // two at a time, to fill the pools
+			for range 2 {
+				go func() {
+					_, err := a.beat(b, 1)
+					done <- err
+				}()
+				go func() {
+					done <- a.AppendEntries(b.id, b.address, a.entries(1, 5), new(raft.AppendEntriesResponse))
+				}()
+			}
+			close(block)
+			for range 4 {
+				if err := <-done; err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := b.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := a.beat(b, 1); err == nil {
+				t.Fatal("a closed server answered")
+			}
+			b = start(t, g, 1, "b.1", nil)
+			if _, err := a.beat(b, 1); err != nil {
+				t.Fatal(err)
+			}
+			if err := a.AppendEntries(b.id, b.address, a.entries(1, 5), new(raft.AppendEntriesResponse)); err != nil {
+				t.Fatal(err)
+			}
+			if s := a.Peers()[0]; s.FailuresInARow != 0 || s.Failures == 0 || s.LastError == "" {
+				t.Fatalf("%+v", s)
+			}
+		}
+	})
+}
+
+// TestRestartUnnoticed has the peer restart between two messages.
+func TestRestartUnnoticed(t *testing.T) {
+	onBoth(t, func(t *testing.T, g ground) {
+		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil)
+		for range 5 {
+			if _, err := a.beat(b, 1); err != nil {
+				t.Fatal(err)
+			}
+			if err := b.Close(); err != nil {
+				t.Fatal(err)
+			}
+			b = start(t, g, 1, "b.1", nil)
+		}
+		if s := a.Peers()[0]; s.Failures != 0 {
+			t.Fatalf("%+v", s)
+		}
+	})
+}
+
+func TestWithhold(t *testing.T) {
+	onBoth(t, func(t *testing.T, g ground) {
+		var stalls atomic.Bool
+		a := start(t, g, 0, "a.1", func(o *Options) { o.Withhold = stalls.Load })
+		b := start(t, g, 1, "b.1", nil)
+		p, err := a.AppendEntriesPipeline(b.id, b.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		messages := map[string]func() error{
+			"heartbeat": func() error { _, err := a.beat(b, 1); return err },
+			"entries": func() error {
+				return a.AppendEntries(b.id, b.address, a.entries(1, 5), new(raft.AppendEntriesResponse))
+			},
+			"vote": func() error {
+				return a.RequestVote(b.id, b.address, &raft.RequestVoteRequest{}, &raft.RequestVoteResponse{})
+			},
+			"pre-vote": func() error {
+				return a.RequestPreVote(b.id, b.address, &raft.RequestPreVoteRequest{}, &raft.RequestPreVoteResponse{})
+			},
+			"snapshot": func() error {
+				return a.InstallSnapshot(b.id, b.address, &raft.InstallSnapshotRequest{}, &raft.InstallSnapshotResponse{}, strings.NewReader(""))
+			},
+			"pipeline": func() error {
+				p, err := a.AppendEntriesPipeline(b.id, b.address)
+				if err == nil {
+					err = p.Close()
+				}
+				return err
+			},
+			"in the pipeline": func() error {
+				_, err := p.AppendEntries(a.entries(1, 6), new(raft.AppendEntriesResponse))
+				if err == nil {
+					<-p.Consumer()
+				}
+				return err
+			},
+		}
+		for _, on := range []bool{false, true, false} {
+			stalls.Store(on)
+			for name, send := range messages {
+				if err := send(); on != errors.Is(err, ErrWithheld) || !on && err != nil {
+					t.Errorf("%s, withheld: %v: %v", name, on, err)
+				}
+			}
+			if err := a.TimeoutNow(b.id, b.address, &raft.TimeoutNowRequest{}, &raft.TimeoutNowResponse{}); err != nil {
+				t.Error(err)
+			}
+			if _, err := b.beat(a, 1); err != nil { // it still answers
+				t.Error(err)
+			}
+		}
+		if s := a.Peers()[0]; s.Failures != 0 {
+			t.Fatalf("what was withheld is counted as the peer's failure: %+v", s)
+		}
+	})
+}
+
+func TestEvidence(t *testing.T) {
+	inMemory(t, func(t *testing.T, m memory) {
+		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", nil)
+		if _, err := a.beat(b, 5); err != nil {
+			t.Fatal(err)
+		}
+		mark := a.Mark()
+		if n := a.Answered(b.id, 5); n == 0 || n >= mark {
+			t.Fatalf("a heartbeat of before the mark %d has number %d", mark, n)
+		}
+		if _, err := a.beat(b, 5); err != nil {
+			t.Fatal(err)
+		}
+		if n := a.Answered(b.id, 5); n < mark {
+			t.Fatalf("a heartbeat of after the mark %d has number %d", mark, n)
+		}
+
+		// A late answer to an earlier message shows nothing.
+		m.Delay("b", "a", 500*time.Millisecond, 0)
+		done := make(chan error)
+		go func() {
+			_, err := a.beat(b, 5)
+			done <- err
+		}()
+		synctest.Wait()
+		mark = a.Mark()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if n := a.Answered(b.id, 5); n >= mark {
+			t.Fatalf("the answer to a message of before the mark %d counts as %d", mark, n)
+		}
+		m.Delay("b", "a", 0, 0)
+
+		// Neither does a refusal, an answer of another term, or one to an older term.
+		was := a.Answered(b.id, 5)
+		for _, r := range []raft.AppendEntriesResponse{{Term: 5}, {Term: 6, Success: true}, {Term: 6}, {Term: 4, Success: true}} {
+			b.setRespond(func(rpc raft.RPC) { rpc.Respond(&r, nil) })
+			if _, err := a.beat(b, 5); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.setRespond(func(rpc raft.RPC) {
+			rpc.Respond(&raft.AppendEntriesResponse{Term: 5, Success: true}, errors.New("but no"))
+		})
+		if _, err := a.beat(b, 5); err == nil || err.Error() != "but no" {
+			t.Fatal(err)
+		}
+		if n := a.Answered(b.id, 5); n != was {
+			t.Fatalf("evidence went from %d to %d", was, n)
+		}
+		b.setRespond(nil)
+		if _, err := a.beat(b, 4); err != nil {
+			t.Fatal(err)
+		}
+		if n := a.Answered(b.id, 4); n != 0 {
+			t.Fatalf("an earlier term came back with %d", n)
+		}
+		// A new term starts at nothing.
+		if n := a.Answered(b.id, 6); n != 0 {
+			t.Fatal(n)
+		}
+		if err := a.AppendEntries(b.id, b.address, a.entries(6, 3), new(raft.AppendEntriesResponse)); err != nil {
+			t.Fatal(err)
+		}
+		if n, old := a.Answered(b.id, 6), a.Answered(b.id, 5); n < mark || old != 0 {
+			t.Fatalf("%d and %d", n, old)
+		}
+	})
+}
+
+func TestLeaderSeen(t *testing.T) {
+	onBoth(t, func(t *testing.T, g ground) {
+		a, b, c := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil), start(t, g, 2, "c.1", nil)
+		var changes atomic.Int32
+		c.OnLeader(func() { changes.Add(1) })
+		check := func(leader *server, term uint64, told int32) {
+			t.Helper()
+			id, address, seen := c.LeaderSeen()
+			if id != leader.id || address != leader.address || seen != term || changes.Load() != told {
+				t.Fatalf("saw %q at %q in %d, told %d times", id, address, seen, changes.Load())
+			}
+		}
+		check(&server{}, 0, 0)
+		if _, err := a.beat(c, 3); err != nil {
+			t.Fatal(err)
+		}
+		check(a, 3, 1)
+		if _, err := a.beat(c, 3); err != nil {
+			t.Fatal(err)
+		}
+		check(a, 3, 1)
+		if _, err := a.beat(c, 4); err != nil { // the same in a new term
+			t.Fatal(err)
+		}
+		check(a, 4, 2)
+		// Raft is stuck; what comes its way is seen all the same.
+		stuck := make(chan struct{})
+		c.setRespond(func(rpc raft.RPC) { <-stuck; c.friendly(rpc) })
+		done := make(chan error)
+		go func() {
+			done <- b.AppendEntries(c.id, c.address, b.entries(5, 9), new(raft.AppendEntriesResponse))
+		}()
+		for changes.Load() < 3 {
+			time.Sleep(time.Millisecond)
+		}
+		check(b, 5, 3)
+		close(stuck)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.beat(c, 4); err != nil { // deposed
+			t.Fatal(err)
+		}
+		check(b, 5, 3)
+	})
+}
+
+// TestSnapshotTakesItsTime lets a snapshot take much longer than any timeout
+// and then fails one that stands still.
+func TestSnapshotTakesItsTime(t *testing.T) {
+	inMemory(t, func(t *testing.T, m memory) {
+		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", nil)
+		const size = 64 << 20
+		stall := make(chan struct{})
+		b.setRespond(func(rpc raft.RPC) {
+			chunk, total := make([]byte, 1<<20), 0
+			for {
+				n, err := rpc.Reader.Read(chunk)
+				total += n
+				if err != nil {
+					break
+				}
+				time.Sleep(10 * time.Millisecond) // hundreds of pieces
+			}
+			select {
+			case <-stall:
+			case <-time.After(snapshotStall):
+			}
+			rpc.Respond(&raft.InstallSnapshotResponse{Success: total == size}, nil)
+		})
+		began := time.Now()
+		var r raft.InstallSnapshotResponse
+		if err := a.InstallSnapshot(b.id, b.address, &raft.InstallSnapshotRequest{Size: size}, &r, bytes.NewReader(make([]byte, size))); err != nil || !r.Success {
+			t.Fatalf("%+v, %v after %v", r, err, time.Since(began))
+		}
+		if took := time.Since(began); took < snapshotStall {
+			t.Fatalf("took only %v", took)
+		}
+		m.Cut("a", "b")
+		began = time.Now()
+		err := a.InstallSnapshot(b.id, b.address, &raft.InstallSnapshotRequest{Size: size}, &r, bytes.NewReader(make([]byte, size)))
+		if took := time.Since(began); err == nil || took > 2*snapshotStall {
+			t.Fatalf("%v after %v", err, took)
+		}
+		close(stall)
+		m.HealAll()
+	})
+}
