@@ -147,7 +147,7 @@ func (b *bench) sections(ctx context.Context) error {
 			}
 			began := time.Now()
 			if err := s.run(ctx, voters); err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", name, err))
+				errs = append(errs, fmt.Errorf("%s failed", name))
 				fmt.Printf("%s: %v\n", name, err)
 			}
 			fmt.Printf("%s: %.0f s\n", name, time.Since(began).Seconds())

@@ -37,7 +37,7 @@ func (b *bench) memoryOf(ctx context.Context, sys system, voters int) error {
 		if err := fill(ctx, s, objects-i*few, fmt.Sprintf("/registry/memory-%d/", i)); err != nil {
 			return err
 		}
-		time.Sleep(calm) // garbage collection and back-end commits are part of being at rest
+		time.Sleep(pick(b, calm, calm/4)) // garbage collection and back-end commits are part of being at rest
 		at[i] = usageOf(s.pid())
 		name := fmt.Sprintf("memory with %d objects of 1 KB", objects)
 		b.report.add(sys, name, "RSS MB", target{}, at[i].rss)
@@ -53,7 +53,7 @@ func (b *bench) memoryOf(ctx context.Context, sys system, voters int) error {
 		}
 		b.report.add(sys, fmt.Sprintf("kill -9 with %d objects: start to first linearizable read", many), "ms", target{}, ms(took))
 	}
-	time.Sleep(calm)
+	time.Sleep(pick(b, calm, calm/4))
 	b.report.add(sys, fmt.Sprintf("memory with %d objects after a restart", many), "RSS MB", target{}, usageOf(s.pid()).rss)
 	return nil
 }

@@ -63,7 +63,7 @@ type coracle struct {
 func (o *coracle) name() string { return "coracle" }
 
 func (o *coracle) command(c *cluster, s *server) *exec.Cmd {
-	args := []string{"-name", s.name, "-dir", s.dir, "-client-address", s.client, "-bound"}
+	args := []string{"-name", s.name, "-dir", s.dir, "-cluster", "bench", "-client-address", s.client, "-bound"}
 	if len(c.servers) > 1 {
 		args = append(args, "-peer-address", s.peer, "-peer-cert", o.pki.cert, "-peer-key", o.pki.key, "-peer-ca", o.pki.ca)
 	}
