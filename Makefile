@@ -34,7 +34,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps release install test unit e2e install-test race bench fuzz lint verify fmt vet imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps release install test unit e2e install-test chaos race bench powercut fuzz lint verify fmt vet imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,7 +61,7 @@ install: ## build and install on this machine (root)
 	./install.sh
 
 # Tests run with -vet=off: make vet looks at everything once, and vetting 3,000 dependencies anew takes ten minutes.
-test: build unit e2e install-test ## everything that has to pass: build, go test ./..., end to end
+test: build unit e2e install-test chaos ## everything that has to pass: build, go test ./..., end to end
 
 unit: ## go test ./...
 	$(GO) test -vet=off -p 2 -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./...
@@ -72,6 +72,11 @@ e2e: build ## real kubectl against a real server, in namespaces of its own (root
 install-test: build ## install, install again, uninstall; the host is as before (root)
 	CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) test -vet=off -count=1 -p 1 -timeout 20m -tags '$(TAGS) e2e' ./test/install/...
 
+DURATION ?= 75s
+
+chaos: ## the store's promises on real servers under faults, for DURATION, from SEED (root)
+	CORACLE_CHAOS_DURATION=$(DURATION) CORACLE_CHAOS_SEED=$(SEED) $(GO) test -vet=off -v -count=1 -timeout 24h -tags '$(TAGS) e2e' ./test/chaos
+
 # Packages with concurrency of their own; everything would be all of Kubernetes once more.
 RACE ?= ./raftstore/... ./cni/... ./dns/... ./proxy/... ./internal/... ./agent/images/... ./cmd/coracle-helper/... ./cmd/coracle-tools/...
 
@@ -80,6 +85,11 @@ race: ## go test -race of the packages with concurrency of their own (needs gcc)
 
 bench: build ## footprint, start-up, pod start and write rates, beside upstream (root)
 	CORACLE_BIN=$(CURDIR)/bin/coracle test/bench/run.sh
+
+CUTS ?= 30
+
+powercut: ## cut the power of a machine with a store on its disk, CUTS times (user-mode-linux)
+	CORACLE_POWERCUTS=$(CUTS) $(GO) test -vet=off -count=1 -v -timeout 0 -tags '$(TAGS)' ./test/powercut/
 
 fuzz: ## each fuzz test for FUZZTIME
 	@set -e; for f in $$(git grep -l '^func Fuzz' -- '*_test.go'); do \

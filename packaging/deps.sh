@@ -20,6 +20,10 @@ go_package() { # nothing when there is a Go that can at least fetch a newer one
   echo golang-go
 }
 
+user_mode_linux() { # for the power cut test, which says so when it has none
+  if [ "$(dpkg --print-architecture)" = amd64 ] && grep -qx ID=debian /etc/os-release; then echo user-mode-linux; fi
+}
+
 packages() {
   for group in "$@"; do
     case $group in
@@ -28,7 +32,7 @@ packages() {
           amd64) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross ;;
           arm64) echo gcc-x86-64-linux-gnu libc6-dev-amd64-cross ;;
         esac ;;
-      test) echo iproute2 busybox-static util-linux procps ;;
+      test) echo iproute2 busybox-static util-linux procps e2fsprogs; user_mode_linux ;;
       lint) echo shellcheck ;;
       *) echo "deps.sh: unknown group $group" >&2; exit 2 ;;
     esac

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package powercut
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// TestDisk writes twice to the same place, flushes between, and cuts the power.
+func TestDisk(t *testing.T) {
+	const size, at = 64 << 10, 8 << 10
+	block := func(b byte) []byte { return bytes.Repeat([]byte{b}, blockSize) }
+	for _, loss := range []Loss{{Kept: 0}, {Kept: 1}, {Kept: 0.5}, {Unit: sectorSize, Kept: 0.5}} {
+		path := filepath.Join(t.TempDir(), "disk")
+		if err := os.WriteFile(path, make([]byte, size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d, err := openDisk(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write := func(b byte) {
+			t.Helper()
+			got := make([]byte, blockSize)
+			if err := d.Write(block(b), at); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.Read(got, at); err != nil || !bytes.Equal(got, block(b)) {
+				t.Fatalf("what was written is not read: %v", err)
+			}
+		}
+		write('a')
+		if err := d.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		write('b')
+		d.CutAfter(2)
+		write('c')
+		if err := d.Write(block('d'), at); err == nil {
+			t.Error("a write went on after the cut")
+		}
+		if err := d.Flush(); err == nil {
+			t.Error("a flush went on after the cut")
+		}
+		cached, err := d.Settle(rand.New(rand.NewPCG(1, 2)), loss)
+		if err != nil || cached != 3 {
+			t.Errorf("%d requests were in the cache, want 3: %v", cached, err)
+		}
+		left, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkLeft(t, loss, left[at:at+blockSize])
+	}
+}
+
+func checkLeft(t *testing.T, loss Loss, left []byte) {
+	t.Helper()
+	pieces := map[byte]int{}
+	for from := 0; from < len(left); from += sectorSize {
+		piece := left[from : from+sectorSize]
+		pieces[piece[0]]++
+		if !bytes.Equal(piece, bytes.Repeat(piece[:1], sectorSize)) || piece[0] < 'a' || piece[0] > 'd' {
+			t.Errorf("%v: half a sector", loss)
+		}
+	}
+	switch {
+	case loss.Kept == 0 && pieces['a'] != blockSize/sectorSize, loss.Kept == 1 && pieces['d'] != blockSize/sectorSize,
+		loss.Unit == 0 && len(pieces) != 1, loss.Unit == sectorSize && len(pieces) < 2:
+		t.Errorf("%v: left are %v", loss, pieces)
+	}
+}

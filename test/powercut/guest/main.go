@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command guest is the first process of a machine whose power gets cut. It
+// mounts the disk, opens the store on it, reports all that is in it, and then
+// writes with many clients until the machine is gone.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+const (
+	diskDir  = "/disk"
+	storeDir = "/disk/store"
+	clients  = 16
+)
+
+func main() {
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "guest: runs as the first process of a machine that the power cut test makes")
+		os.Exit(2)
+	}
+	out, err := openReporter("/dev/ttyS0")
+	if err == nil {
+		err = run(context.Background(), out)
+	}
+	fmt.Fprintln(os.Stderr, "guest:", err)
+	if out != nil {
+		out.lines(fmt.Sprintf("! %q", err))
+	}
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+// argument is a number from the kernel's command line.
+func argument(name string) (int, error) {
+	n, err := strconv.Atoi(os.Getenv(name))
+	if err != nil {
+		return 0, fmt.Errorf("argument %s: %w", name, err)
+	}
+	return n, nil
+}
+
+func run(ctx context.Context, out *reporter) error {
+	boot, err := argument("boot")
+	if err != nil {
+		return err
+	}
+	seed, err := argument("seed")
+	if err != nil {
+		return err
+	}
+	if err := mountDisk(); err != nil {
+		return err
+	}
+	news, err := watchFiles(out)
+	if err != nil {
+		return err
+	}
+	if err := news.add(storeDir); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	out.lines("@ opening")
+	s, err := raftstore.Open(ctx, raftstore.Options{Dir: storeDir, NodeID: "a", Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	if err != nil {
+		return err
+	}
+	if err := s.WaitReady(ctx); err != nil {
+		return err
+	}
+	found, err := dump(ctx, s, out)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(news.add(filepath.Join(storeDir, "log")), news.add(filepath.Join(storeDir, "snapshots"))); err != nil {
+		return err
+	}
+	out.lines("@ writing")
+	var all sync.WaitGroup
+	errs := make([]error, clients)
+	for i := range clients {
+		all.Go(func() {
+			c := &client{
+				store: s, out: out, boot: boot, number: i, keys: found.keysOf(i), leases: found.leases[i],
+				random: rand.New(rand.NewPCG(uint64(seed), uint64(boot*clients+i))),
+			}
+			if errs[i] = c.run(ctx); errs[i] != nil {
+				out.lines(fmt.Sprintf("! %q", fmt.Sprintf("client %d: %v", i, errs[i])))
+			}
+		})
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// mountDisk loads the disk's driver and mounts the disk.
+func mountDisk() error {
+	driver, err := os.Open("/virtio_blk.ko")
+	if err != nil {
+		return fmt.Errorf("load the disk's driver: %w", err)
+	}
+	defer driver.Close()
+	if err := unix.FinitModule(int(driver.Fd()), "", 0); err != nil {
+		return fmt.Errorf("load the disk's driver: %w", err)
+	}
+	for range 1000 {
+		if err = unix.Mount("/dev/vda", diskDir, "ext4", 0, os.Getenv("journal")); !errors.Is(err, unix.ENOENT) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond) // the kernel makes the device in its own time
+	}
+	if err != nil {
+		return fmt.Errorf("mount the disk: %w", err)
+	}
+	return nil
+}
