@@ -58,9 +58,12 @@ type member struct {
 	Voter, Leader bool
 }
 
-// buildNode compiles test/storenode.
+// buildNode compiles test/storenode, unless CORACLE_STORENODE names a program.
 func buildNode(t testing.TB, dir string) string {
 	t.Helper()
+	if bin := os.Getenv("CORACLE_STORENODE"); bin != "" {
+		return bin
+	}
 	bin := filepath.Join(dir, "storenode")
 	out, err := exec.Command("go", "build", "-tags", "no_btrfs no_zfs no_devmapper grpcnotrace", "-o", bin,
 		"github.com/coracle-k8s/coracle/test/storenode").CombinedOutput()
