@@ -1,0 +1,163 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// TestStoreBackup goes the way of a backup: saved from the running server, put back after things changed, and the
+// cluster is as it was, for clients that saw what came later too.
+func TestStoreBackup(t *testing.T) {
+	m := harness.NewMachine(t)
+	s := m.NewServer("--disable-agent")
+	k := s.In(t)
+	s.Start()
+	awaitAPI(t, s)
+	store := func(args ...string) (string, error) {
+		return s.Run(s.Coracle(), append(append([]string{"store"}, args...), "--data-dir", s.DataDir)...)
+	}
+	must := func(args ...string) string {
+		t.Helper()
+		out, err := store(args...)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return out
+	}
+	says(t, must("status"), "this server leads", "Nothing is wrong")
+	metrics := k.Kubectl("get", "--raw", "/metrics")
+	says(t, metrics, "\netcd_server_has_leader 1\n", "\netcd_server_is_leader 1\n", "\netcd_mvcc_db_total_size_in_bytes ", "\ncoracle_store_voters 1\n")
+
+	k.Kubectl("create", "configmap", "changed", "--from-literal=v=before")
+	k.Kubectl("create", "configmap", "deleted", "--from-literal=v=before")
+	k.Kubectl("create", "secret", "generic", "secret", "--from-literal=v=before")
+	backup := filepath.Join(m.Dir, "backup")
+	says(t, must("backup", backup), "Saved the store to "+backup)
+	says(t, must("verify", backup), "is a whole backup")
+
+	k.Kubectl("patch", "configmap", "changed", "-p", `{"data":{"v":"after"}}`)
+	k.Kubectl("delete", "configmap", "deleted")
+	k.Kubectl("delete", "secret", "secret")
+	k.Kubectl("create", "configmap", "later", "--from-literal=v=after")
+	version := listVersion(t, k)
+	revision := storeRevision(t, s)
+
+	if out, err := store("restore", backup); err == nil {
+		t.Fatalf("it was restored while the server ran:\n%s", out)
+	} else {
+		says(t, err.Error(), "the server runs", "Nothing was changed")
+	}
+	if err := s.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	says(t, must("verify"), "is whole")
+	says(t, must("restore", backup), "Restored", "The store of before is kept in "+filepath.Join(s.DataDir, "server", "store.before-"))
+	s.Start()
+	awaitAPI(t, s)
+
+	k.Await(soon, "configmap/changed", "{.data.v}", "before")
+	k.Await(soon, "configmap/deleted", "{.data.v}", "before")
+	k.Await(soon, "secret/secret", "{.data.v}", "YmVmb3Jl") // before
+	if out, err := k.Try("get", "configmap", "later"); err == nil {
+		t.Errorf("what was made after the backup is there:\n%s", out)
+	}
+	startsOver(t, k, version)
+	storeStartsOver(t, s, revision)
+	k.Kubectl("create", "configmap", "new", "--from-literal=v=new")
+	k.Await(soon, "configmap/new", "{.data.v}", "new")
+	says(t, must("status"), "this server leads", "Nothing is wrong")
+	if err := s.Stop(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func awaitAPI(t *testing.T, s *harness.Server) {
+	t.Helper()
+	harness.Eventually(t, longer, "the API server is ready", func() error {
+		if err := s.Alive(); err != nil {
+			return err
+		}
+		_, err := s.TryKubectl("get", "--raw", "/readyz")
+		if err == nil {
+			_, err = s.TryKubectl("get", "namespace", "default")
+		}
+		return err
+	})
+}
+
+func listVersion(t *testing.T, k *harness.Kube) string {
+	t.Helper()
+	var list struct{ Metadata struct{ ResourceVersion string } }
+	if err := json.Unmarshal([]byte(k.Kubectl("get", "--raw", "/api/v1/namespaces/default/configmaps")), &list); err != nil {
+		t.Fatal(err)
+	}
+	return list.Metadata.ResourceVersion
+}
+
+// startsOver watches from a version that a client saw before, and expects to be told to list anew: never silence, and
+// never events as if nothing had happened.
+func startsOver(t *testing.T, k *harness.Kube, version string) {
+	t.Helper()
+	out, err := k.Try("get", "--raw", "/api/v1/namespaces/default/configmaps?watch=1&timeoutSeconds=5&resourceVersion="+version)
+	if err != nil {
+		out += err.Error()
+	}
+	if !strings.Contains(out, "410") && !strings.Contains(out, "Expired") && !strings.Contains(out, "too old resource version") {
+		t.Errorf("a watch from version %s, which is of after the backup, goes on: %q", version, out)
+	}
+	if now := listVersion(t, k); len(now) < len(version) || len(now) == len(version) && now <= version {
+		t.Errorf("a list is of version %s, and a client has seen %s", now, version)
+	}
+}
+
+func withStore(t *testing.T, s *harness.Server, f func(context.Context, *clientv3.Client) error) {
+	t.Helper()
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + filepath.Join(s.DataDir, "run", "store.sock")}, DialTimeout: soon})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), soon)
+	defer cancel()
+	if err := f(ctx, c); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func storeRevision(t *testing.T, s *harness.Server) (revision int64) {
+	t.Helper()
+	withStore(t, s, func(ctx context.Context, c *clientv3.Client) error {
+		r, err := c.Get(ctx, "/", clientv3.WithCountOnly())
+		if err == nil {
+			revision = r.Header.Revision
+		}
+		return err
+	})
+	return revision
+}
+
+// storeStartsOver watches the store itself from a revision that was seen before.
+func storeStartsOver(t *testing.T, s *harness.Server, revision int64) {
+	t.Helper()
+	withStore(t, s, func(ctx context.Context, c *clientv3.Client) error {
+		for r := range c.Watch(ctx, "/", clientv3.WithPrefix(), clientv3.WithRev(revision+1)) {
+			if r.CompactRevision > revision {
+				return nil
+			}
+			return fmt.Errorf("a watch of the store from revision %d goes on: %d events, %w", revision+1, len(r.Events), r.Err())
+		}
+		return fmt.Errorf("a watch of the store from revision %d hears nothing", revision+1)
+	})
+}
