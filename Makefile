@@ -83,13 +83,20 @@ RACE ?= ./raftstore/... ./cni/... ./dns/... ./proxy/... ./internal/... ./agent/i
 race: ## go test -race of the packages with concurrency of their own (needs gcc)
 	CGO_ENABLED=1 $(GO) test -race -p 2 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(RACE)
 
-bench: build ## footprint, start-up, pod start and write rates, beside upstream (root)
+bench: build ## footprint, start-up, pod start and write rates, beside upstream (root); see also bench-store
 	CORACLE_BIN=$(CURDIR)/bin/coracle test/bench/run.sh
 
 CUTS ?= 30
 
 powercut: ## cut the power of a machine with a store on its disk, CUTS times (user-mode-linux)
 	CORACLE_POWERCUTS=$(CUTS) $(GO) test -vet=off -count=1 -v -timeout 0 -tags '$(TAGS)' ./test/powercut/
+
+# ARGS: flags of test/storebench, such as -only 'rates|disk', -voters 1, -profiles DIR.
+bench-store: ## the store beside etcd built from its module; QUICK=1: two minutes; DIR=… on another disk
+	@mkdir -p $(BUILD)
+	@$(GOBUILD) -o $(BUILD)/etcd go.etcd.io/etcd/server/v3
+	@$(GOBUILD) -o $(BUILD)/ ./test/storenode ./test/storebench
+	$(BUILD)/storebench -etcd $(BUILD)/etcd -storenode $(BUILD)/storenode -dir $(or $(DIR),$(BUILD)/bench-store) -json $(BUILD)/bench-store.json $(if $(QUICK),-quick) $(ARGS)
 
 fuzz: ## each fuzz test for FUZZTIME
 	@set -e; for f in $$(git grep -l '^func Fuzz' -- '*_test.go'); do \
