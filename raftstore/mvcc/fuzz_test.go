@@ -158,8 +158,13 @@ func snapshotOf(tb rapid.TB, s *State) []byte {
 	tb.Helper()
 	snapshot := s.Freeze().Snapshot()
 	defer snapshot.Release()
+	return bytesOf(tb, snapshot)
+}
+
+func bytesOf(tb rapid.TB, s *Snapshot) []byte {
+	tb.Helper()
 	var b bytes.Buffer
-	if n, err := snapshot.WriteTo(&b); err != nil || n != int64(b.Len()) {
+	if n, err := s.WriteTo(&b); err != nil || n != int64(b.Len()) {
 		tb.Fatalf("wrote %d of %d bytes: %v", n, b.Len(), err)
 	}
 	return b.Bytes()

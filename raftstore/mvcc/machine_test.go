@@ -24,12 +24,18 @@ type machine struct {
 	state   *State
 	replica *State
 	model   *model
-	pins    []*Snapshot
+	pins    []pinned
 	index   uint64
 	term    uint64
 	clients []*client
 	seen    int // of the model's events, those compared already
 	ops     int
+}
+
+// pinned is a snapshot being written, and what it must be, whatever happens.
+type pinned struct {
+	snapshot *Snapshot
+	file     []byte
 }
 
 // client is a session that a server uses, be it open or replaced by now.
@@ -121,25 +127,6 @@ func encode(t *rapid.T, commands []Command) []byte {
 	return entry
 }
 
-// checkReadOnly answers a transaction from a view too.
-func (m *machine) checkReadOnly(t *rapid.T, commands []Command) {
-	txn, ok := commands[0].Request.(*pb.TxnRequest)
-	if !ok || !ReadOnly(txn) {
-		return
-	}
-	if Grows(txn) {
-		t.Fatalf("%v is read only, but grows", txn)
-	}
-	resp, err := m.state.Freeze().Txn(txn)
-	want, wantErr := m.model.apply(txn, 0)
-	if !errors.Is(err, wantErr) {
-		t.Fatalf("%v: got error %v from the view, want %v", txn, err, wantErr)
-	}
-	if err == nil {
-		same(t, "from the view", resp, want)
-	}
-}
-
 // compare compares the results of an entry: the state's, the replica's, and
 // the state's as another server reads them, with the model's.
 func (m *machine) compare(t *rapid.T, commands []Command, got, replica []Result, want []modelAnswer) {
@@ -163,6 +150,11 @@ func (m *machine) compare(t *rapid.T, commands []Command, got, replica []Result,
 		}
 		if id, ok := got[i].Response.(*wrapperspb.UInt64Value); ok && commands[i].Session == 0 {
 			m.clients = append(m.clients, newClient(id.Value))
+		}
+		for _, r := range []Result{got[i], replica[i], read[i]} {
+			if r.Err == nil {
+				proto.Reset(r.Response.(proto.Message)) // of no consequence to a repeat
+			}
 		}
 	}
 }
@@ -310,6 +302,9 @@ func (m *machine) checkSizes(t *rapid.T, view *View) {
 	var want Stats
 	seen := map[*Version]bool{}
 	view.tree.Scan(func(v *Version) bool {
+		if v.Deleted() && v.Revision() <= m.model.compacted {
+			t.Fatalf("%q is deleted, and still there", v.KV().Key)
+		}
 		if !v.Deleted() {
 			want.Keys++
 			want.LiveBytes += v.Size()
@@ -376,14 +371,18 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 	return map[string]func(*rapid.T){
 		"send": send, "send2": send, "send3": send, "send4": send, "send5": send, "read": read, "read2": read,
 		"elect": func(*rapid.T) { m.term++ },
-		"pin": func(*rapid.T) {
+		"pin": func(t *rapid.T) {
 			if len(m.pins) < 2 {
-				m.pins = append(m.pins, m.state.Freeze().Snapshot())
+				snapshot := m.state.Freeze().Snapshot()
+				m.pins = append(m.pins, pinned{snapshot, bytesOf(t, snapshot)})
 			}
 		},
-		"unpin": func(*rapid.T) {
-			for _, s := range m.pins {
-				s.Release()
+		"unpin": func(t *rapid.T) {
+			for _, p := range m.pins {
+				if !bytes.Equal(bytesOf(t, p.snapshot), p.file) {
+					t.Fatal("a snapshot changed")
+				}
+				p.snapshot.Release()
 			}
 			m.pins = nil
 			m.state.Prune()

@@ -184,11 +184,7 @@ func viewBytes(t *testing.T, v *View) []byte {
 	t.Helper()
 	snapshot := (&View{tree: newTree(), rev: v.rev, shared: v.shared, sessions: v.sessions, applied: v.applied}).Snapshot()
 	defer snapshot.Release()
-	var b bytes.Buffer
-	if _, err := snapshot.WriteTo(&b); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
+	return bytesOf(t, snapshot)
 }
 
 // restored writes a state and reads it back, and compares the bytes of both.

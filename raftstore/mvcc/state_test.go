@@ -3,7 +3,7 @@
 package mvcc
 
 import (
-	"bytes"
+	"errors"
 	"fmt"
 	"testing"
 
@@ -13,35 +13,23 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestPinnedSnapshot writes a snapshot after much was compacted and deleted
-// that it needs.
-func TestPinnedSnapshot(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		m := newMachine()
-		for range rapid.IntRange(1, 30).Draw(t, "before") {
-			m.run(t, genPut(t))
-			m.run(t, genDelete(t))
-		}
-		snapshot := m.state.Freeze().Snapshot()
-		then := &machine{model: &model{states: m.model.states, events: m.model.events, applied: m.model.applied}}
-		for range rapid.IntRange(1, 30).Draw(t, "after") {
-			m.run(t, genPut(t))
-			m.run(t, genDelete(t))
-		}
-		m.run(t, &pb.CompactionRequest{Revision: m.model.rev()})
-		var file bytes.Buffer
-		if _, err := snapshot.WriteTo(&file); err != nil {
-			t.Fatal(err)
-		}
-		snapshot.Release()
-		var err error
-		if then.state, err = Restore(&file); err != nil {
-			t.Fatal(err)
-		}
-		then.replica = then.state
-		then.glance(t)
-		then.check(t)
-	})
+// checkReadOnly answers a transaction from a view too.
+func (m *machine) checkReadOnly(t *rapid.T, commands []Command) {
+	txn, ok := commands[0].Request.(*pb.TxnRequest)
+	if !ok || !ReadOnly(txn) {
+		return
+	}
+	if Grows(txn) {
+		t.Fatalf("%v is read only, but grows", txn)
+	}
+	resp, err := m.state.Freeze().Txn(txn)
+	want, wantErr := m.model.apply(txn, 0)
+	if !errors.Is(err, wantErr) {
+		t.Fatalf("%v: got error %v from the view, want %v", txn, err, wantErr)
+	}
+	if err == nil {
+		same(t, "from the view", resp, want)
+	}
 }
 
 // TestViewsDoNotChange reads old views while and after the state moves on.
