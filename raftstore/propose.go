@@ -35,8 +35,11 @@ type proposer struct {
 	// send hands a batch on. It may block for as long as the receiver is busy.
 	send  func(entry []byte) (wait func() ([]mvcc.Result, error))
 	queue chan *proposal
-	mu    sync.Mutex // held from gathering to handing over
-	// left is what did not fit the last batch. Guarded by mu.
+	// turn has a capacity of 1: a token in it is held from gathering to handing
+	// over. It is a channel, for a mutex that is held while nothing happens
+	// would stop the time of tests.
+	turn chan struct{}
+	// left is what did not fit the last batch. Guarded by turn.
 	left *proposal
 
 	stopping chan struct{} // closed to end the workers
@@ -65,7 +68,7 @@ var errUntried = errors.New("raftstore: not tried")
 
 func newProposer(workers int, send func([]byte) func() ([]mvcc.Result, error)) *proposer {
 	p := &proposer{
-		send: send, queue: make(chan *proposal, maxWaiting),
+		send: send, queue: make(chan *proposal, maxWaiting), turn: make(chan struct{}, 1),
 		stopping: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	for range workers {
@@ -154,8 +157,8 @@ func (p *proposer) run() {
 
 // next gathers a batch and hands it on.
 func (p *proposer) next() ([]*proposal, func() ([]mvcc.Result, error)) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.turn <- struct{}{}
+	defer func() { <-p.turn }()
 	for {
 		first := p.left
 		p.left = nil
