@@ -15,6 +15,7 @@ import (
 type segment struct {
 	data    []byte
 	end     bool // the writer closed
+	sent    time.Time
 	due     time.Time
 	arrived bool // seen to be due before the link was cut
 }
@@ -32,7 +33,8 @@ type stream struct {
 
 // push puts something on the way.
 func (s *stream) push(g segment) {
-	g.due = time.Now().Add(s.n.takes(s.l))
+	g.sent = time.Now()
+	g.due = g.sent.Add(s.n.takes(s.l))
 	if g.due.Before(s.last) {
 		g.due = s.last
 	}
@@ -77,6 +79,9 @@ func (s *stream) retransmit(now time.Time) {
 	lost := false
 	for i := range s.segments {
 		if g := &s.segments[i]; !g.arrived {
+			if !lost && s.n.slow {
+				due = due.Add(g.again(now).Sub(now))
+			}
 			lost = true
 			if g.due.Before(due) {
 				g.due = due
@@ -90,6 +95,15 @@ func (s *stream) retransmit(now time.Time) {
 	if lost && s.reader.closed && !s.reader.dead {
 		s.reader.refuse()
 	}
+}
+
+// again returns when TCP sends a lost segment again for the first time after now.
+func (g *segment) again(now time.Time) time.Time {
+	at, wait := g.sent, 200*time.Millisecond
+	for at.Before(now) {
+		at, wait = at.Add(wait), 2*wait
+	}
+	return at
 }
 
 // conn is one end of a connection.

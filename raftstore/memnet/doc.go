@@ -13,7 +13,8 @@
 //     ends. A cut in either direction stops dials, since both are needed to
 //     connect. What had arrived before the cut can still be read.
 //   - A healed link delivers what was sent meanwhile, in order, as
-//     retransmission would, and lets hanging dials through.
+//     retransmission would, and lets hanging dials through. Backoff makes that
+//     as slow as TCP's.
 //   - Delay and jitter hold for each write. One connection keeps its order;
 //     several are reordered against one another.
 //   - Reset is a crashed process: its ends fail at once, its peers' when the

@@ -215,6 +215,33 @@ func TestCutAndHeal(t *testing.T) {
 	})
 }
 
+func TestBackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := New()
+		n.Backoff(true)
+		a, b := pair(t, n)
+		n.Cut("a", "b")
+		start := time.Now()
+		send(t, a, "lost")
+		time.Sleep(1500 * time.Millisecond)
+		send(t, a, ", too")
+		n.Heal("a", "b")
+		send(t, a, ", behind it")
+		l := n.Host("b").Listen()
+		defer l.Close()
+		if _, err := n.Host("a").Dial(t.Context(), "b"); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took != 1500*time.Millisecond {
+			t.Fatalf("a new connection after %v", took)
+		}
+		want(t, b, "lost, too, behind it")
+		if took := time.Since(start); took != 3*time.Second {
+			t.Fatalf("sent again after %v", took) // 0.2, 0.6, 1.4, 3
+		}
+	})
+}
+
 func TestDelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := New()

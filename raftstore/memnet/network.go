@@ -26,6 +26,7 @@ type Network struct {
 	hosts map[string]*Host
 	links map[route]*link
 	rand  *rand.Rand
+	slow  bool // see Backoff
 }
 
 // route is a direction between two hosts.
@@ -70,6 +71,16 @@ func (n *Network) host(address string) *Host {
 		n.hosts[address] = h
 	}
 	return h
+}
+
+// Backoff makes retransmission after Heal as slow as TCP's: what was lost is
+// sent again 200 ms after it was first sent, then after twice that, and so on,
+// so that a stream stands still for up to as long as the link was cut, while
+// new connections are through at once. Without it, Heal delivers at once.
+func (n *Network) Backoff(on bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.slow = on
 }
 
 // Cut loses everything from one host to another, until Heal.

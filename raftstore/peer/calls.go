@@ -122,12 +122,23 @@ type caller struct {
 	client  *grpc.ClientConn
 	refused atomic.Pointer[RefusedError] // the outcome of the last handshake
 	peer    atomic.Pointer[peer]         // who answered it
+	conn    atomic.Pointer[conn]         // that it made
 	closed  atomic.Bool
 }
 
 func (c *caller) close() {
 	c.closed.Store(true)
 	_ = c.client.Close()
+}
+
+// suspect ends a connection on which nothing has come in since a call that was
+// given up after at least that long: packets may be lost in silence, and TCP
+// may not try again for as long as that took. The next call makes a new one.
+func (c *caller) suspect(began time.Time, patience time.Duration) {
+	k := c.conn.Load()
+	if k != nil && time.Since(began) >= patience && k.made.Before(began) && k.heard.Load() < began.UnixNano() {
+		k.abort()
+	}
 }
 
 // Call has the server at an address answer a call. Errors are gRPC statuses: the
@@ -140,6 +151,7 @@ func (t *Transport) Call(ctx context.Context, address, method string, body []byt
 		return nil, err
 	}
 	var reply message
+	began := time.Now()
 	err = c.client.Invoke(ctx, callMethod, &message{method: method, body: body}, &reply)
 	if err == nil {
 		if p := c.peer.Load(); p != nil {
@@ -147,10 +159,16 @@ func (t *Transport) Call(ctx context.Context, address, method string, body []byt
 		}
 		return reply.body, nil
 	}
+	if ctx.Err() != nil {
+		c.suspect(began, t.opts.Timeout)
+	}
 	switch code := status.Code(err); {
 	case c.closed.Load() && ctx.Err() == nil && code == codes.Canceled:
 		return nil, status.Errorf(codes.Unavailable, "the connection to the server at %s was given up; whether %s was handled is unknown", address, method)
 	case code == codes.Unavailable:
+		if p := c.peer.Load(); p != nil {
+			p.fail(address, err)
+		}
 		if refused := c.refused.Load(); refused != nil {
 			return nil, fmt.Errorf("call %s: %w", method, refused)
 		}
@@ -214,14 +232,12 @@ func (t *Transport) dialCalls(ctx context.Context, c *caller) (net.Conn, error) 
 	refused, _ := errors.AsType[*RefusedError](err)
 	c.refused.Store(refused)
 	if err != nil {
-		if p := c.peer.Load(); p != nil {
-			p.fail(c.address, err)
-		}
 		return nil, err
 	}
 	p := t.peer(id)
 	c.peer.Store(p)
 	k := &conn{Conn: nc, t: t, peer: p, made: time.Now()}
+	c.conn.Store(k)
 	if !t.keep(k) {
 		_ = k.Close()
 		return nil, net.ErrClosed

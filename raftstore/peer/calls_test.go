@@ -185,8 +185,8 @@ func TestCallsIdle(t *testing.T) {
 			t.Fatal(err)
 		}
 		count := func() int {
-			a.mu.Lock()
-			defer a.mu.Unlock()
+			a.Transport.mu.Lock()
+			defer a.Transport.mu.Unlock()
 			return len(a.conns)
 		}
 		if n := count(); n != 1 {

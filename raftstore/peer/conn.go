@@ -11,7 +11,7 @@ import (
 )
 
 // class is what an outgoing raft connection carries; each has its own pool and
-// timeouts. Incoming ones and those for calls have none.
+// timeouts. Incoming ones and those for calls have none, with one exception.
 type class int
 
 const (
@@ -19,6 +19,7 @@ const (
 	classBeats
 	classEntries
 	classSnapshots
+	classIncomingSnapshots
 )
 
 // conn is a connection after its handshake: counted, and known to the
@@ -30,7 +31,8 @@ type conn struct {
 	target string // of an outgoing raft connection
 	class  class
 	made   time.Time
-	wrote  atomic.Int64
+	wrote  atomic.Int64 // bytes
+	heard  atomic.Int64 // when something was last read, in Unix nanoseconds
 
 	aborted  sync.Once
 	released sync.Once
@@ -46,13 +48,19 @@ type remoteAddr struct {
 func (c *conn) RemoteAddr() net.Addr { return remoteAddr{c.Conn.RemoteAddr(), c.peer.id} }
 
 func (c *conn) Read(b []byte) (int, error) {
-	if c.class == classSnapshots {
+	switch c.class {
+	case classSnapshots:
 		// The answer comes when the snapshot has been restored.
 		restore := time.Duration(c.wrote.Load()/snapshotRate) * time.Second
 		_ = c.Conn.SetReadDeadline(time.Now().Add(snapshotStall + restore))
+	case classIncomingSnapshots:
+		_ = c.Conn.SetReadDeadline(time.Now().Add(snapshotSilence))
 	}
 	n, err := c.Conn.Read(b)
 	c.peer.received.Add(uint64(n))
+	if n > 0 {
+		c.heard.Store(time.Now().UnixNano())
+	}
 	return n, err
 }
 

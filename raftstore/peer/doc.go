@@ -31,6 +31,11 @@
 //     while it sends, and then raft's shutdown hangs. See pipeline.
 //   - Raft takes the failure of a pipelined message for contact with the peer.
 //     Those answers are not passed on.
+//   - After a silent loss of packets, TCP tries again on a connection later and
+//     later. When heartbeats come through on a new one, the old ones are ended.
+//   - Its deadline for a snapshot is hours for a large one, and who gets a
+//     snapshot, in raft's main loop, waits for ever. Here both only have to see
+//     progress.
 //   - Closing it leaves its connections, and so their goroutines. Transport
 //     closes them.
 //
@@ -52,6 +57,8 @@
 //
 // Close ends and waits for all of them: the accept loop, one for each handshake
 // (bounded in time and number), one that passes messages on to raft, one for
-// each pipeline, gRPC's, and NetworkTransport's, which has one for each
-// incoming connection. None wakes without traffic.
+// each pipeline, one for a peer that is being told what is committed (see
+// Committed), gRPC's, and NetworkTransport's, which has one for each
+// incoming connection. None wakes without traffic, except that entries
+// for a peer that is away look every 50 ms, for 30 s, whether it is back.
 package peer

@@ -34,8 +34,9 @@ const (
 type kind byte
 
 const (
-	kindRaft  kind = 1
-	kindCalls kind = 2
+	kindRaft      kind = 1
+	kindCalls     kind = 2
+	kindSnapshots kind = 3 // raft again, but whoever reads does not wait for ever
 )
 
 func (k kind) String() string {
@@ -44,6 +45,8 @@ func (k kind) String() string {
 		return "raft"
 	case kindCalls:
 		return "calls"
+	case kindSnapshots:
+		return "snapshots"
 	}
 	return fmt.Sprintf("kind %d", byte(k))
 }
@@ -119,7 +122,7 @@ func readHello(r io.Reader) (hello, error) {
 		return h, &badHello{fmt.Sprintf("speaks version %d of the protocol between servers, this server speaks version %d", v, version)}
 	}
 	h.kind = kind(head[len(magic)+1])
-	if h.kind != kindRaft && h.kind != kindCalls {
+	if h.kind < kindRaft || h.kind > kindSnapshots {
 		return h, &badHello{fmt.Sprintf("wants a connection of an unknown %s", h.kind)}
 	}
 	for _, s := range []*string{&h.cluster, &h.sender, &h.receiver} {
@@ -211,9 +214,9 @@ func (o *Options) judge(h hello) string {
 		return fmt.Sprintf("%s belongs to cluster %s, this is cluster %s", nameOf(h.sender), h.cluster, o.Cluster)
 	case h.sender != "" && h.sender == o.ID:
 		return fmt.Sprintf("server %s called itself", h.sender)
-	case h.kind == kindRaft && (h.cluster == "" || h.sender == "" || h.receiver == ""):
+	case h.kind != kindCalls && (h.cluster == "" || h.sender == "" || h.receiver == ""):
 		return "raft needs to know the cluster and both servers"
-	case h.kind == kindRaft && (o.Cluster == "" || o.ID == ""):
+	case h.kind != kindCalls && (o.Cluster == "" || o.ID == ""):
 		return "this server has no identity yet"
 	}
 	return ""

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -20,6 +22,7 @@ const (
 	// are not accepted until one of them is through or has run out of time.
 	maxHandshakes = 64
 	maxAcceptWait = time.Second
+	refusalLogs   = 10 * time.Second
 	maxDiscard    = 64 << 10 // bytes read from a connection that is refused
 )
 
@@ -61,14 +64,17 @@ func (t *Transport) greet(c net.Conn) {
 	h, err := t.welcome(c)
 	if err != nil {
 		if t.ctx.Err() == nil {
-			t.opts.Logger.Info("a connection from another server was not taken", "remote", remote, "error", err)
+			t.opts.Logger.Log(t.ctx, t.refusals.level(), "a connection from another server was not taken", "remote", remote, "error", err)
 		}
 		hangUp(c)
 		return
 	}
 	k := &conn{Conn: c, t: t, peer: t.peer(h.sender), made: time.Now()}
 	to := t.callConns
-	if h.kind == kindRaft {
+	if h.kind == kindSnapshots {
+		k.class = classIncomingSnapshots
+	}
+	if h.kind != kindCalls {
 		to = t.raftConns
 		t.handlers.Add(1)
 		k.done = t.handlers.Done
@@ -76,6 +82,17 @@ func (t *Transport) greet(c net.Conn) {
 	if !t.keep(k) || !to.put(k) {
 		_ = k.Close()
 	}
+}
+
+// occasionally lets a line through now and then; who is refused keeps trying.
+type occasionally struct{ last atomic.Int64 }
+
+func (o *occasionally) level() slog.Level {
+	now, last := time.Now().UnixNano(), o.last.Load()
+	if now-last < int64(refusalLogs) || !o.last.CompareAndSwap(last, now) {
+		return slog.LevelDebug
+	}
+	return slog.LevelInfo
 }
 
 func (t *Transport) welcome(c net.Conn) (hello, error) {
@@ -181,7 +198,11 @@ func (s *streams) Dial(to raft.ServerAddress, _ time.Duration) (net.Conn, error)
 	ctx, cancel := context.WithTimeout(s.t.ctx, timeout)
 	defer cancel()
 	id, address := splitTarget(to)
-	c, _, err := s.t.connect(ctx, address, hello{kind: kindRaft, receiver: id})
+	h := hello{kind: kindRaft, receiver: id}
+	if s.class == classSnapshots {
+		h.kind = kindSnapshots
+	}
+	c, _, err := s.t.connect(ctx, address, h)
 	if err != nil {
 		return nil, err
 	}

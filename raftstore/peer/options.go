@@ -17,6 +17,10 @@ const (
 	entriesTimeout = 5 * time.Second
 	// snapshotStall is how long a snapshot may stand still.
 	snapshotStall = 20 * time.Second
+	// snapshotSilence is how long a server that gets a snapshot waits for more
+	// of it: raft's main loop is the one that waits, so it neither votes nor
+	// elects meanwhile.
+	snapshotSilence = 5 * time.Second
 	// snapshotRate, in bytes per second, is what a peer restores at least.
 	snapshotRate = 2 << 20
 	// MaxCall is the largest body of a call or an answer, in bytes.

@@ -3,6 +3,7 @@
 package peer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -93,7 +94,9 @@ func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *
 	began := time.Now()
 	err := t.send(id, a, c, once)
 	if err != nil && !beat && t.await(p, began) {
-		err = t.send(id, a, c, once)
+		if err = t.withheld(); err == nil {
+			err = t.send(id, a, c, once)
+		}
 	}
 	*resp = fresh
 	if err != nil {
@@ -159,8 +162,9 @@ func (t *Transport) InstallSnapshot(id raft.ServerID, a raft.ServerAddress, args
 func (t *Transport) send(id raft.ServerID, a raft.ServerAddress, c class, once func(raft.ServerAddress) error) error {
 	to := target(id, a)
 	var err error
+	var start time.Time
 	for range maxPool + 2 {
-		start := time.Now()
+		start = time.Now()
 		err = cause(once(to))
 		if err == nil || !broken(err) || t.ctx.Err() != nil {
 			break
@@ -168,7 +172,26 @@ func (t *Transport) send(id raft.ServerID, a raft.ServerAddress, c class, once f
 		t.purge(string(to), c, start)
 	}
 	t.note(id, a, err)
+	if c == classBeats {
+		t.revive(id, to, start, err)
+	}
 	return err
+}
+
+// revive ends connections that a silent loss of packets has left waiting: when
+// heartbeats come through again, on a new connection, TCP may not try again on
+// the old ones for as long as the loss took.
+func (t *Transport) revive(id raft.ServerID, to raft.ServerAddress, began time.Time, err error) {
+	p := t.peer(string(id))
+	switch {
+	case err == nil:
+		if since := p.recovered(); !since.IsZero() {
+			t.purge(string(to), classBeats, since)
+			t.purge(string(to), classEntries, since)
+		}
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded): // the latter while dialing
+		p.miss(began)
+	}
 }
 
 // cause undoes what msgpack does to a connection's errors: it has no Unwrap.

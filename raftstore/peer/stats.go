@@ -10,12 +10,15 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/raftstore/metrics"
 )
 
 // peer is what is known of another server.
 type peer struct {
 	id             string
 	sent, received atomic.Uint64
+	rtts           *metrics.Histogram // of heartbeats
 
 	mu        sync.Mutex
 	address   string
@@ -26,8 +29,9 @@ type peer struct {
 	lastError string
 	rtt       time.Duration
 	smooth    time.Duration
-	term      uint64 // of answered
-	answered  uint64 // highest number of an AppendEntries accepted in term
+	silent    time.Time // when the first of the heartbeats began that were not answered in time
+	term      uint64    // of answered
+	answered  uint64    // highest number of an AppendEntries accepted in term
 	log       follower
 }
 
@@ -46,6 +50,7 @@ type PeerStats struct {
 	LastError        string
 	HeartbeatRTT     time.Duration // of the last heartbeat, 0 if there was none
 	HeartbeatRTTMean time.Duration // smoothed over about eight
+	RTT              *metrics.Histogram
 }
 
 // Peers returns what is known of each other server, in the order of their ids.
@@ -78,7 +83,12 @@ func (t *Transport) Retain(ids []raft.ServerID) {
 
 // Contact returns when the server last answered anything, or the zero time.
 func (t *Transport) Contact(id raft.ServerID) time.Time {
-	p := t.peer(string(id))
+	t.mu.Lock()
+	p := t.peers[string(id)]
+	t.mu.Unlock()
+	if p == nil {
+		return time.Time{}
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.contact
@@ -89,7 +99,7 @@ func (t *Transport) peer(id string) *peer {
 	defer t.mu.Unlock()
 	p := t.peers[id]
 	if p == nil {
-		p = &peer{id: id}
+		p = &peer{id: id, rtts: metrics.NewPeerHistogram()}
 		t.peers[id] = p
 	}
 	return p
@@ -110,6 +120,7 @@ func (p *peer) stats() PeerStats {
 		LastError:        p.lastError,
 		HeartbeatRTT:     p.rtt,
 		HeartbeatRTTMean: p.smooth,
+		RTT:              p.rtts,
 	}
 }
 
@@ -123,8 +134,27 @@ func (p *peer) answer(address string) {
 	}
 }
 
+// miss notes that a heartbeat or vote was not answered in time.
+func (p *peer) miss(began time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.silent.IsZero() {
+		p.silent = began
+	}
+}
+
+// recovered returns since when heartbeats had gone unanswered, once, or the zero time.
+func (p *peer) recovered() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	since := p.silent
+	p.silent = time.Time{}
+	return since
+}
+
 // beat notes how long a heartbeat took.
 func (p *peer) beat(took time.Duration) {
+	p.rtts.Observe(took)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.rtt = took

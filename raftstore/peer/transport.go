@@ -37,6 +37,7 @@ type Transport struct {
 
 	raftConns, callConns *queue
 	server               *grpc.Server
+	refusals             occasionally
 	handlers             sync.WaitGroup // incoming raft connections
 
 	sends  atomic.Uint64 // number of the newest AppendEntries
