@@ -5,6 +5,7 @@ package raftstore
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 
 	"go.etcd.io/etcd/pkg/v3/adt"
 
@@ -17,6 +18,8 @@ import (
 type hub struct {
 	view func() *mvcc.View
 	wake chan struct{} // capacity 1: one pending wake-up stands for any number
+
+	delivered atomic.Uint64 // events that watchers took, for metrics
 
 	mu sync.Mutex
 	// dispatched is the revision up to which queues have been filled.

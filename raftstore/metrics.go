@@ -4,12 +4,14 @@ package raftstore
 
 import (
 	"errors"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 	"github.com/coracle-k8s/coracle/raftstore/metrics"
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
 // Collector gives the store's numbers to Prometheus. It may be used until the
@@ -32,30 +34,43 @@ func (p sampler) Sample() metrics.Sample {
 		Leads: lead.Leader, Term: s.raft.CurrentTerm(), Committed: s.raft.CommitIndex(), Applied: s.raft.AppliedIndex(),
 		Keys: stats.Keys, Revision: view.Revision(), Compacted: view.Compacted(),
 		LiveBytes: stats.LiveBytes, TotalBytes: stats.TotalBytes, QuotaBytes: s.opts.QuotaBytes,
-		Leases: len(view.Leases()), LogSize: s.dir.Log.Size(), Refusing: p.refusing(stats.TotalBytes),
+		Leases: len(view.Leases()), LogSize: s.dir.Log.Size(), Refusing: p.refusing(),
 	}
-	_, leader := s.raft.LeaderWithID()
-	out.HasLeader = leader != ""
+	leader, _ := s.leader.get()
+	out.HasLeader, out.LeaderChanges = leader.known(), s.leader.leaderChanges()
+	out.ForwardedWrites, out.ReadRounds = s.forwarded.Load(), s.readRounds.Load()
 	out.Watches, out.BehindWatches, out.PendingEvents = s.hub.count()
+	out.Events, out.Stalled = s.hub.delivered.Load(), s.dir.Stalled()
 	out.SnapshotSize, out.SnapshotTime = s.dir.Snapshots.Newest()
 	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
 		out.Members++
 		if server.Suffrage == raft.Voter {
 			out.Voters++
-		} else if memberID(string(server.ID)) == s.memberID {
+		} else if server.ID == s.id {
 			out.Learner = true
+		}
+	}
+	if s.peers != nil {
+		for _, peer := range s.peers.Peers() {
+			if peer.ID == "" {
+				continue // callers that are no members
+			}
+			out.Peers = append(out.Peers, metrics.Peer{
+				Member: memberID(string(peer.ID)), LastContact: peer.LastContact,
+				Sent: peer.BytesSent, Received: peer.BytesReceived, Failures: peer.Failures, RTT: peer.RTT,
+			})
 		}
 	}
 	return out
 }
 
-func (p sampler) refusing(totalBytes int64) metrics.Refusal {
+func (p sampler) refusing() metrics.Refusal {
 	switch err := p.s.dir.Refusing(); {
 	case errors.Is(err, disk.ErrNoSpace):
 		return metrics.RefusingSpace
 	case err != nil:
 		return metrics.RefusingFailing
-	case totalBytes >= p.s.opts.QuotaBytes:
+	case p.s.overQuota():
 		return metrics.RefusingQuota
 	}
 	return metrics.RefusingNone
@@ -74,4 +89,55 @@ func (h *hub) count() (all, behind, queued int) {
 		queued += len(w.queue)
 	})
 	return all, behind, queued
+}
+
+// applied is told of every command that was run, here or elsewhere.
+func (s *Store) applied(c mvcc.Command, res mvcc.Result) {
+	s.opts.Counters.Applied(res.Response)
+	if errors.Is(res.Err, mvcc.ErrFenced) {
+		s.opts.Counters.FencedWrites.Add(1)
+	}
+	s.lessor.observe(c, res)
+}
+
+// countedSnapshots counts what is written as snapshots, this server's own or
+// the leader's.
+type countedSnapshots struct {
+	raft.SnapshotStore
+	counters *metrics.Counters
+}
+
+// Create starts a snapshot.
+func (c countedSnapshots) Create(version raft.SnapshotVersion, index, term uint64, servers raft.Configuration,
+	serversIndex uint64, transport raft.Transport,
+) (raft.SnapshotSink, error) {
+	sink, err := c.SnapshotStore.Create(version, index, term, servers, serversIndex, transport)
+	if err != nil {
+		return nil, err
+	}
+	return &countedSink{SnapshotSink: sink, counters: c.counters, began: time.Now()}, nil
+}
+
+type countedSink struct {
+	raft.SnapshotSink
+	counters *metrics.Counters
+	began    time.Time
+	bytes    int64
+	done     bool
+}
+
+func (s *countedSink) Write(p []byte) (int, error) {
+	n, err := s.SnapshotSink.Write(p)
+	s.bytes += int64(n)
+	return n, err
+}
+
+// Close completes the snapshot. Raft may call it twice.
+func (s *countedSink) Close() error {
+	err := s.SnapshotSink.Close()
+	if err == nil && !s.done {
+		s.counters.SnapshotDone(time.Since(s.began), s.bytes)
+	}
+	s.done = true
+	return err
 }

@@ -126,6 +126,7 @@ func (w *watcher) fallBehind() {
 func (w *watcher) next(ctx context.Context) (delivery, error) {
 	for {
 		if d, ok := w.poll(); ok {
+			w.hub.delivered.Add(uint64(len(d.events)))
 			return d, nil
 		}
 		select {

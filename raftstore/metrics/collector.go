@@ -56,8 +56,8 @@ func (c *Collector) Collect(out chan<- prometheus.Metric) {
 		to := strconv.FormatUint(p.Member, 16)
 		out <- prometheus.MustNewConstMetric(peerSent, counter, float64(p.Sent), to)
 		out <- prometheus.MustNewConstMetric(peerReceived, counter, float64(p.Received), to)
-		out <- prometheus.MustNewConstMetric(peerFailures, counter, float64(p.SendFailures), to)
-		out <- prometheus.MustNewConstMetric(peerConnected, gauge, truth(p.Connected), to)
+		out <- prometheus.MustNewConstMetric(peerFailures, counter, float64(p.Failures), to)
+		out <- prometheus.MustNewConstMetric(peerContact, gauge, seconds(p.LastContact), to)
 		if p.RTT != nil {
 			out <- p.RTT.metric(peerRTT, to)
 		}
@@ -86,13 +86,13 @@ var labelled = []*prometheus.Desc{
 	desc("etcd_server_go_version", "Which Go version server is running with. 1 for 'server_go_version' label with current version.", "server_go_version"),
 	desc("etcd_server_id", "Server or member ID in hexadecimal format. 1 for 'server_id' label with current ID.", "server_id"),
 	desc("coracle_store_writes_refused", "Whether new writes are refused for this reason. 1 is refused, 0 is not.", "reason"),
-	peerSent, peerReceived, peerFailures, peerConnected, peerRTT,
+	peerSent, peerReceived, peerFailures, peerContact, peerRTT,
 }
 
 var (
-	peerSent      = desc("etcd_network_peer_sent_bytes_total", "The total number of bytes sent to peers.", "To")
-	peerReceived  = desc("etcd_network_peer_received_bytes_total", "The total number of bytes received from peers.", "From")
-	peerFailures  = desc("etcd_network_peer_sent_failures_total", "The total number of send failures to peers.", "To")
-	peerConnected = desc("coracle_store_peer_connected", "Whether there is a connection to the peer. 1 is connected, 0 is not.", "To")
-	peerRTT       = desc("etcd_network_peer_round_trip_time_seconds", "Round-Trip-Time histogram between peers.", "To")
+	peerSent     = desc("etcd_network_peer_sent_bytes_total", "The total number of bytes sent to peers.", "To")
+	peerReceived = desc("etcd_network_peer_received_bytes_total", "The total number of bytes received from peers.", "From")
+	peerFailures = desc("etcd_network_peer_sent_failures_total", "The total number of send failures to peers.", "To")
+	peerContact  = desc("coracle_store_peer_contact_timestamp_seconds", "When the peer last answered, in seconds since 1970; 0 if never.", "To")
+	peerRTT      = desc("etcd_network_peer_round_trip_time_seconds", "Round-Trip-Time histogram between peers.", "To")
 )

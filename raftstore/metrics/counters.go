@@ -9,80 +9,63 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
-// Buckets of histograms. All bounds of etcd's are among them; ours begin
-// lower, since on a good disk a flush takes a tenth of a millisecond.
+// Buckets of histograms. All bounds of etcd's are among them; those of the disk
+// begin lower, since on a good one a flush takes a tenth of a millisecond.
 const (
 	diskFirst, diskBuckets = 125 * time.Microsecond, 17 // to 8.2 s
 	peerFirst, peerBuckets = 100 * time.Microsecond, 16 // to 3.3 s
 	snapFirst, snapBuckets = time.Millisecond, 17       // to 65 s
 )
 
+const (
+	// SlowRead is how long confirming a read may take without being slow.
+	SlowRead = 500 * time.Millisecond
+	// Stall is how long an append to the log may take before it counts as one
+	// of a disk that stalls.
+	Stall = time.Second
+)
+
 // Counters are what a store counts while it works. They start at zero with the
 // process, and may be used by any number of goroutines.
 type Counters struct {
-	// Requests. Writes are counted by every server that applies them.
-	Ranges, Puts, Deletes, Txns atomic.Uint64
-	// Events were handed to watches.
-	Events atomic.Uint64
-	// Leases, as applied; Expired only by the leader that revoked them.
-	LeasesGranted, LeasesRevoked, LeasesRenewed, LeasesExpired atomic.Uint64
+	// Requests. Those that write are counted by every server that applies them.
+	Ranges, Puts, Deletes, Txns  atomic.Uint64
+	LeasesGranted, LeasesRevoked atomic.Uint64
 
-	// LeaderChanges is how often this server learned of another leader, its
-	// first one included.
-	LeaderChanges atomic.Uint64
+	// Pending is how many writes wait for their answer now.
+	Pending atomic.Int64
 	// ProposalsFailed is how many writes ended with an error of the log's, not
 	// of their own.
 	ProposalsFailed atomic.Uint64
-	// Pending is how many writes wait for their answer now.
-	Pending atomic.Int64
-	// SlowApplies is how many batches of entries took longer than SlowApply.
-	SlowApplies atomic.Uint64
-	// HeartbeatFailures is how often a leader could not reach a follower.
-	HeartbeatFailures atomic.Uint64
-
-	// ReadIndexRounds is how often this server, leading, asked a majority
-	// whether it still leads, or, following, asked the leader how far to wait.
-	// ReadIndexFailed is how many of them gave no answer, ReadIndexSlow how
-	// many took longer than SlowRead. ReadIndex is how long one took.
-	ReadIndexRounds, ReadIndexFailed, ReadIndexSlow atomic.Uint64
-	ReadIndex                                       *Histogram
-
-	// ForwardedWrites is how many writes went to the leader from here,
-	// ForwardRetries how many times one was sent again.
-	ForwardedWrites, ForwardRetries atomic.Uint64
-	// FencedWrites is how many writes were refused because their term is over.
+	// FencedWrites is how many commands were refused because their term is over.
 	FencedWrites atomic.Uint64
+
+	// ReadIndexFailed is how many confirmations of reads gave no answer,
+	// ReadIndexSlow how many took longer than SlowRead or failed. ReadIndex is
+	// how long one took.
+	ReadIndexFailed, ReadIndexSlow atomic.Uint64
+	ReadIndex                      *Histogram
 
 	// LogBytes is what was written to the log's files; LogFlush how long that
 	// took each time, until it was on disk.
 	LogBytes atomic.Uint64
 	LogFlush *Histogram
-	// Stalls is how often an append took so long that leadership was given up
-	// or withheld; StalledNanos how long those took together.
+	// Stalls is how many appends took longer than Stall; StalledNanos how long
+	// those took together.
 	Stalls, StalledNanos atomic.Uint64
 
-	// SnapshotBytes is what was written as snapshots, received ones included.
+	// SnapshotBytes is what was written as snapshots, received ones included;
+	// SnapshotSave how long each took.
 	SnapshotBytes atomic.Uint64
-	// SnapshotSave is how long it took to write one here, SnapshotSend to send
-	// one to another server, SnapshotReceive to receive one.
-	SnapshotSave, SnapshotSend, SnapshotReceive *Histogram
+	SnapshotSave  *Histogram
 }
-
-const (
-	// SlowApply is how long applying may take without being slow, as in etcd.
-	SlowApply = 100 * time.Millisecond
-	// SlowRead is how long confirming a read may take without being slow.
-	SlowRead = 500 * time.Millisecond
-)
 
 // NewCounters returns counters at zero.
 func NewCounters() *Counters {
 	return &Counters{
-		ReadIndex:       NewHistogram(peerFirst, peerBuckets),
-		LogFlush:        NewHistogram(diskFirst, diskBuckets),
-		SnapshotSave:    NewHistogram(snapFirst, snapBuckets),
-		SnapshotSend:    NewHistogram(snapFirst, snapBuckets),
-		SnapshotReceive: NewHistogram(snapFirst, snapBuckets),
+		ReadIndex:    NewHistogram(peerFirst, peerBuckets),
+		LogFlush:     NewHistogram(diskFirst, diskBuckets),
+		SnapshotSave: NewHistogram(snapFirst, snapBuckets),
 	}
 }
 
@@ -90,20 +73,17 @@ func NewCounters() *Counters {
 func NewPeerHistogram() *Histogram { return NewHistogram(peerFirst, peerBuckets) }
 
 // Flushed counts an append to the log.
-func (c *Counters) Flushed(bytes int, took time.Duration) {
+func (c *Counters) Flushed(took time.Duration, bytes int) {
 	c.LogBytes.Add(uint64(bytes))
 	c.LogFlush.Observe(took)
-}
-
-// Stalled counts an append that took too long.
-func (c *Counters) Stalled(took time.Duration) {
-	c.Stalls.Add(1)
-	c.StalledNanos.Add(uint64(took))
+	if took > Stall {
+		c.Stalls.Add(1)
+		c.StalledNanos.Add(uint64(took))
+	}
 }
 
 // ReadIndexDone counts a confirmation of a read.
 func (c *Counters) ReadIndexDone(took time.Duration, err error) {
-	c.ReadIndexRounds.Add(1)
 	c.ReadIndex.Observe(took)
 	if err != nil {
 		c.ReadIndexFailed.Add(1)
@@ -111,6 +91,12 @@ func (c *Counters) ReadIndexDone(took time.Duration, err error) {
 	if err != nil || took > SlowRead {
 		c.ReadIndexSlow.Add(1)
 	}
+}
+
+// SnapshotDone counts a snapshot that was written.
+func (c *Counters) SnapshotDone(took time.Duration, bytes int64) {
+	c.SnapshotBytes.Add(uint64(bytes))
+	c.SnapshotSave.Observe(took)
 }
 
 // Applied counts a command by its response, as the state machine gave it: a

@@ -16,6 +16,7 @@ type Sample struct {
 	Member  uint64 // this server's number in etcd's protocol
 
 	HasLeader, Leads, Learner bool
+	LeaderChanges             uint64 // seen since the start
 	Voters, Members           int
 	Term                      uint64
 	Committed, Applied        uint64 // indexes of the log
@@ -28,10 +29,15 @@ type Sample struct {
 	Watches       int // streams of events
 	BehindWatches int // of them, those that read the history to catch up
 	PendingEvents int // in queues
+	Events        uint64
 
-	LogSize      int64     // of the log's files, in bytes
-	SnapshotSize int64     // bytes of the newest snapshot's file, 0 if there is none
-	SnapshotTime time.Time // when it was taken, zero if there is none
+	ForwardedWrites uint64 // calls to the leader, each with one write or many
+	ReadRounds      uint64 // confirmations of reads, each for one read or many
+
+	LogSize      int64         // of the log's files, in bytes
+	Stalled      time.Duration // how long the oldest write under way waits for the disk
+	SnapshotSize int64         // bytes of the newest snapshot's file, 0 if there is none
+	SnapshotTime time.Time     // when it was taken, zero if there is none
 
 	// Refusing is why new writes are refused, or RefusingNone.
 	Refusing Refusal
@@ -54,10 +60,10 @@ var refusals = []Refusal{RefusingSpace, RefusingFailing, RefusingQuota}
 
 // A Peer is another server as this one sees it.
 type Peer struct {
-	Member       uint64
-	Connected    bool
-	Sent         uint64 // bytes
-	Received     uint64 // bytes
-	SendFailures uint64
-	RTT          *Histogram // nil if unknown
+	Member      uint64
+	LastContact time.Time // zero if never
+	Sent        uint64    // bytes
+	Received    uint64    // bytes
+	Failures    uint64    // of messages and calls to it
+	RTT         *Histogram
 }
