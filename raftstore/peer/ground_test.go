@@ -31,6 +31,7 @@ type ground interface {
 	// address, which is the same each time.
 	listen(t *testing.T, place int) (net.Listener, string)
 	dial(place int) func(context.Context, string) (net.Conn, error)
+	timeout() time.Duration
 }
 
 // onBoth runs a test over TLS on the loopback interface and in memory with
@@ -59,6 +60,8 @@ func (m memory) listen(_ *testing.T, place int) (net.Listener, string) {
 func (m memory) dial(place int) func(context.Context, string) (net.Conn, error) {
 	return m.Host(m.place(place)).Dial
 }
+
+func (memory) timeout() time.Duration { return defaultTimeout }
 
 // loopback is mutual TLS with a throw-away authority.
 type loopback struct {
@@ -119,6 +122,9 @@ func (l *loopback) dial(int) func(context.Context, string) (net.Conn, error) {
 	return func(ctx context.Context, address string) (net.Conn, error) { return d.DialContext(ctx, "tcp", address) }
 }
 
+// timeout is long: whoever runs the tests may have little time for them.
+func (l *loopback) timeout() time.Duration { return 20 * time.Second }
+
 // server is a transport with something that answers in raft's place.
 type server struct {
 	*Transport
@@ -138,7 +144,8 @@ func start(t *testing.T, g ground, place int, id string, change func(*Options)) 
 	l, address := g.listen(t, place)
 	o := Options{
 		Cluster: cluster, ID: id, Address: address, Listener: l, Dial: g.dial(place),
-		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Timeout: g.timeout(),
+		Logger:  slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if change != nil {
 		change(&o)

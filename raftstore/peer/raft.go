@@ -140,11 +140,36 @@ func (t *Transport) RequestPreVote(id raft.ServerID, a raft.ServerAddress, args 
 }
 
 // TimeoutNow hands leadership over. It is never withheld: giving up leadership
-// is what a stalled server should do.
+// is what a stalled server should do. It can be sent to this server itself.
 func (t *Transport) TimeoutNow(id raft.ServerID, a raft.ServerAddress, args *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
+	if string(id) == t.opts.ID {
+		return t.standNow(args, resp)
+	}
 	return t.send(id, a, classBeats, func(to raft.ServerAddress) error {
 		return t.beats.TimeoutNow(id, to, args, resp)
 	})
+}
+
+// standNow passes the message to this server's own raft: the only voter of a
+// store need not wait for a leader that cannot exist.
+func (t *Transport) standNow(args *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
+	ctx, cancel := context.WithTimeout(t.ctx, t.opts.Timeout)
+	defer cancel()
+	answers := make(chan raft.RPCResponse, 1) // raft does not wait for us
+	select {
+	case t.rpcs <- raft.RPC{Command: args, RespChan: answers}:
+	case <-ctx.Done():
+		return fmt.Errorf("stand for election: %w", ctx.Err())
+	}
+	select {
+	case a := <-answers:
+		if r, ok := a.Response.(*raft.TimeoutNowResponse); ok {
+			*resp = *r
+		}
+		return a.Error
+	case <-ctx.Done():
+		return fmt.Errorf("stand for election: %w", ctx.Err())
+	}
 }
 
 // InstallSnapshot streams a snapshot. It may take as long as it makes progress.

@@ -41,6 +41,9 @@ func TestMessages(t *testing.T) {
 		if err := a.TimeoutNow(b.id, b.address, &raft.TimeoutNowRequest{RPCHeader: a.header()}, &raft.TimeoutNowResponse{}); err != nil {
 			t.Fatal(err)
 		}
+		if err := a.TimeoutNow(a.id, a.address, &raft.TimeoutNowRequest{RPCHeader: a.header()}, &raft.TimeoutNowResponse{}); err != nil {
+			t.Fatal(err)
+		}
 		const size = 9 << 20
 		var sr raft.InstallSnapshotResponse
 		err := a.InstallSnapshot(b.id, b.address, &raft.InstallSnapshotRequest{RPCHeader: a.header(), Term: 8, Size: size}, &sr, bytes.NewReader(make([]byte, size)))
