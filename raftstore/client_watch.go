@@ -97,9 +97,12 @@ func watchRequest(op clientv3.Op) *pb.WatchCreateRequest {
 }
 
 func (n *nativeWatcher) follow(ctx context.Context, w *watcher, op clientv3.Op, out chan<- clientv3.WatchResponse) {
+	required := requiresLeader(metadata.FromOutgoingContext(ctx))
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(n.ctx, cancel)()
+	following, lonely, release := n.s.requireLeader(ctx, required)
+	defer release()
 	if op.IsProgressNotify() {
 		defer n.s.progress.add(w)()
 	}
@@ -115,7 +118,10 @@ func (n *nativeWatcher) follow(ctx context.Context, w *watcher, op clientv3.Op, 
 		return
 	}
 	for {
-		d, err := w.next(ctx)
+		d, err := w.next(following)
+		if err != nil && lonely() {
+			send(clientv3.WatchResponse{Header: n.s.header(), Canceled: true, CancelReason: status.Convert(rpctypes.ErrGRPCNoLeader).Message()})
+		}
 		if err != nil {
 			return
 		}

@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 )
@@ -35,13 +36,39 @@ func endOfStream(err error) error {
 // and each watch has one that sends.
 func (ws *watchServer) Watch(stream grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse]) error {
 	ctx, cancel := context.WithCancel(stream.Context())
+	required := requiresLeader(metadata.FromIncomingContext(ctx))
+	ctx, lonely, release := ws.s.requireLeader(ctx, required)
+	defer release()
 	w := &watchStream{s: ws.s, stream: stream, ctx: ctx, watches: make(map[int64]*streamedWatch)}
 	defer w.tasks.Wait()
 	defer cancel()
+	requests, failed := make(chan *pb.WatchRequest), make(chan error, 1)
+	go func() { // ends with the stream, which ends when this function returns
+		for {
+			r, err := stream.Recv()
+			if err != nil {
+				failed <- err
+				return
+			}
+			select {
+			case requests <- r:
+			case <-stream.Context().Done():
+				return
+			}
+		}
+	}()
 	for {
-		r, err := stream.Recv()
-		if err != nil {
+		var r *pb.WatchRequest
+		var err error
+		select {
+		case r = <-requests:
+		case err = <-failed:
 			return endOfStream(err)
+		case <-ctx.Done():
+			if lonely() {
+				return rpctypes.ErrGRPCNoLeader
+			}
+			return contextError(ctx)
 		}
 		switch u := r.RequestUnion.(type) {
 		case *pb.WatchRequest_CreateRequest:

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -34,9 +35,37 @@ type leaderBoard struct {
 	now     leader
 	changes uint64
 	changed chan struct{} // closed and replaced at each change
+	// lonely ends when there has been no leader for lonelyAfter, and is
+	// replaced when there is one.
+	lonely   context.Context
+	desolate context.CancelFunc
 }
 
-func newLeaderBoard() *leaderBoard { return &leaderBoard{changed: make(chan struct{})} }
+// lonelyAfter is how long there may be no leader before watches that require
+// one end. etcd waits three of its election timeouts, 3 s.
+const lonelyAfter = 3 * time.Second
+
+func newLeaderBoard() *leaderBoard {
+	b := &leaderBoard{changed: make(chan struct{})}
+	b.lonely, b.desolate = context.WithCancel(context.Background())
+	return b
+}
+
+// giveUp ends watches that require a leader, if there is still none.
+func (b *leaderBoard) giveUp() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.now.known() {
+		b.desolate()
+	}
+}
+
+// withoutLeader ends once there has been no leader for long.
+func (b *leaderBoard) withoutLeader() context.Context {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.lonely
+}
 
 func (b *leaderBoard) set(now leader) {
 	b.mu.Lock()
@@ -48,6 +77,9 @@ func (b *leaderBoard) set(now leader) {
 		b.changes++
 	}
 	b.now = now
+	if now.known() && b.lonely.Err() != nil {
+		b.lonely, b.desolate = context.WithCancel(context.Background())
+	}
 	close(b.changed)
 	b.changed = make(chan struct{})
 }
@@ -132,11 +164,20 @@ func (s *Store) watchLeader(ctx context.Context) {
 	s.raft.RegisterObserver(observer)
 	defer s.raft.DeregisterObserver(observer)
 	_, changed := s.lead.get()
-	for {
+	patience := time.NewTimer(lonelyAfter)
+	defer patience.Stop()
+	for had := false; ; {
 		s.refreshLeader()
+		now, _ := s.leader.get()
+		if had && !now.known() {
+			patience.Reset(lonelyAfter)
+		}
+		had = now.known()
 		select {
 		case <-ctx.Done():
 			return
+		case <-patience.C:
+			s.leader.giveUp()
 		case <-news:
 		case <-changed:
 			_, changed = s.lead.get()

@@ -17,9 +17,13 @@ const (
 	// minLogBytes is how much log is worth a snapshot at least. Replaying it
 	// takes a fraction of a second.
 	minLogBytes = 32 << 20
-	// trailingLogs is how many entries a snapshot leaves in the log. With one
-	// voter nobody needs them.
+	// trailingLogs is how many entries a snapshot leaves in the log at least.
+	// With one voter nobody needs them.
 	trailingLogs = 128
+	// trailingBytes is how much a snapshot leaves in the log where there are
+	// other servers: one that was away for a moment gets that instead of a
+	// whole snapshot.
+	trailingBytes = 16 << 20
 	// snapshotRetry is how long to wait after a snapshot failed.
 	snapshotRetry = time.Minute
 )
@@ -82,6 +86,7 @@ func worthSnapshot(st mvcc.Stats) int64 {
 // take takes a snapshot, however often it has to try. It returns ctx's error.
 func (sn *snapshotter) take(ctx context.Context) error {
 	for {
+		sn.trail()
 		err := sn.s.raft.Snapshot().Error()
 		if err == nil || errors.Is(err, raft.ErrNothingNewToSnapshot) {
 			return nil
@@ -97,5 +102,17 @@ func (sn *snapshotter) take(ctx context.Context) error {
 			return ctx.Err()
 		case <-timer.C():
 		}
+	}
+}
+
+// trail tells raft how many entries to leave in the log.
+func (sn *snapshotter) trail() {
+	if sn.s.peers == nil {
+		return
+	}
+	conf := sn.s.raft.ReloadableConfig()
+	conf.TrailingLogs = max(trailingLogs, sn.s.dir.Log.EntriesWithin(trailingBytes))
+	if err := sn.s.raft.ReloadConfig(conf); err != nil {
+		sn.s.log.Warn("could not change how much of the log a snapshot leaves", "err", err)
 	}
 }

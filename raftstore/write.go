@@ -144,21 +144,30 @@ func (s *Store) deliver(ctx context.Context, c mvcc.Command) (res mvcc.Result, a
 		if err != nil {
 			return res, attempts, err
 		}
-		if lead.Self {
-			if err = s.admit(); err == nil {
-				res, err = s.proposer.propose(ctx, moved, c)
-			}
-		} else {
-			res, err = s.forwarder.propose(ctx, moved, c)
-		}
-		if !errors.Is(err, errUntried) {
+		if res, err = s.attempt(ctx, lead, moved, c); !errors.Is(err, errUntried) {
 			attempts++
 		}
-		if err == nil || !s.worthRetry(ctx, err) {
-			return res, attempts, err
+		if err != nil && s.worthRetry(ctx, err) {
+			s.pause(ctx, moved)
+			continue
 		}
-		s.pause(ctx, moved)
+		if err != nil && attempts > 1 {
+			// This one may have been refused; an earlier one may be done.
+			err = errors.Join(errMoved, err)
+		}
+		return res, attempts, err
 	}
+}
+
+// attempt brings a command to one leader.
+func (s *Store) attempt(ctx context.Context, lead leader, moved <-chan struct{}, c mvcc.Command) (mvcc.Result, error) {
+	if !lead.Self {
+		return s.forwarder.propose(ctx, moved, c)
+	}
+	if err := s.admit(); err != nil {
+		return mvcc.Result{}, err
+	}
+	return s.proposer.propose(ctx, moved, c)
 }
 
 // worthRetry says whether an error is the leader's change, or its end.
