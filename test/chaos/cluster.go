@@ -24,7 +24,7 @@ import (
 
 const (
 	// diskMegabytes is the size of a server's file system: the reserve, some segments, and two snapshots.
-	diskMegabytes = 256
+	diskMegabytes = 384
 	readyTimeout  = 60 * time.Second
 )
 
@@ -211,7 +211,7 @@ func (c *cluster) pickLeader(ctx context.Context, r *rand.Rand) *server {
 func (s *server) connect() (*clientv3.Client, error) {
 	return clientv3.New(clientv3.Config{
 		Endpoints: []string{s.client()}, Logger: zap.NewNop(),
-		DialKeepAliveTime: 2 * time.Second, DialKeepAliveTimeout: 2 * time.Second,
+		DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 2 * time.Second,
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, MaxDelay: 300 * time.Millisecond},
 			MinConnectTimeout: time.Second,

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -80,6 +82,7 @@ func (r *round) run(ctx context.Context) error {
 	n := &nemesis{
 		c: r.c, r: rand.New(rand.NewPCG(r.seed, 3)), say: r.say, done: map[string]int{},
 		joined: func(s *server) { r.join(working, s) }, left: r.leave,
+		compact: r.compact,
 	}
 	err = n.run(working)
 	stopWorking()
@@ -110,6 +113,27 @@ func (r *round) leave(s *server) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stops[s]()
+}
+
+// compact drops the history that every watcher has seen.
+func (r *round) compact(ctx context.Context) error {
+	seen := int64(math.MaxInt64)
+	for _, w := range r.watchers {
+		at, err := w.position()
+		if err != nil {
+			return err
+		}
+		seen = min(seen, at)
+	}
+	return with(r.c.all()[0], func(etc *clientv3.Client) error {
+		return eventually(ctx, "compact", func(ctx context.Context) error {
+			_, err := etc.Compact(ctx, seen)
+			if errors.Is(err, rpctypes.ErrCompacted) {
+				return nil
+			}
+			return err
+		})
+	})
 }
 
 // watch starts a watcher that stays with each server, and two that roam.
