@@ -32,7 +32,8 @@ func (s *Store) openRaft() error {
 	logs := raft.LogStore(s.dir.Log)
 	var transport raft.Transport
 	if s.opts.Network == nil {
-		_, transport = raft.NewInmemTransport(s.address)
+		_, s.alone = raft.NewInmemTransport(s.address)
+		transport = s.alone
 	} else {
 		if err := s.openPeers(); err != nil {
 			return err
@@ -56,7 +57,7 @@ func (s *Store) openRaft() error {
 		return fmt.Errorf("raftstore: start: %w", err)
 	}
 	if s.aloneVotes() {
-		s.standAtOnce(transport)
+		s.standAtOnce()
 	}
 	return nil
 }
@@ -87,6 +88,13 @@ func (s *Store) openPeers() (err error) {
 		default:
 		}
 	})
+	s.peers.OnGone(func(id raft.ServerID) {
+		select {
+		case <-s.started:
+			s.leaderGone(id)
+		default:
+		}
+	})
 	return nil
 }
 
@@ -114,15 +122,15 @@ func (s *Store) aloneVotes() bool {
 // standAtOnce makes the only voter stand for election now: there is no leader
 // whose heartbeat it could wait for. The message is the one by which raft
 // hands over leadership. If it gets lost, raft stands when its time comes.
-func (s *Store) standAtOnce(transport raft.Transport) {
-	sender := transport
-	if in, ok := transport.(*raft.InmemTransport); ok {
-		_, from := raft.NewInmemTransport("")
-		from.Connect(s.address, in)
-		defer from.DisconnectAll()
-		sender = from
+func (s *Store) standAtOnce() {
+	if s.peers != nil {
+		s.peers.Stand(s.ctx)
+		return
 	}
-	err := sender.TimeoutNow(s.id, s.address, &raft.TimeoutNowRequest{
+	_, from := raft.NewInmemTransport("")
+	from.Connect(s.address, s.alone)
+	defer from.DisconnectAll()
+	err := from.TimeoutNow(s.id, s.address, &raft.TimeoutNowRequest{
 		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax},
 	}, &raft.TimeoutNowResponse{})
 	if err != nil {

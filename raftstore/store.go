@@ -40,6 +40,7 @@ type Store struct {
 	proposer  *proposer // to raft
 	raft      *raft.Raft
 	raftLeads chan bool
+	alone     *raft.InmemTransport // of a server that talks to nobody
 	dir       *disk.Dir
 
 	snapshotter *snapshotter

@@ -30,9 +30,11 @@ type conn struct {
 	peer   *peer
 	target string // of an outgoing raft connection
 	class  class
-	made   time.Time
-	wrote  atomic.Int64 // bytes
-	heard  atomic.Int64 // when something was last read, in Unix nanoseconds
+	// incoming says that the peer sends raft's messages on it.
+	incoming bool
+	made     time.Time
+	wrote    atomic.Int64 // bytes
+	heard    atomic.Int64 // when something was last read, in Unix nanoseconds
 
 	aborted  sync.Once
 	released sync.Once
@@ -60,6 +62,9 @@ func (c *conn) Read(b []byte) (int, error) {
 	c.peer.received.Add(uint64(n))
 	if n > 0 {
 		c.heard.Store(time.Now().UnixNano())
+	}
+	if err != nil && c.incoming {
+		c.t.broke(c.peer, err)
 	}
 	return n, err
 }

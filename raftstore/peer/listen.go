@@ -75,7 +75,7 @@ func (t *Transport) greet(c net.Conn) {
 		k.class = classIncomingSnapshots
 	}
 	if h.kind != kindCalls {
-		to = t.raftConns
+		to, k.incoming = t.raftConns, true
 		t.handlers.Add(1)
 		k.done = t.handlers.Done
 	}

@@ -42,12 +42,14 @@ type Transport struct {
 
 	sends  atomic.Uint64 // number of the newest AppendEntries
 	leader leader
+	asking atomic.Bool // whether the leader has ended
 
 	mu      sync.Mutex
 	closed  bool
 	conns   map[*conn]struct{}
 	peers   map[string]*peer
 	callers map[string]*caller
+	onGone  []func(raft.ServerID)
 }
 
 var (

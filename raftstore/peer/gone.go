@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"context"
+	"errors"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// goneDial bounds the call by which a server is found to be dead.
+const goneDial = 100 * time.Millisecond
+
+// OnGone has f called when a server has certainly ended: a connection on which
+// it sent raft's messages broke, and its address refuses another. That happens
+// at once when its process dies, however it does; a machine without power or
+// behind a cut cable is not noticed here. f must not block.
+func (t *Transport) OnGone(f func(raft.ServerID)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.onGone = append(t.onGone, f)
+}
+
+// broke is told of the end of an incoming connection.
+func (t *Transport) broke(p *peer, err error) {
+	l := &t.leader
+	l.mu.Lock()
+	leads, address := string(l.id) == p.id, l.address
+	l.mu.Unlock()
+	if !leads || errors.Is(err, os.ErrDeadlineExceeded) {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed || len(t.onGone) == 0 || !t.asking.CompareAndSwap(false, true) {
+		return
+	}
+	t.tasks.Go(func() {
+		defer t.asking.Store(false)
+		ctx, cancel := context.WithTimeout(t.ctx, goneDial)
+		defer cancel()
+		c, err := t.opts.Dial(ctx, string(address))
+		if err == nil {
+			hangUp(c)
+			return
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return
+		}
+		t.mu.Lock()
+		told := t.onGone
+		t.mu.Unlock()
+		for _, f := range told {
+			f(raft.ServerID(p.id))
+		}
+	})
+}
+
+// Stand makes this server stand for election now, as if it had been handed the
+// leadership. It reports whether raft took notice.
+func (t *Transport) Stand(ctx context.Context) bool {
+	answer := make(chan raft.RPCResponse, 1) // raft does not wait
+	rpc := raft.RPC{RespChan: answer, Command: &raft.TimeoutNowRequest{
+		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, Addr: []byte(t.opts.Address)},
+	}}
+	select {
+	case t.rpcs <- rpc:
+		return true
+	case <-ctx.Done():
+	case <-t.ctx.Done():
+	}
+	return false
+}
