@@ -29,7 +29,7 @@ import (
 type ground interface {
 	// listen opens a listener at a place, a small number, and returns its
 	// address, which is the same each time.
-	listen(t *testing.T, place int) (net.Listener, string)
+	listen(t testing.TB, place int) (net.Listener, string)
 	dial(place int) func(context.Context, string) (net.Conn, error)
 	timeout() time.Duration
 }
@@ -53,7 +53,7 @@ type memory struct{ *memnet.Network }
 
 func (m memory) place(i int) string { return string(rune('a' + i)) }
 
-func (m memory) listen(_ *testing.T, place int) (net.Listener, string) {
+func (m memory) listen(_ testing.TB, place int) (net.Listener, string) {
 	return m.Host(m.place(place)).Listen(), m.place(place)
 }
 
@@ -70,7 +70,7 @@ type loopback struct {
 	addresses map[int]string
 }
 
-func newLoopback(t *testing.T) *loopback {
+func newLoopback(t testing.TB) *loopback {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -101,7 +101,7 @@ func newLoopback(t *testing.T) *loopback {
 	}}
 }
 
-func (l *loopback) listen(t *testing.T, place int) (net.Listener, string) {
+func (l *loopback) listen(t testing.TB, place int) (net.Listener, string) {
 	t.Helper()
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -139,7 +139,7 @@ type server struct {
 
 const cluster = "c1"
 
-func start(t *testing.T, g ground, place int, id string, change func(*Options)) *server {
+func start(t testing.TB, g ground, place int, id string, change func(*Options)) *server {
 	t.Helper()
 	l, address := g.listen(t, place)
 	o := Options{
