@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// TestCommitted checks who is told what is committed, and when.
+func TestCommitted(t *testing.T) {
+	inMemory(t, func(t *testing.T, m memory) {
+		var stalls atomic.Bool
+		a := start(t, m, 0, "a.1", func(o *Options) { o.Withhold = stalls.Load })
+		b := start(t, m, 1, "b.1", nil)
+		told := make(chan *raft.AppendEntriesRequest, 100)
+		b.setRespond(func(rpc raft.RPC) {
+			told <- rpc.Command.(*raft.AppendEntriesRequest)
+			b.friendly(rpc)
+		})
+		entry := func(index uint64) {
+			t.Helper()
+			r := a.entries(3, index)
+			if err := a.AppendEntries(b.id, b.address, r, new(raft.AppendEntriesResponse)); err != nil {
+				t.Fatal(err)
+			}
+			if got := <-told; len(got.Entries) != 1 || got.Entries[0].Index != index {
+				t.Fatalf("%+v", got)
+			}
+		}
+		silence := func() {
+			t.Helper()
+			synctest.Wait()
+			if len(told) > 0 {
+				t.Fatalf("%+v", <-told)
+			}
+		}
+		commit := func(index uint64) {
+			t.Helper()
+			got := <-told
+			if len(got.Entries) != 0 || got.Term != 3 || got.PrevLogEntry < index || got.PrevLogTerm != 3 || got.LeaderCommitIndex != index || string(got.ID) != "a.1" {
+				t.Fatalf("%+v", got)
+			}
+			silence()
+		}
+		a.Committed(3, 4)
+		silence() // nothing was sent to anybody yet
+		entry(5)
+		a.Committed(3, 5)
+		commit(5)
+		a.Committed(3, 5) // known
+		a.Committed(2, 9) // of another term
+		a.Committed(4, 9)
+		a.Committed(3, 6) // a majority without b has it
+		silence()
+		entry(6)
+		commit(6)
+		entry(7)
+		stalls.Store(true)
+		a.Committed(3, 7)
+		silence()
+		stalls.Store(false)
+
+		// With more under way, that will tell.
+		p, err := a.AppendEntriesPipeline(b.id, b.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		m.Delay("b", "a", 100*time.Millisecond, 0)
+		if _, err := p.AppendEntries(a.entries(3, 8), new(raft.AppendEntriesResponse)); err != nil {
+			t.Fatal(err)
+		}
+		<-told
+		a.Committed(3, 8)
+		silence()
+		<-p.Consumer()
+		commit(8)
+	})
+}
+
+// TestEntriesWait has a peer away for a while: entries are sent again when it
+// is back, not after what pause raft would make.
+func TestEntriesWait(t *testing.T) {
+	onBoth(t, func(t *testing.T, g ground) {
+		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil)
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error)
+		go func() {
+			done <- a.AppendEntries(b.id, b.address, a.entries(1, 5), new(raft.AppendEntriesResponse))
+		}()
+		for {
+			if s := a.Peers(); len(s) == 1 && s[0].Failures > 0 {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		b = start(t, g, 1, "b.1", nil)
+		if _, err := a.beat(b, 1); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestGone checks that a leader's end is told, and nothing else.
+func TestGone(t *testing.T) {
+	onBoth(t, func(t *testing.T, g ground) {
+		a, b, c := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil), start(t, g, 2, "c.1", nil)
+		gone := make(chan raft.ServerID, 10)
+		c.OnGone(func(id raft.ServerID) { gone <- id })
+		for _, s := range []*server{b, a} { // a leads, b did
+			if _, err := s.beat(c, map[*server]uint64{b: 1, a: 2}[s]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		a.abortConns(func(k *conn) bool { return k.class == classBeats }) // a lost connection is no end
+		for {
+			c.Transport.mu.Lock()
+			left := len(c.conns)
+			c.Transport.mu.Unlock()
+			if left == 0 && !c.asking.Load() {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if len(gone) > 0 {
+			t.Fatalf("%s was said to have ended", <-gone)
+		}
+		if _, err := a.beat(c, 2); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if id := <-gone; id != "a.1" {
+			t.Fatal(id)
+		}
+	})
+}
