@@ -37,7 +37,7 @@ const (
 	maxSessions     = 1024     // the one opened first makes room
 	maxSessionName  = 1024     // bytes
 	maxRemembered   = 1 << 16  // answers in a session; the first ones make room
-	maxSessionBytes = 64 << 20 // bytes of those answers; likewise
+	maxSessionBytes = 16 << 20 // bytes of those answers; likewise
 	maxAnswer       = 2 << 20  // bytes; a larger one is ErrForgotten
 )
 
