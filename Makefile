@@ -87,16 +87,17 @@ bench: build ## footprint, start-up, pod start and write rates, beside upstream 
 	CORACLE_BIN=$(CURDIR)/bin/coracle test/bench/run.sh
 
 CUTS ?= 30
+ROUNDS ?= 5
 
-powercut: ## cut the power of a machine with a store on its disk, CUTS times (user-mode-linux)
-	CORACLE_POWERCUTS=$(CUTS) $(GO) test -vet=off -count=1 -v -timeout 0 -tags '$(TAGS)' ./test/powercut/
+powercut: ## cut the power of a store's machine CUTS times, and of a cluster's in ROUNDS (user-mode-linux)
+	CORACLE_POWERCUTS=$(CUTS) CORACLE_POWERCUT_ROUNDS=$(ROUNDS) $(GO) test -vet=off -count=1 -v -timeout 0 -tags '$(TAGS)' ./test/powercut/
 
 # ARGS: flags of test/storebench, such as -only 'rates|disk', -voters 1, -profiles DIR.
 bench-store: ## the store beside etcd built from its module; QUICK=1: two minutes; DIR=… on another disk
 	@mkdir -p $(BUILD)
 	@$(GOBUILD) -o $(BUILD)/etcd go.etcd.io/etcd/server/v3
-	@$(GOBUILD) -o $(BUILD)/ ./test/storenode ./test/storebench
-	$(BUILD)/storebench -etcd $(BUILD)/etcd -storenode $(BUILD)/storenode -dir $(or $(DIR),$(BUILD)/bench-store) -json $(BUILD)/bench-store.json $(if $(QUICK),-quick) $(ARGS)
+	@$(GOBUILD) -o $(BUILD)/ ./test/storenode ./test/storebench ./test/storebench/watchcache
+	$(BUILD)/storebench -etcd $(BUILD)/etcd -storenode $(BUILD)/storenode -watchcache $(BUILD)/watchcache -dir $(or $(DIR),$(BUILD)/bench-store) -json $(BUILD)/bench-store.json $(if $(QUICK),-quick) $(ARGS)
 
 fuzz: ## each fuzz test for FUZZTIME
 	@set -e; for f in $$(git grep -l '^func Fuzz' -- '*_test.go'); do \

@@ -17,6 +17,9 @@ const (
 	blockSize  = 4096
 )
 
+// errNotReady says that a guest did not get as far as telling what it holds.
+var errNotReady = errors.New("a server was not ready in time")
+
 // errNoPower is what a disk answers after the cut.
 var errNoPower = errors.New("the power is off")
 

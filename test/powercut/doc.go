@@ -11,6 +11,6 @@
 // power went is there in part, sector by sector, as the seed decides.
 //
 // The package owns the disk (disk.go), the device (vhost.go, ring.go), the guest
-// (guest.go and the program in guest/) and the judgement (check.go). It never
-// looks into the store's files: only what a client is told counts.
+// (machine.go and the program in guest/) and the judgement (ledger.go). It never
+// judges by the store's files: only what a client is told counts.
 package powercut

@@ -17,8 +17,8 @@ type listener struct {
 	moment func(name string) // something began in the guest
 
 	found   *Found // being read
-	checked bool
 	acked   int
+	unknown []string // writes of whose outcome a client despaired
 }
 
 // line is for each complete line. An error ends the test.
@@ -46,11 +46,17 @@ func (h *listener) line(line string) error {
 	case "@":
 		h.moment(rest)
 		return nil
+	case "?":
+		h.unknown = append(h.unknown, rest)
+		return nil
 	case "!":
 		return fmt.Errorf("the guest: %s", rest)
 	case "checked":
-		h.checked = true
-		return h.ledger.Judge(h.found)
+		if err := h.ledger.Judge(h.found); err != nil {
+			return err
+		}
+		h.moment("checked")
+		return nil
 	}
 	return h.content(kind, rest)
 }

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -57,6 +56,9 @@ type Machine struct {
 	Dir     string // for its files, and the console of each boot
 	Program string // the first process
 	Seed    int
+	Server  int // its number, from 1
+	Servers int // of the cluster
+	Network *Switch
 }
 
 // prepare makes the root folder.
@@ -66,6 +68,7 @@ func (m *Machine) prepare() error {
 		return err
 	}
 	root := m.root()
+	// The disk's mount point is a folder of the host's, which stays empty.
 	for _, dir := range []string{"dev", "disk", "sys", "proc"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			return err
@@ -89,14 +92,22 @@ type Boot struct {
 	number int
 	disk   *Disk
 	cmd    *exec.Cmd
-	lines  io.ReadCloser
+	lines  *os.File // from the guest
+	orders *os.File // to the guest
 	served chan error
 	once   sync.Once
 	gone   chan struct{}
 }
 
-// Start boots the machine with a disk. Its lines go to fn, one at a time.
-func (m *Machine) Start(ctx context.Context, number int, disk *Disk, journal string) (*Boot, error) {
+// BootOptions differ from boot to boot.
+type BootOptions struct {
+	Number  int
+	Journal string // ext4's mount option
+	Idle    bool   // the store is opened, and that is all
+}
+
+// Start boots the machine with a disk.
+func (m *Machine) Start(ctx context.Context, o BootOptions, disk *Disk) (*Boot, error) {
 	socket := filepath.Join(m.Dir, "disk.sock")
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
@@ -106,31 +117,9 @@ func (m *Machine) Start(ctx context.Context, number int, disk *Disk, journal str
 	if err := listener.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return nil, err
 	}
-	console, err := os.Create(m.Console(number))
-	if err != nil {
-		return nil, err
-	}
-	defer console.Close()
-	lines, line, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	defer line.Close()
-	b := &Boot{number: number, disk: disk, lines: lines, served: make(chan error, 1), gone: make(chan struct{})}
-	b.cmd = exec.CommandContext(ctx, kernel, "mem=512M", "rootfstype=hostfs", "rootflags="+m.root(), "rw", "init=/init",
-		fmt.Sprintf("virtio_uml.device=%s:%d", socket, blockID), "con=null", "con0=null,fd:1", "ssl=null", "ssl0=null,fd:3",
-		"panic=-1", fmt.Sprintf("boot=%d", number), fmt.Sprintf("seed=%d", m.Seed), "journal="+journal)
-	b.cmd.Env = append(os.Environ(), "TMPDIR="+m.Dir, "HOME="+m.Dir)
-	b.cmd.Stdout, b.cmd.Stderr, b.cmd.ExtraFiles = console, console, []*os.File{line}
-	// A session of its own, so that its processes can be told from others. Those
-	// that outlive the first one become our children, and are waited for.
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return nil, errors.Join(fmt.Errorf("boot: %w", err), lines.Close())
-	}
-	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
-	b.cmd.Cancel = b.kill
-	if err := b.cmd.Start(); err != nil {
-		return nil, errors.Join(fmt.Errorf("boot: %w", err), lines.Close())
+	b := &Boot{number: o.Number, disk: disk, served: make(chan error, 1), gone: make(chan struct{})}
+	if err := m.run(ctx, b, o, socket); err != nil {
+		return nil, fmt.Errorf("boot: %w", err)
 	}
 	conn, err := listener.AcceptUnix()
 	if err != nil {
@@ -139,6 +128,71 @@ func (m *Machine) Start(ctx context.Context, number int, disk *Disk, journal str
 	}
 	go func() { b.served <- errors.Join(serveDisk(conn, disk), conn.Close()) }()
 	return b, nil
+}
+
+// run starts the kernel.
+func (m *Machine) run(ctx context.Context, b *Boot, o BootOptions, socket string) error {
+	var theirs []*os.File // the guest's ends of what it has beside the disk
+	defer func() {
+		for _, f := range theirs {
+			f.Close()
+		}
+	}()
+	console, err := os.Create(m.Console(o.Number))
+	if err != nil {
+		return err
+	}
+	defer console.Close()
+	lines, line, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	theirs = append(theirs, line)
+	order, orders, err := os.Pipe()
+	if err != nil {
+		return errors.Join(err, lines.Close())
+	}
+	theirs = append(theirs, order)
+	b.lines, b.orders = lines, orders
+	// Descriptors of ExtraFiles start at 3.
+	args := []string{
+		"mem=512M", "rootfstype=hostfs", "rootflags=" + m.root(), "rw", "init=/init", "panic=-1",
+		fmt.Sprintf("virtio_uml.device=%s:%d", socket, blockID),
+		"con=null", "con0=null,fd:1", "ssl=null", "ssl0=fd:4,fd:3",
+		fmt.Sprintf("boot=%d", o.Number), fmt.Sprintf("seed=%d", m.Seed), "journal=" + o.Journal,
+		fmt.Sprintf("server=%d", m.Server), fmt.Sprintf("servers=%d", m.Servers), fmt.Sprintf("idle=%t", o.Idle),
+	}
+	if m.Network != nil {
+		cable, err := m.Network.Plug()
+		if err != nil {
+			return errors.Join(err, lines.Close(), orders.Close())
+		}
+		theirs = append(theirs, cable)
+		args = append(args, fmt.Sprintf("vec0:transport=fd,fd=5,mac=02:00:00:00:00:%02x", m.Server))
+	}
+	// Processes of the machine that outlive its first become our children, and
+	// are waited for.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return errors.Join(err, lines.Close(), orders.Close())
+	}
+	b.cmd = exec.CommandContext(ctx, kernel, args...)
+	b.cmd.Env = append(os.Environ(), "TMPDIR="+m.Dir, "HOME="+m.Dir)
+	b.cmd.Stdout, b.cmd.Stderr, b.cmd.ExtraFiles = console, console, theirs
+	// A session of its own, so that its processes can be told from others.
+	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	b.cmd.Cancel = b.kill
+	if err := b.cmd.Start(); err != nil {
+		return errors.Join(err, lines.Close(), orders.Close())
+	}
+	return nil
+}
+
+// Go tells the guest to write.
+func (b *Boot) Go() error {
+	if _, err := b.orders.WriteString("go\n"); err != nil {
+		return fmt.Errorf("tell the guest to write: %w", err)
+	}
+	return nil
 }
 
 // Console is the file with what the kernel and the store had to say.
@@ -185,7 +239,7 @@ func (b *Boot) End() error {
 			_, err = unix.Wait4(-b.cmd.Process.Pid, nil, 0, nil)
 		}
 		close(b.gone)
-		err = errors.Join(<-b.served, b.lines.Close())
+		err = errors.Join(<-b.served, b.lines.Close(), b.orders.Close())
 	})
 	return err
 }

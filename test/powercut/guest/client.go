@@ -12,6 +12,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/test/powercut/report"
@@ -46,6 +48,11 @@ type client struct {
 func (c *client) newLease() int64   { return int64(c.boot)<<32 | int64(c.number)<<24 | int64(c.n) }
 func leaseOwner(id int64) (who int) { return int(id >> 24 & 0xff) }
 
+// errWrong says that the store broke its word.
+var errWrong = errors.New("not what this client, the only one that writes to its keys, was told before")
+
+// run writes until the machine is gone, or until the outcome of a write is
+// unknown, as happens when a leader is lost. The next boot will tell.
 func (c *client) run(ctx context.Context) error {
 	last := ""
 	for {
@@ -58,7 +65,12 @@ func (c *client) run(ctx context.Context) error {
 			c.out.lines(w.Sent())
 		}
 		revision, err := c.send(ctx, w)
-		if err != nil {
+		switch code := status.Code(err); {
+		case err == nil:
+		case code == codes.Unavailable, code == codes.DeadlineExceeded:
+			c.out.lines(fmt.Sprintf("? %d %d %v", c.number, c.n, err))
+			return nil
+		default:
 			return fmt.Errorf("write %s (%s): %w", w.Name(), w.Sent(), err)
 		}
 		c.revision = revision
@@ -170,13 +182,13 @@ func (c *client) request(ctx context.Context, w *report.Write) (int64, error) {
 	case len(w.Puts) == 0:
 		resp, err := c.store.DeleteRange(ctx, c.deletion(w))
 		if err == nil && resp.Deleted != int64(len(w.Deletes)) {
-			err = fmt.Errorf("%d keys were deleted", resp.Deleted)
+			err = fmt.Errorf("%w: %d keys were deleted", errWrong, resp.Deleted)
 		}
 		return resp.GetHeader().GetRevision(), err
 	}
 	resp, err := c.store.Txn(ctx, c.txn(w))
 	if err == nil && !resp.Succeeded {
-		err = errors.New("a key is at another revision than this client, its only writer, was told")
+		err = fmt.Errorf("%w: the revisions of the keys", errWrong)
 	}
 	return resp.GetHeader().GetRevision(), err
 }

@@ -54,13 +54,12 @@ func argument(name string) (int, error) {
 }
 
 func run(ctx context.Context, out *reporter) error {
-	boot, err := argument("boot")
-	if err != nil {
-		return err
-	}
-	seed, err := argument("seed")
-	if err != nil {
-		return err
+	var boot, seed, server, servers int
+	for name, n := range map[string]*int{"boot": &boot, "seed": &seed, "server": &server, "servers": &servers} {
+		var err error
+		if *n, err = argument(name); err != nil {
+			return err
+		}
 	}
 	if err := mountDisk(); err != nil {
 		return err
@@ -72,12 +71,8 @@ func run(ctx context.Context, out *reporter) error {
 	if err := news.add(storeDir); err != nil && !errors.Is(err, unix.ENOENT) {
 		return err
 	}
-	out.lines("@ opening")
-	s, err := raftstore.Open(ctx, raftstore.Options{Dir: storeDir, NodeID: "a", Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	s, err := openStore(ctx, out, server, servers)
 	if err != nil {
-		return err
-	}
-	if err := s.WaitReady(ctx); err != nil {
 		return err
 	}
 	found, err := dump(ctx, s, out)
@@ -87,22 +82,75 @@ func run(ctx context.Context, out *reporter) error {
 	if err := errors.Join(news.add(filepath.Join(storeDir, "log")), news.add(filepath.Join(storeDir, "snapshots"))); err != nil {
 		return err
 	}
+	if err := out.waitForGo(); err != nil {
+		return err
+	}
 	out.lines("@ writing")
 	var all sync.WaitGroup
 	errs := make([]error, clients)
-	for i := range clients {
+	for i := range clients / servers {
 		all.Go(func() {
+			number := (server-1)*clients + i
 			c := &client{
-				store: s, out: out, boot: boot, number: i, keys: found.keysOf(i), leases: found.leases[i],
-				random: rand.New(rand.NewPCG(uint64(seed), uint64(boot*clients+i))),
+				store: s, out: out, boot: boot, number: number, keys: found.keysOf(number), leases: found.leases[number],
+				random: rand.New(rand.NewPCG(uint64(seed), uint64(boot)<<16|uint64(number))),
 			}
 			if errs[i] = c.run(ctx); errs[i] != nil {
-				out.lines(fmt.Sprintf("! %q", fmt.Sprintf("client %d: %v", i, errs[i])))
+				out.lines(fmt.Sprintf("! %q", fmt.Sprintf("client %d: %v", number, errs[i])))
 			}
 		})
 	}
 	all.Wait()
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	select {} // every client has a write of which it does not know what became
+}
+
+// openStore opens the store and returns when a linearizable read succeeded and,
+// in a cluster, all its servers vote. An idle guest goes no further.
+func openStore(ctx context.Context, out *reporter, server, servers int) (*raftstore.Store, error) {
+	o := raftstore.Options{
+		Dir: storeDir, NodeID: fmt.Sprintf("server%d", server), ClusterID: "powercut",
+		ElectionTimeout: time.Second, // three kernels share a processor
+		Logger:          slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	}
+	if servers > 1 {
+		network, err := openNetwork(server)
+		if err != nil {
+			return nil, err
+		}
+		o.Network = network
+		if server > 1 {
+			o.Join = []string{address(1)}
+		}
+	}
+	out.lines("@ opening")
+	s, err := raftstore.Open(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	for voters := 0; voters < servers; time.Sleep(10 * time.Millisecond) {
+		if err := s.WaitReady(ctx); err != nil {
+			return nil, err
+		}
+		voters = 0
+		for _, m := range s.Members() {
+			if m.Voter {
+				voters++
+			}
+		}
+	}
+	// With other servers to learn from, a store gets over damage by itself.
+	// After a power cut there must be none.
+	if aside, err := filepath.Glob(storeDir + ".*"); err != nil || len(aside) > 0 {
+		return nil, fmt.Errorf("the store set its directory aside as damaged: %v, %w", aside, err)
+	}
+	if os.Getenv("idle") == "true" {
+		out.lines("@ idle")
+		select {}
+	}
+	return s, nil
 }
 
 // mountDisk loads the disk's driver and mounts the disk.

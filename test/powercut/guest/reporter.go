@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"sync"
 
@@ -29,7 +30,7 @@ func openReporter(path string) (*reporter, error) {
 	}
 	mode, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
 	if err == nil {
-		mode.Oflag, mode.Lflag = 0, 0 // as it is
+		mode.Iflag, mode.Oflag, mode.Lflag = 0, 0, 0 // bytes as they are
 		err = unix.IoctlSetTermios(int(f.Fd()), unix.TCSETS, mode)
 	}
 	if err != nil {
@@ -65,4 +66,13 @@ func (r *reporter) lines(lines ...string) {
 		r.mu.Lock()
 	}
 	r.busy = false
+}
+
+// waitForGo returns when the host says that everything was found in order.
+func (r *reporter) waitForGo() error {
+	var order [3]byte // go and a newline
+	if _, err := io.ReadFull(r.f, order[:]); err != nil {
+		return fmt.Errorf("wait for the host: %w", err)
+	}
+	return nil
 }

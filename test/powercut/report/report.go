@@ -98,12 +98,13 @@ func ParseSent(boot int, line string) (*Write, error) {
 func (w *Write) Name() string { return fmt.Sprintf("%d.%d.%d", w.Boot, w.Client, w.N) }
 
 // Value is what a write puts at a key: the write's name, then bytes that depend
-// on it and on the key. Client 0's values are large, to fill the log.
+// on it and on the key. Those of every 16th
+// client are large, to fill the log.
 func (w *Write) Value(key string) []byte {
 	name := w.Name()
 	r := rand.New(rand.NewPCG(uint64(crc32.ChecksumIEEE([]byte(name))), uint64(crc32.ChecksumIEEE([]byte(key)))))
 	size := 1024 + r.IntN(64)
-	if w.Client == 0 {
+	if w.Client%16 == 0 {
 		size = 32<<10 + r.IntN(128<<10)
 	}
 	value := make([]byte, size)
