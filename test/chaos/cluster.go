@@ -100,7 +100,7 @@ func (c *cluster) newServer() *server {
 	c.count++
 	name := fmt.Sprintf("s%d", c.count)
 	s := &server{
-		name: name, host: c.site.addHost(name, c.count), bin: c.bin,
+		name: name, host: c.site.addHost(name, c.count), bin: c.bin, gone: make(chan struct{}),
 		disk: filepath.Join(c.dir, name), log: filepath.Join(c.dir, name+".log"),
 	}
 	cert, key, err := c.ca.issue(name, s.host.ip)
@@ -125,7 +125,7 @@ func (c *cluster) newServer() *server {
 func (c *cluster) all() []*server {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(c.servers), func(s *server) bool { return s.removed })
+	return slices.DeleteFunc(slices.Clone(c.servers), (*server).removed)
 }
 
 // peersOf lists where the others are.

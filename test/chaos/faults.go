@@ -287,11 +287,8 @@ func (n *nemesis) replace(ctx context.Context, r *rand.Rand) error {
 	n.say("removed %s", victim.name)
 	pause(ctx, between(r, 0, 3*time.Second)) // its process lives on for a while, and must do no harm
 	n.left(victim)
-	err := victim.stop()
-	n.c.mu.Lock()
-	victim.removed = true
-	n.c.mu.Unlock()
-	return err
+	close(victim.gone)
+	return victim.stop()
 }
 
 // damage changes or cuts a file of a stopped server.

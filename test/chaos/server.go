@@ -37,11 +37,21 @@ type server struct {
 	args []string
 
 	boots atomic.Int64
+	gone  chan struct{} // closed when it is no longer part of the cluster
 
-	mu      sync.Mutex
-	proc    *process
-	paused  bool
-	removed bool
+	mu     sync.Mutex
+	proc   *process
+	paused bool
+}
+
+// removed says whether it is no longer part of the cluster.
+func (s *server) removed() bool {
+	select {
+	case <-s.gone:
+		return true
+	default:
+		return false
+	}
 }
 
 // process is a running storenode.

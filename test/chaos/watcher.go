@@ -43,9 +43,8 @@ func (w *watcher) position() (int64, error) {
 // stay watches at one server until ctx ends; at others once it is removed.
 func (w *watcher) stay(ctx context.Context, c *cluster, s *server) {
 	for ctx.Err() == nil {
-		all := c.all()
-		if !slices.Contains(all, s) {
-			s = all[0]
+		if s.removed() {
+			s = c.all()[0]
 		}
 		w.watch(ctx, s)
 		pause(ctx, 100*time.Millisecond)
@@ -78,6 +77,13 @@ func (w *watcher) watch(ctx context.Context, s *server) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	go func() { // ends with ctx
+		select {
+		case <-s.gone: // the client would wait for its server for good
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	for resp := range etc.Watch(clientv3.WithRequireLeader(ctx), w.prefix, opts...) {
 		if resp.CompactRevision != 0 {
 			w.fail(fmt.Errorf("%s at %s: from %d, but the server compacted to %d", w.name, s.name, from+1, resp.CompactRevision))
