@@ -54,6 +54,9 @@ func (s *Server) take() (*datadir.Dir, error) {
 	return dir, err
 }
 
+// stamp tells folders that are kept apart.
+func (s *Server) stamp() string { return s.Now().UTC().Format("20060102T150405Z") }
+
 // cluster is the name of the cluster in its store.
 func (s *Server) cluster() (string, error) {
 	keys, err := pki.Open(pki.Options{Dir: s.TLSDir, Established: true, Logger: slog.New(slog.DiscardHandler)})
@@ -78,7 +81,7 @@ func (s *Server) Restore(backup string) (b *Backup, kept string, err error) {
 	if err != nil {
 		return nil, "", err
 	}
-	stamp := s.Now().UTC().Format("20060102T150405Z")
+	stamp := s.stamp()
 	made := s.StoreDir + ".restoring-" + stamp
 	if err := s.fill(made, cluster, dir.ServerID(), backup); err != nil {
 		return nil, "", errors.Join(err, os.RemoveAll(made))

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/server/storefiles"
+)
+
+func (a *App) storeRecoverCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "recover", Aliases: []string{"cluster-reset"}, Short: "Go on with this server alone, when a majority of the servers is lost for good", Args: noArgs,
+		Long: `When more than half of the voters are lost for good, no write can be agreed on any more. This makes a cluster of one server
+out of the store of this machine's server, which has to be stopped; other servers join it anew.
+
+Writes that the lost servers acknowledged without this one are lost. Without --yes this shows what is here and changes
+nothing. A copy of the store is kept.`,
+	}
+	flags := addPlaces(cmd)
+	yes := cmd.Flags().Bool("yes", false, "Do it")
+	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
+		t, err := config.LoadTool(a.sources(flags))
+		if err != nil {
+			return err
+		}
+		s, out := stoppedServer(t), cmd.OutOrStdout()
+		if !*yes {
+			plan, err := s.PlanRecovery()
+			if err != nil {
+				return forRoot(err)
+			}
+			printPlan(out, plan, time.Now())
+			fmt.Fprint(out, "Nothing was changed. To go on with what is here: coracle store recover --yes\n")
+			return errSilent
+		}
+		plan, kept, err := s.Recover()
+		if err != nil {
+			return forRoot(err)
+		}
+		fmt.Fprintf(out, `This server is the only one of the store now: %d keys, revision %d.
+A copy of the store as it was is in %s.
+
+Now:
+  1. Make sure that none of the other servers runs.
+  2. Start this server: systemctl start coracle, or however it was started.
+  3. On each other server that is to come back: move its folder %s away, then start it; it joins this one.
+`, plan.Keys, plan.Revision, kept, t.Paths.StoreDir)
+		return nil
+	})
+	return cmd
+}
+
+// printPlan says what is here and what may be lost.
+func printPlan(w io.Writer, p storefiles.Plan, now time.Time) {
+	voters := 0
+	var members []storeMember
+	var others []string
+	for _, m := range p.Members {
+		sm := storeMember{ID: hexID(m.ID), Name: m.Name, Address: m.Address, Role: "non-voter", Self: m.Self}
+		if m.Voter {
+			sm.Role = "voter"
+			voters++
+		}
+		if !m.Self {
+			others = append(others, m.Name)
+		}
+		members = append(members, sm)
+	}
+	fmt.Fprintf(w, "This server's store has %d keys, %s, at revision %d.\n", p.Keys, bytesText(p.Bytes), p.Revision)
+	fmt.Fprintf(w, "Its newest log entry is %d of term %d", p.LastIndex, p.LastTerm)
+	if !p.Written.IsZero() {
+		fmt.Fprintf(w, ", written %s (%s ago)", p.Written.Local().Format(time.DateTime), age(now.Sub(p.Written)))
+	}
+	fmt.Fprint(w, ".\n\nThe servers as this one last knew them:\n\n")
+	if err := printMembers(w, members); err != nil {
+		return // who cannot be written to learns nothing
+	}
+	fmt.Fprintf(w, `
+If at least %d of the %d voters can still be started, do that instead: then nothing is lost.
+
+Recovering goes on with what is here, and asks none of the others (%s).
+  May be lost: writes that were acknowledged without this server, that is, anything after entry %d.
+  May appear: writes at the end of the log here that nobody was told had succeeded.
+If another server's files can still be read, run this command there too, and recover where the term, and in the same
+term the entry, is greatest.
+
+`, voters/2+1, voters, strings.Join(others, ", "), p.LastIndex)
+}

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/storefiles"
+)
+
+func TestPlanSaysWhatMayBeLost(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
+	var out bytes.Buffer
+	printPlan(&out, storefiles.Plan{
+		Members: []raftstore.Member{
+			{ID: 1, Name: "one", Address: "192.0.2.1:6443", Voter: true, Self: true},
+			{ID: 2, Name: "two", Address: "192.0.2.2:6443", Voter: true},
+			{ID: 3, Name: "three", Address: "192.0.2.3:6443", Voter: true},
+			{ID: 4, Name: "four", Address: "192.0.2.4:6443"},
+		},
+		LastIndex: 1234, LastTerm: 5, Written: now.Add(-time.Hour), Revision: 99, Keys: 7, Bytes: 1500,
+	}, now)
+	for _, want := range []string{
+		"7 keys, 1.5 kB, at revision 99", "newest log entry is 1234 of term 5, written 2026-01-02 02:04:05 (1h0m ago)",
+		"at least 2 of the 3 voters", "asks none of the others (two, three, four)", "anything after entry 1234", "this server",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in:\n%s", want, out.String())
+		}
+	}
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package storefiles
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/datadir"
+	"github.com/coracle-k8s/coracle/server/pki"
+)
+
+// newServer makes a server's folder with its keys.
+func newServer(t *testing.T) *Server {
+	t.Helper()
+	data := t.TempDir()
+	dir := filepath.Join(data, "server")
+	s := &Server{
+		DataDir: data, ServerDir: dir, TLSDir: filepath.Join(dir, "tls"), StoreDir: filepath.Join(dir, "store"),
+		Version: "v0", Now: func() time.Time { return time.Unix(1700000000, 0) },
+	}
+	if _, err := pki.Open(pki.Options{Dir: s.TLSDir, Logger: slog.New(slog.DiscardHandler)}); err != nil {
+		t.Fatal(err)
+	}
+	d, err := datadir.Open(datadir.Options{DataDir: data, ServerDir: dir, StoreDir: s.StoreDir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(d.Record(), d.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// open opens the server's store as it runs beside others; join says where they are.
+func (s *Server) open(t *testing.T, cluster string, join ...string) (*raftstore.Store, string) {
+	t.Helper()
+	d, err := datadir.Open(datadir.Options{DataDir: s.DataDir, ServerDir: s.ServerDir, StoreDir: s.StoreDir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	store, err := raftstore.Open(t.Context(), raftstore.Options{
+		Dir: s.StoreDir, NodeID: d.ServerID(), ClusterID: cluster, Logger: slog.New(slog.DiscardHandler), Join: join,
+		Network: &raftstore.Network{Address: address, Listener: l, Dial: func(ctx context.Context, a string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", a)
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(store.Close(context.Background()), d.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return store, address
+}
+
+func voters(s *raftstore.Store) (n int) {
+	for _, m := range s.Members() {
+		if m.Voter {
+			n++
+		}
+	}
+	return n
+}
+
+// eventually waits for a condition.
+func eventually(t *testing.T, what string, ok func() error) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		err := ok()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+}
+
+// TestRecover loses two of three servers and goes on with the third.
+func TestRecover(t *testing.T) {
+	s := newServer(t)
+	if _, err := s.PlanRecovery(); err == nil || !strings.Contains(err.Error(), "there is no store") {
+		t.Errorf("without a store: %v", err)
+	}
+	cluster, err := s.cluster()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The others are what is lost.
+	t.Run("three servers", func(t *testing.T) {
+		first, address := newServer(t).open(t, cluster)
+		store, _ := s.open(t, cluster, address)
+		newServer(t).open(t, cluster, address)
+		eventually(t, "three voters", func() error {
+			if n := voters(store); n != 3 {
+				return fmt.Errorf("%d voters", n)
+			}
+			return nil
+		})
+		for i := range 20 {
+			if _, err := first.Client().Put(t.Context(), fmt.Sprintf("key-%d", i), "value"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, "the server has everything", func() error {
+			if n := store.Status().Keys; n != 20 {
+				return fmt.Errorf("%d keys", n)
+			}
+			return nil
+		})
+		if _, err := s.PlanRecovery(); err == nil || !strings.Contains(err.Error(), "the server runs") {
+			t.Errorf("while it runs: %v", err)
+		}
+	})
+
+	plan, err := s.PlanRecovery()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if plan.Keys != 20 || len(plan.Members) != 3 || plan.LastIndex == 0 || plan.LastTerm == 0 || plan.Written.IsZero() {
+		t.Errorf("the plan: %+v", plan)
+	}
+	_, kept, err := s.Recover()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := CheckStore(kept); err != nil || c.LastIndex != plan.LastIndex {
+		t.Errorf("the copy: %+v, %v", c, err)
+	}
+	if _, err := os.Stat(filepath.Join(kept, "RESERVE")); err == nil {
+		t.Error("the copy has the reserve")
+	}
+	if _, err := s.PlanRecovery(); err == nil || !strings.Contains(err.Error(), "only voter") {
+		t.Errorf("again: %v", err)
+	}
+	store, _ := s.open(t, cluster)
+	if err := store.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got, err := store.Client().KV.Get(t.Context(), "key-", clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err != nil || got.Count != 20 || voters(store) != 1 {
+		t.Errorf("afterwards: %v, %v, %d voters", got, err, voters(store))
+	}
+	if _, err := store.Client().Put(t.Context(), "new", "value"); err != nil {
+		t.Error(err)
+	}
+}
