@@ -145,20 +145,20 @@ func (n *Network) connect(from, to *Host) (mine, theirs *conn) {
 
 // broken returns why the connection cannot be used at all, if it cannot, and
 // otherwise after how long that is to be looked at again (negative: when told).
-func (c *conn) broken(now time.Time) (error, time.Duration) {
+func (c *conn) broken(now time.Time) (time.Duration, error) {
 	switch {
 	case c.closed:
-		return net.ErrClosed, 0
+		return 0, net.ErrClosed
 	case c.dead:
-		return syscall.ECONNRESET, 0
+		return 0, syscall.ECONNRESET
 	case c.in.reset != nil:
 		there, wait := c.in.has(c.in.reset, now)
 		if there {
-			return syscall.ECONNRESET, 0
+			return 0, syscall.ECONNRESET
 		}
-		return nil, wait
+		return wait, nil
 	}
-	return nil, -1
+	return -1, nil
 }
 
 func (c *conn) Read(b []byte) (int, error) {
@@ -166,7 +166,7 @@ func (c *conn) Read(b []byte) (int, error) {
 	defer c.n.mu.Unlock()
 	for {
 		now := time.Now()
-		err, wait := c.broken(now)
+		wait, err := c.broken(now)
 		if err != nil {
 			return 0, c.failed("read", err)
 		}
@@ -219,7 +219,7 @@ func (c *conn) Write(b []byte) (int, error) {
 	wrote := 0
 	for {
 		now := time.Now()
-		err, wait := c.broken(now)
+		wait, err := c.broken(now)
 		if err != nil {
 			return wrote, c.failed("write", err)
 		}

@@ -51,7 +51,7 @@ func BenchmarkPipeline(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer p.Close()
-			answered := make(chan error)
+			answered := make(chan struct{})
 			go func() {
 				for range b.N {
 					if err := (<-p.Consumer()).Error(); err != nil {

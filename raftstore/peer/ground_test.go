@@ -229,7 +229,7 @@ func (s *server) header() raft.RPCHeader {
 // beat sends a heartbeat.
 func (s *server) beat(to *server, term uint64) (raft.AppendEntriesResponse, error) {
 	var r raft.AppendEntriesResponse
-	err := s.AppendEntries(to.id, to.address, &raft.AppendEntriesRequest{RPCHeader: s.header(), Term: term, Leader: []byte(s.address)}, &r)
+	err := s.AppendEntries(to.id, to.address, &raft.AppendEntriesRequest{RPCHeader: s.header(), Term: term}, &r)
 	return r, err
 }
 

@@ -66,7 +66,7 @@ func (p *pipeline) Close() error {
 
 // run takes the answers until the pipeline or the transport is closed.
 func (p *pipeline) run() {
-	defer p.inner.Close()
+	defer func() { _ = p.inner.Close() }() // never fails
 	for {
 		select {
 		case future := <-p.inner.Consumer():
