@@ -138,21 +138,26 @@ func (b *bench) starve(ctx context.Context, c *cluster) error {
 		return err
 	}
 	defer stop()
-	window := pick(b, time.Minute, 8*time.Second)
-	changes, r, err := c.watchTerms(ctx, window)
-	if err != nil {
-		return err
+	for _, x := range []struct {
+		clients int
+		window  time.Duration
+	}{{1, pick(b, time.Minute, 5*time.Second)}, {128, pick(b, 30*time.Second, 5*time.Second)}} {
+		changes, r, err := c.watchTerms(ctx, x.clients, x.window)
+		if err != nil {
+			return err
+		}
+		name := fmt.Sprintf("%.0f s beside %d busy processes, %s writing", x.window.Seconds(), burners, count(x.clients, "client"))
+		b.report.add(c.sys, name, "new terms", target{HasLimit: true}, float64(changes))
+		b.report.add(c.sys, name, "puts/s", target{}, r.Rate)
+		b.report.add(c.sys, name, "p99 ms", target{}, r.P99)
+		b.report.add(c.sys, name, "max ms", target{}, r.Max)
 	}
-	name := fmt.Sprintf("%.0f s beside %d busy processes", window.Seconds(), burners)
-	b.report.add(c.sys, name+": unwanted new terms", "", target{HasLimit: true}, float64(changes))
-	b.report.add(c.sys, name+": writes by 1 client", "p99 ms", target{}, r.P99)
-	b.report.add(c.sys, name+": writes by 1 client", "max ms", target{}, r.Max)
 	return b.killLeaders(ctx, c, fmt.Sprintf("the same kill beside %d busy processes", burners), pick(b, 5, 2))
 }
 
-// watchTerms counts the terms that begin within a time in which one client
-// writes through a follower.
-func (c *cluster) watchTerms(ctx context.Context, window time.Duration) (uint64, load.Result, error) {
+// watchTerms counts the terms that begin within a time in which clients write
+// through a follower.
+func (c *cluster) watchTerms(ctx context.Context, clients int, window time.Duration) (uint64, load.Result, error) {
 	_, follower, err := c.leaderAndFollower(ctx)
 	if err != nil {
 		return 0, load.Result{}, err
@@ -162,7 +167,7 @@ func (c *cluster) watchTerms(ctx context.Context, window time.Duration) (uint64,
 		return 0, load.Result{}, err
 	}
 	r, err := follower.remote(ctx, load.Spec{
-		Kind: load.APIWrite, Clients: 1, For: window, ValueBytes: valueBytes, Keys: 1000, Prefix: prefix,
+		Kind: load.APIWrite, Clients: clients, For: window, ValueBytes: valueBytes, Keys: 1000, Prefix: prefix,
 	})
 	if err != nil {
 		return 0, r, err

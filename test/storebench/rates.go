@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,7 +54,7 @@ func writeTargets(clients int) (rate, p99 target) {
 // cells lists what is measured on a leader or a follower.
 func (b *bench) cells(follower bool) []cell {
 	var all []cell
-	length, warmup := pick(b, 3*time.Second, 600*time.Millisecond), pick(b, 500*time.Millisecond, 150*time.Millisecond)
+	length, warmup := pick(b, 2500*time.Millisecond, 500*time.Millisecond), pick(b, 400*time.Millisecond, 150*time.Millisecond)
 	add := func(c cell, kind load.Kind, clients int, of time.Duration) {
 		c.spec = load.Spec{
 			Kind: kind, Clients: clients, For: of, Warmup: warmup, ValueBytes: valueBytes, Prefix: prefix,
@@ -71,7 +72,7 @@ func (b *bench) cells(follower bool) []cell {
 			add(cell{name: "plain puts", unit: "puts/s", variants: []variant{grpc}, writes: true}, load.Put, clients, length)
 		}
 	}
-	short := pick(b, 2*time.Second, 400*time.Millisecond)
+	short := pick(b, 1500*time.Millisecond, 300*time.Millisecond)
 	for _, clients := range []int{1, 16, 128} {
 		add(cell{name: "linearizable gets", unit: "gets/s", variants: both}, load.Get, clients, short)
 	}
@@ -119,21 +120,36 @@ func (b *bench) ratesOf(ctx context.Context, sys system, voters int) error {
 	if err := fill(ctx, leader, readKeys, readPrefix); err != nil {
 		return err
 	}
-	where := ""
-	if follower != nil {
-		where = ", leader"
+	if follower == nil {
+		return b.measureAll(ctx, c, leader, b.cells(false), "")
 	}
-	for _, x := range b.cells(false) {
-		if err := b.measure(ctx, leader, x, voters, where); err != nil {
+	if err := b.measureAll(ctx, c, leader, b.cells(false), ", leader"); err != nil {
+		return err
+	}
+	if _, follower, err = c.leaderAndFollower(ctx); err != nil {
+		return err
+	}
+	return b.measureAll(ctx, c, follower, b.cells(true), ", follower")
+}
+
+// measureAll runs cells on one server. Should leadership move meanwhile, the
+// figures still count, and that it did is said.
+func (b *bench) measureAll(ctx context.Context, c *cluster, s *server, cells []cell, where string) error {
+	term, err := c.term(ctx)
+	if err != nil {
+		return err
+	}
+	for _, x := range cells {
+		if err := b.measure(ctx, s, x, len(c.servers), where); err != nil {
 			return fmt.Errorf("%w\n%s", err, c.logs())
 		}
-	}
-	if follower == nil {
-		return nil
-	}
-	for _, x := range b.cells(true) {
-		if err := b.measure(ctx, follower, x, voters, ", follower"); err != nil {
-			return fmt.Errorf("%w\n%s", err, c.logs())
+		now, err := c.term(ctx)
+		if err != nil {
+			return err
+		}
+		if now != term {
+			fmt.Printf("  %s%s: term %d became %d during %s, %s\n", c.sys.name(), where, term, now, x.name, count(x.spec.Clients, "client"))
+			term = now
 		}
 	}
 	return nil
@@ -156,14 +172,18 @@ func fill(ctx context.Context, s *server, objects int, prefix string) error {
 
 // measure runs one cell: every variant of ours, etcd once for all of them.
 func (b *bench) measure(ctx context.Context, s *server, x cell, voters int, where string) error {
+	rowName := func(v variant) string {
+		return fmt.Sprintf("%s%s: %s, %s, %s", count(voters, "voter"), where, x.name, count(x.spec.Clients, "client"), v.name)
+	}
+	x.variants = slices.DeleteFunc(slices.Clone(x.variants), func(v variant) bool { return !b.wanted.MatchString(rowName(v)) })
 	_, ours := s.sys.(*coracle)
 	variants := x.variants
 	if !ours {
-		variants = variants[:1]
+		variants = variants[:min(1, len(variants))]
 	}
 	for _, v := range variants {
 		before, beforeErr := b.device.counters()
-		result, err := b.runCell(ctx, s, x, v, fmt.Sprintf("%d%s", voters, where))
+		result, err := b.runOn(ctx, s, x.spec, v, fmt.Sprintf("%d%s", voters, where))
 		if err != nil {
 			return err
 		}
@@ -173,8 +193,7 @@ func (b *bench) measure(ctx context.Context, s *server, x cell, voters int, wher
 			names = []variant{v}
 		}
 		for _, n := range names {
-			name := fmt.Sprintf("%s%s: %s, %s, %s", count(voters, "voter"), where, x.name, count(x.spec.Clients, "client"), n.name)
-			rate, p99 := x.rate, x.p99
+			name, rate, p99 := rowName(n), x.rate, x.p99
 			if !n.native {
 				rate, p99 = target{}, target{}
 			}
@@ -189,22 +208,24 @@ func (b *bench) measure(ctx context.Context, s *server, x cell, voters int, wher
 	return nil
 }
 
-func (b *bench) runCell(ctx context.Context, s *server, x cell, v variant, where string) (load.Result, error) {
+// runOn runs a load on a server in one of the ways, with a CPU profile of ours
+// if that is wanted.
+func (b *bench) runOn(ctx context.Context, s *server, spec load.Spec, v variant, where string) (load.Result, error) {
 	profile := ""
 	if _, ours := s.sys.(*coracle); ours && b.profiles != "" {
-		file := fmt.Sprintf("%s-%s-%d-%s.pprof", where, x.spec.Kind, x.spec.Clients, v.name)
+		file := fmt.Sprintf("%s-%s-%d-%d-%s.pprof", where, spec.Kind, spec.Clients, spec.Page, v.name)
 		profile = filepath.Join(b.profiles, strings.NewReplacer(", ", "-", " ", "-").Replace(file))
 	}
 	if v.native {
-		return s.sys.local(ctx, s, x.spec, profile)
+		return s.sys.local(ctx, s, spec, profile)
 	}
 	if profile != "" {
 		done := make(chan error, 1)
 		go func() {
-			_, err := s.sys.local(ctx, s, load.Spec{For: x.spec.Warmup + x.spec.For}, profile)
+			_, err := s.sys.local(ctx, s, load.Spec{For: min(spec.Warmup+spec.For, 10*time.Second)}, profile)
 			done <- err
 		}()
 		defer func() { <-done }()
 	}
-	return s.remote(ctx, x.spec)
+	return s.remote(ctx, spec)
 }

@@ -49,12 +49,7 @@ func (b *bench) watchesOf(ctx context.Context, sys system, voters int) error {
 			continue
 		}
 		for _, spec := range []load.Spec{slow, flood} {
-			var r load.Result
-			if v.native {
-				r, err = sys.local(ctx, leader, spec, "")
-			} else {
-				r, err = leader.remote(ctx, spec)
-			}
+			r, err := b.runOn(ctx, leader, spec, v, "1")
 			if err != nil {
 				return fmt.Errorf("%w\n%s", err, c.logs())
 			}

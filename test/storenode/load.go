@@ -12,6 +12,7 @@ import (
 
 	"go.etcd.io/etcd/client/v3/kubernetes"
 
+	"github.com/coracle-k8s/coracle/internal/footprint"
 	"github.com/coracle-k8s/coracle/test/storebench/load"
 )
 
@@ -36,12 +37,15 @@ func (n *node) load(ctx context.Context, args json.RawMessage) (any, error) {
 		}
 		defer stop()
 	}
-	if a.Kind == "" {
+	switch a.Kind {
+	case "":
 		select {
 		case <-time.After(a.For):
 		case <-ctx.Done():
 		}
 		return load.Result{}, nil
+	case load.Trim:
+		return load.Result{}, footprint.Trim()
 	}
 	// As many clients as there are: one each resource, in the API server.
 	clients := make([]*kubernetes.Client, max(1, min(a.Clients, load.MaxConnections)))

@@ -33,11 +33,7 @@ func drive(ctx context.Context, clients []*kubernetes.Client, s Spec) (Result, e
 		all.Go(func() { w.run(ctx, op, from, to, s.Ops, &next) })
 	}
 	all.Wait()
-	var r Result
-	r.Seconds = s.For.Seconds()
-	if s.Ops > 0 {
-		r.Seconds = time.Since(start).Seconds()
-	}
+	r := Result{Seconds: time.Since(from).Seconds()} // till the last operation's end: a stall counts, wherever it falls
 	var latencies []time.Duration
 	for i := range workers {
 		w := &workers[i]
@@ -60,7 +56,7 @@ type worker struct {
 	err           error // the first one
 }
 
-// run does operations until the time is over or the number reached. What ends
+// run does operations until the time is over or the number reached. What begins
 // in the measured time counts.
 func (w *worker) run(ctx context.Context, op operation, from, to time.Time, ops int64, next *atomic.Int64) {
 	for ctx.Err() == nil {
@@ -81,7 +77,7 @@ func (w *worker) run(ctx context.Context, op operation, from, to time.Time, ops 
 			continue
 		}
 		w.total++
-		if end.After(from) && end.Before(to) {
+		if !begin.Before(from) {
 			w.latencies = append(w.latencies, end.Sub(begin))
 		}
 	}

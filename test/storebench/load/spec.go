@@ -31,6 +31,7 @@ const (
 	ListStream Kind = "list-stream" // the same by RangeStream
 	Fill       Kind = "fill"        // create objects 0 to Spec.Keys-1, once
 	WatchDelay Kind = "watch-delay" // Spec.Rate puts a second, seen by Spec.Watchers
+	Trim       Kind = "trim"        // no load: give memory back, as coracle does every few minutes
 	WatchFlood Kind = "watch-flood" // Spec.Ops puts as fast as possible, until all watchers have seen all
 )
 
