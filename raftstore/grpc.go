@@ -9,11 +9,13 @@ import (
 	"math"
 	"net"
 	"strconv"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
@@ -30,6 +32,10 @@ func (s *Store) ServeGRPC(ctx context.Context, l net.Listener) error {
 		grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.MaxConcurrentStreams(math.MaxUint32),
 		grpc.UnaryInterceptor(fromHeader),
+		// As etcd's: clients that ask every ten seconds whether we are still
+		// there are welcome.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
 	)
 	pb.RegisterKVServer(server, &kvServer{s: s})
 	pb.RegisterWatchServer(server, &watchServer{s: s})

@@ -4,9 +4,12 @@ package raftstore
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log"
 	"log/slog"
+	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 )
@@ -17,9 +20,44 @@ type hcLogger struct {
 	log     *slog.Logger
 	name    string
 	implied []any
+	said    *said
 }
 
-func newHCLog(l *slog.Logger) hclog.Logger { return &hcLogger{log: l.With("part", "raft")} }
+func newHCLog(l *slog.Logger) hclog.Logger {
+	return &hcLogger{log: l.With("part", "raft"), said: &said{last: make(map[string]time.Time)}}
+}
+
+// repeatAfter is how long the same warning about the same server is held back.
+// Raft warns of a server that is away ten times a second.
+const repeatAfter = time.Minute
+
+// said remembers which warnings were given.
+type said struct {
+	mu   sync.Mutex
+	last map[string]time.Time
+}
+
+// again reports whether a warning was given a short while ago.
+func (s *said) again(msg string, args []any) bool {
+	key := msg
+	for i := 0; i+1 < len(args); i += 2 {
+		switch args[i] {
+		case "peer", "server-id", "from", "candidate":
+			key += fmt.Sprint(" ", args[i+1])
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if now.Sub(s.last[key]) < repeatAfter {
+		return true
+	}
+	if len(s.last) > 1000 {
+		clear(s.last)
+	}
+	s.last[key] = now
+	return false
+}
 
 func (h *hcLogger) Log(level hclog.Level, msg string, args ...any) {
 	to := slog.LevelDebug
@@ -28,6 +66,9 @@ func (h *hcLogger) Log(level hclog.Level, msg string, args ...any) {
 		to = slog.LevelWarn
 	case hclog.Error:
 		to = slog.LevelError
+	}
+	if to > slog.LevelInfo && h.said.again(msg, args) {
+		to = slog.LevelDebug
 	}
 	h.log.Log(context.Background(), to, msg, args...)
 }
@@ -50,11 +91,11 @@ func (h *hcLogger) ImpliedArgs() []any { return h.implied }
 func (h *hcLogger) Name() string       { return h.name }
 
 func (h *hcLogger) With(args ...any) hclog.Logger {
-	return &hcLogger{log: h.log.With(args...), name: h.name, implied: append(h.implied[:len(h.implied):len(h.implied)], args...)}
+	return &hcLogger{log: h.log.With(args...), name: h.name, said: h.said, implied: append(h.implied[:len(h.implied):len(h.implied)], args...)}
 }
 
 func (h *hcLogger) Named(name string) hclog.Logger {
-	return &hcLogger{log: h.log, name: name, implied: h.implied}
+	return &hcLogger{log: h.log, name: name, implied: h.implied, said: h.said}
 }
 
 func (h *hcLogger) ResetNamed(name string) hclog.Logger { return h.Named(name) }

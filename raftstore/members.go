@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/raft"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -41,7 +43,7 @@ func (s *Store) Members() []Member {
 	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
 		m := Member{
 			ID: memberID(string(server.ID)), Name: disk.NodeOf(string(server.ID)), RaftID: string(server.ID),
-			Address: string(server.Address), Voter: server.Suffrage == raft.Voter,
+			Address: dialAddress(server.Address), Voter: server.Suffrage == raft.Voter,
 			Leader: lead.known() && server.ID == lead.ID, Self: server.ID == s.id,
 		}
 		if s.peers != nil && !m.Self {
@@ -82,6 +84,20 @@ func (s *Store) transfer(ctx context.Context, start func() raft.Future) error {
 	case <-ctx.Done():
 		return contextError(ctx)
 	}
+}
+
+// raftAddress is a member's address as raft has it. Raft refuses two members at
+// one address; but a server whose disk was replaced comes back as another
+// member while the one it was still has a vote. So the member's random part is
+// added.
+func raftAddress(id raft.ServerID, address string) raft.ServerAddress {
+	return raft.ServerAddress(address + "#" + strings.TrimPrefix(string(id), disk.NodeOf(string(id))+"."))
+}
+
+// dialAddress is what to dial for one of raft's addresses.
+func dialAddress(a raft.ServerAddress) string {
+	address, _, _ := strings.Cut(string(a), "#")
+	return address
 }
 
 type removeCall struct{ Name string }
@@ -139,13 +155,14 @@ type infoAnswer struct {
 	Leader      string // its address, if known
 	Members     []raft.Server
 	Applied     uint64 // raft index
+	Full        bool   // it has no room on its disk
 }
 
 func (s *Store) serveInfo(context.Context, nothing) (infoAnswer, error) {
 	lead, _ := s.leader.get()
 	return infoAnswer{
 		Cluster: s.dir.Identity.Cluster, ID: string(s.id), Leader: string(lead.Address),
-		Applied: s.raft.AppliedIndex(), Members: s.raft.GetConfiguration().Configuration().Servers,
+		Applied: s.raft.AppliedIndex(), Full: errors.Is(s.admit(), rpctypes.ErrGRPCNoSpace), Members: s.raft.GetConfiguration().Configuration().Servers,
 	}, nil
 }
 
@@ -238,7 +255,8 @@ func (s *Store) announceOnce(ctx context.Context, round int) error {
 func (s *Store) known() []string {
 	var out []string
 	add := func(address string) {
-		if address == "" || address == string(s.address) {
+		address = dialAddress(raft.ServerAddress(address))
+		if address == "" || address == s.opts.Network.Address {
 			return
 		}
 		for _, a := range out {

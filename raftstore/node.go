@@ -65,7 +65,7 @@ func (s *Store) openRaft() error {
 func (s *Store) openPeers() (err error) {
 	s.peers, err = peer.New(peer.Options{
 		Cluster: s.dir.Identity.Cluster, ID: string(s.id), Address: string(s.address),
-		Listener: s.opts.Network.Listener, Dial: s.opts.Network.Dial, Logger: s.log,
+		Listener: s.opts.Network.Listener, Dial: s.dial, Logger: s.log,
 		Withhold: func() bool { return s.dir.Stalled() > stalledAfter },
 		Handle: func(ctx context.Context, from, method string, body []byte) ([]byte, error) {
 			select {
@@ -96,6 +96,10 @@ func (s *Store) openPeers() (err error) {
 		}
 	})
 	return nil
+}
+
+func (s *Store) dial(ctx context.Context, address string) (net.Conn, error) {
+	return s.opts.Network.Dial(ctx, dialAddress(raft.ServerAddress(address)))
 }
 
 func (s *Store) closeListener() error {
@@ -151,7 +155,8 @@ func (s *Store) raftConfig() *raft.Config {
 	if s.opts.Network != nil {
 		conf.HeartbeatTimeout = s.opts.ElectionTimeout
 		conf.ElectionTimeout = s.opts.ElectionTimeout
-		conf.LeaderLeaseTimeout = s.opts.ElectionTimeout * 3 / 4
+		// No read relies on the lease, so it may be as long as raft allows.
+		conf.LeaderLeaseTimeout = s.opts.ElectionTimeout
 		// Followers are told of commits by the transport, at once.
 		conf.CommitTimeout = s.opts.ElectionTimeout
 	}
@@ -203,7 +208,7 @@ func (s *Store) setAside(ctx context.Context, damage error) error {
 // othersLead returns nil once one of the servers says that they have a leader.
 func (s *Store) othersLead(ctx context.Context, known []disk.Peer) error {
 	caller, err := peer.New(peer.Options{
-		Cluster: s.opts.ClusterID, Listener: newNoListener(), Dial: s.opts.Network.Dial, Logger: s.log,
+		Cluster: s.opts.ClusterID, Listener: newNoListener(), Dial: s.dial, Logger: s.log,
 		Timeout: 5 * s.opts.ElectionTimeout,
 	})
 	if err != nil {
@@ -219,7 +224,7 @@ func (s *Store) othersLead(ctx context.Context, known []disk.Peer) error {
 			call, cancel := context.WithTimeout(ctx, time.Second)
 			info, err := callAt[infoAnswer](call, ask, p.Address, callInfo, nothing{})
 			cancel()
-			if err == nil && info.Leader != "" && info.Leader != s.opts.Network.Address {
+			if err == nil && info.Leader != "" && dialAddress(raft.ServerAddress(info.Leader)) != s.opts.Network.Address {
 				return nil
 			}
 		}

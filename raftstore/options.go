@@ -63,7 +63,8 @@ type Options struct {
 	// the store joins that cluster instead of starting one.
 	Join []string
 	// ElectionTimeout is how long a server waits for its leader before it
-	// stands for election itself. Default 200 ms.
+	// stands for election itself. Default 300 ms.
+	// A leader whose process ends is replaced sooner, see suspect.go.
 	ElectionTimeout time.Duration
 	// Faults makes the disk misbehave, for tests.
 	Faults *disk.Faults
@@ -91,7 +92,7 @@ const (
 	defaultHistoryBytes     = 64 << 20
 	defaultRequestTimeout   = 7 * time.Second
 	defaultQuotaBytes       = 2 << 30
-	defaultElectionTimeout  = 200 * time.Millisecond
+	defaultElectionTimeout  = 300 * time.Millisecond
 	defaultMaxVoters        = 5
 )
 

@@ -102,7 +102,7 @@ func (r *recovery) look() error {
 	for _, server := range servers.Servers {
 		r.plan.Members = append(r.plan.Members, Member{
 			ID: memberID(string(server.ID)), Name: disk.NodeOf(string(server.ID)), RaftID: string(server.ID),
-			Address: string(server.Address), Voter: server.Suffrage == raft.Voter, Self: string(server.ID) == id.Member,
+			Address: dialAddress(server.Address), Voter: server.Suffrage == raft.Voter, Self: string(server.ID) == id.Member,
 		})
 	}
 	snapshots, err := r.dir.Snapshots.List()

@@ -151,10 +151,7 @@ func (s *Store) runSteward(ctx context.Context) {
 		} else if full.IsZero() {
 			full = time.Now()
 		} else if time.Since(full) > fullFor && s.othersVote() {
-			s.log.Warn("this server's disk is full: handing the store's leadership over")
-			if err := s.TransferLeadership(ctx); err != nil && ctx.Err() == nil {
-				s.log.Warn("could not hand the store's leadership over", "err", err)
-			}
+			s.handToRoom(ctx)
 			full = time.Now() // not again at once
 		}
 		members := s.standings(ctx, began)
@@ -162,6 +159,23 @@ func (s *Store) runSteward(ctx context.Context) {
 		if err := s.carryOut(what, m); err != nil && ctx.Err() == nil {
 			s.log.Warn("could not change the store's voters; will try again", "member", m.id, "err", err)
 		}
+	}
+}
+
+// handToRoom makes a voter lead whose disk is not full, if there is one.
+func (s *Store) handToRoom(ctx context.Context) {
+	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
+		if server.Suffrage != raft.Voter || server.ID == s.id {
+			continue
+		}
+		if info, err := s.ask(ctx, server); err != nil || info.Full {
+			continue
+		}
+		s.log.Warn("this server's disk is full: handing the store's leadership over", "to", server.ID)
+		if err := s.transferTo(ctx, memberID(string(server.ID))); err != nil && ctx.Err() == nil {
+			s.log.Warn("could not hand the store's leadership over", "err", err)
+		}
+		return
 	}
 }
 
@@ -221,10 +235,19 @@ func (s *Store) standings(ctx context.Context, began time.Time) []standing {
 
 // caughtUp asks a server how far its log goes.
 func (s *Store) caughtUp(ctx context.Context, server raft.Server) bool {
+	info, err := s.ask(ctx, server)
+	return err == nil && info.Applied+caughtUpWithin >= s.raft.CommitIndex()
+}
+
+// ask asks a member how it is.
+func (s *Store) ask(ctx context.Context, server raft.Server) (infoAnswer, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*s.opts.ElectionTimeout)
 	defer cancel()
 	info, err := callAt[infoAnswer](ctx, s, string(server.Address), callInfo, nothing{})
-	return err == nil && info.ID == string(server.ID) && info.Applied+caughtUpWithin >= s.raft.CommitIndex()
+	if err == nil && info.ID != string(server.ID) {
+		err = errNoAnswer // of this member
+	}
+	return info, err
 }
 
 // savePeers notes the other members' addresses, should this directory turn out
@@ -233,7 +256,7 @@ func (s *Store) savePeers() {
 	var peers []disk.Peer
 	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
 		if server.ID != s.id {
-			peers = append(peers, disk.Peer{ID: string(server.ID), Address: string(server.Address)})
+			peers = append(peers, disk.Peer{ID: string(server.ID), Address: dialAddress(server.Address)})
 		}
 	}
 	if err := s.dir.SavePeers(peers); err != nil {

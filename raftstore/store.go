@@ -171,7 +171,7 @@ func (s *Store) openDir(ctx context.Context) error {
 	s.name, s.id = dir.Identity.Node, raft.ServerID(dir.Identity.Member)
 	s.address = raft.ServerAddress(s.id) // of a server that talks to nobody
 	if s.opts.Network != nil {
-		s.address = raft.ServerAddress(s.opts.Network.Address)
+		s.address = raftAddress(s.id, s.opts.Network.Address)
 	}
 	s.clusterID, s.memberID = clusterNumber(dir.Identity.Cluster), memberID(dir.Identity.Member)
 	return nil
