@@ -113,7 +113,7 @@ func (m *Machine) Start(ctx context.Context, o BootOptions, disk *Disk) (*Boot, 
 	if err != nil {
 		return nil, fmt.Errorf("listen for the guest's kernel: %w", err)
 	}
-	defer listener.Close()
+	defer func() { _ = listener.Close() }()
 	if err := listener.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return nil, err
 	}

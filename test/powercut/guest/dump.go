@@ -38,7 +38,7 @@ func (c *contents) keysOf(client int) map[string]*mvccpb.KeyValue {
 // was there at the compaction revision, every event since, and the leases.
 func dump(ctx context.Context, s *raftstore.Store, out *reporter) (*contents, error) {
 	c := s.Client()
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	now, err := c.KV.Get(ctx, report.Prefix, clientv3.WithPrefix())
 	if err != nil {
 		return nil, err
