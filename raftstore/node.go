@@ -67,6 +67,7 @@ func (s *Store) openPeers() (err error) {
 		Cluster: s.dir.Identity.Cluster, ID: string(s.id), Address: string(s.address),
 		Listener: s.opts.Network.Listener, Dial: s.dial, Logger: s.log,
 		Withhold: func() bool { return s.dir.Stalled() > stalledAfter },
+		Follows:  s.follows,
 		Handle: func(ctx context.Context, from, method string, body []byte) ([]byte, error) {
 			select {
 			case <-s.started:
@@ -96,6 +97,18 @@ func (s *Store) openPeers() (err error) {
 		}
 	})
 	return nil
+}
+
+// follows says whether raft follows a leader in a term. The term is looked at
+// last: it is the one that counts, at a moment after the leader asked.
+func (s *Store) follows(leader raft.ServerID, term uint64) bool {
+	select {
+	case <-s.started:
+	default:
+		return false
+	}
+	_, now := s.raft.LeaderWithID()
+	return now == leader && s.raft.State() == raft.Follower && s.raft.CurrentTerm() == term
 }
 
 func (s *Store) dial(ctx context.Context, address string) (net.Conn, error) {

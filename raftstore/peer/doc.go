@@ -36,6 +36,8 @@
 //   - Its deadline for a snapshot is hours for a large one, and who gets a
 //     snapshot, in raft's main loop, waits for ever. Here both only have to see
 //     progress.
+//   - Raft handles heartbeats beside its main loop, and so can make two leaders
+//     of one term. Here they go through the main loop. See Transport.heard.
 //   - Closing it leaves its connections, and so their goroutines. Transport
 //     closes them.
 //

@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"net"
 	"time"
+
+	"github.com/hashicorp/raft"
 )
 
 const (
@@ -44,6 +46,11 @@ type Options struct {
 	// Withhold says that messages that keep or win leadership must not be sent
 	// now. It is called for each, so it must be quick. Nil never withholds.
 	Withhold func() bool
+
+	// Follows says that raft follows that leader in that term, now. It must be
+	// quick, whatever raft waits for. Nil: raft has to answer every heartbeat
+	// itself.
+	Follows func(leader raft.ServerID, term uint64) bool
 
 	// Handle answers calls of other servers; from is the caller's raft ServerID,
 	// or "" while it has no identity. Its error goes back as a gRPC status. The

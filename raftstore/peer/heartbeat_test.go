@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// A candidate hears of the leader of a later term by a heartbeat, and then gets
+// the vote for its own, earlier one that makes a majority. It must not take
+// that for its election in the later term, where another server leads.
+func TestLateVote(t *testing.T) {
+	inMemory(t, func(t *testing.T, m memory) {
+		b, c := start(t, m, 1, "b.1", nil), start(t, m, 2, "c.1", nil)
+		votes := make(chan raft.RPC, 1)
+		refuse := func(rpc raft.RPC) {
+			switch q := rpc.Command.(type) {
+			case *raft.RequestVoteRequest:
+				rpc.Respond(&raft.RequestVoteResponse{Term: q.Term}, nil)
+			case *raft.RequestPreVoteRequest:
+				rpc.Respond(&raft.RequestPreVoteResponse{Term: q.Term}, nil)
+			default:
+				rpc.Respond(&raft.AppendEntriesResponse{}, nil)
+			}
+		}
+		b.setRespond(refuse)
+		c.setRespond(func(rpc raft.RPC) {
+			if _, ok := rpc.Command.(*raft.RequestVoteRequest); ok {
+				votes <- rpc // its answer takes its time
+				return
+			}
+			refuse(rpc)
+		})
+		var servers raft.Configuration
+		for _, id := range []string{"a", "b", "c"} {
+			servers.Servers = append(servers.Servers, raft.Server{ID: raft.ServerID(id + ".1"), Address: raft.ServerAddress(id)})
+		}
+		a := &node{place: 0}
+		a.run(t, m, &servers)
+		defer a.stop(t)
+		if !a.t.Stand(t.Context()) {
+			t.Fatal("it does not stand for election")
+		}
+		vote := <-votes
+		term := vote.Command.(*raft.RequestVoteRequest).Term
+		// The others have elected b meanwhile.
+		var answer raft.AppendEntriesResponse
+		err := b.AppendEntries("a.1", "a", &raft.AppendEntriesRequest{RPCHeader: b.header(), Term: term + 1}, &answer)
+		if err != nil || answer.Term != term+1 {
+			t.Fatalf("heartbeat: %+v, %v", answer, err)
+		}
+		vote.Respond(&raft.RequestVoteResponse{Term: term, Granted: true}, nil)
+		for range 50 {
+			synctest.Wait()
+			if a.State() == raft.Leader {
+				t.Fatalf("it leads in term %d, where another was elected", a.CurrentTerm())
+			}
+			time.Sleep(time.Millisecond)
+		}
+	})
+}
+
+// Raft's main loop waits for a disk. The leader that it follows gets its
+// heartbeats answered all the same; others wait until raft can answer.
+func TestHeartbeatsPastAHangingDisk(t *testing.T) {
+	inMemory(t, func(t *testing.T, m memory) {
+		hangs := make(chan struct{})
+		a := start(t, m, 0, "a.1", nil)
+		b := start(t, m, 1, "b.1", func(o *Options) {
+			o.Follows = func(leader raft.ServerID, term uint64) bool { return leader == "a.1" && term == 7 }
+		})
+		b.setRespond(func(rpc raft.RPC) {
+			<-hangs
+			b.friendly(rpc)
+		})
+		go func() { _ = a.AppendEntries(b.id, b.address, a.entries(7, 3), &raft.AppendEntriesResponse{}) }()
+		synctest.Wait()
+		for range 10 {
+			began := time.Now()
+			if r, err := a.beat(b, 7); err != nil || !r.Success || r.Term != 7 {
+				t.Errorf("heartbeat: %+v, %v", r, err)
+			}
+			if took := time.Since(began); took > 2*busyAfter {
+				t.Errorf("it was answered after %v", took)
+			}
+		}
+		if r, err := a.beat(b, 8); err == nil {
+			t.Errorf("a heartbeat of another term was answered: %+v", r)
+		}
+		if _, _, term := b.LeaderSeen(); term != 8 {
+			t.Errorf("it was not even seen: the last term is %d", term)
+		}
+		close(hangs)
+		if r, err := a.beat(b, 8); err != nil || !r.Success {
+			t.Errorf("heartbeat: %+v, %v", r, err)
+		}
+	})
+}
