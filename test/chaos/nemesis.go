@@ -137,9 +137,7 @@ func (n *nemesis) mend() error {
 			errs = append(errs, s.start(n.c.peersOf(s)))
 			continue
 		}
-		if err := s.misbehave(context.Background(), diskFault{}); err != nil && !errors.Is(err, errNotRunning) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, s.misbehave(context.Background(), diskFault{}))
 	}
 	return errors.Join(errs...)
 }
@@ -183,11 +181,18 @@ type diskFault struct {
 	Error       string `json:"error"`       // of each write: "", "EIO" or "ENOSPC"
 }
 
-// misbehave makes the server's disk slow or failing.
+// misbehave makes the server's disk slow or failing. A server that does not run, or not now, is left alone: it would
+// take the fault when it is not meant to.
 func (s *server) misbehave(ctx context.Context, f diskFault) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	s.mu.Lock()
+	asleep := s.proc == nil || s.paused
+	s.mu.Unlock()
+	if asleep {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	if err := s.ask(ctx, "faults", f, nil); err != nil {
+	if err := s.ask(ctx, "faults", f, nil); err != nil && !errors.Is(err, errNotRunning) {
 		return fmt.Errorf("disk faults: %w", err)
 	}
 	return nil
