@@ -175,8 +175,8 @@ func (s *server) ask(ctx context.Context, op string, args, result any) error {
 	p.waiting[id] = ch
 	_, err = fmt.Fprintf(p.in, `{"id":%d,"op":%q,"args":%s}`+"\n", id, op, bytes.TrimSpace(b))
 	p.mu.Unlock()
-	if err != nil {
-		return fmt.Errorf("%s of %s: %w", op, s.name, err)
+	if err != nil { // the pipe's other end is gone
+		return errNotRunning
 	}
 	select {
 	case <-ctx.Done():
@@ -207,7 +207,12 @@ func (s *server) signal(sig syscall.Signal) error {
 	case syscall.SIGCONT:
 		s.paused = false
 	}
-	return s.proc.cmd.Process.Signal(sig)
+	if err := s.proc.cmd.Process.Signal(sig); errors.Is(err, os.ErrProcessDone) {
+		return errNotRunning
+	} else if err != nil {
+		return fmt.Errorf("%v to %s: %w", sig, s.name, err)
+	}
+	return nil
 }
 
 // end ends the process by a signal and waits for it.
