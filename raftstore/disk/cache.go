@@ -17,12 +17,14 @@ const cacheSize = 8 << 20
 // almost always the newest.
 //
 // The entries' Data and Extensions are those that raft handed in, not copies:
-// nobody may change them. All writes must go through one cache.
+// nobody may change them. All writes must go through the cache, which is the
+// same for every call.
 func (d *Dir) CachedLog(maxBytes int64) raft.LogStore {
 	if maxBytes == 0 {
 		maxBytes = cacheSize
 	}
-	return &cachedLog{Log: d.Log, max: maxBytes}
+	d.cache.CompareAndSwap(nil, &cachedLog{Log: d.Log, max: maxBytes})
+	return d.cache.Load()
 }
 
 // cachedLog keeps what StoreLogs saw, without gaps: what is in the cache is in

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/utils/clock"
@@ -64,6 +65,7 @@ type Dir struct {
 	space  *space
 	stall  *stall
 	cancel context.CancelFunc
+	cache  atomic.Pointer[cachedLog]
 
 	peers struct {
 		sync.Mutex
@@ -154,10 +156,17 @@ func open(o Options) (*Dir, error) {
 		o.Logger.Warn("dropped the end of the store's log, which a crash had left incomplete; it was never acknowledged",
 			"file", scanned.torn.path)
 	}
-	if err := scanned.repair(d.Log); err != nil {
+	err = d.Log.join(newest, false, func() {
+		o.Logger.Info("a snapshot from another server took the place of the log's entries", "index", newest.index)
+	})
+	if err == nil {
+		err = scanned.repair(d.Log)
+	}
+	if err != nil {
 		cancel()
 		return nil, errors.Join(err, bolt.Close(), scanned.close())
 	}
+	snapshots.admits, snapshots.join = d.Log.admits, d.join
 	if d.peers.saved, err = ReadPeers(o.Path); err != nil {
 		o.Logger.Warn("the note of where the other servers are cannot be used", "err", err)
 	} else {
@@ -237,7 +246,7 @@ func checkUnused(dir string) error {
 		return err
 	} else if there {
 		// A file that bbolt had not finished making holds nothing either.
-		if n, err := verifyVars(vars); err == nil && n > 0 {
+		if v, err := verifyVars(vars); err == nil && v.found > 0 {
 			return used
 		}
 	}

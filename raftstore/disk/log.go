@@ -34,11 +34,18 @@ type Log struct {
 
 	writing sync.Mutex // held by whoever appends or deletes
 	next    *segment   // made, but not yet the tail; guarded by writing
+	// superseded says that the files hold entries that a snapshot made useless,
+	// and that places no longer has. Guarded by writing.
+	superseded bool
 
 	mu       sync.RWMutex // guards what follows; held only for memory and reads
 	segments []*segment   // numbers without gaps; the last one is the tail
 	first    uint64       // index of the entry at places[0]
 	places   []place
+	snapshot snapshotEnd // of the newest one
+	// doomed is the last of the entries that raft still believes in although a
+	// snapshot made them useless. Only of use while places is empty.
+	doomed uint64
 }
 
 // place is where an entry's record is.
@@ -51,9 +58,6 @@ var (
 	_ raft.LogStore          = (*Log)(nil)
 	_ raft.MonotonicLogStore = (*Log)(nil)
 )
-
-// IsMonotonic tells raft that entries have no gaps.
-func (l *Log) IsMonotonic() bool { return true }
 
 // FirstIndex returns the index of the oldest entry, 0 if there is none.
 func (l *Log) FirstIndex() (uint64, error) {
@@ -87,7 +91,7 @@ func (l *Log) GetLog(index uint64, out *raft.Log) error {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	if len(l.places) == 0 || index < l.first || index > l.last() {
-		return raft.ErrLogNotFound
+		return l.beyond(index, out)
 	}
 	p := l.places[index-l.first]
 	s := l.segments[p.segment-uint32(l.segments[0].number)]
@@ -118,13 +122,14 @@ func (l *Log) StoreLogs(entries []*raft.Log) error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	defer l.stall.begin(&l.stall.log)()
+	if err := l.continues(entries); err != nil {
+		return err
+	}
+	if err := l.dropSuperseded(); err != nil {
+		return err
+	}
 	var size, bytes int64
-	expect, _ := l.LastIndex()
 	for _, e := range entries {
-		if expect != 0 && e.Index != expect+1 {
-			return fmt.Errorf("append to the log: entry %d after entry %d", e.Index, expect)
-		}
-		expect = e.Index
 		n := int64(len(e.Data) + len(e.Extensions))
 		size, bytes = size+recordHeader+align(n), bytes+n
 	}
@@ -152,7 +157,7 @@ func (l *Log) StoreLogs(entries []*raft.Log) error {
 		l.places = append(l.places, place{uint32(tail.number), uint32(at)})
 		at += recordHeader + align(int64(len(e.Data)+len(e.Extensions)))
 	}
-	tail.end, tail.batch = at, tail.batch+1
+	tail.end, tail.batch, l.doomed = at, tail.batch+1, 0
 	l.mu.Unlock()
 	l.grown(l.written.Add(bytes))
 	return nil
@@ -258,7 +263,7 @@ func (l *Log) cut(from uint64) error {
 	if err != nil {
 		return err
 	}
-	r := record{kind: recordCut, flags: flagLast, index: from, segment: uint32(tail.number), offset: tail.end, batch: tail.batch + 1}
+	r := record{kind: recordCut, flags: flagLast, index: from, term: l.snapshot.index, segment: uint32(tail.number), offset: tail.end, batch: tail.batch + 1}
 	if err := l.append(tail, r.encode(nil)); err != nil {
 		return err
 	}

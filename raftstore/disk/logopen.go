@@ -18,6 +18,8 @@ type scannedLog struct {
 	segments []*segment
 	torn     *segment // ends with an append that a crash interrupted
 	bytes    int64    // of entries
+	term     uint64   // the greatest one of entries
+	joined   uint64   // there was a snapshot up to this entry
 	leftover []string // files that a crash kept from being removed
 
 	first  uint64
@@ -136,26 +138,30 @@ func (l *scannedLog) add(s *segment, r record) error {
 			return damaged(s.path, "log entry %d comes where %d should", r.index, want)
 		}
 		l.places = append(l.places, place{uint32(s.number), uint32(r.offset)})
-		l.bytes += int64(r.payload)
+		l.bytes, l.term = l.bytes+int64(r.payload), max(l.term, r.term)
 	case recordCut:
 		cut := Log{first: l.first, places: l.places}
 		cut.forget(r.index)
-		l.places = cut.places
+		l.places, l.joined = cut.places, max(l.joined, r.term)
 	}
 	return nil
 }
 
 // checkStart refuses a log that does not join the newest snapshot: entries
-// between them are lost. Once there was any entry, there is a term.
-func (l *scannedLog) checkStart(snapshot uint64, variables int) error {
+// between them are lost. Raft saves a term before it stores an entry of it.
+func (l *scannedLog) checkStart(s snapshotEnd, v savedVars) error {
+	vars := filepath.Join(filepath.Dir(l.dir), varsFile)
+	term := max(l.term, s.term)
 	switch {
-	case len(l.places) == 0 && snapshot == 0:
-		return nil // new
-	case variables == 0:
-		return damaged(filepath.Join(filepath.Dir(l.dir), varsFile), "the server's term is missing")
-	case len(l.places) > 0 && l.first > snapshot+1:
+	case len(l.places) > 0 && l.first > s.index+1:
 		return damaged(l.dir, "it starts with log entry %d, and the newest snapshot ends with entry %d: entries are missing",
-			l.first, snapshot)
+			l.first, s.index)
+	case len(l.places) == 0 && l.joined > s.index:
+		return damaged(filepath.Join(filepath.Dir(l.dir), snapshotsDir), "a snapshot up to entry %d or later is missing", l.joined)
+	case term > 0 && v.found == 0:
+		return damaged(vars, "the server's term is missing")
+	case term > v.term:
+		return damaged(vars, "it says that the server's term is %d, and there is an entry of term %d: it is an older copy", v.term, term)
 	}
 	return nil
 }

@@ -41,7 +41,8 @@ const (
 const (
 	// recordEntry is one log entry.
 	recordEntry = 1
-	// recordCut takes back the entries from its index on; from 0 on, all.
+	// recordCut takes back the entries from its index on; from 0 on, all. Its
+	// term is the index at which the newest snapshot ended then.
 	recordCut = 2
 	// recordEnd is the last one of a segment that has a successor.
 	recordEnd = 3

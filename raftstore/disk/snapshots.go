@@ -30,6 +30,9 @@ import (
 type Snapshots struct {
 	dir    string
 	strike func() error // what Faults do to a flush
+	// admits says whether a snapshot may be started, and join is told when it is
+	// complete.
+	admits, join func(snapshotEnd) error
 }
 
 var _ raft.SnapshotStore = (*Snapshots)(nil)
@@ -53,7 +56,8 @@ func openSnapshots(dir string) (*Snapshots, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, unusable(dir, err)
 	}
-	s := &Snapshots{dir: dir, strike: func() error { return nil }}
+	fine := func(snapshotEnd) error { return nil }
+	s := &Snapshots{dir: dir, strike: func() error { return nil }, admits: fine, join: fine}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("list snapshots: %w", err)
@@ -89,24 +93,24 @@ func snapshotID(index, term uint64) string { return fmt.Sprintf("%020d-%020d", i
 
 func (s *Snapshots) path(id string) string { return filepath.Join(s.dir, id+snapshotSuffix) }
 
-// verify reads every snapshot in full and returns the newest one's index, 0 if
-// there is none.
-func (s *Snapshots) verify() (uint64, error) {
+// verify reads every snapshot in full and returns the newest one's end.
+func (s *Snapshots) verify() (newest snapshotEnd, err error) {
 	ids, err := s.ids()
 	if err != nil {
-		return 0, err
+		return newest, err
 	}
-	var newest uint64
 	for _, id := range ids {
 		meta, f, err := s.open(id)
 		if err != nil {
-			return 0, err
+			return newest, err
 		}
 		_, err = io.Copy(io.Discard, f)
 		if err = errors.Join(err, f.Close()); err != nil {
-			return 0, err
+			return newest, err
 		}
-		newest = max(newest, meta.Index)
+		if meta.Index > newest.index {
+			newest = snapshotEnd{meta.Index, meta.Term}
+		}
 	}
 	return newest, nil
 }
@@ -231,16 +235,21 @@ func (r *snapshotReader) Close() error { return r.f.Close() }
 func (s *Snapshots) Create(version raft.SnapshotVersion, index, term uint64,
 	configuration raft.Configuration, configurationIndex uint64, _ raft.Transport,
 ) (raft.SnapshotSink, error) {
+	end := snapshotEnd{index, term}
+	if err := s.admits(end); err != nil {
+		return nil, err
+	}
 	header, err := json.Marshal(snapshotHeader{version, index, term, configuration, configurationIndex})
 	if err != nil {
 		return nil, fmt.Errorf("describe a snapshot: %w", err)
 	}
 	id := snapshotID(index, term)
-	f, err := os.OpenFile(s.path(id)+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	// Names of their own: raft may write one here and get the same from a leader.
+	f, err := os.CreateTemp(s.dir, id+".*.tmp")
 	if err != nil {
 		return nil, fmt.Errorf("create a snapshot: %w", err)
 	}
-	w := &snapshotWriter{store: s, id: id, f: f, w: bufio.NewWriterSize(f, 256<<10), sum: crc32.New(castagnoli)}
+	w := &snapshotWriter{store: s, id: id, end: end, f: f, w: bufio.NewWriterSize(f, 256<<10), sum: crc32.New(castagnoli)}
 	start := binary.LittleEndian.AppendUint32([]byte(snapshotMagic), uint32(len(header)))
 	start = binary.LittleEndian.AppendUint32(start, crc32.Checksum(header, castagnoli))
 	if _, err := w.w.Write(append(start, header...)); err != nil {
@@ -252,6 +261,7 @@ func (s *Snapshots) Create(version raft.SnapshotVersion, index, term uint64,
 type snapshotWriter struct {
 	store *Snapshots
 	id    string
+	end   snapshotEnd
 	f     *os.File
 	w     *bufio.Writer
 	size  uint64
@@ -276,12 +286,15 @@ func (w *snapshotWriter) Close() error {
 	trailer := binary.LittleEndian.AppendUint64(nil, w.size)
 	trailer = binary.LittleEndian.AppendUint32(trailer, w.sum.Sum32())
 	_, err := w.w.Write(trailer)
-	if err = errors.Join(err, w.w.Flush(), w.store.strike(), w.f.Sync()); err != nil {
+	// While raft wrote this one, a newer one may have come from the leader.
+	if err = errors.Join(err, w.w.Flush(), w.store.strike(), w.f.Sync(), w.store.admits(w.end)); err != nil {
 		return errors.Join(fmt.Errorf("complete snapshot %s: %w", w.id, err), w.Cancel())
 	}
 	w.done = true
-	path := w.store.path(w.id)
-	err = errors.Join(w.f.Close(), os.Rename(path+".tmp", path), syncDir(w.store.dir))
+	err = errors.Join(w.f.Close(), os.Rename(w.f.Name(), w.store.path(w.id)), syncDir(w.store.dir))
+	if err == nil {
+		err = w.store.join(w.end)
+	}
 	if err != nil {
 		return fmt.Errorf("complete snapshot %s: %w", w.id, err)
 	}
@@ -294,7 +307,7 @@ func (w *snapshotWriter) Cancel() error {
 		return nil
 	}
 	w.done = true
-	return errors.Join(w.f.Close(), os.Remove(w.store.path(w.id)+".tmp"))
+	return errors.Join(w.f.Close(), os.Remove(w.f.Name()))
 }
 
 func (s *Snapshots) removeOlder(than string) error {

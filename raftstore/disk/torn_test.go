@@ -175,7 +175,7 @@ func TestLogModel(t *testing.T) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	path := filepath.Join(memoryDir(t), "store")
 	d := mustOpen(t, path)
-	if err := d.Vars.SetUint64([]byte("CurrentTerm"), 1); err != nil {
+	if err := d.Vars.SetUint64([]byte("CurrentTerm"), 3); err != nil {
 		t.Fatal(err)
 	}
 	var want []*raft.Log // without gaps
@@ -199,14 +199,16 @@ func TestLogModel(t *testing.T) {
 			}
 		}
 	}
-	next := uint64(1)
+	next, snapshot := uint64(1), uint64(0)
 	for range 400 {
 		var what string
 		switch kind := r.IntN(10); {
 		case kind < 6:
 			var batch []*raft.Log
 			for range 1 + r.IntN(5) {
-				batch = append(batch, randomEntry(r, next))
+				e := randomEntry(r, next)
+				e.Term = 3
+				batch = append(batch, e)
 				next++
 			}
 			want = append(want, batch...)
@@ -217,12 +219,21 @@ func TestLogModel(t *testing.T) {
 		case kind < 7 && len(want) > 10: // compaction
 			n := r.IntN(len(want) - 5)
 			what = fmt.Sprintf("delete %d at the beginning", n+1)
+			if at := want[n].Index; at > snapshot {
+				snapshot = at
+				if err := writeSnapshot(d.Snapshots, at, "state"); err != nil {
+					t.Fatal(err)
+				}
+			}
 			if err := d.Log.DeleteRange(want[0].Index, want[n].Index); err != nil {
 				t.Fatal(err)
 			}
 			want = want[n+1:]
 		case kind < 8 && len(want) > 0: // a conflict with the leader
 			n := r.IntN(len(want))
+			if want[n].Index <= snapshot { // that was committed
+				continue
+			}
 			what = fmt.Sprintf("delete %d at the end", len(want)-n)
 			if err := d.Log.DeleteRange(want[n].Index, want[len(want)-1].Index); err != nil {
 				t.Fatal(err)
@@ -235,11 +246,13 @@ func TestLogModel(t *testing.T) {
 				t.Fatal(err)
 			}
 			want, next = nil, next+uint64(r.IntN(100))
+			snapshot = next - 1
 			if err := writeSnapshot(d.Snapshots, next-1, "state"); err != nil {
 				t.Fatal(err)
 			}
 		default:
 			what = "restart"
+			snapshot = next - 1
 			if err := writeSnapshot(d.Snapshots, next-1, "state"); err != nil && next > 1 {
 				t.Fatal(err)
 			}

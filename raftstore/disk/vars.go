@@ -127,27 +127,36 @@ func (v *Vars) GetUint64(key []byte) (uint64, error) {
 	return binary.BigEndian.Uint64(value), nil
 }
 
+// savedVars is what the file holds.
+type savedVars struct {
+	found int // variables
+	term  uint64
+}
+
 // verifyVars checks the file without changing it, which bbolt would do as soon
 // as it may, and reads all variables. It looks for unknown ones too, since a
 // variable whose name is damaged would count as never set: a vote could be
-// given twice. It returns how many there are.
-func verifyVars(path string) (found int, err error) {
+// given twice.
+func verifyVars(path string) (saved savedVars, err error) {
 	if err := checkBolt(path); err != nil {
-		return 0, err
+		return saved, err
 	}
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
 	if err != nil {
-		return 0, fmt.Errorf("open %s: %w", path, err)
+		return saved, fmt.Errorf("open %s: %w", path, err)
 	}
 	defer guard(path, &err)()
 	check := func(k, sealed []byte) error {
 		if !slices.Contains(variables, string(k)) {
 			return damaged(path, "it holds a variable %q, which nobody wrote", k)
 		}
-		found++
-		_, err := openVariable(path, k, sealed)
+		saved.found++
+		value, err := openVariable(path, k, sealed)
+		if err == nil && string(k) == variables[0] && len(value) == 8 {
+			saved.term = binary.BigEndian.Uint64(value)
+		}
 		return err
 	}
 	err = db.View(func(tx *bbolt.Tx) error { return tx.Bucket([]byte("conf")).ForEach(check) })
-	return found, errors.Join(err, db.Close())
+	return saved, errors.Join(err, db.Close())
 }

@@ -80,7 +80,7 @@ func inspect(dir string) (*Inspection, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // the folder is made at the first start
 		return nil, err
 	}
-	if newest > 0 {
+	if newest.index > 0 {
 		list, err := i.snapshots.List()
 		if err != nil {
 			return nil, err
@@ -103,7 +103,7 @@ func inspect(dir string) (*Inspection, error) {
 	}
 	err = scanned.checkStart(newest, variables)
 	if err == nil {
-		err = i.readLog(scanned)
+		err = i.readLog(scanned, newest)
 	}
 	if err != nil {
 		return nil, errors.Join(err, scanned.close())
@@ -111,11 +111,14 @@ func inspect(dir string) (*Inspection, error) {
 	return i, nil
 }
 
-func (i *Inspection) readLog(scanned *scannedLog) error {
+func (i *Inspection) readLog(scanned *scannedLog, newest snapshotEnd) error {
 	i.log = &Log{dir: scanned.dir, segments: scanned.segments, first: scanned.first, places: scanned.places}
 	i.LogBytes = scanned.bytes
 	if scanned.torn != nil {
 		i.Torn = scanned.torn.path
+	}
+	if err := i.log.join(newest, false, func() {}); err != nil {
+		return err
 	}
 	i.LastIndex = i.log.last()
 	if i.LastIndex == 0 {

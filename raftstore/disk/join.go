@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"fmt"
+
+	"github.com/hashicorp/raft"
+)
+
+// snapshotEnd is the last entry that a snapshot covers; 0, 0 if there is none.
+type snapshotEnd struct{ index, term uint64 }
+
+// IsMonotonic tells raft to leave entries that it stored before a snapshot from
+// the leader to this log. If it were true, raft 1.8.0 would remove all entries
+// after such a snapshot, also those behind the snapshot that agree with it and
+// were acknowledged, and not know it (hashicorp/raft issue 697). The log sorts
+// them out itself, in join; and it never has gaps.
+func (l *Log) IsMonotonic() bool { return false }
+
+// join fits the log to a snapshot that is complete and on disk. Entries that
+// agree with it stay. If the log ends before the snapshot does, or has another
+// entry at the snapshot's end, no entry of it is of use: what the snapshot
+// covers was committed, and the log holds something else. Then entries are gone
+// for readers at once, and on disk with the next append; after a crash in
+// between, Open comes to the same conclusion.
+//
+// forget is called before entries go, if they do. running says that raft has
+// read the log's end already.
+//
+// It does not wait for an append that waits for the disk, unless it takes
+// entries away; raft appends nothing then.
+func (l *Log) join(s snapshotEnd, running bool, forget func()) error {
+	agrees, err := l.agrees(s)
+	if err != nil {
+		return err
+	}
+	if !agrees {
+		l.writing.Lock()
+		defer l.writing.Unlock()
+		forget()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s.index >= l.snapshot.index {
+		l.snapshot = s
+	}
+	if agrees {
+		return nil
+	}
+	// Raft does not learn that the end is gone. It deletes it when the leader
+	// sends other entries for these indexes, if it finds some there.
+	if last := l.last(); running && last > s.index {
+		l.doomed = last
+	}
+	l.places, l.superseded = nil, true
+	return nil
+}
+
+// agrees says whether the log's entries can stay with a snapshot.
+func (l *Log) agrees(s snapshotEnd) (bool, error) {
+	l.mu.RLock()
+	empty, first, last := len(l.places) == 0, l.first, l.last()
+	l.mu.RUnlock()
+	if empty || first > s.index {
+		return true, nil
+	}
+	if last < s.index {
+		return false, nil
+	}
+	var e raft.Log
+	if err := l.GetLog(s.index, &e); err != nil {
+		return false, err
+	}
+	return e.Term == s.term, nil
+}
+
+// admits refuses a snapshot that raft could not go on from. The leader will
+// send a later one.
+func (l *Log) admits(s snapshotEnd) error {
+	agrees, err := l.agrees(s)
+	if err != nil {
+		return err
+	}
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if s.index < l.snapshot.index {
+		return fmt.Errorf("a snapshot up to entry %d is refused: there is one up to entry %d", s.index, l.snapshot.index)
+	}
+	// Raft would keep the term of its own last entry in mind, and refuse every
+	// entry that follows the snapshot's.
+	if !agrees && l.last() == s.index || l.doomed == s.index && s.index != 0 {
+		return fmt.Errorf("a snapshot up to entry %d is refused: it ends exactly where this server's log does, and the log has "+
+			"another entry there. Nothing is lost; a snapshot that ends later will do", s.index)
+	}
+	return nil
+}
+
+// beyond answers GetLog for entries that are not in the log. The entry that
+// the newest snapshot ends with is known by its term alone, which is all that
+// raft needs to tell that the entries behind it are the leader's: raft itself
+// does not look at its snapshot then, and would ask for another one for ever.
+// The content is never used: a leader that sends entries has those before them.
+// Only from entry 1 on does it send without having looked at one before.
+func (l *Log) beyond(index uint64, out *raft.Log) error {
+	switch {
+	case index == l.snapshot.index && index > 1:
+		*out = raft.Log{Index: index, Term: l.snapshot.term, Type: raft.LogNoop}
+	case index > l.snapshot.index && index <= l.doomed:
+		*out = raft.Log{Index: index, Type: raft.LogNoop} // of no term: it differs from the leader's
+	default:
+		return raft.ErrLogNotFound
+	}
+	return nil
+}
+
+// continues checks that entries are the next ones: nothing may be missing
+// between them and what is there.
+func (l *Log) continues(entries []*raft.Log) error {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	last := l.last()
+	if last == 0 {
+		last = l.snapshot.index
+		if len(entries) > 0 { // the snapshot covers whatever is before
+			last = min(last, entries[0].Index-1)
+		}
+	}
+	for _, e := range entries {
+		if last++; e.Index != last {
+			return fmt.Errorf("append to the log: entry %d where %d should follow", e.Index, last)
+		}
+	}
+	return nil
+}
+
+// Holds says whether the log itself has an entry of this index and term. Then
+// it has all that a snapshot which ends there covers, and need not install it.
+func (l *Log) Holds(index, term uint64) bool {
+	l.mu.RLock()
+	there := len(l.places) > 0 && index >= l.first && index <= l.last()
+	l.mu.RUnlock()
+	var e raft.Log
+	return there && l.GetLog(index, &e) == nil && e.Term == term
+}
+
+// dropSuperseded cuts, on disk too, what join took away. The caller holds
+// writing.
+func (l *Log) dropSuperseded() error {
+	if !l.superseded {
+		return nil
+	}
+	if err := l.cut(0); err != nil {
+		return err
+	}
+	l.superseded = false
+	return l.removeBefore(l.tail().number)
+}
+
+// join fits the log, and what is in memory of it, to a new snapshot.
+func (d *Dir) join(s snapshotEnd) error {
+	forget := func() {
+		if c := d.cache.Load(); c != nil {
+			c.forget(0, ^uint64(0))
+		}
+	}
+	if err := d.Log.join(s, true, forget); err != nil {
+		return fmt.Errorf("join the log to a snapshot: %w", err)
+	}
+	return nil
+}
