@@ -178,6 +178,9 @@ func (s *Store) watchLeader(ctx context.Context) {
 			return
 		case <-patience.C:
 			s.leader.giveUp()
+			if s.peers != nil && !now.known() {
+				s.spawn(func() { s.sayIfRemoved(ctx) })
+			}
 		case <-news:
 		case <-changed:
 			_, changed = s.lead.get()

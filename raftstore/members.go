@@ -277,3 +277,25 @@ func (s *Store) known() []string {
 	}
 	return out
 }
+
+// sayIfRemoved tells the operator if the others have a leader and do not count
+// this server among them. Nothing else would: nobody speaks to it any more.
+func (s *Store) sayIfRemoved(ctx context.Context) {
+	for _, address := range s.known() {
+		call, cancel := context.WithTimeout(ctx, time.Second)
+		info, err := callAt[infoAnswer](call, s, address, callInfo, nothing{})
+		cancel()
+		if err != nil || info.Leader == "" {
+			continue
+		}
+		for _, server := range info.Members {
+			if server.ID == s.id {
+				return
+			}
+		}
+		s.log.Error("this server was taken out of the store's cluster. What it holds is kept, but nobody counts it. "+
+			"To let it join again, stop it, move the store's directory away, and start it with the address of another server",
+			"directory", s.opts.Dir, "asked", address)
+		return
+	}
+}
