@@ -104,7 +104,7 @@ func (h *hub) eachWatcher(fn func(*watcher)) {
 			fn(w)
 		}
 	}
-	everything := adt.NewBytesAffineInterval([]byte{}, nil)
+	everything := adt.NewBytesAffineInterval([]byte{0}, nil) // no bytes at all would be infinity, also as a beginning
 	h.ranges.Visit(everything, func(iv *adt.IntervalValue) bool {
 		for w := range iv.Val.(*watchGroup).members {
 			fn(w)
