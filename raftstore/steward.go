@@ -18,6 +18,9 @@ import (
 const (
 	// stewardTick is how often the leader looks at the members.
 	stewardTick = time.Second
+	// peersTick is how often a server looks whether the others are still those
+	// that it noted.
+	peersTick = 5 * time.Second
 	// healthyWithin is how long ago a healthy member answered at most.
 	healthyWithin = 3 * time.Second
 	// replaceAfter is how long a voter has to be gone before another server
@@ -145,7 +148,6 @@ func (s *Store) runSteward(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		s.savePeers()
 		if s.admit() != rpctypes.ErrGRPCNoSpace {
 			full = time.Time{}
 		} else if full.IsZero() {
@@ -248,6 +250,21 @@ func (s *Store) ask(ctx context.Context, server raft.Server) (infoAnswer, error)
 		err = errNoAnswer // of this member
 	}
 	return info, err
+}
+
+// notePeers keeps the note of the other members' addresses until ctx is done.
+// Every server has one, whoever leads: any directory may turn out to be damaged.
+func (s *Store) notePeers(ctx context.Context) {
+	ticker := time.NewTicker(peersTick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			s.savePeers()
+		}
+	}
 }
 
 // savePeers notes the other members' addresses, should this directory turn out

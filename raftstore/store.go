@@ -96,6 +96,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		s.forwarder = newProposer(callsInFlight, s.forward)
 		s.reads = &reads{find: s.findReadIndex, spawn: s.spawn}
 		s.spawn(func() { s.announce(s.ctx) })
+		s.spawn(func() { s.notePeers(s.ctx) })
 	}
 	close(s.started)
 	s.spawn(func() { s.hub.run(s.ctx) })

@@ -22,7 +22,8 @@ func (s *Store) leaderGone(id raft.ServerID) {
 	s.spawn(func() {
 		rank, leader := s.rank(id)
 		now, changed := s.leader.get()
-		if !leader || now.Self || now.ID != id && now.known() {
+		seen, _, term := s.peers.LeaderSeen()
+		if !leader || now.Self || now.ID != id && now.known() || seen != id {
 			return
 		}
 		timer := time.NewTimer(time.Duration(rank) * standAfter)
@@ -37,6 +38,13 @@ func (s *Store) leaderGone(id raft.ServerID) {
 				}
 				continue
 			case <-timer.C:
+			}
+			if now := s.raft.CurrentTerm(); now != term {
+				// An election is under way: another was quicker, or the leader
+				// handed over before it ended. Let it come to something.
+				term = now
+				timer.Reset(time.Duration(rank+1) * standAfter)
+				continue
 			}
 			break
 		}
