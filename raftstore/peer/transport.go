@@ -29,7 +29,7 @@ type Transport struct {
 	opts   Options
 	ctx    context.Context
 	cancel context.CancelFunc
-	closes sync.Once
+	ended  chan struct{} // closed when Close is through
 	tasks  sync.WaitGroup
 
 	beats, entries, snapshots *raft.NetworkTransport
@@ -66,6 +66,7 @@ func New(o Options) (*Transport, error) {
 	t := &Transport{
 		opts:      o,
 		rpcs:      make(chan raft.RPC),
+		ended:     make(chan struct{}),
 		raftConns: newQueue(o.Address),
 		callConns: newQueue(o.Address),
 		conns:     map[*conn]struct{}{},
@@ -102,17 +103,20 @@ func (t *Transport) network(c class, timeout time.Duration, incoming *queue) *ra
 // ended, which may be waiting for messages: so call it yourself between
 // raft.Shutdown and waiting for that.
 func (t *Transport) Close() error {
-	t.closes.Do(t.close)
+	t.mu.Lock()
+	closed, callers := t.closed, t.callers
+	t.closed, t.callers = true, nil
+	t.mu.Unlock()
+	if closed {
+		<-t.ended
+		return nil
+	}
+	defer close(t.ended)
+	t.close(callers)
 	return nil
 }
 
-func (t *Transport) close() {
-	t.mu.Lock()
-	t.closed = true
-	callers := t.callers
-	t.callers = nil
-	t.mu.Unlock()
-
+func (t *Transport) close(callers map[string]*caller) {
 	t.cancel()
 	if t.opts.Listener != nil {
 		if err := t.opts.Listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
