@@ -21,6 +21,10 @@
 //     news crosses the link; its listeners are closed.
 //   - A dial to an address where nobody listens is refused.
 //
+// In a bubble, time stands still while a goroutine waits for a sync.Mutex or a
+// sync.Once. So code under test must hold neither while it waits for the
+// network or for time, or the test hangs.
+//
 // It owns no goroutines: timers of package time wake who waits. It never
 // touches a real network, and never duplicates or damages bytes.
 package memnet
