@@ -120,8 +120,8 @@ func replace(dir, made, keep string) (kept string, err error) {
 		}
 		return keep, syncDir(filepath.Dir(dir))
 	case errors.Is(err, unix.EBUSY):
-		return "", errors.Join(fmt.Errorf("%s cannot be renamed: it is a mount point. Nothing was changed. Unmount it, "+
-			"mount an empty file system there, and try again", dir), os.RemoveAll(made))
+		return "", errors.Join(fmt.Errorf("%s is a mount point, so it cannot be put aside. Nothing was changed. Mount the disk "+
+			"at %s instead, with everything that is there now and the store in it, and try again", dir, filepath.Dir(dir)), os.RemoveAll(made))
 	case !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS):
 		return "", errors.Join(fmt.Errorf("replacing %s: %w. Nothing was changed", dir, err), os.RemoveAll(made))
 	}

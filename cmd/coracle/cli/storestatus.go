@@ -187,7 +187,10 @@ func askStore(ctx context.Context, c *clientv3.Client, p config.Paths) (*storeSt
 		Cluster: hexID(st.Header.ClusterId), Member: hexID(st.Header.MemberId), Version: st.Version,
 		Term: st.RaftTerm, LastIndex: st.RaftIndex, AppliedIndex: st.RaftAppliedIndex, Revision: st.Header.Revision,
 		Bytes: st.DbSizeInUse, TotalBytes: st.DbSize, QuotaBytes: st.DbSizeQuota,
-		Problems: append([]string{}, st.Errors...),
+		Problems: []string{},
+	}
+	for _, text := range st.Errors {
+		s.Problems = append(s.Problems, problemText(text, p.StoreDir))
 	}
 	if st.Leader != 0 {
 		s.Leader = hexID(st.Leader)
@@ -208,6 +211,14 @@ func askStore(ctx context.Context, c *clientv3.Client, p config.Paths) (*storeSt
 	return s, nil
 }
 
+// problemText says in our words what etcd has a fixed phrase for.
+func problemText(text, dir string) string {
+	if strings.Contains(text, "database space exceeded") {
+		return "the disk of " + dir + " is full: writes are refused, reads go on. Nothing is lost. Free some space; writes are accepted again by themselves"
+	}
+	return text
+}
+
 func listMembers(ctx context.Context, c *clientv3.Client, st *clientv3.StatusResponse) ([]storeMember, error) {
 	list, err := c.MemberList(ctx, clientv3.WithSerializable()) // also when there is no majority
 	if err != nil {
@@ -217,7 +228,10 @@ func listMembers(ctx context.Context, c *clientv3.Client, st *clientv3.StatusRes
 	for _, m := range list.Members {
 		sm := storeMember{ID: hexID(m.ID), Name: m.Name, Role: "voter", Self: m.ID == st.Header.MemberId}
 		if len(m.PeerURLs) > 0 {
-			_, sm.Address, _ = strings.Cut(m.PeerURLs[0], "://")
+			_, address, _ := strings.Cut(m.PeerURLs[0], "://")
+			if strings.Contains(address, ":") { // a server that is alone has a name there
+				sm.Address = address
+			}
 		}
 		switch {
 		case m.IsLearner:
