@@ -19,7 +19,7 @@ import (
 
 type options struct {
 	dir, etcd, storenode string
-	watchcache           string
+	watchcache, flags    string
 	json, profiles, logs string
 	quick                bool
 	rounds               int
@@ -34,6 +34,7 @@ func parseFlags() options {
 	flag.StringVar(&o.dir, "dir", "", "directory for all servers' data, on a disk; what the run made there is removed")
 	flag.StringVar(&o.etcd, "etcd", "", "the etcd program")
 	flag.StringVar(&o.storenode, "storenode", "", "the storenode program")
+	flag.StringVar(&o.flags, "flags", "", "further flags for storenode, to try what they do")
 	flag.StringVar(&o.watchcache, "watchcache", "", "the program of upstream's watch cache; empty: it is left out")
 	flag.StringVar(&o.json, "json", "", "file for all figures")
 	flag.StringVar(&o.profiles, "profiles", "", "directory for CPU profiles of our leader, one for each write rate")
@@ -106,7 +107,7 @@ func run(ctx context.Context, o options) error {
 		return fmt.Errorf("-cells: %w", err)
 	}
 	b := &bench{options: o, device: device, report: newReport(), began: time.Now(), wanted: wanted}
-	for _, sys := range []system{&coracle{program: o.storenode, pki: keys}, &etcd{program: o.etcd, pki: keys}} {
+	for _, sys := range []system{&coracle{program: o.storenode, flags: strings.Fields(o.flags), pki: keys}, &etcd{program: o.etcd, pki: keys}} {
 		if strings.Contains(o.systems, sys.name()) {
 			b.systems = append(b.systems, sys)
 		}

@@ -57,6 +57,7 @@ func (e *etcd) local(ctx context.Context, s *server, spec load.Spec, _ string) (
 // coracle is our store at its defaults. Its client is inside its process.
 type coracle struct {
 	program string
+	flags   []string
 	pki     pki
 }
 
@@ -64,6 +65,7 @@ func (o *coracle) name() string { return "coracle" }
 
 func (o *coracle) command(c *cluster, s *server) *exec.Cmd {
 	args := []string{"-name", s.name, "-dir", s.dir, "-cluster", "bench", "-client-address", s.client, "-bound"}
+	args = append(args, o.flags...)
 	if len(c.servers) > 1 {
 		args = append(args, "-peer-address", s.peer, "-peer-cert", o.pki.cert, "-peer-key", o.pki.key, "-peer-ca", o.pki.ca)
 	}
