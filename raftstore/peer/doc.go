@@ -6,8 +6,8 @@
 // the two ends belong together.
 //
 // It owns the listener, every connection made over it, the handshake, and what
-// can be learned on the way: evidence for read indexes, the leader seen, when a
-// peer last answered. It never looks into log entries, never decides about
+// can be learned on the way: the leader seen, when a peer last answered, that a
+// server has ended. It never looks into log entries, never decides about
 // membership, and keeps nothing on disk.
 //
 // # Connections
@@ -37,30 +37,26 @@
 //     snapshot, in raft's main loop, waits for ever. Here both only have to see
 //     progress.
 //   - Raft handles heartbeats beside its main loop, and so can make two leaders
-//     of one term. Here they go through the main loop. See Transport.heard.
+//     of one term. Here they go through the main loop; only while that waits for
+//     a disk, those of the leader that raft follows by what Options.Follows says
+//     are answered in its stead. See Transport.heard.
 //   - Closing it leaves its connections, and so their goroutines. Transport
 //     closes them.
 //
 // Calls go through gRPC without generated code: one method, whose message is
 // a name and bytes.
 //
-// # Evidence
-//
-// Mark gives a number greater than that of each AppendEntries sent before it.
-// Answered(id, term) gives the highest number of an AppendEntries of that term
-// which the peer accepted in that same term. If it is not less than the mark,
-// then the peer's term was still that one at some time after the mark. Terms
-// only grow, and a leader of a later one needs a majority to have left this
-// one first. So if a majority (with us) shows this, nobody had been elected, and
-// nothing acknowledged, in a later term when the mark was made. An old answer
-// that comes late carries its old number and shows nothing.
-//
 // # Goroutines
 //
 // Close ends and waits for all of them: the accept loop, one for each handshake
 // (bounded in time and number), one that passes messages on to raft, one for
 // each pipeline, one for a peer that is being told what is committed (see
-// Committed), gRPC's, and NetworkTransport's, which has one for each
-// incoming connection. None wakes without traffic, except that entries
-// for a peer that is away look every 50 ms, for 30 s, whether it is back.
+// Committed), at most one that dials a leader whose connection broke (see
+// OnGone; a tenth of a second), gRPC's, and NetworkTransport's, which has one
+// for each incoming connection: it waits there until raft's main loop takes a
+// message and answers it, heartbeats too (see Transport.heard). None wakes
+// without traffic, except that entries for a peer that is away look every
+// 50 ms, for 30 s, whether it is back, and that a heartbeat which raft's main
+// loop does not come for looks once, after 25 ms, whether it can be answered in
+// raft's stead.
 package peer

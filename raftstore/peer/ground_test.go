@@ -234,3 +234,11 @@ func (s *server) entries(term, index uint64) *raft.AppendEntriesRequest {
 		Entries: []*raft.Log{{Index: index, Term: term, Data: []byte("data"), AppendedAt: time.Now()}},
 	}
 }
+
+// confirmed returns the newest entry that the other one is known to have.
+func (s *server) confirmed(other *server) uint64 {
+	p := s.peer(string(other.id))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.log.match
+}

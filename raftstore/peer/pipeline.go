@@ -20,10 +20,9 @@ type pipeline struct {
 	answers chan raft.AppendFuture // unbuffered: raft takes them one by one
 	closed  chan struct{}
 
-	mu      sync.Mutex
-	over    bool // an answer was bad: nothing more is sent
-	ended   bool
-	numbers map[*raft.AppendEntriesRequest]uint64
+	mu    sync.Mutex
+	over  bool // an answer was bad: nothing more is sent
+	ended bool
 }
 
 // AppendEntries sends entries. It may block while two are not answered.
@@ -32,12 +31,11 @@ func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.App
 		return nil, err
 	}
 	p.mu.Lock()
-	if p.over {
-		p.mu.Unlock()
+	over := p.over
+	p.mu.Unlock()
+	if over {
 		return nil, raft.ErrPipelineShutdown
 	}
-	p.numbers[args] = p.t.sends.Add(1)
-	p.mu.Unlock()
 	peer := p.t.peer(string(p.id))
 	peer.sending(args, true)
 	future, err := p.inner.AppendEntries(args, resp)
@@ -84,8 +82,6 @@ func (p *pipeline) take(future raft.AppendFuture) {
 	request, response := future.Request(), future.Response()
 	good := err == nil && response.Success && response.Term == request.Term
 	p.mu.Lock()
-	number := p.numbers[request]
-	delete(p.numbers, request)
 	was := p.over
 	p.over = p.over || !good
 	p.mu.Unlock()
@@ -99,7 +95,6 @@ func (p *pipeline) take(future raft.AppendFuture) {
 		return // raft would take it for contact; its next message fails
 	}
 	if good {
-		peer.accepted(request.Term, number)
 		p.t.push(peer)
 	}
 	select {

@@ -103,10 +103,9 @@ func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *
 	if beat {
 		network, c = t.beats, classBeats
 	}
-	number := t.sends.Add(1)
 	var start time.Time
 	// Raft reuses resp for all heartbeats. What is left of an earlier answer
-	// must not be taken for evidence.
+	// must not be taken for this one's.
 	var fresh raft.AppendEntriesResponse
 	p := t.peer(string(id))
 	if !beat {
@@ -132,9 +131,6 @@ func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *
 	} else {
 		p.outcome(args, fresh.Success && fresh.Term == args.Term, false)
 		t.push(p)
-	}
-	if fresh.Success && fresh.Term == args.Term {
-		p.accepted(args.Term, number)
 	}
 	return nil
 }
@@ -298,7 +294,6 @@ func (t *Transport) AppendEntriesPipeline(id raft.ServerID, a raft.ServerAddress
 	p := &pipeline{
 		t: t, id: id, address: a, inner: inner,
 		answers: make(chan raft.AppendFuture),
-		numbers: map[*raft.AppendEntriesRequest]uint64{},
 		closed:  make(chan struct{}),
 	}
 	pipelined := t.peer(string(id))

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -85,9 +84,6 @@ func TestPipeline(t *testing.T) {
 			if f.Error() != nil || f.Response().LastLog != i+1 {
 				t.Fatalf("%v, %+v", f.Error(), f.Response())
 			}
-			if n := a.Answered(b.id, 3); n < i+1 || n > count { // they are all that was sent
-				t.Fatalf("%d answers prove %d", i+1, n)
-			}
 		}
 	})
 }
@@ -120,8 +116,13 @@ func TestPipelineAfterRefusal(t *testing.T) {
 		if err := <-sent; !errors.Is(err, raft.ErrPipelineShutdown) {
 			t.Fatal(err)
 		}
-		if n := a.Answered(b.id, 3); n != 0 {
-			t.Fatalf("refusals prove %d", n)
+		select {
+		case f := <-p.Consumer():
+			t.Fatalf("%+v was passed on after a refusal", f.Response())
+		default:
+		}
+		if n := a.confirmed(b); n != 0 {
+			t.Fatalf("refusals confirm entries up to %d", n)
 		}
 	})
 }
@@ -146,8 +147,11 @@ func TestPipelineBreaks(t *testing.T) {
 		if _, err := p.AppendEntries(a.entries(3, 1), new(raft.AppendEntriesResponse)); err == nil {
 			t.Fatal("a broken pipeline took a message")
 		}
-		if s := a.Peers()[0]; s.FailuresInARow == 0 {
+		if s := a.Peers()[0]; s.FailuresInARow == 0 || !s.LastContact.IsZero() {
 			t.Fatalf("%+v", s)
+		}
+		if n := a.confirmed(b); n != 0 {
+			t.Fatalf("a failure confirms entries up to %d", n)
 		}
 		_ = p.Close()
 		_ = p.Close()
@@ -310,73 +314,34 @@ func TestWithhold(t *testing.T) {
 	})
 }
 
-func TestEvidence(t *testing.T) {
+// TestRefusals passes on what the other side's raft answers, with nothing of
+// earlier answers in it, and takes none of it for a confirmation of entries.
+func TestRefusals(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", nil)
-		if _, err := a.beat(b, 5); err != nil {
-			t.Fatal(err)
-		}
-		mark := a.Mark()
-		if n := a.Answered(b.id, 5); n == 0 || n >= mark {
-			t.Fatalf("a heartbeat of before the mark %d has number %d", mark, n)
-		}
-		if _, err := a.beat(b, 5); err != nil {
-			t.Fatal(err)
-		}
-		if n := a.Answered(b.id, 5); n < mark {
-			t.Fatalf("a heartbeat of after the mark %d has number %d", mark, n)
-		}
-
-		// A late answer to an earlier message shows nothing.
-		m.Delay("b", "a", 500*time.Millisecond, 0)
-		done := make(chan error)
-		go func() {
-			_, err := a.beat(b, 5)
-			done <- err
-		}()
-		synctest.Wait()
-		mark = a.Mark()
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
-		if n := a.Answered(b.id, 5); n >= mark {
-			t.Fatalf("the answer to a message of before the mark %d counts as %d", mark, n)
-		}
-		m.Delay("b", "a", 0, 0)
-
-		// Neither does a refusal, an answer of another term, or one to an older term.
-		was := a.Answered(b.id, 5)
-		for _, r := range []raft.AppendEntriesResponse{{Term: 5}, {Term: 6, Success: true}, {Term: 6}, {Term: 4, Success: true}} {
-			b.setRespond(func(rpc raft.RPC) { rpc.Respond(&r, nil) })
-			if _, err := a.beat(b, 5); err != nil {
-				t.Fatal(err)
+		r := raft.AppendEntriesResponse{Term: 1, LastLog: 9, Success: true, NoRetryBackoff: true}
+		for _, want := range []raft.AppendEntriesResponse{{Term: 5}, {Term: 6, Success: true}, {Term: 6}, {Term: 4, Success: true}} {
+			b.setRespond(func(rpc raft.RPC) { rpc.Respond(&want, nil) })
+			for _, request := range []*raft.AppendEntriesRequest{{RPCHeader: a.header(), Term: 5}, a.entries(5, 3)} {
+				if err := a.AppendEntries(b.id, b.address, request, &r); err != nil {
+					t.Fatal(err)
+				}
+				if r.Term != want.Term || r.Success != want.Success || r.LastLog != 0 || r.NoRetryBackoff {
+					t.Fatalf("%+v became %+v", want, r)
+				}
 			}
 		}
 		b.setRespond(func(rpc raft.RPC) {
 			rpc.Respond(&raft.AppendEntriesResponse{Term: 5, Success: true}, errors.New("but no"))
 		})
-		if _, err := a.beat(b, 5); err == nil || err.Error() != "but no" {
+		if err := a.AppendEntries(b.id, b.address, a.entries(5, 3), &r); err == nil || err.Error() != "but no" {
 			t.Fatal(err)
 		}
-		if n := a.Answered(b.id, 5); n != was {
-			t.Fatalf("evidence went from %d to %d", was, n)
+		if n := a.confirmed(b); n != 0 {
+			t.Fatalf("they confirm entries up to %d", n)
 		}
-		b.setRespond(nil)
-		if _, err := a.beat(b, 4); err != nil {
-			t.Fatal(err)
-		}
-		if n := a.Answered(b.id, 4); n != 0 {
-			t.Fatalf("an earlier term came back with %d", n)
-		}
-		// A new term starts at nothing.
-		if n := a.Answered(b.id, 6); n != 0 {
-			t.Fatal(n)
-		}
-		if err := a.AppendEntries(b.id, b.address, a.entries(6, 3), new(raft.AppendEntriesResponse)); err != nil {
-			t.Fatal(err)
-		}
-		if n, old := a.Answered(b.id, 6), a.Answered(b.id, 5); n < mark || old != 0 {
-			t.Fatalf("%d and %d", n, old)
+		if s := a.Peers()[0]; s.Failures != 0 || s.LastContact.IsZero() {
+			t.Fatalf("an answer is an answer: %+v", s)
 		}
 	})
 }

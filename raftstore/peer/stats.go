@@ -30,8 +30,6 @@ type peer struct {
 	rtt       time.Duration
 	smooth    time.Duration
 	silent    time.Time // when the first of the heartbeats began that were not answered in time
-	term      uint64    // of answered
-	answered  uint64    // highest number of an AppendEntries accepted in term
 	log       follower
 }
 
@@ -70,7 +68,7 @@ func (t *Transport) Peers() []PeerStats {
 }
 
 // Retain forgets the statistics of servers that are not among those given, so
-// that replaced servers do not gather. Evidence goes with them.
+// that replaced servers do not gather.
 func (t *Transport) Retain(ids []raft.ServerID) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

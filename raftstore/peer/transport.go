@@ -40,7 +40,6 @@ type Transport struct {
 	refusals             occasionally
 	handlers             sync.WaitGroup // incoming raft connections
 
-	sends  atomic.Uint64 // number of the newest AppendEntries
 	leader leader
 	asking atomic.Bool // whether the leader has ended
 

@@ -8,41 +8,6 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// Mark returns a number greater than that of every AppendEntries whose sending
-// began before the call, and not greater than that of any which begins after
-// it returned. See Answered.
-func (t *Transport) Mark() uint64 { return t.sends.Load() + 1 }
-
-// Answered returns the highest number of an AppendEntries of that term which the
-// server accepted in that term, or 0. If it is at least a Mark, the server's term
-// was this one at some time after the mark.
-func (t *Transport) Answered(id raft.ServerID, term uint64) uint64 {
-	t.mu.Lock()
-	p := t.peers[string(id)]
-	t.mu.Unlock()
-	if p == nil {
-		return 0
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.term != term {
-		return 0
-	}
-	return p.answered
-}
-
-// accepted notes an accepted AppendEntries.
-func (p *peer) accepted(term, number uint64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if term > p.term {
-		p.term, p.answered = term, 0
-	}
-	if term == p.term {
-		p.answered = max(p.answered, number)
-	}
-}
-
 // leader is the leader of the highest term that was heard of.
 type leader struct {
 	mu      sync.Mutex
