@@ -221,7 +221,7 @@ func (s *Store) setAside(ctx context.Context, damage error) error {
 // othersLead returns nil once one of the servers says that they have a leader.
 func (s *Store) othersLead(ctx context.Context, known []disk.Peer) error {
 	caller, err := peer.New(peer.Options{
-		Cluster: s.opts.ClusterID, Listener: newNoListener(), Dial: s.dial, Logger: s.log,
+		Cluster: s.opts.ClusterID, Dial: s.dial, Logger: s.log,
 		Timeout: 5 * s.opts.ElectionTimeout,
 	})
 	if err != nil {
@@ -247,24 +247,3 @@ func (s *Store) othersLead(ctx context.Context, known []disk.Peer) error {
 		time.Sleep(retryPause)
 	}
 }
-
-// noListener is for a server that only calls.
-type noListener struct{ closed chan struct{} }
-
-func newNoListener() *noListener { return &noListener{make(chan struct{})} }
-
-func (l *noListener) Accept() (net.Conn, error) {
-	<-l.closed
-	return nil, net.ErrClosed
-}
-
-func (l *noListener) Close() error {
-	select {
-	case <-l.closed:
-	default:
-		close(l.closed)
-	}
-	return nil
-}
-
-func (l *noListener) Addr() net.Addr { return &net.UnixAddr{Name: "none", Net: "none"} }
