@@ -19,6 +19,9 @@ type Faults struct {
 	delay   time.Duration
 	err     error
 	changed chan struct{} // closed at the next change
+	// reached, if set, is called between a write and its flush. For tests of
+	// this package, which take a copy of the disk then.
+	reached func()
 }
 
 // DelayFlushes makes each flush of the log, of raft's variables and of a
@@ -46,6 +49,9 @@ func (f *Faults) set(change func()) {
 func (f *Faults) strike(ctx context.Context, c clock.Clock) error {
 	if f == nil {
 		return nil
+	}
+	if f.reached != nil {
+		f.reached()
 	}
 	for start := c.Now(); ; {
 		f.mu.Lock()

@@ -101,7 +101,8 @@ func (l *Log) admits(s snapshotEnd) error {
 // raft needs to tell that the entries behind it are the leader's: raft itself
 // does not look at its snapshot then, and would ask for another one for ever.
 // The content is never used: a leader that sends entries has those before them.
-// Only from entry 1 on does it send without having looked at one before.
+// Only from entry 1 on does it send without having looked at one before; so no
+// snapshot should end there.
 func (l *Log) beyond(index uint64, out *raft.Log) error {
 	switch {
 	case index == l.snapshot.index && index > 1:

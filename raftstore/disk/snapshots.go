@@ -186,7 +186,7 @@ func readSnapshotHeader(path string, f *os.File) (*raft.SnapshotMeta, *snapshotR
 		Version: h.Version, Index: h.Index, Term: h.Term,
 		Configuration: h.Configuration, ConfigurationIndex: h.ConfigurationIndex, Size: state,
 	}
-	r := bufio.NewReaderSize(f, 256<<10)
+	r := bufio.NewReaderSize(f, int(min(256<<10, state+snapshotTrailer)))
 	return meta, &snapshotReader{path: path, f: f, r: r, left: state, size: state, sum: crc32.New(castagnoli)}, nil
 }
 
