@@ -251,8 +251,9 @@ func cancelWhen(c <-chan struct{}, cancel func()) (stop func()) {
 
 // serveWrite is the leader's part of forward.
 func (s *Store) serveWrite(ctx context.Context, entry []byte) ([]byte, error) {
-	count, err := mvcc.CommandsOf(entry)
-	if err != nil || count == 0 {
+	// In full, bodies too: what is in the log must be readable for all.
+	commands, err := mvcc.DecodeEntry(entry)
+	if err != nil || len(commands) == 0 {
 		return nil, status.Errorf(codes.InvalidArgument, "raftstore: forwarded writes: %v", err)
 	}
 	lead, moved := s.leader.get()
@@ -262,7 +263,7 @@ func (s *Store) serveWrite(ctx context.Context, entry []byte) ([]byte, error) {
 	if err := s.admit(); err != nil {
 		return nil, err
 	}
-	results, err := s.proposer.proposeAll(ctx, moved, mvcc.Encoded(entry), count)
+	results, err := s.proposer.proposeAll(ctx, moved, mvcc.Encoded(entry), len(commands))
 	if err != nil {
 		if s.ctx.Err() == nil && s.worthRetry(ctx, err) {
 			err = errNotLeader
