@@ -21,8 +21,10 @@ import (
 // eleven days are fewer.
 const revisionLeap = 1_000_000_000
 
-// seedIndex is the index of the snapshot that a restored store starts from.
-const seedIndex = 1
+// seedIndex is the index of the snapshot that a restored store starts from. Not
+// 1: raft sends entry 1 without having looked at one before, so disk.Log could
+// not let a snapshot that ends there stand for it.
+const seedIndex = 2
 
 // Restore makes a new store in o.Dir, which must be empty or not there, from
 // what Backup wrote. It becomes a cluster of one server with a new identity
