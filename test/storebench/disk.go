@@ -65,7 +65,7 @@ func (b *bench) diskOf(ctx context.Context, sys system, voters int, spec load.Sp
 		return err
 	}
 	puts := float64(r.Total)
-	name := fmt.Sprintf("disk, %s, %s, %.0f MB of puts", count(voters, "voter"), count(spec.Clients, "client"), puts*float64(spec.ValueBytes)/1e6)
+	name := fmt.Sprintf("disk, %s, %s, %.0f MB of puts", count(voters, "voter"), count(spec.Clients, "client"), float64(spec.Ops)*float64(spec.ValueBytes)/1e6)
 	b.report.add(sys, name, "KB/put", target{AtMost: 0.25}, float64(after.since(before).bytes)/1024/puts)
 	b.report.add(sys, name, "flush/put", target{}, float64(after.since(before).flushes)/puts)
 	b.report.add(sys, name+", as the processes count", "KB/put", target{}, float64(writtenAfter-writtenBefore)/1024/puts)
