@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -227,27 +228,40 @@ func (s *Store) announceOnce(ctx context.Context, round int) error {
 		}
 	}
 	me := joinCall{ID: string(s.id), Address: string(s.address)}
-	if lead, _ := s.leader.get(); lead.Self {
+	lead, _ := s.leader.get()
+	if lead.Self {
 		_, err := s.serveJoin(ctx, me)
 		return err
-	} else if lead.known() {
-		_, err := callAt[nothing](ctx, s, string(lead.Address), callJoin, me)
-		return err
-	}
-	addresses := s.known()
-	if len(addresses) == 0 {
-		return errNoAnswer
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	info, err := callAt[infoAnswer](ctx, s, addresses[round%len(addresses)], callInfo, nothing{})
-	if err != nil {
-		return err
+	leader := string(lead.Address)
+	if leader == "" {
+		addresses := s.known()
+		if len(addresses) == 0 {
+			return errNoAnswer
+		}
+		info, err := callAt[infoAnswer](ctx, s, addresses[round%len(addresses)], callInfo, nothing{})
+		if err != nil {
+			return err
+		}
+		if leader = info.Leader; leader == "" {
+			return errNotLeader
+		}
 	}
-	if info.Leader == "" {
-		return errNotLeader
+	if !s.fresh {
+		info, err := callAt[infoAnswer](ctx, s, leader, callInfo, nothing{})
+		if err != nil {
+			return err
+		}
+		if info.Leader != leader {
+			return errNotLeader
+		}
+		if !slices.ContainsFunc(info.Members, func(m raft.Server) bool { return m.ID == s.id }) {
+			return nil // it was taken out: it must not come back by itself
+		}
 	}
-	_, err = callAt[nothing](ctx, s, info.Leader, callJoin, me)
+	_, err := callAt[nothing](ctx, s, leader, callJoin, me)
 	return err
 }
 

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -140,7 +141,7 @@ func shrink(voters []standing) (action, standing) {
 func (s *Store) runSteward(ctx context.Context) {
 	ticker := time.NewTicker(stewardTick)
 	defer ticker.Stop()
-	began := time.Now()
+	known := make(map[raft.ServerID]time.Time)
 	var full time.Time
 	for {
 		select {
@@ -156,7 +157,7 @@ func (s *Store) runSteward(ctx context.Context) {
 			s.handToRoom(ctx)
 			full = time.Now() // not again at once
 		}
-		members := s.standings(ctx, began)
+		members := s.standings(ctx, known)
 		what, m := plan(members, s.opts.MaxVoters)
 		if err := s.carryOut(what, m); err != nil && ctx.Err() == nil {
 			s.log.Warn("could not change the store's voters; will try again", "member", m.id, "err", err)
@@ -206,29 +207,34 @@ func (s *Store) carryOut(what action, m standing) error {
 	return nil
 }
 
-// standings looks at every member. began is when this server began to lead:
-// before that it had no reason to hear from anyone.
-func (s *Store) standings(ctx context.Context, began time.Time) []standing {
+// standings looks at every member. known is since when this server, as leader,
+// knows of each: before that it had no reason to hear from it.
+func (s *Store) standings(ctx context.Context, known map[raft.ServerID]time.Time) []standing {
 	servers := s.raft.GetConfiguration().Configuration().Servers
 	out := make([]standing, len(servers))
+	members := make(map[raft.ServerID]bool)
+	silent := make([]time.Duration, len(servers))
 	for i, server := range servers {
 		m := standing{id: server.ID, address: server.Address, voter: server.Suffrage == raft.Voter, self: server.ID == s.id}
+		members[m.id] = true
+		if known[m.id].IsZero() {
+			known[m.id] = time.Now()
+		}
 		if m.self {
 			m.healthy, m.caughtUp = true, true
 		} else {
-			contact := s.peers.Contact(server.ID)
-			if contact.Before(began) {
-				contact = began
-			}
-			silent := time.Since(contact)
-			m.healthy, m.gone = silent < healthyWithin && !s.peers.Contact(server.ID).IsZero(), silent > replaceAfter
+			contact := s.peers.Contact(m.id)
+			silent[i] = min(time.Since(contact), time.Since(known[m.id]))
+			m.healthy, m.gone = silent[i] < healthyWithin && !contact.IsZero(), silent[i] > replaceAfter
 			m.caughtUp = !m.voter && m.healthy && s.caughtUp(ctx, server)
 		}
 		out[i] = m
 	}
+	maps.DeleteFunc(known, func(id raft.ServerID, _ time.Time) bool { return !members[id] })
 	for i := range out {
-		// Another directory of the same server is in use, so this one is lost.
-		if !out[i].self && !out[i].healthy && superseded(out, out[i]) {
+		// Another directory of the same server is in use, so this one is lost;
+		// unless it is this one that is new, and has not been heard yet.
+		if !out[i].self && silent[i] >= healthyWithin && superseded(out, out[i]) {
 			out[i].gone = true
 		}
 	}

@@ -30,6 +30,7 @@ type Store struct {
 	name      string // the server's
 	id        raft.ServerID
 	address   raft.ServerAddress
+	fresh     bool // its directory has never been part of a cluster
 
 	fsm       *fsm
 	hub       *hub

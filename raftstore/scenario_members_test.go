@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"testing"
+	"time"
+)
+
+// join starts another server, which joins through one that runs.
+func (c *cluster) join(name, through string) *node {
+	c.Helper()
+	c.mu.Lock()
+	n := c.add(name)
+	c.mu.Unlock()
+	for _, o := range c.nodes {
+		if o != n {
+			c.net.Delay(o.name, name, 200*time.Microsecond, 300*time.Microsecond)
+			c.net.Delay(name, o.name, 200*time.Microsecond, 300*time.Microsecond)
+		}
+	}
+	n.start(through)
+	return n
+}
+
+// wipe empties a stopped server's directory.
+func (n *node) wipe() {
+	if err := os.RemoveAll(n.dir); err != nil {
+		n.c.Fatal(err)
+	}
+}
+
+// rest waits for the members to be those, with so many votes.
+func (c *cluster) rest(within time.Duration, voters int, members ...string) {
+	c.Helper()
+	slices.Sort(members)
+	c.eventually("the members have settled", within, func() bool {
+		for _, n := range c.nodes {
+			if !n.leads() {
+				continue
+			}
+			var have []string
+			for _, m := range n.running().Members() {
+				have = append(have, m.Name)
+			}
+			slices.Sort(have)
+			return slices.Equal(have, members) && c.voters(n) == voters
+		}
+		return false
+	})
+}
+
+// Servers join while one of the three is cut off. Four leave three voters, five
+// make five: as soon as all voters are well again, and not before.
+func TestScenarioJoinDuringPartition(t *testing.T) {
+	seeds(t, 3, func(t *testing.T, seed uint64) {
+		scenario(t, seed, 3, func(c *cluster) {
+			w := c.work(3)
+			c.pass(time.Second)
+			leader := c.leader()
+			away := c.others(leader)[c.rand.IntN(2)]
+			c.isolate(away)
+			c.pass(4 * time.Second) // by now the leader misses it
+			d := c.join("d", leader.name)
+			e := c.join("e", leader.name)
+			for _, n := range []*node{d, e} {
+				c.net.Cut(away.name, n.name)
+				c.net.Cut(n.name, away.name)
+				c.ready(n)
+				c.serves(n)
+			}
+			c.pass(10 * time.Second)
+			if voters := c.voters(leader); voters != 3 {
+				t.Errorf("seed %d: %d voters while one is silent\n%s", seed, voters, c.state())
+			}
+			c.net.HealAll()
+			c.rest(20*time.Second, 5, "a", "b", "c", "d", "e")
+			for _, n := range c.nodes {
+				c.serves(n)
+			}
+			w.stop()
+		})
+	})
+}
+
+// A voter is gone for good. A server that stands by gets its vote, and when the
+// lost one comes back after all, it stands by.
+func TestScenarioStandby(t *testing.T) {
+	seeds(t, 2, func(t *testing.T, seed uint64) {
+		scenario(t, seed, 4, func(c *cluster) {
+			w := c.work(2)
+			c.pass(time.Second)
+			var lost *node
+			for _, m := range c.nodes[0].running().Members() {
+				if m.Voter && !m.Leader {
+					lost = c.nodes[slices.Index(names(c.nodes), m.Name)]
+				}
+			}
+			leader := c.leader()
+			lost.crash()
+			votes := func() (voters int, lostVotes bool) {
+				for _, m := range leader.running().Members() {
+					if m.Voter {
+						voters++
+						lostVotes = lostVotes || m.Name == lost.name
+					}
+				}
+				return voters, lostVotes
+			}
+			c.pass(30 * time.Second)
+			if voters, still := votes(); voters != 3 || !still {
+				t.Errorf("seed %d: %d voters half a minute after one was lost\n%s", seed, voters, c.state())
+			}
+			c.eventually("its vote goes to the fourth", 2*time.Minute, func() bool {
+				voters, still := votes()
+				return voters == 3 && !still
+			})
+			lost.start()
+			c.ready(lost)
+			c.serves(lost)
+			c.pass(10 * time.Second)
+			if voters, still := votes(); voters != 3 || still {
+				t.Errorf("seed %d: it has its vote again, or others have lost theirs\n%s", seed, c.state())
+			}
+			w.stop()
+		})
+	})
+}
+
+// A server loses its disk. It joins again with an empty one, as another member,
+// which gets the vote of the lost one; that is forgotten.
+func TestScenarioReplacedDisk(t *testing.T) {
+	seeds(t, 3, func(t *testing.T, seed uint64) {
+		scenario(t, seed, 3, func(c *cluster) {
+			w := c.work(3)
+			c.pass(time.Second)
+			victim := c.leader()
+			if seed%2 == 0 {
+				victim = c.others(victim)[0]
+			}
+			was := victim.running().id
+			victim.crash()
+			victim.wipe()
+			c.pass(2 * time.Second)
+			victim.start(c.others(victim)[0].name)
+			c.ready(victim)
+			if victim.running().id == was {
+				t.Errorf("seed %d: it is the same member", seed)
+			}
+			c.rest(30*time.Second, 3, "a", "b", "c")
+			for _, m := range c.leader().running().Members() {
+				if m.RaftID == string(was) {
+					t.Errorf("seed %d: the lost one is still a member", seed)
+				}
+			}
+			for _, n := range c.nodes {
+				c.serves(n)
+			}
+			w.stop()
+		})
+	})
+}
+
+// A server is taken out: the leader, a follower, or one that is cut off. With
+// its old directory it does not come back, nor trouble the others; with an
+// empty one it joins again.
+func TestScenarioRemoval(t *testing.T) {
+	for _, what := range []string{"leader", "follower", "isolated"} {
+		t.Run(what, func(t *testing.T) {
+			seeds(t, 2, func(t *testing.T, seed uint64) {
+				scenario(t, seed, 5, func(c *cluster) {
+					w := c.work(3)
+					c.pass(time.Second)
+					leader := c.leader()
+					victim := leader
+					if what != "leader" {
+						victim = c.others(leader)[c.rand.IntN(4)]
+					}
+					if what == "isolated" {
+						c.isolate(victim)
+					}
+					rest := c.others(victim)
+					asked := rest[c.rand.IntN(4)]
+					if err := asked.running().RemoveMember(c.within(20*time.Second), victim.name); err != nil {
+						t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
+					}
+					c.rest(30*time.Second, 3, names(rest)...)
+					c.net.HealAll()
+					c.pass(5 * time.Second)
+					term := c.leader(rest...).term()
+					w.stop()
+					victim.stop()
+					victim.start(names(rest)...)
+					c.pass(10 * time.Second)
+					for _, n := range rest {
+						c.serves(n)
+					}
+					c.refuses(victim)
+					if now := c.leader(rest...).term(); now != term {
+						t.Errorf("seed %d: the removed server raised the term from %d to %d", seed, term, now)
+					}
+					victim.stop()
+					victim.wipe()
+					victim.start(names(rest)...)
+					c.ready(victim)
+					c.serves(victim)
+					c.rest(30*time.Second, 5, names(c.nodes)...)
+				})
+			})
+		})
+	}
+}
+
+// The only voter of a cluster cannot be taken out, nor who is none.
+func TestScenarioRemovalRefused(t *testing.T) {
+	scenario(t, 1, 1, func(c *cluster) {
+		for _, name := range []string{"a", "nobody"} {
+			if err := c.nodes[0].running().RemoveMember(c.within(time.Second), name); err == nil {
+				t.Errorf("%s was removed", name)
+			}
+		}
+		c.serves(c.nodes[0])
+	})
+}
+
+// A server of another cluster is refused. A directory of another cluster, too.
+func TestScenarioWrongCluster(t *testing.T) {
+	scenario(t, 1, 3, func(c *cluster) {
+		w := c.work(2)
+		stranger := c.add("x")
+		stranger.gone = true
+		o := stranger.options("a")
+		o.ClusterID = "another"
+		s, err := Open(c.ctx, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.WaitReady(c.within(10 * time.Second)); err == nil {
+			t.Error("a server of another cluster is ready")
+		}
+		if err := s.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if n := len(c.nodes[0].running().Members()); n != 3 {
+			t.Errorf("there are %d members", n)
+		}
+		o = stranger.options("a")
+		mismatch := (*MismatchError)(nil)
+		if _, err := Open(c.ctx, o); !errors.As(err, &mismatch) {
+			t.Errorf("a directory of another cluster was opened: %v", err)
+		}
+		w.stop()
+	})
+}
+
+// Members come, go, crash, lose their disks and are cut off, at random, and
+// always a majority of the voters is well.
+func TestScenarioRandomMembers(t *testing.T) {
+	seeds(t, 4, func(t *testing.T, seed uint64) {
+		scenario(t, seed, 5, func(c *cluster) {
+			c.jitter(500*time.Microsecond, 5*time.Millisecond)
+			w := c.work(4)
+			for range 15 {
+				c.pass(time.Duration(c.rand.Int64N(int64(2 * time.Second))))
+				n := c.shuffled()[0]
+				others := c.others(n)
+				switch c.rand.IntN(5) {
+				case 0: // lost its disk
+					n.crash()
+					n.wipe()
+					c.pass(time.Duration(c.rand.Int64N(int64(4 * time.Second))))
+					n.start(names(others)...)
+				case 1: // taken out, and in again
+					if err := others[0].running().RemoveMember(c.within(20*time.Second), n.name); err != nil {
+						t.Errorf("seed %d: remove %s: %v\n%s", seed, n.name, err, c.state())
+						return
+					}
+					n.stop()
+					n.wipe()
+					n.start(names(others)...)
+				case 2:
+					n.crash()
+					c.pass(time.Duration(c.rand.Int64N(int64(2 * time.Second))))
+					n.start()
+				case 3:
+					c.isolate(n)
+					c.pass(time.Duration(c.rand.Int64N(int64(5 * time.Second))))
+					c.net.HealAll()
+				case 4:
+					_ = c.leader().running().TransferLeadership(c.within(5 * time.Second))
+				}
+				c.ready(n)
+				c.rest(time.Minute, 5, names(c.nodes)...)
+			}
+			w.stop()
+		})
+	})
+}
