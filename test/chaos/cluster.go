@@ -20,6 +20,8 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+
+	"github.com/coracle-k8s/coracle/internal/testca"
 )
 
 const (
@@ -34,7 +36,7 @@ type cluster struct {
 	dir  string // logs, certificates, and the mount points
 	bin  string
 	site *site
-	ca   *authority
+	ca   *testca.Authority
 
 	mu      sync.Mutex
 	servers []*server // in order of their numbers
@@ -76,7 +78,7 @@ func buildNode(t testing.TB, dir string) string {
 // newCluster starts n servers and waits until each of them answers.
 func newCluster(t testing.TB, dir string, n int) *cluster {
 	t.Helper()
-	ca, err := newAuthority(dir)
+	ca, err := testca.New(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +105,7 @@ func (c *cluster) newServer() *server {
 		name: name, host: c.site.addHost(name, c.count), bin: c.bin, gone: make(chan struct{}),
 		disk: filepath.Join(c.dir, name), log: filepath.Join(c.dir, name+".log"),
 	}
-	cert, key, err := c.ca.issue(name, s.host.ip)
+	cert, err := c.ca.Issue(name, s.host.ip)
 	if err == nil {
 		err = s.mountDisk(diskMegabytes)
 	}
@@ -112,7 +114,7 @@ func (c *cluster) newServer() *server {
 	}
 	c.t.Cleanup(func() { _ = syscall.Unmount(s.disk, syscall.MNT_DETACH) })
 	s.args = []string{
-		"--cluster", "chaos", "--peer-cert", cert, "--peer-key", key, "--peer-ca", c.ca.caFile(),
+		"--cluster", "chaos", "--peer-cert", cert.Cert, "--peer-key", cert.Key, "--peer-ca", cert.CA,
 		"--history-age", "24h", "--history-bytes", "4000000000",
 	}
 	c.mu.Lock()

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/coracle-k8s/coracle/internal/testca"
 	"github.com/coracle-k8s/coracle/test/storebench/load"
 )
 
@@ -30,7 +31,7 @@ type system interface {
 // etcd at its defaults. Its clients are outside of its process.
 type etcd struct {
 	program string
-	pki     pki
+	pki     testca.Files
 }
 
 func (e *etcd) name() string { return "etcd" }
@@ -44,8 +45,8 @@ func (e *etcd) command(c *cluster, s *server) *exec.Cmd {
 		"--listen-client-urls", "http://"+s.client, "--advertise-client-urls", "http://"+s.client,
 		"--listen-peer-urls", "https://"+s.peer, "--initial-advertise-peer-urls", "https://"+s.peer,
 		"--initial-cluster", strings.Join(initial, ","), "--initial-cluster-state", "new",
-		"--peer-cert-file", e.pki.cert, "--peer-key-file", e.pki.key,
-		"--peer-trusted-ca-file", e.pki.ca, "--peer-client-cert-auth")
+		"--peer-cert-file", e.pki.Cert, "--peer-key-file", e.pki.Key,
+		"--peer-trusted-ca-file", e.pki.CA, "--peer-client-cert-auth")
 }
 
 func (e *etcd) attach(*server, *exec.Cmd) error { return nil }
@@ -58,7 +59,7 @@ func (e *etcd) local(ctx context.Context, s *server, spec load.Spec, _ string) (
 type coracle struct {
 	program string
 	flags   []string
-	pki     pki
+	pki     testca.Files
 }
 
 func (o *coracle) name() string { return "coracle" }
@@ -67,7 +68,7 @@ func (o *coracle) command(c *cluster, s *server) *exec.Cmd {
 	args := []string{"-name", s.name, "-dir", s.dir, "-cluster", "bench", "-client-address", s.client, "-bound"}
 	args = append(args, o.flags...)
 	if len(c.servers) > 1 {
-		args = append(args, "-peer-address", s.peer, "-peer-cert", o.pki.cert, "-peer-key", o.pki.key, "-peer-ca", o.pki.ca)
+		args = append(args, "-peer-address", s.peer, "-peer-cert", o.pki.Cert, "-peer-key", o.pki.Key, "-peer-ca", o.pki.CA)
 	}
 	if s != c.servers[0] {
 		args = append(args, "-join", c.servers[0].peer)

@@ -5,12 +5,11 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"net"
-	"os"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/testca"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
@@ -19,21 +18,9 @@ const handshakeTimeout = 2 * time.Second
 
 // peerNetwork is a raftstore.Network over mutual TLS: whoever has a certificate of the authority is a server.
 func peerNetwork(o options) (*raftstore.Network, error) {
-	cert, err := tls.LoadX509KeyPair(o.peerCert, o.peerKey)
+	conf, err := testca.Files{CA: o.peerCA, Cert: o.peerCert, Key: o.peerKey}.MutualTLS()
 	if err != nil {
 		return nil, fmt.Errorf("peer certificate: %w", err)
-	}
-	pem, err := os.ReadFile(o.peerCA)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("no certificate in %s", o.peerCA)
-	}
-	conf := &tls.Config{
-		Certificates: []tls.Certificate{cert}, RootCAs: pool, ClientCAs: pool,
-		ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS13,
 	}
 	l, err := net.Listen("tcp", o.peerAddress)
 	if err != nil {
