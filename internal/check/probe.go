@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -18,6 +17,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/synctime"
 )
 
 // LocalHost is the machine that this process runs on.
@@ -155,26 +156,9 @@ func (kernelProbe) Space(path string) (Space, error) {
 // syncTries is how many writes the median is taken of.
 const syncTries = 7
 
-func (kernelProbe) SyncTime(path string) (d time.Duration, err error) {
-	f, err := os.CreateTemp(nearest(path), ".coracle-check-*")
-	if err != nil {
-		return 0, plain(err)
-	}
-	defer func() { err = errors.Join(err, f.Close(), os.Remove(f.Name())) }()
-	var times []time.Duration
-	block := make([]byte, 4096)
-	for range syncTries {
-		start := time.Now()
-		if _, err := f.Write(block); err != nil {
-			return 0, plain(err)
-		}
-		if err := unix.Fdatasync(int(f.Fd())); err != nil {
-			return 0, err
-		}
-		times = append(times, time.Since(start))
-	}
-	slices.Sort(times)
-	return times[syncTries/2], nil
+func (kernelProbe) SyncTime(path string) (time.Duration, error) {
+	d, err := synctime.Median(nearest(path), syncTries)
+	return d, plain(err)
 }
 
 func (kernelProbe) Dropping(hook string) ([]string, error) {

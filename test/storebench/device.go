@@ -3,16 +3,16 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/synctime"
 )
 
 // freeFlush is when a flush costs nothing: then durability is not measured.
@@ -77,37 +77,12 @@ func (d *device) String() string {
 	return fmt.Sprintf("disk %s (%s), fdatasync p50 %.3f ms", d.Name, d.Type, d.FlushMs[len(d.FlushMs)-1])
 }
 
-// probe measures what one flush of a block of an allocated file costs.
+// probe measures what one flush costs.
 func (d *device) probe() (time.Duration, error) {
-	f, err := os.CreateTemp(d.dir, "flush-")
+	p50, err := synctime.Median(d.dir, 256)
 	if err != nil {
 		return 0, err
 	}
-	defer func() {
-		_ = f.Close()
-		_ = os.Remove(f.Name())
-	}()
-	const block, blocks = 4096, 256
-	if _, err := f.Write(make([]byte, block*blocks)); err != nil {
-		return 0, err
-	}
-	if err := f.Sync(); err != nil {
-		return 0, err
-	}
-	var all []time.Duration
-	buf := bytes.Repeat([]byte{1}, block)
-	for i := range int64(blocks) {
-		began := time.Now()
-		if _, err := f.WriteAt(buf, i*block); err != nil {
-			return 0, err
-		}
-		if err := unix.Fdatasync(int(f.Fd())); err != nil {
-			return 0, err
-		}
-		all = append(all, time.Since(began))
-	}
-	slices.Sort(all)
-	p50 := all[len(all)/2]
 	d.FlushMs = append(d.FlushMs, ms(p50))
 	return p50, nil
 }

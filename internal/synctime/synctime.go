@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package synctime measures what the store waits for most: how long it takes until a small write has reached the disk.
+// It owns the file that it writes, while it does.
+package synctime
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const block = 4096
+
+// Median returns the median of so many writes of a block, each with fdatasync, into a file in dir that has its
+// space already, as the store's log has.
+func Median(dir string, writes int) (d time.Duration, err error) {
+	f, err := os.CreateTemp(dir, ".coracle-sync-*")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(f.Name())) }()
+	if _, err := f.Write(make([]byte, block*writes)); err != nil {
+		return 0, err
+	}
+	if err := f.Sync(); err != nil {
+		return 0, err
+	}
+	data := make([]byte, block)
+	data[0] = 1
+	times := make([]time.Duration, writes)
+	for i := range times {
+		began := time.Now()
+		if _, err := f.WriteAt(data, int64(i)*block); err != nil {
+			return 0, err
+		}
+		if err := unix.Fdatasync(int(f.Fd())); err != nil {
+			return 0, err
+		}
+		times[i] = time.Since(began)
+	}
+	slices.Sort(times)
+	return times[writes/2], nil
+}
