@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/proc"
 )
 
 func TestMain(m *testing.M) { harness.Main(m) }
@@ -155,14 +156,14 @@ func (s *subject) measure() {
 func (s *subject) idle() {
 	var shimRSS float64
 	for _, pid := range shims(s.Machine) {
-		shimRSS += statusMB(pid, "VmRSS:")
+		shimRSS += proc.StatusMB(pid, "VmRSS:")
 	}
 	usage := func() (rss, anon, cpu, written float64) {
 		for _, pid := range s.pids() {
-			rss += statusMB(pid, "VmRSS:")
-			anon += statusMB(pid, "RssAnon:")
+			rss += proc.StatusMB(pid, "VmRSS:")
+			anon += proc.StatusMB(pid, "RssAnon:")
 			cpu += cpuSeconds(pid)
-			written += float64(fieldOf(fmt.Sprintf("/proc/%d/io", pid), "write_bytes:")) / 1024
+			written += float64(proc.Written(pid)) / 1024
 		}
 		return
 	}
@@ -177,24 +178,6 @@ func (s *subject) idle() {
 	time.Sleep(window(300*time.Second) - time.Since(began))
 	_, _, _, written1 := usage()
 	s.out.add("idle disk writes", "KB/min", (written1-written0)/time.Since(began).Minutes())
-}
-
-func fieldOf(file, key string) int64 {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, key); ok {
-			n, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
-			return n
-		}
-	}
-	return 0
-}
-
-func statusMB(pid int, key string) float64 {
-	return float64(fieldOf(fmt.Sprintf("/proc/%d/status", pid), key)) / 1024
 }
 
 func cpuSeconds(pid int) float64 {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/proc"
 )
 
 // TestIdle leaves a server with three pods alone for CORACLE_BENCH_IDLE, such as 1h, and prints what it wrote to its
@@ -41,13 +42,13 @@ func TestIdle(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	const step = 5 * time.Minute
-	written := func() float64 { return float64(fieldOf(fmt.Sprintf("/proc/%d/io", s.Pid()), "write_bytes:")) / 1024 }
+	written := func() float64 { return float64(proc.Written(s.Pid())) / 1024 }
 	began, first, last := time.Now(), written(), written()
 	for time.Since(began) < length {
 		time.Sleep(step) // the length of a measurement
 		now := written()
 		fmt.Printf("%6s  %8.1f KB in 5 min  %6.2f MB a day so far  RSS %.0f MB\n", time.Since(began).Round(time.Second),
-			now-last, (now-first)/1024*24*60/time.Since(began).Minutes(), statusMB(s.Pid(), "VmRSS:"))
+			now-last, (now-first)/1024*24*60/time.Since(began).Minutes(), proc.StatusMB(s.Pid(), "VmRSS:"))
 		last = now
 	}
 }

@@ -5,11 +5,10 @@ package main
 import (
 	"fmt"
 	"math"
-	"os"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/proc"
 )
 
 // dieWithUs makes a child process end when this one does, however that happens.
@@ -23,32 +22,14 @@ type usage struct {
 
 func usageOf(pid int) usage {
 	return usage{
-		rss:     float64(procField(pid, "status", "VmRSS:")) / 1024,
-		anon:    float64(procField(pid, "status", "RssAnon:")) / 1024,
-		written: procField(pid, "io", "write_bytes:"),
+		rss:     proc.StatusMB(pid, "VmRSS:"),
+		anon:    proc.StatusMB(pid, "RssAnon:"),
+		written: proc.Written(pid),
 	}
-}
-
-func procField(pid int, file, key string) int64 {
-	return fileField(fmt.Sprintf("/proc/%d/%s", pid, file), key)
-}
-
-func fileField(path, key string) int64 {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, key); ok {
-			n, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
-			return n
-		}
-	}
-	return 0
 }
 
 func memorySize() string {
-	return fmt.Sprintf("%.0f GB", float64(fileField("/proc/meminfo", "MemTotal:"))/1e6)
+	return fmt.Sprintf("%.0f GB", float64(proc.Field("/proc/meminfo", "MemTotal:"))/1e6)
 }
 
 // burn keeps one processor busy.
