@@ -56,7 +56,7 @@ func (a *App) withStore(ctx context.Context, t *config.Tool, f func(context.Cont
 	if err != nil {
 		return fmt.Errorf("connecting to the store: %w", err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }() // it has nothing left to send
 	err = f(ctx, c)
 	if ctx.Err() != nil {
 		return errors.Join(errors.New("interrupted"), err)

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"log/slog"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/component-base/metrics/legacyregistry"
+)
+
+// TestMetricsOfTwoServers: the registry is the process', and tests run several servers in one.
+func TestMetricsOfTwoServers(t *testing.T) {
+	s := &Server{log: slog.New(slog.DiscardHandler)}
+	gauge := func(v float64) prometheus.Collector {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: "coracle_test_server"})
+		g.Set(v)
+		return g
+	}
+	shown := func() float64 {
+		t.Helper()
+		families, err := legacyregistry.DefaultGatherer.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == "coracle_test_server" {
+				return f.Metric[0].Gauge.GetValue()
+			}
+		}
+		return 0
+	}
+	stopFirst := s.serveMetrics(gauge(1))
+	stopSecond := s.serveMetrics(gauge(2))
+	if got := shown(); got != 1 {
+		t.Errorf("two servers: %v is shown, want the first", got)
+	}
+	stopSecond()
+	if got := shown(); got != 1 {
+		t.Errorf("the second server ended: %v is shown, want the first", got)
+	}
+	stopFirst()
+	if got := shown(); got != 0 {
+		t.Errorf("both ended: %v is shown", got)
+	}
+	stopThird := s.serveMetrics(gauge(3))
+	if got := shown(); got != 3 {
+		t.Errorf("a later server: %v is shown", got)
+	}
+	stopThird()
+}
