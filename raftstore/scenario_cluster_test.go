@@ -165,7 +165,7 @@ func (c *cluster) ready(n *node) {
 // eventually waits until something is so.
 func (c *cluster) eventually(what string, within time.Duration, ok func() bool) {
 	c.Helper()
-	for deadline := time.Now().Add(within); !ok(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(within); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			c.Fatalf("seed %d: not within %v: %s\n%s", c.seed, within, what, c.state())
 		}

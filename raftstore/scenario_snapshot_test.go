@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// fill does so many writes, one after the other.
+func (c *cluster) fill(n *node, writes int) {
+	c.Helper()
+	kv := n.running().Client().KV
+	for i := range writes {
+		if o := c.put(c.within(10*time.Second), n.name, kv, fmt.Sprintf("fill%d", i%20), fmt.Sprintf("fill %v %d", time.Now(), i)); o.err != nil {
+			c.Fatalf("seed %d: %v", c.seed, o)
+		}
+	}
+}
+
+// forget makes a server replace its log by a snapshot, all but a few entries.
+func (c *cluster) forget(n *node) {
+	c.Helper()
+	s := n.running()
+	conf := s.raft.ReloadableConfig()
+	conf.TrailingLogs = 5
+	err := s.raft.ReloadConfig(conf)
+	if err == nil {
+		err = s.raft.Snapshot().Error()
+	}
+	if err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
+		c.Fatalf("seed %d: snapshot of %s: %v", c.seed, n.name, err)
+	}
+}
+
+// A follower is away for so long that the others' logs do not reach back to
+// where it was. It gets a snapshot, while writes go on, and its watches miss
+// nothing.
+func TestScenarioSnapshotInstall(t *testing.T) {
+	for _, how := range []string{"cut off", "crashed", "interrupted"} {
+		t.Run(how, func(t *testing.T) {
+			seeds(t, 3, func(t *testing.T, seed uint64) {
+				scenario(t, seed, 3, func(c *cluster) {
+					w := c.work(3)
+					c.pass(time.Second)
+					leader := c.leader()
+					away := c.others(leader)[c.rand.IntN(2)]
+					if how == "crashed" {
+						away.crash()
+					} else {
+						c.isolate(away)
+					}
+					c.fill(leader, 150)
+					for _, n := range c.others(away) {
+						c.forget(n)
+					}
+					first, err := c.leader(c.others(away)...).running().dir.Log.FirstIndex()
+					if err != nil || first < 150 {
+						t.Fatalf("seed %d: the log still begins at %d: %v", seed, first, err)
+					}
+					switch how {
+					case "crashed":
+						away.start()
+					case "interrupted":
+						c.jitter(20*time.Millisecond, 20*time.Millisecond)
+						c.net.HealAll()
+						for range 5 {
+							c.pass(time.Duration(c.rand.Int64N(int64(300 * time.Millisecond))))
+							if c.rand.IntN(2) == 0 {
+								away.crash()
+								away.start()
+							} else {
+								c.isolate(away)
+								c.pass(time.Duration(c.rand.Int64N(int64(500 * time.Millisecond))))
+							}
+							c.net.HealAll()
+						}
+					}
+					c.net.HealAll()
+					c.ready(away)
+					c.serves(away)
+					if away.running().raft.Stats()["last_snapshot_index"] == "0" {
+						t.Errorf("seed %d: it got no snapshot", seed)
+					}
+					c.pass(time.Second)
+					w.stop()
+				})
+			})
+		})
+	}
+}
+
+// A follower is away while history is compacted. Its watches, which would need
+// it, are told so; new ones from there on miss nothing.
+func TestScenarioCompactionWhileAway(t *testing.T) {
+	for _, how := range []string{"log", "snapshot"} {
+		t.Run(how, func(t *testing.T) {
+			seeds(t, 2, func(t *testing.T, seed uint64) {
+				scenario(t, seed, 3, func(c *cluster) {
+					w := c.work(3)
+					c.pass(time.Second)
+					leader := c.leader()
+					away := c.others(leader)[0]
+					c.isolate(away)
+					c.fill(leader, 150)
+					revision := leader.running().Status().Revision
+					if _, err := leader.running().Client().KV.Compact(c.within(5*time.Second), revision-5); err != nil {
+						t.Fatalf("seed %d: %v", seed, err)
+					}
+					if how == "snapshot" {
+						for _, n := range c.others(away) {
+							c.forget(n)
+						}
+					}
+					c.net.HealAll()
+					c.ready(away)
+					c.pass(time.Second)
+					if _, err := away.running().Client().KV.Get(c.within(5*time.Second), "fill0", clientv3.WithRev(revision-10)); err == nil {
+						t.Errorf("seed %d: a compacted revision was read", seed)
+					}
+					w.stop()
+				})
+			})
+		})
+	}
+}
+
+// Snapshots are taken and servers crash all the time: what a server has after
+// its restart is what it had.
+func TestScenarioSnapshotsAndCrashes(t *testing.T) {
+	seeds(t, 3, func(t *testing.T, seed uint64) {
+		scenario(t, seed, 3, func(c *cluster) {
+			w := c.work(4)
+			for range 10 {
+				c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))
+				n := c.shuffled()[0]
+				c.forget(n)
+				c.pass(time.Duration(c.rand.Int64N(int64(300 * time.Millisecond))))
+				n.crash()
+				c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))
+				n.start()
+			}
+			w.stop()
+		})
+	})
+}
+
+// Leases belong to the cluster, their time to the leader: a new one gives each
+// its whole time again, and none expires early, whoever leads.
+func TestScenarioLeases(t *testing.T) {
+	seeds(t, 3, func(t *testing.T, seed uint64) {
+		scenario(t, seed, 3, func(c *cluster) {
+			w := c.work(2)
+			leader := c.leader()
+			through := c.others(leader)[0].running().Client()
+			kept, err := through.Grant(c.within(5*time.Second), 10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			left, err := through.Grant(c.within(5*time.Second), 10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for key, lease := range map[string]clientv3.LeaseID{"kept": kept.ID, "left": left.ID} {
+				if _, err := through.Put(c.within(5*time.Second), key, key+" value", clientv3.WithLease(lease)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			there := func(key string) bool {
+				resp, err := c.leader().running().Client().KV.Get(c.within(5*time.Second), key)
+				if err != nil {
+					t.Errorf("seed %d: %v", seed, err)
+					return true
+				}
+				return len(resp.Kvs) > 0
+			}
+			renew := func() {
+				resp, err := c.leader().running().Client().KeepAliveOnce(c.within(5*time.Second), kept.ID)
+				if err != nil || resp.TTL != 10 {
+					t.Errorf("seed %d: keep alive: %v, %v", seed, resp, err)
+				}
+			}
+			c.pass(8 * time.Second)
+			renew()
+			crashed := time.Now()
+			leader.crash()
+			next := c.leader()
+			elected := time.Now()
+			c.pass(8 * time.Second)
+			if !there("left") {
+				t.Errorf("seed %d: a lease expired %v after the leader had changed", seed, time.Since(crashed))
+			}
+			renew()
+			ttl, err := c.others(leader, next)[0].running().Client().TimeToLive(c.within(5*time.Second), left.ID, clientv3.WithAttachedKeys())
+			if err != nil || ttl.GrantedTTL != 10 || ttl.TTL < 1 || ttl.TTL > 2 || len(ttl.Keys) != 1 {
+				t.Errorf("seed %d: %+v, %v after %v", seed, ttl, err, time.Since(elected))
+			}
+			c.pass(3 * time.Second)
+			if there("left") || !there("kept") {
+				t.Errorf("seed %d: left: %v, kept: %v", seed, there("left"), there("kept"))
+			}
+			leader.start()
+			if _, err := through.Revoke(c.within(5*time.Second), kept.ID); err != nil {
+				t.Errorf("seed %d: %v", seed, err)
+			}
+			if there("kept") {
+				t.Errorf("seed %d: the lease is revoked, its key there", seed)
+			}
+			w.stop()
+		})
+	})
+}
+
+// Two of three servers are lost for good. What would be lost with them is shown,
+// then the third goes on alone, and others join it.
+func TestScenarioRecovery(t *testing.T) {
+	seeds(t, 3, func(t *testing.T, seed uint64) {
+		scenario(t, seed, 3, func(c *cluster) {
+			w := c.work(3)
+			c.pass(3 * time.Second)
+			w.stop()
+			survivor := c.shuffled()[0]
+			lost := c.others(survivor)
+			c.eventually("everybody has everything", 5*time.Second, func() bool {
+				return survivor.running().Status().Revision == lost[0].running().Status().Revision &&
+					survivor.running().Status().Revision == lost[1].running().Status().Revision
+			})
+			revision := survivor.running().Status().Revision
+			was := survivor.running().id
+			for _, n := range lost {
+				n.crash()
+			}
+			c.refuses(survivor)
+			survivor.crash()
+
+			o := survivor.options()
+			o.Network = nil
+			plan, err := PlanRecovery(o)
+			if err != nil || plan.Revision < revision || len(plan.Members) != 3 || plan.Node != survivor.name || plan.LastIndex == 0 {
+				t.Fatalf("seed %d: %+v, %v, instead of revision %d at least", seed, plan, err, revision)
+			}
+			if again, err := PlanRecovery(o); err != nil || fmt.Sprint(again) != fmt.Sprint(plan) {
+				t.Errorf("seed %d: the plan changed something: %+v, %v", seed, again, err)
+			}
+			if err := Recover(o); err != nil {
+				t.Fatal(err)
+			}
+			c.net.Reset(survivor.name)
+			survivor.start()
+			c.ready(survivor)
+			if now := survivor.running(); now.id == was || now.Status().Revision != plan.Revision || len(now.Members()) != 1 {
+				t.Errorf("seed %d: %v at revision %d, members %v", seed, now.id, now.Status().Revision, now.Members())
+			}
+			c.serves(survivor)
+			// One that was thought lost starts with its old directory: it has no say.
+			lost[0].start()
+			c.pass(5 * time.Second)
+			c.refuses(lost[0])
+			c.serves(survivor)
+			lost[0].stop()
+			for _, n := range lost {
+				n.wipe()
+				n.start(survivor.name)
+				c.ready(n)
+				c.serves(n)
+			}
+			c.rest(30*time.Second, 3, "a", "b", "c")
+		})
+	})
+}
+
+// Recovery is for a stopped server, and for one that is there.
+func TestScenarioRecoveryRefused(t *testing.T) {
+	scenario(t, 1, 1, func(c *cluster) {
+		o := c.nodes[0].options()
+		o.Network = nil
+		inUse := (*InUseError)(nil)
+		if err := Recover(o); !errors.As(err, &inUse) {
+			t.Errorf("a running server was recovered: %v", err)
+		}
+		o.Dir = o.Dir + "x"
+		if err := Recover(o); err == nil {
+			t.Error("nothing was recovered")
+		}
+		if _, err := os.Stat(o.Dir); err == nil {
+			t.Error("a directory was made")
+		}
+		c.serves(c.nodes[0])
+	})
+}
