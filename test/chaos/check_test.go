@@ -123,7 +123,7 @@ func TestSequenceChecks(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			err := errors.Join(checkSequences([]Sequence{{"one", test.one}, {"two", test.other}})...)
+			err := errors.Join(checkSequences([]Sequence{{Watcher: "one", Events: test.one}, {Watcher: "two", Events: test.other}})...)
 			if (err == nil) != (test.want == "") || (err != nil && !strings.Contains(err.Error(), test.want)) {
 				t.Errorf("%v, want %q", err, test.want)
 			}

@@ -3,6 +3,7 @@
 package chaos
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 )
@@ -28,6 +29,16 @@ func sameEvent(a, b Event) bool { return a.KV == b.KV && a.Delete == b.Delete }
 type Sequence struct {
 	Watcher string  `json:"watcher"`
 	Events  []Event `json:"events"`
+	Visits  []visit `json:"visits,omitempty"` // for whoever looks for the cause
+}
+
+// from returns what a watcher saw from a revision on.
+func (s Sequence) from(rev int64) Sequence {
+	i, _ := slices.BinarySearchFunc(s.Events, rev, func(e Event, rev int64) int { return cmp.Compare(e.Mod, rev) })
+	for i > 0 && s.Events[i-1].Mod >= rev {
+		i--
+	}
+	return Sequence{Watcher: s.Watcher, Events: s.Events[i:]}
 }
 
 // checkSequences checks that every watcher saw the same events in the order of revisions, none twice and none left

@@ -106,10 +106,13 @@ func (n *nemesis) note(name string) {
 	n.say("fault: %s", name)
 }
 
-// pick takes one by weight, of those that CORACLE_CHAOS_SKIP (names with commas between) leaves.
+// pick takes one by weight, of those that CORACLE_CHAOS_ONLY and CORACLE_CHAOS_SKIP (names with commas between) leave.
 func pick(r *rand.Rand, faults []fault) fault {
-	skip := strings.Split(os.Getenv("CORACLE_CHAOS_SKIP"), ",")
-	if left := slices.DeleteFunc(slices.Clone(faults), func(f fault) bool { return slices.Contains(skip, f.name) }); len(left) > 0 {
+	skip, only := strings.Split(os.Getenv("CORACLE_CHAOS_SKIP"), ","), strings.Split(os.Getenv("CORACLE_CHAOS_ONLY"), ",")
+	left := slices.DeleteFunc(slices.Clone(faults), func(f fault) bool {
+		return slices.Contains(skip, f.name) || only[0] != "" && !slices.Contains(only, f.name)
+	})
+	if len(left) > 0 {
 		faults = left
 	}
 	total := 0

@@ -39,6 +39,8 @@ type round struct {
 	lease    *leasing
 	watchers []*watcher
 	prefix   string
+	audits   []Sequence // what the servers' histories have at the end
+	audited  int64      // from this revision on
 
 	mu    sync.Mutex
 	stops map[*server]context.CancelFunc // of a server's clients
@@ -70,6 +72,7 @@ func (r *round) run(ctx context.Context) error {
 		return err
 	}
 	r.watch(watching, from+1)
+	r.audited = from + 1
 	working, stopWorking := context.WithTimeout(ctx, r.long)
 	defer stopWorking()
 	for _, s := range r.c.all() {
@@ -125,6 +128,7 @@ func (r *round) compact(ctx context.Context) error {
 		}
 		seen = min(seen, at)
 	}
+	r.audited = seen + 1
 	return with(r.c.all()[0], func(etc *clientv3.Client) error {
 		return eventually(ctx, "compact", func(ctx context.Context) error {
 			_, err := etc.Compact(ctx, seen)
@@ -229,6 +233,13 @@ func (r *round) finish(ctx context.Context) error {
 			return err
 		}
 	}
+	for _, s := range r.c.all() {
+		seq, err := audit(ctx, r.h, s, r.prefix, r.audited, last)
+		if err != nil {
+			return err
+		}
+		r.audits = append(r.audits, seq)
+	}
 	return r.compare(ctx)
 }
 
@@ -267,6 +278,12 @@ func (r *round) judge(err error) []error {
 		seqs = append(seqs, w.sequence())
 	}
 	errs := checkSequences(seqs)
+	rest := seqs[0].from(r.audited)
+	for _, a := range r.audits {
+		if err := compareSequences(rest, a); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	seen := newTimeline(seqs[0].Events)
 	errs = append(errs, checkAgainstEvents(ops, seen)...)
 	errs = append(errs, checkRealTime(ops)...)
@@ -333,7 +350,7 @@ func (r *round) keep() {
 	}
 	file := filepath.Join(r.c.dir, fmt.Sprintf("history-%d.json", r.seed))
 	b, err := json.Marshal(map[string]any{
-		"seed": r.seed, "operations": r.h.all(), "watches": seqs, "fenced": r.fence.writes, "reigns": r.fence.reigns,
+		"seed": r.seed, "operations": r.h.all(), "watches": append(seqs, r.audits...), "fenced": r.fence.writes, "reigns": r.fence.reigns,
 		"leases": r.lease.tenancies,
 	})
 	if err == nil {

@@ -24,13 +24,23 @@ type watcher struct {
 	mu     sync.Mutex
 	next   int64 // revision to resume from
 	events []Event
+	visits []visit
 	err    error
+}
+
+// visit is one watch at one server.
+type visit struct {
+	Server string `json:"server"`
+	Boot   int64  `json:"boot"`
+	From   int64  `json:"from"`
+	At     int64  `json:"at"`
+	End    string `json:"end"`
 }
 
 func (w *watcher) sequence() Sequence {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return Sequence{Watcher: w.name, Events: slices.Clone(w.events)}
+	return Sequence{Watcher: w.name, Events: slices.Clone(w.events), Visits: slices.Clone(w.visits)}
 }
 
 // position returns the last revision seen, and what made the watcher give up.
@@ -71,6 +81,12 @@ func (w *watcher) watch(ctx context.Context, s *server) {
 	}
 	defer etc.Close()
 	from, _ := w.position()
+	v := visit{Server: s.name, Boot: s.boots.Load(), From: from + 1, At: w.h.now(), End: "left"}
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.visits = append(w.visits, v)
+	}()
 	opts := []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithRev(from + 1)}
 	if w.prev {
 		opts = append(opts, clientv3.WithPrevKV())
@@ -90,6 +106,7 @@ func (w *watcher) watch(ctx context.Context, s *server) {
 			return
 		}
 		if resp.Err() != nil {
+			v.End = resp.Err().Error()
 			return
 		}
 		w.take(resp)
@@ -117,4 +134,23 @@ func (w *watcher) fail(err error) {
 	if w.err == nil {
 		w.err = err
 	}
+}
+
+// audit returns what a server's history still has under a prefix, from a revision up to another.
+func audit(ctx context.Context, h *history, s *server, prefix string, from, to int64) (Sequence, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w := &watcher{name: "of " + s.name + "'s history", prefix: prefix, h: h, next: from}
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel()
+	watching.Go(func() { w.watch(ctx, s) })
+	err := eventually(ctx, "the history of "+s.name, func(context.Context) error {
+		at, err := w.position()
+		if err == nil && at < to {
+			err = fmt.Errorf("it is at revision %d of %d", at, to)
+		}
+		return err
+	})
+	return w.sequence(), err
 }
