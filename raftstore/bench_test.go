@@ -21,31 +21,35 @@ import (
 func BenchmarkPut(b *testing.B) {
 	for _, clients := range []int{1, 16, 128} {
 		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) {
-			s := openStore(b, Options{Dir: b.TempDir()})
-			ctx, value := context.Background(), bytes.Repeat([]byte("v"), 1<<10)
-			var next atomic.Int64
-			latencies := make([][]time.Duration, clients)
-			var all sync.WaitGroup
-			b.ResetTimer()
-			for w := range clients {
-				all.Go(func() {
-					c := s.Client()
-					for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
-						start := time.Now()
-						resp, err := c.Kubernetes.OptimisticPut(ctx, fmt.Sprintf("/bench/%012d", i), value, 0, kubernetes.PutOptions{})
-						if err != nil || !resp.Succeeded {
-							b.Errorf("%v, %v", resp, err)
-							return
-						}
-						latencies[w] = append(latencies[w], time.Since(start))
-					}
-				})
-			}
-			all.Wait()
-			b.StopTimer()
-			reportLatencies(b, slices.Concat(latencies...))
+			putAll(b, openStore(b, Options{Dir: b.TempDir()}), clients)
 		})
 	}
+}
+
+// putAll makes b.N puts of 1 KB with so many clients of a server at a time.
+func putAll(b *testing.B, s *Store, clients int) {
+	ctx, value := context.Background(), bytes.Repeat([]byte("v"), 1<<10)
+	var next atomic.Int64
+	latencies := make([][]time.Duration, clients)
+	var all sync.WaitGroup
+	b.ResetTimer()
+	for w := range clients {
+		all.Go(func() {
+			c := s.Client()
+			for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
+				start := time.Now()
+				resp, err := c.Kubernetes.OptimisticPut(ctx, fmt.Sprintf("/bench/%012d", i), value, 0, kubernetes.PutOptions{})
+				if err != nil || !resp.Succeeded {
+					b.Errorf("%v, %v", resp, err)
+					return
+				}
+				latencies[w] = append(latencies[w], time.Since(start))
+			}
+		})
+	}
+	all.Wait()
+	b.StopTimer()
+	reportLatencies(b, slices.Concat(latencies...))
 }
 
 func reportLatencies(b *testing.B, all []time.Duration) {

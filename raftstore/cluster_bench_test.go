@@ -3,14 +3,11 @@
 package raftstore
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"go.etcd.io/etcd/client/v3/kubernetes"
 )
@@ -26,28 +23,7 @@ func BenchmarkPutThree(b *testing.B) {
 				if at == "follower" {
 					s = stores[1]
 				}
-				ctx, value := context.Background(), bytes.Repeat([]byte("v"), 1<<10)
-				var next atomic.Int64
-				latencies := make([][]time.Duration, clients)
-				var all sync.WaitGroup
-				b.ResetTimer()
-				for w := range clients {
-					all.Go(func() {
-						c := s.Client()
-						for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
-							start := time.Now()
-							resp, err := c.Kubernetes.OptimisticPut(ctx, fmt.Sprintf("/bench/%012d", i), value, 0, kubernetes.PutOptions{})
-							if err != nil || !resp.Succeeded {
-								b.Errorf("%v, %v", resp, err)
-								return
-							}
-							latencies[w] = append(latencies[w], time.Since(start))
-						}
-					})
-				}
-				all.Wait()
-				b.StopTimer()
-				reportLatencies(b, slices.Concat(latencies...))
+				putAll(b, s, clients)
 			})
 		}
 	}

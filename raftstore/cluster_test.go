@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -35,15 +34,6 @@ func tcpNetwork(t testing.TB) *Network {
 		Dial: func(ctx context.Context, address string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "tcp", address)
 		},
-	}
-}
-
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("never: %s", what)
-		}
 	}
 }
 
@@ -74,7 +64,7 @@ func openCluster(t testing.TB, n int) []*Store {
 		stores = append(stores, s)
 	}
 	want := n - (n+1)%2
-	eventually(t, "the servers have votes", func() bool {
+	until(testContext(t), t, "the right number of votes", func() bool {
 		voters := 0
 		for _, m := range stores[0].Members() {
 			if m.Voter {
