@@ -40,13 +40,7 @@ func (s *Store) openRaft() error {
 		}
 		transport, logs = s.peers, s.dir.CachedLog(cachedBytes)
 	}
-	exists, err := raft.HasExistingState(logs, s.dir.Vars, s.dir.Snapshots)
-	s.fresh = !exists
-	if err == nil && !exists && len(s.opts.Join) == 0 && len(s.formerPeers) == 0 {
-		err = raft.BootstrapCluster(conf, logs, s.dir.Vars, s.dir.Snapshots, transport, raft.Configuration{
-			Servers: []raft.Server{{ID: conf.LocalID, Address: s.address}},
-		})
-	}
+	err := s.bootstrap(conf, logs, transport)
 	if err != nil {
 		return fmt.Errorf("raftstore: read the log: %w", err)
 	}

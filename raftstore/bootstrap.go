@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"errors"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+)
+
+// bootstrap makes a cluster of this server if its directory is new and it
+// knows of none to join.
+func (s *Store) bootstrap(conf *raft.Config, logs raft.LogStore, transport raft.Transport) error {
+	exists, err := raft.HasExistingState(logs, s.dir.Vars, s.dir.Snapshots)
+	knowsOthers := len(s.opts.Join) > 0 || len(s.formerPeers) > 0
+	if err == nil && exists && !knowsOthers {
+		exists, err = s.finishedBootstrap(logs)
+	}
+	s.fresh = !exists
+	if err != nil || exists || knowsOthers {
+		return err
+	}
+	return raft.BootstrapCluster(conf, logs, s.dir.Vars, s.dir.Snapshots, transport, raft.Configuration{
+		Servers: []raft.Server{{ID: conf.LocalID, Address: s.address}},
+	})
+}
+
+// finishedBootstrap says whether the directory holds more than raft's first
+// term. raft.BootstrapCluster saves that before the first entry. If the power
+// goes between the two, raft takes the directory for one that was in use and
+// waits for a leader, of which there is none. So the term is taken back: no
+// other server ever has this one, and this server has not voted.
+func (s *Store) finishedBootstrap(logs raft.LogStore) (bool, error) {
+	term, err := s.dir.Vars.GetUint64([]byte("CurrentTerm"))
+	if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {
+		return false, err
+	}
+	last, err := logs.LastIndex()
+	if err != nil {
+		return false, err
+	}
+	snapshots, err := s.dir.Snapshots.List()
+	if err != nil {
+		return false, err
+	}
+	_, voted := s.dir.Vars.Get([]byte("LastVoteTerm"))
+	if term != 1 || last > 0 || len(snapshots) > 0 || !errors.Is(voted, raftboltdb.ErrKeyNotFound) {
+		return true, nil
+	}
+	s.log.Warn("the first start of this store was interrupted; starting it anew", "dir", s.opts.Dir)
+	return false, s.dir.Vars.SetUint64([]byte("CurrentTerm"), 0)
+}
