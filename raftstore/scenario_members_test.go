@@ -79,9 +79,7 @@ func TestScenarioJoinDuringPartition(t *testing.T) {
 			}
 			c.net.HealAll()
 			c.rest(20*time.Second, 5, "a", "b", "c", "d", "e")
-			for _, n := range c.nodes {
-				c.serves(n)
-			}
+			c.serves(c.nodes...)
 			w.stop()
 		})
 	})
@@ -157,9 +155,7 @@ func TestScenarioReplacedDisk(t *testing.T) {
 					t.Errorf("seed %d: the lost one is still a member", seed)
 				}
 			}
-			for _, n := range c.nodes {
-				c.serves(n)
-			}
+			c.serves(c.nodes...)
 			w.stop()
 		})
 	})

@@ -21,15 +21,17 @@ func (c *cluster) within(d time.Duration) context.Context {
 	return ctx
 }
 
-// serves checks that a server answers reads and writes.
-func (c *cluster) serves(n *node) {
+// serves checks that servers answer reads and writes.
+func (c *cluster) serves(nodes ...*node) {
 	c.Helper()
-	kv := n.running().Client().KV
-	if o := c.put(c.within(10*time.Second), n.name, kv, "serves", fmt.Sprintf("serves %s %v", n.name, time.Now())); o.err != nil {
-		c.Errorf("seed %d: %v\n%s", c.seed, o, c.state())
-	}
-	if o := c.get(c.within(10*time.Second), n.name, kv, "serves"); o.err != nil {
-		c.Errorf("seed %d: %v\n%s", c.seed, o, c.state())
+	for _, n := range nodes {
+		kv := n.running().Client().KV
+		if o := c.put(c.within(10*time.Second), n.name, kv, "serves", fmt.Sprintf("serves %s %v", n.name, time.Now())); o.err != nil {
+			c.Errorf("seed %d: %v\n%s", c.seed, o, c.state())
+		}
+		if o := c.get(c.within(10*time.Second), n.name, kv, "serves"); o.err != nil {
+			c.Errorf("seed %d: %v\n%s", c.seed, o, c.state())
+		}
 	}
 }
 
@@ -86,9 +88,7 @@ func TestScenarioLeaderInMinority(t *testing.T) {
 					}
 					c.net.HealAll()
 					c.pass(time.Second)
-					for _, m := range c.nodes {
-						c.serves(m)
-					}
+					c.serves(c.nodes...)
 					w.stop()
 				})
 			})
@@ -123,9 +123,7 @@ func TestScenarioPreVote(t *testing.T) {
 					}
 					c.net.HealAll()
 					c.pass(3 * time.Second)
-					for _, o := range c.nodes {
-						c.serves(o)
-					}
+					c.serves(c.nodes...)
 					if leader.term() != term || !leader.leads() {
 						t.Errorf("seed %d: term %d became %d\n%s", seed, term, leader.term(), c.state())
 					}
@@ -156,15 +154,11 @@ func TestScenarioOneWay(t *testing.T) {
 					}
 					c.eventually("it stops leading", 5*time.Second, func() bool { return !leader.leads() })
 					c.leader(others...)
-					for _, o := range others {
-						c.serves(o)
-					}
+					c.serves(others...)
 					c.refuses(leader)
 					c.net.HealAll()
 					c.pass(2 * time.Second)
-					for _, o := range c.nodes {
-						c.serves(o)
-					}
+					c.serves(c.nodes...)
 					w.stop()
 				})
 			})
@@ -193,9 +187,7 @@ func TestScenarioBridge(t *testing.T) {
 			}
 			c.net.HealAll()
 			c.pass(2 * time.Second)
-			for _, o := range c.nodes {
-				c.serves(o)
-			}
+			c.serves(c.nodes...)
 			w.stop()
 		})
 	})
@@ -230,9 +222,7 @@ func TestScenarioFlapping(t *testing.T) {
 			}
 			c.net.HealAll()
 			c.pass(3 * time.Second)
-			for _, n := range c.nodes {
-				c.serves(n)
-			}
+			c.serves(c.nodes...)
 			w.stop()
 			if c.acked() < 100 {
 				t.Errorf("seed %d: only %d writes were acknowledged", seed, c.acked())
