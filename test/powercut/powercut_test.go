@@ -3,6 +3,8 @@
 package powercut
 
 import (
+	"fmt"
+	"os"
 	"testing"
 	"time"
 )
@@ -14,6 +16,7 @@ type cut struct {
 	moment   string
 	count    int // at most
 	requests int // at most
+	exactly  int // so many requests, if it is not 0
 	newDisk  bool
 	lies     bool // the disk says it flushed and did not
 }
@@ -65,6 +68,34 @@ func TestPowerCuts(t *testing.T) {
 	}
 	if err := r.check(); err != nil {
 		t.Fatal(err)
+	}
+	r.summary()
+}
+
+// TestFirstStart cuts the power at each of the first start's requests, in turn,
+// and the store has to start nevertheless.
+func TestFirstStart(t *testing.T) {
+	if os.Getenv("CORACLE_POWERCUTS") == "" {
+		t.Skip("takes minutes: make powercut runs this")
+	}
+	r := newRig(t, 1)
+	s := r.servers[0]
+	for n, ready := 1, false; !ready; n++ {
+		r.newDisks()
+		r.start(s, cut{name: fmt.Sprintf("request %d of the first start", n), moment: "opening", exactly: n}, false)
+		if !r.awaitReady(patience, s) {
+			t.Fatal(r.explain(s, errNotReady))
+		}
+		select {
+		case <-s.ready:
+			ready = true
+		default:
+		}
+		s.disk.CutAfter(0)
+		r.settle(s, []Loss{{Kept: 0}, {Kept: 1}}[n%2])
+		if err := r.check(); err != nil {
+			t.Fatalf("after a cut at %s: %v", s.cut.name, err)
+		}
 	}
 	r.summary()
 }

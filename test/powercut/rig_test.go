@@ -109,13 +109,13 @@ func environment(t *testing.T, name string, otherwise uint64) uint64 {
 	return n
 }
 
-// workDir is in memory if there is room: a guest's memory is a file, and so is
-// its disk. It stays if the test fails.
+// workDir is in memory if there is room: a guest's memory is a file, which it
+// must be allowed to execute, and so is its disk. It stays if the test fails.
 func workDir(t *testing.T) string {
 	t.Helper()
 	parent := ""
 	var st unix.Statfs_t
-	if err := unix.Statfs("/dev/shm", &st); err == nil && int64(st.Bavail)*st.Bsize > 4<<30 {
+	if err := unix.Statfs("/dev/shm", &st); err == nil && int64(st.Bavail)*st.Bsize > 4<<30 && st.Flags&unix.ST_NOEXEC == 0 {
 		parent = "/dev/shm"
 	}
 	dir, err := os.MkdirTemp(parent, "powercut")
@@ -150,7 +150,8 @@ func (r *rig) newDisks() {
 		if err := errors.Join(os.WriteFile(s.image, nil, 0o600), os.Truncate(s.image, diskSize)); err != nil {
 			r.t.Fatal(err)
 		}
-		r.run("mkfs.ext4", "-q", "-F", "-b", strconv.Itoa(blockSize), "-J", "size=8", "-E", "lazy_itable_init=0,lazy_journal_init=0", s.image)
+		r.run("mkfs.ext4", "-q", "-F", "-b", strconv.Itoa(blockSize), "-J", "size=8",
+			"-E", "lazy_itable_init=0,lazy_journal_init=0", s.image)
 	}
 	if r.ledger != nil {
 		r.total += r.ledger.Total
@@ -169,7 +170,7 @@ func (r *rig) start(s *server, c cut, idle bool) {
 	disk.lies = c.lies
 	s.cut, s.disk, s.number, s.began = c, disk, r.boots, time.Now()
 	s.ready, s.acks, s.done, s.err = make(chan struct{}), make(chan struct{}, 1), make(chan struct{}), nil
-	count, requests := 1+r.random.IntN(max(1, c.count)), r.random.IntN(c.requests+1)
+	count, requests := 1+r.random.IntN(max(1, c.count)), r.random.IntN(c.requests+1)+c.exactly
 	s.lines = &listener{ledger: r.ledger, boot: r.boots, moment: func(name string) {
 		switch name {
 		case "checked", "idle":
@@ -189,7 +190,7 @@ func (r *rig) start(s *server, c cut, idle bool) {
 	// data=writeback lets ext4 promise less about data that was not synced.
 	o := BootOptions{Number: r.boots, Journal: []string{"data=ordered", "data=writeback"}[r.random.IntN(2)], Idle: idle}
 	if s.boot, err = s.machine.Start(r.t.Context(), o, disk); err != nil {
-		r.t.Fatal(err)
+		r.t.Fatal(r.explain(s, err))
 	}
 	go r.follow(s)
 }
@@ -232,8 +233,8 @@ func (r *rig) settle(s *server, loss Loss) {
 		r.t.Fatal(r.explain(s, err))
 	}
 	r.cuts++
-	r.t.Logf("server %d, boot %d, cut at %s: %d writes acknowledged, %d in doubt, %d requests in the disk's cache, %v; %.1f s", s.machine.Server,
-		s.number, s.cut.name, s.lines.acked, len(s.lines.unknown), cached, loss, time.Since(s.began).Seconds())
+	r.t.Logf("server %d, boot %d, cut at %s: %d writes acknowledged, %d in doubt, %d requests in the disk's cache, %v; %.1f s",
+		s.machine.Server, s.number, s.cut.name, s.lines.acked, len(s.lines.unknown), cached, loss, time.Since(s.began).Seconds())
 	for _, line := range s.lines.unknown {
 		r.t.Logf("  in doubt: %s", line)
 	}
@@ -300,10 +301,12 @@ func (r *rig) check() error {
 	for _, s := range r.servers {
 		r.start(s, cut{name: "the end"}, false)
 	}
-	if !r.awaitReady(patience, r.servers...) {
-		return fmt.Errorf("not every server was ready within %v", patience)
-	}
 	var errs []error
+	if !r.awaitReady(patience, r.servers...) {
+		for _, s := range r.servers {
+			errs = append(errs, r.explain(s, errNotReady))
+		}
+	}
 	for _, s := range r.servers {
 		s.disk.CutAfter(0)
 		<-s.done

@@ -62,7 +62,7 @@ func moment(name string, mask uint32) string {
 		return "segment"
 	case strings.HasSuffix(name, ".segment") && gone:
 		return "trimmed"
-	case strings.HasSuffix(name, ".snapshot.tmp") && created:
+	case strings.HasSuffix(name, ".tmp") && strings.HasPrefix(name, "0") && created:
 		return "snapshot"
 	case strings.HasSuffix(name, ".snapshot") && mask&unix.IN_MOVED_TO != 0:
 		return "snapshotted"
