@@ -48,6 +48,7 @@ func (s *Store) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeRespons
 			return nil, err
 		}
 	}
+	s.opts.Counters.Ranges.Add(1)
 	resp, err := view.Range(r)
 	if err != nil {
 		return nil, err

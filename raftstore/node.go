@@ -44,7 +44,8 @@ func (s *Store) openRaft() error {
 	if err != nil {
 		return fmt.Errorf("raftstore: read the log: %w", err)
 	}
-	s.raft, err = raft.NewRaft(conf, s.fsm, logs, s.dir.Vars, s.dir.Snapshots, transport)
+	snapshots := countedSnapshots{s.dir.Snapshots, s.opts.Counters}
+	s.raft, err = raft.NewRaft(conf, s.fsm, logs, s.dir.Vars, snapshots, transport)
 	if err != nil {
 		if s.peers != nil {
 			err = errors.Join(err, s.peers.Close())

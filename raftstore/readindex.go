@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc/codes"
@@ -96,10 +97,12 @@ func (r *reads) run() {
 }
 
 // findReadIndex gets a read index from whoever leads.
-func (s *Store) findReadIndex() (uint64, error) {
+func (s *Store) findReadIndex() (index uint64, err error) {
 	ctx, cancel := context.WithTimeout(s.ctx, s.opts.RequestTimeout)
 	defer cancel()
 	s.readRounds.Add(1)
+	began := time.Now()
+	defer func() { s.opts.Counters.ReadIndexDone(time.Since(began), err) }()
 	for {
 		lead, moved, err := s.awaitLeader(ctx)
 		if err != nil {

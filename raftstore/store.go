@@ -118,7 +118,7 @@ func newStore(o Options) *Store {
 	}
 	s.hub = newHub(func() *mvcc.View { return s.fsm.view() })
 	s.lessor = newLessor(o.Clock, s.expire)
-	s.fsm = newFSM(s.published, s.lessor.observe)
+	s.fsm = newFSM(s.published, s.applied)
 	s.progress = &progress{
 		clock: o.Clock, interval: o.ProgressInterval, watchers: make(map[*watcher]struct{}),
 		revision: func() int64 { return s.fsm.view().Revision() },
@@ -153,7 +153,7 @@ func (s *Store) spawn(task func()) bool {
 func (s *Store) openDir(ctx context.Context) error {
 	o := disk.Options{
 		Path: s.opts.Dir, Identity: disk.Identity{Cluster: s.opts.ClusterID, Node: s.opts.NodeID},
-		Logger: s.log, Clock: s.opts.Clock, Grown: s.snapshotter.grown, Faults: s.opts.Faults,
+		Logger: s.log, Clock: s.opts.Clock, Grown: s.snapshotter.grown, Flushed: s.opts.Counters.Flushed, Faults: s.opts.Faults,
 	}
 	dir, err := disk.Open(o)
 	if damage := (*DamageError)(nil); errors.As(err, &damage) {

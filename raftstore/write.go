@@ -26,6 +26,8 @@ var errNotLeader = status.Error(codes.Unavailable, "raftstore: this server does 
 
 // write runs a checked command through the log, wherever the leader is.
 func (s *Store) write(ctx context.Context, req mvcc.Request) (any, error) {
+	s.opts.Counters.Pending.Add(1)
+	defer s.opts.Counters.Pending.Add(-1)
 	if s.ctx.Err() != nil {
 		return nil, ErrClosed
 	}
@@ -61,7 +63,7 @@ func (s *Store) writeAlone(ctx context.Context, c mvcc.Command) (any, error) {
 		return nil, err
 	}
 	res, err := s.proposer.propose(ctx, nil, c)
-	return outcome(ctx, res, err)
+	return s.outcome(ctx, res, err)
 }
 
 // writeInTerm runs a command only in this server's own leadership of a term.
@@ -78,14 +80,15 @@ func (s *Store) writeInTerm(ctx context.Context, c mvcc.Command, term uint64) (a
 	if errors.Is(err, errUntried) && ctx.Err() == nil {
 		return nil, mvcc.ErrFenced
 	}
-	return outcome(ctx, res, err)
+	return s.outcome(ctx, res, err)
 }
 
-func outcome(ctx context.Context, res mvcc.Result, err error) (any, error) {
+func (s *Store) outcome(ctx context.Context, res mvcc.Result, err error) (any, error) {
 	if errors.Is(err, errUntried) && ctx.Err() != nil {
 		err = contextError(ctx)
 	}
 	if err != nil {
+		s.opts.Counters.ProposalsFailed.Add(1)
 		return nil, proposeError(err)
 	}
 	return res.Response, res.Err
@@ -113,7 +116,7 @@ func (s *Store) writeOnce(ctx context.Context, c mvcc.Command) (any, error) {
 			}
 			return nil, rpctypes.ErrGRPCTimeoutDueToLeaderFail // an earlier attempt may have been done
 		}
-		return outcome(ctx, res, err)
+		return s.outcome(ctx, res, err)
 	}
 }
 
