@@ -150,7 +150,7 @@ func open(o Options) (*Dir, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	d.cancel = cancel
 	snapshots.strike = func() error { return o.Faults.strike(ctx, o.Clock) }
-	d.Vars = &Vars{path: vars, bolt: bolt, space: d.space, stall: d.stall, ctx: ctx}
+	d.Vars = &Vars{path: vars, bolt: bolt, space: d.space, stall: d.stall, ctx: ctx, values: variables.values}
 	d.Log = newLog(ctx, o, d, scanned)
 	if scanned.torn != nil {
 		o.Logger.Warn("dropped the end of the store's log, which a crash had left incomplete; it was never acknowledged",
@@ -246,7 +246,7 @@ func checkUnused(dir string) error {
 		return err
 	} else if there {
 		// A file that bbolt had not finished making holds nothing either.
-		if v, err := verifyVars(vars); err == nil && v.found > 0 {
+		if v, err := verifyVars(vars); err == nil && len(v.values) > 0 {
 			return used
 		}
 	}
@@ -279,5 +279,5 @@ func (d *Dir) Abort() { d.cancel() }
 // Close gives the directory back.
 func (d *Dir) Close() error {
 	d.cancel()
-	return errors.Join(d.Log.close(), d.Vars.bolt.Close(), d.lock.Close())
+	return errors.Join(d.Log.close(), d.Vars.close(), d.lock.Close())
 }

@@ -5,10 +5,8 @@ package disk
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -78,8 +76,12 @@ func filled(t *testing.T) string {
 }
 
 func writeSnapshot(s *Snapshots, index uint64, state string) error {
+	return writeSnapshotOf(s, index, 3, state)
+}
+
+func writeSnapshotOf(s *Snapshots, index, term uint64, state string) error {
 	servers := raft.Configuration{Servers: []raft.Server{{ID: "n", Address: "n"}}}
-	sink, err := s.Create(1, index, 3, servers, 1, nil)
+	sink, err := s.Create(1, index, term, servers, 1, nil)
 	if err != nil {
 		return err
 	}
@@ -87,41 +89,6 @@ func writeSnapshot(s *Snapshots, index uint64, state string) error {
 		return err
 	}
 	return sink.Close()
-}
-
-// content reads all that a directory holds, as text.
-func content(d *Dir) (string, error) {
-	var out strings.Builder
-	for i := uint64(firstEntry); i <= lastEntry; i++ {
-		var l raft.Log
-		if err := d.Log.GetLog(i, &l); err != nil {
-			return "", err
-		}
-		fmt.Fprintf(&out, "%d %d %d %x\n", l.Index, l.Term, l.Type, l.Data)
-	}
-	for _, name := range []string{"CurrentTerm", "LastVoteTerm", "LastVoteCand"} {
-		v, err := d.Vars.Get([]byte(name))
-		if err != nil {
-			return "", err
-		}
-		fmt.Fprintf(&out, "%s %x\n", name, v)
-	}
-	list, err := d.Snapshots.List()
-	if err != nil {
-		return "", err
-	}
-	for _, meta := range list {
-		_, r, err := d.Snapshots.Open(meta.ID)
-		if err != nil {
-			return "", err
-		}
-		state, err := io.ReadAll(r)
-		if err = errors.Join(err, r.Close()); err != nil {
-			return "", err
-		}
-		fmt.Fprintln(&out, *meta, string(state))
-	}
-	return out.String(), nil
 }
 
 func TestReopen(t *testing.T) {
@@ -141,74 +108,6 @@ func TestReopen(t *testing.T) {
 	}
 }
 
-// dataFiles are those whose damage must be noticed.
-func dataFiles(t *testing.T, path string) []string {
-	t.Helper()
-	names := []string{identityFile, varsFile}
-	snapshots, err := filepath.Glob(filepath.Join(path, snapshotsDir, "*"))
-	if err != nil || len(snapshots) != 1 {
-		t.Fatalf("snapshots: %v, %v", snapshots, err)
-	}
-	names = append(names, filepath.Join(snapshotsDir, filepath.Base(snapshots[0])))
-	segments, err := filepath.Glob(filepath.Join(path, logDir, "*"))
-	if err != nil || len(segments) < 3 {
-		t.Fatalf("segments: %v, %v", segments, err)
-	}
-	for _, s := range []string{segments[0], segments[len(segments)/2], segments[len(segments)-1]} {
-		names = append(names, filepath.Join(logDir, filepath.Base(s)))
-	}
-	return names
-}
-
-// damage copies a directory, changes one file of the copy, and opens it. The
-// open must be refused with an error that names the file, leaving everything
-// as it was, or the content must be what was written. Panics fail the test by
-// themselves.
-func damage(t *testing.T, scratch, path, name, what string, want string, change func([]byte) []byte) {
-	t.Helper()
-	copied := filepath.Join(scratch, "copy")
-	if err := os.CopyFS(copied, os.DirFS(path)); err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(copied, name)
-	before, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	changed := change(bytes.Clone(before))
-	if err := os.WriteFile(file, changed, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	d, err := Open(options(copied))
-	if err == nil {
-		got, err := content(d)
-		if err != nil || got != want {
-			t.Errorf("%s, %s: opened, but the content is not what was written (%v)", name, what, err)
-		}
-		if err := errors.Join(d.Close(), os.RemoveAll(copied)); err != nil {
-			t.Error(err)
-		}
-		return
-	}
-	var damage *DamageError
-	var format *FormatError // a flipped digit may look like a newer version
-	var mismatch *MismatchError
-	switch {
-	case errors.As(err, &damage) && strings.HasPrefix(damage.Path, filepath.Dir(file)):
-		// A file that misses something may be told from its neighbour only.
-	case errors.As(err, &format), errors.As(err, &mismatch):
-	default:
-		t.Errorf("%s, %s: the error does not name the file: %v", name, what, err)
-	}
-	after, err := os.ReadFile(file)
-	if err != nil || !bytes.Equal(after, changed) {
-		t.Errorf("%s, %s: the refused open changed the file (%v)", name, what, err)
-	}
-	if err := os.RemoveAll(copied); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // memoryDir is a directory in memory where there is such a thing: a thousand
 // opens would otherwise wait for as many flushes.
 func memoryDir(t *testing.T) string {
@@ -218,76 +117,6 @@ func memoryDir(t *testing.T) string {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
-}
-
-func TestFlippedBits(t *testing.T) {
-	path := filled(t)
-	d := mustOpen(t, path)
-	want, err := content(d)
-	if err := errors.Join(err, d.Close()); err != nil {
-		t.Fatal(err)
-	}
-	scratch, seed := memoryDir(t), rand.Uint64()
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
-	for _, name := range dataFiles(t, path) {
-		info, err := os.Stat(filepath.Join(path, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		size := int(info.Size())
-		var offsets []int
-		for i := range min(size, 72) {
-			offsets = append(offsets, i, size-1-i) // both ends closely
-		}
-		for range 25 { // and anywhere, page headers most of all
-			at := random.IntN(size)
-			offsets = append(offsets, at, at&^4095+random.IntN(min(64, size-at&^4095)))
-		}
-		for _, at := range offsets {
-			bit := byte(1) << random.IntN(8)
-			damage(t, scratch, path, name, fmt.Sprintf("bit %#x of byte %d flipped", bit, at), want, func(b []byte) []byte {
-				b[at] ^= bit
-				return b
-			})
-		}
-	}
-}
-
-func TestTruncatedFiles(t *testing.T) {
-	scratch, path := memoryDir(t), filled(t)
-	d := mustOpen(t, path)
-	want, err := content(d)
-	if err := errors.Join(err, d.Close()); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range dataFiles(t, path) {
-		info, err := os.Stat(filepath.Join(path, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		size := int(info.Size())
-		for _, keep := range []int{0, 1, 80, 4096, 12000, size / 2, size - 1} {
-			if keep < 0 || keep >= size {
-				continue
-			}
-			damage(t, scratch, path, name, fmt.Sprintf("cut to %d of %d bytes", keep, size), want, func(b []byte) []byte { return b[:keep] })
-		}
-	}
-}
-
-func TestMissingFiles(t *testing.T) {
-	for i := range dataFiles(t, filled(t)) {
-		path := filled(t)
-		name := dataFiles(t, path)[i]
-		if err := os.Remove(filepath.Join(path, name)); err != nil {
-			t.Fatal(err)
-		}
-		var damage *DamageError
-		if _, err := Open(options(path)); !errors.As(err, &damage) || !strings.HasPrefix(damage.Path, path) {
-			t.Errorf("without %s: %v", name, err)
-		}
-	}
 }
 
 // TestInterruptedCreation loses each file that a first start had not yet made.

@@ -158,7 +158,7 @@ func (l *scannedLog) checkStart(s snapshotEnd, v savedVars) error {
 			l.first, s.index)
 	case len(l.places) == 0 && l.joined > s.index:
 		return damaged(filepath.Join(filepath.Dir(l.dir), snapshotsDir), "a snapshot up to entry %d or later is missing", l.joined)
-	case term > 0 && v.found == 0:
+	case term > 0 && len(v.values) == 0:
 		return damaged(vars, "the server's term is missing")
 	case term > v.term:
 		return damaged(vars, "it says that the server's term is %d, and there is an entry of term %d: it is an older copy", v.term, term)

@@ -180,14 +180,14 @@ func (s *space) succeeded() {
 	}
 }
 
-// persist runs a write until it succeeds or ctx ends. The write must be one
-// that can be repeated as a whole.
+// persist runs a write until it succeeds or ctx ends, or finds damage, which
+// does not go away. The write must be one that can be repeated as a whole.
 func (s *space) persist(ctx context.Context, write func() error) error {
 	err := write()
 	if err == nil {
 		return nil
 	}
-	for {
+	for damage := (*DamageError)(nil); !errors.As(err, &damage); {
 		s.failed(err)
 		if err = write(); err == nil {
 			s.succeeded()
@@ -201,4 +201,5 @@ func (s *space) persist(ctx context.Context, write func() error) error {
 		case <-timer.C():
 		}
 	}
+	return err
 }

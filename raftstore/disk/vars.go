@@ -19,10 +19,13 @@ import (
 )
 
 // Vars are raft's own variables (its term and its vote), in a bbolt file. Each
-// value is followed by the CRC-32C, little endian, of its key and itself, which
-// is verified on every read.
+// value is followed by the CRC-32C, little endian, of its key and itself. All
+// are read and verified when the directory is opened, and from then on answered
+// from memory: damage that comes later is never served, and is found at the
+// next start.
 //
-// Writes do not return before they are on disk, or the Dir is closed.
+// Writes do not return before they are on disk, or the Dir is closed, or the
+// file turns out to be damaged.
 type Vars struct {
 	path  string
 	bolt  *raftboltdb.BoltStore
@@ -31,6 +34,10 @@ type Vars struct {
 	ctx   context.Context
 
 	writing sync.Mutex
+	broken  error // bbolt gave up half way, and still holds its locks; guarded by writing
+
+	mu     sync.RWMutex // guards values; never held over a write
+	values map[string][]byte
 }
 
 var _ raft.StableStore = (*Vars)(nil)
@@ -73,17 +80,30 @@ func (v *Vars) Set(key, value []byte) error {
 	v.writing.Lock()
 	defer v.writing.Unlock()
 	defer v.stall.begin(&v.stall.vars)()
-	err := v.space.persist(v.ctx, func() (err error) {
-		if err := v.space.faults.strike(v.ctx, v.space.clock); err != nil {
-			return err
-		}
-		defer guard(v.path, &err)()
-		return v.bolt.Set(key, sealed)
-	})
+	err := v.broken
+	if err == nil {
+		err = v.space.persist(v.ctx, func() error { return v.write(key, sealed) })
+	}
 	if err != nil {
 		return fmt.Errorf("write to %s: %w", v.path, err)
 	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.values[string(key)] = sealed[:len(value):len(value)]
 	return nil
+}
+
+func (v *Vars) write(key, sealed []byte) error {
+	if err := v.space.faults.strike(v.ctx, v.space.clock); err != nil {
+		return err
+	}
+	var paniced error
+	err := func() (err error) {
+		defer guard(v.path, &paniced)()
+		return v.bolt.Set(key, sealed)
+	}()
+	v.broken = paniced
+	return errors.Join(err, paniced)
 }
 
 func variableSum(key, value []byte) uint32 {
@@ -92,13 +112,24 @@ func variableSum(key, value []byte) uint32 {
 
 // Get reads a variable. Raft knows a missing one by the text of the error,
 // which is raftboltdb.ErrKeyNotFound.
-func (v *Vars) Get(key []byte) (value []byte, err error) {
-	defer guard(v.path, &err)()
-	sealed, err := v.bolt.Get(key)
-	if err != nil {
-		return nil, err
+func (v *Vars) Get(key []byte) ([]byte, error) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	value, ok := v.values[string(key)]
+	if !ok {
+		return nil, raftboltdb.ErrKeyNotFound
 	}
-	return openVariable(v.path, key, sealed)
+	return slices.Clone(value), nil
+}
+
+// close leaves a file alone whose locks are held for good.
+func (v *Vars) close() error {
+	v.writing.Lock()
+	defer v.writing.Unlock()
+	if v.broken != nil {
+		return v.broken
+	}
+	return v.bolt.Close()
 }
 
 // openVariable verifies a variable's checksum and returns its value.
@@ -129,8 +160,8 @@ func (v *Vars) GetUint64(key []byte) (uint64, error) {
 
 // savedVars is what the file holds.
 type savedVars struct {
-	found int // variables
-	term  uint64
+	values map[string][]byte
+	term   uint64
 }
 
 // verifyVars checks the file without changing it, which bbolt would do as soon
@@ -146,15 +177,16 @@ func verifyVars(path string) (saved savedVars, err error) {
 		return saved, fmt.Errorf("open %s: %w", path, err)
 	}
 	defer guard(path, &err)()
+	saved.values = make(map[string][]byte)
 	check := func(k, sealed []byte) error {
 		if !slices.Contains(variables, string(k)) {
 			return damaged(path, "it holds a variable %q, which nobody wrote", k)
 		}
-		saved.found++
 		value, err := openVariable(path, k, sealed)
 		if err == nil && string(k) == variables[0] && len(value) == 8 {
 			saved.term = binary.BigEndian.Uint64(value)
 		}
+		saved.values[string(k)] = slices.Clone(value)
 		return err
 	}
 	err = db.View(func(tx *bbolt.Tx) error { return tx.Bucket([]byte("conf")).ForEach(check) })
