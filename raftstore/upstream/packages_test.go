@@ -11,12 +11,12 @@ import (
 )
 
 // TestUpstreamPackages runs all tests of upstream's etcd3 and cacher packages
-// on our store. They live in internal test files, so it copies upstream's
-// module, replaces the one file that starts etcd for them, and runs go test
-// with a go.mod that points there.
+// on our store: on one server, and on a follower of three. They live in internal
+// test files, so it copies upstream's module, replaces the one file that starts
+// etcd for them, and runs go test with a go.mod that points there.
 func TestUpstreamPackages(t *testing.T) {
 	if os.Getenv("CORACLE_TEST_UPSTREAM") == "" {
-		t.Skip("set CORACLE_TEST_UPSTREAM=1 to compile and run upstream's own test packages, about three minutes")
+		t.Skip("set CORACLE_TEST_UPSTREAM=1 to compile and run upstream's own test packages, about six minutes")
 	}
 	work := t.TempDir()
 	root := filepath.Dir(command(t, "", "go", "env", "GOMOD"))
@@ -47,9 +47,13 @@ func TestUpstreamPackages(t *testing.T) {
 	}
 	modfile := filepath.Join(work, "go.mod")
 	command(t, root, "go", "mod", "edit", "-replace", "k8s.io/apiserver="+copied, modfile)
-	out := command(t, root, "go", "test", "-modfile", modfile,
-		"k8s.io/apiserver/pkg/storage/etcd3", "k8s.io/apiserver/pkg/storage/cacher")
-	t.Log(out)
+	for _, servers := range []string{"1", "3"} {
+		t.Run(servers, func(t *testing.T) {
+			t.Setenv("CORACLE_TEST_SERVERS", servers) // test_server.go.txt heeds it
+			t.Log(command(t, root, "go", "test", "-modfile", modfile, "-timeout", "30m",
+				"k8s.io/apiserver/pkg/storage/etcd3", "k8s.io/apiserver/pkg/storage/cacher"))
+		})
+	}
 }
 
 func command(t *testing.T, dir, name string, args ...string) string {

@@ -4,7 +4,6 @@ package upstream
 
 import (
 	"context"
-	"log/slog"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -81,29 +80,8 @@ func prefixTransformer() *storagetesting.PrefixTransformer {
 	return storagetesting.NewPrefixTransformer([]byte(valuePrefix), false)
 }
 
-// openStore opens a store in a new directory, for one test.
-func openStore(t testing.TB, progressInterval time.Duration) *raftstore.Store {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	s, err := raftstore.Open(ctx, raftstore.Options{
-		Dir: t.TempDir(), NodeID: "one", ProgressInterval: progressInterval, Logger: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := s.WaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
-func setup(t testing.TB, options ...option) (context.Context, *fixture) {
+// setupOn sets up a storage whose client is that of the store which open gives.
+func setupOn(t testing.TB, open func(testing.TB, time.Duration) *raftstore.Store, options ...option) (context.Context, *fixture) {
 	t.Helper()
 	o := fixtureOptions{
 		codec:       apitesting.TestCodec(codecs, examplev1.SchemeGroupVersion),
@@ -112,7 +90,7 @@ func setup(t testing.TB, options ...option) (context.Context, *fixture) {
 	for _, set := range options {
 		set(&o)
 	}
-	client := openStore(t, o.progressInterval).Client()
+	client := open(t, o.progressInterval).Client()
 	recorder := storagetesting.NewKubernetesRecorder(client.Kubernetes)
 	client.KV = storagetesting.NewKVRecorder(client.KV, recorder)
 	client.Kubernetes = recorder

@@ -27,7 +27,9 @@ func featureName(name string) featuregate.Feature { return featuregate.Feature(n
 
 // TestStorage is upstream's conformance suite for storage.Interface, each test
 // set up as upstream's etcd3 package does it.
-func TestStorage(t *testing.T) {
+func TestStorage(t *testing.T) { everywhere(t, testStorage) }
+
+func testStorage(t *testing.T, setup setupFunc) {
 	plain := map[string]func(context.Context, *testing.T, storage.Interface){
 		"CreateWithTTL":                          storagetesting.RunTestCreateWithTTL,
 		"CreateWithKeyExist":                     storagetesting.RunTestCreateWithKeyExist,
@@ -102,7 +104,9 @@ func TestStorage(t *testing.T) {
 }
 
 // TestStorageLists runs the list tests with lists read at once and streamed.
-func TestStorageLists(t *testing.T) {
+func TestStorageLists(t *testing.T) { everywhere(t, testStorageLists) }
+
+func testStorageLists(t *testing.T, setup setupFunc) {
 	for _, streamed := range []bool{false, true} {
 		t.Run(fmt.Sprintf("streamed=%v", streamed), func(t *testing.T) {
 			enable(t, "EtcdRangeStream", streamed)
@@ -136,7 +140,9 @@ func TestStorageLists(t *testing.T) {
 }
 
 // TestStorageCorruptObjects runs the tests about objects that cannot be read.
-func TestStorageCorruptObjects(t *testing.T) {
+func TestStorageCorruptObjects(t *testing.T) { everywhere(t, testStorageCorruptObjects) }
+
+func testStorageCorruptObjects(t *testing.T, setup setupFunc) {
 	const gate = "AllowUnsafeMalformedObjectDeletion"
 	t.Run("ErrorAggregation", func(t *testing.T) {
 		enable(t, gate, true)
@@ -180,7 +186,9 @@ func TestStorageCorruptObjects(t *testing.T) {
 }
 
 // TestStorageWatch is upstream's suite for watches.
-func TestStorageWatch(t *testing.T) {
+func TestStorageWatch(t *testing.T) { everywhere(t, testStorageWatch) }
+
+func testStorageWatch(t *testing.T, setup setupFunc) {
 	plain := map[string]func(context.Context, *testing.T, storage.Interface){
 		"Watch":                           storagetesting.RunTestWatch,
 		"ClusterScoped":                   storagetesting.RunTestClusterScopedWatch,

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package upstream
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+// setupFunc sets up a storage on a store of its own.
+type setupFunc func(t testing.TB, options ...option) (context.Context, *fixture)
+
+// everywhere runs a test on a cluster of one server, and on a follower of three.
+func everywhere(t *testing.T, run func(*testing.T, setupFunc)) {
+	t.Run("one", func(t *testing.T) {
+		run(t, func(t testing.TB, options ...option) (context.Context, *fixture) {
+			return setupOn(t, openStore, options...)
+		})
+	})
+	t.Run("follower", func(t *testing.T) {
+		run(t, func(t testing.TB, options ...option) (context.Context, *fixture) {
+			return setupOn(t, openFollower, options...)
+		})
+	})
+}
+
+// openStore opens a store in a new directory, for one test.
+func openStore(t testing.TB, progressInterval time.Duration) *raftstore.Store {
+	t.Helper()
+	return open(t, raftstore.Options{Dir: t.TempDir(), NodeID: "one", ProgressInterval: progressInterval})
+}
+
+// openFollower opens three stores that are one cluster, and returns one that
+// does not lead. The others get their votes while the test is at work.
+func openFollower(t testing.TB, progressInterval time.Duration) *raftstore.Store {
+	t.Helper()
+	dir := t.TempDir()
+	var s *raftstore.Store
+	var first string
+	for i := range 3 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := fmt.Sprintf("s%d", i)
+		o := raftstore.Options{
+			Dir: filepath.Join(dir, name), NodeID: name, ClusterID: "upstream", ProgressInterval: progressInterval,
+			Network: &raftstore.Network{Address: l.Addr().String(), Listener: l, Dial: dialTCP},
+		}
+		if i == 0 {
+			first = o.Network.Address
+		} else {
+			o.Join = []string{first}
+		}
+		s = open(t, o)
+	}
+	if s.Status().Leadership.Leader {
+		t.Fatal("the last to join leads")
+	}
+	return s
+}
+
+func dialTCP(ctx context.Context, address string) (net.Conn, error) {
+	return (&net.Dialer{}).DialContext(ctx, "tcp", address)
+}
+
+// open opens a store until the test ends, and waits until it is ready.
+func open(t testing.TB, o raftstore.Options) *raftstore.Store {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	o.Logger = slog.New(slog.DiscardHandler)
+	s, err := raftstore.Open(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := s.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
