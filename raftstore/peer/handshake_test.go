@@ -37,6 +37,10 @@ func TestHandshakeForm(t *testing.T) {
 func FuzzHello(f *testing.F) {
 	for _, h := range []hello{
 		{kind: kindRaft, cluster: "c", sender: "a.1", receiver: "b.1"},
+		{kind: kindSnapshots, cluster: "c", sender: "a.1", receiver: "c.1"},
+		{kind: kindRaft, cluster: "d", sender: "a.1", receiver: "b.1"},
+		{kind: kindRaft, cluster: "c", receiver: "b.1"},
+		{kind: kindSnapshots},
 		{kind: kindCalls},
 		{kind: kindCalls, cluster: strings.Repeat("c", maxName)},
 	} {
@@ -49,7 +53,9 @@ func FuzzHello(f *testing.F) {
 		f.Add(b[:len(b)-1])
 	}
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
-	f.Add([]byte("CRPR\x02\x01"))
+	for _, s := range []string{"CRPR\x02\x01", "CRPR\x01x", "CRPR\x01\x02\xffc", "CRPR\x01\x01\x01c\x00\x00"} {
+		f.Add([]byte(s))
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := bytes.NewReader(b)
 		h, err := readHello(r)
