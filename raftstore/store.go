@@ -58,6 +58,7 @@ type Store struct {
 	leader     *leaderBoard
 	refreshing sync.Mutex    // one look at who leads at a time
 	heard      chan struct{} // capacity 1: the transport heard another leader
+	standing   atomic.Bool   // for election, because the leader has ended
 	overtaken  chan uint64   // capacity 1: the term of this server's that is over
 
 	forwarded, readRounds atomic.Uint64 // for metrics

@@ -12,14 +12,18 @@ import (
 
 // standAfter is how long each voter lets those before it stand for election,
 // when the leader has died. It is several times what an election takes.
-const standAfter = 75 * time.Millisecond
+const standAfter = 100 * time.Millisecond
 
 // leaderGone is told that a server's process has ended. If that was the leader,
 // the voters need not wait until they miss its heartbeats: they stand one after
 // the other, so that they do not split the votes. It is always safe to stand;
 // were the leader alive after all, it would only lose its office.
 func (s *Store) leaderGone(id raft.ServerID) {
-	s.spawn(func() {
+	if !s.standing.CompareAndSwap(false, true) {
+		return
+	}
+	if !s.spawn(func() {
+		defer s.standing.Store(false)
 		rank, leader := s.rank(id)
 		now, changed := s.leader.get()
 		seen, _, term := s.peers.LeaderSeen()
@@ -52,7 +56,9 @@ func (s *Store) leaderGone(id raft.ServerID) {
 		ctx, cancel := context.WithTimeout(s.ctx, s.opts.ElectionTimeout)
 		defer cancel()
 		s.peers.Stand(ctx)
-	})
+	}) {
+		s.standing.Store(false)
+	}
 }
 
 // rank is this server's place among the voters without the one that is gone.

@@ -12,8 +12,15 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// goneDial bounds the call by which a server is found to be dead.
-const goneDial = 100 * time.Millisecond
+const (
+	// goneDial bounds a call by which a server is found to be dead.
+	goneDial = 100 * time.Millisecond
+	// goneLooks is how often to call. A process that dies loses its
+	// connections one by one: its listener may outlive those that broke for a
+	// few milliseconds. The pause between the calls doubles, from goneFirst.
+	goneLooks = 6
+	goneFirst = 4 * time.Millisecond
+)
 
 // OnGone has f called when a server has certainly ended: a connection on which
 // it sent raft's messages broke, and its address refuses another. That happens
@@ -41,14 +48,7 @@ func (t *Transport) broke(p *peer, err error) {
 	}
 	t.tasks.Go(func() {
 		defer t.asking.Store(false)
-		ctx, cancel := context.WithTimeout(t.ctx, goneDial)
-		defer cancel()
-		c, err := t.opts.Dial(ctx, string(address))
-		if err == nil {
-			hangUp(c)
-			return
-		}
-		if !errors.Is(err, syscall.ECONNREFUSED) {
+		if !t.refuses(string(address)) {
 			return
 		}
 		t.mu.Lock()
@@ -58,6 +58,27 @@ func (t *Transport) broke(p *peer, err error) {
 			f(raft.ServerID(p.id))
 		}
 	})
+}
+
+// refuses says whether nobody listens at an address any more.
+func (t *Transport) refuses(address string) bool {
+	pause := goneFirst
+	for range goneLooks {
+		ctx, cancel := context.WithTimeout(t.ctx, goneDial)
+		c, err := t.opts.Dial(ctx, address)
+		cancel()
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return true
+		}
+		if err == nil {
+			hangUp(c)
+		}
+		if !sleep(t.ctx, pause) {
+			return false
+		}
+		pause *= 2
+	}
+	return false
 }
 
 // Stand makes this server stand for election now, as if it had been handed the
