@@ -45,7 +45,7 @@ type verdict struct {
 func judge(group string, ops []*Op, seen *timeline, timeout time.Duration) verdict {
 	model := modelOf(keysOf(ops))
 	v := verdict{group: group, model: model}
-	v.result, v.info = porcupine.CheckOperationsVerbose(model, operations(ops), timeout)
+	v.result, v.info = porcupine.CheckOperationsVerbose(model, operations(ops), timeout/5)
 	if v.result == porcupine.Unknown && seen != nil {
 		ops = slices.DeleteFunc(slices.Clone(ops), func(o *Op) bool {
 			_, there := seen.byValue[firstValue(o)]

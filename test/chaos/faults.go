@@ -46,14 +46,7 @@ func networkFaults() []fault {
 			return n.hold(ctx, r, n.split(rest[:len(rest)/2], rest[len(rest)/2:], true, true))
 		}},
 		{"packets get lost", 3, func(n *nemesis, ctx context.Context, r *rand.Rand) error {
-			percent := 2 + r.IntN(25)
-			var errs []error
-			for _, a := range n.c.all() {
-				for _, b := range n.others(a, r) {
-					errs = append(errs, n.c.site.lose(a.name, b.name, percent))
-				}
-			}
-			return n.hold(ctx, r, errors.Join(errs...))
+			return n.hold(ctx, r, n.thin(r, 2+r.IntN(25)))
 		}},
 		{"a slow link", 2, func(n *nemesis, ctx context.Context, r *rand.Rand) error {
 			return n.hold(ctx, r, n.c.site.slow(n.some(ctx, r).name, uint64(20_000+r.IntN(200_000))))
@@ -68,6 +61,17 @@ func (n *nemesis) hold(ctx context.Context, r *rand.Rand, err error) error {
 		pause(ctx, between(r, 500*time.Millisecond, 5*time.Second))
 	}
 	return err
+}
+
+// thin loses a part of the packets on every link.
+func (n *nemesis) thin(r *rand.Rand, percent int) error {
+	var errs []error
+	for _, a := range n.c.all() {
+		for _, b := range n.others(a, r) {
+			errs = append(errs, n.c.site.lose(a.name, b.name, percent))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // split cuts what as say to bs, what bs say to as, or both.
@@ -258,6 +262,18 @@ func aloneFaults() []fault {
 		{"wipe a disk", 3, func(n *nemesis, ctx context.Context, r *rand.Rand) error {
 			s := n.some(ctx, r)
 			return errors.Join(s.kill(), os.RemoveAll(s.data()), s.start(n.c.peersOf(s)))
+		}},
+		{"wipe a disk, then kill the leader", 2, func(n *nemesis, ctx context.Context, r *rand.Rand) error {
+			s := n.some(ctx, r)
+			if err := errors.Join(s.kill(), os.RemoveAll(s.data()), s.start(n.c.peersOf(s))); err != nil {
+				return err
+			}
+			pause(ctx, between(r, 0, 2*time.Second))
+			lead := n.c.pickLeader(ctx, r)
+			if lead == s { // it has everything already
+				return nil
+			}
+			return n.killed(ctx, r, []*server{lead})
 		}},
 		{"damage a file", 3, (*nemesis).damage},
 		{"a follower falls far behind", 2, (*nemesis).lag},

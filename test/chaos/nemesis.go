@@ -94,6 +94,12 @@ func (n *nemesis) alone(ctx context.Context) error {
 	}
 	f := pick(n.r, aloneFaults())
 	n.note(f.name)
+	if n.r.IntN(4) == 0 {
+		n.say("with some packets lost")
+		if err := n.thin(n.r, 3); err != nil {
+			return err
+		}
+	}
 	return errors.Join(f.strike(n, ctx, n.r), n.mend(), n.settle())
 }
 

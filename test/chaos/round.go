@@ -3,10 +3,12 @@
 package chaos
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -325,12 +327,31 @@ func judgeAll(ops []*Op, seen *timeline) []verdict {
 	return out
 }
 
+// summary counts outcomes, says why operations failed, and how long nobody got a write done.
 func summary(ops []*Op) string {
-	count := map[string]int{}
+	count, why := map[string]int{}, map[string]int{}
+	var ends []int64
 	for _, o := range ops {
 		count[o.Outcome]++
+		if o.Outcome != OutcomeOK {
+			why[o.Outcome+": "+o.Err]++
+		} else if o.writes() {
+			ends = append(ends, o.Return)
+		}
 	}
-	return fmt.Sprintf("%d operations: %d ok, %d refused, %d open", len(ops), count[OutcomeOK], count[OutcomeFailed], count[OutcomeMaybe])
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d operations: %d ok, %d refused, %d open", len(ops), count[OutcomeOK], count[OutcomeFailed], count[OutcomeMaybe])
+	slices.Sort(ends)
+	gap := int64(0)
+	for i := 1; i < len(ends); i++ {
+		gap = max(gap, ends[i]-ends[i-1])
+	}
+	fmt.Fprintf(&b, "; at most %.1f s without a write", time.Duration(gap).Seconds())
+	reasons := slices.SortedFunc(maps.Keys(why), func(a, b string) int { return cmp.Compare(why[b], why[a]) })
+	for _, reason := range reasons[:min(6, len(reasons))] {
+		fmt.Fprintf(&b, "\n    %5d %s", why[reason], reason)
+	}
+	return b.String()
 }
 
 // picture writes porcupine's visualization of a group, and says where.
