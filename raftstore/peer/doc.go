@@ -52,7 +52,7 @@
 // (bounded in time and number), one that passes messages on to raft, one for
 // each pipeline, one for a peer that is being told what is committed (see
 // Committed), at most one that dials a leader whose connection broke (see
-// OnGone; a tenth of a second), gRPC's, and NetworkTransport's, which has one
+// OnGone; less than a second), gRPC's, and NetworkTransport's, which has one
 // for each incoming connection: it waits there until raft's main loop takes a
 // message and answers it, heartbeats too (see Transport.heard). None wakes
 // without traffic, except that entries for a peer that is away look every
