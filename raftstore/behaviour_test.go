@@ -150,9 +150,9 @@ func TestSnapshotsBoundTheLog(t *testing.T) {
 // TestManyWriters checks that every acknowledged write has a revision of its
 // own, in the order of acknowledgement for each client, although many share a
 // log entry.
-func TestManyWriters(t *testing.T) {
-	ctx := testContext(t)
-	s := openStore(t, Options{Dir: t.TempDir()})
+func TestManyWriters(t *testing.T) { everywhere(t, testManyWriters) }
+
+func testManyWriters(ctx context.Context, t *testing.T, s *Store) {
 	const writers, each = 64, 50
 	before := s.raft.LastIndex()
 	revisions := make([][]int64, writers)
@@ -191,9 +191,9 @@ func TestManyWriters(t *testing.T) {
 
 // TestCancelledWrites cancels writes at every moment. Each one either happened
 // or not, and an error other than the context's means that it did not.
-func TestCancelledWrites(t *testing.T) {
-	ctx := testContext(t)
-	s := openStore(t, Options{Dir: t.TempDir()})
+func TestCancelledWrites(t *testing.T) { everywhere(t, testCancelledWrites) }
+
+func testCancelledWrites(ctx context.Context, t *testing.T, s *Store) {
 	var all sync.WaitGroup
 	for w := range 16 {
 		all.Go(func() {
@@ -220,9 +220,9 @@ func TestCancelledWrites(t *testing.T) {
 // TestSlowWatcher stalls one watcher while another is served, then lets it
 // catch up: nothing is missing. A stalled one whose history is compacted is
 // told so.
-func TestSlowWatcher(t *testing.T) {
-	ctx := testContext(t)
-	s := openStore(t, Options{Dir: t.TempDir()})
+func TestSlowWatcher(t *testing.T) { everywhere(t, testSlowWatcher) }
+
+func testSlowWatcher(ctx context.Context, t *testing.T, s *Store) {
 	c := s.Client().Client
 	first := mustPut(ctx, t, c, "/s/0", "0")
 	slow := c.Watch(ctx, "/s/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithPrevKV())

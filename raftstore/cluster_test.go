@@ -38,7 +38,9 @@ func tcpNetwork(t testing.TB) *Network {
 }
 
 // openCluster makes a cluster of n servers on loopback.
-func openCluster(t testing.TB, n int) []*Store {
+func openCluster(t testing.TB, n int) []*Store { return openClusterOf(t, n, func(*Options) {}) }
+
+func openClusterOf(t testing.TB, n int, tune func(*Options)) []*Store {
 	dir := t.TempDir()
 	var stores []*Store
 	for i := range n {
@@ -49,6 +51,7 @@ func openCluster(t testing.TB, n int) []*Store {
 		if i > 0 {
 			o.Join = []string{string(stores[0].address)}
 		}
+		tune(&o)
 		s, err := Open(t.Context(), o)
 		if err != nil {
 			t.Fatal(err)

@@ -22,8 +22,9 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// faces runs a test through both faces of a new store: the native client, and
-// etcd's own over a unix socket.
+// faces runs a test through both faces of a new store, the native client and
+// etcd's own: of the only server of a cluster, and of the leader and a follower
+// of three.
 func faces(t *testing.T, o Options, run func(ctx context.Context, t *testing.T, c *clientv3.Client)) {
 	t.Run("native", func(t *testing.T) {
 		o := o
@@ -35,6 +36,52 @@ func faces(t *testing.T, o Options, run func(ctx context.Context, t *testing.T, 
 		o.Dir = t.TempDir()
 		run(testContext(t), t, dial(t, openStore(t, o)))
 	})
+	onThree(t, o, func(ctx context.Context, t *testing.T, s *Store) {
+		client := s.Client().Client
+		defer func() { _ = client.Close() }() // its keep-alives
+		run(ctx, t, client)
+	})
+	// Not in a scenario: etcd's client waits for channels that are global, which
+	// stops a bubble's time. So the two share a cluster, and its forming.
+	stores := openClusterOf(t, 3, like(o))
+	for i, place := range []string{"leader", "follower"} {
+		t.Run(place+"/grpc", func(t *testing.T) {
+			ctx, c := testContext(t), dial(t, stores[i])
+			if _, err := c.Delete(ctx, "", clientv3.WithPrefix()); err != nil {
+				t.Fatal(err)
+			}
+			run(ctx, t, c)
+		})
+	}
+}
+
+// everywhere runs a test on the only server of a cluster, and on the leader and
+// a follower of three.
+func everywhere(t *testing.T, run func(ctx context.Context, t *testing.T, s *Store)) {
+	t.Run("one", func(t *testing.T) { run(testContext(t), t, openStore(t, Options{Dir: t.TempDir()})) })
+	onThree(t, Options{}, run)
+}
+
+// onThree runs a test on the leader and a follower of three, in a scenario's
+// time.
+func onThree(t *testing.T, o Options, run func(ctx context.Context, t *testing.T, s *Store)) {
+	for _, place := range []string{"leader", "follower"} {
+		t.Run(place+"/native", func(t *testing.T) {
+			stage(t, 1, 3, like(o), func(c *cluster) {
+				n := c.leader()
+				if place == "follower" {
+					n = c.others(n)[0]
+				}
+				run(testContext(c.T), c.T, n.store)
+				c.alike(c.nodes)
+			})
+		})
+	}
+}
+
+// like gives a cluster's servers a test's options.
+func like(o Options) func(*Options) {
+	return func(to *Options) { to.MaxRequestBytes, to.ProgressInterval = o.MaxRequestBytes, o.ProgressInterval }
 }
 
 // dial serves the store on a unix socket until the test ends, and connects

@@ -84,6 +84,14 @@ func scenario(t *testing.T, seed uint64, n int, play func(c *cluster)) {
 }
 
 func scenarioOf(t *testing.T, seed uint64, n int, tune func(*Options), play func(c *cluster)) {
+	stage(t, seed, n, tune, func(c *cluster) {
+		play(c)
+		c.settle()
+	})
+}
+
+// stage gives play a cluster, and checks nothing.
+func stage(t *testing.T, seed uint64, n int, tune func(*Options), play func(c *cluster)) {
 	dir := scratch(t)
 	rand.Seed(int64(seed)) //nolint:staticcheck // raft takes its timeouts from there
 	synctest.Test(t, func(t *testing.T) {
@@ -102,7 +110,6 @@ func scenarioOf(t *testing.T, seed uint64, n int, tune func(*Options), play func
 		}()
 		c.form(n)
 		play(c)
-		c.settle()
 	})
 }
 

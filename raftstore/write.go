@@ -103,7 +103,7 @@ func (s *Store) writeOnce(ctx context.Context, c mvcc.Command) (any, error) {
 		done, ok := s.session.number(&c)
 		if !ok {
 			if err := s.openSession(ctx); err != nil {
-				return nil, proposeError(err)
+				return s.outcome(ctx, mvcc.Result{}, err)
 			}
 			continue
 		}
