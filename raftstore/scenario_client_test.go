@@ -75,7 +75,7 @@ func (c *cluster) client(ctx context.Context, id int, on []*node) {
 		key, value := fmt.Sprintf("r%d", r.IntN(4)), fmt.Sprintf("%d.%d", id, i)
 		kv := s.Client().KV
 		var o *operation
-		switch r.IntN(10) {
+		switch r.IntN(12) {
 		case 0, 1:
 			o = c.put(request, n.name, kv, key, value)
 		case 2, 3:
@@ -90,12 +90,16 @@ func (c *cluster) client(ctx context.Context, id int, on []*node) {
 			if revisions[key] > 0 {
 				o = c.remove(request, n.name, kv, key, revisions[key])
 			}
+		case 7:
+			o = c.list(request, n.name, kv, "r")
+		case 8:
+			o = c.peek(request, n.name, kv, key)
 		default:
 			o = c.get(request, n.name, kv, key)
 		}
 		cancel()
 		switch {
-		case o == nil || o.err != nil || o.key != key:
+		case o == nil || o.err != nil || o.key != key || o.what == "peek":
 		case o.done && o.what != "delete":
 			revisions[key] = o.revision
 		case len(o.found) > 0:

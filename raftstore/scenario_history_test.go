@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -126,8 +128,24 @@ func (h *record) write(ctx context.Context, o *operation, c clientv3.KV, cmps []
 
 func (h *record) get(ctx context.Context, node string, c clientv3.KV, key string) *operation {
 	o := &operation{what: "get", node: node, key: key}
+	return h.read(o, func() (*clientv3.GetResponse, error) { return c.Get(ctx, key) })
+}
+
+// list reads all keys with a prefix.
+func (h *record) list(ctx context.Context, node string, c clientv3.KV, prefix string) *operation {
+	o := &operation{what: "list", node: node, key: prefix}
+	return h.read(o, func() (*clientv3.GetResponse, error) { return c.Get(ctx, prefix, clientv3.WithPrefix()) })
+}
+
+// peek reads what a server has, be it old.
+func (h *record) peek(ctx context.Context, node string, c clientv3.KV, key string) *operation {
+	o := &operation{what: "peek", node: node, key: key}
+	return h.read(o, func() (*clientv3.GetResponse, error) { return c.Get(ctx, key, clientv3.WithSerializable()) })
+}
+
+func (h *record) read(o *operation, get func() (*clientv3.GetResponse, error)) *operation {
 	h.begin(o)
-	resp, err := c.Get(ctx, key)
+	resp, err := get()
 	var header *pb.ResponseHeader
 	if err == nil {
 		header, o.found = resp.Header, resp.Kvs
@@ -360,6 +378,17 @@ func (s *storyBook) keyAt(key string, revision int64) *mvccpb.KeyValue {
 	return versions[i-1]
 }
 
+// rangeAt are the keys with a prefix as of a revision, in order.
+func (s *storyBook) rangeAt(prefix string, revision int64) []*mvccpb.KeyValue {
+	var out []*mvccpb.KeyValue
+	for _, key := range slices.Sorted(maps.Keys(s.byKey)) {
+		if kv := s.keyAt(key, revision); kv != nil && strings.HasPrefix(key, prefix) {
+			out = append(out, kv)
+		}
+	}
+	return out
+}
+
 func sameKV(a, b *mvccpb.KeyValue) bool {
 	return string(a.Key) == string(b.Key) && string(a.Value) == string(b.Value) && a.ModRevision == b.ModRevision &&
 		a.CreateRevision == b.CreateRevision && a.Version == b.Version && a.Lease == b.Lease
@@ -402,6 +431,10 @@ func judge(s *storyBook, ops []*operation) []string {
 			if event == nil || event.ModRevision != o.revision || string(event.Key) != o.key {
 				fail(o, "acknowledged, but lost or elsewhere (%v)", event)
 			}
+		case o.what == "list":
+			if want := s.rangeAt(o.key, o.revision); !slices.EqualFunc(want, o.found, sameKV) {
+				fail(o, "listed %v, but that revision has %v", o.found, want)
+			}
 		case o.done: // deleted
 			if kv := s.keyAt(o.key, o.revision); kv != nil {
 				fail(o, "deleted, but there")
@@ -436,6 +469,9 @@ func judgeOrder(s *storyBook, ops []*operation) []string {
 	}
 	var moments []moment
 	for _, o := range ops {
+		if o.what == "peek" {
+			continue
+		}
 		moments = append(moments, moment{o.called, o})
 		if o.err == nil {
 			moments = append(moments, moment{o.returned, o})
