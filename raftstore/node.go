@@ -223,7 +223,7 @@ func (s *Store) othersLead(ctx context.Context, known []disk.Peer) error {
 	if err != nil {
 		return err
 	}
-	defer caller.Close()
+	defer func() { _ = caller.Close() }() // never fails
 	ask := &Store{peers: caller}
 	for deadline := time.Now().Add(3 * s.opts.RequestTimeout); ; {
 		for _, p := range known {

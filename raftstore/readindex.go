@@ -122,7 +122,8 @@ func (s *Store) askReadIndex(ctx context.Context, lead leader, moved <-chan stru
 	defer cancel()
 	defer cancelWhen(moved, cancel)()
 	term := s.raft.CurrentTerm()
-	index, err := uint64(0), error(nil)
+	var index uint64
+	var err error
 	if lead.Self {
 		index, err = s.readIndex(ctx, s.id, term)
 	} else {

@@ -5,6 +5,7 @@ package raftstore
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -149,7 +150,7 @@ func (s *Store) runSteward(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		if s.admit() != rpctypes.ErrGRPCNoSpace {
+		if !errors.Is(s.admit(), rpctypes.ErrGRPCNoSpace) {
 			full = time.Time{}
 		} else if full.IsZero() {
 			full = time.Now()

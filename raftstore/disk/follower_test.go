@@ -244,7 +244,7 @@ var errAtTheStart = errors.New("the follower refuses the log from its start")
 // lost answer is one that the leader does not learn of.
 func (l *leader) step(lost bool) error {
 	req := &raft.AppendEntriesRequest{
-		RPCHeader: l.header(), Term: l.term, Leader: l.transport.EncodePeer("l", "l"), LeaderCommitIndex: l.committed, PrevLogEntry: l.next - 1,
+		RPCHeader: l.header(), Term: l.term, LeaderCommitIndex: l.committed, PrevLogEntry: l.next - 1,
 	}
 	switch {
 	case l.next == 1:

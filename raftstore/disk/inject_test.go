@@ -135,9 +135,6 @@ func (l *life) kinds(t *testing.T) map[string]string {
 	return kinds
 }
 
-// needed are the kinds without which something would be lost.
-func needed(kind string) bool { return kind != "peers" && kind != "reserve" }
-
 // places are the classes of offsets in a file's content.
 func places(r *rand.Rand, b []byte, number uint64) map[string]int {
 	size := max(len(b), 1)

@@ -172,9 +172,6 @@ func (m *machine) complete(t *rapid.T, c Command, resp any, rev int64) {
 	h.Revision, h.ClusterId, h.MemberId, h.RaftTerm = -1, 1, 2, m.term
 }
 
-// run sends one command without conditions.
-func (m *machine) run(t *rapid.T, req Request) { m.entry(t, []Command{{Request: req}}) }
-
 func (m *machine) read(t *rapid.T, r *pb.RangeRequest) {
 	got, err := m.state.Freeze().Range(r)
 	want, wantErr := m.model.read(r, m.model.now())
