@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -134,7 +133,7 @@ func TestSnapshotsBoundTheLog(t *testing.T) {
 	ctx := testContext(t)
 	s := openStore(t, Options{Dir: t.TempDir()})
 	c := s.Client()
-	value := strings.Repeat("x", 400<<10)
+	value := noise(400 << 10)
 	for range minLogBytes/len(value) + 10 {
 		rev := mustPut(ctx, t, c.Client, "/k", value)
 		if _, err := c.Compact(ctx, rev); err != nil {

@@ -3,7 +3,6 @@
 package raftstore
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -28,7 +27,7 @@ func BenchmarkPut(b *testing.B) {
 
 // putAll makes b.N puts of 1 KB with so many clients of a server at a time.
 func putAll(b *testing.B, s *Store, clients int) {
-	ctx, value := context.Background(), bytes.Repeat([]byte("v"), 1<<10)
+	ctx, value := context.Background(), []byte(noise(1<<10))
 	var next atomic.Int64
 	latencies := make([][]time.Duration, clients)
 	var all sync.WaitGroup
@@ -63,7 +62,7 @@ func reportLatencies(b *testing.B, all []time.Duration) {
 // BenchmarkRange lists 500 of 100,000 keys of 1 KB, and gets one.
 func BenchmarkRange(b *testing.B) {
 	s := openStore(b, Options{Dir: b.TempDir()})
-	ctx, c, value := context.Background(), s.Client(), string(bytes.Repeat([]byte("v"), 1<<10))
+	ctx, c, value := context.Background(), s.Client(), noise(1<<10)
 	var all sync.WaitGroup
 	for w := range 100 {
 		all.Go(func() {

@@ -131,7 +131,7 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 type fsmSnapshot struct{ *mvcc.Snapshot }
 
 func (s *fsmSnapshot) Persist(sink raft.SnapshotSink) error {
-	if _, err := s.WriteTo(sink); err != nil {
+	if err := s.WritePacked(sink); err != nil {
 		_ = sink.Cancel() // the write's error says more
 		return err
 	}

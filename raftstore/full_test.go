@@ -3,7 +3,6 @@
 package raftstore
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -31,7 +30,7 @@ func TestDiskFull(t *testing.T) {
 	ctx, dir := testContext(t), filepath.Join(path, "store")
 	s := openStore(t, Options{Dir: dir})
 	c := s.Client()
-	value := string(bytes.Repeat([]byte("v"), 100<<10))
+	value := noise(100 << 10)
 	var acknowledged []string
 	for i := 0; ; i++ {
 		key := fmt.Sprintf("/k/%04d", i)

@@ -15,8 +15,8 @@ import (
 
 const (
 	// minLogBytes is how much log is worth a snapshot at least. Replaying it
-	// takes a fraction of a second.
-	minLogBytes = 32 << 20
+	// takes a fraction of a second, although it may be packed to a quarter.
+	minLogBytes = 16 << 20
 	// trailingLogs is how many entries a snapshot leaves in the log at least.
 	// With one voter nobody needs them.
 	trailingLogs = 128
@@ -59,18 +59,23 @@ func (sn *snapshotter) grown(total int64) {
 // run takes snapshots when they are due, until ctx is done.
 func (sn *snapshotter) run(ctx context.Context) {
 	var last int64 // what was appended when the last one was taken
+	packed := 1.0  // what is left of a byte of the state in a snapshot
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-sn.wake:
 		}
-		now, wait := sn.appended.Load(), worthSnapshot(sn.s.fsm.view().Stats())
+		now, stats := sn.appended.Load(), sn.s.fsm.view().Stats()
+		wait := worthSnapshot(stats, packed)
 		if now >= last+wait {
 			if err := sn.take(ctx); err != nil {
 				return
 			}
 			last = now
+			if size, _ := sn.s.dir.Snapshots.Newest(); size > 0 {
+				packed = min(1, float64(size)/float64(stats.TotalBytes+1))
+			}
 		}
 		sn.due.Store(last + wait)
 	}
@@ -79,8 +84,8 @@ func (sn *snapshotter) run(ctx context.Context) {
 // worthSnapshot is how many bytes the log may grow between snapshots. A
 // snapshot writes the keys and the history; it should never cost more than the
 // log that it replaces, and half of that where it is mostly keys.
-func worthSnapshot(st mvcc.Stats) int64 {
-	return max(minLogBytes, 2*st.LiveBytes, st.TotalBytes)
+func worthSnapshot(st mvcc.Stats, packed float64) int64 {
+	return max(minLogBytes, int64(packed*float64(max(2*st.LiveBytes, st.TotalBytes))))
 }
 
 // take takes a snapshot, however often it has to try. It returns ctx's error.

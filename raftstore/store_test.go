@@ -5,6 +5,7 @@ package raftstore
 import (
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -67,4 +68,13 @@ func TestAcknowledgedWritesSurviveARestart(t *testing.T) {
 	if resp.Err() != nil || len(resp.Events) != 1 || resp.Events[0].Kv.ModRevision != put.Header.Revision {
 		t.Fatalf("watch: %v", resp)
 	}
+}
+
+// noise is a value that cannot be packed.
+func noise(n int) string {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(rand.Uint32())
+	}
+	return string(b)
 }

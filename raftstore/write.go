@@ -201,7 +201,7 @@ func (s *Store) pause(ctx context.Context, moved <-chan struct{}) {
 
 // enter hands an entry to raft.
 func (s *Store) enter(entry []byte) func() ([]mvcc.Result, error) {
-	future := s.raft.Apply(entry, 0)
+	future := s.raft.Apply(mvcc.Pack(entry), 0)
 	return func() ([]mvcc.Result, error) {
 		if err := future.Error(); err != nil {
 			return nil, err
@@ -221,8 +221,11 @@ func (s *Store) forward(entry []byte) func() ([]mvcc.Result, error) {
 		s.forwarded.Add(1)
 		ctx, cancel := context.WithTimeout(s.ctx, s.opts.RequestTimeout)
 		defer cancel()
-		defer cancelWhen(moved, cancel)()
-		answer, err := s.peers.Call(ctx, string(lead.Address), callWrite, entry)
+		call, giveUp := context.WithCancel(ctx)
+		defer giveUp()
+		stop := cancelWhen(moved, giveUp)
+		answer, err := s.peers.Call(call, string(lead.Address), callWrite, entry)
+		stop()
 		if err != nil {
 			return nil, err
 		}

@@ -148,15 +148,18 @@ func newRequest(kind byte) Request {
 
 // DecodeEntry returns an entry's commands. They do not alias the entry.
 func DecodeEntry(entry []byte) ([]Command, error) {
-	count, err := CommandsOf(entry)
-	if err != nil {
-		return nil, err
-	}
-	commands := make([]Command, 0, count)
-	err = eachCommand(entry, func(c Command, kind byte, body []byte) error {
-		c.Request = newRequest(kind)
-		commands = append(commands, c)
-		return proto.Unmarshal(body, c.Request)
+	var commands []Command
+	err := unpack(entry, func(encoded []byte) error {
+		count := 0
+		if err := eachOf(encoded, func(Command, byte, []byte) error { count++; return nil }); err != nil {
+			return err
+		}
+		commands = make([]Command, 0, count)
+		return eachOf(encoded, func(c Command, kind byte, body []byte) error {
+			c.Request = newRequest(kind)
+			commands = append(commands, c)
+			return proto.Unmarshal(body, c.Request)
+		})
 	})
 	if err != nil {
 		return nil, err
@@ -178,10 +181,11 @@ func CommandsOf(entry []byte) (count int, err error) {
 // eachCommand calls fn with every command of an entry: without the request,
 // whose kind and bytes it gives.
 func eachCommand(entry []byte, fn func(c Command, kind byte, body []byte) error) error {
-	if len(entry) == 0 || entry[0] != entryFormat {
-		return fmt.Errorf("%w: unknown format", ErrFormat)
-	}
-	in := frame{rest: entry[1:]}
+	return unpack(entry, func(commands []byte) error { return eachOf(commands, fn) })
+}
+
+func eachOf(commands []byte, fn func(c Command, kind byte, body []byte) error) error {
+	in := frame{rest: commands}
 	for n := 0; len(in.rest) > 0; n++ {
 		kind, flags := in.byte(), in.byte()
 		if !in.bad && (kind < kindPut || kind > kindSession || flags&^(flagID|flagFence) != 0) {

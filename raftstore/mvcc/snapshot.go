@@ -156,6 +156,7 @@ func (o *recordWriter) version(v *Version) {
 // Restore reads a snapshot into a new state. It fails with ErrDamaged if a
 // checksum, a length or the order is not as written.
 func Restore(r io.Reader) (*State, error) {
+	r = unpackStream(r)
 	magic := make([]byte, len(snapshotMagic))
 	if _, err := io.ReadFull(r, magic); err != nil {
 		return nil, fmt.Errorf("%w: too short: %w", ErrDamaged, err)

@@ -24,9 +24,11 @@ func (b *bench) disk(ctx context.Context, voters int) error {
 		Kind: load.APIWrite, Clients: clients, For: pick(b, 2*time.Minute, 20*time.Second),
 		Ops: pick(b, int64(300_000), 40_000), Keys: 10_000, ValueBytes: valueBytes, Prefix: prefix,
 	}
-	for _, sys := range b.systems {
-		if err := b.diskOf(ctx, sys, voters, spec); err != nil {
-			return fmt.Errorf("%s: %w", sys.name(), err)
+	for _, spec.Objects = range []bool{false, true} {
+		for _, sys := range b.systems {
+			if err := b.diskOf(ctx, sys, voters, spec); err != nil {
+				return fmt.Errorf("%s: %w", sys.name(), err)
+			}
 		}
 	}
 	return nil
@@ -66,6 +68,9 @@ func (b *bench) diskOf(ctx context.Context, sys system, voters int, spec load.Sp
 	}
 	puts := float64(r.Total)
 	name := fmt.Sprintf("disk, %s, %s, %.0f MB of puts", count(voters, "voter"), count(spec.Clients, "client"), float64(spec.Ops)*float64(spec.ValueBytes)/1e6)
+	if spec.Objects {
+		name = fmt.Sprintf("disk, %s, %s, %d API objects", count(voters, "voter"), count(spec.Clients, "client"), spec.Ops)
+	}
 	b.report.add(sys, name, "KB/put", target{AtMost: 0.25}, float64(after.since(before).bytes)/1024/puts)
 	b.report.add(sys, name, "flush/put", target{}, float64(after.since(before).flushes)/puts)
 	b.report.add(sys, name+", as the processes count", "KB/put", target{}, float64(writtenAfter-writtenBefore)/1024/puts)

@@ -44,8 +44,11 @@ func newOp(c *kubernetes.Client, s Spec, number int) operation {
 	return func(context.Context, int64) error { return fmt.Errorf("there is no load %q", s.Kind) }
 }
 
-// newValue returns bytes that do not compress, so that nothing is gained by trying.
+// newValue returns a value: an object as the API server stores it, or bytes that do not compress, so that nothing is gained by trying.
 func newValue(s Spec, number int) []byte {
+	if s.Objects {
+		return newObject(number)
+	}
 	value := bytes.Repeat([]byte("v"), max(s.ValueBytes, 1))
 	_, _ = rand.NewChaCha8([32]byte{byte(number), byte(number >> 8)}).Read(value)
 	return value

@@ -43,6 +43,7 @@ type Spec struct {
 	Warmup      time.Duration // before it
 	Ops         int64         // stop after so many operations, if set
 	ValueBytes  int
+	Objects     bool   // values are API objects of about 1 KB, instead of ValueBytes random bytes
 	Prefix      string // of what is written; ends with a slash
 	ReadPrefix  string // of the objects that Fill creates and that are read
 	Keys        int    // how many objects
