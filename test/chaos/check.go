@@ -199,7 +199,7 @@ func checkRealTime(ops []*Op) []error {
 	return errs
 }
 
-// checkSerializable checks that reads from one process of a server do not go back in time.
+// checkSerializable checks that what one process of a server answers does not go back in time, writes included.
 func checkSerializable(ops []*Op) []error {
 	type process struct {
 		server string
@@ -218,9 +218,7 @@ func checkSerializable(ops []*Op) []error {
 		if before := last[p]; before != nil && o.Rev < before.Rev && len(errs) < 20 {
 			errs = append(errs, fmt.Errorf("%s: before it, the same process answered %s", describeOp(o), describeOp(before)))
 		}
-		if !o.writes() { // a forwarded write may be answered before this server has applied it
-			last[p] = o
-		}
+		last[p] = o
 	}
 	return errs
 }

@@ -362,6 +362,6 @@ func (n *nemesis) lag(ctx context.Context, r *rand.Rand) error {
 	if err := s.kill(); err != nil {
 		return err
 	}
-	err := bulk(ctx, lead, 48<<20)
+	err := bulk(ctx, lead, r, 48<<20)
 	return errors.Join(err, s.start(n.c.peersOf(s)))
 }

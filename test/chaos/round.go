@@ -5,6 +5,7 @@ package chaos
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -292,12 +293,16 @@ func (r *round) judge(err error) []error {
 	errs = append(errs, checkSerializable(ops)...)
 	errs = append(errs, r.fence.check(seen)...)
 	errs = append(errs, r.lease.check(seen)...)
+	pictures := 0
 	for _, v := range judgeAll(ops, seen) {
 		if v.pruned {
 			r.say("porcupine needed help with %s: %s", v.group, v.result)
 		}
 		if err := v.err(); err != nil {
-			errs = append(errs, err, r.picture(v))
+			if errs = append(errs, err); pictures < 3 {
+				pictures++
+				errs = append(errs, r.picture(v))
+			}
 		}
 	}
 	r.say("%d events, %d watchers, %d fenced writes in %d terms, %d leases", len(seqs[0].Events), len(seqs),
@@ -382,13 +387,12 @@ func (r *round) keep() {
 
 // ballast keeps the log growing, so that snapshots are taken and old segments dropped.
 func ballast(ctx context.Context, c *cluster, rnd *rand.Rand) {
-	value := strings.Repeat("b", 32<<10)
 	for ctx.Err() == nil {
 		all := c.all()
 		_ = with(all[rnd.IntN(len(all))], func(etc *clientv3.Client) error {
 			for range 20 {
 				put, cancel := context.WithTimeout(ctx, time.Second)
-				_, err := etc.Put(put, fmt.Sprintf("b/%d", rnd.IntN(10)), value)
+				_, err := etc.Put(put, fmt.Sprintf("b/%d", rnd.IntN(10)), incompressible(rnd, 32<<10))
 				cancel()
 				if err != nil {
 					return err
@@ -401,17 +405,26 @@ func ballast(ctx context.Context, c *cluster, rnd *rand.Rand) {
 	}
 }
 
+// incompressible is a value that the log cannot pack.
+func incompressible(rnd *rand.Rand, size int) string {
+	b := make([]byte, 0, size)
+	for len(b) < size {
+		b = binary.LittleEndian.AppendUint64(b, rnd.Uint64())
+	}
+	return string(b)
+}
+
 // bulk writes so many bytes at a server.
-func bulk(ctx context.Context, s *server, size int) error {
+func bulk(ctx context.Context, s *server, rnd *rand.Rand, size int) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	value := strings.Repeat("B", 1<<20)
+	const piece = 1 << 20
 	return with(s, func(etc *clientv3.Client) error {
-		for i := range size / len(value) {
+		for i := range size / piece {
 			if ctx.Err() != nil {
 				return nil
 			}
-			_, _ = etc.Put(ctx, fmt.Sprintf("b/bulk%d", i%3), value) // what got lost is no loss
+			_, _ = etc.Put(ctx, fmt.Sprintf("b/bulk%d", i%3), incompressible(rnd, piece)) // what got lost is no loss
 		}
 		return nil
 	})
