@@ -362,6 +362,9 @@ func (n *nemesis) lag(ctx context.Context, r *rand.Rand) error {
 	if err := s.kill(); err != nil {
 		return err
 	}
-	err := bulk(ctx, lead, r, 48<<20)
-	return errors.Join(err, s.start(n.c.peersOf(s)))
+	if err := errors.Join(bulk(ctx, lead, r, 48<<20), s.start(n.c.peersOf(s))); err != nil || r.IntN(2) == 0 {
+		return err
+	}
+	pause(ctx, between(r, 0, 800*time.Millisecond)) // with some luck while the snapshot comes in
+	return errors.Join(s.kill(), s.start(n.c.peersOf(s)))
 }

@@ -71,7 +71,10 @@ func (f *fencing) run(ctx context.Context) {
 		for range fenceWriters {
 			select {
 			case slots <- struct{}{}:
-				key := fmt.Sprintf("%sf/%d", f.w.prefix, n%3)
+				key, term := fmt.Sprintf("%sf/%d", f.w.prefix, n%3), term
+				if n%10 == 0 {
+					term-- // of a past that the leader must not know any more
+				}
 				writers.Go(func() { f.write(etc, lead, term, key); <-slots })
 			default:
 			}
