@@ -381,6 +381,11 @@ func (n *node) crash() {
 	s := n.store
 	n.mu.Unlock()
 	n.c.net.Reset(n.name)
+	// Raft leaves who waits for a transfer waiting if it is shut down before it
+	// comes to it: so its disk is let go first.
+	n.faults.DelayFlushes(0)
+	n.faults.FailWrites(nil)
+	n.c.pass(time.Millisecond)
 	if err := s.peers.Close(); err != nil {
 		n.c.Error(err)
 	}
