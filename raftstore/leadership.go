@@ -120,7 +120,7 @@ func (s *Store) runLeadership(ctx context.Context) {
 			continue
 		}
 		term := s.raft.CurrentTerm()
-		if err := s.raft.Barrier(0).Error(); err != nil {
+		if err := s.await(s.raft.Barrier(0)); err != nil {
 			s.log.Warn("lost the leadership before taking it up", "term", term, "err", err)
 			continue
 		}

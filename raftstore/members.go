@@ -142,7 +142,7 @@ func (s *Store) serveRemove(ctx context.Context, r removeCall) (nothing, error) 
 			}
 			return nothing{}, errNotLeader
 		}
-		if err := s.raft.RemoveServer(v.ID, 0, 0).Error(); err != nil {
+		if err := s.await(s.raft.RemoveServer(v.ID, 0, 0)); err != nil {
 			return nothing{}, callError(err)
 		}
 		s.log.Info("removed a server from the store's cluster", "member", v.ID)
@@ -190,7 +190,7 @@ func (s *Store) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 			add = s.raft.AddVoter
 		}
 	}
-	if err := add(id, address, 0, 0).Error(); err != nil {
+	if err := s.await(add(id, address, 0, 0)); err != nil {
 		return nothing{}, callError(err)
 	}
 	s.log.Info("a server is in the store's cluster", "member", id, "address", address)

@@ -118,6 +118,19 @@ func (s *Store) closeListener() error {
 	return s.opts.Network.Listener.Close()
 }
 
+// await waits for what raft was asked to do. Raft may end without an answer:
+// its FSM goroutine leaves what waits for it.
+func (s *Store) await(future raft.Future) error {
+	answer := make(chan error, 1)
+	go func() { answer <- future.Error() }()
+	select {
+	case err := <-answer:
+		return err
+	case <-s.stopped:
+		return raft.ErrRaftShutdown
+	}
+}
+
 // aloneVotes says whether this server needs nobody to be elected.
 func (s *Store) aloneVotes() bool {
 	alone := false

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
@@ -43,9 +44,17 @@ type proposer struct {
 	left *proposal
 
 	stopping chan struct{} // closed to end the workers
-	stopped  chan struct{} // closed when they are gone
+	stopped  chan struct{} // closed when they are gone, or given up
 	workers  sync.WaitGroup
+	ending   sync.Once
+	idle     chan struct{} // closed when the workers are gone
 }
+
+// lostAfter is how long a batch's answer may take once its receiver has been
+// asked to stop, and then once it has stopped. Raft's FSM goroutine ends
+// without answering for the entries that wait for it, so waiting on would be
+// for ever.
+const lostAfter = time.Second
 
 // A proposal is a command, or those that another server gathered, and its
 // answer.
@@ -69,7 +78,7 @@ var errUntried = errors.New("raftstore: not tried")
 func newProposer(workers int, send func([]byte) func() ([]mvcc.Result, error)) *proposer {
 	p := &proposer{
 		send: send, queue: make(chan *proposal, maxWaiting), turn: make(chan struct{}, 1),
-		stopping: make(chan struct{}), stopped: make(chan struct{}),
+		stopping: make(chan struct{}), stopped: make(chan struct{}), idle: make(chan struct{}),
 	}
 	for range workers {
 		p.workers.Go(p.run)
@@ -77,11 +86,30 @@ func newProposer(workers int, send func([]byte) func() ([]mvcc.Result, error)) *
 	return p
 }
 
-// stop ends the workers once the batches that they wait for are answered.
-// What is still waiting, and what comes later, fails.
+// end tells the workers to take no more batches, and waits until those under
+// way are answered, for a while: so hardly anything is under way when the
+// receiver stops.
+func (p *proposer) end() {
+	p.ending.Do(func() {
+		close(p.stopping)
+		go func() {
+			p.workers.Wait()
+			close(p.idle)
+		}()
+	})
+	timer := time.NewTimer(lostAfter)
+	defer timer.Stop()
+	select {
+	case <-p.idle:
+	case <-timer.C:
+	}
+}
+
+// stop ends the workers once the batches that they wait for are answered, or
+// will never be. What is still waiting, and what comes later, fails. It is for
+// when the receiver has stopped.
 func (p *proposer) stop() {
-	close(p.stopping)
-	p.workers.Wait()
+	p.end()
 	close(p.stopped)
 }
 

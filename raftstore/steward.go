@@ -202,7 +202,7 @@ func (s *Store) carryOut(what action, m standing) error {
 		s.log.Info("a server of the store's cluster lost its directory and is forgotten", "member", m.id)
 		future = s.raft.RemoveServer(m.id, 0, 0)
 	}
-	if err := future.Error(); err != nil {
+	if err := s.await(future); err != nil {
 		return fmt.Errorf("raftstore: change of members: %w", err)
 	}
 	return nil

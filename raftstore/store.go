@@ -63,12 +63,13 @@ type Store struct {
 
 	forwarded, readRounds atomic.Uint64 // for metrics
 
-	ctx    context.Context // ends when the store closes
-	cancel context.CancelFunc
-	tasks  sync.WaitGroup // runLeadership, hub.run, every watch
-	once   sync.Once
-	closed chan struct{} // closed when nothing runs any more
-	err    error         // of Close; readable then
+	ctx     context.Context // ends when the store closes
+	cancel  context.CancelFunc
+	tasks   sync.WaitGroup // runLeadership, hub.run, every watch
+	once    sync.Once
+	stopped chan struct{} // closed when raft has ended
+	closed  chan struct{} // closed when nothing runs any more
+	err     error         // of Close; readable then
 
 	spawning sync.Mutex // held to start a task, and to forbid it
 	ending   bool
@@ -112,6 +113,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 func newStore(o Options) *Store {
 	s := &Store{
 		opts: o, log: o.Logger, lead: newLeadership(), leader: newLeaderBoard(),
+		stopped:   make(chan struct{}),
 		closed:    make(chan struct{}),
 		raftLeads: make(chan bool, 16), // raft blocks on it; the reader is rarely late
 		opening:   make(chan struct{}, 1), started: make(chan struct{}),
@@ -241,6 +243,7 @@ func (s *Store) Close(ctx context.Context) error {
 
 func (s *Store) close() error {
 	s.handOver()
+	s.proposer.end()
 	s.cancel()
 	s.lead.close()
 	s.dir.Abort() // or raft would wait for a full disk
@@ -249,6 +252,7 @@ func (s *Store) close() error {
 		_ = s.peers.Close() // never fails; raft may be waiting for it
 	}
 	err := stopped.Error()
+	close(s.stopped)
 	s.proposer.stop()
 	if s.forwarder != nil {
 		s.forwarder.stop()

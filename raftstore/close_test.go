@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Raft loses the futures of entries that wait for its state machine when it is
+// shut down; Close must not wait for those.
+func TestCloseUnderLoad(t *testing.T) {
+	for round := range 60 {
+		s, err := Open(t.Context(), Options{Dir: t.TempDir(), NodeID: "one", Logger: testLog("one")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.WaitReady(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		var writers sync.WaitGroup
+		c := s.Client()
+		for w := range 16 {
+			writers.Go(func() {
+				for i := 0; ; i++ {
+					if _, err := c.Put(t.Context(), fmt.Sprintf("k%d", w), "v"); err != nil {
+						return
+					}
+				}
+			})
+		}
+		time.Sleep(time.Duration(round%10) * time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		err = s.Close(ctx)
+		cancel()
+		if err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		writers.Wait()
+	}
+}
