@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -29,111 +28,6 @@ import (
 // Some damage makes an earlier state of the same directory of it, and cannot be
 // told from that without writing more for each append; see what is called
 // undetectable below.
-
-// image is a directory's content, by name.
-type image map[string][]byte
-
-func readImage(t testing.TB, dir string) image {
-	t.Helper()
-	files := image{}
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		name, err := filepath.Rel(dir, path)
-		if err == nil {
-			files[name], err = os.ReadFile(path)
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return files
-}
-
-func (i image) write(t testing.TB, dir string) {
-	t.Helper()
-	for name, data := range i {
-		path := filepath.Join(dir, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, data, 0o600)); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// life is one directory at three moments: files of the earlier ones are what a
-// partial restore, or a drive that lost writes, would bring back.
-type life struct {
-	moments []image
-	entries []*raft.Log // all that was ever acknowledged, from index 1 on
-}
-
-func (l *life) last() image { return l.moments[len(l.moments)-1] }
-
-const compactedTo = 40
-
-func injectOptions(path string) Options {
-	o := options(path)
-	o.SegmentSize = 16 << 10
-	return o
-}
-
-func live(t *testing.T) *life {
-	t.Helper()
-	path := filepath.Join(memoryDir(t), "store")
-	l := &life{}
-	stage := func(term uint64, vote string, to int, more func(d *Dir) error) {
-		d, err := Open(injectOptions(path))
-		if err != nil {
-			t.Fatal(err)
-		}
-		err = errors.Join(d.Vars.SetUint64([]byte("CurrentTerm"), term), d.Vars.SetUint64([]byte("LastVoteTerm"), term),
-			d.Vars.Set([]byte("LastVoteCand"), []byte(vote)))
-		for len(l.entries) < to && err == nil {
-			i := uint64(len(l.entries) + 1)
-			e := &raft.Log{Index: i, Term: term, Type: raft.LogCommand, Data: bytes.Repeat([]byte{byte(i)}, int(i*i*7)%3000)}
-			l.entries = append(l.entries, e)
-			err = d.Log.StoreLog(e)
-		}
-		if err = errors.Join(err, more(d), d.Close()); err != nil {
-			t.Fatal(err)
-		}
-		files := readImage(t, path)
-		delete(files, "LOCK")
-		l.moments = append(l.moments, files)
-	}
-	stage(2, "a", 60, func(d *Dir) error {
-		return errors.Join(writeSnapshotOf(d.Snapshots, 20, 2, "state of 20"), d.SavePeers([]Peer{{"x", "y"}}))
-	})
-	stage(3, "a", 118, func(d *Dir) error {
-		return errors.Join(writeSnapshotOf(d.Snapshots, compactedTo, 2, strings.Repeat("state of 40", 500)), d.Log.DeleteRange(1, compactedTo-10))
-	})
-	// The same files, a little further, and another vote in the same term.
-	stage(3, "b", 120, func(*Dir) error { return nil })
-	return l
-}
-
-// kinds are the classes of files, each with one file of it in the last moment.
-func (l *life) kinds(t *testing.T) map[string]string {
-	t.Helper()
-	var segments []string
-	kinds := map[string]string{"identity": identityFile, "variables": varsFile, "peers": peersFile, "reserve": reserveFile}
-	for _, name := range slices.Sorted(maps.Keys(l.last())) {
-		switch {
-		case strings.HasSuffix(name, segmentSuffix):
-			segments = append(segments, name)
-		case strings.HasSuffix(name, snapshotSuffix):
-			kinds["snapshot"] = name
-		}
-	}
-	if len(segments) < 4 {
-		t.Fatalf("segments: %v", segments)
-	}
-	kinds["first segment"], kinds["middle segment"] = segments[0], segments[len(segments)/2]
-	kinds["newest segment"] = segments[len(segments)-1]
-	return kinds
-}
 
 // places are the classes of offsets in a file's content.
 func places(r *rand.Rand, b []byte, number uint64) map[string]int {
@@ -322,20 +216,6 @@ func (in *injector) compare(d *Dir) (whole bool, err error) {
 	}
 	complete := last == uint64(len(in.life.entries)) && (first <= end+1)
 	return complete && term == 3 && string(vote) == "b", nil
-}
-
-// seedOf makes a random test repeatable: CORACLE_RANDOM_SEED.
-func seedOf(t *testing.T) *rand.Rand {
-	t.Helper()
-	seed := rand.Uint64()
-	if text := os.Getenv("CORACLE_RANDOM_SEED"); text != "" {
-		var err error
-		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("CORACLE_RANDOM_SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
 }
 
 // TestInjection does every harm at every kind of place of every kind of file

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// seedOf makes a random test repeatable: CORACLE_RANDOM_SEED.
+func seedOf(t *testing.T) *rand.Rand {
+	t.Helper()
+	seed := rand.Uint64()
+	if text := os.Getenv("CORACLE_RANDOM_SEED"); text != "" {
+		var err error
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("CORACLE_RANDOM_SEED=%d", seed)
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
+// budget bounds a random test in time: it is long enough for a change that
+// breaks something to show soon, and CORACLE_RANDOM_TIME=10m makes it thorough.
+type budget struct {
+	until  time.Time
+	failed bool // what follows is rapid looking for a smaller case
+}
+
+func newBudget(t *testing.T, usual time.Duration) *budget {
+	t.Helper()
+	if text := os.Getenv("CORACLE_RANDOM_TIME"); text != "" {
+		var err error
+		if usual, err = time.ParseDuration(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return &budget{until: time.Now().Add(usual)}
+}
+
+func (b *budget) spent(t *rapid.T) bool {
+	t.Cleanup(func() { b.failed = b.failed || t.Failed() })
+	return !b.failed && time.Now().After(b.until)
+}
