@@ -155,7 +155,7 @@ func (c *cluster) form(n int) {
 
 // add makes a server that is not started yet.
 func (c *cluster) add(name string) *node {
-	n := &node{c: c, name: name, dir: filepath.Join(c.dir, name), faults: &disk.Faults{}}
+	n := &node{c: c, name: name, host: name, dir: filepath.Join(c.dir, name), faults: &disk.Faults{}}
 	c.nodes = append(c.nodes, n)
 	return n
 }
@@ -278,6 +278,7 @@ func (c *cluster) shuffled() []*node {
 type node struct {
 	c      *cluster
 	name   string
+	host   string // its address
 	dir    string
 	faults *disk.Faults
 	gone   bool // for good: it does not take part in what is checked at the end
@@ -310,10 +311,10 @@ func (n *node) term() uint64 {
 }
 
 func (n *node) options(join ...string) Options {
-	host := n.c.net.Host(n.name)
+	host := n.c.net.Host(n.host)
 	o := Options{
 		Dir: n.dir, NodeID: n.name, ClusterID: "scenario", Logger: testLog(n.name), Faults: n.faults, Join: join,
-		Network: &Network{Address: n.name, Listener: host.Listen(), Dial: host.Dial},
+		Network: &Network{Address: n.host, Listener: host.Listen(), Dial: host.Dial},
 	}
 	if n.c.tune != nil {
 		n.c.tune(&o)
@@ -380,7 +381,7 @@ func (n *node) crash() {
 	n.mu.Lock()
 	s := n.store
 	n.mu.Unlock()
-	n.c.net.Reset(n.name)
+	n.c.net.Reset(n.host)
 	// Raft leaves who waits for a transfer waiting if it is shut down before it
 	// comes to it: so its disk is let go first.
 	n.faults.DelayFlushes(0)

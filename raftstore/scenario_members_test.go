@@ -296,3 +296,35 @@ func TestScenarioRandomMembers(t *testing.T) {
 		})
 	})
 }
+
+// Servers come back at other addresses, one after the other. The others learn
+// where they are.
+func TestScenarioMovedServers(t *testing.T) {
+	seeds(t, 2, func(t *testing.T, seed uint64) {
+		scenario(t, seed, 3, func(c *cluster) {
+			w := c.work(3)
+			c.pass(7 * time.Second) // every server has noted who the others are
+			for _, n := range c.nodes {
+				was := n.running().id
+				n.stop()
+				n.host = "new " + n.name
+				c.pass(time.Second)
+				n.start()
+				c.ready(n)
+				c.serves(n)
+				if n.running().id != was {
+					t.Errorf("seed %d: it is another member", seed)
+				}
+			}
+			c.rest(10*time.Second, 3, "a", "b", "c")
+			for _, n := range c.nodes {
+				for _, m := range n.running().Members() {
+					if m.Address != "new "+m.Name {
+						t.Errorf("seed %d: %s thinks that %s is at %q", seed, n.name, m.Name, m.Address)
+					}
+				}
+			}
+			w.stop()
+		})
+	})
+}
