@@ -72,8 +72,9 @@ func serveJSON[Q, A any](ctx context.Context, body []byte, fn func(context.Conte
 
 // callError keeps an error's meaning on its way to another server.
 func callError(err error) error {
-	if _, ok := status.FromError(err); ok {
-		return err
+	var said interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &said) {
+		return said.GRPCStatus().Err() // without what it was wrapped in
 	}
 	if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrLeadershipLost) || errors.Is(err, raft.ErrLeadershipTransferInProgress) {
 		return errNotLeader

@@ -48,8 +48,10 @@ func proposeError(err error) error {
 	case errors.Is(err, raft.ErrEnqueueTimeout):
 		return rpctypes.ErrGRPCTimeout
 	}
-	if _, ok := status.FromError(err); ok {
-		return err
+	// Without what it was wrapped in: clients know etcd's errors by their words.
+	var said interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &said) {
+		return said.GRPCStatus().Err()
 	}
 	return rpctypes.ErrGRPCTimeoutDueToLeaderFail
 }
