@@ -180,6 +180,9 @@ func (m *Machine) run(ctx context.Context, b *Boot, o BootOptions, socket string
 	b.cmd.Stdout, b.cmd.Stderr, b.cmd.ExtraFiles = console, console, theirs
 	// A session of its own, so that its processes can be told from others.
 	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	if os.Geteuid() == 0 { // and that ends with its first one, whatever becomes of us
+		b.cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWPID
+	}
 	b.cmd.Cancel = b.kill
 	if err := b.cmd.Start(); err != nil {
 		return errors.Join(err, lines.Close(), orders.Close())
