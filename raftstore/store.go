@@ -137,9 +137,25 @@ func newStore(o Options) *Store {
 // published is told of every new view. The first ones come before raft runs.
 func (s *Store) published() {
 	s.hub.notify()
-	if lead, _ := s.lead.get(); lead.Leader && s.peers != nil {
-		s.peers.Committed(lead.Term, s.fsm.view().Applied())
+	if s.peers == nil {
+		return
 	}
+	if term, index, ok := s.committed(); ok {
+		s.peers.Committed(term, index)
+	}
+}
+
+// committed returns how far this server, as leader of a term, knows the log to
+// be committed. The view comes before the look at raft's term, which is saved
+// before an entry of its leader is taken: what another leader committed since is
+// no entry of this one's log, and followers of this term must not hear of it.
+func (s *Store) committed() (term, index uint64, ok bool) {
+	lead, _ := s.lead.get()
+	if !lead.Leader {
+		return 0, 0, false
+	}
+	index = s.fsm.view().Applied()
+	return lead.Term, index, s.raft.CurrentTerm() == lead.Term
 }
 
 // spawn runs a task that Close waits for, unless the store is closing.

@@ -37,6 +37,7 @@ func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.App
 		return nil, raft.ErrPipelineShutdown
 	}
 	peer := p.t.peer(string(p.id))
+	proven(args)
 	peer.sending(args, true)
 	future, err := p.inner.AppendEntries(args, resp)
 	if err != nil {

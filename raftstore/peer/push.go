@@ -55,6 +55,19 @@ func (t *Transport) Committed(term, index uint64) {
 	}
 }
 
+// proven bounds the commit index of a message by the last entry that the
+// follower has for certain when it accepts it, as Raft wants it. Raft 1.8.0
+// takes whatever is committed by then, which may be more than the message has
+// entries for; and the follower commits as far as its own log goes, be that the
+// leader's entries or what a former leader left it.
+func proven(r *raft.AppendEntriesRequest) {
+	last := r.PrevLogEntry
+	if n := len(r.Entries); n > 0 {
+		last = r.Entries[n-1].Index
+	}
+	r.LeaderCommitIndex = min(r.LeaderCommitIndex, last)
+}
+
 // sending notes a message that carries the log, or nothing but the commit index.
 func (p *peer) sending(r *raft.AppendEntriesRequest, pipelined bool) {
 	p.mu.Lock()

@@ -149,3 +149,52 @@ func TestGone(t *testing.T) {
 		}
 	})
 }
+
+// A follower has entries that a former leader left there. A message of the
+// present one's that proves only those before them must not commit them,
+// whatever raft says in it.
+func TestCommitIsProven(t *testing.T) {
+	inMemory(t, func(t *testing.T, m memory) {
+		b, c := start(t, m, 1, "b.1", nil), start(t, m, 2, "c.1", nil)
+		var servers raft.Configuration
+		for _, id := range []string{"a", "b", "c"} {
+			servers.Servers = append(servers.Servers, raft.Server{ID: raft.ServerID(id + ".1"), Address: raft.ServerAddress(id)})
+		}
+		a := &node{place: 0}
+		a.run(t, m, &servers)
+		defer a.stop(t)
+		send := func(from *server, r *raft.AppendEntriesRequest, pipelined bool) {
+			t.Helper()
+			r.RPCHeader = from.header()
+			answer := new(raft.AppendEntriesResponse)
+			if !pipelined {
+				if err := from.AppendEntries("a.1", "a", r, answer); err != nil || !answer.Success {
+					t.Fatalf("%+v, %v", answer, err)
+				}
+				return
+			}
+			p, err := from.AppendEntriesPipeline("a.1", "a")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			if _, err := p.AppendEntries(r, answer); err != nil {
+				t.Fatal(err)
+			}
+			if f := <-p.Consumer(); f.Error() != nil || !f.Response().Success {
+				t.Fatalf("%+v, %v", f.Response(), f.Error())
+			}
+		}
+		left := &raft.AppendEntriesRequest{Term: 2, PrevLogEntry: 1, PrevLogTerm: 1, LeaderCommitIndex: 1}
+		for index := uint64(2); index <= 5; index++ {
+			left.Entries = append(left.Entries, &raft.Log{Index: index, Term: 2, Type: raft.LogNoop})
+		}
+		send(b, left, false)
+		for _, pipelined := range []bool{false, true} {
+			send(c, &raft.AppendEntriesRequest{Term: 3, PrevLogEntry: 2, PrevLogTerm: 2, LeaderCommitIndex: 9}, pipelined)
+			if got := a.CommitIndex(); got != 2 {
+				t.Fatalf("pipelined %v: it committed up to entry %d, of which the leader proved 2", pipelined, got)
+			}
+		}
+	})
+}

@@ -109,6 +109,7 @@ func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *
 	var fresh raft.AppendEntriesResponse
 	p := t.peer(string(id))
 	if !beat {
+		proven(args)
 		p.sending(args, false)
 	}
 	once := func(to raft.ServerAddress) error {
