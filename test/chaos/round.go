@@ -16,9 +16,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-const (
-	finalTimeout = 60 * time.Second // for what has to come true at the end of a round
-)
+// finalTimeout is for what has to come true at the end of a round.
+const finalTimeout = 60 * time.Second
 
 // round is some time of work and trouble, judged at its end.
 type round struct {
