@@ -35,6 +35,8 @@ type Vars struct {
 
 	writing sync.Mutex
 	broken  error // bbolt gave up half way, and still holds its locks; guarded by writing
+	// voteTerm waits for the candidate who got the vote. Guarded by writing.
+	voteTerm []byte
 
 	mu     sync.RWMutex // guards values; never held over a write
 	values map[string][]byte
@@ -43,7 +45,12 @@ type Vars struct {
 var _ raft.StableStore = (*Vars)(nil)
 
 // variables are the names of all that raft stores.
-var variables = []string{"CurrentTerm", "LastVoteTerm", "LastVoteCand"}
+var variables = []string{"CurrentTerm", voteTerm, voteCandidate}
+
+const (
+	voteTerm      = "LastVoteTerm"
+	voteCandidate = "LastVoteCand"
+)
 
 const sumSize = 4
 
@@ -74,12 +81,36 @@ func guard(path string, err *error) func() {
 }
 
 // Set stores a variable. While the disk is full or failing it waits.
+//
+// Raft stores a vote as two variables: its term, then whom it was given to. If
+// the power went between the two, the new term would be there with the one who
+// got the vote in an earlier term, and that one would be granted it again without
+// a look at its log. So the term waits for the candidate, and is written after
+// it: what a crash leaves then is a vote that was not given in the new term, and
+// cannot be asked for in the old one any more.
 func (v *Vars) Set(key, value []byte) error {
-	sealed := append([]byte(nil), value...)
-	sealed = binary.LittleEndian.AppendUint32(sealed, variableSum(key, value))
 	v.writing.Lock()
 	defer v.writing.Unlock()
 	defer v.stall.begin(&v.stall.vars)()
+	switch string(key) {
+	case voteTerm:
+		v.voteTerm = slices.Clone(value)
+		return nil
+	case voteCandidate:
+		err := v.set(key, value)
+		if err == nil && v.voteTerm != nil {
+			err = v.set([]byte(voteTerm), v.voteTerm)
+		}
+		v.voteTerm = nil
+		return err
+	}
+	return v.set(key, value)
+}
+
+// set stores one variable. The caller holds writing.
+func (v *Vars) set(key, value []byte) error {
+	sealed := append([]byte(nil), value...)
+	sealed = binary.LittleEndian.AppendUint32(sealed, variableSum(key, value))
 	err := v.broken
 	if err == nil {
 		err = v.space.persist(v.ctx, func() error { return v.write(key, sealed) })
