@@ -45,7 +45,7 @@ func (s *Store) openRaft() error {
 		return fmt.Errorf("raftstore: read the log: %w", err)
 	}
 	snapshots := countedSnapshots{s.dir.Snapshots, s.opts.Counters}
-	s.raft, err = raft.NewRaft(conf, s.fsm, logs, s.dir.Vars, snapshots, transport)
+	s.raft, err = raft.NewRaft(conf, s.fsm, logs, vars{s.dir.Vars, s.ctx}, snapshots, transport)
 	if err != nil {
 		if s.peers != nil {
 			err = errors.Join(err, s.peers.Close())

@@ -213,3 +213,26 @@ func TestScenarioDamageAlone(t *testing.T) {
 		})
 	}
 }
+
+// A server is closed while raft in it waits for the disk, to save a term. It
+// closes; raft by itself would panic.
+func TestScenarioCloseOnFullDisk(t *testing.T) {
+	for how, strike := range map[string]func(*node){
+		"full":  func(n *node) { n.faults.FailWrites(unix.ENOSPC) },
+		"hangs": func(n *node) { n.faults.DelayFlushes(time.Hour) },
+	} {
+		t.Run(how, func(t *testing.T) {
+			scenario(t, 1, 3, func(c *cluster) {
+				leader := c.leader()
+				victim := c.others(leader)[0]
+				strike(victim)
+				other := c.others(leader, victim)[0]
+				if err := leader.running().transferTo(c.within(5*time.Second), memberID(string(other.running().id))); err != nil {
+					t.Fatal(err)
+				}
+				c.eventually("it waits for its disk", 5*time.Second, func() bool { return victim.running().dir.Stalled() > 0 })
+				victim.stop()
+			})
+		})
+	}
+}
