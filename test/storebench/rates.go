@@ -226,7 +226,11 @@ func (b *bench) runOn(ctx context.Context, s *server, spec load.Spec, v variant,
 			_, err := s.sys.local(ctx, s, load.Spec{For: min(spec.Warmup+spec.For, 10*time.Second)}, profile)
 			done <- err
 		}()
-		defer func() { _ = <-done }() // one profile less
+		defer func() {
+			if err := <-done; err != nil {
+				fmt.Printf("  no profile %s: %v\n", profile, err)
+			}
+		}()
 	}
 	return s.remote(ctx, spec)
 }
