@@ -51,6 +51,9 @@ func runCluster(t *testing.T, dir string, seed uint64, end time.Time) uint64 {
 	dir += "/" + strconv.FormatUint(seed, 10)
 	ok := t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 		size := []int{3, 3, 5}[rand.New(rand.NewPCG(seed, 0)).IntN(3)]
+		if v, err := strconv.Atoi(os.Getenv("CORACLE_CHAOS_SERVERS")); err == nil {
+			size = v
+		}
 		start := time.Now()
 		say := func(format string, args ...any) {
 			t.Logf("%6.2f "+format, append([]any{time.Since(start).Seconds()}, args...)...)

@@ -115,7 +115,7 @@ func (c *cluster) newServer() *server {
 	c.t.Cleanup(func() { _ = syscall.Unmount(s.disk, syscall.MNT_DETACH) })
 	s.args = []string{
 		"--cluster", "chaos", "--peer-cert", cert.Cert, "--peer-key", cert.Key, "--peer-ca", cert.CA,
-		"--history-age", "24h", "--history-bytes", "4000000000",
+		"--max-voters", "7", "--history-age", "24h", "--history-bytes", "4000000000",
 	}
 	c.mu.Lock()
 	c.servers = append(c.servers, s)
