@@ -92,16 +92,22 @@ func (n *node) stop(t *testing.T) {
 	}
 }
 
+// voters is a cluster of the servers at the first places.
+func voters(m memory, size int) *raft.Configuration {
+	c := new(raft.Configuration)
+	for i := range size {
+		at := m.place(i)
+		c.Servers = append(c.Servers, raft.Server{ID: raft.ServerID(at + ".1"), Address: raft.ServerAddress(at)})
+	}
+	return c
+}
+
 func newCluster(t *testing.T, m memory, size int) []*node {
 	t.Helper()
-	var c raft.Configuration
 	nodes := make([]*node, size)
 	for i := range nodes {
 		nodes[i] = &node{place: i}
-		c.Servers = append(c.Servers, raft.Server{ID: raft.ServerID(nodes[i].name() + ".1"), Address: raft.ServerAddress(nodes[i].name())})
-	}
-	for _, n := range nodes {
-		n.run(t, m, &c)
+		nodes[i].run(t, m, voters(m, size))
 	}
 	return nodes
 }

@@ -40,6 +40,8 @@
 //     of one term. Here they go through the main loop; only while that waits for
 //     a disk, those of the leader that raft follows by what Options.Follows says
 //     are answered in its stead. See Transport.heard.
+//   - Raft may say that more is committed than its message proves the follower to
+//     have. Here it says no more than that. See proven.
 //   - Closing it leaves its connections, and so their goroutines. Transport
 //     closes them.
 //

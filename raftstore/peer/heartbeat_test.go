@@ -35,12 +35,8 @@ func TestLateVote(t *testing.T) {
 			}
 			refuse(rpc)
 		})
-		var servers raft.Configuration
-		for _, id := range []string{"a", "b", "c"} {
-			servers.Servers = append(servers.Servers, raft.Server{ID: raft.ServerID(id + ".1"), Address: raft.ServerAddress(id)})
-		}
 		a := &node{place: 0}
-		a.run(t, m, &servers)
+		a.run(t, m, voters(m, 3))
 		defer a.stop(t)
 		if !a.t.Stand(t.Context()) {
 			t.Fatal("it does not stand for election")

@@ -156,12 +156,8 @@ func TestGone(t *testing.T) {
 func TestCommitIsProven(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		b, c := start(t, m, 1, "b.1", nil), start(t, m, 2, "c.1", nil)
-		var servers raft.Configuration
-		for _, id := range []string{"a", "b", "c"} {
-			servers.Servers = append(servers.Servers, raft.Server{ID: raft.ServerID(id + ".1"), Address: raft.ServerAddress(id)})
-		}
 		a := &node{place: 0}
-		a.run(t, m, &servers)
+		a.run(t, m, voters(m, 3))
 		defer a.stop(t)
 		send := func(from *server, r *raft.AppendEntriesRequest, pipelined bool) {
 			t.Helper()
