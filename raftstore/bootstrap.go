@@ -17,7 +17,7 @@ func (s *Store) bootstrap(conf *raft.Config, logs raft.LogStore, transport raft.
 	if err == nil && exists && !knowsOthers {
 		exists, err = s.finishedBootstrap(logs)
 	}
-	s.fresh = !exists
+	s.fresh, s.joins = !exists, !exists && knowsOthers
 	if err != nil || exists || knowsOthers {
 		return err
 	}

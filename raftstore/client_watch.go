@@ -64,7 +64,8 @@ func (n *nativeWatcher) Watch(ctx context.Context, key string, opts ...clientv3.
 		close(refused)
 		return refused
 	}
-	w := newWatcher(n.s.hub, req, op.Rev())
+	header, from := n.s.watchStart(op.Rev())
+	w := newWatcher(n.s.hub, req, from)
 	stream := streamKey(ctx)
 	if n.streams[stream] == nil {
 		n.streams[stream] = make(map[*watcher]struct{})
@@ -73,7 +74,7 @@ func (n *nativeWatcher) Watch(ctx context.Context, key string, opts ...clientv3.
 	n.tasks.Go(func() {
 		defer close(out)
 		defer n.forget(stream, w)
-		n.follow(ctx, w, op, out)
+		n.follow(ctx, w, op, header, out)
 	})
 	return out
 }
@@ -96,7 +97,7 @@ func watchRequest(op clientv3.Op) *pb.WatchCreateRequest {
 	return r
 }
 
-func (n *nativeWatcher) follow(ctx context.Context, w *watcher, op clientv3.Op, out chan<- clientv3.WatchResponse) {
+func (n *nativeWatcher) follow(ctx context.Context, w *watcher, op clientv3.Op, created *pb.ResponseHeader, out chan<- clientv3.WatchResponse) {
 	required := requiresLeader(metadata.FromOutgoingContext(ctx))
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -114,7 +115,7 @@ func (n *nativeWatcher) follow(ctx context.Context, w *watcher, op clientv3.Op, 
 			return false
 		}
 	}
-	if op.IsCreatedNotify() && !send(clientv3.WatchResponse{Header: n.s.header(), Created: true}) {
+	if op.IsCreatedNotify() && !send(clientv3.WatchResponse{Header: created, Created: true}) {
 		return
 	}
 	for {

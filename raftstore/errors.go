@@ -39,11 +39,13 @@ func contextError(ctx context.Context) error {
 // leave open whether the write happened, and so do etcd's.
 func proposeError(err error) error {
 	switch {
+	case errors.Is(err, errMoved): // whatever else it is
+		return rpctypes.ErrGRPCTimeoutDueToLeaderFail
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):
 		return rpctypes.ErrGRPCNoLeader
 	case errors.Is(err, raft.ErrRaftShutdown):
 		return rpctypes.ErrGRPCStopped
-	case errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, errMoved):
+	case errors.Is(err, raft.ErrLeadershipLost):
 		return rpctypes.ErrGRPCTimeoutDueToLeaderFail
 	case errors.Is(err, raft.ErrEnqueueTimeout):
 		return rpctypes.ErrGRPCTimeout

@@ -127,14 +127,15 @@ func (w *watchStream) create(r *pb.WatchCreateRequest) error {
 		})
 	}
 	ctx, stop := context.WithCancel(w.ctx)
+	header, from := w.s.watchStart(r.StartRevision)
 	sw := &streamedWatch{
-		watcher: newWatcher(w.s.hub, r, r.StartRevision),
+		watcher: newWatcher(w.s.hub, r, from),
 		id:      id, fragment: r.Fragment, stop: stop, done: make(chan struct{}),
 	}
 	w.mu.Lock()
 	w.watches[id] = sw
 	w.mu.Unlock()
-	if err := w.send(&pb.WatchResponse{Header: w.s.header(), WatchId: id, Created: true}); err != nil {
+	if err := w.send(&pb.WatchResponse{Header: header, WatchId: id, Created: true}); err != nil {
 		stop()
 		sw.close()
 		return err

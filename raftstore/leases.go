@@ -111,10 +111,15 @@ func (s *Store) leading(ctx context.Context) (*mvcc.View, error) {
 	if s.peers == nil {
 		return s.linearizable(ctx)
 	}
-	if lead, _ := s.leader.get(); !lead.Self {
+	lead, _ := s.leader.get()
+	if !lead.Self {
 		return nil, errNotLeader
 	}
-	return s.linearizable(ctx)
+	view, err := s.linearizable(ctx)
+	if now, _ := s.leader.get(); err == nil && now != lead {
+		return nil, errNotLeader // the next leader may have confirmed the read
+	}
+	return view, err
 }
 
 // LeaseLeases serves etcd's Lease.LeaseLeases.

@@ -58,7 +58,9 @@ func (l *lessor) observe(c mvcc.Command, res mvcc.Result) {
 			l.renew(granted.ID, granted.TTL)
 		}
 	case *pb.LeaseRevokeRequest:
-		l.forget(req.ID)
+		if res.Err == nil { // one that was refused, for want of a session say, leaves the lease
+			l.forget(req.ID)
+		}
 	}
 }
 

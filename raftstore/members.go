@@ -134,6 +134,10 @@ func (s *Store) serveRemove(ctx context.Context, r removeCall) (nothing, error) 
 		if v.Suffrage == raft.Voter && voters == 1 {
 			return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: %q is the only voter and cannot be removed", r.Name)
 		}
+		if v.Suffrage == raft.Voter && !s.canDoWithout(v.ID) {
+			return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: without %q too few of the voters that are left would answer, "+
+				"and the store would stand still. Nothing was changed. Bring the other servers back first, or remove those that are lost", r.Name)
+		}
 		if v.ID == s.id {
 			// Whoever leads next removes it: a leader that removes itself leaves
 			// its clients waiting for an election.
@@ -146,9 +150,27 @@ func (s *Store) serveRemove(ctx context.Context, r removeCall) (nothing, error) 
 			return nothing{}, callError(err)
 		}
 		s.log.Info("removed a server from the store's cluster", "member", v.ID)
-		s.peers.Forget(string(v.Address))
+		if s.peers != nil {
+			s.peers.Forget(string(v.Address))
+		}
 	}
 	return nothing{}, nil
+}
+
+// canDoWithout says whether a majority of the voters is in contact when one of
+// them is taken out.
+func (s *Store) canDoWithout(id raft.ServerID) bool {
+	voters, there := 0, 0
+	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
+		if server.Suffrage != raft.Voter || server.ID == id {
+			continue
+		}
+		voters++
+		if server.ID == s.id || time.Since(s.peers.Contact(server.ID)) < healthyWithin {
+			there++
+		}
+	}
+	return there > voters/2
 }
 
 type infoAnswer struct {
@@ -184,6 +206,9 @@ func (s *Store) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 			continue
 		}
 		if server.Address == address {
+			if err := s.await(s.raft.Barrier(0)); err != nil { // until that is committed
+				return nothing{}, callError(err)
+			}
 			return nothing{}, nil
 		}
 		if server.Suffrage == raft.Voter {
@@ -223,7 +248,9 @@ var errNoAnswer = errors.New("raftstore: no server of the cluster answers")
 
 func (s *Store) announceOnce(ctx context.Context, round int) error {
 	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
-		if server.ID == s.id && server.Address == s.address {
+		// A new one's being there may not be committed, and be undone by the
+		// next leader: then nobody would speak to it any more.
+		if server.ID == s.id && server.Address == s.address && !s.joins {
 			return nil
 		}
 	}

@@ -31,6 +31,7 @@ type Store struct {
 	id        raft.ServerID
 	address   raft.ServerAddress
 	fresh     bool // its directory has never been part of a cluster
+	joins     bool // and it begins none
 
 	fsm       *fsm
 	hub       *hub

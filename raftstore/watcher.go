@@ -75,6 +75,17 @@ func newWatcher(h *hub, r *pb.WatchCreateRequest, from int64) *watcher {
 	return w
 }
 
+// watchStart returns the header that says that a watch was made, and where it
+// begins. If it begins now, the two must be of one moment: a client that loses
+// the connection goes on after the header's revision.
+func (s *Store) watchStart(rev int64) (header *pb.ResponseHeader, from int64) {
+	header = s.header()
+	if rev == 0 {
+		return header, header.Revision + 1
+	}
+	return header, rev
+}
+
 func (w *watcher) close() { w.hub.remove(w) }
 
 func (w *watcher) ring() {

@@ -109,14 +109,16 @@ func (s *Store) writeOnce(ctx context.Context, c mvcc.Command) (any, error) {
 		}
 		res, attempts, err := s.deliver(ctx, c)
 		done()
-		if err == nil && errors.Is(res.Err, mvcc.ErrSession) {
+		if err != nil || !errors.Is(res.Err, mvcc.ErrSession) && !errors.Is(res.Err, mvcc.ErrStale) {
+			return s.outcome(ctx, res, err)
+		}
+		if errors.Is(res.Err, mvcc.ErrSession) {
 			s.session.lost(c.Session)
-			if attempts == 1 {
-				continue // refused, hence not done
-			}
+		}
+		if attempts > 1 {
 			return nil, rpctypes.ErrGRPCTimeoutDueToLeaderFail // an earlier attempt may have been done
 		}
-		return s.outcome(ctx, res, err)
+		// Refused, hence not done: once more, under another number.
 	}
 }
 
@@ -144,6 +146,9 @@ func (s *Store) openSession(ctx context.Context) error {
 func (s *Store) deliver(ctx context.Context, c mvcc.Command) (res mvcc.Result, attempts int, err error) {
 	for {
 		lead, moved, err := s.awaitLeader(ctx)
+		if attempts > 0 && errors.Is(err, rpctypes.ErrGRPCNoLeader) {
+			err = errMoved // the one before may have done it
+		}
 		if err != nil {
 			return res, attempts, err
 		}
@@ -236,6 +241,9 @@ func (s *Store) forward(entry []byte) func() ([]mvcc.Result, error) {
 		if err != nil {
 			return nil, status.Error(codes.Internal, err.Error())
 		}
+		if count, err := mvcc.CommandsOf(entry); err != nil || count != len(results) {
+			return nil, status.Error(codes.Internal, "raftstore: the leader's answer is not for what it was asked")
+		}
 		_, _ = s.fsm.wait(ctx, binary.LittleEndian.Uint64(answer)) // it is done; who cannot wait is told so all the same
 		return results, nil
 	}
@@ -259,7 +267,7 @@ func cancelWhen(c <-chan struct{}, cancel func()) (stop func()) {
 func (s *Store) serveWrite(ctx context.Context, entry []byte) ([]byte, error) {
 	// In full, bodies too: what is in the log must be readable for all.
 	commands, err := mvcc.DecodeEntry(entry)
-	if err != nil || len(commands) == 0 {
+	if err != nil || len(commands) == 0 || !mvcc.Plain(entry) {
 		return nil, status.Errorf(codes.InvalidArgument, "raftstore: forwarded writes: %v", err)
 	}
 	lead, moved := s.leader.get()

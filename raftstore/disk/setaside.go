@@ -71,6 +71,11 @@ func StartOver(dir string, peers []Peer) (newPath string, err error) {
 	if err := writeFile(filepath.Join(fresh, peersFile), encodePeers(peers)); err != nil {
 		return "", fmt.Errorf("start over: %w", err)
 	}
+	// It must be there for certain before the damaged one goes: the next start
+	// would take nothing at all for a new server.
+	if err := syncDir(filepath.Dir(dir)); err != nil {
+		return "", fmt.Errorf("start over: %w", err)
+	}
 	if newPath, err = SetAside(dir); err != nil {
 		return newPath, err
 	}

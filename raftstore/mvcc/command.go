@@ -99,8 +99,11 @@ func AppendCommand(entry []byte, c Command) ([]byte, error) {
 }
 
 // Encoded is what AppendCommand wrote to an entry, for AppendEncoded to put
-// into another one.
+// into another one. The entry must be Plain.
 func Encoded(entry []byte) []byte { return entry[1:] }
+
+// Plain says whether an entry is not packed.
+func Plain(entry []byte) bool { return len(entry) > 0 && entry[0] == entryFormat }
 
 // AppendEncoded adds commands that are encoded already. They must come from an
 // entry for which CommandsOf gave no error.

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	clocktesting "k8s.io/utils/clock/testing"
+
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+)
+
+// A revocation that was refused leaves the lease, and its expiry.
+func TestRefusedRevocationForgetsNothing(t *testing.T) {
+	l := newLessor(clocktesting.NewFakeClock(time.Unix(0, 0)), nil)
+	l.promote(func() []mvcc.Lease { return []mvcc.Lease{{ID: 7, TTL: 10}} })
+	for _, err := range []error{mvcc.ErrFenced, mvcc.ErrSession, mvcc.ErrStale} {
+		l.observe(mvcc.Command{Request: &pb.LeaseRevokeRequest{ID: 7}}, mvcc.Result{Err: err})
+		if _, known := l.remaining(7); !known {
+			t.Fatalf("after %v it never expires", err)
+		}
+	}
+	l.observe(mvcc.Command{Request: &pb.LeaseRevokeRequest{ID: 7}}, mvcc.Result{Response: &pb.LeaseRevokeResponse{}})
+	if _, known := l.remaining(7); known {
+		t.Fatal("it was revoked, and is still waited for")
+	}
+}
+
+// A write whose number the state machine has given up, before it ever arrived,
+// is sent again under another.
+func TestGivenUpNumberIsReplaced(t *testing.T) {
+	ctx := testContext(t)
+	s := openCluster(t, 1)[0]
+	if _, err := s.Put(ctx, &pb.PutRequest{Key: []byte("a"), Value: []byte("1")}); err != nil {
+		t.Fatal(err)
+	}
+	s.session.mu.Lock()
+	id, next := s.session.id, s.session.last+3
+	s.session.mu.Unlock()
+	same := &pb.PutRequest{Key: []byte("b"), Value: []byte("2")}
+	res, err := s.proposer.propose(ctx, nil, mvcc.Command{Request: same, Session: id, Seq: next, Floor: next})
+	if err != nil || res.Err != nil {
+		t.Fatal(err, res.Err)
+	}
+	if _, err := s.Put(ctx, same); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A healthy voter is not taken out if those that are left could do nothing
+// without it.
+func TestRemoveKeepsAMajority(t *testing.T) {
+	ctx := testContext(t)
+	stores := openCluster(t, 3)
+	until(ctx, t, "a leader", func() bool { lead, _ := stores[0].leader.get(); return lead.known() })
+	var leader, dead, other *Store
+	for _, s := range stores {
+		switch lead, _ := s.lead.get(); {
+		case lead.Leader:
+			leader = s
+		case dead == nil:
+			dead = s
+		default:
+			other = s
+		}
+	}
+	if err := dead.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	until(ctx, t, "the dead one is missed", func() bool { return time.Since(leader.peers.Contact(dead.id)) > healthyWithin })
+	for _, s := range []*Store{other, leader} {
+		err := leader.RemoveMember(ctx, s.name)
+		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "Nothing was changed") {
+			t.Fatalf("remove %s: %v", s.name, err)
+		}
+	}
+	if err := leader.RemoveMember(ctx, dead.name); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.Put(ctx, &pb.PutRequest{Key: []byte("a")}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The revision that a watch's creation tells is the one before its first event,
+// whatever is written meanwhile: clients go on from there after a lost
+// connection.
+func TestWatchStartsWhereItSays(t *testing.T) {
+	ctx := testContext(t)
+	s := openStore(t, Options{Dir: t.TempDir()})
+	done := make(chan error, 1)
+	stop := make(chan struct{})
+	go func() {
+		for {
+			if _, err := s.Put(ctx, &pb.PutRequest{Key: []byte("a")}); err != nil {
+				done <- err
+				return
+			}
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+		}
+	}()
+	for range 300 {
+		header, from := s.watchStart(0)
+		w := newWatcher(s.hub, &pb.WatchCreateRequest{Key: []byte("a")}, from)
+		d, err := w.next(ctx)
+		w.close()
+		if err != nil || len(d.events) == 0 || d.events[0].Kv.ModRevision != header.Revision+1 {
+			t.Fatalf("said to start after %d: %v, %v", header.Revision, d.events, err)
+		}
+	}
+	close(stop)
+	if err := <-done; err != nil && !errors.Is(err, ctx.Err()) {
+		t.Fatal(err)
+	}
+}
