@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"sync/atomic"
 	"time"
@@ -73,7 +74,7 @@ func (t *Transport) serveCalls() {
 	t.server = grpc.NewServer(
 		grpc.ForceServerCodecV2(messages{}),
 		grpc.MaxRecvMsgSize(MaxCall+callOverhead),
-		grpc.MaxSendMsgSize(MaxCall+callOverhead),
+		grpc.MaxSendMsgSize(math.MaxInt32), // an answer is as large as what was asked for; etcd's limit
 		grpc.InitialWindowSize(callWindow),
 		grpc.InitialConnWindowSize(callWindow),
 		grpc.WaitForHandlers(true),
@@ -202,7 +203,7 @@ func (t *Transport) caller(address string) (*caller, error) {
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // Options.Dial authenticates
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return t.dialCalls(ctx, c) }),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(messages{}),
-			grpc.MaxCallRecvMsgSize(MaxCall+callOverhead), grpc.MaxCallSendMsgSize(MaxCall+callOverhead)),
+			grpc.MaxCallRecvMsgSize(math.MaxInt32), grpc.MaxCallSendMsgSize(MaxCall+callOverhead)),
 		grpc.WithInitialWindowSize(callWindow),
 		grpc.WithInitialConnWindowSize(callWindow),
 		grpc.WithDisableServiceConfig(),

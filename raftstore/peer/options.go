@@ -25,7 +25,7 @@ const (
 	snapshotSilence = 5 * time.Second
 	// snapshotRate, in bytes per second, is what a peer restores at least.
 	snapshotRate = 2 << 20
-	// MaxCall is the largest body of a call or an answer, in bytes.
+	// MaxCall is the largest body of a call, in bytes. Answers have no bound.
 	MaxCall = 16 << 20
 )
 

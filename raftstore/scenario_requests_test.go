@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// A watch on a server that is cut off ends if its client requires a leader.
+// Others wait, and miss nothing.
+func TestScenarioWatchWithoutLeader(t *testing.T) {
+	scenario(t, 1, 3, func(c *cluster) {
+		leader := c.leader()
+		away := c.others(leader)[0]
+		client := away.running().Client()
+		picky := client.Watch(clientv3.WithRequireLeader(c.within(time.Minute)), "k")
+		patient := client.Watch(c.within(time.Minute), "k")
+		c.pass(10 * time.Second)
+		c.isolate(away)
+		cut := time.Now()
+		kv := leader.running().Client().KV
+		c.put(c.within(time.Second), leader.name, kv, "k", "while away")
+		resp, open := <-picky
+		if !errors.Is(resp.Err(), rpctypes.ErrNoLeader) || time.Since(cut) > 5*time.Second {
+			t.Errorf("after %v: %+v, %v", time.Since(cut), resp, open)
+		}
+		if again := <-client.Watch(clientv3.WithRequireLeader(c.within(time.Minute)), "k"); !errors.Is(again.Err(), rpctypes.ErrNoLeader) {
+			t.Errorf("a new one: %+v", again)
+		}
+		c.net.HealAll()
+		if events := collect(c.within(time.Minute), t, patient, 1); string(events[0].Kv.Value) != "while away" {
+			t.Errorf("%v", events)
+		}
+		again := client.Watch(clientv3.WithRequireLeader(c.within(time.Minute)), "k")
+		c.put(c.within(time.Second), leader.name, kv, "k", "back")
+		if events := collect(c.within(time.Minute), t, again, 1); string(events[0].Kv.Value) != "back" {
+			t.Errorf("%v", events)
+		}
+	})
+}
+
+// Values as large as they may be, through every server at once, and a follower
+// that needs a snapshot of them.
+func TestScenarioLargeValues(t *testing.T) {
+	scenario(t, 1, 3, func(c *cluster) {
+		leader := c.leader()
+		away := c.others(leader)[0]
+		c.isolate(away)
+		write := func(from, to int, nodes []*node) {
+			var writers sync.WaitGroup
+			for i := from; i < to; i++ {
+				n := nodes[i%len(nodes)]
+				writers.Go(func() {
+					value := fmt.Sprint(i, strings.Repeat("x", 1400<<10))
+					if o := c.put(c.within(20*time.Second), n.name, n.running().Client().KV, fmt.Sprintf("large%d", i), value); o.err != nil {
+						t.Errorf("%s through %s: %v", o.key, n.name, o.err)
+					}
+				})
+			}
+			writers.Wait()
+		}
+		write(0, 12, c.others(away))
+		c.fill(leader, 20)
+		for _, n := range c.others(away) {
+			c.forget(n)
+		}
+		c.net.HealAll()
+		c.ready(away)
+		write(12, 24, c.nodes)
+		for _, n := range c.nodes {
+			if o := c.list(c.within(20*time.Second), n.name, n.running().Client().KV, "large"); o.err != nil || len(o.found) != 24 {
+				t.Errorf("through %s: %d values, %v", n.name, len(o.found), o.err)
+			}
+			// A write that also reads a lot has a large answer.
+			txn, err := n.running().Client().Txn(c.within(20*time.Second)).
+				Then(clientv3.OpPut("txn", "of "+n.name), clientv3.OpGet("large", clientv3.WithPrefix())).Commit()
+			if err != nil || len(txn.Responses[1].GetResponseRange().Kvs) != 24 {
+				t.Errorf("a transaction through %s: %v", n.name, err)
+			}
+		}
+	})
+}
+
+// Clients give up at any moment, while the leader changes. What they gave up may
+// have been done, once.
+func TestScenarioImpatientClients(t *testing.T) {
+	seeds(t, 3, func(t *testing.T, seed uint64) {
+		scenario(t, seed, 3, func(c *cluster) {
+			w := c.work(2)
+			var all sync.WaitGroup
+			ctx, cancel := context.WithCancel(c.ctx)
+			for i, n := range c.nodes {
+				all.Go(func() {
+					for k := 0; ctx.Err() == nil; k++ {
+						short, stop := context.WithTimeout(ctx, time.Duration(k%40)*100*time.Microsecond)
+						c.put(short, n.name, n.running().Client().KV, "impatient", fmt.Sprintf("impatient %d %d", i, k))
+						stop()
+						c.pass(2 * time.Millisecond)
+					}
+				})
+			}
+			for range 5 {
+				c.pass(300 * time.Millisecond)
+				if err := c.leader().running().TransferLeadership(c.within(5 * time.Second)); err != nil {
+					t.Errorf("seed %d: %v", seed, err)
+				}
+			}
+			cancel()
+			all.Wait()
+			w.stop()
+		})
+	})
+}
