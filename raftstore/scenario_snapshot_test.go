@@ -294,3 +294,43 @@ func TestScenarioRecoveryRefused(t *testing.T) {
 		c.serves(c.nodes[0])
 	})
 }
+
+// History is compacted as time goes by, under whatever leader, and alike on all
+// servers.
+func TestScenarioCompactor(t *testing.T) {
+	seeds(t, 2, func(t *testing.T, seed uint64) {
+		age := func(o *Options) { o.HistoryAge, o.HistoryBytes = time.Minute, 64<<10 }
+		scenarioOf(t, seed, 3, age, func(c *cluster) {
+			for range 5 {
+				w := c.work(3)
+				c.pass(2 * time.Second)
+				leader := c.leader()
+				if c.rand.IntN(2) == 0 && leader != c.nodes[0] { // whose watch tells the whole story
+					leader.crash()
+					c.pass(2 * time.Second)
+					leader.start()
+				}
+				w.stop()
+				c.pass(time.Minute)
+			}
+			status := c.leader().running().Status()
+			if status.Compacted < status.Revision/4 {
+				t.Errorf("seed %d: at revision %d, only %d is compacted", seed, status.Revision, status.Compacted)
+			}
+		})
+	})
+}
+
+// A cluster to which nothing happens writes nothing, and keeps its leader.
+func TestScenarioIdle(t *testing.T) {
+	scenario(t, 1, 3, func(c *cluster) {
+		c.serves(c.nodes[0])
+		c.pass(10 * time.Second)
+		leader := c.leader()
+		term, index := leader.term(), leader.running().raft.LastIndex()
+		c.pass(10 * time.Minute)
+		if now := leader.running(); leader.term() != term || !leader.leads() || now.raft.LastIndex() != index {
+			t.Errorf("term %d became %d, index %d became %d", term, leader.term(), index, now.raft.LastIndex())
+		}
+	})
+}
