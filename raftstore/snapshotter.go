@@ -24,8 +24,11 @@ const (
 	// other servers: one that was away for a moment gets that instead of a
 	// whole snapshot.
 	trailingBytes = 16 << 20
-	// snapshotRetry is how long to wait after a snapshot failed.
-	snapshotRetry = time.Minute
+	// snapshotRetry is how long to wait after a snapshot failed; twice as long
+	// each time, up to snapshotPatience. Right after a start raft refuses one
+	// until it has seen the last change of members applied.
+	snapshotRetry    = time.Second
+	snapshotPatience = time.Minute
 )
 
 // snapshotter bounds the log. It counts bytes, not entries as raft would, for
@@ -90,7 +93,7 @@ func worthSnapshot(st mvcc.Stats, packed float64) int64 {
 
 // take takes a snapshot, however often it has to try. It returns ctx's error.
 func (sn *snapshotter) take(ctx context.Context) error {
-	for {
+	for retry := snapshotRetry; ; retry = min(2*retry, snapshotPatience) {
 		sn.trail()
 		err := sn.s.raft.Snapshot().Error()
 		if err == nil || errors.Is(err, raft.ErrNothingNewToSnapshot) {
@@ -99,8 +102,8 @@ func (sn *snapshotter) take(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		sn.s.log.Warn("could not take a snapshot of the store; the log grows meanwhile", "retry", snapshotRetry, "err", err)
-		timer := sn.s.opts.Clock.NewTimer(snapshotRetry)
+		sn.s.log.Warn("could not take a snapshot of the store; the log grows meanwhile", "retry", retry, "err", err)
+		timer := sn.s.opts.Clock.NewTimer(retry)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
