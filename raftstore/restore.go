@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/hashicorp/raft"
 
@@ -42,16 +44,33 @@ func Restore(o Options, backup io.Reader) error {
 		return fmt.Errorf("raftstore: restore: the backup cannot be used, and nothing was changed: %w", err)
 	}
 	state.Leap(revisionLeap, seedIndex)
-	dir, err := disk.Open(disk.Options{
-		Path: o.Dir, Identity: disk.Identity{Cluster: o.ClusterID, Node: o.NodeID}, Logger: o.Logger, Clock: o.Clock,
-	})
-	if err != nil {
-		return fmt.Errorf("raftstore: restore: %w", err)
-	}
-	if err := errors.Join(seed(dir, state), dir.Close()); err != nil {
-		return fmt.Errorf("raftstore: restore: %w. Remove the directory %s and try again", err, o.Dir)
+	if err := build(o, state); err != nil {
+		return fmt.Errorf("raftstore: restore: %w. Nothing was put into %s; try again", err, o.Dir)
 	}
 	return nil
+}
+
+// build makes the new directory beside its place and moves it there when it is
+// complete: what a crash leaves is never taken for a store, let alone an empty one.
+func build(o Options, state *mvcc.State) error {
+	place := filepath.Clean(o.Dir)
+	beside := place + ".restoring"
+	if err := os.RemoveAll(beside); err != nil {
+		return err
+	}
+	dir, err := disk.Open(disk.Options{
+		Path: beside, Identity: disk.Identity{Cluster: o.ClusterID, Node: o.NodeID}, Logger: o.Logger, Clock: o.Clock,
+	})
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(seed(dir, state), dir.Close()); err != nil {
+		return err
+	}
+	if err := os.Remove(place); err != nil && !errors.Is(err, fs.ErrNotExist) { // it is empty
+		return err
+	}
+	return disk.Move(beside, place)
 }
 
 // seed writes a state as the first snapshot of a new directory.

@@ -195,6 +195,14 @@ func writeFile(path string, data []byte) error {
 	return nil
 }
 
+// Move renames a closed directory, durably.
+func Move(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(to))
+}
+
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

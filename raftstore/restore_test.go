@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/raftstore/disk"
+)
+
+// TestInterruptedRestore finds what a power cut leaves of a restore: nothing
+// that a start could take for a store, and nothing in the way of another try.
+func TestInterruptedRestore(t *testing.T) {
+	s := openStore(t, Options{Dir: t.TempDir()})
+	ctx := testContext(t)
+	mustPut(ctx, t, s.Client().Client, "key", "value")
+	var backup bytes.Buffer
+	if _, err := s.Backup(ctx, &backup); err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Dir: filepath.Join(t.TempDir(), "store"), NodeID: "one"}
+	// As far as it got: a directory with an identity, and no snapshot yet.
+	half, err := disk.Open(disk.Options{Path: o.Dir + ".restoring", Logger: testLog("half"), Clock: s.opts.Clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := half.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if used, err := disk.Used(o.Dir); err != nil || used {
+		t.Fatalf("%v, %v: there is a store already", used, err)
+	}
+	if err := Restore(o, bytes.NewReader(backup.Bytes())); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(o.Dir + ".restoring"); err == nil {
+		t.Error("what was built is still beside")
+	}
+	got, err := openStore(t, o).Client().KV.Get(ctx, "key")
+	if err != nil || len(got.Kvs) != 1 {
+		t.Fatalf("%v, %v", got, err)
+	}
+}
