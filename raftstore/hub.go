@@ -62,8 +62,14 @@ func (h *hub) run(ctx context.Context) {
 func (h *hub) dispatch(view *mvcc.View) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	from := h.dispatched + 1
+	from, back := h.dispatched+1, view.Revision() < h.dispatched
 	h.dispatched = view.Revision()
+	if back {
+		// A snapshot that was sent twice has put the state machine back for a
+		// moment. What is queued comes again.
+		h.eachWatcher(func(w *watcher) { w.fallBehind() })
+		return
+	}
 	if len(h.points) == 0 && h.ranges.Len() == 0 {
 		return
 	}

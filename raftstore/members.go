@@ -65,6 +65,10 @@ func (s *Store) TransferLeadership(ctx context.Context) error {
 func (s *Store) transferTo(ctx context.Context, id uint64) error {
 	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
 		if memberID(string(server.ID)) == id {
+			// Raft refuses writes for as long as it tries to reach it.
+			if server.ID != s.id && !s.answers(server.ID, healthyWithin) {
+				return status.Errorf(codes.Unavailable, "raftstore: member %s does not answer, so it cannot lead", server.ID)
+			}
 			return s.transfer(ctx, func() raft.Future {
 				return s.raft.LeadershipTransferToServer(server.ID, server.Address)
 			})
@@ -166,11 +170,16 @@ func (s *Store) canDoWithout(id raft.ServerID) bool {
 			continue
 		}
 		voters++
-		if server.ID == s.id || time.Since(s.peers.Contact(server.ID)) < healthyWithin {
+		if server.ID == s.id || s.answers(server.ID, healthyWithin) {
 			there++
 		}
 	}
 	return there > voters/2
+}
+
+// answers says whether another member has answered within so long.
+func (s *Store) answers(id raft.ServerID, within time.Duration) bool {
+	return s.peers != nil && time.Since(s.peers.Contact(id)) < within
 }
 
 type infoAnswer struct {
@@ -202,6 +211,13 @@ func (s *Store) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 	id, address := raft.ServerID(r.ID), raft.ServerAddress(r.Address)
 	add := s.raft.AddNonvoter
 	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
+		// Two servers of one name, or with copies of one directory, would take
+		// each other's place again and again.
+		if server.Address != address && disk.NodeOf(string(server.ID)) == disk.NodeOf(r.ID) &&
+			(server.ID == s.id && id != s.id || s.answers(server.ID, 3*s.opts.ElectionTimeout)) {
+			return nothing{}, status.Errorf(codes.FailedPrecondition,
+				"raftstore: there is a server %q at %s already, and it answers", disk.NodeOf(r.ID), dialAddress(server.Address))
+		}
 		if server.ID != id {
 			continue
 		}

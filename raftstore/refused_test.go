@@ -124,3 +124,34 @@ func TestWatchStartsWhereItSays(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A second server of a name that is taken stays outside, until the first one is
+// gone: they would take each other for the same server's earlier directory.
+func TestJoinUnderATakenName(t *testing.T) {
+	ctx := testContext(t)
+	stores := openCluster(t, 2)
+	twin, err := Open(ctx, Options{
+		Dir: t.TempDir(), NodeID: "s1", ClusterID: "test", Logger: testLog("twin"), Network: tcpNetwork(t),
+		Join: []string{string(stores[0].address)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := twin.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := twin.announceOnce(ctx, 0); status.Code(err) != codes.FailedPrecondition {
+		t.Fatalf("join: %v", err)
+	}
+	if n := len(stores[0].Members()); n != 2 {
+		t.Fatalf("%d members", n)
+	}
+	if err := stores[1].Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := twin.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -158,10 +158,17 @@ func (s *Store) runSteward(ctx context.Context) {
 			s.handToRoom(ctx)
 			full = time.Now() // not again at once
 		}
-		members := s.standings(ctx, known)
-		what, m := plan(members, s.opts.MaxVoters)
-		if err := s.carryOut(what, m); err != nil && ctx.Err() == nil {
-			s.log.Warn("could not change the store's voters; will try again", "member", m.id, "err", err)
+		// One change after the other, without a pause: with an even number of
+		// voters one server less may be lost.
+		for range 4 {
+			what, m := plan(s.standings(ctx, known), s.opts.MaxVoters)
+			err := s.carryOut(what, m)
+			if err != nil && ctx.Err() == nil {
+				s.log.Warn("could not change the store's voters; will try again", "member", m.id, "err", err)
+			}
+			if what == keep || err != nil || ctx.Err() != nil {
+				break
+			}
 		}
 	}
 }
@@ -278,11 +285,14 @@ func (s *Store) notePeers(ctx context.Context) {
 // to be damaged at some start.
 func (s *Store) savePeers() {
 	var peers []disk.Peer
+	var ids []raft.ServerID
 	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
 		if server.ID != s.id {
 			peers = append(peers, disk.Peer{ID: string(server.ID), Address: dialAddress(server.Address)})
+			ids = append(ids, server.ID)
 		}
 	}
+	s.peers.Retain(ids)
 	if err := s.dir.SavePeers(peers); err != nil {
 		s.log.Debug("could not note the other servers' addresses", "err", err)
 	}
