@@ -34,9 +34,6 @@ import (
 //	CORACLE_TEST_SEED=7     play each scenario with this seed only
 //	CORACLE_TEST_SEEDS=100  play each random scenario so often
 
-// racing is set by the race detector's build.
-var racing bool
-
 // seeds runs a scenario with several seeds.
 func seeds(t *testing.T, usual int, play func(t *testing.T, seed uint64)) {
 	first, count := uint64(1), usual
