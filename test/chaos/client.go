@@ -74,6 +74,36 @@ func (w *workload) start(ctx context.Context, s *server) error {
 	)
 }
 
+// hop runs a client that turns to another server with every operation, and hardly thinks: one that answers an older
+// state than another did just before meets it.
+func (w *workload) hop(ctx context.Context) {
+	id := int(w.clients.Add(1))
+	cl := &client{w: w, id: id, r: rand.New(rand.NewPCG(w.seed, uint64(id))), seen: map[string]KV{}}
+	w.tasks.Go(func() {
+		connected := map[*server]*clientv3.Client{}
+		defer func() {
+			for _, etc := range connected {
+				etc.Close()
+			}
+		}()
+		for ctx.Err() == nil {
+			all := w.c.all()
+			s := all[cl.r.IntN(len(all))]
+			etc := connected[s]
+			if etc == nil {
+				var err error
+				if etc, err = s.connect(); err != nil {
+					return
+				}
+				connected[s] = etc
+			}
+			cl.s, cl.etc = s, etc
+			cl.single(ctx)
+			pause(ctx, time.Duration(cl.r.Int64N(int64(thinkTime/10))))
+		}
+	})
+}
+
 func pause(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

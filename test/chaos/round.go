@@ -71,6 +71,8 @@ func (r *round) run(ctx context.Context) error {
 	for _, s := range r.c.all() {
 		r.join(working, s)
 	}
+	r.w.hop(working)
+	r.w.hop(working)
 	var extras sync.WaitGroup
 	extras.Go(func() { r.fence.run(working) })
 	extras.Go(func() { r.lease.run(working) })
