@@ -333,8 +333,14 @@ func (n *node) start(join ...string) {
 	}
 }
 
-func (n *node) tryStart(join ...string) error {
-	s, err := Open(n.c.ctx, n.options(join...))
+func (n *node) tryStart(join ...string) error { return n.open(n.options(join...), false) }
+
+// open starts the server; alone, as the only one of a cluster without a network.
+func (n *node) open(o Options, alone bool) error {
+	if alone {
+		o.Network = nil
+	}
+	s, err := Open(n.c.ctx, o)
 	if err != nil {
 		return err
 	}

@@ -328,3 +328,41 @@ func TestScenarioMovedServers(t *testing.T) {
 		})
 	})
 }
+
+// A cluster of one server, which talked to nobody, gets an address and others.
+// Then it is one again, and forgets how to talk.
+func TestScenarioOneToThreeAndBack(t *testing.T) {
+	scenario(t, 1, 1, func(c *cluster) {
+		a := c.nodes[0]
+		alone := func() {
+			a.stop()
+			o := a.options()
+			if err := errors.Join(o.Network.Listener.Close(), a.open(o, true)); err != nil {
+				t.Fatal(err)
+			}
+			c.ready(a)
+			c.serves(a)
+			a.stop()
+		}
+		alone()
+		a.start()
+		c.ready(a)
+		b, d := c.join("b", "a"), c.join("d", "a")
+		c.rest(20*time.Second, 3, "a", "b", "d")
+		for _, n := range c.nodes {
+			c.serves(n)
+		}
+		for _, n := range []*node{b, d} {
+			if err := a.running().RemoveMember(c.within(20*time.Second), n.name); err != nil {
+				t.Fatal(err)
+			}
+			n.stop()
+			n.gone = true
+		}
+		c.rest(20*time.Second, 1, "a")
+		c.serves(a)
+		alone()
+		a.start()
+		c.ready(a)
+	})
+}

@@ -26,7 +26,7 @@ func (c *cluster) serves(nodes ...*node) {
 	c.Helper()
 	for _, n := range nodes {
 		kv := n.running().Client().KV
-		if o := c.put(c.within(10*time.Second), n.name, kv, "serves", fmt.Sprintf("serves %s %v", n.name, time.Now())); o.err != nil {
+		if o := c.put(c.within(10*time.Second), n.name, kv, "serves", fmt.Sprintf("serves %s %d", n.name, c.clock.Add(1))); o.err != nil {
 			c.Errorf("seed %d: %v\n%s", c.seed, o, c.state())
 		}
 		if o := c.get(c.within(10*time.Second), n.name, kv, "serves"); o.err != nil {
@@ -40,7 +40,7 @@ func (c *cluster) serves(nodes ...*node) {
 func (c *cluster) refuses(n *node) {
 	c.Helper()
 	kv := n.running().Client().KV
-	if o := c.put(c.within(2*time.Second), n.name, kv, "refused", fmt.Sprintf("refused %s %v", n.name, time.Now())); o.err == nil {
+	if o := c.put(c.within(2*time.Second), n.name, kv, "refused", fmt.Sprintf("refused %s %d", n.name, c.clock.Add(1))); o.err == nil {
 		c.Errorf("seed %d: a server without a majority wrote: %v", c.seed, o)
 	}
 	if o := c.get(c.within(2*time.Second), n.name, kv, "serves"); o.err == nil {

@@ -18,7 +18,7 @@ func (c *cluster) fill(n *node, writes int) {
 	c.Helper()
 	kv := n.running().Client().KV
 	for i := range writes {
-		if o := c.put(c.within(10*time.Second), n.name, kv, fmt.Sprintf("fill%d", i%20), fmt.Sprintf("fill %v %d", time.Now(), i)); o.err != nil {
+		if o := c.put(c.within(10*time.Second), n.name, kv, fmt.Sprintf("fill%d", i%20), fmt.Sprintf("fill %d", c.clock.Add(1))); o.err != nil {
 			c.Fatalf("seed %d: %v", c.seed, o)
 		}
 	}
