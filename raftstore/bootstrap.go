@@ -4,9 +4,12 @@ package raftstore
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+
+	"github.com/coracle-k8s/coracle/raftstore/disk"
 )
 
 // bootstrap makes a cluster of this server if its directory is new and it
@@ -18,12 +21,29 @@ func (s *Store) bootstrap(conf *raft.Config, logs raft.LogStore, transport raft.
 		exists, err = s.finishedBootstrap(logs)
 	}
 	s.fresh, s.joins = !exists, !exists && knowsOthers
+	if err == nil && s.joins {
+		err = s.rememberOthers()
+	}
 	if err != nil || exists || knowsOthers {
 		return err
 	}
 	return raft.BootstrapCluster(conf, logs, s.dir.Vars, s.dir.Snapshots, transport, raft.Configuration{
 		Servers: []raft.Server{{ID: conf.LocalID, Address: s.address}},
 	})
+}
+
+// rememberOthers notes where the servers are that this one is to join. Until it
+// has something of theirs, only that note keeps a later start, at which nobody
+// tells of them any more, from beginning a second cluster.
+func (s *Store) rememberOthers() error {
+	peers := slices.Clone(s.formerPeers)
+	for _, address := range s.opts.Join {
+		address = dialAddress(raft.ServerAddress(address))
+		if !slices.ContainsFunc(peers, func(p disk.Peer) bool { return p.Address == address }) {
+			peers = append(peers, disk.Peer{Address: address})
+		}
+	}
+	return s.dir.SavePeers(peers)
 }
 
 // finishedBootstrap says whether the directory holds more than raft's first

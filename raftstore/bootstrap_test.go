@@ -4,6 +4,8 @@ package raftstore
 
 import (
 	"log/slog"
+	"path/filepath"
+	"slices"
 	"testing"
 
 	"k8s.io/utils/clock"
@@ -30,5 +32,35 @@ func TestInterruptedFirstStart(t *testing.T) {
 	s := openStore(t, Options{Dir: path})
 	if _, err := s.Client().Put(testContext(t), "/a", "1"); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A server that is to join others must not begin a cluster of its own at its
+// next start, be it that it has not found them yet, or that nobody tells it of
+// them any more.
+func TestJoiningIsRemembered(t *testing.T) {
+	ctx := testContext(t)
+	nobody := tcpNetwork(t)
+	if err := nobody.Listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "store")
+	o := Options{Dir: dir, NodeID: "one", ClusterID: "test", Logger: testLog("one")}
+	for _, join := range [][]string{{nobody.Address}, nil, nil} {
+		o.Network, o.Join = tcpNetwork(t), join
+		s, err := Open(ctx, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.savePeers()
+		if servers := s.raft.GetConfiguration().Configuration().Servers; len(servers) > 0 {
+			t.Errorf("it began a cluster: %v", servers)
+		}
+		if known := s.known(); !slices.Equal(known, []string{nobody.Address}) {
+			t.Errorf("it knows of %v", known)
+		}
+		if err := s.Close(ctx); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -284,9 +284,13 @@ func (s *Store) notePeers(ctx context.Context) {
 // savePeers notes the other members' addresses, should this directory turn out
 // to be damaged at some start.
 func (s *Store) savePeers() {
+	servers := s.raft.GetConfiguration().Configuration().Servers
+	if len(servers) == 0 {
+		return // not yet: what it knows is all that leads it to the others
+	}
 	var peers []disk.Peer
 	var ids []raft.ServerID
-	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
+	for _, server := range servers {
 		if server.ID != s.id {
 			peers = append(peers, disk.Peer{ID: string(server.ID), Address: dialAddress(server.Address)})
 			ids = append(ids, server.ID)
