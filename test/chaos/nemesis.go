@@ -43,7 +43,10 @@ type fault struct {
 }
 
 // Faults of one kind never strike at the same time; those of different kinds may.
-func (n *nemesis) kinds() [][]fault { return [][]fault{networkFaults(), processFaults(), diskFaults()} }
+func (n *nemesis) kinds() [][]fault {
+	kinds := [][]fault{chosen(networkFaults()), chosen(processFaults()), chosen(diskFaults())}
+	return slices.DeleteFunc(kinds, func(faults []fault) bool { return len(faults) == 0 })
+}
 
 // run strikes until ctx ends. When it returns, everything is mended, but the cluster may need a moment.
 func (n *nemesis) run(ctx context.Context) error {
@@ -57,13 +60,17 @@ func (n *nemesis) run(ctx context.Context) error {
 
 // phase is one time of trouble, mended at its end.
 func (n *nemesis) phase(ctx context.Context) error {
-	if n.r.IntN(100) < 22 {
-		return n.alone(ctx)
+	kinds, hard := n.kinds(), chosen(aloneFaults())
+	if len(hard) > 0 && (n.r.IntN(100) < 22 || len(kinds) == 0) {
+		return n.alone(ctx, hard)
 	}
-	kinds := n.kinds()
+	if len(kinds) == 0 {
+		pause(ctx, time.Second)
+		return nil
+	}
 	n.r.Shuffle(len(kinds), func(i, j int) { kinds[i], kinds[j] = kinds[j], kinds[i] })
 	count := 1
-	if n.r.IntN(3) == 0 {
+	if len(kinds) > 1 && n.r.IntN(3) == 0 {
 		count = 2
 	}
 	var striking sync.WaitGroup
@@ -85,14 +92,14 @@ func (n *nemesis) phase(ctx context.Context) error {
 }
 
 // alone strikes with a fault that takes a healthy cluster to survive.
-func (n *nemesis) alone(ctx context.Context) error {
+func (n *nemesis) alone(ctx context.Context, faults []fault) error {
 	if err := n.settle(); err != nil {
 		return err
 	}
 	if err := n.compact(ctx); err != nil {
 		return err
 	}
-	f := pick(n.r, aloneFaults())
+	f := pick(n.r, faults)
 	n.note(f.name)
 	if n.r.IntN(4) == 0 {
 		n.say("with some packets lost")
@@ -112,15 +119,16 @@ func (n *nemesis) note(name string) {
 	n.say("fault: %s", name)
 }
 
-// pick takes one by weight, of those that CORACLE_CHAOS_ONLY and CORACLE_CHAOS_SKIP (names with commas between) leave.
-func pick(r *rand.Rand, faults []fault) fault {
+// chosen leaves the faults that CORACLE_CHAOS_ONLY and CORACLE_CHAOS_SKIP (names with commas between) ask for.
+func chosen(faults []fault) []fault {
 	skip, only := strings.Split(os.Getenv("CORACLE_CHAOS_SKIP"), ","), strings.Split(os.Getenv("CORACLE_CHAOS_ONLY"), ",")
-	left := slices.DeleteFunc(slices.Clone(faults), func(f fault) bool {
+	return slices.DeleteFunc(faults, func(f fault) bool {
 		return slices.Contains(skip, f.name) || only[0] != "" && !slices.Contains(only, f.name)
 	})
-	if len(left) > 0 {
-		faults = left
-	}
+}
+
+// pick takes one by weight.
+func pick(r *rand.Rand, faults []fault) fault {
 	total := 0
 	for _, f := range faults {
 		total += f.weight
