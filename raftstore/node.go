@@ -20,6 +20,9 @@ const (
 	// stalledAfter is how long a write may wait for the disk before the others
 	// are to elect another leader.
 	stalledAfter = time.Second
+	// hungAfter is how long a follower's disk may stall before the leader is to
+	// count the follower as silent, and give its vote to another one in time.
+	hungAfter = 10 * time.Second
 	// cachedBytes is how much of the log's end is kept in memory for followers.
 	cachedBytes = 8 << 20
 	// handOverWithin bounds the handing over of the leadership at the end.
@@ -101,6 +104,9 @@ func (s *Store) follows(leader raft.ServerID, term uint64) bool {
 	select {
 	case <-s.started:
 	default:
+		return false
+	}
+	if s.dir.Stalled() > hungAfter {
 		return false
 	}
 	_, now := s.raft.LeaderWithID()

@@ -85,48 +85,65 @@ func TestScenarioJoinDuringPartition(t *testing.T) {
 	})
 }
 
-// A voter is gone for good. A server that stands by gets its vote, and when the
-// lost one comes back after all, it stands by.
+// A voter is gone for good, or its disk hangs. A server that stands by gets its
+// vote, and when the lost one comes back after all, it stands by.
 func TestScenarioStandby(t *testing.T) {
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 4, func(c *cluster) {
-			w := c.work(2)
-			c.pass(time.Second)
-			var lost *node
-			for _, m := range c.nodes[0].running().Members() {
-				if m.Voter && !m.Leader {
-					lost = c.nodes[slices.Index(names(c.nodes), m.Name)]
-				}
-			}
-			leader := c.leader()
-			lost.crash()
-			votes := func() (voters int, lostVotes bool) {
-				for _, m := range leader.running().Members() {
-					if m.Voter {
-						voters++
-						lostVotes = lostVotes || m.Name == lost.name
+	for _, how := range []string{"crashes", "hangs"} {
+		t.Run(how, func(t *testing.T) {
+			seeds(t, 2, func(t *testing.T, seed uint64) {
+				scenario(t, seed, 4, func(c *cluster) {
+					w := c.work(2)
+					c.pass(time.Second)
+					w.stop()
+					leader, lost := c.leader(), c.voter()
+					if how == "crashes" {
+						lost.crash()
+					} else {
+						lost.faults.DelayFlushes(time.Hour)
 					}
-				}
-				return voters, lostVotes
-			}
-			c.pass(30 * time.Second)
-			if voters, still := votes(); voters != 3 || !still {
-				t.Errorf("seed %d: %d voters half a minute after one was lost\n%s", seed, voters, c.state())
-			}
-			c.eventually("its vote goes to the fourth", 2*time.Minute, func() bool {
-				voters, still := votes()
-				return voters == 3 && !still
+					c.serves(leader)
+					votes := func() (voters int, lostVotes bool) {
+						for _, m := range leader.running().Members() {
+							if m.Voter {
+								voters++
+								lostVotes = lostVotes || m.Name == lost.name
+							}
+						}
+						return voters, lostVotes
+					}
+					c.pass(30 * time.Second)
+					if voters, still := votes(); voters != 3 || !still {
+						t.Errorf("seed %d: %d voters half a minute after one was lost\n%s", seed, voters, c.state())
+					}
+					c.eventually("its vote goes to the fourth", 2*time.Minute, func() bool {
+						voters, still := votes()
+						return voters == 3 && !still
+					})
+					if how == "crashes" {
+						lost.start()
+					}
+					lost.faults.DelayFlushes(0)
+					c.ready(lost)
+					c.serves(lost)
+					c.pass(10 * time.Second)
+					if voters, still := votes(); voters != 3 || still {
+						t.Errorf("seed %d: it has its vote again, or others have lost theirs\n%s", seed, c.state())
+					}
+				})
 			})
-			lost.start()
-			c.ready(lost)
-			c.serves(lost)
-			c.pass(10 * time.Second)
-			if voters, still := votes(); voters != 3 || still {
-				t.Errorf("seed %d: it has its vote again, or others have lost theirs\n%s", seed, c.state())
-			}
-			w.stop()
 		})
-	})
+	}
+}
+
+// voter is a server that votes and does not lead.
+func (c *cluster) voter() *node {
+	for _, m := range c.leader().running().Members() {
+		if m.Voter && !m.Leader {
+			return c.nodes[slices.Index(names(c.nodes), m.Name)]
+		}
+	}
+	c.Fatal("there is no other voter")
+	return nil
 }
 
 // A server loses its disk. It joins again with an empty one, as another member,
