@@ -34,7 +34,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps release install test unit e2e install-test chaos race bench powercut fuzz lint verify fmt vet imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps release install test unit e2e install-test chaos race bench bench-store powercut fuzz lint verify fmt vet imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
