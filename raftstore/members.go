@@ -58,6 +58,20 @@ func (s *Store) Members() []Member {
 // TransferLeadership makes another voter lead. It fails if there is none that
 // is up to date, or if this server does not lead.
 func (s *Store) TransferLeadership(ctx context.Context) error {
+	var there []raft.ServerID
+	choose := false // raft does not look whether its choice answers
+	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
+		switch {
+		case server.Suffrage != raft.Voter || server.ID == s.id:
+		case s.answers(server.ID, healthyWithin):
+			there = append(there, server.ID)
+		default:
+			choose = true
+		}
+	}
+	if choose && len(there) > 0 {
+		return s.transferTo(ctx, memberID(string(there[0])))
+	}
 	return s.transfer(ctx, s.raft.LeadershipTransfer)
 }
 
@@ -65,6 +79,9 @@ func (s *Store) TransferLeadership(ctx context.Context) error {
 func (s *Store) transferTo(ctx context.Context, id uint64) error {
 	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
 		if memberID(string(server.ID)) == id {
+			if server.Suffrage != raft.Voter { // it would depose this one, and not be elected
+				return rpctypes.ErrGRPCBadLeaderTransferee
+			}
 			// Raft refuses writes for as long as it tries to reach it.
 			if server.ID != s.id && !s.answers(server.ID, healthyWithin) {
 				return status.Errorf(codes.Unavailable, "raftstore: member %s does not answer, so it cannot lead", server.ID)

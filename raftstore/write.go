@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
 // retryPause is how long to wait before asking the same leader again.
@@ -285,7 +286,7 @@ func (s *Store) serveWrite(ctx context.Context, entry []byte) ([]byte, error) {
 		return nil, proposeError(err)
 	}
 	answer := binary.LittleEndian.AppendUint64(nil, s.fsm.view().Applied())
-	encoded, err := mvcc.EncodeResults(results)
+	encoded, err := mvcc.EncodeResultsWithin(results, peer.MaxCall-len(answer))
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}

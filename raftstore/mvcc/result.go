@@ -52,6 +52,23 @@ func EncodeResults(results []Result) ([]byte, error) {
 	return b, nil
 }
 
+// EncodeResultsWithin writes the results in so many bytes at most: answers that
+// are too large, and more of the larger ones if need be, become ErrForgotten.
+func EncodeResultsWithin(results []Result, limit int) ([]byte, error) {
+	b, err := EncodeResults(results)
+	for most := limit; err == nil && len(b) > limit && most > 0; most /= 2 {
+		smaller := make([]Result, len(results))
+		for i, r := range results {
+			if one, err := appendResult(nil, r); err == nil && len(one) >= most {
+				r = Result{Err: ErrForgotten}
+			}
+			smaller[i] = r
+		}
+		b, err = EncodeResults(smaller)
+	}
+	return b, err
+}
+
 // DecodeResults reads what EncodeResults wrote. An error that is known here
 // comes back as the very same value.
 func DecodeResults(b []byte) ([]Result, error) {
