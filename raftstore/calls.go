@@ -26,6 +26,10 @@ const (
 	callRemove = "remove" // to the leader: removeCall
 )
 
+// errHung is what a server says to its leader whose disk has been hanging for
+// so long that it should count as silent.
+var errHung = status.Error(codes.Unavailable, "raftstore: this server's disk hangs")
+
 // serveCall answers another server.
 func (s *Store) serveCall(ctx context.Context, from, method string, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.opts.RequestTimeout)
@@ -43,6 +47,9 @@ func (s *Store) serveCall(ctx context.Context, from, method string, body []byte)
 		}
 		return binary.LittleEndian.AppendUint64(nil, index), nil
 	case callTerm:
+		if s.hung() {
+			return nil, errHung
+		}
 		return append(binary.LittleEndian.AppendUint64(nil, s.raft.CurrentTerm()), s.id...), nil
 	case callRenew:
 		return serveJSON(ctx, body, s.renewHere)

@@ -106,12 +106,14 @@ func (s *Store) follows(leader raft.ServerID, term uint64) bool {
 	default:
 		return false
 	}
-	if s.dir.Stalled() > hungAfter {
+	if s.hung() {
 		return false
 	}
 	_, now := s.raft.LeaderWithID()
 	return now == leader && s.raft.State() == raft.Follower && s.raft.CurrentTerm() == term
 }
+
+func (s *Store) hung() bool { return s.dir.Stalled() > hungAfter }
 
 func (s *Store) dial(ctx context.Context, address string) (net.Conn, error) {
 	return s.opts.Network.Dial(ctx, dialAddress(raft.ServerAddress(address)))

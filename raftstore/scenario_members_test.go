@@ -102,6 +102,7 @@ func TestScenarioStandby(t *testing.T) {
 						lost.faults.DelayFlushes(time.Hour)
 					}
 					c.serves(leader)
+					w = c.work(1, leader)
 					votes := func() (voters int, lostVotes bool) {
 						for _, m := range leader.running().Members() {
 							if m.Voter {
@@ -129,6 +130,7 @@ func TestScenarioStandby(t *testing.T) {
 					if voters, still := votes(); voters != 3 || still {
 						t.Errorf("seed %d: it has its vote again, or others have lost theirs\n%s", seed, c.state())
 					}
+					w.stop()
 				})
 			})
 		})
