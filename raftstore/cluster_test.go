@@ -3,8 +3,10 @@
 package raftstore
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -101,5 +103,55 @@ func TestThreeServers(t *testing.T) {
 		if err != nil || len(got.Kvs) != 1 {
 			t.Fatalf("a server does not know what was written through it: %v, %v", got, err)
 		}
+	}
+}
+
+// What etcd's maintenance calls say is true of every server.
+func TestMaintenanceOfThree(t *testing.T) {
+	ctx, stores := testContext(t), openCluster(t, 3)
+	var clients []*clientv3.Client
+	for _, s := range stores {
+		clients = append(clients, dial(t, s))
+	}
+	rev := mustPut(ctx, t, clients[2], "/a", "1")
+	leads := make(map[uint64]bool)
+	for i, c := range clients {
+		endpoint := c.Endpoints()[0]
+		info, err := c.Status(ctx, endpoint)
+		if err != nil || info.Header.MemberId != stores[i].memberID || info.IsLearner || len(info.Errors) > 0 {
+			t.Errorf("%+v, %v", info, err)
+			continue
+		}
+		leads[info.Leader] = true
+		hash, err := c.HashKV(ctx, endpoint, rev)
+		if first, err1 := clients[0].HashKV(ctx, clients[0].Endpoints()[0], rev); err != nil || err1 != nil || hash.Hash != first.Hash {
+			t.Errorf("hashes %v, %v, %v, %v", hash, first, err, err1)
+		}
+		members, err := c.MemberList(ctx)
+		if err != nil || len(members.Members) != 3 {
+			t.Errorf("%v, %v", members, err)
+		}
+		backup, err := c.Snapshot(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := filepath.Join(t.TempDir(), "restored")
+		blob, err := io.ReadAll(backup)
+		if err == nil {
+			err = Restore(Options{Dir: dir, Logger: testLog("restored")}, bytes.NewReader(blob))
+		}
+		if err != nil {
+			t.Errorf("a backup of server %d: %v", i, err)
+		}
+	}
+	if len(leads) != 1 || !leads[stores[0].memberID] {
+		t.Errorf("leaders: %v", leads)
+	}
+	if _, err := clients[0].MoveLeader(ctx, stores[2].memberID); err != nil {
+		t.Errorf("move the leader: %v", err)
+	}
+	until(ctx, t, "another leads", func() bool { return stores[2].Status().Leadership.Leader })
+	if _, err := clients[0].MoveLeader(ctx, stores[1].memberID); err == nil {
+		t.Error("a follower moved the leader")
 	}
 }
