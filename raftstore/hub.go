@@ -67,7 +67,7 @@ func (h *hub) dispatch(view *mvcc.View) {
 	if back {
 		// A snapshot that was sent twice has put the state machine back for a
 		// moment. What is queued comes again.
-		h.eachWatcher(func(w *watcher) { w.fallBehind() })
+		h.eachWatcher(func(w *watcher) { w.fallBehind(from) })
 		return
 	}
 	if len(h.points) == 0 && h.ranges.Len() == 0 {
@@ -77,7 +77,7 @@ func (h *hub) dispatch(view *mvcc.View) {
 	if view.Compacted() > from {
 		// Never seen in practice: compaction overtook the dispatcher. Each
 		// watcher finds out for itself what it missed.
-		h.eachWatcher(func(w *watcher) { w.fallBehind() })
+		h.eachWatcher(func(w *watcher) { w.fallBehind(from) })
 		return
 	}
 	for _, v := range history {

@@ -75,3 +75,43 @@ func TestStateMachinePutBack(t *testing.T) {
 		t.Fatalf("revisions %v, want %v", got, want)
 	}
 }
+
+// TestOverflowAfterCompaction has a watcher to whom nothing happened for so long
+// that its last look is compacted. When then more comes than its queue takes, it
+// reads the history, of which it lacks nothing.
+func TestOverflowAfterCompaction(t *testing.T) {
+	state := mvcc.New()
+	var view *mvcc.View
+	apply := func(r mvcc.Request) {
+		if res := state.Apply(r); res.Err != nil {
+			t.Fatal(res.Err)
+		}
+		view = state.Freeze()
+	}
+	apply(&pb.PutRequest{Key: []byte("other")})
+	h := newHub(func() *mvcc.View { return view })
+	w := newWatcher(h, &pb.WatchCreateRequest{Key: []byte("mine")}, 0)
+	h.dispatch(view)
+	if d, ok := w.poll(); ok {
+		t.Fatalf("%+v", d)
+	}
+	for range 10 {
+		apply(&pb.PutRequest{Key: []byte("other")})
+	}
+	h.dispatch(view)
+	apply(&pb.CompactionRequest{Revision: view.Revision()})
+	for range maxQueued + 1 {
+		apply(&pb.PutRequest{Key: []byte("mine")})
+	}
+	h.dispatch(view)
+	got := 0
+	for d, ok := w.poll(); ok; d, ok = w.poll() {
+		if d.compacted > 0 {
+			t.Fatalf("it has to start over: %+v", d)
+		}
+		got += len(d.events)
+	}
+	if got != maxQueued+1 {
+		t.Fatalf("%d events", got)
+	}
+}

@@ -110,7 +110,7 @@ func (w *watcher) offer(v *mvcc.Version) {
 		return
 	}
 	if len(w.queue) >= maxQueued {
-		w.fallBehind()
+		w.fallBehind(0)
 		return
 	}
 	if w.filtered(v) {
@@ -128,7 +128,15 @@ func (w *watcher) filtered(v *mvcc.Version) bool {
 	return w.noPut && !v.Deleted() || w.noDelete && v.Deleted()
 }
 
-func (w *watcher) fallBehind() {
+// fallBehind lets the owner read the history. from is where the hub is: what was
+// before that and not queued did not concern the watcher, and may be compacted.
+func (w *watcher) fallBehind(from int64) {
+	if !w.behind {
+		if len(w.queue) > 0 {
+			from = w.queue[0].version.Revision()
+		}
+		w.position = max(w.position, from)
+	}
 	w.behind, w.queue = true, nil
 	w.ring()
 }
