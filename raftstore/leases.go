@@ -96,8 +96,11 @@ func (s *Store) leaseHere(ctx context.Context, r leaseCall) (leaseAnswer, error)
 	}
 	keys, ttl, ok := view.Lease(r.ID)
 	left, known := s.lessor.remaining(r.ID)
-	if !ok || !known {
+	if !ok {
 		return leaseAnswer{}, nil
+	}
+	if !known { // this server has ceased to lead just now
+		return leaseAnswer{}, errNotLeader
 	}
 	answer := leaseAnswer{Exists: true, Granted: ttl, Left: int64(left.Seconds())}
 	if r.Keys {
