@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -16,8 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
-// An answer that is too large to be sent to a follower does not take those of
-// the other writes with it, and does not look like a refusal.
+// An answer may be larger than what a server may ask of another.
 func TestHugeAnswerThroughAFollower(t *testing.T) {
 	ctx := testContext(t)
 	stores := openCluster(t, 3)
@@ -27,7 +27,8 @@ func TestHugeAnswerThroughAFollower(t *testing.T) {
 		s = stores[1]
 	}
 	const size = 1 << 20
-	for i := range peer.MaxCall/size + 2 {
+	const n = peer.MaxCall/size + 2
+	for i := range n {
 		if _, err := s.Put(ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "huge/%d", i), Value: []byte(noise(size))}); err != nil {
 			t.Fatal(err)
 		}
@@ -40,14 +41,40 @@ func TestHugeAnswerThroughAFollower(t *testing.T) {
 			}
 		})
 	}
-	_, err := s.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte("huge/"), RangeEnd: []byte("huge0"), PrevKv: true})
-	if !errors.Is(err, mvcc.ErrForgotten) || status.Code(err) != codes.Unavailable {
-		t.Errorf("delete: %v", err)
+	deleted, err := s.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte("huge/"), RangeEnd: []byte("huge0"), PrevKv: true})
+	if err != nil || len(deleted.PrevKvs) != n {
+		t.Errorf("delete: %d previous values, %v", len(deleted.GetPrevKvs()), err)
 	}
 	writes.Wait()
 	got, err := s.Range(ctx, &pb.RangeRequest{Key: []byte("huge/"), RangeEnd: []byte("huge0"), CountOnly: true})
 	if err != nil || got.Count != 0 {
 		t.Errorf("%d are left, %v", got.GetCount(), err)
+	}
+}
+
+// Where there is a limit, the answers that exceed it are given up, and say so:
+// they do not take those of other writes with them, nor look like refusals.
+func TestAnswersWithin(t *testing.T) {
+	answer := func(size int) mvcc.Result {
+		return mvcc.Result{Response: &pb.DeleteRangeResponse{
+			Header: &pb.ResponseHeader{}, PrevKvs: []*mvccpb.KeyValue{{Value: make([]byte, size)}},
+		}}
+	}
+	encoded, err := mvcc.EncodeResultsWithin([]mvcc.Result{answer(10), answer(5000), answer(20), answer(3000)}, 4000)
+	if err != nil || len(encoded) > 4000 {
+		t.Fatalf("%d bytes, %v", len(encoded), err)
+	}
+	results, err := mvcc.DecodeResults(encoded)
+	if err != nil || len(results) != 4 {
+		t.Fatalf("%v, %v", results, err)
+	}
+	for i, want := range []error{nil, mvcc.ErrForgotten, nil, nil} {
+		if !errors.Is(results[i].Err, want) {
+			t.Errorf("answer %d: %v instead of %v", i, results[i].Err, want)
+		}
+	}
+	if code := status.Code(results[1].Err); code != codes.Unavailable {
+		t.Errorf("code %v", code)
 	}
 }
 

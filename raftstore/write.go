@@ -286,7 +286,7 @@ func (s *Store) serveWrite(ctx context.Context, entry []byte) ([]byte, error) {
 		return nil, proposeError(err)
 	}
 	answer := binary.LittleEndian.AppendUint64(nil, s.fsm.view().Applied())
-	encoded, err := mvcc.EncodeResultsWithin(results, peer.MaxCall-len(answer))
+	encoded, err := mvcc.EncodeResultsWithin(results, peer.MaxAnswer-len(answer))
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"net"
 	"sync/atomic"
 	"time"
@@ -74,7 +73,7 @@ func (t *Transport) serveCalls() {
 	t.server = grpc.NewServer(
 		grpc.ForceServerCodecV2(messages{}),
 		grpc.MaxRecvMsgSize(MaxCall+callOverhead),
-		grpc.MaxSendMsgSize(math.MaxInt32), // an answer is as large as what was asked for; etcd's limit
+		grpc.MaxSendMsgSize(MaxAnswer+callOverhead),
 		grpc.InitialWindowSize(callWindow),
 		grpc.InitialConnWindowSize(callWindow),
 		grpc.WaitForHandlers(true),
@@ -203,7 +202,7 @@ func (t *Transport) caller(address string) (*caller, error) {
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // Options.Dial authenticates
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return t.dialCalls(ctx, c) }),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(messages{}),
-			grpc.MaxCallRecvMsgSize(math.MaxInt32), grpc.MaxCallSendMsgSize(MaxCall+callOverhead)),
+			grpc.MaxCallRecvMsgSize(MaxAnswer+callOverhead), grpc.MaxCallSendMsgSize(MaxCall+callOverhead)),
 		grpc.WithInitialWindowSize(callWindow),
 		grpc.WithInitialConnWindowSize(callWindow),
 		grpc.WithDisableServiceConfig(),

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"net"
 	"time"
 
@@ -25,8 +26,11 @@ const (
 	snapshotSilence = 5 * time.Second
 	// snapshotRate, in bytes per second, is what a peer restores at least.
 	snapshotRate = 2 << 20
-	// MaxCall is the largest body of a call, in bytes. Answers have no bound.
+	// MaxCall is the largest body of a call, in bytes.
 	MaxCall = 16 << 20
+	// MaxAnswer is that of an answer, which is as large as what was asked for:
+	// etcd's limit.
+	MaxAnswer = math.MaxInt32 - callOverhead
 )
 
 // Options say who this server is and how it reaches others.
