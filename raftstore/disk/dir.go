@@ -34,8 +34,8 @@ type Options struct {
 	// Grown is told after each append how many bytes of entries were appended
 	// since Open, those found then included. It must not block.
 	Grown func(total int64)
-	// Flushed is told after each append to the log how long its flush took, and
-	// how many bytes the append wrote. It must not block.
+	// Flushed is told after each append to the log how long its write and flush
+	// took, and how many bytes of records it had. It must not block.
 	Flushed func(took time.Duration, bytes int)
 	// Faults, if not nil, make the disk behave badly, for tests.
 	Faults *Faults

@@ -37,6 +37,7 @@ type Log struct {
 	// superseded says that the files hold entries that a snapshot made useless,
 	// and that places no longer has. Guarded by writing.
 	superseded bool
+	direct     direct // of the tail; guarded by writing
 
 	mu       sync.RWMutex // guards what follows; held only for memory and reads
 	segments []*segment   // numbers without gaps; the last one is the tail
@@ -46,6 +47,7 @@ type Log struct {
 	// doomed is the last of the entries that raft still believes in although a
 	// snapshot made them useless. Only of use while places is empty.
 	doomed uint64
+	closed bool
 }
 
 // place is where an entry's record is.
@@ -157,7 +159,8 @@ func (l *Log) StoreLogs(entries []*raft.Log) error {
 		l.places = append(l.places, place{uint32(tail.number), uint32(at)})
 		at += recordHeader + align(int64(len(e.Data)+len(e.Extensions)))
 	}
-	tail.end, tail.batch, l.doomed = at, tail.batch+1, 0
+	tail.appended(buf)
+	l.doomed = 0
 	l.mu.Unlock()
 	l.grown(l.written.Add(bytes))
 	return nil
@@ -172,11 +175,15 @@ func (l *Log) append(s *segment, records []byte) error {
 }
 
 func (l *Log) write(s *segment, records []byte) error {
-	if err := s.write(records); err != nil {
+	start := l.space.clock.Now()
+	done, err := l.writeDirect(s, records)
+	if err == nil && !done {
+		err = s.write(records)
+	}
+	if err != nil {
 		return err
 	}
-	start := l.space.clock.Now()
-	err := errors.Join(l.space.faults.strike(l.ctx, l.space.clock), s.flush())
+	err = errors.Join(l.space.faults.strike(l.ctx, l.space.clock), s.flush())
 	if err == nil {
 		l.flushed(l.space.clock.Since(start), len(records))
 	}
@@ -218,12 +225,18 @@ func (l *Log) seal(s *segment) error {
 		return nil
 	}
 	r := record{kind: recordEnd, flags: flagLast, segment: uint32(s.number), offset: s.end, batch: s.batch + 1}
-	if err := l.append(s, r.encode(nil)); err != nil {
+	b := r.encode(nil)
+	if err := l.append(s, b); err != nil {
 		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s.end, s.batch, s.sealed = s.end+recordHeader, s.batch+1, true
+	s.appended(b)
+	s.sealed = true
+	if s.direct != nil {
+		s.direct.Close() // all it wrote is flushed
+		s.direct = nil
+	}
 	return nil
 }
 
@@ -264,12 +277,13 @@ func (l *Log) cut(from uint64) error {
 		return err
 	}
 	r := record{kind: recordCut, flags: flagLast, index: from, term: l.snapshot.index, segment: uint32(tail.number), offset: tail.end, batch: tail.batch + 1}
-	if err := l.append(tail, r.encode(nil)); err != nil {
+	b := r.encode(nil)
+	if err := l.append(tail, b); err != nil {
 		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	tail.end, tail.batch = tail.end+recordHeader, tail.batch+1
+	tail.appended(b)
 	l.forget(from)
 	return nil
 }
@@ -296,7 +310,7 @@ func (l *Log) removeBefore(number uint64) error {
 	l.mu.Unlock()
 	var err error
 	for _, s := range gone {
-		err = errors.Join(err, s.f.Close(), os.Remove(s.path))
+		err = errors.Join(err, s.close(), os.Remove(s.path))
 	}
 	if err != nil {
 		return fmt.Errorf("remove old parts of the log: %w", err)
@@ -307,12 +321,13 @@ func (l *Log) removeBefore(number uint64) error {
 func (l *Log) close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.closed = true
 	var err error
 	for _, s := range l.segments {
-		err = errors.Join(err, s.f.Close())
+		err = errors.Join(err, s.close())
 	}
 	if l.next != nil {
-		err = errors.Join(err, l.next.f.Close())
+		err = errors.Join(err, l.next.close())
 	}
 	return err
 }

@@ -188,7 +188,7 @@ func (l *scannedLog) repair(into *Log) error {
 func (l *scannedLog) close() error {
 	var err error
 	for _, s := range l.segments {
-		err = errors.Join(err, s.f.Close())
+		err = errors.Join(err, s.close())
 	}
 	return err
 }

@@ -28,6 +28,10 @@ type segment struct {
 	batch  uint64 // of the record before the end, or before the segment's first
 	sealed bool   // its last record says that there is a successor
 	zeroed int64  // up to here the file is written, with zeros behind the records
+	// direct is a second descriptor of the file, for direct writes, or nil.
+	// Guarded by Log.writing, and changed while Log.mu is held too.
+	direct *os.File
+	rest   []byte // from the beginning of the sector to the end; nil if not known
 }
 
 const (
@@ -42,8 +46,8 @@ const (
 	// then. Space that is only allocated costs the file system a second flush,
 	// of its journal, when it is first written to: on ext4 two flushes and 12 KiB
 	// more for each new block. Large appends fill blocks faster than that
-	// would pay.
-	zeroAhead   = 128 << 10
+	// would pay. Nor do they gain by being direct, see direct.go.
+	zeroAhead   = 256 << 10
 	smallAppend = 32 << 10
 )
 
@@ -276,6 +280,16 @@ func (s *segment) clean() error {
 	return s.f.Sync()
 }
 
+// appended moves the end behind a batch that is on disk.
+func (s *segment) appended(b []byte) {
+	s.end, s.batch = s.end+int64(len(b)), s.batch+1
+	if n := int(s.end & (sector - 1)); n <= len(b) {
+		s.rest = append(s.rest[:0], b[len(b)-n:]...)
+	} else if s.rest != nil {
+		s.rest = append(s.rest, b...)
+	}
+}
+
 // write puts bytes at the end of the records. They are on disk after flush. It
 // does not move the end, so that it can be repeated: a flush that failed may
 // have dropped them.
@@ -296,3 +310,11 @@ func (s *segment) write(b []byte) error {
 }
 
 func (s *segment) flush() error { return unix.Fdatasync(int(s.f.Fd())) }
+
+func (s *segment) close() error {
+	err := s.f.Close()
+	if s.direct != nil {
+		err = errors.Join(err, s.direct.Close())
+	}
+	return err
+}

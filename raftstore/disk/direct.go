@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"errors"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// direct writes small appends as whole sectors, past the page cache: what goes
+// through it reaches the disk as whole pages, of 4 KiB, each time. The kernel
+// keeps the cache, from which the log is read, in step: it writes out what is
+// not yet on disk before a direct write, and drops what it knew after it.
+//
+// A direct write is on disk after the segment's flush, as any other, and its
+// first sector has the end of the records before it once more, unchanged.
+// That was acknowledged, so it is as safe as the disk's own sectors; a page of
+// the cache rewrites more of it.
+type direct struct {
+	refused bool   // by the file system or the device, for good
+	buf     []byte // aligned, for one write
+}
+
+const (
+	// directAlign suits the memory of any device.
+	directAlign = 4096
+	directBytes = sector + smallAppend + sector + zeroAhead + directAlign
+)
+
+// openDirect opens a second descriptor of a segment's file, which must be the
+// same file still.
+func openDirect(s *segment) (*os.File, error) {
+	f, err := os.OpenFile(s.path, os.O_WRONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return nil, err
+	}
+	one, err1 := f.Stat()
+	other, err2 := s.f.Stat()
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if !os.SameFile(one, other) {
+		return nil, errors.Join(errors.New("another file has its name"), f.Close())
+	}
+	return f, nil
+}
+
+// writeDirect puts bytes at the end of the records, as segment.write does, and
+// zeros up to the end of the sector or far behind. It returns false if that is
+// for segment.write, which may be called after it in any case.
+func (l *Log) writeDirect(s *segment, b []byte) (done bool, err error) {
+	from := s.end &^ (sector - 1)
+	to := roundUp(s.end+int64(len(b)), sector)
+	if l.direct.refused || len(b) > smallAppend || to > s.length {
+		return false, nil
+	}
+	if to > s.zeroed {
+		to = min(roundUp(to+zeroAhead, directAlign), s.length&^(sector-1))
+	}
+	if err := l.prepareDirect(s); err != nil {
+		l.direct.refused = true
+		return false, nil
+	}
+	buf := l.direct.buf[:to-from]
+	n := copy(buf, s.rest)
+	n += copy(buf[n:], b)
+	clear(buf[n:])
+	_, err = s.direct.WriteAt(buf, from)
+	switch {
+	case err == nil:
+		s.zeroed = max(s.zeroed, to)
+		return true, nil
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EIO) || errors.Is(err, os.ErrClosed):
+		return false, err
+	}
+	// Sectors of 4 KiB are refused with EINVAL; whatever else it is, the page
+	// cache has the last word.
+	l.direct.refused = true
+	return false, nil
+}
+
+// prepareDirect makes sure of the descriptor, the buffer, and what lies in the
+// sector in which the records end.
+func (l *Log) prepareDirect(s *segment) error {
+	if l.direct.buf == nil {
+		b := make([]byte, directBytes+directAlign)
+		skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (directAlign - 1)
+		l.direct.buf = b[skip : skip+directBytes]
+	}
+	if s.rest == nil {
+		rest := make([]byte, s.end&(sector-1), sector)
+		if _, err := s.f.ReadAt(rest, s.end-int64(len(rest))); err != nil && len(rest) > 0 {
+			return err
+		}
+		s.rest = rest
+	}
+	if s.direct != nil {
+		return nil
+	}
+	f, err := openDirect(s)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return errors.Join(os.ErrClosed, f.Close())
+	}
+	s.direct = f
+	return nil
+}
+
+func roundUp(n, to int64) int64 { return (n + to - 1) / to * to }

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"unsafe"
+
+	"github.com/hashicorp/raft"
+	"golang.org/x/sys/unix"
+)
+
+// onDevice reads a file past the page cache.
+func onDevice(t *testing.T, path string) []byte {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		t.Skipf("needs a file system with direct reads: %v", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := int(roundUp(info.Size(), directAlign))
+	b := make([]byte, size+directAlign)
+	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (directAlign - 1)
+	n, err := f.ReadAt(b[skip:skip+size], 0)
+	if int64(n) != info.Size() {
+		t.Fatal(n, err)
+	}
+	return b[skip : skip+n]
+}
+
+// sizedEntry is small or, now and then, too large for a direct write, or for
+// a segment.
+func sizedEntry(r *rand.Rand, index uint64) *raft.Log {
+	e := randomEntry(r, index)
+	switch r.IntN(40) {
+	case 0:
+		e.Data = bytes.Repeat([]byte{byte(index)}, smallAppend+r.IntN(smallAppend))
+	case 1:
+		e.Data = bytes.Repeat([]byte{byte(index)}, 70<<10+r.IntN(100))
+	}
+	return e
+}
+
+// TestDirectAppends mixes appends past the page cache with others. What is
+// read through it is what was appended, at once, by others too, and what is on
+// the device; also after a write that failed.
+func TestDirectAppends(t *testing.T) {
+	r := seedOf(t)
+	o := options(filepath.Join(t.TempDir(), "store")) // not in memory
+	o.Faults = &Faults{}
+	var want []*raft.Log
+	for range 6 {
+		d, err := Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Vars.SetUint64([]byte("CurrentTerm"), 1); err != nil {
+			t.Fatal(err)
+		}
+		checkEntries(t, d, want)
+		stop := make(chan struct{})
+		var readers sync.WaitGroup
+		readers.Go(func() { // the newest, whose pages are the ones written to
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				last, _ := d.Log.LastIndex()
+				for i := last; i > 0 && i+10 > last; i-- {
+					var e raft.Log
+					if err := d.Log.GetLog(i, &e); err != nil {
+						t.Errorf("entry %d: %v", i, err)
+						return
+					}
+				}
+			}
+		})
+		for range 40 {
+			var batch []*raft.Log
+			for range 1 + r.IntN(4) {
+				batch = append(batch, sizedEntry(r, uint64(len(want)+len(batch)+1)))
+			}
+			fails := r.IntN(20) == 0
+			if fails {
+				o.Faults.FailWrites(unix.EIO)
+			}
+			done := make(chan error, 1)
+			go func() { done <- d.Log.StoreLogs(batch) }()
+			if fails {
+				wait(t, "failing", func() bool { return errors.Is(d.Admit(), ErrFailing) })
+				o.Faults.FailWrites(nil)
+			}
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range batch {
+				var got raft.Log
+				if err := d.Log.GetLog(e.Index, &got); err != nil || !bytes.Equal(got.Data, e.Data) {
+					t.Fatalf("entry %d: %v", e.Index, err)
+				}
+			}
+			want = append(want, batch...)
+		}
+		close(stop)
+		readers.Wait()
+		for name, cached := range readAll(t, o.Path) {
+			if !bytes.Equal(cached, onDevice(t, filepath.Join(o.Path, logDir, name))) {
+				t.Fatalf("%s is not on the device as it is read", name)
+			}
+		}
+		t.Logf("%d entries, direct writes refused: %v", len(want), d.Log.direct.refused)
+		if got := checkEntries(t, d, want); got != uint64(len(want)) {
+			t.Fatalf("%d entries of %d", got, len(want))
+		}
+		closeDir(t, d)
+	}
+}
+
+// TestDirectRefused has no direct writes from the beginning, and from the midst
+// of it on.
+func TestDirectRefused(t *testing.T) {
+	for what, refuse := range map[string]func(t *testing.T, l *Log){
+		"opening": func(t *testing.T, l *Log) {
+			s := l.tail()
+			if s.direct != nil {
+				if err := s.direct.Close(); err != nil {
+					t.Fatal(err)
+				}
+				s.direct = nil
+			}
+			if err := os.Rename(s.path, s.path+".away"); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := os.Rename(s.path+".away", s.path); err != nil {
+					t.Fatal(err)
+				}
+			})
+		},
+		"writing": func(t *testing.T, l *Log) {
+			f, err := os.Open(l.tail().path) // so that writes fail
+			if err != nil {
+				t.Fatal(err)
+			}
+			if l.tail().direct != nil {
+				err = l.tail().direct.Close()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.tail().direct = f
+		},
+	} {
+		path := filepath.Join(t.TempDir(), "store")
+		r := seedOf(t)
+		var want []*raft.Log
+		for _, before := range []int{0, 7} {
+			t.Run(what, func(t *testing.T) {
+				d := mustOpen(t, path)
+				defer closeDir(t, d)
+				if err := d.Vars.SetUint64([]byte("CurrentTerm"), 1); err != nil {
+					t.Fatal(err)
+				}
+				checkEntries(t, d, want)
+				for i := range before + 20 {
+					if i == before {
+						refuse(t, d.Log)
+					}
+					e := randomEntry(r, uint64(len(want)+1))
+					e.Data = e.Data[:min(len(e.Data), 700)] // the segment does not end
+					want = append(want, e)
+					if err := d.Log.StoreLog(e); err != nil {
+						t.Fatal(err)
+					}
+					if d.Log.direct.refused != (i >= before) && !t.Failed() {
+						t.Errorf("append %d: refused: %v", i, d.Log.direct.refused)
+					}
+				}
+				checkEntries(t, d, want)
+				if err := d.Admit(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		d := mustOpen(t, path)
+		if got := checkEntries(t, d, want); got != uint64(len(want)) {
+			t.Errorf("%s: %d entries of %d", what, got, len(want))
+		}
+		closeDir(t, d)
+	}
+}
+
+// TestLargeSectors has a device whose sectors are 4 KiB.
+func TestLargeSectors(t *testing.T) {
+	root := t.TempDir()
+	file, dir := filepath.Join(root, "image"), filepath.Join(root, "mnt")
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(file, nil, 0o600), os.Truncate(file, 64<<20)); err != nil {
+		t.Fatal(err)
+	}
+	run := func(name string, args ...string) string {
+		out, err := exec.Command(name, args...).CombinedOutput()
+		if err != nil {
+			t.Skipf("needs a loop device: %s: %v: %s", name, err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	device := run("losetup", "--find", "--show", "--sector-size", "4096", file)
+	t.Cleanup(func() {
+		if out, err := exec.Command("losetup", "-d", device).CombinedOutput(); err != nil {
+			t.Errorf("losetup -d %s: %v: %s", device, err, out)
+		}
+	})
+	run("mkfs.ext4", "-q", device)
+	run("mount", device, dir)
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	r := seedOf(t)
+	path := filepath.Join(dir, "store")
+	var want []*raft.Log
+	for range 3 {
+		d := mustOpen(t, path)
+		if err := d.Vars.SetUint64([]byte("CurrentTerm"), 1); err != nil {
+			t.Fatal(err)
+		}
+		for range 30 {
+			e := sizedEntry(r, uint64(len(want)+1))
+			want = append(want, e)
+			if err := d.Log.StoreLog(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !d.Log.direct.refused {
+			t.Error("the device took sectors of 512 bytes")
+		}
+		if err := d.Admit(); err != nil {
+			t.Error(err)
+		}
+		if got := checkEntries(t, d, want); got != uint64(len(want)) {
+			t.Fatalf("%d entries of %d", got, len(want))
+		}
+		closeDir(t, d)
+	}
+}
