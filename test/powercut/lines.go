@@ -17,12 +17,14 @@ type listener struct {
 	moment func(name string) // something began in the guest
 
 	found   *Found // being read
+	lines   int
 	acked   int
 	unknown []string // writes of whose outcome a client despaired
 }
 
 // line is for each complete line. An error ends the test.
 func (h *listener) line(line string) error {
+	h.lines++
 	kind, rest, _ := strings.Cut(line, " ")
 	switch kind {
 	case "s":

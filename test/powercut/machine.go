@@ -23,7 +23,8 @@ import (
 const (
 	kernel     = "linux.uml"
 	modulesDir = "/usr/lib/uml/modules"
-	blockID    = 2 // virtio's number of block devices
+	blockID    = 2       // virtio's number of block devices
+	pipeSize   = 1 << 20 // bytes: what users may have
 )
 
 // Missing says why there can be no machine here, or is empty.
@@ -148,6 +149,10 @@ func (m *Machine) run(ctx context.Context, b *Boot, o BootOptions, socket string
 		return err
 	}
 	theirs = append(theirs, line)
+	// What a guest finds fits in at once: it is not good at waiting for a pipe.
+	if _, err := unix.FcntlInt(line.Fd(), unix.F_SETPIPE_SZ, pipeSize); err != nil {
+		return errors.Join(fmt.Errorf("enlarge a pipe: %w", err), lines.Close())
+	}
 	order, orders, err := os.Pipe()
 	if err != nil {
 		return errors.Join(err, lines.Close())

@@ -249,8 +249,10 @@ func (r *rig) explain(s *server, err error) error {
 	if _, after, found := bytes.Cut(console, []byte("as init process\n")); found {
 		console = after
 	}
-	return fmt.Errorf("server %d, boot %d, after %d writes that were acknowledged in it: %w\n%s",
-		s.machine.Server, s.number, s.lines.acked, err, console[max(0, len(console)-4000):])
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return fmt.Errorf("server %d, boot %d, after %d lines and %d writes that were acknowledged in it: %w\n%s",
+		s.machine.Server, s.number, s.lines.lines, s.lines.acked, err, console[max(0, len(console)-16000):])
 }
 
 // fsck checks a copy of a disk's file system, after its journal was replayed.

@@ -206,7 +206,11 @@ func (d *device) enable() error {
 	if err != nil {
 		return err
 	}
-	d.tasks.Go(func() { d.err = d.runQueue(r) })
+	d.tasks.Go(func() {
+		if d.err = d.runQueue(r); d.err != nil {
+			d.disk.CutAfter(0) // the guest would wait for ever
+		}
+	})
 	return nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime/pprof"
 	"strconv"
 	"sync"
 	"time"
@@ -26,6 +27,8 @@ const (
 	diskDir  = "/disk"
 	storeDir = "/disk/store"
 	clients  = 16
+	// stuckAfter is less than the host's patience.
+	stuckAfter = 2 * time.Minute
 )
 
 func main() {
@@ -71,11 +74,13 @@ func run(ctx context.Context, out *reporter) error {
 	if err := news.add(storeDir); err != nil && !errors.Is(err, unix.ENOENT) {
 		return err
 	}
+	stuck := time.AfterFunc(stuckAfter, printStacks)
 	s, err := openStore(ctx, out, server, servers)
 	if err != nil {
 		return err
 	}
 	found, err := dump(ctx, s, out)
+	stuck.Stop()
 	if err != nil {
 		return err
 	}
@@ -105,6 +110,11 @@ func run(ctx context.Context, out *reporter) error {
 		return err
 	}
 	select {} // every client has a write of which it does not know what became
+}
+
+// printStacks says on the console what everything waits for.
+func printStacks() {
+	_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
 }
 
 // openStore opens the store and returns when a linearizable read succeeded and,
