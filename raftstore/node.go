@@ -42,6 +42,7 @@ func (s *Store) openRaft() error {
 			return err
 		}
 		transport, logs = s.peers, s.dir.CachedLog(cachedBytes)
+		s.logs = logs
 	}
 	err := s.bootstrap(conf, logs, transport)
 	if err != nil {

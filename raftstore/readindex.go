@@ -141,21 +141,25 @@ func (s *Store) askReadIndex(ctx context.Context, lead leader, moved <-chan stru
 	return index, err
 }
 
-// readIndex returns the index of the newest command applied here, once it is
-// certain that no other server led when the call began: a majority of the
+// readIndex returns the index of the newest command that is committed, once it
+// is certain that no other server led when the call began: a majority of the
 // voters was still in this server's term then. The voter that asks is one of
 // them, since it tells its term as of after its reads came in.
 //
 // A leader of a later term would have been elected by a majority before; one of
 // these voters would be in both majorities, and a server's term never falls.
-// What this term's leader acknowledged, it has applied; what earlier ones did,
-// it applied before it began to lead.
+// What was acknowledged, or read on any server, was committed: in this term by
+// this leader, which knew it first, and in earlier ones before its barrier. Not
+// what is applied here: a follower may be ahead in that, and have shown it.
 func (s *Store) readIndex(ctx context.Context, asker raft.ServerID, askersTerm uint64) (uint64, error) {
 	lead, _ := s.lead.get()
 	if !lead.Leader {
 		return 0, errNotLeader
 	}
-	index := s.fsm.view().Applied()
+	index, err := s.committedCommand()
+	if err != nil {
+		return 0, err
+	}
 	servers := s.raft.GetConfiguration().Configuration().Servers
 	if s.raft.CurrentTerm() != lead.Term || askersTerm > lead.Term {
 		return 0, errNotLeader
@@ -177,6 +181,22 @@ func (s *Store) readIndex(ctx context.Context, asker raft.ServerID, askersTerm u
 		return index, nil
 	}
 	return index, s.confirmTerm(ctx, lead.Term, ask, missing)
+}
+
+// committedCommand is the index of the newest command that is committed. Behind it
+// there may be entries of raft's own, which the state machine never sees.
+func (s *Store) committedCommand() (uint64, error) {
+	applied := s.fsm.view().Applied()
+	for index := s.raft.CommitIndex(); index > applied; index-- {
+		var entry raft.Log
+		if err := s.logs.GetLog(index, &entry); err != nil {
+			return 0, errNotLeader // no leader lacks an entry that it has not applied
+		}
+		if entry.Type == raft.LogCommand {
+			return index, nil
+		}
+	}
+	return applied, nil
 }
 
 // confirmTerm returns when so many of the servers have said that they are in a

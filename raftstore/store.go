@@ -50,7 +50,8 @@ type Store struct {
 	// peers is nil if the cluster has one server; what follows is then unused.
 	peers       *peer.Transport
 	formerPeers []disk.Peer
-	forwarder   *proposer // to the leader
+	forwarder   *proposer     // to the leader
+	logs        raft.LogStore // the log as raft has it
 	reads       *reads
 	session     session
 	opening     chan struct{} // capacity 1: held by who opens the session
