@@ -57,7 +57,7 @@ func TestScenarioLeaderLost(t *testing.T) {
 		for _, n := range []int{3, 5} {
 			t.Run(fmt.Sprint(how, "/", n), func(t *testing.T) {
 				var gaps []time.Duration
-				seeds(t, 3, func(t *testing.T, seed uint64) {
+				seeds(t, 2, func(t *testing.T, seed uint64) {
 					scenario(t, seed, n, func(c *cluster) {
 						w := c.work(2)
 						for range 5 {

@@ -127,10 +127,10 @@ func TestScenarioTransfers(t *testing.T) {
 // Servers crash and come back at random, at most as many at a time as leave a
 // majority, sometimes all of them.
 func TestScenarioCrashes(t *testing.T) {
-	seeds(t, 4, func(t *testing.T, seed uint64) {
+	seeds(t, 3, func(t *testing.T, seed uint64) {
 		scenario(t, seed, 5, func(c *cluster) {
 			c.jitter(500*time.Microsecond, 5*time.Millisecond)
-			w := c.work(4)
+			w := c.work(3)
 			for range 12 {
 				c.pass(time.Duration(c.rand.Int64N(int64(1500 * time.Millisecond))))
 				victims := c.shuffled()[:1+c.rand.IntN(2)]

@@ -275,11 +275,11 @@ func TestScenarioWrongCluster(t *testing.T) {
 // Members come, go, crash, lose their disks and are cut off, at random, and
 // always a majority of the voters is well.
 func TestScenarioRandomMembers(t *testing.T) {
-	seeds(t, 4, func(t *testing.T, seed uint64) {
+	seeds(t, 2, func(t *testing.T, seed uint64) {
 		scenario(t, seed, 5, func(c *cluster) {
 			c.jitter(500*time.Microsecond, 5*time.Millisecond)
-			w := c.work(4)
-			for range 15 {
+			w := c.work(2)
+			for range 10 {
 				c.pass(time.Duration(c.rand.Int64N(int64(2 * time.Second))))
 				n := c.shuffled()[0]
 				others := c.others(n)
@@ -383,5 +383,40 @@ func TestScenarioOneToThreeAndBack(t *testing.T) {
 		alone()
 		a.start()
 		c.ready(a)
+	})
+}
+
+// A leader that is cut off takes a server in, tells it so, and dies before
+// anybody else hears of it. The server must not rest on that, even after a
+// restart.
+func TestScenarioJoinIsUndone(t *testing.T) {
+	seeds(t, 4, func(t *testing.T, seed uint64) {
+		scenario(t, seed, 3, func(c *cluster) {
+			c.pass(time.Second)
+			leader := c.leader()
+			others := c.others(leader)
+			c.partition([]*node{leader}, others)
+			d := c.join("d", leader.name)
+			for _, o := range others {
+				c.net.Cut(d.name, o.name)
+				c.net.Cut(o.name, d.name)
+			}
+			for range 100 { // it may be too late for that
+				if len(d.running().Members()) > 0 {
+					break
+				}
+				c.pass(5 * time.Millisecond)
+			}
+			leader.crash()
+			if seed%2 == 0 {
+				d.crash()
+				d.start()
+			}
+			c.net.HealAll()
+			c.ready(d)
+			c.serves(d)
+			leader.start()
+			c.rest(30*time.Second, 3, "a", "b", "c", "d")
+		})
 	})
 }
