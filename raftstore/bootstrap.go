@@ -16,12 +16,18 @@ import (
 // knows of none to join.
 func (s *Store) bootstrap(conf *raft.Config, logs raft.LogStore, transport raft.Transport) error {
 	exists, err := raft.HasExistingState(logs, s.dir.Vars, s.dir.Snapshots)
-	knowsOthers := len(s.opts.Join) > 0 || len(s.formerPeers) > 0
+	joining, joiningErr := s.dir.Joining()
+	err = errors.Join(err, joiningErr)
+	knowsOthers := joining || len(s.opts.Join) > 0 || len(s.formerPeers) > 0
 	if err == nil && exists && !knowsOthers {
 		exists, err = s.finishedBootstrap(logs)
 	}
-	s.fresh, s.joins = !exists, !exists && knowsOthers
-	if err == nil && s.joins {
+	s.fresh = !exists || joining
+	s.joins = s.fresh && knowsOthers
+	if err == nil && s.joins && s.peers == nil {
+		return errors.New("this server is to join others, and has no network to reach them")
+	}
+	if err == nil && s.joins && !joining {
 		err = s.rememberOthers()
 	}
 	if err != nil || exists || knowsOthers {
@@ -43,7 +49,7 @@ func (s *Store) rememberOthers() error {
 			peers = append(peers, disk.Peer{Address: address})
 		}
 	}
-	return s.dir.SavePeers(peers)
+	return s.dir.StartJoining(peers)
 }
 
 // finishedBootstrap says whether the directory holds more than raft's first

@@ -4,6 +4,7 @@ package raftstore
 
 import (
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -46,8 +47,13 @@ func TestJoiningIsRemembered(t *testing.T) {
 	}
 	dir := filepath.Join(t.TempDir(), "store")
 	o := Options{Dir: dir, NodeID: "one", ClusterID: "test", Logger: testLog("one")}
-	for _, join := range [][]string{{nobody.Address}, nil, nil} {
+	for i, join := range [][]string{{nobody.Address}, nil, nil} {
 		o.Network, o.Join = tcpNetwork(t), join
+		if i == 2 { // a note that is damaged is not used
+			if err := os.Truncate(filepath.Join(dir, "PEERS"), 3); err != nil {
+				t.Fatal(err)
+			}
+		}
 		s, err := Open(ctx, o)
 		if err != nil {
 			t.Fatal(err)
@@ -56,7 +62,7 @@ func TestJoiningIsRemembered(t *testing.T) {
 		if servers := s.raft.GetConfiguration().Configuration().Servers; len(servers) > 0 {
 			t.Errorf("it began a cluster: %v", servers)
 		}
-		if known := s.known(); !slices.Equal(known, []string{nobody.Address}) {
+		if known := s.known(); i < 2 && !slices.Equal(known, []string{nobody.Address}) {
 			t.Errorf("it knows of %v", known)
 		}
 		if err := s.Close(ctx); err != nil {

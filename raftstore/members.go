@@ -261,6 +261,11 @@ func (s *Store) announce(ctx context.Context) {
 	const pause = 100 * time.Millisecond
 	for failures := 0; ; failures++ {
 		err := s.announceOnce(ctx, failures)
+		if err == nil && s.joins {
+			if err := s.dir.Joined(); err != nil { // the next start asks again
+				s.log.Warn("this server has joined the store's cluster", "err", err)
+			}
+		}
 		if err == nil || ctx.Err() != nil {
 			return
 		}

@@ -46,6 +46,9 @@ func (s *Store) openRaft() error {
 	}
 	err := s.bootstrap(conf, logs, transport)
 	if err != nil {
+		if s.peers != nil {
+			err = errors.Join(err, s.peers.Close())
+		}
 		return fmt.Errorf("raftstore: read the log: %w", err)
 	}
 	snapshots := countedSnapshots{s.dir.Snapshots, s.opts.Counters}

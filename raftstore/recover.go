@@ -54,6 +54,9 @@ func Recover(o Options) error {
 	if err == nil {
 		err = r.reset(raft.ServerID(id))
 	}
+	if err == nil {
+		err = r.dir.Joined() // nobody is to take it in
+	}
 	if err = errors.Join(err, r.dir.Close()); err != nil {
 		return fmt.Errorf("raftstore: recover: %w. What the store holds is still there: run this again", err)
 	}

@@ -61,6 +61,31 @@ func ReadPeers(dir string) ([]Peer, error) {
 	return peers, nil
 }
 
+// joiningFile says that the directory was begun to join others, and that they
+// are not known to have taken it in.
+const joiningFile = "JOINING"
+
+// Joining says whether the directory was begun to join others, and StartJoining's
+// note is there still. Then it is no beginning of a cluster, and its server may
+// ask to be taken in.
+func (d *Dir) Joining() (bool, error) { return exists(filepath.Join(d.path, joiningFile)) }
+
+// StartJoining notes that the directory is to join others, and where they are.
+func (d *Dir) StartJoining(peers []Peer) error {
+	if err := d.SavePeers(peers); err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(d.path, joiningFile), nil)
+}
+
+// Joined takes StartJoining's note away.
+func (d *Dir) Joined() error {
+	if err := os.Remove(filepath.Join(d.path, joiningFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("take the note away that this server joins: %w", err)
+	}
+	return syncDir(d.path)
+}
+
 func encodePeers(peers []Peer) []byte {
 	var text strings.Builder
 	text.WriteString("coracle peers\n")

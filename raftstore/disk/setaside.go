@@ -68,8 +68,10 @@ func StartOver(dir string, peers []Peer) (newPath string, err error) {
 	if err := os.Mkdir(fresh, 0o700); err != nil {
 		return "", fmt.Errorf("start over: %w", err)
 	}
-	if err := writeFile(filepath.Join(fresh, peersFile), encodePeers(peers)); err != nil {
-		return "", fmt.Errorf("start over: %w", err)
+	for name, content := range map[string][]byte{peersFile: encodePeers(peers), joiningFile: nil} {
+		if err := writeFile(filepath.Join(fresh, name), content); err != nil {
+			return "", fmt.Errorf("start over: %w", err)
+		}
 	}
 	// It must be there for certain before the damaged one goes: the next start
 	// would take nothing at all for a new server.
