@@ -219,6 +219,7 @@ func (s *Store) WaitReady(ctx context.Context) error {
 		} else if ctx.Err() != nil || s.ctx.Err() != nil {
 			return fmt.Errorf("raftstore: not ready: %w", err)
 		}
+		s.pause(ctx, nil) // it may have failed at once
 	}
 }
 
