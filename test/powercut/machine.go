@@ -180,7 +180,8 @@ func (m *Machine) run(ctx context.Context, b *Boot, o BootOptions, socket string
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return errors.Join(err, lines.Close(), orders.Close())
 	}
-	b.cmd = exec.CommandContext(ctx, kernel, args...)
+	// Not the first process of its namespace, see below: that one cannot abort.
+	b.cmd = exec.CommandContext(ctx, "sh", append([]string{"-c", `"$@"; exit $?`, "sh", kernel}, args...)...)
 	b.cmd.Env = append(os.Environ(), "TMPDIR="+m.Dir, "HOME="+m.Dir)
 	b.cmd.Stdout, b.cmd.Stderr, b.cmd.ExtraFiles = console, console, theirs
 	// A session of its own, so that its processes can be told from others.
