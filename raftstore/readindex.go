@@ -5,6 +5,7 @@ package raftstore
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"sync"
 	"time"
 
@@ -189,8 +190,14 @@ func (s *Store) committedCommand() (uint64, error) {
 	applied := s.fsm.view().Applied()
 	for index := s.raft.CommitIndex(); index > applied; index-- {
 		var entry raft.Log
-		if err := s.logs.GetLog(index, &entry); err != nil {
-			return 0, errNotLeader // no leader lacks an entry that it has not applied
+		err := s.logs.GetLog(index, &entry)
+		if errors.Is(err, raft.ErrLogNotFound) {
+			// A snapshot took its place and that of all before it. So the state
+			// machine had applied, or read from there, what commands there were.
+			return s.fsm.view().Applied(), nil
+		}
+		if err != nil {
+			return 0, errNotLeader
 		}
 		if entry.Type == raft.LogCommand {
 			return index, nil
