@@ -138,7 +138,7 @@ func (s *site) slow(name string, bytesPerSecond uint64) error {
 		}
 		return netlink.QdiscReplace(&netlink.Tbf{
 			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
-			Rate:       bytesPerSecond, Buffer: 16 << 10, Limit: uint32(bytesPerSecond/2) + 64<<10,
+			Rate:       bytesPerSecond, Buffer: netlink.Xmittime(bytesPerSecond, 16<<10), Limit: uint32(bytesPerSecond/2) + 64<<10,
 		})
 	})
 }
