@@ -99,7 +99,9 @@ func awaitAPI(t *testing.T, s *harness.Server) {
 
 func listVersion(t *testing.T, k *harness.Kube) string {
 	t.Helper()
-	var list struct{ Metadata struct{ ResourceVersion string } }
+	var list struct {
+		Metadata struct{ ResourceVersion string }
+	}
 	if err := json.Unmarshal([]byte(k.Kubectl("get", "--raw", "/api/v1/namespaces/default/configmaps")), &list); err != nil {
 		t.Fatal(err)
 	}
