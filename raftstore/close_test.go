@@ -32,7 +32,7 @@ func TestCloseUnderLoad(t *testing.T) {
 				}
 			})
 		}
-		time.Sleep(time.Duration(round%10) * time.Millisecond)
+		time.Sleep(time.Duration(round%10) * time.Millisecond) // the writes get to another point each round
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		err = s.Close(ctx)
 		cancel()

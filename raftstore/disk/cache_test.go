@@ -71,7 +71,7 @@ func TestCachedLog(t *testing.T) {
 				first, _ := cache.FirstIndex()
 				last, _ := cache.LastIndex()
 				if last == 0 {
-					t.Skip("nothing there")
+					t.Skip("nothing there") // rapid draws another action
 				}
 				from := rapid.Uint64Range(first-1, last+1).Draw(t, "from")
 				to := rapid.Uint64Range(first-1, last+1).Draw(t, "to")

@@ -245,7 +245,7 @@ func TestFollower(t *testing.T) {
 			"crash":       func(t *rapid.T) { l.crash(rapid.IntRange(1, 5).Draw(t, "in")) },
 			"old snapshot": func(t *rapid.T) {
 				if l.committed < 2 {
-					t.Skip("nothing is committed")
+					t.Skip("nothing is committed") // rapid draws another action
 				}
 				_ = l.install(rapid.Uint64Range(2, l.committed).Draw(t, "end"), true)
 			},

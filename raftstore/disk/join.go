@@ -135,16 +135,6 @@ func (l *Log) continues(entries []*raft.Log) error {
 	return nil
 }
 
-// Holds says whether the log itself has an entry of this index and term. Then
-// it has all that a snapshot which ends there covers, and need not install it.
-func (l *Log) Holds(index, term uint64) bool {
-	l.mu.RLock()
-	there := len(l.places) > 0 && index >= l.first && index <= l.last()
-	l.mu.RUnlock()
-	var e raft.Log
-	return there && l.GetLog(index, &e) == nil && e.Term == term
-}
-
 // dropSuperseded cuts, on disk too, what join took away. The caller holds
 // writing.
 func (l *Log) dropSuperseded() error {

@@ -223,7 +223,7 @@ func TestBackoff(t *testing.T) {
 		n.Cut("a", "b")
 		start := time.Now()
 		send(t, a, "lost")
-		time.Sleep(1500 * time.Millisecond)
+		time.Sleep(1500 * time.Millisecond) // fake time: the link is cut meanwhile
 		send(t, a, ", too")
 		n.Heal("a", "b")
 		send(t, a, ", behind it")

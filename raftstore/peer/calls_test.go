@@ -126,7 +126,7 @@ func TestCallsFailOver(t *testing.T) {
 				if time.Since(back) > 10*time.Second {
 					t.Fatal(err)
 				}
-				time.Sleep(time.Millisecond)
+				time.Sleep(time.Millisecond) // between two looks at a condition
 			}
 			t.Logf("answered %v after the restart", time.Since(back))
 		}
@@ -192,7 +192,7 @@ func TestCallsIdle(t *testing.T) {
 		if n := count(); n != 1 {
 			t.Fatalf("%d connections", n)
 		}
-		time.Sleep(3 * callIdle)
+		time.Sleep(3 * callIdle) // fake time: longer than an idle connection is kept
 		synctest.Wait()
 		if n := count(); n != 0 {
 			t.Fatalf("%d connections", n)

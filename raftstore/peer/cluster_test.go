@@ -121,7 +121,7 @@ func leaderOf(t *testing.T, nodes ...*node) *node {
 				return n
 			}
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // between two looks at a condition
 	}
 	t.Fatal("no leader after ten seconds")
 	return nil
@@ -153,7 +153,7 @@ func (n *node) await(t *testing.T, count int64) {
 		if time.Since(began) > 30*time.Second {
 			t.Fatalf("%s has %d entries of %d after %v", n.name(), n.fsm.n.Load(), count, time.Since(began))
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // between two looks at a condition
 	}
 }
 
@@ -186,7 +186,7 @@ func TestCluster(t *testing.T) {
 		t.Logf("another leader %v after the partition", time.Since(began))
 		second.apply(t, 100)
 		for first.State() == raft.Leader {
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // between two looks at a condition
 		}
 		began = time.Now()
 		m.HealAll()

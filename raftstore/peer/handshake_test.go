@@ -171,7 +171,7 @@ func TestSlowHandshake(t *testing.T) {
 		if took := time.Since(began); took > 3*b.handshakeTime() {
 			t.Fatalf("others were kept out for %v", took)
 		}
-		time.Sleep(b.handshakeTime())
+		time.Sleep(b.handshakeTime()) // what is tested: the time that a handshake may take is over
 		for _, c := range slow {
 			if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, net.ErrClosed) {
 				t.Fatalf("%v: not hung up on", err)

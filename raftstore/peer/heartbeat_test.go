@@ -55,7 +55,7 @@ func TestLateVote(t *testing.T) {
 			if a.State() == raft.Leader {
 				t.Fatalf("it leads in term %d, where another was elected", a.CurrentTerm())
 			}
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // between two looks at a condition
 		}
 	})
 }

@@ -99,7 +99,7 @@ func TestEntriesWait(t *testing.T) {
 			if s := a.Peers(); len(s) == 1 && s[0].Failures > 0 {
 				break
 			}
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // between two looks at a condition
 		}
 		b = start(t, g, 1, "b.1", nil)
 		if _, err := a.beat(b, 1); err != nil {
@@ -133,7 +133,7 @@ func TestGone(t *testing.T) {
 			if left == 0 && !c.asking.Load() {
 				break
 			}
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // between two looks at a condition
 		}
 		if len(gone) > 0 {
 			t.Fatalf("%s was said to have ended", <-gone)

@@ -4,10 +4,7 @@ package peer
 
 import (
 	"bytes"
-	"context"
 	"errors"
-	"io"
-	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -60,102 +57,6 @@ func TestMessages(t *testing.T) {
 		if s := a.Peers(); len(s) != 0 {
 			t.Fatalf("%+v", s)
 		}
-	})
-}
-
-func TestPipeline(t *testing.T) {
-	onBoth(t, func(t *testing.T, g ground) {
-		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil)
-		p, err := a.AppendEntriesPipeline(b.id, b.address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer p.Close()
-		const count = 100
-		go func() {
-			for i := range uint64(count) {
-				if _, err := p.AppendEntries(a.entries(3, i+1), new(raft.AppendEntriesResponse)); err != nil {
-					t.Error(err)
-				}
-			}
-		}()
-		for i := range uint64(count) {
-			f := <-p.Consumer()
-			if f.Error() != nil || f.Response().LastLog != i+1 {
-				t.Fatalf("%v, %+v", f.Error(), f.Response())
-			}
-		}
-	})
-}
-
-// TestPipelineAfterRefusal is raft's way to use a pipeline: after a bad answer
-// nobody takes any, while something is still being sent.
-func TestPipelineAfterRefusal(t *testing.T) {
-	onBoth(t, func(t *testing.T, g ground) {
-		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil)
-		b.setRespond(func(rpc raft.RPC) { rpc.Respond(&raft.AppendEntriesResponse{Term: 9}, nil) })
-		p, err := a.AppendEntriesPipeline(b.id, b.address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer p.Close()
-		var refused raft.AppendFuture
-		sent := make(chan error)
-		go func() {
-			for i := uint64(1); ; i++ {
-				if _, err := p.AppendEntries(a.entries(3, i), new(raft.AppendEntriesResponse)); err != nil {
-					sent <- err
-					return
-				}
-			}
-		}()
-		refused = <-p.Consumer()
-		if r := refused.Response(); r.Success || r.Term != 9 {
-			t.Fatalf("%+v", r)
-		}
-		if err := <-sent; !errors.Is(err, raft.ErrPipelineShutdown) {
-			t.Fatal(err)
-		}
-		select {
-		case f := <-p.Consumer():
-			t.Fatalf("%+v was passed on after a refusal", f.Response())
-		default:
-		}
-		if n := a.confirmed(b); n != 0 {
-			t.Fatalf("refusals confirm entries up to %d", n)
-		}
-	})
-}
-
-// TestPipelineBreaks checks that a failure is no contact.
-func TestPipelineBreaks(t *testing.T) {
-	inMemory(t, func(t *testing.T, m memory) {
-		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", nil)
-		p, err := a.AppendEntriesPipeline(b.id, b.address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		m.Cut("a", "b")
-		if _, err := p.AppendEntries(a.entries(3, 1), new(raft.AppendEntriesResponse)); err != nil {
-			t.Fatal(err)
-		}
-		select {
-		case f := <-p.Consumer():
-			t.Fatalf("%v was passed on", f.Error())
-		case <-time.After(time.Minute):
-		}
-		if _, err := p.AppendEntries(a.entries(3, 1), new(raft.AppendEntriesResponse)); err == nil {
-			t.Fatal("a broken pipeline took a message")
-		}
-		if s := a.Peers()[0]; s.FailuresInARow == 0 || !s.LastContact.IsZero() {
-			t.Fatalf("%+v", s)
-		}
-		if n := a.confirmed(b); n != 0 {
-			t.Fatalf("a failure confirms entries up to %d", n)
-		}
-		_ = p.Close()
-		_ = p.Close()
-		m.HealAll()
 	})
 }
 
@@ -379,7 +280,7 @@ func TestLeaderSeen(t *testing.T) {
 			done <- b.AppendEntries(c.id, c.address, b.entries(5, 9), new(raft.AppendEntriesResponse))
 		}()
 		for changes.Load() < 3 {
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // between two looks at a condition
 		}
 		check(b, 5, 3)
 		close(stuck)
@@ -390,141 +291,5 @@ func TestLeaderSeen(t *testing.T) {
 			t.Fatal(err)
 		}
 		check(b, 5, 3)
-	})
-}
-
-// TestSilentLoss loses packets for a while, as TCP sees it: what waits on old
-// connections for TCP to try again is sent on new ones instead.
-func TestSilentLoss(t *testing.T) {
-	inMemory(t, func(t *testing.T, m memory) {
-		m.Backoff(true)
-		a, b := start(t, m, 0, "a.1", serving), start(t, m, 1, "b.1", serving)
-		entries := func() error {
-			return a.AppendEntries(b.id, b.address, a.entries(1, 5), new(raft.AppendEntriesResponse))
-		}
-		if err := entries(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := a.beat(b, 1); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := a.Call(t.Context(), string(b.address), "echo", nil); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Second)
-		m.Partition([]string{"a"}, []string{"b"})
-		began := time.Now()
-		done := make(chan error)
-		go func() { done <- entries() }()
-		go func() {
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-			defer cancel()
-			_, _ = a.Call(ctx, string(b.address), "echo", nil)
-			_, err := a.Call(t.Context(), string(b.address), "echo", nil) // fails or hangs by turns, as long as it lasts
-			for err != nil {
-				time.Sleep(10 * time.Millisecond)
-				_, err = a.Call(t.Context(), string(b.address), "echo", nil)
-			}
-			done <- nil
-		}()
-		const loss = 3100 * time.Millisecond // TCP's next try would be at 6.2 s
-		time.AfterFunc(loss, m.HealAll)
-		for {
-			_, err := a.beat(b, 1)
-			if err == nil && time.Since(began) >= loss {
-				break
-			}
-			if err == nil {
-				t.Fatal("a heartbeat came through")
-			}
-			time.Sleep(50 * time.Millisecond)
-		}
-		for range 2 {
-			if err := <-done; err != nil {
-				t.Fatal(err)
-			}
-		}
-		if took := time.Since(began); took > loss+a.opts.Timeout+200*time.Millisecond {
-			t.Fatalf("took %v", took)
-		}
-	})
-}
-
-// TestSnapshotSourceGone loses the server that sends a snapshot in silence: raft
-// must get its main loop back.
-func TestSnapshotSourceGone(t *testing.T) {
-	inMemory(t, func(t *testing.T, m memory) {
-		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", nil)
-		gaveUp := make(chan error, 1)
-		b.setRespond(func(rpc raft.RPC) {
-			_, err := io.Copy(io.Discard, rpc.Reader)
-			gaveUp <- err
-			rpc.Respond(&raft.InstallSnapshotResponse{}, err)
-		})
-		r, w := io.Pipe()
-		sent := make(chan error)
-		go func() {
-			var resp raft.InstallSnapshotResponse
-			sent <- a.InstallSnapshot(b.id, b.address, &raft.InstallSnapshotRequest{Size: 2 << 20}, &resp, r)
-		}()
-		if _, err := w.Write(make([]byte, 1<<20)); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Second)
-		m.Partition([]string{"a"}, []string{"b"})
-		began := time.Now()
-		if err := <-gaveUp; !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(began) > snapshotSilence {
-			t.Fatalf("%v after %v", err, time.Since(began))
-		}
-		if _, err := w.Write(make([]byte, 1<<20)); err != nil {
-			t.Fatal(err)
-		}
-		_ = w.Close()
-		if err := <-sent; err == nil || time.Since(began) > 2*snapshotStall {
-			t.Fatalf("%v after %v", err, time.Since(began))
-		}
-		m.HealAll()
-	})
-}
-
-// TestSnapshotTakesItsTime lets a snapshot take much longer than any timeout
-// and then fails one that stands still.
-func TestSnapshotTakesItsTime(t *testing.T) {
-	inMemory(t, func(t *testing.T, m memory) {
-		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", nil)
-		const size = 64 << 20
-		stall := make(chan struct{})
-		b.setRespond(func(rpc raft.RPC) {
-			chunk, total := make([]byte, 1<<20), 0
-			for {
-				n, err := rpc.Reader.Read(chunk)
-				total += n
-				if err != nil {
-					break
-				}
-				time.Sleep(10 * time.Millisecond) // hundreds of pieces
-			}
-			select {
-			case <-stall:
-			case <-time.After(snapshotStall):
-			}
-			rpc.Respond(&raft.InstallSnapshotResponse{Success: total == size}, nil)
-		})
-		began := time.Now()
-		var r raft.InstallSnapshotResponse
-		if err := a.InstallSnapshot(b.id, b.address, &raft.InstallSnapshotRequest{Size: size}, &r, bytes.NewReader(make([]byte, size))); err != nil || !r.Success {
-			t.Fatalf("%+v, %v after %v", r, err, time.Since(began))
-		}
-		if took := time.Since(began); took < snapshotStall {
-			t.Fatalf("took only %v", took)
-		}
-		m.Cut("a", "b")
-		began = time.Now()
-		err := a.InstallSnapshot(b.id, b.address, &raft.InstallSnapshotRequest{Size: size}, &r, bytes.NewReader(make([]byte, size)))
-		if took := time.Since(began); err == nil || took > 2*snapshotStall {
-			t.Fatalf("%v after %v", err, took)
-		}
-		close(stall)
-		m.HealAll()
 	})
 }

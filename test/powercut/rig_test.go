@@ -61,7 +61,7 @@ type server struct {
 func newRig(t *testing.T, servers int) *rig {
 	t.Helper()
 	if why := Missing(); why != "" {
-		t.Skip(why)
+		t.Skip(why) // Missing says what
 	}
 	seed := environment(t, "CORACLE_POWERCUT_SEED", rand.Uint64()>>32)
 	t.Logf("seed: CORACLE_POWERCUT_SEED=%d", seed)

@@ -73,7 +73,7 @@ func (b *bench) memoryOf(ctx context.Context, sys system, voters int) error {
 // atRest notes a server's memory a moment after its work, and at rest: coracle
 // gives memory back every few minutes, which is done here by hand.
 func (b *bench) atRest(ctx context.Context, s *server, name string) (usage, error) {
-	time.Sleep(pick(b, calm, calm/4))
+	time.Sleep(pick(b, calm, calm/4)) // what is measured: the memory after a while
 	u := usageOf(s.pid())
 	b.report.add(s.sys, name, "RSS MB", target{}, u.rss)
 	b.report.add(s.sys, name, "anon MB", target{}, u.anon)
@@ -105,7 +105,7 @@ func (c *cluster) restart(ctx context.Context, s *server) (time.Duration, error)
 		if conn, err := net.Dial("tcp", s.client); err == nil { // first: gRPC would back off for a second
 			_ = conn.Close()
 		} else {
-			time.Sleep(2 * time.Millisecond)
+			time.Sleep(2 * time.Millisecond) // between two looks at a condition
 			continue
 		}
 		clients, err := s.connect(1)
