@@ -98,11 +98,7 @@ func (a *App) storeMembersCommand() *cobra.Command {
 		return a.withStore(cmd.Context(), t, func(ctx context.Context, c *clientv3.Client) error {
 			ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 			defer cancel()
-			st, err := c.Status(ctx, c.Endpoints()[0])
-			if err != nil {
-				return err
-			}
-			members, err := listMembers(ctx, c, st)
+			members, err := membersNow(ctx, c)
 			if err != nil {
 				return err
 			}
@@ -113,6 +109,15 @@ func (a *App) storeMembersCommand() *cobra.Command {
 		})
 	})
 	return cmd
+}
+
+// membersNow lists the members, the leader marked.
+func membersNow(ctx context.Context, c *clientv3.Client) ([]storeMember, error) {
+	st, err := c.Status(ctx, c.Endpoints()[0])
+	if err != nil {
+		return nil, err
+	}
+	return listMembers(ctx, c, st)
 }
 
 func (a *App) storeRemoveCommand() *cobra.Command {
@@ -131,11 +136,7 @@ that died are also replaced without this command once a new one has joined.`,
 		return a.withStore(cmd.Context(), t, func(ctx context.Context, c *clientv3.Client) error {
 			ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 			defer cancel()
-			st, err := c.Status(ctx, c.Endpoints()[0])
-			if err != nil {
-				return err
-			}
-			members, err := listMembers(ctx, c, st)
+			members, err := membersNow(ctx, c)
 			if err != nil {
 				return err
 			}
