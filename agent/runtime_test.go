@@ -30,6 +30,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent/registries"
 	"github.com/coracle-k8s/coracle/internal/carried"
 	"github.com/coracle-k8s/coracle/internal/imagetar"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // childDir, in the environment, makes this test binary a node's container runtime instead.
@@ -118,9 +119,7 @@ type node struct {
 
 func newNode(t *testing.T) *node {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("containers need root")
-	}
+	testenv.RequireRoot(t, "it runs containers")
 	dir, err := os.MkdirTemp("", "coracle-rt") // short: socket names below it are limited
 	if err != nil {
 		t.Fatal(err)
@@ -129,7 +128,7 @@ func newNode(t *testing.T) *node {
 	t.Cleanup(n.remove)
 	programs, err := carried.Unpack(dir)
 	if errors.Is(err, carried.ErrNotCarried) {
-		t.Skip("this needs the carried programs: make carried")
+		testenv.Missing(t, testenv.Carried, "make carried has not run in this tree")
 	}
 	if err != nil {
 		t.Fatal(err)

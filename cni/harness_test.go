@@ -55,7 +55,7 @@ type node struct {
 
 func newNode(t *testing.T, clusterCIDRs ...string) *node {
 	t.Helper()
-	nstest.Require(t)
+	nstest.RequireNFT(t)
 	dir := t.TempDir()
 	exe, err := os.Executable()
 	if err != nil {

@@ -37,7 +37,7 @@ const (
 func TestNodeNetwork(t *testing.T) {
 	for _, on := range []bool{false, true} {
 		t.Run(fmt.Sprintf("br_netfilter=%v", on), func(t *testing.T) {
-			nstest.Require(t)
+			nstest.RequireNFT(t)
 			value := map[bool]string{false: "0", true: "1"}[on]
 			if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte(value), 0); err != nil && on {
 				t.Skip("this kernel has no br_netfilter to switch on:", err)

@@ -46,7 +46,7 @@ type testbed struct {
 
 func newTestbed(t *testing.T) *testbed {
 	t.Helper()
-	nstest.Require(t)
+	nstest.RequireNFT(t)
 	b := &testbed{outside: nstest.New(t), pods: map[string]*nstest.NS{}}
 	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
 		t.Fatal(err)

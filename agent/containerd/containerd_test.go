@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // TestFatalEndsOneGoroutine checks that a part of containerd that gives up ends itself and is heard of, and that the
@@ -68,9 +70,7 @@ func TestChooseSnapshotter(t *testing.T) {
 	if got, err := chooseSnapshotter("auto", root, log); got != "native" || err != nil {
 		t.Errorf("an earlier run's choice is not kept: %s, %v", got, err)
 	}
-	if os.Geteuid() != 0 {
-		t.Skip("trying overlayfs needs root")
-	}
+	testenv.RequireRoot(t, "it tries overlayfs")
 	other := t.TempDir()
 	got, err := chooseSnapshotter("auto", other, log)
 	if err != nil || (got != "overlayfs" && got != "native") {

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -59,14 +60,7 @@ func Unpack(dataDir string) (Dir, error) {
 }
 
 func unpack(src fs.FS, bin, proc string) (Dir, error) {
-	text, err := fs.ReadFile(src, index.FileName)
-	if errors.Is(err, fs.ErrNotExist) {
-		return Dir{}, ErrNotCarried
-	}
-	if err != nil {
-		return Dir{}, fmt.Errorf("read the carried programs: %w", err)
-	}
-	x, err := index.Parse(text)
+	x, text, err := readIndex(src)
 	if err != nil {
 		return Dir{}, err
 	}
@@ -88,6 +82,33 @@ func unpack(src fs.FS, bin, proc string) (Dir, error) {
 	// Clearing up is a courtesy: a set too many wastes space, a start that fails over it costs a node.
 	_ = prune(bin, filepath.Base(d.Path), proc)
 	return d, nil
+}
+
+// readIndex reads which files the set has, also as the text whose hash names the set.
+func readIndex(src fs.FS) (x index.Index, text []byte, err error) {
+	text, err = fs.ReadFile(src, index.FileName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, ErrNotCarried
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the carried programs: %w", err)
+	}
+	x, err = index.Parse(text)
+	return x, text, err
+}
+
+// UnpackSome unpacks the files that want chooses by their paths into the new folder dir. It is for tests, which need a
+// program or two; a node needs the whole set: Unpack.
+func UnpackSome(dir string, want func(path string) bool) error {
+	sub, err := fs.Sub(embedded, embeddedRoot)
+	if err != nil {
+		return fmt.Errorf("open the carried programs: %w", err)
+	}
+	x, _, err := readIndex(sub)
+	if err != nil {
+		return err
+	}
+	return write(sub, slices.DeleteFunc(x, func(e index.Entry) bool { return !want(e.Path) }), dir)
 }
 
 // hold takes the shared lock. It is false when what it locked is no longer what the path names.

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/carried/index"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // set builds a carried set of a program and a link to it.
@@ -230,9 +231,7 @@ func TestPruneByProcess(t *testing.T) {
 // TestFullDisk unpacks onto a file system of a few pages, in a mount namespace of its own.
 func TestFullDisk(t *testing.T) {
 	if os.Getenv("CARRIED_FULL_DISK") == "" {
-		if os.Geteuid() != 0 {
-			t.Skip("mounting a small file system needs root")
-		}
+		testenv.RequireRoot(t, "it mounts a small file system")
 		cmd := exec.Command("unshare", "--mount", os.Args[0], "-test.run=^TestFullDisk$", "-test.v")
 		cmd.Env = append(os.Environ(), "CARRIED_FULL_DISK=1")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -277,7 +276,7 @@ func TestFullDisk(t *testing.T) {
 func TestCarried(t *testing.T) {
 	d, err := Unpack(t.TempDir())
 	if errors.Is(err, ErrNotCarried) {
-		t.Skip("make carried has not run in this tree")
+		testenv.Missing(t, testenv.Carried, "make carried has not run in this tree")
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -15,17 +15,17 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // TestPause runs the carried pause program as the first process of a pid namespace, as it runs in a pod: it takes in
 // orphans, buries them, and ends when told to.
 func TestPause(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("making a pid namespace needs root")
-	}
+	testenv.RequireRoot(t, "it makes a pid namespace")
 	d, err := Unpack(t.TempDir())
 	if errors.Is(err, ErrNotCarried) {
-		t.Skip("make carried has not run in this tree")
+		testenv.Missing(t, testenv.Carried, "make carried has not run in this tree")
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/fstest"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // goodFiles describe a small board on which all is well.
@@ -212,9 +214,7 @@ func TestPortInUseNamesTheProcess(t *testing.T) {
 
 // TestKernelProbe tries what needs the kernel, and that a trial leaves nothing behind.
 func TestKernelProbe(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to make namespaces")
-	}
+	testenv.RequireRoot(t, "it makes namespaces")
 	dir := t.TempDir()
 	before, err := net.Interfaces()
 	if err != nil {

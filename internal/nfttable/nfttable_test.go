@@ -30,7 +30,7 @@ func TestTables(t *testing.T) {
 }
 
 func TestForwardDrops(t *testing.T) {
-	nstest.Require(t)
+	nstest.RequireNFT(t)
 	rules := `
 add table ip filter
 add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }

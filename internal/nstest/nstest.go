@@ -2,7 +2,7 @@
 
 // Package nstest lets root tests play with the network without touching the host's: the test binary runs again in
 // network and mount namespaces of its own, and makes further network namespaces that stand for pods and for machines
-// outside. When the process ends the kernel removes everything.
+// outside. When the process ends the kernel removes everything. The nft that such a test runs is the carried one.
 //
 // It is for tests only.
 package nstest
@@ -21,6 +21,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/carried"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 const marker = "CORACLE_NSTEST"
@@ -37,17 +40,23 @@ func Main(m *testing.M) int {
 		}
 		return m.Run()
 	}
+	path, remove, err := carriedNFT()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "nstest:", err)
+		return 1
+	}
+	defer remove()
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), marker+"=1")
+	cmd.Env = append(os.Environ(), marker+"=1", "PATH="+path)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
 		Pdeathsig:  syscall.SIGKILL,
 	}
 	// The death signal follows the thread that forked, so this one has to stay.
 	runtime.LockOSThread()
-	err := cmd.Run()
+	err = cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		return exit.ExitCode()
@@ -57,6 +66,28 @@ func Main(m *testing.M) int {
 		return 1
 	}
 	return 0
+}
+
+// carriedNFT unpacks the carried nft, where this tree has built it, and returns a PATH on which it is the first one.
+func carriedNFT() (path string, remove func(), err error) {
+	path, remove = os.Getenv("PATH"), func() {}
+	dir, err := os.MkdirTemp("", "coracle-nft-")
+	if err != nil {
+		return "", nil, err
+	}
+	remove = func() { _ = os.RemoveAll(dir) }
+	bin := filepath.Join(dir, "bin")
+	err = carried.UnpackSome(bin, func(file string) bool {
+		return file == "nft" || file == "coracle-helper" || filepath.Dir(file) == "nftables"
+	})
+	switch {
+	case errors.Is(err, carried.ErrNotCarried):
+		return path, remove, nil
+	case err != nil:
+		remove()
+		return "", nil, err
+	}
+	return bin + string(os.PathListSeparator) + path, remove, nil
 }
 
 func enter() error {
@@ -73,11 +104,20 @@ func enter() error {
 	return nil
 }
 
-// Require skips a test that needs the namespaces when there are none.
+// Require ends a test that needs the namespaces when there are none.
 func Require(t testing.TB) {
 	t.Helper()
 	if os.Getenv(marker) == "" {
-		t.Skip("needs root: it makes network namespaces")
+		testenv.Missing(t, testenv.Root, "it makes network namespaces")
+	}
+}
+
+// RequireNFT is Require for a test that needs nft too: the carried one, or else one that the machine happens to have.
+func RequireNFT(t testing.TB) {
+	t.Helper()
+	Require(t)
+	if _, err := exec.LookPath("nft"); err != nil {
+		testenv.Missing(t, testenv.Carried, "it runs nft, and the machine has none either (make carried)")
 	}
 }
 

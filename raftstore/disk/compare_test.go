@@ -26,6 +26,8 @@ import (
 	"github.com/hashicorp/raft-wal/metadb"
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // This file is the measurement of docs/adr/0010: three logs under the same
@@ -207,7 +209,7 @@ func loopDevice(t *testing.T, root string) (dir, device string) {
 	run := func(name string, args ...string) string {
 		out, err := exec.Command(name, args...).CombinedOutput()
 		if err != nil {
-			t.Skipf("needs a loop device: %s: %v: %s", name, err, out)
+			testenv.Missing(t, testenv.LoopDevice, "%s: %v: %s", name, err, out)
 		}
 		return strings.TrimSpace(string(out))
 	}

@@ -15,6 +15,8 @@ import (
 	"github.com/hashicorp/raft"
 	"golang.org/x/sys/unix"
 	"k8s.io/utils/clock"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 var testIdentity = Identity{Cluster: "c", Node: "n", Member: "n"}
@@ -188,7 +190,7 @@ func TestRefusedDirectories(t *testing.T) {
 func readOnlyMount(t *testing.T, path string) {
 	t.Helper()
 	if err := unix.Mount("tmpfs", path, "tmpfs", unix.MS_RDONLY, ""); err != nil {
-		t.Skipf("needs the right to mount: %v", err)
+		testenv.Missing(t, testenv.Root, "it mounts a file system: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(path, 0); err != nil {

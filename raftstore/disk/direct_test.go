@@ -16,6 +16,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // onDevice reads a file past the page cache.
@@ -214,7 +216,7 @@ func TestLargeSectors(t *testing.T) {
 	run := func(name string, args ...string) string {
 		out, err := exec.Command(name, args...).CombinedOutput()
 		if err != nil {
-			t.Skipf("needs a loop device: %s: %v: %s", name, err, out)
+			testenv.Missing(t, testenv.LoopDevice, "%s: %v: %s", name, err, out)
 		}
 		return strings.TrimSpace(string(out))
 	}

@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 func TestSetAside(t *testing.T) {
@@ -54,7 +56,7 @@ func TestSetAside(t *testing.T) {
 func TestSetAsideMount(t *testing.T) {
 	path := t.TempDir()
 	if err := unix.Mount("tmpfs", path, "tmpfs", 0, ""); err != nil {
-		t.Skipf("needs the right to mount: %v", err)
+		testenv.Missing(t, testenv.Root, "it mounts a file system: %v", err)
 	}
 	defer func() {
 		if err := unix.Unmount(path, 0); err != nil {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // smallDisk mounts a file system of its own.
@@ -19,7 +21,7 @@ func smallDisk(t *testing.T, options string) string {
 	t.Helper()
 	path := t.TempDir()
 	if err := unix.Mount("tmpfs", path, "tmpfs", 0, options); err != nil {
-		t.Skipf("needs the right to mount: %v", err)
+		testenv.Missing(t, testenv.Root, "it mounts a file system: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(path, 0); err != nil {

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -44,7 +45,7 @@ exec env -i container=test PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin ` +
 func (h *host) bootSystemd() {
 	h.t.Helper()
 	if _, err := os.Stat(systemd); err != nil {
-		h.t.Skip("there is no systemd on this host to test with")
+		testenv.Missing(h.t, testenv.Systemd, "this machine has no %s", systemd)
 	}
 	log, err := os.Create(filepath.Join(h.Dir, "systemd.log"))
 	if err != nil {

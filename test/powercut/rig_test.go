@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 const (
@@ -61,7 +63,7 @@ type server struct {
 func newRig(t *testing.T, servers int) *rig {
 	t.Helper()
 	if why := Missing(); why != "" {
-		t.Skip(why) // Missing says what
+		testenv.Missing(t, testenv.UserModeLinux, "%s", why)
 	}
 	seed := environment(t, "CORACLE_POWERCUT_SEED", rand.Uint64()>>32)
 	t.Logf("seed: CORACLE_POWERCUT_SEED=%d", seed)

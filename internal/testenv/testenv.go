@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package testenv holds what tests of all packages share: saying what a test needs of its machine, and waiting for a
+// condition. It is for tests only.
+package testenv
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Need is something that a test needs of its machine and that not every machine has.
+type Need string
+
+const (
+	Root          Need = "root"            // being root, with all its rights: namespaces, mounts
+	Carried       Need = "carried"         // the carried programs: make carried
+	LoopDevice    Need = "loop-device"     // losetup, mkfs.ext4, and a kernel that has loop devices
+	UserModeLinux Need = "user-mode-linux" // Debian's package of that name, and what else test/powercut says
+	Systemd       Need = "systemd"         // its program; it need not be what started the machine
+)
+
+// RequireVar names the environment variable that lists, with commas between, what the machine has for certain: a test
+// that misses one of these fails, where it is skipped otherwise. make test sets it.
+const RequireVar = "CORACLE_TEST_REQUIRE"
+
+// Missing ends a test that the machine cannot run: skipped, or failed where RequireVar promises the need.
+func Missing(t testing.TB, need Need, format string, args ...any) {
+	t.Helper()
+	why := fmt.Sprintf("needs %s: %s", need, fmt.Sprintf(format, args...))
+	if slices.Contains(strings.Split(os.Getenv(RequireVar), ","), string(need)) {
+		t.Fatalf("%s; %s=%s says that it is here", why, RequireVar, os.Getenv(RequireVar))
+	}
+	t.Skip(why)
+}
+
+// RequireRoot ends the test unless it runs as root. what says what root is needed for.
+func RequireRoot(t testing.TB, what string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		Missing(t, Root, "%s", what)
+	}
+}
+
+// Eventually calls f until it returns nil, and fails the test with f's last error when that takes longer than within.
+func Eventually(t testing.TB, within time.Duration, what string, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	pause := 5 * time.Millisecond
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %v: %v", what, within, err)
+		}
+		time.Sleep(pause) // between two looks at the condition
+		pause = min(pause*3/2, 250*time.Millisecond)
+	}
+}
