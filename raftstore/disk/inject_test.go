@@ -225,6 +225,7 @@ func TestInjection(t *testing.T) {
 	in := &injector{t: t, life: l, dir: memoryDir(t)}
 	kinds := l.kinds(t)
 	until := newBudget(t, 2*time.Second).until
+	idle := 0 // harms that left the file as it was
 	for round := 0; round == 0 || time.Now().Before(until); round++ {
 		for _, kind := range slices.Sorted(maps.Keys(kinds)) {
 			name := kinds[kind]
@@ -245,6 +246,9 @@ func TestInjection(t *testing.T) {
 				for _, harm := range slices.Sorted(maps.Keys(harms)) {
 					now := maps.Clone(l.last())
 					now[name] = harms[harm](r, bytes.Clone(now[name]), older, other, at[place])
+					if bytes.Equal(now[name], l.last()[name]) {
+						idle++
+					}
 					what := fmt.Sprintf("%s, %s, at byte %d (%s)", kind, harm, at[place], place)
 					in.try(what, now, in.looksOlder(kind, harm, now[name]))
 				}
@@ -254,7 +258,18 @@ func TestInjection(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d harmless, %d refused, %d look like an earlier state", in.harmless, in.refused, in.earlier)
+	t.Logf("%d harmless, %d refused, %d look like an earlier state, %d changed nothing", in.harmless, in.refused, in.earlier, idle)
+	in.floors(idle)
+}
+
+// floors fails a test in which too little happened to prove anything. The first round alone has more of each.
+func (in *injector) floors(idle int) {
+	in.t.Helper()
+	tried := in.harmless + in.refused + in.earlier
+	if tried < 400 || in.refused < 200 || in.harmless < 20 || in.earlier < 1 || idle > tried/3 {
+		in.t.Errorf("too little happened: %d tried, %d refused, %d harmless, %d look like an earlier state, %d changed nothing",
+			tried, in.refused, in.harmless, in.earlier, idle)
+	}
 }
 
 // looksOlder says whether damage looks like a crash, or like an earlier state:

@@ -41,13 +41,21 @@ func TestChaos(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	var all totals
 	for end := time.Now().Add(long); time.Now().Before(end) && !t.Failed(); {
-		seed = runCluster(t, dir, seed, end)
+		seed = runCluster(t, dir, seed, end, &all)
+	}
+	t.Logf("%v", all)
+	if onlySome() {
+		return // the floors are for all faults together
+	}
+	for _, err := range all.checkFloors() {
+		t.Error(err)
 	}
 }
 
-// runCluster runs some rounds on one cluster and returns the seed to go on with.
-func runCluster(t *testing.T, dir string, seed uint64, end time.Time) uint64 {
+// runCluster runs some rounds on one cluster, adds up what happened, and returns the seed to go on with.
+func runCluster(t *testing.T, dir string, seed uint64, end time.Time, all *totals) uint64 {
 	dir += "/" + strconv.FormatUint(seed, 10)
 	ok := t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 		size := []int{3, 3, 5}[rand.New(rand.NewPCG(seed, 0)).IntN(3)]
@@ -65,7 +73,9 @@ func runCluster(t *testing.T, dir string, seed uint64, end time.Time) uint64 {
 		for number := 0; number < clusterOf && time.Now().Before(end); number++ {
 			say("round %d: seed %d, %d servers", number, seed, size)
 			long := min(roundLong, max(time.Until(end), 10*time.Second))
-			for _, err := range runRound(context.Background(), c, number, seed, long, say) {
+			happened, errs := runRound(context.Background(), c, number, seed, long, say)
+			*all = all.plus(happened)
+			for _, err := range errs {
 				t.Errorf("seed %d: %v", seed, err)
 			}
 			if t.Failed() {

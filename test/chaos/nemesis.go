@@ -30,8 +30,16 @@ type nemesis struct {
 	// compact drops the history that every watcher has seen.
 	compact func(context.Context) error
 
-	mu   sync.Mutex
-	done map[string]int // how often each fault struck
+	now func() int64 // the history's clock
+
+	mu      sync.Mutex
+	strikes []*strike
+}
+
+// strike is one fault that was done, in the history's time. To is 0 as long as it lasts.
+type strike struct {
+	Fault    string `json:"fault"`
+	From, To int64
 }
 
 // fault is one kind of harm.
@@ -115,8 +123,19 @@ func (n *nemesis) settle() error { return n.c.settle(context.Background(), settl
 func (n *nemesis) note(name string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.done[name]++
+	n.strikes = append(n.strikes, &strike{Fault: name, From: n.now()})
 	n.say("fault: %s", name)
+}
+
+// ended notes that all faults so far are mended.
+func (n *nemesis) ended() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, s := range n.strikes {
+		if s.To == 0 {
+			s.To = n.now()
+		}
+	}
 }
 
 // chosen leaves the faults that CORACLE_CHAOS_ONLY and CORACLE_CHAOS_SKIP (names with commas between) ask for.
@@ -125,6 +144,11 @@ func chosen(faults []fault) []fault {
 	return slices.DeleteFunc(faults, func(f fault) bool {
 		return slices.Contains(skip, f.name) || only[0] != "" && !slices.Contains(only, f.name)
 	})
+}
+
+// onlySome says whether the faults were chosen.
+func onlySome() bool {
+	return os.Getenv("CORACLE_CHAOS_SKIP") != "" || os.Getenv("CORACLE_CHAOS_ONLY") != ""
 }
 
 // pick takes one by weight.
@@ -144,6 +168,7 @@ func pick(r *rand.Rand, faults []fault) fault {
 
 // mend heals the network and the disks, wakes and starts every server.
 func (n *nemesis) mend() error {
+	defer n.ended()
 	errs := []error{n.c.site.heal()}
 	for _, s := range n.c.all() {
 		_ = s.unfill()

@@ -32,6 +32,8 @@ type round struct {
 	lease    *leasing
 	watchers []*watcher
 	prefix   string
+	nemesis  *nemesis
+	totals   totals     // complete when the round has been judged
 	audits   []Sequence // what the servers' histories have at the end
 	audited  int64      // from this revision on
 
@@ -40,8 +42,8 @@ type round struct {
 	tasks sync.WaitGroup                 // watchers, fencing, leases, ballast
 }
 
-// runRound runs one round and says what was wrong.
-func runRound(ctx context.Context, c *cluster, number int, seed uint64, long time.Duration, say func(string, ...any)) []error {
+// runRound runs one round and says what happened in it and what was wrong.
+func runRound(ctx context.Context, c *cluster, number int, seed uint64, long time.Duration, say func(string, ...any)) (totals, []error) {
 	r := &round{c: c, seed: seed, long: long, say: say, h: newHistory(), stops: map[*server]context.CancelFunc{}}
 	r.prefix = fmt.Sprintf("c/%d/", number)
 	r.w = &workload{c: c, h: r.h, prefix: r.prefix, seed: seed}
@@ -52,7 +54,7 @@ func runRound(ctx context.Context, c *cluster, number int, seed uint64, long tim
 	if len(errs) > 0 {
 		r.keep()
 	}
-	return errs
+	return r.totals, errs
 }
 
 // run lets clients work under faults, and ends with a cluster that is well and watchers that have seen all.
@@ -77,15 +79,15 @@ func (r *round) run(ctx context.Context) error {
 	extras.Go(func() { r.fence.run(working) })
 	extras.Go(func() { r.lease.run(working) })
 	extras.Go(func() { ballast(working, r.c, rand.New(rand.NewPCG(r.seed, 2))) })
-	n := &nemesis{
-		c: r.c, r: rand.New(rand.NewPCG(r.seed, 3)), say: r.say, done: map[string]int{},
+	r.nemesis = &nemesis{
+		c: r.c, r: rand.New(rand.NewPCG(r.seed, 3)), say: r.say, now: r.h.now,
 		joined: func(s *server) { r.join(working, s) }, left: r.leave,
 		compact: r.compact,
 	}
-	err = n.run(working)
+	err = r.nemesis.run(working)
 	stopWorking()
 	if err == nil {
-		err = n.settle()
+		err = r.nemesis.settle()
 	}
 	r.w.tasks.Wait()
 	extras.Wait()

@@ -57,8 +57,9 @@ func (r *round) judge(err error) []error {
 			}
 		}
 	}
-	r.say("%d events, %d watchers, %d fenced writes in %d terms, %d leases", len(seqs[0].Events), len(seqs),
-		len(r.fence.writes), len(r.fence.reigns), len(r.lease.tenancies))
+	r.totals = r.count(ops)
+	r.totals.events = len(seqs[0].Events)
+	r.say("%v; %d watchers, %d leases", r.totals, len(seqs), len(r.lease.tenancies))
 	return slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 }
 

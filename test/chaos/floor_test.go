@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chaos
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// usual is a minute on two busy cores.
+var usual = totals{
+	long: time.Minute, ok: 20_800, open: 240, faults: 18, bitten: 17, reigns: 13,
+	fenced: 6250, fenceRefused: 700, renewals: 119, events: 16_900,
+}
+
+// TestFloors: each thing that does not happen is found out, however much else does, and a usual run passes.
+func TestFloors(t *testing.T) {
+	if errs := usual.checkFloors(); len(errs) > 0 {
+		t.Errorf("a usual run fails: %v", errs)
+	}
+	if errs := (totals{long: time.Minute}).checkFloors(); len(errs) != len(floors) {
+		t.Errorf("an empty run has %d errors, want %d: %v", len(errs), len(floors), errs)
+	}
+	for what, quiet := range map[string]func(*totals){
+		"successful operations":               func(t *totals) { t.ok = 0 },
+		"operations without an answer":        func(t *totals) { t.open = 0 },
+		"faults with failed operations":       func(t *totals) { t.bitten = 0 },
+		"leaders":                             func(t *totals) { t.reigns = 0 },
+		"fenced writes":                       func(t *totals) { t.fenced = 0 },
+		"refusals of a write of another term": func(t *totals) { t.fenceRefused = 0 },
+		"acknowledged lease renewals":         func(t *totals) { t.renewals = 0 },
+	} {
+		run := usual
+		quiet(&run)
+		if errs := run.checkFloors(); len(errs) != 1 || !strings.Contains(errs[0].Error(), "0 "+what) {
+			t.Errorf("no %s: got %v", what, errs)
+		}
+	}
+}
+
+func TestBit(t *testing.T) {
+	s := &strike{From: 100, To: 200}
+	for _, tt := range []struct {
+		call, end int64
+		outcome   string
+		want      bool
+	}{
+		{110, 120, OutcomeMaybe, true}, {90, 110, OutcomeFailed, true}, {190, 210, OutcomeMaybe, true}, {50, Never, OutcomeMaybe, true},
+		{110, 120, OutcomeOK, false}, {50, 90, OutcomeMaybe, false}, {210, 220, OutcomeMaybe, false},
+	} {
+		if got := s.bit([]*Op{at(tt.call, tt.end, Op{Outcome: tt.outcome})}); got != tt.want {
+			t.Errorf("%+v: got %t", tt, got)
+		}
+	}
+}
