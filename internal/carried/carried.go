@@ -111,6 +111,11 @@ func UnpackSome(dir string, want func(path string) bool) error {
 	return write(sub, slices.DeleteFunc(x, func(e index.Entry) bool { return !want(e.Path) }), dir)
 }
 
+// ForNFT chooses the carried nft for UnpackSome.
+func ForNFT(path string) bool {
+	return path == "nft" || path == "coracle-helper" || filepath.Dir(path) == "nftables"
+}
+
 // hold takes the shared lock. It is false when what it locked is no longer what the path names.
 func (d *Dir) hold() (bool, error) {
 	fd, err := openLocked(d.Path, unix.LOCK_SH)

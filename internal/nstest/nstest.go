@@ -77,9 +77,7 @@ func carriedNFT() (path string, remove func(), err error) {
 	}
 	remove = func() { _ = os.RemoveAll(dir) }
 	bin := filepath.Join(dir, "bin")
-	err = carried.UnpackSome(bin, func(file string) bool {
-		return file == "nft" || file == "coracle-helper" || filepath.Dir(file) == "nftables"
-	})
+	err = carried.UnpackSome(bin, carried.ForNFT)
 	switch {
 	case errors.Is(err, carried.ErrNotCarried):
 		return path, remove, nil

@@ -5,6 +5,7 @@ package harness
 import (
 	"bytes"
 	"context"
+	_ "embed" // for machine.sh
 	"errors"
 	"fmt"
 	"os"
@@ -15,13 +16,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-)
-
-// Addresses of a machine's only link. Outside stands for the rest of the site's network; nothing there reaches the
-// real one.
-const (
-	NodeIP    = "10.77.0.2"
-	OutsideIP = "10.77.0.1"
 )
 
 // initEnv marks a re-executed test binary that is to be the first process of a machine.
@@ -45,82 +39,67 @@ func Main(m *testing.M) {
 
 // Machine is one host made of namespaces.
 type Machine struct {
-	T   testing.TB
-	Dir string // scratch on a real disk: data directories, logs
-	Env []string
+	T      testing.TB
+	Site   *Site
+	Number int    // on its site, from 1 on
+	IP     string // of its only link
+	Dir    string // scratch on a real disk: data directories, logs
+	Env    []string
 
 	init    *exec.Cmd
 	pid     int // of the first process, as this process sees it
 	cgroups []string
 }
 
-// setup prepares the namespaces from inside, before the first process takes over. $1 is the machine's directory.
-const setup = `set -eu
-mount --make-rprivate /
-mount -t tmpfs -o mode=755 run /run
-mkdir -p /run/lock /run/netns
-mount -t sysfs sys /sys
-controllers=$(awk -F: '$1 != 0 && $2 !~ /^name=/ {print $2}' /proc/self/cgroup)
-if [ -n "$controllers" ]; then
-  mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup
-  for c in $controllers; do mkdir -p /sys/fs/cgroup/$c; mount -t cgroup -o $c cgroup /sys/fs/cgroup/$c; done
-  mkdir /sys/fs/cgroup/systemd && mount -t cgroup -o none,name=systemd cgroup /sys/fs/cgroup/systemd || true
-else
-  mount -t cgroup2 cgroup /sys/fs/cgroup
-  mkdir -p /sys/fs/cgroup/init && echo 0 > /sys/fs/cgroup/init/cgroup.procs
-fi
-mount --make-rshared /
-printf 'nameserver 10.77.0.1\n' > "$1/resolv.conf"
-mount --bind "$1/resolv.conf" "$(readlink -f /etc/resolv.conf)"
-ip link set lo up
-ip netns add outside
-ip link add eth0 type veth peer name eth0 netns outside
-ip addr add 10.77.0.2/24 dev eth0
-ip link set eth0 up
-ip -n outside addr add 10.77.0.1/24 dev eth0
-ip -n outside link set eth0 up
-ip -n outside link set lo up
-ip route add default via 10.77.0.1
-shift
-exec "$@"
-`
+//go:embed machine.sh
+var machineScript string
 
-// NewMachine makes a machine that lives until the test ends.
+// NewMachine makes a machine, alone on a site, that lives until the test ends.
 func NewMachine(t testing.TB) *Machine {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("a machine of namespaces needs root: run this as root")
+	return NewSite(t).NewMachine()
+}
+
+// NewMachine adds a machine to the site.
+func (s *Site) NewMachine() *Machine {
+	t := s.T
+	t.Helper()
+	number := len(s.machines) + 1
+	if number > maxMachines {
+		t.Fatalf("a site has room for %d machines", maxMachines)
 	}
-	m := &Machine{T: t, Dir: scratch(t)}
+	m := &Machine{T: t, Site: s, Number: number, IP: fmt.Sprintf("10.77.0.%d", number+1), Dir: scratch(t)}
 	t.Cleanup(m.destroy)
 	m.makeCgroups()
-	self, err := os.Executable()
+	network, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", s.holder.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer network.Close()
 	join := "set -eu\n"
 	for _, c := range m.cgroups {
 		join += "echo $$ > " + c + "/cgroup.procs\n"
 	}
-	join += `exec unshare --cgroup --net --mount --pid --fork --kill-child --mount-proc sh -c "$SETUP" setup "$@"`
-	m.init = exec.Command("sh", "-c", join, "join", m.Dir, self)
-	m.init.Env = append(os.Environ(), "SETUP="+setup, initEnv+"=1")
-	m.init.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := m.init.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var complaint bytes.Buffer
-	m.init.Stderr = &complaint
-	if err := m.init.Start(); err != nil {
-		t.Fatalf("start a machine: %v", err)
-	}
-	ready := make([]byte, len("ready\n"))
-	if _, err := out.Read(ready); err != nil {
-		t.Fatalf("the machine did not come up: %v\n%s", err, complaint.String())
-	}
+	join += `exec unshare --cgroup --net --mount --pid --fork --kill-child --mount-proc sh -c "$SETUP" machine.sh "$@"`
+	needed := m.needed()
+	args := append([]string{"-c", join, "join", m.Dir, strconv.Itoa(number)}, needed...)
+	m.init = firstProcess(t, []string{"SETUP=" + machineScript}, []*os.File{network}, "sh", args...)
 	m.pid = onlyChild(t, m.init.Process.Pid)
+	s.machines = append(s.machines, m)
 	return m
+}
+
+// needed is this program, and the folders of the host that the machine has to see, wherever they are.
+func (m *Machine) needed() []string {
+	self, err := os.Executable()
+	if err != nil {
+		m.T.Fatal(err)
+	}
+	out := []string{self, filepath.Dir(self), os.TempDir()}
+	if bin := os.Getenv("CORACLE_BIN"); bin != "" {
+		out = append(out, filepath.Dir(m.Coracle()))
+	}
+	return out
 }
 
 // scratch returns a directory that outlives the test only when the test fails and CORACLE_TEST_KEEP is set.

@@ -50,7 +50,7 @@ func (m *Machine) NewServer(args ...string) *Server {
 		Log: filepath.Join(m.Dir, "coracle.log"),
 	}
 	s.Args = append([]string{
-		"--data-dir", s.DataDir, "--node-name", "node-1", "--node-ip", NodeIP, "--write-kubeconfig", s.Kubeconfig,
+		"--data-dir", s.DataDir, "--node-name", fmt.Sprintf("node-%d", m.Number), "--node-ip", m.IP, "--write-kubeconfig", s.Kubeconfig,
 	}, args...)
 	return s
 }

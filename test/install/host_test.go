@@ -24,7 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// host is a machine with folders of its own wherever the installer writes, and a release to install from.
+// host is a machine with a release to install from.
 type host struct {
 	*harness.Machine
 	t       *testing.T
@@ -34,22 +34,10 @@ type host struct {
 	nft     string
 }
 
-// privatePlaces gives the machine its own version of what an installation writes to. $1 is a folder on a real disk.
-const privatePlaces = `set -eu
-for d in /usr/local/bin /var/lib /var/log; do
-  mkdir -p "$1/places$d"
-  mount --bind "$1/places$d" "$d"
-done
-mkdir -p "$1/etc-upper" "$1/etc-work"
-mount -t overlay -o "lowerdir=/etc,upperdir=$1/etc-upper,workdir=$1/etc-work" overlay /etc
-rm -rf /etc/coracle
-`
-
 func newHost(t *testing.T) *host {
 	t.Helper()
 	h := &host{Machine: harness.NewMachine(t), t: t, service: "none"}
 	h.Env = append(h.Env, "PATH=/usr/local/bin:/usr/bin:/bin")
-	h.must("sh", "-c", privatePlaces, "places", h.Dir)
 	h.release = filepath.Join(h.Dir, "release")
 	h.writeRelease()
 	tools, err := carried.Unpack(filepath.Join(h.Dir, "tools"))
@@ -160,10 +148,10 @@ func (h *host) log() string {
 type state map[string][]string
 
 // questions print one thing to a line. Programs that look are not among what they see, nor are link-local addresses,
-// which the kernel adds in its own time, and mounts below /tmp, which are those of other tests on the host.
+// which the kernel adds in its own time.
 var questions = map[string]string{
 	"processes": `for p in /proc/[0-9]*; do [ "$p" = /proc/$$ ] || { [ -e $p/exe ] && readlink $p/exe; }; done 2>/dev/null | grep -v -e /nsenter -e /readlink -e /dash -e /grep -e /sort || true`,
-	"mounts":    `awk '$2 !~ "^/tmp/" {print $2, $3}' /proc/self/mounts`,
+	"mounts":    `awk '{print $2, $3}' /proc/self/mounts`,
 	"devices":   `ls /sys/class/net`,
 	"addresses": `ip -o addr show | awk '{print $2, $4}' | grep -v fe80 || true`,
 	"routes":    `(ip route show table all; ip -6 route show table all) | grep -v fe80 || true`,

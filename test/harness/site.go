@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package harness
+
+import (
+	"bytes"
+	"context"
+	_ "embed" // for site.sh
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/internal/carried"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+// OutsideIP is the address of what is on a site and no machine. NodeIP is that of a site's first machine.
+const (
+	OutsideIP = "10.77.0.1"
+	NodeIP    = "10.77.0.2"
+)
+
+// maxMachines is how many machines a site has room for.
+const maxMachines = 9
+
+// Site is a network that machines are on: one Ethernet segment, in a network namespace that nothing leads out of.
+// What a machine hears of another one can be cut, thinned or slowed.
+type Site struct {
+	T testing.TB
+
+	holder   *exec.Cmd // its network namespace is the site
+	dir      string    // with the carried nft, from the first fault on
+	machines []*Machine
+	faults   map[link]fault
+}
+
+// link is what one machine sends to another one. The numbers are the machines'.
+type link struct{ from, to int }
+
+// fault is what happens to frames on a link.
+type fault struct {
+	cut            bool
+	lossPercent    int
+	bytesPerSecond int // 0: no limit
+}
+
+//go:embed site.sh
+var siteScript string
+
+// NewSite makes an empty site that lives until the test ends.
+func NewSite(t testing.TB) *Site {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("a machine of namespaces needs root: run this as root")
+	}
+	s := &Site{T: t, faults: map[link]fault{}}
+	t.Cleanup(s.destroy)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.holder = firstProcess(t, nil, nil, "unshare", "--net", "sh", "-c", siteScript, "site.sh", self)
+	return s
+}
+
+func (s *Site) destroy() {
+	if s.holder != nil {
+		_ = s.holder.Process.Kill()
+		_ = s.holder.Wait()
+	}
+	if s.dir != "" {
+		if err := os.RemoveAll(s.dir); err != nil {
+			s.T.Errorf("clean up: %v", err)
+		}
+	}
+}
+
+// firstProcess starts a command that becomes this test binary, as a process that does nothing, and waits until it has.
+func firstProcess(t testing.TB, env []string, files []*os.File, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	c := exec.Command(name, args...)
+	c.Env = append(append(os.Environ(), initEnv+"=1"), env...)
+	c.ExtraFiles = files
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var complaint bytes.Buffer
+	c.Stderr = &complaint
+	if err := c.Start(); err != nil {
+		t.Fatalf("start a machine: %v", err)
+	}
+	ready := make([]byte, len("ready\n"))
+	if _, err := out.Read(ready); err != nil {
+		_ = c.Wait()
+		t.Fatalf("the machine did not come up: %v\n%s", err, complaint.String())
+	}
+	return c
+}
+
+// Command prepares a program to run on the site's network and on no machine.
+func (s *Site) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	enter := []string{"-t", fmt.Sprint(s.holder.Process.Pid), "-n", "--", name}
+	return exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
+}
+
+// Cut drops everything that one machine sends to another one; the way back stays open.
+func (s *Site) Cut(from, to *Machine) { s.change(from, to, func(f *fault) { f.cut = true }) }
+
+// Split cuts both ways.
+func (s *Site) Split(a, b *Machine) {
+	s.Cut(a, b)
+	s.Cut(b, a)
+}
+
+// Lose drops that part of the frames that one machine sends to another one, by chance.
+func (s *Site) Lose(from, to *Machine, percent int) {
+	s.change(from, to, func(f *fault) { f.lossPercent = percent })
+}
+
+// Slow drops what one machine sends to another one beyond that rate.
+func (s *Site) Slow(from, to *Machine, bytesPerSecond int) {
+	s.change(from, to, func(f *fault) { f.bytesPerSecond = bytesPerSecond })
+}
+
+// Heal makes all links whole.
+func (s *Site) Heal() {
+	s.T.Helper()
+	clear(s.faults)
+	s.apply()
+}
+
+func (s *Site) change(from, to *Machine, f func(*fault)) {
+	s.T.Helper()
+	l := link{from.Number, to.Number}
+	now := s.faults[l]
+	f(&now)
+	s.faults[l] = now
+	s.apply()
+}
+
+// apply makes the site's rules what the faults say.
+func (s *Site) apply() {
+	s.T.Helper()
+	c := s.Command(context.Background(), s.nft(), "-f", "-")
+	c.Stdin = strings.NewReader(rules(len(s.machines), s.faults))
+	if out, err := c.CombinedOutput(); err != nil {
+		s.T.Fatalf("the site's rules: %v\n%s", err, out)
+	}
+}
+
+// rules are nftables rules at the place where the site's bridge gives frames to a machine. The sender is known by its
+// link address, so that broadcasts are subject to faults too.
+func rules(machines int, faults map[link]fault) string {
+	var b strings.Builder
+	b.WriteString("table netdev site {}\ndelete table netdev site\ntable netdev site {\n")
+	for to := 1; to <= machines; to++ {
+		fmt.Fprintf(&b, "chain to%d {\ntype filter hook egress device \"machine%d\" priority 0;\n", to, to)
+		for from := 1; from <= machines; from++ {
+			f, sender := faults[link{from, to}], fmt.Sprintf("ether saddr %s", linkAddress(from))
+			if f.cut {
+				fmt.Fprintf(&b, "%s drop\n", sender)
+			}
+			if f.lossPercent > 0 {
+				fmt.Fprintf(&b, "%s numgen random mod 100 < %d drop\n", sender, f.lossPercent)
+			}
+			if f.bytesPerSecond > 0 {
+				fmt.Fprintf(&b, "%s limit rate over %d bytes/second burst %d bytes drop\n", sender, f.bytesPerSecond, max(f.bytesPerSecond/4, 64<<10))
+			}
+		}
+		b.WriteString("}\n")
+	}
+	b.WriteString("}\n")
+	return b.String()
+}
+
+func linkAddress(number int) string { return fmt.Sprintf("02:00:00:00:00:%02x", number) }
+
+// nft unpacks the carried nft when it is wanted first, and returns its path.
+func (s *Site) nft() string {
+	s.T.Helper()
+	if s.dir == "" {
+		dir, err := os.MkdirTemp("", "coracle-site-")
+		if err != nil {
+			s.T.Fatal(err)
+		}
+		s.dir = dir
+		if err := carried.UnpackSome(filepath.Join(dir, "bin"), carried.ForNFT); err != nil {
+			testenv.Missing(s.T, testenv.Carried, "%v", err)
+		}
+	}
+	return filepath.Join(s.dir, "bin", "nft")
+}
