@@ -227,8 +227,8 @@ func testSlowWatcher(ctx context.Context, t *testing.T, s *Store) {
 	slow := c.Watch(ctx, "/s/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithPrevKV())
 	lost := c.Watch(ctx, "/s/", clientv3.WithPrefix(), clientv3.WithRev(first))
 	fast := c.Watch(ctx, "/s/", clientv3.WithPrefix(), clientv3.WithRev(first))
-	<-lost // it is being served
-	const n = 4 * maxQueued
+	<-lost         // it is being served
+	const n = 4096 // several times what a watcher's queue takes
 	var writers sync.WaitGroup
 	for w := range 32 {
 		writers.Go(func() {

@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
 // The checks here refuse what etcd's server refuses, before it reaches the log.
@@ -164,21 +166,8 @@ func (t *touched) overlaps(o *touched) bool {
 
 func (t *touched) deletesKey(key string) bool {
 	return slices.ContainsFunc(t.deletes, func(d *pb.DeleteRangeRequest) bool {
-		return inRange([]byte(key), d.Key, d.RangeEnd)
+		return mvcc.InRange([]byte(key), d.Key, d.RangeEnd)
 	})
-}
-
-// inRange says whether key is in etcd's range [from, end).
-func inRange(key, from, end []byte) bool {
-	switch {
-	case len(end) == 0:
-		return bytes.Equal(key, from)
-	case bytes.Compare(key, from) < 0:
-		return false
-	case len(end) == 1 && end[0] == 0:
-		return true
-	}
-	return bytes.Compare(key, end) < 0
 }
 
 // checkRangeStream refuses what etcd's server does not stream.

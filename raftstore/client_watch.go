@@ -13,6 +13,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/raftstore/watch"
 )
 
 // nativeWatcher is etcd's watcher without a connection: one goroutine for each
@@ -27,13 +29,13 @@ type nativeWatcher struct {
 	tasks  sync.WaitGroup
 	// streams groups watches as etcd's client groups them into gRPC streams,
 	// by their context's metadata: RequestProgress is for one group.
-	streams map[string]map[*watcher]struct{}
+	streams map[string]map[*watch.Watcher]struct{}
 }
 
 var _ clientv3.Watcher = (*nativeWatcher)(nil)
 
 func newNativeWatcher(s *Store) *nativeWatcher {
-	n := &nativeWatcher{s: s, streams: make(map[string]map[*watcher]struct{})}
+	n := &nativeWatcher{s: s, streams: make(map[string]map[*watch.Watcher]struct{})}
 	n.ctx, n.cancel = context.WithCancel(s.ctx)
 	return n
 }
@@ -64,11 +66,11 @@ func (n *nativeWatcher) Watch(ctx context.Context, key string, opts ...clientv3.
 		close(refused)
 		return refused
 	}
-	header, from := n.s.watchStart(op.Rev())
-	w := newWatcher(n.s.hub, req, from)
+	w, present := n.s.watches.Watch(req)
+	header := n.s.headerAt(present)
 	stream := streamKey(ctx)
 	if n.streams[stream] == nil {
-		n.streams[stream] = make(map[*watcher]struct{})
+		n.streams[stream] = make(map[*watch.Watcher]struct{})
 	}
 	n.streams[stream][w] = struct{}{}
 	n.tasks.Go(func() {
@@ -97,16 +99,13 @@ func watchRequest(op clientv3.Op) *pb.WatchCreateRequest {
 	return r
 }
 
-func (n *nativeWatcher) follow(ctx context.Context, w *watcher, op clientv3.Op, created *pb.ResponseHeader, out chan<- clientv3.WatchResponse) {
+func (n *nativeWatcher) follow(ctx context.Context, w *watch.Watcher, op clientv3.Op, created *pb.ResponseHeader, out chan<- clientv3.WatchResponse) {
 	required := requiresLeader(metadata.FromOutgoingContext(ctx))
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(n.ctx, cancel)()
 	following, lonely, release := n.s.requireLeader(ctx, required)
 	defer release()
-	if op.IsProgressNotify() {
-		defer n.s.progress.add(w)()
-	}
 	send := func(r clientv3.WatchResponse) bool {
 		select {
 		case out <- r:
@@ -119,16 +118,16 @@ func (n *nativeWatcher) follow(ctx context.Context, w *watcher, op clientv3.Op, 
 		return
 	}
 	for {
-		d, err := w.next(following)
+		d, err := w.Next(following)
 		if err != nil && lonely() {
 			send(clientv3.WatchResponse{Header: n.s.header(), Canceled: true, CancelReason: status.Convert(rpctypes.ErrGRPCNoLeader).Message()})
 		}
 		if err != nil {
 			return
 		}
-		resp := clientv3.WatchResponse{Header: n.s.header(), Events: d.events, CompactRevision: d.compacted}
-		resp.Header.Revision = d.revision
-		if d.compacted > 0 {
+		resp := clientv3.WatchResponse{Header: n.s.header(), Events: d.Events, CompactRevision: d.Compacted}
+		resp.Header.Revision = d.Revision
+		if d.Compacted > 0 {
 			resp.Canceled = true
 			resp.CancelReason = status.Convert(rpctypes.ErrGRPCCompacted).Message()
 			resp.Header.Revision = n.s.fsm.view().Revision()
@@ -139,8 +138,8 @@ func (n *nativeWatcher) follow(ctx context.Context, w *watcher, op clientv3.Op, 
 	}
 }
 
-func (n *nativeWatcher) forget(stream string, w *watcher) {
-	w.close()
+func (n *nativeWatcher) forget(stream string, w *watch.Watcher) {
+	w.Close()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.streams[stream], w)
@@ -158,7 +157,7 @@ func (n *nativeWatcher) RequestProgress(ctx context.Context) error {
 		return errors.New("raftstore: the watcher is closed")
 	}
 	for w := range n.streams[streamKey(ctx)] {
-		w.requestProgress()
+		w.RequestProgress()
 	}
 	return nil
 }

@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/coracle-k8s/coracle/raftstore/watch"
 )
 
 // watchServer is the store's Watch service.
@@ -98,7 +100,7 @@ type watchStream struct {
 }
 
 type streamedWatch struct {
-	*watcher
+	*watch.Watcher
 	id       int64
 	fragment bool
 	stop     context.CancelFunc
@@ -127,9 +129,10 @@ func (w *watchStream) create(r *pb.WatchCreateRequest) error {
 		})
 	}
 	ctx, stop := context.WithCancel(w.ctx)
-	header, from := w.s.watchStart(r.StartRevision)
+	watcher, present := w.s.watches.Watch(r)
+	header := w.s.headerAt(present)
 	sw := &streamedWatch{
-		watcher: newWatcher(w.s.hub, r, from),
+		Watcher: watcher,
 		id:      id, fragment: r.Fragment, stop: stop, done: make(chan struct{}),
 	}
 	w.mu.Lock()
@@ -137,16 +140,13 @@ func (w *watchStream) create(r *pb.WatchCreateRequest) error {
 	w.mu.Unlock()
 	if err := w.send(&pb.WatchResponse{Header: header, WatchId: id, Created: true}); err != nil {
 		stop()
-		sw.close()
+		sw.Close()
 		return err
 	}
 	w.tasks.Go(func() {
 		defer close(sw.done)
 		defer stop()
-		defer sw.close()
-		if r.ProgressNotify {
-			defer w.s.progress.add(sw.watcher)()
-		}
+		defer sw.Close()
 		w.follow(ctx, sw)
 	})
 	return nil
@@ -175,13 +175,13 @@ func (w *watchStream) newID(wanted int64) (int64, error) {
 // follow sends what the watch finds, until it ends.
 func (w *watchStream) follow(ctx context.Context, sw *streamedWatch) {
 	for {
-		d, err := sw.next(ctx)
+		d, err := sw.Next(ctx)
 		if err != nil {
 			return
 		}
-		resp := &pb.WatchResponse{Header: w.s.header(), WatchId: sw.id, Events: d.events, CompactRevision: d.compacted}
-		resp.Header.Revision = d.revision
-		if d.compacted > 0 {
+		resp := &pb.WatchResponse{Header: w.s.header(), WatchId: sw.id, Events: d.Events, CompactRevision: d.Compacted}
+		resp.Header.Revision = d.Revision
+		if d.Compacted > 0 {
 			resp.Canceled = true
 			resp.CancelReason = status.Convert(rpctypes.ErrGRPCCompacted).Message()
 			resp.Header.Revision = w.s.fsm.view().Revision()
@@ -242,6 +242,6 @@ func (w *watchStream) progress() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, sw := range w.watches {
-		sw.requestProgress()
+		sw.RequestProgress()
 	}
 }

@@ -118,8 +118,10 @@ func (s *Store) complete(h *pb.ResponseHeader) {
 	h.ClusterId, h.MemberId, h.RaftTerm = s.clusterID, s.memberID, s.raft.CurrentTerm()
 }
 
-func (s *Store) header() *pb.ResponseHeader {
-	h := &pb.ResponseHeader{Revision: s.fsm.view().Revision()}
+func (s *Store) header() *pb.ResponseHeader { return s.headerAt(s.fsm.view().Revision()) }
+
+func (s *Store) headerAt(revision int64) *pb.ResponseHeader {
+	h := &pb.ResponseHeader{Revision: revision}
 	s.complete(h)
 	return h
 }

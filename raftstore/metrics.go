@@ -39,8 +39,9 @@ func (p sampler) Sample() metrics.Sample {
 	leader, _ := s.leader.get()
 	out.HasLeader, out.LeaderChanges = leader.known(), s.leader.leaderChanges()
 	out.ForwardedWrites, out.ReadRounds = s.forwarded.Load(), s.readRounds.Load()
-	out.Watches, out.BehindWatches, out.PendingEvents = s.hub.count()
-	out.Events, out.Stalled = s.hub.delivered.Load(), s.dir.Stalled()
+	watches := s.watches.Stats()
+	out.Watches, out.BehindWatches, out.PendingEvents, out.Events = watches.Watches, watches.Behind, watches.Queued, watches.Delivered
+	out.Stalled = s.dir.Stalled()
 	out.SnapshotSize, out.SnapshotTime = s.dir.Snapshots.Newest()
 	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
 		out.Members++
@@ -74,21 +75,6 @@ func (p sampler) refusing() metrics.Refusal {
 		return metrics.RefusingQuota
 	}
 	return metrics.RefusingNone
-}
-
-// count is how many watchers there are, how many of them read the history, and
-// how many versions wait in queues.
-func (h *hub) count() (all, behind, queued int) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.eachWatcher(func(w *watcher) {
-		all++
-		if w.behind {
-			behind++
-		}
-		queued += len(w.queue)
-	})
-	return all, behind, queued
 }
 
 // applied is told of every command that was run, here or elsewhere.

@@ -111,12 +111,11 @@ func TestWatchStartsWhereItSays(t *testing.T) {
 		}
 	}()
 	for range 300 {
-		header, from := s.watchStart(0)
-		w := newWatcher(s.hub, &pb.WatchCreateRequest{Key: []byte("a")}, from)
-		d, err := w.next(ctx)
-		w.close()
-		if err != nil || len(d.events) == 0 || d.events[0].Kv.ModRevision != header.Revision+1 {
-			t.Fatalf("said to start after %d: %v, %v", header.Revision, d.events, err)
+		w, present := s.watches.Watch(&pb.WatchCreateRequest{Key: []byte("a")})
+		d, err := w.Next(ctx)
+		w.Close()
+		if err != nil || len(d.Events) == 0 || d.Events[0].Kv.ModRevision != present+1 {
+			t.Fatalf("said to start after %d: %v, %v", present, d.Events, err)
 		}
 	}
 	close(stop)

@@ -18,6 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 	"github.com/coracle-k8s/coracle/raftstore/peer"
+	"github.com/coracle-k8s/coracle/raftstore/watch"
 )
 
 // Store is one server's store.
@@ -34,11 +35,10 @@ type Store struct {
 	joins     bool // and it begins none
 
 	fsm       *fsm
-	hub       *hub
+	watches   *watch.Hub
 	lead      *leadership
 	lessor    *lessor
 	compactor *compactor
-	progress  *progress
 	proposer  *proposer // to raft
 	raft      *raft.Raft
 	raftLeads chan bool
@@ -67,7 +67,7 @@ type Store struct {
 
 	ctx     context.Context // ends when the store closes
 	cancel  context.CancelFunc
-	tasks   sync.WaitGroup // runLeadership, hub.run, every watch
+	tasks   sync.WaitGroup // runLeadership, the hub, every watch
 	once    sync.Once
 	stopped chan struct{} // closed when raft has ended
 	closed  chan struct{} // closed when nothing runs any more
@@ -104,8 +104,8 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		s.spawn(func() { s.notePeers(s.ctx) })
 	}
 	close(s.started)
-	s.spawn(func() { s.hub.run(s.ctx) })
-	s.spawn(func() { s.progress.run(s.ctx) })
+	s.spawn(func() { s.watches.Run(s.ctx) })
+	s.spawn(func() { s.watches.RunProgress(s.ctx) })
 	s.spawn(func() { s.watchLeader(s.ctx) })
 	s.spawn(func() { s.runLeadership(s.ctx) })
 	s.spawn(func() { s.snapshotter.run(s.ctx) })
@@ -121,13 +121,11 @@ func newStore(o Options) *Store {
 		opening:   make(chan struct{}, 1), started: make(chan struct{}),
 		heard: make(chan struct{}, 1), overtaken: make(chan uint64, 1),
 	}
-	s.hub = newHub(func() *mvcc.View { return s.fsm.view() })
+	s.watches = watch.NewHub(watch.Options{
+		View: func() *mvcc.View { return s.fsm.view() }, Clock: o.Clock, ProgressInterval: o.ProgressInterval,
+	})
 	s.lessor = newLessor(o.Clock, s.expire)
 	s.fsm = newFSM(s.published, s.applied)
-	s.progress = &progress{
-		clock: o.Clock, interval: o.ProgressInterval, watchers: make(map[*watcher]struct{}),
-		revision: func() int64 { return s.fsm.view().Revision() },
-	}
 	s.compactor = &compactor{
 		clock: o.Clock, age: o.HistoryAge, bytes: o.HistoryBytes, view: s.fsm.view, compact: s.compactTo,
 	}
@@ -138,7 +136,7 @@ func newStore(o Options) *Store {
 
 // published is told of every new view. The first ones come before raft runs.
 func (s *Store) published() {
-	s.hub.notify()
+	s.watches.Published()
 	if s.peers == nil {
 		return
 	}

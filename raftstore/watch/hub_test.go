@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package raftstore
+package watch
 
 import (
 	"slices"
@@ -22,8 +22,8 @@ func TestOvertakenByCompaction(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			state := mvcc.New()
 			view := state.Freeze()
-			h := newHub(func() *mvcc.View { return view })
-			w := newWatcher(h, &pb.WatchCreateRequest{Key: []byte(r[0]), RangeEnd: []byte(r[1])}, 0)
+			h := NewHub(Options{View: func() *mvcc.View { return view }})
+			w, _ := h.Watch(&pb.WatchCreateRequest{Key: []byte(r[0]), RangeEnd: []byte(r[1])})
 			h.dispatch(view)
 			if d, ok := w.poll(); ok {
 				t.Fatalf("before anything happened: %+v", d)
@@ -35,7 +35,7 @@ func TestOvertakenByCompaction(t *testing.T) {
 			view = state.Freeze()
 			h.dispatch(view)
 			d, ok := w.poll()
-			if !ok || d.compacted != 9 {
+			if !ok || d.Compacted != 9 {
 				t.Fatalf("%+v, %v: the watcher does not know what it missed", d, ok)
 			}
 		})
@@ -51,8 +51,8 @@ func TestStateMachinePutBack(t *testing.T) {
 		return state.Freeze()
 	}
 	now := put()
-	h := newHub(func() *mvcc.View { return now })
-	w := newWatcher(h, &pb.WatchCreateRequest{Key: []byte("a")}, 0)
+	h := NewHub(Options{View: func() *mvcc.View { return now }})
+	w, _ := h.Watch(&pb.WatchCreateRequest{Key: []byte("a")})
 	if d, ok := w.poll(); ok { // looks at the history once
 		t.Fatalf("%v", d)
 	}
@@ -67,7 +67,7 @@ func TestStateMachinePutBack(t *testing.T) {
 	}
 	var got []int64
 	for d, ok := w.poll(); ok; d, ok = w.poll() {
-		for _, e := range d.events {
+		for _, e := range d.Events {
 			got = append(got, e.Kv.ModRevision)
 		}
 	}
@@ -89,8 +89,8 @@ func TestOverflowAfterCompaction(t *testing.T) {
 		view = state.Freeze()
 	}
 	apply(&pb.PutRequest{Key: []byte("other")})
-	h := newHub(func() *mvcc.View { return view })
-	w := newWatcher(h, &pb.WatchCreateRequest{Key: []byte("mine")}, 0)
+	h := NewHub(Options{View: func() *mvcc.View { return view }})
+	w, _ := h.Watch(&pb.WatchCreateRequest{Key: []byte("mine")})
 	h.dispatch(view)
 	if d, ok := w.poll(); ok {
 		t.Fatalf("%+v", d)
@@ -106,10 +106,10 @@ func TestOverflowAfterCompaction(t *testing.T) {
 	h.dispatch(view)
 	got := 0
 	for d, ok := w.poll(); ok; d, ok = w.poll() {
-		if d.compacted > 0 {
+		if d.Compacted > 0 {
 			t.Fatalf("it has to start over: %+v", d)
 		}
-		got += len(d.events)
+		got += len(d.Events)
 	}
 	if got != maxQueued+1 {
 		t.Fatalf("%d events", got)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package raftstore
+package watch
 
 import (
 	"context"
@@ -20,16 +20,17 @@ const (
 	scanChunk = 4096
 )
 
-// A watcher follows one range from one revision. Its owner calls next in a
-// loop; the hub fills its queue. It misses nothing and repeats nothing: either
-// everything from position on is in the queue or will be offered, or it is
-// behind and reads the history.
-type watcher struct {
-	hub      *hub
+// A Watcher follows one range from one revision. Its owner calls Next in a
+// loop, and Close at the end; the hub fills its queue. It misses nothing and
+// repeats nothing: either everything from position on is in the queue or will be
+// offered, or it is behind and reads the history.
+type Watcher struct {
+	hub      *Hub
 	key, end []byte
 	prevKV   bool
 	noPut    bool
 	noDelete bool
+	report   bool // progress, from time to time
 
 	signal chan struct{} // capacity 1: one pending signal stands for any number
 
@@ -47,24 +48,27 @@ type queued struct {
 	prev    *mvccpb.KeyValue
 }
 
-// A delivery is what next returns: events of whole revisions, in order; or, if
+// A Delivery is what Next returns: events of whole revisions, in order; or, if
 // there are none, the revision up to which there are none.
-type delivery struct {
-	events   []*mvccpb.Event
-	revision int64
-	// compacted is set if the watcher cannot go on: it needs revisions older
+type Delivery struct {
+	Events   []*mvccpb.Event
+	Revision int64
+	// Compacted is set if the watcher cannot go on: it needs revisions older
 	// than this one, which are gone.
-	compacted int64
+	Compacted int64
 }
 
-// newWatcher starts at revision from; 0 means after the present one.
-func newWatcher(h *hub, r *pb.WatchCreateRequest, from int64) *watcher {
-	w := &watcher{
-		hub: h, key: r.Key, end: r.RangeEnd, prevKV: r.PrevKv,
-		signal: make(chan struct{}, 1), position: from, behind: true,
+// Watch starts a watcher at the revision that r asks for. With a revision of 0
+// it starts after the present one, which Watch returns: a client that loses its
+// connection goes on from there.
+func (h *Hub) Watch(r *pb.WatchCreateRequest) (w *Watcher, present int64) {
+	present = h.view().Revision()
+	w = &Watcher{
+		hub: h, key: r.Key, end: r.RangeEnd, prevKV: r.PrevKv, report: r.ProgressNotify,
+		signal: make(chan struct{}, 1), position: r.StartRevision, behind: true,
 	}
-	if from == 0 {
-		w.position = h.view().Revision() + 1
+	if w.position == 0 {
+		w.position = present + 1
 	}
 	for _, f := range r.Filters {
 		w.noPut = w.noPut || f == pb.WatchCreateRequest_NOPUT
@@ -72,32 +76,22 @@ func newWatcher(h *hub, r *pb.WatchCreateRequest, from int64) *watcher {
 	}
 	w.ring() // to look at the history once
 	h.add(w)
-	return w
+	return w, present
 }
 
-// watchStart returns the header that says that a watch was made, and where it
-// begins. If it begins now, the two must be of one moment: a client that loses
-// the connection goes on after the header's revision.
-func (s *Store) watchStart(rev int64) (header *pb.ResponseHeader, from int64) {
-	header = s.header()
-	if rev == 0 {
-		return header, header.Revision + 1
-	}
-	return header, rev
-}
+// Close ends the watcher. Next must not be called again.
+func (w *Watcher) Close() { w.hub.remove(w) }
 
-func (w *watcher) close() { w.hub.remove(w) }
-
-func (w *watcher) ring() {
+func (w *Watcher) ring() {
 	select {
 	case w.signal <- struct{}{}:
 	default:
 	}
 }
 
-// requestProgress makes next report the position once everything up to the
+// RequestProgress makes Next report the position once everything up to the
 // present revision is delivered.
-func (w *watcher) requestProgress() {
+func (w *Watcher) RequestProgress() {
 	w.hub.mu.Lock()
 	w.progress = true
 	w.hub.mu.Unlock()
@@ -105,7 +99,7 @@ func (w *watcher) requestProgress() {
 }
 
 // offer is called by the hub, under its lock.
-func (w *watcher) offer(v *mvcc.Version) {
+func (w *Watcher) offer(v *mvcc.Version) {
 	if w.behind || v.Revision() < w.position {
 		return
 	}
@@ -124,13 +118,13 @@ func (w *watcher) offer(v *mvcc.Version) {
 	w.ring()
 }
 
-func (w *watcher) filtered(v *mvcc.Version) bool {
+func (w *Watcher) filtered(v *mvcc.Version) bool {
 	return w.noPut && !v.Deleted() || w.noDelete && v.Deleted()
 }
 
 // fallBehind lets the owner read the history. from is where the hub is: what was
 // before that and not queued did not concern the watcher, and may be compacted.
-func (w *watcher) fallBehind(from int64) {
+func (w *Watcher) fallBehind(from int64) {
 	if !w.behind {
 		if len(w.queue) > 0 {
 			from = w.queue[0].version.Revision()
@@ -141,23 +135,23 @@ func (w *watcher) fallBehind(from int64) {
 	w.ring()
 }
 
-// next waits for something to deliver. It returns ctx's error when that ends.
-func (w *watcher) next(ctx context.Context) (delivery, error) {
+// Next waits for something to deliver. It returns ctx's error when that ends.
+func (w *Watcher) Next(ctx context.Context) (Delivery, error) {
 	for {
 		if d, ok := w.poll(); ok {
-			w.hub.delivered.Add(uint64(len(d.events)))
+			w.hub.delivered.Add(uint64(len(d.Events)))
 			return d, nil
 		}
 		select {
 		case <-ctx.Done():
-			return delivery{}, ctx.Err()
+			return Delivery{}, ctx.Err()
 		case <-w.signal:
 		}
 	}
 }
 
 // poll returns what can be delivered at once.
-func (w *watcher) poll() (delivery, bool) {
+func (w *Watcher) poll() (Delivery, bool) {
 	h := w.hub
 	h.mu.Lock()
 	if len(w.queue) > 0 {
@@ -165,7 +159,7 @@ func (w *watcher) poll() (delivery, bool) {
 		w.queue = nil
 		w.position = q[len(q)-1].version.Revision() + 1
 		h.mu.Unlock()
-		return delivery{events: events(q), revision: w.position - 1}, true
+		return Delivery{Events: events(q), Revision: w.position - 1}, true
 	}
 	if !w.behind {
 		w.position = max(w.position, h.dispatched+1)
@@ -174,21 +168,21 @@ func (w *watcher) poll() (delivery, bool) {
 	behind := w.behind
 	h.mu.Unlock()
 	if !behind {
-		return delivery{}, false
+		return Delivery{}, false
 	}
 	return w.catchUp()
 }
 
 // catchUp reads the history from the position on. Only the owner calls it, and
 // while behind only the owner moves the position.
-func (w *watcher) catchUp() (delivery, bool) {
+func (w *Watcher) catchUp() (Delivery, bool) {
 	for {
 		view := w.hub.view()
 		found, reached := w.scan(view)
 		if c := view.Compacted(); c > w.position {
-			return delivery{compacted: c}, true
+			return Delivery{Compacted: c}, true
 		}
-		d := delivery{events: events(found), revision: reached}
+		d := Delivery{Events: events(found), Revision: reached}
 		w.hub.mu.Lock()
 		w.position = max(w.position, reached+1)
 		if w.position > w.hub.dispatched {
@@ -197,7 +191,7 @@ func (w *watcher) catchUp() (delivery, bool) {
 		report := w.progress && !w.behind && len(found) == 0
 		if report {
 			w.progress = false
-			d.revision = min(w.position-1, view.Revision())
+			d.Revision = min(w.position-1, view.Revision())
 		}
 		behind := w.behind
 		w.hub.mu.Unlock()
@@ -211,21 +205,21 @@ func (w *watcher) catchUp() (delivery, bool) {
 			return d, true
 		}
 		if !behind {
-			return delivery{}, false
+			return Delivery{}, false
 		}
 	}
 }
 
 // scan looks through the next part of the history, always to the end of a
 // revision, and says how far it got.
-func (w *watcher) scan(view *mvcc.View) ([]queued, int64) {
+func (w *Watcher) scan(view *mvcc.View) ([]queued, int64) {
 	var found []queued
 	history := view.History(w.position)
 	for i, v := range history {
 		if i >= scanChunk && v.Revision() != history[i-1].Revision() {
 			return found, history[i-1].Revision()
 		}
-		if !inRange(v.KV().Key, w.key, w.end) || w.filtered(v) {
+		if !mvcc.InRange(v.KV().Key, w.key, w.end) || w.filtered(v) {
 			continue
 		}
 		q := queued{version: v}

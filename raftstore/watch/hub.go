@@ -1,23 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package raftstore
+package watch
 
 import (
 	"context"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.etcd.io/etcd/pkg/v3/adt"
+	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// hub tells watchers of new versions. One goroutine, run, compares each version
-// with the ranges being watched, so that a version costs a search among ranges
+// Options configure a hub. All fields are needed.
+type Options struct {
+	// View returns the newest state that this server has applied.
+	View func() *mvcc.View
+	// Clock and ProgressInterval say how often watches that asked for progress
+	// notifications get one.
+	Clock            clock.WithTicker
+	ProgressInterval time.Duration
+}
+
+// Hub hands new versions to watchers. One goroutine, Run, compares each version
+// with the ranges being watched, so that a version costs a search among ranges,
 // and a watcher that it does not concern costs nothing.
-type hub struct {
-	view func() *mvcc.View
-	wake chan struct{} // capacity 1: one pending wake-up stands for any number
+type Hub struct {
+	view     func() *mvcc.View
+	clock    clock.WithTicker
+	interval time.Duration
+	wake     chan struct{} // capacity 1: one pending wake-up stands for any number
 
 	delivered atomic.Uint64 // events that watchers took, for metrics
 
@@ -26,28 +40,31 @@ type hub struct {
 	dispatched int64
 	points     map[string]*watchGroup
 	ranges     adt.IntervalTree
+	// reported are the watchers that want progress notifications.
+	reported map[*Watcher]struct{}
 }
 
 // watchGroup is the watchers of one key or one range.
-type watchGroup struct{ members map[*watcher]struct{} }
+type watchGroup struct{ members map[*Watcher]struct{} }
 
-func newHub(view func() *mvcc.View) *hub {
-	return &hub{
-		view: view, wake: make(chan struct{}, 1),
-		points: make(map[string]*watchGroup), ranges: adt.NewIntervalTree(),
+// NewHub returns a hub without watchers, which Run and RunProgress serve.
+func NewHub(o Options) *Hub {
+	return &Hub{
+		view: o.View, clock: o.Clock, interval: o.ProgressInterval, wake: make(chan struct{}, 1),
+		points: make(map[string]*watchGroup), ranges: adt.NewIntervalTree(), reported: make(map[*Watcher]struct{}),
 	}
 }
 
-// notify says that there is a new view. It never blocks.
-func (h *hub) notify() {
+// Published says that there is a new view. It never blocks.
+func (h *Hub) Published() {
 	select {
 	case h.wake <- struct{}{}:
 	default:
 	}
 }
 
-// run fills queues until ctx is done.
-func (h *hub) run(ctx context.Context) {
+// Run fills queues until ctx is done.
+func (h *Hub) Run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -58,8 +75,31 @@ func (h *hub) run(ctx context.Context) {
 	}
 }
 
+// Stats says what the watchers are doing.
+type Stats struct {
+	Watches   int    // how many there are
+	Behind    int    // of these, how many read the history
+	Queued    int    // versions that wait in queues
+	Delivered uint64 // events that watchers took so far
+}
+
+// Stats counts the watchers.
+func (h *Hub) Stats() Stats {
+	out := Stats{Delivered: h.delivered.Load()}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.eachWatcher(func(w *Watcher) {
+		out.Watches++
+		if w.behind {
+			out.Behind++
+		}
+		out.Queued += len(w.queue)
+	})
+	return out
+}
+
 // dispatch hands each version since the last call to the watchers concerned.
-func (h *hub) dispatch(view *mvcc.View) {
+func (h *Hub) dispatch(view *mvcc.View) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	from, back := h.dispatched+1, view.Revision() < h.dispatched
@@ -67,7 +107,7 @@ func (h *hub) dispatch(view *mvcc.View) {
 	if back {
 		// A snapshot that was sent twice has put the state machine back for a
 		// moment. What is queued comes again.
-		h.eachWatcher(func(w *watcher) { w.fallBehind(from) })
+		h.eachWatcher(func(w *Watcher) { w.fallBehind(from) })
 		return
 	}
 	if len(h.points) == 0 && h.ranges.Len() == 0 {
@@ -77,7 +117,7 @@ func (h *hub) dispatch(view *mvcc.View) {
 	if view.Compacted() > from {
 		// Never seen in practice: compaction overtook the dispatcher. Each
 		// watcher finds out for itself what it missed.
-		h.eachWatcher(func(w *watcher) { w.fallBehind(from) })
+		h.eachWatcher(func(w *Watcher) { w.fallBehind(from) })
 		return
 	}
 	for _, v := range history {
@@ -85,7 +125,7 @@ func (h *hub) dispatch(view *mvcc.View) {
 	}
 }
 
-func (h *hub) offer(v *mvcc.Version) {
+func (h *Hub) offer(v *mvcc.Version) {
 	key := v.KV().Key
 	if g := h.points[string(key)]; g != nil {
 		g.offer(v)
@@ -104,7 +144,7 @@ func (g *watchGroup) offer(v *mvcc.Version) {
 	}
 }
 
-func (h *hub) eachWatcher(fn func(*watcher)) {
+func (h *Hub) eachWatcher(fn func(*Watcher)) {
 	for _, g := range h.points {
 		for w := range g.members {
 			fn(w)
@@ -127,12 +167,12 @@ func interval(key, end []byte) adt.Interval {
 	return adt.NewBytesAffineInterval(key, end)
 }
 
-func (h *hub) add(w *watcher) {
+func (h *Hub) add(w *Watcher) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	g := h.group(w)
 	if g == nil {
-		g = &watchGroup{members: make(map[*watcher]struct{})}
+		g = &watchGroup{members: make(map[*Watcher]struct{})}
 		if len(w.end) == 0 {
 			h.points[string(w.key)] = g
 		} else {
@@ -140,11 +180,15 @@ func (h *hub) add(w *watcher) {
 		}
 	}
 	g.members[w] = struct{}{}
+	if w.report {
+		h.reported[w] = struct{}{}
+	}
 }
 
-func (h *hub) remove(w *watcher) {
+func (h *Hub) remove(w *Watcher) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	delete(h.reported, w)
 	g := h.group(w)
 	if g == nil {
 		return
@@ -160,7 +204,7 @@ func (h *hub) remove(w *watcher) {
 	}
 }
 
-func (h *hub) group(w *watcher) *watchGroup {
+func (h *Hub) group(w *Watcher) *watchGroup {
 	if len(w.end) == 0 {
 		return h.points[string(w.key)]
 	}
