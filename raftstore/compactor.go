@@ -131,7 +131,7 @@ func historyBytes(history []*mvcc.Version, to int64) int64 {
 // compactTo is how the compactor compacts.
 func (s *Store) compactTo(ctx context.Context, rev int64) error {
 	lead, _ := s.lead.get()
-	_, err := s.write(WithTerm(ctx, lead.Term), &pb.CompactionRequest{Revision: rev})
+	_, err := s.Write(WithTerm(ctx, lead.Term), &pb.CompactionRequest{Revision: rev})
 	switch {
 	case err == nil:
 		s.log.Debug("compacted the store's history", "revision", rev)

@@ -29,24 +29,24 @@ func TestHugeAnswerThroughAFollower(t *testing.T) {
 	const size = 1 << 20
 	const n = peer.MaxCall/size + 2
 	for i := range n {
-		if _, err := s.Put(ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "huge/%d", i), Value: []byte(noise(size))}); err != nil {
+		if _, err := s.api.Put(ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "huge/%d", i), Value: []byte(noise(size))}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	var writes sync.WaitGroup
 	for i := range 50 {
 		writes.Go(func() {
-			if _, err := s.Put(ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "small/%d", i)}); err != nil {
+			if _, err := s.api.Put(ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "small/%d", i)}); err != nil {
 				t.Error(err)
 			}
 		})
 	}
-	deleted, err := s.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte("huge/"), RangeEnd: []byte("huge0"), PrevKv: true})
+	deleted, err := s.api.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte("huge/"), RangeEnd: []byte("huge0"), PrevKv: true})
 	if err != nil || len(deleted.PrevKvs) != n {
 		t.Errorf("delete: %d previous values, %v", len(deleted.GetPrevKvs()), err)
 	}
 	writes.Wait()
-	got, err := s.Range(ctx, &pb.RangeRequest{Key: []byte("huge/"), RangeEnd: []byte("huge0"), CountOnly: true})
+	got, err := s.api.Range(ctx, &pb.RangeRequest{Key: []byte("huge/"), RangeEnd: []byte("huge0"), CountOnly: true})
 	if err != nil || got.Count != 0 {
 		t.Errorf("%d are left, %v", got.GetCount(), err)
 	}

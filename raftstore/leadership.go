@@ -6,6 +6,8 @@ import (
 	"context"
 	"sync"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -148,5 +150,29 @@ func (s *Store) startDuties(ctx context.Context, term uint64) (stop func()) {
 		cancel()
 		duties.Wait()
 		s.lessor.demote()
+	}
+}
+
+// waitLeader waits until this server leads and may serve.
+func (s *Store) waitLeader(ctx context.Context) error {
+	lead, changed := s.lead.get()
+	if lead.Leader {
+		return nil
+	}
+	timeout := s.opts.Clock.NewTimer(s.opts.RequestTimeout)
+	defer timeout.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return contextError(ctx)
+		case <-s.ctx.Done():
+			return ErrClosed
+		case <-timeout.C():
+			return rpctypes.ErrGRPCTimeout
+		case <-changed:
+		}
+		if lead, changed = s.lead.get(); lead.Leader {
+			return nil
+		}
 	}
 }

@@ -136,7 +136,7 @@ func (l *lessor) due() (expired []int64, wait time.Duration) {
 // expire is how the lessor revokes.
 func (s *Store) expire(ctx context.Context, id int64) error {
 	lead, _ := s.lead.get()
-	_, err := s.write(WithTerm(ctx, lead.Term), &pb.LeaseRevokeRequest{ID: id})
+	_, err := s.Write(WithTerm(ctx, lead.Term), &pb.LeaseRevokeRequest{ID: id})
 	if err == nil || errors.Is(err, rpctypes.ErrGRPCLeaseNotFound) {
 		s.lessor.forget(id)
 		return nil

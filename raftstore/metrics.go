@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 	"github.com/coracle-k8s/coracle/raftstore/metrics"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
@@ -30,7 +31,7 @@ func (p sampler) Sample() metrics.Sample {
 	stats := view.Stats()
 	lead, _ := s.lead.get()
 	out := metrics.Sample{
-		Version: etcdVersion, Member: s.memberID,
+		Version: etcdapi.Version, Member: s.memberID,
 		Leads: lead.Leader, Term: s.raft.CurrentTerm(), Committed: s.raft.CommitIndex(), Applied: s.raft.AppliedIndex(),
 		Keys: stats.Keys, Revision: view.Revision(), Compacted: view.Compacted(),
 		LiveBytes: stats.LiveBytes, TotalBytes: stats.TotalBytes, QuotaBytes: s.opts.QuotaBytes,

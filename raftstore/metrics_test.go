@@ -15,14 +15,14 @@ func TestCollector(t *testing.T) {
 	s := openStore(t, Options{Dir: t.TempDir()})
 	ctx := t.Context()
 	for _, key := range []string{"a", "b"} {
-		if _, err := s.Put(ctx, &pb.PutRequest{Key: []byte(key), Value: []byte("v")}); err != nil {
+		if _, err := s.api.Put(ctx, &pb.PutRequest{Key: []byte(key), Value: []byte("v")}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte("a")}); err != nil {
+	if _, err := s.api.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte("a")}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Range(ctx, &pb.RangeRequest{Key: []byte("b")}); err != nil {
+	if _, err := s.api.Range(ctx, &pb.RangeRequest{Key: []byte("b")}); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.raft.Snapshot().Error(); err != nil {
@@ -84,10 +84,10 @@ func TestCollectorOfThree(t *testing.T) {
 		leader := c.leader()
 		follower := c.others(leader)[0]
 		s := follower.running()
-		if _, err := s.Put(c.ctx, &pb.PutRequest{Key: []byte("a"), Value: []byte("v")}); err != nil {
+		if _, err := s.api.Put(c.ctx, &pb.PutRequest{Key: []byte("a"), Value: []byte("v")}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.Range(c.ctx, &pb.RangeRequest{Key: []byte("a")}); err != nil {
+		if _, err := s.api.Range(c.ctx, &pb.RangeRequest{Key: []byte("a")}); err != nil {
 			t.Fatal(err)
 		}
 		there := gathered(t, leader.running())

@@ -16,13 +16,13 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// linearizable returns a view that holds every write acknowledged before the
+// Linearizable returns a view that holds every write acknowledged before the
 // call, here or elsewhere.
 //
 // With one server that is the newest view of a server that leads and has
 // applied its predecessors' entries: nobody else can acknowledge a write. With
 // more it takes a read index, which many reads share.
-func (s *Store) linearizable(ctx context.Context) (*mvcc.View, error) {
+func (s *Store) Linearizable(ctx context.Context) (*mvcc.View, error) {
 	if s.peers == nil {
 		if err := s.waitLeader(ctx); err != nil {
 			return nil, err

@@ -37,7 +37,7 @@ func TestRefusedRevocationForgetsNothing(t *testing.T) {
 func TestGivenUpNumberIsReplaced(t *testing.T) {
 	ctx := testContext(t)
 	s := openCluster(t, 1)[0]
-	if _, err := s.Put(ctx, &pb.PutRequest{Key: []byte("a"), Value: []byte("1")}); err != nil {
+	if _, err := s.api.Put(ctx, &pb.PutRequest{Key: []byte("a"), Value: []byte("1")}); err != nil {
 		t.Fatal(err)
 	}
 	s.session.mu.Lock()
@@ -48,7 +48,7 @@ func TestGivenUpNumberIsReplaced(t *testing.T) {
 	if err != nil || res.Err != nil {
 		t.Fatal(err, res.Err)
 	}
-	if _, err := s.Put(ctx, same); err != nil {
+	if _, err := s.api.Put(ctx, same); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -83,7 +83,7 @@ func TestRemoveKeepsAMajority(t *testing.T) {
 	if err := leader.RemoveMember(ctx, dead.name); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := other.Put(ctx, &pb.PutRequest{Key: []byte("a")}); err != nil {
+	if _, err := other.api.Put(ctx, &pb.PutRequest{Key: []byte("a")}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -98,7 +98,7 @@ func TestWatchStartsWhereItSays(t *testing.T) {
 	stop := make(chan struct{})
 	go func() {
 		for {
-			if _, err := s.Put(ctx, &pb.PutRequest{Key: []byte("a")}); err != nil {
+			if _, err := s.api.Put(ctx, &pb.PutRequest{Key: []byte("a")}); err != nil {
 				done <- err
 				return
 			}
@@ -160,7 +160,7 @@ func TestJoinUnderATakenName(t *testing.T) {
 func TestReadsAfterRecovery(t *testing.T) {
 	ctx := testContext(t)
 	stores := openCluster(t, 3)
-	if _, err := stores[0].Put(ctx, &pb.PutRequest{Key: []byte("a")}); err != nil {
+	if _, err := stores[0].api.Put(ctx, &pb.PutRequest{Key: []byte("a")}); err != nil {
 		t.Fatal(err)
 	}
 	for range 3 { // each new leader begins with entries of raft's
@@ -184,7 +184,7 @@ func TestReadsAfterRecovery(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.Network = tcpNetwork(t)
-	got, err := openStore(t, o).Range(ctx, &pb.RangeRequest{Key: []byte("a")})
+	got, err := openStore(t, o).api.Range(ctx, &pb.RangeRequest{Key: []byte("a")})
 	if err != nil || got.Count != 1 {
 		t.Fatalf("%v, %v", got, err)
 	}

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 	"github.com/coracle-k8s/coracle/raftstore/watch"
@@ -36,6 +37,7 @@ type Store struct {
 
 	fsm       *fsm
 	watches   *watch.Hub
+	api       *etcdapi.API
 	lead      *leadership
 	lessor    *lessor
 	compactor *compactor
@@ -96,6 +98,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		s.cancel()
 		return nil, errors.Join(err, s.dir.Close(), s.closeListener())
 	}
+	s.api = s.newAPI()
 	s.proposer = newProposer(entriesInFlight, s.enter)
 	if s.peers != nil {
 		s.forwarder = newProposer(callsInFlight, s.forward)
@@ -212,7 +215,7 @@ func (s *Store) admit() error {
 // WaitReady returns when a linearizable read has succeeded.
 func (s *Store) WaitReady(ctx context.Context) error {
 	for {
-		if _, err := s.linearizable(ctx); err == nil {
+		if _, err := s.Linearizable(ctx); err == nil {
 			return nil
 		} else if ctx.Err() != nil || s.ctx.Err() != nil {
 			return fmt.Errorf("raftstore: not ready: %w", err)

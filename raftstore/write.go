@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/coracle-k8s/coracle/raftstore/fence"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
@@ -25,8 +26,9 @@ const retryPause = 10 * time.Millisecond
 // leader does.
 var errNotLeader = status.Error(codes.Unavailable, "raftstore: this server does not lead")
 
-// write runs a checked command through the log, wherever the leader is.
-func (s *Store) write(ctx context.Context, req mvcc.Request) (any, error) {
+// Write runs a checked command through the log, wherever the leader is, and
+// returns the state machine's answer. Errors are etcd's.
+func (s *Store) Write(ctx context.Context, req mvcc.Request) (any, error) {
 	s.opts.Counters.Pending.Add(1)
 	defer s.opts.Counters.Pending.Add(-1)
 	if s.ctx.Err() != nil {
@@ -36,7 +38,7 @@ func (s *Store) write(ctx context.Context, req mvcc.Request) (any, error) {
 		return nil, err
 	}
 	c := mvcc.Command{Request: req}
-	if term := termOf(ctx); term != 0 {
+	if term := fence.TermOf(ctx); term != 0 {
 		return s.writeInTerm(ctx, c, term)
 	}
 	if s.peers == nil {

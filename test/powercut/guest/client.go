@@ -168,25 +168,25 @@ func (c *client) send(ctx context.Context, w *report.Write) (int64, error) {
 func (c *client) request(ctx context.Context, w *report.Write) (int64, error) {
 	switch {
 	case w.Grant != 0:
-		resp, err := c.store.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: w.Grant, TTL: leaseTTL})
+		resp, err := c.store.API().LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: w.Grant, TTL: leaseTTL})
 		return resp.GetHeader().GetRevision(), err
 	case w.Revoke != 0:
-		resp, err := c.store.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: w.Revoke})
+		resp, err := c.store.API().LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: w.Revoke})
 		return resp.GetHeader().GetRevision(), err
 	case w.Compact != 0:
-		resp, err := c.store.Compact(ctx, &pb.CompactionRequest{Revision: w.Compact})
+		resp, err := c.store.API().Compact(ctx, &pb.CompactionRequest{Revision: w.Compact})
 		return resp.GetHeader().GetRevision(), err
 	case len(w.Puts) == 1 && len(w.Deletes) == 0:
-		resp, err := c.store.Put(ctx, put(w, w.Puts[0]))
+		resp, err := c.store.API().Put(ctx, put(w, w.Puts[0]))
 		return resp.GetHeader().GetRevision(), err
 	case len(w.Puts) == 0:
-		resp, err := c.store.DeleteRange(ctx, c.deletion(w))
+		resp, err := c.store.API().DeleteRange(ctx, c.deletion(w))
 		if err == nil && resp.Deleted != int64(len(w.Deletes)) {
 			err = fmt.Errorf("%w: %d keys were deleted", errWrong, resp.Deleted)
 		}
 		return resp.GetHeader().GetRevision(), err
 	}
-	resp, err := c.store.Txn(ctx, c.txn(w))
+	resp, err := c.store.API().Txn(ctx, c.txn(w))
 	if err == nil && !resp.Succeeded {
 		err = fmt.Errorf("%w: the revisions of the keys", errWrong)
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package raftstore
+package etcdapi
 
 import (
 	"bytes"
@@ -31,7 +31,7 @@ func checkRange(r *pb.RangeRequest) error {
 	return nil
 }
 
-func (s *Store) checkPut(r *pb.PutRequest) error {
+func (a *API) checkPut(r *pb.PutRequest) error {
 	switch {
 	case len(r.Key) == 0:
 		return rpctypes.ErrGRPCEmptyKey
@@ -39,17 +39,17 @@ func (s *Store) checkPut(r *pb.PutRequest) error {
 		return rpctypes.ErrGRPCValueProvided
 	case r.IgnoreLease && r.Lease != 0:
 		return rpctypes.ErrGRPCLeaseProvided
-	case len(r.Key)+len(r.Value) > s.opts.MaxRequestBytes:
+	case len(r.Key)+len(r.Value) > a.o.MaxRequestBytes:
 		return rpctypes.ErrGRPCRequestTooLarge
 	}
 	return nil
 }
 
-func (s *Store) checkTxn(r *pb.TxnRequest) error {
-	if proto.Size(r) > s.opts.MaxRequestBytes {
+func (a *API) checkTxn(r *pb.TxnRequest) error {
+	if proto.Size(r) > a.o.MaxRequestBytes {
 		return rpctypes.ErrGRPCRequestTooLarge
 	}
-	if err := s.checkTxnOps(r); err != nil {
+	if err := a.checkTxnOps(r); err != nil {
 		return err
 	}
 	if _, err := touches(r.Success); err != nil {
@@ -59,8 +59,8 @@ func (s *Store) checkTxn(r *pb.TxnRequest) error {
 	return err
 }
 
-func (s *Store) checkTxnOps(r *pb.TxnRequest) error {
-	if len(r.Compare) > s.opts.MaxTxnOps || len(r.Success) > s.opts.MaxTxnOps || len(r.Failure) > s.opts.MaxTxnOps {
+func (a *API) checkTxnOps(r *pb.TxnRequest) error {
+	if len(r.Compare) > a.o.MaxTxnOps || len(r.Success) > a.o.MaxTxnOps || len(r.Failure) > a.o.MaxTxnOps {
 		return rpctypes.ErrGRPCTooManyOps
 	}
 	for _, c := range r.Compare {
@@ -70,7 +70,7 @@ func (s *Store) checkTxnOps(r *pb.TxnRequest) error {
 	}
 	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
 		for _, op := range ops {
-			if err := s.checkOp(op); err != nil {
+			if err := a.checkOp(op); err != nil {
 				return err
 			}
 		}
@@ -78,19 +78,19 @@ func (s *Store) checkTxnOps(r *pb.TxnRequest) error {
 	return nil
 }
 
-func (s *Store) checkOp(op *pb.RequestOp) error {
+func (a *API) checkOp(op *pb.RequestOp) error {
 	switch o := op.Request.(type) {
 	case *pb.RequestOp_RequestRange:
 		return checkRange(o.RequestRange)
 	case *pb.RequestOp_RequestPut:
-		return s.checkPut(o.RequestPut)
+		return a.checkPut(o.RequestPut)
 	case *pb.RequestOp_RequestDeleteRange:
 		if len(o.RequestDeleteRange.Key) == 0 {
 			return rpctypes.ErrGRPCEmptyKey
 		}
 		return nil
 	case *pb.RequestOp_RequestTxn:
-		return s.checkTxnOps(o.RequestTxn)
+		return a.checkTxnOps(o.RequestTxn)
 	}
 	return rpctypes.ErrGRPCKeyNotFound // etcd's answer to an operation that is none
 }
@@ -170,8 +170,8 @@ func (t *touched) deletesKey(key string) bool {
 	})
 }
 
-// checkRangeStream refuses what etcd's server does not stream.
-func checkRangeStream(r *pb.RangeRequest) error {
+// CheckRangeStream refuses what etcd's server does not stream.
+func CheckRangeStream(r *pb.RangeRequest) error {
 	if err := checkRange(r); err != nil {
 		return err
 	}

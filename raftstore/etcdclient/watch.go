@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package raftstore
+package etcdclient
 
 import (
 	"context"
@@ -12,15 +12,15 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 
+	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 	"github.com/coracle-k8s/coracle/raftstore/watch"
 )
 
-// nativeWatcher is etcd's watcher without a connection: one goroutine for each
+// watcher is etcd's watcher without a connection: one goroutine for each
 // watch, which sleeps until the hub has something for it.
-type nativeWatcher struct {
-	s      *Store
+type watcher struct {
+	api    *etcdapi.API
 	ctx    context.Context // ends with the client or the store
 	cancel context.CancelFunc
 
@@ -32,11 +32,11 @@ type nativeWatcher struct {
 	streams map[string]map[*watch.Watcher]struct{}
 }
 
-var _ clientv3.Watcher = (*nativeWatcher)(nil)
+var _ clientv3.Watcher = (*watcher)(nil)
 
-func newNativeWatcher(s *Store) *nativeWatcher {
-	n := &nativeWatcher{s: s, streams: make(map[string]map[*watch.Watcher]struct{})}
-	n.ctx, n.cancel = context.WithCancel(s.ctx)
+func newWatcher(api *etcdapi.API) *watcher {
+	n := &watcher{api: api, streams: make(map[string]map[*watch.Watcher]struct{})}
+	n.ctx, n.cancel = context.WithCancel(api.Closing())
 	return n
 }
 
@@ -50,7 +50,7 @@ func streamKey(ctx context.Context) string {
 
 // Watch follows a key or range. The channel is closed when ctx, the client or
 // the store ends, and after a response with an error.
-func (n *nativeWatcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
+func (n *watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
 	op := clientv3.OpWatch(key, opts...)
 	out := make(chan clientv3.WatchResponse)
 	n.mu.Lock()
@@ -59,15 +59,14 @@ func (n *nativeWatcher) Watch(ctx context.Context, key string, opts ...clientv3.
 		close(out)
 		return out
 	}
-	req := watchRequest(op)
-	if err := checkWatch(req); err != nil {
+	w, created := n.api.Watch(watchRequest(op))
+	if w == nil {
 		refused := make(chan clientv3.WatchResponse, 1)
-		refused <- clientv3.WatchResponse{Header: n.s.header(), Canceled: true, CancelReason: status.Convert(err).Message()}
+		created.Created = false // as etcd's client has it
+		refused <- toClient(created)
 		close(refused)
 		return refused
 	}
-	w, present := n.s.watches.Watch(req)
-	header := n.s.headerAt(present)
 	stream := streamKey(ctx)
 	if n.streams[stream] == nil {
 		n.streams[stream] = make(map[*watch.Watcher]struct{})
@@ -76,18 +75,14 @@ func (n *nativeWatcher) Watch(ctx context.Context, key string, opts ...clientv3.
 	n.tasks.Go(func() {
 		defer close(out)
 		defer n.forget(stream, w)
-		n.follow(ctx, w, op, header, out)
+		n.follow(ctx, w, op, created, out)
 	})
 	return out
 }
 
 func watchRequest(op clientv3.Op) *pb.WatchCreateRequest {
-	key := op.KeyBytes()
-	if len(key) == 0 {
-		key = []byte{0} // the smallest key: etcd's way to say all
-	}
 	r := &pb.WatchCreateRequest{
-		Key: key, RangeEnd: op.RangeBytes(), StartRevision: op.Rev(),
+		Key: op.KeyBytes(), RangeEnd: op.RangeBytes(), StartRevision: op.Rev(),
 		PrevKv: op.IsPrevKV(), ProgressNotify: op.IsProgressNotify(),
 	}
 	if op.IsFilterPut() {
@@ -99,46 +94,48 @@ func watchRequest(op clientv3.Op) *pb.WatchCreateRequest {
 	return r
 }
 
-func (n *nativeWatcher) follow(ctx context.Context, w *watch.Watcher, op clientv3.Op, created *pb.ResponseHeader, out chan<- clientv3.WatchResponse) {
-	required := requiresLeader(metadata.FromOutgoingContext(ctx))
+// toClient is a response as etcd's client shows it.
+func toClient(r *pb.WatchResponse) clientv3.WatchResponse {
+	return clientv3.WatchResponse{
+		Header: r.Header, Events: r.Events, CompactRevision: r.CompactRevision,
+		Created: r.Created, Canceled: r.Canceled, CancelReason: r.CancelReason,
+	}
+}
+
+func (n *watcher) follow(ctx context.Context, w *watch.Watcher, op clientv3.Op, created *pb.WatchResponse, out chan<- clientv3.WatchResponse) {
+	md, _ := metadata.FromOutgoingContext(ctx)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(n.ctx, cancel)()
-	following, lonely, release := n.s.requireLeader(ctx, required)
+	following, release := n.api.RequireLeader(ctx, md)
 	defer release()
-	send := func(r clientv3.WatchResponse) bool {
+	send := func(r *pb.WatchResponse) bool {
 		select {
-		case out <- r:
+		case out <- toClient(r):
 			return true
 		case <-ctx.Done():
 			return false
 		}
 	}
-	if op.IsCreatedNotify() && !send(clientv3.WatchResponse{Header: created, Created: true}) {
+	if op.IsCreatedNotify() && !send(created) {
 		return
 	}
 	for {
 		d, err := w.Next(following)
-		if err != nil && lonely() {
-			send(clientv3.WatchResponse{Header: n.s.header(), Canceled: true, CancelReason: status.Convert(rpctypes.ErrGRPCNoLeader).Message()})
+		if err != nil && etcdapi.NoLeader(following) {
+			send(n.api.EndWatch(rpctypes.ErrGRPCNoLeader))
 		}
 		if err != nil {
 			return
 		}
-		resp := clientv3.WatchResponse{Header: n.s.header(), Events: d.Events, CompactRevision: d.Compacted}
-		resp.Header.Revision = d.Revision
-		if d.Compacted > 0 {
-			resp.Canceled = true
-			resp.CancelReason = status.Convert(rpctypes.ErrGRPCCompacted).Message()
-			resp.Header.Revision = n.s.fsm.view().Revision()
-		}
+		resp := n.api.WatchResponse(d)
 		if !send(resp) || resp.Canceled {
 			return
 		}
 	}
 }
 
-func (n *nativeWatcher) forget(stream string, w *watch.Watcher) {
+func (n *watcher) forget(stream string, w *watch.Watcher) {
 	w.Close()
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -150,7 +147,7 @@ func (n *nativeWatcher) forget(stream string, w *watch.Watcher) {
 
 // RequestProgress makes every watch with the same metadata as ctx report how
 // far it is.
-func (n *nativeWatcher) RequestProgress(ctx context.Context) error {
+func (n *watcher) RequestProgress(ctx context.Context) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed {
@@ -163,7 +160,7 @@ func (n *nativeWatcher) RequestProgress(ctx context.Context) error {
 }
 
 // Close ends every watch and waits for their goroutines.
-func (n *nativeWatcher) Close() error {
+func (n *watcher) Close() error {
 	n.mu.Lock()
 	n.closed = true
 	n.mu.Unlock()

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package raftstore
+package etcdgrpc
 
 import (
 	"context"
 	"errors"
-	"io"
 	"sync"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -14,34 +13,26 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 	"github.com/coracle-k8s/coracle/raftstore/watch"
 )
 
 // watchServer is the store's Watch service.
 type watchServer struct {
 	pb.UnimplementedWatchServer
-	s *Store
-}
-
-// endOfStream is the error of a handler whose client is gone.
-func endOfStream(err error) error {
-	if errors.Is(err, io.EOF) {
-		return nil
-	}
-	return err
+	api *etcdapi.API
 }
 
 // Watch serves one stream of watches: the caller's goroutine reads requests,
 // and each watch has one that sends.
 func (ws *watchServer) Watch(stream grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse]) error {
 	ctx, cancel := context.WithCancel(stream.Context())
-	required := requiresLeader(metadata.FromIncomingContext(ctx))
-	ctx, lonely, release := ws.s.requireLeader(ctx, required)
+	md, _ := metadata.FromIncomingContext(ctx)
+	ctx, release := ws.api.RequireLeader(ctx, md)
 	defer release()
-	w := &watchStream{s: ws.s, stream: stream, ctx: ctx, watches: make(map[int64]*streamedWatch)}
+	w := &watchStream{api: ws.api, stream: stream, ctx: ctx, watches: make(map[int64]*streamedWatch)}
 	defer w.tasks.Wait()
 	defer cancel()
 	requests, failed := make(chan *pb.WatchRequest), make(chan error, 1)
@@ -67,10 +58,10 @@ func (ws *watchServer) Watch(stream grpc.BidiStreamingServer[pb.WatchRequest, pb
 		case err = <-failed:
 			return endOfStream(err)
 		case <-ctx.Done():
-			if lonely() {
+			if etcdapi.NoLeader(ctx) {
 				return rpctypes.ErrGRPCNoLeader
 			}
-			return contextError(ctx)
+			return etcdapi.ContextError(ctx)
 		}
 		switch u := r.RequestUnion.(type) {
 		case *pb.WatchRequest_CreateRequest:
@@ -87,7 +78,7 @@ func (ws *watchServer) Watch(stream grpc.BidiStreamingServer[pb.WatchRequest, pb
 }
 
 type watchStream struct {
-	s      *Store
+	api    *etcdapi.API
 	stream grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse]
 	ctx    context.Context
 	tasks  sync.WaitGroup
@@ -115,30 +106,21 @@ func (w *watchStream) send(r *pb.WatchResponse) error {
 
 // create starts a watch and says so before it sends anything else.
 func (w *watchStream) create(r *pb.WatchCreateRequest) error {
-	if len(r.Key) == 0 {
-		r.Key = []byte{0} // the smallest key: etcd's way to say all
-	}
 	id, err := w.newID(r.WatchId)
-	if err == nil {
-		err = checkWatch(r)
-	}
 	if err != nil {
-		return w.send(&pb.WatchResponse{
-			Header: w.s.header(), WatchId: clientv3.InvalidWatchID, Created: true, Canceled: true,
-			CancelReason: status.Convert(err).Message(),
-		})
+		return w.send(w.api.RefuseWatch(err))
 	}
+	watcher, created := w.api.Watch(r)
+	if watcher == nil {
+		return w.send(created)
+	}
+	created.WatchId = id
 	ctx, stop := context.WithCancel(w.ctx)
-	watcher, present := w.s.watches.Watch(r)
-	header := w.s.headerAt(present)
-	sw := &streamedWatch{
-		Watcher: watcher,
-		id:      id, fragment: r.Fragment, stop: stop, done: make(chan struct{}),
-	}
+	sw := &streamedWatch{Watcher: watcher, id: id, fragment: r.Fragment, stop: stop, done: make(chan struct{})}
 	w.mu.Lock()
 	w.watches[id] = sw
 	w.mu.Unlock()
-	if err := w.send(&pb.WatchResponse{Header: header, WatchId: id, Created: true}); err != nil {
+	if err := w.send(created); err != nil {
 		stop()
 		sw.Close()
 		return err
@@ -179,12 +161,9 @@ func (w *watchStream) follow(ctx context.Context, sw *streamedWatch) {
 		if err != nil {
 			return
 		}
-		resp := &pb.WatchResponse{Header: w.s.header(), WatchId: sw.id, Events: d.Events, CompactRevision: d.Compacted}
-		resp.Header.Revision = d.Revision
-		if d.Compacted > 0 {
-			resp.Canceled = true
-			resp.CancelReason = status.Convert(rpctypes.ErrGRPCCompacted).Message()
-			resp.Header.Revision = w.s.fsm.view().Revision()
+		resp := w.api.WatchResponse(d)
+		resp.WatchId = sw.id
+		if resp.Canceled {
 			w.mu.Lock()
 			delete(w.watches, sw.id)
 			w.mu.Unlock()
@@ -202,7 +181,7 @@ func (w *watchStream) follow(ctx context.Context, sw *streamedWatch) {
 // sendFragments cuts a response that is too large for the client. A single
 // event is sent whatever its size.
 func (w *watchStream) sendFragments(r *pb.WatchResponse) error {
-	limit := w.s.opts.MaxRequestBytes
+	limit := w.api.MaxRequestBytes()
 	for {
 		n, size := 0, proto.Size(r.Header)
 		for n < len(r.Events) && (n == 0 || size < limit) {
@@ -235,7 +214,7 @@ func (w *watchStream) cancel(id int64) error {
 	}
 	sw.stop()
 	<-sw.done
-	return w.send(&pb.WatchResponse{Header: w.s.header(), WatchId: id, Canceled: true})
+	return w.send(&pb.WatchResponse{Header: w.api.Header(), WatchId: id, Canceled: true})
 }
 
 func (w *watchStream) progress() {

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package etcdapi
+
+import (
+	"context"
+	"io"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/raftstore/metrics"
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+	"github.com/coracle-k8s/coracle/raftstore/watch"
+)
+
+// Version is the version of etcd whose API this is. Clients decide by it what
+// they may ask for.
+const Version = "3.7.0"
+
+// Store is what the API needs of the store. All errors are etcd's.
+type Store interface {
+	Log
+	Leases
+	Cluster
+}
+
+// Log is the replicated log and the state that it has made.
+type Log interface {
+	// View is the newest state that this server has applied.
+	View() *mvcc.View
+	// Linearizable returns a view that holds every write acknowledged before
+	// the call, on whatever server.
+	Linearizable(ctx context.Context) (*mvcc.View, error)
+	// Write runs a command through the log and returns the state machine's
+	// answer.
+	Write(ctx context.Context, r mvcc.Request) (any, error)
+	// Backup writes the whole state and returns its revision.
+	Backup(ctx context.Context, w io.Writer) (revision int64, err error)
+}
+
+// Leases are kept by the leader; another server asks it.
+type Leases interface {
+	// RenewLease gives a lease its whole time again.
+	RenewLease(ctx context.Context, id int64) (Lease, error)
+	// Lease tells about a lease, with the keys that are attached if they are
+	// wanted.
+	Lease(ctx context.Context, id int64, keys bool) (Lease, error)
+}
+
+// Lease is what the leader knows of a lease. Times are in seconds.
+type Lease struct {
+	Exists  bool
+	Granted int64
+	Left    int64
+	Keys    [][]byte
+}
+
+// Cluster is the servers and what this one knows of them.
+type Cluster interface {
+	// Term is this server's term.
+	Term() uint64
+	// EtcdStatus describes this server.
+	EtcdStatus() Status
+	// EtcdMembers lists the servers.
+	EtcdMembers() []*pb.Member
+	// RemoveMemberID takes a server out of the cluster for good.
+	RemoveMemberID(ctx context.Context, id uint64) error
+	// MoveLeader makes another voter lead. It is for the leader.
+	MoveLeader(ctx context.Context, id uint64) error
+	// WithoutLeader ends once there has been no leader for long.
+	WithoutLeader() context.Context
+}
+
+// Status describes a server.
+type Status struct {
+	LastIndex uint64 // of the log
+	Applied   uint64 // index of the last entry that was applied
+	Leader    uint64 // the leader's member id; 0 if none is known
+	Learner   bool
+	Quota     int64 // bytes
+	// Refusing says in words why writes are refused at present.
+	Refusing []string
+	// NoSpace says that they are refused for lack of space, on the disk or
+	// within the quota.
+	NoSpace bool
+}
+
+// Options configure an API. All fields are needed.
+type Options struct {
+	Store   Store
+	Watches *watch.Hub
+	// Closing ends when the store closes.
+	Closing             context.Context
+	ClusterID, MemberID uint64
+	MaxRequestBytes     int // of one request
+	MaxTxnOps           int // of one transaction
+	Counters            *metrics.Counters
+}
+
+// API answers etcd's requests.
+type API struct{ o Options }
+
+// New returns the API of a store.
+func New(o Options) *API { return &API{o: o} }
+
+// Closing ends when the store closes.
+func (a *API) Closing() context.Context { return a.o.Closing }
+
+// MaxRequestBytes is the limit of one request.
+func (a *API) MaxRequestBytes() int { return a.o.MaxRequestBytes }
+
+// Header is the header of an answer about the present.
+func (a *API) Header() *pb.ResponseHeader { return a.headerAt(a.o.Store.View().Revision()) }
+
+func (a *API) headerAt(revision int64) *pb.ResponseHeader {
+	h := &pb.ResponseHeader{Revision: revision}
+	a.complete(h)
+	return h
+}
+
+// complete adds to a header what the state machine does not know.
+func (a *API) complete(h *pb.ResponseHeader) {
+	h.ClusterId, h.MemberId, h.RaftTerm = a.o.ClusterID, a.o.MemberID, a.o.Store.Term()
+}
+
+// ContextError is the error of a request whose context ended, in the form that
+// a gRPC call would give it.
+func ContextError(ctx context.Context) error {
+	return status.FromContextError(ctx.Err()).Err()
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package etcdapi
+
+import (
+	"context"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+)
+
+// view is what a read reads.
+func (a *API) view(ctx context.Context, serializable bool) (*mvcc.View, error) {
+	if serializable {
+		return a.o.Store.View(), nil
+	}
+	return a.o.Store.Linearizable(ctx)
+}
+
+// Range serves etcd's KV.Range. Keys and values in the answer are the store's
+// own memory: read only.
+func (a *API) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	if err := checkRange(r); err != nil {
+		return nil, err
+	}
+	view, err := a.view(ctx, r.Serializable)
+	if err != nil {
+		return nil, err
+	}
+	a.o.Counters.Ranges.Add(1)
+	resp, err := view.Range(r)
+	if err != nil {
+		return nil, err
+	}
+	a.complete(resp.Header)
+	return resp, nil
+}
+
+// Put serves etcd's KV.Put.
+func (a *API) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, error) {
+	if err := a.checkPut(r); err != nil {
+		return nil, err
+	}
+	return answer[*pb.PutResponse](ctx, a, r)
+}
+
+// DeleteRange serves etcd's KV.DeleteRange.
+func (a *API) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
+	if len(r.Key) == 0 {
+		return nil, rpctypes.ErrGRPCEmptyKey
+	}
+	return answer[*pb.DeleteRangeResponse](ctx, a, r)
+}
+
+// Txn serves etcd's KV.Txn. One that cannot write is answered like a range.
+func (a *API) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+	if err := a.checkTxn(r); err != nil {
+		return nil, err
+	}
+	if !mvcc.ReadOnly(r) {
+		return answer[*pb.TxnResponse](ctx, a, r)
+	}
+	view, err := a.view(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := view.Txn(r)
+	if err != nil {
+		return nil, err
+	}
+	a.complete(resp.Header)
+	return resp, nil
+}
+
+// Compact serves etcd's KV.Compact. It is always physical: what it drops is
+// unreachable when it returns.
+func (a *API) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
+	return answer[*pb.CompactionResponse](ctx, a, r)
+}
+
+type headed interface{ GetHeader() *pb.ResponseHeader }
+
+// answer runs a command and completes its response's header.
+func answer[T headed](ctx context.Context, a *API, req mvcc.Request) (T, error) {
+	out, err := a.o.Store.Write(ctx, req)
+	if err != nil {
+		var none T
+		return none, err
+	}
+	resp := out.(T)
+	a.complete(resp.GetHeader())
+	return resp, nil
+}

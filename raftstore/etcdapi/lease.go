@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package etcdapi
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+)
+
+const (
+	minLeaseTTL = 2             // seconds; a shorter one is rounded up, as etcd does
+	maxLeaseTTL = 9_000_000_000 // seconds; etcd's limit
+)
+
+// LeaseGrant serves etcd's Lease.LeaseGrant.
+func (a *API) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
+	if r.TTL > maxLeaseTTL {
+		return nil, rpctypes.ErrGRPCLeaseTTLTooLarge
+	}
+	grant := &pb.LeaseGrantRequest{ID: r.ID, TTL: max(r.TTL, minLeaseTTL)}
+	for {
+		if r.ID == 0 {
+			grant.ID = rand.Int64N(1<<62) + 1
+		}
+		resp, err := answer[*pb.LeaseGrantResponse](ctx, a, grant)
+		if errors.Is(err, rpctypes.ErrGRPCLeaseExist) && r.ID == 0 {
+			continue // the same random number twice
+		}
+		return resp, err
+	}
+}
+
+// LeaseRevoke serves etcd's Lease.LeaseRevoke.
+func (a *API) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
+	return answer[*pb.LeaseRevokeResponse](ctx, a, r)
+}
+
+// KeepAlive answers one message of etcd's keep-alive stream. A lease that does
+// not exist gets a TTL of 0.
+func (a *API) KeepAlive(ctx context.Context, r *pb.LeaseKeepAliveRequest) (*pb.LeaseKeepAliveResponse, error) {
+	lease, err := a.o.Store.RenewLease(ctx, r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.LeaseKeepAliveResponse{Header: a.Header(), ID: r.ID, TTL: lease.Granted}, nil
+}
+
+// LeaseTimeToLive serves etcd's Lease.LeaseTimeToLive.
+func (a *API) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
+	lease, err := a.o.Store.Lease(ctx, r.ID, r.Keys)
+	if err != nil {
+		return nil, err
+	}
+	resp := &pb.LeaseTimeToLiveResponse{Header: a.Header(), ID: r.ID, TTL: -1}
+	if lease.Exists {
+		resp.GrantedTTL, resp.TTL, resp.Keys = lease.Granted, lease.Left, lease.Keys
+	}
+	return resp, nil
+}
+
+// LeaseLeases serves etcd's Lease.LeaseLeases.
+func (a *API) LeaseLeases(ctx context.Context, _ *pb.LeaseLeasesRequest) (*pb.LeaseLeasesResponse, error) {
+	view, err := a.o.Store.Linearizable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := &pb.LeaseLeasesResponse{Header: a.Header()}
+	for _, l := range view.Leases() {
+		resp.Leases = append(resp.Leases, &pb.LeaseStatus{ID: l.ID})
+	}
+	return resp, nil
+}

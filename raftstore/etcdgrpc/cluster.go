@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package etcdgrpc
+
+import (
+	"context"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
+)
+
+// clusterServer is the store's Cluster service.
+type clusterServer struct {
+	pb.UnimplementedClusterServer
+	api *etcdapi.API
+	url string
+}
+
+func (c *clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) (*pb.MemberListResponse, error) {
+	resp, err := c.api.MemberList(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	c.addURL(resp.Header, resp.Members)
+	return resp, nil
+}
+
+// MemberRemove takes a server out of the cluster for good.
+func (c *clusterServer) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequest) (*pb.MemberRemoveResponse, error) {
+	resp, err := c.api.MemberRemove(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	c.addURL(resp.Header, resp.Members)
+	return resp, nil
+}
+
+// addURL says where this server's clients connect.
+func (c *clusterServer) addURL(h *pb.ResponseHeader, members []*pb.Member) {
+	for _, m := range members {
+		if m.ID == h.MemberId {
+			m.ClientURLs = []string{c.url}
+		}
+	}
+}
+
+// MemberAdd is not needed: a server joins by itself.
+func (c *clusterServer) MemberAdd(context.Context, *pb.MemberAddRequest) (*pb.MemberAddResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "raftstore: members are not added from here: start the new server with the address of one that is there, and it joins by itself")
+}
+
+// MemberPromote is not needed: the leader sees to the votes.
+func (c *clusterServer) MemberPromote(context.Context, *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "raftstore: members are not promoted from here: the leader gives votes to servers that are up to date, so that the voters are odd in number")
+}
+
+// MemberUpdate is not needed: a server tells its address when it starts.
+func (c *clusterServer) MemberUpdate(context.Context, *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "raftstore: members are not updated from here: a server that starts at another address says so itself")
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package etcdgrpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"strconv"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
+	"github.com/coracle-k8s/coracle/raftstore/fence"
+)
+
+// grpcOverhead is what a message may have beside the request's limit.
+const grpcOverhead = 512 << 10
+
+// Serve serves the API on the listener until ctx or the store ends, and then
+// closes it.
+func Serve(ctx context.Context, api *etcdapi.API, l net.Listener) error {
+	server := grpc.NewServer(
+		grpc.MaxRecvMsgSize(api.MaxRequestBytes()+grpcOverhead),
+		grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.MaxConcurrentStreams(math.MaxUint32),
+		grpc.UnaryInterceptor(fromHeader),
+		// As etcd's: clients that ask every ten seconds whether we are still
+		// there are welcome.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
+	)
+	pb.RegisterKVServer(server, &kvServer{api: api})
+	pb.RegisterWatchServer(server, &watchServer{api: api})
+	pb.RegisterLeaseServer(server, &leaseServer{api: api})
+	pb.RegisterMaintenanceServer(server, &maintenanceServer{api: api})
+	pb.RegisterClusterServer(server, &clusterServer{api: api, url: clientURL(l.Addr())})
+	pb.RegisterAuthServer(server, pb.UnimplementedAuthServer{})
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(api.Closing(), cancel)()
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		server.Stop() // waits for its handlers
+		close(stopped)
+	})
+	err := server.Serve(l)
+	if !stop() {
+		<-stopped
+	}
+	if err != nil && !errors.Is(err, grpc.ErrServerStopped) && ctx.Err() == nil {
+		return fmt.Errorf("raftstore: serve etcd's API on %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+func clientURL(a net.Addr) string {
+	if a.Network() == "unix" {
+		return "unix://" + a.String()
+	}
+	return "http://" + a.String()
+}
+
+// termHeader is the metadata by which a client says what fence.WithTerm says.
+const termHeader = "coracle-term"
+
+func fromHeader(ctx context.Context, r any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	if values := metadata.ValueFromIncomingContext(ctx, termHeader); len(values) > 0 {
+		term, err := strconv.ParseUint(values[0], 10, 64)
+		if err != nil || term == 0 {
+			return nil, status.Errorf(codes.InvalidArgument, "raftstore: %s is not a term: %q", termHeader, values[0])
+		}
+		ctx = fence.WithTerm(ctx, term)
+	}
+	return handle(ctx, r)
+}
