@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # Building, testing and checking coracle. `make help` lists the targets.
 
+# These need no Go, or install it first.
+WITHOUT_GO := help deps test shellcheck clean
+ifneq ($(filter-out $(WITHOUT_GO),$(or $(MAKECMDGOALS),build)),)
 GO ?= $(shell packaging/go.sh)
 ifeq ($(GO),)
 $(error no Go: see the message above)
 endif
-ARCH ?= $(shell $(GO) env GOHOSTARCH)
+export PATH := $(dir $(GO)):$(PATH)
+endif
+ARCH ?= $(if $(GO),$(shell $(GO) env GOHOSTARCH))
 BUILD := build
 
 # The same tags and settings everywhere, so that packages are compiled once for building and testing.
@@ -13,7 +18,6 @@ TAGS := no_btrfs no_zfs no_devmapper grpcnotrace
 export CGO_ENABLED := 0
 # For programs that tests build; and the same Go for them.
 export GOFLAGS := -buildvcs=false
-export PATH := $(dir $(GO)):$(PATH)
 GOBUILD := $(GO) build -tags '$(TAGS)'
 
 # Version: upstream's with +coracle behind it; a tag such as v1.37.0+coracle1 names a release.
@@ -31,10 +35,10 @@ COMMIT_X := $(call set,gitCommit=$(COMMIT)) $(call set,gitTreeState=$(TREE)) $(c
 
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME ?= 10s
-SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh)
+SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps release install test unit e2e install-test chaos race bench bench-store powercut fuzz lint verify fmt vet imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps release install test unit e2e install-test play chaos race bench bench-store powercut fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,28 +64,40 @@ release: ## dist/: binaries for amd64 and arm64, and their checksums
 install: ## build and install on this machine (root)
 	./install.sh
 
-# Tests run with -vet=off: make vet looks at everything once, and vetting 3,000 dependencies anew takes ten minutes.
-test: build unit e2e install-test chaos ## everything that has to pass: build, go test ./..., end to end
+# Tests run with -vet=off: make lint looks at everything once, and vetting 3,000 dependencies anew takes ten minutes.
+GOTEST = $(GO) run ./test/report $(GO) test -json -vet=off
+E2E = CORACLE_BIN=$(CURDIR)/bin/coracle $(GOTEST) -count=1 -p 1 -tags '$(TAGS) e2e'
 
-unit: ## go test ./...
-	$(GO) test -vet=off -p 2 -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./...
+# What make test promises its tests: one that misses any of this fails, where it is skipped otherwise.
+PROMISED := root,carried,loop-device,systemd
+
+test: ## everything that has to pass: installs what is missing, builds, go test ./..., end to end (root)
+	@[ "$$(id -u)" = 0 ] || { echo 'error: tests make namespaces, mounts and containers of their own, which takes root: sudo make test. Without root: make unit' >&2; exit 1; }
+	@packaging/deps.sh build test
+	@CORACLE_TEST_REQUIRE=$(PROMISED)$$(command -v linux.uml >/dev/null && echo ,user-mode-linux) packaging/steps.sh build unit e2e install-test chaos
+
+unit: ## go test ./...; tests that need root are left out without it
+	@$(GOTEST) -p 2 -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./...
 
 e2e: build ## real kubectl against a real server, in namespaces of its own (root)
-	CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) test -vet=off -count=1 -p 1 -timeout 40m -tags '$(TAGS) e2e' ./test/e2e/...
+	@$(E2E) -timeout 40m ./test/e2e/...
 
 install-test: build ## install, install again, uninstall; the host is as before (root)
-	CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) test -vet=off -count=1 -p 1 -timeout 20m -tags '$(TAGS) e2e' ./test/install/...
+	@$(E2E) -timeout 20m ./test/install/...
+
+play: build ## a cluster from this tree in namespaces of its own, with a shell in it; CMD='kubectl get nodes' runs that instead (root)
+	@CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) run -tags '$(TAGS)' ./test/play $(if $(CMD),-c '$(subst ','\'',$(CMD))')
 
 DURATION ?= 75s
 
 chaos: ## the store's promises on real servers under faults, for DURATION, from SEED (root)
-	CORACLE_CHAOS_DURATION=$(DURATION) CORACLE_CHAOS_SEED=$(SEED) $(GO) test -vet=off -v -count=1 -timeout 24h -tags '$(TAGS) e2e' ./test/chaos
+	@CORACLE_CHAOS_DURATION=$(DURATION) CORACLE_CHAOS_SEED=$(SEED) $(GO) run ./test/report -v $(GO) test -json -vet=off -count=1 -timeout 24h -tags '$(TAGS) e2e' ./test/chaos
 
 # Packages with concurrency of their own; everything would be all of Kubernetes once more.
 RACE ?= ./raftstore/... ./cni/... ./dns/... ./proxy/... ./internal/... ./agent/images/... ./cmd/coracle-helper/... ./cmd/coracle-tools/...
 
 race: ## go test -race of the packages with concurrency of their own (needs gcc)
-	CGO_ENABLED=1 $(GO) test -race -p 2 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(RACE)
+	@CGO_ENABLED=1 $(GO) run ./test/report $(GO) test -json -race -vet=off -p 2 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(RACE)
 
 bench: build ## footprint, start-up, pod start and write rates, beside upstream (root); see also bench-store
 	CORACLE_BIN=$(CURDIR)/bin/coracle test/bench/run.sh
@@ -105,12 +121,14 @@ fuzz: ## each fuzz test for FUZZTIME
 	    echo "$$name in $$(dirname "$$f")"; (cd "$$(dirname "$$f")" && $(GO) test -tags '$(TAGS)' -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) .); \
 	  done; done
 
-verify: fmt vet lint imports docs-check shellcheck cross ## what has to be clean before a merge
+verify: ## what has to be clean before a merge
+	@packaging/deps.sh build lint
+	@packaging/steps.sh fmt shellcheck tidy imports docs-check lint cross
 
 fmt: ## every file is gofmt'ed
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs $(dir $(GO))gofmt -l); [ -z "$$bad" ] || { echo "not gofmt'ed:"; echo "$$bad"; exit 1; }
 
-vet: ## go vet ./...
+vet: ## go vet ./...; golangci-lint does the same and more
 	$(GO) vet -tags '$(TAGS) e2e bench' ./...
 
 lint: ## golangci-lint at its pinned version
@@ -118,13 +136,16 @@ lint: ## golangci-lint at its pinned version
 comma := ,
 
 imports: ## the folders depend on one another as imports_test.go allows
-	$(GO) test -tags '$(TAGS)' -run TestImports .
+	$(GO) test -vet=off -tags '$(TAGS)' -run TestImports .
 
 docs: ## write the generated pages
 	$(GO) run -tags '$(TAGS)' ./cmd/coracle/gendocs docs/configuration.md
 
 docs-check: docs ## the generated pages are up to date
 	@git diff --exit-code --stat -- docs || { echo "generated pages differ from what is committed: commit what make docs wrote"; exit 1; }
+
+tidy: ## go.mod and go.sum hold what is needed and nothing else
+	@$(GO) mod tidy -diff || { echo 'go.mod or go.sum is not tidy: run go mod tidy'; exit 1; }
 
 shellcheck: ## the shell scripts
 	shellcheck -x $(SHELL_SCRIPTS)

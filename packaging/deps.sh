@@ -32,7 +32,7 @@ packages() {
           amd64) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross ;;
           arm64) echo gcc-x86-64-linux-gnu libc6-dev-amd64-cross ;;
         esac ;;
-      test) echo iproute2 busybox-static util-linux procps e2fsprogs; user_mode_linux ;;
+      test) echo iproute2 busybox-static util-linux mount procps e2fsprogs curl systemd; user_mode_linux ;;
       lint) echo shellcheck ;;
       *) echo "deps.sh: unknown group $group" >&2; exit 2 ;;
     esac

@@ -34,6 +34,15 @@ func (s *Server) Namespace(t testing.TB, name string) *Kube {
 	return k
 }
 
+// TryKubectlFrom runs kubectl on another machine of the site, with the admin's credentials, against this server.
+func (s *Server) TryKubectlFrom(m *Machine, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	to := []string{"kubectl", "--kubeconfig", s.Kubeconfig, "--server", fmt.Sprintf("https://%s:6443", s.IP), "--request-timeout", "5s"}
+	out, err := Output(m.Command(ctx, m.Coracle(), append(to, args...)...))
+	return trim(out), err
+}
+
 func (k *Kube) args(args []string) []string {
 	if k.NS == "" {
 		return args

@@ -16,18 +16,26 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // initEnv marks a re-executed test binary that is to be the first process of a machine.
 const initEnv = "CORACLE_TEST_MACHINE_INIT"
 
-// Main runs the tests, or, when this process was started to be a machine's first process, reaps orphans until it
-// is killed. Call it from TestMain.
+// Main runs the tests, or is FirstProcess. Call it from TestMain.
 func Main(m *testing.M) {
+	FirstProcess()
+	code := m.Run()
+	removeBox()
+	os.Exit(code)
+}
+
+// FirstProcess returns, unless this process was started to be a machine's first one: then it reaps orphans until it is
+// killed. A program that makes machines calls it before anything else.
+func FirstProcess() {
 	if os.Getenv(initEnv) == "" {
-		code := m.Run()
-		removeBox()
-		os.Exit(code)
+		return
 	}
 	fmt.Println("ready")
 	for {
@@ -269,20 +277,8 @@ func children(pid int) []int {
 	return out
 }
 
-// Eventually calls f until it returns nil and fails the test with its last error after the given time.
+// Eventually is testenv's.
 func Eventually(t testing.TB, within time.Duration, what string, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(within)
-	pause := 20 * time.Millisecond
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within %v: %v", what, within, err)
-		}
-		time.Sleep(pause) // between two looks at a condition
-		pause = min(pause*2, 500*time.Millisecond)
-	}
+	testenv.Eventually(t, within, what, f)
 }

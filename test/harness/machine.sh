@@ -57,7 +57,7 @@ done
 count=0
 printf '%s\n' "$list" | while IFS= read -r path; do
   count=$((count + 1))
-  if [ ! "$path" -ef "/run/held/$count" ]; then
+  if [ "$(stat -c %d:%i "$path" 2>&1)" != "$(stat -c %d:%i "/run/held/$count")" ]; then # it is covered
     mkdir -p "$path"
     mount --bind "/run/held/$count" "$path"
   fi

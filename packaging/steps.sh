@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Runs targets of the Makefile one after the other, stops at the first that fails, and prints how long each took and
+# which tests ran. A script that runs several makes sets CORACLE_STEPS to a file: then all of them write to that one, and
+# the script prints it: steps.sh --print FILE.
+#
+#   steps.sh TARGET...
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+print() {
+  echo
+  echo 'step              minutes  result'
+  awk -F '\t' '{ printf "%-16s  %7.1f  %s\n", $1, $2 / 60, $3; sum += $2 } END { printf "%-16s  %7.1f\n", "all", sum / 60 }' "$1"
+}
+
+if [ "${1:-}" = --print ]; then print "$2"; exit; fi
+
+steps=${CORACLE_STEPS:-}
+if [ -z "$steps" ]; then
+  steps=$(mktemp)
+  trap 'print "$steps"; rm -f "$steps"' EXIT
+fi
+note=$(mktemp)
+for target in "$@"; do
+  echo "==== make $target"
+  start=$SECONDS result=ok code=0
+  : > "$note"
+  CORACLE_STEPS='' CORACLE_TEST_NOTE=$note make --no-print-directory "$target" || { code=$?; result=FAILED; }
+  printf '%s\t%s\t%s\n' "$target" $((SECONDS - start)) "$result$(sed 's/^/, /' "$note" | tr -d '\n')" >> "$steps"
+  [ "$code" = 0 ] || break
+done
+rm -f "$note"
+exit "$code"

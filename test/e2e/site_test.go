@@ -1,0 +1,152 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// TestLinks: what one machine hears of another one is what the site's links let through, each way by itself.
+func TestLinks(t *testing.T) {
+	site := harness.NewSite(t)
+	a, b := site.NewMachine(), site.NewMachine()
+	const datagrams = 1000
+	for _, tt := range []struct {
+		name        string
+		fault       func()
+		least, most int // datagrams that arrive from a at b
+		wayBack     bool
+	}{
+		{name: "whole", fault: func() {}, least: datagrams, most: datagrams, wayBack: true},
+		{name: "cut one way", fault: func() { site.Cut(a, b) }, wayBack: true},
+		{name: "cut the other way", fault: func() { site.Cut(b, a) }, least: datagrams, most: datagrams},
+		{name: "split", fault: func() { site.Split(a, b) }},
+		{name: "half is lost", fault: func() { site.Lose(a, b, 50) }, least: datagrams / 4, most: datagrams * 3 / 4, wayBack: true},
+		// A burst of 64 KiB passes, of 1000 frames of a little over 1000 bytes.
+		{name: "slow", fault: func() { site.Slow(a, b, 1000) }, least: 30, most: 200, wayBack: true},
+		{name: "healed", fault: func() {}, least: datagrams, most: datagrams, wayBack: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			site.Heal()
+			send(t, a, b, 1) // so that the link addresses are known
+			send(t, b, a, 1)
+			tt.fault()
+			// A few frames of the kernel's own may come on top.
+			if got := send(t, a, b, datagrams); got < tt.least || got > tt.most+10 {
+				t.Errorf("%d of %d datagrams arrived, want %d to %d", got, datagrams, tt.least, tt.most)
+			}
+			back := 0
+			if tt.wayBack {
+				back = datagrams
+			}
+			if got := send(t, b, a, datagrams); got < back || got > back+10 {
+				t.Errorf("on the way back %d of %d arrived, want %d", got, datagrams, back)
+			}
+		})
+	}
+}
+
+// send sends datagrams of 1000 bytes to a port where nobody listens and returns how many frames arrived.
+func send(t *testing.T, from, to *harness.Machine, count int) int {
+	t.Helper()
+	before := received(t, to)
+	script := fmt.Sprintf(`text=$(printf %%01000d 0); for ((i = 0; i < %d; i++)); do printf "$text" > /dev/udp/%s/9 || true; done`, count, to.IP)
+	if out, err := from.Run("bash", "-c", script); err != nil && !strings.Contains(err.Error(), "Connection refused") {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return received(t, to) - before
+}
+
+// received counts large frames only: it divides bytes, which leaves out the kernel's own small ones.
+func received(t *testing.T, m *harness.Machine) int {
+	t.Helper()
+	out, err := m.Run("cat", "/sys/class/net/eth0/statistics/rx_bytes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(out))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n / (1000 + 8 + 20 + 14)
+}
+
+// TestTwoMachines: each machine runs a cluster of its own, and kubectl reaches either from either, as long as the link
+// between them is whole.
+func TestTwoMachines(t *testing.T) {
+	site := harness.NewSite(t)
+	a, b := site.NewMachine(), site.NewMachine()
+	servers := []*harness.Server{a.NewServer("--disable-agent"), b.NewServer("--disable-agent")}
+	for _, s := range servers {
+		s.Start()
+	}
+	for i, s := range servers {
+		waitAPI(s)
+		s.Kubectl("create", "configmap", fmt.Sprintf("of-machine-%d", i+1))
+	}
+	look := func(s *harness.Server, from *harness.Machine) error {
+		out, err := s.TryKubectlFrom(from, "get", "configmaps", "-n", "default", "-o", "name")
+		if want := fmt.Sprintf("of-machine-%d", s.Number); err == nil && !strings.Contains(out, want) {
+			err = fmt.Errorf("no %s in %s", want, out)
+		}
+		return err
+	}
+	all := func() error {
+		return errors.Join(look(servers[0], a), look(servers[0], b), look(servers[1], a), look(servers[1], b))
+	}
+	if err := all(); err != nil {
+		t.Fatal(err)
+	}
+	site.Cut(a, b)
+	if look(servers[0], b) == nil || look(servers[1], a) == nil {
+		t.Error("an answer came over a link that is cut")
+	}
+	if err := errors.Join(look(servers[0], a), look(servers[1], b)); err != nil {
+		t.Errorf("a server's own machine: %v", err)
+	}
+	site.Heal()
+	harness.Eventually(t, soon, "the healed link carries again", all)
+}
+
+// TestPlay: make play's program runs a command on a cluster and leaves nothing behind.
+func TestPlay(t *testing.T) {
+	dir := t.TempDir()
+	program, scratch := filepath.Join(dir, "play"), filepath.Join(dir, "scratch")
+	if out, err := exec.Command("go", "build", "-tags", "no_btrfs no_zfs no_devmapper grpcnotrace", "-o", program, "../play").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if err := os.Mkdir(scratch, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c := exec.CommandContext(context.WithoutCancel(t.Context()), program, "-c", "kubectl get nodes; ctr version >&2; exit 7")
+	c.Env = append(os.Environ(), "CORACLE_TEST_DIR="+scratch, "TMPDIR="+scratch)
+	var said strings.Builder
+	c.Stderr = &said
+	out, err := c.Output()
+	if err == nil || c.ProcessState.ExitCode() != 7 {
+		t.Errorf("exit code %d, want the command's 7: %v\n%s", c.ProcessState.ExitCode(), err, said.String())
+	}
+	says(t, string(out), "node-1", "Ready")
+	left, err := os.ReadDir(scratch)
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind in its folder: %v, %v", left, err)
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		groups, err := filepath.Glob(fmt.Sprintf("%scoracle-e2e-%d-*", pattern, c.Process.Pid))
+		if err != nil || len(groups) > 0 {
+			t.Errorf("left behind: %v, %v", groups, err)
+		}
+	}
+}

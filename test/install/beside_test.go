@@ -1,0 +1,96 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package install
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// TestBesideCluster: on a machine where coracle is installed and runs, the tests neither notice the cluster nor touch
+// it. A machine plays the contributor's, and another run of this program on it installs and uninstalls.
+func TestBesideCluster(t *testing.T) {
+	h := newHost(t)
+	h.must("mkdir", "-p", "/var/lib/coracle/images")
+	harness.WriteBoxImage(t, filepath.Join(h.Dir, "places/var/lib/coracle/images/box.tar"))
+	h.mustInstall(nil, "--node-name", "board-1")
+	h.write(filepath.Join(h.Dir, "web.yaml"), workload)
+	h.must("kubectl", "apply", "-f", filepath.Join(h.Dir, "web.yaml"))
+	h.must("kubectl", "rollout", "status", "deployment/web", "--timeout=120s")
+	h.awaitAnswer()
+	if mounts := h.must("cat", "/proc/self/mounts"); !strings.Contains(mounts, " /run/coracle/") || !strings.Contains(mounts, " /var/lib/kubelet/") {
+		t.Fatalf("the cluster has no mounts to be noticed:\n%s", mounts)
+	}
+	containers, pid := h.containers(), h.pid()
+	before := h.cluster()
+
+	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
+	defer cancel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := h.Command(ctx, "sh", "-c", `cd "$1" && exec "$2" -test.v -test.count=1 -test.run "$3"`, "inner", source, self, "^TestInstallAndUninstall$")
+	c.Env = append(c.Env, "PATH="+os.Getenv("PATH"), "CORACLE_BIN="+h.Coracle(), innerEnv+"=1", "TMPDIR="+filepath.Join(h.Dir, "inner"))
+	if err := os.Mkdir(filepath.Join(h.Dir, "inner"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c.WaitDelay = 5 * time.Second
+	out, err := c.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestInstallAndUninstall") {
+		t.Errorf("a test beside the cluster: %v\n%s", err, out)
+	}
+
+	h.awaitAnswer()
+	if now := h.containers(); now != containers {
+		t.Errorf("containers were\n%s\nand are\n%s", containers, now)
+	}
+	if now := h.pid(); now != pid {
+		t.Errorf("coracle was process %s and is %s", pid, now)
+	}
+	if d := before.difference(h.cluster()); d != "" {
+		t.Errorf("the cluster's machine has changed:\n%s", d)
+	}
+	h.must("coracle-uninstall")
+}
+
+// cluster is what of the machine's state is not subject to the cluster's own work.
+func (h *host) cluster() state {
+	all := h.state()
+	return state{
+		"mounts": all["mounts"], "devices": all["devices"], "addresses": all["addresses"], "routes": all["routes"],
+		"netns": all["netns"], "ports": all["ports"], "cgroups": all["cgroups"],
+		"files": lines(h.must("sh", "-c", "find /etc /usr/local/bin /opt /root -xdev; find /var/lib /run -maxdepth 2")),
+	}
+}
+
+// innerEnv is set where TestBesideCluster runs this program.
+const innerEnv = "CORACLE_TEST_BESIDE"
+
+// TestInstallAndUninstall is what TestBesideCluster runs: a short life of an installation, with pods.
+func TestInstallAndUninstall(t *testing.T) {
+	if os.Getenv(innerEnv) == "" {
+		t.Skip("TestBesideCluster runs this, beside a cluster; TestInstall does all of it and more")
+	}
+	h := newHost(t)
+	before := h.state()
+	h.must("mkdir", "-p", "/var/lib/coracle/images")
+	harness.WriteBoxImage(t, filepath.Join(h.Dir, "places/var/lib/coracle/images/box.tar"))
+	h.mustInstall(nil, "--node-name", "board-2")
+	h.must("kubectl", "run", "box", "--image="+harness.BoxImage, "--image-pull-policy=Never", "--", "sleep", "3600")
+	h.must("kubectl", "wait", "pod/box", "--for=condition=Ready", "--timeout=120s")
+	t.Log(h.must("coracle-uninstall"))
+	h.awaitState(before)
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command play brings up a cluster in namespaces of its own, as the end-to-end tests do, and runs a shell in it:
+//
+//	make play                            a shell
+//	make play CMD='kubectl get nodes'    one command, without a terminal; its exit code is play's
+//
+// The shell runs on the cluster's machine: kubectl and ctr are the cluster's, and the machine's network, processes and
+// mounts are what one sees. When the shell ends, everything goes: nothing of it was ever on the host. It needs root.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+func main() {
+	harness.FirstProcess()
+	command := flag.String("c", "", "a command for the shell; without one it is interactive")
+	flag.Parse()
+	// An interrupt is for what runs in the shell; play goes on to tidy up.
+	signal.Notify(make(chan os.Signal, 1), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	code := 1
+	if !harness.Alone(func(t testing.TB) { code = play(t, *command, flag.Args()) }) && code == 0 {
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// play returns the shell's exit code.
+func play(t testing.TB, command string, serverArgs []string) int {
+	m := harness.NewMachine(t)
+	s := m.NewServer(serverArgs...)
+	images := filepath.Join(s.DataDir, "images")
+	if err := os.MkdirAll(images, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	harness.WriteBoxImage(t, filepath.Join(images, "box.tar.gz"))
+	fmt.Fprintln(os.Stderr, "starting a cluster of one node")
+	s.Start()
+	s.WaitReady()
+	bin := filepath.Join(m.Dir, "bin")
+	if err := os.Mkdir(bin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"coracle", "kubectl", "ctr"} {
+		if err := os.Symlink(m.Coracle(), filepath.Join(bin, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.Env = append(m.Env, "KUBECONFIG="+s.Kubeconfig, "PATH="+bin+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"PS1=coracle play# ", "TERM="+os.Getenv("TERM"))
+	shell := m.Command(context.Background(), "sh", "-c", command)
+	if command == "" {
+		fmt.Fprintf(os.Stderr, `The node is Ready. kubectl and ctr work, coracle's settings are in its log: %s
+There is one image: kubectl run box --image=%s --image-pull-policy=Never -- sleep 3600
+"exit" ends the cluster and removes all of it.
+`, s.Log, harness.BoxImage)
+		shell = m.Command(context.Background(), "sh", "-i")
+	}
+	shell.Stdin, shell.Stdout, shell.Stderr = os.Stdin, os.Stdout, os.Stderr
+	err := shell.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return 0
+}

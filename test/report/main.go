@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command report runs `go test -json …` and prints what a reader wants: a line for each package, everything that a failed
+// test said, each skipped test with its reason, and how many tests ran. It fails when the command does, and when no
+// test ran.
+//
+//	report [-v] go test -json ./...
+//
+// With -v every line is printed as it comes. CORACLE_TEST_NOTE names a file that the last line goes to as well.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"time"
+)
+
+// event is one line of test2json (go doc test2json).
+type event struct {
+	Action      string
+	Package     string
+	Test        string
+	Output      string
+	Elapsed     float64
+	ImportPath  string // build-output, build-fail
+	FailedBuild string
+}
+
+// counter reads events and remembers what a report needs.
+type counter struct {
+	out     io.Writer
+	verbose bool
+
+	passed, failed, skipped, packages, failedPackages int
+	output                                            map[string][]string // package and test → what it said, until it ends
+	skips                                             []string
+}
+
+func main() {
+	verbose := flag.Bool("v", false, "print every line as it comes")
+	flag.Parse()
+	os.Exit(run(*verbose, flag.Args()))
+}
+
+func run(verbose bool, args []string) int {
+	start := time.Now()
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "report:", err)
+		return 1
+	}
+	c := &counter{out: os.Stdout, verbose: verbose, output: map[string][]string{}}
+	readErr := c.read(out)
+	err = cmd.Wait()
+	fmt.Printf("%s, %v\n", c.summary(), time.Since(start).Round(time.Second))
+	if note := os.Getenv("CORACLE_TEST_NOTE"); note != "" {
+		if err := os.WriteFile(note, []byte(c.verdict()+"\n"), 0o644); err != nil {
+			fmt.Fprintln(os.Stderr, "report:", err)
+			return 1
+		}
+	}
+	switch {
+	case err != nil || readErr != nil || c.failed+c.failedPackages > 0:
+		fmt.Fprintln(os.Stderr, "report: the tests failed:", err, readErr)
+		return 1
+	case c.passed == 0:
+		fmt.Fprintln(os.Stderr, "report: no test ran")
+		return 1
+	}
+	return 0
+}
+
+// read takes in events until the command ends.
+func (c *counter) read(r io.Reader) error {
+	lines := bufio.NewReader(r)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if len(line) > 0 {
+			var e event
+			if json.Unmarshal(line, &e) == nil {
+				c.take(e)
+			} else {
+				fmt.Fprint(c.out, string(line)) // not from a test: go's own words
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (c *counter) take(e event) {
+	key := e.Package + " " + e.Test
+	switch e.Action {
+	case "build-output":
+		fmt.Fprint(c.out, e.Output)
+	case "output":
+		if c.verbose {
+			fmt.Fprint(c.out, e.Output)
+		}
+		c.output[key] = append(c.output[key], e.Output)
+	case "pass", "fail", "skip":
+		if e.Test == "" {
+			c.endPackage(e)
+		} else {
+			c.endTest(e)
+		}
+		delete(c.output, key)
+	}
+}
+
+func (c *counter) endTest(e event) {
+	said := c.output[e.Package+" "+e.Test]
+	switch e.Action {
+	case "pass":
+		c.passed++
+	case "fail":
+		c.failed++
+		if !c.verbose {
+			fmt.Fprint(c.out, strings.Join(said, ""))
+		}
+	case "skip":
+		c.skipped++
+		c.skips = append(c.skips, fmt.Sprintf("skipped: %s %s: %s", path.Base(e.Package), e.Test, reason(said)))
+	}
+}
+
+// reason is what a skipped test said, without the lines that every test prints.
+func reason(said []string) string {
+	said = slices.DeleteFunc(slices.Clone(said), func(line string) bool {
+		line = strings.TrimSpace(line)
+		return strings.HasPrefix(line, "===") || strings.HasPrefix(line, "--- SKIP")
+	})
+	return strings.TrimSpace(strings.Join(said, ""))
+}
+
+func (c *counter) endPackage(e event) {
+	said := c.output[e.Package+" "]
+	if e.Action == "skip" { // it has no tests
+		return
+	}
+	c.packages++
+	if e.Action == "fail" {
+		c.failedPackages++
+		if !c.verbose {
+			fmt.Fprint(c.out, strings.Join(said, ""))
+		}
+	}
+	cached := ""
+	if slices.ContainsFunc(said, func(s string) bool { return strings.HasSuffix(strings.TrimSpace(s), "(cached)") }) {
+		cached = ", as before (cached)"
+	}
+	fmt.Fprintf(c.out, "%-4s %s %.1f s%s\n", e.Action, e.Package, e.Elapsed, cached)
+}
+
+func (c *counter) verdict() string {
+	return fmt.Sprintf("%d tests passed, %d failed, %d skipped in %d packages", c.passed, c.failed, c.skipped, c.packages)
+}
+
+func (c *counter) summary() string { return strings.Join(append(c.skips, c.verdict()), "\n") }

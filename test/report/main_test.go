@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// stream is what `go test -json` says about a package with a test of each kind.
+const stream = `{"Action":"start","Package":"m/p"}
+{"Action":"run","Package":"m/p","Test":"TestGood"}
+{"Action":"output","Package":"m/p","Test":"TestGood","Output":"=== RUN   TestGood\n"}
+{"Action":"output","Package":"m/p","Test":"TestGood","Output":"    a_test.go:5: chatter\n"}
+{"Action":"pass","Package":"m/p","Test":"TestGood","Elapsed":0}
+{"Action":"output","Package":"m/p","Test":"TestBad","Output":"    a_test.go:9: it broke\n"}
+{"Action":"fail","Package":"m/p","Test":"TestBad","Elapsed":0}
+{"Action":"output","Package":"m/p","Test":"TestNot","Output":"=== RUN   TestNot\n"}
+{"Action":"output","Package":"m/p","Test":"TestNot","Output":"    a_test.go:12: needs a moon\n"}
+{"Action":"output","Package":"m/p","Test":"TestNot","Output":"--- SKIP: TestNot (0.00s)\n"}
+{"Action":"skip","Package":"m/p","Test":"TestNot","Elapsed":0}
+{"Action":"fail","Package":"m/p","Elapsed":1.5}
+{"Action":"skip","Package":"m/empty","Elapsed":0}
+`
+
+func TestRead(t *testing.T) {
+	var out strings.Builder
+	c := &counter{out: &out, output: map[string][]string{}}
+	if err := c.read(strings.NewReader(stream)); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"it broke", "fail m/p 1.5 s"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in:\n%s", want, out.String())
+		}
+	}
+	if strings.Contains(out.String(), "chatter") {
+		t.Errorf("what a good test said is printed:\n%s", out.String())
+	}
+	want := "skipped: p TestNot: a_test.go:12: needs a moon\n1 tests passed, 1 failed, 1 skipped in 1 packages"
+	if got := c.summary(); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestRun: a command that fails, and one without tests, make the report fail; the note says what ran.
+func TestRun(t *testing.T) {
+	note := filepath.Join(t.TempDir(), "note")
+	t.Setenv("CORACLE_TEST_NOTE", note)
+	const good = `{"Action":"pass","Package":"m/p","Test":"T"}`
+	for script, want := range map[string]int{
+		"echo '" + good + "'":         0,
+		"echo '" + good + "'; exit 3": 1,
+		"true":                        1,
+		`echo '{"Action":"fail","Package":"m/p","Test":"T"}'`: 1,
+	} {
+		if got := run(false, []string{"sh", "-c", script}); got != want {
+			t.Errorf("%s: got %d, want %d", script, got, want)
+		}
+	}
+	if got, err := os.ReadFile(note); err != nil || !strings.Contains(string(got), "tests passed") {
+		t.Errorf("the note is %q, %v", got, err)
+	}
+}
