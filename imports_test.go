@@ -22,7 +22,6 @@ var allowed = map[string]map[string]string{
 		"server": "`coracle server` runs one",
 		"agent":  "`coracle server` and `coracle agent` run one",
 		"cni":    "the helper program is the CNI plugin; uninstalling removes what the pod network made",
-		"proxy":  "uninstalling removes the Service rules",
 	},
 	"server": {
 		"raftstore":   "the API server's only database",

@@ -15,6 +15,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/dns"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/proxy"
 )
@@ -23,19 +24,22 @@ import (
 // cannot read Services; the first two share one set of informers.
 type network struct {
 	o         Options
-	informers *proxy.Informers
+	informers *netinformers.Informers
 	pods      *cni.Server
-	services  proxy.Backend // nil when left to another proxy
-	names     *dns.Server   // nil when there is no cluster DNS
+	services  *proxy.Proxy // nil when left to another proxy
+	names     *dns.Server  // nil when there is no cluster DNS
 }
 
 func newNetwork(ctx context.Context, o Options) (*network, error) {
-	client, err := proxy.NewClient(o.NetworkKubeconfig)
+	client, err := netinformers.NewClient(o.NetworkKubeconfig)
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	n := &network{o: o, informers: proxy.NewInformers(client, o.NodeName)}
-	podCIDRs, err := cni.WatchPodCIDRs(n.informers.Core().V1().Nodes(), o.NodeName)
+	n := &network{o: o}
+	if n.informers, err = netinformers.New(netinformers.Options{Client: client, NodeName: o.NodeName, Services: !o.DisableProxy}); err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	podCIDRs, err := cni.WatchPodCIDRs(n.informers.Nodes(), o.NodeName)
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
@@ -47,14 +51,15 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	}); err != nil {
 		return nil, fmt.Errorf("agent: set up the pod network: %w", err)
 	}
-	if !o.DisableProxy {
-		if n.services, err = proxy.NewNFTables(ctx, proxy.Options{
-			NodeName: o.NodeName, NodeIPs: addrs(o.NodeIPs), ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs,
-			NodePortAddresses: o.NodePortAddresses,
-			Informers:         n.informers, Logger: log,
-		}); err != nil {
-			return nil, fmt.Errorf("agent: set up the Service proxy: %w", err)
+	if o.DisableProxy {
+		if err := removeServiceRules(o, p.proxyRecord); err != nil {
+			return nil, err
 		}
+	} else if n.services, err = proxy.New(ctx, proxy.Options{
+		NodeIPs: addrs(o.NodeIPs), ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, NodePortAddresses: o.NodePortAddresses,
+		Informers: n.informers, RecordFile: p.proxyRecord, Logger: log,
+	}); err != nil {
+		return nil, fmt.Errorf("agent: set up the Service proxy: %w", err)
 	}
 	if len(o.ClusterDNS) > 0 {
 		if n.names, err = dns.NewServer(dns.Options{
@@ -65,6 +70,19 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 		}
 	}
 	return n, nil
+}
+
+// removeServiceRules takes away what an earlier run's Service proxy left in the kernel: two proxies that both translate a
+// Service's address would not agree on where a connection goes.
+func removeServiceRules(o Options, record string) error {
+	backend, err := proxy.Remove(record)
+	if err != nil {
+		return fmt.Errorf("agent: leave Services to another proxy: %w", err)
+	}
+	if backend != "" {
+		o.Logger.Info("agent: Services are left to another proxy; the rules that coracle had made for them are removed", "backend", backend)
+	}
+	return nil
 }
 
 // Run runs the parts until ctx is done. The first part that fails ends the others.

@@ -59,7 +59,7 @@ type Options struct {
 	// LeaseDuration: see kubelet.Options.
 	LeaseDuration time.Duration
 	KubeletArgs   []string // name=value
-	// DisableProxy leaves Services to another proxy that the operator installs.
+	// DisableProxy leaves Services to another proxy that the operator installs, and removes what ours left in the kernel.
 	DisableProxy bool
 	// NodePortAddresses are CIDRs of the local addresses that answer on node ports; empty means NodeIPs.
 	NodePortAddresses []string
@@ -78,7 +78,7 @@ type Options struct {
 type paths struct {
 	agent, containerdRoot, containerdState, cniConf, cniState, cniSocket string
 	registries, imageRecord, kubeletRoot, podLogs, dnsImports            string
-	pauseRecord                                                          string
+	pauseRecord, proxyRecord                                             string
 }
 
 func (o Options) paths() paths {
@@ -93,6 +93,7 @@ func (o Options) paths() paths {
 		registries:      filepath.Join(agent, "registries"),
 		imageRecord:     filepath.Join(agent, "images.json"),
 		pauseRecord:     filepath.Join(agent, "pause.json"),
+		proxyRecord:     filepath.Join(o.RunDir, "service-proxy"),
 		dnsImports:      filepath.Join(o.DataDir, "dns"),
 		kubeletRoot:     "/var/lib/kubelet",
 		podLogs:         "/var/log/pods",

@@ -22,6 +22,7 @@ import (
 	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/cni"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/proxy"
 )
@@ -126,12 +127,15 @@ func startNode(t *testing.T, a *api) {
 	})
 	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
 	kubeconfig := a.kubeconfig(t)
-	client, err := proxy.NewClient(kubeconfig)
+	client, err := netinformers.NewClient(kubeconfig)
 	if err != nil {
 		t.Fatal(err)
 	}
-	shared := proxy.NewInformers(client, "n1")
-	podCIDRs, err := cni.WatchPodCIDRs(shared.Core().V1().Nodes(), "n1")
+	shared, err := netinformers.New(netinformers.Options{Client: client, NodeName: "n1", Services: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	podCIDRs, err := cni.WatchPodCIDRs(shared.Nodes(), "n1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,8 +148,9 @@ func startNode(t *testing.T, a *api) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	balancer, err := proxy.NewNFTables(t.Context(), proxy.Options{
-		NodeName: "n1", NodeIPs: node, ClusterCIDRs: cluster, ServiceCIDRs: services, Informers: shared, Logger: log,
+	record := filepath.Join(dir, "service-proxy")
+	balancer, err := proxy.New(t.Context(), proxy.Options{
+		NodeIPs: node, ClusterCIDRs: cluster, ServiceCIDRs: services, Informers: shared, RecordFile: record, Logger: log,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -173,7 +178,7 @@ func startNode(t *testing.T, a *api) {
 		if err := cni.Cleanup(context.Background(), cni.CleanupOptions{}); err != nil {
 			t.Error(err)
 		}
-		if err := proxy.Cleanup(context.Background()); err != nil {
+		if _, err := proxy.Remove(record); err != nil {
 			t.Error(err)
 		}
 	})

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +25,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/klog/v2/ktesting"
 
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 )
 
@@ -40,14 +42,15 @@ type testbed struct {
 	outside *nstest.NS
 	pods    map[string]*nstest.NS // by address
 	client  kubernetes.Interface
-	backend *NFTables
+	proxy   *Proxy
+	record  string
 	stop    func()
 }
 
 func newTestbed(t *testing.T) *testbed {
 	t.Helper()
 	nstest.RequireNFT(t)
-	b := &testbed{outside: nstest.New(t), pods: map[string]*nstest.NS{}}
+	b := &testbed{outside: nstest.New(t), pods: map[string]*nstest.NS{}, record: filepath.Join(t.TempDir(), "service-proxy")}
 	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -76,11 +79,11 @@ func newTestbed(t *testing.T) *testbed {
 	b.start(t)
 	t.Cleanup(func() {
 		b.stop()
-		if err := Cleanup(context.Background()); err != nil {
-			t.Error(err)
+		if name, err := Remove(b.record); err != nil || name != nftablesName {
+			t.Errorf("removed %q, %v", name, err)
 		}
 		if out := nft(t, "list tables"); strings.Contains(out, "kube-proxy") {
-			t.Errorf("Cleanup left tables: %s", out)
+			t.Errorf("Remove left tables: %s", out)
 		}
 	})
 	return b
@@ -89,23 +92,17 @@ func newTestbed(t *testing.T) *testbed {
 func (b *testbed) start(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	shared := NewInformers(b.client, "n1")
-	backend, err := NewNFTables(ctx, Options{
-		NodeName:     "n1",
+	shared, p := newTestProxy(t, ctx, b.client, Options{
 		NodeIPs:      []netip.Addr{netip.MustParseAddr(nodeAddr)},
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
 		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
-		Informers:    shared,
-		Logger:       ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true))),
+		RecordFile:   b.record,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	backend.guard = 100 * time.Millisecond
+	p.guard = 100 * time.Millisecond
 	done := make(chan error, 2)
 	go func() { done <- shared.Run(ctx) }()
-	go func() { done <- backend.Run(ctx) }()
-	b.backend = backend
+	go func() { done <- p.Run(ctx) }()
+	b.proxy = p
 	b.stop = func() {
 		cancel()
 		for range 2 {
@@ -115,6 +112,22 @@ func (b *testbed) start(t *testing.T) {
 		}
 		b.stop = func() {}
 	}
+}
+
+// newTestProxy makes the informers and the proxy; the caller runs both.
+func newTestProxy(t *testing.T, ctx context.Context, client kubernetes.Interface, o Options) (*netinformers.Informers, *Proxy) {
+	t.Helper()
+	shared, err := netinformers.New(netinformers.Options{Client: client, NodeName: "n1", Services: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Informers = shared
+	o.Logger = ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
+	p, err := New(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return shared, p
 }
 
 func (b *testbed) service(t *testing.T, change func(*corev1.Service)) {
@@ -287,10 +300,10 @@ func TestServices(t *testing.T) {
 	b.endpoints(t, "10.42.0.6")
 	reaches(t, a, "endpoint again", clusterIP+":80")
 
-	if h := b.backend.Health(); !h.Synced || h.Err != nil || h.LastDuration == 0 {
+	if h := b.proxy.Health(); !h.Synced || h.Err != nil || h.LastDuration == 0 {
 		t.Errorf("health %+v", h)
 	}
-	t.Logf("a sync with one Service takes %v", b.backend.Health().LastDuration)
+	t.Logf("a sync with one Service takes %v", b.proxy.Health().LastDuration)
 	b.stop()
 	reaches(t, a, "while the agent is down", clusterIP+":80")
 	b.start(t)
@@ -350,21 +363,16 @@ func TestDualStack(t *testing.T) {
 			Ports: []corev1.ServicePort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80}},
 		},
 	})
-	shared := NewInformers(client, "n1")
-	backend, err := NewNFTables(ctx, Options{
-		NodeName:     "n1",
+	record := filepath.Join(t.TempDir(), "service-proxy")
+	shared, p := newTestProxy(t, ctx, client, Options{
 		NodeIPs:      []netip.Addr{netip.MustParseAddr(nodeAddr), netip.MustParseAddr("2001:db8::1")},
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")},
 		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("fd43::/112")},
-		Informers:    shared,
-		Logger:       ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true))),
+		RecordFile:   record,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	done := make(chan error, 2) // one result each
 	go func() { done <- shared.Run(ctx) }()
-	go func() { done <- backend.Run(ctx) }()
+	go func() { done <- p.Run(ctx) }()
 	for table, want := range map[string]string{"ip": clusterIP, "ip6": "fd43::9"} {
 		eventually(t, table, func() error {
 			if out := nft(t, "list ruleset "+table); !strings.Contains(out, want) {
@@ -374,7 +382,7 @@ func TestDualStack(t *testing.T) {
 		})
 	}
 	eventually(t, "health", func() error {
-		if h := backend.Health(); !h.Synced || h.Err != nil {
+		if h := p.Health(); !h.Synced || h.Err != nil {
 			return fmt.Errorf("%+v", h)
 		}
 		return nil
@@ -385,7 +393,7 @@ func TestDualStack(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if err := Cleanup(context.Background()); err != nil {
+	if _, err := Remove(record); err != nil {
 		t.Error(err)
 	}
 }
@@ -400,7 +408,7 @@ func TestFailedSyncIsReported(t *testing.T) {
 	nft(t, "delete table ip kube-proxy; add table ip kube-proxy; add chain ip kube-proxy nat-prerouting { type filter hook input priority 5; }")
 	b.endpoints(t, "10.42.0.6")
 	eventually(t, "the error is told", func() error {
-		if h := b.backend.Health(); h.Err == nil {
+		if h := b.proxy.Health(); h.Err == nil {
 			return fmt.Errorf("health %+v", h)
 		}
 		return nil
@@ -408,7 +416,7 @@ func TestFailedSyncIsReported(t *testing.T) {
 	nft(t, "delete table ip kube-proxy")
 	reaches(t, b.outside, "cluster IP once the obstacle is gone", clusterIP+":80")
 	eventually(t, "the error is gone", func() error {
-		if h := b.backend.Health(); h.Err != nil {
+		if h := b.proxy.Health(); h.Err != nil {
 			return h.Err
 		}
 		return nil
@@ -437,10 +445,14 @@ func TestStopLeavesNoGoroutine(t *testing.T) {
 
 func TestMissingNFTIsSaid(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	_, err := NewNFTables(t.Context(), Options{
-		NodeName: "n1", NodeIPs: []netip.Addr{netip.MustParseAddr(nodeAddr)},
+	shared, err := netinformers.New(netinformers.Options{Client: fake.NewClientset(), NodeName: "n1", Services: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = New(t.Context(), Options{
+		NodeIPs:      []netip.Addr{netip.MustParseAddr(nodeAddr)},
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
-		Informers:    NewInformers(fake.NewClientset(), "n1"),
+		Informers:    shared,
 	})
 	if err == nil || !strings.Contains(err.Error(), "nft") {
 		t.Errorf("got %v, want an error that names nft", err)

@@ -123,7 +123,7 @@ var table = []Setting{
 	{Name: "disable-agent", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
 		Help: "Run no pods on this machine: only the server, without a node"},
 	{Name: "disable-kube-proxy", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
-		Help: "Leave Services to another proxy that you install. The rules that coracle made before go with the next reboot"},
+		Help: "Leave Services to another proxy that you install. The rules that coracle made before are removed at the start"},
 
 	{Name: "kube-apiserver-arg", Commands: ServerCommand, Group: groupArgs, Kind: Args, Holder: "NAME=VALUE",
 		Help: "Flag for the API server"},

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package nfttable asks the kernel few things about its nftables: whether a table is there, and who drops forwarded
-// packets; and it makes empty tables. It speaks netlink, because it is asked every half minute and must not start a
-// program for that. It never touches what is in a table.
+// packets; and it makes empty tables and deletes whole ones. It speaks netlink, because it is asked every half minute and must not start a
+// program for that. It never changes what is in a table.
 package nfttable
 
 import (
@@ -51,6 +51,23 @@ func Ensure(t Table) error {
 	conn.AddTable(&nftables.Table{Family: t.Family, Name: t.Name})
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("making the nftables table %s: %w", t.Name, err)
+	}
+	return nil
+}
+
+// Delete removes the table with all that is in it; a missing one is no error.
+func Delete(t Table) error {
+	ok, err := Exists(t)
+	if err != nil || !ok {
+		return err
+	}
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("opening nftables: %w", err)
+	}
+	conn.DelTable(&nftables.Table{Family: t.Family, Name: t.Name})
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("deleting the nftables table %s: %w", t.Name, err)
 	}
 	return nil
 }

@@ -27,6 +27,18 @@ func TestTables(t *testing.T) {
 	if got, err := Exists(Table{Family: IPv4, Name: "x"}); got || err != nil {
 		t.Errorf("exists in another family: %v, %v", got, err)
 	}
+	if err := Delete(Table{Family: IPv4, Name: "x"}); err != nil {
+		t.Error("deleting what is not there:", err)
+	}
+	if got, err := Exists(table); !got || err != nil {
+		t.Errorf("the table of another family was deleted too: %v, %v", got, err)
+	}
+	if err := Delete(table); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Exists(table); got || err != nil {
+		t.Errorf("exists after deleting: %v, %v", got, err)
+	}
 }
 
 func TestForwardDrops(t *testing.T) {

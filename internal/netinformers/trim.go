@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netinformers
+
+import (
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// trim drops what no network part reads. Each type keeps what is named here, so that a field that upstream adds costs
+// nothing until somebody asks for it. A Service's spec and a policy's are kept whole: all of it is about the network.
+func trim(obj any) (any, error) {
+	switch o := obj.(type) {
+	case *corev1.Service:
+		delete(o.Annotations, corev1.LastAppliedConfigAnnotation)
+		meta := identity(o)
+		meta.Labels, meta.Annotations = o.Labels, o.Annotations
+		return &corev1.Service{ObjectMeta: meta, Spec: o.Spec, Status: corev1.ServiceStatus{LoadBalancer: o.Status.LoadBalancer}}, nil
+	case *discoveryv1.EndpointSlice:
+		meta := identity(o)
+		meta.Labels, meta.Annotations = o.Labels, o.Annotations // when the change was triggered is an annotation
+		return &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: o.AddressType, Ports: o.Ports, Endpoints: endpoints(o.Endpoints)}, nil
+	case *networkingv1.ServiceCIDR:
+		return &networkingv1.ServiceCIDR{ObjectMeta: identity(o), Spec: o.Spec, Status: o.Status}, nil
+	case *corev1.Node:
+		meta := identity(o)
+		meta.Labels = o.Labels
+		return &corev1.Node{
+			ObjectMeta: meta,
+			Spec:       corev1.NodeSpec{PodCIDR: o.Spec.PodCIDR, PodCIDRs: o.Spec.PodCIDRs, Unschedulable: o.Spec.Unschedulable},
+			Status:     corev1.NodeStatus{Addresses: o.Status.Addresses},
+		}, nil
+	case *corev1.Pod:
+		return pod(o), nil
+	case *corev1.Namespace:
+		meta := identity(o)
+		meta.Labels = o.Labels
+		return &corev1.Namespace{ObjectMeta: meta}, nil
+	case *networkingv1.NetworkPolicy:
+		return &networkingv1.NetworkPolicy{ObjectMeta: identity(o), Spec: o.Spec}, nil
+	}
+	return obj, nil // a tombstone
+}
+
+// identity is what a cache needs of every object, and the time of its end.
+func identity(o metav1.Object) metav1.ObjectMeta {
+	return metav1.ObjectMeta{
+		Namespace: o.GetNamespace(), Name: o.GetName(), UID: o.GetUID(), ResourceVersion: o.GetResourceVersion(),
+		DeletionTimestamp: o.GetDeletionTimestamp(),
+	}
+}
+
+func endpoints(all []discoveryv1.Endpoint) []discoveryv1.Endpoint {
+	for i := range all {
+		e := &all[i]
+		all[i] = discoveryv1.Endpoint{Addresses: e.Addresses, Conditions: e.Conditions, NodeName: e.NodeName, Zone: e.Zone, Hints: e.Hints}
+	}
+	return all
+}
+
+// pod keeps what a NetworkPolicy can speak of: labels, addresses, where it runs, and the names of its ports.
+func pod(o *corev1.Pod) *corev1.Pod {
+	meta := identity(o)
+	meta.Labels = o.Labels
+	out := &corev1.Pod{
+		ObjectMeta: meta,
+		Spec:       corev1.PodSpec{NodeName: o.Spec.NodeName, HostNetwork: o.Spec.HostNetwork},
+		Status:     corev1.PodStatus{Phase: o.Status.Phase, PodIP: o.Status.PodIP, PodIPs: o.Status.PodIPs},
+	}
+	for _, c := range slices.Concat(o.Spec.InitContainers, o.Spec.Containers) { // a sidecar is an init container
+		var named []corev1.ContainerPort
+		for _, p := range c.Ports {
+			if p.Name != "" {
+				named = append(named, corev1.ContainerPort{Name: p.Name, ContainerPort: p.ContainerPort, Protocol: p.Protocol})
+			}
+		}
+		if named != nil {
+			out.Spec.Containers = append(out.Spec.Containers, corev1.Container{Ports: named})
+		}
+	}
+	return out
+}

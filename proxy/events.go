@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/kubernetes/pkg/proxy/config"
+)
+
+// subscribe ties the informers to the back end. Upstream's configs lose events between their making and the registration
+// of a handler, so the informers must not run yet.
+func (p *Proxy) subscribe(ctx context.Context) error {
+	informers := p.o.Informers
+	if informers.Running() {
+		return errors.New("proxy: the informers run already: make the proxy first")
+	}
+	from, err := informers.Services()
+	if err != nil {
+		return fmt.Errorf("proxy: %w", err)
+	}
+	e := events{p}
+	services := config.NewServiceConfig(ctx, from.Services, 0)
+	services.RegisterEventHandler(e)
+	slices := config.NewEndpointSliceConfig(ctx, from.EndpointSlices, 0)
+	slices.RegisterEventHandler(e)
+	cidrs := config.NewServiceCIDRConfig(ctx, from.ServiceCIDRs, 0)
+	cidrs.RegisterEventHandler(e)
+	// Not upstream's config for nodes: it takes the labels of whichever node it hears of for this one's.
+	if _, err := informers.Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    e.onNode,
+		UpdateFunc: func(_, obj any) { e.onNode(obj) },
+	}); err != nil {
+		return fmt.Errorf("proxy: watching the node's topology labels: %w", err)
+	}
+	p.sources = []func(stop <-chan struct{}){services.Run, slices.Run, cidrs.Run}
+	return nil
+}
+
+// events takes the informers' events: it passes them to the back end, which only notes them, and wakes the loop.
+type events struct{ p *Proxy }
+
+func (e events) OnServiceAdd(s *corev1.Service) {
+	e.p.backend.OnServiceAdd(s)
+	e.p.trigger()
+}
+
+func (e events) OnServiceUpdate(old, s *corev1.Service) {
+	e.p.backend.OnServiceUpdate(old, s)
+	e.p.trigger()
+}
+
+func (e events) OnServiceDelete(s *corev1.Service) {
+	e.p.backend.OnServiceDelete(s)
+	e.p.trigger()
+}
+
+func (e events) OnServiceSynced() {
+	e.p.mu.Lock()
+	e.p.servicesSynced = true
+	e.p.mu.Unlock()
+	e.p.trigger()
+}
+
+func (e events) OnEndpointSliceAdd(s *discoveryv1.EndpointSlice) {
+	e.p.backend.OnEndpointSliceAdd(s)
+	e.p.trigger()
+}
+
+func (e events) OnEndpointSliceUpdate(old, s *discoveryv1.EndpointSlice) {
+	e.p.backend.OnEndpointSliceUpdate(old, s)
+	e.p.trigger()
+}
+
+func (e events) OnEndpointSliceDelete(s *discoveryv1.EndpointSlice) {
+	e.p.backend.OnEndpointSliceDelete(s)
+	e.p.trigger()
+}
+
+func (e events) OnEndpointSlicesSynced() {
+	e.p.mu.Lock()
+	e.p.slicesSynced = true
+	e.p.mu.Unlock()
+	e.p.trigger()
+}
+
+// onNode passes on this node's zone, the one label that Services' traffic goes by (KEP-2433).
+func (e events) onNode(obj any) {
+	node, ok := obj.(*corev1.Node)
+	if !ok || node.Name != e.p.o.Informers.NodeName() {
+		return
+	}
+	zone, has := node.Labels[corev1.LabelTopologyZone]
+	e.p.mu.Lock()
+	changed := zone != e.p.zone
+	e.p.zone = zone
+	e.p.mu.Unlock()
+	if !changed {
+		return
+	}
+	labels := map[string]string{}
+	if has {
+		labels[corev1.LabelTopologyZone] = zone
+	}
+	e.p.backend.OnTopologyChange(labels)
+	e.wantFullSync()
+}
+
+// OnServiceCIDRsChanged passes on what the API says, once it says something. Only a full sync looks at it.
+func (e events) OnServiceCIDRsChanged(cidrs []string) {
+	e.p.mu.Lock()
+	changed := len(cidrs) > 0 && !equalSets(cidrs, e.p.serviceCIDRs)
+	if changed {
+		e.p.serviceCIDRs = cidrs
+	}
+	e.p.mu.Unlock()
+	if changed {
+		e.p.backend.OnServiceCIDRsChanged(cidrs)
+		e.wantFullSync()
+	}
+}
+
+// wantFullSync comes after the back end was told why: a sync that runs in between must not use the wish up.
+func (e events) wantFullSync() {
+	e.p.mu.Lock()
+	e.p.full = true
+	e.p.mu.Unlock()
+	e.p.trigger()
+}
+
+// equalSets compares without regard to order.
+func equalSets(a, b []string) bool {
+	a, b = slices.Clone(a), slices.Clone(b)
+	slices.Sort(a)
+	slices.Sort(b)
+	return slices.Equal(a, b)
+}

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package proxy is the node's Service data plane: it makes the kernel send packets for Service addresses to endpoints.
+//
+// The front, Proxy, hears the API's events, decides when the kernel is written, and tells how that went; a back end
+// writes one kind of kernel state. New chooses the back end. The package owns that state: for nftables, upstream's tables
+// `kube-proxy` of families ip and ip6. It stays when a Proxy stops, so that a restart of the agent interrupts no Service.
+// The package never touches the pod network or other tables (package cni), and never writes to the API.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/coracle-k8s/coracle/internal/netinformers"
+)
+
+// Options are what a Proxy needs. NodeIPs, ClusterCIDRs and Informers are required.
+type Options struct {
+	// NodeIPs are the node's addresses, at most one per family.
+	NodeIPs []netip.Addr
+	// ClusterCIDRs hold all pods: traffic from elsewhere to a Service is masqueraded. Their families are the ones served.
+	ClusterCIDRs []netip.Prefix
+	// ServiceCIDRs are those the cluster starts with; the API's ServiceCIDR objects add to them.
+	ServiceCIDRs []netip.Prefix
+	// NodePortAddresses are CIDRs of the local addresses that answer on node ports; empty means NodeIPs. As in upstream's
+	// nftables mode, 127.0.0.1 does not answer.
+	NodePortAddresses []string
+	// Informers are the node's shared caches, with Services, which somebody else runs once the Proxy is made.
+	Informers *netinformers.Informers
+	// RecordFile names the back end whose state may be in this host's kernel, for Remove. It belongs on a file system that a
+	// reboot empties, as it empties the kernel. Without it nothing is recorded.
+	RecordFile string
+	// Logger is klog's own when left zero.
+	Logger klog.Logger
+}
+
+// The front's intervals. A back end says in Health how long it takes; nothing here depends on which one it is.
+const (
+	// minPause and maxPause bound the rest after a sync, which is pauseFactor times as long as the sync took: an endpoint's
+	// change reaches the kernel at once, and a storm of them costs a tenth of a core at most.
+	minPause    = 50 * time.Millisecond
+	maxPause    = time.Second
+	pauseFactor = 9
+	// retryPause follows a failed sync.
+	retryPause = 5 * time.Second
+	// fullSyncPeriod rewrites everything, as upstream does.
+	fullSyncPeriod = time.Hour
+	// guardPeriod is how often to look whether somebody removed what the back end made, as a restart of a host firewall does.
+	guardPeriod = 30 * time.Second
+)
+
+// Health is a Proxy's state for people and for readiness checks.
+type Health struct {
+	// Synced says that the kernel has the rules of some complete view of the API.
+	Synced bool
+	// LastSync is when rules were last written, zero when never.
+	LastSync time.Time
+	// LastDuration is how long that took.
+	LastDuration time.Duration
+	// Err is why the last attempt failed, nil when it did not.
+	Err error
+}
+
+// Proxy is the front. Make one with New.
+type Proxy struct {
+	o       Options
+	log     klog.Logger
+	backend backend
+	guard   time.Duration                // guardPeriod, but for tests
+	sources []func(stop <-chan struct{}) // each says when its first list is complete
+	wake    chan struct{}                // one pending wake-up stands for any number of changes
+
+	mu             sync.Mutex
+	servicesSynced bool
+	slicesSynced   bool
+	full           bool // the next sync rewrites everything
+	zone           string
+	serviceCIDRs   []string
+	last           Health
+}
+
+// New chooses a back end, with a line in the log that says which and why, and ties it to the informers. Nothing in the
+// kernel changes yet.
+func New(ctx context.Context, o Options) (*Proxy, error) {
+	if len(o.NodeIPs) == 0 || len(o.ClusterCIDRs) == 0 || o.Informers == nil {
+		return nil, errors.New("proxy: NodeIPs, ClusterCIDRs and Informers are required")
+	}
+	if o.Logger.GetSink() == nil {
+		o.Logger = klog.Background()
+	}
+	log := o.Logger.WithName("proxy")
+	ctx = klog.NewContext(ctx, log)
+	chosen, why, err := choose(ctx, o, candidates)
+	if err != nil {
+		return nil, err
+	}
+	log.Info("Chose the Service proxy's back end", "backend", chosen.name(), "reason", why)
+	return newProxy(ctx, o, chosen)
+}
+
+func newProxy(ctx context.Context, o Options, b backend) (*Proxy, error) {
+	p := &Proxy{o: o, log: klog.FromContext(ctx), backend: b, guard: guardPeriod, wake: make(chan struct{}, 1)}
+	for _, c := range o.ServiceCIDRs {
+		p.serviceCIDRs = append(p.serviceCIDRs, c.Masked().String())
+	}
+	b.OnServiceCIDRsChanged(p.serviceCIDRs)
+	if err := p.subscribe(ctx); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Backend is what status output calls the back end.
+func (p *Proxy) Backend() string { return p.backend.name() }
+
+// Health says how the last attempts to program the kernel went. It is safe at any time.
+func (p *Proxy) Health() Health {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.last
+}
+
+// Run keeps the kernel in step with the API until ctx is done. Kernel state stays. Call it once.
+func (p *Proxy) Run(ctx context.Context) error {
+	if err := record(p.o.RecordFile, p.backend.name()); err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, run := range p.sources {
+		wg.Go(func() { run(ctx.Done()) })
+	}
+	if err := p.backend.prepare(); err != nil {
+		p.log.Error(err, "Services may not be served; the first attempt to write their rules will tell")
+	}
+	next, guard := time.NewTimer(fullSyncPeriod), time.NewTicker(p.guard)
+	defer next.Stop()
+	defer guard.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.wake:
+		case <-next.C:
+		case <-guard.C:
+			if p.intact() {
+				continue
+			}
+		}
+		if !p.complete() {
+			continue
+		}
+		pause := p.sync()
+		if p.Health().Err != nil {
+			next.Reset(retryPause)
+		} else {
+			next.Reset(fullSyncPeriod)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+	}
+}
+
+// complete says whether Services and EndpointSlices have been seen whole: rules of half a view would cut what works.
+func (p *Proxy) complete() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.servicesSynced && p.slicesSynced
+}
+
+// sync has the back end program the kernel and returns how long to rest.
+func (p *Proxy) sync() time.Duration {
+	p.mu.Lock()
+	first, full := !p.last.Synced, p.full
+	p.full = false
+	p.mu.Unlock()
+	start := time.Now()
+	err := p.backend.sync(full)
+	took := time.Since(start)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last.Err = err
+	if err != nil {
+		p.full = p.full || full
+		p.log.Error(err, "Services may be out of date, trying again", "after", retryPause)
+	} else {
+		if first {
+			p.log.Info("Services are served", "backend", p.backend.name(), "took", took)
+		}
+		p.last = Health{Synced: true, LastSync: start.Add(took), LastDuration: took}
+	}
+	if first {
+		return minPause // the first sync makes the tables; what it had no time to see must not wait for that
+	}
+	return min(max(minPause, pauseFactor*took), maxPause)
+}
+
+// intact looks whether the back end's kernel state is there, and asks for a full sync when it is not.
+func (p *Proxy) intact() bool {
+	ok, err := p.backend.intact()
+	if err != nil || ok {
+		return true // an error here says nothing about the state
+	}
+	p.log.Info("What the Service proxy made in the kernel was removed by another program; writing it again", "backend", p.backend.name())
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.full = true
+	return false
+}
+
+func (p *Proxy) trigger() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}

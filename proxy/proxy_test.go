@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/klog/v2/ktesting"
+
+	"github.com/coracle-k8s/coracle/internal/netinformers"
+)
+
+// recorder is a back end that writes down what the front asks of it.
+type recorder struct {
+	backend // the events that no test sends
+	mu      sync.Mutex
+	calls   []string
+	at      []time.Time
+	err     error
+	gone    bool // the kernel state was removed by another program
+	takes   time.Duration
+}
+
+func (r *recorder) note(call string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.calls, r.at = append(r.calls, call), append(r.at, time.Now())
+}
+
+// take returns what was called since the last time.
+func (r *recorder) take() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	calls := r.calls
+	r.calls = nil
+	return strings.Join(calls, ", ")
+}
+
+func (r *recorder) set(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f()
+}
+
+func (r *recorder) name() string                 { return "recorder" }
+func (r *recorder) prepare() error               { return nil }
+func (r *recorder) OnServiceAdd(*corev1.Service) { r.note("service") }
+func (r *recorder) OnTopologyChange(l map[string]string) {
+	r.note("zone " + l[corev1.LabelTopologyZone])
+}
+func (r *recorder) OnServiceCIDRsChanged(cidrs []string)          { r.note("cidrs " + strings.Join(cidrs, " ")) }
+func (r *recorder) OnEndpointSliceAdd(*discoveryv1.EndpointSlice) {}
+
+func (r *recorder) sync(full bool) error {
+	r.note(map[bool]string{false: "sync", true: "full sync"}[full])
+	r.mu.Lock()
+	takes, err := r.takes, r.err
+	r.mu.Unlock()
+	time.Sleep(takes) // of a synctest bubble
+	return err
+}
+
+func (r *recorder) intact() (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	gone := r.gone
+	r.gone = false
+	return !gone, nil
+}
+
+// front runs a Proxy on a recorder in a synctest bubble; events are called by the test.
+func front(t *testing.T, f func(*Proxy, events, *recorder)) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{}
+		informers, err := netinformers.New(netinformers.Options{Client: fake.NewClientset(), NodeName: "n1", Services: true, AllNodes: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := &Proxy{
+			o: Options{Informers: informers}, log: ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true))),
+			backend: r, guard: guardPeriod, wake: make(chan struct{}, 1),
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1) // read when the test is over
+		go func() { done <- p.Run(ctx) }()
+		f(p, events{p}, r)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func want(t *testing.T, r *recorder, what, calls string) {
+	t.Helper()
+	if got := r.take(); got != calls {
+		t.Errorf("%s: the back end was asked for %q, want %q", what, got, calls)
+	}
+}
+
+func TestHalfAViewIsNotWritten(t *testing.T) {
+	front(t, func(_ *Proxy, e events, r *recorder) {
+		e.OnServiceAdd(&corev1.Service{})
+		e.OnServiceSynced()
+		time.Sleep(2 * fullSyncPeriod)
+		want(t, r, "without EndpointSlices", "service")
+		e.OnEndpointSlicesSynced()
+		time.Sleep(time.Second)
+		want(t, r, "with both", "sync")
+	})
+}
+
+func TestManyEventsAreOneSync(t *testing.T) {
+	front(t, func(_ *Proxy, e events, r *recorder) {
+		e.OnServiceSynced()
+		e.OnEndpointSlicesSynced()
+		time.Sleep(time.Second)
+		r.take()
+		r.set(func() { r.takes = 20 * time.Millisecond })
+		e.OnServiceAdd(&corev1.Service{})
+		time.Sleep(time.Millisecond)
+		for range 100 {
+			e.OnServiceAdd(&corev1.Service{})
+		}
+		time.Sleep(time.Minute)
+		if got := strings.Count(r.take(), "sync"); got != 2 {
+			t.Errorf("%d syncs, want one at once and one for what came during it", got)
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if rest := r.at[len(r.at)-1].Sub(r.at[len(r.at)-102]); rest < 200*time.Millisecond {
+			t.Errorf("the second sync came %v after the first: it took 20ms, and nine times that is the rest", rest)
+		}
+	})
+}
+
+func TestFailedSyncIsTriedAgain(t *testing.T) {
+	front(t, func(p *Proxy, e events, r *recorder) {
+		r.set(func() { r.err = errors.New("no") })
+		e.OnServiceSynced()
+		e.OnEndpointSlicesSynced()
+		time.Sleep(retryPause + time.Second)
+		want(t, r, "a sync that fails", "sync, sync")
+		if h := p.Health(); h.Err == nil || h.Synced {
+			t.Errorf("health %+v", h)
+		}
+		r.set(func() { r.err = nil })
+		time.Sleep(retryPause)
+		want(t, r, "cured", "sync")
+		if h := p.Health(); h.Err != nil || !h.Synced || h.LastSync.IsZero() {
+			t.Errorf("health %+v", h)
+		}
+		time.Sleep(fullSyncPeriod / 2)
+		want(t, r, "at rest", "")
+		time.Sleep(fullSyncPeriod)
+		want(t, r, "after an hour", "sync")
+	})
+}
+
+func TestGuardAsksForAFullSync(t *testing.T) {
+	front(t, func(_ *Proxy, e events, r *recorder) {
+		e.OnServiceSynced()
+		e.OnEndpointSlicesSynced()
+		time.Sleep(2*guardPeriod + time.Second) // from here on between two looks
+		want(t, r, "nobody touched the rules", "sync")
+		r.set(func() { r.gone = true })
+		time.Sleep(guardPeriod)
+		want(t, r, "another program removed them", "full sync")
+		r.set(func() { r.gone, r.err = true, errors.New("no") })
+		time.Sleep(guardPeriod + retryPause/2)
+		want(t, r, "and they cannot be written", "full sync")
+		time.Sleep(retryPause)
+		want(t, r, "tried again", "full sync")
+	})
+}
+
+func TestZoneAndServiceCIDRsNeedAFullSync(t *testing.T) {
+	front(t, func(_ *Proxy, e events, r *recorder) {
+		e.OnServiceSynced()
+		e.OnEndpointSlicesSynced()
+		time.Sleep(time.Second)
+		r.take()
+		node := func(name, zone string) *corev1.Node {
+			return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelTopologyZone: zone}}}
+		}
+		e.onNode(node("n1", "a"))
+		time.Sleep(time.Second)
+		want(t, r, "this node's zone", "zone a, full sync")
+		e.onNode(node("n2", "b"))
+		e.onNode(node("n1", "a"))
+		time.Sleep(time.Second)
+		want(t, r, "another node's zone, and nothing new of this one", "")
+		e.OnServiceCIDRsChanged([]string{"10.43.0.0/16", "10.99.0.0/16"})
+		time.Sleep(time.Second)
+		want(t, r, "a ServiceCIDR", "cidrs 10.43.0.0/16 10.99.0.0/16, full sync")
+		e.OnServiceCIDRsChanged([]string{"10.99.0.0/16", "10.43.0.0/16"})
+		e.OnServiceCIDRsChanged(nil)
+		time.Sleep(time.Second)
+		want(t, r, "the same ones, and none", "")
+	})
+}
+
+func TestChoose(t *testing.T) {
+	works := func(context.Context, Options) (backend, error) { return &recorder{}, nil }
+	fails := func(context.Context, Options) (backend, error) { return nil, errors.New("the kernel lacks it") }
+	for _, c := range []struct {
+		name      string
+		from      []candidate
+		why, fail string
+	}{
+		{"one", []candidate{{name: "a", open: works}}, "only one", ""},
+		{"the first works", []candidate{{name: "a", open: works}, {name: "b", open: fails}}, "first choice", ""},
+		{"the first will not do", []candidate{{name: "a", open: fails}, {name: "b", open: works}}, "a will not do here: the kernel lacks it", ""},
+		{"none will do", []candidate{{name: "a", open: fails}, {name: "b", open: fails}}, "", "b: the kernel lacks it"},
+	} {
+		b, why, err := choose(t.Context(), Options{}, c.from)
+		if !strings.Contains(why, c.why) || (b == nil) != (c.fail != "") || (err == nil) != (c.fail == "") || err != nil && !strings.Contains(err.Error(), c.fail) {
+			t.Errorf("%s: got %v because %q, %v", c.name, b, why, err)
+		}
+	}
+}
+
+func TestRemoveGoesByTheRecord(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "service-proxy")
+	var removed []string
+	from := []candidate{{name: "a", remove: func() error { removed = append(removed, "a"); return nil }},
+		{name: "b", remove: func() error { removed = append(removed, "b"); return nil }}}
+	if name, err := remove(file, from); name != "" || err != nil || removed != nil {
+		t.Errorf("without a record: %q, %v, removed %v: that may be another program's", name, err, removed)
+	}
+	if err := record(file, "b"); err != nil {
+		t.Fatal(err)
+	}
+	if name, err := remove(file, from); name != "b" || err != nil || !slices.Equal(removed, []string{"b"}) {
+		t.Errorf("got %q, %v, removed %v", name, err, removed)
+	}
+	if _, err := os.Stat(file); err == nil {
+		t.Error("the record is still there: at the next start another program's rules would be removed")
+	}
+	if err := record(file, "of the future"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := remove(file, from); err == nil || !strings.Contains(err.Error(), "of the future") {
+		t.Errorf("an unknown back end: %v", err)
+	}
+}
