@@ -24,11 +24,11 @@ func (s *Store) renewHere(ctx context.Context, r leaseCall) (etcdapi.Lease, erro
 	if err != nil {
 		return etcdapi.Lease{}, err
 	}
-	_, ttl, ok := view.Lease(r.ID)
-	if ok {
-		s.lessor.renew(r.ID, ttl)
+	if !view.HasLease(r.ID) {
+		return etcdapi.Lease{}, nil
 	}
-	return etcdapi.Lease{Exists: ok, Granted: ttl}, nil
+	ttl, err := s.lessor.renew(ctx, r.ID)
+	return etcdapi.Lease{Exists: ttl > 0, Granted: ttl}, err
 }
 
 // Lease tells what the leader knows of a lease, with the keys that are attached

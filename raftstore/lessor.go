@@ -3,8 +3,10 @@
 package raftstore
 
 import (
+	"container/heap"
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,30 +17,60 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
+const (
+	// revokesInFlight is how many expired leases are revoked at the same time,
+	// as many as etcd does. They share log entries.
+	revokesInFlight = 16
+	// revokeRetry is how long to wait after a revocation that failed.
+	revokeRetry = time.Second
+	// expiryGrain is added to each wait for an expiry, so that leases that
+	// expire together are revoked together.
+	expiryGrain = 100 * time.Millisecond
+	// noExpiry is how long to wait where there is no lease.
+	noExpiry = 24 * time.Hour
+)
+
 // lessor is the leader's clock for leases: it knows when each one expires and
 // proposes to revoke it then. The state machine knows leases without time. A
 // new leader gives every lease its whole TTL again, as etcd does.
+//
+// Once the lessor has decided to revoke a lease, the lease can no longer be
+// renewed: who tries waits until it is revoked, and then hears that it does not
+// exist. So a keep-alive that was acknowledged always holds. etcd does the same
+// (server/lease/lessor.go, Renew).
 type lessor struct {
 	clock  clock.WithTicker
 	revoke func(ctx context.Context, id int64) error
 
 	mu      sync.Mutex
 	leading bool
-	expires map[int64]time.Time
-	wake    chan struct{} // capacity 1: the earliest expiry may have changed
+	demoted chan struct{} // closed when the present term ends
+	leases  map[int64]*expiry
+	order   expiries      // the leases that are not being revoked
+	doomed  []*expiry     // those that are
+	wake    chan struct{} // capacity 1: a lease expires earlier than all others
+}
+
+// expiry is what the lessor knows of a lease.
+type expiry struct {
+	id    int64
+	ttl   int64 // in seconds
+	at    time.Time
+	place int           // in the order; -1 if the lease is being revoked
+	gone  chan struct{} // closed when the lease is revoked
 }
 
 func newLessor(c clock.WithTicker, revoke func(context.Context, int64) error) *lessor {
-	return &lessor{clock: c, revoke: revoke, expires: make(map[int64]time.Time), wake: make(chan struct{}, 1)}
+	return &lessor{clock: c, revoke: revoke, leases: make(map[int64]*expiry), wake: make(chan struct{}, 1)}
 }
 
 // promote starts a term with the leases that exist.
 func (l *lessor) promote(leases func() []mvcc.Lease) {
 	l.mu.Lock()
-	l.leading = true // what is granted from here on is noted
+	l.leading, l.demoted = true, make(chan struct{}) // what is granted from here on is noted
 	l.mu.Unlock()
 	for _, lease := range leases() {
-		l.renew(lease.ID, lease.TTL)
+		l.add(lease.ID, lease.TTL)
 	}
 }
 
@@ -46,8 +78,12 @@ func (l *lessor) promote(leases func() []mvcc.Lease) {
 func (l *lessor) demote() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.leading {
+		close(l.demoted)
+	}
 	l.leading = false
-	clear(l.expires)
+	clear(l.leases)
+	l.order, l.doomed = nil, nil
 }
 
 // observe is told of every command that was run, here or elsewhere.
@@ -55,7 +91,7 @@ func (l *lessor) observe(c mvcc.Command, res mvcc.Result) {
 	switch req := c.Request.(type) {
 	case *pb.LeaseGrantRequest:
 		if granted, ok := res.Response.(*pb.LeaseGrantResponse); ok {
-			l.renew(granted.ID, granted.TTL)
+			l.add(granted.ID, granted.TTL)
 		}
 	case *pb.LeaseRevokeRequest:
 		if res.Err == nil { // one that was refused, for want of a session say, leaves the lease
@@ -64,44 +100,98 @@ func (l *lessor) observe(c mvcc.Command, res mvcc.Result) {
 	}
 }
 
-// renew sets a lease's expiry a whole TTL, in seconds, from now.
-func (l *lessor) renew(id, ttl int64) {
+// add notes a lease that expires a whole TTL, in seconds, from now.
+func (l *lessor) add(id, ttl int64) {
 	l.mu.Lock()
-	if !l.leading {
-		l.mu.Unlock()
+	defer l.mu.Unlock()
+	if !l.leading || l.leases[id] != nil {
 		return
 	}
-	l.expires[id] = l.clock.Now().Add(time.Duration(ttl) * time.Second)
-	l.mu.Unlock()
+	e := &expiry{id: id, ttl: ttl, at: l.fromNow(ttl), gone: make(chan struct{})}
+	l.leases[id] = e
+	heap.Push(&l.order, e)
+	if e.place > 0 {
+		return
+	}
 	select {
 	case l.wake <- struct{}{}:
 	default:
 	}
 }
 
+func (l *lessor) fromNow(ttl int64) time.Time {
+	return l.clock.Now().Add(time.Duration(ttl) * time.Second)
+}
+
+// renew gives a lease its whole TTL again and returns it, in seconds: 0 if the
+// lease does not exist. For one that is being revoked it waits until it is.
+// It fails if this server does not lead, or ceases to.
+func (l *lessor) renew(ctx context.Context, id int64) (ttl int64, err error) {
+	l.mu.Lock()
+	if !l.leading {
+		l.mu.Unlock()
+		return 0, errNotLeader
+	}
+	e, demoted := l.leases[id], l.demoted
+	if e == nil {
+		l.mu.Unlock()
+		return 0, nil
+	}
+	if e.place >= 0 {
+		defer l.mu.Unlock()
+		e.at = l.fromNow(e.ttl)
+		heap.Fix(&l.order, e.place) // later: run wakes once for nothing
+		return e.ttl, nil
+	}
+	l.mu.Unlock()
+	select {
+	case <-e.gone:
+		return 0, nil
+	case <-demoted:
+		return 0, errNotLeader
+	case <-ctx.Done():
+		return 0, contextError(ctx)
+	}
+}
+
+// forget drops a lease that does not exist any more.
 func (l *lessor) forget(id int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.expires, id)
+	e := l.leases[id]
+	if e == nil {
+		return
+	}
+	delete(l.leases, id)
+	if e.place >= 0 {
+		heap.Remove(&l.order, e.place)
+	}
+	close(e.gone)
 }
 
 // remaining is the time that a lease still has; false if it is not known.
 func (l *lessor) remaining(id int64) (time.Duration, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	at, ok := l.expires[id]
-	return at.Sub(l.clock.Now()), ok
+	e := l.leases[id]
+	if e == nil {
+		return 0, false
+	}
+	return max(0, e.at.Sub(l.clock.Now())), true
 }
 
 // run revokes leases as they expire, until ctx is done. Without leases it
 // sleeps.
 func (l *lessor) run(ctx context.Context) {
 	for {
+		var failed bool
 		expired, wait := l.due()
-		for _, id := range expired {
-			if err := l.revoke(ctx, id); err != nil && ctx.Err() == nil {
-				wait = min(wait, time.Second) // and try again
-			}
+		for len(expired) > 0 && !failed && ctx.Err() == nil {
+			failed = !l.revokeAll(ctx, expired)
+			expired, wait = l.due()
+		}
+		if failed {
+			wait = min(wait, revokeRetry)
 		}
 		timer := l.clock.NewTimer(wait)
 		select {
@@ -115,22 +205,58 @@ func (l *lessor) run(ctx context.Context) {
 	}
 }
 
-// due lists the expired leases, and says how long to wait for the next. Waits
-// are rounded up, so that leases that expire together are revoked together.
-func (l *lessor) due() (expired []int64, wait time.Duration) {
-	const idle, grain = 24 * time.Hour, 100 * time.Millisecond
+// revokeAll revokes leases at the same time and waits for the last. It says
+// whether all are revoked.
+func (l *lessor) revokeAll(ctx context.Context, leases []*expiry) bool {
+	errs := make([]error, len(leases))
+	var revoking sync.WaitGroup
+	for i, e := range leases {
+		revoking.Go(func() { errs[i] = l.revoke(ctx, e.id) })
+	}
+	revoking.Wait()
+	return errors.Join(errs...) == nil
+}
+
+// due decides which leases to revoke now, those first whose revocation failed
+// before, and says how long to wait if there is none.
+func (l *lessor) due() (expired []*expiry, wait time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.doomed = slices.DeleteFunc(l.doomed, func(e *expiry) bool { return l.leases[e.id] != e })
 	now := l.clock.Now()
-	wait = idle
-	for id, at := range l.expires {
-		if left := at.Sub(now); left <= 0 {
-			expired = append(expired, id)
-		} else {
-			wait = min(wait, left+grain)
-		}
+	for len(l.doomed) < revokesInFlight && len(l.order) > 0 && !l.order[0].at.After(now) {
+		l.doomed = append(l.doomed, heap.Pop(&l.order).(*expiry))
 	}
-	return expired, wait
+	wait = noExpiry
+	if len(l.order) > 0 {
+		wait = max(0, l.order[0].at.Sub(now)) + expiryGrain
+	}
+	return slices.Clone(l.doomed), wait
+}
+
+// expiries is a heap of leases, the earliest first.
+type expiries []*expiry
+
+func (h expiries) Len() int           { return len(h) }
+func (h expiries) Less(i, j int) bool { return h[i].at.Before(h[j].at) }
+func (h expiries) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].place, h[j].place = i, j
+}
+
+func (h *expiries) Push(x any) {
+	e := x.(*expiry)
+	e.place = len(*h)
+	*h = append(*h, e)
+}
+
+func (h *expiries) Pop() any {
+	last := len(*h) - 1
+	e := (*h)[last]
+	(*h)[last] = nil
+	*h = (*h)[:last]
+	e.place = -1
+	return e
 }
 
 // expire is how the lessor revokes.
@@ -141,6 +267,8 @@ func (s *Store) expire(ctx context.Context, id int64) error {
 		s.lessor.forget(id)
 		return nil
 	}
-	s.log.Warn("could not revoke an expired lease; will try again", "lease", id, "err", err)
+	if ctx.Err() == nil {
+		s.log.Warn("could not revoke an expired lease; will try again", "lease", id, "err", err)
+	}
 	return err
 }

@@ -96,6 +96,9 @@ func (v *View) Leases() []Lease { return v.leases }
 // that it was granted. Unlike everything else in a view these are of now.
 func (v *View) Lease(id int64) (keys [][]byte, ttl int64, ok bool) { return v.shared.leases.keys(id) }
 
+// HasLease says whether a lease exists, as of now.
+func (v *View) HasLease(id int64) bool { return v.shared.leases.has(id) }
+
 // applyGrant makes a lease. The proposer chooses the id, for there is no
 // randomness here.
 func (s *State) applyGrant(r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {

@@ -11,7 +11,7 @@ import (
 // usual is a minute on two busy cores.
 var usual = totals{
 	long: time.Minute, ok: 20_800, open: 240, faults: 18, bitten: 17, reigns: 13,
-	fenced: 6250, fenceRefused: 700, renewals: 119, events: 16_900,
+	fenced: 6250, fenceRefused: 700, renewals: 119, events: 16_900, atExpiry: 143, tooLate: 47,
 }
 
 // TestFloors: each thing that does not happen is found out, however much else does, and a usual run passes.
@@ -30,6 +30,8 @@ func TestFloors(t *testing.T) {
 		"fenced writes":                       func(t *totals) { t.fenced = 0 },
 		"refusals of a write of another term": func(t *totals) { t.fenceRefused = 0 },
 		"acknowledged lease renewals":         func(t *totals) { t.renewals = 0 },
+		"leases renewed as they expired":      func(t *totals) { t.atExpiry = 0 },
+		"leases gone as they expired":         func(t *totals) { t.tooLate = 0 },
 	} {
 		run := usual
 		quiet(&run)

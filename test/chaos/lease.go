@@ -17,6 +17,15 @@ import (
 // leaseTTL is that of every lease; a lost leader gives each its whole time again.
 const leaseTTL = 4 * time.Second
 
+const (
+	// crowd is how many leases are granted together, to expire together.
+	crowd = 40
+	// crowdRenewals is how often each of them is renewed at most.
+	crowdRenewals = 3
+	// beforeExpiry and afterExpiry bound when it is renewed: around the moment in which its leader revokes it.
+	beforeExpiry, afterExpiry = 300 * time.Millisecond, 300 * time.Millisecond
+)
+
 // tenancy is one lease with one key, kept alive for a while.
 type tenancy struct {
 	Key     string  `json:"key"`
@@ -25,12 +34,14 @@ type tenancy struct {
 	Dropped int64   `json:"dropped"`
 	Lost    string  `json:"lost,omitempty"` // what a keepalive was told if the lease was gone
 	LostAt  int64   `json:"lostAt,omitempty"`
+	Crowded bool    `json:"crowded,omitempty"` // one of many that expire together, renewed at that moment
 }
 
 // leasing keeps leases alive, on one server after the other, and lets them go.
 type leasing struct {
-	w *workload
-	r *rand.Rand
+	w    *workload
+	r    *rand.Rand
+	seed uint64
 
 	mu        sync.Mutex
 	tenancies []*tenancy
@@ -39,25 +50,57 @@ type leasing struct {
 // run holds one lease after the other until ctx ends.
 func (l *leasing) run(ctx context.Context) {
 	for n := 0; ctx.Err() == nil; n++ {
-		t := l.begin(ctx, n)
+		t := l.begin(ctx, l.r, fmt.Sprint(n))
 		if t == nil {
 			pause(ctx, 200*time.Millisecond)
 			continue
 		}
-		l.mu.Lock()
-		l.tenancies = append(l.tenancies, t)
-		l.mu.Unlock()
 		l.keep(ctx, t, time.Duration(5+l.r.IntN(20))*time.Second)
 	}
 }
 
-func (l *leasing) any() (*clientv3.Client, error) {
-	all := l.w.c.all()
-	return all[l.r.IntN(len(all))].connect()
+// runCrowds grants many leases together and renews each in the moment in which it expires, until ctx ends: the
+// leader revokes some while others are renewed.
+func (l *leasing) runCrowds(ctx context.Context) {
+	for n := 0; ctx.Err() == nil; n++ {
+		var members sync.WaitGroup
+		for i := range crowd {
+			r := rand.New(rand.NewPCG(l.seed, uint64(n*crowd+i)))
+			members.Go(func() {
+				if t := l.begin(ctx, r, fmt.Sprintf("crowd/%d/%d", n, i)); t != nil {
+					l.keepAtExpiry(ctx, r, t)
+				}
+			})
+		}
+		members.Wait()
+		pause(ctx, 200*time.Millisecond)
+	}
 }
 
-func (l *leasing) begin(ctx context.Context, n int) *tenancy {
-	etc, err := l.any()
+// keepAtExpiry renews a lease a few times, around the moment in which it expires.
+func (l *leasing) keepAtExpiry(ctx context.Context, r *rand.Rand, t *tenancy) {
+	l.mu.Lock()
+	t.Crowded = true
+	l.mu.Unlock()
+	for range crowdRenewals {
+		last := t.Kept[len(t.Kept)-1] // only this goroutine adds to it
+		early := beforeExpiry - time.Duration(r.Int64N(int64(beforeExpiry+afterExpiry)))
+		pause(ctx, time.Duration(last-l.w.h.now())+leaseTTL-early)
+		if ctx.Err() != nil || !l.keepOnce(ctx, r, t) {
+			break
+		}
+	}
+	l.drop(t)
+}
+
+func (l *leasing) any(r *rand.Rand) (*clientv3.Client, error) {
+	all := l.w.c.all()
+	return all[r.IntN(len(all))].connect()
+}
+
+// begin grants a lease and writes a key with it. It returns nil if that failed.
+func (l *leasing) begin(ctx context.Context, r *rand.Rand, name string) *tenancy {
+	etc, err := l.any(r)
 	if err != nil {
 		return nil
 	}
@@ -69,10 +112,13 @@ func (l *leasing) begin(ctx context.Context, n int) *tenancy {
 	if err != nil {
 		return nil
 	}
-	t := &tenancy{Key: fmt.Sprintf("%sl/%d", l.w.prefix, n), Lease: int64(grant.ID), Kept: []int64{at}}
+	t := &tenancy{Key: l.w.prefix + "l/" + name, Lease: int64(grant.ID), Kept: []int64{at}}
 	if _, err := etc.Put(ctx, t.Key, l.w.value(0), clientv3.WithLease(grant.ID)); err != nil {
 		return nil
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tenancies = append(l.tenancies, t)
 	return t
 }
 
@@ -80,29 +126,37 @@ func (l *leasing) begin(ctx context.Context, n int) *tenancy {
 func (l *leasing) keep(ctx context.Context, t *tenancy, long time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, long)
 	defer cancel()
-	for ctx.Err() == nil {
-		at, err := l.w.h.now(), l.renew(ctx, t)
-		l.mu.Lock()
-		switch {
-		case err == nil:
-			t.Kept = append(t.Kept, at)
-		case isGone(err):
-			t.Lost, t.LostAt = err.Error(), l.w.h.now()
-		}
-		lost := t.Lost != ""
-		l.mu.Unlock()
-		if lost {
-			return
-		}
+	for ctx.Err() == nil && l.keepOnce(ctx, l.r, t) {
 		pause(ctx, 300*time.Millisecond)
 	}
-	l.mu.Lock()
-	t.Dropped = l.w.h.now()
-	l.mu.Unlock()
+	l.drop(t)
 }
 
-func (l *leasing) renew(ctx context.Context, t *tenancy) error {
-	etc, err := l.any()
+// keepOnce sends one keepalive to some server. It says whether there is any use in another.
+func (l *leasing) keepOnce(ctx context.Context, r *rand.Rand, t *tenancy) bool {
+	at, err := l.w.h.now(), l.renew(ctx, r, t)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case err == nil:
+		t.Kept = append(t.Kept, at)
+	case isGone(err):
+		t.Lost, t.LostAt = err.Error(), l.w.h.now()
+	}
+	return t.Lost == ""
+}
+
+// drop notes that a lease is no longer kept alive.
+func (l *leasing) drop(t *tenancy) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t.Lost == "" {
+		t.Dropped = l.w.h.now()
+	}
+}
+
+func (l *leasing) renew(ctx context.Context, r *rand.Rand, t *tenancy) error {
+	etc, err := l.any(r)
 	if err != nil {
 		return err
 	}
@@ -117,6 +171,21 @@ func (l *leasing) check(seen *timeline) []error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return checkLeases(l.tenancies, seen)
+}
+
+// atExpiry counts the leases of crowds that were renewed at least once, and those that were refused.
+func (l *leasing) atExpiry() (renewed, refused int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, t := range l.tenancies {
+		if t.Crowded && len(t.Kept) > 1 {
+			renewed++
+		}
+		if t.Crowded && t.Lost != "" {
+			refused++
+		}
+	}
+	return renewed, refused
 }
 
 // checkLeases checks that no key vanished within a TTL of a keepalive that was acknowledged, and that all vanished

@@ -48,7 +48,7 @@ func runRound(ctx context.Context, c *cluster, number int, seed uint64, long tim
 	r.prefix = fmt.Sprintf("c/%d/", number)
 	r.w = &workload{c: c, h: r.h, prefix: r.prefix, seed: seed}
 	r.fence = &fencing{w: r.w}
-	r.lease = &leasing{w: r.w, r: rand.New(rand.NewPCG(seed, 1))}
+	r.lease = &leasing{w: r.w, r: rand.New(rand.NewPCG(seed, 1)), seed: seed}
 	err := r.run(ctx)
 	errs := r.judge(err)
 	if len(errs) > 0 {
@@ -78,6 +78,7 @@ func (r *round) run(ctx context.Context) error {
 	var extras sync.WaitGroup
 	extras.Go(func() { r.fence.run(working) })
 	extras.Go(func() { r.lease.run(working) })
+	extras.Go(func() { r.lease.runCrowds(working) })
 	extras.Go(func() { ballast(working, r.c, rand.New(rand.NewPCG(r.seed, 2))) })
 	r.nemesis = &nemesis{
 		c: r.c, r: rand.New(rand.NewPCG(r.seed, 3)), say: r.say, now: r.h.now,
