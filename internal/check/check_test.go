@@ -123,8 +123,12 @@ func TestFindings(t *testing.T) {
 				s.files["sys/fs/cgroup/"+c+"/tasks"] = ""
 			}
 		}, "control groups", Warn, "version 1", "unified_cgroup_hierarchy"},
-		"little memory":    {func(s *setup) { s.files["proc/meminfo"] = "MemTotal: 200000 kB" }, "memory", Fail, "195 MB", "512 MB"},
-		"some memory":      {func(s *setup) { s.files["proc/meminfo"] = "MemTotal: 450000 kB" }, "memory", Warn, "439 MB", "memory limits"},
+		"little memory": {func(s *setup) { s.files["proc/meminfo"] = "MemTotal: 200000 kB" }, "memory", Fail, "195 MB", "512 MB"},
+		"some memory":   {func(s *setup) { s.files["proc/meminfo"] = "MemTotal: 450000 kB" }, "memory", Warn, "439 MB", "memory limits"},
+		"a small group": {func(s *setup) {
+			s.files["proc/self/mountinfo"] += "29 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"
+			s.files["proc/self/cgroup"], s.files["sys/fs/cgroup/box/memory.max"] = "0::/box\n", "268435456\n"
+		}, "memory", Warn, "256 MB, the limit of its control group (/sys/fs/cgroup/box/memory.max)", "at least 512 MB"},
 		"1970":             {func(s *setup) { s.host.Now = func() time.Time { return time.Unix(100, 0) } }, "clock", Fail, "1970-01-01", "date -s"},
 		"no kmsg":          {func(s *setup) { delete(s.files, "dev/kmsg") }, "devices", Fail, "/dev/kmsg is missing", "lxc.mount.entry"},
 		"few inotify":      {func(s *setup) { s.files["proc/sys/fs/inotify/max_user_instances"] = "64" }, "limits", Warn, "only 64", "sysctl -w"},

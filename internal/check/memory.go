@@ -5,8 +5,9 @@ package check
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
+
+	"github.com/coracle-k8s/coracle/internal/memlimit"
 )
 
 // Memory that a server with a few pods needs, in MB.
@@ -16,16 +17,18 @@ const (
 )
 
 func (r *run) memory() {
-	kb, err := strconv.Atoi(strings.TrimSuffix(field(r.read("proc/meminfo"), "MemTotal"), " kB"))
+	limit, err := memlimit.Read(r.FS, "self")
 	if err != nil {
-		r.warn("memory", "its size cannot be read from /proc/meminfo", "mount /proc")
+		r.warn("memory", "its size cannot be read: "+err.Error(), "mount /proc")
 		return
 	}
-	total := kb >> 10
+	total, allowed := limit.Machine>>20, limit.Bytes>>20
 	found := fmt.Sprintf("%d MB", total)
 	switch {
 	case total < leastMemory:
 		r.fail("memory", found+" are too few for a server and pods", fmt.Sprintf("use a machine with at least %d MB", goodMemory))
+	case allowed < total && allowed < goodMemory: // the service may run in another group than this command
+		r.warn("memory", "of "+found+" this command may use only "+limit.String(), fmt.Sprintf("let coracle run in a control group with at least %d MB", goodMemory))
 	case total < goodMemory:
 		r.warn("memory", found+" leave little for pods", "set memory limits on pods; coracle itself takes about 200 MB")
 	default:

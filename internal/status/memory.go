@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/coracle-k8s/coracle/internal/memlimit"
 )
 
 // Memory is what a process occupies, in bytes (proc(5), /proc/PID/status).
@@ -28,7 +30,9 @@ func ReadMemory(pid int) (Memory, error) {
 		return Memory{}, fmt.Errorf("reading the memory of process %d: %w", pid, err)
 	}
 	m := parseMemory(text)
-	m.Limit = cgroupLimit(pid)
+	if limit, err := memlimit.Of(pid); err == nil {
+		m.Limit = limit.Group
+	}
 	return m, nil
 }
 
@@ -44,54 +48,6 @@ func parseMemory(text []byte) Memory {
 		}
 	}
 	return m
-}
-
-// cgroupLimit finds the least memory limit on the way from the process' control group to the root.
-func cgroupLimit(pid int) int64 {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-	if err != nil {
-		return 0
-	}
-	var limit int64
-	for line := range strings.Lines(string(text)) {
-		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if len(parts) != 3 {
-			continue
-		}
-		var root, file string
-		switch {
-		case parts[0] == "0" && parts[1] == "":
-			root, file = "/sys/fs/cgroup", "memory.max"
-		case parts[1] == "memory":
-			root, file = "/sys/fs/cgroup/memory", "memory.limit_in_bytes"
-		default:
-			continue
-		}
-		for dir := parts[2]; ; dir = dir[:strings.LastIndexByte(dir, '/')] {
-			if n := readLimit(root + dir + "/" + file); n > 0 && (limit == 0 || n < limit) {
-				limit = n
-			}
-			if dir == "" || dir == "/" || !strings.Contains(dir, "/") {
-				break
-			}
-		}
-	}
-	return limit
-}
-
-// noLimit is where cgroup v1's "no limit" begins: the largest multiple of a page in an int64, and anything near it.
-const noLimit = 1 << 60
-
-func readLimit(path string) int64 {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return 0
-	}
-	n, err := strconv.ParseInt(string(bytes.TrimSpace(text)), 10, 64)
-	if err != nil || n >= noLimit { // "max"
-		return 0
-	}
-	return n
 }
 
 func cpuSeconds() float64 {
