@@ -44,24 +44,14 @@ func (c *Client) Status(ctx context.Context) (*Report, error) {
 // Do sends a request without a body and decodes the answer into out, if that is not nil. What the server says in an
 // answer other than 200 becomes the error.
 func (c *Client) Do(ctx context.Context, method, path string, out any) error {
-	req, err := http.NewRequestWithContext(ctx, method, "http://coracle"+path, nil)
+	answer, err := c.send(ctx, method, path)
 	if err != nil {
-		return fmt.Errorf("making the request: %w", err)
+		return err
 	}
-	resp, err := c.http.Do(req)
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return ErrNotRunning
-	case err != nil:
-		return fmt.Errorf("asking the running coracle: %w", err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
+	defer answer.Close()
+	body, err := io.ReadAll(answer)
 	if err != nil {
 		return fmt.Errorf("reading the answer of the running coracle: %w", err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return errors.New(strings.TrimSpace(string(body)))
 	}
 	if out == nil {
 		return nil
@@ -70,4 +60,40 @@ func (c *Client) Do(ctx context.Context, method, path string, out any) error {
 		return fmt.Errorf("understanding the answer of the running coracle: %w", err)
 	}
 	return nil
+}
+
+// Copy sends a GET request and copies the answer to w. When it fails, w may have a part of the answer.
+func (c *Client) Copy(ctx context.Context, w io.Writer, path string) error {
+	answer, err := c.send(ctx, http.MethodGet, path)
+	if err != nil {
+		return err
+	}
+	defer answer.Close()
+	if _, err := io.Copy(w, answer); err != nil {
+		return fmt.Errorf("copying the answer of the running coracle: %w", err)
+	}
+	return nil
+}
+
+// send sends a request without a body and returns the body of the answer, if that is 200.
+func (c *Client) send(ctx context.Context, method, path string) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://coracle"+path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("making the request: %w", err)
+	}
+	resp, err := c.http.Do(req)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return nil, ErrNotRunning
+	case err != nil:
+		return nil, fmt.Errorf("asking the running coracle: %w", err)
+	case resp.StatusCode == http.StatusOK:
+		return resp.Body, nil
+	}
+	defer resp.Body.Close()
+	why, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, fmt.Errorf("reading the answer of the running coracle: %w", err)
+	}
+	return nil, errors.New(strings.TrimSpace(string(why)))
 }

@@ -24,6 +24,10 @@ type App struct {
 	RunServer func(ctx context.Context, c *config.Server, p *Process) error
 	// RunAgent runs a node that belongs to a server elsewhere. Nil means that this build cannot join one.
 	RunAgent func(ctx context.Context, c *config.Agent, p *Process) error
+	// CheckServerArgs and CheckKubeletArgs find mistakes in the arguments for upstream's components, without starting
+	// anything; the error joins one for each mistake.
+	CheckServerArgs  func(c *config.Server) error
+	CheckKubeletArgs func(args []string) error
 	// Unpack puts the carried programs below the data directory and says in which folder they are.
 	Unpack func(dataDir string) (string, error)
 	// Parts are the versions of the libraries that coracle is made of, by name.
@@ -75,12 +79,12 @@ Start a cluster of one machine with "coracle server", look at it with "coracle s
 		return usageError{cmd, config.ExplainFlagError(err, cmd.Flags())}
 	})
 	root.AddGroup(&cobra.Group{ID: groupRun, Title: "Run a cluster:"}, &cobra.Group{ID: groupUse, Title: "Use and look after it:"})
-	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true}) // --help is enough
+	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true, GroupID: groupUse}) // --help is enough; with no group there were an empty one
 	root.AddCommand(
 		a.serverCommand(), a.agentCommand(),
 		a.checkCommand(), a.statusCommand(), a.kubectlCommand(), a.ctrCommand(), a.crictlCommand(),
 		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.storeCommand(),
-		a.cleanupCommand(), a.versionCommand(), a.completionCommand(),
+		a.debugCommand(), a.cleanupCommand(), a.versionCommand(), a.completionCommand(),
 	)
 	return root
 }

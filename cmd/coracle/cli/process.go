@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/logging"
+	"github.com/coracle-k8s/coracle/internal/profiling"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"
 )
@@ -84,6 +85,7 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	p.Admin = status.NewServer(p.Paths.AdminSocket, status.Identity{
 		Role: p.role, Version: v.Coracle, Kubernetes: v.Kubernetes, Node: p.node, DataDir: p.Paths.DataDir, API: p.api, Started: p.started,
 	}, p.Board)
+	p.Admin.Handle("GET /v1/debug/", profiling.Handler())
 	listener, err := p.Admin.Listen()
 	if err != nil {
 		return err

@@ -3,15 +3,18 @@
 package cli
 
 import (
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -37,7 +40,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "answers": answers, "stopping": stopping, "signal": signalled,
-			"put": put, "gets": gets, "flip": flip, "halve": halve,
+			"put": put, "gets": gets, "flip": flip, "halve": halve, "private": private, "profile": profile,
 		},
 	})
 }
@@ -66,6 +69,29 @@ func stopping(ts *testscript.TestScript, _ bool, _ []string) {
 	await(ts, func(r *status.Report) bool { return r.Stopping })
 }
 
+// private looks whether only its owner may read a file.
+func private(ts *testscript.TestScript, _ bool, args []string) {
+	info, err := os.Stat(ts.MkAbs(args[0]))
+	ts.Check(err)
+	if mode := info.Mode().Perm(); mode != 0o600 {
+		ts.Fatalf("%s has mode %o", args[0], mode)
+	}
+}
+
+// profile looks into a file for a profile that knows a word: profile FILE WORD.
+func profile(ts *testscript.TestScript, _ bool, args []string) {
+	f, err := os.Open(ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	ts.Check(err)
+	text, err := io.ReadAll(z)
+	ts.Check(err)
+	if !strings.Contains(string(text), args[1]) {
+		ts.Fatalf("%s is no profile with %s", args[0], args[1])
+	}
+}
+
 // signalled sends the process of this script a signal: signal HUP|TERM.
 func signalled(ts *testscript.TestScript, _ bool, args []string) {
 	o := readPIDFile(filepath.Join(ts.Getenv("CORACLE_RUN_DIR"), "coracle.pid"))
@@ -88,16 +114,18 @@ func await(ts *testscript.TestScript, as func(*status.Report) bool) {
 
 func testApp() *App {
 	return &App{
-		RunServer:  fakeServer,
-		Unpack:     fakeUnpack,
-		Parts:      func() map[string]string { return map[string]string{"runc": "1.2.3"} },
-		Encryption: fakeKeys{},
-		CheckHost:  check.LocalHost,
-		Stdin:      os.Stdin,
-		Stdout:     os.Stdout,
-		Stderr:     os.Stderr,
-		Environ:    os.Environ(),
-		Host:       fakeHost{},
+		RunServer:        fakeServer,
+		CheckServerArgs:  func(c *config.Server) error { return fakeArgs(c.APIServerArgs) },
+		CheckKubeletArgs: fakeArgs,
+		Unpack:           fakeUnpack,
+		Parts:            func() map[string]string { return map[string]string{"runc": "1.2.3"} },
+		Encryption:       fakeKeys{},
+		CheckHost:        check.LocalHost,
+		Stdin:            os.Stdin,
+		Stdout:           os.Stdout,
+		Stderr:           os.Stderr,
+		Environ:          os.Environ(),
+		Host:             fakeHost{},
 	}
 }
 
@@ -165,6 +193,17 @@ func fakeServer(ctx context.Context, c *config.Server, p *Process) error {
 		<-time.After(time.Minute)
 	}
 	return nil
+}
+
+// fakeArgs takes arguments whose names are known to it.
+func fakeArgs(args []string) error {
+	var errs []error
+	for _, arg := range args {
+		if !strings.HasPrefix(arg, "event-ttl=") && !strings.HasPrefix(arg, "max-pods=") {
+			errs = append(errs, fmt.Errorf("there is no flag %q", arg))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // fakeUnpack makes programs that say how they were called.

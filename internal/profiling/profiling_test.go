@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package profiling
+
+import (
+	"compress/gzip"
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+)
+
+// ask sends a question straight to the handler.
+func ask(ctx context.Context, path string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	Handler().ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, path, nil))
+	return w
+}
+
+// unpacked is the protocol buffer inside a profile.
+func unpacked(t *testing.T, w *httptest.ResponseRecorder) string {
+	t.Helper()
+	if w.Code != http.StatusOK {
+		t.Fatalf("code %d: %s", w.Code, w.Body)
+	}
+	z, err := gzip.NewReader(w.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// waitHere is a goroutine whose name a test can look for.
+func waitHere(c chan struct{}) { <-c }
+
+func TestStacks(t *testing.T) {
+	c := make(chan struct{})
+	defer close(c)
+	for range 3 {
+		go waitHere(c)
+	}
+	all := ""
+	for deadline := time.Now().Add(20 * time.Second); strings.Count(all, "[chan receive]:\ngithub.com/coracle-k8s/coracle/internal/profiling.waitHere") < 3; {
+		if all = ask(t.Context(), StacksPath).Body.String(); time.Now().After(deadline) {
+			t.Fatalf("three goroutines wait, but the stacks are:\n%s", all)
+		}
+	}
+	grouped := ask(t.Context(), StacksPath+"?grouped=true").Body.String()
+	if n := strings.Count(grouped, "profiling.waitHere+0x"); n != 1 || !strings.Contains(grouped, "\n3 @") {
+		t.Errorf("%d groups of 1 with three goroutines in:\n%s", n, grouped)
+	}
+}
+
+// held keeps what a test allocates from being collected.
+var held [][]byte
+
+func allocate() {
+	for range 64 {
+		held = append(held, make([]byte, 1<<20)) // larger than the sampling's mean distance: each is in the profile
+	}
+}
+
+func TestHeap(t *testing.T) {
+	allocate()
+	defer func() { held = nil }()
+	if text := unpacked(t, ask(t.Context(), HeapPath)); !strings.Contains(text, "profiling.allocate") || !strings.Contains(text, "inuse_space") {
+		t.Error("the profile does not name the function that holds 64 MB")
+	}
+}
+
+func TestHeapWithoutSamples(t *testing.T) {
+	rate := runtime.MemProfileRate
+	defer func() { runtime.MemProfileRate = rate }()
+	runtime.MemProfileRate = 0
+	if w := ask(t.Context(), HeapPath); w.Code != http.StatusConflict || !strings.Contains(w.Body.String(), "GODEBUG=memprofilerate=0") {
+		t.Errorf("code %d: %s", w.Code, w.Body)
+	}
+}
+
+func TestProfile(t *testing.T) {
+	if text := unpacked(t, ask(t.Context(), ProfilePath+"?seconds=1")); !strings.Contains(text, "nanoseconds") {
+		t.Error("the profile has no processor time")
+	}
+	for _, query := range []string{"", "?seconds=0", "?seconds=x", "?seconds=601", "?seconds=-3"} {
+		if w := ask(t.Context(), ProfilePath+query); w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "from 1 to 600 seconds") {
+			t.Errorf("%q: code %d, %s", query, w.Code, w.Body)
+		}
+	}
+}
+
+// One profile at a time; one whose asker has gone ends at once, and the next may be taken.
+func TestProfileEndsWithItsAsker(t *testing.T) {
+	srv := httptest.NewServer(Handler())
+	defer srv.Close()
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, srv.URL+ProfilePath+"?seconds=600", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := srv.Client().Do(req) // returns when the profile has begun
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Body.Close()
+	if w := ask(t.Context(), ProfilePath+"?seconds=1"); w.Code != http.StatusConflict || !strings.Contains(w.Body.String(), "somebody else") {
+		t.Errorf("a second profile while the first is taken: code %d, %s", w.Code, w.Body)
+	}
+	leave()
+	for deadline := time.Now().Add(20 * time.Second); ask(t.Context(), ProfilePath+"?seconds=1").Code != http.StatusOK; {
+		if time.Now().After(deadline) {
+			t.Fatal("the profile goes on without its asker")
+		}
+	}
+}
