@@ -17,6 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/scheduler"
+	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/datadir"
 )
 
@@ -121,7 +122,12 @@ func (o *Options) validate() error {
 	if o.AdvertiseAddress == nil || len(o.ServiceCIDRs) == 0 || len(o.ClusterCIDRs) == 0 {
 		errs = append(errs, errors.New("server.Options: AdvertiseAddress, ServiceCIDRs and ClusterCIDRs are required"))
 	}
-	return errors.Join(append(errs, o.schedulerOptions().Validate(), o.controllerOptions(nil).Validate())...)
+	return errors.Join(append(errs, o.CheckArgs())...)
+}
+
+// CheckArgs finds mistakes in the three lists of upstream's flags, without touching anything.
+func (o *Options) CheckArgs() error {
+	return errors.Join(apiserver.CheckArgs(o.APIServerArgs), o.controllerOptions(nil).Validate(), o.schedulerOptions().Validate())
 }
 
 func (o *Options) schedulerOptions() scheduler.Options {

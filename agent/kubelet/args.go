@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"net"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -33,6 +34,16 @@ var refused = map[string]upstreamflags.Refusal{
 	"vmodule":                    {Reason: "use coracle's --vmodule: all components share one log"},
 	"logging-format":             {Reason: "all components share one log, see coracle's own flags", Harmless: []string{"text"}},
 	"log-flush-frequency":        {Reason: "all components share one log, see coracle's own flags"},
+}
+
+// CheckArgs finds mistakes in kubelet flags, each NAME=VALUE, and in the configuration files that they name, without
+// starting anything. What else the kubelet is told has stand-ins here.
+func CheckArgs(args []string) error {
+	_, err := newServer(Options{
+		RootDir: "/", RuntimeSocket: "/", Kubeconfig: "/", ServingCertFile: "/", ServingKeyFile: "/", ClientCAFile: "/",
+		ClusterDomain: "cluster.local", NodeName: "node", NodeIPs: []net.IP{net.IPv4(192, 0, 2, 1)}, Args: args,
+	})
+	return err
 }
 
 // args are the operator's flags, those that name configuration files apart.

@@ -149,6 +149,27 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
+// TestCheckArgs looks for mistakes as before a start, when nothing else is known of the node.
+func TestCheckArgs(t *testing.T) {
+	for args, want := range map[string]string{
+		"":                            "",
+		"max-pods=30":                 "",
+		"max-podz=30":                 `kubelet has no flag "max-podz"; did you mean "max-pods"?`,
+		"max-pods=many":               `kubelet flag "max-pods"`,
+		"feature-gates=Nonsense=true": "Nonsense",
+		"config=/does/not/exist":      "/does/not/exist",
+	} {
+		var list []string
+		if args != "" {
+			list = []string{args}
+		}
+		err := CheckArgs(list)
+		if (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want one with %q", args, err, want)
+		}
+	}
+}
+
 func TestResolvConf(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, text string) string { return write(t, filepath.Join(dir, name), text) }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/coracle-k8s/coracle/agent/kubelet"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/carried"
 	"github.com/coracle-k8s/coracle/internal/check"
@@ -33,16 +34,18 @@ func main() {
 	pflag.CommandLine = pflag.NewFlagSet(os.Args[0], pflag.ContinueOnError)
 	quietqueues.Off() // docs/adr/0041-quiet-work-queues.md
 	app := &cli.App{
-		RunServer:  runServer,
-		Unpack:     unpack,
-		Parts:      partVersions,
-		Encryption: keys{},
-		CheckHost:  check.LocalHost,
-		Stdin:      os.Stdin,
-		Stdout:     os.Stdout,
-		Stderr:     os.Stderr,
-		Environ:    os.Environ(),
-		Host:       config.LocalHost{},
+		RunServer:        runServer,
+		CheckServerArgs:  checkServerArgs,
+		CheckKubeletArgs: kubelet.CheckArgs,
+		Unpack:           unpack,
+		Parts:            partVersions,
+		Encryption:       keys{},
+		CheckHost:        check.LocalHost,
+		Stdin:            os.Stdin,
+		Stdout:           os.Stdout,
+		Stderr:           os.Stderr,
+		Environ:          os.Environ(),
+		Host:             config.LocalHost{},
 	}
 	os.Exit(app.Main(context.Background(), os.Args))
 }

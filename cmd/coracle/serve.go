@@ -35,7 +35,9 @@ const (
 // runServer runs a server, and the node beside it unless that is disabled. The node's parts start while the API
 // server does, and stop before it: what they still have to say is heard.
 func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
-	s, err := server.New(ctx, serverOptions(c, p))
+	o := serverOptions(c)
+	o.Board, o.Logger = p.Board, p.Log.Logger
+	s, err := server.New(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -100,7 +102,7 @@ func announce(ctx context.Context, p *cli.Process, s *server.Server, rest func()
 }
 
 // serverOptions says in the server's words what the user said.
-func serverOptions(c *config.Server, p *cli.Process) server.Options {
+func serverOptions(c *config.Server) server.Options {
 	v := version.Get()
 	o := server.Options{
 		DataDir: c.Paths.DataDir, ServerDir: c.Paths.ServerDir, TLSDir: c.Paths.TLSDir, CredDir: c.Paths.CredDir,
@@ -121,8 +123,6 @@ func serverOptions(c *config.Server, p *cli.Process) server.Options {
 		NodeGrace:           nodeGrace,
 		Small:               runtime.NumCPU() <= smallMachine,
 		Version:             v.Coracle,
-		Board:               p.Board,
-		Logger:              p.Log.Logger,
 	}
 	if t, err := time.Parse(time.RFC3339, v.Date); err == nil {
 		o.BuildTime = t
@@ -134,4 +134,10 @@ func serverOptions(c *config.Server, p *cli.Process) server.Options {
 		o.ManifestsDir = ""
 	}
 	return o
+}
+
+// checkServerArgs finds mistakes in the arguments for API server, controllers and scheduler.
+func checkServerArgs(c *config.Server) error {
+	o := serverOptions(c)
+	return o.CheckArgs()
 }

@@ -12,10 +12,16 @@ import (
 
 	"github.com/spf13/pflag"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
-	cliflag "k8s.io/component-base/cli/flag"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	basecompatibility "k8s.io/component-base/compatibility"
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
+
+	"github.com/coracle-k8s/coracle/internal/upstreamflags"
 )
+
+// component is upstream's name for what this package assembles.
+const component = "kube-apiserver"
 
 // ownFlags are kube-apiserver flags that would contradict what this server is.
 var ownFlags = map[string]string{
@@ -132,40 +138,53 @@ func keepNodeRestriction(s *kubeoptions.ServerRunOptions) {
 	}
 }
 
+// CheckArgs finds mistakes in kube-apiserver flags, each NAME=VALUE, without starting anything: names that upstream does
+// not have, values that it cannot read, unknown feature gates, and flags that are not an operator's to set here.
+func CheckArgs(args []string) error {
+	s := kubeoptions.NewServerRunOptions()
+	// A registry of its own: what is set in the process-wide one counts for the whole process.
+	s.GenericServerRunOptions.ComponentGlobalsRegistry = basecompatibility.NewComponentGlobalsRegistry()
+	if err := applyExtraArgs(s, args); err != nil {
+		return err
+	}
+	return checkGates(args)
+}
+
+// checkGates does for the gates in args what upstream does when it sets them. They may be written with "kube:" before
+// them; those of other components are left to upstream.
+func checkGates(args []string) error {
+	gates := utilfeature.DefaultMutableFeatureGate.DeepCopy()
+	for _, arg := range args {
+		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		if name != "feature-gates" {
+			continue
+		}
+		for gate := range strings.SplitSeq(value, ",") {
+			owner, rest, named := strings.Cut(gate, ":")
+			if !named {
+				rest = gate
+			} else if owner != basecompatibility.DefaultKubeComponent {
+				continue
+			}
+			if err := gates.Set(rest); err != nil {
+				return fmt.Errorf("%s flag %q: %w", component, name, err)
+			}
+		}
+	}
+	return nil
+}
+
 // applyExtraArgs sets NAME=VALUE arguments through upstream's own flags.
 func applyExtraArgs(s *kubeoptions.ServerRunOptions, args []string) error {
-	fs := pflag.NewFlagSet("kube-apiserver", pflag.ContinueOnError)
-	fs.SetNormalizeFunc(cliflag.WordSepNormalizeFunc)
-	named := s.Flags()
-	for _, group := range named.FlagSets {
-		fs.AddFlagSet(group)
+	sets := s.Flags()
+	refused := map[string]upstreamflags.Refusal{}
+	for name, reason := range ownFlags {
+		refused[name] = upstreamflags.Refusal{Reason: reason}
 	}
-	var errs []error
-	for _, arg := range append([]string{defaultFeatureGates(args)}, args...) {
-		name, value, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
-		name = string(cliflag.WordSepNormalizeFunc(fs, name))
-		flag := fs.Lookup(name)
-		switch {
-		case flag == nil:
-			errs = append(errs, fmt.Errorf("unknown kube-apiserver argument %q (in %q)%s", name, arg, didYouMean(fs, name)))
-			continue
-		case named.FlagSet("logs").Lookup(name) != nil:
-			errs = append(errs, fmt.Errorf("kube-apiserver argument %q cannot be set here: all parts of the process log alike", name))
-			continue
-		case ownFlags[name] != "":
-			errs = append(errs, fmt.Errorf("kube-apiserver argument %q cannot be set here: %s", name, ownFlags[name]))
-			continue
-		case !hasValue && flag.NoOptDefVal == "":
-			errs = append(errs, fmt.Errorf("kube-apiserver argument %q needs a value: %s=VALUE", name, name))
-			continue
-		case !hasValue:
-			value = flag.NoOptDefVal
-		}
-		if err := fs.Set(name, value); err != nil {
-			errs = append(errs, fmt.Errorf("kube-apiserver argument %q: %w", arg, err))
-		}
-	}
-	return errors.Join(errs...)
+	sets.FlagSet("logs").VisitAll(func(f *pflag.Flag) {
+		refused[f.Name] = upstreamflags.Refusal{Reason: "the process has one log; set it with coracle's own flags"}
+	})
+	return upstreamflags.Component{Name: component, Sets: sets, Refused: refused}.Parse(append([]string{defaultFeatureGates(args)}, args...))
 }
 
 // defaultFeatureGates turns off what would cost without a use here: the proxy
@@ -181,39 +200,4 @@ func defaultFeatureGates(args []string) string {
 		}
 	}
 	return "feature-gates=" + prefix + "UnknownVersionInteroperabilityProxy=false"
-}
-
-// didYouMean names the known flag nearest to an unknown one, when one is near.
-func didYouMean(fs *pflag.FlagSet, name string) string {
-	best, bestDistance := "", 4
-	fs.VisitAll(func(f *pflag.Flag) {
-		if d := distance(name, f.Name); d < bestDistance {
-			best, bestDistance = f.Name, d
-		}
-	})
-	if best == "" {
-		return ""
-	}
-	return fmt.Sprintf("; did you mean %q?", best)
-}
-
-// distance is the Levenshtein distance of two short strings.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(row[j+1]+1, row[j]+1, cost)
-		}
-	}
-	return row[len(b)]
 }

@@ -3,13 +3,17 @@
 package apiserver
 
 import (
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/component-base/featuregate"
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 )
 
@@ -27,11 +31,11 @@ func TestExtraArgs(t *testing.T) {
 			return strings.Join(s.Admission.GenericAdmission.EnablePlugins, ",") == "AlwaysPullImages"
 		}},
 		{args: []string{"event-tll=2h"}, wantErr: []string{`"event-tll"`, `did you mean "event-ttl"?`}},
-		{args: []string{"no-such-thing-at-all=1"}, wantErr: []string{`unknown kube-apiserver argument "no-such-thing-at-all"`}},
-		{args: []string{"event-ttl=soon"}, wantErr: []string{`"event-ttl=soon"`}},
+		{args: []string{"no-such-thing-at-all=1"}, wantErr: []string{`kube-apiserver has no flag "no-such-thing-at-all"`}},
+		{args: []string{"event-ttl=soon"}, wantErr: []string{`kube-apiserver flag "event-ttl"`, `"soon"`}},
 		{args: []string{"event-ttl"}, wantErr: []string{"event-ttl=VALUE"}},
 		{args: []string{"etcd-servers=http://other:2379"}, wantErr: []string{"the store is part of the server"}},
-		{args: []string{"v=4"}, wantErr: []string{"log alike"}},
+		{args: []string{"v=4"}, wantErr: []string{"one log"}},
 		{args: []string{"secure-port=1", "x=y"}, wantErr: []string{"--https-listen-port", `"x"`}},
 	} {
 		s := kubeoptions.NewServerRunOptions()
@@ -47,6 +51,38 @@ func TestExtraArgs(t *testing.T) {
 				t.Errorf("%v: error %v, want one with %s", test.args, err, want)
 			}
 		}
+	}
+}
+
+// TestCheckArgs looks for mistakes as before a start; a check must leave no trace in the process' feature gates.
+func TestCheckArgs(t *testing.T) {
+	gate, all := "", utilfeature.DefaultMutableFeatureGate.GetAll() // the first that may be set
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		if spec := all[name]; gate == "" && !spec.LockToDefault && spec.PreRelease == featuregate.Beta {
+			gate = string(name)
+		}
+	}
+	was := utilfeature.DefaultFeatureGate.Enabled(featuregate.Feature(gate))
+	for args, want := range map[string]string{
+		"event-ttl=2h":                          "",
+		"feature-gates=" + gate + "=false":      "",
+		"feature-gates=kube:" + gate + "=false": "",
+		"event-tll=2h":                          `kube-apiserver has no flag "event-tll"; did you mean "event-ttl"?`,
+		"feature-gates=Nonsense=true":           `kube-apiserver flag "feature-gates": unrecognized feature gate: Nonsense`,
+		"feature-gates=kube:Nonsense=true":      "Nonsense",
+		"feature-gates=" + gate + "=maybe":      "maybe",
+		"etcd-servers=http://127.0.0.1:2379":    "the store is part of the server",
+	} {
+		err := CheckArgs([]string{args})
+		if (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want one with %q", args, err, want)
+		}
+	}
+	if err := CheckArgs([]string{"event-tll=2h", "max-request-inflight=3"}); err == nil || strings.Count(err.Error(), "did you mean") != 2 {
+		t.Errorf("two mistakes: %v", err)
+	}
+	if utilfeature.DefaultFeatureGate.Enabled(featuregate.Feature(gate)) != was {
+		t.Errorf("the check changed the feature gate %s of this process", gate)
 	}
 }
 

@@ -32,6 +32,9 @@ store. SIGTERM and SIGINT end it cleanly; pods keep running, and the next start 
 		if !isRoot() && !c.DisableAgent {
 			return errors.New("coracle server has to run as root to start pods; use sudo, or --disable-agent to run a server without a node")
 		}
+		if problems := a.serverArgProblems(c); len(problems) > 0 {
+			return problems
+		}
 		p := &Process{role: "server", app: a, Paths: c.Paths, node: c.Node.Name,
 			api: fmt.Sprintf("https://%s", hostPort(c.AdvertiseAddress, c.HTTPSPort))}
 		return p.run(cmd.Context(), c.Logging, c.Warnings, func(ctx context.Context) error { return a.RunServer(ctx, c, p) })
@@ -53,6 +56,9 @@ func (a *App) agentCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if problems := problemsIn(a.CheckKubeletArgs(c.Node.KubeletArgs)); len(problems) > 0 {
+			return problems
+		}
 		if a.RunAgent == nil {
 			return errors.New("the settings are right, but this version of coracle cannot join a server yet; nothing was started. A cluster of one machine runs with: coracle server")
 		}
@@ -63,4 +69,29 @@ func (a *App) agentCommand() *cobra.Command {
 		return p.run(cmd.Context(), c.Logging, c.Warnings, func(ctx context.Context) error { return a.RunAgent(ctx, c, p) })
 	})
 	return cmd
+}
+
+// serverArgProblems are the mistakes in the arguments that a server hands on to upstream's components.
+func (a *App) serverArgProblems(c *config.Server) config.Problems {
+	problems := problemsIn(a.CheckServerArgs(c))
+	if c.DisableAgent {
+		return problems
+	}
+	return append(problems, problemsIn(a.CheckKubeletArgs(c.Node.KubeletArgs))...)
+}
+
+// problemsIn takes joined errors apart, each a mistake in the configuration.
+func problemsIn(err error) config.Problems {
+	if err == nil {
+		return nil
+	}
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return config.Problems{err.Error()}
+	}
+	var out config.Problems
+	for _, e := range joined.Unwrap() {
+		out = append(out, problemsIn(e)...)
+	}
+	return out
 }
