@@ -4,6 +4,7 @@ package config
 
 import (
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -115,11 +116,29 @@ func ExplainFlagError(err error, fs *pflag.FlagSet) error {
 	return Problems{"unknown flag --" + name + didYouMean(name, "--", candidates)}
 }
 
+// places are the settings that say which coracle on this machine a command is about.
+var places = []string{"config", "data-dir", "run-dir"}
+
 // RegisterPlaces adds only the flags that say which coracle on this machine a command is about.
 func RegisterPlaces(fs *pflag.FlagSet) *Flags {
 	f := &Flags{given: values{}}
-	for _, name := range []string{"config", "data-dir", "run-dir"} {
+	for _, name := range places {
 		f.add(fs, Lookup(name))
+	}
+	return f
+}
+
+// RegisterFor adds all flags of a command c to one that only looks at c's settings. Those that do not say which coracle
+// is meant are left out of its help, and reserved is a short name that it has a use of its own for.
+func RegisterFor(fs *pflag.FlagSet, c Command, reserved string) *Flags {
+	f := &Flags{given: values{}}
+	for _, s := range Table(c) {
+		own := *s
+		if own.Short == reserved {
+			own.Short = ""
+		}
+		f.add(fs, &own)
+		fs.Lookup(s.Name).Hidden = !slices.Contains(places, s.Name)
 	}
 	return f
 }

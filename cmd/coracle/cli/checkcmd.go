@@ -21,18 +21,24 @@ func (a *App) checkCommand() *cobra.Command {
 		Use: "check", GroupID: groupUse, Short: "Find out whether this machine has what coracle needs", Args: noArgs,
 		Long: `Looks at kernel, control groups, network, ports, disk, memory and clock with the settings that a server would have
 here, and says what to do about what it finds. It changes nothing. The exit code is 1 when something keeps coracle
-from running.`,
+from running.
+
+The settings come from the configuration file and the environment, as for coracle server; and every flag of coracle server
+may be given too, such as --https-listen-port (only -o means --output here, not --write-kubeconfig).`,
 	}
-	flags := addPlaces(cmd)
+	flags := config.RegisterFor(cmd.Flags(), config.ServerCommand, "o")
+	cmd.Flags().SortFlags = false
+	completeSettings(cmd, config.Table(config.ServerCommand))
 	form := addOutput(cmd, "text", "json")
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
 		c, err := config.LoadServer(a.sources(flags))
 		var results []check.Result
 		var problems config.Problems
-		if errors.As(err, &problems) {
-			for _, p := range problems {
-				results = append(results, check.Result{Name: "settings", Level: check.Fail, Found: p, Do: "correct it; coracle server --help and docs/configuration.md list the settings"})
-			}
+		if !errors.As(err, &problems) {
+			problems = a.serverArgProblems(c)
+		}
+		for _, p := range problems {
+			results = append(results, check.Result{Name: "settings", Level: check.Fail, Found: p, Do: "correct it; coracle server --help and docs/configuration.md list the settings"})
 		}
 		results = append(results, check.Run(cmd.Context(), a.CheckHost(), needsOf(c))...)
 		if form.value == "json" {
