@@ -216,13 +216,34 @@ places() {
 }
 
 # at_place COMMAND... is coracle COMMAND... with these flags.
-at_place() {
-  list=$(each_arg places)
+at_place() { with_lines "$(each_arg places)" "$@"; }
+
+# settings prints the saved flags of a server, one to a line, in the form that "coracle check" takes, where -o means
+# --output. An agent's are not those of a server: of these it prints the places.
+settings() {
+  case ${1:-} in agent) places "$@"; return ;; esac
+  [ $# -eq 0 ] || shift
+  for arg in "$@"; do
+    case $arg in
+      -o) printf '%s\n' --write-kubeconfig ;;
+      -o=*) printf '%s\n' "--write-kubeconfig=${arg#-o=}" ;;
+      -o?*) printf '%s\n' "--write-kubeconfig=${arg#-o}" ;;
+      *) printf '%s\n' "$arg" ;;
+    esac
+  done
+}
+
+# with_lines LINES COMMAND... is coracle COMMAND... with each line as an argument behind it.
+with_lines() {
+  lines=$1
+  shift
   old_ifs=$IFS
   IFS='
 '
+  set -f # no file names in place of a *
   # shellcheck disable=SC2086 # one argument to a line
-  set -- "$@" $list
+  set -- "$@" $lines
+  set +f
   IFS=$old_ifs
   coracle "$@"
 }
@@ -417,6 +438,8 @@ uninstall_script() {
 #!/bin/sh
 # Written by coracle's install.sh. Removes coracle from this machine with everything it made: pods, their network, data.
 #   coracle-uninstall [--keep-data]    with it the cluster's data and its settings stay for a later installation
+# Exit codes: 0 coracle is gone; 3 coracle is gone, but folders stay that are not its own, named in the last lines; 1 it
+# stopped before the programs, because something could not be removed; 2 wrong arguments.
 set -u
 bin_dir='$bin_dir'
 etc='$etc'
@@ -428,7 +451,7 @@ log_file='$log_file'
 HEAD
   cat <<'BODY'
 
-keep=
+keep= kept=
 for arg in "$@"; do
   case $arg in
     --keep-data) keep=yes ;;
@@ -454,10 +477,14 @@ if [ -x "$bin_dir/coracle" ]; then
     while IFS= read -r arg; do case $arg in server | agent) ;; *) set -- "$@" "$arg" ;; esac; done <"$args_file"
   fi
   [ -n "$keep" ] || set -- "$@" --remove-data
-  (set -a; [ ! -f "$env_file" ] || . "$env_file"; exec "$bin_dir/coracle" cleanup "$@") || {
-    echo "error: the messages above say what is left. Nothing else was removed: see to it and run coracle-uninstall again" >&2
-    exit 1
-  }
+  kept=$(set -a; [ ! -f "$env_file" ] || . "$env_file"; exec "$bin_dir/coracle" cleanup "$@")
+  case $? in
+    0 | 3) ;; # 3: all that is coracle's own is gone, and $kept names the rest
+    *)
+      [ -z "$kept" ] || printf '%s\n' "$kept"
+      echo "error: the messages above say what is left. Nothing else was removed: see to it and run coracle-uninstall again" >&2
+      exit 1 ;;
+  esac
 else
   echo "warning: $bin_dir/coracle is gone, so pods that it started may still run. Install it again and run coracle-uninstall to remove them" >&2
 fi
@@ -475,7 +502,9 @@ done
 [ -n "$keep" ] || rm -rf "$etc"
 rm -f "$bin_dir/coracle" "$bin_dir/coracle-service" "$bin_dir/coracle-uninstall"
 if [ -n "$keep" ]; then echo "coracle is gone; its data and settings stay"; else echo "coracle is gone"; fi
-exit 0
+[ -n "$kept" ] || exit 0
+printf '%s\n' "$kept"
+exit 3
 BODY
 }
 
@@ -570,7 +599,7 @@ main() {
     say "nothing has changed: the service goes on"
   else
     if ! service_running && [ -z "${INSTALL_CORACLE_SKIP_CHECK:-}" ]; then
-      found=$(at_place check 2>&1) || die "this machine lacks something that coracle needs:
+      found=$(with_lines "$(each_arg settings)" check 2>&1) || die "this machine lacks something that coracle needs:
 $found
 Everything is installed; see to it and run this again (INSTALL_CORACLE_SKIP_CHECK=1 starts all the same)"
     fi

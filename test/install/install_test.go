@@ -185,27 +185,44 @@ func TestRefusals(t *testing.T) {
 	h.awaitState(before)
 }
 
-// TestPortTaken: the check before the start says who has the port.
+// TestPortTaken: the check before the start looks at the port that is asked for, and says who has it. Afterwards what is
+// not coracle's stays, and everything else goes.
 func TestPortTaken(t *testing.T) {
 	h := newHost(t)
 	before := h.state()
 	pidFile := filepath.Join(h.Dir, "nc.pid")
-	c := h.Command(t.Context(), "sh", "-c", "echo $$ > "+pidFile+"; exec busybox nc -l -p 6443")
+	c := h.Command(t.Context(), "sh", "-c", "echo $$ > "+pidFile+"; exec busybox nc -l -p 7443")
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
 	harness.Eventually(t, 10*time.Second, "the port is taken", func() error {
-		if !strings.Contains(h.must("cat", "/proc/net/tcp", "/proc/net/tcp6"), ":192B ") {
+		if !strings.Contains(h.must("cat", "/proc/net/tcp", "/proc/net/tcp6"), ":1D13 ") {
 			return errors.New("nobody listens")
 		}
 		return nil
 	})
-	out, err := h.install(nil)
-	if exitCode(err) == 0 || !strings.Contains(out, "6443") || !strings.Contains(out, "lacks something") {
+	out, err := h.install(nil, "server", "--https-listen-port", "7443", "-o", "/etc/coracle/admin.yaml")
+	if exitCode(err) == 0 || !strings.Contains(out, "7443") || !strings.Contains(out, "lacks something") {
 		t.Errorf("got %v and:\n%s", err, out)
 	}
 	h.must("sh", "-c", "kill $(cat "+pidFile+")")
 	_ = c.Wait() // it was killed
-	h.must("coracle-uninstall")
+
+	// Another kubelet's folder, and a file system of the operator's in the data directory.
+	const mine = "/var/lib/coracle/images/stick"
+	h.must("sh", "-c", "mkdir -p /var/lib/kubelet "+mine+" && echo theirs > /var/lib/kubelet/config.yaml && mount -t tmpfs mine "+mine+" && touch "+mine+"/archive.tar")
+	out, err = h.run("sh", "-c", "coracle-uninstall 2>&1")
+	if exitCode(err) != 3 {
+		t.Errorf("exit code %d, want 3: %v\n%s", exitCode(err), err, out)
+	}
+	for _, want := range []string{"coracle is gone\n", "/var/lib/kubelet was kept: it holds files of another kubelet (config.yaml)", mine + " was kept: something is mounted there"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in:\n%s", want, out)
+		}
+	}
+	if got := h.must("sh", "-c", "find /var/lib/coracle -mindepth 1 | sort; cat /var/lib/kubelet/config.yaml"); got != "/var/lib/coracle/images\n"+mine+"\n"+mine+"/archive.tar\ntheirs" {
+		t.Errorf("left:\n%s", got)
+	}
+	h.must("sh", "-c", "umount "+mine+" && rm -r /var/lib/coracle /var/lib/kubelet")
 	h.awaitState(before)
 }

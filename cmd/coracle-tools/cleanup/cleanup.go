@@ -35,13 +35,21 @@ type Options struct {
 	Progress io.Writer
 }
 
-// Run does all steps, each as far as it can, and returns what could not be done. What was removed already is fine: it
-// may be run again.
-func Run(ctx context.Context, o Options) error {
+// Kept is a folder that was left because what is in it is not coracle's to remove.
+type Kept struct {
+	Path string
+	Why  string // completes "PATH was kept: "
+}
+
+// Run does all steps, each as far as it can. It returns what it left on purpose, and as an error what could not be done.
+// What was removed already is fine: it may be run again.
+func Run(ctx context.Context, o Options) ([]Kept, error) {
 	if err := refuseWhileRunning(o.Paths.PIDFile); err != nil {
-		return err
+		return nil, err
 	}
-	sockets := shimSocketDirs(o.Paths.ContainerdState) // before the files that say so are gone
+	sockets := shimSocketDirs(o.Paths.ContainerdState) // these two before the files that say so are gone
+	uids := podUIDs(o.Paths.ContainerdState)
+	var keep keeper
 	var errs []error
 	for _, s := range []struct {
 		what string
@@ -53,7 +61,7 @@ func Run(ctx context.Context, o Options) error {
 		}},
 		{"network", func() error { return cleanNetwork(ctx) }},
 		{"cgroups", func() error { return removeCgroups("kubepods") }},
-		{"run directory", func() error { return removeAll(append(sockets, o.Paths.RunDir)...) }},
+		{"run directory", func() error { return keep.removeAll(append(sockets, o.Paths.RunDir)...) }},
 	} {
 		fmt.Fprintf(o.Progress, "removing %s\n", s.what)
 		if err := s.do(); err != nil {
@@ -61,21 +69,22 @@ func Run(ctx context.Context, o Options) error {
 		}
 	}
 	if !o.RemoveData {
-		return errors.Join(errs...)
+		return keep.kept, errors.Join(errs...)
 	}
 	if len(errs) > 0 {
-		return errors.Join(append(errs, fmt.Errorf("the data in %s was kept because of this: see to it and run the same again", o.Paths.DataDir))...)
+		return keep.kept, errors.Join(append(errs, fmt.Errorf("the data in %s was kept because of this: see to it and run the same again", o.Paths.DataDir))...)
 	}
 	fmt.Fprintf(o.Progress, "removing data\n")
-	return removeData(o)
+	err := removeData(o, &keep, uids)
+	return keep.kept, err
 }
 
-func removeData(o Options) error {
+func removeData(o Options, keep *keeper, uids []string) error {
 	var errs []error
 	for _, root := range kubeletRoots(o.Paths) {
 		errs = append(errs, removePodLogs(filepath.Join(root, "pods")))
 	}
-	return errors.Join(append(errs, removeKubeletDir(o.Paths), removeCNICache(), removeAll(o.Kubeconfig, o.Paths.DataDir))...)
+	return errors.Join(append(errs, removeKubeletDir(o.Paths, keep, uids), removeCNICache(keep), keep.removeAll(o.Kubeconfig, o.Paths.DataDir))...)
 }
 
 // cleanNetwork removes what the pod network and the Service proxy made. The carried nft is used: the host may have none.

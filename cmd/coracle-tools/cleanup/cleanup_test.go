@@ -98,7 +98,7 @@ func TestRefusesWhileRunning(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	err = Run(context.Background(), Options{Paths: paths, Grace: time.Second, RemoveData: true, Progress: &out})
+	_, err = Run(context.Background(), Options{Paths: paths, Grace: time.Second, RemoveData: true, Progress: &out})
 	if err == nil || !strings.Contains(err.Error(), "running as process 4711") || out.Len() > 0 {
 		t.Errorf("got %v, having said %q", err, out.String())
 	}
@@ -115,13 +115,48 @@ func TestShimSocketDirs(t *testing.T) {
 	}
 }
 
+func TestPodUIDs(t *testing.T) {
+	state := t.TempDir()
+	const uid = "0f7c2a1e-3f41-4a55-9a01-5a7f2f6f0b11"
+	bundle := filepath.Join(state, "io.containerd.runtime.v2.task", "k8s.io")
+	write(t, bundle+"/abc/config.json", `{"annotations":{"io.kubernetes.cri.sandbox-uid":"`+uid+`"}}`)
+	write(t, bundle+"/def/config.json", `{"annotations":{"io.kubernetes.cri.sandbox-uid":"`+uid+`"}}`)
+	write(t, bundle+"/ghi/config.json", `{"annotations":{"io.kubernetes.cri.sandbox-uid":"../../../../etc/../var/lib/precious"}}`)
+	write(t, bundle+"/jkl/config.json", `{"annotations":{}}`)
+	write(t, bundle+"/bad/config.json", `{`)
+	if got := podUIDs(state); !slices.Equal(got, []string{uid}) {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestRemoveAllKeepsWhatMatters(t *testing.T) {
-	if err := removeAll("", "/", "relative"); err != nil {
+	var keep keeper
+	if err := keep.removeAll("", "/", "relative"); err != nil {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(t.TempDir(), "data")
 	write(t, dir+"/server/token", "x")
-	if err := removeAll(dir, dir+"/never-was"); err != nil || !missing(dir) {
-		t.Errorf("%v; still there: %t", err, !missing(dir))
+	if err := keep.removeAll(dir, dir+"/never-was"); err != nil || !missing(dir) || len(keep.kept) > 0 {
+		t.Errorf("%v; still there: %t; kept %v", err, !missing(dir), keep.kept)
+	}
+}
+
+// TestRemoveAround: what is mounted below a folder stays, all else in it goes.
+func TestRemoveAround(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	for _, name := range []string{"/server/token", "/images/stick/mine.tar", "/images/theirs.tar", "/images/stick-not/theirs.tar", "/deep/er/mine"} {
+		write(t, dir+name, "x")
+	}
+	if err := removeAround(dir, []string{dir + "/images/stick", dir + "/deep/er"}); err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		left = append(left, strings.TrimPrefix(path, dir))
+		return err
+	})
+	want := []string{"", "/deep", "/deep/er", "/deep/er/mine", "/images", "/images/stick", "/images/stick/mine.tar"}
+	if err != nil || !slices.Equal(left, want) {
+		t.Errorf("left %q, %v; want %q", left, err, want)
 	}
 }

@@ -15,7 +15,11 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// Main is the command; coracle's own cleanup command starts it with the folders that its settings name.
+// exitKept says that everything of coracle's own is gone and that something else was left, which standard output names.
+const exitKept = 3
+
+// Main is the command; coracle's own cleanup command starts it with the folders that its settings name. Its exit code is
+// 0 when nothing is left, 3 when only what is not coracle's to remove is left, 1 when something could not be done.
 func Main(args []string) int {
 	f := flag.NewFlagSet("cleanup", flag.ExitOnError)
 	dataDir := f.String("data-dir", config.DefaultDataDir, "folder that holds all lasting state")
@@ -36,12 +40,18 @@ func Main(args []string) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	err := Run(ctx, Options{
+	kept, err := Run(ctx, Options{
 		Paths: config.NewPaths(filepath.Clean(*dataDir), *runDir), Kubeconfig: *kubeconfig, Grace: *grace, RemoveData: *removeData, Progress: os.Stderr,
 	})
+	for _, k := range kept {
+		fmt.Printf("%s was kept: %s\n", k.Path, k.Why)
+	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "cleanup: not everything could be removed:\n%v\n", err)
 		return 1
+	}
+	if len(kept) > 0 {
+		return exitKept
 	}
 	return 0
 }

@@ -35,25 +35,54 @@ func kubeletRoots(p config.Paths) []string {
 	return []string{p.KubeletRoot}
 }
 
-// removeAll removes folders and files with all they hold, unless something is mounted below: a volume's files are not
-// ours to delete. A folder that is a mount point itself is emptied and stays.
-func removeAll(paths ...string) error {
+// keeper removes files and notes what it leaves.
+type keeper struct{ kept []Kept }
+
+func (k *keeper) keep(path, why string) { k.kept = append(k.kept, Kept{path, why}) }
+
+// removeAll removes folders and files with all they hold, but no folder in which something is mounted: the files of that
+// are not ours to remove. A path that is a mount point itself is emptied and stays.
+func (k *keeper) removeAll(paths ...string) error {
 	var errs []error
 	for _, p := range paths {
 		if p == "" || !filepath.IsAbs(p) || filepath.Dir(p) == p {
 			continue
 		}
 		points, err := mountsBelow(mountinfo, p)
-		if err == nil && len(points) > 0 {
-			err = fmt.Errorf("%s is still mounted, so %s was kept: unmount it and run this again", points[0], p)
+		if err != nil {
+			errs = append(errs, err)
+			continue
 		}
-		if err == nil {
-			err = os.RemoveAll(p)
+		for _, point := range points {
+			k.keep(point, "something is mounted there that coracle did not mount; unmount it and remove the folder yourself")
 		}
-		if errors.Is(err, unix.EBUSY) {
-			err = nil
+		if real, err := filepath.EvalSymlinks(p); len(points) > 0 && err == nil {
+			p = real // as the mount points are written
 		}
-		errs = append(errs, err)
+		errs = append(errs, removeAround(p, points))
+	}
+	return errors.Join(errs...)
+}
+
+// removeAround removes a path with all it holds, except for the given paths below it and the folders on the way there.
+func removeAround(path string, except []string) error {
+	onTheWay := func(p string) bool { return strings.HasPrefix(p, path+"/") }
+	switch {
+	case slices.Contains(except, path):
+		return nil
+	case !slices.ContainsFunc(except, onTheWay):
+		if err := os.RemoveAll(path); !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		return nil // a mount point, empty now
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return fmt.Errorf("list what to remove: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		errs = append(errs, removeAround(filepath.Join(path, e.Name()), except))
 	}
 	return errors.Join(errs...)
 }
@@ -71,7 +100,7 @@ func removePodLogs(podsDir string) error {
 	if err != nil {
 		return err
 	}
-	alone := !otherKubelet() // then the logs of pods that are long gone are ours too
+	alone := othersFile() == "" // then the logs of pods that are long gone are ours too
 	var errs []error
 	for _, l := range logs { // named NAMESPACE_POD_UID
 		uid := l.Name()[strings.LastIndexByte(l.Name(), '_')+1:]
@@ -90,32 +119,66 @@ func removePodLogs(podsDir string) error {
 	return errors.Join(errs...)
 }
 
-// otherKubelet tells whether this host has, or had, a kubelet that is not ours: ours keeps nothing of this kind there.
-func otherKubelet() bool {
+// othersFile is a file that shows that this host has, or had, a kubelet that is not ours: ours keeps nothing of that name
+// in the system's kubelet folder. It is "" when there is none.
+func othersFile() string {
 	for _, name := range []string{"config.yaml", "kubeadm-flags.env", "pki", "kubeconfig"} {
-		if !missing(filepath.Join(kubeletDir, name)) {
-			return true
+		if p := filepath.Join(kubeletDir, name); !missing(p) {
+			return p
 		}
 	}
-	return false
+	return ""
 }
 
-// removeKubeletDir removes the system's kubelet folder, or, where it is another kubelet's too, only what ours does there
-// for pods that are gone.
-func removeKubeletDir(p config.Paths) error {
-	if !otherKubelet() {
-		return removeAll(kubeletDir)
+// removeKubeletDir removes the system's kubelet folder, or, where it is another kubelet's too, only the folders of the
+// pods that ran under this coracle when it was stopped.
+func removeKubeletDir(p config.Paths, keep *keeper, uids []string) error {
+	other := othersFile()
+	if other == "" {
+		return keep.removeAll(kubeletDir)
 	}
-	if slices.Contains(kubeletRoots(p), kubeletDir) {
-		return fmt.Errorf("%s was kept, because it holds files of another kubelet; look at it and remove it yourself", kubeletDir)
+	if !slices.Contains(kubeletRoots(p), kubeletDir) {
+		return nil
 	}
-	return nil
+	keep.keep(kubeletDir, "it holds files of another kubelet ("+filepath.Base(other)+"); look at it, and remove it yourself if nothing needs it")
+	var errs []error
+	for _, uid := range uids {
+		errs = append(errs, keep.removeAll(filepath.Join(kubeletDir, "pods", uid)))
+	}
+	return errors.Join(errs...)
+}
+
+// podUIDs lists the pods whose containers have a bundle in containerd's state: the CRI plugin notes the pod there.
+func podUIDs(state string) []string {
+	var uids []string
+	for _, f := range bundleFiles(state, "config.json") {
+		var bundle struct{ Annotations map[string]string }
+		data, err := os.ReadFile(f)
+		if err != nil || json.Unmarshal(data, &bundle) != nil {
+			continue
+		}
+		if uid := bundle.Annotations["io.kubernetes.cri.sandbox-uid"]; isUID(uid) && !slices.Contains(uids, uid) {
+			uids = append(uids, uid)
+		}
+	}
+	return uids
+}
+
+// isUID tells whether the text is safe as the name of a folder to remove: hexadecimal digits and dashes, as UIDs are.
+func isUID(text string) bool {
+	return len(text) >= 32 && strings.Trim(text, "0123456789abcdef-") == ""
+}
+
+// bundleFiles lists the files of that name in the folders that containerd keeps for containers which have not ended.
+func bundleFiles(state, name string) []string {
+	files, _ := filepath.Glob(filepath.Join(state, "io.containerd.runtime.v2.task", "*", "*", name)) // the pattern is well-formed
+	return files
 }
 
 // removeCNICache removes the results that containerd's CNI library keeps of our network.
-func removeCNICache() error {
+func removeCNICache(keep *keeper) error {
 	files, _ := filepath.Glob(filepath.Join(cniCache, cni.NetworkName+"-*")) // the pattern is well-formed
-	err := removeAll(files...)
+	err := keep.removeAll(files...)
 	removeEmpty(cniCache, filepath.Dir(cniCache))
 	return err
 }
@@ -135,9 +198,8 @@ func missing(path string) bool {
 // shimSocketDirs finds the folders of shims' sockets that lie outside the run directory, as they do when that one's
 // name is too long for a socket. Each shim's bundle says where its socket is.
 func shimSocketDirs(state string) []string {
-	files, _ := filepath.Glob(filepath.Join(state, "io.containerd.runtime.v2.task", "*", "*", "bootstrap.json")) // the pattern is well-formed
 	var dirs []string
-	for _, f := range files {
+	for _, f := range bundleFiles(state, "bootstrap.json") {
 		var bootstrap struct{ Address string }
 		data, err := os.ReadFile(f)
 		if err != nil || json.Unmarshal(data, &bootstrap) != nil {
