@@ -26,11 +26,14 @@ type Report struct {
 	Goroutines int         `json:"goroutines,omitempty"`
 	Components []Component `json:"components,omitempty"`
 	Cluster    *Cluster    `json:"cluster,omitempty"`
+	// Notes are sentences about what coracle does not do yet and this cluster's users may expect.
+	Notes []string `json:"notes,omitempty"`
 	// Problems are sentences about what is wrong, each with what to do.
 	Problems []string `json:"problems"`
 }
 
-// Cluster counts what the API server knows. Ready pods are those that serve or have done their work.
+// Cluster counts what the API server knows. Ready pods are those that serve or have done their work; failed attempts of
+// Jobs are not counted.
 type Cluster struct {
 	Nodes      int `json:"nodes"`
 	NodesReady int `json:"nodesReady"`

@@ -5,6 +5,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,63 +32,107 @@ const (
 func askCluster(ctx context.Context, t *config.Tool, r *status.Report, now time.Time) {
 	ctx, cancel := context.WithTimeout(ctx, clusterTimeout)
 	defer cancel()
-	cluster, problems, err := readCluster(ctx, t, now)
+	state, err := readCluster(ctx, t, now)
 	switch {
 	case err == nil:
-		r.Cluster, r.Problems = cluster, append(r.Problems, problems...)
+		r.Cluster, r.Notes, r.Problems = &state.counts, state.notes, append(r.Problems, state.problems...)
 	case !r.Ready.IsZero():
 		r.Problems = append(r.Problems, fmt.Sprintf("the API server does not answer: %v", err))
 	}
 }
 
-func readCluster(ctx context.Context, t *config.Tool, now time.Time) (*status.Cluster, []string, error) {
+// clusterState is what status tells about a cluster.
+type clusterState struct {
+	counts          status.Cluster
+	problems, notes []string
+}
+
+func readCluster(ctx context.Context, t *config.Tool, now time.Time) (*clusterState, error) {
 	rc, err := adminConfig(t)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	c, err := kubernetes.NewForConfig(rc)
 	if err != nil {
-		return nil, nil, fmt.Errorf("making a client: %w", err)
+		return nil, fmt.Errorf("making a client: %w", err)
 	}
 	nodes, err := c.CoreV1().Nodes().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
 	if err != nil {
-		return nil, nil, fmt.Errorf("listing nodes: %w", err)
+		return nil, fmt.Errorf("listing nodes: %w", err)
 	}
 	pods, err := c.CoreV1().Pods("").List(ctx, metav1.ListOptions{Limit: podLimit, ResourceVersion: "0"})
 	if err != nil {
-		return nil, nil, fmt.Errorf("listing pods: %w", err)
+		return nil, fmt.Errorf("listing pods: %w", err)
 	}
-	out := &status.Cluster{}
-	var problems []string
-	for i := range nodes.Items {
-		out.Nodes++
-		p := nodeTrouble(&nodes.Items[i])
+	out := &clusterState{}
+	out.addNodes(nodes.Items)
+	out.addPods(pods.Items, now, t.Paths.ImagesDir)
+	out.notes, err = notYet(ctx, c, len(nodes.Items))
+	return out, err
+}
+
+func (s *clusterState) addNodes(nodes []corev1.Node) {
+	for i := range nodes {
+		s.counts.Nodes++
+		p := nodeTrouble(&nodes[i])
 		if p == "" {
-			out.NodesReady++
+			s.counts.NodesReady++
 			continue
 		}
-		problems = append(problems, p)
+		s.problems = append(s.problems, p)
 	}
+}
+
+func (s *clusterState) addPods(pods []corev1.Pod, now time.Time, imagesDir string) {
 	bad := 0
-	for i := range pods.Items {
-		pod := &pods.Items[i]
-		out.Pods++
-		if podServes(pod) {
-			out.PodsReady++
+	for i := range pods {
+		pod := &pods[i]
+		if jobsFailure(pod) {
 			continue
 		}
-		p := podTrouble(pod, now, t.Paths.ImagesDir)
+		s.counts.Pods++
+		if podServes(pod) {
+			s.counts.PodsReady++
+			continue
+		}
+		p := podTrouble(pod, now, imagesDir)
 		if p == "" {
 			continue
 		}
 		if bad++; bad <= shownPods {
-			problems = append(problems, p)
+			s.problems = append(s.problems, p)
 		}
 	}
 	if bad > shownPods {
-		problems = append(problems, fmt.Sprintf("%d more pods are in trouble: coracle kubectl get pods -A", bad-shownPods))
+		s.problems = append(s.problems, fmt.Sprintf("%d more pods are in trouble: coracle kubectl get pods -A", bad-shownPods))
 	}
-	return out, problems, nil
+}
+
+// notYet says what coracle does not do yet with objects that this cluster has, or with as many nodes.
+func notYet(ctx context.Context, c kubernetes.Interface, nodes int) ([]string, error) {
+	policies, err := c.NetworkingV1().NetworkPolicies("").List(ctx, metav1.ListOptions{Limit: 1})
+	if err != nil {
+		return nil, fmt.Errorf("listing network policies: %w", err)
+	}
+	services, err := c.CoreV1().Services("").List(ctx, metav1.ListOptions{Limit: podLimit, FieldSelector: "spec.type=LoadBalancer"})
+	if err != nil {
+		return nil, fmt.Errorf("listing services: %w", err)
+	}
+	var notes []string
+	if len(policies.Items) > 0 {
+		p := policies.Items[0]
+		notes = append(notes, fmt.Sprintf("NetworkPolicies such as %s/%s are accepted, but coracle does not enforce them yet: every pod can reach every other", p.Namespace, p.Name))
+	}
+	for _, s := range services.Items {
+		if len(s.Status.LoadBalancer.Ingress) == 0 {
+			notes = append(notes, fmt.Sprintf("LoadBalancer Services such as %s/%s get no address: coracle has no load balancer yet. Their node ports work", s.Namespace, s.Name))
+			break
+		}
+	}
+	if nodes > 1 {
+		notes = append(notes, "when a node's machine dies, that is noticed only after minutes: until then Services still send to its pods, and these are not replaced")
+	}
+	return notes, nil
 }
 
 // nodeTrouble says what is wrong with a node, "" for nothing.
@@ -129,6 +174,13 @@ func podServes(p *corev1.Pod) bool {
 	return false
 }
 
+// jobsFailure tells whether a pod is a failed attempt of a Job. The Job makes another one, or has failed itself and says so;
+// the pod stays for its log alone.
+func jobsFailure(p *corev1.Pod) bool {
+	owner := metav1.GetControllerOf(p)
+	return p.Status.Phase == corev1.PodFailed && owner != nil && owner.Kind == "Job" && strings.HasPrefix(owner.APIVersion, "batch/")
+}
+
 // podTrouble says what is wrong with a pod that does not serve, "" when it is only on its way.
 func podTrouble(p *corev1.Pod, now time.Time, imagesDir string) string {
 	name := p.Namespace + "/" + p.Name
@@ -137,8 +189,7 @@ func podTrouble(p *corev1.Pod, now time.Time, imagesDir string) string {
 			return fmt.Sprintf("pod %s finds no node: %s", name, c.Message)
 		}
 	}
-	containers := append(append([]corev1.ContainerStatus{}, p.Status.InitContainerStatuses...), p.Status.ContainerStatuses...)
-	for _, c := range containers {
+	for _, c := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
 		if w := c.State.Waiting; w != nil {
 			if text := waitTrouble(p, c, w, imagesDir); text != "" {
 				return "pod " + name + ": " + text
@@ -175,9 +226,23 @@ func waitTrouble(p *corev1.Pod, c corev1.ContainerStatus, w *corev1.ContainerSta
 		}
 		return fmt.Sprintf("container %s ends again and again%s (%d times): coracle kubectl logs -n %s %s -c %s --previous", c.Name, why, c.RestartCount, p.Namespace, p.Name, c.Name)
 	case "ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull":
-		return fmt.Sprintf("container %s does not get its image %s; without a registry, put an archive of it into %s", c.Name, c.Image, imagesDir)
+		text := fmt.Sprintf("container %s does not get its image %s; without a registry, put an archive of it into %s", c.Name, c.Image, imagesDir)
+		if pullsAlways(p, c.Name) {
+			text += ". Its imagePullPolicy is Always, which is the default for an image without a tag, so an image that is here is asked for elsewhere all the same: set IfNotPresent"
+		}
+		return text
 	case "CreateContainerConfigError", "CreateContainerError", "RunContainerError":
 		return fmt.Sprintf("container %s cannot be started: %s", c.Name, w.Message)
 	}
 	return ""
+}
+
+// pullsAlways tells whether the kubelet asks the registry each time a container starts.
+func pullsAlways(p *corev1.Pod, container string) bool {
+	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
+		if c.Name == container {
+			return c.ImagePullPolicy == corev1.PullAlways
+		}
+	}
+	return false
 }

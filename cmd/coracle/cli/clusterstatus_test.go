@@ -48,6 +48,36 @@ func TestPodTrouble(t *testing.T) {
 	}
 }
 
+// TestJobsFailures: failed attempts of a Job are nobody's trouble; a failed pod of anything else is.
+func TestJobsFailures(t *testing.T) {
+	pod := func(api, kind string, phase corev1.PodPhase) corev1.Pod {
+		p := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "p"}, Status: corev1.PodStatus{Phase: phase}}
+		if kind != "" {
+			p.OwnerReferences = []metav1.OwnerReference{{APIVersion: api, Kind: kind, Name: "x", Controller: new(true)}}
+		}
+		return p
+	}
+	var s clusterState
+	s.addPods([]corev1.Pod{
+		pod("batch/v1", "Job", corev1.PodFailed), pod("batch/v1", "Job", corev1.PodSucceeded), pod("", "", corev1.PodSucceeded),
+		pod("apps/v1", "ReplicaSet", corev1.PodFailed), pod("example.org/v1", "Job", corev1.PodFailed), pod("", "", corev1.PodFailed),
+	}, noon, "/images")
+	if s.counts.Pods != 5 || s.counts.PodsReady != 2 || len(s.problems) != 3 {
+		t.Errorf("%d of %d pods well, problems %q; want 2 of 5 and three problems", s.counts.PodsReady, s.counts.Pods, s.problems)
+	}
+}
+
+// TestImagePulledAlways: an archive does not help a pod that asks the registry each time.
+func TestImagePulledAlways(t *testing.T) {
+	for policy, want := range map[corev1.PullPolicy]bool{corev1.PullAlways: true, corev1.PullIfNotPresent: false} {
+		pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", ImagePullPolicy: policy}}}}
+		pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "c", Image: "nginx", State: waiting("ErrImagePull", "")}}
+		if got := podTrouble(pod, noon, "/images"); strings.Contains(got, "imagePullPolicy is Always") != want {
+			t.Errorf("%s: %q", policy, got)
+		}
+	}
+}
+
 func TestNodeTrouble(t *testing.T) {
 	cond := func(kind corev1.NodeConditionType, s corev1.ConditionStatus) corev1.NodeCondition {
 		return corev1.NodeCondition{Type: kind, Status: s, Message: "because"}

@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
@@ -18,7 +19,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// fakeAPI answers the few requests that commands make: one node, one pod, and Secrets that are kept.
+// fakeAPI answers the few requests that commands make: one node, one pod, Secrets that are kept, and, with FAKE_NOT_YET,
+// objects that coracle does nothing with.
 func fakeAPI() *httptest.Server {
 	var mu sync.Mutex
 	secrets := map[string]corev1.Secret{}
@@ -31,14 +33,36 @@ func fakeAPI() *httptest.Server {
 	kind := func(k string) metav1.TypeMeta { return metav1.TypeMeta{Kind: k, APIVersion: "v1"} }
 	mux.HandleFunc("GET /api/v1/nodes", func(w http.ResponseWriter, _ *http.Request) {
 		node := corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "board1"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}}
-		answer(w, 200, corev1.NodeList{TypeMeta: kind("NodeList"), Items: []corev1.Node{node}})
+		list := corev1.NodeList{TypeMeta: kind("NodeList"), Items: []corev1.Node{node}}
+		if os.Getenv("FAKE_NOT_YET") != "" {
+			list.Items = append(list.Items, node)
+		}
+		answer(w, 200, list)
 	})
 	mux.HandleFunc("GET /api/v1/pods", func(w http.ResponseWriter, _ *http.Request) {
 		pod := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Status: corev1.PodStatus{Phase: corev1.PodSucceeded}}
 		if os.Getenv("FAKE_CRASH") != "" {
 			pod.Status = corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "c", RestartCount: 3, State: waiting("CrashLoopBackOff", "")}}}
 		}
-		answer(w, 200, corev1.PodList{TypeMeta: kind("PodList"), Items: []corev1.Pod{pod}})
+		attempt := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "backup-1", OwnerReferences: []metav1.OwnerReference{
+			{APIVersion: "batch/v1", Kind: "Job", Name: "backup", Controller: new(true)}}}, Status: corev1.PodStatus{Phase: corev1.PodFailed}}
+		answer(w, 200, corev1.PodList{TypeMeta: kind("PodList"), Items: []corev1.Pod{pod, attempt}})
+	})
+	mux.HandleFunc("GET /apis/networking.k8s.io/v1/networkpolicies", func(w http.ResponseWriter, _ *http.Request) {
+		list := networkingv1.NetworkPolicyList{TypeMeta: metav1.TypeMeta{Kind: "NetworkPolicyList", APIVersion: "networking.k8s.io/v1"}}
+		if os.Getenv("FAKE_NOT_YET") != "" {
+			list.Items = []networkingv1.NetworkPolicy{{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "closed"}}}
+		}
+		answer(w, 200, list)
+	})
+	mux.HandleFunc("GET /api/v1/services", func(w http.ResponseWriter, r *http.Request) {
+		list := corev1.ServiceList{TypeMeta: kind("ServiceList")}
+		if os.Getenv("FAKE_NOT_YET") != "" && r.URL.Query().Get("fieldSelector") == "spec.type=LoadBalancer" {
+			served := corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "served"}}
+			served.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.9"}}
+			list.Items = []corev1.Service{served, {ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}}}
+		}
+		answer(w, 200, list)
 	})
 	const path = "/api/v1/namespaces/kube-system/secrets"
 	mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {

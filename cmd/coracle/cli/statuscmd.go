@@ -25,7 +25,8 @@ func (a *App) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", GroupID: groupUse, Short: "Say what runs, since when, how much memory it takes, and what is wrong", Args: noArgs,
 		Long: `Asks the coracle that runs on this machine how it is. The exit code is 0 when everything is well, 1 when something is
-wrong or nothing runs.`,
+wrong or nothing runs. Lines that begin with "!" say what is wrong, each with what to do; those with "note:" what coracle
+does not do yet with something that the cluster has.`,
 	}
 	flags := addPlaces(cmd)
 	form := addOutput(cmd, "text", "json")
@@ -143,6 +144,9 @@ func printStatus(w io.Writer, r *status.Report, now time.Time) error {
 	}
 	for _, p := range r.Problems {
 		b.WriteString("! " + p + "\n")
+	}
+	for _, n := range r.Notes {
+		b.WriteString("note: " + n + "\n")
 	}
 	if _, err := io.WriteString(w, b.String()); err != nil {
 		return fmt.Errorf("printing: %w", err)
