@@ -73,13 +73,11 @@ type cluster struct {
 	ctx   context.Context // ends with the scenario
 	tasks sync.WaitGroup
 
-	mu    sync.Mutex
-	leads map[uint64]string // by term, as raft itself says
-	tune  func(*Options)
-	trail *uint64 // entries that stay in the logs, see keep
-	// leaving are servers whose removal was asked for, and not answered.
-	leaving map[*node]bool
-	actors  int
+	mu     sync.Mutex
+	leads  map[uint64]string // by term, as raft itself says
+	tune   func(*Options)
+	trail  *uint64 // entries that stay in the logs, see keep
+	actors int
 }
 
 // scenario plays with a cluster of n servers, with or without a vote, named a,

@@ -3,12 +3,8 @@
 package raftstore
 
 import (
-	"fmt"
 	"testing"
 	"time"
-
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 // Scenarios in which a follower has more than its leader knows, because its
@@ -104,109 +100,4 @@ func TestScenarioSnapshotOfOldMembers(t *testing.T) {
 			c.serves(leader)
 		})
 	})
-}
-
-// Members change while answers are lost, snapshots are slow, logs are short,
-// disks are slow and servers crash, at random. Now and then all is mended, and a
-// majority has to work.
-func TestScenarioLostAnswers(t *testing.T) {
-	seeds(t, 6, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			c.keep(c.rand.Uint64N(4))
-			joined := 0
-			c.leaving = make(map[*node]bool)
-			for range 3 {
-				w := c.work(2)
-				for range 20 {
-					c.pass(time.Duration(c.rand.Int64N(int64(400 * time.Millisecond))))
-					c.trouble(&joined)
-				}
-				c.mend()
-				w.stop()
-				c.lively(c.nodes)
-			}
-		})
-	})
-}
-
-// trouble does one of the things that lead there.
-func (c *cluster) trouble(joined *int) {
-	n := c.shuffled()[0]
-	s := n.running()
-	var leader *node
-	for _, o := range c.nodes {
-		if o.leads() {
-			leader = o
-		}
-	}
-	switch c.rand.IntN(12) {
-	case 0, 1:
-		if leader != nil && n != leader {
-			c.net.Cut(n.name, leader.name) // what n answers
-		}
-	case 2, 3:
-		n.faults.DelayFlushes(time.Duration(c.rand.Int64N(int64(500 * time.Millisecond))))
-	case 4:
-		n.faults.DelayFlushes(0)
-	case 5, 6:
-		if s != nil {
-			n.faults.DelaySnapshots(time.Duration(c.rand.Int64N(int64(5 * time.Second))))
-			c.tasks.Go(func() { _ = s.snapshotter.once() }) // raft may not be able to yet
-		}
-	case 7:
-		if leader != nil {
-			kv := leader.running().Client().KV
-			for range c.rand.IntN(100) {
-				if o := c.put(c.within(time.Second), leader.name, kv, "burst", fmt.Sprintf("burst %d", c.clock.Add(1))); o.err != nil {
-					break
-				}
-			}
-		}
-	case 8:
-		if leader != nil && *joined < 4 {
-			c.join(string(rune('d'+*joined)), leader.name)
-			*joined++
-		}
-	case 9:
-		c.net.HealAll()
-	case 10:
-		if leader != nil && n != leader && len(c.nodes) > 3 {
-			// Without an answer it may be done later.
-			c.leaving[n] = leader.running().RemoveMember(c.within(2*time.Second), n.name) != nil
-			if !c.leaving[n] {
-				n.replace()
-			}
-		}
-	case 11:
-		if s != nil && c.rand.IntN(2) == 0 {
-			n.crash()
-			n.start()
-		}
-	}
-}
-
-// mend ends what trouble did.
-func (c *cluster) mend() {
-	c.net.HealAll()
-	for _, n := range c.nodes {
-		n.faults.DelayFlushes(0)
-		n.faults.DelaySnapshots(0)
-	}
-	for _, n := range c.nodes {
-		if c.leaving[n] {
-			c.eventually("a server is taken out", 30*time.Second, func() bool {
-				err := c.leader(c.others(n)...).running().RemoveMember(c.within(10*time.Second), n.name)
-				return err == nil || status.Code(err) == codes.NotFound
-			})
-			c.leaving[n] = false
-			n.replace()
-		}
-	}
-}
-
-// replace makes a server another member, with an empty disk.
-func (n *node) replace() {
-	n.stop()
-	n.wipe()
-	n.start(names(n.c.others(n))...)
 }
