@@ -20,7 +20,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/discovery"
 	controllersmetrics "k8s.io/component-base/metrics/prometheus/controllers"
-	"k8s.io/controller-manager/pkg/informerfactory"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 
@@ -75,8 +74,10 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	ctx, cancel := context.WithCancel(klog.NewContext(ctx, klog.LoggerWithName(klog.FromContext(ctx), "controllers")))
+	custom := newCustomInformers(ctx, o.Term)
+	defer custom.Wait()
 	defer cancel()
-	cc, err := newContext(ctx, o.Term, u)
+	cc, err := newContext(ctx, o.Term, u, custom)
 	if err != nil {
 		return err
 	}
@@ -117,7 +118,7 @@ func waitServed(ctx context.Context, t *term.Term) bool {
 }
 
 // newContext makes what upstream's constructors take their inputs from.
-func newContext(ctx context.Context, t *term.Term, u upstream) (app.ControllerContext, error) {
+func newContext(ctx context.Context, t *term.Term, u upstream, custom *customInformers) (app.ControllerContext, error) {
 	mapper, answers, err := newDiscovery(ctx, t)
 	if err != nil {
 		return app.ControllerContext{}, err
@@ -125,7 +126,7 @@ func newContext(ctx context.Context, t *term.Term, u upstream) (app.ControllerCo
 	cc := app.ControllerContext{
 		ClientBuilder:                   clients{base: u.limit(t.Config), discovery: answers},
 		InformerFactory:                 t.Informers,
-		ObjectOrMetadataInformerFactory: informerfactory.NewInformerFactory(t.Informers, t.MetadataInformers),
+		ObjectOrMetadataInformerFactory: custom,
 		ComponentConfig:                 u.config,
 		RESTMapper:                      mapper,
 		InformersStarted:                make(chan struct{}),
