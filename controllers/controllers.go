@@ -24,6 +24,7 @@ import (
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/internal/csinode"
 )
 
 // Options configure the controllers. Paths are of PEM files that exist when Run is called.
@@ -161,7 +162,7 @@ func build(ctx context.Context, cc app.ControllerContext, t *term.Term) (built [
 			built = append(built, newLate(d, cc))
 		default:
 			var err error
-			keepCSINodeInfo(func() { err = add(d.BuildController(ctx, cc)) })
+			csinode.Keep(func() { err = add(d.BuildController(ctx, cc)) })
 			if err != nil {
 				return built, fmt.Errorf("build %s: %w", name, err)
 			}
