@@ -10,7 +10,31 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/component-base/metrics/legacyregistry"
 )
+
+// testNativeHistograms wants none, in a registry that has seen many requests.
+func testNativeHistograms(t *testing.T, _ *running) {
+	families, err := legacyregistry.DefaultGatherer.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	histograms := 0
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if m.GetHistogram() == nil {
+				continue
+			}
+			histograms++
+			if m.GetHistogram().Schema != nil {
+				t.Fatalf("%s is a native histogram", f.GetName())
+			}
+		}
+	}
+	if histograms == 0 {
+		t.Error("there are no histograms at all")
+	}
+}
 
 // testSeries wants the metrics of a custom resource to go with its definition, and no others.
 func testSeries(t *testing.T, s *running) {
