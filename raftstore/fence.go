@@ -4,8 +4,10 @@ package raftstore
 
 import (
 	"context"
+	"errors"
 
 	"github.com/coracle-k8s/coracle/raftstore/fence"
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
 // WithTerm marks a context's writes as those of this server's leadership of a
@@ -14,4 +16,63 @@ import (
 // when it wakes, changes nothing.
 func WithTerm(ctx context.Context, term uint64) context.Context {
 	return fence.WithTerm(ctx, term)
+}
+
+// WithFence is WithTerm, and calls refused whenever a write of the context is
+// refused because the term is over. A term that is over does not come back, so
+// whoever writes in it has to stop. Refused is called before the write returns,
+// perhaps from many goroutines at once, and must not block.
+func WithFence(ctx context.Context, term uint64, refused func()) context.Context {
+	return fence.With(ctx, term, refused)
+}
+
+// CheckTerm returns an error if, for all that this server knows, the term of a
+// context is over, and nil for a context without one. It asks nobody: another
+// server may lead already.
+func (s *Store) CheckTerm(ctx context.Context) error {
+	term := fence.TermOf(ctx)
+	if term == 0 {
+		return nil
+	}
+	return tellRefused(ctx, s.leadsIn(term))
+}
+
+// ConfirmTerm is CheckTerm for what the state machine does not see and so cannot
+// refuse. It returns nil once it is certain that the term was not over when the
+// call began, for which a majority of the voters is asked. The term may end
+// right afterwards.
+func (s *Store) ConfirmTerm(ctx context.Context) error {
+	term := fence.TermOf(ctx)
+	if term == 0 {
+		return nil
+	}
+	return tellRefused(ctx, s.confirmLeading(ctx, term))
+}
+
+func (s *Store) confirmLeading(ctx context.Context, term uint64) error {
+	if err := s.leadsIn(term); err != nil || s.peers == nil {
+		return err
+	}
+	_, err := s.readIndex(ctx, s.id, term)
+	if over := s.leadsIn(term); over != nil {
+		return over
+	}
+	return err // the majority that answered was in the term that this server leads in
+}
+
+// leadsIn returns ErrFenced unless this server leads in a term.
+func (s *Store) leadsIn(term uint64) error {
+	if lead, _ := s.lead.get(); !lead.Leader || lead.Term != term {
+		return mvcc.ErrFenced
+	}
+	return nil
+}
+
+// tellRefused passes an error on, and tells the owner of a context's term of one
+// that means that the term is over.
+func tellRefused(ctx context.Context, err error) error {
+	if errors.Is(err, mvcc.ErrFenced) {
+		fence.Refused(ctx)
+	}
+	return err
 }

@@ -39,7 +39,8 @@ func (s *Store) Write(ctx context.Context, req mvcc.Request) (any, error) {
 	}
 	c := mvcc.Command{Request: req}
 	if term := fence.TermOf(ctx); term != 0 {
-		return s.writeInTerm(ctx, c, term)
+		res, err := s.writeInTerm(ctx, c, term)
+		return res, tellRefused(ctx, err)
 	}
 	if s.peers == nil {
 		return s.writeAlone(ctx, c)

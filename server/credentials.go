@@ -14,6 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/kubeconfig"
+	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/token"
 )
@@ -107,10 +108,16 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 	}
 	admin := s.pki.Admin()
 	admin.Use = s.writeKubeconfigs
+	s.peers, err = peertls.New(peertls.Options{CA: s.pki.CAPEM(pki.PeerCA), Name: pki.PeerName, Now: s.o.Clock.Now})
+	if err != nil {
+		return err
+	}
+	peer := s.pki.Peer(s.data.ServerID())
+	peer.Use = s.peers.Use
 	s.files.serving, s.files.kubelet, s.files.proxy = s.pki.APIServer(pki.APIServerNames{
 		NodeName: s.o.NodeName, Domain: s.o.ClusterDomain, IPs: ips, ExtraSANs: s.o.TLSSANs,
 	}), s.pki.KubeletClient(), s.pki.FrontProxy()
-	for _, l := range []pki.Leaf{s.files.serving, s.files.kubelet, s.files.proxy, admin} {
+	for _, l := range []pki.Leaf{s.files.serving, s.files.kubelet, s.files.proxy, peer, admin} {
 		if err := s.pki.Ensure(l); err != nil {
 			return err
 		}

@@ -20,8 +20,15 @@ import (
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
-// termRetry is how long a leader whose loops failed waits before it starts them again.
-const termRetry = 5 * time.Second
+const (
+	// termRetry is how long a leader whose loops failed waits before it starts them again.
+	termRetry = 5 * time.Second
+	// termDrain bounds the wait for requests of a term that has ended; they are cancelled by then.
+	termDrain = 10 * time.Second
+)
+
+// errTermOver ends a term whose writes the store refuses. It is not begun again: a term that is over does not come back.
+var errTermOver = errors.New("the store refused a write of this term: another one has begun")
 
 // lead waits for the API server, then starts the loops when this server begins to lead and stops them when it ceases
 // to, until ctx is done. It returns with no loop running.
@@ -99,9 +106,13 @@ func (s *Server) startTerm(ctx context.Context, fatal context.CancelCauseFunc, n
 				fatal(fmt.Errorf("%w. This process must be started again, so that they do not act beside those of the next term", err))
 				return
 			case ctx.Err() != nil:
-				if err != nil {
+				if err != nil && !errors.Is(err, errTermOver) {
 					s.log.Warn("the loops of a leader ended with an error", "term", number, "error", err)
 				}
+				return
+			case errors.Is(err, errTermOver):
+				s.log.Info("the loops of a leader have stopped", "term", number, "reason", err)
+				s.board.leader.Set(status.Waiting, "this server does not lead any more")
 				return
 			case err == nil:
 				err = errors.New("a loop ended by itself")
@@ -121,12 +132,36 @@ func (s *Server) startTerm(ctx context.Context, fatal context.CancelCauseFunc, n
 }
 
 // runTerm runs everything that one server of the cluster does for all: upstream's controllers and scheduler, and ours.
-func (s *Server) runTerm(ctx context.Context, api *apiserver.Server, number uint64) error {
+// All of it reaches the API server over one transport, which gives the context of each request the term, so that the
+// store refuses every write as soon as the term is over. The first refusal ends the term here.
+func (s *Server) runTerm(ctx context.Context, api *apiserver.Server, number uint64) (err error) {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	config, closeTransport := api.TermConfig(func(ctx context.Context) context.Context {
+		return raftstore.WithFence(ctx, number, func() { end(errTermOver) })
+	})
+	// With its context, a term's loops lose the transport: what has not noticed yet that the term is over has no way to
+	// the API server any more.
+	closed := make(chan error, 1) // one: the function below need not wait for the receiver
+	context.AfterFunc(ctx, func() {
+		drain, done := context.WithTimeout(context.Background(), termDrain)
+		defer done()
+		closed <- closeTransport(drain)
+	})
+	defer func() {
+		end(nil)
+		if closeErr := <-closed; closeErr != nil {
+			s.log.Warn("requests of a term that is over are still being served; the store refuses their writes", "term", number, "error", closeErr)
+		}
+		if errors.Is(context.Cause(ctx), errTermOver) {
+			err = errors.Join(errTermOver, err)
+		}
+	}()
 	parts := []term.Part{s.controllersPart, s.schedulerPart, s.dnsPart}
 	if s.o.ManifestsDir != "" {
 		parts = append(parts, s.manifestsPart)
 	}
-	return term.Run(ctx, term.Options{Config: api.LoopbackConfig(), Number: number}, parts...)
+	return term.Run(ctx, term.Options{Config: config, Number: number}, parts...)
 }
 
 func (s *Server) controllersPart(ctx context.Context, t *term.Term) error {

@@ -22,12 +22,14 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/coracle-k8s/coracle/internal/alpnmux"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/datadir"
+	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/token"
 )
@@ -49,8 +51,10 @@ type Server struct {
 	o        Options
 	log      *slog.Logger
 	data     *datadir.Dir
-	listener net.Listener
+	port     *alpnmux.Mux
+	listener net.Listener // the API server's, for all on the port that is nobody else's
 	pki      *pki.PKI
+	peers    *peertls.Identity // towards the other servers
 	tokens   token.Set
 	files    files
 	ready    chan struct{} // closed when clients are served and the cluster's own objects are there
@@ -90,9 +94,12 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	if s.data, err = datadir.Open(o.dataDir()); err != nil {
 		return nil, err
 	}
-	if s.listener, err = listen(ctx, o.BindAddress, o.Port); err != nil {
+	l, err := listen(ctx, o.BindAddress, o.Port)
+	if err != nil {
 		return nil, errors.Join(err, s.data.Close())
 	}
+	s.port = alpnmux.New(alpnmux.Options{Listener: l, Logger: o.Logger})
+	s.listener = s.port.Default()
 	if err := s.makeCredentials(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -101,10 +108,10 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 }
 
 // Close gives up a server that is not going to be run: port and data directory are free again.
-func (s *Server) Close() error { return errors.Join(s.closeListener(), s.data.Close()) }
+func (s *Server) Close() error { return errors.Join(s.closePort(), s.data.Close()) }
 
-func (s *Server) closeListener() error {
-	if err := s.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) { // the API server closes it as well
+func (s *Server) closePort() error {
+	if err := s.port.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("closing the API server's port: %w", err)
 	}
 	return nil
@@ -206,7 +213,9 @@ func (s *Server) runAPI(ctx, below context.Context, store *raftstore.Store) erro
 	if err := os.MkdirAll(configDir, 0o700); err != nil {
 		return fmt.Errorf("making the folder for the API server's configuration: %w", err)
 	}
-	api, err := apiserver.New(ctx, s.apiServerOptions(configDir))
+	options := s.apiServerOptions(configDir)
+	options.Fence = store
+	api, err := apiserver.New(ctx, options)
 	if err != nil {
 		s.board.api.Set(status.Failed, err.Error())
 		return fmt.Errorf("starting the API server: %w", err)

@@ -7,7 +7,8 @@
 // net/http as far as a caller can see: headers leave with the first byte or
 // flush, bodies stream with back-pressure, cancelling or closing the body
 // cancels the handler's context, a panicking handler breaks the body, trailers
-// follow the body. Context values never cross from client to handler.
+// follow the body. Context values never cross from client to handler; a
+// transport may add values of its own on the handler's side (Options.Context).
 //
 // It never authenticates anybody (the handler sees exactly the headers that
 // the caller sent) and refuses protocol upgrades: those need a connection.
@@ -31,6 +32,9 @@ type Options struct {
 	// RemoteAddr is what the handler sees as http.Request.RemoteAddr;
 	// "127.0.0.1:0" when empty.
 	RemoteAddr string
+	// Context, when set, is given the context of every request on the
+	// handler's side and returns the one that the handler gets.
+	Context func(context.Context) context.Context
 	// Logger is told of handlers that panic; slog.Default() when nil.
 	Logger *slog.Logger
 }
@@ -38,6 +42,7 @@ type Options struct {
 // Transport is an http.RoundTripper whose other end is an http.Handler.
 type Transport struct {
 	remoteAddr string
+	mark       func(context.Context) context.Context // Options.Context
 	logger     *slog.Logger
 
 	ctx    context.Context // parent of every handler's context
@@ -54,9 +59,12 @@ type Transport struct {
 // New returns a Transport whose requests wait until SetHandler is called, as
 // they would at a port that is open and not yet served.
 func New(o Options) *Transport {
-	t := &Transport{remoteAddr: o.RemoteAddr, logger: o.Logger, serving: make(chan struct{})}
+	t := &Transport{remoteAddr: o.RemoteAddr, mark: o.Context, logger: o.Logger, serving: make(chan struct{})}
 	if t.remoteAddr == "" {
 		t.remoteAddr = "127.0.0.1:0"
+	}
+	if t.mark == nil {
+		t.mark = func(ctx context.Context) context.Context { return ctx }
 	}
 	if t.logger == nil {
 		t.logger = slog.Default()
@@ -140,7 +148,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(t.ctx)
 	ex := newExchange(req, cancel)
 	stop := context.AfterFunc(req.Context(), func() { ex.abort(context.Cause(req.Context())) })
-	sreq := serverRequest(ctx, req, t.remoteAddr, ex)
+	sreq := serverRequest(t.mark(ctx), req, t.remoteAddr, ex)
 
 	go func() {
 		defer t.inFlight.Done()

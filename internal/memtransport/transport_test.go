@@ -429,3 +429,23 @@ func BenchmarkRoundTrip(b *testing.B) {
 		resp.Body.Close()
 	}
 }
+
+// A transport's own values reach the handler, and the client's do not.
+func TestContextValues(t *testing.T) {
+	type key string
+	tr := New(Options{Context: func(ctx context.Context) context.Context { return context.WithValue(ctx, key("term"), 7) }})
+	tr.SetHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, r.Context().Value(key("term")), r.Context().Value(key("client")))
+		if r.Context().Err() != nil {
+			t.Error("cancelled")
+		}
+	}))
+	ctx := context.WithValue(t.Context(), key("client"), "me")
+	resp := do(t, &http.Client{Transport: tr}, request(t, ctx, http.MethodGet, "/", nil))
+	if b, err := io.ReadAll(resp.Body); err != nil || string(b) != "7 <nil>" {
+		t.Fatalf("%q, %v", b, err)
+	}
+	if err := tr.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}

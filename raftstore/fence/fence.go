@@ -6,15 +6,31 @@ package fence
 
 import "context"
 
-type termKey struct{}
+type key struct{}
+
+// fence is the term of leadership that a context's writes belong to.
+type fence struct {
+	term    uint64
+	refused func() // or nil
+}
 
 // WithTerm marks a context's writes as those of a server's leadership of a term.
-func WithTerm(ctx context.Context, term uint64) context.Context {
-	return context.WithValue(ctx, termKey{}, term)
+func WithTerm(ctx context.Context, term uint64) context.Context { return With(ctx, term, nil) }
+
+// With is WithTerm, and has refused called by Refused.
+func With(ctx context.Context, term uint64, refused func()) context.Context {
+	return context.WithValue(ctx, key{}, fence{term, refused})
 }
 
 // TermOf returns the term of WithTerm, or 0.
 func TermOf(ctx context.Context) uint64 {
-	term, _ := ctx.Value(termKey{}).(uint64)
-	return term
+	f, _ := ctx.Value(key{}).(fence)
+	return f.term
+}
+
+// Refused tells the owner of a context's term that it is over.
+func Refused(ctx context.Context) {
+	if f, _ := ctx.Value(key{}).(fence); f.refused != nil {
+		f.refused()
+	}
 }

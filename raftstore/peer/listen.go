@@ -64,6 +64,9 @@ func (t *Transport) greet(c net.Conn) {
 	h, err := t.welcome(c)
 	if err != nil {
 		if t.ctx.Err() == nil {
+			if reason := tlsFailure(err); reason != "" {
+				err = errors.New(reason)
+			}
 			t.opts.Logger.Log(t.ctx, t.refusals.level(), "a connection from another server was not taken", "remote", remote, "error", err)
 		}
 		hangUp(c)
@@ -134,6 +137,7 @@ func (t *Transport) connect(ctx context.Context, address string, h hello) (net.C
 	h.cluster, h.sender = t.opts.Cluster, t.opts.ID
 	c, err := t.opts.Dial(ctx, address)
 	if err != nil {
+		t.tellTLS(ctx, address, err)
 		return nil, "", &dialError{fmt.Errorf("connect to the server at %s: %w", address, err)}
 	}
 	a, err := t.introduce(ctx, c, h)
@@ -147,7 +151,16 @@ func (t *Transport) connect(ctx context.Context, address string, h hello) (net.C
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
+	t.tellTLS(ctx, address, err)
 	return nil, "", &dialError{fmt.Errorf("handshake with the server at %s: %w", address, err)}
+}
+
+// tellTLS logs a failed TLS handshake now and then: raft's own lines on a peer
+// that cannot be reached do not tell it from a machine that is off.
+func (t *Transport) tellTLS(ctx context.Context, address string, err error) {
+	if reason := tlsFailure(err); reason != "" && t.ctx.Err() == nil {
+		t.opts.Logger.Log(ctx, t.untrusted.level(), "no connection to another server", "address", address, "error", reason)
+	}
 }
 
 func (t *Transport) introduce(ctx context.Context, c net.Conn, h hello) (answer, error) {

@@ -37,7 +37,7 @@ type Transport struct {
 
 	raftConns, callConns *queue
 	server               *grpc.Server
-	refusals             occasionally
+	refusals, untrusted  occasionally   // log lines: of incoming connections, of outgoing ones
 	handlers             sync.WaitGroup // incoming raft connections
 
 	leader leader

@@ -21,7 +21,24 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-var boats = schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "boats"}
+var (
+	boats       = schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "boats"}
+	definitions = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+)
+
+func boat(name string) *unstructured.Unstructured {
+	return &unstructured.Unstructured{Object: map[string]any{"apiVersion": "example.com/v1", "kind": "Boat",
+		"metadata": map[string]any{"name": name}, "spec": map[string]any{}}}
+}
+
+func dynamicClient(t *testing.T, s *running) dynamic.Interface {
+	t.Helper()
+	c, err := dynamic.NewForConfig(s.admin())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
 
 const boatDefinition = `
 apiVersion: apiextensions.k8s.io/v1
@@ -44,6 +61,10 @@ spec:
             type: object
             properties:
               seats: {type: integer, minimum: 1, default: 2, description: how many sit in it}
+          status:
+            type: object
+            properties:
+              afloat: {type: boolean}
 `
 
 func object(t *testing.T, text string) *unstructured.Unstructured {
@@ -57,11 +78,7 @@ func object(t *testing.T, text string) *unstructured.Unstructured {
 
 func testCustomResources(t *testing.T, s *running) {
 	ctx := t.Context()
-	c, err := dynamic.NewForConfig(s.admin())
-	if err != nil {
-		t.Fatal(err)
-	}
-	definitions := schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+	c := dynamicClient(t, s)
 	if _, err := c.Resource(definitions).Create(ctx, object(t, boatDefinition), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}

@@ -41,14 +41,18 @@ func TestMain(m *testing.M) {
 
 // fixture is everything a server needs: keys, certificates and a store.
 type fixture struct {
-	dir   string
-	pki   *pki.PKI
-	store *raftstore.Store
-	log   *slog.Logger
-	leaf  struct{ serving, kubelet, proxy, admin, node pki.Leaf }
+	dir     string
+	pki     *pki.PKI
+	servers servers
+	store   *raftstore.Store // the first of them
+	log     *slog.Logger
+	leaf    struct{ serving, kubelet, proxy, admin, node pki.Leaf }
 }
 
-func newFixture(t *testing.T) *fixture {
+func newFixture(t *testing.T) *fixture { t.Helper(); return newFixtureOf(t, nil) }
+
+// newFixtureOf is a fixture on the first of the servers that open opens; on one alone when it is nil.
+func newFixtureOf(t *testing.T, open func(*testing.T, *fixture) servers) *fixture {
 	t.Helper()
 	f := &fixture{dir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
 	var err error
@@ -63,19 +67,12 @@ func newFixture(t *testing.T) *fixture {
 			t.Fatal(err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	if f.store, err = raftstore.Open(ctx, raftstore.Options{Dir: filepath.Join(f.dir, "store"), NodeID: "one", Logger: f.log}); err != nil {
-		t.Fatal(err)
+	if open == nil {
+		f.servers = servers{openStore(t, raftstore.Options{Dir: filepath.Join(f.dir, "store"), NodeID: "one", Logger: f.log})}
+	} else {
+		f.servers = open(t, f)
 	}
-	t.Cleanup(func() {
-		if err := f.store.Close(context.Background()); err != nil {
-			t.Errorf("closing the store: %v", err)
-		}
-	})
-	if err := f.store.WaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
+	f.store = f.servers[0]
 	upstream.Install(f.store.Client)
 	return f
 }

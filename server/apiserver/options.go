@@ -71,6 +71,10 @@ type Options struct {
 	// AdvertiseAddress alone when nil. It is asked every ten seconds.
 	EndpointAddresses func() []net.IP
 
+	// Fence judges requests whose context carries a term of leadership, see
+	// TermConfig; nil when there are none.
+	Fence Fence
+
 	// StoreServers is what upstream's storage layer is told to connect to. With a
 	// store client installed in its place nothing connects there; it names the
 	// store in metrics and messages.

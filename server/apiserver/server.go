@@ -71,6 +71,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	s.transport = memtransport.New(memtransport.Options{Logger: o.Logger})
 	g, err := buildGeneric(opts, s.transport, uuid.NewString(), o.Logger)
 	if err == nil {
+		s.fenceTerms(g.config)
 		s.loopback = g.config.LoopbackClientConfig
 		s.chain, err = buildChain(opts, g, o)
 	}

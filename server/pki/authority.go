@@ -30,6 +30,7 @@ const (
 	ServerCA        Signer = "server-ca"
 	ClientCA        Signer = "client-ca"
 	RequestHeaderCA Signer = "request-header-ca"
+	PeerCA          Signer = "peer-ca"
 )
 
 // authority is a loaded certificate authority. chain[0] signs; the rest leads to the root.

@@ -23,6 +23,9 @@ const (
 	nodeGroup    = "system:nodes"
 	// FrontProxyUser is who the aggregator is towards extension API servers.
 	FrontProxyUser = "system:auth-proxy"
+	// PeerName is what every server is called by the others, in its certificate of peer-ca. They reach it at addresses
+	// that may change, and which of the servers it is they learn from the store's own handshake.
+	PeerName = "server.peer.coracle.internal"
 )
 
 // Controllers and scheduler have no certificates: they speak to the API server in memory.
@@ -81,6 +84,13 @@ func (p *PKI) FrontProxy() Leaf {
 	return Leaf{Name: "aggregator", Path: filepath.Join(p.dir, "client-auth-proxy.pem"), Signer: RequestHeaderCA,
 		CommonName: FrontProxyUser}
 }
+
+// Peer is what a server shows to the other servers, whichever of the two dials.
+func (p *PKI) Peer(serverID string) Leaf {
+	return Leaf{Name: "server to servers", Path: p.peerPath(), Signer: PeerCA, CommonName: serverID, DNSNames: []string{PeerName}}
+}
+
+func (p *PKI) peerPath() string { return filepath.Join(p.dir, "peer.pem") }
 
 // Node is the kubelet's own identity.
 func (p *PKI) Node(dir, name string) Leaf {

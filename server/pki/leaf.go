@@ -32,7 +32,8 @@ type Leaf struct {
 	Name string
 	// Path is the file, mode 0600.
 	Path string
-	// Signer decides what the certificate is good for: server-ca makes a serving one, the others a client one.
+	// Signer decides what the certificate is good for: server-ca makes a serving one, peer-ca one for both ends, the
+	// others a client one.
 	Signer Signer
 	// CommonName is the user name of a client certificate.
 	CommonName string
@@ -53,11 +54,14 @@ type Pair struct {
 	Key   []byte // PEM
 }
 
-func (l *Leaf) usage() x509.ExtKeyUsage {
-	if l.Signer == ServerCA {
-		return x509.ExtKeyUsageServerAuth
+func (l *Leaf) usages() []x509.ExtKeyUsage {
+	switch l.Signer {
+	case ServerCA:
+		return []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	case PeerCA: // a server calls the others and is called by them
+		return []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	}
-	return x509.ExtKeyUsageClientAuth
+	return []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 }
 
 // load reads a leaf's file. The error of a missing file is fs.ErrNotExist.
@@ -112,7 +116,7 @@ func (p *PKI) unfit(l *Leaf, pair *Pair) string {
 	if !equalSets(c.DNSNames, l.DNSNames) || !equalSets(ipStrings(c.IPAddresses), ipStrings(l.IPs)) {
 		return "the names and addresses it covers changed"
 	}
-	if !slices.Contains(c.ExtKeyUsage, l.usage()) {
+	if !slices.Equal(c.ExtKeyUsage, l.usages()) {
 		return "it is for another use"
 	}
 	return p.stale(a, c)
@@ -171,7 +175,7 @@ func (p *PKI) issue(l *Leaf) (*Pair, error) {
 		NotBefore:             notBefore,
 		NotAfter:              notAfter,
 		KeyUsage:              x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:           []x509.ExtKeyUsage{l.usage()},
+		ExtKeyUsage:           l.usages(),
 		BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert(), key.Public(), a.key)

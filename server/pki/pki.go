@@ -3,7 +3,7 @@
 // Package pki makes and keeps the cluster's certificate authorities, the key that signs ServiceAccount tokens and every
 // leaf certificate that a server hands to itself or to its own node.
 //
-// There are three authorities, because a certificate must say no more than it was made for:
+// There are four authorities, because a certificate must say no more than it was made for:
 //
 //   - server-ca signs what a listener shows: the API server's and the kubelets' serving certificates. It is what clients
 //     trust and what a join token pins.
@@ -11,6 +11,9 @@
 //     serving certificate would be one mistaken key usage away from being an administrator.
 //   - request-header-ca signs only the aggregator's front proxy. Whoever holds a certificate of it may name any user in a
 //     header, so it must never sign anything else.
+//   - peer-ca signs the servers themselves, towards one another. Whoever holds a certificate of it can write to the store
+//     past every check of the API server, so no node, user or listener is given one, and its key leaves a server only for
+//     another server.
 //
 // The package owns the files in its folder. It never replaces or repairs an authority: everything in the cluster trusts
 // those, so a damaged one is refused with words. A leaf is cheap and is made anew whenever it does not fit.
@@ -80,6 +83,7 @@ type PKI struct {
 	server *authority
 	client *authority
 	header *authority
+	peer   *authority
 	sa     crypto.Signer
 
 	mu     sync.Mutex // guards leaves, and one issue at a time
@@ -106,13 +110,21 @@ func Open(o Options) (*PKI, error) {
 		p.log.Warn("this machine's clock is wrong: it is before this program was built. Certificates are dated so that "+
 			"they work now and after the clock is set; set it soon (NTP)", "clock", now, "built", p.floor)
 	}
-	var errs [4]error
+	var errs [5]error
 	p.server, errs[0] = p.loadOrCreateAuthority(ServerCA, o.Established)
 	p.client, errs[1] = p.loadOrCreateAuthority(ClientCA, o.Established)
 	p.header, errs[2] = p.loadOrCreateAuthority(RequestHeaderCA, o.Established)
-	p.sa, errs[3] = p.loadOrCreateServiceAccountKey(o.Established)
+	// Clusters of before there was this authority have no certificate of it either.
+	p.peer, errs[3] = p.loadOrCreateAuthority(PeerCA, o.Established && exists(p.peerPath()))
+	p.sa, errs[4] = p.loadOrCreateServiceAccountKey(o.Established)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
+	}
+	for _, s := range []Signer{ServerCA, ClientCA, RequestHeaderCA} {
+		if samePublicKey(p.authority(s).key.Public(), p.peer.key.Public()) {
+			return nil, fmt.Errorf("%s and %s have the same key: whoever has a certificate of the one could open the store's connections "+
+				"between servers. Nothing was changed: put another pair in place of the latter, or remove it before the first start", p.CAFile(s), p.CAFile(PeerCA))
+		}
 	}
 	return p, nil
 }
@@ -143,8 +155,15 @@ func (p *PKI) authority(s Signer) *authority {
 		return p.client
 	case RequestHeaderCA:
 		return p.header
+	case PeerCA:
+		return p.peer
 	}
 	panic("pki: unknown signer " + string(s))
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // now drops the monotonic reading: dates are compared with the wall clock, which may jump.

@@ -55,8 +55,10 @@ func verify(t *testing.T, p *PKI, l Leaf, at time.Time) {
 	t.Helper()
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(p.CAPEM(l.Signer))
-	if _, err := leafCert(t, l).Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{l.usage()}}); err != nil {
-		t.Fatalf("%s at %s: %v", l.Name, at, err)
+	for _, usage := range l.usages() { // each, and not one of them
+		if _, err := leafCert(t, l).Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
+			t.Fatalf("%s at %s: %v", l.Name, at, err)
+		}
 	}
 }
 
@@ -65,7 +67,7 @@ func TestFromNothing(t *testing.T) {
 	p, _ := open(t, dir, today)
 	agent := t.TempDir()
 	leaves := []Leaf{apiServer(p), p.Admin(), p.KubeletClient(), p.FrontProxy(), p.Node(agent, "boat"),
-		p.NodeServing(agent, "boat", []net.IP{net.ParseIP("192.0.2.7")}), p.Network(agent)}
+		p.NodeServing(agent, "boat", []net.IP{net.ParseIP("192.0.2.7")}), p.Network(agent), p.Peer("boat-1")}
 	for _, l := range leaves {
 		if err := p.Ensure(l); err != nil {
 			t.Fatal(err)
@@ -78,7 +80,7 @@ func TestFromNothing(t *testing.T) {
 			t.Errorf("%s: %v", l.Path, err)
 		}
 	}
-	for _, name := range []string{"server-ca.key", "client-ca.key", "request-header-ca.key", "service-account.key"} {
+	for _, name := range []string{"server-ca.key", "client-ca.key", "request-header-ca.key", "peer-ca.key", "service-account.key"} {
 		if fi, err := os.Stat(filepath.Join(dir, name)); err != nil || fi.Mode().Perm() != 0o600 {
 			t.Errorf("%s: mode %v, %v", name, fi.Mode(), err)
 		}
@@ -94,7 +96,7 @@ func TestFromNothing(t *testing.T) {
 	if node.Subject.CommonName != "system:node:boat" || node.Subject.Organization[0] != "system:nodes" {
 		t.Errorf("node identity is %s", node.Subject)
 	}
-	if n := len(p.Certificates()); n != 3+len(leaves) {
+	if n := len(p.Certificates()); n != 4+len(leaves) {
 		t.Errorf("%d certificates listed", n)
 	}
 }
@@ -134,7 +136,7 @@ func TestNewNamesReissue(t *testing.T) {
 	if err := leafCert(t, l).VerifyHostname("later.example.org"); err != nil {
 		t.Error(err)
 	}
-	if n := len(p.Certificates()); n != 4 {
+	if n := len(p.Certificates()); n != 5 {
 		t.Errorf("the same file is managed twice: %d certificates", n)
 	}
 }

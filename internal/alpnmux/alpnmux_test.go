@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alpnmux
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/coracle-k8s/coracle/internal/testca"
+)
+
+const patience = 30 * time.Second
+
+func listen(t testing.TB) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func serverTLS(t testing.TB, protocols ...string) *tls.Config {
+	t.Helper()
+	ca, err := testca.New(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := ca.Issue("server", "127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := tls.LoadX509KeyPair(files.Cert, files.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: protocols}
+}
+
+// answering serves a route: each connection is told the route's name, over TLS.
+func answering(wg *sync.WaitGroup, l net.Listener, name string) {
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer c.Close()
+				_ = c.SetDeadline(time.Now().Add(patience))
+				_, _ = io.WriteString(c, name) // the client says what it got
+			})
+		}
+	})
+}
+
+// serve runs a Mux with a default route and one called "peer" until the end of the test, and checks that nothing is left.
+func serve(t *testing.T, o Options) (*Mux, string) {
+	t.Helper()
+	before := goleak.IgnoreCurrent()
+	o.Listener, o.Logger = listen(t), slog.New(slog.DiscardHandler)
+	m := New(o)
+	var wg sync.WaitGroup
+	answering(&wg, tls.NewListener(m.Default(), serverTLS(t, "h2", "http/1.1")), "default")
+	answering(&wg, tls.NewListener(m.Route("peer"), serverTLS(t, "peer")), "peer")
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+		goleak.VerifyNone(t, before)
+	})
+	return m, o.Listener.Addr().String()
+}
+
+// pieces writes n bytes at a time.
+type pieces struct {
+	net.Conn
+	n int
+}
+
+func (p pieces) Write(b []byte) (int, error) {
+	for chunk := range slices.Chunk(b, p.n) {
+		if _, err := p.Conn.Write(chunk); err != nil {
+			return 0, err
+		}
+	}
+	return len(b), nil
+}
+
+// records cuts the payload of each TLS record into records of n bytes.
+type records struct {
+	net.Conn
+	n int
+}
+
+func (r records) Write(b []byte) (int, error) {
+	if b[0] != 22 { // handshake
+		return r.Conn.Write(b)
+	}
+	var out []byte
+	for chunk := range slices.Chunk(b[5:], r.n) {
+		out = append(out, b[0], b[1], b[2], byte(len(chunk)>>8), byte(len(chunk)))
+		out = append(out, chunk...)
+	}
+	if _, err := r.Conn.Write(out); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
+
+// ask does a TLS handshake and returns what the server says.
+func ask(address string, c *tls.Config, wrap func(net.Conn) net.Conn) (string, error) {
+	raw, err := net.Dial("tcp", address)
+	if err != nil {
+		return "", err
+	}
+	defer raw.Close()
+	_ = raw.SetDeadline(time.Now().Add(patience))
+	if wrap != nil {
+		raw = wrap(raw)
+	}
+	c.InsecureSkipVerify = true
+	got, err := io.ReadAll(tls.Client(raw, c))
+	if err == nil && len(got) == 0 {
+		err = io.ErrUnexpectedEOF // ReadAll takes the end of a handshake for the end of what is said
+	}
+	return string(got), err
+}
+
+func TestRoutes(t *testing.T) {
+	_, address := serve(t, Options{})
+	long := make([]string, 0, 200)
+	for range 200 {
+		long = append(long, strings.Repeat("x", 250))
+	}
+	for _, c := range []struct {
+		name, want string
+		offer      []string
+		max        uint16
+		wrap       func(net.Conn) net.Conn
+	}{
+		{name: "no ALPN", want: "default"},
+		{name: "HTTP/2", offer: []string{"h2", "http/1.1"}, want: "default"},
+		{name: "HTTP/1.1", offer: []string{"http/1.1"}, want: "default"},
+		{name: "the route", offer: []string{"peer"}, want: "peer"},
+		{name: "the route last", offer: []string{"h3", "peer"}, want: "peer"},
+		{name: "TLS 1.2 without ALPN", max: tls.VersionTLS12, want: "default"},
+		{name: "TLS 1.2 to the route", max: tls.VersionTLS12, offer: []string{"peer"}, want: "peer"},
+		{name: "byte by byte", offer: []string{"peer"}, wrap: func(c net.Conn) net.Conn { return pieces{c, 1} }, want: "peer"},
+		{name: "in pieces", wrap: func(c net.Conn) net.Conn { return pieces{c, 100} }, want: "default"},
+		{name: "in many records", offer: []string{"peer"}, wrap: func(c net.Conn) net.Conn { return records{c, 50} }, want: "peer"},
+		{name: "50 KB of other names", offer: append(long, "peer"), want: "peer"},
+	} {
+		got, err := ask(address, &tls.Config{NextProtos: c.offer, MaxVersion: c.max}, c.wrap)
+		if err != nil || got != c.want {
+			t.Errorf("%s: %q, %v, want %q", c.name, got, err, c.want)
+		}
+	}
+}
+
+// What is no TLS reaches the default route whole, which knows what to say to it.
+func TestPlain(t *testing.T) {
+	m := New(Options{Listener: listen(t)})
+	s := &http.Server{TLSConfig: serverTLS(t), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	done := make(chan error, 1)
+	go func() { done <- s.ServeTLS(m.Default(), "", "") }()
+	c, err := net.Dial("tcp", m.Default().Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := bufio.NewReader(c).ReadString('\n')
+	if err != nil || !strings.Contains(got, "400") {
+		t.Errorf("%q, %v", got, err)
+	}
+	if err := errors.Join(s.Close(), m.Close()); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+		t.Error(err)
+	}
+}
+
+// closedWithin fails unless the other side closes a connection.
+func closedWithin(t *testing.T, c net.Conn) {
+	t.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(patience))
+	if _, err := c.Read(make([]byte, 1)); err == nil {
+		t.Error("something was sent")
+	} else if timeout, ok := err.(net.Error); ok && timeout.Timeout() {
+		t.Error("the connection stays open")
+	}
+}
+
+// Clients that say nothing, or half of what they should, keep nobody out, however many they are, and go in their time.
+func TestSilentClients(t *testing.T) {
+	_, address := serve(t, Options{Waiting: 20, Timeout: time.Hour})
+	var silent []net.Conn
+	for i := range 100 {
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if i%2 == 0 {
+			_, _ = c.Write([]byte{22, 3, 1, 2, 0, 1}) // the head of a ClientHello of 512 bytes
+		}
+		silent = append(silent, c)
+	}
+	if got, err := ask(address, &tls.Config{NextProtos: []string{"peer"}}, nil); err != nil || got != "peer" {
+		t.Errorf("%q, %v", got, err)
+	}
+	for _, c := range silent[:80] { // the oldest had to make room
+		closedWithin(t, c)
+	}
+
+	_, address = serve(t, Options{Timeout: 50 * time.Millisecond})
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	closedWithin(t, c)
+}
+
+// A route that takes nothing yet holds up no other, and one that is closed takes its connections with it.
+func TestRoutesEndApart(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	l := listen(t)
+	m := New(Options{Listener: l})
+	peer, idle := m.Route("peer"), m.Route("idle")
+	if m.Route("peer") != peer {
+		t.Error("two routes of one name")
+	}
+	var wg sync.WaitGroup
+	answering(&wg, tls.NewListener(peer, serverTLS(t, "peer")), "peer")
+	waiting, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer waiting.Close()
+	hello := clientHello(t, "idle")
+	if _, err := waiting.Write(hello); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ask(l.Addr().String(), &tls.Config{NextProtos: []string{"peer"}}, nil); err != nil || got != "peer" {
+		t.Errorf("%q, %v", got, err)
+	}
+	for _, r := range []net.Listener{idle, m.Default()} {
+		if err := errors.Join(r.Close(), r.Close()); err != nil {
+			t.Error(err)
+		}
+		if _, err := r.Accept(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("after Close: %v", err)
+		}
+	}
+	closedWithin(t, waiting)
+	if _, err := ask(l.Addr().String(), &tls.Config{}, nil); err == nil {
+		t.Error("a closed default route answers")
+	}
+	if got, err := ask(l.Addr().String(), &tls.Config{NextProtos: []string{"peer"}}, nil); err != nil || got != "peer" {
+		t.Errorf("%q, %v", got, err)
+	}
+	// With the last one the port is closed.
+	if err := peer.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := net.Dial("tcp", l.Addr().String()); err == nil {
+		t.Error("the port is still open")
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+}
+
+// troubled is a listener that fails before every connection.
+type troubled struct {
+	net.Listener
+	fail bool
+}
+
+func (l *troubled) Accept() (net.Conn, error) {
+	if l.fail = !l.fail; l.fail {
+		return nil, errors.New("too many open files")
+	}
+	return l.Listener.Accept()
+}
+
+func TestAcceptGoesOn(t *testing.T) {
+	l := listen(t)
+	m := New(Options{Listener: &troubled{Listener: l}, Logger: slog.New(slog.DiscardHandler)})
+	var wg sync.WaitGroup
+	answering(&wg, tls.NewListener(m.Default(), serverTLS(t)), "default")
+	for range 2 {
+		if got, err := ask(l.Addr().String(), &tls.Config{}, nil); err != nil || got != "default" {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+}
+
+// clientHello is what crypto/tls sends first.
+func clientHello(t testing.TB, protocols ...string) []byte {
+	t.Helper()
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	go func() {
+		_ = tls.Client(a, &tls.Config{InsecureSkipVerify: true, NextProtos: protocols}).HandshakeContext(context.Background()) // ends with the pipe
+	}()
+	buf := make([]byte, 64<<10)
+	n, err := b.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return buf[:n]
+}
+
+// bytesConn is a connection of which only reading works.
+type bytesConn struct {
+	net.Conn
+	*bytes.Reader
+}
+
+func (c bytesConn) Read(b []byte) (int, error) { return c.Reader.Read(b) }
+
+// FuzzHello checks that nothing is lost of what a client sent, whatever it sent.
+func FuzzHello(f *testing.F) {
+	for _, protocols := range [][]string{nil, {"h2", "http/1.1"}, {"peer"}} {
+		hello := clientHello(f, protocols...)
+		f.Add(hello)
+		f.Add(append(hello, "more"...))
+		f.Add(hello[:len(hello)/2])
+	}
+	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
+	f.Add([]byte{22, 3, 1, 255, 255})
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, sent []byte) {
+		r := bytes.NewReader(sent)
+		protocols, read, err := readHello(bytesConn{Reader: r})
+		if err != nil {
+			if len(protocols) > 0 || r.Len() > 0 {
+				t.Fatalf("%v with %d bytes left, %q", err, r.Len(), protocols)
+			}
+			return
+		}
+		if !bytes.Equal(read, sent[:len(sent)-r.Len()]) {
+			t.Fatalf("%d bytes were read and %d kept", len(sent)-r.Len(), len(read))
+		}
+		all, _ := io.ReadAll(&conn{Conn: bytesConn{Reader: r}, read: read})
+		if !bytes.Equal(all, sent) {
+			t.Fatal("the route does not get what was sent")
+		}
+	})
+}
+
+func BenchmarkHello(b *testing.B) {
+	hello := clientHello(b, "h2", "http/1.1")
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, _, err := readHello(bytesConn{Reader: bytes.NewReader(hello)}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkConnection is a connection with a full handshake, with and without a Mux before it.
+func BenchmarkConnection(b *testing.B) {
+	for _, muxed := range []bool{false, true} {
+		name := map[bool]string{false: "direct", true: "mux"}[muxed]
+		b.Run(name, func(b *testing.B) {
+			l := listen(b)
+			in := l
+			if muxed {
+				in = New(Options{Listener: l}).Default()
+			}
+			var wg sync.WaitGroup
+			answering(&wg, tls.NewListener(in, serverTLS(b, "h2")), "x")
+			defer wg.Wait()
+			defer in.Close()
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := ask(l.Addr().String(), &tls.Config{NextProtos: []string{"h2"}}, nil); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

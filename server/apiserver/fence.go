@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"net/http"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
+	"k8s.io/apiserver/pkg/endpoints/request"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/client-go/rest"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+
+	"github.com/coracle-k8s/coracle/internal/memtransport"
+)
+
+// A Fence knows whether the term of leadership that a request's context carries
+// is over (raftstore.Store). It returns nil for a context without a term.
+type Fence interface {
+	// CheckTerm asks nobody: it finds what this server knows by itself.
+	CheckTerm(context.Context) error
+	// ConfirmTerm asks a majority.
+	ConfirmTerm(context.Context) error
+}
+
+// TermConfig is a LoopbackConfig for the loops of one term of leadership, with a
+// transport of its own: mark gives the context of each request, on the server's
+// side, the term that the store is to check its writes against. The function
+// returned refuses what comes later, cancels what is under way, and waits for
+// that until ctx is done.
+func (s *Server) TermConfig(mark func(context.Context) context.Context) (*rest.Config, func(ctx context.Context) error) {
+	transport := memtransport.New(memtransport.Options{Context: mark, Logger: s.options.Logger})
+	transport.SetHandler(s.chain.aggregator.GenericAPIServer.Handler)
+	config := s.LoopbackConfig()
+	config.Transport = transport
+	return config, transport.Close
+}
+
+// fenceTerms refuses writes of a term that is over before anything is done for
+// them. The store refuses them in any case. This is for what they do beside
+// their own write in the store: calling webhooks and other API servers, issuing
+// tokens, and the writes that upstream makes on their behalf with a context that
+// does not descend from theirs, such as those to quotas and allocators.
+func (s *Server) fenceTerms(c *genericapiserver.Config) {
+	fence := s.options.Fence
+	if fence == nil {
+		return
+	}
+	build := c.BuildHandlerChainFunc
+	c.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
+		return build(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			info, ok := request.RequestInfoFrom(r.Context())
+			if ok && writes(r) {
+				check := fence.CheckTerm
+				if s.beyondStore(info) {
+					check = fence.ConfirmTerm
+				}
+				if err := check(r.Context()); err != nil {
+					gv := legacyscheme.Scheme.PrioritizedVersionsForGroup("")[0]
+					responsewriters.ErrorNegotiated(apierrors.NewInternalError(err), legacyscheme.Codecs, gv, w, r)
+					return
+				}
+			}
+			api.ServeHTTP(w, r)
+		}), c)
+	}
+}
+
+func writes(r *http.Request) bool {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions:
+		return false
+	}
+	return true
+}
+
+// beyondStore says whether a request changes something by other means than a
+// write that carries its context into the store: with a certain answer about the
+// term it is worth to wait for, as nothing later can refuse it.
+func (s *Server) beyondStore(info *request.RequestInfo) bool {
+	switch {
+	case info.Subresource == "proxy":
+		return true
+	case info.APIGroup == "" && info.Resource == "serviceaccounts" && info.Subresource == "token":
+		return true // issued and not stored
+	case info.APIGroup == "" && info.Resource == "pods" && info.Subresource == "eviction":
+		return true // core/pod/storage/eviction.go writes the disruption budget with context.TODO
+	case info.APIGroup == "" && info.Resource == "services":
+		return true // core/service/ipallocator and core/service/allocator/storage do so too
+	}
+	// Served by another API server.
+	services := s.chain.aggregator.APIRegistrationInformers.Apiregistration().V1().APIServices().Lister()
+	service, err := services.Get(info.APIVersion + "." + info.APIGroup)
+	return err == nil && service.Spec.Service != nil
+}

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+// servers are the stores of one cluster; an API server of a test uses the first.
+type servers []*raftstore.Store
+
+// openServers makes a cluster of three voters on loopback. The first leads.
+func openServers(t *testing.T, f *fixture) servers {
+	t.Helper()
+	var all servers
+	for i := range 3 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := fmt.Sprintf("s%d", i)
+		o := raftstore.Options{
+			Dir: filepath.Join(f.dir, "store", name), NodeID: name, ClusterID: "servers", Logger: f.log,
+			Network: &raftstore.Network{Address: l.Addr().String(), Listener: l, Dial: func(ctx context.Context, address string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "tcp", address)
+			}},
+			// A machine that is busy with other tests must not hold elections of its own.
+			ElectionTimeout: 2 * time.Second,
+		}
+		if i > 0 {
+			o.Join = []string{all[0].Members()[0].Address}
+		}
+		all = append(all, openStore(t, o))
+	}
+	eventually(t, "three voters", func() error {
+		for _, m := range all[0].Members() {
+			if !m.Voter {
+				return fmt.Errorf("%s is none", m.Name)
+			}
+		}
+		return nil
+	})
+	return all
+}
+
+// openStore opens a store until the end of the test and waits until it answers.
+func openStore(t *testing.T, o raftstore.Options) *raftstore.Store {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	store, err := raftstore.Open(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := store.Close(context.Background()); err != nil {
+			t.Errorf("closing the store: %v", err)
+		}
+	})
+	if err := store.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return store
+}
+
+// moveLeadership makes a server lead in a new term and returns the term.
+func (s servers) moveLeadership(ctx context.Context, to int) (term uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var target uint64
+	for _, m := range s[to].Members() {
+		if m.Self {
+			target = m.ID
+		}
+	}
+	for _, store := range s {
+		if !store.Status().Leadership.Leader {
+			continue
+		}
+		if err := askToMove(ctx, store, target); err != nil {
+			return 0, err
+		}
+		break
+	}
+	for ctx.Err() == nil {
+		if now := s[to].Status().Leadership; now.Leader {
+			return now.Term, nil
+		}
+		time.Sleep(10 * time.Millisecond) // between two looks
+	}
+	return 0, fmt.Errorf("server %d does not lead: %w", to, ctx.Err())
+}
+
+// askToMove asks a leader through etcd's API, which is the way to name the next one.
+func askToMove(ctx context.Context, leader *raftstore.Store, target uint64) error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = leader.ServeGRPC(ctx, l) // the client below says what is wrong
+	}()
+	defer func() { cancel(); <-served }()
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{l.Addr().String()}, Context: ctx})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.MoveLeader(ctx, target)
+	return err
+}

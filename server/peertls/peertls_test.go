@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peertls
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/server/pki"
+)
+
+const patience = time.Minute
+
+func authorities(t *testing.T) *pki.PKI {
+	t.Helper()
+	p, err := pki.Open(pki.Options{Dir: filepath.Join(t.TempDir(), "tls"), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// leaf issues a certificate.
+func leaf(t *testing.T, p *pki.PKI, l pki.Leaf) *tls.Certificate {
+	t.Helper()
+	if err := p.Ensure(l); err != nil {
+		t.Fatal(err)
+	}
+	c, err := tls.LoadX509KeyPair(l.Path, l.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &c
+}
+
+// identity is a server's.
+func identity(t *testing.T, p *pki.PKI, id string) *Identity {
+	t.Helper()
+	i, err := New(Options{CA: p.CAPEM(pki.PeerCA), Name: pki.PeerName})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := p.Peer(id)
+	l.Use = i.Use
+	l.Path = filepath.Join(t.TempDir(), "peer.pem")
+	if err := p.Ensure(l); err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+// forged is a certificate of an authority's key that its package would not issue; change makes it so.
+func forged(t *testing.T, p *pki.PKI, s pki.Signer, change func(*x509.Certificate)) *tls.Certificate {
+	t.Helper()
+	ca, err := tls.LoadX509KeyPair(p.CAFile(s), p.CAKeyFile(s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "two"}, DNSNames: []string{pki.PeerName},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	if change != nil {
+		change(template)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.Leaf, key.Public(), ca.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+func listen(t *testing.T) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// call lets a stranger, who trusts anybody, call a server. The error is the server's.
+func call(t *testing.T, server *Identity, stranger *tls.Config) error {
+	t.Helper()
+	l := listen(t)
+	result := make(chan error, 1)
+	go func() {
+		c, err := server.Listener(l).Accept()
+		if err != nil {
+			result <- err
+			return
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(patience))
+		_, err = io.ReadFull(c, make([]byte, 1))
+		result <- err
+	}()
+	stranger.InsecureSkipVerify = true
+	if len(stranger.Certificates) > 0 { // whatever the server says that it accepts
+		stranger.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &stranger.Certificates[0], nil }
+	}
+	if c, err := tls.Dial("tcp", l.Addr().String(), stranger); err == nil {
+		defer c.Close()
+		_, _ = c.Write([]byte("x")) // the server says whether it was heard
+	}
+	return <-result
+}
+
+// answer lets a server call a stranger, who takes anybody. The error is the server's.
+func answer(t *testing.T, server *Identity, stranger *tls.Config) error {
+	t.Helper()
+	l := listen(t)
+	stranger.ClientAuth = tls.RequestClientCert
+	go func() {
+		c, err := tls.NewListener(l, stranger).Accept()
+		if err == nil {
+			_, _ = c.Write([]byte("x")) // the server says what it heard
+			_, _ = io.Copy(io.Discard, c)
+			c.Close()
+		}
+	}()
+	c, err := server.Dial(t.Context(), l.Addr().String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(patience))
+	_, err = io.ReadFull(c, make([]byte, 1))
+	return err
+}
+
+// TestOnlyServersGetIn tries every certificate there is, and such as nobody issues, in both directions.
+func TestOnlyServersGetIn(t *testing.T) {
+	p, other := authorities(t), authorities(t)
+	dir := t.TempDir()
+	server := identity(t, p, "one")
+	for _, c := range []struct {
+		name       string
+		cert       *tls.Certificate
+		call, back string // what the server says when it is called, and when it calls; empty when that may be
+	}{
+		{"another server", forged(t, p, pki.PeerCA, nil), "", ""},
+		{"another server, as issued", leaf(t, p, p.Peer("two")), "", ""},
+		{"administrator", leaf(t, p, p.Admin()), "unknown authority", "failed to verify certificate"},
+		{"API server to kubelets", leaf(t, p, p.KubeletClient()), "unknown authority", "failed to verify certificate"},
+		{"kubelet", leaf(t, p, p.Node(dir, "n")), "unknown authority", "failed to verify certificate"},
+		{"node's network", leaf(t, p, p.Network(dir)), "unknown authority", "failed to verify certificate"},
+		{"kubelet's port", leaf(t, p, p.NodeServing(dir, "n", nil)), "unknown authority", "failed to verify certificate"},
+		{"API server", leaf(t, p, p.APIServer(pki.APIServerNames{NodeName: "n"})), "unknown authority", "failed to verify certificate"},
+		{"front proxy", leaf(t, p, p.FrontProxy()), "unknown authority", "failed to verify certificate"},
+		{"a client's that looks like a server's", forged(t, p, pki.ClientCA, nil), "unknown authority", "failed to verify certificate"},
+		{"a port's that looks like a server's", forged(t, p, pki.ServerCA, nil), "unknown authority", "failed to verify certificate"},
+		{"a front proxy's that looks like a server's", forged(t, p, pki.RequestHeaderCA, nil), "unknown authority", "failed to verify certificate"},
+		{"another cluster's server", leaf(t, other, other.Peer("two")), "unknown authority", "failed to verify certificate"},
+		{"expired", forged(t, p, pki.PeerCA, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), "expired", "expired"},
+		{"not yet valid", forged(t, p, pki.PeerCA, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }), "not yet valid", "not yet valid"},
+		{"for serving only", forged(t, p, pki.PeerCA, func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[:1] }), "incompatible key usage", ""},
+		{"for calling only", forged(t, p, pki.PeerCA, func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[1:] }), "", "incompatible key usage"},
+		{"without a server's name", forged(t, p, pki.PeerCA, func(c *x509.Certificate) { c.DNSNames = []string{"n"} }), "not server.peer", "not server.peer"},
+	} {
+		for direction, do := range map[string]func(*testing.T, *Identity, *tls.Config) error{"calls": call, "is called": answer} {
+			want := c.call
+			if direction == "is called" {
+				want = c.back
+			}
+			err := do(t, server, &tls.Config{Certificates: []tls.Certificate{*c.cert}, NextProtos: []string{Protocol}})
+			if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+				t.Errorf("%s %s: %v, want %q", c.name, direction, err, want)
+			}
+		}
+	}
+	if err := call(t, server, &tls.Config{NextProtos: []string{Protocol}}); err == nil || !strings.Contains(err.Error(), "didn't provide a certificate") {
+		t.Errorf("no certificate: %v", err)
+	}
+	good := *forged(t, p, pki.PeerCA, nil)
+	for name, config := range map[string]*tls.Config{
+		"without ALPN": {}, "with another's ALPN": {NextProtos: []string{"h2"}}, "TLS 1.2": {NextProtos: []string{Protocol}, MaxVersion: tls.VersionTLS12},
+	} {
+		config.Certificates = []tls.Certificate{good}
+		for direction, do := range map[string]func(*testing.T, *Identity, *tls.Config) error{"calls": call, "is called": answer} {
+			if err := do(t, server, config); err == nil || !strings.Contains(err.Error(), "tls: ") {
+				t.Errorf("%s, %s: %v", name, direction, err)
+			}
+		}
+	}
+}
+
+// A renewed certificate serves the next connection; before the first there is none.
+func TestRenewal(t *testing.T) {
+	p := authorities(t)
+	server, second := identity(t, p, "one"), identity(t, p, "two")
+	l := listen(t)
+	serials := make(chan string, 2)
+	go func() {
+		in := server.Listener(l)
+		for range 2 {
+			c, err := in.Accept()
+			if err != nil {
+				return
+			}
+			tc := c.(*tls.Conn)
+			_ = tc.Handshake() // the state says it
+			if certs := tc.ConnectionState().PeerCertificates; len(certs) > 0 {
+				serials <- certs[0].SerialNumber.String()
+			} else {
+				serials <- ""
+			}
+			c.Close()
+		}
+	}()
+	for range 2 {
+		c, err := second.Dial(t.Context(), l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, c)
+		c.Close()
+		renewed := p.Peer("two")
+		renewed.Path = filepath.Join(t.TempDir(), "new.pem")
+		renewed.Use = second.Use
+		if err := p.Ensure(renewed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if a, b := <-serials, <-serials; a == "" || b == "" || a == b {
+		t.Errorf("serial numbers %q, %q", a, b)
+	}
+	none, err := New(Options{CA: p.CAPEM(pki.PeerCA), Name: pki.PeerName})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := answer(t, none, &tls.Config{Certificates: []tls.Certificate{*forged(t, p, pki.PeerCA, nil)}, NextProtos: []string{Protocol}}); !errors.Is(err, errNoCertificate) {
+		t.Errorf("without a certificate: %v", err)
+	}
+}

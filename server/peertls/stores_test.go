@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peertls
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+// lines collects what a store logs.
+type lines struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(b)
+}
+
+// with are those that hold a text.
+func (l *lines) with(text string) (out []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for line := range strings.Lines(l.buf.String()) {
+		if strings.Contains(line, text) {
+			out = append(out, line)
+		}
+	}
+	return out
+}
+
+func openStore(t *testing.T, i *Identity, name string, join []string) (*raftstore.Store, *lines, string) {
+	t.Helper()
+	l, log := listen(t), &lines{}
+	address := l.Addr().String()
+	s, err := raftstore.Open(t.Context(), raftstore.Options{
+		Dir: filepath.Join(t.TempDir(), name), NodeID: name, ClusterID: "c", Join: join, Network: i.Network(address, l),
+		Logger: slog.New(slog.NewTextHandler(log, nil)), ElectionTimeout: 2 * time.Second,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return s, log, address
+}
+
+// TestStores joins two stores, and keeps one out that has another cluster's certificate. Each side of that says so in
+// one line, and not with every attempt.
+func TestStores(t *testing.T) {
+	p, other := authorities(t), authorities(t)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	one, log, address := openStore(t, identity(t, p, "one"), "one", nil)
+	two, _, _ := openStore(t, identity(t, p, "two"), "two", []string{address})
+	for _, s := range []*raftstore.Store{one, two} {
+		if err := s.WaitReady(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := two.Client().Client.Put(ctx, "a", "1"); err != nil {
+		t.Fatal(err)
+	}
+
+	three, strangersLog, _ := openStore(t, identity(t, other, "three"), "three", []string{address})
+	told := func() error {
+		// Who dials checks first, and so is the one who refuses: the other reads an alert.
+		refused := strangersLog.with("the other side's certificate is not of this cluster's authority for servers")
+		alert := log.with("the other server does not accept this server's certificate")
+		if len(refused) == 0 || len(alert) == 0 {
+			return fmt.Errorf("%d and %d lines", len(refused), len(alert))
+		}
+		return nil
+	}
+	for err := told(); err != nil; err = told() {
+		if ctx.Err() != nil {
+			t.Fatalf("%v; the store said:\n%s\nthe stranger said:\n%s", err, log.buf.String(), strangersLog.buf.String())
+		}
+		time.Sleep(20 * time.Millisecond) // between two looks
+	}
+	waiting, done := context.WithTimeout(ctx, time.Second)
+	defer done()
+	if err := three.WaitReady(waiting); err == nil {
+		t.Error("a store of another cluster joined")
+	}
+	if n := len(one.Members()); n != 2 {
+		t.Errorf("%d members", n)
+	}
+	// One line in ten seconds, whatever is tried again meanwhile.
+	if n := len(strangersLog.with("no connection to another server")); n > 1+int(patience/(10*time.Second)) {
+		t.Errorf("%d lines", n)
+	}
+}
