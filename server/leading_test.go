@@ -93,13 +93,19 @@ func TestLoopsFollowLeadership(t *testing.T) {
 		time.Sleep(10 * termRetry)
 		l.check(t)
 
+		// A term whose writes are refused is over, whatever this server has heard of its leadership.
+		l.fail = fmt.Errorf("%w; and more", errTermOver)
+		leadership <- raftstore.Leadership{Leader: true, Term: 8}
+		time.Sleep(10 * termRetry)
+		l.check(t, "start 8", "end 8")
+
 		// Goroutines that cannot be stopped end the process' part in it.
 		l.fail = fmt.Errorf("%w: 3", term.ErrStragglers)
-		leadership <- raftstore.Leadership{Leader: true, Term: 8}
+		leadership <- raftstore.Leadership{Leader: true, Term: 10}
 		<-done
 		if err := context.Cause(ctx); !errors.Is(err, term.ErrStragglers) {
 			t.Errorf("ended with %v", err)
 		}
-		l.check(t, "start 8", "end 8")
+		l.check(t, "start 10", "end 10")
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
 	"github.com/coracle-k8s/coracle/raftstore"
 )
@@ -72,7 +73,7 @@ func openStore(t *testing.T, o raftstore.Options) *raftstore.Store {
 	return store
 }
 
-// moveLeadership makes a server lead in a new term and returns the term.
+// moveLeadership makes a server lead, unless it does, and returns the term.
 func (s servers) moveLeadership(ctx context.Context, to int) (term uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -82,8 +83,8 @@ func (s servers) moveLeadership(ctx context.Context, to int) (term uint64, err e
 			target = m.ID
 		}
 	}
-	for _, store := range s {
-		if !store.Status().Leadership.Leader {
+	for i, store := range s {
+		if i == to || !store.Status().Leadership.Leader {
 			continue
 		}
 		if err := askToMove(ctx, store, target); err != nil {
@@ -113,7 +114,7 @@ func askToMove(ctx context.Context, leader *raftstore.Store, target uint64) erro
 		_ = leader.ServeGRPC(ctx, l) // the client below says what is wrong
 	}()
 	defer func() { cancel(); <-served }()
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{l.Addr().String()}, Context: ctx})
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{l.Addr().String()}, Context: ctx, Logger: zap.NewNop()})
 	if err != nil {
 		return err
 	}
