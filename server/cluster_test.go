@@ -27,7 +27,7 @@ import (
 	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/server/token"
+	"github.com/coracle-k8s/coracle/internal/token"
 )
 
 // TestCluster takes one server through its life: first start, use, stop, second start.

@@ -16,10 +16,10 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/pki"
-	"github.com/coracle-k8s/coracle/server/token"
 )
 
 // runStore runs a real store in a server's folder, as a server does, until ctx ends. It calls ready when it serves.
