@@ -362,11 +362,7 @@ func (n *node) status(id string) *cri.ContainerStatus {
 
 func (n *node) waitFor(what string, cond func() bool) {
 	n.t.Helper()
-	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			n.t.Fatalf("timed out waiting for %s", what)
-		}
-	}
+	testenv.Until(n.t, time.Minute, what, cond)
 }
 
 // TestContainersOutliveTheRuntime kills the container runtime while one container writes a megabyte a second and another

@@ -3,10 +3,8 @@
 package cni
 
 import (
-	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -24,6 +22,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni/plugin"
 	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // TestMain is also the plugin's program: the runtime executes this binary under the plugin's name.
@@ -206,58 +205,24 @@ func (n *node) del(p *pod) {
 	}
 }
 
-// doer runs something inside a namespace.
-type doer interface{ Do(func() error) error }
+// here is the node's own namespace.
+type here = nstest.Own
 
-type here struct{}
-
-func (here) Do(f func() error) error { return f() }
-
-// serve answers each TCP connection in ns with "name peer-address".
-func serve(t *testing.T, ns doer, name, network, addr string) {
+func serve(t *testing.T, in nstest.Doer, name, network, addr string) {
 	t.Helper()
-	var l net.Listener
-	if err := ns.Do(func() (err error) { l, err = net.Listen(network, addr); return err }); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
-			fmt.Fprintf(c, "%s %s\n", name, host)
-			c.Close()
-		}
-	}()
+	nstest.Serve(t, in, name, network, addr)
 }
 
-// ask connects from ns and returns what the listener said.
-func ask(ns doer, addr string) (answer string, err error) {
-	err = ns.Do(func() error {
-		c, err := net.DialTimeout("tcp", addr, 2*time.Second)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(2 * time.Second))
-		line, err := bufio.NewReader(c).ReadString('\n')
-		answer = strings.TrimSpace(line)
-		return err
-	})
-	return answer, err
-}
+func ask(from nstest.Doer, addr string) (answer string, err error) { return nstest.Ask(from, addr) }
 
-func expect(t *testing.T, ns doer, what, addr, want string) {
+func expect(t *testing.T, ns nstest.Doer, what, addr, want string) {
 	t.Helper()
 	if got, err := ask(ns, addr); err != nil || got != want {
 		t.Errorf("%s (%s): got %q, %v; want %q", what, addr, got, err, want)
 	}
 }
 
-func refuse(t *testing.T, ns doer, what, addr string) {
+func refuse(t *testing.T, ns nstest.Doer, what, addr string) {
 	t.Helper()
 	if got, err := ask(ns, addr); err == nil {
 		t.Errorf("%s (%s): got %q, want no connection", what, addr, got)
@@ -266,17 +231,7 @@ func refuse(t *testing.T, ns doer, what, addr string) {
 
 func eventually(t *testing.T, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("never came true:", err)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+	testenv.Eventually(t, 10*time.Second, "the network is as it should be", f)
 }
 
 func nft(t *testing.T, args ...string) string {

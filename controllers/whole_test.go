@@ -17,6 +17,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers"
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/scheduler"
 )
 
@@ -58,19 +59,7 @@ func eventually(t *testing.T, what string, check func(context.Context) error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := check(ctx)
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("%s: not within a minute: %v", what, err)
-		}
-	}
+	testenv.Eventually(t, time.Minute, what, func() error { return check(ctx) })
 }
 
 func (c *cluster) namespace(t *testing.T, name string) string {

@@ -5,7 +5,6 @@ package dns
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -24,6 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
@@ -55,7 +55,7 @@ func testNodeNetwork(t *testing.T) {
 	a := newAPI(t)
 	startNode(t, a)
 	client, server := addPod(t, "client"), addPod(t, "server")
-	answer(t, server.NS, ":8080")
+	nstest.Serve(t, server.NS, "web", "tcp", ":8080")
 	a.namespace(t, "default")
 	a.namespace(t, "kube-system")
 	a.balanced(t, "kube-system", "kube-dns", dnsAddr, nodeAddr, DefaultPort, true,
@@ -74,34 +74,22 @@ func testNodeNetwork(t *testing.T) {
 
 // lookupAndConnect runs its tries inside the namespace that from enters.
 func lookupAndConnect(t *testing.T, from func(func() error) error, proto string) {
-	deadline := time.Now().Add(20 * time.Second)
-	for {
-		err := from(func() error {
-			c := &dns.Client{Net: proto, Timeout: time.Second}
-			r, _, err := c.Exchange(new(dns.Msg).SetQuestion("web.default.svc.cluster.local.", dns.TypeA), dnsAddr+":53")
-			if err != nil {
-				return err
-			}
-			if len(r.Answer) != 1 || r.Answer[0].(*dns.A).A.String() != webAddr {
-				return fmt.Errorf("DNS says %v", r)
-			}
-			conn, err := net.DialTimeout("tcp", webAddr+":80", time.Second)
-			if err != nil {
-				return err
-			}
-			defer conn.Close()
-			_ = conn.SetDeadline(time.Now().Add(time.Second))
-			_, err = conn.Read(make([]byte, 1))
-			return err
-		})
-		if err == nil {
-			return
+	t.Helper()
+	lookup := func() error {
+		c := &dns.Client{Net: proto, Timeout: time.Second}
+		r, _, err := c.Exchange(new(dns.Msg).SetQuestion("web.default.svc.cluster.local.", dns.TypeA), dnsAddr+":53")
+		if err == nil && (len(r.Answer) != 1 || r.Answer[0].(*dns.A).A.String() != webAddr) {
+			err = fmt.Errorf("DNS says %v", r)
 		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-		time.Sleep(20 * time.Millisecond)
+		return err
 	}
+	testenv.Eventually(t, 20*time.Second, "look the Service up and connect", func() error {
+		if err := from(lookup); err != nil {
+			return err
+		}
+		_, err := nstest.Ask(nstest.In(from), webAddr+":80")
+		return err
+	})
 }
 
 var nodeDirs struct{ bin, conf string } // of the node that startNode made last
@@ -194,42 +182,17 @@ func addPod(t *testing.T, id string) pod {
 	t.Helper()
 	p := pod{NS: nstest.New(t)}
 	plugins := libcni.NewCNIConfigWithCacheDir([]string{nodeDirs.bin}, t.TempDir(), nil)
-	deadline := time.Now().Add(20 * time.Second)
-	for {
-		list, err := libcni.ConfListFromFile(filepath.Join(nodeDirs.conf, "10-coracle.conflist"))
-		if err == nil {
-			res, addErr := plugins.AddNetworkList(context.Background(), list, &libcni.RuntimeConf{ContainerID: id, NetNS: p.Path, IfName: "eth0"})
-			if addErr != nil {
-				t.Fatal("ADD:", addErr)
-			}
-			p.ip = res.(*types100.Result).IPs[0].Address.IP.String()
-			return p
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the node never became network-ready:", err)
-		}
-		time.Sleep(10 * time.Millisecond)
+	var list *libcni.NetworkConfigList
+	testenv.Eventually(t, 20*time.Second, "the node is ready for pods", func() (err error) {
+		list, err = libcni.ConfListFromFile(filepath.Join(nodeDirs.conf, "10-coracle.conflist"))
+		return err
+	})
+	res, err := plugins.AddNetworkList(context.Background(), list, &libcni.RuntimeConf{ContainerID: id, NetNS: p.Path, IfName: "eth0"})
+	if err != nil {
+		t.Fatal("ADD:", err)
 	}
-}
-
-// answer writes one byte to whoever connects.
-func answer(t *testing.T, ns *nstest.NS, addr string) {
-	t.Helper()
-	var l net.Listener
-	if err := ns.Do(func() (err error) { l, err = net.Listen("tcp", addr); return err }); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = c.Write([]byte("x"))
-			c.Close()
-		}
-	}()
+	p.ip = res.(*types100.Result).IPs[0].Address.IP.String()
+	return p
 }
 
 // balanced makes a Service with one endpoint on node n1, in one slice.

@@ -29,6 +29,7 @@ import (
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/cni/plugin"
 	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // TestMain is also the CNI plugin's program: the runtime executes this binary under the plugin's name.
@@ -258,17 +259,13 @@ func query(proto, name string, qtype uint16) (answers []string, rcode string, er
 
 func wantAnswer(t *testing.T, name string, qtype uint16, want ...string) {
 	t.Helper()
-	var last string
-	deadline := time.Now().Add(20 * time.Second)
-	for time.Now().Before(deadline) {
+	testenv.Eventually(t, 20*time.Second, name, func() error {
 		got, rcode, err := query("udp", name, qtype)
-		if err == nil && rcode == "NOERROR" && slices.Equal(got, want) {
-			return
+		if err == nil && (rcode != "NOERROR" || !slices.Equal(got, want)) {
+			err = fmt.Errorf("got %v (%s), want %v", got, rcode, want)
 		}
-		last = fmt.Sprint(got, rcode, err)
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatalf("%s: got %s, want %v", name, last, want)
+		return err
+	})
 }
 
 func TestClusterNames(t *testing.T) {

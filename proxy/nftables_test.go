@@ -3,10 +3,8 @@
 package proxy
 
 import (
-	"bufio"
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -27,6 +25,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
@@ -64,7 +63,7 @@ func newTestbed(t *testing.T) *testbed {
 			t.Fatal(err)
 		}
 		b.pods[ip] = ns
-		serve(t, ns, ip, ":8080")
+		nstest.Serve(t, ns, ip, "tcp", ":8080")
 	}
 	if err := b.outside.Do(func() error { return nstest.AddRoute("10.43.0.0/16", nodeAddr) }); err != nil {
 		t.Fatal(err)
@@ -173,69 +172,27 @@ func (b *testbed) endpoints(t *testing.T, ips ...string) {
 	}
 }
 
-type doer interface{ Do(func() error) error }
+// here is the node's own namespace.
+type here = nstest.Own
 
-type here struct{}
-
-func (here) Do(f func() error) error { return f() }
-
-// serve answers each connection with "name peer-address".
-func serve(t *testing.T, ns doer, name, addr string) {
-	t.Helper()
-	var l net.Listener
-	if err := ns.Do(func() (err error) { l, err = net.Listen("tcp", addr); return err }); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
-			fmt.Fprintf(c, "%s %s\n", name, host)
-			c.Close()
-		}
-	}()
-}
-
-func ask(ns doer, addr string) (server, peer string, err error) {
-	err = ns.Do(func() error {
-		c, err := net.DialTimeout("tcp", addr, time.Second)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(time.Second))
-		line, err := bufio.NewReader(c).ReadString('\n')
-		server, peer, _ = strings.Cut(strings.TrimSpace(line), " ")
-		return err
-	})
+// ask returns who answers, and the address that it sees.
+func ask(from nstest.Doer, addr string) (server, peer string, err error) {
+	answer, err := nstest.Ask(from, addr)
+	server, peer, _ = strings.Cut(answer, " ")
 	return server, peer, err
 }
 
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, err)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	testenv.Eventually(t, 20*time.Second, what, f)
 }
 
-func reaches(t *testing.T, ns doer, what, addr string) {
+func reaches(t *testing.T, ns nstest.Doer, what, addr string) {
 	t.Helper()
 	eventually(t, what+" ("+addr+")", func() error { _, _, err := ask(ns, addr); return err })
 }
 
-func fails(t *testing.T, ns doer, what, addr string) {
+func fails(t *testing.T, ns nstest.Doer, what, addr string) {
 	t.Helper()
 	eventually(t, what+" ("+addr+")", func() error {
 		if _, _, err := ask(ns, addr); err == nil {

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/klog/v2"
 
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/server/datadir"
 )
 
@@ -213,11 +214,7 @@ func TestAgentCredentials(t *testing.T) {
 // waitFor waits until ok returns true.
 func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain for %s", what)
-		}
-	}
+	testenv.Until(t, 2*time.Minute, what, ok)
 }
 
 // start runs a server until the returned function is called.

@@ -130,14 +130,5 @@ func wantChildren(pid, n int) error {
 
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("%s: %v", what, err)
-		}
-		time.Sleep(10 * time.Millisecond) // between two looks at a condition
-	}
+	testenv.Eventually(t, 10*time.Second, what, f)
 }

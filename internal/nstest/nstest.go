@@ -8,6 +8,7 @@
 package nstest
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"net"
@@ -15,8 +16,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -227,4 +230,63 @@ func AddRoute(dst, gw string) error {
 		return err
 	}
 	return netlink.RouteAdd(&netlink.Route{Dst: n, Gw: net.ParseIP(gw)})
+}
+
+// Doer runs f inside a namespace: NS does.
+type Doer interface{ Do(f func() error) error }
+
+// In is a Doer from a function.
+type In func(f func() error) error
+
+// Do implements Doer.
+func (in In) Do(f func() error) error { return in(f) }
+
+// Own is the process's own namespace.
+type Own struct{}
+
+// Do implements Doer.
+func (Own) Do(f func() error) error { return f() }
+
+// Serve listens inside a namespace until the test ends and answers each connection with a line: the name and the
+// address that the connection comes from.
+func Serve(t testing.TB, in Doer, name, network, addr string) {
+	t.Helper()
+	var l net.Listener
+	if err := in.Do(func() (err error) { l, err = net.Listen(network, addr); return err }); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() {
+		l.Close()
+		<-done
+	})
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+			fmt.Fprintf(c, "%s %s\n", name, host)
+			c.Close()
+		}
+	}()
+}
+
+// Ask connects from inside a namespace and returns the line of Serve.
+func Ask(in Doer, addr string) (answer string, err error) {
+	err = in.Do(func() error {
+		const patience = 2 * time.Second
+		c, err := net.DialTimeout("tcp", addr, patience)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(patience))
+		line, err := bufio.NewReader(c).ReadString('\n')
+		answer = strings.TrimSpace(line)
+		return err
+	})
+	return answer, err
 }

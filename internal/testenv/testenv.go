@@ -5,6 +5,7 @@
 package testenv
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -62,4 +63,15 @@ func Eventually(t testing.TB, within time.Duration, what string, f func() error)
 		time.Sleep(pause) // between two looks at the condition
 		pause = min(pause*3/2, 250*time.Millisecond)
 	}
+}
+
+// Until is Eventually for a condition that has nothing to say.
+func Until(t testing.TB, within time.Duration, what string, ok func() bool) {
+	t.Helper()
+	Eventually(t, within, what, func() error {
+		if !ok() {
+			return errors.New("not yet")
+		}
+		return nil
+	})
 }

@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"time"
 )
 
 // Options is everything New needs. Paths are to PEM files unless said
@@ -84,9 +83,6 @@ type Options struct {
 	ExtraArgs []string
 
 	Logger *slog.Logger
-
-	// seriesKept is seriesKept when zero; tests wait for less.
-	seriesKept time.Duration
 }
 
 // defaultStoreServer is never dialled when a store client is installed; it must
@@ -102,9 +98,6 @@ func (o Options) withDefaults() Options {
 	}
 	if len(o.StoreServers) == 0 {
 		o.StoreServers = []string{defaultStoreServer}
-	}
-	if o.seriesKept == 0 {
-		o.seriesKept = seriesKept
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()

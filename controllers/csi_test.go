@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"testing"
+
+	"k8s.io/apimachinery/pkg/types"
+	clientset "k8s.io/client-go/kubernetes"
+	"k8s.io/kubernetes/pkg/volume"
+	"k8s.io/kubernetes/pkg/volume/csi"
+)
+
+// host is as much of a volume host as initializing the CSI plugin takes.
+type host struct {
+	volume.VolumeHost
+	node types.NodeName
+}
+
+func (h host) GetNodeName() types.NodeName        { return h.node }
+func (h host) GetKubeClient() clientset.Interface { return nil }
+
+func initCSI(t *testing.T, node types.NodeName) {
+	t.Helper()
+	if err := csi.ProbeVolumePlugins()[0].Init(host{node: node}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestControllersLeaveTheKubeletsCSINodeInfo(t *testing.T) {
+	defer func() { csiNodeInfo = nil }()
+	initCSI(t, "kubelets-node")
+	if got := nodeOf(csiNodeInfo); got != "kubelets-node" {
+		t.Fatalf("upstream's variable holds a manager for node %q: has it moved?", got)
+	}
+	keepCSINodeInfo(func() { initCSI(t, "") })
+	if got := nodeOf(csiNodeInfo); got != "kubelets-node" {
+		t.Errorf("after a controller's CSI plugin started, the variable is for node %q", got)
+	}
+	keepCSINodeInfo(func() { initCSI(t, "a-kubelet-meanwhile") })
+	if got := nodeOf(csiNodeInfo); got != "a-kubelet-meanwhile" {
+		t.Errorf("the kubelet's own was replaced by the one for node %q", got)
+	}
+	csiNodeInfo = nil
+	keepCSINodeInfo(func() { initCSI(t, "") })
+	if csiNodeInfo != nil {
+		t.Error("the controller's manager is still there, though there is no kubelet")
+	}
+}
