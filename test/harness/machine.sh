@@ -66,6 +66,7 @@ printf '%s\n' "$list" | while IFS= read -r path; do
 done
 rmdir /run/held
 
+umount -l /sys # with the host's cgroups in it
 mount -t sysfs sys /sys
 controllers=$(awk -F: '$1 != 0 && $2 !~ /^name=/ {print $2}' /proc/self/cgroup)
 if [ -n "$controllers" ]; then
