@@ -38,7 +38,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps release install test unit e2e install-test play chaos race bench bench-store powercut fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps release install test unit e2e install-test fresh-test play chaos race bench bench-store powercut fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,11 @@ install-test: build ## install, install again, uninstall; the host is as before 
 
 play: build ## a cluster from this tree in namespaces of its own, with a shell in it; CMD='kubectl get nodes' runs that instead (root)
 	@CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) run -tags '$(TAGS)' ./test/play $(if $(CMD),-c '$(subst ','\'',$(CMD))')
+
+# ONLY=install or ONLY=test: one of the two.
+fresh-test: ## both commands of the README in a fresh Debian, with empty caches (root, over an hour)
+	@packaging/deps.sh build test fresh
+	@$(GO) run -tags '$(TAGS)' ./test/fresh $(if $(ONLY),-only $(ONLY))
 
 DURATION ?= 75s
 
@@ -150,8 +155,8 @@ tidy: ## go.mod and go.sum hold what is needed and nothing else
 shellcheck: ## the shell scripts
 	shellcheck -x $(SHELL_SCRIPTS)
 
-cross: ## everything compiles for the other processor
-	GOOS=linux GOARCH=$(if $(filter arm64,$(ARCH)),amd64,arm64) $(GOBUILD) ./...
+cross: ## everything has the right types for the other processor; make release compiles it
+	@$(GO) run ./packaging/typecheck -arch $(if $(filter arm64,$(ARCH)),amd64,arm64) -tags '$(TAGS)' ./...
 
 clean: ## remove what the build wrote, compressed and fetched parts included
 	rm -rf bin dist $(BUILD) $(foreach a,amd64 arm64,internal/carried/files/$a/INDEX internal/carried/files/$a/nftables) internal/carried/files/*/*.zst

@@ -6,6 +6,7 @@
 #                        cross   what `make release` needs for the other processor
 #                        test    what `make test` needs beyond that
 #                        lint    what `make verify` needs beyond that
+#                        fresh   what `make fresh-test` needs beyond that
 #   deps.sh -n GROUP...  print the missing packages only
 set -eu
 cd "$(dirname "$0")/.."
@@ -34,6 +35,7 @@ packages() {
         esac ;;
       test) echo iproute2 busybox-static util-linux mount procps e2fsprogs curl systemd; user_mode_linux ;;
       lint) echo shellcheck ;;
+      fresh) echo debootstrap slirp4netns ;;
       *) echo "deps.sh: unknown group $group" >&2; exit 2 ;;
     esac
   done

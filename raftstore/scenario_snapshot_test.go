@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -27,10 +28,13 @@ func (c *cluster) fill(n *node, writes int) {
 func (c *cluster) forget(n *node) {
 	c.Helper()
 	s := n.running()
-	if c.trail == nil {
-		s.dir.Log.Trail(5, 0)
+	conf := s.raft.ReloadableConfig()
+	conf.TrailingLogs = 5
+	err := s.raft.ReloadConfig(conf)
+	if err == nil {
+		err = s.raft.Snapshot().Error()
 	}
-	if err := s.snapshotter.once(); err != nil {
+	if err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		c.Fatalf("seed %d: snapshot of %s: %v", c.seed, n.name, err)
 	}
 }
