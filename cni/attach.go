@@ -69,7 +69,13 @@ func attach(r *record, nw *network) (err error) {
 	if err := setupPod(ns, r, nw.podCIDRs); err != nil {
 		return err
 	}
-	return ensureHostSide(r, nw.podCIDRs)
+	k := newKernel()
+	for _, o := range desiredPod(r, nw.podCIDRs) {
+		if err := k.ensure(o); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // setupPod configures the pod's end. The pod holds single addresses: everything else is behind the gateway, whose MAC
@@ -116,7 +122,7 @@ func setupPodFamily(h *netlink.Handle, link netlink.Link, ip, gw netip.Addr) err
 		return fmt.Errorf("giving the pod the address %s: %w", ip, err)
 	}
 	index := link.Attrs().Index
-	if err := h.NeighSet(neighbour(index, gw, hostMAC)); err != nil {
+	if err := h.NeighSet(permanent(index, gw, hostMAC)); err != nil {
 		return fmt.Errorf("telling the pod its gateway's MAC: %w", err)
 	}
 	toGateway := &netlink.Route{LinkIndex: index, Dst: hostNet(gw), Scope: netlink.SCOPE_LINK}
@@ -136,71 +142,11 @@ func setupPodFamily(h *netlink.Handle, link netlink.Link, ip, gw netip.Addr) err
 // podSysctls runs in the pod: its IPv6 addresses and routes come from us alone.
 func podSysctls(ifName string) error {
 	for _, p := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}, {"accept_dad", "0"}} {
-		if err := sysctl("net/ipv6/conf/"+ifName+"/"+p[0], p[1]); err != nil {
+		if err := writeSysctl(sysctl{"net/ipv6/conf/" + ifName + "/" + p[0], p[1]}); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// ensureHostSide makes the host's routes and neighbours for a pod. It is idempotent: a restart repeats it for every
-// living pod.
-func ensureHostSide(r *record, cidrs []netip.Prefix) error {
-	link, err := netlink.LinkByName(r.HostDevice)
-	if err != nil {
-		return fmt.Errorf("looking for the pod's device %s: %w", r.HostDevice, err)
-	}
-	mac, err := net.ParseMAC(r.MAC)
-	if err != nil {
-		return fmt.Errorf("reading the pod's MAC: %w", err)
-	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("setting %s up: %w", r.HostDevice, err)
-	}
-	index := link.Attrs().Index
-	if usesLoopback(r) {
-		if err := sysctl("net/ipv4/conf/"+r.HostDevice+"/route_localnet", "1"); err != nil {
-			return err
-		}
-	}
-	for _, ip := range r.IPs {
-		if err := netlink.NeighSet(neighbour(index, ip, mac)); err != nil {
-			return fmt.Errorf("writing down the MAC of pod address %s: %w", ip, err)
-		}
-		route := &netlink.Route{LinkIndex: index, Dst: hostNet(ip), Scope: netlink.SCOPE_LINK}
-		// The node talks to its pods from its own address in the pod network.
-		if i := slices.IndexFunc(cidrs, func(c netip.Prefix) bool { return c.Addr().Is4() == ip.Is4() }); i >= 0 {
-			route.Src = gateway(cidrs[i]).AsSlice()
-		}
-		if err := netlink.RouteReplace(route); err != nil {
-			return fmt.Errorf("routing pod address %s to %s: %w", ip, r.HostDevice, err)
-		}
-	}
-	return nil
-}
-
-// neighbour is a permanent entry.
-func neighbour(index int, ip netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
-	family := netlink.FAMILY_V4
-	if ip.Is6() {
-		family = netlink.FAMILY_V6
-	}
-	return &netlink.Neigh{LinkIndex: index, Family: family, State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: mac}
-}
-
-// detach removes the pair, and with it every route and neighbour that named it.
-func detach(r *record) error { return removeDevice(r.HostDevice) }
-
-func removeDevice(name string) error {
-	link, err := netlink.LinkByName(name)
-	if err == nil {
-		err = netlink.LinkDel(link)
-	}
-	// A namespace that is being torn down takes the pair with it at any moment.
-	if err == nil || errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV) {
-		return nil
-	}
-	return fmt.Errorf("removing the device %s: %w", name, err)
 }
 
 // inNetns runs f on a thread of its own inside ns. The thread ends with f, so that no other goroutine ever runs in ns.

@@ -5,32 +5,30 @@ package cni
 import (
 	"context"
 	"errors"
-	"net"
+	"fmt"
 	"net/netip"
 	"strings"
 	"time"
 
-	"github.com/vishvananda/netlink"
-
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 
-// guardPeriod is how often to look whether the nftables table is still there.
+// guardPeriod is how often to look whether everything is still there.
 const guardPeriod = 30 * time.Second
 
-// heal makes again what another program removed: the nftables table, as a restart of a host firewall does, or the
-// bridge.
+// heal makes again what another program removed: the nftables table, as a restart of a host firewall does, or anything
+// of the host's side.
 func (s *Server) heal(ctx context.Context) {
 	nw := s.network.Load()
 	if nw == nil {
 		return
 	}
-	if !bridgeIntact(s.o.Bridge, nw.podCIDRs) {
-		s.log.Info("The bridge of the pod network was changed or removed by another program; making it again", "device", s.o.Bridge)
-		if err := ensureBridge(s.o.Bridge, nw.podCIDRs, s.o.ServiceCIDRs, nw.mtu); err != nil {
-			s.log.Error(err, "The node does not reach its pods; trying again", "after", s.guard)
-		}
-		s.ensureHostSides(nw.podCIDRs) // their source address went with the bridge
+	changes, err := s.applyHost(nw)
+	if len(changes) > 0 {
+		s.log.Info("The host's side of the pod network was changed by another program; it is as it should be again", "changes", strings.Join(changes, ", "))
+	}
+	if err != nil {
+		s.log.Error(err, "The node may not reach its pods; trying again", "after", s.guard)
 	}
 	// An error here says nothing about the table.
 	if ok, err := nfttable.Exists(nfttable.Table{Family: nfttable.INet, Name: tableName}); err == nil && !ok {
@@ -41,36 +39,69 @@ func (s *Server) heal(ctx context.Context) {
 	}
 }
 
-// bridgeIntact looks whether the bridge is up with the node's addresses; the Service CIDR's route goes with those.
-func bridgeIntact(name string, cidrs []netip.Prefix) bool {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return !errors.As(err, &netlink.LinkNotFoundError{}) // another error says nothing about the bridge
-	}
-	addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
-	if err != nil {
-		return true
-	}
-	have := map[netip.Addr]bool{}
-	for _, a := range addrs {
-		if ip, ok := netip.AddrFromSlice(a.IP); ok {
-			have[ip.Unmap()] = true
+// applyHost makes the host's side of the pod network what the records of living pods want, and says what it changed. An
+// error is the node's; what is wrong with single pods is logged, once for each new set of such mistakes.
+func (s *Server) applyHost(nw *network) (changes []string, err error) {
+	s.attaching.Lock() // every device of a pod has its record, and the other way round
+	defer s.attaching.Unlock()
+	in := hostInput{bridge: s.o.Bridge, mtu: nw.mtu, podCIDRs: nw.podCIDRs, serviceCIDRs: s.o.ServiceCIDRs}
+	for _, r := range s.records.list() {
+		if r.living() { // what others need goes with their namespaces, and their DEL is to come
+			in.pods = append(in.pods, r)
 		}
 	}
-	for _, c := range cidrs {
-		if !have[gateway(c)] {
-			return false
+	if _, ok := sameFamily(nw.podCIDRs, netip.IPv6Unspecified()); ok {
+		in.advertised = routerAdvertised(s.o.Bridge)
+	}
+	want := desiredHost(in)
+	var sysctls []sysctl
+	for _, w := range want {
+		if o, ok := w.object.(sysctl); ok {
+			sysctls = append(sysctls, o)
 		}
 	}
-	return link.Attrs().Flags&net.FlagUp != 0
+	k := newKernel()
+	have, err := k.observe(s.o.Bridge, sysctls)
+	if err != nil {
+		return nil, fmt.Errorf("looking at the host's network: %w", err)
+	}
+	ensure, remove := difference(want, have)
+	var errs []error
+	trouble := map[*record]error{} // a pod's first mistake: the others follow from it
+	for _, w := range ensure {
+		if w.pod != nil && trouble[w.pod] != nil {
+			continue
+		}
+		switch err := k.ensure(w.object); {
+		case err == nil:
+			changes = append(changes, "+ "+w.String())
+		case w.pod != nil:
+			trouble[w.pod] = err
+		default:
+			errs = append(errs, err)
+		}
+	}
+	for _, o := range remove {
+		if err := k.remove(o); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		changes = append(changes, "- "+o.String())
+	}
+	s.reportPods(trouble)
+	return changes, errors.Join(errs...)
 }
 
-func (s *Server) ensureHostSides(cidrs []netip.Prefix) {
-	for _, r := range s.records.list() {
-		if err := ensureHostSide(r, cidrs); err != nil {
+// reportPods says which pods are not as they should be, when that is news.
+func (s *Server) reportPods(trouble map[*record]error) {
+	now := map[key]bool{}
+	for r, err := range trouble {
+		now[r.key()] = true
+		if !s.podTrouble[r.key()] {
 			s.log.Error(err, "A running pod may be unreachable", "pod", r.Pod, "container", r.ContainerID)
 		}
 	}
+	s.podTrouble = now
 }
 
 // warnOfForwardDrops says once that somebody else's firewall stands in the pods' way: an accept in our own table cannot

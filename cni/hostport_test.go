@@ -115,7 +115,7 @@ func TestLoopbackStaysClosedToPods(t *testing.T) {
 				return fmt.Errorf("%s: %w: %s", cmd, err, out)
 			}
 		}
-		return sysctl("net/ipv4/conf/eth0/route_localnet", "1")
+		return writeSysctl(sysctl{"net/ipv4/conf/eth0/route_localnet", "1"})
 	}); err != nil {
 		t.Fatal(err)
 	}

@@ -5,15 +5,12 @@ package cni
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -98,20 +95,17 @@ func (s *Server) configure(ctx context.Context, cidrs []netip.Prefix) error {
 	if err := s.saveCIDRs(cidrs); err != nil {
 		return err
 	}
-	if err := enableForwarding(cidrs); err != nil {
-		return err
-	}
-	if err := ensureBridge(s.o.Bridge, cidrs, s.o.ServiceCIDRs, mtu); err != nil {
-		return err
-	}
 	if err := s.collect(nil); err != nil {
 		return err
 	}
-	s.ensureHostSides(cidrs)
+	nw := &network{podCIDRs: cidrs, mtu: mtu}
+	if _, err := s.applyHost(nw); err != nil {
+		return err
+	}
 	if err := s.applyRules(ctx, cidrs); err != nil {
 		return err
 	}
-	s.network.Store(&network{podCIDRs: cidrs, mtu: mtu})
+	s.network.Store(nw)
 	if err := s.writeConflist(); err != nil {
 		return err
 	}
@@ -139,81 +133,6 @@ func (s *Server) saveCIDRs(cidrs []netip.Prefix) error {
 	}
 	if err := atomicfile.Write(filepath.Join(s.o.StateDir, networkFile), data, 0o600); err != nil {
 		return fmt.Errorf("remembering the pod CIDRs: %w", err)
-	}
-	return nil
-}
-
-// ensureBridge makes the device that carries the node's addresses in the pod network, one per CIDR. It is a bridge
-// without ports because every kernel has bridges and not every one has dummy devices. Routes of serviceCIDRs point at
-// it: an address without any route is refused before Service rules see the packet, which is what a host without
-// default route would do to its own processes.
-func ensureBridge(name string, cidrs, serviceCIDRs []netip.Prefix, mtu int) error {
-	link, err := netlink.LinkByName(name)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name = name
-		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("making the bridge %s: %w", name, err)
-		}
-		link, err = netlink.LinkByName(name)
-	}
-	if err != nil {
-		return fmt.Errorf("looking for the bridge %s: %w", name, err)
-	}
-	if link.Type() != "bridge" {
-		return fmt.Errorf("the device %s is a %s, not a bridge: remove it, or choose another bridge name", name, link.Type())
-	}
-	if link.Attrs().MTU != mtu {
-		if err := netlink.LinkSetMTU(link, mtu); err != nil {
-			return fmt.Errorf("setting the MTU of %s: %w", name, err)
-		}
-	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("setting %s up: %w", name, err)
-	}
-	if err := ensureAddresses(link, cidrs); err != nil {
-		return err
-	}
-	for _, svc := range serviceCIDRs {
-		i := slices.IndexFunc(cidrs, func(c netip.Prefix) bool { return c.Addr().Is4() == svc.Addr().Is4() })
-		if i < 0 {
-			continue
-		}
-		route := &netlink.Route{
-			LinkIndex: link.Attrs().Index, Dst: ipNet(svc), Src: gateway(cidrs[i]).AsSlice(), Scope: netlink.SCOPE_LINK,
-		}
-		if err := netlink.RouteReplace(route); err != nil {
-			return fmt.Errorf("routing the Service CIDR %s to %s: %w", svc, name, err)
-		}
-	}
-	return nil
-}
-
-// ensureAddresses gives link the gateway address of each CIDR and takes all others away, link-local ones excepted.
-func ensureAddresses(link netlink.Link, cidrs []netip.Prefix) error {
-	want := map[netip.Addr]bool{}
-	for _, c := range cidrs {
-		want[gateway(c)] = true
-		addr := &netlink.Addr{IPNet: hostNet(gateway(c))}
-		if c.Addr().Is6() {
-			addr.Flags = unix.IFA_F_NODAD // a bridge without ports never finishes duplicate address detection
-		}
-		if err := netlink.AddrReplace(link, addr); err != nil {
-			return fmt.Errorf("giving %s the address %s: %w", link.Attrs().Name, gateway(c), err)
-		}
-	}
-	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
-	if err != nil {
-		return fmt.Errorf("listing the addresses of %s: %w", link.Attrs().Name, err)
-	}
-	for _, a := range have {
-		ip, ok := netip.AddrFromSlice(a.IP)
-		if !ok || want[ip.Unmap()] || ip.IsLinkLocalUnicast() {
-			continue
-		}
-		if err := netlink.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-			return fmt.Errorf("taking the address %s from %s: %w", ip, link.Attrs().Name, err)
-		}
 	}
 	return nil
 }
@@ -262,53 +181,3 @@ func isZeroMask(m net.IPMask) bool {
 	ones, _ := m.Size()
 	return ones == 0
 }
-
-// enableForwarding lets the host route for its pods. For IPv6 a host that forwards stops listening to router
-// advertisements, its own default route among them, unless told to go on (accept_ra 2).
-func enableForwarding(cidrs []netip.Prefix) error {
-	for _, c := range cidrs {
-		if c.Addr().Is4() {
-			if err := sysctl("net/ipv4/ip_forward", "1"); err != nil {
-				return err
-			}
-			continue
-		}
-		entries, err := os.ReadDir("/proc/sys/net/ipv6/conf")
-		if err != nil {
-			return fmt.Errorf("the pod CIDR %s needs IPv6, which this kernel has not or has switched off: %w", c, err)
-		}
-		for _, e := range entries {
-			name := "net/ipv6/conf/" + e.Name() + "/accept_ra"
-			if v, err := os.ReadFile("/proc/sys/" + name); err == nil && strings.TrimSpace(string(v)) == "1" {
-				if err := sysctl(name, "2"); err != nil {
-					return err
-				}
-			}
-		}
-		if err := sysctl("net/ipv6/conf/all/forwarding", "1"); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// sysctl sets a kernel parameter of the calling thread's network namespace when it differs.
-func sysctl(name, value string) error {
-	path := "/proc/sys/" + name
-	old, err := os.ReadFile(path)
-	if err == nil && strings.TrimSpace(string(old)) == value {
-		return nil
-	}
-	if err := os.WriteFile(path, []byte(value), 0); err != nil {
-		return fmt.Errorf("setting %s to %s (is /proc/sys read-only?): %w", strings.ReplaceAll(name, "/", "."), strconv.Quote(value), err)
-	}
-	return nil
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	p = p.Masked()
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-// hostNet is the network that holds nothing but a.
-func hostNet(a netip.Addr) *net.IPNet { return ipNet(netip.PrefixFrom(a, a.BitLen())) }

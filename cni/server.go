@@ -70,9 +70,13 @@ type Server struct {
 	keys    keyLocks
 	rules   rulesApplier
 	guard   time.Duration // guardPeriod, but for tests
-	// forwardDrops is what was last said about other firewalls; only configureLoop touches it.
+	// attaching is held for reading while a pod has a device and no record, or the other way round; for writing by what takes
+	// a device without a record for a leftover.
+	attaching sync.RWMutex
+	network   atomic.Pointer[network] // nil until pods can be served
+	// What was last said about other firewalls, and about which pods; only configureLoop touches both.
 	forwardDrops string
-	network      atomic.Pointer[network] // nil until pods can be served
+	podTrouble   map[key]bool
 }
 
 // NewServer checks the options and reads what an earlier run left in StateDir. It changes nothing on the host yet.

@@ -53,10 +53,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, conf pluginConf) (_ 
 			err = errors.Join(err, s.forget(context.WithoutCancel(ctx), r))
 		}
 	}()
-	if err := attach(r, nw); err != nil {
-		return nil, err
-	}
-	if err := s.records.put(r); err != nil {
+	if err := s.attach(r, nw); err != nil {
 		return nil, err
 	}
 	if len(r.Ports) > 0 {
@@ -69,6 +66,15 @@ func (s *Server) add(ctx context.Context, req wire.Request, conf pluginConf) (_ 
 		return nil, fmt.Errorf("the runtime gave the call up: %w", err)
 	}
 	return result(r, nw, conf.CNIVersion)
+}
+
+func (s *Server) attach(r *record, nw *network) error {
+	s.attaching.RLock()
+	defer s.attaching.RUnlock()
+	if err := attach(r, nw); err != nil {
+		return err
+	}
+	return s.records.put(r)
 }
 
 // allocate takes addresses, collecting those of dead sandboxes first when none is free.
@@ -104,6 +110,8 @@ func (s *Server) del(ctx context.Context, req wire.Request) error {
 // forget undoes an attachment, whole or half made; the caller holds its lock. Host ports go first and the address
 // last, so that nothing of the old pod points at the next owner of the address.
 func (s *Server) forget(ctx context.Context, r *record) error {
+	s.attaching.RLock()
+	defer s.attaching.RUnlock()
 	if err := s.records.remove(r.key()); err != nil {
 		return err
 	}
@@ -116,7 +124,7 @@ func (s *Server) forget(ctx context.Context, r *record) error {
 		}
 		s.dropStaleFlows(r, true)
 	}
-	if err := detach(r); err != nil {
+	if err := removeDevice(r.HostDevice); err != nil { // and with it every route and neighbour that named it
 		return errors.Join(err, s.records.put(r))
 	}
 	return s.ipam.release(r.key())
@@ -242,6 +250,8 @@ func (s *Server) collectOne(k key) error {
 	if r := s.records.get(k); r != nil && r.living() {
 		return nil
 	}
+	s.attaching.RLock()
+	defer s.attaching.RUnlock()
 	s.log.Info("Releasing what a sandbox that is gone left behind", "container", k.ContainerID, "interface", k.IfName)
 	return errors.Join(s.records.remove(k), removeDevice(deviceName(k)), s.ipam.release(k))
 }

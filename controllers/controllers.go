@@ -20,11 +20,11 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/discovery"
 	controllersmetrics "k8s.io/component-base/metrics/prometheus/controllers"
-	"k8s.io/controller-manager/pkg/informerfactory"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/internal/csinode"
 )
 
 // Options configure the controllers. Paths are of PEM files that exist when Run is called.
@@ -75,8 +75,10 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	ctx, cancel := context.WithCancel(klog.NewContext(ctx, klog.LoggerWithName(klog.FromContext(ctx), "controllers")))
+	custom := newCustomInformers(ctx, o.Term)
+	defer custom.Wait()
 	defer cancel()
-	cc, err := newContext(ctx, o.Term, u)
+	cc, err := newContext(ctx, o.Term, u, custom)
 	if err != nil {
 		return err
 	}
@@ -117,7 +119,7 @@ func waitServed(ctx context.Context, t *term.Term) bool {
 }
 
 // newContext makes what upstream's constructors take their inputs from.
-func newContext(ctx context.Context, t *term.Term, u upstream) (app.ControllerContext, error) {
+func newContext(ctx context.Context, t *term.Term, u upstream, custom *customInformers) (app.ControllerContext, error) {
 	mapper, answers, err := newDiscovery(ctx, t)
 	if err != nil {
 		return app.ControllerContext{}, err
@@ -125,7 +127,7 @@ func newContext(ctx context.Context, t *term.Term, u upstream) (app.ControllerCo
 	cc := app.ControllerContext{
 		ClientBuilder:                   clients{base: u.limit(t.Config), discovery: answers},
 		InformerFactory:                 t.Informers,
-		ObjectOrMetadataInformerFactory: informerfactory.NewInformerFactory(t.Informers, t.MetadataInformers),
+		ObjectOrMetadataInformerFactory: custom,
 		ComponentConfig:                 u.config,
 		RESTMapper:                      mapper,
 		InformersStarted:                make(chan struct{}),
@@ -160,7 +162,7 @@ func build(ctx context.Context, cc app.ControllerContext, t *term.Term) (built [
 			built = append(built, newLate(d, cc))
 		default:
 			var err error
-			keepCSINodeInfo(func() { err = add(d.BuildController(ctx, cc)) })
+			csinode.Keep(func() { err = add(d.BuildController(ctx, cc)) })
 			if err != nil {
 				return built, fmt.Errorf("build %s: %w", name, err)
 			}

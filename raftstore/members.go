@@ -134,64 +134,94 @@ func (s *Store) RemoveMember(ctx context.Context, name string) error {
 }
 
 func (s *Store) serveRemove(ctx context.Context, r removeCall) (nothing, error) {
-	if lead, _ := s.lead.get(); !lead.Leader {
-		return nothing{}, errNotLeader
-	}
-	servers := s.raft.GetConfiguration().Configuration().Servers
-	var victims []raft.Server
-	voters := 0
-	for _, server := range servers {
-		if server.Suffrage == raft.Voter {
-			voters++
-		}
-		if r.Name == string(server.ID) || r.Name == disk.NodeOf(string(server.ID)) {
-			victims = append(victims, server)
-		}
-	}
-	if len(victims) == 0 {
-		return nothing{}, status.Errorf(codes.NotFound, "raftstore: there is no member %q", r.Name)
-	}
-	for _, v := range victims {
-		if v.Suffrage == raft.Voter && voters == 1 {
-			return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: %q is the only voter and cannot be removed", r.Name)
-		}
-		if v.Suffrage == raft.Voter && !s.canDoWithout(v.ID) {
-			return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: without %q too few of the voters that are left would answer, "+
-				"and the store would stand still. Nothing was changed. Bring the other servers back first, or remove those that are lost", r.Name)
-		}
-		if v.ID == s.id {
-			// Whoever leads next removes it: a leader that removes itself leaves
-			// its clients waiting for an election.
-			if err := s.TransferLeadership(ctx); err != nil {
-				return nothing{}, callError(err)
-			}
+	for removed := false; ctx.Err() == nil; {
+		if lead, _ := s.lead.get(); !lead.Leader {
 			return nothing{}, errNotLeader
 		}
-		if err := s.await(s.raft.RemoveServer(v.ID, 0, 0)); err != nil {
+		members, at := s.dir.Log.Members()
+		i := slices.IndexFunc(members.Servers, func(server raft.Server) bool {
+			return r.Name == string(server.ID) || r.Name == disk.NodeOf(string(server.ID))
+		})
+		if i < 0 && removed {
+			return nothing{}, nil
+		}
+		if i < 0 {
+			return nothing{}, status.Errorf(codes.NotFound, "raftstore: there is no member %q", r.Name)
+		}
+		// A name may be that of several members.
+		done, err := s.removeOne(ctx, members.Servers, members.Servers[i], at)
+		if err != nil {
 			return nothing{}, callError(err)
 		}
-		s.log.Info("removed a server from the store's cluster", "member", v.ID)
-		if s.peers != nil {
-			s.peers.Forget(string(v.Address))
-		}
+		removed = removed || done
 	}
-	return nothing{}, nil
+	return nothing{}, contextError(ctx)
 }
 
-// canDoWithout says whether a majority of the voters is in contact when one of
-// them is taken out.
-func (s *Store) canDoWithout(id raft.ServerID) bool {
-	voters, there := 0, 0
-	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
+// removeOne takes a server out, if these are still the members; at is the index of
+// the entry that made them so. It reports whether it did.
+func (s *Store) removeOne(ctx context.Context, members []raft.Server, v raft.Server, at uint64) (bool, error) {
+	if v.Suffrage == raft.Voter {
+		if err := s.canDoWithout(ctx, members, v.ID); err != nil {
+			return false, err
+		}
+	}
+	if v.ID == s.id {
+		// Whoever leads next removes it: a leader that removes itself leaves
+		// its clients waiting for an election.
+		if err := s.TransferLeadership(ctx); err != nil {
+			return false, err
+		}
+		return false, errNotLeader
+	}
+	if err := s.await(s.raft.RemoveServer(v.ID, at, 0)); err != nil {
+		if _, now := s.dir.Log.Members(); now != at {
+			return false, nil // look again
+		}
+		return false, err
+	}
+	s.log.Info("removed a server from the store's cluster", "member", v.ID)
+	if s.peers != nil {
+		s.peers.Forget(string(v.Address))
+	}
+	return true, nil
+}
+
+// canDoWithout returns an error unless a majority of the other voters answers now.
+// etcd's rule is the same (server.go, mayRemoveMember: strict reconfiguration check),
+// by the connections that it has; ours would be seen to be gone only after seconds.
+func (s *Store) canDoWithout(ctx context.Context, members []raft.Server, id raft.ServerID) error {
+	voters, alive := 0, 0
+	answers := make(chan bool, len(members)) // who is late finds room
+	for _, server := range members {
 		if server.Suffrage != raft.Voter || server.ID == id {
 			continue
 		}
 		voters++
-		if server.ID == s.id || s.answers(server.ID, healthyWithin) {
-			there++
+		if server.ID == s.id {
+			answers <- true
+			continue
+		}
+		if !s.spawn(func() {
+			_, err := s.ask(ctx, server)
+			answers <- err == nil
+		}) {
+			return ErrClosed
 		}
 	}
-	return there > voters/2
+	if voters == 0 {
+		return status.Errorf(codes.FailedPrecondition, "raftstore: %q is the only voter and cannot be removed", id)
+	}
+	for range voters {
+		if <-answers {
+			alive++
+		}
+		if alive > voters/2 {
+			return nil
+		}
+	}
+	return status.Errorf(codes.FailedPrecondition, "raftstore: without %q only %d of the %d voters that are left answer, and the store would stand still. "+
+		"Nothing was changed. Bring the other servers back first, or remove those that are lost", id, alive, voters)
 }
 
 // answers says whether another member has answered within so long.
@@ -227,7 +257,8 @@ func (s *Store) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 	}
 	id, address := raft.ServerID(r.ID), raft.ServerAddress(r.Address)
 	add := s.raft.AddNonvoter
-	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
+	members, at := s.dir.Log.Members()
+	for _, server := range members.Servers {
 		// Two servers of one name, or with copies of one directory, would take
 		// each other's place again and again.
 		if server.Address != address && disk.NodeOf(string(server.ID)) == disk.NodeOf(r.ID) &&
@@ -248,7 +279,7 @@ func (s *Store) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 			add = s.raft.AddVoter
 		}
 	}
-	if err := s.await(add(id, address, 0, 0)); err != nil {
+	if err := s.await(add(id, address, at, 0)); err != nil {
 		return nothing{}, callError(err)
 	}
 	s.log.Info("a server is in the store's cluster", "member", id, "address", address)

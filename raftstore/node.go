@@ -35,12 +35,14 @@ func (s *Store) openRaft() error {
 	logs := raft.LogStore(s.dir.Log)
 	var transport raft.Transport
 	if s.opts.Network == nil {
+		s.dir.Log.Trail(trailingLogs, 0)
 		_, s.alone = raft.NewInmemTransport(s.address)
 		transport = s.alone
 	} else {
 		if err := s.openPeers(); err != nil {
 			return err
 		}
+		s.dir.Log.Trail(trailingLogs, trailingBytes)
 		transport, logs = s.peers, s.dir.CachedLog(cachedBytes)
 		s.logs = logs
 	}
@@ -71,6 +73,7 @@ func (s *Store) openPeers() (err error) {
 		Listener: s.opts.Network.Listener, Dial: s.dial, Logger: s.log,
 		Withhold: func() bool { return s.dir.Stalled() > stalledAfter },
 		Follows:  s.follows,
+		Snapshot: s.dir.Log.Snapshot, Install: s.snapshotter.install,
 		Handle: func(ctx context.Context, from, method string, body []byte) ([]byte, error) {
 			select {
 			case <-s.started:
@@ -185,7 +188,7 @@ func (s *Store) raftConfig() *raft.Config {
 	// When to take a snapshot is the snapshotter's to say.
 	conf.SnapshotThreshold = math.MaxUint64
 	conf.SnapshotInterval = 24 * time.Hour
-	conf.TrailingLogs = trailingLogs
+	conf.TrailingLogs = 0 // disk.Log.Trail says what stays
 	if s.opts.Network != nil {
 		conf.HeartbeatTimeout = s.opts.ElectionTimeout
 		conf.ElectionTimeout = s.opts.ElectionTimeout

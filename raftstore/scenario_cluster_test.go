@@ -76,6 +76,7 @@ type cluster struct {
 	mu     sync.Mutex
 	leads  map[uint64]string // by term, as raft itself says
 	tune   func(*Options)
+	trail  *uint64 // entries that stay in the logs, see keep
 	actors int
 }
 
@@ -351,11 +352,16 @@ func (n *node) open(o Options, alone bool) error {
 		return false
 	})
 	s.raft.RegisterObserver(observer)
+	if n.c.trail != nil {
+		s.dir.Log.Trail(*n.c.trail, 0)
+	}
 	n.mu.Lock()
 	n.store = s
 	n.ctx, n.cancel = context.WithCancel(n.c.ctx)
 	n.watched = n.c.watch(n.ctx, n.name, s)
+	ctx := n.ctx
 	n.mu.Unlock()
+	n.c.tasks.Go(func() { n.guard(ctx, s) })
 	return nil
 }
 

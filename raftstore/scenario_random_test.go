@@ -81,10 +81,8 @@ func (c *cluster) strike() {
 			// the log's, stops the bubble's time.
 			n.faults.DelayFlushes(0)
 			n.faults.FailWrites(nil)
-			conf := s.raft.ReloadableConfig()
-			conf.TrailingLogs = 5
-			_ = s.raft.ReloadConfig(conf)
-			_ = s.raft.Snapshot().Error() // there may be nothing new
+			s.dir.Log.Trail(5, 0)
+			_ = s.snapshotter.once() // raft may not be able to yet
 		}
 	}
 }
@@ -94,6 +92,7 @@ func (c *cluster) calm() {
 	c.net.HealAll()
 	for _, n := range c.nodes {
 		n.faults.DelayFlushes(0)
+		n.faults.DelaySnapshots(0)
 		n.faults.FailWrites(nil)
 		if n.running() == nil {
 			n.start()

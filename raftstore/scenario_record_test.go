@@ -216,13 +216,14 @@ func (w *watched) at() int64 {
 	return w.next
 }
 
-// settle heals the network, restarts who is down, waits until all servers are
-// alike, and checks what was seen on the way.
+// settle heals the network, restarts who is down, sees that any majority can work,
+// waits until all servers are alike, and checks what was seen on the way.
 func (c *cluster) settle() {
 	c.Helper()
 	c.net.HealAll()
 	for _, n := range c.nodes {
 		n.faults.DelayFlushes(0)
+		n.faults.DelaySnapshots(0)
 		n.faults.FailWrites(nil)
 		if n.running() == nil && !n.gone {
 			n.start()
@@ -234,10 +235,12 @@ func (c *cluster) settle() {
 			alive = append(alive, n)
 		}
 	}
+	c.lively(alive)
 	for _, n := range alive {
 		c.ready(n)
 	}
 	c.alike(alive)
+	c.sameMembers(alive)
 	c.check()
 }
 

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/raft"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -28,13 +27,10 @@ func (c *cluster) fill(n *node, writes int) {
 func (c *cluster) forget(n *node) {
 	c.Helper()
 	s := n.running()
-	conf := s.raft.ReloadableConfig()
-	conf.TrailingLogs = 5
-	err := s.raft.ReloadConfig(conf)
-	if err == nil {
-		err = s.raft.Snapshot().Error()
+	if c.trail == nil {
+		s.dir.Log.Trail(5, 0)
 	}
-	if err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
+	if err := s.snapshotter.once(); err != nil {
 		c.Fatalf("seed %d: snapshot of %s: %v", c.seed, n.name, err)
 	}
 }

@@ -17,12 +17,12 @@ const (
 	// minLogBytes is how much log is worth a snapshot at least. Replaying it
 	// takes a fraction of a second, although it may be packed to a quarter.
 	minLogBytes = 16 << 20
-	// trailingLogs is how many entries a snapshot leaves in the log at least.
-	// With one voter nobody needs them.
+	// trailingLogs is how many of the entries that a snapshot covers stay in the
+	// log at least. With one voter nobody needs them.
 	trailingLogs = 128
-	// trailingBytes is how much a snapshot leaves in the log where there are
-	// other servers: one that was away for a moment gets that instead of a
-	// whole snapshot.
+	// trailingBytes is how much of what a snapshot covers stays in the log where
+	// there are other servers: one that was away for a moment gets that instead
+	// of a whole snapshot.
 	trailingBytes = 16 << 20
 	// snapshotRetry is how long to wait after a snapshot failed; twice as long
 	// each time, up to snapshotPatience. Right after a start raft refuses one
@@ -37,12 +37,14 @@ const (
 type snapshotter struct {
 	s    *Store
 	wake chan struct{} // capacity 1: look again
+	// writing is held by who writes a snapshot, hence its capacity of 1.
+	writing chan struct{}
 	// appended counts bytes since the start. At due it is time to look.
 	appended, due atomic.Int64
 }
 
 func newSnapshotter(s *Store) *snapshotter {
-	sn := &snapshotter{s: s, wake: make(chan struct{}, 1)}
+	sn := &snapshotter{s: s, wake: make(chan struct{}, 1), writing: make(chan struct{}, 1)}
 	sn.due.Store(minLogBytes)
 	return sn
 }
@@ -94,9 +96,8 @@ func worthSnapshot(st mvcc.Stats, packed float64) int64 {
 // take takes a snapshot, however often it has to try. It returns ctx's error.
 func (sn *snapshotter) take(ctx context.Context) error {
 	for retry := snapshotRetry; ; retry = min(2*retry, snapshotPatience) {
-		sn.trail()
-		err := sn.s.raft.Snapshot().Error()
-		if err == nil || errors.Is(err, raft.ErrNothingNewToSnapshot) {
+		err := sn.once()
+		if err == nil {
 			return nil
 		}
 		if ctx.Err() != nil {
@@ -113,14 +114,29 @@ func (sn *snapshotter) take(ctx context.Context) error {
 	}
 }
 
-// trail tells raft how many entries to leave in the log.
-func (sn *snapshotter) trail() {
-	if sn.s.peers == nil {
-		return
+// once takes a snapshot, if there is anything new.
+func (sn *snapshotter) once() error {
+	sn.writing <- struct{}{}
+	defer func() { <-sn.writing }()
+	err := sn.s.raft.Snapshot().Error()
+	if errors.Is(err, raft.ErrNothingNewToSnapshot) {
+		return nil
 	}
-	conf := sn.s.raft.ReloadableConfig()
-	conf.TrailingLogs = max(trailingLogs, sn.s.dir.Log.EntriesWithin(trailingBytes))
-	if err := sn.s.raft.ReloadConfig(conf); err != nil {
-		sn.s.log.Warn("could not change how much of the log a snapshot leaves", "err", err)
+	return err
+}
+
+// errWrites says that a snapshot of the leader's has to wait.
+var errWrites = errors.New("raftstore: this server is writing a snapshot of its own; send that again")
+
+// install keeps a snapshot from the leader and one of this server's own apart.
+// Raft lets both be under way, and each says at its end what the newest snapshot
+// is (snapshot.go, takeSnapshot; raft.go, installSnapshot): were the older one the
+// last to say so, raft would vouch for less than this server has.
+func (sn *snapshotter) install() (done func(), err error) {
+	select {
+	case sn.writing <- struct{}{}:
+		return func() { <-sn.writing }, nil
+	default:
+		return nil, errWrites
 	}
 }

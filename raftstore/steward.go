@@ -161,8 +161,9 @@ func (s *Store) runSteward(ctx context.Context) {
 		// One change after the other, without a pause: with an even number of
 		// voters one server less may be lost.
 		for range 4 {
-			what, m := plan(s.standings(ctx, known), s.opts.MaxVoters)
-			err := s.carryOut(what, m)
+			servers, at := s.dir.Log.Members()
+			what, m := plan(s.standings(ctx, servers.Servers, known), s.opts.MaxVoters)
+			err := s.carryOut(what, m, at)
 			if err != nil && ctx.Err() == nil {
 				s.log.Warn("could not change the store's voters; will try again", "member", m.id, "err", err)
 			}
@@ -194,20 +195,22 @@ func (s *Store) othersVote() bool {
 	return slices.ContainsFunc(s.Members(), func(m Member) bool { return m.Voter && !m.Self })
 }
 
-func (s *Store) carryOut(what action, m standing) error {
+// carryOut changes the members as they were with the entry of that index, and
+// fails if others have been changed since: the plan was made without knowing.
+func (s *Store) carryOut(what action, m standing, at uint64) error {
 	var future raft.IndexFuture
 	switch what {
 	case keep:
 		return nil
 	case promote:
 		s.log.Info("a server of the store's cluster gets a vote", "member", m.id)
-		future = s.raft.AddVoter(m.id, m.address, 0, 0)
+		future = s.raft.AddVoter(m.id, m.address, at, 0)
 	case demote:
 		s.log.Info("a server of the store's cluster loses its vote", "member", m.id)
-		future = s.raft.DemoteVoter(m.id, 0, 0)
+		future = s.raft.DemoteVoter(m.id, at, 0)
 	case remove:
 		s.log.Info("a server of the store's cluster lost its directory and is forgotten", "member", m.id)
-		future = s.raft.RemoveServer(m.id, 0, 0)
+		future = s.raft.RemoveServer(m.id, at, 0)
 	}
 	if err := s.await(future); err != nil {
 		return fmt.Errorf("raftstore: change of members: %w", err)
@@ -217,8 +220,7 @@ func (s *Store) carryOut(what action, m standing) error {
 
 // standings looks at every member. known is since when this server, as leader,
 // knows of each: before that it had no reason to hear from it.
-func (s *Store) standings(ctx context.Context, known map[raft.ServerID]time.Time) []standing {
-	servers := s.raft.GetConfiguration().Configuration().Servers
+func (s *Store) standings(ctx context.Context, servers []raft.Server, known map[raft.ServerID]time.Time) []standing {
 	out := make([]standing, len(servers))
 	members := make(map[raft.ServerID]bool)
 	silent := make([]time.Duration, len(servers))

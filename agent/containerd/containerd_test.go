@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/version"
 	"github.com/sirupsen/logrus"
 
 	"github.com/coracle-k8s/coracle/internal/testenv"
@@ -127,6 +128,15 @@ func TestServerConfig(t *testing.T) {
 		if !ok {
 			t.Errorf("wrong: %s", name)
 		}
+	}
+}
+
+func TestRelease(t *testing.T) {
+	if got := release(version.Version); strings.Contains(got, "unknown") || !strings.HasPrefix(got, "2.") {
+		t.Errorf("nodes would show containerd://%s", got)
+	}
+	if got := release("2.9.0+vendor.1"); got != "2.9.0+vendor.1" {
+		t.Errorf("got %s", got)
 	}
 }
 

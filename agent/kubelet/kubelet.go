@@ -84,6 +84,9 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("kubelet: set up: %w", err)
 	}
+	if err := patient(deps.VolumePlugins); err != nil {
+		return fmt.Errorf("kubelet: set up: %w", err)
+	}
 	if err := app.Run(ctx, server, deps, utilfeature.DefaultFeatureGate); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("kubelet: %w", err)
 	}

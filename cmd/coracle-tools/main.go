@@ -10,8 +10,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	ctr "github.com/containerd/containerd/v2/cmd/ctr/app"
+	"github.com/containerd/containerd/v2/version"
 	_ "k8s.io/client-go/plugin/pkg/client/auth" // kubeconfigs of other clusters may name these
 	"k8s.io/component-base/cli"
 	"k8s.io/component-base/logs"
@@ -58,6 +60,7 @@ func runKubectl() {
 }
 
 func runCtr() {
+	version.Version = strings.TrimSuffix(version.Version, "+unknown") // of a build that its linker told nothing
 	if err := ctr.New().Run(context.Background(), os.Args); err != nil {
 		fmt.Fprintln(os.Stderr, "ctr:", err)
 		os.Exit(1)

@@ -19,7 +19,9 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
@@ -164,6 +166,14 @@ func start(ctx context.Context, o Options) (*Term, context.Context, error) {
 	t.MetadataInformers = metadatainformer.NewSharedInformerFactoryWithOptions(t.Metadata, resync,
 		metadatainformer.WithTransform(Trim))
 	return t, ctx, nil
+}
+
+// NewMetadataInformer makes an informer of any resource's metadata that is not shared: its maker runs and ends it.
+func (t *Term) NewMetadataInformer(gvr schema.GroupVersionResource) informers.GenericInformer {
+	i := metadatainformer.NewFilteredMetadataInformer(t.Metadata, gvr, metav1.NamespaceAll, resync,
+		cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}, nil)
+	_ = i.Informer().SetTransform(Trim) // fails on an informer that runs, only
+	return i
 }
 
 // Trim drops managed fields before an object enters an informer's store: no part reads them and they are often the

@@ -23,7 +23,7 @@ func (d *Dir) CachedLog(maxBytes int64) raft.LogStore {
 	if maxBytes == 0 {
 		maxBytes = cacheSize
 	}
-	d.cache.CompareAndSwap(nil, &cachedLog{Log: d.Log, max: maxBytes})
+	d.cache.CompareAndSwap(nil, &cachedLog{Log: d.Log, max: maxBytes, writing: newTurn()})
 	return d.cache.Load()
 }
 
@@ -34,7 +34,7 @@ type cachedLog struct {
 	*Log
 	max int64
 
-	writing sync.Mutex // held over a write and what it means for the cache
+	writing turn // held over a write and what it means for the cache
 
 	mu      sync.RWMutex // guards what follows
 	first   uint64       // index of entries[0]
@@ -128,7 +128,7 @@ func (c *cachedLog) forgetFrom(n int) {
 func (c *cachedLog) DeleteRange(from, to uint64) error {
 	c.writing.Lock()
 	defer c.writing.Unlock()
-	c.forget(from, to)
+	c.forget(from, c.beforeTrail(to)) // nobody else deletes, so the log comes to the same
 	return c.Log.DeleteRange(from, to)
 }
 
@@ -149,29 +149,4 @@ func (c *cachedLog) forget(from, to uint64) {
 	default:
 		c.forgetUpTo(len(c.entries))
 	}
-}
-
-// EntriesWithin returns how many of the newest entries take no more than so
-// many bytes on disk.
-func (l *Log) EntriesWithin(bytes int64) uint64 {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	if len(l.places) == 0 {
-		return 0
-	}
-	number := uint32(l.segments[0].number)
-	next := place{segment: l.places[len(l.places)-1].segment}
-	next.offset = uint32(l.segments[next.segment-number].end)
-	count := uint64(0)
-	for i := len(l.places) - 1; i >= 0; i-- {
-		p := l.places[i]
-		if p.segment != next.segment { // the last one of its file
-			next = place{p.segment, uint32(l.segments[p.segment-number].end)}
-		}
-		if bytes -= int64(next.offset - p.offset); bytes < 0 {
-			break
-		}
-		count, next = count+1, p
-	}
-	return count
 }

@@ -5,6 +5,7 @@ package disk
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -87,7 +88,7 @@ func TestCachedLog(t *testing.T) {
 			},
 			"snapshot from the leader": func(t *rapid.T) {
 				// One that ends before, in or behind the log, and agrees with it or not.
-				end := snapshotEnd{rapid.Uint64Range(d.Log.snapshot.index, next+5).Draw(t, "index"), 9}
+				end := snapshotEnd{rapid.Uint64Range(d.Log.snapshot.index, next+5).Draw(t, "index"), 9, members{}}
 				if err := d.join(end); err != nil {
 					t.Fatal(err)
 				}
@@ -205,32 +206,53 @@ func TestCacheBesideCompaction(t *testing.T) {
 	}
 }
 
-func TestEntriesWithin(t *testing.T) {
-	d := mustOpen(t, filepath.Join(memoryDir(t), "store"))
-	defer closeDir(t, d)
-	if n := d.Log.EntriesWithin(1 << 40); n != 0 {
-		t.Errorf("%d entries in an empty log", n)
-	}
-	const entries, size = 1000, 1000 // of several files
-	for i := uint64(1); i <= entries; i++ {
-		if err := d.Log.StoreLog(&raft.Log{Index: i, Term: 1, Data: make([]byte, size)}); err != nil {
+// Of the entries that a snapshot covers, those stay that are asked for, however
+// long the log has become since.
+func TestTrail(t *testing.T) {
+	const entries, size, end = 1000, 1000, 700 // of several files
+	fill := func(t *testing.T) *Dir {
+		d := mustOpen(t, filepath.Join(memoryDir(t), "store"))
+		t.Cleanup(func() { closeDir(t, d) })
+		for i := uint64(1); i <= entries; i++ {
+			if err := d.Log.StoreLog(&raft.Log{Index: i, Term: 1, Data: make([]byte, size)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := d.join(snapshotEnd{end, 1, members{}}); err != nil {
 			t.Fatal(err)
 		}
+		return d
 	}
-	for _, want := range []uint64{0, 1, 2, 63, 64, 65, 500, entries} {
-		bytes := int64(want) * (recordHeader + size)
-		// Records that end a file may count as part of an entry.
-		if got := d.Log.EntriesWithin(bytes + 100*recordHeader); got < want || got > want+7 {
-			t.Errorf("%d entries within %d bytes, want %d", got, bytes, want)
-		}
-		if got := d.Log.EntriesWithin(bytes); got > want {
-			t.Errorf("%d entries within %d bytes, want %d", got, bytes, want)
-		}
-	}
-	if err := d.Log.DeleteRange(901, entries); err != nil {
-		t.Fatal(err)
-	}
-	if got := d.Log.EntriesWithin(1 << 40); got != 900 {
-		t.Errorf("%d entries, want 900", got)
+	for _, test := range []struct {
+		entries uint64
+		bytes   int64
+		stay    uint64
+	}{
+		{0, 0, 0}, {1, 0, 1}, {128, 0, 128}, {699, 0, 699}, {5000, 0, 700},
+		{0, 64 * (recordHeader + size), 64}, {10, 64 * (recordHeader + size), 64}, {100, 64 * (recordHeader + size), 100}, {0, 1 << 40, 700},
+	} {
+		t.Run(fmt.Sprint(test.entries, test.bytes), func(t *testing.T) {
+			d := fill(t)
+			d.Log.Trail(test.entries, test.bytes)
+			log := d.CachedLog(64 << 10)
+			if err := log.DeleteRange(1, end); err != nil {
+				t.Fatal(err)
+			}
+			first, _ := log.FirstIndex()
+			// Records that end a file may count as part of an entry.
+			if stay := end + 1 - first; stay > test.stay || stay+7 < test.stay || test.bytes == 0 && stay != test.stay {
+				t.Errorf("%d entries up to the snapshot's end stay, not %d", stay, test.stay)
+			}
+			var e raft.Log
+			if err := log.GetLog(first, &e); err != nil || e.Index != first {
+				t.Errorf("the first entry that stays: %v, %v", e, err)
+			}
+			if err := log.DeleteRange(end+1, entries); err != nil { // another leader has other ones
+				t.Fatal(err)
+			}
+			if last, _ := log.LastIndex(); last != end && (test.stay > 0 || last != 0) {
+				t.Errorf("the log ends with entry %d", last)
+			}
+		})
 	}
 }

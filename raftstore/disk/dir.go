@@ -149,9 +149,13 @@ func open(o Options) (*Dir, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	d.cancel = cancel
-	snapshots.strike = func() error { return o.Faults.strike(ctx, o.Clock) }
+	snapshots.strike = func() error { return o.Faults.strikeSnapshot(ctx, o.Clock) }
 	d.Vars = &Vars{path: vars, bolt: bolt, space: d.space, stall: d.stall, ctx: ctx, values: variables.values}
 	d.Log = newLog(ctx, o, d, scanned)
+	if err := d.Log.readMembers(scanned.members); err != nil {
+		cancel()
+		return nil, errors.Join(err, bolt.Close(), scanned.close())
+	}
 	if scanned.torn != nil {
 		o.Logger.Warn("dropped the end of the store's log, which a crash had left incomplete; it was never acknowledged",
 			"file", scanned.torn.path)
@@ -188,7 +192,7 @@ func (d *Dir) raiseFormat() error {
 
 func newLog(ctx context.Context, o Options, d *Dir, scanned *scannedLog) *Log {
 	l := &Log{
-		dir: scanned.dir, space: d.space, stall: d.stall, ctx: ctx, size: o.segmentSize(), grown: o.Grown, flushed: o.Flushed,
+		dir: scanned.dir, writing: newTurn(), space: d.space, stall: d.stall, ctx: ctx, size: o.segmentSize(), grown: o.Grown, flushed: o.Flushed,
 		segments: scanned.segments, first: scanned.first, places: scanned.places,
 	}
 	if l.grown == nil {

@@ -17,6 +17,7 @@ import (
 type Faults struct {
 	mu      sync.Mutex
 	delay   time.Duration
+	slow    time.Duration // and so much longer, if it is a snapshot's
 	err     error
 	changed chan struct{} // closed at the next change
 	// reached, if set, is called between a write and its flush. For tests of
@@ -28,6 +29,10 @@ type Faults struct {
 // snapshot take so much longer. Flushes that are being delayed follow a change
 // at once; 0 lets them go.
 func (f *Faults) DelayFlushes(d time.Duration) { f.set(func() { f.delay = d }) }
+
+// DelaySnapshots makes the flush of a snapshot take that much longer still: as if
+// there were much to write.
+func (f *Faults) DelaySnapshots(d time.Duration) { f.set(func() { f.slow = d }) }
 
 // FailWrites makes each write and flush of the log, of raft's variables and of
 // a snapshot fail with this error; nil ends that. With unix.ENOSPC the disk also
@@ -47,6 +52,15 @@ func (f *Faults) set(change func()) {
 // strike holds a write up and returns the error it is to fail with. The end of
 // ctx ends the delay.
 func (f *Faults) strike(ctx context.Context, c clock.Clock) error {
+	return f.hold(ctx, c, func() time.Duration { return f.delay })
+}
+
+// strikeSnapshot is strike for a snapshot.
+func (f *Faults) strikeSnapshot(ctx context.Context, c clock.Clock) error {
+	return f.hold(ctx, c, func() time.Duration { return f.delay + f.slow })
+}
+
+func (f *Faults) hold(ctx context.Context, c clock.Clock, delay func() time.Duration) error {
 	if f == nil {
 		return nil
 	}
@@ -58,7 +72,7 @@ func (f *Faults) strike(ctx context.Context, c clock.Clock) error {
 		if f.changed == nil {
 			f.changed = make(chan struct{})
 		}
-		left, err, changed := f.delay-c.Since(start), f.err, f.changed
+		left, err, changed := delay()-c.Since(start), f.err, f.changed
 		f.mu.Unlock()
 		if left <= 0 || ctx.Err() != nil {
 			return err

@@ -4,6 +4,7 @@ package disk
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,13 +18,16 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	"pgregory.net/rapid"
+
+	"github.com/coracle-k8s/coracle/raftstore/prefix"
 )
 
 // This file drives one real raft follower on a real directory by a leader that
 // is a model: it sends what a leader of hashicorp/raft would send, whatever
 // happened before. After each message, and after each crash in the midst of
-// one, everything that the follower acknowledged must be on its disk, and it
-// must have applied nothing but what was committed.
+// one, everything that the follower acknowledged must be on its disk, it must
+// have applied nothing but what was committed, never go back, and go by the
+// newest members that its log has.
 
 // history is what the leaders made, as seen by the present one.
 type history struct {
@@ -64,6 +68,20 @@ type checkedFSM struct {
 	mu    sync.Mutex
 	state fsmState
 	wrong error
+}
+
+var _ raft.ConfigurationStore = (*checkedFSM)(nil)
+
+// StoreConfiguration is told of changes of members, as Apply is of commands.
+func (f *checkedFSM) StoreConfiguration(index uint64, c raft.Configuration) {
+	f.history.mu.Lock()
+	defer f.history.mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if index > f.history.committed || !bytes.Equal(f.history.at(index).Data, raft.EncodeConfiguration(c)) {
+		f.wrong = fmt.Errorf("applied members of entry %d, which were not committed (up to %d)", index, f.history.committed)
+	}
+	f.state.Index = index
 }
 
 func (f *checkedFSM) Apply(l *raft.Log) any {
@@ -108,8 +126,13 @@ func (f *checkedFSM) Restore(r io.ReadCloser) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	was := f.state.Index
 	f.state = fsmState{}
-	return json.Unmarshal(data, &f.state)
+	err = json.Unmarshal(data, &f.state)
+	if f.state.Index < was {
+		f.wrong = fmt.Errorf("the state went back from entry %d to %d", was, f.state.Index)
+	}
+	return err
 }
 
 type fixedSnapshot []byte
@@ -136,6 +159,8 @@ type follower struct {
 	raft      *raft.Raft
 	transport *raft.InmemTransport
 	faults    *Faults
+	tasks     sync.WaitGroup
+	cancel    context.CancelFunc // ends tasks
 
 	// A crash is a copy of the directory, taken at a moment that counts down.
 	crashIn int
@@ -157,17 +182,56 @@ func (f *follower) open() {
 	conf := raft.DefaultConfig()
 	conf.LocalID, conf.Logger = "f", hclog.NewNullLogger()
 	conf.HeartbeatTimeout, conf.ElectionTimeout, conf.LeaderLeaseTimeout = time.Hour, time.Hour, time.Hour
-	conf.SnapshotThreshold, conf.SnapshotInterval, conf.TrailingLogs = math.MaxUint64, 24*time.Hour, f.trailing
+	conf.SnapshotThreshold, conf.SnapshotInterval, conf.TrailingLogs = math.MaxUint64, 24*time.Hour, 0
+	f.dir.Log.Trail(f.trailing, 0)
 	f.fsm = &checkedFSM{history: f.history}
-	_, f.transport = raft.NewInmemTransportWithTimeout("f", time.Minute)
-	if f.raft, err = raft.NewRaft(conf, f.fsm, logs, f.dir.Vars, f.dir.Snapshots, f.transport); err != nil {
+	if f.raft, err = raft.NewRaft(conf, f.fsm, logs, f.dir.Vars, f.dir.Snapshots, f.filtered()); err != nil {
 		f.t.Fatal(err)
 	}
 	f.fsm.restored = f.moment
 }
 
+// filteredTransport gives raft what the filter lets through.
+type filteredTransport struct {
+	*raft.InmemTransport
+	rpcs chan raft.RPC
+}
+
+func (t filteredTransport) Consumer() <-chan raft.RPC { return t.rpcs }
+
+func (f *follower) filtered() raft.Transport {
+	_, f.transport = raft.NewInmemTransportWithTimeout("f", time.Minute)
+	t := filteredTransport{f.transport, make(chan raft.RPC)}
+	ctx, cancel := context.WithCancel(context.Background())
+	f.cancel = cancel
+	filter := &prefix.Filter{
+		Snapshot: f.dir.Log.Snapshot, Install: func() (func(), error) { return func() {}, nil }, Go: f.tasks.Go,
+		Raft: func(rpc raft.RPC) bool {
+			select {
+			case t.rpcs <- rpc:
+				return true
+			case <-ctx.Done():
+				return false
+			}
+		},
+	}
+	f.tasks.Go(func() {
+		for {
+			select {
+			case rpc := <-f.transport.Consumer():
+				filter.Handle(ctx, rpc)
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return t
+}
+
 func (f *follower) close() {
 	err := f.raft.Shutdown().Error()
+	f.cancel()
+	f.tasks.Wait()
 	if err = errors.Join(err, f.fsm.wrong, f.dir.Close()); err != nil {
 		f.t.Fatal(err)
 	}
@@ -210,6 +274,38 @@ func (f *follower) settle() {
 	}
 }
 
+// checkMembers compares raft's members with the newest that the log or the
+// snapshot has.
+func (f *follower) checkMembers() {
+	var newest raft.Log
+	list, err := f.dir.Snapshots.List()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	for _, meta := range list {
+		newest.Index, newest.Data = meta.ConfigurationIndex, raft.EncodeConfiguration(meta.Configuration)
+	}
+	first, _ := f.dir.Log.FirstIndex()
+	last, _ := f.dir.Log.LastIndex()
+	for i := max(first, newest.Index+1); i <= last; i++ {
+		var e raft.Log
+		if err := f.dir.Log.GetLog(i, &e); err != nil {
+			f.t.Fatal(err)
+		}
+		if e.Type == raft.LogConfiguration {
+			newest = e
+		}
+	}
+	noted, index := f.dir.Log.Members()
+	if newest.Index != index || index > 0 && !bytes.Equal(newest.Data, raft.EncodeConfiguration(noted)) {
+		f.t.Fatalf("the newest members are those of entry %d, and the log says those of entry %d, %v", newest.Index, index, noted)
+	}
+	have := f.raft.GetConfiguration().Configuration()
+	if index > 0 && !bytes.Equal(newest.Data, raft.EncodeConfiguration(have)) {
+		f.t.Fatalf("the newest members are those of entry %d, %v, and raft goes by %v", index, noted, have)
+	}
+}
+
 func TestFollower(t *testing.T) {
 	all, within := memoryDir(t), newBudget(t, 5*time.Second)
 	rapid.Check(t, func(t *rapid.T) {
@@ -234,8 +330,9 @@ func TestFollower(t *testing.T) {
 			"commit": locked(func(t *rapid.T) {
 				l.committed = rapid.Uint64Range(l.committed, l.last()).Draw(t, "committed")
 			}),
-			"compact": locked(func(*rapid.T) { l.compact(l.snapshot) }),
-			"elect":   locked(func(*rapid.T) { l.elect() }),
+			"change members": locked(func(*rapid.T) { l.changeMembers() }),
+			"compact":        locked(func(*rapid.T) { l.compact(l.snapshot) }),
+			"elect":          locked(func(*rapid.T) { l.elect() }),
 			"replicate": func(t *rapid.T) {
 				for range rapid.IntRange(1, 12).Draw(t, "messages") {
 					_ = l.step(false) // a snapshot may be refused
@@ -249,9 +346,11 @@ func TestFollower(t *testing.T) {
 				}
 				_ = l.install(rapid.Uint64Range(2, l.committed).Draw(t, "end"), true)
 			},
+			"old message":  func(t *rapid.T) { l.again(rapid.Uint64Range(0, l.last()).Draw(t, "after")) },
 			"own snapshot": func(*rapid.T) { _ = l.to.raft.Snapshot().Error() }, // there may be nothing new
 			"": func(*rapid.T) {
 				l.to.settle()
+				l.to.checkMembers()
 				l.check()
 			},
 		})
@@ -261,6 +360,51 @@ func TestFollower(t *testing.T) {
 		l.next = l.last() + 1
 		l.catchUp()
 		l.check()
+		l.to.close()
+	})
+}
+
+// The leader's snapshot ends where the follower's log does, which has another entry
+// there. The leader has no newer snapshot, and nobody else is alive.
+func TestConflictAtTheEnd(t *testing.T) {
+	scratch, played := memoryDir(t), false
+	rapid.Check(t, func(t *rapid.T) {
+		if played { // there is nothing to draw
+			return
+		}
+		played = true
+		l := newLeader(t, scratch)
+		l.batch, l.to.cached = 64, true
+		replicate := func() {
+			for l.next <= l.last() {
+				if err := l.step(false); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		l.propose(5)
+		l.committed = l.last()
+		replicate()
+		l.propose(1) // nobody else gets that
+		replicate()
+		end := l.last()
+		l.log, l.term = l.log[:end-1], l.term+1
+		l.propose(3)
+		l.committed, l.snapshot, l.first, l.next, l.acked = end, end, end+1, l.last()+1, 0
+		for range 10 {
+			if err := l.step(false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l.committed = l.last()
+		if err := l.step(false); err != nil {
+			t.Fatal(err)
+		}
+		l.to.settle()
+		l.check()
+		if applied := l.to.raft.AppliedIndex(); applied != l.last() {
+			t.Fatalf("the follower has applied %d of %d", applied, l.last())
+		}
 		l.to.close()
 	})
 }

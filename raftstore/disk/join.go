@@ -8,8 +8,12 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// snapshotEnd is the last entry that a snapshot covers; 0, 0 if there is none.
-type snapshotEnd struct{ index, term uint64 }
+// snapshotEnd is the last entry that a snapshot covers, and the newest change of
+// members among those entries; zeros if there is none.
+type snapshotEnd struct {
+	index, term uint64
+	members     members
+}
 
 // IsMonotonic tells raft to leave entries that it stored before a snapshot from
 // the leader to this log. If it were true, raft 1.8.0 would remove all entries
@@ -44,6 +48,7 @@ func (l *Log) join(s snapshotEnd, running bool, forget func()) error {
 	defer l.mu.Unlock()
 	if s.index >= l.snapshot.index {
 		l.snapshot = s
+		l.newest.Store(&s)
 	}
 	if agrees {
 		return nil
@@ -53,7 +58,7 @@ func (l *Log) join(s snapshotEnd, running bool, forget func()) error {
 	if last := l.last(); running && last > s.index {
 		l.doomed = last
 	}
-	l.places, l.superseded = nil, true
+	l.places, l.members, l.superseded = nil, nil, true
 	return nil
 }
 
@@ -75,23 +80,12 @@ func (l *Log) agrees(s snapshotEnd) (bool, error) {
 	return e.Term == s.term, nil
 }
 
-// admits refuses a snapshot that raft could not go on from. The leader will
-// send a later one.
+// admits refuses a snapshot that is older than the newest one.
 func (l *Log) admits(s snapshotEnd) error {
-	agrees, err := l.agrees(s)
-	if err != nil {
-		return err
-	}
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	if s.index < l.snapshot.index {
 		return fmt.Errorf("a snapshot up to entry %d is refused: there is one up to entry %d", s.index, l.snapshot.index)
-	}
-	// Raft would keep the term of its own last entry in mind, and refuse every
-	// entry that follows the snapshot's.
-	if !agrees && l.last() == s.index || l.doomed == s.index && s.index != 0 {
-		return fmt.Errorf("a snapshot up to entry %d is refused: it ends exactly where this server's log does, and the log has "+
-			"another entry there. Nothing is lost; a snapshot that ends later will do", s.index)
 	}
 	return nil
 }
@@ -113,6 +107,15 @@ func (l *Log) beyond(index uint64, out *raft.Log) error {
 		return raft.ErrLogNotFound
 	}
 	return nil
+}
+
+// Snapshot returns the last entry that the newest snapshot covers, or zeros. The
+// snapshot is complete and on disk. It waits for nothing.
+func (l *Log) Snapshot() (index, term uint64) {
+	if s := l.newest.Load(); s != nil {
+		return s.index, s.term
+	}
+	return 0, 0
 }
 
 // continues checks that entries are the next ones: nothing may be missing

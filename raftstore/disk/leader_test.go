@@ -4,9 +4,9 @@ package disk
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -38,11 +38,6 @@ func (l *leader) header() raft.RPCHeader {
 	return raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte("l"), Addr: l.transport.EncodePeer("l", "l")}
 }
 
-// errAtTheStart is raft's way to go wrong when a follower has compacted entries
-// that its leader believes to be missing: the leader goes back to the first
-// one, and only a snapshot helps. TrailingLogs must make that rare.
-var errAtTheStart = errors.New("the follower refuses the log from its start")
-
 // step sends one message, as raft's replicateTo does, and returns its error. A
 // lost answer is one that the leader does not learn of.
 func (l *leader) step(lost bool) error {
@@ -68,7 +63,7 @@ func (l *leader) step(lost bool) error {
 	}
 	switch {
 	case !resp.Success && l.next == 1:
-		return errAtTheStart
+		l.t.Fatalf("the follower refuses the log from its start: %+v", resp)
 	case !resp.Success:
 		l.next = max(min(l.next-1, resp.LastLog+1), 1)
 	case len(req.Entries) > 0:
@@ -78,13 +73,41 @@ func (l *leader) step(lost bool) error {
 	return nil
 }
 
+// again sends entries that were sent before, perhaps, as a message that was late.
+func (l *leader) again(after uint64) {
+	req := &raft.AppendEntriesRequest{RPCHeader: l.header(), Term: l.term, PrevLogEntry: after, LeaderCommitIndex: min(after, l.committed)}
+	if after > 0 {
+		req.PrevLogTerm = l.at(after).Term
+	}
+	req.Entries = append(req.Entries, l.log[after:min(l.last(), after+l.batch)]...)
+	_ = l.transport.AppendEntries("f", "f", req, &raft.AppendEntriesResponse{}) // it may be refused
+}
+
+// changeMembers proposes other members. The one before must be committed.
+func (l *leader) changeMembers() {
+	if l.members(l.last()).Index > l.committed {
+		return
+	}
+	c := raft.Configuration{Servers: slices.Clone(votersOfThree.Servers)}
+	c.Servers = append(c.Servers, raft.Server{Suffrage: raft.Nonvoter, ID: raft.ServerID(fmt.Sprint("n", l.last())), Address: "n"})
+	l.log = append(l.log, &raft.Log{Index: l.last() + 1, Term: l.term, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(c)})
+}
+
+// members is the newest change of members up to an entry.
+func (l *leader) members(end uint64) *raft.Log {
+	for l.at(end).Type != raft.LogConfiguration {
+		end--
+	}
+	return l.at(end)
+}
+
 // install sends a snapshot.
 func (l *leader) install(end uint64, lost bool) error {
 	data := l.state(end)
 	req := &raft.InstallSnapshotRequest{
 		RPCHeader: l.header(), SnapshotVersion: raft.SnapshotVersionMax, Term: l.term, Leader: l.transport.EncodePeer("l", "l"),
 		LastLogIndex: end, LastLogTerm: l.at(end).Term, Size: int64(len(data)),
-		Configuration: raft.EncodeConfiguration(votersOfThree), ConfigurationIndex: 1,
+		Configuration: l.members(end).Data, ConfigurationIndex: l.members(end).Index,
 	}
 	var resp raft.InstallSnapshotResponse
 	err := l.transport.InstallSnapshot("f", "f", req, &resp, bytes.NewReader(data))
@@ -97,7 +120,7 @@ func (l *leader) install(end uint64, lost bool) error {
 // elect makes another server the leader. It has everything that was committed,
 // and perhaps some of what was not; it compacted its log somewhere else.
 func (l *leader) elect() {
-	keep := rapid.Uint64Range(l.committed, l.last()).Draw(l.t, "keeps")
+	keep := rapid.Uint64Range(max(l.committed, 1), l.last()).Draw(l.t, "keeps")
 	l.log = l.log[:keep]
 	l.term += rapid.Uint64Range(1, 2).Draw(l.t, "terms")
 	l.propose(1)
@@ -168,8 +191,7 @@ func (l *leader) commitAll() {
 	l.committed = l.last()
 }
 
-// catchUp lets the leader replicate undisturbed. It may take a new snapshot when the
-// follower refuses one.
+// catchUp lets the leader replicate undisturbed, with the snapshot that it has.
 func (l *leader) catchUp() {
 	l.commitAll()
 	for range 1000 {
@@ -182,8 +204,7 @@ func (l *leader) catchUp() {
 			}
 		}
 		if err := l.step(false); err != nil {
-			l.commitAll()
-			l.snapshot, l.first = l.last(), l.last()+1
+			l.t.Fatalf("the follower refuses a message: %v (next %d, the leader's snapshot ends at %d, its log begins at %d)", err, l.next, l.snapshot, l.first)
 		}
 	}
 	l.t.Fatalf("the follower never caught up: next %d, acknowledged %d of %d", l.next, l.acked, l.last())

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math"
 	"os"
 	"slices"
 	"sync"
@@ -30,10 +31,12 @@ type Log struct {
 	// written counts the bytes of entries appended, for the snapshot policy.
 	written atomic.Int64
 	grown   func(total int64)
+	newest  atomic.Pointer[snapshotEnd] // snapshot, for those who must not wait for mu
+	trail   atomic.Pointer[trail]       // nil: none
 	flushed func(took time.Duration, bytes int)
 
-	writing sync.Mutex // held by whoever appends or deletes
-	next    *segment   // made, but not yet the tail; guarded by writing
+	writing turn     // held by whoever appends or deletes
+	next    *segment // made, but not yet the tail; guarded by writing
 	// superseded says that the files hold entries that a snapshot made useless,
 	// and that places no longer has. Guarded by writing.
 	superseded bool
@@ -43,6 +46,7 @@ type Log struct {
 	segments []*segment   // numbers without gaps; the last one is the tail
 	first    uint64       // index of the entry at places[0]
 	places   []place
+	members  []members   // in the log, in order
 	snapshot snapshotEnd // of the newest one
 	// doomed is the last of the entries that raft still believes in although a
 	// snapshot made them useless. Only of use while places is empty.
@@ -157,6 +161,7 @@ func (l *Log) StoreLogs(entries []*raft.Log) error {
 			l.first = e.Index
 		}
 		l.places = append(l.places, place{uint32(tail.number), uint32(at)})
+		l.noteMembers(e)
 		at += recordHeader + align(int64(len(e.Data)+len(e.Extensions)))
 	}
 	tail.appended(buf)
@@ -242,11 +247,12 @@ func (l *Log) seal(s *segment) error {
 
 // DeleteRange removes entries from the beginning or from the end, both indexes
 // included. Of a beginning it removes whole files; what is left over of one may
-// be there again after a restart.
+// be there again after a restart. What Trail says stays.
 func (l *Log) DeleteRange(from, to uint64) error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	defer l.stall.begin(&l.stall.log)()
+	to = l.beforeTrail(to)
 	first, _ := l.FirstIndex()
 	last, _ := l.LastIndex()
 	switch {
@@ -263,6 +269,7 @@ func (l *Log) DeleteRange(from, to uint64) error {
 		l.mu.Lock()
 		l.places = slices.Clone(l.places[to+1-l.first:])
 		l.first = to + 1
+		l.forgetMembers(0, to)
 		number := uint64(l.places[0].segment)
 		l.mu.Unlock()
 		return l.removeBefore(number)
@@ -291,9 +298,10 @@ func (l *Log) cut(from uint64) error {
 // forget applies a cut to the places.
 func (l *Log) forget(from uint64) {
 	if from <= l.first {
-		l.places = nil
+		l.places, l.members = nil, nil
 		return
 	}
+	l.forgetMembers(from, math.MaxUint64)
 	if from <= l.last() {
 		l.places = l.places[:from-l.first]
 	}

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/hashicorp/raft"
 )
 
 // scannedLog is a log as its files show it, before anything was changed.
@@ -22,8 +24,9 @@ type scannedLog struct {
 	joined   uint64   // there was a snapshot up to this entry
 	leftover []string // files that a crash kept from being removed
 
-	first  uint64
-	places []place
+	first   uint64
+	places  []place
+	members []uint64 // the entries that change them
 }
 
 // scanLog reads all segments of a directory and verifies them.
@@ -138,11 +141,16 @@ func (l *scannedLog) add(s *segment, r record) error {
 			return damaged(s.path, "log entry %d comes where %d should", r.index, want)
 		}
 		l.places = append(l.places, place{uint32(s.number), uint32(r.offset)})
+		if raft.LogType(r.logType) == raft.LogConfiguration {
+			l.members = append(l.members, r.index)
+		}
 		l.bytes, l.term = l.bytes+int64(r.payload), max(l.term, r.term)
 	case recordCut:
 		cut := Log{first: l.first, places: l.places}
 		cut.forget(r.index)
 		l.places, l.joined = cut.places, max(l.joined, r.term)
+		end := l.first + uint64(len(l.places))
+		l.members = slices.DeleteFunc(l.members, func(index uint64) bool { return index >= end })
 	}
 	return nil
 }

@@ -109,10 +109,14 @@ func (s *Snapshots) verify() (newest snapshotEnd, err error) {
 			return newest, err
 		}
 		if meta.Index > newest.index {
-			newest = snapshotEnd{meta.Index, meta.Term}
+			newest = endOf(meta)
 		}
 	}
 	return newest, nil
+}
+
+func endOf(meta *raft.SnapshotMeta) snapshotEnd {
+	return snapshotEnd{meta.Index, meta.Term, members{meta.ConfigurationIndex, raft.EncodeConfiguration(meta.Configuration)}}
 }
 
 // List returns the newest snapshot's description, if there is one.
@@ -235,7 +239,7 @@ func (r *snapshotReader) Close() error { return r.f.Close() }
 func (s *Snapshots) Create(version raft.SnapshotVersion, index, term uint64,
 	configuration raft.Configuration, configurationIndex uint64, _ raft.Transport,
 ) (raft.SnapshotSink, error) {
-	end := snapshotEnd{index, term}
+	end := endOf(&raft.SnapshotMeta{Index: index, Term: term, Configuration: configuration, ConfigurationIndex: configurationIndex})
 	if err := s.admits(end); err != nil {
 		return nil, err
 	}

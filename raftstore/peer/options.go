@@ -56,6 +56,11 @@ type Options struct {
 	// itself.
 	Follows func(leader raft.ServerID, term uint64) bool
 
+	// Snapshot and Install keep from raft what this server holds already: see
+	// prefix.Filter. Nil Snapshot: raft gets every message as it came.
+	Snapshot func() (index, term uint64)
+	Install  func() (done func(), err error)
+
 	// Handle answers calls of other servers; from is the caller's raft ServerID,
 	// or "" while it has no identity. Its error goes back as a gRPC status. The
 	// body is its own. Nil refuses all calls.

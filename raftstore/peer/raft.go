@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/raftstore/prefix"
 )
 
 // ErrWithheld says that a message was not sent because it would keep or win
@@ -38,16 +40,30 @@ func (t *Transport) DecodePeer(b []byte) raft.ServerAddress { return raft.Server
 // Consumer gives raft the messages of others.
 func (t *Transport) Consumer() <-chan raft.RPC { return t.rpcs }
 
-// passOn looks at each message and passes it on to raft.
+// passOn looks at each message and passes it on to raft, through the filter if
+// there is one.
 func (t *Transport) passOn() {
+	toRaft := func(rpc raft.RPC) bool {
+		select {
+		case t.rpcs <- rpc:
+			return true
+		case <-t.ctx.Done():
+			return false // NetworkTransport stops waiting for an answer too
+		}
+	}
+	handle := toRaft
+	if t.opts.Snapshot != nil {
+		filter := &prefix.Filter{
+			Snapshot: t.opts.Snapshot, Install: t.opts.Install, Raft: toRaft, Go: func(f func()) { t.tasks.Go(f) },
+		}
+		handle = func(rpc raft.RPC) bool { return filter.Handle(t.ctx, rpc) }
+	}
 	for {
 		select {
 		case rpc := <-t.beats.Consumer():
 			t.saw(rpc)
-			select {
-			case t.rpcs <- rpc:
-			case <-t.ctx.Done():
-				return // NetworkTransport stops waiting for an answer too
+			if !handle(rpc) {
+				return
 			}
 		case <-t.ctx.Done():
 			return

@@ -56,6 +56,9 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 	if err := ch.installOpenAPI(resolver, o); err != nil {
 		return nil, err
 	}
+	if err := ch.dropOldSeries(g, o.seriesKept); err != nil {
+		return nil, err
+	}
 	// The APIs are installed: nothing asks for definitions any more (the config
 	// itself must stay, upstream checks for it).
 	g.config.OpenAPIV3Config.Definitions = nil

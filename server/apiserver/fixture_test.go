@@ -93,6 +93,7 @@ func (f *fixture) options(t *testing.T) Options {
 		RequestHeaderCAFile: f.pki.CAFile(pki.RequestHeaderCA), RequestHeaderAllowedNames: []string{pki.FrontProxyUser},
 		ProxyClientCertFile: f.leaf.proxy.Path, ProxyClientKeyFile: f.leaf.proxy.Path,
 		ServiceCIDRs: []string{"10.43.0.0/16"}, ConfigDir: f.dir, AnonymousHealthOnly: true, Logger: f.log,
+		seriesKept: time.Second,
 	}
 }
 

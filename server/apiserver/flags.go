@@ -189,7 +189,9 @@ func applyExtraArgs(s *kubeoptions.ServerRunOptions, args []string) error {
 
 // defaultFeatureGates turns off what would cost without a use here: the proxy
 // between API servers of different versions, which needs a CA that is not given
-// but writes a lease every ten seconds all the same. Gates may be named with a
+// but writes a lease every ten seconds all the same; and native histograms, a
+// second form of every histogram for Prometheus servers that ask for it, which
+// takes as much memory as all other metrics together. Gates may be named with a
 // component or without, but upstream wants all of them alike.
 func defaultFeatureGates(args []string) string {
 	prefix := ""
@@ -199,5 +201,5 @@ func defaultFeatureGates(args []string) string {
 			prefix = "kube:"
 		}
 	}
-	return "feature-gates=" + prefix + "UnknownVersionInteroperabilityProxy=false"
+	return "feature-gates=" + prefix + "UnknownVersionInteroperabilityProxy=false," + prefix + "NativeHistograms=false"
 }

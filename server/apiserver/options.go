@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"time"
 )
 
 // Options is everything New needs. Paths are to PEM files unless said
@@ -83,6 +84,9 @@ type Options struct {
 	ExtraArgs []string
 
 	Logger *slog.Logger
+
+	// seriesKept is seriesKept when zero; tests wait for less.
+	seriesKept time.Duration
 }
 
 // defaultStoreServer is never dialled when a store client is installed; it must
@@ -98,6 +102,9 @@ func (o Options) withDefaults() Options {
 	}
 	if len(o.StoreServers) == 0 {
 		o.StoreServers = []string{defaultStoreServer}
+	}
+	if o.seriesKept == 0 {
+		o.seriesKept = seriesKept
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()

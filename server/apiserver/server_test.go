@@ -46,6 +46,8 @@ func TestServer(t *testing.T) {
 		{"ValidatingAdmissionPolicy", testValidatingAdmissionPolicy},
 		{"CustomResources", testCustomResources},
 		{"OpenAPI", testOpenAPI},
+		{"NativeHistograms", testNativeHistograms},
+		{"Series", testSeries},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.test(t, s) })
 	}

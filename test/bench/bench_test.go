@@ -57,7 +57,7 @@ func window(full time.Duration) time.Duration {
 }
 
 func TestBench(t *testing.T) {
-	load := buildLoad(t)
+	load := build(t, "load")
 	var ours, theirs figures
 	t.Run("coracle", func(t *testing.T) { benchCoracle(t, load, &ours) })
 	if peer := os.Getenv("CORACLE_PEER"); peer != "" {
@@ -76,13 +76,17 @@ func TestBench(t *testing.T) {
 	}
 }
 
-func buildLoad(t *testing.T) string {
+// tags are the product's, so that packages are compiled once.
+const tags = "no_btrfs no_zfs no_devmapper grpcnotrace"
+
+// build builds one of the programs beside this file.
+func build(t *testing.T, name string) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "load")
-	c := exec.Command("go", "build", "-o", path, "github.com/coracle-k8s/coracle/test/bench/load")
+	path := filepath.Join(t.TempDir(), name)
+	c := exec.Command("go", "build", "-tags", tags, "-o", path, "github.com/coracle-k8s/coracle/test/bench/"+name)
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("build load: %v\n%s", err, out)
+		t.Fatalf("build %s: %v\n%s", name, err, out)
 	}
 	return path
 }

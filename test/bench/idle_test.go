@@ -30,7 +30,7 @@ func TestIdle(t *testing.T) {
 	}
 	harness.WriteBoxImage(t, filepath.Join(s.DataDir, "images", "box.tar"))
 	s.Start()
-	x := &subject{Machine: m, t: t, load: buildLoad(t), kubeconfig: s.Kubeconfig, kubectl: s.TryKubectl}
+	x := &subject{Machine: m, t: t, load: build(t, "load"), kubeconfig: s.Kubeconfig, kubectl: s.TryKubectl}
 	var r readiness
 	x.run(&r, "ready", "-seconds", "180")
 	for i := range idlePods {

@@ -9,6 +9,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -146,6 +148,49 @@ func stopAndStart(t *testing.T, s *harness.Server) {
 	harness.Eventually(t, soon, "the same container", func() error {
 		if got := containers(k); got != ids {
 			return fmt.Errorf("containers are\n%s, were\n%s", got, ids)
+		}
+		return nil
+	})
+}
+
+// otherProxy starts the node with --disable-kube-proxy: the rules that it made for Services go, everything else stays.
+func otherProxy(t *testing.T, s *harness.Server) {
+	nft := filepath.Join(s.DataDir, "bin", "current", "nft")
+	tables := func() string {
+		out, err := s.Run(nft, "list", "tables")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	if got := tables(); !strings.Contains(got, "table ip kube-proxy") {
+		t.Fatalf("the Service proxy has no table: %s", got)
+	}
+	if err := s.Stop(); err != nil {
+		t.Errorf("coracle ended with %v after SIGTERM\n%s", err, s.LogTail(20))
+	}
+	if got := tables(); !strings.Contains(got, "table ip kube-proxy") {
+		t.Errorf("stopping the node took the rules for Services away: %s", got)
+	}
+	with := s.Args
+	s.Args = append(slices.Clone(with), "--disable-kube-proxy")
+	s.Start()
+	s.WaitReady()
+	if got := tables(); strings.Contains(got, "kube-proxy") || !strings.Contains(got, "table inet coracle") {
+		t.Errorf("with --disable-kube-proxy the tables are %s", got)
+	}
+	if out, err := s.Run(s.Coracle(), "status", "--data-dir", s.DataDir); err != nil || !strings.Contains(out, "left to another proxy") {
+		t.Errorf("status says %s, %v", out, err)
+	}
+	if err := s.Stop(); err != nil {
+		t.Errorf("coracle ended with %v after SIGTERM\n%s", err, s.LogTail(20))
+	}
+	s.Args = with
+	s.Start()
+	s.WaitReady()
+	harness.Eventually(t, soon, "the rules are there again", func() error {
+		if got := tables(); !strings.Contains(got, "table ip kube-proxy") {
+			return fmt.Errorf("tables %s", got)
 		}
 		return nil
 	})

@@ -66,10 +66,15 @@ func TestOneNode(t *testing.T) {
 		if strings.Count(out, `"gitVersion": "v1.37.`) != 2 || strings.Count(out, "+coracle") < 2 {
 			t.Errorf("kubectl version does not say v1.37.x+coracle twice:\n%s", out)
 		}
+		out = s.In(t).Kubectl("get", "nodes", "-o", "jsonpath={.items[0].status.nodeInfo.containerRuntimeVersion}")
+		if !strings.HasPrefix(out, "containerd://2.") || strings.Contains(out, "+") {
+			t.Errorf("the node's containerd is %s", out)
+		}
 	})
 	t.Run("operations", func(t *testing.T) { operations(t, s) })
 	t.Run("crash", func(t *testing.T) { crash(t, s) })
 	t.Run("stop", func(t *testing.T) { stopAndStart(t, s) })
+	t.Run("another proxy", func(t *testing.T) { otherProxy(t, s) })
 }
 
 // pod is a one-container pod of the test image as YAML; more is appended to the container, spec to the pod.

@@ -89,9 +89,13 @@ func operations(t *testing.T, s *harness.Server) {
 	t.Run("images", func(t *testing.T) {
 		harness.WritePauseImage(t, filepath.Join(s.DataDir, "images", "late.tar"), "coracle.test/late:1")
 		harness.Eventually(t, soon, "the archive is imported", func() error {
-			out, err := s.Run(s.Coracle(), "ctr", "--address", filepath.Join(s.DataDir, "run", "containerd", "containerd.sock"), "-n", "k8s.io", "images", "ls", "-q")
+			both, err := s.Command(t.Context(), s.Coracle(), "ctr", "--address", filepath.Join(s.DataDir, "run", "containerd", "containerd.sock"), "-n", "k8s.io", "images", "ls", "-q").CombinedOutput()
+			out := string(both)
 			if err == nil && !strings.Contains(out, "coracle.test/late:1") {
 				err = fmt.Errorf("images: %s", out)
+			}
+			if strings.Contains(out, "DEPRECATION") {
+				t.Errorf("ctr warns the user of what only coracle can change: %s", out)
 			}
 			return err
 		})

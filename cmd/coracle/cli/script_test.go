@@ -213,7 +213,7 @@ func fakeUnpack(dataDir string) (string, error) {
 		return "", err
 	}
 	for _, name := range []string{"kubectl", "ctr"} {
-		script := "#!/bin/sh\necho " + name + " \"$@\"\necho KUBECONFIG=$KUBECONFIG CONTAINERD_ADDRESS=$CONTAINERD_ADDRESS CONTAINERD_NAMESPACE=$CONTAINERD_NAMESPACE\n"
+		script := "#!/bin/sh\necho " + name + " \"$@\"\necho KUBECONFIG=$KUBECONFIG CONTAINERD_ADDRESS=$CONTAINERD_ADDRESS CONTAINERD_NAMESPACE=$CONTAINERD_NAMESPACE QUIET=$CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS\n"
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755); err != nil {
 			return "", err
 		}

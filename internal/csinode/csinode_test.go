@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controllers
+package csinode
 
 import (
 	"testing"
@@ -27,23 +27,29 @@ func initCSI(t *testing.T, node types.NodeName) {
 	}
 }
 
-func TestControllersLeaveTheKubeletsCSINodeInfo(t *testing.T) {
-	defer func() { csiNodeInfo = nil }()
+func TestKeep(t *testing.T) {
+	defer func() { manager = nil }()
 	initCSI(t, "kubelets-node")
-	if got := nodeOf(csiNodeInfo); got != "kubelets-node" {
+	if got := nodeOf(manager); got != "kubelets-node" {
 		t.Fatalf("upstream's variable holds a manager for node %q: has it moved?", got)
 	}
-	keepCSINodeInfo(func() { initCSI(t, "") })
-	if got := nodeOf(csiNodeInfo); got != "kubelets-node" {
+	Keep(func() { initCSI(t, "") })
+	if got := nodeOf(manager); got != "kubelets-node" {
 		t.Errorf("after a controller's CSI plugin started, the variable is for node %q", got)
 	}
-	keepCSINodeInfo(func() { initCSI(t, "a-kubelet-meanwhile") })
-	if got := nodeOf(csiNodeInfo); got != "a-kubelet-meanwhile" {
+	Keep(func() { initCSI(t, "a-kubelet-meanwhile") })
+	if got := nodeOf(manager); got != "a-kubelet-meanwhile" {
 		t.Errorf("the kubelet's own was replaced by the one for node %q", got)
 	}
-	csiNodeInfo = nil
-	keepCSINodeInfo(func() { initCSI(t, "") })
-	if csiNodeInfo != nil {
+	manager = nil
+	Keep(func() { initCSI(t, "") })
+	if manager != nil {
 		t.Error("the controller's manager is still there, though there is no kubelet")
+	}
+}
+
+func TestWriteWithoutAKubelet(t *testing.T) {
+	if err := Write(); err == nil {
+		t.Error("an object was written for no node")
 	}
 }

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubelet
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/pkg/volume"
+	"k8s.io/kubernetes/pkg/volume/csi"
+
+	"github.com/coracle-k8s/coracle/internal/csinode"
+)
+
+// csiPlugin is everything that upstream's plugin for CSI volumes is to the kubelet; a test compares the two.
+type csiPlugin interface {
+	volume.AttachableVolumePlugin
+	volume.DeviceMountableVolumePlugin
+	volume.BlockVolumePlugin
+	volume.NodeExpandableVolumePlugin
+}
+
+// patientCSI is upstream's plugin with a host that does not give up. A kubelet that starts writes the node's CSINode
+// object, and upstream's ends its process when that has failed six times in 140 s: on a board that is short of memory,
+// or with an API server that is away for that long, the end makes everything worse (csi_plugin.go, initializeCSINode).
+type patientCSI struct{ csiPlugin }
+
+// patient puts the patient plugin in place of upstream's.
+func patient(plugins []volume.VolumePlugin) error {
+	for i, p := range plugins {
+		if p.GetPluginName() != csi.CSIPluginName {
+			continue
+		}
+		whole, ok := p.(csiPlugin)
+		if !ok {
+			return fmt.Errorf("volume plugin %s has lost a part of what a CSI plugin is", p.GetPluginName())
+		}
+		plugins[i] = patientCSI{whole}
+		return nil
+	}
+	return errors.New("there is no CSI volume plugin")
+}
+
+// Init is upstream's.
+func (p patientCSI) Init(host volume.VolumeHost) error {
+	if kubelet, ok := host.(kubeletHost); ok {
+		host = patientHost{kubeletHost: kubelet, write: csinode.Write, pause: time.Sleep}
+	}
+	return p.csiPlugin.Init(host)
+}
+
+// kubeletHost is what the kubelet is to a plugin.
+type kubeletHost interface {
+	volume.VolumeHost
+	volume.KubeletVolumeHost
+}
+
+// patientHost is the kubelet to the CSI plugin. Upstream reports each failure to write the CSINode object through it
+// before it counts and tries again.
+type patientHost struct {
+	kubeletHost
+	write func() error // writes the object
+	pause func(time.Duration)
+}
+
+// notYet is upstream's report before its first try, from the goroutine that starts the kubelet.
+const notYet = "CSINode is not yet initialized"
+
+const (
+	firstPause = time.Second
+	lastPause  = 15 * time.Second
+)
+
+// SetKubeletError passes a report on, which makes the node not ready, and after a failure returns only when the object
+// could be written: upstream's next try then finds it so.
+func (h patientHost) SetKubeletError(err error) {
+	h.kubeletHost.SetKubeletError(err)
+	if err == nil || err.Error() == notYet {
+		return
+	}
+	for wait := firstPause; ; wait = min(2*wait, lastPause) {
+		h.pause(wait)
+		if err := h.write(); err == nil {
+			return
+		} else {
+			klog.ErrorS(err, "The node's CSINode object cannot be written yet; the node is not ready until it is")
+		}
+	}
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubelet
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/client-go/informers"
+	clientset "k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/fake"
+	storagelisters "k8s.io/client-go/listers/storage/v1"
+	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/cmd/kubelet/app"
+	"k8s.io/kubernetes/pkg/volume/csi"
+)
+
+// The kubelet asks a plugin what it is by its methods, so ours has to have all of upstream's.
+func TestPatientPluginIsAllThatUpstreamsIs(t *testing.T) {
+	plugins, err := app.ProbeVolumePlugins(t.Context(), utilfeature.DefaultFeatureGate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := len(plugins)
+	if err := patient(plugins); err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, p := range plugins {
+		ours, ok := p.(patientCSI)
+		if !ok {
+			continue
+		}
+		found++
+		theirs := reflect.TypeOf(ours.csiPlugin)
+		for i := range theirs.NumMethod() {
+			if name := theirs.Method(i).Name; !reflect.ValueOf(ours).MethodByName(name).IsValid() {
+				t.Errorf("upstream's plugin has a method %s that ours does not have", name)
+			}
+		}
+	}
+	if found != 1 || len(plugins) != before {
+		t.Errorf("%d of %d plugins are ours, want one of %d", found, len(plugins), before)
+	}
+}
+
+// startingHost is as much of a kubelet as initializing the CSI plugin takes.
+type startingHost struct {
+	kubeletHost
+	client   clientset.Interface
+	reported chan error
+}
+
+func (h startingHost) GetNodeName() types.NodeName                         { return "one" }
+func (h startingHost) GetKubeClient() clientset.Interface                  { return h.client }
+func (h startingHost) SetKubeletError(err error)                           { h.reported <- err }
+func (h startingHost) GetInformerFactory() informers.SharedInformerFactory { return nil }
+func (h startingHost) CSIDriverLister() storagelisters.CSIDriverLister     { return nil }
+
+func (h startingHost) GetServiceAccountTokenFunc() func(string, string, *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error) {
+	return nil
+}
+
+// The API server fails for longer than the 140 seconds after which upstream's plugin ends the process.
+func TestKubeletWaitsForItsCSINode(t *testing.T) {
+	exit := klog.OsExit
+	defer func() { klog.OsExit = exit }()
+	klog.OsExit = func(int) { panic("the kubelet ended its process") }
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one", UID: "1"}})
+		began := time.Now()
+		client.PrependReactor("create", "csinodes", func(clienttesting.Action) (bool, runtime.Object, error) {
+			return time.Since(began) < time.Hour, nil, errors.New("the store is busy")
+		})
+		host := startingHost{client: client, reported: make(chan error, 100)} // more than there are reports
+		p := patientCSI{csi.ProbeVolumePlugins()[0].(csiPlugin)}
+		if err := p.Init(host); err != nil {
+			t.Fatal(err)
+		}
+		var last error
+		for last = range host.reported {
+			if last == nil {
+				break
+			}
+		}
+		if waited := time.Since(began); waited < time.Hour || waited > time.Hour+time.Minute {
+			t.Errorf("the kubelet was ready after %v, want soon after an hour", waited)
+		}
+		var got *storagev1.CSINode
+		got, err := client.StorageV1().CSINodes().Get(context.Background(), "one", metav1.GetOptions{})
+		if err != nil || got.OwnerReferences[0].UID != "1" {
+			t.Errorf("the CSINode object: %v, %v", got, err)
+		}
+	})
+}

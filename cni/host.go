@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// The host's side of the pod network is a set of objects: desiredHost computes what it should be, kernel.observe reads
+// what it is, difference compares the two, and kernel.ensure and kernel.remove do what is left to do. The first and the
+// third are pure.
+//
+// What is ours, and therefore pruned when nobody wants it: devices named vethcor*, and the bridge that Options name;
+// addresses and permanent neighbours on those devices; routes of the main table with our protocol number, on whatever
+// device. Sysctls belong to the host: they are set where needed and never taken back.
+
+// object is one thing in the kernel. Objects compare with ==.
+type object interface {
+	// id is what the kernel has one of: a wanted object replaces one with the same id.
+	id() string
+	// String is the id and all that is wanted of it.
+	fmt.Stringer
+	// satisfiedBy says whether the object in the kernel with this id will do.
+	satisfiedBy(have object) bool
+}
+
+// link is a network device. One of kind veth is made together with its pod's end, never by itself.
+type link struct {
+	name, kind string
+	mtu        int // 0: any
+	up         bool
+}
+
+func (l link) id() string { return "link " + l.name }
+
+func (l link) String() string {
+	s := l.id() + " " + l.kind
+	if l.mtu > 0 {
+		s += fmt.Sprint(" mtu ", l.mtu)
+	}
+	if l.up {
+		s += " up"
+	}
+	return s
+}
+
+func (l link) satisfiedBy(have object) bool {
+	h, ok := have.(link)
+	return ok && h.kind == l.kind && (l.mtu == 0 || l.mtu == h.mtu) && (h.up || !l.up)
+}
+
+// address is a single address of the host on a device of ours.
+type address struct {
+	device string
+	ip     netip.Addr
+}
+
+func (a address) id() string                   { return "address " + a.ip.String() + " dev " + a.device }
+func (a address) String() string               { return a.id() }
+func (a address) satisfiedBy(have object) bool { return a == have }
+
+// route leads to a device without a gateway. src is what the host calls itself on the way; invalid for the kernel's choice.
+type route struct {
+	dst    netip.Prefix
+	device string
+	src    netip.Addr
+}
+
+func (r route) id() string { return "route " + r.dst.String() }
+
+func (r route) String() string {
+	s := r.id() + " dev " + r.device
+	if r.src.IsValid() {
+		s += " src " + r.src.String()
+	}
+	return s
+}
+
+func (r route) satisfiedBy(have object) bool { return r == have }
+
+// neighbour is a permanent entry, so that no broadcast is ever needed.
+type neighbour struct {
+	device string
+	ip     netip.Addr
+	mac    string
+}
+
+func (n neighbour) id() string                   { return "neighbour " + n.ip.String() + " dev " + n.device }
+func (n neighbour) String() string               { return n.id() + " lladdr " + n.mac }
+func (n neighbour) satisfiedBy(have object) bool { return n == have }
+
+// sysctl is a kernel parameter, named by its path below /proc/sys.
+type sysctl struct{ name, value string }
+
+func (s sysctl) id() string                   { return "sysctl " + s.name }
+func (s sysctl) String() string               { return s.id() + " " + s.value }
+func (s sysctl) satisfiedBy(have object) bool { return s == have }
+
+// wanted is an object and the pod that it is for; nil for the node itself.
+type wanted struct {
+	object
+	pod *record
+}
+
+// hostInput is all that the host's side follows from.
+type hostInput struct {
+	bridge       string
+	mtu          int
+	podCIDRs     []netip.Prefix
+	serviceCIDRs []netip.Prefix
+	// advertised are the host's own devices that take router advertisements as long as the host does not forward.
+	advertised []string
+	pods       []*record
+}
+
+// desiredHost computes the host's side, in the order in which it has to be made. It is pure.
+//
+// The bridge carries the node's addresses in the pod network, one per CIDR. It has no ports, and is a bridge because
+// every kernel has bridges and not every one has dummy devices. Routes of the Service CIDRs point at it: an address
+// without any route is refused before Service rules see the packet, which is what a host without default route would do
+// to its own processes.
+func desiredHost(in hostInput) []wanted {
+	var out []wanted
+	node := func(o object) { out = append(out, wanted{object: o}) }
+	for _, s := range forwarding(in) {
+		node(s)
+	}
+	node(link{name: in.bridge, kind: kindBridge, mtu: in.mtu, up: true})
+	for _, c := range in.podCIDRs {
+		node(address{in.bridge, gateway(c)})
+	}
+	for _, svc := range in.serviceCIDRs {
+		if c, ok := sameFamily(in.podCIDRs, svc.Addr()); ok {
+			node(route{svc.Masked(), in.bridge, gateway(c)})
+		}
+	}
+	for _, r := range in.pods {
+		for _, o := range desiredPod(r, in.podCIDRs) {
+			out = append(out, wanted{o, r})
+		}
+	}
+	return out
+}
+
+// forwarding lets the host route for its pods. For IPv6 a host that forwards stops listening to router advertisements,
+// its own default route among them, unless told to go on (accept_ra 2).
+func forwarding(in hostInput) []sysctl {
+	var out []sysctl
+	if _, ok := sameFamily(in.podCIDRs, netip.IPv4Unspecified()); ok {
+		out = append(out, sysctl{"net/ipv4/ip_forward", "1"})
+	}
+	if _, ok := sameFamily(in.podCIDRs, netip.IPv6Unspecified()); ok {
+		for _, device := range in.advertised {
+			out = append(out, sysctl{"net/ipv6/conf/" + device + "/accept_ra", "2"})
+		}
+		out = append(out, sysctl{"net/ipv6/conf/all/forwarding", "1"})
+	}
+	return out
+}
+
+// desiredPod computes the host's side of one pod: its device, and for each address a neighbour and a route. The node
+// talks to its pods from its own address in the pod network.
+func desiredPod(r *record, cidrs []netip.Prefix) []object {
+	out := []object{link{name: r.HostDevice, kind: kindVeth, up: true}}
+	if usesLoopback(r) {
+		out = append(out, sysctl{"net/ipv4/conf/" + r.HostDevice + "/route_localnet", "1"})
+	}
+	if slices.ContainsFunc(r.IPs, netip.Addr.Is6) {
+		// A pod is no router of the host's: its advertisements would give the host addresses and a default route.
+		out = append(out, sysctl{"net/ipv6/conf/" + r.HostDevice + "/accept_ra", "0"})
+	}
+	for _, ip := range r.IPs {
+		way := route{dst: netip.PrefixFrom(ip, ip.BitLen()), device: r.HostDevice}
+		if c, ok := sameFamily(cidrs, ip); ok {
+			way.src = gateway(c)
+		}
+		out = append(out, neighbour{r.HostDevice, ip, r.MAC}, way)
+	}
+	return out
+}
+
+// sameFamily is the first of the networks that has a's address family.
+func sameFamily(cidrs []netip.Prefix, a netip.Addr) (netip.Prefix, bool) {
+	i := slices.IndexFunc(cidrs, func(c netip.Prefix) bool { return c.Addr().Is4() == a.Is4() })
+	if i < 0 {
+		return netip.Prefix{}, false
+	}
+	return cidrs[i], true
+}
+
+// difference is what has to be made or changed, in order, and then what has to be removed. It is pure.
+func difference(want []wanted, have map[string]object) (ensure []wanted, remove []object) {
+	keep := map[string]bool{}
+	for _, w := range want {
+		keep[w.id()] = true
+		if h, ok := have[w.id()]; !ok || !w.satisfiedBy(h) {
+			ensure = append(ensure, w)
+		}
+	}
+	for id, h := range have {
+		if !keep[id] {
+			remove = append(remove, h)
+		}
+	}
+	// Routes before the addresses that they name, and all before their devices.
+	slices.SortFunc(remove, func(a, b object) int {
+		return cmp.Or(cmp.Compare(removeRank(a), removeRank(b)), strings.Compare(a.id(), b.id()))
+	})
+	return ensure, remove
+}
+
+func removeRank(o object) int {
+	switch o.(type) {
+	case route:
+		return 0
+	case neighbour:
+		return 1
+	case address:
+		return 2
+	}
+	return 3
+}

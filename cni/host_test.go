@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/coracle-k8s/coracle/internal/nstest"
+)
+
+func testRecord(id string, ips ...string) *record {
+	k := key{id, "eth0"}
+	r := &record{ContainerID: k.ContainerID, IfName: k.IfName, HostDevice: "vethcor" + id}
+	for _, ip := range ips {
+		r.IPs = append(r.IPs, netip.MustParseAddr(ip))
+	}
+	r.MAC = podMAC(r.IPs[0]).String()
+	return r
+}
+
+func TestDesiredHost(t *testing.T) {
+	ports := testRecord("b", "10.42.7.3", "fd42::3")
+	ports.Ports = []PortMapping{{HostPort: 80, ContainerPort: 80, Protocol: "tcp"}}
+	for _, c := range []struct {
+		name string
+		in   hostInput
+		want string
+	}{
+		{"IPv4, no pods", hostInput{bridge: "coracle0", mtu: 1400, podCIDRs: prefixes("10.42.7.0/24"), serviceCIDRs: prefixes("10.43.0.0/16", "fd43::/112")}, `
+sysctl net/ipv4/ip_forward 1
+link coracle0 bridge mtu 1400 up
+address 10.42.7.1 dev coracle0
+route 10.43.0.0/16 dev coracle0 src 10.42.7.1
+`},
+		{"both families, two pods", hostInput{
+			bridge: "coracle0", mtu: 1500, podCIDRs: prefixes("10.42.7.0/24", "fd42::/64"), serviceCIDRs: prefixes("10.43.0.0/16", "fd43::/112"),
+			advertised: []string{"uplink"}, pods: []*record{testRecord("a", "10.42.7.2"), ports},
+		}, `
+sysctl net/ipv4/ip_forward 1
+sysctl net/ipv6/conf/uplink/accept_ra 2
+sysctl net/ipv6/conf/all/forwarding 1
+link coracle0 bridge mtu 1500 up
+address 10.42.7.1 dev coracle0
+address fd42::1 dev coracle0
+route 10.43.0.0/16 dev coracle0 src 10.42.7.1
+route fd43::/112 dev coracle0 src fd42::1
+link vethcora veth up
+neighbour 10.42.7.2 dev vethcora lladdr 0a:58:0a:2a:07:02
+route 10.42.7.2/32 dev vethcora src 10.42.7.1
+link vethcorb veth up
+sysctl net/ipv4/conf/vethcorb/route_localnet 1
+sysctl net/ipv6/conf/vethcorb/accept_ra 0
+neighbour 10.42.7.3 dev vethcorb lladdr 0a:58:0a:2a:07:03
+route 10.42.7.3/32 dev vethcorb src 10.42.7.1
+neighbour fd42::3 dev vethcorb lladdr 0a:58:0a:2a:07:03
+route fd42::3/128 dev vethcorb src fd42::1
+`},
+		{"a pod of a family that the node has lost", hostInput{bridge: "coracle0", mtu: 1500, podCIDRs: prefixes("10.42.7.0/24"), pods: []*record{testRecord("a", "fd42::2")}}, `
+sysctl net/ipv4/ip_forward 1
+link coracle0 bridge mtu 1500 up
+address 10.42.7.1 dev coracle0
+link vethcora veth up
+sysctl net/ipv6/conf/vethcora/accept_ra 0
+neighbour fd42::2 dev vethcora lladdr 0a:58:00:00:00:02
+route fd42::2/128 dev vethcora
+`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var got []string
+			for _, w := range desiredHost(c.in) {
+				got = append(got, w.String())
+			}
+			if g, w := strings.Join(got, "\n"), strings.TrimSpace(c.want); g != w {
+				t.Errorf("got\n%s\nwant\n%s", g, w)
+			}
+		})
+	}
+}
+
+func TestDifference(t *testing.T) {
+	in := hostInput{bridge: "coracle0", mtu: 1500, podCIDRs: prefixes("10.42.7.0/24"), serviceCIDRs: prefixes("10.43.0.0/16"), pods: []*record{testRecord("a", "10.42.7.2")}}
+	asWanted := func(change func(put func(object), drop func(id string))) map[string]object {
+		have := map[string]object{}
+		put := func(o object) { have[o.id()] = o }
+		for _, w := range desiredHost(in) {
+			put(w.object)
+		}
+		put(link{"vethcora", kindVeth, 9000, true}) // any MTU will do
+		change(put, func(id string) {
+			if _, ok := have[id]; !ok {
+				t.Fatalf("no %s", id)
+			}
+			delete(have, id)
+		})
+		return have
+	}
+	for _, c := range []struct {
+		name   string
+		change func(put func(object), drop func(string))
+		want   string
+	}{
+		{"nothing to do", func(func(object), func(string)) {}, ""},
+		{"the bridge is down and has another MTU", func(put func(object), _ func(string)) { put(link{"coracle0", kindBridge, 1400, false}) },
+			"+ link coracle0 bridge mtu 1500 up"},
+		{"a route leads elsewhere", func(put func(object), _ func(string)) {
+			put(route{netip.MustParsePrefix("10.42.7.2/32"), "vethcorold", netip.MustParseAddr("10.42.7.1")})
+		}, "+ route 10.42.7.2/32 dev vethcora src 10.42.7.1"},
+		{"another program's hands", func(put func(object), drop func(string)) {
+			drop("address 10.42.7.1 dev coracle0")
+			drop("route 10.43.0.0/16")
+			put(sysctl{"net/ipv4/ip_forward", "0"})
+			put(neighbour{"vethcora", netip.MustParseAddr("10.42.7.2"), "02:00:00:00:00:01"})
+		}, "+ sysctl net/ipv4/ip_forward 1, + address 10.42.7.1 dev coracle0, + route 10.43.0.0/16 dev coracle0 src 10.42.7.1, " +
+			"+ neighbour 10.42.7.2 dev vethcora lladdr 0a:58:0a:2a:07:02"},
+		{"leftovers", func(put func(object), _ func(string)) {
+			put(link{"vethcorold", kindVeth, 1500, true})
+			put(address{"coracle0", netip.MustParseAddr("10.42.9.1")})
+			put(route{netip.MustParsePrefix("10.42.9.2/32"), "vethcorold", netip.MustParseAddr("10.42.9.1")})
+			put(neighbour{"vethcorold", netip.MustParseAddr("10.42.9.2"), "02:00:00:00:00:01"})
+		}, "- route 10.42.9.2/32 dev vethcorold src 10.42.9.1, - neighbour 10.42.9.2 dev vethcorold lladdr 02:00:00:00:00:01, " +
+			"- address 10.42.9.1 dev coracle0, - link vethcorold veth mtu 1500 up"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ensure, remove := difference(desiredHost(in), asWanted(c.change))
+			var got []string
+			for _, w := range ensure {
+				got = append(got, "+ "+w.String())
+			}
+			for _, o := range remove {
+				got = append(got, "- "+o.String())
+			}
+			if g := strings.Join(got, ", "); g != c.want {
+				t.Errorf("got  %s\nwant %s", g, c.want)
+			}
+		})
+	}
+}
+
+// TestKernelKeepsWhatItIsTold makes every kind of object, reads it back, changes nothing the second time, and prunes
+// what is ours and nobody wants, and no more.
+func TestKernelKeepsWhatItIsTold(t *testing.T) {
+	nstest.Require(t)
+	outside := nstest.New(t)
+	outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24", nodeAddr6 + "/64"}, []string{outsideAddr + "/24", outAddr6 + "/64"})
+	pod := testRecord("a", "10.42.7.2", "fd42::2")
+	pod.Ports = []PortMapping{{HostPort: 80, ContainerPort: 80, Protocol: "tcp"}}
+	for _, name := range []string{pod.HostDevice, "vethcorold", "vethother"} {
+		addVeth(t, name)
+	}
+	in := hostInput{bridge: "test0", mtu: 1400, podCIDRs: prefixes("10.42.7.0/24", "fd42::/64"), serviceCIDRs: prefixes("10.43.0.0/16", "fd43::/112"), pods: []*record{pod}}
+	in.advertised = routerAdvertised(in.bridge)
+	if !slices.Contains(in.advertised, "uplink") || slices.Contains(in.advertised, pod.HostDevice) {
+		t.Errorf("advertised %v: want the host's own devices", in.advertised)
+	}
+	strangers := []string{"10.77.0.0/16 dev vethcora", "10.78.0.0/16 dev uplink"} // of other programs: not our protocol
+	for _, s := range strangers {
+		addRoute(t, s, 0)
+	}
+	addRoute(t, "10.79.0.0/16 dev uplink", routeProtocol) // of an earlier run
+	desired := desiredHost(in)
+	if got := pass(t, in.bridge, desired); got == "" {
+		t.Error("nothing was done")
+	}
+	in.advertised = routerAdvertised(in.bridge) // a leftover's far end went with it
+	desired = desiredHost(in)
+	if got := pass(t, in.bridge, desired); got != "" {
+		t.Errorf("done again: %s", got)
+	}
+	if _, err := netlink.LinkByName("vethcorold"); err == nil {
+		t.Error("the leftover device is still there")
+	}
+	if _, err := netlink.LinkByName("vethother"); err != nil {
+		t.Error("another program's device is gone:", err)
+	}
+	routes := routesOf(t)
+	for _, s := range strangers {
+		if !slices.Contains(routes, s) {
+			t.Errorf("another program's route %s is gone; there are %v", s, routes)
+		}
+	}
+	if slices.Contains(routes, "10.79.0.0/16 dev uplink") {
+		t.Error("an earlier run's route is still there")
+	}
+
+	in.podCIDRs, in.serviceCIDRs, in.pods = prefixes("10.42.9.0/24"), prefixes("10.43.0.0/16"), nil
+	desired = desiredHost(in)
+	pass(t, in.bridge, desired)
+	if got := pass(t, in.bridge, desired); got != "" {
+		t.Errorf("done again after the change: %s", got)
+	}
+	have, err := newKernel().observe(in.bridge, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id := range have {
+		if strings.Contains(id, "10.42.7") || strings.Contains(id, "fd4") || strings.Contains(id, devicePrefix) {
+			t.Errorf("%s is left", id)
+		}
+	}
+	for _, name := range []string{in.bridge, "vethother"} {
+		if err := removeDevice(name); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// pass brings the kernel to what is desired and says what that took.
+func pass(t *testing.T, bridge string, desired []wanted) string {
+	t.Helper()
+	var sysctls []sysctl
+	for _, w := range desired {
+		if s, ok := w.object.(sysctl); ok {
+			sysctls = append(sysctls, s)
+		}
+	}
+	k := newKernel()
+	have, err := k.observe(bridge, sysctls)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ensure, remove := difference(desired, have)
+	var did []string
+	for _, w := range ensure {
+		if err := k.ensure(w.object); err != nil {
+			t.Error(err)
+		}
+		did = append(did, w.String())
+	}
+	for _, o := range remove {
+		if err := k.remove(o); err != nil {
+			t.Error(err)
+		}
+		did = append(did, "- "+o.String())
+	}
+	return strings.Join(did, ", ")
+}
+
+func addVeth(t *testing.T, name string) {
+	t.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.Flags = name, net.FlagUp
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "p" + name[4:]}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// addRoute takes "10.77.0.0/16 dev NAME".
+func addRoute(t *testing.T, s string, protocol netlink.RouteProtocol) {
+	t.Helper()
+	dst, device, _ := strings.Cut(s, " dev ")
+	l, err := netlink.LinkByName(device)
+	if err == nil {
+		err = netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix(dst)), LinkIndex: l.Attrs().Index, Scope: netlink.SCOPE_LINK, Protocol: protocol})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func routesOf(t *testing.T) []string {
+	t.Helper()
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, r := range routes {
+		if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil {
+			out = append(out, fmt.Sprintf("%s dev %s", r.Dst, l.Attrs().Name))
+		}
+	}
+	return out
+}
+
+// TestPodsAdvertiseNoRouter: a host with IPv6 pods listens to router advertisements on its own devices, never to a pod's.
+func TestPodsAdvertiseNoRouter(t *testing.T) {
+	n := newNode(t, "10.42.0.0/16", "fd42::/56").ready("10.42.7.0/24", "fd42:0:0:7::/64")
+	a := n.pod("aaa")
+	for device, want := range map[string]string{"uplink": "2", deviceName(key{a.id, "eth0"}): "0"} {
+		got, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + device + "/accept_ra")
+		if err != nil || strings.TrimSpace(string(got)) != want {
+			t.Errorf("accept_ra of %s is %q, %v; want %s", device, got, err, want)
+		}
+	}
+}
+
+// TestHostSideHeals: whatever another program takes away of a pod's way comes back.
+func TestHostSideHeals(t *testing.T) {
+	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
+	a := n.pod("aaa")
+	serve(t, a, "a", "tcp", ":80")
+	device, err := netlink.LinkByName(deviceName(key{a.id, "eth0"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ip := netip.MustParseAddr(a.ips[0])
+	for what, harm := range map[string]func() error{
+		"the pod's route": func() error {
+			return netlink.RouteDel(&netlink.Route{Dst: hostNet(ip), LinkIndex: device.Attrs().Index, Scope: netlink.SCOPE_LINK})
+		},
+		"the pod's neighbour": func() error { return netlink.NeighDel(permanent(device.Attrs().Index, ip, nil)) },
+		"the pod's device":    func() error { return netlink.LinkSetDown(device) },
+		"forwarding":          func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0) },
+	} {
+		if err := harm(); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		eventually(t, func() error {
+			_, err := ask(here{}, a.ips[0]+":80")
+			fwd, _ := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
+			neighbours, _ := netlink.NeighList(device.Attrs().Index, netlink.FAMILY_V4)
+			if err == nil && (string(fwd) != "1\n" || len(neighbours) != 1 || neighbours[0].State != netlink.NUD_PERMANENT) {
+				err = fmt.Errorf("%s: ip_forward %q, neighbours %v", what, fwd, neighbours)
+			}
+			return err
+		})
+	}
+}

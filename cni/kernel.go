@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	kindBridge = "bridge"
+	kindVeth   = "veth"
+
+	// routeProtocol marks our routes (rtnetlink(7), rtm_protocol), so that we know them among everybody else's. iproute2's
+	// rt_protos gives the number to nobody.
+	routeProtocol = netlink.RouteProtocol(122)
+
+	sysctlRoot = "/proc/sys/"
+)
+
+// kernel reads and writes the objects of the calling thread's network namespace. One value serves one pass: it remembers
+// devices.
+type kernel struct{ links map[string]netlink.Link }
+
+func newKernel() *kernel { return &kernel{links: map[string]netlink.Link{}} }
+
+// observe reads what is ours, and of the host's sysctls those that are asked for.
+func (k *kernel) observe(bridge string, sysctls []sysctl) (map[string]object, error) {
+	out := map[string]object{}
+	put := func(o object) { out[o.id()] = o }
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("listing devices: %w", err)
+	}
+	names := map[int]string{}
+	ours := map[int]string{}
+	for _, l := range links {
+		a := l.Attrs()
+		names[a.Index] = a.Name
+		if a.Name == bridge || l.Type() == kindVeth && strings.HasPrefix(a.Name, devicePrefix) {
+			ours[a.Index], k.links[a.Name] = a.Name, l
+			put(link{a.Name, l.Type(), a.MTU, a.Flags&net.FlagUp != 0})
+		}
+	}
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("listing addresses: %w", err)
+	}
+	for _, a := range addrs {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		if device := ours[a.LinkIndex]; ok && device != "" && !ip.IsLinkLocalUnicast() {
+			put(address{device, ip.Unmap()})
+		}
+	}
+	for _, family := range kernelFamilies() {
+		if err := observeFamily(family, names, ours, put); err != nil {
+			return nil, err
+		}
+	}
+	for _, s := range sysctls {
+		if v, err := os.ReadFile(sysctlRoot + s.name); err == nil {
+			put(sysctl{s.name, strings.TrimSpace(string(v))})
+		}
+	}
+	return out, nil
+}
+
+// kernelFamilies leaves IPv6 out where the kernel has none.
+func kernelFamilies() []int {
+	if _, err := os.Stat(sysctlRoot + "net/ipv6"); err != nil {
+		return []int{netlink.FAMILY_V4}
+	}
+	return []int{netlink.FAMILY_V4, netlink.FAMILY_V6}
+}
+
+func observeFamily(family int, names, ours map[int]string, put func(object)) error {
+	mine := &netlink.Route{Table: unix.RT_TABLE_MAIN, Protocol: routeProtocol}
+	routes, err := netlink.RouteListFiltered(family, mine, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
+	if err != nil {
+		return fmt.Errorf("listing routes: %w", err)
+	}
+	for _, r := range routes {
+		if dst, ok := prefixOf(r.Dst); ok {
+			src, _ := netip.AddrFromSlice(r.Src)
+			put(route{dst, names[r.LinkIndex], src.Unmap()})
+		}
+	}
+	neighbours, err := netlink.NeighList(0, family)
+	if err != nil {
+		return fmt.Errorf("listing neighbours: %w", err)
+	}
+	for _, n := range neighbours {
+		ip, ok := netip.AddrFromSlice(n.IP)
+		if device := ours[n.LinkIndex]; ok && device != "" && n.State == netlink.NUD_PERMANENT {
+			put(neighbour{device, ip.Unmap(), n.HardwareAddr.String()})
+		}
+	}
+	return nil
+}
+
+// ensure makes the object, or makes it what is wanted.
+func (k *kernel) ensure(o object) error {
+	var err error
+	switch o := o.(type) {
+	case link:
+		err = k.ensureLink(o)
+	case address:
+		err = k.on(o.device, func(l netlink.Link) error {
+			a := &netlink.Addr{IPNet: hostNet(o.ip)}
+			if o.ip.Is6() {
+				a.Flags = unix.IFA_F_NODAD // a bridge without ports never finishes duplicate address detection
+			}
+			return netlink.AddrReplace(l, a)
+		})
+	case route:
+		err = k.on(o.device, func(l netlink.Link) error {
+			r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(o.dst), Scope: netlink.SCOPE_LINK, Protocol: routeProtocol}
+			if o.src.IsValid() {
+				r.Src = o.src.AsSlice()
+			}
+			return netlink.RouteReplace(r)
+		})
+	case neighbour:
+		err = k.on(o.device, func(l netlink.Link) error {
+			mac, err := net.ParseMAC(o.mac)
+			if err != nil {
+				return err
+			}
+			return netlink.NeighSet(permanent(l.Attrs().Index, o.ip, mac))
+		})
+	case sysctl:
+		err = writeSysctl(o)
+	}
+	if err != nil {
+		return fmt.Errorf("making %s: %w", o, err)
+	}
+	return nil
+}
+
+func (k *kernel) ensureLink(want link) error {
+	l, err := k.find(want.name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) && want.kind == kindBridge {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = want.name
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+		l, err = k.find(want.name)
+	}
+	if err != nil {
+		return err
+	}
+	if l.Type() != want.kind {
+		return fmt.Errorf("the device %s is a %s, not a %s: remove it, or choose another bridge name", want.name, l.Type(), want.kind)
+	}
+	if want.mtu > 0 && l.Attrs().MTU != want.mtu {
+		if err := netlink.LinkSetMTU(l, want.mtu); err != nil {
+			return fmt.Errorf("setting the MTU: %w", err)
+		}
+	}
+	if want.up {
+		return netlink.LinkSetUp(l)
+	}
+	return nil
+}
+
+// remove takes the object away. What is gone already is no error: a namespace that is being torn down takes its pod's
+// device with it at any moment, and a device what is on it.
+func (k *kernel) remove(o object) error {
+	var err error
+	switch o := o.(type) {
+	case link:
+		return removeDevice(o.name)
+	case address:
+		err = k.on(o.device, func(l netlink.Link) error { return netlink.AddrDel(l, &netlink.Addr{IPNet: hostNet(o.ip)}) })
+	case route:
+		err = k.on(o.device, func(l netlink.Link) error {
+			return netlink.RouteDel(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(o.dst), Scope: netlink.SCOPE_LINK, Protocol: routeProtocol})
+		})
+	case neighbour:
+		err = k.on(o.device, func(l netlink.Link) error { return netlink.NeighDel(permanent(l.Attrs().Index, o.ip, nil)) })
+	}
+	gone := errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ESRCH) ||
+		errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EADDRNOTAVAIL)
+	if err != nil && !gone {
+		return fmt.Errorf("removing %s: %w", o, err)
+	}
+	return nil
+}
+
+func (k *kernel) on(device string, do func(netlink.Link) error) error {
+	l, err := k.find(device)
+	if err != nil {
+		return err
+	}
+	return do(l)
+}
+
+func (k *kernel) find(name string) (netlink.Link, error) {
+	if l := k.links[name]; l != nil {
+		return l, nil
+	}
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("looking for the device %s: %w", name, err)
+	}
+	k.links[name] = l
+	return l, nil
+}
+
+// routerAdvertised lists the devices that take router advertisements, but for ours, until the host forwards.
+func routerAdvertised(bridge string) []string {
+	const dir = "net/ipv6/conf/"
+	entries, err := os.ReadDir(sysctlRoot + dir)
+	if err != nil {
+		return nil // without IPv6 there are none
+	}
+	var out []string
+	for _, e := range entries {
+		name := e.Name()
+		if name == "all" || name == "default" || name == bridge || strings.HasPrefix(name, devicePrefix) {
+			continue // the first two are no devices
+		}
+		if v, err := os.ReadFile(sysctlRoot + dir + name + "/accept_ra"); err == nil && strings.TrimSpace(string(v)) != "0" {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// writeSysctl sets a kernel parameter of the calling thread's network namespace when it differs.
+func writeSysctl(s sysctl) error {
+	path := sysctlRoot + s.name
+	if old, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(old)) == s.value {
+		return nil
+	}
+	err := os.WriteFile(path, []byte(s.value), 0)
+	if errors.Is(err, os.ErrNotExist) && strings.HasPrefix(s.name, "net/ipv6/") {
+		if _, noIPv6 := os.Stat(sysctlRoot + "net/ipv6/conf/all"); noIPv6 != nil {
+			return fmt.Errorf("the pod CIDRs need IPv6, which this kernel has not or has switched off: %w", err)
+		}
+		return nil // the device was removed meanwhile
+	}
+	if err != nil {
+		return fmt.Errorf("setting %s to %s (is /proc/sys read-only?): %w", strings.ReplaceAll(s.name, "/", "."), strconv.Quote(s.value), err)
+	}
+	return nil
+}
+
+// permanent is a neighbour that the kernel never asks for nor forgets.
+func permanent(index int, ip netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
+	family := netlink.FAMILY_V4
+	if ip.Is6() {
+		family = netlink.FAMILY_V6
+	}
+	return &netlink.Neigh{LinkIndex: index, Family: family, State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: mac}
+}
+
+func removeDevice(name string) error {
+	l, err := netlink.LinkByName(name)
+	if err == nil {
+		err = netlink.LinkDel(l)
+	}
+	// A namespace that is being torn down takes the pair with it at any moment.
+	if err == nil || errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return fmt.Errorf("removing the device %s: %w", name, err)
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	p = p.Masked()
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// hostNet is the network that holds nothing but a.
+func hostNet(a netip.Addr) *net.IPNet { return ipNet(netip.PrefixFrom(a, a.BitLen())) }
+
+// prefixOf turns a route's destination around; false for none.
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	ip, ok := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(ip.Unmap(), ones), ok
+}

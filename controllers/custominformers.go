@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/controller-manager/pkg/informerfactory"
+
+	"github.com/coracle-k8s/coracle/controllers/term"
+)
+
+// unusedFor is how long an informer of custom resources outlives its last monitor. It only has to be longer than what
+// upstream takes from asking for an informer to asking for its controller, which is two lines.
+const unusedFor = time.Minute
+
+// customInformers is where the garbage collector and the quota controller get their informers. Both drop the monitor of
+// a resource that is no longer served, but upstream's factories keep an informer for good: for every
+// CustomResourceDefinition that ever was it would go on listing in vain, twice a minute, on six goroutines. This one
+// counts the monitors that run, and ends an informer of custom resources when it has none.
+type customInformers struct {
+	ctx   context.Context // the term's
+	term  *term.Term
+	ended sync.WaitGroup
+
+	mu     sync.Mutex
+	custom map[schema.GroupVersionResource]*customInformer
+}
+
+var _ informerfactory.InformerFactory = &customInformers{}
+
+func newCustomInformers(ctx context.Context, t *term.Term) *customInformers {
+	return &customInformers{ctx: ctx, term: t, custom: map[schema.GroupVersionResource]*customInformer{}}
+}
+
+// ForResource returns the term's informer of a built-in resource, and one from here for any other.
+func (f *customInformers) ForResource(gvr schema.GroupVersionResource) (informers.GenericInformer, error) {
+	if informer, err := f.term.Informers.ForResource(gvr); err == nil {
+		return informer, nil
+	}
+	if slices.Contains(apiSources, gvr) {
+		return f.term.MetadataInformers.ForResource(gvr), nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	i := f.custom[gvr]
+	if i == nil {
+		made := f.term.NewMetadataInformer(gvr)
+		i = &customInformer{SharedIndexInformer: made.Informer(), generic: made, factory: f, gvr: gvr}
+		f.custom[gvr] = i
+	}
+	i.asked = time.Now()
+	return i, nil
+}
+
+// Start runs what does not run yet.
+func (f *customInformers) Start(stop <-chan struct{}) {
+	f.term.Informers.Start(stop)
+	f.term.MetadataInformers.Start(stop)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, i := range f.custom {
+		if i.cancel == nil {
+			var ctx context.Context
+			ctx, i.cancel = context.WithCancel(f.ctx)
+			f.ended.Go(func() { i.RunWithContext(ctx) })
+		}
+	}
+}
+
+// Wait returns when the informers have ended, which they do with the term.
+func (f *customInformers) Wait() { f.ended.Wait() }
+
+// customInformer is one informer and what uses it. Its fields are the factory's to guard.
+type customInformer struct {
+	cache.SharedIndexInformer
+	generic informers.GenericInformer
+	factory *customInformers
+	gvr     schema.GroupVersionResource
+
+	monitors int       // that have its controller and have not ended
+	asked    time.Time // when it was last asked for
+	cancel   context.CancelFunc
+}
+
+func (i *customInformer) Informer() cache.SharedIndexInformer { return i }
+func (i *customInformer) Lister() cache.GenericLister         { return i.generic.Lister() }
+
+// GetController counts a monitor: both controllers ask for it once for each, and run it while they have the monitor.
+func (i *customInformer) GetController() cache.Controller {
+	i.factory.mu.Lock()
+	defer i.factory.mu.Unlock()
+	i.monitors++
+	return &monitored{Controller: i.SharedIndexInformer.GetController(), informer: i}
+}
+
+// monitored is a controller that does nothing, as upstream's of a shared informer, but for as long as its monitor lasts.
+type monitored struct {
+	cache.Controller
+	informer *customInformer
+}
+
+func (m *monitored) Run(stop <-chan struct{}) {
+	<-stop
+	m.informer.release()
+}
+
+func (m *monitored) RunWithContext(ctx context.Context) { m.Run(ctx.Done()) }
+
+// release counts a monitor less, and looks a while later whether the informer is used again.
+func (i *customInformer) release() {
+	i.factory.mu.Lock()
+	defer i.factory.mu.Unlock()
+	i.monitors--
+	if i.monitors == 0 && i.factory.ctx.Err() == nil {
+		time.AfterFunc(unusedFor, i.endUnused)
+	}
+}
+
+func (i *customInformer) endUnused() {
+	f := i.factory
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if i.monitors > 0 || f.custom[i.gvr] != i {
+		return
+	}
+	if rest := unusedFor - time.Since(i.asked); rest > 0 {
+		time.AfterFunc(rest, i.endUnused)
+		return
+	}
+	delete(f.custom, i.gvr)
+	if i.cancel != nil {
+		i.cancel()
+	}
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package series
+
+import (
+	"maps"
+	"slices"
+	"testing"
+
+	"k8s.io/component-base/metrics"
+	"k8s.io/component-base/metrics/legacyregistry"
+)
+
+var (
+	requests = metrics.NewCounterVec(&metrics.CounterOpts{Name: "test_requests_total", Help: "Requests."}, []string{"verb", "group", "resource"})
+	times    = metrics.NewHistogramVec(&metrics.HistogramOpts{Name: "test_seconds", Help: "Times, {in} \"s\"."}, []string{"resource", "group"})
+	sets     = metrics.NewGaugeVec(&metrics.GaugeOpts{Name: "test_sets", Help: "Sets."}, []string{"set_name", "set_namespace"})
+	plain    = metrics.NewCounter(&metrics.CounterOpts{Name: "test_total", Help: "No labels."})
+)
+
+// lines returns how many series each of this test's metrics has.
+func lines(t *testing.T) map[string]int {
+	t.Helper()
+	families, err := legacyregistry.DefaultGatherer.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]int{}
+	for _, f := range families {
+		if slices.Contains([]string{"test_requests_total", "test_seconds", "test_sets", "test_total"}, f.GetName()) {
+			out[f.GetName()] = len(f.GetMetric())
+		}
+	}
+	return out
+}
+
+func TestDrop(t *testing.T) {
+	legacyregistry.MustRegister(requests, times, sets, plain)
+	for _, group := range []string{"a.example.com", "b.example.com"} {
+		for _, resource := range []string{"boats", "oars"} {
+			requests.WithLabelValues("get", group, resource).Inc()
+			requests.WithLabelValues("list", group, resource).Inc()
+			times.WithLabelValues(resource, group).Observe(1)
+		}
+	}
+	sets.WithLabelValues("web", "default").Set(1)
+	sets.WithLabelValues("web", "gone").Set(1)
+	plain.Inc()
+	for _, step := range []struct {
+		what    string
+		drop    func() int
+		dropped int
+		want    map[string]int
+	}{
+		{"nothing", func() int { return DropGroupResource("a.example.com", "sails") }, 0,
+			map[string]int{"test_requests_total": 8, "test_seconds": 4, "test_sets": 2, "test_total": 1}},
+		{"a resource", func() int { return DropGroupResource("a.example.com", "boats") }, 3,
+			map[string]int{"test_requests_total": 6, "test_seconds": 3, "test_sets": 2, "test_total": 1}},
+		{"a namespace", func() int { return DropNamespace("gone") }, 1,
+			map[string]int{"test_requests_total": 6, "test_seconds": 3, "test_sets": 1, "test_total": 1}},
+	} {
+		if n := step.drop(); n != step.dropped {
+			t.Errorf("%s: %d series dropped, want %d", step.what, n, step.dropped)
+		}
+		if got := lines(t); !maps.Equal(got, step.want) {
+			t.Errorf("%s: %v left, want %v", step.what, got, step.want)
+		}
+	}
+	requests.WithLabelValues("get", "a.example.com", "boats").Inc()
+	if n := lines(t)["test_requests_total"]; n != 7 {
+		t.Errorf("%d series after a dropped one came back, want 7", n)
+	}
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+// A trail is how much of what a snapshot covers stays in the log: at least so
+// many entries, and more if they take no more than so many bytes on disk.
+type trail struct {
+	entries uint64
+	bytes   int64
+}
+
+// Trail sets how much of what the newest snapshot covers stays in the log, for
+// followers that lack a little: at least so many entries, and as many more as
+// take no more than so many bytes on disk. If it was never called, nothing stays.
+//
+// Raft's own limit, Config.TrailingLogs, is counted from the end of the log
+// (snapshot.go, compactLogsWithTrailing). When a snapshot is complete, the log may
+// have grown by more than that since it was begun. So raft is told to leave
+// nothing, and DeleteRange leaves this.
+func (l *Log) Trail(entries uint64, bytes int64) { l.trail.Store(&trail{entries, bytes}) }
+
+// beforeTrail returns the last of the entries up to an index that may be removed.
+// Entries after the newest snapshot are not removed by compaction, but because the
+// leader has others: those all go.
+func (l *Log) beforeTrail(to uint64) uint64 {
+	t := l.trail.Load()
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if t == nil || to > l.snapshot.index || to == 0 {
+		return to
+	}
+	return min(to, l.snapshot.index-min(l.snapshot.index, max(t.entries, l.entriesWithin(l.snapshot.index, t.bytes))))
+}
+
+// entriesWithin returns how many of the entries up to an index, the newest first,
+// take no more than so many bytes on disk. The caller holds mu.
+func (l *Log) entriesWithin(end uint64, bytes int64) uint64 {
+	if len(l.places) == 0 || end < l.first {
+		return 0
+	}
+	end = min(end, l.last())
+	size := func(s uint32) uint32 { return uint32(l.segments[s-uint32(l.segments[0].number)].end) }
+	i := int(end - l.first)
+	next := place{l.places[i].segment, size(l.places[i].segment)}
+	if i+1 < len(l.places) && l.places[i+1].segment == next.segment {
+		next = l.places[i+1]
+	}
+	count := uint64(0)
+	for ; i >= 0; i-- {
+		p := l.places[i]
+		if p.segment != next.segment { // the last one of its file
+			next = place{p.segment, size(p.segment)}
+		}
+		if bytes -= int64(next.offset - p.offset); bytes < 0 {
+			break
+		}
+		count, next = count+1, p
+	}
+	return count
+}

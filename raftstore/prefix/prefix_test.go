@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package prefix
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"reflect"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/hashicorp/raft"
+)
+
+func entries(from, to uint64) []*raft.Log {
+	var out []*raft.Log
+	for i := from; i <= to; i++ {
+		out = append(out, &raft.Log{Index: i, Term: 1 + i/10})
+	}
+	return out
+}
+
+// Messages as they come, and as raft gets them where a snapshot covers entries up
+// to 20, which is of term 3.
+func TestAfter(t *testing.T) {
+	message := func(prev, prevTerm, commit uint64, e []*raft.Log) raft.AppendEntriesRequest {
+		return raft.AppendEntriesRequest{Term: 7, PrevLogEntry: prev, PrevLogTerm: prevTerm, LeaderCommitIndex: commit, Entries: e}
+	}
+	for name, test := range map[string]struct{ came, want raft.AppendEntriesRequest }{
+		"a heartbeat":                   {message(0, 0, 0, nil), message(0, 0, 0, nil)},
+		"from the beginning":            {message(0, 0, 5, entries(1, 8)), message(0, 0, 5, nil)},
+		"all covered":                   {message(10, 2, 30, entries(11, 20)), message(0, 0, 20, nil)},
+		"nothing new":                   {message(12, 2, 12, nil), message(0, 0, 12, nil)},
+		"some covered":                  {message(10, 2, 30, entries(11, 25)), message(0, 0, 25, entries(21, 25))},
+		"right after the snapshot":      {message(20, 3, 30, entries(21, 25)), message(0, 0, 25, entries(21, 25))},
+		"another term at its end":       {message(20, 2, 30, entries(21, 25)), message(20, 2, 30, entries(21, 25))},
+		"another entry at its end":      {message(19, 2, 30, []*raft.Log{{Index: 20, Term: 9}}), message(19, 2, 30, []*raft.Log{{Index: 20, Term: 9}})},
+		"later":                         {message(21, 3, 30, entries(22, 25)), message(21, 3, 30, entries(22, 25))},
+		"a gap":                         {message(10, 2, 30, entries(22, 25)), message(10, 2, 30, entries(22, 25))},
+		"more committed than is proven": {message(15, 2, 99, nil), message(0, 0, 20, nil)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := Filter{Snapshot: func() (uint64, uint64) { return 20, 3 }}
+			came := test.came
+			got := f.after(&came)
+			if len(got.Entries) == 0 {
+				got.Entries = nil
+			}
+			if !reflect.DeepEqual(*got, test.want) || !reflect.DeepEqual(came, test.came) {
+				t.Errorf("got %+v, want %+v", *got, test.want)
+			}
+			f.Snapshot = func() (uint64, uint64) { return 0, 0 }
+			if got := f.after(&came); got != &came {
+				t.Errorf("without a snapshot it became %+v", got)
+			}
+		})
+	}
+}
+
+// fake answers as raft does.
+type fake struct {
+	got    []any
+	append func(*raft.AppendEntriesRequest) *raft.AppendEntriesResponse
+	read   int
+}
+
+func (f *fake) take(rpc raft.RPC) bool {
+	f.got = append(f.got, rpc.Command)
+	switch m := rpc.Command.(type) {
+	case *raft.AppendEntriesRequest:
+		rpc.Respond(f.append(m), nil)
+	case *raft.InstallSnapshotRequest:
+		data, err := io.ReadAll(rpc.Reader)
+		f.read = len(data)
+		rpc.Respond(&raft.InstallSnapshotResponse{Term: m.Term, Success: true}, err)
+	}
+	return true
+}
+
+func TestInstall(t *testing.T) {
+	busy := errors.New("busy")
+	for name, test := range map[string]struct {
+		raft      raft.AppendEntriesResponse // to the question
+		busy      error
+		installed bool
+		want      raft.InstallSnapshotResponse
+	}{
+		"raft has its last entry":       {raft: raft.AppendEntriesResponse{Term: 7, Success: true}, want: raft.InstallSnapshotResponse{Term: 7, Success: true}},
+		"raft is in a later term":       {raft: raft.AppendEntriesResponse{Term: 8}, want: raft.InstallSnapshotResponse{Term: 8}},
+		"raft lacks its last entry":     {raft: raft.AppendEntriesResponse{Term: 7}, installed: true, want: raft.InstallSnapshotResponse{Term: 7, Success: true}},
+		"another snapshot is under way": {raft: raft.AppendEntriesResponse{Term: 7}, busy: busy},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &fake{append: func(*raft.AppendEntriesRequest) *raft.AppendEntriesResponse { return &test.raft }}
+			var tasks sync.WaitGroup
+			ended := 0
+			f := Filter{
+				Snapshot: func() (uint64, uint64) { return 0, 0 }, Raft: r.take, Go: tasks.Go,
+				Install: func() (func(), error) { return func() { ended++ }, test.busy },
+			}
+			data := strings.Repeat("x", 1000)
+			reader := bytes.NewReader([]byte(data))
+			answer := make(chan raft.RPCResponse, 1)
+			m := &raft.InstallSnapshotRequest{RPCHeader: raft.RPCHeader{ID: []byte("l")}, Term: 7, LastLogIndex: 30, LastLogTerm: 4}
+			if !f.Handle(context.Background(), raft.RPC{Command: m, Reader: reader, RespChan: answer}) {
+				t.Fatal("there is no raft")
+			}
+			tasks.Wait()
+			said := <-answer
+			if !errors.Is(said.Error, test.busy) {
+				t.Errorf("the answer is %v", said.Error)
+			} else if got, ok := said.Response.(*raft.InstallSnapshotResponse); test.busy == nil && (!ok || !reflect.DeepEqual(*got, test.want)) {
+				t.Errorf("the answer is %+v", said.Response)
+			}
+			if reader.Len() > 0 || (r.read > 0) != test.installed || (ended > 0) != test.installed {
+				t.Errorf("%d bytes are left, raft got %d, the end was told %d times", reader.Len(), r.read, ended)
+			}
+			question, ok := r.got[0].(*raft.AppendEntriesRequest)
+			if !ok || question.PrevLogEntry != 30 || question.PrevLogTerm != 4 || question.Term != 7 || question.LeaderCommitIndex != 30 ||
+				string(question.ID) != "l" || len(question.Entries) > 0 {
+				t.Errorf("raft was asked %+v", r.got[0])
+			}
+		})
+	}
+}
+
+// A filter whose raft has ended does not wait for an answer.
+func TestClosing(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	f := Filter{Snapshot: func() (uint64, uint64) { return 0, 0 }, Raft: func(raft.RPC) bool { cancel(); return true }}
+	if f.Handle(ctx, raft.RPC{Command: &raft.InstallSnapshotRequest{}}) {
+		t.Error("there is a raft")
+	}
+}

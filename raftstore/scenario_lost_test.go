@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"testing"
+	"time"
+)
+
+// Scenarios in which a follower has more than its leader knows, because its
+// answers were lost, while snapshots take the place of the logs that would show it.
+
+// keep sets how many entries that a snapshot covers stay in the servers' logs.
+func (c *cluster) keep(entries uint64) {
+	c.trail = &entries
+	for _, n := range c.nodes {
+		if s := n.running(); s != nil {
+			s.dir.Log.Trail(entries, 0)
+		}
+	}
+}
+
+// lag gives a follower a slow disk and more to write than it comes to. When it has
+// answered twice, the leader sends messages of many entries; then its answers are
+// lost, and it stores what is on the way to it.
+func (c *cluster) lag(leader, follower *node, meanwhile func()) {
+	c.Helper()
+	last := follower.running().raft.LastIndex
+	before := last()
+	follower.faults.DelayFlushes(5 * time.Second)
+	c.fill(leader, 50)
+	meanwhile()
+	c.fill(leader, 150)
+	c.eventually("the follower has stored two messages", 20*time.Second, func() bool { return last() >= before+2 })
+	c.net.Cut(follower.name, leader.name)
+	c.pass(6 * time.Second)
+	follower.faults.DelayFlushes(0)
+	c.pass(40 * time.Second) // or the answers would only be late
+	if last() < before+40 {
+		c.Fatalf("seed %d: the follower had entries up to %d, and has those up to %d", c.seed, before, last())
+	}
+}
+
+// A follower compacts its log beyond what its leader knows that it has. The leader
+// needs it: the third server is dead.
+func TestScenarioStrandedFollower(t *testing.T) {
+	seeds(t, 2, func(t *testing.T, seed uint64) {
+		scenario(t, seed, 3, func(c *cluster) {
+			c.keep(0)
+			leader := c.leader()
+			follower, third := c.others(leader)[0], c.others(leader)[1]
+			c.fill(leader, 20)
+			c.forget(leader)
+			c.lag(leader, follower, func() {})
+			c.forget(follower)
+			lacks := leader.running().raft.LastIndex() - follower.running().raft.LastIndex()
+			if first, _ := follower.running().dir.Log.FirstIndex(); first != 0 || lacks == 0 {
+				t.Fatalf("seed %d: the follower's log begins at %d, and it lacks %d entries", seed, first, lacks)
+			}
+			third.crash()
+			c.net.HealAll()
+			c.live([]*node{leader, follower})
+			c.serves(leader, follower)
+		})
+	})
+}
+
+// A snapshot that was begun before the members changed reaches a follower that has
+// stored the change. It must go by five members, not by three: else it and the
+// third server elect one of their own.
+func TestScenarioSnapshotOfOldMembers(t *testing.T) {
+	seeds(t, 2, func(t *testing.T, seed uint64) {
+		scenario(t, seed, 3, func(c *cluster) {
+			c.keep(0)
+			leader := c.leader()
+			follower, third := c.others(leader)[0], c.others(leader)[1]
+			var d, e *node
+			taken := make(chan error, 1)
+			end := uint64(0)
+			c.lag(leader, follower, func() {
+				leader.faults.DelaySnapshots(20 * time.Second)
+				end = leader.running().raft.AppliedIndex()
+				c.tasks.Go(func() { taken <- leader.running().snapshotter.once() })
+				c.pass(10 * time.Millisecond)
+				d, e = c.join("d", leader.name), c.join("e", leader.name)
+				c.eventually("five voters", 5*time.Second, func() bool { return c.voters(leader) == 5 })
+			})
+			if err := <-taken; err != nil {
+				t.Fatal(err)
+			}
+			leader.faults.DelaySnapshots(0)
+			if last := follower.running().raft.LastIndex(); last <= end || c.voters(follower) != 5 {
+				t.Fatalf("seed %d: the follower has entries up to %d, the snapshot ends at %d\n%s", seed, last, end, c.state())
+			}
+			c.net.HealAll()
+			c.live(c.nodes)
+			c.partition([]*node{follower, third}, []*node{leader, d, e})
+			c.pass(5 * time.Second)
+			c.refuses(follower)
+			c.serves(leader)
+		})
+	})
+}

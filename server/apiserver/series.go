@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/internal/series"
+)
+
+// seriesKept is how long the metrics of something that was deleted are kept: whoever scrapes sees its last values, and
+// its last watches, which are counted when they end, have ended.
+const seriesKept = 2 * time.Minute
+
+// dropOldSeries takes the series of CustomResourceDefinitions and namespaces that are gone out of the metrics.
+func (ch *chain) dropOldSeries(g *generic, after time.Duration) error {
+	definitions := ch.extensions.Informers.Apiextensions().V1().CustomResourceDefinitions()
+	namespaces := g.informers.Core().V1().Namespaces()
+	_, err := definitions.Informer().AddEventHandler(whenGone(after,
+		func(name string) error { _, err := definitions.Lister().Get(name); return err },
+		func(name string) { // a definition's name is RESOURCE.GROUP
+			resource, group, _ := strings.Cut(name, ".")
+			series.DropGroupResource(group, resource)
+		}))
+	if err != nil {
+		return fmt.Errorf("watching definitions for their metrics: %w", err)
+	}
+	_, err = namespaces.Informer().AddEventHandler(whenGone(after,
+		func(name string) error { _, err := namespaces.Lister().Get(name); return err },
+		func(name string) { series.DropNamespace(name) }))
+	if err != nil {
+		return fmt.Errorf("watching namespaces for their metrics: %w", err)
+	}
+	return nil
+}
+
+// whenGone calls drop with the name of an object that was deleted a while ago and has not been made again since.
+func whenGone(after time.Duration, get func(name string) error, drop func(name string)) cache.ResourceEventHandler {
+	return cache.ResourceEventHandlerFuncs{DeleteFunc: func(obj any) {
+		name, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj)
+		if err != nil {
+			return
+		}
+		time.AfterFunc(after, func() {
+			if apierrors.IsNotFound(get(name)) {
+				drop(name)
+			}
+		})
+	}}
+}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/component-base/metrics/legacyregistry"
+)
+
+// testNativeHistograms wants none, in a registry that has seen many requests.
+func testNativeHistograms(t *testing.T, _ *running) {
+	families, err := legacyregistry.DefaultGatherer.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	histograms := 0
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if m.GetHistogram() == nil {
+				continue
+			}
+			histograms++
+			if m.GetHistogram().Schema != nil {
+				t.Fatalf("%s is a native histogram", f.GetName())
+			}
+		}
+	}
+	if histograms == 0 {
+		t.Error("there are no histograms at all")
+	}
+}
+
+// testSeries wants the metrics of a custom resource to go with its definition, and no others.
+func testSeries(t *testing.T, s *running) {
+	count := func(label string) int { return strings.Count(string(get(t, s, "/metrics", "text/plain")), label) }
+	const gone, stays = `group="example.com"`, `resource="customresourcedefinitions"`
+	if n := count(gone); n == 0 {
+		t.Fatal("a custom resource that was used has no metrics")
+	}
+	c, err := dynamic.NewForConfig(s.admin())
+	if err != nil {
+		t.Fatal(err)
+	}
+	definitions := schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+	if err := c.Resource(definitions).Delete(t.Context(), "boats.example.com", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the end of the custom resource's metrics", func() error {
+		if n := count(gone); n > 0 {
+			return fmt.Errorf("%d are left", n)
+		}
+		return nil
+	})
+	if count(stays) == 0 {
+		t.Error("the metrics of a resource that is still served are gone")
+	}
+}
