@@ -35,7 +35,7 @@ func Write(path string, data []byte, mode fs.FileMode) (err error) {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return SyncDir(dir)
 }
 
 func fill(f *os.File, data []byte, mode fs.FileMode) error {
@@ -49,8 +49,8 @@ func fill(f *os.File, data []byte, mode fs.FileMode) error {
 	return f.Sync()
 }
 
-// syncDir makes a rename in dir durable.
-func syncDir(dir string) error {
+// SyncDir makes what was made, renamed or removed in dir durable (fsync(2) on why the file's own is not enough).
+func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

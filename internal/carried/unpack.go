@@ -16,6 +16,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/carried/index"
 )
 
@@ -85,7 +86,7 @@ func place(src fs.FS, x index.Index, bin, dst string) error {
 	if err := os.Rename(set, dst); err != nil {
 		return err
 	}
-	return syncDir(bin)
+	return atomicfile.SyncDir(bin)
 }
 
 // write unpacks all files into the new folder dir and brings them to the disk.
@@ -120,7 +121,7 @@ func write(src fs.FS, x index.Index, dir string) error {
 		return err
 	}
 	for d := range dirs {
-		if err := syncDir(d); err != nil {
+		if err := atomicfile.SyncDir(d); err != nil {
 			return err
 		}
 	}
@@ -174,15 +175,7 @@ func point(link, target string) error {
 	if err := os.Rename(tmp, link); err != nil {
 		return errors.Join(err, os.Remove(tmp))
 	}
-	return syncDir(filepath.Dir(link))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return atomicfile.SyncDir(filepath.Dir(link))
 }
 
 // explain turns the errors that a user can do something about into advice.

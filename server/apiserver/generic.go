@@ -8,7 +8,6 @@ import (
 	"net"
 	"time"
 
-	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -25,6 +24,7 @@ import (
 	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
 	"k8s.io/kubernetes/pkg/kubeapiserver"
 
+	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/internal/memtransport"
 )
 
@@ -62,7 +62,7 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	}
 	g := &generic{config: c}
 	g.informers = informers.NewSharedInformerFactoryWithOptions(client, informerResync,
-		informers.WithTransform(dropManagedFields), informers.WithInformerName(opts.InformerName))
+		informers.WithTransform(term.Trim), informers.WithInformerName(opts.InformerName))
 
 	if err := opts.Features.ApplyTo(c, client, g.informers); err != nil {
 		return nil, fmt.Errorf("applying features: %w", err)
@@ -109,14 +109,6 @@ func loopbackConfig(serving *genericapiserver.SecureServingInfo, transport *memt
 		WarningHandler:     rest.NoWarnings{},
 		ContentConfig:      rest.ContentConfig{ContentType: runtime.ContentTypeProtobuf},
 	}, nil
-}
-
-// dropManagedFields keeps field ownership, which no informer here reads, out of memory.
-func dropManagedFields(obj any) (any, error) {
-	if accessor, err := meta.Accessor(obj); err == nil && accessor.GetManagedFields() != nil {
-		accessor.SetManagedFields(nil)
-	}
-	return obj, nil
 }
 
 func (g *generic) applyStorage(opts kubeoptions.CompletedOptions) error {

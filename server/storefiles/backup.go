@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -71,7 +72,7 @@ func SaveBackup(path string, r io.Reader) (n int64, err error) {
 	if err := renameNew(f.Name(), path); err != nil {
 		return n, err
 	}
-	return n, errors.Join(f.Close(), syncDir(dir))
+	return n, errors.Join(f.Close(), atomicfile.SyncDir(dir))
 }
 
 func absent(path string) error {
@@ -96,14 +97,6 @@ func renameNew(from, to string) error {
 		return absent(to)
 	}
 	return err
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // CheckBackup reads a backup from its first to its last byte, as restoring it would.

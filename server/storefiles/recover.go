@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/datadir"
 )
@@ -110,7 +111,7 @@ func copyStore(from, to string) error {
 		}
 		return nil
 	})
-	return errors.Join(err, syncDir(filepath.Dir(to)))
+	return errors.Join(err, atomicfile.SyncDir(filepath.Dir(to)))
 }
 
 func copyFile(from, to string) error {

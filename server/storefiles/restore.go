@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/datadir"
@@ -110,7 +111,7 @@ func (s *Server) fill(made, cluster, node, backup string) error {
 // dir is one or the other, where the file system can do that.
 func replace(dir, made, keep string) (kept string, err error) {
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
-		return "", errors.Join(renameNew(made, dir), syncDir(filepath.Dir(dir)))
+		return "", errors.Join(renameNew(made, dir), atomicfile.SyncDir(filepath.Dir(dir)))
 	}
 	err = unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, made, unix.RENAME_EXCHANGE)
 	switch {
@@ -118,7 +119,7 @@ func replace(dir, made, keep string) (kept string, err error) {
 		if err := os.Rename(made, keep); err != nil {
 			keep = made // that is how it is called then
 		}
-		return keep, syncDir(filepath.Dir(dir))
+		return keep, atomicfile.SyncDir(filepath.Dir(dir))
 	case errors.Is(err, unix.EBUSY):
 		return "", errors.Join(fmt.Errorf("%s is a mount point, so it cannot be put aside. Nothing was changed. Mount the disk "+
 			"at %s instead, with everything that is there now and the store in it, and try again", dir, filepath.Dir(dir)), os.RemoveAll(made))
@@ -131,5 +132,5 @@ func replace(dir, made, keep string) (kept string, err error) {
 	if err := os.Rename(made, dir); err != nil {
 		return keep, fmt.Errorf("replacing the store: %w. Now rename %s to %s to have the store of before back", err, keep, dir)
 	}
-	return keep, syncDir(filepath.Dir(dir))
+	return keep, atomicfile.SyncDir(filepath.Dir(dir))
 }

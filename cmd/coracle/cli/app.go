@@ -136,6 +136,17 @@ func run(f func(cmd *cobra.Command, args []string) error) func(cmd *cobra.Comman
 	}
 }
 
+// runTool is run for a command that looks at an installed coracle: f is told where that one is.
+func (a *App) runTool(flags *config.Flags, f func(cmd *cobra.Command, t *config.Tool, args []string) error) func(cmd *cobra.Command, args []string) error {
+	return run(func(cmd *cobra.Command, args []string) error {
+		t, err := config.LoadTool(a.sources(flags))
+		if err != nil {
+			return err
+		}
+		return f(cmd, t, args)
+	})
+}
+
 // report prints an error and turns it into an exit code.
 func (a *App) report(err error) int {
 	var failed runError

@@ -89,11 +89,7 @@ func (a *App) answerToFile(cmd *cobra.Command, binary bool, question func() (str
 		}
 		return nil
 	}
-	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
-		t, err := config.LoadTool(a.sources(flags))
-		if err != nil {
-			return err
-		}
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		path, takes, err := question()
 		if err != nil {
 			return usageError{cmd, err}

@@ -49,11 +49,7 @@ func (a *App) encryptStatusCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "status", Short: "Say what is encrypted and with which key", Args: noArgs}
 	flags := addPlaces(cmd)
 	form := addOutput(cmd, "text", "json")
-	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
-		t, err := config.LoadTool(a.sources(flags))
-		if err != nil {
-			return err
-		}
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		s, err := a.Encryption.Status(t.Paths.CredDir)
 		switch {
 		case errors.Is(err, fs.ErrPermission):
@@ -104,11 +100,7 @@ func (a *App) encryptRotateCommand() *cobra.Command {
 is interrupted, everything stays readable, and running it again goes on.`,
 	}
 	flags := addPlaces(cmd)
-	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
-		t, err := config.LoadTool(a.sources(flags))
-		if err != nil {
-			return err
-		}
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		rc, err := adminConfig(t)
 		if err != nil {
 			return err

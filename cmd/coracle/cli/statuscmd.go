@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -30,11 +29,7 @@ does not do yet with something that the cluster has.`,
 	}
 	flags := addPlaces(cmd)
 	form := addOutput(cmd, "text", "json")
-	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
-		t, err := config.LoadTool(a.sources(flags))
-		if err != nil {
-			return err
-		}
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), statusTimeout)
 		defer cancel()
 		r, err := a.findStatus(ctx, t)
@@ -129,13 +124,12 @@ func printStatus(w io.Writer, r *status.Report, now time.Time) error {
 	}
 	if len(r.Components) > 0 {
 		b.WriteByte('\n')
-		tw := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(tw, "PART\tSTATE\tFOR\t")
+		rows := [][]string{}
 		for _, c := range r.Components {
-			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", c.Name, c.State, age(now.Sub(c.Since)), c.Message)
+			rows = append(rows, []string{c.Name, string(c.State), age(now.Sub(c.Since)), c.Message})
 		}
-		if err := tw.Flush(); err != nil {
-			return fmt.Errorf("printing: %w", err)
+		if err := printTable(&b, []string{"PART", "STATE", "FOR", ""}, rows); err != nil {
+			return err
 		}
 	}
 	b.WriteByte('\n')

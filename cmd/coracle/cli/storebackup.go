@@ -28,11 +28,7 @@ To restore it on another machine, or after the keys were rotated, also keep a co
 directory without server/store: what is encrypted in the store cannot be read without server/cred.`,
 	}
 	flags := addPlaces(cmd)
-	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
-		t, err := config.LoadTool(a.sources(flags))
-		if err != nil {
-			return err
-		}
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		path, out := args[0], cmd.OutOrStdout()
 		if path == "-" && isTerminal(out) {
 			return usageError{cmd, errors.New("a backup is no text for a terminal; give a file, or pipe it to another program")}
@@ -68,11 +64,7 @@ deleted: the store of before is kept beside it under another name. Afterwards th
 server; other servers join it anew.`,
 	}
 	flags := addPlaces(cmd)
-	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
-		t, err := config.LoadTool(a.sources(flags))
-		if err != nil {
-			return err
-		}
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		b, kept, err := stoppedServer(t).Restore(args[0])
 		if err != nil {
 			return forRoot(err)
@@ -101,16 +93,13 @@ backup, and says whether all of it is what was written. Nothing is changed.`,
 	}
 	flags := addPlaces(cmd)
 	form := addOutput(cmd, "text", "json")
-	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
-		t, err := config.LoadTool(a.sources(flags))
-		if err != nil {
-			return err
-		}
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		path := t.Paths.StoreDir
 		if len(args) > 0 {
 			path = args[0]
 		}
 		var found interface{ text() string }
+		var err error
 		if info, statErr := os.Stat(path); statErr == nil && !info.IsDir() {
 			var b *storefiles.Backup
 			b, err = storefiles.CheckBackup(path)

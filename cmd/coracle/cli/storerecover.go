@@ -25,11 +25,7 @@ nothing. A copy of the store is kept.`,
 	}
 	flags := addPlaces(cmd)
 	yes := cmd.Flags().Bool("yes", false, "Do it")
-	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
-		t, err := config.LoadTool(a.sources(flags))
-		if err != nil {
-			return err
-		}
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		s, out := stoppedServer(t), cmd.OutOrStdout()
 		if !*yes {
 			plan, err := s.PlanRecovery()

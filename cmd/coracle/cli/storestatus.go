@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -62,11 +61,7 @@ wrong.`,
 	}
 	flags := addPlaces(cmd)
 	form := addOutput(cmd, "text", "json")
-	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
-		t, err := config.LoadTool(a.sources(flags))
-		if err != nil {
-			return err
-		}
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		return a.withStore(cmd.Context(), t, func(ctx context.Context, c *clientv3.Client) error {
 			s, err := askStore(ctx, c, t.Paths)
 			if err != nil {
@@ -90,11 +85,7 @@ func (a *App) storeMembersCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "members", Aliases: []string{"member-list"}, Short: "List the servers that hold the store", Args: noArgs}
 	flags := addPlaces(cmd)
 	form := addOutput(cmd, "text", "json")
-	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
-		t, err := config.LoadTool(a.sources(flags))
-		if err != nil {
-			return err
-		}
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		return a.withStore(cmd.Context(), t, func(ctx context.Context, c *clientv3.Client) error {
 			ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 			defer cancel()
@@ -128,11 +119,7 @@ cannot come back with the data that it has: to let the machine join again, move 
 that died are also replaced without this command once a new one has joined.`,
 	}
 	flags := addPlaces(cmd)
-	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
-		t, err := config.LoadTool(a.sources(flags))
-		if err != nil {
-			return err
-		}
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		return a.withStore(cmd.Context(), t, func(ctx context.Context, c *clientv3.Client) error {
 			ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 			defer cancel()
@@ -309,17 +296,13 @@ func (s *storeStatus) print(w io.Writer, now time.Time) error {
 }
 
 func printMembers(w io.Writer, members []storeMember) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "SERVER\tID\tROLE\tADDRESS\t")
+	rows := [][]string{}
 	for _, m := range members {
 		note := ""
 		if m.Self {
 			note = "this server"
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\n", m.Name, m.ID, m.Role, m.Address, note)
+		rows = append(rows, []string{m.Name, m.ID, m.Role, m.Address, note})
 	}
-	if err := tw.Flush(); err != nil {
-		return fmt.Errorf("printing: %w", err)
-	}
-	return nil
+	return printTable(w, []string{"SERVER", "ID", "ROLE", "ADDRESS", ""}, rows)
 }

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -44,11 +43,7 @@ func (a *App) tokenPrintCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "print", Short: "Print the token for adding nodes or, with --server, the one for adding servers", Args: noArgs}
 	flags := addPlaces(cmd)
 	server := cmd.Flags().Bool("server", false, "Print the token that may add servers: whoever has it can read every secret of the cluster")
-	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
-		t, err := config.LoadTool(a.sources(flags))
-		if err != nil {
-			return err
-		}
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		path := t.Paths.AgentTokenFile
 		if *server {
 			path = t.Paths.TokenFile
@@ -70,11 +65,7 @@ func (a *App) tokenCreateCommand() *cobra.Command {
 	flags := addPlaces(cmd)
 	ttl := cmd.Flags().Duration("ttl", defaultTTL, "How long it works; 0 for ever")
 	description := cmd.Flags().String("description", "", "What it is for")
-	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
-		t, err := config.LoadTool(a.sources(flags))
-		if err != nil {
-			return err
-		}
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		// The hash of the cluster's authority is in the tokens that the server made.
 		own, err := readToken(t.Paths.AgentTokenFile)
 		if err != nil {
@@ -108,11 +99,7 @@ func (a *App) tokenListCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "list", Short: "List the tokens that expire", Args: noArgs}
 	flags := addPlaces(cmd)
 	form := addOutput(cmd, "text", "json")
-	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
-		t, err := config.LoadTool(a.sources(flags))
-		if err != nil {
-			return err
-		}
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
 			found, err := token.List(ctx, c)
 			if err != nil {
@@ -125,12 +112,11 @@ func (a *App) tokenListCommand() *cobra.Command {
 			if form.value == "json" {
 				return printJSON(cmd.OutOrStdout(), out)
 			}
-			tw := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(tw, "ID\tWORKS FOR\tDESCRIPTION")
+			rows := [][]string{}
 			for _, b := range out {
-				fmt.Fprintf(tw, "%s\t%s\t%s\n", b.ID, worksFor(b, now), b.Description)
+				rows = append(rows, []string{b.ID, worksFor(b, now), b.Description})
 			}
-			return tw.Flush()
+			return printTable(cmd.OutOrStdout(), []string{"ID", "WORKS FOR", "DESCRIPTION"}, rows)
 		})
 	})
 	return cmd
@@ -149,11 +135,7 @@ func worksFor(t listedToken, now time.Time) string {
 func (a *App) tokenDeleteCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "delete ID...", Short: "End tokens at once", Args: cobra.MinimumNArgs(1)}
 	flags := addPlaces(cmd)
-	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
-		t, err := config.LoadTool(a.sources(flags))
-		if err != nil {
-			return err
-		}
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
 			for _, id := range args {
 				if err := token.Delete(ctx, c, id); err != nil {

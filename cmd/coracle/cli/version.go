@@ -3,7 +3,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -46,13 +45,4 @@ func printVersion(w io.Writer, v version.Info) {
 	for _, name := range slices.Sorted(maps.Keys(v.Parts)) {
 		line(name, v.Parts[name])
 	}
-}
-
-func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	if err := enc.Encode(v); err != nil {
-		return fmt.Errorf("printing: %w", err)
-	}
-	return nil
 }
