@@ -274,7 +274,7 @@ TasksMax=infinity
 LimitNOFILE=1048576
 LimitNPROC=infinity
 LimitCORE=infinity
-# A large store may take its time to be read; systemd shall not give up on it.
+# A large store takes time to be read; systemd must not give up meanwhile.
 TimeoutStartSec=0
 TimeoutStopSec=90
 Restart=always

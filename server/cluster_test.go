@@ -76,7 +76,7 @@ func TestCluster(t *testing.T) {
 		t.Errorf("the second start left\n%s\nand the first had\n%s", got, manifests)
 	}
 	if _, err := c.kube.CoreV1().Secrets("default").Get(t.Context(), "treasure", metav1.GetOptions{}); err != nil {
-		t.Errorf("a Secret of before the restart: %v", err)
+		t.Errorf("a Secret from before the restart: %v", err)
 	}
 	svc, err := c.kube.CoreV1().Services("kube-system").Get(t.Context(), "kube-dns", metav1.GetOptions{})
 	if err != nil || svc.ResourceVersion != versions["kube-dns"] {

@@ -94,7 +94,7 @@ func (a args) apply(s *options.KubeletServer) error {
 		return err
 	}
 
-	// Upstream's map flags forget what was there; these two shall add to it, and gates be merged.
+	// Upstream's map flags forget what was there; these two add to it, and gates are merged.
 	for k, v := range gates {
 		if _, set := s.FeatureGates[k]; !set {
 			s.FeatureGates[k] = v

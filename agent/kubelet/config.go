@@ -138,7 +138,7 @@ func configuration(o Options, file, dropIns string) (*kubeletconfig.KubeletConfi
 		if err := checkHead(patch, base.TypeMeta); err != nil {
 			return nil, fmt.Errorf("configuration file %s: %w", path, err)
 		}
-		if _, err := decode(data); err != nil { // by itself: a mistake in it shall not be blamed on the merged whole
+		if _, err := decode(data); err != nil { // by itself, so that a mistake in it is not reported as one of the merged whole
 			return nil, fmt.Errorf("configuration file %s: %w", path, err)
 		}
 		if merged, err = jsonpatch.MergePatch(merged, patch); err != nil {

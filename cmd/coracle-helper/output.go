@@ -114,7 +114,7 @@ func (s *outputService) task(id, execID string) *containerTask {
 	return s.tasks[id]
 }
 
-// attach starts a pipe for one stream and returns what upstream shall write to. Whatever is not a FIFO (nothing, a file,
+// attach starts a pipe for one stream and returns what upstream has to write to. Whatever is not a FIFO (nothing, a file,
 // a logging program) and whatever fails stays as it was: a container without a drain is better than none.
 func (t *containerTask) attach(ctx context.Context, bundle, name, target string) string {
 	if target == "" || strings.Contains(target, "://") {

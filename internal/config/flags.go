@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Flags are the values that one command's flags were given. [Flags.Register] fills it while pflag parses.
+// Flags are the values that one command's flags were given. [Register] fills it while pflag parses.
 type Flags struct {
 	given values
 }
@@ -93,7 +93,7 @@ func ExplainFlagError(err error, fs *pflag.FlagSet) error {
 	}
 	name := unknown.GetSpecifiedName()
 	if shorts := unknown.GetSpecifiedShortnames(); shorts != "" {
-		// "-data-dir" with one dash reads as a heap of short flags.
+		// "-data-dir" with one dash reads as several short flags.
 		if fs.Lookup(name) == nil && len(shorts) > 1 {
 			if fl := fs.Lookup(strings.SplitN(shorts, "=", 2)[0]); fl != nil {
 				return Problems{"unknown flag -" + shorts + "; did you mean --" + shorts + "?"}

@@ -9,7 +9,6 @@ const (
 	DefaultRunDir         = "/run/coracle"
 	DefaultKubeconfig     = "/etc/coracle/coracle.yaml"
 	DefaultRegistriesFile = "/etc/coracle/registries.yaml"
-	DefaultHTTPSPort      = 6443
 )
 
 const (

@@ -77,11 +77,6 @@ func (l *Log) Close() error {
 	return l.file.Close()
 }
 
-// Libraries is a logger for libraries that take one: quieter than our own.
-func (l *Log) Libraries(component string) *slog.Logger {
-	return slog.New(l.libraries).With(ComponentKey, component)
-}
-
 // ClaimKlog leads klog's messages to this log. Whoever starts something that redirects klog for its own ends, as
 // CoreDNS' kubernetes plugin does, calls it again afterwards.
 func (l *Log) ClaimKlog() {

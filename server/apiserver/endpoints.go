@@ -28,7 +28,7 @@ import (
 // with the servers; the comparison reads two objects and writes nothing when they are right.
 const endpointInterval = 10 * time.Second
 
-// Clients of before EndpointSlices read Endpoints, and upstream keeps both too.
+// Clients older than EndpointSlices read Endpoints; upstream keeps both too.
 type (
 	coreEndpoints  = corev1.Endpoints      //nolint:staticcheck // see above
 	endpointSubset = corev1.EndpointSubset //nolint:staticcheck // see above

@@ -23,14 +23,14 @@ func (m *Manifests) prune(ctx context.Context, found map[string]source) bool {
 	all := true
 	for _, name := range slices.Sorted(maps.Keys(m.records)) {
 		r := m.records[name]
-		_, there := found[name]
+		_, exists := found[name]
 		f := m.files[name]
 		switch {
 		case ctx.Err() != nil:
 			return false
-		case !there && r.server != m.o.ServerID:
+		case !exists && r.server != m.o.ServerID:
 			// Another server's folder had it; this one's word about it means nothing.
-		case !there:
+		case !exists:
 			all = m.pruneRecord(ctx, r, nil, wanted) && all
 		case f != nil && f.objects != nil && f.settled:
 			all = m.pruneRecord(ctx, r, refs(f.objects), wanted) && all
@@ -44,8 +44,8 @@ func (m *Manifests) wanted(found map[string]source) map[ref]bool {
 	wanted := map[ref]bool{}
 	for name, r := range m.records {
 		f, s := m.files[name], found[name]
-		_, there := found[name]
-		if (there && (s.skip || f == nil || f.objects == nil)) || (!there && r.server != m.o.ServerID) {
+		_, exists := found[name]
+		if (exists && (s.skip || f == nil || f.objects == nil)) || (!exists && r.server != m.o.ServerID) {
 			for _, o := range r.objects {
 				wanted[o.key()] = true
 			}

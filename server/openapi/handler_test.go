@@ -148,8 +148,8 @@ func TestIndex(t *testing.T) {
 	urls := w.index(t)
 	for name, want := range map[string]bool{"api/v1": true, "apis/apps/v1": true, "apis/apps": true, "version": true, "apis/example.com/v1": true,
 		"apis/example.com/v0": false, "apis/policy/v1": false, "logs": false} {
-		if _, there := urls[name]; there != want {
-			t.Errorf("%s: listed %v, want %v", name, there, want)
+		if _, found := urls[name]; found != want {
+			t.Errorf("%s: listed %v, want %v", name, found, want)
 		}
 	}
 	first := w.get("/openapi/v3")
@@ -164,7 +164,7 @@ func TestIndex(t *testing.T) {
 		t.Error("the wrong hash changed")
 	}
 	w.crds[0].Status.Conditions = nil
-	if _, there := w.index(t)["apis/example.com/v1"]; there {
+	if _, found := w.index(t)["apis/example.com/v1"]; found {
 		t.Error("a CRD that is not established is listed")
 	}
 }
@@ -268,8 +268,8 @@ func TestV2(t *testing.T) {
 		t.Errorf("Boat: %q", got)
 	}
 	for path, want := range map[string]bool{"/apis/apps/v1/": true, "/apis/example.com/v1/boats": true, "/apis/policy/v1/": false, "/version/": true} {
-		if _, there := with.Paths.Paths[path]; there != want {
-			t.Errorf("path %s: %v, want %v", path, there, want)
+		if _, found := with.Paths.Paths[path]; found != want {
+			t.Errorf("path %s: %v, want %v", path, found, want)
 		}
 	}
 }
@@ -310,13 +310,13 @@ func TestAggregated(t *testing.T) {
 		t.Errorf("%d %s", rec.Code, rec.Body)
 	}
 	doc := w.v2(t)
-	if _, there := doc.Paths.Paths["/apis/other/v1/"]; there {
+	if _, found := doc.Paths.Paths["/apis/other/v1/"]; found {
 		t.Error("another group's path was taken from the server")
 	}
-	pier, there := doc.Definitions["com.example.Pier"]
+	pier, found := doc.Definitions["com.example.Pier"]
 	metadata := pier.Properties["metadata"]
-	if !there || !strings.HasPrefix(metadata.Ref.String(), "#/definitions/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta_") {
-		t.Errorf("Pier: %v, metadata is %s", there, metadata.Ref.String())
+	if !found || !strings.HasPrefix(metadata.Ref.String(), "#/definitions/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta_") {
+		t.Errorf("Pier: %v, metadata is %s", found, metadata.Ref.String())
 	}
 	if got := doc.Definitions["io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"].Description; got == "an older one" {
 		t.Error("a built-in definition was replaced")
@@ -334,12 +334,12 @@ func TestAggregated(t *testing.T) {
 		t.Error("not asked again after a while")
 	}
 	w.apis[0].Status.Conditions[0].Status = apiregistrationv1.ConditionFalse
-	if _, there := w.index(t)["apis/wharf.example.com/v1"]; there {
+	if _, found := w.index(t)["apis/wharf.example.com/v1"]; found {
 		t.Error("an API that is not available is listed")
 	}
 }
 
-// TestAggregatedWithoutV3 is a server of before OpenAPI v3.
+// TestAggregatedWithoutV3 is a server older than OpenAPI v3.
 func TestAggregatedWithoutV3(t *testing.T) {
 	w := newWorld(t)
 	w.apis = append(w.apis, aggregated())

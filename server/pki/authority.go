@@ -88,8 +88,8 @@ func (p *PKI) loadOrCreateAuthority(s Signer, established bool) (*authority, err
 }
 
 // loadOrCreateKey returns the key in data when it is there, and otherwise makes one and writes it to file.
-func (p *PKI) loadOrCreateKey(file string, data []byte, there bool) (crypto.Signer, error) {
-	if there {
+func (p *PKI) loadOrCreateKey(file string, data []byte, exists bool) (crypto.Signer, error) {
+	if exists {
 		key, err := parseKey(data)
 		if err != nil {
 			return nil, fmt.Errorf("the key in %s cannot be used: %w. Nothing was changed: restore the file from a "+

@@ -131,7 +131,7 @@ func openBackup(path string) (*os.File, error) {
 		return nil, fmt.Errorf("reading the backup: %w", err)
 	}
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, errors.Join(fmt.Errorf("%s is no file, hence no backup. Nothing was changed", path), err, f.Close())
+		return nil, errors.Join(fmt.Errorf("%s is not a file, so it is no backup. Nothing was changed", path), err, f.Close())
 	}
 	return f, nil
 }

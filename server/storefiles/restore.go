@@ -67,7 +67,7 @@ func (s *Server) cluster() (string, error) {
 	return token.Hash(keys.Root()), nil
 }
 
-// Restore puts a backup in the place of the store, which becomes one of a cluster of one server. The store of before is
+// Restore puts a backup in the place of the store, which becomes one of a cluster of one server. The earlier store is
 // kept under the name that it returns, empty if there was none.
 func (s *Server) Restore(backup string) (b *Backup, kept string, err error) {
 	dir, err := s.take()
@@ -127,10 +127,10 @@ func replace(dir, made, keep string) (kept string, err error) {
 		return "", errors.Join(fmt.Errorf("replacing %s: %w. Nothing was changed", dir, err), os.RemoveAll(made))
 	}
 	if err := os.Rename(dir, keep); err != nil {
-		return "", errors.Join(fmt.Errorf("keeping the store of before: %w. Nothing was changed", err), os.RemoveAll(made))
+		return "", errors.Join(fmt.Errorf("keeping the earlier store: %w. Nothing was changed", err), os.RemoveAll(made))
 	}
 	if err := os.Rename(made, dir); err != nil {
-		return keep, fmt.Errorf("replacing the store: %w. Now rename %s to %s to have the store of before back", err, keep, dir)
+		return keep, fmt.Errorf("replacing the store: %w. Now rename %s to %s to have the earlier store back", err, keep, dir)
 	}
 	return keep, atomicfile.SyncDir(filepath.Dir(dir))
 }

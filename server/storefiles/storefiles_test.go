@@ -106,7 +106,7 @@ func TestReplaceKeepsBoth(t *testing.T) {
 	}
 	folder("made", "1")
 	if kept, err := replace(at("store"), at("made"), at("kept")); err != nil || kept != "" {
-		t.Fatalf("without a store of before: %q, %v", kept, err)
+		t.Fatalf("without an earlier store: %q, %v", kept, err)
 	}
 	folder("made", "2")
 	if kept, err := replace(at("store"), at("made"), at("kept")); err != nil || kept != at("kept") {

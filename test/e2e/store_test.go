@@ -63,7 +63,7 @@ func TestStoreBackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	says(t, must("verify"), "is whole")
-	says(t, must("restore", backup), "Restored", "The store of before is kept in "+filepath.Join(s.DataDir, "server", "store.before-"))
+	says(t, must("restore", backup), "Restored", "The earlier store is kept in "+filepath.Join(s.DataDir, "server", "store.before-"))
 	s.Start()
 	awaitAPI(t, s)
 

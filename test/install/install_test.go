@@ -124,7 +124,7 @@ func (h *host) awaitAnswer() {
 }
 
 // ask asks the workload by its node port, and gives up soon: a connection that was tried while the Service still knew
-// the pod of before stays with that pod's address for good. (Debian's static busybox crashes on its own time-out.)
+// the earlier pod stays with that pod's address for ever. (Debian's static busybox crashes on its own time-out.)
 func (h *host) ask() error {
 	_, err := h.run("timeout", "3", "busybox", "wget", "-qO-", "http://10.77.0.2:30080/index.html")
 	return err

@@ -60,7 +60,7 @@ func (a *App) storeRestoreCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "restore FILE", Short: "Put a backup in the place of the store; the server has to be stopped", Args: cobra.ExactArgs(1),
 		Long: `Checks the backup, and puts it in the place of the store of this machine's server, which has to be stopped. Nothing is
-deleted: the store of before is kept beside it under another name. Afterwards the store is that of a cluster with one
+deleted: the earlier store is kept beside it under another name. Afterwards the store is that of a cluster with one
 server; other servers join it anew.`,
 	}
 	flags := addPlaces(cmd)
@@ -72,7 +72,7 @@ server; other servers join it anew.`,
 		out := cmd.OutOrStdout()
 		fmt.Fprintf(out, "Restored %s: %d keys, revision %d.\n", args[0], b.Keys, b.Revision)
 		if kept != "" {
-			fmt.Fprintf(out, "The store of before is kept in %s.\nRemove it when the cluster is well, or rename it back to undo this.\n", kept)
+			fmt.Fprintf(out, "The earlier store is kept in %s.\nRemove it when the cluster is well, or rename it back to undo this.\n", kept)
 		}
 		fmt.Fprintf(out, `
 Now:
