@@ -3,8 +3,8 @@
 // Package upstream makes the API server libraries use our store: every place
 // in them that would connect to etcd gets a client of the store instead.
 //
-// It owns the one patch of a foreign variable in this project, and nothing
-// else. It never opens or closes a store.
+// It owns that one variable of theirs, and nothing else: docs/architecture.md lists
+// all that this project sets. It never opens or closes a store.
 package upstream
 
 import (

@@ -141,6 +141,9 @@ func keepNodeRestriction(s *kubeoptions.ServerRunOptions) {
 // CheckArgs finds mistakes in kube-apiserver flags, each NAME=VALUE, without starting anything: names that upstream does
 // not have, values that it cannot read, unknown feature gates, and flags that are not an operator's to set here.
 func CheckArgs(args []string) error {
+	if len(args) == 0 {
+		return nil // making upstream's options takes a while
+	}
 	s := kubeoptions.NewServerRunOptions()
 	// A registry of its own: what is set in the process-wide one counts for the whole process.
 	s.GenericServerRunOptions.ComponentGlobalsRegistry = basecompatibility.NewComponentGlobalsRegistry()
