@@ -19,8 +19,9 @@ const (
 	callWrite  = "write"  // to the leader: an entry → applied index, results
 	callRead   = "read"   // to the leader: the asker's term → read index
 	callTerm   = "term"   // → the server's term, its raft id
-	callRenew  = "renew"  // to the leader: leaseCall → leaseAnswer
-	callLease  = "lease"  // to the leader: leaseCall → leaseAnswer
+	callRenew  = "renew"  // to the leader: leaseCall → etcdapi.Lease
+	callLease  = "lease"  // to the leader: leaseCall → etcdapi.Lease
+	callLeases = "leases" // to the leader: → lease ids, by expiry
 	callInfo   = "info"   // → infoAnswer
 	callJoin   = "join"   // to the leader: joinCall
 	callRemove = "remove" // to the leader: removeCall
@@ -55,6 +56,8 @@ func (s *Store) serveCall(ctx context.Context, from, method string, body []byte)
 		return serveJSON(ctx, body, s.renewHere)
 	case callLease:
 		return serveJSON(ctx, body, s.leaseHere)
+	case callLeases:
+		return serveJSON(ctx, body, s.leasesHere)
 	case callInfo:
 		return serveJSON(ctx, body, s.serveInfo)
 	case callJoin:

@@ -10,6 +10,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/client/v3/kubernetes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 	"github.com/coracle-k8s/coracle/raftstore/etcdclient"
@@ -37,8 +39,8 @@ func (s *Store) ServeGRPC(ctx context.Context, l net.Listener) error {
 
 func (s *Store) newAPI() *etcdapi.API {
 	return etcdapi.New(etcdapi.Options{
-		Store: s, Watches: s.watches, Closing: s.ctx, ClusterID: s.clusterID, MemberID: s.memberID,
-		MaxRequestBytes: s.opts.MaxRequestBytes, MaxTxnOps: s.opts.MaxTxnOps, Counters: s.opts.Counters,
+		Store: s, Watches: s.watches, Closing: s.ctx, Ready: s.ready, ClusterID: s.clusterID, MemberID: s.memberID,
+		MaxRequestBytes: s.opts.MaxRequestBytes, MaxTxnOps: s.opts.MaxTxnOps, Counters: s.opts.Counters, RequestTimeout: s.opts.RequestTimeout,
 	})
 }
 
@@ -51,10 +53,12 @@ func (s *Store) Term() uint64 { return s.raft.CurrentTerm() }
 // EtcdStatus describes this server as etcd's API does.
 func (s *Store) EtcdStatus() etcdapi.Status {
 	out := etcdapi.Status{
-		LastIndex: s.raft.LastIndex(), Applied: s.raft.AppliedIndex(), Quota: s.opts.QuotaBytes,
+		Committed: s.raft.CommitIndex(), Applied: s.raft.AppliedIndex(), Quota: s.opts.QuotaBytes,
 	}
 	if lead, _ := s.leader.get(); lead.known() {
 		out.Leader = memberID(string(lead.ID))
+	} else {
+		out.Refusing = append(out.Refusing, rpctypes.ErrNoLeader.Error())
 	}
 	for _, m := range s.Members() {
 		out.Learner = out.Learner || m.Self && !m.Voter
@@ -95,8 +99,16 @@ func (s *Store) MoveLeader(ctx context.Context, id uint64) error {
 	if lead, _ := s.lead.get(); !lead.Leader {
 		return rpctypes.ErrGRPCNotLeader
 	}
-	return proposeErrorOrNil(s.transferTo(ctx, id))
+	if id == s.memberID {
+		return nil
+	}
+	err := s.transferTo(ctx, id)
+	if status.Code(err) == codes.NotFound {
+		return rpctypes.ErrGRPCBadLeaderTransferee
+	}
+	return proposeErrorOrNil(err)
 }
 
-// WithoutLeader ends once there has been no leader for long.
-func (s *Store) WithoutLeader() context.Context { return s.leader.withoutLeader() }
+// LeaderPresence says whether a leader is known now. The context ends when there
+// has been none for long.
+func (s *Store) LeaderPresence() (known bool, present context.Context) { return s.leader.presence() }

@@ -35,36 +35,37 @@ type leaderBoard struct {
 	now     leader
 	changes uint64
 	changed chan struct{} // closed and replaced at each change
-	// lonely ends when there has been no leader for lonelyAfter, and is
+	// present ends when there has been no leader for leaderlessAfter, and is
 	// replaced when there is one.
-	lonely   context.Context
-	desolate context.CancelFunc
+	present    context.Context
+	endPresent context.CancelFunc
 }
 
-// lonelyAfter is how long there may be no leader before watches that require
+// leaderlessAfter is how long there may be no leader before streams that require
 // one end. etcd waits three of its election timeouts, 3 s.
-const lonelyAfter = 3 * time.Second
+const leaderlessAfter = 3 * time.Second
 
 func newLeaderBoard() *leaderBoard {
 	b := &leaderBoard{changed: make(chan struct{})}
-	b.lonely, b.desolate = context.WithCancel(context.Background())
+	b.present, b.endPresent = context.WithCancel(context.Background())
 	return b
 }
 
-// giveUp ends watches that require a leader, if there is still none.
-func (b *leaderBoard) giveUp() {
+// endStreams ends the streams that require a leader, if there is still none.
+func (b *leaderBoard) endStreams() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.now.known() {
-		b.desolate()
+		b.endPresent()
 	}
 }
 
-// withoutLeader ends once there has been no leader for long.
-func (b *leaderBoard) withoutLeader() context.Context {
+// presence says whether a leader is known. The context ends once there has been
+// none for long.
+func (b *leaderBoard) presence() (known bool, present context.Context) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.lonely
+	return b.now.known(), b.present
 }
 
 func (b *leaderBoard) set(now leader) {
@@ -77,8 +78,8 @@ func (b *leaderBoard) set(now leader) {
 		b.changes++
 	}
 	b.now = now
-	if now.known() && b.lonely.Err() != nil {
-		b.lonely, b.desolate = context.WithCancel(context.Background())
+	if now.known() && b.present.Err() != nil {
+		b.present, b.endPresent = context.WithCancel(context.Background())
 	}
 	close(b.changed)
 	b.changed = make(chan struct{})
@@ -164,20 +165,20 @@ func (s *Store) watchLeader(ctx context.Context) {
 	s.raft.RegisterObserver(observer)
 	defer s.raft.DeregisterObserver(observer)
 	_, changed := s.lead.get()
-	patience := time.NewTimer(lonelyAfter)
+	patience := time.NewTimer(leaderlessAfter)
 	defer patience.Stop()
 	for had := false; ; {
 		s.refreshLeader()
 		now, _ := s.leader.get()
 		if had && !now.known() {
-			patience.Reset(lonelyAfter)
+			patience.Reset(leaderlessAfter)
 		}
 		had = now.known()
 		select {
 		case <-ctx.Done():
 			return
 		case <-patience.C:
-			s.leader.giveUp()
+			s.leader.endStreams()
 			if s.peers != nil && !now.known() {
 				s.spawn(func() { s.sayIfRemoved(ctx) })
 			}

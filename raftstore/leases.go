@@ -3,7 +3,10 @@
 package raftstore
 
 import (
+	"cmp"
 	"context"
+	"slices"
+	"time"
 
 	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
@@ -55,6 +58,27 @@ func (s *Store) leaseHere(ctx context.Context, r leaseCall) (etcdapi.Lease, erro
 		answer.Keys = keys
 	}
 	return answer, nil
+}
+
+// LeaseIDs lists the leases, those that expire next first: the leader knows.
+func (s *Store) LeaseIDs(ctx context.Context) ([]int64, error) {
+	return atLeader(ctx, s, callLeases, nothing{}, s.leasesHere)
+}
+
+func (s *Store) leasesHere(ctx context.Context, _ nothing) ([]int64, error) {
+	view, err := s.leading(ctx)
+	if err != nil {
+		return nil, err
+	}
+	leases := view.Leases()
+	left := make(map[int64]time.Duration, len(leases))
+	ids := make([]int64, len(leases))
+	for i, l := range leases {
+		ids[i] = l.ID
+		left[l.ID], _ = s.lessor.remaining(l.ID)
+	}
+	slices.SortFunc(ids, func(a, b int64) int { return cmp.Compare(left[a], left[b]) })
+	return ids, nil
 }
 
 // leading returns the newest view if this server leads for certain.

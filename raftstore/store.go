@@ -71,6 +71,7 @@ type Store struct {
 	cancel  context.CancelFunc
 	tasks   sync.WaitGroup // runLeadership, the hub, every watch
 	once    sync.Once
+	ready   chan struct{} // closed when WaitReady would have returned
 	stopped chan struct{} // closed when raft has ended
 	closed  chan struct{} // closed when nothing runs any more
 	err     error         // of Close; readable then
@@ -112,12 +113,18 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	s.spawn(func() { s.watchLeader(s.ctx) })
 	s.spawn(func() { s.runLeadership(s.ctx) })
 	s.spawn(func() { s.snapshotter.run(s.ctx) })
+	s.spawn(func() {
+		if s.WaitReady(s.ctx) == nil {
+			close(s.ready)
+		}
+	})
 	return s, nil
 }
 
 func newStore(o Options) *Store {
 	s := &Store{
 		opts: o, log: o.Logger, lead: newLeadership(), leader: newLeaderBoard(),
+		ready:     make(chan struct{}),
 		stopped:   make(chan struct{}),
 		closed:    make(chan struct{}),
 		raftLeads: make(chan bool, 16), // raft blocks on it; the reader is rarely late

@@ -5,8 +5,10 @@ package etcdapi
 import (
 	"context"
 	"io"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/status"
 
 	"github.com/coracle-k8s/coracle/raftstore/metrics"
@@ -46,6 +48,8 @@ type Leases interface {
 	// Lease tells about a lease, with the keys that are attached if they are
 	// wanted.
 	Lease(ctx context.Context, id int64, keys bool) (Lease, error)
+	// LeaseIDs lists the leases, those that expire next first.
+	LeaseIDs(ctx context.Context) ([]int64, error)
 }
 
 // Lease is what the leader knows of a lease. Times are in seconds.
@@ -68,18 +72,19 @@ type Cluster interface {
 	RemoveMemberID(ctx context.Context, id uint64) error
 	// MoveLeader makes another voter lead. It is for the leader.
 	MoveLeader(ctx context.Context, id uint64) error
-	// WithoutLeader ends once there has been no leader for long.
-	WithoutLeader() context.Context
+	// LeaderPresence says whether a leader is known now. The context ends when
+	// there has been none for long.
+	LeaderPresence() (known bool, present context.Context)
 }
 
 // Status describes a server.
 type Status struct {
-	LastIndex uint64 // of the log
+	Committed uint64 // index of the last entry that is known to be committed
 	Applied   uint64 // index of the last entry that was applied
 	Leader    uint64 // the leader's member id; 0 if none is known
 	Learner   bool
 	Quota     int64 // bytes
-	// Refusing says in words why writes are refused at present.
+	// Refusing says in words why writes are refused or fail at present.
 	Refusing []string
 	// NoSpace says that they are refused for lack of space, on the disk or
 	// within the quota.
@@ -91,11 +96,16 @@ type Options struct {
 	Store   Store
 	Watches *watch.Hub
 	// Closing ends when the store closes.
-	Closing             context.Context
+	Closing context.Context
+	// Ready is closed once the state has everything that was acknowledged
+	// when this server started. Before, it is an older one.
+	Ready               <-chan struct{}
 	ClusterID, MemberID uint64
 	MaxRequestBytes     int // of one request
 	MaxTxnOps           int // of one transaction
 	Counters            *metrics.Counters
+	// RequestTimeout bounds a request whose context has no deadline.
+	RequestTimeout time.Duration
 }
 
 // API answers etcd's requests.
@@ -109,6 +119,26 @@ func (a *API) Closing() context.Context { return a.o.Closing }
 
 // MaxRequestBytes is the limit of one request.
 func (a *API) MaxRequestBytes() int { return a.o.MaxRequestBytes }
+
+// Ready is closed once this server may be read without asking the leader.
+func (a *API) Ready() <-chan struct{} { return a.o.Ready }
+
+// awaitReady waits until this server may be read without asking the leader.
+func (a *API) awaitReady(ctx context.Context) error {
+	select {
+	case <-a.o.Ready:
+		return nil
+	default:
+	}
+	select {
+	case <-a.o.Ready:
+		return nil
+	case <-ctx.Done():
+		return ContextError(ctx)
+	case <-a.o.Closing.Done():
+		return rpctypes.ErrGRPCStopped
+	}
+}
 
 // Header is the header of an answer about the present.
 func (a *API) Header() *pb.ResponseHeader { return a.headerAt(a.o.Store.View().Revision()) }

@@ -175,7 +175,8 @@ func CheckRangeStream(r *pb.RangeRequest) error {
 	if err := checkRange(r); err != nil {
 		return err
 	}
-	if r.SortOrder == pb.RangeRequest_DESCEND || r.SortTarget != pb.RangeRequest_KEY {
+	byKey := r.SortOrder == pb.RangeRequest_ASCEND && r.SortTarget == pb.RangeRequest_KEY
+	if r.SortOrder != pb.RangeRequest_NONE && !byKey {
 		return status.Error(codes.Unimplemented, "raftstore: a sorted range cannot be streamed")
 	}
 	if r.MinModRevision != 0 || r.MaxModRevision != 0 || r.MinCreateRevision != 0 || r.MaxCreateRevision != 0 {

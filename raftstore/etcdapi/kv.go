@@ -11,12 +11,23 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// view is what a read reads.
+// view is what a read reads. A serializable one asks nobody, but sees at least
+// what was acknowledged before this server started.
 func (a *API) view(ctx context.Context, serializable bool) (*mvcc.View, error) {
-	if serializable {
-		return a.o.Store.View(), nil
+	if !serializable {
+		return a.o.Store.Linearizable(ctx)
 	}
-	return a.o.Store.Linearizable(ctx)
+	select {
+	case <-a.o.Ready:
+		return a.o.Store.View(), nil
+	default:
+	}
+	ctx, cancel := context.WithTimeout(ctx, a.o.RequestTimeout)
+	defer cancel()
+	if err := a.awaitReady(ctx); err != nil {
+		return nil, err
+	}
+	return a.o.Store.View(), nil
 }
 
 // Range serves etcd's KV.Range. Keys and values in the answer are the store's
@@ -54,7 +65,8 @@ func (a *API) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.De
 	return answer[*pb.DeleteRangeResponse](ctx, a, r)
 }
 
-// Txn serves etcd's KV.Txn. One that cannot write is answered like a range.
+// Txn serves etcd's KV.Txn. One that cannot write is answered like a range, and
+// asks nobody if all its reads are serializable.
 func (a *API) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	if err := a.checkTxn(r); err != nil {
 		return nil, err
@@ -62,7 +74,7 @@ func (a *API) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error
 	if !mvcc.ReadOnly(r) {
 		return answer[*pb.TxnResponse](ctx, a, r)
 	}
-	view, err := a.view(ctx, false)
+	view, err := a.view(ctx, serializable(r) > 0)
 	if err != nil {
 		return nil, err
 	}
@@ -78,6 +90,27 @@ func (a *API) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error
 // unreachable when it returns.
 func (a *API) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
 	return answer[*pb.CompactionResponse](ctx, a, r)
+}
+
+// serializable says how many reads a read-only transaction has, if it has
+// serializable ones only; otherwise -1.
+func serializable(r *pb.TxnRequest) int {
+	reads := 0
+	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
+		for _, op := range ops {
+			n := -1
+			if t := op.GetRequestTxn(); t != nil {
+				n = serializable(t)
+			} else if op.GetRequestRange().GetSerializable() {
+				n = 1
+			}
+			if n < 0 {
+				return -1
+			}
+			reads += n
+		}
+	}
+	return reads
 }
 
 type headed interface{ GetHeader() *pb.ResponseHeader }

@@ -42,11 +42,14 @@ func (a *API) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.Le
 // KeepAlive answers one message of etcd's keep-alive stream. A lease that does
 // not exist gets a TTL of 0.
 func (a *API) KeepAlive(ctx context.Context, r *pb.LeaseKeepAliveRequest) (*pb.LeaseKeepAliveResponse, error) {
+	// The revision is that of before, as etcd's: a lease that was kept alive is
+	// not one that was revoked at an earlier revision than the answer tells.
+	header := a.Header()
 	lease, err := a.o.Store.RenewLease(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
-	return &pb.LeaseKeepAliveResponse{Header: a.Header(), ID: r.ID, TTL: lease.Granted}, nil
+	return &pb.LeaseKeepAliveResponse{Header: header, ID: r.ID, TTL: lease.Granted}, nil
 }
 
 // LeaseTimeToLive serves etcd's Lease.LeaseTimeToLive.
@@ -62,15 +65,15 @@ func (a *API) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest)
 	return resp, nil
 }
 
-// LeaseLeases serves etcd's Lease.LeaseLeases.
+// LeaseLeases serves etcd's Lease.LeaseLeases: the next to expire comes first.
 func (a *API) LeaseLeases(ctx context.Context, _ *pb.LeaseLeasesRequest) (*pb.LeaseLeasesResponse, error) {
-	view, err := a.o.Store.Linearizable(ctx)
+	ids, err := a.o.Store.LeaseIDs(ctx)
 	if err != nil {
 		return nil, err
 	}
 	resp := &pb.LeaseLeasesResponse{Header: a.Header()}
-	for _, l := range view.Leases() {
-		resp.Leases = append(resp.Leases, &pb.LeaseStatus{ID: l.ID})
+	for _, id := range ids {
+		resp.Leases = append(resp.Leases, &pb.LeaseStatus{ID: id})
 	}
 	return resp, nil
 }

@@ -4,11 +4,12 @@ package etcdapi
 
 import (
 	"context"
-	"errors"
 	"io"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // Status serves etcd's Maintenance.Status.
@@ -18,7 +19,7 @@ func (a *API) Status() *pb.StatusResponse {
 	return &pb.StatusResponse{
 		Header: header, Version: Version, StorageVersion: Version,
 		DbSize: stats.TotalBytes, DbSizeInUse: stats.LiveBytes, DbSizeQuota: st.Quota,
-		RaftIndex: st.LastIndex, RaftAppliedIndex: st.Applied, RaftTerm: header.RaftTerm,
+		RaftIndex: st.Committed, RaftAppliedIndex: st.Applied, RaftTerm: header.RaftTerm,
 		Leader: st.Leader, IsLearner: st.Learner, Errors: st.Refusing,
 	}
 }
@@ -41,15 +42,23 @@ func (a *API) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVRespon
 	return &pb.HashKVResponse{Header: a.Header(), Hash: hash, CompactRevision: view.Compacted(), HashRevision: rev}, nil
 }
 
-// Alarm serves etcd's Maintenance.Alarm: it lists the one alarm that there is: no space, on the disk or within the
-// quota. Nobody sets or clears it: it follows what is there.
+// Alarm serves etcd's Maintenance.Alarm. There is one alarm: no space, on the
+// disk or within the quota. Nobody sets it, and to clear it fails for as long as
+// it stands: it follows what there is.
 func (a *API) Alarm(r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
-	if r.Action != pb.AlarmRequest_GET {
-		return nil, errors.New("raftstore: the alarm for lack of space follows the disk and the quota and cannot be set or cleared: free some space")
-	}
+	stands := a.o.Store.EtcdStatus().NoSpace && (r.Alarm == pb.AlarmType_NONE || r.Alarm == pb.AlarmType_NOSPACE)
 	resp := &pb.AlarmResponse{Header: a.Header()}
-	if a.o.Store.EtcdStatus().NoSpace && (r.Alarm == pb.AlarmType_NONE || r.Alarm == pb.AlarmType_NOSPACE) {
-		resp.Alarms = []*pb.AlarmMember{{MemberID: a.o.MemberID, Alarm: pb.AlarmType_NOSPACE}}
+	switch r.Action {
+	case pb.AlarmRequest_GET:
+		if stands {
+			resp.Alarms = []*pb.AlarmMember{{MemberID: a.o.MemberID, Alarm: pb.AlarmType_NOSPACE}}
+		}
+	case pb.AlarmRequest_DEACTIVATE:
+		if stands {
+			return nil, rpctypes.ErrGRPCNoSpace
+		}
+	default:
+		return nil, status.Error(codes.Unimplemented, "raftstore: alarms are not set from here: the one for lack of space follows the disk and the quota")
 	}
 	return resp, nil
 }

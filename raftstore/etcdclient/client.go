@@ -5,11 +5,9 @@ package etcdclient
 import (
 	"context"
 	"io"
-	"sync"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/kubernetes"
 	"google.golang.org/grpc"
@@ -39,22 +37,37 @@ type kv struct{ api *etcdapi.API }
 var _ pb.KVClient = kv{}
 
 func (k kv) Range(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOption) (*pb.RangeResponse, error) {
+	if err := leaderIfRequired(ctx, k.api); err != nil {
+		return nil, err
+	}
 	return k.api.Range(ctx, r)
 }
 
 func (k kv) Put(ctx context.Context, r *pb.PutRequest, _ ...grpc.CallOption) (*pb.PutResponse, error) {
+	if err := leaderIfRequired(ctx, k.api); err != nil {
+		return nil, err
+	}
 	return k.api.Put(ctx, r)
 }
 
 func (k kv) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest, _ ...grpc.CallOption) (*pb.DeleteRangeResponse, error) {
+	if err := leaderIfRequired(ctx, k.api); err != nil {
+		return nil, err
+	}
 	return k.api.DeleteRange(ctx, r)
 }
 
 func (k kv) Txn(ctx context.Context, r *pb.TxnRequest, _ ...grpc.CallOption) (*pb.TxnResponse, error) {
+	if err := leaderIfRequired(ctx, k.api); err != nil {
+		return nil, err
+	}
 	return k.api.Txn(ctx, r)
 }
 
 func (k kv) Compact(ctx context.Context, r *pb.CompactionRequest, _ ...grpc.CallOption) (*pb.CompactionResponse, error) {
+	if err := leaderIfRequired(ctx, k.api); err != nil {
+		return nil, err
+	}
 	return k.api.Compact(ctx, r)
 }
 
@@ -64,7 +77,7 @@ func (k kv) RangeStream(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallO
 	if err := etcdapi.CheckRangeStream(r); err != nil {
 		return nil, err
 	}
-	resp, err := k.api.Range(ctx, r)
+	resp, err := k.Range(ctx, r)
 	if err != nil {
 		return &oneChunk{err: err}, nil
 	}
@@ -84,73 +97,4 @@ func (o *oneChunk) Recv() (*pb.RangeStreamResponse, error) {
 		return resp, nil
 	}
 	return nil, o.err
-}
-
-// lease is etcd's Lease client without a connection.
-type lease struct{ api *etcdapi.API }
-
-var _ pb.LeaseClient = lease{}
-
-func (l lease) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest, _ ...grpc.CallOption) (*pb.LeaseGrantResponse, error) {
-	return l.api.LeaseGrant(ctx, r)
-}
-
-func (l lease) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest, _ ...grpc.CallOption) (*pb.LeaseRevokeResponse, error) {
-	return l.api.LeaseRevoke(ctx, r)
-}
-
-func (l lease) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest, _ ...grpc.CallOption) (*pb.LeaseTimeToLiveResponse, error) {
-	return l.api.LeaseTimeToLive(ctx, r)
-}
-
-func (l lease) LeaseLeases(ctx context.Context, r *pb.LeaseLeasesRequest, _ ...grpc.CallOption) (*pb.LeaseLeasesResponse, error) {
-	return l.api.LeaseLeases(ctx, r)
-}
-
-func (l lease) LeaseKeepAlive(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse], error) {
-	ctx, cancel := context.WithCancel(ctx)
-	// One message may wait: the client sends without receiving.
-	return &keepAliveStream{api: l.api, ctx: ctx, cancel: cancel, requests: make(chan *pb.LeaseKeepAliveRequest, 1)}, nil
-}
-
-// keepAliveStream answers each renewal when it is received.
-type keepAliveStream struct {
-	grpc.ClientStream
-	api      *etcdapi.API
-	ctx      context.Context
-	cancel   context.CancelFunc
-	requests chan *pb.LeaseKeepAliveRequest
-	once     sync.Once
-}
-
-func (k *keepAliveStream) Context() context.Context { return k.ctx }
-
-func (k *keepAliveStream) CloseSend() error {
-	k.once.Do(func() { close(k.requests) })
-	return nil
-}
-
-func (k *keepAliveStream) Send(r *pb.LeaseKeepAliveRequest) error {
-	select {
-	case k.requests <- r:
-		return nil
-	case <-k.ctx.Done():
-		return etcdapi.ContextError(k.ctx)
-	case <-k.api.Closing().Done():
-		return rpctypes.ErrGRPCStopped
-	}
-}
-
-func (k *keepAliveStream) Recv() (*pb.LeaseKeepAliveResponse, error) {
-	select {
-	case r, ok := <-k.requests:
-		if !ok {
-			return nil, io.EOF
-		}
-		return k.api.KeepAlive(k.ctx, r)
-	case <-k.ctx.Done():
-		return nil, etcdapi.ContextError(k.ctx)
-	case <-k.api.Closing().Done():
-		return nil, rpctypes.ErrGRPCStopped
-	}
 }

@@ -26,16 +26,20 @@ func (m maintenance) Status(context.Context, string) (*clientv3.StatusResponse, 
 
 func (m maintenance) HashKV(ctx context.Context, _ string, rev int64) (*clientv3.HashKVResponse, error) {
 	resp, err := m.api.HashKV(ctx, &pb.HashKVRequest{Revision: rev})
-	return (*clientv3.HashKVResponse)(resp), err
+	return (*clientv3.HashKVResponse)(resp), clientv3.ContextError(ctx, err)
 }
 
-func (m maintenance) AlarmList(context.Context) (*clientv3.AlarmResponse, error) {
-	resp, err := m.api.Alarm(&pb.AlarmRequest{})
-	return (*clientv3.AlarmResponse)(resp), err
+func (m maintenance) AlarmList(ctx context.Context) (*clientv3.AlarmResponse, error) {
+	return m.alarm(ctx, &pb.AlarmRequest{})
 }
 
-func (m maintenance) AlarmDisarm(context.Context, *clientv3.AlarmMember) (*clientv3.AlarmResponse, error) {
-	return nil, errNoEndpoint
+func (m maintenance) AlarmDisarm(ctx context.Context, a *clientv3.AlarmMember) (*clientv3.AlarmResponse, error) {
+	return m.alarm(ctx, &pb.AlarmRequest{Action: pb.AlarmRequest_DEACTIVATE, MemberID: a.MemberID, Alarm: a.Alarm})
+}
+
+func (m maintenance) alarm(ctx context.Context, r *pb.AlarmRequest) (*clientv3.AlarmResponse, error) {
+	resp, err := m.api.Alarm(r)
+	return (*clientv3.AlarmResponse)(resp), clientv3.ContextError(ctx, err)
 }
 
 func (m maintenance) Defragment(context.Context, string) (*clientv3.DefragmentResponse, error) {

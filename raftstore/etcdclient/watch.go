@@ -48,35 +48,78 @@ func streamKey(ctx context.Context) string {
 	return fmt.Sprintf("%+v", map[string][]string(md))
 }
 
-// Watch follows a key or range. The channel is closed when ctx, the client or
-// the store ends, and after a response with an error.
+// Watch follows a key or range. It returns when the watch has begun. The channel
+// is closed when ctx, the client or the store ends, and after a response with an
+// error.
 func (n *watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
 	op := clientv3.OpWatch(key, opts...)
-	out := make(chan clientv3.WatchResponse)
+	stream := streamKey(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(n.ctx, cancel)
+	release := func() {
+		stop()
+		cancel()
+	}
+	following, created, w := n.begin(ctx, op)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.closed || n.ctx.Err() != nil || ctx.Err() != nil {
-		close(out)
-		return out
+	if w == nil || n.closed {
+		if w != nil {
+			w.Close()
+		}
+		release()
+		return ended(created)
 	}
-	w, created := n.api.Watch(watchRequest(op))
-	if w == nil {
-		refused := make(chan clientv3.WatchResponse, 1)
-		created.Created = false // as etcd's client has it
-		refused <- toClient(created)
-		close(refused)
-		return refused
-	}
-	stream := streamKey(ctx)
 	if n.streams[stream] == nil {
 		n.streams[stream] = make(map[*watch.Watcher]struct{})
 	}
 	n.streams[stream][w] = struct{}{}
+	out := make(chan clientv3.WatchResponse)
 	n.tasks.Go(func() {
 		defer close(out)
+		defer release()
 		defer n.forget(stream, w)
-		n.follow(ctx, w, op, created, out)
+		f := &follower{api: n.api, w: w, ctx: ctx, following: following, out: out}
+		f.run(op.IsCreatedNotify(), created)
 	})
+	return out
+}
+
+// begin starts a watcher. Without one, the response says why, if there is one to
+// hear it. The context that it returns ends with ctx, or when a leader is
+// required and there is none.
+func (n *watcher) begin(ctx context.Context, op clientv3.Op) (following context.Context, _ *pb.WatchResponse, _ *watch.Watcher) {
+	following = ctx
+	if requiresLeader(ctx) {
+		var release func()
+		var err error
+		if following, release, err = n.api.WhileLeader(ctx); err != nil {
+			return nil, n.refusal(ctx, err), nil
+		}
+		context.AfterFunc(ctx, release)
+	}
+	w, created, err := n.api.Watch(following, watchRequest(op))
+	if err != nil {
+		return nil, n.refusal(ctx, err), nil
+	}
+	return following, created, w
+}
+
+func (n *watcher) refusal(ctx context.Context, err error) *pb.WatchResponse {
+	if ctx.Err() != nil {
+		return nil // nobody listens
+	}
+	return n.api.EndWatch(err)
+}
+
+// ended is the channel of a watch that did not begin.
+func ended(why *pb.WatchResponse) clientv3.WatchChan {
+	out := make(chan clientv3.WatchResponse, 1)
+	if why != nil {
+		why.Created = false // as etcd's client has it
+		out <- toClient(why)
+	}
+	close(out)
 	return out
 }
 
@@ -102,36 +145,40 @@ func toClient(r *pb.WatchResponse) clientv3.WatchResponse {
 	}
 }
 
-func (n *watcher) follow(ctx context.Context, w *watch.Watcher, op clientv3.Op, created *pb.WatchResponse, out chan<- clientv3.WatchResponse) {
-	md, _ := metadata.FromOutgoingContext(ctx)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(n.ctx, cancel)()
-	following, release := n.api.RequireLeader(ctx, md)
-	defer release()
-	send := func(r *pb.WatchResponse) bool {
-		select {
-		case out <- toClient(r):
-			return true
-		case <-ctx.Done():
-			return false
-		}
-	}
-	if op.IsCreatedNotify() && !send(created) {
+// follower passes on what one watch finds.
+type follower struct {
+	api       *etcdapi.API
+	w         *watch.Watcher
+	ctx       context.Context
+	following context.Context // ctx, or what ends without a leader
+	out       chan<- clientv3.WatchResponse
+}
+
+func (f *follower) run(notify bool, created *pb.WatchResponse) {
+	if notify && !f.send(created) {
 		return
 	}
 	for {
-		d, err := w.Next(following)
-		if err != nil && etcdapi.NoLeader(following) {
-			send(n.api.EndWatch(rpctypes.ErrGRPCNoLeader))
+		d, err := f.w.Next(f.following)
+		if err != nil && etcdapi.LeaderLost(f.following) {
+			f.send(f.api.EndWatch(rpctypes.ErrGRPCNoLeader))
 		}
 		if err != nil {
 			return
 		}
-		resp := n.api.WatchResponse(d)
-		if !send(resp) || resp.Canceled {
+		resp := f.api.WatchResponse(d)
+		if !f.send(resp) || resp.Canceled {
 			return
 		}
+	}
+}
+
+func (f *follower) send(r *pb.WatchResponse) bool {
+	select {
+	case f.out <- toClient(r):
+		return true
+	case <-f.ctx.Done():
+		return false
 	}
 }
 

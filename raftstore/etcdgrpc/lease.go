@@ -4,8 +4,6 @@ package etcdgrpc
 
 import (
 	"context"
-	"errors"
-	"io"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
@@ -36,25 +34,25 @@ func (l *leaseServer) LeaseLeases(ctx context.Context, r *pb.LeaseLeasesRequest)
 }
 
 func (l *leaseServer) LeaseKeepAlive(stream grpc.BidiStreamingServer[pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse]) error {
+	ctx := stream.Context()
+	requests, failed := receive(stream)
 	for {
-		r, err := stream.Recv()
-		if err != nil {
+		select {
+		case r := <-requests:
+			resp, err := l.api.KeepAlive(ctx, r)
+			if err != nil && ctx.Err() != nil {
+				return etcdapi.StreamError(ctx)
+			}
+			if err != nil {
+				return err
+			}
+			if err := stream.Send(resp); err != nil {
+				return err
+			}
+		case err := <-failed:
 			return endOfStream(err)
-		}
-		resp, err := l.api.KeepAlive(stream.Context(), r)
-		if err != nil {
-			return err
-		}
-		if err := stream.Send(resp); err != nil {
-			return err
+		case <-ctx.Done():
+			return etcdapi.StreamError(ctx)
 		}
 	}
-}
-
-// endOfStream is the error of a handler whose client is gone.
-func endOfStream(err error) error {
-	if errors.Is(err, io.EOF) {
-		return nil
-	}
-	return err
 }

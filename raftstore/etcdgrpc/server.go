@@ -14,6 +14,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -32,7 +34,8 @@ func Serve(ctx context.Context, api *etcdapi.API, l net.Listener) error {
 		grpc.MaxRecvMsgSize(api.MaxRequestBytes()+grpcOverhead),
 		grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.MaxConcurrentStreams(math.MaxUint32),
-		grpc.UnaryInterceptor(fromHeader),
+		grpc.ChainUnaryInterceptor(leaderIfRequired(api), fromHeader),
+		grpc.StreamInterceptor(whileLeaderIfRequired(api)),
 		// As etcd's: clients that ask every ten seconds whether we are still
 		// there are welcome.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
@@ -46,6 +49,7 @@ func Serve(ctx context.Context, api *etcdapi.API, l net.Listener) error {
 	pb.RegisterAuthServer(server, pb.UnimplementedAuthServer{})
 
 	ctx, cancel := context.WithCancel(ctx)
+	defer serveHealth(ctx, api, server)()
 	defer cancel()
 	defer context.AfterFunc(api.Closing(), cancel)()
 	stopped := make(chan struct{})
@@ -61,6 +65,26 @@ func Serve(ctx context.Context, api *etcdapi.API, l net.Listener) error {
 		return fmt.Errorf("raftstore: serve etcd's API on %s: %w", l.Addr(), err)
 	}
 	return nil
+}
+
+// serveHealth offers grpc.health.v1: clients may come once this server has caught
+// up. The function that it returns waits for its goroutine, which ends with ctx.
+func serveHealth(ctx context.Context, api *etcdapi.API, server *grpc.Server) (wait func()) {
+	checks := health.NewServer()
+	checks.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
+	healthpb.RegisterHealthServer(server, checks)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-api.Ready():
+			checks.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+			<-ctx.Done()
+		case <-ctx.Done():
+		}
+		checks.Shutdown()
+	}()
+	return func() { <-done }
 }
 
 func clientURL(a net.Addr) string {

@@ -9,10 +9,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
@@ -29,27 +27,10 @@ type watchServer struct {
 // and each watch has one that sends.
 func (ws *watchServer) Watch(stream grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse]) error {
 	ctx, cancel := context.WithCancel(stream.Context())
-	md, _ := metadata.FromIncomingContext(ctx)
-	ctx, release := ws.api.RequireLeader(ctx, md)
-	defer release()
 	w := &watchStream{api: ws.api, stream: stream, ctx: ctx, watches: make(map[int64]*streamedWatch)}
 	defer w.tasks.Wait()
 	defer cancel()
-	requests, failed := make(chan *pb.WatchRequest), make(chan error, 1)
-	go func() { // ends with the stream, which ends when this function returns
-		for {
-			r, err := stream.Recv()
-			if err != nil {
-				failed <- err
-				return
-			}
-			select {
-			case requests <- r:
-			case <-stream.Context().Done():
-				return
-			}
-		}
-	}()
+	requests, failed := receive(stream)
 	for {
 		var r *pb.WatchRequest
 		var err error
@@ -58,10 +39,7 @@ func (ws *watchServer) Watch(stream grpc.BidiStreamingServer[pb.WatchRequest, pb
 		case err = <-failed:
 			return endOfStream(err)
 		case <-ctx.Done():
-			if etcdapi.NoLeader(ctx) {
-				return rpctypes.ErrGRPCNoLeader
-			}
-			return etcdapi.ContextError(ctx)
+			return etcdapi.StreamError(ctx)
 		}
 		switch u := r.RequestUnion.(type) {
 		case *pb.WatchRequest_CreateRequest:
@@ -110,7 +88,13 @@ func (w *watchStream) create(r *pb.WatchCreateRequest) error {
 	if err != nil {
 		return w.send(w.api.RefuseWatch(err))
 	}
-	watcher, created := w.api.Watch(r)
+	watcher, created, err := w.api.Watch(w.ctx, r)
+	if err != nil && w.ctx.Err() != nil {
+		return etcdapi.StreamError(w.ctx)
+	}
+	if err != nil {
+		return err
+	}
 	if watcher == nil {
 		return w.send(created)
 	}

@@ -5,26 +5,25 @@ package watch
 import "context"
 
 // RunProgress tells watches that asked for it, now and then, how far the store
-// is, until ctx is done. It does nothing while the revision stands still.
+// is, until ctx is done. As etcd's, a watch that has had events since the last
+// time is left out, and one that has not is told, even if the revision stands
+// still: that is how its client knows that it still follows.
 func (h *Hub) RunProgress(ctx context.Context) {
 	ticker := h.clock.NewTicker(h.interval)
 	defer ticker.Stop()
-	var last int64
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C():
 		}
-		now := h.view().Revision()
-		if now == last {
-			continue
-		}
-		last = now
 		h.mu.Lock()
 		for w := range h.reported {
-			w.progress = true
-			w.ring()
+			if w.quiet {
+				w.progress = true
+				w.ring()
+			}
+			w.quiet = true
 		}
 		h.mu.Unlock()
 	}

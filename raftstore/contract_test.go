@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/raftstore/disk"
+)
+
+// A server that was restarted has an old state until raft has told it what is
+// committed. Who asks it meanwhile waits, also for a serializable read; and a
+// watch from now on begins after what was acknowledged before.
+func TestRestartedServerIsNotReadTooEarly(t *testing.T) {
+	for face, connect := range map[string]func(testing.TB, *Store) *clientv3.Client{
+		"native": func(_ testing.TB, s *Store) *clientv3.Client { return s.Client().Client }, "grpc": dial,
+	} {
+		t.Run(face, func(t *testing.T) {
+			ctx, dir := testContext(t), t.TempDir()
+			s := openStore(t, Options{Dir: dir})
+			var last int64
+			for i := range 10 {
+				last = mustPut(ctx, t, s.Client().Client, "/a", fmt.Sprint(i))
+			}
+			if err := s.Close(ctx); err != nil {
+				t.Fatal(err)
+			}
+			faults := &disk.Faults{}
+			faults.DelayFlushes(300 * time.Millisecond) // its vote takes so long
+			s, err := Open(ctx, Options{Dir: dir, NodeID: "one", Logger: testLog("one"), Faults: faults})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := s.Close(context.Background()); err != nil {
+					t.Error(err)
+				}
+			})
+			c := connect(t, s)
+			started := make(chan clientv3.WatchChan)
+			go func() { started <- c.Watch(ctx, "/a", clientv3.WithCreatedNotify()) }()
+			got, err := c.Get(ctx, "/a", clientv3.WithSerializable())
+			if err != nil || got.Header.Revision != last || len(got.Kvs) != 1 || string(got.Kvs[0].Value) != "9" {
+				t.Errorf("%v, %v: revision %d was acknowledged before the restart", got, err, last)
+			}
+			watch := <-started
+			if resp := <-watch; !resp.Created || resp.Header.Revision != last {
+				t.Errorf("the watch began after revision %d, not %d: %+v", resp.Header.Revision, last, resp)
+			}
+			faults.DelayFlushes(0)
+			next := mustPut(ctx, t, c, "/a", "next")
+			if events := collect(ctx, t, watch, 1); events[0].Kv.ModRevision != next {
+				t.Errorf("the watch from now on began with revision %d, %d is new", events[0].Kv.ModRevision, next)
+			}
+		})
+	}
+}
+
+// The same of a follower that is cut off when it comes back.
+func TestScenarioRestartedFollowerIsNotReadTooEarly(t *testing.T) {
+	scenario(t, 1, 3, func(c *cluster) {
+		leader := c.leader()
+		away := c.others(leader)[0]
+		kv := leader.running().Client().KV
+		c.put(c.within(time.Second), leader.name, kv, "k", "old")
+		away.stop()
+		c.put(c.within(time.Second), leader.name, kv, "k", "new")
+		c.isolate(away)
+		away.start()
+		client := away.running().Client()
+		short := c.within(2 * time.Second)
+		if got, err := client.KV.Get(short, "k", clientv3.WithSerializable()); err == nil {
+			t.Errorf("cut off, it served revision %d", got.Header.Revision)
+		}
+		done := make(chan clientv3.WatchChan)
+		go func() { done <- client.Watch(c.ctx, "k") }()
+		c.pass(time.Second)
+		c.net.HealAll()
+		watch := <-done
+		if got, err := client.KV.Get(c.within(time.Minute), "k", clientv3.WithSerializable()); err != nil || len(got.Kvs) != 1 || string(got.Kvs[0].Value) != "new" {
+			t.Errorf("%v, %v", got, err)
+		}
+		c.put(c.within(time.Minute), leader.name, kv, "k", "newest")
+		if events := collect(c.within(time.Minute), t, watch, 1); string(events[0].Kv.Value) != "newest" {
+			t.Errorf("a watch from now on began with %q", events[0].Kv.Value)
+		}
+	})
+}
+
+// Without a leader, clients that require one are refused at once, and their
+// streams end within seconds; what needs none goes on.
+func TestWithoutLeader(t *testing.T) {
+	ctx, stores := testContext(t), openCluster(t, 3)
+	clients := map[string]*clientv3.Client{"native": stores[2].Client().Client, "grpc": dial(t, stores[2])}
+	mustPut(ctx, t, clients["grpc"], "/a", "1")
+	leases, alive := map[string]clientv3.LeaseID{}, map[string]<-chan *clientv3.LeaseKeepAliveResponse{}
+	for face, c := range clients {
+		grant, err := c.Grant(ctx, 600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		leases[face] = grant.ID
+		if alive[face], err = c.KeepAlive(clientv3.WithRequireLeader(ctx), grant.ID); err != nil {
+			t.Fatal(err)
+		}
+		if resp := <-alive[face]; resp == nil {
+			t.Fatal("a lease is not kept alive")
+		}
+	}
+	for _, s := range stores[:2] {
+		if err := s.Close(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(ctx, t, "the leader is missed", func() bool { lead, _ := stores[2].leader.get(); return !lead.known() })
+	for face, c := range clients {
+		t.Run(face, func(t *testing.T) {
+			began := time.Now()
+			if resp := <-c.Watch(clientv3.WithRequireLeader(ctx), "/a"); !errors.Is(resp.Err(), rpctypes.ErrNoLeader) {
+				t.Errorf("a watch that requires a leader: %+v", resp)
+			}
+			if _, err := c.KeepAliveOnce(clientv3.WithRequireLeader(ctx), leases[face]); !errors.Is(err, rpctypes.ErrNoLeader) {
+				t.Errorf("a keep-alive that requires a leader: %v", err)
+			}
+			if took := time.Since(began); took > leaderlessAfter/2 {
+				t.Errorf("that took %v", took)
+			}
+			// The client asks again for some seconds before it gives up.
+			if _, err := c.Get(clientv3.WithRequireLeader(ctx), "/a", clientv3.WithSerializable()); !errors.Is(err, rpctypes.ErrNoLeader) {
+				t.Errorf("a read that requires a leader: %v", err)
+			}
+			txn, err := c.Txn(ctx).If(clientv3.Compare(clientv3.Version("/a"), "=", 1)).
+				Then(clientv3.OpGet("/a", clientv3.WithSerializable())).Else(clientv3.OpGet("/b", clientv3.WithSerializable())).Commit()
+			if err != nil || !txn.Succeeded || len(txn.Responses[0].GetResponseRange().Kvs) != 1 {
+				t.Errorf("a transaction of serializable reads: %v, %v", txn, err)
+			}
+			short, stop := context.WithTimeout(ctx, 200*time.Millisecond)
+			defer stop()
+			if txn, err := c.Txn(short).Then(clientv3.OpGet("/a", clientv3.WithSerializable()), clientv3.OpGet("/a")).Commit(); err == nil {
+				t.Errorf("a transaction with one read that is not serializable: %v", txn)
+			}
+			for {
+				select {
+				case _, open := <-alive[face]:
+					if open {
+						continue
+					}
+				case <-ctx.Done():
+					t.Error("the keep-alive did not end")
+				}
+				break
+			}
+			if took := time.Since(began); took > 2*leaderlessAfter+6*time.Second {
+				t.Errorf("the keep-alive ended after %v", took)
+			}
+		})
+	}
+}
+
+// A leader may be asked to lead; another server is not the one to ask.
+func TestMoveLeader(t *testing.T) {
+	ctx := testContext(t)
+	lone := openStore(t, Options{Dir: t.TempDir()})
+	if _, err := dial(t, lone).MoveLeader(ctx, lone.memberID); err != nil {
+		t.Errorf("the only server to itself: %v", err)
+	}
+	stores := openCluster(t, 3)
+	leader := dial(t, stores[0])
+	if _, err := leader.MoveLeader(ctx, stores[0].memberID); err != nil {
+		t.Errorf("the leader to itself: %v", err)
+	}
+	if !stores[0].Status().Leadership.Leader {
+		t.Error("it leads no longer")
+	}
+	if _, err := leader.MoveLeader(ctx, 99); !errors.Is(err, rpctypes.ErrBadLeaderTransferee) {
+		t.Errorf("to nobody: %v", err)
+	}
+	if _, err := dial(t, stores[1]).MoveLeader(ctx, stores[0].memberID); !errors.Is(err, rpctypes.ErrNotLeader) {
+		t.Errorf("a follower: %v", err)
+	}
+}
+
+// Watches that want progress notifications get them while nothing is written,
+// whatever revision they began at; one that has had an event since the last
+// time does not.
+func TestProgressOfAnIdleStore(t *testing.T) {
+	faces(t, Options{ProgressInterval: 50 * time.Millisecond}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
+		first := mustPut(ctx, t, c, "/x", "1")
+		last := first
+		for range 5 {
+			last = mustPut(ctx, t, c, "/x", "2")
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		for what, watch := range map[string]clientv3.WatchChan{
+			"from now on": c.Watch(ctx, "/quiet", clientv3.WithProgressNotify()),
+			"resumed":     c.Watch(ctx, "/quiet", clientv3.WithProgressNotify(), clientv3.WithRev(first)),
+			"with events": c.Watch(ctx, "/x", clientv3.WithProgressNotify(), clientv3.WithRev(last)),
+		} {
+			for reports := 0; reports < 3; {
+				resp, open := <-watch
+				switch {
+				case !open:
+					t.Fatalf("%s: the watch ended", what)
+				case resp.IsProgressNotify() && resp.Header.Revision != last:
+					t.Fatalf("%s: progress to revision %d, the store is at %d", what, resp.Header.Revision, last)
+				case resp.IsProgressNotify():
+					reports++
+				}
+			}
+		}
+	})
+}
+
+// An order of results is only what is asked for as one.
+func TestRangeStreamOrder(t *testing.T) {
+	faces(t, Options{}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
+		mustPut(ctx, t, c, "/a", "2")
+		mustPut(ctx, t, c, "/b", "1")
+		get := func(target clientv3.SortTarget, order clientv3.SortOrder) (*clientv3.GetResponse, error) {
+			stream, err := c.GetStream(ctx, "/", clientv3.WithPrefix(), clientv3.WithSort(target, order))
+			if err != nil {
+				return nil, err
+			}
+			return clientv3.GetStreamToGetResponse(stream)
+		}
+		for _, target := range []clientv3.SortTarget{clientv3.SortByKey, clientv3.SortByVersion, clientv3.SortByModRevision} {
+			if got, err := get(target, clientv3.SortNone); err != nil || len(got.Kvs) != 2 {
+				t.Errorf("no order by %v: %v, %v", target, got, err)
+			}
+		}
+		if _, err := get(clientv3.SortByVersion, clientv3.SortAscend); status.Code(err) != codes.Unimplemented {
+			t.Errorf("an order: %v", err)
+		}
+	})
+}
+
+// Leases are listed by the time that they have left.
+func TestLeasesByExpiry(t *testing.T) {
+	faces(t, Options{}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
+		for _, ttl := range []int64{500, 100, 300, 200, 400} {
+			if _, err := c.Grant(ctx, ttl); err != nil {
+				t.Fatal(err)
+			}
+		}
+		all, err := c.Leases(ctx)
+		if err != nil || len(all.Leases) < 5 {
+			t.Fatalf("%v, %v", all, err)
+		}
+		var left []int64
+		for _, l := range all.Leases {
+			info, err := c.TimeToLive(ctx, l.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			left = append(left, info.GrantedTTL)
+		}
+		if !slices.IsSorted(left) {
+			t.Errorf("leases of %v seconds, granted one after the other, come in this order", left)
+		}
+	})
+}
+
+// Nobody sets the alarm for lack of space: it follows what there is.
+func TestAlarm(t *testing.T) {
+	ctx := testContext(t)
+	s := openStore(t, Options{Dir: t.TempDir(), QuotaBytes: 1 << 20})
+	for face, c := range map[string]*clientv3.Client{"native": s.Client().Client, "grpc": dial(t, s)} {
+		if resp, err := c.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: s.memberID, Alarm: pb.AlarmType_NOSPACE}); err != nil || len(resp.Alarms) != 0 {
+			t.Errorf("%s: disarm what does not stand: %v, %v", face, resp, err)
+		}
+	}
+	c := dial(t, s)
+	alarm := pb.NewMaintenanceClient(c.ActiveConnection())
+	_, err := alarm.Alarm(ctx, &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_NOSPACE})
+	if status.Code(err) != codes.Unimplemented {
+		t.Errorf("set an alarm: %v", err)
+	}
+	for i := 0; ; i++ {
+		if _, err := c.Put(ctx, fmt.Sprint(i), noise(300<<10)); errors.Is(err, rpctypes.ErrNoSpace) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for face, c := range map[string]*clientv3.Client{"native": s.Client().Client, "grpc": c} {
+		list, err := c.AlarmList(ctx)
+		if err != nil || len(list.Alarms) != 1 || list.Alarms[0].Alarm != pb.AlarmType_NOSPACE {
+			t.Errorf("%s: %v, %v", face, list, err)
+		}
+		if _, err := c.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: s.memberID, Alarm: pb.AlarmType_NOSPACE}); !errors.Is(err, rpctypes.ErrNoSpace) {
+			t.Errorf("%s: disarm what stands: %v", face, err)
+		}
+	}
+}
+
+// The gRPC health protocol says whether clients may come.
+func TestHealth(t *testing.T) {
+	ctx := testContext(t)
+	c := healthpb.NewHealthClient(dial(t, openStore(t, Options{Dir: t.TempDir()})).ActiveConnection())
+	resp, err := c.Check(ctx, &healthpb.HealthCheckRequest{})
+	if err != nil || resp.Status != healthpb.HealthCheckResponse_SERVING {
+		t.Errorf("%v, %v", resp, err)
+	}
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package etcdclient
+
+import (
+	"context"
+	"io"
+	"sync"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+
+	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
+)
+
+// lease is etcd's Lease client without a connection.
+type lease struct{ api *etcdapi.API }
+
+var _ pb.LeaseClient = lease{}
+
+func (l lease) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest, _ ...grpc.CallOption) (*pb.LeaseGrantResponse, error) {
+	if err := leaderIfRequired(ctx, l.api); err != nil {
+		return nil, err
+	}
+	return l.api.LeaseGrant(ctx, r)
+}
+
+func (l lease) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest, _ ...grpc.CallOption) (*pb.LeaseRevokeResponse, error) {
+	if err := leaderIfRequired(ctx, l.api); err != nil {
+		return nil, err
+	}
+	return l.api.LeaseRevoke(ctx, r)
+}
+
+func (l lease) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest, _ ...grpc.CallOption) (*pb.LeaseTimeToLiveResponse, error) {
+	if err := leaderIfRequired(ctx, l.api); err != nil {
+		return nil, err
+	}
+	return l.api.LeaseTimeToLive(ctx, r)
+}
+
+func (l lease) LeaseLeases(ctx context.Context, r *pb.LeaseLeasesRequest, _ ...grpc.CallOption) (*pb.LeaseLeasesResponse, error) {
+	if err := leaderIfRequired(ctx, l.api); err != nil {
+		return nil, err
+	}
+	return l.api.LeaseLeases(ctx, r)
+}
+
+func (l lease) LeaseKeepAlive(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse], error) {
+	// One message may wait: the client sends without receiving.
+	k := &keepAliveStream{api: l.api, ctx: ctx, requests: make(chan *pb.LeaseKeepAliveRequest, 1)}
+	if requiresLeader(ctx) {
+		following, release, err := l.api.WhileLeader(ctx)
+		if err != nil {
+			k.failed = err // as over a connection, where the stream is made and then fails
+			return k, nil
+		}
+		context.AfterFunc(following, release)
+		k.ctx = following
+	}
+	return k, nil
+}
+
+// keepAliveStream answers each renewal when it is received.
+type keepAliveStream struct {
+	grpc.ClientStream
+	api      *etcdapi.API
+	ctx      context.Context
+	requests chan *pb.LeaseKeepAliveRequest
+	failed   error // from the beginning
+	once     sync.Once
+}
+
+func (k *keepAliveStream) Context() context.Context { return k.ctx }
+
+func (k *keepAliveStream) CloseSend() error {
+	k.once.Do(func() { close(k.requests) })
+	return nil
+}
+
+func (k *keepAliveStream) Send(r *pb.LeaseKeepAliveRequest) error {
+	if k.failed != nil {
+		return k.failed
+	}
+	select {
+	case k.requests <- r:
+		return nil
+	case <-k.ctx.Done():
+		return etcdapi.StreamError(k.ctx)
+	case <-k.api.Closing().Done():
+		return rpctypes.ErrGRPCStopped
+	}
+}
+
+func (k *keepAliveStream) Recv() (*pb.LeaseKeepAliveResponse, error) {
+	if k.failed != nil {
+		return nil, k.failed
+	}
+	select {
+	case r, ok := <-k.requests:
+		if !ok {
+			return nil, io.EOF
+		}
+		resp, err := k.api.KeepAlive(k.ctx, r)
+		if err != nil && k.ctx.Err() != nil {
+			err = etcdapi.StreamError(k.ctx)
+		}
+		return resp, err
+	case <-k.ctx.Done():
+		return nil, etcdapi.StreamError(k.ctx)
+	case <-k.api.Closing().Done():
+		return nil, rpctypes.ErrGRPCStopped
+	}
+}
