@@ -115,3 +115,47 @@ func TestOverflowAfterCompaction(t *testing.T) {
 		t.Fatalf("%d events", got)
 	}
 }
+
+// TestQueueIsBoundedInBytes writes large values that nobody takes: few of them
+// wait for the watcher, which reads the others from the history, so it misses
+// nothing. Nor is more handed out at once.
+func TestQueueIsBoundedInBytes(t *testing.T) {
+	state := mvcc.New()
+	view := state.Freeze()
+	h := NewHub(Options{View: func() *mvcc.View { return view }})
+	w, _ := h.Watch(&pb.WatchCreateRequest{Key: []byte("a"), PrevKv: true})
+	h.dispatch(view)
+	if d, ok := w.poll(); ok {
+		t.Fatalf("%+v", d)
+	}
+	const each, versions = 300 << 10, 100
+	value := make([]byte, each)
+	for range versions {
+		state.Apply(&pb.PutRequest{Key: []byte("a"), Value: value})
+		view = state.Freeze()
+		h.dispatch(view)
+		if waiting := int64(len(w.queue)) * each; waiting > maxQueuedBytes {
+			t.Fatalf("%d bytes wait", waiting)
+		}
+	}
+	next := view.Revision() - versions + 1
+	for d, ok := w.poll(); ok; d, ok = w.poll() {
+		size := 0
+		for _, e := range d.Events {
+			if e.Kv.ModRevision != next {
+				t.Fatalf("revision %d came instead of %d", e.Kv.ModRevision, next)
+			}
+			next++
+			size += len(e.Kv.Value) + len(e.PrevKv.GetValue())
+		}
+		if size > maxQueuedBytes+2*each {
+			t.Fatalf("%d bytes at once", size)
+		}
+	}
+	if next != view.Revision()+1 {
+		t.Fatalf("it ends before revision %d of %d", next, view.Revision())
+	}
+	if !w.behind && w.bytes != 0 {
+		t.Fatalf("%d bytes are said to wait in an empty queue", w.bytes)
+	}
+}

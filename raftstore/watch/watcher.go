@@ -12,11 +12,14 @@ import (
 )
 
 const (
-	// maxQueued bounds the versions waiting for one watcher. One that is
-	// slower reads the history instead, which exists anyway.
-	maxQueued = 1024
+	// maxQueued and maxQueuedBytes bound the versions waiting for one watcher,
+	// with the previous values that it wants. One that is slower reads the
+	// history instead, which exists anyway. Bytes, because what waits in a queue
+	// stays in memory after it was compacted, and no quota counts it.
+	maxQueued      = 1024
+	maxQueuedBytes = 4 << 20
 	// scanChunk is how many versions a watcher that is behind looks at before
-	// it delivers what it found.
+	// it delivers what it found; it also stops at maxQueuedBytes found.
 	scanChunk = 4096
 )
 
@@ -38,8 +41,9 @@ type Watcher struct {
 	position int64 // next revision to deliver
 	behind   bool
 	queue    []queued
-	progress bool // a report of the position was asked for
-	quiet    bool // no event since the last progress notification was due
+	bytes    int64 // of the queue
+	progress bool  // a report of the position was asked for
+	quiet    bool  // no event since the last progress notification was due
 }
 
 // queued keeps the previous value beside a version, since compaction may cut
@@ -47,6 +51,14 @@ type Watcher struct {
 type queued struct {
 	version *mvcc.Version
 	prev    *mvccpb.KeyValue
+}
+
+// size is about how many bytes it keeps in memory.
+func (q queued) size() int64 {
+	if q.prev == nil {
+		return q.version.Size()
+	}
+	return q.version.Size() + int64(len(q.prev.Key)+len(q.prev.Value))
 }
 
 // A Delivery is what Next returns: events of whole revisions, in order; or, if
@@ -104,19 +116,25 @@ func (w *Watcher) offer(v *mvcc.Version) {
 	if w.behind || v.Revision() < w.position {
 		return
 	}
-	if len(w.queue) >= maxQueued {
-		w.fallBehind(0)
-		return
-	}
 	if w.filtered(v) {
 		return
 	}
+	q := w.take(v)
+	size := q.size()
+	if n := len(w.queue); n >= maxQueued || n > 0 && w.bytes+size > maxQueuedBytes {
+		w.fallBehind(0)
+		return
+	}
+	w.queue, w.bytes = append(w.queue, q), w.bytes+size
+	w.ring()
+}
+
+func (w *Watcher) take(v *mvcc.Version) queued {
 	q := queued{version: v}
 	if w.prevKV {
 		q.prev = v.Before()
 	}
-	w.queue = append(w.queue, q)
-	w.ring()
+	return q
 }
 
 func (w *Watcher) filtered(v *mvcc.Version) bool {
@@ -132,7 +150,7 @@ func (w *Watcher) fallBehind(from int64) {
 		}
 		w.position = max(w.position, from)
 	}
-	w.behind, w.queue = true, nil
+	w.behind, w.queue, w.bytes = true, nil, 0
 	w.ring()
 }
 
@@ -157,7 +175,7 @@ func (w *Watcher) poll() (Delivery, bool) {
 	h.mu.Lock()
 	if len(w.queue) > 0 {
 		q := w.queue
-		w.queue = nil
+		w.queue, w.bytes = nil, 0
 		w.position = q[len(q)-1].version.Revision() + 1
 		w.quiet = false
 		h.mu.Unlock()
@@ -217,19 +235,17 @@ func (w *Watcher) catchUp() (Delivery, bool) {
 // revision, and says how far it got.
 func (w *Watcher) scan(view *mvcc.View) ([]queued, int64) {
 	var found []queued
+	var size int64
 	history := view.History(w.position)
 	for i, v := range history {
-		if i >= scanChunk && v.Revision() != history[i-1].Revision() {
+		if (i >= scanChunk || size >= maxQueuedBytes) && v.Revision() != history[i-1].Revision() {
 			return found, history[i-1].Revision()
 		}
 		if !mvcc.InRange(v.KV().Key, w.key, w.end) || w.filtered(v) {
 			continue
 		}
-		q := queued{version: v}
-		if w.prevKV {
-			q.prev = v.Before()
-		}
-		found = append(found, q)
+		q := w.take(v)
+		found, size = append(found, q), size+q.size()
 	}
 	return found, view.Revision()
 }
