@@ -5,15 +5,12 @@ package etcdapi
 import (
 	"bytes"
 	"errors"
-	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-
-	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
 // The checks here refuse what etcd's server refuses, before it reaches the log.
@@ -49,18 +46,18 @@ func (a *API) checkTxn(r *pb.TxnRequest) error {
 	if proto.Size(r) > a.o.MaxRequestBytes {
 		return rpctypes.ErrGRPCRequestTooLarge
 	}
-	if err := a.checkTxnOps(r); err != nil {
+	if err := a.checkTxnOps(r, a.o.MaxTxnOps); err != nil {
 		return err
 	}
-	if _, err := touches(r.Success); err != nil {
-		return err
-	}
-	_, err := touches(r.Failure)
-	return err
+	return checkWrites(r)
 }
 
-func (a *API) checkTxnOps(r *pb.TxnRequest) error {
-	if len(r.Compare) > a.o.MaxTxnOps || len(r.Success) > a.o.MaxTxnOps || len(r.Failure) > a.o.MaxTxnOps {
+// checkTxnOps refuses more operations than are left of the bound. As in etcd
+// (server/etcdserver/api/v3rpc/key.go, checkTxnRequest), the longest list of a
+// transaction counts, and those nested in it get what is left.
+func (a *API) checkTxnOps(r *pb.TxnRequest, left int) error {
+	longest := max(len(r.Compare), len(r.Success), len(r.Failure))
+	if longest > left {
 		return rpctypes.ErrGRPCTooManyOps
 	}
 	for _, c := range r.Compare {
@@ -70,7 +67,7 @@ func (a *API) checkTxnOps(r *pb.TxnRequest) error {
 	}
 	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
 		for _, op := range ops {
-			if err := a.checkOp(op); err != nil {
+			if err := a.checkOp(op, left-longest); err != nil {
 				return err
 			}
 		}
@@ -78,7 +75,7 @@ func (a *API) checkTxnOps(r *pb.TxnRequest) error {
 	return nil
 }
 
-func (a *API) checkOp(op *pb.RequestOp) error {
+func (a *API) checkOp(op *pb.RequestOp, left int) error {
 	switch o := op.Request.(type) {
 	case *pb.RequestOp_RequestRange:
 		return checkRange(o.RequestRange)
@@ -90,84 +87,9 @@ func (a *API) checkOp(op *pb.RequestOp) error {
 		}
 		return nil
 	case *pb.RequestOp_RequestTxn:
-		return a.checkTxnOps(o.RequestTxn)
+		return a.checkTxnOps(o.RequestTxn, left)
 	}
 	return rpctypes.ErrGRPCKeyNotFound // etcd's answer to an operation that is none
-}
-
-// touched is what one list of operations writes.
-type touched struct {
-	puts    map[string]bool
-	deletes []*pb.DeleteRangeRequest
-}
-
-// touches refuses a list of operations that may write a key twice. The two
-// branches of a nested transaction exclude each other, so they may write the
-// same keys.
-func touches(ops []*pb.RequestOp) (*touched, error) {
-	t := &touched{puts: make(map[string]bool)}
-	for _, op := range ops {
-		if d := op.GetRequestDeleteRange(); d != nil {
-			t.deletes = append(t.deletes, d)
-		}
-	}
-	for _, op := range ops {
-		txn := op.GetRequestTxn()
-		if txn == nil {
-			continue
-		}
-		yes, err := touches(txn.Success)
-		if err != nil {
-			return nil, err
-		}
-		no, err := touches(txn.Failure)
-		if err != nil {
-			return nil, err
-		}
-		if t.overlaps(yes) || t.overlaps(no) {
-			return nil, rpctypes.ErrGRPCDuplicateKey
-		}
-		t.add(yes)
-		t.add(no)
-	}
-	for _, op := range ops {
-		p := op.GetRequestPut()
-		if p == nil {
-			continue
-		}
-		if t.puts[string(p.Key)] || t.deletesKey(string(p.Key)) {
-			return nil, rpctypes.ErrGRPCDuplicateKey
-		}
-		t.puts[string(p.Key)] = true
-	}
-	return t, nil
-}
-
-func (t *touched) add(o *touched) {
-	for k := range o.puts {
-		t.puts[k] = true
-	}
-	t.deletes = append(t.deletes, o.deletes...)
-}
-
-func (t *touched) overlaps(o *touched) bool {
-	for k := range o.puts {
-		if t.puts[k] || t.deletesKey(k) {
-			return true
-		}
-	}
-	for k := range t.puts {
-		if o.deletesKey(k) {
-			return true
-		}
-	}
-	return false
-}
-
-func (t *touched) deletesKey(key string) bool {
-	return slices.ContainsFunc(t.deletes, func(d *pb.DeleteRangeRequest) bool {
-		return mvcc.InRange([]byte(key), d.Key, d.RangeEnd)
-	})
 }
 
 // CheckRangeStream refuses what etcd's server does not stream.
