@@ -5,6 +5,8 @@ package raftstore
 import (
 	"context"
 	"errors"
+	"strconv"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -14,118 +16,152 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-const (
-	// compactorTick is how often the compactor looks at the history.
-	compactorTick = time.Minute
-	// worthCompacting is how many bytes of history beyond its age are worth a
-	// log entry. Less of it waits, so that an idle store is left alone.
-	worthCompacting = 4 << 20
-	// longestWait is how long history beyond its age is kept at most.
-	longestWait = time.Hour
-)
+// compactKey is written before each compaction by age. It holds the revision
+// that is compacted to, and its own revision, the mark, is what the next
+// compaction goes to. Upstream's API server has this key for the same purpose
+// (k8s.io/apiserver/pkg/storage/etcd3/compact.go), and its watch cache reads it.
+const compactKey = "compact_rev_key"
 
 // compactor drops history by age and by size while this server leads. It works
 // beside other compactors, such as the API server's own: whoever compacts
 // further wins, and the other has nothing to do.
+//
+// By age: every age it writes a mark and compacts to the mark before, if
+// anything was written since the last compaction. So every revision that was
+// there before a mark is gone after one to two times age, also if nothing is
+// written after it: the mark itself moves the revision on. Without a mark the
+// newest revision would stay readable until the next write, and a list that was
+// begun at it could be continued for hours.
+//
+// The marks are in the store, so the next leader goes on with the one that it
+// finds, and a store that was restarted with the one that it had. Both begin the
+// interval again: history goes later than it would have, never earlier.
+//
+// By size: whenever there is more history than allowed, whatever its age.
 type compactor struct {
 	clock   clock.WithTicker
 	age     time.Duration // history younger than this is kept
 	bytes   int64         // unless there is more than this
 	view    func() *mvcc.View
 	compact func(ctx context.Context, rev int64) error
+	// setMark writes compactKey and returns the revision of that.
+	setMark func(ctx context.Context, value string) (rev int64, err error)
 
-	marks []mark // in order; what the revision was when
+	mark   int64         // the newest mark's revision; 0 if there is none
+	wake   chan struct{} // capacity 1: there is too much history
+	wakeAt atomic.Int64  // from how many bytes of history on
 }
 
-type mark struct {
-	at  time.Time
-	rev int64
+func newCompactor(s *Store) *compactor {
+	c := &compactor{
+		clock: s.opts.Clock, age: s.opts.HistoryAge, bytes: s.opts.HistoryBytes,
+		view: s.fsm.view, compact: s.compactTo, setMark: s.markHistory, wake: make(chan struct{}, 1),
+	}
+	c.wakeAt.Store(c.bytes)
+	return c
+}
+
+// published is told of every new view, on every server. It does not block.
+func (c *compactor) published(stats mvcc.Stats) {
+	if stats.HistoryBytes() <= c.wakeAt.Load() {
+		return
+	}
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
 }
 
 // run compacts until ctx is done. A compactor may be run again.
+//
+// Errors of compactions are this server's loss of the leadership or the disk's
+// lack of room. Both are reported elsewhere, and the next round tries again.
 func (c *compactor) run(ctx context.Context) {
-	c.marks = c.marks[:0]
-	ticker := c.clock.NewTicker(compactorTick)
+	c.mark = markOf(c.view())
+	ticker := c.clock.NewTicker(c.age)
 	defer ticker.Stop()
 	for {
-		if to := c.due(c.clock.Now()); to > 0 {
-			// An error here is the leader's loss of its office or the disk's
-			// lack of room. Both are known, and the next tick tries again.
-			_ = c.compact(ctx, to)
-		}
+		_ = c.bySize(ctx)
 		select {
 		case <-ctx.Done():
 			return
+		case <-c.wake:
 		case <-ticker.C():
+			_ = c.byAge(ctx)
 		}
 	}
 }
 
-// due takes a mark and returns the revision to which to compact, or 0.
-func (c *compactor) due(now time.Time) int64 {
-	view := c.view()
-	if n := len(c.marks); n == 0 || c.marks[n-1].rev != view.Revision() {
-		c.marks = append(c.marks, mark{now, view.Revision()})
+// byAge compacts to the mark before, which is old enough, and sets a new one.
+func (c *compactor) byAge(ctx context.Context) error {
+	view, to := c.view(), c.mark
+	if !writtenSince(view, view.Compacted()) {
+		return nil
 	}
-	if to := c.bySize(view); to > 0 {
-		return to
+	mark, err := c.setMark(ctx, strconv.FormatInt(to, 10))
+	if err == nil {
+		c.mark = mark
 	}
-	return c.byAge(view, now)
+	if to > view.Compacted() {
+		err = errors.Join(err, c.compact(ctx, to))
+	}
+	return err
 }
 
-// byAge returns the newest revision that is old enough.
-func (c *compactor) byAge(view *mvcc.View, now time.Time) int64 {
-	old := 0
-	for old < len(c.marks) && now.Sub(c.marks[old].at) >= c.age {
-		old++
+// writtenSince says whether there is anything but marks after a revision.
+func writtenSince(view *mvcc.View, rev int64) bool {
+	for _, v := range view.History(rev + 1) {
+		if string(v.KV().Key) != compactKey {
+			return true
+		}
 	}
-	if old == 0 {
-		return 0
-	}
-	target, since := c.marks[old-1].rev, c.marks[0].at
-	if target <= view.Compacted() {
-		c.marks = c.marks[old-1:]
-		return 0
-	}
-	if now.Sub(since) < c.age+longestWait && historyBytes(view.History(0), target) < worthCompacting {
-		return 0
-	}
-	c.marks = c.marks[old-1:]
-	return target
+	return false
 }
 
-// bySize returns the revision that leaves half of the allowed history, if
-// there is more than allowed.
-func (c *compactor) bySize(view *mvcc.View) int64 {
-	stats := view.Stats()
-	if stats.TotalBytes-stats.LiveBytes <= c.bytes {
-		return 0
+// markOf returns the revision of a view's mark, 0 if it has none.
+func markOf(view *mvcc.View) (rev int64) {
+	view.Walk([]byte(compactKey), nil, view.Revision(), func(v *mvcc.Version) bool {
+		rev = v.Revision()
+		return false
+	})
+	return rev
+}
+
+// bySize leaves half of the allowed history, if there is more than allowed.
+//
+// While a snapshot or a backup is written nothing is freed. There is no use in a
+// compaction at each write then, so the next one waits for a quarter more.
+func (c *compactor) bySize(ctx context.Context) error {
+	for {
+		view := c.view()
+		before := view.Stats().HistoryBytes()
+		if before <= c.bytes {
+			c.wakeAt.Store(c.bytes)
+			return nil
+		}
+		to := c.halfOf(view)
+		if to <= view.Compacted() {
+			c.wakeAt.Store(before + c.bytes/4)
+			return nil
+		}
+		err := c.compact(ctx, to)
+		if after := c.view().Stats().HistoryBytes(); err != nil || after >= before {
+			c.wakeAt.Store(max(c.bytes, after+c.bytes/4))
+			return err
+		}
 	}
+}
+
+// halfOf returns the revision that leaves half of the allowed history.
+func (c *compactor) halfOf(view *mvcc.View) int64 {
 	history := view.History(0)
-	var size int64
-	for i := len(history) - 1; i > 0; i-- {
-		size += history[i].Size()
-		if size > c.bytes/2 {
-			if rev := history[i].Revision(); rev > view.Compacted() {
-				return rev
-			}
-			return 0
+	var kept int64
+	for i := len(history) - 1; i >= 0; i-- {
+		if kept += history[i].HistorySize(); kept > c.bytes/2 {
+			return history[i].Revision()
 		}
 	}
 	return 0
-}
-
-// historyBytes is the size of the versions up to a revision, an upper bound of
-// what compacting to it frees.
-func historyBytes(history []*mvcc.Version, to int64) int64 {
-	var size int64
-	for _, v := range history {
-		if v.Revision() > to || size >= worthCompacting {
-			break
-		}
-		size += v.Size()
-	}
-	return size
 }
 
 // compactTo is how the compactor compacts.
@@ -141,4 +177,14 @@ func (s *Store) compactTo(ctx context.Context, rev int64) error {
 		s.log.Warn("could not compact the store's history; will try again", "revision", rev, "err", err)
 	}
 	return err
+}
+
+// markHistory is how the compactor sets a mark.
+func (s *Store) markHistory(ctx context.Context, value string) (int64, error) {
+	lead, _ := s.lead.get()
+	out, err := s.Write(WithTerm(ctx, lead.Term), &pb.PutRequest{Key: []byte(compactKey), Value: []byte(value)})
+	if err != nil {
+		return 0, err
+	}
+	return out.(*pb.PutResponse).Header.Revision, nil
 }

@@ -4,89 +4,292 @@ package raftstore
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"os"
+	"strconv"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// history is a state that a compactor looks at, and a time that moves.
+// history is a state that a compactor looks at.
 type history struct {
 	*compactor
+	testing.TB
 	state *mvcc.State
-	now   time.Time
 }
 
-func newHistory(age time.Duration, limit int64) *history {
-	h := &history{state: mvcc.New(), now: time.Unix(1e9, 0)}
-	h.compactor = &compactor{age: age, bytes: limit, view: func() *mvcc.View { return h.state.Freeze() }}
+func newHistory(t testing.TB, limit int64) *history {
+	h := &history{TB: t, state: mvcc.New()}
+	h.compactor = &compactor{bytes: limit, wake: make(chan struct{}, 1), view: func() *mvcc.View { return h.state.Freeze() }}
+	h.compactor.compact = func(_ context.Context, rev int64) error {
+		return h.state.Apply(&pb.CompactionRequest{Revision: rev}).Err
+	}
+	h.compactor.setMark = func(_ context.Context, value string) (int64, error) {
+		res := h.state.Apply(&pb.PutRequest{Key: []byte(compactKey), Value: []byte(value)})
+		return h.view().Revision(), res.Err
+	}
+	h.wakeAt.Store(limit)
 	return h
 }
 
-func (h *history) write(n, size int) {
+func (h *history) write(n, size int) (rev int64) {
 	for i := range n {
 		h.state.Apply(&pb.PutRequest{Key: fmt.Appendf(nil, "/%d", i%10), Value: bytes.Repeat([]byte("x"), size)})
 	}
+	return h.view().Revision()
 }
 
-// minutes lets time pass, and returns the revision compacted to, if any.
-func (h *history) minutes(n int) int64 {
-	var last int64
-	for range n {
-		h.now = h.now.Add(time.Minute)
-		if to := h.due(h.now); to > 0 {
-			last = to
-			h.state.Apply(&pb.CompactionRequest{Revision: to})
+// interval lets an interval pass, and returns the revision compacted to.
+func (h *history) interval() int64 {
+	h.Helper()
+	if err := h.byAge(context.Background()); err != nil {
+		h.Error(err)
+	}
+	return h.view().Compacted()
+}
+
+// TestRevisionsExpire: what was the newest revision before an interval's end
+// cannot be read when the next one has ended, though nothing was written since.
+func TestRevisionsExpire(t *testing.T) {
+	h := newHistory(t, 1<<40)
+	for round := range 5 {
+		rev := h.write(1+round*7, 100)
+		if to := h.interval(); to >= rev {
+			t.Fatalf("round %d: compacted to %d, which includes revision %d of just now", round, to, rev)
+		}
+		if to := h.interval(); to <= rev {
+			t.Fatalf("round %d: compacted to %d; revision %d can still be read", round, to, rev)
+		}
+		idle := h.view().Revision()
+		for range 100 {
+			h.interval()
+		}
+		if now := h.view().Revision(); now != idle {
+			t.Errorf("round %d: %d revisions while nothing was written", round, now-idle)
 		}
 	}
-	return last
 }
 
-func TestCompactionByAge(t *testing.T) {
-	h := newHistory(10*time.Minute, 1<<40)
-	h.minutes(1)
-	h.write(1000, 10<<10) // about 10 MB
-	rev := h.state.Freeze().Revision()
-	if to := h.minutes(1); to != 0 {
-		t.Fatalf("compacted to %d at once", to)
-	}
-	h.write(10, 10)
-	if to := h.minutes(8); to != 0 {
-		t.Fatalf("compacted to %d before its time", to)
-	}
-	if to := h.minutes(3); to < rev-1 || to > rev+10 {
-		t.Fatalf("compacted to %d, want about %d", to, rev)
+// TestMarksOutliveTheirLeader: the next leader goes on with the mark that is
+// there, so history that is old enough goes at its first interval.
+func TestMarksOutliveTheirLeader(t *testing.T) {
+	h := newHistory(t, 1<<40)
+	rev := h.write(10, 100)
+	h.interval()
+	next := newHistory(t, 1<<40)
+	next.state = h.state
+	next.mark = markOf(next.view())
+	if to := next.interval(); to <= rev {
+		t.Errorf("compacted to %d; revision %d can still be read", to, rev)
 	}
 }
 
-func TestLittleHistoryWaits(t *testing.T) {
-	h := newHistory(10*time.Minute, 1<<40)
-	h.write(100, 100)
-	h.minutes(1)
-	if to := h.minutes(30); to != 0 {
-		t.Fatalf("compacted to %d for a few kilobytes", to)
+// TestMarksAreRefused: over the quota nothing can be written, but history goes.
+func TestMarksAreRefused(t *testing.T) {
+	h := newHistory(t, 1<<40)
+	rev := h.write(10, 100)
+	h.interval()
+	full := errors.New("full")
+	h.setMark = func(context.Context, string) (int64, error) { return 0, full }
+	if err := h.byAge(context.Background()); !errors.Is(err, full) {
+		t.Errorf("the error of the mark is lost: %v", err)
 	}
-	h.write(1, 100)
-	if to := h.minutes(60); to == 0 {
-		t.Fatal("not compacted after an hour")
-	}
-	// Once compacted, an idle store is left alone.
-	h.minutes(120)
-	if to := h.minutes(600); to != 0 {
-		t.Fatalf("compacted to %d without a write", to)
+	if to := h.view().Compacted(); to <= rev {
+		t.Errorf("compacted to %d, want more than %d", to, rev)
 	}
 }
 
 func TestCompactionBySize(t *testing.T) {
-	h := newHistory(time.Hour, 1<<20)
-	for range 50 {
-		h.write(100, 1<<10)
-		h.minutes(1)
-		if st := h.state.Freeze().Stats(); st.TotalBytes-st.LiveBytes > 2<<20 {
-			t.Fatalf("%d bytes of history", st.TotalBytes-st.LiveBytes)
+	const limit = 1 << 20
+	for name, write := range map[string]func(h *history, i int){
+		"overwrites": func(h *history, _ int) { h.write(100, 1<<10) },
+		// What is overwritten is large, what overwrites it is small.
+		"large, then small": func(h *history, i int) { h.write(10, 1<<10+i%2*100<<10) },
+		"made and deleted": func(h *history, _ int) {
+			h.write(10, 10<<10)
+			h.state.Apply(&pb.DeleteRangeRequest{Key: []byte("/"), RangeEnd: []byte("0")})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHistory(t, limit)
+			woken := 0
+			for i := range 100 {
+				write(h, i)
+				h.published(h.view().Stats())
+				select {
+				case <-h.wake:
+					woken++
+					if err := h.bySize(context.Background()); err != nil {
+						t.Fatal(err)
+					}
+					// Whole transactions stay or go: one may be over the half.
+					if bytes := h.view().Stats().HistoryBytes(); bytes > limit/2 {
+						t.Fatalf("%d bytes of history after a compaction", bytes)
+					}
+				default:
+				}
+				if bytes := h.view().Stats().HistoryBytes(); bytes > limit {
+					t.Fatalf("%d bytes of history", bytes)
+				}
+			}
+			if woken == 0 || woken > 50 {
+				t.Errorf("woken %d times in 100 rounds", woken)
+			}
+		})
+	}
+}
+
+// TestPinnedHistoryDoesNotCompactAtEachWrite: while a snapshot keeps the
+// history, compactions free nothing.
+func TestPinnedHistoryDoesNotCompactAtEachWrite(t *testing.T) {
+	h := newHistory(t, 1<<20)
+	snapshot := h.view().Snapshot()
+	woken := 0
+	for range 10_000 {
+		h.write(1, 1<<10)
+		h.published(h.view().Stats())
+		select {
+		case <-h.wake:
+			woken++
+			if err := h.bySize(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+		default:
 		}
 	}
+	if woken < 2 || woken > 50 { // at 1 MB and at each quarter of it more, of 12
+		t.Errorf("woken %d times for 12 MB", woken)
+	}
+	snapshot.Release()
+	h.state.Prune()
+	if err := h.bySize(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if bytes := h.view().Stats().HistoryBytes(); bytes > 1<<20 {
+		t.Errorf("%d bytes of history", bytes)
+	}
+}
+
+// TestOverwritesDoNotFillTheQuota writes one key at full speed: far less than
+// the quota is live, so no write is refused.
+func TestOverwritesDoNotFillTheQuota(t *testing.T) {
+	stage(t, 1, 1, func(o *Options) { o.QuotaBytes = 64 << 20 }, func(c *cluster) {
+		s := c.nodes[0].running()
+		value := noise(1 << 20)
+		for i := range 300 {
+			if _, err := s.Client().Put(c.ctx, "k", value); err != nil {
+				st := s.Status()
+				c.Fatalf("write %d: %v: live %d, total %d", i, err, st.LiveBytes, st.TotalBytes)
+			}
+		}
+		c.eventually("the history is bounded", time.Second, func() bool {
+			return s.fsm.view().Stats().HistoryBytes() <= 16<<20
+		})
+	})
+}
+
+// TestListsExpireOnAllServers: the revision of a list that was begun is gone
+// from every server after five to ten minutes, whatever else happens.
+func TestListsExpireOnAllServers(t *testing.T) {
+	for _, moves := range []bool{false, true} {
+		t.Run(fmt.Sprintf("leader moves %v", moves), func(t *testing.T) {
+			stage(t, 1, 3, nil, func(c *cluster) {
+				put, err := c.leader().running().Client().Put(c.ctx, "/a", "x")
+				if err != nil {
+					c.Fatal(err)
+				}
+				begun, rev := time.Now(), put.Header.Revision
+				readable := func(n *node) bool {
+					_, err := n.running().Client().KV.Get(c.ctx, "/a", clientv3.WithRev(rev), clientv3.WithSerializable())
+					if err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
+						c.Fatal(err)
+					}
+					return err == nil
+				}
+				for time.Since(begun) < 5*time.Minute-time.Second {
+					c.pass(10 * time.Second)
+					for _, n := range c.nodes {
+						if !readable(n) {
+							c.Fatalf("%s: gone after %v", n.name, time.Since(begun))
+						}
+					}
+				}
+				within := 10 * time.Minute
+				if moves { // the interval begins again with the new leader's term
+					if err := c.leader().running().TransferLeadership(c.ctx); err != nil {
+						c.Fatal(err)
+					}
+					within += 5 * time.Minute
+				}
+				c.pass(within - time.Since(begun) + time.Second)
+				for _, n := range c.nodes {
+					if readable(n) {
+						c.Errorf("%s: still there after %v", n.name, time.Since(begun))
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestCostOfCompactionByAge lets a day pass in which something is written every
+// two and a half minutes, as a node's lease is, and shows what compaction adds.
+func TestCostOfCompactionByAge(t *testing.T) {
+	cost := func(age time.Duration) (appends uint64, written int64) {
+		dir := t.TempDir()
+		synctest.Test(t, func(t *testing.T) {
+			s, err := Open(t.Context(), Options{Dir: dir, Logger: testLog("a"), HistoryAge: age})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close(context.Background())
+			if err := s.WaitReady(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			first, from := s.raft.LastIndex(), bytesWritten(t)
+			for range 24 * 60 * 2 / 5 {
+				time.Sleep(150 * time.Second)
+				if _, err := s.Client().Put(t.Context(), "/registry/leases/kube-node-lease/a", strings.Repeat("x", 500)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			appends, written = s.raft.LastIndex()-first, bytesWritten(t)-from
+		})
+		return appends, written
+	}
+	without, bytesWithout := cost(1000 * time.Hour)
+	with, bytesWith := cost(5 * time.Minute)
+	t.Logf("a day: %d entries, %d KB written without compaction by age, %d and %d KB with it", without, bytesWithout>>10, with, bytesWith>>10)
+	if more := with - without; more < 500 || more > 600 {
+		t.Errorf("%d entries more, want two every five minutes: 576", more)
+	}
+	if more := bytesWith - bytesWithout; more > 5<<20 {
+		t.Errorf("%d bytes more in a day", more)
+	}
+}
+
+// bytesWritten is what this process caused to be written to disks, as the
+// kernel counts it (proc_pid_io(5)).
+func bytesWritten(t testing.TB) int64 {
+	text, err := os.ReadFile("/proc/self/io")
+	if err != nil {
+		t.Skipf("the kernel does not count what is written: %v", err)
+	}
+	_, rest, _ := strings.Cut(string(text), "\nwrite_bytes: ")
+	line, _, _ := strings.Cut(rest, "\n")
+	n, err := strconv.ParseInt(line, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }

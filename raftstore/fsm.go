@@ -35,7 +35,7 @@ var _ raft.BatchingFSM = (*fsm)(nil)
 
 func newFSM(onPublish func(), onCommand func(mvcc.Command, mvcc.Result)) *fsm {
 	f := &fsm{state: mvcc.New(), onPublish: onPublish, onCommand: onCommand}
-	f.publish()
+	f.published.Store(f.state.Freeze()) // nobody needs to be told of it
 	return f
 }
 

@@ -35,10 +35,11 @@ type Options struct {
 	// MaxTxnOps bounds the operations of one transaction. Default 128.
 	MaxTxnOps int
 	// HistoryAge is how long old revisions stay readable, for watches that
-	// resume and lists that continue. Default 10 minutes. History goes later
-	// where there is little of it, and sooner where there is too much.
+	// resume and lists that continue, unless there are too many of them. After
+	// twice this time they are gone. Default 5 minutes, as upstream's.
 	HistoryAge time.Duration
-	// HistoryBytes bounds the memory of old revisions. Default 64 MiB.
+	// HistoryBytes bounds the memory of old revisions. Default 64 MiB, or a
+	// quarter of the quota if that is less.
 	HistoryBytes int64
 	// ProgressInterval is how often a watch that asked for it hears of
 	// revisions that had no event for it. Default one minute.
@@ -88,7 +89,7 @@ const (
 	defaultMaxRequestBytes  = 3 << 19
 	defaultMaxTxnOps        = 128
 	defaultProgressInterval = time.Minute
-	defaultHistoryAge       = 10 * time.Minute
+	defaultHistoryAge       = 5 * time.Minute
 	defaultHistoryBytes     = 64 << 20
 	defaultRequestTimeout   = 7 * time.Second
 	defaultQuotaBytes       = 2 << 30
@@ -107,9 +108,9 @@ func (o *Options) setDefaults() error {
 	setDefault(&o.MaxTxnOps, defaultMaxTxnOps)
 	setDefault(&o.ProgressInterval, defaultProgressInterval)
 	setDefault(&o.HistoryAge, defaultHistoryAge)
-	setDefault(&o.HistoryBytes, defaultHistoryBytes)
 	setDefault(&o.RequestTimeout, defaultRequestTimeout)
 	setDefault(&o.QuotaBytes, defaultQuotaBytes)
+	setDefault(&o.HistoryBytes, min(defaultHistoryBytes, o.QuotaBytes/4))
 	setDefault(&o.ElectionTimeout, defaultElectionTimeout)
 	setDefault(&o.MaxVoters, defaultMaxVoters)
 	if o.MaxVoters%2 == 0 {

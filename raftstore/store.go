@@ -136,17 +136,16 @@ func newStore(o Options) *Store {
 	})
 	s.lessor = newLessor(o.Clock, s.expire)
 	s.fsm = newFSM(s.published, s.applied)
-	s.compactor = &compactor{
-		clock: o.Clock, age: o.HistoryAge, bytes: o.HistoryBytes, view: s.fsm.view, compact: s.compactTo,
-	}
+	s.compactor = newCompactor(s)
 	s.snapshotter = newSnapshotter(s)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
 
-// published is told of every new view. The first ones come before raft runs.
+// published is told of every new view. Those of a restart come before raft runs.
 func (s *Store) published() {
 	s.watches.Published()
+	s.compactor.published(s.fsm.view().Stats())
 	if s.peers == nil {
 		return
 	}

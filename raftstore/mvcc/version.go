@@ -63,6 +63,20 @@ func (v *Version) Size() int64 {
 	return int64(len(v.kv.Key)+len(v.kv.Value)) + overhead
 }
 
+// HistorySize is how many bytes of history a version is the reason for: those
+// of the version that it replaced, as far as that is still held, and its own if
+// it marks a deletion. A compaction to its revision frees them.
+func (v *Version) HistorySize() int64 {
+	var size int64
+	if p := v.prev.Load(); p != nil {
+		size = p.Size()
+	}
+	if v.Deleted() {
+		size += v.Size()
+	}
+	return size
+}
+
 func less(a, b *Version) bool { return bytes.Compare(a.kv.Key, b.kv.Key) < 0 }
 
 // pivots saves an allocation for each search of the tree.

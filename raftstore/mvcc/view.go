@@ -35,6 +35,10 @@ type Stats struct {
 	Versions   int64 // versions in the history window
 }
 
+// HistoryBytes is what compaction can free: the bytes of versions that were
+// replaced, and of deletions' marks.
+func (s Stats) HistoryBytes() int64 { return s.TotalBytes - s.LiveBytes }
+
 // Revision is the view's newest revision.
 func (v *View) Revision() int64 { return v.rev }
 

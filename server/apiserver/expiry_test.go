@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	typedv1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	testingclock "k8s.io/utils/clock/testing"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+// TestContinueTokensExpire does what upstream's conformance suite does ("should continue listing from the last key if
+// the original version has been compacted away, though the list is inconsistent"), with nothing else going on: a list
+// that was begun can be continued for five minutes. Within ten it cannot, and the error has a token with which an
+// inconsistent list goes on.
+func TestContinueTokensExpire(t *testing.T) {
+	clock := testingclock.NewFakeClock(time.Now())
+	f := newFixtureOf(t, func(t *testing.T, f *fixture) servers {
+		return servers{openStore(t, raftstore.Options{Dir: filepath.Join(f.dir, "store"), NodeID: "one", Logger: f.log, Clock: clock})}
+	})
+	r := f.start(t, f.options(t))
+	maps := kubernetes.NewForConfigOrDie(r.admin()).CoreV1().ConfigMaps("default")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	const count, page = 40, 10
+	create := func(name string) {
+		t.Helper()
+		if _, err := maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range count {
+		create(fmt.Sprintf("m-%02d", i))
+	}
+	first, err := maps.List(ctx, metav1.ListOptions{Limit: page})
+	if err != nil || first.Continue == "" || *first.RemainingItemCount < count-page {
+		t.Fatalf("the first page: %v, %v", first, err)
+	}
+	// What is made meanwhile is not in a list that is consistent.
+	create("m-zz")
+
+	f.fiveMinutes(t, clock)
+	second, err := maps.List(ctx, metav1.ListOptions{Limit: page, Continue: first.Continue})
+	if err != nil || second.ResourceVersion != first.ResourceVersion {
+		t.Fatalf("the second page, five minutes later: version %s after %s, %v", second.ResourceVersion, first.ResourceVersion, err)
+	}
+	f.fiveMinutes(t, clock)
+	_, err = maps.List(ctx, metav1.ListOptions{Limit: page, Continue: second.Continue})
+	if !apierrors.IsResourceExpired(err) {
+		t.Fatalf("ten minutes later: %v, want 410", err)
+	}
+	status, ok := err.(apierrors.APIStatus)
+	if !ok || status.Status().Continue == "" {
+		t.Fatalf("the error has no token to go on with: %#v", err)
+	}
+	names, version := f.rest(ctx, t, maps, status.Status().Continue, page)
+	if version == first.ResourceVersion || len(names) < count-2*page+1 || names["m-19"] || !names["m-20"] || !names["m-39"] || !names["m-zz"] {
+		t.Errorf("the inconsistent list goes on at version %s with %v", version, names)
+	}
+}
+
+// fiveMinutes lets as much time pass for the store, and waits until it has done what it does then.
+func (f *fixture) fiveMinutes(t *testing.T, clock *testingclock.FakeClock) {
+	t.Helper()
+	before := f.store.Status()
+	clock.Step(5 * time.Minute)
+	eventually(t, "a mark or a compaction", func() error {
+		if now := f.store.Status(); now.Revision <= before.Revision || before.Compacted > 0 && now.Compacted <= before.Compacted {
+			return fmt.Errorf("before: %+v, now: %+v", before, now)
+		}
+		return nil
+	})
+}
+
+// rest continues a list to its end.
+func (f *fixture) rest(ctx context.Context, t *testing.T, maps typedv1.ConfigMapInterface, token string, page int64) (names map[string]bool, version string) {
+	t.Helper()
+	names = map[string]bool{}
+	for token != "" {
+		list, err := maps.List(ctx, metav1.ListOptions{Limit: page, Continue: token})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range list.Items {
+			names[m.Name] = true
+		}
+		token, version = list.Continue, list.ResourceVersion
+	}
+	return names, version
+}
