@@ -48,6 +48,7 @@ type Store struct {
 	dir       *disk.Dir
 
 	snapshotter *snapshotter
+	backups     atomic.Int32 // being read
 
 	// peers is nil if the cluster has one server; what follows is then unused.
 	peers       *peer.Transport

@@ -22,8 +22,9 @@ func (s *State) applyCompact(r *pb.CompactionRequest) (*pb.CompactionResponse, e
 }
 
 // Prune frees what compaction made unreachable. It does nothing while a
-// snapshot is being written, because that walks the chains of versions; what
-// is readable does not depend on when it runs.
+// snapshot is being written, because that walks the chains of versions, unless
+// there is more history than the snapshot may keep. What is readable does not
+// depend on when it runs.
 //
 // Versions written at the compaction revision itself stay in the history,
 // since a watch may start there, but without what they replaced: as in etcd,
@@ -35,7 +36,7 @@ func (s *State) Prune() {
 	}
 	s.pruning.Lock()
 	defer s.pruning.Unlock()
-	if s.pins > 0 {
+	if !s.overtakePins(s.total - s.live) {
 		return
 	}
 	for _, v := range s.history[search(s.history, s.pruned+1):search(s.history, to+1)] {

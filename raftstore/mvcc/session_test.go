@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -195,7 +196,7 @@ func TestViewsKeepSessions(t *testing.T) {
 // viewBytes is what a view's snapshot says about sessions.
 func viewBytes(t *testing.T, v *View) []byte {
 	var b bytes.Buffer
-	out := recordWriter{w: bufio.NewWriter(&b)}
+	out := recordWriter{w: bufio.NewWriter(&b), overtaken: &atomic.Bool{}}
 	out.sessions(v)
 	if out.err == nil {
 		out.err = out.w.Flush()

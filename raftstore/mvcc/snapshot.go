@@ -9,7 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
+	"sync/atomic"
 )
 
 // A snapshot is a magic string and blocks (see block.go). The blocks' contents
@@ -47,34 +47,65 @@ const maxField = 64 << 20
 // ErrDamaged says that a snapshot is not what was written.
 var ErrDamaged = errors.New("mvcc: snapshot is damaged")
 
+// ErrOvertaken says that a snapshot was written so slowly that more history than
+// it may keep came together meanwhile. What was written is no snapshot.
+var ErrOvertaken = errors.New("mvcc: more was written meanwhile than a snapshot may keep")
+
 // A Snapshot is a view to be written out whole, history window and leases
 // included. Until Release, the state keeps what the snapshot still has to read.
 type Snapshot struct {
 	view      *View
 	compacted int64
-	release   func()
+	pin       *pin
+}
+
+// A pin keeps the state from pruning.
+type pin struct {
+	// limit is how many bytes of history it may keep. 0: any number.
+	limit     int64
+	overtaken atomic.Bool
 }
 
 // Snapshot prepares to write the view out. It copies nothing.
-func (v *View) Snapshot() *Snapshot {
+func (v *View) Snapshot() *Snapshot { return v.SnapshotWithin(0) }
+
+// SnapshotWithin prepares to write the view out to someone who may be slow. When
+// there are more than limit bytes of history, the state prunes all the same, and
+// the snapshot fails with ErrOvertaken.
+func (v *View) SnapshotWithin(limit int64) *Snapshot {
 	sh := v.shared
 	sh.pruning.Lock()
 	defer sh.pruning.Unlock()
-	sh.pins++
-	return &Snapshot{
-		// The compaction may be newer than the view, and so may what was
-		// pruned: hence it counts, as far as the view goes.
-		view: v, compacted: min(sh.compacted.Load(), v.rev),
-		release: sync.OnceFunc(func() {
-			sh.pruning.Lock()
-			defer sh.pruning.Unlock()
-			sh.pins--
-		}),
-	}
+	p := &pin{limit: limit}
+	sh.pins[p] = struct{}{}
+	// The compaction may be newer than the view, and so may what was pruned:
+	// hence it counts, as far as the view goes.
+	return &Snapshot{view: v, compacted: min(sh.compacted.Load(), v.rev), pin: p}
 }
 
 // Release lets the state prune again.
-func (s *Snapshot) Release() { s.release() }
+func (s *Snapshot) Release() {
+	sh := s.view.shared
+	sh.pruning.Lock()
+	defer sh.pruning.Unlock()
+	delete(sh.pins, s.pin)
+}
+
+// overtakePins says whether nothing keeps the state from pruning, when there is
+// this much history. The caller holds pruning, and prunes afterwards: a snapshot
+// that misses a version looks later whether it was overtaken.
+func (s *shared) overtakePins(history int64) bool {
+	for p := range s.pins {
+		if p.limit == 0 || history <= p.limit {
+			return false
+		}
+	}
+	for p := range s.pins {
+		p.overtaken.Store(true)
+		delete(s.pins, p)
+	}
+	return true
+}
 
 // Revision is the store revision of the snapshot.
 func (s *Snapshot) Revision() int64 { return s.view.rev }
@@ -82,7 +113,7 @@ func (s *Snapshot) Revision() int64 { return s.view.rev }
 // WriteTo writes the snapshot.
 func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
 	blocks := newBlockWriter(w)
-	out := recordWriter{w: bufio.NewWriterSize(blocks, blockSize)}
+	out := recordWriter{w: bufio.NewWriterSize(blocks, blockSize), overtaken: &s.pin.overtaken}
 	blocks.raw([]byte(snapshotMagic))
 	out.uvarints(s.view.rev, s.compacted)
 	for _, l := range s.view.leases {
@@ -111,7 +142,7 @@ func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
 			break
 		}
 	}
-	out.byte(recordEnd)
+	out.byte(recordEnd) // nothing was missing before it, or it fails
 	out.uvarints(int64(len(s.view.leases)), bases, int64(len(history)))
 	if out.err == nil {
 		out.err = out.w.Flush()
@@ -126,12 +157,19 @@ func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
 }
 
 type recordWriter struct {
-	w   *bufio.Writer
-	err error
-	buf [binary.MaxVarintLen64]byte
+	w         *bufio.Writer
+	overtaken *atomic.Bool
+	err       error
+	buf       [binary.MaxVarintLen64]byte
 }
 
-func (o *recordWriter) byte(b byte) { o.bytes([]byte{b}) }
+// byte begins a record.
+func (o *recordWriter) byte(b byte) {
+	if o.err == nil && o.overtaken.Load() {
+		o.err = ErrOvertaken
+	}
+	o.bytes([]byte{b})
+}
 
 func (o *recordWriter) bytes(b []byte) {
 	if o.err == nil {

@@ -45,13 +45,13 @@ type shared struct {
 	compacted atomic.Int64
 	leases    *leaseTable
 
-	pruning sync.Mutex // held while pruning
-	pins    int        // snapshots being written; guarded by pruning
+	pruning sync.Mutex        // held while pruning
+	pins    map[*pin]struct{} // of snapshots being written; guarded by pruning
 }
 
 // New returns an empty store at revision 1, as etcd starts.
 func New() *State {
-	return &State{tree: newTree(), rev: 1, shared: &shared{leases: newLeaseTable()}}
+	return &State{tree: newTree(), rev: 1, shared: &shared{leases: newLeaseTable(), pins: make(map[*pin]struct{})}}
 }
 
 func newTree() *btree.BTreeG[*Version] {

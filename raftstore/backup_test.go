@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+)
+
+// stuckReader takes nothing until it is let go.
+type stuckReader struct {
+	bytes.Buffer
+	let chan struct{}
+}
+
+func (r *stuckReader) Write(p []byte) (int, error) {
+	<-r.let
+	return r.Buffer.Write(p)
+}
+
+// TestBackupThatNobodyReads: the history stays bounded, and the reader hears
+// that it was too slow.
+func TestBackupThatNobodyReads(t *testing.T) {
+	const limit = 1 << 20
+	stage(t, 1, 1, func(o *Options) { o.HistoryBytes = limit }, func(c *cluster) {
+		s := c.nodes[0].running()
+		put := func() {
+			if _, err := s.Client().Put(c.ctx, "k", noise(100<<10)); err != nil {
+				c.Fatal(err)
+			}
+		}
+		put()
+		r := &stuckReader{let: make(chan struct{})}
+		failed := make(chan error, 1)
+		c.tasks.Go(func() {
+			_, err := s.Backup(context.Background(), r)
+			failed <- err
+		})
+		c.pass(time.Second)
+		most := int64(0)
+		for range 300 {
+			put()
+			most = max(most, s.fsm.view().Stats().HistoryBytes())
+		}
+		c.pass(time.Second)
+		if now := s.fsm.view().Stats().HistoryBytes(); most < 2*limit || most > 3*limit || now > limit {
+			c.Errorf("%d bytes of history at most, %d now; allowed were %d, and twice that for the backup", most, now, limit)
+		}
+		close(r.let)
+		if err := <-failed; status.Code(err) != codes.Aborted {
+			c.Errorf("the backup ended with %v", err)
+		}
+		if _, err := mvcc.Restore(&r.Buffer); err == nil {
+			c.Error("what was received can be restored")
+		}
+	})
+}
+
+// TestSlowBackup: a reader that is slow, but not too slow for what is written
+// meanwhile, gets it whole.
+func TestSlowBackup(t *testing.T) {
+	stage(t, 1, 1, func(o *Options) { o.HistoryBytes = 1 << 20 }, func(c *cluster) {
+		s := c.nodes[0].running()
+		put := func(value string) {
+			if _, err := s.Client().Put(c.ctx, "k", value); err != nil {
+				c.Fatal(err)
+			}
+		}
+		put("before")
+		r := &stuckReader{let: make(chan struct{})}
+		failed := make(chan error, 1)
+		c.tasks.Go(func() {
+			_, err := s.Backup(context.Background(), r)
+			failed <- err
+		})
+		c.pass(time.Second)
+		for range 15 {
+			put(noise(100 << 10))
+		}
+		c.pass(11 * time.Minute) // the history is compacted by its age, too
+		close(r.let)
+		if err := <-failed; err != nil {
+			c.Fatal(err)
+		}
+		state, err := mvcc.Restore(&r.Buffer)
+		if err != nil {
+			c.Fatal(err)
+		}
+		state.Freeze().Walk([]byte("k"), nil, state.Freeze().Revision(), func(v *mvcc.Version) bool {
+			if got := string(v.KV().Value); got != "before" {
+				c.Errorf("the backup has %q", got)
+			}
+			return true
+		})
+		if keys := state.Freeze().Stats().Keys; keys != 1 {
+			c.Errorf("%d keys", keys)
+		}
+	})
+}
+
+func TestTooManyBackups(t *testing.T) {
+	stage(t, 1, 1, nil, func(c *cluster) {
+		s := c.nodes[0].running()
+		let := make(chan struct{})
+		failed := make(chan error, maxBackups)
+		for range maxBackups {
+			c.tasks.Go(func() {
+				_, err := s.Backup(context.Background(), &stuckReader{let: let})
+				failed <- err
+			})
+		}
+		c.pass(time.Second)
+		if _, err := s.Backup(c.ctx, io.Discard); !errors.Is(err, errTooManyBackups) {
+			c.Errorf("one backup too many: %v", err)
+		}
+		close(let)
+		for range maxBackups {
+			<-failed
+		}
+		if _, err := s.Backup(c.ctx, io.Discard); err != nil {
+			c.Errorf("after the others: %v", err)
+		}
+	})
+}
