@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package disk
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// longLog opens a directory whose log has at least four segments, and returns
+// the index of its last entry.
+func longLog(t *testing.T, path string) (*Dir, uint64) {
+	t.Helper()
+	d := mustOpen(t, path)
+	if err := d.Vars.SetUint64([]byte("CurrentTerm"), 1); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	data := make([]byte, 10<<10)
+	const count = 40
+	for i := uint64(1); i <= count; i++ {
+		if err := d.Log.StoreLog(&raft.Log{Index: i, Term: 1, Type: raft.LogCommand, Data: data}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return d, count
+}
+
+func segmentsOf(t *testing.T, path string) []uint64 {
+	t.Helper()
+	numbers, err := segmentNumbers(filepath.Join(path, logDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return numbers
+}
+
+// TestAppendsGoOnWhileFilesAreRemoved: the removal of old entries is held up,
+// and an append is not.
+func TestAppendsGoOnWhileFilesAreRemoved(t *testing.T) {
+	path := t.TempDir()
+	d, last := longLog(t, path)
+	reached, let := make(chan struct{}, 100), make(chan struct{}) // more than there are files
+	d.Log.unlink = func(path string) error {
+		reached <- struct{}{}
+		<-let
+		return os.Remove(path)
+	}
+	removed := make(chan error, 1)
+	go func() { removed <- d.Log.DeleteRange(1, last-1) }()
+	select {
+	case <-reached:
+	case err := <-removed:
+		t.Fatalf("nothing was removed, of segments %v: %v", segmentsOf(t, path), err)
+	}
+	stored := make(chan error, 1)
+	go func() {
+		stored <- errors.Join(
+			d.Log.StoreLog(&raft.Log{Index: last + 1, Term: 1, Type: raft.LogCommand}),
+			// Another removal leaves the files to the first one.
+			d.Log.DeleteRange(last, last),
+			d.Log.StoreLog(&raft.Log{Index: last + 2, Term: 1, Type: raft.LogCommand}),
+		)
+	}()
+	select {
+	case err := <-stored:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("an append waits for the removal of old files")
+	}
+	if stalled := d.Stalled(); stalled != 0 {
+		t.Errorf("the disk counts as stalled for %v", stalled)
+	}
+	if n := len(segmentsOf(t, path)); n < 4 {
+		t.Fatalf("%d segments: the test shows nothing", n)
+	}
+	close(let)
+	if err := <-removed; err != nil {
+		t.Fatal(err)
+	}
+	if left := segmentsOf(t, path); len(left) != 1 {
+		t.Errorf("files %v are left", left)
+	}
+}
+
+// TestRemovalKeepsItsOrder: a file that cannot be removed stays, and so do all
+// after it, until the next removal: a gap between files would count as damage.
+func TestRemovalKeepsItsOrder(t *testing.T) {
+	path := t.TempDir()
+	d, last := longLog(t, path)
+	before := segmentsOf(t, path)
+	failing := errors.New("failing")
+	d.Log.unlink = func(p string) error {
+		if p == segmentPath(filepath.Join(path, logDir), before[1]) {
+			return failing
+		}
+		return os.Remove(p)
+	}
+	if err := d.Log.DeleteRange(1, last-1); !errors.Is(err, failing) {
+		t.Errorf("the error is lost: %v", err)
+	}
+	if left := segmentsOf(t, path); !slices.Equal(left, before[1:]) {
+		t.Errorf("files %v are left of %v", left, before)
+	}
+	d.Log.unlink = os.Remove
+	if err := d.Log.StoreLog(&raft.Log{Index: last + 1, Term: 1, Type: raft.LogCommand}); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Log.DeleteRange(last, last); err != nil {
+		t.Fatal(err)
+	}
+	if left := segmentsOf(t, path); len(left) != 1 {
+		t.Errorf("files %v are left", left)
+	}
+}
