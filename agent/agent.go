@@ -10,10 +10,8 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"sync"
 
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/agent/images"
@@ -29,7 +27,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	for _, dir := range []string{o.paths().agent, o.RunDir} {
+	for _, dir := range []string{o.paths().AgentDir, o.RunDir} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("agent: make its folder: %w", err)
 		}
@@ -103,7 +101,7 @@ func prepareImages(ctx context.Context, o Options, runtime *containerd.Server) (
 			return nil, err
 		}
 	}
-	return &images.Folder{Dir: o.ImagesDir, RecordFile: o.paths().imageRecord, Store: store, Logger: o.Logger}, nil
+	return &images.Folder{Dir: o.paths().ImagesDir, RecordFile: o.paths().imageRecord, Store: store, Logger: o.Logger}, nil
 }
 
 // parts are what runs as long as the node.
@@ -115,71 +113,53 @@ type parts struct {
 
 // runParts runs the parts. The first that fails stops the others.
 func runParts(ctx context.Context, o Options, p parts) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var wg sync.WaitGroup
-	run := func(part *status.Part, f func(context.Context) error) {
-		part.Set(status.Running, "")
-		wg.Go(func() {
-			err := f(ctx)
-			if err != nil && ctx.Err() == nil {
-				part.Set(status.Failed, err.Error())
-				cancel(err)
-				return
-			}
-			part.Set(status.Stopped, "")
-		})
-	}
+	g := newGroup(ctx)
 	imported := make(chan struct{})
-	run(o.part("images"), func(ctx context.Context) error {
+	g.run(o.part("images"), func(ctx context.Context) error {
 		if err := p.images.ImportAll(ctx); err != nil {
 			return err
 		}
 		close(imported)
 		return p.images.Run(ctx)
 	})
-	run(nil, func(ctx context.Context) error { return runNetwork(ctx, o, imported) }) // its parts report themselves
+	g.run(nil, func(context.Context) error { return startNetwork(g, o, imported) }) // its parts report themselves
 	if p.relay != nil {
-		run(nil, p.relay.Run)
+		g.run(nil, p.relay.Run)
 	}
-	run(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(p.runtime.Address())) })
-	wg.Go(func() { watchNode(ctx, o) })
-	wg.Go(func() {
+	g.run(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(p.runtime.Address())) })
+	g.run(nil, func(ctx context.Context) error { watchNode(ctx, o); return nil })
+	g.run(nil, func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
+			return nil
 		case err := <-p.runtime.Failed():
 			o.part("containerd").Set(status.Failed, err.Error())
-			cancel(fmt.Errorf("agent: containerd failed: %w; pods keep running, and a restart of coracle finds them", err))
+			return fmt.Errorf("agent: containerd failed: %w; pods keep running, and a restart of coracle finds them", err)
 		}
 	})
-	<-ctx.Done()
-	wg.Wait()
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return nil
+	return g.wait()
 }
 
-// runNetwork runs the network once the images are there. A new node is not ready for pods without its network, so that no
-// pod comes before its image: it would fail to pull it and try again only after a while. A node that had a network
+// startNetwork starts the network once the images are there. A new node is not ready for pods without its network, so that
+// no pod comes before its image: it would fail to pull it and try again only after a while. A node that had a network
 // before is ready at once, and has its images.
-func runNetwork(ctx context.Context, o Options, imported <-chan struct{}) error {
-	n, err := newNetwork(ctx, o)
+func startNetwork(g *group, o Options, imported <-chan struct{}) error {
+	n, err := newNetwork(g.ctx, o)
 	if err != nil {
 		return err
 	}
 	select {
 	case <-imported:
-		return n.Run(ctx)
-	case <-ctx.Done():
-		return nil
+		n.start(g)
+	case <-g.ctx.Done():
 	}
+	return nil
 }
 
 func (o Options) kubelet(socket string) kubelet.Options {
 	p := o.paths()
 	return kubelet.Options{
-		RootDir: p.kubeletRoot, PodLogsDir: p.podLogs, StaticPodDir: o.StaticPodDir, RuntimeSocket: socket,
+		RootDir: p.KubeletRoot, PodLogsDir: p.PodLogs, StaticPodDir: p.staticPods, RuntimeSocket: socket,
 		Kubeconfig: o.KubeletKubeconfig, ServingCertFile: o.KubeletServingCert, ServingKeyFile: o.KubeletServingKey,
 		ClientCAFile: o.ClientCAFile, NodeName: o.NodeName, NodeIPs: o.NodeIPs, Labels: o.Labels, Taints: o.Taints,
 		ClusterDNS: o.ClusterDNS, ClusterDomain: o.ClusterDomain, ResolvConf: o.ResolvConf, LeaseDuration: o.LeaseDuration,

@@ -4,12 +4,8 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"os"
-	"sync"
 
 	"github.com/go-logr/logr"
 
@@ -46,7 +42,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	p := o.paths()
 	log := logr.FromSlogHandler(o.Logger.Handler()) // not klog's, which is for what upstream says
 	if n.pods, err = cni.NewServer(cni.Options{
-		Socket: p.cniSocket, StateDir: p.cniState, ConfDir: p.cniConf, PodCIDRs: podCIDRs,
+		Socket: p.CNISocket, StateDir: p.cniState, ConfDir: p.cniConf, PodCIDRs: podCIDRs,
 		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, Logger: log,
 	}); err != nil {
 		return nil, fmt.Errorf("agent: set up the pod network: %w", err)
@@ -56,14 +52,14 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 			return nil, err
 		}
 	} else if n.services, err = proxy.New(ctx, proxy.Options{
-		NodeIPs: addrs(o.NodeIPs), ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, NodePortAddresses: o.NodePortAddresses,
+		NodeIPs: o.NodeIPs, ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, NodePortAddresses: o.NodePortAddresses,
 		Informers: n.informers, RecordFile: p.proxyRecord, Logger: log,
 	}); err != nil {
 		return nil, fmt.Errorf("agent: set up the Service proxy: %w", err)
 	}
 	if len(o.ClusterDNS) > 0 {
 		if n.names, err = dns.NewServer(dns.Options{
-			Addresses: addrs(o.NodeIPs), Kubeconfig: o.NetworkKubeconfig, Domain: o.ClusterDomain, ClusterDNS: addrs(o.ClusterDNS),
+			Addresses: o.NodeIPs, Kubeconfig: o.NetworkKubeconfig, Domain: o.ClusterDomain, ClusterDNS: o.ClusterDNS,
 			ResolvConf: o.ResolvConf, ImportDir: existing(p.dnsImports), Logger: log,
 		}); err != nil {
 			return nil, fmt.Errorf("agent: set up the cluster DNS: %w", err)
@@ -85,27 +81,14 @@ func removeServiceRules(o Options, record string) error {
 	return nil
 }
 
-// Run runs the parts until ctx is done. The first part that fails ends the others.
-func (n *network) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var errs []error
+// start starts the parts in g.
+func (n *network) start(g *group) {
 	run := func(name string, f func(context.Context) error) {
-		part := n.o.part(name)
-		part.Set(status.Running, "")
-		wg.Go(func() {
-			defer cancel()
-			err := f(ctx)
-			if err == nil || ctx.Err() != nil {
-				part.Set(status.Stopped, "")
-				return
+		g.run(n.o.part(name), func(ctx context.Context) error {
+			if err := f(ctx); err != nil {
+				return fmt.Errorf("agent: %s: %w", name, err)
 			}
-			part.Set(status.Failed, err.Error())
-			mu.Lock()
-			errs = append(errs, fmt.Errorf("agent: %s: %w", name, err))
-			mu.Unlock()
+			return nil
 		})
 	}
 	run("pod network", n.pods.Run)
@@ -119,9 +102,7 @@ func (n *network) Run(ctx context.Context) error {
 	} else {
 		n.o.part("cluster dns").Set(status.Disabled, "")
 	}
-	wg.Go(func() { _ = n.informers.Run(ctx) }) // returns nil, after ctx
-	wg.Wait()
-	return errors.Join(errs...)
+	g.run(nil, n.informers.Run)
 }
 
 // existing is dir, or nothing where there is no such folder: CoreDNS would warn about it.
@@ -130,14 +111,4 @@ func existing(dir string) string {
 		return ""
 	}
 	return dir
-}
-
-func addrs(ips []net.IP) []netip.Addr {
-	var out []netip.Addr
-	for _, ip := range ips {
-		if a, ok := netip.AddrFromSlice(ip); ok {
-			out = append(out, a.Unmap())
-		}
-	}
-	return out
 }

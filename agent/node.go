@@ -37,9 +37,6 @@ func watchNode(ctx context.Context, o Options) {
 			part.Set(status.Starting, "not registered yet: "+err.Error())
 		case ready:
 			part.Set(status.Running, "")
-			if o.Ready != nil {
-				o.Ready()
-			}
 			return
 		default:
 			part.Set(status.Starting, "registered, not ready yet: "+why)

@@ -7,19 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"path/filepath"
 	"time"
 
 	"github.com/coracle-k8s/coracle/agent/containerd"
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
-
-// defaultDataDir is where coracle lives unless told otherwise. A node there uses the system's own folders for what other
-// programs look for: storage drivers want /var/lib/kubelet, log collectors /var/log/pods. A node elsewhere, which may be
-// the second on its machine, keeps everything below its data directory.
-const defaultDataDir = "/var/lib/coracle"
 
 // Options describe one node. DataDir, RunDir, BinDir, the node's name and addresses, the credentials and the cluster's
 // networks are required.
@@ -33,7 +28,7 @@ type Options struct {
 	PauseTar, PauseImage string
 
 	NodeName string
-	NodeIPs  []net.IP
+	NodeIPs  []netip.Addr
 	Labels   map[string]string
 	Taints   []string // key=value:Effect
 
@@ -43,15 +38,11 @@ type Options struct {
 	ClientCAFile                          string
 
 	ClusterCIDRs, ServiceCIDRs []netip.Prefix
-	ClusterDNS                 []net.IP // the Service's addresses; empty for no cluster DNS
+	ClusterDNS                 []netip.Addr // the Service's addresses; empty for no cluster DNS
 	ClusterDomain              string
 
 	// RegistriesFile is the operator's registries.yaml; a missing file is none.
 	RegistriesFile string
-	// ImagesDir is the folder of image archives; empty means DataDir/images.
-	ImagesDir string
-	// StaticPodDir holds manifests of static pods; empty means DataDir/agent/pods.
-	StaticPodDir string
 	// ResolvConf is what pods inherit; empty means the host's.
 	ResolvConf string
 	// Snapshotter is "auto", "overlayfs" or "native".
@@ -70,39 +61,28 @@ type Options struct {
 	// WaitAPI, when set, is called when containerd is up and before what needs the API server starts, so that both can
 	// start at the same time. An error from it ends Run.
 	WaitAPI func(ctx context.Context) error
-	// Ready is called once, when the node has registered and is ready for pods.
-	Ready func()
 }
 
-// paths are the folders that follow from the options.
+// paths are the folders that follow from the options: those that the commands know too, and the node's own.
 type paths struct {
-	agent, containerdRoot, containerdState, cniConf, cniState, cniSocket string
-	registries, imageRecord, kubeletRoot, podLogs, dnsImports            string
-	pauseRecord, proxyRecord                                             string
+	config.Paths
+	cniConf, cniState, registries, dnsImports, staticPods string
+	imageRecord, pauseRecord, proxyRecord                 string
 }
 
 func (o Options) paths() paths {
-	agent := filepath.Join(o.DataDir, "agent")
-	p := paths{
-		agent:           agent,
-		containerdRoot:  filepath.Join(agent, "containerd"),
-		containerdState: filepath.Join(o.RunDir, "containerd"),
-		cniConf:         filepath.Join(agent, "cni", "net.d"),
-		cniState:        filepath.Join(agent, "cni"),
-		cniSocket:       filepath.Join(o.RunDir, "cni.sock"),
-		registries:      filepath.Join(agent, "registries"),
-		imageRecord:     filepath.Join(agent, "images.json"),
-		pauseRecord:     filepath.Join(agent, "pause.json"),
-		proxyRecord:     filepath.Join(o.RunDir, "service-proxy"),
-		dnsImports:      filepath.Join(o.DataDir, "dns"),
-		kubeletRoot:     "/var/lib/kubelet",
-		podLogs:         "/var/log/pods",
+	p := config.NewPaths(o.DataDir, o.RunDir)
+	return paths{
+		Paths:       p,
+		cniConf:     filepath.Join(p.AgentDir, "cni", "net.d"),
+		cniState:    filepath.Join(p.AgentDir, "cni"),
+		registries:  filepath.Join(p.AgentDir, "registries"),
+		dnsImports:  filepath.Join(p.DataDir, "dns"),
+		staticPods:  filepath.Join(p.AgentDir, "pods"),
+		imageRecord: filepath.Join(p.AgentDir, "images.json"),
+		pauseRecord: filepath.Join(p.AgentDir, "pause.json"),
+		proxyRecord: filepath.Join(p.RunDir, "service-proxy"), // gone after a reboot, as the rules are
 	}
-	if filepath.Clean(o.DataDir) != defaultDataDir {
-		p.kubeletRoot = filepath.Join(agent, "kubelet")
-		p.podLogs = filepath.Join(agent, "logs")
-	}
-	return p
 }
 
 // complete fills in what may be left out and finds what may not.
@@ -118,12 +98,6 @@ func (o Options) complete() (Options, error) {
 			errs = append(errs, fmt.Errorf("agent: option %s is missing", name))
 		}
 	}
-	if o.ImagesDir == "" {
-		o.ImagesDir = filepath.Join(o.DataDir, "images")
-	}
-	if o.StaticPodDir == "" {
-		o.StaticPodDir = filepath.Join(o.DataDir, "agent", "pods")
-	}
 	if o.ClusterDomain == "" {
 		o.ClusterDomain = "cluster.local"
 	}
@@ -136,7 +110,7 @@ func (o Options) complete() (Options, error) {
 func (o Options) containerd(auths map[string]containerd.RegistryAuth) containerd.Options {
 	p := o.paths()
 	return containerd.Options{
-		Root: p.containerdRoot, State: p.containerdState, BinDir: o.BinDir, CNIBinDir: o.BinDir, CNIConfDir: p.cniConf,
+		Root: p.ContainerdRoot, State: p.ContainerdState, BinDir: o.BinDir, CNIBinDir: o.BinDir, CNIConfDir: p.cniConf,
 		RegistryDir: p.registries, RegistryAuths: auths, PauseImage: o.PauseImage, Snapshotter: o.Snapshotter, Logger: o.Logger,
 	}
 }

@@ -15,18 +15,13 @@ import (
 
 // CleanupOptions say what Cleanup removes. Empty folders are left alone.
 type CleanupOptions struct {
-	Bridge   string // DefaultBridge when empty
 	StateDir string
 	ConfDir  string
-	NFT      knftables.Interface // nil: run nft from PATH
 }
 
 // Cleanup removes everything a Server made on this host: pods' devices with their routes, the bridge, the nftables
 // table, addresses, records and the CNI configuration. Pods that still run lose their network. It goes on past errors.
 func Cleanup(ctx context.Context, o CleanupOptions) error {
-	if o.Bridge == "" {
-		o.Bridge = DefaultBridge
-	}
 	var errs []error
 	if o.ConfDir != "" {
 		errs = append(errs, removeConflist(o.ConfDir))
@@ -37,11 +32,11 @@ func Cleanup(ctx context.Context, o CleanupOptions) error {
 	}
 	for _, l := range links {
 		name := l.Attrs().Name
-		if l.Type() == "veth" && strings.HasPrefix(name, devicePrefix) || l.Type() == "bridge" && name == o.Bridge {
+		if l.Type() == "veth" && strings.HasPrefix(name, devicePrefix) || l.Type() == "bridge" && name == Bridge {
 			errs = append(errs, removeDevice(name))
 		}
 	}
-	errs = append(errs, removeTable(ctx, o.NFT))
+	errs = append(errs, removeTable(ctx))
 	if o.StateDir != "" {
 		if err := os.RemoveAll(o.StateDir); err != nil {
 			errs = append(errs, fmt.Errorf("removing the state of the pod network: %w", err))
@@ -50,12 +45,10 @@ func Cleanup(ctx context.Context, o CleanupOptions) error {
 	return errors.Join(errs...)
 }
 
-func removeTable(ctx context.Context, nft knftables.Interface) error {
-	if nft == nil {
-		var err error
-		if nft, err = newNFT(); err != nil {
-			return err
-		}
+func removeTable(ctx context.Context) error {
+	nft, err := newNFT()
+	if err != nil {
+		return err
 	}
 	tx := nft.NewTransaction()
 	tx.Add(&knftables.Table{}) // so that deleting it never fails

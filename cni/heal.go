@@ -44,14 +44,14 @@ func (s *Server) heal(ctx context.Context) {
 func (s *Server) applyHost(nw *network) (changes []string, err error) {
 	s.attaching.Lock() // every device of a pod has its record, and the other way round
 	defer s.attaching.Unlock()
-	in := hostInput{bridge: s.o.Bridge, mtu: nw.mtu, podCIDRs: nw.podCIDRs, serviceCIDRs: s.o.ServiceCIDRs}
+	in := hostInput{bridge: Bridge, mtu: nw.mtu, podCIDRs: nw.podCIDRs, serviceCIDRs: s.o.ServiceCIDRs}
 	for _, r := range s.records.list() {
 		if r.living() { // what others need goes with their namespaces, and their DEL is to come
 			in.pods = append(in.pods, r)
 		}
 	}
 	if _, ok := sameFamily(nw.podCIDRs, netip.IPv6Unspecified()); ok {
-		in.advertised = routerAdvertised(s.o.Bridge)
+		in.advertised = routerAdvertised(Bridge)
 	}
 	want := desiredHost(in)
 	var sysctls []sysctl
@@ -61,7 +61,7 @@ func (s *Server) applyHost(nw *network) (changes []string, err error) {
 		}
 	}
 	k := newKernel()
-	have, err := k.observe(s.o.Bridge, sysctls)
+	have, err := k.observe(Bridge, sysctls)
 	if err != nil {
 		return nil, fmt.Errorf("looking at the host's network: %w", err)
 	}

@@ -14,7 +14,7 @@ import (
 // what it is, difference compares the two, and kernel.ensure and kernel.remove do what is left to do. The first and the
 // third are pure.
 //
-// What is ours, and therefore pruned when nobody wants it: devices named vethcor*, and the bridge that Options name;
+// What is ours, and therefore pruned when nobody wants it: devices named vethcor*, and the bridge coracle0;
 // addresses and permanent neighbours on those devices; routes of the main table with our protocol number, on whatever
 // device. Sysctls belong to the host: they are set where needed and never taken back.
 

@@ -159,7 +159,7 @@ func (k *kernel) ensureLink(want link) error {
 		return err
 	}
 	if l.Type() != want.kind {
-		return fmt.Errorf("the device %s is a %s, not a %s: remove it, or choose another bridge name", want.name, l.Type(), want.kind)
+		return fmt.Errorf("the device %s is a %s, not a %s, and not ours: remove it or give it another name", want.name, l.Type(), want.kind)
 	}
 	if want.mtu > 0 && l.Attrs().MTU != want.mtu {
 		if err := netlink.LinkSetMTU(l, want.mtu); err != nil {

@@ -82,12 +82,9 @@ func (s *Server) configure(ctx context.Context, cidrs []netip.Prefix) error {
 			return fmt.Errorf("the node's pod CIDR %s is too small to allocate from", c)
 		}
 	}
-	mtu := s.o.MTU
-	if mtu == 0 {
-		var err error
-		if mtu, err = routeMTU(); err != nil {
-			return err
-		}
+	mtu, err := routeMTU()
+	if err != nil {
+		return err
 	}
 	if old := s.network.Load(); old != nil && slices.Equal(old.podCIDRs, cidrs) && old.mtu == mtu {
 		return nil
@@ -110,7 +107,7 @@ func (s *Server) configure(ctx context.Context, cidrs []netip.Prefix) error {
 		return err
 	}
 	s.warnOfForwardDrops()
-	s.log.Info("The pod network is ready", "podCIDRs", cidrs, "mtu", mtu, "device", s.o.Bridge)
+	s.log.Info("The pod network is ready", "podCIDRs", cidrs, "mtu", mtu, "device", Bridge)
 	return nil
 }
 

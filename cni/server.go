@@ -23,16 +23,15 @@ import (
 	"time"
 
 	"k8s.io/klog/v2"
-	"sigs.k8s.io/knftables"
 
 	"github.com/coracle-k8s/coracle/cni/wire"
 )
 
-// Defaults of Options.
+// Names on the host.
 const (
-	DefaultBridge = "coracle0"
-	NetworkName   = "coracle"
-	PluginName    = "coracle-cni"
+	Bridge      = "coracle0" // the device that carries the node's own address in the pod network
+	NetworkName = "coracle"
+	PluginName  = "coracle-cni"
 )
 
 // Options are what a Server needs. Socket, StateDir, ConfDir, PodCIDRs and ClusterCIDRs are required.
@@ -44,8 +43,6 @@ type Options struct {
 	// ConfDir is the folder where containerd looks for CNI configurations. The file there appears only once pods can
 	// be served, which is what makes the node network-ready.
 	ConfDir string
-	// Bridge names the device that carries the node's own address in the pod network.
-	Bridge string
 	// PodCIDRs delivers the node's pod CIDRs, IPv4 first, once they are known and whenever they change. What was known
 	// last time is used until then. See WatchPodCIDRs.
 	PodCIDRs <-chan []netip.Prefix
@@ -53,10 +50,6 @@ type Options struct {
 	ClusterCIDRs []netip.Prefix
 	// ServiceCIDRs get a route to Bridge, so that a host without any default route still reaches Services. May be empty.
 	ServiceCIDRs []netip.Prefix
-	// MTU of the pods' devices in bytes; 0 takes that of the default route's device.
-	MTU int
-	// NFT speaks to the table `coracle` of family inet; nil runs the program `nft` found on PATH.
-	NFT knftables.Interface
 	// Logger is klog's own when left zero.
 	Logger klog.Logger
 }
@@ -79,23 +72,18 @@ type Server struct {
 	podTrouble   map[key]bool
 }
 
-// NewServer checks the options and reads what an earlier run left in StateDir. It changes nothing on the host yet.
+// NewServer checks the options, sees that the program nft, found on PATH, works here, and reads what an earlier run left in
+// StateDir. It changes nothing on the host yet.
 func NewServer(o Options) (*Server, error) {
 	if o.Socket == "" || o.StateDir == "" || o.ConfDir == "" || o.PodCIDRs == nil || len(o.ClusterCIDRs) == 0 {
 		return nil, errors.New("cni: Socket, StateDir, ConfDir, PodCIDRs and ClusterCIDRs are required")
 	}
-	if o.Bridge == "" {
-		o.Bridge = DefaultBridge
-	}
 	if o.Logger.GetSink() == nil {
 		o.Logger = klog.Background()
 	}
-	if o.NFT == nil {
-		nft, err := newNFT()
-		if err != nil {
-			return nil, err
-		}
-		o.NFT = nft
+	nft, err := newNFT()
+	if err != nil {
+		return nil, err
 	}
 	log := o.Logger.WithName("cni")
 	records, err := openRecords(filepath.Join(o.StateDir, "sandboxes"), log)
@@ -106,7 +94,7 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{o: o, log: log, records: records, ipam: addresses, rules: rulesApplier{nft: o.NFT}, guard: guardPeriod}, nil
+	return &Server{o: o, log: log, records: records, ipam: addresses, rules: rulesApplier{nft: nft}, guard: guardPeriod}, nil
 }
 
 // Run serves until ctx is done, then waits for the calls in flight. Pods keep their network when it returns.

@@ -384,7 +384,7 @@ func TestBridgeRemovedByAnotherProgram(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	a := n.pod("aaa")
 	serve(t, a, "a", "tcp", ":80")
-	link, err := netlink.LinkByName(DefaultBridge)
+	link, err := netlink.LinkByName(Bridge)
 	if err == nil {
 		err = netlink.LinkDel(link)
 	}

@@ -18,7 +18,7 @@ const apiWait = 2 * time.Second
 func corefile(o Options, resolvers []netip.AddrPort, imports bool) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	line(".:%d {", o.Port)
+	line(".:%d {", Port)
 	line("    bind %s", join(o.Addresses))
 	line("    errors {")
 	line(`        consolidate 5m ".*" warning show_first`)

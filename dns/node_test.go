@@ -58,7 +58,7 @@ func testNodeNetwork(t *testing.T) {
 	nstest.Serve(t, server.NS, "web", "tcp", ":8080")
 	a.namespace(t, "default")
 	a.namespace(t, "kube-system")
-	a.balanced(t, "kube-system", "kube-dns", dnsAddr, nodeAddr, DefaultPort, true,
+	a.balanced(t, "kube-system", "kube-dns", dnsAddr, nodeAddr, Port, true,
 		corev1.ServicePort{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP}, corev1.ServicePort{Name: "dns-tcp", Port: 53, Protocol: corev1.ProtocolTCP})
 	a.balanced(t, "default", "web", webAddr, server.ip, 8080, false,
 		corev1.ServicePort{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP})

@@ -10,46 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
 	"k8s.io/klog/v2"
+
+	"github.com/coracle-k8s/coracle/internal/resolvconf"
 )
-
-// hostFiles is where hosts keep their resolvers. systemd-resolved and NetworkManager's dnsmasq put a stub on a loopback
-// address into the first, and the real ones into their own.
-var hostFiles = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf"}
-
-// hostResolvConf returns the first file that names a resolver off loopback, else the first.
-func hostResolvConf(files []string) string {
-	for _, f := range files {
-		servers, err := readResolvConf(f)
-		if err == nil && slices.ContainsFunc(servers, func(a netip.Addr) bool { return !a.IsLoopback() }) {
-			return f
-		}
-	}
-	return files[0]
-}
-
-// readResolvConf returns the nameserver lines of a resolv.conf(5), in order; lines it does not understand are skipped.
-func readResolvConf(path string) ([]netip.Addr, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("reading the host's resolvers: %w", err)
-	}
-	var out []netip.Addr
-	for _, line := range strings.Split(string(data), "\n") {
-		words := strings.Fields(line)
-		if len(words) < 2 || words[0] != "nameserver" {
-			continue
-		}
-		if a, err := netip.ParseAddr(words[1]); err == nil {
-			out = append(out, a.Unmap())
-		}
-	}
-	return out, nil
-}
 
 // upstreams picks whom to ask for names outside the cluster. Loopback resolvers are the last resort: usually they are
 // stubs in front of the others, but this process, unlike a pod, can reach them when there is nothing else. ours are
@@ -127,7 +94,7 @@ func (w *resolverWatch) run(ctx context.Context) {
 
 // paths lists the files that decide: those asked for, and what they are links to.
 func (w *resolverWatch) paths() []string {
-	paths := slices.Clone(hostFiles)
+	paths := slices.Clone(resolvconf.HostFiles)
 	if w.o.ResolvConf != "" {
 		paths = []string{w.o.ResolvConf}
 	}
@@ -155,9 +122,9 @@ func (w *resolverWatch) follow() {
 func (w *resolverWatch) current() []netip.AddrPort {
 	path := w.o.ResolvConf
 	if path == "" {
-		path = hostResolvConf(hostFiles)
+		path = resolvconf.Choose(resolvconf.HostFiles)
 	}
-	servers, err := readResolvConf(path)
+	servers, err := resolvconf.Servers(path)
 	if err != nil {
 		w.log.Info("Names outside the cluster cannot be resolved", "err", err)
 	}

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"path/filepath"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/internal/resolvconf"
 )
 
 func TestUpstreams(t *testing.T) {
@@ -24,28 +26,11 @@ func TestUpstreams(t *testing.T) {
 		{"nameserver 192.0.2.1\nnameserver 192.0.2.2\nnameserver 192.0.2.3\nnameserver 192.0.2.4\n", "[192.0.2.1:53 192.0.2.2:53 192.0.2.3:53]"},
 	} {
 		write(t, path, c.file)
-		servers, err := readResolvConf(path)
+		servers, err := resolvconf.Servers(path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if got := fmt.Sprint(upstreams(servers, ours)); got != c.want {
-			t.Errorf("%q: got %s, want %s", c.file, got, c.want)
-		}
-	}
-}
-
-func TestHostResolvConf(t *testing.T) {
-	dir := t.TempDir()
-	etc, systemd, missing := filepath.Join(dir, "etc"), filepath.Join(dir, "systemd"), filepath.Join(dir, "missing")
-	write(t, systemd, "nameserver 192.0.2.1\n")
-	for _, c := range []struct{ file, systemd, want string }{
-		{"nameserver 192.0.2.2\n", systemd, etc},
-		{"nameserver 127.0.0.53\n", systemd, systemd},
-		{"nameserver 127.0.0.1\n", missing, etc},
-		{"", missing, etc},
-	} {
-		write(t, etc, c.file)
-		if got := hostResolvConf([]string{etc, c.systemd}); got != c.want {
 			t.Errorf("%q: got %s, want %s", c.file, got, c.want)
 		}
 	}

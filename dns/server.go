@@ -21,15 +21,13 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// DefaultPort is where the Service kube-dns leads, for UDP and TCP: host processes need port 53 for themselves.
-const DefaultPort = 10053
+// Port is where the Service kube-dns leads, for UDP and TCP: host processes need port 53 for themselves.
+const Port = 10053
 
 // Options are what a Server needs. Addresses and Kubeconfig are required.
 type Options struct {
 	// Addresses to listen on, the node's.
 	Addresses []netip.Addr
-	// Port is DefaultPort when zero.
-	Port uint16
 	// Kubeconfig of the network's identity. Certificates that it refers to by path may be renewed in place.
 	Kubeconfig string
 	// Domain of the cluster; cluster.local when empty.
@@ -57,9 +55,6 @@ type Server struct {
 func NewServer(o Options) (*Server, error) {
 	if len(o.Addresses) == 0 || o.Kubeconfig == "" {
 		return nil, errors.New("dns: Addresses and Kubeconfig are required")
-	}
-	if o.Port == 0 {
-		o.Port = DefaultPort
 	}
 	if o.Domain == "" {
 		o.Domain = "cluster.local"
@@ -100,7 +95,7 @@ func (s *Server) Run(ctx context.Context) error {
 		case err == nil:
 			instance = next
 			s.ready.Store(true)
-			s.log.Info("Cluster DNS answers", "addresses", s.o.Addresses, "port", s.o.Port, "resolvers", resolvers)
+			s.log.Info("Cluster DNS answers", "addresses", s.o.Addresses, "port", Port, "resolvers", resolvers)
 		case instance != nil:
 			s.log.Error(err, "Cluster DNS goes on with the resolvers it had", "after", startRetry)
 			retry = time.After(startRetry)

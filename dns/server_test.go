@@ -245,7 +245,7 @@ func run(t *testing.T, a *api, change func(*Options)) *Server {
 
 func query(proto, name string, qtype uint16) (answers []string, rcode string, err error) {
 	c := &dns.Client{Net: proto, Timeout: 3 * time.Second}
-	r, _, err := c.Exchange(new(dns.Msg).SetQuestion(dns.Fqdn(name), qtype), net.JoinHostPort(listenAddr, fmt.Sprint(DefaultPort)))
+	r, _, err := c.Exchange(new(dns.Msg).SetQuestion(dns.Fqdn(name), qtype), net.JoinHostPort(listenAddr, fmt.Sprint(Port)))
 	if err != nil {
 		return nil, "", err
 	}
@@ -368,7 +368,7 @@ func TestPortTakenIsRetried(t *testing.T) {
 	a.namespace(t, "default")
 	a.service(t, "web", "10.43.0.9")
 	nstest.Require(t)
-	l, err := net.Listen("tcp", net.JoinHostPort(listenAddr, fmt.Sprint(DefaultPort)))
+	l, err := net.Listen("tcp", net.JoinHostPort(listenAddr, fmt.Sprint(Port)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
-	"net"
+	"net/netip"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -44,7 +44,7 @@ func CheckArgs(args []string) error {
 	}
 	_, err := newServer(Options{
 		RootDir: "/", RuntimeSocket: "/", Kubeconfig: "/", ServingCertFile: "/", ServingKeyFile: "/", ClientCAFile: "/",
-		ClusterDomain: "cluster.local", NodeName: "node", NodeIPs: []net.IP{net.IPv4(192, 0, 2, 1)}, Args: args,
+		ClusterDomain: "cluster.local", NodeName: "node", NodeIPs: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 1})}, Args: args,
 	})
 	return err
 }

@@ -25,6 +25,8 @@ import (
 	utiltaints "k8s.io/kubernetes/pkg/util/taints"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/yaml"
+
+	"github.com/coracle-k8s/coracle/internal/resolvconf"
 )
 
 const (
@@ -43,7 +45,7 @@ func defaults(o Options) (*v1beta1.KubeletConfiguration, error) {
 	}
 	resolvConf := o.ResolvConf
 	if resolvConf == "" {
-		resolvConf = HostResolvConf()
+		resolvConf = resolvconf.Choose(resolvconf.HostFiles)
 	}
 	lease := o.LeaseDuration
 	if lease == 0 {

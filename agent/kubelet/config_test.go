@@ -4,6 +4,7 @@ package kubelet
 
 import (
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -18,9 +19,9 @@ import (
 func testOptions() Options {
 	return Options{
 		RootDir: "/var/lib/kubelet", RuntimeSocket: "/run/coracle/containerd/containerd.sock", Kubeconfig: "/k", ServingCertFile: "/s",
-		ServingKeyFile: "/s", ClientCAFile: "/ca", NodeName: "node-1", NodeIPs: []net.IP{net.ParseIP("192.0.2.1"), net.ParseIP("2001:db8::1")},
+		ServingKeyFile: "/s", ClientCAFile: "/ca", NodeName: "node-1", NodeIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
 		Labels: map[string]string{"rack": "a"}, Taints: []string{"dedicated=gpu:NoSchedule"},
-		ClusterDNS: []net.IP{net.ParseIP("10.43.0.10")}, ClusterDomain: "cluster.local",
+		ClusterDNS: []netip.Addr{netip.MustParseAddr("10.43.0.10")}, ClusterDomain: "cluster.local",
 	}
 }
 
@@ -128,7 +129,7 @@ func TestMistakes(t *testing.T) {
 		"unknown gate's flag": {func(o *Options) { o.Args = []string{"feature-gates=Nonsense=true"} }, []string{"Nonsense"}},
 		"no path":             {func(o *Options) { o.Args = []string{"config"} }, []string{"config=PATH"}},
 		"invalid combination": {func(o *Options) { o.Args = []string{"image-gc-low-threshold=99"} }, []string{"imageGCLowThresholdPercent"}},
-		"loopback":            {func(o *Options) { o.NodeIPs = []net.IP{net.ParseIP("127.0.0.1")} }, []string{"127.0.0.1", "--node-ip"}},
+		"loopback":            {func(o *Options) { o.NodeIPs = []netip.Addr{netip.MustParseAddr("127.0.0.1")} }, []string{"127.0.0.1", "--node-ip"}},
 		"taint":               {func(o *Options) { o.Taints = []string{"a=b"} }, []string{"taint", "a=b"}},
 		"name":                {func(o *Options) { o.NodeName = "Node_1" }, []string{"Node_1"}},
 		"reserved label":      {func(o *Options) { o.Labels = map[string]string{"node-role.kubernetes.io/x": ""} }, []string{"node-role.kubernetes.io/x"}},
@@ -166,32 +167,6 @@ func TestCheckArgs(t *testing.T) {
 		err := CheckArgs(list)
 		if (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v, want one with %q", args, err, want)
-		}
-	}
-}
-
-func TestResolvConf(t *testing.T) {
-	dir := t.TempDir()
-	file := func(name, text string) string { return write(t, filepath.Join(dir, name), text) }
-	stub := file("stub", "nameserver 127.0.0.53\noptions edns0\n")
-	stub6 := file("stub6", "nameserver ::1\n")
-	real4 := file("real", "search example.org\nnameserver 192.0.2.53\n")
-	scoped := file("scoped", "nameserver fe80::1%eth0\n")
-	both := file("both", "nameserver 127.0.0.1\nnameserver 192.0.2.53\n")
-	missing := filepath.Join(dir, "missing")
-	for name, tc := range map[string]struct {
-		files []string
-		want  string
-	}{
-		"real":         {[]string{real4, stub}, real4},
-		"stub":         {[]string{stub, missing, real4}, real4},
-		"stub only":    {[]string{stub, missing}, stub},
-		"ipv6 stub":    {[]string{stub6, scoped}, scoped},
-		"one of both":  {[]string{both, real4}, both},
-		"none present": {[]string{missing, missing}, missing},
-	} {
-		if got := resolvConf(tc.files...); got != tc.want {
-			t.Errorf("%s: %s, want %s", name, got, tc.want)
 		}
 	}
 }

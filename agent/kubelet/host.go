@@ -3,54 +3,16 @@
 package kubelet
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 )
-
-// HostResolvConf is the host's resolver configuration that pods can use. systemd-resolved and dnsmasq put a stub on a
-// loopback address into /etc/resolv.conf; a pod's loopback is its own, so the file with the real servers is taken.
-func HostResolvConf() string {
-	return resolvConf("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf")
-}
-
-// resolvConf returns the first file that names a server off loopback. Where none does, the first is returned as it is:
-// the kubelet and the cluster DNS both cope with an empty list.
-func resolvConf(candidates ...string) string {
-	for _, path := range candidates {
-		if namesRealServer(path) {
-			return path
-		}
-	}
-	return candidates[0]
-}
-
-func namesRealServer(path string) bool {
-	f, err := os.Open(path)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		fields := strings.Fields(sc.Text())
-		if len(fields) < 2 || fields[0] != "nameserver" {
-			continue
-		}
-		host, _, _ := strings.Cut(fields[1], "%")
-		if ip := net.ParseIP(host); ip != nil && !ip.IsLoopback() {
-			return true
-		}
-	}
-	return false
-}
 
 // maxSocketPath is what fits into a unix socket's address with its closing zero (unix(7)).
 const maxSocketPath = 107

@@ -11,7 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -44,14 +44,14 @@ type Options struct {
 
 	NodeName string
 	// NodeIPs are one address or two of different families, none of them loopback.
-	NodeIPs []net.IP
+	NodeIPs []netip.Addr
 	// Labels and Taints (key=value:Effect) are given to the node when it registers.
 	Labels map[string]string
 	Taints []string
 
-	ClusterDNS    []net.IP
+	ClusterDNS    []netip.Addr
 	ClusterDomain string
-	// ResolvConf is what pods get of the host's resolver configuration; empty means the host's own, see HostResolvConf.
+	// ResolvConf is what pods get of the host's resolver configuration; empty means the host's own, see package resolvconf.
 	ResolvConf string
 
 	// LeaseDuration is how long the control plane believes in this node without hearing of it; it is renewed four times

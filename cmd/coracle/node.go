@@ -36,7 +36,7 @@ func prepareNode(c *config.Server, p *cli.Process, s *server.Server) (func(conte
 	o := agent.Options{
 		DataDir: c.Paths.DataDir, RunDir: c.Paths.RunDir, BinDir: dir.Stable,
 		PauseTar: dir.File("pause.tar"), PauseImage: carried.PauseImage,
-		NodeName: c.Node.Name, NodeIPs: c.Node.IPs, Labels: c.Node.Labels,
+		NodeName: c.Node.Name, NodeIPs: addresses(c.Node.IPs...), Labels: c.Node.Labels,
 		KubeletKubeconfig: cred.KubeletKubeconfig, NetworkKubeconfig: cred.NetworkKubeconfig,
 		KubeletServingCert: cred.KubeletServing, KubeletServingKey: cred.KubeletServing,
 		ClientCAFile:  cred.ClientCAFile,
@@ -44,7 +44,7 @@ func prepareNode(c *config.Server, p *cli.Process, s *server.Server) (func(conte
 		ServiceCIDRs:  prefixes(c.ServiceCIDRs),
 		ClusterDomain: c.ClusterDomain,
 
-		RegistriesFile: c.Node.RegistriesFile, ImagesDir: c.Paths.ImagesDir, ResolvConf: c.Node.ResolvConf,
+		RegistriesFile: c.Node.RegistriesFile, ResolvConf: c.Node.ResolvConf,
 		Snapshotter: c.Node.Snapshotter, KubeletArgs: c.Node.KubeletArgs,
 		LeaseDuration: nodeLease,
 		WaitAPI: func(ctx context.Context) error {
@@ -62,12 +62,22 @@ func prepareNode(c *config.Server, p *cli.Process, s *server.Server) (func(conte
 		o.PauseTar, o.PauseImage = "", c.Node.PauseImage
 	}
 	if !c.Disabled(config.PartDNS) {
-		o.ClusterDNS = []net.IP{c.ClusterDNS}
+		o.ClusterDNS = addresses(c.ClusterDNS)
 	}
 	for _, t := range c.Node.Taints {
 		o.Taints = append(o.Taints, t.String())
 	}
 	return func(ctx context.Context) error { return agent.Run(ctx, o) }, nil
+}
+
+// addresses turns checked addresses into the form that the node's parts use.
+func addresses(ips ...net.IP) []netip.Addr {
+	out := make([]netip.Addr, 0, len(ips))
+	for _, ip := range ips {
+		a, _ := netip.AddrFromSlice(ip)
+		out = append(out, a.Unmap())
+	}
+	return out
 }
 
 // prefixes turns checked networks into the form that the node's parts use.

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package resolvconf finds the host's resolvers: the kubelet hands their file to pods, and the cluster DNS asks them.
+// It only reads.
+package resolvconf
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+)
+
+// HostFiles is where hosts keep their resolvers. systemd-resolved and NetworkManager's dnsmasq put a stub on a loopback
+// address into the first, and the real ones into their own.
+var HostFiles = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf"}
+
+// Choose returns the first file that names a resolver off loopback, because a pod's loopback is its own. Where none does
+// it is the first file, as it is: an empty list of resolvers is no mistake.
+func Choose(files []string) string {
+	for _, f := range files {
+		servers, err := Servers(f)
+		if err == nil && slices.ContainsFunc(servers, func(a netip.Addr) bool { return !a.IsLoopback() }) {
+			return f
+		}
+	}
+	return files[0]
+}
+
+// Servers returns the nameserver lines of a resolv.conf(5), in order; lines it does not understand are skipped.
+func Servers(path string) ([]netip.Addr, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the host's resolvers: %w", err)
+	}
+	var out []netip.Addr
+	for line := range strings.Lines(string(data)) {
+		words := strings.Fields(line)
+		if len(words) < 2 || words[0] != "nameserver" {
+			continue
+		}
+		if a, err := netip.ParseAddr(words[1]); err == nil {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out, nil
+}
