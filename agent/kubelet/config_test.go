@@ -52,6 +52,7 @@ func TestDefaults(t *testing.T) {
 		"status is written every five minutes": s.NodeStatusReportFrequency.Duration == 5*time.Minute,
 		"eviction":                             s.EvictionHard["nodefs.available"] == "5%",
 		"upstream's default where we set none": s.MaxPods == 110,
+		"pods are synced as upstream does it":  s.SyncFrequency.Duration == time.Minute, // docs/adr/0055
 		"containerd's socket":                  s.ContainerRuntimeEndpoint == "unix:///run/coracle/containerd/containerd.sock",
 	} {
 		if !ok {

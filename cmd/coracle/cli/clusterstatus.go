@@ -195,6 +195,9 @@ func podTrouble(p *corev1.Pod, now time.Time, imagesDir string) string {
 				return "pod " + name + ": " + text
 			}
 		}
+		if t := c.State.Terminated; t != nil && p.Status.Phase != corev1.PodFailed && startsAgain(p, c) {
+			return "pod " + name + ": " + crashLoop(p, c, t)
+		}
 	}
 	if p.Status.Phase == corev1.PodFailed {
 		if p.Status.Reason != "" {
@@ -217,14 +220,7 @@ func podTrouble(p *corev1.Pod, now time.Time, imagesDir string) string {
 func waitTrouble(p *corev1.Pod, c corev1.ContainerStatus, w *corev1.ContainerStateWaiting, imagesDir string) string {
 	switch w.Reason {
 	case "CrashLoopBackOff":
-		why := ""
-		if t := c.LastTerminationState.Terminated; t != nil {
-			why = fmt.Sprintf(" with exit code %d", t.ExitCode)
-			if t.Reason == "OOMKilled" {
-				why = " because it needs more memory than its limit"
-			}
-		}
-		return fmt.Sprintf("container %s ends again and again%s (%d times): coracle kubectl logs -n %s %s -c %s --previous", c.Name, why, c.RestartCount, p.Namespace, p.Name, c.Name)
+		return crashLoop(p, c, c.LastTerminationState.Terminated)
 	case "ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull":
 		text := fmt.Sprintf("container %s does not get its image %s; without a registry, put an archive of it into %s", c.Name, c.Image, imagesDir)
 		if pullsAlways(p, c.Name) {
@@ -235,6 +231,27 @@ func waitTrouble(p *corev1.Pod, c corev1.ContainerStatus, w *corev1.ContainerSta
 		return fmt.Sprintf("container %s cannot be started: %s", c.Name, w.Message)
 	}
 	return ""
+}
+
+// startsAgain tells whether the kubelet only waits to start a container again that has ended more than once. For most of a
+// back-off it shows the container as ended, not as waiting (docs/adr/0055).
+func startsAgain(p *corev1.Pod, c corev1.ContainerStatus) bool {
+	main := slices.ContainsFunc(p.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return s.Name == c.Name })
+	failed := c.State.Terminated.ExitCode != 0
+	return c.RestartCount > 0 && p.Spec.RestartPolicy != corev1.RestartPolicyNever &&
+		(failed || main && p.Spec.RestartPolicy != corev1.RestartPolicyOnFailure)
+}
+
+// crashLoop says how a container ended last; nil when that is not known.
+func crashLoop(p *corev1.Pod, c corev1.ContainerStatus, last *corev1.ContainerStateTerminated) string {
+	why := ""
+	if last != nil {
+		why = fmt.Sprintf(" with exit code %d", last.ExitCode)
+		if last.Reason == "OOMKilled" {
+			why = " because it needs more memory than its limit"
+		}
+	}
+	return fmt.Sprintf("container %s ends again and again%s (%d times): coracle kubectl logs -n %s %s -c %s --previous", c.Name, why, c.RestartCount, p.Namespace, p.Name, c.Name)
 }
 
 // pullsAlways tells whether the kubelet asks the registry each time a container starts.

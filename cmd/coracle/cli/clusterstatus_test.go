@@ -27,6 +27,11 @@ func TestPodTrouble(t *testing.T) {
 	}{
 		"crash": {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "c", RestartCount: 5, State: waiting("CrashLoopBackOff", ""), LastTerminationState: ended}}},
 			"pod shop/web: container c ends again and again with exit code 3 (5 times): coracle kubectl logs -n shop web -c c --previous"},
+		"crash, most of the back-off": {corev1.PodStatus{Phase: corev1.PodRunning, ContainerStatuses: []corev1.ContainerStatus{{Name: "c", RestartCount: 5, State: ended}}},
+			"pod shop/web: container c ends again and again with exit code 3 (5 times): coracle kubectl logs -n shop web -c c --previous"},
+		"first crash": {corev1.PodStatus{Phase: corev1.PodRunning, ContainerStatuses: []corev1.ContainerStatus{{Name: "c", State: ended}}}, ""},
+		"done at the second attempt": {corev1.PodStatus{Phase: corev1.PodRunning, InitContainerStatuses: []corev1.ContainerStatus{
+			{Name: "i", RestartCount: 1, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}}}}, ""},
 		"memory": {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "c", State: waiting("CrashLoopBackOff", ""), LastTerminationState: killed}}},
 			"because it needs more memory than its limit"},
 		"image": {corev1.PodStatus{InitContainerStatuses: []corev1.ContainerStatus{{Name: "i", Image: "x/y:1", State: waiting("ImagePullBackOff", "")}}},
