@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"k8s.io/utils/clock"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
 const (
@@ -120,9 +122,9 @@ func open(o Options) (*Dir, error) {
 		return nil, err
 	}
 	vars := filepath.Join(o.Path, varsFile)
-	if there, err := exists(vars); err != nil {
+	if found, err := exists(vars); err != nil {
 		return nil, err
-	} else if !there {
+	} else if !found {
 		return nil, damaged(vars, "it is missing")
 	}
 	variables, err := verifyVars(vars)
@@ -230,7 +232,7 @@ func create(o Options) (Identity, error) {
 	if err := errors.Join(s.f.Close(), writeIdentity(dir, id)); err != nil {
 		return id, unusable(dir, err)
 	}
-	return id, syncDir(filepath.Dir(dir))
+	return id, atomicfile.SyncDir(filepath.Dir(dir))
 }
 
 func createVars(path string) error {
@@ -246,9 +248,9 @@ func createVars(path string) error {
 func checkUnused(dir string) error {
 	used := damaged(filepath.Join(dir, identityFile), "it is missing, although the store was in use")
 	vars := filepath.Join(dir, varsFile)
-	if there, err := exists(vars); err != nil {
+	if found, err := exists(vars); err != nil {
 		return err
-	} else if there {
+	} else if found {
 		// A file that bbolt had not finished making holds nothing either.
 		if v, err := verifyVars(vars); err == nil && len(v.values) > 0 {
 			return used

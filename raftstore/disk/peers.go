@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
 const peersFile = "PEERS"
@@ -83,7 +85,7 @@ func (d *Dir) Joined() error {
 	if err := os.Remove(filepath.Join(d.path, joiningFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("take the note away that this server joins: %w", err)
 	}
-	return syncDir(d.path)
+	return atomicfile.SyncDir(d.path)
 }
 
 func encodePeers(peers []Peer) []byte {

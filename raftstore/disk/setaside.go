@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
 // SetAside renames a directory that Open found damaged to DIR.damaged-N, with
@@ -48,7 +50,7 @@ func SetAside(dir string) (newPath string, err error) {
 		case err != nil:
 			return "", fmt.Errorf("set aside %s as %s: %w", dir, newPath, err)
 		}
-		if err := syncDir(filepath.Dir(dir)); err != nil {
+		if err := atomicfile.SyncDir(filepath.Dir(dir)); err != nil {
 			return newPath, fmt.Errorf("set aside %s as %s: %w", dir, newPath, err)
 		}
 		return newPath, nil
@@ -75,7 +77,7 @@ func StartOver(dir string, peers []Peer) (newPath string, err error) {
 	}
 	// It must be there for certain before the damaged one goes: the next start
 	// would take nothing at all for a new server.
-	if err := syncDir(filepath.Dir(dir)); err != nil {
+	if err := atomicfile.SyncDir(filepath.Dir(dir)); err != nil {
 		return "", fmt.Errorf("start over: %w", err)
 	}
 	if newPath, err = SetAside(dir); err != nil {
@@ -91,14 +93,14 @@ const freshSuffix = ".fresh"
 // finishStartOver ends what a crash may have interrupted.
 func finishStartOver(dir string) error {
 	dir = filepath.Clean(dir)
-	if there, err := exists(dir); err != nil || there {
+	if found, err := exists(dir); err != nil || found {
 		return err
 	}
-	if there, err := exists(dir + freshSuffix); err != nil || !there {
+	if found, err := exists(dir + freshSuffix); err != nil || !found {
 		return err
 	}
 	if err := os.Rename(dir+freshSuffix, dir); err != nil {
 		return fmt.Errorf("start over: %w", err)
 	}
-	return syncDir(filepath.Dir(dir))
+	return atomicfile.SyncDir(filepath.Dir(dir))
 }

@@ -47,7 +47,7 @@ func TestSetAside(t *testing.T) {
 		if err != nil || id.Member != member {
 			t.Errorf("%v, %v", id, err)
 		}
-		if there, err := exists(path); err != nil || there {
+		if found, err := exists(path); err != nil || found {
 			t.Errorf("still there, %v", err)
 		}
 	}

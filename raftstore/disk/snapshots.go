@@ -17,6 +17,8 @@ import (
 	"strings"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
 // Snapshots keeps raft's snapshots, each in one file:
@@ -295,7 +297,7 @@ func (w *snapshotWriter) Close() error {
 		return errors.Join(fmt.Errorf("complete snapshot %s: %w", w.id, err), w.Cancel())
 	}
 	w.done = true
-	err = errors.Join(w.f.Close(), os.Rename(w.f.Name(), w.store.path(w.id)), syncDir(w.store.dir))
+	err = errors.Join(w.f.Close(), os.Rename(w.f.Name(), w.store.path(w.id)), atomicfile.SyncDir(w.store.dir))
 	if err == nil {
 		err = w.store.join(w.end)
 	}

@@ -88,9 +88,9 @@ func inspect(dir string) (*Inspection, error) {
 		i.Snapshot = list[0]
 	}
 	vars := filepath.Join(dir, varsFile)
-	if there, err := exists(vars); err != nil {
+	if found, err := exists(vars); err != nil {
 		return nil, err
-	} else if !there {
+	} else if !found {
 		return nil, damaged(vars, "it is missing")
 	}
 	variables, err := verifyVars(vars)

@@ -152,8 +152,8 @@ func (c *conn) broken(now time.Time) (time.Duration, error) {
 	case c.dead:
 		return 0, syscall.ECONNRESET
 	case c.in.reset != nil:
-		there, wait := c.in.has(c.in.reset, now)
-		if there {
+		found, wait := c.in.has(c.in.reset, now)
+		if found {
 			return 0, syscall.ECONNRESET
 		}
 		return wait, nil
@@ -178,11 +178,11 @@ func (c *conn) Read(b []byte) (int, error) {
 		}
 		if len(c.in.segments) > 0 {
 			g := &c.in.segments[0]
-			there, until := c.in.has(g, now)
+			found, until := c.in.has(g, now)
 			switch {
-			case there && g.end:
+			case found && g.end:
 				return 0, io.EOF
-			case there:
+			case found:
 				return c.take(b, now), nil
 			case wait < 0 || until >= 0 && until < wait:
 				wait = until
@@ -197,7 +197,7 @@ func (c *conn) take(b []byte, now time.Time) int {
 	took := 0
 	for took < len(b) && len(c.in.segments) > 0 {
 		g := &c.in.segments[0]
-		if there, _ := c.in.has(g, now); !there || g.end {
+		if found, _ := c.in.has(g, now); !found || g.end {
 			break
 		}
 		k := copy(b[took:], g.data)

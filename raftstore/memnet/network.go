@@ -249,7 +249,7 @@ func (h *Host) Dial(ctx context.Context, address string) (net.Conn, error) {
 	defer n.mu.Unlock()
 	to := n.host(address)
 	defer context.AfterFunc(ctx, func() { n.wake(to.changed) })()
-	there, back := n.link(h.address, address), n.link(address, h.address)
+	out, back := n.link(h.address, address), n.link(address, h.address)
 
 	var arrives time.Time
 	for {
@@ -257,10 +257,10 @@ func (h *Host) Dial(ctx context.Context, address string) (net.Conn, error) {
 			return nil, h.failed(address, err)
 		}
 		switch now := time.Now(); {
-		case there.cut || back.cut:
+		case out.cut || back.cut:
 			arrives = time.Time{} // starts over
 		case arrives.IsZero():
-			arrives = now.Add(n.takes(there) + n.takes(back))
+			arrives = now.Add(n.takes(out) + n.takes(back))
 			if arrives.After(now) {
 				timer := time.AfterFunc(arrives.Sub(now), func() { n.wake(to.changed) })
 				defer timer.Stop()
