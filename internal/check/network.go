@@ -147,7 +147,7 @@ func (r *run) ports() {
 		}
 	}
 	if len(taken) == 0 {
-		r.ok("ports", joinPorts(r.Ports)+" are free")
+		r.ok("ports", "free: "+joinPorts(r.Ports))
 		return
 	}
 	do := "stop what uses them"
