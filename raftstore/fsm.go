@@ -101,7 +101,8 @@ func (f *fsm) apply(l *raft.Log) []mvcc.Result {
 	if err != nil {
 		// Its checksum was right, so a newer version wrote it. To go on
 		// without it would make this server differ from the others.
-		panic(fmt.Sprintf("raftstore: log entry %d: %v; nothing was changed: run the version that wrote it", l.Index, err))
+		panic(fmt.Sprintf("raftstore: log entry %d was written by a newer version (%v). Nothing was changed, and what the store holds is safe: "+
+			"start the version that the other servers run, or the one that ran here before", l.Index, err))
 	}
 	f.state.Prune() // what a snapshot kept it from freeing
 	results := f.state.ApplyEntry(l.Index, l.Term, commands)

@@ -55,6 +55,20 @@ func (s *Store) Members() []Member {
 	return members
 }
 
+// CheckMembers says how the members that raft goes by differ from the newest that
+// its log has, "" if they do not; at is the index of the entry that has those. They
+// may differ for a moment, while raft takes in an entry. A difference that lasts
+// would be a fault of the store: it would count wrong majorities.
+func (s *Store) CheckMembers() (problem string, at uint64) {
+	want, at := s.dir.Log.Members()
+	have := s.raft.GetConfiguration().Configuration()
+	if slices.Equal(want.Servers, have.Servers) {
+		return "", at
+	}
+	return fmt.Sprintf("entry %d has %v, raft has %v (its log ends with entry %d, it has applied %d)",
+		at, want.Servers, have.Servers, s.raft.LastIndex(), s.raft.AppliedIndex()), at
+}
+
 // TransferLeadership makes another voter lead. It fails if there is none that
 // is up to date, or if this server does not lead.
 func (s *Store) TransferLeadership(ctx context.Context) error {
@@ -247,6 +261,16 @@ func (s *Store) serveInfo(context.Context, nothing) (infoAnswer, error) {
 
 type joinCall struct{ ID, Address string }
 
+// sameServer says that a member is the server that says that it is: at the same
+// address, or at one where it is met now that the other one does not answer.
+func (s *Store) sameServer(m raft.Server, id raft.ServerID, address raft.ServerAddress) bool {
+	if m.ID != id {
+		return false
+	}
+	at := dialAddress(address)
+	return dialAddress(m.Address) == at || s.peers != nil && dialAddress(s.peers.Where(id, m.Address)) == at
+}
+
 // serveJoin takes a server in, or notes its new address.
 func (s *Store) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 	if lead, _ := s.lead.get(); !lead.Leader {
@@ -258,10 +282,13 @@ func (s *Store) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 	id, address := raft.ServerID(r.ID), raft.ServerAddress(r.Address)
 	add := s.raft.AddNonvoter
 	members, at := s.dir.Log.Members()
+	if err := readable(members.Servers, address); err != nil {
+		return nothing{}, err
+	}
 	for _, server := range members.Servers {
 		// Two servers of one name, or with copies of one directory, would take
 		// each other's place again and again.
-		if server.Address != address && disk.NodeOf(string(server.ID)) == disk.NodeOf(r.ID) &&
+		if disk.NodeOf(string(server.ID)) == disk.NodeOf(r.ID) && !s.sameServer(server, id, address) &&
 			(server.ID == s.id && id != s.id || s.answers(server.ID, 3*s.opts.ElectionTimeout)) {
 			return nothing{}, status.Errorf(codes.FailedPrecondition,
 				"raftstore: there is a server %q at %s already, and it answers", disk.NodeOf(r.ID), dialAddress(server.Address))

@@ -72,6 +72,8 @@ type Options struct {
 	// MaxVoters bounds the voters; further servers get everything and vote when
 	// one of the others is gone. Odd. Default 5.
 	MaxVoters int
+
+	level int // newestLevel, or less in tests
 }
 
 // A Network is how a store reaches the other servers and is reached by them.
@@ -113,6 +115,7 @@ func (o *Options) setDefaults() error {
 	setDefault(&o.HistoryBytes, min(defaultHistoryBytes, o.QuotaBytes/4))
 	setDefault(&o.ElectionTimeout, defaultElectionTimeout)
 	setDefault(&o.MaxVoters, defaultMaxVoters)
+	setDefault(&o.level, newestLevel)
 	if o.MaxVoters%2 == 0 {
 		return errors.New("raftstore: MaxVoters must be odd")
 	}

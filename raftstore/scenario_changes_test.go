@@ -3,11 +3,17 @@
 package raftstore
 
 import (
+	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
 // A change of members that was decided on before another change is not made any
@@ -69,4 +75,101 @@ func TestScenarioRemovalKeepsMajority(t *testing.T) {
 			c.rest(30*time.Second, 3, names(c.others(dead...))...)
 		})
 	})
+}
+
+// Most servers, or all, come back at other addresses at the same time, and are told
+// where the others are.
+func TestScenarioMovedTogether(t *testing.T) {
+	for _, many := range []int{2, 3} {
+		t.Run(fmt.Sprint(many), func(t *testing.T) {
+			seeds(t, 2, func(t *testing.T, seed uint64) {
+				scenario(t, seed, 3, func(c *cluster) {
+					w := c.work(2)
+					c.pass(7 * time.Second) // every server has noted who the others are
+					w.stop()
+					var join []string
+					for _, n := range c.nodes {
+						n.stop()
+					}
+					for i, n := range c.nodes {
+						if i < many {
+							n.host = "new " + n.name
+						}
+						join = append(join, n.host)
+					}
+					for _, n := range c.nodes {
+						n.start(join...)
+					}
+					c.live(c.nodes)
+					c.eventually("everybody knows where the others are", 10*time.Second, func() bool {
+						for _, n := range c.nodes {
+							for _, m := range n.running().Members() {
+								if i := slices.Index(names(c.nodes), m.Name); m.Address != c.nodes[i].host {
+									return false
+								}
+							}
+						}
+						return true
+					})
+					c.serves(c.nodes...)
+				})
+			})
+		})
+	}
+}
+
+// Servers of an older version are replaced one after the other. What that version
+// cannot read may be written when the last one is; then none can come back.
+func TestScenarioLevels(t *testing.T) {
+	scenarioOf(t, 1, 3, func(o *Options) { o.level = 1 }, func(c *cluster) {
+		w := c.work(2)
+		level := func(n *node) int { return n.running().Status().Level }
+		c.pass(time.Second)
+		for i, n := range c.nodes {
+			for _, o := range c.nodes {
+				if level(o) != 1 {
+					t.Fatalf("level %d when %d servers are new", level(o), i)
+				}
+			}
+			c.tune = func(o *Options) { o.level = 2 }
+			n.stop()
+			n.start()
+			c.ready(n)
+		}
+		c.eventually("everybody can read level 2", 10*time.Second, func() bool {
+			return level(c.nodes[0]) == 2 && level(c.nodes[1]) == 2 && level(c.nodes[2]) == 2
+		})
+		w.stop()
+
+		c.tune = func(o *Options) { o.level = 1 }
+		leader := c.leader()
+		address := withLevel(raftAddress("d.OLD", "d"), 1)
+		_, err := leader.running().serveJoin(c.within(time.Second), joinCall{ID: "d.OLD", Address: string(address)})
+		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "too old") {
+			t.Errorf("a server joins that cannot read what is written: %v", err)
+		}
+		old := c.others(leader)[0]
+		old.stop()
+		old.start()
+		c.pass(5 * time.Second)
+		if level(leader) != 2 {
+			t.Errorf("one server that went back to an older version lowered the level to %d", level(leader))
+		}
+		c.serves(leader)
+	})
+}
+
+// An entry that this version cannot read is said to be that.
+func TestUnreadableEntry(t *testing.T) {
+	f := newFSM(func() {}, nothingToObserve)
+	defer func() {
+		said := fmt.Sprint(recover())
+		for _, part := range []string{"log entry 7 was written by a newer version", "kind 99", "is safe", "start the version"} {
+			if !strings.Contains(said, part) {
+				t.Errorf("%q does not say %q", said, part)
+			}
+		}
+	}()
+	entry := append(mvcc.NewEntry(nil), 99, 0, 0)
+	f.Apply(&raft.Log{Index: 7, Term: 1, Type: raft.LogCommand, Data: entry})
 }

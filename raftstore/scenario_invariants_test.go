@@ -48,7 +48,7 @@ func (n *node) guard(ctx context.Context, s *Store) {
 				n.c.seed, n.name, nowApplied, applied, nowView.Applied(), view, nowView.Revision(), revision)
 		}
 		applied, view, revision = nowApplied, nowView.Applied(), nowView.Revision()
-		problem, index := membersProblem(s)
+		problem, index := s.CheckMembers()
 		if ctx.Err() != nil {
 			return
 		}
@@ -58,18 +58,6 @@ func (n *node) guard(ctx context.Context, s *Store) {
 		}
 		wrong, wrongAt = problem, index
 	}
-}
-
-// membersProblem compares raft's members with the newest that its log has, which
-// are those of the entry with this index.
-func membersProblem(s *Store) (problem string, index uint64) {
-	want, index := s.dir.Log.Members()
-	have := s.raft.GetConfiguration().Configuration()
-	if slices.Equal(want.Servers, have.Servers) {
-		return "", index
-	}
-	return fmt.Sprintf("entry %d has %v, raft has %v (its log ends with entry %d, it has applied %d)",
-		index, want.Servers, have.Servers, s.raft.LastIndex(), s.raft.AppliedIndex()), index
 }
 
 // lively waits for servers to be able to work; then it cuts off a minority, at
@@ -156,7 +144,7 @@ func (c *cluster) sameMembers(nodes []*node) {
 	c.Helper()
 	_, want := nodes[0].running().dir.Log.Members()
 	for _, n := range nodes {
-		problem, index := membersProblem(n.running())
+		problem, index := n.running().CheckMembers()
 		if problem != "" || index != want {
 			c.Errorf("seed %d: %s and %s think differently of the members (entries %d and %d) %s\n%s", c.seed, n.name, nodes[0].name,
 				index, want, problem, c.state())

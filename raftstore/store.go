@@ -202,7 +202,7 @@ func (s *Store) openDir(ctx context.Context) error {
 	s.name, s.id = dir.Identity.Node, raft.ServerID(dir.Identity.Member)
 	s.address = raft.ServerAddress(s.id) // of a server that talks to nobody
 	if s.opts.Network != nil {
-		s.address = raftAddress(s.id, s.opts.Network.Address)
+		s.address = withLevel(raftAddress(s.id, s.opts.Network.Address), s.opts.level)
 	}
 	s.clusterID, s.memberID = clusterNumber(dir.Identity.Cluster), memberID(dir.Identity.Member)
 	return nil
@@ -237,6 +237,7 @@ type Status struct {
 	Revision     int64 // newest revision applied here
 	Compacted    int64 // oldest revision that can be read
 	AppliedIndex uint64
+	Level        int // of the newest log entries that all members can read
 	mvcc.Stats
 }
 
@@ -246,7 +247,7 @@ func (s *Store) Status() Status {
 	lead, _ := s.lead.get()
 	return Status{
 		Leadership: lead, Revision: view.Revision(), Compacted: view.Compacted(),
-		AppliedIndex: s.raft.AppliedIndex(), Stats: view.Stats(),
+		AppliedIndex: s.raft.AppliedIndex(), Level: s.level(), Stats: view.Stats(),
 	}
 }
 

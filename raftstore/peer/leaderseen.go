@@ -45,6 +45,12 @@ func (t *Transport) saw(rpc raft.RPC) {
 		head, term = m.RPCHeader, m.Term
 	case *raft.InstallSnapshotRequest:
 		head, term = m.RPCHeader, m.Term
+	case *raft.RequestVoteRequest:
+		t.moved.met(string(m.ID), string(m.Addr))
+		return
+	case *raft.RequestPreVoteRequest:
+		t.moved.met(string(m.ID), string(m.Addr))
+		return
 	default:
 		return
 	}

@@ -141,6 +141,9 @@ func (t *Transport) connect(ctx context.Context, address string, h hello) (net.C
 		return nil, "", &dialError{fmt.Errorf("connect to the server at %s: %w", address, err)}
 	}
 	a, err := t.introduce(ctx, c, h)
+	if err == nil {
+		t.moved.met(a.id, address)
+	}
 	if err == nil && a.reason == "" {
 		return c, a.id, nil
 	}
@@ -215,7 +218,9 @@ func (s *streams) Dial(to raft.ServerAddress, _ time.Duration) (net.Conn, error)
 	if s.class == classSnapshots {
 		h.kind = kindSnapshots
 	}
-	c, _, err := s.t.connect(ctx, address, h)
+	at := s.t.moved.where(id, address)
+	c, _, err := s.t.connect(ctx, at, h)
+	s.t.moved.dialed(id, address, at, err)
 	if err != nil {
 		return nil, err
 	}

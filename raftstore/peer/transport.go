@@ -41,6 +41,7 @@ type Transport struct {
 	handlers             sync.WaitGroup // incoming raft connections
 
 	leader leader
+	moved  moved
 	asking atomic.Bool // whether the leader has ended
 
 	mu      sync.Mutex

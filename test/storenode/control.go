@@ -47,6 +47,7 @@ func (n *node) operations() map[string]operation {
 	return map[string]operation{
 		"status":   n.status,
 		"members":  n.members,
+		"check":    n.check,
 		"remove":   n.remove,
 		"transfer": n.transfer,
 		"faults":   n.faults,
@@ -103,6 +104,13 @@ func (n *node) prepare() { n.opts.store.Faults = &disk.Faults{} }
 func (n *node) status(context.Context, json.RawMessage) (any, error) { return n.store.Status(), nil }
 
 func (n *node) members(context.Context, json.RawMessage) (any, error) { return n.store.Members(), nil }
+
+// check tells what must never go back, and what raft's members have against those of the log.
+func (n *node) check(context.Context, json.RawMessage) (any, error) {
+	status := n.store.Status()
+	problem, at := n.store.CheckMembers()
+	return map[string]any{"applied": status.AppliedIndex, "revision": status.Revision, "membersAt": at, "membersProblem": problem}, nil
+}
 
 func (n *node) remove(ctx context.Context, args json.RawMessage) (any, error) {
 	var name string
