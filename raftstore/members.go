@@ -72,19 +72,19 @@ func (s *Store) CheckMembers() (problem string, at uint64) {
 // TransferLeadership makes another voter lead. It fails if there is none that
 // is up to date, or if this server does not lead.
 func (s *Store) TransferLeadership(ctx context.Context) error {
-	var there []raft.ServerID
+	var answering []raft.ServerID
 	choose := false // raft does not look whether its choice answers
 	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
 		switch {
 		case server.Suffrage != raft.Voter || server.ID == s.id:
 		case s.answers(server.ID, healthyWithin):
-			there = append(there, server.ID)
+			answering = append(answering, server.ID)
 		default:
 			choose = true
 		}
 	}
-	if choose && len(there) > 0 {
-		return s.transferTo(ctx, memberID(string(there[0])))
+	if choose && len(answering) > 0 {
+		return s.transferTo(ctx, memberID(string(answering[0])))
 	}
 	return s.transfer(ctx, s.raft.LeadershipTransfer)
 }

@@ -115,7 +115,7 @@ func (p *proposer) stop() {
 
 // propose runs one command and waits for its result.
 func (p *proposer) propose(ctx context.Context, moved <-chan struct{}, c mvcc.Command) (mvcc.Result, error) {
-	results, err := p.run1(ctx, moved, &proposal{
+	results, err := p.submit(ctx, moved, &proposal{
 		command: c, count: 1, size: mvcc.CommandSize(c), done: make(chan answered, 1),
 	})
 	if err != nil {
@@ -126,13 +126,13 @@ func (p *proposer) propose(ctx context.Context, moved <-chan struct{}, c mvcc.Co
 
 // proposeAll runs commands that another server gathered.
 func (p *proposer) proposeAll(ctx context.Context, moved <-chan struct{}, encoded []byte, count int) ([]mvcc.Result, error) {
-	return p.run1(ctx, moved, &proposal{gathered: encoded, count: count, size: len(encoded), done: make(chan answered, 1)})
+	return p.submit(ctx, moved, &proposal{gathered: encoded, count: count, size: len(encoded), done: make(chan answered, 1)})
 }
 
-// run1 waits for a proposal's answer. When ctx ends first, or moved is closed,
+// submit waits for a proposal's answer. When ctx ends first, or moved is closed,
 // the commands may or may not have happened, unless the error is errUntried:
 // then they never will.
-func (p *proposer) run1(ctx context.Context, moved <-chan struct{}, c *proposal) ([]mvcc.Result, error) {
+func (p *proposer) submit(ctx context.Context, moved <-chan struct{}, c *proposal) ([]mvcc.Result, error) {
 	select {
 	case p.queue <- c:
 	case <-ctx.Done():

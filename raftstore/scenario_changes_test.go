@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+	"github.com/coracle-k8s/coracle/raftstore/voters"
 )
 
 // A change of members that was decided on before another change is not made any
@@ -32,14 +33,14 @@ func TestScenarioOutdatedChange(t *testing.T) {
 			}
 		}
 		_, at := leader.dir.Log.Members()
-		member := standing{id: spare.running().id, address: spare.running().address, healthy: true, caughtUp: true}
+		member := voters.Member{ID: string(spare.running().id), Node: spare.name, Healthy: true, CaughtUp: true}
 		if err := leader.RemoveMember(c.within(20*time.Second), spare.name); err != nil {
 			t.Fatal(err)
 		}
 		spare.stop()
 		spare.gone = true
-		for _, what := range []action{promote, demote, remove} {
-			if err := leader.carryOut(what, member, at); err == nil {
+		for _, what := range []voters.Action{voters.Promote, voters.Demote, voters.Remove} {
+			if err := leader.carryOut(voters.Change{Action: what, Member: member}, at); err == nil {
 				t.Errorf("change %d was made, of a server that had been taken out:\n%s", what, c.state())
 			}
 		}

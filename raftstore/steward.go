@@ -3,7 +3,6 @@
 package raftstore
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
 	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/raftstore/voters"
 )
 
 const (
@@ -35,108 +35,6 @@ const (
 	// hands over to a server that may have some.
 	fullFor = 3 * time.Second
 )
-
-// standing is what the leader knows of a member when it decides about votes.
-type standing struct {
-	id       raft.ServerID
-	address  raft.ServerAddress
-	voter    bool
-	self     bool // the leader
-	healthy  bool
-	gone     bool // unhealthy for long, or replaced by a member of the same name
-	caughtUp bool
-}
-
-type action int
-
-const (
-	keep action = iota
-	promote
-	demote
-	remove
-)
-
-// plan says what to change next about the votes, one server at a time.
-//
-// The voters rest at an odd number: an even one needs as large a majority as
-// the next odd one, and survives no more. So servers are promoted in pairs, and
-// an even number is only passed through, never entered unless all voters are
-// healthy or one of them is to be replaced. A voter that is gone keeps its vote
-// until there is another server for it: without it the others would be no
-// better off.
-func plan(members []standing, maxVoters int) (action, standing) {
-	// Smaller ids first, for decisions that do not depend on the order.
-	members = slices.SortedFunc(slices.Values(members), func(a, b standing) int { return cmp.Compare(a.id, b.id) })
-	var voters, ready []standing
-	for _, m := range members {
-		switch {
-		case m.voter:
-			voters = append(voters, m)
-		case m.healthy && m.caughtUp && !m.gone:
-			ready = append(ready, m)
-		}
-	}
-	i := slices.IndexFunc(voters, func(m standing) bool { return m.gone && !m.self })
-	unhealthy := 0
-	for _, m := range voters {
-		if !m.healthy {
-			unhealthy++
-		}
-	}
-	switch {
-	case len(voters)%2 == 0 && i >= 0:
-		return dismiss(members, voters[i])
-	case len(voters)%2 == 0 && len(ready) > 0 && len(voters) < maxVoters && unhealthy == 0:
-		return promote, ready[0]
-	case len(voters)%2 == 0:
-		return shrink(voters)
-	case i >= 0 && len(ready) > 0 && unhealthy <= (len(voters)-1)/2:
-		return promote, ready[0] // in place of voters[i]
-	case unhealthy == 0 && len(ready) >= 2 && len(voters)+2 <= maxVoters:
-		return promote, ready[0]
-	case unhealthy == 0 && len(voters) > maxVoters:
-		return shrink(voters)
-	}
-	for _, m := range members { // a directory that was lost does not come back
-		if !m.voter && m.gone && superseded(members, m) {
-			return remove, m
-		}
-	}
-	return keep, standing{}
-}
-
-// dismiss takes the vote of a member that is gone, and the member out of the
-// cluster if its server came back as another one.
-func dismiss(members []standing, m standing) (action, standing) {
-	if superseded(members, m) {
-		return remove, m
-	}
-	return demote, m
-}
-
-func superseded(members []standing, m standing) bool {
-	return slices.ContainsFunc(members, func(o standing) bool {
-		return o.id != m.id && disk.NodeOf(string(o.id)) == disk.NodeOf(string(m.id)) && o.healthy
-	})
-}
-
-// shrink takes one vote from an even number: the unhealthy first, the leader's
-// never.
-func shrink(voters []standing) (action, standing) {
-	var victim standing
-	for _, m := range voters {
-		if m.self {
-			continue
-		}
-		if victim.id == "" || victim.healthy || !m.healthy {
-			victim = m
-		}
-	}
-	if victim.id == "" {
-		return keep, victim
-	}
-	return demote, victim
-}
 
 // runSteward looks after the votes while this server leads.
 func (s *Store) runSteward(ctx context.Context) {
@@ -162,12 +60,12 @@ func (s *Store) runSteward(ctx context.Context) {
 		// voters one server less may be lost.
 		for range 4 {
 			servers, at := s.dir.Log.Members()
-			what, m := plan(s.standings(ctx, servers.Servers, known), s.opts.MaxVoters)
-			err := s.carryOut(what, m, at)
+			change := voters.Next(s.observe(ctx, servers.Servers, known), s.opts.MaxVoters)
+			err := s.carryOut(change, at)
 			if err != nil && ctx.Err() == nil {
-				s.log.Warn("could not change the store's voters; will try again", "member", m.id, "err", err)
+				s.log.Warn("could not change the store's voters; will try again", "member", change.Member.ID, "err", err)
 			}
-			if what == keep || err != nil || ctx.Err() != nil {
+			if change.Action == voters.Keep || err != nil || ctx.Err() != nil {
 				break
 			}
 		}
@@ -196,21 +94,22 @@ func (s *Store) othersVote() bool {
 }
 
 // carryOut changes the members as they were with the entry of that index, and
-// fails if others have been changed since: the plan was made without knowing.
-func (s *Store) carryOut(what action, m standing, at uint64) error {
+// fails if others have been changed since: it was decided without knowing.
+func (s *Store) carryOut(change voters.Change, at uint64) error {
 	var future raft.IndexFuture
-	switch what {
-	case keep:
+	id := raft.ServerID(change.Member.ID)
+	switch change.Action {
+	case voters.Keep:
 		return nil
-	case promote:
-		s.log.Info("a server of the store's cluster gets a vote", "member", m.id)
-		future = s.raft.AddVoter(m.id, m.address, at, 0)
-	case demote:
-		s.log.Info("a server of the store's cluster loses its vote", "member", m.id)
-		future = s.raft.DemoteVoter(m.id, at, 0)
-	case remove:
-		s.log.Info("a server of the store's cluster lost its directory and is forgotten", "member", m.id)
-		future = s.raft.RemoveServer(m.id, at, 0)
+	case voters.Promote:
+		s.log.Info("a server of the store's cluster gets a vote", "member", id)
+		future = s.raft.AddVoter(id, s.addressOf(id), at, 0)
+	case voters.Demote:
+		s.log.Info("a server of the store's cluster loses its vote", "member", id)
+		future = s.raft.DemoteVoter(id, at, 0)
+	case voters.Remove:
+		s.log.Info("a server of the store's cluster lost its directory and is forgotten", "member", id)
+		future = s.raft.RemoveServer(id, at, 0)
 	}
 	if err := s.await(future); err != nil {
 		return fmt.Errorf("raftstore: change of members: %w", err)
@@ -218,25 +117,39 @@ func (s *Store) carryOut(what action, m standing, at uint64) error {
 	return nil
 }
 
-// standings looks at every member. known is since when this server, as leader,
+// addressOf is where raft has a member. Were that another place by now, the change
+// that it is for would fail.
+func (s *Store) addressOf(id raft.ServerID) raft.ServerAddress {
+	members, _ := s.dir.Log.Members()
+	for _, server := range members.Servers {
+		if server.ID == id {
+			return server.Address
+		}
+	}
+	return ""
+}
+
+// observe looks at every member. known is since when this server, as leader,
 // knows of each: before that it had no reason to hear from it.
-func (s *Store) standings(ctx context.Context, servers []raft.Server, known map[raft.ServerID]time.Time) []standing {
-	out := make([]standing, len(servers))
+func (s *Store) observe(ctx context.Context, servers []raft.Server, known map[raft.ServerID]time.Time) []voters.Member {
+	out := make([]voters.Member, len(servers))
 	members := make(map[raft.ServerID]bool)
 	silent := make([]time.Duration, len(servers))
 	for i, server := range servers {
-		m := standing{id: server.ID, address: server.Address, voter: server.Suffrage == raft.Voter, self: server.ID == s.id}
-		members[m.id] = true
-		if known[m.id].IsZero() {
-			known[m.id] = time.Now()
+		m := voters.Member{
+			ID: string(server.ID), Node: disk.NodeOf(string(server.ID)), Voter: server.Suffrage == raft.Voter, Self: server.ID == s.id,
 		}
-		if m.self {
-			m.healthy, m.caughtUp = true, true
+		members[server.ID] = true
+		if known[server.ID].IsZero() {
+			known[server.ID] = time.Now()
+		}
+		if m.Self {
+			m.Healthy, m.CaughtUp = true, true
 		} else {
-			contact := s.peers.Contact(m.id)
-			silent[i] = min(time.Since(contact), time.Since(known[m.id]))
-			m.healthy, m.gone = silent[i] < healthyWithin && !contact.IsZero(), silent[i] > replaceAfter
-			m.caughtUp = !m.voter && m.healthy && s.caughtUp(ctx, server)
+			contact := s.peers.Contact(server.ID)
+			silent[i] = min(time.Since(contact), time.Since(known[server.ID]))
+			m.Healthy, m.Gone = silent[i] < healthyWithin && !contact.IsZero(), silent[i] > replaceAfter
+			m.CaughtUp = !m.Voter && m.Healthy && s.caughtUp(ctx, server)
 		}
 		out[i] = m
 	}
@@ -244,8 +157,8 @@ func (s *Store) standings(ctx context.Context, servers []raft.Server, known map[
 	for i := range out {
 		// Another directory of the same server is in use, so this one is lost;
 		// unless it is this one that is new, and has not been heard yet.
-		if !out[i].self && silent[i] >= healthyWithin && superseded(out, out[i]) {
-			out[i].gone = true
+		if !out[i].Self && silent[i] >= healthyWithin && voters.Superseded(out, out[i]) {
+			out[i].Gone = true
 		}
 	}
 	return out

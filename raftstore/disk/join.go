@@ -17,7 +17,7 @@ type snapshotEnd struct {
 
 // IsMonotonic tells raft to leave entries that it stored before a snapshot from
 // the leader to this log. If it were true, raft 1.8.0 would remove all entries
-// after such a snapshot, also those behind the snapshot that agree with it and
+// when it installed one, also those that come after it, agree with it and
 // were acknowledged, and not know it (hashicorp/raft issue 697). The log sorts
 // them out itself, in join; and it never has gaps.
 func (l *Log) IsMonotonic() bool { return false }
@@ -92,7 +92,7 @@ func (l *Log) admits(s snapshotEnd) error {
 
 // beyond answers GetLog for entries that are not in the log. The entry that
 // the newest snapshot ends with is known by its term alone, which is all that
-// raft needs to tell that the entries behind it are the leader's: raft itself
+// raft needs to tell that the entries after it are the leader's: raft itself
 // does not look at its snapshot then, and would ask for another one for ever.
 // The content is never used: a leader that sends entries has those before them.
 // Only from entry 1 on does it send without having looked at one before; so no

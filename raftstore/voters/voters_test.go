@@ -1,29 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package raftstore
+package voters
 
 import (
 	"fmt"
 	"slices"
 	"testing"
-
-	"github.com/hashicorp/raft"
 )
 
 // Whatever the members' state, as long as the leader has a majority: following
 // the plan ends, at an odd number, without risk on the way.
-func TestScenarioPlan(t *testing.T) {
-	kinds := []standing{
-		{voter: true, healthy: true},
-		{voter: true},
-		{voter: true, gone: true},
-		{healthy: true, caughtUp: true},
-		{healthy: true},
+func TestNext(t *testing.T) {
+	kinds := []Member{
+		{Voter: true, Healthy: true},
+		{Voter: true},
+		{Voter: true, Gone: true},
+		{Healthy: true, CaughtUp: true},
+		{Healthy: true},
 		{},
-		{gone: true},
+		{Gone: true},
 	}
 	const others = 5
-	members := make([]standing, 0, others+1)
+	members := make([]Member, 0, others+1)
 	checked := 0
 	var fill func(left int)
 	fill = func(left int) {
@@ -44,23 +42,23 @@ func TestScenarioPlan(t *testing.T) {
 		}
 	}
 	for n := range others + 1 {
-		members = append(members[:0], standing{voter: true, self: true, healthy: true, caughtUp: true})
+		members = append(members[:0], Member{Voter: true, Self: true, Healthy: true, CaughtUp: true})
 		fill(n)
 	}
 	t.Logf("%d situations", checked)
 }
 
 // margin is how many more of the voters may fail.
-func margin(members []standing) int {
+func margin(members []Member) int {
 	voters, healthy := votersOf(members)
 	return healthy - (voters/2 + 1)
 }
 
-func votersOf(members []standing) (voters, healthy int) {
+func votersOf(members []Member) (voters, healthy int) {
 	for _, m := range members {
-		if m.voter {
+		if m.Voter {
 			voters++
-			if m.healthy {
+			if m.Healthy {
 				healthy++
 			}
 		}
@@ -70,23 +68,25 @@ func votersOf(members []standing) (voters, healthy int) {
 
 // checkPlan reports whether the situation can occur. With twins, the last two
 // members are directories of the same server.
-func checkPlan(t *testing.T, situation []standing, maxVoters int, twins bool) bool {
+func checkPlan(t *testing.T, situation []Member, maxVoters int, twins bool) bool {
 	if margin(situation) < 0 {
 		return false
 	}
 	members := slices.Clone(situation)
 	for i := range members {
-		members[i].id = raft.ServerID(fmt.Sprintf("n%d.AAAAAAAAA%c", i, 'A'+i))
+		members[i].Node = fmt.Sprint("n", i)
+		members[i].ID = fmt.Sprintf("%s.AAAAAAAAA%c", members[i].Node, 'A'+i)
 	}
 	if n := len(members); twins {
 		// The older one is lost, hence silent.
-		if n < 3 || members[n-1].healthy == members[n-2].healthy {
+		if n < 3 || members[n-1].Healthy == members[n-2].Healthy {
 			return false
 		}
-		members[n-1].id = raft.ServerID(fmt.Sprintf("n%d.AAAAAAAAA%c", n-2, 'Z'))
+		members[n-1].Node = members[n-2].Node
+		members[n-1].ID = members[n-1].Node + ".AAAAAAAAAZ"
 		for i := range members {
-			if !members[i].healthy && superseded(members, members[i]) {
-				members[i].gone = true
+			if !members[i].Healthy && Superseded(members, members[i]) {
+				members[i].Gone = true
 			}
 		}
 	}
@@ -95,34 +95,35 @@ func checkPlan(t *testing.T, situation []standing, maxVoters int, twins bool) bo
 		t.Errorf("%s\nmaxVoters %d, from %+v\nsteps %v", fmt.Sprintf(format, args...), maxVoters, situation, steps)
 	}
 	for range 4 * len(members) {
-		what, m := plan(members, maxVoters)
-		steps = append(steps, fmt.Sprintf("%d %s", what, m.id))
-		if what == keep {
+		change := Next(members, maxVoters)
+		what, m := change.Action, change.Member
+		steps = append(steps, fmt.Sprintf("%d %s", what, m.ID))
+		if what == Keep {
 			checkRest(members, maxVoters, fail)
 			return true
 		}
 		before, beforeHealthy := votersOf(members)
 		was := margin(members)
-		at := slices.IndexFunc(members, func(o standing) bool { return o.id == m.id })
-		if at < 0 || members[at].self {
+		at := slices.IndexFunc(members, func(o Member) bool { return o.ID == m.ID })
+		if at < 0 || members[at].Self {
 			fail("the leader, or nobody, is to change")
 			return true
 		}
 		switch what {
-		case promote:
-			if members[at].voter || !members[at].healthy || !members[at].caughtUp {
+		case Promote:
+			if members[at].Voter || !members[at].Healthy || !members[at].CaughtUp {
 				fail("it promotes who is not ready")
 			}
-			replaces := slices.ContainsFunc(members, func(o standing) bool { return o.voter && o.gone })
+			replaces := slices.ContainsFunc(members, func(o Member) bool { return o.Voter && o.Gone })
 			if before%2 == 1 && before != beforeHealthy && !replaces {
 				fail("it enters an even number with an unhealthy voter that it does not replace")
 			}
-			members[at].voter = true
-		case demote:
-			members[at].voter = false
-			members[at].caughtUp = members[at].healthy
-		case remove:
-			if members[at].healthy {
+			members[at].Voter = true
+		case Demote:
+			members[at].Voter = false
+			members[at].CaughtUp = members[at].Healthy
+		case Remove:
+			if members[at].Healthy {
 				fail("it removes a healthy member")
 			}
 			members = slices.Delete(members, at, at+1)
@@ -136,7 +137,7 @@ func checkPlan(t *testing.T, situation []standing, maxVoters int, twins bool) bo
 	return true
 }
 
-func checkRest(members []standing, maxVoters int, fail func(string, ...any)) {
+func checkRest(members []Member, maxVoters int, fail func(string, ...any)) {
 	voters, healthy := votersOf(members)
 	if voters%2 == 0 {
 		fail("it rests at %d voters", voters)
@@ -146,10 +147,10 @@ func checkRest(members []standing, maxVoters int, fail func(string, ...any)) {
 	}
 	ready := 0
 	for _, m := range members {
-		if m.voter && m.healthy || m.healthy && m.caughtUp {
+		if m.Voter && m.Healthy || m.Healthy && m.CaughtUp {
 			ready++
 		}
-		if m.gone && !m.voter && superseded(members, m) {
+		if m.Gone && !m.Voter && Superseded(members, m) {
 			fail("it keeps a lost directory")
 		}
 	}
@@ -157,7 +158,7 @@ func checkRest(members []standing, maxVoters int, fail func(string, ...any)) {
 	if best -= (best + 1) % 2; voters == healthy && voters < best {
 		fail("it rests at %d voters of %d", voters, best)
 	}
-	gone := slices.ContainsFunc(members, func(m standing) bool { return m.voter && m.gone })
+	gone := slices.ContainsFunc(members, func(m Member) bool { return m.Voter && m.Gone })
 	if gone && ready > healthy && voters <= maxVoters {
 		fail("it keeps a voter that is gone, though another server is ready")
 	}
