@@ -65,6 +65,31 @@ func TestScenarioStrandedFollower(t *testing.T) {
 	})
 }
 
+// A follower gets thousands of entries and none of its answers arrive. Both servers
+// compact; then the third one dies. Nobody writes, and the two can work again.
+func TestScenarioBacklog(t *testing.T) {
+	seeds(t, 2, func(t *testing.T, seed uint64) {
+		scenario(t, seed, 3, func(c *cluster) {
+			c.keep(c.rand.Uint64N(200))
+			leader := c.leader()
+			follower, third := c.others(leader)[0], c.others(leader)[1]
+			c.fill(leader, 100)
+			c.forget(leader)
+			c.net.Cut(follower.name, leader.name)
+			c.fill(leader, 3000)
+			c.pass(20 * time.Second) // messages without answers are sent again and again
+			if c.rand.IntN(2) == 0 {
+				c.forget(leader)
+			}
+			c.forget(follower)
+			third.crash()
+			c.net.HealAll()
+			c.live([]*node{leader, follower})
+			c.serves(leader, follower)
+		})
+	})
+}
+
 // A snapshot that was begun before the members changed reaches a follower that has
 // stored the change. It must go by five members, not by three: else it and the
 // third server elect one of their own.

@@ -42,6 +42,11 @@
 //     are answered in its stead. See Transport.heard.
 //   - Raft may say that more is committed than its message proves the follower to
 //     have. Here it says no more than that. See proven.
+//   - Raft asks again for what this server's snapshot covers, and installs
+//     snapshots that it does not need. See prefix.Filter.
+//   - Raft dials the address that its configuration has, which it can only change
+//     once there is a leader. A server that does not answer there is dialed where
+//     it was met last. See moved.
 //   - Closing it leaves its connections, and so their goroutines. Transport
 //     closes them.
 //
@@ -51,7 +56,8 @@
 // # Goroutines
 //
 // Close ends and waits for all of them: the accept loop, one for each handshake
-// (bounded in time and number), one that passes messages on to raft, one for
+// (bounded in time and number), one that passes messages on to raft, one for a
+// snapshot that this server does not need, which it reads to the end, one for
 // each pipeline, one for a peer that is being told what is committed (see
 // Committed), at most one that dials a leader whose connection broke (see
 // OnGone; less than a second), gRPC's, and NetworkTransport's, which has one
