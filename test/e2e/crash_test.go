@@ -176,12 +176,17 @@ func otherProxy(t *testing.T, s *harness.Server) {
 	s.Args = append(slices.Clone(with), "--disable-kube-proxy")
 	s.Start()
 	s.WaitReady()
-	if got := tables(); strings.Contains(got, "kube-proxy") || !strings.Contains(got, "table inet coracle") {
-		t.Errorf("with --disable-kube-proxy the tables are %s", got)
-	}
-	if out, err := s.Run(s.Coracle(), "status", "--data-dir", s.DataDir); err != nil || !strings.Contains(out, "left to another proxy") {
-		t.Errorf("status says %s, %v", out, err)
-	}
+	// The node is Ready from before: its network comes up a moment later.
+	harness.Eventually(t, soon, "the rules for Services are gone, and nothing else", func() error {
+		if got := tables(); strings.Contains(got, "kube-proxy") || !strings.Contains(got, "table inet coracle") {
+			return fmt.Errorf("tables %s", got)
+		}
+		out, err := s.Run(s.Coracle(), "status", "--data-dir", s.DataDir)
+		if err == nil && !strings.Contains(out, "left to another proxy") {
+			err = fmt.Errorf("status says %s", out)
+		}
+		return err
+	})
 	if err := s.Stop(); err != nil {
 		t.Errorf("coracle ended with %v after SIGTERM\n%s", err, s.LogTail(20))
 	}
