@@ -118,3 +118,30 @@ func BenchmarkWatch(b *testing.B) {
 	all.Wait()
 	b.ReportMetric(float64(b.N)*1000/b.Elapsed().Seconds(), "events/s")
 }
+
+// BenchmarkWatchGRPC does so with a hundred watchers that share one connection
+// and one stream, as etcd's client has it.
+func BenchmarkWatchGRPC(b *testing.B) {
+	s := openStore(b, Options{Dir: b.TempDir()})
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	c, native, value := dial(b, s), s.Client(), noise(10<<10)
+	const watchers = 100
+	var all sync.WaitGroup
+	for range watchers {
+		watch := c.Watch(ctx, "/busy/", clientv3.WithPrefix())
+		all.Go(func() {
+			for seen := 0; seen < b.N; {
+				seen += len((<-watch).Events)
+			}
+		})
+	}
+	b.ResetTimer()
+	for range b.N {
+		if _, err := native.Put(ctx, "/busy/key", value); err != nil {
+			b.Fatal(err)
+		}
+	}
+	all.Wait()
+	b.ReportMetric(float64(b.N)*watchers/b.Elapsed().Seconds(), "events/s")
+}

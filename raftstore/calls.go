@@ -42,7 +42,7 @@ func (s *Store) serveCall(ctx context.Context, from, method string, body []byte)
 		if len(body) != 8 {
 			return nil, status.Error(codes.InvalidArgument, "raftstore: a read needs a term")
 		}
-		index, err := s.readIndex(ctx, raft.ServerID(from), binary.LittleEndian.Uint64(body))
+		index, err := s.reads.serve(ctx, raft.ServerID(from), binary.LittleEndian.Uint64(body))
 		if err != nil {
 			return nil, err
 		}

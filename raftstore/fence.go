@@ -53,7 +53,7 @@ func (s *Store) confirmLeading(ctx context.Context, term uint64) error {
 	if err := s.leadsIn(term); err != nil || s.peers == nil {
 		return err
 	}
-	_, err := s.readIndex(ctx, s.id, term)
+	_, err := s.reads.serve(ctx, s.id, term)
 	if over := s.leadsIn(term); over != nil {
 		return over
 	}

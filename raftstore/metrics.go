@@ -39,7 +39,7 @@ func (p sampler) Sample() metrics.Sample {
 	}
 	leader, _ := s.leader.get()
 	out.HasLeader, out.LeaderChanges = leader.known(), s.leader.leaderChanges()
-	out.ForwardedWrites, out.ReadRounds = s.forwarded.Load(), s.readRounds.Load()
+	out.ForwardedWrites = s.forwarded.Load()
 	watches := s.watches.Stats()
 	out.Watches, out.BehindWatches, out.PendingEvents, out.Events = watches.Watches, watches.Behind, watches.Queued, watches.Delivered
 	out.Stalled = s.dir.Stalled()
@@ -53,6 +53,7 @@ func (p sampler) Sample() metrics.Sample {
 		}
 	}
 	if s.peers != nil {
+		out.ReadRounds = s.reads.rounds.Load()
 		for _, peer := range s.peers.Peers() {
 			if peer.ID == "" {
 				continue // callers that are no members

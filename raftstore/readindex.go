@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -41,11 +42,12 @@ func (s *Store) Linearizable(ctx context.Context) (*mvcc.View, error) {
 	return s.fsm.wait(ctx, index)
 }
 
-// reads finds read indexes. One round is under way at a time; who comes
-// meanwhile shares the next, which begins after all of them came.
+// reads finds read indexes, where there are other servers. One round is under way
+// at a time; who comes meanwhile shares the next, which begins after all of them
+// came.
 type reads struct {
-	find  func() (uint64, error)
-	spawn func(func()) bool // starts a goroutine that the store waits for
+	s      *Store
+	rounds atomic.Uint64 // for metrics
 
 	mu    sync.Mutex
 	next  *readRound
@@ -65,7 +67,7 @@ func (r *reads) index(ctx context.Context) (uint64, error) {
 	}
 	round := r.next
 	if !r.going {
-		r.going = r.spawn(r.run)
+		r.going = r.s.spawn(r.run)
 	}
 	going := r.going
 	r.mu.Unlock()
@@ -97,39 +99,39 @@ func (r *reads) run() {
 	}
 }
 
-// findReadIndex gets a read index from whoever leads.
-func (s *Store) findReadIndex() (index uint64, err error) {
-	ctx, cancel := context.WithTimeout(s.ctx, s.opts.RequestTimeout)
+// find gets a read index from whoever leads.
+func (r *reads) find() (index uint64, err error) {
+	ctx, cancel := context.WithTimeout(r.s.ctx, r.s.opts.RequestTimeout)
 	defer cancel()
-	s.readRounds.Add(1)
+	r.rounds.Add(1)
 	began := time.Now()
-	defer func() { s.opts.Counters.ReadIndexDone(time.Since(began), err) }()
+	defer func() { r.s.opts.Counters.ReadIndexDone(time.Since(began), err) }()
 	for {
-		lead, moved, err := s.awaitLeader(ctx)
+		lead, moved, err := r.s.awaitLeader(ctx)
 		if err != nil {
 			return 0, err
 		}
-		index, err := s.askReadIndex(ctx, lead, moved)
-		if err == nil || !s.worthRetry(ctx, err) {
+		index, err := r.ask(ctx, lead, moved)
+		if err == nil || !r.s.worthRetry(ctx, err) {
 			return index, proposeErrorOrNil(err)
 		}
-		s.pause(ctx, moved)
+		r.s.pause(ctx, moved)
 	}
 }
 
-func (s *Store) askReadIndex(ctx context.Context, lead leader, moved <-chan struct{}) (uint64, error) {
+func (r *reads) ask(ctx context.Context, lead leader, moved <-chan struct{}) (uint64, error) {
 	// Not for longer than a leader needs: it may have died without a word.
-	ctx, cancel := context.WithTimeout(ctx, 5*s.opts.ElectionTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 5*r.s.opts.ElectionTimeout)
 	defer cancel()
 	defer cancelWhen(moved, cancel)()
-	term := s.raft.CurrentTerm()
+	term := r.s.raft.CurrentTerm()
 	var index uint64
 	var err error
 	if lead.Self {
-		index, err = s.readIndex(ctx, s.id, term)
+		index, err = r.serve(ctx, r.s.id, term)
 	} else {
 		var answer []byte
-		answer, err = s.peers.Call(ctx, string(lead.Address), callRead, binary.LittleEndian.AppendUint64(nil, term))
+		answer, err = r.s.peers.Call(ctx, string(lead.Address), callRead, binary.LittleEndian.AppendUint64(nil, term))
 		if err == nil && len(answer) == 8 {
 			index = binary.LittleEndian.Uint64(answer)
 		} else if err == nil {
@@ -142,7 +144,7 @@ func (s *Store) askReadIndex(ctx context.Context, lead leader, moved <-chan stru
 	return index, err
 }
 
-// readIndex returns the index of the newest command that is committed, once it
+// serve returns the index of the newest command that is committed, once it
 // is certain that no other server led when the call began: a majority of the
 // voters was still in this server's term then. The voter that asks is one of
 // them, since it tells its term as of after its reads came in.
@@ -152,17 +154,17 @@ func (s *Store) askReadIndex(ctx context.Context, lead leader, moved <-chan stru
 // What was acknowledged, or read on any server, was committed: in this term by
 // this leader, which knew it first, and in earlier ones before its barrier. Not
 // what is applied here: a follower may be ahead in that, and have shown it.
-func (s *Store) readIndex(ctx context.Context, asker raft.ServerID, askersTerm uint64) (uint64, error) {
-	lead, _ := s.lead.get()
+func (r *reads) serve(ctx context.Context, asker raft.ServerID, askersTerm uint64) (uint64, error) {
+	lead, _ := r.s.lead.get()
 	if !lead.Leader {
 		return 0, errNotLeader
 	}
-	index, err := s.committedCommand()
+	index, err := r.committedCommand()
 	if err != nil {
 		return 0, err
 	}
-	servers := s.raft.GetConfiguration().Configuration().Servers
-	if s.raft.CurrentTerm() != lead.Term || askersTerm > lead.Term {
+	servers := r.s.raft.GetConfiguration().Configuration().Servers
+	if r.s.raft.CurrentTerm() != lead.Term || askersTerm > lead.Term {
 		return 0, errNotLeader
 	}
 	voters, missing := 0, 1
@@ -171,7 +173,7 @@ func (s *Store) readIndex(ctx context.Context, asker raft.ServerID, askersTerm u
 		switch {
 		case server.Suffrage != raft.Voter:
 			continue
-		case server.ID == s.id, server.ID == asker && askersTerm == lead.Term:
+		case server.ID == r.s.id, server.ID == asker && askersTerm == lead.Term:
 			missing--
 		default:
 			ask = append(ask, server)
@@ -181,20 +183,20 @@ func (s *Store) readIndex(ctx context.Context, asker raft.ServerID, askersTerm u
 	if missing += voters / 2; missing <= 0 {
 		return index, nil
 	}
-	return index, s.confirmTerm(ctx, lead.Term, ask, missing)
+	return index, r.confirmTerm(ctx, lead.Term, ask, missing)
 }
 
 // committedCommand is the index of the newest command that is committed. Behind it
 // there may be entries of raft's own, which the state machine never sees.
-func (s *Store) committedCommand() (uint64, error) {
-	applied := s.fsm.view().Applied()
-	for index := s.raft.CommitIndex(); index > applied; index-- {
+func (r *reads) committedCommand() (uint64, error) {
+	applied := r.s.fsm.view().Applied()
+	for index := r.s.raft.CommitIndex(); index > applied; index-- {
 		var entry raft.Log
-		err := s.logs.GetLog(index, &entry)
+		err := r.s.logs.GetLog(index, &entry)
 		if errors.Is(err, raft.ErrLogNotFound) {
 			// A snapshot took its place and that of all before it. So the state
 			// machine had applied, or read from there, what commands there were.
-			return s.fsm.view().Applied(), nil
+			return r.s.fsm.view().Applied(), nil
 		}
 		if err != nil {
 			return 0, errNotLeader
@@ -208,12 +210,12 @@ func (s *Store) committedCommand() (uint64, error) {
 
 // confirmTerm returns when so many of the servers have said that they are in a
 // term.
-func (s *Store) confirmTerm(ctx context.Context, term uint64, servers []raft.Server, missing int) error {
-	ctx, cancel := context.WithTimeout(ctx, 3*s.opts.ElectionTimeout)
+func (r *reads) confirmTerm(ctx context.Context, term uint64, servers []raft.Server, missing int) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*r.s.opts.ElectionTimeout)
 	defer cancel()
 	terms := make(chan uint64, len(servers)) // nobody waits for the rest
 	for _, server := range servers {
-		go func() { terms <- s.askTerm(ctx, server) }()
+		go func() { terms <- r.askTerm(ctx, server) }()
 	}
 	for range servers {
 		switch t := <-terms; {
@@ -231,8 +233,8 @@ func (s *Store) confirmTerm(ctx context.Context, term uint64, servers []raft.Ser
 
 // askTerm returns a server's term, or 0. The server at an address may be
 // another by now: hence the id in the answer.
-func (s *Store) askTerm(ctx context.Context, server raft.Server) uint64 {
-	answer, err := s.peers.Call(ctx, string(server.Address), callTerm, nil)
+func (r *reads) askTerm(ctx context.Context, server raft.Server) uint64 {
+	answer, err := r.s.peers.Call(ctx, string(server.Address), callTerm, nil)
 	if err != nil || len(answer) < 8 || string(answer[8:]) != string(server.ID) {
 		return 0
 	}

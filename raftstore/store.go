@@ -66,7 +66,7 @@ type Store struct {
 	standing   atomic.Bool   // for election, because the leader has ended
 	overtaken  chan uint64   // capacity 1: the term of this server's that is over
 
-	forwarded, readRounds atomic.Uint64 // for metrics
+	forwarded atomic.Uint64 // for metrics
 
 	ctx     context.Context // ends when the store closes
 	cancel  context.CancelFunc
@@ -104,7 +104,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	s.proposer = newProposer(entriesInFlight, s.enter)
 	if s.peers != nil {
 		s.forwarder = newProposer(callsInFlight, s.forward)
-		s.reads = &reads{find: s.findReadIndex, spawn: s.spawn}
+		s.reads = &reads{s: s}
 		s.spawn(func() { s.announce(s.ctx) })
 		s.spawn(func() { s.notePeers(s.ctx) })
 	}

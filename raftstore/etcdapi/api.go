@@ -141,9 +141,10 @@ func (a *API) awaitReady(ctx context.Context) error {
 }
 
 // Header is the header of an answer about the present.
-func (a *API) Header() *pb.ResponseHeader { return a.headerAt(a.o.Store.View().Revision()) }
+func (a *API) Header() *pb.ResponseHeader { return a.HeaderAt(a.o.Store.View().Revision()) }
 
-func (a *API) headerAt(revision int64) *pb.ResponseHeader {
+// HeaderAt is the header of an answer about a revision.
+func (a *API) HeaderAt(revision int64) *pb.ResponseHeader {
 	h := &pb.ResponseHeader{Revision: revision}
 	a.complete(h)
 	return h

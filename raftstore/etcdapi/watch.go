@@ -29,7 +29,7 @@ func (a *API) Watch(ctx context.Context, r *pb.WatchCreateRequest) (*watch.Watch
 		}
 	}
 	w, present := a.o.Watches.Watch(r)
-	return w, &pb.WatchResponse{Header: a.headerAt(present), WatchId: r.WatchId, Created: true}, nil
+	return w, &pb.WatchResponse{Header: a.HeaderAt(present), WatchId: r.WatchId, Created: true}, nil
 }
 
 // RefuseWatch is the answer to a watch that cannot be made.
@@ -48,7 +48,7 @@ func (a *API) WatchResponse(d watch.Delivery) *pb.WatchResponse {
 		resp.CompactRevision = d.Compacted
 		return resp
 	}
-	return &pb.WatchResponse{Header: a.headerAt(d.Revision), Events: d.Events}
+	return &pb.WatchResponse{Header: a.HeaderAt(d.Revision), Events: d.Events}
 }
 
 // EndWatch is what the client of a watch hears that the server ends.

@@ -155,27 +155,31 @@ type follower struct {
 }
 
 func (f *follower) run(notify bool, created *pb.WatchResponse) {
-	if notify && !f.send(created) {
+	if notify && !f.send(toClient(created)) {
 		return
 	}
 	for {
 		d, err := f.w.Next(f.following)
 		if err != nil && etcdapi.LeaderLost(f.following) {
-			f.send(f.api.EndWatch(rpctypes.ErrGRPCNoLeader))
+			f.send(toClient(f.api.EndWatch(rpctypes.ErrGRPCNoLeader)))
 		}
 		if err != nil {
 			return
 		}
-		resp := f.api.WatchResponse(d)
-		if !f.send(resp) || resp.Canceled {
+		if d.Compacted > 0 {
+			f.send(toClient(f.api.WatchResponse(d)))
+			return
+		}
+		// Not by way of a message, which each event of each watch would pay for.
+		if !f.send(clientv3.WatchResponse{Header: f.api.HeaderAt(d.Revision), Events: d.Events}) {
 			return
 		}
 	}
 }
 
-func (f *follower) send(r *pb.WatchResponse) bool {
+func (f *follower) send(r clientv3.WatchResponse) bool {
 	select {
-	case f.out <- toClient(r):
+	case f.out <- r:
 		return true
 	case <-f.ctx.Done():
 		return false
