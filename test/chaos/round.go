@@ -33,7 +33,8 @@ type round struct {
 	watchers []*watcher
 	prefix   string
 	nemesis  *nemesis
-	totals   totals     // complete when the round has been judged
+	totals   totals // complete when the round has been judged
+	always   invariants
 	audits   []Sequence // what the servers' histories have at the end
 	audited  int64      // from this revision on
 
@@ -67,6 +68,9 @@ func (r *round) run(ctx context.Context) error {
 		return err
 	}
 	r.watch(watching, from+1)
+	for _, s := range r.c.all() {
+		r.tasks.Go(func() { r.always.watch(watching, s) })
+	}
 	r.audited = from + 1
 	working, stopWorking := context.WithTimeout(ctx, r.long)
 	defer stopWorking()
@@ -82,7 +86,10 @@ func (r *round) run(ctx context.Context) error {
 	extras.Go(func() { ballast(working, r.c, rand.New(rand.NewPCG(r.seed, 2))) })
 	r.nemesis = &nemesis{
 		c: r.c, r: rand.New(rand.NewPCG(r.seed, 3)), say: r.say, now: r.h.now,
-		joined: func(s *server) { r.join(working, s) }, left: r.leave,
+		joined: func(s *server) {
+			r.tasks.Go(func() { r.always.watch(watching, s) })
+			r.join(working, s)
+		}, left: r.leave,
 		compact: r.compact,
 	}
 	err = r.nemesis.run(working)
@@ -93,9 +100,15 @@ func (r *round) run(ctx context.Context) error {
 	r.w.tasks.Wait()
 	extras.Wait()
 	if err == nil {
+		err = r.c.majorityLives(ctx, rand.New(rand.NewPCG(r.seed, 4)))
+	}
+	if err == nil {
+		err = r.c.sameMembers(ctx)
+	}
+	if err == nil {
 		err = r.finish(ctx)
 	}
-	return err
+	return errors.Join(err, r.always.err())
 }
 
 // join starts clients of a server.
