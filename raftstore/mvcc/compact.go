@@ -42,7 +42,7 @@ func (s *State) Prune() {
 	for _, v := range s.history[search(s.history, s.pruned+1):search(s.history, to+1)] {
 		s.cut(v)
 		if v.Deleted() && s.lookup(v.kv.Key) == v {
-			s.tree.Delete(v)
+			s.remove(v)
 			s.total -= v.Size()
 		}
 	}
@@ -51,6 +51,7 @@ func (s *State) Prune() {
 	// alive by its tail.
 	kept := s.history[search(s.history, to):]
 	s.history = append(make([]*Version, 0, len(kept)+64), kept...)
+	s.turns = s.turns.since(to)
 }
 
 func (s *State) cut(v *Version) {

@@ -8,25 +8,57 @@ import (
 	"slices"
 	"sync/atomic"
 
-	"github.com/tidwall/btree"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// rangeIn answers a range request on a tree whose newest revision is current.
+// rangeIn answers a range request on keys whose newest revision is current.
 //
 // As in etcd, Count is the number of keys in the range whatever the limit and
 // the revision filters say, and those filters and any order but the key's own
 // apply before the limit.
-func rangeIn(tree *btree.BTreeG[*Version], current int64, compacted *atomic.Int64, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+func rangeIn(keys *keyspace, current int64, compacted *atomic.Int64, r *pb.RangeRequest) (*pb.RangeResponse, error) {
 	rev, err := checkRevision(r.Revision, current, compacted.Load())
 	if err != nil {
 		return nil, err
 	}
 	resp := &pb.RangeResponse{Header: &pb.ResponseHeader{Revision: current}}
+	switch {
+	case r.CountOnly && len(r.RangeEnd) > 0:
+		resp.Count = keys.count(r.Key, r.RangeEnd, rev)
+	case r.Limit > 0 && !r.CountOnly && !needsSort(r) && !filters(r):
+		first(keys, rev, r, resp)
+	default:
+		whole(keys, rev, r, resp)
+	}
+	if rev < current && rev < compacted.Load() {
+		return nil, rpctypes.ErrGRPCCompacted // pruned under our feet
+	}
+	if r.KeysOnly {
+		resp.Kvs = withoutValues(resp.Kvs)
+	}
+	return resp, nil
+}
+
+// first answers with the first keys of a range, and counts the others without
+// looking at them.
+func first(keys *keyspace, rev int64, r *pb.RangeRequest, resp *pb.RangeResponse) {
+	walk(keys.tree, r.Key, r.RangeEnd, rev, func(v *Version) bool {
+		if resp.More = int64(len(resp.Kvs)) == r.Limit; !resp.More {
+			resp.Kvs = append(resp.Kvs, v.KV())
+		}
+		return !resp.More
+	})
+	if resp.Count = int64(len(resp.Kvs)); resp.More {
+		resp.Count = keys.count(r.Key, r.RangeEnd, rev)
+	}
+}
+
+// whole looks at every key of a range.
+func whole(keys *keyspace, rev int64, r *pb.RangeRequest, resp *pb.RangeResponse) {
 	early := !needsSort(r) // the limit may cut while walking
-	walk(tree, r.Key, r.RangeEnd, rev, func(v *Version) bool {
+	walk(keys.tree, r.Key, r.RangeEnd, rev, func(v *Version) bool {
 		resp.Count++
 		switch {
 		case r.CountOnly:
@@ -39,19 +71,17 @@ func rangeIn(tree *btree.BTreeG[*Version], current int64, compacted *atomic.Int6
 		}
 		return true
 	})
-	if rev < current && rev < compacted.Load() {
-		return nil, rpctypes.ErrGRPCCompacted // pruned under our feet
-	}
 	if !early {
 		sortKVs(resp.Kvs, r)
 		if r.Limit > 0 && int64(len(resp.Kvs)) > r.Limit {
 			resp.Kvs, resp.More = resp.Kvs[:r.Limit], true
 		}
 	}
-	if r.KeysOnly {
-		resp.Kvs = withoutValues(resp.Kvs)
-	}
-	return resp, nil
+}
+
+// filters says whether a request wants only keys of some revisions.
+func filters(r *pb.RangeRequest) bool {
+	return r.MinModRevision != 0 || r.MaxModRevision != 0 || r.MinCreateRevision != 0 || r.MaxCreateRevision != 0
 }
 
 func wanted(kv *mvccpb.KeyValue, r *pb.RangeRequest) bool {

@@ -260,7 +260,7 @@ func (s *State) load(in *recordReader) {
 			}
 			s.install(v, old)
 			if tag == recordBase {
-				s.history = s.history[:0] // install added it there
+				s.history, s.turns = s.history[:0], turns{} // install added it there
 			}
 		case recordRaft, recordSession, recordAnswer:
 			sessions.load(in, tag)

@@ -19,7 +19,7 @@ const treeDegree = 16
 // State is the state machine. Its methods belong to one goroutine; everything
 // else reads Views.
 type State struct {
-	tree *btree.BTreeG[*Version]
+	keyspace
 	// history holds every version written since the compaction revision, in
 	// the order written. Views alias it: it is appended to and replaced,
 	// never changed in place.
@@ -51,7 +51,7 @@ type shared struct {
 
 // New returns an empty store at revision 1, as etcd starts.
 func New() *State {
-	return &State{tree: newTree(), rev: 1, shared: &shared{leases: newLeaseTable(), pins: make(map[*pin]struct{})}}
+	return &State{keyspace: newKeyspace(), rev: 1, shared: &shared{leases: newLeaseTable(), pins: make(map[*pin]struct{})}}
 }
 
 func newTree() *btree.BTreeG[*Version] {
@@ -232,7 +232,7 @@ func (s *State) install(v, old *Version) {
 		s.leases.attach(v.kv.Lease, v.kv.Key)
 	}
 	s.total += v.Size()
-	s.tree.Set(v)
+	s.keyspace.set(v, old != nil && !old.Deleted())
 	s.history = append(s.history, v)
 }
 
@@ -243,7 +243,7 @@ func (s *State) Freeze() *View {
 		s.leaseList = s.leases.list()
 	}
 	return &View{
-		tree: s.tree.Copy(), history: s.history, rev: s.rev, shared: s.shared,
+		keyspace: s.keyspace.freeze(), history: s.history, rev: s.rev, shared: s.shared,
 		leases: s.leaseList, sessions: s.freezeSessions(), applied: s.applied,
 		stats: Stats{Keys: s.keys, LiveBytes: s.live, TotalBytes: s.total, Versions: int64(len(s.history))},
 	}

@@ -59,7 +59,7 @@ func Grows(req Request) bool {
 
 // Txn answers a transaction that is ReadOnly.
 func (v *View) Txn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
-	frozen := State{tree: v.tree, rev: v.rev, shared: v.shared}
+	frozen := State{keyspace: v.keyspace, rev: v.rev, shared: v.shared}
 	return frozen.applyTxn(r)
 }
 
@@ -121,7 +121,7 @@ func (w *write) txn(r *pb.TxnRequest, path []bool) (*pb.TxnResponse, []bool, err
 		case *pb.RequestOp_RequestDeleteRange:
 			out.Response = &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: w.deleteRange(o.RequestDeleteRange)}
 		case *pb.RequestOp_RequestRange:
-			rr, err := rangeIn(w.s.tree, w.current(), &w.s.compacted, o.RequestRange)
+			rr, err := rangeIn(&w.s.keyspace, w.current(), &w.s.compacted, o.RequestRange)
 			if err != nil {
 				return nil, nil, err
 			}

@@ -16,7 +16,7 @@ import (
 // since the compaction. It does not change, and may be read by any number of
 // goroutines at once.
 type View struct {
-	tree     *btree.BTreeG[*Version]
+	keyspace
 	history  []*Version
 	rev      int64
 	shared   *shared
@@ -63,7 +63,7 @@ func (v *View) History(from int64) []*Version {
 // Range answers a read. Errors are etcd's: the revision is compacted, or not
 // there yet.
 func (v *View) Range(r *pb.RangeRequest) (*pb.RangeResponse, error) {
-	return rangeIn(v.tree, v.rev, &v.shared.compacted, r)
+	return rangeIn(&v.keyspace, v.rev, &v.shared.compacted, r)
 }
 
 // Walk calls fn for each key in [key, end) at the revision, in order, until it
