@@ -29,8 +29,9 @@ const (
 	handOverWithin = time.Second
 )
 
-// openRaft starts raft on the opened directory.
-func (s *Store) openRaft() error {
+// openRaft starts raft on the opened directory. The first start writes to it,
+// and waits on a full disk until ctx ends.
+func (s *Store) openRaft(ctx context.Context) error {
 	conf := s.raftConfig()
 	logs := raft.LogStore(s.dir.Log)
 	var transport raft.Transport
@@ -46,12 +47,16 @@ func (s *Store) openRaft() error {
 		transport, logs = s.peers, s.dir.CachedLog(cachedBytes)
 		s.logs = logs
 	}
+	unlessEnded := context.AfterFunc(ctx, s.dir.Abort)
 	err := s.bootstrap(conf, logs, transport)
+	if !unlessEnded() {
+		err = errors.Join(ctx.Err(), err)
+	}
 	if err != nil {
 		if s.peers != nil {
 			err = errors.Join(err, s.peers.Close())
 		}
-		return fmt.Errorf("raftstore: read the log: %w", err)
+		return fmt.Errorf("raftstore: read or begin the log: %w", err)
 	}
 	snapshots := countedSnapshots{s.dir.Snapshots, s.opts.Counters}
 	s.raft, err = raft.NewRaft(conf, s.fsm, logs, vars{s.dir.Vars, s.ctx}, snapshots, transport)

@@ -96,7 +96,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		s.cancel()
 		return nil, errors.Join(err, s.closeListener())
 	}
-	if err := s.openRaft(); err != nil {
+	if err := s.openRaft(ctx); err != nil {
 		s.cancel()
 		return nil, errors.Join(err, s.dir.Close(), s.closeListener())
 	}
