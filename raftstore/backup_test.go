@@ -52,7 +52,7 @@ func TestBackupThatNobodyReads(t *testing.T) {
 			most = max(most, s.fsm.view().Stats().HistoryBytes())
 		}
 		c.pass(time.Second)
-		if now := s.fsm.view().Stats().HistoryBytes(); most < 2*limit || most > 3*limit || now > limit {
+		if now := s.fsm.view().Stats().HistoryBytes(); most < limit*3/2 || most > 3*limit || now > limit {
 			c.Errorf("%d bytes of history at most, %d now; allowed were %d, and twice that for the backup", most, now, limit)
 		}
 		close(r.let)

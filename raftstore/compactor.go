@@ -145,11 +145,17 @@ func (c *compactor) bySize(ctx context.Context) error {
 			return nil
 		}
 		err := c.compact(ctx, to)
-		if after := c.view().Stats().HistoryBytes(); err != nil || after >= before {
-			c.wakeAt.Store(max(c.bytes, after+c.bytes/4))
+		if view = c.view(); err != nil || !pruned(view, to) {
+			c.wakeAt.Store(max(c.bytes, view.Stats().HistoryBytes()+c.bytes/4))
 			return err
 		}
 	}
+}
+
+// pruned says whether a compaction has freed what it can.
+func pruned(view *mvcc.View, to int64) bool {
+	history := view.History(0)
+	return len(history) == 0 || history[0].Revision() >= to
 }
 
 // halfOf returns the revision that leaves half of the allowed history.

@@ -49,7 +49,8 @@ type Options struct {
 	RequestTimeout time.Duration
 	// QuotaBytes bounds the memory of keys and history together: beyond it,
 	// writes that add anything are refused with etcd's ErrNoSpace, deletions
-	// are not. Default 2 GiB, as etcd's.
+	// are not. Default: what the memory of the machine, or of the control group,
+	// allows (see quotaOf), and at most 2 GiB, as etcd's.
 	QuotaBytes int64
 	// Counters are where the store counts what it does. Nil: its own. See
 	// Store.Collector.
@@ -94,7 +95,6 @@ const (
 	defaultHistoryAge       = 5 * time.Minute
 	defaultHistoryBytes     = 64 << 20
 	defaultRequestTimeout   = 7 * time.Second
-	defaultQuotaBytes       = 2 << 30
 	defaultElectionTimeout  = 300 * time.Millisecond
 	defaultMaxVoters        = 5
 )
@@ -111,7 +111,9 @@ func (o *Options) setDefaults() error {
 	setDefault(&o.ProgressInterval, defaultProgressInterval)
 	setDefault(&o.HistoryAge, defaultHistoryAge)
 	setDefault(&o.RequestTimeout, defaultRequestTimeout)
-	setDefault(&o.QuotaBytes, defaultQuotaBytes)
+	if o.QuotaBytes == 0 {
+		o.QuotaBytes = defaultQuota(o.Logger)
+	}
 	setDefault(&o.HistoryBytes, min(defaultHistoryBytes, o.QuotaBytes/4))
 	setDefault(&o.ElectionTimeout, defaultElectionTimeout)
 	setDefault(&o.MaxVoters, defaultMaxVoters)

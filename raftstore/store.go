@@ -49,6 +49,7 @@ type Store struct {
 
 	snapshotter *snapshotter
 	backups     atomic.Int32 // being read
+	refusing    atomic.Bool  // writes, for the quota: what was said of it last
 
 	// peers is nil if the cluster has one server; what follows is then unused.
 	peers       *peer.Transport

@@ -48,16 +48,6 @@ func (s *Store) Write(ctx context.Context, req mvcc.Request) (any, error) {
 	return s.writeOnce(ctx, c)
 }
 
-// withinQuota refuses what would add to a store that is over its quota.
-func (s *Store) withinQuota(req mvcc.Request) error {
-	if s.overQuota() && mvcc.Grows(req) {
-		return rpctypes.ErrGRPCNoSpace
-	}
-	return nil
-}
-
-func (s *Store) overQuota() bool { return s.fsm.view().Stats().TotalBytes > s.opts.QuotaBytes }
-
 // writeAlone is for the only server of a cluster: there is nobody to turn to.
 func (s *Store) writeAlone(ctx context.Context, c mvcc.Command) (any, error) {
 	if err := s.waitLeader(ctx); err != nil {
