@@ -32,14 +32,11 @@ type Options struct {
 	// Term is the term of leadership to run for. Validate does not need it.
 	Term *term.Term
 
-	// ClusterName goes into names that cloud integrations read; "coracle" when empty.
-	ClusterName string
-	// ClusterCIDR is the pods' address range, two comma-separated ones for dual stack. Every node gets a part of it.
+	// ClusterCIDR is the pods' address range, two comma-separated ones for dual stack. Every node gets
+	// a part of it.
 	ClusterCIDR string
 	// ServiceCIDR is the Services' address range, likewise.
 	ServiceCIDR string
-	// NodeCIDRMaskSizeIPv4 and NodeCIDRMaskSizeIPv6 size a node's part, in bits; 24 and 64 when zero.
-	NodeCIDRMaskSizeIPv4, NodeCIDRMaskSizeIPv6 int
 
 	// ClusterSigningCertFile and ClusterSigningKeyFile sign certificate requests for kubelets and users. Empty: none
 	// is signed.

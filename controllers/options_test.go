@@ -13,8 +13,8 @@ import (
 
 func TestOptionsBecomeUpstreams(t *testing.T) {
 	u, err := Options{
-		ClusterCIDR: "10.42.0.0/16,fd00:42::/56", ServiceCIDR: "10.43.0.0/16,fd00:43::/112", NodeCIDRMaskSizeIPv6: 72,
-		Small: true, ExtraArgs: []string{"concurrent-gc-syncs=9", "kube-api-qps=50", "kube-api-burst=60", "leader-elect=false"},
+		ClusterCIDR: "10.42.0.0/16,fd00:42::/56", ServiceCIDR: "10.43.0.0/16,fd00:43::/112",
+		Small: true, ExtraArgs: []string{"node-cidr-mask-size-ipv6=72", "concurrent-gc-syncs=9", "kube-api-qps=50", "kube-api-burst=60", "leader-elect=false"},
 	}.upstream()
 	if err != nil {
 		t.Fatal(err)

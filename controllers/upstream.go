@@ -118,13 +118,8 @@ func (o Options) apply(s *kcmoptions.KubeControllerManagerOptions) {
 	s.KubeCloudShared.AllocateNodeCIDRs = o.ClusterCIDR != ""
 	s.KubeCloudShared.ClusterCIDR = o.ClusterCIDR
 	s.KubeCloudShared.ClusterName = "coracle"
-	if o.ClusterName != "" {
-		s.KubeCloudShared.ClusterName = o.ClusterName
-	}
 	s.KubeCloudShared.UseServiceAccountCredentials = true
 	s.NodeIPAMController.ServiceCIDR = o.ServiceCIDR // ApplyTo splits it
-	s.NodeIPAMController.NodeCIDRMaskSizeIPv4 = int32(o.NodeCIDRMaskSizeIPv4)
-	s.NodeIPAMController.NodeCIDRMaskSizeIPv6 = int32(o.NodeCIDRMaskSizeIPv6)
 
 	s.CSRSigningController.ClusterSigningCertFile = o.ClusterSigningCertFile
 	s.CSRSigningController.ClusterSigningKeyFile = o.ClusterSigningKeyFile

@@ -7,7 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,6 +28,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/server/encryption"
 )
 
 // TestCluster takes one server through its life: first start, use, stop, second start.
@@ -41,20 +42,19 @@ func TestCluster(t *testing.T) {
 	clock := testclock.NewFakeClock(now.AddDate(0, 0, -250))
 	o.Clock, o.BuildTime = clock, now.AddDate(-2, 0, 0)
 	o.Board = status.NewBoard(time.Now)
+	o.OwnNode = true
 	writeManifest(t, o, "widgets.yaml", crd)
 	s, stop := start(t, o)
 	c := newClients(t, o)
 
 	t.Run("own objects", func(t *testing.T) { c.testBootstrap(t) })
-	t.Run("encryption", func(t *testing.T) { testEncryption(t, s, c) })
+	t.Run("encryption", func(t *testing.T) { testEncryption(t, o, c) })
 	t.Run("manifests", func(t *testing.T) { testManifests(t, o, c) })
 	t.Run("store's socket", func(t *testing.T) { testStoreSocket(t, o) })
 	t.Run("tokens", func(t *testing.T) { testTokens(t, c) })
+	t.Run("node's role", func(t *testing.T) { testNodeRole(t, c) })
 	t.Run("node's identities", func(t *testing.T) { testIdentities(t, s, c) })
 	t.Run("renewal", func(t *testing.T) { testRenewal(t, o, c, clock, now) })
-	if st := s.Status(); !st.Ready || st.Store == nil || st.Encryption == nil || len(st.Certificates) < 7 {
-		t.Errorf("%+v", st)
-	}
 	c.lastManifests = c.recordsAndObjects(t)
 	stop()
 
@@ -139,8 +139,8 @@ func (c *clients) testBootstrap(t *testing.T) {
 }
 
 // testEncryption looks at the bytes in the store.
-func testEncryption(t *testing.T, s *Server, c *clients) {
-	ctx := t.Context()
+func testEncryption(t *testing.T, o Options, c *clients) {
+	ctx, store := t.Context(), storeClient(t, o)
 	create := func(name string) {
 		t.Helper()
 		_, err := c.kube.CoreV1().Secrets("default").Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name},
@@ -152,7 +152,7 @@ func testEncryption(t *testing.T, s *Server, c *clients) {
 	create("treasure")
 	stored := func(name string) []byte {
 		t.Helper()
-		r, err := s.store.Client().KV.Get(ctx, "/registry/secrets/default/"+name)
+		r, err := store.Get(ctx, "/registry/secrets/default/"+name)
 		if err != nil || len(r.Kvs) != 1 {
 			t.Fatalf("%+v, %v", r, err)
 		}
@@ -162,7 +162,7 @@ func testEncryption(t *testing.T, s *Server, c *clients) {
 	if !bytes.HasPrefix(before, []byte("k8s:enc:secretbox:v1:key1:")) || bytes.Contains(before, []byte("palm")) {
 		t.Fatalf("stored as %.60q", before)
 	}
-	if err := s.RotateEncryptionKey(ctx, nil); err != nil {
+	if err := encryption.Rotate(ctx, encryption.RotateOptions{Dir: o.CredDir, Client: c.config, Logger: o.Logger}); err != nil {
 		t.Fatal(err)
 	}
 	create("later")
@@ -175,9 +175,20 @@ func testEncryption(t *testing.T, s *Server, c *clients) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if st := s.Status().Encryption; st.Key != "key2" || len(st.Readable) != 1 {
-		t.Errorf("%+v", st)
+	if st, err := encryption.ReadStatus(o.CredDir); err != nil || st.Key != "key2" || len(st.Readable) != 1 {
+		t.Errorf("%+v, %v", st, err)
 	}
+}
+
+// storeClient is a client of the store's socket until the end of the test.
+func storeClient(t *testing.T, o Options) *clientv3.Client {
+	t.Helper()
+	etcd, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + o.StoreSocket}, DialTimeout: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = etcd.Close() }) // the server may be gone by then
+	return etcd
 }
 
 // testStoreSocket asks the store as etcdctl would.
@@ -185,12 +196,7 @@ func testStoreSocket(t *testing.T, o Options) {
 	if fi, err := os.Stat(o.StoreSocket); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Fatalf("%v, %v", fi, err)
 	}
-	etcd, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + o.StoreSocket}, DialTimeout: time.Minute})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = etcd.Close() }()
-	r, err := etcd.Get(t.Context(), "/registry/namespaces/default")
+	r, err := storeClient(t, o).Get(t.Context(), "/registry/namespaces/default")
 	if err != nil || len(r.Kvs) != 1 {
 		t.Errorf("%+v, %v", r, err)
 	}
@@ -258,6 +264,32 @@ func testTokens(t *testing.T, c *clients) {
 	waitFor(t, "the token to end", func() bool { return apierrors.IsUnauthorized(list()) })
 }
 
+// testNodeRole looks for the label that makes a server of a node, also when the node registers again.
+func testNodeRole(t *testing.T, c *clients) {
+	ctx, nodes := t.Context(), c.kube.CoreV1().Nodes()
+	labelled := func() bool {
+		n, err := nodes.Get(ctx, "boat", metav1.GetOptions{})
+		return err == nil && n.Labels["node-role.kubernetes.io/control-plane"] == "true"
+	}
+	waitFor(t, "the node's role", labelled)
+	n, err := nodes.Get(ctx, "boat", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nodes.Delete(ctx, "boat", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"boat", "other"} {
+		if _, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: n.Status}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitFor(t, "the role of the node that registered again", labelled)
+	if other, err := nodes.Get(ctx, "other", metav1.GetOptions{}); err != nil || len(other.Labels) > 0 {
+		t.Errorf("another node: %v, %v", other.Labels, err)
+	}
+}
+
 // testIdentities uses the credentials of a node's parts.
 func testIdentities(t *testing.T, s *Server, c *clients) {
 	cred, err := s.AgentCredentials("boat", s.o.NodeIPs)
@@ -280,6 +312,10 @@ func testIdentities(t *testing.T, s *Server, c *clients) {
 	kubelet, network := as(cred.KubeletKubeconfig), as(cred.NetworkKubeconfig)
 	if _, err := kubelet.CoreV1().Nodes().Get(ctx, "boat", metav1.GetOptions{}); err != nil {
 		t.Errorf("the kubelet cannot read its node: %v", err)
+	}
+	label := []byte(`{"metadata":{"labels":{"node-role.kubernetes.io/control-plane":null}}}`)
+	if _, err := kubelet.CoreV1().Nodes().Patch(ctx, "boat", types.MergePatchType, label, metav1.PatchOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("the kubelet may take the role of servers from its node: %v", err)
 	}
 	if _, err := kubelet.CoreV1().Secrets("default").Get(ctx, "treasure", metav1.GetOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("the kubelet may read a Secret that no pod of its has: %v", err)
@@ -336,7 +372,7 @@ func TestDNSAddressTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop()
-	o.ClusterDNS = net.IPv4(10, 43, 0, 77)
+	o.Cluster.DNS = netip.AddrFrom4([4]byte{10, 43, 0, 77})
 	o.Board = status.NewBoard(time.Now)
 	start(t, o)
 	components := o.Board.Components()

@@ -7,11 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"path/filepath"
 	"strconv"
 
-	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/credentials"
 	"github.com/coracle-k8s/coracle/internal/kubeconfig"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/server/encryption"
@@ -19,57 +17,23 @@ import (
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
-// AgentCredentials are the files with which a node's parts take part in the cluster. All are renewed in place, each by
-// one rename: who reads them again when they change never sees half of anything.
-type AgentCredentials struct {
-	Dir string
-	// KubeletKubeconfig is the node's own identity, NetworkKubeconfig the read-only one of pod network, proxy and DNS.
-	KubeletKubeconfig, NetworkKubeconfig string
-	// KubeletServing holds certificate and key of the kubelet's port: one file to be named as both.
-	KubeletServing string
-	// ServerCAFile verifies the API server, ClientCAFile whoever calls the kubelet.
-	ServerCAFile, ClientCAFile string
-}
-
 // AgentCredentials makes the credentials of a node on this machine and keeps them fresh while the server runs. A second
 // call with other addresses brings the certificate up to date.
-func (s *Server) AgentCredentials(nodeName string, nodeIPs []net.IP) (AgentCredentials, error) {
-	dir := s.o.AgentCredDir
-	c := AgentCredentials{
-		Dir:               dir,
-		KubeletKubeconfig: filepath.Join(dir, "kubelet.kubeconfig"),
-		NetworkKubeconfig: filepath.Join(dir, "network.kubeconfig"),
-		ServerCAFile:      filepath.Join(dir, "server-ca.crt"),
-		ClientCAFile:      filepath.Join(dir, "client-ca.crt"),
+func (s *Server) AgentCredentials(nodeName string, nodeIPs []net.IP) (credentials.Files, error) {
+	f := credentials.In(s.o.AgentCredDir)
+	if s.o.AgentCredDir == "" {
+		return f, errors.New("server.Options.AgentCredDir is required")
 	}
-	if dir == "" {
-		return c, errors.New("server.Options.AgentCredDir is required")
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return c, fmt.Errorf("making the folder for the node's credentials: %w", err)
-	}
-	node, serving, network := s.pki.Node(dir, nodeName), s.pki.NodeServing(dir, nodeName, nodeIPs), s.pki.Network(dir)
-	c.KubeletServing = serving.Path
-	url := s.URL()
-	for _, do := range []func() error{
-		func() error { return s.pki.Ensure(node) },
-		func() error { return s.pki.Ensure(serving) },
-		func() error { return s.pki.Ensure(network) },
-		func() error { return publish(c.ServerCAFile, s.pki.CAPEM(pki.ServerCA)) },
-		func() error { return publish(c.ClientCAFile, s.pki.CAPEM(pki.ClientCA)) },
-		kubeconfig.ByFile{Server: url, CAFile: c.ServerCAFile, PairFile: node.Path, Path: c.KubeletKubeconfig}.Write,
-		kubeconfig.ByFile{Server: url, CAFile: c.ServerCAFile, PairFile: network.Path, Path: c.NetworkKubeconfig}.Write,
-	} {
-		if err := do(); err != nil {
-			return c, fmt.Errorf("making the credentials of the node %s: %w", nodeName, err)
+	for _, l := range []pki.Leaf{s.pki.Node(f.Dir, nodeName), s.pki.NodeServing(f.Dir, nodeName, nodeIPs), s.pki.Network(f.Dir)} {
+		if err := s.pki.Ensure(l); err != nil {
+			return f, fmt.Errorf("making the credentials of the node %s: %w", nodeName, err)
 		}
 	}
-	return c, nil
-}
-
-func publish(path string, pem []byte) error {
-	_, err := atomicfile.WriteIfDifferent(path, pem, 0o644)
-	return err
+	err := f.Publish(credentials.Cluster{URL: s.URL(), ServerCA: s.pki.CAPEM(pki.ServerCA), ClientCA: s.pki.CAPEM(pki.ClientCA)})
+	if err != nil {
+		return f, fmt.Errorf("making the credentials of the node %s: %w", nodeName, err)
+	}
+	return f, nil
 }
 
 // URL is where this machine reaches its own API server.
@@ -98,7 +62,7 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.tokens, err = token.Ensure(token.Options{Dir: s.o.ServerDir, Root: s.pki.Root(), Server: s.o.Token, Agent: s.o.AgentToken, Logger: s.log})
+	_, err = token.Ensure(token.Options{Dir: s.o.ServerDir, Root: s.pki.Root(), Server: s.o.Token, Agent: s.o.AgentToken, Logger: s.log})
 	if err != nil {
 		return err
 	}
@@ -115,7 +79,7 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 	peer := s.pki.Peer(s.data.ServerID())
 	peer.Use = s.peers.Use
 	s.files.serving, s.files.kubelet, s.files.proxy = s.pki.APIServer(pki.APIServerNames{
-		NodeName: s.o.NodeName, Domain: s.o.ClusterDomain, IPs: ips, ExtraSANs: s.o.TLSSANs,
+		NodeName: s.o.NodeName, Domain: s.o.Cluster.Domain, IPs: ips, ExtraSANs: s.o.TLSSANs,
 	}), s.pki.KubeletClient(), s.pki.FrontProxy()
 	for _, l := range []pki.Leaf{s.files.serving, s.files.kubelet, s.files.proxy, peer, admin} {
 		if err := s.pki.Ensure(l); err != nil {

@@ -38,21 +38,28 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 		return nil
 	case <-api.Ready():
 	}
-	s.mu.Lock()
-	s.api = api
-	s.mu.Unlock()
 	s.board.api.Set(status.Running, "")
 
+	var role *nodeRole
+	if s.o.OwnNode {
+		var err error
+		if role, err = newNodeRole(api.LoopbackConfig(), s.o.NodeName, s.log); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var first sync.WaitGroup
-	defer first.Wait()
+	var beside sync.WaitGroup
+	defer beside.Wait()
 	// Beside the loops and not before them: a first pod need not wait for it, and a server that does not lead does it too.
-	first.Go(func() {
+	beside.Go(func() {
 		if err := s.bootstrapObjects(ctx, api.LoopbackConfig(), func() { close(s.ready) }); err != nil {
 			cancel(err)
 		}
 	})
+	if role != nil {
+		beside.Go(func() { role.run(ctx) })
+	}
 	if !s.follow(ctx, cancel, store.Leadership(), func(ctx context.Context, number uint64) error {
 		return s.runTerm(ctx, api, number)
 	}) {
@@ -180,7 +187,7 @@ func (s *Server) schedulerPart(ctx context.Context, t *term.Term) error {
 }
 
 func (s *Server) dnsPart(ctx context.Context, t *term.Term) error {
-	d := bootstrap.NewDNSEndpoints(t.Client, t.Informers, s.o.ClusterDNS, s.log.With("part", "cluster DNS"))
+	d := bootstrap.NewDNSEndpoints(t.Client, t.Informers, s.o.Cluster.DNS.AsSlice(), s.log.With("part", "cluster DNS"))
 	if !t.StartInformers(ctx) {
 		return nil
 	}

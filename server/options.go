@@ -8,13 +8,12 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
-	"strings"
 	"time"
 
 	"k8s.io/utils/clock"
-	netutils "k8s.io/utils/net"
 
 	"github.com/coracle-k8s/coracle/controllers"
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/scheduler"
 	"github.com/coracle-k8s/coracle/server/apiserver"
@@ -41,6 +40,8 @@ type Options struct {
 	// NodeName and NodeIPs are this machine's.
 	NodeName string
 	NodeIPs  []net.IP
+	// OwnNode says that the machine is a node too: it gets the label of servers.
+	OwnNode bool
 	// BindAddress and Port are where the API server listens; a nil address means all.
 	BindAddress net.IP
 	Port        int
@@ -49,14 +50,10 @@ type Options struct {
 	// TLSSANs are further names and addresses it is reached as.
 	TLSSANs []string
 
-	// ClusterCIDRs and ServiceCIDRs have one network, or one of each family in the same order.
-	ClusterCIDRs, ServiceCIDRs []*net.IPNet
+	// Cluster is what all machines of the cluster agree on.
+	Cluster cluster.Settings
 	// NodePortRange is FIRST-LAST.
 	NodePortRange string
-	// ClusterDNS is the address of the cluster's DNS; nil when that is disabled.
-	ClusterDNS net.IP
-	// ClusterDomain is cluster.local or what an operator chose.
-	ClusterDomain string
 
 	// Token and AgentToken are what an operator chose; see token.Options.
 	Token, AgentToken string
@@ -69,14 +66,9 @@ type Options struct {
 	APIServerArgs, ControllerManagerArgs, SchedulerArgs []string
 	// FlexVolumePluginDir is where FlexVolume drivers are looked for.
 	FlexVolumePluginDir string
-	// NodeGrace is how long a node may be silent before it counts as lost; zero means upstream's time. It has to be
-	// longer than what the nodes' leases last.
-	NodeGrace time.Duration
 
 	// Small lowers numbers of workers for a machine of few cores.
 	Small bool
-	// WatchCache keeps upstream's watch caches in front of the store.
-	WatchCache bool
 
 	// Version is this program's, BuildTime when it was built (zero if unknown).
 	Version   string
@@ -104,9 +96,6 @@ func (o *Options) setDefaults() {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	if o.ClusterDomain == "" {
-		o.ClusterDomain = "cluster.local"
-	}
 }
 
 // validate finds mistakes before anything is touched.
@@ -119,8 +108,11 @@ func (o *Options) validate() error {
 			errs = append(errs, fmt.Errorf("server.Options.%s is required", f.name))
 		}
 	}
-	if o.AdvertiseAddress == nil || len(o.ServiceCIDRs) == 0 || len(o.ClusterCIDRs) == 0 {
-		errs = append(errs, errors.New("server.Options: AdvertiseAddress, ServiceCIDRs and ClusterCIDRs are required"))
+	if o.AdvertiseAddress == nil {
+		errs = append(errs, errors.New("server.Options.AdvertiseAddress is required"))
+	}
+	if err := o.Cluster.Validate(); err != nil {
+		return errors.Join(append(errs, fmt.Errorf("the cluster's settings: %w", err))...)
 	}
 	return errors.Join(append(errs, o.CheckArgs())...)
 }
@@ -139,14 +131,12 @@ type signing struct{ cert, key, root, serviceAccount string }
 
 func (o *Options) controllerOptions(s *signing) controllers.Options {
 	c := controllers.Options{
-		ClusterCIDR:         joinCIDRs(o.ClusterCIDRs),
-		ServiceCIDR:         joinCIDRs(o.ServiceCIDRs),
+		ClusterCIDR:         cluster.Join(o.Cluster.PodCIDRs),
+		ServiceCIDR:         cluster.Join(o.Cluster.ServiceCIDRs),
 		FlexVolumePluginDir: o.FlexVolumePluginDir,
 		Small:               o.Small,
-		ExtraArgs:           o.ControllerManagerArgs,
-	}
-	if o.NodeGrace > 0 { // first, so that an operator's own word counts
-		c.ExtraArgs = append([]string{"node-monitor-grace-period=" + o.NodeGrace.String()}, o.ControllerManagerArgs...)
+		// The operator's come last, so that they count.
+		ExtraArgs: append([]string{"node-monitor-grace-period=" + o.Cluster.Liveness.Grace.String()}, o.ControllerManagerArgs...),
 	}
 	if s != nil {
 		c.ClusterSigningCertFile, c.ClusterSigningKeyFile = s.cert, s.key
@@ -155,28 +145,17 @@ func (o *Options) controllerOptions(s *signing) controllers.Options {
 	return c
 }
 
-func joinCIDRs(nets []*net.IPNet) string {
-	var out []string
-	for _, n := range nets {
-		out = append(out, n.String())
-	}
-	return strings.Join(out, ",")
-}
-
 // servingIPs is every address under which a client may know the API server.
 func (o *Options) servingIPs() ([]net.IP, error) {
 	ips := append([]net.IP{o.AdvertiseAddress}, o.NodeIPs...)
 	if o.BindAddress != nil && !o.BindAddress.IsUnspecified() {
 		ips = append(ips, o.BindAddress)
 	}
-	for _, n := range o.ServiceCIDRs {
-		first, err := netutils.GetIndexedIP(n, 1)
-		if err != nil {
-			return nil, fmt.Errorf("the service network %s is too small: %w", n, err)
-		}
-		ips = append(ips, first)
+	first, err := o.Cluster.APIAddresses()
+	for _, a := range first {
+		ips = append(ips, a.AsSlice())
 	}
-	return ips, nil
+	return ips, err
 }
 
 func (o *Options) dataDir() datadir.Options {

@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/raftstore"
@@ -55,14 +56,9 @@ type Server struct {
 	listener net.Listener // the API server's, for all on the port that is nobody else's
 	pki      *pki.PKI
 	peers    *peertls.Identity // towards the other servers
-	tokens   token.Set
 	files    files
 	ready    chan struct{} // closed when clients are served and the cluster's own objects are there
 	board    board
-
-	mu    sync.Mutex
-	store *raftstore.Store
-	api   *apiserver.Server
 }
 
 // files are what the API server is given.
@@ -119,19 +115,6 @@ func (s *Server) closePort() error {
 
 // Ready is closed when the API server is ready and the cluster's own objects are there.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
-
-// Tokens are those with which machines join.
-func (s *Server) Tokens() token.Set { return s.tokens }
-
-// LoopbackConfig is a client configuration with an administrator's rights that goes through memory; nil until Ready.
-func (s *Server) LoopbackConfig() *rest.Config {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.api == nil {
-		return nil
-	}
-	return s.api.LoopbackConfig()
-}
 
 // Run serves until ctx is done, and returns when everything has stopped, in this order: the loops of a leader, the API
 // server with its last requests, the store. It may be called once.
@@ -199,9 +182,6 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, error) {
 		defer done()
 		return nil, errors.Join(fmt.Errorf("waiting for the store: %w", err), store.Close(closing))
 	}
-	s.mu.Lock()
-	s.store = store
-	s.mu.Unlock()
 	s.board.store.Set(status.Running, "")
 	return store, nil
 }
@@ -248,29 +228,20 @@ func (s *Server) apiServerOptions(configDir string) apiserver.Options {
 		ClientCAFile:                 s.pki.CAFile(pki.ClientCA),
 		ServiceAccountKeyFiles:       []string{s.pki.ServiceAccountKeyFile()},
 		ServiceAccountSigningKeyFile: s.pki.ServiceAccountKeyFile(),
-		ServiceAccountIssuer:         "https://kubernetes.default.svc." + s.o.ClusterDomain,
+		ServiceAccountIssuer:         "https://kubernetes.default.svc." + s.o.Cluster.Domain,
 		KubeletClientCertFile:        f.kubelet.Path, KubeletClientKeyFile: f.kubelet.Path,
 		KubeletCAFile:             s.pki.CAFile(pki.ServerCA),
 		RequestHeaderCAFile:       s.pki.CAFile(pki.RequestHeaderCA),
 		RequestHeaderAllowedNames: []string{pki.FrontProxyUser},
 		ProxyClientCertFile:       f.proxy.Path, ProxyClientKeyFile: f.proxy.Path,
-		ServiceCIDRs:         cidrs(s.o.ServiceCIDRs),
+		ServiceCIDRs:         cluster.Strings(s.o.Cluster.ServiceCIDRs),
 		NodePortRange:        s.o.NodePortRange,
 		EncryptionConfigFile: f.encryption,
 		ConfigDir:            configDir,
 		AnonymousHealthOnly:  true,
-		WatchCache:           s.o.WatchCache,
 		ExtraArgs:            s.o.APIServerArgs,
 		Logger:               s.log.With("part", "API server"),
 	}
-}
-
-func cidrs(nets []*net.IPNet) []string {
-	var out []string
-	for _, n := range nets {
-		out = append(out, n.String())
-	}
-	return out
 }
 
 // bootstrapObjects applies the cluster's own objects until that succeeds. done is called once as soon as all is there
@@ -283,7 +254,7 @@ func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config, done
 	done = sync.OnceFunc(done)
 	last := ""
 	for {
-		err := bootstrap.Apply(ctx, bootstrap.Options{Client: client, ClusterDNS: s.o.ClusterDNS})
+		err := bootstrap.Apply(ctx, bootstrap.Options{Client: client, ClusterDNS: s.o.Cluster.DNS.AsSlice()})
 		if ctx.Err() != nil {
 			return nil
 		}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/klog/v2"
 
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/server/datadir"
 )
@@ -26,15 +28,6 @@ func TestMain(m *testing.M) {
 		klog.SetSlogLogger(slog.New(slog.NewTextHandler(io.Discard, nil)))
 	}
 	os.Exit(m.Run())
-}
-
-func cidr(t *testing.T, s string) *net.IPNet {
-	t.Helper()
-	_, n, err := net.ParseCIDR(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
 }
 
 // options are of a server below dir on a port of its own.
@@ -58,10 +51,11 @@ func options(t *testing.T, dir string) Options {
 		NodeIPs:          []net.IP{net.IPv4(192, 0, 2, 1)},
 		BindAddress:      net.IPv4(127, 0, 0, 1),
 		AdvertiseAddress: net.IPv4(192, 0, 2, 1),
-		ClusterCIDRs:     []*net.IPNet{cidr(t, "10.42.0.0/16")},
-		ServiceCIDRs:     []*net.IPNet{cidr(t, "10.43.0.0/16")},
+		Cluster: cluster.Settings{
+			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+			DNS: netip.AddrFrom4([4]byte{10, 43, 0, 10}), Domain: cluster.DefaultDomain, Liveness: cluster.InProcess,
+		},
 		NodePortRange:    "30000-32767",
-		ClusterDNS:       net.IPv4(10, 43, 0, 10),
 		EncryptResources: []string{"secrets"},
 		Kubeconfigs:      []Kubeconfig{{Path: filepath.Join(server, "cred", "admin.kubeconfig")}},
 		Version:          "v0.0.0-test",

@@ -12,42 +12,29 @@ import (
 	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/carried"
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/credentials"
 	"github.com/coracle-k8s/coracle/server"
 )
 
-// prepareNode unpacks what the node needs, gets its credentials from the server beside it, and returns what runs it.
-func prepareNode(c *config.Server, p *cli.Process, s *server.Server) (func(context.Context) error, error) {
-	if c.DisableAgent {
-		return func(context.Context) error { return nil }, nil
-	}
-	dir, err := carried.Unpack(c.Paths.DataDir)
-	if err != nil {
-		return nil, err
-	}
-	// Upstream's libraries look for the programs they run (nft above all) on the PATH only.
-	if err := os.Setenv("PATH", dir.Path+string(os.PathListSeparator)+os.Getenv("PATH")); err != nil {
-		return nil, fmt.Errorf("setting PATH: %w", err)
-	}
-	cred, err := s.AgentCredentials(c.Node.Name, c.Node.IPs)
-	if err != nil {
-		return nil, err
-	}
-	o := agent.Options{
-		DataDir: c.Paths.DataDir, RunDir: c.Paths.RunDir, BinDir: dir.Stable,
-		PauseTar: dir.File("pause.tar"), PauseImage: carried.PauseImage,
-		NodeName: c.Node.Name, NodeIPs: addresses(c.Node.IPs...), Labels: c.Node.Labels,
-		KubeletKubeconfig: cred.KubeletKubeconfig, NetworkKubeconfig: cred.NetworkKubeconfig,
-		KubeletServingCert: cred.KubeletServing, KubeletServingKey: cred.KubeletServing,
-		ClientCAFile:  cred.ClientCAFile,
-		ClusterCIDRs:  prefixes(c.ClusterCIDRs),
-		ServiceCIDRs:  prefixes(c.ServiceCIDRs),
-		ClusterDomain: c.ClusterDomain,
+// node is what a node is built from, wherever the server is that it belongs to.
+type node struct {
+	machine      config.Node
+	paths        config.Paths
+	cluster      cluster.Settings
+	credentials  credentials.Files
+	disableProxy bool
+	// waitAPI returns when the API server answers.
+	waitAPI func(context.Context) error
+}
 
-		RegistriesFile: c.Node.RegistriesFile, ResolvConf: c.Node.ResolvConf,
-		Snapshotter: c.Node.Snapshotter, KubeletArgs: c.Node.KubeletArgs,
-		LeaseDuration: nodeLease,
-		WaitAPI: func(ctx context.Context) error {
+// ownNode is the node in the process of its server.
+func ownNode(c *config.Server, s *server.Server) (node, error) {
+	files, err := s.AgentCredentials(c.Node.Name, c.Node.IPs)
+	return node{
+		machine: c.Node, paths: c.Paths, cluster: clusterSettings(c), credentials: files, disableProxy: c.DisableKubeProxy,
+		waitAPI: func(ctx context.Context) error {
 			select {
 			case <-s.Ready():
 				return nil
@@ -55,19 +42,60 @@ func prepareNode(c *config.Server, p *cli.Process, s *server.Server) (func(conte
 				return ctx.Err()
 			}
 		},
-		DisableProxy: c.DisableKubeProxy, NodePortAddresses: c.Node.NodePortAddresses,
+	}, err
+}
+
+// prepare unpacks what the node needs and returns what runs it.
+func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
+	dir, err := carried.Unpack(n.paths.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	// Upstream's libraries look for the programs they run (nft above all) on the PATH only.
+	if err := os.Setenv("PATH", dir.Path+string(os.PathListSeparator)+os.Getenv("PATH")); err != nil {
+		return nil, fmt.Errorf("setting PATH: %w", err)
+	}
+	o := agent.Options{
+		DataDir: n.paths.DataDir, RunDir: n.paths.RunDir, BinDir: dir.Stable,
+		PauseTar: dir.File("pause.tar"), PauseImage: carried.PauseImage,
+		NodeName: n.machine.Name, NodeIPs: addresses(n.machine.IPs...), Labels: n.machine.Labels,
+		KubeletKubeconfig: n.credentials.KubeletKubeconfig, NetworkKubeconfig: n.credentials.NetworkKubeconfig,
+		KubeletServingCert: n.credentials.KubeletServing, KubeletServingKey: n.credentials.KubeletServing,
+		ClientCAFile:  n.credentials.ClientCAFile,
+		ClusterCIDRs:  n.cluster.PodCIDRs,
+		ServiceCIDRs:  n.cluster.ServiceCIDRs,
+		ClusterDomain: n.cluster.Domain,
+
+		RegistriesFile: n.machine.RegistriesFile, ResolvConf: n.machine.ResolvConf,
+		Snapshotter: n.machine.Snapshotter, KubeletArgs: n.machine.KubeletArgs,
+		LeaseDuration: n.cluster.Liveness.Lease,
+		WaitAPI:       n.waitAPI,
+		DisableProxy:  n.disableProxy, NodePortAddresses: n.machine.NodePortAddresses,
 		Logger: p.Log.Logger, Board: p.Board,
 	}
-	if c.Node.PauseImage != "" {
-		o.PauseTar, o.PauseImage = "", c.Node.PauseImage
+	if n.machine.PauseImage != "" {
+		o.PauseTar, o.PauseImage = "", n.machine.PauseImage
 	}
-	if !c.Disabled(config.PartDNS) {
-		o.ClusterDNS = addresses(c.ClusterDNS)
+	if n.cluster.DNS.IsValid() {
+		o.ClusterDNS = []netip.Addr{n.cluster.DNS}
 	}
-	for _, t := range c.Node.Taints {
+	for _, t := range n.machine.Taints {
 		o.Taints = append(o.Taints, t.String())
 	}
 	return func(ctx context.Context) error { return agent.Run(ctx, o) }, nil
+}
+
+// clusterSettings are what the user of the first server said about the cluster.
+func clusterSettings(c *config.Server) cluster.Settings {
+	s := cluster.Settings{
+		PodCIDRs: prefixes(c.ClusterCIDRs), ServiceCIDRs: prefixes(c.ServiceCIDRs), Domain: c.ClusterDomain,
+		// The only node is the one in this process.
+		Liveness: cluster.InProcess,
+	}
+	if !c.Disabled(config.PartDNS) {
+		s.DNS = addresses(c.ClusterDNS)[0]
+	}
+	return s
 }
 
 // addresses turns checked addresses into the form that the node's parts use.
@@ -80,7 +108,7 @@ func addresses(ips ...net.IP) []netip.Addr {
 	return out
 }
 
-// prefixes turns checked networks into the form that the node's parts use.
+// prefixes turns checked networks into the form that the cluster's settings have.
 func prefixes(nets []*net.IPNet) []netip.Prefix {
 	out := make([]netip.Prefix, 0, len(nets))
 	for _, n := range nets {

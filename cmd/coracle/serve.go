@@ -25,11 +25,6 @@ const (
 	settled = 20 * time.Second
 	// trimEvery is how often the same is done later on; it costs some milliseconds, and pages in use come back at once.
 	trimEvery = 5 * time.Minute
-	// nodeLease is how long a node's lease lasts; it is renewed four times as often, and each renewal is a write to the
-	// disk. Upstream's 40 seconds are there to notice a dead node soon. The only node is in the server's own process, and
-	// a report of its parts' health does not wait for the lease. docs/adr/0040-idle-writes.md has the measurement.
-	nodeLease = 10 * time.Minute
-	nodeGrace = 12 * time.Minute
 )
 
 // runServer runs a server, and the node beside it unless that is disabled. The node's parts start while the API
@@ -41,9 +36,15 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 	if err != nil {
 		return err
 	}
-	node, err := prepareNode(c, p, s)
-	if err != nil {
-		return errors.Join(err, s.Close())
+	runNode := func(context.Context) error { return nil }
+	if !c.DisableAgent {
+		n, err := ownNode(c, s)
+		if err == nil {
+			runNode, err = n.prepare(p)
+		}
+		if err != nil {
+			return errors.Join(err, s.Close())
+		}
 	}
 	ctx, stopAll := context.WithCancelCause(ctx)
 	defer stopAll(nil)
@@ -64,7 +65,7 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 		defer close(announced)
 		announce(ctx, p, s, rest)
 	}()
-	nodeErr := node(ctx)
+	nodeErr := runNode(ctx)
 	if nodeErr == nil {
 		<-ctx.Done() // a node that is not run leaves the server running
 	}
@@ -110,9 +111,8 @@ func serverOptions(c *config.Server) server.Options {
 		AgentCredDir: filepath.Join(c.Paths.AgentDir, "cred"),
 		NodeName:     c.Node.Name, NodeIPs: c.Node.IPs,
 		BindAddress: c.BindAddress, Port: c.HTTPSPort, AdvertiseAddress: c.AdvertiseAddress, TLSSANs: c.TLSSANs,
-		ClusterCIDRs: c.ClusterCIDRs, ServiceCIDRs: c.ServiceCIDRs, NodePortRange: c.NodePorts.String(),
-		ClusterDomain: c.ClusterDomain,
-		Token:         c.Token, AgentToken: c.AgentToken,
+		Cluster: clusterSettings(c), OwnNode: !c.DisableAgent, NodePortRange: c.NodePorts.String(),
+		Token: c.Token, AgentToken: c.AgentToken,
 		EncryptResources: c.EncryptResources,
 		Kubeconfigs: []server.Kubeconfig{
 			{Path: c.Kubeconfig.Path, Mode: c.Kubeconfig.Mode, GID: c.Kubeconfig.GID},
@@ -120,15 +120,11 @@ func serverOptions(c *config.Server) server.Options {
 		},
 		APIServerArgs: c.APIServerArgs, ControllerManagerArgs: c.ControllerManagerArgs, SchedulerArgs: c.SchedulerArgs,
 		FlexVolumePluginDir: filepath.Join(c.Paths.AgentDir, "flexvolume"),
-		NodeGrace:           nodeGrace,
 		Small:               runtime.NumCPU() <= smallMachine,
 		Version:             v.Coracle,
 	}
 	if t, err := time.Parse(time.RFC3339, v.Date); err == nil {
 		o.BuildTime = t
-	}
-	if !c.Disabled(config.PartDNS) {
-		o.ClusterDNS = c.ClusterDNS
 	}
 	if c.Disabled(config.PartManifests) {
 		o.ManifestsDir = ""

@@ -72,7 +72,6 @@ func runOptions(ctx context.Context, o Options) (kubeoptions.CompletedOptions, e
 
 func fill(s *kubeoptions.ServerRunOptions, o Options) error {
 	s.GenericServerRunOptions.AdvertiseAddress = o.AdvertiseAddress
-	s.GenericServerRunOptions.ExternalHost = o.ExternalHost
 
 	s.SecureServing.BindAddress, s.SecureServing.BindPort, s.SecureServing.Listener = o.BindAddress, o.Port, o.Listener
 	if o.Listener != nil {
@@ -116,7 +115,7 @@ func fill(s *kubeoptions.ServerRunOptions, o Options) error {
 	s.ServiceNodePortRange = *ports
 	s.EndpointReconcilerType = string(reconcilers.NoneEndpointReconcilerType)
 
-	s.Etcd.StorageConfig.Transport.ServerList = o.StoreServers
+	s.Etcd.StorageConfig.Transport.ServerList = []string{storeServer}
 	s.Etcd.EnableWatchCache = o.WatchCache
 	s.Etcd.StorageConfig.CountMetricPollPeriod = 0
 	s.Etcd.StorageConfig.CompactionInterval = 0 // the store compacts by itself, and not while it is idle

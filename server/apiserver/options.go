@@ -27,8 +27,6 @@ type Options struct {
 	Listener net.Listener
 	// AdvertiseAddress is what other members and the kubernetes.default endpoint use.
 	AdvertiseAddress net.IP
-	// ExternalHost is the host of URLs that the server gives out; AdvertiseAddress when empty.
-	ExternalHost string
 
 	TLSCertFile, TLSKeyFile string
 	ClientCAFile            string
@@ -75,11 +73,6 @@ type Options struct {
 	// TermConfig; nil when there are none.
 	Fence Fence
 
-	// StoreServers is what upstream's storage layer is told to connect to. With a
-	// store client installed in its place nothing connects there; it names the
-	// store in metrics and messages.
-	StoreServers []string
-
 	// ExtraArgs are kube-apiserver flags as NAME=VALUE, applied last.
 	ExtraArgs []string
 
@@ -89,9 +82,10 @@ type Options struct {
 	seriesKept time.Duration
 }
 
-// defaultStoreServer is never dialled when a store client is installed; it must
-// not be empty, or upstream treats the storage as not configured.
-const defaultStoreServer = "http://127.0.0.1:2379"
+// storeServer is what upstream's storage layer is told to connect to. It is never
+// dialled, as a store client is installed in its place; it must not be empty, or
+// upstream treats the storage as not configured.
+const storeServer = "http://127.0.0.1:2379"
 
 func (o Options) withDefaults() Options {
 	if o.BindAddress == nil {
@@ -99,9 +93,6 @@ func (o Options) withDefaults() Options {
 	}
 	if o.NodePortRange == "" {
 		o.NodePortRange = "30000-32767"
-	}
-	if len(o.StoreServers) == 0 {
-		o.StoreServers = []string{defaultStoreServer}
 	}
 	if o.seriesKept == 0 {
 		o.seriesKept = seriesKept

@@ -11,50 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/coracle-k8s/coracle/raftstore"
-	"github.com/coracle-k8s/coracle/server/encryption"
-	"github.com/coracle-k8s/coracle/server/pki"
 )
-
-// Status describes a running server.
-type Status struct {
-	ServerID     string             `json:"serverID"`
-	URL          string             `json:"url"`
-	Ready        bool               `json:"ready"`
-	Store        *raftstore.Status  `json:"store,omitempty"`
-	Certificates []pki.Info         `json:"certificates"`
-	Encryption   *encryption.Status `json:"encryption,omitempty"`
-}
-
-// Status reports without waiting for anything.
-func (s *Server) Status() Status {
-	out := Status{ServerID: s.data.ServerID(), URL: s.URL(), Certificates: s.pki.Certificates()}
-	select {
-	case <-s.ready:
-		out.Ready = true
-	default:
-	}
-	s.mu.Lock()
-	store := s.store
-	s.mu.Unlock()
-	if store != nil {
-		st := store.Status()
-		out.Store = &st
-	}
-	if e, err := encryption.ReadStatus(s.o.CredDir); err == nil {
-		out.Encryption = &e
-	}
-	return out
-}
-
-// RotateEncryptionKey replaces the key with which the store's secrets are encrypted; see encryption.Rotate. progress may
-// be nil.
-func (s *Server) RotateEncryptionKey(ctx context.Context, progress func(stage encryption.Stage, objects int)) error {
-	config := s.LoopbackConfig()
-	if config == nil {
-		return errors.New("the API server is not ready yet: nothing was changed")
-	}
-	return encryption.Rotate(ctx, encryption.RotateOptions{Dir: s.o.CredDir, Client: config, Progress: progress, Logger: s.log.With("part", "encryption")})
-}
 
 // serveStoreSocket offers etcd's API on a unix socket that only root may use. The function it returns ends that and
 // waits.

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cluster holds the settings that all machines of a cluster have to agree on. Servers and agents build on the
+// same ones; an agent gets them from the server that it joins. It reads no flags and no files.
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Settings are the cluster's.
+type Settings struct {
+	// PodCIDRs and ServiceCIDRs have one network, or one of each family in the same order.
+	PodCIDRs     []netip.Prefix `json:"podCIDRs"`
+	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
+	// DNS is the address of the Service of the cluster's DNS; the zero Addr where that is disabled.
+	DNS netip.Addr `json:"dns,omitzero"`
+	// Domain is cluster.local or what an operator chose.
+	Domain string `json:"domain"`
+	// Liveness says how the death of a node is noticed.
+	Liveness Liveness `json:"liveness"`
+}
+
+// Liveness are the times by which the control plane learns from the API alone that a node has died. A kubelet renews its
+// lease four times as often as it lasts (k8s.io/kubernetes/pkg/kubelet: nodeLeaseRenewIntervalFraction), each time with a write to the disks of
+// a majority of the servers.
+type Liveness struct {
+	// Lease is how long a node's lease lasts.
+	Lease time.Duration `json:"lease"`
+	// Grace is how long a node may be silent before it counts as lost (node-monitor-grace-period of the controllers).
+	// It has to be longer than Lease.
+	Grace time.Duration `json:"grace"`
+}
+
+var (
+	// InProcess is for a node in its server's own process, as long as there is no other: it lives and dies with the server,
+	// and its parts report how they are without the lease. A renewal every 2.5 minutes keeps the idle disk quiet
+	// (docs/adr/0040-idle-writes.md).
+	InProcess = Liveness{Lease: 10 * time.Minute, Grace: 12 * time.Minute}
+	// ByLease is for nodes of which nothing but their lease says that they live: upstream's own times. A renewal every
+	// 10 s is 8,640 writes a day for each node.
+	ByLease = Liveness{Lease: 40 * time.Second, Grace: 50 * time.Second}
+)
+
+// DefaultDomain is the domain of clusters whose operator chose none.
+const DefaultDomain = "cluster.local"
+
+// Validate finds settings with which no cluster works.
+func (s Settings) Validate() error {
+	var errs []error
+	for name, nets := range map[string][]netip.Prefix{"pods": s.PodCIDRs, "Services": s.ServiceCIDRs} {
+		switch {
+		case len(nets) < 1 || len(nets) > 2:
+			errs = append(errs, fmt.Errorf("%d networks for %s, want one, or one of each family", len(nets), name))
+		case len(nets) == 2 && nets[0].Addr().Is4() == nets[1].Addr().Is4():
+			errs = append(errs, fmt.Errorf("the two networks for %s, %s and %s, are of one family", name, nets[0], nets[1]))
+		}
+	}
+	if s.Domain == "" {
+		errs = append(errs, errors.New("no cluster domain"))
+	}
+	if l := s.Liveness; l.Lease < 0 || l.Grace <= l.Lease {
+		errs = append(errs, fmt.Errorf("a node's grace period of %s is not longer than its lease of %s: every node would count as lost now and then", l.Grace, l.Lease))
+	}
+	return errors.Join(errs...)
+}
+
+// APIAddresses are the addresses of the kubernetes Service: the first of each of the Services' networks.
+func (s Settings) APIAddresses() ([]netip.Addr, error) {
+	var out []netip.Addr
+	for _, n := range s.ServiceCIDRs {
+		first := n.Masked().Addr().Next()
+		if !n.Contains(first) {
+			return nil, fmt.Errorf("the service network %s is too small", n)
+		}
+		out = append(out, first)
+	}
+	return out, nil
+}
+
+// Join writes networks as upstream's flags take them.
+func Join(nets []netip.Prefix) string { return strings.Join(Strings(nets), ",") }
+
+// Strings writes each network.
+func Strings(nets []netip.Prefix) []string {
+	out := make([]string, len(nets))
+	for i, n := range nets {
+		out[i] = n.String()
+	}
+	return out
+}

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"encoding/json"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func settings() Settings {
+	return Settings{
+		PodCIDRs:     []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd00:42::/56")},
+		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("fd00:43::/112")},
+		DNS:          netip.MustParseAddr("10.43.0.10"), Domain: DefaultDomain, Liveness: InProcess,
+	}
+}
+
+func TestValidate(t *testing.T) {
+	for _, l := range []Liveness{InProcess, ByLease} {
+		s := settings()
+		s.Liveness = l
+		if err := s.Validate(); err != nil {
+			t.Error(err)
+		}
+	}
+	for want, spoil := range map[string]func(*Settings){
+		"0 networks for pods":     func(s *Settings) { s.PodCIDRs = nil },
+		"of one family":           func(s *Settings) { s.ServiceCIDRs[1] = s.ServiceCIDRs[0] },
+		"no cluster domain":       func(s *Settings) { s.Domain = "" },
+		"is not longer than":      func(s *Settings) { s.Liveness.Grace = s.Liveness.Lease },
+		"3 networks for Services": func(s *Settings) { s.ServiceCIDRs = append(s.ServiceCIDRs, s.PodCIDRs[0]) },
+	} {
+		s := settings()
+		spoil(&s)
+		if err := s.Validate(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
+
+func TestAPIAddresses(t *testing.T) {
+	s := settings()
+	got, err := s.APIAddresses()
+	if err != nil || Join(s.ServiceCIDRs) != "10.43.0.0/16,fd00:43::/112" || len(got) != 2 || got[0].String() != "10.43.0.1" || got[1].String() != "fd00:43::1" {
+		t.Errorf("%v, %v", got, err)
+	}
+	s.ServiceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.43.0.9/32")}
+	if _, err := s.APIAddresses(); err == nil {
+		t.Error("a network of one address has a first one for the API")
+	}
+}
+
+// What a server tells an agent is what the agent gets.
+func TestJSON(t *testing.T) {
+	for _, s := range []Settings{settings(), {PodCIDRs: []netip.Prefix{}, ServiceCIDRs: []netip.Prefix{}}} {
+		b, err := json.Marshal(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var again Settings
+		if err := json.Unmarshal(b, &again); err != nil || !reflect.DeepEqual(s, again) {
+			t.Errorf("%s became %+v, %v", b, again, err)
+		}
+	}
+}

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package credentials
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+func TestPublish(t *testing.T) {
+	f := In(filepath.Join(t.TempDir(), "cred"))
+	c := Cluster{URL: "https://127.0.0.1:6443", ServerCA: []byte("server"), ClientCA: []byte("client")}
+	for range 2 { // the second time there is nothing to do
+		if err := f.Publish(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for path, want := range map[string]string{f.ServerCAFile: "server", f.ClientCAFile: "client"} {
+		if got, err := os.ReadFile(path); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v", path, got, err)
+		}
+	}
+	for path, pair := range map[string]string{f.KubeletKubeconfig: f.KubeletPair, f.NetworkKubeconfig: f.NetworkPair} {
+		k, err := clientcmd.LoadFromFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		user, cluster := k.AuthInfos["default"], k.Clusters["default"]
+		if user.ClientCertificate != pair || user.ClientKey != pair || cluster.Server != c.URL || cluster.CertificateAuthority != f.ServerCAFile {
+			t.Errorf("%s: %+v, %+v", path, user, cluster)
+		}
+	}
+	if err := (Files{}).Publish(c); err == nil {
+		t.Error("published nowhere")
+	}
+}

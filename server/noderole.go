@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+)
+
+const (
+	// roleLabel is what kubectl shows as a node's role. k3s gives it the same value.
+	roleLabel = "node-role.kubernetes.io/control-plane"
+	roleValue = "true"
+	// roleRetry is how long to wait after a failed attempt to set it.
+	roleRetry = 5 * time.Second
+)
+
+// nodeRole keeps the label of servers on this machine's node. The kubelet may not set it (the NodeRestriction admission
+// plugin refuses node-role.kubernetes.io to it), and each server knows best that it is one, so each labels its own node,
+// whoever leads.
+type nodeRole struct {
+	client kubernetes.Interface
+	node   string
+	log    *slog.Logger
+}
+
+func newNodeRole(config *rest.Config, node string, log *slog.Logger) (*nodeRole, error) {
+	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "node-role"))
+	if err != nil {
+		return nil, fmt.Errorf("making the client for the node's role: %w", err)
+	}
+	return &nodeRole{client: client, node: node, log: log}, nil
+}
+
+// run watches the one node until ctx is done: it may be deleted and register again.
+func (r *nodeRole) run(ctx context.Context) {
+	// What is kept of the node is what is asked about.
+	trim := func(obj any) (any, error) {
+		if n, ok := obj.(*corev1.Node); ok {
+			return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, Labels: n.Labels}}, nil
+		}
+		return obj, nil
+	}
+	changed := make(chan struct{}, 1) // one says that there is something to look at
+	look := func() {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
+	lw := cache.NewListWatchFromClient(r.client.CoreV1().RESTClient(), "nodes", metav1.NamespaceAll, fields.OneTermEqualSelector(metav1.ObjectNameField, r.node))
+	store, informer := cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: lw, ObjectType: &corev1.Node{}, Transform: trim,
+		Handler: cache.ResourceEventHandlerFuncs{AddFunc: func(any) { look() }, UpdateFunc: func(any, any) { look() }},
+	})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		informer.RunWithContext(ctx)
+	}()
+	defer func() { <-done }()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+		item, exists, err := store.GetByKey(r.node)
+		if err != nil || !exists || item.(*corev1.Node).Labels[roleLabel] == roleValue {
+			continue
+		}
+		if err := r.label(ctx); err != nil && ctx.Err() == nil {
+			r.log.Warn("this server's node could not be labelled as one of the control plane; it is tried again", "node", r.node, "error", err)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(roleRetry):
+				look()
+			}
+		}
+	}
+}
+
+func (r *nodeRole) label(ctx context.Context) error {
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": map[string]string{roleLabel: roleValue}}})
+	if err != nil {
+		return err
+	}
+	_, err = r.client.CoreV1().Nodes().Patch(ctx, r.node, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "coracle"})
+	if apierrors.IsNotFound(err) {
+		return nil // deleted meanwhile; when it registers again, that is seen
+	}
+	return err
+}
