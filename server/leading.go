@@ -149,7 +149,7 @@ func (s *Server) runTerm(ctx context.Context, api *apiserver.Server, number uint
 	})
 	// With its context, a term's loops lose the transport: what has not noticed yet that the term is over has no way to
 	// the API server any more.
-	closed := make(chan error, 1) // one: the function below need not wait for the receiver
+	closed := make(chan error, 1) // one: who sends need not wait for the receiver
 	context.AfterFunc(ctx, func() {
 		drain, done := context.WithTimeout(context.Background(), termDrain)
 		defer done()

@@ -131,8 +131,8 @@ type signing struct{ cert, key, root, serviceAccount string }
 
 func (o *Options) controllerOptions(s *signing) controllers.Options {
 	c := controllers.Options{
-		ClusterCIDR:         cluster.Join(o.Cluster.PodCIDRs),
-		ServiceCIDR:         cluster.Join(o.Cluster.ServiceCIDRs),
+		ClusterCIDR:         cluster.FlagValue(o.Cluster.PodCIDRs),
+		ServiceCIDR:         cluster.FlagValue(o.Cluster.ServiceCIDRs),
 		FlexVolumePluginDir: o.FlexVolumePluginDir,
 		Small:               o.Small,
 		// The operator's come last, so that they count.

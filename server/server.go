@@ -123,13 +123,13 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err := s.data.Record(); err != nil {
 		return fmt.Errorf("noting this version in the data directory: %w", err)
 	}
-	// What runs below serves others while they stop, and so ends on its own word and not on ctx.
-	below, stop := context.WithCancel(context.WithoutCancel(ctx))
+	// What the API server and the loops stand on serves them while they stop, and so ends after them and not with ctx.
+	outlasting, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var background sync.WaitGroup
 	defer background.Wait()
 	defer stop()
 	s.board.certificates.Set(status.Running, "")
-	background.Go(func() { s.pki.Run(below, s.showCertificates) })
+	background.Go(func() { s.pki.Run(outlasting, s.showCertificates) })
 
 	store, err := s.openStore(ctx)
 	if err != nil {
@@ -145,12 +145,12 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		s.board.store.Set(status.Stopped, "")
 	}()
 	defer s.serveMetrics(store.Collector())()
-	stopSocket, err := s.serveStoreSocket(below, store)
+	stopSocket, err := s.serveStoreSocket(outlasting, store)
 	if err != nil {
 		return err
 	}
 	defer stopSocket()
-	return s.runAPI(ctx, below, store)
+	return s.runAPI(ctx, outlasting, store)
 }
 
 // showCertificates reports how the last look at the certificates went.
@@ -187,7 +187,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, error) {
 }
 
 // runAPI runs the API server and, on top of it, the loops of a leader.
-func (s *Server) runAPI(ctx, below context.Context, store *raftstore.Store) error {
+func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store) error {
 	s.board.api.Set(status.Starting, "")
 	configDir := filepath.Join(s.o.CredDir, "apiserver")
 	if err := os.MkdirAll(configDir, 0o700); err != nil {
@@ -200,7 +200,7 @@ func (s *Server) runAPI(ctx, below context.Context, store *raftstore.Store) erro
 		s.board.api.Set(status.Failed, err.Error())
 		return fmt.Errorf("starting the API server: %w", err)
 	}
-	serving, stopServing := context.WithCancel(below)
+	serving, stopServing := context.WithCancel(outlasting)
 	defer stopServing()
 	loops, stopLoops := context.WithCancel(ctx)
 	defer stopLoops()

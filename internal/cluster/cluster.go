@@ -82,8 +82,8 @@ func (s Settings) APIAddresses() ([]netip.Addr, error) {
 	return out, nil
 }
 
-// Join writes networks as upstream's flags take them.
-func Join(nets []netip.Prefix) string { return strings.Join(Strings(nets), ",") }
+// FlagValue writes networks as upstream's flags take them.
+func FlagValue(nets []netip.Prefix) string { return strings.Join(Strings(nets), ",") }
 
 // Strings writes each network.
 func Strings(nets []netip.Prefix) []string {

@@ -44,7 +44,7 @@ func TestValidate(t *testing.T) {
 func TestAPIAddresses(t *testing.T) {
 	s := settings()
 	got, err := s.APIAddresses()
-	if err != nil || Join(s.ServiceCIDRs) != "10.43.0.0/16,fd00:43::/112" || len(got) != 2 || got[0].String() != "10.43.0.1" || got[1].String() != "fd00:43::1" {
+	if err != nil || FlagValue(s.ServiceCIDRs) != "10.43.0.0/16,fd00:43::/112" || len(got) != 2 || got[0].String() != "10.43.0.1" || got[1].String() != "fd00:43::1" {
 		t.Errorf("%v, %v", got, err)
 	}
 	s.ServiceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.43.0.9/32")}
