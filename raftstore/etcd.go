@@ -57,8 +57,6 @@ func (s *Store) EtcdStatus() etcdapi.Status {
 	}
 	if lead, _ := s.leader.get(); lead.known() {
 		out.Leader = memberID(string(lead.ID))
-	} else {
-		out.Refusing = append(out.Refusing, rpctypes.ErrNoLeader.Error())
 	}
 	for _, m := range s.Members() {
 		out.Learner = out.Learner || m.Self && !m.Voter

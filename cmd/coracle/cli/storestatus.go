@@ -4,6 +4,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -28,7 +29,7 @@ type storeStatus struct {
 	LastIndex    uint64        `json:"lastIndex"`
 	AppliedIndex uint64        `json:"appliedIndex"`
 	Revision     int64         `json:"revision"`
-	Keys         int64         `json:"keys"`
+	Keys         *int64        `json:"keys"`       // null: not known
 	Bytes        int64         `json:"bytes"`      // of current keys and values
 	TotalBytes   int64         `json:"totalBytes"` // with the history
 	QuotaBytes   int64         `json:"quotaBytes,omitempty"`
@@ -189,15 +190,33 @@ func askStore(ctx context.Context, c *clientv3.Client, p config.Paths) (*storeSt
 	if s.Members, err = listMembers(ctx, c, st); err != nil {
 		return nil, err
 	}
-	all, err := c.Get(ctx, "\x00", clientv3.WithFromKey(), clientv3.WithCountOnly(), clientv3.WithSerializable())
-	if err != nil {
+	keys, err := countKeys(ctx, c)
+	switch {
+	case err == nil:
+		s.Keys = &keys
+	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+		s.Problems = append(s.Problems, "this server does not know yet what the others have written since it started, so it cannot be read")
+	default:
 		return nil, err
 	}
-	s.Keys = all.Count
 	s.LogBytes = filesSize(filepath.Join(p.StoreDir, "log", "*.segment"))
 	s.Snapshot = newestSnapshot(filepath.Join(p.StoreDir, "snapshots", "*.snapshot"))
 	return s, nil
 }
+
+// countKeys asks this server only. One that has not caught up since it started does not answer.
+func countKeys(ctx context.Context, c *clientv3.Client) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, countTimeout)
+	defer cancel()
+	all, err := c.Get(ctx, "\x00", clientv3.WithFromKey(), clientv3.WithCountOnly(), clientv3.WithSerializable())
+	if err != nil {
+		return 0, err
+	}
+	return all.Count, nil
+}
+
+// countTimeout bounds counting the keys, which takes some milliseconds.
+const countTimeout = 2 * time.Second
 
 // problemText says in our words what etcd has a fixed phrase for.
 func problemText(text, dir string) string {
@@ -268,7 +287,11 @@ func (s *storeStatus) print(w io.Writer, now time.Time) error {
 	}
 	fmt.Fprintf(&b, "store     %s, term %d; this server is %s\n", role, s.Term, s.Member)
 	fmt.Fprintf(&b, "revision  %d\n", s.Revision)
-	fmt.Fprintf(&b, "keys      %d, %s; with history %s", s.Keys, bytesText(s.Bytes), bytesText(s.TotalBytes))
+	keys := "not known"
+	if s.Keys != nil {
+		keys = strconv.FormatInt(*s.Keys, 10)
+	}
+	fmt.Fprintf(&b, "keys      %s, %s; with history %s", keys, bytesText(s.Bytes), bytesText(s.TotalBytes))
 	if s.QuotaBytes > 0 {
 		fmt.Fprintf(&b, " of the %s allowed", bytesText(s.QuotaBytes))
 	}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+// A server whose store cannot reach the others since it started tells that much.
+func TestStatusOfAServerThatHasNotCaughtUp(t *testing.T) {
+	ctx, dir := t.Context(), t.TempDir()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := raftstore.Open(ctx, raftstore.Options{
+		Dir: filepath.Join(dir, "store"), NodeID: "two", ClusterID: "c", Logger: slog.New(slog.DiscardHandler), Join: []string{"127.0.0.1:1"},
+		Network: &raftstore.Network{Address: l.Addr().String(), Listener: l, Dial: func(ctx context.Context, address string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", address) // nobody listens there
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "s")
+	u, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.ServeGRPC(ctx, u) }()
+	t.Cleanup(func() {
+		if err := s.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + socket}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	st, err := askStore(ctx, c, config.Paths{StoreDir: filepath.Join(dir, "store")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	problems := strings.Join(st.Problems, "\n")
+	if st.Keys != nil || !strings.Contains(problems, "no leader") || !strings.Contains(problems, "cannot be read") || len(st.Problems) != 2 {
+		t.Errorf("%v keys, problems:\n%s", st.Keys, problems)
+	}
+}
