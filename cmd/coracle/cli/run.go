@@ -85,7 +85,7 @@ func problemsIn(err error) config.Problems {
 	if err == nil {
 		return nil
 	}
-	joined, ok := err.(interface{ Unwrap() []error })
+	joined, ok := any(err).(interface{ Unwrap() []error }) // as errors.Join made it, and not one that wraps such
 	if !ok {
 		return config.Problems{err.Error()}
 	}
