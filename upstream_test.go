@@ -19,8 +19,8 @@ import (
 
 const table = "docs/architecture.md"
 
-// TestUpstreamTable keeps the table of what this project sets in other modules in step with the sources: every
-// go:linkname and every assignment to an exported variable has a row that names it and its file, and every such row has
+// TestUpstreamTable keeps the table of what this project sets in other modules in step with the sources: every linkname
+// directive and every assignment to an exported variable has a row that names it and its file, and every such row has
 // one. Calls that change something for the whole process cannot be told from others; their rows are kept by hand.
 func TestUpstreamTable(t *testing.T) {
 	text, err := os.ReadFile(table)
