@@ -30,6 +30,9 @@ const (
 // runServer runs a server, and the node beside it unless that is disabled. The node's parts start while the API
 // server does, and stop before it: what they still have to say is heard.
 func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
+	if err := footprint.SetHeapLimit(); err != nil {
+		p.Log.Warn("how much memory may be used is not known; there is no limit but the kernel's", "error", err)
+	}
 	o := serverOptions(c)
 	o.Board, o.Logger = p.Board, p.Log.Logger
 	s, err := server.New(ctx, o)

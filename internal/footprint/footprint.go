@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -26,6 +27,7 @@ type mapping struct{ start, end uintptr }
 // Trim returns free heap to the kernel and forgets the program's own clean pages. The advice to expect random access
 // stays in force: without it a fault reads whole stretches of the file back in.
 func Trim() error {
+	runtime.GC() // pools give what is in them to the collection after the next one
 	debug.FreeOSMemory()
 	f, err := os.Open("/proc/self/maps")
 	if err != nil {

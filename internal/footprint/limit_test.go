@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package footprint
+
+import (
+	"math"
+	"runtime/debug"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/internal/memlimit"
+)
+
+func TestHeapLimit(t *testing.T) {
+	const mb = 1 << 20
+	for _, c := range []struct{ machine, group, want int64 }{
+		{24000, 0, 12000},
+		{512, 0, 256},
+		{128, 0, 96}, // a server does not fit: the collector is not made to run all the time
+		{24000, 128, 96},
+		{24000, 192, 120},
+		{24000, 224, 140},
+		{24000, 512, 320},
+		{24000, 2048, 1792},
+		{1024, 4096, 512}, // a group's limit above the machine's memory is none
+	} {
+		l := memlimit.Limit{Machine: c.machine * mb, Group: c.group * mb}
+		if got := HeapLimit(l) / mb; got != c.want {
+			t.Errorf("machine %d MB, group %d MB: %d MB, want %d", c.machine, c.group, got, c.want)
+		}
+	}
+}
+
+func TestSetHeapLimit(t *testing.T) {
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(-1))
+	t.Setenv("GOMEMLIMIT", "1GiB")
+	if err := SetHeapLimit(); err != nil || debug.SetMemoryLimit(-1) != math.MaxInt64 {
+		t.Errorf("the operator's own limit was overridden: %v", err)
+	}
+	t.Setenv("GOMEMLIMIT", "")
+	if err := SetHeapLimit(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := memlimit.Self()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := debug.SetMemoryLimit(-1), HeapLimit(l); got != want {
+		t.Errorf("the limit is %d, want %d", got, want)
+	}
+}
