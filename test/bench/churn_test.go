@@ -89,8 +89,8 @@ func TestChurn(t *testing.T) {
 	rows := []string{"fresh"}
 	var measured []memory
 	look := func() {
-		saveProfiles(t, s, rows[len(rows)-1])
 		measured = append(measured, memoryOf(s))
+		saveProfiles(t, s, rows[len(rows)-1])
 		fmt.Printf("%-16s %+v\n", rows[len(rows)-1], measured[len(measured)-1])
 	}
 	time.Sleep(window(2 * time.Minute)) // idle means idle
