@@ -18,11 +18,14 @@ import (
 	"github.com/coracle-k8s/coracle/internal/quietqueues"
 )
 
-// gcPercent trades some CPU for memory while the process is at rest: boards have less of the latter. Under load it is
-// Go's own default. GOGC in the environment overrides both.
+// gcPercent trades some CPU for memory while the process is at rest: boards have less of the latter. Under load, which a
+// start is too, it is Go's own default. In a control group with little memory less piles up. GOGC in the environment
+// overrides all.
 const (
-	gcPercent     = 25
-	gcPercentBusy = 100
+	gcPercent          = 25
+	gcPercentBusy      = 100
+	gcPercentTight     = 15
+	gcPercentTightBusy = 30
 )
 
 func main() {

@@ -13,6 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/footprint"
+	"github.com/coracle-k8s/coracle/internal/memlimit"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/server"
 )
@@ -30,9 +31,7 @@ const (
 // runServer runs a server, and the node beside it unless that is disabled. The node's parts start while the API
 // server does, and stop before it: what they still have to say is heard.
 func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
-	if err := footprint.SetHeapLimit(); err != nil {
-		p.Log.Warn("how much memory may be used is not known; there is no limit but the kernel's", "error", err)
-	}
+	idle, busy := fitMemory(p)
 	o := serverOptions(c)
 	o.Board, o.Logger = p.Board, p.Log.Logger
 	s, err := server.New(ctx, o)
@@ -61,7 +60,7 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 	}()
 	rest := func() {}
 	if os.Getenv("GOGC") == "" {
-		rest = footprint.NewPacer(gcPercent, gcPercentBusy, time.Now).Rest
+		rest = footprint.NewPacer(idle, busy, time.Now).Rest
 	}
 	announced := make(chan struct{})
 	go func() {
@@ -80,6 +79,21 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 		return err
 	}
 	return nodeErr
+}
+
+// fitMemory fits the process to the memory that it may use and returns the percentages of garbage for rest and work.
+func fitMemory(p *cli.Process) (idle, busy int) {
+	l, err := memlimit.Self()
+	if err == nil {
+		err = footprint.Fit(l)
+	}
+	if err != nil {
+		p.Log.Warn("the process is not fitted to how much memory there is", "error", err)
+	}
+	if footprint.Tight(l) {
+		return gcPercentTight, gcPercentTightBusy
+	}
+	return gcPercent, gcPercentBusy
 }
 
 // announce says that the process is ready once it is, and from then on gives back what only its start, or a burst of

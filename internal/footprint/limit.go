@@ -17,6 +17,8 @@ const (
 	// leastHeap is about what an idle server has. A limit below it would make the collector run all the time and gain
 	// nothing.
 	leastHeap = 96 << 20
+	// tight is what a start takes that has as much as it likes: 125 MB of heap and 155 MB of its program.
+	tight = 288 << 20
 )
 
 // HeapLimit is what Go's part of the process (heap, stacks and the runtime's own) should stay within, in bytes, given how
@@ -29,16 +31,18 @@ func HeapLimit(l memlimit.Limit) int64 {
 	return max(l.Machine/2, leastHeap)
 }
 
-// SetHeapLimit makes the collector work harder near the limit of this process instead of growing over it. GOMEMLIMIT in
-// the environment overrides it.
-func SetHeapLimit() error {
-	if os.Getenv("GOMEMLIMIT") != "" {
-		return nil
+// Tight says whether a control group leaves so little that a start with ordinary settings would have to read its own
+// program again and again.
+func Tight(l memlimit.Limit) bool { return l.Group > 0 && l.Group < l.Machine && l.Group < tight }
+
+// Fit fits the process to how much memory it may use: the collector works harder near that instead of letting the heap
+// grow over it, unless GOMEMLIMIT is in the environment, and where it is tight the program's pages are read singly.
+func Fit(l memlimit.Limit) error {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(HeapLimit(l))
 	}
-	l, err := memlimit.Self()
-	if err != nil {
-		return err
+	if Tight(l) {
+		return ReadPagesSingly()
 	}
-	debug.SetMemoryLimit(HeapLimit(l))
 	return nil
 }

@@ -30,18 +30,18 @@ func TestHeapLimit(t *testing.T) {
 	}
 }
 
-func TestSetHeapLimit(t *testing.T) {
+func TestFit(t *testing.T) {
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(-1))
+	l := memlimit.Limit{Machine: 8 << 30, Group: 200 << 20, Bytes: 200 << 20}
+	if !Tight(l) || Tight(memlimit.Limit{Machine: 8 << 30}) || Tight(memlimit.Limit{Machine: 8 << 30, Group: 1 << 30}) {
+		t.Error("what is tight and what is not was taken for one another")
+	}
 	t.Setenv("GOMEMLIMIT", "1GiB")
-	if err := SetHeapLimit(); err != nil || debug.SetMemoryLimit(-1) != math.MaxInt64 {
+	if err := Fit(l); err != nil || debug.SetMemoryLimit(-1) != math.MaxInt64 {
 		t.Errorf("the operator's own limit was overridden: %v", err)
 	}
 	t.Setenv("GOMEMLIMIT", "")
-	if err := SetHeapLimit(); err != nil {
-		t.Fatal(err)
-	}
-	l, err := memlimit.Self()
-	if err != nil {
+	if err := Fit(l); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := debug.SetMemoryLimit(-1), HeapLimit(l); got != want {

@@ -61,7 +61,7 @@ func memoryOf(s *harness.Server) memory {
 
 // startMemory starts a server with three pods and lets it settle.
 func startMemory(t *testing.T) *harness.Server {
-	s := harness.NewMachine(t).NewServer()
+	s := harness.NewMachine(t).NewServer(strings.Fields(os.Getenv("CORACLE_BENCH_ARGS"))...)
 	if err := os.MkdirAll(filepath.Join(s.DataDir, "images"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -81,8 +81,8 @@ func idleWorkload(s *harness.Server) {
 }
 
 // TestChurn measures what a heavy churn (test/bench/churn) leaves in a server's memory: fresh, right after it, and ten
-// minutes later. CORACLE_BENCH_CHURN has more arguments for the churn; CORACLE_BENCH_PROFILES a folder for the profiles
-// of each moment.
+// minutes later. CORACLE_BENCH_CHURN has more arguments for the churn, CORACLE_BENCH_ARGS for the server;
+// CORACLE_BENCH_PROFILES a folder for the profiles of each moment.
 func TestChurn(t *testing.T) {
 	churn := build(t, "churn")
 	s := startMemory(t)

@@ -35,7 +35,8 @@ const (
 )
 
 // TestLimit finds the smallest limit of a memory control group in which a server stays healthy after a cold start: it is
-// charged for its program's pages, of which none is in memory when it starts. CORACLE_BENCH_LIMIT tries one limit, in MB.
+// charged for its program's pages, of which none is in memory when it starts. CORACLE_BENCH_LIMIT tries one limit, in MB;
+// CORACLE_BENCH_ENV has variables for the server, such as GOGC=15.
 func TestLimit(t *testing.T) {
 	settle := window(2 * time.Minute)
 	if one := os.Getenv("CORACLE_BENCH_LIMIT"); one != "" {
@@ -110,8 +111,8 @@ if [ -e cgroup.controllers ]; then
 else
   cd memory; mkdir -p limited; echo %[3]dM > limited/memory.limit_in_bytes
 fi || exit 1
-echo $$ > limited/cgroup.procs && cd / && exec %[2]q "$@"
-`, m.Coracle(), cold, limit)
+echo $$ > limited/cgroup.procs && cd / && exec env %[4]s %[2]q "$@"
+`, m.Coracle(), cold, limit, os.Getenv("CORACLE_BENCH_ENV"))
 	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}
