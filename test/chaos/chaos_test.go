@@ -41,9 +41,10 @@ func TestChaos(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	bin := buildNode(t, dir) // before the time starts: it is for the faults
 	var all totals
 	for end := time.Now().Add(long); time.Now().Before(end) && !t.Failed(); {
-		seed = runCluster(t, dir, seed, end, &all)
+		seed = runCluster(t, bin, dir, seed, end, &all)
 	}
 	t.Logf("%v", all)
 	if onlySome() {
@@ -55,7 +56,7 @@ func TestChaos(t *testing.T) {
 }
 
 // runCluster runs some rounds on one cluster, adds up what happened, and returns the seed to go on with.
-func runCluster(t *testing.T, dir string, seed uint64, end time.Time, all *totals) uint64 {
+func runCluster(t *testing.T, bin, dir string, seed uint64, end time.Time, all *totals) uint64 {
 	dir += "/" + strconv.FormatUint(seed, 10)
 	ok := t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 		size := []int{3, 3, 5}[rand.New(rand.NewPCG(seed, 0)).IntN(3)]
@@ -69,7 +70,7 @@ func runCluster(t *testing.T, dir string, seed uint64, end time.Time, all *total
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		c := newCluster(t, dir, size)
+		c := newCluster(t, bin, dir, size)
 		for number := 0; number < clusterOf && time.Now().Before(end); number++ {
 			say("round %d: seed %d, %d servers", number, seed, size)
 			long := min(roundLong, max(time.Until(end), 10*time.Second))

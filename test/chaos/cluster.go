@@ -75,14 +75,14 @@ func buildNode(t testing.TB, dir string) string {
 	return bin
 }
 
-// newCluster starts n servers and waits until each of them answers.
-func newCluster(t testing.TB, dir string, n int) *cluster {
+// newCluster starts n servers of the program bin and waits until each of them answers.
+func newCluster(t testing.TB, bin, dir string, n int) *cluster {
 	t.Helper()
 	ca, err := testca.New(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{t: t, dir: dir, bin: buildNode(t, dir), site: newSite(t), ca: ca}
+	c := &cluster{t: t, dir: dir, bin: bin, site: newSite(t), ca: ca}
 	t.Cleanup(c.killAll)
 	for range n {
 		s := c.newServer()
