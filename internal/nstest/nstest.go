@@ -73,7 +73,7 @@ func Main(m *testing.M) int {
 
 // carriedNFT unpacks the carried nft, where this tree has built it, and returns a PATH on which it is the first one.
 func carriedNFT() (path string, remove func(), err error) {
-	path, remove = os.Getenv("PATH"), func() {}
+	path = os.Getenv("PATH")
 	dir, err := os.MkdirTemp("", "coracle-nft-")
 	if err != nil {
 		return "", nil, err

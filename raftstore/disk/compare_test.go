@@ -218,7 +218,11 @@ func loopDevice(t *testing.T, root string) (dir, device string) {
 	}
 	run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", file)
 	path := run("losetup", "--find", "--show", file)
-	t.Cleanup(func() { exec.Command("losetup", "-d", path).Run() })
+	t.Cleanup(func() {
+		if out, err := exec.Command("losetup", "-d", path).CombinedOutput(); err != nil {
+			t.Errorf("losetup -d %s: %v: %s", path, err, out)
+		}
+	})
 	run("mount", path, dir)
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, 0); err != nil {

@@ -102,7 +102,7 @@ func (f *Filter) after(m *raft.AppendEntriesRequest) *raft.AppendEntriesRequest 
 // install passes a snapshot on if raft lacks its last entry.
 func (f *Filter) install(ctx context.Context, rpc raft.RPC, m *raft.InstallSnapshotRequest) bool {
 	question := &raft.AppendEntriesRequest{
-		RPCHeader: m.RPCHeader, Term: m.Term, Leader: m.Leader,
+		RPCHeader: m.RPCHeader, Term: m.Term, Leader: m.Leader, //nolint:staticcheck // passed on as it came
 		PrevLogEntry: m.LastLogIndex, PrevLogTerm: m.LastLogTerm, LeaderCommitIndex: m.LastLogIndex,
 	}
 	said, ok := f.ask(ctx, raft.RPC{Command: f.after(question)})

@@ -154,12 +154,13 @@ func storeRevision(t *testing.T, s *harness.Server) (revision int64) {
 func storeStartsOver(t *testing.T, s *harness.Server, revision int64) {
 	t.Helper()
 	withStore(t, s, func(ctx context.Context, c *clientv3.Client) error {
-		for r := range c.Watch(ctx, "/", clientv3.WithPrefix(), clientv3.WithRev(revision+1)) {
-			if r.CompactRevision > revision {
-				return nil
-			}
+		r, ok := <-c.Watch(ctx, "/", clientv3.WithPrefix(), clientv3.WithRev(revision+1))
+		switch {
+		case !ok:
+			return fmt.Errorf("a watch of the store from revision %d hears nothing", revision+1)
+		case r.CompactRevision <= revision:
 			return fmt.Errorf("a watch of the store from revision %d goes on: %d events, %w", revision+1, len(r.Events), r.Err())
 		}
-		return fmt.Errorf("a watch of the store from revision %d hears nothing", revision+1)
+		return nil
 	})
 }
