@@ -50,6 +50,7 @@ type compactor struct {
 	mark   int64         // the newest mark's revision; 0 if there is none
 	wake   chan struct{} // capacity 1: there is too much history
 	wakeAt atomic.Int64  // from how many bytes of history on
+	last   int64         // how many there were in the last view; published's alone
 }
 
 func newCompactor(s *Store) *compactor {
@@ -61,9 +62,23 @@ func newCompactor(s *Store) *compactor {
 	return c
 }
 
-// published is told of every new view, on every server. It does not block.
+// published is told of every new view, one after the other, on every server. It
+// does not block.
+//
+// If there is less history than before, something was freed: by a compaction, or
+// because the snapshot that kept it is written. Then what bySize waits for while
+// nothing can be freed is too much; and it may have said so just afterwards.
 func (c *compactor) published(stats mvcc.Stats) {
-	if stats.HistoryBytes() <= c.wakeAt.Load() {
+	now := stats.HistoryBytes()
+	at := max(c.bytes, now+c.bytes/4)
+	if now < c.last {
+		at = c.bytes
+	}
+	c.last = now
+	if at < c.wakeAt.Load() {
+		c.wakeAt.Store(at)
+	}
+	if now <= c.wakeAt.Load() {
 		return
 	}
 	select {

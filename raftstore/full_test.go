@@ -20,7 +20,7 @@ import (
 // TestFirstStartOnFullDisk: it waits for room, no longer than it is asked to,
 // and can be tried again.
 func TestFirstStartOnFullDisk(t *testing.T) {
-	stage(t, 1, 1, nil, func(c *cluster) {
+	stage(t, 1, 0, nil, func(c *cluster) {
 		n := c.add("new")
 		n.faults.FailWrites(unix.ENOSPC)
 		ctx, cancel := context.WithTimeout(c.ctx, 5*time.Second)

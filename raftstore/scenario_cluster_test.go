@@ -152,6 +152,9 @@ func (c *cluster) form(n int) {
 		}
 		n.start("a")
 	}
+	if n == 0 {
+		return
+	}
 	c.eventually("the servers have votes", time.Minute, func() bool {
 		return c.voters(c.nodes[0]) == n-(n+1)%2 && len(c.nodes[0].store.Members()) == n
 	})

@@ -382,21 +382,30 @@ func TestConflictAtTheEnd(t *testing.T) {
 				}
 			}
 		}
-		l.propose(5)
-		l.committed = l.last()
+		change := func(f func()) { // the follower's state machine reads the history meanwhile
+			l.history.mu.Lock()
+			defer l.history.mu.Unlock()
+			f()
+		}
+		change(func() {
+			l.propose(5)
+			l.committed = l.last()
+		})
 		replicate()
-		l.propose(1) // nobody else gets that
+		change(func() { l.propose(1) }) // nobody else gets that
 		replicate()
 		end := l.last()
-		l.log, l.term = l.log[:end-1], l.term+1
-		l.propose(3)
-		l.committed, l.snapshot, l.first, l.next, l.acked = end, end, end+1, l.last()+1, 0
+		change(func() {
+			l.log, l.term = l.log[:end-1], l.term+1
+			l.propose(3)
+			l.committed, l.snapshot, l.first, l.next, l.acked = end, end, end+1, l.last()+1, 0
+		})
 		for range 10 {
 			if err := l.step(false); err != nil {
 				t.Fatal(err)
 			}
 		}
-		l.committed = l.last()
+		change(func() { l.committed = l.last() })
 		if err := l.step(false); err != nil {
 			t.Fatal(err)
 		}
