@@ -85,7 +85,7 @@ func newLate(d *app.ControllerDescriptor, cc app.ControllerContext) *late {
 func (l *late) Name() string { return l.descriptor.Name() }
 
 func (l *late) Run(ctx context.Context) {
-	for l.wait(ctx) {
+	for ctx.Err() == nil && l.wait(ctx) { // a wait may say yes because the informers have stopped
 		if unneeded[l.Name()] == nil {
 			l.run(ctx, l.cc)
 			return
