@@ -124,7 +124,9 @@ func TestTooManyBackups(t *testing.T) {
 		}
 		close(let)
 		for range maxBackups {
-			<-failed
+			if err := <-failed; err != nil {
+				c.Errorf("a backup whose reader went on: %v", err)
+			}
 		}
 		if _, err := s.Backup(c.ctx, io.Discard); err != nil {
 			c.Errorf("after the others: %v", err)

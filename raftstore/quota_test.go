@@ -46,8 +46,10 @@ func TestQuotaIsSaidOnce(t *testing.T) {
 		}
 		return false
 	}
-	if !full() || !full() {
-		t.Fatal("a store over its quota takes more")
+	for range 2 { // the second time nothing may be said again
+		if !full() {
+			t.Fatal("a store over its quota takes more")
+		}
 	}
 	if _, err := c.Client.Delete(ctx, "/", clientv3.WithPrefix()); err != nil {
 		t.Fatal(err)
