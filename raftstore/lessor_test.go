@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -115,7 +116,8 @@ func TestFailedRevocationIsTriedAgain(t *testing.T) {
 func TestLessorRevokesInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := rand.New(rand.NewPCG(1, 2))
-		expires := make(map[int64]time.Time)
+		var mu sync.Mutex // guards expires and count
+		expires, count := make(map[int64]time.Time), 0
 		var l *lessor
 		revoked := make(chan int64)
 		l = leadingLessor(t, func(_ context.Context, id int64) error {
@@ -123,24 +125,26 @@ func TestLessorRevokesInTime(t *testing.T) {
 			revoked <- id
 			return nil
 		})
-		count := 0
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
 			for id := range revoked {
+				mu.Lock()
 				if late := time.Since(expires[id]); late < 0 || late > expiryGrain {
 					t.Errorf("lease %d was revoked %v after its expiry", id, late)
 				}
 				delete(expires, id)
 				count++
+				mu.Unlock()
 			}
 		}()
 		for range 2000 {
 			time.Sleep(time.Duration(r.Int64N(int64(50 * time.Millisecond))))
 			synctest.Wait()
 			id, ttl := r.Int64N(300)+1, r.Int64N(8)+2
-			switch _, there := expires[id]; {
-			case !there:
+			mu.Lock()
+			switch _, granted := expires[id]; {
+			case !granted:
 				l.add(id, ttl)
 				expires[id] = time.Now().Add(time.Duration(ttl) * time.Second)
 			case r.IntN(10) == 0:
@@ -153,9 +157,12 @@ func TestLessorRevokesInTime(t *testing.T) {
 					expires[id] = time.Now().Add(time.Duration(ttl) * time.Second)
 				}
 			}
+			mu.Unlock()
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
 		if len(expires) != 0 || count < 100 {
 			t.Errorf("%d leases were revoked, and %d not", count, len(expires))
 		}
