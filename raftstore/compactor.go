@@ -200,10 +200,11 @@ func (s *Store) compactTo(ctx context.Context, rev int64) error {
 	return err
 }
 
-// markHistory is how the compactor sets a mark.
+// markHistory is how the compactor sets a mark. The quota does not count for it: a
+// store beyond its quota would never be within it again if its history stayed.
 func (s *Store) markHistory(ctx context.Context, value string) (int64, error) {
 	lead, _ := s.lead.get()
-	out, err := s.Write(WithTerm(ctx, lead.Term), &pb.PutRequest{Key: []byte(compactKey), Value: []byte(value)})
+	out, err := s.writeInTerm(ctx, mvcc.Command{Request: &pb.PutRequest{Key: []byte(compactKey), Value: []byte(value)}}, lead.Term)
 	if err != nil {
 		return 0, err
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -82,4 +83,30 @@ func (t *text) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.b.String()
+}
+
+// TestHistoryGoesBeyondTheQuota: who deletes what is not needed, as the log advises, can write again, although what was
+// deleted is too little history for a compaction by size.
+func TestHistoryGoesBeyondTheQuota(t *testing.T) {
+	stage(t, 1, 1, func(o *Options) { o.QuotaBytes = 16 << 20 }, func(c *cluster) {
+		kv := c.leader().running().Client().KV
+		value := string(noise(100 << 10))
+		for n := 0; ; n++ {
+			if _, err := kv.Put(c.ctx, fmt.Sprintf("/%03d", n), value); errors.Is(err, rpctypes.ErrNoSpace) {
+				break
+			} else if err != nil {
+				c.Fatal(err)
+			}
+		}
+		c.pass(20 * time.Minute)
+		for i := range 20 { // 2 MB of 16; 4 MiB of history are allowed
+			if _, err := kv.Delete(c.ctx, fmt.Sprintf("/%03d", i)); err != nil {
+				c.Fatal(err)
+			}
+		}
+		c.pass(11 * time.Minute)
+		if _, err := kv.Put(c.ctx, "/small", "x"); err != nil {
+			c.Errorf("a small write, two compactions after 2 MB of 16 were deleted: %v", err)
+		}
+	})
 }
