@@ -131,10 +131,10 @@ func (l *Log) StoreLog(entry *raft.Log) error { return l.StoreLogs([]*raft.Log{e
 // StoreLogs appends entries. While the disk is full or failing it waits.
 func (l *Log) StoreLogs(entries []*raft.Log) error {
 	dropped, err := l.store(entries)
-	if err != nil || !dropped {
-		return err
+	if err == nil && dropped {
+		_ = l.sweep() // the entries are stored, so raft must not hear of it; the next compaction tries again and tells
 	}
-	return l.sweep()
+	return err
 }
 
 // store appends entries. It says whether it has dropped what a snapshot had made
@@ -266,10 +266,14 @@ func (l *Log) seal(s *segment) error {
 // be there again after a restart. What Trail says stays. Appends go on while the
 // files are removed: for a log of one GiB that takes a quarter of a second.
 func (l *Log) DeleteRange(from, to uint64) error {
+	last, _ := l.LastIndex()
 	if err := l.deleteRange(from, to); err != nil {
 		return err
 	}
-	return l.sweep()
+	if err := l.sweep(); err != nil && to < last {
+		return err // of a compaction, which raft only logs. An end that is cut off is so, whatever files are left
+	}
+	return nil
 }
 
 func (l *Log) deleteRange(from, to uint64) error {

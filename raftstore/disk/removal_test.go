@@ -121,3 +121,37 @@ func TestRemovalKeepsItsOrder(t *testing.T) {
 		t.Errorf("files %v are left", left)
 	}
 }
+
+// TestFailedRemovalFailsNothingElse: what was stored, or cut off at the log's end, is so although a file could not be
+// removed. Told otherwise, raft would go by another end than the log has.
+func TestFailedRemovalFailsNothingElse(t *testing.T) {
+	path := t.TempDir()
+	d, last := longLog(t, path)
+	unlinks := 0
+	d.Log.unlink = func(string) error {
+		unlinks++
+		return errors.New("failing")
+	}
+	if err := d.Log.DeleteRange(1, last-15); err == nil {
+		t.Error("a compaction whose files are left says nothing")
+	}
+	if err := d.Log.DeleteRange(last-9, last); err != nil {
+		t.Errorf("cut off the end: %v", err)
+	}
+	if now, _ := d.Log.LastIndex(); now != last-10 {
+		t.Errorf("the log ends at %d", now)
+	}
+	sink, err := d.Snapshots.Create(1, last+10, 1, raft.Configuration{}, 1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sink.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Log.StoreLog(&raft.Log{Index: last + 11, Term: 1, Type: raft.LogCommand}); err != nil {
+		t.Errorf("append after a snapshot: %v", err)
+	}
+	if now, _ := d.Log.LastIndex(); now != last+11 || unlinks < 3 {
+		t.Errorf("the log ends at %d, after %d removals that failed", now, unlinks)
+	}
+}
