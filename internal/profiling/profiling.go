@@ -8,6 +8,7 @@
 package profiling
 
 import (
+	"bytes"
 	"fmt"
 	"net/http"
 	"runtime"
@@ -44,19 +45,23 @@ func profile(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
-	if err := pprof.StartCPUProfile(w); err != nil {
+	var out bytes.Buffer // pprof writes from a goroutine of its own, which must not meet the Flush below
+	if err := pprof.StartCPUProfile(&out); err != nil {
 		http.Error(w, "somebody else is taking a profile of this process; try again when that one has ended", http.StatusConflict)
 		return
 	}
-	defer pprof.StopCPUProfile()                                  // this writes the profile
-	if err := http.NewResponseController(w).Flush(); err != nil { // the answer's beginning tells that it has begun
-		return // the asker has gone
+	// The answer's beginning tells that the profile has begun. Without it the asker has gone.
+	if err := http.NewResponseController(w).Flush(); err == nil {
+		end := time.NewTimer(duration)
+		defer end.Stop()
+		select {
+		case <-end.C:
+		case <-r.Context().Done():
+		}
 	}
-	end := time.NewTimer(duration)
-	defer end.Stop()
-	select {
-	case <-end.C:
-	case <-r.Context().Done():
+	pprof.StopCPUProfile() // it returns when all is written
+	if _, err := w.Write(out.Bytes()); err != nil {
+		panic(http.ErrAbortHandler) // nobody may take a part of it for the whole
 	}
 }
 
