@@ -15,8 +15,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync/atomic"
 	"time"
+
+	"k8s.io/client-go/util/cert"
 
 	"github.com/coracle-k8s/coracle/raftstore"
 )
@@ -26,7 +29,8 @@ const Protocol = "coracle-peer/1"
 
 // Options say whom to trust.
 type Options struct {
-	// CA is the PEM of the authority for servers.
+	// CA is the PEM of the authority for servers. Its first certificate, the one that signs servers' certificates, is
+	// trusted and no other: a root further down may have signed the cluster's other authorities as well.
 	CA []byte
 	// Name is the DNS name that is in every server's certificate.
 	Name string
@@ -50,9 +54,11 @@ func New(o Options) (*Identity, error) {
 	if i.name == "" {
 		return nil, errors.New("peertls.Options.Name is required")
 	}
-	if !i.roots.AppendCertsFromPEM(o.CA) {
-		return nil, errors.New("peertls.Options.CA holds no certificate")
+	signers, err := cert.ParseCertsPEM(o.CA)
+	if err != nil {
+		return nil, fmt.Errorf("peertls.Options.CA: %w", err)
 	}
+	i.roots.AddCert(signers[0])
 	if i.now == nil {
 		i.now = time.Now
 	}
@@ -96,10 +102,14 @@ func (i *Identity) config() *tls.Config {
 }
 
 // verify adds what crypto/tls leaves to its user: the protocol, without which a connection may be meant for another
-// service, and the name in a caller's certificate.
+// service, the name in a caller's certificate, and that the authority itself signed it, which may have signed another
+// authority too.
 func (i *Identity) verify(s tls.ConnectionState) error {
 	if s.NegotiatedProtocol != Protocol {
 		return errors.New("tls: the other end does not ask for a connection between servers (ALPN)")
+	}
+	if !slices.ContainsFunc(s.VerifiedChains, func(chain []*x509.Certificate) bool { return len(chain) == 2 }) {
+		return errors.New("tls: the other end's certificate was not signed by the authority for servers itself")
 	}
 	return s.PeerCertificates[0].VerifyHostname(i.name)
 }

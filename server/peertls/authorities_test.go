@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peertls
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"io"
+	"log/slog"
+	"math/big"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/server/pki"
+)
+
+// signed makes the certificate of an authority, which parent signed with its key; without a parent it signs itself.
+func signed(t *testing.T, name string, key, parentKey *ecdsa.PrivateKey, parent *x509.Certificate) *x509.Certificate {
+	t.Helper()
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<60))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour),
+		NotAfter: time.Now().Add(10 * 365 * 24 * time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	if parent == nil {
+		parent, parentKey = c, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, parent, key.Public(), parentKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func newKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// operators gives the cluster authorities that an operator made: each an intermediate of the same root. signers are their
+// certificates.
+func operators(t *testing.T) (p *pki.PKI, signers map[pki.Signer]*x509.Certificate) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "tls")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	rootKey := newKey(t)
+	root := signed(t, "root of a company", rootKey, nil, nil)
+	signers = map[pki.Signer]*x509.Certificate{}
+	for _, s := range []pki.Signer{pki.ServerCA, pki.ClientCA, pki.RequestHeaderCA, pki.PeerCA} {
+		key := newKey(t)
+		signers[s] = signed(t, string(s), key, rootKey, root)
+		pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var chain []byte
+		for _, c := range []*x509.Certificate{signers[s], root} {
+			chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+		}
+		for file, content := range map[string][]byte{string(s) + ".crt": chain, string(s) + ".key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})} {
+			if err := os.WriteFile(filepath.Join(dir, file), content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	p, err := pki.Open(pki.Options{Dir: dir, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p, signers
+}
+
+// neitherWay fails unless a server refuses a certificate, of who calls it and of whom it calls.
+func neitherWay(t *testing.T, server *Identity, what string, c *tls.Certificate) {
+	t.Helper()
+	config := &tls.Config{Certificates: []tls.Certificate{*c}, NextProtos: []string{Protocol}}
+	if err := call(t, server, config.Clone()); err == nil {
+		t.Errorf("%s opened a connection to a server's store", what)
+	}
+	if err := answer(t, server, config.Clone()); err == nil {
+		t.Errorf("%s passed for a server's", what)
+	}
+}
+
+// bothWays fails unless a server takes a certificate.
+func bothWays(t *testing.T, server *Identity, what string, c *tls.Certificate) {
+	t.Helper()
+	config := &tls.Config{Certificates: []tls.Certificate{*c}, NextProtos: []string{Protocol}}
+	if err := call(t, server, config.Clone()); err != nil {
+		t.Errorf("%s, calling: %v", what, err)
+	}
+	if err := answer(t, server, config.Clone()); err != nil {
+		t.Errorf("%s, called: %v", what, err)
+	}
+}
+
+// Authorities that have a root in common are as far apart as others.
+func TestAuthoritiesWithOneRoot(t *testing.T) {
+	p, signers := operators(t)
+	server := identity(t, p, "one")
+	bothWays(t, server, "another server's certificate", leaf(t, p, p.Peer("two")))
+	for _, s := range []pki.Signer{pki.ServerCA, pki.ClientCA, pki.RequestHeaderCA} {
+		c := forged(t, p, s, nil)
+		neitherWay(t, server, "a certificate of "+string(s), c)
+		c.Certificate = append(c.Certificate, signers[s].Raw)
+		neitherWay(t, server, "a certificate of "+string(s)+", sent with its authority's", c)
+	}
+}
+
+// What an authority signed that the authority for servers had signed is not a server's.
+func TestAuthorityBelowTheServersOwn(t *testing.T) {
+	p := authorities(t)
+	pair := func(s pki.Signer) (*x509.Certificate, *ecdsa.PrivateKey) {
+		c, err := tls.LoadX509KeyPair(p.CAFile(s), p.CAKeyFile(s))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Leaf, c.PrivateKey.(*ecdsa.PrivateKey)
+	}
+	above, aboveKey := pair(pki.PeerCA)
+	client, clientKey := pair(pki.ClientCA)
+	server := identity(t, p, "one")
+	bothWays(t, server, "another server's certificate", leaf(t, p, p.Peer("two")))
+	c := forged(t, p, pki.ClientCA, nil)
+	c.Certificate = append(c.Certificate, signed(t, client.Subject.CommonName, clientKey, aboveKey, above).Raw)
+	neitherWay(t, server, "a certificate of an authority below the servers' own", c)
+}
+
+// resumesSession connects twice and tells whether the second connection took up the first one's session.
+func resumesSession(t *testing.T, address string, dial func(address string) (*tls.Conn, error)) bool {
+	t.Helper()
+	second := false
+	for range 2 {
+		c, err := dial(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(patience))
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil { // comes after the ticket
+			t.Fatal(err)
+		}
+		second = c.ConnectionState().DidResume
+		c.Close()
+	}
+	return second
+}
+
+// A session that is taken up again shows no certificate, so an expired one would stay good.
+func TestNoSessionIsResumed(t *testing.T) {
+	p := authorities(t)
+	server := identity(t, p, "one")
+	cert := leaf(t, p, p.Peer("two"))
+	for _, ours := range []string{"neither", "listener", "dialer"} {
+		stranger := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{Protocol}, Certificates: []tls.Certificate{*cert},
+			ServerName: pki.PeerName, InsecureSkipVerify: true, ClientSessionCache: tls.NewLRUClientSessionCache(8)}
+		l := listen(t)
+		in := tls.NewListener(l, stranger)
+		if ours == "listener" {
+			in = server.Listener(l)
+		}
+		go func() {
+			for {
+				c, err := in.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = io.Copy(c, c)
+				c.Close()
+			}
+		}()
+		dial := func(address string) (*tls.Conn, error) { return tls.Dial("tcp", address, stranger) }
+		if ours == "dialer" {
+			dial = func(address string) (*tls.Conn, error) {
+				c, err := server.Dial(t.Context(), address)
+				if err != nil {
+					return nil, err
+				}
+				return c.(*tls.Conn), nil
+			}
+		}
+		if got := resumesSession(t, l.Addr().String(), dial); got != (ours == "neither") {
+			t.Errorf("%s is this server's: a session was resumed: %v", ours, got)
+		}
+	}
+}
