@@ -52,7 +52,7 @@ func Recover(o Options) error {
 	}
 	id, err := r.dir.ChangeMember()
 	if err == nil {
-		err = r.reset(raft.ServerID(id))
+		err = r.reset(raft.ServerID(id), r.dir.Log)
 	}
 	if err == nil {
 		err = r.dir.Joined() // nobody is to take it in
@@ -135,10 +135,10 @@ func (r *recovery) look() error {
 }
 
 // reset writes everything as a snapshot whose only member is this server.
-func (r *recovery) reset(id raft.ServerID) error {
+func (r *recovery) reset(id raft.ServerID, log raft.LogStore) error {
 	_, transport := raft.NewInmemTransport("")
 	fresh := newFSM(func() {}, nothingToObserve)
-	return raft.RecoverCluster(r.conf, fresh, r.dir.Log, r.dir.Vars, r.dir.Snapshots, transport, raft.Configuration{
+	return raft.RecoverCluster(r.conf, fresh, log, r.dir.Vars, r.dir.Snapshots, transport, raft.Configuration{
 		Servers: []raft.Server{{ID: id, Address: raft.ServerAddress(id)}},
 	})
 }

@@ -23,7 +23,7 @@ type members struct {
 func (l *Log) Members() (raft.Configuration, uint64) {
 	l.mu.RLock()
 	newest := l.snapshot.members
-	if n := len(l.members); n > 0 && l.members[n-1].index > newest.index {
+	if n := len(l.members); n > 0 && l.members[n-1].index > l.snapshot.index {
 		newest = l.members[n-1]
 	}
 	l.mu.RUnlock()

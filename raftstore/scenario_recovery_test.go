@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// Two of three servers are lost for good. What would be lost with them is shown,
+// then the third goes on alone, and others join it.
+func TestScenarioRecovery(t *testing.T) {
+	seeds(t, 3, func(t *testing.T, seed uint64) {
+		scenario(t, seed, 3, func(c *cluster) {
+			w := c.work(3)
+			c.pass(3 * time.Second)
+			w.stop()
+			survivor := c.shuffled()[0]
+			lost := c.others(survivor)
+			c.eventually("everybody has everything", 5*time.Second, func() bool {
+				return survivor.running().Status().Revision == lost[0].running().Status().Revision &&
+					survivor.running().Status().Revision == lost[1].running().Status().Revision
+			})
+			revision := survivor.running().Status().Revision
+			was := survivor.running().id
+			for _, n := range lost {
+				n.crash()
+			}
+			c.refuses(survivor)
+			survivor.crash()
+
+			o := survivor.options()
+			o.Network = nil
+			plan, err := PlanRecovery(o)
+			if err != nil || plan.Revision < revision || len(plan.Members) != 3 || plan.Node != survivor.name || plan.LastIndex == 0 {
+				t.Fatalf("seed %d: %+v, %v, instead of revision %d at least", seed, plan, err, revision)
+			}
+			if again, err := PlanRecovery(o); err != nil || fmt.Sprint(again) != fmt.Sprint(plan) {
+				t.Errorf("seed %d: the plan changed something: %+v, %v", seed, again, err)
+			}
+			if err := Recover(o); err != nil {
+				t.Fatal(err)
+			}
+			c.net.Reset(survivor.name)
+			survivor.start()
+			c.ready(survivor)
+			if now := survivor.running(); now.id == was || now.Status().Revision != plan.Revision || len(now.Members()) != 1 {
+				t.Errorf("seed %d: %v at revision %d, members %v", seed, now.id, now.Status().Revision, now.Members())
+			}
+			c.serves(survivor)
+			// One that was thought lost starts with its old directory: it has no say.
+			lost[0].start()
+			c.pass(5 * time.Second)
+			c.refuses(lost[0])
+			c.serves(survivor)
+			lost[0].stop()
+			for _, n := range lost {
+				n.wipe()
+				n.start(survivor.name)
+				c.ready(n)
+				c.serves(n)
+			}
+			c.rest(30*time.Second, 3, "a", "b", "c")
+		})
+	})
+}
+
+// Recovery is for a stopped server, and for one that is there.
+func TestScenarioRecoveryRefused(t *testing.T) {
+	scenario(t, 1, 1, func(c *cluster) {
+		o := c.nodes[0].options()
+		o.Network = nil
+		inUse := (*InUseError)(nil)
+		if err := Recover(o); !errors.As(err, &inUse) {
+			t.Errorf("a running server was recovered: %v", err)
+		}
+		o.Dir = o.Dir + "x"
+		if err := Recover(o); err == nil {
+			t.Error("nothing was recovered")
+		}
+		if _, err := os.Stat(o.Dir); err == nil {
+			t.Error("a directory was made")
+		}
+		c.serves(c.nodes[0])
+	})
+}
+
+// keptLog is a log that the power goes out before.
+type keptLog struct{ raft.LogStore }
+
+func (keptLog) DeleteRange(uint64, uint64) error { return errors.New("the power is out") }
+
+// A recovery ends when its snapshot is on disk and the log not yet emptied, and
+// nobody repeats it: the server starts. Its log has changes of members with
+// greater indexes than that of the snapshot's members, which is 1.
+func TestScenarioRecoveryInterrupted(t *testing.T) {
+	seeds(t, 1, func(t *testing.T, seed uint64) {
+		stage(t, seed, 3, nil, func(c *cluster) {
+			survivor := c.leader()
+			c.fill(survivor, 20)
+			for _, n := range c.nodes {
+				n.stop()
+			}
+			o := survivor.options()
+			o.Network = nil
+			r, err := openRecovery(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			id, err := r.dir.ChangeMember()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := r.reset(raft.ServerID(id), keptLog{r.dir.Log}); err == nil {
+				t.Fatal("the recovery was not interrupted")
+			}
+			if err := r.dir.Close(); err != nil {
+				t.Fatal(err)
+			}
+			c.net.Reset(survivor.name)
+			survivor.start()
+			c.ready(survivor)
+			if problem, at := survivor.running().CheckMembers(); problem != "" {
+				t.Errorf("seed %d: at entry %d: %s", seed, at, problem)
+			}
+			c.join("d", survivor.name)
+			c.eventually("another server is a member", time.Minute, func() bool { return len(survivor.running().Members()) == 2 })
+		})
+	})
+}
