@@ -23,7 +23,8 @@ type fsm struct {
 	// it holds are answered. It must not block.
 	onPublish func()
 	// onCommand is told of every command and its result, in order, before they
-	// are published. It must not block.
+	// are published, but not of one that came again: nothing was done then, and
+	// much may have happened since it was. It must not block.
 	onCommand func(mvcc.Command, mvcc.Result)
 
 	mu sync.Mutex
@@ -107,7 +108,9 @@ func (f *fsm) apply(l *raft.Log) []mvcc.Result {
 	f.state.Prune() // what a snapshot kept it from freeing
 	results := f.state.ApplyEntry(l.Index, l.Term, commands)
 	for i, c := range commands {
-		f.onCommand(c, results[i])
+		if !results[i].Repeated {
+			f.onCommand(c, results[i])
+		}
 	}
 	return results
 }

@@ -86,7 +86,9 @@ func (l *lessor) demote() {
 	l.order, l.doomed = nil, nil
 }
 
-// observe is told of every command that was run, here or elsewhere.
+// observe is told of every command that was run, here or elsewhere, in the order of
+// the log. Nobody else says that a lease is gone: by the time that somebody hears
+// of a revocation, the same id may have been granted again.
 func (l *lessor) observe(c mvcc.Command, res mvcc.Result) {
 	switch req := c.Request.(type) {
 	case *pb.LeaseGrantRequest:
@@ -94,7 +96,8 @@ func (l *lessor) observe(c mvcc.Command, res mvcc.Result) {
 			l.add(granted.ID, granted.TTL)
 		}
 	case *pb.LeaseRevokeRequest:
-		if res.Err == nil { // one that was refused, for want of a session say, leaves the lease
+		// One that was refused, for want of a session say, leaves the lease.
+		if res.Err == nil || errors.Is(res.Err, rpctypes.ErrGRPCLeaseNotFound) {
 			l.forget(req.ID)
 		}
 	}
@@ -259,12 +262,11 @@ func (h *expiries) Pop() any {
 	return e
 }
 
-// expire is how the lessor revokes.
+// expire is how the lessor revokes. That the lease is gone it hears from observe.
 func (s *Store) expire(ctx context.Context, id int64) error {
 	lead, _ := s.lead.get()
 	_, err := s.Write(WithTerm(ctx, lead.Term), &pb.LeaseRevokeRequest{ID: id})
 	if err == nil || errors.Is(err, rpctypes.ErrGRPCLeaseNotFound) {
-		s.lessor.forget(id)
 		return nil
 	}
 	if ctx.Err() == nil {

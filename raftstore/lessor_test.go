@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
@@ -189,4 +191,40 @@ func BenchmarkRenew(b *testing.B) {
 	if len(l.wake) != 0 {
 		b.Error("the lessor was woken")
 	}
+}
+
+// A lease that is granted again under the id of one that has just expired is
+// another lease: who hears late that the first one was revoked does not end it.
+func TestGrantedAgainWhileRevoked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l *lessor
+		grant := func() {
+			l.observe(mvcc.Command{Request: &pb.LeaseGrantRequest{ID: 1}}, mvcc.Result{Response: &pb.LeaseGrantResponse{ID: 1, TTL: 10}})
+		}
+		revoke := func(err error) {
+			l.observe(mvcc.Command{Request: &pb.LeaseRevokeRequest{ID: 1}}, mvcc.Result{Err: err})
+		}
+		revoked := 0
+		l = leadingLessor(t, func(context.Context, int64) error {
+			revoked++
+			revoke(nil)
+			if revoked == 1 {
+				grant()
+			}
+			return nil
+		})
+		grant()
+		time.Sleep(11 * time.Second)
+		if _, ok := l.remaining(1); !ok || revoked != 1 {
+			t.Errorf("the second lease is not known, after %d revocations", revoked)
+		}
+		revoke(mvcc.ErrSession)
+		if _, ok := l.remaining(1); !ok {
+			t.Error("a revocation that was refused ended the lease")
+		}
+		revoke(rpctypes.ErrGRPCLeaseNotFound)
+		if _, ok := l.remaining(1); ok {
+			t.Error("a lease that does not exist is known")
+		}
+	})
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
 // TestKeepAliveAtExpiry renews leases through changing servers in the moments in
@@ -89,4 +91,51 @@ func (c *cluster) checkKept(leader *Store, kept map[int64]time.Time, ttl time.Du
 			c.Fatalf("seed %d: a lease is gone %v after a keep-alive that was acknowledged: %v, %v", c.seed, since, resp, err)
 		}
 	}
+}
+
+// A grant and a revocation through a follower are done, their answers lost, and
+// both sent again, as deliver does. Meanwhile the same id was revoked or granted by
+// others. The state machine does nothing the second time, so for the leader's
+// lessor nothing has happened either.
+func TestScenarioRepeatedLeaseCommands(t *testing.T) {
+	seeds(t, 1, func(t *testing.T, seed uint64) {
+		stage(t, seed, 3, nil, func(c *cluster) {
+			const id, ttl = 7, 5 // seconds
+			s := c.leader().running()
+			through := c.others(c.leader())[0].running()
+			if _, err := through.API().Put(c.ctx, &pb.PutRequest{Key: []byte("k")}); err != nil { // opens the session
+				t.Fatal(err)
+			}
+			number := func(r mvcc.Request) mvcc.Command {
+				command := mvcc.Command{Request: r}
+				if _, ok := through.session.number(&command); !ok {
+					t.Fatal("no session is open")
+				}
+				return command
+			}
+			grant, revoke := number(&pb.LeaseGrantRequest{ID: id, TTL: ttl}), number(&pb.LeaseRevokeRequest{ID: id})
+			send := func(command mvcc.Command) {
+				if res, err := through.forwarder.propose(c.ctx, nil, command); err != nil || res.Err != nil {
+					t.Fatal(res, err)
+				}
+			}
+			send(grant)
+			send(revoke)
+			send(grant)
+			if _, ok := s.lessor.remaining(id); ok {
+				t.Errorf("seed %d: the lessor knows a lease that does not exist", seed)
+			}
+			if _, err := s.API().LeaseGrant(c.ctx, &pb.LeaseGrantRequest{ID: id, TTL: ttl}); err != nil {
+				t.Fatal(err)
+			}
+			send(revoke)
+			if answer, err := s.API().KeepAlive(c.ctx, &pb.LeaseKeepAliveRequest{ID: id}); err != nil || answer.TTL != ttl {
+				t.Errorf("seed %d: a keep-alive of a lease that exists: %v, %v", seed, answer, err)
+			}
+			c.pass(2 * ttl * time.Second)
+			if s.fsm.view().HasLease(id) {
+				t.Errorf("seed %d: a lease of %d s exists after twice that", seed, ttl)
+			}
+		})
+	})
 }

@@ -26,6 +26,9 @@ type Result struct {
 	// header is the caller's to complete; the rest must not be changed.
 	Response any
 	Err      error
+	// Repeated says that this is the remembered answer to a command that came
+	// again: nothing was done now. It is not encoded.
+	Repeated bool
 }
 
 // Results go from one server to another, and into snapshots, as:

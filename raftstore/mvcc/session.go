@@ -229,13 +229,13 @@ func (a *remembered) size() int64 {
 // result gives the answer again, with a header of its own.
 func (a *remembered) result() Result {
 	if a.err != nil {
-		return Result{Err: a.err}
+		return Result{Err: a.err, Repeated: true}
 	}
 	header := &pb.ResponseHeader{Revision: a.revision}
 	if a.body == nil {
-		return Result{Response: &pb.PutResponse{Header: header}}
+		return Result{Response: &pb.PutResponse{Header: header}, Repeated: true}
 	}
-	return Result{Response: withHeader(a.body, header)}
+	return Result{Response: withHeader(a.body, header), Repeated: true}
 }
 
 type headed interface{ GetHeader() *pb.ResponseHeader }
