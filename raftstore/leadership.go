@@ -92,21 +92,24 @@ func (l *leadership) close() {
 // is closed when the store is.
 func (s *Store) Leadership() <-chan Leadership { return s.lead.subscribe() }
 
-// lead turns raft's notices into Leadership, and runs what a leader must do
-// for as long as it leads. It ends when ctx does.
+// runLeadership turns raft's notices into Leadership, and runs what a leader must
+// do for as long as it leads. It ends when ctx does.
+//
+// It may come late to a notice, since it waits for the end of the duties. Only the
+// newest one counts then: raft's term is of now, and an older notice is of another.
 func (s *Store) runLeadership(ctx context.Context) {
-	var stop func()
-	defer func() {
-		if stop != nil {
-			stop()
-		}
-	}()
+	stop := func() {}
+	defer func() { stop() }()
 	for {
 		var leads bool
 		select {
 		case <-ctx.Done():
 			return
 		case leads = <-s.raftLeads:
+			leads, _ = newest(s.raftLeads, leads)
+			if lead, _ := s.lead.get(); leads && lead.Leader && lead.Term == s.raft.CurrentTerm() {
+				continue // taken up already
+			}
 		case term := <-s.overtaken:
 			if lead, _ := s.lead.get(); !lead.Leader || lead.Term != term {
 				continue
@@ -114,23 +117,48 @@ func (s *Store) runLeadership(ctx context.Context) {
 			s.log.Warn("another server leads the store now: this one's disk did not keep up", "term", term)
 		}
 		s.lead.set(Leadership{Term: s.raft.CurrentTerm()})
-		if stop != nil {
-			stop()
-			stop = nil
-		}
+		stop()
+		stop = func() {}
 		if !leads {
 			continue
 		}
-		term := s.raft.CurrentTerm()
-		if err := s.await(s.raft.Barrier(0)); err != nil {
+		if term, ok := s.takeUp(); ok {
+			stop = s.startDuties(ctx, term)
+			s.lead.set(Leadership{Leader: true, Term: term})
+		}
+	}
+}
+
+// takeUp waits until this server has applied what earlier terms committed, and
+// returns the term that it leads in. If it returns false, the leadership is lost,
+// and perhaps won again: raft has more to tell.
+func (s *Store) takeUp() (term uint64, ok bool) {
+	for {
+		term = s.raft.CurrentTerm()
+		err := s.await(s.raft.Barrier(0))
+		if err != nil {
 			s.log.Warn("lost the leadership before taking it up", "term", term, "err", err)
-			continue
 		}
-		if s.raft.CurrentTerm() != term {
-			continue // lost already, and perhaps won again: raft has more to tell
+		// What raft said of earlier terms it said before it took the barrier.
+		leads, more := newest(s.raftLeads, true)
+		switch {
+		case leads && err == nil && s.raft.CurrentTerm() == term:
+			return term, true
+		case !leads || !more:
+			return 0, false
 		}
-		stop = s.startDuties(ctx, term)
-		s.lead.set(Leadership{Leader: true, Term: term})
+	}
+}
+
+// newest returns the newest of the notices that wait, or the one before them if
+// there are none, which more tells.
+func newest(notices <-chan bool, before bool) (leads, more bool) {
+	for leads = before; ; more = true {
+		select {
+		case leads = <-notices:
+		default:
+			return leads, more
+		}
 	}
 }
 

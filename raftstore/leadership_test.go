@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"testing"
+	"time"
+)
+
+// Raft's notices of two elections lie in the channel when their reader, which was
+// waiting, comes to them: won, lost, won. Only the last one is of now, and by it
+// this server leads in the term that it has taken up.
+func TestOldNoticesOfLeadership(t *testing.T) {
+	ctx := testContext(t)
+	s := openCluster(t, 3)[0]
+	lead, changed := s.lead.get()
+	if !lead.Leader {
+		t.Fatal("the first server does not lead")
+	}
+	// The reader looks at its term, and passes over one that is not its own.
+	come := func() { s.overtaken <- 0 }
+	taken := func(waiting func() int) {
+		for waiting() > 0 {
+			if ctx.Err() != nil {
+				t.Fatal("the notices are not read")
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	s.lead.mu.Lock() // so it is late
+	come()
+	taken(func() int { return len(s.overtaken) })
+	for _, leads := range []bool{true, false, true} {
+		s.raftLeads <- leads
+	}
+	s.lead.mu.Unlock()
+	taken(func() int { return len(s.raftLeads) })
+	come()
+	taken(func() int { return len(s.overtaken) }) // the reader is done with the others
+	select {
+	case <-changed:
+		now, _ := s.lead.get()
+		t.Errorf("%+v became %+v, although raft never lost it", lead, now)
+	default:
+	}
+	if err := s.CheckTerm(WithTerm(ctx, lead.Term)); err != nil {
+		t.Error(err)
+	}
+}
