@@ -49,6 +49,8 @@ var serial atomic.Uint64
 type tally struct {
 	value string
 	ctx   context.Context // holds the labels
+	// Round trips, whose goroutines do not carry the label meanwhile: how many have begun, and how many are running.
+	begun, running atomic.Int64
 }
 
 // newTally returns an account and the context that carries its label: a goroutine that calls pprof.SetGoroutineLabels
@@ -60,19 +62,25 @@ func newTally(ctx context.Context) (*tally, context.Context) {
 }
 
 // exempt keeps the account to the client's side. A goroutine that begins below the transport (a connection's loops, or
-// the API server's own with the in-memory loopback) belongs to whoever owns that side and may outlive the term.
+// the API server's own with the in-memory loopback) belongs to whoever owns that side and may outlive the term. The
+// goroutine that waits for the answer is the term's: the round trip stands for it.
 func (t *tally) exempt(next http.RoundTripper) http.RoundTripper {
-	return exempting{next: next, labels: t.ctx}
+	return exempting{next: next, tally: t}
 }
 
 type exempting struct {
-	next   http.RoundTripper
-	labels context.Context
+	next  http.RoundTripper
+	tally *tally
 }
 
 func (e exempting) RoundTrip(r *http.Request) (*http.Response, error) {
+	e.tally.running.Add(1)
+	e.tally.begun.Add(1) // after running, which count reads after begun
 	pprof.SetGoroutineLabels(context.Background())
-	defer pprof.SetGoroutineLabels(e.labels)
+	defer func() {
+		pprof.SetGoroutineLabels(e.tally.ctx)
+		e.tally.running.Add(-1)
+	}()
 	return e.next.RoundTrip(r)
 }
 
@@ -100,19 +108,25 @@ func (t *tally) wait(patience time.Duration) (inert int, err error) {
 
 // left is what count found.
 type left struct {
-	live, inert int
-	stacks      []string // the first few of the live ones
+	live, inert int      // live ones include those inside a round trip
+	stacks      []string // the first few of the live ones that carry the label
 }
 
 var recordHead = regexp.MustCompile(`(?m)^(\d+) @ .*\n# labels: (.*)$`)
 
-// count reads the runtime's goroutine profile for goroutines that carry the term's label.
+// count reads the runtime's goroutine profile for goroutines that carry the term's label, and adds those that do not
+// because they are inside a round trip. One that went in or out while the profile was taken is counted at least once:
+// it was inside before, or its round trip has begun since.
 func (t *tally) count() (left, error) {
+	begun, inside := t.begun.Load(), t.running.Load()
 	var b bytes.Buffer
 	if err := pprof.Lookup("goroutine").WriteTo(&b, 1); err != nil {
 		return left{}, fmt.Errorf("read the goroutine profile: %w", err)
 	}
-	var l left
+	l := left{live: int(inside + t.begun.Load() - begun)}
+	if l.live > 0 {
+		l.stacks = append(l.stacks, fmt.Sprintf("%d inside requests", l.live))
+	}
 	mark := fmt.Sprintf("%q:%q", tallyLabel, t.value)
 	for record := range strings.SplitSeq(b.String(), "\n\n") {
 		m := recordHead.FindStringSubmatch(record)

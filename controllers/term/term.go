@@ -105,8 +105,10 @@ func Run(ctx context.Context, o Options, parts ...Part) error {
 	case <-stopped:
 	case <-time.After(t.patience):
 		// The parts still hold errs; what they are doing is in the stacks.
-		_, err := t.tally.wait(0)
-		return err
+		if _, err := t.tally.wait(0); err != nil {
+			return err
+		}
+		return fmt.Errorf("%w: a part or the informers had not ended after %s", ErrStragglers, t.patience)
 	}
 	inert, err := t.tally.wait(t.patience)
 	klog.FromContext(ctx).Info("Term of leadership ended", "term", t.number,

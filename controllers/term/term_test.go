@@ -8,13 +8,17 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"runtime/pprof"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/internal/memtransport"
 )
 
 // nowhere is a configuration that no test sends a request with.
@@ -79,7 +83,12 @@ func TestRunGivesUpOnAPartThatHangs(t *testing.T) {
 		t.Errorf("another term beside the one that hangs: %v", err)
 	}
 	close(release)
-	for { // the hung term lets go of its informers now
+	informersAreFree(t)
+}
+
+// informersAreFree waits until a term that Run gave up on has ended nevertheless and let go of its informers.
+func informersAreFree(t *testing.T) {
+	for {
 		again, _, err := start(t.Context(), Options{Config: nowhere})
 		if err == nil {
 			again.Informers.Shutdown()
@@ -120,6 +129,113 @@ func TestTermsFollowOneAnother(t *testing.T) {
 		}
 	}
 }
+
+// handledBy is a configuration of which every request is handled in this process by a function, until the test ends.
+func handledBy(t *testing.T, h http.HandlerFunc) *rest.Config {
+	tr := memtransport.New(memtransport.Options{})
+	tr.SetHandler(h)
+	t.Cleanup(func() {
+		if err := tr.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return &rest.Config{Host: "https://memory", Transport: tr}
+}
+
+// list makes a request that does not end with the term, as some of upstream's do not.
+func list(t *Term) {
+	_, _ = t.Client.CoreV1().Namespaces().List(context.Background(), metav1.ListOptions{})
+}
+
+// A goroutine that waits for an answer when the term ends is the term's.
+func TestRunWaitsForGoroutinesInsideRequests(t *testing.T) {
+	inside, release := make(chan struct{}), make(chan struct{})
+	config := handledBy(t, func(http.ResponseWriter, *http.Request) { close(inside); <-release })
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	done := make(chan error)
+	go func() {
+		done <- Run(ctx, Options{Config: config}, func(_ context.Context, t *Term) error {
+			go func() {
+				defer close(ended)
+				list(t)
+			}()
+			<-inside
+			cancel()
+			return nil
+		})
+	}()
+	select {
+	case err := <-done:
+		close(release)
+		t.Fatalf("it returned %v while a goroutine waited for an answer", err)
+	case <-time.After(50 * time.Millisecond): // it must not return, however long one waits
+	}
+	close(release)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-ended:
+	default:
+		t.Error("it returned before the goroutine did")
+	}
+}
+
+// A part that waits for an answer for longer than Run is patient is a part that hangs.
+func TestRunGivesUpOnAPartInsideARequest(t *testing.T) {
+	inside, release := make(chan struct{}), make(chan struct{})
+	config := handledBy(t, func(http.ResponseWriter, *http.Request) { close(inside); <-release })
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-inside; cancel() }()
+	err := Run(ctx, Options{Config: config, Patience: 50 * time.Millisecond}, func(_ context.Context, t *Term) error {
+		list(t)
+		return nil
+	})
+	if !errors.Is(err, ErrStragglers) || !strings.Contains(err.Error(), "inside requests") {
+		t.Errorf("got %v", err)
+	}
+	close(release)
+	informersAreFree(t)
+}
+
+// None of the goroutines that go in and out of requests is missed, whenever the count is taken.
+func TestCountMissesNoneThatMakesRequests(t *testing.T) {
+	term := &Term{}
+	var ctx context.Context
+	term.tally, ctx = newTally(t.Context())
+	round := term.tally.exempt(answersAtOnce{})
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		pprof.SetGoroutineLabels(ctx)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_, _ = round.RoundTrip(nil)
+			}
+		}
+	})
+	for term.tally.begun.Load() == 0 {
+		runtime.Gosched()
+	}
+	for range 2000 {
+		if l, err := term.tally.count(); err != nil || l.live == 0 {
+			t.Fatalf("%+v, %v", l, err)
+		}
+	}
+	close(stop)
+	wg.Wait()
+	if l, err := term.tally.count(); err != nil || l.live > 0 {
+		t.Errorf("%+v, %v", l, err)
+	}
+}
+
+type answersAtOnce struct{}
+
+func (answersAtOnce) RoundTrip(*http.Request) (*http.Response, error) { return nil, errors.New("none") }
 
 // TestTheServersSideIsNotCounted keeps a connection open beyond the term, as a transport does.
 func TestTheServersSideIsNotCounted(t *testing.T) {
