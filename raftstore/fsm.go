@@ -27,6 +27,10 @@ type fsm struct {
 	// much may have happened since it was. It must not block.
 	onCommand func(mvcc.Command, mvcc.Result)
 
+	// onRestore is told of a state that was read from a snapshot, before it takes
+	// the place of the present one. With an error it does not.
+	onRestore func() error
+
 	mu sync.Mutex
 	// changed is closed at the next publication; nil if nobody waits.
 	changed chan struct{}
@@ -35,7 +39,7 @@ type fsm struct {
 var _ raft.BatchingFSM = (*fsm)(nil)
 
 func newFSM(onPublish func(), onCommand func(mvcc.Command, mvcc.Result)) *fsm {
-	f := &fsm{state: mvcc.New(), onPublish: onPublish, onCommand: onCommand}
+	f := &fsm{state: mvcc.New(), onPublish: onPublish, onCommand: onCommand, onRestore: func() error { return nil }}
 	f.published.Store(f.state.Freeze()) // nobody needs to be told of it
 	return f
 }
@@ -125,6 +129,9 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	defer r.Close()
 	state, err := mvcc.Restore(r)
 	if err != nil {
+		return err
+	}
+	if err := f.onRestore(); err != nil {
 		return err
 	}
 	f.state = state

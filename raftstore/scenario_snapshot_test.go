@@ -3,7 +3,11 @@
 package raftstore
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -84,6 +88,60 @@ func TestScenarioSnapshotInstall(t *testing.T) {
 					}
 					c.pass(time.Second)
 					w.stop()
+				})
+			})
+		})
+	}
+}
+
+// The leader's snapshot arrives whole, and what follows fails: an older one cannot
+// be removed, or the new one cannot be read back for a while. Neither ends the
+// follower, which has everything as soon as its disk works again.
+func TestScenarioSnapshotHalfInstalled(t *testing.T) {
+	for _, what := range []string{"removal", "reading"} {
+		t.Run(what, func(t *testing.T) {
+			seeds(t, 2, func(t *testing.T, seed uint64) {
+				scenario(t, seed, 3, func(c *cluster) {
+					leader := c.leader()
+					away := c.others(leader)[0]
+					c.isolate(away)
+					c.fill(leader, 150)
+					for _, n := range c.others(away) {
+						c.forget(n)
+					}
+					older := filepath.Join(away.dir, "snapshots", fmt.Sprintf("%020d-%020d.snapshot", 1, 1))
+					var broken atomic.Bool
+					if what == "removal" { // os.Remove refuses a folder that is not empty
+						if err := os.MkdirAll(filepath.Join(older, "x"), 0o700); err != nil {
+							t.Fatal(err)
+						}
+					} else {
+						broken.Store(true)
+						f := away.running().fsm
+						installed := f.onRestore
+						f.onRestore = func() error {
+							if broken.Load() {
+								return errors.New("the disk fails")
+							}
+							return installed()
+						}
+					}
+					c.net.HealAll()
+					c.pass(20 * time.Second)
+					if what == "removal" {
+						c.serves(away)
+					} else if n, _ := away.running().dir.Snapshots.Newest(); n == 0 {
+						t.Errorf("seed %d: no snapshot arrived", seed)
+					}
+					_ = leader.running().TransferLeadership(c.within(5 * time.Second)) // another leader begins at the log's end
+					c.pass(5 * time.Second)
+					broken.Store(false)
+					if err := os.RemoveAll(older); err != nil {
+						t.Fatal(err)
+					}
+					c.pass(20 * time.Second)
+					c.fill(c.leader(), 10)
+					c.serves(away)
 				})
 			})
 		})

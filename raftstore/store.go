@@ -138,6 +138,7 @@ func newStore(o Options) *Store {
 	})
 	s.lessor = newLessor(o.Clock, s.expire)
 	s.fsm = newFSM(s.published, s.applied)
+	s.fsm.onRestore = func() error { return s.dir.Installed() }
 	s.compactor = newCompactor(s)
 	s.snapshotter = newSnapshotter(s)
 	s.ctx, s.cancel = context.WithCancel(context.Background())

@@ -68,6 +68,9 @@ type Dir struct {
 	stall  *stall
 	cancel context.CancelFunc
 	cache  atomic.Pointer[cachedLog]
+	// arrived is the end of the newest snapshot if raft has not read it yet. Raft
+	// writes one snapshot at a time, and reads none meanwhile.
+	arrived *snapshotEnd
 
 	peers struct {
 		sync.Mutex
@@ -113,7 +116,7 @@ func open(o Options) (*Dir, error) {
 	if err := id.match(o.Path, o.Identity); err != nil {
 		return nil, err
 	}
-	snapshots, err := openSnapshots(filepath.Join(o.Path, snapshotsDir))
+	snapshots, err := openSnapshots(filepath.Join(o.Path, snapshotsDir), o.Logger)
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +175,7 @@ func open(o Options) (*Dir, error) {
 		cancel()
 		return nil, errors.Join(err, bolt.Close(), scanned.close())
 	}
-	snapshots.admits, snapshots.join = d.Log.admits, d.join
+	snapshots.admits, snapshots.completed = d.Log.admits, d.completed
 	if d.peers.saved, err = ReadPeers(o.Path); err != nil {
 		o.Logger.Warn("the note of where the other servers are cannot be used", "err", err)
 	} else {

@@ -66,7 +66,7 @@ func filled(t *testing.T) string {
 		d.Vars.SetUint64([]byte("CurrentTerm"), 3),
 		d.Vars.SetUint64([]byte("LastVoteTerm"), 3),
 		d.Vars.Set([]byte("LastVoteCand"), []byte("n")),
-		writeSnapshot(d.Snapshots, firstEntry+1, strings.Repeat("state ", 5000)),
+		writeSnapshot(d, firstEntry+1, strings.Repeat("state ", 5000)),
 		d.Log.DeleteRange(1, firstEntry-1),
 		d.Close(),
 	} {
@@ -77,20 +77,25 @@ func filled(t *testing.T) string {
 	return path
 }
 
-func writeSnapshot(s *Snapshots, index uint64, state string) error {
-	return writeSnapshotOf(s, index, 3, state)
+func writeSnapshot(d *Dir, index uint64, state string) error {
+	return writeSnapshotOf(d, index, 3, state)
 }
 
-func writeSnapshotOf(s *Snapshots, index, term uint64, state string) error {
+// writeSnapshotOf writes a snapshot and says, as a state machine would, that it is
+// installed.
+func writeSnapshotOf(d *Dir, index, term uint64, state string) error {
 	servers := raft.Configuration{Servers: []raft.Server{{ID: "n", Address: "n"}}}
-	sink, err := s.Create(1, index, term, servers, 1, nil)
+	sink, err := d.Snapshots.Create(1, index, term, servers, 1, nil)
 	if err != nil {
 		return err
 	}
 	if _, err := io.WriteString(sink, state); err != nil {
 		return err
 	}
-	return sink.Close()
+	if err := sink.Close(); err != nil {
+		return err
+	}
+	return d.Installed()
 }
 
 func TestReopen(t *testing.T) {
@@ -203,7 +208,7 @@ func TestSnapshotIsReplaced(t *testing.T) {
 	d := mustOpen(t, filepath.Join(t.TempDir(), "store"))
 	defer closeDir(t, d)
 	for i, state := range []string{"one", "two", ""} {
-		if err := writeSnapshot(d.Snapshots, uint64(i+1), state); err != nil {
+		if err := writeSnapshot(d, uint64(i+1), state); err != nil {
 			t.Fatal(err)
 		}
 		list, err := d.Snapshots.List()

@@ -27,7 +27,9 @@ import (
 // happened before. After each message, and after each crash in the midst of
 // one, everything that the follower acknowledged must be on its disk, it must
 // have applied nothing but what was committed, never go back, and go by the
-// newest members that its log has.
+// newest members that its log has. What fails once and is no damage to what is on
+// the disk, as reading a snapshot back or the removal of an older one, must not
+// stop it.
 
 // history is what the leaders made, as seen by the present one.
 type history struct {
@@ -63,10 +65,12 @@ type fsmState struct {
 // checkedFSM applies nothing but what was committed.
 type checkedFSM struct {
 	history  *history
-	restored func() // a snapshot is installed, and the log still as before
+	restored func()       // a snapshot is on disk, and the log still as before
+	confirm  func() error // Dir.Installed
 
 	mu    sync.Mutex
 	state fsmState
+	fails bool // to read the next snapshot
 	wrong error
 }
 
@@ -109,6 +113,12 @@ func (f *checkedFSM) encode() []byte {
 	return out
 }
 
+func (f *checkedFSM) failing(fails bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fails = fails
+}
+
 func (f *checkedFSM) Snapshot() (raft.FSMSnapshot, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -120,12 +130,19 @@ func (f *checkedFSM) Restore(r io.ReadCloser) error {
 	if f.restored != nil {
 		f.restored()
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fails {
+		f.fails = false
+		return errDisk
+	}
 	data, err := io.ReadAll(r)
 	if err != nil {
 		return err
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	if err := f.confirm(); err != nil {
+		return err
+	}
 	was := f.state.Index
 	f.state = fsmState{}
 	err = json.Unmarshal(data, &f.state)
@@ -134,6 +151,8 @@ func (f *checkedFSM) Restore(r io.ReadCloser) error {
 	}
 	return err
 }
+
+var errDisk = errors.New("the disk fails")
 
 type fixedSnapshot []byte
 
@@ -184,7 +203,7 @@ func (f *follower) open() {
 	conf.HeartbeatTimeout, conf.ElectionTimeout, conf.LeaderLeaseTimeout = time.Hour, time.Hour, time.Hour
 	conf.SnapshotThreshold, conf.SnapshotInterval, conf.TrailingLogs = math.MaxUint64, 24*time.Hour, 0
 	f.dir.Log.Trail(f.trailing, 0)
-	f.fsm = &checkedFSM{history: f.history}
+	f.fsm = &checkedFSM{history: f.history, confirm: f.dir.Installed}
 	if f.raft, err = raft.NewRaft(conf, f.fsm, logs, f.dir.Vars, f.dir.Snapshots, f.filtered()); err != nil {
 		f.t.Fatal(err)
 	}
@@ -284,6 +303,9 @@ func (f *follower) checkMembers() {
 	}
 	for _, meta := range list {
 		newest.Index, newest.Data = meta.ConfigurationIndex, raft.EncodeConfiguration(meta.Configuration)
+		if index, _ := f.dir.Log.Snapshot(); index < meta.Index { // it could not be read back
+			newest.Index, newest.Data = f.dir.Log.snapshot.members.index, f.dir.Log.snapshot.members.data
+		}
 	}
 	first, _ := f.dir.Log.FirstIndex()
 	last, _ := f.dir.Log.LastIndex()
@@ -346,8 +368,12 @@ func TestFollower(t *testing.T) {
 				}
 				_ = l.install(rapid.Uint64Range(2, l.committed).Draw(t, "end"), true)
 			},
-			"old message":  func(t *rapid.T) { l.again(rapid.Uint64Range(0, l.last()).Draw(t, "after")) },
-			"own snapshot": func(*rapid.T) { _ = l.to.raft.Snapshot().Error() }, // there may be nothing new
+			"old message":                      func(t *rapid.T) { l.again(rapid.Uint64Range(0, l.last()).Draw(t, "after")) },
+			"own snapshot":                     func(*rapid.T) { _ = l.to.raft.Snapshot().Error() }, // there may be nothing new
+			"the next snapshot cannot be read": func(*rapid.T) { l.to.fsm.failing(true) },
+			"old snapshots cannot be removed": func(*rapid.T) {
+				l.to.dir.Snapshots.unlink = func(string) error { return errDisk }
+			},
 			"": func(*rapid.T) {
 				l.to.settle()
 				l.to.checkMembers()

@@ -426,7 +426,7 @@ func TestTermBehindSnapshot(t *testing.T) {
 	path := filepath.Join(memoryDir(t), "store")
 	d := mustOpen(t, path)
 	old := readImage(t, path)[varsFile]
-	err := errors.Join(d.Vars.SetUint64([]byte("CurrentTerm"), 3), writeSnapshot(d.Snapshots, 7, "state"), d.Close())
+	err := errors.Join(d.Vars.SetUint64([]byte("CurrentTerm"), 3), writeSnapshot(d, 7, "state"), d.Close())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,8 +22,8 @@ type snapshotEnd struct {
 // them out itself, in join; and it never has gaps.
 func (l *Log) IsMonotonic() bool { return false }
 
-// join fits the log to a snapshot that is complete and on disk. Entries that
-// agree with it stay. If the log ends before the snapshot does, or has another
+// join fits the log to a snapshot that is installed, or that raft will start from:
+// its state is the state machine's. Entries that agree with it stay. If the log ends before the snapshot does, or has another
 // entry at the snapshot's end, no entry of it is of use: what the snapshot
 // covers was committed, and the log holds something else. Then entries are gone
 // for readers at once, and on disk with the next append; after a crash in
@@ -109,8 +109,9 @@ func (l *Log) beyond(index uint64, out *raft.Log) error {
 	return nil
 }
 
-// Snapshot returns the last entry that the newest snapshot covers, or zeros. The
-// snapshot is complete and on disk. It waits for nothing.
+// Snapshot returns the last entry that the newest installed snapshot covers, or
+// zeros. The snapshot is on disk, and raft has its state or more. It waits for
+// nothing.
 func (l *Log) Snapshot() (index, term uint64) {
 	if s := l.newest.Load(); s != nil {
 		return s.index, s.term
@@ -149,6 +150,52 @@ func (l *Log) dropSuperseded() error {
 	}
 	l.superseded = false
 	l.removeBefore(l.tail().number)
+	return nil
+}
+
+// has says whether the log has a snapshot's last entry, or was fitted to the same
+// snapshot before.
+func (l *Log) has(s snapshotEnd) (bool, error) {
+	l.mu.RLock()
+	same := s.index == l.snapshot.index && s.term == l.snapshot.term
+	inLog := len(l.places) > 0 && l.first <= s.index && s.index <= l.last()
+	l.mu.RUnlock()
+	if same || !inLog {
+		return same, nil
+	}
+	return l.agrees(s)
+}
+
+// completed is told of each snapshot that is complete and on disk.
+//
+// One of this server's own ends in the log, or where the one before did: the log is
+// fitted to it at once. One from the leader ends elsewhere. Raft still has to read
+// it back, which may fail, and then goes on with its old state and the log as it
+// was. So the log is fitted when raft has the new state: see Installed.
+func (d *Dir) completed(s snapshotEnd) error {
+	d.arrived = nil
+	has, err := d.Log.has(s)
+	switch {
+	case err != nil:
+		return fmt.Errorf("join the log to a snapshot: %w", err)
+	case has:
+		return d.join(s)
+	}
+	d.arrived = &s
+	return nil
+}
+
+// Installed must be called when the state machine has read a snapshot, before it
+// goes by it. From then on raft can no longer fail to install it (raft.go,
+// installSnapshot). With an error the state machine must keep what it has.
+func (d *Dir) Installed() error {
+	if d.arrived == nil {
+		return nil // raft started from it
+	}
+	if err := d.join(*d.arrived); err != nil {
+		return err
+	}
+	d.arrived = nil
 	return nil
 }
 

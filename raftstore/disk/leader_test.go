@@ -193,6 +193,7 @@ func (l *leader) commitAll() {
 
 // catchUp lets the leader replicate undisturbed, with the snapshot that it has.
 func (l *leader) catchUp() {
+	l.to.fsm.failing(false)
 	l.commitAll()
 	for range 1000 {
 		if l.acked == l.last() {

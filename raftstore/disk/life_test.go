@@ -90,10 +90,10 @@ func live(t *testing.T) *life {
 		l.moments = append(l.moments, files)
 	}
 	stage(2, "a", 60, func(d *Dir) error {
-		return errors.Join(writeSnapshotOf(d.Snapshots, 20, 2, "state of 20"), d.SavePeers([]Peer{{"x", "y"}}))
+		return errors.Join(writeSnapshotOf(d, 20, 2, "state of 20"), d.SavePeers([]Peer{{"x", "y"}}))
 	})
 	stage(3, "a", 118, func(d *Dir) error {
-		return errors.Join(writeSnapshotOf(d.Snapshots, compactedTo, 2, strings.Repeat("state of 40", 500)), d.Log.DeleteRange(1, compactedTo-10))
+		return errors.Join(writeSnapshotOf(d, compactedTo, 2, strings.Repeat("state of 40", 500)), d.Log.DeleteRange(1, compactedTo-10))
 	})
 	// The same files, a little further, and another vote in the same term.
 	stage(3, "b", 120, func(*Dir) error { return nil })

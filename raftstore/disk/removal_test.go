@@ -141,11 +141,7 @@ func TestFailedRemovalFailsNothingElse(t *testing.T) {
 	if now, _ := d.Log.LastIndex(); now != last-10 {
 		t.Errorf("the log ends at %d", now)
 	}
-	sink, err := d.Snapshots.Create(1, last+10, 1, raft.Configuration{}, 1, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := sink.Close(); err != nil {
+	if err := writeSnapshotOf(d, last+10, 1, ""); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Log.StoreLog(&raft.Log{Index: last + 11, Term: 1, Type: raft.LogCommand}); err != nil {

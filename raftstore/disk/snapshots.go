@@ -11,6 +11,7 @@ import (
 	"hash"
 	"hash/crc32"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,13 +29,15 @@ import (
 //
 // Lengths and checksums are little endian, four bytes unless said otherwise. A
 // snapshot appears under its name only when it is complete and on disk; then
-// older ones are removed.
+// older ones are removed. One that cannot be removed then goes after the next.
 type Snapshots struct {
 	dir    string
+	log    *slog.Logger
 	strike func() error // what Faults do to a flush
-	// admits says whether a snapshot may be started, and join is told when it is
-	// complete.
-	admits, join func(snapshotEnd) error
+	// admits says whether a snapshot may be started, and completed is told when it
+	// is complete.
+	admits, completed func(snapshotEnd) error
+	unlink            func(path string) error // os.Remove, but in tests
 }
 
 var _ raft.SnapshotStore = (*Snapshots)(nil)
@@ -54,12 +57,12 @@ type snapshotHeader struct {
 	ConfigurationIndex uint64
 }
 
-func openSnapshots(dir string) (*Snapshots, error) {
+func openSnapshots(dir string, log *slog.Logger) (*Snapshots, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, unusable(dir, err)
 	}
 	fine := func(snapshotEnd) error { return nil }
-	s := &Snapshots{dir: dir, strike: func() error { return nil }, admits: fine, join: fine}
+	s := &Snapshots{dir: dir, log: log, strike: func() error { return nil }, admits: fine, completed: fine, unlink: os.Remove}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("list snapshots: %w", err)
@@ -299,12 +302,15 @@ func (w *snapshotWriter) Close() error {
 	w.done = true
 	err = errors.Join(w.f.Close(), os.Rename(w.f.Name(), w.store.path(w.id)), atomicfile.SyncDir(w.store.dir))
 	if err == nil {
-		err = w.store.join(w.end)
+		err = w.store.completed(w.end)
 	}
 	if err != nil {
 		return fmt.Errorf("complete snapshot %s: %w", w.id, err)
 	}
-	return w.store.removeOlder(w.id)
+	if err := w.store.removeOlder(w.id); err != nil { // raft must not hear of it: the snapshot is complete
+		w.store.log.Warn("an older snapshot of the store could not be removed; the next snapshot tries again", "dir", w.store.dir, "err", err)
+	}
+	return nil
 }
 
 // Cancel drops the snapshot. Raft may call it after Close.
@@ -318,15 +324,10 @@ func (w *snapshotWriter) Cancel() error {
 
 func (s *Snapshots) removeOlder(than string) error {
 	ids, err := s.ids()
-	if err != nil {
-		return err
-	}
 	for _, id := range ids {
 		if id < than {
-			if err := os.Remove(s.path(id)); err != nil {
-				return fmt.Errorf("remove an older snapshot: %w", err)
-			}
+			err = errors.Join(err, s.unlink(s.path(id)))
 		}
 	}
-	return nil
+	return err
 }

@@ -98,7 +98,7 @@ func TestFailingWrites(t *testing.T) {
 			if got := d.Stalled(); got != retryEvery {
 				t.Errorf("stalled for %v", got)
 			}
-			if err := writeSnapshot(d.Snapshots, 1, "state"); !errors.Is(err, errno) {
+			if err := writeSnapshot(d, 1, "state"); !errors.Is(err, errno) {
 				t.Errorf("a snapshot: %v", err)
 			}
 			if err := d.Admit(); !errors.Is(err, refusal) {

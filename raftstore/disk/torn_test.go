@@ -221,7 +221,7 @@ func TestLogModel(t *testing.T) {
 			what = fmt.Sprintf("delete %d at the beginning", n+1)
 			if at := want[n].Index; at > snapshot {
 				snapshot = at
-				if err := writeSnapshot(d.Snapshots, at, "state"); err != nil {
+				if err := writeSnapshot(d, at, "state"); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -247,13 +247,13 @@ func TestLogModel(t *testing.T) {
 			}
 			want, next = nil, next+uint64(r.IntN(100))
 			snapshot = next - 1
-			if err := writeSnapshot(d.Snapshots, next-1, "state"); err != nil {
+			if err := writeSnapshot(d, next-1, "state"); err != nil {
 				t.Fatal(err)
 			}
 		default:
 			what = "restart"
 			snapshot = next - 1
-			if err := writeSnapshot(d.Snapshots, next-1, "state"); err != nil && next > 1 {
+			if err := writeSnapshot(d, next-1, "state"); err != nil && next > 1 {
 				t.Fatal(err)
 			}
 			if err := d.Close(); err != nil {

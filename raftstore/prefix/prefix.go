@@ -44,8 +44,9 @@ import (
 // that puts that entry into the log.
 type Filter struct {
 	// Snapshot returns the last entry that this server's newest snapshot covers,
-	// zeros if it has none. The snapshot must be on disk. It must not wait for
-	// the disk.
+	// zeros if it has none. The snapshot must be on disk, and raft must have its
+	// state: one that raft could not read back does not count. It must not wait
+	// for the disk.
 	Snapshot func() (index, term uint64)
 	// Install is asked before raft gets a snapshot; done is called after raft's
 	// answer. With an error, that is the answer.
