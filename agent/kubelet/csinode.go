@@ -43,12 +43,12 @@ func patient(plugins []volume.VolumePlugin) error {
 	return errors.New("there is no CSI volume plugin")
 }
 
-// Init is upstream's.
+// Init is upstream's, never while a controller's plugin is initialized in this process.
 func (p patientCSI) Init(host volume.VolumeHost) error {
 	if kubelet, ok := host.(kubeletHost); ok {
 		host = patientHost{kubeletHost: kubelet, write: csinode.Write, pause: time.Sleep}
 	}
-	return p.csiPlugin.Init(host)
+	return csinode.Init(func() error { return p.csiPlugin.Init(host) })
 }
 
 // kubeletHost is what the kubelet is to a plugin.

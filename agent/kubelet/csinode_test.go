@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"reflect"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,6 +26,8 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kubelet/app"
 	"k8s.io/kubernetes/pkg/volume/csi"
+
+	"github.com/coracle-k8s/coracle/internal/csinode"
 )
 
 // The kubelet asks a plugin what it is by its methods, so ours has to have all of upstream's.
@@ -104,4 +107,30 @@ func TestKubeletWaitsForItsCSINode(t *testing.T) {
 			t.Errorf("the CSINode object: %v, %v", got, err)
 		}
 	})
+}
+
+// A controller's plugin puts itself where the kubelet's belongs, and what was there before comes back when it is built. A
+// kubelet that starts meanwhile must not be taken for what was put there.
+func TestKubeletStartsWhileAControllerIsBuilt(t *testing.T) {
+	var err error
+	began, ended := make(chan struct{}), make(chan struct{})
+	csinode.Keep(func() {
+		go func() {
+			defer close(ended)
+			close(began)
+			err = patientCSI{csi.ProbeVolumePlugins()[0].(csiPlugin)}.Init(startingHost{})
+		}()
+		<-began
+		select {
+		case <-ended:
+			t.Error("the kubelet's plugin was initialized while a controller was built")
+		case <-time.After(50 * time.Millisecond): // it must not end, however long one waits
+		}
+	})
+	if <-ended; err != nil {
+		t.Error(err)
+	}
+	if err := csinode.Write(); err == nil || !strings.Contains(err.Error(), "CSI client") { // not that there is no kubelet
+		t.Errorf("writing the kubelet's object without a client: %v", err)
+	}
 }

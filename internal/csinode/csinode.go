@@ -21,26 +21,32 @@ import (
 //go:linkname manager k8s.io/kubernetes/pkg/volume/csi.nim
 var manager nodeinfomanager.Interface
 
-// building is held while a controller's plugin may be in the variable.
-var building sync.Mutex
+// changing is held while a CSI volume plugin is initialized, the kubelet's or a controller's, and so changes the variable.
+var changing sync.Mutex
 
 // Keep calls build, which may initialize a CSI volume plugin without a node, and gives the kubelet its own back.
 func Keep(build func()) {
-	building.Lock()
-	defer building.Unlock()
+	changing.Lock()
+	defer changing.Unlock()
 	kept, handler := manager, *csi.PluginHandler
 	build()
-	if manager != kept && nodeOf(manager) == "" {
-		// Back to nil as well, where no kubelet has started yet: it would keep the controller in memory for good.
-		manager, *csi.PluginHandler = kept, handler
-	}
+	// Back to nil as well, where no kubelet has started yet: it would keep the controller in memory for good.
+	manager, *csi.PluginHandler = kept, handler
+}
+
+// Init calls initialize, which initializes the kubelet's plugin: while Keep builds, it waits, or what it put into the
+// variable would be taken for the controller's. initialize must not call Keep or Write.
+func Init(initialize func() error) error {
+	changing.Lock()
+	defer changing.Unlock()
+	return initialize()
 }
 
 // Write writes the CSINode object of this process's kubelet, as the kubelet itself does when it starts.
 func Write() error {
-	building.Lock()
+	changing.Lock()
 	m := manager
-	building.Unlock()
+	changing.Unlock()
 	if nodeOf(m) == "" {
 		return errors.New("no kubelet has initialized its CSI plugin in this process")
 	}
