@@ -9,12 +9,13 @@
 package alpnmux
 
 import (
-	"container/list"
 	"errors"
 	"log/slog"
 	"net"
 	"sync"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/halfopen"
 )
 
 const (
@@ -46,12 +47,12 @@ type Mux struct {
 	begin   sync.Once
 	running sync.WaitGroup
 	closed  chan struct{}
+	waiting halfopen.Table
 
 	mu       sync.Mutex
 	routes   map[string]*route
 	fallback *route
-	open     int       // routes that are not closed
-	waiting  list.List // of *pending, the oldest first
+	open     int // routes that are not closed
 	ended    bool
 }
 
@@ -66,7 +67,7 @@ func New(o Options) *Mux {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	m := &Mux{o: o, routes: map[string]*route{}, closed: make(chan struct{})}
+	m := &Mux{o: o, routes: map[string]*route{}, closed: make(chan struct{}), waiting: halfopen.Table{Max: o.Waiting}}
 	m.fallback = m.newRoute()
 	return m
 }
@@ -102,9 +103,7 @@ func (m *Mux) end() error {
 	}
 	m.ended = true
 	close(m.closed)
-	for e := m.waiting.Front(); e != nil; e = e.Next() {
-		e.Value.(*pending).drop()
-	}
+	m.waiting.Close()
 	return m.o.Listener.Close()
 }
 
@@ -150,23 +149,14 @@ func (p *pending) drop() {
 // take routes a connection beside others.
 func (m *Mux) take(c net.Conn) {
 	p := &pending{Conn: c, gone: make(chan struct{})}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.ended {
+	done, ok := m.waiting.Add(p.drop)
+	if !ok {
 		p.drop()
 		return
 	}
-	if m.waiting.Len() >= m.o.Waiting {
-		oldest := m.waiting.Front()
-		m.waiting.Remove(oldest)
-		oldest.Value.(*pending).drop()
-	}
-	e := m.waiting.PushBack(p)
 	m.running.Go(func() {
+		defer done()
 		m.route(p)
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		m.waiting.Remove(e) // nothing, if it had to make room
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -146,12 +147,20 @@ func TestGarbage(t *testing.T) {
 }
 
 // TestSlowHandshake has dialers that say nothing, or not all: they are hung up
-// on, and do not keep others out for long.
+// on, and never keep others out.
 func TestSlowHandshake(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", nil)
 		var slow []net.Conn
-		for i := range 2*maxHandshakes - 1 {
+		gone := func(c net.Conn) bool {
+			if err := c.SetReadDeadline(time.Now().Add(time.Microsecond)); err != nil {
+				t.Fatal(err)
+			}
+			_, err := c.Read(make([]byte, 1))
+			return !errors.Is(err, os.ErrDeadlineExceeded)
+		}
+		const strangers = 2 * maxUnidentified
+		for i := range strangers {
 			c, err := m.dial(2)(t.Context(), "b")
 			if err != nil {
 				t.Fatal(err)
@@ -163,18 +172,19 @@ func TestSlowHandshake(t *testing.T) {
 		}
 		synctest.Wait()
 		began := time.Now()
-		for {
-			if _, err := a.beat(b, 1); err == nil {
-				break
-			}
+		if _, err := a.beat(b, 1); err != nil || time.Since(began) > 0 {
+			t.Errorf("after %v: %v", time.Since(began), err)
 		}
-		if took := time.Since(began); took > 3*b.handshakeTime() {
-			t.Fatalf("others were kept out for %v", took)
+		synctest.Wait()
+		for i, c := range slow { // the call's connection is one more
+			if want := i <= strangers-maxUnidentified; gone(c) != want {
+				t.Fatalf("of %d connections, the one numbered %d was hung up on: %v, want %v", strangers, i, !want, want)
+			}
 		}
 		time.Sleep(b.handshakeTime()) // what is tested: the time that a handshake may take is over
 		for _, c := range slow {
-			if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, net.ErrClosed) {
-				t.Fatalf("%v: not hung up on", err)
+			if !gone(c) {
+				t.Fatal("not hung up on")
 			}
 			_ = c.Close()
 		}

@@ -15,30 +15,28 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/internal/halfopen"
 )
 
 const (
-	// maxHandshakes is how many connections may be unidentified at a time; more
-	// are not accepted until one of them is through or has run out of time.
-	maxHandshakes = 64
-	maxAcceptWait = time.Second
-	refusalLogs   = 10 * time.Second
-	maxDiscard    = 64 << 10 // bytes read from a connection that is refused
+	// maxUnidentified is how many connections may be before the end of their
+	// handshake at a time. Each costs a goroutine and a file descriptor.
+	maxUnidentified = 1024
+	maxAcceptWait   = time.Second
+	refusalLogs     = 10 * time.Second
+	maxDiscard      = 64 << 10 // bytes read from a connection that is refused
 )
 
-// accept takes connections from the listener until it is closed.
+// accept takes connections from the listener until it is closed. One more than
+// may be unidentified, and the one that has been so for longest is hung up on: who
+// says nothing must not keep servers out.
 func (t *Transport) accept() {
-	slots := make(chan struct{}, maxHandshakes)
+	unidentified := halfopen.Table{Max: maxUnidentified}
 	wait := time.Duration(0)
 	for {
-		select {
-		case slots <- struct{}{}:
-		case <-t.ctx.Done():
-			return
-		}
 		c, err := t.opts.Listener.Accept()
 		if err != nil {
-			<-slots
 			if t.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return
 			}
@@ -50,18 +48,17 @@ func (t *Transport) accept() {
 			continue
 		}
 		wait = 0
-		t.tasks.Go(func() {
-			defer func() { <-slots }()
-			t.greet(c)
-		})
+		identified, _ := unidentified.Add(func() { hangUp(c) }) // it is never closed
+		t.tasks.Go(func() { t.greet(c, identified) })
 	}
 }
 
 // greet does the listening side's half of the handshake and hands the
-// connection to whom it is for.
-func (t *Transport) greet(c net.Conn) {
+// connection to whom it is for. It calls identified when the handshake is over.
+func (t *Transport) greet(c net.Conn, identified func()) {
 	remote := c.RemoteAddr().String()
 	h, err := t.welcome(c)
+	identified()
 	if err != nil {
 		if t.ctx.Err() == nil {
 			if reason := tlsFailure(err); reason != "" {
