@@ -144,8 +144,8 @@ func ask(address string, c *tls.Config, wrap func(net.Conn) net.Conn) (string, e
 
 func TestRoutes(t *testing.T) {
 	_, address := serve(t, Options{})
-	long := make([]string, 0, 200)
-	for range 200 {
+	long := make([]string, 0, 50)
+	for range 50 {
 		long = append(long, strings.Repeat("x", 250))
 	}
 	for _, c := range []struct {
@@ -164,12 +164,35 @@ func TestRoutes(t *testing.T) {
 		{name: "byte by byte", offer: []string{"peer"}, wrap: func(c net.Conn) net.Conn { return pieces{c, 1} }, want: "peer"},
 		{name: "in pieces", wrap: func(c net.Conn) net.Conn { return pieces{c, 100} }, want: "default"},
 		{name: "in many records", offer: []string{"peer"}, wrap: func(c net.Conn) net.Conn { return records{c, 50} }, want: "peer"},
-		{name: "50 KB of other names", offer: append(long, "peer"), want: "peer"},
+		{name: "12 KB of other names", offer: append(long, "peer"), want: "peer"},
 	} {
 		got, err := ask(address, &tls.Config{NextProtos: c.offer, MaxVersion: c.max}, c.wrap)
 		if err != nil || got != c.want {
 			t.Errorf("%s: %q, %v, want %q", c.name, got, err, c.want)
 		}
+	}
+}
+
+// A ClientHello that does not end is not kept, whatever records it comes in: no more is read of it than maxHello.
+func TestLongHello(t *testing.T) {
+	payload := append([]byte{1, 0, 255, 252}, make([]byte, 65532)...) // the most that crypto/tls takes
+	for _, size := range []int{1, 100, 16 << 10} {
+		var sent []byte
+		for chunk := range slices.Chunk(payload, size) {
+			sent = append(sent, 22, 3, 1, byte(len(chunk)>>8), byte(len(chunk)))
+			sent = append(sent, chunk...)
+		}
+		r := bytes.NewReader(sent)
+		if _, read, err := readHello(bytesConn{Reader: r}); !errors.Is(err, errTooLong) || read != nil {
+			t.Errorf("records of %d bytes: %d bytes kept, %v", size, len(read), err)
+		}
+		if took := len(sent) - r.Len(); took > maxHello {
+			t.Errorf("records of %d bytes: %d bytes were read", size, took)
+		}
+	}
+	_, address := serve(t, Options{Timeout: time.Hour})
+	if _, err := ask(address, &tls.Config{NextProtos: slices.Repeat([]string{strings.Repeat("x", 250)}, 200)}, nil); err == nil {
+		t.Error("a ClientHello of 50 KB was answered")
 	}
 }
 
@@ -362,7 +385,7 @@ func FuzzHello(f *testing.F) {
 		r := bytes.NewReader(sent)
 		protocols, read, err := readHello(bytesConn{Reader: r})
 		if err != nil {
-			if len(protocols) > 0 || r.Len() > 0 {
+			if len(protocols) > 0 || r.Len() > 0 && (!errors.Is(err, errTooLong) || len(sent)-r.Len() != maxHello) {
 				t.Fatalf("%v with %d bytes left, %q", err, r.Len(), protocols)
 			}
 			return

@@ -9,12 +9,21 @@ import (
 	"slices"
 )
 
+// maxHello bounds what is read of a connection before it is routed, the heads of TLS records included: a client that is
+// nobody yet must not have more memory kept for it. Browsers and Go send less than 2 KiB, with a session ticket that holds
+// a chain of certificates a few more. crypto/tls would take 64 KiB, in records of one byte each; nginx, when it routes by
+// ALPN, takes 16 KiB as well (preread_buffer_size).
+const maxHello = 16 << 10
+
 // errSeen ends crypto/tls's handshake once it has parsed the ClientHello.
 var errSeen = errors.New("alpnmux: the ClientHello was seen")
 
+// errTooLong ends it when there is none in as many bytes as are read of a connection.
+var errTooLong = errors.New("alpnmux: the ClientHello is too long")
+
 // readHello reads a ClientHello, in however many records and packets it comes, and returns the protocols it offers and
-// every byte that was read. It leaves parsing, and its limit of 64 KiB, to crypto/tls. What is no ClientHello offers
-// nothing; an error is the connection's.
+// every byte that was read, maxHello at most. It leaves parsing to crypto/tls. What is no ClientHello offers nothing; an
+// error is the connection's, or errTooLong.
 func readHello(c net.Conn) (protocols []string, read []byte, err error) {
 	r := &recorder{Conn: c}
 	err = tls.Server(r, &tls.Config{
@@ -37,6 +46,12 @@ type recorder struct {
 }
 
 func (r *recorder) Read(b []byte) (int, error) {
+	left := maxHello - len(r.read)
+	if left == 0 {
+		r.err = errTooLong
+		return 0, r.err
+	}
+	b = b[:min(len(b), left)]
 	n, err := r.Conn.Read(b)
 	r.read, r.err = append(r.read, b[:n]...), err
 	return n, err
