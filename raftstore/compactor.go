@@ -37,48 +37,66 @@ const compactKey = "compact_rev_key"
 // finds, and a store that was restarted with the one that it had. Both begin the
 // interval again: history goes later than it would have, never earlier.
 //
-// By size: whenever there is more history than allowed, whatever its age.
+// By size: whenever there is more history than allowed, whatever its age. Where the
+// keys leave less than that within the quota, what they leave is allowed: history
+// goes before writes are refused for it.
 type compactor struct {
 	clock   clock.WithTicker
 	age     time.Duration // history younger than this is kept
 	bytes   int64         // unless there is more than this
+	quota   int64         // or more than this together with the keys
 	view    func() *mvcc.View
 	compact func(ctx context.Context, rev int64) error
 	// setMark writes compactKey and returns the revision of that.
 	setMark func(ctx context.Context, value string) (rev int64, err error)
 
-	mark   int64         // the newest mark's revision; 0 if there is none
-	wake   chan struct{} // capacity 1: there is too much history
-	wakeAt atomic.Int64  // from how many bytes of history on
-	last   int64         // how many there were in the last view; published's alone
+	mark int64         // the newest mark's revision; 0 if there is none
+	wake chan struct{} // capacity 1: there is too much history
+	// futile is up to how many bytes of history a compaction by size would free
+	// nothing; 0 if it would.
+	futile atomic.Int64
+	last   int64 // bytes of history in the last view; published's alone
 }
+
+// leastByQuota is the part of the quota that history may always take. Without it,
+// each write to a store whose keys fill its quota would bring a compaction, and so
+// end watches that are a little late.
+const leastByQuota = 1.0 / 64
 
 func newCompactor(s *Store) *compactor {
 	c := &compactor{
-		clock: s.opts.Clock, age: s.opts.HistoryAge, bytes: s.opts.HistoryBytes,
+		clock: s.opts.Clock, age: s.opts.HistoryAge, bytes: s.opts.HistoryBytes, quota: s.opts.QuotaBytes,
 		view: s.fsm.view, compact: s.compactTo, setMark: s.markHistory, wake: make(chan struct{}, 1),
 	}
-	c.wakeAt.Store(c.bytes)
 	return c
+}
+
+// allowed is how many bytes of history may stay.
+func (c *compactor) allowed(stats mvcc.Stats) int64 {
+	left := c.quota - stats.LiveBytes
+	if left < 0 { // the keys alone are beyond the quota: no compaction helps
+		return c.bytes
+	}
+	return min(c.bytes, max(left, int64(leastByQuota*float64(c.quota))))
 }
 
 // published is told of every new view, one after the other, on every server. It
 // does not block.
 //
 // If there is less history than before, something was freed: by a compaction, or
-// because the snapshot that kept it is written. Then what bySize waits for while
-// nothing can be freed is too much; and it may have said so just afterwards.
+// because the snapshot that kept it is written. Then compactions are of use again;
+// and bySize may have said the contrary just afterwards.
 func (c *compactor) published(stats mvcc.Stats) {
 	now := stats.HistoryBytes()
-	at := max(c.bytes, now+c.bytes/4)
+	futile := now + c.bytes/4
 	if now < c.last {
-		at = c.bytes
+		futile = 0
 	}
 	c.last = now
-	if at < c.wakeAt.Load() {
-		c.wakeAt.Store(at)
+	if futile < c.futile.Load() {
+		c.futile.Store(futile)
 	}
-	if now <= c.wakeAt.Load() {
+	if now <= max(c.allowed(stats), c.futile.Load()) {
 		return
 	}
 	select {
@@ -149,19 +167,19 @@ func markOf(view *mvcc.View) (rev int64) {
 func (c *compactor) bySize(ctx context.Context) error {
 	for {
 		view := c.view()
-		before := view.Stats().HistoryBytes()
-		if before <= c.bytes {
-			c.wakeAt.Store(c.bytes)
+		before, allowed := view.Stats().HistoryBytes(), c.allowed(view.Stats())
+		if before <= allowed {
+			c.futile.Store(0)
 			return nil
 		}
-		to := c.halfOf(view)
+		to := leaving(view, allowed/2)
 		if to <= view.Compacted() {
-			c.wakeAt.Store(before + c.bytes/4)
+			c.futile.Store(before + c.bytes/4)
 			return nil
 		}
 		err := c.compact(ctx, to)
 		if view = c.view(); err != nil || !pruned(view, to) {
-			c.wakeAt.Store(max(c.bytes, view.Stats().HistoryBytes()+c.bytes/4))
+			c.futile.Store(view.Stats().HistoryBytes() + c.bytes/4)
 			return err
 		}
 	}
@@ -173,12 +191,12 @@ func pruned(view *mvcc.View, to int64) bool {
 	return len(history) == 0 || history[0].Revision() >= to
 }
 
-// halfOf returns the revision that leaves half of the allowed history.
-func (c *compactor) halfOf(view *mvcc.View) int64 {
+// leaving returns the revision to compact to for so many bytes of history to stay.
+func leaving(view *mvcc.View, bytes int64) int64 {
 	history := view.History(0)
 	var kept int64
 	for i := len(history) - 1; i >= 0; i-- {
-		if kept += history[i].HistorySize(); kept > c.bytes/2 {
+		if kept += history[i].HistorySize(); kept > bytes {
 			return history[i].Revision()
 		}
 	}

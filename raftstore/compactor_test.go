@@ -30,7 +30,7 @@ type history struct {
 
 func newHistory(t testing.TB, limit int64) *history {
 	h := &history{TB: t, state: mvcc.New()}
-	h.compactor = &compactor{bytes: limit, wake: make(chan struct{}, 1), view: func() *mvcc.View { return h.state.Freeze() }}
+	h.compactor = &compactor{bytes: limit, quota: 1 << 50, wake: make(chan struct{}, 1), view: func() *mvcc.View { return h.state.Freeze() }}
 	h.compactor.compact = func(_ context.Context, rev int64) error {
 		return h.state.Apply(&pb.CompactionRequest{Revision: rev}).Err
 	}
@@ -38,7 +38,6 @@ func newHistory(t testing.TB, limit int64) *history {
 		res := h.state.Apply(&pb.PutRequest{Key: []byte(compactKey), Value: []byte(value)})
 		return h.view().Revision(), res.Err
 	}
-	h.wakeAt.Store(limit)
 	return h
 }
 

@@ -3,6 +3,7 @@
 package raftstore
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,8 +12,11 @@ import (
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
 func TestQuotaOfMemory(t *testing.T) {
@@ -85,28 +89,119 @@ func (t *text) String() string {
 	return t.b.String()
 }
 
-// TestHistoryGoesBeyondTheQuota: who deletes what is not needed, as the log advises, can write again, although what was
-// deleted is too little history for a compaction by size.
-func TestHistoryGoesBeyondTheQuota(t *testing.T) {
-	stage(t, 1, 1, func(o *Options) { o.QuotaBytes = 16 << 20 }, func(c *cluster) {
-		kv := c.leader().running().Client().KV
-		value := string(noise(100 << 10))
-		for n := 0; ; n++ {
-			if _, err := kv.Put(c.ctx, fmt.Sprintf("/%03d", n), value); errors.Is(err, rpctypes.ErrNoSpace) {
-				break
-			} else if err != nil {
-				c.Fatal(err)
-			}
+// fillUp writes to a store until its quota is used up, and returns how many keys there are.
+func fillUp(c *cluster, kv clientv3.KV, value string) (n int) {
+	for ; ; n++ {
+		if _, err := kv.Put(c.ctx, fmt.Sprintf("/%03d", n), value); errors.Is(err, rpctypes.ErrNoSpace) {
+			return n
+		} else if err != nil {
+			c.Fatal(err)
 		}
-		c.pass(20 * time.Minute)
+	}
+}
+
+// TestHistoryGoesBeforeWritesAreRefused: who deletes what is not needed, as the log advises, can write again at once,
+// although what was deleted is less history than is allowed where there is room for it. Old revisions stay as long as
+// there is.
+func TestHistoryGoesBeforeWritesAreRefused(t *testing.T) {
+	stage(t, 1, 1, func(o *Options) { o.QuotaBytes = 16 << 20 }, func(c *cluster) {
+		s := c.leader().running()
+		kv := s.Client().KV
+		value := string(noise(100 << 10))
+		fillUp(c, kv, value)
+		if compacted := s.Status().Compacted; compacted > 1 {
+			t.Errorf("compacted to %d, which frees nothing", compacted)
+		}
 		for i := range 20 { // 2 MB of 16; 4 MiB of history are allowed
 			if _, err := kv.Delete(c.ctx, fmt.Sprintf("/%03d", i)); err != nil {
 				c.Fatal(err)
 			}
 		}
-		c.pass(11 * time.Minute)
+		c.pass(time.Second)
 		if _, err := kv.Put(c.ctx, "/small", "x"); err != nil {
-			c.Errorf("a small write, two compactions after 2 MB of 16 were deleted: %v", err)
+			t.Errorf("a small write, after 2 MB of 16 were deleted: %v", err)
+		}
+		// Overwritten, the rest makes more history than the keys leave room for.
+		for i := 20; i < 100; i++ {
+			if _, err := kv.Put(c.ctx, fmt.Sprintf("/%03d", i), value); err != nil {
+				c.Fatalf("overwrite %d: %v", i, err)
+			}
+			c.pass(time.Millisecond)
+		}
+	})
+}
+
+// TestFullStoreCompactsSeldom: where the keys fill the quota, small writes do not bring a compaction each.
+func TestFullStoreCompactsSeldom(t *testing.T) {
+	h := newHistory(t, 4<<20)
+	h.quota = 16 << 20
+	for i := range 16 { // just below the quota
+		h.state.Apply(&pb.PutRequest{Key: fmt.Appendf(nil, "/live%d", i), Value: bytes.Repeat([]byte("x"), 1<<20-1<<10)})
+	}
+	woken := 0
+	for range 1000 {
+		h.write(1, 1<<10)
+		h.published(h.view().Stats())
+		select {
+		case <-h.wake:
+			woken++
+			if err := h.bySize(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		default:
+		}
+	}
+	if woken < 2 || woken > 12 { // 1 MB of history, of which an eighth goes at a time
+		t.Errorf("woken %d times", woken)
+	}
+}
+
+// TestLeadersQuota: what a follower forwards is measured against the leader's quota too. Each refusal is for one write,
+// not for those that share its batch.
+func TestLeadersQuota(t *testing.T) {
+	first := true
+	stage(t, 1, 3, func(o *Options) {
+		o.QuotaBytes, o.HistoryBytes = 1<<30, 1<<20
+		if first {
+			o.QuotaBytes = 8 << 20
+		}
+		first = false
+	}, func(c *cluster) {
+		leader := c.nodes[0]
+		if !leader.leads() {
+			c.Fatal("the first server does not lead")
+		}
+		through := c.nodes[1].running()
+		kv := through.Client().KV
+		n := fillUp(c, kv, string(noise(100<<10)))
+		if total := leader.running().Status().TotalBytes; total > 9<<20 {
+			t.Errorf("the leader has %d bytes", total)
+		}
+		// All in one batch: what removes is done, what adds is not.
+		put := mvcc.Command{Request: &pb.PutRequest{Key: []byte("/more")}}
+		remove := mvcc.Command{Request: &pb.DeleteRangeRequest{Key: []byte("/"), RangeEnd: []byte("0")}}
+		entry := mvcc.NewEntry(nil)
+		for _, command := range []mvcc.Command{put, remove, put} {
+			var err error
+			if entry, err = mvcc.AppendCommand(entry, command); err != nil {
+				c.Fatal(err)
+			}
+		}
+		results, err := through.forward(entry)()
+		if err != nil || len(results) != 3 {
+			c.Fatalf("%v, %v", results, err)
+		}
+		for i := range results {
+			if got := results[i].Err; (got == nil) != (i == 1) || got != nil && !errors.Is(got, rpctypes.ErrGRPCNoSpace) {
+				t.Errorf("command %d: %v", i, got)
+			}
+		}
+		if gone, ok := results[1].Response.(*pb.DeleteRangeResponse); !ok || gone.Deleted != int64(n) {
+			t.Errorf("%v instead of %d deletions", results[1].Response, n)
+		}
+		c.pass(time.Second)
+		if _, err := kv.Put(c.ctx, "/again", "x"); err != nil {
+			t.Errorf("after the deletion: %v", err)
 		}
 	})
 }

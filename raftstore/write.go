@@ -149,6 +149,9 @@ func (s *Store) deliver(ctx context.Context, c mvcc.Command) (res mvcc.Result, a
 		if res, err = s.attempt(ctx, lead, moved, c); !errors.Is(err, errUntried) {
 			attempts++
 		}
+		if err == nil && errors.Is(res.Err, rpctypes.ErrGRPCNoSpace) {
+			err = res.Err // the leader refused it: the state machine knows no quota
+		}
 		if err != nil && s.worthRetry(ctx, err) {
 			s.pause(ctx, moved)
 			continue
@@ -271,7 +274,7 @@ func (s *Store) serveWrite(ctx context.Context, entry []byte) ([]byte, error) {
 	if err := s.admit(); err != nil {
 		return nil, err
 	}
-	results, err := s.proposer.proposeAll(ctx, moved, mvcc.Encoded(entry), len(commands))
+	results, err := s.proposeGathered(ctx, moved, entry, commands)
 	if err != nil {
 		if s.ctx.Err() == nil && s.worthRetry(ctx, err) {
 			err = errNotLeader
@@ -284,4 +287,33 @@ func (s *Store) serveWrite(ctx context.Context, entry []byte) ([]byte, error) {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
 	return append(answer, encoded...), nil
+}
+
+// proposeGathered runs the commands that another server gathered, without those that
+// this server's quota refuses.
+func (s *Store) proposeGathered(ctx context.Context, moved <-chan struct{}, entry []byte, commands []mvcc.Command) ([]mvcc.Result, error) {
+	results := make([]mvcc.Result, len(commands))
+	left, taken := mvcc.NewEntry(nil), make([]int, 0, len(commands))
+	for i, c := range commands {
+		if results[i].Err = s.withinQuota(c.Request); results[i].Err == nil {
+			taken = append(taken, i)
+		}
+	}
+	switch len(taken) {
+	case len(commands):
+		return s.proposer.proposeAll(ctx, moved, mvcc.Encoded(entry), len(commands))
+	case 0:
+		return results, nil
+	}
+	var err error
+	for _, i := range taken {
+		if left, err = mvcc.AppendCommand(left, commands[i]); err != nil {
+			return nil, err
+		}
+	}
+	done, err := s.proposer.proposeAll(ctx, moved, mvcc.Encoded(left), len(taken))
+	for n := range done {
+		results[taken[n]] = done[n]
+	}
+	return results, err
 }
