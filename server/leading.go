@@ -61,7 +61,7 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 		beside.Go(func() { role.run(ctx) })
 	}
 	if !s.follow(ctx, cancel, store.Leadership(), func(ctx context.Context, number uint64) error {
-		return s.runTerm(ctx, api, number)
+		return s.runTerm(ctx, api, number, s.leadersParts()...)
 	}) {
 		cancel(errors.New("the store has closed by itself; its last lines in the log say why"))
 	}
@@ -138,10 +138,19 @@ func (s *Server) startTerm(ctx context.Context, fatal context.CancelCauseFunc, n
 	}
 }
 
-// runTerm runs everything that one server of the cluster does for all: upstream's controllers and scheduler, and ours.
-// All of it reaches the API server over one transport, which gives the context of each request the term, so that the
-// store refuses every write as soon as the term is over. The first refusal ends the term here.
-func (s *Server) runTerm(ctx context.Context, api *apiserver.Server, number uint64) (err error) {
+// leadersParts are everything that one server of the cluster does for all: upstream's controllers and scheduler, and ours.
+func (s *Server) leadersParts() []term.Part {
+	parts := []term.Part{s.controllersPart, s.schedulerPart, s.dnsPart}
+	if s.o.ManifestsDir != "" {
+		parts = append(parts, s.manifestsPart)
+	}
+	return parts
+}
+
+// runTerm runs parts for one term of leadership. All of them reach the API server over one transport, which gives the
+// context of each request the term, so that the store refuses every write as soon as the term is over. The first refusal
+// ends the term here.
+func (s *Server) runTerm(ctx context.Context, api *apiserver.Server, number uint64, parts ...term.Part) (err error) {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	config, closeTransport := api.TermConfig(func(ctx context.Context) context.Context {
@@ -164,10 +173,6 @@ func (s *Server) runTerm(ctx context.Context, api *apiserver.Server, number uint
 			err = errors.Join(errTermOver, err)
 		}
 	}()
-	parts := []term.Part{s.controllersPart, s.schedulerPart, s.dnsPart}
-	if s.o.ManifestsDir != "" {
-		parts = append(parts, s.manifestsPart)
-	}
 	return term.Run(ctx, term.Options{Config: config, Number: number}, parts...)
 }
 

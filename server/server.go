@@ -186,19 +186,28 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, error) {
 	return store, nil
 }
 
-// runAPI runs the API server and, on top of it, the loops of a leader.
-func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store) error {
-	s.board.api.Set(status.Starting, "")
+// newAPI makes an API server on the store.
+func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver.Server, error) {
 	configDir := filepath.Join(s.o.CredDir, "apiserver")
 	if err := os.MkdirAll(configDir, 0o700); err != nil {
-		return fmt.Errorf("making the folder for the API server's configuration: %w", err)
+		return nil, fmt.Errorf("making the folder for the API server's configuration: %w", err)
 	}
 	options := s.apiServerOptions(configDir)
 	options.Fence = store
 	api, err := apiserver.New(ctx, options)
 	if err != nil {
+		return nil, fmt.Errorf("starting the API server: %w", err)
+	}
+	return api, nil
+}
+
+// runAPI runs the API server and, on top of it, the loops of a leader.
+func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store) error {
+	s.board.api.Set(status.Starting, "")
+	api, err := s.newAPI(ctx, store)
+	if err != nil {
 		s.board.api.Set(status.Failed, err.Error())
-		return fmt.Errorf("starting the API server: %w", err)
+		return err
 	}
 	serving, stopServing := context.WithCancel(outlasting)
 	defer stopServing()

@@ -30,14 +30,15 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
-// lateFence is a Fence that can be taken away, so that the store's own refusal is seen too.
+// lateFence is a Fence that can be taken away, so that the store's own refusal is seen too, or made to know by itself of
+// no term that is over, as one of a server that has not heard of it yet.
 type lateFence struct {
 	*raftstore.Store
-	off atomic.Bool
+	off, unaware atomic.Bool
 }
 
 func (f *lateFence) CheckTerm(ctx context.Context) error {
-	if f.off.Load() {
+	if f.off.Load() || f.unaware.Load() {
 		return nil
 	}
 	return f.Store.CheckTerm(ctx)
@@ -341,6 +342,7 @@ func TestFence(t *testing.T) {
 
 	move(1)
 	t.Run("another server leads", refuse)
+	t.Run("unknown here", func(t *testing.T) { testConfirmed(t, s, fence, old, ns) })
 	// Others' writes are forwarded meanwhile.
 	if err := second(client(t, s.admin()).CoreV1().ConfigMaps(ns).Create(ctx, configMap("after", "1"), create)); err != nil {
 		t.Error(err)
@@ -355,7 +357,7 @@ func TestFence(t *testing.T) {
 	if n := now.refused.Load(); n != 0 {
 		t.Errorf("%d writes of the right term were refused", n)
 	}
-	t.Run("Unfenced", func(t *testing.T) { testUnfenced(t, s) })
+	t.Run("Unfenced", func(t *testing.T) { testUnfenced(t, s, fence) })
 }
 
 // passing tells keys that the store's refusal leaves changed and nobody minds:

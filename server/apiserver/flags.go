@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apiserver/pkg/features"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	basecompatibility "k8s.io/component-base/compatibility"
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
@@ -152,10 +153,14 @@ func CheckArgs(args []string) error {
 	return checkGates(args)
 }
 
-// checkGates does for the gates in args what upstream does when it sets them. They may be written with "kube:" before
+// checkGates does for the gates in args what upstream does when it sets them, and refuses the one that breaks the fence
+// between terms of leadership. They may be written with "kube:" before
 // them; those of other components are left to upstream.
 func checkGates(args []string) error {
 	gates := utilfeature.DefaultMutableFeatureGate.DeepCopy()
+	if err := gates.Set(string(peerProxy) + "=false"); err != nil {
+		return err
+	}
 	for _, arg := range args {
 		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 		if name != "feature-gates" {
@@ -173,8 +178,15 @@ func checkGates(args []string) error {
 			}
 		}
 	}
+	if gates.Enabled(peerProxy) {
+		return fmt.Errorf("%s feature gate %s: a request that one API server passes on to another one loses the leader's term, by which the "+
+			"store refuses what a leader writes that has been replaced; leave it off", component, peerProxy)
+	}
 	return nil
 }
+
+// peerProxy is the gate of the proxy between API servers of different versions.
+const peerProxy = features.UnknownVersionInteroperabilityProxy
 
 // applyExtraArgs sets NAME=VALUE arguments through upstream's own flags.
 func applyExtraArgs(s *kubeoptions.ServerRunOptions, args []string) error {
@@ -191,7 +203,7 @@ func applyExtraArgs(s *kubeoptions.ServerRunOptions, args []string) error {
 
 // defaultFeatureGates turns off what would cost without a use here: the proxy
 // between API servers of different versions, which needs a CA that is not given
-// but writes a lease every ten seconds all the same; and native histograms, a
+// but writes a lease every ten seconds all the same, and which CheckArgs refuses; and native histograms, a
 // second form of every histogram for Prometheus servers that ask for it, which
 // takes as much memory as all other metrics together. Gates may be named with a
 // component or without, but upstream wants all of them alike.
@@ -203,5 +215,5 @@ func defaultFeatureGates(args []string) string {
 			prefix = "kube:"
 		}
 	}
-	return "feature-gates=" + prefix + "UnknownVersionInteroperabilityProxy=false," + prefix + "NativeHistograms=false"
+	return "feature-gates=" + prefix + string(peerProxy) + "=false," + prefix + "NativeHistograms=false"
 }

@@ -72,6 +72,11 @@ func TestCheckArgs(t *testing.T) {
 		"feature-gates=kube:Nonsense=true":      "Nonsense",
 		"feature-gates=" + gate + "=maybe":      "maybe",
 		"etcd-servers=http://127.0.0.1:2379":    "the store is part of the server",
+		"feature-gates=AllBeta=true":            "",
+
+		"feature-gates=UnknownVersionInteroperabilityProxy=false":     "",
+		"feature-gates=UnknownVersionInteroperabilityProxy=true":      "loses the leader's term",
+		"feature-gates=kube:UnknownVersionInteroperabilityProxy=true": "loses the leader's term",
 	} {
 		err := CheckArgs([]string{args})
 		if (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {

@@ -141,7 +141,7 @@ func thing() *unstructured.Unstructured {
 
 // testUnfenced lists what a term that ends while a request is under way still does, as docs/security.md says. In each
 // case another server is elected in the middle of the request. Once this server knows that, nothing of it happens.
-func testUnfenced(t *testing.T, s *running) {
+func testUnfenced(t *testing.T, s *running, fence *lateFence) {
 	ctx, admin := t.Context(), client(t, s.admin())
 	ns := namespace(t, admin)
 	f := newForeign(t)
@@ -258,6 +258,8 @@ func testUnfenced(t *testing.T, s *running) {
 		if got := f.called(); got != "aggregated" {
 			t.Errorf("called %q", got)
 		}
+		fence.unaware.Store(true) // a majority is asked
+		defer fence.unaware.Store(false)
 		if err := isFenced(second(in.Create(ctx, thing(), create))); err != nil {
 			t.Error(err)
 		}

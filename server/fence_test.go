@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-k8s/coracle/controllers/term"
+)
+
+// TestTermIsFenced runs a part of a leader in the store's term and in one that is over: there its writes are refused by
+// the store, and what the store does not see by the API server.
+func TestTermIsFenced(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a store and an API server; -short leaves it out")
+	}
+	ctx := t.Context()
+	s, err := New(ctx, options(t, t.TempDir()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	store, err := s.openStore(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := store.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	api, err := s.newAPI(ctx, store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serving, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1) // one: it ends whether or not the test still listens
+	go func() { ended <- api.Run(serving) }()
+	defer func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	select {
+	case <-api.Ready():
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	admin, err := kubernetes.NewForConfig(api.LoopbackConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admin.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "fenced"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admin.CoreV1().ServiceAccounts("fenced").Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "user"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+
+	issue := func(ctx context.Context, t *term.Term) error {
+		_, err := t.Client.CoreV1().ServiceAccounts("fenced").CreateToken(ctx, "user", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+		return err
+	}
+	write := func(ctx context.Context, t *term.Term) error {
+		_, err := t.Client.CoreV1().ConfigMaps("fenced").Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "of-a-term-"}}, metav1.CreateOptions{})
+		return err
+	}
+	now := store.Status().Leadership.Term
+	for name, do := range map[string]term.Part{"a token": issue, "a write": write} {
+		if err := s.runTerm(ctx, api, now, do); err != nil {
+			t.Errorf("%s in the store's term: %v", name, err)
+		}
+		err := s.runTerm(ctx, api, now-1, func(ctx context.Context, t *term.Term) error {
+			if do(ctx, t) == nil {
+				return errors.New("it was done")
+			}
+			return nil // the refusal ends the request as it ends the term
+		})
+		if !errors.Is(err, errTermOver) || strings.Contains(err.Error(), "it was done") {
+			t.Errorf("%s in a term that is over: %v", name, err)
+		}
+	}
+}
