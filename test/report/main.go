@@ -15,6 +15,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
@@ -159,6 +160,7 @@ func (c *counter) endPackage(e event) {
 	if e.Action == "fail" {
 		c.failedPackages++
 		if !c.verbose {
+			c.unfinished(e.Package)
 			fmt.Fprint(c.out, strings.Join(said, ""))
 		}
 	}
@@ -167,6 +169,16 @@ func (c *counter) endPackage(e event) {
 		cached = ", as before (cached)"
 	}
 	fmt.Fprintf(c.out, "%-4s %s %.1f s%s\n", e.Action, e.Package, e.Elapsed, cached)
+}
+
+// unfinished prints what those tests said that had not ended when their process did: the last line says why it ended.
+func (c *counter) unfinished(pkg string) {
+	for _, key := range slices.Sorted(maps.Keys(c.output)) {
+		if p, test, _ := strings.Cut(key, " "); p == pkg && test != "" {
+			fmt.Fprintf(c.out, "%s did not end; it said:\n%s", test, strings.Join(c.output[key], ""))
+			delete(c.output, key)
+		}
+	}
 }
 
 func (c *counter) verdict() string {

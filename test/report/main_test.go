@@ -21,6 +21,8 @@ const stream = `{"Action":"start","Package":"m/p"}
 {"Action":"output","Package":"m/p","Test":"TestNot","Output":"    a_test.go:12: needs a moon\n"}
 {"Action":"output","Package":"m/p","Test":"TestNot","Output":"--- SKIP: TestNot (0.00s)\n"}
 {"Action":"skip","Package":"m/p","Test":"TestNot","Elapsed":0}
+{"Action":"run","Package":"m/p","Test":"TestCut"}
+{"Action":"output","Package":"m/p","Test":"TestCut","Output":"F1120 fatal: the process ends here\n"}
 {"Action":"fail","Package":"m/p","Elapsed":1.5}
 {"Action":"skip","Package":"m/empty","Elapsed":0}
 `
@@ -31,7 +33,7 @@ func TestRead(t *testing.T) {
 	if err := c.read(strings.NewReader(stream)); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"it broke", "fail m/p 1.5 s"} {
+	for _, want := range []string{"it broke", "TestCut did not end", "the process ends here", "fail m/p 1.5 s"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in:\n%s", want, out.String())
 		}
