@@ -22,6 +22,7 @@ import (
 	controllersmetrics "k8s.io/component-base/metrics/prometheus/controllers"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/internal/csinode"
@@ -155,6 +156,10 @@ func build(ctx context.Context, cc app.ControllerContext, t *term.Term) (built [
 		case d.RequiresSpecialHandling(): // the token controller, above
 		case !cc.IsControllerEnabled(d):
 			klog.FromContext(ctx).V(1).Info("Controller is off", "controller", name)
+		case name == names.NamespaceController:
+			if err := add(newNamespaceController(ctx, cc)); err != nil {
+				return built, err
+			}
 		case lateWhen[name] != nil:
 			built = append(built, newLate(d, cc))
 		default:

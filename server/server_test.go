@@ -4,6 +4,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -26,6 +27,9 @@ func TestMain(m *testing.M) {
 	// Upstream's components say hundreds of lines; CORACLE_TEST_VERBOSE=1 shows them.
 	if os.Getenv("CORACLE_TEST_VERBOSE") == "" {
 		klog.SetSlogLogger(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	}
+	klog.OsExit = func(code int) {
+		panic(fmt.Sprintf("a part of upstream ended the process with %d; CORACLE_TEST_VERBOSE=1 shows why", code))
 	}
 	os.Exit(m.Run())
 }

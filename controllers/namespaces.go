@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+	namespacecontroller "k8s.io/kubernetes/pkg/controller/namespace"
+)
+
+// namespaceController empties namespaces that are deleted.
+type namespaceController struct {
+	*namespacecontroller.NamespaceController
+	workers int
+}
+
+func (c namespaceController) Name() string { return names.NamespaceController }
+
+func (c namespaceController) Run(ctx context.Context) { c.NamespaceController.Run(ctx, c.workers) }
+
+// newNamespaceController takes the place of upstream's constructor (cmd/kube-controller-manager/app/core.go). That one's
+// controller asks at once which resources there are, and ends the process when it hears of none; but a term may end at
+// that very moment.
+func newNamespaceController(ctx context.Context, cc app.ControllerContext) (app.Controller, error) {
+	config, err := cc.ClientBuilder.Config("namespace-controller")
+	if err != nil {
+		return nil, fmt.Errorf("make a client for the namespace controller: %w", err)
+	}
+	config.QPS *= 20 // upstream's factors; they matter only where an operator sets limits
+	config.Burst *= 100
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("make a client for the namespace controller: %w", err)
+	}
+	md, err := metadata.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("make a client for the namespace controller: %w", err)
+	}
+	o := cc.ComponentConfig.NamespaceController
+	c := namespacecontroller.NewNamespaceController(ctx, client, md, neverEmpty(client.Discovery().ServerPreferredNamespacedResources),
+		cc.InformerFactory.Core().V1().Namespaces(), o.NamespaceSyncPeriod.Duration, corev1.FinalizerKubernetes)
+	return namespaceController{c, int(o.ConcurrentNamespaceSyncs)}, nil
+}
+
+// neverEmpty answers with a group that has no resources where there are none at all, and with an error: a namespace whose
+// content could not be found is not taken for empty.
+func neverEmpty(discover func() ([]*metav1.APIResourceList, error)) func() ([]*metav1.APIResourceList, error) {
+	return func() ([]*metav1.APIResourceList, error) {
+		lists, err := discover()
+		if len(lists) > 0 {
+			return lists, err
+		}
+		if err == nil {
+			err = errors.New("the API server names no resources")
+		}
+		return []*metav1.APIResourceList{{GroupVersion: corev1.SchemeGroupVersion.String()}}, err
+	}
+}
