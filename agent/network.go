@@ -12,6 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/dns"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/proxy"
 )
@@ -71,7 +72,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 // removeServiceRules takes away what an earlier run's Service proxy left in the kernel: two proxies that both translate a
 // Service's address would not agree on where a connection goes.
 func removeServiceRules(o Options, record string) error {
-	backend, err := proxy.Remove(record)
+	backend, err := servicerules.Remove(record)
 	if err != nil {
 		return fmt.Errorf("agent: leave Services to another proxy: %w", err)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -81,7 +82,7 @@ func (o Options) paths() paths {
 		staticPods:  filepath.Join(p.AgentDir, "pods"),
 		imageRecord: filepath.Join(p.AgentDir, "images.json"),
 		pauseRecord: filepath.Join(p.AgentDir, "pause.json"),
-		proxyRecord: filepath.Join(p.RunDir, "service-proxy"), // gone after a reboot, as the rules are
+		proxyRecord: servicerules.RecordIn(p.RunDir),
 	}
 }
 

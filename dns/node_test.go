@@ -23,6 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/proxy"
 )
@@ -166,7 +167,7 @@ func startNode(t *testing.T, a *api) {
 		if err := cni.Cleanup(context.Background(), cni.CleanupOptions{}); err != nil {
 			t.Error(err)
 		}
-		if _, err := proxy.Remove(record); err != nil {
+		if _, err := servicerules.Remove(record); err != nil {
 			t.Error(err)
 		}
 	})

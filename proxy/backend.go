@@ -6,12 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
 // backend programs one kind of kernel load balancing. Events come from several goroutines and are only noted; prepare,
@@ -40,18 +40,16 @@ type backend interface {
 	intact() (bool, error)
 }
 
-// candidate is a back end that New may choose.
+// candidate is a back end that New may choose. Its rules are removed by internal/servicerules.
 type candidate struct {
 	name string
 	// open makes the back end, or says why it will not do on this host. It changes nothing in the kernel.
 	open func(context.Context, Options) (backend, error)
-	// remove takes out of the kernel what the back end made, in an earlier process too. Nothing there is no error.
-	remove func() error
 }
 
 // candidates are tried in this order.
 var candidates = []candidate{
-	{nftablesName, openNFTables, removeNFTables},
+	{servicerules.NFTables, openNFTables},
 }
 
 // choose opens the first candidate that will do, and says why it is that one.
@@ -73,45 +71,4 @@ func choose(ctx context.Context, o Options, from []candidate) (_ backend, why st
 		}
 	}
 	return nil, "", fmt.Errorf("proxy: nothing here can serve Services: %w", errors.Join(errs...))
-}
-
-// record writes down whose state is about to be in the kernel.
-func record(file, backend string) error {
-	if file == "" {
-		return nil
-	}
-	if err := os.WriteFile(file, []byte(backend+"\n"), 0o600); err != nil {
-		return fmt.Errorf("recording the Service proxy's back end: %w", err)
-	}
-	return nil
-}
-
-// Remove takes out of the kernel what the Proxy with this record file made, and returns the name of its back end; empty
-// when there is no record. The record is how it knows: another proxy on this host may use tables of the same name.
-func Remove(file string) (backend string, err error) {
-	return remove(file, candidates)
-}
-
-func remove(file string, from []candidate) (string, error) {
-	data, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	if err != nil {
-		return "", fmt.Errorf("reading the record of the Service proxy's back end: %w", err)
-	}
-	name := strings.TrimSpace(string(data))
-	for _, c := range from {
-		if c.name != name {
-			continue
-		}
-		if err := c.remove(); err != nil {
-			return name, fmt.Errorf("removing what the Service proxy made (%s): %w", name, err)
-		}
-		if err := os.Remove(file); err != nil {
-			return name, fmt.Errorf("removing the record of the Service proxy's back end: %w", err)
-		}
-		return name, nil
-	}
-	return name, fmt.Errorf("the Service proxy of another version left rules of the kind %q, which this one does not know: reboot to be rid of them", name)
 }

@@ -20,12 +20,10 @@ import (
 	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
 
 	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
 const (
-	nftablesName = "nftables"
-	// serviceTable is what upstream's proxier calls its table in both families.
-	serviceTable = "kube-proxy"
 	// masqueradeBit is upstream's default mark bit for packets to masquerade.
 	masqueradeBit = 14
 )
@@ -96,7 +94,7 @@ func nftablesConfig(o Options) *kubeproxyconfig.KubeProxyConfiguration {
 	return conf
 }
 
-func (b *nftables) name() string { return nftablesName }
+func (b *nftables) name() string { return servicerules.NFTables }
 
 // OnTopologyChange implements backend.
 func (b *nftables) OnTopologyChange(labels map[string]string) {
@@ -153,20 +151,11 @@ func (b *nftables) intact() (bool, error) {
 func tables(families []corev1.IPFamily) []nfttable.Table {
 	var out []nfttable.Table
 	for _, f := range families {
-		t := nfttable.Table{Family: nfttable.IPv4, Name: serviceTable}
+		t := nfttable.Table{Family: nfttable.IPv4, Name: servicerules.NFTable}
 		if f == corev1.IPv6Protocol {
 			t.Family = nfttable.IPv6
 		}
 		out = append(out, t)
 	}
 	return out
-}
-
-// removeNFTables deletes upstream's tables.
-func removeNFTables() error {
-	var errs []error
-	for _, t := range tables([]corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}) {
-		errs = append(errs, nfttable.Delete(t))
-	}
-	return errors.Join(errs...)
 }

@@ -25,6 +25,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
@@ -78,7 +79,7 @@ func newTestbed(t *testing.T) *testbed {
 	b.start(t)
 	t.Cleanup(func() {
 		b.stop()
-		if name, err := Remove(b.record); err != nil || name != nftablesName {
+		if name, err := servicerules.Remove(b.record); err != nil || name != servicerules.NFTables {
 			t.Errorf("removed %q, %v", name, err)
 		}
 		if out := nft(t, "list tables"); strings.Contains(out, "kube-proxy") {
@@ -350,7 +351,7 @@ func TestDualStack(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if _, err := Remove(record); err != nil {
+	if _, err := servicerules.Remove(record); err != nil {
 		t.Error(err)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
 // Options are what a Proxy needs. NodeIPs, ClusterCIDRs and Informers are required.
@@ -33,7 +34,7 @@ type Options struct {
 	NodePortAddresses []string
 	// Informers are the node's shared caches, with Services, which somebody else runs once the Proxy is made.
 	Informers *netinformers.Informers
-	// RecordFile names the back end whose state may be in this host's kernel, for Remove. It belongs on a file system that a
+	// RecordFile names the back end whose state may be in this host's kernel, for servicerules.Remove. It belongs on a file system that a
 	// reboot empties, as it empties the kernel. Without it nothing is recorded.
 	RecordFile string
 	// Logger is klog's own when left zero.
@@ -128,8 +129,10 @@ func (p *Proxy) Health() Health {
 
 // Run keeps the kernel in step with the API until ctx is done. Kernel state stays. Call it once.
 func (p *Proxy) Run(ctx context.Context) error {
-	if err := record(p.o.RecordFile, p.backend.name()); err != nil {
-		return err
+	if p.o.RecordFile != "" {
+		if err := servicerules.Write(p.o.RecordFile, p.backend.name()); err != nil {
+			return err
+		}
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()

@@ -5,9 +5,6 @@ package proxy
 import (
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -230,30 +227,5 @@ func TestChoose(t *testing.T) {
 		if !strings.Contains(why, c.why) || (b == nil) != (c.fail != "") || (err == nil) != (c.fail == "") || err != nil && !strings.Contains(err.Error(), c.fail) {
 			t.Errorf("%s: got %v because %q, %v", c.name, b, why, err)
 		}
-	}
-}
-
-func TestRemoveGoesByTheRecord(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "service-proxy")
-	var removed []string
-	from := []candidate{{name: "a", remove: func() error { removed = append(removed, "a"); return nil }},
-		{name: "b", remove: func() error { removed = append(removed, "b"); return nil }}}
-	if name, err := remove(file, from); name != "" || err != nil || removed != nil {
-		t.Errorf("without a record: %q, %v, removed %v: that may be another program's", name, err, removed)
-	}
-	if err := record(file, "b"); err != nil {
-		t.Fatal(err)
-	}
-	if name, err := remove(file, from); name != "b" || err != nil || !slices.Equal(removed, []string{"b"}) {
-		t.Errorf("got %q, %v, removed %v", name, err, removed)
-	}
-	if _, err := os.Stat(file); err == nil {
-		t.Error("the record is still there: at the next start another program's rules would be removed")
-	}
-	if err := record(file, "of the future"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := remove(file, from); err == nil || !strings.Contains(err.Error(), "of the future") {
-		t.Errorf("an unknown back end: %v", err)
 	}
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
 // Options say what to clean.
@@ -59,7 +60,7 @@ func Run(ctx context.Context, o Options) ([]Kept, error) {
 		{"mounts", func() error {
 			return unmountBelow(append(kubeletRoots(o.Paths), o.Paths.RunDir, o.Paths.ContainerdRoot)...)
 		}},
-		{"network", func() error { return cleanNetwork(ctx) }},
+		{"network", func() error { return cleanNetwork(ctx, o.Paths.RunDir) }},
 		{"cgroups", func() error { return removeCgroups("kubepods") }},
 		{"run directory", func() error { return keep.removeAll(append(sockets, o.Paths.RunDir)...) }},
 	} {
@@ -87,14 +88,16 @@ func removeData(o Options, keep *keeper, uids []string) error {
 	return errors.Join(append(errs, removeKubeletDir(o.Paths, keep, uids), removeCNICache(keep), keep.removeAll(o.Kubeconfig, o.Paths.DataDir))...)
 }
 
-// cleanNetwork removes what the pod network and the Service proxy made. The carried nft is used: the host may have none.
-func cleanNetwork(ctx context.Context) error {
+// cleanNetwork removes what the pod network made, and what the Service proxy recorded that it made. The carried nft is
+// used: the host may have none.
+func cleanNetwork(ctx context.Context, runDir string) error {
 	restore, err := carriedFirst()
 	if err != nil {
 		return err
 	}
 	defer restore()
-	return errors.Join(cni.Cleanup(ctx, cni.CleanupOptions{}), removeServiceTables(ctx))
+	_, err = servicerules.Remove(servicerules.RecordIn(runDir))
+	return errors.Join(cni.Cleanup(ctx, cni.CleanupOptions{}), err)
 }
 
 // carriedFirst makes the programs beside this one the first that are found on PATH.

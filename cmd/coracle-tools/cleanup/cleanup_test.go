@@ -15,7 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
+
+// In namespaces of its own: the host's network is not a test's to clean.
+func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
 
 func write(t *testing.T, path, text string) {
 	t.Helper()
@@ -78,10 +84,27 @@ func TestMountsBelow(t *testing.T) {
 	}
 }
 
-func TestParseTables(t *testing.T) {
-	got, err := parseTables([]byte(`{"nftables": [{"metainfo": {"version": "1.0.6"}}, {"table": {"family": "ip6", "name": "kube-proxy", "handle": 3}}]}`))
-	if err != nil || !slices.Equal(got, []nftTable{{"ip6", "kube-proxy"}}) {
-		t.Errorf("got %v, %v", got, err)
+// TestOthersServiceTablesStay: the kube-proxy of another cluster on this host calls its tables as coracle's proxy does.
+func TestOthersServiceTablesStay(t *testing.T) {
+	nstest.RequireNFT(t)
+	table, run := nfttable.Table{Family: nfttable.IPv4, Name: servicerules.NFTable}, t.TempDir()
+	if err := nfttable.Ensure(table); err != nil {
+		t.Fatal(err)
+	}
+	if err := cleanNetwork(t.Context(), run); err != nil {
+		t.Fatal(err)
+	}
+	if there, err := nfttable.Exists(table); err != nil || !there {
+		t.Errorf("a table that coracle did not make is there: %v, %v", there, err)
+	}
+	if err := servicerules.Write(servicerules.RecordIn(run), servicerules.NFTables); err != nil {
+		t.Fatal(err)
+	}
+	if err := cleanNetwork(t.Context(), run); err != nil {
+		t.Fatal(err)
+	}
+	if there, err := nfttable.Exists(table); err != nil || there {
+		t.Errorf("the table that coracle made is there: %v, %v", there, err)
 	}
 }
 

@@ -3,78 +3,16 @@
 package cleanup
 
 import (
-	"bytes"
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// serviceTables are those of upstream's Service proxy, which runs inside coracle.
-var serviceTables = []string{"kube-proxy"}
-
-type nftTable struct {
-	Family string `json:"family"`
-	Name   string `json:"name"`
-}
-
-// removeServiceTables asks the nft on PATH, which carriedFirst saw to.
-func removeServiceTables(ctx context.Context) error {
-	out, err := nft(ctx, "--json", "list", "tables")
-	if err != nil {
-		return err
-	}
-	tables, err := parseTables(out)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, t := range tables {
-		if slices.Contains(serviceTables, t.Name) {
-			_, err := nft(ctx, "delete", "table", t.Family, t.Name)
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func parseTables(out []byte) ([]nftTable, error) {
-	var list struct {
-		Nftables []struct {
-			Table *nftTable `json:"table"`
-		} `json:"nftables"`
-	}
-	if err := json.Unmarshal(out, &list); err != nil {
-		return nil, fmt.Errorf("read the list of packet filter tables: %w", err)
-	}
-	var tables []nftTable
-	for _, e := range list.Nftables {
-		if e.Table != nil {
-			tables = append(tables, *e.Table)
-		}
-	}
-	return tables, nil
-}
-
-func nft(ctx context.Context, args ...string) ([]byte, error) {
-	var stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, "nft", args...)
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return nil, fmt.Errorf("nft %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(stderr.Bytes()))
-	}
-	return out, nil
-}
 
 // removeCgroups removes the cgroups of pods in every hierarchy. They are empty by now; another kubelet's are not, and
 // those stay.

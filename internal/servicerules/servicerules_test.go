@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicerules
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nstest"
+)
+
+func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+
+var tables = []nfttable.Table{{Family: nfttable.IPv4, Name: NFTable}, {Family: nfttable.IPv6, Name: NFTable}}
+
+// expect fails unless both tables are there, or neither.
+func expect(t *testing.T, there bool, when string) {
+	t.Helper()
+	for _, table := range tables {
+		if got, err := nfttable.Exists(table); err != nil || got != there {
+			t.Errorf("%s: table %v is there: %v, %v", when, table, got, err)
+		}
+	}
+}
+
+func TestRemoveGoesByTheRecord(t *testing.T) {
+	nstest.Require(t)
+	record := RecordIn(t.TempDir())
+	for _, table := range tables {
+		if err := nfttable.Ensure(table); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if name, err := Remove(record); name != "" || err != nil {
+		t.Errorf("without a record: %q, %v", name, err)
+	}
+	expect(t, true, "without a record, when they may be another program's")
+	if err := Write(record, NFTables); err != nil {
+		t.Fatal(err)
+	}
+	if name, err := Remove(record); name != NFTables || err != nil {
+		t.Errorf("got %q, %v", name, err)
+	}
+	expect(t, false, "with a record")
+	if _, err := os.Stat(record); err == nil {
+		t.Error("the record is still there: the next time another program's rules would be removed")
+	}
+	if err := Write(record, NFTables); err != nil {
+		t.Fatal(err)
+	}
+	if name, err := Remove(record); name != NFTables || err != nil {
+		t.Errorf("with a record but no tables: %q, %v", name, err)
+	}
+}
+
+func TestUnknownBackEnd(t *testing.T) {
+	record := RecordIn(t.TempDir())
+	if err := Write(record, "of the future"); err == nil {
+		t.Error("a back end whose rules cannot be removed may be recorded")
+	}
+	if err := os.WriteFile(record, []byte("of the future\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Remove(record); err == nil || !strings.Contains(err.Error(), "of the future") {
+		t.Errorf("got %v", err)
+	}
+}
