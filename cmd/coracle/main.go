@@ -19,8 +19,8 @@ import (
 )
 
 // gcPercent trades some CPU for memory while the process is at rest: boards have less of the latter. Under load, which a
-// start is too, it is Go's own default. In a control group with little memory less piles up. GOGC in the environment
-// overrides all.
+// start is too, it is Go's own default as long as the heap is small (footprint.Pacer). In a control group with little
+// memory less piles up. GOGC in the environment overrides all.
 const (
 	gcPercent          = 25
 	gcPercentBusy      = 100

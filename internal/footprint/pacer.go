@@ -5,6 +5,7 @@ package footprint
 import (
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"sync"
 	"time"
 )
@@ -16,24 +17,32 @@ const (
 	// idleAbove is the time above which it is at rest again. What lies between changes nothing, so that a process in
 	// between does not swing.
 	idleAbove = 10 * time.Second
+	// busyRoom is how many bytes of garbage may pile up under load as long as that is at least half of what the percentage
+	// for load allows. More would save little time, and at its largest a heap is as scattered as it will stay: Go moves
+	// nothing, and a page of which one object lives on is not given back.
+	busyRoom = 64 << 20
 )
 
 // Pacer chooses how much garbage may pile up by how often it is collected: little at rest, when a small heap costs
-// nothing, and as much as Go's own default under load. It looks only when a collection has ended, so it never wakes an
-// idle process.
+// nothing, and much under load: as much as lives while that is little, and half of that when it is not. It looks only
+// when a collection has ended, so it never wakes an idle process.
 type Pacer struct {
 	idle, busy int // GOGC values, percent
 	now        func() time.Time
 	set        func(percent int)
+	// heap tells how many collections Go began of its own accord, and how many bytes outlived the last one.
+	heap func() (automatic, live uint64)
 
 	mu      sync.Mutex
-	last    time.Time
+	last    time.Time // of such a collection
+	counted uint64    // their number then
 	current int
 }
 
 // NewPacer sets the value for rest and starts to look. now is the clock.
 func NewPacer(idle, busy int, now func() time.Time) *Pacer {
-	p := &Pacer{idle: idle, busy: busy, now: now, set: func(percent int) { debug.SetGCPercent(percent) }, last: now()}
+	p := &Pacer{idle: idle, busy: busy, now: now, set: func(percent int) { debug.SetGCPercent(percent) }, heap: heap, last: now()}
+	p.counted, _ = heap()
 	p.Rest()
 	p.arm()
 	return p
@@ -57,19 +66,38 @@ func (p *Pacer) arm() {
 	})
 }
 
-// collected decides after a collection.
+// collected decides after a collection. One that was asked for, as by Trim, says nothing about the load.
 func (p *Pacer) collected() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	automatic, live := p.heap()
+	if automatic == p.counted {
+		return
+	}
+	p.counted = automatic
 	now := p.now()
 	since := now.Sub(p.last)
 	p.last = now
 	switch {
 	case since < busyBelow:
-		p.change(p.busy)
+		p.change(underLoad(p.busy, live))
 	case since > idleAbove:
 		p.change(p.idle)
 	}
+}
+
+// underLoad returns the percentage for load, given the one for a small heap and how many bytes live. Its steps are coarse,
+// because a change of it stops the process for a moment.
+func underLoad(busy int, live uint64) int {
+	percent := int(busyRoom * 100 / max(live, 1) / 10 * 10)
+	return max(min(percent, busy), busy/2)
+}
+
+// heap asks the Go runtime.
+func heap() (automatic, live uint64) {
+	samples := []metrics.Sample{{Name: "/gc/cycles/automatic:gc-cycles"}, {Name: "/gc/heap/live:bytes"}}
+	metrics.Read(samples)
+	return samples[0].Value.Uint64(), samples[1].Value.Uint64()
 }
 
 func (p *Pacer) change(percent int) {

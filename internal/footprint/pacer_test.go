@@ -3,7 +3,6 @@
 package footprint
 
 import (
-	"runtime"
 	"runtime/debug"
 	"testing"
 	"time"
@@ -12,27 +11,37 @@ import (
 func TestPacer(t *testing.T) {
 	now := time.Unix(0, 0)
 	var set []int
-	p := &Pacer{idle: 25, busy: 100, now: func() time.Time { return now }, set: func(n int) { set = append(set, n) }, last: now}
+	var collections, live uint64
+	p := &Pacer{idle: 25, busy: 100, now: func() time.Time { return now }, set: func(n int) { set = append(set, n) },
+		heap: func() (uint64, uint64) { return collections, live }, last: now}
 	p.Rest()
-	for _, step := range []struct {
-		after time.Duration
-		want  int
-	}{{5 * time.Second, 25}, {time.Second, 100}, {5 * time.Second, 100}, {11 * time.Second, 25}, {3 * time.Second, 25}} {
-		now = now.Add(step.after)
+	for i, step := range []struct {
+		after     time.Duration
+		automatic uint64
+		live      uint64 // MB
+		want      int
+	}{
+		{5 * time.Second, 1, 40, 25}, {time.Second, 1, 40, 100}, {5 * time.Second, 1, 40, 100}, {11 * time.Second, 1, 40, 25}, {3 * time.Second, 1, 40, 25},
+		// Trim collects twice, one right after the other. The next collection is a long time after the last that counts.
+		{0, 0, 40, 25}, {time.Millisecond, 0, 40, 25}, {time.Second, 0, 40, 25}, {3 * time.Second, 1, 40, 25},
+		// Under load less piles up the more there is, down to half.
+		{time.Second, 1, 64, 100}, {time.Second, 1, 80, 80}, {time.Second, 1, 81, 70}, {time.Second, 1, 500, 50}, {time.Second, 1, 60, 100},
+	} {
+		now, collections, live = now.Add(step.after), collections+step.automatic, step.live<<20
 		p.collected()
 		if got := set[len(set)-1]; got != step.want {
-			t.Errorf("%v after the last collection: %d, want %d", step.after, got, step.want)
+			t.Errorf("step %d, %v after the last collection: %d, want %d", i, step.after, got, step.want)
 		}
 	}
-	if len(set) != 3 {
+	if len(set) != 8 {
 		t.Errorf("set to %v: a value that does not change is not set again", set)
 	}
 }
 
-// A real collection is noticed, again and again.
+// Collections that Go begins are noticed, again and again.
 func TestPacerSeesCollections(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(100))
-	seen := make(chan struct{}, 100) // more than the collections of this test
+	seen := make(chan struct{}, 1) // one value says it
 	NewPacer(25, 100, func() time.Time {
 		select {
 		case seen <- struct{}{}:
@@ -41,12 +50,45 @@ func TestPacerSeesCollections(t *testing.T) {
 		return time.Now()
 	})
 	<-seen // at its making
-	for range 3 {
-		runtime.GC()
+	deadline := time.Now().Add(10 * time.Second)
+	for found := 0; found < 3; {
+		garbage = make([]byte, 1<<20)
 		select {
 		case <-seen:
-		case <-time.After(10 * time.Second):
-			t.Fatal("a collection was not noticed")
+			found++
+		default:
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d collections were noticed in 10 s", found)
 		}
 	}
 }
+
+// Trim leaves the process at rest.
+func TestTrimIsNoLoad(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(100))
+	looks := make(chan uint64, 100) // more than the collections of this test
+	p := NewPacer(1000, 2000, time.Now)
+	p.mu.Lock()
+	p.heap = func() (uint64, uint64) {
+		automatic, live := heap()
+		looks <- automatic
+		return automatic, live
+	}
+	p.mu.Unlock()
+	for range 3 {
+		if err := Trim(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-looks
+	<-looks
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.current != 1000 {
+		t.Errorf("after Trim %d%% of garbage may pile up, as under load", p.current)
+	}
+}
+
+// garbage keeps the compiler from leaving an allocation out.
+var garbage []byte
