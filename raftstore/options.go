@@ -38,7 +38,7 @@ type Options struct {
 	// resume and lists that continue, unless there are too many of them. After
 	// twice this time they are gone. Default 5 minutes, as upstream's.
 	HistoryAge time.Duration
-	// HistoryBytes bounds the memory of old revisions. Default 64 MiB, or a
+	// HistoryBytes bounds the memory of old revisions. Default 32 MiB, or a
 	// quarter of the quota if that is less.
 	HistoryBytes int64
 	// ProgressInterval is how often a watch that asked for it hears of
@@ -93,7 +93,7 @@ const (
 	defaultMaxTxnOps        = 128
 	defaultProgressInterval = time.Minute
 	defaultHistoryAge       = 5 * time.Minute
-	defaultHistoryBytes     = 64 << 20
+	defaultHistoryBytes     = 32 << 20
 	defaultRequestTimeout   = 7 * time.Second
 	defaultElectionTimeout  = 300 * time.Millisecond
 	defaultMaxVoters        = 5
