@@ -28,12 +28,15 @@ import (
 //   - fenced writes never go back to an earlier term.
 func (c *cluster) check() {
 	c.Helper()
-	story := c.story()
-	s := newStoryBook(story)
-	for _, problem := range append(s.problems, judge(s, c.record.ops)...) {
+	ops, watches := c.record.all()
+	for i, w := range watches {
+		watches[i] = w.soFar()
+	}
+	s := newStoryBook(story(watches))
+	for _, problem := range append(s.problems, judge(s, ops)...) {
 		c.Errorf("seed %d: %s", c.seed, problem)
 	}
-	for _, w := range c.record.watched {
+	for _, w := range watches {
 		if w.err != nil {
 			c.Errorf("seed %d: watch of %s: %v", c.seed, w.node, w.err)
 		}
@@ -46,20 +49,20 @@ func (c *cluster) check() {
 
 // story is the longest that a server's watches, put together, tell without a
 // gap.
-func (c *cluster) story() []*clientv3.Event {
+func story(watches []*watched) []*clientv3.Event {
 	perNode := make(map[string][]*clientv3.Event)
 	broken := make(map[string]bool)
-	for _, w := range c.record.watched {
+	for _, w := range watches {
 		perNode[w.node] = append(perNode[w.node], w.events...)
 		broken[w.node] = broken[w.node] || w.compacted
 	}
-	var story []*clientv3.Event
+	var longest []*clientv3.Event
 	for node, events := range perNode {
-		if !broken[node] && len(events) > len(story) {
-			story = events
+		if !broken[node] && len(events) > len(longest) {
+			longest = events
 		}
 	}
-	return story
+	return longest
 }
 
 // storyBook is a story with indexes.

@@ -5,6 +5,7 @@ package raftstore
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,13 +55,21 @@ func (h *record) begin(o *operation) {
 	h.mu.Unlock()
 }
 
-func (h *record) end(o *operation, header *pb.ResponseHeader, err error) {
+// end notes an operation's answer.
+func (h *record) end(o *operation, header *pb.ResponseHeader, done bool, found []*mvccpb.KeyValue, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	o.returned, o.err = h.clock.Add(1), err
+	o.returned, o.done, o.found, o.err = h.clock.Add(1), done, found, err
 	if err == nil {
 		o.revision = header.Revision
 	}
+}
+
+// all returns what was done and what was watched so far. Operations must have ended.
+func (h *record) all() ([]*operation, []*watched) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.ops), slices.Clone(h.watched)
 }
 
 // acked counts the writes that were acknowledged so far.
@@ -108,15 +117,17 @@ func (h *record) write(ctx context.Context, o *operation, c clientv3.KV, cmps []
 	h.begin(o)
 	resp, err := txn.Commit()
 	var header *pb.ResponseHeader
+	var done bool
+	var found []*mvccpb.KeyValue
 	if err == nil {
-		header, o.done = resp.Header, resp.Succeeded
+		header, done = resp.Header, resp.Succeeded
 		if !resp.Succeeded {
-			o.found = resp.Responses[0].GetResponseRange().Kvs
+			found = resp.Responses[0].GetResponseRange().Kvs
 		} else if o.what == "delete" {
-			o.done = resp.Responses[0].GetResponseDeleteRange().Deleted > 0
+			done = resp.Responses[0].GetResponseDeleteRange().Deleted > 0
 		}
 	}
-	h.end(o, header, err)
+	h.end(o, header, done, found, err)
 	return o
 }
 
@@ -141,10 +152,11 @@ func (h *record) read(o *operation, get func() (*clientv3.GetResponse, error)) *
 	h.begin(o)
 	resp, err := get()
 	var header *pb.ResponseHeader
+	var found []*mvccpb.KeyValue
 	if err == nil {
-		header, o.found = resp.Header, resp.Kvs
+		header, found = resp.Header, resp.Kvs
 	}
-	h.end(o, header, err)
+	h.end(o, header, false, found, err)
 	return o
 }
 
@@ -168,7 +180,7 @@ func (c *cluster) watch(ctx context.Context, node string, s *Store) *watched {
 	c.record.mu.Lock()
 	for _, earlier := range c.record.watched {
 		if earlier.node == node {
-			w.next = earlier.next
+			w.next = earlier.at()
 		}
 	}
 	c.record.watched = append(c.record.watched, w)
@@ -214,6 +226,13 @@ func (w *watched) at() int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.next
+}
+
+// soFar is a copy that no longer changes: a server's watch goes on until it stops.
+func (w *watched) soFar() *watched {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return &watched{node: w.node, events: slices.Clone(w.events), compacted: w.compacted, err: w.err}
 }
 
 // settle heals the network, restarts who is down, sees that any majority can work,
