@@ -90,26 +90,26 @@ func TestCollectorOfThree(t *testing.T) {
 		if _, err := s.api.Range(c.ctx, &pb.RangeRequest{Key: []byte("a")}); err != nil {
 			t.Fatal(err)
 		}
-		there := gathered(t, leader.running())
+		atLeader := gathered(t, leader.running())
 		for _, name := range []string{
 			"etcd_network_peer_round_trip_time_seconds", "etcd_network_peer_sent_bytes_total",
 			"etcd_network_peer_received_bytes_total", "coracle_store_peer_contact_timestamp_seconds", "etcd_server_is_leader",
 		} {
-			if there[name] <= 0 {
-				t.Errorf("the leader's %s is %v", name, there[name])
+			if atLeader[name] <= 0 {
+				t.Errorf("the leader's %s is %v", name, atLeader[name])
 			}
 		}
-		here := gathered(t, s)
+		atFollower := gathered(t, s)
 		for _, name := range []string{
 			"coracle_store_forwarded_writes_total", "coracle_store_read_index_rounds_total",
 			"coracle_store_read_index_duration_seconds", "etcd_server_has_leader", "etcd_mvcc_put_total",
 		} {
-			if here[name] <= 0 {
-				t.Errorf("a follower's %s is %v", name, here[name])
+			if atFollower[name] <= 0 {
+				t.Errorf("a follower's %s is %v", name, atFollower[name])
 			}
 		}
-		if here["coracle_store_members"] != 3 || here["etcd_server_is_leader"] != 0 {
-			t.Errorf("a follower counts %v members, and leads: %v", here["coracle_store_members"], here["etcd_server_is_leader"])
+		if atFollower["coracle_store_members"] != 3 || atFollower["etcd_server_is_leader"] != 0 {
+			t.Errorf("a follower counts %v members, and leads: %v", atFollower["coracle_store_members"], atFollower["etcd_server_is_leader"])
 		}
 	})
 }

@@ -62,8 +62,8 @@ func (c *cluster) keepAliveAtExpiry() {
 				kept[id] = sent
 			default:
 				refused++
-				if _, _, there := leader.fsm.view().Lease(id); there {
-					c.Errorf("seed %d: a keep-alive called a lease gone that is there", c.seed)
+				if _, _, exists := leader.fsm.view().Lease(id); exists {
+					c.Errorf("seed %d: a keep-alive called a lease gone that exists", c.seed)
 				}
 			}
 		})
@@ -108,14 +108,14 @@ func TestScenarioRepeatedLeaseCommands(t *testing.T) {
 			}
 			number := func(r mvcc.Request) mvcc.Command {
 				command := mvcc.Command{Request: r}
-				if _, ok := through.session.number(&command); !ok {
+				if _, ok := through.peers.session.number(&command); !ok {
 					t.Fatal("no session is open")
 				}
 				return command
 			}
 			grant, revoke := number(&pb.LeaseGrantRequest{ID: id, TTL: ttl}), number(&pb.LeaseRevokeRequest{ID: id})
 			send := func(command mvcc.Command) {
-				if res, err := through.forwarder.propose(c.ctx, nil, command); err != nil || res.Err != nil {
+				if res, err := through.peers.forwarder.propose(c.ctx, nil, command); err != nil || res.Err != nil {
 					t.Fatal(res, err)
 				}
 			}

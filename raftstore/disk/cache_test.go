@@ -89,7 +89,7 @@ func TestCachedLog(t *testing.T) {
 			"snapshot from the leader": func(t *rapid.T) {
 				// One that ends before, in or behind the log, and agrees with it or not.
 				end := snapshotEnd{rapid.Uint64Range(d.Log.snapshot.index, next+5).Draw(t, "index"), 9, members{}}
-				if err := d.join(end); err != nil {
+				if err := d.fit(end); err != nil {
 					t.Fatal(err)
 				}
 				if last, _ := cache.LastIndex(); last == 0 {
@@ -218,7 +218,7 @@ func TestTrail(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := d.join(snapshotEnd{end, 1, members{}}); err != nil {
+		if err := d.fit(snapshotEnd{end, 1, members{}}); err != nil {
 			t.Fatal(err)
 		}
 		return d

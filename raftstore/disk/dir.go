@@ -165,7 +165,7 @@ func open(o Options) (*Dir, error) {
 		o.Logger.Warn("dropped the end of the store's log, which a crash had left incomplete; it was never acknowledged",
 			"file", scanned.torn.path)
 	}
-	err = d.Log.join(newest, false, func() {
+	err = d.Log.fit(newest, false, func() {
 		o.Logger.Info("a snapshot from another server took the place of the log's entries", "index", newest.index)
 	})
 	if err == nil {

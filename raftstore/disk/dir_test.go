@@ -51,7 +51,7 @@ const (
 	lastEntry  = 120
 )
 
-// filled makes a directory with a snapshot, a log that joins it, and raft's
+// filled makes a directory with a snapshot, a log that follows it, and raft's
 // variables, written in several transactions as in life.
 func filled(t *testing.T) string {
 	t.Helper()

@@ -21,7 +21,7 @@ type scannedLog struct {
 	torn     *segment // ends with an append that a crash interrupted
 	bytes    int64    // of entries
 	term     uint64   // the greatest one of entries
-	joined   uint64   // there was a snapshot up to this entry
+	emptied  uint64   // there was a snapshot up to this entry
 	leftover []string // files that a crash kept from being removed
 
 	first   uint64
@@ -71,7 +71,7 @@ func segmentNumbers(dir string) ([]uint64, error) {
 
 // setLeftoverAside returns the newest numbers without gaps. Segments are
 // removed oldest first, but after a power cut an older one may be back.
-// Whether a needed one is missing shows when the log is joined to the
+// Whether a needed one is missing shows when the log is fitted to the
 // snapshot.
 func (l *scannedLog) setLeftoverAside(numbers []uint64) []uint64 {
 	i := len(numbers) - 1
@@ -148,14 +148,14 @@ func (l *scannedLog) add(s *segment, r record) error {
 	case recordCut:
 		cut := Log{first: l.first, places: l.places}
 		cut.forget(r.index)
-		l.places, l.joined = cut.places, max(l.joined, r.term)
+		l.places, l.emptied = cut.places, max(l.emptied, r.term)
 		end := l.first + uint64(len(l.places))
 		l.members = slices.DeleteFunc(l.members, func(index uint64) bool { return index >= end })
 	}
 	return nil
 }
 
-// checkStart refuses a log that does not join the newest snapshot: entries
+// checkStart refuses a log that does not reach back to the newest snapshot: entries
 // between them are lost. Raft saves a term before it stores an entry of it.
 func (l *scannedLog) checkStart(s snapshotEnd, v savedVars) error {
 	vars := filepath.Join(filepath.Dir(l.dir), varsFile)
@@ -164,8 +164,8 @@ func (l *scannedLog) checkStart(s snapshotEnd, v savedVars) error {
 	case len(l.places) > 0 && l.first > s.index+1:
 		return damaged(l.dir, "it starts with log entry %d, and the newest snapshot ends with entry %d: entries are missing",
 			l.first, s.index)
-	case len(l.places) == 0 && l.joined > s.index:
-		return damaged(filepath.Join(filepath.Dir(l.dir), snapshotsDir), "a snapshot up to entry %d or later is missing", l.joined)
+	case len(l.places) == 0 && l.emptied > s.index:
+		return damaged(filepath.Join(filepath.Dir(l.dir), snapshotsDir), "a snapshot up to entry %d or later is missing", l.emptied)
 	case term > 0 && len(v.values) == 0:
 		return damaged(vars, "the server's term is missing")
 	case term > v.term:

@@ -117,7 +117,7 @@ func (i *Inspection) readLog(scanned *scannedLog, newest snapshotEnd) error {
 	if scanned.torn != nil {
 		i.Torn = scanned.torn.path
 	}
-	if err := i.log.join(newest, false, func() {}); err != nil {
+	if err := i.log.fit(newest, false, func() {}); err != nil {
 		return err
 	}
 	i.LastIndex = i.log.last()

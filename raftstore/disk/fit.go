@@ -19,10 +19,10 @@ type snapshotEnd struct {
 // the leader to this log. If it were true, raft 1.8.0 would remove all entries
 // when it installed one, also those that come after it, agree with it and
 // were acknowledged, and not know it (hashicorp/raft issue 697). The log sorts
-// them out itself, in join; and it never has gaps.
+// them out itself, in fit; and it never has gaps.
 func (l *Log) IsMonotonic() bool { return false }
 
-// join fits the log to a snapshot that is installed, or that raft will start from:
+// fit fits the log to a snapshot that is installed, or that raft will start from:
 // its state is the state machine's. Entries that agree with it stay. If the log ends before the snapshot does, or has another
 // entry at the snapshot's end, no entry of it is of use: what the snapshot
 // covers was committed, and the log holds something else. Then entries are gone
@@ -34,7 +34,7 @@ func (l *Log) IsMonotonic() bool { return false }
 //
 // It does not wait for an append that waits for the disk, unless it takes
 // entries away; raft appends nothing then.
-func (l *Log) join(s snapshotEnd, running bool, forget func()) error {
+func (l *Log) fit(s snapshotEnd, running bool, forget func()) error {
 	agrees, err := l.agrees(s)
 	if err != nil {
 		return err
@@ -139,7 +139,7 @@ func (l *Log) continues(entries []*raft.Log) error {
 	return nil
 }
 
-// dropSuperseded cuts, on disk too, what join took away. The caller holds
+// dropSuperseded cuts, on disk too, what fit took away. The caller holds
 // writing.
 func (l *Log) dropSuperseded() error {
 	if !l.superseded {
@@ -177,9 +177,9 @@ func (d *Dir) completed(s snapshotEnd) error {
 	has, err := d.Log.has(s)
 	switch {
 	case err != nil:
-		return fmt.Errorf("join the log to a snapshot: %w", err)
+		return fmt.Errorf("fit the log to a snapshot: %w", err)
 	case has:
-		return d.join(s)
+		return d.fit(s)
 	}
 	d.arrived = &s
 	return nil
@@ -192,22 +192,22 @@ func (d *Dir) Installed() error {
 	if d.arrived == nil {
 		return nil // raft started from it
 	}
-	if err := d.join(*d.arrived); err != nil {
+	if err := d.fit(*d.arrived); err != nil {
 		return err
 	}
 	d.arrived = nil
 	return nil
 }
 
-// join fits the log, and what is in memory of it, to a new snapshot.
-func (d *Dir) join(s snapshotEnd) error {
+// fit fits the log, and what is in memory of it, to a new snapshot.
+func (d *Dir) fit(s snapshotEnd) error {
 	forget := func() {
 		if c := d.cache.Load(); c != nil {
 			c.forget(0, ^uint64(0))
 		}
 	}
-	if err := d.Log.join(s, true, forget); err != nil {
-		return fmt.Errorf("join the log to a snapshot: %w", err)
+	if err := d.Log.fit(s, true, forget); err != nil {
+		return fmt.Errorf("fit the log to a snapshot: %w", err)
 	}
 	return nil
 }
