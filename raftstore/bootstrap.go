@@ -18,17 +18,20 @@ func (s *Store) bootstrap(conf *raft.Config, logs raft.LogStore, transport raft.
 	exists, err := raft.HasExistingState(logs, s.dir.Vars, s.dir.Snapshots)
 	joining, joiningErr := s.dir.Joining()
 	err = errors.Join(err, joiningErr)
-	knowsOthers := joining || len(s.opts.Join) > 0 || len(s.formerPeers) > 0
+	knowsOthers := joining || len(s.opts.Join) > 0 || s.peers != nil && len(s.peers.former) > 0
 	if err == nil && exists && !knowsOthers {
 		exists, err = s.finishedBootstrap(logs)
 	}
-	s.fresh = !exists || joining
-	s.joins = s.fresh && knowsOthers
-	if err == nil && s.joins && s.peers == nil {
-		return errors.New("this server is to join others, and has no network to reach them")
-	}
-	if err == nil && s.joins && !joining {
-		err = s.rememberOthers()
+	fresh := !exists || joining
+	switch {
+	case err != nil:
+	case s.peers != nil:
+		s.peers.fresh, s.peers.joins = fresh, fresh && knowsOthers
+		if s.peers.joins && !joining {
+			err = s.peers.rememberOthers()
+		}
+	case fresh && knowsOthers:
+		err = errors.New("this server is to join others, and has no network to reach them")
 	}
 	if err != nil || exists || knowsOthers {
 		return err
@@ -41,15 +44,15 @@ func (s *Store) bootstrap(conf *raft.Config, logs raft.LogStore, transport raft.
 // rememberOthers notes where the servers are that this one is to join. Until it
 // has something of theirs, only that note keeps a later start, at which nobody
 // tells of them any more, from beginning a second cluster.
-func (s *Store) rememberOthers() error {
-	peers := slices.Clone(s.formerPeers)
-	for _, address := range s.opts.Join {
+func (p *peers) rememberOthers() error {
+	peers := slices.Clone(p.former)
+	for _, address := range p.s.opts.Join {
 		address = dialAddress(raft.ServerAddress(address))
 		if !slices.ContainsFunc(peers, func(p disk.Peer) bool { return p.Address == address }) {
 			peers = append(peers, disk.Peer{Address: address})
 		}
 	}
-	return s.dir.StartJoining(peers)
+	return p.s.dir.StartJoining(peers)
 }
 
 // finishedBootstrap says whether the directory holds more than raft's first

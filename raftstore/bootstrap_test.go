@@ -58,11 +58,11 @@ func TestJoiningIsRemembered(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.savePeers()
+		s.peers.savePeers()
 		if servers := s.raft.GetConfiguration().Configuration().Servers; len(servers) > 0 {
 			t.Errorf("it began a cluster: %v", servers)
 		}
-		if known := s.known(); i < 2 && !slices.Equal(known, []string{nobody.Address}) {
+		if known := s.peers.known(); i < 2 && !slices.Equal(known, []string{nobody.Address}) {
 			t.Errorf("it knows of %v", known)
 		}
 		if err := s.Close(ctx); err != nil {

@@ -11,6 +11,8 @@ import (
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
 // What servers ask of one another. Requests and answers of those that are
@@ -32,38 +34,38 @@ const (
 var errHung = status.Error(codes.Unavailable, "raftstore: this server's disk hangs")
 
 // serveCall answers another server.
-func (s *Store) serveCall(ctx context.Context, from, method string, body []byte) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.opts.RequestTimeout)
+func (p *peers) serveCall(ctx context.Context, from, method string, body []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.s.opts.RequestTimeout)
 	defer cancel()
 	switch method {
 	case callWrite:
-		return s.serveWrite(ctx, body)
+		return p.serveWrite(ctx, body)
 	case callRead:
 		if len(body) != 8 {
 			return nil, status.Error(codes.InvalidArgument, "raftstore: a read needs a term")
 		}
-		index, err := s.reads.serve(ctx, raft.ServerID(from), binary.LittleEndian.Uint64(body))
+		index, err := p.reads.serve(ctx, raft.ServerID(from), binary.LittleEndian.Uint64(body))
 		if err != nil {
 			return nil, err
 		}
 		return binary.LittleEndian.AppendUint64(nil, index), nil
 	case callTerm:
-		if s.hung() {
+		if p.s.hung() {
 			return nil, errHung
 		}
-		return append(binary.LittleEndian.AppendUint64(nil, s.raft.CurrentTerm()), s.id...), nil
+		return append(binary.LittleEndian.AppendUint64(nil, p.s.raft.CurrentTerm()), p.s.id...), nil
 	case callRenew:
-		return serveJSON(ctx, body, s.renewHere)
+		return serveJSON(ctx, body, p.s.renewHere)
 	case callLease:
-		return serveJSON(ctx, body, s.leaseHere)
+		return serveJSON(ctx, body, p.s.leaseHere)
 	case callLeases:
-		return serveJSON(ctx, body, s.leasesHere)
+		return serveJSON(ctx, body, p.s.leasesHere)
 	case callInfo:
-		return serveJSON(ctx, body, s.serveInfo)
+		return serveJSON(ctx, body, p.serveInfo)
 	case callJoin:
-		return serveJSON(ctx, body, s.serveJoin)
+		return serveJSON(ctx, body, p.serveJoin)
 	case callRemove:
-		return serveJSON(ctx, body, s.serveRemove)
+		return serveJSON(ctx, body, p.s.serveRemove)
 	}
 	return nil, status.Errorf(codes.Unimplemented, "raftstore: this version has no call %q", method)
 }
@@ -93,12 +95,12 @@ func callError(err error) error {
 }
 
 // callAt calls a server by its address.
-func callAt[A, Q any](ctx context.Context, s *Store, address, method string, request Q) (answer A, err error) {
+func callAt[A, Q any](ctx context.Context, t *peer.Transport, address, method string, request Q) (answer A, err error) {
 	body, err := json.Marshal(request)
 	if err != nil {
 		return answer, err
 	}
-	reply, err := s.peers.Call(ctx, address, method, body)
+	reply, err := t.Call(ctx, address, method, body)
 	if err != nil {
 		return answer, err
 	}
@@ -123,7 +125,7 @@ func atLeader[A, Q any](ctx context.Context, s *Store, method string, request Q,
 		} else {
 			call, cancel := context.WithCancel(ctx)
 			stop := cancelWhen(moved, cancel)
-			answer, err = callAt[A](call, s, string(lead.Address), method, request)
+			answer, err = callAt[A](call, s.peers.Transport, string(lead.Address), method, request)
 			stop()
 			cancel()
 		}

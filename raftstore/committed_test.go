@@ -14,11 +14,11 @@ func TestCommittedByTheNextLeader(t *testing.T) {
 	if _, err := s.Client().Put(ctx, "a", "1"); err != nil {
 		t.Fatal(err)
 	}
-	lead, _ := s.lead.get()
+	lead, _ := s.leadership.get()
 	if term, index, ok := s.committed(); !ok || term != lead.Term || index != s.fsm.view().Applied() {
 		t.Fatalf("as leader: term %d, entry %d, %v", term, index, ok)
 	}
-	s.lead.set(Leadership{Leader: true, Term: lead.Term - 1}) // not noticed yet
+	s.leadership.set(Leadership{Leader: true, Term: lead.Term - 1}) // not noticed yet
 	if term, index, ok := s.committed(); ok {
 		t.Fatalf("of another's: term %d, entry %d", term, index)
 	}

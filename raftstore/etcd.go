@@ -94,7 +94,7 @@ func (s *Store) RemoveMemberID(ctx context.Context, id uint64) error {
 // MoveLeader makes the voter with this member id lead; like etcd's, it is for
 // the leader.
 func (s *Store) MoveLeader(ctx context.Context, id uint64) error {
-	if lead, _ := s.lead.get(); !lead.Leader {
+	if lead, _ := s.leadership.get(); !lead.Leader {
 		return rpctypes.ErrGRPCNotLeader
 	}
 	if id == s.memberID {

@@ -53,7 +53,7 @@ func (s *Store) confirmLeading(ctx context.Context, term uint64) error {
 	if err := s.leadsIn(term); err != nil || s.peers == nil {
 		return err
 	}
-	_, err := s.reads.serve(ctx, s.id, term)
+	_, err := s.peers.reads.serve(ctx, s.id, term)
 	if over := s.leadsIn(term); over != nil {
 		return over
 	}
@@ -62,7 +62,7 @@ func (s *Store) confirmLeading(ctx context.Context, term uint64) error {
 
 // leadsIn returns ErrFenced unless this server leads in a term.
 func (s *Store) leadsIn(term uint64) error {
-	if lead, _ := s.lead.get(); !lead.Leader || lead.Term != term {
+	if lead, _ := s.leadership.get(); !lead.Leader || lead.Term != term {
 		return mvcc.ErrFenced
 	}
 	return nil

@@ -5,7 +5,32 @@ package raftstore
 import (
 	"encoding/binary"
 	"hash/fnv"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/raftstore/disk"
 )
+
+// identity is who a server is: for people, for raft, and for etcd's protocol.
+type identity struct {
+	name      string // the server's
+	id        raft.ServerID
+	address   raft.ServerAddress
+	memberID  uint64
+	clusterID uint64
+}
+
+func identityOf(d disk.Identity, o Options) identity {
+	id := raft.ServerID(d.Member)
+	i := identity{
+		name: d.Node, id: id, memberID: memberID(d.Member), clusterID: clusterNumber(d.Cluster),
+		address: raft.ServerAddress(id), // of a server that talks to nobody
+	}
+	if o.Network != nil {
+		i.address = withLevel(raftAddress(id, o.Network.Address), o.level)
+	}
+	return i
+}
 
 // memberID is the number by which etcd's protocol names a server.
 func memberID(nodeID string) uint64 { return idOf("member", nodeID) }

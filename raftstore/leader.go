@@ -39,6 +39,9 @@ type leaderBoard struct {
 	// replaced when there is one.
 	present    context.Context
 	endPresent context.CancelFunc
+
+	refreshing sync.Mutex    // one look at who leads at a time
+	heard      chan struct{} // capacity 1: the transport heard another leader
 }
 
 // leaderlessAfter is how long there may be no leader before streams that require
@@ -46,7 +49,7 @@ type leaderBoard struct {
 const leaderlessAfter = 3 * time.Second
 
 func newLeaderBoard() *leaderBoard {
-	b := &leaderBoard{changed: make(chan struct{})}
+	b := &leaderBoard{changed: make(chan struct{}), heard: make(chan struct{}, 1)}
 	b.present, b.endPresent = context.WithCancel(context.Background())
 	return b
 }
@@ -124,9 +127,9 @@ func (s *Store) awaitLeader(ctx context.Context) (leader, <-chan struct{}, error
 // part in raft, but still hears the new leader: so a message of a later term
 // than raft's own counts for more than what raft says.
 func (s *Store) refreshLeader() {
-	s.refreshing.Lock()
-	defer s.refreshing.Unlock()
-	lead, _ := s.lead.get()
+	s.leader.refreshing.Lock()
+	defer s.leader.refreshing.Unlock()
+	lead, _ := s.leadership.get()
 	now := leader{Term: s.raft.CurrentTerm()}
 	address, id := s.raft.LeaderWithID()
 	switch {
@@ -150,7 +153,7 @@ func (s *Store) refreshLeader() {
 // noticed yet.
 func (s *Store) deposed(term uint64) {
 	select {
-	case s.overtaken <- term:
+	case s.leadership.overtaken <- term:
 	default: // one is waiting already
 	}
 }
@@ -164,7 +167,7 @@ func (s *Store) watchLeader(ctx context.Context) {
 	})
 	s.raft.RegisterObserver(observer)
 	defer s.raft.DeregisterObserver(observer)
-	_, changed := s.lead.get()
+	_, changed := s.leadership.get()
 	patience := time.NewTimer(leaderlessAfter)
 	defer patience.Stop()
 	for had := false; ; {
@@ -180,12 +183,12 @@ func (s *Store) watchLeader(ctx context.Context) {
 		case <-patience.C:
 			s.leader.endStreams()
 			if s.peers != nil && !now.known() {
-				s.spawn(func() { s.sayIfRemoved(ctx) })
+				s.spawn(func() { s.peers.sayIfRemoved(ctx) })
 			}
 		case <-news:
 		case <-changed:
-			_, changed = s.lead.get()
-		case <-s.heard:
+			_, changed = s.leadership.get()
+		case <-s.leader.heard:
 		}
 	}
 }

@@ -26,9 +26,17 @@ type leadership struct {
 	closed  bool
 	changed chan struct{} // closed and replaced at each change
 	subs    []chan Leadership
+
+	// notices are raft's: won or lost. Raft blocks on it; the reader is rarely late.
+	notices chan bool
+	// overtaken is a term of this server's that is over, although raft has not
+	// noticed yet. Its capacity is 1.
+	overtaken chan uint64
 }
 
-func newLeadership() *leadership { return &leadership{changed: make(chan struct{})} }
+func newLeadership() *leadership {
+	return &leadership{changed: make(chan struct{}), notices: make(chan bool, 16), overtaken: make(chan uint64, 1)}
+}
 
 func (l *leadership) set(now Leadership) {
 	l.mu.Lock()
@@ -90,7 +98,7 @@ func (l *leadership) close() {
 // Leadership returns a channel of this server's leadership, beginning with the
 // present one. A receiver that is late sees only the newest value. The channel
 // is closed when the store is.
-func (s *Store) Leadership() <-chan Leadership { return s.lead.subscribe() }
+func (s *Store) Leadership() <-chan Leadership { return s.leadership.subscribe() }
 
 // runLeadership turns raft's notices into Leadership, and runs what a leader must
 // do for as long as it leads. It ends when ctx does.
@@ -105,18 +113,18 @@ func (s *Store) runLeadership(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case leads = <-s.raftLeads:
-			leads, _ = newest(s.raftLeads, leads)
-			if lead, _ := s.lead.get(); leads && lead.Leader && lead.Term == s.raft.CurrentTerm() {
+		case leads = <-s.leadership.notices:
+			leads, _ = newest(s.leadership.notices, leads)
+			if lead, _ := s.leadership.get(); leads && lead.Leader && lead.Term == s.raft.CurrentTerm() {
 				continue // taken up already
 			}
-		case term := <-s.overtaken:
-			if lead, _ := s.lead.get(); !lead.Leader || lead.Term != term {
+		case term := <-s.leadership.overtaken:
+			if lead, _ := s.leadership.get(); !lead.Leader || lead.Term != term {
 				continue
 			}
 			s.log.Warn("another server leads the store now: this one's disk did not keep up", "term", term)
 		}
-		s.lead.set(Leadership{Term: s.raft.CurrentTerm()})
+		s.leadership.set(Leadership{Term: s.raft.CurrentTerm()})
 		stop()
 		stop = func() {}
 		if !leads {
@@ -124,7 +132,7 @@ func (s *Store) runLeadership(ctx context.Context) {
 		}
 		if term, ok := s.takeUp(); ok {
 			stop = s.startDuties(ctx, term)
-			s.lead.set(Leadership{Leader: true, Term: term})
+			s.leadership.set(Leadership{Leader: true, Term: term})
 		}
 	}
 }
@@ -140,7 +148,7 @@ func (s *Store) takeUp() (term uint64, ok bool) {
 			s.log.Warn("lost the leadership before taking it up", "term", term, "err", err)
 		}
 		// What raft said of earlier terms it said before it took the barrier.
-		leads, more := newest(s.raftLeads, true)
+		leads, more := newest(s.leadership.notices, true)
 		switch {
 		case leads && err == nil && s.raft.CurrentTerm() == term:
 			return term, true
@@ -172,7 +180,7 @@ func (s *Store) startDuties(ctx context.Context, term uint64) (stop func()) {
 	duties.Go(func() { s.lessor.run(ctx) })
 	duties.Go(func() { s.compactor.run(ctx) })
 	if s.peers != nil {
-		duties.Go(func() { s.runSteward(ctx) })
+		duties.Go(func() { s.peers.runSteward(ctx) })
 	}
 	return func() {
 		cancel()
@@ -183,7 +191,7 @@ func (s *Store) startDuties(ctx context.Context, term uint64) (stop func()) {
 
 // waitLeader waits until this server leads and may serve.
 func (s *Store) waitLeader(ctx context.Context) error {
-	lead, changed := s.lead.get()
+	lead, changed := s.leadership.get()
 	if lead.Leader {
 		return nil
 	}
@@ -199,7 +207,7 @@ func (s *Store) waitLeader(ctx context.Context) error {
 			return rpctypes.ErrGRPCTimeout
 		case <-changed:
 		}
-		if lead, changed = s.lead.get(); lead.Leader {
+		if lead, changed = s.leadership.get(); lead.Leader {
 			return nil
 		}
 	}

@@ -13,12 +13,12 @@ import (
 func TestOldNoticesOfLeadership(t *testing.T) {
 	ctx := testContext(t)
 	s := openCluster(t, 3)[0]
-	lead, changed := s.lead.get()
+	lead, changed := s.leadership.get()
 	if !lead.Leader {
 		t.Fatal("the first server does not lead")
 	}
 	// The reader looks at its term, and passes over one that is not its own.
-	come := func() { s.overtaken <- 0 }
+	come := func() { s.leadership.overtaken <- 0 }
 	taken := func(waiting func() int) {
 		for waiting() > 0 {
 			if ctx.Err() != nil {
@@ -27,19 +27,19 @@ func TestOldNoticesOfLeadership(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	s.lead.mu.Lock() // so it is late
+	s.leadership.mu.Lock() // so it is late
 	come()
-	taken(func() int { return len(s.overtaken) })
+	taken(func() int { return len(s.leadership.overtaken) })
 	for _, leads := range []bool{true, false, true} {
-		s.raftLeads <- leads
+		s.leadership.notices <- leads
 	}
-	s.lead.mu.Unlock()
-	taken(func() int { return len(s.raftLeads) })
+	s.leadership.mu.Unlock()
+	taken(func() int { return len(s.leadership.notices) })
 	come()
-	taken(func() int { return len(s.overtaken) }) // the reader is done with the others
+	taken(func() int { return len(s.leadership.overtaken) }) // the reader is done with the others
 	select {
 	case <-changed:
-		now, _ := s.lead.get()
+		now, _ := s.leadership.get()
 		t.Errorf("%+v became %+v, although raft never lost it", lead, now)
 	default:
 	}

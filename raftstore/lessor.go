@@ -264,7 +264,7 @@ func (h *expiries) Pop() any {
 
 // expire is how the lessor revokes. That the lease is gone it hears from observe.
 func (s *Store) expire(ctx context.Context, id int64) error {
-	lead, _ := s.lead.get()
+	lead, _ := s.leadership.get()
 	_, err := s.Write(WithTerm(ctx, lead.Term), &pb.LeaseRevokeRequest{ID: id})
 	if err == nil || errors.Is(err, rpctypes.ErrGRPCLeaseNotFound) {
 		return nil

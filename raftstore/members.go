@@ -149,7 +149,7 @@ func (s *Store) RemoveMember(ctx context.Context, name string) error {
 
 func (s *Store) serveRemove(ctx context.Context, r removeCall) (nothing, error) {
 	for removed := false; ctx.Err() == nil; {
-		if lead, _ := s.lead.get(); !lead.Leader {
+		if lead, _ := s.leadership.get(); !lead.Leader {
 			return nothing{}, errNotLeader
 		}
 		members, at := s.dir.Log.Members()
@@ -217,7 +217,7 @@ func (s *Store) canDoWithout(ctx context.Context, members []raft.Server, id raft
 			continue
 		}
 		if !s.spawn(func() {
-			_, err := s.ask(ctx, server)
+			_, err := s.peers.ask(ctx, server)
 			answers <- err == nil
 		}) {
 			return ErrClosed
@@ -251,188 +251,10 @@ type infoAnswer struct {
 	Full        bool   // it has no room on its disk
 }
 
-func (s *Store) serveInfo(context.Context, nothing) (infoAnswer, error) {
-	lead, _ := s.leader.get()
+func (p *peers) serveInfo(context.Context, nothing) (infoAnswer, error) {
+	lead, _ := p.s.leader.get()
 	return infoAnswer{
-		Cluster: s.dir.Identity.Cluster, ID: string(s.id), Leader: string(lead.Address),
-		Applied: s.raft.AppliedIndex(), Full: errors.Is(s.admit(), rpctypes.ErrGRPCNoSpace), Members: s.raft.GetConfiguration().Configuration().Servers,
+		Cluster: p.s.dir.Identity.Cluster, ID: string(p.s.id), Leader: string(lead.Address),
+		Applied: p.s.raft.AppliedIndex(), Full: errors.Is(p.s.admit(), rpctypes.ErrGRPCNoSpace), Members: p.s.raft.GetConfiguration().Configuration().Servers,
 	}, nil
-}
-
-type joinCall struct{ ID, Address string }
-
-// sameServer says that a member is the server that says that it is: at the same
-// address, or at one where it is met now that the other one does not answer.
-func (s *Store) sameServer(m raft.Server, id raft.ServerID, address raft.ServerAddress) bool {
-	if m.ID != id {
-		return false
-	}
-	at := dialAddress(address)
-	return dialAddress(m.Address) == at || s.peers != nil && dialAddress(s.peers.Where(id, m.Address)) == at
-}
-
-// serveJoin takes a server in, or notes its new address.
-func (s *Store) serveJoin(_ context.Context, r joinCall) (nothing, error) {
-	if lead, _ := s.lead.get(); !lead.Leader {
-		return nothing{}, errNotLeader
-	}
-	if r.ID == "" || r.Address == "" {
-		return nothing{}, status.Error(codes.InvalidArgument, "raftstore: a member needs an id and an address")
-	}
-	id, address := raft.ServerID(r.ID), raft.ServerAddress(r.Address)
-	add := s.raft.AddNonvoter
-	members, at := s.dir.Log.Members()
-	if err := readable(members.Servers, address); err != nil {
-		return nothing{}, err
-	}
-	for _, server := range members.Servers {
-		// Two servers of one name, or with copies of one directory, would take
-		// each other's place again and again.
-		if disk.NodeOf(string(server.ID)) == disk.NodeOf(r.ID) && !s.sameServer(server, id, address) &&
-			(server.ID == s.id && id != s.id || s.answers(server.ID, 3*s.opts.ElectionTimeout)) {
-			return nothing{}, status.Errorf(codes.FailedPrecondition,
-				"raftstore: there is a server %q at %s already, and it answers", disk.NodeOf(r.ID), dialAddress(server.Address))
-		}
-		if server.ID != id {
-			continue
-		}
-		if server.Address == address {
-			if err := s.await(s.raft.Barrier(0)); err != nil { // until that is committed
-				return nothing{}, callError(err)
-			}
-			return nothing{}, nil
-		}
-		if server.Suffrage == raft.Voter {
-			add = s.raft.AddVoter
-		}
-	}
-	if err := s.await(add(id, address, at, 0)); err != nil {
-		return nothing{}, callError(err)
-	}
-	s.log.Info("a server is in the store's cluster", "member", id, "address", address)
-	return nothing{}, nil
-}
-
-// announce makes sure that the cluster has this server, under its present
-// address. It tries until it succeeds or ctx is done.
-func (s *Store) announce(ctx context.Context) {
-	const pause = 100 * time.Millisecond
-	for failures := 0; ; failures++ {
-		err := s.announceOnce(ctx, failures)
-		if err == nil && s.joins {
-			if err := s.dir.Joined(); err != nil { // the next start asks again
-				s.log.Warn("this server has joined the store's cluster", "err", err)
-			}
-		}
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		if failures == 50 || failures%600 == 599 {
-			s.log.Warn("still not in the store's cluster; trying on", "err", err)
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-timer.C:
-		}
-	}
-}
-
-var errNoAnswer = errors.New("raftstore: no server of the cluster answers")
-
-func (s *Store) announceOnce(ctx context.Context, round int) error {
-	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
-		// A new one's being there may not be committed, and be undone by the
-		// next leader: then nobody would speak to it any more.
-		if server.ID == s.id && server.Address == s.address && !s.joins {
-			return nil
-		}
-	}
-	me := joinCall{ID: string(s.id), Address: string(s.address)}
-	lead, _ := s.leader.get()
-	if lead.Self {
-		_, err := s.serveJoin(ctx, me)
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	leader := string(lead.Address)
-	if leader == "" {
-		addresses := s.known()
-		if len(addresses) == 0 {
-			return errNoAnswer
-		}
-		info, err := callAt[infoAnswer](ctx, s, addresses[round%len(addresses)], callInfo, nothing{})
-		if err != nil {
-			return err
-		}
-		if leader = info.Leader; leader == "" {
-			return errNotLeader
-		}
-	}
-	if !s.fresh {
-		info, err := callAt[infoAnswer](ctx, s, leader, callInfo, nothing{})
-		if err != nil {
-			return err
-		}
-		if info.Leader != leader {
-			return errNotLeader
-		}
-		if !slices.ContainsFunc(info.Members, func(m raft.Server) bool { return m.ID == s.id }) {
-			return nil // it was taken out: it must not come back by itself
-		}
-	}
-	_, err := callAt[nothing](ctx, s, leader, callJoin, me)
-	return err
-}
-
-// known lists where other servers may be.
-func (s *Store) known() []string {
-	var out []string
-	add := func(address string) {
-		address = dialAddress(raft.ServerAddress(address))
-		if address == "" || address == s.opts.Network.Address {
-			return
-		}
-		for _, a := range out {
-			if a == address {
-				return
-			}
-		}
-		out = append(out, address)
-	}
-	for _, a := range s.opts.Join {
-		add(a)
-	}
-	for _, p := range s.formerPeers {
-		add(p.Address)
-	}
-	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
-		add(string(server.Address))
-	}
-	return out
-}
-
-// sayIfRemoved tells the operator if the others have a leader and do not count
-// this server among them. Nothing else would: nobody speaks to it any more.
-func (s *Store) sayIfRemoved(ctx context.Context) {
-	for _, address := range s.known() {
-		call, cancel := context.WithTimeout(ctx, time.Second)
-		info, err := callAt[infoAnswer](call, s, address, callInfo, nothing{})
-		cancel()
-		if err != nil || info.Leader == "" {
-			continue
-		}
-		for _, server := range info.Members {
-			if server.ID == s.id {
-				return
-			}
-		}
-		s.log.Error("this server was taken out of the store's cluster. What it holds is kept, but nobody counts it. "+
-			"To let it join again, stop it, move the store's directory away, and start it with the address of another server",
-			"directory", s.opts.Dir, "asked", address)
-		return
-	}
 }

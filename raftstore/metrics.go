@@ -29,7 +29,7 @@ func (p sampler) Sample() metrics.Sample {
 	s := p.s
 	view := s.fsm.view()
 	stats := view.Stats()
-	lead, _ := s.lead.get()
+	lead, _ := s.leadership.get()
 	out := metrics.Sample{
 		Version: etcdapi.Version, Member: s.memberID,
 		Leads: lead.Leader, Term: s.raft.CurrentTerm(), Committed: s.raft.CommitIndex(), Applied: s.raft.AppliedIndex(),
@@ -39,7 +39,6 @@ func (p sampler) Sample() metrics.Sample {
 	}
 	leader, _ := s.leader.get()
 	out.HasLeader, out.LeaderChanges = leader.known(), s.leader.leaderChanges()
-	out.ForwardedWrites = s.forwarded.Load()
 	watches := s.watches.Stats()
 	out.Watches, out.BehindWatches, out.PendingEvents, out.Events = watches.Watches, watches.Behind, watches.Queued, watches.Delivered
 	out.Stalled = s.dir.Stalled()
@@ -53,7 +52,7 @@ func (p sampler) Sample() metrics.Sample {
 		}
 	}
 	if s.peers != nil {
-		out.ReadRounds = s.reads.rounds.Load()
+		out.ForwardedWrites, out.ReadRounds = s.peers.forwarded.Load(), s.peers.reads.rounds.Load()
 		for _, peer := range s.peers.Peers() {
 			if peer.ID == "" {
 				continue // callers that are no members

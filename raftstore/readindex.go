@@ -30,7 +30,7 @@ func (s *Store) Linearizable(ctx context.Context) (*mvcc.View, error) {
 		}
 		return s.fsm.view(), nil
 	}
-	index, err := s.reads.index(ctx)
+	index, err := s.peers.reads.index(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +155,7 @@ func (r *reads) ask(ctx context.Context, lead leader, moved <-chan struct{}) (ui
 // this leader, which knew it first, and in earlier ones before its barrier. Not
 // what is applied here: a follower may be ahead in that, and have shown it.
 func (r *reads) serve(ctx context.Context, asker raft.ServerID, askersTerm uint64) (uint64, error) {
-	lead, _ := r.s.lead.get()
+	lead, _ := r.s.leadership.get()
 	if !lead.Leader {
 		return 0, errNotLeader
 	}
@@ -192,7 +192,7 @@ func (r *reads) committedCommand() (uint64, error) {
 	applied := r.s.fsm.view().Applied()
 	for index := r.s.raft.CommitIndex(); index > applied; index-- {
 		var entry raft.Log
-		err := r.s.logs.GetLog(index, &entry)
+		err := r.s.peers.logs.GetLog(index, &entry)
 		if errors.Is(err, raft.ErrLogNotFound) {
 			// A snapshot took its place and that of all before it. So the state
 			// machine had applied, or read from there, what commands there were.

@@ -40,9 +40,9 @@ func TestGivenUpNumberIsReplaced(t *testing.T) {
 	if _, err := s.api.Put(ctx, &pb.PutRequest{Key: []byte("a"), Value: []byte("1")}); err != nil {
 		t.Fatal(err)
 	}
-	s.session.mu.Lock()
-	id, next := s.session.id, s.session.last+3
-	s.session.mu.Unlock()
+	s.peers.session.mu.Lock()
+	id, next := s.peers.session.id, s.peers.session.last+3
+	s.peers.session.mu.Unlock()
 	same := &pb.PutRequest{Key: []byte("b"), Value: []byte("2")}
 	res, err := s.proposer.propose(ctx, nil, mvcc.Command{Request: same, Session: id, Seq: next, Floor: next})
 	if err != nil || res.Err != nil {
@@ -61,7 +61,7 @@ func TestRemoveKeepsAMajority(t *testing.T) {
 	until(ctx, t, "a leader", func() bool { lead, _ := stores[0].leader.get(); return lead.known() })
 	var leader, dead, other *Store
 	for _, s := range stores {
-		switch lead, _ := s.lead.get(); {
+		switch lead, _ := s.leadership.get(); {
 		case lead.Leader:
 			leader = s
 		case dead == nil:
@@ -141,7 +141,7 @@ func TestJoinUnderATakenName(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := twin.announceOnce(ctx, 0); status.Code(err) != codes.FailedPrecondition {
+	if err := twin.peers.announceOnce(ctx, 0); status.Code(err) != codes.FailedPrecondition {
 		t.Fatalf("join: %v", err)
 	}
 	if n := len(stores[0].Members()); n != 2 {
@@ -166,7 +166,7 @@ func TestReadsAfterRecovery(t *testing.T) {
 	for range 3 { // each new leader begins with entries of raft's
 		until(ctx, t, "the leadership moves", func() bool {
 			for _, s := range stores {
-				if lead, _ := s.lead.get(); lead.Leader {
+				if lead, _ := s.leadership.get(); lead.Leader {
 					return s.TransferLeadership(ctx) == nil
 				}
 			}

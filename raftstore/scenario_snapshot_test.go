@@ -224,7 +224,7 @@ func TestScenarioLeases(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			there := func(key string) bool {
+			exists := func(key string) bool {
 				resp, err := c.leader().running().Client().KV.Get(c.within(5*time.Second), key)
 				if err != nil {
 					t.Errorf("seed %d: %v", seed, err)
@@ -245,7 +245,7 @@ func TestScenarioLeases(t *testing.T) {
 			next := c.leader()
 			elected := time.Now()
 			c.pass(8 * time.Second)
-			if !there("left") {
+			if !exists("left") {
 				t.Errorf("seed %d: a lease expired %v after the leader had changed", seed, time.Since(crashed))
 			}
 			renew()
@@ -254,14 +254,14 @@ func TestScenarioLeases(t *testing.T) {
 				t.Errorf("seed %d: %+v, %v after %v", seed, ttl, err, time.Since(elected))
 			}
 			c.pass(3 * time.Second)
-			if there("left") || !there("kept") {
-				t.Errorf("seed %d: left: %v, kept: %v", seed, there("left"), there("kept"))
+			if exists("left") || !exists("kept") {
+				t.Errorf("seed %d: left: %v, kept: %v", seed, exists("left"), exists("kept"))
 			}
 			leader.start()
 			if _, err := through.Revoke(c.within(5*time.Second), kept.ID); err != nil {
 				t.Errorf("seed %d: %v", seed, err)
 			}
-			if there("kept") {
+			if exists("kept") {
 				t.Errorf("seed %d: the lease is revoked, its key there", seed)
 			}
 			w.stop()

@@ -37,7 +37,7 @@ const (
 )
 
 // runSteward looks after the votes while this server leads.
-func (s *Store) runSteward(ctx context.Context) {
+func (p *peers) runSteward(ctx context.Context) {
 	ticker := time.NewTicker(stewardTick)
 	defer ticker.Stop()
 	known := make(map[raft.ServerID]time.Time)
@@ -48,22 +48,22 @@ func (s *Store) runSteward(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		if !errors.Is(s.admit(), rpctypes.ErrGRPCNoSpace) {
+		if !errors.Is(p.s.admit(), rpctypes.ErrGRPCNoSpace) {
 			full = time.Time{}
 		} else if full.IsZero() {
 			full = time.Now()
-		} else if time.Since(full) > fullFor && s.othersVote() {
-			s.handToRoom(ctx)
+		} else if time.Since(full) > fullFor && p.othersVote() {
+			p.handToRoom(ctx)
 			full = time.Now() // not again at once
 		}
 		// One change after the other, without a pause: with an even number of
 		// voters one server less may be lost.
 		for range 4 {
-			servers, at := s.dir.Log.Members()
-			change := voters.Next(s.observe(ctx, servers.Servers, known), s.opts.MaxVoters)
-			err := s.carryOut(change, at)
+			servers, at := p.s.dir.Log.Members()
+			change := voters.Next(p.observe(ctx, servers.Servers, known), p.s.opts.MaxVoters)
+			err := p.carryOut(change, at)
 			if err != nil && ctx.Err() == nil {
-				s.log.Warn("could not change the store's voters; will try again", "member", change.Member.ID, "err", err)
+				p.s.log.Warn("could not change the store's voters; will try again", "member", change.Member.ID, "err", err)
 			}
 			if change.Action == voters.Keep || err != nil || ctx.Err() != nil {
 				break
@@ -73,45 +73,45 @@ func (s *Store) runSteward(ctx context.Context) {
 }
 
 // handToRoom makes a voter lead whose disk is not full, if there is one.
-func (s *Store) handToRoom(ctx context.Context) {
-	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
-		if server.Suffrage != raft.Voter || server.ID == s.id {
+func (p *peers) handToRoom(ctx context.Context) {
+	for _, server := range p.s.raft.GetConfiguration().Configuration().Servers {
+		if server.Suffrage != raft.Voter || server.ID == p.s.id {
 			continue
 		}
-		if info, err := s.ask(ctx, server); err != nil || info.Full {
+		if info, err := p.ask(ctx, server); err != nil || info.Full {
 			continue
 		}
-		s.log.Warn("this server's disk is full: handing the store's leadership over", "to", server.ID)
-		if err := s.transferTo(ctx, memberID(string(server.ID))); err != nil && ctx.Err() == nil {
-			s.log.Warn("could not hand the store's leadership over", "err", err)
+		p.s.log.Warn("this server's disk is full: handing the store's leadership over", "to", server.ID)
+		if err := p.s.transferTo(ctx, memberID(string(server.ID))); err != nil && ctx.Err() == nil {
+			p.s.log.Warn("could not hand the store's leadership over", "err", err)
 		}
 		return
 	}
 }
 
-func (s *Store) othersVote() bool {
-	return slices.ContainsFunc(s.Members(), func(m Member) bool { return m.Voter && !m.Self })
+func (p *peers) othersVote() bool {
+	return slices.ContainsFunc(p.s.Members(), func(m Member) bool { return m.Voter && !m.Self })
 }
 
 // carryOut changes the members as they were with the entry of that index, and
 // fails if others have been changed since: it was decided without knowing.
-func (s *Store) carryOut(change voters.Change, at uint64) error {
+func (p *peers) carryOut(change voters.Change, at uint64) error {
 	var future raft.IndexFuture
 	id := raft.ServerID(change.Member.ID)
 	switch change.Action {
 	case voters.Keep:
 		return nil
 	case voters.Promote:
-		s.log.Info("a server of the store's cluster gets a vote", "member", id)
-		future = s.raft.AddVoter(id, s.addressOf(id), at, 0)
+		p.s.log.Info("a server of the store's cluster gets a vote", "member", id)
+		future = p.s.raft.AddVoter(id, p.addressOf(id), at, 0)
 	case voters.Demote:
-		s.log.Info("a server of the store's cluster loses its vote", "member", id)
-		future = s.raft.DemoteVoter(id, at, 0)
+		p.s.log.Info("a server of the store's cluster loses its vote", "member", id)
+		future = p.s.raft.DemoteVoter(id, at, 0)
 	case voters.Remove:
-		s.log.Info("a server of the store's cluster lost its directory and is forgotten", "member", id)
-		future = s.raft.RemoveServer(id, at, 0)
+		p.s.log.Info("a server of the store's cluster lost its directory and is forgotten", "member", id)
+		future = p.s.raft.RemoveServer(id, at, 0)
 	}
-	if err := s.await(future); err != nil {
+	if err := p.s.await(future); err != nil {
 		return fmt.Errorf("raftstore: change of members: %w", err)
 	}
 	return nil
@@ -119,8 +119,8 @@ func (s *Store) carryOut(change voters.Change, at uint64) error {
 
 // addressOf is where raft has a member. Were that another place by now, the change
 // that it is for would fail.
-func (s *Store) addressOf(id raft.ServerID) raft.ServerAddress {
-	members, _ := s.dir.Log.Members()
+func (p *peers) addressOf(id raft.ServerID) raft.ServerAddress {
+	members, _ := p.s.dir.Log.Members()
 	for _, server := range members.Servers {
 		if server.ID == id {
 			return server.Address
@@ -131,13 +131,13 @@ func (s *Store) addressOf(id raft.ServerID) raft.ServerAddress {
 
 // observe looks at every member. known is since when this server, as leader,
 // knows of each: before that it had no reason to hear from it.
-func (s *Store) observe(ctx context.Context, servers []raft.Server, known map[raft.ServerID]time.Time) []voters.Member {
+func (p *peers) observe(ctx context.Context, servers []raft.Server, known map[raft.ServerID]time.Time) []voters.Member {
 	out := make([]voters.Member, len(servers))
 	members := make(map[raft.ServerID]bool)
 	silent := make([]time.Duration, len(servers))
 	for i, server := range servers {
 		m := voters.Member{
-			ID: string(server.ID), Node: disk.NodeOf(string(server.ID)), Voter: server.Suffrage == raft.Voter, Self: server.ID == s.id,
+			ID: string(server.ID), Node: disk.NodeOf(string(server.ID)), Voter: server.Suffrage == raft.Voter, Self: server.ID == p.s.id,
 		}
 		members[server.ID] = true
 		if known[server.ID].IsZero() {
@@ -146,10 +146,10 @@ func (s *Store) observe(ctx context.Context, servers []raft.Server, known map[ra
 		if m.Self {
 			m.Healthy, m.CaughtUp = true, true
 		} else {
-			contact := s.peers.Contact(server.ID)
+			contact := p.Contact(server.ID)
 			silent[i] = min(time.Since(contact), time.Since(known[server.ID]))
 			m.Healthy, m.Gone = silent[i] < healthyWithin && !contact.IsZero(), silent[i] > replaceAfter
-			m.CaughtUp = !m.Voter && m.Healthy && s.caughtUp(ctx, server)
+			m.CaughtUp = !m.Voter && m.Healthy && p.caughtUp(ctx, server)
 		}
 		out[i] = m
 	}
@@ -165,16 +165,16 @@ func (s *Store) observe(ctx context.Context, servers []raft.Server, known map[ra
 }
 
 // caughtUp asks a server how far its log goes.
-func (s *Store) caughtUp(ctx context.Context, server raft.Server) bool {
-	info, err := s.ask(ctx, server)
-	return err == nil && info.Applied+caughtUpWithin >= s.raft.CommitIndex()
+func (p *peers) caughtUp(ctx context.Context, server raft.Server) bool {
+	info, err := p.ask(ctx, server)
+	return err == nil && info.Applied+caughtUpWithin >= p.s.raft.CommitIndex()
 }
 
 // ask asks a member how it is.
-func (s *Store) ask(ctx context.Context, server raft.Server) (infoAnswer, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*s.opts.ElectionTimeout)
+func (p *peers) ask(ctx context.Context, server raft.Server) (infoAnswer, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*p.s.opts.ElectionTimeout)
 	defer cancel()
-	info, err := callAt[infoAnswer](ctx, s, string(server.Address), callInfo, nothing{})
+	info, err := callAt[infoAnswer](ctx, p.Transport, string(server.Address), callInfo, nothing{})
 	if err == nil && info.ID != string(server.ID) {
 		err = errNoAnswer // of this member
 	}
@@ -183,7 +183,7 @@ func (s *Store) ask(ctx context.Context, server raft.Server) (infoAnswer, error)
 
 // notePeers keeps the note of the other members' addresses until ctx is done.
 // Every server has one, whoever leads: any directory may turn out to be damaged.
-func (s *Store) notePeers(ctx context.Context) {
+func (p *peers) notePeers(ctx context.Context) {
 	ticker := time.NewTicker(peersTick)
 	defer ticker.Stop()
 	for {
@@ -191,28 +191,28 @@ func (s *Store) notePeers(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			s.savePeers()
+			p.savePeers()
 		}
 	}
 }
 
 // savePeers notes the other members' addresses, should this directory turn out
 // to be damaged at some start.
-func (s *Store) savePeers() {
-	servers := s.raft.GetConfiguration().Configuration().Servers
+func (p *peers) savePeers() {
+	servers := p.s.raft.GetConfiguration().Configuration().Servers
 	if len(servers) == 0 {
 		return // not yet: what it knows is all that leads it to the others
 	}
 	var peers []disk.Peer
 	var ids []raft.ServerID
 	for _, server := range servers {
-		if server.ID != s.id {
+		if server.ID != p.s.id {
 			peers = append(peers, disk.Peer{ID: string(server.ID), Address: dialAddress(server.Address)})
 			ids = append(ids, server.ID)
 		}
 	}
-	s.peers.Retain(ids)
-	if err := s.dir.SavePeers(peers); err != nil {
-		s.log.Debug("could not note the other servers' addresses", "err", err)
+	p.Retain(ids)
+	if err := p.s.dir.SavePeers(peers); err != nil {
+		p.s.log.Debug("could not note the other servers' addresses", "err", err)
 	}
 }

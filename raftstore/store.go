@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
@@ -18,7 +17,6 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
-	"github.com/coracle-k8s/coracle/raftstore/peer"
 	"github.com/coracle-k8s/coracle/raftstore/watch"
 )
 
@@ -26,60 +24,29 @@ import (
 type Store struct {
 	opts Options
 	log  *slog.Logger
+	identity
+	lifecycle
 
-	clusterID uint64
-	memberID  uint64
-	name      string // the server's
-	id        raft.ServerID
-	address   raft.ServerAddress
-	fresh     bool // its directory has never been part of a cluster
-	joins     bool // and it begins none
+	// The way of a write: gathered into an entry, replicated, run, published.
+	proposer *proposer
+	raft     *raft.Raft
+	dir      *disk.Dir
+	fsm      *fsm
 
-	fsm       *fsm
-	watches   *watch.Hub
-	api       *etcdapi.API
-	lead      *leadership
-	lessor    *lessor
-	compactor *compactor
-	proposer  *proposer // to raft
-	raft      *raft.Raft
-	raftLeads chan bool
-	alone     *raft.InmemTransport // of a server that talks to nobody
-	dir       *disk.Dir
+	api     *etcdapi.API // what clients ask, over gRPC or not
+	watches *watch.Hub
+
+	leadership *leadership  // this server's own
+	leader     *leaderBoard // whoever it is
+	lessor     *lessor      // while it leads, as the next
+	compactor  *compactor
+
+	peers *peers               // nil if the cluster has one server
+	alone *raft.InmemTransport // nil if it has more
 
 	snapshotter *snapshotter
 	backups     atomic.Int32 // being read
 	refusing    atomic.Bool  // writes, for the quota: what was said of it last
-
-	// peers is nil if the cluster has one server; what follows is then unused.
-	peers       *peer.Transport
-	formerPeers []disk.Peer
-	forwarder   *proposer     // to the leader
-	logs        raft.LogStore // the log as raft has it
-	reads       *reads
-	session     session
-	opening     chan struct{} // capacity 1: held by who opens the session
-	started     chan struct{} // closed when raft can be used
-
-	leader     *leaderBoard
-	refreshing sync.Mutex    // one look at who leads at a time
-	heard      chan struct{} // capacity 1: the transport heard another leader
-	standing   atomic.Bool   // for election, because the leader has ended
-	overtaken  chan uint64   // capacity 1: the term of this server's that is over
-
-	forwarded atomic.Uint64 // for metrics
-
-	ctx     context.Context // ends when the store closes
-	cancel  context.CancelFunc
-	tasks   sync.WaitGroup // runLeadership, the hub, every watch
-	once    sync.Once
-	ready   chan struct{} // closed when WaitReady would have returned
-	stopped chan struct{} // closed when raft has ended
-	closed  chan struct{} // closed when nothing runs any more
-	err     error         // of Close; readable then
-
-	spawning sync.Mutex // held to start a task, and to forbid it
-	ending   bool
 }
 
 // Open opens the store in o.Dir. If there is none, it makes a new cluster of
@@ -104,12 +71,8 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	s.api = s.newAPI()
 	s.proposer = newProposer(entriesInFlight, s.enter)
 	if s.peers != nil {
-		s.forwarder = newProposer(callsInFlight, s.forward)
-		s.reads = &reads{s: s}
-		s.spawn(func() { s.announce(s.ctx) })
-		s.spawn(func() { s.notePeers(s.ctx) })
+		s.peers.run()
 	}
-	close(s.started)
 	s.spawn(func() { s.watches.Run(s.ctx) })
 	s.spawn(func() { s.watches.RunProgress(s.ctx) })
 	s.spawn(func() { s.watchLeader(s.ctx) })
@@ -124,15 +87,8 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 }
 
 func newStore(o Options) *Store {
-	s := &Store{
-		opts: o, log: o.Logger, lead: newLeadership(), leader: newLeaderBoard(),
-		ready:     make(chan struct{}),
-		stopped:   make(chan struct{}),
-		closed:    make(chan struct{}),
-		raftLeads: make(chan bool, 16), // raft blocks on it; the reader is rarely late
-		opening:   make(chan struct{}, 1), started: make(chan struct{}),
-		heard: make(chan struct{}, 1), overtaken: make(chan uint64, 1),
-	}
+	s := &Store{opts: o, log: o.Logger, leadership: newLeadership(), leader: newLeaderBoard()}
+	s.begin()
 	s.watches = watch.NewHub(watch.Options{
 		View: func() *mvcc.View { return s.fsm.view() }, Clock: o.Clock, ProgressInterval: o.ProgressInterval,
 	})
@@ -141,7 +97,6 @@ func newStore(o Options) *Store {
 	s.fsm.onRestore = func() error { return s.dir.Installed() }
 	s.compactor = newCompactor(s)
 	s.snapshotter = newSnapshotter(s)
-	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
 
@@ -162,23 +117,12 @@ func (s *Store) published() {
 // before an entry of its leader is taken: what another leader committed since is
 // no entry of this one's log, and followers of this term must not hear of it.
 func (s *Store) committed() (term, index uint64, ok bool) {
-	lead, _ := s.lead.get()
+	lead, _ := s.leadership.get()
 	if !lead.Leader {
 		return 0, 0, false
 	}
 	index = s.fsm.view().Applied()
 	return lead.Term, index, s.raft.CurrentTerm() == lead.Term
-}
-
-// spawn runs a task that Close waits for, unless the store is closing.
-func (s *Store) spawn(task func()) bool {
-	s.spawning.Lock()
-	defer s.spawning.Unlock()
-	if s.ending {
-		return false
-	}
-	s.tasks.Go(task)
-	return true
 }
 
 func (s *Store) openDir(ctx context.Context) error {
@@ -196,17 +140,7 @@ func (s *Store) openDir(ctx context.Context) error {
 		return fmt.Errorf("raftstore: %w", err)
 	}
 	s.dir = dir
-	if s.opts.Network != nil {
-		if s.formerPeers, err = disk.ReadPeers(s.opts.Dir); err != nil {
-			s.log.Warn("the note of the other servers' addresses cannot be used", "err", err)
-		}
-	}
-	s.name, s.id = dir.Identity.Node, raft.ServerID(dir.Identity.Member)
-	s.address = raft.ServerAddress(s.id) // of a server that talks to nobody
-	if s.opts.Network != nil {
-		s.address = withLevel(raftAddress(s.id, s.opts.Network.Address), s.opts.level)
-	}
-	s.clusterID, s.memberID = clusterNumber(dir.Identity.Cluster), memberID(dir.Identity.Member)
+	s.identity = identityOf(dir.Identity, s.opts)
 	return nil
 }
 
@@ -246,53 +180,9 @@ type Status struct {
 // Status returns the present state, without waiting for anything.
 func (s *Store) Status() Status {
 	view := s.fsm.view()
-	lead, _ := s.lead.get()
+	lead, _ := s.leadership.get()
 	return Status{
 		Leadership: lead, Revision: view.Revision(), Compacted: view.Compacted(),
 		AppliedIndex: s.raft.AppliedIndex(), Level: s.level(), Stats: view.Stats(),
 	}
-}
-
-// Close stops the store and waits until nothing of it runs, or ctx ends: a
-// disk may hang. Writes that were not acknowledged by then fail, with their
-// outcome open.
-func (s *Store) Close(ctx context.Context) error {
-	s.once.Do(func() {
-		go func() {
-			defer close(s.closed)
-			s.err = s.close()
-		}()
-	})
-	select {
-	case <-s.closed:
-		return s.err
-	case <-ctx.Done():
-		return fmt.Errorf("raftstore: still stopping, the disk may hang: %w", ctx.Err())
-	}
-}
-
-func (s *Store) close() error {
-	s.handOver()
-	s.proposer.end()
-	s.cancel()
-	s.lead.close()
-	s.dir.Abort() // or raft would wait for a full disk
-	stopped := s.raft.Shutdown()
-	if s.peers != nil {
-		_ = s.peers.Close() // never fails; raft may be waiting for it
-	}
-	err := stopped.Error()
-	close(s.stopped)
-	s.proposer.stop()
-	if s.forwarder != nil {
-		s.forwarder.stop()
-	}
-	s.spawning.Lock()
-	s.ending = true
-	s.spawning.Unlock()
-	s.tasks.Wait()
-	if err != nil {
-		err = fmt.Errorf("raftstore: stop: %w", err)
-	}
-	return errors.Join(err, s.dir.Close())
 }

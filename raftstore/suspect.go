@@ -18,15 +18,15 @@ const standAfter = 100 * time.Millisecond
 // the voters need not wait until they miss its heartbeats: they stand one after
 // the other, so that they do not split the votes. It is always safe to stand;
 // were the leader alive after all, it would only lose its office.
-func (s *Store) leaderGone(id raft.ServerID) {
-	if !s.standing.CompareAndSwap(false, true) {
+func (p *peers) leaderGone(id raft.ServerID) {
+	if !p.campaigning.CompareAndSwap(false, true) {
 		return
 	}
-	if !s.spawn(func() {
-		defer s.standing.Store(false)
-		rank, leader := s.rank(id)
-		now, changed := s.leader.get()
-		seen, _, term := s.peers.LeaderSeen()
+	if !p.s.spawn(func() {
+		defer p.campaigning.Store(false)
+		rank, leader := p.rank(id)
+		now, changed := p.s.leader.get()
+		seen, _, term := p.LeaderSeen()
 		if !leader || now.Self || now.ID != id && now.known() || seen != id {
 			return
 		}
@@ -34,16 +34,16 @@ func (s *Store) leaderGone(id raft.ServerID) {
 		defer timer.Stop()
 		for {
 			select {
-			case <-s.ctx.Done():
+			case <-p.s.ctx.Done():
 				return
 			case <-changed:
-				if now, changed = s.leader.get(); now.known() && now.ID != id {
+				if now, changed = p.s.leader.get(); now.known() && now.ID != id {
 					return // somebody was elected
 				}
 				continue
 			case <-timer.C:
 			}
-			if now := s.raft.CurrentTerm(); now != term {
+			if now := p.s.raft.CurrentTerm(); now != term {
 				// An election is under way: another was quicker, or the leader
 				// handed over before it ended. Let it come to something.
 				term = now
@@ -52,28 +52,28 @@ func (s *Store) leaderGone(id raft.ServerID) {
 			}
 			break
 		}
-		s.log.Info("the store's leader has ended: standing for election", "leader", id)
-		ctx, cancel := context.WithTimeout(s.ctx, s.opts.ElectionTimeout)
+		p.s.log.Info("the store's leader has ended: standing for election", "leader", id)
+		ctx, cancel := context.WithTimeout(p.s.ctx, p.s.opts.ElectionTimeout)
 		defer cancel()
-		s.peers.Stand(ctx)
+		p.Stand(ctx)
 	}) {
-		s.standing.Store(false)
+		p.campaigning.Store(false)
 	}
 }
 
 // rank is this server's place among the voters without the one that is gone.
 // It reports false if either has no vote.
-func (s *Store) rank(gone raft.ServerID) (int, bool) {
+func (p *peers) rank(gone raft.ServerID) (int, bool) {
 	var voters []raft.ServerID
-	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
+	for _, server := range p.s.raft.GetConfiguration().Configuration().Servers {
 		if server.Suffrage == raft.Voter {
 			voters = append(voters, server.ID)
 		}
 	}
-	if !slices.Contains(voters, gone) || !slices.Contains(voters, s.id) {
+	if !slices.Contains(voters, gone) || !slices.Contains(voters, p.s.id) {
 		return 0, false
 	}
 	voters = slices.DeleteFunc(voters, func(id raft.ServerID) bool { return id == gone })
 	slices.Sort(voters)
-	return slices.Index(voters, s.id), true
+	return slices.Index(voters, p.s.id), true
 }

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+	"github.com/coracle-k8s/coracle/raftstore/peer"
+)
+
+// writeOnce runs a command exactly once, however often it has to be sent. If
+// it gives up, the outcome is open.
+func (p *peers) writeOnce(ctx context.Context, c mvcc.Command) (any, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.s.opts.RequestTimeout)
+	defer cancel()
+	for {
+		done, ok := p.session.number(&c)
+		if !ok {
+			if err := p.openSession(ctx); err != nil {
+				return p.s.outcome(ctx, mvcc.Result{}, err)
+			}
+			continue
+		}
+		res, attempts, err := p.deliver(ctx, c)
+		done()
+		if err != nil || !errors.Is(res.Err, mvcc.ErrSession) && !errors.Is(res.Err, mvcc.ErrStale) {
+			return p.s.outcome(ctx, res, err)
+		}
+		if errors.Is(res.Err, mvcc.ErrSession) {
+			p.session.lost(c.Session)
+		}
+		if attempts > 1 {
+			return nil, rpctypes.ErrGRPCTimeoutDueToLeaderFail // an earlier attempt may have been done
+		}
+		// Refused, hence not done: once more, under another number.
+	}
+}
+
+// openSession opens this server's session, unless another caller did just now.
+func (p *peers) openSession(ctx context.Context) error {
+	select {
+	case p.opening <- struct{}{}:
+	case <-ctx.Done():
+		return contextError(ctx)
+	}
+	defer func() { <-p.opening }()
+	if p.session.isOpen() {
+		return nil
+	}
+	res, _, err := p.deliver(ctx, mvcc.Command{Request: wrapperspb.String(p.s.name)})
+	if err = errors.Join(err, res.Err); err != nil {
+		return err
+	}
+	p.session.open(res.Response.(*wrapperspb.UInt64Value).Value)
+	return nil
+}
+
+// deliver brings a command to the leader, to one after the other if need be,
+// until one answers. It says how many may have got it.
+func (p *peers) deliver(ctx context.Context, c mvcc.Command) (res mvcc.Result, attempts int, err error) {
+	for {
+		lead, moved, err := p.s.awaitLeader(ctx)
+		if attempts > 0 && errors.Is(err, rpctypes.ErrGRPCNoLeader) {
+			err = errMoved // the one before may have done it
+		}
+		if err != nil {
+			return res, attempts, err
+		}
+		if res, err = p.attempt(ctx, lead, moved, c); !errors.Is(err, errUntried) {
+			attempts++
+		}
+		if err == nil && errors.Is(res.Err, rpctypes.ErrGRPCNoSpace) {
+			err = res.Err // the leader refused it: the state machine knows no quota
+		}
+		if err != nil && p.s.worthRetry(ctx, err) {
+			p.s.pause(ctx, moved)
+			continue
+		}
+		if err != nil && attempts > 1 {
+			// This one may have been refused; an earlier one may be done.
+			err = errors.Join(errMoved, err)
+		}
+		return res, attempts, err
+	}
+}
+
+// attempt brings a command to one leader.
+func (p *peers) attempt(ctx context.Context, lead leader, moved <-chan struct{}, c mvcc.Command) (mvcc.Result, error) {
+	if !lead.Self {
+		return p.forwarder.propose(ctx, moved, c)
+	}
+	if err := p.s.admit(); err != nil {
+		return mvcc.Result{}, err
+	}
+	return p.s.proposer.propose(ctx, moved, c)
+}
+
+// forward hands a batch to the leader, and waits until this server has applied
+// what came of it: who wrote through a server finds it there.
+func (p *peers) forward(entry []byte) func() ([]mvcc.Result, error) {
+	lead, moved := p.s.leader.get()
+	return func() ([]mvcc.Result, error) {
+		if lead.Self || !lead.known() {
+			return nil, errNotLeader
+		}
+		p.forwarded.Add(1)
+		ctx, cancel := context.WithTimeout(p.s.ctx, p.s.opts.RequestTimeout)
+		defer cancel()
+		call, giveUp := context.WithCancel(ctx)
+		defer giveUp()
+		stop := cancelWhen(moved, giveUp)
+		answer, err := p.Call(call, string(lead.Address), callWrite, entry)
+		stop()
+		if err != nil {
+			return nil, err
+		}
+		if len(answer) < 8 {
+			return nil, status.Error(codes.Internal, "raftstore: the leader's answer is too short")
+		}
+		results, err := mvcc.DecodeResults(answer[8:])
+		if err != nil {
+			return nil, status.Error(codes.Internal, err.Error())
+		}
+		if count, err := mvcc.CommandsOf(entry); err != nil || count != len(results) {
+			return nil, status.Error(codes.Internal, "raftstore: the leader's answer is not for what it was asked")
+		}
+		_, _ = p.s.fsm.wait(ctx, binary.LittleEndian.Uint64(answer)) // it is done; who cannot wait is told so all the same
+		return results, nil
+	}
+}
+
+// serveWrite is the leader's part of forward.
+func (p *peers) serveWrite(ctx context.Context, entry []byte) ([]byte, error) {
+	// In full, bodies too: what is in the log must be readable for all.
+	commands, err := mvcc.DecodeEntry(entry)
+	if err != nil || len(commands) == 0 || !mvcc.Plain(entry) {
+		return nil, status.Errorf(codes.InvalidArgument, "raftstore: forwarded writes: %v", err)
+	}
+	lead, moved := p.s.leader.get()
+	if !lead.Self {
+		return nil, errNotLeader
+	}
+	if err := p.s.admit(); err != nil {
+		return nil, err
+	}
+	results, err := p.proposeGathered(ctx, moved, entry, commands)
+	if err != nil {
+		if p.s.ctx.Err() == nil && p.s.worthRetry(ctx, err) {
+			err = errNotLeader
+		}
+		return nil, proposeError(err)
+	}
+	answer := binary.LittleEndian.AppendUint64(nil, p.s.fsm.view().Applied())
+	encoded, err := mvcc.EncodeResultsWithin(results, peer.MaxAnswer-len(answer))
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return append(answer, encoded...), nil
+}
+
+// proposeGathered runs the commands that another server gathered, without those that
+// this server's quota refuses.
+func (p *peers) proposeGathered(ctx context.Context, moved <-chan struct{}, entry []byte, commands []mvcc.Command) ([]mvcc.Result, error) {
+	results := make([]mvcc.Result, len(commands))
+	left, taken := mvcc.NewEntry(nil), make([]int, 0, len(commands))
+	for i, c := range commands {
+		if results[i].Err = p.s.withinQuota(c.Request); results[i].Err == nil {
+			taken = append(taken, i)
+		}
+	}
+	switch len(taken) {
+	case len(commands):
+		return p.s.proposer.proposeAll(ctx, moved, mvcc.Encoded(entry), len(commands))
+	case 0:
+		return results, nil
+	}
+	var err error
+	for _, i := range taken {
+		if left, err = mvcc.AppendCommand(left, commands[i]); err != nil {
+			return nil, err
+		}
+	}
+	done, err := p.s.proposer.proposeAll(ctx, moved, mvcc.Encoded(left), len(taken))
+	for n := range done {
+		results[taken[n]] = done[n]
+	}
+	return results, err
+}

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/raftstore/disk"
+)
+
+type joinCall struct{ ID, Address string }
+
+// sameServer says that a member is the server that says that it is: at the same
+// address, or at one where it is met now that the other one does not answer.
+func (p *peers) sameServer(m raft.Server, id raft.ServerID, address raft.ServerAddress) bool {
+	if m.ID != id {
+		return false
+	}
+	at := dialAddress(address)
+	return dialAddress(m.Address) == at || p.Transport != nil && dialAddress(p.Where(id, m.Address)) == at
+}
+
+// serveJoin takes a server in, or notes its new address.
+func (p *peers) serveJoin(_ context.Context, r joinCall) (nothing, error) {
+	if lead, _ := p.s.leadership.get(); !lead.Leader {
+		return nothing{}, errNotLeader
+	}
+	if r.ID == "" || r.Address == "" {
+		return nothing{}, status.Error(codes.InvalidArgument, "raftstore: a member needs an id and an address")
+	}
+	id, address := raft.ServerID(r.ID), raft.ServerAddress(r.Address)
+	add := p.s.raft.AddNonvoter
+	members, at := p.s.dir.Log.Members()
+	if err := readable(members.Servers, address); err != nil {
+		return nothing{}, err
+	}
+	for _, server := range members.Servers {
+		// Two servers of one name, or with copies of one directory, would take
+		// each other's place again and again.
+		if disk.NodeOf(string(server.ID)) == disk.NodeOf(r.ID) && !p.sameServer(server, id, address) &&
+			(server.ID == p.s.id && id != p.s.id || p.s.answers(server.ID, 3*p.s.opts.ElectionTimeout)) {
+			return nothing{}, status.Errorf(codes.FailedPrecondition,
+				"raftstore: there is a server %q at %s already, and it answers", disk.NodeOf(r.ID), dialAddress(server.Address))
+		}
+		if server.ID != id {
+			continue
+		}
+		if server.Address == address {
+			if err := p.s.await(p.s.raft.Barrier(0)); err != nil { // until that is committed
+				return nothing{}, callError(err)
+			}
+			return nothing{}, nil
+		}
+		if server.Suffrage == raft.Voter {
+			add = p.s.raft.AddVoter
+		}
+	}
+	if err := p.s.await(add(id, address, at, 0)); err != nil {
+		return nothing{}, callError(err)
+	}
+	p.s.log.Info("a server is in the store's cluster", "member", id, "address", address)
+	return nothing{}, nil
+}
+
+// announce makes sure that the cluster has this server, under its present
+// address. It tries until it succeeds or ctx is done.
+func (p *peers) announce(ctx context.Context) {
+	const pause = 100 * time.Millisecond
+	for failures := 0; ; failures++ {
+		err := p.announceOnce(ctx, failures)
+		if err == nil && p.joins {
+			if err := p.s.dir.Joined(); err != nil { // the next start asks again
+				p.s.log.Warn("this server has joined the store's cluster", "err", err)
+			}
+		}
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		if failures == 50 || failures%600 == 599 {
+			p.s.log.Warn("still not in the store's cluster; trying on", "err", err)
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+	}
+}
+
+var errNoAnswer = errors.New("raftstore: no server of the cluster answers")
+
+func (p *peers) announceOnce(ctx context.Context, round int) error {
+	for _, server := range p.s.raft.GetConfiguration().Configuration().Servers {
+		// A new one's being there may not be committed, and be undone by the
+		// next leader: then nobody would speak to it any more.
+		if server.ID == p.s.id && server.Address == p.s.address && !p.joins {
+			return nil
+		}
+	}
+	me := joinCall{ID: string(p.s.id), Address: string(p.s.address)}
+	lead, _ := p.s.leader.get()
+	if lead.Self {
+		_, err := p.serveJoin(ctx, me)
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	leader := string(lead.Address)
+	if leader == "" {
+		addresses := p.known()
+		if len(addresses) == 0 {
+			return errNoAnswer
+		}
+		info, err := callAt[infoAnswer](ctx, p.Transport, addresses[round%len(addresses)], callInfo, nothing{})
+		if err != nil {
+			return err
+		}
+		if leader = info.Leader; leader == "" {
+			return errNotLeader
+		}
+	}
+	if !p.fresh {
+		info, err := callAt[infoAnswer](ctx, p.Transport, leader, callInfo, nothing{})
+		if err != nil {
+			return err
+		}
+		if info.Leader != leader {
+			return errNotLeader
+		}
+		if !slices.ContainsFunc(info.Members, func(m raft.Server) bool { return m.ID == p.s.id }) {
+			return nil // it was taken out: it must not come back by itself
+		}
+	}
+	_, err := callAt[nothing](ctx, p.Transport, leader, callJoin, me)
+	return err
+}
+
+// known lists where other servers may be.
+func (p *peers) known() []string {
+	var out []string
+	add := func(address string) {
+		address = dialAddress(raft.ServerAddress(address))
+		if address == "" || address == p.s.opts.Network.Address {
+			return
+		}
+		for _, a := range out {
+			if a == address {
+				return
+			}
+		}
+		out = append(out, address)
+	}
+	for _, a := range p.s.opts.Join {
+		add(a)
+	}
+	for _, p := range p.former {
+		add(p.Address)
+	}
+	for _, server := range p.s.raft.GetConfiguration().Configuration().Servers {
+		add(string(server.Address))
+	}
+	return out
+}
+
+// sayIfRemoved tells the operator if the others have a leader and do not count
+// this server among them. Nothing else would: nobody speaks to it any more.
+func (p *peers) sayIfRemoved(ctx context.Context) {
+	for _, address := range p.known() {
+		call, cancel := context.WithTimeout(ctx, time.Second)
+		info, err := callAt[infoAnswer](call, p.Transport, address, callInfo, nothing{})
+		cancel()
+		if err != nil || info.Leader == "" {
+			continue
+		}
+		for _, server := range info.Members {
+			if server.ID == p.s.id {
+				return
+			}
+		}
+		p.s.log.Error("this server was taken out of the store's cluster. What it holds is kept, but nobody counts it. "+
+			"To let it join again, stop it, move the store's directory away, and start it with the address of another server",
+			"directory", p.s.opts.Dir, "asked", address)
+		return
+	}
+}

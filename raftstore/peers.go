@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/raftstore/peer"
+)
+
+// peers is what a store has, and does, only where its cluster has other servers: it
+// is a member, sends them its clients' writes, asks them for read indexes, and, while
+// it leads, answers them and looks after the votes.
+type peers struct {
+	*peer.Transport
+	s *Store
+
+	former []disk.Peer // noted before this start
+	fresh  bool        // this server's directory has never been part of a cluster
+	joins  bool        // and it begins none
+
+	forwarder *proposer // to the leader
+	forwarded atomic.Uint64
+	session   session
+	opening   chan struct{} // capacity 1: held by who opens the session
+	reads     *reads
+	logs      raft.LogStore // the log as raft has it
+
+	campaigning atomic.Bool   // or about to, because the leader has ended
+	started     chan struct{} // closed when raft can be used
+}
+
+// openPeers opens the transport. Calls of others wait until run.
+func (s *Store) openPeers() error {
+	p := &peers{s: s, reads: &reads{s: s}, opening: make(chan struct{}, 1), started: make(chan struct{})}
+	var err error
+	if p.former, err = disk.ReadPeers(s.opts.Dir); err != nil {
+		s.log.Warn("the note of the other servers' addresses cannot be used", "err", err)
+	}
+	p.Transport, err = peer.New(peer.Options{
+		Cluster: s.dir.Identity.Cluster, ID: string(s.id), Address: string(s.address),
+		Listener: s.opts.Network.Listener, Dial: s.dial, Logger: s.log,
+		Withhold: func() bool { return s.dir.Stalled() > stalledAfter },
+		Follows:  p.follows,
+		Snapshot: s.dir.Log.Snapshot, Install: s.snapshotter.install,
+		Handle:  p.handle,
+		Timeout: 5 * s.opts.ElectionTimeout,
+	})
+	if err != nil {
+		return fmt.Errorf("raftstore: %w", err)
+	}
+	p.OnLeader(func() {
+		select {
+		case s.leader.heard <- struct{}{}:
+		default:
+		}
+	})
+	p.OnGone(func(id raft.ServerID) {
+		select {
+		case <-p.started:
+			p.leaderGone(id)
+		default:
+		}
+	})
+	s.peers = p
+	return nil
+}
+
+// run starts what runs as long as the store, once raft does.
+func (p *peers) run() {
+	p.forwarder = newProposer(callsInFlight, p.forward)
+	p.s.spawn(func() { p.announce(p.s.ctx) })
+	p.s.spawn(func() { p.notePeers(p.s.ctx) })
+	close(p.started)
+}
+
+// handle answers another server's call as soon as this one can.
+func (p *peers) handle(ctx context.Context, from, method string, body []byte) ([]byte, error) {
+	select {
+	case <-p.started:
+		return p.serveCall(ctx, from, method, body)
+	case <-ctx.Done():
+		return nil, contextError(ctx)
+	case <-p.s.ctx.Done():
+		return nil, ErrClosed
+	}
+}
+
+// follows says whether raft follows a leader in a term. The term is looked at
+// last: it is the one that counts, at a moment after the leader asked.
+func (p *peers) follows(leader raft.ServerID, term uint64) bool {
+	select {
+	case <-p.started:
+	default:
+		return false
+	}
+	if p.s.hung() {
+		return false
+	}
+	_, now := p.s.raft.LeaderWithID()
+	return now == leader && p.s.raft.State() == raft.Follower && p.s.raft.CurrentTerm() == term
+}
