@@ -79,6 +79,9 @@ type late struct {
 }
 
 func newLate(d *app.ControllerDescriptor, cc app.ControllerContext) *late {
+	if d.Name() == names.NodeIpamController {
+		cc = seesOwnWrites(cc)
+	}
 	return &late{descriptor: d, cc: cc, wait: lateWhen[d.Name()](cc)}
 }
 
