@@ -118,12 +118,13 @@ func TestStopWhileStarting(t *testing.T) {
 // allowedLeak is how many goroutines upstream leaves for each server that ends.
 const allowedLeak = 0
 
-// settled waits until the number of goroutines no longer falls.
+// settled waits until the number of goroutines no longer falls. client-go ends those of a transport when the garbage
+// collector finds that nobody has it any more (transport/cache.go).
 func settled() int {
 	last, since := runtime.NumGoroutine(), time.Now()
 	for time.Since(since) < 2*time.Second {
-		runtime.Gosched()
-		time.Sleep(50 * time.Millisecond) // goroutines that are ending have no event to wait for
+		runtime.GC()
+		time.Sleep(100 * time.Millisecond) // goroutines that are ending have no event to wait for
 		if n := runtime.NumGoroutine(); n < last {
 			last, since = n, time.Now()
 		}
