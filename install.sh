@@ -156,7 +156,7 @@ save_settings() {
   if [ $# -gt 0 ] || [ ! -f "$args_file" ]; then
     case ${1:-} in
       server | agent) ;;
-      '' | -*) set -- server "$@" ;;
+      '' | -*) set -- "$(role)" "$@" ;;
       *) die "coracle runs as a server or an agent, not as \"$1\"" ;;
     esac
     for arg in "$@"; do
@@ -170,6 +170,9 @@ save_settings() {
   names=$(env | sed -n 's/^\(CORACLE_[A-Za-z0-9_]*\)=.*/\1/p; s/^\(\(HTTPS\{0,1\}\|NO\|ALL\)_PROXY\)=.*/\1/p; s/^\(\(https\{0,1\}\|no\|all\)_proxy\)=.*/\1/p' | sort -u)
   if print_environment "$names" | put_text 600 "$env_file"; then changed=yes; fi
 }
+
+# role is what a machine becomes whose arguments do not say it: who names a server to join wants a node.
+role() { if [ -n "${CORACLE_URL:-}" ]; then echo agent; else echo server; fi; }
 
 # print_environment NAMES prints these variables, after the ones that an earlier run kept and that are not set now.
 print_environment() {
@@ -563,6 +566,16 @@ wait_ready() {
 }
 
 next_steps() {
+  if grep -qx agent "$args_file"; then
+    cat <<TXT
+
+This machine is a node now. On a server, or wherever the cluster's kubeconfig is:
+  kubectl get nodes                     # it is among them
+Here, as root or with sudo:
+  coracle status                       # how coracle itself is
+TXT
+    return
+  fi
   kubectl="coracle kubectl"
   if [ "$(readlink "$bin_dir/kubectl" 2>/dev/null)" = coracle ]; then kubectl=kubectl; fi
   cat <<TXT

@@ -62,7 +62,7 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = token.Ensure(token.Options{Dir: s.o.ServerDir, Root: s.pki.Root(), Server: s.o.Token, Agent: s.o.AgentToken, Logger: s.log})
+	s.tokens, err = token.Ensure(token.Options{Dir: s.o.ServerDir, Root: s.pki.Root(), Server: s.o.Token, Agent: s.o.AgentToken, Logger: s.log})
 	if err != nil {
 		return err
 	}
@@ -81,6 +81,8 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 	s.files.serving, s.files.kubelet, s.files.proxy = s.pki.APIServer(pki.APIServerNames{
 		NodeName: s.o.NodeName, Domain: s.o.Cluster.Domain, IPs: ips, ExtraSANs: s.o.TLSSANs,
 	}), s.pki.KubeletClient(), s.pki.FrontProxy()
+	s.admission = &admission{s: s}
+	s.files.serving.Use = s.admission.use
 	for _, l := range []pki.Leaf{s.files.serving, s.files.kubelet, s.files.proxy, peer, admin} {
 		if err := s.pki.Ensure(l); err != nil {
 			return err

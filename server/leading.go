@@ -39,6 +39,9 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 	case <-api.Ready():
 	}
 	s.board.api.Set(status.Running, "")
+	if err := s.admission.begin(api.LoopbackConfig()); err != nil {
+		return err
+	}
 
 	var role *nodeRole
 	if s.o.OwnNode {

@@ -57,8 +57,11 @@ type Server struct {
 	pki      *pki.PKI
 	peers    *peertls.Identity // towards the other servers
 	files    files
-	ready    chan struct{} // closed when clients are served and the cluster's own objects are there
-	board    board
+	tokens   token.Set
+	// admission lets machines in.
+	admission *admission
+	ready     chan struct{} // closed when clients are served and the cluster's own objects are there
+	board     board
 }
 
 // files are what the API server is given.
@@ -150,6 +153,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer stopSocket()
+	defer s.serveJoins(outlasting)()
 	return s.runAPI(ctx, outlasting, store)
 }
 

@@ -38,6 +38,7 @@ func main() {
 	quietqueues.Off() // docs/adr/0041-quiet-work-queues.md
 	app := &cli.App{
 		RunServer:        runServer,
+		RunAgent:         runAgent,
 		CheckServerArgs:  checkServerArgs,
 		CheckKubeletArgs: kubelet.CheckArgs,
 		Unpack:           unpack,

@@ -20,11 +20,10 @@ import (
 
 // node is what a node is built from, wherever the server is that it belongs to.
 type node struct {
-	machine      config.Node
-	paths        config.Paths
-	cluster      cluster.Settings
-	credentials  credentials.Files
-	disableProxy bool
+	machine     config.Node
+	paths       config.Paths
+	cluster     cluster.Settings
+	credentials credentials.Files
 	// waitAPI returns when the API server answers.
 	waitAPI func(context.Context) error
 }
@@ -33,7 +32,7 @@ type node struct {
 func ownNode(c *config.Server, s *server.Server) (node, error) {
 	files, err := s.AgentCredentials(c.Node.Name, c.Node.IPs)
 	return node{
-		machine: c.Node, paths: c.Paths, cluster: clusterSettings(c), credentials: files, disableProxy: c.DisableKubeProxy,
+		machine: c.Node, paths: c.Paths, cluster: clusterSettings(c), credentials: files,
 		waitAPI: func(ctx context.Context) error {
 			select {
 			case <-s.Ready():
@@ -70,7 +69,7 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 		Snapshotter: n.machine.Snapshotter, KubeletArgs: n.machine.KubeletArgs,
 		LeaseDuration: n.cluster.Liveness.Lease,
 		WaitAPI:       n.waitAPI,
-		DisableProxy:  n.disableProxy, NodePortAddresses: n.machine.NodePortAddresses,
+		DisableProxy:  n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
 		Logger: p.Log.Logger, Board: p.Board,
 	}
 	if n.machine.PauseImage != "" {
@@ -89,7 +88,8 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 func clusterSettings(c *config.Server) cluster.Settings {
 	s := cluster.Settings{
 		PodCIDRs: prefixes(c.ClusterCIDRs), ServiceCIDRs: prefixes(c.ServiceCIDRs), Domain: c.ClusterDomain,
-		// The only node is the one in this process.
+		NoServiceProxy: c.DisableKubeProxy,
+		// For the node in this process; those that join have their own.
 		Liveness: cluster.InProcess,
 	}
 	if !c.Disabled(config.PartDNS) {

@@ -65,7 +65,7 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 	announced := make(chan struct{})
 	go func() {
 		defer close(announced)
-		announce(ctx, p, s, rest)
+		announce(ctx, p, s.Ready(), rest)
 	}()
 	nodeErr := runNode(ctx)
 	if nodeErr == nil {
@@ -98,9 +98,9 @@ func fitMemory(p *cli.Process) (idle, busy int) {
 
 // announce says that the process is ready once it is, and from then on gives back what only its start, or a burst of
 // work, needed.
-func announce(ctx context.Context, p *cli.Process, s *server.Server, rest func()) {
+func announce(ctx context.Context, p *cli.Process, ready <-chan struct{}, rest func()) {
 	select {
-	case <-s.Ready():
+	case <-ready:
 		p.Ready()
 	case <-ctx.Done():
 		return

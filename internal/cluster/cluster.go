@@ -21,6 +21,8 @@ type Settings struct {
 	DNS netip.Addr `json:"dns,omitzero"`
 	// Domain is cluster.local or what an operator chose.
 	Domain string `json:"domain"`
+	// NoServiceProxy leaves Services to another proxy that the operator installs on every node.
+	NoServiceProxy bool `json:"noServiceProxy,omitempty"`
 	// Liveness says how the death of a node is noticed.
 	Liveness Liveness `json:"liveness"`
 }

@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -157,36 +156,15 @@ func (p *PKI) validity(a *authority) (notBefore, notAfter time.Time) {
 
 // issue makes a leaf with a new key and puts it in its place.
 func (p *PKI) issue(l *Leaf) (*Pair, error) {
-	a := p.authority(l.Signer)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("making a key for %s: %w", l.Name, err)
 	}
-	serial, err := newSerial()
+	chain, err := p.sign(l, key.Public())
 	if err != nil {
 		return nil, err
 	}
-	notBefore, notAfter := p.validity(a)
-	template := &x509.Certificate{
-		SerialNumber:          serial,
-		Subject:               pkix.Name{CommonName: l.CommonName, Organization: l.Organizations},
-		DNSNames:              l.DNSNames,
-		IPAddresses:           l.IPs,
-		NotBefore:             notBefore,
-		NotAfter:              notAfter,
-		KeyUsage:              x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:           l.usages(),
-		BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert(), key.Public(), a.key)
-	if err != nil {
-		return nil, fmt.Errorf("signing the certificate of %s: %w", l.Name, err)
-	}
-	c, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, fmt.Errorf("signing the certificate of %s: %w", l.Name, err)
-	}
-	pair, err := newPair(append([]*x509.Certificate{c}, a.intermediates()...), key)
+	pair, err := newPair(chain, key)
 	if err != nil {
 		return nil, err
 	}

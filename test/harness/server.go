@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,10 +16,11 @@ import (
 	"time"
 )
 
-// Server is one coracle server process on a Machine; it may be started again after it ended.
+// Server is one coracle process on a Machine, a server or an agent; it may be started again after it ended.
 type Server struct {
 	*Machine
-	Args       []string // after "coracle server"
+	Role       string   // the command: server or agent
+	Args       []string // after it
 	DataDir    string
 	Kubeconfig string
 	Log        string // path: what the process wrote
@@ -46,14 +48,33 @@ func (m *Machine) Coracle() string {
 // NewServer prepares a server with an empty data directory; Start starts it.
 func (m *Machine) NewServer(args ...string) *Server {
 	s := &Server{
-		Machine: m, DataDir: filepath.Join(m.Dir, "data"), Kubeconfig: filepath.Join(m.Dir, "kubeconfig"),
+		Machine: m, Role: "server", DataDir: filepath.Join(m.Dir, "data"), Kubeconfig: filepath.Join(m.Dir, "kubeconfig"),
 		Log: filepath.Join(m.Dir, "coracle.log"),
 	}
 	s.Args = append([]string{
-		"--data-dir", s.DataDir, "--node-name", fmt.Sprintf("node-%d", m.Number), "--node-ip", m.IP, "--write-kubeconfig", s.Kubeconfig,
+		"--data-dir", s.DataDir, "--node-name", m.NodeName(), "--node-ip", m.IP, "--write-kubeconfig", s.Kubeconfig,
 	}, args...)
 	return s
 }
+
+// NewAgent prepares an agent with an empty data directory that joins a server with that one's agent token. kubectl is
+// the server's matter.
+func (m *Machine) NewAgent(server *Server, args ...string) *Server {
+	m.T.Helper()
+	token, err := os.ReadFile(filepath.Join(server.DataDir, "server", "agent-token"))
+	if err != nil {
+		m.T.Fatal(err)
+	}
+	s := &Server{Machine: m, Role: "agent", DataDir: filepath.Join(m.Dir, "data"), Log: filepath.Join(m.Dir, "coracle.log")}
+	s.Args = append([]string{
+		"--data-dir", s.DataDir, "--node-name", m.NodeName(), "--node-ip", m.IP,
+		"--server", "https://" + net.JoinHostPort(server.IP, "6443"), "--token", trim(string(token)),
+	}, args...)
+	return s
+}
+
+// NodeName is what the machine is called as a node.
+func (m *Machine) NodeName() string { return fmt.Sprintf("node-%d", m.Number) }
 
 // Start starts the process; it does not wait for it to be ready.
 func (s *Server) Start() {
@@ -63,7 +84,7 @@ func (s *Server) Start() {
 		s.T.Fatal(err)
 	}
 	defer log.Close()
-	s.cmd = s.Command(context.Background(), s.Coracle(), append([]string{"server"}, s.Args...)...)
+	s.cmd = s.Command(context.Background(), s.Coracle(), append([]string{s.Role}, s.Args...)...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	if err := s.cmd.Start(); err != nil {
 		s.T.Fatal(err)

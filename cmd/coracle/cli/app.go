@@ -22,7 +22,7 @@ import (
 type App struct {
 	// RunServer runs a server, and the node beside it, until the context ends.
 	RunServer func(ctx context.Context, c *config.Server, p *Process) error
-	// RunAgent runs a node that belongs to a server elsewhere. Nil means that this build cannot join one.
+	// RunAgent runs a node that belongs to a server elsewhere.
 	RunAgent func(ctx context.Context, c *config.Agent, p *Process) error
 	// CheckServerArgs and CheckKubeletArgs find mistakes in the arguments for upstream's components, without starting
 	// anything; the error joins one for each mistake.
@@ -64,7 +64,8 @@ func (a *App) root() *cobra.Command {
 		Short: "Kubernetes in one binary",
 		Long: `Coracle is Kubernetes in one binary that needs nothing else.
 
-Start a cluster of one machine with "coracle server", look at it with "coracle status", use it with "coracle kubectl".`,
+Start a cluster with "coracle server", look at it with "coracle status", use it with "coracle kubectl". Further machines
+join it with "coracle agent".`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		Version:           version.Get().Coracle,

@@ -47,8 +47,11 @@ func (a *App) agentCommand() *cobra.Command {
 		Use:     "agent",
 		GroupID: groupRun,
 		Short:   "Run a node that belongs to a server elsewhere",
-		Long:    `Runs pods on this machine for a cluster whose servers are elsewhere.`,
-		Args:    noArgs,
+		Long: `Runs pods on this machine for a cluster whose servers are elsewhere.
+
+At the first start it joins with a token, which "coracle token print" shows on a server, and gets credentials of its own;
+until a server answers it asks again. Later starts need no answer. SIGTERM and SIGINT end it cleanly; pods keep running.`,
+		Args: noArgs,
 	}
 	flags := addSettings(cmd, config.AgentCommand)
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
@@ -58,9 +61,6 @@ func (a *App) agentCommand() *cobra.Command {
 		}
 		if problems := problemsIn(a.CheckKubeletArgs(c.Node.KubeletArgs)); len(problems) > 0 {
 			return problems
-		}
-		if a.RunAgent == nil {
-			return errors.New("the settings are right, but this version of coracle cannot join a server yet; nothing was started. A cluster of one machine runs with: coracle server")
 		}
 		if !isRoot() {
 			return errors.New("coracle agent has to run as root to start pods; use sudo")

@@ -115,6 +115,7 @@ func await(ts *testscript.TestScript, as func(*status.Report) bool) {
 func testApp() *App {
 	return &App{
 		RunServer:        fakeServer,
+		RunAgent:         fakeAgent,
 		CheckServerArgs:  func(c *config.Server) error { return fakeArgs(c.APIServerArgs) },
 		CheckKubeletArgs: fakeArgs,
 		Unpack:           fakeUnpack,
@@ -159,6 +160,11 @@ func (fakeHost) Addresses([]*net.IPNet) ([]net.IP, error) {
 }
 
 func (fakeHost) Owns(ip net.IP) (bool, error) { return ip.Equal(net.ParseIP("192.0.2.7")), nil }
+
+// fakeAgent says what it would join.
+func fakeAgent(_ context.Context, c *config.Agent, _ *Process) error {
+	return fmt.Errorf("would join %s as %s", c.ServerURL, c.Node.Name)
+}
 
 // fakeServer prints the settings, reports two parts, and waits.
 func fakeServer(ctx context.Context, c *config.Server, p *Process) error {

@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package joining makes a machine a node of a cluster whose servers are elsewhere, and keeps the credentials fresh with
+// which it is one (internal/join is the protocol).
+//
+// It owns the node's credentials on such a machine (internal/credentials names the files), the node's password, and what
+// the cluster's settings were when a server was asked last: a machine that starts while no server answers starts with
+// those. Keys are made here and leave the machine never.
+package joining
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/credentials"
+	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/token"
+)
+
+const (
+	// firstPause and maxPause are how long to wait between questions that nobody answers.
+	firstPause, maxPause = time.Second, 15 * time.Second
+	// renewCheck is how often the certificates' dates are looked at.
+	renewCheck = time.Hour
+	// A certificate is renewed when less than this part of its life is left, as on a server (pki.LeafLifetime).
+	renewPart = 3
+	// atStart bounds how long a machine that has joined before asks for news before it starts with what it has.
+	atStart = 5 * time.Second
+)
+
+// Options are all required but Logger and Now.
+type Options struct {
+	// Dir is where the credentials go, StateDir where password and settings do.
+	Dir, StateDir string
+	// Server is a server of the cluster's.
+	Server *url.URL
+	// Token is as the operator gave it.
+	Token string
+	// NodeName and Addresses are this machine's.
+	NodeName  string
+	Addresses []netip.Addr
+	// Program is this program's version.
+	Program string
+	Now     func() time.Time
+	Logger  *slog.Logger
+}
+
+// Node is a machine that has joined.
+type Node struct {
+	o     Options
+	token token.Token
+	// Credentials are in their files; Settings are the cluster's.
+	Credentials credentials.Files
+	Settings    cluster.Settings
+}
+
+// state is what is kept of the last answer.
+type state struct {
+	// Node and Addresses are in the certificates.
+	Node      string           `json:"node"`
+	Addresses []netip.Addr     `json:"addresses"`
+	Settings  cluster.Settings `json:"settings"`
+}
+
+// Join makes this machine a node. It asks until a server answers; a refusal that does not pass by itself is its error. A
+// machine that has joined before needs nobody's answer as long as its certificates are valid.
+func Join(ctx context.Context, o Options) (*Node, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	n := &Node{o: o, Credentials: credentials.In(o.Dir)}
+	var err error
+	if n.token, err = token.Parse(o.Token); err != nil {
+		return nil, fmt.Errorf("--token: %w", err)
+	}
+	if n.token.Role == token.RoleServer {
+		return nil, errors.New("--token: this is the token for servers, with which a machine gets the cluster's keys; it was not sent. " +
+			"A node joins with the one for agents: `coracle token print` on a server shows it")
+	}
+	have := n.load()
+	if have {
+		err := n.askFor(ctx, atStart)
+		if err != nil && ctx.Err() == nil {
+			o.Logger.Warn("no news from the cluster; the node starts with what it knows", "server", o.Server.Host, "reason", err)
+		}
+		return n, ctx.Err()
+	}
+	return n, n.askUntilAnswered(ctx)
+}
+
+// askFor asks once and waits no longer than that for the answer.
+func (n *Node) askFor(ctx context.Context, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return n.ask(ctx)
+}
+
+// askUntilAnswered asks until there is an answer that stays.
+func (n *Node) askUntilAnswered(ctx context.Context) error {
+	last := ""
+	for pause := firstPause; ; pause = min(2*pause, maxPause) {
+		err := n.ask(ctx)
+		var refusal *join.Refusal
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, join.ErrUnreachable):
+		case errors.As(err, &refusal) && refusal.Passing():
+		default:
+			return fmt.Errorf("joining the cluster at %s: %w", n.o.Server.Host, err)
+		}
+		if text := err.Error(); text != last {
+			last = text
+			n.o.Logger.Warn("the node cannot join yet; it is tried again", "server", n.o.Server.Host, "reason", text)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// ask asks a server once and keeps what it answers. A machine that has a node's certificate shows that first: tokens
+// expire, and nodes stay.
+func (n *Node) ask(ctx context.Context) error {
+	password, err := n.password()
+	if err != nil {
+		return err
+	}
+	keys := &keys{}
+	q := join.Question{
+		Address: n.o.Server.Host,
+		Request: join.Request{
+			Role: token.RoleAgent, Program: n.o.Program, Time: n.o.Now(),
+			Node: join.Node{
+				Name: n.o.NodeName, Addresses: n.o.Addresses, Password: password,
+				KubeletRequest: keys.request(), ServingRequest: keys.request(), NetworkRequest: keys.request(),
+			},
+		},
+	}
+	if keys.err != nil {
+		return fmt.Errorf("making keys for the node: %w", keys.err)
+	}
+	a, err := n.askAs(ctx, q)
+	if err != nil {
+		return err
+	}
+	return n.keep(a, keys)
+}
+
+func (n *Node) askAs(ctx context.Context, q join.Question) (*join.Answer, error) {
+	if pair, root := n.own(); pair != nil {
+		q.Certificate, q.Root = pair, root
+		a, err := join.Ask(ctx, q)
+		var refusal *join.Refusal
+		if err == nil || !errors.As(err, &refusal) || refusal.Code != join.CodeCertificate {
+			return a, err
+		}
+		n.o.Logger.Info("the node joins with its token, since its certificate does not do", "reason", refusal.Message)
+		q.Certificate, q.Root = nil, nil
+	}
+	q.Token = n.token
+	return join.Ask(ctx, q)
+}
+
+// own is the node's certificate and the root of the cluster that gave it, if there are such and the token is not of
+// another cluster.
+func (n *Node) own() (*tls.Certificate, *x509.Certificate) {
+	pair, err := tls.LoadX509KeyPair(n.Credentials.KubeletPair, n.Credentials.KubeletPair)
+	if err != nil || n.o.Now().After(pair.Leaf.NotAfter) {
+		return nil, nil
+	}
+	data, err := os.ReadFile(n.Credentials.ServerCAFile)
+	if err != nil {
+		return nil, nil
+	}
+	var root *x509.Certificate
+	for {
+		var b *pem.Block
+		if b, data = pem.Decode(data); b == nil {
+			break
+		}
+		if root, err = x509.ParseCertificate(b.Bytes); err != nil {
+			return nil, nil
+		}
+	}
+	if root == nil || n.token.VerifyCA(root) != nil {
+		return nil, nil
+	}
+	return &pair, root
+}
+
+// keep writes an answer down. The settings come last: with them all is there.
+func (n *Node) keep(a *join.Answer, k *keys) error {
+	if err := a.Settings.Validate(); err != nil {
+		return fmt.Errorf("the cluster's settings as the server gave them: %w", err)
+	}
+	f := n.Credentials
+	if err := f.Publish(credentials.Cluster{URL: n.o.Server.String(), ServerCA: a.ServerCA, ClientCA: a.ClientCA}); err != nil {
+		return err
+	}
+	for i, c := range []struct {
+		path  string
+		chain []byte
+	}{{f.KubeletPair, a.Kubelet}, {f.KubeletServing, a.Serving}, {f.NetworkPair, a.Network}} {
+		both := slices.Concat(c.chain, k.pem[i])
+		if _, err := tls.X509KeyPair(both, both); err != nil {
+			return fmt.Errorf("the server's certificate for %s cannot be used: %w", filepath.Base(c.path), err)
+		}
+		if err := atomicfile.Write(c.path, both, 0o600); err != nil {
+			return err
+		}
+	}
+	n.Settings = a.Settings
+	data, err := json.MarshalIndent(state{Node: n.o.NodeName, Addresses: n.o.Addresses, Settings: a.Settings}, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encoding the cluster's settings: %w", err)
+	}
+	_, err = atomicfile.WriteIfDifferent(n.stateFile(), data, 0o600)
+	return err
+}
+
+// load takes what an earlier run kept, and says whether the node can start with that.
+func (n *Node) load() bool {
+	data, err := os.ReadFile(n.stateFile())
+	if err != nil {
+		return false
+	}
+	var s state
+	if json.Unmarshal(data, &s) != nil || s.Settings.Validate() != nil || s.Node != n.o.NodeName || !slices.Equal(s.Addresses, n.o.Addresses) {
+		return false
+	}
+	for _, path := range []string{n.Credentials.KubeletPair, n.Credentials.KubeletServing, n.Credentials.NetworkPair} {
+		pair, err := tls.LoadX509KeyPair(path, path)
+		if err != nil || n.o.Now().After(pair.Leaf.NotAfter) {
+			return false
+		}
+	}
+	if pair, _ := n.own(); pair == nil {
+		return false // the token is of another cluster
+	}
+	n.Settings = s.Settings
+	return true
+}
+
+// Run keeps the certificates fresh until ctx is done.
+func (n *Node) Run(ctx context.Context) error {
+	ticker := time.NewTicker(renewCheck)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		if !n.due() {
+			continue
+		}
+		if err := n.ask(ctx); err != nil && ctx.Err() == nil {
+			n.o.Logger.Warn("the node's certificates could not be renewed; it is tried again every hour", "error", err)
+		}
+	}
+}
+
+// due says whether a certificate should be renewed.
+func (n *Node) due() bool {
+	pair, err := tls.LoadX509KeyPair(n.Credentials.KubeletPair, n.Credentials.KubeletPair)
+	if err != nil {
+		return true
+	}
+	life := pair.Leaf.NotAfter.Sub(pair.Leaf.NotBefore)
+	return pair.Leaf.NotAfter.Sub(n.o.Now()) < life/renewPart
+}
+
+func (n *Node) stateFile() string { return filepath.Join(n.o.StateDir, "cluster.json") }
+
+// password is the node's, made when there is none.
+func (n *Node) password() (string, error) {
+	path := filepath.Join(n.o.StateDir, "node-password")
+	data, err := os.ReadFile(path)
+	if have := strings.TrimSpace(string(data)); err == nil && have != "" {
+		return have, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("reading the node's password: %w", err)
+	}
+	secret := make([]byte, 16)
+	if _, err := rand.Read(secret); err != nil {
+		return "", fmt.Errorf("making the node's password: %w", err)
+	}
+	if err := os.MkdirAll(n.o.StateDir, 0o755); err != nil {
+		return "", fmt.Errorf("making the folder for the node's password: %w", err)
+	}
+	made := hex.EncodeToString(secret)
+	return made, atomicfile.Write(path, []byte(made+"\n"), 0o600)
+}
+
+// keys are new ones, in the order in which certificates were asked for.
+type keys struct {
+	pem [][]byte
+	err error
+}
+
+// request makes a key and the certificate request for it.
+func (k *keys) request() []byte {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		k.err = errors.Join(k.err, err)
+		return nil
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	k.err = errors.Join(k.err, err)
+	k.pem = append(k.pem, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}))
+	request, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "coracle"}}, key)
+	k.err = errors.Join(k.err, err)
+	return request
+}

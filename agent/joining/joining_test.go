@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package joining_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/agent/joining"
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/credentials"
+	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/token"
+	serverjoining "github.com/coracle-k8s/coracle/server/joining"
+	"github.com/coracle-k8s/coracle/server/pki"
+)
+
+var settings = cluster.Settings{
+	PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+	Domain: "cluster.local", Liveness: cluster.ByLease,
+}
+
+// servers is a cluster's end of the protocol, with real authorities.
+type servers struct {
+	t        *testing.T
+	pki      *pki.PKI
+	tokens   token.Set
+	shown    tls.Certificate
+	address  string
+	password string
+	joins    []serverjoining.Machine
+	refuse   *join.Refusal
+	stop     func()
+}
+
+func newServers(t *testing.T) *servers {
+	t.Helper()
+	s := &servers{t: t}
+	var err error
+	if s.pki, err = pki.Open(pki.Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}); err != nil {
+		t.Fatal(err)
+	}
+	if s.tokens, err = token.Ensure(token.Options{Dir: t.TempDir(), Root: s.pki.Root(), Logger: slog.New(slog.DiscardHandler)}); err != nil {
+		t.Fatal(err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := s.pki.Sign(s.pki.APIServer(pki.APIServerNames{NodeName: "a", Domain: "cluster.local"}), request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.shown, err = tls.X509KeyPair(chain, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})); err != nil {
+		t.Fatal(err)
+	}
+	s.shown.Certificate = append(s.shown.Certificate, s.pki.Root().Raw)
+	s.start("127.0.0.1:0")
+	return s
+}
+
+func (s *servers) start(address string) {
+	s.t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.address = l.Addr().String()
+	clients := x509.NewCertPool()
+	clients.AppendCertsFromPEM(s.pki.CAPEM(pki.ClientCA))
+	server := serverjoining.New(serverjoining.Options{
+		Listener: l, ClientCA: clients, Tokens: s.tokens, Logger: slog.New(slog.DiscardHandler),
+		Certificate: func() (*tls.Certificate, error) { return &s.shown, nil }, Admit: s.admit,
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- server.Run(ctx) }()
+	stopped := false
+	s.stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		if err := <-done; err != nil {
+			s.t.Error(err)
+		}
+	}
+	s.t.Cleanup(s.stop)
+}
+
+// admit is called for one machine at a time here.
+func (s *servers) admit(_ context.Context, m serverjoining.Machine) (*join.Answer, error) {
+	if s.refuse != nil {
+		return nil, s.refuse
+	}
+	s.joins = append(s.joins, m)
+	if s.password == "" {
+		s.password = m.Node.Password
+	}
+	if s.password != m.Node.Password {
+		return nil, join.Refuse(join.CodeName, "another password")
+	}
+	a := &join.Answer{Settings: settings, ServerCA: s.pki.CAPEM(pki.ServerCA), ClientCA: s.pki.CAPEM(pki.ClientCA)}
+	var errs [3]error
+	a.Kubelet, errs[0] = s.pki.Sign(s.pki.Node("", m.Node.Name), m.Node.KubeletRequest)
+	a.Serving, errs[1] = s.pki.Sign(s.pki.NodeServing("", m.Node.Name, nil), m.Node.ServingRequest)
+	a.Network, errs[2] = s.pki.Sign(s.pki.Network(""), m.Node.NetworkRequest)
+	return a, errors.Join(errs[:]...)
+}
+
+func (s *servers) options(dir string) joining.Options {
+	return joining.Options{
+		Dir: filepath.Join(dir, "cred"), StateDir: dir, Server: &url.URL{Scheme: "https", Host: s.address}, Token: s.tokens.Agent.String(),
+		NodeName: "n", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.2")}, Logger: slog.New(slog.DiscardHandler),
+	}
+}
+
+// TestJoin follows a machine through its first start and later ones.
+func TestJoin(t *testing.T) {
+	s, dir := newServers(t), t.TempDir()
+	n, err := joining.Join(t.Context(), s.options(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n.Settings.Domain != "cluster.local" || len(s.joins) != 1 || s.joins[0].Joined {
+		t.Errorf("%+v, %d", n.Settings, len(s.joins))
+	}
+	f := credentials.In(filepath.Join(dir, "cred"))
+	for path, name := range map[string]string{f.KubeletPair: "system:node:n", f.KubeletServing: "system:node:n", f.NetworkPair: "system:coracle:network"} {
+		pair, err := tls.LoadX509KeyPair(path, path)
+		if err != nil || pair.Leaf.Subject.CommonName != name {
+			t.Errorf("%s: %v, want the certificate of %s", path, err, name)
+		}
+		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", path, fi.Mode(), err)
+		}
+	}
+
+	t.Run("again, by certificate", func(t *testing.T) {
+		o := s.options(dir)
+		o.Token = s.tokens.Agent.String()[:len("CRC1")+64] + "::agent:replaced" // the secret was, and the node stays
+		if _, err := joining.Join(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		if len(s.joins) != 2 || !s.joins[1].Joined {
+			t.Errorf("asked %d times", len(s.joins))
+		}
+	})
+	t.Run("while no server answers", func(t *testing.T) {
+		s.stop()
+		n, err := joining.Join(t.Context(), s.options(dir))
+		if err != nil || n.Settings.Domain != "cluster.local" {
+			t.Errorf("%+v, %v", n, err)
+		}
+		s.start(s.address)
+	})
+	t.Run("while it is refused", func(t *testing.T) { // what runs goes on running
+		s.refuse = join.Refuse(join.CodeName, "no")
+		defer func() { s.refuse = nil }()
+		if _, err := joining.Join(t.Context(), s.options(dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("certificate refused", func(t *testing.T) { // the node was deleted: the token does
+		before := len(s.joins)
+		s.refuse = join.Refuse(join.CodeCertificate, "deleted")
+		defer func() { s.refuse = nil }()
+		if _, err := joining.Join(t.Context(), s.options(dir)); err != nil {
+			t.Error(err)
+		}
+		s.refuse = nil
+		if _, err := joining.Join(t.Context(), s.options(dir)); err != nil || len(s.joins) == before {
+			t.Errorf("%v, asked %d times", err, len(s.joins)-before)
+		}
+	})
+	for name, change := range map[string]func(o *joining.Options){
+		"another name":    func(o *joining.Options) { o.NodeName = "m" },
+		"another address": func(o *joining.Options) { o.Addresses = []netip.Addr{netip.MustParseAddr("10.0.0.3")} },
+	} {
+		t.Run(name, func(t *testing.T) { // needs a certificate that says so
+			s.refuse = join.Refuse(join.CodeName, "no such")
+			defer func() { s.refuse = nil }()
+			o := s.options(dir)
+			change(&o)
+			if _, err := joining.Join(t.Context(), o); err == nil || !strings.Contains(err.Error(), "no such") {
+				t.Error(err)
+			}
+		})
+	}
+	for _, file := range []string{filepath.Join(dir, "cluster.json"), f.KubeletPair, f.KubeletServing, f.NetworkPair, f.ServerCAFile} {
+		t.Run("damaged "+filepath.Base(file), func(t *testing.T) {
+			before := len(s.joins)
+			if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := joining.Join(t.Context(), s.options(dir)); err != nil || len(s.joins) == before {
+				t.Errorf("%v, asked %d times", err, len(s.joins)-before)
+			}
+		})
+	}
+	t.Run("400 days off", func(t *testing.T) {
+		o := s.options(dir)
+		o.Now = func() time.Time { return time.Now().AddDate(0, 0, 400) }
+		_, err := joining.Join(t.Context(), o)
+		var refusal *join.Refusal
+		if !errors.As(err, &refusal) || refusal.Code != join.CodeClock {
+			t.Errorf("%v: the machine did not ask, with its token", err)
+		}
+	})
+}
+
+// TestJoinWaits: a server that does not answer yet, or is not ready, is asked again.
+func TestJoinWaits(t *testing.T) {
+	s := newServers(t)
+	s.stop()
+	s.refuse = join.Refuse(join.CodeStarting, "starting")
+	done := make(chan error, 1)
+	o := s.options(t.TempDir())
+	go func() {
+		_, err := joining.Join(t.Context(), o)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		t.Fatalf("it did not wait: %v", err)
+	case <-time.After(100 * time.Millisecond): // long enough for a refused connection
+	}
+	s.refuse = nil
+	s.start(s.address)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTokensThatNeverLeave(t *testing.T) {
+	s := newServers(t)
+	o := s.options(t.TempDir())
+	for _, bad := range []string{"", s.tokens.Server.String(), "K10abc::server:x"} {
+		o.Token = bad
+		if _, err := joining.Join(t.Context(), o); err == nil || !strings.Contains(err.Error(), "--token") {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+	if len(s.joins) > 0 {
+		t.Error("a server was asked")
+	}
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/coracle-k8s/coracle/agent/joining"
+	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/footprint"
+	"github.com/coracle-k8s/coracle/internal/version"
+)
+
+const (
+	// apiPoll is how often an API server that does not answer yet is asked whether it does.
+	apiPoll = 500 * time.Millisecond
+	// apiPatience bounds one such question.
+	apiPatience = 5 * time.Second
+)
+
+// runAgent joins the cluster of a server elsewhere and runs this machine's node.
+func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) error {
+	idle, busy := fitMemory(p)
+	joined, err := joining.Join(ctx, joining.Options{
+		Dir: filepath.Join(c.Paths.AgentDir, "cred"), StateDir: c.Paths.AgentDir,
+		Server: c.ServerURL, Token: c.Token, NodeName: c.Node.Name, Addresses: addresses(c.Node.IPs...),
+		Program: version.Get().Coracle, Logger: p.Log.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	ready := make(chan struct{})
+	n := node{
+		machine: c.Node, paths: c.Paths, cluster: joined.Settings, credentials: joined.Credentials,
+		waitAPI: func(ctx context.Context) error {
+			err := waitAPI(ctx, joined.Credentials.KubeletKubeconfig)
+			if err == nil {
+				close(ready)
+			}
+			return err
+		},
+	}
+	runNode, err := n.prepare(p)
+	if err != nil {
+		return err
+	}
+	ctx, stopAll := context.WithCancelCause(ctx)
+	defer stopAll(nil)
+	catchFatal(stopAll)
+	rest := func() {}
+	if os.Getenv("GOGC") == "" {
+		rest = footprint.NewPacer(idle, busy, time.Now).Rest
+	}
+	beside := make(chan struct{}, 2)
+	go func() {
+		announce(ctx, p, ready, rest)
+		beside <- struct{}{}
+	}()
+	go func() {
+		_ = joined.Run(ctx) // it says itself what it cannot renew
+		beside <- struct{}{}
+	}()
+	nodeErr := runNode(ctx)
+	stopAll(nodeErr)
+	<-beside
+	<-beside
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nodeErr
+}
+
+// waitAPI returns when the API server answers that it is ready.
+func waitAPI(ctx context.Context, kubeconfig string) error {
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return fmt.Errorf("reading the node's credentials: %w", err)
+	}
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return fmt.Errorf("making a client for the API server: %w", err)
+	}
+	defer client.CloseIdleConnections()
+	client.Timeout = apiPatience
+	for {
+		if answers(ctx, client, config.Host+"/readyz") {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(apiPoll):
+		}
+	}
+}
+
+func answers(ctx context.Context, client *http.Client, url string) bool {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return false
+	}
+	answer, err := client.Do(request)
+	if err != nil {
+		return false
+	}
+	_ = answer.Body.Close() // it was not read
+	return answer.StatusCode == http.StatusOK
+}

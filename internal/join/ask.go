@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package join
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/token"
+)
+
+// ErrUnreachable says that nobody was there to answer, or went away meanwhile: it may be tried again.
+var ErrUnreachable = errors.New("no server answers")
+
+// Question is what Ask needs besides the request.
+type Question struct {
+	// Address is host:port of a server.
+	Address string
+	// Token is the cluster's. Its hash pins the cluster's authority; a bare secret is checked by the server's proof.
+	Token token.Token
+	// Certificate, when set, is the node's own and stands in for the token; Root is then whom to trust.
+	Certificate *tls.Certificate
+	Root        *x509.Certificate
+	// Request is sent with its proof filled in.
+	Request Request
+	// Dialer opens the connection; the zero value is good.
+	Dialer net.Dialer
+}
+
+// Ask asks one server. The error is a *Refusal if that is the answer, and wraps ErrUnreachable if there was none.
+func Ask(ctx context.Context, q Question) (*Answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, Patience)
+	defer cancel()
+	raw, err := q.Dialer.DialContext(ctx, "tcp", q.Address)
+	if err != nil {
+		return nil, fmt.Errorf("%w at %s: %w", ErrUnreachable, q.Address, err)
+	}
+	defer func() { _ = raw.Close() }() // all that was to be said has been said
+	defer context.AfterFunc(ctx, func() { _ = raw.SetDeadline(time.Unix(1, 0)) })()
+	v := verifier{token: q.Token, root: q.Root}
+	conn := tls.Client(raw, q.config(&v))
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, explainHandshake(q.Address, err)
+	}
+	state := conn.ConnectionState()
+	request := q.Request
+	if q.Certificate == nil {
+		kind := q.Token.Role
+		if kind == "" { // a secret that an operator chose is the token of what one wants to be
+			kind = request.Role
+		}
+		if request.Proof, err = MachineProof(state, q.Token, kind); err != nil {
+			return nil, err
+		}
+	}
+	if err := write(conn, maxRequest, request); err != nil {
+		return nil, fmt.Errorf("%w at %s any more: %w", ErrUnreachable, q.Address, err)
+	}
+	a := &Answer{}
+	if err := read(conn, maxAnswer, a); err != nil {
+		return nil, fmt.Errorf("%w at %s any more: %w", ErrUnreachable, q.Address, err)
+	}
+	if a.Refusal != nil {
+		return nil, a.Refusal
+	}
+	if q.Certificate == nil {
+		want, err := proof(state, fromServer, request.Proof.Kind, q.Token)
+		if err != nil {
+			return nil, err
+		}
+		if !bytes.Equal(want, a.MAC) { // nothing here is worth timing: the server has seen the proof already
+			return nil, fmt.Errorf("the server at %s does not know the token itself: it is none of the cluster's. Nothing was taken from it", q.Address)
+		}
+	}
+	return a, v.sameRoot(a.ServerCA)
+}
+
+func (q *Question) config(v *verifier) *tls.Config {
+	c := &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		NextProtos: []string{Protocol},
+		// The address may be any that leads to a server; VerifyConnection says what is checked instead.
+		InsecureSkipVerify: true,
+		VerifyConnection:   v.verify,
+	}
+	if q.Certificate != nil {
+		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return q.Certificate, nil }
+	}
+	return c
+}
+
+// verifier decides whether the other end is a server of the cluster.
+type verifier struct {
+	token token.Token
+	root  *x509.Certificate // nil: the token says
+	seen  *x509.Certificate // the root that was shown
+}
+
+var errNoServer = errors.New("is no server of a Coracle cluster")
+
+func (v *verifier) verify(s tls.ConnectionState) error {
+	if s.NegotiatedProtocol != Protocol {
+		return errNoServer
+	}
+	leaf, root := s.PeerCertificates[0], s.PeerCertificates[len(s.PeerCertificates)-1]
+	if v.root != nil && !root.Equal(v.root) {
+		return token.ErrOtherCluster
+	}
+	if err := v.token.VerifyCA(root); err != nil {
+		return err
+	}
+	o := x509.VerifyOptions{
+		Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(),
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		// Not this machine's clock: if that is wrong, the server says so, in words.
+		CurrentTime: leaf.NotBefore,
+	}
+	o.Roots.AddCert(root)
+	for _, c := range s.PeerCertificates[1:] {
+		o.Intermediates.AddCert(c)
+	}
+	if _, err := leaf.Verify(o); err != nil {
+		return fmt.Errorf("%w: %w", errNoServer, err)
+	}
+	if leaf.Subject.CommonName != ServerName {
+		return fmt.Errorf("%w: its certificate is that of %s", errNoServer, leaf.Subject.CommonName)
+	}
+	v.seen = root
+	return nil
+}
+
+// sameRoot checks that the authority in an answer is the one that signed for the connection.
+func (v *verifier) sameRoot(serverCA []byte) error {
+	for rest := serverCA; ; {
+		var b *pem.Block
+		if b, rest = pem.Decode(rest); b == nil {
+			return errors.New("the server's answer names another authority than its connection has. Nothing was taken from it")
+		}
+		if bytes.Equal(b.Bytes, v.seen.Raw) {
+			return nil
+		}
+	}
+}
+
+// explainHandshake says what the other end seems to be.
+func explainHandshake(address string, err error) error {
+	var notTLS tls.RecordHeaderError
+	switch {
+	case errors.Is(err, token.ErrOtherCluster):
+		return fmt.Errorf("the server at %s: %w", address, err)
+	case errors.Is(err, errNoServer):
+		return fmt.Errorf("what answers at %s %w", address, err)
+	case strings.Contains(err.Error(), "no application protocol"): // crypto/tls has no type for a received alert
+		return fmt.Errorf("what answers at %s %w: it speaks TLS, but does not know how machines join. Is it another kind of cluster?", address, errNoServer)
+	case errors.As(err, &notTLS):
+		return fmt.Errorf("what answers at %s %w: it does not speak TLS", address, errNoServer)
+	}
+	return fmt.Errorf("%w at %s: %w", ErrUnreachable, address, err)
+}

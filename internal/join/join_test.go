@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package join
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/token"
+)
+
+func TestRequestSurvivesTheWire(t *testing.T) {
+	want := &Request{
+		Role: token.RoleAgent, Program: "v1", Time: time.Date(2026, 11, 20, 0, 0, 0, 0, time.UTC), Proof: Proof{Kind: token.RoleBootstrap, ID: "abcdef", MAC: []byte{1, 2}},
+		Node: Node{Name: "n", Addresses: []netip.Addr{netip.MustParseAddr("fd00::1")}, Password: "p", KubeletRequest: []byte{3}, ServingRequest: []byte{4}, NetworkRequest: []byte{5}},
+	}
+	var wire bytes.Buffer
+	if err := write(&wire, maxRequest, want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := ReadRequest(&wire)
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, %v, want %+v", got, err, want)
+	}
+}
+
+func TestTooLong(t *testing.T) {
+	if err := write(&bytes.Buffer{}, maxRequest, Request{Program: strings.Repeat("x", maxRequest)}); err == nil {
+		t.Error("a request was sent that no server reads")
+	}
+	if _, err := ReadRequest(bytes.NewReader(binary.BigEndian.AppendUint32(nil, maxRequest+1))); err == nil || !strings.Contains(err.Error(), "at most") {
+		t.Error(err)
+	}
+}
+
+// FuzzReadRequest: whatever comes is a request or an error, and costs no more than its length allows.
+func FuzzReadRequest(f *testing.F) {
+	var wire bytes.Buffer
+	if err := write(&wire, maxRequest, Request{Node: Node{Name: "n", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}}); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(wire.Bytes())
+	f.Add([]byte("\x00\x00\x00\x04null"))
+	f.Add([]byte("\xff\xff\xff\xff"))
+	f.Fuzz(func(t *testing.T, said []byte) {
+		q, err := ReadRequest(bytes.NewReader(said))
+		if err == nil && q == nil {
+			t.Error("neither a request nor an error")
+		}
+	})
+}

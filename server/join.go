@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/server/joining"
+	"github.com/coracle-k8s/coracle/server/pki"
+)
+
+const (
+	// passwordSuffix is what the Secret with the hash of a node's password is called after the node's name.
+	passwordSuffix = ".node-password.coracle"
+	passwordHash   = "hash"
+	passwordSince  = "since"
+	// registration is how long a machine that was let in may take until its Node is there.
+	registration = 2 * time.Minute
+	minPassword  = 16 // characters
+)
+
+// admission lets nodes into the cluster.
+type admission struct {
+	s *Server
+	// client is nil until the API server serves.
+	client atomic.Pointer[kubernetes.Clientset]
+	// shown is the certificate that answers machines, up to the root that tokens name.
+	shown atomic.Pointer[tls.Certificate]
+}
+
+// use takes the API server's certificate for the conversations too. It has the form of pki.Leaf.Use.
+func (a *admission) use(certPEM, keyPEM []byte) error {
+	c, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return fmt.Errorf("loading the certificate for machines that join: %w", err)
+	}
+	if root := a.s.pki.Root().Raw; !slices.ContainsFunc(c.Certificate, func(der []byte) bool { return slices.Equal(der, root) }) {
+		c.Certificate = append(c.Certificate, root)
+	}
+	a.shown.Store(&c)
+	return nil
+}
+
+// serve answers machines until ctx is done.
+func (a *admission) serve(ctx context.Context) error {
+	clients := x509.NewCertPool()
+	clients.AppendCertsFromPEM(a.s.pki.CAPEM(pki.ClientCA))
+	return joining.New(joining.Options{
+		Listener: a.s.port.Route(join.Protocol), ClientCA: clients, Tokens: a.s.tokens,
+		Certificate: func() (*tls.Certificate, error) { return a.shown.Load(), nil },
+		Bootstrap:   a.bootstrapToken, Admit: a.admit,
+		Now: a.s.o.Clock.Now, Logger: a.s.log.With("part", "joining"),
+	}).Run(ctx)
+}
+
+// begin says that the API server serves.
+func (a *admission) begin(config *rest.Config) error {
+	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "joining"))
+	if err != nil {
+		return fmt.Errorf("making the client for machines that join: %w", err)
+	}
+	a.client.Store(client)
+	return nil
+}
+
+func (a *admission) api() (*kubernetes.Clientset, error) {
+	if c := a.client.Load(); c != nil {
+		return c, nil
+	}
+	return nil, join.Refuse(join.CodeStarting, "the server is starting; it lets machines in when its API answers")
+}
+
+func (a *admission) bootstrapToken(ctx context.Context, id string) (token.Bootstrap, bool, error) {
+	client, err := a.api()
+	if err != nil {
+		return token.Bootstrap{}, false, err
+	}
+	all, err := token.List(ctx, client)
+	if err != nil {
+		return token.Bootstrap{}, false, err
+	}
+	i := slices.IndexFunc(all, func(b token.Bootstrap) bool { return b.ID == id })
+	if i < 0 {
+		return token.Bootstrap{}, false, nil
+	}
+	return all[i], true, nil
+}
+
+// admit gives a machine a node's credentials.
+func (a *admission) admit(ctx context.Context, m joining.Machine) (*join.Answer, error) {
+	client, err := a.api()
+	if err != nil {
+		return nil, err
+	}
+	if err := a.checkNode(m.Node); err != nil {
+		return nil, err
+	}
+	if err := a.claimName(ctx, client, m); err != nil {
+		return nil, err
+	}
+	ips := make([]net.IP, 0, len(m.Node.Addresses))
+	for _, ip := range m.Node.Addresses {
+		ips = append(ips, ip.AsSlice())
+	}
+	p := a.s.pki
+	out := &join.Answer{ServerCA: p.CAPEM(pki.ServerCA), ClientCA: p.CAPEM(pki.ClientCA), Settings: a.s.o.Cluster}
+	// A joined node is alive for as long as its lease says so.
+	out.Settings.Liveness = cluster.ByLease
+	for _, c := range []struct {
+		leaf    pki.Leaf
+		request []byte
+		to      *[]byte
+	}{
+		{p.Node("", m.Node.Name), m.Node.KubeletRequest, &out.Kubelet},
+		{p.NodeServing("", m.Node.Name, ips), m.Node.ServingRequest, &out.Serving},
+		{p.Network(""), m.Node.NetworkRequest, &out.Network},
+	} {
+		if *c.to, err = p.Sign(c.leaf, c.request); err != nil {
+			return nil, join.Refuse(join.CodeRequest, "%v", err)
+		}
+	}
+	return out, nil
+}
+
+// checkNode refuses names and addresses with which a node's certificate would pass for something else.
+func (a *admission) checkNode(n join.Node) error {
+	if p := validation.IsDNS1123Subdomain(n.Name); len(p) > 0 || len(n.Name) > validation.LabelValueMaxLength {
+		return join.Refuse(join.CodeName, "%q cannot be a node's name; choose another with --node-name", n.Name)
+	}
+	if slices.Contains(a.s.files.serving.DNSNames, n.Name) {
+		return join.Refuse(join.CodeName, "%q is a name of the server's; choose another with --node-name", n.Name)
+	}
+	if len(n.Password) < minPassword {
+		return join.Refuse(join.CodeRequest, "the node's password has %d characters, at least %d are wanted", len(n.Password), minPassword)
+	}
+	if len(n.Addresses) < 1 || len(n.Addresses) > 2 {
+		return join.Refuse(join.CodeAddress, "a node has one address, or one of each family, and not %d; give them with --node-ip", len(n.Addresses))
+	}
+	for _, ip := range n.Addresses {
+		taken := slices.ContainsFunc(a.s.files.serving.IPs, func(own net.IP) bool { return own.Equal(ip.AsSlice()) })
+		inside := slices.ContainsFunc(slices.Concat(a.s.o.Cluster.PodCIDRs, a.s.o.Cluster.ServiceCIDRs), func(c netip.Prefix) bool { return c.Contains(ip) })
+		switch {
+		// An IPv4 address in the form of an IPv6 one would be compared with nothing.
+		case !ip.IsGlobalUnicast() || ip.Is4In6() || ip.Zone() != "":
+			return join.Refuse(join.CodeAddress, "%s cannot be a node's address: other machines could not reach it; give another with --node-ip", ip)
+		case taken:
+			return join.Refuse(join.CodeAddress, "%s is the server's own address; give this machine's with --node-ip", ip)
+		case inside:
+			return join.Refuse(join.CodeAddress, "%s lies in the cluster's network for pods or Services; give the machine's own address with --node-ip", ip)
+		}
+	}
+	return nil
+}
+
+// claimName makes sure that nobody else has the node's name or address.
+func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, m joining.Machine) error {
+	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("looking for the node: %w", err)
+	}
+	var node *corev1.Node
+	for i := range nodes.Items {
+		n := &nodes.Items[i]
+		if n.Name == m.Node.Name {
+			node = n
+		} else if ip := sharedAddress(n, m.Node.Addresses); ip != "" && alive(n) {
+			return join.Refuse(join.CodeAddress, "%s is the address of the node %s, which is alive; give this machine's own with --node-ip", ip, n.Name)
+		}
+	}
+	if m.Joined && node == nil {
+		return join.Refuse(join.CodeCertificate, "the node %s was deleted from the cluster; it can join again with a token", m.Node.Name)
+	}
+	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
+	have, err := secrets.Get(ctx, m.Node.Name+passwordSuffix, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		have = nil
+	case err != nil:
+		return fmt.Errorf("looking for the node's password: %w", err)
+	}
+	sum := sha256.Sum256([]byte(m.Node.Password))
+	hash := hex.EncodeToString(sum[:])
+	if have != nil && subtle.ConstantTimeCompare(have.Data[passwordHash], []byte(hash)) == 1 {
+		return nil
+	}
+	if err := a.mayTakeOver(m.Node.Name, node, have); err != nil {
+		return err
+	}
+	want := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: m.Node.Name + passwordSuffix,
+			Labels: map[string]string{"app.kubernetes.io/managed-by": "coracle"}},
+		Data: map[string][]byte{passwordHash: []byte(hash), passwordSince: []byte(a.s.o.Clock.Now().UTC().Format(time.RFC3339))},
+	}
+	if have == nil {
+		_, err = secrets.Create(ctx, want, metav1.CreateOptions{})
+	} else {
+		want.ResourceVersion = have.ResourceVersion
+		_, err = secrets.Update(ctx, want, metav1.UpdateOptions{})
+	}
+	if apierrors.IsAlreadyExists(err) || apierrors.IsConflict(err) {
+		return join.Refuse(join.CodeBusy, "another machine is joining under the name %s at this moment", m.Node.Name)
+	}
+	if err != nil {
+		return fmt.Errorf("keeping the node's password: %w", err)
+	}
+	return nil
+}
+
+// mayTakeOver says whether a machine that does not know the node's password may become that node: if the machine that
+// was is dead, or is gone for good.
+func (a *admission) mayTakeOver(name string, node *corev1.Node, have *corev1.Secret) error {
+	taken := func(why string) error {
+		return join.Refuse(join.CodeName, "there is a node named %s already, and %s. Choose another name with --node-name, or, if this machine takes the place of "+
+			"that one, delete the node first: kubectl delete node %s", name, why, name)
+	}
+	switch {
+	case node != nil && name == a.s.o.NodeName:
+		return taken("it is the server's own")
+	case node != nil && alive(node):
+		return taken("it is alive")
+	case node == nil && have != nil:
+		since, err := time.Parse(time.RFC3339, string(have.Data[passwordSince]))
+		if err == nil && a.s.o.Clock.Now().Sub(since).Abs() < registration {
+			return taken("another machine has just joined under it")
+		}
+	}
+	return nil
+}
+
+func alive(n *corev1.Node) bool {
+	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+// sharedAddress is an address of the node's that is among those given.
+func sharedAddress(n *corev1.Node, ips []netip.Addr) string {
+	for _, have := range n.Status.Addresses {
+		if ip, err := netip.ParseAddr(have.Address); err == nil && slices.Contains(ips, ip) {
+			return have.Address
+		}
+	}
+	return ""
+}
+
+// serveJoins lets machines in until the function that it returns is called.
+func (s *Server) serveJoins(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := s.admission.serve(ctx); err != nil && !errors.Is(err, net.ErrClosed) {
+			s.log.Error("machines cannot join any more", "error", err)
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}

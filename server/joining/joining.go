@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package joining answers the machines that want to become a part of the cluster (internal/join is the protocol).
+//
+// It owns their connections, decides whether a machine knows one of the cluster's tokens or is a node already, and slows
+// down those who guess. What a machine that may come in is given is decided by Options.Admit. Every refusal is one line
+// in the log and one sentence for the machine.
+package joining
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/halfopen"
+	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/token"
+)
+
+const (
+	// identify is how long a machine may take to say who it is.
+	identify = 10 * time.Second
+	// most is how many machines may be about to say who they are. One more, and the one that has taken longest is hung up
+	// on: strangers that say nothing must not keep machines out.
+	most = 64
+	// guessEvery is how often a refusal is sent, whoever asks and from wherever: that bounds how fast tokens are guessed,
+	// and how fast the log grows. Those who are let in do not wait.
+	guessEvery = 300 * time.Millisecond
+	// maxSkew is how far a machine's clock may be from the server's: certificates are dated back by an hour, and what is
+	// beyond is no longer valid on the machine.
+	maxSkew = 30 * time.Minute
+
+	nodeUser  = "system:node:"
+	nodeGroup = "system:nodes"
+)
+
+// Options are all required but Logger, Now and Bootstrap.
+type Options struct {
+	// Listener gives the connections; TLS has not begun on them. Run closes it.
+	Listener net.Listener
+	// Certificate is a server's own, whose chain ends in the root that tokens name.
+	Certificate func() (*tls.Certificate, error)
+	// ClientCA verifies certificates of nodes.
+	ClientCA *x509.CertPool
+	// Tokens are the cluster's lasting ones.
+	Tokens token.Set
+	// Bootstrap finds a token that expires; ok is false if there is none of that id.
+	Bootstrap func(ctx context.Context, id string) (b token.Bootstrap, ok bool, err error)
+	// Admit gives a machine that has shown a token, or its certificate, what it asks for. Its error is a *join.Refusal,
+	// or the server's own trouble.
+	Admit func(ctx context.Context, m Machine) (*join.Answer, error)
+	// Now is the time; nil means time.Now.
+	Now    func() time.Time
+	Logger *slog.Logger
+}
+
+// Machine is one that has shown that it may ask.
+type Machine struct {
+	*join.Request
+	// Joined says that it showed the certificate of a node and no token.
+	Joined bool
+}
+
+// Server answers machines.
+type Server struct {
+	o Options
+	// strangers are the connections of those that have not said who they are.
+	strangers halfopen.Table
+	// guess is held by the one refusal that is on its way.
+	guess chan struct{}
+}
+
+// New returns a Server that Run runs.
+func New(o Options) *Server {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	return &Server{o: o, strangers: halfopen.Table{Max: most}, guess: make(chan struct{}, 1)}
+}
+
+// Run answers until ctx is done, and returns when no conversation is left.
+func (s *Server) Run(ctx context.Context) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { _ = s.o.Listener.Close() })()
+	for {
+		c, err := s.o.Listener.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("waiting for machines that join: %w", err)
+		}
+		identified, _ := s.strangers.Add(func() { _ = c.Close() }) // it is never closed
+		running.Go(func() {
+			defer identified()
+			defer context.AfterFunc(ctx, func() { _ = c.Close() })()
+			s.serve(ctx, c, identified)
+			_ = c.Close()
+		})
+	}
+}
+
+// serve holds one conversation.
+func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
+	ctx, cancel := context.WithTimeout(ctx, join.Patience)
+	defer cancel()
+	_ = raw.SetDeadline(time.Now().Add(identify)) // a connection without deadlines fails at once
+	conn := tls.Server(raw, s.config())
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return // a scan of the port, or a machine that found that this is not its cluster
+	}
+	q, err := join.ReadRequest(conn)
+	if err != nil {
+		return
+	}
+	log := s.o.Logger.With("from", raw.RemoteAddr().String(), "node", q.Node.Name, "version", q.Program)
+	_ = raw.SetDeadline(time.Now().Add(join.Patience))
+	a, err := s.answer(ctx, conn.ConnectionState(), q, identified)
+	if err != nil {
+		a = &join.Answer{Refusal: s.refusal(log, err)}
+		if !s.slow(ctx, a.Refusal) {
+			return
+		}
+	}
+	if err := a.Write(conn); err != nil {
+		log.Warn("a machine that joins went away before it had its answer; it asks again", "error", err)
+		return
+	}
+	if err == nil {
+		log.Info("a machine has joined", "role", q.Role)
+	}
+}
+
+func (s *Server) config() *tls.Config {
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		NextProtos:             []string{join.Protocol},
+		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.o.Certificate() },
+		ClientAuth:             tls.RequestClientCert, // verified later: so that a refusal can be put into words
+		SessionTicketsDisabled: true,
+	}
+}
+
+// refusal turns an error into what the machine is told and one line for the log.
+func (s *Server) refusal(log *slog.Logger, err error) *join.Refusal {
+	var r *join.Refusal
+	if !errors.As(err, &r) {
+		r = join.Refuse(join.CodeInternal, "the server cannot let the machine in at present: %v", err)
+	}
+	if r.Passing() {
+		log.Info("a machine that joins has to wait", "reason", r.Message)
+	} else {
+		log.Warn("a machine was not let in", "code", r.Code, "reason", r.Message)
+	}
+	return r
+}
+
+// slow lets one refusal go at a time. It returns false when the conversation is over meanwhile.
+func (s *Server) slow(ctx context.Context, r *join.Refusal) bool {
+	if r.Passing() {
+		return true
+	}
+	select {
+	case s.guess <- struct{}{}:
+	case <-ctx.Done():
+		return false
+	}
+	defer func() { <-s.guess }()
+	select {
+	case <-time.After(guessEvery):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// answer decides about a request.
+func (s *Server) answer(ctx context.Context, state tls.ConnectionState, q *join.Request, identified func()) (*join.Answer, error) {
+	known, err := s.identify(ctx, state, q)
+	if err != nil {
+		return nil, err
+	}
+	identified()
+	now := s.o.Now()
+	if skew := q.Time.Sub(now); skew.Abs() > maxSkew {
+		word := "behind"
+		if skew > 0 {
+			word = "ahead of"
+		}
+		return nil, join.Refuse(join.CodeClock, "this machine's clock shows %s and is %s %s the server's: certificates would not be valid on one of the two. "+
+			"Set the one that is wrong (NTP) and start again", q.Time.UTC().Format(time.DateTime), skew.Abs().Round(time.Minute), word)
+	}
+	if q.Role != token.RoleAgent {
+		return nil, join.Refuse(join.CodeRequest, "this version of coracle lets nodes join, and no machine as %q", q.Role)
+	}
+	a, err := s.o.Admit(ctx, Machine{Request: q, Joined: known == nil})
+	if err != nil {
+		return nil, err
+	}
+	if known != nil {
+		a.MAC, err = join.ServerProof(state, *known, q.Proof.Kind)
+	}
+	return a, err
+}
+
+// identify returns the token that the machine has shown; nil if it has shown a node's certificate instead.
+func (s *Server) identify(ctx context.Context, state tls.ConnectionState, q *join.Request) (*token.Token, error) {
+	switch q.Proof.Kind {
+	case "":
+		return nil, s.checkCertificate(state, q.Node.Name)
+	case token.RoleAgent:
+		if q.Proof.Verify(state, s.o.Tokens.Agent) {
+			return &s.o.Tokens.Agent, nil
+		}
+		if q.Proof.Verify(state, s.o.Tokens.Server) {
+			return nil, errServerToken()
+		}
+	case token.RoleServer:
+		if q.Proof.Verify(state, s.o.Tokens.Server) {
+			return nil, errServerToken()
+		}
+	case token.RoleBootstrap:
+		return s.checkBootstrap(ctx, state, q.Proof)
+	}
+	return nil, join.Refuse(join.CodeToken, "the token is not the cluster's: it was mistyped, cut off, or replaced since. `coracle token print` on a server shows the one that works")
+}
+
+func errServerToken() error {
+	return join.Refuse(join.CodeToken, "that is the token for servers, with which a machine gets the cluster's keys. A node joins with the one for agents: "+
+		"`coracle token print` on a server shows it")
+}
+
+func (s *Server) checkBootstrap(ctx context.Context, state tls.ConnectionState, p join.Proof) (*token.Token, error) {
+	gone := join.Refuse(join.CodeToken, "there is no token that expires with the id %q and this secret: it has expired, was deleted, or was mistyped. "+
+		"`coracle token create` on a server makes another one", p.ID)
+	if s.o.Bootstrap == nil {
+		return nil, gone
+	}
+	b, ok, err := s.o.Bootstrap(ctx, p.ID)
+	if err != nil {
+		return nil, fmt.Errorf("looking up the token: %w", err)
+	}
+	t := b.Token("")
+	if !ok || !p.Verify(state, t) {
+		return nil, gone
+	}
+	if b.Expired(s.o.Now()) {
+		return nil, join.Refuse(join.CodeToken, "the token %s expired at %s; `coracle token create` on a server makes another one", b.ID, b.Expires.UTC().Format(time.RFC3339))
+	}
+	if !slices.Contains(b.Groups, token.NodeGroup) {
+		return nil, join.Refuse(join.CodeToken, "the token %s is not for nodes: it lacks the group %s", b.ID, token.NodeGroup)
+	}
+	return &t, nil
+}
+
+// checkCertificate verifies that the machine is the node whose name it says.
+func (s *Server) checkCertificate(state tls.ConnectionState, name string) error {
+	refuse := func(format string, args ...any) error {
+		return join.Refuse(join.CodeCertificate, "the node's certificate does not do: "+format+". The node can join again with a token", args...)
+	}
+	if len(state.PeerCertificates) == 0 {
+		return refuse("none was shown")
+	}
+	leaf := state.PeerCertificates[0]
+	o := x509.VerifyOptions{
+		Roots: s.o.ClientCA, Intermediates: x509.NewCertPool(), CurrentTime: s.o.Now(),
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	for _, c := range state.PeerCertificates[1:] {
+		o.Intermediates.AddCert(c)
+	}
+	if _, err := leaf.Verify(o); err != nil {
+		return refuse("%v", err)
+	}
+	if user, ok := strings.CutPrefix(leaf.Subject.CommonName, nodeUser); !ok || user != name || !slices.Contains(leaf.Subject.Organization, nodeGroup) {
+		return refuse("it is that of %s, not of the node %s", leaf.Subject.CommonName, name)
+	}
+	return nil
+}

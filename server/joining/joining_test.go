@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package joining
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/server/pki"
+)
+
+// fixture is a server that lets every machine in that has shown who it is.
+type fixture struct {
+	*testing.T
+	pki       *pki.PKI
+	tokens    token.Set
+	bootstrap token.Bootstrap
+	address   string
+	log       *bytes.Buffer // read after stop only
+	admitted  chan Machine
+	stop      func()
+}
+
+func newFixture(t *testing.T) *fixture {
+	t.Helper()
+	f := &fixture{T: t, log: &bytes.Buffer{}, admitted: make(chan Machine, 10)}
+	logger := slog.New(slog.NewTextHandler(f.log, nil))
+	var err error
+	if f.pki, err = pki.Open(pki.Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}); err != nil {
+		t.Fatal(err)
+	}
+	if f.tokens, err = token.Ensure(token.Options{Dir: t.TempDir(), Root: f.pki.Root(), Logger: logger}); err != nil {
+		t.Fatal(err)
+	}
+	f.bootstrap = token.Bootstrap{ID: "abcdef", Secret: "0123456789abcdef", Expires: time.Now().Add(time.Hour), Groups: []string{token.NodeGroup}}
+	f.serve(f.leaf(f.pki.APIServer(pki.APIServerNames{NodeName: "a", Domain: "cluster.local"})), logger)
+	return f
+}
+
+func (f *fixture) serve(certificate *tls.Certificate, logger *slog.Logger) {
+	f.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.address = l.Addr().String()
+	clients := x509.NewCertPool()
+	clients.AppendCertsFromPEM(f.pki.CAPEM(pki.ClientCA))
+	s := New(Options{
+		Listener: l, ClientCA: clients, Tokens: f.tokens, Logger: logger,
+		Certificate: func() (*tls.Certificate, error) { return certificate, nil },
+		Bootstrap: func(_ context.Context, id string) (token.Bootstrap, bool, error) {
+			return f.bootstrap, id == f.bootstrap.ID, nil
+		},
+		Admit: func(_ context.Context, m Machine) (*join.Answer, error) {
+			f.admitted <- m
+			return &join.Answer{ServerCA: f.pki.CAPEM(pki.ServerCA)}, nil
+		},
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- s.Run(ctx) }()
+	f.stop = func() {
+		cancel()
+		if err := <-done; err != nil {
+			f.Error(err)
+		}
+	}
+	f.Cleanup(func() { cancel() })
+}
+
+// leaf issues a certificate whose chain ends in the root, as a server shows it.
+func (f *fixture) leaf(l pki.Leaf) *tls.Certificate {
+	f.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		f.Fatal(err)
+	}
+	request, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		f.Fatal(err)
+	}
+	chain, err := f.pki.Sign(l, request)
+	if err != nil {
+		f.Fatal(err)
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		f.Fatal(err)
+	}
+	c, err := tls.X509KeyPair(chain, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}))
+	if err != nil {
+		f.Fatal(err)
+	}
+	if l.Signer == pki.ServerCA {
+		c.Certificate = append(c.Certificate, f.pki.Root().Raw)
+	}
+	return &c
+}
+
+func (f *fixture) question() join.Question {
+	return join.Question{Address: f.address, Token: f.tokens.Agent, Request: join.Request{Role: token.RoleAgent, Time: time.Now(), Node: join.Node{Name: "n"}}}
+}
+
+func TestWhoMayJoin(t *testing.T) {
+	f := newFixture(t)
+	defer f.stop()
+	other := newFixture(t)
+	defer other.stop()
+	bare := func(t token.Token) token.Token { return token.Token{Secret: t.Secret} }
+	for _, tt := range []struct {
+		name   string
+		change func(q *join.Question)
+		code   join.Code // of the refusal; empty if it may
+		want   string    // of another error
+	}{
+		{name: "agent token", change: func(*join.Question) {}},
+		{name: "its secret alone", change: func(q *join.Question) { q.Token = bare(q.Token) }},
+		{name: "token that expires", change: func(q *join.Question) { q.Token = f.bootstrap.Token(q.Token.CAHash) }},
+		{name: "certificate", change: func(q *join.Question) { *q = f.byCertificate(f.pki.Node("", "n"), f.pki.Root()) }},
+
+		{name: "wrong secret", change: func(q *join.Question) { q.Token.Secret = "other" }, code: join.CodeToken},
+		{name: "empty secret", change: func(q *join.Question) { q.Token.Secret = "" }, code: join.CodeToken},
+		{name: "server token", change: func(q *join.Question) { q.Token = f.tokens.Server }, code: join.CodeToken},
+		{name: "server token's secret alone", change: func(q *join.Question) { q.Token = bare(f.tokens.Server) }, code: join.CodeToken},
+		{name: "unknown token that expires", change: func(q *join.Question) {
+			q.Token = token.Bootstrap{ID: "zzzzzz", Secret: f.bootstrap.Secret}.Token(q.Token.CAHash)
+		}, code: join.CodeToken},
+		{name: "wrong secret of a token that expires", change: func(q *join.Question) {
+			q.Token = token.Bootstrap{ID: f.bootstrap.ID, Secret: "x"}.Token(q.Token.CAHash)
+		}, code: join.CodeToken},
+		{name: "another cluster's token", change: func(q *join.Question) { q.Token = other.tokens.Agent }, want: "another cluster"},
+		{name: "to be a server", change: func(q *join.Question) { q.Request.Role = token.RoleServer }, code: join.CodeRequest},
+		{name: "clock behind", change: func(q *join.Question) { q.Request.Time = time.Unix(0, 0) }, code: join.CodeClock},
+		{name: "clock ahead", change: func(q *join.Question) { q.Request.Time = time.Now().Add(time.Hour) }, code: join.CodeClock},
+		{name: "no clock", change: func(q *join.Question) { q.Request.Time = time.Time{} }, code: join.CodeClock},
+
+		{name: "certificate of another node", change: func(q *join.Question) { *q = f.byCertificate(f.pki.Node("", "m"), f.pki.Root()) }, code: join.CodeCertificate},
+		{name: "certificate of a node's network", change: func(q *join.Question) { *q = f.byCertificate(f.pki.Network(""), f.pki.Root()) }, code: join.CodeCertificate},
+		{name: "certificate of an administrator", change: func(q *join.Question) { *q = f.byCertificate(f.pki.Admin(), f.pki.Root()) }, code: join.CodeCertificate},
+		{name: "certificate of a listener", change: func(q *join.Question) { *q = f.byCertificate(f.pki.NodeServing("", "n", nil), f.pki.Root()) }, code: join.CodeCertificate},
+		{name: "another cluster's certificate", change: func(q *join.Question) {
+			*q = other.byCertificate(other.pki.Node("", "n"), f.pki.Root())
+			q.Address = f.address
+		}, code: join.CodeCertificate},
+		{name: "certificate, at another cluster", change: func(q *join.Question) {
+			*q = f.byCertificate(f.pki.Node("", "n"), f.pki.Root())
+			q.Address = other.address
+		}, want: "another cluster"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			q := f.question()
+			tt.change(&q)
+			_, err := join.Ask(t.Context(), q)
+			var refusal *join.Refusal
+			switch {
+			case tt.want != "":
+				if err == nil || !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("%v, want %q", err, tt.want)
+				}
+			case tt.code != "":
+				if !errors.As(err, &refusal) || refusal.Code != tt.code {
+					t.Errorf("%v, want a refusal with the code %q", err, tt.code)
+				}
+			case err != nil:
+				t.Error(err)
+			default:
+				if m := <-f.admitted; m.Node.Name != "n" || m.Joined != (q.Certificate != nil) {
+					t.Errorf("admitted %+v", m)
+				}
+			}
+		})
+	}
+	if len(f.admitted)+len(other.admitted) > 0 {
+		t.Error("somebody was admitted who should not have been")
+	}
+}
+
+func (f *fixture) byCertificate(l pki.Leaf, root *x509.Certificate) join.Question {
+	q := f.question()
+	q.Token, q.Certificate, q.Root = token.Token{}, f.leaf(l), root
+	return q
+}
+
+// TestExpiredAndForeignTokens: what a token that expires has to be for.
+func TestExpiredAndForeignTokens(t *testing.T) {
+	for name, change := range map[string]func(*token.Bootstrap){
+		"expired at": func(b *token.Bootstrap) { b.Expires = time.Now().Add(-time.Second) },
+		"is not for": func(b *token.Bootstrap) { b.Groups = []string{"system:bootstrappers:others"} },
+	} {
+		f := newFixture(t)
+		q := f.question()
+		q.Token = f.bootstrap.Token(q.Token.CAHash)
+		change(&f.bootstrap)
+		if _, err := join.Ask(t.Context(), q); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%v, want %q", err, name)
+		}
+		f.stop()
+		if !strings.Contains(f.log.String(), "code=token") {
+			t.Errorf("the log says nothing:\n%s", f.log)
+		}
+	}
+}
+
+// TestImpostors: who answers without being a server of the cluster learns nothing of use and is not believed.
+func TestImpostors(t *testing.T) {
+	quiet := slog.New(slog.DiscardHandler)
+	t.Run("a node", func(t *testing.T) { // has a certificate of the same authority
+		f := newFixture(t)
+		f.stop()
+		f.serve(f.leaf(f.pki.NodeServing("", "n", nil)), quiet)
+		if _, err := join.Ask(t.Context(), f.question()); err == nil || !strings.Contains(err.Error(), "system:node:n") {
+			t.Error(err)
+		}
+	})
+	t.Run("another cluster, for a bare secret", func(t *testing.T) {
+		f, other := newFixture(t), newFixture(t)
+		q := other.question()
+		q.Token = token.Token{Secret: f.tokens.Agent.Secret}
+		var refusal *join.Refusal
+		if _, err := join.Ask(t.Context(), q); !errors.As(err, &refusal) {
+			t.Error(err)
+		}
+	})
+	t.Run("one that lets everybody in", func(t *testing.T) {
+		f := newFixture(t)
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		go liar(l, f.leaf(f.pki.APIServer(pki.APIServerNames{NodeName: "a", Domain: "cluster.local"})), f.pki.CAPEM(pki.ServerCA))
+		q := f.question()
+		q.Address, q.Token = l.Addr().String(), token.Token{Secret: "chosen"}
+		if _, err := join.Ask(t.Context(), q); err == nil || !strings.Contains(err.Error(), "does not know the token itself") {
+			t.Error(err)
+		}
+	})
+	t.Run("another service", func(t *testing.T) {
+		f := newFixture(t)
+		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{*f.leaf(f.pki.NodeServing("", "n", nil))}, NextProtos: []string{"h2"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				_ = c.(*tls.Conn).Handshake()
+				_ = c.Close()
+			}
+		}()
+		q := f.question()
+		q.Address = l.Addr().String()
+		if _, err := join.Ask(t.Context(), q); err == nil || !strings.Contains(err.Error(), "is no server of a Coracle cluster") {
+			t.Error(err)
+		}
+	})
+	t.Run("nobody", func(t *testing.T) {
+		f := newFixture(t)
+		q := f.question()
+		q.Address = "127.0.0.1:1"
+		if _, err := join.Ask(t.Context(), q); !errors.Is(err, join.ErrUnreachable) {
+			t.Error(err)
+		}
+	})
+}
+
+// liar answers every request with a yes, and knows no token.
+func liar(l net.Listener, c *tls.Certificate, ca []byte) {
+	for {
+		raw, err := l.Accept()
+		if err != nil {
+			return
+		}
+		conn := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{*c}, NextProtos: []string{join.Protocol}})
+		if _, err := join.ReadRequest(conn); err == nil {
+			_ = (&join.Answer{ServerCA: ca, MAC: make([]byte, 32)}).Write(conn)
+		}
+		_ = conn.Close()
+	}
+}
+
+// TestReplay: a request that was made for one connection is worth nothing on another, not even with the same server.
+func TestReplay(t *testing.T) {
+	f := newFixture(t)
+	defer f.stop()
+	dial := func() *tls.Conn {
+		c, err := tls.Dial("tcp", f.address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{join.Protocol}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	first, second := dial(), dial()
+	defer first.Close()
+	defer second.Close()
+	proof, err := join.MachineProof(first.ConnectionState(), f.tokens.Agent, token.RoleAgent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !proof.Verify(first.ConnectionState(), f.tokens.Agent) {
+		t.Error("a proof does not hold on its own connection")
+	}
+	if proof.Verify(second.ConnectionState(), f.tokens.Agent) {
+		t.Error("a proof holds on another connection")
+	}
+	mac, err := join.ServerProof(first.ConnectionState(), f.tokens.Agent, token.RoleAgent)
+	if err != nil || bytes.Equal(mac, proof.MAC) {
+		t.Errorf("a machine's proof can be sent back as the server's: %v", err)
+	}
+}
+
+// TestManyStrangers: connections that say nothing keep no machine out.
+func TestManyStrangers(t *testing.T) {
+	f := newFixture(t)
+	defer f.stop()
+	var first net.Conn
+	for range 3 * most {
+		c, err := net.Dial("tcp", f.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if first == nil {
+			first = c
+		}
+	}
+	if _, err := join.Ask(t.Context(), f.question()); err != nil {
+		t.Error(err)
+	}
+	if err := first.SetReadDeadline(time.Now().Add(identify / 2)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the one that has said nothing for longest is still connected")
+	}
+}
+
+// TestGarbage: what is no request ends the connection and nothing else.
+func TestGarbage(t *testing.T) {
+	f := newFixture(t)
+	defer f.stop()
+	for _, said := range []string{"", "\x00", "\xff\xff\xff\xff", "\x00\x00\x00\x02{]", "\x00\x00\x00\x04null", "GET / HTTP/1.1\r\n\r\n"} {
+		c, err := tls.Dial("tcp", f.address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{join.Protocol}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, said); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		answer, err := io.ReadAll(c)
+		if err == nil && len(answer) > 0 && !bytes.Contains(answer, []byte("refusal")) {
+			t.Errorf("%q was answered with %q", said, answer)
+		}
+		c.Close()
+	}
+	if _, err := join.Ask(t.Context(), f.question()); err != nil {
+		t.Errorf("after all that: %v", err)
+	}
+}

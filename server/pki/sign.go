@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pki
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"fmt"
+
+	"k8s.io/client-go/util/cert"
+)
+
+// Sign issues a leaf whose key is another machine's: request is its certificate request (PKCS #10, DER). What the
+// certificate says is l's; of the request only the key counts, and that whoever made it has the private one. It returns
+// the PEM of the chain. The leaf's file and Use play no part.
+func (p *PKI) Sign(l Leaf, request []byte) ([]byte, error) {
+	r, err := x509.ParseCertificateRequest(request)
+	if err != nil {
+		return nil, fmt.Errorf("the certificate request for %s is damaged: %w", l.Name, err)
+	}
+	if err := r.CheckSignature(); err != nil {
+		return nil, fmt.Errorf("the certificate request for %s is not signed by its own key: %w", l.Name, err)
+	}
+	if _, ok := r.PublicKey.(*ecdsa.PublicKey); !ok {
+		return nil, fmt.Errorf("the certificate request for %s has a key of type %T, not ECDSA", l.Name, r.PublicKey)
+	}
+	chain, err := p.sign(&l, r.PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	return cert.EncodeCertificates(chain...)
+}
+
+// sign makes the certificate of a leaf for a key; its chain follows it.
+func (p *PKI) sign(l *Leaf, public crypto.PublicKey) ([]*x509.Certificate, error) {
+	a := p.authority(l.Signer)
+	serial, err := newSerial()
+	if err != nil {
+		return nil, err
+	}
+	notBefore, notAfter := p.validity(a)
+	template := &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               pkix.Name{CommonName: l.CommonName, Organization: l.Organizations},
+		DNSNames:              l.DNSNames,
+		IPAddresses:           l.IPs,
+		NotBefore:             notBefore,
+		NotAfter:              notAfter,
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           l.usages(),
+		BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert(), public, a.key)
+	if err != nil {
+		return nil, fmt.Errorf("signing the certificate of %s: %w", l.Name, err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("signing the certificate of %s: %w", l.Name, err)
+	}
+	return append([]*x509.Certificate{c}, a.intermediates()...), nil
+}

@@ -1,0 +1,122 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// TestAgent: a second machine joins, runs a pod that one can look into from the server's machine, and stays a node when
+// it starts again while its server is down.
+func TestAgent(t *testing.T) {
+	site := harness.NewSite(t)
+	s := site.NewMachine().NewServer("--disable-agent")
+	s.Start()
+	waitAPI(s)
+	a := site.NewMachine().NewAgent(s)
+	images := filepath.Join(a.DataDir, "images")
+	if err := os.MkdirAll(images, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	harness.WriteBoxImage(t, filepath.Join(images, "box.tar.gz"))
+	a.Start()
+	ready := func() error {
+		if err := a.Alive(); err != nil {
+			return err
+		}
+		out, err := s.TryKubectl("get", "node", a.NodeName(), "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.addresses[0].address}`)
+		if want := "True " + a.IP; err == nil && out != want {
+			err = fmt.Errorf("%q, want %q", out, want)
+		}
+		return err
+	}
+	harness.Eventually(t, soon, "the node is ready", ready)
+	s.Kubectl("run", "guest", "--image="+harness.BoxImage, "--image-pull-policy=Never", "--", "sh", "-c", "echo hello; sleep 3600")
+	s.Kubectl("wait", "--for=condition=Ready", "pod/guest", "--timeout=120s")
+	says(t, s.Kubectl("logs", "guest"), "hello")
+	says(t, s.Kubectl("exec", "guest", "--", "nslookup", "kubernetes.default.svc.cluster.local"), "10.43.0.1")
+	status, err := a.Run(a.Coracle(), "status", "--data-dir", a.DataDir)
+	if err != nil {
+		t.Error(err)
+	}
+	says(t, status, "agent", "kubelet", "node")
+	started := s.Kubectl("get", "pod", "guest", "-o", "jsonpath={.status.containerStatuses[0].containerID}")
+
+	// The agent starts without its server, and goes on when that is back.
+	s.Kill()
+	if err := a.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	a.Start()
+	harness.Eventually(t, soon, "the agent starts with what it knows", func() error {
+		return logSays(a, "no news from the cluster")
+	})
+	s.Start()
+	waitAPI(s)
+	harness.Eventually(t, soon, "the node is ready again", ready)
+	if again := s.Kubectl("get", "pod", "guest", "-o", "jsonpath={.status.containerStatuses[0].containerID}"); again != started {
+		t.Errorf("the pod's container is %s and was %s", again, started)
+	}
+}
+
+// TestAgentRefused: a machine that may not join says why and ends, and the server's log has a line.
+func TestAgentRefused(t *testing.T) {
+	site := harness.NewSite(t)
+	s := site.NewMachine().NewServer("--disable-agent")
+	s.Start()
+	waitAPI(s)
+	m := site.NewMachine()
+	token := func(file string) string {
+		data, err := os.ReadFile(filepath.Join(s.DataDir, "server", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(data))
+	}
+	right := token("agent-token")
+	hash, _, _ := strings.Cut(right, "::")
+	for _, tt := range []struct {
+		name string
+		args []string
+		want string
+		log  string
+	}{
+		{name: "wrong secret", args: []string{"--token", hash + "::agent:wrong"}, want: "not the cluster's", log: "code=token"},
+		{name: "server token", args: []string{"--token", token("token")}, want: "token for servers"},
+		{name: "bare server token", args: []string{"--token", token("token")[strings.LastIndex(token("token"), ":")+1:]}, want: "token for servers", log: "code=token"},
+		{name: "other cluster", args: []string{"--token", "CRC1" + strings.Repeat("0", 64) + "::agent:wrong"}, want: "another cluster"},
+		{name: "expired", args: []string{"--token", hash + "::abcdef.0123456789abcdef"}, want: "coracle token create", log: "code=token"},
+		{name: "server's name", args: []string{"--node-name", "kubernetes"}, want: "name of the server's", log: "code=name"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a := m.NewAgent(s)
+			a.DataDir = filepath.Join(m.Dir, strings.ReplaceAll(tt.name, " ", "-"))
+			a.Log = a.DataDir + ".log"
+			a.Args = append(append(a.Args, "--data-dir", a.DataDir), tt.args...)
+			a.Start()
+			if code := a.WaitExit(soon); code == 0 {
+				t.Error("it ended with exit code 0")
+			}
+			says(t, a.LogTail(20), tt.want)
+			if tt.log != "" {
+				says(t, s.LogTail(5), tt.log)
+			}
+		})
+	}
+}
+
+func logSays(s *harness.Server, want string) error {
+	data, err := os.ReadFile(s.Log)
+	if err == nil && !strings.Contains(string(data), want) {
+		err = fmt.Errorf("no %q in the log:\n%s", want, s.LogTail(20))
+	}
+	return err
+}
