@@ -288,8 +288,6 @@ func TestFence(t *testing.T) {
 	fence := &lateFence{Store: f.store}
 	o := f.options(t)
 	o.Fence = fence
-	// To Services by name: testUnfenced has one that needs no network of pods.
-	o.ExtraArgs = []string{"enable-aggregator-routing=false"}
 	s := f.start(t, o)
 	ctx := t.Context()
 	if err := second(dynamicClient(t, s).Resource(definitions).Create(ctx, object(t, boatDefinition), create)); err != nil {
