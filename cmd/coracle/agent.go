@@ -33,7 +33,7 @@ func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) error {
 	idle, busy := fitMemory(p)
 	joined, err := joining.Join(ctx, joining.Options{
 		Dir: filepath.Join(c.Paths.AgentDir, "cred"), StateDir: c.Paths.AgentDir,
-		Server: c.ServerURL, Token: c.Token, NodeName: c.Node.Name, Addresses: addresses(c.Node.IPs...),
+		Server: c.ServerURL, Token: c.Token, NodeName: c.Node.Name, Addresses: c.Node.IPs,
 		Program: version.Get().Coracle, Logger: p.Log.Logger,
 	})
 	if err != nil {

@@ -30,7 +30,7 @@ type node struct {
 
 // ownNode is the node in the process of its server.
 func ownNode(c *config.Server, s *server.Server) (node, error) {
-	files, err := s.AgentCredentials(c.Node.Name, c.Node.IPs)
+	files, err := s.AgentCredentials(c.Node.Name, netIPs(c.Node.IPs...))
 	return node{
 		machine: c.Node, paths: c.Paths, cluster: clusterSettings(c), credentials: files,
 		waitAPI: func(ctx context.Context) error {
@@ -57,7 +57,7 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 	o := agent.Options{
 		DataDir: n.paths.DataDir, RunDir: n.paths.RunDir, BinDir: dir.Stable,
 		PauseTar: dir.File("pause.tar"), PauseImage: carried.PauseImage,
-		NodeName: n.machine.Name, NodeIPs: addresses(n.machine.IPs...), Labels: n.machine.Labels,
+		NodeName: n.machine.Name, NodeIPs: n.machine.IPs, Labels: n.machine.Labels,
 		KubeletKubeconfig: n.credentials.KubeletKubeconfig, NetworkKubeconfig: n.credentials.NetworkKubeconfig,
 		KubeletServingCert: n.credentials.KubeletServing, KubeletServingKey: n.credentials.KubeletServing,
 		ClientCAFile:  n.credentials.ClientCAFile,
@@ -87,34 +87,22 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 // clusterSettings are what the user of the first server said about the cluster.
 func clusterSettings(c *config.Server) cluster.Settings {
 	s := cluster.Settings{
-		PodCIDRs: prefixes(c.ClusterCIDRs), ServiceCIDRs: prefixes(c.ServiceCIDRs), Domain: c.ClusterDomain,
+		PodCIDRs: c.ClusterCIDRs, ServiceCIDRs: c.ServiceCIDRs, Domain: c.ClusterDomain,
 		NoServiceProxy: c.DisableKubeProxy,
 		// For the node in this process; those that join have their own.
 		Liveness: cluster.InProcess,
 	}
 	if !c.Disabled(config.PartDNS) {
-		s.DNS = addresses(c.ClusterDNS)[0]
+		s.DNS = c.ClusterDNS
 	}
 	return s
 }
 
-// addresses turns checked addresses into the form that the node's parts use.
-func addresses(ips ...net.IP) []netip.Addr {
-	out := make([]netip.Addr, 0, len(ips))
+// netIPs turns addresses into the form that certificates have, and so the server's options.
+func netIPs(ips ...netip.Addr) []net.IP {
+	out := make([]net.IP, 0, len(ips))
 	for _, ip := range ips {
-		a, _ := netip.AddrFromSlice(ip)
-		out = append(out, a.Unmap())
-	}
-	return out
-}
-
-// prefixes turns checked networks into the form that the cluster's settings have.
-func prefixes(nets []*net.IPNet) []netip.Prefix {
-	out := make([]netip.Prefix, 0, len(nets))
-	for _, n := range nets {
-		addr, _ := netip.AddrFromSlice(n.IP)
-		ones, _ := n.Mask.Size()
-		out = append(out, netip.PrefixFrom(addr.Unmap(), ones))
+		out = append(out, ip.AsSlice())
 	}
 	return out
 }

@@ -5,7 +5,7 @@ package check
 import (
 	"context"
 	"io/fs"
-	"net"
+	"net/netip"
 	"time"
 )
 
@@ -33,9 +33,9 @@ type Needs struct {
 	DataDir string
 	RunDir  string
 	Ports   []Port
-	NodeIPs []net.IP
+	NodeIPs []netip.Addr
 	// Networks are the cluster's own, which a route of the host must not cover.
-	Networks []*net.IPNet
+	Networks []netip.Prefix
 	// Snapshotter is auto, overlayfs or native.
 	Snapshotter string
 	// Running says that a coracle with these settings runs already, so that the ports are its own.
@@ -44,8 +44,8 @@ type Needs struct {
 
 // Port is one that has to be free.
 type Port struct {
-	Network string // tcp or udp
-	Address net.IP // nil for all
+	Network string     // tcp or udp
+	Address netip.Addr // the zero value for all
 	Number  int
 	What    string // who wants it
 	Setting string // the flag that moves it, "" when none does
@@ -88,7 +88,7 @@ type Space struct {
 
 // Route is one of the host's routes.
 type Route struct {
-	Network   *net.IPNet
+	Network   netip.Prefix
 	Interface string
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -64,21 +65,13 @@ type setup struct {
 	needs Needs
 }
 
-func cidr(s string) *net.IPNet {
-	_, n, err := net.ParseCIDR(s)
-	if err != nil {
-		panic(err)
-	}
-	return n
-}
-
 func goodSetup() *setup {
 	return &setup{
 		files: goodFiles(),
-		probe: fakeProbe{space: Space{Type: "ext4", Total: 32e9, Free: 20e9, Inodes: 1e6, InodeFree: 9e5}, sync: 3 * time.Millisecond, routes: []Route{{cidr("192.168.1.0/24"), "eth0"}}},
+		probe: fakeProbe{space: Space{Type: "ext4", Total: 32e9, Free: 20e9, Inodes: 1e6, InodeFree: 9e5}, sync: 3 * time.Millisecond, routes: []Route{{netip.MustParsePrefix("192.168.1.0/24"), "eth0"}}},
 		host:  Host{Root: true, Now: func() time.Time { return time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC) }},
 		needs: Needs{
-			DataDir: "/var/lib/coracle", NodeIPs: []net.IP{net.IPv4(192, 168, 1, 5)}, Networks: []*net.IPNet{cidr("10.42.0.0/16"), cidr("10.43.0.0/16")},
+			DataDir: "/var/lib/coracle", NodeIPs: []netip.Addr{netip.MustParseAddr("192.168.1.5")}, Networks: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")},
 			Ports: []Port{{Network: "tcp", Number: 6443, What: "the API server", Setting: "--https-listen-port"}, {Network: "udp", Number: 10053, What: "cluster DNS"}},
 		},
 	}
@@ -129,22 +122,26 @@ func TestFindings(t *testing.T) {
 			s.files["proc/self/mountinfo"] += "29 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"
 			s.files["proc/self/cgroup"], s.files["sys/fs/cgroup/box/memory.max"] = "0::/box\n", "268435456\n"
 		}, "memory", Warn, "256 MB, the limit of its control group (/sys/fs/cgroup/box/memory.max)", "at least 512 MB"},
-		"1970":             {func(s *setup) { s.host.Now = func() time.Time { return time.Unix(100, 0) } }, "clock", Fail, "1970-01-01", "date -s"},
-		"no kmsg":          {func(s *setup) { delete(s.files, "dev/kmsg") }, "devices", Fail, "/dev/kmsg is missing", "lxc.mount.entry"},
-		"few inotify":      {func(s *setup) { s.files["proc/sys/fs/inotify/max_user_instances"] = "64" }, "limits", Warn, "only 64", "sysctl -w"},
-		"container":        {func(s *setup) { s.files["proc/self/status"] = "CapEff:\t00000000a80425fb\n" }, "rights", Fail, "lacks CAP_SYS_ADMIN", "privileged"},
-		"no SYS_RESOURCE":  {func(s *setup) { s.files["proc/self/status"] = "CapEff:\t000001fffeffffff\n" }, "rights", Warn, "CAP_SYS_RESOURCE", "nothing has to be done"},
-		"no bridge":        {func(s *setup) { s.probe.links = map[string]error{"bridge": denied} }, "interfaces", Fail, "bridge (operation not supported)", "modprobe -a bridge"},
-		"no vxlan":         {func(s *setup) { s.probe.links = map[string]error{"vxlan": denied} }, "interfaces", Warn, "no vxlan", "linux-modules-extra"},
-		"no nftables":      {func(s *setup) { s.probe.nat = denied }, "nftables", Fail, "cannot translate", "modprobe -a nf_tables"},
-		"read-only sys":    {func(s *setup) { s.files["proc/self/mountinfo"] += "22 21 0:21 / /proc/sys ro - proc proc rw\n" }, "forwarding", Fail, "read-only", "privileged"},
-		"ufw":              {func(s *setup) { s.files["etc/ufw/ufw.conf"] = "ENABLED=yes\n" }, "firewall", Warn, "ufw is on", "ufw allow from 10.42.0.0/16"},
-		"firewalld":        {func(s *setup) { s.files["run/firewalld/x"] = "" }, "firewall", Warn, "firewalld is on", "--add-source=10.43.0.0/16"},
-		"docker":           {func(s *setup) { s.probe.dropping = map[string][]string{"forward": {"filter/FORWARD"}} }, "firewall", Warn, "filter/FORWARD drops traffic of pods", "DOCKER-USER"},
-		"route in the way": {func(s *setup) { s.probe.routes = append(s.probe.routes, Route{cidr("10.42.7.0/24"), "wg0"}) }, "routes", Fail, "10.42.7.0/24 by wg0", "--cluster-cidr"},
-		"own route":        {func(s *setup) { s.probe.routes = append(s.probe.routes, Route{cidr("10.42.0.0/24"), "coracle0"}) }, "routes", OK, "none overlaps", ""},
+		"1970":            {func(s *setup) { s.host.Now = func() time.Time { return time.Unix(100, 0) } }, "clock", Fail, "1970-01-01", "date -s"},
+		"no kmsg":         {func(s *setup) { delete(s.files, "dev/kmsg") }, "devices", Fail, "/dev/kmsg is missing", "lxc.mount.entry"},
+		"few inotify":     {func(s *setup) { s.files["proc/sys/fs/inotify/max_user_instances"] = "64" }, "limits", Warn, "only 64", "sysctl -w"},
+		"container":       {func(s *setup) { s.files["proc/self/status"] = "CapEff:\t00000000a80425fb\n" }, "rights", Fail, "lacks CAP_SYS_ADMIN", "privileged"},
+		"no SYS_RESOURCE": {func(s *setup) { s.files["proc/self/status"] = "CapEff:\t000001fffeffffff\n" }, "rights", Warn, "CAP_SYS_RESOURCE", "nothing has to be done"},
+		"no bridge":       {func(s *setup) { s.probe.links = map[string]error{"bridge": denied} }, "interfaces", Fail, "bridge (operation not supported)", "modprobe -a bridge"},
+		"no vxlan":        {func(s *setup) { s.probe.links = map[string]error{"vxlan": denied} }, "interfaces", Warn, "no vxlan", "linux-modules-extra"},
+		"no nftables":     {func(s *setup) { s.probe.nat = denied }, "nftables", Fail, "cannot translate", "modprobe -a nf_tables"},
+		"read-only sys":   {func(s *setup) { s.files["proc/self/mountinfo"] += "22 21 0:21 / /proc/sys ro - proc proc rw\n" }, "forwarding", Fail, "read-only", "privileged"},
+		"ufw":             {func(s *setup) { s.files["etc/ufw/ufw.conf"] = "ENABLED=yes\n" }, "firewall", Warn, "ufw is on", "ufw allow from 10.42.0.0/16"},
+		"firewalld":       {func(s *setup) { s.files["run/firewalld/x"] = "" }, "firewall", Warn, "firewalld is on", "--add-source=10.43.0.0/16"},
+		"docker":          {func(s *setup) { s.probe.dropping = map[string][]string{"forward": {"filter/FORWARD"}} }, "firewall", Warn, "filter/FORWARD drops traffic of pods", "DOCKER-USER"},
+		"route in the way": {func(s *setup) {
+			s.probe.routes = append(s.probe.routes, Route{netip.MustParsePrefix("10.42.7.0/24"), "wg0"})
+		}, "routes", Fail, "10.42.7.0/24 by wg0", "--cluster-cidr"},
+		"own route": {func(s *setup) {
+			s.probe.routes = append(s.probe.routes, Route{netip.MustParsePrefix("10.42.0.0/24"), "coracle0"})
+		}, "routes", OK, "none overlaps", ""},
 		"own pod's route": {func(s *setup) {
-			s.probe.routes = append(s.probe.routes, Route{cidr("10.42.0.2/32"), "vethcork3vwyvkg"})
+			s.probe.routes = append(s.probe.routes, Route{netip.MustParsePrefix("10.42.0.2/32"), "vethcork3vwyvkg"})
 		}, "routes", OK, "none overlaps", ""},
 		"foreign address": {func(s *setup) { s.probe.listen = map[int]error{0: denied} }, "address", Fail, "192.168.1.5 is not an address of this machine", "--node-ip"},
 		"port taken":      {func(s *setup) { s.probe.listen = map[int]error{6443: errors.New("used by nginx, process 12")} }, "ports", Fail, "tcp 6443 for the API server (used by nginx, process 12)", "--https-listen-port"},
@@ -210,7 +207,7 @@ func TestPortInUseNamesTheProcess(t *testing.T) {
 	}
 	defer l.Close()
 	addr := l.Addr().(*net.TCPAddr)
-	err = kernelProbe{}.Listen(Port{Network: "tcp", Address: addr.IP, Number: addr.Port})
+	err = kernelProbe{}.Listen(Port{Network: "tcp", Address: addr.AddrPort().Addr(), Number: addr.Port})
 	if err == nil || !strings.Contains(err.Error(), "used by ") {
 		t.Errorf("got %v", err)
 	}

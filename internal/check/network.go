@@ -107,7 +107,7 @@ func (r *run) routes() {
 	}
 	for _, route := range routes {
 		for _, n := range r.Networks {
-			if ownDevice(route.Interface) || !(n.Contains(route.Network.IP) || route.Network.Contains(n.IP)) {
+			if ownDevice(route.Interface) || !n.Overlaps(route.Network) {
 				continue
 			}
 			r.fail("routes", fmt.Sprintf("the host has a route to %s by %s, which the cluster's network %s overlaps", route.Network, route.Interface, n), "choose other networks with --cluster-cidr and --service-cidr")

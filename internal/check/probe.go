@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -106,7 +107,7 @@ func (kernelProbe) Overlay(dir string) error {
 
 func (kernelProbe) Listen(p Port) error {
 	host := ""
-	if p.Address != nil {
+	if p.Address.IsValid() {
 		host = p.Address.String()
 	}
 	address := net.JoinHostPort(host, strconv.Itoa(p.Number))
@@ -198,7 +199,9 @@ func (kernelProbe) Routes() ([]Route, error) {
 		if i, err := net.InterfaceByIndex(r.LinkIndex); err == nil {
 			name = i.Name
 		}
-		out = append(out, Route{r.Dst, name})
+		addr, _ := netip.AddrFromSlice(r.Dst.IP)
+		ones, _ := r.Dst.Mask.Size()
+		out = append(out, Route{netip.PrefixFrom(addr.Unmap(), ones), name})
 	}
 	return out, nil
 }

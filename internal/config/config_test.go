@@ -4,10 +4,11 @@ package config
 
 import (
 	"errors"
-	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,24 +22,17 @@ type host struct {
 
 func (h host) Hostname() (string, error) { return h.name, nil }
 
-func (h host) Addresses(except []*net.IPNet) ([]net.IP, error) {
-	var out []net.IP
+func (h host) Addresses(except []netip.Prefix) ([]netip.Addr, error) {
+	var out []netip.Addr
 	for _, a := range h.addrs {
-		if ip := net.ParseIP(a); !within(ip, except) {
+		if ip := netip.MustParseAddr(a); !within(ip, except) {
 			out = append(out, ip)
 		}
 	}
 	return out, nil
 }
 
-func (h host) Owns(ip net.IP) (bool, error) {
-	for _, a := range h.addrs {
-		if ip.Equal(net.ParseIP(a)) {
-			return true, nil
-		}
-	}
-	return false, nil
-}
+func (h host) Owns(ip netip.Addr) (bool, error) { return slices.Contains(h.addrs, ip.String()), nil }
 
 // load parses flags over files, given by name and content, and environment.
 func load(t *testing.T, files map[string]string, environ []string, h Host, args ...string) (*Server, error) {
@@ -69,7 +63,7 @@ func TestDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := s.Node.IPs; len(got) != 1 || got[0].String() != "192.0.2.7" || len(got[0]) != net.IPv4len {
+	if got := s.Node.IPs; len(got) != 1 || got[0].String() != "192.0.2.7" {
 		t.Errorf("node addresses %v", got)
 	}
 	checks := map[string]struct{ got, want any }{
@@ -174,7 +168,7 @@ func TestAddressesAreThisMachines(t *testing.T) {
 	if err != nil || len(s.Node.IPs) != 2 {
 		t.Errorf("got %v", err)
 	}
-	if ok, err := (LocalHost{}).Owns(net.IPv4(127, 0, 0, 1)); !ok || err != nil {
+	if ok, err := (LocalHost{}).Owns(netip.MustParseAddr("127.0.0.1")); !ok || err != nil {
 		t.Errorf("this machine has no loopback address: %v", err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	utilnet "k8s.io/apimachinery/pkg/util/net"
@@ -17,9 +18,9 @@ type Host interface {
 	Hostname() (string, error)
 	// Addresses returns addresses that other machines can reach this one at, best first. Those inside the given
 	// networks, which are the cluster's own, are left out.
-	Addresses(except []*net.IPNet) ([]net.IP, error)
+	Addresses(except []netip.Prefix) ([]netip.Addr, error)
 	// Owns says whether an address is one of the machine's.
-	Owns(ip net.IP) (bool, error)
+	Owns(ip netip.Addr) (bool, error)
 }
 
 // LocalHost is the machine that this process runs on.
@@ -29,18 +30,12 @@ type LocalHost struct{}
 func (LocalHost) Hostname() (string, error) { return os.Hostname() }
 
 // Addresses puts the address of the interface with the default route first.
-func (LocalHost) Addresses(except []*net.IPNet) ([]net.IP, error) {
-	var out []net.IP
-	add := func(ip net.IP) {
-		if !usable(ip) || within(ip, except) {
-			return
+func (LocalHost) Addresses(except []netip.Prefix) ([]netip.Addr, error) {
+	var out []netip.Addr
+	add := func(bytes net.IP) {
+		if ip := addrOf(bytes); usable(ip) && !within(ip, except) && !slices.Contains(out, ip) {
+			out = append(out, ip)
 		}
-		for _, have := range out {
-			if have.Equal(ip) {
-				return
-			}
-		}
-		out = append(out, ip)
 	}
 	if ip, err := utilnet.ChooseHostInterface(); err == nil {
 		add(ip)
@@ -67,31 +62,29 @@ func (LocalHost) Addresses(except []*net.IPNet) ([]net.IP, error) {
 }
 
 // Owns looks at all interfaces, also those that are down.
-func (LocalHost) Owns(ip net.IP) (bool, error) {
+func (LocalHost) Owns(ip netip.Addr) (bool, error) {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
 		return false, fmt.Errorf("listing the addresses of this machine: %w", err)
 	}
 	for _, a := range addrs {
-		if n, ok := a.(*net.IPNet); ok && n.IP.Equal(ip) {
+		if n, ok := a.(*net.IPNet); ok && addrOf(n.IP) == ip {
 			return true, nil
 		}
 	}
 	return false, nil
 }
 
-func usable(ip net.IP) bool {
-	a, ok := netip.AddrFromSlice(ip)
-	return ok && a.Unmap().IsGlobalUnicast()
+// addrOf is an interface's address as netip has it; the zero value for none.
+func addrOf(bytes net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(bytes)
+	return a.Unmap()
 }
 
-func within(ip net.IP, networks []*net.IPNet) bool {
-	for _, n := range networks {
-		if n.Contains(ip) {
-			return true
-		}
-	}
-	return false
+func usable(ip netip.Addr) bool { return ip.IsGlobalUnicast() }
+
+func within(ip netip.Addr, networks []netip.Prefix) bool {
+	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(ip) })
 }
 
 // madeForContainers tells interfaces of container networks by name: their addresses mean nothing to others.

@@ -3,7 +3,7 @@
 package config
 
 import (
-	"net"
+	"net/netip"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -13,7 +13,7 @@ import (
 // Node is what servers and agents have in common: the settings of the machine as a node.
 type Node struct {
 	Name       string
-	IPs        []net.IP // one or two, of different families; the first is the preferred one. IPv4 in four bytes
+	IPs        []netip.Addr // one or two, of different families; the first is the preferred one
 	Labels     map[string]string
 	Taints     []Taint
 	ResolvConf string // "" means the host's, found by the agent
@@ -43,7 +43,7 @@ func (t Taint) String() string {
 
 var taintEffects = []string{"NoSchedule", "PreferNoSchedule", "NoExecute"}
 
-func (r *reader) node(h Host, except []*net.IPNet) Node {
+func (r *reader) node(h Host, except []netip.Prefix) Node {
 	n := Node{
 		Name:           r.nodeName(h),
 		IPs:            r.nodeIPs(h, except),
@@ -86,7 +86,7 @@ func (r *reader) nodeName(h Host) string {
 	return name
 }
 
-func (r *reader) nodeIPs(h Host, except []*net.IPNet) []net.IP {
+func (r *reader) nodeIPs(h Host, except []netip.Prefix) []netip.Addr {
 	if r.given("node-ip") {
 		ips := r.ips("node-ip")
 		for _, ip := range ips {
@@ -108,15 +108,12 @@ func (r *reader) nodeIPs(h Host, except []*net.IPNet) []net.IP {
 	// One address of each family that the cluster has, in its order; IPv4 alone when nothing says otherwise.
 	families := familiesOf(except)
 	if len(families) == 0 && len(found) > 0 {
-		families = []bool{isIPv4(found[0])}
+		families = []bool{found[0].Is4()}
 	}
-	var ips []net.IP
+	var ips []netip.Addr
 	for _, v4 := range families {
 		for _, ip := range found {
-			if isIPv4(ip) == v4 {
-				if p := ip.To4(); p != nil {
-					ip = p
-				}
+			if ip.Is4() == v4 {
 				ips = append(ips, ip)
 				break
 			}
@@ -129,7 +126,7 @@ func (r *reader) nodeIPs(h Host, except []*net.IPNet) []net.IP {
 }
 
 // owned complains about an address that no interface has.
-func (r *reader) owned(h Host, src Source, ip net.IP) {
+func (r *reader) owned(h Host, src Source, ip netip.Addr) {
 	if ok, err := h.Owns(ip); err != nil {
 		r.bad(src, "%v", err)
 	} else if !ok && !ip.IsLoopback() {
@@ -138,10 +135,10 @@ func (r *reader) owned(h Host, src Source, ip net.IP) {
 }
 
 // familiesOf lists true for IPv4 and false for IPv6, each once, in the order of the networks.
-func familiesOf(networks []*net.IPNet) []bool {
+func familiesOf(networks []netip.Prefix) []bool {
 	var out []bool
 	for _, n := range networks {
-		v4 := isIPv4(n.IP)
+		v4 := n.Addr().Is4()
 		if len(out) == 0 || (len(out) == 1 && out[0] != v4) {
 			out = append(out, v4)
 		}
@@ -202,7 +199,7 @@ func (r *reader) nodePortAddresses(name string) []string {
 			if text == "primary" {
 				continue // what is the case anyway
 			}
-			if _, _, err := net.ParseCIDR(text); err != nil {
+			if _, err := netip.ParsePrefix(text); err != nil {
 				r.bad(it.src, "%s: %q is neither primary nor a network in CIDR notation, such as 192.168.1.0/24", known, text)
 				continue
 			}

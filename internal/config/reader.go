@@ -4,7 +4,7 @@ package config
 
 import (
 	"fmt"
-	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -86,41 +86,39 @@ func (r *reader) integer(name string, low, high int) int {
 
 func (r *reader) port(name string) int { return r.integer(name, 1, 65535) }
 
-// ip returns nil when nothing is given.
-func (r *reader) ip(name string) net.IP {
+// ip returns the zero value when nothing is given.
+func (r *reader) ip(name string) netip.Addr {
 	it := r.one(name)
 	if it.text == "" {
-		return nil
+		return netip.Addr{}
 	}
 	return r.parseIP(it)
 }
 
-func (r *reader) parseIP(it item) net.IP {
-	ip := net.ParseIP(it.text)
-	if ip == nil {
+// parseIP returns the zero value for what is no address. A zone (fe80::1%eth0) means something on this machine only.
+func (r *reader) parseIP(it item) netip.Addr {
+	ip, err := netip.ParseAddr(it.text)
+	if err != nil || ip.Zone() != "" {
 		hint := ""
 		if strings.Contains(it.text, "/") {
 			hint = "; leave the part after the slash out"
 		}
 		r.bad(it.src, "%q is not an IP address%s", it.text, hint)
-		return nil
+		return netip.Addr{}
 	}
-	if v4 := ip.To4(); v4 != nil {
-		return v4
-	}
-	return ip
+	return ip.Unmap()
 }
 
 // ips returns a list of at most one address for each family.
-func (r *reader) ips(name string) []net.IP {
-	var out []net.IP
+func (r *reader) ips(name string) []netip.Addr {
+	var out []netip.Addr
 	for _, it := range r.many(name) {
 		ip := r.parseIP(it)
-		if ip == nil {
+		if !ip.IsValid() {
 			continue
 		}
 		for _, have := range out {
-			if isIPv4(have) == isIPv4(ip) {
+			if have.Is4() == ip.Is4() {
 				r.bad(it.src, "%s and %s are of the same address family; give at most one IPv4 and one IPv6 address", have, ip)
 			}
 		}
@@ -130,24 +128,24 @@ func (r *reader) ips(name string) []net.IP {
 }
 
 // cidrs returns at least one and at most one network for each family.
-func (r *reader) cidrs(name string) []*net.IPNet {
-	var out []*net.IPNet
+func (r *reader) cidrs(name string) []netip.Prefix {
+	var out []netip.Prefix
 	items := r.many(name)
 	if len(items) == 0 {
 		r.bad(r.src(name), "has no value; leave it out to get the default, %s", Lookup(name).Default)
 	}
 	for _, it := range items {
-		ip, n, err := net.ParseCIDR(it.text)
-		if err != nil {
+		n, err := netip.ParsePrefix(it.text)
+		if err != nil || n.Addr().Is4In6() {
 			r.bad(it.src, "%q is not a network in CIDR notation; write it like %s", it.text, Lookup(name).Default)
 			continue
 		}
-		if !ip.Equal(n.IP) {
-			r.bad(it.src, "%s is an address inside a network; the network is %s", it.text, n)
+		if n != n.Masked() {
+			r.bad(it.src, "%s is an address inside a network; the network is %s", it.text, n.Masked())
 			continue
 		}
 		for _, have := range out {
-			if isIPv4(have.IP) == isIPv4(n.IP) {
+			if have.Addr().Is4() == n.Addr().Is4() {
 				r.bad(it.src, "%s and %s are of the same address family; give at most one IPv4 and one IPv6 network", have, n)
 			}
 		}
@@ -256,5 +254,3 @@ func (r *reader) secret(name, fileName string) string {
 	}
 	return token
 }
-
-func isIPv4(ip net.IP) bool { return ip.To4() != nil }

@@ -4,6 +4,7 @@ package config
 
 import (
 	"net"
+	"net/netip"
 	"os"
 	"os/user"
 	"slices"
@@ -11,7 +12,8 @@ import (
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation"
-	netutils "k8s.io/utils/net"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
 // Server is all that coracle server is told, checked and complete: every default is filled in.
@@ -20,15 +22,15 @@ type Server struct {
 	Logging Logging
 	Node    Node
 
-	BindAddress      net.IP // nil means all addresses
+	BindAddress      netip.Addr // the zero value means all addresses
 	HTTPSPort        int
-	AdvertiseAddress net.IP
+	AdvertiseAddress netip.Addr
 	TLSSANs          []string // names and addresses that the user wants besides those that the server knows itself
 
-	ClusterCIDRs  []*net.IPNet // one or two, of different families, in the order of ServiceCIDRs
-	ServiceCIDRs  []*net.IPNet
+	ClusterCIDRs  []netip.Prefix // one or two, of different families, in the order of ServiceCIDRs
+	ServiceCIDRs  []netip.Prefix
 	NodePorts     PortRange
-	ClusterDNS    net.IP // inside ServiceCIDRs[0] or, when given, any of them
+	ClusterDNS    netip.Addr // inside ServiceCIDRs[0] or, when given, any of them
 	ClusterDomain string
 
 	Token      string // "" means: use the one in Paths.TokenFile, make one if there is none
@@ -107,7 +109,7 @@ func (r *reader) server(h Host) Server {
 	s.ClusterDNS = r.clusterDNS(s.ServiceCIDRs)
 	s.Node = r.node(h, ranges)
 	r.advertise(&s)
-	if s.BindAddress != nil && !s.BindAddress.IsUnspecified() {
+	if s.BindAddress.IsValid() && !s.BindAddress.IsUnspecified() {
 		r.owned(h, r.src("bind-address"), s.BindAddress)
 	}
 	if s.NodePorts.Contains(s.HTTPSPort) {
@@ -118,11 +120,11 @@ func (r *reader) server(h Host) Server {
 
 func (r *reader) advertise(s *Server) {
 	s.AdvertiseAddress = r.ip("advertise-address")
-	if s.AdvertiseAddress != nil && !usable(s.AdvertiseAddress) {
+	if s.AdvertiseAddress.IsValid() && !usable(s.AdvertiseAddress) {
 		r.bad(r.src("advertise-address"), "%s cannot be advertised: pods must be able to reach it", s.AdvertiseAddress)
 	}
-	if s.AdvertiseAddress == nil {
-		if s.BindAddress != nil && usable(s.BindAddress) {
+	if !s.AdvertiseAddress.IsValid() {
+		if usable(s.BindAddress) {
 			s.AdvertiseAddress = s.BindAddress
 		} else if len(s.Node.IPs) > 0 {
 			s.AdvertiseAddress = s.Node.IPs[0]
@@ -139,22 +141,22 @@ var sizes = map[string]struct{ v4Min, v4Max, v6Min, v6Max int }{
 func (r *reader) checkNetworks(s *Server) {
 	for _, c := range []struct {
 		name string
-		nets []*net.IPNet
+		nets []netip.Prefix
 	}{{"cluster-cidr", s.ClusterCIDRs}, {"service-cidr", s.ServiceCIDRs}} {
 		limits := sizes[c.name]
 		for _, n := range c.nets {
 			low, high := limits.v6Min, limits.v6Max
-			if isIPv4(n.IP) {
+			if n.Addr().Is4() {
 				low, high = limits.v4Min, limits.v4Max
 			}
-			if ones, _ := n.Mask.Size(); ones < low || ones > high {
+			if n.Bits() < low || n.Bits() > high {
 				r.bad(r.src(c.name), "%s: the prefix has to be from /%d to /%d", n, low, high)
 			}
 		}
 	}
 	for _, a := range s.ClusterCIDRs {
 		for _, b := range s.ServiceCIDRs {
-			if a.Contains(b.IP) || b.Contains(a.IP) {
+			if a.Overlaps(b) {
 				r.bad(r.src("service-cidr"), "%s overlaps --cluster-cidr %s; Services and pods need networks of their own", b, a)
 			}
 		}
@@ -165,44 +167,28 @@ func (r *reader) checkNetworks(s *Server) {
 }
 
 // clusterDNS defaults to the tenth address of the first Service network.
-func (r *reader) clusterDNS(services []*net.IPNet) net.IP {
+func (r *reader) clusterDNS(services []netip.Prefix) netip.Addr {
 	ip := r.ip("cluster-dns")
 	if len(services) == 0 {
 		return ip
 	}
-	if ip == nil {
-		tenth, err := netutils.GetIndexedIP(services[0], 10)
-		if err != nil {
-			return nil // the size has been complained about
+	if !ip.IsValid() {
+		ip = services[0].Addr()
+		for range 10 {
+			ip = ip.Next()
 		}
-		return normal(tenth)
+		return ip // in a network that is too small for it, which has been complained about, it lies outside
 	}
 	for _, n := range services {
-		first, err := netutils.GetIndexedIP(n, 1)
-		if err == nil && first.Equal(ip) {
+		if n.Addr().Next() == ip {
 			r.bad(r.src("cluster-dns"), "%s is the address of the Service kubernetes; choose another in %s", ip, n)
 			return ip
 		}
 	}
 	if !within(ip, services) {
-		r.bad(r.src("cluster-dns"), "%s is not inside --service-cidr %s", ip, joinNets(services))
+		r.bad(r.src("cluster-dns"), "%s is not inside --service-cidr %s", ip, strings.Join(cluster.Strings(services), ","))
 	}
 	return ip
-}
-
-func normal(ip net.IP) net.IP {
-	if v4 := ip.To4(); v4 != nil {
-		return v4
-	}
-	return ip
-}
-
-func joinNets(nets []*net.IPNet) string {
-	texts := make([]string, len(nets))
-	for i, n := range nets {
-		texts[i] = n.String()
-	}
-	return strings.Join(texts, ",")
 }
 
 func (r *reader) domain(name string) string {

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -74,7 +74,7 @@ func needsOf(c *config.Server) check.Needs {
 	}
 	n.Ports = append(n.Ports, check.Port{Network: "tcp", Number: kubeletPort, What: "the kubelet"})
 	if !c.Disabled(config.PartDNS) {
-		var ip net.IP
+		var ip netip.Addr
 		if len(c.Node.IPs) > 0 {
 			ip = c.Node.IPs[0]
 		}

@@ -9,7 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -155,11 +155,11 @@ func (fakeHost) Hostname() (string, error) {
 	return "Board1", nil
 }
 
-func (fakeHost) Addresses([]*net.IPNet) ([]net.IP, error) {
-	return []net.IP{net.ParseIP("192.0.2.7")}, nil
+func (fakeHost) Addresses([]netip.Prefix) ([]netip.Addr, error) {
+	return []netip.Addr{netip.MustParseAddr("192.0.2.7")}, nil
 }
 
-func (fakeHost) Owns(ip net.IP) (bool, error) { return ip.Equal(net.ParseIP("192.0.2.7")), nil }
+func (fakeHost) Owns(ip netip.Addr) (bool, error) { return ip.String() == "192.0.2.7", nil }
 
 // fakeAgent says what it would join.
 func fakeAgent(_ context.Context, c *config.Agent, _ *Process) error {
