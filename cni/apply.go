@@ -96,7 +96,7 @@ func transaction(nft knftables.Interface, rs ruleset, have map[string][]string) 
 	}
 	for _, o := range strangers {
 		if c, ok := o.(*knftables.Chain); ok {
-			tx.Flush(c) // so that nothing refers to another stranger any more
+			tx.Flush(c) // its rules may refer to others of these, which could not be removed before them
 		}
 	}
 	for _, o := range rs.content {

@@ -54,7 +54,7 @@ func attach(r *record, nw *network) (err error) {
 		LinkAttrs: attrs, PeerName: r.IfName, PeerHardwareAddr: mac, PeerMTU: uint32(nw.mtu),
 		PeerTxQLen: -1, PeerNamespace: netlink.NsFd(int(ns)),
 	}
-	// The name is a hash of the attachment, which is not there: a device of that name is a leftover.
+	// The name is a hash of the attachment, which does not exist yet: a device of that name is a leftover.
 	if err := removeDevice(r.HostDevice); err != nil {
 		return err
 	}

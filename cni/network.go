@@ -39,7 +39,7 @@ const configureRetry = 2 * time.Second
 func (s *Server) configureLoop(ctx context.Context) {
 	cidrs := s.loadCIDRs()
 	if len(cidrs) == 0 {
-		// A configuration from an earlier life would promise what cannot be kept yet.
+		// A CNI configuration that an earlier run left says that pods can be served, which is not so yet.
 		if err := removeConflist(s.o.ConfDir); err != nil {
 			s.log.Error(err, "A stale CNI configuration stays; pods will be told to try again later")
 		}
@@ -75,7 +75,7 @@ func (s *Server) configureLoop(ctx context.Context) {
 	}
 }
 
-// configure makes the host ready for pods of cidrs and opens for business. It is idempotent.
+// configure makes the host ready for pods of cidrs and lets them be served from then on. It is idempotent.
 func (s *Server) configure(ctx context.Context, cidrs []netip.Prefix) error {
 	for _, c := range cidrs {
 		if c.Bits() > c.Addr().BitLen()-2 {

@@ -55,8 +55,8 @@ func (c clients) DiscoveryClient(name string) (discovery.DiscoveryInterface, err
 	return cachedDiscovery{DiscoveryInterface: client, cache: c.discovery}, nil
 }
 
-// The OrDie forms exist for the interface. A client fails to be made only from a configuration that already failed
-// when the term's own were made, so there is nothing to die of.
+// The OrDie forms exist for the interface. They panic only when a client cannot be made from a
+// configuration, and then the term's own clients, which are made from the same one, have failed before.
 
 func (c clients) ConfigOrDie(name string) *rest.Config { return must(c.Config(name)) }
 

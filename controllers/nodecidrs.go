@@ -71,7 +71,7 @@ func (n *nodeCIDRs) current(node *v1.Node) *v1.Node {
 	return node
 }
 
-// What follows puts current and note behind upstream's interfaces, each of which leads to the next.
+// What follows puts current and note behind upstream's interfaces, each of which returns the next.
 
 type cidrClients struct {
 	clientbuilder.ControllerClientBuilder
@@ -107,7 +107,7 @@ type cidrNodes struct {
 	n *nodeCIDRs
 }
 
-// Patch notes the CIDRs that it leads to. After an error it asks for them: the patch may have been done nevertheless.
+// Patch notes the CIDRs that the node has then. After an error it asks for them: the patch may have been done nevertheless.
 func (c cidrNodes) Patch(ctx context.Context, name string, pt types.PatchType, data []byte, o metav1.PatchOptions, subresources ...string) (*v1.Node, error) {
 	node, err := c.NodeInterface.Patch(ctx, name, pt, data, o, subresources...)
 	if err == nil {

@@ -126,7 +126,7 @@ func (e events) OnServiceCIDRsChanged(cidrs []string) {
 	}
 }
 
-// wantFullSync comes after the back end was told why: a sync that runs in between must not use the wish up.
+// wantFullSync comes after the back end was told why: a sync that runs in between would clear the flag too early.
 func (e events) wantFullSync() {
 	e.p.mu.Lock()
 	e.p.full = true

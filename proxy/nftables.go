@@ -123,7 +123,7 @@ func (b *nftables) sync(full bool) error {
 		b.Provider.OnTopologyChange(topology)
 	}
 	if !b.synced {
-		b.OnServiceSynced() // no more than a flag until the slices' turn
+		b.OnServiceSynced() // only sets a flag; the rules are written when the slices are complete
 		b.synced = true
 	}
 	before := b.health.Health()

@@ -117,9 +117,6 @@ func newProxy(ctx context.Context, o Options, b backend) (*Proxy, error) {
 	return p, nil
 }
 
-// Backend is what status output calls the back end.
-func (p *Proxy) Backend() string { return p.backend.name() }
-
 // Health says how the last attempts to program the kernel went. It is safe at any time.
 func (p *Proxy) Health() Health {
 	p.mu.Lock()

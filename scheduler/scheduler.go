@@ -32,14 +32,12 @@ const identity = "system:kube-scheduler"
 type Options struct {
 	// Term is the term of leadership to run for. Validate does not need it.
 	Term *term.Term
-	// ConfigFile is a KubeSchedulerConfiguration, for profiles, plugins and extenders; upstream's defaults when empty.
-	// Its leader election and client connection are not used.
-	ConfigFile string
-	// ExtraArgs are further kube-scheduler arguments, name=value; they win over the above.
+	// ExtraArgs are kube-scheduler arguments, name=value. config names a KubeSchedulerConfiguration, for profiles, plugins
+	// and extenders; its leader election and client connection are not used.
 	ExtraArgs []string
 }
 
-// Validate finds mistakes in the options and in the configuration file without starting anything.
+// Validate finds mistakes in the arguments and in the configuration file that they name without starting anything.
 func (o Options) Validate() error {
 	_, err := o.settings()
 	return err

@@ -34,7 +34,6 @@ type settings struct {
 func (o Options) settings() (settings, error) {
 	// Not the process-wide registry: adding flags to that closes its feature gates, and they are the API server's.
 	u := options.NewOptionsWithComponentGlobalsRegistry(basecompatibility.NewComponentGlobalsRegistry())
-	u.ConfigFile = o.ConfigFile
 	cmd := upstreamflags.Component{Name: component, Sets: *u.Flags}
 	cmd.Refused = upstreamflags.RefusedInProcess(cmd.Sets)
 	if err := cmd.Parse(o.ExtraArgs); err != nil {

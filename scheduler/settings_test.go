@@ -20,7 +20,7 @@ func file(t *testing.T, content string) string {
 }
 
 func TestConfigurationFile(t *testing.T) {
-	o := Options{ConfigFile: file(t, `
+	o := Options{ExtraArgs: []string{"config=" + file(t, `
 apiVersion: kubescheduler.config.k8s.io/v1
 kind: KubeSchedulerConfiguration
 podMaxBackoffSeconds: 3
@@ -30,7 +30,7 @@ profiles:
   pluginConfig:
   - name: NodeResourcesFit
     args: {scoringStrategy: {type: MostAllocated}}
-`), ExtraArgs: []string{"pod-max-in-unschedulable-pods-duration=1m", "kube-api-qps=7"}}
+`), "pod-max-in-unschedulable-pods-duration=1m", "kube-api-qps=7"}}
 	s, err := o.settings()
 	if err != nil {
 		t.Fatal(err)
@@ -52,9 +52,9 @@ func TestValidateNamesTheMistake(t *testing.T) {
 		`did you mean "config"?`:       {ExtraArgs: []string{"confg=x"}},
 		`"leader-elect" is refused`:    {ExtraArgs: []string{"leader-elect=true"}},
 		`"write-config-to" is refused`: {ExtraArgs: []string{"write-config-to=/x"}},
-		`no such file`:                 {ConfigFile: filepath.Join(t.TempDir(), "none")},
-		`podBackofff`:                  {ConfigFile: file(t, head+"podBackofff: 3\n")},
-		`percentageOfNodesToScore`:     {ConfigFile: file(t, head+"percentageOfNodesToScore: 300\n")},
+		`no such file`:                 {ExtraArgs: []string{"config=" + filepath.Join(t.TempDir(), "none")}},
+		`podBackofff`:                  {ExtraArgs: []string{"config=" + file(t, head+"podBackofff: 3\n")}},
+		`percentageOfNodesToScore`:     {ExtraArgs: []string{"config=" + file(t, head+"percentageOfNodesToScore: 300\n")}},
 	} {
 		if err := o.Validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %s in it", err, want)

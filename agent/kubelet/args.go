@@ -37,7 +37,7 @@ var refused = map[string]upstreamflags.Refusal{
 }
 
 // CheckArgs finds mistakes in kubelet flags, each NAME=VALUE, and in the configuration files that they name, without
-// starting anything. What else the kubelet is told has stand-ins here.
+// starting anything. All other options are placeholders.
 func CheckArgs(args []string) error {
 	if len(args) == 0 {
 		return nil

@@ -160,9 +160,6 @@ func (c *Config) check() error {
 	return errors.Join(errs...)
 }
 
-// Empty says that the file configures nothing.
-func (c *Config) Empty() bool { return len(c.Mirrors) == 0 && len(c.Configs) == 0 }
-
 // Auths are the credentials by host.
 func (c *Config) Auths() map[string]Auth {
 	out := map[string]Auth{}

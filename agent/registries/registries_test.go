@@ -101,7 +101,7 @@ func TestWriteReplacesAll(t *testing.T) {
 
 func TestMissingFileIsEmpty(t *testing.T) {
 	c, err := Load(filepath.Join(t.TempDir(), "registries.yaml"))
-	if err != nil || !c.Empty() || len(c.files(nil)) != 0 {
+	if err != nil || len(c.Mirrors)+len(c.Configs)+len(c.files(nil)) != 0 {
 		t.Errorf("%v, %v", c, err)
 	}
 }

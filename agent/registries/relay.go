@@ -25,7 +25,7 @@ import (
 )
 
 // Relay asks mirrors for images under other names. containerd has no setting for that (k3s carries a patched one), so for
-// mirrors with rewrites its configuration leads here: a listener on loopback that renames, asks the mirror with the
+// mirrors with rewrites its configuration names this one: a listener on loopback that renames, asks the mirror with the
 // mirror's own credentials, and passes the answer on. A secret in the path keeps other users of the machine from pulling
 // with those credentials.
 type Relay struct {
@@ -271,7 +271,7 @@ func (t *route) ask(from *http.Request, name, what string) (*http.Response, erro
 			return resp, err
 		}
 		if err := auth.AddResponses(ctx, []*http.Response{resp}); err != nil {
-			return resp, nil // it asks for something unknown: let its refusal stand
+			return resp, nil // it asks for something unknown: containerd gets the refusal as it is
 		}
 		resp.Body.Close()
 	}

@@ -2,6 +2,8 @@
 
 package config
 
+import "github.com/coracle-k8s/coracle/internal/cluster"
+
 // Defaults that other packages name in messages.
 const (
 	DefaultConfigFile     = "/etc/coracle/config.yaml"
@@ -73,7 +75,7 @@ var table = []Setting{
 		Help: "Ports for Services of type NodePort"},
 	{Name: "cluster-dns", Commands: ServerCommand, Group: groupNetwork, Holder: "IP", Computed: "the tenth address of --service-cidr",
 		Help: "Address of the cluster's DNS Service, inside --service-cidr"},
-	{Name: "cluster-domain", Commands: ServerCommand, Group: groupNetwork, Holder: "DOMAIN", Default: "cluster.local",
+	{Name: "cluster-domain", Commands: ServerCommand, Group: groupNetwork, Holder: "DOMAIN", Default: cluster.DefaultDomain,
 		Help: "DNS domain of the cluster"},
 
 	{Name: "server", Short: "s", Commands: AgentCommand, Group: groupCluster, Holder: "URL", Env: EnvPrefix + "URL",

@@ -26,7 +26,7 @@ type Log struct {
 	file      *os.File
 }
 
-// Setup opens the log and leads every library's messages to it. It changes the state of packages log, log/slog, klog
+// Setup opens the log and sends every library's messages to it. It changes the state of packages log, log/slog, klog
 // and logrus, so it is called once, by main, before anything else logs.
 func Setup(c config.Logging, stderr io.Writer) (*Log, error) {
 	l := &Log{}
@@ -77,7 +77,7 @@ func (l *Log) Close() error {
 	return l.file.Close()
 }
 
-// ClaimKlog leads klog's messages to this log. Whoever starts something that redirects klog for its own ends, as
+// ClaimKlog sends klog's messages to this log. Whoever starts something that redirects klog for its own ends, as
 // CoreDNS' kubernetes plugin does, calls it again afterwards.
 func (l *Log) ClaimKlog() {
 	klog.SetLoggerWithOptions(klogLogger(l.libraries), klog.ContextualLogger(true), klog.WriteKlogBuffer(func(b []byte) { handleKlogLine(l.libraries, b) }))

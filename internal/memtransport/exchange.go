@@ -62,10 +62,10 @@ func newExchange(req *http.Request, cancel context.CancelCauseFunc) *exchange {
 }
 
 // serverRequest is the request as a server would have parsed it.
-func serverRequest(ctx context.Context, req *http.Request, remoteAddr string, ex *exchange) *http.Request {
+func serverRequest(ctx context.Context, req *http.Request, ex *exchange) *http.Request {
 	s := req.Clone(ctx)
 	s.RequestURI = req.URL.RequestURI()
-	s.RemoteAddr = remoteAddr
+	s.RemoteAddr = "127.0.0.1:0" // upstream reads an address from it
 	s.Proto, s.ProtoMajor, s.ProtoMinor = "HTTP/2.0", 2, 0
 	s.Response, s.GetBody, s.TLS = nil, nil, nil
 	if s.Host == "" {

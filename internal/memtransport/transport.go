@@ -29,9 +29,6 @@ var ErrNotServing = errors.New("the in-process server is not serving")
 
 // Options configures a Transport.
 type Options struct {
-	// RemoteAddr is what the handler sees as http.Request.RemoteAddr;
-	// "127.0.0.1:0" when empty.
-	RemoteAddr string
 	// Context, when set, is given the context of every request on the
 	// handler's side and returns the one that the handler gets.
 	Context func(context.Context) context.Context
@@ -41,9 +38,8 @@ type Options struct {
 
 // Transport is an http.RoundTripper whose other end is an http.Handler.
 type Transport struct {
-	remoteAddr string
-	mark       func(context.Context) context.Context // Options.Context
-	logger     *slog.Logger
+	mark   func(context.Context) context.Context // Options.Context
+	logger *slog.Logger
 
 	ctx    context.Context // parent of every handler's context
 	cancel context.CancelFunc
@@ -59,10 +55,7 @@ type Transport struct {
 // New returns a Transport whose requests wait until SetHandler is called, as
 // they would at a port that is open and not yet served.
 func New(o Options) *Transport {
-	t := &Transport{remoteAddr: o.RemoteAddr, mark: o.Context, logger: o.Logger, serving: make(chan struct{})}
-	if t.remoteAddr == "" {
-		t.remoteAddr = "127.0.0.1:0"
-	}
+	t := &Transport{mark: o.Context, logger: o.Logger, serving: make(chan struct{})}
 	if t.mark == nil {
 		t.mark = func(ctx context.Context) context.Context { return ctx }
 	}
@@ -148,7 +141,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(t.ctx)
 	ex := newExchange(req, cancel)
 	stop := context.AfterFunc(req.Context(), func() { ex.abort(context.Cause(req.Context())) })
-	sreq := serverRequest(t.mark(ctx), req, t.remoteAddr, ex)
+	sreq := serverRequest(t.mark(ctx), req, ex)
 
 	go func() {
 		defer t.inFlight.Done()

@@ -50,7 +50,7 @@ func (s *Server) SetReady(at time.Time) {
 	}
 }
 
-// SetStopping notes that the process is on its way out.
+// SetStopping notes that the process is about to end.
 func (s *Server) SetStopping() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -19,7 +19,7 @@ var reasonBySet = map[string]string{
 	"feature gate":   "the process has one set of feature gates; set them on the API server",
 }
 
-// reasonByName does so for flags that stand in sections of another kind.
+// reasonByName does so for flags in sections of another kind.
 var reasonByName = map[string]string{
 	"kubeconfig":                   "this component speaks to the API server in memory",
 	"master":                       "this component speaks to the API server in memory",

@@ -92,8 +92,8 @@ func (d *DNSEndpoints) poke() {
 	}
 }
 
-// handler pokes when what key says of an object changes. Most updates of nodes and of endpoint slices are none of our
-// business.
+// handler pokes when what key says of an object changes. Most updates of nodes and of endpoint slices change
+// nothing of that.
 func (d *DNSEndpoints) handler(key func(any) string) cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) {

@@ -140,10 +140,10 @@ func (d *Dir) Record() error {
 	return err
 }
 
-// Close gives the folder free. The file stays: removing it would let a third process lock another file of its name.
+// Close releases the folder. The file stays: removing it would let a third process lock another file of its name.
 func (d *Dir) Close() error { return d.lock.Close() }
 
-// lock takes the folder with flock(2), which the kernel gives free however this process ends.
+// lock takes the folder with flock(2), which the kernel releases however this process ends.
 func lock(path, dataDir string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

@@ -23,7 +23,7 @@ const (
 
 var errLocked = errors.New("another process holds the lock")
 
-// lock takes a file with flock(2). Closing the file gives it free, and so does the end of the process.
+// lock takes a file with flock(2). Closing the file releases it, and so does the end of the process.
 func lock(ctx context.Context, path string, wait bool) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

@@ -119,7 +119,7 @@ func (p *PKI) createAuthority(s Signer, key crypto.Signer) (*authority, error) {
 	}
 	template := &x509.Certificate{
 		SerialNumber: serial,
-		// The date makes authorities of two clusters tell apart in error messages.
+		// By the date one can tell the authorities of two clusters apart in error messages.
 		Subject:               pkix.Name{CommonName: fmt.Sprintf("coracle-%s@%d", s, from.Unix())},
 		NotBefore:             epoch, // the clock of whoever verifies may be at its start
 		NotAfter:              from.Add(CALifetime),
