@@ -101,8 +101,8 @@ chaos: ## the store's promises on real servers under faults, for DURATION, from 
 # Packages with concurrency of their own; everything would be all of Kubernetes once more.
 RACE ?= ./raftstore/... ./cni/... ./dns/... ./proxy/... ./internal/... ./agent/images/... ./cmd/coracle-helper/... ./cmd/coracle-tools/...
 
-race: ## go test -race of the packages with concurrency of their own (needs gcc)
-	@CGO_ENABLED=1 $(GO) run ./test/report $(GO) test -json -race -vet=off -p 2 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(RACE)
+race: ## go test -race of the packages with concurrency of their own, or of RACE; RUN=… of some tests (needs gcc)
+	@CGO_ENABLED=1 $(GO) run ./test/report $(GO) test -json -race -vet=off -p 2 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(if $(RUN),-run '$(RUN)') $(RACE)
 
 bench: build ## footprint, start-up, pod start and write rates, beside upstream (root); see also bench-store
 	CORACLE_BIN=$(CURDIR)/bin/coracle test/bench/run.sh

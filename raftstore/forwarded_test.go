@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -20,7 +21,8 @@ import (
 // An answer may be larger than what a server may ask of another.
 func TestHugeAnswerThroughAFollower(t *testing.T) {
 	ctx := testContext(t)
-	stores := openCluster(t, 3)
+	// The leader stays, however little of the processors the test gets.
+	stores := openClusterOf(t, 3, func(o *Options) { o.ElectionTimeout, o.RequestTimeout = 5*time.Second, time.Minute })
 	leader, _ := stores[0].leader.get()
 	s := stores[0]
 	if leader.Self {

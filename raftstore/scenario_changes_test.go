@@ -81,6 +81,7 @@ func TestScenarioRemovalKeepsMajority(t *testing.T) {
 // Most servers, or all, come back at other addresses at the same time, and are told
 // where the others are.
 func TestScenarioMovedTogether(t *testing.T) {
+	changesAddresses(t)
 	for _, many := range []int{2, 3} {
 		t.Run(fmt.Sprint(many), func(t *testing.T) {
 			seeds(t, 2, func(t *testing.T, seed uint64) {
@@ -122,9 +123,7 @@ func TestScenarioMovedTogether(t *testing.T) {
 // Servers of an older version are replaced one after the other. What that version
 // cannot read may be written when the last one is; then none can come back.
 func TestScenarioLevels(t *testing.T) {
-	if racing { // the owner is hashicorp/raft; nothing but the words of a log line is at stake
-		t.Skip("hashicorp/raft 1.8.0 names the peer in a log line without its lock (replication.go, pipelineSend) while its address changes")
-	}
+	changesAddresses(t)
 	scenarioOf(t, 1, 3, func(o *Options) { o.level = 1 }, func(c *cluster) {
 		w := c.work(2)
 		level := func(n *node) int { return n.running().Status().Level }

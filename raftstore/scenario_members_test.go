@@ -319,6 +319,7 @@ func TestScenarioRandomMembers(t *testing.T) {
 // Servers come back at other addresses, one after the other. The others learn
 // where they are.
 func TestScenarioMovedServers(t *testing.T) {
+	changesAddresses(t)
 	seeds(t, 2, func(t *testing.T, seed uint64) {
 		scenario(t, seed, 3, func(c *cluster) {
 			w := c.work(3)

@@ -10,6 +10,7 @@ import (
 
 // All servers come back at one another's addresses, three times.
 func TestScenarioSwappedAddresses(t *testing.T) {
+	changesAddresses(t)
 	seeds(t, 2, func(t *testing.T, seed uint64) {
 		scenario(t, seed, 3, func(c *cluster) {
 			w := c.work(2)
@@ -39,6 +40,7 @@ func TestScenarioSwappedAddresses(t *testing.T) {
 // Everything at once: snapshots everywhere with next to nothing left in the logs,
 // lost disks, removals, moves, crashes, cuts, and answers that are lost.
 func TestScenarioStorm(t *testing.T) {
+	changesAddresses(t)
 	seeds(t, 2, func(t *testing.T, seed uint64) {
 		scenario(t, seed, 5, func(c *cluster) {
 			c.jitter(500*time.Microsecond, 5*time.Millisecond)
