@@ -24,7 +24,7 @@ import (
 // the node has none (pkg/controller/nodeipam/ipam, range_allocator.go). A change of the node's status that comes between
 // the write and the informer's hearing of it makes it look again, at a copy that is older than its write: it draws a
 // second CIDR, the API server refuses that ("may specify no more than one CIDR for each IP family"), and the node gets an
-// event that its CIDR could not be assigned. On a machine that is short of memory most first starts do so.
+// event that its CIDR could not be assigned. It was seen at starts under a tight memory limit.
 type nodeCIDRs struct {
 	mu      sync.Mutex
 	written map[string]writtenCIDRs // by node; gone when the informer has them

@@ -52,7 +52,7 @@ type Options struct {
 type Term struct {
 	// Config is a copy of the given one whose goroutines on the server's side are not counted as the term's.
 	Config *rest.Config
-	// Client has the rights of Config; informers use it. Writers take a client of their own from Clients.
+	// Client has the rights of Config; informers use it. Writers make a client of their own from Config.
 	Client kubernetes.Interface
 	// Metadata reads any resource's metadata, custom ones included.
 	Metadata metadata.Interface
