@@ -42,11 +42,20 @@ func (s *Server) URL() string {
 	if ip := s.o.BindAddress; ip != nil && !ip.IsUnspecified() {
 		host = ip.String()
 	}
+	return "https://" + net.JoinHostPort(host, s.openPort())
+}
+
+func (s *Server) openPort() string {
 	port := s.o.Port
 	if a, ok := s.listener.Addr().(*net.TCPAddr); ok {
 		port = a.Port // another than asked for only in tests, which ask for 0
 	}
-	return "https://" + net.JoinHostPort(host, strconv.Itoa(port))
+	return strconv.Itoa(port)
+}
+
+// peerAddress is where the other servers reach this one.
+func (s *Server) peerAddress() string {
+	return net.JoinHostPort(s.o.AdvertiseAddress.String(), s.openPort())
 }
 
 // makeCredentials brings everything that is secret into existence: authorities, tokens, certificates, encryption keys

@@ -108,8 +108,16 @@ func (a *admission) bootstrapToken(ctx context.Context, id string) (token.Bootst
 	return all[i], true, nil
 }
 
-// admit gives a machine a node's credentials.
+// admit gives a machine what its role needs.
 func (a *admission) admit(ctx context.Context, m joining.Machine) (*join.Answer, error) {
+	if m.Role == token.RoleServer {
+		return a.admitServer(ctx, m)
+	}
+	return a.admitNode(ctx, m)
+}
+
+// admitNode gives a machine a node's credentials.
+func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*join.Answer, error) {
 	client, err := a.api()
 	if err != nil {
 		return nil, err
@@ -144,16 +152,21 @@ func (a *admission) admit(ctx context.Context, m joining.Machine) (*join.Answer,
 	return out, nil
 }
 
-// checkNode refuses names and addresses with which a node's certificate would pass for something else.
+// checkNode refuses a node that cannot be one.
 func (a *admission) checkNode(n join.Node) error {
+	if len(n.Password) < minPassword {
+		return join.Refuse(join.CodeRequest, "the node's password has %d characters, at least %d are wanted", len(n.Password), minPassword)
+	}
+	return a.checkNames(n)
+}
+
+// checkNames refuses names and addresses with which a node's certificate would pass for something else.
+func (a *admission) checkNames(n join.Node) error {
 	if p := validation.IsDNS1123Subdomain(n.Name); len(p) > 0 || len(n.Name) > validation.LabelValueMaxLength {
 		return join.Refuse(join.CodeName, "%q cannot be a node's name; choose another with --node-name", n.Name)
 	}
 	if slices.Contains(a.s.files.serving.DNSNames, n.Name) {
 		return join.Refuse(join.CodeName, "%q is a name of the server's; choose another with --node-name", n.Name)
-	}
-	if len(n.Password) < minPassword {
-		return join.Refuse(join.CodeRequest, "the node's password has %d characters, at least %d are wanted", len(n.Password), minPassword)
 	}
 	if len(n.Addresses) < 1 || len(n.Addresses) > 2 {
 		return join.Refuse(join.CodeAddress, "a node has one address, or one of each family, and not %d; give them with --node-ip", len(n.Addresses))

@@ -55,6 +55,10 @@ type Options struct {
 	// NodePortRange is FIRST-LAST.
 	NodePortRange string
 
+	// Join are addresses of the stores of a cluster's servers. A server whose store holds nothing yet joins that cluster; Join,
+	// the function, has fetched its keys before.
+	Join []string
+
 	// Token and AgentToken are what an operator chose; see token.Options.
 	Token, AgentToken string
 	// EncryptResources are encrypted in the store, "secrets" among them; none switches encryption off.

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
@@ -56,6 +57,7 @@ type Server struct {
 	listener net.Listener // the API server's, for all on the port that is nobody else's
 	pki      *pki.PKI
 	peers    *peertls.Identity // towards the other servers
+	store    atomic.Pointer[raftstore.Store]
 	files    files
 	tokens   token.Set
 	// admission lets machines in.
@@ -175,6 +177,8 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, error) {
 		NodeID: s.data.ServerID(),
 		// A store and authorities that do not belong together are refused: nothing would trust anything.
 		ClusterID: token.Hash(s.pki.Root()),
+		Network:   s.peers.Network(s.peerAddress(), s.port.Route(peertls.Protocol)),
+		Join:      s.o.Join,
 		Logger:    s.log.With("part", "store"),
 	})
 	if err != nil {
@@ -186,6 +190,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, error) {
 		defer done()
 		return nil, errors.Join(fmt.Errorf("waiting for the store: %w", err), store.Close(closing))
 	}
+	s.store.Store(store)
 	s.board.store.Set(status.Running, "")
 	return store, nil
 }
@@ -198,6 +203,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	}
 	options := s.apiServerOptions(configDir)
 	options.Fence = store
+	options.EndpointAddresses = func() []net.IP { return liveServers(store.Members(), s.o.Clock.Now()) }
 	api, err := apiserver.New(ctx, options)
 	if err != nil {
 		return nil, fmt.Errorf("starting the API server: %w", err)

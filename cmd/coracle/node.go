@@ -29,10 +29,10 @@ type node struct {
 }
 
 // ownNode is the node in the process of its server.
-func ownNode(c *config.Server, s *server.Server) (node, error) {
+func ownNode(c *config.Server, settings cluster.Settings, s *server.Server) (node, error) {
 	files, err := s.AgentCredentials(c.Node.Name, netIPs(c.Node.IPs...))
 	return node{
-		machine: c.Node, paths: c.Paths, cluster: clusterSettings(c), credentials: files,
+		machine: c.Node, paths: c.Paths, cluster: settings, credentials: files,
 		waitAPI: func(ctx context.Context) error {
 			select {
 			case <-s.Ready():

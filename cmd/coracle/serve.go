@@ -34,13 +34,17 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 	idle, busy := fitMemory(p)
 	o := serverOptions(c)
 	o.Board, o.Logger = p.Board, p.Log.Logger
+	o, err := joinedOptions(ctx, c, o)
+	if err != nil {
+		return err
+	}
 	s, err := server.New(ctx, o)
 	if err != nil {
 		return err
 	}
 	runNode := func(context.Context) error { return nil }
 	if !c.DisableAgent {
-		n, err := ownNode(c, s)
+		n, err := ownNode(c, o.Cluster, s)
 		if err == nil {
 			runNode, err = n.prepare(p)
 		}

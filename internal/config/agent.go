@@ -28,14 +28,16 @@ func (r *reader) agent(h Host) Agent {
 	if a.Token == "" && len(r.problems) == 0 {
 		r.bad(Source{Flag: "token"}, "is needed; a server prints it with: coracle token print")
 	}
-	a.ServerURL = r.serverURL("server")
+	if a.ServerURL = r.serverURL("server"); a.ServerURL == nil && !r.given("server") {
+		r.bad(Source{Flag: "server"}, "is needed: the address of a server to join, such as https://10.0.0.5:6443")
+	}
 	return a
 }
 
+// serverURL is nil when none is given.
 func (r *reader) serverURL(name string) *url.URL {
 	it := r.one(name)
 	if it.text == "" {
-		r.bad(Source{Flag: name}, "is needed: the address of a server to join, such as https://10.0.0.5:6443")
 		return nil
 	}
 	u, err := url.Parse(it.text)

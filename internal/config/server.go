@@ -5,6 +5,7 @@ package config
 import (
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/user"
 	"slices"
@@ -21,6 +22,11 @@ type Server struct {
 	Paths   Paths
 	Logging Logging
 	Node    Node
+
+	// ServerURL is a server of the cluster to join; nil to start one.
+	ServerURL *url.URL
+	// Given names the settings that concern the whole cluster and were set: a server that joins takes the others from there.
+	Given []string
 
 	BindAddress      netip.Addr // the zero value means all addresses
 	HTTPSPort        int
@@ -81,6 +87,12 @@ type Logging struct {
 	AlsoStderr bool
 }
 
+// clusterWide are settings in which all servers have to agree.
+var clusterWide = []string{
+	"cluster-cidr", "service-cidr", "service-node-port-range", "cluster-dns", "cluster-domain", "secrets-encryption", "encrypt-resources",
+	"disable", "disable-kube-proxy",
+}
+
 func (r *reader) server(h Host) Server {
 	s := Server{
 		Paths:            r.paths(),
@@ -109,6 +121,14 @@ func (r *reader) server(h Host) Server {
 	s.ClusterDNS = r.clusterDNS(s.ServiceCIDRs)
 	s.Node = r.node(h, ranges)
 	r.advertise(&s)
+	if s.ServerURL = r.serverURL("server"); s.ServerURL != nil && s.Token == "" && len(r.problems) == 0 {
+		r.bad(Source{Flag: "token"}, "is needed to join; a server prints it with: coracle token print --server")
+	}
+	for _, name := range clusterWide {
+		if r.given(name) {
+			s.Given = append(s.Given, name)
+		}
+	}
 	if s.BindAddress.IsValid() && !s.BindAddress.IsUnspecified() {
 		r.owned(h, r.src("bind-address"), s.BindAddress)
 	}

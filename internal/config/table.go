@@ -78,7 +78,7 @@ var table = []Setting{
 	{Name: "cluster-domain", Commands: ServerCommand, Group: groupNetwork, Holder: "DOMAIN", Default: cluster.DefaultDomain,
 		Help: "DNS domain of the cluster"},
 
-	{Name: "server", Short: "s", Commands: AgentCommand, Group: groupCluster, Holder: "URL", Env: EnvPrefix + "URL",
+	{Name: "server", Short: "s", Commands: nodeCommands, Group: groupCluster, Holder: "URL", Env: EnvPrefix + "URL", Computed: "a server starts a cluster of its own",
 		Help: "Server to join, such as https://10.0.0.5:6443"},
 	{Name: "token", Short: "t", Commands: nodeCommands, Group: groupCluster, Holder: "TOKEN", Computed: "a server makes one at its first start",
 		Help: "Secret that lets a server or an agent join the cluster"},

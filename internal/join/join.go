@@ -57,7 +57,9 @@ type Request struct {
 	// Time is the machine's clock.
 	Time  time.Time `json:"time"`
 	Proof Proof     `json:"proof"`
-	Node  Node      `json:"node"`
+	// Node is the machine as a node. A server makes its own credentials: of it the name and the addresses count, and the
+	// name is empty if it has no node.
+	Node Node `json:"node"`
 }
 
 // Proof shows that the other end knows a token.
@@ -95,6 +97,21 @@ type Answer struct {
 	Kubelet  []byte `json:"kubelet,omitempty"`
 	Serving  []byte `json:"serving,omitempty"`
 	Network  []byte `json:"network,omitempty"`
+
+	// Server is for a machine that becomes one.
+	Server *Server `json:"server,omitempty"`
+}
+
+// Server is what makes a machine a server of the cluster: its secrets. Only who has shown the server token gets it.
+type Server struct {
+	// Files are the content of the files that all servers have in common, by their path below the server's folder:
+	// authorities with their keys, the key of ServiceAccount tokens, encryption keys, join tokens.
+	Files map[string][]byte `json:"files"`
+	// Peers are the addresses of the servers' stores.
+	Peers []string `json:"peers"`
+	// NodePortRange and EncryptResources are settings that concern servers alone.
+	NodePortRange    string   `json:"nodePortRange"`
+	EncryptResources []string `json:"encryptResources,omitempty"`
 }
 
 // Code says why a machine was refused.

@@ -73,7 +73,7 @@ func (r *endpointReconciler) ReconcileEndpoints(service string, ip net.IP, ports
 	}
 	addresses := r.addresses()
 	if len(addresses) == 0 {
-		addresses = []net.IP{ip}
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), endpointInterval)
 	defer cancel()

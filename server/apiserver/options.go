@@ -66,7 +66,8 @@ type Options struct {
 	WatchCache bool
 
 	// EndpointAddresses lists the addresses behind the kubernetes Service;
-	// AdvertiseAddress alone when nil. It is asked every ten seconds.
+	// AdvertiseAddress alone when nil. It is asked every ten seconds. None means
+	// that another server knows them better, and nothing is changed.
 	EndpointAddresses func() []net.IP
 
 	// Fence judges requests whose context carries a term of leadership, see

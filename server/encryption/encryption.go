@@ -34,6 +34,9 @@ const (
 	keyBytes   = 32 // what secretbox takes
 )
 
+// Files names the files of Options.Dir that hold keys, or say how far their rotation is.
+func Files() []string { return []string{configFile, stateFile} }
+
 // Options says where the files are and what is to be encrypted.
 type Options struct {
 	// Dir is the server's folder for credentials; it is made (mode 0700) when missing.

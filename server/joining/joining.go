@@ -204,8 +204,8 @@ func (s *Server) answer(ctx context.Context, state tls.ConnectionState, q *join.
 		return nil, join.Refuse(join.CodeClock, "this machine's clock shows %s and is %s %s the server's: certificates would not be valid on one of the two. "+
 			"Set the one that is wrong (NTP) and start again", q.Time.UTC().Format(time.DateTime), skew.Abs().Round(time.Minute), word)
 	}
-	if q.Role != token.RoleAgent {
-		return nil, join.Refuse(join.CodeRequest, "this version of coracle lets nodes join, and no machine as %q", q.Role)
+	if err := mayBecome(q, known); err != nil {
+		return nil, err
 	}
 	a, err := s.o.Admit(ctx, Machine{Request: q, Joined: known == nil})
 	if err != nil {
@@ -222,16 +222,12 @@ func (s *Server) identify(ctx context.Context, state tls.ConnectionState, q *joi
 	switch q.Proof.Kind {
 	case "":
 		return nil, s.checkCertificate(state, q.Node.Name)
-	case token.RoleAgent:
-		if q.Proof.Verify(state, s.o.Tokens.Agent) {
-			return &s.o.Tokens.Agent, nil
-		}
-		if q.Proof.Verify(state, s.o.Tokens.Server) {
-			return nil, errServerToken()
-		}
-	case token.RoleServer:
-		if q.Proof.Verify(state, s.o.Tokens.Server) {
-			return nil, errServerToken()
+	case token.RoleAgent, token.RoleServer:
+		// A bare secret may be of either kind, and which one it is decides what it is good for.
+		for _, t := range []*token.Token{&s.o.Tokens.Agent, &s.o.Tokens.Server} {
+			if q.Proof.Verify(state, *t) {
+				return t, nil
+			}
 		}
 	case token.RoleBootstrap:
 		return s.checkBootstrap(ctx, state, q.Proof)
@@ -239,9 +235,24 @@ func (s *Server) identify(ctx context.Context, state tls.ConnectionState, q *joi
 	return nil, join.Refuse(join.CodeToken, "the token is not the cluster's: it was mistyped, cut off, or replaced since. `coracle token print` on a server shows the one that works")
 }
 
-func errServerToken() error {
-	return join.Refuse(join.CodeToken, "that is the token for servers, with which a machine gets the cluster's keys. A node joins with the one for agents: "+
-		"`coracle token print` on a server shows it")
+// mayBecome says whether a token, or a node's certificate where there is none, is good for what the machine wants to be.
+// No kind stands for another.
+func mayBecome(q *join.Request, known *token.Token) error {
+	switch {
+	case q.Role == token.RoleServer && known != nil && known.Role == token.RoleServer:
+		return nil
+	case q.Role == token.RoleServer && known != nil:
+		return join.Refuse(join.CodeToken, "that is a token for agents, with which a machine becomes a node and no server. A server joins with the one for "+
+			"servers: `coracle token print --server` on a server shows it")
+	case q.Role == token.RoleServer:
+		return join.Refuse(join.CodeToken, "a server joins with the token for servers; `coracle token print --server` on a server shows it")
+	case q.Role != token.RoleAgent:
+		return join.Refuse(join.CodeRequest, "a machine joins as a server or as an agent, and not as %q", q.Role)
+	case known != nil && known.Role == token.RoleServer:
+		return join.Refuse(join.CodeToken, "that is the token for servers, with which a machine gets the cluster's keys. A node joins with the one for agents: "+
+			"`coracle token print` on a server shows it")
+	}
+	return nil
 }
 
 func (s *Server) checkBootstrap(ctx context.Context, state tls.ConnectionState, p join.Proof) (*token.Token, error) {

@@ -146,7 +146,18 @@ func TestWhoMayJoin(t *testing.T) {
 			q.Token = token.Bootstrap{ID: f.bootstrap.ID, Secret: "x"}.Token(q.Token.CAHash)
 		}, code: join.CodeToken},
 		{name: "another cluster's token", change: func(q *join.Question) { q.Token = other.tokens.Agent }, want: "another cluster"},
-		{name: "to be a server", change: func(q *join.Question) { q.Request.Role = token.RoleServer }, code: join.CodeRequest},
+		{name: "server token, to be a server", change: func(q *join.Question) { q.Request.Role, q.Token = token.RoleServer, f.tokens.Server }},
+		{name: "its secret alone, to be a server", change: func(q *join.Question) { q.Request.Role, q.Token = token.RoleServer, bare(f.tokens.Server) }},
+		{name: "agent token, to be a server", change: func(q *join.Question) { q.Request.Role = token.RoleServer }, code: join.CodeToken},
+		{name: "its secret alone, to be a server, too", change: func(q *join.Question) { q.Request.Role, q.Token = token.RoleServer, bare(q.Token) }, code: join.CodeToken},
+		{name: "token that expires, to be a server", change: func(q *join.Question) {
+			q.Request.Role, q.Token = token.RoleServer, f.bootstrap.Token(q.Token.CAHash)
+		}, code: join.CodeToken},
+		{name: "certificate, to be a server", change: func(q *join.Question) {
+			*q = f.byCertificate(f.pki.Node("", "n"), f.pki.Root())
+			q.Request.Role = token.RoleServer
+		}, code: join.CodeToken},
+		{name: "to be something else", change: func(q *join.Question) { q.Request.Role = "king" }, code: join.CodeRequest},
 		{name: "clock behind", change: func(q *join.Question) { q.Request.Time = time.Unix(0, 0) }, code: join.CodeClock},
 		{name: "clock ahead", change: func(q *join.Question) { q.Request.Time = time.Now().Add(time.Hour) }, code: join.CodeClock},
 		{name: "no clock", change: func(q *join.Question) { q.Request.Time = time.Time{} }, code: join.CodeClock},

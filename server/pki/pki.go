@@ -52,6 +52,9 @@ const (
 	rereadEvery = 24 * time.Hour
 )
 
+// ServiceAccountKey is the name of the file with the key that signs ServiceAccount tokens.
+const ServiceAccountKey = "service-account.key"
+
 // defaultFloor is a time that no right clock shows any more. It stands in where the build did not record its date.
 var defaultFloor = time.Date(2026, time.November, 1, 0, 0, 0, 0, time.UTC)
 
@@ -139,7 +142,7 @@ func (p *PKI) CAFile(s Signer) string { return filepath.Join(p.dir, string(s)+".
 func (p *PKI) CAKeyFile(s Signer) string { return filepath.Join(p.dir, string(s)+".key") }
 
 // ServiceAccountKeyFile holds the key that signs ServiceAccount tokens; verifiers read its public half from it too.
-func (p *PKI) ServiceAccountKeyFile() string { return filepath.Join(p.dir, "service-account.key") }
+func (p *PKI) ServiceAccountKeyFile() string { return filepath.Join(p.dir, ServiceAccountKey) }
 
 // Root is the certificate a join token pins: the last of server-ca's chain, so that an intermediate may be replaced.
 func (p *PKI) Root() *x509.Certificate { return p.server.root() }

@@ -4,6 +4,7 @@ package harness
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,7 +20,7 @@ import (
 // Server is one coracle process on a Machine, a server or an agent; it may be started again after it ended.
 type Server struct {
 	*Machine
-	Role       string   // the command: server or agent
+	Role       string   // the command: "agent", or "server" if empty
 	Args       []string // after it
 	DataDir    string
 	Kubeconfig string
@@ -48,7 +49,7 @@ func (m *Machine) Coracle() string {
 // NewServer prepares a server with an empty data directory; Start starts it.
 func (m *Machine) NewServer(args ...string) *Server {
 	s := &Server{
-		Machine: m, Role: "server", DataDir: filepath.Join(m.Dir, "data"), Kubeconfig: filepath.Join(m.Dir, "kubeconfig"),
+		Machine: m, DataDir: filepath.Join(m.Dir, "data"), Kubeconfig: filepath.Join(m.Dir, "kubeconfig"),
 		Log: filepath.Join(m.Dir, "coracle.log"),
 	}
 	s.Args = append([]string{
@@ -73,6 +74,16 @@ func (m *Machine) NewAgent(server *Server, args ...string) *Server {
 	return s
 }
 
+// NewPeer prepares a server with an empty data directory that joins another one's cluster.
+func (m *Machine) NewPeer(server *Server, args ...string) *Server {
+	m.T.Helper()
+	token, err := os.ReadFile(filepath.Join(server.DataDir, "server", "token"))
+	if err != nil {
+		m.T.Fatal(err)
+	}
+	return m.NewServer(append([]string{"--server", "https://" + net.JoinHostPort(server.IP, "6443"), "--token", trim(string(token))}, args...)...)
+}
+
 // NodeName is what the machine is called as a node.
 func (m *Machine) NodeName() string { return fmt.Sprintf("node-%d", m.Number) }
 
@@ -84,7 +95,7 @@ func (s *Server) Start() {
 		s.T.Fatal(err)
 	}
 	defer log.Close()
-	s.cmd = s.Command(context.Background(), s.Coracle(), append([]string{s.Role}, s.Args...)...)
+	s.cmd = s.Command(context.Background(), s.Coracle(), append([]string{cmp.Or(s.Role, "server")}, s.Args...)...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	if err := s.cmd.Start(); err != nil {
 		s.T.Fatal(err)

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/server"
+)
+
+// joinedOptions are the server's options, with the cluster's settings where this server joined one. It asks a server of
+// the cluster if this one has not joined yet.
+func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (server.Options, error) {
+	joined, err := server.WasJoined(o.ServerDir)
+	if err == nil && joined == nil && c.ServerURL != nil {
+		j := server.Joining{Address: c.ServerURL.Host, Token: c.Token}
+		if !c.DisableAgent {
+			j.NodeName, j.Addresses = c.Node.Name, c.Node.IPs
+		}
+		joined, err = server.Join(ctx, o, j)
+	}
+	if err != nil || joined == nil {
+		return o, err
+	}
+	if err := contradictions(c, joined); err != nil {
+		return o, err
+	}
+	o.Cluster, o.NodePortRange, o.EncryptResources, o.Join = joined.Settings, joined.NodePortRange, joined.EncryptResources, joined.Peers
+	return o, nil
+}
+
+// contradictions finds settings that were given on this server and are not the cluster's.
+func contradictions(c *config.Server, j *server.Joined) error {
+	own := clusterSettings(c)
+	var errs []error
+	for _, s := range []struct{ flag, own, cluster string }{
+		{"cluster-cidr", cluster.FlagValue(own.PodCIDRs), cluster.FlagValue(j.Settings.PodCIDRs)},
+		{"service-cidr", cluster.FlagValue(own.ServiceCIDRs), cluster.FlagValue(j.Settings.ServiceCIDRs)},
+		{"service-node-port-range", c.NodePorts.String(), j.NodePortRange},
+		{"cluster-dns", fmt.Sprint(own.DNS), fmt.Sprint(j.Settings.DNS)},
+		{"cluster-domain", own.Domain, j.Settings.Domain},
+		{"encrypt-resources", strings.Join(c.EncryptResources, ","), strings.Join(j.EncryptResources, ",")},
+		{"secrets-encryption", fmt.Sprint(len(c.EncryptResources) > 0), fmt.Sprint(len(j.EncryptResources) > 0)},
+		{"disable-kube-proxy", fmt.Sprint(own.NoServiceProxy), fmt.Sprint(j.Settings.NoServiceProxy)},
+		{"disable", disabledDNS(!own.DNS.IsValid()), disabledDNS(!j.Settings.DNS.IsValid())},
+	} {
+		if s.own != s.cluster && slices.Contains(c.Given, s.flag) {
+			errs = append(errs, fmt.Errorf("--%s: this server was given %q, and the cluster that it belongs to has %q; leave it out", s.flag, s.own, s.cluster))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func disabledDNS(off bool) string {
+	if off {
+		return config.PartDNS
+	}
+	return ""
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/server"
+)
+
+// TestContradictions: what a server was given has to be what its cluster has; what it was not given does not matter.
+func TestContradictions(t *testing.T) {
+	network := func(text string) []*net.IPNet {
+		_, n, err := net.ParseCIDR(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []*net.IPNet{n}
+	}
+	c := func(pods string, given ...string) *config.Server {
+		return &config.Server{
+			ClusterCIDRs: network(pods), ServiceCIDRs: network("10.43.0.0/16"), ClusterDNS: net.IPv4(10, 43, 0, 10), ClusterDomain: "cluster.local",
+			NodePorts: config.PortRange{From: 30000, To: 32767}, EncryptResources: []string{"secrets"}, Given: given,
+		}
+	}
+	joined := &server.Joined{Settings: clusterSettings(c("10.42.0.0/16")), NodePortRange: "30000-32767", EncryptResources: []string{"secrets"}}
+	for _, own := range []*config.Server{c("10.42.0.0/16", "cluster-cidr", "disable"), c("10.99.0.0/16"), c("10.99.0.0/16", "cluster-dns")} {
+		if err := contradictions(own, joined); err != nil {
+			t.Error(err)
+		}
+	}
+	err := contradictions(c("10.99.0.0/16", "cluster-cidr"), joined)
+	if err == nil || !strings.Contains(err.Error(), `"10.99.0.0/16"`) || !strings.Contains(err.Error(), `"10.42.0.0/16"`) {
+		t.Errorf("%v, want both values", err)
+	}
+	own := c("10.42.0.0/16", "secrets-encryption", "disable")
+	own.EncryptResources, own.Disable = nil, []string{config.PartDNS}
+	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), "--secrets-encryption") || !strings.Contains(err.Error(), "--disable") {
+		t.Error(err)
+	}
+}

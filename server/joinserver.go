@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/encryption"
+	"github.com/coracle-k8s/coracle/server/joining"
+	"github.com/coracle-k8s/coracle/server/pki"
+)
+
+const (
+	// maxServers is how many a cluster may have.
+	maxServers = 7
+	// silent is how long a server may not have been heard and still stands behind the kubernetes Service.
+	silent = 3 * time.Second
+	// joinPause is how long to wait between questions that nobody answers.
+	joinPause = 2 * time.Second
+	// joinedFile says, in the server's folder, what a server that joined was told. It is written last.
+	joinedFile = "joined.json"
+)
+
+// liveServers are the addresses behind the kubernetes Service as the leader knows them; none on a server that does not lead.
+func liveServers(members []raftstore.Member, now time.Time) []net.IP {
+	var out []net.IP
+	leads := false
+	for _, m := range members {
+		leads = leads || m.Self && m.Leader
+		if !m.Self && now.Sub(m.Contact) > silent {
+			continue
+		}
+		host, _, err := net.SplitHostPort(m.Address)
+		if ip := net.ParseIP(host); err == nil && ip != nil {
+			out = append(out, ip)
+		}
+	}
+	if !leads {
+		return nil
+	}
+	return out
+}
+
+// commonFiles are the files that all servers have in common, by their path below the server's folder. Those of the
+// second kind may be missing.
+func commonFiles() (required, optional []string) {
+	for _, s := range []pki.Signer{pki.ServerCA, pki.ClientCA, pki.RequestHeaderCA, pki.PeerCA} {
+		required = append(required, filepath.Join("tls", string(s)+".crt"), filepath.Join("tls", string(s)+".key"))
+	}
+	required = append(required, filepath.Join("tls", pki.ServiceAccountKey), token.ServerFile, token.AgentFile)
+	for _, name := range encryption.Files() {
+		optional = append(optional, filepath.Join("cred", name))
+	}
+	return required, optional
+}
+
+// path is where one of those files is on this server.
+func (o *Options) path(name string) string {
+	switch filepath.Dir(name) {
+	case "tls":
+		return filepath.Join(o.TLSDir, filepath.Base(name))
+	case "cred":
+		return filepath.Join(o.CredDir, filepath.Base(name))
+	}
+	return filepath.Join(o.ServerDir, name)
+}
+
+// admitServer gives a machine that becomes a server the cluster's secrets.
+func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*join.Answer, error) {
+	client, err := a.api()
+	if err != nil {
+		return nil, err
+	}
+	store := a.s.store.Load()
+	members := store.Members()
+	if len(members) >= maxServers {
+		return nil, join.Refuse(join.CodeRequest, "the cluster has %d servers, and more than %d make every write slower and nothing safer. Join as an agent, or "+
+			"remove a server that is gone", len(members), maxServers)
+	}
+	if m.Node.Name != "" {
+		if err := a.checkNames(m.Node); err != nil {
+			return nil, err
+		}
+		nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return nil, fmt.Errorf("looking for the node: %w", err)
+		}
+		for i := range nodes.Items {
+			n := &nodes.Items[i]
+			if ip := sharedAddress(n, m.Node.Addresses); alive(n) && (n.Name == m.Node.Name || ip != "") {
+				return nil, join.Refuse(join.CodeName, "there is a node %s (%s) already, and it is alive. A server needs a name (--node-name) and an address (--node-ip) of its own", n.Name, ip)
+			}
+		}
+	}
+	out := &join.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA), ClientCA: a.s.pki.CAPEM(pki.ClientCA), Settings: a.s.o.Cluster}
+	out.Server = &join.Server{Files: map[string][]byte{}, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources}
+	required, optional := commonFiles()
+	for _, name := range slices.Concat(required, optional) {
+		data, err := os.ReadFile(a.s.o.path(name))
+		if errors.Is(err, fs.ErrNotExist) && slices.Contains(optional, name) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading the cluster's keys: %w", err)
+		}
+		out.Server.Files[name] = data
+	}
+	for _, m := range members {
+		out.Server.Peers = append(out.Server.Peers, m.Address)
+	}
+	return out, nil
+}
+
+// Joining is what a machine needs to become a server of a cluster that there is.
+type Joining struct {
+	// Address is host:port of a server, Token its server token.
+	Address, Token string
+	// NodeName is empty for a server without a node.
+	NodeName  string
+	Addresses []netip.Addr
+}
+
+// Joined is what the cluster told a server that joined it.
+type Joined struct {
+	Settings         cluster.Settings `json:"settings"`
+	NodePortRange    string           `json:"nodePortRange"`
+	EncryptResources []string         `json:"encryptResources,omitempty"`
+	Peers            []string         `json:"peers"`
+}
+
+// Join fetches what o's folders need to hold before New can make a server of a cluster of them. It asks until a server
+// answers, may be interrupted at any point, and asks nobody when all is there already. Nothing that was there is replaced.
+func Join(ctx context.Context, o Options, j Joining) (*Joined, error) {
+	o.setDefaults()
+	file := filepath.Join(o.ServerDir, joinedFile)
+	if joined, err := readJoined(file); joined != nil || err != nil {
+		return joined, err
+	}
+	if entries, err := os.ReadDir(o.StoreDir); err == nil && len(entries) > 0 {
+		return nil, fmt.Errorf("there is a store in %s, of a server that started a cluster: it cannot join another one. Nothing was changed. Leave out --server to run "+
+			"that one, or give another --data-dir", o.StoreDir)
+	}
+	t, err := token.Parse(j.Token)
+	if err != nil {
+		return nil, fmt.Errorf("--token: %w", err)
+	}
+	if t.Role == token.RoleAgent || t.Role == token.RoleBootstrap {
+		return nil, errors.New("--token: this is a token for agents; it was not sent. A server joins with the one for servers: `coracle token print --server` on a server shows it")
+	}
+	a, err := askToServe(ctx, o, j, t)
+	if err != nil {
+		return nil, err
+	}
+	if err := keepFiles(&o, a.Server.Files); err != nil {
+		return nil, err
+	}
+	joined := &Joined{Settings: a.Settings, NodePortRange: a.Server.NodePortRange, EncryptResources: a.Server.EncryptResources, Peers: a.Server.Peers}
+	return joined, writeJoined(file, joined)
+}
+
+func askToServe(ctx context.Context, o Options, j Joining, t token.Token) (*join.Answer, error) {
+	last := ""
+	for {
+		a, err := join.Ask(ctx, join.Question{Address: j.Address, Token: t, Request: join.Request{
+			Role: token.RoleServer, Program: o.Version, Time: o.Clock.Now(), Node: join.Node{Name: j.NodeName, Addresses: j.Addresses},
+		}})
+		var refusal *join.Refusal
+		switch {
+		case err == nil && (a.Server == nil || a.Settings.Validate() != nil):
+			return nil, fmt.Errorf("the server at %s gave no keys, or settings that do not work", j.Address)
+		case err == nil:
+			return a, nil
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case errors.Is(err, join.ErrUnreachable), errors.As(err, &refusal) && refusal.Passing():
+		default:
+			return nil, fmt.Errorf("joining the cluster at %s: %w", j.Address, err)
+		}
+		if err.Error() != last {
+			last = err.Error()
+			o.Logger.Warn("the server cannot join yet; it is tried again", "server", j.Address, "reason", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(joinPause):
+		}
+	}
+}
+
+// keepFiles writes the cluster's files. One that is there already and says something else is of another cluster.
+func keepFiles(o *Options, files map[string][]byte) error {
+	required, optional := commonFiles()
+	for _, name := range required {
+		if len(files[name]) == 0 {
+			return fmt.Errorf("the server's answer lacks %s", name)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if !slices.Contains(required, name) && !slices.Contains(optional, name) {
+			return fmt.Errorf("the server's answer has a file that no server keeps: %q", name)
+		}
+		have, err := os.ReadFile(o.path(name))
+		if err == nil && string(have) != string(files[name]) {
+			return fmt.Errorf("%s is there and is not the cluster's. Nothing was replaced: if this machine was a server of another cluster, remove that one first "+
+				"(coracle-uninstall), or give another --data-dir", o.path(name))
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("looking for the files of an earlier cluster: %w", err)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		path := o.path(name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return fmt.Errorf("making the folder for the cluster's keys: %w", err)
+		}
+		mode := fs.FileMode(0o600)
+		if filepath.Ext(name) == ".crt" {
+			mode = 0o644
+		}
+		if _, err := atomicfile.WriteIfDifferent(path, files[name], mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func readJoined(file string) (*Joined, error) {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading what the cluster said when this server joined: %w", err)
+	}
+	j := &Joined{}
+	if err := json.Unmarshal(data, j); err != nil || j.Settings.Validate() != nil {
+		return nil, fmt.Errorf("%s is damaged (%v). Nothing was changed: restore it from a backup or from another server's, then start again", file, err)
+	}
+	return j, nil
+}
+
+func writeJoined(file string, j *Joined) error {
+	data, err := json.MarshalIndent(j, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encoding what the cluster said: %w", err)
+	}
+	_, err = atomicfile.WriteIfDifferent(file, append(data, '\n'), 0o600)
+	return err
+}
+
+// WasJoined returns what the cluster said when the server of this folder joined; nil when it started one.
+func WasJoined(serverDir string) (*Joined, error) {
+	return readJoined(filepath.Join(serverDir, joinedFile))
+}

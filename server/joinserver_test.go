@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+func TestLiveServers(t *testing.T) {
+	now := time.Now()
+	member := func(ip string, contact time.Duration) raftstore.Member {
+		return raftstore.Member{Address: ip + ":6443", Contact: now.Add(-contact)}
+	}
+	self := raftstore.Member{Address: "10.0.0.1:6443", Self: true, Leader: true}
+	never := raftstore.Member{Address: "10.0.0.9:6443"}
+	got := fmt.Sprint(liveServers([]raftstore.Member{self, member("10.0.0.2", time.Second), member("10.0.0.3", time.Hour), never, member("[fd00::4]", 0)}, now))
+	if want := "[10.0.0.1 10.0.0.2 fd00::4]"; got != want {
+		t.Errorf("the leader sees %v, want %v", got, want)
+	}
+	self.Leader = false
+	if got := liveServers([]raftstore.Member{self, member("10.0.0.2", 0)}, now); got != nil {
+		t.Errorf("another server sees %v, and is to leave that to the leader", got)
+	}
+}
+
+// TestKeepFiles: of an answer those files are taken that all servers have, and nothing is replaced.
+func TestKeepFiles(t *testing.T) {
+	dir := t.TempDir()
+	o := &Options{ServerDir: dir, TLSDir: filepath.Join(dir, "tls"), CredDir: filepath.Join(dir, "cred")}
+	required, optional := commonFiles()
+	answer := func() map[string][]byte {
+		files := map[string][]byte{}
+		for _, name := range append(required, optional...) {
+			files[name] = []byte(name)
+		}
+		return files
+	}
+	refused := func(files map[string][]byte, want string) {
+		t.Helper()
+		if err := keepFiles(o, files); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("left %v, %v", left, err)
+		}
+	}
+	for _, name := range []string{"../evil", "tls/../../evil", "tls/admin.pem", "/etc/passwd", "store/log"} {
+		files := answer()
+		files[name] = []byte("x")
+		refused(files, "no server keeps")
+	}
+	for _, name := range required {
+		files := answer()
+		delete(files, name)
+		refused(files, name)
+	}
+	for range 2 { // an interrupted join is repeated
+		if err := keepFiles(o, answer()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, content := range answer() {
+		fi, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if secret := filepath.Ext(name) != ".crt"; secret != (fi.Mode().Perm() == 0o600) {
+			t.Errorf("%s has the mode %v", name, fi.Mode())
+		}
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != string(content) {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+	files := answer()
+	files[required[0]] = []byte("of another cluster")
+	if err := keepFiles(o, files); err == nil || !strings.Contains(err.Error(), "is not the cluster's") {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, required[0])); err != nil || string(got) != required[0] {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// TestJoinedIsKept: what the cluster said is asked for once; a damaged note is not taken for none.
+func TestJoinedIsKept(t *testing.T) {
+	dir := t.TempDir()
+	o := Options{ServerDir: dir, StoreDir: filepath.Join(dir, "store")}
+	j := &Joined{Settings: options(t, t.TempDir()).Cluster, NodePortRange: "30000-32767", Peers: []string{"10.0.0.1:6443"}}
+	if err := writeJoined(filepath.Join(dir, joinedFile), j); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Join(t.Context(), o, Joining{Address: "127.0.0.1:1", Token: "x"})
+	if err != nil || fmt.Sprint(got) != fmt.Sprint(j) {
+		t.Errorf("%v, %v, want %v", got, err, j)
+	}
+	if err := os.WriteFile(filepath.Join(dir, joinedFile), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Join(t.Context(), o, Joining{}); err == nil || !strings.Contains(err.Error(), "damaged") {
+		t.Error(err)
+	}
+	if err := os.Remove(filepath.Join(dir, joinedFile)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Join(t.Context(), o, Joining{Token: "CRC1" + strings.Repeat("0", 64) + "::agent:x"}); err == nil || !strings.Contains(err.Error(), "for agents") {
+		t.Error(err)
+	}
+	if err := os.MkdirAll(filepath.Join(o.StoreDir, "log"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Join(t.Context(), o, Joining{Token: "x"}); err == nil || !strings.Contains(err.Error(), "cannot join another one") {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,106 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// TestThreeServers: two servers join a third; each serves all of the API; what was written stays when the one that leads
+// is killed, another one's controllers go on, and the one that was killed comes back.
+func TestThreeServers(t *testing.T) {
+	site := harness.NewSite(t)
+	first := site.NewMachine().NewServer("--disable-agent")
+	first.Start()
+	waitAPI(first)
+	servers := []*harness.Server{first}
+	for range 2 {
+		s := site.NewMachine().NewPeer(first, "--disable-agent")
+		s.Start()
+		waitAPI(s)
+		servers = append(servers, s)
+	}
+	for i, s := range servers {
+		s.Kubectl("create", "configmap", fmt.Sprintf("by-%d", i))
+	}
+	see := func(s *harness.Server) error {
+		out, err := s.TryKubectl("get", "configmaps", "-o", "name")
+		for i := range servers {
+			if want := fmt.Sprintf("by-%d", i); err == nil && !strings.Contains(out, want) {
+				err = fmt.Errorf("no %s on machine %d:\n%s", want, s.Number, out)
+			}
+		}
+		return err
+	}
+	for _, s := range servers {
+		if err := see(s); err != nil {
+			t.Error(err)
+		}
+	}
+	endpoints := func(s *harness.Server, of []*harness.Server) error {
+		out, err := s.TryKubectl("get", "endpointslices", "kubernetes", "-o", "jsonpath={.endpoints[*].addresses[0]}")
+		if err != nil {
+			return err
+		}
+		var want []string
+		for _, o := range of {
+			want = append(want, o.IP)
+		}
+		if out != strings.Join(want, " ") {
+			return fmt.Errorf("behind the Service kubernetes are %q, want %v", out, want)
+		}
+		return nil
+	}
+	harness.Eventually(t, soon, "all servers are behind the Service kubernetes", func() error { return endpoints(first, servers) })
+	voters := func(s *harness.Server) error {
+		out, err := s.Run(s.Coracle(), "store", "status", "--data-dir", s.DataDir)
+		if err == nil && strings.Count(out, " voter ") < 2 {
+			err = fmt.Errorf("not three voters yet:\n%s", out)
+		}
+		return err
+	}
+	harness.Eventually(t, soon, "all three vote", func() error { return voters(first) })
+
+	first.Kill()
+	rest := servers[1:]
+	killed := time.Now()
+	harness.Eventually(t, soon, "the others take writes", func() error {
+		_, err := rest[0].TryKubectl("create", "configmap", "after")
+		if err != nil && strings.Contains(err.Error(), "already exists") {
+			err = nil
+		}
+		return err
+	})
+	t.Logf("a write by kubectl after %v", time.Since(killed).Round(10*time.Millisecond))
+	for _, s := range rest {
+		if err := see(s); err != nil {
+			t.Error(err)
+		}
+	}
+	// The controllers of the new leader work: a Deployment gets its ReplicaSet and pods.
+	rest[1].Kubectl("create", "deployment", "d", "--image=none", "--replicas=2")
+	harness.Eventually(t, soon, "the Deployment has its pods", func() error {
+		out, err := rest[0].TryKubectl("get", "pods", "-l", "app=d", "-o", "name")
+		if err == nil && strings.Count(out, "pod/") != 2 {
+			err = fmt.Errorf("pods:\n%s", out)
+		}
+		return err
+	})
+	harness.Eventually(t, soon, "the dead one is behind the Service no more", func() error { return endpoints(rest[0], rest) })
+	first.Start()
+	waitAPI(first)
+	if err := see(first); err != nil {
+		t.Error(err)
+	}
+	if out := first.Kubectl("get", "configmaps", "after", "-o", "name"); out != "configmap/after" {
+		t.Errorf("the server that came back has %q", out)
+	}
+	harness.Eventually(t, soon, "all servers are behind the Service again", func() error { return endpoints(rest[0], servers) })
+}
