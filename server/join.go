@@ -133,6 +133,9 @@ func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*join.Ans
 		ips = append(ips, ip.AsSlice())
 	}
 	p := a.s.pki
+	serving := p.NodeServing("", m.Node.Name, ips)
+	// Not for loopback addresses: at one of those people reach the API server.
+	serving.DNSNames, serving.IPs = []string{m.Node.Name}, ips
 	out := &join.Answer{ServerCA: p.CAPEM(pki.ServerCA), ClientCA: p.CAPEM(pki.ClientCA), Settings: a.s.o.Cluster}
 	// A joined node is alive for as long as its lease says so.
 	out.Settings.Liveness = cluster.ByLease
@@ -142,7 +145,7 @@ func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*join.Ans
 		to      *[]byte
 	}{
 		{p.Node("", m.Node.Name), m.Node.KubeletRequest, &out.Kubelet},
-		{p.NodeServing("", m.Node.Name, ips), m.Node.ServingRequest, &out.Serving},
+		{serving, m.Node.ServingRequest, &out.Serving},
 		{p.Network(""), m.Node.NetworkRequest, &out.Network},
 	} {
 		if *c.to, err = p.Sign(c.leaf, c.request); err != nil {
@@ -165,10 +168,10 @@ func (a *admission) checkNames(n join.Node) error {
 	if p := validation.IsDNS1123Subdomain(n.Name); len(p) > 0 || len(n.Name) > validation.LabelValueMaxLength {
 		return join.Refuse(join.CodeName, "%q cannot be a node's name; choose another with --node-name", n.Name)
 	}
-	if slices.Contains(a.s.files.serving.DNSNames, n.Name) {
+	if (&x509.Certificate{DNSNames: a.s.files.serving.DNSNames}).VerifyHostname(n.Name) == nil {
 		return join.Refuse(join.CodeName, "%q is a name of the server's; choose another with --node-name", n.Name)
 	}
-	if len(n.Addresses) < 1 || len(n.Addresses) > 2 {
+	if len(n.Addresses) < 1 || len(n.Addresses) > 2 || len(n.Addresses) == 2 && n.Addresses[0].Is4() == n.Addresses[1].Is4() {
 		return join.Refuse(join.CodeAddress, "a node has one address, or one of each family, and not %d; give them with --node-ip", len(n.Addresses))
 	}
 	for _, ip := range n.Addresses {
@@ -218,8 +221,10 @@ func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, 
 	if have != nil && subtle.ConstantTimeCompare(have.Data[passwordHash], []byte(hash)) == 1 {
 		return nil
 	}
-	if err := a.mayTakeOver(m.Node.Name, node, have); err != nil {
-		return err
+	if !m.Joined { // who has the node's key may have another password: its file was lost
+		if err := a.mayTakeOver(m.Node.Name, node, have); err != nil {
+			return err
+		}
 	}
 	want := &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: m.Node.Name + passwordSuffix,
@@ -253,7 +258,7 @@ func (a *admission) mayTakeOver(name string, node *corev1.Node, have *corev1.Sec
 		return taken("it is the server's own")
 	case node != nil && alive(node):
 		return taken("it is alive")
-	case node == nil && have != nil:
+	case have != nil:
 		since, err := time.Parse(time.RFC3339, string(have.Data[passwordSince]))
 		if err == nil && a.s.o.Clock.Now().Sub(since).Abs() < registration {
 			return taken("another machine has just joined under it")
@@ -262,9 +267,11 @@ func (a *admission) mayTakeOver(name string, node *corev1.Node, have *corev1.Sec
 	return nil
 }
 
+// alive says whether a node's kubelet is heard of. It may say that the node is not ready; of one that is silent the
+// controllers say that they do not know.
 func alive(n *corev1.Node) bool {
-	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	return !slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown
 	})
 }
 

@@ -26,7 +26,7 @@ func newAdmission(clock *testclock.FakeClock) *admission {
 		o: Options{NodeName: "server", Clock: clock, Cluster: cluster.Settings{
 			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
 		}},
-		files: files{serving: pki.Leaf{DNSNames: []string{"localhost", "kubernetes", "server", "cluster.example.org"}, IPs: []net.IP{net.IPv4(10, 0, 0, 1)}}},
+		files: files{serving: pki.Leaf{DNSNames: []string{"localhost", "kubernetes", "server", "cluster.example.org", "API.example.org", "*.wild.example.org"}, IPs: []net.IP{net.IPv4(10, 0, 0, 1)}}},
 	}}
 }
 
@@ -54,6 +54,9 @@ func TestNodesThatPassForOthers(t *testing.T) {
 		{"path", machine("../n", password, "10.0.0.2"), join.CodeName},
 		{"the API's name", machine("kubernetes", password, "10.0.0.2"), join.CodeName},
 		{"a name of the operator's for the API", machine("cluster.example.org", password, "10.0.0.2"), join.CodeName},
+		{"a name below the operator's", machine("k8s.wild.example.org", password, "10.0.0.2"), join.CodeName},
+		{"a name of the operator's in capitals", machine("api.example.org", password, "10.0.0.2"), join.CodeName},
+		{"two addresses of one family", machine("n", password, "10.0.0.2", "10.0.0.3"), join.CodeAddress},
 		{"short password", machine("n", "x", "10.0.0.2"), join.CodeRequest},
 		{"no address", machine("n", password), join.CodeAddress},
 		{"three addresses", machine("n", password, "10.0.0.2", "10.0.0.3", "10.0.0.4"), join.CodeAddress},
@@ -113,13 +116,19 @@ func TestClaimName(t *testing.T) {
 	claim("another machine at the same moment", machine("n", otherPassword, "10.0.0.3"), join.CodeName)
 	claim("the same one again", machine("n", password, "10.0.0.2"), "")
 	ready("n", "10.0.0.2", corev1.ConditionTrue)
+	claim("another machine, soon after", machine("n", otherPassword, "10.0.0.3"), join.CodeName)
 	clock.Step(time.Hour)
 	claim("another machine, while it lives", machine("n", otherPassword, "10.0.0.3"), join.CodeName)
 	claim("itself at a new address", machine("n", password, "10.0.0.4"), "")
+	ready("n", "10.0.0.2", corev1.ConditionFalse) // it is sick, and lives
+	claim("another machine, while it is sick", machine("n", otherPassword, "10.0.0.3"), join.CodeName)
 	claim("another node at a live one's address", machine("m", otherPassword, "10.0.0.2"), join.CodeAddress)
 	ready("n", "10.0.0.2", corev1.ConditionUnknown)
 	claim("another node at a dead one's address", machine("m", otherPassword, "10.0.0.2"), "")
 	claim("the machine wiped, and the node dead", machine("n", otherPassword, "10.0.0.2"), "")
+	lost := machine("n", password, "10.0.0.2")
+	lost.Joined = true
+	claim("by certificate, with another password", lost, "")
 	if err := api.Tracker().Delete(corev1.SchemeGroupVersion.WithResource("nodes"), "", "n"); err != nil {
 		t.Fatal(err)
 	}

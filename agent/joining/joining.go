@@ -9,6 +9,7 @@
 package joining
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -41,8 +42,9 @@ import (
 const (
 	// firstPause and maxPause are how long to wait between questions that nobody answers.
 	firstPause, maxPause = time.Second, 15 * time.Second
-	// renewCheck is how often the certificates' dates are looked at.
-	renewCheck = time.Hour
+	// renewCheck is how often the certificates' dates are looked at, newsCheck how often a machine asks that has had no
+	// answer since it started.
+	renewCheck, newsCheck = time.Hour, time.Minute
 	// A certificate is renewed when less than this part of its life is left, as on a server (pki.LeafLifetime).
 	renewPart = 3
 	// atStart bounds how long a machine that has joined before asks for news before it starts with what it has.
@@ -73,6 +75,8 @@ type Node struct {
 	// Credentials are in their files; Settings are the cluster's.
 	Credentials credentials.Files
 	Settings    cluster.Settings
+	// stale says that no server has answered in this run.
+	stale bool
 }
 
 // state is what is kept of the last answer.
@@ -101,15 +105,38 @@ func Join(ctx context.Context, o Options) (*Node, error) {
 		return nil, errors.New("--token: this is the token for servers, with which a machine gets the cluster's keys; it was not sent. " +
 			"A node joins with the one for agents: `coracle token print` on a server shows it")
 	}
-	have := n.load()
-	if have {
-		err := n.askFor(ctx, atStart)
-		if err != nil && ctx.Err() == nil {
-			o.Logger.Warn("no news from the cluster; the node starts with what it knows", "server", o.Server.Host, "reason", err)
-		}
-		return n, ctx.Err()
+	if !n.load() {
+		return n, n.askUntilAnswered(ctx)
 	}
-	return n, n.askUntilAnswered(ctx)
+	if err := n.repoint(); err != nil {
+		return nil, err
+	}
+	err = n.askFor(ctx, atStart)
+	var refusal *join.Refusal
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err == nil:
+	case errors.As(err, &refusal) && !refusal.Passing() && refusal.Code != join.CodeClock:
+		return nil, fmt.Errorf("the cluster at %s does not take this machine as the node %s any more: %w", o.Server.Host, o.NodeName, err)
+	default:
+		n.stale = true
+		o.Logger.Warn("no news from the cluster; the node starts with what it knows", "server", o.Server.Host, "reason", err)
+	}
+	return n, nil
+}
+
+// repoint makes the credentials name the server that was given: it may have another address by now.
+func (n *Node) repoint() error {
+	serverCA, err := os.ReadFile(n.Credentials.ServerCAFile)
+	if err != nil {
+		return err
+	}
+	clientCA, err := os.ReadFile(n.Credentials.ClientCAFile)
+	if err != nil {
+		return err
+	}
+	return n.Credentials.Publish(credentials.Cluster{URL: n.o.Server.String(), ServerCA: serverCA, ClientCA: clientCA})
 }
 
 // askFor asks once and waits no longer than that for the answer.
@@ -217,12 +244,18 @@ func (n *Node) own() (*tls.Certificate, *x509.Certificate) {
 	return &pair, root
 }
 
-// keep writes an answer down. The settings come last: with them all is there.
+// keep writes an answer down. The settings come last: with them all is there. Before the credentials of another cluster
+// those of the one before go.
 func (n *Node) keep(a *join.Answer, k *keys) error {
 	if err := a.Settings.Validate(); err != nil {
 		return fmt.Errorf("the cluster's settings as the server gave them: %w", err)
 	}
 	f := n.Credentials
+	if have, err := os.ReadFile(f.ServerCAFile); err == nil && !bytes.Equal(have, a.ServerCA) {
+		if err := os.Remove(n.stateFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("leaving another cluster: %w", err)
+		}
+	}
 	if err := f.Publish(credentials.Cluster{URL: n.o.Server.String(), ServerCA: a.ServerCA, ClientCA: a.ClientCA}); err != nil {
 		return err
 	}
@@ -257,7 +290,7 @@ func (n *Node) load() bool {
 	if json.Unmarshal(data, &s) != nil || s.Settings.Validate() != nil || s.Node != n.o.NodeName || !slices.Equal(s.Addresses, n.o.Addresses) {
 		return false
 	}
-	for _, path := range []string{n.Credentials.KubeletPair, n.Credentials.KubeletServing, n.Credentials.NetworkPair} {
+	for _, path := range n.pairs() {
 		pair, err := tls.LoadX509KeyPair(path, path)
 		if err != nil || n.o.Now().After(pair.Leaf.NotAfter) {
 			return false
@@ -272,31 +305,43 @@ func (n *Node) load() bool {
 
 // Run keeps the certificates fresh until ctx is done.
 func (n *Node) Run(ctx context.Context) error {
-	ticker := time.NewTicker(renewCheck)
-	defer ticker.Stop()
 	for {
+		pause := renewCheck
+		if n.stale {
+			pause = newsCheck
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-ticker.C:
+		case <-time.After(pause):
 		}
-		if !n.due() {
+		if !n.stale && !n.due() {
 			continue
 		}
-		if err := n.ask(ctx); err != nil && ctx.Err() == nil {
+		switch err := n.ask(ctx); {
+		case err == nil:
+			n.stale = false
+		case ctx.Err() == nil && !n.stale:
 			n.o.Logger.Warn("the node's certificates could not be renewed; it is tried again every hour", "error", err)
 		}
 	}
 }
 
-// due says whether a certificate should be renewed.
+// due says whether a certificate should be renewed. They are of one age, unless writing one of them failed.
 func (n *Node) due() bool {
-	pair, err := tls.LoadX509KeyPair(n.Credentials.KubeletPair, n.Credentials.KubeletPair)
-	if err != nil {
-		return true
-	}
-	life := pair.Leaf.NotAfter.Sub(pair.Leaf.NotBefore)
-	return pair.Leaf.NotAfter.Sub(n.o.Now()) < life/renewPart
+	return slices.ContainsFunc(n.pairs(), func(path string) bool {
+		pair, err := tls.LoadX509KeyPair(path, path)
+		if err != nil {
+			return true
+		}
+		life := pair.Leaf.NotAfter.Sub(pair.Leaf.NotBefore)
+		return pair.Leaf.NotAfter.Sub(n.o.Now()) < life/renewPart
+	})
+}
+
+// pairs are the files with certificates.
+func (n *Node) pairs() []string {
+	return []string{n.Credentials.KubeletPair, n.Credentials.KubeletServing, n.Credentials.NetworkPair}
 }
 
 func (n *Node) stateFile() string { return filepath.Join(n.o.StateDir, "cluster.json") }

@@ -178,24 +178,32 @@ func TestJoin(t *testing.T) {
 		}
 		s.start(s.address)
 	})
-	t.Run("while it is refused", func(t *testing.T) { // what runs goes on running
-		s.refuse = join.Refuse(join.CodeName, "no")
+	t.Run("while the server is not ready", func(t *testing.T) {
+		s.refuse = join.Refuse(join.CodeStarting, "starting")
 		defer func() { s.refuse = nil }()
 		if _, err := joining.Join(t.Context(), s.options(dir)); err != nil {
 			t.Error(err)
 		}
 	})
-	t.Run("certificate refused", func(t *testing.T) { // the node was deleted: the token does
-		before := len(s.joins)
-		s.refuse = join.Refuse(join.CodeCertificate, "deleted")
+	t.Run("when it is not taken any more", func(t *testing.T) { // another machine has the name
+		s.refuse = join.Refuse(join.CodeName, "no")
 		defer func() { s.refuse = nil }()
-		if _, err := joining.Join(t.Context(), s.options(dir)); err != nil {
+		if _, err := joining.Join(t.Context(), s.options(dir)); err == nil || !strings.Contains(err.Error(), "not take this machine") {
 			t.Error(err)
 		}
-		s.refuse = nil
-		if _, err := joining.Join(t.Context(), s.options(dir)); err != nil || len(s.joins) == before {
-			t.Errorf("%v, asked %d times", err, len(s.joins)-before)
+	})
+	t.Run("server at another address", func(t *testing.T) {
+		s.stop()
+		o := s.options(dir)
+		o.Server = &url.URL{Scheme: "https", Host: "127.0.0.1:1"}
+		if _, err := joining.Join(t.Context(), o); err != nil {
+			t.Error(err)
 		}
+		text, err := os.ReadFile(f.KubeletKubeconfig)
+		if err != nil || !strings.Contains(string(text), "https://127.0.0.1:1") {
+			t.Errorf("%v: the kubelet looks for the server where it was:\n%s", err, text)
+		}
+		s.start(s.address)
 	})
 	for name, change := range map[string]func(o *joining.Options){
 		"another name":    func(o *joining.Options) { o.NodeName = "m" },

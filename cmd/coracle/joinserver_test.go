@@ -3,7 +3,7 @@
 package main
 
 import (
-	"net"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -13,16 +13,10 @@ import (
 
 // TestContradictions: what a server was given has to be what its cluster has; what it was not given does not matter.
 func TestContradictions(t *testing.T) {
-	network := func(text string) []*net.IPNet {
-		_, n, err := net.ParseCIDR(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return []*net.IPNet{n}
-	}
+	network := func(text string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(text)} }
 	c := func(pods string, given ...string) *config.Server {
 		return &config.Server{
-			ClusterCIDRs: network(pods), ServiceCIDRs: network("10.43.0.0/16"), ClusterDNS: net.IPv4(10, 43, 0, 10), ClusterDomain: "cluster.local",
+			ClusterCIDRs: network(pods), ServiceCIDRs: network("10.43.0.0/16"), ClusterDNS: netip.MustParseAddr("10.43.0.10"), ClusterDomain: "cluster.local",
 			NodePorts: config.PortRange{From: 30000, To: 32767}, EncryptResources: []string{"secrets"}, Given: given,
 		}
 	}

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"net"
 	"net/url"
 )
 
@@ -47,7 +48,7 @@ func (r *reader) serverURL(name string) *url.URL {
 	}
 	u.Path = ""
 	if u.Port() == "" {
-		u.Host += ":6443"
+		u.Host = net.JoinHostPort(u.Hostname(), "6443")
 	}
 	return u
 }

@@ -5,8 +5,11 @@ package join
 import (
 	"bytes"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -52,6 +55,7 @@ func Ask(ctx context.Context, q Question) (*Answer, error) {
 	}
 	state := conn.ConnectionState()
 	request := q.Request
+	request.Node.Password = passwordFor(v.seen, request.Node.Password)
 	if q.Certificate == nil {
 		kind := q.Token.Role
 		if kind == "" { // a secret that an operator chose is the token of what one wants to be
@@ -123,6 +127,11 @@ func (v *verifier) verify(s tls.ConnectionState) error {
 		// Not this machine's clock: if that is wrong, the server says so, in words.
 		CurrentTime: leaf.NotBefore,
 	}
+	for _, c := range s.PeerCertificates { // a leaf may be dated back to before its authority was made
+		if c.NotBefore.After(o.CurrentTime) {
+			o.CurrentTime = c.NotBefore
+		}
+	}
 	o.Roots.AddCert(root)
 	for _, c := range s.PeerCertificates[1:] {
 		o.Intermediates.AddCert(c)
@@ -135,6 +144,17 @@ func (v *verifier) verify(s tls.ConnectionState) error {
 	}
 	v.seen = root
 	return nil
+}
+
+// passwordFor derives what a cluster gets to know of a machine's password: who only passed for a server of the cluster has
+// heard nothing that the cluster would take.
+func passwordFor(root *x509.Certificate, password string) string {
+	if password == "" {
+		return ""
+	}
+	mac := hmac.New(sha256.New, []byte(password))
+	_, _ = mac.Write(root.Raw) // a hash does not fail
+	return hex.EncodeToString(mac.Sum(nil))
 }
 
 // sameRoot checks that the authority in an answer is the one that signed for the connection.

@@ -22,7 +22,6 @@ import (
 	rbacv1ac "k8s.io/client-go/applyconfigurations/rbac/v1"
 	"k8s.io/client-go/kubernetes"
 
-	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
@@ -73,15 +72,14 @@ var bindings = []binding{
 	{name: pki.NetworkUser, role: pki.NetworkUser, user: pki.NetworkUser},
 	// The API server may fetch logs, run commands and the like on kubelets. Upstream has the role.
 	{name: pki.KubeletClientUser, role: "system:kubelet-api-admin", user: pki.KubeletClientUser},
-	// A machine with a bootstrap token may ask for a node's certificate, which is granted without a person; so is the
-	// renewal that a node asks for itself.
-	{name: "system:coracle:node-bootstrapper", role: "system:node-bootstrapper", group: token.NodeGroup},
-	{name: "system:coracle:node-certificate", role: "system:certificates.k8s.io:certificatesigningrequests:nodeclient", group: token.NodeGroup},
-	{name: "system:coracle:node-certificate-renewal", role: "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", group: "system:nodes"},
 }
 
+// formerBindings were made by earlier versions. With them a token that expires was good for the certificate of any node,
+// past the checks of joining (server/join.go).
+var formerBindings = []string{"system:coracle:node-bootstrapper", "system:coracle:node-certificate", "system:coracle:node-certificate-renewal"}
+
 func applyRoles(ctx context.Context, c kubernetes.Interface) error {
-	errs := []error{applyNetworkRole(ctx, c)}
+	errs := []error{applyNetworkRole(ctx, c), removeFormerBindings(ctx, c)}
 	for _, b := range bindings {
 		subject := rbacv1ac.Subject().WithAPIGroup(rbacv1.GroupName)
 		if b.user != "" {
@@ -94,6 +92,20 @@ func applyRoles(ctx context.Context, c kubernetes.Interface) error {
 			WithRoleRef(rbacv1ac.RoleRef().WithAPIGroup(rbacv1.GroupName).WithKind("ClusterRole").WithName(b.role)).
 			WithSubjects(subject), force())
 		errs = append(errs, wrap("ClusterRoleBinding", b.name, err))
+	}
+	return errors.Join(errs...)
+}
+
+func removeFormerBindings(ctx context.Context, c kubernetes.Interface) error {
+	var errs []error
+	for _, name := range formerBindings {
+		have, err := c.RbacV1().ClusterRoleBindings().Get(ctx, name, metav1.GetOptions{})
+		if err == nil && have.Labels[managedBy] == manager {
+			err = c.RbacV1().ClusterRoleBindings().Delete(ctx, name, metav1.DeleteOptions{})
+		}
+		if err != nil && !apierrors.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("removing the ClusterRoleBinding %s of an earlier version: %w", name, err))
+		}
 	}
 	return errors.Join(errs...)
 }

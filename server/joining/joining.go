@@ -20,6 +20,8 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/cluster-bootstrap/token/util"
+
 	"github.com/coracle-k8s/coracle/internal/halfopen"
 	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
@@ -30,13 +32,18 @@ const (
 	identify = 10 * time.Second
 	// most is how many machines may be about to say who they are. One more, and the one that has taken longest is hung up
 	// on: strangers that say nothing must not keep machines out.
-	most = 64
-	// guessEvery is how often a refusal is sent, whoever asks and from wherever: that bounds how fast tokens are guessed,
-	// and how fast the log grows. Those who are let in do not wait.
-	guessEvery = 300 * time.Millisecond
+	most = 1024
+	// admitted is how many machines may be let in at a time.
+	admitted = 32
+	// maxText bounds what a machine says of itself in a line of the log, in characters.
+	maxText = 64
 	// maxSkew is how far a machine's clock may be from the server's: certificates are dated back by an hour, and what is
 	// beyond is no longer valid on the machine.
 	maxSkew = 30 * time.Minute
+
+	// authentication is the usage of a token that expires with which it stands for a machine
+	// (k8s.io/cluster-bootstrap/token/api, KnownTokenUsages).
+	authentication = "authentication"
 
 	nodeUser  = "system:node:"
 	nodeGroup = "system:nodes"
@@ -74,8 +81,8 @@ type Server struct {
 	o Options
 	// strangers are the connections of those that have not said who they are.
 	strangers halfopen.Table
-	// guess is held by the one refusal that is on its way.
-	guess chan struct{}
+	guesses   *guesses
+	admitting chan struct{}
 }
 
 // New returns a Server that Run runs.
@@ -86,7 +93,7 @@ func New(o Options) *Server {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	return &Server{o: o, strangers: halfopen.Table{Max: most}, guess: make(chan struct{}, 1)}
+	return &Server{o: o, strangers: halfopen.Table{Max: most}, guesses: newGuesses(), admitting: make(chan struct{}, admitted)}
 }
 
 // Run answers until ctx is done, and returns when no conversation is left.
@@ -104,11 +111,13 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 			return fmt.Errorf("waiting for machines that join: %w", err)
 		}
-		identified, _ := s.strangers.Add(func() { _ = c.Close() }) // it is never closed
+		conversation, hangUp := context.WithCancel(ctx)
+		identified, _ := s.strangers.Add(hangUp) // it is never closed
 		running.Go(func() {
 			defer identified()
-			defer context.AfterFunc(ctx, func() { _ = c.Close() })()
-			s.serve(ctx, c, identified)
+			defer context.AfterFunc(conversation, func() { _ = c.Close() })()
+			s.serve(conversation, c, identified)
+			hangUp()
 			_ = c.Close()
 		})
 	}
@@ -127,14 +136,14 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
 	if err != nil {
 		return
 	}
-	log := s.o.Logger.With("from", raw.RemoteAddr().String(), "node", q.Node.Name, "version", q.Program)
 	_ = raw.SetDeadline(time.Now().Add(join.Patience))
+	if q.Proof.Kind != "" && !s.guesses.wait(ctx, raw.RemoteAddr()) {
+		return
+	}
+	log := s.o.Logger.With("from", raw.RemoteAddr().String(), "node", short(q.Node.Name), "version", short(q.Program))
 	a, err := s.answer(ctx, conn.ConnectionState(), q, identified)
 	if err != nil {
 		a = &join.Answer{Refusal: s.refusal(log, err)}
-		if !s.slow(ctx, a.Refusal) {
-			return
-		}
 	}
 	if err := a.Write(conn); err != nil {
 		log.Warn("a machine that joins went away before it had its answer; it asks again", "error", err)
@@ -169,23 +178,12 @@ func (s *Server) refusal(log *slog.Logger, err error) *join.Refusal {
 	return r
 }
 
-// slow lets one refusal go at a time. It returns false when the conversation is over meanwhile.
-func (s *Server) slow(ctx context.Context, r *join.Refusal) bool {
-	if r.Passing() {
-		return true
+// short bounds what goes into the log of a machine's own words.
+func short(text string) string {
+	if len(text) > maxText {
+		return text[:maxText] + "…"
 	}
-	select {
-	case s.guess <- struct{}{}:
-	case <-ctx.Done():
-		return false
-	}
-	defer func() { <-s.guess }()
-	select {
-	case <-time.After(guessEvery):
-		return true
-	case <-ctx.Done():
-		return false
-	}
+	return text
 }
 
 // answer decides about a request.
@@ -206,6 +204,12 @@ func (s *Server) answer(ctx context.Context, state tls.ConnectionState, q *join.
 	}
 	if err := mayBecome(q, known); err != nil {
 		return nil, err
+	}
+	select {
+	case s.admitting <- struct{}{}:
+		defer func() { <-s.admitting }()
+	default:
+		return nil, join.Refuse(join.CodeBusy, "%d machines are being let in at this moment", admitted)
 	}
 	a, err := s.o.Admit(ctx, Machine{Request: q, Joined: known == nil})
 	if err != nil {
@@ -257,8 +261,8 @@ func mayBecome(q *join.Request, known *token.Token) error {
 
 func (s *Server) checkBootstrap(ctx context.Context, state tls.ConnectionState, p join.Proof) (*token.Token, error) {
 	gone := join.Refuse(join.CodeToken, "there is no token that expires with the id %q and this secret: it has expired, was deleted, or was mistyped. "+
-		"`coracle token create` on a server makes another one", p.ID)
-	if s.o.Bootstrap == nil {
+		"`coracle token create` on a server makes another one", short(p.ID))
+	if s.o.Bootstrap == nil || !util.IsValidBootstrapTokenID(p.ID) {
 		return nil, gone
 	}
 	b, ok, err := s.o.Bootstrap(ctx, p.ID)
@@ -266,7 +270,7 @@ func (s *Server) checkBootstrap(ctx context.Context, state tls.ConnectionState, 
 		return nil, fmt.Errorf("looking up the token: %w", err)
 	}
 	t := b.Token("")
-	if !ok || !p.Verify(state, t) {
+	if !ok || !slices.Contains(b.Usages, authentication) || !p.Verify(state, t) {
 		return nil, gone
 	}
 	if b.Expired(s.o.Now()) {

@@ -48,7 +48,7 @@ func newFixture(t *testing.T) *fixture {
 	if f.tokens, err = token.Ensure(token.Options{Dir: t.TempDir(), Root: f.pki.Root(), Logger: logger}); err != nil {
 		t.Fatal(err)
 	}
-	f.bootstrap = token.Bootstrap{ID: "abcdef", Secret: "0123456789abcdef", Expires: time.Now().Add(time.Hour), Groups: []string{token.NodeGroup}}
+	f.bootstrap = token.Bootstrap{ID: "abcdef", Secret: "0123456789abcdef", Expires: time.Now().Add(time.Hour), Groups: []string{token.NodeGroup}, Usages: []string{"authentication"}}
 	f.serve(f.leaf(f.pki.APIServer(pki.APIServerNames{NodeName: "a", Domain: "cluster.local"})), logger)
 	return f
 }
@@ -213,7 +213,8 @@ func (f *fixture) byCertificate(l pki.Leaf, root *x509.Certificate) join.Questio
 func TestExpiredAndForeignTokens(t *testing.T) {
 	for name, change := range map[string]func(*token.Bootstrap){
 		"expired at": func(b *token.Bootstrap) { b.Expires = time.Now().Add(-time.Second) },
-		"is not for": func(b *token.Bootstrap) { b.Groups = []string{"system:bootstrappers:others"} },
+		"is not for":        func(b *token.Bootstrap) { b.Groups = []string{"system:bootstrappers:others"} },
+		"there is no token": func(b *token.Bootstrap) { b.Usages = []string{"signing"} },
 	} {
 		f := newFixture(t)
 		q := f.question()
@@ -346,7 +347,7 @@ func TestManyStrangers(t *testing.T) {
 	f := newFixture(t)
 	defer f.stop()
 	var first net.Conn
-	for range 3 * most {
+	for range most + 50 {
 		c, err := net.Dial("tcp", f.address)
 		if err != nil {
 			t.Fatal(err)
@@ -390,5 +391,36 @@ func TestGarbage(t *testing.T) {
 	}
 	if _, err := join.Ask(t.Context(), f.question()); err != nil {
 		t.Errorf("after all that: %v", err)
+	}
+}
+
+// TestGuessing: tokens are tried at a bounded rate, on however many connections, and who does not wait for the answer
+// learns nothing.
+func TestGuessing(t *testing.T) {
+	f := newFixture(t)
+	defer f.stop()
+	const tries = 60
+	begin := time.Now()
+	answers := make(chan error, tries)
+	for range tries {
+		go func() {
+			q := f.question()
+			q.Token.Secret = "wrong"
+			_, err := join.Ask(t.Context(), q)
+			answers <- err
+		}()
+	}
+	refused := 0
+	for range tries {
+		var refusal *join.Refusal
+		switch err := <-answers; {
+		case errors.As(err, &refusal):
+			refused++
+		case !errors.Is(err, join.ErrUnreachable):
+			t.Error(err)
+		}
+	}
+	if most := sourceBurst + 2 + int(float64(perSource)*time.Since(begin).Seconds()); refused > most || refused < sourceBurst {
+		t.Errorf("%d of %d tries were answered, want %d to %d", refused, tries, sourceBurst, most)
 	}
 }

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package joining
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+const (
+	// Tokens may be tried at these rates, from one address and from all together. Right ones count too: an answer that
+	// came at once would say that a token is right.
+	perSource, sourceBurst = rate.Limit(3), 10
+	perServer, serverBurst = rate.Limit(50), 100
+	// maxGuessWait is how long a machine waits for its turn; who would have to wait longer is hung up on.
+	maxGuessWait = 5 * time.Second
+	// maxSources bounds how many addresses are remembered. When there are more, all are forgotten: the rate for all
+	// together stands.
+	maxSources = 4096
+)
+
+// guesses bounds how fast tokens are tried.
+type guesses struct {
+	all *rate.Limiter
+
+	mu      sync.Mutex
+	sources map[netip.Addr]*rate.Limiter
+}
+
+func newGuesses() *guesses {
+	return &guesses{all: rate.NewLimiter(perServer, serverBurst), sources: map[netip.Addr]*rate.Limiter{}}
+}
+
+// wait returns true when it is the turn of a machine at an address.
+func (g *guesses) wait(ctx context.Context, from net.Addr) bool {
+	ctx, cancel := context.WithTimeout(ctx, maxGuessWait)
+	defer cancel()
+	return g.of(from).Wait(ctx) == nil && g.all.Wait(ctx) == nil
+}
+
+// of is the limiter of an address; an IPv6 one counts with its neighbours, of which a machine has as many as it likes.
+func (g *guesses) of(from net.Addr) *rate.Limiter {
+	var source netip.Addr
+	if at, err := netip.ParseAddrPort(from.String()); err == nil {
+		source = at.Addr().Unmap()
+		if p, err := source.WithZone("").Prefix(64); err == nil && source.Is6() {
+			source = p.Addr()
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	l := g.sources[source]
+	if l == nil {
+		if len(g.sources) >= maxSources {
+			clear(g.sources)
+		}
+		l = rate.NewLimiter(perSource, sourceBurst)
+		g.sources[source] = l
+	}
+	return l
+}
