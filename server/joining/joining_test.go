@@ -212,7 +212,7 @@ func (f *fixture) byCertificate(l pki.Leaf, root *x509.Certificate) join.Questio
 // TestExpiredAndForeignTokens: what a token that expires has to be for.
 func TestExpiredAndForeignTokens(t *testing.T) {
 	for name, change := range map[string]func(*token.Bootstrap){
-		"expired at": func(b *token.Bootstrap) { b.Expires = time.Now().Add(-time.Second) },
+		"expired at":        func(b *token.Bootstrap) { b.Expires = time.Now().Add(-time.Second) },
 		"is not for":        func(b *token.Bootstrap) { b.Groups = []string{"system:bootstrappers:others"} },
 		"there is no token": func(b *token.Bootstrap) { b.Usages = []string{"signing"} },
 	} {
