@@ -151,6 +151,10 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 	select {
 	case <-ex.headerReady:
+		// A handler that ends because the client has gone has answered nothing, whatever finish makes of that.
+		if err := req.Context().Err(); err != nil {
+			return nil, err
+		}
 		return ex.response, ex.headerErr
 	case <-req.Context().Done():
 		return nil, req.Context().Err()

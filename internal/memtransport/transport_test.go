@@ -203,6 +203,40 @@ func TestCancelBeforeTheHeader(t *testing.T) {
 	within(t, "the handler's end", gone)
 }
 
+// lateContext is a client that looks whether it was cancelled only when the handler has ended.
+type lateContext struct {
+	context.Context
+	look func()
+}
+
+func (c *lateContext) Done() <-chan struct{} {
+	if c.look != nil {
+		c.look()
+	}
+	return c.Context.Done()
+}
+
+// What a handler leaves behind because its client has gone is no answer: without a header that would be "200 OK".
+func TestNoAnswerAfterCancel(t *testing.T) {
+	for range 50 { // which of two things that are ready is taken is left to chance
+		inner, cancel := context.WithCancel(t.Context())
+		client := &lateContext{Context: inner}
+		var tr *Transport
+		tr = New(Options{Context: func(ctx context.Context) context.Context {
+			client.look = tr.inFlight.Wait // from here on RoundTrip only waits for the answer
+			cancel()
+			return ctx
+		}})
+		tr.SetHandler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+		if resp, err := tr.RoundTrip(request(t, client, http.MethodGet, "/", nil)); !errors.Is(err, context.Canceled) {
+			t.Fatalf("%v, %v, want cancelled", resp, err)
+		}
+		if err := tr.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestClientTimeout(t *testing.T) {
 	c, _ := serve(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	c.Timeout = 10 * time.Millisecond
