@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/netip"
 	"net/url"
 	"os"
@@ -47,6 +48,8 @@ const (
 	renewCheck, newsCheck = time.Hour, time.Minute
 	// A certificate is renewed when less than this part of its life is left, as on a server (pki.LeafLifetime).
 	renewPart = 3
+	// dialTimeout is how long a server may take to accept a connection.
+	dialTimeout = 2 * time.Second
 	// atStart bounds how long a machine that has joined before asks for news before it starts with what it has.
 	atStart = 5 * time.Second
 )
@@ -55,8 +58,11 @@ const (
 type Options struct {
 	// Dir is where the credentials go, StateDir where password and settings do.
 	Dir, StateDir string
-	// Server is a server of the cluster's.
+	// Server is a server of the cluster's. Others, when set, lists more, as host:port.
 	Server *url.URL
+	Others func() []string
+	// API is where the node's parts reach the API server.
+	API string
 	// Token is as the operator gave it.
 	Token string
 	// NodeName and Addresses are this machine's.
@@ -126,7 +132,7 @@ func Join(ctx context.Context, o Options) (*Node, error) {
 	return n, nil
 }
 
-// repoint makes the credentials name the server that was given: it may have another address by now.
+// repoint makes the credentials name the address of the API that was given: it may be another one by now.
 func (n *Node) repoint() error {
 	serverCA, err := os.ReadFile(n.Credentials.ServerCAFile)
 	if err != nil {
@@ -136,7 +142,7 @@ func (n *Node) repoint() error {
 	if err != nil {
 		return err
 	}
-	return n.Credentials.Publish(credentials.Cluster{URL: n.o.Server.String(), ServerCA: serverCA, ClientCA: clientCA})
+	return n.Credentials.Publish(credentials.Cluster{URL: n.o.API, ServerCA: serverCA, ClientCA: clientCA})
 }
 
 // askFor asks once and waits no longer than that for the answer.
@@ -183,7 +189,7 @@ func (n *Node) ask(ctx context.Context) error {
 	}
 	keys := &keys{}
 	q := join.Question{
-		Address: n.o.Server.Host,
+		Dialer: net.Dialer{Timeout: dialTimeout},
 		Request: join.Request{
 			Role: token.RoleAgent, Program: n.o.Program, Time: n.o.Now(),
 			Node: join.Node{
@@ -195,11 +201,32 @@ func (n *Node) ask(ctx context.Context) error {
 	if keys.err != nil {
 		return fmt.Errorf("making keys for the node: %w", keys.err)
 	}
-	a, err := n.askAs(ctx, q)
-	if err != nil {
-		return err
+	var errs []error
+	for _, q.Address = range n.servers() {
+		a, err := n.askAs(ctx, q)
+		if err == nil {
+			return n.keep(a, keys)
+		}
+		if !errors.Is(err, join.ErrUnreachable) {
+			return err
+		}
+		errs = append(errs, err)
 	}
-	return n.keep(a, keys)
+	return errors.Join(errs...)
+}
+
+// servers are those to ask, the one that was named first.
+func (n *Node) servers() []string {
+	out := []string{n.o.Server.Host}
+	if n.o.Others == nil {
+		return out
+	}
+	for _, s := range n.o.Others() {
+		if !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 func (n *Node) askAs(ctx context.Context, q join.Question) (*join.Answer, error) {
@@ -256,7 +283,7 @@ func (n *Node) keep(a *join.Answer, k *keys) error {
 			return fmt.Errorf("leaving another cluster: %w", err)
 		}
 	}
-	if err := f.Publish(credentials.Cluster{URL: n.o.Server.String(), ServerCA: a.ServerCA, ClientCA: a.ClientCA}); err != nil {
+	if err := f.Publish(credentials.Cluster{URL: n.o.API, ServerCA: a.ServerCA, ClientCA: a.ClientCA}); err != nil {
 		return err
 	}
 	for i, c := range []struct {

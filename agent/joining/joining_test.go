@@ -134,7 +134,7 @@ func (s *servers) admit(_ context.Context, m serverjoining.Machine) (*join.Answe
 
 func (s *servers) options(dir string) joining.Options {
 	return joining.Options{
-		Dir: filepath.Join(dir, "cred"), StateDir: dir, Server: &url.URL{Scheme: "https", Host: s.address}, Token: s.tokens.Agent.String(),
+		Dir: filepath.Join(dir, "cred"), StateDir: dir, Server: &url.URL{Scheme: "https", Host: s.address}, API: "https://127.0.0.1:6444", Token: s.tokens.Agent.String(),
 		NodeName: "n", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.2")}, Logger: slog.New(slog.DiscardHandler),
 	}
 }
@@ -192,18 +192,26 @@ func TestJoin(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	t.Run("server at another address", func(t *testing.T) {
+	t.Run("API at another address", func(t *testing.T) {
 		s.stop()
 		o := s.options(dir)
-		o.Server = &url.URL{Scheme: "https", Host: "127.0.0.1:1"}
+		o.API = "https://127.0.0.1:7444"
 		if _, err := joining.Join(t.Context(), o); err != nil {
 			t.Error(err)
 		}
 		text, err := os.ReadFile(f.KubeletKubeconfig)
-		if err != nil || !strings.Contains(string(text), "https://127.0.0.1:1") {
-			t.Errorf("%v: the kubelet looks for the server where it was:\n%s", err, text)
+		if err != nil || !strings.Contains(string(text), o.API) {
+			t.Errorf("%v: the kubelet looks for the API where it was:\n%s", err, text)
 		}
 		s.start(s.address)
+	})
+	t.Run("the server that was named is gone", func(t *testing.T) {
+		before := len(s.joins)
+		o := s.options(dir)
+		o.Server, o.Others = &url.URL{Scheme: "https", Host: "127.0.0.1:1"}, func() []string { return []string{"127.0.0.1:1", s.address} }
+		if _, err := joining.Join(t.Context(), o); err != nil || len(s.joins) == before {
+			t.Errorf("%v, asked %d times", err, len(s.joins)-before)
+		}
 	})
 	for name, change := range map[string]func(o *joining.Options){
 		"another name":    func(o *joining.Options) { o.NodeName = "m" },

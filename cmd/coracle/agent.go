@@ -6,14 +6,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/coracle-k8s/coracle/agent/balancer"
 	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/config"
@@ -31,9 +34,23 @@ const (
 // runAgent joins the cluster of a server elsewhere and runs this machine's node.
 func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) error {
 	idle, busy := fitMemory(p)
+	local := net.JoinHostPort("127.0.0.1", strconv.Itoa(c.LocalPort))
+	servers, err := balancer.New(ctx, balancer.Options{
+		Address: local, File: filepath.Join(c.Paths.AgentDir, "servers.json"), Server: c.ServerURL.Host, Logger: p.Log.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	balancing, stopBalancing := context.WithCancel(context.WithoutCancel(ctx)) // the node's parts still have something to say when they stop
+	balanced := make(chan error, 1)                                            // one: it may end before anybody listens
+	go func() { balanced <- servers.Run(balancing) }()
+	defer func() {
+		stopBalancing()
+		<-balanced
+	}()
 	joined, err := joining.Join(ctx, joining.Options{
 		Dir: filepath.Join(c.Paths.AgentDir, "cred"), StateDir: c.Paths.AgentDir,
-		Server: c.ServerURL, Token: c.Token, NodeName: c.Node.Name, Addresses: c.Node.IPs,
+		Server: c.ServerURL, Others: servers.Servers, API: "https://" + local, Token: c.Token, NodeName: c.Node.Name, Addresses: c.Node.IPs,
 		Program: version.Get().Coracle, Logger: p.Log.Logger,
 	})
 	if err != nil {
@@ -61,7 +78,7 @@ func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) error {
 	if os.Getenv("GOGC") == "" {
 		rest = footprint.NewPacer(idle, busy, time.Now).Rest
 	}
-	beside := make(chan struct{}, 2)
+	beside := make(chan struct{}, 3)
 	go func() {
 		announce(ctx, p, ready, rest)
 		beside <- struct{}{}
@@ -70,10 +87,17 @@ func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) error {
 		_ = joined.Run(ctx) // it says itself what it cannot renew
 		beside <- struct{}{}
 	}()
+	go func() {
+		if err := servers.Follow(ctx, joined.Credentials.NetworkKubeconfig); err != nil {
+			stopAll(err)
+		}
+		beside <- struct{}{}
+	}()
 	nodeErr := runNode(ctx)
 	stopAll(nodeErr)
-	<-beside
-	<-beside
+	for range cap(beside) {
+		<-beside
+	}
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}

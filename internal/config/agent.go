@@ -15,6 +15,8 @@ type Agent struct {
 
 	ServerURL *url.URL
 	Token     string
+	// LocalPort is where the API answers on this machine, through whichever server does.
+	LocalPort int
 
 	Warnings []string // as in Server
 }
@@ -25,6 +27,8 @@ func (r *reader) agent(h Host) Agent {
 		Logging: r.logging(),
 		Node:    r.node(h, nil),
 		Token:   r.secret("token", "token-file"),
+
+		LocalPort: r.port("lb-server-port"),
 	}
 	if a.Token == "" && len(r.problems) == 0 {
 		r.bad(Source{Flag: "token"}, "is needed; a server prints it with: coracle token print")

@@ -80,6 +80,8 @@ var table = []Setting{
 
 	{Name: "server", Short: "s", Commands: nodeCommands, Group: groupCluster, Holder: "URL", Env: EnvPrefix + "URL", Computed: "a server starts a cluster of its own",
 		Help: "Server to join, such as https://10.0.0.5:6443"},
+	{Name: "lb-server-port", Commands: AgentCommand, Group: groupCluster, Kind: Int, Holder: "PORT", Default: "6444",
+		Help: "Port on 127.0.0.1 at which this node reaches whichever server answers"},
 	{Name: "token", Short: "t", Commands: nodeCommands, Group: groupCluster, Holder: "TOKEN", Computed: "a server makes one at its first start",
 		Help: "Secret that lets a server or an agent join the cluster"},
 	{Name: "token-file", Commands: nodeCommands, Group: groupCluster, Holder: "FILE", Files: true,

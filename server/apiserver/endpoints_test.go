@@ -59,8 +59,8 @@ func TestEndpointReconciler(t *testing.T) {
 	addresses = []net.IP{net.ParseIP("192.0.2.3"), net.ParseIP("192.0.2.1"), net.ParseIP("2001:db8::1"), net.ParseIP("192.0.2.3")}
 	reconcile(2, discoveryv1.AddressTypeIPv4, "192.0.2.1", "192.0.2.3")
 	reconcile(0, discoveryv1.AddressTypeIPv4, "192.0.2.1", "192.0.2.3")
-	addresses = nil // nobody is known: at least this one is there
-	reconcile(2, discoveryv1.AddressTypeIPv4, "192.0.2.9")
+	addresses = nil // another server knows them
+	reconcile(0, discoveryv1.AddressTypeIPv4, "192.0.2.1", "192.0.2.3")
 	addresses = []net.IP{net.ParseIP("2001:db8::1")}
 	reconcile(3, discoveryv1.AddressTypeIPv6, "2001:db8::1")
 	reconcile(0, discoveryv1.AddressTypeIPv6, "2001:db8::1")

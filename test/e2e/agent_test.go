@@ -22,22 +22,9 @@ func TestAgent(t *testing.T) {
 	s.Start()
 	waitAPI(s)
 	a := site.NewMachine().NewAgent(s)
-	images := filepath.Join(a.DataDir, "images")
-	if err := os.MkdirAll(images, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	harness.WriteBoxImage(t, filepath.Join(images, "box.tar.gz"))
+	a.AddBoxImage()
 	a.Start()
-	ready := func() error {
-		if err := a.Alive(); err != nil {
-			return err
-		}
-		out, err := s.TryKubectl("get", "node", a.NodeName(), "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.addresses[0].address}`)
-		if want := "True " + a.IP; err == nil && out != want {
-			err = fmt.Errorf("%q, want %q", out, want)
-		}
-		return err
-	}
+	ready := func() error { return nodeReady(s, a) }
 	harness.Eventually(t, soon, "the node is ready", ready)
 	s.Kubectl("run", "guest", "--image="+harness.BoxImage, "--image-pull-policy=Never", "--", "sh", "-c", "echo hello; sleep 3600")
 	s.Kubectl("wait", "--for=condition=Ready", "pod/guest", "--timeout=120s")
@@ -65,6 +52,18 @@ func TestAgent(t *testing.T) {
 	if again := s.Kubectl("get", "pod", "guest", "-o", "jsonpath={.status.containerStatuses[0].containerID}"); again != started {
 		t.Errorf("the pod's container is %s and was %s", again, started)
 	}
+}
+
+// nodeReady says whether an agent's node is ready, in the eyes of a server.
+func nodeReady(s, a *harness.Server) error {
+	if err := a.Alive(); err != nil {
+		return err
+	}
+	out, err := s.TryKubectl("get", "node", a.NodeName(), "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.addresses[0].address}`)
+	if want := "True " + a.IP; err == nil && out != want {
+		err = fmt.Errorf("%q, want %q", out, want)
+	}
+	return err
 }
 
 // TestAgentRefused: a machine that may not join says why and ends, and the server's log has a line.

@@ -13,6 +13,18 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
+const spreadDeployment = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: d}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: d}}
+  template:
+    metadata: {labels: {app: d}}
+    spec: {containers: [` + boxYAML + `, command: [sleep, "3600"]}]}
+`
+
 // TestThreeServers: two servers join a third; each serves all of the API; what was written stays when the one that leads
 // is killed, another one's controllers go on, and the one that was killed comes back.
 func TestThreeServers(t *testing.T) {
@@ -68,6 +80,11 @@ func TestThreeServers(t *testing.T) {
 	}
 	harness.Eventually(t, soon, "all three vote", func() error { return voters(first) })
 
+	a := site.NewMachine().NewAgent(first)
+	a.AddBoxImage()
+	a.Start()
+	harness.Eventually(t, soon, "the agent's node is ready", func() error { return nodeReady(first, a) })
+
 	first.Kill()
 	rest := servers[1:]
 	killed := time.Now()
@@ -84,12 +101,12 @@ func TestThreeServers(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	// The controllers of the new leader work: a Deployment gets its ReplicaSet and pods.
-	rest[1].Kubectl("create", "deployment", "d", "--image=none", "--replicas=2")
-	harness.Eventually(t, soon, "the Deployment has its pods", func() error {
-		out, err := rest[0].TryKubectl("get", "pods", "-l", "app=d", "-o", "name")
-		if err == nil && strings.Count(out, "pod/") != 2 {
-			err = fmt.Errorf("pods:\n%s", out)
+	// Controllers, scheduler and agent work, each with a server that lives: a Deployment's pods run.
+	rest[1].Apply(spreadDeployment)
+	harness.Eventually(t, soon, "the Deployment's pods run", func() error {
+		out, err := rest[0].TryKubectl("get", "deployment", "d", "-o", "jsonpath={.status.readyReplicas}")
+		if err == nil && out != "2" {
+			err = fmt.Errorf("ready: %q\n%s", out, a.LogTail(5))
 		}
 		return err
 	})

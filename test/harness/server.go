@@ -74,6 +74,16 @@ func (m *Machine) NewAgent(server *Server, args ...string) *Server {
 	return s
 }
 
+// AddBoxImage puts the tests' image where the node imports it from.
+func (s *Server) AddBoxImage() {
+	s.T.Helper()
+	images := filepath.Join(s.DataDir, "images")
+	if err := os.MkdirAll(images, 0o755); err != nil {
+		s.T.Fatal(err)
+	}
+	WriteBoxImage(s.T, filepath.Join(images, "box.tar.gz"))
+}
+
 // NewPeer prepares a server with an empty data directory that joins another one's cluster.
 func (m *Machine) NewPeer(server *Server, args ...string) *Server {
 	m.T.Helper()

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package balancer gives a node without a server of its own one local address at which the cluster's API answers, as
+// long as any server does.
+//
+// It passes TCP connections on and sees nothing of what they say: TLS goes on between the node's parts and the API server.
+// One server is used until it does not answer; then its connections are closed, so that their owners come again and get
+// another one. It owns the list of servers, in memory and in a file: a node that starts finds any server that lives.
+package balancer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+)
+
+const (
+	// dialTimeout is how long a server may take to accept a connection.
+	dialTimeout = 2 * time.Second
+	// probeEvery is how often the server that has connections is asked whether it accepts another one. One that has
+	// vanished with its machine closes nothing.
+	probeEvery = 2 * time.Second
+	// probes is how many questions in a row a server may leave open.
+	probes = 2
+	// most is how many servers are remembered; a cluster has up to seven, and they may change.
+	most = 16
+	// acceptPause is how long to wait after a connection could not be accepted, for want of file descriptors usually.
+	acceptPause = 100 * time.Millisecond
+)
+
+// Options are all required but Logger.
+type Options struct {
+	// Address is where the node's parts connect.
+	Address string
+	// File keeps the list.
+	File string
+	// Server is host:port of the server that the operator named. It stays in the list.
+	Server string
+	Logger *slog.Logger
+}
+
+// Balancer is that address.
+type Balancer struct {
+	o        Options
+	listener net.Listener
+
+	mu      sync.Mutex
+	servers []string // the one in use first
+	open    map[net.Conn]string
+}
+
+// New takes the address and reads the list.
+func New(ctx context.Context, o Options) (*Balancer, error) {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	b := &Balancer{o: o, servers: []string{o.Server}, open: map[net.Conn]string{}}
+	var kept []string
+	if data, err := os.ReadFile(o.File); err == nil && json.Unmarshal(data, &kept) == nil {
+		b.servers = unique(append(b.servers, kept...))
+	}
+	var err error
+	if b.listener, err = new(net.ListenConfig).Listen(ctx, "tcp", o.Address); err != nil {
+		return nil, fmt.Errorf("the local address of the API, %s, cannot be used: %w; another port: --lb-server-port", o.Address, err)
+	}
+	return b, nil
+}
+
+// Servers lists what is known, the one in use first.
+func (b *Balancer) Servers() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.servers)
+}
+
+// Set tells which servers there are. Others that are known are kept behind them: what is silent now may be all that answers
+// when this machine starts again. Connections to such a one go on; if it is dead, that is found out here.
+func (b *Balancer) Set(servers []string) error {
+	b.mu.Lock()
+	next := unique(slices.Concat(servers, []string{b.o.Server}, b.servers))
+	next = next[:min(len(next), most)]
+	if i := slices.Index(next, b.servers[0]); i > 0 { // what is in use stays in use
+		next = unique(append([]string{next[i]}, next...))
+	}
+	b.servers = next
+	b.mu.Unlock()
+	kept := slices.Sorted(slices.Values(next)) // so that a change of the one in use writes nothing
+	data, err := json.Marshal(kept)
+	if err != nil {
+		return fmt.Errorf("keeping the list of servers: %w", err)
+	}
+	_, err = atomicfile.WriteIfDifferent(b.o.File, append(data, '\n'), 0o600)
+	return err
+}
+
+// Run passes connections on until ctx is done, and returns when none is left.
+func (b *Balancer) Run(ctx context.Context) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { _ = b.listener.Close() })()
+	running.Go(func() { b.watch(ctx) })
+	for {
+		c, err := b.listener.Accept()
+		switch {
+		case err == nil:
+			running.Go(func() { b.pass(ctx, c) })
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("the local address of the API: %w", err)
+		default:
+			b.o.Logger.Warn("a connection to the API could not be accepted; trying on", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(acceptPause):
+			}
+		}
+	}
+}
+
+// pass joins a connection to one with a server.
+func (b *Balancer) pass(ctx context.Context, c net.Conn) {
+	defer c.Close()
+	up, server, err := b.dial(ctx)
+	if err != nil {
+		return // the client sees a closed connection, and tries again
+	}
+	defer up.Close()
+	b.mu.Lock()
+	b.open[up] = server
+	b.mu.Unlock()
+	defer func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		delete(b.open, up)
+	}()
+	defer context.AfterFunc(ctx, func() { _, _ = c.Close(), up.Close() })()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		stream(c, up)
+	}()
+	stream(up, c)
+	<-done
+}
+
+// stream copies one way and passes the end on: TLS says good-bye both ways.
+func stream(to, from net.Conn) {
+	if _, err := io.Copy(to, from); err == nil {
+		if half, ok := to.(*net.TCPConn); ok && half.CloseWrite() == nil {
+			return
+		}
+	}
+	_, _ = to.Close(), from.Close() // whoever reads or writes there still notices
+}
+
+// dial connects to the first server that accepts, which is then the one in use.
+func (b *Balancer) dial(ctx context.Context) (net.Conn, string, error) {
+	var errs []error
+	for _, server := range b.Servers() {
+		c, err := connect(ctx, server)
+		if err == nil {
+			b.use(server)
+			return c, server, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, "", errors.Join(errs...)
+}
+
+func connect(ctx context.Context, server string) (net.Conn, error) {
+	d := net.Dialer{Timeout: dialTimeout}
+	return d.DialContext(ctx, "tcp", server)
+}
+
+// use puts a server first.
+func (b *Balancer) use(server string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if i := slices.Index(b.servers, server); i > 0 {
+		b.o.Logger.Info("the API is reached through another server", "server", server, "before", b.servers[0])
+		b.servers = slices.Insert(slices.Delete(b.servers, i, i+1), 0, server)
+	}
+}
+
+// watch looks after the servers that have connections.
+func (b *Balancer) watch(ctx context.Context) {
+	missed := map[string]int{}
+	ticker := time.NewTicker(probeEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		for _, server := range b.inUse() {
+			c, err := connect(ctx, server)
+			if err == nil {
+				_ = c.Close() // that it was accepted is all there is to know
+				delete(missed, server)
+				continue
+			}
+			if missed[server]++; missed[server] >= probes && ctx.Err() == nil {
+				delete(missed, server)
+				b.o.Logger.Warn("a server does not answer any more; its connections are closed", "server", server, "error", err)
+				b.drop(server)
+			}
+		}
+	}
+}
+
+// inUse are the servers that have connections.
+func (b *Balancer) inUse() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []string
+	for _, server := range b.open {
+		out = append(out, server)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// drop closes a server's connections and tries it last.
+func (b *Balancer) drop(server string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if i := slices.Index(b.servers, server); i >= 0 {
+		b.servers = append(slices.Delete(b.servers, i, i+1), server)
+	}
+	for c, of := range b.open {
+		if of == server {
+			_ = c.Close() // the other half notices
+		}
+	}
+}
+
+func unique(in []string) []string {
+	var out []string
+	for _, s := range in {
+		if s != "" && !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+)
+
+const patience = 20 * time.Second
+
+// server answers each line with its name and the line.
+type server struct {
+	t        *testing.T
+	name     string
+	address  string
+	listener net.Listener
+	conns    chan net.Conn
+}
+
+func newServer(t *testing.T, name, address string) *server {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &server{t: t, name: name, address: l.Addr().String(), listener: l, conns: make(chan net.Conn, 100)}
+	t.Cleanup(s.stop)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			s.conns <- c
+			go func() {
+				defer c.Close()
+				lines := bufio.NewReader(c)
+				for {
+					line, err := lines.ReadString('\n')
+					if err != nil {
+						return
+					}
+					_, _ = fmt.Fprintf(c, "%s %s", name, line)
+				}
+			}()
+		}
+	}()
+	return s
+}
+
+// stop is what the end of a process looks like.
+func (s *server) stop() {
+	s.vanish()
+	for {
+		select {
+		case c := <-s.conns:
+			c.Close()
+		default:
+			return
+		}
+	}
+}
+
+// vanish leaves the connections open and takes no more.
+func (s *server) vanish() { s.listener.Close() }
+
+func start(t *testing.T, o Options) *Balancer {
+	t.Helper()
+	o.Address, o.Logger = "127.0.0.1:0", slog.New(slog.DiscardHandler)
+	if o.File == "" {
+		o.File = filepath.Join(t.TempDir(), "servers.json")
+	}
+	b, err := New(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- b.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+// client holds one connection through the balancer.
+type client struct {
+	net.Conn
+	lines *bufio.Reader
+}
+
+func connectTo(t *testing.T, b *Balancer) *client {
+	t.Helper()
+	c, err := net.Dial("tcp", b.listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	return &client{c, bufio.NewReader(c)}
+}
+
+func (c *client) ask() (string, error) {
+	if _, err := io.WriteString(c, "hi\n"); err != nil {
+		return "", err
+	}
+	return c.lines.ReadString('\n')
+}
+
+func wantAnswer(t *testing.T, b *Balancer, want string) *client {
+	t.Helper()
+	c := connectTo(t, b)
+	if got, err := c.ask(); err != nil || got != want+" hi\n" {
+		t.Errorf("%q, %v, want that of %s", got, err, want)
+	}
+	return c
+}
+
+// TestFormerServersAreKept: behind those that live, and not without end.
+func TestFormerServersAreKept(t *testing.T) {
+	b := start(t, Options{Server: "127.0.0.1:1"})
+	for i := range 3 * most {
+		if err := b.Set([]string{fmt.Sprintf("127.0.0.1:%d", 100+i), "127.0.0.1:99"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := b.Servers()
+	if len(got) != most || got[1] != fmt.Sprintf("127.0.0.1:%d", 99+3*most) || !slices.Contains(got, "127.0.0.1:1") || !slices.Contains(got, "127.0.0.1:99") {
+		t.Errorf("%v", got)
+	}
+}
+
+func TestServersOf(t *testing.T) {
+	port, name, other := int32(6443), "https", "metrics"
+	slice := &discoveryv1.EndpointSlice{
+		Ports:     []discoveryv1.EndpointPort{{Name: &other, Port: &port}, {Name: &name}, {Name: &name, Port: &port}},
+		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}}, {Addresses: []string{"fd00::2"}}},
+	}
+	if got, want := serversOf(slice), []string{"10.0.0.1:6443", "[fd00::2]:6443"}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+func TestServerInUseIsKept(t *testing.T) {
+	one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
+	b := start(t, Options{Server: one.address})
+	wantAnswer(t, b, "one")
+	if err := b.Set([]string{two.address, one.address}); err != nil {
+		t.Fatal(err)
+	}
+	wantAnswer(t, b, "one")
+}
+
+// TestProcessEnds: connections end with their server's, and the next ones go to another one and stay there.
+func TestProcessEnds(t *testing.T) {
+	one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
+	b := start(t, Options{Server: one.address})
+	if err := b.Set([]string{one.address, two.address}); err != nil {
+		t.Fatal(err)
+	}
+	c := wantAnswer(t, b, "one")
+	one.stop()
+	if _, err := c.ask(); err == nil {
+		t.Error("a connection outlives its server")
+	}
+	wantAnswer(t, b, "two")
+	newServer(t, "one", one.address)
+	wantAnswer(t, b, "two")
+}
+
+// TestMachineVanishes: a server that accepts nothing any more and closes nothing loses its connections.
+func TestMachineVanishes(t *testing.T) {
+	one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
+	b := start(t, Options{Server: one.address})
+	if err := b.Set([]string{one.address, two.address}); err != nil {
+		t.Fatal(err)
+	}
+	idle := wantAnswer(t, b, "one")
+	one.vanish()
+	if _, err := idle.lines.ReadString('\n'); err != io.EOF {
+		t.Errorf("%v, want the connection's end", err)
+	}
+	wantAnswer(t, b, "two")
+}
+
+// TestListIsKept: a later start knows the servers, also when the one that was named is gone; a damaged file is none.
+func TestListIsKept(t *testing.T) {
+	gone, two := newServer(t, "gone", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
+	gone.stop()
+	file := filepath.Join(t.TempDir(), "servers.json")
+	first := start(t, Options{Server: gone.address, File: file})
+	if err := first.Set([]string{two.address}); err != nil {
+		t.Fatal(err)
+	}
+	b := start(t, Options{Server: gone.address, File: file})
+	wantAnswer(t, b, "two")
+	if got, want := b.Servers(), []string{two.address, gone.address}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := start(t, Options{Server: gone.address, File: file}).Servers(); !slices.Equal(got, []string{gone.address}) {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestHalfClosed: one way may end before the other.
+func TestHalfClosed(t *testing.T) {
+	one := newServer(t, "one", "127.0.0.1:0")
+	c := connectTo(t, start(t, Options{Server: one.address}))
+	if _, err := io.WriteString(c, "bye\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(c.lines); err != nil || string(got) != "one bye\n" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// TestNobodyAnswers: the client is told at once.
+func TestNobodyAnswers(t *testing.T) {
+	gone := newServer(t, "gone", "127.0.0.1:0")
+	gone.stop()
+	c := connectTo(t, start(t, Options{Server: gone.address}))
+	if _, err := c.lines.ReadByte(); err == nil {
+		t.Error("an answer from nowhere")
+	}
+}

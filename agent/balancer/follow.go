@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	discoveryclient "k8s.io/client-go/kubernetes/typed/discovery/v1"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+const (
+	// lookEvery is how often the cluster is asked for its servers, lookSoon when it could not be asked.
+	lookEvery, lookSoon = 30 * time.Second, 2 * time.Second
+	lookTimeout         = 10 * time.Second
+)
+
+// Follow keeps the list as the cluster has it, behind its Service kubernetes, until ctx is done. It asks through the
+// Balancer itself, with the credentials of a kubeconfig.
+func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return fmt.Errorf("following the cluster's servers: %w", err)
+	}
+	config.Timeout = lookTimeout
+	client, err := discoveryclient.NewForConfig(config)
+	if err != nil {
+		return fmt.Errorf("following the cluster's servers: %w", err)
+	}
+	for {
+		pause := lookEvery
+		slice, err := client.EndpointSlices(metav1.NamespaceDefault).Get(ctx, "kubernetes", metav1.GetOptions{})
+		if err == nil {
+			if err := b.Set(serversOf(slice)); err != nil {
+				b.o.Logger.Warn("the list of servers could not be kept; it is tried again", "error", err)
+			}
+		} else {
+			pause = lookSoon
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+	}
+}
+
+// serversOf are the addresses of a slice, each with the slice's port.
+func serversOf(slice *discoveryv1.EndpointSlice) []string {
+	var out []string
+	for _, p := range slice.Ports {
+		if p.Port == nil || p.Name == nil || *p.Name != "https" {
+			continue
+		}
+		for _, e := range slice.Endpoints {
+			for _, a := range e.Addresses {
+				out = append(out, net.JoinHostPort(a, strconv.Itoa(int(*p.Port))))
+			}
+		}
+	}
+	return out
+}
