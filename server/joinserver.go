@@ -252,8 +252,12 @@ func readJoined(file string) (*Joined, error) {
 		return nil, fmt.Errorf("reading what the cluster said when this server joined: %w", err)
 	}
 	j := &Joined{}
-	if err := json.Unmarshal(data, j); err != nil || j.Settings.Validate() != nil {
-		return nil, fmt.Errorf("%s is damaged (%v). Nothing was changed: restore it from a backup or from another server's, then start again", file, err)
+	err = json.Unmarshal(data, j)
+	if err == nil {
+		err = j.Settings.Validate()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s is damaged (%w). Nothing was changed: restore it from a backup or from another server's, then start again", file, err)
 	}
 	return j, nil
 }

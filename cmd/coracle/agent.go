@@ -32,7 +32,7 @@ const (
 )
 
 // runAgent joins the cluster of a server elsewhere and runs this machine's node.
-func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) error {
+func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) (err error) {
 	idle, busy := fitMemory(p)
 	local := net.JoinHostPort("127.0.0.1", strconv.Itoa(c.LocalPort))
 	servers, err := balancer.New(ctx, balancer.Options{
@@ -46,7 +46,7 @@ func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) error {
 	go func() { balanced <- servers.Run(balancing) }()
 	defer func() {
 		stopBalancing()
-		<-balanced
+		err = errors.Join(err, <-balanced)
 	}()
 	joined, err := joining.Join(ctx, joining.Options{
 		Dir: filepath.Join(c.Paths.AgentDir, "cred"), StateDir: c.Paths.AgentDir,
