@@ -122,7 +122,7 @@ func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*join.Ans
 	if err != nil {
 		return nil, err
 	}
-	if err := a.checkNode(m.Node); err != nil {
+	if err := a.checkNode(m.Node); err != nil && !(m.Joined && isName(err)) { // it has the name already
 		return nil, err
 	}
 	if err := a.claimName(ctx, client, m); err != nil {
@@ -174,15 +174,16 @@ func (a *admission) checkNames(n join.Node) error {
 	if len(n.Addresses) < 1 || len(n.Addresses) > 2 || len(n.Addresses) == 2 && n.Addresses[0].Is4() == n.Addresses[1].Is4() {
 		return join.Refuse(join.CodeAddress, "a node has one address, or one of each family, and not %d; give them with --node-ip", len(n.Addresses))
 	}
+	servers := a.servers()
 	for _, ip := range n.Addresses {
-		taken := slices.ContainsFunc(a.s.files.serving.IPs, func(own net.IP) bool { return own.Equal(ip.AsSlice()) })
+		taken := slices.Contains(servers, ip) || slices.ContainsFunc(a.s.files.serving.IPs, func(own net.IP) bool { return own.Equal(ip.AsSlice()) })
 		inside := slices.ContainsFunc(slices.Concat(a.s.o.Cluster.PodCIDRs, a.s.o.Cluster.ServiceCIDRs), func(c netip.Prefix) bool { return c.Contains(ip) })
 		switch {
 		// An IPv4 address in the form of an IPv6 one would be compared with nothing.
 		case !ip.IsGlobalUnicast() || ip.Is4In6() || ip.Zone() != "":
 			return join.Refuse(join.CodeAddress, "%s cannot be a node's address: other machines could not reach it; give another with --node-ip", ip)
 		case taken:
-			return join.Refuse(join.CodeAddress, "%s is the server's own address; give this machine's with --node-ip", ip)
+			return join.Refuse(join.CodeAddress, "%s is the address of a server; give this machine's with --node-ip", ip)
 		case inside:
 			return join.Refuse(join.CodeAddress, "%s lies in the cluster's network for pods or Services; give the machine's own address with --node-ip", ip)
 		}
@@ -202,6 +203,9 @@ func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, 
 		if n.Name == m.Node.Name {
 			node = n
 		} else if ip := sharedAddress(n, m.Node.Addresses); ip != "" && alive(n) {
+			if m.Joined { // two nodes whose addresses changed at once: the other one will tell its new one
+				return join.Refuse(join.CodeBusy, "%s is still the address of the node %s", ip, n.Name)
+			}
 			return join.Refuse(join.CodeAddress, "%s is the address of the node %s, which is alive; give this machine's own with --node-ip", ip, n.Name)
 		}
 	}
@@ -254,8 +258,8 @@ func (a *admission) mayTakeOver(name string, node *corev1.Node, have *corev1.Sec
 			"that one, delete the node first: kubectl delete node %s", name, why, name)
 	}
 	switch {
-	case node != nil && name == a.s.o.NodeName:
-		return taken("it is the server's own")
+	case node != nil && (name == a.s.o.NodeName || have == nil && node.Labels[roleLabel] == roleValue):
+		return taken("it is a server's own")
 	case node != nil && alive(node):
 		return taken("it is alive")
 	case have != nil:
@@ -299,4 +303,24 @@ func (s *Server) serveJoins(ctx context.Context) (stop func()) {
 		cancel()
 		<-done
 	}
+}
+
+// servers are the addresses of all servers, other than those that this one's certificate names.
+func (a *admission) servers() []netip.Addr {
+	store := a.s.store.Load()
+	if store == nil {
+		return nil
+	}
+	var out []netip.Addr
+	for _, m := range store.Members() {
+		if at, err := netip.ParseAddrPort(m.Address); err == nil && !m.Self {
+			out = append(out, at.Addr().Unmap())
+		}
+	}
+	return out
+}
+
+func isName(err error) bool {
+	var r *join.Refusal
+	return errors.As(err, &r) && r.Code == join.CodeName
 }

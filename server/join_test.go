@@ -111,6 +111,13 @@ func TestClaimName(t *testing.T) {
 		}
 	}
 	ready("server", "10.0.0.1", corev1.ConditionTrue)
+	other := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "other-server", Labels: map[string]string{roleLabel: roleValue}}, Status: corev1.NodeStatus{
+		Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionUnknown}},
+	}}
+	if err := api.Tracker().Add(other); err != nil {
+		t.Fatal(err)
+	}
+	claim("the name of another server, which is down", machine("other-server", password, "10.0.0.9"), join.CodeName)
 	claim("the server's own name", machine("server", password, "10.0.0.9"), join.CodeName)
 	claim("a new node", machine("n", password, "10.0.0.2"), "")
 	claim("another machine at the same moment", machine("n", otherPassword, "10.0.0.3"), join.CodeName)
@@ -136,5 +143,9 @@ func TestClaimName(t *testing.T) {
 	joined.Joined = true
 	claim("by certificate, after the node was deleted", joined, join.CodeCertificate)
 	clock.Step(time.Hour)
+	moved := machine("m", otherPassword, "10.0.0.1")
+	moved.Joined = true
+	ready("m", "10.0.0.7", corev1.ConditionTrue)
+	claim("by certificate, at another live node's address", moved, join.CodeBusy)
 	claim("another machine, after the node was deleted", machine("n", otherPassword, "10.0.0.2"), "")
 }

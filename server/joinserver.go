@@ -16,8 +16,6 @@ import (
 	"slices"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/join"
@@ -96,18 +94,21 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*join.A
 			"remove a server that is gone", len(members), maxServers)
 	}
 	if m.Node.Name != "" {
-		if err := a.checkNames(m.Node); err != nil {
+		if err := a.checkNode(m.Node); err != nil {
 			return nil, err
 		}
-		nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-		if err != nil {
-			return nil, fmt.Errorf("looking for the node: %w", err)
+		if err := a.claimName(ctx, client, m); err != nil {
+			return nil, err
 		}
-		for i := range nodes.Items {
-			n := &nodes.Items[i]
-			if ip := sharedAddress(n, m.Node.Addresses); alive(n) && (n.Name == m.Node.Name || ip != "") {
-				return nil, join.Refuse(join.CodeName, "there is a node %s (%s) already, and it is alive. A server needs a name (--node-name) and an address (--node-ip) of its own", n.Name, ip)
-			}
+	}
+	if st, err := encryption.ReadStatus(a.s.o.CredDir); err == nil && !st.ByHand && st.Stage != encryption.StageDone {
+		return nil, join.Refuse(join.CodeBusy, "the key that encrypts Secrets is being replaced; a server can join when that is done: coracle secrets-encrypt status")
+	}
+	// From now on this server's settings are the cluster's too, and not its own to change.
+	own := &Joined{Settings: a.s.o.Cluster, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources}
+	if file := filepath.Join(a.s.o.ServerDir, joinedFile); !fileExists(file) {
+		if err := writeJoined(file, own); err != nil {
+			return nil, err
 		}
 	}
 	out := &join.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA), ClientCA: a.s.pki.CAPEM(pki.ClientCA), Settings: a.s.o.Cluster}
@@ -133,9 +134,9 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*join.A
 type Joining struct {
 	// Address is host:port of a server, Token its server token.
 	Address, Token string
-	// NodeName is empty for a server without a node.
-	NodeName  string
-	Addresses []netip.Addr
+	// NodeName is empty for a server without a node; Password is that node's.
+	NodeName, Password string
+	Addresses          []netip.Addr
 }
 
 // Joined is what the cluster told a server that joined it.
@@ -180,7 +181,7 @@ func askToServe(ctx context.Context, o Options, j Joining, t token.Token) (*join
 	last := ""
 	for {
 		a, err := join.Ask(ctx, join.Question{Address: j.Address, Token: t, Request: join.Request{
-			Role: token.RoleServer, Program: o.Version, Time: o.Clock.Now(), Node: join.Node{Name: j.NodeName, Addresses: j.Addresses},
+			Role: token.RoleServer, Program: o.Version, Time: o.Clock.Now(), Node: join.Node{Name: j.NodeName, Addresses: j.Addresses, Password: j.Password},
 		}})
 		var refusal *join.Refusal
 		switch {
@@ -241,6 +242,11 @@ func keepFiles(o *Options, files map[string][]byte) error {
 		}
 	}
 	return nil
+}
+
+func fileExists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 func readJoined(file string) (*Joined, error) {

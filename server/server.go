@@ -156,6 +156,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	defer stopSocket()
 	defer s.serveJoins(outlasting)()
+	background.Go(func() { s.keepPeers(outlasting, store) })
 	return s.runAPI(ctx, outlasting, store)
 }
 
@@ -172,13 +173,17 @@ func (s *Server) showCertificates(err error) {
 // process if it met one that does not.
 func (s *Server) openStore(ctx context.Context) (*raftstore.Store, error) {
 	s.board.store.Set(status.Starting, "")
+	others, err := OtherServers(s.o.ServerDir)
+	if err != nil {
+		return nil, err
+	}
 	store, err := raftstore.Open(ctx, raftstore.Options{
 		Dir:    s.o.StoreDir,
 		NodeID: s.data.ServerID(),
 		// A store and authorities that do not belong together are refused: nothing would trust anything.
 		ClusterID: token.Hash(s.pki.Root()),
 		Network:   s.peers.Network(s.peerAddress(), s.port.Route(peertls.Protocol)),
-		Join:      s.o.Join,
+		Join:      append(others, s.o.Join...),
 		Logger:    s.log.With("part", "store"),
 	})
 	if err != nil {

@@ -183,7 +183,7 @@ func (n *Node) askUntilAnswered(ctx context.Context) error {
 // ask asks a server once and keeps what it answers. A machine that has a node's certificate shows that first: tokens
 // expire, and nodes stay.
 func (n *Node) ask(ctx context.Context) error {
-	password, err := n.password()
+	password, err := Password(n.o.StateDir)
 	if err != nil {
 		return err
 	}
@@ -373,9 +373,9 @@ func (n *Node) pairs() []string {
 
 func (n *Node) stateFile() string { return filepath.Join(n.o.StateDir, "cluster.json") }
 
-// password is the node's, made when there is none.
-func (n *Node) password() (string, error) {
-	path := filepath.Join(n.o.StateDir, "node-password")
+// Password is the one of the node that has its state in a folder, made when there is none.
+func Password(stateDir string) (string, error) {
+	path := filepath.Join(stateDir, "node-password")
 	data, err := os.ReadFile(path)
 	if have := strings.TrimSpace(string(data)); err == nil && have != "" {
 		return have, nil
@@ -387,7 +387,7 @@ func (n *Node) password() (string, error) {
 	if _, err := rand.Read(secret); err != nil {
 		return "", fmt.Errorf("making the node's password: %w", err)
 	}
-	if err := os.MkdirAll(n.o.StateDir, 0o755); err != nil {
+	if err := os.MkdirAll(stateDir, 0o755); err != nil {
 		return "", fmt.Errorf("making the folder for the node's password: %w", err)
 	}
 	made := hex.EncodeToString(secret)

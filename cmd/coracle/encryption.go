@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"path/filepath"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
+	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/encryption"
 )
 
@@ -32,7 +32,7 @@ func (keys) Status(dir string) (cli.EncryptionStatus, error) {
 }
 
 func (keys) Rotate(ctx context.Context, dir string, client *rest.Config, progress func(stage string, objects int)) error {
-	if err := onlyServer(ctx, client); err != nil {
+	if err := onlyServer(dir); err != nil {
 		return err
 	}
 	return encryption.Rotate(ctx, encryption.RotateOptions{
@@ -43,19 +43,12 @@ func (keys) Rotate(ctx context.Context, dir string, client *rest.Config, progres
 	})
 }
 
-// onlyServer refuses a rotation where there are several servers: each has the keys in a file of its own, and one that does
-// not know the new key could not read what is written with it.
-func onlyServer(ctx context.Context, config *rest.Config) error {
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return fmt.Errorf("making a client: %w", err)
+// onlyServer refuses a rotation where there are several servers, whether they run or not: each has the keys in a file of its
+// own, and one that does not know the new key could not read what is written with it.
+func onlyServer(credDir string) error {
+	others, err := server.OtherServers(filepath.Dir(credDir))
+	if err == nil && len(others) > 0 {
+		err = fmt.Errorf("the cluster has %d servers, and this version rotates the key of a cluster of one only; nothing was changed", len(others)+1)
 	}
-	slice, err := client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Get(ctx, "kubernetes", metav1.GetOptions{})
-	if err != nil {
-		return fmt.Errorf("counting the cluster's servers: %w", err)
-	}
-	if n := len(slice.Endpoints); n > 1 {
-		return fmt.Errorf("the cluster has %d servers, and this version rotates the key of a cluster of one only; nothing was changed", n)
-	}
-	return nil
+	return err
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/server"
@@ -21,6 +22,9 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 	if err == nil && joined == nil && c.ServerURL != nil {
 		j := server.Joining{Address: c.ServerURL.Host, Token: c.Token}
 		if !c.DisableAgent {
+			if j.Password, err = joining.Password(c.Paths.AgentDir); err != nil {
+				return o, err
+			}
 			j.NodeName, j.Addresses = c.Node.Name, c.Node.IPs
 		}
 		joined, err = server.Join(ctx, o, j)
@@ -32,6 +36,9 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 		return o, err
 	}
 	o.Cluster, o.NodePortRange, o.EncryptResources, o.Join = joined.Settings, joined.NodePortRange, joined.EncryptResources, joined.Peers
+	if c.ServerURL != nil {
+		o.Join = append(o.Join, c.ServerURL.Host)
+	}
 	return o, nil
 }
 

@@ -188,11 +188,6 @@ func short(text string) string {
 
 // answer decides about a request.
 func (s *Server) answer(ctx context.Context, state tls.ConnectionState, q *join.Request, identified func()) (*join.Answer, error) {
-	known, err := s.identify(ctx, state, q)
-	if err != nil {
-		return nil, err
-	}
-	identified()
 	now := s.o.Now()
 	if skew := q.Time.Sub(now); skew.Abs() > maxSkew {
 		word := "behind"
@@ -202,6 +197,11 @@ func (s *Server) answer(ctx context.Context, state tls.ConnectionState, q *join.
 		return nil, join.Refuse(join.CodeClock, "this machine's clock shows %s and is %s %s the server's: certificates would not be valid on one of the two. "+
 			"Set the one that is wrong (NTP) and start again", q.Time.UTC().Format(time.DateTime), skew.Abs().Round(time.Minute), word)
 	}
+	known, err := s.identify(ctx, state, q)
+	if err != nil {
+		return nil, err
+	}
+	identified()
 	if err := mayBecome(q, known); err != nil {
 		return nil, err
 	}

@@ -6,6 +6,8 @@ package e2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -120,4 +122,17 @@ func TestThreeServers(t *testing.T) {
 		t.Errorf("the server that came back has %q", out)
 	}
 	harness.Eventually(t, soon, "all servers are behind the Service again", func() error { return endpoints(rest[0], servers) })
+
+	// A server that has lost its store belongs to the cluster nevertheless, and begins no other one.
+	if err := first.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(first.DataDir, "server", "store")); err != nil {
+		t.Fatal(err)
+	}
+	first.Start()
+	waitAPI(first)
+	if err := see(first); err != nil {
+		t.Errorf("after its store was lost: %v", err)
+	}
 }

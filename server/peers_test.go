@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+// TestPeersAreKept: the others' addresses follow the members, and a damaged file is not taken for none.
+func TestPeersAreKept(t *testing.T) {
+	dir := t.TempDir()
+	self := raftstore.Member{Address: "10.0.0.1:6443", Self: true}
+	two, three := raftstore.Member{Address: "10.0.0.2:6443"}, raftstore.Member{Address: "10.0.0.3:6443"}
+	for _, tt := range []struct {
+		members []raftstore.Member
+		want    string
+	}{
+		{[]raftstore.Member{self}, "[]"},
+		{[]raftstore.Member{three, self, two}, "[10.0.0.2:6443 10.0.0.3:6443]"},
+		{nil, "[10.0.0.2:6443 10.0.0.3:6443]"}, // not known yet
+		{[]raftstore.Member{self, three}, "[10.0.0.3:6443]"},
+		{[]raftstore.Member{self}, "[]"},
+	} {
+		if err := savePeers(dir, tt.members); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := OtherServers(dir); err != nil || fmt.Sprint(got) != tt.want {
+			t.Errorf("%v: %v, %v, want %v", tt.members, got, err, tt.want)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, peersFile), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OtherServers(dir); err == nil || !strings.Contains(err.Error(), peersFile) {
+		t.Error(err)
+	}
+}
