@@ -111,11 +111,8 @@ func Join(ctx context.Context, o Options) (*Node, error) {
 		return nil, errors.New("--token: this is the token for servers, with which a machine gets the cluster's keys; it was not sent. " +
 			"A node joins with the one for agents: `coracle token print` on a server shows it")
 	}
-	if !n.load() {
+	if !n.load() || n.repoint() != nil { // an answer brings all that is missing
 		return n, n.askUntilAnswered(ctx)
-	}
-	if err := n.repoint(); err != nil {
-		return nil, err
 	}
 	err = n.askFor(ctx, atStart)
 	var refusal *join.Refusal

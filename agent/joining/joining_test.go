@@ -238,6 +238,18 @@ func TestJoin(t *testing.T) {
 			}
 		})
 	}
+	t.Run("without the authority of callers", func(t *testing.T) {
+		before := len(s.joins)
+		if err := os.Remove(f.ClientCAFile); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := joining.Join(t.Context(), s.options(dir)); err != nil || len(s.joins) == before {
+			t.Errorf("%v, asked %d times", err, len(s.joins)-before)
+		}
+		if _, err := os.Stat(f.ClientCAFile); err != nil {
+			t.Error(err)
+		}
+	})
 	t.Run("400 days off", func(t *testing.T) {
 		o := s.options(dir)
 		o.Now = func() time.Time { return time.Now().AddDate(0, 0, 400) }
