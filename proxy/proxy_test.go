@@ -101,6 +101,14 @@ func front(t *testing.T, f func(*Proxy, events, *recorder)) {
 	})
 }
 
+// synced says that all Services and EndpointSlices were told. The loop rests in between: it may otherwise wake for the first
+// event, see both, and write once more for the second.
+func synced(e events) {
+	e.OnServiceSynced()
+	synctest.Wait()
+	e.OnEndpointSlicesSynced()
+}
+
 func want(t *testing.T, r *recorder, what, calls string) {
 	t.Helper()
 	if got := r.take(); got != calls {
@@ -122,8 +130,7 @@ func TestHalfAViewIsNotWritten(t *testing.T) {
 
 func TestManyEventsAreOneSync(t *testing.T) {
 	front(t, func(_ *Proxy, e events, r *recorder) {
-		e.OnServiceSynced()
-		e.OnEndpointSlicesSynced()
+		synced(e)
 		time.Sleep(time.Second)
 		r.take()
 		r.set(func() { r.takes = 20 * time.Millisecond })
@@ -147,8 +154,7 @@ func TestManyEventsAreOneSync(t *testing.T) {
 func TestFailedSyncIsTriedAgain(t *testing.T) {
 	front(t, func(p *Proxy, e events, r *recorder) {
 		r.set(func() { r.err = errors.New("no") })
-		e.OnServiceSynced()
-		e.OnEndpointSlicesSynced()
+		synced(e)
 		time.Sleep(retryPause + time.Second)
 		want(t, r, "a sync that fails", "sync, sync")
 		if h := p.Health(); h.Err == nil || h.Synced {
@@ -169,8 +175,7 @@ func TestFailedSyncIsTriedAgain(t *testing.T) {
 
 func TestGuardAsksForAFullSync(t *testing.T) {
 	front(t, func(_ *Proxy, e events, r *recorder) {
-		e.OnServiceSynced()
-		e.OnEndpointSlicesSynced()
+		synced(e)
 		time.Sleep(2*guardPeriod + time.Second) // from here on between two looks
 		want(t, r, "nobody touched the rules", "sync")
 		r.set(func() { r.gone = true })
@@ -186,8 +191,7 @@ func TestGuardAsksForAFullSync(t *testing.T) {
 
 func TestZoneAndServiceCIDRsNeedAFullSync(t *testing.T) {
 	front(t, func(_ *Proxy, e events, r *recorder) {
-		e.OnServiceSynced()
-		e.OnEndpointSlicesSynced()
+		synced(e)
 		time.Sleep(time.Second)
 		r.take()
 		node := func(name, zone string) *corev1.Node {
