@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
@@ -64,6 +65,10 @@ func commonFiles() (required, optional []string) {
 		required = append(required, filepath.Join("tls", string(s)+".crt"), filepath.Join("tls", string(s)+".key"))
 	}
 	required = append(required, filepath.Join("tls", pki.ServiceAccountKey), token.ServerFile, token.AgentFile)
+	// An operator's own; other servers make the same one by themselves.
+	for _, ext := range []string{".crt", ".key"} {
+		optional = append(optional, filepath.Join("tls", string(pki.KubeletCA)+ext))
+	}
 	for _, name := range encryption.Files() {
 		optional = append(optional, filepath.Join("cred", name))
 	}
@@ -112,9 +117,13 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*join.A
 		}
 	}
 	out := &join.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA), ClientCA: a.s.pki.CAPEM(pki.ClientCA), Settings: a.s.o.Cluster}
-	out.Server = &join.Server{Files: map[string][]byte{}, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources}
+	out.Server = &join.Server{Files: map[string][]byte{}, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources,
+		FormerKubeletCA: a.s.pki.FormerKubeletCA()}
 	required, optional := commonFiles()
 	for _, name := range slices.Concat(required, optional) {
+		if strings.HasPrefix(filepath.Base(name), string(pki.KubeletCA)) && !a.s.pki.OwnKubeletCA() {
+			continue
+		}
 		data, err := os.ReadFile(a.s.o.path(name))
 		if errors.Is(err, fs.ErrNotExist) && slices.Contains(optional, name) {
 			continue
@@ -171,6 +180,9 @@ func Join(ctx context.Context, o Options, j Joining) (*Joined, error) {
 		return nil, err
 	}
 	if err := keepFiles(&o, a.Server.Files); err != nil {
+		return nil, err
+	}
+	if err := pki.KeepFormerKubeletCA(o.TLSDir, a.Server.FormerKubeletCA); err != nil {
 		return nil, err
 	}
 	joined := &Joined{Settings: a.Settings, NodePortRange: a.Server.NodePortRange, EncryptResources: a.Server.EncryptResources, Peers: a.Server.Peers}

@@ -112,6 +112,8 @@ type Server struct {
 	// NodePortRange and EncryptResources are settings that concern servers alone.
 	NodePortRange    string   `json:"nodePortRange"`
 	EncryptResources []string `json:"encryptResources,omitempty"`
+	// FormerKubeletCA is PEM: the authority of those kubelets that have not started since there is one for them alone.
+	FormerKubeletCA []byte `json:"formerKubeletCA,omitempty"`
 }
 
 // Code says why a machine was refused.

@@ -233,10 +233,20 @@ func TestExpiredAndForeignTokens(t *testing.T) {
 // TestImpostors: who answers without being a server of the cluster learns nothing of use and is not believed.
 func TestImpostors(t *testing.T) {
 	quiet := slog.New(slog.DiscardHandler)
-	t.Run("a node", func(t *testing.T) { // has a certificate of the same authority
+	t.Run("a node", func(t *testing.T) {
 		f := newFixture(t)
 		f.stop()
 		f.serve(f.leaf(f.pki.NodeServing("", "n", nil)), quiet)
+		if _, err := join.Ask(t.Context(), f.question()); !errors.Is(err, token.ErrOtherCluster) {
+			t.Error(err)
+		}
+	})
+	t.Run("a node from before nodes had an authority of their own", func(t *testing.T) {
+		f := newFixture(t)
+		f.stop()
+		l := f.pki.NodeServing("", "n", nil)
+		l.Signer = pki.ServerCA
+		f.serve(f.leaf(l), quiet)
 		if _, err := join.Ask(t.Context(), f.question()); err == nil || !strings.Contains(err.Error(), "system:node:n") {
 			t.Error(err)
 		}

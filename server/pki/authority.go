@@ -31,7 +31,11 @@ const (
 	ClientCA        Signer = "client-ca"
 	RequestHeaderCA Signer = "request-header-ca"
 	PeerCA          Signer = "peer-ca"
+	KubeletCA       Signer = "kubelet-ca"
 )
+
+// authorities are all of them, in the order of listings.
+var authorities = []Signer{ServerCA, ClientCA, RequestHeaderCA, PeerCA, KubeletCA}
 
 // authority is a loaded certificate authority. chain[0] signs; the rest leads to the root.
 type authority struct {

@@ -102,7 +102,7 @@ func (p *PKI) Node(dir, name string) Leaf {
 
 // NodeServing is what the kubelet's port shows.
 func (p *PKI) NodeServing(dir, name string, ips []net.IP) Leaf {
-	return Leaf{Name: "kubelet port of " + name, Path: credentials.In(dir).KubeletServing, Signer: ServerCA,
+	return Leaf{Name: "kubelet port of " + name, Path: credentials.In(dir).KubeletServing, Signer: KubeletCA,
 		CommonName: nodeUser + name, Organizations: []string{nodeGroup}, DNSNames: unique([]string{name, "localhost"}),
 		IPs: uniqueIPs(append([]net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}, ips...))}
 }

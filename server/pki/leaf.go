@@ -31,8 +31,8 @@ type Leaf struct {
 	Name string
 	// Path is the file, mode 0600.
 	Path string
-	// Signer decides what the certificate is good for: server-ca makes a serving one, peer-ca one for both ends, the
-	// others a client one.
+	// Signer decides what the certificate is good for: server-ca and kubelet-ca make a serving one, peer-ca one for both
+	// ends, the others a client one.
 	Signer Signer
 	// CommonName is the user name of a client certificate.
 	CommonName string
@@ -55,7 +55,7 @@ type Pair struct {
 
 func (l *Leaf) usages() []x509.ExtKeyUsage {
 	switch l.Signer {
-	case ServerCA:
+	case ServerCA, KubeletCA:
 		return []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	case PeerCA: // a server calls the others and is called by them
 		return []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}

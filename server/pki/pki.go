@@ -3,10 +3,11 @@
 // Package pki makes and keeps the cluster's certificate authorities, the key that signs ServiceAccount tokens and every
 // leaf certificate that a server hands to itself or to its own node.
 //
-// There are four authorities, because a certificate must say no more than it was made for:
+// There are five authorities, because a certificate must say no more than it was made for:
 //
-//   - server-ca signs what a listener shows: the API server's and the kubelets' serving certificates. It is what clients
-//     trust and what a join token pins.
+//   - server-ca signs what API servers show. It is what clients trust and what a join token pins.
+//   - kubelet-ca signs what kubelets show. Only API servers trust it: whatever name or address a node has in its
+//     certificate, it never passes for an API server.
 //   - client-ca signs identities: user and group are in the subject. If it were also server-ca, a node that may ask for a
 //     serving certificate would be one mistaken key usage away from being an administrator.
 //   - request-header-ca signs only the aggregator's front proxy. Whoever holds a certificate of it may name any user in a
@@ -87,7 +88,9 @@ type PKI struct {
 	client *authority
 	header *authority
 	peer   *authority
-	sa     crypto.Signer
+	// kubelet is the one that is derived: see openKubeletCA.
+	kubelet *authority
+	sa      crypto.Signer
 
 	mu     sync.Mutex // guards leaves, and one issue at a time
 	leaves []*managedLeaf
@@ -123,7 +126,10 @@ func Open(o Options) (*PKI, error) {
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
-	for _, s := range []Signer{ServerCA, ClientCA, RequestHeaderCA} {
+	if err := p.openKubeletCA(o.Established); err != nil {
+		return nil, err
+	}
+	for _, s := range []Signer{ServerCA, ClientCA, RequestHeaderCA, KubeletCA} {
 		if samePublicKey(p.authority(s).key.Public(), p.peer.key.Public()) {
 			return nil, fmt.Errorf("%s and %s have the same key: whoever has a certificate of the one could open the store's connections "+
 				"between servers. Nothing was changed: put another pair in place of the latter, or remove it before the first start", p.CAFile(s), p.CAFile(PeerCA))
@@ -160,6 +166,8 @@ func (p *PKI) authority(s Signer) *authority {
 		return p.header
 	case PeerCA:
 		return p.peer
+	case KubeletCA:
+		return p.kubelet
 	}
 	panic("pki: unknown signer " + string(s))
 }

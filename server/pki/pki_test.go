@@ -96,7 +96,7 @@ func TestFromNothing(t *testing.T) {
 	if node.Subject.CommonName != "system:node:boat" || node.Subject.Organization[0] != "system:nodes" {
 		t.Errorf("node identity is %s", node.Subject)
 	}
-	if n := len(p.Certificates()); n != 4+len(leaves) {
+	if n := len(p.Certificates()); n != 5+len(leaves) {
 		t.Errorf("%d certificates listed", n)
 	}
 }
@@ -136,7 +136,7 @@ func TestNewNamesReissue(t *testing.T) {
 	if err := leafCert(t, l).VerifyHostname("later.example.org"); err != nil {
 		t.Error(err)
 	}
-	if n := len(p.Certificates()); n != 5 {
+	if n := len(p.Certificates()); n != 6 {
 		t.Errorf("the same file is managed twice: %d certificates", n)
 	}
 }

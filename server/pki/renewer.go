@@ -110,7 +110,7 @@ func (p *PKI) Certificates() []Info {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var out []Info
-	for _, s := range []Signer{ServerCA, ClientCA, RequestHeaderCA, PeerCA} {
+	for _, s := range authorities {
 		c := p.authority(s).cert()
 		out = append(out, Info{Name: string(s), File: p.CAFile(s), Authority: true, NotBefore: c.NotBefore, NotAfter: c.NotAfter})
 	}
