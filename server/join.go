@@ -4,11 +4,8 @@ package server
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -17,9 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -36,9 +30,13 @@ const (
 	passwordSuffix = ".node-password.coracle"
 	passwordHash   = "hash"
 	passwordSince  = "since"
+	// passwordAddresses are those with which the machine was let in. They are the node's before its Node says so.
+	passwordAddresses = "addresses"
 	// registration is how long a machine that was let in may take until its Node is there.
 	registration = 2 * time.Minute
 	minPassword  = 16 // characters
+
+	managedBy = "app.kubernetes.io/managed-by"
 )
 
 // admission lets nodes into the cluster.
@@ -189,104 +187,6 @@ func (a *admission) checkNames(n join.Node) error {
 		}
 	}
 	return nil
-}
-
-// claimName makes sure that nobody else has the node's name or address.
-func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, m joining.Machine) error {
-	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return fmt.Errorf("looking for the node: %w", err)
-	}
-	var node *corev1.Node
-	for i := range nodes.Items {
-		n := &nodes.Items[i]
-		if n.Name == m.Node.Name {
-			node = n
-		} else if ip := sharedAddress(n, m.Node.Addresses); ip != "" && alive(n) {
-			if m.Joined { // two nodes whose addresses changed at once: the other one will tell its new one
-				return join.Refuse(join.CodeBusy, "%s is still the address of the node %s", ip, n.Name)
-			}
-			return join.Refuse(join.CodeAddress, "%s is the address of the node %s, which is alive; give this machine's own with --node-ip", ip, n.Name)
-		}
-	}
-	if m.Joined && node == nil {
-		return join.Refuse(join.CodeCertificate, "the node %s was deleted from the cluster; it can join again with a token", m.Node.Name)
-	}
-	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
-	have, err := secrets.Get(ctx, m.Node.Name+passwordSuffix, metav1.GetOptions{})
-	switch {
-	case apierrors.IsNotFound(err):
-		have = nil
-	case err != nil:
-		return fmt.Errorf("looking for the node's password: %w", err)
-	}
-	sum := sha256.Sum256([]byte(m.Node.Password))
-	hash := hex.EncodeToString(sum[:])
-	if have != nil && subtle.ConstantTimeCompare(have.Data[passwordHash], []byte(hash)) == 1 {
-		return nil
-	}
-	if !m.Joined { // who has the node's key may have another password: its file was lost
-		if err := a.mayTakeOver(m.Node.Name, node, have); err != nil {
-			return err
-		}
-	}
-	want := &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: m.Node.Name + passwordSuffix,
-			Labels: map[string]string{"app.kubernetes.io/managed-by": "coracle"}},
-		Data: map[string][]byte{passwordHash: []byte(hash), passwordSince: []byte(a.s.o.Clock.Now().UTC().Format(time.RFC3339))},
-	}
-	if have == nil {
-		_, err = secrets.Create(ctx, want, metav1.CreateOptions{})
-	} else {
-		want.ResourceVersion = have.ResourceVersion
-		_, err = secrets.Update(ctx, want, metav1.UpdateOptions{})
-	}
-	if apierrors.IsAlreadyExists(err) || apierrors.IsConflict(err) {
-		return join.Refuse(join.CodeBusy, "another machine is joining under the name %s at this moment", m.Node.Name)
-	}
-	if err != nil {
-		return fmt.Errorf("keeping the node's password: %w", err)
-	}
-	return nil
-}
-
-// mayTakeOver says whether a machine that does not know the node's password may become that node: if the machine that
-// was is dead, or is gone for good.
-func (a *admission) mayTakeOver(name string, node *corev1.Node, have *corev1.Secret) error {
-	taken := func(why string) error {
-		return join.Refuse(join.CodeName, "there is a node named %s already, and %s. Choose another name with --node-name, or, if this machine takes the place of "+
-			"that one, delete the node first: kubectl delete node %s", name, why, name)
-	}
-	switch {
-	case node != nil && (name == a.s.o.NodeName || have == nil && node.Labels[roleLabel] == roleValue):
-		return taken("it is a server's own")
-	case node != nil && alive(node):
-		return taken("it is alive")
-	case have != nil:
-		since, err := time.Parse(time.RFC3339, string(have.Data[passwordSince]))
-		if err == nil && a.s.o.Clock.Now().Sub(since).Abs() < registration {
-			return taken("another machine has just joined under it")
-		}
-	}
-	return nil
-}
-
-// alive says whether a node's kubelet is heard of. It may say that the node is not ready; of one that is silent the
-// controllers say that they do not know.
-func alive(n *corev1.Node) bool {
-	return !slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown
-	})
-}
-
-// sharedAddress is an address of the node's that is among those given.
-func sharedAddress(n *corev1.Node, ips []netip.Addr) string {
-	for _, have := range n.Status.Addresses {
-		if ip, err := netip.ParseAddr(have.Address); err == nil && slices.Contains(ips, ip) {
-			return have.Address
-		}
-	}
-	return ""
 }
 
 // serveJoins lets machines in until the function that it returns is called.

@@ -132,6 +132,8 @@ func TestClaimName(t *testing.T) {
 	claim("another node at a live one's address", machine("m", otherPassword, "10.0.0.2"), join.CodeAddress)
 	ready("n", "10.0.0.2", corev1.ConditionUnknown)
 	claim("another node at a dead one's address", machine("m", otherPassword, "10.0.0.2"), "")
+	claim("the machine wiped, when it has just joined at a new address", machine("n", otherPassword, "10.0.0.2"), join.CodeName)
+	clock.Step(time.Hour)
 	claim("the machine wiped, and the node dead", machine("n", otherPassword, "10.0.0.2"), "")
 	lost := machine("n", password, "10.0.0.2")
 	lost.Joined = true
@@ -148,4 +150,27 @@ func TestClaimName(t *testing.T) {
 	ready("m", "10.0.0.7", corev1.ConditionTrue)
 	claim("by certificate, at another live node's address", moved, join.CodeBusy)
 	claim("another machine, after the node was deleted", machine("n", otherPassword, "10.0.0.2"), "")
+}
+
+// TestAddressesAreReserved: between a machine's joining and its Node, nobody else is let in with its addresses, whichever
+// server is asked.
+func TestAddressesAreReserved(t *testing.T) {
+	ctx := context.Background()
+	clock := testclock.NewFakeClock(time.Now())
+	one, two, api := newAdmission(clock), newAdmission(clock), fake.NewClientset()
+	claim := func(a *admission, what string, m joining.Machine, want join.Code) {
+		t.Helper()
+		if got := code(a.claimName(ctx, api, m)); got != want {
+			t.Errorf("%s: %q, want %q", what, got, want)
+		}
+	}
+	// The fake API has one revision for all, so that the earlier name counts as the earlier claim.
+	claim(one, "a machine", machine("a", password, "10.0.0.2", "fd00::2"), "")
+	claim(two, "another machine with its address", machine("b", otherPassword, "10.0.0.2"), join.CodeBusy)
+	claim(two, "another machine with its other address", machine("b", otherPassword, "10.0.0.3", "fd00::2"), join.CodeBusy)
+	claim(two, "another machine with its own address", machine("b", otherPassword, "10.0.0.3"), "")
+	claim(one, "the first one again, which the other did not keep out", machine("a", password, "10.0.0.2", "fd00::2"), "")
+	clock.Step(registration + time.Second)
+	claim(two, "another machine, when the first has not registered", machine("b", otherPassword, "10.0.0.2"), "")
+	claim(two, "once more", machine("b", otherPassword, "10.0.0.2"), "")
 }

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -21,7 +20,6 @@ import (
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
-	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -30,33 +28,11 @@ import (
 const (
 	// maxServers is how many a cluster may have.
 	maxServers = 7
-	// silent is how long a server may not have been heard and still stands behind the kubernetes Service.
-	silent = 3 * time.Second
 	// joinPause is how long to wait between questions that nobody answers.
 	joinPause = 2 * time.Second
 	// joinedFile says, in the server's folder, what a server that joined was told. It is written last.
 	joinedFile = "joined.json"
 )
-
-// liveServers are the addresses behind the kubernetes Service as the leader knows them; none on a server that does not lead.
-func liveServers(members []raftstore.Member, now time.Time) []net.IP {
-	var out []net.IP
-	leads := false
-	for _, m := range members {
-		leads = leads || m.Self && m.Leader
-		if !m.Self && now.Sub(m.Contact) > silent {
-			continue
-		}
-		host, _, err := net.SplitHostPort(m.Address)
-		if ip := net.ParseIP(host); err == nil && ip != nil {
-			out = append(out, ip)
-		}
-	}
-	if !leads {
-		return nil
-	}
-	return out
-}
 
 // commonFiles are the files that all servers have in common, by their path below the server's folder. Those of the
 // second kind may be missing.

@@ -8,27 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
-
-	"github.com/coracle-k8s/coracle/raftstore"
 )
-
-func TestLiveServers(t *testing.T) {
-	now := time.Now()
-	member := func(ip string, contact time.Duration) raftstore.Member {
-		return raftstore.Member{Address: ip + ":6443", Contact: now.Add(-contact)}
-	}
-	self := raftstore.Member{Address: "10.0.0.1:6443", Self: true, Leader: true}
-	never := raftstore.Member{Address: "10.0.0.9:6443"}
-	got := fmt.Sprint(liveServers([]raftstore.Member{self, member("10.0.0.2", time.Second), member("10.0.0.3", time.Hour), never, member("[fd00::4]", 0)}, now))
-	if want := "[10.0.0.1 10.0.0.2 fd00::4]"; got != want {
-		t.Errorf("the leader sees %v, want %v", got, want)
-	}
-	self.Leader = false
-	if got := liveServers([]raftstore.Member{self, member("10.0.0.2", 0)}, now); got != nil {
-		t.Errorf("another server sees %v, and is to leave that to the leader", got)
-	}
-}
 
 // TestKeepFiles: of an answer those files are taken that all servers have, and nothing is replaced.
 func TestKeepFiles(t *testing.T) {

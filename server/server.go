@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -208,7 +209,9 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	}
 	options := s.apiServerOptions(configDir)
 	options.Fence = store
-	options.EndpointAddresses = func() []net.IP { return liveServers(store.Members(), s.o.Clock.Now()) }
+	options.NodeClaims = s.nodeClaims()
+	var live liveServers
+	options.EndpointAddresses = func() []netip.AddrPort { return live.of(store.Members(), time.Now()) }
 	api, err := apiserver.New(ctx, options)
 	if err != nil {
 		return nil, fmt.Errorf("starting the API server: %w", err)

@@ -148,12 +148,15 @@ func TestFormerServersAreKept(t *testing.T) {
 }
 
 func TestServersOf(t *testing.T) {
-	port, name, other := int32(6443), "https", "metrics"
-	slice := &discoveryv1.EndpointSlice{
+	port, otherPort, name, other := int32(6443), int32(7443), "https", "metrics"
+	parts := []discoveryv1.EndpointSlice{{
 		Ports:     []discoveryv1.EndpointPort{{Name: &other, Port: &port}, {Name: &name}, {Name: &name, Port: &port}},
-		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}}, {Addresses: []string{"fd00::2"}}},
-	}
-	if got, want := serversOf(slice), []string{"10.0.0.1:6443", "[fd00::2]:6443"}; !slices.Equal(got, want) {
+		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}}},
+	}, {
+		Ports:     []discoveryv1.EndpointPort{{Name: &name, Port: &otherPort}},
+		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"fd00::2"}}},
+	}}
+	if got, want := serversOf(parts), []string{"10.0.0.1:6443", "[fd00::2]:7443"}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
 }

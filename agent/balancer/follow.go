@@ -35,9 +35,10 @@ func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 	}
 	for {
 		pause := lookEvery
-		slice, err := client.EndpointSlices(metav1.NamespaceDefault).Get(ctx, "kubernetes", metav1.GetOptions{})
+		// More than one if the servers have different ports, or addresses of both families.
+		found, err := client.EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
 		if err == nil {
-			if err := b.Set(serversOf(slice)); err != nil {
+			if err := b.Set(serversOf(found.Items)); err != nil {
 				b.o.Logger.Warn("the list of servers could not be kept; it is tried again", "error", err)
 			}
 		} else {
@@ -51,16 +52,18 @@ func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 	}
 }
 
-// serversOf are the addresses of a slice, each with the slice's port.
-func serversOf(slice *discoveryv1.EndpointSlice) []string {
+// serversOf are the addresses of slices, each with its slice's port.
+func serversOf(parts []discoveryv1.EndpointSlice) []string {
 	var out []string
-	for _, p := range slice.Ports {
-		if p.Port == nil || p.Name == nil || *p.Name != "https" {
-			continue
-		}
-		for _, e := range slice.Endpoints {
-			for _, a := range e.Addresses {
-				out = append(out, net.JoinHostPort(a, strconv.Itoa(int(*p.Port))))
+	for _, slice := range parts {
+		for _, p := range slice.Ports {
+			if p.Port == nil || p.Name == nil || *p.Name != "https" {
+				continue
+			}
+			for _, e := range slice.Endpoints {
+				for _, a := range e.Addresses {
+					out = append(out, net.JoinHostPort(a, strconv.Itoa(int(*p.Port))))
+				}
 			}
 		}
 	}

@@ -3,10 +3,13 @@
 package apiserver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -24,9 +27,15 @@ import (
 	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
 )
 
-// endpointInterval is how often the kubernetes Service's endpoints are compared
-// with the servers; the comparison reads two objects and writes nothing when they are right.
-const endpointInterval = 10 * time.Second
+const (
+	// endpointInterval is how often the servers are asked for. That costs nothing: the API is asked only when they
+	// changed, and every endpointCheck, when two objects or some more are read and nothing is written if they are right.
+	endpointInterval = 500 * time.Millisecond
+	endpointCheck    = 10 * time.Second
+	endpointPatience = 10 * time.Second
+	// managedBy marks the slices besides the first, which are removed when they are no longer needed.
+	managedBy = "coracle"
+)
 
 // Clients older than EndpointSlices read Endpoints; upstream keeps both too.
 type (
@@ -38,11 +47,17 @@ type (
 // default proves liveness with a lease per server that is rewritten for ever;
 // this one asks for the servers' addresses and writes only when they change.
 type endpointReconciler struct {
-	client    kubernetes.Interface
-	addresses func() []net.IP
+	client  kubernetes.Interface
+	servers func() []netip.AddrPort
+	// ipv6 says of which family the Service is.
+	ipv6 bool
+	now  func() time.Time
 
 	mu      sync.Mutex
 	stopped bool
+	// applied are the servers for which all was right at the time checked.
+	applied []netip.AddrPort
+	checked time.Time
 }
 
 var _ reconcilers.EndpointReconciler = (*endpointReconciler)(nil)
@@ -52,11 +67,17 @@ func newEndpointReconciler(config *rest.Config, o Options) (*endpointReconciler,
 	if err != nil {
 		return nil, fmt.Errorf("building the endpoint reconciler's client: %w", err)
 	}
-	addresses := o.EndpointAddresses
-	if addresses == nil {
-		addresses = func() []net.IP { return []net.IP{o.AdvertiseAddress} }
+	r := &endpointReconciler{client: client, servers: o.EndpointAddresses, now: time.Now}
+	if r.servers == nil {
+		own, _ := netip.AddrFromSlice(o.AdvertiseAddress)
+		r.servers = func() []netip.AddrPort { return []netip.AddrPort{netip.AddrPortFrom(own.Unmap(), 0)} }
 	}
-	return &endpointReconciler{client: client, addresses: addresses}, nil
+	first, err := netip.ParsePrefix(o.ServiceCIDRs[0])
+	if err != nil {
+		return nil, fmt.Errorf("the network for Services: %w", err)
+	}
+	r.ipv6 = first.Addr().Is6()
+	return r, nil
 }
 
 // ValidateIP implements reconcilers.EndpointReconciler.
@@ -71,14 +92,38 @@ func (r *endpointReconciler) ReconcileEndpoints(service string, ip net.IP, ports
 	if r.stopped {
 		return nil
 	}
-	addresses := r.addresses()
-	if len(addresses) == 0 {
+	servers := r.servers()
+	if len(servers) == 0 {
+		r.applied = nil
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), endpointInterval)
+	for i, s := range servers {
+		if s.Port() == 0 {
+			servers[i] = netip.AddrPortFrom(s.Addr(), uint16(ports[0].Port))
+		}
+	}
+	slices.SortFunc(servers, netip.AddrPort.Compare)
+	servers = slices.Compact(servers)
+	changed := !slices.Equal(servers, r.applied)
+	if !changed && r.now().Sub(r.checked) < endpointCheck {
+		return nil
+	}
+	r.applied = nil
+	ctx, cancel := context.WithTimeout(context.Background(), endpointPatience)
 	defer cancel()
-	endpoints, slice := desiredEndpoints(service, addresses, ports)
-	return errors.Join(r.applyEndpoints(ctx, endpoints), r.applySlice(ctx, slice))
+	endpoints, parts := desiredEndpoints(service, servers, ports[0], r.ipv6)
+	errs := []error{r.applyEndpoints(ctx, endpoints)}
+	for _, slice := range parts {
+		errs = append(errs, r.applySlice(ctx, slice))
+	}
+	if changed {
+		errs = append(errs, r.prune(ctx, service, parts))
+	}
+	err := errors.Join(errs...)
+	if err == nil {
+		r.applied, r.checked = servers, r.now()
+	}
+	return err
 }
 
 // RemoveEndpoints implements reconcilers.EndpointReconciler. It removes nothing:
@@ -104,40 +149,83 @@ func (r *endpointReconciler) StopReconciling() {
 // Destroy implements reconcilers.EndpointReconciler.
 func (r *endpointReconciler) Destroy() {}
 
-// desiredEndpoints is both forms of the Service's endpoints, addresses in order.
-// Addresses of another family than the first are left out: the Service has one.
-func desiredEndpoints(service string, addresses []net.IP, ports []corev1.EndpointPort) (*coreEndpoints, *discoveryv1.EndpointSlice) {
-	ipv6 := addresses[0].To4() == nil
-	var ips []string
-	for _, a := range addresses {
-		if (a.To4() == nil) == ipv6 {
-			ips = append(ips, a.String())
-		}
+// desiredEndpoints is both forms of the Service's endpoints. A slice is of one family and has one port for all, so there
+// is one for each pair of these that servers have. The first, which is named like the Service, is of the Service's family and has
+// the port of most servers. The Endpoints, which know no families, have the servers of that family.
+func desiredEndpoints(service string, servers []netip.AddrPort, port corev1.EndpointPort, ipv6 bool) (*coreEndpoints, []*discoveryv1.EndpointSlice) {
+	type part struct {
+		ipv6 bool
+		port uint16
 	}
-	slices.Sort(ips)
-	ips = slices.Compact(ips)
-
-	meta := metav1.ObjectMeta{Name: service, Namespace: metav1.NamespaceDefault}
-	endpoints := &coreEndpoints{ObjectMeta: meta}
+	ips := map[part][]string{}
+	for _, s := range servers {
+		p := part{s.Addr().Is6(), s.Port()}
+		ips[p] = append(ips[p], s.Addr().String())
+	}
+	parts := slices.SortedFunc(maps.Keys(ips), func(a, b part) int {
+		if a.ipv6 != b.ipv6 {
+			if a.ipv6 == ipv6 {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Or(cmp.Compare(len(ips[b]), len(ips[a])), cmp.Compare(a.port, b.port))
+	})
+	endpoints := &coreEndpoints{ObjectMeta: metav1.ObjectMeta{Name: service, Namespace: metav1.NamespaceDefault}}
 	endpoints.Labels = map[string]string{discoveryv1.LabelSkipMirror: "true"}
-	slice := &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: discoveryv1.AddressTypeIPv4}
+	var out []*discoveryv1.EndpointSlice
+	for i, p := range parts {
+		own := port
+		own.Port = int32(p.port)
+		out = append(out, endpointSlice(service, ips[p], own, p.ipv6, i == 0))
+		if p.ipv6 != parts[0].ipv6 {
+			continue
+		}
+		subset := endpointSubset{Ports: []corev1.EndpointPort{own}}
+		for _, ip := range ips[p] {
+			subset.Addresses = append(subset.Addresses, corev1.EndpointAddress{IP: ip})
+		}
+		endpoints.Subsets = append(endpoints.Subsets, subset)
+	}
+	return endpoints, out
+}
+
+func endpointSlice(service string, ips []string, port corev1.EndpointPort, ipv6, first bool) *discoveryv1.EndpointSlice {
+	slice := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: service, Namespace: metav1.NamespaceDefault}, AddressType: discoveryv1.AddressTypeIPv4}
 	slice.Labels = map[string]string{discoveryv1.LabelServiceName: service}
 	if ipv6 {
 		slice.AddressType = discoveryv1.AddressTypeIPv6
 	}
-	subset := endpointSubset{Ports: ports}
-	ready := true
+	if !first {
+		slice.Name = fmt.Sprintf("%s-%s-%d", service, strings.ToLower(string(slice.AddressType)), port.Port)
+		slice.Labels[discoveryv1.LabelManagedBy] = managedBy
+	}
 	for _, ip := range ips {
-		subset.Addresses = append(subset.Addresses, corev1.EndpointAddress{IP: ip})
 		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
-			Addresses: []string{ip}, Conditions: discoveryv1.EndpointConditions{Ready: &ready},
+			Addresses: []string{ip}, Conditions: discoveryv1.EndpointConditions{Ready: new(true)},
 		})
 	}
-	endpoints.Subsets = []endpointSubset{subset}
-	for _, p := range ports {
-		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &p.Name, Port: &p.Port, Protocol: &p.Protocol})
+	slice.Ports = []discoveryv1.EndpointPort{{Name: &port.Name, Port: &port.Port, Protocol: &port.Protocol}}
+	return slice
+}
+
+// prune removes slices that are no longer needed.
+func (r *endpointReconciler) prune(ctx context.Context, service string, keep []*discoveryv1.EndpointSlice) error {
+	api := r.client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault)
+	have, err := api.List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + service + "," + discoveryv1.LabelManagedBy + "=" + managedBy})
+	if err != nil {
+		return endpointError("listing the endpoint slices", service, err)
 	}
-	return endpoints, slice
+	var errs []error
+	for _, h := range have.Items {
+		if slices.ContainsFunc(keep, func(k *discoveryv1.EndpointSlice) bool { return k.Name == h.Name }) {
+			continue
+		}
+		if err := api.Delete(ctx, h.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+			errs = append(errs, endpointError("removing the endpoint slice "+h.Name, service, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (r *endpointReconciler) applyEndpoints(ctx context.Context, want *coreEndpoints) error {
@@ -176,11 +264,11 @@ func (r *endpointReconciler) applySlice(ctx context.Context, want *discoveryv1.E
 		return endpointError("reading the endpoint slice", want.Name, err)
 	}
 	if equality.Semantic.DeepEqual(have.Endpoints, want.Endpoints) && equality.Semantic.DeepEqual(have.Ports, want.Ports) &&
-		have.Labels[discoveryv1.LabelServiceName] == want.Name {
+		have.Labels[discoveryv1.LabelServiceName] == want.Labels[discoveryv1.LabelServiceName] {
 		return nil
 	}
 	have.Endpoints, have.Ports = want.Endpoints, want.Ports
-	metav1.SetMetaDataLabel(&have.ObjectMeta, discoveryv1.LabelServiceName, want.Name)
+	metav1.SetMetaDataLabel(&have.ObjectMeta, discoveryv1.LabelServiceName, want.Labels[discoveryv1.LabelServiceName])
 	_, err = api.Update(ctx, have, metav1.UpdateOptions{})
 	return endpointError("updating the endpoint slice", want.Name, err)
 }

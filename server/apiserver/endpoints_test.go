@@ -5,69 +5,106 @@ package apiserver
 import (
 	"fmt"
 	"net"
+	"net/netip"
+	"slices"
+	"strconv"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
 )
 
 func TestEndpointReconciler(t *testing.T) {
 	client := fake.NewClientset()
-	addresses := []net.IP{net.ParseIP("192.0.2.1")}
-	r := &endpointReconciler{client: client, addresses: func() []net.IP { return addresses }}
+	now := time.Now()
+	var servers []netip.AddrPort
+	r := &endpointReconciler{client: client, servers: func() []netip.AddrPort { return slices.Clone(servers) }, now: func() time.Time { return now }}
 	ports := []corev1.EndpointPort{{Name: "https", Port: 6443, Protocol: corev1.ProtocolTCP}}
-
-	reconcile := func(wantWrites int, wantType discoveryv1.AddressType, want ...string) {
+	are := func(at ...string) {
+		servers = nil
+		for _, a := range at {
+			servers = append(servers, netip.MustParseAddrPort(a))
+		}
+	}
+	reconcile := func(wantReads, wantWrites int, want ...string) {
 		t.Helper()
 		client.ClearActions()
 		if err := r.ReconcileEndpoints("kubernetes", net.ParseIP("192.0.2.9"), ports, true); err != nil {
 			t.Fatal(err)
 		}
-		writes := 0
+		reads, writes := 0, 0
 		for _, a := range client.Actions() {
-			if a.GetVerb() != "get" {
+			switch a.GetVerb() {
+			case "get", "list":
+				reads++
+			default:
 				writes++
 			}
 		}
-		if writes != wantWrites {
-			t.Errorf("%d writes, want %d: %v", writes, wantWrites, client.Actions())
+		if reads != wantReads || writes != wantWrites {
+			t.Errorf("%d reads, %d writes, want %d, %d: %v", reads, writes, wantReads, wantWrites, client.Actions())
 		}
-		endpoints, err := client.CoreV1().Endpoints("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		slice, err := client.DiscoveryV1().EndpointSlices("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		var a, b []string
-		for _, e := range endpoints.Subsets[0].Addresses {
-			a = append(a, e.IP)
-		}
-		for _, e := range slice.Endpoints {
-			b = append(b, e.Addresses...)
-		}
-		if fmt.Sprint(a) != fmt.Sprint(want) || fmt.Sprint(b) != fmt.Sprint(want) || slice.AddressType != wantType {
-			t.Errorf("endpoints %v, slice %v of %s, want %v of %s", a, b, slice.AddressType, want, wantType)
+		if got := published(t, client); fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("published are\n%q, want\n%q", got, want)
 		}
 	}
 
-	reconcile(2, discoveryv1.AddressTypeIPv4, "192.0.2.1")
-	reconcile(0, discoveryv1.AddressTypeIPv4, "192.0.2.1")
-	addresses = []net.IP{net.ParseIP("192.0.2.3"), net.ParseIP("192.0.2.1"), net.ParseIP("2001:db8::1"), net.ParseIP("192.0.2.3")}
-	reconcile(2, discoveryv1.AddressTypeIPv4, "192.0.2.1", "192.0.2.3")
-	reconcile(0, discoveryv1.AddressTypeIPv4, "192.0.2.1", "192.0.2.3")
-	addresses = nil // another server knows them
-	reconcile(0, discoveryv1.AddressTypeIPv4, "192.0.2.1", "192.0.2.3")
-	addresses = []net.IP{net.ParseIP("2001:db8::1")}
-	reconcile(3, discoveryv1.AddressTypeIPv6, "2001:db8::1")
-	reconcile(0, discoveryv1.AddressTypeIPv6, "2001:db8::1")
+	are("192.0.2.1:0")
+	reconcile(3, 2, "endpoints 192.0.2.1:6443", "kubernetes IPv4 192.0.2.1:6443")
+	reconcile(0, 0, "endpoints 192.0.2.1:6443", "kubernetes IPv4 192.0.2.1:6443")
+	now = now.Add(endpointCheck)
+	reconcile(2, 0, "endpoints 192.0.2.1:6443", "kubernetes IPv4 192.0.2.1:6443")
+	are("192.0.2.3:6443", "192.0.2.1:6443", "192.0.2.3:6443")
+	both := []string{"endpoints 192.0.2.1:6443 192.0.2.3:6443", "kubernetes IPv4 192.0.2.1:6443 192.0.2.3:6443"}
+	reconcile(3, 2, both...)
+	servers = nil // another server knows them
+	reconcile(0, 0, both...)
+	are("192.0.2.3:6443", "192.0.2.1:6443")
+	reconcile(3, 0, both...) // this one leads again, and others may have changed something
+	are("192.0.2.3:6443", "192.0.2.1:6443", "192.0.2.4:7443", "[2001:db8::1]:6443")
+	reconcile(5, 3, "endpoints 192.0.2.1:6443 192.0.2.3:6443 192.0.2.4:7443",
+		"kubernetes IPv4 192.0.2.1:6443 192.0.2.3:6443", "kubernetes-ipv4-7443 IPv4 192.0.2.4:7443", "kubernetes-ipv6-6443 IPv6 [2001:db8::1]:6443")
+	are("192.0.2.4:7443")
+	reconcile(3, 4, "endpoints 192.0.2.4:7443", "kubernetes IPv4 192.0.2.4:7443")
+	are("[2001:db8::1]:6443")
+	reconcile(3, 3, "endpoints [2001:db8::1]:6443", "kubernetes IPv6 [2001:db8::1]:6443")
 
 	r.StopReconciling()
 	client.ClearActions()
 	if err := r.ReconcileEndpoints("kubernetes", nil, ports, true); err != nil || len(client.Actions()) != 0 {
 		t.Errorf("after the end: %v, %v", err, client.Actions())
 	}
+}
+
+// published is what the two forms of the Service's endpoints say, a line for each object.
+func published(t *testing.T, client kubernetes.Interface) []string {
+	t.Helper()
+	endpoints, err := client.CoreV1().Endpoints("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := "endpoints"
+	for _, s := range endpoints.Subsets {
+		for _, a := range s.Addresses {
+			line += " " + net.JoinHostPort(a.IP, strconv.Itoa(int(s.Ports[0].Port)))
+		}
+	}
+	out := []string{line}
+	parts, err := client.DiscoveryV1().EndpointSlices("default").List(t.Context(), metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range parts.Items {
+		line := s.Name + " " + string(s.AddressType)
+		for _, e := range s.Endpoints {
+			line += " " + net.JoinHostPort(e.Addresses[0], strconv.Itoa(int(*s.Ports[0].Port)))
+		}
+		out = append(out, line)
+	}
+	slices.Sort(out)
+	return out
 }

@@ -48,6 +48,7 @@ var ownFlags = map[string]string{
 // runOptions is upstream's options struct filled from ours, then from ExtraArgs, completed and validated.
 func runOptions(ctx context.Context, o Options) (kubeoptions.CompletedOptions, error) {
 	s := kubeoptions.NewServerRunOptions()
+	addNodeClaims(s, o.NodeClaims)
 	if err := fill(s, o); err != nil {
 		return kubeoptions.CompletedOptions{}, err
 	}
@@ -145,6 +146,7 @@ func CheckArgs(args []string) error {
 		return nil // making upstream's options takes a while
 	}
 	s := kubeoptions.NewServerRunOptions()
+	addNodeClaims(s, &NodeClaims{}) // its name may be given
 	// A registry of its own: what is set in the process-wide one counts for the whole process.
 	s.GenericServerRunOptions.ComponentGlobalsRegistry = basecompatibility.NewComponentGlobalsRegistry()
 	if err := applyExtraArgs(s, args); err != nil {

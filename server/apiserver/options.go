@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"time"
 )
 
@@ -65,10 +66,13 @@ type Options struct {
 	// with few, the store's own lists and watches cost less CPU and memory.
 	WatchCache bool
 
-	// EndpointAddresses lists the addresses behind the kubernetes Service;
-	// AdvertiseAddress alone when nil. It is asked every ten seconds. None means
+	// EndpointAddresses lists the addresses and ports behind the kubernetes Service;
+	// AdvertiseAddress alone when nil. It is asked twice a second. None means
 	// that another server knows them better, and nothing is changed.
-	EndpointAddresses func() []net.IP
+	EndpointAddresses func() []netip.AddrPort
+
+	// NodeClaims bounds what nodes may say of themselves; nil leaves that to NodeRestriction.
+	NodeClaims *NodeClaims
 
 	// Fence judges requests whose context carries a term of leadership, see
 	// TermConfig; nil when there are none.

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apiserver/pkg/admission"
+	apiserveradmission "k8s.io/apiserver/pkg/admission/initializer"
+	"k8s.io/client-go/informers"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+	core "k8s.io/kubernetes/pkg/apis/core"
+	"k8s.io/kubernetes/pkg/auth/nodeidentifier"
+	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
+)
+
+// nodeClaimsPlugin is the name with which the plugin can be switched off.
+const nodeClaimsPlugin = "CoracleNodeClaims"
+
+// NodeClaims bounds what a node may say of itself with its own credentials, beside upstream's NodeRestriction, which does
+// not look at pod networks and addresses: traffic is routed by what a Node says.
+type NodeClaims struct {
+	// Networks are the cluster's own, for pods and Services. No machine's address lies in them.
+	Networks []netip.Prefix
+	// Servers are the addresses of the API servers. They are for the nodes of servers alone.
+	Servers func() []netip.Addr
+	// Own is the node on this server's machine; empty if there is none. Other servers' nodes are known by their label.
+	Own string
+	// ServerLabel is what the nodes of servers have and no node can give itself.
+	ServerLabel string
+}
+
+// nodeClaims is the plugin.
+type nodeClaims struct {
+	*admission.Handler
+	NodeClaims
+	identifier nodeidentifier.NodeIdentifier
+	nodes      corelisters.NodeLister
+}
+
+var (
+	_ admission.ValidationInterface                       = &nodeClaims{}
+	_ apiserveradmission.WantsExternalKubeInformerFactory = &nodeClaims{}
+)
+
+// addNodeClaims puts the plugin behind NodeRestriction.
+func addNodeClaims(s *kubeoptions.ServerRunOptions, o *NodeClaims) {
+	if o == nil {
+		return
+	}
+	a := s.Admission.GenericAdmission
+	a.Plugins.Register(nodeClaimsPlugin, func(io.Reader) (admission.Interface, error) { return newNodeClaims(*o), nil })
+	order := slices.Clone(a.RecommendedPluginOrder) // upstream's is one variable for all
+	a.RecommendedPluginOrder = slices.Insert(order, slices.Index(order, noderestriction.PluginName)+1, nodeClaimsPlugin)
+}
+
+func newNodeClaims(o NodeClaims) *nodeClaims {
+	return &nodeClaims{Handler: admission.NewHandler(admission.Create, admission.Update), NodeClaims: o, identifier: nodeidentifier.NewDefaultNodeIdentifier()}
+}
+
+// SetExternalKubeInformerFactory implements WantsExternalKubeInformerFactory.
+func (p *nodeClaims) SetExternalKubeInformerFactory(f informers.SharedInformerFactory) {
+	nodes := f.Core().V1().Nodes()
+	p.nodes = nodes.Lister()
+	p.SetReadyFunc(nodes.Informer().HasSynced)
+}
+
+// ValidateInitialization implements admission.InitializationValidator.
+func (p *nodeClaims) ValidateInitialization() error {
+	if p.nodes == nil {
+		return errors.New(nodeClaimsPlugin + " has no nodes to compare with")
+	}
+	return nil
+}
+
+// Validate implements admission.ValidationInterface.
+func (p *nodeClaims) Validate(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+	if a.GetResource().GroupResource() != core.Resource("nodes") {
+		return nil
+	}
+	if name, isNode := p.identifier.NodeIdentity(a.GetUserInfo()); !isNode || name == "" {
+		return nil
+	}
+	node, ok := a.GetObject().(*core.Node)
+	if !ok {
+		return admission.NewForbidden(a, fmt.Errorf("unexpected type %T", a.GetObject()))
+	}
+	old, _ := a.GetOldObject().(*core.Node) // none when it is created
+	if old == nil {
+		old = &core.Node{}
+	}
+	if !slices.Equal(node.Spec.PodCIDRs, old.Spec.PodCIDRs) {
+		return admission.NewForbidden(a, errors.New("a node does not choose its own pod network: the controllers give it one"))
+	}
+	if slices.Equal(node.Status.Addresses, old.Status.Addresses) {
+		return nil
+	}
+	if !p.WaitForReady() {
+		return admission.NewForbidden(a, errors.New("the other nodes are not known yet"))
+	}
+	for _, address := range node.Status.Addresses {
+		if slices.Contains(old.Status.Addresses, address) {
+			continue // another one would not be refused for this
+		}
+		if err := p.mayHave(node, address.Address); err != nil {
+			return admission.NewForbidden(a, err)
+		}
+	}
+	return nil
+}
+
+// mayHave says whether an address can be a node's.
+func (p *nodeClaims) mayHave(node *core.Node, address string) error {
+	ip, err := netip.ParseAddr(address)
+	if err != nil {
+		return nil // a host name: nothing is routed by it
+	}
+	ip = ip.Unmap()
+	if slices.ContainsFunc(p.Networks, func(n netip.Prefix) bool { return n.Contains(ip) }) {
+		return fmt.Errorf("%s lies in the cluster's network for pods or Services and is no address of a machine", ip)
+	}
+	// Whoever has a server's keys can do more than take an address. And two servers that exchange their addresses must not
+	// wait for one another.
+	if _, isServer := node.Labels[p.ServerLabel]; isServer || node.Name == p.Own {
+		return nil
+	}
+	if p.Servers != nil && slices.Contains(p.Servers(), ip) {
+		return fmt.Errorf("%s is the address of a server", ip)
+	}
+	others, err := p.nodes.List(labels.Everything())
+	if err != nil {
+		return fmt.Errorf("looking for other nodes with the address %s: %w", ip, err)
+	}
+	for _, other := range others {
+		if other.Name != node.Name && NodeLives(other) && NodeHas(other, ip) {
+			return fmt.Errorf("%s is the address of the node %s, which is alive", ip, other.Name)
+		}
+	}
+	return nil
+}
+
+// NodeLives says whether a node's kubelet is heard of. It may say that the node is not ready; of one that is silent the
+// controllers say that they do not know.
+func NodeLives(n *corev1.Node) bool {
+	return !slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown
+	})
+}
+
+// NodeHas says whether an address is one of a node's.
+func NodeHas(n *corev1.Node, ip netip.Addr) bool {
+	return slices.ContainsFunc(n.Status.Addresses, func(a corev1.NodeAddress) bool {
+		have, err := netip.ParseAddr(a.Address)
+		return err == nil && have.Unmap() == ip
+	})
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+	core "k8s.io/kubernetes/pkg/apis/core"
+)
+
+func clientOf(t *testing.T, c *rest.Config) kubernetes.Interface {
+	t.Helper()
+	client, err := kubernetes.NewForConfig(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+func nodeAt(name string, ips ...string) *corev1.Node {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
+	for _, ip := range ips {
+		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: ip})
+	}
+	return n
+}
+
+// TestNodeClaims: what a node says of itself with its own certificate.
+func TestNodeClaims(t *testing.T) {
+	f := newFixture(t)
+	o := f.options(t)
+	o.NodeClaims = &NodeClaims{
+		Networks: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")},
+		Servers:  func() []netip.Addr { return []netip.Addr{netip.MustParseAddr("192.0.2.1")} },
+		Own:      "boat", ServerLabel: "node-role.kubernetes.io/control-plane",
+	}
+	r := f.start(t, o)
+	admin, node := clientOf(t, r.admin()).CoreV1().Nodes(), clientOf(t, r.withLeaf(f.leaf.node)).CoreV1().Nodes()
+	if _, err := admin.Create(t.Context(), nodeAt("two", "192.0.2.2"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the other node is known", func() error { // to the plugin's informer
+		_, err := node.Create(t.Context(), nodeAt("one", "192.0.2.2"), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		if err != nil && strings.Contains(err.Error(), "the address of the node two") {
+			return nil
+		}
+		return fmt.Errorf("it may have the other one's address: %v", err)
+	})
+	ranges := nodeAt("one", "192.0.2.3")
+	ranges.Spec.PodCIDR, ranges.Spec.PodCIDRs = "10.42.1.0/24", []string{"10.42.1.0/24"}
+	for what, tt := range map[string]struct {
+		node *corev1.Node
+		want string
+	}{
+		"with a pod network":           {ranges, "does not choose its own pod network"},
+		"at a pod's address":           {nodeAt("one", "10.42.0.9"), "network for pods or Services"},
+		"at the API's Service":         {nodeAt("one", "192.0.2.3", "10.43.0.1"), "network for pods or Services"},
+		"at a server's address":        {nodeAt("one", "192.0.2.1"), "address of a server"},
+		"in another form":              {nodeAt("one", "::ffff:192.0.2.1"), "address of a server"},
+		"at the address of a live one": {nodeAt("one", "192.0.2.2"), "address of the node two"},
+	} {
+		if _, err := node.Create(t.Context(), tt.node, metav1.CreateOptions{}); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("a node that registers %s: %v, want %q", what, err, tt.want)
+		}
+	}
+	if _, err := node.Create(t.Context(), nodeAt("one", "192.0.2.3"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	patch := func(as corev1client.NodeInterface, body string, sub ...string) error {
+		_, err := as.Patch(t.Context(), "one", types.StrategicMergePatchType, []byte(body), metav1.PatchOptions{}, sub...)
+		return err
+	}
+	refused := func(what, want string, err error) {
+		t.Helper()
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", what, err, want)
+		}
+	}
+	refused("a pod network later", "does not choose its own pod network", patch(node, `{"spec":{"podCIDR":"10.42.1.0/24","podCIDRs":["10.42.1.0/24"]}}`))
+	refused("another's address later", "address of the node two", patch(node, `{"status":{"addresses":[{"type":"ExternalIP","address":"192.0.2.2"}]}}`, "status"))
+	if err := patch(admin, `{"spec":{"podCIDR":"10.42.1.0/24","podCIDRs":["10.42.1.0/24"]}}`); err != nil {
+		t.Errorf("the controllers give it a pod network: %v", err)
+	}
+	if err := patch(node, `{"status":{"addresses":[{"type":"ExternalIP","address":"198.51.100.3"}]}}`, "status"); err != nil {
+		t.Errorf("an address of its own: %v", err)
+	}
+	// The other one dies; its address is free.
+	dead := `{"status":{"conditions":[{"type":"Ready","status":"Unknown"}]}}`
+	if _, err := admin.Patch(t.Context(), "two", types.StrategicMergePatchType, []byte(dead), metav1.PatchOptions{}, "status"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a dead node's address is free", func() error {
+		return patch(node, `{"status":{"addresses":[{"type":"InternalIP","address":"192.0.2.2"}]}}`, "status")
+	})
+}
+
+// TestServersNodesClaims: a server's own node may have the server's address, and any server's node another's, for two that
+// exchange theirs must not wait for one another.
+func TestServersNodesClaims(t *testing.T) {
+	p := newNodeClaims(NodeClaims{
+		Networks: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, Own: "boat", ServerLabel: "role",
+		Servers: func() []netip.Addr { return []netip.Addr{netip.MustParseAddr("192.0.2.1")} },
+	})
+	own, labelled := &core.Node{ObjectMeta: metav1.ObjectMeta{Name: "boat"}}, &core.Node{ObjectMeta: metav1.ObjectMeta{Name: "ship", Labels: map[string]string{"role": ""}}}
+	for _, n := range []*core.Node{own, labelled} {
+		if err := p.mayHave(n, "192.0.2.1"); err != nil {
+			t.Errorf("%s: %v", n.Name, err)
+		}
+		if err := p.mayHave(n, "10.42.0.1"); err == nil {
+			t.Errorf("%s may have a pod's address", n.Name)
+		}
+	}
+	if err := p.mayHave(&core.Node{ObjectMeta: metav1.ObjectMeta{Name: "raft"}}, "a-host-name"); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/server/apiserver"
+	"github.com/coracle-k8s/coracle/server/joining"
+)
+
+// nodeClaims is what the API server keeps nodes from saying of themselves.
+func (s *Server) nodeClaims() *apiserver.NodeClaims {
+	c := &apiserver.NodeClaims{
+		Networks: slices.Concat(s.o.Cluster.PodCIDRs, s.o.Cluster.ServiceCIDRs), ServerLabel: roleLabel,
+		Servers: func() []netip.Addr {
+			out := s.admission.servers()
+			for _, ip := range s.files.serving.IPs {
+				if a, ok := netip.AddrFromSlice(ip); ok {
+					out = append(out, a.Unmap())
+				}
+			}
+			return out
+		},
+	}
+	if s.o.OwnNode {
+		c.Own = s.o.NodeName
+	}
+	return c
+}
+
+// claimName makes sure that nobody else has the node's name or address.
+func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, m joining.Machine) error {
+	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("looking for the node: %w", err)
+	}
+	var node *corev1.Node
+	for i := range nodes.Items {
+		n := &nodes.Items[i]
+		if n.Name == m.Node.Name {
+			node = n
+		} else if i := slices.IndexFunc(m.Node.Addresses, func(ip netip.Addr) bool { return apiserver.NodeHas(n, ip) }); i >= 0 && apiserver.NodeLives(n) {
+			ip := m.Node.Addresses[i]
+			if m.Joined { // two nodes whose addresses changed at once: the other one will tell its new one
+				return join.Refuse(join.CodeBusy, "%s is still the address of the node %s", ip, n.Name)
+			}
+			return join.Refuse(join.CodeAddress, "%s is the address of the node %s, which is alive; give this machine's own with --node-ip", ip, n.Name)
+		}
+	}
+	if m.Joined && node == nil {
+		return join.Refuse(join.CodeCertificate, "the node %s was deleted from the cluster; it can join again with a token", m.Node.Name)
+	}
+	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
+	have, err := secrets.Get(ctx, m.Node.Name+passwordSuffix, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		have = nil
+	case err != nil:
+		return fmt.Errorf("looking for the node's password: %w", err)
+	}
+	registered := node != nil && !slices.ContainsFunc(m.Node.Addresses, func(ip netip.Addr) bool { return !apiserver.NodeHas(node, ip) })
+	want := a.claim(m.Node)
+	known := have != nil && subtle.ConstantTimeCompare(have.Data[passwordHash], want.Data[passwordHash]) == 1
+	if known && registered {
+		return nil
+	}
+	if !known && !m.Joined { // who has the node's key may have another password: its file was lost
+		if err := a.mayTakeOver(m.Node.Name, node, have); err != nil {
+			return err
+		}
+	}
+	if !known || !bytes.Equal(have.Data[passwordAddresses], want.Data[passwordAddresses]) || !a.fresh(have) {
+		if have, err = keepClaim(ctx, secrets, have, want); err != nil {
+			return err
+		}
+	}
+	if registered {
+		return nil
+	}
+	return a.checkClaims(ctx, secrets, have, m.Node.Addresses)
+}
+
+// claim is what is kept of a machine that was let in.
+func (a *admission) claim(n join.Node) *corev1.Secret {
+	sum := sha256.Sum256([]byte(n.Password))
+	var addresses []string
+	for _, ip := range n.Addresses {
+		addresses = append(addresses, ip.String())
+	}
+	return &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: n.Name + passwordSuffix, Labels: map[string]string{managedBy: "coracle"}},
+		Data: map[string][]byte{
+			passwordHash: []byte(hex.EncodeToString(sum[:])), passwordSince: []byte(a.s.o.Clock.Now().UTC().Format(time.RFC3339)),
+			passwordAddresses: []byte(strings.Join(addresses, ",")),
+		},
+	}
+}
+
+// keepClaim writes it, in place of have if there is one.
+func keepClaim(ctx context.Context, secrets corev1client.SecretInterface, have, want *corev1.Secret) (*corev1.Secret, error) {
+	var err error
+	if have == nil {
+		have, err = secrets.Create(ctx, want, metav1.CreateOptions{})
+	} else {
+		want.ResourceVersion = have.ResourceVersion
+		have, err = secrets.Update(ctx, want, metav1.UpdateOptions{})
+	}
+	if apierrors.IsAlreadyExists(err) || apierrors.IsConflict(err) {
+		return nil, join.Refuse(join.CodeBusy, "another machine is joining under the name %s at this moment", strings.TrimSuffix(want.Name, passwordSuffix))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("keeping the node's password: %w", err)
+	}
+	return have, nil
+}
+
+// fresh says whether a machine was let in so lately that its Node may still be to come.
+func (a *admission) fresh(claim *corev1.Secret) bool {
+	since, err := time.Parse(time.RFC3339, string(claim.Data[passwordSince]))
+	return err == nil && a.s.o.Clock.Now().Sub(since).Abs() < registration
+}
+
+// checkClaims looks whether another machine that has no Node yet was let in with one of the addresses before. Of two that
+// come at the same moment, to two servers perhaps, both have written their own claim by now, and the earlier one counts.
+func (a *admission) checkClaims(ctx context.Context, secrets corev1client.SecretInterface, own *corev1.Secret, ips []netip.Addr) error {
+	all, err := secrets.List(ctx, metav1.ListOptions{LabelSelector: managedBy + "=coracle"})
+	if err != nil {
+		return fmt.Errorf("looking for machines that are joining: %w", err)
+	}
+	for i := range all.Items {
+		other := &all.Items[i]
+		if !strings.HasSuffix(other.Name, passwordSuffix) || !a.fresh(other) || !earlier(other, own) {
+			continue
+		}
+		for text := range strings.SplitSeq(string(other.Data[passwordAddresses]), ",") {
+			if ip, err := netip.ParseAddr(text); err == nil && slices.Contains(ips, ip) {
+				return join.Refuse(join.CodeBusy, "another machine has just joined with the address %s, as the node %s; each machine has its own (--node-ip)",
+					ip, strings.TrimSuffix(other.Name, passwordSuffix))
+			}
+		}
+	}
+	return nil
+}
+
+// earlier compares two Secrets by the store's revision at which they were written.
+func earlier(a, b *corev1.Secret) bool {
+	at := func(s *corev1.Secret) uint64 {
+		n, _ := strconv.ParseUint(s.ResourceVersion, 10, 64) // 0 in tests without a store
+		return n
+	}
+	return cmp.Or(cmp.Compare(at(a), at(b)), cmp.Compare(a.Name, b.Name)) < 0
+}
+
+// mayTakeOver says whether a machine that does not know the node's password may become that node: if the machine that
+// was is dead, or is gone for good.
+func (a *admission) mayTakeOver(name string, node *corev1.Node, have *corev1.Secret) error {
+	taken := func(why string) error {
+		return join.Refuse(join.CodeName, "there is a node named %s already, and %s. Choose another name with --node-name, or, if this machine takes the place of "+
+			"that one, delete the node first: kubectl delete node %s", name, why, name)
+	}
+	switch {
+	case node != nil && (name == a.s.o.NodeName || have == nil && node.Labels[roleLabel] == roleValue):
+		return taken("it is a server's own")
+	case node != nil && apiserver.NodeLives(node):
+		return taken("it is alive")
+	case have != nil && a.fresh(have):
+		return taken("another machine has just joined under it")
+	}
+	return nil
+}

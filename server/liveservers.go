@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+const (
+	// silent is how long a server may not have been heard and still stands behind the kubernetes Service. One that is alive
+	// answers heartbeats several times in a tenth of that; together with the time of looking and writing it stays below three seconds.
+	silent = 2 * time.Second
+	// newLeaderWaits is how long a leader that has just been elected takes a server that it has not heard yet for alive: it
+	// knows as little of those that it did not need for its election as of those that are gone.
+	newLeaderWaits = time.Second
+)
+
+// liveServers are the addresses behind the kubernetes Service, as the leader knows them. It is asked again and again.
+type liveServers struct {
+	leading time.Time // since when; zero on a server that does not lead
+}
+
+// of returns none on a server that does not lead: the leader knows them better.
+func (l *liveServers) of(members []raftstore.Member, now time.Time) []netip.AddrPort {
+	var out []netip.AddrPort
+	leads := false
+	for _, m := range members {
+		leads = leads || m.Self && m.Leader
+	}
+	if !leads {
+		l.leading = time.Time{}
+		return nil
+	}
+	if l.leading.IsZero() {
+		l.leading = now
+	}
+	for _, m := range members {
+		if !m.Self && now.Sub(m.Contact) > silent && now.Sub(l.leading) > newLeaderWaits {
+			continue
+		}
+		if at, err := netip.ParseAddrPort(m.Address); err == nil {
+			out = append(out, netip.AddrPortFrom(at.Addr().Unmap(), at.Port()))
+		}
+	}
+	return out
+}
