@@ -63,6 +63,8 @@ type Options struct {
 	Token, AgentToken string
 	// EncryptResources are encrypted in the store, "secrets" among them; none switches encryption off.
 	EncryptResources []string
+	// Snapshots are taken of the whole cluster.
+	Snapshots SnapshotOptions
 	// Kubeconfigs are the files in which an administrator finds access.
 	Kubeconfigs []Kubeconfig
 

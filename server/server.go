@@ -35,6 +35,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/server/snapshots"
 )
 
 const (
@@ -63,6 +64,7 @@ type Server struct {
 	tokens   token.Set
 	// admission lets machines in.
 	admission *admission
+	snapshots *snapshots.Keeper
 	ready     chan struct{} // closed when clients are served and the cluster's own objects are there
 	board     board
 }
@@ -105,6 +107,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	if err := s.makeCredentials(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	s.snapshots = s.newSnapshots()
 	controller.EncryptionConfigFileChangePollDuration = encryptionPoll
 	return s, nil
 }

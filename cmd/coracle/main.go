@@ -16,6 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/quietqueues"
+	"github.com/coracle-k8s/coracle/server"
 )
 
 // gcPercent trades some CPU for memory while the process is at rest: boards have less of the latter. Under load, which a
@@ -44,6 +45,7 @@ func main() {
 		Unpack:           unpack,
 		Parts:            partVersions,
 		Encryption:       keys{},
+		SnapshotFiles:    server.SnapshotFiles,
 		CheckHost:        check.LocalHost,
 		Stdin:            os.Stdin,
 		Stdout:           os.Stdout,

@@ -16,6 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/memlimit"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/server"
+	"github.com/coracle-k8s/coracle/server/snapshots"
 )
 
 const (
@@ -42,6 +43,8 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 	if err != nil {
 		return err
 	}
+	p.Admin.Handle(snapshots.Path, s.Snapshots())
+	p.Admin.Handle(snapshots.Path+"/", s.Snapshots())
 	runNode := func(context.Context) error { return nil }
 	if !c.DisableAgent {
 		n, err := ownNode(c, o.Cluster, s)
@@ -135,6 +138,7 @@ func serverOptions(c *config.Server) server.Options {
 		Cluster: clusterSettings(c), OwnNode: !c.DisableAgent, NodePortRange: c.NodePorts.String(),
 		Token: c.Token, AgentToken: c.AgentToken,
 		EncryptResources: c.EncryptResources,
+		Snapshots:        server.SnapshotOptions{Dir: c.Snapshots.Dir, Retention: c.Snapshots.Retention, KeyFile: c.Snapshots.KeyFile},
 		Kubeconfigs: []server.Kubeconfig{
 			{Path: c.Kubeconfig.Path, Mode: c.Kubeconfig.Mode, GID: c.Kubeconfig.GID},
 			{Path: c.Paths.AdminKubeconfig, Mode: 0o600},

@@ -128,6 +128,15 @@ func RegisterPlaces(fs *pflag.FlagSet) *Flags {
 	return f
 }
 
+// RegisterSome adds the flags that say which coracle a command is about, and the ones of the given names.
+func RegisterSome(fs *pflag.FlagSet, names ...string) *Flags {
+	f := RegisterPlaces(fs)
+	for _, name := range names {
+		f.add(fs, Lookup(name))
+	}
+	return f
+}
+
 // RegisterFor adds all flags of a command c to one that only looks at c's settings. Those that do not say which coracle
 // is meant are left out of its help, and reserved is a short name that it has a use of its own for.
 func RegisterFor(fs *pflag.FlagSet, c Command, reserved string) *Flags {

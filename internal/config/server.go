@@ -47,6 +47,8 @@ type Server struct {
 	// EncryptResources are the resources to encrypt in the store, "secrets" the first; none when switched off.
 	EncryptResources []string
 
+	Snapshots Snapshots
+
 	Disable          []string // names of packaged parts, see DisableNames
 	DisableAgent     bool
 	DisableKubeProxy bool
@@ -115,6 +117,7 @@ func (r *reader) server(h Host) Server {
 		ControllerManagerArgs: r.args("kube-controller-manager-arg"),
 		SchedulerArgs:         r.args("kube-scheduler-arg"),
 	}
+	s.Snapshots = r.snapshots(s.Paths)
 	s.Kubeconfig = Kubeconfig{Path: r.path("write-kubeconfig"), Mode: r.mode("write-kubeconfig-mode"), GID: r.group("write-kubeconfig-group")}
 	ranges := slices.Concat(s.ClusterCIDRs, s.ServiceCIDRs)
 	r.checkNetworks(&s)

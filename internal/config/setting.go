@@ -11,13 +11,15 @@ type Command uint8
 
 // The commands that take settings. Tool stands for all commands that look at a running or installed coracle
 // (status, kubectl, token and so on): they read the same files for the few settings they need and ignore the rest.
+// Snapshot stands for the commands below coracle snapshot, which need some more.
 const (
 	ServerCommand Command = 1 << iota
 	AgentCommand
 	ToolCommand
+	SnapshotCommand
 
 	nodeCommands = ServerCommand | AgentCommand
-	allCommands  = ServerCommand | AgentCommand | ToolCommand
+	allCommands  = nodeCommands | ToolCommand | SnapshotCommand
 )
 
 // String gives the commands as a user types them.

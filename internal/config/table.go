@@ -21,6 +21,7 @@ const (
 	groupCluster    = "Cluster membership"
 	groupClient     = "Admin kubeconfig"
 	groupEncryption = "Encryption at rest"
+	groupSnapshots  = "Snapshots"
 	groupNode       = "Node"
 	groupRuntime    = "Container runtime"
 	groupParts      = "Parts"
@@ -82,9 +83,9 @@ var table = []Setting{
 		Help: "Server to join, such as https://10.0.0.5:6443"},
 	{Name: "lb-server-port", Commands: AgentCommand, Group: groupCluster, Kind: Int, Holder: "PORT", Default: "6444",
 		Help: "Port on 127.0.0.1 at which this node reaches whichever server answers"},
-	{Name: "token", Short: "t", Commands: nodeCommands, Group: groupCluster, Holder: "TOKEN", Computed: "a server makes one at its first start",
+	{Name: "token", Short: "t", Commands: nodeCommands | SnapshotCommand, Group: groupCluster, Holder: "TOKEN", Computed: "a server makes one at its first start",
 		Help: "Secret that lets a server or an agent join the cluster"},
-	{Name: "token-file", Commands: nodeCommands, Group: groupCluster, Holder: "FILE", Files: true,
+	{Name: "token-file", Commands: nodeCommands | SnapshotCommand, Group: groupCluster, Holder: "FILE", Files: true,
 		Help: "File that holds the token, instead of --token"},
 	{Name: "agent-token", Commands: ServerCommand, Group: groupCluster, Holder: "TOKEN", Computed: "a server makes one at its first start",
 		Help: "Secret that lets agents join the cluster, but not servers"},
@@ -102,6 +103,13 @@ var table = []Setting{
 		Help: "Encrypt Secrets in the store"},
 	{Name: "encrypt-resources", Commands: ServerCommand, Group: groupEncryption, Kind: List, Holder: "RESOURCE",
 		Help: "Resources to encrypt besides secrets, such as configmaps or widgets.example.com"},
+
+	{Name: "snapshot-dir", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "DIR", Computed: "snapshots/ in --data-dir", Dirs: true,
+		Help: "Folder for the cluster's snapshots"},
+	{Name: "snapshot-retention", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Kind: Int, Holder: "N", Default: "5",
+		Help: "How many scheduled snapshots of this server are kept"},
+	{Name: "snapshot-key-file", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "FILE", Files: true,
+		Help: "File with the secret that encrypts snapshots, instead of the server token; keep a copy of it elsewhere"},
 
 	{Name: "node-name", Commands: nodeCommands, Group: groupNode, Holder: "NAME", Computed: "the host name in lower case",
 		Help: "Name of this node"},

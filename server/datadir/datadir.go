@@ -43,6 +43,9 @@ type Options struct {
 	StoreDir string
 	// Version is this program's.
 	Version string
+	// Replace says that everything in the folder is going to be replaced: an identity that is lost, damaged or of a newer program
+	// is no obstacle then, and the server gets a new one.
+	Replace bool
 }
 
 // identity is what a server keeps about itself.
@@ -69,6 +72,14 @@ type InUseError struct {
 	PID     string // empty if it is not known
 }
 
+// By names the other process as far as it is known, with a comma before it.
+func (e *InUseError) By() string {
+	if e.PID == "" {
+		return ""
+	}
+	return ", process " + e.PID
+}
+
 func (e *InUseError) Error() string {
 	return fmt.Sprintf("another coracle server%s uses the data directory %s. Nothing was changed: stop that one first, or give this "+
 		"one a folder of its own with --data-dir", process(e.PID), e.DataDir)
@@ -93,7 +104,13 @@ func Open(o Options) (_ *Dir, err error) {
 		return nil, fmt.Errorf("looking into the store's folder: %w", err)
 	}
 	d.Established = len(entries) > 0
-	return d, d.identify(&o)
+	if err := d.identify(&o); err != nil && o.Replace {
+		d.id = identity{Format: Format, Version: o.Version}
+		return d, d.draw()
+	} else if err != nil {
+		return d, err
+	}
+	return d, nil
 }
 
 // ServerID names this server in the store's log, for ever.
@@ -108,11 +125,9 @@ func (d *Dir) identify(o *Options) error {
 		return fmt.Errorf("%s is missing, although there is a store in %s. Nothing was changed. That file says which server of the "+
 			"cluster this is: restore it from a backup, then start again", path, o.StoreDir)
 	case errors.Is(err, fs.ErrNotExist):
-		id := make([]byte, 8)
-		if _, err := rand.Read(id); err != nil {
-			return fmt.Errorf("drawing an id for this server: %w", err)
+		if err := d.draw(); err != nil {
+			return err
 		}
-		d.id.ServerID = hex.EncodeToString(id)
 	case err != nil:
 		return fmt.Errorf("reading who this server is: %w", err)
 	default:
@@ -127,6 +142,16 @@ func (d *Dir) identify(o *Options) error {
 			o.Version, Format, d.id.Version)
 	}
 	d.id.Format, d.id.Version = Format, o.Version
+	return nil
+}
+
+// draw makes a new id.
+func (d *Dir) draw() error {
+	id := make([]byte, 8)
+	if _, err := rand.Read(id); err != nil {
+		return fmt.Errorf("drawing an id for this server: %w", err)
+	}
+	d.id.ServerID = hex.EncodeToString(id)
 	return nil
 }
 

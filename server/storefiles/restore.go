@@ -46,11 +46,7 @@ func (s *Server) take() (*datadir.Dir, error) {
 	dir, err := datadir.Open(datadir.Options{DataDir: s.DataDir, ServerDir: s.ServerDir, StoreDir: s.StoreDir, Version: s.Version})
 	var inUse *datadir.InUseError
 	if errors.As(err, &inUse) {
-		by := ""
-		if inUse.PID != "" {
-			by = ", process " + inUse.PID
-		}
-		return nil, fmt.Errorf("the server runs%s. Nothing was changed. Stop it first: systemctl stop coracle, or end the process", by)
+		return nil, fmt.Errorf("the server runs%s. Nothing was changed. Stop it first: systemctl stop coracle, or end the process", inUse.By())
 	}
 	return dir, err
 }
@@ -90,7 +86,7 @@ func (s *Server) Restore(backup string) (b *Backup, kept string, err error) {
 	if err := dir.Record(); err != nil {
 		return nil, "", errors.Join(fmt.Errorf("noting who this server is: %w", err), os.RemoveAll(made))
 	}
-	kept, err = replace(s.StoreDir, made, s.StoreDir+".before-"+stamp)
+	kept, err = Replace(s.StoreDir, made, s.StoreDir+".before-"+stamp)
 	if err != nil {
 		return nil, "", err
 	}
@@ -107,9 +103,9 @@ func (s *Server) fill(made, cluster, node, backup string) error {
 	return raftstore.Restore(raftstore.Options{Dir: made, ClusterID: cluster, NodeID: node, Logger: slog.New(slog.DiscardHandler)}, f)
 }
 
-// replace puts the folder made in the place of dir and keeps that under another name, which it returns. At every moment
+// Replace puts the folder made in the place of dir and keeps that under another name, which it returns. At every moment
 // dir is one or the other, where the file system can do that.
-func replace(dir, made, keep string) (kept string, err error) {
+func Replace(dir, made, keep string) (kept string, err error) {
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		return "", errors.Join(renameNew(made, dir), atomicfile.SyncDir(filepath.Dir(dir)))
 	}

@@ -105,11 +105,11 @@ func TestReplaceKeepsBoth(t *testing.T) {
 		}
 	}
 	folder("made", "1")
-	if kept, err := replace(at("store"), at("made"), at("kept")); err != nil || kept != "" {
+	if kept, err := Replace(at("store"), at("made"), at("kept")); err != nil || kept != "" {
 		t.Fatalf("without an earlier store: %q, %v", kept, err)
 	}
 	folder("made", "2")
-	if kept, err := replace(at("store"), at("made"), at("kept")); err != nil || kept != at("kept") {
+	if kept, err := Replace(at("store"), at("made"), at("kept")); err != nil || kept != at("kept") {
 		t.Fatalf("kept %q, %v", kept, err)
 	}
 	holds("store", "2")

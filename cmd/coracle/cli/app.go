@@ -34,6 +34,8 @@ type App struct {
 	Parts func() map[string]string
 	// Encryption looks after the store's keys.
 	Encryption Encryption
+	// SnapshotFiles are the files that a snapshot has besides the store; those of the second kind may be missing.
+	SnapshotFiles func() (required, optional []string)
 	// CheckHost is the machine that coracle check looks at.
 	CheckHost func() check.Host
 
@@ -84,7 +86,7 @@ join it with "coracle agent".`,
 	root.AddCommand(
 		a.serverCommand(), a.agentCommand(),
 		a.checkCommand(), a.statusCommand(), a.kubectlCommand(), a.ctrCommand(), a.crictlCommand(),
-		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.storeCommand(),
+		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.snapshotCommand(), a.storeCommand(),
 		a.debugCommand(), a.cleanupCommand(), a.versionCommand(), a.completionCommand(),
 	)
 	return root

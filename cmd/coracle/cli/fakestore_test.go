@@ -16,14 +16,16 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/server/snapshots"
 )
 
 // runStore runs a real store in a server's folder, as a server does, until ctx ends. It calls ready when it serves.
-func runStore(ctx context.Context, p config.Paths, ready func()) (err error) {
+func runStore(ctx context.Context, p config.Paths, admin *status.Server, ready func()) (err error) {
 	log := slog.New(slog.DiscardHandler)
 	dir, err := datadir.Open(datadir.Options{DataDir: p.DataDir, ServerDir: p.ServerDir, StoreDir: p.StoreDir, Version: "v0"})
 	if err != nil {
@@ -49,6 +51,17 @@ func runStore(ctx context.Context, p config.Paths, ready func()) (err error) {
 	if err := s.WaitReady(ctx); err != nil {
 		return err
 	}
+	tokens, err := token.Ensure(token.Options{Dir: p.ServerDir, Root: keys.Root(), Logger: log})
+	if err != nil {
+		return err
+	}
+	keeper := snapshots.NewKeeper(snapshots.Options{
+		Dir: filepath.Join(p.DataDir, "snapshots"), Cluster: token.Hash(keys.Root()), Server: "board1", Version: "v0", Retention: 5, Store: s, Logger: log,
+		Contents: func() (snapshots.Contents, error) { return fakeContents(p.ServerDir) },
+		Key:      func() (snapshots.Key, error) { return snapshots.KeyOfToken(tokens.Server.String()) },
+	})
+	admin.Handle(snapshots.Path, keeper.Handler())
+	admin.Handle(snapshots.Path+"/", keeper.Handler())
 	_ = os.Remove(p.StoreSocket) // of a process before, if there is one
 	l, err := net.Listen("unix", p.StoreSocket)
 	if err != nil {
@@ -56,6 +69,27 @@ func runStore(ctx context.Context, p config.Paths, ready func()) (err error) {
 	}
 	ready()
 	return s.ServeGRPC(ctx, l)
+}
+
+// fakeFiles are those of a snapshot.
+func fakeFiles() (required, optional []string) {
+	for _, s := range []pki.Signer{pki.ServerCA, pki.ClientCA, pki.RequestHeaderCA, pki.PeerCA} {
+		required = append(required, filepath.Join("tls", string(s)+".crt"), filepath.Join("tls", string(s)+".key"))
+	}
+	return append(required, filepath.Join("tls", pki.ServiceAccountKey), token.ServerFile), nil
+}
+
+func fakeContents(serverDir string) (snapshots.Contents, error) {
+	out := snapshots.Contents{Files: map[string][]byte{}}
+	required, _ := fakeFiles()
+	for _, name := range required {
+		data, err := os.ReadFile(filepath.Join(serverDir, name))
+		if err != nil {
+			return out, err
+		}
+		out.Files[name] = data
+	}
+	return out, nil
 }
 
 // put and gets are script commands that use the running store: put KEY VALUE; gets KEY [VALUE], no value for none.

@@ -33,6 +33,14 @@ func addPlaces(cmd *cobra.Command) *config.Flags {
 	return f
 }
 
+// addSome gives a command those flags, and the ones of the given names.
+func addSome(cmd *cobra.Command, names ...string) *config.Flags {
+	f := config.RegisterSome(cmd.Flags(), names...)
+	cmd.Flags().SortFlags = false
+	completeSettings(cmd, config.Table(config.SnapshotCommand))
+	return f
+}
+
 func completeSettings(cmd *cobra.Command, settings []*config.Setting) {
 	for _, s := range settings {
 		if cmd.Flags().Lookup(s.Name) == nil {

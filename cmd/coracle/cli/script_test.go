@@ -121,6 +121,7 @@ func testApp() *App {
 		Unpack:           fakeUnpack,
 		Parts:            func() map[string]string { return map[string]string{"runc": "1.2.3"} },
 		Encryption:       fakeKeys{},
+		SnapshotFiles:    fakeFiles,
 		CheckHost:        check.LocalHost,
 		Stdin:            os.Stdin,
 		Stdout:           os.Stdout,
@@ -188,7 +189,7 @@ func fakeServer(ctx context.Context, c *config.Server, p *Process) error {
 		p.Board.Part("agent").Set(status.Degraded, what)
 	}
 	if os.Getenv("FAKE_STORE") != "" {
-		return runStore(ctx, c.Paths, p.Ready)
+		return runStore(ctx, c.Paths, p.Admin, p.Ready)
 	}
 	p.Ready()
 	if os.Getenv("FAKE_ONCE") != "" {

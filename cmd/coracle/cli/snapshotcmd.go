@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/server/snapshots"
+)
+
+func (a *App) snapshotCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "snapshot", Aliases: []string{"snapshots", "etcd-snapshot"}, GroupID: groupUse, Short: "Save the whole cluster to a file, and restore it", Args: subcommand,
+		Long: `A snapshot is the whole cluster in one encrypted file: the store, the authorities, the keys and the settings. With it and
+the server token a new machine becomes the cluster's server. A server takes snapshots by schedule; these commands take
+one at once, list and remove them, and restore one. docs/operations/snapshots.md has the procedures.`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.snapshotSaveCommand(), a.snapshotListCommand(), a.snapshotDeleteCommand(), a.snapshotPruneCommand(), a.snapshotRestoreCommand())
+	return cmd
+}
+
+// askSnapshots asks the server that runs on this machine. Signals end the request.
+func askSnapshots(ctx context.Context, t *config.Tool, method, path string, query url.Values, out any) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	err := status.NewClient(t.Paths.AdminSocket).Do(ctx, method, path+"?"+query.Encode(), out)
+	switch {
+	case errors.Is(err, status.ErrNotRunning):
+		return fmt.Errorf("no server runs on this machine: nothing answers at %s. coracle status says more", t.Paths.AdminSocket)
+	case err != nil && strings.HasPrefix(err.Error(), "404 "):
+		return errors.New("an agent runs on this machine, and no server: snapshots are the servers' task")
+	case err != nil:
+		return forRoot(err)
+	}
+	return nil
+}
+
+func (a *App) snapshotSaveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "save", Short: "Save the cluster now", Args: noArgs,
+		Long: `Asks the server that runs on this machine to save the cluster to a new file in its folder for snapshots. The cluster works
+on meanwhile. The file's name is NAME-SERVER-TIME. It is kept until it is deleted: the schedule removes its own only.`,
+	}
+	flags := addPlaces(cmd)
+	name := cmd.Flags().String("name", snapshots.OnDemandName, "What the file's name begins with")
+	form := addOutput(cmd, "text", "json")
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
+		var info snapshots.Info
+		if err := askSnapshots(cmd.Context(), t, http.MethodPost, snapshots.Path, url.Values{"name": {*name}}, &info); err != nil {
+			return err
+		}
+		if form.value == "json" {
+			return printJSON(cmd.OutOrStdout(), info)
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "Saved the cluster to %s: %d keys, revision %d, %s.\n", info.Location, info.Keys, info.Revision, bytesText(info.Size))
+		if info.Key == snapshots.TokenKey {
+			fmt.Fprintln(cmd.OutOrStdout(), "To restore it, the server token is needed (coracle token print --server). Keep both elsewhere, apart from one another.")
+		}
+		return nil
+	})
+	return cmd
+}
+
+func (a *App) snapshotListCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "list", Aliases: []string{"ls", "l"}, Short: "List the snapshots that this server has", Args: noArgs}
+	flags := addPlaces(cmd)
+	form := addOutput(cmd, "table", "json")
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
+		var list []snapshots.Info
+		if err := askSnapshots(cmd.Context(), t, http.MethodGet, snapshots.Path, nil, &list); err != nil {
+			return err
+		}
+		if form.value == "json" {
+			return printJSON(cmd.OutOrStdout(), list)
+		}
+		var rows [][]string
+		for _, i := range list {
+			row := []string{i.Name, i.Location, bytesText(i.Size), i.Time.Local().Format(time.DateTime), strconv.FormatInt(i.Revision, 10)}
+			if i.Problem != "" {
+				row[3], row[4] = i.Problem, ""
+			}
+			rows = append(rows, row)
+		}
+		return printTable(cmd.OutOrStdout(), []string{"NAME", "LOCATION", "SIZE", "CREATED", "REVISION"}, rows)
+	})
+	return cmd
+}
+
+func (a *App) snapshotDeleteCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "delete NAME...", Aliases: []string{"rm"}, Short: "Delete snapshots", Args: cobra.MinimumNArgs(1)}
+	flags := addPlaces(cmd)
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
+		return removeSnapshots(cmd, t, http.MethodDelete, snapshots.Path, url.Values{"name": args})
+	})
+	return cmd
+}
+
+func (a *App) snapshotPruneCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "prune", Short: "Delete this server's older snapshots", Args: noArgs,
+		Long: `Deletes all but the newest snapshots of this server whose names begin with --name. The schedule does this for its own
+each time it has saved one.`,
+	}
+	flags := addPlaces(cmd)
+	name := cmd.Flags().String("name", snapshots.OnDemandName, "What their names begin with, before the server's name")
+	keep := cmd.Flags().Int("snapshot-retention", snapshots.DefaultRetention, "How many to keep")
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
+		if *keep < 0 {
+			return usageError{cmd, errors.New("--snapshot-retention: the number of snapshots to keep is 0 or more")}
+		}
+		return removeSnapshots(cmd, t, http.MethodPost, snapshots.Path+"/prune", url.Values{"name": {*name}, "retention": {strconv.Itoa(*keep)}})
+	})
+	return cmd
+}
+
+func removeSnapshots(cmd *cobra.Command, t *config.Tool, method, path string, query url.Values) error {
+	var out snapshots.Removed
+	if err := askSnapshots(cmd.Context(), t, method, path, query, &out); err != nil {
+		return err
+	}
+	for _, name := range out.Deleted {
+		fmt.Fprintf(cmd.OutOrStdout(), "Deleted %s.\n", name)
+	}
+	if out.Problem != "" {
+		return errors.New(out.Problem)
+	}
+	if len(out.Deleted) == 0 {
+		fmt.Fprintln(cmd.OutOrStdout(), "There was nothing to delete.")
+	}
+	return nil
+}

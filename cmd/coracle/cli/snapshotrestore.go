@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/version"
+	"github.com/coracle-k8s/coracle/server/snapshots"
+)
+
+func (a *App) snapshotRestoreCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "restore FILE|NAME", Short: "Make this machine the server of a saved cluster; the server has to be stopped", Args: cobra.ExactArgs(1),
+		Long: `Makes this machine the one server of the cluster that a snapshot holds. It may be a new machine, or the server that is
+here and stopped. The snapshot is decrypted and checked to its last byte, and the store is built and read, before anything
+is changed. Nothing is deleted: what was there is kept under another name.
+
+Other servers of the cluster have to be stopped first, and join this one anew.`,
+	}
+	flags := addSome(cmd, "token", "token-file", "snapshot-key-file", "snapshot-dir")
+	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
+		t, err := config.LoadSnapshotTool(a.sources(flags))
+		if err != nil {
+			return err
+		}
+		return a.restoreSnapshot(cmd.OutOrStdout(), t, args[0])
+	})
+	return cmd
+}
+
+func (a *App) restoreSnapshot(out io.Writer, t *config.SnapshotTool, what string) error {
+	path := what
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) && !strings.ContainsRune(what, filepath.Separator) {
+		path = filepath.Join(t.Snapshots.Dir, what)
+	}
+	h, err := snapshots.Look(path)
+	if err != nil {
+		return forRoot(err)
+	}
+	key, err := restoreKey(t, h)
+	if err != nil {
+		return forRoot(err)
+	}
+	required, optional := a.SnapshotFiles()
+	r, err := snapshots.Restore(snapshots.Target{
+		DataDir: t.Paths.DataDir, ServerDir: t.Paths.ServerDir, Version: version.Get().Coracle, Required: required, Optional: optional, Now: time.Now,
+	}, path, key)
+	if err != nil {
+		return forRoot(err)
+	}
+	fmt.Fprintf(out, "Restored %s of %s: %d keys, revision %d.\n", path, h.Time.Local().Format(time.DateTime), h.Keys, h.Revision)
+	if r.Kept != "" {
+		fmt.Fprintf(out, "What was in %s is kept in %s.\nRemove it when the cluster is well, or rename it back to undo this.\n", t.Paths.ServerDir, r.Kept)
+	}
+	fmt.Fprintf(out, `
+Now:
+  1. If the cluster had other servers: stop each, and move its folder %s away. Until that is done, start nothing.
+  2. Start this server: systemctl start coracle, or however it was started.
+  3. Let the others join again: coracle server --server https://THIS-SERVER:6443 --token TOKEN.
+Agents need nothing, as long as they reach this machine under an address of the old servers.
+`, t.Paths.ServerDir)
+	return nil
+}
+
+// restoreKey finds what decrypts a snapshot: what the user gave, or else the token of the server that is here.
+func restoreKey(t *config.SnapshotTool, h snapshots.Header) (snapshots.Key, error) {
+	if h.Key == snapshots.FileKey {
+		if t.Snapshots.KeyFile == "" {
+			return snapshots.Key{}, errors.New("the snapshot is encrypted with a key of its own: give --snapshot-key-file. Nothing was changed")
+		}
+		return snapshots.KeyOfFile(t.Snapshots.KeyFile)
+	}
+	text := t.Token
+	if text == "" {
+		data, err := os.ReadFile(t.Paths.TokenFile)
+		if errors.Is(err, fs.ErrNotExist) {
+			return snapshots.Key{}, errors.New("the snapshot is encrypted with the cluster's server token: give --token or --token-file. Nothing was changed")
+		}
+		if err != nil {
+			return snapshots.Key{}, fmt.Errorf("reading the token of this machine's server: %w", err)
+		}
+		text = string(data)
+	}
+	key, err := snapshots.KeyOfToken(text)
+	if err != nil {
+		return key, fmt.Errorf("--token: %w. Nothing was changed", err)
+	}
+	return key, nil
+}

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshots
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+)
+
+// Info is one snapshot as lists show it.
+type Info struct {
+	Name string `json:"name"`
+	// Location is the path, or s3://BUCKET/KEY.
+	Location string `json:"location"`
+	Size     int64  `json:"size"`
+	Header
+	// Problem says why this file cannot be used; its header is empty then.
+	Problem string `json:"problem,omitempty"`
+}
+
+// half is how the names of files begin that are being written.
+const half = ".half-"
+
+// folder is where this server's files are.
+type folder string
+
+// save writes a new file: all of it, on the disk and read back, or nothing.
+func (d folder) save(name string, fill func(io.Writer) error) (info Info, err error) {
+	if err := checkName(name); err != nil {
+		return info, err
+	}
+	if err := os.MkdirAll(string(d), 0o700); err != nil {
+		return info, fmt.Errorf("making the folder for snapshots: %w", err)
+	}
+	path := filepath.Join(string(d), name)
+	if _, err := os.Lstat(path); err == nil {
+		return info, fmt.Errorf("there is a snapshot %s already. Nothing was changed; choose another name", name)
+	}
+	f, err := os.CreateTemp(string(d), half+"*") // mode 0600
+	if err != nil {
+		return info, fmt.Errorf("writing the snapshot: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("writing the snapshot %s: %w; nothing was kept of it", path, err), os.Remove(f.Name()))
+		}
+		err = errors.Join(err, f.Close())
+	}()
+	out := bufio.NewWriterSize(f, 64<<10)
+	if err := errors.Join(fill(out), out.Flush()); err != nil {
+		return info, err
+	}
+	if err := f.Sync(); err != nil {
+		return info, err
+	}
+	if info, err = verify(f); err != nil {
+		return info, fmt.Errorf("reading it back: %w", err)
+	}
+	if err := unix.Renameat2(unix.AT_FDCWD, f.Name(), unix.AT_FDCWD, path, unix.RENAME_NOREPLACE); errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		err = os.Rename(f.Name(), path)
+		if err != nil {
+			return info, err
+		}
+	} else if err != nil {
+		return info, err
+	}
+	info.Name, info.Location = name, path
+	if err := atomicfile.SyncDir(string(d)); err != nil {
+		return info, fmt.Errorf("making the name of %s last: %w", path, err)
+	}
+	return info, nil
+}
+
+// verify reads a file as the disk has it.
+func verify(f *os.File) (Info, error) {
+	// What was written is in the page cache; the kernel drops it, so that the disk is asked (posix_fadvise(2)). Where it
+	// does not, on tmpfs for example, the cache is read.
+	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	info, err := f.Stat()
+	if err != nil {
+		return Info{}, err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return Info{}, err
+	}
+	h, err := checkSum(f, info.Size())
+	return Info{Size: info.Size(), Header: h}, err
+}
+
+// list returns what is there, the oldest first. Only headers are read.
+func (d folder) list() ([]Info, error) {
+	entries, err := os.ReadDir(string(d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listing the snapshots: %w", err)
+	}
+	var out []Info
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") || !e.Type().IsRegular() {
+			continue
+		}
+		info, err := d.look(e.Name())
+		if errors.Is(err, ErrNoSnapshot) || errors.Is(err, fs.ErrNotExist) {
+			continue // somebody else's file, or removed meanwhile
+		}
+		if err != nil {
+			info.Problem, info.Header = err.Error(), Header{}
+		}
+		out = append(out, info)
+	}
+	sortByTime(out)
+	return out, nil
+}
+
+func (d folder) look(name string) (Info, error) {
+	info := Info{Name: name, Location: filepath.Join(string(d), name)}
+	f, err := os.Open(info.Location)
+	if err != nil {
+		return info, err
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err == nil {
+		info.Size = st.Size()
+	}
+	info.Header, _, err = readHeader(bufio.NewReader(f))
+	return info, err
+}
+
+func (d folder) delete(name string) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	if _, err := d.look(name); errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNoSnapshot) {
+		return errNotThere
+	}
+	if err := os.Remove(filepath.Join(string(d), name)); err != nil {
+		return fmt.Errorf("deleting the snapshot %s: %w", name, err)
+	}
+	return atomicfile.SyncDir(string(d))
+}
+
+// removeHalves removes what an interrupted process left.
+func (d folder) removeHalves() error {
+	paths, err := filepath.Glob(filepath.Join(string(d), half+"*"))
+	for _, p := range paths {
+		err = errors.Join(err, os.Remove(p))
+	}
+	return err
+}
+
+var errNotThere = errors.New("there is no such snapshot")
+
+func sortByTime(list []Info) {
+	slices.SortStableFunc(list, func(a, b Info) int {
+		if c := a.Time.Compare(b.Time); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Name, b.Name)
+	})
+}
+
+// surplus are the snapshots of a list, the oldest first, that are more than keep.
+func surplus(list []Info, keep int, counts func(Info) bool) []Info {
+	list = slices.DeleteFunc(slices.Clone(list), func(i Info) bool { return i.Problem != "" || !counts(i) })
+	return list[:max(0, len(list)-keep)]
+}
+
+// stamp is a time as it is in names.
+func stamp(t time.Time) string { return t.UTC().Format("20060102T150405Z") }

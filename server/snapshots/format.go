@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshots
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+)
+
+// A snapshot's file is
+//
+//	"coracle snapshot\n"
+//	header      one line of JSON that anybody may read
+//	body        encrypted in the form of age (age-encryption.org/v1)
+//	checksum    SHA-256 of everything before it, 32 bytes
+//
+// and the body, decrypted, is
+//
+//	length, header       the same line, so that nobody can change it
+//	length, contents     JSON
+//	state                what raftstore.Restore reads
+//
+// Lengths are four bytes, the highest first.
+const magic = "coracle snapshot\n"
+
+// Format is the version of that form. It goes up when an older program would misread what a newer one writes.
+const Format = 1
+
+const (
+	maxHeader   = 64 << 10
+	maxContents = 16 << 20
+)
+
+// Header is what can be read without a key.
+type Header struct {
+	Format int `json:"format"`
+	// Cluster is the hash of the cluster's authority, as tokens have it.
+	Cluster string `json:"cluster"`
+	// Server is the name of the server that wrote the file, Version that of its program.
+	Server  string    `json:"server"`
+	Version string    `json:"version"`
+	Time    time.Time `json:"time"`
+	// Revision is the store's, Keys the number of its keys.
+	Revision int64 `json:"revision"`
+	Keys     int64 `json:"keys"`
+	// Content stands for what a user would miss; two snapshots for which it is equal hold the same of that.
+	Content string `json:"content"`
+	// Scheduled says that the schedule asked for it.
+	Scheduled bool `json:"scheduled,omitempty"`
+	// Key says what decrypts it.
+	Key KeyKind `json:"key"`
+}
+
+// Contents is what belongs to the cluster besides its store.
+type Contents struct {
+	// Files are by their path below the server's folder.
+	Files map[string][]byte `json:"files"`
+}
+
+// Equal compares two contents.
+func (c Contents) Equal(d Contents) bool {
+	if len(c.Files) != len(d.Files) {
+		return false
+	}
+	for name, data := range c.Files {
+		if other, ok := d.Files[name]; !ok || !bytes.Equal(data, other) {
+			return false
+		}
+	}
+	return true
+}
+
+var (
+	// ErrNoSnapshot says that a file is no snapshot at all.
+	ErrNoSnapshot = errors.New("it is no snapshot of coracle")
+	// ErrDamaged says that a file is not what was written.
+	ErrDamaged = errors.New("it is damaged")
+)
+
+// write writes a snapshot. state writes the store's state.
+func write(w io.Writer, h Header, key Key, c Contents, state func(io.Writer) error) error {
+	h.Format, h.Key = Format, key.Kind
+	line, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	contents, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	sum := sha256.New()
+	out := io.MultiWriter(w, sum)
+	if _, err := fmt.Fprintf(out, "%s%s\n", magic, line); err != nil {
+		return err
+	}
+	body, err := key.encrypt(out)
+	if err != nil {
+		return err
+	}
+	for _, part := range [][]byte{line, contents} {
+		if _, err := body.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(part))), part...)); err != nil {
+			return err
+		}
+	}
+	if err := state(body); err != nil {
+		return err
+	}
+	if err := body.Close(); err != nil {
+		return err
+	}
+	_, err = w.Write(sum.Sum(nil))
+	return err
+}
+
+// readHeader reads what precedes the body and returns the header's line too.
+func readHeader(r *bufio.Reader) (h Header, line []byte, err error) {
+	start := make([]byte, len(magic))
+	if _, err := io.ReadFull(r, start); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || string(start) != magic {
+		return h, nil, ErrNoSnapshot
+	} else if err != nil {
+		return h, nil, err
+	}
+	for len(line) == 0 || line[len(line)-1] != '\n' {
+		b, err := r.ReadByte()
+		if err != nil || len(line) == maxHeader {
+			return h, nil, fmt.Errorf("%w: its header has no end", ErrDamaged)
+		}
+		line = append(line, b)
+	}
+	line = line[:len(line)-1]
+	if err := json.Unmarshal(line, &h); err != nil || h.Format < 1 {
+		return h, nil, fmt.Errorf("%w: its header cannot be read", ErrDamaged)
+	}
+	if h.Format > Format {
+		return h, line, fmt.Errorf("it was written by a newer coracle: %s, format %d, and this one knows formats up to %d. Use %s or newer", h.Version, h.Format, Format, h.Version)
+	}
+	return h, line, nil
+}
+
+// checkSum reads a snapshot from its first to its last byte, which needs no key.
+func checkSum(r io.Reader, size int64) (Header, error) {
+	sum := sha256.New()
+	in := bufio.NewReader(io.TeeReader(io.LimitReader(r, size-sha256.Size), sum))
+	h, _, err := readHeader(in)
+	if err != nil {
+		return h, err
+	}
+	if _, err := io.Copy(io.Discard, in); err != nil {
+		return h, err
+	}
+	want := make([]byte, sha256.Size)
+	if _, err := io.ReadFull(r, want); err != nil {
+		return h, fmt.Errorf("%w: its end is missing", ErrDamaged)
+	}
+	if !bytes.Equal(want, sum.Sum(nil)) {
+		return h, fmt.Errorf("%w: its checksum is wrong", ErrDamaged)
+	}
+	return h, nil
+}
+
+// open decrypts a snapshot. State reads the store's state; it must be read to its end to know that all of it is right.
+func open(r io.Reader, size int64, key Key) (h Header, c Contents, state io.Reader, err error) {
+	in := bufio.NewReader(io.LimitReader(r, size-sha256.Size))
+	h, line, err := readHeader(in)
+	if err != nil {
+		return h, c, nil, err
+	}
+	body, err := key.decrypt(in, h)
+	if err != nil {
+		return h, c, nil, err
+	}
+	inside, err := readPart(body, maxHeader)
+	if err != nil {
+		return h, c, nil, err
+	}
+	if !bytes.Equal(inside, line) {
+		return h, c, nil, fmt.Errorf("%w: its header was changed", ErrDamaged)
+	}
+	contents, err := readPart(body, maxContents)
+	if err != nil {
+		return h, c, nil, err
+	}
+	if err := json.Unmarshal(contents, &c); err != nil {
+		return h, c, nil, fmt.Errorf("its contents cannot be read: %w", err)
+	}
+	return h, c, body, nil
+}
+
+func readPart(r io.Reader, limit uint32) ([]byte, error) {
+	var length [4]byte
+	if _, err := io.ReadFull(r, length[:]); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	n := binary.BigEndian.Uint32(length[:])
+	if n > limit {
+		return nil, fmt.Errorf("%w: a part of it has %d bytes", ErrDamaged, n)
+	}
+	var part bytes.Buffer // grows with what is really there
+	if _, err := io.CopyN(&part, r, int64(n)); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return part.Bytes(), nil
+}
+
+// checkName refuses names that do not stay in one folder, and those that are not shown.
+func checkName(name string) error {
+	if name == "" || len(name) > 200 || strings.HasPrefix(name, ".") || strings.ContainsFunc(name, func(r rune) bool {
+		return r != '-' && r != '_' && r != '.' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+	}) {
+		return fmt.Errorf("%q cannot be the name of a snapshot: letters, digits, '-', '_' and '.' can be in it, and no '.' at its start", name)
+	}
+	return nil
+}

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshots
+
+import (
+	"encoding/json"
+	"net/http"
+	"strconv"
+)
+
+// Path is where a Handler answers on the admin socket.
+const Path = "/v1/snapshots"
+
+// Removed is the answer to requests that remove snapshots.
+type Removed struct {
+	Deleted []string `json:"deleted"`
+	// Problem says what could not be removed, and why.
+	Problem string `json:"problem,omitempty"`
+}
+
+// Handler is a Keeper on the admin socket: POST saves one, GET lists, DELETE deletes some, POST …/prune removes old ones.
+func (k *Keeper) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+Path, func(w http.ResponseWriter, r *http.Request) {
+		list, err := k.List(r.Context())
+		if list == nil {
+			list = []Info{}
+		}
+		answer(w, list, err)
+	})
+	mux.HandleFunc("POST "+Path, func(w http.ResponseWriter, r *http.Request) {
+		info, err := k.Save(r.Context(), r.URL.Query().Get("name"))
+		answer(w, info, err)
+	})
+	mux.HandleFunc("DELETE "+Path, func(w http.ResponseWriter, r *http.Request) {
+		deleted, err := k.Delete(r.Context(), r.URL.Query()["name"])
+		answer(w, removed(deleted, err), nil)
+	})
+	mux.HandleFunc("POST "+Path+"/prune", func(w http.ResponseWriter, r *http.Request) {
+		keep := k.o.Retention
+		if text := r.URL.Query().Get("retention"); text != "" {
+			n, err := strconv.Atoi(text)
+			if err != nil || n < 0 {
+				http.Error(w, "the number of snapshots to keep is no number", http.StatusBadRequest)
+				return
+			}
+			keep = n
+		}
+		deleted, err := k.Prune(r.Context(), r.URL.Query().Get("name"), keep)
+		answer(w, removed(deleted, err), nil)
+	})
+	return mux
+}
+
+func removed(deleted []string, err error) Removed {
+	out := Removed{Deleted: deleted}
+	if err != nil {
+		out.Problem = err.Error()
+	}
+	return out
+}
+
+func answer(w http.ResponseWriter, body any, err error) {
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(body) // an error means that the asker has gone
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshots
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/robfig/cron/v3"
+	"k8s.io/utils/clock"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+// Names of snapshots begin with these.
+const (
+	OnDemandName  = "on-demand"
+	ScheduledName = "scheduled"
+)
+
+// DefaultRetention is how many scheduled snapshots are kept.
+const DefaultRetention = 5
+
+// Options say what a Keeper saves, and where.
+type Options struct {
+	// Dir is the folder for the files.
+	Dir string
+	// Cluster, Server and Version go into headers.
+	Cluster, Server, Version string
+	// Retention is how many scheduled snapshots of this server are kept.
+	Retention int
+	// Store gives the state.
+	Store Store
+	// Contents reads what belongs to the cluster besides the store.
+	Contents func() (Contents, error)
+	// Key is what snapshots are encrypted with.
+	Key func() (Key, error)
+
+	// Schedule says when snapshots are taken without being asked for; nil for never.
+	Schedule cron.Schedule
+	// Place is this server's among all; nil means that it is the only one.
+	Place func() Place
+
+	// Part, when set, is told how the schedule goes.
+	Part   *status.Part
+	Clock  clock.WithTicker
+	Logger *slog.Logger
+}
+
+// Store is what a Keeper needs of raftstore.Store.
+type Store interface {
+	BeginBackup(ctx context.Context) (*raftstore.Backup, error)
+}
+
+// Keeper saves, lists and removes the snapshots of one server.
+type Keeper struct {
+	o      Options
+	log    *slog.Logger
+	folder folder
+	counts counts
+	one    sync.Mutex // one snapshot is saved or removed at a time
+}
+
+// NewKeeper makes a Keeper. It touches nothing.
+func NewKeeper(o Options) *Keeper {
+	if o.Clock == nil {
+		o.Clock = clock.RealClock{}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	return &Keeper{o: o, log: o.Logger, folder: folder(o.Dir)}
+}
+
+// Save saves the cluster as it is now. name is what the file's name begins with.
+func (k *Keeper) Save(ctx context.Context, name string) (Info, error) {
+	if name == "" {
+		name = OnDemandName
+	}
+	if err := checkName(name); err != nil {
+		return Info{}, err
+	}
+	k.one.Lock()
+	defer k.one.Unlock()
+	b, contents, err := k.take(ctx)
+	if err != nil {
+		return Info{}, err
+	}
+	defer b.Close()
+	key, err := k.o.Key()
+	if err != nil {
+		return Info{}, err
+	}
+	return k.save(b, contents, key, name, false)
+}
+
+// take takes the store's state and the keys that belong to it: these may be replaced at any moment, and then what was
+// written with the new ones, or is still written with the old ones, would not be readable.
+func (k *Keeper) take(ctx context.Context) (*raftstore.Backup, Contents, error) {
+	before, err := k.o.Contents()
+	for {
+		if err != nil {
+			return nil, before, err
+		}
+		b, err := k.o.Store.BeginBackup(ctx)
+		if err != nil {
+			return nil, before, err
+		}
+		after, err := k.o.Contents()
+		if err == nil && after.Equal(before) {
+			return b, before, nil
+		}
+		b.Close()
+		if err != nil {
+			return nil, before, err
+		}
+		before = after
+	}
+}
+
+func (k *Keeper) save(b *raftstore.Backup, contents Contents, key Key, name string, scheduled bool) (Info, error) {
+	now := k.o.Clock.Now().UTC()
+	h := Header{
+		Cluster: k.o.Cluster, Server: k.o.Server, Version: k.o.Version, Time: now, Revision: b.Revision(), Keys: b.Keys(),
+		Content: content(b, contents, key), Scheduled: scheduled,
+	}
+	info, err := k.folder.save(strings.Join([]string{name, k.o.Server, stamp(now)}, "-"), func(w io.Writer) error {
+		return write(w, h, key, contents, b.WritePacked)
+	})
+	if err == nil {
+		k.counts.lastSize.Store(info.Size)
+	}
+	return info, err
+}
+
+// List returns all snapshots that there are, the oldest first.
+func (k *Keeper) List(context.Context) ([]Info, error) { return k.folder.list() }
+
+// Delete removes snapshots by name and returns the names of those that it removed.
+func (k *Keeper) Delete(_ context.Context, names []string) (deleted []string, err error) {
+	k.one.Lock()
+	defer k.one.Unlock()
+	for _, name := range names {
+		if deleteErr := k.folder.delete(name); deleteErr != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", name, deleteErr))
+			continue
+		}
+		deleted = append(deleted, name)
+	}
+	return deleted, err
+}
+
+// Prune removes all but the newest keep snapshots whose names begin with name and this server's name, and returns the names of those
+// that it removed. Damaged ones neither count nor go.
+func (k *Keeper) Prune(_ context.Context, name string, keep int) ([]string, error) {
+	k.one.Lock()
+	defer k.one.Unlock()
+	if name == "" {
+		name = OnDemandName
+	}
+	return k.prune(keep, func(i Info) bool { return strings.HasPrefix(i.Name, name+"-"+k.o.Server+"-") })
+}
+
+func (k *Keeper) prune(keep int, counts func(Info) bool) (deleted []string, err error) {
+	list, err := k.folder.list()
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range surplus(list, keep, counts) {
+		if deleteErr := k.folder.delete(i.Name); deleteErr != nil {
+			err = errors.Join(err, deleteErr)
+			continue
+		}
+		deleted = append(deleted, i.Name)
+	}
+	return slices.Clip(deleted), err
+}
+
+// trivial are keys whose changes are no reason for a snapshot: they change all the time in a cluster where nothing happens.
+// Nodes report every five minutes. So a change of a node's labels or taints alone is no reason either; that nodes come and go is.
+var trivial = []string{"/registry/leases/", "/registry/masterleases/", "/registry/events/", "/registry/events.k8s.io/"}
+
+const nodes = "/registry/minions/"
+
+// content stands for everything that a user would miss. It is in clear: the authorities' keys, which nobody can guess, keep anybody from
+// finding out a token by it.
+func content(b *raftstore.Backup, c Contents, key Key) string {
+	newest, _ := b.Changed(append(trivial, nodes)...)
+	_, keys := b.Changed(trivial...)
+	sum := sha256.New()
+	fmt.Fprintf(sum, "%d\n%d\n%q\n", newest, keys, key.passphrase)
+	for _, name := range slices.Sorted(maps.Keys(c.Files)) {
+		fmt.Fprintf(sum, "%q\n%q\n", name, c.Files[name])
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:16])
+}

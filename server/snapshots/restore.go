@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshots
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/datadir"
+	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/server/storefiles"
+)
+
+// Target is the machine on which a snapshot is restored: one whose server does not run, or on which there never was one.
+type Target struct {
+	// DataDir is named in messages; ServerDir lies in it.
+	DataDir, ServerDir string
+	// Version is this program's.
+	Version string
+	// Required and Optional are the files that a server has in common with the others, by their path below ServerDir.
+	Required, Optional []string
+	Now                func() time.Time
+}
+
+// Restored says what Restore did.
+type Restored struct {
+	Header
+	// Kept is the folder with what was there before, empty if nothing was.
+	Kept string `json:"kept,omitempty"`
+}
+
+// Look reads a file's header after it has checked that the file is what was written.
+func Look(path string) (Header, error) {
+	f, size, err := openFile(path)
+	if err != nil {
+		return Header{}, err
+	}
+	defer f.Close()
+	h, err := checkSum(f, size)
+	if err != nil {
+		return h, cannot(path, err)
+	}
+	return h, nil
+}
+
+func cannot(path string, err error) error {
+	return fmt.Errorf("%s cannot be restored: %w. Nothing was changed", path, err)
+}
+
+func openFile(path string) (*os.File, int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, 0, fmt.Errorf("reading the snapshot: %w", err)
+	}
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return nil, 0, errors.Join(cannot(path, errors.New("it is no file")), err, f.Close())
+	}
+	return f, info.Size(), nil
+}
+
+// Restore makes the server's folder from a snapshot. Everything is read, decrypted, checked and built beside the folder
+// before it takes the folder's place; what was there is kept under another name.
+func Restore(t Target, path string, key Key) (out Restored, err error) {
+	if out.Header, err = Look(path); err != nil {
+		return out, err
+	}
+	dir, err := datadir.Open(datadir.Options{DataDir: t.DataDir, ServerDir: t.ServerDir, StoreDir: filepath.Join(t.ServerDir, "store"), Version: t.Version, Replace: true})
+	var inUse *datadir.InUseError
+	if errors.As(err, &inUse) {
+		return out, fmt.Errorf("the server runs%s. Nothing was changed. Stop it first: systemctl stop coracle, or end the process", inUse.By())
+	}
+	if err != nil {
+		return out, err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	now := stamp(t.Now())
+	made := t.ServerDir + ".restoring-" + now
+	if err := t.build(made, path, key); err != nil {
+		return out, errors.Join(cannot(path, err), os.RemoveAll(made))
+	}
+	kept, err := storefiles.Replace(t.ServerDir, made, t.ServerDir+".before-"+now)
+	if err != nil {
+		return out, err
+	}
+	if out.Kept = kept; onlyLock(kept) {
+		out.Kept = ""
+		return out, os.RemoveAll(kept)
+	}
+	return out, nil
+}
+
+// onlyLock says that a folder held nothing until Restore locked it.
+func onlyLock(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	return err == nil && !slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() != datadir.LockFile })
+}
+
+// build makes a server's folder.
+func (t *Target) build(made, path string, key Key) error {
+	f, size, err := openFile(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	h, contents, state, err := open(f, size, key)
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(made, 0o700); err != nil {
+		return err
+	}
+	if err := t.writeFiles(made, contents.Files); err != nil {
+		return err
+	}
+	keys, err := pki.Open(pki.Options{Dir: filepath.Join(made, "tls"), Established: true, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return err
+	}
+	if cluster := token.Hash(keys.Root()); cluster != h.Cluster {
+		return fmt.Errorf("%w: its authority is %.12s… and its header says %.12s…", ErrDamaged, cluster, h.Cluster)
+	}
+	store := filepath.Join(made, "store")
+	id, err := t.identify(made, store)
+	if err != nil {
+		return err
+	}
+	return fill(store, id, h, state)
+}
+
+// writeFiles writes the files that all servers have in common.
+func (t *Target) writeFiles(made string, files map[string][]byte) error {
+	for _, name := range t.Required {
+		if len(files[name]) == 0 {
+			return fmt.Errorf("it lacks %s", name)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if !slices.Contains(t.Required, name) && !slices.Contains(t.Optional, name) {
+			return fmt.Errorf("it has a file that this version of coracle does not know: %q", name)
+		}
+		to := filepath.Join(made, name)
+		if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+			return err
+		}
+		mode := fs.FileMode(0o600)
+		if filepath.Ext(name) == ".crt" {
+			mode = 0o644
+		}
+		if err := atomicfile.Write(to, files[name], mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// identify gives the new folder the identity of the server that was here, if there was one, or a new one.
+func (t *Target) identify(made, store string) (id string, err error) {
+	if id, err := os.ReadFile(filepath.Join(t.ServerDir, datadir.IdentityFile)); err == nil {
+		if err := atomicfile.Write(filepath.Join(made, datadir.IdentityFile), id, 0o600); err != nil {
+			return "", err
+		}
+	}
+	d, err := datadir.Open(datadir.Options{DataDir: t.DataDir, ServerDir: made, StoreDir: store, Version: t.Version, Replace: true})
+	if err != nil {
+		return "", err
+	}
+	return d.ServerID(), errors.Join(d.Record(), d.Close())
+}
+
+// fill makes the store and reads all of it again.
+func fill(store, id string, h Header, state io.Reader) error {
+	if err := raftstore.Restore(raftstore.Options{Dir: store, ClusterID: h.Cluster, NodeID: id, Logger: slog.New(slog.DiscardHandler)}, state); err != nil {
+		return err
+	}
+	// The state says itself where it ends. Only with the end of the file it is known that nothing was changed or cut off.
+	if n, err := io.Copy(io.Discard, state); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	} else if n > 0 {
+		return fmt.Errorf("%w: it goes on after the state's end", ErrDamaged)
+	}
+	checked, err := storefiles.CheckStore(store)
+	if err == nil && (checked.Keys != h.Keys || checked.Revision <= h.Revision) {
+		err = fmt.Errorf("%w: the store made of it has %d keys at revision %d, and the snapshot %d at %d", ErrDamaged, checked.Keys, checked.Revision, h.Keys, h.Revision)
+	}
+	return err
+}

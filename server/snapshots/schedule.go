@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshots
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/robfig/cron/v3"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+const (
+	// settle is how long after the start a snapshot is taken that was missed while the server was off: by then the
+	// cluster has come to rest.
+	settle = 5 * time.Minute
+	// retry is how long after a failure it is tried again.
+	retry = 15 * time.Minute
+	// look is how long at most until the clock is read again: it may have been set, and timers do not follow that.
+	look = 10 * time.Minute
+)
+
+// Place is which of the servers this one is, from 0 on, and how many there are.
+type Place struct{ Number, Of int }
+
+// slot is when a server saves: the schedule's time, later by its share of the pause between two of them. So the servers write one
+// after the other, and the cluster's newest snapshot is younger.
+type slot struct {
+	schedule cron.Schedule
+	shift    time.Duration
+}
+
+func newSlot(s cron.Schedule, p Place, now time.Time) slot {
+	out := slot{schedule: s}
+	if p.Of > 1 {
+		out.shift = (pause(s, now) * time.Duration(p.Number) / time.Duration(p.Of)).Truncate(time.Second)
+	}
+	return out
+}
+
+// pause is the shortest time between two of the schedule's next times.
+func pause(s cron.Schedule, now time.Time) time.Duration {
+	shortest := time.Duration(0)
+	at := s.Next(now)
+	for range 8 {
+		next := s.Next(at)
+		if d := next.Sub(at); !next.IsZero() && (shortest == 0 || d < shortest) {
+			shortest = d
+		}
+		at = next
+	}
+	return shortest
+}
+
+// next is the first time after t; zero if there is none.
+func (s slot) next(t time.Time) time.Time {
+	at := s.schedule.Next(t.Add(-s.shift))
+	if at.IsZero() {
+		return at
+	}
+	return at.Add(s.shift)
+}
+
+// Run saves the cluster by schedule until ctx is done.
+func (k *Keeper) Run(ctx context.Context) {
+	if k.o.Schedule == nil {
+		k.o.Part.Set(status.Disabled, "snapshots are taken only when somebody asks: coracle snapshot save")
+		return
+	}
+	k.o.Part.Set(status.Running, "")
+	if err := k.folder.removeHalves(); err != nil {
+		k.log.Warn("what an interrupted snapshot left was not removed", "error", err)
+	}
+	last := k.o.Clock.Now()
+	// What was due while the server was off is made up for. A cluster without snapshots waits for the schedule.
+	due := k.missed(last)
+	for {
+		now := k.o.Clock.Now()
+		if now.Before(last) {
+			last = now // the clock was set back
+		}
+		next := newSlot(k.o.Schedule, k.place(), now).next(last)
+		if !due.IsZero() && (next.IsZero() || due.Before(next)) {
+			next = due
+		}
+		if next.IsZero() {
+			k.o.Part.Set(status.Degraded, "the schedule for snapshots has no next time; look at --snapshot-schedule-cron")
+			return
+		}
+		if wait := next.Sub(now); wait > 0 {
+			select {
+			case <-ctx.Done():
+				return
+			case <-k.o.Clock.After(min(wait, look)):
+			}
+			continue
+		}
+		last, due = now, time.Time{}
+		if err := k.scheduled(ctx); err != nil && ctx.Err() == nil {
+			k.log.Error("the scheduled snapshot failed; it is tried again", "after", retry, "error", err)
+			k.o.Part.Set(status.Degraded, fmt.Sprintf("the scheduled snapshot failed, and is tried again every %v; earlier ones are kept: %v", retry, err))
+			due = k.o.Clock.Now().Add(retry)
+			continue
+		}
+		k.o.Part.Set(status.Running, "")
+	}
+}
+
+func (k *Keeper) place() Place {
+	if k.o.Place == nil {
+		return Place{Of: 1}
+	}
+	return k.o.Place()
+}
+
+// missed is when a snapshot is due that was missed, zero if none was.
+func (k *Keeper) missed(now time.Time) time.Time {
+	newest, err := k.newest()
+	if err != nil || newest == nil || newest.Time.After(now) {
+		return time.Time{}
+	}
+	if next := newSlot(k.o.Schedule, k.place(), now).next(newest.Time); next.IsZero() || next.After(now) {
+		return time.Time{}
+	}
+	return now.Add(settle)
+}
+
+// newest is this server's newest snapshot, nil if there is none.
+func (k *Keeper) newest() (*Info, error) {
+	list, err := k.folder.list()
+	if err != nil {
+		return nil, err
+	}
+	var newest *Info
+	for i := range list {
+		if list[i].Problem == "" && list[i].Server == k.o.Server && list[i].Cluster == k.o.Cluster {
+			newest = &list[i]
+		}
+	}
+	return newest, nil
+}
+
+// scheduled saves the cluster, if there is anything new, and removes what is more than the schedule keeps.
+func (k *Keeper) scheduled(ctx context.Context) error {
+	k.one.Lock()
+	defer k.one.Unlock()
+	b, contents, err := k.take(ctx)
+	if err != nil {
+		return k.count(err)
+	}
+	defer b.Close()
+	key, err := k.o.Key()
+	if err != nil {
+		return k.count(err)
+	}
+	if same, err := k.unchanged(content(b, contents, key)); err != nil || same {
+		if same {
+			k.log.Info("nothing has changed since the newest snapshot, so that no other one is taken")
+		}
+		return k.count(err)
+	}
+	info, err := k.save(b, contents, key, ScheduledName, true)
+	if err != nil {
+		return k.count(err)
+	}
+	k.log.Info("the cluster was saved", "snapshot", info.Name, "revision", info.Revision, "bytes", info.Size)
+	_, err = k.prune(k.o.Retention, func(i Info) bool { return i.Scheduled && i.Server == k.o.Server && i.Cluster == k.o.Cluster })
+	return k.count(err)
+}
+
+// unchanged says that this server's newest snapshot holds all that a user would miss. It reads the file: one that the disk
+// has lost is no reason to take none.
+func (k *Keeper) unchanged(content string) (bool, error) {
+	newest, err := k.newest()
+	if err != nil || newest == nil || newest.Content != content {
+		return false, err
+	}
+	f, err := os.Open(newest.Location)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	if _, err := verify(f); errors.Is(err, ErrDamaged) {
+		k.log.Warn("the newest snapshot is damaged; another one is taken", "snapshot", newest.Name, "error", err)
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	return true, nil
+}

@@ -1,0 +1,434 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshots
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	clocktesting "k8s.io/utils/clock/testing"
+
+	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/datadir"
+	"github.com/coracle-k8s/coracle/server/pki"
+)
+
+var start = time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC)
+
+// machine is a server with a store, as far as snapshots are concerned.
+type machine struct {
+	*Keeper
+	t     *testing.T
+	store *raftstore.Store
+	clock *clocktesting.FakeClock
+	files map[string][]byte
+	token string
+	key   Key
+}
+
+var required = []string{
+	"tls/server-ca.crt", "tls/server-ca.key", "tls/client-ca.crt", "tls/client-ca.key", "tls/request-header-ca.crt", "tls/request-header-ca.key",
+	"tls/peer-ca.crt", "tls/peer-ca.key", "tls/service-account.key",
+}
+
+func newMachine(t *testing.T) *machine {
+	t.Helper()
+	dir := t.TempDir()
+	keys, err := pki.Open(pki.Options{Dir: filepath.Join(dir, "tls"), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tok, err := token.New(keys.Root(), token.RoleServer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cluster := token.Hash(keys.Root())
+	store, err := raftstore.Open(t.Context(), raftstore.Options{Dir: filepath.Join(dir, "store"), NodeID: "one", ClusterID: cluster, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := store.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := store.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	m := &machine{t: t, store: store, clock: clocktesting.NewFakeClock(start), files: map[string][]byte{}, token: tok.String()}
+	for _, name := range required {
+		if m.files[name], err = os.ReadFile(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m.key, err = KeyOfToken(m.token); err != nil {
+		t.Fatal(err)
+	}
+	m.Keeper = NewKeeper(Options{
+		Dir: filepath.Join(dir, "snapshots"), Cluster: cluster, Server: "board1", Version: "v1", Retention: DefaultRetention, Store: store,
+		Contents: func() (Contents, error) { return Contents{Files: m.files}, nil },
+		Key:      func() (Key, error) { return m.key, nil },
+		Clock:    m.clock, Logger: slog.New(slog.DiscardHandler),
+	})
+	return m
+}
+
+func (m *machine) put(key, value string) {
+	m.t.Helper()
+	if _, err := m.store.Client().Put(m.t.Context(), key, value); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+func (m *machine) mustSave() Info {
+	m.t.Helper()
+	m.clock.Step(time.Second)
+	info, err := m.Save(m.t.Context(), "")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return info
+}
+
+func target(t *testing.T) Target {
+	data := t.TempDir()
+	return Target{DataDir: data, ServerDir: filepath.Join(data, "server"), Version: "v1", Required: required, Now: func() time.Time { return start }}
+}
+
+func mustKey(t *testing.T, text string) Key {
+	t.Helper()
+	k, err := KeyOfToken(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// names are what is in a folder.
+func names(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, e := range entries {
+		out = append(out, e.Name())
+	}
+	return out
+}
+
+// TestBlankMachine: a file and the token make the cluster anew, and its revision is ahead of all that was seen.
+func TestBlankMachine(t *testing.T) {
+	m := newMachine(t)
+	m.put("/registry/secrets/a/b", "treasure")
+	info := m.mustSave()
+	if info.Name != "on-demand-board1-20261121T000001Z" || info.Keys != 1 || info.Revision != 2 || info.Key != TokenKey || info.Server != "board1" {
+		t.Errorf("%+v", info)
+	}
+	if st, err := os.Stat(info.Location); err != nil || st.Mode().Perm() != 0o600 || st.Size() != info.Size {
+		t.Errorf("%v, %v", st, err)
+	}
+	data, err := os.ReadFile(info.Location)
+	if err != nil || bytes.Contains(data, []byte("treasure")) || bytes.Contains(data, []byte("PRIVATE KEY")) || bytes.Contains(data, []byte(m.token)) {
+		t.Errorf("the file is readable without a key, or not at all: %v", err)
+	}
+	m.put("/registry/secrets/a/b", "later")
+	seen := m.store.Status().Revision
+
+	to := target(t)
+	secret := mustKey(t, m.token[strings.LastIndex(m.token, ":")+1:]) // the secret alone does, too
+	r, err := Restore(to, info.Location, secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Kept != "" || r.Revision != 2 {
+		t.Errorf("%+v", r)
+	}
+	for name, want := range m.files {
+		if got, err := os.ReadFile(filepath.Join(to.ServerDir, name)); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	dir, err := datadir.Open(datadir.Options{DataDir: to.DataDir, ServerDir: to.ServerDir, StoreDir: filepath.Join(to.ServerDir, "store")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	s, err := raftstore.Open(t.Context(), raftstore.Options{Dir: filepath.Join(to.ServerDir, "store"), NodeID: dir.ServerID(), ClusterID: info.Cluster, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close(context.Background())
+	if err := s.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Client().KV.Get(t.Context(), "/registry/secrets/a/b")
+	if err != nil || len(got.Kvs) != 1 || string(got.Kvs[0].Value) != "treasure" {
+		t.Fatalf("%v, %v", got, err)
+	}
+	if got.Header.Revision <= seen {
+		t.Errorf("revision %d, and clients have seen %d", got.Header.Revision, seen)
+	}
+	if left := names(t, to.DataDir); len(left) != 1 {
+		t.Errorf("left over: %q", left)
+	}
+}
+
+// TestRestoreKeepsWhatWasThere: and keeps this server's identity.
+func TestRestoreKeepsWhatWasThere(t *testing.T) {
+	m := newMachine(t)
+	m.put("a", "1")
+	info := m.mustSave()
+	to := target(t)
+	if _, err := Restore(to, info.Location, m.key); err != nil {
+		t.Fatal(err)
+	}
+	id, err := os.ReadFile(filepath.Join(to.ServerDir, "identity.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(to.ServerDir, "peers.json"), []byte(`["10.0.0.2:6443"]`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r, err := Restore(to, info.Location, m.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Kept != to.ServerDir+".before-20261121T000000Z" {
+		t.Errorf("kept in %q", r.Kept)
+	}
+	if _, err := os.Stat(filepath.Join(r.Kept, "peers.json")); err != nil {
+		t.Errorf("the earlier folder: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(to.ServerDir, "peers.json")); err == nil {
+		t.Error("the restored server still knows the other servers: it would not begin by itself")
+	}
+	if now, err := os.ReadFile(filepath.Join(to.ServerDir, "identity.json")); err != nil || !bytes.Equal(now, id) {
+		t.Errorf("identity %s, %v; was %s", now, err, id)
+	}
+	// What is damaged is replaced, too.
+	if err := os.WriteFile(filepath.Join(to.ServerDir, "identity.json"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	to.Now = func() time.Time { return start.Add(time.Minute) }
+	if _, err := Restore(to, info.Location, m.key); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestEveryBitCounts: whichever part of a file is changed, and wherever it is cut, nothing is restored from it.
+func TestEveryBitCounts(t *testing.T) {
+	m := newMachine(t)
+	m.put("a", "1")
+	whole, err := os.ReadFile(m.mustSave().Location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "file")
+	refuses := func(what string, data []byte, words ...string) {
+		t.Helper()
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		to := target(t)
+		_, err := Restore(to, path, m.key)
+		if err == nil {
+			t.Fatalf("%s: it was restored", what)
+		}
+		for _, w := range append(words, path, "Nothing was changed") {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("%s: %v; it should say %q", what, err, w)
+			}
+		}
+		if left := names(t, to.ServerDir); len(left) > 1 || len(names(t, to.DataDir)) > 1 {
+			t.Errorf("%s: it left %q, %q", what, names(t, to.DataDir), left)
+		}
+	}
+	header := bytes.IndexByte(whole[len(magic):], '\n') + len(magic)
+	for i := 0; i < len(whole); i += 1 + len(whole)/61 {
+		changed := bytes.Clone(whole)
+		changed[i] ^= 1
+		refuses("changed", changed)
+		refuses("cut", whole[:i])
+		if i > header && i%4 == 0 { // each costs a derived key
+			// Whoever changes the file can change its checksum. Then the encryption notices.
+			refuses("changed, with a checksum that fits", resum(changed))
+		}
+	}
+	refuses("longer", append(bytes.Clone(whole), 0))
+	refuses("empty", nil, "no snapshot of coracle")
+	other := bytes.Replace(whole, []byte(`"keys":1`), []byte(`"keys":2`), 1)
+	refuses("another header", resum(other), "header was changed")
+	newer := bytes.Replace(whole, []byte(`"format":1`), []byte(`"format":2`), 1)
+	refuses("newer", resum(newer), "newer coracle", "format 2")
+}
+
+// resum puts the right checksum at the end.
+func resum(data []byte) []byte {
+	out := bytes.Clone(data[:len(data)-sha256.Size])
+	sum := sha256.Sum256(out)
+	return append(out, sum[:]...)
+}
+
+func TestKeys(t *testing.T) {
+	m, other := newMachine(t), newMachine(t)
+	info := m.mustSave()
+	agent := strings.Replace(m.token, "::server:", "::agent:", 1)
+	if _, err := KeyOfToken(agent); err == nil || !strings.Contains(err.Error(), "token for agents") {
+		t.Errorf("an agent's token: %v", err)
+	}
+	file := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(file, []byte("short\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := KeyOfFile(file); err == nil || !strings.Contains(err.Error(), "at least 16") {
+		t.Errorf("a short key: %v", err)
+	}
+	if err := os.WriteFile(file, []byte("0123456789abcdef\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	own, err := KeyOfFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, key := range map[string]Key{
+		"another cluster than the token":         mustKey(t, other.token),
+		"cannot be decrypted with this token":    mustKey(t, "0123456789abcdef"),
+		"encrypted with the server token, and n": own,
+	} {
+		if _, err := Restore(target(t), info.Location, key); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v; it should say %q", err, want)
+		}
+	}
+	m.key = own
+	info = m.mustSave()
+	if _, err := Restore(target(t), info.Location, mustKey(t, m.token)); err == nil || !strings.Contains(err.Error(), "--snapshot-key-file") {
+		t.Errorf("with the token: %v", err)
+	}
+	if _, err := Restore(target(t), info.Location, own); err != nil {
+		t.Errorf("with its own key: %v", err)
+	}
+}
+
+// TestFilesOfOthers: a file's name cannot lead out of the folder, and one that no server has is not written.
+func TestFilesOfOthers(t *testing.T) {
+	m := newMachine(t)
+	for _, name := range []string{"../outside", "tls/../../outside", "/etc/passwd", "surprise"} {
+		m.files[name] = []byte("x")
+		info := m.mustSave()
+		if _, err := Restore(target(t), info.Location, m.key); err == nil || !strings.Contains(err.Error(), "does not know") {
+			t.Errorf("%s: %v", name, err)
+		}
+		delete(m.files, name)
+	}
+	ca := m.files[required[0]]
+	delete(m.files, required[0])
+	if _, err := Restore(target(t), m.mustSave().Location, m.key); err == nil || !strings.Contains(err.Error(), "lacks tls/server-ca.crt") {
+		t.Errorf("without an authority: %v", err)
+	}
+	m.files[required[0]] = ca
+}
+
+// TestKeysAreReplacedMeanwhile: the state and the keys in a file are of the same moment.
+func TestKeysAreReplacedMeanwhile(t *testing.T) {
+	m := newMachine(t)
+	read := 0
+	m.o.Contents = func() (Contents, error) {
+		if read++; read <= 3 {
+			return Contents{Files: map[string][]byte{"key": {byte(read)}}}, nil
+		}
+		return Contents{Files: m.files}, nil
+	}
+	if _, err := Restore(target(t), m.mustSave().Location, m.key); err != nil || read != 5 {
+		t.Errorf("%v, the keys were read %d times", err, read)
+	}
+	if _, err := m.Save(t.Context(), ""); err == nil || !strings.Contains(err.Error(), "there is a snapshot") {
+		t.Errorf("a second one in the same second: %v", err)
+	}
+}
+
+// TestNothingIsLeftOfAFailure: neither a file nor a half of one.
+func TestNothingIsLeftOfAFailure(t *testing.T) {
+	m := newMachine(t)
+	broken := errors.New("broken")
+	if _, err := m.folder.save("name", func(w io.Writer) error {
+		if _, err := w.Write(make([]byte, 1<<20)); err != nil {
+			return err
+		}
+		return broken
+	}); !errors.Is(err, broken) || !strings.Contains(err.Error(), "nothing was kept") {
+		t.Error(err)
+	}
+	if _, err := m.folder.save("name", func(w io.Writer) error {
+		_, err := io.WriteString(w, magic+strings.Repeat("something else ", 10))
+		return err
+	}); !errors.Is(err, ErrDamaged) {
+		t.Errorf("what was written is no snapshot: %v", err)
+	}
+	if left := names(t, m.o.Dir); len(left) > 0 {
+		t.Errorf("left over: %q", left)
+	}
+	for _, name := range []string{"", "../x", "a/b", ".x", "a b", strings.Repeat("x", 300)} {
+		if _, err := m.folder.save(name, nil); err == nil {
+			t.Errorf("%q is a name", name)
+		}
+		if name == "" {
+			continue // stands for the default
+		}
+		if _, err := m.Save(t.Context(), name); err == nil {
+			t.Errorf("%q is a name", name)
+		}
+		if _, err := m.Delete(t.Context(), []string{name}); err == nil {
+			t.Errorf("%q could be deleted", name)
+		}
+	}
+}
+
+func TestListPruneDelete(t *testing.T) {
+	m := newMachine(t)
+	if list, err := m.List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("%v, %v", list, err)
+	}
+	var infos []Info
+	for range 4 {
+		infos = append(infos, m.mustSave())
+	}
+	for name, text := range map[string]string{"notes.txt": "mine", ".half-1": magic, "damaged": magic + "x", "newer": magic + `{"format":2,"version":"v9"}` + "\n"} {
+		if err := os.WriteFile(filepath.Join(m.o.Dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list, err := m.List(t.Context())
+	if err != nil || len(list) != 6 || list[0].Problem == "" || list[1].Problem == "" || list[2].Name != infos[0].Name || list[5].Header != infos[3].Header {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if deleted, err := m.Prune(t.Context(), "nightly", 0); err != nil || len(deleted) > 0 {
+		t.Errorf("of another name: %q, %v", deleted, err)
+	}
+	deleted, err := m.Prune(t.Context(), "", 3)
+	if err != nil || len(deleted) != 1 || deleted[0] != infos[0].Name {
+		t.Errorf("pruned %q, %v", deleted, err)
+	}
+	deleted, err = m.Delete(t.Context(), []string{infos[1].Name, infos[0].Name, "notes.txt", "damaged"})
+	if len(deleted) != 2 || err == nil || !strings.Contains(err.Error(), infos[0].Name+": there is no such snapshot") || !strings.Contains(err.Error(), "notes.txt: there is no") {
+		t.Errorf("deleted %q, %v", deleted, err)
+	}
+	if err := m.folder.removeHalves(); err != nil {
+		t.Error(err)
+	}
+	if left := names(t, m.o.Dir); len(left) != 4 {
+		t.Errorf("left: %q", left)
+	}
+}
