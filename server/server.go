@@ -76,7 +76,7 @@ type files struct {
 }
 
 // board has a line for each part in a status report; its fields may be nil.
-type board struct{ certificates, store, api, leader, manifests *status.Part }
+type board struct{ certificates, store, api, leader, manifests, snapshots *status.Part }
 
 // New checks the options, takes the data directory and the port, and makes every key and credential that is missing.
 // Nothing is changed by a New that fails on its options, the directory or the port.
@@ -94,6 +94,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 		if o.ManifestsDir != "" {
 			s.board.manifests = o.Board.Part("manifests")
 		}
+		s.board.snapshots = o.Board.Part("snapshots")
 	}
 	if s.data, err = datadir.Open(o.dataDir()); err != nil {
 		return nil, err
@@ -154,6 +155,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		s.board.store.Set(status.Stopped, "")
 	}()
 	defer s.serveMetrics(store.Collector())()
+	defer s.serveMetrics(s.snapshots)()
 	stopSocket, err := s.serveStoreSocket(outlasting, store)
 	if err != nil {
 		return err
@@ -161,6 +163,9 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	defer stopSocket()
 	defer s.serveJoins(outlasting)()
 	background.Go(func() { s.keepPeers(outlasting, store) })
+	scheduling, stopScheduling := context.WithCancel(ctx)
+	defer stopScheduling()
+	background.Go(func() { s.snapshots.Run(scheduling) })
 	return s.runAPI(ctx, outlasting, store)
 }
 

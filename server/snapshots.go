@@ -12,6 +12,8 @@ import (
 	"os"
 	"slices"
 
+	"github.com/robfig/cron/v3"
+
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/snapshots"
@@ -23,6 +25,8 @@ type SnapshotOptions struct {
 	Dir string
 	// Retention is how many scheduled ones are kept.
 	Retention int
+	// Schedule says when they are taken; nil for never.
+	Schedule cron.Schedule
 	// KeyFile holds the key that encrypts them; empty for the server token.
 	KeyFile string
 }
@@ -40,8 +44,25 @@ func (s *Server) newSnapshots() *snapshots.Keeper {
 	return snapshots.NewKeeper(snapshots.Options{
 		Dir: s.o.Snapshots.Dir, Retention: s.o.Snapshots.Retention, Cluster: token.Hash(s.pki.Root()), Server: s.o.NodeName, Version: s.o.Version,
 		Store: openStore{s}, Contents: s.snapshotContents, Key: s.snapshotKey,
-		Clock: s.o.Clock, Logger: s.log.With("part", "snapshots"),
+		Schedule: s.o.Snapshots.Schedule, Place: s.snapshotPlace,
+		Part: s.board.snapshots, Clock: s.o.Clock, Logger: s.log.With("part", "snapshots"),
 	})
+}
+
+// snapshotPlace is this server's among all, by their names in the store.
+func (s *Server) snapshotPlace() snapshots.Place {
+	store := s.store.Load()
+	if store == nil {
+		return snapshots.Place{Of: 1}
+	}
+	members := store.Members()
+	out := snapshots.Place{Of: max(1, len(members))}
+	for _, m := range members {
+		if m.Name < s.data.ServerID() {
+			out.Number++
+		}
+	}
+	return out
 }
 
 // openStore is the server's store, which is there some time after the server.

@@ -118,6 +118,7 @@ func (r *reader) server(h Host) Server {
 		SchedulerArgs:         r.args("kube-scheduler-arg"),
 	}
 	s.Snapshots = r.snapshots(s.Paths)
+	s.Snapshots.Schedule = r.schedule()
 	s.Kubeconfig = Kubeconfig{Path: r.path("write-kubeconfig"), Mode: r.mode("write-kubeconfig-mode"), GID: r.group("write-kubeconfig-group")}
 	ranges := slices.Concat(s.ClusterCIDRs, s.ServiceCIDRs)
 	r.checkNetworks(&s)

@@ -104,6 +104,10 @@ var table = []Setting{
 	{Name: "encrypt-resources", Commands: ServerCommand, Group: groupEncryption, Kind: List, Holder: "RESOURCE",
 		Help: "Resources to encrypt besides secrets, such as configmaps or widgets.example.com"},
 
+	{Name: "disable-snapshots", Commands: ServerCommand, Group: groupSnapshots, Kind: Bool, Default: "false",
+		Help: "Take no snapshots by schedule, only when asked to"},
+	{Name: "snapshot-schedule-cron", Commands: ServerCommand, Group: groupSnapshots, Holder: "CRON", Default: "0 */12 * * *",
+		Help: "When to take a snapshot of the cluster, as minute, hour, day, month and day of the week of the machine's time; none is taken when nothing has changed. Several servers take turns: each is later by its share of the time in between"},
 	{Name: "snapshot-dir", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "DIR", Computed: "snapshots/ in --data-dir", Dirs: true,
 		Help: "Folder for the cluster's snapshots"},
 	{Name: "snapshot-retention", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Kind: Int, Holder: "N", Default: "5",

@@ -52,6 +52,12 @@ func runStore(ctx context.Context, p config.Paths, admin *status.Server, ready f
 		return err
 	}
 	tokens, err := token.Ensure(token.Options{Dir: p.ServerDir, Root: keys.Root(), Logger: log})
+	if errors.Is(err, token.ErrOtherCluster) { // writeAdmin's, of a made-up one
+		if err := errors.Join(os.Remove(p.TokenFile), os.Remove(p.AgentTokenFile)); err != nil {
+			return err
+		}
+		tokens, err = token.Ensure(token.Options{Dir: p.ServerDir, Root: keys.Root(), Logger: log})
+	}
 	if err != nil {
 		return err
 	}

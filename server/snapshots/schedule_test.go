@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshots
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/robfig/cron/v3"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+func schedule(t *testing.T, text string) cron.Schedule {
+	t.Helper()
+	s, err := cron.ParseStandard(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// TestSlots: servers take turns, and the first one keeps the schedule's times.
+func TestSlots(t *testing.T) {
+	at := func(hour, minute int) time.Time { return start.Add(time.Duration(hour)*time.Hour + time.Duration(minute)*time.Minute) }
+	for _, c := range []struct {
+		cron  string
+		place Place
+		want  []time.Time
+	}{
+		{"0 */12 * * *", Place{0, 1}, []time.Time{at(12, 0), at(24, 0), at(36, 0)}},
+		{"0 */12 * * *", Place{0, 3}, []time.Time{at(12, 0), at(24, 0), at(36, 0)}},
+		{"0 */12 * * *", Place{1, 3}, []time.Time{at(4, 0), at(16, 0), at(28, 0)}},
+		{"0 */12 * * *", Place{2, 3}, []time.Time{at(8, 0), at(20, 0), at(32, 0)}},
+		{"*/10 * * * *", Place{1, 2}, []time.Time{at(0, 5), at(0, 15), at(0, 25)}},
+		{"0 9,17 * * *", Place{1, 2}, []time.Time{at(13, 0), at(21, 0), at(37, 0)}},
+	} {
+		now := start
+		for i, want := range c.want {
+			next := newSlot(schedule(t, c.cron), c.place, now).next(now)
+			if !next.Equal(want) {
+				t.Errorf("%s, server %+v: time %d is %v, want %v", c.cron, c.place, i, next, want)
+			}
+			now = next
+		}
+	}
+}
+
+// scheduler runs the schedule of a machine until the test ends.
+func (m *machine) scheduler() *status.Board {
+	m.t.Helper()
+	m.o.Schedule = schedule(m.t, "0 */12 * * *")
+	board := status.NewBoard(m.clock.Now)
+	m.o.Part = board.Part("snapshots")
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { m.Run(ctx) })
+	m.t.Cleanup(func() { cancel(); running.Wait() })
+	m.atRest()
+	return board
+}
+
+// atRest waits until the schedule waits for the clock.
+func (m *machine) atRest() {
+	m.t.Helper()
+	testenv.Eventually(m.t, time.Minute, "the schedule waits for the clock", func() error {
+		if !m.clock.HasWaiters() {
+			return errors.New("it works")
+		}
+		return nil
+	})
+}
+
+func (m *machine) pass(d time.Duration) {
+	m.t.Helper()
+	m.clock.Step(d)
+	m.atRest()
+}
+
+// scheduledOnes are the names of the scheduled snapshots.
+func (m *machine) scheduledOnes() (out []string) {
+	m.t.Helper()
+	list, err := m.List(m.t.Context())
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for _, i := range list {
+		if i.Scheduled {
+			out = append(out, i.Name)
+		}
+	}
+	return out
+}
+
+func TestSchedule(t *testing.T) {
+	m := newMachine(t)
+	m.put("/registry/pods/a/one", "1")
+	m.put("/registry/minions/board1", "1")
+	m.mustSave()
+	m.put("/registry/pods/a/one", "2")
+	board := m.scheduler()
+	expect := func(n int, why string) {
+		t.Helper()
+		if got := m.scheduledOnes(); len(got) != n {
+			t.Fatalf("%s: %q, want %d", why, got, n)
+		}
+		if c := board.Components()[0]; c.State != status.Running {
+			t.Errorf("%s: %+v", why, c)
+		}
+	}
+	expect(0, "at the start")
+	m.pass(11 * time.Hour)
+	expect(0, "before its time")
+	m.pass(time.Hour)
+	expect(1, "at noon")
+	if name := m.scheduledOnes()[0]; !strings.HasPrefix(name, "scheduled-board1-20261121T120001Z") {
+		t.Errorf("its name is %s", name)
+	}
+	half := 12 * time.Hour
+	m.pass(half)
+	expect(1, "nothing has changed")
+	for key := range map[string]bool{"/registry/leases/kube-node-lease/board1": true, "/registry/events/a/e": true, "/registry/minions/board1": true} {
+		m.put(key, "new")
+	}
+	m.pass(half)
+	expect(1, "the cluster has only shown that it lives")
+	m.put("/registry/minions/board2", "1")
+	m.pass(half)
+	expect(2, "a node came")
+	if _, err := m.store.Client().Delete(t.Context(), "/registry/pods/a/one"); err != nil {
+		t.Fatal(err)
+	}
+	m.pass(half)
+	expect(3, "a pod went")
+	m.files = map[string][]byte{"key": []byte("new")}
+	m.pass(half)
+	expect(4, "a key was replaced")
+	for range 3 {
+		m.put("/registry/pods/a/one", m.clock.Now().String())
+		m.pass(half)
+	}
+	expect(5, "as many as are kept")
+	if list, _ := m.List(t.Context()); len(list) != 6 || list[0].Scheduled {
+		t.Errorf("the one that was asked for is gone: %+v", list)
+	}
+	newest := m.scheduledOnes()[4]
+	if err := os.Truncate(m.o.Dir+"/"+newest, 4000); err != nil {
+		t.Fatal(err)
+	}
+	m.pass(half)
+	if got := m.scheduledOnes(); got[len(got)-1] == newest {
+		t.Error("the newest one is damaged, and no other was taken")
+	}
+	m.clock.SetTime(start) // the clock is set back by days
+	m.put("/registry/pods/a/one", "after the clock was set")
+	m.pass(time.Minute)
+	before := len(m.scheduledOnes())
+	m.pass(half)
+	if list, _ := m.List(t.Context()); len(m.scheduledOnes()) < before || list[0].Time.Before(start) || m.counts.failures.Load() > 0 {
+		t.Errorf("after the clock was set back: %q", m.scheduledOnes())
+	}
+}
+
+func TestScheduleFails(t *testing.T) {
+	m := newMachine(t)
+	board := m.scheduler()
+	if err := os.WriteFile(m.o.Dir, []byte("in the way"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.pass(12 * time.Hour)
+	c := board.Components()[0]
+	if c.State != status.Degraded || !strings.Contains(c.Message, "not a directory") || !strings.Contains(c.Message, "tried again every 15m") || m.counts.failures.Load() != 1 {
+		t.Errorf("%+v", c)
+	}
+	if err := os.Remove(m.o.Dir); err != nil {
+		t.Fatal(err)
+	}
+	m.pass(10 * time.Minute)
+	if n := len(m.scheduledOnes()); n != 0 {
+		t.Errorf("%d too early", n)
+	}
+	m.pass(5 * time.Minute)
+	if c := board.Components()[0]; c.State != status.Running || len(m.scheduledOnes()) != 1 || m.counts.lastSuccess.Load() == 0 {
+		t.Errorf("%+v, %q", c, m.scheduledOnes())
+	}
+}
+
+// TestMissedSnapshot: a board that is switched off at night saves when it is on.
+func TestMissedSnapshot(t *testing.T) {
+	m := newMachine(t)
+	m.mustSave()
+	m.put("/registry/pods/a/one", "1")
+	m.clock.Step(13 * time.Hour)
+	m.scheduler()
+	m.pass(4 * time.Minute)
+	if n := len(m.scheduledOnes()); n != 0 {
+		t.Errorf("%d before the cluster came to rest", n)
+	}
+	m.pass(time.Minute)
+	if n := len(m.scheduledOnes()); n != 1 {
+		t.Errorf("%d snapshots", n)
+	}
+}
+
+func TestNoSchedule(t *testing.T) {
+	m := newMachine(t)
+	board := status.NewBoard(m.clock.Now)
+	m.o.Part = board.Part("snapshots")
+	m.Run(t.Context()) // ends at once
+	if c := board.Components()[0]; c.State != status.Disabled {
+		t.Errorf("%+v", c)
+	}
+}
