@@ -28,7 +28,9 @@ func schedule(t *testing.T, text string) cron.Schedule {
 
 // TestSlots: servers take turns, and the first one keeps the schedule's times.
 func TestSlots(t *testing.T) {
-	at := func(hour, minute int) time.Time { return start.Add(time.Duration(hour)*time.Hour + time.Duration(minute)*time.Minute) }
+	at := func(hour, minute int) time.Time {
+		return start.Add(time.Duration(hour)*time.Hour + time.Duration(minute)*time.Minute)
+	}
 	for _, c := range []struct {
 		cron  string
 		place Place
