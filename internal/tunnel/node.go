@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// Node is the end of a node.
+type Node struct {
+	// Allowed says which addresses are the node's own. A stream to another one is refused.
+	Allowed func(netip.AddrPort) bool
+	// Dial connects to such an address; nil means TCP.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Serve serves a connection to a server until ctx is done or the connection ends, and returns when all of its streams
+// have. The connection is closed then. The error is why it ended.
+func (n Node) Serve(ctx context.Context, c net.Conn) error {
+	if n.Dial == nil {
+		n.Dial = (&net.Dialer{Timeout: openTimeout}).DialContext
+	}
+	s, err := yamux.Server(c, config(maxStreams))
+	if err != nil {
+		return errors.Join(err, c.Close())
+	}
+	var running sync.WaitGroup
+	defer running.Wait()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(ctx, func() { _ = s.Close() })()
+	running.Go(func() { cancel(ping(ctx, s)) })
+	free := make(chan struct{}, maxStreams)
+	for {
+		stream, err := s.AcceptStream()
+		if err != nil {
+			_ = s.Close()
+			if cause := context.Cause(ctx); cause != nil {
+				return cause
+			}
+			return fmt.Errorf("the server has closed the connection: %w", err)
+		}
+		select {
+		case free <- struct{}{}:
+			running.Go(func() {
+				defer func() { <-free }()
+				n.serve(ctx, stream)
+			})
+		default:
+			_ = stream.Close()
+		}
+	}
+}
+
+// ping says every second that the node lives. Its error is that the server did not answer.
+func ping(ctx context.Context, s *yamux.Session) error {
+	ticker := time.NewTicker(PingEvery)
+	defer ticker.Stop()
+	for {
+		if _, err := s.Ping(); err != nil {
+			return fmt.Errorf("the server does not answer: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.CloseChan():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// serve is one stream.
+func (n Node) serve(ctx context.Context, stream *yamux.Stream) {
+	defer stream.Close()
+	_ = stream.SetDeadline(time.Now().Add(openTimeout)) // fails of a stream that is closed, which reading will say
+	to, err := readTarget(stream)
+	if err == nil && !n.Allowed(to) {
+		err = fmt.Errorf("%s is not this node's", to)
+	}
+	var target net.Conn
+	if err == nil {
+		target, err = n.Dial(ctx, "tcp", to.String())
+	}
+	if err != nil {
+		reason := err.Error()
+		_ = writeMessage(stream, reason[:min(len(reason), maxReason)])
+		return
+	}
+	defer target.Close()
+	if writeMessage(stream, "") != nil {
+		return
+	}
+	_ = stream.SetDeadline(time.Time{})
+	defer context.AfterFunc(ctx, func() { _, _ = stream.Close(), target.Close() })()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		pass(stream, target)
+	}()
+	pass(target, stream)
+	<-done
+}
+
+// pass copies one way and passes the end on; yamux's Close is for one way as well.
+func pass(to, from net.Conn) {
+	_, err := io.Copy(to, from)
+	if half, ok := to.(interface{ CloseWrite() error }); ok && err == nil && half.CloseWrite() == nil {
+		return
+	}
+	_ = to.Close()
+	if err != nil {
+		_ = from.Close()
+	}
+}

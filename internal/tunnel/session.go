@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// opening is how many streams a server may be opening at a time.
+const opening = 128
+
+// Session is the end of a server.
+type Session struct {
+	yamux *yamux.Session
+	conn  *heardConn
+}
+
+// ErrRefused is a stream that the node does not open: the address is not its own, or nobody answers there.
+var ErrRefused = errors.New("the node does not connect to it")
+
+// NewSession takes a connection that a node has opened.
+func NewSession(c net.Conn) (*Session, error) {
+	conn := newHeardConn(c)
+	y, err := yamux.Client(conn, config(opening))
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return &Session{yamux: y, conn: conn}, nil
+}
+
+// Heard is when something last came from the node.
+func (s *Session) Heard() time.Time { return *s.conn.at.Load() }
+
+var errNodeOpened = errors.New("the node opened a stream; only servers do")
+
+// Wait returns when the connection has ended, with the reason. A node that opens a stream is hung up on: there is nothing
+// that it could reach, and what it sends would be kept.
+func (s *Session) Wait() error {
+	_, err := s.yamux.AcceptStream()
+	if err == nil {
+		err = errNodeOpened
+	}
+	return errors.Join(err, s.yamux.Close())
+}
+
+// Streams counts those that are open.
+func (s *Session) Streams() int { return s.yamux.NumStreams() }
+
+// Close ends the connection and its streams.
+func (s *Session) Close() error { return s.yamux.Close() }
+
+// Dial opens a stream to an address of the node's. ctx bounds the opening only. It wraps ErrRefused when the node said no;
+// other errors are the connection's.
+func (s *Session) Dial(ctx context.Context, to netip.AddrPort) (_ net.Conn, err error) {
+	stream, err := s.yamux.OpenStream()
+	if err != nil {
+		return nil, fmt.Errorf("opening a stream to the node: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			_ = stream.Close()
+		}
+	}()
+	_ = stream.SetDeadline(time.Now().Add(openTimeout + time.Second)) // the node's own bound is first, and has a reason
+	stop := context.AfterFunc(ctx, func() { _ = stream.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	err = writeMessage(stream, to.String())
+	reason := ""
+	if err == nil {
+		reason, err = readMessage(stream, maxReason)
+	}
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil:
+		return nil, fmt.Errorf("asking the node for %s: %w", to, err)
+	case reason != "":
+		return nil, fmt.Errorf("%s: %w: %s", to, ErrRefused, reason)
+	case !stop(): // the deadline is gone
+		return nil, context.Cause(ctx)
+	}
+	return stream, stream.SetDeadline(time.Time{})
+}

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tunnel
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+var kubelet = netip.MustParseAddrPort("10.0.0.7:10250")
+
+// connect joins a node's end and a server's until the end of the test.
+func connect(t *testing.T, n Node) *Session {
+	t.Helper()
+	a, b := net.Pipe()
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = n.Serve(ctx, a) })
+	s, err := NewSession(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	running.Go(func() { _ = s.Wait() })
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+	return s
+}
+
+// echo is a node whose kubelet repeats what it hears, and says "bye" when the other end has said all.
+func echo() Node {
+	return Node{
+		Allowed: func(to netip.AddrPort) bool { return to == kubelet },
+		Dial: func(context.Context, string, string) (net.Conn, error) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				return nil, err
+			}
+			go func() {
+				defer l.Close()
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				defer c.Close()
+				_, _ = io.Copy(c, c)
+				_, _ = io.WriteString(c, "bye")
+			}()
+			return net.Dial("tcp", l.Addr().String())
+		},
+	}
+}
+
+func TestStreams(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	t.Run("streams", func(t *testing.T) {
+		s := connect(t, echo())
+		big := bytes.Repeat([]byte("0123456789"), 100_000) // more than a window
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() {
+				c, err := s.Dial(t.Context(), kubelet)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				go func() {
+					_, _ = c.Write(big)
+					_ = c.Close() // this way; the other one stays open
+				}()
+				got, err := io.ReadAll(c)
+				if err != nil || !bytes.Equal(got, append(big[:len(big):len(big)], "bye"...)) {
+					t.Errorf("%d bytes came back, %v", len(got), err)
+				}
+			})
+		}
+		all.Wait()
+		if n := s.Streams(); n != 0 {
+			t.Errorf("%d streams are left", n)
+		}
+	})
+}
+
+// A node opens streams to what is its own and to nothing else.
+func TestOthersAddresses(t *testing.T) {
+	s := connect(t, echo())
+	for _, to := range []string{"10.0.0.8:10250", "10.0.0.7:22", "127.0.0.1:10250", "[::ffff:10.0.0.8]:10250"} {
+		c, err := s.Dial(t.Context(), netip.MustParseAddrPort(to))
+		if !errors.Is(err, ErrRefused) {
+			t.Errorf("%s: %v, %v", to, c, err)
+		}
+	}
+	// Other names of what is the node's are the same.
+	c, err := s.Dial(t.Context(), netip.MustParseAddrPort("[::ffff:10.0.0.7]:10250"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}
+
+func TestNobodyThere(t *testing.T) {
+	n := echo()
+	n.Dial = func(context.Context, string, string) (net.Conn, error) {
+		return nil, errors.New(strings.Repeat("long ", 1000))
+	}
+	s := connect(t, n)
+	if _, err := s.Dial(t.Context(), kubelet); !errors.Is(err, ErrRefused) || len(err.Error()) > 2*maxReason {
+		t.Errorf("%d bytes: %v", len(err.Error()), err)
+	}
+	// A dialler who gives up does not wait for the node.
+	n.Dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	s = connect(t, n)
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(10*time.Millisecond, cancel)
+	if _, err := s.Dial(ctx, kubelet); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// The server hears from a node that has nothing to say, and a node leaves a server that is silent.
+func TestLiveness(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := connect(t, echo())
+		for range 100 {
+			time.Sleep(777 * time.Millisecond)
+			if ago := time.Since(s.Heard()); ago > PingEvery {
+				t.Fatalf("last heard %v ago", ago)
+			}
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		a, b := net.Pipe()
+		go func() { _, _ = io.Copy(io.Discard, b) }()
+		began := time.Now()
+		err := echo().Serve(t.Context(), a)
+		if took := time.Since(began); err == nil || took < writeTimeout || took > writeTimeout+PingEvery {
+			t.Errorf("after %v: %v", took, err)
+		}
+		b.Close()
+	})
+}
+
+// A node that opens streams itself is hung up on.
+func TestNodeOpens(t *testing.T) {
+	a, b := net.Pipe()
+	s, err := NewSession(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_, _ = a.Write([]byte{0, 1, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0}) // a window update with SYN, of stream 2
+		_, _ = io.Copy(io.Discard, a)
+	}()
+	if err := s.Wait(); !errors.Is(err, errNodeOpened) {
+		t.Error(err)
+	}
+	a.Close()
+}
+
+// A connection that ends takes its streams with it.
+func TestEnd(t *testing.T) {
+	s := connect(t, echo())
+	c, err := s.Dial(t.Context(), kubelet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Read(make([]byte, 1)); err == nil {
+		t.Error("the stream outlives its connection")
+	}
+	if _, err := s.Dial(t.Context(), kubelet); err == nil || errors.Is(err, ErrRefused) {
+		t.Errorf("a stream over a connection that has ended: %v", err)
+	}
+}
+
+// FuzzTarget: whatever comes in place of an address, no more is read of it than one may be long, and what is taken is one.
+func FuzzTarget(f *testing.F) {
+	f.Add([]byte("\x00\x0e10.0.0.7:10250"))
+	f.Add([]byte("\x00\x07[::1]:1"))
+	f.Add([]byte("\x00\x0b[fe80::1%a]:1"))
+	f.Add([]byte("\xff\xff"))
+	f.Fuzz(func(t *testing.T, sent []byte) {
+		r := bytes.NewReader(sent)
+		to, err := readTarget(r)
+		if took := len(sent) - r.Len(); took > 2+maxTarget {
+			t.Fatalf("%d bytes were read", took)
+		}
+		if err != nil {
+			return
+		}
+		if !to.IsValid() || to.Port() == 0 || to.Addr().Is4In6() || to.Addr().Zone() != "" {
+			t.Fatalf("%v was taken", to)
+		}
+		var again bytes.Buffer
+		if err := writeMessage(&again, to.String()); err != nil {
+			t.Fatal(err)
+		}
+		if back, err := readTarget(&again); err != nil || back != to {
+			t.Fatalf("%v becomes %v, %v", to, back, err)
+		}
+	})
+}
