@@ -11,12 +11,15 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
+	"sync/atomic"
 
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/agent/images"
 	"github.com/coracle-k8s/coracle/agent/kubelet"
 	"github.com/coracle-k8s/coracle/agent/registries"
+	"github.com/coracle-k8s/coracle/agent/tunnels"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -122,7 +125,14 @@ func runParts(ctx context.Context, o Options, p parts) error {
 		close(imported)
 		return p.images.Run(ctx)
 	})
-	g.run(nil, func(context.Context) error { return startNetwork(g, o, imported) }) // its parts report themselves
+	var podCIDRs atomic.Pointer[func() []netip.Prefix]
+	g.run(nil, func(context.Context) error { return startNetwork(g, o, imported, &podCIDRs) }) // its parts report themselves
+	if o.Servers != nil {
+		g.run(nil, func(ctx context.Context) error {
+			tunnels.Run(ctx, o.tunnels(&podCIDRs))
+			return nil
+		})
+	}
 	if p.relay != nil {
 		g.run(nil, p.relay.Run)
 	}
@@ -143,17 +153,32 @@ func runParts(ctx context.Context, o Options, p parts) error {
 // startNetwork starts the network once the images are there. A new node is not ready for pods without its network, so that
 // no pod comes before its image: it would fail to pull it and try again only after a while. A node that had a network
 // before is ready at once, and has its images.
-func startNetwork(g *group, o Options, imported <-chan struct{}) error {
+func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomic.Pointer[func() []netip.Prefix]) error {
 	n, err := newNetwork(g.ctx, o)
 	if err != nil {
 		return err
 	}
+	own := n.podCIDRs
+	podCIDRs.Store(&own)
 	select {
 	case <-imported:
 		n.start(g)
 	case <-g.ctx.Done():
 	}
 	return nil
+}
+
+// tunnels are told which networks the node's pods have once that is known.
+func (o Options) tunnels(podCIDRs *atomic.Pointer[func() []netip.Prefix]) tunnels.Options {
+	return tunnels.Options{
+		Servers: o.Servers, NodePair: o.NodePair, ServerCAFile: o.ServerCAFile, NodeIPs: o.NodeIPs, Logger: o.Logger,
+		PodCIDRs: func() []netip.Prefix {
+			if f := podCIDRs.Load(); f != nil {
+				return (*f)()
+			}
+			return nil
+		},
+	}
 }
 
 func (o Options) kubelet(socket string) kubelet.Options {

@@ -5,6 +5,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 
 	"github.com/go-logr/logr"
@@ -67,6 +68,21 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 		}
 	}
 	return n, nil
+}
+
+// podCIDRs are the networks of the node's pods; none before they are known.
+func (n *network) podCIDRs() []netip.Prefix {
+	node, err := n.informers.Nodes().Lister().Get(n.o.NodeName)
+	if err != nil {
+		return nil
+	}
+	var out []netip.Prefix
+	for _, c := range node.Spec.PodCIDRs {
+		if p, err := netip.ParsePrefix(c); err == nil {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // removeServiceRules takes away what an earlier run's Service proxy left in the kernel: two proxies that both translate a

@@ -59,6 +59,10 @@ type Options struct {
 	Logger *slog.Logger
 	// Board is where the node's parts report how they are; nil for nowhere.
 	Board *status.Board
+	// Servers, when set, lists the servers to which the node keeps a connection, as host:port.
+	Servers func() []string
+	// NodePair and ServerCAFile are the credentials for that: the node's certificate with its key, and the servers' authority.
+	NodePair, ServerCAFile string
 	// WaitAPI, when set, is called when containerd is up and before what needs the API server starts, so that both can
 	// start at the same time. An error from it ends Run.
 	WaitAPI func(ctx context.Context) error

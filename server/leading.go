@@ -143,7 +143,7 @@ func (s *Server) startTerm(ctx context.Context, fatal context.CancelCauseFunc, n
 
 // leadersParts are everything that one server of the cluster does for all: upstream's controllers and scheduler, and ours.
 func (s *Server) leadersParts() []term.Part {
-	parts := []term.Part{s.controllersPart, s.schedulerPart, s.dnsPart}
+	parts := []term.Part{s.controllersPart, s.schedulerPart, s.dnsPart, s.livenessPart}
 	if s.o.ManifestsDir != "" {
 		parts = append(parts, s.manifestsPart)
 	}

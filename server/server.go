@@ -22,6 +22,7 @@ import (
 
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
@@ -33,9 +34,11 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/datadir"
+	"github.com/coracle-k8s/coracle/server/liveness"
 	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/snapshots"
+	"github.com/coracle-k8s/coracle/server/tunnels"
 )
 
 const (
@@ -65,8 +68,13 @@ type Server struct {
 	// admission lets machines in.
 	admission *admission
 	snapshots *snapshots.Keeper
-	ready     chan struct{} // closed when clients are served and the cluster's own objects are there
-	board     board
+	// tunnels are the connections that nodes keep open.
+	tunnels *tunnels.Table
+	// nodes are known to the API server since it runs, and judged while this server leads.
+	nodes atomic.Pointer[corelisters.NodeLister]
+	judge atomic.Pointer[liveness.Judge]
+	ready chan struct{} // closed when clients are served and the cluster's own objects are there
+	board board
 }
 
 // files are what the API server is given.
@@ -109,6 +117,9 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	s.snapshots = s.newSnapshots()
+	if s.tunnels, err = s.newTunnels(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	controller.EncryptionConfigFileChangePollDuration = encryptionPoll
 	return s, nil
 }
@@ -162,6 +173,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	defer stopSocket()
 	defer s.serveJoins(outlasting)()
+	background.Go(func() { s.serveNodes(outlasting) })
 	background.Go(func() { s.keepPeers(outlasting, store) })
 	scheduling, stopScheduling := context.WithCancel(ctx)
 	defer stopScheduling()
@@ -217,6 +229,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	}
 	options := s.apiServerOptions(configDir)
 	options.Fence = store
+	options.Dial = s.tunnels.DialContext
 	options.NodeClaims = s.nodeClaims()
 	var live liveServers
 	options.EndpointAddresses = func() []netip.AddrPort { return live.of(store.Members(), time.Now()) }
@@ -224,6 +237,9 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	if err != nil {
 		return nil, fmt.Errorf("starting the API server: %w", err)
 	}
+	nodes := api.Nodes()
+	s.nodes.Store(&nodes)
+	s.tunnels.Follow(tunnels.OwnerByNodes(nodes))
 	return api, nil
 }
 

@@ -26,12 +26,15 @@ type node struct {
 	credentials credentials.Files
 	// waitAPI returns when the API server answers.
 	waitAPI func(context.Context) error
+	// servers lists those to which the node keeps a connection.
+	servers func() []string
 }
 
 // ownNode is the node in the process of its server.
 func ownNode(c *config.Server, settings cluster.Settings, s *server.Server) (node, error) {
 	files, err := s.AgentCredentials(c.Node.Name, netIPs(c.Node.IPs...))
 	return node{
+		servers: s.Others,
 		machine: c.Node, paths: c.Paths, cluster: settings, credentials: files,
 		waitAPI: func(ctx context.Context) error {
 			select {
@@ -69,7 +72,8 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 		Snapshotter: n.machine.Snapshotter, KubeletArgs: n.machine.KubeletArgs,
 		LeaseDuration: n.cluster.Liveness.Lease,
 		WaitAPI:       n.waitAPI,
-		DisableProxy:  n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
+		Servers:       n.servers, NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
+		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
 		Logger: p.Log.Logger, Board: p.Board,
 	}
 	if n.machine.PauseImage != "" {

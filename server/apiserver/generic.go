@@ -9,10 +9,12 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
 	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/egressselector"
 	"k8s.io/apiserver/pkg/server/filters"
 	serverstorage "k8s.io/apiserver/pkg/server/storage"
 	"k8s.io/client-go/informers"
@@ -40,7 +42,7 @@ type generic struct {
 
 // buildGeneric does what upstream's BuildGenericConfig does, in the same order,
 // with our loopback client and without the OpenAPI v2 definitions.
-func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Transport, token string, logger *slog.Logger) (*generic, error) {
+func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Transport, token string, dial utilnet.DialFunc, logger *slog.Logger) (*generic, error) {
 	c := genericapiserver.NewConfig(legacyscheme.Codecs)
 	resources := controlplane.DefaultAPIResourceConfigSource()
 	c.MergedResourceConfig = resources
@@ -73,6 +75,7 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	if err := opts.EgressSelector.ApplyTo(c); err != nil {
 		return nil, fmt.Errorf("applying the egress selector: %w", err)
 	}
+	dialCluster(c, dial)
 	if err := opts.Traces.ApplyTo(c.EgressSelector, c); err != nil {
 		return nil, fmt.Errorf("applying tracing: %w", err)
 	}
@@ -91,6 +94,13 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	}
 	c.AggregatedDiscoveryGroupManager = aggregated.NewResourceManager("apis")
 	return g, nil
+}
+
+// dialCluster makes everything that upstream connects to in the cluster go by dial; an operator's own egress selector stays.
+func dialCluster(c *genericapiserver.Config, dial utilnet.DialFunc) {
+	if dial != nil && c.EgressSelector == nil {
+		c.EgressSelector = egressselector.NewEgressSelectorWithMap(map[egressselector.EgressType]utilnet.DialFunc{egressselector.Cluster: dial})
+	}
 }
 
 // loopbackConfig is the privileged in-memory client. Its host is never dialled by

@@ -16,6 +16,8 @@ import (
 	"net"
 	"net/netip"
 	"time"
+
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 )
 
 // Options is everything New needs. Paths are to PEM files unless said
@@ -73,6 +75,10 @@ type Options struct {
 
 	// NodeClaims bounds what nodes may say of themselves; nil leaves that to NodeRestriction.
 	NodeClaims *NodeClaims
+
+	// Dial, when set, connects to nodes and pods: to kubelets, to webhooks and API servers in the cluster, and for the proxies of
+	// nodes, pods and Services.
+	Dial utilnet.DialFunc
 
 	// Fence judges requests whose context carries a term of leadership, see
 	// TermConfig; nil when there are none.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
@@ -24,6 +25,7 @@ type Server struct {
 	transport *memtransport.Transport
 	loopback  *rest.Config
 	informers *cache.InformerName
+	nodes     corelisters.NodeLister
 	runnable  runnable
 	ready     chan struct{} // closed once /readyz passes
 }
@@ -69,10 +71,11 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	}
 	opts.InformerName = s.informers
 	s.transport = memtransport.New(memtransport.Options{Logger: o.Logger})
-	g, err := buildGeneric(opts, s.transport, uuid.NewString(), o.Logger)
+	g, err := buildGeneric(opts, s.transport, uuid.NewString(), o.Dial, o.Logger)
 	if err == nil {
 		s.fenceTerms(g.config)
 		s.loopback = g.config.LoopbackClientConfig
+		s.nodes = g.informers.Core().V1().Nodes().Lister() // of an informer that admission of what nodes write needs anyway
 		s.chain, err = buildChain(opts, g, o)
 	}
 	if err != nil {
@@ -94,6 +97,9 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 // LoopbackConfig returns a client configuration for this server that goes
 // through memory and acts as system:masters. Each call returns its own copy.
 func (s *Server) LoopbackConfig() *rest.Config { return rest.CopyConfig(s.loopback) }
+
+// Nodes lists the nodes as this server's admission knows them; none until Run.
+func (s *Server) Nodes() corelisters.NodeLister { return s.nodes }
 
 // Run serves until ctx is done, then finishes what is in flight and returns.
 // It may be called once.

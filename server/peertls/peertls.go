@@ -24,7 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
-// Protocol is the name that these connections have in ALPN, by which one port serves them beside others.
+// Protocol is the name that the stores' connections have in ALPN, by which one port serves them beside others.
 const Protocol = "coracle-peer/1"
 
 // Options say whom to trust.
@@ -84,10 +84,10 @@ func (i *Identity) certificate() (*tls.Certificate, error) {
 
 // config serves both ends. crypto/tls checks chain, dates and usage of the other end's certificate: as a client's where
 // this end is called, as a server's where it calls.
-func (i *Identity) config() *tls.Config {
+func (i *Identity) config(protocol string) *tls.Config {
 	return &tls.Config{
 		MinVersion:           tls.VersionTLS13,
-		NextProtos:           []string{Protocol},
+		NextProtos:           []string{protocol},
 		ServerName:           i.name,
 		RootCAs:              i.roots,
 		ClientCAs:            i.roots,
@@ -95,7 +95,7 @@ func (i *Identity) config() *tls.Config {
 		Time:                 i.now,
 		GetCertificate:       func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return i.certificate() },
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return i.certificate() },
-		VerifyConnection:     i.verify,
+		VerifyConnection:     func(s tls.ConnectionState) error { return i.verify(s, protocol) },
 		// A connection that is resumed shows no certificate again, so one that has expired would stay good.
 		SessionTicketsDisabled: true,
 	}
@@ -104,8 +104,8 @@ func (i *Identity) config() *tls.Config {
 // verify adds what crypto/tls leaves to its user: the protocol, without which a connection may be meant for another
 // service, the name in a caller's certificate, and that the authority itself signed it, which may have signed another
 // authority too.
-func (i *Identity) verify(s tls.ConnectionState) error {
-	if s.NegotiatedProtocol != Protocol {
+func (i *Identity) verify(s tls.ConnectionState, protocol string) error {
+	if s.NegotiatedProtocol != protocol {
 		return errors.New("tls: the other end does not ask for a connection between servers (ALPN)")
 	}
 	if !slices.ContainsFunc(s.VerifiedChains, func(chain []*x509.Certificate) bool { return len(chain) == 2 }) {
@@ -121,10 +121,20 @@ func (i *Identity) Network(address string, l net.Listener) *raftstore.Network {
 
 // Listener gives the connections of l as *tls.Conn. The handshake happens with the first Read or Write, so its
 // deadlines are the receiver's; what it fails of is that call's error.
-func (i *Identity) Listener(l net.Listener) net.Listener { return tls.NewListener(l, i.config()) }
+func (i *Identity) Listener(l net.Listener) net.Listener { return i.ListenerFor(Protocol, l) }
+
+// ListenerFor is Listener for another protocol between servers.
+func (i *Identity) ListenerFor(protocol string, l net.Listener) net.Listener {
+	return tls.NewListener(l, i.config(protocol))
+}
 
 // Dial connects to another server. That one checks this server's certificate only after Dial has returned (TLS 1.3): a
 // refusal is the error of the first Read.
 func (i *Identity) Dial(ctx context.Context, address string) (net.Conn, error) {
-	return (&tls.Dialer{NetDialer: new(net.Dialer), Config: i.config()}).DialContext(ctx, "tcp", address)
+	return i.DialFor(ctx, Protocol, address)
+}
+
+// DialFor is Dial for another protocol between servers.
+func (i *Identity) DialFor(ctx context.Context, protocol, address string) (net.Conn, error) {
+	return (&tls.Dialer{NetDialer: new(net.Dialer), Config: i.config(protocol)}).DialContext(ctx, "tcp", address)
 }

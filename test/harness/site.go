@@ -46,6 +46,7 @@ type fault struct {
 	cut            bool
 	lossPercent    int
 	bytesPerSecond int // 0: no limit
+	noConnecting   bool
 }
 
 //go:embed site.sh
@@ -128,6 +129,12 @@ func (s *Site) Slow(from, to *Machine, bytesPerSecond int) {
 	s.change(from, to, func(f *fault) { f.bytesPerSecond = bytesPerSecond })
 }
 
+// NoConnecting drops what would open a TCP connection from one machine to another one, as a router with network address
+// translation before that one does. Connections that the other one opens work both ways.
+func (s *Site) NoConnecting(from, to *Machine) {
+	s.change(from, to, func(f *fault) { f.noConnecting = true })
+}
+
 // Heal makes all links whole.
 func (s *Site) Heal() {
 	s.T.Helper()
@@ -165,6 +172,9 @@ func rules(machines int, faults map[link]fault) string {
 			f, sender := faults[link{from, to}], fmt.Sprintf("ether saddr %s", linkAddress(from))
 			if f.cut {
 				fmt.Fprintf(&b, "%s drop\n", sender)
+			}
+			if f.noConnecting {
+				fmt.Fprintf(&b, "%s tcp flags & (syn|ack) == syn drop\n", sender)
 			}
 			if f.lossPercent > 0 {
 				fmt.Fprintf(&b, "%s numgen random mod 100 < %d drop\n", sender, f.lossPercent)

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package liveness
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/halfopen"
+)
+
+// Protocol is the name in ALPN of the connections by which one server asks another one about a node. Both ends are servers and
+// have shown that (server/peertls).
+//
+// A question is a node's name and a line feed, the answer one byte: a Finding.
+const Protocol = "coracle-liveness/1"
+
+const (
+	// askedPatience bounds a conversation on the side of the server that is asked.
+	askedPatience = 5 * time.Second
+	// mostAsked is how many questions are answered at a time.
+	mostAsked = 256
+	// maxName is a node's name and the line feed, in bytes.
+	maxName = 254
+)
+
+// Answer answers other servers' questions until ctx is done, and returns when none is left. find is a check of this server's
+// own.
+func Answer(ctx context.Context, l net.Listener, find func(ctx context.Context, node string) Finding) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+	asked := halfopen.Table{Max: mostAsked}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("waiting for other servers' questions about nodes: %w", err)
+		}
+		done, _ := asked.Add(func() { _ = c.Close() }) // it is never closed
+		running.Go(func() {
+			defer done()
+			defer c.Close()
+			ctx, cancel := context.WithTimeout(ctx, askedPatience)
+			defer cancel()
+			defer context.AfterFunc(ctx, func() { _ = c.Close() })()
+			if node, err := readName(c); err == nil {
+				_, _ = c.Write([]byte{byte(find(ctx, node))}) // who asked has gone, or will ask again
+			}
+		})
+	}
+}
+
+var errName = errors.New("no node's name")
+
+func readName(c net.Conn) (string, error) {
+	line, err := bufio.NewReaderSize(c, maxName).ReadSlice('\n')
+	if err != nil {
+		return "", err
+	}
+	if len(line) < 2 {
+		return "", errName
+	}
+	return string(line[:len(line)-1]), nil
+}
+
+// Ask asks one server. One that does not answer has found nothing.
+func Ask(ctx context.Context, dial func(context.Context) (net.Conn, error), node string) Finding {
+	c, err := dial(ctx)
+	if err != nil {
+		return Silent
+	}
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
+	if _, err := c.Write([]byte(node + "\n")); err != nil {
+		return Silent
+	}
+	var answer [1]byte
+	if _, err := c.Read(answer[:]); err != nil {
+		return Silent
+	}
+	switch f := Finding(answer[0]); f {
+	case Reachable, Heard:
+		return f
+	}
+	return Silent
+}

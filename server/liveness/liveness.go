@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package liveness judges, on the server that leads, which nodes are dead, and writes that down: Ready=Unknown on the Node, and
+// its pods not ready, so that no Service sends to them.
+//
+// A node is heard every second over the connection that it keeps open (server/tunnels). One that is silent is checked: this
+// server tries to reach its machine, and asks the other servers whether they hear or reach it. Only if all of that fails is
+// the node dead at once; a machine whose kernel still answers has longer, since its pods may work while its agent does not.
+// Taints and evictions are upstream's node lifecycle controller's, which acts on what is written here. The kubelet of a node that
+// comes back undoes it with its next status.
+package liveness
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/coracle-k8s/coracle/server/tunnels"
+)
+
+const (
+	// Quick is how long a node may be silent before it is checked. It says something every second (tunnel.PingEvery).
+	Quick = 1400 * time.Millisecond
+	// quickFar is the same for a node that no server could ever connect to: the check cannot tell much.
+	quickFar = 10 * time.Second
+	// slow is how long a node may be silent whose machine answers: upstream's node-monitor-grace-period of 40 s before 1.32, and the time
+	// in which a node has connected that is going to.
+	slow = 40 * time.Second
+	// CheckTimeout bounds a check.
+	CheckTimeout = 800 * time.Millisecond
+	// lateBy is by how much a check or a wait may last longer before this server has to assume that it was short of CPU itself.
+	lateBy = 500 * time.Millisecond
+	// recheck is how often a node is checked that is silent and not dead, recheckFar the same for one without a connection.
+	recheck, recheckFar = time.Second, 10 * time.Second
+	// retry is how long to wait after a write that failed.
+	retry = time.Second
+	// rest is the longest pause between two looks at all nodes.
+	rest = 5 * time.Second
+	// settle is how long the readers of connections get after this server was short of CPU.
+	settle = 250 * time.Millisecond
+	// parallel is how many nodes are checked, or written, at a time.
+	parallel = 64
+)
+
+// Finding is what a check has found out, the better the higher.
+type Finding int
+
+// The findings.
+const (
+	Silent    Finding = iota
+	Reachable         // the machine takes or refuses connections: its kernel works
+	Heard             // a server hears the node itself
+)
+
+// Options are all required but Own and Logger.
+type Options struct {
+	Client kubernetes.Interface
+	// Nodes must be synced when Run is called.
+	Nodes corelisters.NodeLister
+	// Own is the node in this server's process.
+	Own string
+	// Contact says what this server hears of a node.
+	Contact func(node string) (tunnels.Contact, bool)
+	// Check finds out about a node that is silent, within CheckTimeout.
+	Check    func(context.Context, *corev1.Node) Finding
+	Recorder record.EventRecorder
+	Logger   *slog.Logger
+}
+
+// Judge judges for one term of leadership.
+type Judge struct {
+	o       Options
+	began   time.Time
+	nodes   map[string]*state
+	suspect chan string
+}
+
+// state is what a judge knows of a node. It belongs to the judge's goroutine; while its own checks and writes run side by side,
+// each has its own.
+type state struct {
+	first time.Time // seen by this judge
+	// heartbeat is the newest that the kubelet has reported, lease the newest renewal, and posted when this judge saw one of
+	// them change: nodes' clocks do not count.
+	heartbeat  metav1.Time
+	lease      metav1.MicroTime
+	leaseLasts time.Duration
+	posted     time.Time
+	// byLease says that the node proved to live by its lease alone after it was judged dead.
+	byLease bool
+
+	nominated time.Time // somebody thinks that the node is dead; zero: nobody does
+	next      time.Time // no check before
+
+	dead       time.Time // when it was judged dead; zero: it lives
+	podsDone   bool
+	nodeDone   bool
+	holdNodeTo time.Time // the Node is left alone until then
+}
+
+// New returns a judge.
+func New(o Options) *Judge {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	return &Judge{o: o, nodes: map[string]*state{}, suspect: make(chan string, parallel)}
+}
+
+// Suspect says that somebody has reason to think that a node is dead. The judge checks it at once. It never blocks: what finds no room is found
+// out without it, a second later.
+func (j *Judge) Suspect(node string) {
+	select {
+	case j.suspect <- node:
+	default:
+	}
+}
+
+// Run judges until ctx is done.
+func (j *Judge) Run(ctx context.Context) {
+	j.began = time.Now()
+	for ctx.Err() == nil {
+		pause := j.round(ctx)
+		due := time.Now().Add(pause)
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case node := <-j.suspect:
+			timer.Stop()
+			if s := j.nodes[node]; s != nil && s.dead.IsZero() {
+				s.nominated, s.next = time.Now(), time.Time{}
+			}
+		case <-timer.C:
+			if time.Since(due) > lateBy { // what nodes have sent may not have been read
+				time.Sleep(settle)
+			}
+		}
+	}
+}
+
+// round looks at all nodes once and returns when to look again.
+func (j *Judge) round(ctx context.Context) (pause time.Duration) {
+	nodes, err := j.o.Nodes.List(labels.Everything())
+	if err != nil { // of a cache: it cannot be
+		return retry
+	}
+	now := time.Now()
+	pause = rest
+	soon := func(d time.Duration) { pause = max(min(pause, d), 50*time.Millisecond) }
+	var doubtful []*corev1.Node
+	seen := map[string]bool{}
+	for _, n := range nodes {
+		seen[n.Name] = true
+		if n.Name == j.o.Own {
+			continue
+		}
+		s := j.see(n, now)
+		silence, limit := j.silence(n.Name, s, now)
+		switch {
+		case silence < limit:
+			j.revive(n.Name, s)
+			soon(limit - silence)
+		case !s.dead.IsZero():
+		case now.Before(s.next):
+			soon(s.next.Sub(now))
+		default:
+			doubtful = append(doubtful, n)
+		}
+	}
+	for name := range j.nodes {
+		if !seen[name] {
+			delete(j.nodes, name)
+		}
+	}
+	if len(doubtful) > 0 {
+		j.check(ctx, doubtful)
+		soon(recheck)
+	}
+	if !j.write(ctx, nodes) {
+		soon(retry)
+	}
+	return pause
+}
+
+// see notes what a Node says of itself.
+func (j *Judge) see(n *corev1.Node, now time.Time) *state {
+	s := j.nodes[n.Name]
+	if s == nil {
+		s = &state{first: now}
+		if r := readyOf(n); r != nil {
+			s.heartbeat = r.LastHeartbeatTime
+		}
+		j.nodes[n.Name] = s
+	}
+	if r := readyOf(n); r != nil && r.Status != corev1.ConditionUnknown && !r.LastHeartbeatTime.Equal(&s.heartbeat) {
+		s.heartbeat, s.posted = r.LastHeartbeatTime, now
+	}
+	return s
+}
+
+// silence is how long nothing was heard of a node, and how long that is nothing to worry about.
+func (j *Judge) silence(name string, s *state, now time.Time) (silence, limit time.Duration) {
+	c, connected := j.o.Contact(name)
+	last := latest(c.Last, s.posted)
+	switch {
+	case !connected:
+		// It is new, or its program is too old to connect, or this server's memory is: it gets the time to connect.
+		last, limit = latest(last, s.first), slow
+		if s.byLease {
+			limit = max(slow, s.leaseLasts*5/4)
+		}
+	case c.Direct:
+		limit = Quick
+	default:
+		limit = quickFar
+	}
+	if !s.nominated.IsZero() {
+		if last.After(s.nominated) {
+			s.nominated = time.Time{}
+		} else {
+			limit = 0
+		}
+	}
+	if !s.dead.IsZero() && !last.After(s.dead) {
+		limit = 0 // nothing new
+	}
+	return now.Sub(last), limit
+}
+
+// revive forgets that a node was dead.
+func (j *Judge) revive(name string, s *state) {
+	if s.dead.IsZero() {
+		return
+	}
+	j.o.Logger.Info("a node that was dead is heard again", "node", name, "after", time.Since(s.dead).Round(time.Millisecond))
+	_, connected := j.o.Contact(name)
+	s.byLease = !connected
+	s.dead, s.podsDone, s.nodeDone, s.holdNodeTo = time.Time{}, false, false, time.Time{}
+}
+
+// check finds out which of the nodes are dead. A check during which this server was short of CPU does not count.
+func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
+	each(doubtful, func(n *corev1.Node) {
+		s := j.nodes[n.Name]
+		began := time.Now()
+		_, connected := j.o.Contact(n.Name)
+		if !connected && j.leaseRenewed(ctx, n.Name, s) {
+			s.next = time.Now().Add(recheckFar)
+			return
+		}
+		finding := j.o.Check(ctx, n)
+		now := time.Now()
+		silence, limit := j.silence(n.Name, s, now)
+		s.nominated = time.Time{}
+		s.next = now.Add(recheck)
+		patience := slow
+		if !connected {
+			s.next, patience = now.Add(recheckFar), max(slow, s.leaseLasts*5/4)
+		}
+		switch {
+		case ctx.Err() != nil, finding == Heard, silence < limit:
+		case now.Sub(began) > CheckTimeout+lateBy:
+			s.next = time.Time{}
+		case finding == Silent, silence > patience:
+			s.dead = now
+			j.o.Logger.Warn("a node is dead", "node", n.Name, "silent", silence.Round(10*time.Millisecond), "machine answers", finding == Reachable)
+		}
+	})
+}
+
+// leaseRenewed looks at the lease of a node that has no connection to this server, and says whether it was renewed since
+// the last look. The first look finds what is renewed from then on.
+func (j *Judge) leaseRenewed(ctx context.Context, node string, s *state) bool {
+	lease, err := j.o.Client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, node, metav1.GetOptions{})
+	if err != nil || lease.Spec.RenewTime == nil {
+		return false
+	}
+	if d := lease.Spec.LeaseDurationSeconds; d != nil {
+		s.leaseLasts = time.Duration(*d) * time.Second
+	}
+	renewed := !lease.Spec.RenewTime.Equal(&s.lease)
+	s.lease = *lease.Spec.RenewTime
+	if renewed {
+		s.posted = time.Now()
+	}
+	return renewed
+}
+
+// each calls f for all items, some of them side by side, and waits.
+func each[T any](items []T, f func(T)) {
+	var running sync.WaitGroup
+	free := make(chan struct{}, parallel)
+	for _, item := range items {
+		free <- struct{}{}
+		running.Go(func() {
+			defer func() { <-free }()
+			f(item)
+		})
+	}
+	running.Wait()
+}
+
+func latest(times ...time.Time) (out time.Time) {
+	for _, t := range times {
+		if t.After(out) {
+			out = t
+		}
+	}
+	return out
+}
+
+func readyOf(n *corev1.Node) *corev1.NodeCondition {
+	for i := range n.Status.Conditions {
+		if n.Status.Conditions[i].Type == corev1.NodeReady {
+			return &n.Status.Conditions[i]
+		}
+	}
+	return nil
+}

@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package liveness
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/server/tunnels"
+)
+
+// world is a cluster of the server's own node "own" and others, in fake time.
+type world struct {
+	t      *testing.T
+	client *fake.Clientset
+	judge  *Judge
+
+	mu       sync.Mutex
+	contacts map[string]tunnels.Contact
+	silent   map[string]bool // says nothing any more
+	finding  map[string]Finding
+	checks   int
+	checkFor time.Duration
+}
+
+// lister reads what the API has.
+type lister struct {
+	corelisters.NodeListerExpansion
+	client *fake.Clientset
+}
+
+func (l lister) List(labels.Selector) (out []*corev1.Node, _ error) {
+	all, err := l.client.CoreV1().Nodes().List(context.Background(), metav1.ListOptions{})
+	for i := range all.Items {
+		out = append(out, &all.Items[i])
+	}
+	return out, err
+}
+
+func (l lister) Get(name string) (*corev1.Node, error) {
+	return l.client.CoreV1().Nodes().Get(context.Background(), name, metav1.GetOptions{})
+}
+
+// live runs f in a world with so many nodes besides the server's own, each with a pod that is ready. All are connected and speak every second.
+func live(t *testing.T, nodes int, f func(w *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t, contacts: map[string]tunnels.Contact{}, silent: map[string]bool{}, finding: map[string]Finding{}}
+		var objects []runtime.Object
+		for i := range nodes + 1 {
+			name := fmt.Sprintf("n%d", i)
+			if i == 0 {
+				name = "own"
+			}
+			objects = append(objects, node(name), pod(name))
+			w.contacts[name] = tunnels.Contact{Last: time.Now(), Open: true, Direct: true}
+		}
+		w.client = fake.NewClientset(objects...)
+		w.judge = New(Options{
+			Client: w.client, Nodes: lister{client: w.client}, Own: "own", Contact: w.contact, Check: w.check,
+			Recorder: &record.FakeRecorder{}, Logger: slog.New(slog.DiscardHandler),
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { w.judge.Run(ctx) })
+		running.Go(func() { w.speak(ctx) })
+		time.Sleep(10 * time.Second)
+		w.want("at the beginning", nil, nil)
+		f(w)
+		cancel()
+		running.Wait()
+	})
+}
+
+func node(name string) *corev1.Node {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	for _, kind := range conditions[:3] { // one was never reported
+		status := corev1.ConditionFalse
+		if kind == corev1.NodeReady {
+			status = corev1.ConditionTrue
+		}
+		n.Status.Conditions = append(n.Status.Conditions, corev1.NodeCondition{Type: kind, Status: status, LastHeartbeatTime: metav1.Unix(5, 0)})
+	}
+	return n
+}
+
+func pod(node string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "on-" + node}, Spec: corev1.PodSpec{NodeName: node},
+		Status: corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
+	}
+}
+
+func (w *world) contact(name string) (tunnels.Contact, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c, ok := w.contacts[name]
+	return c, ok
+}
+
+func (w *world) check(_ context.Context, n *corev1.Node) Finding {
+	w.mu.Lock()
+	w.checks++
+	took, found := w.checkFor, w.finding[n.Name]
+	w.mu.Unlock()
+	time.Sleep(max(took, CheckTimeout))
+	return found
+}
+
+func (w *world) speak(ctx context.Context) {
+	for ctx.Err() == nil {
+		w.mu.Lock()
+		for name, c := range w.contacts {
+			if !w.silent[name] {
+				c.Last = time.Now()
+				w.contacts[name] = c
+			}
+		}
+		w.mu.Unlock()
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// do changes the world.
+func (w *world) do(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f()
+}
+
+// want compares which nodes are Unknown, and on which nodes pods are not ready.
+func (w *world) want(when string, nodes, pods []string) {
+	w.t.Helper()
+	all, err := w.judge.o.Nodes.List(nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var unknown, notReady []string
+	for _, n := range all {
+		if readyOf(n).Status == corev1.ConditionUnknown {
+			unknown = append(unknown, n.Name)
+		}
+		p, err := w.client.CoreV1().Pods("default").Get(w.t.Context(), "on-"+n.Name, metav1.GetOptions{})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if p.Status.Conditions[0].Status == corev1.ConditionFalse {
+			notReady = append(notReady, n.Name)
+		}
+	}
+	if fmt.Sprint(unknown) != fmt.Sprint(nodes) || fmt.Sprint(notReady) != fmt.Sprint(pods) {
+		w.t.Errorf("%s: nodes %v are unknown and pods on %v not ready, want %v and %v", when, unknown, notReady, nodes, pods)
+	}
+}
+
+func TestDeath(t *testing.T) {
+	live(t, 5, func(w *world) {
+		time.Sleep(10 * time.Minute)
+		w.want("after ten quiet minutes", nil, nil)
+		if w.checks > 0 {
+			t.Errorf("%d checks of nodes that speak", w.checks)
+		}
+		w.do(func() { w.silent["n2"] = true })
+		time.Sleep(3 * time.Second)
+		w.want("three seconds after a death", []string{"n2"}, []string{"n2"})
+		n, err := w.judge.o.Nodes.Get("n2")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(n.Status.Conditions) != len(conditions) {
+			t.Errorf("conditions: %v", n.Status.Conditions)
+		}
+		for _, c := range n.Status.Conditions {
+			reason := "NodeStatusUnknown"
+			if c.Type == conditions[3] {
+				reason = "NodeStatusNeverUpdated"
+			} else if c.LastHeartbeatTime.Unix() != 5 {
+				t.Errorf("%s has another heartbeat: %v", c.Type, c.LastHeartbeatTime)
+			}
+			if c.Status != corev1.ConditionUnknown || c.Reason != reason {
+				t.Errorf("%s is %s, %s", c.Type, c.Status, c.Reason)
+			}
+		}
+		checks := w.checks
+		time.Sleep(time.Minute)
+		if w.checks != checks {
+			t.Errorf("%d checks of a node that is dead already", w.checks-checks)
+		}
+		// It comes back, its kubelet reports, and it dies again.
+		w.do(func() { w.silent["n2"] = false })
+		time.Sleep(10 * time.Second)
+		if _, err := w.client.CoreV1().Nodes().UpdateStatus(t.Context(), node("n2"), metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.client.CoreV1().Pods("default").UpdateStatus(t.Context(), pod("n2"), metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		w.want("after the return", nil, nil)
+		w.do(func() { w.silent["n2"] = true })
+		time.Sleep(3 * time.Second)
+		w.want("after the second death", []string{"n2"}, []string{"n2"})
+	})
+}
+
+// A node that others hear, or whose machine answers, is not dead because it is silent here.
+func TestNotDead(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		finding Finding
+		contact tunnels.Contact
+		before  time.Duration // it lives so long after its last word
+		after   time.Duration // and is dead then; 0: never
+	}{
+		{name: "others hear it", finding: Heard, contact: tunnels.Contact{Direct: true}, before: time.Hour},
+		{name: "its machine answers", finding: Reachable, contact: tunnels.Contact{Direct: true}, before: slow - time.Second, after: slow + 3*time.Second},
+		{name: "nobody could ever connect to it", before: quickFar - 100*time.Millisecond, after: quickFar + 2*time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			live(t, 3, func(w *world) {
+				w.do(func() {
+					tt.contact.Last = time.Now()
+					w.silent["n1"], w.finding["n1"], w.contacts["n1"] = true, tt.finding, tt.contact
+				})
+				time.Sleep(tt.before)
+				w.want("before", nil, nil)
+				if tt.after > 0 {
+					time.Sleep(tt.after - tt.before)
+					w.want("after", []string{"n1"}, []string{"n1"})
+				}
+			})
+		})
+	}
+}
+
+// A node without a connection lives as long as its lease is renewed.
+func TestByLease(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		lasts   time.Duration
+		finding Finding
+		dead    time.Duration // after the last renewal, at the latest
+	}{
+		{name: "upstream's lease", lasts: 40 * time.Second, dead: 75 * time.Second},
+		{name: "upstream's lease, and the machine answers", lasts: 40 * time.Second, finding: Reachable, dead: 75 * time.Second},
+		{name: "a slow lease", lasts: 10 * time.Minute, dead: 65 * time.Second},
+		{name: "a slow lease, and the machine answers", lasts: 10 * time.Minute, finding: Reachable, dead: 14 * time.Minute},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			live(t, 2, func(w *world) {
+				// That nobody can connect to it is no proof if its lease is renewed often.
+				while := tt.finding
+				if tt.lasts > slow {
+					while = Reachable
+				}
+				renew := func() {
+					lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: corev1.NamespaceNodeLease, Name: "n1"}, Spec: coordinationv1.LeaseSpec{
+						LeaseDurationSeconds: ptr.To(int32(tt.lasts.Seconds())), RenewTime: ptr.To(metav1.NowMicro()),
+					}}
+					leases := w.client.CoordinationV1().Leases(corev1.NamespaceNodeLease)
+					if _, err := leases.Update(t.Context(), lease, metav1.UpdateOptions{}); err != nil {
+						if _, err := leases.Create(t.Context(), lease, metav1.CreateOptions{}); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				w.do(func() { delete(w.contacts, "n1"); w.finding["n1"] = while })
+				for range 20 {
+					renew()
+					time.Sleep(tt.lasts / 4)
+				}
+				w.want("while the lease is renewed", nil, nil)
+				w.do(func() { w.finding["n1"] = tt.finding })
+				if tt.finding == Reachable {
+					time.Sleep(tt.lasts / 2)
+					w.want("soon after the last renewal", nil, nil)
+				}
+				time.Sleep(tt.dead)
+				w.want("long after the last renewal", []string{"n1"}, []string{"n1"})
+			})
+		})
+	}
+}
+
+// Writing goes on until all is written.
+func TestWritesThatFail(t *testing.T) {
+	live(t, 3, func(w *world) {
+		fails := map[string]int{"nodes": 2, "pods": 4}
+		w.client.PrependReactor("update", "*", func(a clienttesting.Action) (bool, runtime.Object, error) {
+			if r := a.GetResource().Resource; a.GetSubresource() == "status" && fails[r] > 0 {
+				fails[r]--
+				return true, nil, errors.New("no quorum")
+			}
+			return false, nil, nil
+		})
+		w.do(func() { w.silent["n3"] = true })
+		time.Sleep(10 * time.Second)
+		w.want("after writes that failed", []string{"n3"}, []string{"n3"})
+		if fails["nodes"]+fails["pods"] > 0 {
+			t.Errorf("not tried: %v", fails)
+		}
+	})
+}
+
+// When most nodes vanish together, and upstream would evict their pods, the Nodes are left alone for a while.
+func TestMostVanish(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		nodes      int
+		die        []string
+		now, later []string // unknown
+	}{
+		{name: "one of two", nodes: 1, die: []string{"n1"}, now: []string{"n1"}, later: []string{"n1"}},
+		{name: "two of three", nodes: 2, die: []string{"n1", "n2"}, later: []string{"n1", "n2"}},
+		{name: "two of five", nodes: 4, die: []string{"n1", "n2"}, now: []string{"n1", "n2"}, later: []string{"n1", "n2"}},
+		{name: "three of four, which upstream takes care of", nodes: 3, die: []string{"n1", "n2", "n3"},
+			now: []string{"n1", "n2", "n3"}, later: []string{"n1", "n2", "n3"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			live(t, tt.nodes, func(w *world) {
+				w.do(func() {
+					for _, name := range tt.die {
+						w.silent[name] = true
+					}
+				})
+				time.Sleep(4 * time.Second)
+				w.want("at once", tt.now, tt.die)
+				time.Sleep(hold - 10*time.Second)
+				w.want("a little before the end of the wait", tt.now, tt.die)
+				time.Sleep(20 * time.Second)
+				w.want("after it", tt.later, tt.die)
+			})
+		})
+	}
+}
+
+// What a server found out while it was short of CPU itself does not count.
+func TestShortOfCPU(t *testing.T) {
+	live(t, 3, func(w *world) {
+		w.do(func() { w.silent["n1"], w.checkFor = true, CheckTimeout+2*lateBy })
+		time.Sleep(20 * time.Second)
+		w.want("while every check is late", nil, nil)
+		w.do(func() { w.checkFor = 0 })
+		time.Sleep(4 * time.Second)
+		w.want("when it has CPU again", []string{"n1"}, []string{"n1"})
+	})
+}
+
+// Who is suspected is checked at once, and lives if it speaks.
+func TestSuspect(t *testing.T) {
+	live(t, 3, func(w *world) {
+		w.do(func() { w.silent["n1"] = true })
+		w.judge.Suspect("n1")
+		w.judge.Suspect("n2")
+		w.judge.Suspect("nobody")
+		time.Sleep(CheckTimeout + 100*time.Millisecond)
+		w.want("after a check", []string{"n1"}, []string{"n1"})
+		if w.checks != 2 {
+			t.Errorf("%d checks", w.checks)
+		}
+		time.Sleep(time.Minute)
+		w.want("later", []string{"n1"}, []string{"n1"})
+	})
+}

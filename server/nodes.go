@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+
+	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/internal/tunnel"
+	"github.com/coracle-k8s/coracle/server/liveness"
+	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/server/tunnels"
+)
+
+// firstReach is how often a server tries to reach a node that is connected to it and that it has never reached otherwise.
+const firstReach = 30 * time.Second
+
+func (s *Server) newTunnels() (*tunnels.Table, error) {
+	return tunnels.New(tunnels.Options{
+		Listener:    s.port.Route(tunnel.Protocol),
+		Certificate: func() (*tls.Certificate, error) { return s.admission.shown.Load(), nil },
+		ClientCA:    s.pki.CAPEM(pki.ClientCA),
+		Now:         s.o.Clock.Now,
+		Logger:      s.log.With("part", "nodes"),
+	})
+}
+
+// serveNodes takes the connections of nodes, and other servers' questions about them, until ctx is done.
+func (s *Server) serveNodes(ctx context.Context) {
+	var running sync.WaitGroup
+	defer running.Wait()
+	running.Go(func() { s.reachNodes(ctx) })
+	running.Go(func() {
+		l := s.peers.ListenerFor(liveness.Protocol, s.port.Route(liveness.Protocol))
+		if err := liveness.Answer(ctx, l, s.findNode); err != nil {
+			s.log.Error("other servers' questions about nodes are not answered any more", "error", err)
+		}
+	})
+	if err := s.tunnels.Run(ctx); err != nil {
+		s.log.Error("nodes cannot connect any more; those that the server can reach are reached directly", "error", err)
+	}
+}
+
+// reachNodes finds out which of the nodes that are connected can be reached without that, until ctx is done.
+func (s *Server) reachNodes(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.tunnels.Arrived():
+		case <-time.After(firstReach):
+		}
+		for _, name := range s.tunnels.Indirect() {
+			reaching, cancel := context.WithTimeout(ctx, liveness.CheckTimeout)
+			if n := s.node(name); n != nil && liveness.Reach(reaching, n) {
+				s.tunnels.Reached(name)
+			}
+			cancel()
+		}
+	}
+}
+
+// node is a Node as the API server's informer has it; nil if it has none of that name.
+func (s *Server) node(name string) *corev1.Node {
+	lister := s.nodes.Load()
+	if lister == nil {
+		return nil
+	}
+	n, err := (*lister).Get(name)
+	if err != nil {
+		return nil
+	}
+	return n
+}
+
+// findNode is what this server finds out about a node by itself.
+func (s *Server) findNode(ctx context.Context, name string) liveness.Finding {
+	if s.o.OwnNode && name == s.o.NodeName {
+		return liveness.Heard
+	}
+	if c, ok := s.tunnels.Contact(name); ok && time.Since(c.Last) < liveness.Quick {
+		return liveness.Heard
+	}
+	ctx, cancel := context.WithTimeout(ctx, liveness.CheckTimeout)
+	defer cancel()
+	if n := s.node(name); n != nil && liveness.Reach(ctx, n) {
+		s.tunnels.Reached(name)
+		return liveness.Reachable
+	}
+	return liveness.Silent
+}
+
+// checkNode finds out about a node, with the help of all servers.
+func (s *Server) checkNode(ctx context.Context, n *corev1.Node) liveness.Finding {
+	ctx, cancel := context.WithTimeout(ctx, liveness.CheckTimeout)
+	defer cancel()
+	others := s.Others()
+	findings := make(chan liveness.Finding, 1+len(others))
+	go func() { findings <- s.findNode(ctx, n.Name) }()
+	for _, address := range others {
+		go func() {
+			findings <- liveness.Ask(ctx, func(ctx context.Context) (net.Conn, error) {
+				return s.peers.DialFor(ctx, liveness.Protocol, address)
+			}, n.Name)
+		}()
+	}
+	best := liveness.Silent
+	for range cap(findings) { // each ends with ctx
+		if best = max(best, <-findings); best == liveness.Heard {
+			cancel()
+		}
+	}
+	return best
+}
+
+// livenessPart judges nodes for a term.
+func (s *Server) livenessPart(ctx context.Context, t *term.Term) error {
+	nodes := t.Informers.Core().V1().Nodes()
+	synced := nodes.Informer().HasSynced
+	if !t.StartInformers(ctx) || !cache.WaitForCacheSync(ctx.Done(), synced) {
+		return nil
+	}
+	events := record.NewBroadcaster(record.WithContext(ctx))
+	defer events.Shutdown()
+	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: t.Client.CoreV1().Events("")})
+	o := liveness.Options{
+		Client: t.Client, Nodes: nodes.Lister(), Contact: s.tunnels.Contact, Check: s.checkNode,
+		Recorder: events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "node-liveness"}),
+		Logger:   s.log.With("part", "liveness"),
+	}
+	if s.o.OwnNode {
+		o.Own = s.o.NodeName
+	}
+	j := liveness.New(o)
+	s.judge.Store(j)
+	defer s.judge.CompareAndSwap(j, nil)
+	j.Run(ctx)
+	if ctx.Err() == nil {
+		return fmt.Errorf("judging nodes ended by itself")
+	}
+	return nil
+}
+
+// Suspect says that somebody has reason to think that a node is dead. The server that leads checks it at once; on the others
+// nothing happens.
+func (s *Server) Suspect(node string) {
+	if j := s.judge.Load(); j != nil {
+		j.Suspect(node)
+	}
+}
+
+// Others are the addresses of the other servers, which this machine's node connects to.
+func (s *Server) Others() []string {
+	store := s.store.Load()
+	if store == nil {
+		return nil
+	}
+	var out []string
+	for _, m := range store.Members() {
+		if !m.Self {
+			out = append(out, m.Address)
+		}
+	}
+	return out
+}

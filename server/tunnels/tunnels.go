@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package tunnels is what a server knows of the nodes that keep a connection open to it (internal/tunnel): it takes these
+// connections, opens streams over them for the API server, and tells when each node was last heard.
+//
+// A connection speaks for the node whose certificate it showed and for no other one. It leads to that node's addresses and to
+// the addresses of its pods, as the Node object has them. The package never judges whether a node lives: server/liveness does.
+package tunnels
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/util/cert"
+
+	"github.com/coracle-k8s/coracle/internal/halfopen"
+	"github.com/coracle-k8s/coracle/internal/tunnel"
+)
+
+const (
+	// identify is how long a connection may take to show a certificate, strangers how many may be at it at a time.
+	identify  = 10 * time.Second
+	strangers = 256
+	// mostOfOne is how many connections of one node are kept. A server has two names at times, and a connection that has
+	// broken off is closed only after a while: with one more, the oldest goes.
+	mostOfOne = 4
+
+	nodeUser  = "system:node:"
+	nodeGroup = "system:nodes"
+)
+
+// Options are all required but Logger.
+type Options struct {
+	// Listener gives the connections of tunnel.Protocol, before TLS.
+	Listener net.Listener
+	// Certificate is the API server's: nodes know its authority and its name.
+	Certificate func() (*tls.Certificate, error)
+	// ClientCA is the PEM of the authority for nodes' certificates. Its first certificate counts.
+	ClientCA []byte
+	// Now is the time at which certificates are checked.
+	Now    func() time.Time
+	Logger *slog.Logger
+}
+
+// Table has the connections of all nodes.
+type Table struct {
+	o     Options
+	roots *x509.CertPool
+	// half are the connections that have not shown a certificate yet.
+	half halfopen.Table
+
+	arrived chan struct{} // one token: who takes it looks at all nodes
+
+	mu    sync.Mutex
+	nodes map[string]*entry
+	owner Owner
+}
+
+// entry is what is known of a node.
+type entry struct {
+	sessions []*tunnel.Session // the newest last
+	last     time.Time         // heard over connections that have ended
+	direct   bool              // this server has reached the node without a tunnel
+}
+
+// New returns a Table that Run fills.
+func New(o Options) (*Table, error) {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	t := &Table{o: o, roots: x509.NewCertPool(), half: halfopen.Table{Max: strangers}, nodes: map[string]*entry{}, arrived: make(chan struct{}, 1)}
+	signers, err := cert.ParseCertsPEM(o.ClientCA)
+	if err != nil {
+		return nil, fmt.Errorf("the authority of nodes: %w", err)
+	}
+	t.roots.AddCert(signers[0])
+	return t, nil
+}
+
+// Run takes connections until ctx is done, and returns when none is left.
+func (t *Table) Run(ctx context.Context) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { _ = t.o.Listener.Close() })()
+	for {
+		c, err := t.o.Listener.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("waiting for nodes: %w", err)
+		}
+		identified, _ := t.half.Add(func() { _ = c.Close() }) // it is never closed
+		running.Go(func() {
+			defer identified()
+			defer context.AfterFunc(ctx, func() { _ = c.Close() })()
+			t.serve(ctx, c, identified)
+			_ = c.Close()
+		})
+	}
+}
+
+// serve keeps one connection until it ends.
+func (t *Table) serve(ctx context.Context, raw net.Conn, identified func()) {
+	_ = raw.SetDeadline(time.Now().Add(identify)) // a connection without deadlines fails at once
+	conn := tls.Server(raw, t.config())
+	if err := conn.HandshakeContext(ctx); err != nil {
+		t.o.Logger.Debug("a connection that may have been a node's was not taken", "from", raw.RemoteAddr().String(), "reason", err)
+		return
+	}
+	node, err := nodeOf(conn.ConnectionState())
+	if err != nil {
+		return // the handshake has checked it
+	}
+	identified()
+	_ = raw.SetDeadline(time.Time{})
+	s, err := tunnel.NewSession(conn)
+	if err != nil {
+		return
+	}
+	defer t.add(node, s)()
+	t.o.Logger.Info("a node is connected", "node", node, "from", raw.RemoteAddr().String())
+	err = s.Wait()
+	if ctx.Err() == nil {
+		t.o.Logger.Info("a node's connection has ended", "node", node, "from", raw.RemoteAddr().String(), "reason", err)
+	}
+}
+
+func (t *Table) config() *tls.Config {
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS13,
+		NextProtos:     []string{tunnel.Protocol},
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return t.o.Certificate() },
+		ClientAuth:     tls.RequireAndVerifyClientCert,
+		ClientCAs:      t.roots,
+		Time:           t.o.Now,
+		VerifyConnection: func(s tls.ConnectionState) error {
+			_, err := nodeOf(s)
+			return err
+		},
+		// A connection that is resumed shows no certificate again.
+		SessionTicketsDisabled: true,
+	}
+}
+
+var errNoNode = errors.New("tls: the certificate is not a node's")
+
+// nodeOf is the node whose certificate was shown.
+func nodeOf(s tls.ConnectionState) (string, error) {
+	if s.NegotiatedProtocol != tunnel.Protocol {
+		return "", errors.New("tls: the other end does not ask for a node's connection (ALPN)")
+	}
+	// Signed by the authority itself, which may have signed another authority too.
+	if !slices.ContainsFunc(s.VerifiedChains, func(chain []*x509.Certificate) bool { return len(chain) == 2 }) {
+		return "", errNoNode
+	}
+	leaf := s.PeerCertificates[0]
+	node, ok := strings.CutPrefix(leaf.Subject.CommonName, nodeUser)
+	if !ok || node == "" || !slices.Contains(leaf.Subject.Organization, nodeGroup) {
+		return "", errNoNode
+	}
+	return node, nil
+}
+
+// add keeps a connection until the function that it returns is called.
+func (t *Table) add(node string, s *tunnel.Session) (remove func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.nodes[node]
+	if e == nil {
+		e = &entry{}
+		t.nodes[node] = e
+	}
+	e.sessions = append(e.sessions, s)
+	select {
+	case t.arrived <- struct{}{}:
+	default:
+	}
+	if len(e.sessions) > mostOfOne {
+		oldest := e.sessions[0]
+		go func() { _ = oldest.Close() }() // it may take a moment; its own goroutine removes it
+	}
+	return func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		e.sessions = slices.DeleteFunc(e.sessions, func(other *tunnel.Session) bool { return other == s })
+		if h := s.Heard(); h.After(e.last) {
+			e.last = h
+		}
+	}
+}
+
+// Contact is what this server hears of a node.
+type Contact struct {
+	// Last is when something came from the node.
+	Last time.Time
+	// Open says that it has a connection to this server now.
+	Open bool
+	// Direct says that this server has reached the node without the tunnel: it can find out that it does not any more.
+	Direct bool
+}
+
+// Contact says what this server hears of a node; ok is false if it never heard of it.
+func (t *Table) Contact(node string) (c Contact, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.nodes[node]
+	if e == nil {
+		return Contact{}, false
+	}
+	c = Contact{Last: e.last, Open: len(e.sessions) > 0, Direct: e.direct}
+	for _, s := range e.sessions {
+		if h := s.Heard(); h.After(c.Last) {
+			c.Last = h
+		}
+	}
+	return c, true
+}
+
+// Arrived gives a value when nodes have connected since the last one.
+func (t *Table) Arrived() <-chan struct{} { return t.arrived }
+
+// Indirect are the nodes that are connected and were never reached otherwise.
+func (t *Table) Indirect() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []string
+	for name, e := range t.nodes {
+		if !e.direct && len(e.sessions) > 0 {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// Reached notes that this server has reached a node without its tunnel.
+func (t *Table) Reached(node string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.nodes[node]; e != nil {
+		e.direct = true
+	}
+}
+
+// session is the newest of a node's connections.
+func (t *Table) session(node string) *tunnel.Session {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.nodes[node]
+	if e == nil || len(e.sessions) == 0 {
+		return nil
+	}
+	return e.sessions[len(e.sessions)-1]
+}

@@ -1,0 +1,89 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// TestNodeBehindNAT: no server can connect to a node; logs, exec, port-forward, metrics and what goes to its pods work through
+// each of three servers all the same, over the connections that the node keeps open.
+func TestNodeBehindNAT(t *testing.T) {
+	site := harness.NewSite(t)
+	first := site.NewMachine().NewServer("--disable-agent")
+	first.Start()
+	waitAPI(first)
+	servers := []*harness.Server{first}
+	for range 2 {
+		s := site.NewMachine().NewPeer(first, "--disable-agent")
+		s.Start()
+		waitAPI(s)
+		servers = append(servers, s)
+	}
+	a := site.NewMachine().NewAgent(first)
+	for _, s := range servers {
+		site.NoConnecting(s.Machine, a.Machine)
+	}
+	a.AddBoxImage()
+	a.Start()
+	harness.Eventually(t, soon, "the node is ready", func() error { return nodeReady(first, a) })
+	first.Kubectl("run", "guest", "--image="+harness.BoxImage, "--image-pull-policy=Never", "--", "testbox", "serve")
+	first.Kubectl("wait", "--for=condition=Ready", "pod/guest", "--timeout=120s")
+
+	for _, s := range servers {
+		// A server that is new to the node is connected to within half a minute: until then it cannot reach the node.
+		harness.Eventually(t, soon, "logs", func() error {
+			out, err := s.TryKubectl("logs", "guest", "--request-timeout=10s")
+			if err == nil && !strings.Contains(out, "serving on 8080") {
+				err = fmt.Errorf("%q", out)
+			}
+			return err
+		})
+		says(t, s.Kubectl("exec", "guest", "--", "echo", "hi"), "hi")
+		says(t, s.Kubectl("get", "--raw", "/api/v1/nodes/"+a.NodeName()+"/proxy/metrics/resource"), "container_memory_working_set_bytes")
+		says(t, s.Kubectl("get", "--raw", "/api/v1/namespaces/default/pods/guest:8080/proxy/"), "guest")
+		says(t, forwarded(t, s, "guest"), "guest")
+	}
+	if out, err := first.Run("bash", "-c", "timeout 2 bash -c '</dev/tcp/"+a.IP+"/10250'"); err == nil {
+		t.Errorf("a server can connect to the node: this test shows nothing: %s", out)
+	}
+}
+
+// forwarded reads the page of a pod's port 8080 through kubectl port-forward.
+func forwarded(t *testing.T, s *harness.Server, pod string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	forward := s.KubectlCommand(ctx, "port-forward", "pod/"+pod, ":8080")
+	out, err := forward.StdoutPipe()
+	if err == nil {
+		err = forward.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		cancel()
+		_ = forward.Wait()
+	}()
+	var port int
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	} else if _, err := fmt.Sscanf(line, "Forwarding from 127.0.0.1:%d", &port); err != nil {
+		t.Fatalf("%q: %v", line, err)
+	}
+	page, err := s.Run(harness.Box(t), "get", fmt.Sprintf("http://127.0.0.1:%d/", port))
+	if err != nil {
+		t.Error(err)
+	}
+	return page
+}
