@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tunnels
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/internal/tunnel"
+	"github.com/coracle-k8s/coracle/server/pki"
+)
+
+type fixture struct {
+	t     *testing.T
+	pki   *pki.PKI
+	table *Table
+	at    string
+}
+
+func newFixture(t *testing.T) *fixture {
+	t.Helper()
+	dir := t.TempDir()
+	p, err := pki.Open(pki.Options{Dir: filepath.Join(dir, "tls"), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fixture{t: t, pki: p}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.at = l.Addr().String()
+	serving := f.pair(p.APIServer(pki.APIServerNames{NodeName: "s1", Domain: "cluster.local"}))
+	f.table, err = New(Options{
+		Listener: l, Certificate: func() (*tls.Certificate, error) { return serving, nil }, ClientCA: p.CAPEM(pki.ClientCA),
+		Now: time.Now, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- f.table.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return f
+}
+
+// pair makes a certificate.
+func (f *fixture) pair(l pki.Leaf) *tls.Certificate {
+	f.t.Helper()
+	if l.Path == "" || !filepath.IsAbs(l.Path) {
+		l.Path = filepath.Join(f.t.TempDir(), "pair.pem")
+	}
+	if err := f.pki.Ensure(l); err != nil {
+		f.t.Fatal(err)
+	}
+	pair, err := tls.LoadX509KeyPair(l.Path, l.Path)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return &pair
+}
+
+// connect connects with a certificate, or none.
+func (f *fixture) connect(pair *tls.Certificate) *tls.Conn {
+	f.t.Helper()
+	c := &tls.Config{NextProtos: []string{tunnel.Protocol}, InsecureSkipVerify: true} // the client's checks are its own package's
+	if pair != nil {
+		c.Certificates = []tls.Certificate{*pair}
+	}
+	conn, err := tls.Dial("tcp", f.at, c)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// node connects a node that has an echo at each of its addresses and says which one was asked for.
+func (f *fixture) node(name string, own ...string) (stop func()) {
+	f.t.Helper()
+	conn := f.connect(f.pair(f.pki.Node(f.t.TempDir(), name)))
+	ctx, cancel := context.WithCancel(f.t.Context())
+	var running sync.WaitGroup
+	n := tunnel.Node{
+		Allowed: func(to netip.AddrPort) bool {
+			for _, a := range own {
+				if netip.MustParseAddr(a) == to.Addr() {
+					return true
+				}
+			}
+			return false
+		},
+		Dial: func(_ context.Context, _, address string) (net.Conn, error) {
+			a, b := net.Pipe()
+			go func() {
+				_, _ = io.WriteString(b, name+" "+address)
+				_ = b.Close()
+			}()
+			return a, nil
+		},
+	}
+	running.Go(func() { _ = n.Serve(ctx, conn) })
+	stop = func() {
+		cancel()
+		running.Wait()
+	}
+	f.t.Cleanup(stop)
+	testenv.Eventually(f.t, 10*time.Second, "the node is connected", func() error {
+		if c, ok := f.table.Contact(name); !ok || !c.Open {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	return stop
+}
+
+// Nobody but a node speaks for a node.
+func TestWhoMayConnect(t *testing.T) {
+	f := newFixture(t)
+	for name, leaf := range map[string]pki.Leaf{
+		"the kubelet's port":               f.pki.NodeServing(t.TempDir(), "n1", nil),
+		"a node's network parts":           f.pki.Network(t.TempDir()),
+		"the administrator":                f.pki.Admin(),
+		"another server":                   f.pki.Peer("s2"),
+		"the API server, towards kubelets": f.pki.KubeletClient(),
+		"the API server":                   f.pki.APIServer(pki.APIServerNames{NodeName: "s1", Domain: "cluster.local"}),
+		"a user in the group of nodes":     {Name: "user", Signer: pki.ClientCA, CommonName: "n1", Organizations: []string{nodeGroup}},
+		"a node's name in another group":   {Name: "group", Signer: pki.ClientCA, CommonName: nodeUser + "n1", Organizations: []string{"users"}},
+		"a node without a name":            {Name: "nameless", Signer: pki.ClientCA, CommonName: nodeUser, Organizations: []string{nodeGroup}},
+		"nobody":                           {},
+	} {
+		var pair *tls.Certificate
+		if leaf.Name != "" {
+			leaf.Path, leaf.Use = "", nil
+			pair = f.pair(leaf)
+		}
+		conn := f.connect(pair)
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		_, err := conn.Read(make([]byte, 1))
+		if timeout, ok := err.(net.Error); err == nil || ok && timeout.Timeout() {
+			t.Errorf("%s is not hung up on: %v", name, err)
+		}
+	}
+	if len(f.table.nodes) > 0 {
+		t.Errorf("connections were taken: %v", f.table.nodes)
+	}
+}
+
+// What is a node's is reached through its connection, and through no other node's.
+func TestDialContext(t *testing.T) {
+	f := newFixture(t)
+	f.node("n1", "10.0.0.1", "10.42.1.5")
+	stop := f.node("n2", "10.0.0.2")
+	f.table.Follow(OwnerByNodes(nodes(
+		described("n1", []string{"10.0.0.1"}, "10.42.1.0/24"), described("n2", []string{"10.0.0.2", "127.0.0.1"}, "10.42.2.0/24"),
+	)))
+	for address, want := range map[string]string{
+		"10.0.0.1:10250":          "n1 10.0.0.1:10250",
+		"[::ffff:10.0.0.1]:10250": "n1 10.0.0.1:10250",
+		"10.42.1.5:443":           "n1 10.42.1.5:443",
+		"10.0.0.2:10250":          "n2 10.0.0.2:10250",
+	} {
+		c, err := f.table.DialContext(t.Context(), "tcp", address)
+		if err != nil {
+			t.Errorf("%s: %v", address, err)
+			continue
+		}
+		got, _ := io.ReadAll(c)
+		if string(got) != want {
+			t.Errorf("%s: %q, want %q", address, got, want)
+		}
+		_ = c.Close()
+	}
+	if _, err := f.table.DialContext(t.Context(), "tcp", "10.42.2.9:443"); !errors.Is(err, tunnel.ErrRefused) {
+		t.Errorf("what the node refuses: %v", err)
+	}
+	// A node's connection that has ended leaves the direct way.
+	stop()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	testenv.Eventually(t, 10*time.Second, "the connection has ended", func() error {
+		if c, _ := f.table.Contact("n2"); c.Open {
+			return errors.New("it has not")
+		}
+		return nil
+	})
+	c, err := f.table.DialContext(t.Context(), "tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	if c, ok := f.table.Contact("n2"); !ok || time.Since(c.Last) > time.Minute || c.Direct {
+		t.Errorf("of a node whose connection has ended is left %+v, %v", c, ok)
+	}
+}
+
+func TestConnectionsOfOneNode(t *testing.T) {
+	f := newFixture(t)
+	for range mostOfOne + 3 {
+		f.node("n1", "10.0.0.1")
+	}
+	testenv.Eventually(t, 10*time.Second, "the oldest are gone", func() error {
+		f.table.mu.Lock()
+		defer f.table.mu.Unlock()
+		if n := len(f.table.nodes["n1"].sessions); n != mostOfOne {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if got := f.table.Indirect(); len(got) != 1 {
+		t.Errorf("never reached directly: %v", got)
+	}
+	f.table.Reached("n1")
+	if got := f.table.Indirect(); len(got) != 0 {
+		t.Errorf("never reached directly: %v", got)
+	}
+}
+
+func nodes(all ...*corev1.Node) corelisters.NodeLister {
+	i := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
+	for _, n := range all {
+		_ = i.Add(n) // it has a name
+	}
+	return corelisters.NewNodeLister(i)
+}
+
+func described(name string, addresses []string, pods ...string) *corev1.Node {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{PodCIDRs: pods}}
+	for _, a := range addresses {
+		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
+	}
+	return n
+}
+
+func TestOwner(t *testing.T) {
+	owner := OwnerByNodes(nodes(
+		described("n1", []string{"10.0.0.1", "fd00::1"}, "10.42.1.0/24", "fd42:1::/64"),
+		described("n2", []string{"10.0.0.2"}, "10.42.2.0/24"),
+		described("n3", []string{"10.0.0.3", "10.0.0.2"}, "10.42.3.0/24"), // claims another one's address
+		described("n4", []string{"10.0.0.4"}, "10.42.0.0/16"),             // claims everybody's pods
+		described("n5", []string{"10.0.0.5", "not one"}, "10.42.3.0/24", "nor this"),
+	))
+	for a, want := range map[string]string{
+		"10.0.0.1": "n1", "fd00::1": "n1", "10.42.1.7": "n1", "fd42:1::7": "n1",
+		"10.0.0.2": "", "10.0.0.3": "n3", "10.42.2.7": "n2", "10.42.3.7": "", "10.42.9.7": "n4", "10.0.0.9": "",
+	} {
+		if got := owner(netip.MustParseAddr(a)); got != want {
+			t.Errorf("%s is %q's, want %q's", a, got, want)
+		}
+	}
+}

@@ -1,0 +1,145 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+const spreadService = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: d}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: d}}
+  template:
+    metadata: {labels: {app: d}}
+    spec:
+      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: d}}}]
+      containers: [` + boxYAML + `, command: [testbox, serve]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: d}
+spec: {selector: {app: d}, ports: [{port: 80, targetPort: 8080}]}
+`
+
+// isReady fails unless a node's condition Ready has that status.
+func isReady(s, node *harness.Server, want string) error {
+	out, err := s.TryKubectl("get", "node", node.NodeName(), "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+	if err == nil && out != want {
+		err = fmt.Errorf("Ready is %q, want %q", out, want)
+	}
+	return err
+}
+
+// endpoints fails unless so many endpoints of the Service d are ready.
+func endpoints(s *harness.Server, want int) error {
+	out, err := s.TryKubectl("get", "endpointslices", "-l", "kubernetes.io/service-name=d", "-o", "jsonpath={.items[*].endpoints[*].conditions.ready}")
+	if got := strings.Count(out, "true"); err == nil && got != want {
+		err = fmt.Errorf("%d endpoints are ready, want %d: %s", got, want, out)
+	}
+	return err
+}
+
+// eventually waits for a condition and logs how long that took; the times to be met are docs/ha's, measured on a machine that has nothing else to do.
+func eventually(t *testing.T, since time.Time, what string, f func() error) {
+	t.Helper()
+	harness.Eventually(t, soon, what, f)
+	t.Logf("%s: after %v", what, time.Since(since).Round(10*time.Millisecond))
+}
+
+// TestNodeDeath: a node whose machine vanishes is not Ready, and no Service sends to it, within seconds; its return undoes it. A node whose
+// agent is killed stays as it is: its pods run.
+func TestNodeDeath(t *testing.T) {
+	site := harness.NewSite(t)
+	s := site.NewMachine().NewServer("--disable-agent")
+	s.Start()
+	waitAPI(s)
+	var agents []*harness.Server
+	for range 2 {
+		a := site.NewMachine().NewAgent(s)
+		a.AddBoxImage()
+		a.Start()
+		agents = append(agents, a)
+	}
+	for _, a := range agents {
+		harness.Eventually(t, soon, "the nodes are ready", func() error { return nodeReady(s, a) })
+	}
+	s.Apply(spreadService)
+	harness.Eventually(t, soon, "the Service has two endpoints", func() error { return endpoints(s, 2) })
+
+	victim := agents[1]
+	vanished := time.Now()
+	site.Split(victim.Machine, s.Machine)
+	site.Split(victim.Machine, agents[0].Machine)
+	eventually(t, vanished, "the node is not Ready", func() error { return isReady(s, victim, "Unknown") })
+	eventually(t, vanished, "the Service does not use it", func() error { return endpoints(s, 1) })
+	if took := time.Since(vanished); took > 15*time.Second {
+		t.Errorf("a dead node was noticed after %v only", took)
+	}
+	if err := isReady(s, agents[0], "True"); err != nil {
+		t.Error(err)
+	}
+
+	back := time.Now()
+	site.Heal()
+	eventually(t, back, "the node is Ready again", func() error { return isReady(s, victim, "True") })
+	eventually(t, back, "the Service uses it again", func() error { return endpoints(s, 2) })
+
+	victim.Kill()
+	for began := time.Now(); time.Since(began) < 10*time.Second; time.Sleep(500 * time.Millisecond) {
+		if err := isReady(s, victim, "True"); err != nil {
+			t.Fatalf("an agent that crashed: %v", err)
+		}
+		if err := endpoints(s, 2); err != nil {
+			t.Fatalf("an agent that crashed: %v", err)
+		}
+	}
+}
+
+// TestLeadersNodeDies: the machine of the server that leads vanishes, which is a node too; the server that leads then marks it.
+func TestLeadersNodeDies(t *testing.T) {
+	site := harness.NewSite(t)
+	first := site.NewMachine().NewServer()
+	first.Start()
+	waitAPI(first)
+	servers := []*harness.Server{first}
+	for range 2 {
+		s := site.NewMachine().NewPeer(first, "--disable-agent")
+		s.Start()
+		waitAPI(s)
+		servers = append(servers, s)
+	}
+	second := servers[1]
+	harness.Eventually(t, soon, "all three vote, and the first leads", func() error {
+		out, err := second.Run(second.Coracle(), "store", "status", "--data-dir", second.DataDir)
+		if err == nil && strings.Count(out, " voter ") < 2 {
+			err = fmt.Errorf("not three voters yet:\n%s", out)
+		}
+		return err
+	})
+	harness.Eventually(t, soon, "the node is ready", func() error { return isReady(second, first, "True") })
+	for _, s := range servers[1:] {
+		harness.Eventually(t, soon, "the node is connected to the other servers", func() error { return logSays(s, "a node is connected") })
+	}
+	vanished := time.Now()
+	for _, s := range servers[1:] {
+		site.Split(first.Machine, s.Machine)
+	}
+	eventually(t, vanished, "the dead leader's node is not Ready", func() error { return isReady(second, first, "Unknown") })
+	if took := time.Since(vanished); took > 20*time.Second {
+		t.Errorf("it was noticed after %v only", took)
+	}
+	back := time.Now()
+	site.Heal()
+	eventually(t, back, "the node is Ready again", func() error { return isReady(second, first, "True") })
+}
