@@ -23,8 +23,12 @@ import (
 	"github.com/coracle-k8s/coracle/server/tunnels"
 )
 
-// firstReach is how often a server tries to reach a node that is connected to it and that it has never reached otherwise.
-const firstReach = 30 * time.Second
+// A node that is connected to this server and that it has never reached otherwise is tried reachSoon times every reachEvery, and then
+// every reachLater.
+const (
+	reachEvery, reachLater = 2 * time.Second, 30 * time.Second
+	reachSoon              = 15
+)
 
 func (s *Server) newTunnels() (*tunnels.Table, error) {
 	return tunnels.New(tunnels.Options{
@@ -54,19 +58,32 @@ func (s *Server) serveNodes(ctx context.Context) {
 
 // reachNodes finds out which of the nodes that are connected can be reached without that, until ctx is done.
 func (s *Server) reachNodes(ctx context.Context) {
+	tries := map[string]int{}
+	pause := reachLater
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.tunnels.Arrived():
-		case <-time.After(firstReach):
+		case <-time.After(pause):
 		}
+		pause = reachLater
 		for _, name := range s.tunnels.Indirect() {
-			reaching, cancel := context.WithTimeout(ctx, liveness.CheckTimeout)
-			if n := s.node(name); n != nil && liveness.Reach(reaching, n) {
-				s.tunnels.Reached(name)
+			n := s.node(name) // a node that is new has connected before it is registered
+			if n != nil {
+				tries[name]++
+				reaching, cancel := context.WithTimeout(ctx, liveness.CheckTimeout)
+				reached := liveness.Reach(reaching, n)
+				cancel()
+				if reached {
+					s.tunnels.Reached(name)
+					delete(tries, name)
+					continue
+				}
 			}
-			cancel()
+			if tries[name] < reachSoon {
+				pause = reachEvery
+			}
 		}
 	}
 }
