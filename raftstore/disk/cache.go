@@ -4,6 +4,7 @@ package disk
 
 import (
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/hashicorp/raft"
@@ -12,9 +13,16 @@ import (
 // cacheSize is CachedLog's bound in bytes if none is given.
 const cacheSize = 8 << 20
 
+// unreadPart is the part of the bound, one in so many bytes, after which a cache that
+// nobody reads forgets everything. What raft hands over at a time is hardly ever as much,
+// so those who follow the log have read in between.
+const unreadPart = 4
+
 // CachedLog returns the log with its newest entries kept in memory, up to so
 // many bytes; 0 means 8 MiB. A leader reads entries back for each follower,
-// almost always the newest.
+// almost always the newest, and a follower reads what it applies. A server without
+// others reads none: it keeps no more than a quarter of that, and only for as long
+// as it takes to see that.
 //
 // The entries' Data and Extensions are those that raft handed in, not copies:
 // nobody may change them. All writes must go through the cache, which is the
@@ -40,6 +48,8 @@ type cachedLog struct {
 	first   uint64       // index of entries[0]
 	entries []raft.Log
 	bytes   int64
+
+	unread atomic.Int64 // bytes that were written since somebody last read an entry
 }
 
 var (
@@ -53,6 +63,9 @@ func cost(e *raft.Log) int64 {
 }
 
 func (c *cachedLog) GetLog(index uint64, out *raft.Log) error {
+	if c.unread.Load() != 0 { // readers side by side need not write it
+		c.unread.Store(0)
+	}
 	c.mu.RLock()
 	hit := index >= c.first && index-c.first < uint64(len(c.entries))
 	if hit {
@@ -84,10 +97,11 @@ func (c *cachedLog) StoreLogs(entries []*raft.Log) error {
 // remember adds an entry, which the log has now, and makes room for it.
 func (c *cachedLog) remember(e *raft.Log) {
 	n := cost(e)
-	if n > c.max || len(c.entries) > 0 && e.Index != c.first+uint64(len(c.entries)) {
+	wanted := n <= c.max && c.unread.Add(n)-n < c.max/unreadPart
+	if !wanted || len(c.entries) > 0 && e.Index != c.first+uint64(len(c.entries)) {
 		c.forgetUpTo(len(c.entries))
 	}
-	if n > c.max {
+	if !wanted {
 		return
 	}
 	drop := 0

@@ -55,10 +55,16 @@ func TestCachedLog(t *testing.T) {
 		most := rapid.Int64Range(1, 10_000).Draw(t, "cache")
 		cache := d.CachedLog(most).(*cachedLog)
 		next := uint64(1)
+		wanted := false // the newest entry, when it was stored
 		store := func(t *rapid.T) {
 			var batch []*raft.Log
+			unread := cache.unread.Load()
 			for range rapid.IntRange(1, 5).Draw(t, "entries") {
-				batch = append(batch, drawEntry(t, next))
+				e := drawEntry(t, next)
+				if wanted = unread < most/unreadPart; cost(e) <= most {
+					unread += cost(e)
+				}
+				batch = append(batch, e)
 				next++
 			}
 			if err := cache.StoreLogs(batch); err != nil {
@@ -74,6 +80,7 @@ func TestCachedLog(t *testing.T) {
 				if last == 0 {
 					t.Skip("nothing there") // rapid draws another action
 				}
+				wanted = false
 				from := rapid.Uint64Range(first-1, last+1).Draw(t, "from")
 				to := rapid.Uint64Range(first-1, last+1).Draw(t, "to")
 				err := cache.DeleteRange(from, to)
@@ -88,6 +95,7 @@ func TestCachedLog(t *testing.T) {
 			},
 			"snapshot from the leader": func(t *rapid.T) {
 				// One that ends before, in or behind the log, and agrees with it or not.
+				wanted = false
 				end := snapshotEnd{rapid.Uint64Range(d.Log.snapshot.index, next+5).Draw(t, "index"), 9, members{}}
 				if err := d.fit(end); err != nil {
 					t.Fatal(err)
@@ -101,12 +109,12 @@ func TestCachedLog(t *testing.T) {
 					t.Fatal("stored an entry behind a gap")
 				}
 			},
-			"": func(t *rapid.T) { checkCache(t, cache, next) },
+			"": func(t *rapid.T) { checkCache(t, cache, next, wanted) },
 		})
 	})
 }
 
-func checkCache(t *rapid.T, cache *cachedLog, next uint64) {
+func checkCache(t *rapid.T, cache *cachedLog, next uint64, wanted bool) {
 	for i := uint64(0); i < next+3; i++ {
 		var got, want raft.Log
 		errGot, errWant := cache.GetLog(i, &got), cache.Log.GetLog(i, &want)
@@ -127,7 +135,7 @@ func checkCache(t *rapid.T, cache *cachedLog, next uint64) {
 		if err := cache.Log.GetLog(last, &newest); err != nil {
 			t.Fatal(err)
 		}
-		if cost(&newest) <= cache.max && last+1 == next && cache.first == last {
+		if cost(&newest) <= cache.max && wanted && last+1 == next && cache.first == last {
 			t.Fatalf("entry %d is not in the cache", last)
 		}
 	}
@@ -157,6 +165,47 @@ func TestCacheKeepsNewest(t *testing.T) {
 	}
 	if cache.IsMonotonic() {
 		t.Error("raft must leave a snapshot's consequences to the log")
+	}
+}
+
+// A log that nobody reads is not kept in memory; the first read brings that back.
+func TestCacheUnread(t *testing.T) {
+	d := mustOpen(t, filepath.Join(memoryDir(t), "store"))
+	defer closeDir(t, d)
+	const most, size = 1 << 20, 10_000
+	cache := d.CachedLog(most).(*cachedLog)
+	index := uint64(0)
+	store := func(t *testing.T) *raft.Log {
+		t.Helper()
+		index++
+		e := &raft.Log{Index: index, Term: 1, Data: make([]byte, size)}
+		if err := cache.StoreLog(e); err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	for range 2 {
+		first := store(t)
+		var got raft.Log
+		if err := cache.GetLog(index, &got); err != nil || got.Index != index {
+			t.Fatalf("entry %d: %v, %v", index, got.Index, err)
+		}
+		next := store(t)
+		if err := cache.GetLog(index, &got); err != nil || &got.Data[0] != &next.Data[0] {
+			t.Fatalf("entry %d came from the disk after entry %d had been read, %v", index, first.Index, err)
+		}
+		for range most / unreadPart / size * 3 / 4 {
+			store(t)
+		}
+		if len(cache.entries) == 0 {
+			t.Fatal("the cache was given up while a reader may only be late")
+		}
+		for range most / size {
+			store(t)
+		}
+		if cache.bytes != 0 || cache.entries != nil {
+			t.Fatalf("%d bytes of entries that nobody reads are kept", cache.bytes)
+		}
 	}
 }
 
