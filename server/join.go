@@ -135,8 +135,9 @@ func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*join.Ans
 	// Not for loopback addresses: at one of those people reach the API server.
 	serving.DNSNames, serving.IPs = []string{m.Node.Name}, ips
 	out := &join.Answer{ServerCA: p.CAPEM(pki.ServerCA), ClientCA: p.CAPEM(pki.ClientCA), Settings: a.s.o.Cluster}
-	// A joined node is alive for as long as its lease says so.
-	out.Settings.Liveness = cluster.ByLease
+	if !m.Node.Connects { // it is alive for as long as its lease says so
+		out.Settings.Liveness = cluster.ByLease
+	}
 	for _, c := range []struct {
 		leaf    pki.Leaf
 		request []byte

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"strconv"
 	"time"
 
 	"k8s.io/utils/clock"
@@ -149,6 +150,12 @@ func (o *Options) controllerOptions(s *signing) controllers.Options {
 		c.RootCAFile, c.ServiceAccountPrivateKeyFile = s.root, s.serviceAccount
 	}
 	return c
+}
+
+// tolerations are the API server's flags for how long pods stay on a node that is lost.
+func (o *Options) tolerations() []string {
+	wait := strconv.Itoa(o.Cluster.Toleration())
+	return []string{"default-not-ready-toleration-seconds=" + wait, "default-unreachable-toleration-seconds=" + wait}
 }
 
 // servingIPs is every address under which a client may know the API server.

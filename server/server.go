@@ -290,7 +290,7 @@ func (s *Server) apiServerOptions(configDir string) apiserver.Options {
 		EncryptionConfigFile: f.encryption,
 		ConfigDir:            configDir,
 		AnonymousHealthOnly:  true,
-		ExtraArgs:            s.o.APIServerArgs,
+		ExtraArgs:            append(s.o.tolerations(), s.o.APIServerArgs...), // the operator's come last, so that they count
 		Logger:               s.log.With("part", "API server"),
 	}
 }

@@ -57,7 +57,7 @@ func options(t *testing.T, dir string) Options {
 		AdvertiseAddress: net.IPv4(192, 0, 2, 1),
 		Cluster: cluster.Settings{
 			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
-			DNS: netip.AddrFrom4([4]byte{10, 43, 0, 10}), Domain: cluster.DefaultDomain, Liveness: cluster.InProcess,
+			DNS: netip.AddrFrom4([4]byte{10, 43, 0, 10}), Domain: cluster.DefaultDomain, Liveness: cluster.ByConnection,
 		},
 		NodePortRange:    "30000-32767",
 		EncryptResources: []string{"secrets"},

@@ -190,7 +190,7 @@ func (n *Node) ask(ctx context.Context) error {
 		Request: join.Request{
 			Role: token.RoleAgent, Program: n.o.Program, Time: n.o.Now(),
 			Node: join.Node{
-				Name: n.o.NodeName, Addresses: n.o.Addresses, Password: password,
+				Name: n.o.NodeName, Addresses: n.o.Addresses, Password: password, Connects: true,
 				KubeletRequest: keys.request(), ServingRequest: keys.request(), NetworkRequest: keys.request(),
 			},
 		},

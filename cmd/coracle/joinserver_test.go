@@ -30,7 +30,14 @@ func TestContradictions(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), `"10.99.0.0/16"`) || !strings.Contains(err.Error(), `"10.42.0.0/16"`) {
 		t.Errorf("%v, want both values", err)
 	}
-	own := c("10.42.0.0/16", "secrets-encryption", "disable")
+	own := c("10.42.0.0/16", "default-toleration-seconds")
+	if own.TolerationSeconds = 60; contradictions(own, joined) != nil { // the default, however it is said
+		t.Error(contradictions(own, joined))
+	}
+	if own.TolerationSeconds = 10; contradictions(own, joined) == nil {
+		t.Error("another toleration is taken")
+	}
+	own = c("10.42.0.0/16", "secrets-encryption", "disable")
 	own.EncryptResources, own.Disable = nil, []string{config.PartDNS}
 	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), "--secrets-encryption") || !strings.Contains(err.Error(), "--disable") {
 		t.Error(err)

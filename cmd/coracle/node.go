@@ -92,9 +92,9 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 func clusterSettings(c *config.Server) cluster.Settings {
 	s := cluster.Settings{
 		PodCIDRs: c.ClusterCIDRs, ServiceCIDRs: c.ServiceCIDRs, Domain: c.ClusterDomain,
-		NoServiceProxy: c.DisableKubeProxy,
-		// For the node in this process; those that join have their own.
-		Liveness: cluster.InProcess,
+		NoServiceProxy:    c.DisableKubeProxy,
+		Liveness:          cluster.ByConnection,
+		TolerationSeconds: c.TolerationSeconds,
 	}
 	if !c.Disabled(config.PartDNS) {
 		s.DNS = c.ClusterDNS

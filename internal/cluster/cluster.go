@@ -5,6 +5,7 @@
 package cluster
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -25,9 +26,20 @@ type Settings struct {
 	NoServiceProxy bool `json:"noServiceProxy,omitempty"`
 	// Liveness says how the death of a node is noticed.
 	Liveness Liveness `json:"liveness"`
+	// TolerationSeconds is for how long pods stay on a node that is not ready or not heard of, unless they say something else. 0 is
+	// what clusters have that began before there was this setting: DefaultTolerationSeconds.
+	TolerationSeconds int `json:"tolerationSeconds,omitempty"`
 }
 
-// Liveness are the times by which the control plane learns from the API alone that a node has died. A kubelet renews its
+// DefaultTolerationSeconds is longer than a machine takes to start again, so that a restart moves no pods
+// (docs/adr/0065-death-of-a-node.md). Upstream's are 300.
+const DefaultTolerationSeconds = 60
+
+// Toleration is TolerationSeconds or the default.
+func (s Settings) Toleration() int { return cmp.Or(s.TolerationSeconds, DefaultTolerationSeconds) }
+
+// Liveness are the times by which upstream's controllers learn from the API alone that a node has died. A server that leads knows
+// it earlier and by itself, from the connections that nodes keep open (server/liveness). A kubelet renews its
 // lease four times as often as it lasts (k8s.io/kubernetes/pkg/kubelet: nodeLeaseRenewIntervalFraction), each time with a write to the disks of
 // a majority of the servers.
 type Liveness struct {
@@ -39,12 +51,12 @@ type Liveness struct {
 }
 
 var (
-	// InProcess is for a node in its server's own process, as long as there is no other: it lives and dies with the server,
-	// and its parts report how they are without the lease. A renewal every 2.5 minutes keeps the idle disk quiet
-	// (docs/adr/0040-idle-writes.md).
-	InProcess = Liveness{Lease: 10 * time.Minute, Grace: 12 * time.Minute}
-	// ByLease is for nodes of which nothing but their lease says that they live: upstream's own times. A renewal every
-	// 10 s is 8,640 writes a day for each node.
+	// ByConnection is for nodes that keep a connection to each server, and for the node in its server's own process: the lease is
+	// there for clients that look at it. A renewal every 2.5 minutes keeps the idle disk quiet (docs/adr/0040-idle-writes.md,
+	// docs/adr/0065-death-of-a-node.md).
+	ByConnection = Liveness{Lease: 10 * time.Minute, Grace: 12 * time.Minute}
+	// ByLease is for nodes of which nothing but their lease says that they live, because their program is older than these connections: upstream's
+	// own times. A renewal every 10 s is 8,640 writes a day for each node.
 	ByLease = Liveness{Lease: 40 * time.Second, Grace: 50 * time.Second}
 )
 
@@ -64,6 +76,9 @@ func (s Settings) Validate() error {
 	}
 	if s.Domain == "" {
 		errs = append(errs, errors.New("no cluster domain"))
+	}
+	if s.TolerationSeconds < 0 {
+		errs = append(errs, fmt.Errorf("pods cannot stay on a lost node for %d seconds", s.TolerationSeconds))
 	}
 	if l := s.Liveness; l.Lease < 0 || l.Grace <= l.Lease {
 		errs = append(errs, fmt.Errorf("a node's grace period of %s is not longer than its lease of %s: every node would count as lost now and then", l.Grace, l.Lease))

@@ -38,6 +38,8 @@ type Server struct {
 	NodePorts     PortRange
 	ClusterDNS    netip.Addr // inside ServiceCIDRs[0] or, when given, any of them
 	ClusterDomain string
+	// TolerationSeconds is for how long pods stay on a node that is lost.
+	TolerationSeconds int
 
 	Token      string // "" means: use the one in Paths.TokenFile, make one if there is none
 	AgentToken string // likewise, in Paths.AgentTokenFile
@@ -92,20 +94,23 @@ type Logging struct {
 // clusterWide are settings in which all servers have to agree.
 var clusterWide = []string{
 	"cluster-cidr", "service-cidr", "service-node-port-range", "cluster-dns", "cluster-domain", "secrets-encryption", "encrypt-resources",
-	"disable", "disable-kube-proxy",
+	"disable", "disable-kube-proxy", "default-toleration-seconds",
 }
 
 func (r *reader) server(h Host) Server {
 	s := Server{
-		Paths:            r.paths(),
-		Logging:          r.logging(),
-		BindAddress:      r.ip("bind-address"),
-		HTTPSPort:        r.port("https-listen-port"),
-		TLSSANs:          r.sans("tls-san"),
-		ClusterCIDRs:     r.cidrs("cluster-cidr"),
-		ServiceCIDRs:     r.cidrs("service-cidr"),
-		NodePorts:        r.portRange("service-node-port-range"),
-		ClusterDomain:    r.domain("cluster-domain"),
+		Paths:         r.paths(),
+		Logging:       r.logging(),
+		BindAddress:   r.ip("bind-address"),
+		HTTPSPort:     r.port("https-listen-port"),
+		TLSSANs:       r.sans("tls-san"),
+		ClusterCIDRs:  r.cidrs("cluster-cidr"),
+		ServiceCIDRs:  r.cidrs("service-cidr"),
+		NodePorts:     r.portRange("service-node-port-range"),
+		ClusterDomain: r.domain("cluster-domain"),
+
+		TolerationSeconds: r.integer("default-toleration-seconds", 1, 7*24*60*60),
+
 		Token:            r.secret("token", "token-file"),
 		AgentToken:       r.secret("agent-token", "agent-token-file"),
 		EncryptResources: r.encryption(),

@@ -2,7 +2,11 @@
 
 package config
 
-import "github.com/coracle-k8s/coracle/internal/cluster"
+import (
+	"strconv"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+)
 
 // Defaults that other packages name in messages.
 const (
@@ -78,6 +82,8 @@ var table = []Setting{
 		Help: "Address of the cluster's DNS Service, inside --service-cidr"},
 	{Name: "cluster-domain", Commands: ServerCommand, Group: groupNetwork, Holder: "DOMAIN", Default: cluster.DefaultDomain,
 		Help: "DNS domain of the cluster"},
+	{Name: "default-toleration-seconds", Commands: ServerCommand, Group: groupCluster, Kind: Int, Holder: "N", Default: strconv.Itoa(cluster.DefaultTolerationSeconds),
+		Help: "How long pods stay on a node that is lost before others take their place, unless a pod says something else; all servers have the same"},
 
 	{Name: "server", Short: "s", Commands: nodeCommands, Group: groupCluster, Holder: "URL", Env: EnvPrefix + "URL", Computed: "a server starts a cluster of its own",
 		Help: "Server to join, such as https://10.0.0.5:6443"},

@@ -50,7 +50,7 @@ func endpoints(s *harness.Server, want int) error {
 	return err
 }
 
-// eventually waits for a condition and logs how long that took; the times to be met are docs/ha's, measured on a machine that has nothing else to do.
+// eventually waits for a condition and logs how long that took since a moment.
 func eventually(t *testing.T, since time.Time, what string, f func() error) {
 	t.Helper()
 	harness.Eventually(t, soon, what, f)
@@ -76,6 +76,10 @@ func TestNodeDeath(t *testing.T) {
 	}
 	s.Apply(spreadService)
 	harness.Eventually(t, soon, "the Service has two endpoints", func() error { return endpoints(s, 2) })
+
+	if got := s.Kubectl("get", "pods", "-l", "app=d", "-o", "jsonpath={.items[0].spec.tolerations[*].tolerationSeconds}"); got != "60 60" {
+		t.Errorf("pods stay on a lost node for %q seconds", got)
+	}
 
 	victim := agents[1]
 	vanished := time.Now()
