@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tunnels
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/testca"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/internal/tunnel"
+)
+
+// fakeServer takes nodes' connections with a certificate of that common name.
+type fakeServer struct {
+	address string
+
+	mu       sync.Mutex
+	sessions []*tunnel.Session
+	taken    int
+}
+
+func newFakeServer(t *testing.T, ca *testca.Authority, name, protocol string) *fakeServer {
+	t.Helper()
+	files, err := ca.Issue(name, "127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{protocol}, ClientAuth: tls.RequireAnyClientCert})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fakeServer{address: l.Addr().String()}
+	var running sync.WaitGroup
+	running.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			running.Go(func() {
+				defer c.Close()
+				if c.(*tls.Conn).HandshakeContext(t.Context()) != nil {
+					return
+				}
+				s, err := tunnel.NewSession(c)
+				if err != nil {
+					return
+				}
+				f.mu.Lock()
+				f.sessions, f.taken = append(f.sessions, s), f.taken+1
+				f.mu.Unlock()
+				_ = s.Wait()
+				f.mu.Lock()
+				f.sessions = slices.DeleteFunc(f.sessions, func(o *tunnel.Session) bool { return o == s })
+				f.mu.Unlock()
+			})
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		running.Wait()
+	})
+	return f
+}
+
+// session is the one connection that there should be.
+func (f *fakeServer) session() *tunnel.Session {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.sessions) != 1 {
+		return nil
+	}
+	return f.sessions[0]
+}
+
+func wait(t *testing.T, f *fakeServer) *tunnel.Session {
+	t.Helper()
+	testenv.Eventually(t, 20*time.Second, "the node is connected", func() error {
+		if f.session() == nil {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	return f.session()
+}
+
+func TestRun(t *testing.T) {
+	dir := t.TempDir()
+	ca, err := testca.New(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	node, err := ca.Issue("system:node:n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair := filepath.Join(dir, "pair.pem")
+	var both []byte
+	for _, file := range []string{node.Cert, node.Key} {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		both = append(both, data...)
+	}
+	if err := os.WriteFile(pair, both, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	own, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	go func() {
+		for {
+			c, err := own.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "kubelet")
+			_ = c.Close()
+		}
+	}()
+
+	first, second := newFakeServer(t, ca, join.ServerName, tunnel.Protocol), newFakeServer(t, ca, join.ServerName, tunnel.Protocol)
+	other, err := testca.New(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	strangers := []*fakeServer{
+		newFakeServer(t, ca, "system:node:n2", tunnel.Protocol),   // another node
+		newFakeServer(t, other, join.ServerName, tunnel.Protocol), // another cluster
+		newFakeServer(t, ca, join.ServerName, "h2"),               // a server that knows no such connections
+	}
+	var mu sync.Mutex
+	servers := []string{first.address}
+	for _, s := range strangers {
+		servers = append(servers, s.address)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		Run(ctx, Options{
+			Servers: func() []string {
+				mu.Lock()
+				defer mu.Unlock()
+				return slices.Clone(servers)
+			},
+			NodePair: pair, ServerCAFile: node.CA, NodeIPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")},
+			PodCIDRs: func() []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")} },
+			Logger:   slog.New(slog.DiscardHandler),
+		})
+	}()
+	defer func() {
+		cancel()
+		<-done
+	}()
+
+	s := wait(t, first)
+	c, err := s.Dial(t.Context(), netip.MustParseAddrPort(own.Addr().String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := io.ReadAll(c); string(got) != "kubelet" {
+		t.Errorf("%q", got)
+	}
+	_ = c.Close()
+	if _, err := s.Dial(t.Context(), netip.MustParseAddrPort("127.0.0.2:10250")); !errors.Is(err, tunnel.ErrRefused) {
+		t.Errorf("an address that is not the node's: %v", err)
+	}
+
+	// It comes back after a connection that has broken off, to servers that are new, and leaves those that are gone.
+	_ = s.Close()
+	testenv.Eventually(t, 20*time.Second, "the node comes again", func() error {
+		first.mu.Lock()
+		defer first.mu.Unlock()
+		if first.taken < 2 {
+			return errors.New("it does not")
+		}
+		return nil
+	})
+	mu.Lock()
+	servers = append(servers[1:], second.address)
+	mu.Unlock()
+	wait(t, second)
+	testenv.Eventually(t, 20*time.Second, "the node leaves a server that is none any more", func() error {
+		if first.session() != nil {
+			return errors.New("it does not")
+		}
+		return nil
+	})
+	for i, s := range strangers {
+		if s.taken > 0 {
+			t.Errorf("the node showed itself to stranger %d", i)
+		}
+	}
+}
+
+func TestAllowed(t *testing.T) {
+	o := Options{NodeIPs: []netip.Addr{netip.MustParseAddr("10.0.0.7")}}
+	if o.allowed(netip.MustParseAddrPort("10.42.1.5:80")) {
+		t.Error("a pod's address before the pods' network is known")
+	}
+	o.PodCIDRs = func() []netip.Prefix {
+		return []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24"), netip.MustParsePrefix("fd42:1::/64")}
+	}
+	for to, want := range map[string]bool{
+		"10.0.0.7:10250": true, "10.42.1.5:80": true, "[fd42:1::5]:80": true,
+		"10.0.0.8:10250": false, "127.0.0.1:10250": false, "[::1]:22": false, "10.42.2.5:80": false, "169.254.169.254:80": false,
+	} {
+		if got := o.allowed(netip.MustParseAddrPort(to)); got != want {
+			t.Errorf("%s: %v", to, got)
+		}
+	}
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package liveness
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+func TestAsk(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- Answer(ctx, l, func(ctx context.Context, node string) Finding {
+			switch node {
+			case "heard":
+				return Heard
+			case "reachable":
+				return Reachable
+			case "slow":
+				<-ctx.Done()
+			case "from the future":
+				return 7
+			}
+			return Silent
+		})
+	}()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	dial := func(ctx context.Context) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
+	}
+	idle, err := dial(ctx) // says nothing and holds nobody up
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer idle.Close()
+	for node, want := range map[string]Finding{
+		"heard": Heard, "reachable": Reachable, "another": Silent, "from the future": Silent, "": Silent, strings.Repeat("x", 300): Silent,
+	} {
+		if got := Ask(ctx, dial, node); got != want {
+			t.Errorf("%q: %v, want %v", node, got, want)
+		}
+	}
+	short, cancelShort := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancelShort()
+	if got := Ask(short, dial, "slow"); got != Silent {
+		t.Errorf("a server that does not answer in time: %v", got)
+	}
+	nobody := func(context.Context) (net.Conn, error) { return nil, errors.New("nobody") }
+	if got := Ask(ctx, nobody, "heard"); got != Silent {
+		t.Errorf("a server that is not there: %v", got)
+	}
+}
+
+// A machine that refuses connections lives as well as one that takes them.
+func TestReach(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
+	if Reach(t.Context(), n) {
+		t.Error("a node without an address is reached")
+	}
+	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "127.0.0.1"}}
+	n.Status.DaemonEndpoints.KubeletEndpoint.Port = int32(l.Addr().(*net.TCPAddr).Port)
+	if !Reach(t.Context(), n) {
+		t.Error("a port that is open is not reached")
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if !Reach(t.Context(), n) {
+		t.Error("a port that refuses is not reached")
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if Reach(ended, n) {
+		t.Error("something was reached in no time")
+	}
+}
