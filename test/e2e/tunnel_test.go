@@ -61,7 +61,7 @@ func TestNodeBehindNAT(t *testing.T) {
 			t.Fatalf("cut off from one server: %v", err)
 		}
 	}
-	if out, err := first.Run("bash", "-c", "timeout 2 bash -c '</dev/tcp/"+a.IP+"/10250'"); err == nil {
+	if out, err := servers[1].Run("bash", "-c", "timeout 2 bash -c '</dev/tcp/"+a.IP+"/10250'"); err == nil {
 		t.Errorf("a server can connect to the node: this test shows nothing: %s", out)
 	}
 }
