@@ -8,12 +8,16 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/http"
 	"os"
 	"slices"
 
 	"github.com/robfig/cron/v3"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
 
+	"github.com/coracle-k8s/coracle/internal/s3settings"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/snapshots"
@@ -27,6 +31,11 @@ type SnapshotOptions struct {
 	Retention int
 	// Schedule says when they are taken; nil for never.
 	Schedule cron.Schedule
+	// S3 says whether they are kept in an object store too, with the settings S3Settings and, behind those, the ones in the Secret
+	// S3Secret of kube-system, if it is named.
+	S3         bool
+	S3Settings map[string]string
+	S3Secret   string
 	// KeyFile holds the key that encrypts them; empty for the server token.
 	KeyFile string
 }
@@ -44,7 +53,7 @@ func (s *Server) newSnapshots() *snapshots.Keeper {
 	return snapshots.NewKeeper(snapshots.Options{
 		Dir: s.o.Snapshots.Dir, Retention: s.o.Snapshots.Retention, Cluster: token.Hash(s.pki.Root()), Server: s.o.NodeName, Version: s.o.Version,
 		Store: openStore{s}, Contents: s.snapshotContents, Key: s.snapshotKey,
-		Schedule: s.o.Snapshots.Schedule, Place: s.snapshotPlace,
+		Schedule: s.o.Snapshots.Schedule, Place: s.snapshotPlace, S3: s.snapshotS3,
 		Part: s.board.snapshots, Clock: s.o.Clock, Logger: s.log.With("part", "snapshots"),
 	})
 }
@@ -63,6 +72,50 @@ func (s *Server) snapshotPlace() snapshots.Place {
 		}
 	}
 	return out
+}
+
+// snapshotS3 returns nil if snapshots are kept on this machine only.
+func (s *Server) snapshotS3(ctx context.Context) (*s3settings.S3, error) {
+	o := &s.o.Snapshots
+	if !o.S3 {
+		return nil, nil
+	}
+	values := maps.Clone(o.S3Settings)
+	if o.S3Secret != "" {
+		client, err := s.admission.api()
+		if err != nil {
+			return nil, fmt.Errorf("the settings for S3 are in a Secret: %w", err)
+		}
+		if values, err = s3Values(ctx, client, o.S3Secret, values); err != nil {
+			return nil, err
+		}
+	}
+	out, err := s3settings.Parse(values)
+	if err != nil {
+		return nil, fmt.Errorf("the settings for S3: %w", err)
+	}
+	return out, nil
+}
+
+// s3Values puts the settings that were given over those in the Secret. The certificate of an authority may be in a ConfigMap that the Secret
+// names, as with k3s.
+func s3Values(ctx context.Context, client kubernetes.Interface, name string, given map[string]string) (map[string]string, error) {
+	secret, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("reading the settings for S3: %w", err)
+	}
+	values := s3settings.FromSecret(secret.Data)
+	if ca := values[s3settings.EndpointCAName]; ca != "" {
+		cm, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, ca, metav1.GetOptions{})
+		if err != nil {
+			return nil, fmt.Errorf("reading the authority of the S3 server: %w", err)
+		}
+		for _, key := range slices.Sorted(maps.Keys(cm.Data)) {
+			values[s3settings.EndpointCA] += cm.Data[key] + "\n"
+		}
+	}
+	maps.Copy(values, given)
+	return values, nil
 }
 
 // openStore is the server's store, which is there some time after the server.

@@ -138,7 +138,10 @@ func serverOptions(c *config.Server) server.Options {
 		Cluster: clusterSettings(c), OwnNode: !c.DisableAgent, NodePortRange: c.NodePorts.String(),
 		Token: c.Token, AgentToken: c.AgentToken,
 		EncryptResources: c.EncryptResources,
-		Snapshots:        server.SnapshotOptions{Dir: c.Snapshots.Dir, Retention: c.Snapshots.Retention, Schedule: c.Snapshots.Schedule, KeyFile: c.Snapshots.KeyFile},
+		Snapshots: server.SnapshotOptions{
+			Dir: c.Snapshots.Dir, Retention: c.Snapshots.Retention, Schedule: c.Snapshots.Schedule, KeyFile: c.Snapshots.KeyFile,
+			S3: c.Snapshots.S3, S3Settings: c.Snapshots.S3Settings, S3Secret: c.Snapshots.S3Secret,
+		},
 		Kubeconfigs: []server.Kubeconfig{
 			{Path: c.Kubeconfig.Path, Mode: c.Kubeconfig.Mode, GID: c.Kubeconfig.GID},
 			{Path: c.Paths.AdminKubeconfig, Mode: 0o600},

@@ -2,6 +2,8 @@
 
 package config
 
+import "strings"
+
 // k3sOnly are settings of k3s that coracle does not have, with what to know about it: whoever brings a k3s command line
 // or file along should not have to guess.
 var k3sOnly = map[string]string{
@@ -41,6 +43,9 @@ var k3sOnly = map[string]string{
 
 // k3sHint says why a setting of k3s is not here, "" when k3s has none of that name.
 func k3sHint(name string) string {
+	if rest, ok := strings.CutPrefix(name, "etcd-s3"); ok && Lookup("snapshot-s3"+rest) != nil {
+		return "; it is called --snapshot-s3" + rest + " here"
+	}
 	if why := k3sOnly[name]; why != "" {
 		return "; coracle does not have this setting of k3s: " + why
 	}

@@ -123,7 +123,8 @@ func (r *reader) server(h Host) Server {
 		SchedulerArgs:         r.args("kube-scheduler-arg"),
 	}
 	s.Snapshots = r.snapshots(s.Paths)
-	s.Snapshots.Schedule = r.schedule()
+	s.Snapshots.Schedule, s.Snapshots.S3Secret = r.schedule(), r.str("snapshot-s3-config-secret")
+	r.checkS3(&s.Snapshots)
 	s.Kubeconfig = Kubeconfig{Path: r.path("write-kubeconfig"), Mode: r.mode("write-kubeconfig-mode"), GID: r.group("write-kubeconfig-group")}
 	ranges := slices.Concat(s.ClusterCIDRs, s.ServiceCIDRs)
 	r.checkNetworks(&s)

@@ -3,10 +3,15 @@
 package config
 
 import (
+	"maps"
+	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/robfig/cron/v3"
+
+	"github.com/coracle-k8s/coracle/internal/s3settings"
 )
 
 // Snapshots says when the cluster is saved, and where to.
@@ -15,6 +20,11 @@ type Snapshots struct {
 	Retention int
 	KeyFile   string        // "" means that the server token is the key
 	Schedule  cron.Schedule // nil: none are taken by schedule
+
+	// S3 says whether they are kept in an object store too; its settings are S3Settings and, behind those, the ones in the Secret S3Secret.
+	S3         bool
+	S3Settings map[string]string // by the names in package s3settings, those that were given
+	S3Secret   string
 }
 
 func (r *reader) snapshots(p Paths) Snapshots {
@@ -26,7 +36,59 @@ func (r *reader) snapshots(p Paths) Snapshots {
 	if s.Dir == "" {
 		s.Dir = filepath.Join(p.DataDir, "snapshots")
 	}
+	s.S3 = r.boolean("snapshot-s3")
+	s.S3Settings = r.s3Settings()
 	return s
+}
+
+// s3Flags are the settings for S3, by their names in package s3settings.
+var s3Flags = map[string]string{
+	s3settings.Endpoint: "snapshot-s3-endpoint", s3settings.Bucket: "snapshot-s3-bucket", s3settings.Folder: "snapshot-s3-folder",
+	s3settings.Region: "snapshot-s3-region", s3settings.Lookup: "snapshot-s3-bucket-lookup-type",
+	s3settings.AccessKey: "snapshot-s3-access-key", s3settings.SecretKey: "snapshot-s3-secret-key", s3settings.SessionToken: "snapshot-s3-session-token",
+	s3settings.EndpointCA: "snapshot-s3-endpoint-ca", s3settings.SkipVerify: "snapshot-s3-skip-ssl-verify", s3settings.Insecure: "snapshot-s3-insecure",
+	s3settings.Proxy: "snapshot-s3-proxy", s3settings.Timeout: "snapshot-s3-timeout", s3settings.Retention: "snapshot-s3-retention",
+}
+
+// S3FlagNames are the names of the settings that say where the object store is, sorted.
+func S3FlagNames() []string { return slices.Sorted(maps.Values(s3Flags)) }
+
+// s3Settings are those that were given; of the authority's file, the content.
+func (r *reader) s3Settings() map[string]string {
+	out := map[string]string{}
+	for name, flag := range s3Flags {
+		if r.given(flag) {
+			out[name] = r.str(flag)
+		}
+	}
+	if file := r.existing("snapshot-s3-endpoint-ca"); file != "" {
+		text, err := os.ReadFile(file)
+		if err == nil {
+			out[s3settings.EndpointCA] = string(text)
+		} // existing has complained
+	}
+	return out
+}
+
+// checkS3 finds mistakes in the settings for S3. What may come from the Secret is not missing.
+func (r *reader) checkS3(s *Snapshots) {
+	if !s.S3 {
+		if s.S3Secret != "" {
+			r.bad(r.src("snapshot-s3-config-secret"), "needs --snapshot-s3")
+		}
+		return
+	}
+	values := s.S3Settings
+	if s.S3Secret != "" {
+		values = maps.Clone(values)
+		if values[s3settings.Bucket] == "" {
+			values[s3settings.Bucket] = "in-the-secret"
+		}
+	}
+	_, err := s3settings.Parse(values)
+	for _, e := range s3settings.Each(err) {
+		r.bad(r.src(s3Flags[e.Name]), "%v", e.Err)
+	}
 }
 
 // schedule returns nil when there is none.
@@ -57,5 +119,6 @@ func LoadSnapshotTool(s Sources) (*SnapshotTool, error) {
 	r := &reader{vals: vals, problems: problems}
 	t := &SnapshotTool{Tool: Tool{Paths: r.paths()}, Token: r.secret("token", "token-file")}
 	t.Snapshots = r.snapshots(t.Paths)
+	r.checkS3(&t.Snapshots)
 	return t, r.problems.orNil()
 }

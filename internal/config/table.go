@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/s3settings"
 )
 
 // Defaults that other packages name in messages.
@@ -120,6 +121,38 @@ var table = []Setting{
 		Help: "How many scheduled snapshots of this server are kept"},
 	{Name: "snapshot-key-file", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "FILE", Files: true,
 		Help: "File with the secret that encrypts snapshots, instead of the server token; keep a copy of it elsewhere"},
+	{Name: "snapshot-s3", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Kind: Bool, Default: "false",
+		Help: "Keep snapshots in an S3-compatible object store, too"},
+	{Name: "snapshot-s3-config-secret", Commands: ServerCommand, Group: groupSnapshots, Holder: "NAME",
+		Help: "Secret in kube-system with the settings for S3, in the form that k3s has: keys such as etcd-s3-bucket. Settings that are given otherwise go before"},
+	{Name: "snapshot-s3-endpoint", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "HOST", Default: s3settings.Defaults[s3settings.Endpoint],
+		Help: "S3 server, as HOST or HOST:PORT"},
+	{Name: "snapshot-s3-bucket", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "NAME",
+		Help: "Bucket for snapshots; it has to exist"},
+	{Name: "snapshot-s3-folder", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "PATH",
+		Help: "Folder in the bucket"},
+	{Name: "snapshot-s3-region", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "NAME", Default: s3settings.Defaults[s3settings.Region],
+		Help: "Region of the bucket"},
+	{Name: "snapshot-s3-bucket-lookup-type", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "TYPE", Default: s3settings.Defaults[s3settings.Lookup], Values: s3settings.Lookups,
+		Help: "Where the bucket's name goes: in front of the endpoint's name (dns), behind it (path), or as the endpoint's name suggests (auto)"},
+	{Name: "snapshot-s3-access-key", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "KEY", Computed: "AWS_ACCESS_KEY_ID of the environment",
+		Help: "Access key for S3"},
+	{Name: "snapshot-s3-secret-key", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "KEY", Computed: "AWS_SECRET_ACCESS_KEY of the environment",
+		Help: "Secret key for S3; better in the configuration file or in a Secret than on a command line, which every user of the machine can read"},
+	{Name: "snapshot-s3-session-token", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "TOKEN", Computed: "AWS_SESSION_TOKEN of the environment",
+		Help: "Session token for S3, if the keys are temporary ones"},
+	{Name: "snapshot-s3-endpoint-ca", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "FILE", Files: true, Computed: "the machine's authorities",
+		Help: "Certificate of the authority that signed the S3 server's certificate"},
+	{Name: "snapshot-s3-skip-ssl-verify", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Kind: Bool, Default: "false",
+		Help: "Believe any certificate of the S3 server"},
+	{Name: "snapshot-s3-insecure", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Kind: Bool, Default: "false",
+		Help: "Speak HTTP to the S3 server, and not HTTPS"},
+	{Name: "snapshot-s3-proxy", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "URL", Computed: "what HTTPS_PROXY and NO_PROXY of the environment say",
+		Help: "Proxy on the way to the S3 server"},
+	{Name: "snapshot-s3-timeout", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "DURATION", Default: s3settings.Defaults[s3settings.Timeout],
+		Help: "How long a snapshot's way to the S3 server or back may take"},
+	{Name: "snapshot-s3-retention", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Kind: Int, Holder: "N", Default: s3settings.Defaults[s3settings.Retention],
+		Help: "How many scheduled snapshots of each server are kept there"},
 
 	{Name: "node-name", Commands: nodeCommands, Group: groupNode, Holder: "NAME", Computed: "the host name in lower case",
 		Help: "Name of this node"},

@@ -18,6 +18,7 @@ import (
 	"github.com/robfig/cron/v3"
 	"k8s.io/utils/clock"
 
+	"github.com/coracle-k8s/coracle/internal/s3settings"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
@@ -50,6 +51,9 @@ type Options struct {
 	Schedule cron.Schedule
 	// Place is this server's among all; nil means that it is the only one.
 	Place func() Place
+
+	// S3 says where snapshots are kept besides Dir; nil, or a nil result, for nowhere.
+	S3 func(ctx context.Context) (*s3settings.S3, error)
 
 	// Part, when set, is told how the schedule goes.
 	Part   *status.Part
@@ -101,7 +105,14 @@ func (k *Keeper) Save(ctx context.Context, name string) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	return k.save(b, contents, key, name, false)
+	info, err := k.save(b, contents, key, name, false)
+	if err != nil {
+		return info, err
+	}
+	if err := k.copyOut(ctx, info); err != nil {
+		return info, fmt.Errorf("the snapshot is saved in %s, but not elsewhere: %w", info.Location, err)
+	}
+	return info, nil
 }
 
 // take takes the store's state and the keys that belong to it: these may be replaced at any moment, and then what was
@@ -143,47 +154,126 @@ func (k *Keeper) save(b *raftstore.Backup, contents Contents, key Key, name stri
 	return info, err
 }
 
-// List returns all snapshots that there are, the oldest first.
-func (k *Keeper) List(context.Context) ([]Info, error) { return k.folder.list() }
+// elsewhere calls f with the bucket, if there is one.
+func (k *Keeper) elsewhere(ctx context.Context, f func(context.Context, *bucket) error) error {
+	if k.o.S3 == nil {
+		return nil
+	}
+	o, err := k.o.S3(ctx)
+	if err != nil || o == nil {
+		return err
+	}
+	b, err := openBucket(o)
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
+	defer cancel()
+	return f(ctx, b)
+}
 
-// Delete removes snapshots by name and returns the names of those that it removed.
-func (k *Keeper) Delete(_ context.Context, names []string) (deleted []string, err error) {
+// copyOut copies a snapshot to S3, unless it is there.
+func (k *Keeper) copyOut(ctx context.Context, i Info) error {
+	return k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
+		if there, err := b.has(ctx, i.Name, i.Size); err != nil || there {
+			return err
+		}
+		return b.put(ctx, i.Name, i.Location)
+	})
+}
+
+// List returns all snapshots that there are, the oldest first, and those on S3 behind them. If S3 does not answer, its line says why.
+func (k *Keeper) List(ctx context.Context) ([]Info, error) {
+	list, err := k.folder.list()
+	if err != nil {
+		return nil, err
+	}
+	if err := k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
+		more, err := b.list(ctx)
+		list = append(list, more...)
+		return err
+	}); err != nil {
+		list = append(list, Info{Location: "S3", Problem: err.Error()})
+	}
+	return list, nil
+}
+
+// Delete removes snapshots by name, wherever they are, and returns the names of those that it removed.
+func (k *Keeper) Delete(ctx context.Context, names []string) (deleted []string, err error) {
 	k.one.Lock()
 	defer k.one.Unlock()
 	for _, name := range names {
-		if deleteErr := k.folder.delete(name); deleteErr != nil {
-			err = errors.Join(err, fmt.Errorf("%s: %w", name, deleteErr))
-			continue
+		localErr := k.folder.delete(name)
+		remoteErr := errNotThere
+		if err := k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
+			remoteErr = b.delete(ctx, name)
+			return nil
+		}); err != nil {
+			remoteErr = err
 		}
-		deleted = append(deleted, name)
+		switch {
+		case localErr != nil && !errors.Is(localErr, errNotThere):
+			err = errors.Join(err, fmt.Errorf("%s: %w", name, localErr))
+		case remoteErr != nil && !errors.Is(remoteErr, errNotThere):
+			err = errors.Join(err, fmt.Errorf("%s: %w", name, remoteErr))
+		case localErr != nil && remoteErr != nil:
+			err = errors.Join(err, fmt.Errorf("%s: %w", name, errNotThere))
+		}
+		if localErr == nil || remoteErr == nil {
+			deleted = append(deleted, name)
+		}
 	}
 	return deleted, err
 }
 
-// Prune removes all but the newest keep snapshots whose names begin with name and this server's name, and returns the names of those
-// that it removed. Damaged ones neither count nor go.
-func (k *Keeper) Prune(_ context.Context, name string, keep int) ([]string, error) {
+// Prune removes all but the newest keep snapshots whose names begin with name and this server's name, here and on S3, and returns the
+// names of those that it removed. Damaged ones neither count nor go.
+func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, error) {
 	k.one.Lock()
 	defer k.one.Unlock()
 	if name == "" {
 		name = OnDemandName
 	}
-	return k.prune(keep, func(i Info) bool { return strings.HasPrefix(i.Name, name+"-"+k.o.Server+"-") })
+	counts := func(i Info) bool { return strings.HasPrefix(i.Name, name+"-"+k.o.Server+"-") }
+	deleted, err := k.prune(keep, counts)
+	remoteErr := k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
+		more, err := b.prune(ctx, keep, counts)
+		for _, name := range more {
+			if !slices.Contains(deleted, name) {
+				deleted = append(deleted, name)
+			}
+		}
+		return err
+	})
+	return deleted, errors.Join(err, remoteErr)
 }
 
-func (k *Keeper) prune(keep int, counts func(Info) bool) (deleted []string, err error) {
+func (k *Keeper) prune(keep int, counts func(Info) bool) ([]string, error) {
 	list, err := k.folder.list()
 	if err != nil {
 		return nil, err
 	}
-	for _, i := range surplus(list, keep, counts) {
-		if deleteErr := k.folder.delete(i.Name); deleteErr != nil {
-			err = errors.Join(err, deleteErr)
+	return removeEach(surplus(list, keep, counts), k.folder.delete)
+}
+
+func (b *bucket) prune(ctx context.Context, keep int, counts func(Info) bool) ([]string, error) {
+	list, err := b.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return removeEach(surplus(list, keep, counts), func(name string) error { return b.delete(ctx, name) })
+}
+
+func removeEach(list []Info, remove func(name string) error) (deleted []string, err error) {
+	for _, i := range list {
+		if removeErr := remove(i.Name); removeErr != nil {
+			err = errors.Join(err, removeErr)
 			continue
 		}
 		deleted = append(deleted, i.Name)
 	}
-	return slices.Clip(deleted), err
+	return deleted, err
 }
 
 // trivial are keys whose changes are no reason for a snapshot: they change all the time in a cluster where nothing happens.

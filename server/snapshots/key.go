@@ -34,6 +34,7 @@ type Key struct {
 	// cluster is the one that the token names, if it names one.
 	cluster    string
 	passphrase string
+	work       int // scryptWork, but for tests
 }
 
 // KeyOfToken is the key for those who have the server token, whole or its secret alone.
@@ -45,7 +46,7 @@ func KeyOfToken(text string) (Key, error) {
 	if t.Role == token.RoleAgent || t.Role == token.RoleBootstrap {
 		return Key{}, errors.New("this is a token for agents; a snapshot is encrypted with the server token, which `coracle token print --server` shows")
 	}
-	return Key{Kind: TokenKey, cluster: t.CAHash, passphrase: t.Secret}, nil
+	return Key{Kind: TokenKey, cluster: t.CAHash, passphrase: t.Secret, work: scryptWork}, nil
 }
 
 // minSecret is how long a key of one's own is at least.
@@ -61,7 +62,7 @@ func KeyOfFile(path string) (Key, error) {
 	if len(secret) < minSecret {
 		return Key{}, fmt.Errorf("the key for snapshots in %s has %d characters; at least %d are needed, such as `openssl rand -hex 32` prints", path, len(secret), minSecret)
 	}
-	return Key{Kind: FileKey, passphrase: secret}, nil
+	return Key{Kind: FileKey, passphrase: secret, work: scryptWork}, nil
 }
 
 func (k Key) encrypt(w io.Writer) (io.WriteCloser, error) {
@@ -69,7 +70,7 @@ func (k Key) encrypt(w io.Writer) (io.WriteCloser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encrypting the snapshot: %w", err)
 	}
-	r.SetWorkFactor(scryptWork)
+	r.SetWorkFactor(k.work)
 	out, err := age.Encrypt(w, r)
 	if err != nil {
 		return nil, fmt.Errorf("encrypting the snapshot: %w", err)

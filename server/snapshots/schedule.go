@@ -157,38 +157,51 @@ func (k *Keeper) scheduled(ctx context.Context) error {
 	if err != nil {
 		return k.count(err)
 	}
-	if same, err := k.unchanged(content(b, contents, key)); err != nil || same {
-		if same {
-			k.log.Info("nothing has changed since the newest snapshot, so that no other one is taken")
-		}
-		return k.count(err)
-	}
-	info, err := k.save(b, contents, key, ScheduledName, true)
+	info, err := k.unchanged(content(b, contents, key))
 	if err != nil {
 		return k.count(err)
 	}
-	k.log.Info("the cluster was saved", "snapshot", info.Name, "revision", info.Revision, "bytes", info.Size)
-	_, err = k.prune(k.o.Retention, func(i Info) bool { return i.Scheduled && i.Server == k.o.Server && i.Cluster == k.o.Cluster })
-	return k.count(err)
+	if info == nil {
+		saved, err := k.save(b, contents, key, ScheduledName, true)
+		if err != nil {
+			return k.count(err)
+		}
+		k.log.Info("the cluster was saved", "snapshot", saved.Name, "revision", saved.Revision, "bytes", saved.Size)
+		info = &saved
+	} else {
+		k.log.Info("nothing has changed since the newest snapshot, so that no other one is taken", "snapshot", info.Name)
+	}
+	b.Close() // the store need not keep anything while the network is waited for
+	own := func(i Info) bool { return i.Scheduled && i.Server == k.o.Server && i.Cluster == k.o.Cluster }
+	if _, err := k.prune(k.o.Retention, own); err != nil {
+		return k.count(err)
+	}
+	if err := k.copyOut(ctx, *info); err != nil {
+		return k.count(fmt.Errorf("%s is on this machine, but not elsewhere: %w", info.Name, err))
+	}
+	return k.count(k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
+		_, err := b.prune(ctx, b.o.Retention, own)
+		return err
+	}))
 }
 
-// unchanged says that this server's newest snapshot holds all that a user would miss. It reads the file: one that the disk
-// has lost is no reason to take none.
-func (k *Keeper) unchanged(content string) (bool, error) {
+// unchanged returns this server's newest snapshot if it holds all that a user would miss, nil if not. It reads the file: one that the
+// disk has lost is no reason to take none.
+func (k *Keeper) unchanged(content string) (*Info, error) {
 	newest, err := k.newest()
 	if err != nil || newest == nil || newest.Content != content {
-		return false, err
+		return nil, err
 	}
 	f, err := os.Open(newest.Location)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	defer f.Close()
 	if _, err := verify(f); errors.Is(err, ErrDamaged) {
 		k.log.Warn("the newest snapshot is damaged; another one is taken", "snapshot", newest.Name, "error", err)
-		return false, nil
+		return nil, nil
 	} else if err != nil {
-		return false, err
+		return nil, err
 	}
-	return true, nil
+	return newest, nil
 }

@@ -72,9 +72,8 @@ func newMachine(t *testing.T) *machine {
 			t.Fatal(err)
 		}
 	}
-	if m.key, err = KeyOfToken(m.token); err != nil {
-		t.Fatal(err)
-	}
+	m.key = mustKey(t, m.token)
+	m.key.work = 8 // for speed; TestBlankMachine has the real one
 	m.Keeper = NewKeeper(Options{
 		Dir: filepath.Join(dir, "snapshots"), Cluster: cluster, Server: "board1", Version: "v1", Retention: DefaultRetention, Store: store,
 		Contents: func() (Contents, error) { return Contents{Files: m.files}, nil },
@@ -132,6 +131,7 @@ func names(t *testing.T, dir string) []string {
 // TestBlankMachine: a file and the token make the cluster anew, and its revision is ahead of all that was seen.
 func TestBlankMachine(t *testing.T) {
 	m := newMachine(t)
+	m.key = mustKey(t, m.token)
 	m.put("/registry/secrets/a/b", "treasure")
 	info := m.mustSave()
 	if info.Name != "on-demand-board1-20261121T000001Z" || info.Keys != 1 || info.Revision != 2 || info.Key != TokenKey || info.Server != "board1" {

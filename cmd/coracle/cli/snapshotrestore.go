@@ -3,18 +3,22 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/s3settings"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/server/snapshots"
 )
@@ -26,23 +30,44 @@ func (a *App) snapshotRestoreCommand() *cobra.Command {
 here and stopped. The snapshot is decrypted and checked to its last byte, and the store is built and read, before anything
 is changed. Nothing is deleted: what was there is kept under another name.
 
+With --snapshot-s3 it may be the name of one in an object store.
+
 Other servers of the cluster have to be stopped first, and join this one anew.`,
 	}
-	flags := addSome(cmd, "token", "token-file", "snapshot-key-file", "snapshot-dir")
+	flags := addSome(cmd, append([]string{"token", "token-file", "snapshot-key-file", "snapshot-dir", "snapshot-s3"}, config.S3FlagNames()...)...)
 	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
 		t, err := config.LoadSnapshotTool(a.sources(flags))
 		if err != nil {
 			return err
 		}
-		return a.restoreSnapshot(cmd.OutOrStdout(), t, args[0])
+		return a.restoreSnapshot(cmd.Context(), cmd.OutOrStdout(), t, args[0])
 	})
 	return cmd
 }
 
-func (a *App) restoreSnapshot(out io.Writer, t *config.SnapshotTool, what string) error {
-	path := what
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) && !strings.ContainsRune(what, filepath.Separator) {
-		path = filepath.Join(t.Snapshots.Dir, what)
+// findSnapshot returns the path of a snapshot: what is a file, the name of one in the folder for snapshots, or that of one on S3, which is
+// then copied to that folder.
+func findSnapshot(ctx context.Context, t *config.SnapshotTool, what string) (string, error) {
+	if _, err := os.Stat(what); !errors.Is(err, fs.ErrNotExist) || strings.ContainsRune(what, filepath.Separator) {
+		return what, nil
+	}
+	path := filepath.Join(t.Snapshots.Dir, what)
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) || !t.Snapshots.S3 {
+		return path, nil
+	}
+	o, err := s3settings.Parse(t.Snapshots.S3Settings)
+	if err != nil {
+		return "", err // config has checked them
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	return snapshots.Fetch(ctx, o, what, t.Snapshots.Dir)
+}
+
+func (a *App) restoreSnapshot(ctx context.Context, out io.Writer, t *config.SnapshotTool, what string) error {
+	path, err := findSnapshot(ctx, t, what)
+	if err != nil {
+		return forRoot(err)
 	}
 	h, err := snapshots.Look(path)
 	if err != nil {

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshots
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+
+	"github.com/coracle-k8s/coracle/internal/s3settings"
+)
+
+const (
+	// partSize is in how large parts a file is sent; parts are read from the disk, one at a time. S3 wants 5 MiB at least.
+	partSize = 8 << 20
+	// s3Attempts is how often a request is sent before it has failed.
+	s3Attempts = 4
+	// s3Silence bounds the wait for a connection, and for the begin of an answer.
+	s3Silence = 30 * time.Second
+)
+
+// bucket is where snapshots are kept besides this machine.
+type bucket struct {
+	o      *s3settings.S3
+	client *minio.Client
+	close  func()
+}
+
+func openBucket(o *s3settings.S3) (*bucket, error) {
+	t := &http.Transport{
+		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: s3Silence}).DialContext, TLSHandshakeTimeout: s3Silence,
+		ResponseHeaderTimeout: s3Silence, MaxIdleConnsPerHost: 1, DisableCompression: true,
+		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: o.CA, InsecureSkipVerify: o.SkipVerify}, //nolint:gosec // the user asked for it
+	}
+	if o.Proxy != nil {
+		t.Proxy = http.ProxyURL(o.Proxy)
+	}
+	creds := credentials.NewStaticV4(o.AccessKey, o.SecretKey, o.SessionToken)
+	if o.AccessKey == "" {
+		creds = credentials.NewEnvAWS()
+	}
+	lookup := map[string]minio.BucketLookupType{"dns": minio.BucketLookupDNS, "path": minio.BucketLookupPath}[o.Lookup] // auto otherwise
+	c, err := minio.New(o.Endpoint, &minio.Options{
+		Creds: creds, Secure: !o.Insecure, Transport: t, Region: o.Region, BucketLookup: lookup, MaxRetries: s3Attempts,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("S3 at %s: %w", o.Endpoint, err)
+	}
+	return &bucket{o: o, client: c, close: t.CloseIdleConnections}, nil
+}
+
+func (b *bucket) key(name string) string { return path.Join(b.o.Folder, name) }
+
+func (b *bucket) location(name string) string { return "s3://" + path.Join(b.o.Bucket, b.key(name)) }
+
+// explain says what a user can do about S3's answer.
+func (b *bucket) explain(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	hint := ""
+	switch minio.ToErrorResponse(err).Code {
+	case minio.NoSuchBucket:
+		hint = "; make the bucket " + b.o.Bucket + " first"
+	case minio.AccessDenied, "InvalidAccessKeyId", "SignatureDoesNotMatch":
+		hint = "; look at the access key, the secret key and the bucket's policy"
+	case "AuthorizationHeaderMalformed", "InvalidRegion":
+		hint = "; look at the region"
+	case "RequestTimeTooSkewed":
+		hint = "; this machine's clock is wrong"
+	}
+	return fmt.Errorf("S3 at %s: %s: %w%s", b.o.Endpoint, what, err, hint)
+}
+
+// put copies a file there and makes sure that it arrived whole: each part goes with its MD5, which S3 compares.
+func (b *bucket) put(ctx context.Context, name, file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	_, err = b.client.PutObject(ctx, b.o.Bucket, b.key(name), f, st.Size(), minio.PutObjectOptions{
+		ContentType: "application/octet-stream", PartSize: partSize, NumThreads: 1, SendContentMd5: true,
+	})
+	if err != nil {
+		return b.explain("saving "+name, err)
+	}
+	there, err := b.client.StatObject(ctx, b.o.Bucket, b.key(name), minio.StatObjectOptions{})
+	if err == nil && there.Size != st.Size() {
+		err = fmt.Errorf("%d bytes of %d arrived", there.Size, st.Size())
+	}
+	return b.explain("saving "+name, err)
+}
+
+func (b *bucket) has(ctx context.Context, name string, size int64) (bool, error) {
+	there, err := b.client.StatObject(ctx, b.o.Bucket, b.key(name), minio.StatObjectOptions{})
+	if isMissing(err) {
+		return false, nil
+	}
+	return err == nil && there.Size == size, b.explain("looking for "+name, err)
+}
+
+func isMissing(err error) bool {
+	code := minio.ToErrorResponse(err).Code
+	return code == minio.NoSuchKey || code == "NotFound"
+}
+
+// list returns the snapshots there, the oldest first. Of each, only the beginning is fetched.
+func (b *bucket) list(ctx context.Context) ([]Info, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the listing's goroutine
+	prefix := b.o.Folder
+	if prefix != "" {
+		prefix += "/"
+	}
+	var out []Info
+	for o := range b.client.ListObjects(ctx, b.o.Bucket, minio.ListObjectsOptions{Prefix: prefix}) {
+		if o.Err != nil {
+			return nil, b.explain("listing", o.Err)
+		}
+		name := strings.TrimPrefix(o.Key, prefix)
+		if checkName(name) != nil {
+			continue
+		}
+		info := Info{Name: name, Location: b.location(name), Size: o.Size}
+		h, err := b.header(ctx, name)
+		switch {
+		case errors.Is(err, ErrNoSnapshot) || isMissing(err):
+			continue
+		case ctx.Err() != nil:
+			return nil, b.explain("listing", ctx.Err())
+		case err != nil:
+			info.Problem = err.Error()
+		default:
+			info.Header = h
+		}
+		out = append(out, info)
+	}
+	sortByTime(out)
+	return out, ctx.Err()
+}
+
+func (b *bucket) header(ctx context.Context, name string) (Header, error) {
+	var o minio.GetObjectOptions
+	if err := o.SetRange(0, 4095); err != nil {
+		return Header{}, err
+	}
+	r, err := b.client.GetObject(ctx, b.o.Bucket, b.key(name), o)
+	if err != nil {
+		return Header{}, err
+	}
+	defer r.Close()
+	h, _, err := readHeader(bufio.NewReader(r))
+	return h, err
+}
+
+func (b *bucket) delete(ctx context.Context, name string) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	// Deleting what is not there is no error for S3.
+	if _, err := b.client.StatObject(ctx, b.o.Bucket, b.key(name), minio.StatObjectOptions{}); isMissing(err) {
+		return errNotThere
+	}
+	return b.explain("deleting "+name, b.client.RemoveObject(ctx, b.o.Bucket, b.key(name), minio.RemoveObjectOptions{}))
+}
+
+// Fetch copies a snapshot from S3 to a file in dir and returns its path.
+func Fetch(ctx context.Context, o *s3settings.S3, name, dir string) (file string, err error) {
+	if err := checkName(name); err != nil {
+		return "", err
+	}
+	b, err := openBucket(o)
+	if err != nil {
+		return "", err
+	}
+	defer b.close()
+	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
+	defer cancel()
+	r, err := b.client.GetObject(ctx, o.Bucket, b.key(name), minio.GetObjectOptions{})
+	if err != nil {
+		return "", b.explain("fetching "+name, err)
+	}
+	defer r.Close()
+	if _, err := r.Stat(); err != nil {
+		return "", b.explain("fetching "+name, err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("making the folder for snapshots: %w", err)
+	}
+	f, err := os.CreateTemp(dir, half+"*")
+	if err != nil {
+		return "", fmt.Errorf("fetching %s: %w", name, err)
+	}
+	if _, err = io.Copy(f, r); err != nil {
+		return "", errors.Join(b.explain("fetching "+name, err), f.Close(), os.Remove(f.Name()))
+	}
+	to := filepath.Join(dir, name)
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return "", errors.Join(fmt.Errorf("fetching %s: %w", name, err), os.Remove(f.Name()))
+	}
+	return to, os.Rename(f.Name(), to)
+}

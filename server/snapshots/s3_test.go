@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshots
+
+import (
+	"context"
+	"crypto/md5"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/pem"
+	"encoding/xml"
+	"fmt"
+	"io"
+	"log"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/s3settings"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// fakeS3 is the part of S3's protocol that snapshots need, with one bucket. It does not check signatures.
+type fakeS3 struct {
+	*httptest.Server
+	mu      sync.Mutex
+	objects map[string][]byte
+	parts   map[int][]byte
+	seen    []string // METHOD PATH of each request
+	largest int      // body of a request
+	deny    bool
+}
+
+func newFakeS3(t *testing.T) *fakeS3 {
+	t.Helper()
+	f := &fakeS3{objects: map[string][]byte{}, parts: map[int][]byte{}}
+	f.Server = httptest.NewUnstartedServer(f)
+	f.Config.ErrorLog = log.New(io.Discard, "", 0) // it tells of clients that do not believe its certificate
+	f.StartTLS()
+	t.Cleanup(f.Close)
+	return f
+}
+
+func (f *fakeS3) settings() map[string]string {
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: f.Certificate().Raw})
+	return map[string]string{
+		s3settings.Endpoint: strings.TrimPrefix(f.URL, "https://"), s3settings.Bucket: "boats", s3settings.Folder: "/a/b/", s3settings.Lookup: "path",
+		s3settings.AccessKey: "access", s3settings.SecretKey: "secret", s3settings.EndpointCA: string(ca), s3settings.Retention: "2",
+	}
+}
+
+func mustS3(t *testing.T, values map[string]string) *s3settings.S3 {
+	t.Helper()
+	o, err := s3settings.Parse(values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+func (f *fakeS3) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, _ := io.ReadAll(r.Body)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.seen = append(f.seen, r.Method+" "+r.URL.Path)
+	f.largest = max(f.largest, len(body))
+	fail := func(status int, code string) {
+		w.WriteHeader(status)
+		fmt.Fprintf(w, `<Error><Code>%s</Code><Message>made up</Message></Error>`, code)
+	}
+	key, ok := strings.CutPrefix(r.URL.Path, "/boats/")
+	q := r.URL.Query()
+	switch {
+	case f.deny:
+		fail(403, "AccessDenied")
+	case !ok:
+		fail(404, "NoSuchBucket")
+	case !strings.Contains(r.Header.Get("Authorization"), "Credential=access/"):
+		fail(403, "InvalidAccessKeyId")
+	case len(body) > 0 && (r.Method == http.MethodPut) && r.Header.Get("Content-Md5") != sum(body):
+		fail(400, "BadDigest")
+	case key == "":
+		f.list(w, q.Get("prefix"))
+	case r.Method == http.MethodPost && q.Has("uploads"):
+		fmt.Fprint(w, `<InitiateMultipartUploadResult><Bucket>boats</Bucket><UploadId>u</UploadId></InitiateMultipartUploadResult>`)
+	case r.Method == http.MethodPut && q.Has("partNumber"):
+		n, _ := strconv.Atoi(q.Get("partNumber"))
+		f.parts[n] = body
+		w.Header().Set("ETag", etag(body))
+	case r.Method == http.MethodPost:
+		var whole []byte
+		for _, n := range slices.Sorted(maps.Keys(f.parts)) {
+			whole = append(whole, f.parts[n]...)
+		}
+		f.objects[key], f.parts = whole, map[int][]byte{}
+		fmt.Fprint(w, `<CompleteMultipartUploadResult><Bucket>boats</Bucket><Key>k</Key><ETag>"e"</ETag></CompleteMultipartUploadResult>`)
+	case r.Method == http.MethodPut:
+		f.objects[key] = body
+		w.Header().Set("ETag", etag(body))
+	case f.objects[key] == nil:
+		fail(404, "NoSuchKey")
+	case r.Method == http.MethodDelete:
+		delete(f.objects, key)
+		w.WriteHeader(204)
+	default:
+		w.Header().Set("ETag", etag(f.objects[key]))
+		http.ServeContent(w, r, "", start, strings.NewReader(string(f.objects[key])))
+	}
+}
+
+func (f *fakeS3) list(w http.ResponseWriter, prefix string) {
+	type entry struct {
+		Key  string
+		Size int
+	}
+	var out struct {
+		XMLName  xml.Name `xml:"ListBucketResult"`
+		Contents []entry
+	}
+	for _, key := range slices.Sorted(maps.Keys(f.objects)) {
+		if rest, ok := strings.CutPrefix(key, prefix); ok && !strings.Contains(rest, "/") {
+			out.Contents = append(out.Contents, entry{key, len(f.objects[key])})
+		}
+	}
+	_ = xml.NewEncoder(w).Encode(out)
+}
+
+func sum(b []byte) string {
+	s := md5.Sum(b)
+	return base64.StdEncoding.EncodeToString(s[:])
+}
+
+func etag(b []byte) string {
+	s := md5.Sum(b)
+	return `"` + hex.EncodeToString(s[:]) + `"`
+}
+
+func (f *fakeS3) keys() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Sorted(maps.Keys(f.objects))
+}
+
+// TestS3: a snapshot is on both sides, listed from both, fetched to another machine and restored there.
+func TestS3(t *testing.T) {
+	f, m := newFakeS3(t), newMachine(t)
+	m.put("a", "1")
+	settings := mustS3(t, f.settings())
+	m.o.S3 = func(context.Context) (*s3settings.S3, error) { return settings, nil }
+	info := m.mustSave()
+	f.objects["a/b/notes.txt"] = []byte("somebody else's")
+	f.objects["a/other"] = []byte("in another folder")
+	list, err := m.List(t.Context())
+	if err != nil || len(list) != 2 || list[0].Header != list[1].Header || list[1].Location != "s3://boats/a/b/"+info.Name || list[1].Size != info.Size {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	dir := t.TempDir()
+	path, err := Fetch(t.Context(), settings, info.Name, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Restore(target(t), path, m.key); err != nil {
+		t.Error(err)
+	}
+	if _, err := Fetch(t.Context(), settings, "nothing", dir); err == nil || !strings.Contains(err.Error(), "fetching nothing") {
+		t.Error(err)
+	}
+	if left := names(t, dir); len(left) != 1 {
+		t.Errorf("left over: %q", left)
+	}
+	second := m.mustSave()
+	if deleted, err := m.Prune(t.Context(), "", 1); err != nil || len(deleted) != 1 || deleted[0] != info.Name || slices.Contains(f.keys(), "a/b/"+info.Name) {
+		t.Errorf("pruned %q, %v; there are %q", deleted, err, f.keys())
+	}
+	if err := os.Remove(second.Location); err != nil {
+		t.Fatal(err)
+	}
+	if deleted, err := m.Delete(t.Context(), []string{second.Name}); err != nil || len(deleted) != 1 {
+		t.Errorf("what is on S3 only: %q, %v", deleted, err)
+	}
+	if _, err := m.Delete(t.Context(), []string{second.Name}); err == nil || !strings.Contains(err.Error(), "no such snapshot") {
+		t.Errorf("what is nowhere: %v", err)
+	}
+	if keys := f.keys(); len(keys) != 2 {
+		t.Errorf("left: %q", keys)
+	}
+}
+
+// TestS3LargeFile: a file goes in parts, each read from the disk when it is sent.
+func TestS3LargeFile(t *testing.T) {
+	f := newFakeS3(t)
+	b, err := openBucket(mustS3(t, f.settings()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.close()
+	data := make([]byte, 3*partSize+12345)
+	for i := range data {
+		data[i] = byte(i * i >> 7)
+	}
+	path := filepath.Join(t.TempDir(), "large")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.put(t.Context(), "large", path); err != nil {
+		t.Fatal(err)
+	}
+	if string(f.objects["a/b/large"]) != string(data) || f.largest != partSize {
+		t.Errorf("%d bytes arrived, %d at once", len(f.objects["a/b/large"]), f.largest)
+	}
+}
+
+// TestScheduleWithS3: what S3 did not take is tried again without another file, and each place keeps its own number.
+func TestScheduleWithS3(t *testing.T) {
+	f, m := newFakeS3(t), newMachine(t)
+	settings := mustS3(t, f.settings())
+	m.o.S3 = func(context.Context) (*s3settings.S3, error) { return settings, nil }
+	f.deny = true
+	board := m.scheduler()
+	m.put("/registry/pods/a/one", "1")
+	m.pass(12 * time.Hour)
+	if c := board.Components()[0]; c.State != status.Degraded || !strings.Contains(c.Message, "is on this machine, but not elsewhere") ||
+		!strings.Contains(c.Message, "look at the access key") || len(m.scheduledHere()) != 1 {
+		t.Errorf("%+v", c)
+	}
+	f.mu.Lock()
+	f.deny = false
+	f.mu.Unlock()
+	m.pass(retry)
+	if c := board.Components()[0]; c.State != status.Running || len(m.scheduledHere()) != 1 || len(f.keys()) != 1 {
+		t.Errorf("%+v; here %q, on S3 %q", c, m.scheduledHere(), f.keys())
+	}
+	for i := range 3 {
+		m.put("/registry/pods/a/one", strconv.Itoa(i))
+		m.pass(12 * time.Hour)
+	}
+	if len(m.scheduledHere()) != 4 || len(f.keys()) != 2 {
+		t.Errorf("here %q, on S3 %q", m.scheduledHere(), f.keys())
+	}
+	f.mu.Lock()
+	before := len(f.seen)
+	f.mu.Unlock()
+	m.pass(12 * time.Hour)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, r := range f.seen[before:] {
+		if strings.HasPrefix(r, "PUT") || strings.HasPrefix(r, "POST") {
+			t.Errorf("nothing had changed, and there was a %s", r)
+		}
+	}
+}
+
+func (m *machine) scheduledHere() []string {
+	m.t.Helper()
+	list, err := m.folder.list()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	var out []string
+	for _, i := range list {
+		if i.Scheduled {
+			out = append(out, i.Name)
+		}
+	}
+	return out
+}
+
+// TestS3Trouble: every answer that a user can do something about says what.
+func TestS3Trouble(t *testing.T) {
+	f, m := newFakeS3(t), newMachine(t)
+	try := func(change map[string]string) error {
+		values := f.settings()
+		maps.Copy(values, change)
+		m.o.S3 = func(context.Context) (*s3settings.S3, error) { return s3settings.Parse(values) }
+		m.clock.Step(time.Second)
+		_, err := m.Save(t.Context(), "")
+		return err
+	}
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // it takes connections and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	for want, change := range map[string]map[string]string{
+		"make the bucket planes first": {s3settings.Bucket: "planes"},
+		"look at the access key":       {s3settings.AccessKey: "other"},
+		"certificate":                  {s3settings.EndpointCA: ""},
+		"deadline exceeded":            {s3settings.Endpoint: silent.Addr().String(), s3settings.Timeout: "300ms"},
+		"proxyconnect":                 {s3settings.Proxy: "http://127.0.0.1:1", s3settings.Timeout: "2s"},
+	} {
+		err := try(change)
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "is saved in "+m.o.Dir) {
+			t.Errorf("%v; it should say %q", err, want)
+		}
+	}
+	for name, change := range map[string]map[string]string{"any certificate": {s3settings.EndpointCA: "", s3settings.SkipVerify: "true"}, "as it should be": {}} {
+		if err := try(change); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	m.o.S3 = func(context.Context) (*s3settings.S3, error) { return nil, x509.UnknownAuthorityError{} }
+	list, err := m.List(t.Context())
+	if err != nil || len(list) != 8 || list[7].Problem == "" {
+		t.Errorf("%d snapshots, %v; what is here is listed, and what is wrong with S3", len(list), err)
+	}
+}
