@@ -24,10 +24,14 @@ store. SIGTERM and SIGINT end it cleanly; pods keep running, and the next start 
 		Args: noArgs,
 	}
 	flags := addSettings(cmd, config.ServerCommand)
+	reset := addReset(cmd)
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
 		c, err := config.LoadServer(a.sources(flags))
 		if err != nil {
 			return err
+		}
+		if reset.asked() {
+			return a.resetCluster(cmd, c, reset)
 		}
 		if !isRoot() && !c.DisableAgent {
 			return errors.New("coracle server has to run as root to start pods; use sudo, or --disable-agent to run a server without a node")

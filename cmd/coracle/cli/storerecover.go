@@ -36,11 +36,18 @@ nothing. A copy of the store is kept.`,
 			fmt.Fprint(out, "Nothing was changed. To go on with what is here: coracle store recover --yes\n")
 			return errSilent
 		}
-		plan, kept, err := s.Recover()
-		if err != nil {
-			return forRoot(err)
-		}
-		fmt.Fprintf(out, `This server is the only one of the store now: %d keys, revision %d.
+		return recoverStore(out, t)
+	})
+	return cmd
+}
+
+// recoverStore makes a cluster of one server out of this machine's store.
+func recoverStore(out io.Writer, t *config.Tool) error {
+	plan, kept, err := stoppedServer(t).Recover()
+	if err != nil {
+		return forRoot(err)
+	}
+	fmt.Fprintf(out, `This server is the only one of the store now: %d keys, revision %d.
 A copy of the store as it was is in %s.
 
 Now:
@@ -48,9 +55,7 @@ Now:
   2. Start this server: systemctl start coracle, or however it was started.
   3. On each other server that is to come back: move its folder %s away, then start it; it joins this one.
 `, plan.Keys, plan.Revision, kept, t.Paths.StoreDir)
-		return nil
-	})
-	return cmd
+	return nil
 }
 
 // printPlan says what is here and what may be lost.

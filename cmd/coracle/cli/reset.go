@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"errors"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+)
+
+// reset are two flags of k3s' server command that its users know. They do what commands of their own do here.
+type reset struct {
+	cluster     bool
+	restorePath string
+}
+
+func addReset(cmd *cobra.Command) *reset {
+	r := &reset{}
+	cmd.Flags().BoolVar(&r.cluster, "cluster-reset", false, "Make this server the only one and end: coracle store recover --yes")
+	cmd.Flags().StringVar(&r.restorePath, "cluster-reset-restore-path", "", "With --cluster-reset, restore a snapshot and end: coracle snapshot restore")
+	for _, name := range []string{"cluster-reset", "cluster-reset-restore-path"} {
+		cmd.Flags().Lookup(name).Hidden = true
+	}
+	return r
+}
+
+func (r *reset) asked() bool { return r.cluster || r.restorePath != "" }
+
+func (a *App) resetCluster(cmd *cobra.Command, c *config.Server, r *reset) error {
+	if !r.cluster {
+		return usageError{cmd, errors.New("--cluster-reset-restore-path goes with --cluster-reset")}
+	}
+	tool := config.Tool{Paths: c.Paths}
+	if r.restorePath == "" {
+		return recoverStore(cmd.OutOrStdout(), &tool)
+	}
+	return a.restoreSnapshot(cmd.Context(), cmd.OutOrStdout(), &config.SnapshotTool{Tool: tool, Snapshots: c.Snapshots, Token: c.Token}, r.restorePath)
+}
