@@ -18,15 +18,16 @@ import (
 // What servers ask of one another. Requests and answers of those that are
 // frequent are binary (little endian), the others are JSON.
 const (
-	callWrite  = "write"  // to the leader: an entry → applied index, results
-	callRead   = "read"   // to the leader: the asker's term → read index
-	callTerm   = "term"   // → the server's term, its raft id
-	callRenew  = "renew"  // to the leader: leaseCall → etcdapi.Lease
-	callLease  = "lease"  // to the leader: leaseCall → etcdapi.Lease
-	callLeases = "leases" // to the leader: → lease ids, by expiry
-	callInfo   = "info"   // → infoAnswer
-	callJoin   = "join"   // to the leader: joinCall
-	callRemove = "remove" // to the leader: removeCall
+	callWrite   = "write"   // to the leader: an entry → applied index, results
+	callRead    = "read"    // to the leader: the asker's term → read index
+	callTerm    = "term"    // → the server's term, its raft id
+	callRenew   = "renew"   // to the leader: leaseCall → etcdapi.Lease
+	callLease   = "lease"   // to the leader: leaseCall → etcdapi.Lease
+	callLeases  = "leases"  // to the leader: → lease ids, by expiry
+	callInfo    = "info"    // → infoAnswer
+	callJoin    = "join"    // to the leader: joinCall
+	callRemove  = "remove"  // to the leader: removeCall
+	callPromote = "promote" // to the leader: promoteCall
 )
 
 // errHung is what a server says to its leader whose disk has been hanging for
@@ -66,6 +67,8 @@ func (p *peers) serveCall(ctx context.Context, from, method string, body []byte)
 		return serveJSON(ctx, body, p.serveJoin)
 	case callRemove:
 		return serveJSON(ctx, body, p.s.serveRemove)
+	case callPromote:
+		return serveJSON(ctx, body, p.s.servePromote)
 	}
 	return nil, status.Errorf(codes.Unimplemented, "raftstore: this version has no call %q", method)
 }

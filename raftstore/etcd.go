@@ -91,6 +91,16 @@ func (s *Store) RemoveMemberID(ctx context.Context, id uint64) error {
 	return rpctypes.ErrGRPCMemberNotFound
 }
 
+// PromoteMemberID gives the server with this member id a vote, see PromoteMember.
+func (s *Store) PromoteMemberID(ctx context.Context, id uint64) error {
+	for _, m := range s.Members() {
+		if m.ID == id {
+			return s.PromoteMember(ctx, m.RaftID)
+		}
+	}
+	return rpctypes.ErrGRPCMemberNotFound
+}
+
 // MoveLeader makes the voter with this member id lead; like etcd's, it is for
 // the leader.
 func (s *Store) MoveLeader(ctx context.Context, id uint64) error {

@@ -4,7 +4,6 @@ package raftstore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -249,12 +248,9 @@ type infoAnswer struct {
 	Members     []raft.Server
 	Applied     uint64 // raft index
 	Full        bool   // it has no room on its disk
+	Version     string // Options.Version
 }
 
 func (p *peers) serveInfo(context.Context, nothing) (infoAnswer, error) {
-	lead, _ := p.s.leader.get()
-	return infoAnswer{
-		Cluster: p.s.dir.Identity.Cluster, ID: string(p.s.id), Leader: string(lead.Address),
-		Applied: p.s.raft.AppliedIndex(), Full: errors.Is(p.s.admit(), rpctypes.ErrGRPCNoSpace), Members: p.s.raft.GetConfiguration().Configuration().Servers,
-	}, nil
+	return p.s.info(), nil
 }

@@ -27,6 +27,8 @@ type Options struct {
 	// ClusterID, if set, must be the one that the directory was made with; a
 	// new directory takes it over. Empty: a new directory gets a random one.
 	ClusterID string
+	// Version is the program's, which other servers' Survey shows.
+	Version string
 	// Logger receives what an operator should know. Default: slog.Default().
 	Logger *slog.Logger
 

@@ -331,7 +331,7 @@ func (n *node) term() uint64 {
 func (n *node) options(join ...string) Options {
 	host := n.c.net.Host(n.host)
 	o := Options{
-		Dir: n.dir, NodeID: n.name, ClusterID: "scenario", Logger: testLog(n.name), Faults: n.faults, Join: join,
+		Dir: n.dir, NodeID: n.name, ClusterID: "scenario", Version: "scenario", Logger: testLog(n.name), Faults: n.faults, Join: join,
 		Network: &Network{Address: n.host, Listener: host.Listen(), Dial: host.Dial},
 	}
 	if n.c.tune != nil {

@@ -9,6 +9,9 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // join starts another server, which joins through one that runs.
@@ -135,6 +138,55 @@ func TestScenarioStandby(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A voter is gone and an operator does not wait for the minute. What would make the
+// number of voters even, or nothing better, is refused.
+func TestScenarioPromote(t *testing.T) {
+	seeds(t, 2, func(t *testing.T, seed uint64) {
+		scenario(t, seed, 4, func(c *cluster) {
+			c.rest(30*time.Second, 3, names(c.nodes)...)
+			leader := c.leader()
+			var standby *node
+			for _, m := range leader.running().Members() {
+				if !m.Voter {
+					standby = c.nodes[slices.Index(names(c.nodes), m.Name)]
+				}
+			}
+			lost := c.voter()
+			promote := func(name string) error {
+				ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+				defer cancel()
+				return standby.running().PromoteMember(ctx, name) // it is forwarded to the leader
+			}
+			for name, want := range map[string]codes.Code{standby.name: codes.FailedPrecondition, lost.name: codes.FailedPrecondition, "nobody": codes.NotFound} {
+				if err := promote(name); status.Code(err) != want {
+					t.Errorf("promoting %s while all is well: %v", name, err)
+				}
+			}
+			lost.crash()
+			c.pass(2 * healthyWithin)
+			for _, m := range leader.running().Survey(context.Background()) {
+				if m.Answers != (m.Name != lost.name) || m.Answers && m.Version != "scenario" || m.Lag > caughtUpWithin {
+					t.Errorf("survey says %+v", m)
+				}
+			}
+			if err := promote(standby.name); err != nil {
+				t.Fatal(err)
+			}
+			c.eventually("it has the vote of the lost one", 10*time.Second, func() bool {
+				var voters []string
+				for _, m := range leader.running().Members() {
+					if m.Voter {
+						voters = append(voters, m.Name)
+					}
+				}
+				return len(voters) == 3 && !slices.Contains(voters, lost.name)
+			})
+			lost.start()
+			c.ready(lost)
+		})
+	})
 }
 
 // voter is a server that votes and does not lead.

@@ -70,6 +70,8 @@ type Cluster interface {
 	EtcdMembers() []*pb.Member
 	// RemoveMemberID takes a server out of the cluster for good.
 	RemoveMemberID(ctx context.Context, id uint64) error
+	// PromoteMemberID gives a server the vote of one that does not answer.
+	PromoteMemberID(ctx context.Context, id uint64) error
 	// MoveLeader makes another voter lead. It is for the leader.
 	MoveLeader(ctx context.Context, id uint64) error
 	// LeaderPresence says whether a leader is known now. The context ends when

@@ -25,3 +25,11 @@ func (a *API) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequest) (*pb.
 	}
 	return &pb.MemberRemoveResponse{Header: a.Header(), Members: a.o.Store.EtcdMembers()}, nil
 }
+
+// MemberPromote serves etcd's Cluster.MemberPromote.
+func (a *API) MemberPromote(ctx context.Context, r *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
+	if err := a.o.Store.PromoteMemberID(ctx, r.ID); err != nil {
+		return nil, err
+	}
+	return &pb.MemberPromoteResponse{Header: a.Header(), Members: a.o.Store.EtcdMembers()}, nil
+}

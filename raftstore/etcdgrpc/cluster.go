@@ -52,9 +52,14 @@ func (c *clusterServer) MemberAdd(context.Context, *pb.MemberAddRequest) (*pb.Me
 	return nil, status.Error(codes.Unimplemented, "raftstore: members are not added from here: start the new server with the address of one that is there, and it joins by itself")
 }
 
-// MemberPromote is not needed: the leader sees to the votes.
-func (c *clusterServer) MemberPromote(context.Context, *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "raftstore: members are not promoted from here: the leader gives votes to servers that are up to date, so that the voters are odd in number")
+// MemberPromote gives a server the vote of one that does not answer. Otherwise the leader sees to the votes.
+func (c *clusterServer) MemberPromote(ctx context.Context, r *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
+	resp, err := c.api.MemberPromote(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	c.addURL(resp.Header, resp.Members)
+	return resp, nil
 }
 
 // MemberUpdate is not needed: a server tells its address when it starts.

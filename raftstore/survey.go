@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/hashicorp/raft"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/raftstore/disk"
+)
+
+// A MemberState is a member and what it answered when it was asked.
+type MemberState struct {
+	Member
+	// Answers says that it answered this server. What follows is zero if it did not.
+	Answers bool
+	// Applied is the index of the newest log entry that it has applied, Lag how many
+	// entries that is behind the newest that any member answered with.
+	Applied, Lag uint64
+	Version      string // Options.Version there
+	Full         bool   // its disk has no room
+}
+
+// Survey asks every member how it is. It takes as long as the slowest answer, which is
+// bounded, and needs no leader.
+func (s *Store) Survey(ctx context.Context) []MemberState {
+	members := s.Members()
+	states := make([]MemberState, len(members))
+	var wg sync.WaitGroup
+	for i, m := range members {
+		states[i].Member = m
+		if m.Self {
+			states[i].fill(s.info())
+			continue
+		}
+		if s.peers == nil {
+			continue
+		}
+		server := raft.Server{ID: raft.ServerID(m.RaftID), Address: raftAddress(raft.ServerID(m.RaftID), m.Address)}
+		wg.Go(func() {
+			if info, err := s.peers.ask(ctx, server); err == nil {
+				states[i].fill(info)
+			}
+		})
+	}
+	wg.Wait()
+	newest := s.raft.CommitIndex()
+	for _, m := range states {
+		newest = max(newest, m.Applied)
+	}
+	for i := range states {
+		if states[i].Answers {
+			states[i].Lag = newest - states[i].Applied
+		}
+	}
+	return states
+}
+
+func (m *MemberState) fill(a infoAnswer) {
+	m.Answers, m.Applied, m.Version, m.Full = true, a.Applied, a.Version, a.Full
+}
+
+// info is what this server says of itself.
+func (s *Store) info() infoAnswer {
+	lead, _ := s.leader.get()
+	return infoAnswer{
+		Cluster: s.dir.Identity.Cluster, ID: string(s.id), Leader: string(lead.Address), Version: s.opts.Version,
+		Applied: s.raft.AppliedIndex(), Full: errors.Is(s.admit(), rpctypes.ErrGRPCNoSpace), Members: s.raft.GetConfiguration().Configuration().Servers,
+	}
+}
+
+type promoteCall struct{ Name string }
+
+// PromoteMember gives a member a vote at once, in the place of a voter that does not
+// answer: without it the leader does that by itself when the voter has been silent for
+// a minute. A member is named by its name or raft id.
+//
+// It is refused when all voters answer: their number would become even, and an even
+// number survives no more failures than the odd one before it.
+func (s *Store) PromoteMember(ctx context.Context, name string) error {
+	_, err := atLeader(ctx, s, callPromote, promoteCall{name}, s.servePromote)
+	return err
+}
+
+func (s *Store) servePromote(ctx context.Context, r promoteCall) (nothing, error) {
+	if lead, _ := s.leadership.get(); !lead.Leader {
+		return nothing{}, errNotLeader
+	}
+	if s.peers == nil {
+		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: this store has one server, which has the vote")
+	}
+	members, at := s.dir.Log.Members()
+	var chosen raft.Server
+	var silent []string
+	voters := 0
+	for _, server := range members.Servers {
+		if r.Name == string(server.ID) || r.Name == disk.NodeOf(string(server.ID)) {
+			chosen = server
+		}
+		if server.Suffrage != raft.Voter {
+			continue
+		}
+		voters++
+		if server.ID == s.id {
+			continue
+		}
+		if !s.answers(server.ID, healthyWithin) { // as the steward judges, who takes its vote then
+			silent = append(silent, disk.NodeOf(string(server.ID)))
+		}
+	}
+	switch {
+	case chosen.ID == "":
+		return nothing{}, status.Errorf(codes.NotFound, "raftstore: there is no member %q", r.Name)
+	case chosen.Suffrage == raft.Voter:
+		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: %q has a vote already", r.Name)
+	case len(silent) == 0 && voters%2 == 1:
+		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: all %d voters answer. One more would make their number even, "+
+			"and that survives no more failures. %q gets a vote by itself when another server joins, or when a voter is gone", voters, r.Name)
+	case !s.peers.caughtUp(ctx, chosen):
+		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: %q does not answer, or does not have everything yet. Nothing was changed", r.Name)
+	}
+	// The steward takes the vote of one that is silent: an even number does not stay.
+	if err := s.await(s.raft.AddVoter(chosen.ID, chosen.Address, at, 0)); err != nil {
+		return nothing{}, callError(err)
+	}
+	s.log.Info("a server of the store's cluster gets a vote, as was asked for", "member", chosen.ID, "silent", silent)
+	return nothing{}, nil
+}
