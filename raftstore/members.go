@@ -248,7 +248,8 @@ type infoAnswer struct {
 	Members     []raft.Server
 	Applied     uint64 // raft index
 	Full        bool   // it has no room on its disk
-	Version     string // Options.Version
+	// Version and Hostname are its Options'.
+	Version, Hostname string
 }
 
 func (p *peers) serveInfo(context.Context, nothing) (infoAnswer, error) {

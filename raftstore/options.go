@@ -27,8 +27,9 @@ type Options struct {
 	// ClusterID, if set, must be the one that the directory was made with; a
 	// new directory takes it over. Empty: a new directory gets a random one.
 	ClusterID string
-	// Version is the program's, which other servers' Survey shows.
-	Version string
+	// Version is the program's, Hostname what people call this server. Other servers'
+	// Survey shows both; nothing else goes by them.
+	Version, Hostname string
 	// Logger receives what an operator should know. Default: slog.Default().
 	Logger *slog.Logger
 

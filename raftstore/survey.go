@@ -23,8 +23,9 @@ type MemberState struct {
 	// Applied is the index of the newest log entry that it has applied, Lag how many
 	// entries that is behind the newest that any member answered with.
 	Applied, Lag uint64
-	Version      string // Options.Version there
-	Full         bool   // its disk has no room
+	// Version and Hostname are its Options'.
+	Version, Hostname string
+	Full              bool // its disk has no room
 }
 
 // Survey asks every member how it is. It takes as long as the slowest answer, which is
@@ -63,14 +64,14 @@ func (s *Store) Survey(ctx context.Context) []MemberState {
 }
 
 func (m *MemberState) fill(a infoAnswer) {
-	m.Answers, m.Applied, m.Version, m.Full = true, a.Applied, a.Version, a.Full
+	m.Answers, m.Applied, m.Version, m.Hostname, m.Full = true, a.Applied, a.Version, a.Hostname, a.Full
 }
 
 // info is what this server says of itself.
 func (s *Store) info() infoAnswer {
 	lead, _ := s.leader.get()
 	return infoAnswer{
-		Cluster: s.dir.Identity.Cluster, ID: string(s.id), Leader: string(lead.Address), Version: s.opts.Version,
+		Cluster: s.dir.Identity.Cluster, ID: string(s.id), Leader: string(lead.Address), Version: s.opts.Version, Hostname: s.opts.Hostname,
 		Applied: s.raft.AppliedIndex(), Full: errors.Is(s.admit(), rpctypes.ErrGRPCNoSpace), Members: s.raft.GetConfiguration().Configuration().Servers,
 	}
 }

@@ -46,7 +46,7 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 	var role *nodeRole
 	if s.o.OwnNode {
 		var err error
-		if role, err = newNodeRole(api.LoopbackConfig(), s.o.NodeName, s.log); err != nil {
+		if role, err = newNodeRole(api.LoopbackConfig(), s.o.NodeName, s.data.ServerID(), store, s.log); err != nil {
 			return err
 		}
 	}
@@ -143,7 +143,7 @@ func (s *Server) startTerm(ctx context.Context, fatal context.CancelCauseFunc, n
 
 // leadersParts are everything that one server of the cluster does for all: upstream's controllers and scheduler, and ours.
 func (s *Server) leadersParts() []term.Part {
-	parts := []term.Part{s.controllersPart, s.schedulerPart, s.dnsPart, s.livenessPart}
+	parts := []term.Part{s.controllersPart, s.schedulerPart, s.dnsPart, s.livenessPart, s.membersPart}
 	if s.o.ManifestsDir != "" {
 		parts = append(parts, s.manifestsPart)
 	}

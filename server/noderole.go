@@ -7,8 +7,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -27,21 +30,24 @@ const (
 	roleRetry = 5 * time.Second
 )
 
-// nodeRole keeps the label of servers on this machine's node. The kubelet may not set it (the NodeRestriction admission
+// nodeRole keeps on this machine's node what says that it is a server's: the label, the server's name in the store, and the
+// finalizer that takes the server out of the store when the node is deleted. The kubelet may not set it (the NodeRestriction admission
 // plugin refuses node-role.kubernetes.io to it), and each server knows best that it is one, so each labels its own node,
 // whoever leads.
 type nodeRole struct {
 	client kubernetes.Interface
 	node   string
+	id     string // the server's name in the store
+	store  members
 	log    *slog.Logger
 }
 
-func newNodeRole(config *rest.Config, node string, log *slog.Logger) (*nodeRole, error) {
+func newNodeRole(config *rest.Config, node, id string, store members, log *slog.Logger) (*nodeRole, error) {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "node-role"))
 	if err != nil {
 		return nil, fmt.Errorf("making the client for the node's role: %w", err)
 	}
-	return &nodeRole{client: client, node: node, log: log}, nil
+	return &nodeRole{client: client, node: node, id: id, store: store, log: log}, nil
 }
 
 // run watches the one node until ctx is done: it may be deleted and register again.
@@ -49,7 +55,8 @@ func (r *nodeRole) run(ctx context.Context) {
 	// What is kept of the node is what is asked about.
 	trim := func(obj any) (any, error) {
 		if n, ok := obj.(*corev1.Node); ok {
-			return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, Labels: n.Labels}}, nil
+			return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, Labels: n.Labels,
+				Annotations: map[string]string{serverIDAnnotation: n.Annotations[serverIDAnnotation]}, Finalizers: n.Finalizers, DeletionTimestamp: n.DeletionTimestamp}}, nil
 		}
 		return obj, nil
 	}
@@ -78,11 +85,11 @@ func (r *nodeRole) run(ctx context.Context) {
 		case <-changed:
 		}
 		item, exists, err := store.GetByKey(r.node)
-		if err != nil || !exists || item.(*corev1.Node).Labels[roleLabel] == roleValue {
+		if err != nil || !exists || r.complete(item.(*corev1.Node)) {
 			continue
 		}
-		if err := r.label(ctx); err != nil && ctx.Err() == nil {
-			r.log.Warn("this server's node could not be labelled as one of the control plane; it is tried again", "node", r.node, "error", err)
+		if err := r.mark(ctx, item.(*corev1.Node).Annotations[serverIDAnnotation]); err != nil && ctx.Err() == nil {
+			r.log.Warn("this server's node could not be marked as one of the control plane; it is tried again", "node", r.node, "error", err)
 			select {
 			case <-ctx.Done():
 				return
@@ -93,12 +100,28 @@ func (r *nodeRole) run(ctx context.Context) {
 	}
 }
 
-func (r *nodeRole) label(ctx context.Context) error {
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": map[string]string{roleLabel: roleValue}}})
+// complete says that there is nothing to do. A node that is being deleted takes no finalizer any more.
+func (r *nodeRole) complete(n *corev1.Node) bool {
+	return n.DeletionTimestamp != nil || n.Labels[roleLabel] == roleValue && n.Annotations[serverIDAnnotation] == r.id && slices.Contains(n.Finalizers, memberFinalizer)
+}
+
+// mark writes what is missing; former is the server that the node had before, if any: a machine that was wiped comes
+// back under its name, and its former self is not waited for.
+func (r *nodeRole) mark(ctx context.Context, former string) error {
+	if former != r.id && isMember(r.store.Members(), former) {
+		if err := r.store.RemoveMember(ctx, former); err != nil && status.Code(err) != codes.NotFound {
+			return fmt.Errorf("taking the server that this machine was before, %s, out of the store: %w", former, err)
+		}
+		r.log.Info("the server that this machine was before is no member of the store any more", "node", r.node, "member", former)
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"labels": map[string]string{roleLabel: roleValue}, "annotations": map[string]string{serverIDAnnotation: r.id},
+		"finalizers": []string{memberFinalizer}, // added to others
+	}})
 	if err != nil {
 		return err
 	}
-	_, err = r.client.CoreV1().Nodes().Patch(ctx, r.node, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "coracle"})
+	_, err = r.client.CoreV1().Nodes().Patch(ctx, r.node, types.StrategicMergePatchType, patch, metav1.PatchOptions{FieldManager: "coracle"})
 	if apierrors.IsNotFound(err) {
 		return nil // deleted meanwhile; when it registers again, that is seen
 	}

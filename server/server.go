@@ -61,8 +61,9 @@ type Server struct {
 	port     *alpnmux.Mux
 	listener net.Listener // the API server's, for all on the port that is nobody else's
 	pki      *pki.PKI
-	peers    *peertls.Identity // towards the other servers
-	store    atomic.Pointer[raftstore.Store]
+	peers    *peertls.Identity               // towards the other servers
+	opened   atomic.Pointer[raftstore.Store] // the store as soon as it is open
+	store    atomic.Pointer[raftstore.Store] // the same when it has answered
 	files    files
 	tokens   token.Set
 	// admission lets machines in.
@@ -206,10 +207,12 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, error) {
 		Network:   s.peers.Network(s.peerAddress(), s.port.Route(peertls.Protocol)),
 		Join:      append(others, s.o.Join...),
 		Logger:    s.log.With("part", "store"),
+		Version:   s.o.Version, Hostname: s.o.NodeName,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the store in %s: %w", s.o.StoreDir, err)
 	}
+	s.opened.Store(store)
 	upstream.Install(store.Client)
 	if err := store.WaitReady(ctx); err != nil {
 		closing, done := context.WithTimeout(context.WithoutCancel(ctx), closePatience)

@@ -14,6 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/footprint"
 	"github.com/coracle-k8s/coracle/internal/memlimit"
+	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/snapshots"
@@ -45,6 +46,7 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 	}
 	p.Admin.Handle(snapshots.Path, s.Snapshots())
 	p.Admin.Handle(snapshots.Path+"/", s.Snapshots())
+	p.Admin.Handle("GET "+status.ServersPath, s.ServersHandler())
 	runNode := func(context.Context) error { return nil }
 	if !c.DisableAgent {
 		n, err := ownNode(c, o.Cluster, s)

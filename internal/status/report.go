@@ -26,6 +26,8 @@ type Report struct {
 	Goroutines int         `json:"goroutines,omitempty"`
 	Components []Component `json:"components,omitempty"`
 	Cluster    *Cluster    `json:"cluster,omitempty"`
+	// Servers are the cluster's servers, when a server was asked.
+	Servers *Servers `json:"servers,omitempty"`
 	// Notes are sentences about what coracle does not do yet and this cluster's users may expect.
 	Notes []string `json:"notes,omitempty"`
 	// Problems are sentences about what is wrong, each with what to do.

@@ -35,8 +35,12 @@ func TestThreeServers(t *testing.T) {
 	first.Start()
 	waitAPI(first)
 	servers := []*harness.Server{first}
-	for range 2 {
-		s := site.NewMachine().NewPeer(first, "--disable-agent")
+	for i := range 2 {
+		m := site.NewMachine()
+		s := m.NewPeer(first, "--disable-agent")
+		if i == 1 {
+			s = m.NewPeer(first) // with a node
+		}
 		s.Start()
 		waitAPI(s)
 		servers = append(servers, s)
@@ -82,6 +86,8 @@ func TestThreeServers(t *testing.T) {
 	}
 	harness.Eventually(t, soon, "all three vote", func() error { return voters(first) })
 
+	members(t, first, 0, "any one server")
+
 	a := site.NewMachine().NewAgent(first)
 	a.AddBoxImage()
 	a.Start()
@@ -111,6 +117,7 @@ func TestThreeServers(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	members(t, rest[0], 1, "no further one: 2 of 3 voters answer")
 	// Controllers, scheduler and agent work, each with a server that lives: a Deployment's pods run.
 	rest[1].Apply(spreadDeployment)
 	harness.Eventually(t, soon, "the Deployment's pods run", func() error {
@@ -150,4 +157,29 @@ func TestThreeServers(t *testing.T) {
 	if err := see(first); err != nil {
 		t.Errorf("after its store was lost: %v", err)
 	}
+
+	// A node that is deleted takes its server out of the cluster.
+	gone := servers[2]
+	harness.Eventually(t, soon, "the third server's node is there", func() error { return nodeReady(rest[0], gone) })
+	members(t, first, 0, gone.NodeName()+" ")
+	if err := gone.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	first.Kubectl("delete", "node", gone.NodeName())
+	if out := members(t, first, 0, "Add a third server and any one may fail"); strings.Contains(out, gone.NodeName()+" ") {
+		t.Errorf("after its node was deleted the server is a member still:\n%s", out)
+	}
+}
+
+// members waits until coracle member list on a server ends with a code and says something. It returns what it said.
+func members(t *testing.T, s *harness.Server, code int, want string) (out string) {
+	t.Helper()
+	harness.Eventually(t, soon, fmt.Sprintf("the list of servers says %q", want), func() (err error) {
+		out, err = s.Run(s.Coracle(), "member", "list", "--data-dir", s.DataDir)
+		if !strings.Contains(out, want) || (err == nil) != (code == 0) {
+			return fmt.Errorf("%w, and:\n%s", err, out)
+		}
+		return nil
+	})
+	return out
 }

@@ -86,7 +86,7 @@ join it with "coracle agent".`,
 	root.AddCommand(
 		a.serverCommand(), a.agentCommand(),
 		a.checkCommand(), a.statusCommand(), a.kubectlCommand(), a.ctrCommand(), a.crictlCommand(),
-		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.snapshotCommand(), a.storeCommand(),
+		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.snapshotCommand(), a.storeCommand(), a.memberCommand(),
 		a.debugCommand(), a.cleanupCommand(), a.versionCommand(), a.completionCommand(),
 	)
 	return root

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -185,6 +186,9 @@ func fakeServer(ctx context.Context, c *config.Server, p *Process) error {
 		return err
 	}
 	p.Board.Part("store").Set(status.Running, "leads")
+	if os.Getenv("FAKE_AGENT") == "" {
+		p.Admin.Handle("GET "+status.ServersPath, fakeServers())
+	}
 	if what := os.Getenv("FAKE_TROUBLE"); what != "" {
 		p.Board.Part("agent").Set(status.Degraded, what)
 	}
@@ -200,6 +204,22 @@ func fakeServer(ctx context.Context, c *config.Server, p *Process) error {
 		<-time.After(time.Minute)
 	}
 	return nil
+}
+
+// fakeServers is the only server, or with FAKE_SERVERS three, one of which does not answer.
+func fakeServers() http.Handler {
+	out := status.Servers{Servers: []status.ClusterServer{{Name: "board1", ID: "a1", Role: status.Leader, Self: true, Answers: true, Version: "v1"}}, Problems: []string{}}
+	if os.Getenv("FAKE_SERVERS") != "" {
+		out.Servers = append(out.Servers,
+			status.ClusterServer{Name: "board2", ID: "b2", Role: status.Voter, Answers: true, Lag: 3, Version: "v1", Address: "192.0.2.8:6443"},
+			status.ClusterServer{Name: "board3", ID: "c3", Role: status.Voter, Heard: time.Now().Add(-time.Minute), Address: "192.0.2.9:6443"})
+	}
+	var problems []string
+	out.Failures, problems = status.Failures(out.Servers)
+	out.Problems = append(out.Problems, problems...)
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(out) // an error means that the asker has gone
+	})
 }
 
 // fakeArgs takes arguments whose names are known to it.

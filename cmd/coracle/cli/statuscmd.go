@@ -60,6 +60,7 @@ func (a *App) findStatus(ctx context.Context, t *config.Tool) (*status.Report, e
 	case err == nil:
 		if r.Role == "server" && !r.Stopping {
 			askCluster(ctx, t, r, time.Now())
+			addServers(ctx, t, r)
 		}
 		r.Problems = append(r.Problems, diskProblems(t.Paths)...)
 		return r, nil
@@ -75,6 +76,18 @@ func (a *App) findStatus(ctx context.Context, t *config.Tool) (*status.Report, e
 	r.Problems = append(r.Problems, a.whyNotRunning(t)...)
 	r.Problems = append(r.Problems, diskProblems(t.Paths)...)
 	return r, nil
+}
+
+// addServers adds what this server knows of all of them. Without an answer the parts' states say why.
+func addServers(ctx context.Context, t *config.Tool, r *status.Report) {
+	s, err := askServers(ctx, t)
+	if err != nil {
+		if !r.Ready.IsZero() {
+			r.Problems = append(r.Problems, fmt.Sprintf("this server does not say how the others are: %v", err))
+		}
+		return
+	}
+	r.Servers, r.Problems = s, append(r.Problems, s.Problems...)
 }
 
 // whyNotRunning reads the traces that the last process left.
@@ -121,6 +134,15 @@ func printStatus(w io.Writer, r *status.Report, now time.Time) error {
 	}
 	if c := r.Cluster; c != nil {
 		fmt.Fprintf(&b, "cluster  %d of %d nodes ready, %d of %d pods well\n", c.NodesReady, c.Nodes, c.PodsReady, c.Pods)
+	}
+	if s := r.Servers; s != nil {
+		fmt.Fprintf(&b, "servers  %d; may fail: %s\n", len(s.Servers), s.Failures)
+		if len(s.Servers) > 1 {
+			b.WriteByte('\n')
+			if err := printServerTable(&b, s.Servers, now); err != nil {
+				return err
+			}
+		}
 	}
 	if len(r.Components) > 0 {
 		b.WriteByte('\n')

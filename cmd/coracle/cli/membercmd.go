@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+func (a *App) memberCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "member", Aliases: []string{"members"}, GroupID: groupUse, Short: "List the cluster's servers, remove or promote one", Args: subcommand,
+		Long: `The servers of a cluster hold its store together. An odd number of them vote, at most five: a majority of these has to work.
+These commands ask the server that runs on this machine, and work on any of them. Nodes without a server are listed by
+"coracle kubectl get nodes".`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.memberListCommand(), a.memberRemoveCommand(), a.memberPromoteCommand())
+	return cmd
+}
+
+func (a *App) memberListCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List the servers, and say which failures the cluster can bear", Args: noArgs,
+		Long: `Lists the servers: which one leads, which vote, which answer this server, how many entries of the store's log each has yet to
+apply, and their versions. It needs no majority. The exit code is 0 when everything is well, 1 when something is wrong.`,
+	}
+	flags := addPlaces(cmd)
+	form := addOutput(cmd, "text", "json")
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
+		s, err := askServers(cmd.Context(), t)
+		if err != nil {
+			return err
+		}
+		if form.value == "json" {
+			err = printJSON(cmd.OutOrStdout(), s)
+		} else {
+			err = printServers(cmd.OutOrStdout(), s, time.Now())
+		}
+		if err == nil && len(s.Problems) > 0 {
+			return errSilent
+		}
+		return err
+	})
+	return cmd
+}
+
+func (a *App) memberRemoveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "remove NAME", Aliases: []string{"rm"}, Short: "Take a server out of the cluster that will not come back", Args: cobra.ExactArgs(1),
+		Long: `Takes a server out of the cluster's store; it is given by its name, id or address as "coracle member list" shows it. It is
+refused when the other servers could not go on without it. Its node is another thing: "coracle kubectl delete node NAME"
+removes both.
+
+What the server holds on its disk cannot be used again in this cluster. To let the machine join again, stop it and move
+the store's folder away first.`,
+	}
+	flags := addPlaces(cmd)
+	cmd.RunE = a.changeMember(flags, func(ctx context.Context, c *clientv3.Client, id uint64) error {
+		_, err := c.MemberRemove(ctx, id)
+		return err
+	}, "%s is no server of the cluster any more. If it still runs, stop it: sudo coracle-uninstall there removes it.\n")
+	return cmd
+}
+
+func (a *App) memberPromoteCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "promote NAME", Short: "Give a server the vote of one that does not answer, at once", Args: cobra.ExactArgs(1),
+		Long: `A server without a vote has everything that the others have. When a voter has been silent for a minute it gets that one's vote
+by itself; this does it at once. It is refused when all voters answer: one more would make their number even, and an even
+number survives no more failures.`,
+	}
+	flags := addPlaces(cmd)
+	cmd.RunE = a.changeMember(flags, func(ctx context.Context, c *clientv3.Client, id uint64) error {
+		_, err := c.MemberPromote(ctx, id)
+		return err
+	}, "%s has a vote.\n")
+	return cmd
+}
+
+// changeMember finds the server that is meant, changes it through the store and prints done, which takes its name.
+func (a *App) changeMember(flags *config.Flags, change func(context.Context, *clientv3.Client, uint64) error, done string) func(*cobra.Command, []string) error {
+	return a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
+		s, err := askServers(cmd.Context(), t)
+		if err != nil {
+			return err
+		}
+		m, err := pickServer(s.Servers, args[0])
+		if err != nil {
+			return err
+		}
+		id, err := strconv.ParseUint(m.ID, 16, 64)
+		if err != nil {
+			return fmt.Errorf("the server's id %q is no number: %w", m.ID, err)
+		}
+		return a.withStore(cmd.Context(), t, func(ctx context.Context, c *clientv3.Client) error {
+			ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+			defer cancel()
+			if err := change(ctx, c, id); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), done, m.Name)
+			return nil
+		})
+	})
+}
+
+// pickServer finds the server that a person named.
+func pickServer(servers []status.ClusterServer, name string) (status.ClusterServer, error) {
+	var found []status.ClusterServer
+	var names []string
+	for _, s := range servers {
+		if name == s.Name || name == s.ID || name == s.ServerID || name == s.Address {
+			found = append(found, s)
+		}
+		names = append(names, s.Name)
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return status.ClusterServer{}, fmt.Errorf("there is no server %q. Nothing was changed. There are: %s", name, strings.Join(names, ", "))
+	}
+	return status.ClusterServer{}, fmt.Errorf("there are %d servers %q. Nothing was changed. Give the id of the one that is meant: coracle member list", len(found), name)
+}
+
+// askServers asks this machine's server about all of them.
+func askServers(ctx context.Context, t *config.Tool) (*status.Servers, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	var s status.Servers
+	err := status.NewClient(t.Paths.AdminSocket).Do(ctx, http.MethodGet, status.ServersPath, &s)
+	switch {
+	case err == nil:
+		return &s, nil
+	case errors.Is(err, status.ErrNotRunning):
+		return nil, errors.New("no server runs on this machine. coracle status says more")
+	case errors.Is(err, fs.ErrPermission):
+		return nil, errors.New("only root may ask about the servers; use sudo")
+	case strings.HasPrefix(err.Error(), "404 "):
+		return nil, errors.New("what runs on this machine is an agent: ask on a server")
+	}
+	return nil, err
+}
+
+func printServers(w io.Writer, s *status.Servers, now time.Time) error {
+	var b strings.Builder
+	if err := printServerTable(&b, s.Servers, now); err != nil {
+		return err
+	}
+	fmt.Fprintf(&b, "\nmay fail: %s\n", s.Failures)
+	for _, p := range s.Problems {
+		b.WriteString("! " + p + "\n")
+	}
+	if _, err := io.WriteString(w, b.String()); err != nil {
+		return fmt.Errorf("printing: %w", err)
+	}
+	return nil
+}
+
+func printServerTable(w io.Writer, servers []status.ClusterServer, now time.Time) error {
+	rows := [][]string{}
+	for _, m := range servers {
+		state := "answers"
+		switch {
+		case m.Self:
+			state = "this server"
+		case !m.Answers && m.Heard.IsZero():
+			state = "never heard"
+		case !m.Answers:
+			state = "silent for " + age(now.Sub(m.Heard))
+		}
+		lag := "-"
+		if m.Answers {
+			lag = strconv.FormatUint(m.Lag, 10)
+		}
+		rows = append(rows, []string{m.Name, m.Role, state, lag, m.Version, m.Address, m.ID})
+	}
+	return printTable(w, []string{"SERVER", "ROLE", "STATE", "LAG", "VERSION", "ADDRESS", "ID"}, rows)
+}

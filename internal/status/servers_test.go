@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package status
+
+import (
+	"strings"
+	"testing"
+)
+
+// servers makes a list from words such as "leader", "voter", "voter!" (which does not answer) and "non-voter".
+func servers(roles string) []ClusterServer {
+	var out []ClusterServer
+	for i, role := range strings.Fields(roles) {
+		name, silent := strings.CutSuffix(role, "!")
+		out = append(out, ClusterServer{Name: string(rune('a' + i)), Role: name, Answers: !silent})
+	}
+	return out
+}
+
+func TestFailures(t *testing.T) {
+	for _, c := range []struct{ servers, want, problem string }{
+		{"", "not known", ""},
+		{"leader", "none: this is the only server", ""},
+		{"leader non-voter", "not that of a, which alone has a vote", ""},
+		{"leader non-voter!", "not that of a, which alone has a vote", "b: no answer"},
+		{"voter! non-voter", "stands still. 0 of 1 voters answer, and 1 are needed", "a: no answer"},
+		{"leader voter voter", "any one server", ""},
+		{"voter voter voter", "any one server", "no leader"},
+		{"leader voter voter!", "no further one: 2 of 3", "c: no answer"},
+		{"leader voter voter! non-voter", "no further one: 2 of 3", "c: no answer"},
+		{"voter voter! voter!", "stands still. 1 of 3 voters answer, and 2 are needed", "b, c: no answer"},
+		{"leader voter voter non-voter!", "any one server more", "d: no answer"},
+		{"leader voter voter voter voter", "any 2 servers at the same time", ""},
+		{"leader voter voter voter voter!", "any one server more", "e: no answer"},
+	} {
+		words, problems := Failures(servers(c.servers))
+		if !strings.Contains(words, c.want) || (len(problems) > 0) != (c.problem != "") || !strings.Contains(strings.Join(problems, "\n"), c.problem) {
+			t.Errorf("%q: %q, problems %q", c.servers, words, problems)
+		}
+	}
+	full := servers("leader voter voter")
+	full[1].Full = true
+	if _, problems := Failures(full); len(problems) != 1 || !strings.Contains(problems[0], "b: the disk") {
+		t.Errorf("a full disk: %q", problems)
+	}
+}

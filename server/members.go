@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	listers "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+const (
+	// memberFinalizer keeps a deleted node of a server until the server is no member of the store any more.
+	memberFinalizer = "coracle.dev/store-member"
+	// memberRetry is how long to wait after a refused or failed removal.
+	memberRetry = 5 * time.Second
+)
+
+// members is what of the store is needed to take a server out.
+type members interface {
+	Members() []raftstore.Member
+	RemoveMember(ctx context.Context, name string) error
+}
+
+// nodeMembers takes servers out of the store whose nodes are deleted: kubectl delete node is how administrators remove a
+// machine. It runs on the leader.
+type nodeMembers struct {
+	client kubernetes.Interface
+	nodes  listers.NodeLister
+	store  members
+	log    *slog.Logger
+}
+
+func (s *Server) membersPart(ctx context.Context, t *term.Term) error {
+	nodes := t.Informers.Core().V1().Nodes()
+	changed := make(chan struct{}, 1) // one says that there is something to look at
+	look := func() {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
+	_, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { look() }, UpdateFunc: func(_, obj any) {
+		if n, ok := obj.(*corev1.Node); ok && n.DeletionTimestamp != nil {
+			look()
+		}
+	}})
+	if err != nil {
+		return fmt.Errorf("watching nodes: %w", err)
+	}
+	client, err := kubernetes.NewForConfig(t.Config)
+	if err != nil {
+		return fmt.Errorf("making the client for servers' nodes: %w", err)
+	}
+	m := &nodeMembers{client: client, nodes: nodes.Lister(), store: s.store.Load(), log: s.log.With("part", "servers' nodes")}
+	if !t.StartInformers(ctx) {
+		return nil
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+		if m.once(ctx) {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(memberRetry):
+			look()
+		}
+	}
+}
+
+// once removes the servers of all nodes that are being deleted; false says that one could not be.
+func (m *nodeMembers) once(ctx context.Context) bool {
+	nodes, err := m.nodes.List(labels.Everything())
+	ok := err == nil
+	for _, n := range nodes {
+		if n.DeletionTimestamp == nil || !slices.Contains(n.Finalizers, memberFinalizer) {
+			continue
+		}
+		if err := m.remove(ctx, n); err != nil && ctx.Err() == nil {
+			ok = false
+			m.log.Warn("a node is deleted, but its server could not be taken out of the store; the node stays until it is", "node", n.Name, "error", err)
+		}
+	}
+	return ok
+}
+
+func (m *nodeMembers) remove(ctx context.Context, n *corev1.Node) error {
+	id, all := n.Annotations[serverIDAnnotation], m.store.Members()
+	// The only server remains what it is; its node registers again.
+	if len(all) > 1 && isMember(all, id) {
+		if err := m.store.RemoveMember(ctx, id); err != nil && status.Code(err) != codes.NotFound {
+			return err
+		}
+		m.log.Info("a server was taken out of the store with its node", "node", n.Name, "member", id)
+	}
+	// A strategic merge would not tell others' finalizers from ours; the resource version makes a change in between a conflict.
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"resourceVersion": n.ResourceVersion, "uid": n.UID,
+		"finalizers": slices.DeleteFunc(slices.Clone(n.Finalizers), func(f string) bool { return f == memberFinalizer }),
+	}})
+	if err != nil {
+		return err
+	}
+	_, err = m.client.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "coracle"})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+func isMember(all []raftstore.Member, id string) bool {
+	return id != "" && slices.ContainsFunc(all, func(m raftstore.Member) bool { return m.Name == id })
+}

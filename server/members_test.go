@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+// storeMembers stands for the store.
+type storeMembers struct {
+	names   []string
+	removed []string
+	refuses error
+}
+
+func (s *storeMembers) Members() []raftstore.Member {
+	var out []raftstore.Member
+	for _, n := range s.names {
+		out = append(out, raftstore.Member{Name: n})
+	}
+	return out
+}
+
+func (s *storeMembers) RemoveMember(_ context.Context, name string) error {
+	if s.refuses != nil {
+		return s.refuses
+	}
+	s.removed = append(s.removed, name)
+	return nil
+}
+
+func TestNodesDeletionRemovesItsServer(t *testing.T) {
+	refused := status.Error(codes.FailedPrecondition, "raftstore: without it the store would stand still")
+	for _, c := range []struct {
+		name       string
+		members    string
+		id         string
+		finalizers []string
+		alive      bool
+		refuses    error
+		removed    string // the member that is to be removed
+		left       []string
+		ok         bool
+	}{
+		{name: "one of three", members: "s1 s2 s3", id: "s2", finalizers: []string{"other/one", memberFinalizer}, removed: "s2", left: []string{"other/one"}, ok: true},
+		{name: "not deleted", members: "s1 s2 s3", id: "s2", finalizers: []string{memberFinalizer}, alive: true, left: []string{memberFinalizer}, ok: true},
+		{name: "without the finalizer", members: "s1 s2 s3", id: "s2", finalizers: []string{"other/one"}, left: []string{"other/one"}, ok: true},
+		{name: "the only server", members: "s2", id: "s2", finalizers: []string{"other/one", memberFinalizer}, left: []string{"other/one"}, ok: true},
+		{name: "a member of another cluster", members: "s1 s3", id: "s2", finalizers: []string{"other/one", memberFinalizer}, left: []string{"other/one"}, ok: true},
+		{name: "without a name", members: "s1 s3", finalizers: []string{"other/one", memberFinalizer}, left: []string{"other/one"}, ok: true},
+		{name: "removed meanwhile", members: "s1 s2", id: "s2", finalizers: []string{"other/one", memberFinalizer}, refuses: status.Error(codes.NotFound, "no member"), left: []string{"other/one"}, ok: true},
+		{name: "refused", members: "s1 s2 s3", id: "s2", finalizers: []string{"other/one", memberFinalizer}, refuses: refused, left: []string{"other/one", memberFinalizer}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", Finalizers: c.finalizers, Annotations: map[string]string{}}}
+			if c.id != "" {
+				n.Annotations[serverIDAnnotation] = c.id
+			}
+			if now := metav1.Now(); !c.alive {
+				n.DeletionTimestamp = &now
+			}
+			client := fake.NewClientset(n)
+			nodes := informers.NewSharedInformerFactory(client, 0).Core().V1().Nodes()
+			if err := nodes.Informer().GetStore().Add(n); err != nil {
+				t.Fatal(err)
+			}
+			store := &storeMembers{names: strings.Fields(c.members), refuses: c.refuses}
+			m := &nodeMembers{client: client, nodes: nodes.Lister(), store: store, log: slog.New(slog.DiscardHandler)}
+			if ok := m.once(t.Context()); ok != c.ok {
+				t.Errorf("once says %v", ok)
+			}
+			if got := strings.Join(store.removed, " "); got != c.removed {
+				t.Errorf("removed %q, want %q", got, c.removed)
+			}
+			now, err := client.CoreV1().Nodes().Get(t.Context(), "n2", metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(now.Finalizers, c.left) {
+				t.Errorf("finalizers %q, want %q", now.Finalizers, c.left)
+			}
+		})
+	}
+}
+
+// A machine that was wiped is another server on the same node.
+func TestNodeIsMarkedAsAServers(t *testing.T) {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Finalizers: []string{"other/one"}, Annotations: map[string]string{serverIDAnnotation: "before"}}}
+	client := fake.NewClientset(n)
+	store := &storeMembers{names: []string{"s1", "before"}}
+	r := &nodeRole{client: client, node: "n1", id: "s1", store: store, log: slog.New(slog.DiscardHandler)}
+	if r.complete(n) {
+		t.Error("nothing to do for a node that says it is another server's")
+	}
+	if err := r.mark(t.Context(), "before"); err != nil {
+		t.Fatal(err)
+	}
+	now, err := client.CoreV1().Nodes().Get(t.Context(), "n1", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !r.complete(now) || !slices.Contains(now.Finalizers, "other/one") || strings.Join(store.removed, " ") != "before" {
+		t.Errorf("the node is %+v, removed %q", now.ObjectMeta, store.removed)
+	}
+	store.refuses = status.Error(codes.FailedPrecondition, "no majority")
+	if err := r.mark(t.Context(), "before"); err == nil {
+		t.Error("the refusal to remove the former server is not told")
+	}
+}

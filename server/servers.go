@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+const (
+	// serverIDAnnotation is the name in the store of the server on a node's machine. Each server writes its own.
+	serverIDAnnotation = "coracle.dev/server-id"
+	// surveyPatience bounds the questions about servers; namesPatience that to the API server for their names.
+	surveyPatience, namesPatience = 5 * time.Second, 2 * time.Second
+)
+
+// ServersHandler answers on the admin socket who the cluster's servers are and how they do. It works without a majority.
+func (s *Server) ServersHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		store := s.opened.Load()
+		if store == nil {
+			http.Error(w, "the store is not open yet", http.StatusServiceUnavailable)
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), surveyPatience)
+		defer cancel()
+		servers := listServers(store.Survey(ctx), s.serverNames(ctx))
+		out := status.Servers{Servers: servers, Problems: []string{}}
+		words, problems := status.Failures(servers)
+		out.Failures, out.Problems = words, append(out.Problems, problems...)
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(out) // an error means that the asker has gone
+	})
+}
+
+// serverNames are the names of the nodes on which servers run, by the servers' names in the store; what this server can
+// tell without a majority is its own.
+func (s *Server) serverNames(ctx context.Context) map[string]string {
+	names := map[string]string{}
+	if client, err := s.admission.api(); err == nil {
+		ctx, cancel := context.WithTimeout(ctx, namesPatience)
+		defer cancel()
+		nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: roleLabel, ResourceVersion: "0"})
+		if err == nil {
+			for i := range nodes.Items {
+				if id := nodes.Items[i].Annotations[serverIDAnnotation]; id != "" {
+					names[id] = nodes.Items[i].Name
+				}
+			}
+		}
+	}
+	names[s.data.ServerID()] = s.o.NodeName
+	return names
+}
+
+// listServers says in a report's words what the store knows; this server comes first, then the others by name.
+func listServers(states []raftstore.MemberState, names map[string]string) []status.ClusterServer {
+	var out []status.ClusterServer
+	for _, m := range states {
+		c := status.ClusterServer{
+			Name: names[m.Name], ID: strconv.FormatUint(m.ID, 16), ServerID: m.Name, Role: status.NonVoter,
+			Self: m.Self, Answers: m.Answers, Lag: m.Lag, Version: m.Version, Full: m.Full,
+		}
+		switch {
+		case c.Name != "":
+		case m.Hostname != "":
+			c.Name = m.Hostname
+		default:
+			c.Name = m.Name
+		}
+		if strings.Contains(m.Address, ":") { // a server that is alone has a name there
+			c.Address = m.Address
+		}
+		if !m.Self {
+			c.Heard = m.Contact
+		}
+		switch {
+		case m.Leader:
+			c.Role = status.Leader
+		case m.Voter:
+			c.Role = status.Voter
+		}
+		out = append(out, c)
+	}
+	slices.SortFunc(out, func(a, b status.ClusterServer) int {
+		if a.Self != b.Self {
+			if a.Self {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(a.Name, b.Name)
+	})
+	return out
+}
