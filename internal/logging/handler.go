@@ -64,6 +64,9 @@ func (h *Handler) Handle(_ context.Context, r slog.Record) error {
 	b.WriteString(attrs)
 	b.WriteString(tail.String())
 	b.WriteByte('\n')
+	if h.hold != nil && r.Level >= slog.LevelError && lastWords[r.Message] {
+		h.writeAll(h.hold.release()) // the process is about to end: what was kept back may say why
+	}
 	if h.hold != nil && h.hold.keep(b.String()) {
 		return nil
 	}

@@ -19,6 +19,22 @@ type hold struct {
 	lines   []string
 }
 
+// lastWords are what upstream's kubelet says right before it calls os.Exit, which nothing can intercept
+// (pkg/kubelet: kubelet.go, server/server.go, certificate/transport.go, kuberuntime/kuberuntime_manager.go).
+var lastWords = map[string]bool{
+	"Failed to start cAdvisor":                                                    true,
+	"Kubelet failed to get node info":                                             true,
+	"Failed to start ContainerManager":                                            true,
+	"Failed to initialize internal modules":                                       true,
+	"Failed to listen and serve":                                                  true,
+	"Failed to serve":                                                             true,
+	"Failed to register CRI auth plugins":                                         true,
+	"Failed to create listener for podResources endpoint":                         true,
+	"Failed to create listener for pods API endpoint":                             true,
+	"No valid client certificate is found and the server is responsive, exiting.": true,
+	"The currently active client certificate has expired and the server is responsive, exiting.": true,
+}
+
 // keep takes a line if lines are being kept.
 func (h *hold) keep(line string) bool {
 	h.mu.Lock()

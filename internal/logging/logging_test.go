@@ -137,3 +137,15 @@ func TestFile(t *testing.T) {
 		t.Error("a log file that cannot be made is accepted")
 	}
 }
+
+// The kubelet ends the process by os.Exit after these words: they must not be kept back.
+func TestLastWordsAreWritten(t *testing.T) {
+	l, read := setup(t, config.Logging{})
+	l.Hold()
+	klog.Background().Error(errors.New("no such thing"), "Some complaint")
+	if got := read(); got != "" {
+		t.Fatalf("written while it is held: %q", got)
+	}
+	klog.Background().Error(errors.New("no cgroup"), "Failed to start ContainerManager")
+	expect(t, read(), `ERROR Some complaint err="no such thing"`, `ERROR Failed to start ContainerManager err="no cgroup"`)
+}

@@ -40,6 +40,7 @@ func TestThreeServers(t *testing.T) {
 		s := m.NewPeer(first, "--disable-agent")
 		if i == 1 {
 			s = m.NewPeer(first) // with a node
+			s.AddBoxImage()
 		}
 		s.Start()
 		waitAPI(s)
