@@ -130,7 +130,7 @@ func notYet(ctx context.Context, c kubernetes.Interface, nodes int) ([]string, e
 		}
 	}
 	if nodes > 1 {
-		notes = append(notes, "when a node's machine dies, that is noticed only after minutes: until then Services still send to its pods, and these are not replaced")
+		notes = append(notes, "pods on different machines do not reach one another yet: what they have to say to each other has to be on one node, or use hostNetwork")
 	}
 	return notes, nil
 }
