@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -109,13 +108,9 @@ func TestNodeDeath(t *testing.T) {
 			}
 		}
 	}
-	if err := syscall.Kill(victim.Pid(), syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	victim.Pause()
 	stays("an agent that gets no CPU")
-	if err := syscall.Kill(victim.Pid(), syscall.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
+	victim.Resume()
 	victim.Kill()
 	stays("an agent that crashed")
 }

@@ -123,6 +123,23 @@ func (s *Server) Pid() int { return s.pid }
 // Kill ends the process with SIGKILL, as a crash or the kernel would.
 func (s *Server) Kill() { s.end(syscall.SIGKILL, 10*time.Second) }
 
+// Pause keeps the process from running until Resume, as a machine without CPU does. Its kernel goes on.
+func (s *Server) Pause() { s.signal(s.pid, syscall.SIGSTOP) }
+
+// Resume ends Pause.
+func (s *Server) Resume() {
+	s.T.Helper()
+	s.signal(s.pid, syscall.SIGCONT)
+	s.signal(s.cmd.Process.Pid, syscall.SIGCONT) // nsenter, which stops with its child
+}
+
+func (s *Server) signal(pid int, sig syscall.Signal) {
+	s.T.Helper()
+	if err := syscall.Kill(pid, sig); err != nil {
+		s.T.Fatalf("signal %v to process %d: %v", sig, pid, err)
+	}
+}
+
 // Stop asks the process to end with SIGTERM and waits; the error is the process's own exit.
 func (s *Server) Stop() error {
 	s.end(syscall.SIGTERM, 60*time.Second)
@@ -131,9 +148,7 @@ func (s *Server) Stop() error {
 
 func (s *Server) end(sig syscall.Signal, within time.Duration) {
 	s.T.Helper()
-	if err := syscall.Kill(s.pid, sig); err != nil {
-		s.T.Fatalf("signal %v to process %d: %v", sig, s.pid, err)
-	}
+	s.signal(s.pid, sig)
 	select {
 	case <-s.done:
 	case <-time.After(within):
