@@ -288,8 +288,12 @@ func (n *Node) keep(a *join.Answer, k *keys) error {
 		chain []byte
 	}{{f.KubeletPair, a.Kubelet}, {f.KubeletServing, a.Serving}, {f.NetworkPair, a.Network}} {
 		both := slices.Concat(c.chain, k.pem[i])
-		if _, err := tls.X509KeyPair(both, both); err != nil {
+		pair, err := tls.X509KeyPair(both, both)
+		if err != nil {
 			return fmt.Errorf("the server's certificate for %s cannot be used: %w", filepath.Base(c.path), err)
+		}
+		if have, err := tls.LoadX509KeyPair(c.path, c.path); err == nil && sameButDates(&have, &pair) && !n.dueFor(&have) {
+			continue // nothing new: a start writes nothing
 		}
 		if err := atomicfile.Write(c.path, both, 0o600); err != nil {
 			return err
@@ -329,10 +333,16 @@ func (n *Node) load() bool {
 
 // Run keeps the certificates fresh until ctx is done.
 func (n *Node) Run(ctx context.Context) error {
+	last, soon := "", firstPause
 	for {
 		pause := renewCheck
-		if n.stale {
+		switch {
+		case n.stale:
 			pause = newsCheck
+		case n.due(): // again and again if what a server gives does not last: its authority ends
+			pause, soon = soon, min(2*soon, renewCheck)
+		default:
+			soon = firstPause
 		}
 		select {
 		case <-ctx.Done():
@@ -344,9 +354,10 @@ func (n *Node) Run(ctx context.Context) error {
 		}
 		switch err := n.ask(ctx); {
 		case err == nil:
-			n.stale = false
-		case ctx.Err() == nil && !n.stale:
-			n.o.Logger.Warn("the node's certificates could not be renewed; it is tried again every hour", "error", err)
+			n.stale, last = false, ""
+		case ctx.Err() == nil && !n.stale && err.Error() != last:
+			last = err.Error()
+			n.o.Logger.Warn("the node's certificates could not be renewed; it is tried again, after an hour at the latest", "error", err)
 		}
 	}
 }
@@ -355,12 +366,21 @@ func (n *Node) Run(ctx context.Context) error {
 func (n *Node) due() bool {
 	return slices.ContainsFunc(n.pairs(), func(path string) bool {
 		pair, err := tls.LoadX509KeyPair(path, path)
-		if err != nil {
-			return true
-		}
-		life := pair.Leaf.NotAfter.Sub(pair.Leaf.NotBefore)
-		return pair.Leaf.NotAfter.Sub(n.o.Now()) < life/renewPart
+		return err != nil || n.dueFor(&pair)
 	})
+}
+
+func (n *Node) dueFor(pair *tls.Certificate) bool {
+	life := pair.Leaf.NotAfter.Sub(pair.Leaf.NotBefore)
+	return pair.Leaf.NotAfter.Sub(n.o.Now()) < life/renewPart
+}
+
+// sameButDates says whether a new certificate says nothing else than the one that is there, and is of the same authority.
+func sameButDates(have, next *tls.Certificate) bool {
+	a, b := have.Leaf, next.Leaf
+	return bytes.Equal(a.RawSubject, b.RawSubject) && bytes.Equal(a.RawIssuer, b.RawIssuer) && bytes.Equal(a.AuthorityKeyId, b.AuthorityKeyId) &&
+		slices.Equal(a.DNSNames, b.DNSNames) && slices.EqualFunc(a.IPAddresses, b.IPAddresses, net.IP.Equal) && slices.Equal(a.ExtKeyUsage, b.ExtKeyUsage) &&
+		slices.EqualFunc(have.Certificate[1:], next.Certificate[1:], bytes.Equal)
 }
 
 // pairs are the files with certificates.

@@ -11,15 +11,25 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/transport"
+	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/internal/cluster"
@@ -46,6 +56,9 @@ type servers struct {
 	joins    []serverjoining.Machine
 	refuse   *join.Refusal
 	stop     func()
+
+	servingIPs    []net.IP
+	servingSigner pki.Signer
 }
 
 func newServers(t *testing.T) *servers {
@@ -127,7 +140,11 @@ func (s *servers) admit(_ context.Context, m serverjoining.Machine) (*join.Answe
 	a := &join.Answer{Settings: settings, ServerCA: s.pki.CAPEM(pki.ServerCA), ClientCA: s.pki.CAPEM(pki.ClientCA)}
 	var errs [3]error
 	a.Kubelet, errs[0] = s.pki.Sign(s.pki.Node("", m.Node.Name), m.Node.KubeletRequest)
-	a.Serving, errs[1] = s.pki.Sign(s.pki.NodeServing("", m.Node.Name, nil), m.Node.ServingRequest)
+	serving := s.pki.NodeServing("", m.Node.Name, s.servingIPs)
+	if s.servingSigner != "" {
+		serving.Signer = s.servingSigner
+	}
+	a.Serving, errs[1] = s.pki.Sign(serving, m.Node.ServingRequest)
 	a.Network, errs[2] = s.pki.Sign(s.pki.Network(""), m.Node.NetworkRequest)
 	return a, errors.Join(errs[:]...)
 }
@@ -250,7 +267,7 @@ func TestJoin(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	t.Run("400 days off", func(t *testing.T) {
+	t.Run("by a clock that is 400 days ahead", func(t *testing.T) {
 		o := s.options(dir)
 		o.Now = func() time.Time { return time.Now().AddDate(0, 0, 400) }
 		_, err := joining.Join(t.Context(), o)
@@ -259,6 +276,153 @@ func TestJoin(t *testing.T) {
 			t.Errorf("%v: the machine did not ask, with its token", err)
 		}
 	})
+}
+
+// at is the cluster's authorities as they were at another time: what they sign is valid for a year from then.
+func (s *servers) at(t *testing.T, then time.Time) *pki.PKI {
+	t.Helper()
+	p, err := pki.Open(pki.Options{Dir: s.pki.Dir(), Established: true, BuildTime: then.AddDate(-1, 0, 0), Clock: testclock.NewFakeClock(then), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// serial is that of the certificate in a file.
+func serial(t *testing.T, path string) string {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(path, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pair.Leaf.SerialNumber.String()
+}
+
+// TestStartWritesNothing: a node that starts again has what it had, except where a server would give it something else.
+func TestStartWritesNothing(t *testing.T) {
+	s, dir := newServers(t), t.TempDir()
+	f := credentials.In(filepath.Join(dir, "cred"))
+	pairs := []string{f.KubeletPair, f.KubeletServing, f.NetworkPair}
+	serials := func() (out []string) {
+		if _, err := joining.Join(t.Context(), s.options(dir)); err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range pairs {
+			out = append(out, serial(t, path))
+		}
+		return out
+	}
+	first := serials()
+	if again := serials(); !slices.Equal(again, first) {
+		t.Errorf("a second start made new certificates: %v, and before %v", again, first)
+	}
+	s.servingIPs = []net.IP{net.IPv4(10, 0, 0, 9)}
+	moved := serials()
+	if moved[0] != first[0] || moved[1] == first[1] || moved[2] != first[2] {
+		t.Errorf("after the serving certificate's addresses changed: %v, and before %v", moved, first)
+	}
+	s.servingSigner = pki.ServerCA // as before there was kubelet-ca
+	if of := serials(); of[1] == moved[1] {
+		t.Error("a certificate of another authority was not taken")
+	}
+}
+
+// TestOff400Days: a machine whose certificates have run out joins again with its token, and not with them.
+func TestOff400Days(t *testing.T) {
+	s, dir := newServers(t), t.TempDir()
+	now := s.pki
+	s.pki = s.at(t, time.Now().AddDate(0, 0, -400))
+	if _, err := joining.Join(t.Context(), s.options(dir)); err != nil {
+		t.Fatal(err)
+	}
+	path := credentials.In(filepath.Join(dir, "cred")).KubeletPair
+	if pair, err := tls.LoadX509KeyPair(path, path); err != nil || time.Since(pair.Leaf.NotAfter) < 30*24*time.Hour {
+		t.Fatalf("the certificate is to have run out: %v, %v", pair.Leaf.NotAfter, err)
+	}
+	s.pki = now
+	without := s.options(dir)
+	without.Token = s.tokens.Agent.String()[:len("CRC1")+64] + "::agent:replaced"
+	var refusal *join.Refusal
+	if _, err := joining.Join(t.Context(), without); !errors.As(err, &refusal) || refusal.Code != join.CodeToken {
+		t.Errorf("without a token that works: %v", err)
+	}
+	if _, err := joining.Join(t.Context(), s.options(dir)); err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.LoadX509KeyPair(path, path)
+	if err != nil || time.Until(pair.Leaf.NotAfter) < 300*24*time.Hour {
+		t.Errorf("%v, %v", pair.Leaf.NotAfter, err)
+	}
+	if last := s.joins[len(s.joins)-1]; last.Joined || last.Node.Password != s.password {
+		t.Error("it did not join with its token, as the machine that it was")
+	}
+}
+
+// TestRenewalIsLive: certificates that are about to run out are renewed, and a client that was made with the kubelet's
+// kubeconfig before shows the new one, with no restart.
+func TestRenewalIsLive(t *testing.T) {
+	defer func(every time.Duration) { transport.CertCallbackRefreshDuration = every }(transport.CertCallbackRefreshDuration)
+	transport.CertCallbackRefreshDuration = 100 * time.Millisecond // upstream looks every five minutes
+	s, dir := newServers(t), t.TempDir()
+	now := s.pki
+	s.pki = s.at(t, time.Now().Add(-pki.LeafLifetime+5*time.Minute))
+	o := s.options(dir)
+	api := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, r.TLS.PeerCertificates[0].SerialNumber)
+	}))
+	clients := x509.NewCertPool()
+	clients.AppendCertsFromPEM(s.pki.CAPEM(pki.ClientCA))
+	api.TLS = &tls.Config{Certificates: []tls.Certificate{s.shown}, ClientCAs: clients, ClientAuth: tls.RequireAndVerifyClientCert}
+	api.StartTLS()
+	defer api.Close()
+	o.API = api.URL
+	n, err := joining.Join(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", n.Credentials.KubeletKubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := func() string {
+		r, err := client.Get(api.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Body.Close()
+		text, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	first := shown()
+	if first != serial(t, n.Credentials.KubeletPair) {
+		t.Fatalf("the client shows %s", first)
+	}
+	s.pki = now
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- n.Run(ctx) }()
+	for deadline := time.Now().Add(time.Minute); shown() == first; time.Sleep(50 * time.Millisecond) { // between two looks
+		if time.Now().After(deadline) {
+			t.Fatal("the client shows the certificate that runs out")
+		}
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if got := shown(); got != serial(t, n.Credentials.KubeletPair) {
+		t.Errorf("the client shows %s", got)
+	}
+	if last := s.joins[len(s.joins)-1]; len(s.joins) != 2 || !last.Joined {
+		t.Errorf("asked %d times", len(s.joins))
+	}
 }
 
 // TestJoinWaits: a server that does not answer yet, or is not ready, is asked again.
