@@ -56,6 +56,7 @@ func TestCluster(t *testing.T) {
 	t.Run("tokens", func(t *testing.T) { testTokens(t, c) })
 	t.Run("node's role", func(t *testing.T) { testNodeRole(t, c) })
 	t.Run("node's identities", func(t *testing.T) { testIdentities(t, s, c) })
+	t.Run("joins at once", func(t *testing.T) { testJoinsAtOnce(t, s, c, clock.Now()) })
 	t.Run("renewal", func(t *testing.T) { testRenewal(t, o, c, clock, now) })
 	c.lastManifests = c.recordsAndObjects(t)
 	stop()

@@ -85,8 +85,8 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*join.A
 	if st, err := encryption.ReadStatus(a.s.o.CredDir); err == nil && !st.ByHand && st.Stage != encryption.StageDone {
 		return nil, join.Refuse(join.CodeBusy, "the key that encrypts Secrets is being replaced; a server can join when that is done: coracle secrets-encrypt status")
 	}
-	// From now on this server's settings are the cluster's too, and not its own to change.
-	own := &Joined{Settings: a.s.o.Cluster, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources}
+	// From now on this server's settings are the cluster's too, and not its own to change, unless the other never comes.
+	own := &Joined{Founder: true, Settings: a.s.o.Cluster, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources}
 	if file := filepath.Join(a.s.o.ServerDir, joinedFile); !fileExists(file) {
 		if err := writeJoined(file, own); err != nil {
 			return nil, err
@@ -130,17 +130,28 @@ type Joined struct {
 	NodePortRange    string           `json:"nodePortRange"`
 	EncryptResources []string         `json:"encryptResources,omitempty"`
 	Peers            []string         `json:"peers"`
+	// Founder says that this server started the cluster: it wrote this down itself when it let the first other one in.
+	Founder bool `json:"founder,omitempty"`
 }
 
 // Join fetches what o's folders need to hold before New can make a server of a cluster of them. It asks until a server
-// answers, may be interrupted at any point, and asks nobody when all is there already. Nothing that was there is replaced.
+// answers, may be interrupted at any point, and asks nobody once this server has taken part in the cluster. No key that was
+// there is replaced.
 func Join(ctx context.Context, o Options, j Joining) (*Joined, error) {
 	o.setDefaults()
-	file := filepath.Join(o.ServerDir, joinedFile)
-	if joined, err := readJoined(file); joined != nil || err != nil {
-		return joined, err
+	joined, err := WasJoined(o.ServerDir)
+	if err != nil {
+		return nil, err
 	}
-	if entries, err := os.ReadDir(o.StoreDir); err == nil && len(entries) > 0 {
+	hasStore := false
+	if entries, err := os.ReadDir(o.StoreDir); err == nil {
+		hasStore = len(entries) > 0
+	}
+	// Until it has a store, or knew other servers, the cluster does not know of it, and may have other settings by now.
+	if joined != nil && (hasStore || fileExists(filepath.Join(o.ServerDir, peersFile))) {
+		return joined, nil
+	}
+	if hasStore {
 		return nil, fmt.Errorf("there is a store in %s, of a server that started a cluster: it cannot join another one. Nothing was changed. Leave out --server to run "+
 			"that one, or give another --data-dir", o.StoreDir)
 	}
@@ -161,8 +172,8 @@ func Join(ctx context.Context, o Options, j Joining) (*Joined, error) {
 	if err := pki.KeepFormerKubeletCA(o.TLSDir, a.Server.FormerKubeletCA); err != nil {
 		return nil, err
 	}
-	joined := &Joined{Settings: a.Settings, NodePortRange: a.Server.NodePortRange, EncryptResources: a.Server.EncryptResources, Peers: a.Server.Peers}
-	return joined, writeJoined(file, joined)
+	joined = &Joined{Settings: a.Settings, NodePortRange: a.Server.NodePortRange, EncryptResources: a.Server.EncryptResources, Peers: a.Server.Peers}
+	return joined, writeJoined(filepath.Join(o.ServerDir, joinedFile), joined)
 }
 
 func askToServe(ctx context.Context, o Options, j Joining, t token.Token) (*join.Answer, error) {
@@ -265,7 +276,20 @@ func writeJoined(file string, j *Joined) error {
 	return err
 }
 
-// WasJoined returns what the cluster said when the server of this folder joined; nil when it started one.
+// WasJoined returns what the cluster said when the server of this folder joined; nil when it started one and is alone in it.
+// What such a one wrote down for another server is removed when that is none of the cluster: it never came, or has left.
 func WasJoined(serverDir string) (*Joined, error) {
-	return readJoined(filepath.Join(serverDir, joinedFile))
+	file := filepath.Join(serverDir, joinedFile)
+	j, err := readJoined(file)
+	if err != nil || j == nil || !j.Founder {
+		return j, err
+	}
+	others, err := OtherServers(serverDir)
+	if err != nil || len(others) > 0 {
+		return j, err
+	}
+	if err := os.Remove(file); err != nil {
+		return nil, fmt.Errorf("forgetting what was said to a server that never came: %w", err)
+	}
+	return nil, nil
 }

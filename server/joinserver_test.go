@@ -76,6 +76,13 @@ func TestJoinedIsKept(t *testing.T) {
 	if err := writeJoined(filepath.Join(dir, joinedFile), j); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := Join(t.Context(), o, Joining{Token: "CRC1" + strings.Repeat("0", 64) + "::agent:x"}); err == nil || !strings.Contains(err.Error(), "for agents") {
+		t.Errorf("before it ever took part, the cluster is not asked again: %v", err)
+	}
+	peers := filepath.Join(dir, peersFile)
+	if err := os.WriteFile(peers, []byte(`["10.0.0.1:6443"]`), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	got, err := Join(t.Context(), o, Joining{Address: "127.0.0.1:1", Token: "x"})
 	if err != nil || fmt.Sprint(got) != fmt.Sprint(j) {
 		t.Errorf("%v, %v, want %v", got, err, j)
@@ -97,5 +104,29 @@ func TestJoinedIsKept(t *testing.T) {
 	}
 	if _, err := Join(t.Context(), o, Joining{Token: "x"}); err == nil || !strings.Contains(err.Error(), "cannot join another one") {
 		t.Error(err)
+	}
+}
+
+// TestFounderAlone: what the first server wrote down for another one binds it as long as there is another one.
+func TestFounderAlone(t *testing.T) {
+	dir := t.TempDir()
+	file, peers := filepath.Join(dir, joinedFile), filepath.Join(dir, peersFile)
+	if err := writeJoined(file, &Joined{Founder: true, Settings: options(t, t.TempDir()).Cluster, NodePortRange: "30000-32767"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(peers, []byte(`["10.0.0.2:6443"]`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if j, err := WasJoined(dir); err != nil || j == nil || j.NodePortRange != "30000-32767" {
+		t.Errorf("with another server: %v, %v", j, err)
+	}
+	if err := os.Remove(peers); err != nil {
+		t.Fatal(err)
+	}
+	if j, err := WasJoined(dir); err != nil || j != nil {
+		t.Errorf("the other one never came: %v, %v", j, err)
+	}
+	if fileExists(file) {
+		t.Error("the note is there still")
 	}
 }

@@ -19,7 +19,7 @@ import (
 // the cluster if this one has not joined yet.
 func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (server.Options, error) {
 	joined, err := server.WasJoined(o.ServerDir)
-	if err == nil && joined == nil && c.ServerURL != nil {
+	if err == nil && c.ServerURL != nil && (joined == nil || !joined.Founder) {
 		j := server.Joining{Address: c.ServerURL.Host, Token: c.Token}
 		if !c.DisableAgent {
 			if j.Password, err = joining.Password(c.Paths.AgentDir); err != nil {

@@ -40,22 +40,34 @@ token, which may add nodes only. Further ones that expire are made with "coracle
 }
 
 func (a *App) tokenPrintCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "print", Short: "Print the token for adding nodes or, with --server, the one for adding servers", Args: noArgs}
+	cmd := &cobra.Command{
+		Use: "print", Short: "Print the token for adding nodes or, with --server, the one for adding servers", Args: noArgs,
+		Long: `Prints the token with which nodes join, or with --server the one with which servers do, and the whole line to paste on the machine that is to join. The
+token alone goes to standard output, the rest to standard error: TOKEN=$(coracle token print --quiet) takes the token in a script.`,
+	}
 	flags := addPlaces(cmd)
 	server := cmd.Flags().Bool("server", false, "Print the token that may add servers: whoever has it can read every secret of the cluster")
+	quiet := addQuiet(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
-		path := t.Paths.AgentTokenFile
+		path, role := t.Paths.AgentTokenFile, "agent"
 		if *server {
-			path = t.Paths.TokenFile
+			path, role = t.Paths.TokenFile, "server"
 		}
 		tok, err := readToken(path)
 		if err != nil {
 			return err
 		}
 		fmt.Fprintln(cmd.OutOrStdout(), tok)
+		if !*quiet {
+			printJoinLines(cmd.ErrOrStderr(), t, role, tok.String())
+		}
 		return nil
 	})
 	return cmd
+}
+
+func addQuiet(cmd *cobra.Command) *bool {
+	return cmd.Flags().BoolP("quiet", "q", false, "Print the token and nothing else")
 }
 
 func (a *App) tokenCreateCommand() *cobra.Command {
@@ -65,6 +77,7 @@ func (a *App) tokenCreateCommand() *cobra.Command {
 	flags := addPlaces(cmd)
 	ttl := cmd.Flags().Duration("ttl", defaultTTL, "How long it works; 0 for ever")
 	description := cmd.Flags().String("description", "", "What it is for")
+	quiet := addQuiet(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		// The hash of the cluster's authority is in the tokens that the server made.
 		own, err := readToken(t.Paths.AgentTokenFile)
@@ -80,7 +93,11 @@ func (a *App) tokenCreateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), b.Token(own.CAHash))
+			tok := b.Token(own.CAHash)
+			fmt.Fprintln(cmd.OutOrStdout(), tok)
+			if !*quiet {
+				printJoinLines(cmd.ErrOrStderr(), t, "agent", tok.String())
+			}
 			return nil
 		})
 	})

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"log/slog"
+	"net"
+	"os/exec"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/kubeconfig"
+	"github.com/coracle-k8s/coracle/server/pki"
+)
+
+// TestShellQuote asks a shell what it makes of a word.
+func TestShellQuote(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                               "''",
+		"https://10.0.0.5:6443":          "https://10.0.0.5:6443",
+		"https://[fd00::5]:6443":         "'https://[fd00::5]:6443'",
+		"CRC1ab::agent:s3cret":           "CRC1ab::agent:s3cret",
+		`it's $HOME "x" \ *`:             `'it'\''s $HOME "x" \ *'`,
+		"~":                              "'~'",
+		"a;reboot":                       "'a;reboot'",
+		"two words\tand\nanother line é": "'two words\tand\nanother line é'",
+	} {
+		got := shellQuote(text)
+		if got != want {
+			t.Errorf("%q: %s, want %s", text, got, want)
+		}
+		out, err := exec.Command("sh", "-c", "printf %s "+got).Output()
+		if err != nil || string(out) != text {
+			t.Errorf("a shell makes %q of %s: %v", out, got, err)
+		}
+	}
+}
+
+// TestOwnURL: the address is the one that the server advertises, and the port its own.
+func TestOwnURL(t *testing.T) {
+	dir := t.TempDir()
+	tool := &config.Tool{Paths: config.NewPaths(dir, "")}
+	if got, want := ownURL(tool), "https://ADDRESS-OF-THIS-MACHINE:6443"; got != want {
+		t.Errorf("before a server has run: %s, want %s", got, want)
+	}
+	p, err := pki.Open(pki.Options{Dir: tool.Paths.TLSDir, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := pki.APIServerNames{NodeName: "a", Domain: "cluster.local", IPs: []net.IP{net.ParseIP("fd00::5"), net.IPv4(192, 0, 2, 1)}}
+	if err := p.Ensure(p.APIServer(names)); err != nil {
+		t.Fatal(err)
+	}
+	k := kubeconfig.Embedded{Server: "https://127.0.0.1:7443", CA: p.CAPEM(pki.ServerCA), Path: tool.Paths.AdminKubeconfig}
+	if err := k.Write(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := ownURL(tool), "https://[fd00::5]:7443"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
