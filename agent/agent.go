@@ -138,6 +138,7 @@ func runParts(ctx context.Context, o Options, p parts) error {
 	}
 	g.run(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(p.runtime.Address())) })
 	g.run(nil, func(ctx context.Context) error { watchNode(ctx, o); return nil })
+	g.run(nil, func(ctx context.Context) error { return keepAddresses(ctx, o) })
 	g.run(nil, func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
@@ -188,6 +189,6 @@ func (o Options) kubelet(socket string) kubelet.Options {
 		Kubeconfig: o.KubeletKubeconfig, ServingCertFile: o.KubeletServingCert, ServingKeyFile: o.KubeletServingKey,
 		ClientCAFile: o.ClientCAFile, NodeName: o.NodeName, NodeIPs: o.NodeIPs, Labels: o.Labels, Taints: o.Taints,
 		ClusterDNS: o.ClusterDNS, ClusterDomain: o.ClusterDomain, ResolvConf: o.ResolvConf, LeaseDuration: o.LeaseDuration,
-		Args: o.KubeletArgs,
+		Args: o.KubeletArgs, OwnAddresses: len(o.ExternalIPs) > 0,
 	}
 }

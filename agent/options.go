@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/coracle-k8s/coracle/agent/containerd"
@@ -30,8 +32,10 @@ type Options struct {
 
 	NodeName string
 	NodeIPs  []netip.Addr
-	Labels   map[string]string
-	Taints   []string // key=value:Effect
+	// ExternalIPs are addresses at which the node is reached from outside its network; the machine need not have them itself.
+	ExternalIPs []netip.Addr
+	Labels      map[string]string
+	Taints      []string // key=value:Effect
 
 	// Credentials, in files that are read again when they change. KubeletServingCert and KubeletServingKey may be one file.
 	KubeletKubeconfig, NetworkKubeconfig  string
@@ -102,6 +106,9 @@ func (o Options) complete() (Options, error) {
 		if missing {
 			errs = append(errs, fmt.Errorf("agent: option %s is missing", name))
 		}
+	}
+	if len(o.ExternalIPs) > 0 && slices.ContainsFunc(o.KubeletArgs, func(a string) bool { return strings.HasPrefix(strings.TrimLeft(a, "-"), "cloud-provider=") }) {
+		errs = append(errs, errors.New("agent: --node-external-ip and --kubelet-arg cloud-provider exclude one another: a cloud provider's controller sets the node's addresses"))
 	}
 	if o.ClusterDomain == "" {
 		o.ClusterDomain = "cluster.local"

@@ -108,7 +108,10 @@ func (a *admission) bootstrapToken(ctx context.Context, id string) (token.Bootst
 
 // admit gives a machine what its role needs.
 func (a *admission) admit(ctx context.Context, m joining.Machine) (*join.Answer, error) {
-	if m.Role == token.RoleServer {
+	switch {
+	case m.Role == token.RoleServer && m.Reach != nil:
+		return a.tellReach(ctx, m)
+	case m.Role == token.RoleServer:
 		return a.admitServer(ctx, m)
 	}
 	return a.admitNode(ctx, m)

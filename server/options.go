@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"time"
 
@@ -48,6 +49,8 @@ type Options struct {
 	Port        int
 	// AdvertiseAddress is how other machines and pods reach it.
 	AdvertiseAddress net.IP
+	// ExternalIPs are addresses at which the machine is reached from outside its network.
+	ExternalIPs []net.IP
 	// TLSSANs are further names and addresses it is reached as.
 	TLSSANs []string
 
@@ -160,7 +163,7 @@ func (o *Options) tolerations() []string {
 
 // servingIPs is every address under which a client may know the API server.
 func (o *Options) servingIPs() ([]net.IP, error) {
-	ips := append([]net.IP{o.AdvertiseAddress}, o.NodeIPs...)
+	ips := slices.Concat([]net.IP{o.AdvertiseAddress}, o.NodeIPs, o.ExternalIPs)
 	if o.BindAddress != nil && !o.BindAddress.IsUnspecified() {
 		ips = append(ips, o.BindAddress)
 	}

@@ -214,7 +214,16 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, error) {
 	}
 	s.opened.Store(store)
 	upstream.Install(store.Client)
-	if err := store.WaitReady(ctx); err != nil {
+	waiting, ready := context.WithCancel(ctx)
+	explained := make(chan struct{})
+	go func() {
+		defer close(explained)
+		s.explainWait(waiting, append(others, s.o.Join...))
+	}()
+	err = store.WaitReady(ctx)
+	ready()
+	<-explained
+	if err != nil {
 		closing, done := context.WithTimeout(context.WithoutCancel(ctx), closePatience)
 		defer done()
 		return nil, errors.Join(fmt.Errorf("waiting for the store: %w", err), store.Close(closing))

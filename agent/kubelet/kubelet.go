@@ -20,6 +20,8 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kubelet/app"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
 // Options describe the node. All but the optional ones are required.
@@ -48,6 +50,9 @@ type Options struct {
 	// Labels and Taints (key=value:Effect) are given to the node when it registers.
 	Labels map[string]string
 	Taints []string
+
+	// OwnAddresses leaves the addresses of the Node to somebody else after NodeIPs were written at the registration.
+	OwnAddresses bool
 
 	ClusterDNS    []netip.Addr
 	ClusterDomain string
@@ -130,6 +135,12 @@ func kubeletFlags(o Options) (*options.KubeletFlags, error) {
 	f.NodeLabels = map[string]string{}
 	for k, v := range o.Labels {
 		f.NodeLabels[k] = v
+	}
+	if o.OwnAddresses {
+		// Upstream knows one way to say it. The taint that comes with it waits for a cloud provider's controller; the label tells
+		// our API server to leave it out.
+		f.CloudProvider = "external"
+		f.NodeLabels[cluster.OwnAddressesLabel] = "true"
 	}
 	for i, ip := range o.NodeIPs {
 		if i > 0 {

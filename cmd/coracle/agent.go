@@ -34,6 +34,10 @@ const (
 // runAgent joins the cluster of a server elsewhere and runs this machine's node.
 func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) (err error) {
 	idle, busy := fitMemory(p)
+	keepName, err := nameNode(&c.Node, c.Paths, p.Log.Logger)
+	if err != nil {
+		return err
+	}
 	local := net.JoinHostPort("127.0.0.1", strconv.Itoa(c.LocalPort))
 	servers, err := balancer.New(ctx, balancer.Options{
 		Address: local, File: filepath.Join(c.Paths.AgentDir, "servers.json"), Server: c.ServerURL.Host, Logger: p.Log.Logger,
@@ -54,6 +58,9 @@ func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) (err error) 
 		Program: version.Get().Coracle, Logger: p.Log.Logger,
 	})
 	if err != nil {
+		return err
+	}
+	if err := keepName(); err != nil {
 		return err
 	}
 	ready := make(chan struct{})

@@ -60,7 +60,7 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 	o := agent.Options{
 		DataDir: n.paths.DataDir, RunDir: n.paths.RunDir, BinDir: dir.Stable,
 		PauseTar: dir.File("pause.tar"), PauseImage: carried.PauseImage,
-		NodeName: n.machine.Name, NodeIPs: n.machine.IPs, Labels: n.machine.Labels,
+		NodeName: n.machine.Name, NodeIPs: n.machine.IPs, ExternalIPs: n.machine.ExternalIPs, Labels: n.machine.Labels,
 		KubeletKubeconfig: n.credentials.KubeletKubeconfig, NetworkKubeconfig: n.credentials.NetworkKubeconfig,
 		KubeletServingCert: n.credentials.KubeletServing, KubeletServingKey: n.credentials.KubeletServing,
 		ClientCAFile:  n.credentials.ClientCAFile,

@@ -34,6 +34,13 @@ const (
 // server does, and stop before it: what they still have to say is heard.
 func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 	idle, busy := fitMemory(p)
+	keepName := func() error { return nil }
+	if !c.DisableAgent {
+		var err error
+		if keepName, err = nameNode(&c.Node, c.Paths, p.Log.Logger); err != nil {
+			return err
+		}
+	}
 	o := serverOptions(c)
 	o.Board, o.Logger = p.Board, p.Log.Logger
 	o, err := joinedOptions(ctx, c, o)
@@ -52,6 +59,9 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 		n, err := ownNode(c, o.Cluster, s)
 		if err == nil {
 			runNode, err = n.prepare(p)
+		}
+		if err == nil {
+			err = keepName()
 		}
 		if err != nil {
 			return errors.Join(err, s.Close())
@@ -137,7 +147,8 @@ func serverOptions(c *config.Server) server.Options {
 		AgentCredDir: filepath.Join(c.Paths.AgentDir, "cred"),
 		NodeName:     c.Node.Name, NodeIPs: netIPs(c.Node.IPs...),
 		BindAddress: c.BindAddress.AsSlice(), Port: c.HTTPSPort, AdvertiseAddress: c.AdvertiseAddress.AsSlice(), TLSSANs: c.TLSSANs,
-		Cluster: clusterSettings(c), OwnNode: !c.DisableAgent, NodePortRange: c.NodePorts.String(),
+		ExternalIPs: netIPs(c.Node.ExternalIPs...),
+		Cluster:     clusterSettings(c), OwnNode: !c.DisableAgent, NodePortRange: c.NodePorts.String(),
 		Token: c.Token, AgentToken: c.AgentToken,
 		EncryptResources: c.EncryptResources,
 		Snapshots: server.SnapshotOptions{

@@ -110,3 +110,8 @@ func Strings(nets []netip.Prefix) []string {
 	}
 	return out
 }
+
+// OwnAddressesLabel is on a node whose agent sets the addresses itself, external ones among them, where upstream's kubelet
+// expects a cloud provider to. It registers with the taint that such a provider's controller would remove, and the API
+// server leaves that taint out.
+const OwnAddressesLabel = "coracle.dev/own-addresses"

@@ -236,3 +236,43 @@ func TestNearest(t *testing.T) {
 		}
 	}
 }
+
+func TestExternalAddresses(t *testing.T) {
+	s, err := load(t, map[string]string{}, []string{"CORACLE_NODE_EXTERNAL_IP=203.0.113.7,2001:db8::7"}, board)
+	if err != nil || len(s.Node.ExternalIPs) != 2 || s.Node.ExternalIPs[1].String() != "2001:db8::7" {
+		t.Errorf("%v, %v", err, s)
+	}
+	for _, bad := range []string{"127.0.0.1", "10.42.0.9", "203.0.113.7,203.0.113.8", "a"} {
+		if _, err := load(t, map[string]string{}, nil, board, "--node-external-ip="+bad); err == nil || !strings.Contains(err.Error(), "--node-external-ip") {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
+// TestNameWithID: a machine's name stays what it is, and another machine of the same host name has another one.
+func TestNameWithID(t *testing.T) {
+	s, err := load(t, map[string]string{"config.yaml": "with-node-id: true\n"}, nil, board)
+	if err != nil || !s.Node.WithID {
+		t.Fatalf("%v, %v", err, s)
+	}
+	dir := filepath.Join(t.TempDir(), "agent")
+	first, err := NameWithID("board1", dir)
+	if err != nil || len(first) != len("board1-00000000") || !strings.HasPrefix(first, "board1-") {
+		t.Fatalf("%q, %v", first, err)
+	}
+	if again, err := NameWithID("board1", dir); err != nil || again != first {
+		t.Errorf("a second start: %q, %v", again, err)
+	}
+	if other, err := NameWithID("board1", t.TempDir()); err != nil || other == first {
+		t.Errorf("another machine: %q, %v", other, err)
+	}
+	if _, err := NameWithID(strings.Repeat("a", 60), dir); err == nil || !strings.Contains(err.Error(), "--with-node-id") {
+		t.Errorf("a name that is too long: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "node-id"), []byte("Not An Id"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := NameWithID("board1", dir); err == nil || !strings.Contains(err.Error(), "node-id") {
+		t.Errorf("a damaged id: %v", err)
+	}
+}

@@ -32,13 +32,11 @@ var k3sOnly = map[string]string{
 	"flannel-backend":                   "coracle has a pod network of its own",
 	"flannel-iface":                     "the pod network uses the interface that has --node-ip",
 	"kube-cloud-controller-manager-arg": "there is no cloud controller",
-	"node-external-ip":                  "this version does not announce external addresses of nodes",
 	"prefer-bundled-bin":                "the carried programs are always used",
 	"protect-kernel-defaults":           "use --kubelet-arg protect-kernel-defaults=true",
 	"rootless":                          "coracle runs as root",
 	"selinux":                           "this version does not label containers for SELinux",
 	"system-default-registry":           "coracle pulls no images of its own; mirrors of registries are in --private-registry",
-	"with-node-id":                      "give each node a name with --node-name",
 }
 
 // k3sHint says why a setting of k3s is not here, "" when k3s has none of that name.

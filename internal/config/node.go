@@ -3,17 +3,31 @@
 package config
 
 import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation"
 	kubeletapis "k8s.io/kubelet/pkg/apis"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
 // Node is what servers and agents have in common: the settings of the machine as a node.
 type Node struct {
-	Name       string
-	IPs        []netip.Addr // one or two, of different families; the first is the preferred one
+	Name      string
+	NameGiven bool         // by the operator; otherwise it is the host's
+	IPs       []netip.Addr // one or two, of different families; the first is the preferred one
+	// ExternalIPs are at most one of each family. The machine need not have them.
+	ExternalIPs []netip.Addr
+	// WithID says that Name is to be made longer by an id that the machine keeps; see NameWithID.
+	WithID     bool
 	Labels     map[string]string
 	Taints     []Taint
 	ResolvConf string // "" means the host's, found by the agent
@@ -46,7 +60,10 @@ var taintEffects = []string{"NoSchedule", "PreferNoSchedule", "NoExecute"}
 func (r *reader) node(h Host, except []netip.Prefix) Node {
 	n := Node{
 		Name:           r.nodeName(h),
+		NameGiven:      r.given("node-name"),
 		IPs:            r.nodeIPs(h, except),
+		ExternalIPs:    r.externalIPs(except),
+		WithID:         r.boolean("with-node-id"),
 		Labels:         r.labels("node-label"),
 		Taints:         r.taints("node-taint"),
 		ResolvConf:     r.existing("resolv-conf"),
@@ -121,6 +138,16 @@ func (r *reader) nodeIPs(h Host, except []netip.Prefix) []netip.Addr {
 	}
 	if len(ips) == 0 {
 		r.bad(Source{Flag: "node-ip"}, "this machine has no address but loopback; connect it to a network, or give an interface an address (ip address add 192.0.2.1/32 dev eth0) and name it here")
+	}
+	return ips
+}
+
+func (r *reader) externalIPs(except []netip.Prefix) []netip.Addr {
+	ips := r.ips("node-external-ip")
+	for _, ip := range ips {
+		if !usable(ip) || within(ip, except) {
+			r.bad(r.src("node-external-ip"), "%s cannot be an address at which others reach this node", ip)
+		}
 	}
 	return ips
 }
@@ -253,4 +280,32 @@ func cutLast(s, sep string) (before, after string, found bool) {
 		return s[:i], s[i+len(sep):], true
 	}
 	return s, "", false
+}
+
+// NameWithID is the node's name with the id that is kept in a folder of the machine's, made if there is none.
+func NameWithID(name, dir string) (string, error) {
+	path := filepath.Join(dir, "node-id")
+	data, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("reading this machine's id: %w", err)
+	}
+	id := strings.TrimSpace(string(data))
+	if id == "" {
+		made := make([]byte, 4)
+		if _, err := rand.Read(made); err != nil {
+			return "", fmt.Errorf("making an id for this machine: %w", err)
+		}
+		id = hex.EncodeToString(made)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return "", fmt.Errorf("making the folder for this machine's id: %w", err)
+		}
+		if err := atomicfile.Write(path, []byte(id+"\n"), 0o644); err != nil {
+			return "", err
+		}
+	}
+	name += "-" + id
+	if p := validation.IsDNS1123Subdomain(name); len(p) > 0 || len(name) > validation.LabelValueMaxLength {
+		return "", fmt.Errorf("--with-node-id: %q cannot be a node's name; give a shorter one with --node-name, or mend %s", name, path)
+	}
+	return name, nil
 }

@@ -60,6 +60,14 @@ type Request struct {
 	// Node is the machine as a node. A server makes its own credentials: of it the name and the addresses count, and the
 	// name is empty if it has no node.
 	Node Node `json:"node"`
+	// Reach, from who knows the server token, asks for nothing but whether a server is reached at an address.
+	Reach *Reach `json:"reach,omitempty"`
+}
+
+// Reach is where a server thinks that the others reach it.
+type Reach struct {
+	Address  string `json:"address"` // host:port
+	ServerID string `json:"serverID"`
 }
 
 // Proof shows that the other end knows a token.

@@ -20,10 +20,16 @@ import (
 	core "k8s.io/kubernetes/pkg/apis/core"
 	"k8s.io/kubernetes/pkg/auth/nodeidentifier"
 	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
-// nodeClaimsPlugin is the name with which the plugin can be switched off.
-const nodeClaimsPlugin = "CoracleNodeClaims"
+const (
+	// nodeClaimsPlugin is the name with which the plugin can be switched off.
+	nodeClaimsPlugin = "CoracleNodeClaims"
+	// waitsForProvider is TaintExternalCloudProvider of k8s.io/cloud-provider/api.
+	waitsForProvider = "node.cloudprovider.kubernetes.io/uninitialized"
+)
 
 // NodeClaims bounds what a node may say of itself with its own credentials, beside upstream's NodeRestriction, which does
 // not look at pod networks and addresses: traffic is routed by what a Node says.
@@ -47,6 +53,7 @@ type nodeClaims struct {
 }
 
 var (
+	_ admission.MutationInterface                         = &nodeClaims{}
 	_ admission.ValidationInterface                       = &nodeClaims{}
 	_ apiserveradmission.WantsExternalKubeInformerFactory = &nodeClaims{}
 )
@@ -78,6 +85,19 @@ func (p *nodeClaims) ValidateInitialization() error {
 	if p.nodes == nil {
 		return errors.New(nodeClaimsPlugin + " has no nodes to compare with")
 	}
+	return nil
+}
+
+// Admit implements admission.MutationInterface: see cluster.OwnAddressesLabel.
+func (p *nodeClaims) Admit(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+	if a.GetResource().GroupResource() != core.Resource("nodes") || a.GetOperation() != admission.Create {
+		return nil
+	}
+	node, ok := a.GetObject().(*core.Node)
+	if _, isNode := p.identifier.NodeIdentity(a.GetUserInfo()); !isNode || !ok || node.Labels[cluster.OwnAddressesLabel] != "true" {
+		return nil
+	}
+	node.Spec.Taints = slices.DeleteFunc(node.Spec.Taints, func(t core.Taint) bool { return t.Key == waitsForProvider })
 	return nil
 }
 

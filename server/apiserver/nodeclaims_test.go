@@ -5,6 +5,7 @@ package apiserver
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -15,6 +16,8 @@ import (
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	core "k8s.io/kubernetes/pkg/apis/core"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
 func clientOf(t *testing.T, c *rest.Config) kubernetes.Interface {
@@ -73,8 +76,13 @@ func TestNodeClaims(t *testing.T) {
 			t.Errorf("a node that registers %s: %v, want %q", what, err, tt.want)
 		}
 	}
-	if _, err := node.Create(t.Context(), nodeAt("one", "192.0.2.3"), metav1.CreateOptions{}); err != nil {
+	fresh := nodeAt("one", "192.0.2.3")
+	fresh.Labels = map[string]string{cluster.OwnAddressesLabel: "true"}
+	fresh.Spec.Taints = []corev1.Taint{{Key: "own", Effect: corev1.TaintEffectNoSchedule}, {Key: "node.cloudprovider.kubernetes.io/uninitialized", Value: "true", Effect: corev1.TaintEffectNoSchedule}}
+	if made, err := node.Create(t.Context(), fresh, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
+	} else if slices.ContainsFunc(made.Spec.Taints, func(t corev1.Taint) bool { return t.Key != "own" && t.Key != "node.kubernetes.io/not-ready" }) {
+		t.Errorf("the node waits for a cloud provider: %v", made.Spec.Taints)
 	}
 	patch := func(as corev1client.NodeInterface, body string, sub ...string) error {
 		_, err := as.Patch(t.Context(), "one", types.StrategicMergePatchType, []byte(body), metav1.PatchOptions{}, sub...)

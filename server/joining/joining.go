@@ -143,13 +143,13 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
 	log := s.o.Logger.With("from", raw.RemoteAddr().String(), "node", short(q.Node.Name), "version", short(q.Program))
 	a, err := s.answer(ctx, conn.ConnectionState(), q, identified)
 	if err != nil {
-		a = &join.Answer{Refusal: s.refusal(log, err)}
+		a = &join.Answer{Refusal: s.refusal(log, q, err)}
 	}
 	if err := a.Write(conn); err != nil {
 		log.Warn("a machine that joins went away before it had its answer; it asks again", "error", err)
 		return
 	}
-	if err == nil {
+	if err == nil && q.Reach == nil {
 		log.Info("a machine has joined", "role", q.Role)
 	}
 }
@@ -165,14 +165,17 @@ func (s *Server) config() *tls.Config {
 }
 
 // refusal turns an error into what the machine is told and one line for the log.
-func (s *Server) refusal(log *slog.Logger, err error) *join.Refusal {
+func (s *Server) refusal(log *slog.Logger, q *join.Request, err error) *join.Refusal {
 	var r *join.Refusal
 	if !errors.As(err, &r) {
 		r = join.Refuse(join.CodeInternal, "the server cannot let the machine in at present: %v", err)
 	}
-	if r.Passing() {
+	switch {
+	case q.Reach != nil:
+		log.Warn("a server is not reached at the address that it gives to the others", "address", short(q.Reach.Address), "reason", r.Message)
+	case r.Passing():
 		log.Info("a machine that joins has to wait", "reason", r.Message)
-	} else {
+	default:
 		log.Warn("a machine was not let in", "code", r.Code, "reason", r.Message)
 	}
 	return r

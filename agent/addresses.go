@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// addressCheck is how often the addresses of the Node are compared once they were right.
+const addressCheck = 5 * time.Minute
+
+// keepAddresses keeps the Node's addresses where it has external ones, which the kubelet does not know: it leaves the
+// addresses alone then (kubelet.Options.OwnAddresses).
+func keepAddresses(ctx context.Context, o Options) error {
+	if len(o.ExternalIPs) == 0 {
+		return nil
+	}
+	part := o.part("addresses")
+	nodes, err := nodeClient(o.KubeletKubeconfig)
+	if err != nil {
+		return err
+	}
+	want, last := o.addresses(), ""
+	for {
+		pause := addressCheck
+		if err := setAddresses(ctx, nodes, o.NodeName, want); err == nil {
+			last = ""
+			part.Set(status.Running, "")
+		} else {
+			pause = nodePoll
+			if text := err.Error(); text != last && ctx.Err() == nil {
+				last = text
+				part.Set(status.Degraded, text) // at a first start only until the kubelet has registered the node
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+	}
+}
+
+// addresses are in the order that upstream's kubelet and cloud providers use.
+func (o Options) addresses() []corev1.NodeAddress {
+	var out []corev1.NodeAddress
+	for _, ip := range o.NodeIPs {
+		out = append(out, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: ip.String()})
+	}
+	for _, ip := range o.ExternalIPs {
+		out = append(out, corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: ip.String()})
+	}
+	return append(out, corev1.NodeAddress{Type: corev1.NodeHostName, Address: o.NodeName})
+}
+
+// setAddresses writes only what is not so already.
+func setAddresses(ctx context.Context, nodes corev1client.NodeInterface, name string, want []corev1.NodeAddress) error {
+	node, err := nodes.Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("looking at the node's addresses: %w", err)
+	}
+	if slices.Equal(node.Status.Addresses, want) {
+		return nil
+	}
+	// A merge patch (RFC 7386) replaces the list; a strategic one would merge it by type, of which there may be two alike.
+	patch, err := json.Marshal(map[string]any{"status": map[string]any{"addresses": want}})
+	if err != nil {
+		return err
+	}
+	if _, err = nodes.Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
+		return fmt.Errorf("setting the node's addresses: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+)
+
+func TestExternalAddresses(t *testing.T) {
+	o := Options{NodeName: "n", NodeIPs: []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")},
+		ExternalIPs: []netip.Addr{netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("2001:db8::2")}}
+	want := o.addresses()
+	client := fake.NewClientset()
+	nodes := client.CoreV1().Nodes()
+	if err := setAddresses(t.Context(), nodes, "n", want); err == nil || !strings.Contains(err.Error(), "not found") {
+		t.Errorf("before it is registered: %v", err)
+	}
+	registered := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
+		{Type: corev1.NodeInternalIP, Address: "10.0.0.9"}, {Type: corev1.NodeExternalIP, Address: "203.0.113.9"}}}}
+	if _, err := nodes.Create(t.Context(), registered, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := setAddresses(t.Context(), nodes, "n", want); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := nodes.Get(t.Context(), "n", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if expect := []corev1.NodeAddress{{Type: "InternalIP", Address: "10.0.0.2"}, {Type: "InternalIP", Address: "fd00::2"}, {Type: "ExternalIP", Address: "203.0.113.2"},
+		{Type: "ExternalIP", Address: "2001:db8::2"}, {Type: "Hostname", Address: "n"}}; !slices.Equal(got.Status.Addresses, expect) {
+		t.Errorf("%v", got.Status.Addresses)
+	}
+	patches := 0
+	for _, a := range client.Actions() {
+		if a.GetVerb() == "patch" {
+			patches++
+		}
+	}
+	if patches != 1 {
+		t.Errorf("%d patches", patches)
+	}
+}

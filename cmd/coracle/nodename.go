@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/config"
+)
+
+// nameNode decides what this machine's node is called. A machine that was a node keeps its name: its pods, volumes and
+// addresses in the cluster belong to that. A host name that changed is not a wish for another node, and another --node-name
+// is refused. keep writes the name down; it is called once the name works.
+func nameNode(n *config.Node, p config.Paths, log *slog.Logger) (keep func() error, err error) {
+	if n.WithID {
+		if n.Name, err = config.NameWithID(n.Name, p.AgentDir); err != nil {
+			return nil, err
+		}
+	}
+	file := filepath.Join(p.AgentDir, "node-name")
+	data, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("reading this node's name: %w", err)
+	}
+	was := strings.TrimSpace(string(data))
+	switch {
+	case was == "" || was == n.Name:
+	case n.NameGiven:
+		return nil, fmt.Errorf("--node-name: this machine is the node %s of its cluster and was now given the name %s. Nothing was changed. To go on as %[1]s, give that name. "+
+			"To make it another node: coracle kubectl drain %[1]s --ignore-daemonsets --delete-emptydir-data, coracle kubectl delete node %[1]s, then remove %[3]s and start again", was, n.Name, file)
+	default:
+		log.Warn("the host name has changed, or --with-node-id; the node keeps its name", "node", was, "now", n.Name)
+		n.Name = was
+	}
+	return func() error {
+		if err := os.MkdirAll(p.AgentDir, 0o755); err != nil {
+			return fmt.Errorf("keeping this node's name: %w", err)
+		}
+		_, err := atomicfile.WriteIfDifferent(file, []byte(n.Name+"\n"), 0o644)
+		return err
+	}, nil
+}

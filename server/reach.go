@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/server/joining"
+	"github.com/coracle-k8s/coracle/server/pki"
+)
+
+const (
+	// A server that waits for its store asks the others after reachFirst whether they reach it, and then every reachEvery.
+	reachFirst, reachEvery = 5 * time.Second, 30 * time.Second
+	// reachPatience bounds the other server's try.
+	reachPatience = 3 * time.Second
+)
+
+// tellReach connects to a server at the address that it gives to the others, and says in words if that does not lead to it.
+// Only who has shown the server token is told.
+func (a *admission) tellReach(ctx context.Context, m joining.Machine) (*join.Answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, reachPatience)
+	defer cancel()
+	c, err := a.s.peers.Dial(ctx, m.Reach.Address)
+	if err != nil {
+		return nil, join.Refuse(join.CodeAddress, "%v", err)
+	}
+	defer func() { _ = c.Close() }() // nothing was to be said
+	t, ok := c.(*tls.Conn)
+	if !ok {
+		return nil, fmt.Errorf("a connection to a server is a %T", c)
+	}
+	if id := t.ConnectionState().PeerCertificates[0].Subject.CommonName; id != m.Reach.ServerID {
+		return nil, join.Refuse(join.CodeAddress, "another server answers there (%s)", id)
+	}
+	// The authority is what the other end compares with that of the connection.
+	return &join.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA)}, nil
+}
+
+// explainWait says in the log and on the board why a store that waits for the others may wait in vain, until ctx is done.
+func (s *Server) explainWait(ctx context.Context, others []string) {
+	if len(others) == 0 {
+		return
+	}
+	last := ""
+	for pause := reachFirst; ; pause = reachEvery {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		why := s.whyUnreached(ctx, others)
+		if ctx.Err() != nil {
+			return
+		}
+		s.board.store.Set(status.Starting, why)
+		if why != last && why != "" {
+			s.log.Warn("the store waits for the other servers", "reason", why)
+		}
+		last = why
+	}
+}
+
+// whyUnreached asks others whether they reach this server at the address that it gives them; "" if one that answers does.
+func (s *Server) whyUnreached(ctx context.Context, others []string) string {
+	own := s.peerAddress()
+	var errs []error
+	for _, other := range others {
+		if other == own {
+			continue
+		}
+		_, err := join.Ask(ctx, join.Question{Address: other, Token: s.tokens.Server, Request: join.Request{
+			Role: token.RoleServer, Program: s.o.Version, Time: s.o.Clock.Now(), Reach: &join.Reach{Address: own, ServerID: s.data.ServerID()},
+		}})
+		var refusal *join.Refusal
+		switch {
+		case err == nil:
+			return ""
+		case errors.As(err, &refusal) && refusal.Code == join.CodeAddress:
+			return fmt.Sprintf("the server at %s does not reach this one at %s, the address by which the others know it (--advertise-address, --https-listen-port): %s",
+				other, own, refusal.Message)
+		}
+		if text := err.Error(); !slices.ContainsFunc(errs, func(e error) bool { return strings.Contains(e.Error(), text) }) {
+			errs = append(errs, err)
+		}
+	}
+	if len(errs) == 0 {
+		return ""
+	}
+	return "no other server answers: " + errors.Join(errs...).Error()
+}

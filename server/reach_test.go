@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/server/peertls"
+)
+
+// listening is a server of the cluster whose files are in common, with the ports that a server that waits has, and no store.
+func listening(t *testing.T, common string) *Server {
+	t.Helper()
+	o := options(t, t.TempDir())
+	o.AdvertiseAddress, o.Port = net.IPv4(127, 0, 0, 1), freePort(t)
+	if common != "" {
+		if err := os.CopyFS(o.ServerDir, os.DirFS(common)); err != nil {
+			t.Fatal(err)
+		}
+		for _, own := range []string{"identity.json", "lock", filepath.Join("tls", "peer.pem")} {
+			if err := os.RemoveAll(filepath.Join(o.ServerDir, own)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	s, err := New(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	stop := s.serveJoins(context.Background())
+	t.Cleanup(stop)
+	l := s.peers.Listener(s.port.Route(peertls.Protocol))
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Read(make([]byte, 1)) // the handshake
+			_ = c.Close()
+		}
+	}()
+	return s
+}
+
+// TestWhyUnreached: a server that waits learns from another one whether its own address leads to it.
+func TestWhyUnreached(t *testing.T) {
+	there := listening(t, "")
+	waiting := listening(t, there.o.ServerDir)
+	asked := net.JoinHostPort("127.0.0.1", there.openPort())
+	if why := waiting.whyUnreached(t.Context(), []string{waiting.peerAddress(), asked}); why != "" {
+		t.Errorf("it is reached: %s", why)
+	}
+	expect := func(what, want string) {
+		t.Helper()
+		if why := waiting.whyUnreached(t.Context(), []string{asked}); !strings.Contains(why, want) || !strings.Contains(why, "--advertise-address") {
+			t.Errorf("%s: %q, want %q", what, why, want)
+		}
+	}
+	waiting.o.AdvertiseAddress = net.IPv4(127, 0, 0, 9)
+	expect("an address at which nobody listens", "refused")
+	waiting.o.AdvertiseAddress = net.IPv4(127, 0, 0, 1)
+	third := listening(t, there.o.ServerDir)
+	waiting.listener = third.listener
+	expect("another server's address", "another server answers there")
+	dead := net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))
+	if why := waiting.whyUnreached(t.Context(), []string{dead}); !strings.Contains(why, "no other server answers") {
+		t.Errorf("%q", why)
+	}
+}
