@@ -19,16 +19,16 @@ import (
 )
 
 const (
-	// A server that waits for its store asks the others after reachFirst whether they reach it, and then every reachEvery.
-	reachFirst, reachEvery = 5 * time.Second, 30 * time.Second
-	// reachPatience bounds the other server's try.
-	reachPatience = 3 * time.Second
+	// A server that waits for its store asks the others after askReachFirst whether they reach it, and then every askReachEvery.
+	askReachFirst, askReachEvery = 5 * time.Second, 30 * time.Second
+	// askReachPatience bounds the other server's try.
+	askReachPatience = 3 * time.Second
 )
 
 // tellReach connects to a server at the address that it gives to the others, and says in words if that does not lead to it.
 // Only who has shown the server token is told.
 func (a *admission) tellReach(ctx context.Context, m joining.Machine) (*join.Answer, error) {
-	ctx, cancel := context.WithTimeout(ctx, reachPatience)
+	ctx, cancel := context.WithTimeout(ctx, askReachPatience)
 	defer cancel()
 	c, err := a.s.peers.Dial(ctx, m.Reach.Address)
 	if err != nil {
@@ -52,7 +52,7 @@ func (s *Server) explainWait(ctx context.Context, others []string) {
 		return
 	}
 	last := ""
-	for pause := reachFirst; ; pause = reachEvery {
+	for pause := askReachFirst; ; pause = askReachEvery {
 		select {
 		case <-ctx.Done():
 			return

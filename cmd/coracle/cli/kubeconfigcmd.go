@@ -3,15 +3,18 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
 
@@ -32,6 +35,7 @@ func (a *App) kubeconfigCommand() *cobra.Command {
 	name := cmd.Flags().String("name", "", "Name of the cluster, the user and the context in it (coracle when merging)")
 	merge := cmd.Flags().Bool("merge", false, "Add it to the kubeconfig of this user (the first file of KUBECONFIG, or ~/.kube/config) and make it current")
 	from := cmd.Flags().String("from", "", "Read the kubeconfig from this file instead of the server's; - for standard input")
+	all := cmd.Flags().Bool("all-servers", false, "Add a context for each server that lives now, NAME-1 and so on: any of them is good for everything")
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
 		if *server != "" {
 			u, err := url.Parse(*server)
@@ -52,6 +56,16 @@ func (a *App) kubeconfigCommand() *cobra.Command {
 		}
 		if c, err = adapt(c, *name, *server); err != nil {
 			return err
+		}
+		if *all {
+			err := a.withClient(cmd.Context(), t, func(ctx context.Context, client kubernetes.Interface) error {
+				urls, err := serverURLs(ctx, client)
+				addServers(c, urls)
+				return err
+			})
+			if err != nil {
+				return err
+			}
 		}
 		if *merge {
 			return a.mergeKubeconfig(c)
@@ -145,7 +159,9 @@ func (a *App) mergeKubeconfig(add *api.Config) error {
 		return fmt.Errorf("reading %s: %w; nothing was changed", path, err)
 	}
 	name := add.CurrentContext
-	into.Clusters[name], into.AuthInfos[name], into.Contexts[name] = add.Clusters[name], add.AuthInfos[name], add.Contexts[name]
+	maps.Copy(into.Clusters, add.Clusters)
+	maps.Copy(into.AuthInfos, add.AuthInfos)
+	maps.Copy(into.Contexts, add.Contexts)
 	into.CurrentContext = name
 	text, err := clientcmd.Write(*into)
 	if err != nil {
