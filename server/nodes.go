@@ -5,7 +5,7 @@ package server
 import (
 	"context"
 	"crypto/tls"
-	"fmt"
+	"errors"
 	"net"
 	"sync"
 	"time"
@@ -164,7 +164,7 @@ func (s *Server) livenessPart(ctx context.Context, t *term.Term) error {
 	defer s.judge.CompareAndSwap(j, nil)
 	j.Run(ctx)
 	if ctx.Err() == nil {
-		return fmt.Errorf("judging nodes ended by itself")
+		return errors.New("judging nodes ended by itself")
 	}
 	return nil
 }

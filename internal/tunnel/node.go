@@ -3,6 +3,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,9 @@ type Node struct {
 	Allowed func(netip.AddrPort) bool
 	// Dial connects to such an address; nil means TCP.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	// pingEvery and silence are PingEvery and writeTimeout; tests wait for less.
+	pingEvery, silence time.Duration
 }
 
 // Serve serves a connection to a server until ctx is done or the connection ends, and returns when all of its streams
@@ -29,7 +33,9 @@ func (n Node) Serve(ctx context.Context, c net.Conn) error {
 	if n.Dial == nil {
 		n.Dial = (&net.Dialer{Timeout: openTimeout}).DialContext
 	}
-	s, err := yamux.Server(c, config(maxStreams))
+	o := config(maxStreams)
+	o.ConnectionWriteTimeout = cmp.Or(n.silence, writeTimeout)
+	s, err := yamux.Server(c, o)
 	if err != nil {
 		return errors.Join(err, c.Close())
 	}
@@ -38,7 +44,7 @@ func (n Node) Serve(ctx context.Context, c net.Conn) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(ctx, func() { _ = s.Close() })()
-	running.Go(func() { cancel(ping(ctx, s)) })
+	running.Go(func() { cancel(ping(ctx, s, cmp.Or(n.pingEvery, PingEvery))) })
 	free := make(chan struct{}, maxStreams)
 	for {
 		stream, err := s.AcceptStream()
@@ -61,9 +67,9 @@ func (n Node) Serve(ctx context.Context, c net.Conn) error {
 	}
 }
 
-// ping says every second that the node lives. Its error is that the server did not answer.
-func ping(ctx context.Context, s *yamux.Session) error {
-	ticker := time.NewTicker(PingEvery)
+// ping says again and again that the node lives. Its error is that the server did not answer.
+func ping(ctx context.Context, s *yamux.Session, every time.Duration) error {
+	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	for {
 		if _, err := s.Ping(); err != nil {
