@@ -60,7 +60,7 @@ func (a *App) kubeconfigCommand() *cobra.Command {
 		if *all {
 			err := a.withClient(cmd.Context(), t, func(ctx context.Context, client kubernetes.Interface) error {
 				urls, err := serverURLs(ctx, client)
-				addServers(c, urls)
+				addContexts(c, urls)
 				return err
 			})
 			if err != nil {

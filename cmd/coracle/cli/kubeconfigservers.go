@@ -36,9 +36,9 @@ func serverURLs(ctx context.Context, c kubernetes.Interface) ([]string, error) {
 	return out, nil
 }
 
-// addServers gives a kubeconfig of one context a further one for each server. A kubeconfig's cluster has one address, and
+// addContexts gives a kubeconfig of one context a further one for each server. A kubeconfig's cluster has one address, and
 // kubectl tries no other: whoever wants another server says so with --context.
-func addServers(c *api.Config, urls []string) {
+func addContexts(c *api.Config, urls []string) {
 	name := c.CurrentContext
 	for i, url := range urls {
 		each := fmt.Sprintf("%s-%d", name, i+1)

@@ -28,7 +28,7 @@ func TestKubeconfigOfAllServers(t *testing.T) {
 	c := api.NewConfig()
 	c.Clusters["site"], c.AuthInfos["site"] = &api.Cluster{Server: "https://127.0.0.1:6443", CertificateAuthorityData: []byte("ca")}, &api.AuthInfo{ClientKeyData: []byte("key")}
 	c.Contexts["site"], c.CurrentContext = &api.Context{Cluster: "site", AuthInfo: "site"}, "site"
-	addServers(c, urls)
+	addContexts(c, urls)
 	if len(c.Contexts) != 4 || len(c.AuthInfos) != 1 || c.CurrentContext != "site" || c.Clusters["site"].Server != "https://127.0.0.1:6443" {
 		t.Errorf("%+v", c)
 	}
