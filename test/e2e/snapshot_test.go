@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -145,5 +146,86 @@ func copyTo(t *testing.T, from, to string) {
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestSnapshotOfThreeServers: one of them is restored, and is alone. One with the store of before does not vote with it; the
+// others join it again.
+func TestSnapshotOfThreeServers(t *testing.T) {
+	site := harness.NewSite(t)
+	first := site.NewMachine().NewServer("--disable-agent")
+	first.Start()
+	waitAPI(first)
+	servers := []*harness.Server{first}
+	for range 2 {
+		s := site.NewMachine().NewPeer(first, "--disable-agent")
+		s.Start()
+		waitAPI(s)
+		servers = append(servers, s)
+	}
+	members := func(s *harness.Server, voters int) error {
+		out, err := s.Run(s.Coracle(), "store", "status", "--data-dir", s.DataDir)
+		if n := strings.Count(out, " voter ") + strings.Count(out, " leader "); err == nil && n != voters {
+			err = fmt.Errorf("%d voters, want %d:\n%s", n, voters, out)
+		}
+		return err
+	}
+	harness.Eventually(t, soon, "all three vote", func() error { return members(first, 3) })
+	second, third := servers[1], servers[2]
+	first.Kubectl("create", "configmap", "kept")
+	snapshot(t, second, "save")
+	name := strings.Fields(snapshot(t, second, "list"))[5]
+	first.Kubectl("create", "configmap", "later")
+	for _, s := range servers {
+		if err := s.Stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	says(t, snapshot(t, second, "restore", name), "If the cluster had other servers")
+	second.Start()
+	waitAPI(second)
+	alone := func() error {
+		out, err := second.TryKubectl("get", "configmaps", "-o", "name")
+		if err == nil && (!strings.Contains(out, "kept") || strings.Contains(out, "later")) {
+			err = fmt.Errorf("the restored server has %s", out)
+		}
+		if err == nil {
+			err = members(second, 1)
+		}
+		return err
+	}
+	if err := alone(); err != nil {
+		t.Fatal(err)
+	}
+	third.Start() // with its store of before, against all advice
+	harness.Eventually(t, soon, "the store of before is open", func() error {
+		out, err := third.Run(third.Coracle(), "status", "--data-dir", third.DataDir)
+		if !strings.Contains(out, "store") && (err == nil || !strings.Contains(err.Error(), "store")) {
+			return fmt.Errorf("status says %s, %w", out, err)
+		}
+		return nil
+	})
+	for range 20 { // elections begin after a second without a leader
+		if err := alone(); err != nil {
+			t.Fatalf("beside a server with the store of before: %v\n%s", err, third.LogTail(10))
+		}
+		time.Sleep(500 * time.Millisecond) // the pace of the questions, not a wait for something
+	}
+	third.Kill()
+	token, err := second.Run(second.Coracle(), "token", "print", "--server", "--data-dir", second.DataDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []*harness.Server{first, third} {
+		if err := os.Rename(filepath.Join(s.DataDir, "server"), filepath.Join(s.DataDir, "server.old")); err != nil {
+			t.Fatal(err)
+		}
+		s.Args = append(s.Args, "--server", "https://"+second.IP+":6443", "--token", strings.TrimSpace(token))
+		s.Start()
+		waitAPI(s)
+	}
+	harness.Eventually(t, soon, "all three vote again", func() error { return members(second, 3) })
+	if out, err := third.TryKubectl("get", "configmap", "kept", "-o", "name"); err != nil || out != "configmap/kept" {
+		t.Errorf("a server that joined again has %q, %v", out, err)
 	}
 }
