@@ -5,13 +5,16 @@ package snapshots
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -430,5 +433,31 @@ func TestListPruneDelete(t *testing.T) {
 	}
 	if left := names(t, m.o.Dir); len(left) != 4 {
 		t.Errorf("left: %q", left)
+	}
+}
+
+// TestStateIsStreamed: what saving allocates does not grow with the store.
+func TestStateIsStreamed(t *testing.T) {
+	m := newMachine(t)
+	saving := func() (allocated, size int64) {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		info := m.mustSave()
+		runtime.ReadMemStats(&after)
+		return int64(after.TotalAlloc - before.TotalAlloc), info.Size
+	}
+	m.put("a", "1")
+	small, _ := saving()
+	noise := make([]byte, 200<<10)
+	for i := range 100 {
+		if _, err := rand.Read(noise); err != nil {
+			t.Fatal(err)
+		}
+		m.put(fmt.Sprintf("key-%d", i), string(noise))
+	}
+	large, size := saving()
+	t.Logf("%d bytes allocated for a file of %d bytes, %d for a small one", large, size, small)
+	if size < 20_000_000 || large-small > size/4 {
+		t.Errorf("%d bytes allocated for a file of %d bytes", large-small, size)
 	}
 }
