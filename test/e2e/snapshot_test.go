@@ -225,7 +225,7 @@ func TestSnapshotOfThreeServers(t *testing.T) {
 		waitAPI(s)
 	}
 	harness.Eventually(t, soon, "all three vote again", func() error { return members(second, 3) })
-	if out, err := third.TryKubectl("get", "configmap", "kept", "-o", "name"); err != nil || out != "configmap/kept" {
+	if out, err := third.TryKubectl("get", "configmap", "kept", "-o", "name"); err != nil || strings.TrimSpace(out) != "configmap/kept" {
 		t.Errorf("a server that joined again has %q, %v", out, err)
 	}
 }
