@@ -21,10 +21,12 @@ var allowed = map[string]map[string]string{
 	"cmd": {
 		"server": "`coracle server` runs one",
 		"agent":  "`coracle server` and `coracle agent` run one",
+		"gossip": "`coracle agent` makes its machine a member",
 		"cni":    "the helper program is the CNI plugin; uninstalling removes what the pod network made",
 	},
 	"server": {
 		"raftstore":   "the API server's only database",
+		"gossip":      "a server is a member",
 		"scheduler":   "runs with leadership",
 		"controllers": "run with leadership",
 	},

@@ -109,6 +109,8 @@ func (a *admission) bootstrapToken(ctx context.Context, id string) (token.Bootst
 // admit gives a machine what its role needs.
 func (a *admission) admit(ctx context.Context, m joining.Machine) (*join.Answer, error) {
 	switch {
+	case m.Want == join.WantGossipKeys:
+		return a.gossipKeys(ctx, m)
 	case m.Role == token.RoleServer && m.Reach != nil:
 		return a.tellReach(ctx, m)
 	case m.Role == token.RoleServer:
@@ -141,6 +143,7 @@ func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*join.Ans
 	if !m.Node.Connects { // it is alive for as long as its lease says so
 		out.Settings.Liveness = cluster.ByLease
 	}
+	out.Gossip = a.s.membership.known()
 	for _, c := range []struct {
 		leaf    pki.Leaf
 		request []byte

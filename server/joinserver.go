@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/join"
@@ -93,6 +94,7 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*join.A
 		}
 	}
 	out := &join.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA), ClientCA: a.s.pki.CAPEM(pki.ClientCA), Settings: a.s.o.Cluster}
+	out.Gossip = a.s.membership.known()
 	out.Server = &join.Server{Files: map[string][]byte{}, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources,
 		FormerKubeletCA: a.s.pki.FormerKubeletCA()}
 	required, optional := commonFiles()
@@ -171,6 +173,11 @@ func Join(ctx context.Context, o Options, j Joining) (*Joined, error) {
 	}
 	if err := pki.KeepFormerKubeletCA(o.TLSDir, a.Server.FormerKubeletCA); err != nil {
 		return nil, err
+	}
+	if a.Gossip != nil { // none from a server of an earlier version
+		if err := gossip.WriteKeys(filepath.Join(o.ServerDir, gossipKeysFile), *a.Gossip); err != nil {
+			return nil, err
+		}
 	}
 	joined = &Joined{Settings: a.Settings, NodePortRange: a.Server.NodePortRange, EncryptResources: a.Server.EncryptResources, Peers: a.Server.Peers}
 	return joined, writeJoined(filepath.Join(o.ServerDir, joinedFile), joined)

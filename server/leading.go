@@ -63,6 +63,11 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 	if role != nil {
 		beside.Go(func() { role.run(ctx) })
 	}
+	beside.Go(func() {
+		if err := s.membership.follow(ctx, api.LoopbackConfig()); err != nil {
+			cancel(err)
+		}
+	})
 	if !s.follow(ctx, cancel, store.Leadership(), func(ctx context.Context, number uint64) error {
 		return s.runTerm(ctx, api, number, s.leadersParts()...)
 	}) {

@@ -68,7 +68,9 @@ type Server struct {
 	tokens   token.Set
 	// admission lets machines in.
 	admission *admission
-	snapshots *snapshots.Keeper
+	// membership makes this machine known to the others.
+	membership *membership
+	snapshots  *snapshots.Keeper
 	// tunnels are the connections that nodes keep open.
 	tunnels *tunnels.Table
 	// nodes are known to the API server since it runs, and judged while this server leads.
@@ -114,6 +116,9 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	s.port = alpnmux.New(alpnmux.Options{Listener: l, Logger: o.Logger})
 	s.listener = s.port.Default()
+	if s.membership, err = newMembership(ctx, s); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	if err := s.makeCredentials(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -126,7 +131,9 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 }
 
 // Close gives up a server that is not going to be run: port and data directory are free again.
-func (s *Server) Close() error { return errors.Join(s.closePort(), s.data.Close()) }
+func (s *Server) Close() error {
+	return errors.Join(s.membership.close(), s.closePort(), s.data.Close())
+}
 
 func (s *Server) closePort() error {
 	if err := s.port.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
@@ -152,6 +159,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	defer stop()
 	s.board.certificates.Set(status.Running, "")
 	background.Go(func() { s.pki.Run(outlasting, s.showCertificates) })
+	background.Go(func() { s.membership.run(outlasting) })
 
 	store, err := s.openStore(ctx)
 	if err != nil {

@@ -52,6 +52,8 @@ const (
 type Request struct {
 	// Role is what the machine wants to be; token.RoleAgent is a node without a server.
 	Role token.Role `json:"role"`
+	// Want is empty for a machine that joins, or that part of an answer which a node that has joined wants alone.
+	Want string `json:"want,omitempty"`
 	// Program is the version that asks, for the log.
 	Program string `json:"program"`
 	// Time is the machine's clock.
@@ -69,6 +71,9 @@ type Reach struct {
 	Address  string `json:"address"` // host:port
 	ServerID string `json:"serverID"`
 }
+
+// WantGossipKeys asks for the gossip keys and nothing else, by a node that shows its certificate.
+const WantGossipKeys = "gossip-keys"
 
 // Proof shows that the other end knows a token.
 type Proof struct {
@@ -107,6 +112,9 @@ type Answer struct {
 	Kubelet  []byte `json:"kubelet,omitempty"`
 	Serving  []byte `json:"serving,omitempty"`
 	Network  []byte `json:"network,omitempty"`
+
+	// Gossip are the keys with which members talk; none from a server that has none yet, or is of an earlier version.
+	Gossip *cluster.GossipKeys `json:"gossip,omitempty"`
 
 	// Server is for a machine that becomes one.
 	Server *Server `json:"server,omitempty"`

@@ -149,8 +149,12 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
 		log.Warn("a machine that joins went away before it had its answer; it asks again", "error", err)
 		return
 	}
-	if err == nil && q.Reach == nil {
+	switch {
+	case err != nil || q.Reach != nil:
+	case q.Want == "":
 		log.Info("a machine has joined", "role", q.Role)
+	default:
+		log.Debug("a node was given what it wants", "what", q.Want)
 	}
 }
 

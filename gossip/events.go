@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/hashicorp/memberlist"
+)
+
+// delegate tells memberlist what this member says of itself.
+type delegate struct{ m *Member }
+
+func (d delegate) NodeMeta(int) []byte {
+	d.m.mu.Lock()
+	defer d.m.mu.Unlock()
+	if d.m.raw != nil {
+		return d.m.raw
+	}
+	return d.m.meta.encode()
+}
+
+// byeMessage is the first byte of the only message that members send beside memberlist's own; the name of the member that
+// stops follows. memberlist's events do not tell one that stopped from one that is silent.
+const byeMessage = 1
+
+// NotifyMsg takes a message of another member.
+func (d delegate) NotifyMsg(text []byte) {
+	if len(text) < 2 || text[0] != byeMessage {
+		return // of a newer version
+	}
+	d.m.roster.saidBye(string(text[1:]))
+}
+
+// sayBye tells all live members, once, that this one stops.
+func (m *Member) sayBye() {
+	bye := append([]byte{byeMessage}, m.o.Name...)
+	for _, n := range m.list.Members() {
+		if n.Name != m.o.Name {
+			if err := m.list.SendBestEffort(n, bye); err != nil {
+				m.o.Logger.Debug("gossip: a member was not told that this machine stops", "member", n.Name, "error", err)
+			}
+		}
+	}
+}
+
+// Members have nothing else to tell.
+func (delegate) GetBroadcasts(int, int) [][]byte { return nil }
+func (delegate) LocalState(bool) []byte          { return nil }
+func (delegate) MergeRemoteState([]byte, bool)   {}
+
+// events keep the roster. memberlist calls them one at a time, with its lock held: they call nothing of its own.
+type events struct{ m *Member }
+
+func (e events) NotifyJoin(n *memberlist.Node) {
+	before, after := e.m.saw(n)
+	if !after.Self {
+		e.m.o.Logger.Info("a member has come", "member", n.Name, "role", after.Role, "address", after.Address, "version", after.Version, "before", before.State)
+	}
+}
+
+func (e events) NotifyUpdate(n *memberlist.Node) { e.m.saw(n) }
+
+func (e events) NotifyLeave(n *memberlist.Node) {
+	if e.m.ended.Load() {
+		return
+	}
+	switch after := e.m.roster.gone(n.Name); {
+	case after.Self:
+	case after.State == Left:
+		e.m.o.Logger.Info("a member has stopped", "member", n.Name, "role", after.Role, "address", after.Address)
+	default:
+		e.m.o.Logger.Warn("a member does not answer any more", "member", n.Name, "role", after.Role, "address", after.Address)
+		if e.m.o.Suspect != nil {
+			e.m.o.Suspect(n.Name)
+		}
+	}
+}
+
+// saw takes in what memberlist knows of a live member. One that says nothing that is understood is a member nevertheless.
+func (m *Member) saw(n *memberlist.Node) (before, after Info) {
+	meta, err := decodeMeta(n.Meta)
+	if err != nil {
+		m.log.once(fmt.Sprintf("what the member %s says of itself is not understood: is it of another version?", n.Name), "error", err)
+	}
+	ip, _ := netip.AddrFromSlice(n.Addr)
+	return m.roster.update(n.Name, func(i *Info) {
+		i.State, i.Address, i.Meta = Alive, netip.AddrPortFrom(ip.Unmap(), n.Port), meta
+	})
+}
+
+// conflicts hear of a second member of a name.
+type conflicts struct{ m *Member }
+
+func (c conflicts) NotifyConflict(existing, other *memberlist.Node) {
+	words := fmt.Sprintf("two machines, at %s and %s, both say that they are the node %s; the second is no member until one of them has another --node-name",
+		existing.Address(), other.Address(), existing.Name)
+	c.m.log.once(words)
+}

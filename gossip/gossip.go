@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package gossip makes the machines of a cluster known to one another (hashicorp/memberlist, after the paper on SWIM, Das,
+// Gupta and Motivala, 2002).
+//
+// Each machine is a member. It tells what it is and where it is reached ([Meta]), hears the same of all others through
+// whichever member it reaches, and learns within seconds that one does not answer any more. It owns the packets and
+// streams by which that goes, the list of members in memory and the file of those that it knew last. It decides nothing:
+// whoever has the cluster's key is a member and can say what it likes, so what is learnt here is a reason to look and
+// never the proof. It knows neither the API nor the store.
+package gossip
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+)
+
+const (
+	// leaveTimeout is how long a member that stops tries to say so.
+	leaveTimeout = time.Second
+	// forgetAfter and maxSilent bound what is kept of members that are silent. They are asked again for as long.
+	forgetAfter = 72 * time.Hour
+	maxSilent   = 256
+	// askAlone is how often a member that knows no live one asks those that it knew, at first and at most.
+	askAlone, askAloneMost = time.Second, 15 * time.Second
+	// askEvery is how often the silent ones are asked again while there are live ones, askEach what every live member adds,
+	// so that a machine that is off is not asked more often in a larger cluster.
+	askEvery, askEach = 15 * time.Second, 100 * time.Millisecond
+	// askMost is how many are asked in one round. A round waits for each of them.
+	askMost = 3
+)
+
+// Options are all required but File, Ask, Suspect and Logger.
+type Options struct {
+	// Name is the node's name; no two members have one.
+	Name string
+	// Address is where other members reach this one: streams by TCP, packets by UDP on the same port.
+	Address netip.AddrPort
+	// Packets and Streams are how. A Member closes them.
+	Packets net.PacketConn
+	Streams Streams
+	Keys    cluster.GossipKeys
+	Meta    Meta
+	// File keeps the members that were known last.
+	File string
+	// Ask lists further addresses at which members may be: those that the operator named and those in the API.
+	Ask func() []netip.AddrPort
+	// Suspect is told of a member that answers nobody any more, as memberlist sees it, and must not block. That is a
+	// nomination: somebody who can look at the machine itself decides.
+	Suspect func(name string)
+	Logger  *slog.Logger
+}
+
+// Member is this machine as a member.
+type Member struct {
+	o      Options
+	list   *memberlist.Memberlist
+	ring   *memberlist.Keyring
+	roster *roster
+	log    *libraryLog
+	// told wakes Run when Meta has changed; one: a second change is told with the first.
+	told chan struct{}
+	// failed has the error of a socket that broke; one: the first is told.
+	failed    chan error
+	transport *transport
+	// ended says that Run has returned: memberlist's timers may fire a moment longer.
+	ended atomic.Bool
+
+	mu   sync.Mutex
+	meta Meta
+	// raw, when set, is told instead of meta; tests set it.
+	raw []byte
+}
+
+// New makes this machine a member and begins to answer others. Run finds them.
+func New(o Options) (*Member, error) {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if err := errors.Join(o.Keys.Validate(), checkAddress(o.Address)); err != nil {
+		return nil, errors.Join(err, o.Packets.Close(), o.Streams.Close())
+	}
+	m := &Member{
+		o: o, roster: newRoster(o.Name, time.Now), log: &libraryLog{logger: o.Logger},
+		told: make(chan struct{}, 1), failed: make(chan error, 1), meta: o.Meta,
+	}
+	m.meta.Protocol, m.meta.KeyGeneration = Protocol, o.Keys.Generation
+	for _, k := range readKnown(o.File) {
+		if k.Name != o.Name {
+			m.roster.update(k.Name, func(i *Info) {
+				i.Address, i.State = k.Address, Remembered
+				if k.Server {
+					i.Role = RoleServer
+				}
+			})
+		}
+	}
+	var err error
+	if m.ring, err = memberlist.NewKeyring(o.Keys.Keys, o.Keys.Keys[0]); err != nil {
+		return nil, errors.Join(fmt.Errorf("gossip: %w", err), o.Packets.Close(), o.Streams.Close())
+	}
+	m.transport = newTransport(&o, func(err error) { m.failed <- err })
+	if m.list, err = memberlist.Create(m.config()); err != nil {
+		return nil, errors.Join(fmt.Errorf("gossip: %w", err), m.transport.Shutdown())
+	}
+	return m, nil
+}
+
+func checkAddress(a netip.AddrPort) error {
+	if !a.IsValid() || a.Addr().IsUnspecified() || a.Port() == 0 {
+		return fmt.Errorf("gossip: other machines cannot reach this one at %s", a)
+	}
+	return nil
+}
+
+// config is memberlist's profile for a local network, with less to do at rest (docs/adr/0066-gossip.md).
+func (m *Member) config() *memberlist.Config {
+	c := memberlist.DefaultLANConfig()
+	c.Name = m.o.Name
+	c.Transport = m.transport
+	c.AdvertiseAddr, c.AdvertisePort = m.o.Address.Addr().String(), int(m.o.Address.Port())
+	c.BindPort = c.AdvertisePort // what Join takes for an address without one
+	c.Keyring = m.ring
+	c.Delegate, c.Events, c.Conflict = delegate{m}, events{m}, conflicts{m}
+	c.Logger = m.log.std()
+	c.EnableCompression = false    // packets are small, and each would cost a compressor of 60 KB
+	c.UDPBufferSize = maxPacket    // fits every network that IPv6 does, through tunnels too
+	c.GossipInterval = gossipEvery // there is seldom anything to tell; news goes out with probes as well
+	c.PushPullInterval = pushPullEvery
+	c.TCPTimeout = streamTimeout
+	c.DeadNodeReclaimTime = reclaimAfter
+	c.DelegateProtocolMin, c.DelegateProtocolMax, c.DelegateProtocolVersion = 1, 1, 1
+	return c
+}
+
+const (
+	maxPacket     = 1200 // bytes, as QUIC's (RFC 9000 §14)
+	gossipEvery   = 500 * time.Millisecond
+	pushPullEvery = time.Minute
+	streamTimeout = 5 * time.Second
+	// reclaimAfter is how long a silent member's name stays at its address: the machine may come back with another one.
+	reclaimAfter = time.Second
+)
+
+// Members lists all that are known, this machine among them: servers first, then by name.
+func (m *Member) Members() []Info { return m.roster.list() }
+
+// Changed returns a channel that is closed when the list changes next.
+func (m *Member) Changed() <-chan struct{} { return m.roster.next() }
+
+// Update changes what this member says of itself.
+func (m *Member) Update(f func(*Meta)) {
+	m.mu.Lock()
+	f(&m.meta)
+	m.mu.Unlock()
+	select {
+	case m.told <- struct{}{}:
+	default: // it will be read with the last one
+	}
+}
+
+// SetKeys puts other keys in place of those in use.
+func (m *Member) SetKeys(k cluster.GossipKeys) error {
+	if err := k.Validate(); err != nil {
+		return err
+	}
+	for _, key := range k.Keys {
+		if err := m.ring.AddKey(key); err != nil {
+			return fmt.Errorf("gossip: %w", err)
+		}
+	}
+	if err := m.ring.UseKey(k.Keys[0]); err != nil {
+		return fmt.Errorf("gossip: %w", err)
+	}
+	for _, old := range slices.Clone(m.ring.GetKeys()) {
+		if !slices.ContainsFunc(k.Keys, func(key []byte) bool { return string(key) == string(old) }) {
+			if err := m.ring.RemoveKey(old); err != nil {
+				return fmt.Errorf("gossip: %w", err)
+			}
+		}
+	}
+	m.Update(func(meta *Meta) { meta.KeyGeneration = k.Generation })
+	return nil
+}
+
+// Run looks for members until ctx is done, then says good-bye and returns when nothing is received any more. memberlist's
+// own goroutines end a moment later, and nobody hears of what they still find.
+func (m *Member) Run(ctx context.Context) error {
+	var running sync.WaitGroup
+	ctx, cancel := context.WithCancel(ctx)
+	running.Go(func() { m.find(ctx) })
+	running.Go(func() { m.keep(ctx) })
+	var err error
+	for ctx.Err() == nil && err == nil {
+		select {
+		case <-ctx.Done():
+		case err = <-m.failed:
+		case <-m.told:
+			if err := m.list.UpdateNode(leaveTimeout); err != nil { // it goes with the next exchange all the same
+				m.o.Logger.Debug("gossip: the news of this machine was not sent at once", "error", err)
+			}
+		}
+	}
+	cancel()
+	running.Wait()
+	m.sayBye()
+	m.ended.Store(true)
+	if leaveErr := m.list.Leave(leaveTimeout); leaveErr != nil {
+		m.o.Logger.Debug("gossip: the others were not told that this machine stops", "error", leaveErr)
+	}
+	return errors.Join(err, m.list.Shutdown())
+}
+
+// keep writes the list of members when it has changed.
+func (m *Member) keep(ctx context.Context) {
+	if m.o.File == "" {
+		return
+	}
+	last := ""
+	for {
+		changed := m.Changed()
+		if err := writeKnown(m.o.File, m.Members()); err != nil && err.Error() != last {
+			last = err.Error()
+			m.o.Logger.Warn("gossip: the list of members could not be kept", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// find asks those who are not heard of, again and again: memberlist forgets them, and two halves of a cluster that was cut
+// would not find one another.
+func (m *Member) find(ctx context.Context) {
+	alone := askAlone
+	for {
+		m.roster.forget(forgetAfter, maxSilent)
+		for _, address := range m.candidates() {
+			if ctx.Err() != nil {
+				return
+			}
+			_, err := m.list.Join([]string{address.String()})
+			m.o.Logger.Debug("gossip: asked a machine that is not heard of", "address", address, "error", err)
+		}
+		pause := askEvery + time.Duration(m.list.NumMembers())*askEach
+		if m.list.NumMembers() <= 1 {
+			pause, alone = alone, min(2*alone, askAloneMost)
+		} else {
+			alone = askAlone
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause/2 + rand.N(pause)): // not all members at the same moment
+		}
+	}
+}
+
+// candidates are addresses at which no live member is known, some of them by chance.
+func (m *Member) candidates() []netip.AddrPort {
+	live := map[netip.AddrPort]bool{m.o.Address: true}
+	var out []netip.AddrPort
+	for _, i := range m.Members() {
+		if i.State == Alive {
+			live[i.Address] = true
+		} else {
+			out = append(out, i.Address)
+		}
+	}
+	if m.o.Ask != nil {
+		out = append(out, m.o.Ask()...)
+	}
+	slices.SortFunc(out, netip.AddrPort.Compare)
+	out = slices.DeleteFunc(slices.Compact(out), func(a netip.AddrPort) bool { return live[a] || checkAddress(a) != nil })
+	rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	return out[:min(len(out), askMost)]
+}

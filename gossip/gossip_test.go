@@ -1,0 +1,394 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+)
+
+// spread is when all members have heard of a change: usually within a second, and else with the next full exchange.
+const spread = 3 * pushPullEvery
+
+// group is some members on one network, in a bubble of fake time.
+type group struct {
+	t       *testing.T
+	net     *network
+	keys    cluster.GossipKeys
+	members []*Member
+	stops   []func()
+}
+
+func newGroup(t *testing.T) *group {
+	keys, err := cluster.NewGossipKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &group{t: t, net: newNetwork(), keys: keys}
+	t.Cleanup(g.stop) // in the bubble, also after a failure
+	return g
+}
+
+func at(i int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i + 1)}), 6443)
+}
+
+func name(i int) string { return fmt.Sprintf("m%d", i) }
+
+// add starts a member; the first is a server, and the others are told of the one before.
+func (g *group) add(change ...func(*Options)) *Member {
+	g.t.Helper()
+	i := len(g.members)
+	h := g.net.host(at(i))
+	o := Options{
+		Name: name(i), Address: at(i), Packets: h, Streams: h, Keys: g.keys, Logger: slog.New(slog.DiscardHandler),
+		Meta: Meta{Role: RoleAgent, Version: "v1", Addresses: []netip.Addr{at(i).Addr()}},
+	}
+	if i == 0 {
+		o.Meta.Role, o.Meta.API = RoleServer, []netip.AddrPort{at(0)}
+	} else {
+		o.Ask = func() []netip.AddrPort { return []netip.AddrPort{at(i - 1)} }
+	}
+	for _, f := range change {
+		f(&o)
+	}
+	if o.Address != at(i) { // it is elsewhere
+		h := g.net.host(o.Address)
+		o.Packets, o.Streams = h, h
+	}
+	m, err := New(o)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	g.members = append(g.members, m)
+	g.stops = append(g.stops, sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			g.t.Errorf("%s: %v", o.Name, err)
+		}
+	}))
+	return m
+}
+
+// crash takes a member off the network and stops it there, so that it tells nobody.
+func (g *group) crash(i int) {
+	g.net.mu.Lock()
+	own := g.members[i].o.Address
+	delete(g.net.hosts, own)
+	cut := g.net.cut
+	g.net.cut = func(from, to netip.AddrPort) bool { return from == own || cut != nil && cut(from, to) }
+	g.net.mu.Unlock()
+	g.stops[i]()
+	g.net.mu.Lock()
+	g.net.cut = cut
+	g.net.mu.Unlock()
+}
+
+func (g *group) stop() {
+	for _, f := range g.stops {
+		f()
+	}
+	time.Sleep(time.Minute) // memberlist's goroutines end after their last wait
+}
+
+// views writes whom a member knows: name and state.
+func views(m *Member) string {
+	var out []string
+	for _, i := range m.Members() {
+		out = append(out, i.Name+" "+string(i.State))
+	}
+	return strings.Join(out, ", ")
+}
+
+// within waits until all members that live see the same.
+func (g *group) within(d time.Duration, want string, of ...*Member) {
+	g.t.Helper()
+	end := time.Now().Add(d)
+	for {
+		bad := ""
+		for _, m := range of {
+			if got := views(m); got != want {
+				bad = fmt.Sprintf("%s sees: %s\nwant: %s", m.o.Name, got, want)
+			}
+		}
+		if bad == "" {
+			return
+		}
+		if time.Now().After(end) {
+			g.t.Fatalf("after %v %s", d, bad)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+func TestMembersFindOneAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t)
+		for range 5 {
+			g.add()
+		}
+		g.within(spread, "m0 alive, m1 alive, m2 alive, m3 alive, m4 alive", g.members...)
+		first := g.members[4].Members()[0]
+		if first.Role != RoleServer || first.API[0] != at(0) || first.Version != "v1" || first.Protocol != Protocol || first.KeyGeneration != 1 || first.Self {
+			t.Errorf("the last one knows the first as %+v", first)
+		}
+		subnet := netip.MustParsePrefix("10.42.3.0/24")
+		g.members[3].Update(func(m *Meta) { m.PodSubnets = []netip.Prefix{subnet} })
+		time.Sleep(spread)
+		for _, m := range g.members {
+			if got := m.Members()[3].PodSubnets; len(got) != 1 || got[0] != subnet {
+				t.Errorf("%s knows the pod subnets %v", m.o.Name, got)
+			}
+		}
+	})
+}
+
+// TestMembersGo: one that stops says so; one that vanishes is nominated, and is a member again when it is back.
+func TestMembersGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t)
+		suspects := make(chan string, 8)
+		g.add(func(o *Options) { o.Suspect = func(name string) { suspects <- name } })
+		g.add()
+		g.add()
+		g.within(spread, "m0 alive, m1 alive, m2 alive", g.members...)
+		g.stops[1]()
+		g.within(20*time.Second, "m0 alive, m1 left, m2 alive", g.members[0], g.members[2])
+		for len(suspects) > 0 {
+			<-suspects // it may be nominated: memberlist's messages and ours overtake one another
+		}
+		g.crash(2)
+		start := time.Now()
+		if got := <-suspects; got != "m2" {
+			t.Errorf("suspected: %s", got)
+		}
+		t.Logf("nominated %v after it vanished", time.Since(start))
+		g.within(time.Second, "m0 alive, m1 left, m2 silent", g.members[0])
+		// It comes back at another address.
+		g.members, g.stops = g.members[:2], g.stops[:2]
+		g.add(func(o *Options) {
+			o.Address = at(77)
+			o.Ask = func() []netip.AddrPort { return []netip.AddrPort{at(0)} }
+		})
+		g.within(10*time.Second, "m0 alive, m1 left, m2 alive", g.members[0])
+		if got := g.members[0].Members()[2].Address; got != at(77) {
+			t.Errorf("it is known at %v", got)
+		}
+	})
+}
+
+// TestHealed: two halves of a cluster that was cut for longer than memberlist remembers the dead find one another.
+func TestHealed(t *testing.T) {
+	for _, length := range []time.Duration{40 * time.Second, 20 * time.Minute} {
+		t.Run(length.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newGroup(t)
+				for range 5 {
+					g.add(func(o *Options) {
+						if o.Name != "m0" { // nobody but those that are known helps
+							o.Ask = func() []netip.AddrPort { return []netip.AddrPort{at(0)} }
+						}
+					})
+				}
+				all := "m0 alive, m1 alive, m2 alive, m3 alive, m4 alive"
+				g.within(spread, all, g.members...)
+				g.members[3].o.Ask, g.members[4].o.Ask = nil, nil
+				right := func(a netip.AddrPort) bool { return a == at(3) || a == at(4) }
+				g.net.split(right)
+				time.Sleep(length)
+				g.within(time.Second, "m0 alive, m1 alive, m2 alive, m3 silent, m4 silent", g.members[:3]...)
+				g.within(time.Second, "m0 silent, m1 silent, m2 silent, m3 alive, m4 alive", g.members[3:]...)
+				g.net.split(nil)
+				healed := time.Now()
+				g.within(spread, all, g.members...)
+				t.Logf("all know all again after %v", time.Since(healed))
+			})
+		})
+	}
+}
+
+// TestRemembered: a member that starts with nothing but its file finds the others.
+func TestRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		g := newGroup(t)
+		for range 3 {
+			g.add(func(o *Options) { o.File = filepath.Join(dir, o.Name) })
+		}
+		all := "m0 alive, m1 alive, m2 alive"
+		g.within(spread, all, g.members...)
+		time.Sleep(time.Second)
+		g.stops[2]()
+		g.members, g.stops = g.members[:2], g.stops[:2]
+		back := g.add(func(o *Options) { o.File, o.Ask = filepath.Join(dir, o.Name), nil })
+		if got := views(back); got != "m0 remembered, m1 remembered, m2 alive" {
+			t.Errorf("at its start it knows: %s", got)
+		}
+		g.within(spread, all, g.members...)
+	})
+}
+
+// TestWithoutTheKey: a machine without the cluster's key is no member, and is logged once.
+func TestWithoutTheKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t)
+		var log lockedBuffer
+		g.add(func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+		g.add()
+		g.add(func(o *Options) {
+			foreign, err := cluster.NewGossipKeys()
+			if err != nil {
+				t.Fatal(err)
+			}
+			o.Keys, o.Ask = foreign, func() []netip.AddrPort { return []netip.AddrPort{at(0), at(1)} }
+		})
+		time.Sleep(time.Minute)
+		g.within(0, "m0 alive, m1 alive", g.members[:2]...)
+		g.within(0, "m2 alive", g.members[2])
+		// Packets by hand, of a stranger: also one that claims to be of a member.
+		h := g.net.host(at(99))
+		for _, junk := range [][]byte{{}, {4}, bytes.Repeat([]byte{1}, 1400), append([]byte{9, 1}, make([]byte, 60)...)} {
+			for range 3 {
+				if _, err := h.WriteTo(junk, h.LocalAddr()); err != nil {
+					t.Fatal(err)
+				}
+				g.net.hosts[at(0)].packets <- datagram{junk, at(1)}
+			}
+		}
+		time.Sleep(10 * time.Second)
+		g.within(0, "m0 alive, m1 alive", g.members[:2]...)
+		if n := strings.Count(log.String(), "without the cluster's gossip key"); n != 1 {
+			t.Errorf("%d lines say that somebody has not the key:\n%s", n, log.String())
+		}
+	})
+}
+
+// TestTwoOfOneName: it is said once, and the first stays.
+func TestTwoOfOneName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t)
+		var log lockedBuffer
+		g.add(func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+		g.add()
+		g.within(spread, "m0 alive, m1 alive", g.members...)
+		g.add(func(o *Options) { o.Name, o.Ask = "m1", func() []netip.AddrPort { return []netip.AddrPort{at(0)} } })
+		time.Sleep(2 * time.Minute)
+		g.within(0, "m0 alive, m1 alive", g.members[0])
+		if got := g.members[0].Members()[1].Address; got != at(1) {
+			t.Errorf("m1 is at %v", got)
+		}
+		if n := strings.Count(log.String(), "both say that they are the node m1"); n != 1 {
+			t.Errorf("%d lines about it:\n%s", n, log.String())
+		}
+	})
+}
+
+// TestRotation: the keys are replaced under members that talk; none is lost, and the old key is worth nothing then.
+func TestRotation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t)
+		var stopping atomic.Bool // a member that stops may be suspected for a moment
+		suspected := func(o *Options) {
+			self := o.Name
+			o.Suspect = func(name string) {
+				if !stopping.Load() {
+					t.Errorf("%s suspects %s", self, name)
+				}
+			}
+		}
+		for range 4 {
+			g.add(suspected)
+		}
+		all := "m0 alive, m1 alive, m2 alive, m3 alive"
+		g.within(spread, all, g.members...)
+		old := g.keys
+		added, err := old.WithNew()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, keys := range []cluster.GossipKeys{added, added.UsingLast(), added.UsingLast().OnlyFirst()} {
+			for _, m := range g.members { // not all at once
+				if err := m.SetKeys(keys); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(3 * time.Second)
+			}
+			time.Sleep(spread)
+			for _, m := range g.members {
+				for _, i := range m.Members() {
+					if i.KeyGeneration != keys.Generation {
+						t.Errorf("%s hears of %s the generation %d, want %d", m.o.Name, i.Name, i.KeyGeneration, keys.Generation)
+					}
+				}
+			}
+		}
+		g.within(0, all, g.members...)
+		g.add(func(o *Options) { o.Keys = old })
+		time.Sleep(30 * time.Second)
+		g.within(0, all, g.members[:4]...)
+		if err := g.members[4].SetKeys(added.UsingLast().OnlyFirst()); err != nil {
+			t.Fatal(err)
+		}
+		g.within(spread, all+", m4 alive", g.members...)
+		stopping.Store(true)
+	})
+}
+
+// TestBadMeta: what one member says of itself and nobody understands concerns that one alone.
+func TestBadMeta(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t)
+		g.add()
+		bad := g.add()
+		g.add()
+		bad.o.Logger.Debug("it is made to talk nonsense")
+		bad.mu.Lock()
+		bad.raw = []byte{metaFormat, tagAPI, 200}
+		bad.mu.Unlock()
+		bad.Update(func(*Meta) {})
+		g.within(spread, "m0 alive, m1 alive, m2 alive", g.members[0])
+		time.Sleep(spread)
+		for _, m := range []*Member{g.members[0], g.members[2]} {
+			g.within(0, "m0 alive, m1 alive, m2 alive", m)
+			if got := m.Members()[1]; got.Role != 0 || got.Version != "" {
+				t.Errorf("%s takes it for %+v", m.o.Name, got)
+			}
+			if got := m.Members()[0]; got.Role != RoleServer {
+				t.Errorf("%s takes the server for %+v", m.o.Name, got)
+			}
+		}
+	})
+}
+
+// lockedBuffer is a bytes.Buffer for several writers.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/cluster"
+)
+
+// ReadKeys reads the cluster's keys from a file; ok is false if there is none.
+func ReadKeys(file string) (keys cluster.GossipKeys, ok bool, err error) {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return keys, false, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &keys)
+	}
+	if err == nil {
+		err = keys.Validate()
+	}
+	if err != nil {
+		return cluster.GossipKeys{}, false, fmt.Errorf("gossip: read the keys in %s: %w", file, err)
+	}
+	return keys, true, nil
+}
+
+// WriteKeys keeps them, for root alone.
+func WriteKeys(file string, keys cluster.GossipKeys) error {
+	data, err := json.Marshal(keys)
+	if err != nil {
+		return fmt.Errorf("gossip: encode the keys: %w", err)
+	}
+	_, err = atomicfile.WriteIfDifferent(file, append(data, '\n'), 0o600)
+	return err
+}

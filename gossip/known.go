@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+)
+
+// maxKnown is how many members are kept in the file: whoever of them answers knows all others.
+const maxKnown = 64
+
+// known is one member in the file. It has no times and no states: those change while nothing does that a cold start needs.
+type known struct {
+	Name    string         `json:"name"`
+	Address netip.AddrPort `json:"address"`
+	Server  bool           `json:"server,omitempty"`
+}
+
+// readKnown returns whom an earlier run knew. A file that is missing or damaged is none: it only saves time.
+func readKnown(file string) []known {
+	var out []known
+	data, err := os.ReadFile(file)
+	if err != nil || json.Unmarshal(data, &out) != nil {
+		return nil
+	}
+	return slices.DeleteFunc(out, func(k known) bool { return k.Name == "" || !k.Address.IsValid() })
+}
+
+// writeKnown keeps the members, servers first and those that live before the others, and leaves a file alone that says the
+// same.
+func writeKnown(file string, members []Info) error {
+	out := []known{}
+	for _, live := range []bool{true, false} {
+		for _, m := range members { // servers come first
+			if (m.State == Alive) == live && !m.Self && len(out) < maxKnown && m.Address.IsValid() {
+				out = append(out, known{m.Name, m.Address, m.Role == RoleServer})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b known) int {
+		switch {
+		case a.Server != b.Server && a.Server:
+			return -1
+		case a.Server != b.Server:
+			return 1
+		}
+		return a.Address.Compare(b.Address)
+	})
+	if have := readKnown(file); slices.Equal(have, out) {
+		return nil
+	}
+	data, err := json.Marshal(out)
+	if err != nil {
+		return fmt.Errorf("encoding the list of members: %w", err)
+	}
+	_, err = atomicfile.WriteIfDifferent(file, append(data, '\n'), 0o600)
+	return err
+}

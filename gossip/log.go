@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"bytes"
+	"context"
+	"log"
+	"log/slog"
+	"strings"
+	"sync"
+)
+
+// libraryLog takes what memberlist says. All of it goes to the debug log: it repeats itself every second while something
+// is wrong. What a person should know is said once, in words.
+type libraryLog struct {
+	logger *slog.Logger
+
+	mu   sync.Mutex
+	said map[string]bool
+}
+
+// advice says in words what some of memberlist's lines mean. Key is a part of the line.
+var advice = []struct{ line, words string }{
+	{"Decrypt packet failed", "somebody without the cluster's gossip key sends to this machine's gossip port; that is ignored. " +
+		"A machine of this cluster that was off while the key was rotated asks a server for the new one"},
+	{"over TCP but UDP probes failed", "a member is reached by TCP and not by UDP: is UDP blocked between the machines on the cluster's port?"},
+}
+
+func (l *libraryLog) std() *log.Logger { return log.New(l, "", 0) }
+
+// Write takes a line.
+func (l *libraryLog) Write(line []byte) (int, error) {
+	text := string(bytes.TrimSpace(line))
+	l.logger.Log(context.Background(), slog.LevelDebug, text)
+	for _, a := range advice {
+		if strings.Contains(text, a.line) {
+			l.once(a.words, "detail", text)
+		}
+	}
+	return len(line), nil
+}
+
+// once warns, the first time.
+func (l *libraryLog) once(words string, args ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.said == nil {
+		l.said = map[string]bool{}
+	}
+	if !l.said[words] {
+		l.said[words] = true
+		l.logger.Warn(words, args...)
+	}
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/memberlist"
+)
+
+var fullMeta = Meta{
+	Role:      RoleServer,
+	API:       []netip.AddrPort{netip.MustParseAddrPort("10.0.0.5:6443"), netip.MustParseAddrPort("[fd00::5]:6443")},
+	Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("fd00::5")},
+	PodSubnets: []netip.Prefix{
+		netip.MustParsePrefix("10.42.7.0/24"), netip.MustParsePrefix("fd00:42::/64"),
+	},
+	Version: "v1.2.3+4567", Protocol: 300, KeyGeneration: 1 << 40,
+}
+
+func TestMeta(t *testing.T) {
+	data := fullMeta.encode()
+	got, err := decodeMeta(data)
+	if err != nil || !reflect.DeepEqual(got, fullMeta) {
+		t.Errorf("%v\n got %+v\nwant %+v", err, got, fullMeta)
+	}
+	// What a newer version adds is skipped.
+	later := append(append([]byte{}, data...), 0xff, 0x01, 3, 'n', 'e', 'w')
+	if got, err := decodeMeta(later); err != nil || !reflect.DeepEqual(got, fullMeta) {
+		t.Errorf("with an unknown field: %v, %+v", err, got)
+	}
+	for n := 1; n < len(data); n++ {
+		if got, err := decodeMeta(data[:n]); err == nil && reflect.DeepEqual(got, fullMeta) {
+			t.Errorf("the first %d bytes are as good as all %d", n, len(data))
+		}
+	}
+	for name, bad := range map[string][]byte{
+		"nothing": nil, "another form": {2}, "too long": append([]byte{metaFormat}, make([]byte, memberlist.MetaMaxSize)...),
+		"half an address": {metaFormat, tagAddress, 3, 1, 2, 3}, "a prefix too long": {metaFormat, tagPodSubnet, 5, 33, 1, 2, 3, 4},
+		"no port": {metaFormat, tagAPI, 1, 1}, "a length beyond the end": {metaFormat, tagVersion, 200, 'v'},
+		"a number cut off": {metaFormat, tagProtocol, 1, 0x80}, "two roles": {metaFormat, tagRole, 2, 1, 2},
+	} {
+		if got, err := decodeMeta(bad); err == nil || !reflect.DeepEqual(got, Meta{}) {
+			t.Errorf("%s: %v, %+v", name, err, got)
+		}
+	}
+	if got, _ := decodeMeta([]byte{metaFormat, tagVersion, 4, 'v', 0x1b, '[', '\n'}); got.Version != "v[" {
+		t.Errorf("control characters: %q", got.Version)
+	}
+}
+
+// TestMetaFits: whatever a member is told, what it says fits.
+func TestMetaFits(t *testing.T) {
+	m := Meta{Role: 200, Version: strings.Repeat("v", 1000), Protocol: 1<<64 - 1, KeyGeneration: 1<<64 - 1}
+	for range 100 {
+		m.API = append(m.API, netip.MustParseAddrPort("[fd00::5]:6443"))
+		m.Addresses = append(m.Addresses, netip.MustParseAddr("fd00::5"))
+		m.PodSubnets = append(m.PodSubnets, netip.MustParsePrefix("fd00:42::/64"))
+	}
+	data := m.encode()
+	if len(data) > memberlist.MetaMaxSize {
+		t.Errorf("%d bytes", len(data))
+	}
+	if _, err := decodeMeta(data); err != nil {
+		t.Error(err)
+	}
+}
+
+func FuzzMeta(f *testing.F) {
+	f.Add(fullMeta.encode())
+	f.Add((&Meta{}).encode())
+	f.Add([]byte{metaFormat, tagAPI, 200})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m, err := decodeMeta(data)
+		if err != nil {
+			return
+		}
+		m.API = m.API[:min(len(m.API), maxAddresses)]
+		m.Addresses = m.Addresses[:min(len(m.Addresses), maxAddresses)]
+		m.PodSubnets = m.PodSubnets[:min(len(m.PodSubnets), maxPodSubnets)]
+		again, err := decodeMeta(m.encode())
+		for i, a := range m.API { // one form for each address
+			m.API[i] = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+		}
+		for i, a := range m.Addresses {
+			m.Addresses[i] = a.Unmap()
+		}
+		if err != nil || !reflect.DeepEqual(again, m) {
+			t.Errorf("%v\n got %+v\nwant %+v", err, again, m)
+		}
+	})
+}

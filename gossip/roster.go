@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// State is what is known of a member's life.
+type State string
+
+// The states. Silent means that members asked it and had no answer: it is dead or cut off, which gossip cannot tell apart.
+// Left means that it said good-bye. Remembered means that it was a member in an earlier run and has not been heard since.
+const (
+	Alive      State = "alive"
+	Silent     State = "silent"
+	Left       State = "left"
+	Remembered State = "remembered"
+)
+
+// Info is what is known of a member.
+type Info struct {
+	Name string
+	// Address is where it is reached, by TCP and UDP.
+	Address netip.AddrPort
+	State   State
+	// Since is when this machine learnt of the state.
+	Since time.Time
+	// Self says that it is this machine.
+	Self bool
+	Meta
+
+	bye time.Time // when it said that it stops
+}
+
+// byeLasts is how long after its good-bye a member that does not answer has stopped, and is not lost.
+const byeLasts = 30 * time.Second
+
+// roster is what this machine knows of all members, those included that memberlist has forgotten as dead.
+type roster struct {
+	self string
+	now  func() time.Time
+
+	mu      sync.Mutex
+	members map[string]Info
+	changed chan struct{} // closed at the next change
+}
+
+func newRoster(self string, now func() time.Time) *roster {
+	return &roster{self: self, now: now, members: map[string]Info{}, changed: make(chan struct{})}
+}
+
+// update changes what is known of a member. It says what was known before.
+func (r *roster) update(name string, f func(*Info)) (before, after Info) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before = r.members[name]
+	after = before
+	after.Name, after.Self = name, name == r.self
+	f(&after)
+	if after.State != before.State {
+		after.Since = r.now()
+	}
+	r.members[name] = after
+	r.notify()
+	return before, after
+}
+
+// saidBye notes that a member is about to stop. It is alive until memberlist says that it has gone, which may have been a
+// moment ago: messages overtake one another.
+func (r *roster) saidBye(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m, ok := r.members[name]; ok {
+		m.bye = r.now()
+		if m.State == Silent && m.bye.Sub(m.Since) < byeLasts {
+			m.State = Left
+		}
+		r.members[name] = m
+		r.notify()
+	}
+}
+
+// gone notes that a member does not answer any more.
+func (r *roster) gone(name string) Info {
+	_, after := r.update(name, func(i *Info) {
+		i.State = Silent
+		if !i.bye.IsZero() && r.now().Sub(i.bye) < byeLasts {
+			i.State = Left
+		}
+	})
+	return after
+}
+
+// forget drops members that have been silent for too long, beginning with those that have been silent longest when there
+// are more than most.
+func (r *roster) forget(after time.Duration, most int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var silent []Info
+	for _, m := range r.members {
+		if m.State != Alive {
+			silent = append(silent, m)
+		}
+	}
+	slices.SortFunc(silent, func(a, b Info) int { return b.Since.Compare(a.Since) })
+	for i, m := range silent {
+		if i >= most || r.now().Sub(m.Since) > after {
+			delete(r.members, m.Name)
+			r.notify()
+		}
+	}
+}
+
+// list is sorted: servers first, then by name.
+func (r *roster) list() []Info {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make([]Info, 0, len(r.members))
+	for _, m := range r.members {
+		out = append(out, m)
+	}
+	slices.SortFunc(out, func(a, b Info) int {
+		return cmp.Or(cmp.Compare(order(a.Role), order(b.Role)), cmp.Compare(a.Name, b.Name))
+	})
+	return out
+}
+
+func order(r Role) int {
+	if r == RoleServer {
+		return 0
+	}
+	return 1
+}
+
+// next is closed when something changes.
+func (r *roster) next() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.changed
+}
+
+func (r *roster) notify() {
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
