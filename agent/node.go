@@ -5,6 +5,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -37,6 +38,9 @@ func watchNode(ctx context.Context, o Options) {
 			part.Set(status.Starting, "not registered yet: "+err.Error())
 		case ready:
 			part.Set(status.Running, "")
+			if o.PodSubnets != nil {
+				o.PodSubnets(podSubnets(node))
+			}
 			return
 		default:
 			part.Set(status.Starting, "registered, not ready yet: "+why)
@@ -47,6 +51,17 @@ func watchNode(ctx context.Context, o Options) {
 		case <-ticker.C:
 		}
 	}
+}
+
+// podSubnets are a node's; a node that is ready has them, and for ever.
+func podSubnets(n *corev1.Node) []netip.Prefix {
+	var out []netip.Prefix
+	for _, text := range n.Spec.PodCIDRs {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // readyCondition is what the kubelet has reported since started; what an earlier run reported does not count.

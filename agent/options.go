@@ -60,6 +60,9 @@ type Options struct {
 	// NodePortAddresses are CIDRs of the local addresses that answer on node ports; empty means NodeIPs.
 	NodePortAddresses []string
 
+	// PodSubnets, when set, is told of the addresses that the node's pods have, once they are known.
+	PodSubnets func([]netip.Prefix)
+
 	Logger *slog.Logger
 	// Board is where the node's parts report how they are; nil for nowhere.
 	Board *status.Board

@@ -135,7 +135,7 @@ func (m *membership) gossip(ctx context.Context) error {
 	m.mu.Lock()
 	member, err := gossip.New(gossip.Options{
 		Name: m.s.o.NodeName, Address: address, Packets: m.packets, Streams: gossip.NewStreams(m.streams, trust), Keys: m.keys, Meta: meta,
-		File: filepath.Join(m.s.o.ServerDir, membersFile), Ask: m.servers, Suspect: m.s.o.Suspect, Logger: m.s.log.With("part", "gossip"),
+		File: filepath.Join(m.s.o.ServerDir, membersFile), Ask: m.servers, Suspect: m.s.Suspect, Logger: m.s.log.With("part", "gossip"),
 	})
 	if err == nil {
 		m.member.Store(member)

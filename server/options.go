@@ -84,9 +84,6 @@ type Options struct {
 	Version   string
 	BuildTime time.Time
 
-	// Suspect, when set, is told of a machine that no member hears of any more. It must not block.
-	Suspect func(node string)
-
 	// Board, when set, is told how each part is.
 	Board *status.Board
 	// Clock is the time for certificates; nil means the machine's.

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -57,6 +58,8 @@ type Balancer struct {
 	mu      sync.Mutex
 	servers []string // the one in use first
 	open    map[net.Conn]string
+	// named are those that the cluster has called servers, in this run or before; excluded those that are none.
+	named, excluded map[string]bool
 }
 
 // New takes the address and reads the list.
@@ -64,10 +67,13 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	b := &Balancer{o: o, servers: []string{o.Server}, open: map[net.Conn]string{}}
+	b := &Balancer{o: o, servers: []string{o.Server}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{}}
 	var kept []string
 	if data, err := os.ReadFile(o.File); err == nil && json.Unmarshal(data, &kept) == nil {
 		b.servers = unique(append(b.servers, kept...))
+		for _, s := range kept {
+			b.named[s] = s != o.Server
+		}
 	}
 	var err error
 	if b.listener, err = new(net.ListenConfig).Listen(ctx, "tcp", o.Address); err != nil {
@@ -87,8 +93,14 @@ func (b *Balancer) Servers() []string {
 // when this machine starts again. Connections to such a one go on; if it is dead, that is found out here.
 func (b *Balancer) Set(servers []string) error {
 	b.mu.Lock()
+	for _, s := range servers {
+		b.named[s] = true
+		delete(b.excluded, s)
+	}
 	next := unique(slices.Concat(servers, []string{b.o.Server}, b.servers))
+	next = slices.DeleteFunc(next, func(s string) bool { return b.excluded[s] })
 	next = next[:min(len(next), most)]
+	maps.DeleteFunc(b.named, func(s string, _ bool) bool { return !slices.Contains(next, s) })
 	if i := slices.Index(next, b.servers[0]); i > 0 { // what is in use stays in use
 		next = unique(append([]string{next[i]}, next...))
 	}
@@ -130,10 +142,13 @@ func (b *Balancer) Run(ctx context.Context) error {
 	}
 }
 
-// pass joins a connection to one with a server.
-func (b *Balancer) pass(ctx context.Context, c net.Conn) {
+// pass joins a connection of this machine's to one with a server.
+func (b *Balancer) pass(ctx context.Context, c net.Conn) { b.join(ctx, c, b.Servers()) }
+
+// join joins a connection to one with the first of some servers that accepts.
+func (b *Balancer) join(ctx context.Context, c net.Conn, servers []string) {
 	defer c.Close()
-	up, server, err := b.dial(ctx)
+	up, server, err := b.dial(ctx, servers)
 	if err != nil {
 		return // the client sees a closed connection, and tries again
 	}
@@ -167,9 +182,9 @@ func stream(to, from net.Conn) {
 }
 
 // dial connects to the first server that accepts, which is then the one in use.
-func (b *Balancer) dial(ctx context.Context) (net.Conn, string, error) {
+func (b *Balancer) dial(ctx context.Context, servers []string) (net.Conn, string, error) {
 	var errs []error
-	for _, server := range b.Servers() {
+	for _, server := range servers {
 		c, err := connect(ctx, server)
 		if err == nil {
 			b.use(server)

@@ -31,6 +31,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
@@ -83,6 +84,9 @@ type Node struct {
 	Settings    cluster.Settings
 	// stale says that no server has answered in this run.
 	stale bool
+
+	mu     sync.Mutex // for what follows and the file of the state
+	gossip cluster.GossipKeys
 }
 
 // state is what is kept of the last answer.
@@ -91,6 +95,8 @@ type state struct {
 	Node      string           `json:"node"`
 	Addresses []netip.Addr     `json:"addresses"`
 	Settings  cluster.Settings `json:"settings"`
+	// Gossip are none from a server of an earlier version.
+	Gossip cluster.GossipKeys `json:"gossip,omitzero"`
 }
 
 // Join makes this machine a node. It asks until a server answers; a refusal that does not pass by itself is its error. A
@@ -299,13 +305,13 @@ func (n *Node) keep(a *join.Answer, k *keys) error {
 			return err
 		}
 	}
-	n.Settings = a.Settings
-	data, err := json.MarshalIndent(state{Node: n.o.NodeName, Addresses: n.o.Addresses, Settings: a.Settings}, "", "  ")
-	if err != nil {
-		return fmt.Errorf("encoding the cluster's settings: %w", err)
+	if err := n.takeGossipKeys(a.Gossip); err != nil {
+		return err
 	}
-	_, err = atomicfile.WriteIfDifferent(n.stateFile(), data, 0o600)
-	return err
+	n.mu.Lock()
+	n.Settings = a.Settings
+	n.mu.Unlock()
+	return n.writeState()
 }
 
 // load takes what an earlier run kept, and says whether the node can start with that.
@@ -327,7 +333,7 @@ func (n *Node) load() bool {
 	if pair, _ := n.own(); pair == nil {
 		return false // the token is of another cluster
 	}
-	n.Settings = s.Settings
+	n.Settings, n.gossip = s.Settings, s.Gossip
 	return true
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -39,6 +40,11 @@ func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) (err error) 
 		return err
 	}
 	local := net.JoinHostPort("127.0.0.1", strconv.Itoa(c.LocalPort))
+	port, err := openAgentPort(ctx, c.Port, p.Log.Logger)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, port.close()) }()
 	servers, err := balancer.New(ctx, balancer.Options{
 		Address: local, File: filepath.Join(c.Paths.AgentDir, "servers.json"), Server: c.ServerURL.Host, Logger: p.Log.Logger,
 	})
@@ -63,6 +69,10 @@ func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) (err error) 
 	if err := keepName(); err != nil {
 		return err
 	}
+	member := &agentMember{
+		c: c, port: port, joined: joined, servers: servers, log: p.Log.With("part", "gossip"), line: p.Board.Part("gossip"),
+		subnets: make(chan []netip.Prefix, 1), show: p.Admin.SetMembers,
+	}
 	ready := make(chan struct{})
 	n := node{
 		machine: c.Node, paths: c.Paths, cluster: joined.Settings, credentials: joined.Credentials, servers: servers.Servers,
@@ -73,6 +83,7 @@ func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) (err error) 
 			}
 			return err
 		},
+		podSubnets: func(subnets []netip.Prefix) { member.subnets <- subnets },
 	}
 	runNode, err := n.prepare(p)
 	if err != nil {
@@ -85,7 +96,17 @@ func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) (err error) 
 	if os.Getenv("GOGC") == "" {
 		rest = footprint.NewPacer(idle, busy, time.Now).Rest
 	}
-	beside := make(chan struct{}, 3)
+	beside := make(chan struct{}, 5)
+	go func() {
+		member.run(ctx)
+		beside <- struct{}{}
+	}()
+	go func() {
+		if err := servers.Forward(ctx, port.mux.Default()); err != nil {
+			stopAll(err)
+		}
+		beside <- struct{}{}
+	}()
 	go func() {
 		announce(ctx, p, ready, rest)
 		beside <- struct{}{}

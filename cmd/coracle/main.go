@@ -46,6 +46,7 @@ func main() {
 		Parts:            partVersions,
 		Encryption:       keys{},
 		SnapshotFiles:    server.SnapshotFiles,
+		RotateGossipKey:  rotateGossipKey,
 		CheckHost:        check.LocalHost,
 		Stdin:            os.Stdin,
 		Stdout:           os.Stdout,

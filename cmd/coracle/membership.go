@@ -17,6 +17,8 @@ import (
 	"strconv"
 	"time"
 
+	"k8s.io/client-go/kubernetes"
+
 	"github.com/coracle-k8s/coracle/agent/balancer"
 	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/gossip"
@@ -25,6 +27,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"
+	"github.com/coracle-k8s/coracle/server"
 )
 
 const (
@@ -229,4 +232,8 @@ func statusMembers(in []gossip.Info) []status.Member {
 		})
 	}
 	return out
+}
+
+func rotateGossipKey(ctx context.Context, client kubernetes.Interface, members func(context.Context) ([]status.Member, error), progress func(string)) error {
+	return server.GossipRotation{Client: client, Members: members, Progress: progress}.Run(ctx)
 }

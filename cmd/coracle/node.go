@@ -28,6 +28,8 @@ type node struct {
 	waitAPI func(context.Context) error
 	// servers lists those to which the node keeps a connection.
 	servers func() []string
+	// podSubnets is told of the node's.
+	podSubnets func([]netip.Prefix)
 }
 
 // ownNode is the node in the process of its server.
@@ -74,7 +76,8 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 		WaitAPI:       n.waitAPI,
 		Servers:       n.servers, NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
-		Logger: p.Log.Logger, Board: p.Board,
+		PodSubnets: n.podSubnets,
+		Logger:     p.Log.Logger, Board: p.Board,
 	}
 	if n.machine.PauseImage != "" {
 		o.PauseTar, o.PauseImage = "", n.machine.PauseImage

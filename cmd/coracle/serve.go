@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -54,9 +55,11 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 	p.Admin.Handle(snapshots.Path, s.Snapshots())
 	p.Admin.Handle(snapshots.Path+"/", s.Snapshots())
 	p.Admin.Handle("GET "+status.ServersPath, s.ServersHandler())
+	p.Admin.SetMembers(func() []status.Member { return statusMembers(s.Members()) })
 	runNode := func(context.Context) error { return nil }
 	if !c.DisableAgent {
 		n, err := ownNode(c, o.Cluster, s)
+		n.podSubnets = func(subnets []netip.Prefix) { s.SetPodSubnets(ctx, subnets) }
 		if err == nil {
 			runNode, err = n.prepare(p)
 		}

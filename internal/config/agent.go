@@ -15,6 +15,8 @@ type Agent struct {
 
 	ServerURL *url.URL
 	Token     string
+	// Port is where other machines reach this one, by TCP and UDP.
+	Port int
 	// LocalPort is where the API answers on this machine, through whichever server does.
 	LocalPort int
 
@@ -28,6 +30,7 @@ func (r *reader) agent(h Host) Agent {
 		Node:    r.node(h, nil),
 		Token:   r.secret("token", "token-file"),
 
+		Port:      r.port("https-listen-port"),
 		LocalPort: r.port("lb-server-port"),
 	}
 	if a.Token == "" && len(r.problems) == 0 {

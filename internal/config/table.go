@@ -66,8 +66,8 @@ var table = []Setting{
 
 	{Name: "bind-address", Commands: ServerCommand, Group: groupListener, Holder: "IP", Computed: "all addresses",
 		Help: "Address on which the API server listens"},
-	{Name: "https-listen-port", Commands: ServerCommand, Group: groupListener, Kind: Int, Holder: "PORT", Default: "6443",
-		Help: "TCP port on which the API server listens"},
+	{Name: "https-listen-port", Commands: nodeCommands, Group: groupListener, Kind: Int, Holder: "PORT", Default: "6443",
+		Help: "Port at which other machines reach this one: the API server on a server (TCP), and gossip between all machines (TCP and UDP)"},
 	{Name: "advertise-address", Commands: ServerCommand, Group: groupListener, Holder: "IP", Computed: "the first of --node-ip",
 		Help: "Address under which the members of the cluster and its pods reach this API server"},
 	{Name: "tls-san", Commands: ServerCommand, Group: groupListener, Kind: List, Holder: "NAME",

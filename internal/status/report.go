@@ -28,10 +28,27 @@ type Report struct {
 	Cluster    *Cluster    `json:"cluster,omitempty"`
 	// Servers are the cluster's servers, when a server was asked.
 	Servers *Servers `json:"servers,omitempty"`
+	// Members are the machines of the cluster as this one hears of them; none before it is a member.
+	Members []Member `json:"members,omitempty"`
 	// Notes are sentences about what coracle does not do yet and this cluster's users may expect.
 	Notes []string `json:"notes,omitempty"`
 	// Problems are sentences about what is wrong, each with what to do.
 	Problems []string `json:"problems"`
+}
+
+// Member is a machine of the cluster as gossip knows it. That it is alive is hearsay: what counts is the Node.
+type Member struct {
+	Name    string `json:"name"`
+	Role    string `json:"role"` // server, agent or unknown
+	Address string `json:"address"`
+	Version string `json:"version,omitempty"`
+	// State is alive, silent, left (it stopped) or remembered (not heard of since this process started).
+	State      string    `json:"state"`
+	Since      time.Time `json:"since"`
+	Self       bool      `json:"self,omitempty"`
+	PodSubnets []string  `json:"podSubnets,omitempty"`
+	// KeyGeneration says which gossip keys it has.
+	KeyGeneration uint64 `json:"keyGeneration,omitempty"`
 }
 
 // Cluster counts what the API server knows. Ready pods are those that serve or have done their work; failed attempts of

@@ -29,6 +29,7 @@ type Server struct {
 	mu       sync.Mutex
 	ready    time.Time
 	stopping bool
+	members  func() []Member
 }
 
 // NewServer makes a server that is not listening yet.
@@ -50,6 +51,13 @@ func (s *Server) SetReady(at time.Time) {
 	}
 }
 
+// SetMembers gives the reports a list of the cluster's machines.
+func (s *Server) SetMembers(members func() []Member) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.members = members
+}
+
 // SetStopping notes that the process is about to end.
 func (s *Server) SetStopping() {
 	s.mu.Lock()
@@ -63,6 +71,9 @@ func (s *Server) Report() Report {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r.Ready, r.Stopping = s.ready, s.stopping
+	if s.members != nil {
+		r.Members = s.members()
+	}
 	return r
 }
 

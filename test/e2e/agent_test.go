@@ -35,6 +35,18 @@ func TestAgent(t *testing.T) {
 		t.Error(err)
 	}
 	says(t, status, "agent", "kubelet", "node")
+	pair := []*harness.Server{s, a}
+	harness.Eventually(t, soon, "both machines know one another", func() error { return knowOneAnother(pair, "alive alive ") })
+	// An agent's address is as good as a server's for joining: it passes on what is for a server.
+	third := site.NewMachine().NewAgent(s)
+	third.Args = append(third.Args, "--server", "https://"+a.IP+":6443")
+	third.Start()
+	harness.Eventually(t, soon, "the node that joined through another node is ready", func() error { return nodeReady(s, third) })
+	harness.Eventually(t, soon, "all machines know one another", func() error { return knowOneAnother(append(pair, third), "alive alive alive ") })
+	if err := third.Stop(); err != nil {
+		t.Error(err)
+	}
+	harness.Eventually(t, soon, "the node that stopped has left", func() error { return knowOneAnother(pair, "alive alive left ") })
 	started := s.Kubectl("get", "pod", "guest", "-o", "jsonpath={.status.containerStatuses[0].containerID}")
 
 	// The agent starts without its server, and goes on when that is back.

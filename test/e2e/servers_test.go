@@ -5,13 +5,17 @@
 package e2e
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -26,6 +30,26 @@ spec:
     metadata: {labels: {app: d}}
     spec: {containers: [` + boxYAML + `, command: [sleep, "3600"]}]}
 `
+
+// knowOneAnother says whether machines see the states of all members, servers first and then in the order of their names.
+func knowOneAnother(machines []*harness.Server, want string) error {
+	for _, m := range machines {
+		out, err := m.Run(m.Coracle(), "status", "--data-dir", m.DataDir, "-o", "json")
+		var r status.Report
+		if jsonErr := json.Unmarshal([]byte(out), &r); jsonErr != nil {
+			return errors.Join(err, jsonErr)
+		}
+		got, text := "", ""
+		for _, member := range r.Members {
+			got += member.State + " "
+			text += fmt.Sprintf("%s (%s) at %s: %s\n", member.Name, member.Role, member.Address, member.State)
+		}
+		if got != want {
+			return fmt.Errorf("%s sees\n%s, want %s", m.NodeName(), text, want)
+		}
+	}
+	return nil
+}
 
 // TestThreeServers: two servers join a third; each serves all of the API; what was written stays when the one that leads
 // is killed, another one's controllers go on, and the one that was killed comes back.
@@ -94,6 +118,23 @@ func TestThreeServers(t *testing.T) {
 	a.Start()
 	harness.Eventually(t, soon, "the agent's node is ready", func() error { return nodeReady(first, a) })
 
+	all := append(slices.Clone(servers), a)
+	alive := strings.Repeat("alive ", len(all))
+	harness.Eventually(t, soon, "all machines know one another", func() error { return knowOneAnother(all, alive) })
+	if out, err := first.Run(first.Coracle(), "gossip", "rotate-key", "--data-dir", first.DataDir); err != nil {
+		t.Errorf("the gossip key: %v\n%s", err, out)
+	}
+	if err := knowOneAnother(all, alive); err != nil {
+		t.Errorf("after the gossip key was replaced: %v", err)
+	}
+	// A machine that is cut off and back is known again.
+	for _, s := range servers {
+		site.Split(a.Machine, s.Machine)
+	}
+	harness.Eventually(t, soon, "the agent that is cut off is silent", func() error { return knowOneAnother(servers, "alive alive alive silent ") })
+	site.Heal()
+	harness.Eventually(t, soon, "the agent is back", func() error { return knowOneAnother(all, alive) })
+
 	first.Kill()
 	rest := servers[1:]
 	killed := time.Now()
@@ -134,6 +175,7 @@ func TestThreeServers(t *testing.T) {
 	case <-time.After(soon):
 		t.Fatalf("the dead one is behind the Service still: %v", endpoints(rest[0], rest))
 	}
+	harness.Eventually(t, soon, "the dead one is silent", func() error { return knowOneAnother(append(slices.Clone(rest), a), "silent alive alive alive ") })
 	first.Start()
 	waitAPI(first)
 	back := time.Now()
@@ -143,6 +185,7 @@ func TestThreeServers(t *testing.T) {
 	if out := first.Kubectl("get", "configmaps", "after", "-o", "name"); out != "configmap/after" {
 		t.Errorf("the server that came back has %q", out)
 	}
+	harness.Eventually(t, soon, "all machines know one another again", func() error { return knowOneAnother(all, alive) })
 	harness.Eventually(t, soon, "all servers are behind the Service again", func() error { return endpoints(rest[0], servers) })
 	t.Logf("all are behind the Service %v after the one that came back had an API", time.Since(back).Round(10*time.Millisecond))
 

@@ -12,9 +12,11 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"
 )
 
@@ -36,6 +38,8 @@ type App struct {
 	Encryption Encryption
 	// SnapshotFiles are the files that a snapshot has besides the store; those of the second kind may be missing.
 	SnapshotFiles func() (required, optional []string)
+	// RotateGossipKey replaces the gossip key. Members are those that this machine's server knows; progress is told of steps.
+	RotateGossipKey func(ctx context.Context, client kubernetes.Interface, members func(context.Context) ([]status.Member, error), progress func(string)) error
 	// CheckHost is the machine that coracle check looks at.
 	CheckHost func() check.Host
 
@@ -86,7 +90,7 @@ join it with "coracle agent".`,
 	root.AddCommand(
 		a.serverCommand(), a.agentCommand(),
 		a.checkCommand(), a.statusCommand(), a.kubectlCommand(), a.ctrCommand(), a.crictlCommand(),
-		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.snapshotCommand(), a.storeCommand(), a.memberCommand(),
+		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.gossipCommand(), a.snapshotCommand(), a.storeCommand(), a.memberCommand(),
 		a.debugCommand(), a.cleanupCommand(), a.versionCommand(), a.completionCommand(),
 	)
 	return root

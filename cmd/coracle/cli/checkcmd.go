@@ -69,6 +69,7 @@ func needsOf(c *config.Server) check.Needs {
 		Running:     readPIDFile(c.Paths.PIDFile).alive,
 	}
 	n.Ports = append(n.Ports, check.Port{Network: "tcp", Address: c.BindAddress, Number: c.HTTPSPort, What: "the API server", Setting: "--https-listen-port"})
+	n.Ports = append(n.Ports, check.Port{Network: "udp", Address: c.BindAddress, Number: c.HTTPSPort, What: "gossip", Setting: "--https-listen-port"})
 	if c.DisableAgent {
 		return n
 	}

@@ -154,6 +154,12 @@ func printStatus(w io.Writer, r *status.Report, now time.Time) error {
 			return err
 		}
 	}
+	if len(r.Members) > 1 {
+		b.WriteByte('\n')
+		if err := printClusterMembers(&b, r.Members, now); err != nil {
+			return err
+		}
+	}
 	b.WriteByte('\n')
 	if len(r.Problems) == 0 {
 		b.WriteString("Nothing is wrong.\n")
@@ -166,6 +172,34 @@ func printStatus(w io.Writer, r *status.Report, now time.Time) error {
 	}
 	if _, err := io.WriteString(w, b.String()); err != nil {
 		return fmt.Errorf("printing: %w", err)
+	}
+	return nil
+}
+
+// shownMembers bounds the list in the text; servers come first, and those that do not answer are always shown.
+const shownMembers = 20
+
+// printClusterMembers lists the machines of the cluster as this one hears of them.
+func printClusterMembers(w io.Writer, members []status.Member, now time.Time) error {
+	rows, more := [][]string{}, 0
+	for i, m := range members {
+		if i >= shownMembers && m.State == "alive" {
+			more++
+			continue
+		}
+		name := m.Name
+		if m.Self {
+			name += " (this machine)"
+		}
+		rows = append(rows, []string{name, m.Role, m.Address, m.Version, m.State, age(now.Sub(m.Since))})
+	}
+	if err := printTable(w, []string{"MEMBER", "ROLE", "ADDRESS", "VERSION", "STATE", "FOR"}, rows); err != nil {
+		return err
+	}
+	if more > 0 {
+		if _, err := fmt.Fprintf(w, "and %d more that are alive: coracle status -o json\n", more); err != nil {
+			return fmt.Errorf("printing: %w", err)
+		}
 	}
 	return nil
 }

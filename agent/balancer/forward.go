@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+)
+
+// maxForwarded is how many connections of other machines are passed on at a time.
+const maxForwarded = 256
+
+// Exclude tells which addresses are agents' and so no servers', although the operator may have named one of them: it passes
+// connections on as long as there is something to pass them on to.
+func (b *Balancer) Exclude(agents []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	clear(b.excluded)
+	for _, a := range agents {
+		b.excluded[a] = true
+	}
+	left := slices.DeleteFunc(slices.Clone(b.servers), func(s string) bool { return b.excluded[s] })
+	if len(left) > 0 {
+		b.servers = left
+	}
+}
+
+// Forward passes connections of other machines on to a server until ctx is done, and returns when none is left: who took
+// this machine for a server gets one. Only to a server that the cluster has named: two machines that were told to join one
+// another would pass a connection on for ever. TLS goes on between the two ends.
+func (b *Balancer) Forward(ctx context.Context, l net.Listener) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+	room := make(chan struct{}, maxForwarded)
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return fmt.Errorf("passing connections on to a server: %w", err)
+		}
+		select {
+		case room <- struct{}{}:
+			running.Go(func() {
+				b.join(ctx, c, b.namedServers())
+				<-room
+			})
+		default:
+			_ = c.Close() // too many: it may come again
+		}
+	}
+}
+
+func (b *Balancer) namedServers() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(b.servers), func(s string) bool { return !b.named[s] })
+}

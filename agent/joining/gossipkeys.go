@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package joining
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/token"
+)
+
+// GossipKeys are those that a server gave last; none if it had none.
+func (n *Node) GossipKeys() cluster.GossipKeys {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.gossip
+}
+
+// AskGossipKeys asks the servers, one after the other, for the present gossip keys, with the node's certificate, and keeps
+// them.
+func (n *Node) AskGossipKeys(ctx context.Context) error {
+	pair, root := n.own()
+	if pair == nil {
+		return errors.New("the node has no certificate that is valid")
+	}
+	q := join.Question{
+		Dialer: net.Dialer{Timeout: dialTimeout}, Certificate: pair, Root: root,
+		Request: join.Request{
+			Role: token.RoleAgent, Want: join.WantGossipKeys, Program: n.o.Program, Time: n.o.Now(), Node: join.Node{Name: n.o.NodeName},
+		},
+	}
+	var errs []error
+	for _, q.Address = range n.servers() {
+		a, err := join.Ask(ctx, q)
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case a.Gossip == nil:
+			errs = append(errs, fmt.Errorf("the server at %s gives no gossip keys: it is of an earlier version", q.Address))
+		default:
+			return n.keepGossipKeys(a.Gossip)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// takeGossipKeys takes the keys of an answer, if there are any.
+func (n *Node) takeGossipKeys(k *cluster.GossipKeys) error {
+	if k == nil {
+		return nil
+	}
+	if err := k.Validate(); err != nil {
+		return fmt.Errorf("the server's answer: %w", err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.gossip = *k
+	return nil
+}
+
+func (n *Node) keepGossipKeys(k *cluster.GossipKeys) error {
+	if err := n.takeGossipKeys(k); err != nil {
+		return err
+	}
+	return n.writeState()
+}
+
+// writeState keeps what the last answer said.
+func (n *Node) writeState() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	data, err := json.MarshalIndent(state{Node: n.o.NodeName, Addresses: n.o.Addresses, Settings: n.Settings, Gossip: n.gossip}, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encoding the cluster's settings: %w", err)
+	}
+	_, err = atomicfile.WriteIfDifferent(n.stateFile(), data, 0o600)
+	return err
+}
