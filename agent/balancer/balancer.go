@@ -98,7 +98,9 @@ func (b *Balancer) Set(servers []string) error {
 		delete(b.excluded, s)
 	}
 	next := unique(slices.Concat(servers, []string{b.o.Server}, b.servers))
-	next = slices.DeleteFunc(next, func(s string) bool { return b.excluded[s] })
+	if servers := slices.DeleteFunc(slices.Clone(next), func(s string) bool { return b.excluded[s] }); len(servers) > 0 {
+		next = servers
+	}
 	next = next[:min(len(next), most)]
 	maps.DeleteFunc(b.named, func(s string, _ bool) bool { return !slices.Contains(next, s) })
 	if i := slices.Index(next, b.servers[0]); i > 0 { // what is in use stays in use
@@ -183,7 +185,7 @@ func stream(to, from net.Conn) {
 
 // dial connects to the first server that accepts, which is then the one in use.
 func (b *Balancer) dial(ctx context.Context, servers []string) (net.Conn, string, error) {
-	var errs []error
+	errs := []error{errors.New("no server accepts a connection")}
 	for _, server := range servers {
 		c, err := connect(ctx, server)
 		if err == nil {
