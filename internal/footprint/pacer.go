@@ -17,18 +17,15 @@ const (
 	// idleAbove is the time above which it is at rest again. What lies between changes nothing, so that a process in
 	// between does not swing.
 	idleAbove = 10 * time.Second
-	// busyHeap is how large a heap may get under load before it is collected: what lives and the garbage together. At its
-	// largest a heap is as scattered as it will stay: Go moves nothing, and a page of which one object lives on is not given
-	// back. Some 60 MB live in a server at rest, and 90 while much comes and goes.
-	busyHeap = 112 << 20
-	// largeHeap is what lives in a heap that is large without a burst. There the collector's time counts for more: half of
-	// what lives may be garbage.
-	largeHeap = 2 * busyHeap
+	// busyRoom is how many bytes of garbage may pile up under load as long as that is at least half of what the percentage
+	// for load allows. More would save little time, and at its largest a heap is as scattered as it will stay: Go moves
+	// nothing, and a page of which one object lives on is not given back.
+	busyRoom = 64 << 20
 )
 
 // Pacer chooses how much garbage may pile up by how often it is collected: little at rest, when a small heap costs
-// nothing, and much under load, as long as the heap stays small: as much as lives, but no more than up to busyHeap. It looks
-// only when a collection has ended, so it never wakes an idle process.
+// nothing, and much under load: as much as lives while that is little, and half of that when it is not. It looks only
+// when a collection has ended, so it never wakes an idle process.
 type Pacer struct {
 	idle, busy int // GOGC values, percent
 	now        func() time.Time
@@ -83,22 +80,17 @@ func (p *Pacer) collected() {
 	p.last = now
 	switch {
 	case since < busyBelow:
-		p.change(underLoad(p.idle, p.busy, live))
+		p.change(underLoad(p.busy, live))
 	case since > idleAbove:
 		p.change(p.idle)
 	}
 }
 
-// underLoad returns the percentage for load, given those for rest and for a small heap and how many bytes live. Its steps are
-// coarse, because a change of it stops the process for a moment.
-func underLoad(idle, busy int, live uint64) int {
-	const step = 5
-	percent := int((busyHeap-min(live, busyHeap))*100/max(live, 1)) / step * step
-	least := idle
-	if large := busy / 2; live > busyHeap && large > idle {
-		least += int(uint64(large-idle) * (min(live, largeHeap) - busyHeap) / (largeHeap - busyHeap))
-	}
-	return max(min(percent, busy), least/step*step)
+// underLoad returns the percentage for load, given the one for a small heap and how many bytes live. Its steps are coarse,
+// because a change of it stops the process for a moment.
+func underLoad(busy int, live uint64) int {
+	percent := int(busyRoom * 100 / max(live, 1) / 10 * 10)
+	return max(min(percent, busy), busy/2)
 }
 
 // heap asks the Go runtime.

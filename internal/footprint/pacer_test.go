@@ -24,9 +24,8 @@ func TestPacer(t *testing.T) {
 		{5 * time.Second, 1, 40, 25}, {time.Second, 1, 40, 100}, {5 * time.Second, 1, 40, 100}, {11 * time.Second, 1, 40, 25}, {3 * time.Second, 1, 40, 25},
 		// Trim collects twice, one right after the other. The next collection is a long time after the last that counts.
 		{0, 0, 40, 25}, {time.Millisecond, 0, 40, 25}, {time.Second, 0, 40, 25}, {3 * time.Second, 1, 40, 25},
-		// Under load the heap grows to 112 MB and no more than at rest beyond; a large one by half.
-		{time.Second, 1, 56, 100}, {time.Second, 1, 80, 40}, {time.Second, 1, 100, 25}, {time.Second, 1, 112, 25},
-		{time.Second, 1, 168, 35}, {time.Second, 1, 500, 50}, {time.Second, 1, 60, 85},
+		// Under load less piles up the more there is, down to half.
+		{time.Second, 1, 64, 100}, {time.Second, 1, 80, 80}, {time.Second, 1, 81, 70}, {time.Second, 1, 500, 50}, {time.Second, 1, 60, 100},
 	} {
 		now, collections, live = now.Add(step.after), collections+step.automatic, step.live<<20
 		p.collected()
@@ -34,19 +33,8 @@ func TestPacer(t *testing.T) {
 			t.Errorf("step %d, %v after the last collection: %d, want %d", i, step.after, got, step.want)
 		}
 	}
-	if len(set) != 9 {
+	if len(set) != 8 {
 		t.Errorf("set to %v: a value that does not change is not set again", set)
-	}
-}
-
-// Whatever lives, no less may pile up than at rest, and no more than is set for a small heap.
-func TestUnderLoad(t *testing.T) {
-	for _, p := range []struct{ idle, busy int }{{25, 100}, {15, 30}, {25, 25}, {50, 40}} {
-		for live := uint64(0); live < 1<<30; live += 1 << 20 {
-			if got := underLoad(p.idle, p.busy, live); got < min(p.idle, p.busy)/5*5 || got > max(p.busy, p.idle) {
-				t.Fatalf("%d%% for %d MB, with %d%% at rest and %d%% under load", got, live>>20, p.idle, p.busy)
-			}
-		}
 	}
 }
 
