@@ -289,6 +289,11 @@ func testNodeRole(t *testing.T, c *clients) {
 	if err := nodes.Delete(ctx, "boat", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	// The leader looks first whether a server has to leave the store with it.
+	waitFor(t, "the node is gone", func() bool {
+		_, err := nodes.Get(ctx, "boat", metav1.GetOptions{})
+		return apierrors.IsNotFound(err)
+	})
 	for _, name := range []string{"boat", "other"} {
 		if _, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: n.Status}, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
