@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -96,36 +97,23 @@ func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) (err error) 
 	if os.Getenv("GOGC") == "" {
 		rest = footprint.NewPacer(idle, busy, time.Now).Rest
 	}
-	beside := make(chan struct{}, 5)
-	go func() {
-		member.run(ctx)
-		beside <- struct{}{}
-	}()
-	go func() {
-		if err := servers.Forward(ctx, port.mux.Default()); err != nil {
-			stopAll(err)
-		}
-		beside <- struct{}{}
-	}()
-	go func() {
-		announce(ctx, p, ready, rest)
-		beside <- struct{}{}
-	}()
-	go func() {
-		_ = joined.Run(ctx) // it says itself what it cannot renew
-		beside <- struct{}{}
-	}()
-	go func() {
-		if err := servers.Follow(ctx, joined.Credentials.NetworkKubeconfig); err != nil {
-			stopAll(err)
-		}
-		beside <- struct{}{}
-	}()
+	var beside sync.WaitGroup
+	beside.Go(func() { member.run(ctx) })
+	beside.Go(func() { announce(ctx, p, ready, rest) })
+	beside.Go(func() { _ = joined.Run(ctx) }) // it says itself what it cannot renew
+	for _, run := range []func() error{
+		func() error { return servers.Forward(ctx, port.mux.Default()) },
+		func() error { return servers.Follow(ctx, joined.Credentials.NetworkKubeconfig) },
+	} {
+		beside.Go(func() {
+			if err := run(); err != nil {
+				stopAll(err)
+			}
+		})
+	}
 	nodeErr := runNode(ctx)
 	stopAll(nodeErr)
-	for range cap(beside) {
-		<-beside
-	}
+	beside.Wait()
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}

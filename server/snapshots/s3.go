@@ -166,7 +166,7 @@ func (b *bucket) header(ctx context.Context, name string) (Header, error) {
 	if err != nil {
 		return Header{}, err
 	}
-	defer r.Close()
+	defer func() { _ = r.Close() }() // it was read as far as it is needed
 	h, _, err := readHeader(bufio.NewReader(r))
 	return h, err
 }
@@ -198,7 +198,7 @@ func Fetch(ctx context.Context, o *s3settings.S3, name, dir string) (file string
 	if err != nil {
 		return "", b.explain("fetching "+name, err)
 	}
-	defer r.Close()
+	defer func() { _ = r.Close() }() // it was read as far as it is needed
 	if _, err := r.Stat(); err != nil {
 		return "", b.explain("fetching "+name, err)
 	}

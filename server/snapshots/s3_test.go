@@ -111,7 +111,7 @@ func (f *fakeS3) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(404, "NoSuchKey")
 	case r.Method == http.MethodDelete:
 		delete(f.objects, key)
-		w.WriteHeader(204)
+		w.WriteHeader(http.StatusNoContent)
 	default:
 		w.Header().Set("ETag", etag(f.objects[key]))
 		http.ServeContent(w, r, "", start, strings.NewReader(string(f.objects[key])))
