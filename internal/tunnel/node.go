@@ -87,7 +87,7 @@ func ping(ctx context.Context, s *yamux.Session, every time.Duration) error {
 
 // serve is one stream.
 func (n Node) serve(ctx context.Context, stream *yamux.Stream) {
-	defer func() { _ = stream.Close() }() // what was to be said has been
+	defer func() { _ = stream.Close() }()               // what was to be said has been
 	_ = stream.SetDeadline(time.Now().Add(openTimeout)) // fails of a stream that is closed, which reading will say
 	to, err := readTarget(stream)
 	if err == nil && !n.Allowed(to) {
