@@ -107,8 +107,8 @@ func (b *Balancer) Set(servers []string) error {
 		next = unique(append([]string{next[i]}, next...))
 	}
 	b.servers = next
-	b.mu.Unlock()
 	kept := slices.Sorted(slices.Values(next)) // so that a change of the one in use writes nothing
+	b.mu.Unlock()
 	data, err := json.Marshal(kept)
 	if err != nil {
 		return fmt.Errorf("keeping the list of servers: %w", err)

@@ -38,6 +38,25 @@ type world struct {
 	finding  map[string]Finding
 	checks   int
 	checkFor time.Duration
+	fails    map[string]int // so many updates of a resource's status fail
+}
+
+// update is a reactor of the fake API.
+func (w *world) update(a clienttesting.Action) (bool, runtime.Object, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if r := a.GetResource().Resource; a.GetSubresource() == "status" && w.fails[r] > 0 {
+		w.fails[r]--
+		return true, nil, errors.New("no quorum")
+	}
+	return false, nil, nil
+}
+
+// checked is how many checks there were.
+func (w *world) checked() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.checks
 }
 
 // lister reads what the API has.
@@ -73,6 +92,7 @@ func live(t *testing.T, nodes int, f func(w *world)) {
 			w.contacts[name] = tunnels.Contact{Last: time.Now(), Open: true, Direct: true}
 		}
 		w.client = fake.NewClientset(objects...)
+		w.client.PrependReactor("update", "*", w.update)
 		w.judge = New(Options{
 			Client: w.client, Nodes: lister{client: w.client}, Own: "own", Contact: w.contact, Check: w.check,
 			Recorder: &record.FakeRecorder{}, Logger: slog.New(slog.DiscardHandler),
@@ -177,8 +197,8 @@ func TestDeath(t *testing.T) {
 	live(t, 5, func(w *world) {
 		time.Sleep(10 * time.Minute)
 		w.want("after ten quiet minutes", nil, nil)
-		if w.checks > 0 {
-			t.Errorf("%d checks of nodes that speak", w.checks)
+		if w.checked() > 0 {
+			t.Errorf("%d checks of nodes that speak", w.checked())
 		}
 		w.do(func() { w.silent["n2"] = true })
 		time.Sleep(3 * time.Second)
@@ -201,10 +221,10 @@ func TestDeath(t *testing.T) {
 				t.Errorf("%s is %s, %s", c.Type, c.Status, c.Reason)
 			}
 		}
-		checks := w.checks
+		checks := w.checked()
 		time.Sleep(time.Minute)
-		if w.checks != checks {
-			t.Errorf("%d checks of a node that is dead already", w.checks-checks)
+		if w.checked() != checks {
+			t.Errorf("%d checks of a node that is dead already", w.checked()-checks)
 		}
 		// It comes back, its kubelet reports, and it dies again.
 		w.do(func() { w.silent["n2"] = false })
@@ -305,20 +325,15 @@ func TestByLease(t *testing.T) {
 // Writing goes on until all is written.
 func TestWritesThatFail(t *testing.T) {
 	live(t, 3, func(w *world) {
-		fails := map[string]int{"nodes": 2, "pods": 4}
-		w.client.PrependReactor("update", "*", func(a clienttesting.Action) (bool, runtime.Object, error) {
-			if r := a.GetResource().Resource; a.GetSubresource() == "status" && fails[r] > 0 {
-				fails[r]--
-				return true, nil, errors.New("no quorum")
-			}
-			return false, nil, nil
-		})
+		w.do(func() { w.fails = map[string]int{"nodes": 2, "pods": 4} })
 		w.do(func() { w.silent["n3"] = true })
 		time.Sleep(10 * time.Second)
 		w.want("after writes that failed", []string{"n3"}, []string{"n3"})
-		if fails["nodes"]+fails["pods"] > 0 {
-			t.Errorf("not tried: %v", fails)
-		}
+		w.do(func() {
+			if w.fails["nodes"]+w.fails["pods"] > 0 {
+				t.Errorf("not tried: %v", w.fails)
+			}
+		})
 	})
 }
 
@@ -375,8 +390,8 @@ func TestSuspect(t *testing.T) {
 		w.judge.Suspect("nobody")
 		time.Sleep(CheckTimeout + 100*time.Millisecond)
 		w.want("after a check", []string{"n1"}, []string{"n1"})
-		if w.checks != 2 {
-			t.Errorf("%d checks", w.checks)
+		if w.checked() != 2 {
+			t.Errorf("%d checks", w.checked())
 		}
 		time.Sleep(time.Minute)
 		w.want("later", []string{"n1"}, []string{"n1"})
