@@ -63,8 +63,12 @@ func TestSnapshotOnBlankMachine(t *testing.T) {
 	if out, err := s.Run(s.Coracle(), "kubectl", "--kubeconfig", admin, "auth", "whoami", "-o", "jsonpath={.status.userInfo.groups}"); err != nil || !strings.Contains(out, "system:masters") {
 		t.Errorf("the administrator's kubeconfig of before: %s, %v", out, err)
 	}
+	// What the API says of the pods is the snapshot's word until the kubelet has started them again.
+	harness.Eventually(t, soon, "a command runs in a pod", func() error {
+		_, err := k.Try("exec", "deployment/d", "--", "true")
+		return err
+	})
 	readyPods(s, "2")
-	k.Kubectl("exec", "deployment/d", "--", "true")
 	k.Kubectl("scale", "deployment/d", "--replicas=3")
 	readyPods(s, "3")
 }
