@@ -108,8 +108,9 @@ func (m *nodeMembers) once(ctx context.Context) bool {
 
 func (m *nodeMembers) remove(ctx context.Context, n *corev1.Node) error {
 	id, all := n.Annotations[serverIDAnnotation], m.store.Members()
-	// The only server remains what it is; its node registers again.
-	if len(all) > 1 && isMember(all, id) {
+	// A node may write its own annotations and finalizers, but not this label: it cannot name somebody else's server. The only
+	// server remains what it is; its node registers again.
+	if n.Labels[roleLabel] == roleValue && len(all) > 1 && isMember(all, id) {
 		if err := m.store.RemoveMember(ctx, id); err != nil && status.Code(err) != codes.NotFound {
 			return err
 		}

@@ -50,6 +50,7 @@ func TestNodesDeletionRemovesItsServer(t *testing.T) {
 		id         string
 		finalizers []string
 		alive      bool
+		agent      bool // not labelled as a server
 		refuses    error
 		removed    string // the member that is to be removed
 		left       []string
@@ -57,6 +58,7 @@ func TestNodesDeletionRemovesItsServer(t *testing.T) {
 	}{
 		{name: "one of three", members: "s1 s2 s3", id: "s2", finalizers: []string{"other/one", memberFinalizer}, removed: "s2", left: []string{"other/one"}, ok: true},
 		{name: "not deleted", members: "s1 s2 s3", id: "s2", finalizers: []string{memberFinalizer}, alive: true, left: []string{memberFinalizer}, ok: true},
+		{name: "an agent that names another's server", members: "s1 s2 s3", id: "s2", agent: true, finalizers: []string{"other/one", memberFinalizer}, left: []string{"other/one"}, ok: true},
 		{name: "without the finalizer", members: "s1 s2 s3", id: "s2", finalizers: []string{"other/one"}, left: []string{"other/one"}, ok: true},
 		{name: "the only server", members: "s2", id: "s2", finalizers: []string{"other/one", memberFinalizer}, left: []string{"other/one"}, ok: true},
 		{name: "a member of another cluster", members: "s1 s3", id: "s2", finalizers: []string{"other/one", memberFinalizer}, left: []string{"other/one"}, ok: true},
@@ -66,6 +68,9 @@ func TestNodesDeletionRemovesItsServer(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", Finalizers: c.finalizers, Annotations: map[string]string{}}}
+			if !c.agent {
+				n.Labels = map[string]string{roleLabel: roleValue}
+			}
 			if c.id != "" {
 				n.Annotations[serverIDAnnotation] = c.id
 			}
