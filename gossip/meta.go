@@ -122,6 +122,9 @@ func decodeMeta(data []byte) (Meta, error) {
 			return Meta{}, err
 		}
 	}
+	m.API = m.API[:min(len(m.API), maxAddresses)] // no more than a member of this version would say
+	m.Addresses = m.Addresses[:min(len(m.Addresses), maxAddresses)]
+	m.PodSubnets = m.PodSubnets[:min(len(m.PodSubnets), maxPodSubnets)]
 	return m, nil
 }
 

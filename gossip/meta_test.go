@@ -78,9 +78,6 @@ func FuzzMeta(f *testing.F) {
 		if err != nil {
 			return
 		}
-		m.API = m.API[:min(len(m.API), maxAddresses)]
-		m.Addresses = m.Addresses[:min(len(m.Addresses), maxAddresses)]
-		m.PodSubnets = m.PodSubnets[:min(len(m.PodSubnets), maxPodSubnets)]
 		again, err := decodeMeta(m.encode())
 		for i, a := range m.API { // one form for each address
 			m.API[i] = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())

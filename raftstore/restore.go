@@ -23,6 +23,12 @@ import (
 // eleven days are fewer.
 const revisionLeap = 1_000_000_000
 
+// revisionsPerSecond makes of the time the revision that a restored store has at
+// least. A backup that is restored a second time, after the cluster has gone on from
+// the first, so gets another revision than then, and a later one, as long as the
+// cluster wrote no more than that and its clock was not set back.
+const revisionsPerSecond = 1000
+
 // seedIndex is the index of the snapshot that a restored store starts from. Not
 // 1: raft sends entry 1 without having looked at one before, so disk.Log could
 // not let a snapshot that ends there stand for it.
@@ -43,7 +49,7 @@ func Restore(o Options, backup io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("raftstore: restore: the backup cannot be used, and nothing was changed: %w", err)
 	}
-	state.Leap(revisionLeap, seedIndex)
+	state.Leap(revisionLeap, o.Clock.Now().Unix()*revisionsPerSecond, seedIndex)
 	if err := build(o, state); err != nil {
 		return fmt.Errorf("raftstore: restore: %w. Nothing was put into %s; try again", err, o.Dir)
 	}

@@ -23,6 +23,7 @@ import (
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/joining"
 )
@@ -84,7 +85,7 @@ func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, 
 		return nil
 	}
 	if !known && !m.Joined { // who has the node's key may have another password: its file was lost
-		if err := a.mayTakeOver(m.Node.Name, node, have); err != nil {
+		if err := a.mayTakeOver(m.Node.Name, m.Role, node, have); err != nil {
 			return err
 		}
 	}
@@ -171,14 +172,14 @@ func earlier(a, b *corev1.Secret) bool {
 }
 
 // mayTakeOver says whether a machine that does not know the node's password may become that node: if the machine that
-// was is dead, or is gone for good.
-func (a *admission) mayTakeOver(name string, node *corev1.Node, have *corev1.Secret) error {
+// was is dead, or is gone for good. Only who has the token of servers takes the place of a server.
+func (a *admission) mayTakeOver(name string, role token.Role, node *corev1.Node, have *corev1.Secret) error {
 	taken := func(why string) error {
 		return join.Refuse(join.CodeName, "there is a node named %s already, and %s. Choose another name with --node-name, or, if this machine takes the place of "+
 			"that one, delete the node first: kubectl delete node %s", name, why, name)
 	}
 	switch {
-	case node != nil && (name == a.s.o.NodeName || have == nil && node.Labels[roleLabel] == roleValue):
+	case node != nil && (name == a.s.o.NodeName || node.Labels[roleLabel] == roleValue && (have == nil || role != token.RoleServer)):
 		return taken("it is a server's own")
 	case node != nil && apiserver.NodeLives(node):
 		return taken("it is alive")

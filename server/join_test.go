@@ -17,6 +17,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
@@ -118,6 +119,19 @@ func TestClaimName(t *testing.T) {
 		t.Fatal(err)
 	}
 	claim("the name of another server, which is down", machine("other-server", password, "10.0.0.9"), join.CodeName)
+	b := machine("server-b", password, "10.0.0.8")
+	b.Role = token.RoleServer
+	claim("a server that joins", b, "")
+	clock.Step(time.Hour)
+	silent := other.DeepCopy()
+	silent.Name = "server-b"
+	if err := api.Tracker().Add(silent); err != nil {
+		t.Fatal(err)
+	}
+	claim("an agent under the name of a server that is silent", machine("server-b", otherPassword, "10.0.0.9"), join.CodeName)
+	wiped := machine("server-b", otherPassword, "10.0.0.9")
+	wiped.Role = token.RoleServer
+	claim("a server in the place of one that is silent", wiped, "")
 	claim("the server's own name", machine("server", password, "10.0.0.9"), join.CodeName)
 	claim("a new node", machine("n", password, "10.0.0.2"), "")
 	claim("another machine at the same moment", machine("n", otherPassword, "10.0.0.3"), join.CodeName)

@@ -22,12 +22,12 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
 const (
-	// memberFinalizer keeps a deleted node of a server until the server is no member of the store any more.
-	memberFinalizer = "coracle.dev/store-member"
+	memberFinalizer = cluster.MemberFinalizer
 	// memberRetry is how long to wait after a refused or failed removal.
 	memberRetry = 5 * time.Second
 )
@@ -35,6 +35,7 @@ const (
 // members is what of the store is needed to take a server out.
 type members interface {
 	Members() []raftstore.Member
+	Survey(ctx context.Context) []raftstore.MemberState
 	RemoveMember(ctx context.Context, name string) error
 }
 

@@ -24,12 +24,21 @@ type storeMembers struct {
 	names   []string
 	removed []string
 	refuses error
+	alive   string // the member that answers
 }
 
 func (s *storeMembers) Members() []raftstore.Member {
 	var out []raftstore.Member
 	for _, n := range s.names {
 		out = append(out, raftstore.Member{Name: n})
+	}
+	return out
+}
+
+func (s *storeMembers) Survey(context.Context) []raftstore.MemberState {
+	var out []raftstore.MemberState
+	for _, m := range s.Members() {
+		out = append(out, raftstore.MemberState{Member: m, Answers: m.Name == s.alive})
 	}
 	return out
 }
@@ -120,6 +129,11 @@ func TestNodeIsMarkedAsAServers(t *testing.T) {
 	if !r.complete(now) || !slices.Contains(now.Finalizers, "other/one") || strings.Join(store.removed, " ") != "before" {
 		t.Errorf("the node is %+v, removed %q", now.ObjectMeta, store.removed)
 	}
+	store.removed, store.alive = nil, "before"
+	if err := r.mark(t.Context(), "before"); err == nil || len(store.removed) > 0 {
+		t.Errorf("a server that lives was taken out because an annotation names it: %v, %q", err, store.removed)
+	}
+	store.alive = ""
 	store.refuses = status.Error(codes.FailedPrecondition, "no majority")
 	if err := r.mark(t.Context(), "before"); err == nil {
 		t.Error("the refusal to remove the former server is not told")

@@ -20,6 +20,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/raftstore"
 )
 
 const (
@@ -109,6 +111,9 @@ func (r *nodeRole) complete(n *corev1.Node) bool {
 // back under its name, and its former self is not waited for.
 func (r *nodeRole) mark(ctx context.Context, former string) error {
 	if former != r.id && isMember(r.store.Members(), former) {
+		if answers(r.store.Survey(ctx), former) {
+			return fmt.Errorf("the node is that of the server %s, which lives: two machines have one node name, or somebody wrote the annotation %s", former, serverIDAnnotation)
+		}
 		if err := r.store.RemoveMember(ctx, former); err != nil && status.Code(err) != codes.NotFound {
 			return fmt.Errorf("taking the server that this machine was before, %s, out of the store: %w", former, err)
 		}
@@ -126,4 +131,8 @@ func (r *nodeRole) mark(ctx context.Context, former string) error {
 		return nil // deleted meanwhile; when it registers again, that is seen
 	}
 	return err
+}
+
+func answers(all []raftstore.MemberState, id string) bool {
+	return slices.ContainsFunc(all, func(m raftstore.MemberState) bool { return m.Name == id && m.Answers })
 }

@@ -97,7 +97,8 @@ func (b *Balancer) Set(servers []string) error {
 		b.named[s] = true
 		delete(b.excluded, s)
 	}
-	next := unique(slices.Concat(servers, []string{b.o.Server}, b.servers))
+	// However many are named: what is in use, and what the operator named, are among those that are kept.
+	next := unique(slices.Concat(servers[:min(len(servers), most-2)], []string{b.servers[0], b.o.Server}, servers, b.servers))
 	if servers := slices.DeleteFunc(slices.Clone(next), func(s string) bool { return b.excluded[s] }); len(servers) > 0 {
 		next = servers
 	}

@@ -171,6 +171,28 @@ func TestServerInUseIsKept(t *testing.T) {
 	wantAnswer(t, b, "one")
 }
 
+// However many servers somebody names, the one in use and the one that the operator named are kept.
+func TestManyNamedServers(t *testing.T) {
+	one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
+	b := start(t, Options{Server: one.address})
+	if err := b.Set([]string{two.address}); err != nil {
+		t.Fatal(err)
+	}
+	one.stop()
+	wantAnswer(t, b, "two")
+	var invented []string
+	for i := range 3 * most {
+		invented = append(invented, fmt.Sprintf("192.0.2.%d:6443", i+1))
+	}
+	if err := b.Set(invented); err != nil {
+		t.Fatal(err)
+	}
+	if known := b.Servers(); len(known) > most || known[0] != two.address || !slices.Contains(known, one.address) {
+		t.Errorf("%d are known: %q", len(known), known)
+	}
+	wantAnswer(t, b, "two")
+}
+
 // TestProcessEnds: connections end with their server's, and the next ones go to another one and stay there.
 func TestProcessEnds(t *testing.T) {
 	one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")

@@ -111,6 +111,13 @@ func Strings(nets []netip.Prefix) []string {
 	return out
 }
 
+const (
+	// ServerIDAnnotation on a node is the name in the store of the server on its machine. Each server writes its own.
+	ServerIDAnnotation = "coracle.dev/server-id"
+	// MemberFinalizer keeps a deleted node of a server until the server is no member of the store any more.
+	MemberFinalizer = "coracle.dev/store-member"
+)
+
 // OwnAddressesLabel is on a node whose agent sets the addresses itself, external ones among them, where upstream's kubelet
 // expects a cloud provider to. It registers with the taint that such a provider's controller would remove, and the API
 // server leaves that taint out.

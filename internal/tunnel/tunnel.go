@@ -53,10 +53,11 @@ func config(backlog int) *yamux.Config {
 	return c
 }
 
-// heardConn notes when something came in.
+// heardConn notes when something came in, and fails when too many pings come.
 type heardConn struct {
 	net.Conn
-	at atomic.Pointer[time.Time]
+	at    atomic.Pointer[time.Time]
+	pings pingLimit
 }
 
 func newHeardConn(c net.Conn) *heardConn {
@@ -74,6 +75,9 @@ func (c *heardConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 {
 		c.hear()
+		if !c.pings.take(b[:n], time.Now()) {
+			return 0, errPings
+		}
 	}
 	return n, err
 }

@@ -137,7 +137,7 @@ func TestNobodyThere(t *testing.T) {
 // connections of a process, which testing/synctest does not bear.
 func TestLiveness(t *testing.T) {
 	n := echo()
-	n.pingEvery = time.Millisecond
+	n.pingEvery = 100 * time.Millisecond // fewer than the limit
 	s := connect(t, n)
 	for range 5 {
 		last := s.Heard()

@@ -65,13 +65,13 @@ func search(history []*Version, rev int64) int {
 	return sort.Search(len(history), func(i int) bool { return history[i].kv.ModRevision >= rev })
 }
 
-// Leap moves the revision ahead by n and drops all history: every older
-// revision is compacted. Keys keep the revisions that wrote them. It is for a
+// Leap moves the revision ahead by n, or to the given one if that is further, and
+// drops all history: every older revision is compacted. Keys keep the revisions that wrote them. It is for a
 // state that takes another one's place, in a new log whose entries come after
 // index: sessions do not go with it.
-func (s *State) Leap(n int64, index uint64) {
+func (s *State) Leap(n, to int64, index uint64) {
 	s.applied, s.sessions, s.frozenSessions = index, nil, nil
-	s.rev += n
+	s.rev = max(s.rev+n, to)
 	s.compacted.Store(s.rev)
 	s.Prune()
 }

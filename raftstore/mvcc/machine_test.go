@@ -286,8 +286,8 @@ func (m *machine) leap(t *rapid.T) {
 	}
 	const n = 3
 	m.index = 1
-	m.state.Leap(n, m.index)
-	m.replica.Leap(n, m.index)
+	m.state.Leap(n, 0, m.index)
+	m.replica.Leap(n, 0, m.index)
 	m.model.leap(n, m.index)
 }
 

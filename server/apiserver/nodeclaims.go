@@ -120,6 +120,10 @@ func (p *nodeClaims) Validate(_ context.Context, a admission.Attributes, _ admis
 	if !slices.Equal(node.Spec.PodCIDRs, old.Spec.PodCIDRs) {
 		return admission.NewForbidden(a, errors.New("a node does not choose its own pod network: the controllers give it one"))
 	}
+	if node.Annotations[cluster.ServerIDAnnotation] != old.Annotations[cluster.ServerIDAnnotation] ||
+		slices.Contains(node.Finalizers, cluster.MemberFinalizer) != slices.Contains(old.Finalizers, cluster.MemberFinalizer) {
+		return admission.NewForbidden(a, errors.New("only servers say which node is a server's"))
+	}
 	if slices.Equal(node.Status.Addresses, old.Status.Addresses) {
 		return nil
 	}

@@ -61,10 +61,15 @@ func TestNodeClaims(t *testing.T) {
 	})
 	ranges := nodeAt("one", "192.0.2.3")
 	ranges.Spec.PodCIDR, ranges.Spec.PodCIDRs = "10.42.1.0/24", []string{"10.42.1.0/24"}
+	posing, held := nodeAt("one", "192.0.2.3"), nodeAt("one", "192.0.2.3")
+	posing.Annotations = map[string]string{cluster.ServerIDAnnotation: "somebody's"}
+	held.Finalizers = []string{cluster.MemberFinalizer}
 	for what, tt := range map[string]struct {
 		node *corev1.Node
 		want string
 	}{
+		"as another's server":          {posing, "only servers say"},
+		"as a member of the store":     {held, "only servers say"},
 		"with a pod network":           {ranges, "does not choose its own pod network"},
 		"at a pod's address":           {nodeAt("one", "10.42.0.9"), "network for pods or Services"},
 		"at the API's Service":         {nodeAt("one", "192.0.2.3", "10.43.0.1"), "network for pods or Services"},

@@ -225,8 +225,8 @@ func (j *Judge) silence(name string, s *state, now time.Time) (silence, limit ti
 	if !s.nominated.IsZero() {
 		if last.After(s.nominated) {
 			s.nominated = time.Time{}
-		} else {
-			limit = 0
+		} else if c.Direct {
+			limit = 0 // one that no server can connect to is given its time all the same
 		}
 	}
 	if !s.dead.IsZero() && !last.After(s.dead) {

@@ -381,6 +381,23 @@ func TestShortOfCPU(t *testing.T) {
 	})
 }
 
+// A node that no server can connect to cannot be checked: gossip's word does not shorten the time that it has.
+func TestSuspectFar(t *testing.T) {
+	live(t, 3, func(w *world) {
+		w.do(func() {
+			w.silent["n1"] = true
+			c := w.contacts["n1"]
+			c.Direct = false
+			w.contacts["n1"] = c
+		})
+		w.judge.Suspect("n1")
+		time.Sleep(quickFar / 2)
+		w.want("while it has time", nil, nil)
+		time.Sleep(quickFar)
+		w.want("later", []string{"n1"}, []string{"n1"})
+	})
+}
+
 // Who is suspected is checked at once, and lives if it speaks.
 func TestSuspect(t *testing.T) {
 	live(t, 3, func(w *world) {

@@ -235,7 +235,10 @@ func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, er
 	if name == "" {
 		name = OnDemandName
 	}
-	counts := func(i Info) bool { return strings.HasPrefix(i.Name, name+"-"+k.o.Server+"-") }
+	// Another server's name may begin with this one's, and several clusters may share a bucket.
+	counts := func(i Info) bool {
+		return strings.HasPrefix(i.Name, name+"-"+k.o.Server+"-") && i.Server == k.o.Server && i.Cluster == k.o.Cluster
+	}
 	deleted, err := k.prune(keep, counts)
 	remoteErr := k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
 		more, err := b.prune(ctx, keep, counts)

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -420,7 +421,27 @@ func TestListPruneDelete(t *testing.T) {
 	if deleted, err := m.Prune(t.Context(), "nightly", 0); err != nil || len(deleted) > 0 {
 		t.Errorf("of another name: %q, %v", deleted, err)
 	}
+	// Somebody else's, of a name that begins like ours.
+	data, err := os.ReadFile(infos[0].Location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, header := range []string{`"server":"other"`, `"cluster":"other"`} {
+		key, _, _ := strings.Cut(header, ":")
+		foreign := regexp.MustCompile(key+`:"[^"]*"`).ReplaceAll(data, []byte(header))
+		if bytes.Equal(foreign, data) {
+			t.Fatalf("the header has no %s", key)
+		}
+		if err := os.WriteFile(filepath.Join(m.o.Dir, fmt.Sprintf("%s-%d", infos[0].Name, i)), foreign, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	deleted, err := m.Prune(t.Context(), "", 3)
+	for i := range 2 {
+		if err := os.Remove(filepath.Join(m.o.Dir, fmt.Sprintf("%s-%d", infos[0].Name, i))); err != nil {
+			t.Errorf("another's snapshot: %v", err)
+		}
+	}
 	if err != nil || len(deleted) != 1 || deleted[0] != infos[0].Name {
 		t.Errorf("pruned %q, %v", deleted, err)
 	}
