@@ -22,7 +22,7 @@ import (
 // spread is when all members have heard of a change: usually within a second, and else with the next full exchange.
 const spread = 3 * pushPullEvery
 
-// group is some members on one network, in a bubble of fake time.
+// group is some members on one network, in a bubble of fake time: no sleep of this file takes any.
 type group struct {
 	t       *testing.T
 	net     *network

@@ -36,7 +36,7 @@ func TestIdleCost(t *testing.T) {
 				const length = 5 * time.Minute
 				p0, b0, s0 := count()
 				cpu := cpuTime(t)
-				time.Sleep(length)
+				time.Sleep(length) // the bubble's time: what is measured
 				cpu = cpuTime(t) - cpu
 				p1, b1, s1 := count()
 				per := func(n0, n1 int64) float64 { return float64(n1-n0) / length.Seconds() / float64(n) }

@@ -58,7 +58,7 @@ func TestGossipRotation(t *testing.T) {
 				go func() {
 					defer close(done)
 					for i := 0; ctx.Err() == nil; i++ {
-						time.Sleep(time.Second)
+						time.Sleep(time.Second) // the bubble's time: how often a member looks
 						keys := read()
 						have[0] = keys
 						if i%5 == 0 {

@@ -77,6 +77,8 @@ func (l lister) Get(name string) (*corev1.Node, error) {
 	return l.client.CoreV1().Nodes().Get(context.Background(), name, metav1.GetOptions{})
 }
 
+// All sleeps of this file are of a synctest bubble: they take no time, and end when every goroutine waits.
+
 // live runs f in a world with so many nodes besides the server's own, each with a pod that is ready. All are connected and speak every second.
 func live(t *testing.T, nodes int, f func(w *world)) {
 	t.Helper()

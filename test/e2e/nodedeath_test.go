@@ -102,6 +102,7 @@ func TestNodeDeath(t *testing.T) {
 
 	// Neither of these stops the node's pods. Without the question whether the machine answers, both would be dead after two seconds.
 	stays := func(what string) {
+		// A window in which nothing may happen has no event that ends it.
 		for began := time.Now(); time.Since(began) < 8*time.Second; time.Sleep(500 * time.Millisecond) {
 			if err := errors.Join(isReady(s, victim, "True"), endpoints(s, 2)); err != nil {
 				t.Fatalf("%s: %v", what, err)

@@ -56,6 +56,7 @@ func TestNodeBehindNAT(t *testing.T) {
 	}
 	// A node that one server hears is not dead, whatever the one that leads hears.
 	site.Split(first.Machine, a.Machine)
+	// A window in which nothing may happen has no event that ends it.
 	for began := time.Now(); time.Since(began) < 15*time.Second; time.Sleep(time.Second) {
 		if err := isReady(servers[1], a, "True"); err != nil {
 			t.Fatalf("cut off from one server: %v", err)
