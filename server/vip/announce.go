@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vip
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// confirmWithin bounds one question whether this machine may answer: who asked for the address asks again after a second.
+	confirmWithin = 500 * time.Millisecond
+	// defendEvery is the least time between two announcements against somebody else's claim (RFC 5227, DEFEND_INTERVAL).
+	defendEvery = 10 * time.Second
+)
+
+// announceAt is when, after it began to answer, a machine tells everybody: packets get lost, and switches learn late.
+var announceAt = []time.Duration{0, 100 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second}
+
+// Moment is a time by a clock that does not stop while the machine is suspended, and that nobody sets.
+type Moment time.Duration
+
+// Now reads that clock.
+func Now() Moment {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		return Moment(1<<63 - 1) // no clock: all that was allowed is over
+	}
+	return Moment(t.Nano())
+}
+
+// After is a moment so much later.
+func (m Moment) After(d time.Duration) Moment { return m + Moment(d) }
+
+// Announcement is an address that this machine answers for, as long as it may.
+type Announcement struct {
+	Address netip.Addr
+	Place   Place
+	// Confirm says until when this machine may answer. It is called when the time that it named last is over and somebody asks for the address;
+	// nothing is sent when it fails. So at rest it is not called at all.
+	Confirm func(context.Context) (until Moment, err error)
+	// Conflict is told of each interface that uses the address besides this machine, at most every ten seconds. It may be nil.
+	Conflict func(other net.HardwareAddr)
+	Logger   *slog.Logger
+}
+
+// Announce tells everybody on the link that the address is here, and answers for it until ctx is done. It returns an error when that is not
+// possible any more: the interface has gone.
+func Announce(ctx context.Context, a Announcement) error {
+	s, err := open(a.Place, a.Address)
+	if err != nil {
+		return err
+	}
+	r := &responder{a: a, n: a.Place.neighbour(a.Address), send: s.write, now: Now}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var told sync.WaitGroup
+	defer told.Wait()
+	told.Go(func() { r.announce(ctx) })
+	stop := context.AfterFunc(ctx, func() { _ = s.setDeadline(time.Unix(1, 0)) }) // ends the reading
+	defer stop()
+	defer cancel()
+	defer func() { _ = s.close() }()
+	buffer := make([]byte, 2048)
+	for ctx.Err() == nil {
+		frame, err := s.read(buffer)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("listening for questions for %s on %s: %w", a.Address, a.Place.Interface, err)
+		}
+		r.hear(ctx, frame)
+	}
+	return nil
+}
+
+// responder sends what may be sent. Everything that leaves goes through say.
+type responder struct {
+	a    Announcement
+	n    neighbour
+	send func([]byte) error
+	now  func() Moment
+
+	mu       sync.Mutex
+	until    Moment
+	defended Moment
+	failed   string
+}
+
+func (r *responder) announce(ctx context.Context) {
+	began := time.Now()
+	for _, at := range announceAt {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Until(began.Add(at))):
+		}
+		r.say(ctx, r.n.announcements()...)
+	}
+}
+
+func (r *responder) hear(ctx context.Context, frame []byte) {
+	h := r.n.hear(frame)
+	if h.answer != nil {
+		r.say(ctx, h.answer)
+	}
+	if h.claimant == noHW {
+		return
+	}
+	r.mu.Lock()
+	now := r.now()
+	again := r.defended != 0 && now < r.defended.After(defendEvery)
+	if !again {
+		r.defended = now
+	}
+	r.mu.Unlock()
+	if again {
+		return
+	}
+	if r.a.Conflict != nil {
+		r.a.Conflict(net.HardwareAddr(h.claimant[:]))
+	}
+	r.say(ctx, r.n.announcements()...)
+}
+
+// say sends frames if this machine may, and asks before when the last permission has run out. The clock is read last of all: a process may be
+// paused anywhere, for any time.
+func (r *responder) say(ctx context.Context, frames ...[]byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.now() >= r.until {
+		ctx, cancel := context.WithTimeout(ctx, confirmWithin)
+		until, err := r.a.Confirm(ctx)
+		cancel()
+		if err != nil {
+			r.note(fmt.Errorf("it is not certain that this machine may: %w", err))
+			return
+		}
+		r.until = until
+	}
+	for _, frame := range frames {
+		if r.now() >= r.until {
+			return
+		}
+		if err := r.send(frame); err != nil {
+			r.note(err)
+			return
+		}
+	}
+	r.failed = ""
+}
+
+// note logs what kept this machine from answering, once.
+func (r *responder) note(err error) {
+	if err.Error() == r.failed {
+		return
+	}
+	r.failed = err.Error()
+	r.a.Logger.Debug("a question for an announced address is not answered", "address", r.a.Address, "reason", err)
+}

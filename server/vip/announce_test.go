@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vip
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// shouter is a responder with a clock and a network of the test's.
+type shouter struct {
+	*responder
+	clock     Moment
+	sent      int
+	confirmed int
+	fail      error
+	other     []net.HardwareAddr
+}
+
+func newShouter() *shouter {
+	s := &shouter{clock: 1000}
+	s.responder = &responder{n: four, now: func() Moment { return s.clock }, send: func([]byte) error { s.sent++; return nil }, a: Announcement{
+		Address: v4, Logger: slog.New(slog.DiscardHandler),
+		Confirm: func(context.Context) (Moment, error) {
+			s.confirmed++
+			return s.clock.After(time.Second), s.fail
+		},
+		Conflict: func(o net.HardwareAddr) { s.other = append(s.other, o) },
+	}}
+	return s
+}
+
+var question = arp{op: opRequest, senderHW: other, sender: peer4, target: v4}.frame(broadcast)
+
+// TestAnswersAreConfirmed: nothing is sent without a permission that has not run out, and it is asked for only when somebody asks.
+func TestAnswersAreConfirmed(t *testing.T) {
+	s, ctx := newShouter(), t.Context()
+	check := func(what string, sent, confirmed int) {
+		t.Helper()
+		if s.sent != sent || s.confirmed != confirmed {
+			t.Errorf("%s: %d frames sent, %d times confirmed; want %d, %d", what, s.sent, s.confirmed, sent, confirmed)
+		}
+	}
+	s.hear(ctx, question)
+	check("the first question", 1, 1)
+	s.clock = s.clock.After(999 * time.Millisecond)
+	s.hear(ctx, question)
+	check("within the permission", 2, 1)
+	s.clock = s.clock.After(time.Millisecond)
+	s.hear(ctx, question)
+	check("when it has run out", 3, 2)
+	s.fail, s.clock = errors.New("another server leads"), s.clock.After(time.Hour)
+	s.hear(ctx, question)
+	check("when another one has it", 3, 3)
+	s.fail = nil
+	s.hear(ctx, question)
+	check("when it may again", 4, 4)
+}
+
+// TestPausedBetween: a machine that is paused at any place, while it confirms or between two frames, sends nothing when it wakes.
+func TestPausedBetween(t *testing.T) {
+	s, ctx := newShouter(), t.Context()
+	s.a.Confirm = func(context.Context) (Moment, error) {
+		until := s.clock.After(time.Second)
+		s.clock = s.clock.After(time.Minute) // paused before the answer was looked at
+		return until, nil
+	}
+	s.hear(ctx, question)
+	if s.sent != 0 {
+		t.Error("it answered when it woke")
+	}
+	s = newShouter()
+	s.responder.send = func([]byte) error { s.sent++; s.clock = s.clock.After(time.Minute); return nil }
+	s.say(ctx, four.announcements()...)
+	if s.sent != 1 {
+		t.Errorf("%d frames were sent, of which all but the first after waking", s.sent)
+	}
+}
+
+// TestConfirmIsBounded: a question that nobody answers holds up the others for half a second.
+func TestConfirmIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShouter()
+		s.a.Confirm = func(ctx context.Context) (Moment, error) { <-ctx.Done(); return 0, ctx.Err() }
+		began := time.Now()
+		s.hear(t.Context(), question)
+		if took := time.Since(began); took != confirmWithin || s.sent != 0 {
+			t.Errorf("%d frames after %v", s.sent, took)
+		}
+	})
+}
+
+// TestConflict: another machine's claims are told and answered, but not more often than RFC 5227 allows.
+func TestConflict(t *testing.T) {
+	s, ctx := newShouter(), t.Context()
+	claim := arp{op: opReply, senderHW: other, sender: v4, targetHW: own, target: peer4}.frame(own)
+	for range 100 {
+		s.hear(ctx, claim)
+		s.clock = s.clock.After(time.Second)
+	}
+	if len(s.other) != 10 || s.other[0].String() != "02:00:00:00:00:02" || s.sent != 10*len(four.announcements()) {
+		t.Errorf("told of %v, %d frames", s.other, s.sent)
+	}
+}
+
+func TestAnnouncementsAreRepeated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShouter()
+		s.announce(t.Context())
+		if want := len(announceAt) * len(four.announcements()); s.sent != want {
+			t.Errorf("%d frames, want %d", s.sent, want)
+		}
+	})
+}
+
+// The clock goes on, and is not the time of day.
+func TestNow(t *testing.T) {
+	if a, b := Now(), Now(); a <= 0 || b < a || b.After(time.Second) <= a {
+		t.Errorf("%d, then %d", a, b)
+	}
+}

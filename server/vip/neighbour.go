@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vip
+
+import "net/netip"
+
+// neighbour says what to do about frames that concern one address. It is told everything and does nothing itself.
+type neighbour struct {
+	address netip.Addr
+	own     hw
+	// from is an address of the interface, from which IPv6 messages come.
+	from netip.Addr
+}
+
+// heard is what a frame means.
+type heard struct {
+	// answer is the frame to give back, nil if none is due.
+	answer []byte
+	// claimant is another interface that uses the address, or is about to; noHW if the frame does not say so.
+	claimant hw
+}
+
+func (n neighbour) hear(frame []byte) heard {
+	if n.address.Is4() {
+		if p, ok := parseARP(frame); ok {
+			return n.hearARP(p)
+		}
+	} else if m, ok := parseNDP(frame); ok {
+		return n.hearNDP(m)
+	}
+	return heard{}
+}
+
+func (n neighbour) hearARP(p arp) (h heard) {
+	if p.senderHW == n.own || !p.senderHW.single() {
+		return h
+	}
+	if p.sender == n.address {
+		h.claimant = p.senderHW
+		return h // its question is no neighbour's: it would take the answer for a conflict of its own
+	}
+	if p.op == opRequest && p.target == n.address {
+		h.answer = arp{op: opReply, senderHW: n.own, sender: n.address, targetHW: p.senderHW, target: p.sender}.frame(p.senderHW)
+	}
+	return h
+}
+
+func (n neighbour) hearNDP(m ndp) (h heard) {
+	if m.target != n.address || m.fromHW == n.own || m.linkHW == n.own || !m.fromHW.single() {
+		return h
+	}
+	if m.kind == typeNA {
+		h.claimant = m.fromHW
+		if m.linkHW.single() {
+			h.claimant = m.linkHW
+		}
+		return h
+	}
+	answer := ndp{kind: typeNA, from: n.from, fromHW: n.own, target: n.address, linkHW: n.own, flags: flagOverride}
+	if m.from.IsUnspecified() { // it looks whether the address is free (RFC 4862, 5.4.3)
+		answer.to = allNodes
+		h.answer = answer.frame(groupHW(allNodes))
+		return h
+	}
+	to := m.fromHW
+	if m.linkHW.single() {
+		to = m.linkHW
+	}
+	answer.to, answer.flags = m.from, flagOverride|flagSolicit
+	h.answer = answer.frame(to)
+	return h
+}
+
+// announcements tell everybody on the link where the address is now. For IPv4 both forms are needed: there are systems that
+// take over only the one, or only the other.
+func (n neighbour) announcements() [][]byte {
+	if n.address.Is4() {
+		request := arp{op: opRequest, senderHW: n.own, sender: n.address, target: n.address}
+		reply := arp{op: opReply, senderHW: n.own, sender: n.address, targetHW: n.own, target: n.address}
+		return [][]byte{request.frame(broadcast), reply.frame(broadcast)}
+	}
+	m := ndp{kind: typeNA, from: n.from, to: allNodes, fromHW: n.own, target: n.address, linkHW: n.own, flags: flagOverride}
+	return [][]byte{m.frame(groupHW(allNodes))}
+}
+
+// probe asks who has the address, in a form that changes nobody's table (RFC 5227, 2.1.1; RFC 4862, 5.4.2).
+func (n neighbour) probe() []byte {
+	if n.address.Is4() {
+		return arp{op: opRequest, senderHW: n.own, sender: netip.IPv4Unspecified(), target: n.address}.frame(broadcast)
+	}
+	group := solicited(n.address)
+	return ndp{kind: typeNS, from: netip.IPv6Unspecified(), to: group, fromHW: n.own, target: n.address}.frame(groupHW(group))
+}

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vip
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+
+// network is this machine and a client on one link.
+type network struct {
+	client *nstest.NS
+	links  []Link
+}
+
+func newNetwork(t *testing.T) *network {
+	t.Helper()
+	n := &network{client: nstest.New(t)}
+	n.client.Link(t, "here0", "there0", []string{"10.0.0.1/24", "fd00::1/64"}, []string{"10.0.0.2/24", "fd00::2/64"})
+	// An interface's link-local address can be used after it was looked for on the link.
+	testenv.Eventually(t, 10*time.Second, "link-local addresses", func() error {
+		for _, in := range []struct {
+			nstest.Doer
+			dev string
+		}{{nstest.Own{}, "here0"}, {n.client, "there0"}} {
+			if err := in.Do(func() error { return settled(in.dev) }); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	links, err := Links()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.links = links
+	return n
+}
+
+func settled(dev string) error {
+	l, err := netlink.LinkByName(dev)
+	if err != nil {
+		return err
+	}
+	addrs, err := netlink.AddrList(l, netlink.FAMILY_V6)
+	if err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		if a.IP.IsLinkLocalUnicast() && a.Flags&unix.IFA_F_TENTATIVE == 0 {
+			return nil
+		}
+	}
+	return errors.New(dev + " has none yet")
+}
+
+func (n *network) place(t *testing.T, address netip.Addr) Place {
+	t.Helper()
+	p, err := Find(n.links, address, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// announce runs Announce until the function it returns is called.
+func announce(t *testing.T, a Announcement) (stop func()) {
+	t.Helper()
+	a.Logger = slog.New(slog.DiscardHandler)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1) // one: the sender need not wait
+	go func() { ended <- Announce(ctx, a) }()
+	return func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func always(context.Context) (Moment, error) { return Now().After(time.Second), nil }
+
+// forget makes the client ask again.
+func (n *network) forget(t *testing.T) {
+	t.Helper()
+	err := n.client.Do(func() error {
+		l, err := netlink.LinkByName("there0")
+		if err != nil {
+			return err
+		}
+		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			all, err := netlink.NeighList(l.Attrs().Index, family)
+			if err != nil {
+				return err
+			}
+			for i := range all {
+				_ = netlink.NeighDel(&all[i]) // one that goes by itself meanwhile has gone, too
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestKernelClient: a Linux kernel finds an announced address, reaches a port of this machine at it, and finds nothing when nobody announces it,
+// although the translation is there.
+func TestKernelClient(t *testing.T) {
+	nstest.Require(t)
+	for _, tt := range []struct {
+		address netip.Addr
+		network string
+	}{{v4, "tcp4"}, {v6, "tcp6"}} {
+		t.Run(tt.network, func(t *testing.T) {
+			n := newNetwork(t)
+			p := n.place(t, tt.address)
+			nstest.Serve(t, nstest.Own{}, "here", tt.network, ":6443")
+			nstest.Serve(t, nstest.Own{}, "other port", tt.network, ":7000")
+			redirects := []Redirect{{Address: tt.address, Port: 6443, To: p.Own}}
+			if err := SetRedirects(redirects); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := SetRedirects(nil); err != nil {
+					t.Error(err)
+				}
+			})
+			if there, err := RedirectsThere(redirects); !there || err != nil {
+				t.Errorf("the translations: %v, %v", there, err)
+			}
+			at := net.JoinHostPort(tt.address.String(), "6443")
+			if got, err := nstest.Ask(n.client, at); err == nil {
+				t.Fatalf("nobody announces the address, and %q answers", got)
+			}
+			var may atomic.Bool
+			may.Store(true)
+			stop := announce(t, Announcement{Address: tt.address, Place: p, Confirm: func(ctx context.Context) (Moment, error) {
+				if !may.Load() {
+					return 0, errors.New("not this machine's")
+				}
+				until, err := always(ctx)
+				return min(until, Now().After(50*time.Millisecond)), err
+			}})
+			var got string
+			testenv.Eventually(t, 10*time.Second, "the client reaches the address", func() (err error) {
+				got, err = nstest.Ask(n.client, at)
+				return err
+			})
+			if host := map[string]string{"tcp4": "10.0.0.2", "tcp6": "fd00::2"}[tt.network]; got != "here "+host {
+				t.Errorf("the answer is %q; the client's address is to be seen", got)
+			}
+			if got, err := nstest.Ask(nstest.Own{}, at); err != nil {
+				t.Errorf("the machine itself: %q, %v", got, err)
+			}
+			if got, err := nstest.Ask(n.client, net.JoinHostPort(tt.address.String(), "7000")); err == nil {
+				t.Errorf("another port answers: %q", got)
+			}
+			may.Store(false)
+			// The permission lasts for 50 ms; from then on the client must not learn anything.
+			testenv.Eventually(t, 10*time.Second, "the machine that may not answer is silent", func() error {
+				n.forget(t)
+				if got, err := nstest.Ask(n.client, at); err == nil {
+					return errors.New("it answered: " + got)
+				}
+				return nil
+			})
+			stop()
+		})
+	}
+}
+
+// TestProbe: an address that a machine of the network has, or announces, is in use; one that nobody has is not.
+func TestProbe(t *testing.T) {
+	nstest.Require(t)
+	n := newNetwork(t)
+	for _, text := range []string{"10.0.0.2", "fd00::2"} {
+		address := netip.MustParseAddr(text)
+		err := Probe(t.Context(), n.place(t, address), address)
+		var used *InUseError
+		if !errors.As(err, &used) || used.Address != address || len(used.By) != 6 {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	for _, address := range []netip.Addr{v4, v6} {
+		if err := Probe(t.Context(), n.place(t, address), address); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestGone: when the interface goes, Announce says so.
+func TestGone(t *testing.T) {
+	nstest.Require(t)
+	n := newNetwork(t)
+	ended := make(chan error, 1) // one: the sender need not wait
+	go func() {
+		ended <- Announce(t.Context(), Announcement{Address: v4, Place: n.place(t, v4), Confirm: always, Logger: slog.New(slog.DiscardHandler)})
+	}()
+	testenv.Eventually(t, 10*time.Second, "the address is announced", func() error {
+		return n.client.Do(func() error {
+			l, err := netlink.LinkByName("there0")
+			if err == nil {
+				err = Probe(t.Context(), Place{Interface: "there0", index: l.Attrs().Index, hw: hw(l.Attrs().HardwareAddr)}, v4)
+			}
+			var used *InUseError
+			if errors.As(err, &used) {
+				return nil
+			}
+			return errors.Join(errors.New("nobody answers"), err)
+		})
+	})
+	l, err := netlink.LinkByName("here0")
+	if err == nil {
+		err = netlink.LinkDel(l)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err == nil {
+		t.Error("it ended without an error")
+	}
+}
+
+// TestRedirectsArePruned: what an earlier process left goes, in both families.
+func TestRedirectsArePruned(t *testing.T) {
+	nstest.Require(t)
+	four, six := Redirect{Address: v4, Port: 6443, To: peer4}, Redirect{Address: v6, Port: 6443, To: netip.MustParseAddr("fd00::1")}
+	for _, want := range [][]Redirect{{four, six}, {six}, {four}, nil, nil} {
+		if err := SetRedirects(want); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range []Redirect{four, six} {
+			there, err := nfttable.Exists(nfttable.Table{Family: familyOf(r.Address), Name: Table})
+			wanted := false
+			for _, w := range want {
+				wanted = wanted || w == r
+			}
+			if err != nil || there != wanted {
+				t.Errorf("%v: the table for %s: %v, %v", want, r.Address, there, err)
+			}
+		}
+	}
+}
