@@ -68,6 +68,8 @@ type Options struct {
 	Board *status.Board
 	// Servers, when set, lists the servers to which the node keeps a connection, as host:port.
 	Servers func() []string
+	// ServerAnswered, when set, is told each time that one of them has answered; see tunnels.Options.
+	ServerAnswered func(server string, itself bool)
 	// NodePair and ServerCAFile are the credentials for that: the node's certificate with its key, and the servers' authority.
 	NodePair, ServerCAFile string
 	// WaitAPI, when set, is called when containerd is up and before what needs the API server starts, so that both can

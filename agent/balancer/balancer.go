@@ -6,6 +6,9 @@
 // It passes TCP connections on and sees nothing of what they say: TLS goes on between the node's parts and the API server.
 // One server is used until it does not answer; then its connections are closed, so that their owners come again and get
 // another one. It owns the list of servers, in memory and in a file: a node that starts finds any server that lives.
+//
+// Whoever has the gossip key can put addresses on that list. So an address is used only after it has shown the certificate of
+// one of the cluster's servers, and one whose certificate names that address stays, whatever others say of it (verify.go).
 package balancer
 
 import (
@@ -26,15 +29,18 @@ import (
 )
 
 const (
-	// dialTimeout is how long a server may take to accept a connection.
+	// dialTimeout is how long a server may take to accept a connection, or to show its certificate.
 	dialTimeout = 2 * time.Second
-	// probeEvery is how often the server that has connections is asked whether it accepts another one. One that has
-	// vanished with its machine closes nothing.
+	// lookAfter is how often the servers that have connections are looked after. One that has vanished with its machine closes
+	// nothing.
+	lookAfter = time.Second
+	// probeEvery is how often such a server has to show its certificate while it is not heard otherwise.
 	probeEvery = 2 * time.Second
 	// probes is how many questions in a row a server may leave open.
 	probes = 2
-	// most is how many servers are remembered; a cluster has up to seven, and they may change.
-	most = 16
+	// most is how many servers are remembered; a cluster has up to seven, and they may change. mostProved of these are
+	// kept whatever others say.
+	most, mostProved = 16, 8
 	// acceptPause is how long to wait after a connection could not be accepted, for want of file descriptors usually.
 	acceptPause = 100 * time.Millisecond
 )
@@ -47,7 +53,9 @@ type Options struct {
 	File string
 	// Server is host:port of the server that the operator named. It stays in the list.
 	Server string
-	Logger *slog.Logger
+	// ServerCAFile has the authority of the servers. It is there before the first connection is.
+	ServerCAFile string
+	Logger       *slog.Logger
 }
 
 // Balancer is that address.
@@ -58,8 +66,11 @@ type Balancer struct {
 	mu      sync.Mutex
 	servers []string // the one in use first
 	open    map[net.Conn]string
-	// named are those that the cluster has called servers, in this run or before; excluded those that are none.
+	// named are those that the cluster has called servers, in this run or before; excluded those that are said to be none.
 	named, excluded map[string]bool
+	proved          map[string]proof
+	proving         map[string]*proving
+	reason          string // why no server could be used, when it was last told; "" if one can
 }
 
 // New takes the address and reads the list.
@@ -67,7 +78,10 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	b := &Balancer{o: o, servers: []string{o.Server}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{}}
+	b := &Balancer{
+		o: o, servers: []string{o.Server}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
+		proved: map[string]proof{}, proving: map[string]*proving{},
+	}
 	var kept []string
 	if data, err := os.ReadFile(o.File); err == nil && json.Unmarshal(data, &kept) == nil {
 		b.servers = unique(append(b.servers, kept...))
@@ -82,10 +96,13 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	return b, nil
 }
 
-// Servers lists what is known, the one in use first.
+// Servers lists what is known, the one in use first. Those that are said to be none are left out, unless nothing else is known.
 func (b *Balancer) Servers() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if left := slices.DeleteFunc(slices.Clone(b.servers), b.leftOut); len(left) > 0 {
+		return left
+	}
 	return slices.Clone(b.servers)
 }
 
@@ -97,18 +114,14 @@ func (b *Balancer) Set(servers []string) error {
 		b.named[s] = true
 		delete(b.excluded, s)
 	}
-	// However many are named: what is in use, and what the operator named, are among those that are kept.
-	next := unique(slices.Concat(servers[:min(len(servers), most-2)], []string{b.servers[0], b.o.Server}, servers, b.servers))
-	if servers := slices.DeleteFunc(slices.Clone(next), func(s string) bool { return b.excluded[s] }); len(servers) > 0 {
-		next = servers
-	}
-	next = next[:min(len(next), most)]
-	maps.DeleteFunc(b.named, func(s string, _ bool) bool { return !slices.Contains(next, s) })
-	if i := slices.Index(next, b.servers[0]); i > 0 { // what is in use stays in use
-		next = unique(append([]string{next[i]}, next...))
-	}
+	// However many are named: what is in use, what the operator named, and what has proved to be a server are among those that are kept.
+	kept := unique(slices.Concat([]string{b.servers[0], b.o.Server}, b.provedLast(), servers, b.servers))
+	kept = kept[:min(len(kept), most)]
+	gone := func(s string) bool { return !slices.Contains(kept, s) }
+	next := slices.DeleteFunc(unique(slices.Concat(b.servers[:1], servers, b.servers, kept)), gone) // what is in use stays in use
+	b.forget(gone)
 	b.servers = next
-	kept := slices.Sorted(slices.Values(next)) // so that a change of the one in use writes nothing
+	slices.Sort(kept) // so that a change of the one in use writes nothing
 	b.mu.Unlock()
 	data, err := json.Marshal(kept)
 	if err != nil {
@@ -146,9 +159,9 @@ func (b *Balancer) Run(ctx context.Context) error {
 }
 
 // pass joins a connection of this machine's to one with a server.
-func (b *Balancer) pass(ctx context.Context, c net.Conn) { b.join(ctx, c, b.Servers()) }
+func (b *Balancer) pass(ctx context.Context, c net.Conn) { b.join(ctx, c, b.candidates()) }
 
-// join joins a connection to one with the first of some servers that accepts.
+// join joins a connection to one with the first of some servers that can be used.
 func (b *Balancer) join(ctx context.Context, c net.Conn, servers []string) {
 	defer c.Close()
 	up, server, err := b.dial(ctx, servers)
@@ -184,18 +197,25 @@ func stream(to, from net.Conn) {
 	_, _ = to.Close(), from.Close() // whoever reads or writes there still notices
 }
 
-// dial connects to the first server that accepts, which is then the one in use.
+// dial connects to the first server that shows itself to be one and accepts, which is then the one in use.
 func (b *Balancer) dial(ctx context.Context, servers []string) (net.Conn, string, error) {
-	errs := []error{errors.New("no server accepts a connection")}
+	errs := []error{errors.New("no server can be used")}
 	for _, server := range servers {
-		c, err := connect(ctx, server)
+		err := b.sure(ctx, server)
 		if err == nil {
-			b.use(server)
-			return c, server, nil
+			var c net.Conn
+			if c, err = connect(ctx, server); err == nil {
+				b.use(server)
+				return c, server, nil
+			}
 		}
 		errs = append(errs, err)
 	}
-	return nil, "", errors.Join(errs...)
+	err := errors.Join(errs...)
+	if ctx.Err() == nil {
+		b.complain(err)
+	}
+	return nil, "", err
 }
 
 func connect(ctx context.Context, server string) (net.Conn, error) {
@@ -203,10 +223,21 @@ func connect(ctx context.Context, server string) (net.Conn, error) {
 	return d.DialContext(ctx, "tcp", server)
 }
 
+// complain logs that no server can be used, once for each reason.
+func (b *Balancer) complain(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if text := err.Error(); text != b.reason {
+		b.reason = text
+		b.o.Logger.Warn("the API cannot be reached; it is tried again", "reason", err)
+	}
+}
+
 // use puts a server first.
 func (b *Balancer) use(server string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.reason = ""
 	if i := slices.Index(b.servers, server); i > 0 {
 		b.o.Logger.Info("the API is reached through another server", "server", server, "before", b.servers[0])
 		b.servers = slices.Insert(slices.Delete(b.servers, i, i+1), 0, server)
@@ -215,8 +246,8 @@ func (b *Balancer) use(server string) {
 
 // watch looks after the servers that have connections.
 func (b *Balancer) watch(ctx context.Context) {
-	missed := map[string]int{}
-	ticker := time.NewTicker(probeEvery)
+	missed, asked := map[string]int{}, map[string]time.Time{}
+	ticker := time.NewTicker(lookAfter)
 	defer ticker.Stop()
 	for {
 		select {
@@ -224,10 +255,20 @@ func (b *Balancer) watch(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		for _, server := range b.inUse() {
-			c, err := connect(ctx, server)
+		servers := b.inUse()
+		maps.DeleteFunc(asked, func(s string, _ time.Time) bool { return !slices.Contains(servers, s) })
+		maps.DeleteFunc(missed, func(s string, _ int) bool { return !slices.Contains(servers, s) })
+		for _, server := range servers {
+			if b.heard(server, heardFor) {
+				delete(missed, server)
+				continue
+			}
+			if time.Since(asked[server]) < probeEvery {
+				continue
+			}
+			asked[server] = time.Now()
+			err := b.prove(ctx, server)
 			if err == nil {
-				_ = c.Close() // that it was accepted is all there is to know
 				delete(missed, server)
 				continue
 			}

@@ -5,6 +5,8 @@ package balancer
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,11 +18,14 @@ import (
 	"time"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/testca"
 )
 
 const patience = 20 * time.Second
 
-// server answers each line with its name and the line.
+// server answers each line with its name and the line, over TLS as a server of the cluster.
 type server struct {
 	t        *testing.T
 	name     string
@@ -31,6 +36,13 @@ type server struct {
 
 func newServer(t *testing.T, name, address string) *server {
 	t.Helper()
+	return newServerOf(t, ours, name, address, "127.0.0.1")
+}
+
+// newServerOf has a certificate of that authority for a host.
+func newServerOf(t *testing.T, ca *testca.Authority, name, address, host string) *server {
+	t.Helper()
+	config := serverConfig(t, ca, host)
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
@@ -45,6 +57,7 @@ func newServer(t *testing.T, name, address string) *server {
 			}
 			s.conns <- c
 			go func() {
+				c := tls.Server(c, config)
 				defer c.Close()
 				lines := bufio.NewReader(c)
 				for {
@@ -58,6 +71,44 @@ func newServer(t *testing.T, name, address string) *server {
 		}
 	}()
 	return s
+}
+
+// ours is the cluster's authority, with its certificate in oursFile; others are another cluster's.
+var (
+	ours, others *testca.Authority
+	oursFile     string
+)
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "balancer")
+	if err != nil {
+		panic(err)
+	}
+	ours, err = testca.New(dir)
+	if err != nil {
+		panic(err)
+	}
+	others, err = testca.New(filepath.Join(dir, "others"))
+	if err != nil {
+		panic(err)
+	}
+	oursFile = filepath.Join(dir, "ca.crt")
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+func serverConfig(t testing.TB, ca *testca.Authority, host string) *tls.Config {
+	t.Helper()
+	files, err := ca.Issue(join.ServerName, host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{pair}}
 }
 
 // stop is what the end of a process looks like.
@@ -78,7 +129,7 @@ func (s *server) vanish() { s.listener.Close() }
 
 func start(t *testing.T, o Options) *Balancer {
 	t.Helper()
-	o.Address, o.Logger = "127.0.0.1:0", slog.New(slog.DiscardHandler)
+	o.Address, o.Logger, o.ServerCAFile = "127.0.0.1:0", slog.New(slog.DiscardHandler), oursFile
 	if o.File == "" {
 		o.File = filepath.Join(t.TempDir(), "servers.json")
 	}
@@ -100,8 +151,13 @@ func start(t *testing.T, o Options) *Balancer {
 
 // client holds one connection through the balancer.
 type client struct {
-	net.Conn
+	*tls.Conn
 	lines *bufio.Reader
+}
+
+func newClient(c net.Conn) *client {
+	conn := tls.Client(c, &tls.Config{InsecureSkipVerify: true}) // who answers is what the tests are about
+	return &client{conn, bufio.NewReader(conn)}
 }
 
 func connectTo(t *testing.T, b *Balancer) *client {
@@ -114,7 +170,7 @@ func connectTo(t *testing.T, b *Balancer) *client {
 	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
-	return &client{c, bufio.NewReader(c)}
+	return newClient(c)
 }
 
 func (c *client) ask() (string, error) {
@@ -219,7 +275,7 @@ func TestMachineVanishes(t *testing.T) {
 	}
 	idle := wantAnswer(t, b, "one")
 	one.vanish()
-	if _, err := idle.lines.ReadString('\n'); err != io.EOF {
+	if _, err := idle.lines.ReadString('\n'); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("%v, want the connection's end", err)
 	}
 	wantAnswer(t, b, "two")
@@ -254,7 +310,7 @@ func TestHalfClosed(t *testing.T) {
 	if _, err := io.WriteString(c, "bye\n"); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Conn.(*net.TCPConn).CloseWrite(); err != nil {
+	if err := c.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := io.ReadAll(c.lines); err != nil || string(got) != "one bye\n" {

@@ -14,18 +14,15 @@ import (
 // maxForwarded is how many connections of other machines are passed on at a time.
 const maxForwarded = 256
 
-// Exclude tells which addresses are agents' and so no servers', although the operator may have named one of them: it passes
-// connections on as long as there is something to pass them on to.
+// Exclude tells which addresses are said to be agents' and so no servers', although the operator may have named one of them: an agent passes
+// connections on as long as there is something to pass them on to. Such an address is used only if there is no other one. What has
+// itself shown a server's certificate is no agent, whoever says so.
 func (b *Balancer) Exclude(agents []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	clear(b.excluded)
 	for _, a := range agents {
 		b.excluded[a] = true
-	}
-	left := slices.DeleteFunc(slices.Clone(b.servers), func(s string) bool { return b.excluded[s] })
-	if len(left) > 0 {
-		b.servers = left
 	}
 }
 
@@ -62,5 +59,5 @@ func (b *Balancer) Forward(ctx context.Context, l net.Listener) error {
 func (b *Balancer) namedServers() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(b.servers), func(s string) bool { return !b.named[s] })
+	return slices.DeleteFunc(slices.Clone(b.servers), func(s string) bool { return !b.named[s] || b.leftOut(s) })
 }

@@ -3,7 +3,6 @@
 package balancer
 
 import (
-	"bufio"
 	"context"
 	"net"
 	"path/filepath"
@@ -14,7 +13,7 @@ import (
 // TestForward: another machine's connection goes to a server that the cluster has named, and never to one that only the
 // operator has.
 func TestForward(t *testing.T) {
-	named, given := newServer(t, "named", "127.0.0.1:0"), newServer(t, "given", "127.0.0.1:0")
+	named, given := newServer(t, "named", "127.0.0.1:0"), newServerOf(t, ours, "given", "127.0.0.1:0", "192.0.2.1") // an agent that passes on
 	file := filepath.Join(t.TempDir(), "servers.json")
 	b := start(t, Options{Server: given.address, File: file})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -33,7 +32,7 @@ func TestForward(t *testing.T) {
 		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 			t.Fatal(err)
 		}
-		return (&client{c, bufio.NewReader(c)}).ask()
+		return newClient(c).ask()
 	}
 	if got, err := ask(); err == nil {
 		t.Errorf("passed on before any server is known: %q", got)

@@ -210,10 +210,11 @@ func (n *Node) ask(ctx context.Context) error {
 		if err == nil {
 			return n.keep(a, keys)
 		}
-		if !errors.Is(err, join.ErrUnreachable) {
+		var refusal *join.Refusal
+		if errors.As(err, &refusal) || ctx.Err() != nil {
 			return err
 		}
-		errs = append(errs, err)
+		errs = append(errs, err) // another one may be a server
 	}
 	return errors.Join(errs...)
 }

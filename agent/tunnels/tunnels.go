@@ -9,19 +9,15 @@ package tunnels
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/servercert"
 	"github.com/coracle-k8s/coracle/internal/tunnel"
 )
 
@@ -36,7 +32,7 @@ const (
 	lasting = 10 * time.Second
 )
 
-// Options are all required but PodCIDRs, Now and Logger.
+// Options are all required but PodCIDRs, Answered, Now and Logger.
 type Options struct {
 	// Servers lists the servers as host:port.
 	Servers func() []string
@@ -46,6 +42,9 @@ type Options struct {
 	// NodeIPs are this node's addresses, PodCIDRs the networks of its pods as they are known now.
 	NodeIPs  []netip.Addr
 	PodCIDRs func() []netip.Prefix
+	// Answered is told each time that a server has answered, once a second while it does. itself says that the server's certificate
+	// names that address: nobody has passed the connection on. It must not block.
+	Answered func(server string, itself bool)
 	// Now is the time at which a server's certificate is checked; nil means time.Now.
 	Now    func() time.Time
 	Logger *slog.Logger
@@ -92,11 +91,16 @@ func Run(ctx context.Context, o Options) {
 // keep keeps the connection to one server until ctx is done.
 func (o *Options) keep(ctx context.Context, server string) {
 	node := tunnel.Node{Allowed: o.allowed}
+	itself := false // the server's certificate names its address
+	if o.Answered != nil {
+		node.Answered = func() { o.Answered(server, itself) }
+	}
 	last := ""
 	for pause := firstPause; ctx.Err() == nil; pause = min(2*pause, maxPause) {
 		c, err := o.dial(ctx, server)
 		if err == nil {
 			began := time.Now()
+			itself = servercert.NamesAddress(c.ConnectionState(), server)
 			err = node.Serve(ctx, c)
 			if time.Since(began) > lasting {
 				pause, last = firstPause, ""
@@ -126,48 +130,21 @@ func (o *Options) allowed(to netip.AddrPort) bool {
 }
 
 // dial connects to a server and lets it show that it is one of the cluster's.
-func (o *Options) dial(ctx context.Context, server string) (net.Conn, error) {
+func (o *Options) dial(ctx context.Context, server string) (*tls.Conn, error) {
 	pair, err := tls.LoadX509KeyPair(o.NodePair, o.NodePair)
 	if err != nil {
 		return nil, fmt.Errorf("reading the node's certificate: %w", err)
 	}
-	authority, err := os.ReadFile(o.ServerCAFile)
+	config, err := servercert.Config(o.ServerCAFile, tunnel.Protocol, o.Now)
 	if err != nil {
-		return nil, fmt.Errorf("reading the cluster's authority: %w", err)
+		return nil, err
 	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(authority) {
-		return nil, fmt.Errorf("%s holds no certificate", o.ServerCAFile)
-	}
+	config.Certificates = []tls.Certificate{pair}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	d := tls.Dialer{Config: &tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		NextProtos:   []string{tunnel.Protocol},
-		Certificates: []tls.Certificate{pair},
-		// The address may be any that leads to a server; VerifyConnection says what is checked instead.
-		InsecureSkipVerify: true,
-		VerifyConnection:   func(s tls.ConnectionState) error { return verify(s, roots, o.Now()) },
-	}}
-	return d.DialContext(ctx, "tcp", server)
-}
-
-// verify checks that the other end is a server of the cluster: nodes have certificates of the same authority, with other
-// common names.
-func verify(s tls.ConnectionState, roots *x509.CertPool, now time.Time) error {
-	if s.NegotiatedProtocol != tunnel.Protocol {
-		return errors.New("it is no server that nodes connect to")
+	c, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", server)
+	if err != nil {
+		return nil, err
 	}
-	leaf := s.PeerCertificates[0]
-	v := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool(), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
-	for _, c := range s.PeerCertificates[1:] {
-		v.Intermediates.AddCert(c)
-	}
-	if _, err := leaf.Verify(v); err != nil {
-		return err
-	}
-	if leaf.Subject.CommonName != join.ServerName {
-		return fmt.Errorf("it is no server: its certificate is that of %s", leaf.Subject.CommonName)
-	}
-	return nil
+	return c.(*tls.Conn), nil // tls.Dialer's documentation says so
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/credentials"
 	"github.com/coracle-k8s/coracle/internal/footprint"
 	"github.com/coracle-k8s/coracle/internal/version"
 )
@@ -48,6 +49,7 @@ func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) (err error) 
 	defer func() { err = errors.Join(err, port.close()) }()
 	servers, err := balancer.New(ctx, balancer.Options{
 		Address: local, File: filepath.Join(c.Paths.AgentDir, "servers.json"), Server: c.ServerURL.Host, Logger: p.Log.Logger,
+		ServerCAFile: credentials.In(filepath.Join(c.Paths.AgentDir, "cred")).ServerCAFile, // there since the machine joined
 	})
 	if err != nil {
 		return err
@@ -76,7 +78,7 @@ func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) (err error) 
 	}
 	ready := make(chan struct{})
 	n := node{
-		machine: c.Node, paths: c.Paths, cluster: joined.Settings, credentials: joined.Credentials, servers: servers.Servers,
+		machine: c.Node, paths: c.Paths, cluster: joined.Settings, credentials: joined.Credentials, servers: servers.Servers, answered: servers.Answered,
 		waitAPI: func(ctx context.Context) error {
 			err := waitAPI(ctx, joined.Credentials.KubeletKubeconfig)
 			if err == nil {

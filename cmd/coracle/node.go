@@ -28,6 +28,8 @@ type node struct {
 	waitAPI func(context.Context) error
 	// servers lists those to which the node keeps a connection.
 	servers func() []string
+	// answered, when set, is told each time that one of them has answered.
+	answered func(server string, itself bool)
 	// podSubnets is told of the node's.
 	podSubnets func([]netip.Prefix)
 }
@@ -74,7 +76,7 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 		Snapshotter: n.machine.Snapshotter, KubeletArgs: n.machine.KubeletArgs,
 		LeaseDuration: n.cluster.Liveness.Lease,
 		WaitAPI:       n.waitAPI,
-		Servers:       n.servers, NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
+		Servers:       n.servers, ServerAnswered: n.answered, NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
 		PodSubnets: n.podSubnets,
 		Logger:     p.Log.Logger, Board: p.Board,

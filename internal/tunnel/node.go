@@ -23,6 +23,9 @@ type Node struct {
 	// Dial connects to such an address; nil means TCP.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
+	// Answered, when set, is called each time that the server has answered. It must not block.
+	Answered func()
+
 	// pingEvery and silence are PingEvery and writeTimeout; tests wait for less.
 	pingEvery, silence time.Duration
 }
@@ -44,7 +47,7 @@ func (n Node) Serve(ctx context.Context, c net.Conn) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(ctx, func() { _ = s.Close() })()
-	running.Go(func() { cancel(ping(ctx, s, cmp.Or(n.pingEvery, PingEvery))) })
+	running.Go(func() { cancel(n.ping(ctx, s)) })
 	free := make(chan struct{}, maxStreams)
 	for {
 		stream, err := s.AcceptStream()
@@ -68,12 +71,15 @@ func (n Node) Serve(ctx context.Context, c net.Conn) error {
 }
 
 // ping says again and again that the node lives. Its error is that the server did not answer.
-func ping(ctx context.Context, s *yamux.Session, every time.Duration) error {
-	ticker := time.NewTicker(every)
+func (n Node) ping(ctx context.Context, s *yamux.Session) error {
+	ticker := time.NewTicker(cmp.Or(n.pingEvery, PingEvery))
 	defer ticker.Stop()
 	for {
 		if _, err := s.Ping(); err != nil {
 			return fmt.Errorf("the server does not answer: %w", err)
+		}
+		if n.Answered != nil {
+			n.Answered()
 		}
 		select {
 		case <-ctx.Done():

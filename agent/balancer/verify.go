@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/servercert"
+)
+
+// That an address accepts connections says nothing: another program may be there, another cluster, or the kernel of a machine whose
+// server hangs. What says something is a server's certificate in a TLS handshake. One costs both ends about a millisecond
+// and 4 kB, so there is none every two seconds: the node's own connection to each server (agent/tunnels) proves once a second that
+// the server still is what it was when it showed its certificate there. A handshake of our own is made only where that is not heard:
+// before the first connection, and when the server has fallen silent.
+const (
+	// heardFor is for how long a server counts as answering after it has. It does so once a second.
+	heardFor = 2 * time.Second
+	// sureFor is for how long new connections are opened without another handshake.
+	sureFor = 5 * time.Second
+)
+
+// proof is what is known of an address that has shown the certificate of a server.
+type proof struct {
+	// at is when it last did, or answered over a connection on which it had.
+	at time.Time
+	// itself says that the certificate names the address: no agent has passed the connection on.
+	itself bool
+}
+
+// proving is a handshake that goes on. Others that want to know the same wait for it: two agents that took one another for servers would
+// otherwise ask one another without end.
+type proving struct {
+	done chan struct{} // closed at its end
+	err  error         // set before
+}
+
+// Answered says that a server has answered over a connection of the node's, on which it had shown its certificate. itself says that this
+// names the address.
+func (b *Balancer) Answered(server string, itself bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.note(server, itself)
+}
+
+// note is called with mu held.
+func (b *Balancer) note(server string, itself bool) {
+	if slices.Contains(b.servers, server) {
+		b.proved[server] = proof{time.Now(), itself}
+	}
+}
+
+func (b *Balancer) heard(server string, within time.Duration) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.answers(server, within)
+}
+
+// answers is called with mu held.
+func (b *Balancer) answers(server string, within time.Duration) bool {
+	p, ok := b.proved[server]
+	return ok && time.Since(p.at) < within
+}
+
+// leftOut says whether an address is one of those that are said to be none of a server. mu is held.
+func (b *Balancer) leftOut(server string) bool { return b.excluded[server] && !b.proved[server].itself }
+
+// provedLast are the addresses that have proved to be servers' themselves, the latest first, no more than mostProved. mu is held.
+func (b *Balancer) provedLast() []string {
+	out := slices.DeleteFunc(slices.Sorted(maps.Keys(b.proved)), func(s string) bool { return !b.proved[s].itself })
+	slices.SortStableFunc(out, func(x, y string) int { return b.proved[y].at.Compare(b.proved[x].at) })
+	return out[:min(len(out), mostProved)]
+}
+
+// forget drops what is known of addresses. mu is held.
+func (b *Balancer) forget(gone func(string) bool) {
+	maps.DeleteFunc(b.named, func(s string, _ bool) bool { return gone(s) })
+	maps.DeleteFunc(b.proved, func(s string, _ proof) bool { return gone(s) })
+}
+
+// candidates are all addresses in the order in which they are tried: those that answer, then those that once were a server's, then what
+// was only named, and at last what is said to be none. Whoever names many has them tried last.
+func (b *Balancer) candidates() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	rank := func(s string) int {
+		switch {
+		case b.answers(s, sureFor):
+			return 0
+		case b.proved[s].itself:
+			return 1
+		case b.leftOut(s):
+			return 3
+		}
+		return 2
+	}
+	out := slices.Clone(b.servers)
+	slices.SortStableFunc(out, func(x, y string) int { return cmp.Compare(rank(x), rank(y)) })
+	return out
+}
+
+// sure returns an error if a server does not show that it is one of the cluster's, now or a moment ago.
+func (b *Balancer) sure(ctx context.Context, server string) error {
+	if b.heard(server, sureFor) {
+		return nil
+	}
+	return b.prove(ctx, server)
+}
+
+// prove has a server show its certificate.
+func (b *Balancer) prove(ctx context.Context, server string) error {
+	b.mu.Lock()
+	p, waits := b.proving[server]
+	if !waits {
+		p = &proving{done: make(chan struct{})}
+		b.proving[server] = p
+	}
+	b.mu.Unlock()
+	if waits {
+		select {
+		case <-p.done:
+			return p.err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	state, err := b.handshake(ctx, server)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if p.err = err; err == nil {
+		b.note(server, servercert.NamesAddress(state, server))
+	}
+	delete(b.proving, server)
+	close(p.done)
+	return err
+}
+
+// handshake connects to the API server at an address.
+func (b *Balancer) handshake(ctx context.Context, server string) (tls.ConnectionState, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	config, err := servercert.Config(b.o.ServerCAFile, "", nil)
+	if err != nil {
+		return tls.ConnectionState{}, err
+	}
+	c, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", server)
+	if err != nil {
+		return tls.ConnectionState{}, fmt.Errorf("%s does not show that it is a server of this cluster: %w", server, err)
+	}
+	defer c.Close()                             // nothing was to be said
+	return c.(*tls.Conn).ConnectionState(), nil // tls.Dialer's documentation says so
+}

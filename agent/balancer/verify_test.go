@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+)
+
+// mute takes connections and says nothing: what a process that hangs looks like, since its kernel accepts.
+func mute(t *testing.T, address string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l.Addr().String()
+}
+
+func ended(t *testing.T, c *client) {
+	t.Helper()
+	if _, err := c.lines.ReadString('\n'); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%v, want the connection's end", err)
+	}
+}
+
+// TestStrangers: what accepts connections and is no server of this cluster is not used, wherever it stands in the list.
+func TestStrangers(t *testing.T) {
+	stranger := newServerOf(t, others, "stranger", "127.0.0.1:0", "127.0.0.1")
+	real := newServer(t, "real", "127.0.0.1:0")
+	b := start(t, Options{Server: stranger.address})
+	if err := b.Set([]string{mute(t, "127.0.0.1:0"), stranger.address, real.address}); err != nil {
+		t.Fatal(err)
+	}
+	wantAnswer(t, b, "real")
+	if got := b.Servers()[0]; got != real.address {
+		t.Errorf("%s is the one in use", got)
+	}
+}
+
+// TestStrangerMovesIn: a server's address is another machine's by now, or the server hangs. Its connections are closed, and what comes
+// then goes to another one.
+func TestStrangerMovesIn(t *testing.T) {
+	for what, move := range map[string]func(t *testing.T, address string){
+		"another cluster's server": func(t *testing.T, address string) { newServerOf(t, others, "stranger", address, "127.0.0.1") },
+		"a server that hangs":      func(t *testing.T, address string) { mute(t, address) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
+			b := start(t, Options{Server: one.address})
+			if err := b.Set([]string{one.address, two.address}); err != nil {
+				t.Fatal(err)
+			}
+			idle := wantAnswer(t, b, "one")
+			one.vanish()
+			move(t, one.address)
+			ended(t, idle)
+			wantAnswer(t, b, "two")
+		})
+	}
+}
+
+// TestWordOfOthers: who has the gossip key says that the cluster's server is an agent, and names many that are none. What has shown
+// itself to be a server stays, with one that is not in use.
+func TestWordOfOthers(t *testing.T) {
+	one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
+	b := start(t, Options{Server: "127.0.0.1:1"})
+	if err := b.Set([]string{one.address, two.address}); err != nil {
+		t.Fatal(err)
+	}
+	wantAnswer(t, b, "one")
+	b.Answered(two.address, true) // the node's own connection to it
+	var invented []string
+	for i := range 3 * most {
+		invented = append(invented, fmt.Sprintf("192.0.2.%d:6443", i+1))
+	}
+	b.Exclude([]string{one.address, two.address})
+	if err := b.Set(invented); err != nil {
+		t.Fatal(err)
+	}
+	b.Exclude([]string{one.address, two.address})
+	got := b.Servers()
+	if len(got) > most || !slices.Contains(got, one.address) || !slices.Contains(got, two.address) {
+		t.Errorf("%d are known: %q", len(got), got)
+	}
+	if got := b.candidates()[:2]; !slices.Contains(got, one.address) || !slices.Contains(got, two.address) {
+		t.Errorf("these are tried first: %q", got)
+	}
+	one.stop()
+	wantAnswer(t, b, "two")
+}
+
+// TestExcludedIsBetterThanNone: at a start nothing has shown itself yet. The only server that there is is said to be an agent, and others
+// are named that are none.
+func TestExcludedIsBetterThanNone(t *testing.T) {
+	one := newServer(t, "one", "127.0.0.1:0")
+	b := start(t, Options{Server: one.address})
+	b.Exclude([]string{one.address})
+	if err := b.Set([]string{"127.0.0.1:1", "127.0.0.1:2"}); err != nil {
+		t.Fatal(err)
+	}
+	b.Exclude([]string{one.address})
+	if got := b.Servers(); slices.Contains(got, one.address) {
+		t.Errorf("%q", got)
+	}
+	wantAnswer(t, b, "one")
+	if got := b.Servers(); !slices.Contains(got, one.address) {
+		t.Errorf("it has shown itself, and is left out: %q", got)
+	}
+}
+
+// TestHeardServerIsNotAsked: a server that answers over the node's connection to it sees no handshake of the balancer's, neither for a new
+// connection nor while one is open.
+func TestHeardServerIsNotAsked(t *testing.T) {
+	one := newServer(t, "one", "127.0.0.1:0")
+	b := start(t, Options{Server: one.address})
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			b.Answered(one.address, true)
+			select {
+			case <-stop:
+				return
+			case <-time.After(100 * time.Millisecond): // the node's pings come once a second
+			}
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
+	for !b.heard(one.address, sureFor) {
+		time.Sleep(time.Millisecond) // until the goroutine above has begun
+	}
+	wantAnswer(t, b, "one")
+	time.Sleep(2*lookAfter + probeEvery) // the balancer has looked, and would have asked, by then: what must not happen has no event to wait for
+	if got := len(one.conns); got != 1 {
+		t.Errorf("the server has had %d connections", got)
+	}
+}
+
+// TestNotJoinedYet: without the cluster's authority nothing is passed on.
+func TestNotJoinedYet(t *testing.T) {
+	one := newServer(t, "one", "127.0.0.1:0")
+	b := start(t, Options{Server: one.address})
+	b.o.ServerCAFile = filepath.Join(t.TempDir(), "none")
+	if got, err := connectTo(t, b).ask(); err == nil {
+		t.Errorf("%q", got)
+	}
+}
+
+// BenchmarkProve is what a handshake costs, both ends together.
+func BenchmarkProve(b *testing.B) {
+	config := serverConfig(b, ours, "127.0.0.1")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	var bytes int
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			raw, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c := &counted{Conn: raw}
+			_ = handshakeOf(c, config)
+			bytes += c.bytes
+			_ = raw.Close()
+		}
+	}()
+	balancer, err := New(b.Context(), Options{Address: "127.0.0.1:0", Server: l.Addr().String(), ServerCAFile: oursFile})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer balancer.listener.Close()
+	for b.Loop() {
+		if err := balancer.prove(b.Context(), l.Addr().String()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	_ = l.Close()
+	<-done
+	b.ReportMetric(float64(bytes)/float64(b.N), "wire-B/op")
+}
+
+// counted counts what goes through a connection, both ways.
+type counted struct {
+	net.Conn
+	bytes int
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.bytes += n
+	return n, err
+}
+
+func (c *counted) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.bytes += n
+	return n, err
+}
+
+// handshakeOf serves one handshake and reads on until the other end closes.
+func handshakeOf(c net.Conn, config *tls.Config) error {
+	s := tls.Server(c, config)
+	_, err := s.Read(make([]byte, 1))
+	return err
+}

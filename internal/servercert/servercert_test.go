@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servercert
+
+import (
+	"crypto/tls"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/testca"
+)
+
+// handshake connects to a server with a certificate of that authority, name and address, and returns what it showed.
+func handshake(t *testing.T, ca *testca.Authority, name, host, offered, caFile, protocol string, now func() time.Time) (tls.ConnectionState, error) {
+	t.Helper()
+	files, err := ca.Issue(name, host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs := &tls.Config{Certificates: []tls.Certificate{pair}}
+	if offered != "" {
+		theirs.NextProtos = []string{offered}
+	}
+	config, err := Config(caFile, protocol, now)
+	if err != nil {
+		return tls.ConnectionState{}, err
+	}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		if c, err := l.Accept(); err == nil {
+			_ = c.(*tls.Conn).Handshake() // what the client says counts
+			_ = c.Close()
+		}
+	}()
+	defer func() { _ = l.Close(); <-served }()
+	c, err := tls.Dial("tcp", l.Addr().String(), config)
+	if err != nil {
+		return tls.ConnectionState{}, err
+	}
+	defer c.Close()
+	return c.ConnectionState(), nil
+}
+
+func TestConfig(t *testing.T) {
+	dir, otherDir := t.TempDir(), t.TempDir()
+	ca, err := testca.New(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := testca.New(otherDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "ca.crt")
+	later := func() time.Time { return time.Now().AddDate(2, 0, 0) }
+	for what, tt := range map[string]struct {
+		ca               *testca.Authority
+		name             string
+		offered, wanted  string
+		now              func() time.Time
+		file, wantsError string
+	}{
+		"a server":                          {ca, join.ServerName, "", "", nil, file, ""},
+		"a server with the protocol":        {ca, join.ServerName, "p", "p", nil, file, ""},
+		"a server that knows no protocol":   {ca, join.ServerName, "", "p", nil, file, "no server that nodes connect to"},
+		"a node":                            {ca, "system:node:n2", "", "", nil, file, "it is no server"},
+		"another cluster's server":          {other, join.ServerName, "", "", nil, file, "unknown authority"},
+		"a certificate that has run out":    {ca, join.ServerName, "", "", later, file, "expired"},
+		"an authority that is not there":    {ca, join.ServerName, "", "", nil, filepath.Join(dir, "none"), "reading the cluster's authority"},
+		"a file that holds no certificates": {ca, join.ServerName, "", "", nil, filepath.Join(dir, join.ServerName+".key"), "holds no certificate"},
+	} {
+		_, err := handshake(t, tt.ca, tt.name, "192.0.2.7", tt.offered, tt.file, tt.wanted, tt.now)
+		if tt.wantsError == "" && err != nil || tt.wantsError != "" && (err == nil || !strings.Contains(err.Error(), tt.wantsError)) {
+			t.Errorf("%s: %v, want %q", what, err, tt.wantsError)
+		}
+	}
+}
+
+func TestNamesAddress(t *testing.T) {
+	dir := t.TempDir()
+	ca, err := testca.New(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := handshake(t, ca, join.ServerName, "192.0.2.7", "", filepath.Join(dir, "ca.crt"), "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for address, want := range map[string]bool{"192.0.2.7:6443": true, "192.0.2.8:6443": false, "192.0.2.7": false, "": false} {
+		if got := NamesAddress(s, address); got != want {
+			t.Errorf("%q: %v", address, got)
+		}
+	}
+}
