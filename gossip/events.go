@@ -90,6 +90,11 @@ func (m *Member) saw(n *memberlist.Node) (before, after Info) {
 	})
 }
 
+// names refuse members that no Kubernetes Node could be, before anything is kept of them.
+type names struct{}
+
+func (names) NotifyAlive(n *memberlist.Node) error { return checkName(n.Name) }
+
 // conflicts hear of a second member of a name.
 type conflicts struct{ m *Member }
 

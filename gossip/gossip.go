@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
 )
@@ -90,7 +91,7 @@ func New(o Options) (*Member, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	if err := errors.Join(o.Keys.Validate(), checkAddress(o.Address)); err != nil {
+	if err := errors.Join(o.Keys.Validate(), checkName(o.Name), checkAddress(o.Address)); err != nil {
 		return nil, errors.Join(err, o.Packets.Close(), o.Streams.Close())
 	}
 	m := &Member{
@@ -119,6 +120,14 @@ func New(o Options) (*Member, error) {
 	return m, nil
 }
 
+// checkName refuses what cannot be the name of a Node: members are nodes, and names reach logs and terminals.
+func checkName(name string) error {
+	if len(name) > validation.LabelValueMaxLength || len(validation.IsDNS1123Subdomain(name)) > 0 {
+		return fmt.Errorf("gossip: %q cannot be a node's name", name)
+	}
+	return nil
+}
+
 func checkAddress(a netip.AddrPort) error {
 	if !a.IsValid() || a.Addr().IsUnspecified() || a.Port() == 0 {
 		return fmt.Errorf("gossip: other machines cannot reach this one at %s", a)
@@ -134,7 +143,7 @@ func (m *Member) config() *memberlist.Config {
 	c.AdvertiseAddr, c.AdvertisePort = m.o.Address.Addr().String(), int(m.o.Address.Port())
 	c.BindPort = c.AdvertisePort // what Join takes for an address without one
 	c.Keyring = m.ring
-	c.Delegate, c.Events, c.Conflict = delegate{m}, events{m}, conflicts{m}
+	c.Delegate, c.Events, c.Conflict, c.Alive = delegate{m}, events{m}, conflicts{m}, names{}
 	c.Logger = m.log.std()
 	c.EnableCompression = false    // packets are small, and each would cost a compressor of 60 KB
 	c.UDPBufferSize = maxPacket    // fits every network that IPv6 does, through tunnels too

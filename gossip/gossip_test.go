@@ -16,6 +16,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/memberlist"
+
 	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
@@ -391,4 +393,48 @@ func (b *lockedBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.String()
+}
+
+// TestBadNames: a machine with the key and a name that no Node could have is no member, and nothing of the name reaches the log as it is.
+func TestBadNames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t)
+		var log lockedBuffer
+		good := g.add(func(o *Options) {
+			o.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		})
+		h := g.net.host(at(50))
+		o := Options{Name: "m50\x1b[2J", Address: at(50), Packets: h, Streams: h, Keys: g.keys, Logger: slog.New(slog.DiscardHandler)}
+		if _, err := New(o); err == nil {
+			t.Error("a program of ours takes such a name")
+		}
+		h = g.net.host(at(51))
+		o.Address, o.Packets, o.Streams = at(51), h, h
+		bad := &Member{o: o, roster: newRoster(o.Name, time.Now), log: &libraryLog{logger: o.Logger}, told: make(chan struct{}, 1), failed: make(chan error, 1)}
+		var err error
+		if bad.ring, err = memberlist.NewKeyring(g.keys.Keys, g.keys.Keys[0]); err != nil {
+			t.Fatal(err)
+		}
+		bad.transport = newTransport(&o, func(error) {})
+		config := bad.config()
+		config.Alive = nil
+		if bad.list, err = memberlist.Create(config); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := bad.list.Join([]string{at(0).String()}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(spread) // the bubble's time: what must not happen has no event to wait for
+		for _, m := range good.Members() {
+			if m.Name != name(0) {
+				t.Errorf("%q is a member", m.Name)
+			}
+		}
+		if text := log.String(); strings.Contains(text, "\x1b") || !strings.Contains(text, "cannot be a node's name") {
+			t.Errorf("the log:\n%q", text)
+		}
+		if err := bad.list.Shutdown(); err != nil {
+			t.Error(err)
+		}
+	})
 }

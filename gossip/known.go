@@ -29,7 +29,7 @@ func readKnown(file string) []known {
 	if err != nil || json.Unmarshal(data, &out) != nil {
 		return nil
 	}
-	return slices.DeleteFunc(out, func(k known) bool { return k.Name == "" || !k.Address.IsValid() })
+	return slices.DeleteFunc(out, func(k known) bool { return checkName(k.Name) != nil || !k.Address.IsValid() })
 }
 
 // writeKnown keeps the members, servers first and those that live before the others, and leaves a file alone that says the

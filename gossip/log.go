@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"unicode"
 )
 
 // libraryLog takes what memberlist says. All of it goes to the debug log: it repeats itself every second while something
@@ -18,6 +19,19 @@ type libraryLog struct {
 
 	mu   sync.Mutex
 	said map[string]bool
+}
+
+// mostSaid bounds how many different warnings are given: others choose what some of them name.
+const mostSaid = 256
+
+// visible puts a question mark in place of what a terminal would obey.
+func visible(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, text)
 }
 
 // advice says in words what some of memberlist's lines mean. Key is a part of the line.
@@ -31,7 +45,7 @@ func (l *libraryLog) std() *log.Logger { return log.New(l, "", 0) }
 
 // Write takes a line.
 func (l *libraryLog) Write(line []byte) (int, error) {
-	text := string(bytes.TrimSpace(line))
+	text := visible(string(bytes.TrimSpace(line))) // it quotes what other members sent
 	l.logger.Log(context.Background(), slog.LevelDebug, text)
 	for _, a := range advice {
 		if strings.Contains(text, a.line) {
@@ -48,7 +62,7 @@ func (l *libraryLog) once(words string, args ...any) {
 	if l.said == nil {
 		l.said = map[string]bool{}
 	}
-	if !l.said[words] {
+	if !l.said[words] && len(l.said) < mostSaid {
 		l.said[words] = true
 		l.logger.Warn(words, args...)
 	}

@@ -5,6 +5,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,8 +17,15 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// rotationLook is how often a rotation looks who has the keys.
-const rotationLook = 500 * time.Millisecond
+const (
+	// rotationLook is how often a rotation looks who has the keys, nodesLook how often which nodes there are.
+	rotationLook, nodesLook = 500 * time.Millisecond, 5 * time.Second
+	// rotationPatience is how long a rotation waits for the nodes that have not taken a key over. A node asks for it within
+	// seconds, and once a minute where it hears nobody.
+	rotationPatience = 3 * time.Minute
+	// strangerPatience is the same for members that have no Node: machines that are about to register, and servers without one.
+	strangerPatience = 15 * time.Second
+)
 
 // GossipRotation is what replacing the gossip key needs.
 type GossipRotation struct {
@@ -29,10 +37,11 @@ type GossipRotation struct {
 }
 
 // Run makes a new key, has all members learn it, then use it, then forget the old one. Each step waits for all members that
-// are alive; one that is off meanwhile asks a server for the key when it is back. It may be interrupted at any point and
-// begun again: no step takes away a key that a member sends with.
+// are alive and have a Node; one that is off meanwhile asks a server for the key when it is back. It ends with an error when one of these
+// takes too long. It may be interrupted at any point and begun again: no step takes away a key that such a member sends with. Of two
+// rotations that run at once, one ends with an error before it changes what the other one has made.
 func (r GossipRotation) Run(ctx context.Context) error {
-	now, err := r.change(ctx, func(k cluster.GossipKeys) (cluster.GossipKeys, error) { return k, nil })
+	now, err := r.read(ctx)
 	if err != nil {
 		return err
 	}
@@ -53,7 +62,7 @@ func (r GossipRotation) Run(ctx context.Context) error {
 	}
 	for _, step := range steps {
 		r.Progress(step.text)
-		if now, err = r.change(ctx, step.next); err != nil {
+		if now, err = r.change(ctx, now.Generation, step.next); err != nil {
 			return err
 		}
 		if err := r.wait(ctx, now.Generation); err != nil {
@@ -63,8 +72,17 @@ func (r GossipRotation) Run(ctx context.Context) error {
 	return nil
 }
 
-// change puts other keys in place of those in the API.
-func (r GossipRotation) change(ctx context.Context, next func(cluster.GossipKeys) (cluster.GossipKeys, error)) (cluster.GossipKeys, error) {
+// read returns the keys in the API.
+func (r GossipRotation) read(ctx context.Context) (cluster.GossipKeys, error) {
+	s, err := r.Client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, GossipSecret, metav1.GetOptions{})
+	if err != nil {
+		return cluster.GossipKeys{}, fmt.Errorf("reading the gossip keys: %w", err)
+	}
+	return KeysIn(s)
+}
+
+// change puts other keys in place of those of a generation in the API.
+func (r GossipRotation) change(ctx context.Context, generation uint64, next func(cluster.GossipKeys) (cluster.GossipKeys, error)) (cluster.GossipKeys, error) {
 	var out cluster.GossipKeys
 	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		secrets := r.Client.CoreV1().Secrets(metav1.NamespaceSystem)
@@ -76,7 +94,11 @@ func (r GossipRotation) change(ctx context.Context, next func(cluster.GossipKeys
 		if err != nil {
 			return err
 		}
-		if out, err = next(keys); err != nil || out.Generation == keys.Generation {
+		if keys.Generation != generation {
+			return fmt.Errorf("somebody else changed the gossip keys meanwhile, probably by another rotation. This one stops; all machines still understand one another. "+
+				"When the other one has ended, run this again if the key is to be replaced once more (the keys' generation is %d, expected was %d)", keys.Generation, generation)
+		}
+		if out, err = next(keys); err != nil {
 			return err
 		}
 		if err := PutKeys(s, out); err != nil {
@@ -88,31 +110,46 @@ func (r GossipRotation) change(ctx context.Context, next func(cluster.GossipKeys
 	return out, err
 }
 
-// wait returns when all members that are alive have the keys of a generation.
+// wait returns when all members that are alive and have a Node have the keys of a generation.
 func (r GossipRotation) wait(ctx context.Context, generation uint64) error {
-	last := ""
+	last, began := "", time.Now()
+	var nodes map[string]bool
+	var looked time.Time
 	for {
 		members, err := r.Members(ctx)
 		if err != nil {
 			return err
 		}
-		var behind []string
-		alive := 0
-		for _, m := range members {
-			if m.State != "alive" {
-				continue
+		behind, alive := membersBehind(members, generation)
+		waited := time.Since(began)
+		var strangers []string
+		if len(behind) > 0 {
+			if nodes == nil || time.Since(looked) >= nodesLook {
+				if nodes, err = r.nodes(ctx); err != nil {
+					return err
+				}
+				looked = time.Now()
 			}
-			alive++
-			if m.KeyGeneration < generation {
-				behind = append(behind, m.Name)
+			if waited >= strangerPatience {
+				all := behind
+				behind = slices.DeleteFunc(slices.Clone(all), func(name string) bool { return !nodes[name] })
+				strangers = slices.DeleteFunc(slices.Clone(all), func(name string) bool { return nodes[name] })
 			}
 		}
-		if alive > 0 && len(behind) == 0 {
+		text := strings.Join(behind, ", ")
+		switch {
+		case alive > 0 && len(behind) == 0:
+			if len(strangers) > 0 {
+				r.Progress("  not waited for, since the cluster has no Node of that name: " + strings.Join(strangers, ", "))
+			}
 			return nil
-		}
-		if text := strings.Join(behind, ", "); text != last {
+		case waited >= rotationPatience:
+			return fmt.Errorf("these machines are alive and did not take the gossip key over within %s: %s. The rotation stops here, and all machines still understand one another. "+
+				"See there why no server answers (coracle status), or stop coracle there, or delete the node if the machine is not the cluster's any more "+
+				"(kubectl delete node NAME); then run the rotation again, and it goes on", rotationPatience, text)
+		case text != last:
 			last = text
-			r.Progress(fmt.Sprintf("  %d of %d have the keys; waiting for %s", alive-len(behind), alive, text))
+			r.Progress(fmt.Sprintf("  %d of %d have the keys; waiting for %s", alive-len(behind)-len(strangers), alive, text))
 		}
 		select {
 		case <-ctx.Done():
@@ -120,4 +157,31 @@ func (r GossipRotation) wait(ctx context.Context, generation uint64) error {
 		case <-time.After(rotationLook):
 		}
 	}
+}
+
+// membersBehind are the names of the members that are alive and have older keys, and the number of those that are alive.
+func membersBehind(members []status.Member, generation uint64) (behind []string, alive int) {
+	for _, m := range members {
+		if m.State != "alive" {
+			continue
+		}
+		alive++
+		if m.KeyGeneration < generation {
+			behind = append(behind, m.Name)
+		}
+	}
+	return behind, alive
+}
+
+// nodes are the names of the cluster's Nodes.
+func (r GossipRotation) nodes(ctx context.Context) (map[string]bool, error) {
+	all, err := r.Client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("looking which nodes there are: %w", err)
+	}
+	out := map[string]bool{}
+	for i := range all.Items {
+		out[all.Items[i].Name] = true
+	}
+	return out, nil
 }

@@ -6,12 +6,14 @@ import (
 	"bytes"
 	"context"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
@@ -39,7 +41,7 @@ func TestGossipRotation(t *testing.T) {
 				if err := PutKeys(secret, start); err != nil {
 					t.Fatal(err)
 				}
-				client := fake.NewClientset(secret)
+				client := fake.NewClientset(secret, nodeNamed("a"), nodeNamed("b"))
 				read := func() cluster.GossipKeys {
 					s, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(t.Context(), GossipSecret, metav1.GetOptions{})
 					if err != nil {
@@ -52,6 +54,7 @@ func TestGossipRotation(t *testing.T) {
 					return keys
 				}
 				// Two members take the keys over, one of them late; a third is off.
+				var mu sync.Mutex
 				have := []cluster.GossipKeys{start, start}
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan struct{})
@@ -60,6 +63,7 @@ func TestGossipRotation(t *testing.T) {
 					for i := 0; ctx.Err() == nil; i++ {
 						time.Sleep(time.Second) // the bubble's time: how often a member looks
 						keys := read()
+						mu.Lock()
 						have[0] = keys
 						if i%5 == 0 {
 							have[1] = keys
@@ -67,10 +71,13 @@ func TestGossipRotation(t *testing.T) {
 						if !contains(have[0], have[1].Keys[0]) || !contains(have[1], have[0].Keys[0]) {
 							t.Errorf("two members do not understand one another: generations %d and %d", have[0].Generation, have[1].Generation)
 						}
+						mu.Unlock()
 					}
 				}()
 				var told []string
 				r := GossipRotation{Client: client, Progress: func(s string) { told = append(told, s) }, Members: func(context.Context) ([]status.Member, error) {
+					mu.Lock()
+					defer mu.Unlock()
 					return []status.Member{
 						{Name: "a", State: "alive", KeyGeneration: have[0].Generation}, {Name: "b", State: "alive", KeyGeneration: have[1].Generation},
 						{Name: "off", State: "silent", KeyGeneration: 1},
@@ -89,6 +96,115 @@ func TestGossipRotation(t *testing.T) {
 					t.Errorf("it was told:\n%s", text)
 				}
 			})
+		})
+	}
+}
+
+func nodeNamed(name string) *corev1.Node {
+	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+}
+
+// TestGossipRotationOfLateMembers: a member without a Node holds nothing up; one with a Node is named when it has not taken the key in
+// time, and nothing is taken away from it.
+func TestGossipRotationOfLateMembers(t *testing.T) {
+	for name, tt := range map[string]struct {
+		nodes []runtime.Object
+		want  string
+	}{
+		"a machine whose Node was deleted": {[]runtime.Object{nodeNamed("a")}, ""},
+		"a node that cannot ask":           {[]runtime.Object{nodeNamed("a"), nodeNamed("late")}, "did not take the gossip key over within 3m0s: late."},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				first, err := cluster.NewGossipKeys()
+				if err != nil {
+					t.Fatal(err)
+				}
+				secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
+				if err := PutKeys(secret, first); err != nil {
+					t.Fatal(err)
+				}
+				r := GossipRotation{Client: fake.NewClientset(append(tt.nodes, secret)...), Progress: func(string) {}}
+				r.Members = func(ctx context.Context) ([]status.Member, error) {
+					keys, err := r.read(ctx)
+					return []status.Member{{Name: "a", State: "alive", KeyGeneration: keys.Generation}, {Name: "late", State: "alive", KeyGeneration: 1}}, err
+				}
+				began := time.Now()
+				err = r.Run(t.Context())
+				if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+					t.Errorf("%v, want %q", err, tt.want)
+				}
+				if took := time.Since(began); took > 4*time.Minute {
+					t.Errorf("it took %s", took)
+				}
+				keys, err := r.read(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if tt.want != "" && !bytes.Equal(keys.Keys[0], first.Keys[0]) {
+					t.Error("the late member's key is not used any more")
+				}
+				if tt.want == "" && contains(keys, first.Keys[0]) {
+					t.Error("the old key is still understood")
+				}
+			})
+		})
+	}
+}
+
+// TestTwoGossipRotations: however two that run at once interleave, one ends with an error or both have rotated, and no key vanishes that
+// a member sends with.
+func TestTwoGossipRotations(t *testing.T) {
+	for delay := range 12 {
+		synctest.Test(t, func(t *testing.T) {
+			first, err := cluster.NewGossipKeys()
+			if err != nil {
+				t.Fatal(err)
+			}
+			secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
+			if err := PutKeys(secret, first); err != nil {
+				t.Fatal(err)
+			}
+			r := GossipRotation{Client: fake.NewClientset(secret, nodeNamed("a")), Progress: func(string) {}}
+			have, took := first, time.Now()
+			var mu sync.Mutex
+			r.Members = func(ctx context.Context) ([]status.Member, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				if time.Since(took) > time.Second { // how often the member looks
+					now, err := r.read(ctx)
+					if err != nil {
+						return nil, err
+					}
+					if !contains(now, have.Keys[0]) {
+						t.Errorf("after %d ms: the key of the generation %d is used, and that of %d does not have it", delay*100, have.Generation, now.Generation)
+					}
+					have, took = now, time.Now()
+				}
+				return []status.Member{{Name: "a", State: "alive", KeyGeneration: have.Generation}}, nil
+			}
+			errs := make(chan error, 2) // two: both rotations
+			go func() { errs <- r.Run(t.Context()) }()
+			go func() {
+				time.Sleep(time.Duration(delay) * 100 * time.Millisecond) // the bubble's time: the second one comes that much later
+				errs <- r.Run(t.Context())
+			}()
+			failed := 0
+			for range 2 {
+				if err := <-errs; err != nil {
+					failed++
+					if !strings.Contains(err.Error(), "somebody else changed the gossip keys") {
+						t.Error(err)
+					}
+				}
+			}
+			end, err := r.read(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if failed > 1 || len(end.Keys) != 1 || contains(first, end.Keys[0]) {
+				t.Errorf("after %d ms: %d failed, and there are %d keys", delay*100, failed, len(end.Keys))
+			}
 		})
 	}
 }
