@@ -5,8 +5,11 @@ package server
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
+	"maps"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -28,6 +31,8 @@ import (
 const (
 	reachEvery, reachLater = 2 * time.Second, 30 * time.Second
 	reachSoon              = 15
+	// reachPatience bounds one try.
+	reachPatience = 2 * time.Second
 )
 
 func (s *Server) newTunnels() (*tunnels.Table, error) {
@@ -60,6 +65,7 @@ func (s *Server) serveNodes(ctx context.Context) {
 func (s *Server) reachNodes(ctx context.Context) {
 	tries := map[string]int{}
 	pause := reachLater
+	kubelets := s.kubeletAuthorities()
 	for {
 		select {
 		case <-ctx.Done():
@@ -72,8 +78,8 @@ func (s *Server) reachNodes(ctx context.Context) {
 			n := s.node(name) // a node that is new has connected before it is registered
 			if n != nil {
 				tries[name]++
-				reaching, cancel := context.WithTimeout(ctx, liveness.CheckTimeout)
-				reached := liveness.Reach(reaching, n)
+				reaching, cancel := context.WithTimeout(ctx, reachPatience)
+				reached := liveness.Shows(reaching, n, kubelets, s.o.Clock.Now())
 				cancel()
 				if reached {
 					s.tunnels.Reached(name)
@@ -84,6 +90,10 @@ func (s *Server) reachNodes(ctx context.Context) {
 			if tries[name] < reachSoon {
 				pause = reachEvery
 			}
+		}
+		if s.nodes.Load() != nil {
+			s.tunnels.Forget(func(name string) bool { return s.node(name) == nil })
+			maps.DeleteFunc(tries, func(name string, _ int) bool { return s.node(name) == nil })
 		}
 	}
 }
@@ -111,11 +121,33 @@ func (s *Server) findNode(ctx context.Context, name string) liveness.Finding {
 	}
 	ctx, cancel := context.WithTimeout(ctx, liveness.CheckTimeout)
 	defer cancel()
-	if n := s.node(name); n != nil && liveness.Reach(ctx, n) {
-		s.tunnels.Reached(name)
+	n := s.node(name)
+	if n == nil {
+		return liveness.Silent
+	}
+	// Of a node that was connected and has never shown itself at its address, whatever answers there may be a router, or another machine.
+	if c, ok := s.tunnels.Contact(name); ok && !c.Direct {
+		if liveness.Shows(ctx, n, s.kubeletAuthorities(), s.o.Clock.Now()) {
+			s.tunnels.Reached(name)
+			return liveness.Reachable
+		}
+		return liveness.Silent
+	}
+	if liveness.Reach(ctx, n) {
 		return liveness.Reachable
 	}
 	return liveness.Silent
+}
+
+// kubeletAuthorities are those of kubelets' certificates.
+func (s *Server) kubeletAuthorities() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pem, err := os.ReadFile(s.pki.KubeletTrustFile())
+	if err != nil {
+		s.log.Warn("the authority of kubelets cannot be read; nodes count as not reached directly", "error", err)
+	}
+	pool.AppendCertsFromPEM(pem)
+	return pool
 }
 
 // checkNode finds out about a node, with the help of all servers.

@@ -4,14 +4,21 @@ package liveness
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/internal/testca"
 )
 
 func TestAsk(t *testing.T) {
@@ -93,5 +100,82 @@ func TestReach(t *testing.T) {
 	cancel()
 	if Reach(ended, n) {
 		t.Error("something was reached in no time")
+	}
+}
+
+// Only a node's own certificate shows that it is the node that answers.
+func TestShows(t *testing.T) {
+	dir := t.TempDir()
+	ca, err := testca.New(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := testca.New(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pem, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	authorities := x509.NewCertPool()
+	authorities.AppendCertsFromPEM(pem)
+	for what, tt := range map[string]struct {
+		ca   *testca.Authority
+		name string
+		want bool
+	}{
+		"the node":                          {ca, "n1", true},
+		"another node":                      {ca, "n2", false},
+		"another cluster's node":            {other, "n1", false},
+		"a router, which speaks no TLS":     {nil, "", false},
+		"a machine that refuses connection": {nil, "closed", false},
+	} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
+		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "127.0.0.1"}}
+		n.Status.DaemonEndpoints.KubeletEndpoint.Port = int32(l.Addr().(*net.TCPAddr).Port)
+		config := &tls.Config{}
+		if tt.ca != nil {
+			files, err := tt.ca.Issue(tt.name, tt.name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			config.Certificates = []tls.Certificate{pair}
+		}
+		if tt.name == "closed" {
+			_ = l.Close()
+		}
+		var serving sync.WaitGroup
+		serving.Go(func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				serving.Go(func() {
+					defer c.Close()
+					if tt.ca == nil {
+						_, _ = c.Write([]byte("220 router\r\n"))
+						return
+					}
+					_ = tls.Server(c, config).HandshakeContext(t.Context()) // the other end says what it was
+				})
+			}
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		if got := Shows(ctx, n, authorities, time.Now()); got != tt.want {
+			t.Errorf("%s: %v", what, got)
+		}
+		cancel()
+		_ = l.Close()
+		serving.Wait()
 	}
 }

@@ -13,12 +13,15 @@ package liveness
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/record"
@@ -44,6 +47,8 @@ const (
 	retry = time.Second
 	// rest is the longest pause between two looks at all nodes.
 	rest = 5 * time.Second
+	// stall is by how much this server must have been late to have been paused as a whole: long enough for nodes to hang up on it, nearly.
+	stall = 5 * time.Second
 	// settle is how long the readers of connections get after this server was short of CPU.
 	settle = 250 * time.Millisecond
 	// parallel is how many nodes are checked, or written, at a time.
@@ -60,7 +65,7 @@ const (
 	Heard             // a server hears the node itself
 )
 
-// Options are all required but Own and Logger.
+// Options are all required but Own, Now and Logger.
 type Options struct {
 	Client kubernetes.Interface
 	// Nodes must be synced when Run is called.
@@ -72,13 +77,19 @@ type Options struct {
 	// Check finds out about a node that is silent, within CheckTimeout.
 	Check    func(context.Context, *corev1.Node) Finding
 	Recorder record.EventRecorder
-	Logger   *slog.Logger
+	// Now is the time, of a clock that goes on while this process is paused; nil means time.Now.
+	Now    func() time.Time
+	Logger *slog.Logger
 }
 
 // Judge judges for one term of leadership.
 type Judge struct {
-	o       Options
-	began   time.Time
+	o     Options
+	began time.Time
+	// looked says that there was a round: Nodes that are seen first after it are new.
+	looked bool
+	// awake is when the judge last noticed that this process had been paused; nil: never.
+	awake   atomic.Pointer[time.Time]
 	nodes   map[string]*state
 	suspect chan string
 }
@@ -86,7 +97,9 @@ type Judge struct {
 // state is what a judge knows of a node. It belongs to the judge's goroutine; while its own checks and writes run side by side,
 // each has its own.
 type state struct {
+	uid   types.UID // another Node of the name is another machine's
 	first time.Time // seen by this judge
+	since time.Time // what was heard before then says nothing of this Node
 	// heartbeat is the newest that the kubelet has reported, lease the newest renewal, and posted when this judge saw one of
 	// them change: nodes' clocks do not count.
 	heartbeat  metav1.Time
@@ -110,6 +123,9 @@ func New(o Options) *Judge {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	return &Judge{o: o, nodes: map[string]*state{}, suspect: make(chan string, parallel)}
 }
 
@@ -124,10 +140,10 @@ func (j *Judge) Suspect(node string) {
 
 // Run judges until ctx is done.
 func (j *Judge) Run(ctx context.Context) {
-	j.began = time.Now()
+	j.began = j.o.Now()
 	for ctx.Err() == nil {
 		pause := j.round(ctx)
-		due := time.Now().Add(pause)
+		due := j.o.Now().Add(pause)
 		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
@@ -136,14 +152,36 @@ func (j *Judge) Run(ctx context.Context) {
 		case node := <-j.suspect:
 			timer.Stop()
 			if s := j.nodes[node]; s != nil && s.dead.IsZero() {
-				s.nominated, s.next = time.Now(), time.Time{}
+				s.nominated, s.next = j.o.Now(), time.Time{}
 			}
 		case <-timer.C:
-			if time.Since(due) > lateBy { // what nodes have sent may not have been read
-				time.Sleep(settle)
+		}
+		if late := j.o.Now().Sub(due); late > lateBy { // what nodes have sent may not have been read
+			select {
+			case <-ctx.Done():
+			case <-time.After(settle):
 			}
+			j.late(late)
 		}
 	}
+}
+
+// late notes by how much something took longer than it can have. A whole process that was paused has heard nobody meanwhile, and nodes have hung up
+// on it: all of them get time again.
+func (j *Judge) late(by time.Duration) {
+	if by > stall {
+		now := j.o.Now()
+		j.awake.Store(&now)
+		j.o.Logger.Warn("this server was paused; what it has not heard of nodes meanwhile does not count", "for", by.Round(time.Millisecond))
+	}
+}
+
+// woke is when this process was last found to have been paused; zero: never.
+func (j *Judge) woke() time.Time {
+	if at := j.awake.Load(); at != nil {
+		return *at
+	}
+	return time.Time{}
 }
 
 // round looks at all nodes once and returns when to look again.
@@ -152,7 +190,7 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 	if err != nil { // of a cache: it cannot be
 		return retry
 	}
-	now := time.Now()
+	now := j.o.Now()
 	pause = rest
 	soon := func(d time.Duration) { pause = max(min(pause, d), 50*time.Millisecond) }
 	var doubtful []*corev1.Node
@@ -175,11 +213,8 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 			doubtful = append(doubtful, n)
 		}
 	}
-	for name := range j.nodes {
-		if !seen[name] {
-			delete(j.nodes, name)
-		}
-	}
+	maps.DeleteFunc(j.nodes, func(name string, _ *state) bool { return !seen[name] })
+	j.looked = true
 	if len(doubtful) > 0 {
 		j.check(ctx, doubtful)
 		soon(recheck)
@@ -193,8 +228,11 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 // see notes what a Node says of itself.
 func (j *Judge) see(n *corev1.Node, now time.Time) *state {
 	s := j.nodes[n.Name]
-	if s == nil {
-		s = &state{first: now}
+	if s == nil || s.uid != n.UID {
+		s = &state{uid: n.UID, first: now, since: now}
+		if !j.looked { // it was there before this judge
+			s.since = now.Add(-slow)
+		}
 		if r := readyOf(n); r != nil {
 			s.heartbeat = r.LastHeartbeatTime
 		}
@@ -206,11 +244,21 @@ func (j *Judge) see(n *corev1.Node, now time.Time) *state {
 	return s
 }
 
+// contact is what this server hears of a node; ok is false if it has heard nothing of this Node, but perhaps of an earlier one of the name.
+func (j *Judge) contact(name string, s *state) (c tunnels.Contact, ok bool) {
+	c, ok = j.o.Contact(name)
+	if !ok || !c.Last.After(s.since) {
+		return tunnels.Contact{}, false
+	}
+	return c, true
+}
+
 // silence is how long nothing was heard of a node, and how long that is nothing to worry about.
 func (j *Judge) silence(name string, s *state, now time.Time) (silence, limit time.Duration) {
-	c, connected := j.o.Contact(name)
-	last := latest(c.Last, s.posted)
-	switch {
+	c, connected := j.contact(name, s)
+	heard := latest(c.Last, s.posted)
+	last := latest(heard, j.woke())
+	switch listening := latest(j.began, j.woke()); {
 	case !connected:
 		// It is new, or its program is too old to connect, or this server's memory is: it gets the time to connect.
 		last, limit = latest(last, s.first), slow
@@ -219,20 +267,28 @@ func (j *Judge) silence(name string, s *state, now time.Time) (silence, limit ti
 		}
 	case c.Direct:
 		limit = Quick
+	case c.Last.Before(listening): // a check tells nothing of it, so it gets the time to connect again
+		last, limit = latest(last, listening), slow
 	default:
 		limit = quickFar
 	}
 	if !s.nominated.IsZero() {
-		if last.After(s.nominated) {
+		if heard.After(s.nominated) {
 			s.nominated = time.Time{}
 		} else if c.Direct {
 			limit = 0 // one that no server can connect to is given its time all the same
 		}
 	}
-	if !s.dead.IsZero() && !last.After(s.dead) {
+	if !s.dead.IsZero() && !heard.After(s.dead) {
 		limit = 0 // nothing new
 	}
 	return now.Sub(last), limit
+}
+
+// waited is for how long this judge has listened to a node in vain.
+func (j *Judge) waited(name string, s *state, now time.Time) time.Duration {
+	c, _ := j.contact(name, s)
+	return now.Sub(latest(latest(c.Last, s.posted), latest(s.first, j.woke())))
 }
 
 // revive forgets that a node was dead.
@@ -240,8 +296,8 @@ func (j *Judge) revive(name string, s *state) {
 	if s.dead.IsZero() {
 		return
 	}
-	j.o.Logger.Info("a node that was dead is heard again", "node", name, "after", time.Since(s.dead).Round(time.Millisecond))
-	_, connected := j.o.Contact(name)
+	j.o.Logger.Info("a node that was dead is heard again", "node", name, "after", j.o.Now().Sub(s.dead).Round(time.Millisecond))
+	_, connected := j.contact(name, s)
 	s.byLease = !connected
 	s.dead, s.podsDone, s.nodeDone, s.holdNodeTo = time.Time{}, false, false, time.Time{}
 }
@@ -250,14 +306,16 @@ func (j *Judge) revive(name string, s *state) {
 func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 	each(doubtful, func(n *corev1.Node) {
 		s := j.nodes[n.Name]
-		began := time.Now()
-		_, connected := j.o.Contact(n.Name)
+		_, connected := j.contact(n.Name, s)
 		if !connected && j.leaseRenewed(ctx, n.Name, s) {
-			s.next = time.Now().Add(recheckFar)
+			s.next = j.o.Now().Add(recheckFar)
 			return
 		}
+		began := j.o.Now()
 		finding := j.o.Check(ctx, n)
-		now := time.Now()
+		now := j.o.Now()
+		late := now.Sub(began) - CheckTimeout
+		j.late(late)
 		silence, limit := j.silence(n.Name, s, now)
 		s.nominated = time.Time{}
 		s.next = now.Add(recheck)
@@ -267,9 +325,9 @@ func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 		}
 		switch {
 		case ctx.Err() != nil, finding == Heard, silence < limit:
-		case now.Sub(began) > CheckTimeout+lateBy:
+		case late > lateBy:
 			s.next = time.Time{}
-		case finding == Silent, silence > patience:
+		case finding == Silent, j.waited(n.Name, s, now) > patience:
 			s.dead = now
 			j.o.Logger.Warn("a node is dead", "node", n.Name, "silent", silence.Round(10*time.Millisecond), "machine answers", finding == Reachable)
 		}
@@ -279,6 +337,10 @@ func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 // leaseRenewed looks at the lease of a node that has no connection to this server, and says whether it was renewed since
 // the last look. The first look finds what is renewed from then on.
 func (j *Judge) leaseRenewed(ctx context.Context, node string, s *state) bool {
+	began := j.o.Now()
+	defer func() { j.late(j.o.Now().Sub(began) - writeTimeout) }()
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
 	lease, err := j.o.Client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, node, metav1.GetOptions{})
 	if err != nil || lease.Spec.RenewTime == nil {
 		return false
@@ -289,7 +351,7 @@ func (j *Judge) leaseRenewed(ctx context.Context, node string, s *state) bool {
 	renewed := !lease.Spec.RenewTime.Equal(&s.lease)
 	s.lease = *lease.Spec.RenewTime
 	if renewed {
-		s.posted = time.Now()
+		s.posted = j.o.Now()
 	}
 	return renewed
 }

@@ -38,6 +38,7 @@ type world struct {
 	finding  map[string]Finding
 	checks   int
 	checkFor time.Duration
+	skew     time.Duration  // by how much the clock has jumped: a process that was paused sees that
 	fails    map[string]int // so many updates of a resource's status fail
 }
 
@@ -91,12 +92,12 @@ func live(t *testing.T, nodes int, f func(w *world)) {
 				name = "own"
 			}
 			objects = append(objects, node(name), pod(name))
-			w.contacts[name] = tunnels.Contact{Last: time.Now(), Open: true, Direct: true}
+			w.contacts[name] = tunnels.Contact{Last: w.now(), Open: true, Direct: true}
 		}
 		w.client = fake.NewClientset(objects...)
 		w.client.PrependReactor("update", "*", w.update)
 		w.judge = New(Options{
-			Client: w.client, Nodes: lister{client: w.client}, Own: "own", Contact: w.contact, Check: w.check,
+			Client: w.client, Nodes: lister{client: w.client}, Own: "own", Contact: w.contact, Check: w.check, Now: w.now,
 			Recorder: &record.FakeRecorder{}, Logger: slog.New(slog.DiscardHandler),
 		})
 		ctx, cancel := context.WithCancel(t.Context())
@@ -130,6 +131,13 @@ func pod(node string) *corev1.Pod {
 	}
 }
 
+// now is the time in this world.
+func (w *world) now() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return time.Now().Add(w.skew)
+}
+
 func (w *world) contact(name string) (tunnels.Contact, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -151,7 +159,7 @@ func (w *world) speak(ctx context.Context) {
 		w.mu.Lock()
 		for name, c := range w.contacts {
 			if !w.silent[name] {
-				c.Last = time.Now()
+				c.Last = time.Now().Add(w.skew)
 				w.contacts[name] = c
 			}
 		}
@@ -415,4 +423,100 @@ func TestSuspect(t *testing.T) {
 		time.Sleep(time.Minute)
 		w.want("later", []string{"n1"}, []string{"n1"})
 	})
+}
+
+// A server that was paused, alone, has heard nobody and was hung up on. When it wakes, nodes get time to connect again; one that died meanwhile is
+// noticed, and one that was dead stays so.
+func TestPausedServer(t *testing.T) {
+	for name, direct := range map[string]bool{"reached directly": true, "behind a router": false} {
+		t.Run(name, func(t *testing.T) {
+			live(t, 4, func(w *world) {
+				w.do(func() { w.silent["n4"] = true })
+				time.Sleep(5 * time.Second)
+				w.want("before the pause", []string{"n4"}, []string{"n4"})
+				w.do(func() {
+					for _, name := range []string{"n1", "n2", "n3"} {
+						w.silent[name] = true
+						c := w.contacts[name]
+						c.Direct = direct
+						w.contacts[name] = c
+						if direct {
+							w.finding[name] = Reachable
+						}
+					}
+					w.skew += time.Minute
+				})
+				time.Sleep(12 * time.Second)
+				w.want("while they connect again", []string{"n4"}, []string{"n4"})
+				w.do(func() { w.silent["n1"], w.silent["n2"] = false, false })
+				time.Sleep(20 * time.Second)
+				w.want("after they have", []string{"n4"}, []string{"n4"})
+				time.Sleep(slow)
+				w.want("one has not", []string{"n3", "n4"}, []string{"n3", "n4"})
+			})
+		})
+	}
+}
+
+// The same when the pause falls into a check.
+func TestPausedInACheck(t *testing.T) {
+	live(t, 3, func(w *world) {
+		w.do(func() { w.silent["n1"], w.finding["n1"] = true, Reachable })
+		time.Sleep(Quick + CheckTimeout/2 + 100*time.Millisecond)
+		w.do(func() {
+			for _, name := range []string{"n2", "n3"} {
+				w.silent[name], w.finding[name] = true, Reachable
+			}
+			w.skew += time.Minute
+		})
+		time.Sleep(slow - 5*time.Second)
+		w.want("after the pause", nil, nil)
+	})
+}
+
+// A Node that was deleted and is made again is not judged by what was heard of the one before.
+func TestReturnOfADeletedNode(t *testing.T) {
+	live(t, 3, func(w *world) {
+		nodes := w.client.CoreV1().Nodes()
+		w.do(func() { w.silent["n1"] = true })
+		if err := nodes.Delete(t.Context(), "n1", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		again := node("n1")
+		again.UID = "another"
+		for _, pause := range []time.Duration{0, time.Minute} { // between two looks of the judge, and much later
+			time.Sleep(pause)
+			if _, err := nodes.Create(t.Context(), again, metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(slow / 2)
+			w.want("while it has not connected yet", nil, nil)
+			if err := nodes.Delete(t.Context(), "n1", metav1.DeleteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		again.UID = "a third"
+		if _, err := nodes.Create(t.Context(), again, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		w.do(func() { w.silent["n1"] = false })
+		time.Sleep(time.Minute)
+		w.want("when it is connected", nil, nil)
+		w.do(func() { w.silent["n1"] = true })
+		time.Sleep(3 * time.Second)
+		w.want("three seconds after its death", []string{"n1"}, []string{"n1"})
+	})
+}
+
+// What a new judge's server has heard long ago does not count; what it has heard a moment ago does.
+func TestNewJudge(t *testing.T) {
+	for last, doubtful := range map[time.Duration]bool{2 * time.Second: true, 10 * time.Minute: false} {
+		now := time.Now()
+		j := New(Options{Contact: func(string) (tunnels.Contact, bool) { return tunnels.Contact{Last: now.Add(-last), Direct: true}, true }})
+		j.began = now
+		silence, limit := j.silence("n1", j.see(node("n1"), now), now)
+		if got := silence >= limit; got != doubtful {
+			t.Errorf("heard %s before: silent for %s of %s", last, silence, limit)
+		}
+	}
 }

@@ -4,9 +4,10 @@ package liveness
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"net"
-	"net/netip"
 	"strconv"
 	"syscall"
 	"time"
@@ -25,8 +26,27 @@ const (
 	attemptAfter = 150 * time.Millisecond
 )
 
-// Reach tries whether a node's machine answers at the port of its kubelet. That it refuses the connection will do: its kernel works.
+// Reach tries whether a machine answers at the port of a node's kubelet. That it refuses the connection will do: its kernel works. It is the
+// node's machine only if that was found out before (Shows): a node says itself which addresses it has.
 func Reach(ctx context.Context, n *corev1.Node) bool {
+	return try(ctx, n, connects)
+}
+
+// Shows tries whether the node itself answers at the port of its kubelet: with a certificate of one of the authorities for the node's name. A
+// router, or another machine, may answer there as well.
+func Shows(ctx context.Context, n *corev1.Node, authorities *x509.CertPool, now time.Time) bool {
+	config := &tls.Config{RootCAs: authorities, ServerName: n.Name, MinVersion: tls.VersionTLS12, Time: func() time.Time { return now }}
+	return try(ctx, n, func(ctx context.Context, at string) bool {
+		c, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", at)
+		if err == nil {
+			_ = c.Close() // nothing was to be said
+		}
+		return err == nil
+	})
+}
+
+// try asks at all of a node's addresses, several times.
+func try(ctx context.Context, n *corev1.Node, answer func(ctx context.Context, at string) bool) bool {
 	addresses := tunnels.Addresses(n)
 	if len(addresses) == 0 {
 		return false
@@ -45,7 +65,7 @@ func Reach(ctx context.Context, n *corev1.Node) bool {
 				case <-ctx.Done():
 					answers <- false
 				case <-time.After(time.Duration(i) * attemptAfter):
-					answers <- connects(ctx, a, port)
+					answers <- answer(ctx, net.JoinHostPort(a.String(), strconv.Itoa(port)))
 				}
 			}()
 		}
@@ -60,8 +80,8 @@ func Reach(ctx context.Context, n *corev1.Node) bool {
 	return ok
 }
 
-func connects(ctx context.Context, a netip.Addr, port int) bool {
-	c, err := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort(a.String(), strconv.Itoa(port)))
+func connects(ctx context.Context, at string) bool {
+	c, err := new(net.Dialer).DialContext(ctx, "tcp", at)
 	if err == nil {
 		_ = c.Close() // that it was accepted is all there is to know
 		return true

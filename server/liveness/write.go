@@ -42,10 +42,12 @@ func (j *Judge) write(ctx context.Context, nodes []*corev1.Node) bool {
 	var left atomic.Bool
 	each(todo, func(n *corev1.Node) {
 		s := j.nodes[n.Name]
+		began := j.o.Now()
+		defer func() { j.late(j.o.Now().Sub(began) - writeTimeout) }()
 		ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 		defer cancel()
 		// The Node first: where its pods are not ready, the controllers look at the Node.
-		if !s.nodeDone && !time.Now().Before(s.holdNodeTo) {
+		if !s.nodeDone && !j.o.Now().Before(s.holdNodeTo) {
 			err := j.markNode(ctx, n.Name)
 			if s.nodeDone = err == nil; err != nil && ctx.Err() == nil {
 				j.o.Logger.Warn("that a node is dead could not be written; it is tried again", "node", n.Name, "error", err)
@@ -68,7 +70,7 @@ func (j *Judge) write(ctx context.Context, nodes []*corev1.Node) bool {
 // are marked, which a node that lives undoes, but nobody is evicted. Upstream stops evictions by itself when all
 // nodes are lost, or most of them and more than two; this is for what is between.
 func (j *Judge) holdBack(nodes []*corev1.Node) {
-	now, lost, together := time.Now(), 0, 0
+	now, lost, together := j.o.Now(), 0, 0
 	for _, n := range nodes {
 		if s := j.nodes[n.Name]; s != nil && !s.dead.IsZero() {
 			lost++

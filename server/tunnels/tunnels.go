@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -70,6 +71,16 @@ type entry struct {
 	sessions []*tunnel.Session // the newest last
 	last     time.Time         // heard over connections that have ended
 	direct   bool              // this server has reached the node without a tunnel
+	from     string            // the address that it connected from last
+}
+
+// host is an address without its port.
+func host(a net.Addr) string {
+	h, _, err := net.SplitHostPort(a.String())
+	if err != nil {
+		return a.String()
+	}
+	return h
 }
 
 // New returns a Table that Run fills.
@@ -129,7 +140,7 @@ func (t *Table) serve(ctx context.Context, raw net.Conn, identified func()) {
 	if err != nil {
 		return
 	}
-	defer t.add(node, s)()
+	defer t.add(node, s, host(raw.RemoteAddr()))()
 	t.o.Logger.Info("a node is connected", "node", node, "from", raw.RemoteAddr().String())
 	err = s.Wait()
 	if ctx.Err() == nil {
@@ -174,7 +185,7 @@ func nodeOf(s tls.ConnectionState) (string, error) {
 }
 
 // add keeps a connection until the function that it returns is called.
-func (t *Table) add(node string, s *tunnel.Session) (remove func()) {
+func (t *Table) add(node string, s *tunnel.Session, from string) (remove func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e := t.nodes[node]
@@ -182,6 +193,10 @@ func (t *Table) add(node string, s *tunnel.Session) (remove func()) {
 		e = &entry{}
 		t.nodes[node] = e
 	}
+	if len(e.sessions) == 0 && e.from != from {
+		e.direct = false // it was away, and has moved
+	}
+	e.from = from
 	e.sessions = append(e.sessions, s)
 	select {
 	case t.arrived <- struct{}{}:
@@ -207,7 +222,7 @@ type Contact struct {
 	Last time.Time
 	// Open says that it has a connection to this server now.
 	Open bool
-	// Direct says that this server has reached the node without the tunnel: it can find out that it does not any more.
+	// Direct says that this server has reached the node without the tunnel, at the address that it connects from: it can find out that it does not any more.
 	Direct bool
 }
 
@@ -251,6 +266,13 @@ func (t *Table) Reached(node string) {
 	if e := t.nodes[node]; e != nil {
 		e.direct = true
 	}
+}
+
+// Forget drops what is known of nodes that have no connection and are gone.
+func (t *Table) Forget(gone func(node string) bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	maps.DeleteFunc(t.nodes, func(name string, e *entry) bool { return len(e.sessions) == 0 && gone(name) })
 }
 
 // session is the newest of a node's connections.

@@ -240,6 +240,48 @@ func TestConnectionsOfOneNode(t *testing.T) {
 	}
 }
 
+// TestForget: of a node that is gone nothing is left, and one that has moved counts as never reached.
+func TestForget(t *testing.T) {
+	table := &Table{nodes: map[string]*entry{}, arrived: make(chan struct{}, 1)}
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	session := func() *tunnel.Session {
+		s, err := tunnel.NewSession(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s := session()
+	remove := table.add("n1", s, "10.0.0.1")
+	table.Reached("n1")
+	table.Forget(func(string) bool { return true })
+	if c, ok := table.Contact("n1"); !ok || !c.Direct {
+		t.Errorf("a node that is connected: %+v, %v", c, ok)
+	}
+	remove()
+	remove = table.add("n1", s, "10.0.0.1")
+	if c, _ := table.Contact("n1"); !c.Direct {
+		t.Error("a node that is back where it was counts as never reached")
+	}
+	remove()
+	remove = table.add("n1", s, "10.0.0.2")
+	if c, _ := table.Contact("n1"); c.Direct {
+		t.Error("a node that has moved counts as reached")
+	}
+	remove()
+	table.Forget(func(name string) bool { return name != "n1" })
+	if _, ok := table.Contact("n1"); !ok {
+		t.Error("a node that there is was forgotten")
+	}
+	table.Forget(func(string) bool { return true })
+	if _, ok := table.Contact("n1"); ok {
+		t.Error("a node that is gone is known")
+	}
+	_ = s.Close()
+}
+
 func nodes(all ...*corev1.Node) corelisters.NodeLister {
 	i := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
 	for _, n := range all {
