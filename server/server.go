@@ -38,6 +38,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/snapshots"
+	"github.com/coracle-k8s/coracle/server/storefiles"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 )
 
@@ -109,6 +110,9 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	if s.data, err = datadir.Open(o.dataDir()); err != nil {
 		return nil, err
+	}
+	if err := errors.Join(s.data.ForgetReset(), storefiles.Tidy(o.ServerDir), storefiles.Tidy(o.StoreDir)); err != nil {
+		s.log.Warn("what an earlier restore left was not tidied up", "error", err)
 	}
 	l, err := listen(ctx, o.BindAddress, o.Port)
 	if err != nil {

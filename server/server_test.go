@@ -4,6 +4,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/server/datadir"
+	"github.com/coracle-k8s/coracle/server/storefiles"
 )
 
 func TestMain(m *testing.M) {
@@ -185,6 +187,33 @@ func TestBadArgumentsAreRefusedBeforeAnything(t *testing.T) {
 	}
 	if _, err := os.Stat(o.DataDir); !os.IsNotExist(err) {
 		t.Errorf("the data directory was made: %v", err)
+	}
+}
+
+// TestTidiesUp: a start removes what an interrupted restore left, and the note that a reset was done.
+func TestTidiesUp(t *testing.T) {
+	o := options(t, t.TempDir())
+	half, err := storefiles.Begin(o.ServerDir, "20250101T000000Z")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.MkdirAll(half, 0o700), os.MkdirAll(o.ServerDir, 0o700), datadir.NoteReset(o.ServerDir, "it")); err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if what, err := datadir.WasReset(o.ServerDir); err != nil || what != "" {
+		t.Errorf("%q, %v", what, err)
+	}
+	for _, path := range []string{half, half + ".unfinished"} {
+		if _, err := os.Stat(path); err == nil {
+			t.Errorf("%s is left", path)
+		}
 	}
 }
 

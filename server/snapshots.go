@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/robfig/cron/v3"
@@ -20,6 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/s3settings"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/snapshots"
 )
 
@@ -43,7 +45,8 @@ type SnapshotOptions struct {
 // SnapshotFiles are the files of a snapshot, by their path below the server's folder. Those of the second kind may be missing.
 func SnapshotFiles() (required, optional []string) {
 	required, optional = commonFiles()
-	return append(required, joinedFile), optional
+	// A server that joins gets it in another way, and only as long as it is of use.
+	return append(required, joinedFile), append(optional, filepath.Join("tls", pki.FormerKubeletCAName))
 }
 
 // Snapshots answers on the admin socket.
@@ -143,8 +146,11 @@ func (s *Server) snapshotContents() (snapshots.Contents, error) {
 		return snapshots.Contents{}, err
 	}
 	out := snapshots.Contents{Files: map[string][]byte{joinedFile: joined}}
-	required, optional := commonFiles()
+	required, optional := SnapshotFiles()
 	for _, name := range slices.Concat(required, optional) {
+		if name == joinedFile {
+			continue // above
+		}
 		data, err := os.ReadFile(s.o.path(name))
 		if errors.Is(err, fs.ErrNotExist) && slices.Contains(optional, name) {
 			continue

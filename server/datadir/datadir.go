@@ -31,6 +31,8 @@ const Format = 1
 const (
 	LockFile     = "lock"
 	IdentityFile = "identity.json"
+	// ResetFile says that --cluster-reset was done; see NoteReset.
+	ResetFile = "reset-done"
 )
 
 // Options say which folder, and for whom.
@@ -163,6 +165,35 @@ func (d *Dir) Record() error {
 	}
 	_, err = atomicfile.WriteIfDifferent(filepath.Join(d.path, IdentityFile), append(data, '\n'), 0o600)
 	return err
+}
+
+// NoteReset notes in a server's folder what a start with --cluster-reset has done there. A service that has that flag among its
+// arguments would do it again at each start, and lose what was written since.
+func NoteReset(serverDir, what string) error {
+	if err := atomicfile.Write(filepath.Join(serverDir, ResetFile), []byte(what+"\n"), 0o600); err != nil {
+		return fmt.Errorf("noting that the reset was done: %w", err)
+	}
+	return nil
+}
+
+// WasReset is what NoteReset noted; "" if that was nothing, or the server has been started since.
+func WasReset(serverDir string) (string, error) {
+	what, err := os.ReadFile(filepath.Join(serverDir, ResetFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("looking whether a reset was done: %w", err)
+	}
+	return strings.TrimSpace(string(what)), nil
+}
+
+// ForgetReset is for a start without --cluster-reset.
+func (d *Dir) ForgetReset() error {
+	if err := os.Remove(filepath.Join(d.path, ResetFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("forgetting that a reset was done: %w", err)
+	}
+	return nil
 }
 
 // Close releases the folder. The file stays: removing it would let a third process lock another file of its name.

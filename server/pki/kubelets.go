@@ -35,7 +35,10 @@ func (p *PKI) KubeletTrustFile() string { return filepath.Join(p.dir, "kubelet-t
 
 // FormerKubeletCAFile is there in clusters that are older than kubelet-ca, in which server-ca signed kubelets' serving
 // certificates. It is server-ca once more, with a year to live: no such certificate is valid for longer.
-func (p *PKI) FormerKubeletCAFile() string { return filepath.Join(p.dir, "kubelet-ca-before.crt") }
+func (p *PKI) FormerKubeletCAFile() string { return filepath.Join(p.dir, FormerKubeletCAName) }
+
+// FormerKubeletCAName is the name of that file.
+const FormerKubeletCAName = "kubelet-ca-before.crt"
 
 // openKubeletCA loads kubelet-ca or makes it, and writes what API servers trust.
 //

@@ -4,6 +4,7 @@ package snapshots
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -173,10 +174,18 @@ func sortByTime(list []Info) {
 	})
 }
 
-// surplus are the snapshots of a list, the oldest first, that are more than keep.
-func surplus(list []Info, keep int, counts func(Info) bool) []Info {
+// surplus are the snapshots of a list, the oldest first, that are more than keep. The one named made is not among them.
+func surplus(list []Info, keep int, counts func(Info) bool, made string) []Info {
 	list = slices.DeleteFunc(slices.Clone(list), func(i Info) bool { return i.Problem != "" || !counts(i) })
-	return list[:max(0, len(list)-keep)]
+	slices.SortStableFunc(list, byAge)
+	list = list[:max(0, len(list)-keep)]
+	return slices.DeleteFunc(list, func(i Info) bool { return i.Name == made })
+}
+
+// byAge compares by the store's revision, which never goes back in a cluster: a machine's clock may, and what was taken while it was ahead would count
+// as the newest for years.
+func byAge(a, b Info) int {
+	return cmp.Or(cmp.Compare(a.Revision, b.Revision), a.Time.Compare(b.Time), strings.Compare(a.Name, b.Name))
 }
 
 // stamp is a time as it is in names.

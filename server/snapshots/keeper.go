@@ -239,9 +239,9 @@ func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, er
 	counts := func(i Info) bool {
 		return strings.HasPrefix(i.Name, name+"-"+k.o.Server+"-") && i.Server == k.o.Server && i.Cluster == k.o.Cluster
 	}
-	deleted, err := k.prune(keep, counts)
+	deleted, err := k.prune(keep, counts, "")
 	remoteErr := k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
-		more, err := b.prune(ctx, keep, counts)
+		more, err := b.prune(ctx, keep, counts, "")
 		for _, name := range more {
 			if !slices.Contains(deleted, name) {
 				deleted = append(deleted, name)
@@ -252,20 +252,20 @@ func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, er
 	return deleted, errors.Join(err, remoteErr)
 }
 
-func (k *Keeper) prune(keep int, counts func(Info) bool) ([]string, error) {
+func (k *Keeper) prune(keep int, counts func(Info) bool, made string) ([]string, error) {
 	list, err := k.folder.list()
 	if err != nil {
 		return nil, err
 	}
-	return removeEach(surplus(list, keep, counts), k.folder.delete)
+	return removeEach(surplus(list, keep, counts, made), k.folder.delete)
 }
 
-func (b *bucket) prune(ctx context.Context, keep int, counts func(Info) bool) ([]string, error) {
+func (b *bucket) prune(ctx context.Context, keep int, counts func(Info) bool, made string) ([]string, error) {
 	list, err := b.list(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return removeEach(surplus(list, keep, counts), func(name string) error { return b.delete(ctx, name) })
+	return removeEach(surplus(list, keep, counts, made), func(name string) error { return b.delete(ctx, name) })
 }
 
 func removeEach(list []Info, remove func(name string) error) (deleted []string, err error) {

@@ -30,7 +30,9 @@ type Target struct {
 	Version string
 	// Required and Optional are the files that a server has in common with the others, by their path below ServerDir.
 	Required, Optional []string
-	Now                func() time.Time
+	// Mark, when set, is noted in the folder that is made: datadir.NoteReset.
+	Mark string
+	Now  func() time.Time
 }
 
 // Restored says what Restore did.
@@ -86,9 +88,15 @@ func Restore(t Target, path string, key Key) (out Restored, err error) {
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
 	now := stamp(t.Now())
-	made := t.ServerDir + ".restoring-" + now
+	if err := storefiles.Tidy(t.ServerDir); err != nil {
+		return out, err
+	}
+	made, err := storefiles.Begin(t.ServerDir, now)
+	if err != nil {
+		return out, err
+	}
 	if err := t.build(made, path, key); err != nil {
-		return out, errors.Join(cannot(path, err), os.RemoveAll(made))
+		return out, errors.Join(cannot(path, err), storefiles.Abandon(made))
 	}
 	kept, err := storefiles.Replace(t.ServerDir, made, t.ServerDir+".before-"+now)
 	if err != nil {
@@ -123,6 +131,11 @@ func (t *Target) build(made, path string, key Key) error {
 	}
 	if err := t.writeFiles(made, contents.Files); err != nil {
 		return err
+	}
+	if t.Mark != "" {
+		if err := datadir.NoteReset(made, t.Mark); err != nil {
+			return err
+		}
 	}
 	keys, err := pki.Open(pki.Options{Dir: filepath.Join(made, "tls"), Established: true, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {

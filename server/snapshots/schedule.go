@@ -137,7 +137,7 @@ func (k *Keeper) newest() (*Info, error) {
 	}
 	var newest *Info
 	for i := range list {
-		if list[i].Problem == "" && list[i].Server == k.o.Server && list[i].Cluster == k.o.Cluster {
+		if list[i].Problem == "" && list[i].Server == k.o.Server && list[i].Cluster == k.o.Cluster && (newest == nil || byAge(list[i], *newest) > 0) {
 			newest = &list[i]
 		}
 	}
@@ -173,14 +173,14 @@ func (k *Keeper) scheduled(ctx context.Context) error {
 	}
 	b.Close() // the store need not keep anything while the network is waited for
 	own := func(i Info) bool { return i.Scheduled && i.Server == k.o.Server && i.Cluster == k.o.Cluster }
-	if _, err := k.prune(k.o.Retention, own); err != nil {
+	if _, err := k.prune(k.o.Retention, own, info.Name); err != nil {
 		return k.count(err)
 	}
 	if err := k.copyOut(ctx, *info); err != nil {
 		return k.count(fmt.Errorf("%s is on this machine, but not elsewhere: %w", info.Name, err))
 	}
 	return k.count(k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
-		_, err := b.prune(ctx, b.o.Retention, own)
+		_, err := b.prune(ctx, b.o.Retention, own, info.Name)
 		return err
 	}))
 }

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +27,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/server/storefiles"
 )
 
 var start = time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC)
@@ -454,6 +456,105 @@ func TestListPruneDelete(t *testing.T) {
 	}
 	if left := names(t, m.o.Dir); len(left) != 4 {
 		t.Errorf("left: %q", left)
+	}
+}
+
+// TestClockGoesBack: snapshots that were taken while the clock was years ahead do not count as the newest for ever. What goes is what has the oldest state.
+func TestClockGoesBack(t *testing.T) {
+	m := newMachine(t)
+	m.o.Retention = 2
+	take := func(i int) string {
+		t.Helper()
+		m.put("/registry/pods/a/one", fmt.Sprint(i))
+		m.clock.Step(time.Second)
+		before := m.scheduledOnes()
+		if err := m.scheduled(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range m.scheduledOnes() {
+			if !slices.Contains(before, name) {
+				return name
+			}
+		}
+		t.Fatalf("the snapshot that was just taken is gone: %q", m.scheduledOnes())
+		return ""
+	}
+	m.clock.SetTime(start.AddDate(10, 0, 0))
+	ahead := []string{take(1), take(2)}
+	m.clock.SetTime(start)
+	third := take(3)
+	if got := m.scheduledOnes(); len(got) != 2 || !slices.Contains(got, ahead[1]) || !slices.Contains(got, third) {
+		t.Errorf("after the third: %q", got)
+	}
+	fourth := take(4)
+	if got := m.scheduledOnes(); len(got) != 2 || !slices.Contains(got, third) || !slices.Contains(got, fourth) {
+		t.Errorf("after the fourth: %q", got)
+	}
+	if newest, err := m.newest(); err != nil || newest.Name != fourth {
+		t.Errorf("the newest is %+v, %v", newest, err)
+	}
+	// Whatever the numbers say, what was just made stays.
+	if got := surplus([]Info{{Name: "made", Header: Header{Revision: 1}}, {Name: "other", Header: Header{Revision: 2}}}, 1, func(Info) bool { return true }, "made"); len(got) != 0 {
+		t.Errorf("goes: %+v", got)
+	}
+}
+
+// TestPowerCutWhileRestoring: what a restore left that was cut off is removed, and what was there before it is kept.
+func TestPowerCutWhileRestoring(t *testing.T) {
+	m := newMachine(t)
+	m.put("a", "1")
+	info := m.mustSave()
+	to := target(t)
+	half, err := storefiles.Begin(to.ServerDir, "20250101T000000Z")
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := to.ServerDir + ".restoring-20250202T000000Z" // exchanged already: it is what was there before
+	for _, dir := range []string{half, whole, to.ServerDir + ".mine"} {
+		if err := os.MkdirAll(filepath.Join(dir, "store"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Restore(to, info.Location, m.key); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := names(t, to.DataDir), []string{"server", "server.before-20250202T000000Z", "server.mine"}; !slices.Equal(got, want) {
+		t.Errorf("left: %q, want %q", got, want)
+	}
+	// A start without a restore tidies up as well.
+	if half, err = storefiles.Begin(to.ServerDir, "20250303T000000Z"); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(storefiles.Tidy(to.ServerDir), storefiles.Tidy(filepath.Join(to.DataDir, "none", "server"))); err != nil {
+		t.Error(err)
+	}
+	if got := names(t, to.DataDir); len(got) != 3 {
+		t.Errorf("left: %q, with %s", got, half)
+	}
+}
+
+// TestMark: what was asked for by a flag is noted in the folder that takes the place, and a start forgets it.
+func TestMark(t *testing.T) {
+	m := newMachine(t)
+	m.put("a", "1")
+	info := m.mustSave()
+	to := target(t)
+	to.Mark = "it is restored"
+	if _, err := Restore(to, info.Location, m.key); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := datadir.WasReset(to.ServerDir); err != nil || got != to.Mark {
+		t.Errorf("%q, %v", got, err)
+	}
+	d, err := datadir.Open(datadir.Options{DataDir: to.DataDir, ServerDir: to.ServerDir, StoreDir: filepath.Join(to.ServerDir, "store"), Version: "v1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(d.ForgetReset(), d.ForgetReset(), d.Close()); err != nil {
+		t.Error(err)
+	}
+	if got, err := datadir.WasReset(to.ServerDir); err != nil || got != "" {
+		t.Errorf("%q, %v", got, err)
 	}
 }
 

@@ -79,12 +79,18 @@ func (s *Server) Restore(backup string) (b *Backup, kept string, err error) {
 		return nil, "", err
 	}
 	stamp := s.stamp()
-	made := s.StoreDir + ".restoring-" + stamp
+	if err := Tidy(s.StoreDir); err != nil {
+		return nil, "", err
+	}
+	made, err := Begin(s.StoreDir, stamp)
+	if err != nil {
+		return nil, "", err
+	}
 	if err := s.fill(made, cluster, dir.ServerID(), backup); err != nil {
-		return nil, "", errors.Join(err, os.RemoveAll(made))
+		return nil, "", errors.Join(err, Abandon(made))
 	}
 	if err := dir.Record(); err != nil {
-		return nil, "", errors.Join(fmt.Errorf("noting who this server is: %w", err), os.RemoveAll(made))
+		return nil, "", errors.Join(fmt.Errorf("noting who this server is: %w", err), Abandon(made))
 	}
 	kept, err = Replace(s.StoreDir, made, s.StoreDir+".before-"+stamp)
 	if err != nil {
@@ -106,6 +112,10 @@ func (s *Server) fill(made, cluster, node, backup string) error {
 // Replace puts the folder made in the place of dir and keeps that under another name, which it returns. At every moment
 // dir is one or the other, where the file system can do that.
 func Replace(dir, made, keep string) (kept string, err error) {
+	// From here on the folder is whole: after the exchange its name is that of what was there before, which must not be removed.
+	if err := errors.Join(notMissing(os.Remove(made+unfinished)), atomicfile.SyncDir(filepath.Dir(dir))); err != nil {
+		return "", errors.Join(fmt.Errorf("finishing %s: %w. Nothing was changed", made, err), os.RemoveAll(made))
+	}
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		return "", errors.Join(renameNew(made, dir), atomicfile.SyncDir(filepath.Dir(dir)))
 	}

@@ -4,10 +4,13 @@ package cli
 
 import (
 	"errors"
+	"fmt"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/server/datadir"
 )
 
 // reset are two flags of k3s' server command that its users know. They do what commands of their own do here.
@@ -32,9 +35,21 @@ func (a *App) resetCluster(cmd *cobra.Command, c *config.Server, r *reset) error
 	if !r.cluster {
 		return usageError{cmd, errors.New("--cluster-reset-restore-path goes with --cluster-reset")}
 	}
+	done, err := datadir.WasReset(c.Paths.ServerDir)
+	if err != nil {
+		return forRoot(err)
+	}
+	if done != "" {
+		return fmt.Errorf("it was done already: %s. Nothing was changed. Start the server without --cluster-reset and --cluster-reset-restore-path now. "+
+			"To do it once more before that, remove %s first", done, filepath.Join(c.Paths.ServerDir, datadir.ResetFile))
+	}
 	tool := config.Tool{Paths: c.Paths}
 	if r.restorePath == "" {
-		return recoverStore(cmd.OutOrStdout(), &tool)
+		if err := recoverStore(cmd.OutOrStdout(), &tool); err != nil {
+			return err
+		}
+		return datadir.NoteReset(c.Paths.ServerDir, "this server is the only one of its cluster")
 	}
-	return a.restoreSnapshot(cmd.Context(), cmd.OutOrStdout(), &config.SnapshotTool{Tool: tool, Snapshots: c.Snapshots, Token: c.Token}, r.restorePath)
+	return a.restoreSnapshot(cmd.Context(), cmd.OutOrStdout(), &config.SnapshotTool{Tool: tool, Snapshots: c.Snapshots, Token: c.Token}, r.restorePath,
+		"the snapshot "+r.restorePath+" is restored")
 }

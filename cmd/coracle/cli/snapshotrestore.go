@@ -40,7 +40,7 @@ Other servers of the cluster have to be stopped first, and join this one anew.`,
 		if err != nil {
 			return err
 		}
-		return a.restoreSnapshot(cmd.Context(), cmd.OutOrStdout(), t, args[0])
+		return a.restoreSnapshot(cmd.Context(), cmd.OutOrStdout(), t, args[0], "")
 	})
 	return cmd
 }
@@ -64,7 +64,8 @@ func findSnapshot(ctx context.Context, t *config.SnapshotTool, what string) (str
 	return snapshots.Fetch(ctx, o, what, t.Snapshots.Dir)
 }
 
-func (a *App) restoreSnapshot(ctx context.Context, out io.Writer, t *config.SnapshotTool, what string) error {
+// restoreSnapshot restores what is named so. mark, when set, is noted in the server's folder.
+func (a *App) restoreSnapshot(ctx context.Context, out io.Writer, t *config.SnapshotTool, what, mark string) error {
 	path, err := findSnapshot(ctx, t, what)
 	if err != nil {
 		return forRoot(err)
@@ -79,7 +80,7 @@ func (a *App) restoreSnapshot(ctx context.Context, out io.Writer, t *config.Snap
 	}
 	required, optional := a.SnapshotFiles()
 	r, err := snapshots.Restore(snapshots.Target{
-		DataDir: t.Paths.DataDir, ServerDir: t.Paths.ServerDir, Version: version.Get().Coracle, Required: required, Optional: optional, Now: time.Now,
+		DataDir: t.Paths.DataDir, ServerDir: t.Paths.ServerDir, Version: version.Get().Coracle, Required: required, Optional: optional, Mark: mark, Now: time.Now,
 	}, path, key)
 	if err != nil {
 		return forRoot(err)
