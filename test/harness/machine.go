@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -55,8 +56,9 @@ type Machine struct {
 	Env    []string
 
 	init    *exec.Cmd
-	pid     int // of the first process, as this process sees it
+	pid     int // of the first process, as this process sees it; 0: the machine is off
 	cgroups []string
+	network atomic.Pointer[os.File] // its network namespace, nil while it is off: for Dial, which may run meanwhile
 }
 
 //go:embed machine.sh
@@ -78,6 +80,15 @@ func (s *Site) NewMachine() *Machine {
 	}
 	m := &Machine{T: t, Site: s, Number: number, IP: fmt.Sprintf("10.77.0.%d", number+1), Dir: scratch(t)}
 	t.Cleanup(m.destroy)
+	s.machines = append(s.machines, m)
+	m.boot()
+	return m
+}
+
+// boot makes the machine's namespaces and its first process.
+func (m *Machine) boot() {
+	t, s := m.T, m.Site
+	t.Helper()
 	m.makeCgroups()
 	network, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", s.holder.Process.Pid))
 	if err != nil {
@@ -90,11 +101,14 @@ func (s *Site) NewMachine() *Machine {
 	}
 	join += `exec unshare --cgroup --net --mount --pid --fork --kill-child --mount-proc sh -c "$SETUP" machine.sh "$@"`
 	needed := m.needed()
-	args := append([]string{"-c", join, "join", m.Dir, strconv.Itoa(number)}, needed...)
+	args := append([]string{"-c", join, "join", m.Dir, strconv.Itoa(m.Number)}, needed...)
 	m.init = firstProcess(t, []string{"SETUP=" + machineScript}, []*os.File{network}, "sh", args...)
 	m.pid = onlyChild(t, m.init.Process.Pid)
-	s.machines = append(s.machines, m)
-	return m
+	own, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", m.pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.network.Store(own)
 }
 
 // needed is this program, and the folders of the host that the machine has to see, wherever they are.
@@ -158,6 +172,9 @@ func (m *Machine) makeCgroups() {
 
 // destroy ends every process of the machine and removes its cgroups.
 func (m *Machine) destroy() {
+	if n := m.network.Swap(nil); n != nil {
+		_ = n.Close()
+	}
 	if m.init != nil && m.init.Process != nil {
 		if m.pid > 0 { // the first process of a pid namespace takes all others with it
 			_ = syscall.Kill(m.pid, syscall.SIGKILL)
@@ -165,9 +182,11 @@ func (m *Machine) destroy() {
 		_ = m.init.Process.Kill()
 		_ = m.init.Wait()
 	}
+	m.init, m.pid = nil, 0
 	for _, c := range m.cgroups {
 		Eventually(m.T, 30*time.Second, "remove cgroup "+c, func() error { return removeCgroup(c) })
 	}
+	m.cgroups = nil
 }
 
 // removeCgroup removes a cgroup and those below it, deepest first.

@@ -46,9 +46,11 @@ done
 
 # The machine has folders of its own wherever coracle, its installer or a kubelet writes.
 mkdir -p "$dir/places"
-cp -a /etc "$dir/places/etc"
-rm -rf "$dir/places/etc/coracle" "$dir/places/etc/cni" "$dir/places/etc/systemd/system/coracle.service"* \
-  "$dir/places/etc/systemd/system/multi-user.target.wants/coracle.service" "$dir/places/etc/init.d/coracle"
+if [ ! -d "$dir/places/etc" ]; then # the second time the machine is switched on, it has them
+  cp -a /etc "$dir/places/etc"
+  rm -rf "$dir/places/etc/coracle" "$dir/places/etc/cni" "$dir/places/etc/systemd/system/coracle.service"* \
+    "$dir/places/etc/systemd/system/multi-user.target.wants/coracle.service" "$dir/places/etc/init.d/coracle"
+fi
 for place in /etc /usr/local/bin /var/lib /var/log /opt /root; do
   [ -d "$place" ] || continue
   mkdir -p "/run/held/1/places$place"

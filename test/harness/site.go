@@ -36,6 +36,7 @@ type Site struct {
 	dir      string    // with the carried nft, from the first fault on
 	machines []*Machine
 	faults   map[link]fault
+	delays   map[link]*delay
 }
 
 // link is what one machine sends to another one. The numbers are the machines'.
@@ -47,6 +48,8 @@ type fault struct {
 	lossPercent    int
 	bytesPerSecond int // 0: no limit
 	noConnecting   bool
+	udpPort        int // what loses and delays is for datagrams to this port alone; 0: for all
+	delayed        bool
 }
 
 //go:embed site.sh
@@ -58,7 +61,7 @@ func NewSite(t testing.TB) *Site {
 	if os.Geteuid() != 0 {
 		t.Fatal("a machine of namespaces needs root: run this as root")
 	}
-	s := &Site{T: t, faults: map[link]fault{}}
+	s := &Site{T: t, faults: map[link]fault{}, delays: map[link]*delay{}}
 	t.Cleanup(s.destroy)
 	self, err := os.Executable()
 	if err != nil {
@@ -69,6 +72,7 @@ func NewSite(t testing.TB) *Site {
 }
 
 func (s *Site) destroy() {
+	s.stopDelays()
 	if s.holder != nil {
 		_ = s.holder.Process.Kill()
 		_ = s.holder.Wait()
@@ -124,6 +128,11 @@ func (s *Site) Lose(from, to *Machine, percent int) {
 	s.change(from, to, func(f *fault) { f.lossPercent = percent })
 }
 
+// LoseDatagrams is Lose for UDP datagrams to one port.
+func (s *Site) LoseDatagrams(from, to *Machine, port, percent int) {
+	s.change(from, to, func(f *fault) { f.lossPercent, f.udpPort = percent, port })
+}
+
 // Slow drops what one machine sends to another one beyond that rate.
 func (s *Site) Slow(from, to *Machine, bytesPerSecond int) {
 	s.change(from, to, func(f *fault) { f.bytesPerSecond = bytesPerSecond })
@@ -139,6 +148,7 @@ func (s *Site) NoConnecting(from, to *Machine) {
 func (s *Site) Heal() {
 	s.T.Helper()
 	clear(s.faults)
+	s.stopDelays()
 	s.apply()
 }
 
@@ -155,20 +165,31 @@ func (s *Site) change(from, to *Machine, f func(*fault)) {
 func (s *Site) apply() {
 	s.T.Helper()
 	c := s.Command(context.Background(), s.nft(), "-f", "-")
-	c.Stdin = strings.NewReader(rules(len(s.machines), s.faults))
+	c.Stdin = strings.NewReader(rules(s.on(), s.faults))
 	if out, err := c.CombinedOutput(); err != nil {
 		s.T.Fatalf("the site's rules: %v\n%s", err, out)
 	}
 }
 
+// on are the numbers of the machines that are switched on: the others have no link to the bridge.
+func (s *Site) on() []int {
+	var out []int
+	for _, m := range s.machines {
+		if m.pid != 0 {
+			out = append(out, m.Number)
+		}
+	}
+	return out
+}
+
 // rules are nftables rules at the place where the site's bridge gives frames to a machine. The sender is known by its
 // link address, so that broadcasts are subject to faults too.
-func rules(machines int, faults map[link]fault) string {
+func rules(on []int, faults map[link]fault) string {
 	var b strings.Builder
 	b.WriteString("table netdev site {}\ndelete table netdev site\ntable netdev site {\n")
-	for to := 1; to <= machines; to++ {
+	for _, to := range on {
 		fmt.Fprintf(&b, "chain to%d {\ntype filter hook egress device \"machine%d\" priority 0;\n", to, to)
-		for from := 1; from <= machines; from++ {
+		for _, from := range on {
 			f, sender := faults[link{from, to}], fmt.Sprintf("ether saddr %s", linkAddress(from))
 			if f.cut {
 				fmt.Fprintf(&b, "%s drop\n", sender)
@@ -176,8 +197,15 @@ func rules(machines int, faults map[link]fault) string {
 			if f.noConnecting {
 				fmt.Fprintf(&b, "%s tcp flags & (syn|ack) == syn drop\n", sender)
 			}
+			some := sender
+			if f.udpPort > 0 {
+				some += fmt.Sprintf(" udp dport %d", f.udpPort)
+			}
 			if f.lossPercent > 0 {
-				fmt.Fprintf(&b, "%s numgen random mod 100 < %d drop\n", sender, f.lossPercent)
+				fmt.Fprintf(&b, "%s numgen random mod 100 < %d drop\n", some, f.lossPercent)
+			}
+			if f.delayed { // a copy comes later
+				fmt.Fprintf(&b, "%s meta mark != %d drop\n", some, delayedMark)
 			}
 			if f.bytesPerSecond > 0 {
 				fmt.Fprintf(&b, "%s limit rate over %d bytes/second burst %d bytes drop\n", sender, f.bytesPerSecond, max(f.bytesPerSecond/4, 64<<10))

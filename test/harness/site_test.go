@@ -5,7 +5,7 @@ package harness
 import "testing"
 
 func TestRules(t *testing.T) {
-	got := rules(2, map[link]fault{{1, 2}: {cut: true, noConnecting: true}, {2, 1}: {lossPercent: 30, bytesPerSecond: 1000}})
+	got := rules([]int{1, 2}, map[link]fault{{1, 2}: {cut: true, noConnecting: true}, {2, 1}: {lossPercent: 30, bytesPerSecond: 1000}})
 	want := `table netdev site {}
 delete table netdev site
 table netdev site {

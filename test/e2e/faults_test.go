@@ -1,0 +1,134 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"net"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// TestDelay: datagrams to one port arrive later one way, as many as are not lost; others arrive at once.
+func TestDelay(t *testing.T) {
+	site := harness.NewSite(t)
+	a, b := site.NewMachine(), site.NewMachine()
+	const delayed, prompt, by = 7000, 7001, 300 * time.Millisecond
+	site.DelayDatagrams(a, b, delayed, by, 50)
+	const sent = 200
+	for _, tt := range []struct {
+		port        int
+		least, most int
+		slow        bool
+	}{{delayed, sent / 4, sent * 3 / 4, true}, {prompt, sent, sent, false}} {
+		in, err := b.ListenPacket(net.JoinHostPort(b.IP, strconv.Itoa(tt.port)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		out, err := a.Dial(t.Context(), "udp", net.JoinHostPort(b.IP, strconv.Itoa(tt.port)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		for range sent {
+			if _, err := out.Write(binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano()))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got := 0
+		for buffer := make([]byte, 100); ; got++ {
+			_ = in.SetReadDeadline(time.Now().Add(2 * time.Second)) // the end of all that come
+			n, _, err := in.ReadFrom(buffer)
+			if err != nil {
+				break
+			}
+			took := time.Since(time.Unix(0, int64(binary.BigEndian.Uint64(buffer[:n]))))
+			if tt.slow && took < by {
+				t.Fatalf("a datagram that is to be late came after %v", took)
+			}
+		}
+		if got < tt.least || got > tt.most {
+			t.Errorf("port %d: %d of %d arrived, want %d to %d", tt.port, got, sent, tt.least, tt.most)
+		}
+	}
+}
+
+// TestPower: a machine that is switched off is gone without a word, and is as it was, but for its processes, when it is switched on.
+func TestPower(t *testing.T) {
+	site := harness.NewSite(t)
+	a, b := site.NewMachine(), site.NewMachine()
+	if !hears(t, b, a) {
+		t.Fatal("the two machines do not hear one another")
+	}
+	if out, err := a.Run("sh", "-c", "echo kept > /var/lib/kept; echo new > /etc/kept"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	program := a.Command(context.Background(), "sleep", "600")
+	if err := program.Start(); err != nil {
+		t.Fatal(err)
+	}
+	site.Lose(b, a, 1)
+	a.PowerOff()
+	if err := program.Wait(); err == nil {
+		t.Error("a program of a machine that is off ended well")
+	}
+	if _, err := a.Dial(t.Context(), "tcp", b.IP+":1"); err == nil {
+		t.Error("a machine that is off can connect")
+	}
+	if hears(t, b, a) {
+		t.Error("a machine that is off answers")
+	}
+	a.PowerOn()
+	if out, err := a.Run("cat", "/var/lib/kept", "/etc/kept"); err != nil || out != "kept\nnew\n" {
+		t.Errorf("%v, %q", err, out)
+	}
+	site.Cut(a, b)
+	if hears(t, b, a) {
+		t.Error("a link that is cut after the machine was switched on again carries")
+	}
+	site.Heal()
+	if !hears(t, b, a) {
+		t.Error("a link that was healed carries nothing")
+	}
+}
+
+// hears says whether a machine hears another one's kernel refuse a connection.
+func hears(t *testing.T, m, other *harness.Machine) bool {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	_, err := m.Dial(ctx, "tcp", net.JoinHostPort(other.IP, "7"))
+	return errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// TestLimitCPU: a machine gets the processor time that it is given.
+func TestLimitCPU(t *testing.T) {
+	m := harness.NewMachine(t)
+	spin := func() time.Duration {
+		out, err := m.Run("bash", "-c", "s=$SECONDS; while ((SECONDS < s + 3)); do :; done; cat /proc/$$/stat")
+		if err != nil {
+			t.Fatal(err)
+		}
+		fields := strings.Fields(out[strings.LastIndex(out, ")"):])
+		user, _ := strconv.Atoi(fields[12])
+		return time.Duration(user) * 10 * time.Millisecond
+	}
+	m.LimitCPU(10)
+	limited := spin()
+	m.LimitCPU(0)
+	free := spin()
+	// Three or four seconds are measured. What others on this machine use may take from both.
+	if limited > 600*time.Millisecond || limited*3/2 > free {
+		t.Errorf("with a tenth of a processor %v were used, without the limit %v", limited, free)
+	}
+}
