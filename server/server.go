@@ -165,7 +165,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	background.Go(func() { s.pki.Run(outlasting, s.showCertificates) })
 	background.Go(func() { s.membership.run(outlasting) })
 
-	store, err := s.openStore(ctx)
+	store, others, err := s.openStore(ctx)
 	if err != nil {
 		s.board.store.Set(status.Failed, err.Error())
 		return err
@@ -180,11 +180,16 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}()
 	defer s.serveMetrics(store.Collector())()
 	defer s.serveMetrics(s.snapshots)()
+	// Before the store is ready: who operates a server that has no majority asks it how it is.
 	stopSocket, err := s.serveStoreSocket(outlasting, store)
 	if err != nil {
 		return err
 	}
 	defer stopSocket()
+	if err := s.waitStore(ctx, store, others); err != nil {
+		s.board.store.Set(status.Failed, err.Error())
+		return err
+	}
 	defer s.serveJoins(outlasting)()
 	background.Go(func() { s.serveNodes(outlasting) })
 	background.Go(func() { s.keepPeers(outlasting, store) })
@@ -203,46 +208,49 @@ func (s *Server) showCertificates(err error) {
 	s.board.certificates.Set(status.Running, "")
 }
 
-// openStore opens the store, puts it under upstream's storage layer, and waits until it answers: upstream would end the
-// process if it met one that does not.
-func (s *Server) openStore(ctx context.Context) (*raftstore.Store, error) {
+// openStore opens the store and puts it under upstream's storage layer. It also returns where other servers may be.
+func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, error) {
 	s.board.store.Set(status.Starting, "")
 	others, err := OtherServers(s.o.ServerDir)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	others = append(others, s.o.Join...)
 	store, err := raftstore.Open(ctx, raftstore.Options{
 		Dir:    s.o.StoreDir,
 		NodeID: s.data.ServerID(),
 		// A store and authorities that do not belong together are refused: nothing would trust anything.
 		ClusterID: token.Hash(s.pki.Root()),
 		Network:   s.peers.Network(s.peerAddress(), s.port.Route(peertls.Protocol)),
-		Join:      append(others, s.o.Join...),
+		Join:      others,
 		Logger:    s.log.With("part", "store"),
 		Version:   s.o.Version, Hostname: s.o.NodeName,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("opening the store in %s: %w", s.o.StoreDir, err)
+		return nil, nil, fmt.Errorf("opening the store in %s: %w", s.o.StoreDir, err)
 	}
 	s.opened.Store(store)
 	upstream.Install(store.Client)
+	return store, others, nil
+}
+
+// waitStore waits until the store answers: upstream would end the process if it met one that does not.
+func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others []string) error {
 	waiting, ready := context.WithCancel(ctx)
 	explained := make(chan struct{})
 	go func() {
 		defer close(explained)
-		s.explainWait(waiting, append(others, s.o.Join...))
+		s.explainWait(waiting, others)
 	}()
-	err = store.WaitReady(ctx)
+	err := store.WaitReady(ctx)
 	ready()
 	<-explained
 	if err != nil {
-		closing, done := context.WithTimeout(context.WithoutCancel(ctx), closePatience)
-		defer done()
-		return nil, errors.Join(fmt.Errorf("waiting for the store: %w", err), store.Close(closing))
+		return fmt.Errorf("waiting for the store: %w", err)
 	}
 	s.store.Store(store)
 	s.board.store.Set(status.Running, "")
-	return store, nil
+	return nil
 }
 
 // newAPI makes an API server on the store.
