@@ -263,6 +263,11 @@ func (b *Balancer) watch(ctx context.Context) {
 				delete(missed, server)
 				continue
 			}
+			if other := b.otherAnswers(server); other != "" {
+				b.o.Logger.Warn("a server is silent while another one answers; what went to it goes there", "server", server, "other", other)
+				b.drop(server)
+				continue
+			}
 			if time.Since(asked[server]) < probeEvery {
 				continue
 			}
@@ -299,6 +304,9 @@ func (b *Balancer) drop(server string) {
 	defer b.mu.Unlock()
 	if i := slices.Index(b.servers, server); i >= 0 {
 		b.servers = append(slices.Delete(b.servers, i, i+1), server)
+	}
+	if p, ok := b.proved[server]; ok { // that it was heard a moment ago counts no more
+		b.proved[server] = proof{itself: p.itself}
 	}
 	for c, of := range b.open {
 		if of == server {

@@ -24,6 +24,8 @@ const (
 	heardFor = 2 * time.Second
 	// sureFor is for how long new connections are opened without another handshake.
 	sureFor = 5 * time.Second
+	// answersNow is for how long an answer shows that this machine is neither slow nor cut off: they come once a second.
+	answersNow = 1200 * time.Millisecond
 )
 
 // proof is what is known of an address that has shown the certificate of a server.
@@ -66,6 +68,20 @@ func (b *Balancer) heard(server string, within time.Duration) bool {
 func (b *Balancer) answers(server string, within time.Duration) bool {
 	p, ok := b.proved[server]
 	return ok && time.Since(p.at) < within
+}
+
+// otherAnswers is a server that has just answered, and not the one that is given; "" if there is none. A server that is silent while
+// another one answers is left at once, without asking it twice: that costs its clients a new connection, and waiting costs them their
+// requests.
+func (b *Balancer) otherAnswers(but string) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, s := range b.servers {
+		if s != but && b.proved[s].itself && b.answers(s, answersNow) {
+			return s
+		}
+	}
+	return ""
 }
 
 // leftOut says whether an address is one of those that are said to be none of a server. mu is held.

@@ -68,6 +68,37 @@ func TestStrangerMovesIn(t *testing.T) {
 	}
 }
 
+// TestSilentServer: a server that hangs is left before it was asked twice, if the node hears another one.
+func TestSilentServer(t *testing.T) {
+	one, two, three := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0"), newServer(t, "three", "127.0.0.1:0")
+	b := start(t, Options{Server: one.address})
+	if err := b.Set([]string{one.address, two.address, three.address}); err != nil {
+		t.Fatal(err)
+	}
+	idle := wantAnswer(t, b, "one")
+	one.vanish()
+	mute(t, one.address)
+	silent := time.Now()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() { // what the node's own connections tell
+		for {
+			b.Answered(three.address, true)
+			select {
+			case <-stop:
+				return
+			case <-time.After(answersNow / 4):
+			}
+		}
+	}()
+	ended(t, idle)
+	// Asking twice takes two handshakes that come to nothing.
+	if took := time.Since(silent); took >= heardFor+2*dialTimeout {
+		t.Errorf("its connections ended after %v", took)
+	}
+	wantAnswer(t, b, "three")
+}
+
 // TestWordOfOthers: who has the gossip key says that the cluster's server is an agent, and names many that are none. What has shown
 // itself to be a server stays, with one that is not in use.
 func TestWordOfOthers(t *testing.T) {
