@@ -1,0 +1,197 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package ha
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// clients are all that use a cluster during a scenario.
+type clients struct {
+	c        *Cluster
+	ns       string
+	writers  map[*harness.Server]*Writer  // each at its own server
+	watchers map[*harness.Server]*Watcher // each at its own server, or through its agent's balancer
+	askers   map[*harness.Server]*Asker   // each through its agent's balancer
+	visitors map[*harness.Server]*Asker   // each to the Service, from its agent's machine
+	stop     func()
+}
+
+// startClients has clients use the cluster until stop is called. service is the address of a Service that answers HTTP; "" is none.
+func startClients(t *testing.T, c *Cluster, ns, service string) *clients {
+	t.Helper()
+	api := c.Ask(c.Servers[0])
+	if _, err := api.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	list, err := api.CoreV1().ConfigMaps(ns).List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := &clients{c: c, ns: ns, writers: map[*harness.Server]*Writer{}, watchers: map[*harness.Server]*Watcher{},
+		askers: map[*harness.Server]*Asker{}, visitors: map[*harness.Server]*Asker{}}
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	for _, s := range c.Servers {
+		x.writers[s] = NewWriter(fmt.Sprintf("at-%d", s.Number), c.Client(s.Machine, own, writeTimeout), ns)
+		running.Go(func() { x.writers[s].Run(ctx) })
+		x.watchers[s] = NewWatcher(fmt.Sprintf("the watch at server %d", s.Number), c.Client(s.Machine, own, 0), ns, list.ResourceVersion)
+		running.Go(func() { x.watchers[s].Run(ctx) })
+	}
+	for _, a := range c.Agents {
+		x.watchers[a] = NewWatcher(fmt.Sprintf("the watch through agent %d", a.Number), c.Client(a.Machine, balanced, 0), ns, list.ResourceVersion)
+		running.Go(func() { x.watchers[a].Run(ctx) })
+		client := c.Client(a.Machine, balanced, writeTimeout)
+		x.askers[a] = NewAsker(fmt.Sprintf("requests through agent %d", a.Number), func(ctx context.Context) error {
+			_, err := client.CoreV1().Namespaces().Get(ctx, ns, metav1.GetOptions{})
+			return err
+		})
+		running.Go(func() { x.askers[a].Run(ctx) })
+		if service == "" {
+			continue
+		}
+		x.visitors[a] = NewAsker(fmt.Sprintf("visits from agent %d", a.Number), visit(a.Machine, service))
+		running.Go(func() { x.visitors[a].Run(ctx) })
+	}
+	x.stop = sync.OnceFunc(func() {
+		cancel()
+		running.Wait()
+	})
+	t.Cleanup(x.stop)
+	return x
+}
+
+// visit asks for a page by HTTP, on a connection of its own.
+func visit(from *harness.Machine, address string) func(context.Context) error {
+	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext:       func(ctx context.Context, network, to string) (net.Conn, error) { return from.Dial(ctx, network, to) },
+	}}
+	return func(ctx context.Context) error {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/", nil)
+		if err != nil {
+			return err
+		}
+		answer, err := client.Do(request)
+		if err != nil {
+			return err
+		}
+		defer answer.Body.Close()
+		_, err = io.Copy(io.Discard, answer.Body)
+		return err
+	}
+}
+
+// writesGoOn waits until each writer but one has had a write acknowledged that it was given after a moment.
+func (x *clients) writesGoOn(t *testing.T, after time.Time, but *harness.Server) {
+	t.Helper()
+	for s, w := range x.writers {
+		if s == but {
+			continue
+		}
+		harness.Eventually(t, soon, fmt.Sprintf("writes at server %d go on", s.Number), func() error {
+			acked, errs := w.Acked()
+			// The first one behind that moment may have been begun before it.
+			if n := len(acked); n < 2 || acked[n-2].At.Before(after) {
+				return fmt.Errorf("%d acknowledged, none after the fault; errors: %v", n, errs)
+			}
+			return nil
+		})
+	}
+}
+
+// longestGap is the longest time between two acknowledged writes of one writer but one, from a moment on.
+func (x *clients) longestGap(from time.Time, but *harness.Server) time.Duration {
+	var longest time.Duration
+	for s, w := range x.writers {
+		if s == but {
+			continue
+		}
+		acked, _ := w.Acked()
+		for i := 1; i < len(acked); i++ {
+			if acked[i].At.After(from) {
+				longest = max(longest, acked[i].At.Sub(acked[i-1].At))
+			}
+		}
+	}
+	return longest
+}
+
+// verify stops the clients and holds what was acknowledged against what the servers have and what the watches showed. excused are times
+// in which an agent's balancer was none, its machine being the one at fault.
+func (x *clients) verify(t *testing.T, excused map[*harness.Server][]window) {
+	t.Helper()
+	var names []string
+	for s, w := range x.writers {
+		acked, errs := w.Acked()
+		t.Logf("writer at server %d: %d acknowledged, errors on the way: %v", s.Number, len(acked), errs)
+		for _, a := range acked {
+			names = append(names, a.Name)
+		}
+		if len(acked) < 20 {
+			t.Errorf("the writer at server %d had %d writes acknowledged: this shows little", s.Number, len(acked))
+		}
+	}
+	for _, w := range x.watchers {
+		harness.Eventually(t, soon, w.Name+" has seen everything", func() error {
+			missing, wrong, resumed := w.Missing(names)
+			if len(wrong) > 0 {
+				t.Fatalf("%s, after it went on %d times: %v", w.Name, resumed, wrong[:min(len(wrong), 5)])
+			}
+			if len(missing) > 0 {
+				return fmt.Errorf("it misses %d of %d: %v", len(missing), len(names), missing[:min(len(missing), 5)])
+			}
+			return nil
+		})
+		_, _, resumed := w.Missing(nil)
+		t.Logf("%s: all of %d, it went on %d times", w.Name, len(names), resumed)
+	}
+	x.stop()
+	for _, s := range x.c.Servers {
+		list, err := x.c.Ask(s).CoreV1().ConfigMaps(x.ns).List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		there := map[string]bool{}
+		for i := range list.Items {
+			there[list.Items[i].Name] = true
+		}
+		lost := slices.DeleteFunc(slices.Clone(names), func(n string) bool { return there[n] })
+		if len(lost) > 0 {
+			t.Errorf("server %d has lost %d of %d acknowledged writes: %v", s.Number, len(lost), len(names), lost[:min(len(lost), 5)])
+		}
+	}
+	for a, asker := range x.askers {
+		failed, asked, retried := asker.Failed()
+		t.Logf("%s: %d, of which %d once more, %d in vain", asker.Name, asked, retried, len(failed))
+		for _, f := range failed {
+			if !slices.ContainsFunc(excused[a], func(w window) bool { return w.has(f.At) }) {
+				t.Errorf("%s: at %s one retry did not help: %v", asker.Name, f.At.Format(time.TimeOnly), f.Err)
+			}
+		}
+	}
+	for _, v := range x.visitors {
+		failed, asked, retried := v.Failed()
+		t.Logf("%s: %d, of which %d once more, %d in vain", v.Name, asked, retried, len(failed))
+	}
+}
+
+// window is a time.
+type window struct{ from, to time.Time }
+
+func (w window) has(at time.Time) bool { return !at.Before(w.from) && !at.After(w.to) }

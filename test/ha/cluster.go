@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ha
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+const (
+	// soon is how long something may take that takes seconds on a machine that is not busy.
+	soon = 2 * time.Minute
+	// askTimeout bounds one question of the scenario's own.
+	askTimeout = 10 * time.Second
+	// balanced is where the parts of an agent's node, and programs on its machine, reach the API.
+	balanced = "127.0.0.1:6444"
+	own      = "127.0.0.1:6443"
+)
+
+// Cluster is servers and agents on one site.
+type Cluster struct {
+	T       testing.TB
+	Site    *harness.Site
+	Servers []*harness.Server // without nodes
+	Agents  []*harness.Server
+	config  *rest.Config // the admin's, without an address
+}
+
+// New starts a cluster and waits until every server votes (as far as their number is odd) and every node is ready.
+func New(t testing.TB, servers, agents int) *Cluster {
+	t.Helper()
+	c := &Cluster{T: t, Site: harness.NewSite(t)}
+	first := c.Site.NewMachine().NewServer("--disable-agent")
+	first.Start()
+	harness.Eventually(t, soon, "the first server's API", func() error {
+		_, err := first.TryKubectl("get", "--raw", "/readyz")
+		return errors.Join(first.Alive(), err)
+	})
+	config, err := clientcmd.BuildConfigFromFlags("", first.Kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.QPS = -1
+	c.config, c.Servers = config, []*harness.Server{first}
+	for range servers - 1 {
+		c.Join()
+	}
+	for range agents {
+		a := c.Site.NewMachine().NewAgent(first)
+		a.AddBoxImage()
+		a.Start()
+		c.Agents = append(c.Agents, a)
+	}
+	c.WaitWhole()
+	return c
+}
+
+// Join adds a server on a new machine. It does not wait.
+func (c *Cluster) Join() *harness.Server {
+	c.T.Helper()
+	s := c.Site.NewMachine().NewPeer(c.Servers[0], "--disable-agent")
+	s.Start()
+	c.Servers = append(c.Servers, s)
+	return s
+}
+
+// Client makes a client on a machine for the API at host:port, with connections of its own. timeout bounds each request but watches.
+func (c *Cluster) Client(from *harness.Machine, address string, timeout time.Duration) *kubernetes.Clientset {
+	c.T.Helper()
+	config := rest.CopyConfig(c.config)
+	config.Host = "https://" + address
+	config.Timeout = timeout
+	config.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		return from.Dial(ctx, network, address)
+	}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		c.T.Fatal(err)
+	}
+	return client
+}
+
+// Ask is a client of a server, for the scenario's own questions.
+func (c *Cluster) Ask(s *harness.Server) *kubernetes.Clientset {
+	return c.Client(s.Machine, own, askTimeout)
+}
+
+// StoreStatus asks the store of a server's own process, which answers without a majority.
+func StoreStatus(ctx context.Context, s *harness.Server) (*clientv3.StatusResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	socket := filepath.Join(s.DataDir, "run", "store.sock")
+	if c, err := net.Dial("unix", socket); err != nil { // gRPC would try again and again
+		return nil, err
+	} else if err := c.Close(); err != nil {
+		return nil, err
+	}
+	dial := grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	})
+	const address = "127.0.0.1:1" // not used
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{address}, Context: ctx, Logger: zap.NewNop(), DialOptions: []grpc.DialOption{dial}})
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	return client.Status(ctx, address)
+}
+
+// Leader is the server that leads in the newest term that those have which are asked.
+func (c *Cluster) Leader(ctx context.Context, asked []*harness.Server) (*harness.Server, uint64, error) {
+	var leader *harness.Server
+	var newest uint64
+	var errs []error
+	for _, s := range asked {
+		st, err := StoreStatus(ctx, s)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("machine %d: %w", s.Number, err))
+			continue
+		}
+		if st.RaftTerm > newest {
+			newest, leader = st.RaftTerm, nil
+		}
+		if st.RaftTerm == newest && st.Leader == st.Header.MemberId {
+			leader = s
+		}
+	}
+	if leader == nil {
+		return nil, newest, errors.Join(append(errs, errors.New("no server leads"))...)
+	}
+	return leader, newest, nil
+}
+
+// MustLeader waits for a leader among all servers.
+func (c *Cluster) MustLeader() *harness.Server {
+	c.T.Helper()
+	var leader *harness.Server
+	harness.Eventually(c.T, soon, "a leader", func() (err error) {
+		leader, _, err = c.Leader(context.Background(), c.Servers)
+		return err
+	})
+	return leader
+}
+
+// Without are the servers but one.
+func Without(servers []*harness.Server, one *harness.Server) []*harness.Server {
+	return slices.DeleteFunc(slices.Clone(servers), func(s *harness.Server) bool { return s == one })
+}
+
+// WaitWhole waits until every server serves and has applied what the others have, an odd number of them votes, all are behind the
+// Service kubernetes, and every node is ready.
+func (c *Cluster) WaitWhole() {
+	c.T.Helper()
+	harness.Eventually(c.T, soon, "the cluster is whole", func() error { return c.whole(context.Background()) })
+}
+
+func (c *Cluster) whole(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	for _, s := range append(slices.Clone(c.Servers), c.Agents...) {
+		if err := s.Alive(); err != nil {
+			return err
+		}
+	}
+	leader, _, err := c.Leader(ctx, c.Servers)
+	if err != nil {
+		return err
+	}
+	for _, s := range c.Servers {
+		st, err := StoreStatus(ctx, s)
+		if err != nil {
+			return fmt.Errorf("machine %d: %w", s.Number, err)
+		}
+		if voter := len(c.Servers)%2 == 1; voter && st.IsLearner {
+			return fmt.Errorf("machine %d does not vote yet", s.Number)
+		}
+		if body, err := c.Ask(s).Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx); err != nil {
+			return fmt.Errorf("machine %d: %w %s", s.Number, err, body)
+		}
+	}
+	api := c.Ask(leader)
+	slice, err := api.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Get(ctx, "kubernetes", metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	var want, got []string
+	for _, s := range c.Servers {
+		want = append(want, s.IP)
+	}
+	for _, e := range slice.Endpoints {
+		got = append(got, e.Addresses...)
+	}
+	if slices.Sort(got); !slices.Equal(got, slices.Sorted(slices.Values(want))) {
+		return fmt.Errorf("behind the Service kubernetes are %v, want %v", got, want)
+	}
+	return errors.Join(c.nodes(ctx, api))
+}
+
+// nodes fails unless exactly the agents are nodes, and ready.
+func (c *Cluster) nodes(ctx context.Context, api kubernetes.Interface) error {
+	list, err := api.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	ready := map[string]bool{}
+	for i := range list.Items {
+		ready[list.Items[i].Name] = Ready(&list.Items[i]) == corev1.ConditionTrue
+	}
+	for _, a := range c.Agents {
+		if !ready[a.NodeName()] {
+			return fmt.Errorf("node %s is not ready, of %s", a.NodeName(), strings.Join(slices.Sorted(maps.Keys(ready)), ", "))
+		}
+	}
+	return nil
+}
+
+// Ready is a node's condition of that name.
+func Ready(n *corev1.Node) corev1.ConditionStatus {
+	for _, condition := range n.Status.Conditions {
+		if condition.Type == corev1.NodeReady {
+			return condition.Status
+		}
+	}
+	return ""
+}
+
+// CutOff cuts a machine off from all others, both ways.
+func (c *Cluster) CutOff(victim *harness.Machine) {
+	for _, s := range append(slices.Clone(c.Servers), c.Agents...) {
+		if s.Machine != victim {
+			c.Site.Split(victim, s.Machine)
+		}
+	}
+}
