@@ -163,17 +163,8 @@ func (x *clients) verify(t *testing.T, excused map[*harness.Server][]window) {
 	}
 	x.stop()
 	for _, s := range x.c.Servers {
-		list, err := x.c.Ask(s).CoreV1().ConfigMaps(x.ns).List(t.Context(), metav1.ListOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		there := map[string]bool{}
-		for i := range list.Items {
-			there[list.Items[i].Name] = true
-		}
-		lost := slices.DeleteFunc(slices.Clone(names), func(n string) bool { return there[n] })
-		if len(lost) > 0 {
-			t.Errorf("server %d has lost %d of %d acknowledged writes: %v", s.Number, len(lost), len(names), lost[:min(len(lost), 5)])
+		if err := x.has(t, s, names); err != nil {
+			t.Error(err)
 		}
 	}
 	for a, asker := range x.askers {

@@ -242,12 +242,3 @@ func Ready(n *corev1.Node) corev1.ConditionStatus {
 	}
 	return ""
 }
-
-// CutOff cuts a machine off from all others, both ways.
-func (c *Cluster) CutOff(victim *harness.Machine) {
-	for _, s := range append(slices.Clone(c.Servers), c.Agents...) {
-		if s.Machine != victim {
-			c.Site.Split(victim, s.Machine)
-		}
-	}
-}

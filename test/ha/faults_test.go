@@ -6,6 +6,8 @@ package ha
 
 import (
 	"fmt"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -57,7 +59,7 @@ func faults() map[string]fault {
 	return map[string]fault{
 		"killed": {do: func(_ *Cluster, s *harness.Server) { s.Kill() }, undo: func(_ *Cluster, s *harness.Server) { s.Start() }},
 		"paused": {do: func(_ *Cluster, s *harness.Server) { s.Pause() }, undo: func(_ *Cluster, s *harness.Server) { s.Resume() }, lasts: lasts},
-		"cut off": {do: func(c *Cluster, s *harness.Server) { c.CutOff(s.Machine) },
+		"cut off": {do: func(c *Cluster, s *harness.Server) { c.Site.CutOff(s.Machine) },
 			undo: func(c *Cluster, _ *harness.Server) { c.Site.Heal() }, lasts: lasts},
 		"switched off": {do: func(_ *Cluster, s *harness.Server) { s.PowerOff() },
 			undo: func(_ *Cluster, s *harness.Server) { s.PowerOn(); s.Start() }, lasts: lasts},
@@ -101,8 +103,9 @@ func TestFaults(t *testing.T) {
 	}
 	if !whole {
 		run("killed", c.MustLeader())
+		run("paused", c.usedBy(t, c.Agents[0]))
+		run("cut off", c.usedBy(t, c.Agents[0]))
 		run("cut off", c.MustLeader())
-		run("paused", c.MustLeader())
 		run("switched off", Without(c.Servers, c.MustLeader())[0])
 		run("switched off", c.Agents[1])
 	} else {
@@ -114,6 +117,22 @@ func TestFaults(t *testing.T) {
 		}
 	}
 	x.verify(t, excused)
+}
+
+// usedBy is the server to which an agent's balancer sends.
+func (c *Cluster) usedBy(t *testing.T, a *harness.Server) *harness.Server {
+	t.Helper()
+	log, err := os.ReadFile(a.Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	used, at := c.Servers[0], -1
+	for _, s := range c.Servers {
+		if i := strings.LastIndex(string(log), "the API is reached through another server server="+s.IP+":"); i > at {
+			used, at = s, i
+		}
+	}
+	return used
 }
 
 // served waits until the Service answers on each machine but one.

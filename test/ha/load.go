@@ -79,11 +79,15 @@ func (w *Writer) write(ctx context.Context, name string) bool {
 		}
 		w.errors[brief(err)]++
 		w.mu.Unlock()
-		select {
-		case <-ctx.Done():
-			return false
-		case <-time.After(retryAfter):
-		}
+		pauseFor(ctx, retryAfter)
+	}
+}
+
+// pauseFor waits between two tries.
+func pauseFor(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }
 
@@ -141,10 +145,7 @@ func (w *Watcher) Run(ctx context.Context) {
 			w.fail("it would have to list again: %v", err)
 			return
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(retryAfter):
-		}
+		pauseFor(ctx, retryAfter)
 	}
 }
 

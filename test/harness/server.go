@@ -171,6 +171,9 @@ func (s *Server) WaitExit(within time.Duration) int {
 	return 0
 }
 
+// Ended is closed when the process has ended.
+func (s *Server) Ended() <-chan struct{} { return s.done }
+
 // Alive fails the test when the process has ended.
 func (s *Server) Alive() error {
 	select {

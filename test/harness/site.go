@@ -123,6 +123,20 @@ func (s *Site) Split(a, b *Machine) {
 	s.Cut(b, a)
 }
 
+// CutOff cuts a machine off from all others at once, both ways.
+func (s *Site) CutOff(m *Machine) {
+	s.T.Helper()
+	for _, other := range s.machines {
+		for _, l := range []link{{m.Number, other.Number}, {other.Number, m.Number}} {
+			if f := s.faults[l]; other != m {
+				f.cut = true
+				s.faults[l] = f
+			}
+		}
+	}
+	s.apply()
+}
+
 // Lose drops that part of the frames that one machine sends to another one, by chance.
 func (s *Site) Lose(from, to *Machine, percent int) {
 	s.change(from, to, func(f *fault) { f.lossPercent = percent })
