@@ -38,7 +38,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps release install test unit e2e install-test fresh-test play chaos race bench bench-store powercut fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps release install test unit e2e install-test fresh-test play chaos race e2e-ha bench bench-ha bench-store powercut fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,7 +80,10 @@ unit: ## go test ./...; tests that need root are left out without it
 	@$(GOTEST) -p 2 -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./...
 
 e2e: build ## real kubectl against a real server, in namespaces of its own (root)
-	@$(E2E) -timeout 40m ./test/e2e/...
+	@$(E2E) -timeout 40m ./test/e2e/... ./test/ha/...
+
+e2e-ha: build ## the scenarios of several machines at their whole length: every fault on every machine, hours (root); RUN=… of some
+	@CORACLE_HA_WHOLE=1 $(subst /report,/report -v,$(E2E)) -timeout 6h $(if $(RUN),-run '$(RUN)') ./test/ha/...
 
 install-test: build ## install, install again, uninstall; the host is as before (root)
 	@$(E2E) -timeout 20m ./test/install/...
@@ -106,6 +109,9 @@ race: ## go test -race of the packages with concurrency of their own, or of RACE
 
 bench: build ## footprint, start-up, pod start and write rates, beside upstream (root); see also bench-store
 	CORACLE_BIN=$(CURDIR)/bin/coracle test/bench/run.sh
+
+bench-ha: build ## failover times, writes through the API, footprint of agents and servers that do not lead (root, an hour); RUN=… of some
+	@CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) test -vet=off -count=1 -v -timeout 3h -tags '$(TAGS) bench' $(if $(RUN),-run '$(RUN)') ./test/ha
 
 CUTS ?= 30
 ROUNDS ?= 5

@@ -53,12 +53,14 @@ type fault struct {
 
 func faults() map[string]fault {
 	lasts := 5 * time.Second
+	// Longer than one request through a balancer may take, and another one: a balancer that stays with such a server is found out.
+	hangs := 2*writeTimeout + 2*time.Second
 	if whole {
 		lasts = 20 * time.Second
 	}
 	return map[string]fault{
 		"killed": {do: func(_ *Cluster, s *harness.Server) { s.Kill() }, undo: func(_ *Cluster, s *harness.Server) { s.Start() }},
-		"paused": {do: func(_ *Cluster, s *harness.Server) { s.Pause() }, undo: func(_ *Cluster, s *harness.Server) { s.Resume() }, lasts: lasts},
+		"paused": {do: func(_ *Cluster, s *harness.Server) { s.Pause() }, undo: func(_ *Cluster, s *harness.Server) { s.Resume() }, lasts: max(lasts, hangs)},
 		"cut off": {do: func(c *Cluster, s *harness.Server) { c.Site.CutOff(s.Machine) },
 			undo: func(c *Cluster, _ *harness.Server) { c.Site.Heal() }, lasts: lasts},
 		"switched off": {do: func(_ *Cluster, s *harness.Server) { s.PowerOff() },
