@@ -32,7 +32,7 @@ func TestTermIsFenced(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	store, err := s.openStore(ctx)
+	store, others, err := s.openStore(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,6 +41,9 @@ func TestTermIsFenced(t *testing.T) {
 			t.Error(err)
 		}
 	}()
+	if err := s.waitStore(ctx, store, others); err != nil {
+		t.Fatal(err)
+	}
 	api, err := s.newAPI(ctx, store)
 	if err != nil {
 		t.Fatal(err)
