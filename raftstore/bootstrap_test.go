@@ -3,10 +3,13 @@
 package raftstore
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 
 	"k8s.io/utils/clock"
@@ -69,4 +72,65 @@ func TestJoiningIsRemembered(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestAdmission: a server that shares what it should not is not taken in, and is when it shares what the leader does. What the leader holds
+// meanwhile is released each time.
+func TestAdmission(t *testing.T) {
+	var mu sync.Mutex
+	shared, held, asked := "old", 0, 0
+	tune := func(o *Options) {
+		o.Share = func() string {
+			mu.Lock()
+			defer mu.Unlock()
+			return shared
+		}
+		o.Admit = func(share string) (func(), error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if asked++; share != "new" {
+				return nil, errors.New("another key")
+			}
+			held++
+			return func() {
+				mu.Lock()
+				defer mu.Unlock()
+				held--
+			}, nil
+		}
+	}
+	first := openClusterOf(t, 1, tune)[0]
+	o := Options{Dir: t.TempDir(), NodeID: "late", ClusterID: "test", Logger: testLog("late"), Network: tcpNetwork(t), Join: []string{string(first.address)}}
+	tune(&o)
+	late, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := late.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	until(testContext(t), t, "the leader is asked", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return asked > 2
+	})
+	if got := first.Members(); len(got) != 1 {
+		t.Errorf("it was taken in: %v", got)
+	}
+	mu.Lock()
+	shared = "new"
+	mu.Unlock()
+	if err := late.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := first.Members(); len(got) != 2 {
+		t.Errorf("members: %v", got)
+	}
+	until(testContext(t), t, "what was held is released", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return held == 0
+	})
 }

@@ -15,7 +15,11 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 )
 
-type joinCall struct{ ID, Address string }
+type joinCall struct {
+	ID, Address string
+	// Share is what Options.Share says; a server of an earlier version sends none.
+	Share string `json:",omitempty"`
+}
 
 // sameServer says that a member is the server that says that it is: at the same
 // address, or at one where it is met now that the other one does not answer.
@@ -62,6 +66,13 @@ func (p *peers) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 			add = p.s.raft.AddVoter
 		}
 	}
+	if admit := p.s.opts.Admit; admit != nil && id != p.s.id && !slices.ContainsFunc(members.Servers, func(m raft.Server) bool { return m.ID == id }) {
+		release, err := admit(r.Share)
+		if err != nil {
+			return nothing{}, status.Error(codes.FailedPrecondition, err.Error())
+		}
+		defer release()
+	}
 	if err := p.s.await(add(id, address, at, 0)); err != nil {
 		return nothing{}, callError(err)
 	}
@@ -107,6 +118,9 @@ func (p *peers) announceOnce(ctx context.Context, round int) error {
 		}
 	}
 	me := joinCall{ID: string(p.s.id), Address: string(p.s.address)}
+	if p.s.opts.Share != nil {
+		me.Share = p.s.opts.Share()
+	}
 	lead, _ := p.s.leader.get()
 	if lead.Self {
 		_, err := p.serveJoin(ctx, me)

@@ -67,6 +67,11 @@ type Options struct {
 	// Join are addresses of servers of a cluster. If Dir holds nothing yet,
 	// the store joins that cluster instead of starting one.
 	Join []string
+	// Share is what a server tells the leader of what it has in common with the others and the log does not hold, when it asks to be taken in.
+	Share func() string
+	// Admit is asked on the leader before a server becomes a member that was none; share is what that server's Share said, "" from one
+	// without. An error refuses the server, which tries again. release is called when the server is a member, or when that failed.
+	Admit func(share string) (release func(), err error)
 	// ElectionTimeout is how long a server waits for its leader before it
 	// stands for election itself. Default 300 ms.
 	// A leader whose process ends is replaced sooner, see suspect.go.

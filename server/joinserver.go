@@ -83,9 +83,11 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*join.A
 			return nil, err
 		}
 	}
-	if st, err := encryption.ReadStatus(a.s.o.CredDir); err == nil && !st.ByHand && st.Stage != encryption.StageDone {
-		return nil, join.Refuse(join.CodeBusy, "the key that encrypts Secrets is being replaced; a server can join when that is done: coracle secrets-encrypt status")
+	release, err := encryption.HoldStill(a.s.o.CredDir) // while the files are read; admitMember compares them later
+	if err != nil {
+		return nil, join.Refuse(join.CodeBusy, "%v", err)
 	}
+	defer release()
 	// From now on this server's settings are the cluster's too, and not its own to change, unless the other never comes.
 	own := &Joined{Founder: true, Settings: a.s.o.Cluster, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources}
 	if file := filepath.Join(a.s.o.ServerDir, joinedFile); !fileExists(file) {
@@ -115,6 +117,38 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*join.A
 		out.Server.Peers = append(out.Server.Peers, m.Address)
 	}
 	return out, nil
+}
+
+// share stands for the keys that encrypt Secrets, for the server that takes this one into the store.
+func (s *Server) share() string {
+	print, err := encryption.Fingerprint(s.o.CredDir)
+	if err != nil {
+		s.log.Error("the encryption keys cannot be compared with the other servers'", "error", err)
+		return "unreadable" // which no server has
+	}
+	return print
+}
+
+// admitMember refuses a server as a member that has other encryption keys than this one: they may have been replaced after it got its own. Until
+// release is called they are not, and the next replacement knows of the new member.
+func (s *Server) admitMember(share string) (release func(), err error) {
+	still, err := encryption.HoldStill(s.o.CredDir)
+	if err != nil {
+		return nil, err
+	}
+	if own := s.share(); share != "" && share != own { // "" from a server of an earlier version
+		still()
+		return nil, errors.New("the key that encrypts Secrets is another one than that which this server got when it asked to join: it was replaced since. Nothing is lost: stop this " +
+			"server, remove the folder server in its data directory, and start it again, so that it joins anew")
+	}
+	return func() {
+		defer still()
+		if store := s.opened.Load(); store != nil {
+			if err := savePeers(s.o.ServerDir, store.Members()); err != nil {
+				s.log.Warn("the other servers' addresses could not be kept; it is tried again", "error", err)
+			}
+		}
+	}, nil
 }
 
 // Joining is what a machine needs to become a server of a cluster that there is.

@@ -225,6 +225,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 		Join:      others,
 		Logger:    s.log.With("part", "store"),
 		Version:   s.o.Version, Hostname: s.o.NodeName,
+		Share: s.share, Admit: s.admitMember,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening the store in %s: %w", s.o.StoreDir, err)

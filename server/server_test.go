@@ -217,6 +217,33 @@ func TestTidiesUp(t *testing.T) {
 	}
 }
 
+// TestAdmitMember: a server whose encryption keys are not this one's is no member; one of an earlier version, which does not say, is.
+func TestAdmitMember(t *testing.T) {
+	o := options(t, t.TempDir())
+	s, err := New(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if _, err := s.admitMember("another"); err == nil || !strings.Contains(err.Error(), "joins anew") {
+		t.Errorf("other keys: %v", err)
+	}
+	for _, share := range []string{s.share(), ""} {
+		release, err := s.admitMember(share)
+		if err != nil {
+			t.Fatalf("%q: %v", share, err)
+		}
+		release()
+	}
+	if len(s.share()) < 32 {
+		t.Errorf("it shares %q", s.share())
+	}
+}
+
 func TestAgentCredentials(t *testing.T) {
 	s, err := New(t.Context(), options(t, t.TempDir()))
 	if err != nil {

@@ -32,12 +32,10 @@ func (keys) Status(dir string) (cli.EncryptionStatus, error) {
 }
 
 func (keys) Rotate(ctx context.Context, dir string, client *rest.Config, progress func(stage string, objects int)) error {
-	if err := onlyServer(dir); err != nil {
-		return err
-	}
 	return encryption.Rotate(ctx, encryption.RotateOptions{
 		Dir:      dir,
 		Client:   client,
+		Check:    func() error { return onlyServer(dir) },
 		Progress: func(stage encryption.Stage, n int) { progress(string(stage), n) },
 		Logger:   slog.New(slog.NewTextHandler(io.Discard, nil)), // the command prints progress itself
 	})

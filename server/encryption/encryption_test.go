@@ -328,3 +328,74 @@ func TestRotateKeepsTheOldKeyWhileAnythingNeedsIt(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+// TestFingerprint: it changes with the keys and not with the resources.
+func TestFingerprint(t *testing.T) {
+	print := func(dir string) string {
+		t.Helper()
+		out, err := Fingerprint(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	dir, other := t.TempDir(), t.TempDir()
+	if got := print(dir); got != "" {
+		t.Errorf("without keys: %q", got)
+	}
+	ensure(t, Options{Dir: dir, Resources: []string{"secrets"}})
+	ensure(t, Options{Dir: other, Resources: []string{"secrets"}})
+	first := print(dir)
+	if first == "" || first == print(other) {
+		t.Error("two clusters have the same")
+	}
+	ensure(t, Options{Dir: dir, Resources: []string{"secrets", "configmaps"}, Established: true})
+	if print(dir) != first {
+		t.Error("another resource changes it")
+	}
+	l, err := readLayout(filepath.Join(dir, configFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := newKey(l.keyNames())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.keys = append(l.keys, k)
+	data, err := l.encode()
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, configFile), data, 0o600)
+	}
+	if err != nil || print(dir) == first {
+		t.Errorf("another key does not change it, %v", err)
+	}
+}
+
+// TestHoldStill: a rotation and the admission of a server keep one another out, and a rotation that was interrupted admits nobody.
+func TestHoldStill(t *testing.T) {
+	dir := t.TempDir()
+	ensure(t, Options{Dir: dir, Resources: []string{"secrets"}})
+	release, err := HoldStill(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Rotate(t.Context(), RotateOptions{Dir: dir}); err == nil || !strings.Contains(err.Error(), "a server is joining") {
+		t.Errorf("a rotation while a server is admitted: %v", err)
+	}
+	release()
+	no := errors.New("the cluster has 2 servers")
+	if err := Rotate(t.Context(), RotateOptions{Dir: dir, Check: func() error {
+		if _, err := HoldStill(dir); !errors.Is(err, errChanging) {
+			t.Errorf("a server is admitted while a rotation begins: %v", err)
+		}
+		return no
+	}}); !errors.Is(err, no) {
+		t.Errorf("%v", err)
+	}
+	if err := (state{Stage: StageActivate, NewKey: "key2"}).write(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := HoldStill(dir); !errors.Is(err, errChanging) {
+		t.Errorf("a server is admitted in the middle of a rotation: %v", err)
+	}
+}

@@ -55,6 +55,8 @@ type RotateOptions struct {
 	// Loaded returns the hashes of the configuration that each API server has loaded. Nil means: ask the one behind
 	// Client for its metrics.
 	Loaded func(context.Context) ([]string, error)
+	// Check, when set, is asked before each run, when nobody can be admitted any more (HoldStill). Its error ends the run.
+	Check func() error
 	// Progress, when set, is told of each stage as it begins and of objects written again.
 	Progress func(stage Stage, objects int)
 	// Clock is the time; nil means the machine's.
@@ -72,12 +74,17 @@ func Rotate(ctx context.Context, o RotateOptions) error {
 	path := filepath.Join(o.Dir, configFile)
 	alone, err := lock(ctx, filepath.Join(o.Dir, rotationLock), false)
 	if errors.Is(err, errLocked) {
-		return errors.New("another process rotates the encryption key already; nothing was changed by this one")
+		return errors.New("another process rotates the encryption key already, or a server is joining at this moment; nothing was changed by this one")
 	}
 	if err != nil {
 		return err
 	}
 	defer alone.Close()
+	if o.Check != nil {
+		if err := o.Check(); err != nil {
+			return err
+		}
+	}
 	if _, err := readLayout(path); errors.Is(err, errForeign) {
 		return fmt.Errorf("%s was written by hand, so its keys are rotated by hand too: nothing was changed", path)
 	} else if err != nil {
