@@ -71,7 +71,13 @@ func Serve(ctx context.Context, api *etcdapi.API, l net.Listener) error {
 // up. The function that it returns waits for its goroutine, which ends with ctx.
 func serveHealth(ctx context.Context, api *etcdapi.API, server *grpc.Server) (wait func()) {
 	checks := health.NewServer()
-	checks.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
+	first := healthpb.HealthCheckResponse_NOT_SERVING
+	select {
+	case <-api.Ready(): // who asks first hears it, too
+		first = healthpb.HealthCheckResponse_SERVING
+	default:
+	}
+	checks.SetServingStatus("", first)
 	healthpb.RegisterHealthServer(server, checks)
 	done := make(chan struct{})
 	go func() {
