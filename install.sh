@@ -440,7 +440,9 @@ uninstall_script() {
   cat <<HEAD
 #!/bin/sh
 # Written by coracle's install.sh. Removes coracle from this machine with everything it made: pods, their network, data.
-#   coracle-uninstall [--keep-data]    with it the cluster's data and its settings stay for a later installation
+# A machine that joined a cluster leaves it first: its pods are evicted, its node is deleted, a server gives up its vote.
+#   coracle-uninstall [--keep-data]    with it the cluster's data and its settings stay for a later installation, and the
+#                                      machine stays in its cluster
 # Exit codes: 0 coracle is gone; 3 coracle is gone, but folders stay that are not its own, named in the last lines; 1 it
 # stopped before the programs, because something could not be removed; 2 wrong arguments.
 set -u
@@ -463,6 +465,15 @@ for arg in "$@"; do
 done
 [ "$(id -u)" = 0 ] || { echo "error: uninstalling takes root: sudo coracle-uninstall" >&2; exit 1; }
 
+set --
+if [ -f "$args_file" ]; then
+  while IFS= read -r arg; do case $arg in server | agent) ;; *) set -- "$@" "$arg" ;; esac; done <"$args_file"
+fi
+if [ -z "$keep" ] && [ -x "$bin_dir/coracle" ]; then
+  # A cluster that cannot be reached does not keep the machine: what is left there, and how to remove it, is said.
+  (set -a; [ ! -f "$env_file" ] || . "$env_file"; exec "$bin_dir/coracle" leave "$@") || true
+fi
+
 echo "stopping coracle"
 if [ -f "$unit_file" ]; then
   systemctl disable --quiet coracle 2>/dev/null
@@ -475,10 +486,6 @@ fi
 if [ -x "$bin_dir/coracle-service" ]; then "$bin_dir/coracle-service" stop || exit 1; fi
 
 if [ -x "$bin_dir/coracle" ]; then
-  set --
-  if [ -f "$args_file" ]; then
-    while IFS= read -r arg; do case $arg in server | agent) ;; *) set -- "$@" "$arg" ;; esac; done <"$args_file"
-  fi
   [ -n "$keep" ] || set -- "$@" --remove-data
   kept=$(set -a; [ ! -f "$env_file" ] || . "$env_file"; exec "$bin_dir/coracle" cleanup "$@")
   case $? in

@@ -114,6 +114,9 @@ func Strings(nets []netip.Prefix) []string {
 const (
 	// ServerIDAnnotation on a node is the name in the store of the server on its machine. Each server writes its own.
 	ServerIDAnnotation = "coracle.dev/server-id"
+	// LeaveAnnotation on a node says that its machine is to leave the cluster. Its value is how long its pods may take to end
+	// ([ParseLeave]). A machine may write it on its own node.
+	LeaveAnnotation = "coracle.dev/leave"
 	// MemberFinalizer keeps a deleted node of a server until the server is no member of the store any more.
 	MemberFinalizer = "coracle.dev/store-member"
 )
@@ -122,3 +125,15 @@ const (
 // expects a cloud provider to. It registers with the taint that such a provider's controller would remove, and the API
 // server leaves that taint out.
 const OwnAddressesLabel = "coracle.dev/own-addresses"
+
+// MaxLeave bounds how long the pods of a node that leaves may take.
+const MaxLeave = 24 * time.Hour
+
+// ParseLeave reads the value of [LeaveAnnotation]: a duration such as 90s, between 0 and [MaxLeave].
+func ParseLeave(value string) (time.Duration, error) {
+	d, err := time.ParseDuration(value)
+	if err != nil || d < 0 || d > MaxLeave {
+		return 0, fmt.Errorf("the annotation %s is %q: it has to be a duration between 0s and %s, such as 90s. The node stays until it is", LeaveAnnotation, value, MaxLeave)
+	}
+	return d, nil
+}

@@ -90,7 +90,7 @@ join it with "coracle agent".`,
 	root.AddCommand(
 		a.serverCommand(), a.agentCommand(),
 		a.checkCommand(), a.statusCommand(), a.kubectlCommand(), a.ctrCommand(), a.crictlCommand(),
-		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.gossipCommand(), a.snapshotCommand(), a.storeCommand(), a.memberCommand(),
+		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.gossipCommand(), a.snapshotCommand(), a.storeCommand(), a.memberCommand(), a.nodeCommand(), a.leaveCommand(),
 		a.debugCommand(), a.cleanupCommand(), a.versionCommand(), a.completionCommand(),
 	)
 	return root

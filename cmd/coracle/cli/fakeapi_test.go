@@ -39,6 +39,25 @@ func fakeAPI() *httptest.Server {
 		}
 		answer(w, 200, list)
 	})
+	// board9 is gone as soon as it is to leave.
+	left := false
+	mux.HandleFunc("PATCH /api/v1/nodes/board9", func(w http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		left = true
+		answer(w, 200, corev1.Node{TypeMeta: kind("Node"), ObjectMeta: metav1.ObjectMeta{Name: "board9", UID: "u9"}})
+	})
+	notFound := metav1.Status{TypeMeta: kind("Status"), Status: "Failure", Reason: metav1.StatusReasonNotFound, Code: 404}
+	mux.HandleFunc("GET /api/v1/nodes/board9", func(w http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		if left {
+			answer(w, 404, notFound)
+			return
+		}
+		answer(w, 200, corev1.Node{TypeMeta: kind("Node"), ObjectMeta: metav1.ObjectMeta{Name: "board9", UID: "u9"}})
+	})
+	mux.HandleFunc("PATCH /api/v1/nodes/{name}", func(w http.ResponseWriter, _ *http.Request) { answer(w, 404, notFound) })
 	mux.HandleFunc("GET /api/v1/pods", func(w http.ResponseWriter, _ *http.Request) {
 		pod := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Status: corev1.PodStatus{Phase: corev1.PodSucceeded}}
 		if os.Getenv("FAKE_CRASH") != "" {
@@ -90,7 +109,7 @@ func fakeAPI() *httptest.Server {
 		mu.Lock()
 		defer mu.Unlock()
 		if _, ok := secrets[r.PathValue("name")]; !ok {
-			answer(w, 404, metav1.Status{TypeMeta: kind("Status"), Status: "Failure", Reason: metav1.StatusReasonNotFound, Code: 404})
+			answer(w, 404, notFound)
 			return
 		}
 		delete(secrets, r.PathValue("name"))

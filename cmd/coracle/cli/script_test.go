@@ -206,13 +206,18 @@ func fakeServer(ctx context.Context, c *config.Server, p *Process) error {
 	return nil
 }
 
-// fakeServers is the only server, or with FAKE_SERVERS three, one of which does not answer.
+// fakeServers is the only server, or with FAKE_SERVERS three, one of which does not answer; with FAKE_SILENT no other one does.
 func fakeServers() http.Handler {
 	out := status.Servers{Servers: []status.ClusterServer{{Name: "board1", ID: "a1", Role: status.Leader, Self: true, Answers: true, Version: "v1"}}, Problems: []string{}}
 	if os.Getenv("FAKE_SERVERS") != "" {
 		out.Servers = append(out.Servers,
 			status.ClusterServer{Name: "board2", ID: "b2", Role: status.Voter, Answers: true, Lag: 3, Version: "v1", Address: "192.0.2.8:6443"},
 			status.ClusterServer{Name: "board3", ID: "c3", Role: status.Voter, Heard: time.Now().Add(-time.Minute), Address: "192.0.2.9:6443"})
+	}
+	for i := range out.Servers {
+		if os.Getenv("FAKE_SILENT") != "" {
+			out.Servers[i].Answers = out.Servers[i].Self
+		}
 	}
 	var problems []string
 	out.Failures, problems = status.Failures(out.Servers)

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/config"
+)
+
+const (
+	// leaveGrace is how long the pods of a node that leaves may take to end, unless somebody says otherwise: what a pod has by
+	// default (terminationGracePeriodSeconds) twice.
+	leaveGrace = time.Minute
+	// leaveRest is how long a node may still be there after that: its deletion, and that of its server from the store.
+	leaveRest = 20 * time.Second
+	// leaveLook is how often it is looked at.
+	leaveLook = 500 * time.Millisecond
+)
+
+func (a *App) nodeCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "node", Aliases: []string{"nodes"}, GroupID: groupUse, Short: "Move the pods off a node, or remove a node from the cluster", Args: subcommand,
+		Long: `These commands are for a server, and for any node of the cluster. A machine that leaves the cluster itself uses "coracle leave".
+Nodes are listed by "coracle kubectl get nodes".`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.nodeDrainCommand(), a.nodeRemoveCommand())
+	return cmd
+}
+
+func (a *App) nodeDrainCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "drain NAME", Short: "Move the pods off a node, and keep new ones away until it is uncordoned", Args: cobra.ExactArgs(1),
+		Long: `Moves all pods off a node but those of DaemonSets, within what their disruption budgets allow; what they keep in emptyDir
+volumes is lost. It is "kubectl drain NAME --ignore-daemonsets --delete-emptydir-data", which takes more arguments.
+"coracle kubectl uncordon NAME" lets new pods come again.`,
+	}
+	flags := addPlaces(cmd)
+	timeout := cmd.Flags().Duration("timeout", 0, "How long to wait before giving up; 0: as long as it takes")
+	cmd.RunE = a.runTool(flags, func(_ *cobra.Command, t *config.Tool, args []string) error {
+		kubectl := []string{"drain", args[0], "--ignore-daemonsets", "--delete-emptydir-data", "--timeout", timeout.String()}
+		env, err := a.kubectlEnv(t, kubectl)
+		if err != nil {
+			return err
+		}
+		return a.execTool(t, "kubectl", kubectl, env)
+	})
+	return cmd
+}
+
+func (a *App) nodeRemoveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "remove NAME", Aliases: []string{"rm"}, Short: "Move the pods off a node and take it, and its server if it has one, out of the cluster", Args: cobra.ExactArgs(1),
+		Long: `Keeps new pods away from the node, evicts those that it has, and deletes it when they are gone or their time is up. The node of
+a machine that is dead is deleted at once. If the machine is a server, it is taken out of the store too; that is refused while the
+other servers could not go on without it, and done as soon as they can.
+
+The leading server does all of it: an interruption of this command stops nothing. As long as pods are evicted,
+"coracle kubectl annotate node NAME ` + cluster.LeaveAnnotation + `-" takes the order back.`,
+	}
+	flags := addPlaces(cmd)
+	grace := addGrace(cmd)
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
+		if err := checkGrace(*grace); err != nil {
+			return usageError{cmd, err}
+		}
+		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
+			if err := leave(ctx, c, args[0], *grace); apierrors.IsNotFound(err) {
+				return fmt.Errorf("there is no node %q. Nothing was changed. There are: coracle kubectl get nodes", args[0])
+			} else if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s is no node of the cluster any more. If the machine still runs coracle: sudo coracle-uninstall there removes it.\n", args[0])
+			return nil
+		})
+	})
+	return cmd
+}
+
+func addGrace(cmd *cobra.Command) *time.Duration {
+	return cmd.Flags().Duration("grace", leaveGrace, "How long the node's pods may take to end on their own terms; 0s: the node is deleted at once")
+}
+
+func checkGrace(grace time.Duration) error {
+	if grace < 0 || grace > cluster.MaxLeave {
+		return fmt.Errorf("--grace is %s: it has to be between 0s and %s", grace, cluster.MaxLeave)
+	}
+	return nil
+}
+
+// leave orders the node's removal and waits until it is gone.
+func leave(ctx context.Context, c kubernetes.Interface, name string, grace time.Duration) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{cluster.LeaveAnnotation: grace.String()}}})
+	if err != nil {
+		return err
+	}
+	n, err := c.CoreV1().Nodes().Patch(ctx, name, types.StrategicMergePatchType, patch, metav1.PatchOptions{FieldManager: "coracle"})
+	if err != nil {
+		return err
+	}
+	return awaitGone(ctx, c, n, grace+leaveRest)
+}
+
+// awaitGone waits until a node is gone, or another one of its name is there.
+func awaitGone(ctx context.Context, c kubernetes.Interface, n *corev1.Node, atMost time.Duration) error {
+	deadline := time.NewTimer(atMost)
+	defer deadline.Stop()
+	look := time.NewTicker(leaveLook)
+	defer look.Stop()
+	var last error
+	for {
+		now, err := c.CoreV1().Nodes().Get(ctx, n.Name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) || err == nil && now.UID != n.UID {
+			return nil
+		}
+		if err == nil {
+			n = now
+		}
+		last = err
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("interrupted; the leading server goes on with the removal of the node %s", n.Name)
+		case <-deadline.C:
+			return stillThere(n, last)
+		case <-look.C:
+		}
+	}
+}
+
+// stillThere says what a node's removal waits for.
+func stillThere(n *corev1.Node, last error) error {
+	switch {
+	case last != nil:
+		return fmt.Errorf("the removal of the node %s was ordered, but whether it is done cannot be seen: %w", n.Name, last)
+	case n.DeletionTimestamp == nil:
+		return fmt.Errorf("the removal of the node %s was ordered, but no server has done it. Is there a leading server (coracle status)? It is done as soon as there is one", n.Name)
+	}
+	return fmt.Errorf("the node %s is being deleted and waits for %q: a server is taken out of the store when the others can go on without it. coracle member list says how they are; nothing else is to be done", n.Name, n.Finalizers)
+}

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	listers "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/internal/cluster"
+)
+
+// departureLook is how often the pods of a node that leaves are looked at again. Only then is anything asked.
+const departureLook = time.Second
+
+// departures removes nodes that are to leave the cluster: those with the annotation [cluster.LeaveAnnotation], which a machine
+// may write on its own node, and an administrator on any. Nothing new is placed on such a node, its pods are evicted, and
+// when they are gone, or their time is up, the node is deleted. It runs on the leader.
+type departures struct {
+	client kubernetes.Interface
+	nodes  listers.NodeLister
+	log    *slog.Logger
+	now    func() time.Time
+	since  map[types.UID]time.Time // when this leader saw that a node is to leave
+}
+
+func (s *Server) departuresPart(ctx context.Context, t *term.Term) error {
+	nodes := t.Informers.Core().V1().Nodes()
+	changed := make(chan struct{}, 1) // one says that there is something to look at
+	look := func(obj any) {
+		if n, ok := obj.(*corev1.Node); ok && leaves(n) {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		}
+	}
+	_, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: look, UpdateFunc: func(_, obj any) { look(obj) }})
+	if err != nil {
+		return fmt.Errorf("watching nodes: %w", err)
+	}
+	client, err := kubernetes.NewForConfig(t.Config)
+	if err != nil {
+		return fmt.Errorf("making the client for nodes that leave: %w", err)
+	}
+	d := &departures{client: client, nodes: nodes.Lister(), log: s.log.With("part", "nodes that leave"), now: time.Now, since: map[types.UID]time.Time{}}
+	if !t.StartInformers(ctx) {
+		return nil
+	}
+	var again <-chan time.Time // nil while no node leaves
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-again:
+		}
+		again = nil
+		if d.once(ctx) {
+			again = time.After(departureLook)
+		}
+	}
+}
+
+// leaves says that a node is to leave and that its deletion has not begun.
+func leaves(n *corev1.Node) bool {
+	_, asked := n.Annotations[cluster.LeaveAnnotation]
+	return asked && n.DeletionTimestamp == nil
+}
+
+// once does for each node that leaves what can be done now; true says that one is not gone yet.
+func (d *departures) once(ctx context.Context) bool {
+	nodes, err := d.nodes.List(labels.Everything())
+	unfinished := err != nil
+	leaving := map[types.UID]time.Time{}
+	for _, n := range nodes {
+		if !leaves(n) {
+			continue
+		}
+		since, known := d.since[n.UID]
+		if !known {
+			since = d.now()
+			d.log.Info("a node leaves the cluster", "node", n.Name, "grace", n.Annotations[cluster.LeaveAnnotation])
+		}
+		leaving[n.UID] = since
+		gone, err := d.proceed(ctx, n, since)
+		if err != nil && ctx.Err() == nil {
+			d.log.Warn("a node is to leave the cluster; it is tried again", "node", n.Name, "error", err)
+		}
+		unfinished = unfinished || !gone
+	}
+	d.since = leaving // forgets those that left or stay after all
+	return unfinished
+}
+
+// proceed takes the next step for one node; true says that its deletion has begun.
+func (d *departures) proceed(ctx context.Context, n *corev1.Node, since time.Time) (bool, error) {
+	grace, err := cluster.ParseLeave(n.Annotations[cluster.LeaveAnnotation])
+	if err != nil {
+		return false, err
+	}
+	if !n.Spec.Unschedulable {
+		if err := d.cordon(ctx, n); err != nil {
+			return false, err
+		}
+	}
+	// Nobody would tell of the end of the pods of a node that is dead: upstream deletes them with their node.
+	if d.now().Sub(since) < grace && isReady(n) {
+		left, err := d.evict(ctx, n)
+		if err != nil || left > 0 {
+			return false, err
+		}
+	}
+	err = d.client.CoreV1().Nodes().Delete(ctx, n.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(n.UID))})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return false, fmt.Errorf("deleting the node: %w", err)
+	}
+	d.log.Info("a node that leaves is deleted", "node", n.Name)
+	return true, nil
+}
+
+func (d *departures) cordon(ctx context.Context, n *corev1.Node) error {
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": n.UID}, "spec": map[string]any{"unschedulable": true}})
+	if err != nil {
+		return err
+	}
+	_, err = d.client.CoreV1().Nodes().Patch(ctx, n.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{FieldManager: "coracle"})
+	if err != nil {
+		return fmt.Errorf("keeping new pods away: %w", err)
+	}
+	return nil
+}
+
+// evict asks for the eviction of the node's pods and says how many are not gone. A pod whose disruption budget does not allow
+// it now is asked about again.
+func (d *departures) evict(ctx context.Context, n *corev1.Node) (left int, err error) {
+	pods, err := d.client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", n.Name).String()})
+	if err != nil {
+		return 0, fmt.Errorf("listing the pods: %w", err)
+	}
+	var failed []error
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		if staysWithNode(p) {
+			continue
+		}
+		left++
+		if p.DeletionTimestamp != nil {
+			continue
+		}
+		e := &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: p.Namespace}, DeleteOptions: &metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(p.UID))}}
+		err := d.client.PolicyV1().Evictions(p.Namespace).Evict(ctx, e)
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsTooManyRequests(err) {
+			failed = append(failed, fmt.Errorf("evicting the pod %s/%s: %w", p.Namespace, p.Name, err))
+		}
+	}
+	return left, errors.Join(failed...)
+}
+
+// staysWithNode says that a pod is not evicted: it is over, or would be made again on the same node (kubectl drain's
+// --ignore-daemonsets), or is no more than the mirror of a static pod.
+func staysWithNode(p *corev1.Pod) bool {
+	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return true
+	}
+	if _, mirror := p.Annotations[corev1.MirrorPodAnnotationKey]; mirror {
+		return true
+	}
+	owner := metav1.GetControllerOf(p)
+	return owner != nil && owner.Kind == "DaemonSet"
+}
+
+func isReady(n *corev1.Node) bool {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+)
+
+// leaving is a cluster with one node that is to leave and the leader's loop.
+type leaving struct {
+	*departures
+	client  *fake.Clientset
+	evicted []string
+	refuse  error // what evictions are answered with, if anything
+	passed  time.Duration
+}
+
+func newLeaving(t *testing.T, grace string, ready corev1.ConditionStatus, pods ...*corev1.Pod) *leaving {
+	t.Helper()
+	n := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "u1", Annotations: map[string]string{cluster.LeaveAnnotation: grace}},
+		Status:     corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}}},
+	}
+	objects := []runtime.Object{n, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", UID: "u2"}}}
+	for _, p := range pods {
+		p.Spec.NodeName = "n1"
+		objects = append(objects, p)
+	}
+	l := &leaving{client: fake.NewClientset(objects...)}
+	l.client.PrependReactor("create", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		e, ok := a.(clienttesting.CreateAction).GetObject().(*policyv1.Eviction)
+		if !ok || a.GetSubresource() != "eviction" {
+			return false, nil, nil
+		}
+		if l.refuse != nil {
+			return true, nil, l.refuse
+		}
+		l.evicted = append(l.evicted, e.Name)
+		return true, e, l.client.Tracker().Delete(corev1.SchemeGroupVersion.WithResource("pods"), e.Namespace, e.Name)
+	})
+	lister := informers.NewSharedInformerFactory(l.client, 0).Core().V1().Nodes()
+	if err := lister.Informer().GetStore().Add(n); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	l.departures = &departures{client: l.client, nodes: lister.Lister(), log: slog.New(slog.DiscardHandler), since: map[types.UID]time.Time{},
+		now: func() time.Time { return start.Add(l.passed) }}
+	return l
+}
+
+// node is what the API has of the node that leaves, nil when it is gone.
+func (l *leaving) node(t *testing.T) *corev1.Node {
+	t.Helper()
+	n, err := l.client.CoreV1().Nodes().Get(context.Background(), "n1", metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.client.CoreV1().Nodes().Get(context.Background(), "n2", metav1.GetOptions{}); err != nil {
+		t.Fatalf("the other node: %v", err)
+	}
+	return n
+}
+
+func plainPod(name string) *corev1.Pod {
+	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "d"}}
+}
+
+func TestPodsAreEvictedBeforeTheirNodeIsDeleted(t *testing.T) {
+	ofDaemonSet := plainPod("daemon")
+	ofDaemonSet.OwnerReferences = []metav1.OwnerReference{{Kind: "DaemonSet", Controller: new(true)}}
+	mirror := plainPod("mirror")
+	mirror.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "x"}
+	over := plainPod("over")
+	over.Status.Phase = corev1.PodSucceeded
+	l := newLeaving(t, "1m0s", corev1.ConditionTrue, plainPod("a"), plainPod("b"), ofDaemonSet, mirror, over)
+	if !l.once(t.Context()) {
+		t.Error("the node left before its pods")
+	}
+	if n := l.node(t); n == nil || !n.Spec.Unschedulable {
+		t.Errorf("new pods are not kept away: %+v", n)
+	}
+	slices.Sort(l.evicted)
+	if got := strings.Join(l.evicted, " "); got != "a b" {
+		t.Errorf("evicted %q", got)
+	}
+	if l.once(t.Context()) || l.node(t) != nil {
+		t.Error("the pods are gone, and the node is still there")
+	}
+}
+
+func TestNodeIsDeletedWhenItsTimeIsUp(t *testing.T) {
+	l := newLeaving(t, "1m0s", corev1.ConditionTrue, plainPod("kept"))
+	l.refuse = apierrors.NewTooManyRequestsError("its disruption budget does not allow it")
+	for l.passed = 0; l.passed < time.Minute; l.passed += 10 * time.Second {
+		if !l.once(t.Context()) || l.node(t) == nil {
+			t.Fatalf("the node is gone after %s", l.passed)
+		}
+	}
+	if l.once(t.Context()) || l.node(t) != nil {
+		t.Errorf("the node is there after %s", l.passed)
+	}
+}
+
+func TestDeadNodesPodsAreNotWaitedFor(t *testing.T) {
+	for _, ready := range []corev1.ConditionStatus{corev1.ConditionUnknown, corev1.ConditionFalse} {
+		l := newLeaving(t, "1m0s", ready, plainPod("a"))
+		if l.once(t.Context()) || l.node(t) != nil || len(l.evicted) > 0 {
+			t.Errorf("Ready is %s: the node is there, or its pods were evicted: %q", ready, l.evicted)
+		}
+	}
+}
+
+func TestOrderToLeaveIsTakenBack(t *testing.T) {
+	l := newLeaving(t, "1m0s", corev1.ConditionTrue, plainPod("kept"))
+	l.refuse = apierrors.NewTooManyRequestsError("not now")
+	l.once(t.Context())
+	n := l.node(t)
+	delete(n.Annotations, cluster.LeaveAnnotation)
+	set := func() {
+		informer := informers.NewSharedInformerFactory(l.client, 0).Core().V1().Nodes()
+		if err := informer.Informer().GetStore().Add(n); err != nil {
+			t.Fatal(err)
+		}
+		l.departures.nodes = informer.Lister()
+	}
+	set()
+	l.passed = 2 * time.Minute
+	if l.once(t.Context()) || l.node(t) == nil {
+		t.Error("the node was deleted although the order was taken back")
+	}
+	// Given again, it has its whole time again.
+	n.Annotations[cluster.LeaveAnnotation] = "1m0s"
+	set()
+	if !l.once(t.Context()) || l.node(t) == nil {
+		t.Error("the second order had the time of the first")
+	}
+}
+
+func TestWrongOrdersRemoveNothing(t *testing.T) {
+	for _, grace := range []string{"", "soon", "-1s", "60", "25h"} {
+		l := newLeaving(t, grace, corev1.ConditionTrue, plainPod("a"))
+		if !l.once(t.Context()) || l.node(t) == nil || l.node(t).Spec.Unschedulable || len(l.evicted) > 0 {
+			t.Errorf("%q did something", grace)
+		}
+	}
+}
+
+func TestFailedEvictionsKeepTheNode(t *testing.T) {
+	l := newLeaving(t, "1m0s", corev1.ConditionTrue, plainPod("a"))
+	l.refuse = apierrors.NewInternalError(errors.New("the webhook does not answer"))
+	if !l.once(t.Context()) || l.node(t) == nil {
+		t.Error("the node was deleted although its pods could not be evicted")
+	}
+}

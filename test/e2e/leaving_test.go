@@ -1,0 +1,109 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// TestLeaving: a node leaves and its pods move; a server is removed by name, another one leaves while it leads, and the last
+// one has nothing to leave.
+func TestLeaving(t *testing.T) {
+	site := harness.NewSite(t)
+	first := site.NewMachine().NewServer("--disable-agent")
+	first.Start()
+	waitAPI(first)
+	second := site.NewMachine().NewPeer(first)
+	third := site.NewMachine().NewPeer(first)
+	agent := site.NewMachine().NewAgent(first)
+	for _, m := range []*harness.Server{second, third, agent} {
+		m.AddBoxImage()
+		m.Start()
+	}
+	for _, m := range []*harness.Server{second, third, agent} {
+		harness.Eventually(t, soon, "the node is ready", func() error { return nodeReady(first, m) })
+	}
+	harness.Eventually(t, soon, "all three servers vote", func() error { return serversAre(first, 3) })
+	first.Apply(spreadDeployment)
+	first.Kubectl("scale", "deployment/d", "--replicas=3")
+	first.Kubectl("rollout", "status", "deployment/d", "--timeout=120s")
+	if on := nodesOf(first); !strings.Contains(on, agent.NodeName()) {
+		t.Fatalf("no pod runs on the agent, but on %s", on)
+	}
+
+	out, err := agent.Run(agent.Coracle(), "leave", "--data-dir", agent.DataDir)
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	says(t, out, "no node of the cluster any more")
+	gone := func(m *harness.Server) error {
+		out, err := second.TryKubectl("get", "nodes", "-o", "name")
+		if err == nil && strings.Contains(out, m.NodeName()) {
+			err = fmt.Errorf("%s is there: %s", m.NodeName(), out)
+		}
+		return err
+	}
+	if err := gone(agent); err != nil {
+		t.Error(err)
+	}
+	second.Kubectl("rollout", "status", "deployment/d", "--timeout=120s")
+	if on := nodesOf(second); strings.Contains(on, agent.NodeName()) {
+		t.Errorf("a pod runs on a node that left: %s", on)
+	}
+	if err := agent.Stop(); err != nil {
+		t.Error(err)
+	}
+
+	out, err = first.Run(first.Coracle(), "node", "remove", third.NodeName(), "--data-dir", first.DataDir)
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	says(t, out, "no node of the cluster any more")
+	if err := gone(third); err != nil {
+		t.Error(err)
+	}
+	if err := serversAre(first, 2); err != nil {
+		t.Error(err)
+	}
+	if err := third.Stop(); err != nil {
+		t.Error(err)
+	}
+
+	// The first one leads, since it began, and has no node.
+	out, err = first.Run(first.Coracle(), "leave", "--data-dir", first.DataDir)
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	says(t, out, "no server of the cluster any more")
+	harness.Eventually(t, soon, "one server is left", func() error { return serversAre(second, 1) })
+	if err := first.Stop(); err != nil {
+		t.Error(err)
+	}
+	second.Kubectl("create", "configmap", "after")
+	second.Kubectl("rollout", "status", "deployment/d", "--timeout=120s")
+	out, err = second.Run(second.Coracle(), "leave", "--data-dir", second.DataDir)
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	says(t, out, "only server")
+}
+
+// nodesOf are the nodes on which pods of the Deployment run.
+func nodesOf(s *harness.Server) string {
+	return s.Kubectl("get", "pods", "-l", "app=d", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[*].spec.nodeName}")
+}
+
+// serversAre says whether the cluster has so many servers, in the eyes of one.
+func serversAre(s *harness.Server, want int) error {
+	out, err := s.Run(s.Coracle(), "member", "list", "--data-dir", s.DataDir)
+	if n := strings.Count(out, " leader ") + strings.Count(out, " voter "); n != want {
+		return fmt.Errorf("%d servers, want %d: %v\n%s", n, want, err, out)
+	}
+	return nil
+}
