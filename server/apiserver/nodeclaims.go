@@ -124,6 +124,10 @@ func (p *nodeClaims) Validate(_ context.Context, a admission.Attributes, _ admis
 		slices.Contains(node.Finalizers, cluster.MemberFinalizer) != slices.Contains(old.Finalizers, cluster.MemberFinalizer) {
 		return admission.NewForbidden(a, errors.New("only servers say which node is a server's"))
 	}
+	// The kubelet's credentials are not a server's: with them alone the store loses no voter.
+	if node.Annotations[cluster.LeaveAnnotation] != old.Annotations[cluster.LeaveAnnotation] && slices.Contains(old.Finalizers, cluster.MemberFinalizer) {
+		return admission.NewForbidden(a, errors.New("the node of a server leaves by an administrator's order: coracle leave on that machine, or coracle node remove"))
+	}
 	if slices.Equal(node.Status.Addresses, old.Status.Addresses) {
 		return nil
 	}

@@ -107,6 +107,14 @@ func TestNodeClaims(t *testing.T) {
 	if err := patch(node, `{"status":{"addresses":[{"type":"ExternalIP","address":"198.51.100.3"}]}}`, "status"); err != nil {
 		t.Errorf("an address of its own: %v", err)
 	}
+	leave := `{"metadata":{"annotations":{"coracle.dev/leave":"1m0s"}}}`
+	if err := patch(node, leave); err != nil {
+		t.Errorf("a node leaves: %v", err)
+	}
+	if err := patch(admin, `{"metadata":{"annotations":{"coracle.dev/leave":null},"finalizers":["`+cluster.MemberFinalizer+`"]}}`); err != nil {
+		t.Fatal(err)
+	}
+	refused("a server's node leaves by itself", "by an administrator's order", patch(node, leave))
 	// The other one dies; its address is free.
 	dead := `{"status":{"conditions":[{"type":"Ready","status":"Unknown"}]}}`
 	if _, err := admin.Patch(t.Context(), "two", types.StrategicMergePatchType, []byte(dead), metav1.PatchOptions{}, "status"); err != nil {
