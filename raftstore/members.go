@@ -174,6 +174,12 @@ func (s *Store) serveRemove(ctx context.Context, r removeCall) (nothing, error) 
 // removeOne takes a server out, if these are still the members; at is the index of
 // the entry that made them so. It reports whether it did.
 func (s *Store) removeOne(ctx context.Context, members []raft.Server, v raft.Server, at uint64) (bool, error) {
+	if v.ID == s.id && s.peers != nil && isOnlyVoter(members, v.ID) {
+		if err := s.peers.bequeath(ctx, members, at); err != nil {
+			return false, err
+		}
+		return false, errNotLeader // who leads now removes it
+	}
 	if v.Suffrage == raft.Voter {
 		if err := s.canDoWithout(ctx, members, v.ID); err != nil {
 			return false, err
@@ -198,6 +204,10 @@ func (s *Store) removeOne(ctx context.Context, members []raft.Server, v raft.Ser
 		s.peers.Forget(string(v.Address))
 	}
 	return true, nil
+}
+
+func isOnlyVoter(members []raft.Server, id raft.ServerID) bool {
+	return !slices.ContainsFunc(members, func(m raft.Server) bool { return m.Suffrage == raft.Voter && m.ID != id })
 }
 
 // canDoWithout returns an error unless a majority of the other voters answers now.

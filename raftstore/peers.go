@@ -31,13 +31,15 @@ type peers struct {
 	reads     *reads
 	logs      raft.LogStore // the log as raft has it
 
+	votes chan struct{} // capacity 1: held by who changes votes, over all steps that belong together
+
 	campaigning atomic.Bool   // or about to, because the leader has ended
 	started     chan struct{} // closed when raft can be used
 }
 
 // openPeers opens the transport. Calls of others wait until run.
 func (s *Store) openPeers() error {
-	p := &peers{s: s, reads: &reads{s: s}, opening: make(chan struct{}, 1), started: make(chan struct{})}
+	p := &peers{s: s, reads: &reads{s: s}, opening: make(chan struct{}, 1), votes: make(chan struct{}, 1), started: make(chan struct{})}
 	var err error
 	if p.former, err = disk.ReadPeers(s.opts.Dir); err != nil {
 		s.log.Warn("the note of the other servers' addresses cannot be used", "err", err)

@@ -294,6 +294,38 @@ func TestScenarioRemovalRefused(t *testing.T) {
 	})
 }
 
+// Of two servers one votes. It is taken out when the other one has everything, which
+// then goes on alone, and nothing is lost; before that it stays.
+func TestScenarioTheOnlyVoterLeaves(t *testing.T) {
+	seeds(t, 4, func(t *testing.T, seed uint64) {
+		scenario(t, seed, 1, func(c *cluster) {
+			a := c.nodes[0]
+			w := c.work(3)
+			b := c.join("b", "a")
+			c.rest(20*time.Second, 1, "a", "b")
+			c.isolate(b)
+			c.pass(4 * time.Second)
+			err := a.running().RemoveMember(c.within(5*time.Second), "a")
+			if err == nil || c.voters(a) != 1 {
+				t.Fatalf("seed %d: the only voter was removed while nobody could take its place: %v\n%s", seed, err, c.state())
+			}
+			c.serves(a)
+			c.net.HealAll()
+			c.pass(4 * time.Second)
+			asked := c.nodes[c.rand.IntN(2)]
+			if err := asked.running().RemoveMember(c.within(20*time.Second), "a"); err != nil {
+				t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
+			}
+			c.rest(20*time.Second, 1, "b")
+			c.serves(b)
+			w.stop()
+			a.stop()
+			a.gone = true
+			c.serves(b)
+		})
+	})
+}
+
 // A server of another cluster is refused. A directory of another cluster, too.
 func TestScenarioWrongCluster(t *testing.T) {
 	scenario(t, 1, 3, func(c *cluster) {

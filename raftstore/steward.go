@@ -12,6 +12,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 	"github.com/coracle-k8s/coracle/raftstore/voters"
@@ -56,20 +58,53 @@ func (p *peers) runSteward(ctx context.Context) {
 			p.handToRoom(ctx)
 			full = time.Now() // not again at once
 		}
-		// One change after the other, without a pause: with an even number of
-		// voters one server less may be lost.
-		for range 4 {
-			servers, at := p.s.dir.Log.Members()
-			change := voters.Next(p.observe(ctx, servers.Servers, known), p.s.opts.MaxVoters)
-			err := p.carryOut(change, at)
-			if err != nil && ctx.Err() == nil {
-				p.s.log.Warn("could not change the store's voters; will try again", "member", change.Member.ID, "err", err)
-			}
-			if change.Action == voters.Keep || err != nil || ctx.Err() != nil {
-				break
-			}
+		p.settleVotes(ctx, known)
+	}
+}
+
+// settleVotes makes the changes that [voters.Next] asks for, one after the other and
+// without a pause: with an even number of voters one server less may be lost.
+func (p *peers) settleVotes(ctx context.Context, known map[raft.ServerID]time.Time) {
+	select {
+	case p.votes <- struct{}{}:
+		defer func() { <-p.votes }()
+	case <-ctx.Done():
+		return
+	}
+	for range 4 {
+		servers, at := p.s.dir.Log.Members()
+		change := voters.Next(p.observe(ctx, servers.Servers, known), p.s.opts.MaxVoters)
+		err := p.carryOut(change, at)
+		if err != nil && ctx.Err() == nil {
+			p.s.log.Warn("could not change the store's voters; will try again", "member", change.Member.ID, "err", err)
+		}
+		if change.Action == voters.Keep || err != nil || ctx.Err() != nil {
+			return
 		}
 	}
+}
+
+// bequeath gives the vote of this server, the only voter, to another one that has
+// everything, and lets that one lead. Between the two steps there are two voters; the
+// steward takes one vote away again, here only if the second step fails.
+func (p *peers) bequeath(ctx context.Context, members []raft.Server, at uint64) error {
+	select {
+	case p.votes <- struct{}{}:
+		defer func() { <-p.votes }()
+	case <-ctx.Done():
+		return contextError(ctx)
+	}
+	for _, server := range members {
+		if server.ID == p.s.id || !p.caughtUp(ctx, server) {
+			continue
+		}
+		p.s.log.Info("the only voter of the store's cluster is to be removed: another server takes its place", "member", server.ID)
+		if err := p.s.await(p.s.raft.AddVoter(server.ID, server.Address, at, 0)); err != nil {
+			return fmt.Errorf("raftstore: a vote for %s: %w", server.ID, err)
+		}
+		return p.s.transferTo(ctx, memberID(string(server.ID)))
+	}
+	return status.Errorf(codes.FailedPrecondition, "raftstore: %q is the only voter and cannot be removed: no other server answers that has everything. Nothing was changed", p.s.id)
 }
 
 // handToRoom makes a voter lead whose disk is not full, if there is one.
