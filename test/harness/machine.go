@@ -213,7 +213,7 @@ func (m *Machine) Command(ctx context.Context, name string, args ...string) *exe
 	const enter = `for c in /sys/fs/cgroup/*/cgroup.procs /sys/fs/cgroup/init/cgroup.procs; do
   [ ! -w "$c" ] || case $c in */init/*|*/kubepods*) [ ! -e /sys/fs/cgroup/cgroup.controllers ] || echo 0 > "$c";; *) [ -e /sys/fs/cgroup/cgroup.controllers ] || echo 0 > "$c";; esac
 done
-exec "$@"`
+exec setpriv --bounding-set=-sys_time -- "$@"` // there is one clock for all machines, and it is the host's
 	full := append([]string{"-t", strconv.Itoa(m.pid), "-m", "-n", "-p", "-C", "--", "/bin/sh", "-c", enter, "enter", name}, args...)
 	c := exec.CommandContext(ctx, "nsenter", full...)
 	c.Cancel = func() error { // nsenter waits for the program that it started, and would leave it behind
@@ -300,4 +300,25 @@ func children(pid int) []int {
 func Eventually(t testing.TB, within time.Duration, what string, f func() error) {
 	t.Helper()
 	testenv.Eventually(t, within, what, f)
+}
+
+// Readdress takes the machine's address away and gives it another one, in a network of 24 bits whose first address leads out.
+func (m *Machine) Readdress(ip string) {
+	m.T.Helper()
+	const script = `set -e
+ip address flush dev eth0 scope global
+ip address add "$1/24" dev eth0
+ip route replace default via "${1%.*}.1" dev eth0`
+	if out, err := m.Run("sh", "-c", script, "readdress", ip); err != nil {
+		m.T.Fatalf("give machine %d the address %s: %v\n%s", m.Number, ip, err, out)
+	}
+	m.IP = ip
+}
+
+// Unplug takes the machine's address away.
+func (m *Machine) Unplug() {
+	m.T.Helper()
+	if out, err := m.Run("ip", "address", "flush", "dev", "eth0", "scope", "global"); err != nil {
+		m.T.Fatalf("take the address of machine %d away: %v\n%s", m.Number, err, out)
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
@@ -20,7 +21,11 @@ import (
 	"github.com/coracle-k8s/coracle/internal/profiling"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"
+	"github.com/coracle-k8s/coracle/internal/wallclock"
 )
+
+// ErrAnew ends a server or an agent that has to start once more, in the same process: App.Anew does that.
+var ErrAnew = errors.New("coracle has to start anew")
 
 // sameSignal is how close two signals are one: timeout(1) and some shells signal a process and then its group.
 const sameSignal = 500 * time.Millisecond
@@ -76,6 +81,7 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	}
 	defer func() { err = errors.Join(err, p.Log.Close()) }()
 	v := version.Get()
+	defer p.keepClock(v)()
 	p.Log.Info("coracle starts", "role", p.role, "version", v.Coracle, "kubernetes", v.Kubernetes, "go", v.Go, "data", p.Paths.DataDir, "pid", os.Getpid())
 	for _, w := range warnings {
 		p.Log.Warn(w)
@@ -101,6 +107,9 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	stopAdmin()
 	adminErr := <-adminDone
 	switch {
+	case errors.Is(bodyErr, ErrAnew) && ctx.Err() == nil:
+		p.Log.Info("coracle starts anew; pods keep running", "after", time.Since(p.started).Round(time.Second))
+		return errors.Join(ErrAnew, adminErr)
 	case bodyErr != nil && !(ctx.Err() != nil && errors.Is(bodyErr, context.Canceled)):
 		p.Log.Error("coracle stops because of an error; pods keep running", "error", bodyErr)
 		return errors.Join(bodyErr, adminErr)
@@ -109,6 +118,40 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	}
 	p.Log.Info("coracle has stopped; pods keep running", "after", time.Since(p.started).Round(time.Second))
 	return adminErr
+}
+
+// Anew starts the program anew, whatever still runs; see App.Anew.
+func (p *Process) Anew() {
+	p.Log.Info("not all has stopped in time; coracle starts anew all the same, pods keep running")
+	p.Log.Error("coracle could not start anew; the service manager starts it again", "error", p.app.Anew())
+	os.Exit(1)
+}
+
+// keepClock sets a clock forward that is behind, before anything looks at a certificate, and notes the time for the next start until
+// the function that it returns is called.
+func (p *Process) keepClock(v version.Info) (stop func()) {
+	clock := wallclock.Clock{
+		File: filepath.Join(p.Paths.DataDir, "clock"), Logger: p.Log.Logger,
+		Patterns: []string{
+			filepath.Join(p.Paths.StoreDir, "*"), filepath.Join(p.Paths.StoreDir, "*", "*"), filepath.Join(p.Paths.TLSDir, "*.pem"),
+			filepath.Join(p.Paths.AgentDir, "*.json"), filepath.Join(p.Paths.AgentDir, "cred", "*.pem"),
+		},
+	}
+	if built, err := time.Parse(time.RFC3339, v.Date); err == nil {
+		clock.Built = built
+	}
+	clock.Forward()
+	p.started = time.Now()
+	ctx, cancel := context.WithCancel(context.Background())
+	kept := make(chan struct{})
+	go func() {
+		defer close(kept)
+		clock.Keep(ctx)
+	}()
+	return func() {
+		cancel()
+		<-kept
+	}
 }
 
 // untilSignal returns a context that ends at the first SIGTERM or SIGINT. The second ends the process. SIGHUP, which a

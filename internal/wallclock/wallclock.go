@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package wallclock keeps a machine whose clock has no battery from working with a time that cannot be: such a clock begins in
+// 1970 after a power loss, or where it stood when the machine was switched off.
+//
+// It sets a clock that is behind forward to the newest time that the machine is known to have seen, and never sets one back: what is
+// too late is for NTP to find out. It needs no file of its own to be written while the machine works: the times of files that are
+// written anyway say how late it was.
+package wallclock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// noteEvery is how often a running process notes the time: a machine that works, and writes nothing, begins at most so far behind.
+	noteEvery = 12 * time.Hour
+	// lifetime is how long after it was built a program is used at most. A file that is later was written under a clock that ran ahead.
+	lifetime = 20 * 365 * 24 * time.Hour
+)
+
+// Clock is the machine's.
+type Clock struct {
+	// File is touched to note the time.
+	File string
+	// Patterns are of files that are written anyway, as filepath.Glob has them.
+	Patterns []string
+	// Built is when the program was; zero if that is not known.
+	Built  time.Time
+	Logger *slog.Logger
+
+	now func() time.Time      // nil: the machine's; others are for tests
+	set func(time.Time) error // nil: the machine's
+}
+
+func (c *Clock) read() time.Time {
+	if c.now != nil {
+		return c.now()
+	}
+	return time.Now().Round(0)
+}
+
+// Forward sets the clock forward if it is behind. A clock that cannot be set, as in most containers, is told of and left as it is.
+func (c *Clock) Forward() {
+	floor, what := c.floor()
+	now := c.read()
+	if !now.Before(floor) {
+		return
+	}
+	set := c.set
+	if set == nil {
+		set = setClock
+	}
+	log := c.Logger.With("clock", now.UTC().Format(time.DateTime), "known", floor.UTC().Format(time.DateTime), "because", what)
+	switch err := set(floor); {
+	case err == nil:
+		log.Warn("this machine's clock was behind, and was set forward to the newest time that is known; NTP sets it right")
+	case errors.Is(err, unix.EPERM):
+		log.Warn("this machine's clock is behind, and coracle may not set it here, in a container perhaps. Set it on the host (NTP): until then other machines' " +
+			"certificates may not be valid yet")
+	default:
+		log.Warn("this machine's clock is behind and could not be set; set it (NTP)", "error", err)
+	}
+}
+
+// floor is the newest time that is known, and how.
+func (c *Clock) floor() (time.Time, string) {
+	floor, what := c.Built, "the program was built then"
+	for _, path := range c.files() {
+		if at, ok := changed(path); ok && at.After(floor) && !c.ahead(at) {
+			floor, what = at, path+" was written then"
+		}
+	}
+	return floor, what
+}
+
+// ahead says that a time cannot have been.
+func (c *Clock) ahead(t time.Time) bool { return !c.Built.IsZero() && t.After(c.Built.Add(lifetime)) }
+
+func (c *Clock) files() []string {
+	out := []string{c.File}
+	for _, p := range c.Patterns {
+		found, _ := filepath.Glob(p) // fails for a malformed pattern only
+		out = append(out, found...)
+	}
+	return out
+}
+
+func changed(path string) (time.Time, bool) {
+	info, err := os.Lstat(path)
+	if err != nil || !info.Mode().IsRegular() {
+		return time.Time{}, false
+	}
+	return info.ModTime(), true
+}
+
+// Keep notes the time now, twice a day and when ctx is done.
+func (c *Clock) Keep(ctx context.Context) {
+	last := ""
+	for {
+		if err := c.note(); err != nil && err.Error() != last {
+			last = err.Error()
+			c.Logger.Warn("the time could not be noted for a start with a clock that is behind", "error", err)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(noteEvery):
+		}
+	}
+}
+
+// note touches the file, and takes times back that are still to come: they are of a clock that ran ahead, and would be taken for
+// the present one at the next start.
+func (c *Clock) note() error {
+	now := c.read()
+	err := os.Chtimes(c.File, time.Time{}, now)
+	if errors.Is(err, fs.ErrNotExist) {
+		var f *os.File
+		if f, err = os.OpenFile(c.File, os.O_CREATE|os.O_WRONLY, 0o644); err == nil {
+			err = errors.Join(f.Close(), os.Chtimes(c.File, time.Time{}, now))
+		}
+	}
+	errs := []error{err}
+	for _, path := range c.files() {
+		if at, ok := changed(path); ok && at.After(now.Add(time.Minute)) {
+			errs = append(errs, os.Chtimes(path, time.Time{}, now))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("noting the time: %w", err)
+	}
+	return nil
+}
+
+func setClock(t time.Time) error {
+	ts := unix.NsecToTimespec(t.UnixNano())
+	return unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
+}
