@@ -42,9 +42,11 @@ const (
 	askEvery, askEach = 15 * time.Second, 100 * time.Millisecond
 	// askMost is how many are asked in one round. A round waits for each of them.
 	askMost = 3
+	// lostRounds is how many rounds a machine that is lost asks only at addresses that it knows.
+	lostRounds = 1
 )
 
-// Options are all required but File, Ask, Suspect and Logger.
+// Options are all required but File, Ask, Names, Lost, Links, Suspect and Logger.
 type Options struct {
 	// Name is the node's name; no two members have one.
 	Name string
@@ -59,10 +61,18 @@ type Options struct {
 	File string
 	// Ask lists further addresses at which members may be: those that the operator named and those in the API.
 	Ask func() []netip.AddrPort
+	// Names are host:port of servers that the operator named. They are resolved while Lost.
+	Names []string
+	// Lost says that this machine reaches no server that could help it. Only then is anybody asked by name or by multicast.
+	Lost func() bool
+	// Links are the machine's that lead to others, on which questions by multicast are asked and heard. Nil means none.
+	Links func() ([]net.Interface, error)
 	// Suspect is told of a member that answers nobody any more, as memberlist sees it, and must not block. That is a
 	// nomination: somebody who can look at the machine itself decides.
 	Suspect func(name string)
 	Logger  *slog.Logger
+
+	asker asker // tests set it
 }
 
 // Member is this machine as a member.
@@ -77,6 +87,7 @@ type Member struct {
 	// failed has the error of a socket that broke; one: the first is told.
 	failed    chan error
 	transport *transport
+	search    *searcher
 	// ended says that Run has returned: memberlist's timers may fire a moment longer.
 	ended atomic.Bool
 
@@ -113,7 +124,11 @@ func New(o Options) (*Member, error) {
 	if m.ring, err = memberlist.NewKeyring(o.Keys.Keys, o.Keys.Keys[0]); err != nil {
 		return nil, errors.Join(fmt.Errorf("gossip: %w", err), o.Packets.Close(), o.Streams.Close())
 	}
-	m.transport = newTransport(&o, func(err error) { m.failed <- err })
+	m.search = newSearcher(m)
+	if err := m.search.setKeys(o.Keys); err != nil {
+		return nil, errors.Join(err, o.Packets.Close(), o.Streams.Close())
+	}
+	m.transport = newTransport(&o, m.search.take, func(err error) { m.failed <- err })
 	if m.list, err = memberlist.Create(m.config()); err != nil {
 		return nil, errors.Join(fmt.Errorf("gossip: %w", err), m.transport.Shutdown())
 	}
@@ -202,7 +217,7 @@ func (m *Member) SetKeys(k cluster.GossipKeys) error {
 		}
 	}
 	m.Update(func(meta *Meta) { meta.KeyGeneration = k.Generation })
-	return nil
+	return m.search.setKeys(k)
 }
 
 // Run looks for members until ctx is done, then says good-bye and returns when nothing is received any more. memberlist's
@@ -256,8 +271,17 @@ func (m *Member) keep(ctx context.Context) {
 // find asks those who are not heard of, again and again: memberlist forgets them, and two halves of a cluster that was cut
 // would not find one another.
 func (m *Member) find(ctx context.Context) {
-	alone := askAlone
+	alone, lost := askAlone, 0
+	m.search.listen()
 	for {
+		if m.o.Lost != nil && m.o.Lost() {
+			if lost++; lost > lostRounds {
+				m.search.look(ctx)
+			}
+		} else if lost > 0 {
+			lost = 0
+			m.search.forget()
+		}
 		m.roster.forget(forgetAfter, maxSilent)
 		for _, address := range m.candidates() {
 			if ctx.Err() != nil {
@@ -267,7 +291,7 @@ func (m *Member) find(ctx context.Context) {
 			m.o.Logger.Debug("gossip: asked a machine that is not heard of", "address", address, "error", err)
 		}
 		pause := askEvery + time.Duration(m.list.NumMembers())*askEach
-		if m.list.NumMembers() <= 1 {
+		if lost > 0 || m.list.NumMembers() <= 1 {
 			pause, alone = alone, min(2*alone, askAloneMost)
 		} else {
 			alone = askAlone
@@ -297,5 +321,6 @@ func (m *Member) candidates() []netip.AddrPort {
 	slices.SortFunc(out, netip.AddrPort.Compare)
 	out = slices.DeleteFunc(slices.Compact(out), func(a netip.AddrPort) bool { return live[a] || checkAddress(a) != nil })
 	rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
-	return out[:min(len(out), askMost)]
+	found := slices.DeleteFunc(m.Found(), func(a netip.AddrPort) bool { return live[a] })
+	return append(found, out[:min(len(out), askMost)]...)
 }

@@ -415,7 +415,7 @@ func TestBadNames(t *testing.T) {
 		if bad.ring, err = memberlist.NewKeyring(g.keys.Keys, g.keys.Keys[0]); err != nil {
 			t.Fatal(err)
 		}
-		bad.transport = newTransport(&o, func(error) {})
+		bad.transport = newTransport(&o, nil, func(error) {})
 		config := bad.config()
 		config.Alive = nil
 		if bad.list, err = memberlist.Create(config); err != nil {

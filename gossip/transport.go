@@ -24,7 +24,9 @@ type transport struct {
 	address netip.AddrPort
 	packets net.PacketConn
 	streams Streams
-	failed  func(error)
+	// search takes the datagrams of machines that look for servers, and returns what answers one, or nil.
+	search func(b []byte, from net.Addr) func(closed <-chan struct{})
+	failed func(error)
 
 	packetCh chan *memberlist.Packet
 	streamCh chan net.Conn
@@ -40,9 +42,9 @@ type traffic struct{ packetsOut, packetsIn, bytesOut, bytesIn, dialed atomic.Int
 var _ memberlist.NodeAwareTransport = (*transport)(nil)
 
 // newTransport begins to receive. failed is told when the sockets stop working while they should not.
-func newTransport(o *Options, failed func(error)) *transport {
+func newTransport(o *Options, search func([]byte, net.Addr) func(<-chan struct{}), failed func(error)) *transport {
 	t := &transport{
-		address: o.Address, packets: o.Packets, streams: o.Streams, failed: failed,
+		address: o.Address, packets: o.Packets, streams: o.Streams, search: search, failed: failed,
 		// Unbuffered: memberlist has queues of its own.
 		packetCh: make(chan *memberlist.Packet), streamCh: make(chan net.Conn), closed: make(chan struct{}),
 	}
@@ -108,6 +110,10 @@ func (t *transport) receive() {
 	for {
 		n, from, err := t.packets.ReadFrom(buffer)
 		switch {
+		case err == nil && isSearch(buffer[:n]):
+			if answer := t.search(buffer[:n], from); answer != nil {
+				t.running.Go(func() { answer(t.closed) })
+			}
 		case err == nil && n > 0:
 			t.traffic.packetsIn.Add(1)
 			t.traffic.bytesIn.Add(int64(n))

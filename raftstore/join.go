@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -134,12 +135,9 @@ func (p *peers) announceOnce(ctx context.Context, round int) error {
 		if len(addresses) == 0 {
 			return errNoAnswer
 		}
-		info, err := callAt[infoAnswer](ctx, p.Transport, addresses[round%len(addresses)], callInfo, nothing{})
-		if err != nil {
+		var err error
+		if leader, err = p.askLeader(ctx, addresses, round); err != nil {
 			return err
-		}
-		if leader = info.Leader; leader == "" {
-			return errNotLeader
 		}
 	}
 	if !p.fresh {
@@ -158,6 +156,42 @@ func (p *peers) announceOnce(ctx context.Context, round int) error {
 	return err
 }
 
+// askAtOnce is how many servers are asked for the leader at the same time.
+const askAtOnce = 8
+
+// askLeader asks servers at some addresses who leads, in turn from round to round
+// if there are many. Whoever answers has been met then: without a leader that is
+// how servers whose addresses have all changed come to elect one.
+func (p *peers) askLeader(ctx context.Context, addresses []string, round int) (string, error) {
+	n := min(len(addresses), askAtOnce)
+	type answer struct {
+		leader string
+		err    error
+	}
+	answers := make(chan answer, n) // each is sent, whether or not somebody waits
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for i := range n {
+		address := addresses[(round*n+i)%len(addresses)]
+		asking.Go(func() {
+			info, err := callAt[infoAnswer](ctx, p.Transport, address, callInfo, nothing{})
+			answers <- answer{info.Leader, err}
+		})
+	}
+	err := errNotLeader
+	for range n {
+		switch a := <-answers; {
+		case a.err == nil && a.leader != "":
+			return a.leader, nil
+		case a.err != nil && errors.Is(err, errNotLeader):
+			err = a.err
+		}
+	}
+	return "", err
+}
+
 // known lists where other servers may be.
 func (p *peers) known() []string {
 	var out []string
@@ -172,6 +206,11 @@ func (p *peers) known() []string {
 			}
 		}
 		out = append(out, address)
+	}
+	if p.s.opts.Others != nil {
+		for _, a := range p.s.opts.Others() {
+			add(a)
+		}
 	}
 	for _, a := range p.s.opts.Join {
 		add(a)

@@ -72,6 +72,10 @@ type Options struct {
 	// Admit is asked on the leader before a server becomes a member that was none; share is what that server's Share said, "" from one
 	// without. An error refuses the server, which tries again. release is called when the server is a member, or when that failed.
 	Admit func(share string) (release func(), err error)
+	// Others, if set, lists further addresses at which other servers may be by now.
+	// It is asked while this server's address is not the cluster's yet, again and
+	// again, and must not block.
+	Others func() []string
 	// ElectionTimeout is how long a server waits for its leader before it
 	// stands for election itself. Default 300 ms.
 	// A leader whose process ends is replaced sooner, see suspect.go.

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,6 +29,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
@@ -135,7 +137,8 @@ func (m *membership) gossip(ctx context.Context) error {
 	m.mu.Lock()
 	member, err := gossip.New(gossip.Options{
 		Name: m.s.o.NodeName, Address: address, Packets: m.packets, Streams: gossip.NewStreams(m.streams, trust), Keys: m.keys, Meta: meta,
-		File: filepath.Join(m.s.o.ServerDir, membersFile), Ask: m.servers, Suspect: m.s.Suspect, Logger: m.s.log.With("part", "gossip"),
+		File: filepath.Join(m.s.o.ServerDir, membersFile), Ask: m.servers,
+		Names: m.s.o.Join, Lost: m.lost, Links: m.s.o.Links, Suspect: m.s.Suspect, Logger: m.s.log.With("part", "gossip"),
 	})
 	if err == nil {
 		m.member.Store(member)
@@ -163,6 +166,38 @@ func (m *membership) servers() []netip.AddrPort {
 	for _, t := range texts {
 		if a, err := netip.ParseAddrPort(t); err == nil {
 			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// lost says that there are other servers and none of them leads this one: they may be elsewhere by now.
+func (m *membership) lost() bool {
+	store := m.s.opened.Load()
+	if store == nil || m.s.store.Load() == nil {
+		others, err := OtherServers(m.s.o.ServerDir)
+		return err == nil && len(others)+len(m.s.o.Join) > 0
+	}
+	members := store.Members()
+	return len(members) > 1 && !slices.ContainsFunc(members, func(p raftstore.Member) bool { return p.Leader })
+}
+
+// elsewhere are addresses of other servers as machines of the cluster tell them.
+func (m *membership) elsewhere() []string {
+	member := m.member.Load()
+	if member == nil {
+		return nil
+	}
+	var out []string
+	for _, a := range member.Found() {
+		out = append(out, a.String())
+	}
+	for _, i := range member.Members() {
+		if i.Self || i.State != gossip.Alive || i.Role != gossip.RoleServer {
+			continue
+		}
+		for _, a := range i.API {
+			out = append(out, a.String())
 		}
 	}
 	return out

@@ -63,6 +63,9 @@ type Options struct {
 	// the function, has fetched its keys before.
 	Join []string
 
+	// Links are the machine's that lead to others, on which a server that finds no other one asks for them; nil means none.
+	Links func() ([]net.Interface, error)
+
 	// Token and AgentToken are what an operator chose; see token.Options.
 	Token, AgentToken string
 	// EncryptResources are encrypted in the store, "secrets" among them; none switches encryption off.

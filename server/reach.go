@@ -47,8 +47,8 @@ func (a *admission) tellReach(ctx context.Context, m joining.Machine) (*join.Ans
 }
 
 // explainWait says in the log and on the board why a store that waits for the others may wait in vain, until ctx is done.
-func (s *Server) explainWait(ctx context.Context, others []string) {
-	if len(others) == 0 {
+func (s *Server) explainWait(ctx context.Context, others func() []string) {
+	if len(others()) == 0 {
 		return
 	}
 	last := ""
@@ -58,7 +58,7 @@ func (s *Server) explainWait(ctx context.Context, others []string) {
 			return
 		case <-time.After(pause):
 		}
-		why := s.whyUnreached(ctx, others)
+		why := s.whyUnreached(ctx, others())
 		if ctx.Err() != nil {
 			return
 		}
@@ -96,5 +96,7 @@ func (s *Server) whyUnreached(ctx context.Context, others []string) string {
 	if len(errs) == 0 {
 		return ""
 	}
-	return "no other server answers: " + errors.Join(errs...).Error()
+	return "no other server answers: " + errors.Join(errs...).Error() +
+		". Other servers are also looked for on this machine's networks. If they have other addresses by now and are elsewhere, start this one once with the address " +
+		"of one of them: --server https://ADDRESS:6443"
 }

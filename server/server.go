@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -223,6 +224,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 		ClusterID: token.Hash(s.pki.Root()),
 		Network:   s.peers.Network(s.peerAddress(), s.port.Route(peertls.Protocol)),
 		Join:      others,
+		Others:    s.membership.elsewhere,
 		Logger:    s.log.With("part", "store"),
 		Version:   s.o.Version, Hostname: s.o.NodeName,
 		Share: s.share, Admit: s.admitMember,
@@ -241,7 +243,7 @@ func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others [
 	explained := make(chan struct{})
 	go func() {
 		defer close(explained)
-		s.explainWait(waiting, others)
+		s.explainWait(waiting, func() []string { return slices.Concat(s.membership.elsewhere(), others) })
 	}()
 	err := store.WaitReady(ctx)
 	ready()

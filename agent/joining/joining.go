@@ -62,6 +62,9 @@ type Options struct {
 	// Server is a server of the cluster's. Others, when set, lists more, as host:port.
 	Server *url.URL
 	Others func() []string
+	// Search, when set, looks for servers that may be elsewhere by now, with the gossip keys of an earlier run, and adds them to
+	// Others. It is called when none answers.
+	Search func(ctx context.Context, keys cluster.GossipKeys)
 	// API is where the node's parts reach the API server.
 	API string
 	// Token is as the operator gave it.
@@ -168,8 +171,12 @@ func (n *Node) askUntilAnswered(ctx context.Context) error {
 			return ctx.Err()
 		case errors.Is(err, join.ErrUnreachable):
 		case errors.As(err, &refusal) && refusal.Passing():
+		case refusal == nil && len(n.GossipKeys().Keys) > 0: // it has joined before: somebody else may have the server's address by now
 		default:
 			return fmt.Errorf("joining the cluster at %s: %w", n.o.Server.Host, err)
+		}
+		if refusal == nil && n.o.Search != nil && len(n.GossipKeys().Keys) > 0 {
+			n.o.Search(ctx, n.GossipKeys())
 		}
 		if text := err.Error(); text != last {
 			last = text
@@ -322,7 +329,11 @@ func (n *Node) load() bool {
 		return false
 	}
 	var s state
-	if json.Unmarshal(data, &s) != nil || s.Settings.Validate() != nil || s.Node != n.o.NodeName || !slices.Equal(s.Addresses, n.o.Addresses) {
+	if json.Unmarshal(data, &s) != nil {
+		return false
+	}
+	n.gossip = s.Gossip // to look for the servers with, whatever else has changed
+	if s.Settings.Validate() != nil || s.Node != n.o.NodeName || !slices.Equal(s.Addresses, n.o.Addresses) {
 		return false
 	}
 	for _, path := range n.pairs() {

@@ -55,6 +55,7 @@ type servers struct {
 	password string
 	joins    []serverjoining.Machine
 	refuse   *join.Refusal
+	gossip   *cluster.GossipKeys
 	stop     func()
 
 	servingIPs    []net.IP
@@ -137,7 +138,7 @@ func (s *servers) admit(_ context.Context, m serverjoining.Machine) (*join.Answe
 	if s.password != m.Node.Password {
 		return nil, join.Refuse(join.CodeName, "another password")
 	}
-	a := &join.Answer{Settings: settings, ServerCA: s.pki.CAPEM(pki.ServerCA), ClientCA: s.pki.CAPEM(pki.ClientCA)}
+	a := &join.Answer{Settings: settings, ServerCA: s.pki.CAPEM(pki.ServerCA), ClientCA: s.pki.CAPEM(pki.ClientCA), Gossip: s.gossip}
 	var errs [3]error
 	a.Kubelet, errs[0] = s.pki.Sign(s.pki.Node("", m.Node.Name), m.Node.KubeletRequest)
 	serving := s.pki.NodeServing("", m.Node.Name, s.servingIPs)

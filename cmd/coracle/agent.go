@@ -34,8 +34,15 @@ const (
 	apiPatience = 5 * time.Second
 )
 
-// runAgent joins the cluster of a server elsewhere and runs this machine's node.
-func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) (err error) {
+// runAgent runs a node of a cluster whose servers are elsewhere, until the machine has another address at the latest.
+func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) error {
+	return withAddresses(ctx, c.Node, nil, p, func(ctx context.Context, stopAll context.CancelCauseFunc) error {
+		return joinAndRun(ctx, stopAll, c, p)
+	})
+}
+
+// joinAndRun joins the cluster of a server elsewhere and runs this machine's node.
+func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Agent, p *cli.Process) (err error) {
 	idle, busy := fitMemory(p)
 	keepName, err := nameNode(&c.Node, c.Paths, p.Log.Logger)
 	if err != nil {
@@ -61,9 +68,10 @@ func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) (err error) 
 		stopBalancing()
 		err = errors.Join(err, <-balanced)
 	}()
+	f := &finder{c: c, port: port, servers: servers, log: p.Log.Logger, line: p.Board.Part("gossip")}
 	joined, err := joining.Join(ctx, joining.Options{
 		Dir: filepath.Join(c.Paths.AgentDir, "cred"), StateDir: c.Paths.AgentDir,
-		Server: c.ServerURL, Others: servers.Servers, API: "https://" + local, Token: c.Token, NodeName: c.Node.Name, Addresses: c.Node.IPs,
+		Server: c.ServerURL, Others: f.others, Search: f.search, API: "https://" + local, Token: c.Token, NodeName: c.Node.Name, Addresses: c.Node.IPs,
 		Program: version.Get().Coracle, Logger: p.Log.Logger,
 	})
 	if err != nil {
@@ -92,8 +100,6 @@ func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) (err error) 
 	if err != nil {
 		return err
 	}
-	ctx, stopAll := context.WithCancelCause(ctx)
-	defer stopAll(nil)
 	catchFatal(stopAll)
 	rest := func() {}
 	if os.Getenv("GOGC") == "" {

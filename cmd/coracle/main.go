@@ -30,6 +30,7 @@ const (
 )
 
 func main() {
+	environ := os.Environ() // before anything of it is changed
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
@@ -47,11 +48,12 @@ func main() {
 		Encryption:       keys{},
 		SnapshotFiles:    server.SnapshotFiles,
 		RotateGossipKey:  rotateGossipKey,
+		Anew:             func() error { return anew(environ) },
 		CheckHost:        check.LocalHost,
 		Stdin:            os.Stdin,
 		Stdout:           os.Stdout,
 		Stderr:           os.Stderr,
-		Environ:          os.Environ(),
+		Environ:          environ,
 		Host:             config.LocalHost{},
 	}
 	os.Exit(app.Main(context.Background(), os.Args))

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -78,6 +79,7 @@ type agentMember struct {
 	line    *status.Part
 	subnets chan []netip.Prefix // one: the last one counts, and there is one
 	show    func(func() []status.Member)
+	rounds  int // in which it was lost
 }
 
 // run is a member until ctx is done. What goes wrong leaves the node as it is: the API tells it about servers too.
@@ -135,8 +137,35 @@ func (a *agentMember) member() (*gossip.Member, error) {
 		Name: a.c.Node.Name, Address: netip.AddrPortFrom(a.c.Node.IPs[0], uint16(a.c.Port)),
 		Packets: a.port.packets, Streams: gossip.NewStreams(a.port.mux.Route(gossip.ALPN), trust), Keys: a.joined.GossipKeys(),
 		Meta: gossip.Meta{Role: gossip.RoleAgent, Addresses: a.c.Node.IPs, Version: version.Get().Coracle},
-		File: filepath.Join(a.c.Paths.AgentDir, "members.json"), Ask: a.known, Logger: a.log,
+		File: membersFile(a.c), Ask: a.known, Names: []string{a.c.ServerURL.Host}, Lost: a.lost, Links: config.LocalHost{}.Links, Logger: a.log,
 	})
+}
+
+func membersFile(c *config.Agent) string { return filepath.Join(c.Paths.AgentDir, "members.json") }
+
+// lostRounds is how often in a row a member has to be lost before a person is told.
+const lostRounds = 4
+
+// lost says that the API is reached through no server. It is asked in each round in which the member looks for others.
+func (a *agentMember) lost() bool {
+	if a.servers.Connected() {
+		if a.rounds >= lostRounds {
+			a.line.Set(status.Running, "")
+		}
+		a.rounds = 0
+		return false
+	}
+	if a.rounds++; a.rounds >= lostRounds {
+		a.line.Set(status.Degraded, nobody(a.servers.Servers()))
+	}
+	return true
+}
+
+// nobody says what to do on a machine that finds no server.
+func nobody(tried []string) string {
+	return fmt.Sprintf("no server of the cluster is reached at the addresses that are known (%s), nor found on this machine's networks; it is tried on, and pods keep "+
+		"running. If the servers have other addresses by now, start coracle once with that of any machine of the cluster: --server https://ADDRESS:6443",
+		strings.Join(tried, ", "))
 }
 
 // known are the servers that the balancer knows.

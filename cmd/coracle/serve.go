@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
@@ -31,9 +32,16 @@ const (
 	trimEvery = 5 * time.Minute
 )
 
-// runServer runs a server, and the node beside it unless that is disabled. The node's parts start while the API
-// server does, and stop before it: what they still have to say is heard.
+// runServer runs a server, until the machine has another address at the latest.
 func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
+	return withAddresses(ctx, c.Node, slices.Concat(c.ClusterCIDRs, c.ServiceCIDRs), p, func(ctx context.Context, stopAll context.CancelCauseFunc) error {
+		return serve(ctx, stopAll, c, p)
+	})
+}
+
+// serve runs a server, and the node beside it unless that is disabled. The node's parts start while the API
+// server does, and stop before it: what they still have to say is heard.
+func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Server, p *cli.Process) error {
 	idle, busy := fitMemory(p)
 	keepName := func() error { return nil }
 	if !c.DisableAgent {
@@ -70,8 +78,6 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 			return errors.Join(err, s.Close())
 		}
 	}
-	ctx, stopAll := context.WithCancelCause(ctx)
-	defer stopAll(nil)
 	catchFatal(stopAll)
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopServing()
@@ -152,6 +158,7 @@ func serverOptions(c *config.Server) server.Options {
 		BindAddress: c.BindAddress.AsSlice(), Port: c.HTTPSPort, AdvertiseAddress: c.AdvertiseAddress.AsSlice(), TLSSANs: c.TLSSANs,
 		ExternalIPs: netIPs(c.Node.ExternalIPs...),
 		Cluster:     clusterSettings(c), OwnNode: !c.DisableAgent, NodePortRange: c.NodePorts.String(),
+		Links: config.LocalHost{}.Links,
 		Token: c.Token, AgentToken: c.AgentToken,
 		EncryptResources: c.EncryptResources,
 		Snapshots: server.SnapshotOptions{

@@ -40,14 +40,11 @@ func (LocalHost) Addresses(except []netip.Prefix) ([]netip.Addr, error) {
 	if ip, err := utilnet.ChooseHostInterface(); err == nil {
 		add(ip)
 	}
-	ifaces, err := net.Interfaces()
+	links, err := LocalHost{}.Links()
 	if err != nil {
-		return nil, fmt.Errorf("listing network interfaces: %w", err)
+		return nil, err
 	}
-	for _, i := range ifaces {
-		if i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 || madeForContainers(i.Name) {
-			continue
-		}
+	for _, i := range links {
 		addrs, err := i.Addrs()
 		if err != nil {
 			continue // it went away meanwhile
@@ -59,6 +56,17 @@ func (LocalHost) Addresses(except []netip.Prefix) ([]netip.Addr, error) {
 		}
 	}
 	return out, nil
+}
+
+// Links are the interfaces that are up and lead to other machines, as far as one can tell.
+func (LocalHost) Links() ([]net.Interface, error) {
+	ifaces, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("listing network interfaces: %w", err)
+	}
+	return slices.DeleteFunc(ifaces, func(i net.Interface) bool {
+		return i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 || madeForContainers(i.Name)
+	}), nil
 }
 
 // Owns looks at all interfaces, also those that are down.

@@ -24,6 +24,7 @@ type Node struct {
 	Name      string
 	NameGiven bool         // by the operator; otherwise it is the host's
 	IPs       []netip.Addr // one or two, of different families; the first is the preferred one
+	IPsGiven  bool         // by the operator; otherwise HostIPs found them, and may find others later
 	// ExternalIPs are at most one of each family. The machine need not have them.
 	ExternalIPs []netip.Addr
 	// WithID says that Name is to be made longer by an id that the machine keeps; see NameWithID.
@@ -62,6 +63,7 @@ func (r *reader) node(h Host, except []netip.Prefix) Node {
 		Name:           r.nodeName(h),
 		NameGiven:      r.given("node-name"),
 		IPs:            r.nodeIPs(h, except),
+		IPsGiven:       r.given("node-ip"),
 		ExternalIPs:    r.externalIPs(except),
 		WithID:         r.boolean("with-node-id"),
 		Labels:         r.labels("node-label"),
@@ -117,13 +119,25 @@ func (r *reader) nodeIPs(h Host, except []netip.Prefix) []netip.Addr {
 		}
 		return ips
 	}
-	found, err := h.Addresses(except)
+	ips, err := HostIPs(h, except)
 	if err != nil {
 		r.bad(Source{Flag: "node-ip"}, "this machine's address cannot be found (%v); give it", err)
 		return nil
 	}
-	// One address of each family that the cluster has, in its order; IPv4 alone when nothing says otherwise.
-	families := familiesOf(except)
+	if len(ips) == 0 {
+		r.bad(Source{Flag: "node-ip"}, "this machine has no address but loopback; connect it to a network, or give an interface an address (ip address add 192.0.2.1/32 dev eth0) and name it here")
+	}
+	return ips
+}
+
+// HostIPs finds the addresses of a machine to which none were given: one of each family of the cluster's networks, in their
+// order, and IPv4 alone when nothing says otherwise. There may be none.
+func HostIPs(h Host, networks []netip.Prefix) ([]netip.Addr, error) {
+	found, err := h.Addresses(networks)
+	if err != nil {
+		return nil, err
+	}
+	families := familiesOf(networks)
 	if len(families) == 0 && len(found) > 0 {
 		families = []bool{found[0].Is4()}
 	}
@@ -136,10 +150,7 @@ func (r *reader) nodeIPs(h Host, except []netip.Prefix) []netip.Addr {
 			}
 		}
 	}
-	if len(ips) == 0 {
-		r.bad(Source{Flag: "node-ip"}, "this machine has no address but loopback; connect it to a network, or give an interface an address (ip address add 192.0.2.1/32 dev eth0) and name it here")
-	}
-	return ips
+	return ips, nil
 }
 
 func (r *reader) externalIPs(except []netip.Prefix) []netip.Addr {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -71,6 +72,17 @@ func (m *Machine) NewAgent(server *Server, args ...string) *Server {
 		"--data-dir", s.DataDir, "--node-name", m.NodeName(), "--node-ip", m.IP,
 		"--server", "https://" + net.JoinHostPort(server.IP, "6443"), "--token", trim(string(token)),
 	}, args...)
+	return s
+}
+
+// FindIP makes the process find the machine's address by itself, as one does that was told none.
+func (s *Server) FindIP() *Server {
+	s.T.Helper()
+	i := slices.Index(s.Args, "--node-ip")
+	if i < 0 {
+		s.T.Fatal("there is no --node-ip to leave out")
+	}
+	s.Args = slices.Delete(s.Args, i, i+2)
 	return s
 }
 

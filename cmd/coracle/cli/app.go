@@ -40,6 +40,9 @@ type App struct {
 	SnapshotFiles func() (required, optional []string)
 	// RotateGossipKey replaces the gossip key. Members are those that this machine's server knows; progress is told of steps.
 	RotateGossipKey func(ctx context.Context, client kubernetes.Interface, members func(context.Context) ([]status.Member, error), progress func(string)) error
+	// Anew puts the program in place of itself, with the arguments and the environment that it was started with. It returns
+	// when that fails.
+	Anew func() error
 	// CheckHost is the machine that coracle check looks at.
 	CheckHost func() check.Host
 
@@ -61,7 +64,11 @@ func (a *App) Main(ctx context.Context, args []string) int {
 		return a.report(err)
 	}
 	root.SetArgs(rest)
-	return a.report(root.ExecuteContext(ctx))
+	err := root.ExecuteContext(ctx)
+	if errors.Is(err, ErrAnew) {
+		err = runError{fmt.Errorf("%w, and could not; the service manager starts it again: %w", err, a.Anew())}
+	}
+	return a.report(err)
 }
 
 func (a *App) root() *cobra.Command {

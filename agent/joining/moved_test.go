@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package joining_test
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"net/netip"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/agent/joining"
+	"github.com/coracle-k8s/coracle/internal/cluster"
+)
+
+// TestAllMoved: this machine and the servers have other addresses, and at the servers' old one is somebody else. A machine that has
+// joined before looks for the servers, by the keys that it kept, until it has found one; its certificates may have run out.
+func TestAllMoved(t *testing.T) {
+	for name, joined := range map[string]time.Time{"a day ago": time.Now().AddDate(0, 0, -1), "400 days ago": time.Now().AddDate(0, 0, -400)} {
+		t.Run(name, func(t *testing.T) {
+			s, dir := newServers(t), t.TempDir()
+			keys, err := cluster.NewGossipKeys()
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.gossip = &keys
+			now := s.pki
+			s.pki = s.at(t, joined)
+			old := s.options(dir)
+			if _, err := joining.Join(t.Context(), old); err != nil {
+				t.Fatal(err)
+			}
+			s.pki = now
+			s.stop()
+			stranger(t, s.address)
+			s.start("127.0.0.1:0")
+			o := old // it names the old address
+			o.Addresses = []netip.Addr{netip.MustParseAddr("10.9.0.7")}
+			var found []string
+			searches := 0
+			o.Others = func() []string { return found }
+			o.Search = func(_ context.Context, with cluster.GossipKeys) {
+				if searches++; !bytes.Equal(with.Keys[0], keys.Keys[0]) {
+					t.Errorf("it looks with other keys than those of the cluster: %v", with.Generation)
+				}
+				if searches == 2 { // nobody answers at first
+					found = []string{s.address}
+				}
+			}
+			if _, err := joining.Join(t.Context(), o); err != nil {
+				t.Fatal(err)
+			}
+			if last := s.joins[len(s.joins)-1]; searches != 2 || last.Node.Addresses[0] != o.Addresses[0] || last.Joined != (name == "a day ago") {
+				t.Errorf("%d searches; joined as %+v with the certificate: %t", searches, last.Node.Addresses, last.Joined)
+			}
+		})
+	}
+}
+
+// TestStrangerAtFirst: a machine that has never joined is told what answers at the address that it was given.
+func TestStrangerAtFirst(t *testing.T) {
+	s := newServers(t)
+	o := s.options(t.TempDir())
+	o.Server = &url.URL{Scheme: "https", Host: stranger(t, "127.0.0.1:0")}
+	o.Search = func(context.Context, cluster.GossipKeys) {
+		t.Error("it looks for the servers of a cluster that it does not know")
+	}
+	if _, err := joining.Join(t.Context(), o); err == nil {
+		t.Error("it joined a stranger")
+	}
+}
+
+// stranger is a program that is none of the cluster's, at an address, until the test ends.
+func stranger(t *testing.T, address string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Write([]byte("220 a mail server\r\n"))
+			_ = c.Close()
+		}
+	}()
+	return l.Addr().String()
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+
+	"github.com/coracle-k8s/coracle/agent/balancer"
+	"github.com/coracle-k8s/coracle/gossip"
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// finder helps an agent that has no credentials that do, and so is no member yet, to find a server: its own address may have
+// changed, those of the servers, or both.
+type finder struct {
+	c       *config.Agent
+	port    *agentPort
+	servers *balancer.Balancer
+	log     *slog.Logger
+	line    *status.Part
+}
+
+// others are the servers that are known, and then all other machines: those pass connections on to a server.
+func (f *finder) others() []string {
+	out := f.servers.Servers()
+	for _, a := range gossip.Known(membersFile(f.c)) {
+		if text := a.String(); !slices.Contains(out, text) {
+			out = append(out, text)
+		}
+	}
+	return out
+}
+
+// search asks the machine's networks where the servers are.
+func (f *finder) search(ctx context.Context, keys cluster.GossipKeys) {
+	found, err := gossip.Search(ctx, gossip.SearchOptions{
+		Packets: f.port.packets, Keys: keys, Links: config.LocalHost{}.Links, Ports: portsOf(gossip.Known(membersFile(f.c))),
+	})
+	if err != nil {
+		f.log.Debug("the servers could not be looked for on this machine's networks", "error", err)
+	}
+	if len(found) == 0 {
+		f.line.Set(status.Degraded, nobody(f.others()))
+		return
+	}
+	f.log.Info("servers were found on this machine's networks", "servers", found)
+	if err := f.servers.Set(texts(found)); err != nil {
+		f.log.Warn("the list of servers could not be kept; it is tried again", "error", err)
+	}
+}
+
+func portsOf(in []netip.AddrPort) []uint16 {
+	var out []uint16
+	for _, a := range in {
+		out = append(out, a.Port())
+	}
+	return out
+}
+
+func texts(in []netip.AddrPort) []string {
+	var out []string
+	for _, a := range in {
+		out = append(out, a.String())
+	}
+	return out
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
+	"github.com/coracle-k8s/coracle/internal/addresses"
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// stopPatience is how long an orderly stop may take when the address is gone. Connections with other machines hang then, and so do the parts
+// that want to say something. What was acknowledged is on the disk, and pods belong to their shims.
+const stopPatience = 2 * time.Second
+
+// withAddresses runs f until the machine has other addresses than those that it began with, and returns cli.ErrAnew then: the
+// kubelet, the certificates and the store's own address are made for one. Addresses that the operator gave are not replaced.
+func withAddresses(ctx context.Context, n config.Node, networks []netip.Prefix, p *cli.Process, f func(context.Context, context.CancelCauseFunc) error) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	followed := make(chan struct{})
+	go func() {
+		defer close(followed)
+		followAddresses(ctx, n, networks, p, stop)
+	}()
+	err := f(ctx, stop)
+	anew := errors.Is(context.Cause(ctx), cli.ErrAnew)
+	stop(nil)
+	<-followed
+	if anew {
+		if err != nil && !errors.Is(err, cli.ErrAnew) && !errors.Is(err, context.Canceled) {
+			p.Log.Warn("not all ended as it should before coracle starts anew", "error", err)
+		}
+		return cli.ErrAnew
+	}
+	return err
+}
+
+// followAddresses calls stop with cli.ErrAnew when the machine has other addresses, and says it when it has none.
+func followAddresses(ctx context.Context, n config.Node, networks []netip.Prefix, p *cli.Process, stop context.CancelCauseFunc) {
+	host := config.LocalHost{}
+	next, err := addresses.Changed(ctx, addresses.Options{
+		Have: n.IPs, Owns: host.Owns,
+		Find: func() ([]netip.Addr, error) {
+			if n.IPsGiven {
+				return nil, nil
+			}
+			return config.HostIPs(host, networks)
+		},
+		Gone: func(gone []netip.Addr) { tellGone(n, p, gone) },
+	})
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		p.Log.Warn("it is not noticed any more when this machine gets another address; restart coracle when it does", "error", err)
+	default:
+		p.Log.Warn("this machine has another address; coracle starts anew with it", "before", n.IPs, "now", next)
+		stop(cli.ErrAnew)
+		time.AfterFunc(stopPatience, p.Anew)
+	}
+}
+
+// tellGone says in the log and on the board that addresses are gone with nothing in their place.
+func tellGone(n config.Node, p *cli.Process, gone []netip.Addr) {
+	line := p.Board.Part("address")
+	if gone == nil {
+		line.Set(status.Running, "")
+		p.Log.Info("this machine has its address again", "address", n.IPs)
+		return
+	}
+	var texts []string
+	for _, ip := range gone {
+		texts = append(texts, ip.String())
+	}
+	why := strings.Join(texts, " and ") + " is no address of this machine any more. "
+	if n.IPsGiven {
+		why += "Correct --node-ip, or leave it out so that coracle finds the address by itself, and restart coracle"
+	} else {
+		why += "It has no other one yet: other machines do not reach it. coracle takes another one when there is one"
+	}
+	line.Set(status.Degraded, why)
+	p.Log.Warn("the address is gone", "reason", why)
+}
+
+// anew puts this program, as it is on the disk now, in place of this process.
+func anew(environ []string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("finding the program: %w", err)
+	}
+	err = unix.Exec(self, os.Args, environ)
+	return fmt.Errorf("starting %s: %w", self, err)
+}

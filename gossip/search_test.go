@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"net"
+	"net/netip"
+	"reflect"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+)
+
+func newKeys(t testing.TB) cluster.GossipKeys {
+	t.Helper()
+	keys, err := cluster.NewGossipKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys
+}
+
+// TestSearchDatagram: what one machine seals another one with the key reads, however it is changed nobody does, and an answer is
+// no longer than its question.
+func TestSearchDatagram(t *testing.T) {
+	old, keys, strange := newKeys(t), newKeys(t), newKeys(t)
+	keys.Keys = append(keys.Keys, old.Keys...) // while they are replaced
+	ours, err := seals(keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := seals(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, err := newQuestion()
+	if err != nil {
+		t.Fatal(err)
+	}
+	question, err := q.datagram(theirs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, seal, err := openSearch(ours, question)
+	if err != nil || !reflect.DeepEqual(got, q) {
+		t.Fatalf("%v, %v", got, err)
+	}
+	a := searchText{kind: kindAnswer, challenge: q.challenge}
+	for i := range maxFound + 1 {
+		a.servers = append(a.servers, netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), uint16(6443+i)))
+	}
+	answer, err := a.datagram(seal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.servers = a.servers[:maxFound]
+	if got, _, err := openSearch(theirs, answer); err != nil || !reflect.DeepEqual(got, a) {
+		t.Errorf("%v, %v", got, err)
+	}
+	if len(answer) != len(question) || len(question) > maxPacket {
+		t.Errorf("a question of %d bytes, an answer of %d", len(question), len(answer))
+	}
+	none, err := seals(strange)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := openSearch(none, question); err == nil {
+		t.Error("another cluster reads it")
+	}
+	for i := range question {
+		bad := slices.Clone(question)
+		bad[i] ^= 1
+		if _, _, err := openSearch(ours, bad); err == nil {
+			t.Errorf("it is read with another byte %d", i)
+		}
+	}
+}
+
+// FuzzSearchText: whatever was sealed, reading it ends well, and what was understood is written as it was.
+func FuzzSearchText(f *testing.F) {
+	f.Add([]byte{})
+	f.Add(append([]byte{kindAnswer}, make([]byte, 40)...))
+	f.Add(append(append([]byte{kindAnswer}, make([]byte, 16)...), 1, 4, 10, 0, 0, 5, 25, 43))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		got, err := decodeSearch(data)
+		if err != nil {
+			return
+		}
+		if len(got.servers) > maxFound {
+			t.Errorf("%d servers", len(got.servers))
+		}
+		for _, s := range got.servers {
+			if checkAddress(s) != nil {
+				t.Errorf("%v is no address to dial", s)
+			}
+		}
+	})
+}
+
+// FuzzSearchDatagram: a datagram of a stranger's is nothing.
+func FuzzSearchDatagram(f *testing.F) {
+	ciphers, err := seals(newKeys(f))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte(searchMagic))
+	f.Add(append([]byte(searchMagic), make([]byte, datagramSize-len(searchMagic))...))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if got, _, err := openSearch(ciphers, data); err == nil {
+			t.Errorf("%v was read", got)
+		}
+	})
+}
+
+// TestMayAnswer: a question is answered once, and no more of them than can do harm.
+func TestMayAnswer(t *testing.T) {
+	now := time.Now()
+	s := &searcher{tokens: answersAtOnce, filled: now}
+	answered := 0
+	for i := range 1000 {
+		if s.mayAnswer(challenge{byte(i), byte(i >> 8)}, now) {
+			answered++
+		}
+	}
+	if answered != answersAtOnce {
+		t.Errorf("%d answers at once", answered)
+	}
+	if s.mayAnswer(challenge{0, 0}, now.Add(time.Minute)) {
+		t.Error("a question that was recorded is answered once more")
+	}
+	for range answersAtOnce {
+		now = now.Add(time.Second)
+		s.mayAnswer(challenge{1, byte(now.Second()), byte(now.Nanosecond())}, now)
+	}
+	if len(s.seen) > seenQuestions {
+		t.Errorf("%d are remembered", len(s.seen))
+	}
+}
+
+// air is multicast on a test's network: who listens hears what anybody sends, unless it is elsewhere.
+type air struct {
+	mu    sync.Mutex
+	hosts []*host
+	sent  int
+}
+
+// link is a machine's way to it.
+type link struct {
+	air *air
+	own *host
+}
+
+func (l link) listen() error {
+	l.air.mu.Lock()
+	defer l.air.mu.Unlock()
+	if !slices.Contains(l.air.hosts, l.own) {
+		l.air.hosts = append(l.air.hosts, l.own)
+	}
+	return nil
+}
+
+func (l link) send(b []byte, _ []uint16) (int, error) {
+	l.air.mu.Lock()
+	defer l.air.mu.Unlock()
+	l.air.sent++
+	for _, h := range l.air.hosts {
+		select {
+		case h.packets <- datagram{slices.Clone(b), l.own.address}:
+		default:
+		}
+	}
+	return 1, nil
+}
+
+func (a *air) count() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.sent
+}
+
+// on puts a member on the air; lost says whether it searches.
+func on(a *air, lost func() bool) func(*Options) {
+	return func(o *Options) {
+		o.Ask = nil
+		o.Lost = lost
+		o.Links = func() ([]net.Interface, error) { return nil, nil }
+		o.asker = link{a, o.Packets.(*host)}
+	}
+}
+
+// TestSearch: a machine that knows nobody's address finds the servers by multicast, as long as it is lost, and is silent then.
+func TestSearch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, a := newGroup(t), &air{}
+		never := func() bool { return false }
+		g.add(on(a, never))
+		time.Sleep(time.Minute)
+		if n := a.count(); n != 0 {
+			t.Fatalf("a machine that is not lost asked %d times", n)
+		}
+		var late atomic.Pointer[Member]
+		late.Store(g.add(on(a, func() bool { m := late.Load(); return m == nil || len(m.Members()) < 2 })))
+		time.Sleep(time.Minute)
+		if n := len(late.Load().Members()); n != 2 {
+			t.Errorf("it knows %d machines after %d questions", n, a.count())
+		}
+		asked := a.count()
+		time.Sleep(10 * time.Minute)
+		if n := a.count(); n != asked || len(late.Load().Found()) != 0 {
+			t.Errorf("%d more questions after it was found; it remembers %v", n-asked, late.Load().Found())
+		}
+	})
+}
+
+// TestSearchUnheard: nobody answers, and the questions become few.
+func TestSearchUnheard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, a := newGroup(t), &air{}
+		g.add(on(a, func() bool { return true }))
+		time.Sleep(10 * time.Minute)
+		if n := a.count(); n < 10 || n > 80 {
+			t.Errorf("%d questions in ten minutes", n)
+		}
+	})
+}

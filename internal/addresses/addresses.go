@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package addresses notices that a machine has lost an address that it was known by, as one does whose lease of DHCP was not
+// renewed, or that was carried to another network.
+//
+// It only looks: it neither changes an address nor decides what follows.
+package addresses
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// settle is how long an address has to be gone: a client of DHCP, or a link that goes down and up, may give it back.
+	settle = 3 * time.Second
+	// again is how long to wait before the kernel is asked anew for its news, after it could not tell all of them.
+	again = time.Second
+)
+
+// Options are all required.
+type Options struct {
+	// Have are the addresses by which the machine is known.
+	Have []netip.Addr
+	// Owns says whether the machine has an address, on whichever interface.
+	Owns func(netip.Addr) (bool, error)
+	// Find returns those by which the machine would be known if it began now.
+	Find func() ([]netip.Addr, error)
+	// Gone is told which addresses are gone while there is nothing in their place; nil when they are back.
+	Gone func([]netip.Addr)
+
+	// events, in tests, stands for the kernel's news.
+	events func(ctx context.Context) (<-chan struct{}, error)
+}
+
+// Changed waits until an address is gone and the machine has others instead, which it returns. An address that is merely no
+// longer the best one is kept: a machine with two links does not change its address each time that one of them fails.
+func Changed(ctx context.Context, o Options) ([]netip.Addr, error) {
+	if o.events == nil {
+		o.events = kernelEvents
+	}
+	told := false
+	for ctx.Err() == nil {
+		events, err := o.events(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for open := true; open && ctx.Err() == nil; {
+			next, gone, err := o.look(ctx)
+			if err != nil || next != nil {
+				return next, err
+			}
+			if told != (gone != nil) {
+				told = gone != nil
+				o.Gone(gone)
+			}
+			select {
+			case <-ctx.Done():
+			case _, open = <-events:
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(again):
+		}
+	}
+	return nil, ctx.Err()
+}
+
+// look returns the addresses that the machine has in place of one that is gone, or else those that are gone.
+func (o *Options) look(ctx context.Context) (next, gone []netip.Addr, err error) {
+	if gone, err = o.missing(); err != nil || gone == nil {
+		return nil, gone, err
+	}
+	select {
+	case <-ctx.Done():
+		return nil, nil, nil
+	case <-time.After(settle):
+	}
+	if gone, err = o.missing(); err != nil || gone == nil {
+		return nil, gone, err
+	}
+	found, err := o.Find()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, ip := range gone { // each needs one of its family: half an address is as good as none
+		if !slices.ContainsFunc(found, func(f netip.Addr) bool { return f.Is4() == ip.Is4() }) {
+			return nil, gone, nil
+		}
+	}
+	return found, nil, nil
+}
+
+func (o *Options) missing() ([]netip.Addr, error) {
+	var out []netip.Addr
+	for _, ip := range o.Have {
+		ok, err := o.Owns(ip)
+		if err != nil {
+			return nil, fmt.Errorf("looking for this machine's addresses: %w", err)
+		}
+		if !ok {
+			out = append(out, ip)
+		}
+	}
+	return out, nil
+}
+
+// kernelEvents sends when a machine's address has come or gone, and closes the channel when the kernel's news end, or were more
+// than could be read. Addresses of one link alone, which each pod brings, are none.
+func kernelEvents(ctx context.Context) (<-chan struct{}, error) {
+	updates, done := make(chan netlink.AddrUpdate), make(chan struct{}) // unbuffered: netlink's socket is the buffer
+	if err := netlink.AddrSubscribe(updates, done); err != nil {
+		return nil, fmt.Errorf("following this machine's addresses: %w", err)
+	}
+	events := make(chan struct{}, 1) // one: a second event is seen with the first
+	go func() {
+		defer close(events)
+		defer func() {
+			for range updates { // until netlink's goroutine has ended
+			}
+		}()
+		defer close(done)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case u, ok := <-updates:
+				if !ok {
+					return
+				}
+				if ip, _ := netip.AddrFromSlice(u.LinkAddress.IP); !ip.IsGlobalUnicast() || u.Flags&unix.IFA_F_TENTATIVE != 0 {
+					continue
+				}
+				select {
+				case events <- struct{}{}:
+				default:
+				}
+			}
+		}
+	}()
+	return events, nil
+}

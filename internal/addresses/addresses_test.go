@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package addresses
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// machine is one whose addresses the test says.
+type machine struct {
+	mu     sync.Mutex
+	has    []netip.Addr
+	events chan struct{}
+	gone   [][]netip.Addr
+}
+
+func (m *machine) set(has []netip.Addr) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.has = has
+}
+
+func (m *machine) get() []netip.Addr {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.has
+}
+
+func (m *machine) options(have ...netip.Addr) Options {
+	return Options{
+		Have: have,
+		Owns: func(ip netip.Addr) (bool, error) { return slices.Contains(m.get(), ip), nil },
+		Find: func() ([]netip.Addr, error) { return m.get(), nil },
+		Gone: func(ips []netip.Addr) { m.gone = append(m.gone, ips) },
+		events: func(context.Context) (<-chan struct{}, error) {
+			return m.events, nil
+		},
+	}
+}
+
+func TestChanged(t *testing.T) {
+	a, b, six := netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("10.9.0.7"), netip.MustParseAddr("fd00::5")
+	for name, tt := range map[string]struct {
+		have []netip.Addr
+		// steps are what the machine has, a second after one another.
+		steps [][]netip.Addr
+		want  []netip.Addr
+		gone  int // how often Gone is told
+	}{
+		"another address":                  {[]netip.Addr{a}, [][]netip.Addr{{b}}, []netip.Addr{b}, 0},
+		"another one beside it":            {[]netip.Addr{a}, [][]netip.Addr{{b, a}}, nil, 0},
+		"away for a moment":                {[]netip.Addr{a}, [][]netip.Addr{{}, {a}}, nil, 0},
+		"away, another one after a while":  {[]netip.Addr{a}, [][]netip.Addr{{}, {}, {}, {}, {}, {b}}, []netip.Addr{b}, 1},
+		"away, back after a while":         {[]netip.Addr{a}, [][]netip.Addr{{}, {}, {}, {}, {}, {a}}, nil, 2},
+		"one of two without a replacement": {[]netip.Addr{a, six}, [][]netip.Addr{{b}}, nil, 1},
+		"both":                             {[]netip.Addr{a, six}, [][]netip.Addr{{b, netip.MustParseAddr("fd01::5")}}, []netip.Addr{b, netip.MustParseAddr("fd01::5")}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := &machine{has: tt.have, events: make(chan struct{}, 1)}
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				go func() {
+					for _, has := range tt.steps {
+						time.Sleep(time.Second) // fake time
+						m.set(has)
+						select {
+						case m.events <- struct{}{}:
+						default: // it is seen with the one before
+						}
+					}
+				}()
+				got, _ := Changed(ctx, m.options(tt.have...))
+				if !slices.Equal(got, tt.want) || len(m.gone) != tt.gone {
+					t.Errorf("%v, want %v; told %v", got, tt.want, m.gone)
+				}
+			})
+		})
+	}
+}
+
+// TestNewsEnd: when the kernel could not tell everything it is asked again.
+func TestNewsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("10.9.0.7")
+		m := &machine{has: []netip.Addr{a}}
+		o := m.options(a)
+		asked := 0
+		o.events = func(context.Context) (<-chan struct{}, error) {
+			if asked++; asked == 3 {
+				m.set([]netip.Addr{b})
+			}
+			c := make(chan struct{})
+			close(c)
+			return c, nil
+		}
+		if got, err := Changed(t.Context(), o); err != nil || !slices.Equal(got, []netip.Addr{b}) || asked != 3 {
+			t.Errorf("%v, %v after %d questions", got, err, asked)
+		}
+	})
+}

@@ -1,0 +1,164 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// moving is a cluster of three servers, the third with a node, and an agent, whose machines find their addresses by themselves.
+type moving struct {
+	t          *testing.T
+	servers    []*harness.Server
+	agent      *harness.Server
+	containers string
+	writes     int
+}
+
+func newMoving(t *testing.T) *moving {
+	site := harness.NewSite(t)
+	first := site.NewMachine().NewServer("--disable-agent").FindIP()
+	first.Start()
+	waitAPI(first)
+	m := &moving{t: t, servers: []*harness.Server{first}}
+	for i := range 2 {
+		var s *harness.Server
+		if i == 0 {
+			s = site.NewMachine().NewPeer(first, "--disable-agent").FindIP()
+		} else {
+			s = site.NewMachine().NewPeer(first).FindIP()
+			s.AddBoxImage()
+		}
+		s.Start()
+		waitAPI(s)
+		m.servers = append(m.servers, s)
+	}
+	harness.Eventually(t, soon, "all three vote", func() error {
+		out, err := first.Run(first.Coracle(), "store", "status", "--data-dir", first.DataDir)
+		if err == nil && strings.Count(out, " voter ") < 2 {
+			err = fmt.Errorf("not three voters yet:\n%s", out)
+		}
+		return err
+	})
+	m.agent = site.NewMachine().NewAgent(first).FindIP()
+	m.agent.AddBoxImage()
+	m.agent.Start()
+	for _, n := range m.nodes() {
+		harness.Eventually(t, soon, "the nodes are ready", func() error { return nodeReady(first, n) })
+	}
+	first.Apply(spreadService)
+	harness.Eventually(t, soon, "the Service has two endpoints", func() error { return endpoints(first, 2) })
+	m.containers = m.running()
+	m.heals("at first", time.Now())
+	return m
+}
+
+func (m *moving) nodes() []*harness.Server { return []*harness.Server{m.servers[2], m.agent} }
+
+func (m *moving) all() []*harness.Server {
+	return append(append([]*harness.Server(nil), m.servers...), m.agent)
+}
+
+// running are the containers of the Service's pods.
+func (m *moving) running() string {
+	m.t.Helper()
+	return m.servers[0].Kubectl("get", "pods", "-l", "app=d", "-o", "jsonpath={.items[*].status.containerStatuses[0].containerID}")
+}
+
+// pods fails unless both pods can be looked into, each on its node, and have their cluster's DNS.
+func (m *moving) pods() error {
+	s := m.servers[0]
+	out, err := s.TryKubectl("get", "pods", "-l", "app=d", "-o", "name")
+	if err == nil && len(strings.Fields(out)) != 2 {
+		err = fmt.Errorf("not two pods: %s", out)
+	}
+	for pod := range strings.FieldsSeq(out) {
+		for _, command := range [][]string{{"testbox", "get", "http://127.0.0.1:8080/", "1"}, {"testbox", "lookup", "kubernetes.default.svc.cluster.local"}} {
+			if err == nil {
+				_, err = s.TryKubectl(append([]string{"exec", pod, "--"}, command...)...)
+			}
+		}
+	}
+	return err
+}
+
+// heals waits until all is as it should be at the machines' present addresses: each server takes writes, the Service kubernetes has
+// all three, both nodes are ready at their address, all machines know one another, and the pods go on and can be looked into.
+func (m *moving) heals(what string, since time.Time) {
+	m.t.Helper()
+	eventually(m.t, since, what+": every server takes writes", func() error {
+		var errs []error
+		for _, s := range m.servers {
+			m.writes++
+			_, err := s.TryKubectl("create", "configmap", fmt.Sprintf("write-%d", m.writes), "--request-timeout=5s")
+			errs = append(errs, err)
+		}
+		return errors.Join(errs...)
+	})
+	eventually(m.t, since, what+": all are behind the Service kubernetes", func() error {
+		out, err := m.servers[0].TryKubectl("get", "endpointslices", "kubernetes", "-o", "jsonpath={.endpoints[*].addresses[0]}")
+		for _, s := range m.servers {
+			if err == nil && !strings.Contains(out+" ", s.IP+" ") {
+				err = fmt.Errorf("%s lacks %s", out, s.IP)
+			}
+		}
+		if err == nil && len(strings.Fields(out)) != len(m.servers) {
+			err = fmt.Errorf("there are more: %s", out)
+		}
+		return err
+	})
+	for _, n := range m.nodes() {
+		eventually(m.t, since, what+": "+n.NodeName()+" is ready", func() error { return nodeReady(m.servers[0], n) })
+	}
+	eventually(m.t, since, what+": all machines know one another", func() error { return knowOneAnother(m.all(), "alive alive alive alive ") })
+	eventually(m.t, since, what+": the pods answer", m.pods)
+	eventually(m.t, since, what+": the Service has two endpoints", func() error { return endpoints(m.servers[0], 2) })
+	if now := m.running(); now != m.containers {
+		m.t.Errorf("%s: the pods' containers are %s and were %s", what, now, m.containers)
+	}
+	for _, s := range m.all() {
+		_ = s.Alive()
+	}
+}
+
+// TestReaddress: an agent, a server, and then all machines get other addresses while they run, and the cluster heals by itself.
+func TestReaddress(t *testing.T) {
+	m := newMoving(t)
+	moved := time.Now()
+	m.agent.Readdress("10.77.0.105")
+	m.heals("the agent moved", moved)
+
+	moved = time.Now()
+	m.servers[2].Readdress("10.77.0.104")
+	m.heals("a server with a node moved", moved)
+
+	moved = time.Now()
+	for i, s := range m.all() {
+		s.Readdress(fmt.Sprintf("10.78.0.%d", 20+i))
+	}
+	m.heals("all moved to another network", moved)
+}
+
+// TestReaddressOff: all machines are off and come back with other addresses, the agent first; no address that anybody knew is good any more.
+func TestReaddressOff(t *testing.T) {
+	m := newMoving(t)
+	for _, s := range m.all() {
+		s.Kill()
+	}
+	for i, s := range m.all() {
+		s.Readdress(fmt.Sprintf("10.79.0.%d", 50-i))
+	}
+	started := time.Now()
+	for _, s := range []*harness.Server{m.agent, m.servers[1], m.servers[2], m.servers[0]} {
+		s.Start()
+	}
+	m.heals("all came back elsewhere", started)
+}
