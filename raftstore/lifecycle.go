@@ -87,7 +87,7 @@ func (s *Store) Close(ctx context.Context) error {
 }
 
 func (s *Store) close() error {
-	s.handOver()
+	s.HandOver()
 	s.proposer.end()
 	s.cancel()
 	s.leadership.close()
@@ -109,15 +109,17 @@ func (s *Store) close() error {
 	return errors.Join(err, s.dir.Close())
 }
 
-// handOver gives the leadership to another voter, so that a server that stops
+// HandOver gives the leadership to another voter, so that a server that stops
 // in good order leaves no gap.
-func (s *Store) handOver() {
+func (s *Store) HandOver() bool {
 	if lead, _ := s.leadership.get(); !lead.Leader || s.peers == nil || !s.peers.othersVote() {
-		return
+		return false
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, handOverWithin)
 	defer cancel()
 	if err := s.TransferLeadership(ctx); err != nil {
 		s.log.Warn("could not hand the store's leadership over before stopping", "err", err)
+		return false
 	}
+	return true
 }

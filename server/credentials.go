@@ -87,12 +87,10 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 	}
 	peer := s.pki.Peer(s.data.ServerID())
 	peer.Use = s.peers.Use
-	s.files.serving, s.files.kubelet, s.files.proxy = s.pki.APIServer(pki.APIServerNames{
-		NodeName: s.o.NodeName, Domain: s.o.Cluster.Domain, IPs: ips, ExtraSANs: s.o.TLSSANs,
-	}), s.pki.KubeletClient(), s.pki.FrontProxy()
 	s.admission = &admission{s: s}
-	s.files.serving.Use = s.admission.use
-	for _, l := range []pki.Leaf{s.files.serving, s.files.kubelet, s.files.proxy, peer, admin} {
+	s.files.serving, s.files.kubelet, s.files.proxy = s.servingLeaf(ips), s.pki.KubeletClient(), s.pki.FrontProxy()
+	withVIPs := s.servingLeaf(append(ips, s.vips.ips()...))
+	for _, l := range []pki.Leaf{withVIPs, s.files.kubelet, s.files.proxy, peer, admin} {
 		if err := s.pki.Ensure(l); err != nil {
 			return err
 		}
@@ -100,9 +98,31 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 	return nil
 }
 
+// servingLeaf is the API server's certificate for these addresses.
+func (s *Server) servingLeaf(ips []net.IP) pki.Leaf {
+	l := s.pki.APIServer(pki.APIServerNames{NodeName: s.o.NodeName, Domain: s.o.Cluster.Domain, IPs: ips, ExtraSANs: s.o.TLSSANs})
+	l.Use = s.admission.use
+	return l
+}
+
+// useVIPs brings certificate and kubeconfigs up to date with the cluster's virtual addresses.
+func (s *Server) useVIPs() error {
+	ips, err := s.o.servingIPs()
+	if err != nil {
+		return err
+	}
+	admin := s.pki.Admin()
+	admin.Use = s.writeKubeconfigs
+	return errors.Join(s.pki.Ensure(s.servingLeaf(append(ips, s.vips.ips()...))), s.pki.Ensure(admin))
+}
+
 func (s *Server) writeKubeconfigs(cert, key []byte) error {
 	for _, k := range s.o.Kubeconfigs {
-		e := kubeconfig.Embedded{Server: s.URL(), CA: s.pki.CAPEM(pki.ServerCA), Cert: cert, Key: key, Path: k.Path, Mode: k.Mode, GID: k.GID}
+		url := s.URL()
+		if ips := s.vips.ips(); len(ips) > 0 && !k.Local {
+			url = "https://" + net.JoinHostPort(ips[0].String(), s.openPort())
+		}
+		e := kubeconfig.Embedded{Server: url, CA: s.pki.CAPEM(pki.ServerCA), Cert: cert, Key: key, Path: k.Path, Mode: k.Mode, GID: k.GID}
 		if err := e.Write(); err != nil {
 			return fmt.Errorf("writing the administrator's kubeconfig (another place: --write-kubeconfig): %w", err)
 		}

@@ -212,13 +212,13 @@ func (s *Server) serveJoins(ctx context.Context) (stop func()) {
 	}
 }
 
-// servers are the addresses of all servers, other than those that this one's certificate names.
+// servers are the addresses of all servers, other than those that this one's certificate names by itself, and their virtual ones.
 func (a *admission) servers() []netip.Addr {
+	out := a.s.vips.current()
 	store := a.s.store.Load()
 	if store == nil {
-		return nil
+		return out
 	}
-	var out []netip.Addr
 	for _, m := range store.Members() {
 		if at, err := netip.ParseAddrPort(m.Address); err == nil && !m.Self {
 			out = append(out, at.Addr().Unmap())

@@ -96,6 +96,7 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*join.A
 		}
 	}
 	out := &join.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA), ClientCA: a.s.pki.CAPEM(pki.ClientCA), Settings: a.s.o.Cluster}
+	out.Settings.VIPs = a.s.vips.kept()
 	out.Gossip = a.s.membership.known()
 	out.Server = &join.Server{Files: map[string][]byte{}, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources,
 		FormerKubeletCA: a.s.pki.FormerKubeletCA()}
@@ -212,6 +213,12 @@ func Join(ctx context.Context, o Options, j Joining) (*Joined, error) {
 		if err := gossip.WriteKeys(filepath.Join(o.ServerDir, gossipKeysFile), *a.Gossip); err != nil {
 			return nil, err
 		}
+	}
+	if vips := a.Settings.VIPs; len(vips) > 0 {
+		if err := cluster.WriteVIPs(o.ServerDir, vips); err != nil {
+			return nil, err
+		}
+		a.Settings.VIPs = nil // they may change, and have a file of their own
 	}
 	joined = &Joined{Settings: a.Settings, NodePortRange: a.Server.NodePortRange, EncryptResources: a.Server.EncryptResources, Peers: a.Server.Peers}
 	return joined, writeJoined(filepath.Join(o.ServerDir, joinedFile), joined)

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/scheduler"
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/datadir"
+	"github.com/coracle-k8s/coracle/server/vip"
 )
 
 // Options is everything a server is told. Folders are absolute and are made when missing.
@@ -51,6 +53,12 @@ type Options struct {
 	AdvertiseAddress net.IP
 	// ExternalIPs are addresses at which the machine is reached from outside its network.
 	ExternalIPs []net.IP
+	// VIPs are those that this server was told; what the cluster keeps counts. VIPInterface is where they are announced; empty for the
+	// interface whose network holds them.
+	VIPs         []netip.Addr
+	VIPInterface string
+	// Redirect makes the machine's translations of virtual addresses these and no others (vip.SetRedirects); nil leaves the machine alone.
+	Redirect func([]vip.Redirect) error
 	// TLSSANs are further names and addresses it is reached as.
 	TLSSANs []string
 
@@ -100,6 +108,8 @@ type Kubeconfig struct {
 	Path string
 	Mode fs.FileMode
 	GID  int // the group it belongs to; 0 or less leaves it root's
+	// Local keeps this machine's own server in it where the cluster has a virtual address.
+	Local bool
 }
 
 func (o *Options) setDefaults() {

@@ -73,6 +73,7 @@ type Server struct {
 	// membership makes this machine known to the others.
 	membership *membership
 	snapshots  *snapshots.Keeper
+	vips       *vips
 	// tunnels are the connections that nodes keep open.
 	tunnels *tunnels.Table
 	// nodes are known to the API server since it runs, and judged while this server leads.
@@ -122,6 +123,9 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	s.port = alpnmux.New(alpnmux.Options{Listener: l, Logger: o.Logger})
 	s.listener = s.port.Default()
 	if s.membership, err = newMembership(ctx, s); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	if s.vips, err = newVIPs(s); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	if err := s.makeCredentials(ctx); err != nil {
@@ -290,6 +294,13 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store)
 	defer stopServing()
 	loops, stopLoops := context.WithCancel(ctx)
 	defer stopLoops()
+	vipsDone := make(chan struct{})
+	go func() {
+		defer close(vipsDone)
+		s.vips.run(serving, api, store)
+	}()
+	defer func() { <-vipsDone }()
+	defer stopServing()
 	apiEnded := make(chan error, 1) // one: its goroutine ends whether or not this function still listens
 	go func() {
 		apiEnded <- api.Run(serving)
@@ -297,6 +308,7 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store)
 	}()
 
 	leadErr := s.lead(loops, api, store)
+	s.vips.moveOn(store)
 	stopServing()
 	apiErr := <-apiEnded
 	s.board.api.Set(status.Stopped, "")

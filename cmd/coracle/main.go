@@ -49,6 +49,7 @@ func main() {
 		SnapshotFiles:    server.SnapshotFiles,
 		RotateGossipKey:  rotateGossipKey,
 		Anew:             func() error { return anew(environ) },
+		CheckVIPs:        checkNewVIPs,
 		CheckHost:        check.LocalHost,
 		Stdin:            os.Stdin,
 		Stdout:           os.Stdout,

@@ -20,6 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/snapshots"
+	"github.com/coracle-k8s/coracle/server/vip"
 )
 
 const (
@@ -54,6 +55,9 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	o.Board, o.Logger = p.Board, p.Log.Logger
 	o, err := joinedOptions(ctx, c, o)
 	if err != nil {
+		return err
+	}
+	if err := checkVIPs(ctx, c, o); err != nil {
 		return err
 	}
 	s, err := server.New(ctx, o)
@@ -157,7 +161,8 @@ func serverOptions(c *config.Server) server.Options {
 		NodeName:     c.Node.Name, NodeIPs: netIPs(c.Node.IPs...),
 		BindAddress: c.BindAddress.AsSlice(), Port: c.HTTPSPort, AdvertiseAddress: c.AdvertiseAddress.AsSlice(), TLSSANs: c.TLSSANs,
 		ExternalIPs: netIPs(c.Node.ExternalIPs...),
-		Cluster:     clusterSettings(c), OwnNode: !c.DisableAgent, NodePortRange: c.NodePorts.String(),
+		VIPs:        c.VIPs, VIPInterface: c.VIPInterface, Redirect: vip.SetRedirects,
+		Cluster: clusterSettings(c), OwnNode: !c.DisableAgent, NodePortRange: c.NodePorts.String(),
 		Links: config.LocalHost{}.Links,
 		Token: c.Token, AgentToken: c.AgentToken,
 		EncryptResources: c.EncryptResources,
@@ -167,7 +172,7 @@ func serverOptions(c *config.Server) server.Options {
 		},
 		Kubeconfigs: []server.Kubeconfig{
 			{Path: c.Kubeconfig.Path, Mode: c.Kubeconfig.Mode, GID: c.Kubeconfig.GID},
-			{Path: c.Paths.AdminKubeconfig, Mode: 0o600},
+			{Path: c.Paths.AdminKubeconfig, Mode: 0o600, Local: true},
 		},
 		APIServerArgs: c.APIServerArgs, ControllerManagerArgs: c.ControllerManagerArgs, SchedulerArgs: c.SchedulerArgs,
 		FlexVolumePluginDir: filepath.Join(c.Paths.AgentDir, "flexvolume"),

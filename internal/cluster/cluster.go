@@ -29,6 +29,8 @@ type Settings struct {
 	// TolerationSeconds is for how long pods stay on a node that is not ready or not heard of, unless they say something else. 0 is
 	// what clusters have that began before there was this setting: DefaultTolerationSeconds.
 	TolerationSeconds int `json:"tolerationSeconds,omitempty"`
+	// VIPs are the cluster's virtual addresses when a server joins, at most one of each family. They may change later, see VIPConfigMap.
+	VIPs []netip.Addr `json:"vips,omitempty"`
 }
 
 // DefaultTolerationSeconds is longer than a machine takes to start again, so that a restart moves no pods

@@ -31,7 +31,9 @@ type Server struct {
 	BindAddress      netip.Addr // the zero value means all addresses
 	HTTPSPort        int
 	AdvertiseAddress netip.Addr
-	TLSSANs          []string // names and addresses that the user wants besides those that the server knows itself
+	VIPs             []netip.Addr // at most one of each family; what the cluster keeps may be another matter
+	VIPInterface     string       // "" means the one whose network holds the address
+	TLSSANs          []string     // names and addresses that the user wants besides those that the server knows itself
 
 	ClusterCIDRs  []netip.Prefix // one or two, of different families, in the order of ServiceCIDRs
 	ServiceCIDRs  []netip.Prefix
@@ -104,6 +106,8 @@ func (r *reader) server(h Host) Server {
 		BindAddress:   r.ip("bind-address"),
 		HTTPSPort:     r.port("https-listen-port"),
 		TLSSANs:       r.sans("tls-san"),
+		VIPs:          r.ips("vip"),
+		VIPInterface:  r.str("vip-interface"),
 		ClusterCIDRs:  r.cidrs("cluster-cidr"),
 		ServiceCIDRs:  r.cidrs("service-cidr"),
 		NodePorts:     r.portRange("service-node-port-range"),
@@ -133,6 +137,11 @@ func (r *reader) server(h Host) Server {
 	r.advertise(&s)
 	if s.ServerURL = r.serverURL("server"); s.ServerURL != nil && s.Token == "" && len(r.problems) == 0 {
 		r.bad(Source{Flag: "token"}, "is needed to join; a server prints it with: coracle token print --server")
+	}
+	for _, ip := range s.VIPs {
+		if !usable(ip) || within(ip, ranges) {
+			r.bad(r.src("vip"), "%s cannot be the cluster's address: it has to lie in the network that the servers share, outside of --cluster-cidr and --service-cidr", ip)
+		}
 	}
 	for _, name := range clusterWide {
 		if r.given(name) {

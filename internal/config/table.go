@@ -73,6 +73,11 @@ var table = []Setting{
 	{Name: "tls-san", Commands: ServerCommand, Group: groupListener, Kind: List, Holder: "NAME",
 		Help: "Further host names and addresses for which the API server's certificate is valid"},
 
+	{Name: "vip", Commands: ServerCommand, Group: groupListener, Kind: List, Holder: "IP",
+		Help: "Address for the whole cluster, one for each address family: a live server answers at it, and another one within seconds when that one dies. It lies in the servers' network, and nobody has it; all servers have the same"},
+	{Name: "vip-interface", Commands: ServerCommand, Group: groupListener, Holder: "NAME", Computed: "the interface whose network holds the address",
+		Help: "Interface of this machine on which --vip is announced"},
+
 	{Name: "cluster-cidr", Commands: ServerCommand, Group: groupNetwork, Kind: List, Holder: "CIDR", Default: "10.42.0.0/16",
 		Help: "Network from which pods get their addresses; one for each address family"},
 	{Name: "service-cidr", Commands: ServerCommand, Group: groupNetwork, Kind: List, Holder: "CIDR", Default: "10.43.0.0/16",

@@ -10,9 +10,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/vishvananda/netns"
 
 	"github.com/coracle-k8s/coracle/internal/carried"
 	"github.com/coracle-k8s/coracle/internal/testenv"
@@ -107,6 +110,34 @@ func firstProcess(t testing.TB, env []string, files []*os.File, name string, arg
 	}
 	return c
 }
+
+// Do runs f on a thread in the site's network, where no machine is: as something else that is plugged into it.
+func (s *Site) Do(f func() error) error {
+	// The thread must not end with this: machines die with the thread that made them.
+	runtime.LockOSThread()
+	back, err := netns.Get()
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer back.Close()
+	there, err := netns.GetFromPid(s.holder.Process.Pid)
+	if err == nil {
+		defer there.Close()
+		err = netns.Set(there)
+	}
+	if err == nil {
+		err = f()
+	}
+	if err := netns.Set(back); err != nil {
+		panic(fmt.Sprintf("a thread stays in a site's network: %v", err))
+	}
+	runtime.UnlockOSThread()
+	return err
+}
+
+// NFT runs the carried nft on the machine and returns what it printed.
+func (m *Machine) NFT(args ...string) (string, error) { return m.Run(m.Site.nft(), args...) }
 
 // Command prepares a program to run on the site's network and on no machine.
 func (s *Site) Command(ctx context.Context, name string, args ...string) *exec.Cmd {

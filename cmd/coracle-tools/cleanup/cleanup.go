@@ -21,6 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/server/vip"
 )
 
 // Options say what to clean.
@@ -97,7 +98,7 @@ func cleanNetwork(ctx context.Context, runDir string) error {
 	}
 	defer restore()
 	_, err = servicerules.Remove(servicerules.RecordIn(runDir))
-	return errors.Join(cni.Cleanup(ctx, cni.CleanupOptions{}), err)
+	return errors.Join(cni.Cleanup(ctx, cni.CleanupOptions{}), err, vip.SetRedirects(nil))
 }
 
 // carriedFirst makes the programs beside this one the first that are found on PATH.

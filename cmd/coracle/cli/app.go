@@ -43,6 +43,9 @@ type App struct {
 	// Anew puts the program in place of itself, with the arguments and the environment that it was started with. It returns
 	// when that fails.
 	Anew func() error
+	// CheckVIPs says whether the cluster can have virtual addresses (with commas in between), asking on the named interface, or on the one that fits,
+	// whether somebody has them. It returns them in their usual form.
+	CheckVIPs func(ctx context.Context, client kubernetes.Interface, addresses, on string) (string, error)
 	// CheckHost is the machine that coracle check looks at.
 	CheckHost func() check.Host
 
@@ -97,7 +100,7 @@ join it with "coracle agent".`,
 	root.AddCommand(
 		a.serverCommand(), a.agentCommand(),
 		a.checkCommand(), a.statusCommand(), a.kubectlCommand(), a.ctrCommand(), a.crictlCommand(),
-		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.gossipCommand(), a.snapshotCommand(), a.storeCommand(), a.memberCommand(), a.nodeCommand(), a.leaveCommand(),
+		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.gossipCommand(), a.vipCommand(), a.snapshotCommand(), a.storeCommand(), a.memberCommand(), a.nodeCommand(), a.leaveCommand(),
 		a.debugCommand(), a.cleanupCommand(), a.versionCommand(), a.completionCommand(),
 	)
 	return root

@@ -15,6 +15,7 @@ import (
 
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
@@ -29,11 +30,13 @@ func printJoinLines(w io.Writer, t *config.Tool, role, token string) {
 		map[string]string{"agent": "a node", "server": "a server"}[role], role, at, tok, install)
 }
 
-// ownURL is where other machines reach this one's API server: the first address in its certificate that is not this
+// ownURL is where other machines reach the cluster: its virtual address or, without one, this one's API server. The first address in its certificate that is not this
 // machine's own alone is the one that it advertises.
 func ownURL(t *config.Tool) string {
 	host, port := "ADDRESS-OF-THIS-MACHINE", "6443"
-	if data, err := os.ReadFile(filepath.Join(t.Paths.TLSDir, "serving-kube-apiserver.pem")); err == nil {
+	if vips, _, err := cluster.ReadVIPs(t.Paths.ServerDir); err == nil && len(vips) > 0 {
+		host = vips[0].String()
+	} else if data, err := os.ReadFile(filepath.Join(t.Paths.TLSDir, "serving-kube-apiserver.pem")); err == nil {
 		if b, _ := pem.Decode(data); b != nil {
 			if c, err := x509.ParseCertificate(b.Bytes); err == nil {
 				for _, ip := range c.IPAddresses {

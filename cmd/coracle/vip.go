@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/server"
+)
+
+// checkVIPs refuses a --vip that is not the cluster's, or that this machine could not announce. o has the cluster's settings.
+func checkVIPs(ctx context.Context, c *config.Server, o server.Options) error {
+	if len(c.VIPs) == 0 {
+		return nil
+	}
+	kept, known, err := cluster.ReadVIPs(o.ServerDir)
+	if err != nil {
+		return err
+	}
+	if known && !slices.Equal(kept, c.VIPs) {
+		return fmt.Errorf("--vip: this server was given %q, and the cluster that it belongs to has %q; leave it out. To change the cluster's while it runs: coracle vip set ADDRESS",
+			server.JoinAddrs(c.VIPs), server.JoinAddrs(kept))
+	}
+	others, err := server.OtherServers(o.ServerDir)
+	if known || err != nil || len(o.Join) > 0 || len(others) > 0 {
+		return err // with other servers one of them may answer for it already: that is found out when the cluster is asked
+	}
+	if err := server.CheckVIPs(ctx, c.VIPs, c.VIPInterface, slices.Concat(o.Cluster.PodCIDRs, o.Cluster.ServiceCIDRs)); err != nil {
+		return fmt.Errorf("--vip: %w. Nothing was changed", err)
+	}
+	return nil
+}
+
+// checkNewVIPs says whether the cluster can have addresses (with commas in between), and writes them in their usual form. Those that it has already
+// are not looked for on the network: a server answers for them.
+func checkNewVIPs(ctx context.Context, client kubernetes.Interface, text, on string) (string, error) {
+	reserved, err := clusterNetworks(ctx, client)
+	if err != nil {
+		return "", err
+	}
+	addresses, err := server.ParseVIPs(text, reserved)
+	if err != nil {
+		return "", err
+	}
+	if len(addresses) == 0 {
+		return "", errors.New("no address was given; to have none: coracle vip remove")
+	}
+	var has []netip.Addr
+	m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, cluster.VIPConfigMap, metav1.GetOptions{})
+	if err == nil {
+		has, err = server.ParseVIPs(m.Data[cluster.VIPData], nil)
+	}
+	if err != nil && !apierrors.IsNotFound(err) {
+		return "", fmt.Errorf("asking for the present virtual address: %w", err)
+	}
+	fresh := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return slices.Contains(has, a) })
+	return server.JoinAddrs(addresses), server.CheckVIPs(ctx, fresh, on, reserved)
+}
+
+// clusterNetworks are those of Services and pods.
+func clusterNetworks(ctx context.Context, client kubernetes.Interface) ([]netip.Prefix, error) {
+	services, err := client.NetworkingV1().ServiceCIDRs().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("asking for the networks of Services: %w", err)
+	}
+	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("asking for the networks of pods: %w", err)
+	}
+	var texts []string
+	for i := range services.Items {
+		texts = append(texts, services.Items[i].Spec.CIDRs...)
+	}
+	for i := range nodes.Items {
+		texts = append(texts, nodes.Items[i].Spec.PodCIDRs...)
+	}
+	var out []netip.Prefix
+	for _, t := range texts {
+		p, err := netip.ParsePrefix(t)
+		if err != nil {
+			return nil, fmt.Errorf("a network of the cluster: %w", err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+)
+
+const (
+	// VIPConfigMap, in kube-system, has the cluster's virtual addresses: what is there counts.
+	VIPConfigMap = "vip.coracle"
+	// VIPData is its key; the value has the addresses with commas in between, and is empty when the cluster has none.
+	VIPData = "addresses"
+	// vipFile is each server's copy, in its folder.
+	vipFile = "vip.json"
+)
+
+type keptVIPs struct {
+	Addresses []netip.Addr `json:"addresses"`
+}
+
+// ReadVIPs reads what a server's folder keeps of the cluster's virtual addresses. It is not known before the server has seen the cluster's, or has been told
+// when it joined.
+func ReadVIPs(serverDir string) (addresses []netip.Addr, known bool, err error) {
+	path := filepath.Join(serverDir, vipFile)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, false, nil
+	}
+	var kept keptVIPs
+	if err == nil {
+		err = json.Unmarshal(data, &kept)
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("reading the cluster's virtual addresses: %s: %w. Nothing was changed: remove the file, and it is made again", path, err)
+	}
+	return kept.Addresses, true, nil
+}
+
+// ForgetVIPs removes what is kept: the cluster says nothing of virtual addresses any more.
+func ForgetVIPs(serverDir string) error {
+	err := os.Remove(filepath.Join(serverDir, vipFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// WriteVIPs keeps them there.
+func WriteVIPs(serverDir string, addresses []netip.Addr) error {
+	data, err := json.Marshal(keptVIPs{Addresses: addresses})
+	if err != nil {
+		return fmt.Errorf("encoding the cluster's virtual addresses: %w", err)
+	}
+	_, err = atomicfile.WriteIfDifferent(filepath.Join(serverDir, vipFile), append(data, '\n'), 0o600)
+	return err
+}

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/vip"
+)
+
+const (
+	// vipLease is for how long a leader answers for a virtual address after it began to ask a majority whether it leads.
+	vipLease = 500 * time.Millisecond
+	// vipWait is how long a new leader is silent. Its predecessor may answer for vipLease from a moment at which a majority had not elected
+	// anybody else, which is before this one was elected. A tenth more is for clocks of different speed.
+	vipWait = vipLease + vipLease/10
+	// vipLook is how often the machine's interfaces and translations are looked at: addresses come and go, and other programs flush
+	// nftables. Only where the cluster has a virtual address.
+	vipLook = 10 * time.Second
+	// vipConflictShown is for how long another claimant stays in the status.
+	vipConflictShown = time.Minute
+)
+
+// vipHolder announces the virtual addresses while this server leads, and keeps the translations always: a client that has not heard yet that the
+// address has moved is served here, too.
+type vipHolder struct {
+	v     *vips
+	store *raftstore.Store
+	log   *slog.Logger
+	// links lists the machine's interfaces.
+	links func() ([]vip.Link, error)
+
+	lead      raftstore.Leadership
+	since     time.Time // of lead
+	places    map[netip.Addr]vip.Place
+	trouble   []string // of the last look
+	redirects []vip.Redirect
+	stop      func() // ends what is announced, and waits
+	announced map[netip.Addr]vip.Place
+	ended     chan error // capacity 1: one of them ended by itself; what the others say then needs no second look
+
+	mu       sync.Mutex
+	conflict map[netip.Addr]claim
+}
+
+// claim is another machine's use of an address.
+type claim struct {
+	by net.HardwareAddr
+	at time.Time
+}
+
+func newVIPHolder(v *vips, store *raftstore.Store) *vipHolder {
+	return &vipHolder{v: v, store: store, log: v.s.log.With("part", "vip"), links: vip.Links, stop: func() {}, conflict: map[netip.Addr]claim{}}
+}
+
+// run ends when ctx does; nothing is announced any more then, and no translation is left.
+func (h *vipHolder) run(ctx context.Context, leadership <-chan raftstore.Leadership) {
+	defer func() {
+		h.quiet()
+		_ = h.redirect(nil) // it has logged
+	}()
+	_ = h.redirect(nil) // what a process left that was killed
+	for {
+		h.look(ctx)
+		var again <-chan time.Time
+		if len(h.v.kept()) > 0 {
+			again = time.After(vipLook)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case lead, open := <-leadership:
+			if !open {
+				leadership = nil
+			}
+			h.lead, h.since = lead, time.Now()
+			h.quiet()
+		case <-h.v.changed:
+		case err := <-h.ended:
+			h.log.Warn("a virtual address is not announced any more; it is tried again", "error", err)
+			h.quiet()
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second): // the reason may last
+			}
+		case <-again:
+		}
+	}
+}
+
+// look makes everything as it has to be now.
+func (h *vipHolder) look(ctx context.Context) {
+	h.places, h.trouble = h.find(h.v.kept())
+	redirects, err := h.v.redirects(h.places)
+	if err == nil && h.v.s.o.Redirect != nil && slices.Equal(redirects, h.redirects) && len(redirects) > 0 {
+		if there, lookErr := vip.RedirectsThere(redirects); lookErr == nil && !there {
+			h.redirects = nil
+		}
+	}
+	if err == nil && !slices.Equal(redirects, h.redirects) {
+		err = h.redirect(redirects)
+	}
+	if err != nil {
+		h.trouble = append(h.trouble, err.Error())
+	}
+	switch {
+	case !h.lead.Leader || len(h.places) == 0:
+		h.quiet()
+	case !maps.Equal(h.places, h.announced):
+		h.quiet()
+		h.stop, h.announced = h.start(ctx), h.places
+	}
+	h.show()
+}
+
+// quiet ends what is announced. Nothing is sent any more when it returns.
+func (h *vipHolder) quiet() {
+	h.stop()
+	h.stop, h.announced = func() {}, nil
+}
+
+func (h *vipHolder) redirect(redirects []vip.Redirect) error {
+	if h.v.s.o.Redirect == nil {
+		return nil
+	}
+	err := h.v.s.o.Redirect(redirects)
+	if err != nil {
+		h.log.Warn("the translations for virtual addresses could not be set", "error", err)
+		return err
+	}
+	h.redirects = redirects
+	return nil
+}
+
+func (h *vipHolder) find(addresses []netip.Addr) (map[netip.Addr]vip.Place, []string) {
+	if len(addresses) == 0 {
+		return nil, nil
+	}
+	links, err := h.links()
+	if err != nil {
+		return nil, []string{err.Error()}
+	}
+	places, trouble := map[netip.Addr]vip.Place{}, []string(nil)
+	for _, a := range addresses {
+		p, err := vip.Find(links, a, h.v.s.o.VIPInterface)
+		if err != nil {
+			trouble = append(trouble, err.Error()+". This server does not answer for it, also when it leads")
+			continue
+		}
+		places[a] = p
+	}
+	return places, trouble
+}
+
+// start announces the addresses for this term, when the wait of a new leader is over, until the function that it returns is called.
+func (h *vipHolder) start(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	h.ended = ended
+	var announcing sync.WaitGroup
+	term, wait := h.lead.Term, time.Until(h.since.Add(vipWait))
+	for a, p := range h.places {
+		announcing.Go(func() {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(wait):
+			}
+			h.log.Info("this server answers for a virtual address", "address", a, "interface", p.Interface, "term", term)
+			err := vip.Announce(ctx, vip.Announcement{
+				Address: a, Place: p, Logger: h.log,
+				Confirm:  func(ctx context.Context) (vip.Moment, error) { return confirmLead(ctx, h.store, term) },
+				Conflict: func(other net.HardwareAddr) { h.claimed(a, other) },
+			})
+			if err == nil {
+				return
+			}
+			select {
+			case ended <- err:
+			default:
+			}
+		})
+	}
+	return func() {
+		cancel()
+		announcing.Wait()
+	}
+}
+
+// confirmer is what of the store says that a term is not over.
+type confirmer interface {
+	ConfirmTerm(ctx context.Context) error
+}
+
+// confirmLead says until when the leader of a term may answer for a virtual address. The time counts from before the question: that a majority was in this term when
+// it was asked says nothing about later.
+func confirmLead(ctx context.Context, store confirmer, term uint64) (vip.Moment, error) {
+	asked := vip.Now()
+	if err := store.ConfirmTerm(raftstore.WithTerm(ctx, term)); err != nil {
+		return 0, err
+	}
+	return asked.After(vipLease), nil
+}
+
+// claimed notes another machine that uses an address.
+func (h *vipHolder) claimed(a netip.Addr, other net.HardwareAddr) {
+	h.log.Warn("another machine uses a virtual address of the cluster; clients may reach it instead", "address", a, "other", other)
+	h.mu.Lock()
+	h.conflict[a] = claim{other, time.Now()}
+	h.mu.Unlock()
+	h.v.notify()
+}
+
+// show says in the status who answers.
+func (h *vipHolder) show() {
+	board := h.v.s.o.Board
+	if board == nil {
+		return
+	}
+	h.v.mu.Lock()
+	kept, trouble := h.v.known && len(h.v.addresses) > 0, h.v.trouble
+	h.v.mu.Unlock()
+	problems := slices.Clone(h.trouble)
+	if trouble != "" {
+		problems = append([]string{trouble}, problems...)
+	}
+	h.mu.Lock()
+	for _, a := range slices.SortedFunc(maps.Keys(h.conflict), netip.Addr.Compare) {
+		if c := h.conflict[a]; time.Since(c.at) < vipConflictShown {
+			problems = append(problems, fmt.Sprintf("%s is used by another machine too, with the Ethernet address %s: take it off that one, or choose another address with coracle vip set", a, c.by))
+		}
+	}
+	h.mu.Unlock()
+	line := board.Part("virtual address")
+	text := JoinAddrs(h.v.kept())
+	switch {
+	case len(problems) > 0:
+		line.Set(status.Degraded, strings.Join(problems, "; "))
+	case !kept && len(h.v.current()) > 0:
+		line.Set(status.Starting, JoinAddrs(h.v.current())+": not agreed on yet")
+	case !kept:
+		line.Set(status.Disabled, "the cluster has none")
+	case h.lead.Leader:
+		line.Set(status.Running, text+": this server answers for it")
+	default:
+		line.Set(status.Waiting, text+": "+h.leaderName()+" answers for it")
+	}
+}
+
+// leaderName is what people call the server that leads.
+func (h *vipHolder) leaderName() string {
+	for _, m := range h.store.Members() {
+		if !m.Leader {
+			continue
+		}
+		for _, known := range h.v.s.Members() {
+			if known.Address.String() == m.Address {
+				return known.Name
+			}
+		}
+		return "the server at " + m.Address
+	}
+	return "the server that leads"
+}

@@ -1,0 +1,144 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// leaveable is a Deployment on all nodes, and a StatefulSet with a claim whose volume any node can mount.
+const leaveable = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: d}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: d}}
+  template:
+    metadata: {labels: {app: d}}
+    spec:
+      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: d}}}]
+      containers: [` + boxYAML + `, command: [testbox, serve]}]
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: v}
+spec:
+  capacity: {storage: 1Mi}
+  accessModes: [ReadWriteOnce]
+  storageClassName: none
+  hostPath: {path: /var/lib/shared-by-hand, type: DirectoryOrCreate}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: s}
+spec:
+  serviceName: s
+  selector: {matchLabels: {app: s}}
+  template:
+    metadata: {labels: {app: s}}
+    spec:
+      containers: [` + boxYAML + `, command: [testbox, serve], volumeMounts: [{name: data, mountPath: /data}]}]
+  volumeClaimTemplates:
+  - metadata: {name: data}
+    spec: {accessModes: [ReadWriteOnce], storageClassName: none, resources: {requests: {storage: 1Mi}}}
+`
+
+// runningOn fails unless the pods of an app that are ready, and not being deleted, are on these nodes.
+func runningOn(s *harness.Server, app string, nodes ...string) error {
+	out, err := s.TryKubectl("get", "pods", "-l", "app="+app, "-o",
+		`jsonpath={range .items[*]}{.spec.nodeName} {.status.conditions[?(@.type=="Ready")].status} {.metadata.deletionTimestamp}{"\n"}{end}`)
+	if err != nil {
+		return err
+	}
+	var got []string
+	for line := range strings.Lines(out) {
+		if f := strings.Fields(line); len(f) == 2 && f[1] == "True" {
+			got = append(got, f[0])
+		}
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, nodes) {
+		return fmt.Errorf("pods of %s run on %v, want %v:\n%s", app, got, nodes, out)
+	}
+	return nil
+}
+
+// TestReplacement: a dead node's pods are replaced on another one when the cluster's tolerations are over; a StatefulSet's, which may exist once only, when
+// somebody says by the taint that the node is out of service; and the node's return leaves nothing of them behind.
+func TestReplacement(t *testing.T) {
+	site := harness.NewSite(t)
+	s := site.NewMachine().NewServer("--disable-agent", "--default-toleration-seconds", "5")
+	s.Start()
+	waitAPI(s)
+	var agents []*harness.Server
+	for range 2 {
+		a := site.NewMachine().NewAgent(s)
+		a.AddBoxImage()
+		a.Start()
+		agents = append(agents, a)
+	}
+	for _, a := range agents {
+		harness.Eventually(t, soon, "the nodes are ready", func() error { return nodeReady(s, a) })
+	}
+	s.Apply(leaveable)
+	names := []string{agents[0].NodeName(), agents[1].NodeName()}
+	harness.Eventually(t, soon, "the Deployment's pods run on both nodes", func() error { return runningOn(s, "d", names...) })
+	var on string
+	harness.Eventually(t, soon, "the StatefulSet's pod runs", func() error {
+		on = s.Kubectl("get", "pod", "s-0", "-o", "jsonpath={.spec.nodeName}")
+		return runningOn(s, "s", on)
+	})
+	i := slices.Index(names, on)
+	victim, left := agents[i], agents[1-i]
+
+	vanished := time.Now()
+	site.Split(victim.Machine, s.Machine)
+	site.Split(victim.Machine, left.Machine)
+	eventually(t, vanished, "the Deployment's pods run on the node that is left", func() error { return runningOn(s, "d", left.NodeName(), left.NodeName()) })
+	if err := runningOn(s, "s"); err != nil {
+		t.Errorf("nobody knows whether the StatefulSet's pod runs still, and it is not to run twice: %v", err)
+	}
+	told := time.Now()
+	s.Kubectl("taint", "node", victim.NodeName(), "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
+	eventually(t, told, "the StatefulSet's pod runs, with its volume, on the node that is left", func() error { return runningOn(s, "s", left.NodeName()) })
+
+	back := time.Now()
+	site.Heal()
+	eventually(t, back, "the node is Ready again", func() error { return isReady(s, victim, "True") })
+	s.Kubectl("taint", "node", victim.NodeName(), "node.kubernetes.io/out-of-service-")
+	eventually(t, back, "the node has no taints", func() error {
+		out, err := s.TryKubectl("get", "node", victim.NodeName(), "-o", "jsonpath={.spec.taints}")
+		if err == nil && out != "" {
+			err = errors.New(out)
+		}
+		return err
+	})
+	eventually(t, back, "no pod and no container of before is left", func() error {
+		out, err := s.TryKubectl("get", "pods", "-o", "jsonpath={.items[*].spec.nodeName}")
+		if err == nil && strings.Contains(out, victim.NodeName()) {
+			err = fmt.Errorf("pods are on %s", out)
+		}
+		if err != nil {
+			return err
+		}
+		procs, err := victim.Run("ps", "ax", "-o", "args")
+		if err == nil && strings.Contains(procs, "testbox serve") {
+			err = errors.New(procs)
+		}
+		return err
+	})
+	s.Kubectl("scale", "deployment", "d", "--replicas", "4")
+	eventually(t, back, "new pods run on the node that came back", func() error {
+		return runningOn(s, "d", slices.Sorted(slices.Values([]string{names[0], names[0], names[1], names[1]}))...)
+	})
+}

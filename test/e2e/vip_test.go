@@ -1,0 +1,391 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+const testVIP = "10.77.0.100"
+
+// arpWatch asks for an address all the time, and notes which machine says that it has it.
+type arpWatch struct {
+	address netip.Addr
+
+	mu     sync.Mutex
+	runs   []int // machines, one after the other
+	last   time.Time
+	frames int
+}
+
+// watchARP watches until the test ends.
+func watchARP(t *testing.T, site *harness.Site, address string) *arpWatch {
+	t.Helper()
+	w := &arpWatch{address: netip.MustParseAddr(address)}
+	var fd int
+	var bridge *net.Interface
+	machines := map[int]int{} // interface → machine
+	err := site.Do(func() (err error) {
+		if bridge, err = net.InterfaceByName("site"); err != nil {
+			return err
+		}
+		all, err := net.Interfaces()
+		if err != nil {
+			return err
+		}
+		for _, i := range all {
+			if n, err := strconv.Atoi(strings.TrimPrefix(i.Name, "machine")); err == nil {
+				machines[i.Index] = n
+			}
+		}
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL))) // for ARP alone they would come from the bridge, and not from its ports
+		if err == nil {
+			onlyARP := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 12}, {Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.ETH_P_ARP, Jf: 1},
+				{Code: unix.BPF_RET | unix.BPF_K, K: 0xffff}, {Code: unix.BPF_RET | unix.BPF_K}}
+			err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(onlyARP)), Filter: &onlyARP[0]})
+		}
+		if err == nil {
+			err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 20_000})
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	question := slices.Concat([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, bridge.HardwareAddr, []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, 1}, bridge.HardwareAddr,
+		netip.MustParseAddr(harness.OutsideIP).AsSlice(), make([]byte, 6), w.address.AsSlice(), make([]byte, 18))
+	stop, done := make(chan struct{}), make(chan struct{})
+	t.Cleanup(func() {
+		close(stop)
+		<-done
+		_ = unix.Close(fd)
+	})
+	go func() {
+		defer close(done)
+		buffer := make([]byte, 256)
+		var asked time.Time
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if time.Since(asked) > 20*time.Millisecond {
+				asked = time.Now()
+				_ = unix.Sendto(fd, question, 0, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ARP), Ifindex: bridge.Index, Halen: 6, Addr: [8]byte{255, 255, 255, 255, 255, 255}})
+			}
+			n, from, err := unix.Recvfrom(fd, buffer, 0)
+			l, ok := from.(*unix.SockaddrLinklayer)
+			if err != nil || !ok || n < 42 || binary.BigEndian.Uint16(buffer[12:]) != unix.ETH_P_ARP || l.Pkttype == unix.PACKET_OUTGOING || machines[l.Ifindex] == 0 {
+				continue
+			}
+			if netip.AddrFrom4([4]byte(buffer[28:32])) == w.address {
+				w.note(machines[l.Ifindex])
+			}
+		}
+	}()
+	return w
+}
+
+func htons(n uint16) uint16 { return binary.NativeEndian.Uint16([]byte{byte(n >> 8), byte(n)}) }
+
+func (w *arpWatch) note(machine int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.runs) == 0 || w.runs[len(w.runs)-1] != machine {
+		w.runs = append(w.runs, machine)
+	}
+	w.last = time.Now()
+	w.frames++
+}
+
+// state is who answered, one after the other, and how long ago the last answer was.
+func (w *arpWatch) state() (runs []int, ago time.Duration, frames int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.runs), time.Since(w.last), w.frames
+}
+
+// caOf is the authority in a kubeconfig.
+func caOf(t *testing.T, s *harness.Server) *x509.CertPool {
+	t.Helper()
+	data, err := os.ReadFile(s.Kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`certificate-authority-data: "?([A-Za-z0-9+/=]+)`).FindSubmatch(data)
+	if found == nil {
+		t.Fatalf("no authority in %s", data)
+	}
+	pem, err := base64.StdEncoding.DecodeString(string(found[1]))
+	pool := x509.NewCertPool()
+	if err != nil || !pool.AppendCertsFromPEM(pem) {
+		t.Fatalf("the authority: %v", err)
+	}
+	return pool
+}
+
+// healthy asks the API server at an address how it is, over a new connection from outside of the machines.
+func healthy(site *harness.Site, ca *x509.CertPool, address string) error {
+	return site.Do(func() error {
+		dialer := net.Dialer{Timeout: 400 * time.Millisecond}
+		raw, err := dialer.Dial("tcp", net.JoinHostPort(address, "6443")) // on this thread, and so in the site's network
+		if err != nil {
+			return err
+		}
+		defer raw.Close()
+		_ = raw.SetDeadline(time.Now().Add(time.Second))
+		client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			c := tls.Client(raw, &tls.Config{RootCAs: ca, ServerName: address})
+			return c, c.HandshakeContext(ctx)
+		}}}
+		answer, err := client.Get("https://" + net.JoinHostPort(address, "6443") + "/livez")
+		if err != nil {
+			return err
+		}
+		defer answer.Body.Close()
+		if answer.StatusCode != http.StatusOK {
+			return errors.New(answer.Status)
+		}
+		return nil
+	})
+}
+
+// vipCluster is three servers with a virtual address, and a machine that is none.
+type vipCluster struct {
+	*testing.T
+	site    *harness.Site
+	servers []*harness.Server
+	client  *harness.Machine
+	ca      *x509.CertPool
+}
+
+func newVIPCluster(t *testing.T) *vipCluster {
+	t.Helper()
+	c := &vipCluster{T: t, site: harness.NewSite(t)}
+	first := c.site.NewMachine().NewServer("--disable-agent", "--vip", testVIP)
+	first.Start()
+	waitAPI(first)
+	c.servers = append(c.servers, first)
+	for range 2 {
+		s := c.site.NewMachine().NewPeer(first, "--disable-agent")
+		s.Start()
+		waitAPI(s)
+		c.servers = append(c.servers, s)
+	}
+	c.client, c.ca = c.site.NewMachine(), caOf(t, first)
+	c.whole()
+	return c
+}
+
+// whole waits until all servers vote and answer.
+func (c *vipCluster) whole() {
+	c.Helper()
+	for _, s := range c.servers {
+		waitAPI(s)
+	}
+	members(c.T, c.servers[0], 0, "any one server")
+	harness.Eventually(c.T, soon, "the address answers", func() error { return healthy(c.site, c.ca, testVIP) })
+}
+
+func (c *vipCluster) by(machine int) *harness.Server {
+	i := slices.IndexFunc(c.servers, func(s *harness.Server) bool { return s.Number == machine })
+	if i < 0 {
+		c.Fatalf("machine %d is no server", machine)
+	}
+	return c.servers[i]
+}
+
+// TestVIP: the cluster's address leads to one live server, whatever happens to the one that has it, and never do two answer for it.
+func TestVIP(t *testing.T) {
+	c := newVIPCluster(t)
+	w := watchARP(t, c.site, testVIP)
+	kubectl := func(args ...string) (string, error) { // from the machine that is no server, through the address
+		args = append([]string{"kubectl", "--kubeconfig", c.servers[0].Kubeconfig, "--request-timeout", "3s"}, args...)
+		return c.client.Run(c.client.Coracle(), args...)
+	}
+	if data, err := os.ReadFile(c.servers[0].Kubeconfig); err != nil || !strings.Contains(string(data), "https://"+testVIP+":6443") {
+		t.Errorf("the kubeconfig does not name the address: %v\n%s", err, data)
+	}
+	if _, err := kubectl("create", "configmap", "through-the-address"); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := c.servers[1].Run(c.servers[1].Coracle(), "token", "print", "--data-dir", c.servers[1].DataDir); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	harness.Eventually(t, soon, "somebody answers for the address", func() error {
+		if runs, _, _ := w.state(); len(runs) == 0 {
+			return errors.New("nobody")
+		}
+		return nil
+	})
+	for _, s := range c.servers {
+		if _, err := s.TryKubectl("get", "configmap", "through-the-address"); err != nil {
+			t.Errorf("machine %d does not reach the address: %v", s.Number, err)
+		}
+		if out, err := s.Run("ip", "-o", "address"); err != nil || strings.Contains(out, testVIP) {
+			t.Errorf("machine %d has the address on an interface: %v\n%s", s.Number, err, out)
+		}
+		out, _ := s.Run(s.Coracle(), "status", "--data-dir", s.DataDir) // its code says whether all is well, and that is not asked here
+		says(t, out, "virtual address", testVIP, "answers for it")
+	}
+
+	for _, fault := range []struct {
+		name     string
+		do, undo func(*harness.Server)
+	}{
+		{name: "killed", do: (*harness.Server).Kill, undo: (*harness.Server).Start},
+		{name: "paused", do: (*harness.Server).Pause, undo: (*harness.Server).Resume},
+		{name: "cut off", do: func(s *harness.Server) {
+			for _, o := range c.servers {
+				if o != s {
+					c.site.Split(s.Machine, o.Machine)
+				}
+			}
+		}, undo: func(*harness.Server) { c.site.Heal() }},
+		{name: "stopped", do: func(s *harness.Server) {
+			if err := s.Stop(); err != nil {
+				t.Error(err)
+			}
+		}, undo: (*harness.Server).Start},
+	} {
+		before, _, _ := w.state()
+		holder := before[len(before)-1]
+		began := time.Now()
+		moved := make(chan time.Duration, 1) // one: it is sent once
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			for time.Since(began) < 30*time.Second {
+				if runs, _, _ := w.state(); runs[len(runs)-1] != holder && healthy(c.site, c.ca, testVIP) == nil {
+					moved <- time.Since(began)
+					return
+				}
+				time.Sleep(10 * time.Millisecond) // between two looks
+			}
+		}()
+		fault.do(c.by(holder))
+		<-ended
+		select {
+		case took := <-moved:
+			t.Logf("%s: another server answers at the address after %v", fault.name, took.Round(10*time.Millisecond))
+			if took > 10*time.Second { // three are promised, on a machine that is not busy
+				t.Errorf("%s: it took %v", fault.name, took)
+			}
+		default:
+			t.Fatalf("%s: nobody else answers at the address", fault.name)
+		}
+		if _, err := kubectl("get", "configmap", "through-the-address"); err != nil {
+			t.Errorf("%s: %v", fault.name, err)
+		}
+		fault.undo(c.by(holder))
+		c.whole()
+		after, _, _ := w.state()
+		// Elections may follow one another, but whoever has lost the address does not answer in between.
+		if len(after) != len(before)+1 {
+			t.Errorf("%s: answers came from machines %v, %v before", fault.name, after, before)
+		}
+	}
+	runs, _, frames := w.state()
+	t.Logf("%d answers and announcements, from machines %v one after the other", frames, runs)
+}
+
+// TestVIPIsTheClusters: what a server is told about the address has to be what the cluster has; it is changed and removed while all servers run,
+// and what a killed server left of it goes at its next start.
+func TestVIPIsTheClusters(t *testing.T) {
+	const next = "10.77.0.101"
+	c := newVIPCluster(t)
+	first, third := c.servers[0], c.servers[2]
+	vip := func(args ...string) (string, error) {
+		return first.Run(first.Coracle(), append(append([]string{"vip"}, args...), "--data-dir", first.DataDir)...)
+	}
+	for address, why := range map[string]string{
+		c.client.IP: "is in use", third.IP: "is in use", first.IP: "is an address that this machine has", "192.168.7.7": "in no network", "10.42.0.9": "cluster uses",
+		"224.0.0.1": "not an address", "10.77.0.255": "the first or the last", "ten": "not an IP address", "10.77.0.8,10.77.0.9": "at most one",
+	} {
+		if out, err := vip("set", address); err == nil || !strings.Contains(err.Error(), why) {
+			t.Errorf("set %s: %v, want %q\n%s", address, err, why, out)
+		}
+	}
+	third.Kill()
+	if out, err := third.NFT("list", "tables"); err != nil || !strings.Contains(out, "coracle-vip") {
+		t.Errorf("the translations do not need the process: %v\n%s", err, out)
+	}
+	if out, err := vip("set", next); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	harness.Eventually(t, soon, "the new address answers", func() error { return healthy(c.site, c.ca, next) })
+	harness.Eventually(t, soon, "the old address is silent", func() error {
+		if healthy(c.site, c.ca, testVIP) == nil {
+			return errors.New("it answers")
+		}
+		return nil
+	})
+	if data, err := os.ReadFile(first.Kubeconfig); err != nil || !strings.Contains(string(data), "https://"+next+":6443") {
+		t.Errorf("the kubeconfig does not name the new address: %v\n%s", err, data)
+	}
+	if err := first.Stop(); err != nil { // it was started with --vip and the first address
+		t.Fatal(err)
+	}
+	first.Start()
+	if code := first.WaitExit(time.Minute); code == 0 {
+		t.Error("a server with another address than the cluster's started")
+	}
+	says(t, first.LogTail(20), testVIP, next, "coracle vip set")
+	first.Args = slices.DeleteFunc(first.Args, func(a string) bool { return a == "--vip" || a == testVIP })
+	first.Start()
+	third.Start()
+	waitAPI(first)
+	waitAPI(third)
+	third.Kill()
+	if out, err := vip("remove"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	harness.Eventually(t, soon, "no address is left", func() error {
+		if healthy(c.site, c.ca, next) == nil {
+			return fmt.Errorf("%s answers", next)
+		}
+		return nil
+	})
+	third.Start()
+	waitAPI(third)
+	for _, s := range c.servers {
+		harness.Eventually(t, soon, "the translations are gone", func() error {
+			out, err := s.NFT("list", "tables")
+			if err == nil && strings.Contains(out, "coracle-vip") {
+				err = fmt.Errorf("machine %d: %s", s.Number, out)
+			}
+			return err
+		})
+		harness.Eventually(t, soon, "the kubeconfig names the machine itself", func() error {
+			data, err := os.ReadFile(s.Kubeconfig)
+			if err == nil && !strings.Contains(string(data), "https://127.0.0.1:6443") {
+				err = errors.New(string(data))
+			}
+			return err
+		})
+	}
+}
