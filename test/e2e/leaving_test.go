@@ -41,7 +41,7 @@ func TestLeaving(t *testing.T) {
 
 	out, err := agent.Run(agent.Coracle(), "leave", "--data-dir", agent.DataDir)
 	if err != nil {
-		t.Fatalf("%v: %s", err, out)
+		t.Fatalf("%v: %s; the agent: %v\n%s", err, out, agent.Alive(), agent.LogTail(60))
 	}
 	says(t, out, "no node of the cluster any more")
 	gone := func(m *harness.Server) error {

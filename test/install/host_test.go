@@ -36,7 +36,13 @@ type host struct {
 
 func newHost(t *testing.T) *host {
 	t.Helper()
-	h := &host{Machine: harness.NewMachine(t), t: t, service: "none"}
+	return newHostOn(t, harness.NewSite(t))
+}
+
+// newHostOn is for a site with several machines.
+func newHostOn(t *testing.T, site *harness.Site) *host {
+	t.Helper()
+	h := &host{Machine: site.NewMachine(), t: t, service: "none"}
 	h.Env = append(h.Env, "PATH=/usr/local/bin:/usr/bin:/bin")
 	h.release = filepath.Join(h.Dir, "release")
 	h.writeRelease()

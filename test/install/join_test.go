@@ -1,0 +1,80 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package install
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// TestJoinAndLeave adds a node and a server with the lines that coracle token print gives to paste, and takes both away with
+// coracle-uninstall: the cluster forgets them.
+func TestJoinAndLeave(t *testing.T) {
+	site := harness.NewSite(t)
+	first, node, server := newHostOn(t, site), newHostOn(t, site), newHostOn(t, site)
+	first.mustInstall(nil, "--node-name", "first")
+	node.joins(first.must("sh", "-c", "coracle token print 2>&1"), "node")
+	server.joins(first.must("sh", "-c", "coracle token print --server 2>&1"), "server")
+	harness.Eventually(t, 2*time.Minute, "all three nodes are ready", func() error { return first.hasReady("first", "node", "server") })
+	if out := first.must("coracle", "member", "list"); strings.Count(out, ":6443 ") != 2 {
+		t.Errorf("there are not two servers:\n%s", out)
+	}
+
+	for _, h := range []*host{node, server} {
+		out, err := h.run("coracle-uninstall")
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		t.Log(out)
+		if !strings.Contains(out, "of the cluster any more") || !strings.Contains(out, "coracle is gone") {
+			t.Errorf("coracle-uninstall did not say that the machine left:\n%s", out)
+		}
+	}
+	if err := first.hasReady("first"); err != nil {
+		t.Error(err)
+	}
+	if out := first.must("coracle", "member", "list"); strings.Count(out, ":6443 ") != 1 {
+		t.Errorf("the server that was uninstalled is a member:\n%s", out)
+	}
+	first.must("kubectl", "create", "configmap", "after")
+	if out := first.must("coracle-uninstall"); !strings.Contains(out, "only server") {
+		t.Errorf("the only server left something:\n%s", out)
+	}
+}
+
+// joins runs the line to paste that coracle token print gave, as it stands but for sudo.
+func (h *host) joins(printed, name string) {
+	h.t.Helper()
+	lines := strings.Split(strings.TrimSpace(printed), "\n")
+	line, found := strings.CutPrefix(strings.TrimSpace(lines[len(lines)-1]), "sudo ")
+	if !found || !strings.HasSuffix(line, "./install.sh") {
+		h.t.Fatalf("no line to paste:\n%s", printed)
+	}
+	out, err := h.run("sh", "-c", fmt.Sprintf("cd %s && INSTALL_CORACLE_SERVICE=none INSTALL_CORACLE_SYMLINK=force CORACLE_NODE_NAME=%s %s", h.release, name, line))
+	if err != nil {
+		h.t.Fatalf("%v\n%s\n%s", err, out, h.log())
+	}
+	h.t.Log(out)
+}
+
+// hasReady says whether the cluster has these nodes, all of them ready, and no others.
+func (h *host) hasReady(names ...string) error {
+	out, err := h.run("kubectl", "get", "nodes", "--no-headers", "-o", `custom-columns=N:.metadata.name,R:.status.conditions[?(@.type=="Ready")].status`)
+	if err != nil {
+		return err
+	}
+	var want []string
+	for _, n := range names {
+		want = append(want, n+" True")
+	}
+	if got := strings.Join(strings.Fields(out), " "); got != strings.Join(want, " ") {
+		return fmt.Errorf("nodes are %q, want %q", got, want)
+	}
+	return nil
+}
