@@ -31,7 +31,7 @@ import (
 // nodeClaims is what the API server keeps nodes from saying of themselves.
 func (s *Server) nodeClaims() *apiserver.NodeClaims {
 	c := &apiserver.NodeClaims{
-		Networks: slices.Concat(s.o.Cluster.PodCIDRs, s.o.Cluster.ServiceCIDRs), ServerLabel: roleLabel,
+		Networks: slices.Concat(s.o.Cluster.PodCIDRs, s.o.Cluster.ServiceCIDRs), ServerLabel: roleLabel, Certified: s.certified,
 		Servers: func() []netip.Addr {
 			out := s.admission.servers()
 			for _, ip := range s.files.serving.IPs {
@@ -55,11 +55,18 @@ func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, 
 		return fmt.Errorf("looking for the node: %w", err)
 	}
 	var node *corev1.Node
+	if i := slices.IndexFunc(nodes.Items, func(n corev1.Node) bool { return n.Name == m.Node.Name }); i >= 0 {
+		node = &nodes.Items[i]
+	}
 	for i := range nodes.Items {
 		n := &nodes.Items[i]
 		if n.Name == m.Node.Name {
-			node = n
-		} else if i := slices.IndexFunc(m.Node.Addresses, func(ip netip.Addr) bool { return apiserver.NodeHas(n, ip) }); i >= 0 && apiserver.NodeLives(n) {
+			continue
+		}
+		if err := mayTakeAddress(n, node, m); err != nil {
+			return err
+		}
+		if i := slices.IndexFunc(m.Node.Addresses, func(ip netip.Addr) bool { return apiserver.NodeHas(n, ip) }); i >= 0 && apiserver.NodeLives(n) {
 			ip := m.Node.Addresses[i]
 			if m.Joined { // two nodes whose addresses changed at once: the other one will tell its new one
 				return join.Refuse(join.CodeBusy, "%s is still the address of the node %s", ip, n.Name)
@@ -78,10 +85,11 @@ func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, 
 	case err != nil:
 		return fmt.Errorf("looking for the node's password: %w", err)
 	}
-	registered := node != nil && !slices.ContainsFunc(m.Node.Addresses, func(ip netip.Addr) bool { return !apiserver.NodeHas(node, ip) })
+	registered := node != nil && !slices.ContainsFunc(slices.Concat(m.Node.Addresses, m.Node.External), func(ip netip.Addr) bool { return !apiserver.NodeHas(node, ip) })
 	want := a.claim(m.Node)
 	known := have != nil && subtle.ConstantTimeCompare(have.Data[passwordHash], want.Data[passwordHash]) == 1
-	if known && registered {
+	same := have != nil && bytes.Equal(have.Data[passwordAddresses], want.Data[passwordAddresses]) && bytes.Equal(have.Data[passwordExternal], want.Data[passwordExternal])
+	if known && registered && same {
 		return nil
 	}
 	if !known && !m.Joined { // who has the node's key may have another password: its file was lost
@@ -89,7 +97,7 @@ func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, 
 			return err
 		}
 	}
-	if !known || !bytes.Equal(have.Data[passwordAddresses], want.Data[passwordAddresses]) || !a.fresh(have) {
+	if !known || !same || !a.fresh(have) {
 		if have, err = keepClaim(ctx, secrets, have, want); err != nil {
 			return err
 		}
@@ -103,17 +111,63 @@ func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, 
 // claim is what is kept of a machine that was let in.
 func (a *admission) claim(n join.Node) *corev1.Secret {
 	sum := sha256.Sum256([]byte(n.Password))
-	var addresses []string
-	for _, ip := range n.Addresses {
-		addresses = append(addresses, ip.String())
-	}
 	return &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: n.Name + passwordSuffix, Labels: map[string]string{managedBy: "coracle"}},
 		Data: map[string][]byte{
 			passwordHash: []byte(hex.EncodeToString(sum[:])), passwordSince: []byte(a.s.o.Clock.Now().UTC().Format(time.RFC3339)),
-			passwordAddresses: []byte(strings.Join(addresses, ",")),
+			passwordAddresses: joinAddresses(n.Addresses), passwordExternal: joinAddresses(n.External),
 		},
 	}
+}
+
+// mayTakeAddress keeps a machine that is a node already from taking an address of another one that is silent: who had it first keeps it, unless the machine
+// asks from that very address, and so has it on the network. own is its Node; a machine without one has shown a token, and may take a dead
+// machine's place.
+func mayTakeAddress(silent, own *corev1.Node, m joining.Machine) error {
+	if own == nil || apiserver.NodeLives(silent) {
+		return nil
+	}
+	for _, ip := range slices.Concat(m.Node.Addresses, m.Node.External) {
+		if apiserver.NodeHas(silent, ip) && !apiserver.NodeHas(own, ip) && ip != m.From {
+			return join.Refuse(join.CodeBusy, "%s is still the address of the node %s, which is silent. This machine gets it when it asks for it from that address, "+
+				"or when that node is deleted: kubectl delete node %s", ip, silent.Name, silent.Name)
+		}
+	}
+	return nil
+}
+
+func joinAddresses(ips []netip.Addr) []byte {
+	texts := make([]string, len(ips))
+	for i, ip := range ips {
+		texts[i] = ip.String()
+	}
+	return []byte(strings.Join(texts, ","))
+}
+
+func splitAddresses(data []byte) []netip.Addr {
+	var out []netip.Addr
+	for text := range strings.SplitSeq(string(data), ",") {
+		if ip, err := netip.ParseAddr(text); err == nil {
+			out = append(out, ip)
+		}
+	}
+	return out
+}
+
+// certified are the addresses for which a node that joined has its serving certificate.
+func (s *Server) certified(ctx context.Context, node string) ([]netip.Addr, error) {
+	client, err := s.admission.api()
+	if err != nil {
+		return nil, err
+	}
+	claim, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, node+passwordSuffix, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("looking for the addresses with which the node %s joined: %w", node, err)
+	}
+	return append(splitAddresses(claim.Data[passwordAddresses]), splitAddresses(claim.Data[passwordExternal])...), nil
 }
 
 // keepClaim writes it, in place of have if there is one.
@@ -152,8 +206,8 @@ func (a *admission) checkClaims(ctx context.Context, secrets corev1client.Secret
 		if !strings.HasSuffix(other.Name, passwordSuffix) || !a.fresh(other) || !earlier(other, own) {
 			continue
 		}
-		for text := range strings.SplitSeq(string(other.Data[passwordAddresses]), ",") {
-			if ip, err := netip.ParseAddr(text); err == nil && slices.Contains(ips, ip) {
+		for _, ip := range splitAddresses(other.Data[passwordAddresses]) {
+			if slices.Contains(ips, ip) {
 				return join.Refuse(join.CodeBusy, "another machine has just joined with the address %s, as the node %s; each machine has its own (--node-ip)",
 					ip, strings.TrimSuffix(other.Name, passwordSuffix))
 			}

@@ -30,8 +30,10 @@ const (
 	passwordSuffix = ".node-password.coracle"
 	passwordHash   = "hash"
 	passwordSince  = "since"
-	// passwordAddresses are those with which the machine was let in. They are the node's before its Node says so.
+	// passwordAddresses are those with which the machine was let in. They are the node's before its Node says so, and with
+	// passwordExternal all that its serving certificate is for: a Node may claim no others.
 	passwordAddresses = "addresses"
+	passwordExternal  = "external"
 	// registration is how long a machine that was let in may take until its Node is there.
 	registration = 2 * time.Minute
 	minPassword  = 16 // characters
@@ -131,8 +133,9 @@ func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*join.Ans
 	if err := a.claimName(ctx, client, m); err != nil {
 		return nil, err
 	}
-	ips := make([]net.IP, 0, len(m.Node.Addresses))
-	for _, ip := range m.Node.Addresses {
+	all := slices.Concat(m.Node.Addresses, m.Node.External)
+	ips := make([]net.IP, 0, len(all))
+	for _, ip := range all {
 		ips = append(ips, ip.AsSlice())
 	}
 	p := a.s.pki
@@ -179,8 +182,11 @@ func (a *admission) checkNames(n join.Node) error {
 	if len(n.Addresses) < 1 || len(n.Addresses) > 2 || len(n.Addresses) == 2 && n.Addresses[0].Is4() == n.Addresses[1].Is4() {
 		return join.Refuse(join.CodeAddress, "a node has one address, or one of each family, and not %d; give them with --node-ip", len(n.Addresses))
 	}
+	if len(n.External) > 2 {
+		return join.Refuse(join.CodeAddress, "a node has one external address, or one of each family, and not %d; give them with --node-external-ip", len(n.External))
+	}
 	servers := a.servers()
-	for _, ip := range n.Addresses {
+	for _, ip := range slices.Concat(n.Addresses, n.External) {
 		taken := slices.Contains(servers, ip) || slices.ContainsFunc(a.s.files.serving.IPs, func(own net.IP) bool { return own.Equal(ip.AsSlice()) })
 		inside := slices.ContainsFunc(slices.Concat(a.s.o.Cluster.PodCIDRs, a.s.o.Cluster.ServiceCIDRs), func(c netip.Prefix) bool { return c.Contains(ip) })
 		switch {

@@ -166,6 +166,91 @@ func TestClaimName(t *testing.T) {
 	claim("another machine, after the node was deleted", machine("n", otherPassword, "10.0.0.2"), "")
 }
 
+// TestCertifiedAddresses: what a node may claim follows what it asked for last, also when its Node has another address in between.
+func TestCertifiedAddresses(t *testing.T) {
+	ctx := context.Background()
+	a, api := newAdmission(testclock.NewFakeClock(time.Now())), fake.NewClientset()
+	want := func(addresses, external string) {
+		t.Helper()
+		s, err := api.CoreV1().Secrets("kube-system").Get(ctx, "n"+passwordSuffix, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := string(s.Data[passwordAddresses]); got != addresses {
+			t.Errorf("addresses %q, want %q", got, addresses)
+		}
+		if got := string(s.Data[passwordExternal]); got != external {
+			t.Errorf("external addresses %q, want %q", got, external)
+		}
+	}
+	ask := func(external string, ips ...string) {
+		t.Helper()
+		m := machine("n", password, ips...)
+		if external != "" {
+			m.Node.External = []netip.Addr{netip.MustParseAddr(external)}
+		}
+		if err := a.claimName(ctx, api, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask("", "10.0.0.2")
+	n := nodeNamed("n")
+	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "10.0.0.2"}}
+	if err := api.Tracker().Add(n); err != nil {
+		t.Fatal(err)
+	}
+	want("10.0.0.2", "")
+	ask("", "10.0.0.3")
+	want("10.0.0.3", "")
+	ask("", "10.0.0.2") // its Node still has it
+	want("10.0.0.2", "")
+	ask("198.51.100.2", "10.0.0.2")
+	want("10.0.0.2", "198.51.100.2")
+	inside := machine("n", password, "10.0.0.2")
+	inside.Node.External = []netip.Addr{netip.MustParseAddr("10.43.0.1")}
+	if got := code(a.checkNode(inside.Node)); got != join.CodeAddress {
+		t.Errorf("an external address in the cluster's networks: %q", got)
+	}
+}
+
+// TestAddressOfASilentNode: a node does not take it, unless it asks from there. A machine that takes a dead one's place does.
+func TestAddressOfASilentNode(t *testing.T) {
+	for what, tt := range map[string]struct {
+		name, from string
+		joined     bool
+		want       join.Code
+	}{
+		"a live node, by its certificate":   {"live", "10.0.0.2", true, join.CodeBusy},
+		"a live node, with a token":         {"live", "10.0.0.2", false, join.CodeBusy},
+		"a live node that has moved there":  {"live", "10.0.0.3", true, ""},
+		"another machine, in its place":     {"new", "10.0.0.9", false, ""},
+		"the silent one itself, through us": {"silent", "10.0.0.1", true, ""},
+	} {
+		a, api := newAdmission(testclock.NewFakeClock(time.Now())), fake.NewClientset()
+		for _, n := range []struct {
+			name, ip string
+			ready    corev1.ConditionStatus
+		}{{"live", "10.0.0.2", corev1.ConditionTrue}, {"silent", "10.0.0.3", corev1.ConditionUnknown}} {
+			node := nodeNamed(n.name)
+			node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: n.ready}}
+			node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n.ip}}
+			if err := api.Tracker().Add(node); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !tt.joined && tt.name == "live" { // it knows its password
+			if err := api.Tracker().Add(a.claim(machine("live", password, "10.0.0.2").Node)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m := machine(tt.name, password, "10.0.0.3")
+		m.Joined, m.From = tt.joined, netip.MustParseAddr(tt.from)
+		if got := code(a.claimName(t.Context(), api, m)); got != tt.want {
+			t.Errorf("%s: %q, want %q", what, got, tt.want)
+		}
+	}
+}
+
 // TestAddressesAreReserved: between a machine's joining and its Node, nobody else is let in with its addresses, whichever
 // server is asked.
 func TestAddressesAreReserved(t *testing.T) {

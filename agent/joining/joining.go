@@ -72,6 +72,8 @@ type Options struct {
 	// NodeName and Addresses are this machine's.
 	NodeName  string
 	Addresses []netip.Addr
+	// External are further addresses at which it is reached.
+	External []netip.Addr
 	// Program is this program's version.
 	Program string
 	Now     func() time.Time
@@ -97,6 +99,7 @@ type state struct {
 	// Node and Addresses are in the certificates.
 	Node      string           `json:"node"`
 	Addresses []netip.Addr     `json:"addresses"`
+	External  []netip.Addr     `json:"external,omitempty"`
 	Settings  cluster.Settings `json:"settings"`
 	// Gossip are none from a server of an earlier version.
 	Gossip cluster.GossipKeys `json:"gossip,omitzero"`
@@ -203,7 +206,7 @@ func (n *Node) ask(ctx context.Context) error {
 		Request: join.Request{
 			Role: token.RoleAgent, Program: n.o.Program, Time: n.o.Now(),
 			Node: join.Node{
-				Name: n.o.NodeName, Addresses: n.o.Addresses, Password: password, Connects: true,
+				Name: n.o.NodeName, Addresses: n.o.Addresses, External: n.o.External, Password: password, Connects: true,
 				KubeletRequest: keys.request(), ServingRequest: keys.request(), NetworkRequest: keys.request(),
 			},
 		},
@@ -333,7 +336,7 @@ func (n *Node) load() bool {
 		return false
 	}
 	n.gossip = s.Gossip // to look for the servers with, whatever else has changed
-	if s.Settings.Validate() != nil || s.Node != n.o.NodeName || !slices.Equal(s.Addresses, n.o.Addresses) {
+	if s.Settings.Validate() != nil || s.Node != n.o.NodeName || !slices.Equal(s.Addresses, n.o.Addresses) || !slices.Equal(s.External, n.o.External) {
 		return false
 	}
 	for _, path := range n.pairs() {

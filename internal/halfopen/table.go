@@ -4,7 +4,7 @@
 // when there are too many can be closed to everybody by clients that say nothing. So it accepts always, and hangs up on
 // the connection that has waited longest: whoever has something to say needs a moment only.
 //
-// It owns no connection and starts no goroutine.
+// A Table owns no connection and starts no goroutine; Serve is the loop that the ports of servers have in common.
 package halfopen
 
 import (

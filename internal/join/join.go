@@ -89,6 +89,8 @@ type Proof struct {
 type Node struct {
 	Name      string       `json:"name"`
 	Addresses []netip.Addr `json:"addresses"`
+	// External are further addresses at which the node is reached from outside of its network.
+	External []netip.Addr `json:"external,omitempty"`
 	// Password is a secret of the machine's own, made when it joined first: who has it is the node of that name.
 	Password string `json:"password"`
 	// Connects says that the node keeps a connection to each server, by which these know that it lives (internal/tunnel).

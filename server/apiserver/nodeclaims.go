@@ -40,6 +40,8 @@ type NodeClaims struct {
 	Servers func() []netip.Addr
 	// Own is the node on this server's machine; empty if there is none. Other servers' nodes are known by their label.
 	Own string
+	// Certified returns the addresses for which a node's serving certificate is; none if it has not joined. Nil means that all are.
+	Certified func(ctx context.Context, node string) ([]netip.Addr, error)
 	// ServerLabel is what the nodes of servers have and no node can give itself.
 	ServerLabel string
 }
@@ -102,7 +104,7 @@ func (p *nodeClaims) Admit(_ context.Context, a admission.Attributes, _ admissio
 }
 
 // Validate implements admission.ValidationInterface.
-func (p *nodeClaims) Validate(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	if a.GetResource().GroupResource() != core.Resource("nodes") {
 		return nil
 	}
@@ -138,7 +140,7 @@ func (p *nodeClaims) Validate(_ context.Context, a admission.Attributes, _ admis
 		if slices.Contains(old.Status.Addresses, address) {
 			continue // another one would not be refused for this
 		}
-		if err := p.mayHave(node, address.Address); err != nil {
+		if err := p.mayHave(ctx, node, address); err != nil {
 			return admission.NewForbidden(a, err)
 		}
 	}
@@ -146,12 +148,18 @@ func (p *nodeClaims) Validate(_ context.Context, a admission.Attributes, _ admis
 }
 
 // mayHave says whether an address can be a node's.
-func (p *nodeClaims) mayHave(node *core.Node, address string) error {
-	ip, err := netip.ParseAddr(address)
-	if err != nil {
+func (p *nodeClaims) mayHave(ctx context.Context, node *core.Node, address core.NodeAddress) error {
+	ip, err := netip.ParseAddr(address.Address)
+	routed := address.Type == core.NodeInternalIP || address.Type == core.NodeExternalIP
+	switch {
+	case err != nil && !routed:
 		return nil // a host name: nothing is routed by it
+	case err != nil:
+		return fmt.Errorf("%q is no IP address", address.Address)
 	}
-	ip = ip.Unmap()
+	if ip = ip.Unmap(); !ip.IsGlobalUnicast() || ip.Zone() != "" {
+		return fmt.Errorf("%s cannot be the address of a machine: others could not reach it", ip)
+	}
 	if slices.ContainsFunc(p.Networks, func(n netip.Prefix) bool { return n.Contains(ip) }) {
 		return fmt.Errorf("%s lies in the cluster's network for pods or Services and is no address of a machine", ip)
 	}
@@ -162,6 +170,15 @@ func (p *nodeClaims) mayHave(node *core.Node, address string) error {
 	}
 	if p.Servers != nil && slices.Contains(p.Servers(), ip) {
 		return fmt.Errorf("%s is the address of a server", ip)
+	}
+	if p.Certified != nil {
+		certified, err := p.Certified(ctx, node.Name)
+		if err != nil {
+			return err
+		}
+		if !slices.Contains(certified, ip) {
+			return fmt.Errorf("%s is not an address for which the node %s has a certificate. A machine gets one for --node-ip and --node-external-ip when coracle starts there", ip, node.Name)
+		}
 	}
 	others, err := p.nodes.List(labels.Everything())
 	if err != nil {

@@ -3,6 +3,7 @@
 package apiserver
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -46,6 +47,12 @@ func TestNodeClaims(t *testing.T) {
 		Networks: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")},
 		Servers:  func() []netip.Addr { return []netip.Addr{netip.MustParseAddr("192.0.2.1")} },
 		Own:      "boat", ServerLabel: "node-role.kubernetes.io/control-plane",
+		Certified: func(_ context.Context, node string) ([]netip.Addr, error) {
+			if node != "one" {
+				return nil, nil
+			}
+			return []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3"), netip.MustParseAddr("198.51.100.3")}, nil
+		},
 	}
 	r := f.start(t, o)
 	admin, node := clientOf(t, r.admin()).CoreV1().Nodes(), clientOf(t, r.withLeaf(f.leaf.node)).CoreV1().Nodes()
@@ -75,6 +82,11 @@ func TestNodeClaims(t *testing.T) {
 		"at the API's Service":         {nodeAt("one", "192.0.2.3", "10.43.0.1"), "network for pods or Services"},
 		"at a server's address":        {nodeAt("one", "192.0.2.1"), "address of a server"},
 		"in another form":              {nodeAt("one", "::ffff:192.0.2.1"), "address of a server"},
+		"at a loopback address":        {nodeAt("one", "127.0.0.1"), "cannot be the address of a machine"},
+		"at a link's address":          {nodeAt("one", "fe80::1%eth0"), "cannot be the address of a machine"},
+		"at every address":             {nodeAt("one", "0.0.0.0"), "cannot be the address of a machine"},
+		"at what is no address":        {nodeAt("one", "192.0.2.3/24"), "is no IP address"},
+		"at somebody else's":           {nodeAt("one", "192.0.2.3", "203.0.113.9"), "203.0.113.9 is not an address for which the node one has a certificate"},
 		"at the address of a live one": {nodeAt("one", "192.0.2.2"), "address of the node two"},
 	} {
 		if _, err := node.Create(t.Context(), tt.node, metav1.CreateOptions{}); err == nil || !strings.Contains(err.Error(), tt.want) {
@@ -134,14 +146,14 @@ func TestServersNodesClaims(t *testing.T) {
 	})
 	own, labelled := &core.Node{ObjectMeta: metav1.ObjectMeta{Name: "boat"}}, &core.Node{ObjectMeta: metav1.ObjectMeta{Name: "ship", Labels: map[string]string{"role": ""}}}
 	for _, n := range []*core.Node{own, labelled} {
-		if err := p.mayHave(n, "192.0.2.1"); err != nil {
+		if err := p.mayHave(t.Context(), n, core.NodeAddress{Type: core.NodeInternalIP, Address: "192.0.2.1"}); err != nil {
 			t.Errorf("%s: %v", n.Name, err)
 		}
-		if err := p.mayHave(n, "10.42.0.1"); err == nil {
+		if err := p.mayHave(t.Context(), n, core.NodeAddress{Type: core.NodeInternalIP, Address: "10.42.0.1"}); err == nil {
 			t.Errorf("%s may have a pod's address", n.Name)
 		}
 	}
-	if err := p.mayHave(&core.Node{ObjectMeta: metav1.ObjectMeta{Name: "raft"}}, "a-host-name"); err != nil {
+	if err := p.mayHave(t.Context(), &core.Node{ObjectMeta: metav1.ObjectMeta{Name: "raft"}}, core.NodeAddress{Type: core.NodeHostName, Address: "a-host-name"}); err != nil {
 		t.Error(err)
 	}
 }

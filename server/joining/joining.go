@@ -15,9 +15,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"k8s.io/cluster-bootstrap/token/util"
@@ -74,13 +74,13 @@ type Machine struct {
 	*join.Request
 	// Joined says that it showed the certificate of a node and no token.
 	Joined bool
+	// From is the address that it asks from; a machine between the two may have passed the connection on.
+	From netip.Addr
 }
 
 // Server answers machines.
 type Server struct {
-	o Options
-	// strangers are the connections of those that have not said who they are.
-	strangers halfopen.Table
+	o         Options
 	guesses   *guesses
 	admitting chan struct{}
 }
@@ -93,34 +93,15 @@ func New(o Options) *Server {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	return &Server{o: o, strangers: halfopen.Table{Max: most}, guesses: newGuesses(), admitting: make(chan struct{}, admitted)}
+	return &Server{o: o, guesses: newGuesses(), admitting: make(chan struct{}, admitted)}
 }
 
 // Run answers until ctx is done, and returns when no conversation is left.
 func (s *Server) Run(ctx context.Context) error {
-	var running sync.WaitGroup
-	defer running.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { _ = s.o.Listener.Close() })()
-	for {
-		c, err := s.o.Listener.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("waiting for machines that join: %w", err)
-		}
-		conversation, hangUp := context.WithCancel(ctx)
-		identified, _ := s.strangers.Add(hangUp) // it is never closed
-		running.Go(func() {
-			defer identified()
-			defer context.AfterFunc(conversation, func() { _ = c.Close() })()
-			s.serve(conversation, c, identified)
-			hangUp()
-			_ = c.Close()
-		})
+	if err := halfopen.Serve(ctx, s.o.Listener, most, s.serve); err != nil {
+		return fmt.Errorf("waiting for machines that join: %w", err)
 	}
+	return nil
 }
 
 // serve holds one conversation.
@@ -141,7 +122,7 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
 		return
 	}
 	log := s.o.Logger.With("from", raw.RemoteAddr().String(), "node", short(q.Node.Name), "version", short(q.Program))
-	a, err := s.answer(ctx, conn.ConnectionState(), q, identified)
+	a, err := s.answer(ctx, conn.ConnectionState(), addressOf(raw), q, identified)
 	if err != nil {
 		a = &join.Answer{Refusal: s.refusal(log, q, err)}
 	}
@@ -193,8 +174,17 @@ func short(text string) string {
 	return text
 }
 
+// addressOf is where a connection comes from; the zero Addr if that is no IP address.
+func addressOf(c net.Conn) netip.Addr {
+	at, err := netip.ParseAddrPort(c.RemoteAddr().String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return at.Addr().Unmap()
+}
+
 // answer decides about a request.
-func (s *Server) answer(ctx context.Context, state tls.ConnectionState, q *join.Request, identified func()) (*join.Answer, error) {
+func (s *Server) answer(ctx context.Context, state tls.ConnectionState, from netip.Addr, q *join.Request, identified func()) (*join.Answer, error) {
 	now := s.o.Now()
 	if skew := q.Time.Sub(now); skew.Abs() > maxSkew {
 		word := "behind"
@@ -218,7 +208,7 @@ func (s *Server) answer(ctx context.Context, state tls.ConnectionState, q *join.
 	default:
 		return nil, join.Refuse(join.CodeBusy, "%d machines are being let in at this moment", admitted)
 	}
-	a, err := s.o.Admit(ctx, Machine{Request: q, Joined: known == nil})
+	a, err := s.o.Admit(ctx, Machine{Request: q, Joined: known == nil, From: from})
 	if err != nil {
 		return nil, err
 	}

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sync"
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/halfopen"
@@ -32,32 +31,18 @@ const (
 // Answer answers other servers' questions until ctx is done, and returns when none is left. find is a check of this server's
 // own.
 func Answer(ctx context.Context, l net.Listener, find func(ctx context.Context, node string) Finding) error {
-	var running sync.WaitGroup
-	defer running.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
-	asked := halfopen.Table{Max: mostAsked}
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("waiting for other servers' questions about nodes: %w", err)
+	err := halfopen.Serve(ctx, l, mostAsked, func(ctx context.Context, c net.Conn, _ func()) {
+		ctx, cancel := context.WithTimeout(ctx, askedPatience)
+		defer cancel()
+		defer context.AfterFunc(ctx, func() { _ = c.Close() })()
+		if node, err := readName(c); err == nil {
+			_, _ = c.Write([]byte{byte(find(ctx, node))}) // who asked has gone, or will ask again
 		}
-		done, _ := asked.Add(func() { _ = c.Close() }) // it is never closed
-		running.Go(func() {
-			defer done()
-			defer c.Close()
-			ctx, cancel := context.WithTimeout(ctx, askedPatience)
-			defer cancel()
-			defer context.AfterFunc(ctx, func() { _ = c.Close() })()
-			if node, err := readName(c); err == nil {
-				_, _ = c.Write([]byte{byte(find(ctx, node))}) // who asked has gone, or will ask again
-			}
-		})
+	})
+	if err != nil {
+		return fmt.Errorf("waiting for other servers' questions about nodes: %w", err)
 	}
+	return nil
 }
 
 var errName = errors.New("no node's name")

@@ -56,8 +56,6 @@ type Options struct {
 type Table struct {
 	o     Options
 	roots *x509.CertPool
-	// half are the connections that have not shown a certificate yet.
-	half halfopen.Table
 
 	arrived chan struct{} // one token: who takes it looks at all nodes
 
@@ -88,7 +86,7 @@ func New(o Options) (*Table, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	t := &Table{o: o, roots: x509.NewCertPool(), half: halfopen.Table{Max: strangers}, nodes: map[string]*entry{}, arrived: make(chan struct{}, 1)}
+	t := &Table{o: o, roots: x509.NewCertPool(), nodes: map[string]*entry{}, arrived: make(chan struct{}, 1)}
 	signers, err := cert.ParseCertsPEM(o.ClientCA)
 	if err != nil {
 		return nil, fmt.Errorf("the authority of nodes: %w", err)
@@ -99,27 +97,10 @@ func New(o Options) (*Table, error) {
 
 // Run takes connections until ctx is done, and returns when none is left.
 func (t *Table) Run(ctx context.Context) error {
-	var running sync.WaitGroup
-	defer running.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { _ = t.o.Listener.Close() })()
-	for {
-		c, err := t.o.Listener.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("waiting for nodes: %w", err)
-		}
-		identified, _ := t.half.Add(func() { _ = c.Close() }) // it is never closed
-		running.Go(func() {
-			defer identified()
-			defer context.AfterFunc(ctx, func() { _ = c.Close() })()
-			t.serve(ctx, c, identified)
-			_ = c.Close()
-		})
+	if err := halfopen.Serve(ctx, t.o.Listener, strangers, t.serve); err != nil {
+		return fmt.Errorf("waiting for nodes: %w", err)
 	}
+	return nil
 }
 
 // serve keeps one connection until it ends.

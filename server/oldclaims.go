@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	listers "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/controllers/term"
+)
+
+const (
+	// claimsLook is how often the leader looks for claims without a Node.
+	claimsLook = 10 * time.Minute
+	// claimsPatience is how long a leader has to have seen one so before it goes: a machine that was let in may be loading images before it registers.
+	claimsPatience = time.Hour
+)
+
+// oldClaims removes what is kept of machines that were let in and are no nodes: the Secrets with the hashes of their passwords. Without a Node
+// such a Secret keeps nobody out (mayTakeOver), and there would be one for each name that ever was. It runs on the leader.
+type oldClaims struct {
+	client kubernetes.Interface
+	nodes  listers.NodeLister
+	log    *slog.Logger
+	// seen is since when each was seen without a Node, by its revision: one that is written anew is a machine that has come back. The Secret's own time is the clock of
+	// whichever server let the machine in.
+	seen map[string]orphan
+}
+
+type orphan struct {
+	revision string
+	since    time.Time
+}
+
+func (s *Server) claimsPart(ctx context.Context, t *term.Term) error {
+	nodes := t.Informers.Core().V1().Nodes()
+	synced := nodes.Informer().HasSynced
+	if !t.StartInformers(ctx) || !cache.WaitForCacheSync(ctx.Done(), synced) {
+		return nil
+	}
+	c := &oldClaims{client: t.Client, nodes: nodes.Lister(), log: s.log.With("part", "joining"), seen: map[string]orphan{}}
+	ticker := time.NewTicker(claimsLook)
+	defer ticker.Stop()
+	for {
+		if err := c.sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			c.log.Warn("what is kept of machines that are no nodes was not removed; it is tried again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// sweep looks once.
+func (c *oldClaims) sweep(ctx context.Context, now time.Time) error {
+	secrets := c.client.CoreV1().Secrets(metav1.NamespaceSystem)
+	all, err := secrets.List(ctx, metav1.ListOptions{LabelSelector: managedBy + "=coracle"})
+	if err != nil {
+		return fmt.Errorf("looking for machines that joined: %w", err)
+	}
+	orphans := map[string]*corev1.Secret{}
+	for i := range all.Items {
+		s := &all.Items[i]
+		node, isClaim := strings.CutSuffix(s.Name, passwordSuffix)
+		if !isClaim {
+			continue
+		}
+		if _, err := c.nodes.Get(node); apierrors.IsNotFound(err) {
+			orphans[s.Name] = s
+		}
+	}
+	maps.DeleteFunc(c.seen, func(name string, _ orphan) bool { return orphans[name] == nil })
+	for name, s := range orphans {
+		o, known := c.seen[name]
+		if !known || o.revision != s.ResourceVersion {
+			c.seen[name] = orphan{s.ResourceVersion, now}
+			continue
+		}
+		if now.Sub(o.since) < claimsPatience {
+			continue
+		}
+		// Only as it was seen: the machine may come back at this moment.
+		err := secrets.Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID, ResourceVersion: &s.ResourceVersion}})
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+			return fmt.Errorf("removing the Secret %s: %w", name, err)
+		}
+		c.log.Info("a machine that was let in is no node; what was kept of it is removed", "secret", name)
+		delete(c.seen, name)
+	}
+	return nil
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"log/slog"
+	"slices"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+	listers "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+)
+
+// TestOldClaims: what is kept of a machine goes when it has been no node for long, and not while it may be about to register.
+func TestOldClaims(t *testing.T) {
+	claim := func(node, revision string) *corev1.Secret {
+		return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{
+			Namespace: metav1.NamespaceSystem, Name: node + passwordSuffix, ResourceVersion: revision, Labels: map[string]string{managedBy: "coracle"},
+		}}
+	}
+	other := claim("x", "1")
+	other.Name = GossipSecret
+	api := fake.NewClientset(claim("node", "1"), claim("gone", "1"), claim("back", "1"), other)
+	indexer := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
+	if err := indexer.Add(nodeNamed("node")); err != nil {
+		t.Fatal(err)
+	}
+	c := &oldClaims{client: api, nodes: listers.NewNodeLister(indexer), log: slog.New(slog.DiscardHandler), seen: map[string]orphan{}}
+	start := time.Now()
+	look := func(after time.Duration, want ...string) {
+		t.Helper()
+		if err := c.sweep(t.Context(), start.Add(after)); err != nil {
+			t.Fatal(err)
+		}
+		all, err := api.CoreV1().Secrets(metav1.NamespaceSystem).List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, s := range all.Items {
+			got = append(got, s.Name)
+		}
+		for i := range want {
+			want[i] += passwordSuffix
+		}
+		want = append(want, GossipSecret)
+		slices.Sort(got)
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			t.Errorf("after %s: %q, want %q", after, got, want)
+		}
+	}
+	look(0, "node", "gone", "back")
+	look(claimsPatience-time.Minute, "node", "gone", "back")
+	// A machine is let in again.
+	if err := api.Tracker().Update(corev1.SchemeGroupVersion.WithResource("secrets"), claim("back", "2"), metav1.NamespaceSystem); err != nil {
+		t.Fatal(err)
+	}
+	look(claimsPatience, "node", "back")
+	look(2*claimsPatience-time.Minute, "node", "back")
+	look(2*claimsPatience, "node")
+	// The node is deleted, and registers again in time.
+	if err := indexer.Delete(nodeNamed("node")); err != nil {
+		t.Fatal(err)
+	}
+	look(3*claimsPatience, "node")
+	if err := indexer.Add(nodeNamed("node")); err != nil {
+		t.Fatal(err)
+	}
+	look(3*claimsPatience+time.Minute, "node")
+	if err := indexer.Delete(nodeNamed("node")); err != nil {
+		t.Fatal(err)
+	}
+	look(4*claimsPatience+time.Minute, "node")
+	look(5*claimsPatience + 2*time.Minute)
+}
