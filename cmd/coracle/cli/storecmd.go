@@ -37,7 +37,7 @@ docs/operations/store.md has the procedures.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(
-		a.storeStatusCommand(), a.storeMembersCommand(), a.storeRemoveCommand(),
+		a.storeStatusCommand(), former(a.memberListCommand(), "members", "member-list"), former(a.memberRemoveCommand(), "remove NAME", "member-remove"),
 		a.storeBackupCommand(), a.storeRestoreCommand(), a.storeVerifyCommand(), a.storeRecoverCommand(),
 	)
 	return cmd

@@ -82,86 +82,10 @@ wrong.`,
 	return cmd
 }
 
-func (a *App) storeMembersCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "members", Aliases: []string{"member-list"}, Short: "List the servers that hold the store", Args: noArgs}
-	flags := addPlaces(cmd)
-	form := addOutput(cmd, "text", "json")
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
-		return a.withStore(cmd.Context(), t, func(ctx context.Context, c *clientv3.Client) error {
-			ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-			defer cancel()
-			members, err := membersNow(ctx, c)
-			if err != nil {
-				return err
-			}
-			if form.value == "json" {
-				return printJSON(cmd.OutOrStdout(), members)
-			}
-			return printMembers(cmd.OutOrStdout(), members)
-		})
-	})
+// former is a command under an earlier name, which works and is not shown.
+func former(cmd *cobra.Command, use string, aliases ...string) *cobra.Command {
+	cmd.Use, cmd.Aliases, cmd.Hidden = use, aliases, true
 	return cmd
-}
-
-// membersNow lists the members, the leader marked.
-func membersNow(ctx context.Context, c *clientv3.Client) ([]storeMember, error) {
-	st, err := c.Status(ctx, c.Endpoints()[0])
-	if err != nil {
-		return nil, err
-	}
-	return listMembers(ctx, c, st)
-}
-
-func (a *App) storeRemoveCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "remove NAME", Aliases: []string{"member-remove"}, Short: "Remove a server that will not come back from the store", Args: cobra.ExactArgs(1),
-		Long: `Removes a server, given by its name, id or address as "coracle store members" lists it. Its vote no longer counts, and it
-cannot come back with the data that it has: to let the machine join again, move its store's folder away first. Servers
-that died are also replaced without this command once a new one has joined.`,
-	}
-	flags := addPlaces(cmd)
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
-		return a.withStore(cmd.Context(), t, func(ctx context.Context, c *clientv3.Client) error {
-			ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-			defer cancel()
-			members, err := membersNow(ctx, c)
-			if err != nil {
-				return err
-			}
-			m, err := pickMember(members, args[0])
-			if err != nil {
-				return err
-			}
-			id, err := strconv.ParseUint(m.ID, 16, 64)
-			if err != nil {
-				return err
-			}
-			if _, err := c.MemberRemove(ctx, id); err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s (%s) is no part of the store any more.\n", m.Name, m.ID)
-			return nil
-		})
-	})
-	return cmd
-}
-
-func pickMember(members []storeMember, name string) (storeMember, error) {
-	var found []storeMember
-	var names []string
-	for _, m := range members {
-		if name == m.Name || name == m.ID || name == m.Address {
-			found = append(found, m)
-		}
-		names = append(names, m.Name)
-	}
-	switch len(found) {
-	case 1:
-		return found[0], nil
-	case 0:
-		return storeMember{}, fmt.Errorf("the store has no server %q. Nothing was changed. It has: %s", name, strings.Join(names, ", "))
-	}
-	return storeMember{}, fmt.Errorf("the store has %d servers %q. Nothing was changed. Give the id of the one that is meant: coracle store members", len(found), name)
 }
 
 // askStore gathers what the store tells without a majority, and what its folder shows.
