@@ -178,23 +178,22 @@ func (b *Balancer) join(ctx context.Context, c net.Conn, servers []string) {
 		delete(b.open, up)
 	}()
 	defer context.AfterFunc(ctx, func() { _, _ = c.Close(), up.Close() })()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		stream(c, up)
-	}()
+	said := make(chan int64)
+	go func() { said <- stream(c, up) }()
 	stream(up, c)
-	<-done
+	if <-said == 0 && ctx.Err() == nil {
+		b.doubt(server)
+	}
 }
 
-// stream copies one way and passes the end on: TLS says good-bye both ways.
-func stream(to, from net.Conn) {
-	if _, err := io.Copy(to, from); err == nil {
-		if half, ok := to.(*net.TCPConn); ok && half.CloseWrite() == nil {
-			return
-		}
+// stream copies one way and passes the end on: TLS says good-bye both ways. It returns how many bytes there were.
+func stream(to, from net.Conn) int64 {
+	n, err := io.Copy(to, from)
+	if half, ok := to.(*net.TCPConn); err == nil && ok && half.CloseWrite() == nil {
+		return n
 	}
 	_, _ = to.Close(), from.Close() // whoever reads or writes there still notices
+	return n
 }
 
 // dial connects to the first server that shows itself to be one and accepts, which is then the one in use.

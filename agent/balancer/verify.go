@@ -51,6 +51,17 @@ func (b *Balancer) Answered(server string, itself bool) {
 	b.note(server, itself)
 }
 
+// doubt says that a server has closed a connection without a word, as one does whose API server stops or has not begun: it has to show itself before
+// the next connection is opened.
+func (b *Balancer) doubt(server string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if p, ok := b.proved[server]; ok {
+		p.at = time.Time{}
+		b.proved[server] = p
+	}
+}
+
 // note is called with mu held.
 func (b *Balancer) note(server string, itself bool) {
 	if slices.Contains(b.servers, server) {

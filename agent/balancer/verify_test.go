@@ -176,6 +176,39 @@ func TestHeardServerIsNotAsked(t *testing.T) {
 	}
 }
 
+// TestServerStops: one that still answers on the node's own connection and hangs up on each connection to its API costs one try.
+func TestServerStops(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = c.Close()
+		}
+	}()
+	two := newServer(t, "two", "127.0.0.1:0")
+	b := start(t, Options{Server: l.Addr().String()})
+	if err := b.Set([]string{l.Addr().String(), two.address}); err != nil {
+		t.Fatal(err)
+	}
+	b.Answered(l.Addr().String(), true)
+	if got, err := connectTo(t, b).ask(); err == nil {
+		t.Fatalf("%q", got)
+	}
+	for b.heard(l.Addr().String(), sureFor) {
+		time.Sleep(time.Millisecond) // until the balancer has seen the end of that connection
+	}
+	wantAnswer(t, b, "two")
+	b.Answered(l.Addr().String(), true)
+	wantAnswer(t, b, "two")
+}
+
 // TestNotJoinedYet: without the cluster's authority nothing is passed on.
 func TestNotJoinedYet(t *testing.T) {
 	one := newServer(t, "one", "127.0.0.1:0")
