@@ -164,7 +164,9 @@ func (b *Balancer) pass(ctx context.Context, c net.Conn) { b.join(ctx, c, b.cand
 // join joins a connection to one with the first of some servers that can be used.
 func (b *Balancer) join(ctx context.Context, c net.Conn, servers []string) {
 	defer c.Close()
-	up, server, err := b.dial(ctx, servers)
+	var proving sync.WaitGroup
+	defer proving.Wait()
+	up, server, err := b.dial(ctx, servers, &proving)
 	if err != nil {
 		return // the client sees a closed connection, and tries again
 	}
@@ -196,11 +198,13 @@ func stream(to, from net.Conn) int64 {
 	return n
 }
 
-// dial connects to the first server that shows itself to be one and accepts, which is then the one in use.
-func (b *Balancer) dial(ctx context.Context, servers []string) (net.Conn, string, error) {
+// dial connects to the first server that shows itself to be one and accepts, which is then the one in use. When the first cannot be used, all others
+// show themselves side by side: addresses at which nobody says anything cost the time of one. What then goes on beside that is in proving.
+func (b *Balancer) dial(ctx context.Context, servers []string, proving *sync.WaitGroup) (net.Conn, string, error) {
 	errs := []error{errors.New("no server can be used")}
-	for _, server := range servers {
-		err := b.sure(ctx, server)
+	sure := func(server string) error { return b.sure(ctx, server) }
+	for i, server := range servers {
+		err := sure(server)
 		if err == nil {
 			var c net.Conn
 			if c, err = connect(ctx, server); err == nil {
@@ -209,12 +213,26 @@ func (b *Balancer) dial(ctx context.Context, servers []string) (net.Conn, string
 			}
 		}
 		errs = append(errs, err)
+		if i == 0 {
+			sure = b.allSure(ctx, servers[1:], proving)
+		}
 	}
 	err := errors.Join(errs...)
 	if ctx.Err() == nil {
 		b.complain(err)
 	}
 	return nil, "", err
+}
+
+// allSure has servers show themselves side by side and returns what waits for one of them.
+func (b *Balancer) allSure(ctx context.Context, servers []string, proving *sync.WaitGroup) func(server string) error {
+	outcomes := map[string]chan error{}
+	for _, server := range servers {
+		outcome := make(chan error, 1) // one: nobody may wait for it any more
+		outcomes[server] = outcome
+		proving.Go(func() { outcome <- b.sure(ctx, server) })
+	}
+	return func(server string) error { return <-outcomes[server] }
 }
 
 func connect(ctx context.Context, server string) (net.Conn, error) {

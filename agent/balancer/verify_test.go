@@ -46,6 +46,20 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
+// TestManyMuteAddresses: however many addresses are named at which nobody says anything, the first connection of a start need not wait for each.
+func TestManyMuteAddresses(t *testing.T) {
+	named := []string{}
+	for range most - 2 {
+		named = append(named, mute(t, "127.0.0.1:0"))
+	}
+	real := newServer(t, "real", "127.0.0.1:0")
+	b := start(t, Options{Server: mute(t, "127.0.0.1:0")})
+	if err := b.Set(append(named, real.address)); err != nil {
+		t.Fatal(err)
+	}
+	wantAnswer(t, b, "real") // within patience, which is less than dialTimeout for each
+}
+
 // TestStrangerMovesIn: a server's address is another machine's by now, or the server hangs. Its connections are closed, and what comes
 // then goes to another one.
 func TestStrangerMovesIn(t *testing.T) {
