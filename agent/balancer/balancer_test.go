@@ -129,7 +129,10 @@ func (s *server) vanish() { s.listener.Close() }
 
 func start(t *testing.T, o Options) *Balancer {
 	t.Helper()
-	o.Address, o.Logger, o.ServerCAFile = "127.0.0.1:0", slog.New(slog.DiscardHandler), oursFile
+	o.Address, o.Logger = "127.0.0.1:0", slog.New(slog.DiscardHandler)
+	if o.ServerCAFile == "" {
+		o.ServerCAFile = oursFile
+	}
 	if o.File == "" {
 		o.File = filepath.Join(t.TempDir(), "servers.json")
 	}

@@ -226,8 +226,7 @@ func TestServerStops(t *testing.T) {
 // TestNotJoinedYet: without the cluster's authority nothing is passed on.
 func TestNotJoinedYet(t *testing.T) {
 	one := newServer(t, "one", "127.0.0.1:0")
-	b := start(t, Options{Server: one.address})
-	b.o.ServerCAFile = filepath.Join(t.TempDir(), "none")
+	b := start(t, Options{Server: one.address, ServerCAFile: filepath.Join(t.TempDir(), "none")})
 	if got, err := connectTo(t, b).ask(); err == nil {
 		t.Errorf("%q", got)
 	}
