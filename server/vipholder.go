@@ -36,10 +36,11 @@ const (
 // address has moved is served here, too.
 type vipHolder struct {
 	v     *vips
-	store *raftstore.Store
+	store vipStore
 	log   *slog.Logger
-	// links lists the machine's interfaces.
-	links func() ([]vip.Link, error)
+	// links lists the machine's interfaces, announce answers for an address: vip's.
+	links    func() ([]vip.Link, error)
+	announce func(context.Context, vip.Announcement) error
 
 	lead      raftstore.Leadership
 	since     time.Time // of lead
@@ -60,8 +61,14 @@ type claim struct {
 	at time.Time
 }
 
-func newVIPHolder(v *vips, store *raftstore.Store) *vipHolder {
-	return &vipHolder{v: v, store: store, log: v.s.log.With("part", "vip"), links: vip.Links, stop: func() {}, conflict: map[netip.Addr]claim{}}
+// vipStore is what of the store says who leads.
+type vipStore interface {
+	confirmer
+	Members() []raftstore.Member
+}
+
+func newVIPHolder(v *vips, store vipStore) *vipHolder {
+	return &vipHolder{v: v, store: store, log: v.s.log.With("part", "vip"), links: vip.Links, announce: vip.Announce, stop: func() {}, conflict: map[netip.Addr]claim{}}
 }
 
 // run ends when ctx does; nothing is announced any more then, and no translation is left.
@@ -178,7 +185,7 @@ func (h *vipHolder) start(ctx context.Context) (stop func()) {
 			case <-time.After(wait):
 			}
 			h.log.Info("this server answers for a virtual address", "address", a, "interface", p.Interface, "term", term)
-			err := vip.Announce(ctx, vip.Announcement{
+			err := h.announce(ctx, vip.Announcement{
 				Address: a, Place: p, Logger: h.log,
 				Confirm:  func(ctx context.Context) (vip.Moment, error) { return confirmLead(ctx, h.store, term) },
 				Conflict: func(other net.HardwareAddr) { h.claimed(a, other) },
@@ -236,8 +243,8 @@ func (h *vipHolder) show() {
 		problems = append([]string{trouble}, problems...)
 	}
 	h.mu.Lock()
-	for _, a := range slices.SortedFunc(maps.Keys(h.conflict), netip.Addr.Compare) {
-		if c := h.conflict[a]; time.Since(c.at) < vipConflictShown {
+	for _, a := range h.v.kept() {
+		if c, ok := h.conflict[a]; ok && time.Since(c.at) < vipConflictShown {
 			problems = append(problems, fmt.Sprintf("%s is used by another machine too, with the Ethernet address %s: take it off that one, or choose another address with coracle vip set", a, c.by))
 		}
 	}

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/server"
+)
+
+// TestVIPIsChecked: a flag that is not what the cluster has is refused with both; what the cluster has is not looked for on the network, where a server answers for it; and
+// what no network of this machine holds is refused when the cluster begins with it.
+func TestVIPIsChecked(t *testing.T) {
+	one, two := netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("198.51.100.2") // a network for documentation: no machine has it
+	o := server.Options{ServerDir: t.TempDir()}
+	c := &config.Server{}
+	if err := checkVIPs(t.Context(), c, o); err != nil {
+		t.Error(err)
+	}
+	c.VIPs = []netip.Addr{one}
+	if err := checkVIPs(t.Context(), c, o); err == nil || !strings.Contains(err.Error(), "in no network") || !strings.Contains(err.Error(), "Nothing was changed") {
+		t.Errorf("an address of no network: %v", err)
+	}
+	o.Join = []string{"192.0.2.1:6443"}
+	if err := checkVIPs(t.Context(), c, o); err != nil {
+		t.Errorf("with other servers it is checked when the cluster was asked: %v", err)
+	}
+	o.Join = nil
+	for kept, want := range map[string]string{one.String(): "", two.String(): two.String(), "": `has ""`} {
+		addresses, err := server.ParseVIPs(kept, nil)
+		if err == nil {
+			err = cluster.WriteVIPs(o.ServerDir, addresses)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = checkVIPs(t.Context(), c, o)
+		if want == "" && err != nil {
+			t.Errorf("the cluster's own: %v", err)
+		}
+		if want != "" && (err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), one.String())) {
+			t.Errorf("the cluster has %q: %v", kept, err)
+		}
+	}
+}

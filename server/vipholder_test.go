@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/vip"
+)
+
+// oneTerm is a store that confirms one term.
+type oneTerm struct{ err error }
+
+func (s *oneTerm) ConfirmTerm(context.Context) error { return s.err }
+func (s *oneTerm) Members() []raftstore.Member {
+	return []raftstore.Member{{Name: "other", Address: "10.0.0.3:6443", Leader: true}}
+}
+
+type fixedPort struct{ net.Listener }
+
+func (fixedPort) Addr() net.Addr { return &net.TCPAddr{Port: 6443} }
+
+// ether is the only interface of a machine.
+func ether(network string) []vip.Link {
+	return []vip.Link{{Interface: net.Interface{Index: 2, Name: "eth0", Flags: net.FlagUp, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1}},
+		Addresses: []netip.Prefix{netip.MustParsePrefix(network)}}}
+}
+
+// held records what a holder does.
+type held struct {
+	mu        sync.Mutex
+	announced int // at this moment
+	events    []string
+	began     time.Time
+	fail      error
+	links     []vip.Link
+	redirects []vip.Redirect
+}
+
+func (h *held) announce(ctx context.Context, a vip.Announcement) error {
+	h.mu.Lock()
+	h.announced++
+	h.events = append(h.events, fmt.Sprintf("%s on %s after %v", a.Address, a.Place.Interface, time.Since(h.began)))
+	fail := h.fail
+	h.mu.Unlock()
+	defer func() { h.mu.Lock(); h.announced--; h.mu.Unlock() }()
+	if fail != nil {
+		return fail
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// TestHolder: an address is announced from 0.55 s after the beginning of a term on, until its end, and never in two terms at a time; translations are there all the while.
+func TestHolder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		address := netip.MustParseAddr("10.0.0.100")
+		board := status.NewBoard(time.Now)
+		rec := &held{links: ether("10.0.0.2/24")}
+		v := &vips{addresses: []netip.Addr{address}, known: true, changed: make(chan struct{}, 1), s: &Server{
+			log: slog.New(slog.DiscardHandler), listener: fixedPort{}, membership: &membership{}, o: Options{Board: board, Redirect: func(r []vip.Redirect) error {
+				rec.redirects = r
+				return nil
+			}}}}
+		h := newVIPHolder(v, &oneTerm{})
+		h.announce, h.links = rec.announce, func() ([]vip.Link, error) { return rec.links, nil }
+		leadership := make(chan raftstore.Leadership, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); h.run(ctx, leadership) }()
+		check := func(what string, announced int, state status.State, events ...string) {
+			t.Helper()
+			synctest.Wait()
+			rec.mu.Lock()
+			defer rec.mu.Unlock()
+			if rec.announced != announced || !slices.Equal(rec.events, events) {
+				t.Errorf("%s: %d announced, %q; want %d, %q", what, rec.announced, rec.events, announced, events)
+			}
+			rec.events = nil
+			i := slices.IndexFunc(board.Components(), func(c status.Component) bool { return c.Name == "virtual address" })
+			if i < 0 || board.Components()[i].State != state {
+				t.Errorf("%s: the status is %+v, want %s", what, board.Components(), state)
+			}
+		}
+		now := func(l raftstore.Leadership) {
+			rec.began = time.Now()
+			leadership <- l
+		}
+		check("at first", 0, status.Waiting)
+		if want := []vip.Redirect{{Address: address, Port: 6443, To: netip.MustParseAddr("10.0.0.2")}}; !slices.Equal(rec.redirects, want) {
+			t.Errorf("translations %v, want %v", rec.redirects, want)
+		}
+		now(raftstore.Leadership{Leader: true, Term: 2})
+		time.Sleep(vipWait - 1)
+		check("before the wait is over", 0, status.Running)
+		time.Sleep(1)
+		check("when it is over", 1, status.Running, "10.0.0.100 on eth0 after 550ms")
+		now(raftstore.Leadership{Leader: true, Term: 4}) // nothing was heard of the end of term 2
+		check("the next term", 0, status.Running)
+		time.Sleep(vipWait)
+		check("the next term, after the wait", 1, status.Running, "10.0.0.100 on eth0 after 550ms")
+		now(raftstore.Leadership{Term: 5})
+		check("another server's term", 0, status.Waiting)
+
+		rec.fail = errors.New("the interface is gone")
+		now(raftstore.Leadership{Leader: true, Term: 6})
+		time.Sleep(vipWait)
+		check("an interface that goes", 0, status.Running, "10.0.0.100 on eth0 after 550ms")
+		rec.fail = nil
+		time.Sleep(time.Second)
+		check("and comes back", 1, status.Running, "10.0.0.100 on eth0 after 1.55s")
+		rec.links = ether("192.0.2.2/24")
+		v.notify()
+		check("a machine that has left the network", 0, status.Degraded)
+		if len(rec.redirects) != 0 {
+			t.Errorf("translations to an address that the machine has no more: %v", rec.redirects)
+		}
+		rec.links = ether("10.0.0.7/24")
+		rec.began = time.Now()
+		v.notify()
+		check("and is back with another address", 1, status.Running, "10.0.0.100 on eth0 after 0s")
+		h.claimed(address, net.HardwareAddr{2, 0, 0, 0, 0, 9})
+		check("somebody else's claim", 1, status.Degraded)
+
+		v.mu.Lock()
+		v.addresses = nil
+		v.mu.Unlock()
+		v.notify()
+		check("the cluster gives the address up", 0, status.Disabled)
+		cancel()
+		<-done
+		if rec.redirects != nil {
+			t.Errorf("left behind: %v", rec.redirects)
+		}
+	})
+}
