@@ -323,7 +323,7 @@ func TestVIPIsTheClusters(t *testing.T) {
 		return first.Run(first.Coracle(), append(append([]string{"vip"}, args...), "--data-dir", first.DataDir)...)
 	}
 	for address, why := range map[string]string{
-		c.client.IP: "is in use", third.IP: "is in use", first.IP: "is an address that this machine has", "192.168.7.7": "in no network", "10.42.0.9": "cluster uses",
+		c.client.IP: "is in use", third.IP: "is in use", first.IP: "is an address that this machine has", "192.168.7.7": "in no network", "10.43.0.9": "cluster uses",
 		"224.0.0.1": "not an address", "10.77.0.255": "the first or the last", "ten": "not an IP address", "10.77.0.8,10.77.0.9": "at most one",
 	} {
 		if out, err := vip("set", address); err == nil || !strings.Contains(err.Error(), why) {
