@@ -39,8 +39,8 @@ func Fingerprint(dir string) (string, error) {
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-// holdPatience is how long to wait for another server that is admitted at the same moment.
-const holdPatience = time.Second
+// holdPatience is how long to wait for another server that is admitted at the same moment: less than a server waits for the answer, which says why.
+const holdPatience = 300 * time.Millisecond
 
 // errChanging is told to a server that comes while the keys are replaced.
 var errChanging = errors.New("the key that encrypts Secrets is being replaced; a server can join when that is done: coracle secrets-encrypt status")
