@@ -38,7 +38,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps release install test unit e2e install-test fresh-test play chaos race e2e-ha bench bench-ha bench-store powercut fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps release install test unit e2e e2e-mixed install-test fresh-test play chaos race e2e-ha bench bench-ha bench-store powercut fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,12 @@ e2e: build ## real kubectl against a real server, in namespaces of its own (root
 
 e2e-ha: build ## the scenarios of several machines at their whole length: every fault on every machine, hours (root); RUN=… of some
 	@CORACLE_HA_WHOLE=1 $(subst /report,/report -v,$(E2E)) -timeout 6h $(if $(RUN),-run '$(RUN)') ./test/ha/...
+
+# OLDER: another build to run beside this one, such as a release; without it this tree is built once more, and says that it is older.
+e2e-mixed: build ## this version and the one before it in one cluster (root)
+	@[ -n '$(OLDER)' ] || GOOS=linux $(GOBUILD) -ldflags '-s -w $(STABLE_X) $(COMMIT_X) -X github.com/coracle-k8s/coracle/internal/version.protocol=1' -o bin/coracle-older ./cmd/coracle
+	@[ -z '$(OLDER)' ] || cp '$(OLDER)' bin/coracle-older
+	@CORACLE_OLDER_BIN=$(CURDIR)/bin/coracle-older $(E2E) -timeout 20m -run TestMixedVersions ./test/e2e/
 
 install-test: build ## install, install again, uninstall; the host is as before (root)
 	@$(E2E) -timeout 20m ./test/install/...

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 
 	"github.com/hashicorp/memberlist"
+
+	"github.com/coracle-k8s/coracle/internal/version"
 )
 
 // delegate tells memberlist what this member says of itself.
@@ -83,6 +85,10 @@ func (m *Member) saw(n *memberlist.Node) (before, after Info) {
 	meta, err := decodeMeta(n.Meta)
 	if err != nil {
 		m.log.once(fmt.Sprintf("what the member %s says of itself is not understood: is it of another version?", n.Name), "error", err)
+	}
+	if err == nil && meta.Protocol < 1<<31 && !version.Understands(int(meta.Protocol)) {
+		m.log.once(fmt.Sprintf("the member %s runs coracle %s with protocol %d, and this machine has %d: only a version and the one before it live in one cluster; update the older one",
+			n.Name, meta.Version, meta.Protocol, version.Protocol()))
 	}
 	ip, _ := netip.AddrFromSlice(n.Addr)
 	return m.roster.update(n.Name, func(i *Info) {

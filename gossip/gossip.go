@@ -27,6 +27,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/version"
 )
 
 const (
@@ -109,7 +110,7 @@ func New(o Options) (*Member, error) {
 		o: o, roster: newRoster(o.Name, time.Now), log: &libraryLog{logger: o.Logger},
 		told: make(chan struct{}, 1), failed: make(chan error, 1), meta: o.Meta,
 	}
-	m.meta.Protocol, m.meta.KeyGeneration = Protocol, o.Keys.Generation
+	m.meta.Protocol, m.meta.KeyGeneration = uint64(version.Protocol()), o.Keys.Generation
 	for _, k := range readKnown(o.File) {
 		if k.Name != o.Name {
 			m.roster.update(k.Name, func(i *Info) {

@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/version"
 )
 
 // spread is when all members have heard of a change: usually within a second, and else with the next full exchange.
@@ -146,7 +147,7 @@ func TestMembersFindOneAnother(t *testing.T) {
 		}
 		g.within(spread, "m0 alive, m1 alive, m2 alive, m3 alive, m4 alive", g.members...)
 		first := g.members[4].Members()[0]
-		if first.Role != RoleServer || first.API[0] != at(0) || first.Version != "v1" || first.Protocol != Protocol || first.KeyGeneration != 1 || first.Self {
+		if first.Role != RoleServer || first.API[0] != at(0) || first.Version != "v1" || first.Protocol != uint64(version.Protocol()) || first.KeyGeneration != 1 || first.Self {
 			t.Errorf("the last one knows the first as %+v", first)
 		}
 		subnet := netip.MustParsePrefix("10.42.3.0/24")

@@ -31,9 +31,6 @@ func (r Role) String() string {
 	return "unknown"
 }
 
-// Protocol is the version of what members say to one another: of the metadata's meaning and of the streams.
-const Protocol = 1
-
 // Meta is what a member says of itself. Its name, the node's, is beside it.
 type Meta struct {
 	Role Role
@@ -43,7 +40,7 @@ type Meta struct {
 	Addresses []netip.Addr
 	// PodSubnets are those of the node's pods; none before the node has some.
 	PodSubnets []netip.Prefix
-	// Version is the product's, Protocol the member's own number of [Protocol].
+	// Version is the product's, Protocol that of what its machines say to one another (internal/version).
 	Version  string
 	Protocol uint64
 	// KeyGeneration is that of the keys that the member has.

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/internal/version"
 )
 
 // ErrUnreachable says that nobody was there to answer, or went away meanwhile: it may be tried again.
@@ -55,6 +56,9 @@ func Ask(ctx context.Context, q Question) (*Answer, error) {
 	}
 	state := conn.ConnectionState()
 	request := q.Request
+	if request.Protocol == 0 {
+		request.Protocol = version.Protocol()
+	}
 	request.Node.Password = passwordFor(v.seen, request.Node.Password)
 	if q.Certificate == nil {
 		kind := q.Token.Role

@@ -56,6 +56,8 @@ type Request struct {
 	Want string `json:"want,omitempty"`
 	// Program is the version that asks, for the log.
 	Program string `json:"program"`
+	// Protocol is version.Protocol of the program; versions before the second do not say it. Ask fills it in.
+	Protocol int `json:"protocol,omitempty"`
 	// Time is the machine's clock.
 	Time  time.Time `json:"time"`
 	Proof Proof     `json:"proof"`
@@ -144,6 +146,7 @@ const (
 	CodeToken       Code = "token"       // wrong, expired, or for something else
 	CodeCertificate Code = "certificate" // the node's certificate does not do; a token would
 	CodeClock       Code = "clock"
+	CodeVersion     Code = "version" // too old or too new for the cluster
 	CodeName        Code = "name"
 	CodeAddress     Code = "address"
 	CodeRequest     Code = "request" // not understood

@@ -6,6 +6,7 @@ package version
 
 import (
 	"runtime"
+	"strconv"
 	"strings"
 
 	k8s "k8s.io/component-base/version"
@@ -14,12 +15,38 @@ import (
 // unlinked is the version of a binary that was built without the Makefile.
 const unlinked = "v0.0.0-dev"
 
+// protocol is a number in digits, so that the linker can set it: -X …/internal/version.protocol=3 makes a build that says that it is
+// another version than it is, for tests.
+var protocol = "2"
+
+// Protocol is the version of what machines of a cluster say to one another: how they join, gossip, the calls of servers and
+// nodes to one another, and what these mean. Whoever changes any of it so that the version before cannot live with it raises the
+// number. The versions so far:
+//
+//	1  everything before machines said their version when they joined
+//	2  they say it
+func Protocol() int {
+	n, err := strconv.Atoi(protocol)
+	if err != nil || n < 1 {
+		panic("version: the linker was told a protocol that is no number: " + protocol)
+	}
+	return n
+}
+
+// Understands says whether this version and one of another protocol can be in one cluster: a version and the one before it can, so that
+// machines are updated one after the other, in any order.
+func Understands(other int) bool {
+	distance := Protocol() - other
+	return distance >= -1 && distance <= 1
+}
+
 // Info says what the binary was made of.
 type Info struct {
 	Coracle    string            `json:"coracle"`
 	Commit     string            `json:"commit,omitempty"`
 	Date       string            `json:"date,omitempty"`
 	Kubernetes string            `json:"kubernetes"`
+	Protocol   int               `json:"protocol"`
 	Go         string            `json:"go"`
 	Platform   string            `json:"platform"`
 	Parts      map[string]string `json:"parts,omitempty"` // versions of the libraries inside, by name
@@ -34,6 +61,7 @@ func Get() Info {
 		Date:     v.BuildDate,
 		Go:       runtime.Version(),
 		Platform: runtime.GOOS + "/" + runtime.GOARCH,
+		Protocol: Protocol(),
 	}
 	// Git's placeholders, as they are in the module, say that the linker was told nothing.
 	if strings.Contains(v.GitVersion, "$") {

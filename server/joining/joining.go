@@ -25,6 +25,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/halfopen"
 	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/internal/version"
 )
 
 const (
@@ -199,6 +200,9 @@ func (s *Server) answer(ctx context.Context, state tls.ConnectionState, from net
 		return nil, err
 	}
 	identified()
+	if err := checkVersion(q); err != nil {
+		return nil, err
+	}
 	if err := mayBecome(q, known); err != nil {
 		return nil, err
 	}
@@ -216,6 +220,23 @@ func (s *Server) answer(ctx context.Context, state tls.ConnectionState, from net
 		a.MAC, err = join.ServerProof(state, *known, q.Proof.Kind)
 	}
 	return a, err
+}
+
+// checkVersion refuses programs that are too old or too new for this one.
+func checkVersion(q *join.Request) error {
+	theirs, own := q.Protocol, version.Protocol()
+	if theirs == 0 {
+		theirs = 1 // it does not say it
+	}
+	if version.Understands(theirs) {
+		return nil
+	}
+	word, who := "older", "Update this machine"
+	if theirs > own {
+		word, who = "newer", "Update the servers first, or start this machine with their version"
+	}
+	return join.Refuse(join.CodeVersion, "this machine runs coracle %s, whose protocol %d is more than one version %s than that of the server, %s with protocol %d. %s",
+		short(q.Program), theirs, word, version.Get().Coracle, own, who)
 }
 
 // identify returns the token that the machine has shown; nil if it has shown a node's certificate instead.

@@ -22,6 +22,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
@@ -134,6 +135,11 @@ func TestWhoMayJoin(t *testing.T) {
 		{name: "its secret alone", change: func(q *join.Question) { q.Token = bare(q.Token) }},
 		{name: "token that expires", change: func(q *join.Question) { q.Token = f.bootstrap.Token(q.Token.CAHash) }},
 		{name: "certificate", change: func(q *join.Question) { *q = f.byCertificate(f.pki.Node("", "n"), f.pki.Root()) }},
+
+		{name: "the version before", change: func(q *join.Question) { q.Request.Protocol = version.Protocol() - 1 }},
+		{name: "the next version", change: func(q *join.Question) { q.Request.Protocol = version.Protocol() + 1 }},
+		{name: "a version that is too new", change: func(q *join.Question) { q.Request.Protocol = version.Protocol() + 2 }, code: join.CodeVersion},
+		{name: "a version that is too old", change: func(q *join.Question) { q.Request.Protocol = -1 }, code: join.CodeVersion},
 
 		{name: "wrong secret", change: func(q *join.Question) { q.Token.Secret = "other" }, code: join.CodeToken},
 		{name: "empty secret", change: func(q *join.Question) { q.Token.Secret = "" }, code: join.CodeToken},

@@ -22,6 +22,7 @@ import (
 type Server struct {
 	*Machine
 	Role       string   // the command: "agent", or "server" if empty
+	Bin        string   // another binary than the one under test
 	Args       []string // after it
 	DataDir    string
 	Kubeconfig string
@@ -117,7 +118,7 @@ func (s *Server) Start() {
 		s.T.Fatal(err)
 	}
 	defer log.Close()
-	s.cmd = s.Command(context.Background(), s.Coracle(), append([]string{cmp.Or(s.Role, "server")}, s.Args...)...)
+	s.cmd = s.Command(context.Background(), cmp.Or(s.Bin, s.Coracle()), append([]string{cmp.Or(s.Role, "server")}, s.Args...)...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	if err := s.cmd.Start(); err != nil {
 		s.T.Fatal(err)

@@ -1,0 +1,73 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// TestMixedVersions: a version and the one before it run in one cluster, whichever is the server that lets the other one in, and machines
+// are updated one after the other.
+func TestMixedVersions(t *testing.T) {
+	older := os.Getenv("CORACLE_OLDER_BIN")
+	if older == "" {
+		t.Skip("CORACLE_OLDER_BIN names no build of the version before: make e2e-mixed makes one")
+	}
+	site := harness.NewSite(t)
+	first := site.NewMachine().NewServer("--disable-agent")
+	first.Bin = older
+	first.Start()
+	waitAPI(first)
+	newer := site.NewMachine().NewPeer(first, "--disable-agent") // of this version, let in by the older one
+	newer.Start()
+	waitAPI(newer)
+	third := site.NewMachine().NewPeer(newer, "--disable-agent") // older, let in by this version
+	third.Bin = older
+	third.Start()
+	waitAPI(third)
+	servers := []*harness.Server{first, newer, third}
+	agents := []*harness.Server{site.NewMachine().NewAgent(newer), site.NewMachine().NewAgent(first)}
+	agents[0].Bin = older
+	for _, a := range agents {
+		a.AddBoxImage()
+		a.Start()
+	}
+	all := append(append([]*harness.Server(nil), servers...), agents...)
+	works := func(what string) {
+		t.Helper()
+		for i, s := range servers {
+			s.Kubectl("create", "configmap", fmt.Sprintf("%s-%d", strings.ReplaceAll(what, " ", "-"), i))
+		}
+		for _, a := range agents {
+			harness.Eventually(t, soon, what+": the nodes are ready", func() error { return nodeReady(newer, a) })
+		}
+		harness.Eventually(t, soon, what+": all machines know one another", func() error { return knowOneAnother(all, "alive alive alive alive alive ") })
+		harness.Eventually(t, soon, what+": the Service has two endpoints", func() error { return endpoints(newer, 2) })
+		for _, pod := range strings.Fields(newer.Kubectl("get", "pods", "-l", "app=d", "-o", "name")) {
+			newer.Kubectl("exec", pod, "--", "testbox", "get", "http://127.0.0.1:8080/")
+		}
+	}
+	newer.Apply(spreadService)
+	works("mixed")
+	for _, s := range all { // as an operator updates them
+		if s.Bin == "" {
+			continue
+		}
+		if err := s.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		s.Bin = ""
+		s.Start()
+		if s.Role != "agent" {
+			waitAPI(s)
+		}
+		works("updated " + s.NodeName())
+	}
+}
