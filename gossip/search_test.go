@@ -228,3 +228,13 @@ func TestSearchUnheard(t *testing.T) {
 		}
 	})
 }
+
+// TestResolve: names and addresses become addresses; what is neither is left out.
+func TestResolve(t *testing.T) {
+	got := resolve(t.Context(), []string{"localhost:6443", "10.0.0.5:7443", "nothing", "[fd00::5]:6443"})
+	for _, want := range []string{"127.0.0.1:6443", "10.0.0.5:7443", "[fd00::5]:6443"} {
+		if !slices.Contains(got, netip.MustParseAddrPort(want)) {
+			t.Errorf("%v lack %s", got, want)
+		}
+	}
+}

@@ -276,3 +276,11 @@ func TestNameWithID(t *testing.T) {
 		t.Errorf("a damaged id: %v", err)
 	}
 }
+
+func TestLastingFirst(t *testing.T) {
+	a, b, c := netip.MustParseAddr("2001:db8::a"), netip.MustParseAddr("2001:db8::b"), netip.MustParseAddr("192.0.2.1")
+	got := lastingFirst([]netip.Addr{a, b, c}, map[netip.Addr]bool{a: true})
+	if want := []netip.Addr{b, c, a}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 )
 
@@ -29,8 +31,9 @@ type LocalHost struct{}
 // Hostname is what the kernel says.
 func (LocalHost) Hostname() (string, error) { return os.Hostname() }
 
-// Addresses puts the address of the interface with the default route first.
+// Addresses puts the address of the interface with the default route first, and temporary ones last.
 func (LocalHost) Addresses(except []netip.Prefix) ([]netip.Addr, error) {
+	passing := temporary()
 	var out []netip.Addr
 	add := func(bytes net.IP) {
 		if ip := addrOf(bytes); usable(ip) && !within(ip, except) && !slices.Contains(out, ip) {
@@ -55,7 +58,37 @@ func (LocalHost) Addresses(except []netip.Prefix) ([]netip.Addr, error) {
 			}
 		}
 	}
-	return out, nil
+	return lastingFirst(out, passing), nil
+}
+
+// lastingFirst puts addresses that pass behind the others, and leaves the order otherwise.
+func lastingFirst(ips []netip.Addr, passing map[netip.Addr]bool) []netip.Addr {
+	slices.SortStableFunc(ips, func(a, b netip.Addr) int {
+		switch {
+		case passing[a] == passing[b]:
+			return 0
+		case passing[b]:
+			return -1
+		}
+		return 1
+	})
+	return ips
+}
+
+// temporary are the machine's IPv6 addresses that the kernel replaces every day (RFC 8981), or uses no more for new connections. None
+// if that cannot be found out: each is a usable address.
+func temporary() map[netip.Addr]bool {
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V6)
+	if err != nil {
+		return nil
+	}
+	out := map[netip.Addr]bool{}
+	for _, a := range addrs {
+		if a.Flags&(unix.IFA_F_TEMPORARY|unix.IFA_F_DEPRECATED) != 0 {
+			out[addrOf(a.IP)] = true
+		}
+	}
+	return out
 }
 
 // Links are the interfaces that are up and lead to other machines, as far as one can tell.

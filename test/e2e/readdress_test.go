@@ -147,7 +147,7 @@ func TestReaddress(t *testing.T) {
 	m.heals("all moved to another network", moved)
 }
 
-// TestReaddressOff: all machines are off and come back with other addresses, the agent first; no address that anybody knew is good any more.
+// TestReaddressOff: all machines are off and come back with other addresses, the agent and one server first; no address that anybody knew is good any more.
 func TestReaddressOff(t *testing.T) {
 	m := newMoving(t)
 	for _, s := range m.all() {
@@ -156,8 +156,19 @@ func TestReaddressOff(t *testing.T) {
 	for i, s := range m.all() {
 		s.Readdress(fmt.Sprintf("10.79.0.%d", 50-i))
 	}
+	// Each by itself finds nobody, and says what to do.
+	for _, s := range []*harness.Server{m.agent, m.servers[1]} {
+		s.Start()
+		harness.Eventually(t, 2*soon, "coracle status says what to do", func() error {
+			out, err := s.Run(s.Coracle(), "status", "--data-dir", s.DataDir)
+			if want := "--server https://ADDRESS:6443"; !strings.Contains(out, want) {
+				return fmt.Errorf("no %s on %s: %w\n%s", want, s.NodeName(), err, out)
+			}
+			return nil
+		})
+	}
 	started := time.Now()
-	for _, s := range []*harness.Server{m.agent, m.servers[1], m.servers[2], m.servers[0]} {
+	for _, s := range []*harness.Server{m.servers[2], m.servers[0]} {
 		s.Start()
 	}
 	m.heals("all came back elsewhere", started)

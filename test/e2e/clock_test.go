@@ -1,0 +1,109 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// guestScript is the first process of a machine with a clock of its own: guest.sh CORACLE CLOCK STEP. The machine's disk is at /run/disk.
+// A fresh one gets CLOCK for the time; STEP, if it is not empty, is the time that NTP sets when the server is ready.
+const guestScript = `#!/bin/sh
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t tmpfs run /run
+mount -t cgroup2 cgroup /sys/fs/cgroup
+mkdir /run/disk
+mount -t ext4 /dev/ubda /run/disk
+hostname guest
+ip link set lo up
+ip address add 10.9.9.9/24 dev lo
+export HOME=/run PATH=/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run CORACLE_DATA_DIR=/run/disk/data
+date -u -s "$CLOCK"
+answers() {
+  for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    "$CORACLE" kubectl --kubeconfig /run/disk/kubeconfig create configmap "$1" && { echo "ANSWERS $1 $(date -u +%Y)"; return; }
+    sleep 2
+  done
+  echo "SILENT $1"
+}
+"$CORACLE" server --disable-agent --node-name n --node-ip 10.9.9.9 --write-kubeconfig /run/disk/kubeconfig 2>&1 &
+answers "after-$BOOT"
+[ -z "$STEP" ] || { date -u -s "$STEP"; answers "stepped-$BOOT"; }
+"$CORACLE" kubectl --kubeconfig /run/disk/kubeconfig get configmaps -o name
+sync
+poweroff -f
+`
+
+// guest boots a machine of User-Mode Linux, whose clock is its own, with a disk, and returns what it said. The power goes at the end,
+// without anything being stopped.
+func guest(t *testing.T, dir string, env ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	c := exec.CommandContext(ctx, "linux.uml", append([]string{
+		"mem=1500M", "rootfstype=hostfs", "ro", "hostfs=/", "init=" + filepath.Join(dir, "guest.sh"), "ubd0=" + filepath.Join(dir, "disk"),
+		"con=null", "con0=null,fd:1", "panic=-1",
+	}, env...)...)
+	c.Env = append(os.Environ(), "TMPDIR="+dir, "HOME="+dir)
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
+	out, err := c.CombinedOutput()
+	if ctx.Err() != nil {
+		t.Fatalf("the machine did not come to its end: %v\n%s", err, out)
+	}
+	return string(out)
+}
+
+// TestClock: machines without a battery. The first start is in 1970: the clock is set to when the program was built, before any certificate is
+// made, and NTP sets it right two years later, while the server runs. Then the power goes, and the next start is in 1970 again: the clock is
+// set to what the files say.
+func TestClock(t *testing.T) {
+	if _, err := exec.LookPath("linux.uml"); err != nil {
+		testenv.Missing(t, testenv.UserModeLinux, "linux.uml is not installed: packaging/deps.sh test installs it")
+	}
+	dir, err := os.MkdirTemp("/var/tmp", "coracle-clock-") // the guest has a /run of its own, and sees the host's files elsewhere
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.WriteFile(filepath.Join(dir, "guest.sh"), []byte(guestScript), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	disk := filepath.Join(dir, "disk")
+	if err := os.WriteFile(disk, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(disk, 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", disk).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	coracle := (&harness.Machine{T: t}).Coracle()
+	later := time.Now().UTC().AddDate(2, 0, 0)
+
+	out := guest(t, dir, "CORACLE="+coracle, "CLOCK=@100", "BOOT=1", "STEP="+later.Format("2006-01-02T15:04:05"))
+	says(t, out, "this machine's clock was behind", `1970-01-01`, "the program was built then", "ANSWERS stepped-1 "+later.Format("2006"))
+	if !regexp.MustCompile(`ANSWERS after-1 20[2-9]\d`).MatchString(out) {
+		t.Errorf("the first start is not in the program's time:\n%s", out)
+	}
+	out = guest(t, dir, "CORACLE="+coracle, "CLOCK=@100", "BOOT=2")
+	says(t, out, "this machine's clock was behind", "was written then", "ANSWERS after-2 "+later.Format("2006"), "configmap/after-1", "configmap/stepped-1")
+}
