@@ -108,8 +108,6 @@ func merge(a, b []netip.AddrPort) []netip.AddrPort {
 
 // asker is how questions go to a machine's networks.
 type asker interface {
-	// listen begins to hear others' questions.
-	listen() error
 	// send sends a datagram to whoever listens at some ports, and says how often.
 	send(b []byte, ports []uint16) (int, error)
 }
@@ -146,16 +144,6 @@ func (s *searcher) setKeys(keys cluster.GossipKeys) error {
 	defer s.mu.Unlock()
 	s.seals = ciphers
 	return nil
-}
-
-// listen begins to hear questions.
-func (s *searcher) listen() {
-	if s.m.o.Links == nil {
-		return
-	}
-	if err := s.n.listen(); err != nil {
-		s.m.o.Logger.Warn("this machine does not hear the questions of machines that look for the cluster's servers", "error", err)
-	}
 }
 
 // Found are the servers that the last search found; none while nothing is searched for.

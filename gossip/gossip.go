@@ -66,7 +66,7 @@ type Options struct {
 	Names []string
 	// Lost says that this machine reaches no server that could help it. Only then is anybody asked by name or by multicast.
 	Lost func() bool
-	// Links are the machine's that lead to others, on which questions by multicast are asked and heard. Nil means none.
+	// Links are the machine's that lead to others, on which questions are asked by multicast. Nil means none.
 	Links func() ([]net.Interface, error)
 	// Suspect is told of a member that answers nobody any more, as memberlist sees it, and must not block. That is a
 	// nomination: somebody who can look at the machine itself decides.
@@ -273,7 +273,6 @@ func (m *Member) keep(ctx context.Context) {
 // would not find one another.
 func (m *Member) find(ctx context.Context) {
 	alone, lost := askAlone, 0
-	m.search.listen()
 	for {
 		if m.o.Lost != nil && m.o.Lost() {
 			if lost++; lost > lostRounds {

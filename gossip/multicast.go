@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The groups to which questions go: one of IPv4's for the use within a site (RFC 2365), one of IPv6's that belongs to nobody and
-// stays on its link (RFC 4291 §2.7). Both end with "CR". A datagram is sent with a life of one hop.
+// Questions go to all machines on a link: each is in these groups without having asked for it (RFC 1112 §4, RFC 4291 §2.7.1), and no
+// switch that looks at who has asked for a group keeps them back. Whoever does not listen on the port hears nothing.
 var (
-	group4 = netip.AddrFrom4([4]byte{239, 255, 'C', 'R'})
-	group6 = netip.MustParseAddr("ff12::4352")
+	group4 = netip.AddrFrom4([4]byte{224, 0, 0, 1})
+	group6 = netip.MustParseAddr("ff02::1")
 )
 
 // multicast is the socket by which a machine asks and is asked: the one of its packets.
@@ -25,8 +25,8 @@ type multicast struct {
 	links func() ([]net.Interface, error)
 }
 
-// socket calls f with the file descriptor of a UDP socket; there is none in tests.
-func (n *multicast) socket(f func(fd int, v6 bool) error) error {
+// over has what goes to an IPv4 group leave by a link. Nothing else on this socket goes to one.
+func (n *multicast) over(link net.Interface) error {
 	udp, ok := n.packets.(*net.UDPConn)
 	if !ok {
 		return errors.New("gossip: no socket that multicast could use")
@@ -37,41 +37,10 @@ func (n *multicast) socket(f func(fd int, v6 bool) error) error {
 	}
 	var inner error
 	err = raw.Control(func(fd uintptr) {
-		domain, domainErr := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN)
-		if inner = domainErr; inner == nil {
-			inner = f(int(fd), domain == unix.AF_INET6)
-		}
+		inner = unix.SetsockoptIPMreqn(int(fd), unix.IPPROTO_IP, unix.IP_MULTICAST_IF, &unix.IPMreqn{Ifindex: int32(link.Index)})
 	})
 	return errors.Join(err, inner)
 }
-
-// listen makes the socket hear questions on all links. It may be called again when there are more. A link that cannot is left out:
-// it has no address of that family, say.
-func (n *multicast) listen() error {
-	links, err := n.all()
-	if err != nil {
-		return err
-	}
-	heard := 0
-	err = n.socket(func(fd int, v6 bool) error {
-		for _, l := range links {
-			if joined(unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP, &unix.IPMreqn{Multiaddr: group4.As4(), Ifindex: int32(l.Index)})) {
-				heard++
-			}
-			if v6 && joined(unix.SetsockoptIPv6Mreq(fd, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, &unix.IPv6Mreq{Multiaddr: group6.As16(), Interface: uint32(l.Index)})) {
-				heard++
-			}
-		}
-		return nil
-	})
-	if err == nil && heard == 0 && len(links) > 0 {
-		err = errors.New("gossip: no link takes part in multicast")
-	}
-	return err
-}
-
-// joined says whether the socket is in the group now; it may have been before.
-func joined(err error) bool { return err == nil || errors.Is(err, unix.EADDRINUSE) }
 
 // send sends a datagram on all links, to each of some ports, by IPv4 and by IPv6. It returns how many were sent.
 func (n *multicast) send(b []byte, ports []uint16) (int, error) {
@@ -82,10 +51,7 @@ func (n *multicast) send(b []byte, ports []uint16) (int, error) {
 	sent := 0
 	var errs []error
 	for _, l := range links {
-		// Nothing else on this socket goes to a group, so that this is nobody else's business.
-		chosen := n.socket(func(fd int, _ bool) error {
-			return unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_IF, &unix.IPMreqn{Ifindex: int32(l.Index)})
-		})
+		chosen := n.over(l)
 		for _, port := range ports {
 			for _, to := range []*net.UDPAddr{
 				{IP: group4.AsSlice(), Port: int(port)}, {IP: group6.AsSlice(), Port: int(port), Zone: l.Name},

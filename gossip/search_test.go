@@ -155,15 +155,6 @@ type link struct {
 	own *host
 }
 
-func (l link) listen() error {
-	l.air.mu.Lock()
-	defer l.air.mu.Unlock()
-	if !slices.Contains(l.air.hosts, l.own) {
-		l.air.hosts = append(l.air.hosts, l.own)
-	}
-	return nil
-}
-
 func (l link) send(b []byte, _ []uint16) (int, error) {
 	l.air.mu.Lock()
 	defer l.air.mu.Unlock()
@@ -189,7 +180,11 @@ func on(a *air, lost func() bool) func(*Options) {
 		o.Ask = nil
 		o.Lost = lost
 		o.Links = func() ([]net.Interface, error) { return nil, nil }
-		o.asker = link{a, o.Packets.(*host)}
+		l := link{a, o.Packets.(*host)}
+		a.mu.Lock()
+		a.hosts = append(a.hosts, l.own)
+		a.mu.Unlock()
+		o.asker = l
 	}
 }
 
