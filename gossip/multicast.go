@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,11 +28,11 @@ type multicast struct {
 
 // over has what goes to an IPv4 group leave by a link. Nothing else on this socket goes to one.
 func (n *multicast) over(link net.Interface) error {
-	udp, ok := n.packets.(*net.UDPConn)
+	socket, ok := n.packets.(syscall.Conn)
 	if !ok {
 		return errors.New("gossip: no socket that multicast could use")
 	}
-	raw, err := udp.SyscallConn()
+	raw, err := socket.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("gossip: %w", err)
 	}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"runtime"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+// machine is a network namespace with one link to another one.
+type machine struct {
+	packets net.PacketConn
+	link    net.Interface
+}
+
+// twoMachines are joined by a cable. Each has the port 6443, of one family.
+func twoMachines(t *testing.T, family string) (a, b machine) {
+	t.Helper()
+	testenv.RequireRoot(t, "it makes network namespaces")
+	runtime.LockOSThread() // for ever: the thread ends with the test's goroutine, wherever it is then
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	home, err := netns.Get()
+	must(err)
+	far, err := netns.New()
+	must(err)
+	near, err := netns.New()
+	must(err)
+	t.Cleanup(func() {
+		if err := errors.Join(netns.Set(home), home.Close(), far.Close(), near.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "a"}, PeerName: "b"}))
+	peer, err := netlink.LinkByName("b")
+	must(err)
+	must(netlink.LinkSetNsFd(peer, int(far)))
+	open := func(ns netns.NsHandle, name, address string) machine {
+		t.Helper()
+		must(netns.Set(ns))
+		l, err := netlink.LinkByName(name)
+		must(err)
+		ip, err := netlink.ParseAddr(address)
+		must(err)
+		must(netlink.AddrAdd(l, ip))
+		must(netlink.LinkSetUp(l))
+		p, err := net.ListenPacket(family, ":6443")
+		must(err)
+		t.Cleanup(func() { _ = p.Close() })
+		// A number for its name, since names are looked up wherever the sender's thread is.
+		return machine{p, net.Interface{Index: l.Attrs().Index, Name: strconv.Itoa(l.Attrs().Index), Flags: net.FlagUp | net.FlagMulticast}}
+	}
+	return open(near, "a", "10.99.0.1/24"), open(far, "b", "10.99.0.2/24")
+}
+
+func (m machine) links() ([]net.Interface, error) { return []net.Interface{m.link}, nil }
+
+// TestMulticast: a machine that knows nobody finds a server on its network, by real sockets of either family.
+func TestMulticast(t *testing.T) {
+	for _, family := range []string{"udp4", "udp6"} {
+		t.Run(family, func(t *testing.T) { findsServer(t, family) })
+	}
+}
+
+func findsServer(t *testing.T, family string) {
+	here, there := twoMachines(t, family)
+	keys, strange := newKeys(t), newKeys(t)
+	server := netip.MustParseAddrPort("10.99.0.2:6443")
+	streams := newNetwork().host(server)
+	m, err := New(Options{
+		Name: "server", Address: server, Packets: there.packets, Streams: streams, Keys: keys, Links: there.links,
+		Meta: Meta{Role: RoleServer, API: []netip.AddrPort{server}}, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	defer func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	testenv.Eventually(t, 20*time.Second, "the server is found", func() error { // an IPv6 address is tried out for a second first
+		found, err := Search(t.Context(), SearchOptions{Packets: here.packets, Keys: keys, Links: here.links})
+		if err == nil && !slices.Equal(found, []netip.AddrPort{server}) {
+			err = errors.New("not found")
+		}
+		return err
+	})
+	found, err := Search(t.Context(), SearchOptions{Packets: here.packets, Keys: strange, Links: here.links})
+	if err != nil || len(found) > 0 {
+		t.Errorf("without the key: %v, %v", found, err)
+	}
+}
