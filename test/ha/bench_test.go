@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -116,6 +117,9 @@ func (c *Cluster) failovers(t *testing.T, ns, name string, fault func(*harness.S
 		if err := direct.AppsV1().Deployments("default").Delete(t.Context(), deployment, metav1.DeleteOptions{}); err != nil {
 			t.Error(err)
 		}
+		if atServer[i] > explainAbove() {
+			c.explain(Without(c.Servers, leader), began)
+		}
 		undo()
 		c.WaitWhole()
 		fmt.Printf("  %s: %.0f ms, through the agent %.0f ms, bound %.0f ms, load %s\n", name, ms(atServer[i]), ms(atAgent[i]), ms(loops[i]), load())
@@ -125,21 +129,26 @@ func (c *Cluster) failovers(t *testing.T, ns, name string, fault func(*harness.S
 	row(name+": a new Deployment's pods are bound", loops)
 }
 
-// burn starts processes that only compute, on no machine, until it is told to stop.
-func burn(t *testing.T, n int) (stop func()) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	site := harness.NewSite(t)
-	for range n {
-		c := site.Command(ctx, "sh", "-c", "while :; do :; done")
-		if err := c.Start(); err != nil {
-			t.Fatal(err)
-		}
-		running.Go(func() { _ = c.Wait() }) // it is killed
+// explainAbove is how long a failover may take before what the servers' stores said meanwhile is printed.
+func explainAbove() time.Duration {
+	if d, err := time.ParseDuration(os.Getenv("CORACLE_HA_EXPLAIN")); err == nil {
+		return d
 	}
-	return sync.OnceFunc(func() {
-		cancel()
-		running.Wait()
-	})
+	return 600 * time.Millisecond
+}
+
+// explain prints what the stores of servers have logged since a moment.
+func (c *Cluster) explain(servers []*harness.Server, since time.Time) {
+	for _, s := range servers {
+		log, err := os.ReadFile(s.Log)
+		if err != nil {
+			c.T.Fatal(err)
+		}
+		for line := range strings.Lines(string(log)) {
+			stamp, said, _ := strings.Cut(line, " ")
+			if at, err := time.Parse(time.RFC3339, stamp); err == nil && at.After(since) && strings.Contains(said, "part=store") {
+				fmt.Printf("    machine %d %5.0f ms %.220s\n", s.Number, ms(at.Sub(since)), strings.TrimSpace(said))
+			}
+		}
+	}
 }

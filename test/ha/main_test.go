@@ -5,13 +5,20 @@
 package ha
 
 import (
+	"io"
 	"os"
 	"testing"
+
+	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-func TestMain(m *testing.M) { harness.Main(m) }
+func TestMain(m *testing.M) {
+	klog.LogToStderr(false) // client-go's: what fails is told by who asked
+	klog.SetOutput(io.Discard)
+	harness.Main(m)
+}
 
 // whole says whether the scenarios run at their whole length, which takes hours.
 var whole = os.Getenv("CORACLE_HA_WHOLE") != ""

@@ -246,7 +246,10 @@ func rules(on []int, faults map[link]fault) string {
 			if f.udpPort > 0 {
 				some += fmt.Sprintf(" udp dport %d", f.udpPort)
 			}
-			if f.lossPercent > 0 {
+			switch {
+			case f.lossPercent >= 100:
+				fmt.Fprintf(&b, "%s drop\n", some)
+			case f.lossPercent > 0:
 				fmt.Fprintf(&b, "%s numgen random mod 100 < %d drop\n", some, f.lossPercent)
 			}
 			if f.delayed { // a copy comes later

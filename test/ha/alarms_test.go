@@ -1,0 +1,118 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package ha
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// gossipPort is where members hear of one another.
+const gossipPort = 6443
+
+// TestNoFalseAlarms: machines that get little processor time, gossip that is late and lossy, and gossip that is lost one way mark no
+// node and move no leadership.
+func TestNoFalseAlarms(t *testing.T) {
+	c := New(t, 3, 2)
+	all := append(slices.Clone(c.Servers), c.Agents...)
+	pairs := func(f func(from, to *harness.Machine)) {
+		for _, from := range all {
+			for _, to := range all {
+				if from != to {
+					f(from.Machine, to.Machine)
+				}
+			}
+		}
+	}
+	for _, tt := range []struct {
+		name         string
+		short, whole time.Duration
+		do           func() (undo func())
+	}{
+		{"a fifth of the gossip is lost, the rest is late by 300 ms", 20 * time.Second, 5 * time.Minute, func() func() {
+			pairs(func(from, to *harness.Machine) { c.Site.DelayDatagrams(from, to, gossipPort, 300*time.Millisecond, 20) })
+			return c.Site.Heal
+		}},
+		{"no gossip comes from one agent", 20 * time.Second, 5 * time.Minute, func() func() {
+			for _, other := range all {
+				if other != c.Agents[0] {
+					c.Site.LoseDatagrams(c.Agents[0].Machine, other.Machine, gossipPort, 100)
+				}
+			}
+			return c.Site.Heal
+		}},
+		{"no gossip comes to one agent, nor to the leader", 20 * time.Second, 5 * time.Minute, func() func() {
+			for _, to := range []*harness.Server{c.Agents[1], c.MustLeader()} {
+				for _, other := range all {
+					if other != to {
+						c.Site.LoseDatagrams(other.Machine, to.Machine, gossipPort, 100)
+					}
+				}
+			}
+			return c.Site.Heal
+		}},
+		// Less than a machine wants: it stands still for most of each tenth of a second.
+		{"an agent has a tenth of a processor, all share two with four busy processes", 30 * time.Second, 30 * time.Minute, func() func() {
+			stop := burn(t, 4)
+			c.Agents[0].LimitCPU(10)
+			return func() {
+				c.Agents[0].LimitCPU(0)
+				stop()
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c.WaitWhole()
+			before, err := c.state(t)
+			if err != nil {
+				t.Fatal(err)
+			}
+			undo := tt.do()
+			lasts := tt.short
+			if whole {
+				lasts = tt.whole
+			}
+			time.Sleep(lasts) // that nothing happens in a time has no event that ends it
+			undo()
+			var after string
+			harness.Eventually(t, soon, "the state afterwards", func() (err error) {
+				after, err = c.state(t)
+				return err
+			})
+			if after != before {
+				t.Errorf("it was\n%s\nand is after %v\n%s", before, lasts, after)
+			}
+		})
+	}
+}
+
+// state is what must not change: the term, and when each node became ready.
+func (c *Cluster) state(t *testing.T) (string, error) {
+	leader, term, err := c.Leader(t.Context(), c.Servers)
+	if err != nil {
+		return "", err
+	}
+	list, err := c.Ask(leader).CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		return "", err
+	}
+	out := fmt.Sprintf("machine %d leads in term %d\n", leader.Number, term)
+	for i := range list.Items {
+		for _, condition := range list.Items[i].Status.Conditions {
+			if condition.Type == corev1.NodeReady {
+				out += fmt.Sprintf("%s: Ready=%s since %s, taints %v\n", list.Items[i].Name, condition.Status,
+					condition.LastTransitionTime.Format(time.TimeOnly), list.Items[i].Spec.Taints)
+			}
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,32 @@
+//go:build e2e || bench
+
+// SPDX-License-Identifier: Apache-2.0
+
+package ha
+
+import (
+	"context"
+	"sync"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// burn starts processes that only compute, on no machine, until it is told to stop.
+func burn(t *testing.T, n int) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	site := harness.NewSite(t)
+	for range n {
+		c := site.Command(ctx, "sh", "-c", "while :; do :; done")
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		running.Go(func() { _ = c.Wait() }) // it is killed
+	}
+	return sync.OnceFunc(func() {
+		cancel()
+		running.Wait()
+	})
+}

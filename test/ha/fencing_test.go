@@ -1,0 +1,155 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package ha
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// crowd is how many pods a Deployment has whose leader is stopped while it makes and binds them.
+const crowd = 60
+
+// TestFencing: the server that leads is stopped while its controllers make pods and its scheduler binds them. Another one goes on, and
+// everything is deleted. When the first one wakes up it changes nothing, although it had writes under way.
+func TestFencing(t *testing.T) {
+	c := New(t, 3, 0)
+	tries := 4
+	if whole {
+		tries = 20
+	}
+	midway := 0
+	for i := range tries {
+		leader := c.MustLeader()
+		others := Without(c.Servers, leader)
+		api := c.Ask(others[0])
+		c.fakeNode(t, api)
+		name := fmt.Sprintf("crowd-%d", i)
+		c.deploy(t, api, name)
+		harness.Eventually(t, soon, "some of the pods have a node", func() error {
+			if _, bound, err := pods(t, api); err != nil || bound == 0 {
+				return fmt.Errorf("%d: %w", bound, err)
+			}
+			return nil
+		})
+		leader.Pause()
+		harness.Eventually(t, soon, "the pods that the stopped leader has left", func() error {
+			all, bound, err := pods(t, api)
+			if err == nil && bound < crowd {
+				midway++
+				t.Logf("the leader was stopped when of %d pods %d were made and %d had a node", crowd, all, bound)
+			}
+			return err
+		})
+		// The other one makes the rest, and binds them.
+		harness.Eventually(t, soon, "all of the pods have a node", func() error {
+			all, bound, err := pods(t, api)
+			if err == nil && (all != crowd || bound != crowd) {
+				err = fmt.Errorf("%d of %d", bound, all)
+			}
+			return err
+		})
+		if err := api.AppsV1().Deployments("default").Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		now := int64(0)
+		harness.Eventually(t, soon, "no pod is left", func() error {
+			err := api.CoreV1().Pods("default").DeleteCollection(t.Context(), metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{})
+			sets, err2 := api.AppsV1().ReplicaSets("default").List(t.Context(), metav1.ListOptions{})
+			all, _, err3 := pods(t, api)
+			if err == nil && err2 == nil && err3 == nil && all+len(sets.Items) > 0 {
+				err = fmt.Errorf("%d pods and %d ReplicaSets", all, len(sets.Items))
+			}
+			return err
+		})
+		events, err := api.CoreV1().Pods("default").Watch(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		leader.Resume()
+		quiet := time.NewTimer(5 * time.Second) // that nothing happens in a time has no event that ends it
+		for waiting := true; waiting; {
+			select {
+			case e, open := <-events.ResultChan():
+				if !open {
+					t.Fatal("the watch ended")
+				}
+				t.Errorf("after a leader woke up whose term is over: %s of %T", e.Type, e.Object)
+			case <-quiet.C:
+				waiting = false
+			}
+		}
+		events.Stop()
+		c.WaitWhole()
+	}
+	if midway == 0 {
+		t.Error("no leader was stopped while it wrote: this shows nothing")
+	}
+}
+
+// fakeNode makes a node without a kubelet that has room for everything, or makes it ready anew.
+func (c *Cluster) fakeNode(t *testing.T, api kubernetes.Interface) {
+	t.Helper()
+	room := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1000"), corev1.ResourceMemory: resource.MustParse("1Ti"), corev1.ResourcePods: resource.MustParse("1000")}
+	nodes := api.CoreV1().Nodes()
+	_ = nodes.Delete(t.Context(), "fake", metav1.DeleteOptions{}) // there is none at first
+	n, err := nodes.Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "fake"}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, soon, "the node that is none is ready", func() error {
+		n, err = nodes.Get(t.Context(), "fake", metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if Ready(n) != corev1.ConditionTrue {
+			n.Status = corev1.NodeStatus{Capacity: room, Allocatable: room, Conditions: []corev1.NodeCondition{
+				{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now()}}}
+			_, err = nodes.UpdateStatus(t.Context(), n, metav1.UpdateOptions{})
+			return fmt.Errorf("not yet: %w", err)
+		}
+		if len(n.Spec.Taints) > 0 {
+			return fmt.Errorf("it has taints: %v", n.Spec.Taints)
+		}
+		return nil
+	})
+}
+
+func (c *Cluster) deploy(t *testing.T, api kubernetes.Interface, name string) {
+	t.Helper()
+	replicas, labels := int32(crowd), map[string]string{"app": name}
+	_, err := api.AppsV1().Deployments("default").Create(t.Context(), &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: appsv1.DeploymentSpec{
+		Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: labels},
+		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{
+			Containers: []corev1.Container{{Name: "c", Image: harness.BoxImage}},
+		}},
+	}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// pods are how many there are, and how many of them have a node.
+func pods(t *testing.T, api kubernetes.Interface) (all, bound int, err error) {
+	list, err := api.CoreV1().Pods("default").List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		return 0, 0, err
+	}
+	for i := range list.Items {
+		if list.Items[i].Spec.NodeName != "" {
+			bound++
+		}
+	}
+	return len(list.Items), bound, nil
+}
