@@ -28,6 +28,8 @@ const (
 	callJoin    = "join"    // to the leader: joinCall
 	callRemove  = "remove"  // to the leader: removeCall
 	callPromote = "promote" // to the leader: promoteCall
+
+	callStanding = "standing" // → standing, of who misses the leader
 )
 
 // errHung is what a server says to its leader whose disk has been hanging for
@@ -61,6 +63,8 @@ func (p *peers) serveCall(ctx context.Context, from, method string, body []byte)
 		return serveJSON(ctx, body, p.s.leaseHere)
 	case callLeases:
 		return serveJSON(ctx, body, p.s.leasesHere)
+	case callStanding:
+		return serveJSON(ctx, body, p.serveStanding)
 	case callInfo:
 		return serveJSON(ctx, body, p.serveInfo)
 	case callJoin:

@@ -34,12 +34,13 @@ type peers struct {
 	votes chan struct{} // capacity 1: held by who changes votes, over all steps that belong together
 
 	campaigning atomic.Bool   // or about to, because the leader has ended
+	missed      chan struct{} // capacity 1: another voter misses the leader
 	started     chan struct{} // closed when raft can be used
 }
 
 // openPeers opens the transport. Calls of others wait until run.
 func (s *Store) openPeers() error {
-	p := &peers{s: s, reads: &reads{s: s}, opening: make(chan struct{}, 1), votes: make(chan struct{}, 1), started: make(chan struct{})}
+	p := &peers{s: s, reads: &reads{s: s}, opening: make(chan struct{}, 1), votes: make(chan struct{}, 1), missed: make(chan struct{}, 1), started: make(chan struct{})}
 	var err error
 	if p.former, err = disk.ReadPeers(s.opts.Dir); err != nil {
 		s.log.Warn("the note of the other servers' addresses cannot be used", "err", err)
@@ -78,6 +79,7 @@ func (p *peers) run() {
 	p.forwarder = newProposer(callsInFlight, p.forward)
 	p.s.spawn(func() { p.announce(p.s.ctx) })
 	p.s.spawn(func() { p.notePeers(p.s.ctx) })
+	p.s.spawn(func() { p.missLeader(p.s.ctx) })
 	close(p.started)
 }
 

@@ -50,10 +50,10 @@ func (c *cluster) gap(nodes []*node) time.Duration {
 }
 
 // The leader crashes: its connections break, and its successor serves within
-// 600 ms. Or it vanishes without a word, as a machine without power does; then
+// 250 ms. Or it vanishes without a word, as a machine without power does; then
 // the others have to miss it first.
 func TestScenarioLeaderLost(t *testing.T) {
-	for how, limit := range map[string]time.Duration{"crashes": 600 * time.Millisecond, "vanishes": 1500 * time.Millisecond} {
+	for how, limit := range map[string]time.Duration{"crashes": 250 * time.Millisecond, "vanishes": 600 * time.Millisecond} {
 		for _, n := range []int{3, 5} {
 			t.Run(fmt.Sprint(how, "/", n), func(t *testing.T) {
 				var gaps []time.Duration

@@ -24,11 +24,19 @@ func (p *peers) leaderGone(id raft.ServerID) {
 	}
 	if !p.s.spawn(func() {
 		defer p.campaigning.Store(false)
-		rank, leader := p.rank(id)
+		_, leader := p.rank(id)
 		now, changed := p.s.leader.get()
 		seen, _, term := p.LeaderSeen()
 		if !leader || now.Self || now.ID != id && now.known() || seen != id {
 			return
+		}
+		// Who has the longest log first: the others might not be elected. It takes a millisecond, and is waited for no longer than for one who
+		// stands before this one.
+		own, rank := p.standing(), 0
+		for _, other := range p.standings(p.s.ctx, id, standAfter/2) {
+			if other.ahead(own) {
+				rank++
+			}
 		}
 		timer := time.NewTimer(time.Duration(rank) * standAfter)
 		defer timer.Stop()
@@ -61,8 +69,8 @@ func (p *peers) leaderGone(id raft.ServerID) {
 	}
 }
 
-// rank is this server's place among the voters without the one that is gone.
-// It reports false if either has no vote.
+// rank is this server's place among the voters without the one that is gone, "" if
+// none is. It reports false if either has no vote.
 func (p *peers) rank(gone raft.ServerID) (int, bool) {
 	var voters []raft.ServerID
 	for _, server := range p.s.raft.GetConfiguration().Configuration().Servers {
@@ -70,7 +78,7 @@ func (p *peers) rank(gone raft.ServerID) (int, bool) {
 			voters = append(voters, server.ID)
 		}
 	}
-	if !slices.Contains(voters, gone) || !slices.Contains(voters, p.s.id) {
+	if gone != "" && !slices.Contains(voters, gone) || !slices.Contains(voters, p.s.id) {
 		return 0, false
 	}
 	voters = slices.DeleteFunc(voters, func(id raft.ServerID) bool { return id == gone })

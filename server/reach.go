@@ -96,7 +96,11 @@ func (s *Server) whyUnreached(ctx context.Context, others []string) string {
 	if len(errs) == 0 {
 		return ""
 	}
-	return "no other server answers: " + errors.Join(errs...).Error() +
+	texts := make([]string, 0, len(errs)) // on one line: it stands in a table
+	for _, err := range errs {
+		texts = append(texts, err.Error())
+	}
+	return "no other server answers: " + strings.Join(texts, "; ") +
 		". Other servers are also looked for on this machine's networks. If they have other addresses by now and are elsewhere, start this one once with the address " +
 		"of one of them: --server https://ADDRESS:6443"
 }

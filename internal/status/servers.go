@@ -70,8 +70,11 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 	majority := voters/2 + 1
 	spare := alive - majority
 	if len(silent) > 0 {
-		problems = append(problems, fmt.Sprintf("%s: no answer at its address from this server. Is the machine on, does coracle run there, is the network in between whole? "+
-			"If it will not come back: coracle member remove NAME", listOf(silent)))
+		problem := fmt.Sprintf("%s: no answer at its address from this server. Is the machine on, does coracle run there, is the network in between whole?", listOf(silent))
+		if alive >= majority { // without one nothing can be removed, and what helps is said below
+			problem += " If it will not come back: coracle member remove NAME"
+		}
+		problems = append(problems, problem)
 	}
 	if leader == "" && alive >= majority {
 		problems = append(problems, "the servers answer but have no leader at this moment; that passes within a second or two")

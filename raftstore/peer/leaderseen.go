@@ -4,6 +4,7 @@ package peer
 
 import (
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -14,6 +15,7 @@ type leader struct {
 	id      raft.ServerID
 	address raft.ServerAddress
 	term    uint64
+	heard   time.Time // when a message of it came
 	changed []func()
 }
 
@@ -25,6 +27,14 @@ func (t *Transport) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, 
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.id, l.address, l.term
+}
+
+// LeaderHeard is when the last message of the leader came that LeaderSeen names; zero if none has.
+func (t *Transport) LeaderHeard() time.Time {
+	l := &t.leader
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.heard
 }
 
 // OnLeader has f called each time LeaderSeen changes, from a goroutine that
@@ -56,6 +66,9 @@ func (t *Transport) saw(rpc raft.RPC) {
 	}
 	l := &t.leader
 	l.mu.Lock()
+	if term >= l.term {
+		l.heard = time.Now()
+	}
 	if term < l.term || term == l.term && string(l.id) == string(head.ID) && string(l.address) == string(head.Addr) {
 		l.mu.Unlock()
 		return

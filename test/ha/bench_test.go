@@ -35,9 +35,11 @@ func row(name string, took []time.Duration) {
 	if len(took) == 0 {
 		return
 	}
-	sorted := slices.Sorted(slices.Values(took))
+	sorted := sortedDurations(took)
 	fmt.Printf("| %s | %d | %.0f | %.0f |\n", name, len(took), ms(sorted[len(sorted)/2]), ms(sorted[len(sorted)-1]))
 }
+
+func sortedDurations(in []time.Duration) []time.Duration { return slices.Sorted(slices.Values(in)) }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
@@ -58,10 +60,16 @@ func TestFailover(t *testing.T) {
 	}
 	fmt.Printf("\n| leader's end | times | p50 ms | most ms |\n| --- | --- | --- | --- |\n")
 	defer func() { fmt.Printf("load at the end: %s\n", load()) }()
+	var ends []time.Duration // the kernel takes its time to end a process
 	kill := func(s *harness.Server) (undo func()) {
-		go s.Kill()
+		began := time.Now()
+		gone := make(chan time.Duration, 1) // one: nobody may wait yet
+		go func() {
+			s.Kill()
+			gone <- time.Since(began)
+		}()
 		return func() {
-			<-s.Ended()
+			ends = append(ends, <-gone)
 			s.Start()
 		}
 	}
@@ -70,6 +78,7 @@ func TestFailover(t *testing.T) {
 		return c.Site.Heal
 	}
 	c.failovers(t, ns, "its process is killed", kill)
+	row("of that: until the kernel has ended the process", ends)
 	c.failovers(t, ns, "its machine vanishes", vanish)
 	stop := burn(t, 4)
 	c.failovers(t, ns, "its machine vanishes, beside 4 busy processes", vanish)

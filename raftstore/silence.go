@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// A leader whose machine has vanished breaks no connection: the voters have to miss it. Raft's own timers take long for that. A follower looks
+// at a random moment once in one to two election timeouts, so it misses a leader after one to three; and as long as the others have not missed
+// it too, they refuse it even a pre-vote, and it waits for another one or two.
+//
+// So the voters look themselves, and exactly. Whoever has not heard the leader for silentAfter asks the others at once. If a majority says
+// that it is silent, the one with the longest log stands, as if the leader had handed over: that way a voter whose own timer has not run out
+// votes too. Raft's timers go on beside that; where a voter knows no such question, they are what is left.
+
+// silentAfter and agreeAfter are how long a voter must not have heard the leader before it asks, and before it agrees when it is asked: heartbeats
+// reach the voters at different moments. The first is longer than a leader's lease (Options.ElectionTimeout), so that a leader that is
+// merely cut off has given up by then.
+func (p *peers) silentAfter() time.Duration { return p.s.opts.ElectionTimeout * 4 / 3 }
+func (p *peers) agreeAfter() time.Duration  { return p.s.opts.ElectionTimeout }
+
+// standing is what a voter says of itself when there may be no leader.
+type standing struct {
+	ID       string
+	Silent   time.Duration // since it heard the leader
+	Follower bool          // it can stand: it does not already, nor lead
+	Term     uint64        // raft's
+	// LogTerm and LogIndex are of its newest entry. Who has less cannot be elected by it.
+	LogTerm, LogIndex uint64
+}
+
+// ahead says whether a voter comes before another one when both could stand.
+func (a standing) ahead(b standing) bool {
+	return cmp.Or(cmp.Compare(b.LogTerm, a.LogTerm), cmp.Compare(b.LogIndex, a.LogIndex), cmp.Compare(a.ID, b.ID)) < 0
+}
+
+func (p *peers) standing() standing {
+	logTerm, _ := strconv.ParseUint(p.s.raft.Stats()["last_log_term"], 10, 64) // raft wrote it
+	return standing{
+		ID: string(p.s.id), Silent: time.Since(p.LeaderHeard()), Follower: p.s.raft.State() == raft.Follower, Term: p.s.raft.CurrentTerm(),
+		LogTerm: logTerm, LogIndex: p.s.raft.LastIndex(),
+	}
+}
+
+// serveStanding answers another voter that misses the leader, and has this one look at once.
+func (p *peers) serveStanding(context.Context, nothing) (standing, error) {
+	if p.s.hung() {
+		return standing{}, errHung
+	}
+	select {
+	case p.missed <- struct{}{}:
+	default:
+	}
+	return p.standing(), nil
+}
+
+// standings asks the other voters but one how they stand, and returns what came within a time.
+func (p *peers) standings(ctx context.Context, but raft.ServerID, within time.Duration) []standing {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	var out []standing
+	for _, server := range p.s.raft.GetConfiguration().Configuration().Servers {
+		if server.Suffrage != raft.Voter || server.ID == p.s.id || server.ID == but {
+			continue
+		}
+		all.Go(func() {
+			answer, err := callAt[standing](ctx, p.Transport, string(server.Address), callStanding, nothing{})
+			if err != nil {
+				return
+			}
+			answer.ID = string(server.ID)
+			mu.Lock()
+			defer mu.Unlock()
+			out = append(out, answer)
+		})
+	}
+	all.Wait()
+	return out
+}
+
+// missLeader stands for election when a majority of the voters misses the leader, until ctx is done.
+func (p *peers) missLeader(ctx context.Context) {
+	timer := time.NewTimer(p.silentAfter())
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.missed: // another voter misses it
+		case <-timer.C:
+		}
+		wait := p.silentAfter() - time.Since(p.LeaderHeard())
+		if wait <= 0 {
+			wait = p.replaceLeader(ctx)
+		}
+		timer.Reset(max(wait, time.Millisecond))
+	}
+}
+
+// replaceLeader stands for election if it is this voter's turn. It returns how long to wait before looking again.
+func (p *peers) replaceLeader(ctx context.Context) time.Duration {
+	rank, voter := p.rank("")
+	if _, _, term := p.LeaderSeen(); !voter || term == 0 || p.s.raft.State() != raft.Follower || p.s.hung() {
+		return p.s.opts.ElectionTimeout
+	}
+	leader, _, _ := p.LeaderSeen()
+	own := p.standing()
+	answers := p.standings(ctx, leader, standAfter)
+	agreed, ahead := 1, 0
+	for _, a := range answers {
+		if a.Term > own.Term {
+			return standAfter // an election is under way: this voter will be asked for its vote, if it was not just now
+		}
+		if a.Silent < p.agreeAfter() {
+			continue
+		}
+		if agreed++; a.Follower && a.ahead(own) {
+			ahead++
+		}
+	}
+	if agreed <= p.voters()/2 {
+		return standAfter
+	}
+	if ahead > 0 && !sleepUnless(ctx, time.Duration(ahead)*standAfter, func() bool {
+		return p.s.raft.CurrentTerm() != own.Term || time.Since(p.LeaderHeard()) < p.agreeAfter()
+	}) {
+		return standAfter // another one has begun, or the leader is back
+	}
+	if p.s.raft.State() != raft.Follower || p.s.raft.CurrentTerm() != own.Term || time.Since(p.LeaderHeard()) < p.agreeAfter() {
+		return standAfter
+	}
+	p.s.log.Info("a majority misses the store's leader: standing for election", "leader", leader, "silent", own.Silent.Round(time.Millisecond))
+	standing, cancel := context.WithTimeout(ctx, p.s.opts.ElectionTimeout)
+	defer cancel()
+	p.Stand(standing)
+	// An election needs every voter's disk. Standing again before it has come to something would keep it from that.
+	return p.s.opts.ElectionTimeout * time.Duration(2+rank)
+}
+
+// voters is how many servers vote.
+func (p *peers) voters() int {
+	servers := slices.Clone(p.s.raft.GetConfiguration().Configuration().Servers)
+	return len(slices.DeleteFunc(servers, func(s raft.Server) bool { return s.Suffrage != raft.Voter }))
+}
+
+// sleepUnless waits, and returns false as soon as something is so, or when ctx ends.
+func sleepUnless(ctx context.Context, d time.Duration, so func() bool) bool {
+	const look = 10 * time.Millisecond
+	for until := time.Now().Add(d); time.Now().Before(until); {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(look):
+		}
+		if so() {
+			return false
+		}
+	}
+	return true
+}
