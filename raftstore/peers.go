@@ -33,7 +33,8 @@ type peers struct {
 
 	votes chan struct{} // capacity 1: held by who changes votes, over all steps that belong together
 
-	campaigning atomic.Bool   // or about to, because the leader has ended
+	campaigning atomic.Bool   // or about to, because the leader has ended or is silent
+	stood       atomic.Int64  // when it did so last, in nanoseconds since 1970
 	missed      chan struct{} // capacity 1: another voter misses the leader
 	started     chan struct{} // closed when raft can be used
 }

@@ -22,16 +22,21 @@ import (
 // votes too. Raft's timers go on beside that; where a voter knows no such question, they are what is left.
 
 // silentAfter and agreeAfter are how long a voter must not have heard the leader before it asks, and before it agrees when it is asked: heartbeats
-// reach the voters at different moments. The first is longer than a leader's lease (Options.ElectionTimeout), so that a leader that is
+// reach the voters at different moments. Both are longer than a leader's lease (Options.ElectionTimeout), so that a leader that is
 // merely cut off has given up by then.
-func (p *peers) silentAfter() time.Duration { return p.s.opts.ElectionTimeout * 4 / 3 }
-func (p *peers) agreeAfter() time.Duration  { return p.s.opts.ElectionTimeout }
+func (p *peers) silentAfter() time.Duration { return p.s.opts.ElectionTimeout * 3 / 2 }
+func (p *peers) agreeAfter() time.Duration  { return p.s.opts.ElectionTimeout * 7 / 6 }
+
+// lateBy is how late this voter may wake up and still trust what it has heard: beyond that it gets too little processor time, and
+// messages of the leader may be there that nobody has read. It then waits for lateRest, once.
+const lateBy, lateRest = 50 * time.Millisecond, 100 * time.Millisecond
 
 // standing is what a voter says of itself when there may be no leader.
 type standing struct {
 	ID       string
 	Silent   time.Duration // since it heard the leader
-	Follower bool          // it can stand: it does not already, nor lead
+	Follower bool          // it can stand: it does not already, nor lead, nor wait for pre-votes
+	Standing bool          // it has just begun to, and its new term may not be on its disk yet
 	Term     uint64        // raft's
 	// LogTerm and LogIndex are of its newest entry. Who has less cannot be elected by it.
 	LogTerm, LogIndex uint64
@@ -46,7 +51,8 @@ func (p *peers) standing() standing {
 	logTerm, _ := strconv.ParseUint(p.s.raft.Stats()["last_log_term"], 10, 64) // raft wrote it
 	return standing{
 		ID: string(p.s.id), Silent: time.Since(p.LeaderHeard()), Follower: p.s.raft.State() == raft.Follower, Term: p.s.raft.CurrentTerm(),
-		LogTerm: logTerm, LogIndex: p.s.raft.LastIndex(),
+		Standing: time.Since(time.Unix(0, p.stood.Load())) < standAfter,
+		LogTerm:  logTerm, LogIndex: p.s.raft.LastIndex(),
 	}
 }
 
@@ -92,26 +98,51 @@ func (p *peers) standings(ctx context.Context, but raft.ServerID, within time.Du
 func (p *peers) missLeader(ctx context.Context) {
 	timer := time.NewTimer(p.silentAfter())
 	defer timer.Stop()
+	var rest time.Time // until then it does not look again, whoever asks: each question makes others look, and ask
+	tries, due, excused := 0, time.Now().Add(p.silentAfter()), false
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-p.missed: // another voter misses it
+			if time.Now().Before(rest) {
+				continue
+			}
 		case <-timer.C:
 		}
 		wait := p.silentAfter() - time.Since(p.LeaderHeard())
-		if wait <= 0 {
-			wait = p.replaceLeader(ctx)
+		switch late := time.Since(due) > lateBy; {
+		case wait > 0:
+			tries, excused = 0, false
+		case late && !excused:
+			wait, excused = lateRest, true
+		default:
+			// Where there is no majority, that may be so for days.
+			wait = min(p.replaceLeader(ctx)<<max(0, min(tries-doubleAfter, mostDoublings)), max(mostRest, p.s.opts.ElectionTimeout))
+			rest = time.Now().Add(wait)
+			tries++
 		}
-		timer.Reset(max(wait, time.Millisecond))
+		due = time.Now().Add(wait)
+		timer.Reset(wait)
 	}
 }
 
+// The pause between two looks of who misses the leader doubles after some, from a tenth of a second up to mostRest.
+const (
+	mostRest      = 3 * time.Second
+	doubleAfter   = 10
+	mostDoublings = 5
+)
+
 // replaceLeader stands for election if it is this voter's turn. It returns how long to wait before looking again.
 func (p *peers) replaceLeader(ctx context.Context) time.Duration {
+	if !p.campaigning.CompareAndSwap(false, true) {
+		return standAfter // leaderGone has begun
+	}
+	defer p.campaigning.Store(false)
 	rank, voter := p.rank("")
 	if _, _, term := p.LeaderSeen(); !voter || term == 0 || p.s.raft.State() != raft.Follower || p.s.hung() {
-		return p.s.opts.ElectionTimeout
+		return standAfter
 	}
 	leader, _, _ := p.LeaderSeen()
 	own := p.standing()
@@ -124,7 +155,7 @@ func (p *peers) replaceLeader(ctx context.Context) time.Duration {
 		if a.Silent < p.agreeAfter() {
 			continue
 		}
-		if agreed++; a.Follower && a.ahead(own) {
+		if agreed++; a.Standing || a.Follower && a.ahead(own) {
 			ahead++
 		}
 	}
@@ -142,6 +173,7 @@ func (p *peers) replaceLeader(ctx context.Context) time.Duration {
 	p.s.log.Info("a majority misses the store's leader: standing for election", "leader", leader, "silent", own.Silent.Round(time.Millisecond))
 	standing, cancel := context.WithTimeout(ctx, p.s.opts.ElectionTimeout)
 	defer cancel()
+	p.stood.Store(time.Now().UnixNano())
 	p.Stand(standing)
 	// An election needs every voter's disk. Standing again before it has come to something would keep it from that.
 	return p.s.opts.ElectionTimeout * time.Duration(2+rank)

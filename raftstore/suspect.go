@@ -63,6 +63,7 @@ func (p *peers) leaderGone(id raft.ServerID) {
 		p.s.log.Info("the store's leader has ended: standing for election", "leader", id)
 		ctx, cancel := context.WithTimeout(p.s.ctx, p.s.opts.ElectionTimeout)
 		defer cancel()
+		p.stood.Store(time.Now().UnixNano())
 		p.Stand(ctx)
 	}) {
 		p.campaigning.Store(false)

@@ -37,27 +37,14 @@ func says(t *testing.T, s *harness.Server, want string, args ...string) string {
 func TestLostMajority(t *testing.T) {
 	c := New(t, 3, 1)
 	x := startClients(t, c, "load", "")
-	harness.Eventually(t, soon, "some writes at each server", func() error {
-		for s, w := range x.writers {
-			if acked, _ := w.Acked(); len(acked) < 20 {
-				return fmt.Errorf("%d at server %d", len(acked), s.Number)
-			}
-		}
-		return nil
-	})
+	x.some(t)
 	left := c.Servers[2]
 	lost := c.Servers[:2]
 	for _, s := range lost {
 		s.PowerOff()
 	}
 	x.stop()
-	var names []string
-	for _, w := range x.writers {
-		acked, _ := w.Acked()
-		for _, a := range acked {
-			names = append(names, a.Name)
-		}
-	}
+	names := x.names()
 
 	alone := 15 * time.Second
 	if whole {

@@ -109,7 +109,7 @@ func askStore(ctx context.Context, c *clientv3.Client, p config.Paths) (*storeSt
 		s.Leader = hexID(st.Leader)
 	} else {
 		s.Problems = append(s.Problems, "there is no leader: fewer than half of the voters can be reached, or they are just electing one. "+
-			"Nothing is lost; writes wait until a majority is back. If it never comes back, see docs/operations/store.md")
+			"Nothing is lost; writes wait until a majority is back. If it never comes back: coracle store recover, and docs/operations/recover.md")
 	}
 	if s.Members, err = listMembers(ctx, c, st); err != nil {
 		return nil, err
