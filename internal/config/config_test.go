@@ -249,6 +249,18 @@ func TestExternalAddresses(t *testing.T) {
 	}
 }
 
+func TestVirtualAddresses(t *testing.T) {
+	s, err := load(t, map[string]string{"config.yaml": "vip: [192.0.2.100, fd00::100]\nvip-interface: eth1\n"}, nil, board)
+	if err != nil || len(s.VIPs) != 2 || s.VIPs[1].String() != "fd00::100" || s.VIPInterface != "eth1" {
+		t.Errorf("%v, %v", err, s)
+	}
+	for _, bad := range []string{"127.0.0.1", "10.42.0.9", "10.43.0.9", "224.0.0.1", "192.0.2.100,192.0.2.101", "192.0.2.100/24", "a"} {
+		if _, err := load(t, map[string]string{}, nil, board, "--vip="+bad); err == nil || !strings.Contains(err.Error(), "--vip") {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
 // TestNameWithID: a machine's name stays what it is, and another machine of the same host name has another one.
 func TestNameWithID(t *testing.T) {
 	s, err := load(t, map[string]string{"config.yaml": "with-node-id: true\n"}, nil, board)
