@@ -5,11 +5,14 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/coracle-k8s/coracle/test/harness"
 )
@@ -39,10 +42,11 @@ func TestAgent(t *testing.T) {
 	harness.Eventually(t, soon, "both machines know one another", func() error { return knowOneAnother(pair, "alive alive ") })
 	// An agent's address is as good as a server's for joining: it passes on what is for a server.
 	third := site.NewMachine().NewAgent(s)
-	third.Args = append(third.Args, "--server", "https://"+a.IP+":6443")
+	third.Args = append(third.Args, "--server", "https://"+a.IP+":6443", "--node-external-ip", "198.51.100.7")
 	third.Start()
 	harness.Eventually(t, soon, "the node that joined through another node is ready", func() error { return nodeReady(s, third) })
 	harness.Eventually(t, soon, "all machines know one another", func() error { return knowOneAnother(append(pair, third), "alive alive alive ") })
+	claimsOnlyItsOwn(t, s, third)
 	if err := third.Stop(); err != nil {
 		t.Error(err)
 	}
@@ -64,6 +68,52 @@ func TestAgent(t *testing.T) {
 	if again := s.Kubectl("get", "pod", "guest", "-o", "jsonpath={.status.containerStatuses[0].containerID}"); again != started {
 		t.Errorf("the pod's container is %s and was %s", again, started)
 	}
+}
+
+// claimsOnlyItsOwn: a node has the external address that it was started with, and its credentials claim no other one.
+func claimsOnlyItsOwn(t *testing.T, s, a *harness.Server) {
+	t.Helper()
+	addresses := func() string {
+		return s.Kubectl("get", "node", a.NodeName(), "-o", "jsonpath={.status.addresses[*].address}")
+	}
+	harness.Eventually(t, soon, "the node has its external address", func() error {
+		if got := addresses(); !strings.Contains(got, "198.51.100.7") {
+			return fmt.Errorf("it has %s", got)
+		}
+		return nil
+	})
+	before := addresses()
+	for address, want := range map[string]string{"203.0.113.9": "is not an address for which the node", "127.0.0.1": "cannot be the address of a machine", s.IP: "is the address of a server"} {
+		// kubectl patch would read the status first, which a node may not.
+		file := filepath.Join(a.Dir, "claim.json")
+		if err := os.WriteFile(file, []byte(withAddress(t, s.Kubectl("get", "node", a.NodeName(), "-o", "json"), address)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := a.Run(a.Coracle(), "kubectl", "--kubeconfig", filepath.Join(a.DataDir, "agent", "cred", "kubelet.kubeconfig"),
+			"replace", "--raw", "/api/v1/nodes/"+a.NodeName()+"/status", "-f", file)
+		if err == nil || !strings.Contains(out+err.Error(), want) {
+			t.Errorf("the node claims %s: %s, %v, want %q", address, out, err, want)
+		}
+	}
+	if after := addresses(); after != before {
+		t.Errorf("its addresses are %s and were %s", after, before)
+	}
+}
+
+// withAddress is a node with one address more.
+func withAddress(t *testing.T, node, address string) string {
+	t.Helper()
+	var n corev1.Node
+	if err := json.Unmarshal([]byte(node), &n); err != nil {
+		t.Fatal(err)
+	}
+	n.ResourceVersion = "" // whatever its kubelet reports meanwhile
+	n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: address})
+	out, err := json.Marshal(&n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
 }
 
 // nodeReady says whether an agent's node is ready, in the eyes of a server.
