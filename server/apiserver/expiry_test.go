@@ -25,7 +25,7 @@ import (
 // inconsistent list goes on.
 func TestContinueTokensExpire(t *testing.T) {
 	clock := testingclock.NewFakeClock(time.Now())
-	f := newFixtureOf(t, func(t *testing.T, f *fixture) servers {
+	f := newFixtureOf(t, func(t testing.TB, f *fixture) servers {
 		return servers{openStore(t, raftstore.Options{Dir: filepath.Join(f.dir, "store"), NodeID: "one", Logger: f.log, Clock: clock})}
 	})
 	r := f.start(t, f.options(t))

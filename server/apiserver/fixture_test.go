@@ -49,10 +49,10 @@ type fixture struct {
 	leaf    struct{ serving, kubelet, proxy, admin, node pki.Leaf }
 }
 
-func newFixture(t *testing.T) *fixture { t.Helper(); return newFixtureOf(t, nil) }
+func newFixture(t testing.TB) *fixture { t.Helper(); return newFixtureOf(t, nil) }
 
 // newFixtureOf is a fixture on the first of the servers that open opens; on one alone when it is nil.
-func newFixtureOf(t *testing.T, open func(*testing.T, *fixture) servers) *fixture {
+func newFixtureOf(t testing.TB, open func(testing.TB, *fixture) servers) *fixture {
 	t.Helper()
 	f := &fixture{dir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
 	var err error
@@ -77,7 +77,7 @@ func newFixtureOf(t *testing.T, open func(*testing.T, *fixture) servers) *fixtur
 	return f
 }
 
-func (f *fixture) options(t *testing.T) Options {
+func (f *fixture) options(t testing.TB) Options {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -106,7 +106,7 @@ type running struct {
 }
 
 // start runs a server until the returned stop, or the end of the test, and waits for it to be ready.
-func (f *fixture) start(t *testing.T, o Options) *running {
+func (f *fixture) start(t testing.TB, o Options) *running {
 	t.Helper()
 	s, err := New(t.Context(), o)
 	if err != nil {
@@ -168,7 +168,7 @@ func (r *running) anonymous(t *testing.T, change func(*tls.Config)) *http.Client
 }
 
 // eventually waits until check returns nil.
-func eventually(t *testing.T, what string, check func() error) {
+func eventually(t testing.TB, what string, check func() error) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
 	for {

@@ -65,8 +65,12 @@ type Options struct {
 
 	// WatchCache keeps upstream's watch caches in front of the store. They pay
 	// off when many clients watch the same things, tens of nodes for example;
-	// with few, the store's own lists and watches cost less CPU and memory.
+	// with few, the store's own lists and watches cost less CPU and memory. Without it see CacheFrom.
 	WatchCache bool
+
+	// CacheFrom is from how many watches of one resource on such a cache is put in front of the store for it, for as long as they are as many;
+	// 0: 20. It means nothing with WatchCache.
+	CacheFrom int
 
 	// EndpointAddresses lists the addresses and ports behind the kubernetes Service;
 	// AdvertiseAddress alone when nil. It is asked twice a second. None means
@@ -104,6 +108,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.NodePortRange == "" {
 		o.NodePortRange = "30000-32767"
+	}
+	if o.CacheFrom == 0 {
+		o.CacheFrom = defaultCacheFrom
 	}
 	if o.seriesKept == 0 {
 		o.seriesKept = seriesKept

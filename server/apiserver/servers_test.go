@@ -20,7 +20,7 @@ import (
 type servers []*raftstore.Store
 
 // openServers makes a cluster of three voters on loopback. The first leads.
-func openServers(t *testing.T, f *fixture) servers {
+func openServers(t testing.TB, f *fixture) servers {
 	t.Helper()
 	var all servers
 	for i := range 3 {
@@ -54,7 +54,7 @@ func openServers(t *testing.T, f *fixture) servers {
 }
 
 // openStore opens a store until the end of the test and waits until it answers.
-func openStore(t *testing.T, o raftstore.Options) *raftstore.Store {
+func openStore(t testing.TB, o raftstore.Options) *raftstore.Store {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()

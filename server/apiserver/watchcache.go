@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+	apigeneric "k8s.io/apiserver/pkg/registry/generic"
+	"k8s.io/apiserver/pkg/storage"
+	"k8s.io/apiserver/pkg/storage/cacher"
+	"k8s.io/apiserver/pkg/storage/storagebackend"
+	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
+	"k8s.io/client-go/tools/cache"
+)
+
+const (
+	// defaultCacheFrom is from how many watches of a resource on its cache pays (ADR 0071).
+	defaultCacheFrom = 20
+	// cacheKept is how long a cache stays when half as many watches are left.
+	cacheKept = 10 * time.Minute
+	// sampleEvery is how often the revision is noted from which on the cache can serve a watch. What is noted is at most three times as old, and
+	// the cache keeps 75 s (cacher.DefaultEventFreshDuration).
+	sampleEvery = 20 * time.Second
+)
+
+// cachingFrom puts upstream's watch cache in front of the store for each resource that so many watch as a whole, for as long as they do.
+//
+// Without it every watch decodes every event of its resource, and decrypts it, before it can tell whether its client wants it. That is less than a
+// cache costs while few watch; with a thousand kubelets it is a thousand decodings of each pod's every change. The cache decodes once, finds
+// the watches of one node's pods by an index, and encodes once for all. It holds every object of the resource in memory.
+type cachingFrom struct {
+	apigeneric.RESTOptionsGetter
+	from int
+	log  *slog.Logger
+}
+
+// GetRESTOptions implements apigeneric.RESTOptionsGetter.
+func (c cachingFrom) GetRESTOptions(resource schema.GroupResource, example runtime.Object) (apigeneric.RESTOptions, error) {
+	o, err := c.RESTOptionsGetter.GetRESTOptions(resource, example)
+	if err == nil {
+		o.Decorator = c.storage
+	}
+	return o, err
+}
+
+// storage is a apigeneric.StorageDecorator.
+func (c cachingFrom) storage(config *storagebackend.ConfigForResource, prefix string, key func(runtime.Object) (string, error),
+	newObject, newList func() runtime.Object, attrs storage.AttrFunc, triggers storage.IndexerFuncs, indexers *cache.Indexers) (storage.Interface, factory.DestroyFunc, error) {
+	raw, destroy, err := apigeneric.NewRawStorage(config, newObject, newList, prefix)
+	if err != nil {
+		return raw, destroy, err
+	}
+	s := &watchedStorage{Interface: raw, from: c.from, now: time.Now, log: c.log.With("resource", config.GroupResource.String())}
+	s.build = func() (front, error) {
+		made, err := cacher.NewCacherFromConfig(cacher.Config{
+			Storage: raw, Versioner: storage.APIObjectVersioner{}, GroupResource: config.GroupResource, EventsHistoryWindow: config.EventsHistoryWindow,
+			ResourcePrefix: prefix, KeyFunc: key, NewFunc: newObject, NewListFunc: newList, GetAttrsFunc: attrs, IndexerFuncs: triggers, Indexers: indexers, Codec: config.Codec,
+		})
+		if err != nil {
+			return front{}, err
+		}
+		delegator := cacher.NewCacheDelegator(made, raw)
+		return front{Interface: delegator, ready: made.Ready, stop: func() { delegator.Stop(); made.Stop() }}, nil
+	}
+	return s, sync.OnceFunc(func() { s.close(); destroy() }), nil
+}
+
+// front is a cache before the store.
+type front struct {
+	storage.Interface
+	ready func() bool
+	stop  func()
+}
+
+// watchedStorage is a resource's storage, which counts its watches.
+type watchedStorage struct {
+	storage.Interface // the store
+	from              int
+	build             func() (front, error)
+	now               func() time.Time
+	log               *slog.Logger
+
+	mu     sync.Mutex
+	open   int // watches of the whole resource
+	cache  *front
+	drop   *time.Timer // set while too few watch
+	closed bool
+	// The cache serves watches from oldest on; recent takes its place at the next sample.
+	oldest, recent uint64
+	sampled        time.Time
+}
+
+// inFront is the cache, if there is one that has everything, or the store.
+func (s *watchedStorage) inFront() storage.Interface {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cache != nil && s.cache.ready() {
+		return s.cache
+	}
+	return s.Interface
+}
+
+// Get implements storage.Interface.
+func (s *watchedStorage) Get(ctx context.Context, key string, opts storage.GetOptions, out runtime.Object) error {
+	return s.inFront().Get(ctx, key, opts, out)
+}
+
+// GetList implements storage.Interface.
+func (s *watchedStorage) GetList(ctx context.Context, key string, opts storage.ListOptions, out runtime.Object) error {
+	return s.inFront().GetList(ctx, key, opts, out)
+}
+
+// Delete implements storage.Interface.
+func (s *watchedStorage) Delete(ctx context.Context, key string, out runtime.Object, p *storage.Preconditions, validate storage.ValidateObjectFunc, known runtime.Object, opts storage.DeleteOptions) error {
+	return s.inFront().Delete(ctx, key, out, p, validate, known, opts)
+}
+
+// GuaranteedUpdate implements storage.Interface.
+func (s *watchedStorage) GuaranteedUpdate(ctx context.Context, key string, out runtime.Object, ignoreNotFound bool, p *storage.Preconditions, update storage.UpdateFunc, known runtime.Object) error {
+	return s.inFront().GuaranteedUpdate(ctx, key, out, ignoreNotFound, p, update, known)
+}
+
+// Watch implements storage.Interface. A watch of one object stays with the store, which gives it no events but that object's. So does one that
+// begins earlier than the cache reaches back: the store's history is longer, and its client need not list again.
+func (s *watchedStorage) Watch(ctx context.Context, key string, opts storage.ListOptions) (watch.Interface, error) {
+	if !opts.Recursive {
+		return s.Interface.Watch(ctx, key, opts)
+	}
+	s.begun()
+	context.AfterFunc(ctx, s.ended)
+	if c := s.inFront(); c != s.Interface && s.reaches(ctx, opts.ResourceVersion) {
+		return c.Watch(ctx, key, opts)
+	}
+	return s.Interface.Watch(ctx, key, opts)
+}
+
+func (s *watchedStorage) begun() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open++
+	if s.drop != nil && s.open > s.from/2 {
+		s.drop.Stop()
+		s.drop = nil
+	}
+	if s.open < s.from || s.cache != nil || s.closed {
+		return
+	}
+	made, err := s.build()
+	if err != nil {
+		s.log.Error("a watch cache could not be made; each watch goes on decoding for itself", "error", err)
+		s.from *= 2 // not again at once
+		return
+	}
+	s.log.Info("many watch this resource: a watch cache is put in front of the store", "watches", s.open)
+	s.cache, s.oldest, s.sampled = &made, 0, time.Time{}
+}
+
+func (s *watchedStorage) ended() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open--
+	if s.cache != nil && s.drop == nil && s.open <= s.from/2 && !s.closed {
+		s.drop = time.AfterFunc(cacheKept, s.dropCache)
+	}
+}
+
+// dropCache ends the cache and the watches that it serves; their clients watch on from where they are.
+func (s *watchedStorage) dropCache() {
+	s.mu.Lock()
+	if s.drop == nil || s.cache == nil {
+		s.mu.Unlock()
+		return // many came meanwhile
+	}
+	dropped := s.cache
+	s.cache, s.drop = nil, nil
+	s.mu.Unlock()
+	s.log.Info("few watch this resource any more: its watch cache is gone")
+	dropped.stop()
+}
+
+func (s *watchedStorage) close() {
+	s.mu.Lock()
+	last := s.cache
+	s.cache, s.closed = nil, true
+	if s.drop != nil {
+		s.drop.Stop()
+	}
+	s.mu.Unlock()
+	if last != nil {
+		last.stop()
+	}
+}
+
+// reaches says whether the cache has everything after a resource version.
+func (s *watchedStorage) reaches(ctx context.Context, version string) bool {
+	from, err := s.Versioner().ParseResourceVersion(version)
+	if err != nil || from == 0 {
+		return err == nil // from now on, or from any state
+	}
+	s.mu.Lock()
+	oldest, age := s.oldest, s.now().Sub(s.sampled)
+	s.mu.Unlock()
+	if age <= sampleEvery {
+		return from >= oldest
+	}
+	now, err := s.GetCurrentResourceVersion(ctx)
+	if err != nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if age > 2*sampleEvery {
+		s.recent = now
+	}
+	s.oldest, s.recent, s.sampled = s.recent, now, s.now()
+	return from >= s.oldest
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/apiserver/pkg/storage"
+)
+
+// fakeStorage counts the watches that it was asked for.
+type fakeStorage struct {
+	storage.Interface
+	watches  int
+	revision uint64
+}
+
+func (f *fakeStorage) Watch(context.Context, string, storage.ListOptions) (watch.Interface, error) {
+	f.watches++
+	return watch.NewFake(), nil
+}
+
+func (f *fakeStorage) Versioner() storage.Versioner { return storage.APIObjectVersioner{} }
+
+func (f *fakeStorage) GetCurrentResourceVersion(context.Context) (uint64, error) {
+	return f.revision, nil
+}
+
+// watched is a resource whose store and cache are fakes.
+type watched struct {
+	*watchedStorage
+	store, cache  *fakeStorage
+	ready         bool
+	made, stopped int
+	refuse        error
+}
+
+func newWatched(from int) *watched {
+	w := &watched{store: &fakeStorage{revision: 100}, cache: &fakeStorage{}, ready: true}
+	w.watchedStorage = &watchedStorage{Interface: w.store, from: from, now: time.Now, log: slog.New(slog.DiscardHandler)}
+	w.build = func() (front, error) {
+		w.made++
+		return front{Interface: w.cache, ready: func() bool { return w.ready }, stop: func() { w.stopped++ }}, w.refuse
+	}
+	return w
+}
+
+// begin opens a watch until the returned function is called.
+func (w *watched) begin(t *testing.T, version uint64, whole bool) context.CancelFunc {
+	t.Helper()
+	ctx, end := context.WithCancel(t.Context())
+	if _, err := w.Watch(ctx, "/registry/pods", storage.ListOptions{ResourceVersion: strconv.FormatUint(version, 10), Recursive: whole}); err != nil {
+		t.Fatal(err)
+	}
+	return end
+}
+
+// served says how many watches store and cache have been asked for.
+func (w *watched) served(t *testing.T, what string, store, cache int) {
+	t.Helper()
+	if w.store.watches != store || w.cache.watches != cache {
+		t.Errorf("%s: the store has %d watches and the cache %d, want %d and %d", what, w.store.watches, w.cache.watches, store, cache)
+	}
+}
+
+func TestCacheIsMadeWhenManyWatch(t *testing.T) {
+	w := newWatched(3)
+	for range 10 {
+		w.begin(t, 100, false)
+	}
+	w.served(t, "watches of one object", 10, 0)
+	w.begin(t, 100, true)
+	w.begin(t, 100, true)
+	w.served(t, "two of all", 12, 0)
+	w.begin(t, 100, true)
+	w.begin(t, 100, true)
+	w.served(t, "four of all", 12, 2)
+	if w.made != 1 {
+		t.Errorf("%d caches", w.made)
+	}
+	w.ready = false
+	w.begin(t, 100, true)
+	w.served(t, "while the cache is not ready", 13, 2)
+}
+
+func TestEarlierWatchesStayWithTheStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(1)
+		w.begin(t, 99, true)
+		w.served(t, "from before the cache", 1, 0)
+		w.begin(t, 100, true)
+		w.begin(t, 0, true)
+		w.served(t, "from now on", 1, 2)
+		// The revision from which on the cache is asked follows, at least twenty and at most sixty seconds behind.
+		stored, cached := 1, 2
+		at := map[int]uint64{0: 100}
+		for second := 1; second < 300; second++ {
+			time.Sleep(time.Second) // of the bubble
+			w.store.revision++
+			at[second] = w.store.revision
+			if second%5 > 0 {
+				continue
+			}
+			w.begin(t, w.store.revision-10, true)
+			if second >= 10 {
+				cached++
+			} else {
+				stored++
+			}
+			w.served(t, "from ten seconds ago", stored, cached)
+			if second > 70 {
+				w.begin(t, w.store.revision-61, true)
+				stored++
+				w.served(t, "from 61 seconds ago", stored, cached)
+			}
+		}
+		time.Sleep(5 * time.Minute) // of the bubble; nobody asked meanwhile
+		w.store.revision += 1000
+		w.begin(t, w.store.revision-1, true)
+		w.served(t, "after five minutes", stored+1, cached)
+	})
+}
+
+func TestCacheGoesWhenFewWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(4)
+		var ends []context.CancelFunc
+		for range 4 {
+			ends = append(ends, w.begin(t, 100, true))
+		}
+		ends[0]()
+		synctest.Wait()
+		time.Sleep(2 * cacheKept)
+		if w.stopped != 0 {
+			t.Error("it went while three watch")
+		}
+		ends[1]()
+		synctest.Wait()
+		time.Sleep(cacheKept - time.Second)
+		w.begin(t, 100, true) // the third again
+		time.Sleep(2 * cacheKept)
+		if w.stopped != 0 {
+			t.Error("it went although watches came back")
+		}
+		ends[2]()
+		ends[3]()
+		synctest.Wait()
+		time.Sleep(cacheKept + time.Second)
+		if w.stopped != 1 {
+			t.Errorf("it was stopped %d times", w.stopped)
+		}
+		before := w.store.watches
+		w.begin(t, 100, true)
+		if w.store.watches != before+1 {
+			t.Error("the store does not serve again")
+		}
+		for range 2 {
+			w.begin(t, 100, true)
+		}
+		if w.made != 2 {
+			t.Errorf("%d caches were made", w.made)
+		}
+		w.close()
+		if w.stopped != 2 {
+			t.Error("the last cache was not stopped")
+		}
+	})
+}
+
+func TestStoreServesWhereACacheCannotBeMade(t *testing.T) {
+	w := newWatched(2)
+	w.refuse = errors.New("no room")
+	for range 5 {
+		w.begin(t, 100, true)
+	}
+	w.served(t, "without a cache", 5, 0)
+	if w.made != 2 { // with the second, and with the fourth
+		t.Errorf("it was tried %d times", w.made)
+	}
+}
+
+// TestServerWhoseResourcesAreCached runs the server's own tests where the first watch of a resource brings a cache.
+func TestServerWhoseResourcesAreCached(t *testing.T) {
+	f := newFixture(t)
+	o := f.options(t)
+	o.CacheFrom = 1
+	s := f.start(t, o)
+	for name, test := range map[string]func(*testing.T, *running){
+		"CreateWatchDelete": testCreateWatchDelete, "LoopbackWatch": testLoopbackWatch, "ServerSideApply": testServerSideApply, "CustomResources": testCustomResources,
+	} {
+		t.Run(name, func(t *testing.T) { test(t, s) })
+	}
+}
