@@ -44,7 +44,6 @@ const serviceIP = "10.43.99.99"
 
 // fault is what happens to one machine, and how it is undone.
 type fault struct {
-	name string
 	do   func(c *Cluster, s *harness.Server)
 	undo func(c *Cluster, s *harness.Server)
 	// lasts is how long it lasts at the least.
