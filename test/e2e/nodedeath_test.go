@@ -153,31 +153,3 @@ func TestLeadersNodeDies(t *testing.T) {
 	site.Heal()
 	eventually(t, back, "the node is Ready again", func() error { return isReady(second, first, "True") })
 }
-
-// TestPausedServer: a lone server that gets no CPU for longer than nodes have does not take them for dead when it wakes.
-func TestPausedServer(t *testing.T) {
-	site := harness.NewSite(t)
-	s := site.NewMachine().NewServer("--disable-agent")
-	s.Start()
-	waitAPI(s)
-	a := site.NewMachine().NewAgent(s)
-	a.Start()
-	harness.Eventually(t, soon, "the node is ready", func() error { return nodeReady(s, a) })
-	s.Pause()
-	time.Sleep(50 * time.Second) // longer than the 40 s after which a node is dead whatever its machine answers
-	s.Resume()
-	woke := time.Now()
-	for time.Since(woke) < 20*time.Second { // what must not happen has no event to wait for
-		out, err := s.TryKubectl("get", "events", "-A", "--field-selector", "reason=NodeNotReady", "-o", "name")
-		if err == nil && out != "" {
-			t.Fatalf("after %v the node was taken for dead: %s", time.Since(woke), out)
-		}
-		if err := isReady(s, a, "True"); err != nil {
-			t.Logf("after %v: %v", time.Since(woke), err)
-		}
-		time.Sleep(500 * time.Millisecond) // between two looks
-	}
-	if err := isReady(s, a, "True"); err != nil {
-		t.Error(err)
-	}
-}
