@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	// defaultCacheFrom is from how many watches of a resource on its cache pays (ADR 0071).
+	// defaultCacheFrom is from how many watches of a resource on its cache pays (ADR 0072).
 	defaultCacheFrom = 20
 	// cacheKept is how long a cache stays when half as many watches are left.
 	cacheKept = 10 * time.Minute

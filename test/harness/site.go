@@ -120,10 +120,10 @@ func (s *Site) Do(f func() error) error {
 		runtime.UnlockOSThread()
 		return err
 	}
-	defer back.Close()
+	defer func() { _ = back.Close() }() // only a handle
 	there, err := netns.GetFromPid(s.holder.Process.Pid)
 	if err == nil {
-		defer there.Close()
+		defer func() { _ = there.Close() }()
 		err = netns.Set(there)
 	}
 	if err == nil {
