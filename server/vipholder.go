@@ -46,6 +46,7 @@ type vipHolder struct {
 	since     time.Time // of lead
 	places    map[netip.Addr]vip.Place
 	trouble   []string // of the last look
+	reported  bool     // there is a line in the status
 	redirects []vip.Redirect
 	stop      func() // ends what is announced, and waits
 	announced map[netip.Addr]vip.Place
@@ -249,6 +250,10 @@ func (h *vipHolder) show() {
 		}
 	}
 	h.mu.Unlock()
+	if !kept && len(problems) == 0 && len(h.v.current()) == 0 && !h.reported {
+		return // most clusters have none, and need not read that
+	}
+	h.reported = true
 	line := board.Part("virtual address")
 	text := JoinAddrs(h.v.kept())
 	switch {

@@ -86,11 +86,10 @@ type Options struct {
 type Judge struct {
 	o     Options
 	began time.Time
-	// looked says that there was a round: Nodes that are seen first after it are new.
-	looked bool
 	// awake is when the judge last noticed that this process had been paused; nil: never.
 	awake   atomic.Pointer[time.Time]
 	nodes   map[string]*state
+	gone    map[string]time.Time // when Nodes were seen to be deleted
 	suspect chan string
 }
 
@@ -99,7 +98,7 @@ type Judge struct {
 type state struct {
 	uid   types.UID // another Node of the name is another machine's
 	first time.Time // seen by this judge
-	since time.Time // what was heard before then says nothing of this Node
+	since time.Time // what was heard before then says nothing of this Node: there was another one of its name
 	// heartbeat is the newest that the kubelet has reported, lease the newest renewal, and posted when this judge saw one of
 	// them change: nodes' clocks do not count.
 	heartbeat  metav1.Time
@@ -126,7 +125,7 @@ func New(o Options) *Judge {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Judge{o: o, nodes: map[string]*state{}, suspect: make(chan string, parallel)}
+	return &Judge{o: o, nodes: map[string]*state{}, gone: map[string]time.Time{}, suspect: make(chan string, parallel)}
 }
 
 // Suspect says that somebody has reason to think that a node is dead. The judge checks it at once. It never blocks: what finds no room is found
@@ -213,8 +212,13 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 			doubtful = append(doubtful, n)
 		}
 	}
-	maps.DeleteFunc(j.nodes, func(name string, _ *state) bool { return !seen[name] })
-	j.looked = true
+	maps.DeleteFunc(j.nodes, func(name string, _ *state) bool {
+		if !seen[name] {
+			j.gone[name] = now
+		}
+		return !seen[name]
+	})
+	maps.DeleteFunc(j.gone, func(_ string, at time.Time) bool { return now.Sub(at) > slow }) // nobody counts what was heard before that
 	if len(doubtful) > 0 {
 		j.check(ctx, doubtful)
 		soon(recheck)
@@ -229,10 +233,11 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 func (j *Judge) see(n *corev1.Node, now time.Time) *state {
 	s := j.nodes[n.Name]
 	if s == nil || s.uid != n.UID {
-		s = &state{uid: n.UID, first: now, since: now}
-		if !j.looked { // it was there before this judge
-			s.since = now.Add(-slow)
+		earlier := j.gone[n.Name]
+		if s != nil {
+			earlier = now
 		}
+		s = &state{uid: n.UID, first: now, since: latest(earlier, now.Add(-slow))}
 		if r := readyOf(n); r != nil {
 			s.heartbeat = r.LastHeartbeatTime
 		}

@@ -508,6 +508,26 @@ func TestReturnOfADeletedNode(t *testing.T) {
 	})
 }
 
+// A node whose machine vanishes in the moment in which its Node is made has been heard before the judge saw it.
+func TestDeathOfANewNode(t *testing.T) {
+	live(t, 2, func(w *world) {
+		time.Sleep(rest / 2)
+		w.do(func() {
+			w.silent["n9"] = true
+			w.contacts["n9"] = tunnels.Contact{Last: time.Now(), Open: true, Direct: true}
+		})
+		_, err := w.client.CoreV1().Nodes().Create(t.Context(), node("n9"), metav1.CreateOptions{})
+		if err == nil {
+			_, err = w.client.CoreV1().Pods("default").Create(t.Context(), pod("n9"), metav1.CreateOptions{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(rest + 2*time.Second)
+		w.want("as soon as the judge has seen and checked it", []string{"n9"}, []string{"n9"})
+	})
+}
+
 // What a new judge's server has heard long ago does not count; what it has heard a moment ago does.
 func TestNewJudge(t *testing.T) {
 	for last, doubtful := range map[time.Duration]bool{2 * time.Second: true, 10 * time.Minute: false} {
