@@ -38,7 +38,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps release install test unit e2e e2e-mixed install-test fresh-test play chaos race e2e-ha bench bench-ha bench-store powercut fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed install-test fresh-test play chaos race e2e-ha bench bench-ha bench-store powercut fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,10 +74,14 @@ PROMISED := root,carried,loop-device,systemd
 test: ## everything that has to pass: installs what is missing, builds, go test ./..., end to end (root)
 	@[ "$$(id -u)" = 0 ] || { echo 'error: tests make namespaces, mounts and containers of their own, which takes root: sudo make test. Without root: make unit' >&2; exit 1; }
 	@packaging/deps.sh build test
-	@CORACLE_TEST_REQUIRE=$(PROMISED)$$(command -v linux.uml >/dev/null && echo ,user-mode-linux) packaging/steps.sh build unit e2e install-test chaos
+	@CORACLE_TEST_REQUIRE=$(PROMISED)$$(command -v linux.uml >/dev/null && echo ,user-mode-linux) packaging/steps.sh build unit scenarios chaos
 
 unit: ## go test ./...; tests that need root are left out without it
 	@$(GOTEST) -p 2 -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./...
+
+# Scenarios mostly wait: two packages of them run side by side.
+scenarios: build ## e2e and install-test, side by side (root)
+	@$(E2E) -p 2 -timeout 40m ./test/e2e/... ./test/ha/... ./test/install/...
 
 e2e: build ## real kubectl against a real server, in namespaces of its own (root)
 	@$(E2E) -timeout 40m ./test/e2e/... ./test/ha/...
