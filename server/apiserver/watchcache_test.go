@@ -15,6 +15,8 @@ import (
 	"k8s.io/apiserver/pkg/storage"
 )
 
+// All sleeps of this file are of a synctest bubble: they take no time, and end when every goroutine waits.
+
 // fakeStorage counts the watches that it was asked for.
 type fakeStorage struct {
 	storage.Interface
@@ -102,7 +104,7 @@ func TestEarlierWatchesStayWithTheStore(t *testing.T) {
 		stored, cached := 1, 2
 		at := map[int]uint64{0: 100}
 		for second := 1; second < 300; second++ {
-			time.Sleep(time.Second) // of the bubble
+			time.Sleep(time.Second)
 			w.store.revision++
 			at[second] = w.store.revision
 			if second%5 > 0 {
@@ -121,7 +123,7 @@ func TestEarlierWatchesStayWithTheStore(t *testing.T) {
 				w.served(t, "from 61 seconds ago", stored, cached)
 			}
 		}
-		time.Sleep(5 * time.Minute) // of the bubble; nobody asked meanwhile
+		time.Sleep(5 * time.Minute) // nobody asks meanwhile
 		w.store.revision += 1000
 		w.begin(t, w.store.revision-1, true)
 		w.served(t, "after five minutes", stored+1, cached)
