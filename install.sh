@@ -443,6 +443,7 @@ uninstall_script() {
 # A machine that joined a cluster leaves it first: its pods are evicted, its node is deleted, a server gives up its vote.
 #   coracle-uninstall [--keep-data]    with it the cluster's data and its settings stay for a later installation, and the
 #                                      machine stays in its cluster
+#   coracle-uninstall --force          also when the machine is a server that could not leave its cluster
 # Exit codes: 0 coracle is gone; 3 coracle is gone, but folders stay that are not its own, named in the last lines; 1 it
 # stopped before the programs, because something could not be removed; 2 wrong arguments.
 set -u
@@ -456,11 +457,12 @@ log_file='$log_file'
 HEAD
   cat <<'BODY'
 
-keep= kept=
+keep= kept= force=
 for arg in "$@"; do
   case $arg in
     --keep-data) keep=yes ;;
-    *) echo "usage: coracle-uninstall [--keep-data]" >&2; exit 2 ;;
+    --force) force=yes ;;
+    *) echo "usage: coracle-uninstall [--keep-data | --force]" >&2; exit 2 ;;
   esac
 done
 [ "$(id -u)" = 0 ] || { echo "error: uninstalling takes root: sudo coracle-uninstall" >&2; exit 1; }
@@ -470,8 +472,17 @@ if [ -f "$args_file" ]; then
   while IFS= read -r arg; do case $arg in server | agent) ;; *) set -- "$@" "$arg" ;; esac; done <"$args_file"
 fi
 if [ -z "$keep" ] && [ -x "$bin_dir/coracle" ]; then
-  # A cluster that cannot be reached does not keep the machine: what is left there, and how to remove it, is said.
-  (set -a; [ ! -f "$env_file" ] || . "$env_file"; exec "$bin_dir/coracle" leave "$@") || true
+  # Somebody who interrupts the leaving wants nothing removed; not every shell ends by itself then.
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  (set -a; [ ! -f "$env_file" ] || . "$env_file"; exec "$bin_dir/coracle" leave "$@")
+  # A cluster that a node cannot reach does not keep it: what is left there, and how to remove it, was said. A server's data may be needed.
+  if [ $? = 3 ] && [ -z "$force" ]; then
+    echo "error: this machine is still one of the cluster's servers, for the reason above. Nothing was removed: see to it and run coracle-uninstall again." >&2
+    echo "  If the cluster is not needed any more, or goes on without this server: coracle-uninstall --force" >&2
+    exit 1
+  fi
+  trap - INT TERM
 fi
 
 echo "stopping coracle"

@@ -126,7 +126,12 @@ func (d *departures) proceed(ctx context.Context, n *corev1.Node, since time.Tim
 			return false, err
 		}
 	}
-	err = d.client.CoreV1().Nodes().Delete(ctx, n.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(n.UID))})
+	// Of the Node as it was seen, with the order: it may have been taken back meanwhile.
+	same := &metav1.Preconditions{UID: &n.UID, ResourceVersion: &n.ResourceVersion}
+	err = d.client.CoreV1().Nodes().Delete(ctx, n.Name, metav1.DeleteOptions{Preconditions: same})
+	if apierrors.IsConflict(err) {
+		return false, nil // looked at again in a second
+	}
 	if err != nil && !apierrors.IsNotFound(err) {
 		return false, fmt.Errorf("deleting the node: %w", err)
 	}

@@ -47,6 +47,8 @@ type vips struct {
 	known bool
 	// trouble is why the cluster's addresses are not taken over; empty when they are.
 	trouble string
+	// begun says that addresses were taken over, and not yet everything that follows from them.
+	begun   bool
 	changed chan struct{} // capacity 1: one says that there is something to look at
 }
 
@@ -254,6 +256,7 @@ func (v *vips) take(m *corev1.ConfigMap) error {
 	if own := v.s.o.VIPs; len(own) > 0 && !slices.Equal(own, addresses) {
 		return fmt.Errorf("--vip: this server was given %q, and the cluster that it belongs to has %q, which counts; leave it out", JoinAddrs(own), JoinAddrs(addresses))
 	}
+	v.well()
 	return nil
 }
 
@@ -288,27 +291,41 @@ func JoinAddrs(addresses []netip.Addr) string {
 	return strings.Join(words, ",")
 }
 
-// set takes addresses over, with certificate and kubeconfigs. known says that the cluster has said so.
+// set takes addresses over, with certificate and kubeconfigs; what could not be done is done at the next call. known says that the cluster has said so.
 func (v *vips) set(addresses []netip.Addr, known bool) error {
 	v.mu.Lock()
 	same := slices.Equal(v.addresses, addresses) && v.known == known
-	wasTrouble := v.trouble != ""
-	v.addresses, v.known, v.trouble = addresses, known, ""
+	done := same && !v.begun
+	v.addresses, v.known, v.begun = addresses, known, !done
 	v.mu.Unlock()
-	if same {
-		if wasTrouble {
-			v.notify()
-		}
+	if done {
 		return nil
 	}
 	defer v.notify()
 	keep := func() error { return cluster.WriteVIPs(v.s.o.ServerDir, addresses) }
-	if known {
-		v.s.log.Info("the cluster's virtual addresses", "addresses", JoinAddrs(addresses))
-	} else {
+	if !known {
 		keep = func() error { return cluster.ForgetVIPs(v.s.o.ServerDir) }
+	} else if !same {
+		v.s.log.Info("the cluster's virtual addresses", "addresses", JoinAddrs(addresses))
 	}
-	return errors.Join(keep(), v.s.useVIPs())
+	if err := errors.Join(keep(), v.s.useVIPs()); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.begun = false
+	return nil
+}
+
+// well says that there is no trouble any more.
+func (v *vips) well() {
+	v.mu.Lock()
+	was := v.trouble != ""
+	v.trouble = ""
+	v.mu.Unlock()
+	if was {
+		v.notify()
+	}
 }
 
 // redirects are the translations for addresses that have a place here.

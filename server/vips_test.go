@@ -27,7 +27,7 @@ func TestParseVIPs(t *testing.T) {
 	reserved := []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}
 	for text, want := range map[string]string{
 		"": "", "10.0.0.100": "10.0.0.100", " fd00::0100 , 10.0.0.100": "fd00::100,10.0.0.100", "boat": "not an IP address", "10.42.0.1": "cluster uses",
-		"10.0.0.1,10.0.0.2": "at most one", "224.0.0.1": "not an address",
+		"10.0.0.1,10.0.0.2": "at most one", "224.0.0.1": "not an address", "::ffff:10.42.0.1": "not an address",
 	} {
 		got, err := ParseVIPs(text, reserved)
 		said := JoinAddrs(got)
@@ -37,6 +37,60 @@ func TestParseVIPs(t *testing.T) {
 		if !strings.Contains(said, want) || (want == "") != (said == "") {
 			t.Errorf("%q: %s, want %s", text, said, want)
 		}
+	}
+}
+
+func vipMap(text string) *corev1.ConfigMap {
+	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: cluster.VIPConfigMap, Namespace: metav1.NamespaceSystem}, Data: map[string]string{cluster.VIPData: text}}
+}
+
+// TestWhatFailedIsDoneLater: a disk without room keeps a server from writing down the cluster's address once.
+func TestWhatFailedIsDoneLater(t *testing.T) {
+	v, o := newTestVIPs(t)
+	blocked := []string{filepath.Join(o.ServerDir, "vip.json"), o.Kubeconfigs[0].Path}
+	for _, path := range blocked { // a folder is in the file's place
+		if err := errors.Join(os.RemoveAll(path), os.MkdirAll(filepath.Join(path, "x"), 0o700)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := v.take(vipMap("192.0.2.100")); err == nil {
+			t.Fatal("nothing is said of files that cannot be written")
+		}
+	}
+	for _, path := range blocked {
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := v.take(vipMap("192.0.2.100")); err != nil {
+		t.Fatal(err)
+	}
+	if kept, known, err := cluster.ReadVIPs(o.ServerDir); err != nil || !known || JoinAddrs(kept) != "192.0.2.100" {
+		t.Errorf("kept is %v, %v, %v", kept, known, err)
+	}
+	if _, err := os.Stat(o.Kubeconfigs[0].Path); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOtherFlagIsSaidOnce: a server that was given another address than the cluster's says so once, not at each look.
+func TestOtherFlagIsSaidOnce(t *testing.T) {
+	v, _ := newTestVIPs(t, netip.MustParseAddr("192.0.2.1"))
+	client := fake.NewClientset(vipMap("192.0.2.100"))
+	said := 0
+	for range 5 {
+		err := v.watch(t.Context(), client)
+		if err == nil {
+			t.Fatal("it says nothing of its flag")
+		}
+		if v.trouble != err.Error() {
+			said++
+		}
+		v.fail(err)
+	}
+	if said != 1 {
+		t.Errorf("it was said %d times", said)
 	}
 }
 

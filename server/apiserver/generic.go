@@ -42,7 +42,7 @@ type generic struct {
 
 // buildGeneric does what upstream's BuildGenericConfig does, in the same order,
 // with our loopback client and without the OpenAPI v2 definitions.
-func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Transport, token string, dial utilnet.DialFunc, cacheFrom int, logger *slog.Logger) (*generic, error) {
+func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Transport, token string, dial utilnet.DialFunc, cache cachingFrom, logger *slog.Logger) (*generic, error) {
 	c := genericapiserver.NewConfig(legacyscheme.Codecs)
 	resources := controlplane.DefaultAPIResourceConfigSource()
 	c.MergedResourceConfig = resources
@@ -83,7 +83,7 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	endLongRequests(c)
 	c.LongRunningFunc = filters.BasicLongRunningRequestCheck(
 		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
-	if err := g.applyStorage(opts, cacheFrom, logger); err != nil {
+	if err := g.applyStorage(opts, cache); err != nil {
 		return nil, err
 	}
 	if err := g.applySecurity(opts, client, logger); err != nil {
@@ -121,7 +121,7 @@ func loopbackConfig(serving *genericapiserver.SecureServingInfo, transport *memt
 	}, nil
 }
 
-func (g *generic) applyStorage(opts kubeoptions.CompletedOptions, cacheFrom int, logger *slog.Logger) error {
+func (g *generic) applyStorage(opts kubeoptions.CompletedOptions, cache cachingFrom) error {
 	c := g.config
 	if c.EgressSelector != nil {
 		opts.Etcd.StorageConfig.Transport.EgressLookup = c.EgressSelector.Lookup
@@ -139,7 +139,8 @@ func (g *generic) applyStorage(opts kubeoptions.CompletedOptions, cacheFrom int,
 		return fmt.Errorf("applying storage options: %w", err)
 	}
 	if !opts.Etcd.EnableWatchCache {
-		c.RESTOptionsGetter = cachingFrom{RESTOptionsGetter: c.RESTOptionsGetter, from: cacheFrom, log: logger}
+		cache.RESTOptionsGetter = c.RESTOptionsGetter
+		c.RESTOptionsGetter = cache
 	}
 	g.storage = factory
 	return nil

@@ -126,8 +126,8 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 		slices.Contains(node.Finalizers, cluster.MemberFinalizer) != slices.Contains(old.Finalizers, cluster.MemberFinalizer) {
 		return admission.NewForbidden(a, errors.New("only servers say which node is a server's"))
 	}
-	// The kubelet's credentials are not a server's: with them alone the store loses no voter.
-	if node.Annotations[cluster.LeaveAnnotation] != old.Annotations[cluster.LeaveAnnotation] && slices.Contains(old.Finalizers, cluster.MemberFinalizer) {
+	// The kubelet's credentials are not a server's: with them alone the store loses no voter. A node that registers may become a server's.
+	if node.Annotations[cluster.LeaveAnnotation] != old.Annotations[cluster.LeaveAnnotation] && (a.GetOldObject() == nil || slices.Contains(old.Finalizers, cluster.MemberFinalizer)) {
 		return admission.NewForbidden(a, errors.New("the node of a server leaves by an administrator's order: coracle leave on that machine, or coracle node remove"))
 	}
 	if slices.Equal(node.Status.Addresses, old.Status.Addresses) {

@@ -71,12 +71,15 @@ func TestNodeClaims(t *testing.T) {
 	posing, held := nodeAt("one", "192.0.2.3"), nodeAt("one", "192.0.2.3")
 	posing.Annotations = map[string]string{cluster.ServerIDAnnotation: "somebody's"}
 	held.Finalizers = []string{cluster.MemberFinalizer}
+	leaving := nodeAt("one", "192.0.2.3")
+	leaving.Annotations = map[string]string{cluster.LeaveAnnotation: "0s"}
 	for what, tt := range map[string]struct {
 		node *corev1.Node
 		want string
 	}{
 		"as another's server":          {posing, "only servers say"},
 		"as a member of the store":     {held, "only servers say"},
+		"and is to leave":              {leaving, "by an administrator's order"},
 		"with a pod network":           {ranges, "does not choose its own pod network"},
 		"at a pod's address":           {nodeAt("one", "10.42.0.9"), "network for pods or Services"},
 		"at the API's Service":         {nodeAt("one", "192.0.2.3", "10.43.0.1"), "network for pods or Services"},

@@ -95,6 +95,8 @@ type Options struct {
 
 	// seriesKept is seriesKept when zero; tests wait for less.
 	seriesKept time.Duration
+	// cacheKept is how long a watch cache stays when few watch.
+	cacheKept time.Duration
 }
 
 // storeServer is what upstream's storage layer is told to connect to. It is never
@@ -111,6 +113,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.CacheFrom == 0 {
 		o.CacheFrom = defaultCacheFrom
+	}
+	if o.cacheKept == 0 {
+		o.cacheKept = cacheKept
 	}
 	if o.seriesKept == 0 {
 		o.seriesKept = seriesKept

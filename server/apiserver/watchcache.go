@@ -37,6 +37,7 @@ const (
 type cachingFrom struct {
 	apigeneric.RESTOptionsGetter
 	from int
+	kept time.Duration // how long a cache stays when half as many are left
 	log  *slog.Logger
 }
 
@@ -56,10 +57,10 @@ func (c cachingFrom) storage(config *storagebackend.ConfigForResource, prefix st
 	if err != nil {
 		return raw, destroy, err
 	}
-	s := &watchedStorage{Interface: raw, from: c.from, now: time.Now, log: c.log.With("resource", config.GroupResource.String())}
+	s := &watchedStorage{Interface: raw, from: c.from, kept: c.kept, now: time.Now, log: c.log.With("resource", config.GroupResource.String())}
 	s.build = func() (front, error) {
 		made, err := cacher.NewCacherFromConfig(cacher.Config{
-			Storage: raw, Versioner: storage.APIObjectVersioner{}, GroupResource: config.GroupResource, EventsHistoryWindow: config.EventsHistoryWindow,
+			Storage: lasting{raw}, Versioner: storage.APIObjectVersioner{}, GroupResource: config.GroupResource, EventsHistoryWindow: config.EventsHistoryWindow,
 			ResourcePrefix: prefix, KeyFunc: key, NewFunc: newObject, NewListFunc: newList, GetAttrsFunc: attrs, IndexerFuncs: triggers, Indexers: indexers, Codec: config.Codec,
 		})
 		if err != nil {
@@ -70,6 +71,12 @@ func (c cachingFrom) storage(config *storagebackend.ConfigForResource, prefix st
 	}
 	return s, sync.OnceFunc(func() { s.close(); destroy() }), nil
 }
+
+// lasting is a store that outlives its caches. The store would estimate objects' sizes by the keys of its first one for ever, and refuse a second.
+type lasting struct{ storage.Interface }
+
+// EnableResourceSizeEstimation implements storage.Interface.
+func (lasting) EnableResourceSizeEstimation(storage.KeysFunc) error { return nil }
 
 // front is a cache before the store.
 type front struct {
@@ -82,6 +89,7 @@ type front struct {
 type watchedStorage struct {
 	storage.Interface // the store
 	from              int
+	kept              time.Duration
 	build             func() (front, error)
 	now               func() time.Time
 	log               *slog.Logger
@@ -166,7 +174,7 @@ func (s *watchedStorage) ended() {
 	defer s.mu.Unlock()
 	s.open--
 	if s.cache != nil && s.drop == nil && s.open <= s.from/2 && !s.closed {
-		s.drop = time.AfterFunc(cacheKept, s.dropCache)
+		s.drop = time.AfterFunc(s.kept, s.dropCache)
 	}
 }
 

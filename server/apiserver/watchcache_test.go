@@ -5,12 +5,16 @@ package apiserver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/storage"
 )
@@ -46,7 +50,7 @@ type watched struct {
 
 func newWatched(from int) *watched {
 	w := &watched{store: &fakeStorage{revision: 100}, cache: &fakeStorage{}, ready: true}
-	w.watchedStorage = &watchedStorage{Interface: w.store, from: from, now: time.Now, log: slog.New(slog.DiscardHandler)}
+	w.watchedStorage = &watchedStorage{Interface: w.store, from: from, kept: cacheKept, now: time.Now, log: slog.New(slog.DiscardHandler)}
 	w.build = func() (front, error) {
 		w.made++
 		return front{Interface: w.cache, ready: func() bool { return w.ready }, stop: func() { w.stopped++ }}, w.refuse
@@ -198,5 +202,57 @@ func TestServerWhoseResourcesAreCached(t *testing.T) {
 		"CreateWatchDelete": testCreateWatchDelete, "LoopbackWatch": testLoopbackWatch, "ServerSideApply": testServerSideApply, "CustomResources": testCustomResources,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, s) })
+	}
+}
+
+// record is a log that is looked into.
+type record struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (r *record) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.Write(p)
+}
+
+func (r *record) count(what string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return strings.Count(r.text.String(), what)
+}
+
+// TestCacheComesBack: upstream's cache over a real store goes when few watch, and another one comes when many watch again.
+func TestCacheComesBack(t *testing.T) {
+	f := newFixture(t)
+	o := f.options(t)
+	var log record
+	o.CacheFrom, o.cacheKept, o.Logger = 4, 100*time.Millisecond, slog.New(slog.NewTextHandler(&log, nil))
+	s := f.start(t, o)
+	c := client(t, s.admin())
+	await := func(what string, want int) {
+		t.Helper()
+		eventually(t, what, func() error {
+			if n := log.count(what); n != want {
+				return fmt.Errorf("it was said %d times, want %d", n, want)
+			}
+			return nil
+		})
+	}
+	for round := 1; round <= 3; round++ {
+		ctx, end := context.WithCancel(t.Context())
+		for range 5 {
+			if _, err := c.CoreV1().PodTemplates("default").Watch(ctx, metav1.ListOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		const of = " resource=podtemplates"
+		await("a watch cache is put in front of the store\""+of, round)
+		end()
+		await("its watch cache is gone\""+of, round)
+	}
+	if n := log.count("could not be made"); n > 0 {
+		t.Errorf("%d caches could not be made", n)
 	}
 }

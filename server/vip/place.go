@@ -62,7 +62,7 @@ func Links() ([]Link, error) {
 // Check finds addresses that can be announced nowhere, whatever machine it is: reserved are the networks that the cluster uses for
 // something else.
 func Check(address netip.Addr, reserved []netip.Prefix) error {
-	if !address.IsValid() || address.Zone() != "" || !address.IsGlobalUnicast() || address == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+	if !address.IsValid() || address.Is4In6() || address.Zone() != "" || !address.IsGlobalUnicast() || address == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
 		return fmt.Errorf("%s is not an address that one machine can have on a network", address)
 	}
 	for _, n := range reserved {

@@ -167,11 +167,15 @@ func (a *App) runTool(flags *config.Flags, f func(cmd *cobra.Command, t *config.
 // report prints an error and turns it into an exit code.
 func (a *App) report(err error) int {
 	var failed runError
+	var member stillMember
 	var problems config.Problems
 	var usage usageError
 	switch {
 	case err == nil:
 		return 0
+	case errors.As(err, &member):
+		fmt.Fprintln(a.Stderr, "coracle: "+member.Error())
+		return exitStillMember
 	case errors.As(err, &problems) && !errors.As(err, &usage):
 		fmt.Fprintln(a.Stderr, "coracle: the configuration is wrong, nothing was started:")
 		for _, p := range problems {

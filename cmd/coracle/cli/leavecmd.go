@@ -26,6 +26,15 @@ import (
 
 const onlyServer = "this machine has the cluster's only server: there is nothing to leave"
 
+// exitStillMember is the exit code of coracle leave on a server of several that did not leave. Removing its data would be the loss of a
+// voter, and perhaps of the last copy of the store: coracle-uninstall stops there.
+const exitStillMember = 3
+
+// stillMember says that a server did not leave.
+type stillMember struct{ error }
+
+func (e stillMember) Unwrap() error { return e.error }
+
 func (a *App) leaveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "leave", GroupID: groupUse, Short: "Take this machine out of the cluster that it joined",
@@ -34,7 +43,9 @@ its node is deleted; a server gives its place in the store to the others. After 
 coracle-uninstall does all of this.
 
 It does nothing on a machine whose server is the only one of the cluster. An interruption does not stop what has begun. Arguments
-of coracle server and coracle agent that name no folder are passed over, so that coracle-uninstall can hand on those of the service.`,
+of coracle server and coracle agent that name no folder are passed over, so that coracle-uninstall can hand on those of the service.
+
+The exit code is 3 when a server of several did not leave, 1 when a node did not.`,
 		FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true},
 		Args:               cobra.ArbitraryArgs,
 	}
@@ -61,6 +72,8 @@ func (a *App) leaveCluster(ctx context.Context, t *config.Tool, grace time.Durat
 		return "this machine is in no cluster", nil
 	case errors.Is(err, status.ErrNotRunning) && exists(t.Paths.ServerDir) && !exists(filepath.Join(t.Paths.ServerDir, "peers.json")): // server.OtherServers reads it
 		return onlyServer, nil
+	case errors.Is(err, status.ErrNotRunning) && exists(t.Paths.ServerDir):
+		return "", stillMember{errors.New("coracle does not run, so this server cannot leave its cluster. Start it and leave, or say on another server: coracle node remove NAME, with this machine's node (coracle member remove NAME if it has none)")}
 	case errors.Is(err, status.ErrNotRunning):
 		return "", errors.New("coracle does not run, so this machine cannot leave its cluster by itself. If other machines are in it, say on a server: coracle node remove NAME, with this machine's node")
 	case errors.Is(err, fs.ErrPermission):
@@ -69,7 +82,11 @@ func (a *App) leaveCluster(ctx context.Context, t *config.Tool, grace time.Durat
 		return "", err
 	}
 	if r.Role == "server" {
-		return a.serverLeaves(ctx, t, r.Node, grace)
+		said, err := a.serverLeaves(ctx, t, r.Node, grace)
+		if err != nil {
+			err = stillMember{err}
+		}
+		return said, err
 	}
 	rc, err := clientcmd.BuildConfigFromFlags("", credentials.In(filepath.Join(t.Paths.AgentDir, "cred")).KubeletKubeconfig)
 	if err != nil {
