@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -33,10 +34,10 @@ type peers struct {
 
 	votes chan struct{} // capacity 1: held by who changes votes, over all steps that belong together
 
-	campaigning atomic.Bool   // or about to, because the leader has ended or is silent
-	stood       atomic.Int64  // when it did so last, in nanoseconds since 1970
-	missed      chan struct{} // capacity 1: another voter misses the leader
-	started     chan struct{} // closed when raft can be used
+	campaigning atomic.Bool               // or about to, because the leader has ended or is silent
+	stood       atomic.Pointer[time.Time] // when it stood for election last
+	missed      chan struct{}             // capacity 1: another voter misses the leader
+	started     chan struct{}             // closed when raft can be used
 }
 
 // openPeers opens the transport. Calls of others wait until run.

@@ -36,7 +36,7 @@ type standing struct {
 	ID       string
 	Silent   time.Duration // since it heard the leader
 	Follower bool          // it can stand: it does not already, nor lead, nor wait for pre-votes
-	Standing bool          // it has just begun to, and its new term may not be on its disk yet
+	Standing bool          // it has begun to, and may still be at it
 	Term     uint64        // raft's
 	// LogTerm and LogIndex are of its newest entry. Who has less cannot be elected by it.
 	LogTerm, LogIndex uint64
@@ -51,7 +51,7 @@ func (p *peers) standing() standing {
 	logTerm, _ := strconv.ParseUint(p.s.raft.Stats()["last_log_term"], 10, 64) // raft wrote it
 	return standing{
 		ID: string(p.s.id), Silent: time.Since(p.LeaderHeard()), Follower: p.s.raft.State() == raft.Follower, Term: p.s.raft.CurrentTerm(),
-		Standing: time.Since(time.Unix(0, p.stood.Load())) < standAfter,
+		Standing: p.hasStood(),
 		LogTerm:  logTerm, LogIndex: p.s.raft.LastIndex(),
 	}
 }
@@ -149,13 +149,13 @@ func (p *peers) replaceLeader(ctx context.Context) time.Duration {
 	answers := p.standings(ctx, leader, standAfter)
 	agreed, ahead := 1, 0
 	for _, a := range answers {
-		if a.Term > own.Term {
+		if a.Term > own.Term || a.Standing {
 			return standAfter // an election is under way: this voter will be asked for its vote, if it was not just now
 		}
 		if a.Silent < p.agreeAfter() {
 			continue
 		}
-		if agreed++; a.Standing || a.Follower && a.ahead(own) {
+		if agreed++; a.Follower && a.ahead(own) {
 			ahead++
 		}
 	}
@@ -167,16 +167,41 @@ func (p *peers) replaceLeader(ctx context.Context) time.Duration {
 	}) {
 		return standAfter // another one has begun, or the leader is back
 	}
+	if ahead > 0 && slices.ContainsFunc(p.standings(ctx, leader, standAfter), func(a standing) bool { return a.Term > own.Term || a.Standing }) {
+		return standAfter // its new term is not on its disk yet
+	}
 	if p.s.raft.State() != raft.Follower || p.s.raft.CurrentTerm() != own.Term || time.Since(p.LeaderHeard()) < p.agreeAfter() {
 		return standAfter
 	}
 	p.s.log.Info("a majority misses the store's leader: standing for election", "leader", leader, "silent", own.Silent.Round(time.Millisecond))
-	standing, cancel := context.WithTimeout(ctx, p.s.opts.ElectionTimeout)
-	defer cancel()
-	p.stood.Store(time.Now().UnixNano())
-	p.Stand(standing)
+	if !p.standNow(ctx) {
+		return standAfter
+	}
 	// An election needs every voter's disk. Standing again before it has come to something would keep it from that.
-	return p.s.opts.ElectionTimeout * time.Duration(2+rank)
+	return p.s.opts.ElectionTimeout * time.Duration(candidateFor+rank)
+}
+
+// standWithin bounds how long raft may take to hear that this server stands. When its loop is busy for longer, it gives another one its vote, and
+// standing after that would depose the winner.
+const standWithin = 5 * time.Millisecond
+
+// standNow makes this server a candidate; false says that raft had something else to do.
+func (p *peers) standNow(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, standWithin)
+	defer cancel()
+	now := time.Now()
+	p.stood.Store(&now)
+	if p.Stand(ctx) {
+		return true
+	}
+	p.stood.Store(nil)
+	return false
+}
+
+// hasStood says that this server's candidacy may still be under way.
+func (p *peers) hasStood() bool {
+	at := p.stood.Load()
+	return at != nil && time.Since(*at) < 2*candidateFor*p.s.opts.ElectionTimeout // raft draws a time between one and two
 }
 
 // voters is how many servers vote.

@@ -3,7 +3,6 @@
 package raftstore
 
 import (
-	"context"
 	"slices"
 	"time"
 
@@ -61,10 +60,7 @@ func (p *peers) leaderGone(id raft.ServerID) {
 			break
 		}
 		p.s.log.Info("the store's leader has ended: standing for election", "leader", id)
-		ctx, cancel := context.WithTimeout(p.s.ctx, p.s.opts.ElectionTimeout)
-		defer cancel()
-		p.stood.Store(time.Now().UnixNano())
-		p.Stand(ctx)
+		p.standNow(p.s.ctx)
 	}) {
 		p.campaigning.Store(false)
 	}
