@@ -47,8 +47,15 @@ func withAddresses(ctx context.Context, n config.Node, networks []netip.Prefix, 
 
 // followAddresses calls stop with cli.ErrAnew when the machine has other addresses, and says it when it has none.
 func followAddresses(ctx context.Context, n config.Node, networks []netip.Prefix, p *cli.Process, stop context.CancelCauseFunc) {
-	host := config.LocalHost{}
-	next, err := addresses.Changed(ctx, addresses.Options{
+	failed := func(err error) {
+		p.Log.Warn("it cannot be noticed now whether this machine's address changes; that is tried again", "error", err)
+	}
+	var host config.ReplacingHost
+	var err error
+	if host.Links, err = host.LinksWith(n.IPs); err != nil {
+		failed(err)
+	}
+	next := addresses.Changed(ctx, addresses.Options{
 		Have: n.IPs, Owns: host.Owns,
 		Find: func() ([]netip.Addr, error) {
 			if n.IPsGiven {
@@ -56,17 +63,15 @@ func followAddresses(ctx context.Context, n config.Node, networks []netip.Prefix
 			}
 			return config.HostIPs(host, networks)
 		},
-		Gone: func(gone []netip.Addr) { tellGone(n, p, gone) },
+		Gone:   func(gone []netip.Addr) { tellGone(n, p, gone) },
+		Failed: failed,
 	})
-	switch {
-	case ctx.Err() != nil:
-	case err != nil:
-		p.Log.Warn("it is not noticed any more when this machine gets another address; restart coracle when it does", "error", err)
-	default:
-		p.Log.Warn("this machine has another address; coracle starts anew with it", "before", n.IPs, "now", next)
-		stop(cli.ErrAnew)
-		time.AfterFunc(stopPatience, p.Anew)
+	if ctx.Err() != nil {
+		return
 	}
+	p.Log.Warn("this machine has another address; coracle starts anew with it", "before", n.IPs, "now", next)
+	stop(cli.ErrAnew)
+	time.AfterFunc(stopPatience, p.Anew)
 }
 
 // tellGone says in the log and on the board that addresses are gone with nothing in their place.
@@ -85,7 +90,7 @@ func tellGone(n config.Node, p *cli.Process, gone []netip.Addr) {
 	if n.IPsGiven {
 		why += "Correct --node-ip, or leave it out so that coracle finds the address by itself, and restart coracle"
 	} else {
-		why += "It has no other one yet: other machines do not reach it. coracle takes another one when there is one"
+		why += "It has no other one yet: other machines do not reach it. coracle takes another one when there is one on the same link, or on one with a default route"
 	}
 	line.Set(status.Degraded, why)
 	p.Log.Warn("the address is gone", "reason", why)

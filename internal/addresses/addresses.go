@@ -22,6 +22,9 @@ const (
 	settle = 3 * time.Second
 	// again is how long to wait before the kernel is asked anew for its news, after it could not tell all of them.
 	again = time.Second
+	// patience is how long to wait for news while an address is gone, or could not be looked for. The kernel tells of addresses, and a new
+	// one may be of no use before its link has a route.
+	patience = 10 * time.Second
 )
 
 // Options are all required.
@@ -30,47 +33,65 @@ type Options struct {
 	Have []netip.Addr
 	// Owns says whether the machine has an address, on whichever interface.
 	Owns func(netip.Addr) (bool, error)
-	// Find returns those by which the machine would be known if it began now.
+	// Find returns those by which the machine may be known in place of the ones that are gone.
 	Find func() ([]netip.Addr, error)
 	// Gone is told which addresses are gone while there is nothing in their place; nil when they are back.
 	Gone func([]netip.Addr)
+	// Failed is told why the addresses cannot be looked at; that is tried again. The same reason is told once in a row.
+	Failed func(error)
 
 	// events, in tests, stands for the kernel's news.
 	events func(ctx context.Context) (<-chan struct{}, error)
 }
 
-// Changed waits until an address is gone and the machine has others instead, which it returns. An address that is merely no
-// longer the best one is kept: a machine with two links does not change its address each time that one of them fails.
-func Changed(ctx context.Context, o Options) ([]netip.Addr, error) {
+// Changed waits until an address is gone and the machine has others instead, which it returns; none when ctx is done. An address that is
+// merely no longer the best one is kept: a machine with two links does not change its address each time that one of them fails.
+func Changed(ctx context.Context, o Options) []netip.Addr {
 	if o.events == nil {
 		o.events = kernelEvents
 	}
-	told := false
+	told, failed := false, ""
+	fails := func(err error) {
+		if err == nil {
+			failed = ""
+		} else if err.Error() != failed && ctx.Err() == nil {
+			failed = err.Error()
+			o.Failed(err)
+		}
+	}
 	for ctx.Err() == nil {
 		events, err := o.events(ctx)
-		if err != nil {
-			return nil, err
-		}
-		for open := true; open && ctx.Err() == nil; {
+		fails(err)
+		for open := err == nil; open && ctx.Err() == nil; {
 			next, gone, err := o.look(ctx)
-			if err != nil || next != nil {
-				return next, err
+			fails(err)
+			if next != nil {
+				return next
 			}
-			if told != (gone != nil) {
+			if err == nil && told != (gone != nil) {
 				told = gone != nil
 				o.Gone(gone)
+			}
+			var overdue <-chan time.Time
+			if told || err != nil {
+				overdue = time.After(patience)
 			}
 			select {
 			case <-ctx.Done():
 			case _, open = <-events:
+			case <-overdue:
 			}
+		}
+		wait := again
+		if err != nil {
+			wait = patience
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(again):
+		case <-time.After(wait):
 		}
 	}
-	return nil, ctx.Err()
+	return nil
 }
 
 // look returns the addresses that the machine has in place of one that is gone, or else those that are gone.
@@ -80,7 +101,7 @@ func (o *Options) look(ctx context.Context) (next, gone []netip.Addr, err error)
 	}
 	select {
 	case <-ctx.Done():
-		return nil, nil, nil
+		return nil, nil, ctx.Err()
 	case <-time.After(settle):
 	}
 	if gone, err = o.missing(); err != nil || gone == nil {

@@ -4,6 +4,7 @@ package addresses
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"sync"
@@ -18,6 +19,7 @@ type machine struct {
 	has    []netip.Addr
 	events chan struct{}
 	gone   [][]netip.Addr
+	failed []error
 }
 
 func (m *machine) set(has []netip.Addr) {
@@ -34,10 +36,11 @@ func (m *machine) get() []netip.Addr {
 
 func (m *machine) options(have ...netip.Addr) Options {
 	return Options{
-		Have: have,
-		Owns: func(ip netip.Addr) (bool, error) { return slices.Contains(m.get(), ip), nil },
-		Find: func() ([]netip.Addr, error) { return m.get(), nil },
-		Gone: func(ips []netip.Addr) { m.gone = append(m.gone, ips) },
+		Have:   have,
+		Owns:   func(ip netip.Addr) (bool, error) { return slices.Contains(m.get(), ip), nil },
+		Find:   func() ([]netip.Addr, error) { return m.get(), nil },
+		Gone:   func(ips []netip.Addr) { m.gone = append(m.gone, ips) },
+		Failed: func(err error) { m.failed = append(m.failed, err) },
 		events: func(context.Context) (<-chan struct{}, error) {
 			return m.events, nil
 		},
@@ -76,7 +79,7 @@ func TestChanged(t *testing.T) {
 						}
 					}
 				}()
-				got, _ := Changed(ctx, m.options(tt.have...))
+				got := Changed(ctx, m.options(tt.have...))
 				if !slices.Equal(got, tt.want) || len(m.gone) != tt.gone {
 					t.Errorf("%v, want %v; told %v", got, tt.want, m.gone)
 				}
@@ -100,8 +103,88 @@ func TestNewsEnd(t *testing.T) {
 			close(c)
 			return c, nil
 		}
-		if got, err := Changed(t.Context(), o); err != nil || !slices.Equal(got, []netip.Addr{b}) || asked != 3 {
-			t.Errorf("%v, %v after %d questions", got, err, asked)
+		if got := Changed(t.Context(), o); !slices.Equal(got, []netip.Addr{b}) || asked != 3 {
+			t.Errorf("%v after %d questions", got, asked)
+		}
+	})
+}
+
+// TestWhatFailsIsTriedAgain: a machine out of file descriptors for a minute still notices its new address, and says once why it could not look.
+func TestWhatFailsIsTriedAgain(t *testing.T) {
+	a, b := netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("10.9.0.7")
+	for name, fail := range map[string]func(o *Options, fails func() error){
+		"the kernel's news": func(o *Options, fails func() error) {
+			whole := o.events
+			o.events = func(ctx context.Context) (<-chan struct{}, error) {
+				if err := fails(); err != nil {
+					return nil, err
+				}
+				return whole(ctx)
+			}
+		},
+		"whether it has an address": func(o *Options, fails func() error) {
+			whole := o.Owns
+			o.Owns = func(ip netip.Addr) (bool, error) {
+				if err := fails(); err != nil {
+					return false, err
+				}
+				return whole(ip)
+			}
+		},
+		"which others it has": func(o *Options, fails func() error) {
+			whole := o.Find
+			o.Find = func() ([]netip.Addr, error) {
+				if err := fails(); err != nil {
+					return nil, err
+				}
+				return whole()
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := &machine{has: []netip.Addr{b}, events: make(chan struct{}, 1)}
+				o, began := m.options(a), time.Now()
+				fail(&o, func() error {
+					if time.Since(began) < time.Minute {
+						return errors.New("too many open files")
+					}
+					return nil
+				})
+				if got := Changed(t.Context(), o); !slices.Equal(got, []netip.Addr{b}) || time.Since(began) > 2*time.Minute || len(m.failed) != 1 || m.gone != nil {
+					t.Errorf("%v after %v; said %v, and that %v is gone", got, time.Since(began), m.failed, m.gone)
+				}
+			})
+		})
+	}
+}
+
+// TestAddressThatBecomesUsefulLater: the kernel tells of an address, and not of the route that its link gets a minute later.
+func TestAddressThatBecomesUsefulLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("10.9.0.7")
+		m := &machine{has: []netip.Addr{b}, events: make(chan struct{}, 1)}
+		o, began := m.options(a), time.Now()
+		o.Find = func() ([]netip.Addr, error) {
+			if time.Since(began) < time.Minute {
+				return nil, nil
+			}
+			return m.get(), nil
+		}
+		if got := Changed(t.Context(), o); !slices.Equal(got, []netip.Addr{b}) || time.Since(began) > 2*time.Minute || len(m.gone) != 1 {
+			t.Errorf("%v after %v; told %v", got, time.Since(began), m.gone)
+		}
+	})
+}
+
+// TestStopWhileGone: a process that is stopped while its address is gone does not say that it is back.
+func TestStopWhileGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &machine{events: make(chan struct{}, 1)}
+		ctx, cancel := context.WithTimeout(t.Context(), settle+patience+time.Second) // it looks a second time then
+		defer cancel()
+		if got := Changed(ctx, m.options(netip.MustParseAddr("10.0.0.5"))); got != nil || len(m.gone) != 1 || m.failed != nil {
+			t.Errorf("%v; told %v; said %v", got, m.gone, m.failed)
 		}
 	})
 }

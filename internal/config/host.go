@@ -116,6 +116,103 @@ func (LocalHost) Owns(ip netip.Addr) (bool, error) {
 	return false, nil
 }
 
+// ReplacingHost is the LocalHost when it is asked for an address in place of one that is gone. Not every link will do: a VPN, a bridge of
+// virtual machines and a storage network keep their addresses while the machine's cable is out, and are not where others look for it.
+type ReplacingHost struct {
+	LocalHost
+	// Links are the names of those where the machine had its addresses.
+	Links []string
+}
+
+// LinksWith are the names of the interfaces that have one of these addresses.
+func (LocalHost) LinksWith(ips []netip.Addr) ([]string, error) {
+	byLink, err := addressesOfLinks()
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for name, has := range byLink {
+		if slices.ContainsFunc(has, func(ip netip.Addr) bool { return slices.Contains(ips, ip) }) {
+			out = append(out, name)
+		}
+	}
+	return out, nil
+}
+
+// Addresses are those of LocalHost that are on one of Links, or on a link with a default route.
+func (h ReplacingHost) Addresses(except []netip.Prefix) ([]netip.Addr, error) {
+	found, err := h.LocalHost.Addresses(except)
+	if err != nil || len(found) == 0 {
+		return nil, err
+	}
+	outward, err := linksWithDefaultRoute()
+	if err != nil {
+		return nil, err
+	}
+	byLink, err := addressesOfLinks()
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(found, func(ip netip.Addr) bool {
+		for name, has := range byLink {
+			if slices.Contains(has, ip) && (slices.Contains(h.Links, name) || outward[name]) {
+				return false
+			}
+		}
+		return true
+	}), nil
+}
+
+// linksWithDefaultRoute looks at the main table, as other programs do to find the machine's address: a VPN that takes all of a machine's
+// traffic has a table of its own. A route over a link without a carrier is none.
+func linksWithDefaultRoute() (map[string]bool, error) {
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("listing this machine's routes: %w", err)
+	}
+	out := map[string]bool{}
+	add := func(index, flags int) {
+		if i, err := net.InterfaceByIndex(index); err == nil && flags&(unix.RTNH_F_DEAD|unix.RTNH_F_LINKDOWN) == 0 {
+			out[i.Name] = true
+		}
+	}
+	for _, r := range routes {
+		if r.Type != unix.RTN_UNICAST {
+			continue // "unreachable default", for instance
+		}
+		if r.Dst != nil {
+			if ones, _ := r.Dst.Mask.Size(); ones != 0 {
+				continue
+			}
+		}
+		add(r.LinkIndex, r.Flags)
+		for _, hop := range r.MultiPath {
+			add(hop.LinkIndex, hop.Flags)
+		}
+	}
+	return out, nil
+}
+
+func addressesOfLinks() (map[string][]netip.Addr, error) {
+	ifaces, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("listing network interfaces: %w", err)
+	}
+	out := map[string][]netip.Addr{}
+	for _, i := range ifaces {
+		addrs, err := i.Addrs()
+		if err != nil {
+			continue // it went away meanwhile
+		}
+		for _, a := range addrs {
+			if n, ok := a.(*net.IPNet); ok {
+				out[i.Name] = append(out[i.Name], addrOf(n.IP))
+			}
+		}
+	}
+	return out, nil
+}
+
 // addrOf is an interface's address as netip has it; the zero value for none.
 func addrOf(bytes net.IP) netip.Addr {
 	a, _ := netip.AddrFromSlice(bytes)

@@ -4,7 +4,8 @@
 // 1970 after a power loss, or where it stood when the machine was switched off.
 //
 // It sets a clock that is behind forward to the newest time that the machine is known to have seen, and never sets one back: what is
-// too late is for NTP to find out. It needs no file of its own to be written while the machine works: the times of files that are
+// too late is for NTP to find out. A clock that shows a time at which the program existed may be right while the files were written under
+// one that ran ahead: it is set forward by a month at most. It needs no file of its own to be written while the machine works: the times of files that are
 // written anyway say how late it was.
 package wallclock
 
@@ -26,6 +27,11 @@ const (
 	noteEvery = 12 * time.Hour
 	// lifetime is how long after it was built a program is used at most. A file that is later was written under a clock that ran ahead.
 	lifetime = 20 * 365 * 24 * time.Hour
+	// doubt is how far a clock that can be right is set forward at most. One that stood still while the machine was off is behind the files by
+	// noteEvery at most, or by a day where a file has to stand for the battery.
+	doubt = 30 * 24 * time.Hour
+	// between is how far notes are apart at least when the clock is set again and again.
+	between = 10 * time.Second
 )
 
 // Clock is the machine's.
@@ -40,6 +46,8 @@ type Clock struct {
 
 	now func() time.Time      // nil: the machine's; others are for tests
 	set func(time.Time) error // nil: the machine's
+	// steps stands for followSteps in tests.
+	steps func(context.Context) (<-chan struct{}, error)
 }
 
 func (c *Clock) read() time.Time {
@@ -51,8 +59,8 @@ func (c *Clock) read() time.Time {
 
 // Forward sets the clock forward if it is behind. A clock that cannot be set, as in most containers, is told of and left as it is.
 func (c *Clock) Forward() {
-	floor, what := c.floor()
 	now := c.read()
+	floor, what := c.floor(now)
 	if !now.Before(floor) {
 		return
 	}
@@ -72,19 +80,28 @@ func (c *Clock) Forward() {
 	}
 }
 
-// floor is the newest time that is known, and how.
-func (c *Clock) floor() (time.Time, string) {
+// floor is the newest time that is known, and how, by a clock that shows now.
+func (c *Clock) floor(now time.Time) (time.Time, string) {
 	floor, what := c.Built, "the program was built then"
+	latest := c.latest(now)
 	for _, path := range c.files() {
-		if at, ok := changed(path); ok && at.After(floor) && !c.ahead(at) {
+		if at, ok := changed(path); ok && at.After(floor) && (latest.IsZero() || !at.After(latest)) {
 			floor, what = at, path+" was written then"
 		}
 	}
 	return floor, what
 }
 
-// ahead says that a time cannot have been.
-func (c *Clock) ahead(t time.Time) bool { return !c.Built.IsZero() && t.After(c.Built.Add(lifetime)) }
+// latest is the last time that is believed of a file; zero if each is.
+func (c *Clock) latest(now time.Time) time.Time {
+	switch {
+	case c.Built.IsZero():
+		return time.Time{}
+	case now.Before(c.Built):
+		return c.Built.Add(lifetime)
+	}
+	return now.Add(doubt)
+}
 
 func (c *Clock) files() []string {
 	out := []string{c.File}
@@ -103,8 +120,17 @@ func changed(path string) (time.Time, bool) {
 	return info.ModTime(), true
 }
 
-// Keep notes the time now, twice a day and when ctx is done.
+// Keep notes the time now, twice a day, when somebody sets the clock, and when ctx is done.
 func (c *Clock) Keep(ctx context.Context) {
+	follow := c.steps
+	if follow == nil {
+		follow = followSteps
+	}
+	steps, err := follow(ctx)
+	set := steps
+	if err != nil {
+		c.Logger.Warn("it is not noticed when this machine's clock is set; the time is noted twice a day", "error", err)
+	}
 	last := ""
 	for {
 		if err := c.note(); err != nil && err.Error() != last {
@@ -112,11 +138,19 @@ func (c *Clock) Keep(ctx context.Context) {
 			c.Logger.Warn("the time could not be noted for a start with a clock that is behind", "error", err)
 		}
 		if ctx.Err() != nil {
-			return
+			break
 		}
 		select {
 		case <-ctx.Done():
+		case _, open := <-set:
+			if !open {
+				set = nil
+			}
 		case <-time.After(noteEvery):
+		}
+	}
+	if steps != nil {
+		for range steps { // until it is closed
 		}
 	}
 }

@@ -9,7 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,14 +38,17 @@ func TestForward(t *testing.T) {
 		want                time.Time // zero: it is not set
 		says                string
 	}{
-		"right":                          {now: later, noted: built, written: built},
-		"ahead by years":                 {now: later.AddDate(9, 0, 0), noted: later},
-		"1970, never ran":                {now: time.Unix(7, 0), want: built, says: "built"},
-		"1970, noted":                    {now: time.Unix(7, 0), noted: later, written: built, want: later, says: "clock was written"},
-		"1970, written":                  {now: time.Unix(7, 0), noted: built, written: later, want: later, says: "log was written"},
-		"a minute behind":                {now: later.Add(-time.Minute), noted: later, want: later, says: "set forward"},
-		"1970, files of a clock in 2099": {now: time.Unix(7, 0), noted: time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC), want: built, says: "built"},
-		"1970, in a container":           {now: time.Unix(7, 0), unset: unix.EPERM, want: built, says: "container"},
+		"right":                            {now: later, noted: built, written: built},
+		"ahead by years":                   {now: later.AddDate(9, 0, 0), noted: later},
+		"1970, never ran":                  {now: time.Unix(7, 0), want: built, says: "built"},
+		"1970, noted":                      {now: time.Unix(7, 0), noted: later, written: built, want: later, says: "clock was written"},
+		"1970, written":                    {now: time.Unix(7, 0), noted: built, written: later, want: later, says: "log was written"},
+		"right, files of a clock ahead":    {now: later, noted: later.AddDate(12, 0, 0)},
+		"right, one file of a clock ahead": {now: later.Add(-time.Hour), noted: later, written: later.AddDate(12, 0, 0), want: later, says: "clock was written"},
+		"weeks behind":                     {now: later.AddDate(0, 0, -21), noted: later, want: later, says: "set forward"},
+		"a minute behind":                  {now: later.Add(-time.Minute), noted: later, want: later, says: "set forward"},
+		"1970, files of a clock in 2099":   {now: time.Unix(7, 0), noted: time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC), want: built, says: "built"},
+		"1970, in a container":             {now: time.Unix(7, 0), unset: unix.EPERM, want: built, says: "container"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -88,7 +93,105 @@ func TestKeep(t *testing.T) {
 			t.Errorf("%s: %v, want %v", path, at, want)
 		}
 	}
-	if floor, what := c.floor(); floor.Sub(now).Abs() > 2*time.Second {
+	if floor, what := c.floor(now); floor.Sub(now).Abs() > 2*time.Second {
 		t.Errorf("the next start would take %v for the time: %s", floor, what)
+	}
+}
+
+// TestPowerLossAfterAClockAhead: the clock ran ahead once and was set right while coracle ran, and then the power went, before the time was
+// noted again. The battery keeps the right time, and the next starts leave it alone.
+func TestPowerLossAfterAClockAhead(t *testing.T) {
+	dir := t.TempDir()
+	built := time.Date(2026, 11, 20, 0, 0, 0, 0, time.UTC)
+	right, now := built.AddDate(0, 1, 0), built.AddDate(12, 0, 0)
+	c := Clock{File: filepath.Join(dir, "clock"), Patterns: []string{filepath.Join(dir, "*.pem")}, Built: built, Logger: slog.New(slog.DiscardHandler)}
+	c.now = func() time.Time { return now }
+	c.set = func(to time.Time) error {
+		t.Errorf("the clock showed %v, which was right, and was set to %v", now, to)
+		return nil
+	}
+	c.Forward() // under the clock that is ahead
+	if err := c.note(); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "leaf.pem"), now)
+	for _, now = range []time.Time{right.Add(time.Hour), right.Add(48 * time.Hour)} {
+		c.Forward()
+		if err := c.note(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestKeepNotesAStep: when the clock is set back while coracle runs, the files say the right time at once. One that has no battery would be
+// set to the wrong one at its next start.
+func TestKeepNotesAStep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		right := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
+		steps := make(chan struct{})
+		var now atomic.Pointer[time.Time]
+		set := func(to time.Time) { now.Store(&to) }
+		set(right.AddDate(9, 0, 0))
+		c := Clock{File: filepath.Join(dir, "clock"), Patterns: []string{filepath.Join(dir, "*.pem")}, Logger: slog.New(slog.DiscardHandler)}
+		c.now = func() time.Time { return *now.Load() }
+		c.steps = func(context.Context) (<-chan struct{}, error) { return steps, nil }
+		leaf := write(t, filepath.Join(dir, "leaf.pem"), right.AddDate(9, 0, 0))
+		ctx, cancel := context.WithCancel(t.Context())
+		kept := make(chan struct{})
+		go func() {
+			defer close(kept)
+			c.Keep(ctx)
+		}()
+		synctest.Wait()
+		set(right)
+		steps <- struct{}{}
+		synctest.Wait()
+		for _, path := range []string{c.File, leaf} {
+			if at, ok := changed(path); !ok || !at.Equal(right) {
+				t.Errorf("%s: %v, want %v", path, at, right)
+			}
+		}
+		close(steps)
+		cancel()
+		<-kept
+	})
+}
+
+// TestFollowSteps: the kernel takes the timer, says nothing while nobody sets the clock, and the channel is closed at the end.
+func TestFollowSteps(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	steps, err := followSteps(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	for range steps { // a step at this very moment is none of the test's
+	}
+}
+
+// TestKeepWithoutNewsOfSteps: where the clock cannot be followed, the time is noted at the start and at the end.
+func TestKeepWithoutNewsOfSteps(t *testing.T) {
+	for name, follow := range map[string]func(context.Context) (<-chan struct{}, error){
+		"refused": func(context.Context) (<-chan struct{}, error) { return nil, unix.EPERM },
+		"ended": func(context.Context) (<-chan struct{}, error) {
+			steps := make(chan struct{})
+			close(steps)
+			return steps, nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				notes := 0
+				c := Clock{File: filepath.Join(t.TempDir(), "clock"), Logger: slog.New(slog.DiscardHandler), steps: follow}
+				c.now = func() time.Time { notes++; return time.Now() }
+				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+				defer cancel()
+				c.Keep(ctx)
+				if notes > 3 {
+					t.Errorf("noted %d times in an hour", notes)
+				}
+			})
+		})
 	}
 }
