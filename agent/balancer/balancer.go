@@ -23,6 +23,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
@@ -159,10 +160,11 @@ func (b *Balancer) Run(ctx context.Context) error {
 }
 
 // pass joins a connection of this machine's to one with a server.
-func (b *Balancer) pass(ctx context.Context, c net.Conn) { b.join(ctx, c, b.candidates()) }
+func (b *Balancer) pass(ctx context.Context, c net.Conn) { b.join(ctx, c, b.candidates(), b.doubt) }
 
-// join joins a connection to one with the first of some servers that can be used.
-func (b *Balancer) join(ctx context.Context, c net.Conn, servers []string) {
+// join joins a connection to one with the first of some servers that can be used. hungUp is told of a server that ends it first, without a word,
+// and before the client sees that end.
+func (b *Balancer) join(ctx context.Context, c net.Conn, servers []string, hungUp func(server string)) {
 	defer c.Close()
 	var proving sync.WaitGroup
 	defer proving.Wait()
@@ -180,22 +182,28 @@ func (b *Balancer) join(ctx context.Context, c net.Conn, servers []string) {
 		delete(b.open, up)
 	}()
 	defer context.AfterFunc(ctx, func() { _, _ = c.Close(), up.Close() })()
-	said := make(chan int64)
-	go func() { said <- stream(c, up) }()
-	stream(up, c)
-	if <-said == 0 && ctx.Err() == nil {
-		b.doubt(server)
-	}
+	var left atomic.Bool // the client has ended its way
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		n, err := io.Copy(c, up)
+		if n == 0 && !left.Load() && ctx.Err() == nil {
+			hungUp(server)
+		}
+		passEnd(c, up, err)
+	}()
+	_, err = io.Copy(up, c)
+	left.Store(err == nil) // an error may be the server's: before it has said anything, a client seldom resets
+	passEnd(up, c, err)
+	<-ended
 }
 
-// stream copies one way and passes the end on: TLS says good-bye both ways. It returns how many bytes there were.
-func stream(to, from net.Conn) int64 {
-	n, err := io.Copy(to, from)
+// passEnd passes the end of one way on: TLS says good-bye both ways. err is how that way ended.
+func passEnd(to, from net.Conn, err error) {
 	if half, ok := to.(*net.TCPConn); err == nil && ok && half.CloseWrite() == nil {
-		return n
+		return
 	}
 	_, _ = to.Close(), from.Close() // whoever reads or writes there still notices
-	return n
 }
 
 // dial connects to the first server that shows itself to be one and accepts, which is then the one in use. When the first cannot be used, all others

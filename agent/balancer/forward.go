@@ -47,7 +47,7 @@ func (b *Balancer) Forward(ctx context.Context, l net.Listener) error {
 		select {
 		case room <- struct{}{}:
 			running.Go(func() {
-				b.join(ctx, c, b.namedServers())
+				b.join(ctx, c, b.namedServers(), func(string) {}) // whoever can reach this port can make a server hang up
 				<-room
 			})
 		default:

@@ -68,3 +68,37 @@ func TestForward(t *testing.T) {
 		t.Errorf("named servers after a start: %v", got)
 	}
 }
+
+// TestStrangersAtOpenPort: whoever can reach the machine's open port needs no credentials to make a server hang up, or to leave before it has said
+// anything. The node's own connections to that server go on, and nobody asks it for its certificate.
+func TestStrangersAtOpenPort(t *testing.T) {
+	for what, first := range map[string]bool{"the server ends it": false, "the stranger ends it": true} {
+		t.Run(what, func(t *testing.T) {
+			one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
+			b := start(t, Options{Server: one.address})
+			if err := b.Set([]string{one.address, two.address}); err != nil {
+				t.Fatal(err)
+			}
+			answering(t, b, one, two)
+			idle := wantAnswer(t, b, "one")
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(context.Background())
+			done := make(chan error)
+			go func() { done <- b.Forward(ctx, l) }()
+			defer func() {
+				cancel()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			}()
+			strangers := 0
+			wantKept(t, idle, func() { hangUp(t, l.Addr().String(), first); strangers++ })
+			if got := len(one.conns) + len(two.conns); got != strangers+1 {
+				t.Errorf("the servers have had %d connections, want %d", got, strangers+1)
+			}
+		})
+	}
+}

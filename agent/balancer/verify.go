@@ -34,6 +34,8 @@ type proof struct {
 	at time.Time
 	// itself says that the certificate names the address: no agent has passed the connection on.
 	itself bool
+	// doubted says that it has hung up since without a word.
+	doubted bool
 }
 
 // proving is a handshake that goes on. Others that want to know the same wait for it: two agents that took one another for servers would
@@ -48,24 +50,26 @@ type proving struct {
 func (b *Balancer) Answered(server string, itself bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.note(server, itself)
+	b.note(server, proof{itself: itself, doubted: b.proved[server].doubted})
 }
 
 // doubt says that a server has closed a connection without a word, as one does whose API server stops or has not begun: it has to show itself before
-// the next connection is opened.
+// the next connection is opened. It counts as heard nevertheless, and keeps the connections that it has: a program on this machine that sends what
+// is no TLS brings this about too.
 func (b *Balancer) doubt(server string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if p, ok := b.proved[server]; ok {
-		p.at = time.Time{}
+		p.doubted = true
 		b.proved[server] = p
 	}
 }
 
-// note is called with mu held.
-func (b *Balancer) note(server string, itself bool) {
+// note keeps what has been shown just now. mu is held.
+func (b *Balancer) note(server string, p proof) {
 	if slices.Contains(b.servers, server) {
-		b.proved[server] = proof{time.Now(), itself}
+		p.at = time.Now()
+		b.proved[server] = p
 	}
 }
 
@@ -134,7 +138,10 @@ func (b *Balancer) candidates() []string {
 
 // sure returns an error if a server does not show that it is one of the cluster's, now or a moment ago.
 func (b *Balancer) sure(ctx context.Context, server string) error {
-	if b.heard(server, sureFor) {
+	b.mu.Lock()
+	known := b.answers(server, sureFor) && !b.proved[server].doubted
+	b.mu.Unlock()
+	if known {
 		return nil
 	}
 	return b.prove(ctx, server)
@@ -161,7 +168,7 @@ func (b *Balancer) prove(ctx context.Context, server string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if p.err = err; err == nil {
-		b.note(server, servercert.NamesAddress(state, server))
+		b.note(server, proof{itself: servercert.NamesAddress(state, server)})
 	}
 	delete(b.proving, server)
 	close(p.done)

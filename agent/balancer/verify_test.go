@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -215,12 +216,113 @@ func TestServerStops(t *testing.T) {
 	if got, err := connectTo(t, b).ask(); err == nil {
 		t.Fatalf("%q", got)
 	}
-	for b.heard(l.Addr().String(), sureFor) {
-		time.Sleep(time.Millisecond) // until the balancer has seen the end of that connection
-	}
+	b.Answered(l.Addr().String(), true) // which says nothing of its API
 	wantAnswer(t, b, "two")
 	b.Answered(l.Addr().String(), true)
 	wantAnswer(t, b, "two")
+}
+
+// answering has the node's own connections to servers say that these answer, until the test ends.
+func answering(t *testing.T, b *Balancer, servers ...*server) {
+	t.Helper()
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	tell := func() {
+		for _, s := range servers {
+			b.Answered(s.address, true)
+		}
+	}
+	tell()
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Second): // as internal/tunnel pings
+				tell()
+			}
+		}
+	}()
+	t.Cleanup(func() { close(stop); <-stopped })
+}
+
+// hangUp connects to an address, sends what is no TLS, and waits until the server hangs up, or does so itself.
+func hangUp(t *testing.T, address string, first bool) {
+	t.Helper()
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(c, "no TLS, is it?"); err != nil {
+		t.Fatal(err)
+	}
+	if first {
+		return
+	}
+	if n, err := c.Read(make([]byte, 1)); n > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%d bytes, %v: want the connection's end without a word", n, err)
+	}
+}
+
+// wantKept has something done for as long as it takes to look after the servers some times, and wants a connection to be there still.
+func wantKept(t *testing.T, c *client, do func()) {
+	t.Helper()
+	for end := time.Now().Add(3*lookAfter + lookAfter/2); time.Now().Before(end); {
+		do()
+		time.Sleep(lookAfter) // what must not happen has no event to wait for; what has been done is looked at once before it is done again
+	}
+	if got, err := c.ask(); err != nil {
+		t.Errorf("%q, %v: the connection to a server that is well was closed", got, err)
+	}
+}
+
+// TestNoTLSAtLocalAddress: a program of this machine sends what is no TLS to the API's address, and the server hangs up without a word. It is
+// well, and other connections to it go on, although another server answers too.
+func TestNoTLSAtLocalAddress(t *testing.T) {
+	for what, first := range map[string]bool{"the server ends it": false, "the program ends it": true} {
+		t.Run(what, func(t *testing.T) {
+			one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
+			b := start(t, Options{Server: one.address})
+			if err := b.Set([]string{one.address, two.address}); err != nil {
+				t.Fatal(err)
+			}
+			answering(t, b, one, two)
+			idle := wantAnswer(t, b, "one")
+			wantKept(t, idle, func() { hangUp(t, b.listener.Addr().String(), first) })
+			wantAnswer(t, b, "one")
+		})
+	}
+}
+
+// TestClientsThatSayNothing: whoever connects and leaves without a word, as a program does that looks whether the port is open, costs the server no
+// handshake.
+func TestClientsThatSayNothing(t *testing.T) {
+	one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
+	b := start(t, Options{Server: one.address})
+	if err := b.Set([]string{one.address, two.address}); err != nil {
+		t.Fatal(err)
+	}
+	answering(t, b, one, two)
+	const times = 5
+	for range times {
+		c, err := net.Dial("tcp", b.listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = c.Read(make([]byte, 1)) // the end has come back from the server
+		_ = c.Close()
+	}
+	wantAnswer(t, b, "one")
+	if got := len(one.conns); got != times+1 {
+		t.Errorf("the server has had %d connections, want %d", got, times+1)
+	}
 }
 
 // TestNotJoinedYet: without the cluster's authority nothing is passed on.
