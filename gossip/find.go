@@ -31,6 +31,8 @@ const (
 	fewAgents   = 8
 	// defaultPort is that of a machine to which no other was given.
 	defaultPort = 6443
+	// maxPorts is how many ports a question goes to.
+	maxPorts = 4
 )
 
 // SearchOptions say how to look for the servers of a cluster whose addresses are not known any more.
@@ -85,16 +87,18 @@ func Search(ctx context.Context, o SearchOptions) ([]netip.AddrPort, error) {
 	}
 }
 
-// ports are those that questions go to.
+// ports are those that questions go to: the usual one and the machine's own, whatever others are known, then the lowest of these.
 func ports(own net.PacketConn, more []uint16) []uint16 {
 	out := []uint16{defaultPort}
-	if a, ok := own.LocalAddr().(*net.UDPAddr); ok && a.Port > 0 && a.Port < 1<<16 {
+	if a, ok := own.LocalAddr().(*net.UDPAddr); ok && a.Port > 0 && a.Port < 1<<16 && a.Port != defaultPort {
 		out = append(out, uint16(a.Port))
 	}
-	out = append(out, more...)
-	slices.Sort(out)
-	out = slices.Compact(out)
-	return out[:min(len(out), 4)]
+	for _, p := range slices.Sorted(slices.Values(more)) {
+		if len(out) < maxPorts && !slices.Contains(out, p) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 func merge(a, b []netip.AddrPort) []netip.AddrPort {

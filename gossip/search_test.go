@@ -117,6 +117,20 @@ func FuzzSearchDatagram(f *testing.F) {
 	})
 }
 
+// TestQuestionsGoToServersPort: whoever is a member at other ports, lower or higher, keeps no question from the usual one and the machine's own.
+func TestQuestionsGoToServersPort(t *testing.T) {
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	own := uint16(c.LocalAddr().(*net.UDPAddr).Port)
+	got := ports(c, []uint16{4, 3, 2, 1, 1, defaultPort, own})
+	if want := []uint16{defaultPort, own, 1, 2}; !slices.Equal(got, want) {
+		t.Errorf("asked at %v, want %v", got, want)
+	}
+}
+
 // TestMayAnswer: a question is answered once, and no more of them than can do harm.
 func TestMayAnswer(t *testing.T) {
 	now := time.Now()
