@@ -20,6 +20,8 @@ import (
 	"github.com/coracle-k8s/coracle/server/vip"
 )
 
+// All sleeps of this file are of a synctest bubble: they take no time, and end when every goroutine waits.
+
 // oneTerm is a store that confirms one term.
 type oneTerm struct{ err error }
 
