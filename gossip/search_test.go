@@ -16,6 +16,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
+// The sleeps of this file are of synctest bubbles: they take no time, and end when every goroutine waits.
+
 func newKeys(t testing.TB) cluster.GossipKeys {
 	t.Helper()
 	keys, err := cluster.NewGossipKeys()

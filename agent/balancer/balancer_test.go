@@ -254,11 +254,7 @@ func TestManyNamedServers(t *testing.T) {
 
 // TestProcessEnds: connections end with their server's, and the next ones go to another one and stay there.
 func TestProcessEnds(t *testing.T) {
-	one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
-	b := start(t, Options{Server: one.address})
-	if err := b.Set([]string{one.address, two.address}); err != nil {
-		t.Fatal(err)
-	}
+	one, _, b := twoServers(t)
 	c := wantAnswer(t, b, "one")
 	one.stop()
 	if _, err := c.ask(); err == nil {
@@ -271,11 +267,7 @@ func TestProcessEnds(t *testing.T) {
 
 // TestMachineVanishes: a server that accepts nothing any more and closes nothing loses its connections.
 func TestMachineVanishes(t *testing.T) {
-	one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
-	b := start(t, Options{Server: one.address})
-	if err := b.Set([]string{one.address, two.address}); err != nil {
-		t.Fatal(err)
-	}
+	one, _, b := twoServers(t)
 	idle := wantAnswer(t, b, "one")
 	one.vanish()
 	if _, err := idle.lines.ReadString('\n'); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
@@ -329,4 +321,15 @@ func TestNobodyAnswers(t *testing.T) {
 	if _, err := c.lines.ReadByte(); err == nil {
 		t.Error("an answer from nowhere")
 	}
+}
+
+// twoServers are known to a balancer that was given the first of them.
+func twoServers(t *testing.T) (one, two *server, b *Balancer) {
+	t.Helper()
+	one, two = newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
+	b = start(t, Options{Server: one.address})
+	if err := b.Set([]string{one.address, two.address}); err != nil {
+		t.Fatal(err)
+	}
+	return one, two, b
 }

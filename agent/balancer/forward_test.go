@@ -74,11 +74,7 @@ func TestForward(t *testing.T) {
 func TestStrangersAtOpenPort(t *testing.T) {
 	for what, first := range map[string]bool{"the server ends it": false, "the stranger ends it": true} {
 		t.Run(what, func(t *testing.T) {
-			one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
-			b := start(t, Options{Server: one.address})
-			if err := b.Set([]string{one.address, two.address}); err != nil {
-				t.Fatal(err)
-			}
+			one, two, b := twoServers(t)
 			answering(t, b, one, two)
 			idle := wantAnswer(t, b, "one")
 			l, err := net.Listen("tcp", "127.0.0.1:0")

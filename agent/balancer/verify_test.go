@@ -69,11 +69,7 @@ func TestStrangerMovesIn(t *testing.T) {
 		"a server that hangs":      func(t *testing.T, address string) { mute(t, address) },
 	} {
 		t.Run(what, func(t *testing.T) {
-			one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
-			b := start(t, Options{Server: one.address})
-			if err := b.Set([]string{one.address, two.address}); err != nil {
-				t.Fatal(err)
-			}
+			one, _, b := twoServers(t)
 			idle := wantAnswer(t, b, "one")
 			one.vanish()
 			move(t, one.address)
@@ -285,11 +281,7 @@ func wantKept(t *testing.T, c *client, do func()) {
 func TestNoTLSAtLocalAddress(t *testing.T) {
 	for what, first := range map[string]bool{"the server ends it": false, "the program ends it": true} {
 		t.Run(what, func(t *testing.T) {
-			one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
-			b := start(t, Options{Server: one.address})
-			if err := b.Set([]string{one.address, two.address}); err != nil {
-				t.Fatal(err)
-			}
+			one, two, b := twoServers(t)
 			answering(t, b, one, two)
 			idle := wantAnswer(t, b, "one")
 			wantKept(t, idle, func() { hangUp(t, b.listener.Addr().String(), first) })
@@ -301,11 +293,7 @@ func TestNoTLSAtLocalAddress(t *testing.T) {
 // TestClientsThatSayNothing: whoever connects and leaves without a word, as a program does that looks whether the port is open, costs the server no
 // handshake.
 func TestClientsThatSayNothing(t *testing.T) {
-	one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
-	b := start(t, Options{Server: one.address})
-	if err := b.Set([]string{one.address, two.address}); err != nil {
-		t.Fatal(err)
-	}
+	one, two, b := twoServers(t)
 	answering(t, b, one, two)
 	const times = 5
 	for range times {
