@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -19,8 +20,13 @@ import (
 const (
 	// confirmWithin bounds one question whether this machine may answer: who asked for the address asks again after a second.
 	confirmWithin = 500 * time.Millisecond
-	// defendEvery is the least time between two announcements against somebody else's claim (RFC 5227, DEFEND_INTERVAL).
+	// confirmPause is how long nobody is asked after a question that failed, however many packets come in: a leader without a majority would
+	// ask the voters for each of them.
+	confirmPause = 200 * time.Millisecond
+	// defendEvery is the least time between two announcements against one machine's claim (RFC 5227, DEFEND_INTERVAL).
 	defendEvery = 10 * time.Second
+	// maxClaimants is how many machines' claims are answered in that time: each of their Ethernet addresses may be invented.
+	maxClaimants = 16
 )
 
 // announceAt is when, after it began to answer, a machine tells everybody: packets get lost, and switches learn late.
@@ -48,7 +54,8 @@ type Announcement struct {
 	// Confirm says until when this machine may answer. It is called when the time that it named last is over and somebody asks for the address;
 	// nothing is sent when it fails. So at rest it is not called at all.
 	Confirm func(context.Context) (until Moment, err error)
-	// Conflict is told of each interface that uses the address besides this machine, at most every ten seconds. It may be nil.
+	// Conflict is told of each interface that uses the address besides this machine, when its claim was answered: at most every ten seconds. It may
+	// be nil.
 	Conflict func(other net.HardwareAddr)
 	Logger   *slog.Logger
 }
@@ -60,7 +67,7 @@ func Announce(ctx context.Context, a Announcement) error {
 	if err != nil {
 		return err
 	}
-	r := &responder{a: a, n: a.Place.neighbour(a.Address), send: s.write, now: Now}
+	r := &responder{a: a, n: a.Place.neighbour(a.Address), send: s.write, now: Now, defended: map[hw]Moment{}}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var told sync.WaitGroup
@@ -93,7 +100,8 @@ type responder struct {
 
 	mu       sync.Mutex
 	until    Moment
-	defended Moment
+	pause    Moment // nobody is asked before
+	defended map[hw]Moment
 	failed   string
 }
 
@@ -114,50 +122,60 @@ func (r *responder) hear(ctx context.Context, frame []byte) {
 	if h.answer != nil {
 		r.say(ctx, h.answer)
 	}
-	if h.claimant == noHW {
+	if h.claimant == noHW || !r.due(h.claimant) {
 		return
 	}
+	if r.say(ctx, r.n.announcements()...) {
+		r.mu.Lock()
+		r.defended[h.claimant] = r.now()
+		r.mu.Unlock()
+		if r.a.Conflict != nil {
+			r.a.Conflict(net.HardwareAddr(h.claimant[:]))
+		}
+	}
+}
+
+// due says whether a machine's claim is to be answered. One that could not be answered does not count: it would keep the next from an answer.
+func (r *responder) due(claimant hw) bool {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	now := r.now()
-	again := r.defended != 0 && now < r.defended.After(defendEvery)
-	if !again {
-		r.defended = now
-	}
-	r.mu.Unlock()
-	if again {
-		return
-	}
-	if r.a.Conflict != nil {
-		r.a.Conflict(net.HardwareAddr(h.claimant[:]))
-	}
-	r.say(ctx, r.n.announcements()...)
+	maps.DeleteFunc(r.defended, func(_ hw, at Moment) bool { return now >= at.After(defendEvery) })
+	_, answered := r.defended[claimant]
+	return !answered && len(r.defended) < maxClaimants
 }
 
 // say sends frames if this machine may, and asks before when the last permission has run out. The clock is read last of all: a process may be
-// paused anywhere, for any time.
-func (r *responder) say(ctx context.Context, frames ...[]byte) {
+// paused anywhere, for any time. It says whether something was sent.
+func (r *responder) say(ctx context.Context, frames ...[]byte) (sent bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.now() >= r.until {
+	if now := r.now(); now >= r.until {
+		if now < r.pause {
+			return false
+		}
 		ctx, cancel := context.WithTimeout(ctx, confirmWithin)
 		until, err := r.a.Confirm(ctx)
 		cancel()
 		if err != nil {
+			r.pause = r.now().After(confirmPause)
 			r.note(fmt.Errorf("it is not certain that this machine may: %w", err))
-			return
+			return false
 		}
 		r.until = until
 	}
 	for _, frame := range frames {
 		if r.now() >= r.until {
-			return
+			return sent
 		}
 		if err := r.send(frame); err != nil {
 			r.note(err)
-			return
+			return sent
 		}
+		sent = true
 	}
 	r.failed = ""
+	return sent
 }
 
 // note logs what kept this machine from answering, once.

@@ -24,7 +24,7 @@ type shouter struct {
 
 func newShouter() *shouter {
 	s := &shouter{clock: 1000}
-	s.responder = &responder{n: four, now: func() Moment { return s.clock }, send: func([]byte) error { s.sent++; return nil }, a: Announcement{
+	s.responder = &responder{n: four, defended: map[hw]Moment{}, now: func() Moment { return s.clock }, send: func([]byte) error { s.sent++; return nil }, a: Announcement{
 		Address: v4, Logger: slog.New(slog.DiscardHandler),
 		Confirm: func(context.Context) (Moment, error) {
 			s.confirmed++
@@ -57,7 +57,11 @@ func TestAnswersAreConfirmed(t *testing.T) {
 	s.fail, s.clock = errors.New("another server leads"), s.clock.After(time.Hour)
 	s.hear(ctx, question)
 	check("when another one has it", 3, 3)
-	s.fail = nil
+	for range 100 {
+		s.hear(ctx, question)
+	}
+	check("and at once again", 3, 3)
+	s.fail, s.clock = nil, s.clock.After(confirmPause)
 	s.hear(ctx, question)
 	check("when it may again", 4, 4)
 }
@@ -105,6 +109,40 @@ func TestConflict(t *testing.T) {
 	}
 	if len(s.other) != 10 || s.other[0].String() != "02:00:00:00:00:02" || s.sent != 10*len(four.announcements()) {
 		t.Errorf("told of %v, %d frames", s.other, s.sent)
+	}
+}
+
+// TestClaimsOfMany: a claim that could not be answered, and one machine's claim, keep no other claim from an answer. Who invents machines does not get an
+// answer for each.
+func TestClaimsOfMany(t *testing.T) {
+	s, ctx := newShouter(), t.Context()
+	claim := func(n byte) {
+		who := other
+		who[5] = n
+		s.hear(ctx, arp{op: opReply, senderHW: who, sender: v4, targetHW: own, target: peer4}.frame(own))
+	}
+	each := len(four.announcements())
+	s.fail = errors.New("another server leads")
+	claim(7)
+	s.fail, s.clock = nil, s.clock.After(confirmPause)
+	claim(7)
+	if len(s.other) != 1 || s.sent != each {
+		t.Fatalf("a claim that could not be answered at first: told of %v, %d frames", s.other, s.sent)
+	}
+	claim(8)
+	if len(s.other) != 2 || s.sent != 2*each {
+		t.Fatalf("a second machine's claim: told of %v, %d frames", s.other, s.sent)
+	}
+	for n := range 100 {
+		claim(byte(100 + n))
+	}
+	if len(s.other) != maxClaimants || s.sent != maxClaimants*each {
+		t.Errorf("102 machines' claims: told of %d, %d frames; want %d", len(s.other), s.sent, maxClaimants)
+	}
+	s.clock = s.clock.After(defendEvery)
+	claim(8)
+	if len(s.other) != maxClaimants+1 {
+		t.Errorf("after a while: told of %d", len(s.other))
 	}
 }
 
