@@ -26,9 +26,16 @@ const devicePrefix = "vethcor"
 var hostMAC = net.HardwareAddr{0x0e, 0xc0, 0x7a, 0xc1, 0xe0, 0x01}
 
 // deviceName is the host's device of an attachment: 40 bits of a hash within the kernel's 15 characters.
-func deviceName(k key) string {
+func deviceName(k key) string { return devicePrefix + deviceHash(k) }
+
+func deviceHash(k key) string {
 	sum := sha256.Sum256([]byte(k.String()))
-	return devicePrefix + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:5]))
+	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:5]))
+}
+
+// removePodDevices removes an attachment's device, and the one at which its egress was limited.
+func removePodDevices(k key) error {
+	return errors.Join(removeDevice(deviceName(k)), removeDevice(shaperName(k)))
 }
 
 // podMAC derives a pod's MAC from its first address, as other plugins do: stable, and readable in a capture.
@@ -55,7 +62,7 @@ func attach(r *record, nw *network) (err error) {
 		PeerTxQLen: -1, PeerNamespace: netlink.NsFd(int(ns)),
 	}
 	// The name is a hash of the attachment, which does not exist yet: a device of that name is a leftover.
-	if err := removeDevice(r.HostDevice); err != nil {
+	if err := removePodDevices(r.key()); err != nil {
 		return err
 	}
 	if err := netlink.LinkAdd(veth); err != nil {
@@ -63,14 +70,14 @@ func attach(r *record, nw *network) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, removeDevice(r.HostDevice))
+			err = errors.Join(err, removePodDevices(r.key()))
 		}
 	}()
 	if err := setupPod(ns, r, nw.podCIDRs); err != nil {
 		return err
 	}
 	k := newKernel()
-	for _, o := range desiredPod(r, nw.podCIDRs) {
+	for _, o := range desiredPod(r, nw.podCIDRs, nw.mtu) {
 		if err := k.ensure(o); err != nil {
 			return err
 		}

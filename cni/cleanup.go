@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"sigs.k8s.io/knftables"
@@ -32,7 +31,7 @@ func Cleanup(ctx context.Context, o CleanupOptions) error {
 	}
 	for _, l := range links {
 		name := l.Attrs().Name
-		if l.Type() == "veth" && strings.HasPrefix(name, devicePrefix) || l.Type() == "bridge" && name == Bridge {
+		if ofPod(l) || l.Type() == kindBridge && name == Bridge {
 			errs = append(errs, removeDevice(name))
 		}
 	}

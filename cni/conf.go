@@ -30,6 +30,7 @@ type pluginConf struct {
 			Protocol      string `json:"protocol"`
 			HostIP        string `json:"hostIP"`
 		} `json:"portMappings"`
+		Bandwidth *askedBandwidth `json:"bandwidth"`
 	} `json:"runtimeConfig"`
 	PrevResult       json.RawMessage `json:"prevResult"`
 	ValidAttachments []struct {
@@ -95,7 +96,7 @@ func conflist(socket string) ([]byte, error) {
 		"plugins": []object{{
 			"type":         PluginName,
 			"socket":       socket,
-			"capabilities": object{"portMappings": true},
+			"capabilities": object{"portMappings": true, "bandwidth": true},
 		}},
 	}, "", "  ")
 	if err != nil {

@@ -14,8 +14,8 @@ import (
 // what it is, difference compares the two, and kernel.ensure and kernel.remove do what is left to do. The first and the
 // third are pure.
 //
-// What is ours, and therefore pruned when nobody wants it: devices named vethcor*, and the bridge coracle0;
-// addresses and permanent neighbours on those devices; routes of the main table with our protocol number, on whatever
+// What is ours, and therefore pruned when nobody wants it: devices named vethcor* and ifbcor*, and the bridge coracle0; on
+// these, shapers and redirections to one another; addresses and permanent neighbours on those devices; routes of the main table with our protocol number, on whatever
 // device. Sysctls belong to the host: they are set where needed and never taken back.
 
 // object is one thing in the kernel. Objects compare with ==.
@@ -139,7 +139,7 @@ func desiredHost(in hostInput) []wanted {
 		}
 	}
 	for _, r := range in.pods {
-		for _, o := range desiredPod(r, in.podCIDRs) {
+		for _, o := range desiredPod(r, in.podCIDRs, in.mtu) {
 			out = append(out, wanted{o, r})
 		}
 	}
@@ -162,9 +162,9 @@ func forwarding(in hostInput) []sysctl {
 	return out
 }
 
-// desiredPod computes the host's side of one pod: its device, and for each address a neighbour and a route. The node
-// talks to its pods from its own address in the pod network.
-func desiredPod(r *record, cidrs []netip.Prefix) []object {
+// desiredPod computes the host's side of one pod: its device, and for each address a neighbour and a route, and last
+// the limits of its bandwidth. The node talks to its pods from its own address in the pod network.
+func desiredPod(r *record, cidrs []netip.Prefix, mtu int) []object {
 	out := []object{link{name: r.HostDevice, kind: kindVeth, up: true}}
 	if usesLoopback(r) {
 		out = append(out, sysctl{"net/ipv4/conf/" + r.HostDevice + "/route_localnet", "1"})
@@ -180,7 +180,7 @@ func desiredPod(r *record, cidrs []netip.Prefix) []object {
 		}
 		out = append(out, neighbour{r.HostDevice, ip, r.MAC}, way)
 	}
-	return out
+	return append(out, desiredBandwidth(r, mtu)...)
 }
 
 // sameFamily is the first of the networks that has a's address family.
@@ -219,7 +219,7 @@ func removeRank(o object) int {
 		return 0
 	case neighbour:
 		return 1
-	case address:
+	case address, redirect, shaper:
 		return 2
 	}
 	return 3

@@ -45,7 +45,7 @@ func (k *kernel) observe(bridge string, sysctls []sysctl) (map[string]object, er
 	for _, l := range links {
 		a := l.Attrs()
 		names[a.Index] = a.Name
-		if a.Name == bridge || l.Type() == kindVeth && strings.HasPrefix(a.Name, devicePrefix) {
+		if a.Name == bridge || ofPod(l) {
 			ours[a.Index], k.links[a.Name] = a.Name, l
 			put(link{a.Name, l.Type(), a.MTU, a.Flags&net.FlagUp != 0})
 		}
@@ -64,6 +64,9 @@ func (k *kernel) observe(bridge string, sysctls []sysctl) (map[string]object, er
 		if err := observeFamily(family, names, ours, put); err != nil {
 			return nil, err
 		}
+	}
+	if err := observeBandwidth(ours, put); err != nil {
+		return nil, err
 	}
 	for _, s := range sysctls {
 		if v, err := os.ReadFile(sysctlRoot + s.name); err == nil {
@@ -136,6 +139,12 @@ func (k *kernel) ensure(o object) error {
 			}
 			return netlink.NeighSet(permanent(l.Attrs().Index, o.ip, mac))
 		})
+	case shaper:
+		err = k.on(o.device, func(l netlink.Link) error { return setShaper(l, o) })
+	case redirect:
+		err = k.on(o.device, func(l netlink.Link) error {
+			return k.on(o.to, func(to netlink.Link) error { return setRedirect(l, to) })
+		})
 	case sysctl:
 		err = writeSysctl(o)
 	}
@@ -147,11 +156,9 @@ func (k *kernel) ensure(o object) error {
 
 func (k *kernel) ensureLink(want link) error {
 	l, err := k.find(want.name)
-	if errors.As(err, &netlink.LinkNotFoundError{}) && want.kind == kindBridge {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name = want.name
-		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
-			return err
+	if made := want.maker(); made != nil && errors.As(err, &netlink.LinkNotFoundError{}) {
+		if err := netlink.LinkAdd(made); err != nil && !errors.Is(err, unix.EEXIST) {
+			return want.lacking(err)
 		}
 		l, err = k.find(want.name)
 	}
@@ -172,6 +179,28 @@ func (k *kernel) ensureLink(want link) error {
 	return nil
 }
 
+// maker is what makes the device; nil for one that is not made by itself.
+func (l link) maker() netlink.Link {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = l.name
+	switch l.kind {
+	case kindBridge:
+		return &netlink.Bridge{LinkAttrs: attrs}
+	case kindIFB:
+		return &netlink.Ifb{LinkAttrs: attrs}
+	}
+	return nil
+}
+
+// lacking says what it means that the kernel has no devices of this kind, if that is what err says.
+func (l link) lacking(err error) error {
+	if l.kind == kindIFB && errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("this kernel has no ifb devices, which the annotation %s needs: load its module ifb, or remove the annotation: %w",
+			annotationEgress, err)
+	}
+	return err
+}
+
 // remove takes the object away. What is gone already is no error: a namespace that is being torn down takes its pod's
 // device with it at any moment, and a device what is on it.
 func (k *kernel) remove(o object) error {
@@ -187,6 +216,10 @@ func (k *kernel) remove(o object) error {
 		})
 	case neighbour:
 		err = k.on(o.device, func(l netlink.Link) error { return netlink.NeighDel(permanent(l.Attrs().Index, o.ip, nil)) })
+	case shaper:
+		err = k.on(o.device, removeShaper)
+	case redirect:
+		err = k.on(o.device, removeRedirect)
 	}
 	gone := errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ESRCH) ||
 		errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EADDRNOTAVAIL)
@@ -262,6 +295,12 @@ func permanent(index int, ip netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
 		family = netlink.FAMILY_V6
 	}
 	return &netlink.Neigh{LinkIndex: index, Family: family, State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: mac}
+}
+
+// ofPod says whether the device is one that a pod has on the host.
+func ofPod(l netlink.Link) bool {
+	name := l.Attrs().Name
+	return l.Type() == kindVeth && strings.HasPrefix(name, devicePrefix) || l.Type() == kindIFB && strings.HasPrefix(name, shaperPrefix)
 }
 
 func removeDevice(name string) error {

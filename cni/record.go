@@ -43,6 +43,7 @@ type record struct {
 	IPs         []netip.Addr  `json:"ips"`
 	Pod         string        `json:"pod,omitempty"` // namespace/name, for people
 	Ports       []PortMapping `json:"ports,omitempty"`
+	Bandwidth   bandwidth     `json:"bandwidth,omitzero"`
 }
 
 func (r *record) key() key { return key{r.ContainerID, r.IfName} }

@@ -30,6 +30,10 @@ func (s *Server) add(ctx context.Context, req wire.Request, conf pluginConf) (_ 
 	if err != nil {
 		return nil, err
 	}
+	limits, err := conf.bandwidth()
+	if err != nil {
+		return nil, err
+	}
 	if err := checkNames(req); err != nil {
 		return nil, err
 	}
@@ -45,7 +49,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, conf pluginConf) (_ 
 	args := parseArgs(req.Args)
 	r := &record{
 		ContainerID: k.ContainerID, IfName: k.IfName, Netns: req.Netns, HostDevice: deviceName(k),
-		MAC: podMAC(ips[0]).String(), IPs: ips, Ports: ports,
+		MAC: podMAC(ips[0]).String(), IPs: ips, Ports: ports, Bandwidth: limits,
 		Pod: args["K8S_POD_NAMESPACE"] + "/" + args["K8S_POD_NAME"],
 	}
 	defer func() {
@@ -124,7 +128,7 @@ func (s *Server) forget(ctx context.Context, r *record) error {
 		}
 		s.dropStaleFlows(r, true)
 	}
-	if err := removeDevice(r.HostDevice); err != nil { // and with it every route and neighbour that named it
+	if err := removePodDevices(r.key()); err != nil { // and with them every route and neighbour that named it
 		return errors.Join(err, s.records.put(r))
 	}
 	return s.ipam.release(r.key())
@@ -253,7 +257,7 @@ func (s *Server) collectOne(k key) error {
 	s.attaching.RLock()
 	defer s.attaching.RUnlock()
 	s.log.Info("Releasing what a sandbox that is gone left behind", "container", k.ContainerID, "interface", k.IfName)
-	return errors.Join(s.records.remove(k), removeDevice(deviceName(k)), s.ipam.release(k))
+	return errors.Join(s.records.remove(k), removePodDevices(k), s.ipam.release(k))
 }
 
 // checkNames refuses names that are no file names: records are files.
