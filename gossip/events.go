@@ -3,6 +3,7 @@
 package gossip
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 
@@ -96,10 +97,24 @@ func (m *Member) saw(n *memberlist.Node) (before, after Info) {
 	})
 }
 
-// names refuse members that no Kubernetes Node could be, before anything is kept of them.
-type names struct{}
+// names refuse members that no Kubernetes Node could be, and more of them than there can be, before anything is kept of them.
+type names struct{ m *Member }
 
-func (names) NotifyAlive(n *memberlist.Node) error { return checkName(n.Name) }
+func (n names) NotifyAlive(member *memberlist.Node) error {
+	if err := checkName(member.Name); err != nil {
+		return err
+	}
+	most := maxMembers
+	if n.m.o.Most != nil {
+		most = cmp.Or(n.m.o.Most(), maxMembers)
+	}
+	if !n.m.roster.room(member.Name, most) {
+		n.m.log.once("there are more members than the cluster has nodes; further ones are ignored: somebody with the gossip key may have invented them. To lock them out: coracle gossip rotate-key",
+			"most", most, "refused", member.Name)
+		return fmt.Errorf("gossip: there are %d members already", most)
+	}
+	return nil
+}
 
 // conflicts hear of a second member of a name.
 type conflicts struct{ m *Member }

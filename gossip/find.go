@@ -23,9 +23,8 @@ const (
 	lookupPatience = 3 * time.Second
 	// answerPatience is how long answers to a question by multicast are waited for.
 	answerPatience = time.Second
-	// answersPerSecond and answersAtOnce bound what a machine answers; seenQuestions is how many it remembers, so as not to answer one twice.
-	answersPerSecond, answersAtOnce = 4, 16
-	seenQuestions                   = 256
+	// seenQuestions is how many questions a machine remembers, so as not to answer one twice.
+	seenQuestions = 256
 	// Agents answer after answerDelay at most, and of many only about fewAgents.
 	answerDelay = 300 * time.Millisecond
 	fewAgents   = 8
@@ -121,14 +120,13 @@ type searcher struct {
 	m *Member
 	n asker
 
-	mu     sync.Mutex
-	seals  []cipher.AEAD
-	asked  challenge // of the question that is open
-	found  []netip.AddrPort
-	heard  chan struct{} // one: an answer has come
-	seen   []challenge
-	tokens float64
-	filled time.Time
+	mu    sync.Mutex
+	seals []cipher.AEAD
+	asked challenge // of the question that is open
+	found []netip.AddrPort
+	heard chan struct{} // one: an answer has come
+	seen  []challenge
+	may   allowance
 }
 
 func newSearcher(m *Member) *searcher {
@@ -136,7 +134,7 @@ func newSearcher(m *Member) *searcher {
 	if m.o.asker != nil {
 		n = m.o.asker
 	}
-	return &searcher{m: m, n: n, heard: make(chan struct{}, 1), tokens: answersAtOnce, filled: time.Now()}
+	return &searcher{m: m, n: n, heard: make(chan struct{}, 1)}
 }
 
 func (s *searcher) setKeys(keys cluster.GossipKeys) error {
@@ -162,6 +160,13 @@ func (s *searcher) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.found, s.asked = nil, challenge{}
+}
+
+// drop forgets an address where nobody answered: what is wrong must not stand in the way of what the next answer says.
+func (s *searcher) drop(address netip.AddrPort) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.found = slices.DeleteFunc(s.found, func(a netip.AddrPort) bool { return a == address })
 }
 
 // look asks for the addresses of names, and then the machine's networks, where servers are. It waits a moment for answers.
@@ -215,24 +220,25 @@ func (s *searcher) take(b []byte, from net.Addr) func(closed <-chan struct{}) {
 			}
 		}
 	case kindQuestion:
-		if t.challenge != s.asked && s.mayAnswer(t.challenge, time.Now()) {
+		if t.challenge != s.asked && s.mayAnswer(t.challenge, from, time.Now()) {
 			return func(closed <-chan struct{}) { s.answer(closed, seal, t.challenge, from) }
 		}
 	}
 	return nil
 }
 
-// mayAnswer says whether a question is new and not one too many.
-func (s *searcher) mayAnswer(c challenge, now time.Time) bool {
+// mayAnswer says whether a question is new and not one too many, of all or of its sender.
+func (s *searcher) mayAnswer(c challenge, from net.Addr, now time.Time) bool {
 	if slices.Contains(s.seen, c) {
 		return false
 	}
-	s.tokens = min(answersAtOnce, s.tokens+now.Sub(s.filled).Seconds()*answersPerSecond)
-	s.filled = now
-	if s.tokens < 1 {
+	var sender netip.Addr // of what is no UDP packet: all of those are one
+	if u, ok := from.(*net.UDPAddr); ok {
+		sender = u.AddrPort().Addr().Unmap()
+	}
+	if !s.may.take(sender, now) {
 		return false
 	}
-	s.tokens--
 	s.seen = append(s.seen[max(0, len(s.seen)-seenQuestions+1):], c)
 	return true
 }

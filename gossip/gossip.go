@@ -36,6 +36,8 @@ const (
 	// forgetAfter and maxSilent bound what is kept of members that are silent. They are asked again for as long.
 	forgetAfter = 72 * time.Hour
 	maxSilent   = 256
+	// maxMembers bounds the live members where nobody says how many there can be.
+	maxMembers = 4096
 	// askAlone is how often a member that knows no live one asks those that it knew, at first and at most.
 	askAlone, askAloneMost = time.Second, 15 * time.Second
 	// askEvery is how often the silent ones are asked again while there are live ones, askEach what every live member adds,
@@ -47,7 +49,7 @@ const (
 	lostRounds = 1
 )
 
-// Options are all required but File, Ask, Names, Lost, Links, Suspect and Logger.
+// Options are all required but File, Ask, Names, Lost, Links, Most, Suspect and Logger.
 type Options struct {
 	// Name is the node's name; no two members have one.
 	Name string
@@ -68,6 +70,8 @@ type Options struct {
 	Lost func() bool
 	// Links are the machine's that lead to others, on which questions are asked by multicast. Nil means none.
 	Links func() ([]net.Interface, error)
+	// Most is how many live members there can be, 0 if that is not known; more of them are refused. It is called under memberlist's lock and must not block.
+	Most func() int
 	// Suspect is told of a member that answers nobody any more, as memberlist sees it, and must not block. That is a
 	// nomination: somebody who can look at the machine itself decides.
 	Suspect func(name string)
@@ -159,7 +163,7 @@ func (m *Member) config() *memberlist.Config {
 	c.AdvertiseAddr, c.AdvertisePort = m.o.Address.Addr().String(), int(m.o.Address.Port())
 	c.BindPort = c.AdvertisePort // what Join takes for an address without one
 	c.Keyring = m.ring
-	c.Delegate, c.Events, c.Conflict, c.Alive = delegate{m}, events{m}, conflicts{m}, names{}
+	c.Delegate, c.Events, c.Conflict, c.Alive = delegate{m}, events{m}, conflicts{m}, names{m}
 	c.Logger = m.log.std()
 	c.EnableCompression = false    // packets are small, and each would cost a compressor of 60 KB
 	c.UDPBufferSize = maxPacket    // fits every network that IPv6 does, through tunnels too
@@ -289,6 +293,9 @@ func (m *Member) find(ctx context.Context) {
 			}
 			_, err := m.list.Join([]string{address.String()})
 			m.o.Logger.Debug("gossip: asked a machine that is not heard of", "address", address, "error", err)
+			if err != nil {
+				m.search.drop(address)
+			}
 		}
 		pause := askEvery + time.Duration(m.list.NumMembers())*askEach
 		if lost > 0 || m.list.NumMembers() <= 1 {

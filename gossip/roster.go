@@ -70,6 +70,22 @@ func (r *roster) update(name string, f func(*Info)) (before, after Info) {
 	return before, after
 }
 
+// room says whether a member may come: it is alive already, or fewer than most are.
+func (r *roster) room(name string, most int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.members[name].State == Alive || name == r.self {
+		return true
+	}
+	alive := 0
+	for _, m := range r.members {
+		if m.State == Alive {
+			alive++
+		}
+	}
+	return alive < most
+}
+
 // saidBye notes that a member is about to stop. It is alive until memberlist says that it has gone, which may have been a
 // moment ago: messages overtake one another.
 func (r *roster) saidBye(name string) {

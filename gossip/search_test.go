@@ -3,6 +3,7 @@
 package gossip
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"reflect"
@@ -12,6 +13,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/memberlist"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
 )
@@ -133,29 +136,110 @@ func TestQuestionsGoToServersPort(t *testing.T) {
 	}
 }
 
+// sender is a machine of the network.
+func sender(n int) net.Addr {
+	return &net.UDPAddr{IP: net.IPv4(10, 0, byte(n>>8), byte(n)), Port: 6443}
+}
+
 // TestMayAnswer: a question is answered once, and no more of them than can do harm.
 func TestMayAnswer(t *testing.T) {
 	now := time.Now()
-	s := &searcher{tokens: answersAtOnce, filled: now}
+	s := &searcher{}
 	answered := 0
 	for i := range 1000 {
-		if s.mayAnswer(challenge{byte(i), byte(i >> 8)}, now) {
+		if s.mayAnswer(challenge{byte(i), byte(i >> 8)}, sender(i), now) {
 			answered++
 		}
 	}
 	if answered != answersAtOnce {
 		t.Errorf("%d answers at once", answered)
 	}
-	if s.mayAnswer(challenge{0, 0}, now.Add(time.Minute)) {
+	if s.mayAnswer(challenge{0, 0}, sender(0), now.Add(time.Minute)) {
 		t.Error("a question that was recorded is answered once more")
 	}
-	for range answersAtOnce {
+	for i := range 2 * seenQuestions {
 		now = now.Add(time.Second)
-		s.mayAnswer(challenge{1, byte(now.Second()), byte(now.Nanosecond())}, now)
+		s.mayAnswer(challenge{1, byte(i), byte(i >> 8)}, sender(i), now)
 	}
 	if len(s.seen) > seenQuestions {
 		t.Errorf("%d are remembered", len(s.seen))
 	}
+}
+
+// TestMayAnswerEach: one machine that repeats what it recorded, as fast as it likes, keeps no other one from an answer; and what is remembered of
+// machines has a bound.
+func TestMayAnswerEach(t *testing.T) {
+	now := time.Now()
+	s := &searcher{}
+	answered := 0
+	for i := range 6000 {
+		now = now.Add(10 * time.Millisecond)
+		if s.mayAnswer(challenge{1, byte(i), byte(i >> 8)}, sender(1), now) {
+			answered++
+		}
+		if i%100 == 99 && !s.mayAnswer(challenge{2, byte(i), byte(i >> 8)}, sender(2+i/100), now) {
+			t.Fatalf("another machine's question has no answer after %d of the first", i)
+		}
+	}
+	if most := senderAtOnce + int(60*senderPerSecond); answered > most || answered < most/2 {
+		t.Errorf("%d answers to one machine in a minute, want %d", answered, most)
+	}
+	for i := range 2 * maxSenders {
+		now = now.Add(time.Second / answersPerSecond)
+		s.mayAnswer(challenge{3, byte(i), byte(i >> 8)}, sender(i), now)
+	}
+	if len(s.may.senders) > maxSenders {
+		t.Errorf("%d machines are remembered", len(s.may.senders))
+	}
+	if s.may.take(netip.MustParseAddr("10.9.0.1"), now.Add(time.Hour)); len(s.may.senders) != 1 {
+		t.Errorf("%d machines are remembered after an hour", len(s.may.senders))
+	}
+}
+
+// TestWrongAddressesAreForgotten: what a search found and nobody answers at does not stay in the way of others.
+func TestWrongAddressesAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, a := newGroup(t), &air{}
+		m := g.add(on(a, func() bool { return true }))
+		wrong := make([]netip.AddrPort, 2*maxFound)
+		for i := range wrong {
+			wrong[i] = netip.AddrPortFrom(netip.MustParseAddr("10.9.0.1"), uint16(1000+i))
+		}
+		m.search.mu.Lock()
+		m.search.found = wrong
+		m.search.mu.Unlock()
+		time.Sleep(10 * time.Minute)
+		if found := m.Found(); len(found) > 0 {
+			t.Errorf("it remembers %v", found)
+		}
+	})
+}
+
+// TestInventedMembers: there are no more live members than there can be; those that are there stay, and come back.
+func TestInventedMembers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t)
+		most := 3
+		bounded := func(o *Options) { o.Most = func() int { return most } }
+		members := []*Member{g.add(bounded), g.add(bounded), g.add(bounded)}
+		time.Sleep(time.Minute)
+		for i := range 20 {
+			if (names{members[0]}).NotifyAlive(&memberlist.Node{Name: fmt.Sprintf("invented%d", i)}) == nil {
+				t.Fatalf("invented%d is taken", i)
+			}
+		}
+		for _, m := range members {
+			for _, i := range m.Members() {
+				if err := (names{members[0]}).NotifyAlive(&memberlist.Node{Name: i.Name}); err != nil {
+					t.Errorf("%s: %v", i.Name, err)
+				}
+			}
+		}
+		most = 0 // not known
+		if err := (names{members[0]}).NotifyAlive(&memberlist.Node{Name: "another"}); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // air is multicast on a test's network: who listens hears what anybody sends, unless it is elsewhere.

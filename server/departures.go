@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -25,8 +26,15 @@ import (
 	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
-// departureLook is how often the pods of a node that leaves are looked at again. Only then is anything asked.
-const departureLook = time.Second
+const (
+	// departureLook is how often the pods of a node that leaves are looked at again. Only then is anything asked.
+	departureLook = time.Second
+	// departedAfter is how long a node that leaves has not been Ready when its pods are given up: a machine is silent for a moment now and then.
+	departedAfter = time.Minute
+	// departureSince is the annotation in which the leader notes when it first saw the order, so that its successor goes on from there. The value is a time
+	// (RFC 3339) and the order, which may be taken back and given again.
+	departureSince = "coracle.dev/leaving-since"
+)
 
 // departures removes nodes that are to leave the cluster: those with the annotation [cluster.LeaveAnnotation], which a machine
 // may write on its own node, and an administrator on any. Nothing new is placed on such a node, its pods are evicted, and
@@ -43,7 +51,7 @@ func (s *Server) departuresPart(ctx context.Context, t *term.Term) error {
 	nodes := t.Informers.Core().V1().Nodes()
 	changed := make(chan struct{}, 1) // one says that there is something to look at
 	look := func(obj any) {
-		if n, ok := obj.(*corev1.Node); ok && leaves(n) {
+		if n, ok := obj.(*corev1.Node); ok && (leaves(n) || stays(n)) {
 			select {
 			case changed <- struct{}{}:
 			default:
@@ -83,18 +91,31 @@ func leaves(n *corev1.Node) bool {
 	return asked && n.DeletionTimestamp == nil
 }
 
+// stays says that the order to leave was taken back, and what was noted of it is still there.
+func stays(n *corev1.Node) bool {
+	_, asked := n.Annotations[cluster.LeaveAnnotation]
+	_, noted := n.Annotations[departureSince]
+	return noted && !asked && n.DeletionTimestamp == nil
+}
+
 // once does for each node that leaves what can be done now; true says that one is not gone yet.
 func (d *departures) once(ctx context.Context) bool {
 	nodes, err := d.nodes.List(labels.Everything())
 	unfinished := err != nil
 	leaving := map[types.UID]time.Time{}
 	for _, n := range nodes {
+		if stays(n) {
+			if err := d.settle(ctx, n); err != nil && ctx.Err() == nil {
+				d.log.Warn("a node is not to leave any more, and that could not be noted; it is tried again", "node", n.Name, "error", err)
+				unfinished = true
+			}
+		}
 		if !leaves(n) {
 			continue
 		}
 		since, known := d.since[n.UID]
 		if !known {
-			since = d.now()
+			since = d.begun(n)
 			d.log.Info("a node leaves the cluster", "node", n.Name, "grace", n.Annotations[cluster.LeaveAnnotation])
 		}
 		leaving[n.UID] = since
@@ -114,13 +135,13 @@ func (d *departures) proceed(ctx context.Context, n *corev1.Node, since time.Tim
 	if err != nil {
 		return false, err
 	}
-	if !n.Spec.Unschedulable {
-		if err := d.cordon(ctx, n); err != nil {
+	if begun := departure(since, n); !n.Spec.Unschedulable || n.Annotations[departureSince] != begun {
+		if err := d.cordon(ctx, n, begun); err != nil {
 			return false, err
 		}
 	}
 	// Nobody would tell of the end of the pods of a node that is dead: upstream deletes them with their node.
-	if d.now().Sub(since) < grace && isReady(n) {
+	if now := d.now(); now.Sub(since) < grace && !isDead(n, since, now) {
 		left, err := d.evict(ctx, n)
 		if err != nil || left > 0 {
 			return false, err
@@ -139,8 +160,37 @@ func (d *departures) proceed(ctx context.Context, n *corev1.Node, since time.Tim
 	return true, nil
 }
 
-func (d *departures) cordon(ctx context.Context, n *corev1.Node) error {
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": n.UID}, "spec": map[string]any{"unschedulable": true}})
+// departure is what departureSince says of an order.
+func departure(since time.Time, n *corev1.Node) string {
+	return since.UTC().Format(time.RFC3339) + " " + n.Annotations[cluster.LeaveAnnotation]
+}
+
+// begun is when an earlier leader saw the order that a node has, or now.
+func (d *departures) begun(n *corev1.Node) time.Time {
+	now := d.now()
+	text, order, _ := strings.Cut(n.Annotations[departureSince], " ")
+	if since, err := time.Parse(time.RFC3339, text); err == nil && order == n.Annotations[cluster.LeaveAnnotation] && since.Before(now) {
+		return since
+	}
+	return now
+}
+
+// settle forgets when the order of a node that stays after all was given.
+func (d *departures) settle(ctx context.Context, n *corev1.Node) error {
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": n.UID, "resourceVersion": n.ResourceVersion, "annotations": map[string]any{departureSince: nil}}})
+	if err != nil {
+		return err
+	}
+	_, err = d.client.CoreV1().Nodes().Patch(ctx, n.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{FieldManager: "coracle"})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("forgetting when it was to leave: %w", err)
+	}
+	return nil
+}
+
+// cordon keeps new pods away and notes when the order was seen.
+func (d *departures) cordon(ctx context.Context, n *corev1.Node, begun string) error {
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": n.UID, "annotations": map[string]any{departureSince: begun}}, "spec": map[string]any{"unschedulable": true}})
 	if err != nil {
 		return err
 	}
@@ -190,11 +240,18 @@ func staysWithNode(p *corev1.Pod) bool {
 	return owner != nil && owner.Kind == "DaemonSet"
 }
 
-func isReady(n *corev1.Node) bool {
+// isDead says whether a node has not been Ready for a while. One that says nothing of it counts from when its order was seen.
+func isDead(n *corev1.Node, since, now time.Time) bool {
 	for _, c := range n.Status.Conditions {
-		if c.Type == corev1.NodeReady {
-			return c.Status == corev1.ConditionTrue
+		if c.Type != corev1.NodeReady {
+			continue
+		}
+		if c.Status == corev1.ConditionTrue {
+			return false
+		}
+		if at := c.LastTransitionTime.Time; !at.IsZero() && at.Before(now) {
+			since = at
 		}
 	}
-	return false
+	return now.Sub(since) >= departedAfter
 }

@@ -66,6 +66,24 @@ func newLeaving(t *testing.T, grace string, ready corev1.ConditionStatus, pods .
 	return l
 }
 
+// silentSince says since when the node's Ready is what it is.
+func (l *leaving) silentSince(t *testing.T, passed time.Duration) {
+	t.Helper()
+	n := l.node(t)
+	n.Status.Conditions[0].LastTransitionTime = metav1.NewTime(l.now().Add(passed - l.passed))
+	l.successor(t, n)
+}
+
+// successor is another leader, which sees this of the node.
+func (l *leaving) successor(t *testing.T, n *corev1.Node) {
+	t.Helper()
+	informer := informers.NewSharedInformerFactory(l.client, 0).Core().V1().Nodes()
+	if err := informer.Informer().GetStore().Add(n); err != nil {
+		t.Fatal(err)
+	}
+	l.departures.nodes, l.departures.since = informer.Lister(), map[types.UID]time.Time{}
+}
+
 // node is what the API has of the node that leaves, nil when it is gone.
 func (l *leaving) node(t *testing.T) *corev1.Node {
 	t.Helper()
@@ -124,10 +142,52 @@ func TestNodeIsDeletedWhenItsTimeIsUp(t *testing.T) {
 
 func TestDeadNodesPodsAreNotWaitedFor(t *testing.T) {
 	for _, ready := range []corev1.ConditionStatus{corev1.ConditionUnknown, corev1.ConditionFalse} {
-		l := newLeaving(t, "1m0s", ready, plainPod("a"))
-		if l.once(t.Context()) || l.node(t) != nil || len(l.evicted) > 0 {
-			t.Errorf("Ready is %s: the node is there, or its pods were evicted: %q", ready, l.evicted)
+		l := newLeaving(t, "1h0m0s", ready, plainPod("a"))
+		l.refuse = apierrors.NewTooManyRequestsError("not now")
+		l.silentSince(t, 0)
+		if !l.once(t.Context()) || l.node(t) == nil {
+			t.Errorf("Ready is %s: the node of a machine that is silent for a moment was deleted", ready)
 		}
+		l.passed = departedAfter
+		if l.once(t.Context()) || l.node(t) != nil {
+			t.Errorf("Ready is %s: the node is there after %s", ready, l.passed)
+		}
+	}
+	// A node that never said whether it is Ready counts from the order.
+	l := newLeaving(t, "1h0m0s", "", plainPod("a"))
+	l.refuse = apierrors.NewTooManyRequestsError("not now")
+	for l.passed = 0; l.passed < departedAfter; l.passed += 20 * time.Second {
+		if !l.once(t.Context()) || l.node(t) == nil {
+			t.Fatalf("without a word, the node was deleted after %s", l.passed)
+		}
+	}
+	if l.once(t.Context()) || l.node(t) != nil {
+		t.Error("without a word, the node is there")
+	}
+}
+
+// TestNewLeaderGoesOn: a node's time to leave goes on under the next leader; and an order that was taken back and given again has its whole time.
+func TestNewLeaderGoesOn(t *testing.T) {
+	l := newLeaving(t, "10m0s", corev1.ConditionTrue, plainPod("kept"))
+	l.refuse = apierrors.NewTooManyRequestsError("not now")
+	if !l.once(t.Context()) {
+		t.Fatal("it left at once")
+	}
+	l.successor(t, l.node(t))
+	l.passed = 10 * time.Minute
+	if l.once(t.Context()) || l.node(t) != nil {
+		t.Error("the node is there when its time is up under another leader")
+	}
+
+	l = newLeaving(t, "10m0s", corev1.ConditionTrue, plainPod("kept"))
+	l.refuse = apierrors.NewTooManyRequestsError("not now")
+	l.once(t.Context())
+	n := l.node(t)
+	delete(n.Annotations, cluster.LeaveAnnotation)
+	l.successor(t, n)
+	l.once(t.Context())
+	if n = l.node(t); n == nil || n.Annotations[departureSince] != "" {
+		t.Fatalf("what was noted of an order that was taken back is still there: %+v", n)
 	}
 }
 
@@ -149,6 +209,7 @@ func TestOrderToLeaveIsTakenBack(t *testing.T) {
 	if l.once(t.Context()) || l.node(t) == nil {
 		t.Error("the node was deleted although the order was taken back")
 	}
+	delete(n.Annotations, departureSince)
 	// Given again, it has its whole time again.
 	n.Annotations[cluster.LeaveAnnotation] = "1m0s"
 	set()

@@ -22,6 +22,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -138,7 +139,7 @@ func (m *membership) gossip(ctx context.Context) error {
 	member, err := gossip.New(gossip.Options{
 		Name: m.s.o.NodeName, Address: address, Packets: m.packets, Streams: gossip.NewStreams(m.streams, trust), Keys: m.keys, Meta: meta,
 		File: filepath.Join(m.s.o.ServerDir, membersFile), Ask: m.servers,
-		Names: m.s.o.Join, Lost: m.lost, Links: m.s.o.Links, Suspect: m.s.Suspect, Logger: m.s.log.With("part", "gossip"),
+		Names: m.s.o.Join, Lost: m.lost, Links: m.s.o.Links, Most: m.s.mostMembers, Suspect: m.s.Suspect, Logger: m.s.log.With("part", "gossip"),
 	})
 	if err == nil {
 		m.member.Store(member)
@@ -150,6 +151,19 @@ func (m *membership) gossip(ctx context.Context) error {
 	}
 	m.line.Set(status.Running, "")
 	return member.Run(ctx)
+}
+
+// mostMembers is how many live members there can be, by the number of nodes: some machines are members and no nodes yet, or not any more. It is 0 until the nodes are known.
+func (s *Server) mostMembers() int {
+	lister := s.nodes.Load()
+	if lister == nil {
+		return 0
+	}
+	nodes, err := (*lister).List(labels.Everything())
+	if err != nil || len(nodes) == 0 {
+		return 0
+	}
+	return 2*len(nodes) + 64
 }
 
 // servers are where the other servers' stores are, and those that this server was told to join.

@@ -161,6 +161,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err := s.data.Record(); err != nil {
 		return fmt.Errorf("noting this version in the data directory: %w", err)
 	}
+	s.vips.clear()
 	// The API server and the loops need the store and the certificates while they stop, so these end after them and not with ctx.
 	outlasting, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var background sync.WaitGroup

@@ -4,9 +4,11 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -28,6 +30,14 @@ const (
 	// vipLook is how often the machine's interfaces and translations are looked at: addresses come and go, and other programs flush
 	// nftables. Only where the cluster has a virtual address.
 	vipLook = 10 * time.Second
+	// vipProbeAgain is how long after somebody answered for an address that is new it is looked for again.
+	vipProbeAgain = 15 * time.Second
+	// vipHandOver is how long a leader that has no link for any virtual address waits before another server leads, and vipHandAgain how
+	// long it leads regardless when the leadership comes back: maybe none has a link.
+	vipHandOver  = 10 * time.Second
+	vipHandAgain = 10 * time.Minute
+	// vipHandWithin bounds the question whether a server will lead.
+	vipHandWithin = 2 * time.Second
 	// vipConflictShown is for how long another claimant stays in the status.
 	vipConflictShown = time.Minute
 )
@@ -38,12 +48,15 @@ type vipHolder struct {
 	v     *vips
 	store vipStore
 	log   *slog.Logger
-	// links lists the machine's interfaces, announce answers for an address: vip's.
+	// links lists the machine's interfaces, probe looks for an address, announce answers for it: vip's.
 	links    func() ([]vip.Link, error)
+	probe    func(context.Context, vip.Place, netip.Addr) error
 	announce func(context.Context, vip.Announcement) error
+	shuffle  func(n int, swap func(i, j int))
 
 	lead      raftstore.Leadership
 	since     time.Time // of lead
+	handed    time.Time // when another server was made to lead
 	places    map[netip.Addr]vip.Place
 	trouble   []string // of the last look
 	reported  bool     // there is a line in the status
@@ -66,10 +79,12 @@ type claim struct {
 type vipStore interface {
 	confirmer
 	Members() []raftstore.Member
+	MoveLeader(ctx context.Context, id uint64) error
 }
 
 func newVIPHolder(v *vips, store vipStore) *vipHolder {
-	return &vipHolder{v: v, store: store, log: v.s.log.With("part", "vip"), links: vip.Links, announce: vip.Announce, stop: func() {}, conflict: map[netip.Addr]claim{}}
+	return &vipHolder{v: v, store: store, log: v.s.log.With("part", "vip"), links: vip.Links, probe: vip.Probe, announce: vip.Announce, shuffle: rand.Shuffle,
+		stop: func() {}, conflict: map[netip.Addr]claim{}}
 }
 
 // run ends when ctx does; nothing is announced any more then, and no translation is left.
@@ -78,7 +93,7 @@ func (h *vipHolder) run(ctx context.Context, leadership <-chan raftstore.Leaders
 		h.quiet()
 		_ = h.redirect(nil) // it has logged
 	}()
-	_ = h.redirect(nil) // what a process left that was killed
+	_ = h.redirect(nil) // again what a process left that was killed: it may have failed
 	for {
 		h.look(ctx)
 		var again <-chan time.Time
@@ -123,13 +138,37 @@ func (h *vipHolder) look(ctx context.Context) {
 		h.trouble = append(h.trouble, err.Error())
 	}
 	switch {
-	case !h.lead.Leader || len(h.places) == 0:
+	case !h.lead.Leader:
 		h.quiet()
+	case len(h.places) == 0:
+		h.quiet()
+		h.handOver(ctx)
 	case !maps.Equal(h.places, h.announced):
 		h.quiet()
 		h.stop, h.announced = h.start(ctx), h.places
 	}
 	h.show()
+}
+
+// handOver makes another server lead when this one has led for a while and has no link for any of the addresses. Which one has is not
+// known; it hands over in its turn.
+func (h *vipHolder) handOver(ctx context.Context) {
+	if len(h.v.kept()) == 0 || time.Since(h.since) < vipHandOver || (!h.handed.IsZero() && time.Since(h.handed) < vipHandAgain) {
+		return
+	}
+	others := slices.DeleteFunc(h.store.Members(), func(m raftstore.Member) bool { return m.Self || !m.Voter })
+	h.shuffle(len(others), func(i, j int) { others[i], others[j] = others[j], others[i] })
+	for _, m := range others {
+		within, cancel := context.WithTimeout(ctx, vipHandWithin)
+		err := h.store.MoveLeader(within, m.ID)
+		cancel()
+		if err == nil {
+			h.handed = time.Now()
+			h.log.Info("this server has no link for the cluster's virtual address; another one leads now", "other", m.Address)
+			return
+		}
+		h.log.Debug("a server cannot lead in place of this one, which has no link for the cluster's virtual address", "other", m.Address, "error", err)
+	}
 }
 
 // quiet ends what is announced. Nothing is sent any more when it returns.
@@ -185,6 +224,13 @@ func (h *vipHolder) start(ctx context.Context) (stop func()) {
 				return
 			case <-time.After(wait):
 			}
+			if err := h.prove(ctx, a, p); err != nil {
+				select {
+				case ended <- err:
+				default:
+				}
+				return
+			}
 			h.log.Info("this server answers for a virtual address", "address", a, "interface", p.Interface, "term", term)
 			err := h.announce(ctx, vip.Announcement{
 				Address: a, Place: p, Logger: h.log,
@@ -204,6 +250,28 @@ func (h *vipHolder) start(ctx context.Context) (stop func()) {
 		cancel()
 		announcing.Wait()
 	}
+}
+
+// prove returns when nobody has an address that is new to the cluster, or ctx is done. The wait of a new leader is over: none of the other servers answers for it.
+func (h *vipHolder) prove(ctx context.Context, a netip.Addr, p vip.Place) error {
+	for h.v.toProve(a) && ctx.Err() == nil {
+		err := h.probe(ctx, p, a)
+		var used *vip.InUseError
+		switch {
+		case err == nil:
+			h.v.proven(a)
+		case ctx.Err() != nil:
+		case errors.As(err, &used):
+			h.claimed(a, used.By)
+			select {
+			case <-ctx.Done():
+			case <-time.After(vipProbeAgain):
+			}
+		default:
+			return err
+		}
+	}
+	return nil
 }
 
 // confirmer is what of the store says that a term is not over.

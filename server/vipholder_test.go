@@ -23,11 +23,24 @@ import (
 // All sleeps of this file are of a synctest bubble: they take no time, and end when every goroutine waits.
 
 // oneTerm is a store that confirms one term.
-type oneTerm struct{ err error }
+type oneTerm struct {
+	err   error
+	moved []uint64 // to which members
+	deaf  uint64   // the one that does not answer
+}
+
+func (s *oneTerm) MoveLeader(_ context.Context, id uint64) error {
+	if id == s.deaf {
+		return errors.New("it does not answer")
+	}
+	s.moved = append(s.moved, id)
+	return nil
+}
 
 func (s *oneTerm) ConfirmTerm(context.Context) error { return s.err }
 func (s *oneTerm) Members() []raftstore.Member {
-	return []raftstore.Member{{Name: "other", Address: "10.0.0.3:6443", Leader: true}}
+	return []raftstore.Member{{ID: 1, Self: true, Voter: true}, {ID: 2, Address: "10.0.0.4:6443", Voter: true}, {ID: 3, Name: "other", Address: "10.0.0.3:6443", Leader: true, Voter: true},
+		{ID: 4, Address: "10.0.0.5:6443"}}
 }
 
 type fixedPort struct{ net.Listener }
@@ -146,5 +159,106 @@ func TestHolder(t *testing.T) {
 		if rec.redirects != nil {
 			t.Errorf("left behind: %v", rec.redirects)
 		}
+	})
+}
+
+// holder is one with an address, a machine on a network and a store of the test's.
+func newTestHolder(network string, rec *held, store vipStore) *vipHolder {
+	v := &vips{addresses: []netip.Addr{netip.MustParseAddr("10.0.0.100")}, known: true, changed: make(chan struct{}, 1), s: &Server{
+		log: slog.New(slog.DiscardHandler), listener: fixedPort{}, membership: &membership{}, o: Options{Redirect: func([]vip.Redirect) error { return nil }}}}
+	h := newVIPHolder(v, store)
+	h.announce, h.links, h.shuffle = rec.announce, func() ([]vip.Link, error) { return ether(network), nil }, func(int, func(int, int)) {}
+	return h
+}
+
+// runHolder runs it until the function that it returns is called.
+func runHolder(t *testing.T, h *vipHolder) (lead func(bool), stop func()) {
+	leadership := make(chan raftstore.Leadership, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); h.run(ctx, leadership) }()
+	term := uint64(1)
+	return func(is bool) { term++; leadership <- raftstore.Leadership{Leader: is, Term: term} }, func() { cancel(); <-done }
+}
+
+// TestNewAddressIsLookedFor: an address that is new to the cluster is announced when nobody answered for it, and not before.
+func TestNewAddressIsLookedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rec := &held{began: time.Now()}
+		h := newTestHolder("10.0.0.2/24", rec, &oneTerm{})
+		h.v.unproven = map[netip.Addr]bool{h.v.addresses[0]: true}
+		var mu sync.Mutex
+		probes, used := 0, true
+		h.probe = func(_ context.Context, p vip.Place, a netip.Addr) error {
+			mu.Lock()
+			defer mu.Unlock()
+			probes++
+			if used {
+				return &vip.InUseError{Address: a, By: net.HardwareAddr{2, 0, 0, 0, 0, 9}}
+			}
+			return nil
+		}
+		announced := func(want int) {
+			t.Helper()
+			synctest.Wait()
+			rec.mu.Lock()
+			defer rec.mu.Unlock()
+			if rec.announced != want {
+				t.Errorf("%d announced, want %d, at %v", rec.announced, want, time.Since(rec.began))
+			}
+		}
+		lead, stop := runHolder(t, h)
+		defer stop()
+		lead(true)
+		time.Sleep(time.Minute)
+		announced(0)
+		mu.Lock()
+		if probes < 4 || probes > 6 {
+			t.Errorf("it was looked for %d times in a minute", probes)
+		}
+		used = false
+		mu.Unlock()
+		time.Sleep(vipProbeAgain)
+		announced(1)
+		mu.Lock()
+		probes = 0
+		mu.Unlock()
+		lead(false)
+		announced(0)
+		lead(true)
+		time.Sleep(vipWait)
+		announced(1)
+		if probes != 0 {
+			t.Error("it was looked for again")
+		}
+	})
+}
+
+// TestLeaderWithoutALink: a leader that can announce none of the addresses has another server lead, once, and then leads for a while if it has to.
+func TestLeaderWithoutALink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &oneTerm{deaf: 2}
+		h := newTestHolder("192.0.2.2/24", &held{}, store)
+		lead, stop := runHolder(t, h)
+		lead(true)
+		moved := func(want ...uint64) {
+			t.Helper()
+			synctest.Wait()
+			if !slices.Equal(store.moved, want) {
+				t.Errorf("it handed over to %v, want %v", store.moved, want)
+			}
+		}
+		time.Sleep(vipHandOver / 2)
+		moved()
+		time.Sleep(2 * vipHandOver)
+		moved(3)
+		lead(false)
+		synctest.Wait()
+		lead(true)
+		time.Sleep(vipHandAgain / 2)
+		moved(3)
+		time.Sleep(vipHandAgain)
+		moved(3, 3)
+		stop()
 	})
 }

@@ -48,8 +48,14 @@ type vips struct {
 	// trouble is why the cluster's addresses are not taken over; empty when they are.
 	trouble string
 	// begun says that addresses were taken over, and not yet everything that follows from them.
-	begun   bool
-	changed chan struct{} // capacity 1: one says that there is something to look at
+	begun bool
+	// unproven are addresses that the cluster was given while this process ran: the network is asked who has them before they are announced. An
+	// address of before may be answered for by another server.
+	unproven map[netip.Addr]bool
+	probed   []netip.Addr  // by this server, before it told the cluster
+	changed  chan struct{} // capacity 1: one says that there is something to look at
+
+	routers func() ([]netip.Addr, error) // nil for vip.Routers
 }
 
 func newVIPs(s *Server) (*vips, error) {
@@ -60,7 +66,7 @@ func newVIPs(s *Server) (*vips, error) {
 	if !known {
 		addresses = s.o.VIPs
 	}
-	return &vips{s: s, addresses: addresses, known: known, changed: make(chan struct{}, 1)}, nil
+	return &vips{s: s, addresses: addresses, known: known, unproven: map[netip.Addr]bool{}, changed: make(chan struct{}, 1)}, nil
 }
 
 // current are the addresses for which certificates are made.
@@ -113,6 +119,16 @@ func (v *vips) moveOn(store *raftstore.Store) {
 	}
 }
 
+// clear removes the translations that a process left which was killed: until this one serves, what is for the address belongs to another server.
+func (v *vips) clear() {
+	if v.s.o.Redirect == nil {
+		return
+	}
+	if err := v.s.o.Redirect(nil); err != nil {
+		v.s.log.Warn("the translations for virtual addresses that an earlier process left could not be removed; it is tried again when the API serves", "error", err)
+	}
+}
+
 // follow keeps the addresses as they are in the API until ctx is done.
 func (v *vips) follow(ctx context.Context, config *rest.Config) {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "vip"))
@@ -145,7 +161,7 @@ func (v *vips) fail(err error) {
 	v.trouble = err.Error()
 	v.mu.Unlock()
 	if !again {
-		v.s.log.Warn("the cluster's virtual addresses cannot be taken over; it is tried again", "error", err)
+		v.s.log.Warn("the cluster's virtual addresses are not what they should be here; it is tried again", "error", err)
 		v.notify()
 	}
 }
@@ -181,7 +197,7 @@ func (v *vips) watch(ctx context.Context, client kubernetes.Interface) error {
 	}
 	if m != nil {
 		from = m.ResourceVersion
-		if err := v.take(m); err != nil {
+		if err := v.take(ctx, client, m); err != nil {
 			return err
 		}
 	}
@@ -199,7 +215,7 @@ func (v *vips) watch(ctx context.Context, client kubernetes.Interface) error {
 			if !open || !ok || event.Type == "DELETED" {
 				return nil // it is looked for again
 			}
-			if err := v.take(m); err != nil {
+			if err := v.take(ctx, client, m); err != nil {
 				return err
 			}
 		}
@@ -211,6 +227,12 @@ func (v *vips) publish(ctx context.Context, client kubernetes.Interface) (*corev
 	if err := CheckVIPs(ctx, v.s.o.VIPs, v.s.o.VIPInterface, v.s.reserved()); err != nil {
 		return nil, err
 	}
+	if err := v.free(ctx, client, v.s.o.VIPs); err != nil {
+		return nil, err
+	}
+	v.mu.Lock()
+	v.probed = v.s.o.VIPs
+	v.mu.Unlock()
 	return client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(ctx, &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: cluster.VIPConfigMap, Labels: map[string]string{managedBy: "coracle"}},
 		Data:       map[string]string{cluster.VIPData: JoinAddrs(v.s.o.VIPs)},
@@ -230,6 +252,9 @@ func CheckVIPs(ctx context.Context, addresses []netip.Addr, on string, reserved 
 	}
 	for _, a := range addresses {
 		err := vip.Check(a, reserved)
+		if err == nil {
+			err = notRouters([]netip.Addr{a}, vip.Routers)
+		}
 		var place vip.Place
 		if err == nil {
 			place, err = vip.Find(links, a, on)
@@ -244,20 +269,41 @@ func CheckVIPs(ctx context.Context, addresses []netip.Addr, on string, reserved 
 	return nil
 }
 
-// take takes over what the ConfigMap says.
-func (v *vips) take(m *corev1.ConfigMap) error {
+// take takes over what the ConfigMap says. Whoever may write there cannot have this machine answer for what is another one's.
+func (v *vips) take(ctx context.Context, client kubernetes.Interface, m *corev1.ConfigMap) error {
+	const how = "the ConfigMap %s/%s: %w; write it with: coracle vip set ADDRESS"
 	addresses, err := ParseVIPs(m.Data[cluster.VIPData], v.s.reserved())
 	if err != nil {
-		return fmt.Errorf("the ConfigMap %s/%s: %w; write it with: coracle vip set ADDRESS", m.Namespace, m.Name, err)
+		return fmt.Errorf(how, m.Namespace, m.Name, err)
+	}
+	had := v.kept()
+	fresh := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return slices.Contains(had, a) })
+	if err := v.free(ctx, client, fresh); err != nil {
+		return fmt.Errorf(how, m.Namespace, m.Name, err)
 	}
 	if err := v.set(addresses, true); err != nil {
 		return err
 	}
 	if own := v.s.o.VIPs; len(own) > 0 && !slices.Equal(own, addresses) {
-		return fmt.Errorf("--vip: this server was given %q, and the cluster that it belongs to has %q, which counts; leave it out", JoinAddrs(own), JoinAddrs(addresses))
+		v.fail(fmt.Errorf("--vip: this server was given %q, and the cluster that it belongs to has %q, which counts; leave it out", JoinAddrs(own), JoinAddrs(addresses)))
+		return nil
 	}
 	v.well()
 	return nil
+}
+
+// toProve says whether the network is to be asked for an address before it is announced.
+func (v *vips) toProve(a netip.Addr) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.unproven[a]
+}
+
+// proven notes that nobody else has an address.
+func (v *vips) proven(a netip.Addr) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.unproven, a)
 }
 
 // ParseVIPs reads addresses with commas in between.
@@ -296,6 +342,14 @@ func (v *vips) set(addresses []netip.Addr, known bool) error {
 	v.mu.Lock()
 	same := slices.Equal(v.addresses, addresses) && v.known == known
 	done := same && !v.begun
+	unproven := map[netip.Addr]bool{}
+	for _, a := range addresses {
+		had := v.known && slices.Contains(v.addresses, a) || slices.Contains(v.probed, a)
+		if known && (v.unproven[a] || !had) {
+			unproven[a] = true
+		}
+	}
+	v.unproven = unproven
 	v.addresses, v.known, v.begun = addresses, known, !done
 	v.mu.Unlock()
 	if done {

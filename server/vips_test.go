@@ -54,7 +54,7 @@ func TestWhatFailedIsDoneLater(t *testing.T) {
 		}
 	}
 	for range 2 {
-		if err := v.take(vipMap("192.0.2.100")); err == nil {
+		if err := v.take(t.Context(), fake.NewClientset(), vipMap("192.0.2.100")); err == nil {
 			t.Fatal("nothing is said of files that cannot be written")
 		}
 	}
@@ -63,7 +63,7 @@ func TestWhatFailedIsDoneLater(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := v.take(vipMap("192.0.2.100")); err != nil {
+	if err := v.take(t.Context(), fake.NewClientset(), vipMap("192.0.2.100")); err != nil {
 		t.Fatal(err)
 	}
 	if kept, known, err := cluster.ReadVIPs(o.ServerDir); err != nil || !known || JoinAddrs(kept) != "192.0.2.100" {
@@ -74,24 +74,81 @@ func TestWhatFailedIsDoneLater(t *testing.T) {
 	}
 }
 
-// TestOtherFlagIsSaidOnce: a server that was given another address than the cluster's says so once, not at each look.
-func TestOtherFlagIsSaidOnce(t *testing.T) {
+// TestOtherFlag: a server that was given another address than the cluster's says so, goes by the cluster's, and goes on to follow it.
+func TestOtherFlag(t *testing.T) {
 	v, _ := newTestVIPs(t, netip.MustParseAddr("192.0.2.1"))
-	client := fake.NewClientset(vipMap("192.0.2.100"))
-	said := 0
-	for range 5 {
-		err := v.watch(t.Context(), client)
-		if err == nil {
-			t.Fatal("it says nothing of its flag")
-		}
-		if v.trouble != err.Error() {
-			said++
-		}
-		v.fail(err)
+	m := vipMap("192.0.2.100")
+	client := fake.NewClientset(m)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1) // one: its goroutine need not wait
+	go func() { ended <- v.watch(ctx, client) }()
+	for _, address := range []string{"192.0.2.100", "192.0.2.200"} {
+		testenv.Eventually(t, time.Minute, "the cluster's address", func() error {
+			m.Data = map[string]string{cluster.VIPData: address} // again, if the watch has not begun
+			if _, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Update(ctx, m, metav1.UpdateOptions{}); err != nil {
+				return err
+			}
+			v.mu.Lock()
+			defer v.mu.Unlock()
+			if has := JoinAddrs(v.addresses); has != address || !strings.Contains(v.trouble, address) || !strings.Contains(v.trouble, "192.0.2.1") {
+				return errors.New("it has " + has + " and says: " + v.trouble)
+			}
+			return nil
+		})
 	}
-	if said != 1 {
-		t.Errorf("it was said %d times", said)
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
+}
+
+// TestAddressesOfOthersAreRefused: whoever may write the ConfigMap cannot have the leader answer for a router or a node, on or off. What the cluster had before is not asked about.
+func TestAddressesOfOthersAreRefused(t *testing.T) {
+	v, o := newTestVIPs(t)
+	router, node := netip.MustParseAddr("192.0.2.254"), netip.MustParseAddr("192.0.2.7")
+	var routers []netip.Addr
+	v.routers = func() ([]netip.Addr, error) { return routers, nil }
+	client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "off"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
+		{Type: corev1.NodeHostName, Address: "off"}, {Type: corev1.NodeInternalIP, Address: node.String()}}}})
+	take := func(text, want string) {
+		t.Helper()
+		err := v.take(t.Context(), client, vipMap(text))
+		if (want == "") != (err == nil) || (err != nil && !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
+	take("192.0.2.100", "")
+	routers = []netip.Addr{router, netip.MustParseAddr("192.0.2.100")}
+	take(router.String(), "router")
+	take(node.String(), "node off")
+	take("fd00::1,"+node.String(), "node off")
+	if kept, known, err := cluster.ReadVIPs(o.ServerDir); err != nil || !known || JoinAddrs(kept) != "192.0.2.100" || JoinAddrs(v.kept()) != "192.0.2.100" {
+		t.Errorf("it has %v and keeps %v, %v, %v", v.kept(), kept, known, err)
+	}
+	take("192.0.2.100", "")
+}
+
+// TestNewAddressesAreProven: what the cluster is given while this server runs is to be looked for on the network; what it had before, or this server looked for, is not.
+func TestNewAddressesAreProven(t *testing.T) {
+	before, own, later := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")
+	v, _ := newTestVIPs(t)
+	v.addresses, v.known, v.probed = []netip.Addr{before}, true, []netip.Addr{own}
+	set := func(want bool, a netip.Addr) {
+		t.Helper()
+		if err := v.set([]netip.Addr{a}, true); err != nil {
+			t.Fatal(err)
+		}
+		if v.toProve(a) != want {
+			t.Errorf("%s is to be looked for: %v", a, !want)
+		}
+	}
+	set(false, before)
+	set(false, own)
+	set(true, later)
+	set(true, later)
+	v.proven(later)
+	set(false, later)
+	set(true, before) // the cluster had given it up
 }
 
 // slowStore confirms a term, slowly.
@@ -215,9 +272,9 @@ func TestVIPsOfAServerThatWasTold(t *testing.T) {
 	if !covered(t, v.s, own) || len(v.kept()) != 0 {
 		t.Errorf("covered: %v; announced: %v", covered(t, v.s, own), v.kept())
 	}
-	err := v.take(&corev1.ConfigMap{Data: map[string]string{cluster.VIPData: others.String()}})
-	if err == nil || !strings.Contains(err.Error(), own.String()) || !strings.Contains(err.Error(), others.String()) {
-		t.Errorf("another address than the cluster's: %v", err)
+	err := v.take(t.Context(), fake.NewClientset(), &corev1.ConfigMap{Data: map[string]string{cluster.VIPData: others.String()}})
+	if err != nil || !strings.Contains(v.trouble, own.String()) || !strings.Contains(v.trouble, others.String()) {
+		t.Errorf("another address than the cluster's: %v, %s", err, v.trouble)
 	}
 	if !slices.Equal(v.kept(), []netip.Addr{others}) || !covered(t, v.s, others) || covered(t, v.s, own) {
 		t.Errorf("it has %v", v.kept())

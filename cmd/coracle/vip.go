@@ -18,7 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/server"
 )
 
-// checkVIPs refuses a --vip that is not the cluster's, or that this machine could not announce. o has the cluster's settings.
+// checkVIPs refuses a --vip that this machine could not announce, where the cluster begins with it. One that the cluster has changed since is not looked at: no
+// server would start any more after coracle vip set. o has the cluster's settings.
 func checkVIPs(ctx context.Context, c *config.Server, o server.Options) error {
 	if len(c.VIPs) == 0 {
 		return nil
@@ -28,8 +29,9 @@ func checkVIPs(ctx context.Context, c *config.Server, o server.Options) error {
 		return err
 	}
 	if known && !slices.Equal(kept, c.VIPs) {
-		return fmt.Errorf("--vip: this server was given %q, and the cluster that it belongs to has %q; leave it out. To change the cluster's while it runs: coracle vip set ADDRESS",
-			server.JoinAddrs(c.VIPs), server.JoinAddrs(kept))
+		o.Logger.Warn("--vip is not the cluster's virtual address, which counts; leave it out. To change the cluster's while it runs: coracle vip set ADDRESS",
+			"given", server.JoinAddrs(c.VIPs), "cluster", server.JoinAddrs(kept))
+		return nil
 	}
 	others, err := server.OtherServers(o.ServerDir)
 	if known || err != nil || len(o.Join) > 0 || len(others) > 0 {
@@ -64,6 +66,9 @@ func checkNewVIPs(ctx context.Context, client kubernetes.Interface, text, on str
 		return "", fmt.Errorf("asking for the present virtual address: %w", err)
 	}
 	fresh := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return slices.Contains(has, a) })
+	if err := server.NotNodes(ctx, client, fresh); err != nil {
+		return "", err
+	}
 	return server.JoinAddrs(addresses), server.CheckVIPs(ctx, fresh, on, reserved)
 }
 

@@ -5,10 +5,12 @@ package vip
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -256,5 +258,40 @@ func TestRedirectsArePruned(t *testing.T) {
 				t.Errorf("%v: the table for %s: %v, %v", want, r.Address, there, err)
 			}
 		}
+	}
+}
+
+// TestRouters: the addresses through which routes lead, those of several hops too.
+func TestRouters(t *testing.T) {
+	nstest.Require(t)
+	n := newNetwork(t)
+	if err := n.client.Do(func() error {
+		l, err := netlink.LinkByName("there0")
+		if err != nil {
+			return err
+		}
+		hop := func(ip string) *netlink.NexthopInfo {
+			return &netlink.NexthopInfo{LinkIndex: l.Attrs().Index, Gw: net.ParseIP(ip)}
+		}
+		_, far, err := net.ParseCIDR("198.51.100.0/24")
+		if err != nil {
+			return err
+		}
+		for _, r := range []netlink.Route{
+			{LinkIndex: l.Attrs().Index, Gw: net.ParseIP("10.0.0.1")}, {LinkIndex: l.Attrs().Index, Gw: net.ParseIP("fd00::1")},
+			{Dst: far, MultiPath: []*netlink.NexthopInfo{hop("10.0.0.8"), hop("10.0.0.9")}},
+		} {
+			if err := netlink.RouteAdd(&r); err != nil {
+				return err
+			}
+		}
+		got, err := Routers()
+		slices.SortFunc(got, netip.Addr.Compare)
+		if err == nil && fmt.Sprint(got) != "[10.0.0.1 10.0.0.8 10.0.0.9 fd00::1]" {
+			err = fmt.Errorf("routers are %v", got)
+		}
+		return err
+	}); err != nil {
+		t.Error(err)
 	}
 }

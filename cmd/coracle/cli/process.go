@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -46,6 +47,7 @@ type Process struct {
 	readyOnce       sync.Once
 	quiet           *quiet
 	started         time.Time
+	stopping        atomic.Bool // a stop was asked for
 }
 
 // Ready says that the process serves: systemd starts what waits for it, coracle status tells since when.
@@ -110,7 +112,7 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	case errors.Is(bodyErr, ErrAnew) && ctx.Err() == nil:
 		p.Log.Info("coracle starts anew; pods keep running", "after", time.Since(p.started).Round(time.Second))
 		return errors.Join(ErrAnew, adminErr)
-	case bodyErr != nil && !(ctx.Err() != nil && errors.Is(bodyErr, context.Canceled)):
+	case bodyErr != nil && !(ctx.Err() != nil && (errors.Is(bodyErr, context.Canceled) || errors.Is(bodyErr, ErrAnew))):
 		p.Log.Error("coracle stops because of an error; pods keep running", "error", bodyErr)
 		return errors.Join(bodyErr, adminErr)
 	case ctx.Err() == nil:
@@ -120,8 +122,12 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	return adminErr
 }
 
-// Anew starts the program anew, whatever still runs; see App.Anew.
+// Anew starts the program anew, whatever still runs; see App.Anew. When a stop was asked for meanwhile, it ends the process.
 func (p *Process) Anew() {
+	if p.stopping.Load() {
+		p.Log.Info("not all has stopped in time; coracle ends all the same, pods keep running and the store is safe")
+		os.Exit(0)
+	}
 	p.Log.Info("not all has stopped in time; coracle starts anew all the same, pods keep running")
 	p.Log.Error("coracle could not start anew; the service manager starts it again", "error", p.app.Anew())
 	os.Exit(1)
@@ -167,6 +173,7 @@ func (p *Process) untilSignal(parent context.Context) (context.Context, func()) 
 		defer close(finished)
 		select {
 		case s := <-signals:
+			p.stopping.Store(true)
 			p.Log.Info("stopping; once more to stop at once", "signal", s)
 			p.Admin.SetStopping()
 			p.quiet.setStopping()

@@ -121,6 +121,7 @@ func testApp() *App {
 		CheckKubeletArgs: fakeArgs,
 		Unpack:           fakeUnpack,
 		Parts:            func() map[string]string { return map[string]string{"runc": "1.2.3"} },
+		Anew:             func() error { return errors.New("it was tried to start anew") },
 		Encryption:       fakeKeys{},
 		SnapshotFiles:    fakeFiles,
 		CheckHost:        check.LocalHost,
@@ -200,6 +201,12 @@ func fakeServer(ctx context.Context, c *config.Server, p *Process) error {
 		return nil
 	}
 	<-ctx.Done()
+	switch os.Getenv("FAKE_ANEW") {
+	case "returns": // it was about to start anew when the stop was asked for
+		return ErrAnew
+	case "hangs":
+		p.Anew()
+	}
 	if os.Getenv("FAKE_HANG") != "" {
 		<-time.After(time.Minute)
 	}

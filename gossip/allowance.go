@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"maps"
+	"net/netip"
+	"time"
+)
+
+const (
+	// answersPerSecond and answersAtOnce bound what a machine answers to all others, senderPerSecond and senderAtOnce what it answers to one of
+	// them: who repeats what others asked keeps nobody from an answer.
+	answersPerSecond, answersAtOnce = 4, 16
+	senderPerSecond, senderAtOnce   = 0.5, 4
+	// maxSenders is how many senders are remembered. Beyond that, whose address is new is bounded with all others only.
+	maxSenders = 256
+)
+
+// bucket is how many answers are allowed at a time (a token bucket). The zero bucket is full.
+type bucket struct {
+	spent float64 // at the time at
+	at    time.Time
+}
+
+// at is the bucket as it is now.
+func (b bucket) now(now time.Time, perSecond float64) bucket {
+	return bucket{max(0, b.spent-now.Sub(b.at).Seconds()*perSecond), now}
+}
+
+// allowance bounds answers.
+type allowance struct {
+	all     bucket
+	senders map[netip.Addr]bucket
+}
+
+// take says whether one more answer may go to a sender, and counts it.
+func (a *allowance) take(from netip.Addr, now time.Time) bool {
+	maps.DeleteFunc(a.senders, func(_ netip.Addr, b bucket) bool { return b.now(now, senderPerSecond).spent == 0 })
+	all, own := a.all.now(now, answersPerSecond), a.senders[from].now(now, senderPerSecond)
+	if all.spent+1 > answersAtOnce || own.spent+1 > senderAtOnce {
+		return false
+	}
+	all.spent++
+	own.spent++
+	a.all = all
+	if a.senders == nil {
+		a.senders = map[netip.Addr]bucket{}
+	}
+	if _, known := a.senders[from]; known || len(a.senders) < maxSenders {
+		a.senders[from] = own
+	}
+	return true
+}

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vip
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+)
+
+// Routers are the addresses through which this machine's routes lead: another machine has each of them, whether it answers now or not.
+func Routers() ([]netip.Addr, error) {
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("listing routes: %w", err)
+	}
+	var out []netip.Addr
+	add := func(ip []byte) {
+		if a, ok := netip.AddrFromSlice(ip); ok {
+			out = append(out, a.Unmap())
+		}
+	}
+	for i := range routes {
+		add(routes[i].Gw)
+		if via, ok := routes[i].Via.(*netlink.Via); ok {
+			add(via.Addr)
+		}
+		for _, hop := range routes[i].MultiPath {
+			add(hop.Gw)
+		}
+	}
+	return out, nil
+}
