@@ -9,21 +9,26 @@ import (
 	"os"
 
 	"github.com/go-logr/logr"
+	coreinformers "k8s.io/client-go/informers/core/v1"
 
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/dns"
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
+// partPodNetwork is the pod network's name on the board.
+const partPodNetwork = "pod network"
+
 // network is the pod network, the Service proxy and the cluster DNS. They have an identity of their own, since the node's
 // cannot read Services; the first two share one set of informers.
 type network struct {
 	o         Options
 	informers *netinformers.Informers
-	pods      *cni.Server
+	pods      *cni.Server  // nil when left to another plugin
 	services  *proxy.Proxy // nil when left to another proxy
 	names     *dns.Server  // nil when there is no cluster DNS
 }
@@ -34,20 +39,13 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	n := &network{o: o}
-	if n.informers, err = netinformers.New(netinformers.Options{Client: client, NodeName: o.NodeName, Services: !o.DisableProxy}); err != nil {
-		return nil, fmt.Errorf("agent: %w", err)
-	}
-	podCIDRs, err := cni.WatchPodCIDRs(n.informers.Nodes(), o.NodeName)
-	if err != nil {
+	if n.informers, err = netinformers.New(netinformers.Options{Client: client, NodeName: o.NodeName, AllNodes: true, Services: !o.DisableProxy}); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	p := o.paths()
 	log := logr.FromSlogHandler(o.Logger.Handler()) // not klog's, which is for what upstream says
-	if n.pods, err = cni.NewServer(cni.Options{
-		Socket: p.CNISocket, StateDir: p.cniState, ConfDir: p.cniConf, PodCIDRs: podCIDRs,
-		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, Logger: log,
-	}); err != nil {
-		return nil, fmt.Errorf("agent: set up the pod network: %w", err)
+	if n.pods, err = newPods(ctx, o, n.informers.Nodes(), log); err != nil {
+		return nil, err
 	}
 	if o.DisableProxy {
 		if err := removeServiceRules(o, p.proxyRecord); err != nil {
@@ -68,6 +66,43 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 		}
 	}
 	return n, nil
+}
+
+// newPods prepares the pod network. There is none where it is left to another plugin, whose configuration containerd then waits for;
+// what ours had made is removed.
+func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, log logr.Logger) (*cni.Server, error) {
+	p := o.paths()
+	if o.NetworkBackend == cluster.NetworkNone {
+		if err := cni.Cleanup(ctx, cni.CleanupOptions{StateDir: p.cniState, ConfDir: p.cniConf}); err != nil {
+			return nil, fmt.Errorf("agent: leave the pod network to another plugin: %w", err)
+		}
+		return nil, nil
+	}
+	podCIDRs, err := cni.WatchPodCIDRs(nodes, o.NodeName)
+	if err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	peers, err := cni.WatchPeers(nodes, o.NodeName)
+	if err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	part := o.part(partPodNetwork)
+	pods, err := cni.NewServer(cni.Options{
+		Socket: p.CNISocket, StateDir: p.cniState, ConfDir: p.cniConf, PodCIDRs: podCIDRs, Peers: peers,
+		Backend: o.NetworkBackend, NodeIPs: o.NodeIPs, Interface: o.NetworkInterface,
+		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, Logger: log,
+		Report: func(err error) {
+			if err != nil {
+				part.Set(status.Degraded, err.Error())
+			} else {
+				part.Set(status.Running, "")
+			}
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("agent: set up the pod network: %w", err)
+	}
+	return pods, nil
 }
 
 // podCIDRs are the networks of the node's pods; none before they are known.
@@ -108,7 +143,11 @@ func (n *network) start(g *group) {
 			return nil
 		})
 	}
-	run("pod network", n.pods.Run)
+	if n.pods != nil {
+		run(partPodNetwork, n.pods.Run)
+	} else {
+		n.o.part(partPodNetwork).Set(status.Disabled, "left to another plugin")
+	}
 	if n.services != nil {
 		run("service proxy", n.services.Run)
 	} else {

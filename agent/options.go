@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/agent/containerd"
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -59,6 +61,11 @@ type Options struct {
 	DisableProxy bool
 	// NodePortAddresses are CIDRs of the local addresses that answer on node ports; empty means NodeIPs.
 	NodePortAddresses []string
+
+	// NetworkBackend is one of cluster.NetworkBackends; empty means the default.
+	NetworkBackend string
+	// NetworkInterface names the interface for traffic between nodes' pods, or is a pattern; empty means the one that has NodeIPs.
+	NetworkInterface string
 
 	// PodSubnets, when set, is told of the addresses that the node's pods have, once they are known.
 	PodSubnets func([]netip.Prefix)
@@ -118,6 +125,7 @@ func (o Options) complete() (Options, error) {
 	if o.ClusterDomain == "" {
 		o.ClusterDomain = "cluster.local"
 	}
+	o.NetworkBackend = cmp.Or(o.NetworkBackend, cluster.NetworkBackends[0])
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}

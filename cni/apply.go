@@ -30,7 +30,7 @@ type rulesApplier struct {
 }
 
 // applyRules makes the table what the living sandboxes want.
-func (s *Server) applyRules(ctx context.Context, podCIDRs []netip.Prefix) error {
+func (s *Server) applyRules(ctx context.Context, nw *network) error {
 	a := &s.rules
 	mine := a.requested.Add(1)
 	a.mu.Lock()
@@ -40,16 +40,18 @@ func (s *Server) applyRules(ctx context.Context, podCIDRs []netip.Prefix) error 
 	}
 	upTo := a.requested.Load() // whoever asked before this moment has its record in the list below
 	var ports []hostPort
-	pods := slices.Clone(podCIDRs)
+	pods := slices.Clone(nw.podCIDRs)
 	for _, r := range s.records.list() {
 		ports = append(ports, r.hostPorts()...)
 		for _, ip := range r.IPs { // a pod from before the node got other CIDRs
-			if !slices.ContainsFunc(podCIDRs, func(c netip.Prefix) bool { return c.Contains(ip) }) {
+			if !slices.ContainsFunc(nw.podCIDRs, func(c netip.Prefix) bool { return c.Contains(ip) }) {
 				pods = append(pods, netip.PrefixFrom(ip, ip.BitLen()))
 			}
 		}
 	}
-	if err := apply(ctx, a.nft, desired(pods, s.o.ClusterCIDRs, ports)); err != nil {
+	rs := desired(pods, s.o.ClusterCIDRs, ports)
+	s.backend.rules(&rs, nw.ways)
+	if err := apply(ctx, a.nft, rs); err != nil {
 		return err
 	}
 	a.applied = upTo

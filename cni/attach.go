@@ -73,7 +73,7 @@ func attach(r *record, nw *network) (err error) {
 			err = errors.Join(err, removePodDevices(r.key()))
 		}
 	}()
-	if err := setupPod(ns, r, nw.podCIDRs); err != nil {
+	if err := setupPod(ns, r, nw); err != nil {
 		return err
 	}
 	k := newKernel()
@@ -87,7 +87,7 @@ func attach(r *record, nw *network) (err error) {
 
 // setupPod configures the pod's end. The pod holds single addresses: everything else is behind the gateway, whose MAC
 // is written down, so that no broadcast is ever needed.
-func setupPod(ns netns.NsHandle, r *record, cidrs []netip.Prefix) error {
+func setupPod(ns netns.NsHandle, r *record, nw *network) error {
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("entering the pod's network namespace: %w", err)
@@ -113,14 +113,14 @@ func setupPod(ns netns.NsHandle, r *record, cidrs []netip.Prefix) error {
 		return fmt.Errorf("setting %s up in the pod: %w", r.IfName, err)
 	}
 	for i, ip := range r.IPs {
-		if err := setupPodFamily(h, link, ip, gateway(cidrs[i])); err != nil {
+		if err := setupPodFamily(h, link, ip, gateway(nw.podCIDRs[i]), nw.sizes); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func setupPodFamily(h *netlink.Handle, link netlink.Link, ip, gw netip.Addr) error {
+func setupPodFamily(h *netlink.Handle, link netlink.Link, ip, gw netip.Addr, s sizes) error {
 	addr := &netlink.Addr{IPNet: hostNet(ip)}
 	if ip.Is6() {
 		addr.Flags = unix.IFA_F_NODAD // nobody else is on the link
@@ -136,14 +136,19 @@ func setupPodFamily(h *netlink.Handle, link netlink.Link, ip, gw netip.Addr) err
 	if err := h.RouteAdd(toGateway); err != nil {
 		return fmt.Errorf("routing the pod to its gateway %s: %w", gw, err)
 	}
-	all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	if ip.Is6() {
-		all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-	}
-	if err := h.RouteAdd(&netlink.Route{LinkIndex: index, Dst: ipNet(all), Gw: gw.AsSlice()}); err != nil {
+	if err := h.RouteAdd(podDefault(index, gw, s)); err != nil {
 		return fmt.Errorf("giving the pod its default route by %s: %w", gw, err)
 	}
 	return nil
+}
+
+// podDefault is a pod's default route.
+func podDefault(index int, gw netip.Addr, s sizes) *netlink.Route {
+	all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	if gw.Is6() {
+		all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	return &netlink.Route{LinkIndex: index, Dst: ipNet(all), Gw: gw.AsSlice(), MTU: s.routeMTU(all)}
 }
 
 // podSysctls runs in the pod: its IPv6 addresses and routes come from us alone.

@@ -33,7 +33,7 @@ func (s *Server) heal(ctx context.Context) {
 	// An error here says nothing about the table.
 	if ok, err := nfttable.Exists(nfttable.Table{Family: nfttable.INet, Name: tableName}); err == nil && !ok {
 		s.log.Info("The nftables table of the pod network was removed by another program; writing it again")
-		if err := s.applyRules(ctx, nw.podCIDRs); err != nil {
+		if err := s.applyRules(ctx, nw); err != nil {
 			s.log.Error(err, "Host ports and traffic from pods to the outside do not work; trying again", "after", s.guard)
 		}
 	}
@@ -45,6 +45,7 @@ func (s *Server) applyHost(nw *network) (changes []string, err error) {
 	s.attaching.Lock() // every device of a pod has its record, and the other way round
 	defer s.attaching.Unlock()
 	in := hostInput{bridge: Bridge, mtu: nw.mtu, podCIDRs: nw.podCIDRs, serviceCIDRs: s.o.ServiceCIDRs}
+	in.ways, _ = s.backend.desired(nw.ways)
 	for _, r := range s.records.list() {
 		if r.living() { // what others need goes with their namespaces, and their DEL is to come
 			in.pods = append(in.pods, r)

@@ -14,8 +14,8 @@ import (
 // what it is, difference compares the two, and kernel.ensure and kernel.remove do what is left to do. The first and the
 // third are pure.
 //
-// What is ours, and therefore pruned when nobody wants it: devices named vethcor* and ifbcor*, and the bridge coracle0; on
-// these, shapers and redirections to one another; addresses and permanent neighbours on those devices; routes of the main table with our protocol number, on whatever
+// What is ours, and therefore pruned when nobody wants it: devices named vethcor* and ifbcor* and coracle-*, and the bridge coracle0; on
+// these, shapers and redirections to one another; addresses and permanent neighbours and forwarding entries on those devices; routes of the main table with our protocol number, on whatever
 // device. Sysctls belong to the host: they are set where needed and never taken back.
 
 // object is one thing in the kernel. Objects compare with ==.
@@ -33,6 +33,18 @@ type link struct {
 	name, kind string
 	mtu        int // 0: any
 	up         bool
+	vxlan      vxlanLink // of kind vxlan
+}
+
+// vxlanLink is what cannot be changed about a device of kind vxlan, but for its link address.
+type vxlanLink struct {
+	vni, port int
+	local     netip.Addr
+	mac       string
+}
+
+func (v vxlanLink) String() string {
+	return fmt.Sprintf(" id %d dstport %d local %s address %s", v.vni, v.port, v.local, v.mac)
 }
 
 func (l link) id() string { return "link " + l.name }
@@ -45,12 +57,15 @@ func (l link) String() string {
 	if l.up {
 		s += " up"
 	}
+	if l.kind == kindVXLAN {
+		s += l.vxlan.String()
+	}
 	return s
 }
 
 func (l link) satisfiedBy(have object) bool {
 	h, ok := have.(link)
-	return ok && h.kind == l.kind && (l.mtu == 0 || l.mtu == h.mtu) && (h.up || !l.up)
+	return ok && h.kind == l.kind && h.vxlan == l.vxlan && (l.mtu == 0 || l.mtu == h.mtu) && (h.up || !l.up)
 }
 
 // address is a single address of the host on a device of ours.
@@ -63,17 +78,32 @@ func (a address) id() string                   { return "address " + a.ip.String
 func (a address) String() string               { return a.id() }
 func (a address) satisfiedBy(have object) bool { return a == have }
 
-// route leads to a device without a gateway. src is what the host calls itself on the way; invalid for the kernel's choice.
+// route leads to a device. src is what the host calls itself on the way; invalid for the kernel's choice.
 type route struct {
 	dst    netip.Prefix
 	device string
 	src    netip.Addr
+	// via is the next node; invalid for none. onlink says that no route has to lead to it.
+	via    netip.Addr
+	onlink bool
+	// mtu is the largest packet that gets through whole, where the device takes larger ones; 0 otherwise.
+	mtu int
 }
 
 func (r route) id() string { return "route " + r.dst.String() }
 
 func (r route) String() string {
-	s := r.id() + " dev " + r.device
+	s := r.id()
+	if r.via.IsValid() {
+		s += " via " + r.via.String()
+	}
+	s += " dev " + r.device
+	if r.onlink {
+		s += " onlink"
+	}
+	if r.mtu > 0 {
+		s += fmt.Sprint(" mtu ", r.mtu)
+	}
 	if r.src.IsValid() {
 		s += " src " + r.src.String()
 	}
@@ -92,6 +122,23 @@ type neighbour struct {
 func (n neighbour) id() string                   { return "neighbour " + n.ip.String() + " dev " + n.device }
 func (n neighbour) String() string               { return n.id() + " lladdr " + n.mac }
 func (n neighbour) satisfiedBy(have object) bool { return n == have }
+
+// forward is an entry of a tunnel's forwarding database: frames to mac go to the node at dst.
+type forward struct {
+	device, mac string
+	dst         netip.Addr
+}
+
+func (f forward) id() string                   { return "fdb " + f.mac + " dev " + f.device }
+func (f forward) String() string               { return f.id() + " dst " + f.dst.String() }
+func (f forward) satisfiedBy(have object) bool { return f == have }
+
+// checksums says that a device has the processor compute the checksums of what it sends.
+type checksums struct{ device string }
+
+func (c checksums) id() string                   { return "checksums dev " + c.device }
+func (c checksums) String() string               { return c.id() + " by software" }
+func (c checksums) satisfiedBy(have object) bool { return c == have }
 
 // sysctl is a kernel parameter, named by its path below /proc/sys.
 type sysctl struct{ name, value string }
@@ -115,6 +162,8 @@ type hostInput struct {
 	// advertised are the host's own devices that take router advertisements as long as the host does not forward.
 	advertised []string
 	pods       []*record
+	// ways lead to the pods of other nodes.
+	ways []wanted
 }
 
 // desiredHost computes the host's side, in the order in which it has to be made. It is pure.
@@ -135,7 +184,7 @@ func desiredHost(in hostInput) []wanted {
 	}
 	for _, svc := range in.serviceCIDRs {
 		if c, ok := sameFamily(in.podCIDRs, svc.Addr()); ok {
-			node(route{svc.Masked(), in.bridge, gateway(c)})
+			node(route{dst: svc.Masked(), device: in.bridge, src: gateway(c)})
 		}
 	}
 	for _, r := range in.pods {
@@ -143,7 +192,7 @@ func desiredHost(in hostInput) []wanted {
 			out = append(out, wanted{o, r})
 		}
 	}
-	return out
+	return append(out, in.ways...)
 }
 
 // forwarding lets the host route for its pods. For IPv6 a host that forwards stops listening to router advertisements,
@@ -165,7 +214,7 @@ func forwarding(in hostInput) []sysctl {
 // desiredPod computes the host's side of one pod: its device, and for each address a neighbour and a route, and last
 // the limits of its bandwidth. The node talks to its pods from its own address in the pod network.
 func desiredPod(r *record, cidrs []netip.Prefix, mtu int) []object {
-	out := []object{link{name: r.HostDevice, kind: kindVeth, up: true}}
+	out := []object{link{name: r.HostDevice, kind: kindVeth, mtu: mtu, up: true}}
 	if usesLoopback(r) {
 		out = append(out, sysctl{"net/ipv4/conf/" + r.HostDevice + "/route_localnet", "1"})
 	}
@@ -217,7 +266,7 @@ func removeRank(o object) int {
 	switch o.(type) {
 	case route:
 		return 0
-	case neighbour:
+	case neighbour, forward, checksums:
 		return 1
 	case address, redirect, shaper:
 		return 2

@@ -52,10 +52,10 @@ address 10.42.7.1 dev coracle0
 address fd42::1 dev coracle0
 route 10.43.0.0/16 dev coracle0 src 10.42.7.1
 route fd43::/112 dev coracle0 src fd42::1
-link vethcora veth up
+link vethcora veth mtu 1500 up
 neighbour 10.42.7.2 dev vethcora lladdr 0a:58:0a:2a:07:02
 route 10.42.7.2/32 dev vethcora src 10.42.7.1
-link vethcorb veth up
+link vethcorb veth mtu 1500 up
 sysctl net/ipv4/conf/vethcorb/route_localnet 1
 sysctl net/ipv6/conf/vethcorb/accept_ra 0
 neighbour 10.42.7.3 dev vethcorb lladdr 0a:58:0a:2a:07:03
@@ -67,7 +67,7 @@ route fd42::3/128 dev vethcorb src fd42::1
 sysctl net/ipv4/ip_forward 1
 link coracle0 bridge mtu 1500 up
 address 10.42.7.1 dev coracle0
-link vethcora veth up
+link vethcora veth mtu 1500 up
 sysctl net/ipv6/conf/vethcora/accept_ra 0
 neighbour fd42::2 dev vethcora lladdr 0a:58:00:00:00:02
 route fd42::2/128 dev vethcora
@@ -93,7 +93,6 @@ func TestDifference(t *testing.T) {
 		for _, w := range desiredHost(in) {
 			put(w.object)
 		}
-		put(link{"vethcora", kindVeth, 9000, true}) // any MTU will do
 		change(put, func(id string) {
 			if _, ok := have[id]; !ok {
 				t.Fatalf("no %s", id)
@@ -108,10 +107,12 @@ func TestDifference(t *testing.T) {
 		want   string
 	}{
 		{"nothing to do", func(func(object), func(string)) {}, ""},
-		{"the bridge is down and has another MTU", func(put func(object), _ func(string)) { put(link{"coracle0", kindBridge, 1400, false}) },
+		{"the bridge is down and has another MTU", func(put func(object), _ func(string)) {
+			put(link{name: "coracle0", kind: kindBridge, mtu: 1400, up: false})
+		},
 			"+ link coracle0 bridge mtu 1500 up"},
 		{"a route leads elsewhere", func(put func(object), _ func(string)) {
-			put(route{netip.MustParsePrefix("10.42.7.2/32"), "vethcorold", netip.MustParseAddr("10.42.7.1")})
+			put(route{dst: netip.MustParsePrefix("10.42.7.2/32"), device: "vethcorold", src: netip.MustParseAddr("10.42.7.1")})
 		}, "+ route 10.42.7.2/32 dev vethcora src 10.42.7.1"},
 		{"another program's hands", func(put func(object), drop func(string)) {
 			drop("address 10.42.7.1 dev coracle0")
@@ -121,9 +122,9 @@ func TestDifference(t *testing.T) {
 		}, "+ sysctl net/ipv4/ip_forward 1, + address 10.42.7.1 dev coracle0, + route 10.43.0.0/16 dev coracle0 src 10.42.7.1, " +
 			"+ neighbour 10.42.7.2 dev vethcora lladdr 0a:58:0a:2a:07:02"},
 		{"leftovers", func(put func(object), _ func(string)) {
-			put(link{"vethcorold", kindVeth, 1500, true})
+			put(link{name: "vethcorold", kind: kindVeth, mtu: 1500, up: true})
 			put(address{"coracle0", netip.MustParseAddr("10.42.9.1")})
-			put(route{netip.MustParsePrefix("10.42.9.2/32"), "vethcorold", netip.MustParseAddr("10.42.9.1")})
+			put(route{dst: netip.MustParsePrefix("10.42.9.2/32"), device: "vethcorold", src: netip.MustParseAddr("10.42.9.1")})
 			put(neighbour{"vethcorold", netip.MustParseAddr("10.42.9.2"), "02:00:00:00:00:01"})
 		}, "- route 10.42.9.2/32 dev vethcorold src 10.42.9.1, - neighbour 10.42.9.2 dev vethcorold lladdr 02:00:00:00:00:01, " +
 			"- address 10.42.9.1 dev coracle0, - link vethcorold veth mtu 1500 up"},

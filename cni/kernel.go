@@ -18,6 +18,7 @@ import (
 const (
 	kindBridge = "bridge"
 	kindVeth   = "veth"
+	kindVXLAN  = "vxlan"
 
 	// routeProtocol marks our routes (rtnetlink(7), rtm_protocol), so that we know them among everybody else's. iproute2's
 	// rt_protos gives the number to nobody.
@@ -45,9 +46,14 @@ func (k *kernel) observe(bridge string, sysctls []sysctl) (map[string]object, er
 	for _, l := range links {
 		a := l.Attrs()
 		names[a.Index] = a.Name
-		if a.Name == bridge || ofPod(l) {
+		if a.Name == bridge || ofPod(l) || strings.HasPrefix(a.Name, tunnelPrefix) {
 			ours[a.Index], k.links[a.Name] = a.Name, l
-			put(link{a.Name, l.Type(), a.MTU, a.Flags&net.FlagUp != 0})
+			put(link{a.Name, l.Type(), a.MTU, a.Flags&net.FlagUp != 0, vxlanOf(l)})
+		}
+		if strings.HasPrefix(a.Name, tunnelPrefix) {
+			if err := observeTunnel(l, put); err != nil {
+				return nil, err
+			}
 		}
 	}
 	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
@@ -93,7 +99,8 @@ func observeFamily(family int, names, ours map[int]string, put func(object)) err
 	for _, r := range routes {
 		if dst, ok := prefixOf(r.Dst); ok {
 			src, _ := netip.AddrFromSlice(r.Src)
-			put(route{dst, names[r.LinkIndex], src.Unmap()})
+			via, _ := netip.AddrFromSlice(r.Gw)
+			put(route{dst, names[r.LinkIndex], src.Unmap(), via.Unmap(), r.Flags&int(netlink.FLAG_ONLINK) != 0, r.MTU})
 		}
 	}
 	neighbours, err := netlink.NeighList(0, family)
@@ -125,11 +132,7 @@ func (k *kernel) ensure(o object) error {
 		})
 	case route:
 		err = k.on(o.device, func(l netlink.Link) error {
-			r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(o.dst), Scope: netlink.SCOPE_LINK, Protocol: routeProtocol}
-			if o.src.IsValid() {
-				r.Src = o.src.AsSlice()
-			}
-			return netlink.RouteReplace(r)
+			return netlink.RouteReplace(kernelRoute(o, l.Attrs().Index))
 		})
 	case neighbour:
 		err = k.on(o.device, func(l netlink.Link) error {
@@ -145,6 +148,10 @@ func (k *kernel) ensure(o object) error {
 		err = k.on(o.device, func(l netlink.Link) error {
 			return k.on(o.to, func(to netlink.Link) error { return setRedirect(l, to) })
 		})
+	case forward:
+		err = k.on(o.device, func(l netlink.Link) error { return ensureForward(l, o) })
+	case checksums:
+		err = checksumsBySoftware(o.device)
 	case sysctl:
 		err = writeSysctl(o)
 	}
@@ -155,6 +162,9 @@ func (k *kernel) ensure(o object) error {
 }
 
 func (k *kernel) ensureLink(want link) error {
+	if want.kind == kindVXLAN {
+		return k.ensureVXLAN(want)
+	}
 	l, err := k.find(want.name)
 	if made := want.maker(); made != nil && errors.As(err, &netlink.LinkNotFoundError{}) {
 		if err := netlink.LinkAdd(made); err != nil && !errors.Is(err, unix.EEXIST) {
@@ -212,7 +222,9 @@ func (k *kernel) remove(o object) error {
 		err = k.on(o.device, func(l netlink.Link) error { return netlink.AddrDel(l, &netlink.Addr{IPNet: hostNet(o.ip)}) })
 	case route:
 		err = k.on(o.device, func(l netlink.Link) error {
-			return netlink.RouteDel(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(o.dst), Scope: netlink.SCOPE_LINK, Protocol: routeProtocol})
+			r := kernelRoute(o, l.Attrs().Index)
+			r.Src = nil // which may be gone, and is no part of what a route is known by
+			return netlink.RouteDel(r)
 		})
 	case neighbour:
 		err = k.on(o.device, func(l netlink.Link) error { return netlink.NeighDel(permanent(l.Attrs().Index, o.ip, nil)) })
@@ -220,6 +232,8 @@ func (k *kernel) remove(o object) error {
 		err = k.on(o.device, removeShaper)
 	case redirect:
 		err = k.on(o.device, removeRedirect)
+	case forward:
+		err = k.on(o.device, func(l netlink.Link) error { return removeForward(l, o) })
 	}
 	gone := errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ESRCH) ||
 		errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EADDRNOTAVAIL)
@@ -249,6 +263,21 @@ func (k *kernel) find(name string) (netlink.Link, error) {
 	return l, nil
 }
 
+// kernelRoute is the route in netlink's words.
+func kernelRoute(o route, index int) *netlink.Route {
+	r := &netlink.Route{LinkIndex: index, Dst: ipNet(o.dst), Scope: netlink.SCOPE_LINK, Protocol: routeProtocol, MTU: o.mtu}
+	if o.src.IsValid() {
+		r.Src = o.src.AsSlice()
+	}
+	if o.via.IsValid() {
+		r.Gw, r.Scope = o.via.AsSlice(), netlink.SCOPE_UNIVERSE
+	}
+	if o.onlink {
+		r.Flags = int(netlink.FLAG_ONLINK)
+	}
+	return r
+}
+
 // routerAdvertised lists the devices that take router advertisements, but for ours, until the host forwards.
 func routerAdvertised(bridge string) []string {
 	const dir = "net/ipv6/conf/"
@@ -259,7 +288,7 @@ func routerAdvertised(bridge string) []string {
 	var out []string
 	for _, e := range entries {
 		name := e.Name()
-		if name == "all" || name == "default" || name == bridge || strings.HasPrefix(name, devicePrefix) {
+		if name == "all" || name == "default" || name == bridge || ownDevice(name) {
 			continue // the first two are no devices
 		}
 		if v, err := os.ReadFile(sysctlRoot + dir + name + "/accept_ra"); err == nil && strings.TrimSpace(string(v)) != "0" {

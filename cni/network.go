@@ -19,26 +19,38 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// network is what a pod's attachment needs to know about its node. It is never changed, only replaced.
+// network is what a pod's attachment and the host's side need to know about the node and the others. It is never changed, only replaced.
 type network struct {
 	podCIDRs []netip.Prefix
-	mtu      int
+	sizes
+	ways waysInput
 }
 
-// networkFile remembers the pod CIDRs, so that a restart does not need the API to serve pods.
+func (nw *network) equal(old *network) bool {
+	return old != nil && slices.Equal(nw.podCIDRs, old.podCIDRs) && nw.sizes == old.sizes && nw.ways.equal(old.ways)
+}
+
+// networkFile remembers the nodes' pod networks, so that a restart does not need the API to serve pods.
 const networkFile = "network.json"
 
+// networkState is what is known from the API.
 type networkState struct {
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
+	Peers    []Peer         `json:"peers,omitempty"`
+}
+
+func (st networkState) equal(other networkState) bool {
+	return slices.Equal(st.PodCIDRs, other.PodCIDRs) && slices.EqualFunc(st.Peers, other.Peers, Peer.equal)
 }
 
 // configureRetry is the wait after a failed attempt to set the node's network up.
 const configureRetry = 2 * time.Second
 
-// configureLoop sets the node's network up for the pod CIDRs last known and again for each that PodCIDRs delivers.
-func (s *Server) configureLoop(ctx context.Context) {
-	cidrs := s.loadCIDRs()
-	if len(cidrs) == 0 {
+// configureLoop sets the node's network up for what was last known of the nodes, and again for each change: of this node's pod CIDRs, of
+// the other nodes, and of the kernel's side.
+func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
+	st := s.loadState()
+	if len(st.PodCIDRs) == 0 {
 		// A CNI configuration that an earlier run left says that pods can be served, which is not so yet.
 		if err := removeConflist(s.o.ConfDir); err != nil {
 			s.log.Error(err, "A stale CNI configuration stays; pods will be told to try again later")
@@ -47,10 +59,11 @@ func (s *Server) configureLoop(ctx context.Context) {
 	}
 	guard := time.NewTicker(s.guard)
 	defer guard.Stop()
+	podCIDRs, peers := s.o.PodCIDRs, s.o.Peers
 	for {
 		var retry <-chan time.Time
-		if len(cidrs) > 0 {
-			if err := s.configure(ctx, cidrs); err != nil {
+		if len(st.PodCIDRs) > 0 {
+			if err := s.configure(ctx, st); err != nil {
 				s.log.Error(err, "The pod network could not be set up; running pods are not touched, trying again", "after", configureRetry)
 				retry = time.After(configureRetry)
 			}
@@ -59,77 +72,115 @@ func (s *Server) configureLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-retry:
+		case <-changes:
+			s.heal(ctx)
 		case <-guard.C:
 			s.heal(ctx)
 			s.warnOfForwardDrops()
-		case next, ok := <-s.o.PodCIDRs:
+		case next, ok := <-podCIDRs:
 			if !ok {
-				<-ctx.Done()
-				return
+				podCIDRs = nil
 			}
-			if len(next) == 0 {
-				continue // the node object lost them; what we have still works
+			if len(next) > 0 { // the node object may lose them; what we have still works
+				st.PodCIDRs = next
 			}
-			cidrs = next
+		case next, ok := <-peers:
+			if !ok {
+				peers = nil
+				continue
+			}
+			st.Peers = next
 		}
 	}
 }
 
-// configure makes the host ready for pods of cidrs and lets them be served from then on. It is idempotent.
-func (s *Server) configure(ctx context.Context, cidrs []netip.Prefix) error {
-	for _, c := range cidrs {
+// configure makes the host ready for pods and lets them be served from then on. It is idempotent, and does nothing where nothing has changed.
+func (s *Server) configure(ctx context.Context, st networkState) error {
+	for _, c := range st.PodCIDRs {
 		if c.Bits() > c.Addr().BitLen()-2 {
 			return fmt.Errorf("the node's pod CIDR %s is too small to allocate from", c)
 		}
 	}
-	mtu, err := routeMTU()
+	nw, trouble, err := s.desiredNetwork(st)
 	if err != nil {
 		return err
 	}
-	if old := s.network.Load(); old != nil && slices.Equal(old.podCIDRs, cidrs) && old.mtu == mtu {
+	old := s.network.Load()
+	if nw.equal(old) {
 		return nil
 	}
-	if err := s.saveCIDRs(cidrs); err != nil {
+	if err := s.saveState(st); err != nil {
 		return err
 	}
-	if err := s.collect(nil); err != nil {
-		return err
+	if old == nil || !slices.Equal(old.podCIDRs, nw.podCIDRs) {
+		if err := s.collect(nil); err != nil {
+			return err
+		}
 	}
-	nw := &network{podCIDRs: cidrs, mtu: mtu}
 	if _, err := s.applyHost(nw); err != nil {
 		return err
 	}
-	if err := s.applyRules(ctx, cidrs); err != nil {
+	if err := s.applyRules(ctx, nw); err != nil {
 		return err
 	}
 	s.network.Store(nw)
+	if old == nil || old.sizes != nw.sizes {
+		s.resizePods(nw)
+	}
 	if err := s.writeConflist(); err != nil {
 		return err
 	}
 	s.warnOfForwardDrops()
-	s.log.Info("The pod network is ready", "podCIDRs", cidrs, "mtu", mtu, "device", Bridge)
+	s.reportPeers(trouble)
+	s.log.Info("The pod network is ready", "podCIDRs", nw.podCIDRs, "mtu", nw.mtu, "device", Bridge,
+		"backend", s.o.Backend, "underlay", nw.ways.underlay.device, "otherNodes", len(nw.ways.peers))
 	return nil
 }
 
-func (s *Server) loadCIDRs() []netip.Prefix {
+// desiredNetwork is what follows from the nodes and the underlay as it is now. An underlay that cannot be found keeps the last one: its
+// address may come back, and pods of this node need none.
+func (s *Server) desiredNetwork(st networkState) (*network, []peerTrouble, error) {
+	nw := &network{podCIDRs: st.PodCIDRs}
+	nw.ways.podCIDRs = st.PodCIDRs
+	var trouble []peerTrouble
+	nw.ways.peers, trouble = acceptable(st.Peers, st.PodCIDRs, s.o.ClusterCIDRs)
+	u, err := findUnderlay(s.o.NodeIPs, s.o.Interface)
+	if err != nil {
+		s.reportUnderlay(err)
+		if old := s.network.Load(); old != nil {
+			u = old.ways.underlay
+		} else if u.mtu, err = routeMTU(); err != nil {
+			return nil, nil, err
+		}
+	} else {
+		s.reportUnderlay(nil)
+	}
+	nw.ways.underlay = u
+	nw.ways.checksumsBySoftware = s.badChecksums(u.device)
+	nw.sizes = sizesFor(u.mtu, nw.ways.overhead(s.backend), st.PodCIDRs)
+	nw.ways.sizes = nw.sizes
+	return nw, trouble, nil
+}
+
+func (s *Server) loadState() networkState {
 	data, err := os.ReadFile(filepath.Join(s.o.StateDir, networkFile))
 	var st networkState
 	if err != nil || json.Unmarshal(data, &st) != nil {
-		return nil // a first start, or a file that the node object will replace
+		return networkState{} // a first start, or a file that the node object will replace
 	}
-	return st.PodCIDRs
+	return st
 }
 
-func (s *Server) saveCIDRs(cidrs []netip.Prefix) error {
-	if slices.Equal(s.loadCIDRs(), cidrs) {
+func (s *Server) saveState(st networkState) error {
+	if st.equal(s.loadState()) {
 		return nil
 	}
-	data, err := json.Marshal(networkState{PodCIDRs: cidrs})
+	data, err := json.Marshal(st)
 	if err != nil {
-		return fmt.Errorf("encoding the pod CIDRs: %w", err)
+		return fmt.Errorf("encoding the pod networks: %w", err)
 	}
 	if err := atomicfile.Write(filepath.Join(s.o.StateDir, networkFile), data, 0o600); err != nil {
-		return fmt.Errorf("remembering the pod CIDRs: %w", err)
+		return fmt.Errorf("remembering the pod networks: %w", err)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@
 package cni
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,6 +26,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/cni/wire"
+	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
 // Names on the host.
@@ -46,6 +48,17 @@ type Options struct {
 	// PodCIDRs delivers the node's pod CIDRs, IPv4 first, once they are known and whenever they change. What was known
 	// last time is used until then. See WatchPodCIDRs.
 	PodCIDRs <-chan []netip.Prefix
+	// Backend is how packets reach other nodes: one of cluster.NetworkBackends but none; empty means the first.
+	Backend string
+	// Peers delivers the other nodes once they are known and whenever they change; what was known last time is used until then.
+	// See WatchPeers. nil for a node that stays alone.
+	Peers <-chan []Peer
+	// NodeIPs are this node's addresses, at which others reach it. Interface, when set, names the interface to others' pods
+	// or is a pattern for it (path.Match); otherwise it is the one that has NodeIPs.
+	NodeIPs   []netip.Addr
+	Interface string
+	// Report, when set, is told what keeps this node from reaching others' pods, and nil when nothing does any more.
+	Report func(error)
 	// ClusterCIDRs hold all pods of the cluster: traffic between them keeps its addresses.
 	ClusterCIDRs []netip.Prefix
 	// ServiceCIDRs get a route to Bridge, so that a host without any default route still reaches Services. May be empty.
@@ -62,14 +75,16 @@ type Server struct {
 	ipam    *ipam
 	keys    keyLocks
 	rules   rulesApplier
+	backend backend
 	guard   time.Duration // guardPeriod, but for tests
 	// attaching is held for reading while a pod has a device and no record, or the other way round; for writing by what takes
 	// a device without a record for a leftover.
 	attaching sync.RWMutex
 	network   atomic.Pointer[network] // nil until pods can be served
 	// What was last said about other firewalls, and about which pods; only configureLoop touches both.
-	forwardDrops string
-	podTrouble   map[key]bool
+	forwardDrops                  string
+	podTrouble                    map[key]bool
+	underlayTrouble, peersTrouble string
 }
 
 // NewServer checks the options, sees that the program nft, found on PATH, works here, and reads what an earlier run left in
@@ -80,6 +95,11 @@ func NewServer(o Options) (*Server, error) {
 	}
 	if o.Logger.GetSink() == nil {
 		o.Logger = klog.Background()
+	}
+	o.Backend = cmp.Or(o.Backend, cluster.NetworkBackends[0])
+	back, err := newBackend(o.Backend)
+	if err != nil {
+		return nil, err
 	}
 	nft, err := newNFT()
 	if err != nil {
@@ -94,7 +114,7 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{o: o, log: log, records: records, ipam: addresses, rules: rulesApplier{nft: nft}, guard: guardPeriod}, nil
+	return &Server{o: o, log: log, records: records, ipam: addresses, rules: rulesApplier{nft: nft}, backend: back, guard: guardPeriod}, nil
 }
 
 // Run serves until ctx is done, then waits for the calls in flight. Pods keep their network when it returns.
@@ -110,7 +130,9 @@ func (s *Server) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { listener.Close() })
 	defer stop()
 
-	wg.Go(func() { s.configureLoop(ctx) })
+	changes := make(chan struct{}, 1) // one: a second change is seen with the first
+	wg.Go(func() { s.followKernel(ctx, changes) })
+	wg.Go(func() { s.configureLoop(ctx, changes) })
 	for {
 		conn, err := listener.Accept()
 		if err != nil {

@@ -54,6 +54,7 @@ func contradictions(c *config.Server, j *server.Joined) error {
 		{"cluster-domain", own.Domain, j.Settings.Domain},
 		{"encrypt-resources", strings.Join(c.EncryptResources, ","), strings.Join(j.EncryptResources, ",")},
 		{"secrets-encryption", fmt.Sprint(len(c.EncryptResources) > 0), fmt.Sprint(len(j.EncryptResources) > 0)},
+		{"network-backend", own.Backend(), j.Settings.Backend()},
 		{"default-toleration-seconds", fmt.Sprint(own.Toleration()), fmt.Sprint(j.Settings.Toleration())},
 		{"disable-kube-proxy", fmt.Sprint(own.NoServiceProxy), fmt.Sprint(j.Settings.NoServiceProxy)},
 		{"disable", disabledDNS(!own.DNS.IsValid()), disabledDNS(!j.Settings.DNS.IsValid())},

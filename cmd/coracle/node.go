@@ -78,8 +78,9 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 		WaitAPI:       n.waitAPI,
 		Servers:       n.servers, ServerAnswered: n.answered, NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
-		PodSubnets: n.podSubnets,
-		Logger:     p.Log.Logger, Board: p.Board,
+		PodSubnets:     n.podSubnets,
+		NetworkBackend: n.cluster.Backend(), NetworkInterface: n.machine.NetworkInterface,
+		Logger: p.Log.Logger, Board: p.Board,
 	}
 	if n.machine.PauseImage != "" {
 		o.PauseTar, o.PauseImage = "", n.machine.PauseImage
@@ -98,6 +99,7 @@ func clusterSettings(c *config.Server) cluster.Settings {
 	s := cluster.Settings{
 		PodCIDRs: c.ClusterCIDRs, ServiceCIDRs: c.ServiceCIDRs, Domain: c.ClusterDomain,
 		NoServiceProxy:    c.DisableKubeProxy,
+		NetworkBackend:    c.NetworkBackend,
 		Liveness:          cluster.ByConnection,
 		TolerationSeconds: c.TolerationSeconds,
 	}

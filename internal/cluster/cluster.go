@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -24,6 +25,9 @@ type Settings struct {
 	Domain string `json:"domain"`
 	// NoServiceProxy leaves Services to another proxy that the operator installs on every node.
 	NoServiceProxy bool `json:"noServiceProxy,omitempty"`
+	// NetworkBackend is how packets reach the pods of other nodes. Empty is what clusters have that began before there was
+	// this setting: see Backend.
+	NetworkBackend string `json:"networkBackend,omitempty"`
 	// Liveness says how the death of a node is noticed.
 	Liveness Liveness `json:"liveness"`
 	// TolerationSeconds is for how long pods stay on a node that is not ready or not heard of, unless they say something else. 0 is
@@ -78,6 +82,9 @@ func (s Settings) Validate() error {
 	}
 	if s.Domain == "" {
 		errs = append(errs, errors.New("no cluster domain"))
+	}
+	if !slices.Contains(NetworkBackends, s.Backend()) {
+		errs = append(errs, fmt.Errorf("this version of coracle knows no way between nodes that is called %q", s.NetworkBackend))
 	}
 	if s.TolerationSeconds < 0 {
 		errs = append(errs, fmt.Errorf("pods cannot stay on a lost node for %d seconds", s.TolerationSeconds))

@@ -30,6 +30,7 @@ func TestValidate(t *testing.T) {
 		"0 networks for pods":     func(s *Settings) { s.PodCIDRs = nil },
 		"of one family":           func(s *Settings) { s.ServiceCIDRs[1] = s.ServiceCIDRs[0] },
 		"no cluster domain":       func(s *Settings) { s.Domain = "" },
+		"called \"warp\"":         func(s *Settings) { s.NetworkBackend = "warp" },
 		"for -1 seconds":          func(s *Settings) { s.TolerationSeconds = -1 },
 		"is not longer than":      func(s *Settings) { s.Liveness.Grace = s.Liveness.Lease },
 		"3 networks for Services": func(s *Settings) { s.ServiceCIDRs = append(s.ServiceCIDRs, s.PodCIDRs[0]) },

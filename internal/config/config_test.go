@@ -76,6 +76,7 @@ func TestDefaults(t *testing.T) {
 		"encrypted":  {s.EncryptResources, []string{"secrets"}},
 		"run":        {s.Paths.RunDir, "/run/coracle"},
 		"node ports": {s.NodePorts, PortRange{30000, 32767}},
+		"back end":   {s.NetworkBackend, "vxlan"},
 	}
 	for name, c := range checks {
 		if !reflect.DeepEqual(c.got, c.want) {
@@ -220,7 +221,7 @@ func TestK3sSettingsAreExplained(t *testing.T) {
 		}
 	}
 	_, err := load(t, map[string]string{"config.yaml": "flannel-backend: vxlan\n"}, nil, board)
-	if err == nil || !strings.Contains(err.Error(), `config.yaml:1: unknown key "flannel-backend"; coracle does not have this setting of k3s: coracle has a pod network of its own`) {
+	if err == nil || !strings.Contains(err.Error(), `config.yaml:1: unknown key "flannel-backend"; coracle does not have this setting of k3s: it is called --network-backend here`) {
 		t.Errorf("got %v", err)
 	}
 }

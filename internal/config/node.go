@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -41,6 +42,10 @@ type Node struct {
 
 	// NodePortAddresses are the CIDRs of local addresses that answer on node ports; none means IPs.
 	NodePortAddresses []string
+
+	// NetworkInterface names the interface for traffic between nodes' pods, or is a pattern (path.Match); "" means the one that has
+	// the node's address.
+	NetworkInterface string
 }
 
 // Taint is one of a node's taints, in the API's words.
@@ -75,6 +80,7 @@ func (r *reader) node(h Host, except []netip.Prefix) Node {
 		KubeletArgs:    r.args("kubelet-arg"),
 
 		NodePortAddresses: r.nodePortAddresses("kube-proxy-arg"),
+		NetworkInterface:  r.pattern("network-iface"),
 	}
 	return n
 }
@@ -161,6 +167,15 @@ func (r *reader) externalIPs(except []netip.Prefix) []netip.Addr {
 		}
 	}
 	return ips
+}
+
+// pattern is an interface's name or a pattern for it.
+func (r *reader) pattern(name string) string {
+	it := r.one(name)
+	if _, err := path.Match(it.text, ""); err != nil || strings.Contains(it.text, "/") {
+		r.bad(it.src, "%q is neither the name of an interface nor a pattern for it, such as eth*", it.text)
+	}
+	return it.text
 }
 
 // owned complains about an address that no interface has.

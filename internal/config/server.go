@@ -40,6 +40,8 @@ type Server struct {
 	NodePorts     PortRange
 	ClusterDNS    netip.Addr // inside ServiceCIDRs[0] or, when given, any of them
 	ClusterDomain string
+	// NetworkBackend is one of cluster.NetworkBackends.
+	NetworkBackend string
 	// TolerationSeconds is for how long pods stay on a node that is lost.
 	TolerationSeconds int
 
@@ -96,7 +98,7 @@ type Logging struct {
 // clusterWide are settings in which all servers have to agree.
 var clusterWide = []string{
 	"cluster-cidr", "service-cidr", "service-node-port-range", "cluster-dns", "cluster-domain", "secrets-encryption", "encrypt-resources",
-	"disable", "disable-kube-proxy", "default-toleration-seconds",
+	"disable", "disable-kube-proxy", "default-toleration-seconds", "network-backend",
 }
 
 func (r *reader) server(h Host) Server {
@@ -112,6 +114,8 @@ func (r *reader) server(h Host) Server {
 		ServiceCIDRs:  r.cidrs("service-cidr"),
 		NodePorts:     r.portRange("service-node-port-range"),
 		ClusterDomain: r.domain("cluster-domain"),
+
+		NetworkBackend: r.str("network-backend"),
 
 		TolerationSeconds: r.integer("default-toleration-seconds", 1, 7*24*60*60),
 

@@ -9,6 +9,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
 // trim drops what no network part reads. Each type keeps what is named here, so that a field that upstream adds costs
@@ -28,7 +30,10 @@ func trim(obj any) (any, error) {
 		return &networkingv1.ServiceCIDR{ObjectMeta: identity(o), Spec: o.Spec, Status: o.Status}, nil
 	case *corev1.Node:
 		meta := identity(o)
-		meta.Labels = o.Labels
+		meta.Labels, meta.CreationTimestamp = o.Labels, o.CreationTimestamp // of two nodes that claim the same, the older one has it
+		if v, ok := o.Annotations[cluster.UnderlayAnnotation]; ok {
+			meta.Annotations = map[string]string{cluster.UnderlayAnnotation: v}
+		}
 		return &corev1.Node{
 			ObjectMeta: meta,
 			Spec:       corev1.NodeSpec{PodCIDR: o.Spec.PodCIDR, PodCIDRs: o.Spec.PodCIDRs, Unschedulable: o.Spec.Unschedulable},

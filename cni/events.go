@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// settle is how long to wait after a piece of the kernel's news for the rest of it: who restarts a network changes much at once.
+	settle = 500 * time.Millisecond
+	// listenAgain is the wait before the kernel is asked anew for its news, after it could not tell all of them. Meanwhile
+	// the slow look finds what it finds.
+	listenAgain = 2 * time.Second
+)
+
+// followKernel sends when the kernel says that something may have been changed that is the pod network's, or that it rests on. It only
+// listens: what is wrong is found by looking.
+func (s *Server) followKernel(ctx context.Context, changes chan<- struct{}) {
+	for ctx.Err() == nil {
+		if err := s.listen(ctx, changes); err != nil && ctx.Err() == nil {
+			s.log.V(2).Info("The kernel's news of the network ended; listening again", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(listenAgain):
+		}
+	}
+}
+
+// listen ends when one of the subscriptions does, with ctx at the latest.
+func (s *Server) listen(ctx context.Context, changes chan<- struct{}) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	news, err := subscribe(ctx.Done())
+	if err != nil {
+		return err
+	}
+	defer news.drain()
+	defer cancel()
+	var due <-chan time.Time
+	for {
+		relevant, ok := false, true
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-due:
+			due = nil
+			select {
+			case changes <- struct{}{}:
+			default:
+			}
+			continue
+		case u, open := <-news.links:
+			relevant, ok = open && relevantLink(u), open
+		case u, open := <-news.addrs:
+			relevant, ok = open && !u.LinkAddress.IP.IsLinkLocalUnicast(), open
+		case u, open := <-news.routes:
+			relevant, ok = open && u.Type == unix.RTM_DELROUTE && u.Protocol == routeProtocol, open
+		case u, open := <-news.neighbours:
+			relevant, ok = open && u.Type == unix.RTM_DELNEIGH && u.State == netlink.NUD_PERMANENT, open
+		}
+		if !ok {
+			return fmt.Errorf("the kernel's news of the network ended")
+		}
+		if relevant && due == nil {
+			due = time.After(settle)
+		}
+	}
+}
+
+// news are the subscriptions. The channels have no room: the sockets are the buffers.
+type news struct {
+	links      chan netlink.LinkUpdate
+	addrs      chan netlink.AddrUpdate
+	routes     chan netlink.RouteUpdate
+	neighbours chan netlink.NeighUpdate
+}
+
+func subscribe(done <-chan struct{}) (*news, error) {
+	n := &news{make(chan netlink.LinkUpdate), make(chan netlink.AddrUpdate), make(chan netlink.RouteUpdate), make(chan netlink.NeighUpdate)}
+	begun := []func(){}
+	fail := func(err error) (*news, error) {
+		go func() { // the caller ends done, and with it those that have begun
+			for _, drain := range begun {
+				drain()
+			}
+		}()
+		return nil, fmt.Errorf("following the kernel's network: %w", err)
+	}
+	if err := netlink.LinkSubscribe(n.links, done); err != nil {
+		return fail(err)
+	}
+	begun = append(begun, func() { drain(n.links) })
+	if err := netlink.AddrSubscribe(n.addrs, done); err != nil {
+		return fail(err)
+	}
+	begun = append(begun, func() { drain(n.addrs) })
+	if err := netlink.RouteSubscribe(n.routes, done); err != nil {
+		return fail(err)
+	}
+	begun = append(begun, func() { drain(n.routes) })
+	if err := netlink.NeighSubscribe(n.neighbours, done); err != nil {
+		return fail(err)
+	}
+	return n, nil
+}
+
+// drain waits until netlink's goroutines have ended.
+func (n *news) drain() {
+	drain(n.links)
+	drain(n.addrs)
+	drain(n.routes)
+	drain(n.neighbours)
+}
+
+func drain[T any](c <-chan T) {
+	for range c { // netlink's goroutine closes it at its end
+	}
+}
+
+// relevantLink says whether a link's change can matter: pods' devices come and go by our own hands, and statistics are no news.
+func relevantLink(u netlink.LinkUpdate) bool {
+	a := u.Attrs()
+	if a == nil {
+		return false
+	}
+	if u.Header.Type == unix.RTM_DELLINK {
+		return true
+	}
+	return a.Name == Bridge || !ownDevice(a.Name) || a.Flags&net.FlagUp == 0
+}

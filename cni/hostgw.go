@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import "fmt"
+
+// hostGateway makes each node the gateway to its pods. Packets stay as they are, and so nodes have to be on one segment: a router in
+// between knows nothing of pods.
+type hostGateway struct{}
+
+func (hostGateway) overhead(bool) int { return 0 }
+
+func (hostGateway) rules(*ruleset, waysInput) {}
+
+func (hostGateway) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
+	for _, p := range in.peers {
+		for _, c := range p.PodCIDRs {
+			own, ok := sameFamily(in.podCIDRs, c.Addr())
+			if !ok {
+				continue
+			}
+			via, ok := p.underlay(c.Addr().Is4())
+			switch {
+			case !ok:
+				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("it has no address of the family of its pods' network %s", c)})
+			case !in.underlay.onLink(via):
+				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("its address %s is in no network of %s: host-gw is for nodes of one segment, vxlan for others", via, in.underlay.device)})
+			default:
+				out = append(out, wanted{object: route{dst: c, device: in.underlay.device, src: gateway(own), via: via}})
+			}
+		}
+	}
+	return out, trouble
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	coreinformers "k8s.io/client-go/informers/core/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+)
+
+// Peer is another node, as far as ways to its pods are concerned.
+type Peer struct {
+	Name string `json:"name"`
+	// PodCIDRs are the networks of its pods, IPv4 first.
+	PodCIDRs []netip.Prefix `json:"podCIDRs"`
+	// Underlay are its addresses for packets between nodes, at most one of each family, IPv4 first.
+	Underlay []netip.Addr `json:"underlay"`
+	// Addresses are all that the Node has.
+	Addresses []netip.Addr `json:"addresses"`
+
+	since time.Time
+}
+
+// equal compares what a way depends on.
+func (p Peer) equal(q Peer) bool {
+	return p.Name == q.Name && slices.Equal(p.PodCIDRs, q.PodCIDRs) && slices.Equal(p.Underlay, q.Underlay) && slices.Equal(p.Addresses, q.Addresses)
+}
+
+// underlay is the peer's address of a family.
+func (p Peer) underlay(v4 bool) (netip.Addr, bool) { return ofFamily(p.Underlay, v4) }
+
+func ofFamily(addrs []netip.Addr, v4 bool) (netip.Addr, bool) {
+	i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return a.Is4() == v4 })
+	if i < 0 {
+		return netip.Addr{}, false
+	}
+	return addrs[i], true
+}
+
+// WatchPeers delivers all nodes but one, the oldest first, whenever something changes that a way to their pods depends on; the
+// latest list wins. Nothing is delivered before all nodes are known: who prunes would take a list that is not
+// complete for one. It adds a handler to an informer of all nodes that somebody else runs.
+func WatchPeers(nodes coreinformers.NodeInformer, nodeName string) (<-chan []Peer, error) {
+	w := &peerWatch{nodeName: nodeName, lister: nodes.Lister(), synced: nodes.Informer().HasSynced, out: make(chan []Peer, 1)} // the latest list waits for a slow reader
+	_, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { w.deliver() },
+		UpdateFunc: func(_, _ any) { w.deliver() },
+		DeleteFunc: func(any) { w.deliver() },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("watching the other nodes: %w", err)
+	}
+	return w.out, nil
+}
+
+type peerWatch struct {
+	nodeName string
+	lister   corelisters.NodeLister
+	synced   func() bool
+	out      chan []Peer
+	mu       sync.Mutex
+	last     []Peer
+	known    bool
+}
+
+func (w *peerWatch) deliver() {
+	// The informer counts an object before it tells of it: when the last one of the first list comes here, all are known.
+	if !w.synced() {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	nodes, err := w.lister.List(labels.Everything())
+	if err != nil {
+		return // a cache does not fail
+	}
+	peers := peersOf(nodes, w.nodeName)
+	if w.known && slices.EqualFunc(peers, w.last, Peer.equal) {
+		return
+	}
+	w.last, w.known = peers, true
+	select {
+	case <-w.out:
+	default:
+	}
+	w.out <- peers
+}
+
+// peersOf reads what there is to know from Node objects. It is pure. Nodes without pod networks are left out: there is nothing to
+// find there yet. The order is by age, so that a new node cannot take a pod network from an older one.
+func peersOf(nodes []*corev1.Node, nodeName string) []Peer {
+	peers := []Peer{}
+	owner := map[netip.Addr]string{}
+	for _, n := range nodes {
+		for _, a := range nodeAddresses(n) {
+			owner[a] = n.Name
+		}
+	}
+	for _, n := range nodes {
+		cidrs, err := podCIDRs(n)
+		if n.Name == nodeName || err != nil || len(cidrs) == 0 {
+			continue
+		}
+		p := Peer{Name: n.Name, PodCIDRs: cidrs, Addresses: nodeAddresses(n), since: n.CreationTimestamp.Time}
+		p.Underlay = underlayOf(n, func(a netip.Addr) bool { return owner[a] == "" || owner[a] == n.Name })
+		peers = append(peers, p)
+	}
+	slices.SortFunc(peers, func(a, b Peer) int { return cmp.Or(a.since.Compare(b.since), cmp.Compare(a.Name, b.Name)) })
+	return peers
+}
+
+// underlayOf is what the node says itself, else its internal addresses, else its external ones. What a node says must not be the
+// address of another one.
+func underlayOf(n *corev1.Node, may func(netip.Addr) bool) []netip.Addr {
+	var said []netip.Addr
+	for text := range strings.SplitSeq(n.Annotations[cluster.UnderlayAnnotation], ",") {
+		if a, err := netip.ParseAddr(strings.TrimSpace(text)); err == nil && may(a.Unmap()) && routable(a) {
+			said = append(said, a.Unmap())
+		}
+	}
+	for _, addrs := range [][]netip.Addr{said, nodeAddresses(n, corev1.NodeInternalIP), nodeAddresses(n, corev1.NodeExternalIP)} {
+		if out := oneOfEach(addrs); len(out) > 0 {
+			return out
+		}
+	}
+	return nil
+}
+
+// oneOfEach is the first address of each family, IPv4 first.
+func oneOfEach(addrs []netip.Addr) []netip.Addr {
+	var out []netip.Addr
+	for _, v4 := range []bool{true, false} {
+		if a, ok := ofFamily(addrs, v4); ok {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// nodeAddresses are the node's of some types, or of all.
+func nodeAddresses(n *corev1.Node, types ...corev1.NodeAddressType) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range n.Status.Addresses {
+		if ip, err := netip.ParseAddr(a.Address); err == nil && routable(ip) && (len(types) == 0 || slices.Contains(types, a.Type)) && !slices.Contains(out, ip.Unmap()) {
+			out = append(out, ip.Unmap())
+		}
+	}
+	return out
+}
+
+func routable(a netip.Addr) bool {
+	return a.IsGlobalUnicast() || a.IsLinkLocalUnicast() && a.Is4()
+}

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// reportUnderlay says when the way to other nodes is lost, and when it is there again.
+func (s *Server) reportUnderlay(err error) {
+	now := ""
+	if err != nil {
+		now = err.Error()
+	}
+	if now == s.underlayTrouble {
+		return
+	}
+	s.underlayTrouble = now
+	if err != nil {
+		s.log.Error(err, "Pods of other nodes may not be reached; those of this node reach one another")
+	} else {
+		s.log.Info("The interface to other nodes is there again")
+	}
+	s.report()
+}
+
+// reportPeers says which nodes' pods cannot be reached for a reason that waiting does not mend, when that is news.
+func (s *Server) reportPeers(trouble []peerTrouble) {
+	var texts []string
+	for _, t := range trouble {
+		texts = append(texts, fmt.Sprintf("node %s: %s", t.peer, t.why))
+	}
+	now := strings.Join(texts, "; ")
+	if now == s.peersTrouble {
+		return
+	}
+	s.peersTrouble = now
+	if now != "" {
+		s.log.Info("Pods of some nodes cannot be reached from this one", "backend", s.o.Backend, "why", now)
+	} else {
+		s.log.Info("Nothing keeps this node from reaching the pods of all others any more")
+	}
+	s.report()
+}
+
+func (s *Server) report() {
+	if s.o.Report == nil {
+		return
+	}
+	var errs []error
+	for _, text := range []string{s.underlayTrouble, s.peersTrouble} {
+		if text != "" {
+			errs = append(errs, errors.New(text))
+		}
+	}
+	s.o.Report(errors.Join(errs...))
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// resizePods brings the pods' ends to the network's sizes; the host's ends are the host's side (desiredPod). What fails is logged: the pod
+// goes on, and asks for smaller packets where routers tell it to.
+func (s *Server) resizePods(nw *network) {
+	for _, r := range s.records.list() {
+		if !r.living() {
+			continue
+		}
+		if err := s.resizePod(r, nw); err != nil {
+			s.log.Error(err, "A running pod keeps its MTU; large packets of it may get lost until it is made anew", "pod", r.Pod)
+		}
+	}
+}
+
+func (s *Server) resizePod(r *record, nw *network) error {
+	s.attaching.RLock()
+	defer s.attaching.RUnlock()
+	ns, err := netns.GetFromPath(r.Netns)
+	if err != nil {
+		return nil // it has ended meanwhile
+	}
+	defer func() { _ = ns.Close() }()
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("entering the pod's network namespace: %w", err)
+	}
+	defer h.Close()
+	link, err := h.LinkByName(r.IfName)
+	if err != nil {
+		return fmt.Errorf("looking for %s in the pod: %w", r.IfName, err)
+	}
+	var errs []error
+	if link.Attrs().MTU != nw.mtu {
+		errs = append(errs, h.LinkSetMTU(link, nw.mtu))
+	}
+	for _, ip := range r.IPs {
+		i := slices.IndexFunc(nw.podCIDRs, func(c netip.Prefix) bool { return c.Contains(ip) })
+		if i < 0 || !ip.Is4() {
+			continue // IPv6 goes by the device
+		}
+		errs = append(errs, h.RouteReplace(podDefault(link.Attrs().Index, gateway(nw.podCIDRs[i]), nw.sizes)))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("changing the MTU of %s in the pod to %d: %w", r.IfName, nw.mtu, err)
+	}
+	return nil
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/safchain/ethtool"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// txChecksum is the kernel's name for what checksums switches off (net/ethtool/common.c, netdev_features_strings).
+const txChecksum = "tx-checksum-ip-generic"
+
+// observeTunnel reads what is known of a tunnel's device beside addresses, routes and neighbours.
+func observeTunnel(l netlink.Link, put func(object)) error {
+	if l.Type() != kindVXLAN {
+		return nil
+	}
+	name := l.Attrs().Name
+	entries, err := netlink.NeighList(l.Attrs().Index, unix.AF_BRIDGE)
+	if err != nil {
+		return fmt.Errorf("listing the forwarding entries of %s: %w", name, err)
+	}
+	for _, e := range entries {
+		if dst, ok := netip.AddrFromSlice(e.IP); ok && len(e.HardwareAddr) > 0 {
+			put(forward{name, e.HardwareAddr.String(), dst.Unmap()})
+		}
+	}
+	if software, err := sendsSoftwareChecksums(name); err == nil && software {
+		put(checksums{name})
+	}
+	return nil
+}
+
+// vxlanOf is what a device of kind vxlan is; the zero value for other kinds.
+func vxlanOf(l netlink.Link) vxlanLink {
+	v, ok := l.(*netlink.Vxlan)
+	if !ok {
+		return vxlanLink{}
+	}
+	local, _ := netip.AddrFromSlice(v.SrcAddr)
+	out := vxlanLink{v.VxlanId, v.Port, local.Unmap(), v.HardwareAddr.String()}
+	if v.Learning || v.FlowBased {
+		out.vni = -1 // some other program's idea of it: it is made anew
+	}
+	return out
+}
+
+// ensureVXLAN makes the device, anew when something about it is wrong that cannot be changed. Its lower device is left open: the
+// host's routes decide, and neither a link that goes away nor its MTU takes the device along.
+func (k *kernel) ensureVXLAN(want link) error {
+	l, err := k.find(want.name)
+	if err == nil && (l.Type() != kindVXLAN || vxlanOf(l) != want.vxlan) {
+		if err := removeDevice(want.name); err != nil {
+			return err
+		}
+		delete(k.links, want.name)
+		l, err = k.find(want.name)
+	}
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		if err := addVXLAN(want); err != nil {
+			return err
+		}
+		l, err = k.find(want.name)
+	}
+	if err != nil {
+		return err
+	}
+	if l.Attrs().MTU != want.mtu {
+		if err := netlink.LinkSetMTU(l, want.mtu); err != nil {
+			return fmt.Errorf("setting the MTU: %w", err)
+		}
+	}
+	return netlink.LinkSetUp(l)
+}
+
+func addVXLAN(want link) error {
+	mac, err := net.ParseMAC(want.vxlan.mac)
+	if err != nil {
+		return err
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = want.name, want.mtu, mac // an address that is given at once stays: udev leaves it alone
+	err = netlink.LinkAdd(&netlink.Vxlan{
+		LinkAttrs: attrs, VxlanId: want.vxlan.vni, Port: want.vxlan.port, SrcAddr: want.vxlan.local.AsSlice(), Learning: false,
+	})
+	if errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("another program has a VXLAN device with the number %d at port %d: %w", want.vxlan.vni, want.vxlan.port, err)
+	}
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("this kernel cannot make a VXLAN device; load its module (modprobe vxlan), install the kernel's extra modules, "+
+			"or choose another --network-backend for the cluster: %w", err)
+	}
+	return err
+}
+
+// forwardEntry is the entry in netlink's words.
+func forwardEntry(index int, f forward) (*netlink.Neigh, error) {
+	mac, err := net.ParseMAC(f.mac)
+	if err != nil {
+		return nil, err
+	}
+	return &netlink.Neigh{
+		LinkIndex: index, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF, IP: f.dst.AsSlice(), HardwareAddr: mac,
+	}, nil
+}
+
+func ensureForward(l netlink.Link, f forward) error {
+	e, err := forwardEntry(l.Attrs().Index, f)
+	if err != nil {
+		return err
+	}
+	return netlink.NeighSet(e)
+}
+
+func removeForward(l netlink.Link, f forward) error {
+	e, err := forwardEntry(l.Attrs().Index, f)
+	if err != nil {
+		return err
+	}
+	return netlink.NeighDel(e)
+}
+
+// sendsSoftwareChecksums says whether the device leaves checksums to the processor.
+func sendsSoftwareChecksums(device string) (bool, error) {
+	e, err := ethtool.NewEthtool()
+	if err != nil {
+		return false, fmt.Errorf("opening ethtool: %w", err)
+	}
+	defer e.Close()
+	features, err := e.Features(device)
+	if err != nil {
+		return false, fmt.Errorf("reading the features of %s: %w", device, err)
+	}
+	on, known := features[txChecksum]
+	return known && !on, nil
+}
+
+func checksumsBySoftware(device string) error {
+	e, err := ethtool.NewEthtool()
+	if err != nil {
+		return fmt.Errorf("opening ethtool: %w", err)
+	}
+	defer e.Close()
+	return e.Change(device, map[string]bool{txChecksum: false})
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+)
+
+// underlay is what carries packets between nodes.
+type underlay struct {
+	device string
+	mtu    int
+	// addresses are this node's, at most one of each family, IPv4 first, with their networks.
+	addresses []netip.Prefix
+}
+
+// address is this node's of a family.
+func (u underlay) address(v4 bool) (netip.Addr, bool) {
+	for _, p := range u.addresses {
+		if p.Addr().Is4() == v4 {
+			return p.Addr(), true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// onLink says whether the address is in a network of the underlay's own.
+func (u underlay) onLink(a netip.Addr) bool {
+	return slices.ContainsFunc(u.addresses, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+func (u underlay) equal(v underlay) bool {
+	return u.device == v.device && u.mtu == v.mtu && slices.Equal(u.addresses, v.addresses)
+}
+
+// findUnderlay looks for the interface that the pattern names, else for the one that has the node's first address. A node's addresses may
+// be on two interfaces: then the MTU is the smaller one.
+func findUnderlay(nodeIPs []netip.Addr, pattern string) (underlay, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return underlay{}, fmt.Errorf("listing devices: %w", err)
+	}
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return underlay{}, fmt.Errorf("listing addresses: %w", err)
+	}
+	if pattern != "" {
+		return underlayNamed(pattern, links, addrs)
+	}
+	var u underlay
+	for _, ip := range nodeIPs {
+		for _, a := range addrs {
+			p, ok := prefixOfAddr(a)
+			if !ok || p.Addr() != ip {
+				continue
+			}
+			l := linkOf(links, a.LinkIndex)
+			if l == nil {
+				continue
+			}
+			if u.device == "" {
+				u.device, u.mtu = l.Name, l.MTU
+			}
+			u.mtu = min(u.mtu, l.MTU)
+			u.addresses = append(u.addresses, p)
+			break
+		}
+	}
+	if u.device == "" {
+		return u, fmt.Errorf("no interface has the node's address %v", nodeIPs)
+	}
+	sortFamilies(u.addresses)
+	return u, nil
+}
+
+// underlayNamed takes the first interface by number that the pattern names, that is up and has an address.
+func underlayNamed(pattern string, links []netlink.Link, addrs []netlink.Addr) (underlay, error) {
+	var seen []string
+	for _, l := range links {
+		a := l.Attrs()
+		if ok, err := path.Match(pattern, a.Name); err != nil || !ok || ownDevice(a.Name) {
+			continue
+		}
+		seen = append(seen, a.Name)
+		u := underlay{device: a.Name, mtu: a.MTU}
+		for _, v4 := range []bool{true, false} {
+			for _, addr := range addrs {
+				if p, ok := prefixOfAddr(addr); ok && addr.LinkIndex == a.Index && p.Addr().Is4() == v4 && p.Addr().IsGlobalUnicast() {
+					u.addresses = append(u.addresses, p)
+					break
+				}
+			}
+		}
+		if len(u.addresses) > 0 && a.Flags&net.FlagUp != 0 {
+			return u, nil
+		}
+	}
+	if len(seen) == 0 {
+		return underlay{}, fmt.Errorf("no interface is called %s (--network-iface)", pattern)
+	}
+	return underlay{}, fmt.Errorf("the interface %s (--network-iface %s) is down or has no address", strings.Join(seen, ", "), pattern)
+}
+
+// ownDevice says whether a device is one of the pod network's.
+func ownDevice(name string) bool {
+	return name == Bridge || strings.HasPrefix(name, devicePrefix) || strings.HasPrefix(name, shaperPrefix) || strings.HasPrefix(name, tunnelPrefix)
+}
+
+func sortFamilies(ps []netip.Prefix) {
+	slices.SortStableFunc(ps, func(a, b netip.Prefix) int { return a.Addr().BitLen() - b.Addr().BitLen() })
+}
+
+func linkOf(links []netlink.Link, index int) *netlink.LinkAttrs {
+	for _, l := range links {
+		if l.Attrs().Index == index {
+			return l.Attrs()
+		}
+	}
+	return nil
+}
+
+func prefixOfAddr(a netlink.Addr) (netip.Prefix, bool) {
+	if a.IPNet == nil {
+		return netip.Prefix{}, false
+	}
+	ip, ok := netip.AddrFromSlice(a.IP)
+	ones, _ := a.Mask.Size()
+	return netip.PrefixFrom(ip.Unmap(), ones), ok
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"crypto/sha256"
+	"net"
+	"net/netip"
+)
+
+// vxlan wraps packets between nodes into UDP datagrams (RFC 7348). Nothing is learned and nothing is asked for: where a peer's pods are
+// follows from its Node, so that its entries are there before it has said anything.
+//
+// A node has a device for each family of the underlay that leads to a peer, most often IPv4's alone. Packets of both families
+// go through either.
+type vxlan struct{}
+
+const (
+	// tunnelPrefix starts the name of every device that leads to other nodes.
+	tunnelPrefix = "coracle-"
+	deviceVXLAN4 = tunnelPrefix + "vxlan"
+	deviceVXLAN6 = tunnelPrefix + "vxlan6"
+
+	// VXLANPort is the kernel's own default and flannel's, so that firewalls' recipes for those fit. The number of RFC 7348
+	// is 4789, which clouds use themselves.
+	VXLANPort = 8472
+	// vxlanVNI is not flannel's 1: a device that it left behind keeps ours from nothing.
+	vxlanVNI = 7233
+
+	// What VXLAN adds: the outer IP header, UDP, VXLAN and the inner Ethernet header.
+	vxlanOverhead4 = 20 + 8 + 8 + 14
+	vxlanOverhead6 = 40 + 8 + 8 + 14
+)
+
+func (vxlan) overhead(v4 bool) int {
+	if v4 {
+		return vxlanOverhead4
+	}
+	return vxlanOverhead6
+}
+
+func vxlanDevice(v4 bool) string {
+	if v4 {
+		return deviceVXLAN4
+	}
+	return deviceVXLAN6
+}
+
+// vtepMAC is the link address of a node's end of the tunnel, from the node's first pod network, which no two nodes share.
+func vtepMAC(podCIDRs []netip.Prefix) string {
+	sum := sha256.Sum256([]byte("coracle vxlan " + podCIDRs[0].Masked().String()))
+	mac := net.HardwareAddr(sum[:6])
+	mac[0] = mac[0]&^1 | 2 // of one device, administered locally
+	return mac.String()
+}
+
+// vtepIP is the address of a node's end of the tunnel: the pod network's own, which no pod has.
+func vtepIP(podCIDR netip.Prefix) netip.Addr { return podCIDR.Masked().Addr() }
+
+func (vxlan) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
+	add := func(o object) { out = append(out, wanted{object: o}) }
+	byFamily := map[bool][]Peer{}
+	for _, p := range in.peers {
+		v4, ok := in.family(p)
+		if !ok {
+			trouble = append(trouble, peerTrouble{p.Name, "it and this node have no addresses of one family"})
+			continue
+		}
+		byFamily[v4] = append(byFamily[v4], p)
+	}
+	for _, v4 := range []bool{true, false} {
+		local, ok := in.underlay.address(v4)
+		if !ok || len(byFamily[v4]) == 0 {
+			continue
+		}
+		device := vxlanDevice(v4)
+		add(link{name: device, kind: kindVXLAN, mtu: in.mtu, up: true, vxlan: vxlanLink{vxlanVNI, VXLANPort, local, vtepMAC(in.podCIDRs)}})
+		if in.checksumsBySoftware {
+			add(checksums{device})
+		}
+		for _, c := range in.podCIDRs {
+			if c.Addr().Is6() {
+				add(sysctl{"net/ipv6/conf/" + device + "/accept_ra", "0"})
+			}
+			add(address{device, vtepIP(c)})
+		}
+		for _, p := range byFamily[v4] {
+			mac := vtepMAC(p.PodCIDRs)
+			remote, _ := p.underlay(v4)
+			add(forward{device, mac, remote})
+			for _, c := range p.PodCIDRs {
+				own, ok := sameFamily(in.podCIDRs, c.Addr())
+				if !ok {
+					continue
+				}
+				add(neighbour{device, vtepIP(c), mac})
+				add(route{dst: c, device: device, src: gateway(own), via: vtepIP(c), onlink: true, mtu: in.routeMTU(c)})
+			}
+		}
+	}
+	return out, trouble
+}
+
+func (vxlan) rules(*ruleset, waysInput) {}

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import "cmp"
+
+// Ways for packets between pods of different nodes (docs/adr/0073-between-nodes.md).
+const (
+	// NetworkVXLAN wraps packets into UDP datagrams: it works wherever nodes reach one another.
+	NetworkVXLAN = "vxlan"
+	// NetworkHostGateway makes each node the gateway to its pods: nothing is wrapped, and all nodes have to be on one segment.
+	NetworkHostGateway = "host-gw"
+	// NetworkNone leaves the pod network to another plugin that the operator installs.
+	NetworkNone = "none"
+)
+
+// NetworkBackends are all ways, the default first.
+var NetworkBackends = []string{NetworkVXLAN, NetworkHostGateway, NetworkNone}
+
+// Backend is NetworkBackend or the default.
+func (s Settings) Backend() string { return cmp.Or(s.NetworkBackend, NetworkBackends[0]) }
+
+// UnderlayAnnotation on a node has the addresses, with commas in between, at which other nodes reach its pods when these are
+// others than the node's own (--network-iface). Each node writes its own.
+const UnderlayAnnotation = "coracle.dev/underlay"
