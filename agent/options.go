@@ -134,8 +134,12 @@ func (o Options) complete() (Options, error) {
 
 func (o Options) containerd(auths map[string]containerd.RegistryAuth) containerd.Options {
 	p := o.paths()
+	cniBin, cniConf := o.BinDir, p.cniConf
+	if o.NetworkBackend == cluster.NetworkNone { // where other plugins put their programs and configuration
+		cniBin, cniConf = "/opt/cni/bin", "/etc/cni/net.d"
+	}
 	return containerd.Options{
-		Root: p.ContainerdRoot, State: p.ContainerdState, BinDir: o.BinDir, CNIBinDir: o.BinDir, CNIConfDir: p.cniConf,
+		Root: p.ContainerdRoot, State: p.ContainerdState, BinDir: o.BinDir, CNIBinDir: cniBin, CNIConfDir: cniConf,
 		RegistryDir: p.registries, RegistryAuths: auths, PauseImage: o.PauseImage, Snapshotter: o.Snapshotter, Logger: o.Logger,
 	}
 }
