@@ -33,7 +33,7 @@ func TestCloseUnderLoad(t *testing.T) {
 			})
 		}
 		time.Sleep(time.Duration(round%10) * time.Millisecond) // the writes get to another point each round
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		err = s.Close(ctx)
 		cancel()
 		if err != nil {

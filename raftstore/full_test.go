@@ -102,7 +102,7 @@ func TestDiskFull(t *testing.T) {
 	if err := unix.Mount("", path, "", unix.MS_REMOUNT, "size=256m"); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		if _, err = c.Put(ctx, "/more", "x"); err == nil || time.Now().After(deadline) {
 			break

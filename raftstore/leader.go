@@ -162,8 +162,11 @@ func (s *Store) deposed(term uint64) {
 func (s *Store) watchLeader(ctx context.Context) {
 	news := make(chan raft.Observation, 16) // raft drops what does not fit; the next look sees it all
 	observer := raft.NewObserver(news, false, func(o *raft.Observation) bool {
-		_, ok := o.Data.(raft.LeaderObservation)
-		return ok
+		switch o.Data.(type) {
+		case raft.LeaderObservation, raft.RaftState:
+			return true
+		}
+		return false
 	})
 	s.raft.RegisterObserver(observer)
 	defer s.raft.DeregisterObserver(observer)
@@ -172,6 +175,9 @@ func (s *Store) watchLeader(ctx context.Context) {
 	defer patience.Stop()
 	for had := false; ; {
 		s.refreshLeader()
+		if s.peers != nil {
+			s.peers.setTimers()
+		}
 		now, _ := s.leader.get()
 		if had && !now.known() {
 			patience.Reset(leaderlessAfter)

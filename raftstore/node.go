@@ -49,7 +49,7 @@ func (s *Store) openRaft(ctx context.Context) error {
 	}
 	if err == nil {
 		snapshots := countedSnapshots{s.dir.Snapshots, s.opts.Counters}
-		s.raft, err = raft.NewRaft(conf, s.fsm, logs, vars{s.dir.Vars, s.ctx}, snapshots, transport)
+		s.raft, err = raft.NewRaft(conf, s.fsm, logs, vars{s.dir.Vars, s.ctx, s.peers}, snapshots, transport)
 	}
 	if err != nil && s.peers != nil {
 		err = errors.Join(err, s.peers.Close())
@@ -109,10 +109,6 @@ func (s *Store) standAtOnce() {
 	}
 }
 
-// candidateFor is how many election time-outs a candidate waits for votes, at least: an election takes up to three flushes of its disk and three of
-// each voter's, and one that is begun anew before that comes to nothing. Disks of small boards need a tenth of a second for one at times.
-const candidateFor = 3
-
 func (s *Store) raftConfig() *raft.Config {
 	conf := raft.DefaultConfig()
 	conf.LocalID = s.id
@@ -125,7 +121,7 @@ func (s *Store) raftConfig() *raft.Config {
 	conf.TrailingLogs = 0 // disk.Log.Trail says what stays
 	if s.opts.Network != nil {
 		conf.HeartbeatTimeout = s.opts.ElectionTimeout
-		conf.ElectionTimeout = candidateFor * s.opts.ElectionTimeout
+		conf.ElectionTimeout = candidateFor * s.opts.ElectionTimeout // both until setTimers says otherwise
 		// No read relies on the lease, so it may be as long as raft allows.
 		conf.LeaderLeaseTimeout = s.opts.ElectionTimeout
 		// Followers are told of commits by the transport, at once.

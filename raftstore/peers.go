@@ -5,8 +5,8 @@ package raftstore
 import (
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -34,10 +34,12 @@ type peers struct {
 
 	votes chan struct{} // capacity 1: held by who changes votes, over all steps that belong together
 
-	campaigning atomic.Bool               // or about to, because the leader has ended or is silent
-	stood       atomic.Pointer[time.Time] // when it stood for election last
-	missed      chan struct{}             // capacity 1: another voter misses the leader
-	started     chan struct{}             // closed when raft can be used
+	campaigning atomic.Bool           // or about to, because the leader has ended or is silent
+	stood       atomic.Pointer[stand] // the last one of this server
+	missed      chan struct{}         // capacity 1: another voter misses the leader
+	started     chan struct{}         // closed when raft can be used
+	timing      sync.Mutex            // held while raft is told its times
+	othersFlush atomic.Int64          // how long the other voters' disks take for a write, at the most; nanoseconds
 }
 
 // openPeers opens the transport. Calls of others wait until run.

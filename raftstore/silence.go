@@ -36,23 +36,37 @@ type standing struct {
 	ID       string
 	Silent   time.Duration // since it heard the leader
 	Follower bool          // it can stand: it does not already, nor lead, nor wait for pre-votes
-	Standing bool          // it has begun to, and may still be at it
-	Term     uint64        // raft's
+	Leads    bool
+	Standing bool   // it has begun to, and may still be at it
+	Term     uint64 // raft's
 	// LogTerm and LogIndex are of its newest entry. Who has less cannot be elected by it.
 	LogTerm, LogIndex uint64
+	FlushTakes        time.Duration // a write to its disk
+}
+
+// reaches says whether a voter's log has all that another one's has, so that it could be elected by it.
+func (a standing) reaches(b standing) bool {
+	return cmp.Or(cmp.Compare(b.LogTerm, a.LogTerm), cmp.Compare(b.LogIndex, a.LogIndex)) <= 0
 }
 
 // ahead says whether a voter comes before another one when both could stand.
 func (a standing) ahead(b standing) bool {
-	return cmp.Or(cmp.Compare(b.LogTerm, a.LogTerm), cmp.Compare(b.LogIndex, a.LogIndex), cmp.Compare(a.ID, b.ID)) < 0
+	return a.reaches(b) && (!b.reaches(a) || a.ID < b.ID)
+}
+
+// settles says whether what a voter answers leaves nothing to be done for the one who asked: there is a leader in its term, or an election is
+// under way in which it will be asked for its vote, if it was not just now.
+func (a standing) settles(own standing) bool {
+	return a.Term > own.Term || a.Term == own.Term && a.Leads || a.Standing && a.reaches(own)
 }
 
 func (p *peers) standing() standing {
 	logTerm, _ := strconv.ParseUint(p.s.raft.Stats()["last_log_term"], 10, 64) // raft wrote it
+	state, term := p.s.raft.State(), p.s.raft.CurrentTerm()
 	return standing{
-		ID: string(p.s.id), Silent: time.Since(p.LeaderHeard()), Follower: p.s.raft.State() == raft.Follower, Term: p.s.raft.CurrentTerm(),
-		Standing: p.hasStood(),
-		LogTerm:  logTerm, LogIndex: p.s.raft.LastIndex(),
+		ID: string(p.s.id), Silent: time.Since(p.LeaderHeard()), Follower: state == raft.Follower, Leads: state == raft.Leader, Term: term,
+		Standing: p.stands(state, term),
+		LogTerm:  logTerm, LogIndex: p.s.raft.LastIndex(), FlushTakes: p.s.dir.FlushTakes(),
 	}
 }
 
@@ -81,16 +95,23 @@ func (p *peers) standings(ctx context.Context, but raft.ServerID, within time.Du
 		}
 		all.Go(func() {
 			answer, err := callAt[standing](ctx, p.Transport, string(server.Address), callStanding, nothing{})
-			if err != nil {
+			if err != nil || answer.ID != string(server.ID) { // another member may have the address now
 				return
 			}
-			answer.ID = string(server.ID)
 			mu.Lock()
 			defer mu.Unlock()
 			out = append(out, answer)
 		})
 	}
 	all.Wait()
+	var flush time.Duration
+	for _, a := range out {
+		flush = max(flush, a.FlushTakes)
+	}
+	if len(out) > 0 {
+		p.othersFlush.Store(int64(flush))
+		p.setTimers()
+	}
 	return out
 }
 
@@ -105,15 +126,14 @@ func (p *peers) missLeader(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-p.missed: // another voter misses it
-			if time.Now().Before(rest) {
-				continue
-			}
 		case <-timer.C:
 		}
 		wait := p.silentAfter() - time.Since(p.LeaderHeard())
 		switch late := time.Since(due) > lateBy; {
-		case wait > 0:
-			tries, excused = 0, false
+		case wait > 0: // it is there, whatever was before: the next silence is another one
+			rest, tries, excused = time.Time{}, 0, false
+		case time.Now().Before(rest):
+			wait = time.Until(rest)
 		case late && !excused:
 			wait, excused = lateRest, true
 		default:
@@ -122,6 +142,8 @@ func (p *peers) missLeader(ctx context.Context) {
 			rest = time.Now().Add(wait)
 			tries++
 		}
+		// Who rests looks as often as who does not: a leader that was heard meanwhile may be silent again before the rest is over.
+		wait = min(wait, p.silentAfter())
 		due = time.Now().Add(wait)
 		timer.Reset(wait)
 	}
@@ -149,10 +171,10 @@ func (p *peers) replaceLeader(ctx context.Context) time.Duration {
 	answers := p.standings(ctx, leader, standAfter)
 	agreed, ahead := 1, 0
 	for _, a := range answers {
-		if a.Term > own.Term || a.Standing {
-			return standAfter // an election is under way: this voter will be asked for its vote, if it was not just now
+		if a.settles(own) {
+			return standAfter
 		}
-		if a.Silent < p.agreeAfter() {
+		if a.Leads || a.Silent < p.agreeAfter() {
 			continue
 		}
 		if agreed++; a.Follower && a.ahead(own) {
@@ -167,7 +189,7 @@ func (p *peers) replaceLeader(ctx context.Context) time.Duration {
 	}) {
 		return standAfter // another one has begun, or the leader is back
 	}
-	if ahead > 0 && slices.ContainsFunc(p.standings(ctx, leader, standAfter), func(a standing) bool { return a.Term > own.Term || a.Standing }) {
+	if ahead > 0 && slices.ContainsFunc(p.standings(ctx, leader, standAfter), func(a standing) bool { return a.settles(own) }) {
 		return standAfter // its new term is not on its disk yet
 	}
 	if p.s.raft.State() != raft.Follower || p.s.raft.CurrentTerm() != own.Term || time.Since(p.LeaderHeard()) < p.agreeAfter() {
@@ -178,19 +200,24 @@ func (p *peers) replaceLeader(ctx context.Context) time.Duration {
 		return standAfter
 	}
 	// An election needs every voter's disk. Standing again before it has come to something would keep it from that.
-	return p.s.opts.ElectionTimeout * time.Duration(candidateFor+rank)
+	return p.candidacy() + time.Duration(rank)*p.s.opts.ElectionTimeout
 }
 
 // standWithin bounds how long raft may take to hear that this server stands. When its loop is busy for longer, it gives another one its vote, and
 // standing after that would depose the winner.
 const standWithin = 5 * time.Millisecond
 
+// stand is a candidacy that this server has begun by itself.
+type stand struct {
+	at   time.Time
+	term uint64 // raft's before
+}
+
 // standNow makes this server a candidate; false says that raft had something else to do.
 func (p *peers) standNow(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, standWithin)
 	defer cancel()
-	now := time.Now()
-	p.stood.Store(&now)
+	p.stood.Store(&stand{at: time.Now(), term: p.s.raft.CurrentTerm()})
 	if p.Stand(ctx) {
 		return true
 	}
@@ -198,10 +225,14 @@ func (p *peers) standNow(ctx context.Context) bool {
 	return false
 }
 
-// hasStood says that this server's candidacy may still be under way.
-func (p *peers) hasStood() bool {
-	at := p.stood.Load()
-	return at != nil && time.Since(*at) < 2*candidateFor*p.s.opts.ElectionTimeout // raft draws a time between one and two
+// stands says that this server has begun a candidacy that may still be under way, given what raft says.
+func (p *peers) stands(state raft.RaftState, term uint64) bool {
+	last := p.stood.Load()
+	if last == nil || state == raft.Leader || state == raft.Follower && term > last.term {
+		return false
+	}
+	// It brings a term and a vote to the disk first, and then raft draws a time between one and two.
+	return time.Since(last.at) < flushesOfVote*p.flushTakes()+2*p.candidacy()
 }
 
 // voters is how many servers vote.

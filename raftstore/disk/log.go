@@ -206,7 +206,9 @@ func (l *Log) write(s *segment, records []byte) error {
 	}
 	err = errors.Join(l.space.faults.strike(l.ctx, l.space.clock), s.flush())
 	if err == nil {
-		l.flushed(l.space.clock.Since(start), len(records))
+		took := l.space.clock.Since(start)
+		l.stall.flushed(took)
+		l.flushed(took, len(records))
 	}
 	return err
 }

@@ -62,7 +62,7 @@ func fillUp(t *testing.T, path string) (free func()) {
 // looks only now and then.
 func wait(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(checkEvery / 4) {
+	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(checkEvery / 4) {
 		if time.Now().After(deadline) {
 			t.Fatalf("never %s", what)
 		}

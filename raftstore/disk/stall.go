@@ -3,6 +3,7 @@
 package disk
 
 import (
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -17,6 +18,31 @@ type stall struct {
 	clock     clock.PassiveClock
 	opened    time.Time
 	log, vars underWay // each has one writer at a time
+
+	mu    sync.Mutex
+	since time.Time // when the present window began
+	// slowest are the longest write of the present window and of the one before.
+	slowest [2]time.Duration
+}
+
+// flushWindow is how long a slow write is remembered, at least, while others follow it. Who writes nothing learns nothing, and forgets nothing.
+const flushWindow = 10 * time.Second
+
+// flushed notes how long a write to the disk took that has succeeded.
+func (s *stall) flushed(took time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.clock.Now()
+	if now.Sub(s.since) > flushWindow {
+		s.since, s.slowest = now, [2]time.Duration{0, s.slowest[0]}
+	}
+	s.slowest[0] = max(s.slowest[0], took)
+}
+
+func (s *stall) flushTakes() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return max(s.slowest[0], s.slowest[1])
 }
 
 // underWay is when a write began, in nanoseconds after opened plus one, or 0
@@ -48,3 +74,7 @@ func (s *stall) longest() time.Duration {
 // if there is none. Snapshots do not count: raft does not wait for them. It
 // takes no lock.
 func (d *Dir) Stalled() time.Duration { return d.stall.longest() }
+
+// FlushTakes returns how long a write of the log or of raft's variables took, flush included: the longest of the last ten to twenty seconds in which
+// there were any.
+func (d *Dir) FlushTakes() time.Duration { return d.stall.flushTakes() }

@@ -136,3 +136,30 @@ func TestFaultsEndAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// How long a write takes is the longest of the last ten seconds or twenty in which there were any.
+func TestFlushTakes(t *testing.T) {
+	d, c, _, _ := onFakeDisk(t)
+	s := d.stall
+	expect := func(want time.Duration) {
+		t.Helper()
+		if got := d.FlushTakes(); got != want {
+			t.Errorf("a write takes %v, want %v", got, want)
+		}
+	}
+	c.Step(time.Minute)
+	s.flushed(300 * time.Millisecond)
+	s.flushed(time.Millisecond)
+	expect(300 * time.Millisecond)
+	c.Step(time.Hour) // nothing is learnt, and nothing forgotten
+	expect(300 * time.Millisecond)
+	s.flushed(2 * time.Millisecond)
+	expect(300 * time.Millisecond)
+	c.Step(flushWindow + time.Second)
+	s.flushed(3 * time.Millisecond)
+	expect(3 * time.Millisecond)
+	if err := d.Log.StoreLog(&raft.Log{Index: 1, Term: 1}); err != nil { // in no time, by this clock
+		t.Fatal(err)
+	}
+	expect(3 * time.Millisecond)
+}

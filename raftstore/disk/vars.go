@@ -125,6 +125,7 @@ func (v *Vars) set(key, value []byte) error {
 }
 
 func (v *Vars) write(key, sealed []byte) error {
+	start := v.space.clock.Now()
 	if err := v.space.faults.strike(v.ctx, v.space.clock); err != nil {
 		return err
 	}
@@ -134,7 +135,10 @@ func (v *Vars) write(key, sealed []byte) error {
 		return v.bolt.Set(key, sealed)
 	}()
 	v.broken = paniced
-	return errors.Join(err, paniced)
+	if err = errors.Join(err, paniced); err == nil {
+		v.stall.flushed(v.space.clock.Since(start))
+	}
+	return err
 }
 
 func variableSum(key, value []byte) uint32 {

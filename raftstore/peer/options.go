@@ -15,7 +15,7 @@ import (
 
 const (
 	defaultTimeout = time.Second
-	// entriesTimeout is the least time for entries: the answer waits for the
+	// entriesTimeout is the least time for entries, and for votes: the answer waits for the
 	// peer's disk, and giving up early means to send the same again.
 	entriesTimeout = 5 * time.Second
 	// snapshotStall is how long a snapshot may stand still.

@@ -163,7 +163,7 @@ func (t *Transport) RequestVote(id raft.ServerID, a raft.ServerAddress, args *ra
 		return err
 	}
 	return t.send(id, a, classBeats, func(to raft.ServerAddress) error {
-		return t.beats.RequestVote(id, to, args, resp)
+		return t.votes.RequestVote(id, to, args, resp)
 	})
 }
 

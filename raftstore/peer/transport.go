@@ -32,8 +32,8 @@ type Transport struct {
 	ended  chan struct{} // closed when Close is through
 	tasks  sync.WaitGroup
 
-	beats, entries, snapshots *raft.NetworkTransport
-	rpcs                      chan raft.RPC // unbuffered: raft takes them one by one
+	beats, votes, entries, snapshots *raft.NetworkTransport
+	rpcs                             chan raft.RPC // unbuffered: raft takes them one by one
 
 	raftConns, callConns *queue
 	server               *grpc.Server
@@ -75,6 +75,7 @@ func New(o Options) (*Transport, error) {
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.beats = t.network(classBeats, o.Timeout, t.raftConns)
+	t.votes = t.network(classBeats, max(5*o.Timeout, entriesTimeout), newQueue(o.Address))
 	t.entries = t.network(classEntries, max(5*o.Timeout, entriesTimeout), newQueue(o.Address))
 	t.snapshots = t.network(classSnapshots, o.Timeout, newQueue(o.Address))
 	t.tasks.Go(t.passOn)
@@ -123,7 +124,7 @@ func (t *Transport) close(callers map[string]*caller) {
 			t.opts.Logger.Debug("closing the listener for other servers", "error", err)
 		}
 	}
-	for _, n := range []*raft.NetworkTransport{t.beats, t.entries, t.snapshots} {
+	for _, n := range []*raft.NetworkTransport{t.beats, t.votes, t.entries, t.snapshots} {
 		_ = n.Close() // never fails
 	}
 	for _, c := range callers {
