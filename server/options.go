@@ -88,6 +88,9 @@ type Options struct {
 	// FlexVolumePluginDir is where FlexVolume drivers are looked for.
 	FlexVolumePluginDir string
 
+	// DisableServiceLB leaves Services of type LoadBalancer to another load balancer.
+	DisableServiceLB bool
+
 	// Small lowers numbers of workers for a machine of few cores.
 	Small bool
 

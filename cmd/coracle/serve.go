@@ -176,6 +176,7 @@ func serverOptions(c *config.Server) server.Options {
 		},
 		APIServerArgs: c.APIServerArgs, ControllerManagerArgs: c.ControllerManagerArgs, SchedulerArgs: c.SchedulerArgs,
 		FlexVolumePluginDir: filepath.Join(c.Paths.AgentDir, "flexvolume"),
+		DisableServiceLB:    c.Disabled(config.PartServiceLB),
 		Small:               runtime.NumCPU() <= smallMachine,
 		Version:             v.Coracle,
 	}

@@ -299,7 +299,7 @@ func (r *reader) encryption() []string {
 }
 
 // k3sParts are names that k3s users write out of habit.
-var k3sParts = []string{"traefik", "servicelb", "local-storage", "metrics-server", "runtimes"}
+var k3sParts = []string{"traefik", "local-storage", "metrics-server", "runtimes"}
 
 func (r *reader) disable(name string) []string {
 	var out, known []string

@@ -125,7 +125,7 @@ func notYet(ctx context.Context, c kubernetes.Interface, nodes int) ([]string, e
 	}
 	for _, s := range services.Items {
 		if len(s.Status.LoadBalancer.Ingress) == 0 {
-			notes = append(notes, fmt.Sprintf("LoadBalancer Services such as %s/%s get no address: coracle has no load balancer yet. Their node ports work", s.Namespace, s.Name))
+			notes = append(notes, withoutAddress(&s))
 			break
 		}
 	}
@@ -133,6 +133,16 @@ func notYet(ctx context.Context, c kubernetes.Interface, nodes int) ([]string, e
 		notes = append(notes, "pods on different machines do not reach one another yet: what they have to say to each other has to be on one node, or use hostNetwork")
 	}
 	return notes, nil
+}
+
+// withoutAddress says why a Service of type LoadBalancer has none.
+func withoutAddress(s *corev1.Service) string {
+	for _, c := range s.Status.Conditions {
+		if c.Type == "coracle.dev/LoadBalancer" { // servicelb.Condition
+			return fmt.Sprintf("the Service %s/%s of type LoadBalancer has no address: %s", s.Namespace, s.Name, c.Message)
+		}
+	}
+	return fmt.Sprintf("the Service %s/%s of type LoadBalancer has no address: its load balancer has given it none", s.Namespace, s.Name)
 }
 
 // nodeTrouble says what is wrong with a node, "" for nothing.

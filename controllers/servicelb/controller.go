@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	discoverylisters "k8s.io/client-go/listers/discovery/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+const (
+	// gather is how long is waited for more after something has changed: a rolling update comes as many changes.
+	gather = 50 * time.Millisecond
+	// retry is how long after a write that failed everything is looked at again.
+	retry = time.Second
+)
+
+// Options are all required but Part and Logger.
+type Options struct {
+	// Client writes; Informers are the term's and are started after New.
+	Client    kubernetes.Interface
+	Informers informers.SharedInformerFactory
+	Recorder  record.EventRecorder
+	// Reserved are the ports at nodes' addresses that the cluster itself needs, with what for.
+	Reserved map[Port]string
+	// Disabled takes back what was given.
+	Disabled bool
+	// Part is the line in the status.
+	Part   *status.Part
+	Logger *slog.Logger
+}
+
+// Controller keeps the Services' status for one term.
+type Controller struct {
+	o        Options
+	services corelisters.ServiceLister
+	nodes    corelisters.NodeLister
+	pods     corelisters.PodLister
+	slices   discoverylisters.EndpointSliceLister
+	synced   []cache.InformerSynced
+	wake     chan struct{} // capacity 1: one says that there is something to look at
+}
+
+// New listens to the informers, which must not run yet.
+func New(o Options) (*Controller, error) {
+	if o.Client == nil || o.Informers == nil || o.Recorder == nil {
+		return nil, errors.New("servicelb: Client, Informers and Recorder are required")
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	core, discovery := o.Informers.Core().V1(), o.Informers.Discovery().V1().EndpointSlices()
+	c := &Controller{
+		o: o, services: core.Services().Lister(), nodes: core.Nodes().Lister(), pods: core.Pods().Lister(), slices: discovery.Lister(),
+		wake: make(chan struct{}, 1),
+	}
+	for _, of := range []struct {
+		informer cache.SharedIndexInformer
+		matters  func(old, now any) bool
+	}{
+		{core.Services().Informer(), nil}, {core.Nodes().Informer(), nodeMatters}, {core.Pods().Informer(), podMatters}, {discovery.Informer(), c.sliceMatters},
+	} {
+		r, err := of.informer.AddEventHandler(c.handler(of.matters))
+		if err != nil {
+			return nil, fmt.Errorf("servicelb: listening to informers: %w", err)
+		}
+		c.synced = append(c.synced, r.HasSynced)
+	}
+	return c, nil
+}
+
+// handler wakes the controller for what matters; old is nil for what is new or gone.
+func (c *Controller) handler(matters func(old, now any) bool) cache.ResourceEventHandler {
+	notify := func(old, now any) {
+		if gone, ok := now.(cache.DeletedFinalStateUnknown); ok {
+			now = gone.Obj
+		}
+		if matters == nil || matters(old, now) {
+			c.poke()
+		}
+	}
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc: func(o any) { notify(nil, o) }, DeleteFunc: func(o any) { notify(nil, o) },
+		UpdateFunc: func(old, o any) { notify(old, o) },
+	}
+}
+
+func (c *Controller) poke() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Nodes change all the time, by their heartbeats; pods hardly ever have ports here.
+
+func nodeMatters(old, now any) bool {
+	a, was := old.(*corev1.Node)
+	b, is := now.(*corev1.Node)
+	if !was || !is {
+		return true
+	}
+	return nodeText(a) != nodeText(b)
+}
+
+func nodeText(n *corev1.Node) string {
+	_, excluded := n.Labels[corev1.LabelNodeExcludeBalancers]
+	return fmt.Sprint(excluded, labelled(n), isReady(n), n.DeletionTimestamp != nil, addresses(n))
+}
+
+func podMatters(old, now any) bool {
+	pod, ok := now.(*corev1.Pod)
+	if !ok || !holdsPorts(pod) {
+		return false
+	}
+	before, was := old.(*corev1.Pod)
+	return !was || before.Spec.NodeName != pod.Spec.NodeName || before.Status.Phase != pod.Status.Phase || fmt.Sprint(before.Labels) != fmt.Sprint(pod.Labels)
+}
+
+func (c *Controller) sliceMatters(_, now any) bool {
+	slice, ok := now.(*discoveryv1.EndpointSlice)
+	return ok && c.localSlice(slice)
+}
+
+// localSlice says whether a slice belongs to a load balancer's Service that keeps to local endpoints.
+func (c *Controller) localSlice(slice *discoveryv1.EndpointSlice) bool {
+	svc, err := c.services.Services(slice.Namespace).Get(slice.Labels[discoveryv1.LabelServiceName])
+	return err == nil && svc.Spec.Type == corev1.ServiceTypeLoadBalancer && local(svc)
+}
+
+// Run gives Services their addresses until ctx is done.
+func (c *Controller) Run(ctx context.Context) error {
+	if !cache.WaitForCacheSync(ctx.Done(), c.synced...) {
+		return nil
+	}
+	for {
+		var again <-chan time.Time
+		if !c.round(ctx) {
+			again = time.After(retry)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-again:
+		case <-c.wake:
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(gather):
+			}
+		}
+	}
+}
+
+// round looks at everything once; false says that something could not be written.
+func (c *Controller) round(ctx context.Context) bool {
+	s, err := c.look()
+	if err != nil { // of a cache: it cannot be
+		c.o.Logger.Warn("load balancer: reading the caches failed", "error", err)
+		return false
+	}
+	plan, done := Plan(s), true
+	for _, svc := range byAge(s.Services) {
+		want, changed := StatusOf(svc, plan[key(svc)])
+		if !changed {
+			continue
+		}
+		if err := c.write(ctx, svc, want); err != nil && ctx.Err() == nil {
+			done = false
+			if !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) { // those are news that the cache has not heard yet
+				c.o.Logger.Warn("load balancer: a Service's status could not be written; it is tried again", "service", key(svc), "error", err)
+			}
+		}
+	}
+	c.show(plan)
+	return done
+}
+
+func (c *Controller) look() (*State, error) {
+	s := &State{Reserved: c.o.Reserved, Disabled: c.o.Disabled}
+	var errs [4]error
+	var pods []*corev1.Pod
+	var all []*discoveryv1.EndpointSlice
+	s.Services, errs[0] = c.services.List(labels.Everything())
+	s.Nodes, errs[1] = c.nodes.List(labels.Everything())
+	pods, errs[2] = c.pods.List(labels.Everything())
+	all, errs[3] = c.slices.List(labels.Everything())
+	for _, p := range pods {
+		if holdsPorts(p) {
+			s.Pods = append(s.Pods, p)
+		}
+	}
+	for _, slice := range all {
+		if c.localSlice(slice) {
+			s.Slices = append(s.Slices, slice)
+		}
+	}
+	return s, errors.Join(errs[:]...)
+}
+
+// write makes a Service's status what it has to be, if the Service is still the one that was looked at.
+func (c *Controller) write(ctx context.Context, svc *corev1.Service, want *corev1.ServiceStatus) error {
+	changed := svc.DeepCopy()
+	changed.Status = *want
+	if _, err := c.o.Client.CoreV1().Services(svc.Namespace).UpdateStatus(ctx, changed, metav1.UpdateOptions{}); err != nil {
+		return err
+	}
+	before, now := meta.FindStatusCondition(svc.Status.Conditions, Condition), meta.FindStatusCondition(want.Conditions, Condition)
+	addresses := ingressText(want.LoadBalancer)
+	if addresses != ingressText(svc.Status.LoadBalancer) {
+		c.o.Logger.Info("load balancer: a Service has other addresses", "service", key(svc), "addresses", addresses)
+		if now != nil {
+			c.o.Recorder.Eventf(svc, corev1.EventTypeNormal, "LoadBalancerAddresses", "the addresses are now: %s", addresses)
+		}
+	}
+	if now != nil && now.Reason != ReasonServed && (before == nil || before.Message != now.Message) {
+		c.o.Recorder.Event(svc, corev1.EventTypeWarning, now.Reason, now.Message)
+	}
+	return nil
+}
+
+func ingressText(s corev1.LoadBalancerStatus) string {
+	if len(s.Ingress) == 0 {
+		return "none"
+	}
+	text := ""
+	for i, in := range s.Ingress {
+		if i > 0 {
+			text += " "
+		}
+		text += in.IP + in.Hostname
+	}
+	return text
+}
+
+// show says in the status which Services lack something.
+func (c *Controller) show(plan map[types.NamespacedName]Verdict) {
+	if c.o.Part == nil {
+		return
+	}
+	if c.o.Disabled {
+		c.o.Part.Set(status.Disabled, "")
+		return
+	}
+	lacking := 0
+	for _, v := range plan {
+		if len(v.Addresses) == 0 {
+			lacking++
+		}
+	}
+	switch {
+	case len(plan) == 0:
+		c.o.Part.Set(status.Running, "")
+	case lacking > 0:
+		c.o.Part.Set(status.Running, fmt.Sprintf("%d of %d Services of type LoadBalancer have no address: kubectl describe service says why", lacking, len(plan)))
+	default:
+		c.o.Part.Set(status.Running, fmt.Sprintf("%d Services of type LoadBalancer", len(plan)))
+	}
+}

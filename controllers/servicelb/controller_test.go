@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+// run runs a controller until the function that it returns is called.
+func run(t *testing.T, client *fake.Clientset, disabled bool) (events chan string, stop func()) {
+	t.Helper()
+	factory := informers.NewSharedInformerFactory(client, 0)
+	recorder := record.NewFakeRecorder(1000)
+	c, err := New(Options{Client: client, Informers: factory, Recorder: recorder, Disabled: disabled})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	factory.Start(ctx.Done())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	return recorder.Events, func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		factory.Shutdown()
+	}
+}
+
+func awaitAddresses(t *testing.T, client *fake.Clientset, service, want string) {
+	t.Helper()
+	testenv.Eventually(t, time.Minute, service+" has "+want, func() error {
+		s, err := client.CoreV1().Services("default").Get(t.Context(), service, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if got := ingressText(s.Status.LoadBalancer); got != want {
+			return fmt.Errorf("it has %s", got)
+		}
+		return nil
+	})
+}
+
+func TestController(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	ctx := t.Context()
+	client := fake.NewClientset(testService("web", 0), testNode("a", "10.0.0.1"), testNode("b", "10.0.0.2"))
+	events, stop := run(t, client, false)
+	awaitAddresses(t, client, "web", "10.0.0.1 10.0.0.2")
+
+	if _, err := client.CoreV1().Services("default").Create(ctx, testService("late", 1), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for warned := false; !warned; {
+		select {
+		case e := <-events:
+			warned = strings.HasPrefix(e, "Warning PortInUse") && strings.Contains(e, "default/web has it")
+		case <-time.After(time.Minute):
+			t.Fatal("no event says that the port is in use")
+		}
+	}
+	awaitAddresses(t, client, "late", "none")
+	if _, err := client.CoreV1().Nodes().UpdateStatus(ctx, ready(testNode("a", "10.0.0.1"), false), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	awaitAddresses(t, client, "web", "10.0.0.2")
+	if _, err := client.CoreV1().Pods("default").Create(ctx, hostPortPod("ingress", "b", "ingress", 443), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	awaitAddresses(t, client, "web", "none")
+	if err := client.CoreV1().Pods("default").Delete(ctx, "ingress", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	awaitAddresses(t, client, "web", "10.0.0.2")
+	if err := client.CoreV1().Services("default").Delete(ctx, "web", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	awaitAddresses(t, client, "late", "10.0.0.2")
+	stop()
+
+	_, stop = run(t, client, true)
+	awaitAddresses(t, client, "late", "none")
+	s, err := client.CoreV1().Services("default").Get(ctx, "late", metav1.GetOptions{})
+	if err != nil || len(s.Status.Conditions) != 0 {
+		t.Errorf("switched off: %v, %v", s.Status.Conditions, err)
+	}
+	stop()
+}
+
+func TestHeartbeatsWakeNobody(t *testing.T) {
+	old, now := testNode("a", "10.0.0.1"), testNode("a", "10.0.0.1")
+	now.Status.Conditions[0].LastHeartbeatTime = metav1.NewTime(epoch)
+	if nodeMatters(old, now) {
+		t.Error("a heartbeat matters")
+	}
+	if !nodeMatters(old, ready(now.DeepCopy(), false)) || !nodeMatters(old, with(now.DeepCopy(), NodeLabel, "true")) || !nodeMatters(old, testNode("a", "10.0.0.3")) {
+		t.Error("a change does not matter")
+	}
+	pod := hostPortPod("p", "a", "p", 80)
+	if podMatters(pod, pod) || !podMatters(nil, pod) || podMatters(nil, &corev1.Pod{}) {
+		t.Error("pods")
+	}
+	ended := pod.DeepCopy()
+	ended.Status.Phase = corev1.PodSucceeded
+	if !podMatters(pod, ended) {
+		t.Error("a pod that has ended does not matter")
+	}
+}

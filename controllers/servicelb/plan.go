@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Reasons of the condition.
+const (
+	// ReasonServed is the one of a Service that has all it asks for.
+	ReasonServed = "Served"
+	// ReasonPortInUse says that somebody else has one of its ports, at some or all addresses.
+	ReasonPortInUse = "PortInUse"
+	// ReasonNoNode says that no node can serve it.
+	ReasonNoNode = "NoNode"
+)
+
+// Verdict is what a Service gets.
+type Verdict struct {
+	// Ours says that the Service is served here; else it has nothing from here.
+	Ours      bool
+	Addresses []netip.Addr
+	Reason    string
+	// Message is for people: what is missing, and what to do about it.
+	Message string
+}
+
+// Plan says what each Service gets. It depends on nothing but the state.
+func Plan(s *State) map[types.NamespacedName]Verdict {
+	out := map[types.NamespacedName]Verdict{}
+	taken, nodes, endpoints := s.taken(), servingNodes(s.Nodes), withEndpoints(s.Slices)
+	for _, svc := range byAge(s.Services) {
+		taken.give(svc, parseAll(svc.Spec.ExternalIPs)) // people have set them, and the proxies serve them as they are
+		if s.serves(svc) {
+			out[key(svc)] = taken.atNodes(svc, nodes, endpoints[key(svc)])
+		}
+	}
+	return out
+}
+
+// atNodes gives a Service the addresses of the nodes at which all its ports are free. endpoints are the nodes that have some of it.
+func (p ports) atNodes(svc *corev1.Service, nodes []node, endpoints map[string]bool) Verdict {
+	v := Verdict{Ours: true}
+	var conflicts []string
+	wanted := parseAll([]string{svc.Spec.LoadBalancerIP}) //nolint:staticcheck // deprecated for its vagueness, and what people have
+	for _, n := range nodes {
+		if local(svc) && !endpoints[n.name] {
+			continue
+		}
+		at := ofFamilies(n.addresses, svc)
+		if len(wanted) > 0 {
+			at = slices.DeleteFunc(at, func(a netip.Addr) bool { return !slices.Contains(wanted, a) })
+		}
+		if len(at) == 0 {
+			continue
+		}
+		if why := p.claim(svc, at); why != "" {
+			conflicts = append(conflicts, why)
+			continue
+		}
+		v.Addresses = append(v.Addresses, at...)
+	}
+	switch {
+	case len(conflicts) > 0:
+		v.Reason, v.Message = ReasonPortInUse, conflictText(conflicts, len(v.Addresses) > 0)
+	case len(v.Addresses) > 0:
+		v.Reason, v.Message = ReasonServed, "it has the addresses of nodes"
+	case len(wanted) > 0:
+		v.Reason, v.Message = ReasonNoNode, fmt.Sprintf("spec.loadBalancerIP is %s, which is no address of a node that can serve it", svc.Spec.LoadBalancerIP) //nolint:staticcheck // as above
+	case len(nodes) > 0 && local(svc):
+		v.Reason, v.Message = ReasonNoNode, "externalTrafficPolicy is Local, and no node that can serve has a ready endpoint of it"
+	default:
+		v.Reason, v.Message = ReasonNoNode, "no node has an address for it: there is none of its address families, or labels exclude all"
+	}
+	return v
+}
+
+// shownConflicts keeps a message readable.
+const shownConflicts = 3
+
+func conflictText(conflicts []string, some bool) string {
+	text := strings.Join(conflicts[:min(len(conflicts), shownConflicts)], "; ")
+	if more := len(conflicts) - shownConflicts; more > 0 {
+		text += fmt.Sprintf("; and so at %d more nodes", more)
+	}
+	if some {
+		return text + ". It is served at the other nodes"
+	}
+	return text + ". Give it another port, or take the port from who has it"
+}
+
+func parseAll(texts []string) []netip.Addr {
+	var out []netip.Addr
+	for _, t := range texts {
+		if a, err := netip.ParseAddr(t); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// place is a port at an address. The zero address stands for all addresses of all nodes.
+type place struct {
+	address netip.Addr
+	port    Port
+}
+
+// owner is who has a place.
+type owner struct {
+	// service has it itself; the zero name if it is somebody else.
+	service types.NamespacedName
+	// pod has it as a host port. A Service that leads to this very pod does not mind.
+	pod *corev1.Pod
+	// what is how a message calls the owner.
+	what string
+}
+
+// ports is who has which place.
+type ports map[place][]owner
+
+func (p ports) take(at place, by owner) { p[at] = append(p[at], by) }
+
+// other is somebody else than the Service that has the place.
+func (p ports) other(at place, svc *corev1.Service) (owner, bool) {
+	for _, at := range []place{at, {port: at.port}} {
+		for _, o := range p[at] {
+			if o.service == key(svc) || o.pod != nil && leadsTo(svc, o.pod) {
+				continue
+			}
+			return o, true
+		}
+	}
+	return owner{}, false
+}
+
+func leadsTo(svc *corev1.Service, pod *corev1.Pod) bool {
+	return pod.Namespace == svc.Namespace && len(svc.Spec.Selector) > 0 && labels.SelectorFromSet(svc.Spec.Selector).Matches(labels.Set(pod.Labels))
+}
+
+// taken are the places that no load balancer gets: the cluster's own, node ports and host ports.
+func (s *State) taken() ports {
+	out := ports{}
+	for p, what := range s.Reserved {
+		out.take(place{port: p}, owner{what: what})
+	}
+	for _, svc := range s.Services {
+		for _, p := range svc.Spec.Ports {
+			if p.NodePort != 0 {
+				out.take(place{port: Port{protocolOf(p.Protocol), p.NodePort}}, owner{service: key(svc), what: "the node port of the Service " + key(svc).String()})
+			}
+		}
+	}
+	byName := map[string][]netip.Addr{}
+	for _, n := range s.Nodes {
+		byName[n.Name] = addresses(n)
+	}
+	for _, pod := range s.Pods {
+		if !holdsPorts(pod) || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
+			continue
+		}
+		for p := range hostPorts(pod) {
+			at := byName[pod.Spec.NodeName]
+			if ip, err := netip.ParseAddr(p.HostIP); err == nil && !ip.IsUnspecified() {
+				at = []netip.Addr{ip}
+			}
+			for _, a := range at {
+				out.take(place{a, Port{protocolOf(p.Protocol), p.HostPort}}, owner{pod: pod, what: "the host port of the pod " + pod.Namespace + "/" + pod.Name})
+			}
+		}
+	}
+	return out
+}
+
+func protocolOf(p corev1.Protocol) corev1.Protocol {
+	if p == "" {
+		return corev1.ProtocolTCP
+	}
+	return p
+}
+
+// holdsPorts says whether a pod has ports at its node's addresses.
+func holdsPorts(pod *corev1.Pod) bool {
+	for range hostPorts(pod) {
+		return pod.Spec.NodeName != ""
+	}
+	return false
+}
+
+func hostPorts(pod *corev1.Pod) func(yield func(corev1.ContainerPort) bool) {
+	return func(yield func(corev1.ContainerPort) bool) {
+		for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
+			for _, p := range c.Ports {
+				if p.HostPort != 0 && !yield(p) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// claim gives a Service its ports at all of the addresses, or says who has one of them.
+func (p ports) claim(svc *corev1.Service, at []netip.Addr) (why string) {
+	for _, a := range at {
+		for _, sp := range svc.Spec.Ports {
+			port := Port{protocolOf(sp.Protocol), sp.Port}
+			if o, taken := p.other(place{a, port}, svc); taken {
+				return fmt.Sprintf("port %d/%s at %s: %s has it", port.Number, port.Protocol, a, o.what)
+			}
+		}
+	}
+	p.give(svc, at)
+	return ""
+}
+
+func (p ports) give(svc *corev1.Service, at []netip.Addr) {
+	for _, a := range at {
+		for _, sp := range svc.Spec.Ports {
+			p.take(place{a, Port{protocolOf(sp.Protocol), sp.Port}}, owner{service: key(svc), what: "the Service " + key(svc).String()})
+		}
+	}
+}

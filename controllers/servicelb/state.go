@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+const (
+	// Class is the class of Services that are served here; those without a class are, too.
+	Class = "coracle.dev/servicelb"
+	// Condition is in the status of each Service that is served here, and says how that goes.
+	Condition = "coracle.dev/LoadBalancer"
+	// NodeLabel, with the value "true" on one node at least, keeps Services to the nodes that have it.
+	NodeLabel = "coracle.dev/enable-servicelb"
+	// k3sNodeLabel is the same label as k3s has it.
+	k3sNodeLabel = "svccontroller.k3s.cattle.io/enablelb"
+)
+
+// Port is a port of one protocol.
+type Port struct {
+	Protocol corev1.Protocol
+	Number   int32
+}
+
+// State is everything that Plan looks at.
+type State struct {
+	// Services are all of the cluster: those that are no load balancers' have node ports.
+	Services []*corev1.Service
+	Nodes    []*corev1.Node
+	// Pods are those with ports on their nodes' addresses that have not ended; others are passed over.
+	Pods []*corev1.Pod
+	// Slices are those of Services that send to local endpoints only; others are passed over.
+	Slices []*discoveryv1.EndpointSlice
+	// Reserved are the ports at nodes' addresses that the cluster itself needs, with what for.
+	Reserved map[Port]string
+	// Disabled is the load balancer that serves nobody, and takes back what it gave.
+	Disabled bool
+}
+
+// key is a Service's name.
+func key(s *corev1.Service) types.NamespacedName {
+	return types.NamespacedName{Namespace: s.Namespace, Name: s.Name}
+}
+
+// serves says whether a Service is to have addresses from here.
+func (s *State) serves(svc *corev1.Service) bool {
+	if s.Disabled || svc.Spec.Type != corev1.ServiceTypeLoadBalancer || svc.DeletionTimestamp != nil {
+		return false
+	}
+	return svc.Spec.LoadBalancerClass == nil || *svc.Spec.LoadBalancerClass == Class
+}
+
+// local says whether a Service's traffic from outside stays on the node where it arrives.
+func local(svc *corev1.Service) bool {
+	return svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+}
+
+// byAge sorts Services, the oldest first: it keeps what a younger one would like to have, too.
+func byAge(services []*corev1.Service) []*corev1.Service {
+	return slices.SortedFunc(slices.Values(services), func(a, b *corev1.Service) int {
+		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+	})
+}
+
+// withEndpoints are the nodes with endpoints of each Service: ready ones, or where there is none of those, ones that end and still serve.
+func withEndpoints(all []*discoveryv1.EndpointSlice) map[types.NamespacedName]map[string]bool {
+	ready, serving := map[types.NamespacedName]map[string]bool{}, map[types.NamespacedName]map[string]bool{}
+	for _, slice := range all {
+		k := types.NamespacedName{Namespace: slice.Namespace, Name: slice.Labels[discoveryv1.LabelServiceName]}
+		for _, e := range slice.Endpoints {
+			into := ready
+			switch c := e.Conditions; {
+			case e.NodeName == nil:
+				continue
+			case c.Ready == nil || *c.Ready:
+			case c.Serving != nil && *c.Serving && c.Terminating != nil && *c.Terminating:
+				into = serving
+			default:
+				continue
+			}
+			if into[k] == nil {
+				into[k] = map[string]bool{}
+			}
+			into[k][*e.NodeName] = true
+		}
+	}
+	for k, nodes := range serving {
+		if ready[k] == nil {
+			ready[k] = nodes
+		}
+	}
+	return ready
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// StatusOf is the status that a Service has to have, and whether that is another one than it has.
+func StatusOf(svc *corev1.Service, v Verdict) (*corev1.ServiceStatus, bool) {
+	have := meta.FindStatusCondition(svc.Status.Conditions, Condition)
+	if !v.Ours && have == nil {
+		return &svc.Status, false // somebody else's
+	}
+	out := svc.Status.DeepCopy()
+	out.LoadBalancer = corev1.LoadBalancerStatus{}
+	if !v.Ours {
+		meta.RemoveStatusCondition(&out.Conditions, Condition)
+		return out, true
+	}
+	mode := corev1.LoadBalancerIPModeVIP // every node's proxy takes what is for these addresses
+	for _, a := range v.Addresses {
+		out.LoadBalancer.Ingress = append(out.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a.String(), IPMode: &mode})
+	}
+	status := metav1.ConditionTrue
+	if len(v.Addresses) == 0 {
+		status = metav1.ConditionFalse
+	}
+	changed := meta.SetStatusCondition(&out.Conditions, metav1.Condition{
+		Type: Condition, Status: status, Reason: v.Reason, Message: v.Message, ObservedGeneration: observed(have, svc, v, status),
+	})
+	return out, changed || !apiequality.Semantic.DeepEqual(out.LoadBalancer, svc.Status.LoadBalancer)
+}
+
+// observed is the generation of the Service's spec for which the condition was made: a new one alone is worth no write.
+func observed(have *metav1.Condition, svc *corev1.Service, v Verdict, status metav1.ConditionStatus) int64 {
+	if have != nil && have.Status == status && have.Reason == v.Reason && have.Message == v.Message {
+		return have.ObservedGeneration
+	}
+	return svc.Generation
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+
+	"github.com/coracle-k8s/coracle/controllers/servicelb"
+	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/server/bootstrap"
+)
+
+// kubeletPort is where every node's kubelet listens.
+const kubeletPort = 10250
+
+// serviceLBPart gives Services of type LoadBalancer their addresses for a term. Switched off, it takes back what it gave.
+func (s *Server) serviceLBPart(ctx context.Context, t *term.Term) error {
+	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(t.Config), "servicelb"))
+	if err != nil {
+		return err
+	}
+	events := record.NewBroadcaster(record.WithContext(ctx))
+	defer events.Shutdown()
+	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	o := servicelb.Options{
+		Client: client, Informers: t.Informers, Reserved: s.reservedPorts(), Disabled: s.o.DisableServiceLB,
+		Recorder: events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "servicelb"}),
+		Logger:   s.log.With("part", "load balancer"),
+	}
+	if s.o.Board != nil {
+		o.Part = s.o.Board.Part("load balancer")
+		defer o.Part.Set(status.Waiting, "this server does not lead")
+	}
+	c, err := servicelb.New(o)
+	if err != nil {
+		return err
+	}
+	if !t.StartInformers(ctx) {
+		return nil
+	}
+	if err := c.Run(ctx); err != nil {
+		return err
+	}
+	if ctx.Err() == nil {
+		return errors.New("giving Services addresses ended by itself")
+	}
+	return nil
+}
+
+// reservedPorts are those at nodes' addresses that no Service may take: machines of the cluster talk to one another there.
+func (s *Server) reservedPorts() map[servicelb.Port]string {
+	out := map[servicelb.Port]string{}
+	for _, r := range []struct {
+		port     int
+		what     string
+		protocol []corev1.Protocol
+	}{
+		{s.o.Port, "the API server", []corev1.Protocol{corev1.ProtocolTCP}},
+		{s.o.Port, "gossip between the machines", []corev1.Protocol{corev1.ProtocolUDP}},
+		{kubeletPort, "the kubelet", []corev1.Protocol{corev1.ProtocolTCP}},
+		{bootstrap.DNSPort, "the cluster DNS", []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP}},
+		{8472, "VXLAN between the nodes", []corev1.Protocol{corev1.ProtocolUDP}},
+		{51820, "WireGuard between the nodes", []corev1.Protocol{corev1.ProtocolUDP}},
+	} {
+		for _, p := range r.protocol {
+			out[servicelb.Port{Protocol: p, Number: int32(r.port)}] = r.what
+		}
+	}
+	return out
+}
