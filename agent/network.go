@@ -145,6 +145,9 @@ func (n *network) start(g *group) {
 	}
 	if n.pods != nil {
 		run(partPodNetwork, n.pods.Run)
+		if key := n.pods.WireGuardKey(); key != "" {
+			g.run(nil, func(ctx context.Context) error { return publishWireGuardKey(ctx, n.o, key) })
+		}
 	} else {
 		n.o.part(partPodNetwork).Set(status.Disabled, "left to another plugin")
 	}

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"slices"
 
+	"k8s.io/klog/v2"
+
 	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
@@ -22,15 +24,21 @@ type backend interface {
 	rules(rs *ruleset, in waysInput)
 }
 
-// newBackend returns the back end of a name of cluster.NetworkBackends, apart from none.
-func newBackend(name string) (backend, error) {
-	switch name {
+// newBackend returns the back end of a name of cluster.NetworkBackends, apart from none, and the device of one that has to be kept.
+func newBackend(o Options, log klog.Logger) (backend, *wgDevice, error) {
+	switch o.Backend {
 	case cluster.NetworkVXLAN:
-		return vxlan{}, nil
+		return vxlan{}, nil, nil
 	case cluster.NetworkHostGateway:
-		return hostGateway{}, nil
+		return hostGateway{}, nil, nil
+	case cluster.NetworkWireGuard:
+		key, err := wireGuardKey(o.StateDir, log)
+		if err != nil {
+			return nil, nil, err
+		}
+		return wireGuard{key.PublicKey().String(), o.ClusterCIDRs}, newWGDevice(wireGuardDevice, key, log), nil
 	}
-	return nil, fmt.Errorf("cni: there is no network back end that is called %q", name)
+	return nil, nil, fmt.Errorf("cni: there is no network back end that is called %q", o.Backend)
 }
 
 // waysInput is all that the ways to other nodes follow from.

@@ -62,6 +62,7 @@ func (s *Server) applyHost(nw *network) (changes []string, err error) {
 		}
 	}
 	k := newKernel()
+	k.wg = s.wg
 	have, err := k.observe(Bridge, sysctls)
 	if err != nil {
 		return nil, fmt.Errorf("looking at the host's network: %w", err)

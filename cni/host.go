@@ -264,9 +264,9 @@ func difference(want []wanted, have map[string]object) (ensure []wanted, remove 
 
 func removeRank(o object) int {
 	switch o.(type) {
-	case route:
+	case route, blackhole:
 		return 0
-	case neighbour, forward, checksums:
+	case neighbour, forward, checksums, wgPeer, wgIdentity:
 		return 1
 	case address, redirect, shaper:
 		return 2

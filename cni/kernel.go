@@ -29,7 +29,10 @@ const (
 
 // kernel reads and writes the objects of the calling thread's network namespace. One value serves one pass: it remembers
 // devices.
-type kernel struct{ links map[string]netlink.Link }
+type kernel struct {
+	links map[string]netlink.Link
+	wg    *wgDevice // nil without WireGuard
+}
 
 func newKernel() *kernel { return &kernel{links: map[string]netlink.Link{}} }
 
@@ -48,10 +51,13 @@ func (k *kernel) observe(bridge string, sysctls []sysctl) (map[string]object, er
 		names[a.Index] = a.Name
 		if a.Name == bridge || ofPod(l) || strings.HasPrefix(a.Name, tunnelPrefix) {
 			ours[a.Index], k.links[a.Name] = a.Name, l
-			put(link{a.Name, l.Type(), a.MTU, a.Flags&net.FlagUp != 0, vxlanOf(l)})
+			put(link{a.Name, k.wg.kind(l), a.MTU, a.Flags&net.FlagUp != 0, vxlanOf(l)})
 		}
 		if strings.HasPrefix(a.Name, tunnelPrefix) {
 			if err := observeTunnel(l, put); err != nil {
+				return nil, err
+			}
+			if err := k.wg.observe(l, put); err != nil {
 				return nil, err
 			}
 		}
@@ -97,7 +103,11 @@ func observeFamily(family int, names, ours map[int]string, put func(object)) err
 		return fmt.Errorf("listing routes: %w", err)
 	}
 	for _, r := range routes {
-		if dst, ok := prefixOf(r.Dst); ok {
+		dst, ok := prefixOf(r.Dst)
+		switch {
+		case ok && r.Type == unix.RTN_BLACKHOLE:
+			put(blackhole{dst})
+		case ok:
 			src, _ := netip.AddrFromSlice(r.Src)
 			via, _ := netip.AddrFromSlice(r.Gw)
 			put(route{dst, names[r.LinkIndex], src.Unmap(), via.Unmap(), r.Flags&int(netlink.FLAG_ONLINK) != 0, r.MTU})
@@ -152,6 +162,12 @@ func (k *kernel) ensure(o object) error {
 		err = k.on(o.device, func(l netlink.Link) error { return ensureForward(l, o) })
 	case checksums:
 		err = checksumsBySoftware(o.device)
+	case blackhole:
+		err = netlink.RouteReplace(o.route())
+	case wgIdentity:
+		err = k.wg.ensureIdentity()
+	case wgPeer:
+		err = k.wg.ensurePeer(o)
 	case sysctl:
 		err = writeSysctl(o)
 	}
@@ -165,6 +181,11 @@ func (k *kernel) ensureLink(want link) error {
 	if want.kind == kindVXLAN {
 		return k.ensureVXLAN(want)
 	}
+	if want.kind == kindWireGuard {
+		if err := k.makeWireGuard(want); err != nil {
+			return err
+		}
+	}
 	l, err := k.find(want.name)
 	if made := want.maker(); made != nil && errors.As(err, &netlink.LinkNotFoundError{}) {
 		if err := netlink.LinkAdd(made); err != nil && !errors.Is(err, unix.EEXIST) {
@@ -175,7 +196,7 @@ func (k *kernel) ensureLink(want link) error {
 	if err != nil {
 		return err
 	}
-	if l.Type() != want.kind {
+	if k.wg.kind(l) != want.kind {
 		return fmt.Errorf("the device %s is a %s, not a %s, and not ours: remove it or give it another name", want.name, l.Type(), want.kind)
 	}
 	if want.mtu > 0 && l.Attrs().MTU != want.mtu {
@@ -234,6 +255,10 @@ func (k *kernel) remove(o object) error {
 		err = k.on(o.device, removeRedirect)
 	case forward:
 		err = k.on(o.device, func(l netlink.Link) error { return removeForward(l, o) })
+	case blackhole:
+		err = netlink.RouteDel(o.route())
+	case wgPeer:
+		err = k.wg.removePeer(o)
 	}
 	gone := errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ESRCH) ||
 		errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EADDRNOTAVAIL)

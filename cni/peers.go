@@ -27,6 +27,8 @@ type Peer struct {
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 	// Underlay are its addresses for packets between nodes, at most one of each family, IPv4 first.
 	Underlay []netip.Addr `json:"underlay"`
+	// WireGuardKey is the public one of its end of the tunnel; empty while it is unknown.
+	WireGuardKey string `json:"wireGuardKey,omitempty"`
 	// Addresses are all that the Node has.
 	Addresses []netip.Addr `json:"addresses"`
 
@@ -35,7 +37,7 @@ type Peer struct {
 
 // equal compares what a way depends on.
 func (p Peer) equal(q Peer) bool {
-	return p.Name == q.Name && slices.Equal(p.PodCIDRs, q.PodCIDRs) && slices.Equal(p.Underlay, q.Underlay) && slices.Equal(p.Addresses, q.Addresses)
+	return p.Name == q.Name && p.WireGuardKey == q.WireGuardKey && slices.Equal(p.PodCIDRs, q.PodCIDRs) && slices.Equal(p.Underlay, q.Underlay) && slices.Equal(p.Addresses, q.Addresses)
 }
 
 // underlay is the peer's address of a family.
@@ -113,7 +115,7 @@ func peersOf(nodes []*corev1.Node, nodeName string) []Peer {
 		if n.Name == nodeName || err != nil || len(cidrs) == 0 {
 			continue
 		}
-		p := Peer{Name: n.Name, PodCIDRs: cidrs, Addresses: nodeAddresses(n), since: n.CreationTimestamp.Time}
+		p := Peer{Name: n.Name, PodCIDRs: cidrs, Addresses: nodeAddresses(n), WireGuardKey: n.Annotations[cluster.WireGuardAnnotation], since: n.CreationTimestamp.Time}
 		p.Underlay = underlayOf(n, func(a netip.Addr) bool { return owner[a] == "" || owner[a] == n.Name })
 		peers = append(peers, p)
 	}

@@ -108,10 +108,7 @@ func desired(podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort) ruleset {
 	rs.rule(chainOutput, "fib daddr type local jump", chainHostPorts)
 	// A host process that asks 127.0.0.1 must come from an address that the pod can answer to.
 	rs.rule(chainPostrouting, "oifname", quoted(devicePrefix+"*"), "ip saddr 127.0.0.0/8 masquerade")
-	for _, f := range []family{
-		{4, "ip", "ipv4_addr", "ipv4", "224.0.0.0/4"},
-		{6, "ip6", "ipv6_addr", "ipv6", "ff00::/8"},
-	} {
+	for _, f := range ruleFamilies() {
 		rs.family(f, podCIDRs, clusterCIDRs, ports)
 	}
 	return rs
@@ -122,6 +119,13 @@ type family struct {
 	n                        int
 	proto, addrType, nfproto string
 	multicast                string
+}
+
+func ruleFamilies() []family {
+	return []family{
+		{4, "ip", "ipv4_addr", "ipv4", "224.0.0.0/4"},
+		{6, "ip6", "ipv6_addr", "ipv6", "ff00::/8"},
+	}
 }
 
 func (f family) name(s string) string       { return s + strconv.Itoa(f.n) }

@@ -76,6 +76,7 @@ type Server struct {
 	keys    keyLocks
 	rules   rulesApplier
 	backend backend
+	wg      *wgDevice     // nil but with WireGuard
 	guard   time.Duration // guardPeriod, but for tests
 	// attaching is held for reading while a pod has a device and no record, or the other way round; for writing by what takes
 	// a device without a record for a leftover.
@@ -97,7 +98,8 @@ func NewServer(o Options) (*Server, error) {
 		o.Logger = klog.Background()
 	}
 	o.Backend = cmp.Or(o.Backend, cluster.NetworkBackends[0])
-	back, err := newBackend(o.Backend)
+	log := o.Logger.WithName("cni")
+	back, wg, err := newBackend(o, log)
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +107,6 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	log := o.Logger.WithName("cni")
 	records, err := openRecords(filepath.Join(o.StateDir, "sandboxes"), log)
 	if err != nil {
 		return nil, err
@@ -114,7 +115,7 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{o: o, log: log, records: records, ipam: addresses, rules: rulesApplier{nft: nft}, backend: back, guard: guardPeriod}, nil
+	return &Server{o: o, log: log, records: records, ipam: addresses, rules: rulesApplier{nft: nft}, backend: back, wg: wg, guard: guardPeriod}, nil
 }
 
 // Run serves until ctx is done, then waits for the calls in flight. Pods keep their network when it returns.
@@ -122,6 +123,9 @@ func (s *Server) Run(ctx context.Context) error {
 	listener, err := listen(s.o.Socket)
 	if err != nil {
 		return err
+	}
+	if s.wg != nil {
+		defer s.wg.close()
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -143,6 +147,14 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 		wg.Go(func() { s.serve(ctx, conn) })
 	}
+}
+
+// WireGuardKey is the public key that other nodes have to know; empty without WireGuard.
+func (s *Server) WireGuardKey() string {
+	if s.wg == nil {
+		return ""
+	}
+	return s.wg.key.PublicKey().String()
 }
 
 // Ready says whether pods can be served.

@@ -10,15 +10,20 @@ const (
 	NetworkVXLAN = "vxlan"
 	// NetworkHostGateway makes each node the gateway to its pods: nothing is wrapped, and all nodes have to be on one segment.
 	NetworkHostGateway = "host-gw"
+	// NetworkWireGuard encrypts packets between nodes.
+	NetworkWireGuard = "wireguard"
 	// NetworkNone leaves the pod network to another plugin that the operator installs.
 	NetworkNone = "none"
 )
 
 // NetworkBackends are all ways, the default first.
-var NetworkBackends = []string{NetworkVXLAN, NetworkHostGateway, NetworkNone}
+var NetworkBackends = []string{NetworkVXLAN, NetworkHostGateway, NetworkWireGuard, NetworkNone}
 
 // Backend is NetworkBackend or the default.
 func (s Settings) Backend() string { return cmp.Or(s.NetworkBackend, NetworkBackends[0]) }
+
+// WireGuardAnnotation on a node has the public key of its end of the tunnel. Each node writes its own.
+const WireGuardAnnotation = "coracle.dev/wireguard"
 
 // UnderlayAnnotation on a node has the addresses, with commas in between, at which other nodes reach its pods when these are
 // others than the node's own (--network-iface). Each node writes its own.

@@ -31,8 +31,10 @@ func trim(obj any) (any, error) {
 	case *corev1.Node:
 		meta := identity(o)
 		meta.Labels, meta.CreationTimestamp = o.Labels, o.CreationTimestamp // of two nodes that claim the same, the older one has it
-		if v, ok := o.Annotations[cluster.UnderlayAnnotation]; ok {
-			meta.Annotations = map[string]string{cluster.UnderlayAnnotation: v}
+		for _, name := range []string{cluster.UnderlayAnnotation, cluster.WireGuardAnnotation} {
+			if v, ok := o.Annotations[name]; ok {
+				metav1.SetMetaDataAnnotation(&meta, name, v)
+			}
 		}
 		return &corev1.Node{
 			ObjectMeta: meta,

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// publishWireGuardKey keeps the node's public key on its Node, where the others look for it. The node writes with the kubelet's identity, which
+// may change no other node.
+func publishWireGuardKey(ctx context.Context, o Options, key string) error {
+	part := o.part("wireguard key")
+	nodes, err := nodeClient(o.KubeletKubeconfig)
+	if err != nil {
+		return err
+	}
+	last := ""
+	for {
+		pause := addressCheck
+		if err := annotate(ctx, nodes, o.NodeName, cluster.WireGuardAnnotation, key); err == nil {
+			last = ""
+			part.Set(status.Running, "")
+		} else {
+			pause = nodePoll
+			if text := err.Error(); text != last && ctx.Err() == nil {
+				last = text
+				part.Set(status.Degraded, text) // at a first start only until the kubelet has registered the node
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+	}
+}
+
+// annotate writes only what is not so already.
+func annotate(ctx context.Context, nodes corev1client.NodeInterface, node, name, value string) error {
+	n, err := nodes.Get(ctx, node, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("looking at the node's annotation %s: %w", name, err)
+	}
+	if n.Annotations[name] == value {
+		return nil
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{name: value}}})
+	if err != nil {
+		return err
+	}
+	if _, err := nodes.Patch(ctx, node, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		return fmt.Errorf("writing the node's annotation %s: %w", name, err)
+	}
+	return nil
+}

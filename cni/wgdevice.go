@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+	"k8s.io/klog/v2"
+)
+
+// wgDevice is a node's end of the tunnel. The kernel's device outlives the process. Where the kernel has none, wireguard-go works in this
+// process behind a tun device, which is gone with it.
+type wgDevice struct {
+	name string
+	key  wgtypes.Key
+	log  klog.Logger
+
+	mu   sync.Mutex
+	user *wgUser // nil where the kernel does it
+	// told are the endpoints that the device was given. What it answers has those that it found since.
+	told map[string]netip.AddrPort
+}
+
+func newWGDevice(name string, key wgtypes.Key, log klog.Logger) *wgDevice {
+	return &wgDevice{name: name, key: key, log: log, told: map[string]netip.AddrPort{}}
+}
+
+// makeWireGuard makes the device where there is none, and anew where it is something else.
+func (k *kernel) makeWireGuard(want link) error {
+	l, err := k.find(want.name)
+	if err == nil && k.wg.kind(l) != kindWireGuard {
+		err = removeDevice(want.name)
+		delete(k.links, want.name)
+		if err == nil {
+			_, err = k.find(want.name)
+		}
+	}
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return k.wg.make(want.mtu)
+	}
+	return err
+}
+
+// make makes the device; the caller has found none of that name.
+func (d *wgDevice) make(mtu int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closeLocked()
+	clear(d.told)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = d.name, mtu
+	err := netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs})
+	switch {
+	case err == nil:
+		d.log.Info("The kernel encrypts packets between nodes", "device", d.name)
+		return d.configureLocked(d.identity())
+	case !errors.Is(err, unix.EOPNOTSUPP):
+		return err
+	}
+	user, err := openWGUser(d.name, mtu, d.identity(), d.log)
+	if err != nil {
+		return fmt.Errorf("this kernel has no WireGuard (module wireguard), and wireguard-go cannot work either: %w", err)
+	}
+	d.user = user
+	d.log.Info("This kernel has no WireGuard: wireguard-go encrypts packets between nodes in this process, which takes more processor time", "device", d.name)
+	return nil
+}
+
+// kind is the link's, with wireguard-go's device taken for what it does.
+func (d *wgDevice) kind(l netlink.Link) string {
+	if d == nil || l.Attrs().Name != d.name {
+		return l.Type()
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.user != nil && !d.user.closed() && l.Type() == "tuntap" {
+		return kindWireGuard
+	}
+	return l.Type()
+}
+
+func (d *wgDevice) identity() wgtypes.Config {
+	port := WireGuardPort
+	return wgtypes.Config{PrivateKey: &d.key, ListenPort: &port}
+}
+
+// observe reads what the device has been told.
+func (d *wgDevice) observe(l netlink.Link, put func(object)) error {
+	if d == nil || l.Attrs().Name != d.name || d.kind(l) != kindWireGuard {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	have, err := d.stateLocked()
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("asking the WireGuard device %s: %w", d.name, err)
+	}
+	put(wgIdentity{d.name, have.PrivateKey.PublicKey().String(), have.ListenPort})
+	for _, p := range have.Peers {
+		key := p.PublicKey.String()
+		put(wgPeer{
+			device: d.name, key: key, endpoint: d.told[key], allowed: joinNets(p.AllowedIPs),
+			keepalive: int(p.PersistentKeepaliveInterval / time.Second),
+		})
+	}
+	return nil
+}
+
+// ensureIdentity sets the key and the port.
+func (d *wgDevice) ensureIdentity() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.configureLocked(d.identity())
+}
+
+// ensurePeer adds the peer or changes it. Its endpoint is told once: it may have found a better one since.
+func (d *wgDevice) ensurePeer(p wgPeer) error {
+	key, err := wgtypes.ParseKey(p.key)
+	if err != nil {
+		return err
+	}
+	every := time.Duration(p.keepalive) * time.Second
+	c := wgtypes.PeerConfig{PublicKey: key, PersistentKeepaliveInterval: &every, ReplaceAllowedIPs: true}
+	for text := range strings.SplitSeq(p.allowed, ",") {
+		if n, err := netip.ParsePrefix(text); err == nil {
+			c.AllowedIPs = append(c.AllowedIPs, *ipNet(n))
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if told, ok := d.told[p.key]; p.endpoint.IsValid() && (!ok || told != p.endpoint) {
+		c.Endpoint = net.UDPAddrFromAddrPort(p.endpoint)
+	}
+	if err := d.configureLocked(wgtypes.Config{Peers: []wgtypes.PeerConfig{c}}); err != nil {
+		return err
+	}
+	d.told[p.key] = p.endpoint
+	return nil
+}
+
+func (d *wgDevice) removePeer(p wgPeer) error {
+	key, err := wgtypes.ParseKey(p.key)
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.told, p.key)
+	return d.configureLocked(wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: key, Remove: true, UpdateOnly: true}}})
+}
+
+func (d *wgDevice) stateLocked() (*wgtypes.Device, error) {
+	if d.user != nil {
+		return d.user.state()
+	}
+	c, err := wgctrl.New()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = c.Close() }()
+	return c.Device(d.name)
+}
+
+func (d *wgDevice) configureLocked(config wgtypes.Config) error {
+	if d.user != nil {
+		return d.user.configure(config)
+	}
+	c, err := wgctrl.New()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	return c.ConfigureDevice(d.name, config)
+}
+
+// close ends what works in this process; the kernel's device goes on.
+func (d *wgDevice) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closeLocked()
+}
+
+func (d *wgDevice) closeLocked() {
+	if d.user != nil {
+		d.user.close()
+		d.user = nil
+	}
+}
+
+// joinNets spells networks as wgPeer.allowed does: IPv4 first.
+func joinNets(nets []net.IPNet) string {
+	var ps []netip.Prefix
+	for _, n := range nets {
+		if p, ok := prefixOf(&n); ok {
+			ps = append(ps, p)
+		}
+	}
+	slices.SortFunc(ps, netip.Prefix.Compare)
+	sortFamilies(ps)
+	var out []string
+	for _, p := range ps {
+		out = append(out, p.String())
+	}
+	return strings.Join(out, ",")
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+	"k8s.io/klog/v2"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/cluster"
+)
+
+// wireGuardKeyFile holds the node's private key, spelled as wg(8) does. It never leaves the node.
+const wireGuardKeyFile = "wireguard.key"
+
+// wireGuardKey is the node's key, made at the first start. A file that is not a key is replaced: others follow the new one.
+func wireGuardKey(dir string, log klog.Logger) (key wgtypes.Key, err error) {
+	path := filepath.Join(dir, wireGuardKeyFile)
+	data, err := os.ReadFile(path)
+	if err == nil {
+		if key, err = wgtypes.ParseKey(strings.TrimSpace(string(data))); err == nil {
+			return key, nil
+		}
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return key, fmt.Errorf("reading the node's WireGuard key: %w", err)
+	}
+	log.Info("Making a WireGuard key for this node", "file", path, "publishedAs", cluster.WireGuardAnnotation)
+	if key, err = wgtypes.GeneratePrivateKey(); err != nil {
+		return key, fmt.Errorf("making the node's WireGuard key: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return key, fmt.Errorf("making the folder of the node's WireGuard key: %w", err)
+	}
+	if err := atomicfile.Write(path, []byte(key.String()+"\n"), 0o600); err != nil {
+		return key, fmt.Errorf("writing the node's WireGuard key: %w", err)
+	}
+	return key, nil
+}

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+const (
+	kindWireGuard = "wireguard"
+	// wireGuardDevice is the tunnel's device.
+	wireGuardDevice = tunnelPrefix + "wg"
+	// WireGuardPort is the UDP port of a node's tunnel, WireGuard's usual one.
+	WireGuardPort = 51820
+	// keepalive is how often a node behind address translation sends something, in seconds: translators forget a flow of datagrams
+	// after half a minute (RFC 4787, REQ-5 wants two, many have less).
+	keepalive = 25
+)
+
+// wireGuard encrypts packets between nodes. The kernel does it where it can, and else wireguard-go in this process (wgdevice.go).
+type wireGuard struct {
+	public  string // this node's key
+	cluster []netip.Prefix
+}
+
+// overhead is the datagram's headers, WireGuard's own (16) and its seal (16).
+func (wireGuard) overhead(v4 bool) int {
+	if v4 {
+		return 20 + 8 + 32
+	}
+	return 40 + 8 + 32
+}
+
+// desired leads nothing to a node whose key is unknown. The blackholes hold what would else go out by the default route,
+// in the clear: packets for pods that nobody has, and all of them while the device is missing.
+func (w wireGuard) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
+	add := func(o object) { out = append(out, wanted{object: o}) }
+	for _, c := range w.cluster {
+		if _, ok := sameFamily(in.podCIDRs, c.Addr()); ok {
+			add(blackhole{c.Masked()})
+		}
+	}
+	add(link{name: wireGuardDevice, kind: kindWireGuard, mtu: in.mtu, up: true})
+	add(wgIdentity{wireGuardDevice, w.public, WireGuardPort})
+	keys := map[string]string{w.public: "this node"}
+	for _, p := range in.peers {
+		key, err := wgtypes.ParseKey(p.WireGuardKey)
+		switch owner := keys[p.WireGuardKey]; {
+		case p.WireGuardKey == "":
+			trouble = append(trouble, peerTrouble{p.Name, "it has not said its WireGuard key: its coracle is not running, or has another --network-backend"})
+			continue
+		case err != nil:
+			trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("its WireGuard key is none: %v", err)})
+			continue
+		case owner != "":
+			trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("its WireGuard key is that of %s", owner)})
+			continue
+		}
+		keys[p.WireGuardKey] = p.Name
+		peer, routes := w.peer(in, p)
+		peer.key = key.String()
+		add(peer)
+		for _, r := range routes {
+			add(r)
+		}
+	}
+	return out, trouble
+}
+
+func (w wireGuard) peer(in waysInput, p Peer) (wgPeer, []route) {
+	peer := wgPeer{device: wireGuardDevice, name: p.Name}
+	var allowed []string
+	var routes []route
+	for _, c := range p.PodCIDRs {
+		own, ok := sameFamily(in.podCIDRs, c.Addr())
+		if !ok {
+			continue
+		}
+		allowed = append(allowed, c.Masked().String())
+		routes = append(routes, route{dst: c.Masked(), device: wireGuardDevice, src: gateway(own), mtu: in.routeMTU(c)})
+	}
+	peer.allowed = strings.Join(allowed, ",")
+	peer.endpoint, peer.keepalive = endpoint(in, p)
+	return peer, routes
+}
+
+// endpoint says where a peer is reached, if it can be, and how often this node has to be heard of so that the peer can go on reaching it.
+//
+// A private address that is in no network of the underlay's can be reached only from private addresses (by some router between them). So a
+// node that has a public one waits for such a peer to speak first, and then answers to where that came from, whatever address
+// a translator has given it by then. The other one keeps its way through the translator open.
+func endpoint(in waysInput, p Peer) (at netip.AddrPort, every int) {
+	v4, ok := in.family(p)
+	if !ok {
+		return netip.AddrPort{}, 0
+	}
+	own, _ := in.underlay.address(v4)
+	theirs, _ := p.underlay(v4)
+	switch {
+	case in.underlay.onLink(theirs) || private(own) == private(theirs):
+		return netip.AddrPortFrom(theirs, WireGuardPort), 0
+	case private(own):
+		return netip.AddrPortFrom(theirs, WireGuardPort), keepalive
+	default:
+		return netip.AddrPort{}, 0
+	}
+}
+
+// sharedAddresses are those of a provider's translators (RFC 6598).
+var sharedAddresses = netip.MustParsePrefix("100.64.0.0/10")
+
+func private(a netip.Addr) bool {
+	return a.IsPrivate() || a.IsLinkLocalUnicast() || sharedAddresses.Contains(a)
+}
+
+// rules drop what comes by the underlay in the clear and says that a pod had sent it: those packets come by the tunnel only.
+func (w wireGuard) rules(rs *ruleset, in waysInput) {
+	if in.underlay.device == "" {
+		return
+	}
+	for _, f := range ruleFamilies() {
+		rs.rule(chainGuard, "iifname", quoted(in.underlay.device), f.proto, "saddr @"+f.name(setCluster), "drop")
+	}
+}
+
+// wgIdentity is whom a tunnel's device is for others.
+type wgIdentity struct {
+	device, public string
+	port           int
+}
+
+func (w wgIdentity) id() string { return "wireguard dev " + w.device }
+func (w wgIdentity) String() string {
+	return w.id() + " key " + w.public + fmt.Sprint(" port ", w.port)
+}
+func (w wgIdentity) satisfiedBy(have object) bool { return w == have }
+
+// wgPeer is another node as the tunnel's device has it.
+type wgPeer struct {
+	device, key string
+	name        string // for people
+	// endpoint is where the device was told to find the peer; where it has found it since is its own business. Invalid: it waits
+	// until it hears of it.
+	endpoint  netip.AddrPort
+	allowed   string // networks, in the order of the peer's pod networks
+	keepalive int    // seconds; 0: none
+}
+
+func (p wgPeer) id() string { return "wireguard peer " + p.key + " dev " + p.device }
+
+func (p wgPeer) String() string {
+	s := p.id()
+	if p.endpoint.IsValid() {
+		s += " endpoint " + p.endpoint.String()
+	}
+	s += " allowed " + p.allowed
+	if p.keepalive > 0 {
+		s += fmt.Sprint(" keepalive ", p.keepalive)
+	}
+	return s
+}
+
+func (p wgPeer) satisfiedBy(have object) bool {
+	h, ok := have.(wgPeer)
+	h.name = p.name
+	return ok && h == p
+}
+
+// blackhole is a route at whose end packets are dropped without a word.
+type blackhole struct{ dst netip.Prefix }
+
+func (b blackhole) route() *netlink.Route {
+	return &netlink.Route{Dst: ipNet(b.dst), Type: unix.RTN_BLACKHOLE, Protocol: routeProtocol}
+}
+
+func (b blackhole) id() string                   { return "blackhole " + b.dst.String() }
+func (b blackhole) String() string               { return b.id() }
+func (b blackhole) satisfiedBy(have object) bool { return b == have }
