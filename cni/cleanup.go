@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
 )
 
@@ -31,14 +33,33 @@ func Cleanup(ctx context.Context, o CleanupOptions) error {
 	}
 	for _, l := range links {
 		name := l.Attrs().Name
-		if ofPod(l) || l.Type() == kindBridge && name == Bridge {
+		if ofPod(l) || l.Type() == kindBridge && name == Bridge || strings.HasPrefix(name, tunnelPrefix) {
 			errs = append(errs, removeDevice(name))
 		}
 	}
+	errs = append(errs, removeRoutes())
 	errs = append(errs, removeTable(ctx))
 	if o.StateDir != "" {
 		if err := os.RemoveAll(o.StateDir); err != nil {
 			errs = append(errs, fmt.Errorf("removing the state of the pod network: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeRoutes removes those of our routes that did not go with a device of ours.
+func removeRoutes() error {
+	var errs []error
+	for _, family := range kernelFamilies() {
+		mine := &netlink.Route{Table: unix.RT_TABLE_MAIN, Protocol: routeProtocol}
+		routes, err := netlink.RouteListFiltered(family, mine, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("listing routes: %w", err))
+		}
+		for _, r := range routes {
+			if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+				errs = append(errs, fmt.Errorf("removing the route to %s: %w", r.Dst, err))
+			}
 		}
 	}
 	return errors.Join(errs...)

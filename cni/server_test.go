@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/coracle-k8s/coracle/cni/wire"
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 )
 
@@ -297,40 +298,51 @@ func TestGarbageCollection(t *testing.T) {
 }
 
 func TestCleanupLeavesNothing(t *testing.T) {
-	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
-	n.pod("aaa", PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"})
-	n.stop()
-	if err := Cleanup(context.Background(), CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
-		t.Fatal(err)
-	}
-	links, err := netlink.LinkList()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range links {
-		if name := l.Attrs().Name; name != "lo" && name != "uplink" {
-			t.Errorf("device %s is left", name)
+	for _, backend := range cluster.NetworkBackends {
+		if backend == cluster.NetworkNone {
+			continue
 		}
-	}
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, r := range routes {
-		if r.Dst != nil && (strings.HasPrefix(r.Dst.String(), "10.42") || strings.HasPrefix(r.Dst.String(), "10.43")) {
-			t.Errorf("route %v is left", r)
-		}
-	}
-	if out := nft(t, "list tables"); strings.Contains(out, "coracle") {
-		t.Errorf("tables left: %s", out)
-	}
-	for _, dir := range []string{n.o.StateDir, filepath.Join(n.o.ConfDir, conflistName)} {
-		if _, err := os.Stat(dir); err == nil {
-			t.Errorf("%s is left", dir)
-		}
-	}
-	if err := Cleanup(context.Background(), CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
-		t.Error("again:", err)
+		t.Run(backend, func(t *testing.T) {
+			n := newNode(t, "10.42.0.0/16")
+			n.stop()
+			n.o.Backend, n.o.NodeIPs = backend, []netip.Addr{netip.MustParseAddr(nodeAddr)}
+			n.start()
+			n.ready("10.42.7.0/24")
+			n.pod("aaa", PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"})
+			n.stop()
+			if err := Cleanup(context.Background(), CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
+				t.Fatal(err)
+			}
+			links, err := netlink.LinkList()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, l := range links {
+				if name := l.Attrs().Name; name != "lo" && name != "uplink" {
+					t.Errorf("device %s is left", name)
+				}
+			}
+			routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range routes {
+				if r.Dst != nil && (strings.HasPrefix(r.Dst.String(), "10.42") || strings.HasPrefix(r.Dst.String(), "10.43")) {
+					t.Errorf("route %v is left", r)
+				}
+			}
+			if out := nft(t, "list tables"); strings.Contains(out, "coracle") {
+				t.Errorf("tables left: %s", out)
+			}
+			for _, dir := range []string{n.o.StateDir, filepath.Join(n.o.ConfDir, conflistName)} {
+				if _, err := os.Stat(dir); err == nil {
+					t.Errorf("%s is left", dir)
+				}
+			}
+			if err := Cleanup(context.Background(), CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
+				t.Error("again:", err)
+			}
+		})
 	}
 }
 
