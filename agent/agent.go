@@ -139,6 +139,7 @@ func runParts(ctx context.Context, o Options, p parts) error {
 	g.run(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(p.runtime.Address())) })
 	g.run(nil, func(ctx context.Context) error { watchNode(ctx, o); return nil })
 	g.run(nil, func(ctx context.Context) error { return keepAddresses(ctx, o) })
+	g.run(nil, func(ctx context.Context) error { return keepUnderlay(ctx, o) })
 	g.run(nil, func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():

@@ -17,6 +17,8 @@ import (
 type backend interface {
 	// overhead is by how much a packet grows on an underlay of that family, in bytes.
 	overhead(v4 bool) int
+	// port is the UDP port at which other nodes' packets come; 0 for none.
+	port() int
 	// desired are the devices, routes and entries that lead to the peers' pods, in the order in which they have to be made, and
 	// what is wrong with single peers.
 	desired(in waysInput) ([]wanted, []peerTrouble)

@@ -2,4 +2,48 @@
 
 package cni
 
-func (s *Server) badChecksums(device string) bool { return false }
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+const classNet = "/sys/class/net"
+
+// badChecksums says whether checksums of packets inside the tunnel have to be computed by software. Packets that are translated twice on their
+// way into a tunnel (a host's process, a Service, a pod of another node) got a wrong one from kernels before 5.7, and VMware's
+// device computes wrong ones for tunnels at flannel's port (docs/adr/0075).
+func badChecksums(release, classNet, device string) bool {
+	var major, minor int
+	if n, err := fmt.Sscanf(release, "%d.%d", &major, &minor); n == 2 && err == nil && (major < 5 || major == 5 && minor < 7) {
+		return true
+	}
+	return device != "" && hasDriver(classNet, device, "vmxnet3", 0)
+}
+
+// hasDriver looks at a device and at those below it: a VLAN's or a bond's.
+func hasDriver(classNet, device, driver string, depth int) bool {
+	const deepest = 4 // a VLAN on a bond in a bridge, and one more
+	if target, err := os.Readlink(filepath.Join(classNet, device, "device", "driver")); err == nil && filepath.Base(target) == driver {
+		return true
+	}
+	lower, _ := filepath.Glob(filepath.Join(classNet, device, "lower_*")) // the pattern is no bad one
+	for _, l := range lower {
+		if depth < deepest && hasDriver(classNet, filepath.Base(l)[len("lower_"):], driver, depth+1) {
+			return true
+		}
+	}
+	return false
+}
+
+// kernelRelease is what uname -r prints; "" where the kernel does not say.
+func kernelRelease() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return ""
+	}
+	return string(u.Release[:max(bytes.IndexByte(u.Release[:], 0), 0)])
+}

@@ -20,7 +20,7 @@ type CleanupOptions struct {
 	ConfDir  string
 }
 
-// Cleanup removes everything a Server made on this host: pods' devices with their routes, the bridge, the nftables
+// Cleanup removes everything a Server made on this host: pods' devices with their routes, the ways to other nodes, the bridge, the nftables
 // table, addresses, records and the CNI configuration. Pods that still run lose their network. It goes on past errors.
 func Cleanup(ctx context.Context, o CleanupOptions) error {
 	var errs []error

@@ -64,7 +64,7 @@ func (s *Server) listen(ctx context.Context, changes chan<- struct{}) error {
 		case u, open := <-news.routes:
 			relevant, ok = open && u.Type == unix.RTM_DELROUTE && u.Protocol == routeProtocol, open
 		case u, open := <-news.neighbours:
-			relevant, ok = open && u.Type == unix.RTM_DELNEIGH && u.State == netlink.NUD_PERMANENT, open
+			relevant, ok = open && relevantNeighbour(u), open
 		}
 		if !ok {
 			return fmt.Errorf("the kernel's news of the network ended")
@@ -123,6 +123,15 @@ func (n *news) drain() {
 func drain[T any](c <-chan T) {
 	for range c { // netlink's goroutine closes it at its end
 	}
+}
+
+// relevantNeighbour says whether an entry of ours may be gone. The kernel first says that a neighbour has failed, also when somebody removes it.
+func relevantNeighbour(u netlink.NeighUpdate) bool {
+	if u.Type != unix.RTM_DELNEIGH && u.State != netlink.NUD_FAILED {
+		return false
+	}
+	l, err := netlink.LinkByIndex(u.LinkIndex)
+	return err == nil && ownDevice(l.Attrs().Name) // a device that is gone took its entries along
 }
 
 // relevantLink says whether a link's change can matter: pods' devices come and go by our own hands, and statistics are no news.

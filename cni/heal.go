@@ -106,6 +106,33 @@ func (s *Server) reportPods(trouble map[*record]error) {
 	s.podTrouble = now
 }
 
+// firewalld is the table of the firewall of that name, whose chains end with rules that refuse, and not with a policy that drops.
+const firewalld = "firewalld"
+
+// warnOfInputDrops says once that somebody else's firewall may stand between the nodes' ends of the tunnel.
+func (s *Server) warnOfInputDrops() {
+	nw := s.network.Load()
+	if nw == nil || len(nw.ways.peers) == 0 || s.backend.port() == 0 {
+		return
+	}
+	drops, err := nfttable.InputDrops()
+	if err != nil {
+		return // it is advice only
+	}
+	if ok, err := nfttable.Exists(nfttable.Table{Family: nfttable.INet, Name: firewalld}); err == nil && ok {
+		drops = append(drops, "inet "+firewalld)
+	}
+	now := strings.Join(drops, ", ")
+	if now == s.inputDrops {
+		return
+	}
+	s.inputDrops = now
+	if now != "" {
+		s.log.Info("Another program's firewall decides which packets this machine takes: pods of other nodes reach those of this one only where "+
+			"it lets the tunnel's datagrams through. Allow this port from the other nodes; docs/network.md has how", "chains", now, "udpPort", s.backend.port())
+	}
+}
+
 // warnOfForwardDrops says once that somebody else's firewall stands in the pods' way: an accept in our own table cannot
 // overrule it, and other programs' tables are not ours to change.
 func (s *Server) warnOfForwardDrops() {

@@ -10,6 +10,8 @@ type hostGateway struct{}
 
 func (hostGateway) overhead(bool) int { return 0 }
 
+func (hostGateway) port() int { return 0 }
+
 func (hostGateway) rules(*ruleset, waysInput) {}
 
 func (hostGateway) desired(in waysInput) (out []wanted, trouble []peerTrouble) {

@@ -77,6 +77,7 @@ func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 		case <-guard.C:
 			s.heal(ctx)
 			s.warnOfForwardDrops()
+			s.warnOfInputDrops()
 		case next, ok := <-podCIDRs:
 			if !ok {
 				podCIDRs = nil
@@ -131,6 +132,7 @@ func (s *Server) configure(ctx context.Context, st networkState) error {
 		return err
 	}
 	s.warnOfForwardDrops()
+	s.warnOfInputDrops()
 	s.reportPeers(trouble)
 	s.log.Info("The pod network is ready", "podCIDRs", nw.podCIDRs, "mtu", nw.mtu, "device", Bridge,
 		"backend", s.o.Backend, "underlay", nw.ways.underlay.device, "otherNodes", len(nw.ways.peers))
@@ -156,9 +158,11 @@ func (s *Server) desiredNetwork(st networkState) (*network, []peerTrouble, error
 		s.reportUnderlay(nil)
 	}
 	nw.ways.underlay = u
-	nw.ways.checksumsBySoftware = s.badChecksums(u.device)
+	nw.ways.checksumsBySoftware = badChecksums(kernelRelease(), classNet, u.device)
 	nw.sizes = sizesFor(u.mtu, nw.ways.overhead(s.backend), st.PodCIDRs)
 	nw.ways.sizes = nw.sizes
+	_, more := s.backend.desired(nw.ways)
+	trouble = append(trouble, more...)
 	return nw, trouble, nil
 }
 

@@ -109,6 +109,8 @@ func desired(podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort) ruleset {
 	// A host process that asks 127.0.0.1 must come from an address that the pod can answer to.
 	rs.rule(chainPostrouting, "oifname", quoted(devicePrefix+"*"), "ip saddr 127.0.0.0/8 masquerade")
 	for _, f := range ruleFamilies() {
+		// Nor does anybody else speak from a pod's address but by the way that leads to the pod: another machine on the segment may try.
+		rs.rule(chainGuard, "iifname !=", quoted(devicePrefix+"*"), f.proto, "saddr @"+f.name(setCluster), "fib saddr . iif oif 0 drop")
 		rs.family(f, podCIDRs, clusterCIDRs, ports)
 	}
 	return rs

@@ -39,6 +39,8 @@ add map inet coracle ports6 { type inet_proto . inet_service : ipv6_addr . inet_
 add rule inet coracle guard iifname "vethcor*" ip daddr 127.0.0.0/8 drop
 add rule inet coracle guard iifname "vethcor*" ip saddr != 0.0.0.0 fib saddr . iif oif 0 drop
 add rule inet coracle guard iifname "vethcor*" ip6 saddr != { ::, fe80::/10 } fib saddr . iif oif 0 drop
+add rule inet coracle guard iifname != "vethcor*" ip saddr @cluster4 fib saddr . iif oif 0 drop
+add rule inet coracle guard iifname != "vethcor*" ip6 saddr @cluster6 fib saddr . iif oif 0 drop
 add rule inet coracle host-ports dnat ip to ip daddr . meta l4proto . th dport map @address-ports4
 add rule inet coracle host-ports meta nfproto ipv4 dnat ip to meta l4proto . th dport map @ports4
 add rule inet coracle host-ports dnat ip6 to ip6 daddr . meta l4proto . th dport map @address-ports6

@@ -83,7 +83,7 @@ type Server struct {
 	attaching sync.RWMutex
 	network   atomic.Pointer[network] // nil until pods can be served
 	// What was last said about other firewalls, and about which pods; only configureLoop touches both.
-	forwardDrops                  string
+	forwardDrops, inputDrops      string
 	podTrouble                    map[key]bool
 	underlayTrouble, peersTrouble string
 }

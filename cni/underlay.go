@@ -80,6 +80,17 @@ func findUnderlay(nodeIPs []netip.Addr, pattern string) (underlay, error) {
 	return u, nil
 }
 
+// UnderlayAddresses are this machine's for packets between nodes, at most one of each family: those of the interface that the pattern
+// names, or else the node's own.
+func UnderlayAddresses(nodeIPs []netip.Addr, pattern string) ([]netip.Addr, error) {
+	u, err := findUnderlay(nodeIPs, pattern)
+	var out []netip.Addr
+	for _, p := range u.addresses {
+		out = append(out, p.Addr())
+	}
+	return out, err
+}
+
 // underlayNamed takes the first interface by number that the pattern names, that is up and has an address.
 func underlayNamed(pattern string, links []netlink.Link, addrs []netlink.Addr) (underlay, error) {
 	var seen []string

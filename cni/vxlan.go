@@ -4,8 +4,11 @@ package cni
 
 import (
 	"crypto/sha256"
+	"fmt"
 	"net"
 	"net/netip"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
 // vxlan wraps packets between nodes into UDP datagrams (RFC 7348). Nothing is learned and nothing is asked for: where a peer's pods are
@@ -21,9 +24,6 @@ const (
 	deviceVXLAN4 = tunnelPrefix + "vxlan"
 	deviceVXLAN6 = tunnelPrefix + "vxlan6"
 
-	// VXLANPort is the kernel's own default and flannel's, so that firewalls' recipes for those fit. The number of RFC 7348
-	// is 4789, which clouds use themselves.
-	VXLANPort = 8472
 	// vxlanVNI is not flannel's 1: a device that it left behind keeps ours from nothing.
 	vxlanVNI = 7233
 
@@ -38,6 +38,8 @@ func (vxlan) overhead(v4 bool) int {
 	}
 	return vxlanOverhead6
 }
+
+func (vxlan) port() int { return cluster.VXLANPort }
 
 func vxlanDevice(v4 bool) string {
 	if v4 {
@@ -73,8 +75,15 @@ func (vxlan) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 		if !ok || len(byFamily[v4]) == 0 {
 			continue
 		}
+		if largest := in.underlay.mtu - vxlanOverhead6; !v4 && largest < in.mtu {
+			// The kernel cuts datagrams of a tunnel over IPv4 in two where it has to, and refuses to over IPv6.
+			for _, p := range byFamily[v4] {
+				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("IPv6 needs packets of %d bytes, and over IPv6 the tunnel has room for %d on %s with its MTU of %d: larger ones get lost",
+					in.mtu, largest, in.underlay.device, in.underlay.mtu)})
+			}
+		}
 		device := vxlanDevice(v4)
-		add(link{name: device, kind: kindVXLAN, mtu: in.mtu, up: true, vxlan: vxlanLink{vxlanVNI, VXLANPort, local, vtepMAC(in.podCIDRs)}})
+		add(link{name: device, kind: kindVXLAN, mtu: in.mtu, up: true, vxlan: vxlanLink{vxlanVNI, cluster.VXLANPort, local, vtepMAC(in.podCIDRs)}})
 		if in.checksumsBySoftware {
 			add(checksums{device})
 		}
@@ -100,5 +109,3 @@ func (vxlan) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 	}
 	return out, trouble
 }
-
-func (vxlan) rules(*ruleset, waysInput) {}

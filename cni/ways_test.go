@@ -7,18 +7,9 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-
-	"github.com/coracle-k8s/coracle/internal/nstest"
 )
 
-// wayNode is a node of a cluster in namespaces: a host's side with ways, one pod and no server.
-type wayNode struct {
-	*nstest.NS
-	in  waysInput
-	pod *nstest.NS
-}
-
-// cluster is what several nodes on one segment are made from.
+// wayCluster is what several nodes on one segment are made from.
 type wayCluster struct {
 	backend  backend
 	podCIDRs func(i int) []netip.Prefix
@@ -112,6 +103,14 @@ address 10.42.1.0 dev coracle-vxlan6
 fdb ` + vtepMAC(only4(2)) + ` dev coracle-vxlan6 dst 2001:db8::2
 neighbour 10.42.2.0 dev coracle-vxlan6 lladdr ` + vtepMAC(only4(2)) + `
 route 10.42.2.0/24 via 10.42.2.0 dev coracle-vxlan6 onlink src 10.42.1.1`},
+		{"vxlan, an underlay that is too small for IPv6 in IPv6", wayCluster{vxlan{}, func(i int) []netip.Prefix { return dualPods(i)[1:] }, underlay6, 1280}, 2, `
+link coracle-vxlan6 vxlan mtu 1280 up id 7233 dstport 8472 local 2001:db8::1 address ` + vtepMAC(dualPods(1)[1:]) + `
+sysctl net/ipv6/conf/coracle-vxlan6/accept_ra 0
+address fd42:0:0:1:: dev coracle-vxlan6
+fdb ` + vtepMAC(dualPods(2)[1:]) + ` dev coracle-vxlan6 dst 2001:db8::2
+neighbour fd42:0:0:2:: dev coracle-vxlan6 lladdr ` + vtepMAC(dualPods(2)[1:]) + `
+route fd42:0:0:2::/64 via fd42:0:0:2:: dev coracle-vxlan6 onlink src fd42:0:0:1::1
+! n2: IPv6 needs packets of 1280 bytes, and over IPv6 the tunnel has room for 1210 on eth0 with its MTU of 1280: larger ones get lost`},
 		{"host-gw", wayCluster{hostGateway{}, dualPods, func(i int) []string { return append(underlay4(i), underlay6(i)...) }, 1500}, 2, `
 route 10.42.2.0/24 via 192.0.2.2 dev eth0 src 10.42.1.1
 route fd42:0:0:2::/64 via 2001:db8::2 dev eth0 src fd42:0:0:1::1`},

@@ -37,6 +37,8 @@ func (wireGuard) overhead(v4 bool) int {
 	return 40 + 8 + 32
 }
 
+func (wireGuard) port() int { return WireGuardPort }
+
 // desired leads nothing to a node whose key is unknown. The blackholes hold what would else go out by the default route,
 // in the clear: packets for pods that nobody has, and all of them while the device is missing.
 func (w wireGuard) desired(in waysInput) (out []wanted, trouble []peerTrouble) {

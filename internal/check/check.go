@@ -34,6 +34,8 @@ type Needs struct {
 	RunDir  string
 	Ports   []Port
 	NodeIPs []netip.Addr
+	// Tunnel is the UDP port for packets between nodes' pods; 0 where they need none.
+	Tunnel int
 	// Networks are the cluster's own, which a route of the host must not cover.
 	Networks []netip.Prefix
 	// Snapshotter is auto, overlayfs or native.

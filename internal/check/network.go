@@ -61,11 +61,11 @@ func (r *run) forwarding() {
 // filters finds firewalls that would drop what coracle needs.
 func (r *run) filters() {
 	if r.exists("etc/ufw/ufw.conf") && strings.Contains(r.read("etc/ufw/ufw.conf"), "ENABLED=yes") {
-		r.warn("firewall", "ufw is on", "let the cluster through: "+r.allow("ufw allow 6443", "ufw allow from %s", "; ")+"; ufw default allow routed")
+		r.warn("firewall", "ufw is on", "let the cluster through: "+r.allow("ufw allow 6443"+r.tunnel("; ufw allow %d/udp"), "ufw allow from %s", "; ")+"; ufw default allow routed")
 		return
 	}
 	if r.exists("run/firewalld.pid") || r.exists("run/firewalld") {
-		r.warn("firewall", "firewalld is on", "let the cluster through: "+r.allow("firewall-cmd --permanent --add-port=6443/tcp --add-port=6443/udp", "firewall-cmd --permanent --zone=trusted --add-source=%s", "; ")+"; firewall-cmd --reload")
+		r.warn("firewall", "firewalld is on", "let the cluster through: "+r.allow("firewall-cmd --permanent --add-port=6443/tcp --add-port=6443/udp"+r.tunnel(" --add-port=%d/udp"), "firewall-cmd --permanent --zone=trusted --add-source=%s", "; ")+"; firewall-cmd --reload")
 		return
 	}
 	if !r.Root {
@@ -78,10 +78,18 @@ func (r *run) filters() {
 			continue // no nftables here: the check above says so
 		}
 		what := map[string]string{"forward": "traffic of pods", "input": "connections to this machine"}[hook]
-		r.warn("firewall", fmt.Sprintf("packet filter chain %s drops %s that no rule accepts", strings.Join(chains, ", "), what), "accept the cluster's networks there: "+r.allow("TCP and UDP port 6443", "%s", ", ")+" (Docker sets such a chain: its DOCKER-USER chain is the place)")
+		r.warn("firewall", fmt.Sprintf("packet filter chain %s drops %s that no rule accepts", strings.Join(chains, ", "), what), "accept the cluster's networks there: "+r.allow("TCP and UDP port 6443"+r.tunnel(", UDP port %d from the other nodes"), "%s", ", ")+" (Docker sets such a chain: its DOCKER-USER chain is the place)")
 		return
 	}
 	r.ok("firewall", "nothing drops the cluster's traffic")
+}
+
+// tunnel is a part of a text about the tunnel's port, where there is a tunnel.
+func (r *run) tunnel(format string) string {
+	if r.Tunnel == 0 {
+		return ""
+	}
+	return fmt.Sprintf(format, r.Tunnel)
 }
 
 // allow lists what has to be let through: the API server's port, then each of the cluster's networks.

@@ -19,6 +19,10 @@ const (
 // NetworkBackends are all ways, the default first.
 var NetworkBackends = []string{NetworkVXLAN, NetworkHostGateway, NetworkWireGuard, NetworkNone}
 
+// VXLANPort is the kernel's own default and flannel's, so that firewalls' recipes for those fit. The number of RFC 7348
+// is 4789, which clouds use themselves.
+const VXLANPort = 8472
+
 // Backend is NetworkBackend or the default.
 func (s Settings) Backend() string { return cmp.Or(s.NetworkBackend, NetworkBackends[0]) }
 

@@ -74,7 +74,12 @@ func Delete(t Table) error {
 
 // ForwardDrops names the chains that drop every forwarded packet their rules do not allow, as Docker's and many
 // firewalls' do: "ip filter FORWARD". iptables' legacy variant is not visible here.
-func ForwardDrops() ([]string, error) {
+func ForwardDrops() ([]string, error) { return drops(nftables.ChainHookForward) }
+
+// InputDrops is ForwardDrops for packets to the machine itself.
+func InputDrops() ([]string, error) { return drops(nftables.ChainHookInput) }
+
+func drops(hook *nftables.ChainHook) ([]string, error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return nil, fmt.Errorf("opening nftables: %w", err)
@@ -86,7 +91,7 @@ func ForwardDrops() ([]string, error) {
 	var out []string
 	for _, c := range chains {
 		family := familyNames[c.Table.Family]
-		if family != "" && c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward &&
+		if family != "" && c.Hooknum != nil && *c.Hooknum == *hook &&
 			c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
 			out = append(out, family+" "+c.Table.Name+" "+c.Name)
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coracle-k8s/coracle/internal/check"
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
@@ -72,6 +73,10 @@ func needsOf(c *config.Server) check.Needs {
 	n.Ports = append(n.Ports, check.Port{Network: "udp", Address: c.BindAddress, Number: c.HTTPSPort, What: "gossip", Setting: "--https-listen-port"})
 	if c.DisableAgent {
 		return n
+	}
+	if c.NetworkBackend == cluster.NetworkVXLAN {
+		n.Tunnel = cluster.VXLANPort
+		n.Ports = append(n.Ports, check.Port{Network: "udp", Number: cluster.VXLANPort, What: "packets between nodes' pods"})
 	}
 	n.Ports = append(n.Ports, check.Port{Network: "tcp", Number: kubeletPort, What: "the kubelet"})
 	if !c.Disabled(config.PartDNS) {

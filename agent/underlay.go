@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coracle-k8s/coracle/cni"
+	"github.com/coracle-k8s/coracle/internal/cluster"
+)
+
+// underlayCheck is how often the addresses of another interface are looked at.
+const underlayCheck = 10 * time.Second
+
+// keepUnderlay writes on the Node at which addresses other nodes reach its pods, where these are not the node's own because
+// --network-iface names another interface. Where they are, it sees once that nothing is left of an earlier setting.
+func keepUnderlay(ctx context.Context, o Options) error {
+	if o.NetworkBackend == cluster.NetworkNone {
+		return nil
+	}
+	nodes, err := nodeClient(o.KubeletKubeconfig)
+	if err != nil {
+		return err
+	}
+	written, known, complaint := "", false, ""
+	for {
+		pause := underlayCheck
+		want, err := o.underlay()
+		if err == nil && (!known || want != written) {
+			if err = annotate(ctx, nodes, o.NodeName, cluster.UnderlayAnnotation, want); err == nil {
+				written, known = want, true
+			} else {
+				pause = nodePoll // at a first start the kubelet has not registered the node yet
+			}
+		}
+		if err != nil && ctx.Err() == nil && err.Error() != complaint {
+			complaint = err.Error()
+			o.Logger.Debug("agent: other nodes are not told yet at which address they reach this one's pods", "error", err)
+		}
+		if known && o.NetworkInterface == "" {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+	}
+}
+
+// underlay is what the annotation says; nothing where other nodes use the node's own addresses.
+func (o Options) underlay() (string, error) {
+	if o.NetworkInterface == "" {
+		return "", nil
+	}
+	addrs, err := cni.UnderlayAddresses(o.NodeIPs, o.NetworkInterface)
+	if err != nil {
+		return "", fmt.Errorf("looking for the interface to other nodes: %w", err)
+	}
+	if !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !slices.Contains(o.NodeIPs, a) }) {
+		return "", nil
+	}
+	var texts []string
+	for _, a := range addrs {
+		texts = append(texts, a.String())
+	}
+	return strings.Join(texts, ","), nil
+}

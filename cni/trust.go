@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+
+	"sigs.k8s.io/knftables"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+)
+
+// A VXLAN datagram has no proof of who sent it, so the kernel would take what any machine says for a peer's. What the table can know is
+// from which address a datagram comes, and what the packet inside says where it is from: both have to be one peer's.
+// docs/adr/0074 has what that holds off and what not.
+
+const (
+	chainTunnelIn = "tunnel-in"
+	chainTunnel   = "tunnel"
+	setTunnel     = "tunnel" // and the families outside and inside
+)
+
+// Where things are in a datagram, in bits from the beginning of its UDP header: 8 bytes of UDP, 8 of VXLAN, 14 of the inner Ethernet header.
+const (
+	atVNI     = (8 + 4) * 8
+	atType    = (8 + 8 + 12) * 8
+	atSource4 = (8 + 8 + 14 + 12) * 8
+	atSource6 = (8 + 8 + 14 + 8) * 8
+)
+
+func (vxlan) rules(rs *ruleset, in waysInput) {
+	if len(in.underlay.addresses) == 0 {
+		return
+	}
+	rs.base(chainTunnelIn, knftables.FilterType, knftables.InputHook, "-10")
+	rs.objects = append(rs.objects, &knftables.Chain{Name: chainTunnel})
+	rs.rule(chainTunnelIn, fmt.Sprintf("udp dport %d @th,%d,24 %d jump %s", cluster.VXLANPort, atVNI, vxlanVNI, chainTunnel))
+	for _, outer := range []string{"ip", "ip6"} {
+		for _, inner := range []struct{ etherType, source string }{
+			{"0x0800", fmt.Sprintf("@th,%d,32", atSource4)},
+			{"0x86dd", fmt.Sprintf("@th,%d,128", atSource6)},
+		} {
+			key, name := outer+" saddr . "+inner.source, tunnelSet(outer == "ip", inner.etherType == "0x0800")
+			rs.objects = append(rs.objects, &knftables.Set{Name: name, TypeOf: key, Flags: []knftables.SetFlag{knftables.IntervalFlag}})
+			rs.rule(chainTunnel, fmt.Sprintf("@th,%d,16 %s %s @%s return", atType, inner.etherType, key, name))
+		}
+	}
+	rs.rule(chainTunnel, "counter drop")
+	for _, p := range in.peers {
+		v4, ok := in.family(p)
+		if !ok {
+			continue
+		}
+		from, _ := p.underlay(v4)
+		for _, c := range p.PodCIDRs {
+			rs.tunnelSource(from, c)
+		}
+		for _, a := range p.Addresses { // what the node itself says, for one that a packet is too large
+			rs.tunnelSource(from, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+}
+
+func tunnelSet(outer4, inner4 bool) string {
+	digit := map[bool]string{true: "4", false: "6"}
+	return setTunnel + "-" + digit[outer4] + digit[inner4]
+}
+
+func (rs *ruleset) tunnelSource(from netip.Addr, inside netip.Prefix) {
+	rs.element(&knftables.Element{Set: tunnelSet(from.Is4(), inside.Addr().Is4()), Key: []string{from.String(), numbers(inside)}})
+}
+
+// numbers writes a network as the range of numbers that raw payload is compared with.
+func numbers(p netip.Prefix) string {
+	first := p.Masked().Addr().AsSlice()
+	last := p.Masked().Addr().AsSlice()
+	for bit := p.Bits(); bit < len(last)*8; bit++ {
+		last[bit/8] |= 0x80 >> (bit % 8)
+	}
+	if p.IsSingleIP() {
+		return "0x" + hex.EncodeToString(first)
+	}
+	return "0x" + hex.EncodeToString(first) + "-0x" + hex.EncodeToString(last)
+}

@@ -1,0 +1,419 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/nstest"
+)
+
+// segment is a network with nodes on it, each in a namespace. A node's pods are its own addresses in its pod networks.
+type segment struct {
+	*testing.T
+	c     wayCluster
+	nodes []*nstest.NS // the first is number 1
+	dead  []int
+}
+
+func newSegment(t *testing.T, c wayCluster, nodes int) *segment {
+	nstest.RequireNFT(t)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.Flags = "segment0", c.mtu, net.FlagUp
+	bridge := &netlink.Bridge{LinkAttrs: attrs}
+	if err := netlink.LinkAdd(bridge); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = netlink.LinkDel(bridge) })
+	s := &segment{T: t, c: c}
+	for i := 1; i <= nodes; i++ {
+		ns := nstest.New(t)
+		port := fmt.Sprintf("port%d", i)
+		ns.Link(t, port, "eth0", nil, c.underlay(i))
+		l, err := netlink.LinkByName(port)
+		err = errors.Join(err, netlink.LinkSetMTU(l, c.mtu), netlink.LinkSetMaster(l, bridge), ns.Do(func() error {
+			eth0, err := netlink.LinkByName("eth0")
+			return errors.Join(err, netlink.LinkSetMTU(eth0, c.mtu))
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.nodes = append(s.nodes, ns)
+	}
+	return s
+}
+
+func (s *segment) input(i int) waysInput {
+	in := waysOf(i, len(s.nodes), s.c)
+	in.peers = slices.DeleteFunc(in.peers, func(p Peer) bool {
+		return slices.ContainsFunc(s.dead, func(d int) bool { return p.Name == peerOf(d, s.c).Name })
+	})
+	return in
+}
+
+// pass brings a node to what is desired and says what that took.
+func (s *segment) pass(i int) (did string) {
+	s.Helper()
+	in := s.input(i)
+	desired := desiredHost(hostInput{bridge: Bridge, mtu: in.mtu, podCIDRs: in.podCIDRs})
+	ways, trouble := s.c.backend.desired(in)
+	if len(trouble) > 0 {
+		s.Fatal(trouble)
+	}
+	err := s.nodes[i-1].Do(func() error {
+		did = pass(s.T, Bridge, append(desired, ways...))
+		rs := desiredRules(in, s.c.backend)
+		nft, err := newNFT()
+		if err != nil {
+			return err
+		}
+		return apply(context.Background(), nft, rs)
+	})
+	if err != nil {
+		s.Fatal(err)
+	}
+	return did
+}
+
+func desiredRules(in waysInput, b backend) ruleset {
+	rs := desired(in.podCIDRs, prefixes("10.42.0.0/16", "fd42::/48"), nil)
+	b.rules(&rs, in)
+	return rs
+}
+
+func (s *segment) passAll() {
+	s.Helper()
+	for i := range s.nodes {
+		if !slices.Contains(s.dead, i+1) {
+			s.pass(i + 1)
+		}
+	}
+}
+
+// podAddress is a node's own in one of its pod networks.
+func (s *segment) podAddress(i, family int) netip.Addr { return gateway(s.c.podCIDRs(i)[family]) }
+
+// meets: each node reaches each by way of their pod networks, and is seen with its address there.
+func (s *segment) meets() {
+	s.Helper()
+	for j, to := range s.nodes {
+		for f := range s.c.podCIDRs(j + 1) {
+			addr := netip.AddrPortFrom(s.podAddress(j+1, f), 80).String()
+			s.Run(fmt.Sprint("to ", addr), func(t *testing.T) {
+				serve(t, to, "pod", "tcp", addr)
+				for i, from := range s.nodes {
+					if i != j {
+						want := "pod " + s.podAddress(i+1, f).String()
+						eventually(t, func() error {
+							if got, err := ask(from, addr); err != nil || got != want {
+								return fmt.Errorf("node %d: %q, %v; want %q", i+1, got, err, want)
+							}
+							return nil
+						})
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestWays makes the ways of each back end over each underlay, uses them, sees that nothing is done a second time, that what is taken away comes
+// back, and that a node's ways go with it.
+func TestWays(t *testing.T) {
+	both := func(i int) []string { return append(underlay4(i), underlay6(i)...) }
+	for _, c := range []struct {
+		name string
+		c    wayCluster
+	}{
+		{"vxlan over IPv4", wayCluster{vxlan{}, dualPods, underlay4, 1500}},
+		{"vxlan over IPv6", wayCluster{vxlan{}, dualPods, underlay6, 1400}},
+		{"vxlan over IPv4, small", wayCluster{vxlan{}, dualPods, underlay4, 1280}},
+		{"vxlan over IPv6, as small as can be", wayCluster{vxlan{}, dualPods, underlay6, minMTU6 + vxlanOverhead6}},
+		{"host-gw", wayCluster{hostGateway{}, dualPods, both, 1280}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSegment(t, c.c, 3)
+			s.passAll()
+			for i := range s.nodes {
+				if did := s.pass(i + 1); did != "" {
+					t.Errorf("node %d, done again: %s", i+1, did)
+				}
+			}
+			s.meets()
+			s.wholePackets()
+			s.isMended()
+			s.dead = []int{3}
+			if did := s.pass(1); !strings.Contains(did, "- route 10.42.3.0/24") {
+				t.Errorf("node 3 is gone: %s", did)
+			}
+			s.nothingOf("10.42.3.", "fd42:0:0:3:", "192.0.2.3", "2001:db8::3", vtepMAC(dualPods(3)))
+		})
+	}
+}
+
+// wholePackets: a packet as large as the route takes it, which must not be cut, gets to the other node.
+func (s *segment) wholePackets() {
+	s.Helper()
+	for f, headers := range []int{28, 48} {
+		size := s.input(1).mtu
+		if w := s.input(1).whole4; f == 0 && w > 0 {
+			size = w
+		}
+		to := netip.AddrPortFrom(s.podAddress(2, f), 9)
+		got := make(chan int, 1) // the reader ends whether or not anybody waits
+		var in net.PacketConn
+		err := s.nodes[1].Do(func() (err error) { in, err = net.ListenPacket("udp", to.String()); return err })
+		if err != nil {
+			s.Fatal(err)
+		}
+		go func() {
+			n, _, err := in.ReadFrom(make([]byte, 1<<16))
+			if err == nil {
+				got <- n + headers
+			}
+		}()
+		eventually(s.T, func() error {
+			if err := s.nodes[0].Do(func() error { return sendWhole(to, size-headers) }); err != nil {
+				return err
+			}
+			select {
+			case n := <-got:
+				if n != size {
+					return fmt.Errorf("%d bytes arrived", n)
+				}
+				return nil
+			case <-time.After(time.Second):
+				return fmt.Errorf("%d bytes to %s did not arrive", size, to)
+			}
+		})
+		in.Close()
+	}
+}
+
+// sendWhole sends one datagram that nobody may cut.
+func sendWhole(to netip.AddrPort, payload int) error {
+	c, err := net.Dial("udp", to.String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	raw, err := c.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	e := raw.Control(func(fd uintptr) {
+		if to.Addr().Is4() {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
+		} else {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO)
+		}
+	})
+	if err = errors.Join(e, err); err != nil {
+		return err
+	}
+	_, err = c.Write(make([]byte, payload))
+	return err
+}
+
+// isMended takes every object of the ways from node 1, one after the other, and sees that a pass makes it again.
+func (s *segment) isMended() {
+	s.Helper()
+	ways, _ := s.c.backend.desired(s.input(1))
+	for _, w := range ways {
+		if _, ok := w.object.(sysctl); ok {
+			continue
+		}
+		if err := s.nodes[0].Do(func() error { return newKernel().remove(w.object) }); err != nil {
+			s.Fatal(err)
+		}
+		if did := s.pass(1); !strings.Contains(did, w.String()) {
+			s.Errorf("%s was removed, and done was %q", w, did)
+		}
+		if did := s.pass(1); did != "" {
+			s.Errorf("%s was removed and is there again, and then is done %q", w, did)
+		}
+	}
+	s.meets()
+}
+
+// nothingOf sees that no object of node 1 says any of these.
+func (s *segment) nothingOf(words ...string) {
+	s.Helper()
+	err := s.nodes[0].Do(func() error {
+		have, err := newKernel().observe(Bridge, nil)
+		for _, o := range have {
+			for _, w := range words {
+				if strings.Contains(o.String(), w) {
+					s.Errorf("%s is left", o)
+				}
+			}
+		}
+		return err
+	})
+	if err != nil {
+		s.Fatal(err)
+	}
+}
+
+// TestWaysChange: another back end leaves nothing of the one before, and Cleanup nothing at all.
+func TestWaysChange(t *testing.T) {
+	s := newSegment(t, wayCluster{vxlan{}, dualPods, func(i int) []string { return append(underlay4(i), underlay6(i)...) }, 1500}, 2)
+	s.passAll()
+	s.meets()
+	s.c.backend = hostGateway{}
+	s.passAll()
+	s.meets()
+	s.nothingOf(tunnelPrefix)
+	if err := s.nodes[0].Do(func() error { return Cleanup(context.Background(), CleanupOptions{}) }); err != nil {
+		t.Fatal(err)
+	}
+	s.nothingOf("10.42.", "fd42:")
+}
+
+// TestTunnelTrust: a datagram is taken from a peer alone, and of a peer only packets of its own pods.
+func TestTunnelTrust(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		underlay func(int) []string
+	}{{"over IPv4", underlay4}, {"over IPv6", underlay6}} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSegment(t, wayCluster{vxlan{}, dualPods, c.underlay, 1500}, 4)
+			s.dead = []int{4} // a machine on the segment that is no node
+			s.passAll()
+			for f := range 2 {
+				target := s.podAddress(1, f)
+				var in net.PacketConn
+				if err := s.nodes[0].Do(func() (err error) {
+					in, err = net.ListenPacket("udp", netip.AddrPortFrom(target, 7).String())
+					return err
+				}); err != nil {
+					t.Fatal(err)
+				}
+				defer in.Close()
+				// What must not arrive is sent first: the last one's arrival says that the others did not come before it.
+				for _, d := range []struct {
+					from   int
+					source netip.Addr
+				}{{4, s.podAddress(2, f)}, {2, s.podAddress(3, f)}, {2, target}, {2, netip.MustParseAddr(map[int]string{0: "8.8.8.8", 1: "2001:db8:9::1"}[f])}, {2, s.podAddress(2, f)}} {
+					err := s.nodes[d.from-1].Do(func() error {
+						return sendWrapped(peerOf(1, s.c).Underlay[0], wrapped(vtepMAC(dualPods(d.from)), vtepMAC(dualPods(1)), d.source, target, fmt.Sprintf("from %d as %s", d.from, d.source)))
+					})
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+				_ = in.SetReadDeadline(time.Now().Add(time.Minute))
+				buf := make([]byte, 2048)
+				n, _, err := in.ReadFrom(buf)
+				if want := fmt.Sprintf("from 2 as %s", s.podAddress(2, f)); err != nil || string(buf[:n]) != want {
+					t.Errorf("%q, %v; want %q", buf[:n], err, want)
+				}
+			}
+		})
+	}
+}
+
+func sendWrapped(to netip.Addr, datagram []byte) error {
+	c, err := net.Dial("udp", netip.AddrPortFrom(to, 8472).String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.Write(datagram)
+	return err
+}
+
+// wrapped is a VXLAN header and a frame with a UDP datagram to port 7.
+func wrapped(from, to string, source, dst netip.Addr, text string) []byte {
+	out := []byte{0x08, 0, 0, 0, byte(vxlanVNI >> 16), byte(vxlanVNI >> 8 & 0xff), byte(vxlanVNI & 0xff), 0}
+	for _, m := range []string{to, from} {
+		mac, _ := net.ParseMAC(m) // of our own making
+		out = append(out, mac...)
+	}
+	udp := binary.BigEndian.AppendUint16(nil, 4321)
+	udp = binary.BigEndian.AppendUint16(udp, 7)
+	udp = binary.BigEndian.AppendUint16(udp, uint16(8+len(text)))
+	udp = append(binary.BigEndian.AppendUint16(udp, 0), text...)
+	if dst.Is6() {
+		pseudo := slices.Concat(source.AsSlice(), dst.AsSlice(), []byte{0, 0, 0, byte(len(udp)), 0, 0, 0, 17}, udp)
+		binary.BigEndian.PutUint16(udp[6:], internetChecksum(pseudo))
+		out = append(out, 0x86, 0xdd, 0x60, 0, 0, 0, 0, byte(len(udp)), 17, 64)
+		return slices.Concat(out, source.AsSlice(), dst.AsSlice(), udp)
+	}
+	ip := slices.Concat([]byte{0x45, 0, 0, byte(20 + len(udp)), 0, 0, 0x40, 0, 64, 17, 0, 0}, source.AsSlice(), dst.AsSlice())
+	binary.BigEndian.PutUint16(ip[10:], internetChecksum(ip))
+	return slices.Concat(out, []byte{0x08, 0x00}, ip, udp)
+}
+
+func internetChecksum(b []byte) uint16 {
+	var sum uint32
+	for i := 0; i < len(b); i += 2 {
+		sum += uint32(b[i]) << 8
+		if i+1 < len(b) {
+			sum += uint32(b[i+1])
+		}
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}
+
+// TestChecksums: the device leaves checksums to the processor where it is told to, and says so.
+func TestChecksums(t *testing.T) {
+	s := newSegment(t, wayCluster{vxlan{}, dualPods, underlay4, 1500}, 2)
+	s.passAll()
+	want := checksums{deviceVXLAN4}
+	err := s.nodes[0].Do(func() error {
+		if err := newKernel().ensure(want); err != nil {
+			return err
+		}
+		have, err := newKernel().observe(Bridge, nil)
+		if _, ok := have[want.id()]; !ok {
+			t.Errorf("it is not as told: %v", have)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.meets()
+}
+
+func TestBadChecksums(t *testing.T) {
+	class := t.TempDir()
+	for _, dir := range []string{"vm0/device", "eth0/device", "bond0/lower_eth0", "bond0/lower_vm0"} {
+		if err := os.MkdirAll(class+"/"+dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for device, driver := range map[string]string{"vm0": "vmxnet3", "eth0": "virtio_net"} {
+		if err := os.Symlink("../../bus/"+driver, class+"/"+device+"/device/driver"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		release, device string
+		want            bool
+	}{
+		{"4.19.0-27-amd64", "eth0", true}, {"5.6.19", "eth0", true}, {"5.7.0", "eth0", false}, {"6.12.25+rpt-rpi-v8", "eth0", false},
+		{"6.1.0", "vm0", true}, {"6.1.0", "bond0", true}, {"6.1.0", "", false}, {"unknown", "eth0", false},
+	} {
+		if got := badChecksums(c.release, class, c.device); got != c.want {
+			t.Errorf("kernel %s, %s: %v", c.release, c.device, got)
+		}
+	}
+}

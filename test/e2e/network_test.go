@@ -1,0 +1,270 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// mesh is a dual-stack cluster of a server and two agents, with a pod and a Service for it on each.
+type mesh struct {
+	*testing.T
+	site    *harness.Site
+	nodes   []*harness.Server // the first is the server
+	backend string
+	pods    [][2]string // their addresses, IPv4 first
+}
+
+// patient bounds what has to become so: a minute and more, for a machine that many tests share.
+const patient = 3 * time.Minute
+
+func newMesh(t *testing.T, backend string) *mesh {
+	m := &mesh{T: t, site: harness.NewSite(t), backend: backend}
+	outside := m.site.Command(context.Background(), "ip", "addr", "add", "fd77::1/64", "dev", "site", "nodad")
+	if out, err := outside.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for i := range 3 {
+		machine := m.site.NewMachine()
+		var s *harness.Server
+		if i == 0 {
+			s = machine.NewServer("--cluster-cidr", "10.42.0.0/16,fd42::/56", "--service-cidr", "10.43.0.0/16,fd43::/112", "--network-backend", backend)
+		} else {
+			s = machine.NewAgent(m.nodes[0], "--network-iface", "eth*")
+		}
+		s.Args = append(s.Args, "--node-ip", address6(i))
+		s.AddBoxImage()
+		m.nodes = append(m.nodes, s)
+		m.start(i)
+		if i == 0 {
+			waitAPI(s)
+		}
+	}
+	return m
+}
+
+func address6(i int) string { return fmt.Sprintf("fd77::%d", i+2) }
+
+// start gives the machine its second address, and starts coracle.
+func (m *mesh) start(i int) {
+	m.Helper()
+	m.run(i, "ip", "addr", "add", address6(i)+"/64", "dev", "eth0", "nodad")
+	m.nodes[i].Start()
+}
+
+func (m *mesh) run(i int, name string, args ...string) string {
+	m.Helper()
+	out, err := m.nodes[i].Run(name, args...)
+	if err != nil {
+		m.Fatalf("node %d: %v\n%s", i, err, out)
+	}
+	return strings.TrimSpace(out)
+}
+
+// workload is a pod for each node and a Service for each pod.
+func (m *mesh) workload() {
+	m.Helper()
+	var manifest strings.Builder
+	for i, n := range m.nodes {
+		harness.Eventually(m, patient, "the node is ready", func() error { return nodeReady(m.nodes[0], n) })
+		fmt.Fprintf(&manifest, `
+{apiVersion: v1, kind: Pod, metadata: {name: box-%[1]d, labels: {box: "%[1]d"}}, spec: {nodeName: %[2]s, terminationGracePeriodSeconds: 0, containers: [
+  {name: box, image: "%[3]s", imagePullPolicy: Never, command: [sh, -c, "testbox echo 9 & exec testbox serve"], ports: [{containerPort: 8080, hostPort: 8088}]}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: box-%[1]d}, spec: {type: NodePort, ipFamilyPolicy: RequireDualStack, selector: {box: "%[1]d"},
+  ports: [{port: 80, targetPort: 8080, nodePort: 3008%[1]d}]}}
+---`, i, n.NodeName(), harness.BoxImage)
+	}
+	m.nodes[0].Apply(manifest.String())
+	for i := range m.nodes {
+		m.podAddresses(i)
+	}
+}
+
+func (m *mesh) podAddresses(i int) {
+	m.Helper()
+	m.nodes[0].Kubectl("wait", "--for=condition=Ready", fmt.Sprintf("pod/box-%d", i), "--timeout=180s")
+	ips := strings.Fields(m.nodes[0].Kubectl("get", "pod", fmt.Sprintf("box-%d", i), "-o", "jsonpath={.status.podIPs[*].ip}"))
+	if len(ips) != 2 {
+		m.Fatalf("pod %d has the addresses %v", i, ips)
+	}
+	m.pods = append(m.pods, [2]string{ips[0], ips[1]})
+}
+
+// visit is a URL and what it should answer; "" for whatever is no error.
+type visit struct{ url, want string }
+
+// script visits all, each until it answers, and prints the answers, one on a line, without a port at the end.
+func script(box string, visits []visit) string {
+	var b strings.Builder
+	for _, v := range visits {
+		fmt.Fprintf(&b, "a=$(%s get %s 60) || echo failed: %s; echo \"${a%%:*}\"\n", box, v.url, v.url)
+	}
+	return b.String()
+}
+
+// judge compares what a script printed with what was wanted.
+func (m *mesh) judge(from, out string, visits []visit) {
+	m.Helper()
+	lines := strings.Split(strings.TrimRight(out, "\n"), "\n")
+	if len(lines) != len(visits) {
+		m.Errorf("%s: %d answers to %d visits:\n%s", from, len(lines), len(visits), out)
+		return
+	}
+	for i, v := range visits {
+		if v.want != "" && lines[i] != v.want {
+			m.Errorf("%s: %s answers %q, want %q", from, v.url, lines[i], v.want)
+		}
+	}
+}
+
+func host(ip string) string {
+	if strings.Contains(ip, ":") {
+		return "[" + ip + "]"
+	}
+	return ip
+}
+
+// exec runs a shell script in a pod.
+func (m *mesh) exec(i int, text string) string {
+	m.Helper()
+	return m.nodes[0].Kubectl("exec", fmt.Sprintf("box-%d", i), "--", "sh", "-c", text)
+}
+
+// everybodyMeets: every pod reaches every pod with its own address, of both families, and every Service; so does every host; names are
+// found; and what comes from outside reaches node ports and host ports.
+func (m *mesh) everybodyMeets() {
+	m.Helper()
+	services := make([][]string, len(m.nodes))
+	for j := range m.nodes {
+		services[j] = strings.Fields(m.nodes[0].Kubectl("get", "service", fmt.Sprintf("box-%d", j), "-o", "jsonpath={.spec.clusterIPs[*]}"))
+	}
+	for i := range m.nodes {
+		var inside, onHost, outside []visit
+		for j := range m.nodes {
+			name := fmt.Sprintf("box-%d", j)
+			for f, ip := range m.pods[j] {
+				inside = append(inside, visit{"http://" + host(ip) + ":8080/peer", host(m.pods[i][f])})
+				onHost = append(onHost, visit{"http://" + host(ip) + ":8080/", name})
+				inside = append(inside, visit{"http://" + host(services[j][f]) + "/", name})
+				onHost = append(onHost, visit{"http://" + host(services[j][f]) + "/", name})
+			}
+			inside = append(inside, visit{"http://" + name + ".default.svc.cluster.local/", name})
+			for _, ip := range []string{m.nodes[i].IP, address6(i)} {
+				outside = append(outside, visit{fmt.Sprintf("http://%s:3008%d/", host(ip), j), name})
+			}
+		}
+		for _, ip := range []string{m.nodes[i].IP, address6(i)} {
+			outside = append(outside, visit{"http://" + host(ip) + ":8088/", fmt.Sprintf("box-%d", i)})
+		}
+		m.judge(fmt.Sprintf("pod %d", i), m.exec(i, script("testbox", inside)), inside)
+		m.judge(fmt.Sprintf("host %d", i), m.run(i, "sh", "-c", script(harness.Box(m), onHost)), onHost)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+		out, err := harness.Output(m.nodes[i].Outside(ctx, "sh", "-c", script(harness.Box(m), outside)))
+		cancel()
+		if err != nil {
+			m.Error(err)
+		}
+		m.judge(fmt.Sprintf("outside of %d", i), out, outside)
+	}
+}
+
+// largePackets: packets as large as pods' devices take them get to other nodes' pods, of both families, once the underlay has that size.
+func (m *mesh) largePackets(underlay, want4, want6 int) {
+	m.Helper()
+	for i := range m.nodes {
+		m.run(i, "ip", "link", "set", "eth0", "mtu", fmt.Sprint(underlay))
+	}
+	for i := range m.nodes {
+		var text strings.Builder
+		for f, want := range []int{want4, want6} {
+			for j, ip := range m.pods {
+				if i != j {
+					fmt.Fprintf(&text, "n=0; until [ \"$(testbox whole %s:9)\" = %d ] || [ $n = 60 ]; do n=$((n+1)); sleep 1; done; testbox whole %[1]s:9\n", host(ip[f]), want)
+				}
+			}
+		}
+		want := strings.TrimSpace(strings.Repeat(fmt.Sprintln(want4), len(m.nodes)-1) + strings.Repeat(fmt.Sprintln(want6), len(m.nodes)-1))
+		if got := m.exec(i, text.String()); got != want {
+			m.Errorf("an underlay of %d: whole packets of pod %d are\n%s\nwant\n%s", underlay, i, got, want)
+		}
+	}
+}
+
+// heals: what another program removes of the ways between nodes comes back.
+func (m *mesh) heals() {
+	m.Helper()
+	net4 := m.nodes[0].Kubectl("get", "node", m.nodes[1].NodeName(), "-o", "jsonpath={.spec.podCIDRs[0]}")
+	vtep, _, _ := strings.Cut(net4, "/")
+	for what, harm := range map[string]string{
+		"route":     "ip route del " + net4,
+		"neighbour": "ip neigh del " + vtep + " dev coracle-vxlan",
+		"fdb":       "set -- $(bridge fdb show dev coracle-vxlan); bridge fdb del $1 dev coracle-vxlan dst $3",
+		"down":      "ip link set coracle-vxlan down",
+		"gone":      "ip link del coracle-vxlan",
+	} {
+		m.run(0, "sh", "-ec", harm)
+		began := time.Now()
+		m.judge("after harm to the "+what, m.exec(0, script("testbox", []visit{{"http://" + m.pods[1][0] + ":8080/", ""}, {"http://" + m.pods[2][0] + ":8080/", ""}})),
+			[]visit{{"box-1", "box-1"}, {"box-2", "box-2"}})
+		m.Logf("%s: reached again after %v", what, time.Since(began))
+	}
+}
+
+// returns: a node that dies and comes back is reached again, and reaches others.
+func (m *mesh) returns() {
+	m.Helper()
+	const i = 2
+	m.nodes[i].PowerOff()
+	m.nodes[i].PowerOn()
+	m.start(i)
+	harness.Eventually(m, patient, "the pod runs again", func() error {
+		out, err := m.nodes[0].TryKubectl("exec", fmt.Sprintf("box-%d", i), "--", "ip", "-o", "addr", "show", "eth0")
+		if err != nil {
+			return err
+		}
+		if !strings.Contains(out, "10.42.") {
+			return fmt.Errorf("its addresses are %s", out)
+		}
+		return nil
+	})
+	harness.Eventually(m, patient, "its addresses are told", func() error {
+		out := m.exec(i, "ip -o addr show eth0")
+		ips := strings.Fields(m.nodes[0].Kubectl("get", "pod", fmt.Sprintf("box-%d", i), "-o", "jsonpath={.status.podIPs[*].ip}"))
+		if len(ips) != 2 || !strings.Contains(out, ips[0]+"/") || !strings.Contains(out, ips[1]+"/") {
+			return fmt.Errorf("%v, and it has %s", ips, out)
+		}
+		m.pods[i] = [2]string{ips[0], ips[1]}
+		return nil
+	})
+}
+
+// TestNetworkVXLAN: a cluster's pods, Services and hosts reach one another through the tunnel, whatever happens to it.
+func TestNetworkVXLAN(t *testing.T) {
+	m := newMesh(t, "vxlan")
+	m.workload()
+	m.everybodyMeets()
+	m.largePackets(1500, 1450, 1450)
+	m.largePackets(1280, 1230, 1280)
+	m.largePackets(1400, 1350, 1350)
+	m.heals()
+	m.returns()
+	m.everybodyMeets()
+}
+
+// TestNetworkHostGateway: the same with nodes that are gateways to their pods.
+func TestNetworkHostGateway(t *testing.T) {
+	m := newMesh(t, "host-gw")
+	m.workload()
+	m.everybodyMeets()
+	m.largePackets(1280, 1280, 1280)
+	m.largePackets(1400, 1400, 1400)
+}
