@@ -148,7 +148,7 @@ var (
 
 // observeBandwidth reads the shapers and redirections of our devices.
 func observeBandwidth(ours map[int]string, put func(object)) error {
-	qdiscs, err := netlink.QdiscList(nil)
+	qdiscs, err := dump(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(nil) })
 	if err != nil {
 		return fmt.Errorf("listing queueing disciplines: %w", err)
 	}
@@ -179,7 +179,7 @@ func observeBandwidth(ours map[int]string, put func(object)) error {
 
 // redirection is the index of the device to which all that comes in by another one is redirected; 0 for none.
 func redirection(index int) (int, error) {
-	filters, err := netlink.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}, handleIngress)
+	filters, err := dump(func() ([]netlink.Filter, error) { return netlink.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}, handleIngress) })
 	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {
 		return 0, nil // a pod that goes at this moment
 	}

@@ -27,7 +27,7 @@ func Cleanup(ctx context.Context, o CleanupOptions) error {
 	if o.ConfDir != "" {
 		errs = append(errs, removeConflist(o.ConfDir))
 	}
-	links, err := netlink.LinkList()
+	links, err := listLinks()
 	if err != nil {
 		errs = append(errs, fmt.Errorf("listing devices: %w", err))
 	}
@@ -52,7 +52,7 @@ func removeRoutes() error {
 	var errs []error
 	for _, family := range kernelFamilies() {
 		mine := &netlink.Route{Table: unix.RT_TABLE_MAIN, Protocol: routeProtocol}
-		routes, err := netlink.RouteListFiltered(family, mine, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
+		routes, err := listRoutes(family, mine, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("listing routes: %w", err))
 		}

@@ -52,7 +52,7 @@ func dropStaleFlows(r *record, gone bool) error {
 		return nil
 	}
 	if !gone {
-		addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+		addrs, err := listAddresses()
 		if err != nil {
 			return fmt.Errorf("listing the host's addresses: %w", err)
 		}

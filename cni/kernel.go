@@ -40,7 +40,7 @@ func newKernel() *kernel { return &kernel{links: map[string]netlink.Link{}} }
 func (k *kernel) observe(bridge string, sysctls []sysctl) (map[string]object, error) {
 	out := map[string]object{}
 	put := func(o object) { out[o.id()] = o }
-	links, err := netlink.LinkList()
+	links, err := listLinks()
 	if err != nil {
 		return nil, fmt.Errorf("listing devices: %w", err)
 	}
@@ -62,7 +62,7 @@ func (k *kernel) observe(bridge string, sysctls []sysctl) (map[string]object, er
 			}
 		}
 	}
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := listAddresses()
 	if err != nil {
 		return nil, fmt.Errorf("listing addresses: %w", err)
 	}
@@ -98,7 +98,7 @@ func kernelFamilies() []int {
 
 func observeFamily(family int, names, ours map[int]string, put func(object)) error {
 	mine := &netlink.Route{Table: unix.RT_TABLE_MAIN, Protocol: routeProtocol}
-	routes, err := netlink.RouteListFiltered(family, mine, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
+	routes, err := listRoutes(family, mine, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return fmt.Errorf("listing routes: %w", err)
 	}
@@ -113,7 +113,7 @@ func observeFamily(family int, names, ours map[int]string, put func(object)) err
 			put(route{dst, names[r.LinkIndex], src.Unmap(), via.Unmap(), r.Flags&int(netlink.FLAG_ONLINK) != 0, r.MTU})
 		}
 	}
-	neighbours, err := netlink.NeighList(0, family)
+	neighbours, err := listNeighbours(0, family)
 	if err != nil {
 		return fmt.Errorf("listing neighbours: %w", err)
 	}

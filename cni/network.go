@@ -193,7 +193,7 @@ func (s *Server) saveState(st networkState) error {
 // default route talks to nobody outside; there the smallest MTU of its Ethernet devices is safe, else 1500.
 func routeMTU() (int, error) {
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+		routes, err := listRoutes(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 		if err != nil {
 			return 0, fmt.Errorf("listing routes to find the MTU: %w", err)
 		}
@@ -216,7 +216,7 @@ func routeMTU() (int, error) {
 		}
 		return link.Attrs().MTU, nil
 	}
-	links, err := netlink.LinkList()
+	links, err := listLinks()
 	if err != nil {
 		return 0, fmt.Errorf("listing devices to find the MTU: %w", err)
 	}

@@ -22,7 +22,7 @@ func observeTunnel(l netlink.Link, put func(object)) error {
 		return nil
 	}
 	name := l.Attrs().Name
-	entries, err := netlink.NeighList(l.Attrs().Index, unix.AF_BRIDGE)
+	entries, err := listNeighbours(l.Attrs().Index, unix.AF_BRIDGE)
 	if err != nil {
 		return fmt.Errorf("listing the forwarding entries of %s: %w", name, err)
 	}

@@ -43,11 +43,11 @@ func (u underlay) equal(v underlay) bool {
 // findUnderlay looks for the interface that the pattern names, else for the one that has the node's first address. A node's addresses may
 // be on two interfaces: then the MTU is the smaller one.
 func findUnderlay(nodeIPs []netip.Addr, pattern string) (underlay, error) {
-	links, err := netlink.LinkList()
+	links, err := listLinks()
 	if err != nil {
 		return underlay{}, fmt.Errorf("listing devices: %w", err)
 	}
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := listAddresses()
 	if err != nil {
 		return underlay{}, fmt.Errorf("listing addresses: %w", err)
 	}
