@@ -196,13 +196,18 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		s.board.store.Set(status.Failed, err.Error())
 		return err
 	}
+	keys, err := s.takeKeys(ctx, store)
+	if err != nil {
+		s.board.store.Set(status.Failed, err.Error())
+		return err
+	}
 	defer s.serveJoins(outlasting)()
 	background.Go(func() { s.serveNodes(outlasting) })
 	background.Go(func() { s.keepPeers(outlasting, store) })
 	scheduling, stopScheduling := context.WithCancel(ctx)
 	defer stopScheduling()
 	background.Go(func() { s.snapshots.Run(scheduling) })
-	return s.runAPI(ctx, outlasting, store)
+	return s.runAPI(ctx, outlasting, store, keys)
 }
 
 // showCertificates reports how the last look at the certificates went.
@@ -284,7 +289,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 }
 
 // runAPI runs the API server and, on top of it, the loops of a leader.
-func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store) error {
+func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store, keys *encryptionKeys) error {
 	s.board.api.Set(status.Starting, "")
 	api, err := s.newAPI(ctx, store)
 	if err != nil {
@@ -308,6 +313,16 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store)
 		stopLoops() // without an API server they have nothing to do
 	}()
 
+	var following sync.WaitGroup
+	defer following.Wait()
+	defer stopServing()
+	following.Go(func() {
+		select {
+		case <-serving.Done():
+		case <-api.Ready():
+			keys.run(serving, api.LoopbackConfig())
+		}
+	})
 	leadErr := s.lead(loops, api, store)
 	s.vips.moveOn(store)
 	stopServing()

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"path/filepath"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
@@ -31,22 +32,56 @@ func (keys) Status(dir string) (cli.EncryptionStatus, error) {
 	return out, nil
 }
 
-func (keys) Rotate(ctx context.Context, dir string, client *rest.Config, progress func(stage string, objects int)) error {
-	return encryption.Rotate(ctx, encryption.RotateOptions{
-		Dir:      dir,
-		Client:   client,
-		Check:    func() error { return onlyServer(dir) },
-		Progress: func(stage encryption.Stage, n int) { progress(string(stage), n) },
-		Logger:   slog.New(slog.NewTextHandler(io.Discard, nil)), // the command prints progress itself
+func (keys) Rotate(ctx context.Context, dir string, client *rest.Config, open func(context.Context, func(context.Context, *clientv3.Client) error) error,
+	progress func(stage string, objects int, waiting []string)) error {
+	return open(ctx, func(ctx context.Context, store *clientv3.Client) error {
+		serverDir := filepath.Dir(dir)
+		shared, err := server.SharedEncryption(store, serverDir)
+		if err != nil {
+			return err
+		}
+		kept, err := shared.Kept(ctx)
+		if err != nil {
+			return err
+		}
+		others, err := server.OtherServers(serverDir)
+		if err != nil {
+			return err
+		}
+		if kept || len(others) > 0 {
+			return encryption.SharedRotation{
+				Shared: shared, Client: client, Servers: func(ctx context.Context) ([]string, error) { return storeServers(ctx, store) },
+				Progress: func(stage encryption.Stage, n int, waiting []string) { progress(string(stage), n, waiting) },
+			}.Run(ctx)
+		}
+		return encryption.Rotate(ctx, encryption.RotateOptions{
+			Dir:      dir,
+			Client:   client,
+			Check:    func() error { return onlyServer(dir) },
+			Progress: func(stage encryption.Stage, n int) { progress(string(stage), n, nil) },
+			Logger:   slog.New(slog.NewTextHandler(io.Discard, nil)), // the command prints progress itself
+		})
 	})
 }
 
-// onlyServer refuses a rotation where there are several servers, whether they run or not: each has the keys in a file of its
-// own, and one that does not know the new key could not read what is written with it.
+// storeServers are the names of the store's members.
+func storeServers(ctx context.Context, store *clientv3.Client) ([]string, error) {
+	answer, err := store.MemberList(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("asking which servers there are: %w", err)
+	}
+	var out []string
+	for _, m := range answer.Members {
+		out = append(out, m.Name)
+	}
+	return out, nil
+}
+
+// onlyServer refuses to change the files of one server where there are others by now: one came since they were looked for.
 func onlyServer(credDir string) error {
 	others, err := server.OtherServers(filepath.Dir(credDir))
 	if err == nil && len(others) > 0 {
-		err = fmt.Errorf("the cluster has %d servers, and this version rotates the key of a cluster of one only; nothing was changed", len(others)+1)
+		err = fmt.Errorf("the cluster has %d servers since a moment ago; nothing was changed. Run the same command again", len(others)+1)
 	}
 	return err
 }

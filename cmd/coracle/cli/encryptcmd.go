@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/internal/config"
@@ -21,8 +22,10 @@ import (
 type Encryption interface {
 	// Status describes keys and rotation without secrets.
 	Status(dir string) (EncryptionStatus, error)
-	// Rotate replaces the key. Progress is told of stages and of objects written again.
-	Rotate(ctx context.Context, dir string, client *rest.Config, progress func(stage string, objects int)) error
+	// Rotate replaces the key. With open it reaches the store of the server on this machine. Progress is told of stages, of objects written
+	// again, and of servers that are waited for.
+	Rotate(ctx context.Context, dir string, client *rest.Config, open func(context.Context, func(context.Context, *clientv3.Client) error) error,
+		progress func(stage string, objects int, waiting []string)) error
 }
 
 // EncryptionStatus is what secrets-encrypt status prints.
@@ -97,7 +100,8 @@ func (a *App) encryptRotateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rotate", Aliases: []string{"rotate-keys"}, Short: "Replace the key and encrypt everything anew", Args: noArgs,
 		Long: `Makes a new key, has everything written again with it, and forgets the old one. The cluster works on meanwhile. If it
-is interrupted, everything stays readable, and running it again goes on.`,
+is interrupted, everything stays readable, and running it again goes on, on any server. With several servers each
+has to run and to take the new key over before anything is written with it.`,
 	}
 	flags := addPlaces(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
@@ -107,14 +111,20 @@ is interrupted, everything stays readable, and running it again goes on.`,
 		}
 		rc.Timeout = 0 // listing many objects may take long; the user can interrupt
 		out := cmd.OutOrStdout()
-		progress := func(stage string, objects int) {
-			if objects == 0 {
+		progress := func(stage string, objects int, waiting []string) {
+			switch {
+			case len(waiting) > 0:
+				fmt.Fprintf(out, "%s: waiting for %s\n", stage, strings.Join(waiting, ", "))
+			case objects == 0:
 				fmt.Fprintln(out, stage)
-			} else if objects%500 == 0 {
+			case objects%500 == 0:
 				fmt.Fprintf(out, "%s: %d objects\n", stage, objects)
 			}
 		}
-		return a.Encryption.Rotate(cmd.Context(), t.Paths.CredDir, rc, progress)
+		open := func(ctx context.Context, f func(context.Context, *clientv3.Client) error) error {
+			return a.withStore(ctx, t, f)
+		}
+		return a.Encryption.Rotate(cmd.Context(), t.Paths.CredDir, rc, open, progress)
 	})
 	return cmd
 }

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/internal/check"
@@ -143,9 +144,11 @@ func (fakeKeys) Status(dir string) (EncryptionStatus, error) {
 	return EncryptionStatus{Key: "key1", Encrypted: []string{"secrets"}, Readable: []string{"key1"}, Rotating: os.Getenv("FAKE_STAGE")}, nil
 }
 
-func (fakeKeys) Rotate(_ context.Context, _ string, _ *rest.Config, progress func(string, int)) error {
-	progress("prepare", 0)
-	progress("re-encrypt", 500)
+func (fakeKeys) Rotate(_ context.Context, _ string, _ *rest.Config, _ func(context.Context, func(context.Context, *clientv3.Client) error) error,
+	progress func(string, int, []string)) error {
+	progress("prepare", 0, nil)
+	progress("prepare", 0, []string{"board2", "board3"})
+	progress("re-encrypt", 500, nil)
 	return nil
 }
 

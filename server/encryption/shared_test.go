@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package encryption
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"k8s.io/client-go/rest"
+)
+
+// memory is a store with what a rotation uses of one.
+type memory struct {
+	clientv3.KV
+	mu       sync.Mutex
+	revision int64
+	data     map[string]*mvccpb.KeyValue
+	lose     bool // the answer to the next write
+}
+
+func (m *memory) Get(_ context.Context, k string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	prefix := len(clientv3.OpGet(k, opts...).RangeBytes()) > 0
+	out := &clientv3.GetResponse{Header: &etcdserverpb.ResponseHeader{Revision: m.revision}}
+	for name, kv := range m.data {
+		if name == k || prefix && strings.HasPrefix(name, k) {
+			out.Kvs = append(out.Kvs, kv)
+		}
+	}
+	return out, nil
+}
+
+func (m *memory) put(k string, v []byte) {
+	m.revision++
+	m.data[k] = &mvccpb.KeyValue{Key: []byte(k), Value: bytes.Clone(v), ModRevision: m.revision}
+}
+
+func (m *memory) Put(_ context.Context, k, v string, _ ...clientv3.OpOption) (*clientv3.PutResponse, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.put(k, []byte(v))
+	return &clientv3.PutResponse{}, nil
+}
+
+func (m *memory) Txn(context.Context) clientv3.Txn { return &memoryTxn{m: m} }
+
+type memoryTxn struct {
+	m    *memory
+	cmps []clientv3.Cmp
+	ops  []clientv3.Op
+}
+
+func (t *memoryTxn) If(c ...clientv3.Cmp) clientv3.Txn  { t.cmps = c; return t }
+func (t *memoryTxn) Then(o ...clientv3.Op) clientv3.Txn { t.ops = o; return t }
+func (t *memoryTxn) Else(...clientv3.Op) clientv3.Txn   { return t }
+func (t *memoryTxn) Commit() (*clientv3.TxnResponse, error) {
+	t.m.mu.Lock()
+	defer t.m.mu.Unlock()
+	out := &clientv3.TxnResponse{Succeeded: true}
+	for _, c := range t.cmps {
+		want := c.GetCompare().TargetUnion.(*etcdserverpb.Compare_ModRevision).ModRevision
+		var has int64
+		if kv := t.m.data[string(c.KeyBytes())]; kv != nil {
+			has = kv.ModRevision
+		}
+		out.Succeeded = out.Succeeded && want == has
+	}
+	if out.Succeeded {
+		for _, o := range t.ops {
+			t.m.put(string(o.KeyBytes()), o.ValueBytes())
+		}
+	}
+	out.Header = &etcdserverpb.ResponseHeader{Revision: t.m.revision}
+	if t.m.lose {
+		t.m.lose = false
+		return nil, errors.New("the leader has changed")
+	}
+	return out, nil
+}
+
+// several are servers with a store in common. Each takes the keys over by itself while it runs.
+type several struct {
+	t     *testing.T
+	kv    *memory
+	api   *cluster
+	mu    sync.Mutex
+	dirs  []string
+	off   map[int]bool
+	wrong []string // what must never be
+}
+
+func newSeveral(t *testing.T, n int) *several {
+	s := &several{t: t, kv: &memory{data: map[string]*mvccpb.KeyValue{}}, off: map[int]bool{}}
+	for i := range n {
+		dir := t.TempDir()
+		if i == 0 {
+			ensure(t, Options{Dir: dir, Resources: secrets})
+		} else { // it joined
+			data, err := os.ReadFile(filepath.Join(s.dirs[0], configFile))
+			if err == nil {
+				err = os.WriteFile(filepath.Join(dir, configFile), data, 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.dirs = append(s.dirs, dir)
+	}
+	s.api = newCluster(t, s.dirs[0])
+	s.api.secrets = map[string]string{"a": "key1", "b": "key1", "c": "key1"}
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	for i := range n {
+		running.Go(func() {
+			for ctx.Err() == nil {
+				s.take(ctx, i)
+				select {
+				case <-ctx.Done():
+				case <-time.After(time.Millisecond):
+				}
+			}
+		})
+	}
+	t.Cleanup(func() { cancel(); running.Wait() })
+	return s
+}
+
+func (s *several) shared(i int) Shared {
+	return Shared{KV: s.kv, Secret: []byte("of the cluster"), Dir: s.dirs[i]}
+}
+
+// take is one look of a server, and a check of all: what one of them may write all of them can read, those that are off too.
+func (s *several) take(ctx context.Context, i int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.off[i] {
+		return
+	}
+	generation, err := s.shared(i).Take(ctx)
+	if err == nil && generation > 0 {
+		err = s.shared(i).Confirm(ctx, fmt.Sprint("server", i), generation)
+	}
+	if err != nil && ctx.Err() == nil {
+		s.wrong = append(s.wrong, err.Error())
+	}
+	all := make([]layout, len(s.dirs))
+	for j, dir := range s.dirs {
+		if all[j], err = readLayout(filepath.Join(dir, configFile)); err != nil {
+			s.wrong = append(s.wrong, err.Error())
+			return
+		}
+	}
+	for j, writes := range all {
+		for k, reads := range all {
+			if !slices.Contains(reads.keys, writes.keys[0]) {
+				s.wrong = append(s.wrong, fmt.Sprintf("server %d writes with %s, and server %d reads with %v", j, writes.keys[0].Name, k, reads.keyNames()))
+			}
+		}
+	}
+}
+
+func (s *several) rotation(i int) SharedRotation {
+	return SharedRotation{
+		Shared: s.shared(i), Client: &rest.Config{Host: s.api.URL}, Poll: time.Millisecond, Patience: time.Minute,
+		Servers: func(context.Context) ([]string, error) {
+			var out []string
+			for j := range s.dirs {
+				out = append(out, fmt.Sprint("server", j))
+			}
+			return out, nil
+		},
+	}
+}
+
+// done says that every server has this key and no other.
+func (s *several) done(key string) {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.wrong {
+		s.t.Error(w)
+	}
+	first := ""
+	for i, dir := range s.dirs {
+		l, err := readLayout(filepath.Join(dir, configFile))
+		if err != nil || !slices.Equal(l.keyNames(), []string{key}) {
+			s.t.Errorf("server %d has the keys %v, want %s: %v", i, l.keyNames(), key, err)
+		}
+		print, err := Fingerprint(dir)
+		if first == "" {
+			first = print
+		}
+		if err != nil || print != first {
+			s.t.Errorf("server %d has another key of the same name: %v", i, err)
+		}
+	}
+	s.api.mu.Lock()
+	defer s.api.mu.Unlock()
+	for name, has := range s.api.secrets {
+		if has != key {
+			s.t.Errorf("%s is written with %s", name, has)
+		}
+	}
+}
+
+// TestSharedRotation: all servers get a new key before any writes with it, and lose the old one when nothing needs it.
+func TestSharedRotation(t *testing.T) {
+	s := newSeveral(t, 3)
+	if err := s.rotation(0).Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.done("key2")
+	if kept, err := s.shared(2).Kept(t.Context()); !kept || err != nil {
+		t.Errorf("the store has keys: %v, %v", kept, err)
+	}
+	for _, kv := range s.kv.data {
+		if bytes.Contains(kv.Value, []byte("secret")) {
+			t.Errorf("the store has %q", kv.Value)
+		}
+	}
+	if err := s.rotation(0).Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.done("key3")
+	foreign := s.shared(0)
+	foreign.Secret = []byte("of another cluster")
+	if _, err := foreign.Take(t.Context()); err == nil {
+		t.Error("another cluster's secret opens the keys")
+	}
+}
+
+// TestSharedRotationWaitsForAll: a server that is off keeps the others from writing with a key that it does not have; when it is back, the rotation
+// goes on, from any server.
+func TestSharedRotationWaitsForAll(t *testing.T) {
+	s := newSeveral(t, 3)
+	s.mu.Lock()
+	s.off[1] = true
+	s.mu.Unlock()
+	r := s.rotation(0)
+	r.Patience = 50 * time.Millisecond
+	var waited []string
+	r.Progress = func(_ Stage, _ int, names []string) { waited = append(waited, names...) }
+	err := r.Run(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "server1") || !strings.Contains(err.Error(), string(StagePrepare)) {
+		t.Fatalf("with a server that is off: %v", err)
+	}
+	if !slices.Contains(waited, "server1") {
+		t.Errorf("it said that it waits for %v", waited)
+	}
+	if s.api.secrets["a"] != "key1" {
+		t.Error("something was written with the new key")
+	}
+	if _, err := HoldStill(s.dirs[0]); !errors.Is(err, errChanging) {
+		t.Errorf("a server may join meanwhile: %v", err)
+	}
+	s.mu.Lock()
+	s.off[1] = false
+	s.mu.Unlock()
+	if err := s.rotation(0).Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.done("key2")
+	release, err := HoldStill(s.dirs[0])
+	if err != nil {
+		t.Fatalf("no server may join afterwards: %v", err)
+	}
+	release()
+}
+
+// TestSharedRotationGoesOn: cut off at the beginning of each stage, in the middle of the work, and with an answer of the store lost, it is brought to its end by the next one.
+func TestSharedRotationGoesOn(t *testing.T) {
+	for _, stop := range []Stage{StagePrepare, StageReencrypt, StageDrop} {
+		for _, objects := range []int{0, 2} {
+			if objects > 0 && stop != StageReencrypt {
+				continue
+			}
+			s := newSeveral(t, 3)
+			ctx, cancel := context.WithCancel(t.Context())
+			r := s.rotation(0)
+			r.Progress = func(stage Stage, n int, waiting []string) {
+				if stage == stop && n == objects && len(waiting) == 0 {
+					cancel()
+				}
+			}
+			if err := r.Run(ctx); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), string(stop)) {
+				t.Fatalf("%s: %v", stop, err)
+			}
+			s.kv.mu.Lock()
+			s.kv.lose = true
+			s.kv.mu.Unlock()
+			if err := s.rotation(0).Run(t.Context()); err != nil {
+				t.Fatalf("%s: %v", stop, err)
+			}
+			s.done("key2")
+		}
+	}
+}
+
+// TestSharedRotationsAtOnce: of two rotations one ends without harm.
+func TestSharedRotationsAtOnce(t *testing.T) {
+	s := newSeveral(t, 3)
+	first := s.rotation(0)
+	var other error
+	once := sync.OnceFunc(func() { other = s.rotation(1).Run(t.Context()) }) // from the first stage to the end
+	first.Progress = func(stage Stage, n int, waiting []string) {
+		if stage == StagePrepare && n == 0 && len(waiting) == 0 {
+			once()
+		}
+	}
+	if err := first.Run(t.Context()); !errors.Is(err, errOtherRotation) {
+		t.Errorf("the first: %v", err)
+	}
+	if other != nil {
+		t.Errorf("the other: %v", other)
+	}
+	s.done("key2")
+}
+
+// TestTakeKeepsWhatNobodyKnows: a key that the store does not speak of may be one that something needs; it is kept for reading.
+func TestTakeKeepsWhatNobodyKnows(t *testing.T) {
+	s := newSeveral(t, 1)
+	if err := s.rotation(0).Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	path := filepath.Join(s.dirs[0], configFile)
+	l, err := readLayout(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := l.keys[0]
+	l.keys = []key{{Name: "key9", Secret: own.Secret}, {Name: "key1", Secret: own.Secret}}
+	if _, err := l.write(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.shared(0).Take(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if l, err = readLayout(path); err != nil || !slices.Equal(l.keyNames(), []string{"key2", "key9"}) || l.keys[0] != own {
+		t.Errorf("it has %v, %v", l.keyNames(), err)
+	}
+}

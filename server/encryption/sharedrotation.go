@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package encryption
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/utils/clock"
+)
+
+// SharedRotation replaces the key of a cluster whose servers have it in common.
+type SharedRotation struct {
+	Shared
+	// Client reaches an API server with an administrator's rights.
+	Client *rest.Config
+	// Servers are the names of all servers of the cluster, as the store counts them.
+	Servers func(context.Context) ([]string, error)
+	// Progress, when set, is told of each stage as it begins, of objects written again, and of servers that are waited for.
+	Progress func(stage Stage, objects int, waiting []string)
+	// Patience is how long a stage waits for a server that does not take the keys over; zero means 3 minutes.
+	Patience time.Duration
+	// Poll is how often it is asked; zero means a second. Clock is the time; nil means the machine's.
+	Poll  time.Duration
+	Clock clock.Clock
+}
+
+// Run returns when the old key is gone. Every server has to have taken a stage's keys over before the next one begins, also a server that is off: one that is cut off and
+// one that is off look the same, and the first could still write with the old key. When it fails, or is interrupted, everything stays
+// readable, and calling it again, on any server, goes on.
+func (o SharedRotation) Run(ctx context.Context) error {
+	o = o.withDefaults()
+	alone, err := lock(ctx, filepath.Join(o.Dir, rotationLock), false)
+	if errors.Is(err, errLocked) {
+		return errors.New("another process rotates the encryption key already, or a server is joining at this moment; nothing was changed by this one")
+	}
+	if err != nil {
+		return err
+	}
+	defer alone.Close()
+	r, err := o.begin(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := o.Take(ctx); err != nil { // this server admits nobody any more; the others do not from a moment on
+		return err
+	}
+	for r.State.Stage != StageDone {
+		if r, err = o.step(ctx, r); err != nil {
+			return fmt.Errorf("rotating the encryption key stopped at the stage %q: %w. Everything stays readable; run the same command again, on any server, to go on", r.State.Stage, err)
+		}
+	}
+	if _, err := o.Take(ctx); err != nil { // this server admits others from now on; the others see it in a moment
+		return err
+	}
+	o.Progress(StageDone, 0, nil)
+	return nil
+}
+
+// begin returns the rotation that was interrupted, or begins one.
+func (o SharedRotation) begin(ctx context.Context) (record, error) {
+	path := filepath.Join(o.Dir, configFile)
+	l, err := readLayout(path)
+	if errors.Is(err, errForeign) {
+		return record{}, fmt.Errorf("%s was written by hand, so its keys are rotated by hand too: nothing was changed", path)
+	}
+	if err != nil {
+		return record{}, err
+	}
+	r, err := o.read(ctx)
+	if err != nil {
+		return record{}, err
+	}
+	if r.revision == 0 { // the servers have had the same files since each joined
+		st, err := readState(o.Dir)
+		if err != nil {
+			return record{}, err
+		}
+		if st.Stage != StageDone {
+			return record{}, fmt.Errorf("a rotation that began when this was the cluster's only server stopped at the stage %q. Nothing was changed by this one", st.Stage)
+		}
+		r = record{Keys: l.keys, State: st}
+	}
+	if r.State.Stage != StageDone {
+		return r, nil
+	}
+	k, err := newKey(slices.Concat(l.keyNames(), layout{keys: r.Keys}.keyNames(), r.Forgotten, []string{r.State.NewKey}))
+	if err != nil {
+		return record{}, err
+	}
+	r.Keys = append(slices.Clone(r.Keys), k)
+	r.State = state{Stage: StagePrepare, NewKey: k.Name, Started: o.Clock.Now().UTC()}
+	if r, err = o.put(ctx, r); err != nil {
+		return record{}, fmt.Errorf("beginning the rotation: %w", err)
+	}
+	return r, nil
+}
+
+// step brings the stage that the store says to its end and begins the next one.
+func (o SharedRotation) step(ctx context.Context, r record) (record, error) {
+	o.Progress(r.State.Stage, 0, nil)
+	if err := ctx.Err(); err != nil {
+		return r, err
+	}
+	if err := o.awaitServers(ctx, r); err != nil {
+		return r, err
+	}
+	next := r
+	next.Keys = slices.Clone(r.Keys)
+	i := slices.IndexFunc(next.Keys, func(k key) bool { return k.Name == r.State.NewKey })
+	if i < 0 {
+		return r, fmt.Errorf("the new key %s is not in the store any more", r.State.NewKey)
+	}
+	switch r.State.Stage {
+	case StagePrepare:
+		k := next.Keys[i]
+		next.Keys = slices.Insert(slices.Delete(next.Keys, i, i+1), 0, k)
+		next.State.Stage = StageReencrypt
+	case StageReencrypt:
+		l, err := readLayout(filepath.Join(o.Dir, configFile))
+		if err != nil {
+			return r, err
+		}
+		if err := Rewrite(ctx, o.Client, slices.Concat(l.active, l.retired), func(n int) { o.Progress(StageReencrypt, n, nil) }); err != nil {
+			return r, err
+		}
+		for _, k := range slices.Concat(next.Keys, l.keys) {
+			if k.Name != r.State.NewKey && !slices.Contains(next.Forgotten, k.Name) {
+				next.Forgotten = append(next.Forgotten, k.Name)
+			}
+		}
+		next.Keys = []key{next.Keys[i]}
+		next.State.Stage = StageDrop
+	case StageDrop:
+		next.State.Stage, next.State.Finished = StageDone, o.Clock.Now().UTC()
+	default:
+		return r, fmt.Errorf("the stage %q is unknown: was a newer version at work?", r.State.Stage)
+	}
+	put, err := o.put(ctx, next)
+	if err != nil {
+		return r, err
+	}
+	return put, nil
+}
+
+// awaitServers returns when every server's API server goes by a record.
+func (o SharedRotation) awaitServers(ctx context.Context, r record) error {
+	began, last := o.Clock.Now(), ""
+	for {
+		missing, err := o.missing(ctx, r.Generation)
+		if err == nil && len(missing) == 0 {
+			return nil
+		}
+		if names := strings.Join(missing, ", "); err == nil && names != last {
+			last = names
+			o.Progress(r.State.Stage, 0, missing)
+		}
+		if o.Clock.Since(began) >= o.Patience {
+			if err != nil {
+				return err
+			}
+			return fmt.Errorf("these servers have not taken the keys over within %s: %s. Start coracle there, or update it if it is an older version, or take a server that "+
+				"is gone for good out of the cluster (coracle member list, coracle member remove)", o.Patience, last)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for servers that have not taken the keys over (%s): %w", last, ctx.Err())
+		case <-o.Clock.After(o.Poll):
+		}
+	}
+}
+
+// missing are the servers that go by an older generation.
+func (o SharedRotation) missing(ctx context.Context, generation uint64) ([]string, error) {
+	servers, err := o.Servers(ctx)
+	if err == nil && len(servers) == 0 {
+		err = errors.New("the store names no server")
+	}
+	if err != nil {
+		return nil, err
+	}
+	has, err := o.confirmed(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(servers, func(name string) bool { return has[name] >= generation }), nil
+}
+
+func (o SharedRotation) withDefaults() SharedRotation {
+	if o.Progress == nil {
+		o.Progress = func(Stage, int, []string) {}
+	}
+	if o.Clock == nil {
+		o.Clock = clock.RealClock{}
+	}
+	if o.Patience == 0 {
+		o.Patience = 3 * time.Minute
+	}
+	if o.Poll == 0 {
+		o.Poll = time.Second
+	}
+	return o
+}

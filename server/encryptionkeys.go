@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/encryption"
+	"github.com/coracle-k8s/coracle/server/pki"
+)
+
+const (
+	// keysLoadedPoll is how often a server that has new encryption keys looks whether its API server has loaded them.
+	keysLoadedPoll = time.Second
+	// keysTakeRetry is how long it waits after it could not take them over.
+	keysTakeRetry = 2 * time.Second
+)
+
+// sharedEncryption are the encryption keys that the servers have in common, as one of them with these folders sees them.
+func sharedEncryption(kv clientv3.KV, tlsDir, credDir string) (encryption.Shared, error) {
+	secret, err := os.ReadFile(filepath.Join(tlsDir, string(pki.PeerCA)+".key"))
+	if err != nil {
+		return encryption.Shared{}, fmt.Errorf("reading the authority for servers: %w", err)
+	}
+	return encryption.Shared{KV: kv, Secret: secret, Dir: credDir}, nil
+}
+
+// SharedEncryption are the keys of the cluster of the server with this folder.
+func SharedEncryption(kv clientv3.KV, serverDir string) (encryption.Shared, error) {
+	return sharedEncryption(kv, filepath.Join(serverDir, "tls"), filepath.Join(serverDir, "cred"))
+}
+
+// encryptionKeys keep this server's encryption keys what the store says they are.
+type encryptionKeys struct {
+	s      *Server
+	shared encryption.Shared
+	watch  func(ctx context.Context, from int64) clientv3.WatchChan
+	// atStart names the configuration with which the API server starts.
+	atStart string
+}
+
+// takeKeys takes the keys over before the API server starts: one with an old key could write what the others cannot read any more.
+func (s *Server) takeKeys(ctx context.Context, store *raftstore.Store) (*encryptionKeys, error) {
+	client := store.Client()
+	shared, err := sharedEncryption(client.KV, s.o.TLSDir, s.o.CredDir)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := shared.Take(ctx); err != nil {
+		return nil, err
+	}
+	k := &encryptionKeys{s: s, shared: shared, watch: func(ctx context.Context, from int64) clientv3.WatchChan {
+		return client.Watcher.Watch(ctx, encryption.SharedKey, clientv3.WithRev(from))
+	}}
+	k.atStart, err = encryption.ConfigHash(s.o.CredDir)
+	return k, err
+}
+
+// run follows the keys and says when this API server goes by them, until ctx is done.
+func (k *encryptionKeys) run(ctx context.Context, config *rest.Config) {
+	last := ""
+	for ctx.Err() == nil {
+		err := k.follow(ctx, config)
+		if err == nil || ctx.Err() != nil {
+			continue
+		}
+		if err.Error() != last {
+			last = err.Error()
+			k.s.log.Warn("the encryption keys cannot be compared with the other servers'; it is tried again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(keysTakeRetry):
+		}
+	}
+}
+
+// follow takes the keys over once and then at each change, as long as the watch lasts.
+func (k *encryptionKeys) follow(ctx context.Context, config *rest.Config) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the watch
+	now, err := k.shared.KV.Get(ctx, encryption.SharedKey, clientv3.WithKeysOnly())
+	if err != nil {
+		return fmt.Errorf("reading the encryption keys in the store: %w", err)
+	}
+	changes := k.watch(ctx, now.Header.Revision+1)
+	for {
+		generation, err := k.shared.Take(ctx)
+		if err != nil {
+			return err
+		}
+		if generation > 0 {
+			loaded, err := k.loaded(ctx, config, changes)
+			if err != nil {
+				return err
+			}
+			if !loaded { // there are newer ones
+				continue
+			}
+			if err := k.shared.Confirm(ctx, k.s.data.ServerID(), generation); err != nil {
+				return err
+			}
+			k.s.log.Info("the API server goes by the cluster's encryption keys", "generation", generation)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case w, open := <-changes:
+			if err := w.Err(); !open || err != nil {
+				return errors.Join(errors.New("the watch for the encryption keys has ended"), err)
+			}
+		}
+	}
+}
+
+// loaded returns when the API server has loaded the configuration; false when there is something newer before.
+func (k *encryptionKeys) loaded(ctx context.Context, config *rest.Config, changes clientv3.WatchChan) (bool, error) {
+	want, err := encryption.ConfigHash(k.s.o.CredDir)
+	if err != nil {
+		return false, err
+	}
+	for {
+		hashes, err := encryption.LoadedHashes(ctx, config)
+		if err == nil && len(hashes) == 0 {
+			hashes = []string{k.atStart}
+		}
+		if err == nil && !slices.ContainsFunc(hashes, func(h string) bool { return h != want }) {
+			return true, nil
+		}
+		select {
+		case <-ctx.Done():
+			return false, errors.Join(ctx.Err(), err)
+		case w, open := <-changes:
+			if err := w.Err(); !open || err != nil {
+				return false, errors.Join(errors.New("the watch for the encryption keys has ended"), err)
+			}
+			return false, nil
+		case <-time.After(keysLoadedPoll):
+		}
+	}
+}

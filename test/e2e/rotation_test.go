@@ -1,0 +1,126 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// TestRotateWithSeveralServers: the key that encrypts Secrets is replaced while three servers run and write; a server that is off holds the next rotation up
+// before anything is written with its key; interrupted, and with the leader killed, it is brought to its end on another server. At the end every
+// server, and one that joins, reads everything with the newest key alone.
+func TestRotateWithSeveralServers(t *testing.T) {
+	site := harness.NewSite(t)
+	first := site.NewMachine().NewServer("--disable-agent")
+	first.Start()
+	waitAPI(first)
+	servers := []*harness.Server{first}
+	for range 2 {
+		s := site.NewMachine().NewPeer(first, "--disable-agent")
+		s.Start()
+		waitAPI(s)
+		servers = append(servers, s)
+	}
+	first.Kubectl("create", "secret", "generic", "kept", "--from-literal=a=b")
+	readable := func(s *harness.Server) error {
+		out, err := s.TryKubectl("get", "secrets", "-A", "-o", "jsonpath={.items[*].metadata.name}")
+		if err == nil && !strings.Contains(out, "kept") {
+			err = errors.New("it has: " + out)
+		}
+		return err
+	}
+	keys := func(s *harness.Server, want string) error {
+		out, err := s.Run(s.Coracle(), "secrets-encrypt", "status", "--data-dir", s.DataDir, "-o", "json")
+		if err == nil && (!strings.Contains(out, `"key": "`+want+`"`) || strings.Count(out, `"key`) != 3 || strings.Contains(out, "rotating")) {
+			err = fmt.Errorf("machine %d, want %s alone:\n%s", s.Number, want, out)
+		}
+		return err
+	}
+	all := func(what, key string, of []*harness.Server) {
+		t.Helper()
+		for _, s := range of {
+			harness.Eventually(t, soon, fmt.Sprintf("%s: machine %d has %s", what, s.Number, key), func() error { return errors.Join(keys(s, key), readable(s)) })
+		}
+	}
+
+	ctx, stop := context.WithCancel(t.Context())
+	var writing sync.WaitGroup
+	for i, s := range servers {
+		writing.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				out, err := s.TryKubectl("create", "secret", "generic", fmt.Sprintf("by-%d-%d", i, n), "--from-literal=a=b")
+				if err == nil {
+					out, err = s.TryKubectl("get", "secrets", "-A")
+				}
+				if err != nil && (strings.Contains(out+err.Error(), "transform") || strings.Contains(out+err.Error(), "decrypt")) {
+					t.Errorf("machine %d cannot read: %v\n%s", s.Number, err, out)
+				}
+			}
+		})
+	}
+	defer writing.Wait()
+	defer stop()
+	if out, err := servers[1].Run(servers[1].Coracle(), "secrets-encrypt", "rotate", "--data-dir", servers[1].DataDir); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	stop()
+	writing.Wait()
+	all("after a rotation", "key2", servers)
+
+	off := servers[2]
+	off.Kill()
+	rotateUntilItWaits(t, servers[1])
+	all("interrupted while a server is off", "key2", nil)
+	leader := first
+	leader.Kill() // nobody can write for a moment: one of three is left until the other is back
+	off.Start()
+	waitAPI(off)
+	leader.Start()
+	waitAPI(leader)
+	harness.Eventually(t, 2*soon, "the rotation is brought to its end on another server", func() error {
+		out, err := off.Run(off.Coracle(), "secrets-encrypt", "rotate", "--data-dir", off.DataDir)
+		if err != nil {
+			err = fmt.Errorf("%w\n%s", err, out)
+		}
+		return err
+	})
+	all("after the second rotation", "key3", servers)
+	late := site.NewMachine().NewPeer(first, "--disable-agent")
+	late.Start()
+	waitAPI(late)
+	all("a server that joined", "key3", append(servers, late))
+}
+
+// rotateUntilItWaits interrupts a rotation when it says that it waits for a server.
+func rotateUntilItWaits(t *testing.T, s *harness.Server) {
+	t.Helper()
+	ctx, stop := context.WithTimeout(t.Context(), soon)
+	defer stop()
+	cmd := s.Command(ctx, s.Coracle(), "secrets-encrypt", "rotate", "--data-dir", s.DataDir)
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	waits := false
+	for !waits && lines.Scan() {
+		waits = strings.Contains(lines.Text(), "prepare: waiting for") && !strings.Contains(lines.Text(), ",") // the others have it
+	}
+	stop()
+	if err := cmd.Wait(); err == nil || !waits {
+		t.Fatalf("the rotation with a server that is off ended, or said nothing: %v", err)
+	}
+}
