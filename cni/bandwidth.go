@@ -179,7 +179,9 @@ func observeBandwidth(ours map[int]string, put func(object)) error {
 
 // redirection is the index of the device to which all that comes in by another one is redirected; 0 for none.
 func redirection(index int) (int, error) {
-	filters, err := dump(func() ([]netlink.Filter, error) { return netlink.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}, handleIngress) })
+	filters, err := dump(func() ([]netlink.Filter, error) {
+		return netlink.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}, handleIngress)
+	})
 	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {
 		return 0, nil // a pod that goes at this moment
 	}

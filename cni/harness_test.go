@@ -3,6 +3,7 @@
 package cni
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -50,6 +51,7 @@ type node struct {
 	cancel  context.CancelFunc
 	done    chan error
 	server  *Server
+	guard   time.Duration // of the server; 0 for a short one
 }
 
 func newNode(t *testing.T, clusterCIDRs ...string) *node {
@@ -103,7 +105,7 @@ func (n *node) start() {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	s.guard = 100 * time.Millisecond
+	s.guard = cmp.Or(n.guard, 100*time.Millisecond)
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel, n.done, n.server = cancel, make(chan error, 1), s
 	go func() { n.done <- s.Run(ctx) }()
@@ -231,7 +233,7 @@ func refuse(t *testing.T, ns nstest.Doer, what, addr string) {
 
 func eventually(t *testing.T, f func() error) {
 	t.Helper()
-	testenv.Eventually(t, 10*time.Second, "the network is as it should be", f)
+	testenv.Eventually(t, 2*time.Minute, "the network is as it should be", f)
 }
 
 func nft(t *testing.T, args ...string) string {
