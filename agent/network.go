@@ -53,6 +53,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 		}
 	} else if n.services, err = proxy.New(ctx, proxy.Options{
 		NodeIPs: o.NodeIPs, ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, NodePortAddresses: o.NodePortAddresses,
+		Mode: o.ProxyMode, IPVSScheduler: o.IPVSScheduler, Reserved: o.reserved(),
 		Informers: n.informers, RecordFile: p.proxyRecord, Logger: log,
 	}); err != nil {
 		return nil, fmt.Errorf("agent: set up the Service proxy: %w", err)
@@ -105,6 +106,16 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, l
 	return pods, nil
 }
 
+const (
+	usualPort   = 6443 // where machines are reached that were given no other port
+	kubeletPort = 10250
+)
+
+// reserved are what no Service may take: beside addresses, the ports of nodes, of their kubelets and of the cluster DNS.
+func (o Options) reserved() proxy.Reserved {
+	return proxy.Reserved{Addresses: o.ReservedAddresses, Ports: []uint16{uint16(o.Port), usualPort, kubeletPort, dns.Port}}
+}
+
 // podCIDRs are the networks of the node's pods; none before they are known.
 func (n *network) podCIDRs() []netip.Prefix {
 	node, err := n.informers.Nodes().Lister().Get(n.o.NodeName)
@@ -152,7 +163,11 @@ func (n *network) start(g *group) {
 		n.o.part(partPodNetwork).Set(status.Disabled, "left to another plugin")
 	}
 	if n.services != nil {
-		run("service proxy", n.services.Run)
+		run("service proxy", func(ctx context.Context) error {
+			backend, why := n.services.Backend()
+			n.o.part("service proxy").Set(status.Running, backend+": "+why)
+			return n.services.Run(ctx)
+		})
 	} else {
 		n.o.part("service proxy").Set(status.Disabled, "left to another proxy")
 	}

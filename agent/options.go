@@ -61,6 +61,12 @@ type Options struct {
 	DisableProxy bool
 	// NodePortAddresses are CIDRs of the local addresses that answer on node ports; empty means NodeIPs.
 	NodePortAddresses []string
+	// ProxyMode and IPVSScheduler: see proxy.Options.
+	ProxyMode, IPVSScheduler string
+	// ReservedAddresses are the cluster's own beside the nodes', and Port is where other machines reach this one: no Service
+	// may take them.
+	ReservedAddresses []netip.Addr
+	Port              int
 
 	// NetworkBackend is one of cluster.NetworkBackends; empty means the default.
 	NetworkBackend string

@@ -47,10 +47,35 @@ type candidate struct {
 	open func(context.Context, Options) (backend, error)
 }
 
-// candidates are tried in this order.
-var candidates = []candidate{
-	{servicerules.NFTables, openNFTables},
+// Modes of Options.Mode.
+const (
+	ModeAuto     = "auto"
+	ModeIPVS     = servicerules.IPVS
+	ModeNFTables = servicerules.NFTables
+)
+
+// candidatesOf are those of a mode, in the order in which they are tried. auto never takes IPVS: docs/adr/0078.
+func candidatesOf(mode string) ([]candidate, error) {
+	switch mode {
+	case "", ModeAuto, ModeNFTables:
+		return []candidate{{servicerules.NFTables, openNFTables}}, nil
+	case ModeIPVS:
+		return []candidate{{servicerules.IPVS, openIPVS}}, nil
+	}
+	return nil, fmt.Errorf("proxy: there is no mode %q; there are %s, %s and %s", mode, ModeAuto, ModeIPVS, ModeNFTables)
 }
+
+// reason says why a mode's back end was taken, beside what choose found.
+func reason(mode, why string) string {
+	switch mode {
+	case ModeIPVS, ModeNFTables:
+		return "--proxy-mode=" + mode + " asks for it"
+	}
+	return why
+}
+
+// drainer is a back end that may have work to do though nothing changes: endpoints that are on their way out.
+type drainer interface{ Drains() bool }
 
 // choose opens the first candidate that will do, and says why it is that one.
 func choose(ctx context.Context, o Options, from []candidate) (_ backend, why string, _ error) {
@@ -65,7 +90,7 @@ func choose(ctx context.Context, o Options, from []candidate) (_ backend, why st
 		case len(unfit) > 0:
 			return b, strings.Join(unfit, "; "), nil
 		case len(from) == 1:
-			return b, "it is the only one", nil
+			return b, "auto takes it wherever it works", nil
 		default:
 			return b, "it is the first choice, and works here", nil
 		}

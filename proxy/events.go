@@ -36,6 +36,7 @@ func (p *Proxy) subscribe(ctx context.Context) error {
 	if _, err := informers.Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    e.onNode,
 		UpdateFunc: func(_, obj any) { e.onNode(obj) },
+		DeleteFunc: e.onNodeGone,
 	}); err != nil {
 		return fmt.Errorf("proxy: watching the node's topology labels: %w", err)
 	}
@@ -47,17 +48,17 @@ func (p *Proxy) subscribe(ctx context.Context) error {
 type events struct{ p *Proxy }
 
 func (e events) OnServiceAdd(s *corev1.Service) {
-	e.p.backend.OnServiceAdd(s)
+	e.p.services(nil, s)
 	e.p.trigger()
 }
 
 func (e events) OnServiceUpdate(old, s *corev1.Service) {
-	e.p.backend.OnServiceUpdate(old, s)
+	e.p.services(old, s)
 	e.p.trigger()
 }
 
 func (e events) OnServiceDelete(s *corev1.Service) {
-	e.p.backend.OnServiceDelete(s)
+	e.p.services(s, nil)
 	e.p.trigger()
 }
 
@@ -93,7 +94,11 @@ func (e events) OnEndpointSlicesSynced() {
 // onNode passes on this node's zone, the one label that Services' traffic goes by (KEP-2433).
 func (e events) onNode(obj any) {
 	node, ok := obj.(*corev1.Node)
-	if !ok || node.Name != e.p.o.Informers.NodeName() {
+	if !ok {
+		return
+	}
+	e.p.nodeAddresses(node.Name, addressesOf(node))
+	if node.Name != e.p.o.Informers.NodeName() {
 		return
 	}
 	zone, has := node.Labels[corev1.LabelTopologyZone]
@@ -112,6 +117,15 @@ func (e events) onNode(obj any) {
 	e.wantFullSync()
 }
 
+func (e events) onNodeGone(obj any) {
+	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = gone.Obj
+	}
+	if node, ok := obj.(*corev1.Node); ok {
+		e.p.nodeAddresses(node.Name, nil)
+	}
+}
+
 // OnServiceCIDRsChanged passes on what the API says, once it says something. Only a full sync looks at it.
 func (e events) OnServiceCIDRsChanged(cidrs []string) {
 	e.p.mu.Lock()
@@ -122,6 +136,7 @@ func (e events) OnServiceCIDRsChanged(cidrs []string) {
 	e.p.mu.Unlock()
 	if changed {
 		e.p.backend.OnServiceCIDRsChanged(cidrs)
+		e.p.serviceNetworks(cidrs)
 		e.wantFullSync()
 	}
 }

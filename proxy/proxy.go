@@ -32,6 +32,12 @@ type Options struct {
 	// NodePortAddresses are CIDRs of the local addresses that answer on node ports; empty means NodeIPs. As in upstream's
 	// nftables mode, 127.0.0.1 does not answer.
 	NodePortAddresses []string
+	// Mode chooses the back end: ModeAuto, which is what empty means, ModeIPVS or ModeNFTables.
+	Mode string
+	// IPVSScheduler is for Services that name none, where the back end is IPVS; empty is round robin.
+	IPVSScheduler string
+	// Reserved are what no Service may take.
+	Reserved Reserved
 	// Informers are the node's shared caches, with Services, which somebody else runs once the Proxy is made.
 	Informers *netinformers.Informers
 	// RecordFile names the back end whose state may be in this host's kernel, for servicerules.Remove. It belongs on a file system that a
@@ -39,6 +45,8 @@ type Options struct {
 	RecordFile string
 	// Logger is klog's own when left zero.
 	Logger klog.Logger
+
+	externals *externals // made by New
 }
 
 // The front's intervals. A back end says in Health how long it takes; nothing here depends on which one it is.
@@ -52,6 +60,8 @@ const (
 	retryPause = 5 * time.Second
 	// fullSyncPeriod rewrites everything, as upstream does.
 	fullSyncPeriod = time.Hour
+	// drainPeriod is how often to look whether an endpoint that is on its way out has lost its last connection.
+	drainPeriod = 10 * time.Second
 	// guardPeriod is how often to look whether somebody removed what the back end made, as a restart of a host firewall does.
 	guardPeriod = 30 * time.Second
 )
@@ -73,6 +83,7 @@ type Proxy struct {
 	o       Options
 	log     klog.Logger
 	backend backend
+	why     string
 	guard   time.Duration                // guardPeriod, but for tests
 	sources []func(stop <-chan struct{}) // each says when its first list is complete
 	wake    chan struct{}                // one pending wake-up stands for any number of changes
@@ -97,16 +108,22 @@ func New(ctx context.Context, o Options) (*Proxy, error) {
 	}
 	log := o.Logger.WithName("proxy")
 	ctx = klog.NewContext(ctx, log)
-	chosen, why, err := choose(ctx, o, candidates)
+	from, err := candidatesOf(o.Mode)
 	if err != nil {
 		return nil, err
 	}
+	o.externals = newExternals(o, log)
+	chosen, why, err := choose(ctx, o, from)
+	if err != nil {
+		return nil, err
+	}
+	why = reason(o.Mode, why)
 	log.Info("Chose the Service proxy's back end", "backend", chosen.name(), "reason", why)
-	return newProxy(ctx, o, chosen)
+	return newProxy(ctx, o, chosen, why)
 }
 
-func newProxy(ctx context.Context, o Options, b backend) (*Proxy, error) {
-	p := &Proxy{o: o, log: klog.FromContext(ctx), backend: b, guard: guardPeriod, wake: make(chan struct{}, 1)}
+func newProxy(ctx context.Context, o Options, b backend, why string) (*Proxy, error) {
+	p := &Proxy{why: why, o: o, log: klog.FromContext(ctx), backend: b, guard: guardPeriod, wake: make(chan struct{}, 1)}
 	for _, c := range o.ServiceCIDRs {
 		p.serviceCIDRs = append(p.serviceCIDRs, c.Masked().String())
 	}
@@ -123,6 +140,9 @@ func (p *Proxy) Health() Health {
 	defer p.mu.Unlock()
 	return p.last
 }
+
+// Backend names the back end, and says why it is that one.
+func (p *Proxy) Backend() (name, why string) { return p.backend.name(), p.why }
 
 // Run keeps the kernel in step with the API until ctx is done. Kernel state stays. Call it once.
 func (p *Proxy) Run(ctx context.Context) error {
@@ -160,7 +180,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 		if p.Health().Err != nil {
 			next.Reset(retryPause)
 		} else {
-			next.Reset(fullSyncPeriod)
+			next.Reset(p.rest())
 		}
 		select {
 		case <-ctx.Done():
@@ -168,6 +188,14 @@ func (p *Proxy) Run(ctx context.Context) error {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// rest is how long nothing has to happen where nothing changes.
+func (p *Proxy) rest() time.Duration {
+	if d, ok := p.backend.(drainer); ok && d.Drains() {
+		return drainPeriod
+	}
+	return fullSyncPeriod
 }
 
 // complete says whether Services and EndpointSlices have been seen whole: rules of half a view would cut what works.
@@ -195,6 +223,7 @@ func (p *Proxy) sync() time.Duration {
 	} else {
 		if first {
 			p.log.Info("Services are served", "backend", p.backend.name(), "took", took)
+			p.removeOthers()
 		}
 		p.last = Health{Synced: true, LastSync: start.Add(took), LastDuration: took}
 	}
@@ -202,6 +231,19 @@ func (p *Proxy) sync() time.Duration {
 		return minPause // the first sync makes the tables; what it had no time to see must not wait for that
 	}
 	return min(max(minPause, pauseFactor*took), maxPause)
+}
+
+// removeOthers takes away what a run in another mode left, once nothing goes by it any more.
+func (p *Proxy) removeOthers() {
+	if p.o.RecordFile == "" {
+		return
+	}
+	switch removed, err := servicerules.RemoveOthers(p.o.RecordFile, p.backend.name()); {
+	case err != nil:
+		p.log.Error(err, "What the Service proxy made in another mode is still in the kernel; a restart of the node is rid of it")
+	case removed != "":
+		p.log.Info("Removed what the Service proxy had made in another mode", "backend", removed)
+	}
 }
 
 // intact looks whether the back end's kernel state is there, and asks for a full sync when it is not.

@@ -222,7 +222,7 @@ func TestChoose(t *testing.T) {
 		from      []candidate
 		why, fail string
 	}{
-		{"one", []candidate{{name: "a", open: works}}, "only one", ""},
+		{"one", []candidate{{name: "a", open: works}}, "auto takes it", ""},
 		{"the first works", []candidate{{name: "a", open: works}, {name: "b", open: fails}}, "first choice", ""},
 		{"the first will not do", []candidate{{name: "a", open: fails}, {name: "b", open: works}}, "a will not do here: the kernel lacks it", ""},
 		{"none will do", []candidate{{name: "a", open: fails}, {name: "b", open: fails}}, "", "b: the kernel lacks it"},

@@ -24,6 +24,8 @@ type node struct {
 	paths       config.Paths
 	cluster     cluster.Settings
 	credentials credentials.Files
+	// port is where other machines reach this one.
+	port int
 	// waitAPI returns when the API server answers.
 	waitAPI func(context.Context) error
 	// servers lists those to which the node keeps a connection.
@@ -39,7 +41,7 @@ func ownNode(c *config.Server, settings cluster.Settings, s *server.Server) (nod
 	files, err := s.AgentCredentials(c.Node.Name, netIPs(c.Node.IPs...))
 	return node{
 		servers: s.Others,
-		machine: c.Node, paths: c.Paths, cluster: settings, credentials: files,
+		machine: c.Node, paths: c.Paths, cluster: settings, credentials: files, port: c.HTTPSPort,
 		waitAPI: func(ctx context.Context) error {
 			select {
 			case <-s.Ready():
@@ -80,6 +82,8 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
 		PodSubnets:     n.podSubnets,
 		NetworkBackend: n.cluster.Backend(), NetworkInterface: n.machine.NetworkInterface,
+		ProxyMode: n.machine.ProxyMode, IPVSScheduler: n.machine.IPVSScheduler,
+		ReservedAddresses: n.cluster.VIPs, Port: n.port,
 		Logger: p.Log.Logger, Board: p.Board,
 	}
 	if n.machine.PauseImage != "" {

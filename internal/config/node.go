@@ -46,6 +46,8 @@ type Node struct {
 	// NetworkInterface names the interface for traffic between nodes' pods, or is a pattern (path.Match); "" means the one that has
 	// the node's address.
 	NetworkInterface string
+	ProxyMode        string
+	IPVSScheduler    string
 }
 
 // Taint is one of a node's taints, in the API's words.
@@ -81,6 +83,8 @@ func (r *reader) node(h Host, except []netip.Prefix) Node {
 
 		NodePortAddresses: r.nodePortAddresses("kube-proxy-arg"),
 		NetworkInterface:  r.pattern("network-iface"),
+		ProxyMode:         r.str("proxy-mode"),
+		IPVSScheduler:     r.str("ipvs-scheduler"),
 	}
 	return n
 }
@@ -235,7 +239,7 @@ func isReservedLabel(key string) bool {
 }
 
 // nodePortAddresses reads the one flag of kube-proxy that has a meaning here: coracle's proxy is upstream's without its
-// command, and chooses its mode by what the kernel has.
+// command.
 func (r *reader) nodePortAddresses(name string) []string {
 	const known = "nodeport-addresses"
 	var out []string
@@ -245,7 +249,7 @@ func (r *reader) nodePortAddresses(name string) []string {
 			continue
 		}
 		if flag != known {
-			r.bad(it.src, "%s is no setting of coracle's proxy; there is: %s", flag, known)
+			r.bad(it.src, "%s is no setting of coracle's proxy; there is: %s. --proxy-mode and --ipvs-scheduler are flags of their own", flag, known)
 			continue
 		}
 		for _, text := range splitList(value) {

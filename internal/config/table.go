@@ -46,6 +46,12 @@ var DisableNames = map[string]string{PartDNS: PartDNS, "dns": PartDNS, PartManif
 // Snapshotters that --snapshotter takes.
 var snapshotters = []string{"auto", "overlayfs", "native"}
 
+// Values of --proxy-mode and --ipvs-scheduler: those that proxy and proxy/ipvs have.
+var (
+	proxyModes     = []string{"auto", "ipvs", "nftables"}
+	ipvsSchedulers = []string{"rr", "wrr", "lc", "wlc", "sh", "dh", "mh", "sed", "nq"}
+)
+
 var table = []Setting{
 	{Name: "config", Short: "c", Commands: allCommands, Group: groupGeneral, Holder: "FILE", Default: DefaultConfigFile, Files: true, FlagOnly: true, Env: EnvPrefix + "CONFIG_FILE",
 		Help: "Configuration file; files named *.yaml in the folder FILE.d are read after it, in alphabetical order"},
@@ -192,6 +198,10 @@ var table = []Setting{
 		Help: "Run no pods on this machine: only the server, without a node"},
 	{Name: "disable-kube-proxy", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
 		Help: "Leave Services to another proxy that you install. The rules that coracle made before are removed at the start"},
+	{Name: "proxy-mode", Commands: nodeCommands, Group: groupParts, Holder: "MODE", Default: "auto", Values: proxyModes,
+		Help: "What serves Services on this node: nftables, or ipvs, which needs Linux 5.9 with the modules ip_vs and dummy; auto takes nftables"},
+	{Name: "ipvs-scheduler", Commands: nodeCommands, Group: groupParts, Holder: "NAME", Default: "rr", Values: ipvsSchedulers,
+		Help: "With --proxy-mode=ipvs, which endpoint a connection goes to, for Services that do not say it by the annotation coracle.dev/ipvs-scheduler"},
 
 	{Name: "kube-apiserver-arg", Commands: ServerCommand, Group: groupArgs, Kind: Args, Holder: "NAME=VALUE",
 		Help: "Flag for the API server"},

@@ -55,6 +55,36 @@ func TestRemoveGoesByTheRecord(t *testing.T) {
 	}
 }
 
+func TestModeChanges(t *testing.T) {
+	nstest.Require(t)
+	record := RecordIn(t.TempDir())
+	ipvs := nfttable.Table{Family: nfttable.IPv4, Name: IPVSTable}
+	for _, table := range append(tables, ipvs) {
+		if err := nfttable.Ensure(table); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{NFTables, IPVS, IPVS} {
+		if err := Write(record, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if name, err := RemoveOthers(record, NFTables); name != IPVS || err != nil {
+		t.Errorf("got %q, %v", name, err)
+	}
+	expect(t, true, "in the mode that stays")
+	if there, err := nfttable.Exists(ipvs); there || err != nil {
+		t.Errorf("what the other mode made is there: %t, %v", there, err)
+	}
+	if name, err := RemoveOthers(record, NFTables); name != "" || err != nil {
+		t.Errorf("a second time: %q, %v", name, err)
+	}
+	if name, err := Remove(record); name != NFTables || err != nil {
+		t.Errorf("got %q, %v", name, err)
+	}
+	expect(t, false, "at the end")
+}
+
 func TestUnknownBackEnd(t *testing.T) {
 	record := RecordIn(t.TempDir())
 	if err := Write(record, "of the future"); err == nil {

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package guest runs a test of the calling package once more inside a second kernel, a User-Mode Linux, which has what
+// the machine's kernel may lack: IPVS, say. The guest sees the machine's files, read-only, and has processes, a network and
+// /run of its own. It is for tests only.
+//
+// A package's TestMain returns Main's result, and its test begins with
+//
+//	if !guest.Inside() {
+//		guest.Run(t, guest.Options{…})
+//		return
+//	}
+package guest
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	packaged   = "linux.uml"
+	modulesDir = "/usr/lib/uml/modules"
+	// verdict begins the line by which a guest says that its test is over, before it says how.
+	verdict = "guest: over: "
+	memory  = "512M"
+)
+
+// Options say what a guest needs.
+type Options struct {
+	// Kernel is a program; empty is that of Debian's package user-mode-linux.
+	Kernel string
+	// Modules are loaded, each with those that it needs; of the package's kernel.
+	Modules []string
+	// Within is how long it may take.
+	Within time.Duration
+}
+
+// Missing says why the package's kernel cannot be had here, or is empty.
+func Missing() string {
+	if runtime.GOARCH != "amd64" {
+		return "User-Mode Linux runs on amd64 only"
+	}
+	if _, err := exec.LookPath(packaged); err != nil {
+		return packaged + " is not installed: packaging/deps.sh test installs it"
+	}
+	if _, err := modules(); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// modules is the folder of the package's modules.
+func modules() (string, error) {
+	found, err := filepath.Glob(modulesDir + "/*/modules.dep")
+	if err != nil || len(found) != 1 {
+		return "", fmt.Errorf("the package user-mode-linux has modules of %d kernels, those of one are needed", len(found))
+	}
+	return filepath.Dir(found[0]), nil
+}
+
+// Run runs the calling test in a guest, shows what it says, and fails where it fails.
+func Run(t *testing.T, o Options) {
+	t.Helper()
+	dir := workDir(t)
+	args, err := o.arguments(t.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), o.Within)
+	defer cancel()
+	// A shell in between, since the first process of a pid namespace cannot abort, which is how the kernel ends.
+	cmd := exec.CommandContext(ctx, "sh", append([]string{"-c", `"$@"; exit $?`, "sh"}, args...)...)
+	cmd.Env = append(os.Environ(), "TMPDIR="+dir, "HOME="+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	if os.Geteuid() == 0 { // every process of the guest's ends with its first one
+		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWPID
+	}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 10 * time.Second
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	runtime.LockOSThread() // the death signal follows the thread
+	err = cmd.Run()
+	runtime.UnlockOSThread()
+	said, over := judge(out.Bytes())
+	t.Logf("the guest says:\n%s", said)
+	switch {
+	case ctx.Err() != nil:
+		t.Fatalf("the guest was not done within %v", o.Within)
+	case over == "":
+		t.Fatalf("the guest ended without a word (%v)", err)
+	case over != "0":
+		t.Fatalf("it failed in the guest: %s", over)
+	}
+}
+
+// judge splits what came from the console: what the test said, and how it ended.
+func judge(console []byte) (said, over string) {
+	var b strings.Builder
+	for s := bufio.NewScanner(bytes.NewReader(console)); s.Scan(); {
+		line := strings.TrimRight(s.Text(), "\r")
+		if _, how, ok := strings.Cut(line, verdict); ok {
+			over = how
+			continue
+		}
+		b.WriteString(line + "\n")
+	}
+	return b.String(), over
+}
+
+// arguments are the kernel's command.
+func (o Options) arguments(test string) ([]string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("finding the test's own program: %w", err)
+	}
+	cwd, err := os.Getwd()
+	if err != nil {
+		return nil, err
+	}
+	kernel := o.Kernel
+	if kernel == "" {
+		kernel = packaged
+	}
+	args := []string{
+		kernel, "mem=" + memory, "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "init=" + self, "quiet", "panic=-1",
+		"con=null", "con0=null,fd:1", "ssl=null", testVar + "=" + test, folderVar + "=" + cwd, "PATH=" + os.Getenv("PATH"),
+	}
+	if len(o.Modules) > 0 {
+		dir, err := modules()
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, modulesVar+"="+dir+":"+strings.Join(o.Modules, ","))
+	}
+	if testing.Verbose() {
+		args = append(args, verboseVar+"=1")
+	}
+	return args, nil
+}
+
+// workDir is in memory if there is room: a guest's memory is a file, which it must be allowed to execute.
+func workDir(t *testing.T) string {
+	t.Helper()
+	parent := ""
+	var st unix.Statfs_t
+	if err := unix.Statfs("/dev/shm", &st); err == nil && int64(st.Bavail)*st.Bsize > 2<<30 && st.Flags&unix.ST_NOEXEC == 0 {
+		parent = "/dev/shm"
+	}
+	dir, err := os.MkdirTemp(parent, "guest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Error(err)
+		}
+	})
+	return dir
+}

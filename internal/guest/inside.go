@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// What the kernel hands to its first process.
+const (
+	testVar    = "CORACLE_GUEST_TEST"
+	folderVar  = "CORACLE_GUEST_FOLDER"
+	modulesVar = "CORACLE_GUEST_MODULES"
+	verboseVar = "CORACLE_GUEST_VERBOSE"
+)
+
+// Inside says that this process runs in a guest.
+func Inside() bool { return os.Getenv(testVar) != "" }
+
+// Main is what TestMain calls; run is what it would have called otherwise.
+func Main(m *testing.M, run func(*testing.M) int) int {
+	if !Inside() || os.Getpid() != 1 {
+		return run(m)
+	}
+	how := "0"
+	if err := first(); err != nil {
+		how = err.Error()
+	}
+	console, err := os.OpenFile("/dev/console", os.O_WRONLY, 0)
+	if err == nil {
+		fmt.Fprintln(console, "\n"+verdict+how)
+		_ = unix.IoctlSetInt(int(console.Fd()), unix.TCSBRK, 1) // wait until it is out
+	}
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	return 1
+}
+
+// first is the first process of the guest.
+func first() error {
+	for _, m := range []struct{ kind, at string }{
+		{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/run"},
+	} {
+		// Busy: the kernel has done it.
+		if err := unix.Mount(m.kind, m.at, m.kind, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("mount %s: %w", m.at, err)
+		}
+	}
+	console, err := os.OpenFile("/dev/console", os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("open the console: %w", err)
+	}
+	if dir, names, ok := strings.Cut(os.Getenv(modulesVar), ":"); ok {
+		if err := load(dir, strings.Split(names, ",")); err != nil {
+			return err
+		}
+	}
+	args := []string{"-test.run=^" + os.Getenv(testVar) + "$", "-test.count=1"}
+	if os.Getenv(verboseVar) != "" {
+		args = append(args, "-test.v")
+	}
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Dir = os.Getenv(folderVar)
+	cmd.Env = append(os.Environ(), "TMPDIR=/run", "HOME=/run")
+	cmd.Stdout, cmd.Stderr = console, console
+	// Orphans are not taken away: they end with the machine.
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("the test: %w", err)
+	}
+	return nil
+}
+
+// load loads modules, each after those that it needs, as modules.dep has them.
+func load(dir string, names []string) error {
+	text, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
+	if err != nil {
+		return fmt.Errorf("read what modules need: %w", err)
+	}
+	needs := map[string][]string{}
+	for line := range strings.Lines(string(text)) {
+		file, others, ok := strings.Cut(strings.TrimSpace(line), ":")
+		if ok {
+			needs[strings.TrimSuffix(filepath.Base(file), ".ko")] = append(reversed(strings.Fields(others)), file)
+		}
+	}
+	for _, name := range names {
+		if needs[name] == nil {
+			return fmt.Errorf("the guest's kernel has no module %s", name)
+		}
+		for _, file := range needs[name] {
+			if err := insert(filepath.Join(dir, file)); err != nil {
+				return fmt.Errorf("load the module %s for %s: %w", file, name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// reversed, since modules.dep has last what is to be loaded first.
+func reversed(in []string) []string {
+	var out []string
+	for _, s := range in {
+		out = append([]string{s}, out...)
+	}
+	return out
+}
+
+func insert(file string) error {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	if err := unix.InitModule(data, ""); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
+}

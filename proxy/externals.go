@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/klog/v2"
+)
+
+// Reserved are addresses and ports of the cluster's own, which no Service may take: whoever may write Services could
+// otherwise have every node's requests to the API sent to a pod.
+type Reserved struct {
+	// Addresses may be in nobody's externalIPs: the virtual address of the API, the cluster DNS. The nodes' are known from elsewhere.
+	Addresses []netip.Addr
+	// Ports are those on which the nodes themselves listen.
+	Ports []uint16
+}
+
+// externals stands in front of the back ends: of each Service it passes on what that may have.
+type externals struct {
+	log      klog.Logger
+	reserved Reserved
+
+	mu       sync.Mutex
+	own      []netip.Addr            // this node's, as configured
+	nodes    map[string][]netip.Addr // by name
+	networks []netip.Prefix          // of pods, and of Services as the API has them
+	pods     []netip.Prefix
+	passed   map[types.NamespacedName]passed
+}
+
+// passed is a Service as it came, what went to the back end, and what was said about the difference.
+type passed struct {
+	came, went *corev1.Service
+	said       string
+}
+
+func newExternals(o Options, log klog.Logger) *externals {
+	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, passed: map[types.NamespacedName]passed{}}
+	x.own = o.NodeIPs
+	x.pods = o.ClusterCIDRs
+	x.networks = slices.Concat(o.ClusterCIDRs, o.ServiceCIDRs)
+	return x
+}
+
+// nodeAddresses are all that are known.
+func (x *externals) nodeAddresses() []netip.Addr {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var out []netip.Addr
+	for _, a := range x.nodes {
+		out = append(out, a...)
+	}
+	return out
+}
+
+// pass notes a Service that came (old is nil), changed or went (svc is nil), and tells what the back end is to hear of it: in the order of
+// events, so that it does so before it returns.
+func (x *externals) pass(old, svc *corev1.Service, tell func(was, is *corev1.Service)) {
+	named := svc
+	if named == nil {
+		named = old
+	}
+	key := types.NamespacedName{Namespace: named.Namespace, Name: named.Name}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	before := x.passed[key]
+	if svc == nil {
+		delete(x.passed, key)
+		tell(before.went, nil)
+		return
+	}
+	now := x.judge(svc, before.said)
+	x.passed[key] = now
+	tell(before.went, now.went)
+}
+
+// again judges all Services once more after change, and hands those that look different now to tell.
+func (x *externals) again(change func(), tell func(was, is *corev1.Service)) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	change()
+	for key, before := range x.passed {
+		now := x.judge(before.came, before.said)
+		if !reflect.DeepEqual(before.went, now.went) {
+			x.passed[key] = now
+			tell(before.went, now.went)
+		}
+	}
+}
+
+// judge takes away from a Service what it may not have, and says so once.
+func (x *externals) judge(svc *corev1.Service, said string) passed {
+	out, problems := svc, []string(nil)
+	edit := func() *corev1.Service {
+		if out == svc {
+			out = svc.DeepCopy()
+		}
+		return out
+	}
+	if allowed := x.allowedIPs(svc.Spec.ExternalIPs, &problems); len(allowed) != len(svc.Spec.ExternalIPs) {
+		edit().Spec.ExternalIPs = allowed
+	}
+	if allowed := x.allowedIngress(svc, &problems); len(allowed) != len(svc.Status.LoadBalancer.Ingress) {
+		edit().Status.LoadBalancer.Ingress = allowed
+	}
+	for i, port := range svc.Spec.Ports {
+		if port.NodePort != 0 && slices.Contains(x.reserved.Ports, uint16(port.NodePort)) {
+			problems = append(problems, fmt.Sprintf("the node port %d is the cluster's own", port.NodePort))
+			edit().Spec.Ports[i].NodePort = 0
+		}
+	}
+	text := strings.Join(problems, "; ")
+	if text != "" && text != said {
+		x.log.Info("A Service asks for what it may not have, and is served without that: change its spec", "service", klog.KObj(svc), "problem", text)
+	}
+	return passed{came: svc, went: out, said: text}
+}
+
+func (x *externals) allowedIPs(ips []string, problems *[]string) []string {
+	var out []string
+	for _, ip := range ips {
+		a, err := netip.ParseAddr(ip)
+		why := ""
+		switch {
+		case err != nil:
+		case x.isNode(a):
+			why = "is a node's"
+		case slices.Contains(x.reserved.Addresses, a.Unmap()):
+			why = "is the cluster's own"
+		default:
+			why = x.inside(a)
+		}
+		if why == "" {
+			out = append(out, ip)
+			continue
+		}
+		*problems = append(*problems, fmt.Sprintf("the external IP %s %s", ip, why))
+	}
+	return out
+}
+
+// allowedIngress lets load balancer addresses be nodes', but for the nodes' own ports.
+func (x *externals) allowedIngress(svc *corev1.Service, problems *[]string) []corev1.LoadBalancerIngress {
+	var out []corev1.LoadBalancerIngress
+	for _, in := range svc.Status.LoadBalancer.Ingress {
+		a, err := netip.ParseAddr(in.IP)
+		why := ""
+		if err == nil {
+			why = x.inside(a)
+			if port := x.reservedPort(svc); port != 0 && (x.isNode(a) || slices.Contains(x.reserved.Addresses, a.Unmap())) {
+				why = fmt.Sprintf("is the cluster's own, and so is its port %d", port)
+			}
+		}
+		if why == "" {
+			out = append(out, in)
+			continue
+		}
+		*problems = append(*problems, fmt.Sprintf("the load balancer address %s %s", in.IP, why))
+	}
+	return out
+}
+
+func (x *externals) reservedPort(svc *corev1.Service) uint16 {
+	for _, p := range svc.Spec.Ports {
+		if slices.Contains(x.reserved.Ports, uint16(p.Port)) {
+			return uint16(p.Port)
+		}
+	}
+	return 0
+}
+
+func (x *externals) isNode(a netip.Addr) bool {
+	a = a.Unmap()
+	if slices.Contains(x.own, a) {
+		return true
+	}
+	for _, addrs := range x.nodes {
+		if slices.Contains(addrs, a) {
+			return true
+		}
+	}
+	return false
+}
+
+func (x *externals) inside(a netip.Addr) string {
+	a = a.Unmap()
+	for _, p := range x.networks {
+		if p.Contains(a) {
+			return "lies in " + p.String() + ", a network of pods or of Services"
+		}
+	}
+	if a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+		return "is no address that others could reach"
+	}
+	return ""
+}
+
+// services passes a change of a Service on to the back end.
+func (p *Proxy) services(old, svc *corev1.Service) {
+	if p.o.externals == nil {
+		p.tell(old, svc)
+		return
+	}
+	p.o.externals.pass(old, svc, p.tell)
+}
+
+func (p *Proxy) tell(was, is *corev1.Service) {
+	switch {
+	case was == nil && is == nil:
+	case was == nil:
+		p.backend.OnServiceAdd(is)
+	case is == nil:
+		p.backend.OnServiceDelete(was)
+	default:
+		p.backend.OnServiceUpdate(was, is)
+	}
+}
+
+// nodeAddresses notes a node's addresses, none when it is gone.
+func (p *Proxy) nodeAddresses(name string, addrs []netip.Addr) {
+	x := p.o.externals
+	if x == nil {
+		return
+	}
+	x.mu.Lock()
+	same := slices.Equal(x.nodes[name], addrs)
+	x.mu.Unlock()
+	if same {
+		return
+	}
+	x.again(func() {
+		if len(addrs) == 0 {
+			delete(x.nodes, name)
+		} else {
+			x.nodes[name] = addrs
+		}
+	}, p.tell)
+	p.trigger()
+}
+
+// serviceNetworks notes the API's Service CIDRs.
+func (p *Proxy) serviceNetworks(cidrs []string) {
+	x := p.o.externals
+	if x == nil {
+		return
+	}
+	networks := slices.Clone(x.pods)
+	for _, c := range cidrs {
+		if prefix, err := netip.ParsePrefix(c); err == nil {
+			networks = append(networks, prefix.Masked())
+		}
+	}
+	x.again(func() { x.networks = networks }, p.tell)
+}
+
+func addressesOf(node *corev1.Node) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range node.Status.Addresses {
+		if ip, err := netip.ParseAddr(a.Address); err == nil {
+			out = append(out, ip.Unmap())
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}

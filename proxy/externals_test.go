@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2/ktesting"
+)
+
+func TestReservedAddresses(t *testing.T) {
+	newBench := func(t *testing.T) (*Proxy, *hearing) {
+		h := &hearing{now: map[string]*corev1.Service{}}
+		o := Options{
+			NodeIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+			ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+			Reserved:     Reserved{Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.100")}, Ports: []uint16{6443, 10250}},
+		}
+		log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
+		o.externals = newExternals(o, log)
+		return &Proxy{o: o, log: log, backend: h, wake: make(chan struct{}, 1)}, h
+	}
+	svc := func(port, nodePort int32, external, ingress []string) *corev1.Service {
+		s := &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"},
+			Spec:       corev1.ServiceSpec{ExternalIPs: external, Ports: []corev1.ServicePort{{Port: port, NodePort: nodePort}}},
+		}
+		for _, ip := range ingress {
+			s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: ip})
+		}
+		return s
+	}
+	for _, c := range []struct {
+		name                      string
+		port, nodePort            int32
+		external, ingress         []string
+		wantExternal, wantIngress []string
+		wantNodePort              int32
+	}{
+		{"nothing of the cluster's", 80, 30080, []string{"203.0.113.7"}, []string{"203.0.113.8"}, []string{"203.0.113.7"}, []string{"203.0.113.8"}, 30080},
+		{"external IPs", 80, 0, []string{"192.0.2.1", "192.0.2.2", "192.0.2.100", "10.43.0.1", "10.42.0.7", "127.0.0.1", "203.0.113.7"}, nil, []string{"203.0.113.7"}, nil, 0},
+		{"an address that IPv6 wraps", 80, 0, []string{"::ffff:192.0.2.1"}, nil, nil, nil, 0},
+		{"a load balancer on nodes", 443, 0, nil, []string{"192.0.2.1", "192.0.2.2", "192.0.2.100"}, nil, []string{"192.0.2.1", "192.0.2.2", "192.0.2.100"}, 0},
+		{"a load balancer on nodes' own port", 6443, 0, nil, []string{"192.0.2.1", "192.0.2.2", "192.0.2.100", "203.0.113.8"}, nil, []string{"203.0.113.8"}, 0},
+		{"a load balancer in the Services' network", 80, 0, nil, []string{"10.43.0.1"}, nil, nil, 0},
+		{"a node port that is nodes' own", 80, 10250, nil, nil, nil, nil, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p, h := newBench(t)
+			p.nodeAddresses("n2", []netip.Addr{netip.MustParseAddr("192.0.2.2")})
+			came := svc(c.port, c.nodePort, c.external, c.ingress)
+			p.services(nil, came)
+			got := h.now["web"]
+			if !slices.Equal(got.Spec.ExternalIPs, c.wantExternal) || !slices.Equal(ingressOf(got), c.wantIngress) || got.Spec.Ports[0].NodePort != c.wantNodePort {
+				t.Errorf("passed on: %v, %v, node port %d", got.Spec.ExternalIPs, ingressOf(got), got.Spec.Ports[0].NodePort)
+			}
+			if !slices.Equal(came.Spec.ExternalIPs, c.external) || !slices.Equal(ingressOf(came), c.ingress) {
+				t.Error("the informer's own object was changed")
+			}
+		})
+	}
+
+	t.Run("nodes and networks come and go", func(t *testing.T) {
+		p, h := newBench(t)
+		s := svc(80, 0, []string{"192.0.2.3", "10.99.0.1"}, nil)
+		p.services(nil, s)
+		want := func(ips ...string) {
+			t.Helper()
+			if got := h.now["web"].Spec.ExternalIPs; !slices.Equal(got, ips) {
+				t.Errorf("passed on: %v, want %v", got, ips)
+			}
+		}
+		want("192.0.2.3", "10.99.0.1")
+		p.nodeAddresses("n3", []netip.Addr{netip.MustParseAddr("192.0.2.3")})
+		want("10.99.0.1")
+		p.serviceNetworks([]string{"10.43.0.0/16", "10.99.0.0/16"})
+		want()
+		p.nodeAddresses("n3", nil)
+		want("192.0.2.3")
+		p.services(s, nil)
+		if len(h.now) > 0 || h.mistakes > 0 {
+			t.Errorf("left: %v; %d changes began from what the back end did not have", h.now, h.mistakes)
+		}
+	})
+}
+
+func ingressOf(s *corev1.Service) (out []string) {
+	for _, in := range s.Status.LoadBalancer.Ingress {
+		out = append(out, in.IP)
+	}
+	return out
+}
+
+// hearing is a back end that keeps what it was told last.
+type hearing struct {
+	backend
+	now      map[string]*corev1.Service
+	mistakes int
+}
+
+func (h *hearing) OnServiceAdd(s *corev1.Service) { h.OnServiceUpdate(nil, s) }
+func (h *hearing) OnServiceUpdate(old, s *corev1.Service) {
+	if h.now[s.Name] != old {
+		h.mistakes++
+	}
+	h.now[s.Name] = s
+}
+func (h *hearing) OnServiceDelete(s *corev1.Service) {
+	if h.now[s.Name] != s {
+		h.mistakes++
+	}
+	delete(h.now, s.Name)
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/kubernetes/pkg/proxy/healthcheck"
+
+	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/proxy/ipvs"
+)
+
+// ipvsBackend is the back end on the kernel's IPVS.
+type ipvsBackend struct {
+	*ipvs.Proxier
+	ctx context.Context // of the program nft, as in the other back end
+}
+
+var (
+	_ backend = (*ipvsBackend)(nil)
+	_ drainer = (*ipvsBackend)(nil)
+)
+
+// openIPVS may make the kernel load its IPVS.
+func openIPVS(ctx context.Context, o Options) (backend, error) {
+	ports := o.NodePortAddresses
+	if len(ports) == 0 {
+		for _, ip := range o.NodeIPs {
+			ports = append(ports, netip.PrefixFrom(ip, ip.BitLen()).String())
+		}
+	}
+	p, err := ipvs.New(ipvs.Options{
+		NodeName: o.Informers.NodeName(), ClusterCIDRs: o.ClusterCIDRs, NodePortAddresses: ports, OtherNodes: o.externals.nodeAddresses,
+		Scheduler: o.IPVSScheduler, Health: healthcheck.NewProxyHealthServer("", retryPause+maxPause, nil), Logger: o.Logger,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("preparing IPVS: %w", err)
+	}
+	return &ipvsBackend{p, context.WithoutCancel(ctx)}, nil
+}
+
+func (b *ipvsBackend) name() string                                    { return servicerules.IPVS }
+func (b *ipvsBackend) OnServiceAdd(s *corev1.Service)                  { b.OnServiceUpdate(nil, s) }
+func (b *ipvsBackend) OnServiceDelete(s *corev1.Service)               { b.OnServiceUpdate(s, nil) }
+func (b *ipvsBackend) prepare() error                                  { return b.Prepare() }
+func (b *ipvsBackend) sync(full bool) error                            { return b.Sync(b.ctx, full) }
+func (b *ipvsBackend) intact() (bool, error)                           { return b.Intact() }
+func (b *ipvsBackend) OnEndpointSliceAdd(s *discoveryv1.EndpointSlice) { b.OnEndpointSlice(s, false) }
+func (b *ipvsBackend) OnEndpointSliceUpdate(_, s *discoveryv1.EndpointSlice) {
+	b.OnEndpointSlice(s, false)
+}
+func (b *ipvsBackend) OnEndpointSliceDelete(s *discoveryv1.EndpointSlice) { b.OnEndpointSlice(s, true) }

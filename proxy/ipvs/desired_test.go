@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipvs
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	upstream "k8s.io/kubernetes/pkg/proxy"
+	"sigs.k8s.io/knftables"
+
+	"github.com/coracle-k8s/coracle/internal/servicerules"
+)
+
+// endpoint is where one is, and in what state.
+type endpoint struct {
+	addr, node, zone, hint  string
+	unready, ending, unable bool // unable: not even serving while it ends
+}
+
+// viewOf feeds one Service through upstream's trackers.
+func viewOf(change func(*corev1.Service), endpoints ...endpoint) View {
+	svc := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeClusterIP, ClusterIP: "10.43.0.9", ClusterIPs: []string{"10.43.0.9"}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol},
+			Ports: []corev1.ServicePort{{Name: "x", Protocol: corev1.ProtocolTCP, Port: 80}},
+		},
+	}
+	if change != nil {
+		change(svc)
+	}
+	name, port := "x", int32(8080)
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: "web-1", Labels: map[string]string{discoveryv1.LabelServiceName: "web"}},
+		AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &svc.Spec.Ports[0].Protocol}},
+	}
+	for _, e := range endpoints {
+		ready, serving := !e.unready && !e.ending, !e.unready && !e.unable
+		ep := discoveryv1.Endpoint{
+			Addresses: []string{e.addr}, NodeName: &e.node, Zone: &e.zone,
+			Conditions: discoveryv1.EndpointConditions{Ready: &ready, Serving: &serving, Terminating: &e.ending},
+		}
+		if e.hint != "" {
+			ep.Hints = &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: e.hint}}}
+		}
+		slice.Endpoints = append(slice.Endpoints, ep)
+	}
+	v := View{
+		Services: upstream.ServicePortMap{}, Endpoints: upstream.EndpointsMap{}, NodeName: "n1", Topology: map[string]string{corev1.LabelTopologyZone: "a"},
+		NodePortAddrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Scheduler: DefaultScheduler,
+		Elsewhere: map[netip.Addr]bool{netip.MustParseAddr("192.0.2.1"): true, netip.MustParseAddr("192.0.2.2"): true},
+	}
+	services := upstream.NewServiceChangeTracker(corev1.IPv4Protocol, newServicePort, nil)
+	services.Update(nil, svc)
+	slices := upstream.NewEndpointsChangeTracker(corev1.IPv4Protocol, "n1", nil, nil)
+	slices.EndpointSliceUpdate(slice, false)
+	v.Services.Update(services)
+	v.Endpoints.Update(slices)
+	return v
+}
+
+func nodePort(s *corev1.Service) {
+	s.Spec.Type, s.Spec.Ports[0].NodePort = corev1.ServiceTypeNodePort, 30080
+	s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyCluster
+}
+
+func nodePortLocal(s *corev1.Service) {
+	nodePort(s)
+	s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+}
+
+func balanced(ips ...string) func(*corev1.Service) {
+	return func(s *corev1.Service) {
+		s.Spec.Type, s.Spec.ExternalTrafficPolicy = corev1.ServiceTypeLoadBalancer, corev1.ServiceExternalTrafficPolicyCluster
+		for _, ip := range ips {
+			s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: ip})
+		}
+	}
+}
+
+var (
+	here  = endpoint{addr: "10.42.0.2", node: "n1", zone: "a"}
+	there = endpoint{addr: "10.42.1.2", node: "n2", zone: "b"}
+)
+
+// usual is what every Service with its cluster address has.
+const usual = `address 10.43.0.9
+cluster-ips 10.43.0.9
+service-addresses 10.43.0.9
+service-ports 10.43.0.9 tcp 80
+`
+
+func TestDesired(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		change    func(*corev1.Service)
+		endpoints []endpoint
+		want      string
+	}{
+		{"cluster address", nil, []endpoint{here, there}, `tcp 10.43.0.9:80 rr
+  10.42.0.2:8080
+  10.42.1.2:8080
+` + usual + `hairpin 10.42.0.2 10.42.0.2 tcp 8080
+`},
+		{"no endpoints: IPVS refuses", nil, nil, "tcp 10.43.0.9:80 rr\n" + usual},
+		{"headless", func(s *corev1.Service) { s.Spec.ClusterIP, s.Spec.ClusterIPs = "None", []string{"None"} }, []endpoint{here}, ""},
+		{"node port", nodePort, []endpoint{there}, `tcp 10.43.0.9:80 rr
+  10.42.1.2:8080
+tcp 192.0.2.1:30080 rr
+  10.42.1.2:8080
+` + usual + `masqueraded 192.0.2.1 tcp 30080
+`},
+		{"external policy Local", nodePortLocal, []endpoint{here, there}, `tcp 10.43.0.9:80 rr
+  10.42.0.2:8080
+  10.42.1.2:8080
+tcp 192.0.2.1:30080 rr
+  10.42.0.2:8080
+` + usual + `shortcut 192.0.2.1 tcp 30080 : 10.43.0.9 80
+hairpin 10.42.0.2 10.42.0.2 tcp 8080
+external-local 192.0.2.1 tcp 30080
+`},
+		{"external policy Local without an endpoint here", nodePortLocal, []endpoint{there}, `tcp 10.43.0.9:80 rr
+  10.42.1.2:8080
+tcp 192.0.2.1:30080 rr
+` + usual + `shortcut 192.0.2.1 tcp 30080 : 10.43.0.9 80
+dropped 192.0.2.1 tcp 30080
+external-local 192.0.2.1 tcp 30080
+`},
+		{"internal policy Local without an endpoint here", func(s *corev1.Service) {
+			local := corev1.ServiceInternalTrafficPolicyLocal
+			s.Spec.InternalTrafficPolicy = &local
+		}, []endpoint{there}, `tcp 10.43.0.9:80 rr
+address 10.43.0.9
+cluster-ips 10.43.0.9
+dropped 10.43.0.9 tcp 80
+service-addresses 10.43.0.9
+service-ports 10.43.0.9 tcp 80
+`},
+		{"external IP", func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"203.0.113.7"} }, []endpoint{there}, `tcp 10.43.0.9:80 rr
+  10.42.1.2:8080
+tcp 203.0.113.7:80 rr
+  10.42.1.2:8080
+address 10.43.0.9
+address 203.0.113.7
+cluster-ips 10.43.0.9
+masqueraded 203.0.113.7 tcp 80
+service-addresses 10.43.0.9
+service-addresses 203.0.113.7
+service-ports 10.43.0.9 tcp 80
+service-ports 203.0.113.7 tcp 80
+`},
+		{"load balancer addresses that are nodes'", balanced("192.0.2.1", "192.0.2.2"), []endpoint{there}, `tcp 10.43.0.9:80 rr
+  10.42.1.2:8080
+tcp 192.0.2.1:80 rr
+  10.42.1.2:8080
+tcp 192.0.2.2:80 rr
+  10.42.1.2:8080
+` + strings.Replace(usual, "service-addresses", "masqueraded 192.0.2.1 tcp 80\nmasqueraded 192.0.2.2 tcp 80\nservice-addresses", 1)},
+		{"source ranges", func(s *corev1.Service) {
+			balanced("203.0.113.7")(s)
+			s.Spec.LoadBalancerSourceRanges = []string{"192.0.2.0/24", " 192.0.2.128/25 "}
+		}, []endpoint{there}, `tcp 10.43.0.9:80 rr
+  10.42.1.2:8080
+tcp 203.0.113.7:80 rr
+  10.42.1.2:8080
+address 10.43.0.9
+address 203.0.113.7
+cluster-ips 10.43.0.9
+masqueraded 203.0.113.7 tcp 80
+guarded 203.0.113.7 tcp 80
+allowed 203.0.113.7 tcp 80 192.0.2.0/24
+allowed 203.0.113.7 tcp 80 203.0.113.7/32
+service-addresses 10.43.0.9
+service-addresses 203.0.113.7
+service-ports 10.43.0.9 tcp 80
+service-ports 203.0.113.7 tcp 80
+`},
+		{"affinity and a scheduler", func(s *corev1.Service) {
+			seconds := int32(60)
+			s.Annotations = map[string]string{SchedulerAnnotation: "sh"}
+			s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+			s.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: &seconds}}
+		}, []endpoint{there}, "tcp 10.43.0.9:80 sh affinity 60s\n  10.42.1.2:8080\n" + usual},
+		{"hints", nil, []endpoint{{addr: "10.42.1.2", node: "n2", hint: "b"}, {addr: "10.42.2.2", node: "n3", hint: "a"}},
+			"tcp 10.43.0.9:80 rr\n  10.42.2.2:8080\n" + usual},
+		{"one ends, one is ready", nil, []endpoint{there, {addr: "10.42.2.2", node: "n3", ending: true}}, "tcp 10.43.0.9:80 rr\n  10.42.1.2:8080\n" + usual},
+		{"all end, one serves", nil, []endpoint{{addr: "10.42.1.2", node: "n2", ending: true}, {addr: "10.42.2.2", node: "n3", ending: true, unable: true}},
+			"tcp 10.43.0.9:80 rr\n  10.42.1.2:8080\n" + usual},
+		{"none is ready", nil, []endpoint{{addr: "10.42.1.2", node: "n2", unready: true}}, "tcp 10.43.0.9:80 rr\n" + usual},
+		{"datagrams", func(s *corev1.Service) { s.Spec.Ports[0].Protocol = corev1.ProtocolUDP }, []endpoint{there},
+			strings.ReplaceAll("tcp 10.43.0.9:80 rr\n  10.42.1.2:8080\n"+usual, "tcp", "udp")},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := Desired(viewOf(c.change, c.endpoints...)).String(); sorted(got) != sorted(c.want) {
+				t.Errorf("got\n%s\nwant\n%s", got, c.want)
+			}
+		})
+	}
+}
+
+// table is an IPVS in memory that can refuse.
+type table struct {
+	servers map[Key]Server
+	reals   map[Key]map[netip.AddrPort]*Real
+	refuse  error
+	reads   int
+}
+
+func newTable() *table {
+	return &table{servers: map[Key]Server{}, reals: map[Key]map[netip.AddrPort]*Real{}}
+}
+
+func (m *table) Servers() (map[Key]Server, error) {
+	m.reads++
+	out := map[Key]Server{}
+	for k, s := range m.servers {
+		out[k] = s
+	}
+	return out, nil
+}
+
+func (m *table) Reals(k Key) (out []Real, _ error) {
+	m.reads++
+	for _, r := range m.reals[k] {
+		out = append(out, *r)
+	}
+	return out, nil
+}
+
+func (m *table) AddServer(k Key, s Server) error {
+	if m.refuse != nil {
+		return m.refuse
+	}
+	m.servers[k], m.reals[k] = s, map[netip.AddrPort]*Real{}
+	return nil
+}
+func (m *table) UpdateServer(k Key, s Server) error { m.servers[k] = s; return m.refuse }
+func (m *table) DeleteServer(k Key) error           { delete(m.servers, k); delete(m.reals, k); return m.refuse }
+func (m *table) AddReal(k Key, a netip.AddrPort) error {
+	m.reals[k][a] = &Real{Addr: a, Weight: 1}
+	return m.refuse
+}
+func (m *table) SetWeight(k Key, a netip.AddrPort, w int) error {
+	m.reals[k][a].Weight = w
+	return m.refuse
+}
+func (m *table) DeleteReal(k Key, a netip.AddrPort) error { delete(m.reals[k], a); return m.refuse }
+
+func TestApply(t *testing.T) {
+	m := newTable()
+	a := &applier{table: m}
+	k := Key{corev1.ProtocolTCP, netip.MustParseAddr("10.43.0.9"), 80}
+	one, two := netip.MustParseAddrPort("10.42.0.2:80"), netip.MustParseAddrPort("10.42.0.6:80")
+	apply := func(full bool, reals ...netip.AddrPort) {
+		t.Helper()
+		if err := a.apply(map[Key]VirtualServer{k: {Server{Scheduler: "rr"}, reals}}, full); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply(false, one, two)
+	reads := m.reads
+	apply(false, one, two)
+	if m.reads != reads {
+		t.Errorf("nothing changed, and the kernel was asked %d times", m.reads-reads)
+	}
+	m.reals[k][one].Connections = 3
+	apply(false, two)
+	if r := m.reals[k][one]; r == nil || r.Weight != 0 || !a.draining[k] {
+		t.Fatalf("with connections: %+v", r)
+	}
+	apply(false, two)
+	m.reals[k][one].Connections = 0
+	apply(false, two)
+	if r := m.reals[k][one]; r != nil || len(a.draining) > 0 {
+		t.Errorf("without connections: %+v, draining %v", r, a.draining)
+	}
+	m.refuse = errors.New("no")
+	if err := a.apply(map[Key]VirtualServer{}, false); err == nil {
+		t.Error("a refusal is not told")
+	}
+	m.refuse = nil
+	m.servers[k] = Server{Scheduler: "lc"} // what the refused call left is not known: the next looks
+	m.reals[k] = map[netip.AddrPort]*Real{}
+	apply(false, one)
+	if m.servers[k].Scheduler != "rr" || len(m.reals[k]) != 1 {
+		t.Errorf("after a refusal: %v %v", m.servers[k], m.reals[k])
+	}
+}
+
+// TestRulesAreDifferences looks at what is sent to nft.
+func TestRulesAreDifferences(t *testing.T) {
+	nft := &counting{Fake: knftables.NewFake(knftables.IPv4Family, servicerules.IPVSTable)}
+	w := &rulesWriter{nft: nft, view: ruleView{
+		family: rules4, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, serviceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+	}}
+	for i, c := range []struct {
+		view View
+		full bool
+		runs int
+	}{{viewOf(nil, here), true, 1}, {viewOf(nil, here), false, 1}, {viewOf(nodePort, here), false, 2}, {viewOf(nodePort), false, 3}, {viewOf(nodePort), true, 4}} {
+		want := Desired(c.view).Sets
+		if err := w.apply(t.Context(), want, c.full); err != nil {
+			t.Fatal(err)
+		}
+		if nft.runs != c.runs {
+			t.Errorf("step %d: nft ran %d times, want %d", i, nft.runs, c.runs)
+		}
+		for name, elements := range want {
+			if name == setShortcut {
+				continue
+			}
+			got, err := nft.ListElements(t.Context(), "set", name)
+			if err != nil || len(got) != len(elements) {
+				t.Errorf("step %d: %s has %d elements (%v), want %d", i, name, len(got), err, len(elements))
+			}
+		}
+	}
+}
+
+// counting counts transactions.
+type counting struct {
+	*knftables.Fake
+	runs int
+}
+
+func (c *counting) Run(ctx context.Context, tx *knftables.Transaction) error {
+	c.runs++
+	return c.Fake.Run(ctx, tx)
+}
+
+func TestKernelVersion(t *testing.T) {
+	for release, fits := range map[string]bool{"6.1.176": true, "5.9.0": true, "5.10.0-30-amd64": true, "5.8.18": false, "4.19.0": false, "x": false} {
+		if err := newEnough(release); (err == nil) != fits {
+			t.Errorf("%s: %v", release, err)
+		}
+	}
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipvs
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/servicerules"
+)
+
+// ensureDevice makes the device that carries the addresses of Services, and returns it.
+func ensureDevice() (netlink.Link, error) {
+	link, err := netlink.LinkByName(servicerules.IPVSDevice)
+	var missing netlink.LinkNotFoundError
+	switch {
+	case errors.As(err, &missing):
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = servicerules.IPVSDevice
+		if err := netlink.LinkAdd(&netlink.Dummy{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
+			return nil, fmt.Errorf("making the device %s for the addresses of Services: %w", servicerules.IPVSDevice, err)
+		}
+		if link, err = netlink.LinkByName(servicerules.IPVSDevice); err != nil {
+			return nil, fmt.Errorf("finding the device %s: %w", servicerules.IPVSDevice, err)
+		}
+	case err != nil:
+		return nil, fmt.Errorf("finding the device %s: %w", servicerules.IPVSDevice, err)
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		if err := errors.Join(netlink.LinkSetARPOff(link), netlink.LinkSetIP6AddrGenMode(link, addrGenModeNone), netlink.LinkSetUp(link)); err != nil {
+			return nil, fmt.Errorf("setting the device %s up: %w", servicerules.IPVSDevice, err)
+		}
+	}
+	return link, nil
+}
+
+const addrGenModeNone = 1 // IN6_ADDR_GEN_MODE_NONE: no link-local address
+
+// applyAddresses makes the device's addresses of one family those that are wanted: what is missing before the virtual servers are made,
+// with prune what is too much.
+func applyAddresses(family int, want map[netip.Addr]bool, prune bool) error {
+	link, err := ensureDevice()
+	if err != nil {
+		return err
+	}
+	have, err := netlink.AddrList(link, family)
+	if err != nil {
+		return fmt.Errorf("listing the addresses of %s: %w", servicerules.IPVSDevice, err)
+	}
+	present := map[netip.Addr]bool{}
+	var errs []error
+	for _, h := range have {
+		a, ok := netip.AddrFromSlice(h.IP)
+		if !ok {
+			continue
+		}
+		a = a.Unmap()
+		present[a] = true
+		if prune && !want[a] && !a.IsLinkLocalUnicast() {
+			if err := netlink.AddrDel(link, &h); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+				errs = append(errs, fmt.Errorf("removing the address %s: %w", a, err))
+			}
+		}
+	}
+	for a := range want {
+		if present[a] {
+			continue
+		}
+		addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}}
+		if a.Is6() {
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if err := netlink.AddrAdd(link, addr); err != nil && !errors.Is(err, unix.EEXIST) {
+			errs = append(errs, fmt.Errorf("adding the address %s: %w", a, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// localAddresses are those of all devices but ours.
+func localAddresses() (map[netip.Addr]bool, error) {
+	own := -1
+	if link, err := netlink.LinkByName(servicerules.IPVSDevice); err == nil {
+		own = link.Attrs().Index
+	}
+	all, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("listing the addresses of this machine: %w", err)
+	}
+	out := map[netip.Addr]bool{}
+	for _, h := range all {
+		if a, ok := netip.AddrFromSlice(h.IP); ok && h.LinkIndex != own {
+			out[a.Unmap()] = true
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipvs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/klog/v2"
+	upstream "k8s.io/kubernetes/pkg/proxy"
+	"k8s.io/kubernetes/pkg/proxy/conntrack"
+	"k8s.io/kubernetes/pkg/proxy/healthcheck"
+	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
+	"sigs.k8s.io/knftables"
+
+	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/servicerules"
+)
+
+// Options are what a Proxier needs.
+type Options struct {
+	NodeName string
+	// ClusterCIDRs hold all pods; their families are those that are served.
+	ClusterCIDRs []netip.Prefix
+	// NodePortAddresses are CIDRs of the local addresses that answer on node ports.
+	NodePortAddresses []string
+	// OtherNodes are the addresses of the cluster's other nodes, as far as they are known. It may be nil.
+	OtherNodes func() []netip.Addr
+	// Scheduler is for Services that name none; empty is DefaultScheduler.
+	Scheduler string
+	// Health says for health check node ports whether this proxy is well.
+	Health *healthcheck.ProxyHealthServer
+	Logger klog.Logger
+
+	nft func(knftables.Family) (knftables.Interface, error) // but for tests, the program's
+}
+
+// Proxier holds what was told, and makes the kernel follow at Sync. The On methods may be called from anywhere, the others
+// from one goroutine.
+type Proxier struct {
+	o        Options
+	families []*family
+
+	mu           sync.Mutex
+	topology     map[string]string
+	serviceCIDRs []netip.Prefix
+}
+
+// family is all of one family.
+type family struct {
+	name        corev1.IPFamily
+	netlink     int
+	clusterCIDR []netip.Prefix
+	changes     *upstream.ServiceChangeTracker
+	slices      *upstream.EndpointsChangeTracker
+	services    upstream.ServicePortMap
+	endpoints   upstream.EndpointsMap
+	health      healthcheck.ServiceHealthServer
+	conntrack   conntrack.Interface
+	stale       bool // datagrams' connections need cleaning
+
+	kernel *kernel
+	apply  applier
+	rules  rulesWriter
+	// addresses are what the device has, as far as the last sync knows; nil: not known.
+	addresses map[netip.Addr]bool
+}
+
+// New says why IPVS will not do here, or returns a Proxier. Nothing in the kernel changes, but that it may load IPVS.
+func New(o Options) (*Proxier, error) {
+	if o.Scheduler == "" {
+		o.Scheduler = DefaultScheduler
+	}
+	if !slices.Contains(Schedulers, o.Scheduler) {
+		return nil, fmt.Errorf("%q is no scheduler of IPVS; there are %v", o.Scheduler, Schedulers)
+	}
+	if o.nft == nil {
+		o.nft = func(f knftables.Family) (knftables.Interface, error) { return knftables.New(f, servicerules.IPVSTable) }
+	}
+	if err := suitable(); err != nil {
+		return nil, err
+	}
+	p := &Proxier{o: o}
+	for _, name := range []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol} {
+		f, err := p.family(name)
+		if err != nil {
+			p.Close()
+			return nil, err
+		}
+		if f != nil {
+			p.families = append(p.families, f)
+		}
+	}
+	return p, nil
+}
+
+// family is nil where the cluster has no pods of it.
+func (p *Proxier) family(name corev1.IPFamily) (*family, error) {
+	f := &family{name: name, netlink: netlink.FAMILY_V4, services: upstream.ServicePortMap{}, endpoints: upstream.EndpointsMap{}, conntrack: conntrack.New()}
+	nftFamily := knftables.IPv4Family
+	f.rules.view.family = rules4
+	if name == corev1.IPv6Protocol {
+		f.netlink, nftFamily, f.rules.view.family = netlink.FAMILY_V6, knftables.IPv6Family, rules6
+	}
+	for _, c := range p.o.ClusterCIDRs {
+		if c.Addr().Is6() == (name == corev1.IPv6Protocol) {
+			f.clusterCIDR = append(f.clusterCIDR, c.Masked())
+		}
+	}
+	if len(f.clusterCIDR) == 0 {
+		return nil, nil
+	}
+	f.rules.view.clusterCIDRs = f.clusterCIDR
+	var err error
+	if f.rules.nft, err = p.o.nft(nftFamily); err != nil {
+		return nil, fmt.Errorf("preparing nftables, which IPVS needs beside it: %w", err)
+	}
+	if f.kernel, err = openKernel(name); err != nil {
+		return nil, err
+	}
+	f.apply.table = f.kernel
+	f.changes = upstream.NewServiceChangeTracker(name, newServicePort, nil)
+	f.slices = upstream.NewEndpointsChangeTracker(name, p.o.NodeName, nil, nil)
+	ports := proxyutil.NewNodePortAddresses(name, p.o.NodePortAddresses)
+	f.health = healthcheck.NewServiceHealthServer(p.o.NodeName, nil, ports, p.o.Health, name)
+	return f, nil
+}
+
+// Close lets go of what New opened. What is in the kernel stays.
+func (p *Proxier) Close() {
+	for _, f := range p.families {
+		f.kernel.close()
+	}
+}
+
+// OnServiceUpdate notes a Service that came (old is nil), changed or went (svc is nil).
+func (p *Proxier) OnServiceUpdate(old, svc *corev1.Service) {
+	for _, f := range p.families {
+		f.changes.Update(old, svc)
+	}
+}
+
+// OnEndpointSlice notes a slice that came, changed or went.
+func (p *Proxier) OnEndpointSlice(s *discoveryv1.EndpointSlice, gone bool) {
+	for _, f := range p.families {
+		f.slices.EndpointSliceUpdate(s, gone)
+	}
+}
+
+// OnTopologyChange notes this node's topology labels.
+func (p *Proxier) OnTopologyChange(labels map[string]string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.topology = maps.Clone(labels)
+}
+
+// OnServiceCIDRsChanged notes the whole set. A full sync looks at it.
+func (p *Proxier) OnServiceCIDRsChanged(cidrs []string) {
+	var out []netip.Prefix
+	for _, c := range cidrs {
+		if prefix, err := netip.ParsePrefix(c); err == nil {
+			out = append(out, prefix.Masked())
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.serviceCIDRs = out
+}
+
+// Sync makes the kernel what was told: the difference, or with full all of it. After an error the next one is full.
+func (p *Proxier) Sync(ctx context.Context, full bool) error {
+	p.mu.Lock()
+	topology, cidrs := p.topology, p.serviceCIDRs
+	p.mu.Unlock()
+	local, err := localAddresses()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range p.families {
+		f.update()
+		if full {
+			f.rules.view.serviceCIDRs = nil
+			for _, c := range cidrs {
+				if c.Addr().Is6() == (f.name == corev1.IPv6Protocol) {
+					f.rules.view.serviceCIDRs = append(f.rules.view.serviceCIDRs, c)
+				}
+			}
+		}
+		state := Desired(p.view(f, topology, local))
+		if err := f.write(ctx, state, full); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", f.name, err))
+			continue
+		}
+		f.after(p.o)
+	}
+	return errors.Join(errs...)
+}
+
+func (p *Proxier) view(f *family, topology map[string]string, local map[netip.Addr]bool) View {
+	v := View{
+		Services: f.services, Endpoints: f.endpoints, NodeName: p.o.NodeName, Topology: topology, Elsewhere: maps.Clone(local), Scheduler: p.o.Scheduler,
+	}
+	if p.o.OtherNodes != nil {
+		for _, a := range p.o.OtherNodes() {
+			v.Elsewhere[a] = true
+		}
+	}
+	var ranges []netip.Prefix
+	for _, c := range p.o.NodePortAddresses {
+		if prefix, err := netip.ParsePrefix(c); err == nil {
+			ranges = append(ranges, prefix)
+		}
+	}
+	for a := range local {
+		if a.Is6() == (f.name == corev1.IPv6Protocol) && !a.IsLoopback() && !a.IsLinkLocalUnicast() && contains(ranges, a) {
+			v.NodePortAddrs = append(v.NodePortAddrs, a)
+		}
+	}
+	slices.SortFunc(v.NodePortAddrs, netip.Addr.Compare)
+	return v
+}
+
+func (f *family) update() {
+	f.services.Update(f.changes)
+	if f.endpoints.Update(f.slices).ConntrackCleanupRequired {
+		f.stale = true
+	}
+}
+
+// write orders the steps so that nothing is open before it is guarded, and nothing is taken away before what replaces it is there.
+func (f *family) write(ctx context.Context, s State, full bool) error {
+	if err := f.rules.apply(ctx, s.Sets, full); err != nil {
+		return err
+	}
+	moved := full || f.addresses == nil || !maps.Equal(f.addresses, s.Addresses)
+	f.addresses = nil
+	if moved {
+		if err := applyAddresses(f.netlink, s.Addresses, false); err != nil {
+			return err
+		}
+	}
+	if err := f.apply.apply(s.Servers, full); err != nil {
+		return err
+	}
+	if moved {
+		if err := applyAddresses(f.netlink, s.Addresses, true); err != nil {
+			return err
+		}
+	}
+	f.addresses = s.Addresses
+	return nil
+}
+
+// after does what may wait until connections go the right way.
+func (f *family) after(o Options) {
+	if o.Health != nil {
+		o.Health.Updated(f.name)
+	}
+	if err := errors.Join(f.health.SyncServices(f.services.HealthCheckNodePorts()), f.health.SyncEndpoints(f.endpoints.LocalReadyEndpoints())); err != nil {
+		o.Logger.Error(err, "Not all health check node ports answer", "family", f.name)
+	}
+	if f.stale {
+		f.stale = false
+		conntrack.CleanStaleEntries(f.conntrack, f.name, f.services, f.endpoints)
+	}
+}
+
+// Drains says whether real servers are on their way out, so that another Sync is due in a while though nothing changes.
+func (p *Proxier) Drains() bool {
+	return slices.ContainsFunc(p.families, func(f *family) bool { return len(f.apply.draining) > 0 })
+}
+
+// Prepare sets what IPVS goes by and makes the device.
+func (p *Proxier) Prepare() error {
+	if err := setSysctls(); err != nil {
+		return err
+	}
+	_, err := ensureDevice()
+	return err
+}
+
+// Intact says whether what Sync made is still there.
+func (p *Proxier) Intact() (bool, error) {
+	if _, err := netlink.LinkByName(servicerules.IPVSDevice); err != nil {
+		var missing netlink.LinkNotFoundError
+		if errors.As(err, &missing) {
+			return false, nil
+		}
+		return false, fmt.Errorf("finding the device %s: %w", servicerules.IPVSDevice, err)
+	}
+	for _, f := range p.families {
+		table := nfttable.Table{Family: nfttable.IPv4, Name: servicerules.IPVSTable}
+		if f.name == corev1.IPv6Protocol {
+			table.Family = nfttable.IPv6
+		}
+		if ok, err := nfttable.Exists(table); err != nil || !ok {
+			return false, err
+		}
+		servers, err := f.kernel.Servers()
+		if err != nil {
+			return false, err
+		}
+		if f.apply.known != nil && len(servers) != len(f.apply.known) {
+			return false, nil
+		}
+	}
+	return true, nil
+}

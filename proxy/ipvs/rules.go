@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipvs
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"sigs.k8s.io/knftables"
+)
+
+// Names of the sets and maps.
+const (
+	setClusterIPs = "cluster-ips"       // what comes to these from outside the cluster is masqueraded
+	setMasquerade = "masqueraded"       // what comes to these from anywhere is masqueraded
+	setShortcut   = "shortcut"          // what pods and the node send to these goes to a cluster address
+	setDropped    = "dropped"           // there are endpoints, but none here
+	setGuarded    = "guarded"           // only allowed sources
+	setAllowed    = "allowed"           // the allowed sources
+	setAddresses  = "service-addresses" // on our device
+	setPorts      = "service-ports"     // of these, what is open
+	setHairpin    = "hairpin"           // what a pod sends to itself
+	setKept       = "external-local"    // clients keep their address, but for this node
+)
+
+var setNames = []string{setClusterIPs, setMasquerade, setShortcut, setDropped, setGuarded, setAllowed, setAddresses, setPorts, setHairpin, setKept}
+
+// masqueradeMark is upstream's bit, so that other rules that know it go on to do so.
+const masqueradeMark = "0x4000"
+
+// ruleFamily is what the rules of a family differ in.
+type ruleFamily struct {
+	ip, addr, icmp string
+}
+
+var (
+	rules4 = ruleFamily{"ip", "ipv4_addr", "icmp"}
+	rules6 = ruleFamily{"ip6", "ipv6_addr", "ipv6-icmp"}
+)
+
+// ruleView is what the rules follow from, beside the contents of the sets.
+type ruleView struct {
+	family       ruleFamily
+	clusterCIDRs []netip.Prefix // of the family
+	serviceCIDRs []netip.Prefix // of the family
+}
+
+func (v ruleView) sets() []knftables.Object {
+	key := v.family.addr + " . inet_proto . inet_service"
+	types := map[string]string{
+		setClusterIPs: v.family.addr, setAddresses: v.family.addr, setMasquerade: key, setDropped: key, setGuarded: key, setPorts: key, setKept: key,
+		setAllowed: key + " . " + v.family.addr, setHairpin: v.family.addr + " . " + key,
+	}
+	var out []knftables.Object
+	for _, name := range setNames {
+		if name == setShortcut {
+			out = append(out, &knftables.Map{Name: name, Type: key + " : " + v.family.addr + " . inet_service"})
+			continue
+		}
+		s := &knftables.Set{Name: name, Type: types[name]}
+		if name == setAllowed {
+			s.Flags = []knftables.SetFlag{knftables.IntervalFlag}
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// chain is a base chain with its rules.
+type chain struct {
+	name     string
+	kind     knftables.BaseChainType
+	hook     knftables.BaseChainHook
+	priority knftables.BaseChainPriority
+	rules    []string
+}
+
+// chains are all rules. The order of the hooks around IPVS: a packet that arrives passes prerouting (filter, nat), the
+// routing, which finds the address local, input at priority 0, and then IPVS, at 99, which rewrites it and sends it on by
+// output and postrouting; what the node itself sends meets IPVS in output, after the nat chain there.
+func (v ruleView) chains() []chain {
+	ip := v.family.ip
+	at := ip + " daddr . meta l4proto . th dport "
+	sources := []string{"ct state new " + at + "@" + setGuarded + " " + at + ". " + ip + " saddr != @" + setAllowed + " drop"}
+	cluster := set(v.clusterCIDRs)
+	mark := "mark set mark or " + masqueradeMark
+	nat := []string{
+		// A pod of another node is in the cluster too: it keeps its address on its way to a cluster address.
+		ip + " daddr @" + setClusterIPs + " " + ip + " saddr != " + cluster + " " + mark,
+		at + "@" + setMasquerade + " " + mark,
+	}
+	to := "dnat " + ip + " to " + at + "map @" + setShortcut
+	nat = append(nat,
+		ip+" saddr "+cluster+" "+to,
+		// The node's own requests come from the Service's address, to which no endpoint could answer.
+		at+"@"+setKept+" fib saddr type local "+mark,
+		"fib saddr type local "+to,
+		at+"@"+setDropped+" drop",
+	)
+	input := []string{
+		"ct state established,related accept",
+		ip + " daddr @" + setAddresses + " meta l4proto { tcp, udp, sctp } " + at + "!= @" + setPorts + " reject",
+		ip + " daddr @" + setAddresses + " meta l4proto != { " + v.family.icmp + ", tcp, udp, sctp } drop",
+	}
+	var unallocated []string
+	if len(v.serviceCIDRs) > 0 {
+		unallocated = []string{"ct state new " + ip + " daddr " + set(v.serviceCIDRs) + " drop"}
+	}
+	return []chain{
+		{"filter-prerouting", knftables.FilterType, knftables.PreroutingHook, "dstnat-10", sources},
+		{"filter-output-sources", knftables.FilterType, knftables.OutputHook, "dstnat-10", sources},
+		{"nat-prerouting", knftables.NATType, knftables.PreroutingHook, "dstnat", nat},
+		{"nat-output", knftables.NATType, knftables.OutputHook, "dstnat", nat},
+		{"filter-input", knftables.FilterType, knftables.InputHook, "filter", input},
+		{"filter-forward", knftables.FilterType, knftables.ForwardHook, "filter", unallocated},
+		{"nat-postrouting", knftables.NATType, knftables.PostroutingHook, "srcnat", []string{
+			"mark and " + masqueradeMark + " != 0 mark set mark xor " + masqueradeMark + " masquerade fully-random",
+			ip + " saddr . " + ip + " daddr . meta l4proto . th dport @" + setHairpin + " masquerade fully-random",
+		}},
+	}
+}
+
+// set is an anonymous nftables set.
+func set(prefixes []netip.Prefix) string {
+	var out []string
+	for _, p := range prefixes {
+		out = append(out, p.Masked().String())
+	}
+	return "{ " + strings.Join(out, ", ") + " }"
+}
+
+// rulesWriter keeps one table of the kernel's in step.
+type rulesWriter struct {
+	nft     knftables.Interface
+	view    ruleView
+	applied map[string]map[string]bool // nil: what the kernel has is not known
+}
+
+// apply writes the difference of the sets' contents; or everything, in one transaction that leaves no gap, where it is asked to or has to.
+func (w *rulesWriter) apply(ctx context.Context, want map[string]map[string]bool, full bool) error {
+	tx := w.nft.NewTransaction()
+	have := w.applied
+	w.applied = nil
+	if full || have == nil {
+		have = nil
+		w.rebuild(tx)
+	}
+	for _, name := range setNames {
+		for _, e := range slices.Sorted(maps.Keys(have[name])) {
+			if !want[name][e] {
+				tx.Delete(element(name, e))
+			}
+		}
+		for _, e := range slices.Sorted(maps.Keys(want[name])) {
+			if !have[name][e] {
+				tx.Add(element(name, e))
+			}
+		}
+	}
+	if tx.NumOperations() > 0 {
+		if err := w.nft.Run(ctx, tx); err != nil {
+			return fmt.Errorf("writing the rules around IPVS: %w", err)
+		}
+	}
+	w.applied = want
+	return nil
+}
+
+// rebuild makes the table anew, whatever was in it.
+func (w *rulesWriter) rebuild(tx *knftables.Transaction) {
+	tx.Add(&knftables.Table{})
+	tx.Delete(&knftables.Table{})
+	tx.Add(&knftables.Table{Comment: new("Services, beside IPVS")})
+	for _, s := range w.view.sets() {
+		tx.Add(s)
+	}
+	for _, c := range w.view.chains() {
+		tx.Add(&knftables.Chain{Name: c.name, Type: &c.kind, Hook: &c.hook, Priority: &c.priority})
+		for _, r := range c.rules {
+			tx.Add(&knftables.Rule{Chain: c.name, Rule: r})
+		}
+	}
+}
+
+func element(set, text string) *knftables.Element {
+	key, value, isMap := strings.Cut(text, " : ")
+	e := &knftables.Element{Key: strings.Fields(key)}
+	if isMap {
+		e.Map, e.Value = set, []string{strings.Join(strings.Fields(value), " . ")}
+	} else {
+		e.Set = set
+	}
+	return e
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipvs
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/knftables"
+
+	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+// TestRules tries the rules beside IPVS on the machine's own kernel, which need not have IPVS: programs of the node's stand where IPVS
+// would, at the Services' addresses, and say who came.
+func TestRules(t *testing.T) {
+	nstest.RequireNFT(t)
+	outside, pod := nstest.New(t), nstest.New(t)
+	outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24"}, []string{outsideAddr + "/24"})
+	pod.Link(t, "pod0", "eth0", []string{"10.42.0.1/30"}, []string{"10.42.0.2/30"})
+	for _, ns := range []struct {
+		*nstest.NS
+		gateway string
+	}{{outside, nodeAddr}, {pod, "10.42.0.1"}} {
+		if err := ns.Do(func() error { return nstest.AddRoute("0.0.0.0/0", ns.gateway) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range []string{"10.43.0.9", "203.0.113.7"} {
+		addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(a), Mask: net.CIDRMask(32, 32)}}
+		if err := netlink.AddrAdd(lo, addr); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = netlink.AddrDel(lo, addr) })
+		nstest.Serve(t, nstest.Own{}, a, "tcp", a+":80")
+	}
+	nstest.Serve(t, nstest.Own{}, "node", "tcp", ":2222")
+	nstest.Serve(t, nstest.Own{}, "nodeport", "tcp", nodeAddr+":30080")
+
+	nft, err := knftables.New(knftables.IPv4Family, servicerules.IPVSTable)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &rulesWriter{nft: nft, view: ruleView{
+		family: rules4, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, serviceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+	}}
+	apply := func(v View, full bool) {
+		t.Helper()
+		if err := w.apply(t.Context(), Desired(v).Sets, full); err != nil {
+			t.Fatal(err)
+		}
+	}
+	external := func(more func(*corev1.Service)) func(*corev1.Service) {
+		return func(s *corev1.Service) {
+			balanced("203.0.113.7", nodeAddr)(s)
+			s.Spec.Ports[0].NodePort = 30080
+			if more != nil {
+				more(s)
+			}
+		}
+	}
+	who := func(from nstest.Doer, at, want string) {
+		t.Helper()
+		testenv.Eventually(t, patience, at+" is answered by "+want, func() error {
+			got, err := ask(from, at)
+			if err == nil && got != want {
+				err = fmt.Errorf("%s answers", got)
+			}
+			return err
+		})
+	}
+	// refused is at once, silent takes as long as a client waits.
+	refused := func(from nstest.Doer, at string) {
+		t.Helper()
+		testenv.Eventually(t, patience, at+" refuses", func() error {
+			if got, err := ask(from, at); !errors.Is(err, unix.ECONNREFUSED) {
+				return fmt.Errorf("%q answers, %v", got, err)
+			}
+			return nil
+		})
+	}
+	silent := func(from nstest.Doer, at string) {
+		t.Helper()
+		var timeout net.Error
+		if got, err := ask(from, at); !errors.As(err, &timeout) || !timeout.Timeout() {
+			t.Errorf("%s: %q, %v; want nothing", at, got, err)
+		}
+	}
+
+	apply(viewOf(external(nil), here, there), true)
+	for name, from := range map[string]nstest.Doer{"outside": outside, "pod": pod, "the node": nstest.Own{}} {
+		t.Log("from " + name)
+		who(from, "10.43.0.9:80", "10.43.0.9")
+		who(from, "203.0.113.7:80", "203.0.113.7")
+		who(from, nodeAddr+":30080", "nodeport")
+		// kubernetes 72236: what the node listens on is not to be had at a Service's address.
+		refused(from, "10.43.0.9:2222")
+		refused(from, "203.0.113.7:2222")
+		// kubernetes 127410: a node's own address stays open, though it is a Service's too.
+		who(from, nodeAddr+":2222", "node")
+	}
+	uplink, err := netlink.LinkByName("uplink")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Where the pod network's route leads, but for the rule.
+	services := &netlink.Route{LinkIndex: uplink.Attrs().Index, Dst: &net.IPNet{IP: net.IPv4(10, 43, 0, 0), Mask: net.CIDRMask(16, 32)}, Scope: netlink.SCOPE_LINK}
+	if err := netlink.RouteAdd(services); err != nil {
+		t.Fatal(err)
+	}
+	silent(pod, "10.43.0.10:80") // nobody's
+
+	t.Log("source ranges")
+	apply(viewOf(external(func(s *corev1.Service) {
+		s.Spec.LoadBalancerSourceRanges = []string{"198.51.100.0/24", outsideAddr + "/32"}
+	}), here), false)
+	who(outside, "203.0.113.7:80", "203.0.113.7")
+	silent(pod, "203.0.113.7:80")
+	who(pod, "10.43.0.9:80", "10.43.0.9")
+
+	t.Log("external policy Local: what comes from inside goes to the cluster address")
+	local := external(func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal })
+	apply(viewOf(local, here), false)
+	who(outside, nodeAddr+":30080", "nodeport")
+	for _, from := range []nstest.Doer{pod, nstest.Own{}} {
+		who(from, nodeAddr+":30080", "10.43.0.9")
+		who(from, "203.0.113.7:80", "10.43.0.9")
+	}
+
+	t.Log("external policy Local without an endpoint here")
+	apply(viewOf(local, there), false)
+	silent(outside, nodeAddr+":30080")
+	silent(outside, "203.0.113.7:80")
+	who(pod, nodeAddr+":30080", "10.43.0.9")
+
+	t.Log("no endpoints, which is IPVS' to refuse, and everything taken away")
+	apply(View{}, false)
+	who(outside, "203.0.113.7:80", "203.0.113.7")
+	apply(viewOf(external(nil), here), true) // over what is there
+	refused(outside, "203.0.113.7:2222")
+	six, err := knftables.New(knftables.IPv6Family, servicerules.IPVSTable)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w6 := &rulesWriter{nft: six, view: ruleView{
+		family: rules6, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("fd42::/56")}, serviceCIDRs: []netip.Prefix{netip.MustParsePrefix("fd43::/112")},
+	}}
+	if err := w6.apply(t.Context(), newState().Sets, true); err != nil {
+		t.Error("the rules of IPv6:", err)
+	}
+}

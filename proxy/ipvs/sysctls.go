@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipvs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// sysctls of IPVS, below /proc/sys/net/ipv4/vs; they are of the network namespace.
+var sysctls = []struct{ name, value string }{
+	// Connections are conntrack's too: masquerading, and rules that ask for established connections, need that.
+	{"conntrack", "1"},
+	// What went to a real server that was taken away is forgotten, so that the next datagram goes to another one.
+	{"expire_nodest_conn", "1"},
+	// A client with affinity to a real server that takes no new connections is given another.
+	{"expire_quiescent_template", "1"},
+	// A client's port that is used again is a new connection, which goes to a real server that takes some. Kernels before 5.9 delay
+	// it by a second, or send it to where the old one went.
+	{"conn_reuse_mode", "1"},
+}
+
+const sysctlFolder = "/proc/sys/net/ipv4/vs/"
+
+func setSysctls() error {
+	var errs []error
+	for _, s := range sysctls {
+		have, err := os.ReadFile(sysctlFolder + s.name)
+		if err == nil && strings.TrimSpace(string(have)) == s.value {
+			continue
+		}
+		if err := os.WriteFile(sysctlFolder+s.name, []byte(s.value), 0); err != nil {
+			errs = append(errs, fmt.Errorf("setting net.ipv4.vs.%s to %s: %w", s.name, s.value, err))
+		}
+	}
+	return errors.Join(errs...)
+}
