@@ -35,7 +35,7 @@ func TestConflistIsSeen(t *testing.T) {
 			if e.Has(fsnotify.Write) {
 				return
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("no write was seen")
 		}
 	}

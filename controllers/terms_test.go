@@ -22,7 +22,7 @@ import (
 
 const (
 	// stopWithin is generous: a stop takes some 50 ms on two shared cores.
-	stopWithin = 10 * time.Second
+	stopWithin = 2 * time.Minute
 	// strayGoroutines allows for the API server's own, such as one that serves a request just then.
 	strayGoroutines = 20
 	// heapGrowth is what twenty rounds may add to the live heap. The store's history, the API server's metrics and the

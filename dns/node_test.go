@@ -84,7 +84,7 @@ func lookupAndConnect(t *testing.T, from func(func() error) error, proto string)
 		}
 		return err
 	}
-	testenv.Eventually(t, 20*time.Second, "look the Service up and connect", func() error {
+	testenv.Eventually(t, 2*time.Minute, "look the Service up and connect", func() error {
 		if err := from(lookup); err != nil {
 			return err
 		}
@@ -184,7 +184,7 @@ func addPod(t *testing.T, id string) pod {
 	p := pod{NS: nstest.New(t)}
 	plugins := libcni.NewCNIConfigWithCacheDir([]string{nodeDirs.bin}, t.TempDir(), nil)
 	var list *libcni.NetworkConfigList
-	testenv.Eventually(t, 20*time.Second, "the node is ready for pods", func() (err error) {
+	testenv.Eventually(t, 2*time.Minute, "the node is ready for pods", func() (err error) {
 		list, err = libcni.ConfListFromFile(filepath.Join(nodeDirs.conf, "10-coracle.conflist"))
 		return err
 	})

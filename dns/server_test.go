@@ -259,7 +259,7 @@ func query(proto, name string, qtype uint16) (answers []string, rcode string, er
 
 func wantAnswer(t *testing.T, name string, qtype uint16, want ...string) {
 	t.Helper()
-	testenv.Eventually(t, 20*time.Second, name, func() error {
+	testenv.Eventually(t, 2*time.Minute, name, func() error {
 		got, rcode, err := query("udp", name, qtype)
 		if err == nil && (rcode != "NOERROR" || !slices.Equal(got, want)) {
 			err = fmt.Errorf("got %v (%s), want %v", got, rcode, want)

@@ -100,7 +100,7 @@ func findsServer(t *testing.T, family string) {
 			t.Error(err)
 		}
 	}()
-	testenv.Eventually(t, 20*time.Second, "the server is found", func() error { // an IPv6 address is tried out for a second first
+	testenv.Eventually(t, 2*time.Minute, "the server is found", func() error { // an IPv6 address is tried out for a second first
 		found, err := Search(t.Context(), SearchOptions{Packets: here.packets, Keys: keys, Links: here.links})
 		if err == nil && !slices.Equal(found, []netip.AddrPort{server}) {
 			err = errors.New("not found")

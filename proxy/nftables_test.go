@@ -185,7 +185,7 @@ func ask(from nstest.Doer, addr string) (server, peer string, err error) {
 
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
-	testenv.Eventually(t, 20*time.Second, what, f)
+	testenv.Eventually(t, 2*time.Minute, what, f)
 }
 
 func reaches(t *testing.T, ns nstest.Doer, what, addr string) {

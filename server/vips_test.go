@@ -221,7 +221,7 @@ func TestVIPsFollowTheCluster(t *testing.T) {
 	defer func() { cancel(); <-done }()
 	is := func(what string, want ...netip.Addr) {
 		t.Helper()
-		testenv.Eventually(t, 10*time.Second, what, func() error {
+		testenv.Eventually(t, 2*time.Minute, what, func() error {
 			kept, known, err := cluster.ReadVIPs(o.ServerDir)
 			if err == nil && (!known || !slices.Equal(kept, want) || !slices.Equal(v.kept(), want)) {
 				err = errors.New("has " + JoinAddrs(v.kept()) + ", keeps " + JoinAddrs(kept))
@@ -244,7 +244,7 @@ func TestVIPsFollowTheCluster(t *testing.T) {
 	}
 	put("fd00::100,192.0.2.100")
 	is("another address", two, one)
-	testenv.Eventually(t, 10*time.Second, "the kubeconfig names the address", func() error {
+	testenv.Eventually(t, 2*time.Minute, "the kubeconfig names the address", func() error {
 		data, err := os.ReadFile(o.Kubeconfigs[0].Path)
 		if err == nil && !strings.Contains(string(data), "https://[fd00::100]:") {
 			err = errors.New(string(data))
@@ -252,7 +252,7 @@ func TestVIPsFollowTheCluster(t *testing.T) {
 		return err
 	})
 	put("127.0.0.1")
-	testenv.Eventually(t, 10*time.Second, "the complaint", func() error {
+	testenv.Eventually(t, 2*time.Minute, "the complaint", func() error {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		if !strings.Contains(v.trouble, "127.0.0.1") || !strings.Contains(v.trouble, "coracle vip set") {

@@ -23,7 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/testca"
 )
 
-const patience = 20 * time.Second
+const patience = 2 * time.Minute
 
 // server answers each line with its name and the line, over TLS as a server of the cluster.
 type server struct {
@@ -129,7 +129,10 @@ func (s *server) vanish() { s.listener.Close() }
 
 func start(t *testing.T, o Options) *Balancer {
 	t.Helper()
-	o.Address, o.Logger = "127.0.0.1:0", slog.New(slog.DiscardHandler)
+	o.Address = "127.0.0.1:0"
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
 	if o.ServerCAFile == "" {
 		o.ServerCAFile = oursFile
 	}

@@ -230,7 +230,7 @@ func TestRunWaitsForTheWriter(t *testing.T) {
 
 func (x *fixture) waitFor(what string, cond func() bool) {
 	x.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !cond(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !cond(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			x.t.Fatalf("timed out waiting for %s\n%s", what, x.logged())
 		}

@@ -92,7 +92,7 @@ func (f *fakeServer) session() *tunnel.Session {
 
 func wait(t *testing.T, f *fakeServer) *tunnel.Session {
 	t.Helper()
-	testenv.Eventually(t, 20*time.Second, "the node is connected", func() error {
+	testenv.Eventually(t, 2*time.Minute, "the node is connected", func() error {
 		if f.session() == nil {
 			return errors.New("it is not")
 		}
@@ -189,7 +189,7 @@ func TestRun(t *testing.T) {
 
 	// It comes back after a connection that has broken off, to servers that are new, and leaves those that are gone.
 	_ = s.Close()
-	testenv.Eventually(t, 20*time.Second, "the node comes again", func() error {
+	testenv.Eventually(t, 2*time.Minute, "the node comes again", func() error {
 		first.mu.Lock()
 		defer first.mu.Unlock()
 		if first.taken < 2 {
@@ -201,7 +201,7 @@ func TestRun(t *testing.T) {
 	servers = append(servers[1:], second.address)
 	mu.Unlock()
 	wait(t, second)
-	testenv.Eventually(t, 20*time.Second, "the node leaves a server that is none any more", func() error {
+	testenv.Eventually(t, 2*time.Minute, "the node leaves a server that is none any more", func() error {
 		if first.session() != nil {
 			return errors.New("it does not")
 		}

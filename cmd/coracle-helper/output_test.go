@@ -94,7 +94,7 @@ func TestOutputGoesThroughAPipe(t *testing.T) {
 		t.Fatal(err)
 	}
 	inner.stdout.Close()
-	_ = reader.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_ = reader.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	if got, err := io.ReadAll(reader); err != nil || string(got) != "hello" {
 		t.Errorf("read %q, %v", got, err)
 	}

@@ -248,7 +248,7 @@ func TestTheServersSideIsNotCounted(t *testing.T) {
 	transport := &http.Transport{}
 	defer transport.CloseIdleConnections()
 	config := &rest.Config{Host: server.URL, Transport: transport}
-	err := Run(ctx, Options{Config: config, Patience: time.Second}, func(ctx context.Context, t *Term) error {
+	err := Run(ctx, Options{Config: config, Patience: time.Minute}, func(ctx context.Context, t *Term) error {
 		defer cancel()
 		_, err := t.Client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
 		return err

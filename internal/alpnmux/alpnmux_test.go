@@ -23,7 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/testca"
 )
 
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 func listen(t testing.TB) net.Listener {
 	t.Helper()

@@ -130,5 +130,5 @@ func wantChildren(pid, n int) error {
 
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
-	testenv.Eventually(t, 10*time.Second, what, f)
+	testenv.Eventually(t, 2*time.Minute, what, f)
 }

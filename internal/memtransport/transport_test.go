@@ -19,7 +19,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // serve returns a client of a handler. At the end of the test every handler must have returned.
 func serve(t *testing.T, h http.HandlerFunc) (*http.Client, *Transport) {

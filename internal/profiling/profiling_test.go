@@ -48,7 +48,7 @@ func TestStacks(t *testing.T) {
 		go waitHere(c)
 	}
 	all := ""
-	for deadline := time.Now().Add(20 * time.Second); strings.Count(all, "[chan receive]:\ngithub.com/coracle-k8s/coracle/internal/profiling.waitHere") < 3; {
+	for deadline := time.Now().Add(2 * time.Minute); strings.Count(all, "[chan receive]:\ngithub.com/coracle-k8s/coracle/internal/profiling.waitHere") < 3; {
 		if all = ask(t.Context(), StacksPath).Body.String(); time.Now().After(deadline) {
 			t.Fatalf("three goroutines wait, but the stacks are:\n%s", all)
 		}
@@ -115,7 +115,7 @@ func TestProfileEndsWithItsAsker(t *testing.T) {
 		t.Errorf("a second profile while the first is taken: code %d, %s", w.Code, w.Body)
 	}
 	leave()
-	for deadline := time.Now().Add(20 * time.Second); ask(t.Context(), ProfilePath+"?seconds=1").Code != http.StatusOK; {
+	for deadline := time.Now().Add(2 * time.Minute); ask(t.Context(), ProfilePath+"?seconds=1").Code != http.StatusOK; {
 		if time.Now().After(deadline) {
 			t.Fatal("the profile goes on without its asker")
 		}

@@ -141,7 +141,7 @@ func TestLiveness(t *testing.T) {
 	s := connect(t, n)
 	for range 5 {
 		last := s.Heard()
-		testenv.Eventually(t, 20*time.Second, "the node is heard again", func() error {
+		testenv.Eventually(t, 2*time.Minute, "the node is heard again", func() error {
 			if !s.Heard().After(last) {
 				return errors.New("it is not")
 			}

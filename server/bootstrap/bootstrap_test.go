@@ -171,7 +171,7 @@ func run(t *testing.T, c *fake.Clientset, dns net.IP) (stop func()) {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	testenv.Until(t, 20*time.Second, what, ok)
+	testenv.Until(t, 2*time.Minute, what, ok)
 }
 
 // TestFormerBindingsGo: the rights that earlier versions gave to tokens are taken away; a binding of an administrator's own

@@ -170,7 +170,7 @@ func TestShows(t *testing.T) {
 				})
 			}
 		})
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		if got := Shows(ctx, n, authorities, time.Now()); got != tt.want {
 			t.Errorf("%s: %v", what, got)
 		}

@@ -126,7 +126,7 @@ func (f *fixture) node(name string, own ...string) (stop func()) {
 		running.Wait()
 	}
 	f.t.Cleanup(stop)
-	testenv.Eventually(f.t, 10*time.Second, "the node is connected", func() error {
+	testenv.Eventually(f.t, 2*time.Minute, "the node is connected", func() error {
 		if c, ok := f.table.Contact(name); !ok || !c.Open {
 			return errors.New("it is not")
 		}
@@ -156,7 +156,7 @@ func TestWhoMayConnect(t *testing.T) {
 			pair = f.pair(leaf)
 		}
 		conn := f.connect(pair)
-		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = conn.SetDeadline(time.Now().Add(time.Minute))
 		_, err := conn.Read(make([]byte, 1))
 		if timeout, ok := err.(net.Error); err == nil || ok && timeout.Timeout() {
 			t.Errorf("%s is not hung up on: %v", name, err)
@@ -202,7 +202,7 @@ func TestDialContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	testenv.Eventually(t, 10*time.Second, "the connection has ended", func() error {
+	testenv.Eventually(t, 2*time.Minute, "the connection has ended", func() error {
 		if c, _ := f.table.Contact("n2"); c.Open {
 			return errors.New("it has not")
 		}
@@ -223,7 +223,7 @@ func TestConnectionsOfOneNode(t *testing.T) {
 	for range mostOfOne + 3 {
 		f.node("n1", "10.0.0.1")
 	}
-	testenv.Eventually(t, 10*time.Second, "the oldest are gone", func() error {
+	testenv.Eventually(t, 2*time.Minute, "the oldest are gone", func() error {
 		f.table.mu.Lock()
 		defer f.table.mu.Unlock()
 		if n := len(f.table.nodes["n1"].sessions); n != mostOfOne {

@@ -36,7 +36,7 @@ func newNetwork(t *testing.T) *network {
 	n := &network{client: nstest.New(t)}
 	n.client.Link(t, "here0", "there0", []string{"10.0.0.1/24", "fd00::1/64"}, []string{"10.0.0.2/24", "fd00::2/64"})
 	// An interface's link-local address can be used after it was looked for on the link.
-	testenv.Eventually(t, 10*time.Second, "link-local addresses", func() error {
+	testenv.Eventually(t, 2*time.Minute, "link-local addresses", func() error {
 		for _, in := range []struct {
 			nstest.Doer
 			dev string
@@ -161,7 +161,7 @@ func TestKernelClient(t *testing.T) {
 				return min(until, Now().After(50*time.Millisecond)), err
 			}})
 			var got string
-			testenv.Eventually(t, 10*time.Second, "the client reaches the address", func() (err error) {
+			testenv.Eventually(t, 2*time.Minute, "the client reaches the address", func() (err error) {
 				got, err = nstest.Ask(n.client, at)
 				return err
 			})
@@ -176,7 +176,7 @@ func TestKernelClient(t *testing.T) {
 			}
 			may.Store(false)
 			// The permission lasts for 50 ms; from then on the client must not learn anything.
-			testenv.Eventually(t, 10*time.Second, "the machine that may not answer is silent", func() error {
+			testenv.Eventually(t, 2*time.Minute, "the machine that may not answer is silent", func() error {
 				n.forget(t)
 				if got, err := nstest.Ask(n.client, at); err == nil {
 					return errors.New("it answered: " + got)
@@ -215,7 +215,7 @@ func TestGone(t *testing.T) {
 	go func() {
 		ended <- Announce(t.Context(), Announcement{Address: v4, Place: n.place(t, v4), Confirm: always, Logger: slog.New(slog.DiscardHandler)})
 	}()
-	testenv.Eventually(t, 10*time.Second, "the address is announced", func() error {
+	testenv.Eventually(t, 2*time.Minute, "the address is announced", func() error {
 		return n.client.Do(func() error {
 			l, err := netlink.LinkByName("there0")
 			if err == nil {

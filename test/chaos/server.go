@@ -265,8 +265,8 @@ func (s *server) forget(p *process) {
 	s.proc, s.paused = nil, false
 }
 
-func (s *server) kill() error { return s.end(syscall.SIGKILL, 10*time.Second) }
-func (s *server) stop() error { return s.end(syscall.SIGTERM, 40*time.Second) }
+func (s *server) kill() error { return s.end(syscall.SIGKILL, time.Minute) }
+func (s *server) stop() error { return s.end(syscall.SIGTERM, 2*time.Minute) }
 
 // running says whether there is a process, paused or not.
 func (s *server) running() bool {

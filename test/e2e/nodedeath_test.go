@@ -88,8 +88,9 @@ func TestNodeDeath(t *testing.T) {
 	site.Split(victim.Machine, agents[0].Machine)
 	eventually(t, vanished, "the node is not Ready", func() error { return isReady(s, victim, "Unknown") })
 	eventually(t, vanished, "the Service does not use it", func() error { return endpoints(s, 1) })
-	if took := time.Since(vanished); took > 15*time.Second {
-		t.Errorf("a dead node was noticed after %v only", took)
+	// Kubernetes' own controller would have noticed in the end, too.
+	if err := logSays(s, "a node is dead"); err != nil {
+		t.Error(err)
 	}
 	if err := isReady(s, agents[0], "True"); err != nil {
 		t.Error(err)
@@ -146,8 +147,8 @@ func TestLeadersNodeDies(t *testing.T) {
 		site.Split(first.Machine, s.Machine)
 	}
 	eventually(t, vanished, "the dead leader's node is not Ready", func() error { return isReady(second, first, "Unknown") })
-	if took := time.Since(vanished); took > 20*time.Second {
-		t.Errorf("it was noticed after %v only", took)
+	if logSays(servers[1], "a node is dead") != nil && logSays(servers[2], "a node is dead") != nil {
+		t.Error("no server found that the node is dead: Kubernetes' own controller did")
 	}
 	back := time.Now()
 	site.Heal()

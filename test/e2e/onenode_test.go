@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	soon    = 60 * time.Second  // what takes a moment on an idle machine
-	longer  = 120 * time.Second // what waits for a sync period or a back-off
+	soon    = 3 * time.Minute // what takes a moment on an idle machine
+	longer  = 5 * time.Minute // what waits for a sync period or a back-off
 	boxYAML = `{name: box, image: "` + harness.BoxImage + `", imagePullPolicy: Never`
 )
 

@@ -159,7 +159,7 @@ volumes:
 	k.Kubectl("patch", "secret", "hidden", "-p", `{"stringData":{"word":"abracadabra"}}`)
 	k.Kubectl("label", "pod", "reader", "tier=back")
 	// The kubelet writes volumes anew once a minute and a bit.
-	harness.Eventually(k.T, 150*time.Second, "live update", func() error {
+	harness.Eventually(k.T, 5*time.Minute, "live update", func() error {
 		got, err := k.Try("exec", "reader", "--", "sh", "-c", `echo "$(cat /plain/colour) $(cat /hidden/word) $(cat /about/labels | tr '\n' ' ')"`)
 		if want := `blue abracadabra app="reader" tier="back" `; err == nil && strings.TrimRight(got, " ") != strings.TrimRight(want, " ") {
 			err = fmt.Errorf("files say %q", got)

@@ -125,10 +125,9 @@ func TestLimitCPU(t *testing.T) {
 	}
 	m.LimitCPU(10)
 	limited := spin()
-	m.LimitCPU(0)
-	free := spin()
-	// Three or four seconds are measured. What others on this machine use may take from both.
-	if limited > 600*time.Millisecond || limited*3/2 > free {
-		t.Errorf("with a tenth of a processor %v were used, without the limit %v", limited, free)
+	if limited > 600*time.Millisecond { // three or four seconds are measured
+		t.Errorf("with a tenth of a processor %v were used", limited)
 	}
+	m.LimitCPU(0)
+	t.Logf("without the limit %v", spin()) // what others on this machine use may leave less than that
 }

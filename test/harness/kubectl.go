@@ -36,7 +36,7 @@ func (s *Server) Namespace(t testing.TB, name string) *Kube {
 
 // TryKubectlFrom runs kubectl on another machine of the site, with the admin's credentials, against this server.
 func (s *Server) TryKubectlFrom(m *Machine, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	to := []string{"kubectl", "--kubeconfig", s.Kubeconfig, "--server", fmt.Sprintf("https://%s:6443", s.IP), "--request-timeout", "5s"}
 	out, err := Output(m.Command(ctx, m.Coracle(), append(to, args...)...))
@@ -76,7 +76,7 @@ func (k *Kube) Apply(manifest string) {
 
 // TryApply applies a manifest given as text.
 func (k *Kube) TryApply(manifest string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	c := k.KubectlCommand(ctx, k.args([]string{"apply", "-f", "-"})...)
 	c.Stdin = strings.NewReader(manifest)

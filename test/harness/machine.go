@@ -184,7 +184,7 @@ func (m *Machine) destroy() {
 	}
 	m.init, m.pid = nil, 0
 	for _, c := range m.cgroups {
-		Eventually(m.T, 30*time.Second, "remove cgroup "+c, func() error { return removeCgroup(c) })
+		Eventually(m.T, 2*time.Minute, "remove cgroup "+c, func() error { return removeCgroup(c) })
 	}
 	m.cgroups = nil
 }
@@ -270,7 +270,7 @@ func (e *ExitError) Unwrap() error { return e.Err }
 func onlyChild(t testing.TB, pid int) int {
 	t.Helper()
 	child := 0
-	Eventually(t, 10*time.Second, "a child process", func() error {
+	Eventually(t, time.Minute, "a child process", func() error {
 		found := children(pid)
 		if len(found) != 1 {
 			return fmt.Errorf("process %d has %d children", pid, len(found))

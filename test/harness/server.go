@@ -134,7 +134,7 @@ func (s *Server) Start() {
 func (s *Server) Pid() int { return s.pid }
 
 // Kill ends the process with SIGKILL, as a crash or the kernel would.
-func (s *Server) Kill() { s.end(syscall.SIGKILL, 10*time.Second) }
+func (s *Server) Kill() { s.end(syscall.SIGKILL, time.Minute) }
 
 // Pause keeps the process from running until Resume, as a machine without CPU does. Its kernel goes on.
 func (s *Server) Pause() { s.signal(s.pid, syscall.SIGSTOP) }
@@ -155,7 +155,7 @@ func (s *Server) signal(pid int, sig syscall.Signal) {
 
 // Stop asks the process to end with SIGTERM and waits; the error is the process's own exit.
 func (s *Server) Stop() error {
-	s.end(syscall.SIGTERM, 60*time.Second)
+	s.end(syscall.SIGTERM, 2*time.Minute)
 	return s.err
 }
 

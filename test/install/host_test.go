@@ -211,7 +211,7 @@ func missingFrom(first, second []string) (out []string) {
 // awaitState waits until the machine is as it was; the kernel takes some things away a moment later.
 func (h *host) awaitState(want state) {
 	h.t.Helper()
-	harness.Eventually(h.t, 20*time.Second, "the machine is as before", func() error {
+	harness.Eventually(h.t, 2*time.Minute, "the machine is as before", func() error {
 		if d := want.difference(h.state()); d != "" {
 			return errors.New(d)
 		}

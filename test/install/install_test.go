@@ -195,7 +195,7 @@ func TestPortTaken(t *testing.T) {
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	harness.Eventually(t, 10*time.Second, "the port is taken", func() error {
+	harness.Eventually(t, 2*time.Minute, "the port is taken", func() error {
 		if !strings.Contains(h.must("cat", "/proc/net/tcp", "/proc/net/tcp6"), ":1D13 ") {
 			return errors.New("nobody listens")
 		}

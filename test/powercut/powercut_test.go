@@ -168,7 +168,11 @@ func (r *rig) round(newDisks bool) {
 		r.start(s, c, false)
 	}
 	r.t.Logf("%d servers go first", victims)
-	if !r.awaitReady(30*time.Second, r.servers...) && r.majority() {
+	within := 30 * time.Second // without a majority none of them will be
+	if r.majority() {
+		within = patience
+	}
+	if !r.awaitReady(within, r.servers...) && r.majority() {
 		r.t.Fatal(errNotReady)
 	}
 	for _, s := range r.servers {

@@ -71,7 +71,7 @@ func (s *stream) leave() { s.r.Close() }
 
 func (s *stream) write(b []byte) {
 	s.t.Helper()
-	_ = s.w.SetWriteDeadline(time.Now().Add(20 * time.Second))
+	_ = s.w.SetWriteDeadline(time.Now().Add(2 * time.Minute))
 	if _, err := s.w.Write(b); err != nil {
 		s.t.Fatalf("the container's write: %v", err)
 	}
@@ -81,7 +81,7 @@ func (s *stream) write(b []byte) {
 func (s *stream) read(n int) []byte {
 	s.t.Helper()
 	buf := make([]byte, n)
-	_ = s.r.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_ = s.r.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	if got, err := io.ReadFull(s.r, buf); err != nil {
 		s.t.Fatalf("read %d of %d bytes: %v", got, n, err)
 	}
@@ -91,7 +91,7 @@ func (s *stream) read(n int) []byte {
 // readAll reads until the stream ends.
 func (s *stream) readAll() []byte {
 	s.t.Helper()
-	_ = s.r.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_ = s.r.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	data, err := io.ReadAll(s.r)
 	if err != nil {
 		s.t.Fatalf("after %d bytes: %v", len(data), err)
@@ -103,7 +103,7 @@ func (s *stream) waitDone() {
 	s.t.Helper()
 	select {
 	case <-s.pipe.Done():
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		s.t.Fatal("the pipe did not end")
 	}
 }
@@ -278,7 +278,7 @@ func TestCloseGivesUp(t *testing.T) {
 			go func() { s.pipe.Close(); close(closed) }()
 			select {
 			case <-closed:
-			case <-time.After(20 * time.Second):
+			case <-time.After(2 * time.Minute):
 				t.Fatal("Close hangs")
 			}
 			if left, _ := filepath.Glob(filepath.Join(s.opts.Dir, "*")); len(left) != 0 {
@@ -292,5 +292,5 @@ func unreadIn(s *stream) int { return unread(s.w) }
 
 func waitFor(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	testenv.Until(t, 20*time.Second, what, cond)
+	testenv.Until(t, 2*time.Minute, what, cond)
 }

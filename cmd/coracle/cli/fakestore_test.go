@@ -44,7 +44,7 @@ func runStore(ctx context.Context, p config.Paths, admin *status.Server, ready f
 		return err
 	}
 	defer func() {
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 		defer cancel()
 		err = errors.Join(err, s.Close(closing))
 	}()
@@ -124,7 +124,7 @@ func gets(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func withScriptStore(ts *testscript.TestScript, f func(context.Context, *clientv3.Client) error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	socket := filepath.Join(ts.Getenv("CORACLE_RUN_DIR"), "store.sock")
 	c, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + socket}, Logger: zap.NewNop()})

@@ -106,7 +106,7 @@ func signalled(ts *testscript.TestScript, _ bool, args []string) {
 
 func await(ts *testscript.TestScript, as func(*status.Report) bool) {
 	client := status.NewClient(filepath.Join(ts.Getenv("CORACLE_RUN_DIR"), "coracle.sock"))
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if r, err := client.Status(context.Background()); err == nil && as(r) {
 			return
 		}
