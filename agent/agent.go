@@ -140,6 +140,7 @@ func runParts(ctx context.Context, o Options, p parts) error {
 	g.run(nil, func(ctx context.Context) error { watchNode(ctx, o); return nil })
 	g.run(nil, func(ctx context.Context) error { return keepAddresses(ctx, o) })
 	g.run(nil, func(ctx context.Context) error { return keepUnderlay(ctx, o) })
+	g.run(nil, func(ctx context.Context) error { return keepNetworks(ctx, o) })
 	g.run(nil, func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():

@@ -11,12 +11,14 @@ import (
 	"github.com/go-logr/logr"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 
+	"github.com/coracle-k8s/coracle/agent/announcer"
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/dns"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/vip"
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
@@ -31,6 +33,7 @@ type network struct {
 	pods      *cni.Server  // nil when left to another plugin
 	services  *proxy.Proxy // nil when left to another proxy
 	names     *dns.Server  // nil when there is no cluster DNS
+	addresses *announcer.Announcer
 }
 
 func newNetwork(ctx context.Context, o Options) (*network, error) {
@@ -40,6 +43,12 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	}
 	n := &network{o: o}
 	if n.informers, err = netinformers.New(netinformers.Options{Client: client, NodeName: o.NodeName, AllNodes: true, Services: !o.DisableProxy}); err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	if n.addresses, err = announcer.New(announcer.Options{
+		Client: client, NodeName: o.NodeName, Links: vip.Links, Announce: vip.Announce, Now: vip.Now,
+		Part: o.part("load balancer addresses"), Logger: o.Logger,
+	}); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	p := o.paths()
@@ -176,6 +185,7 @@ func (n *network) start(g *group) {
 	} else {
 		n.o.part("cluster dns").Set(status.Disabled, "")
 	}
+	run("load balancer addresses", n.addresses.Run)
 	g.run(nil, n.informers.Run)
 }
 

@@ -17,11 +17,12 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers"
 	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/lbpool"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/vip"
 	"github.com/coracle-k8s/coracle/scheduler"
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/datadir"
-	"github.com/coracle-k8s/coracle/server/vip"
 )
 
 // Options is everything a server is told. Folders are absolute and are made when missing.
@@ -88,6 +89,8 @@ type Options struct {
 	// FlexVolumePluginDir is where FlexVolume drivers are looked for.
 	FlexVolumePluginDir string
 
+	// LBPool are addresses for Services of type LoadBalancer; without any they get those of nodes.
+	LBPool []lbpool.Range
 	// DisableServiceLB leaves Services of type LoadBalancer to another load balancer.
 	DisableServiceLB bool
 

@@ -5,6 +5,7 @@ package server
 import (
 	"context"
 	"errors"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
@@ -17,6 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
+	"github.com/coracle-k8s/coracle/server/liveness"
 )
 
 // kubeletPort is where every node's kubelet listens.
@@ -33,6 +35,7 @@ func (s *Server) serviceLBPart(ctx context.Context, t *term.Term) error {
 	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
 	o := servicelb.Options{
 		Client: client, Informers: t.Informers, Reserved: s.reservedPorts(), Disabled: s.o.DisableServiceLB,
+		Pool: s.o.LBPool, Barred: s.vips.current, Alive: s.heardOf,
 		Recorder: events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "servicelb"}),
 		Logger:   s.log.With("part", "load balancer"),
 	}
@@ -54,6 +57,16 @@ func (s *Server) serviceLBPart(ctx context.Context, t *term.Term) error {
 		return errors.New("giving Services addresses ended by itself")
 	}
 	return nil
+}
+
+// heardOf says whether this server hears a node: every node says something each second. One that has no connection of that kind is judged by its
+// condition alone.
+func (s *Server) heardOf(node string) bool {
+	if s.o.OwnNode && node == s.o.NodeName {
+		return true
+	}
+	c, ok := s.tunnels.Contact(node)
+	return !ok || c.Open && time.Since(c.Last) < liveness.Quick
 }
 
 // reservedPorts are those at nodes' addresses that no Service may take: machines of the cluster talk to one another there.

@@ -19,8 +19,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/internal/vip"
 	"github.com/coracle-k8s/coracle/server/pki"
-	"github.com/coracle-k8s/coracle/server/vip"
 )
 
 func TestParseVIPs(t *testing.T) {

@@ -18,9 +18,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/memlimit"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"
+	"github.com/coracle-k8s/coracle/internal/vip"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/snapshots"
-	"github.com/coracle-k8s/coracle/server/vip"
 )
 
 const (
@@ -176,6 +176,7 @@ func serverOptions(c *config.Server) server.Options {
 		},
 		APIServerArgs: c.APIServerArgs, ControllerManagerArgs: c.ControllerManagerArgs, SchedulerArgs: c.SchedulerArgs,
 		FlexVolumePluginDir: filepath.Join(c.Paths.AgentDir, "flexvolume"),
+		LBPool:              c.LBPool,
 		DisableServiceLB:    c.Disabled(config.PartServiceLB),
 		Small:               runtime.NumCPU() <= smallMachine,
 		Version:             v.Coracle,

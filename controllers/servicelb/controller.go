@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -23,6 +24,8 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/lbpool"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -41,6 +44,11 @@ type Options struct {
 	Recorder  record.EventRecorder
 	// Reserved are the ports at nodes' addresses that the cluster itself needs, with what for.
 	Reserved map[Port]string
+	// Pool is what Services get instead of nodes' addresses; Barred names those of the pool that have an owner. Alive says whether a node is heard of, which
+	// is asked several times a second while an address of the pool is in use. Both are required where there is a pool.
+	Pool   []lbpool.Range
+	Barred func() []netip.Addr
+	Alive  func(node string) bool
 	// Disabled takes back what was given.
 	Disabled bool
 	// Part is the line in the status.
@@ -57,6 +65,7 @@ type Controller struct {
 	slices   discoverylisters.EndpointSliceLister
 	synced   []cache.InformerSynced
 	wake     chan struct{} // capacity 1: one says that there is something to look at
+	holders  holders
 }
 
 // New listens to the informers, which must not run yet.
@@ -123,7 +132,7 @@ func nodeMatters(old, now any) bool {
 
 func nodeText(n *corev1.Node) string {
 	_, excluded := n.Labels[corev1.LabelNodeExcludeBalancers]
-	return fmt.Sprint(excluded, labelled(n), isReady(n), n.DeletionTimestamp != nil, addresses(n))
+	return fmt.Sprint(excluded, labelled(n), isReady(n), n.DeletionTimestamp != nil, addresses(n), n.Annotations[lbholders.NetworksAnnotation])
 }
 
 func podMatters(old, now any) bool {
@@ -151,15 +160,21 @@ func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), c.synced...) {
 		return nil
 	}
-	for {
+	for whole := true; ; {
 		var again <-chan time.Time
-		if !c.round(ctx) {
+		if whole && !c.round(ctx) || !c.assign(ctx) {
 			again = time.After(retry)
+		} else if len(c.holders.candidates) > 0 {
+			again = time.After(look)
 		}
+		due := time.Now().Add(look)
+		whole = true
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-again:
+			whole = !c.holders.settled
+			c.holders.late(time.Since(due))
 		case <-c.wake:
 			select {
 			case <-ctx.Done():
@@ -191,11 +206,18 @@ func (c *Controller) round(ctx context.Context) bool {
 		}
 	}
 	c.show(plan)
+	if len(c.o.Pool) > 0 || c.o.Disabled {
+		c.holders.candidates = Candidates(s, plan)
+	}
+	c.holders.settled = done
 	return done
 }
 
 func (c *Controller) look() (*State, error) {
-	s := &State{Reserved: c.o.Reserved, Disabled: c.o.Disabled}
+	s := &State{Reserved: c.o.Reserved, Disabled: c.o.Disabled, Pool: c.o.Pool}
+	if c.o.Barred != nil {
+		s.Barred = c.o.Barred()
+	}
 	var errs [4]error
 	var pods []*corev1.Pod
 	var all []*discoveryv1.EndpointSlice

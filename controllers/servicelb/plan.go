@@ -25,7 +25,9 @@ const (
 // Verdict is what a Service gets.
 type Verdict struct {
 	// Ours says that the Service is served here; else it has nothing from here.
-	Ours      bool
+	Ours bool
+	// Pool says that the addresses are of the pool, and have to be announced.
+	Pool      bool
 	Addresses []netip.Addr
 	Reason    string
 	// Message is for people: what is missing, and what to do about it.
@@ -36,9 +38,19 @@ type Verdict struct {
 func Plan(s *State) map[types.NamespacedName]Verdict {
 	out := map[types.NamespacedName]Verdict{}
 	taken, nodes, endpoints := s.taken(), servingNodes(s.Nodes), withEndpoints(s.Slices)
-	for _, svc := range byAge(s.Services) {
+	services, addresses := byAge(s.Services), s.newPool()
+	for _, svc := range services {
+		if s.serves(svc) && s.fromPool(svc) {
+			addresses.keep(svc)
+		}
+	}
+	for _, svc := range services {
 		taken.give(svc, parseAll(svc.Spec.ExternalIPs)) // people have set them, and the proxies serve them as they are
-		if s.serves(svc) {
+		switch {
+		case !s.serves(svc):
+		case s.fromPool(svc):
+			out[key(svc)] = addresses.allocate(svc)
+		default:
 			out[key(svc)] = taken.atNodes(svc, nodes, endpoints[key(svc)])
 		}
 	}
@@ -49,7 +61,7 @@ func Plan(s *State) map[types.NamespacedName]Verdict {
 func (p ports) atNodes(svc *corev1.Service, nodes []node, endpoints map[string]bool) Verdict {
 	v := Verdict{Ours: true}
 	var conflicts []string
-	wanted := parseAll([]string{svc.Spec.LoadBalancerIP}) //nolint:staticcheck // deprecated for its vagueness, and what people have
+	wanted := wanted(svc)
 	for _, n := range nodes {
 		if local(svc) && !endpoints[n.name] {
 			continue
@@ -73,7 +85,7 @@ func (p ports) atNodes(svc *corev1.Service, nodes []node, endpoints map[string]b
 	case len(v.Addresses) > 0:
 		v.Reason, v.Message = ReasonServed, "it has the addresses of nodes"
 	case len(wanted) > 0:
-		v.Reason, v.Message = ReasonNoNode, fmt.Sprintf("spec.loadBalancerIP is %s, which is no address of a node that can serve it", svc.Spec.LoadBalancerIP) //nolint:staticcheck // as above
+		v.Reason, v.Message = ReasonNoNode, fmt.Sprintf("it asks for %v, which no node has that can serve it", wanted)
 	case len(nodes) > 0 && local(svc):
 		v.Reason, v.Message = ReasonNoNode, "externalTrafficPolicy is Local, and no node that can serve has a ready endpoint of it"
 	default:

@@ -4,12 +4,15 @@ package servicelb
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/internal/lbpool"
 )
 
 const (
@@ -40,6 +43,9 @@ type State struct {
 	Slices []*discoveryv1.EndpointSlice
 	// Reserved are the ports at nodes' addresses that the cluster itself needs, with what for.
 	Reserved map[Port]string
+	// Pool are addresses for Services; without any of a Service's families it gets those of nodes. Barred are addresses that have an owner.
+	Pool   []lbpool.Range
+	Barred []netip.Addr
 	// Disabled is the load balancer that serves nobody, and takes back what it gave.
 	Disabled bool
 }

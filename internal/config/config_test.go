@@ -262,6 +262,18 @@ func TestVirtualAddresses(t *testing.T) {
 	}
 }
 
+func TestLoadBalancerPool(t *testing.T) {
+	s, err := load(t, map[string]string{"config.yaml": "load-balancer-pool: [192.0.2.200-192.0.2.210, 'fd00::100/124']\n"}, nil, board)
+	if err != nil || len(s.LBPool) != 2 || s.LBPool[0].Last.String() != "192.0.2.210" || s.LBPool[1].First.String() != "fd00::100" {
+		t.Errorf("%v, %v", err, s)
+	}
+	for _, bad := range []string{"127.0.0.1", "10.42.0.9", "10.43.0.9-10.43.0.20", "10.0.0.0-10.255.0.0", "224.0.0.1", "192.0.2.9-192.0.2.5", "a"} {
+		if _, err := load(t, map[string]string{}, nil, board, "--load-balancer-pool="+bad); err == nil || !strings.Contains(err.Error(), "--load-balancer-pool") {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
 // TestNameWithID: a machine's name stays what it is, and another machine of the same host name has another one.
 func TestNameWithID(t *testing.T) {
 	s, err := load(t, map[string]string{"config.yaml": "with-node-id: true\n"}, nil, board)

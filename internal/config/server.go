@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/lbpool"
 )
 
 // Server is all that coracle server is told, checked and complete: every default is filled in.
@@ -31,6 +32,7 @@ type Server struct {
 	BindAddress      netip.Addr // the zero value means all addresses
 	HTTPSPort        int
 	AdvertiseAddress netip.Addr
+	LBPool           []lbpool.Range
 	VIPs             []netip.Addr // at most one of each family; what the cluster keeps may be another matter
 	VIPInterface     string       // "" means the one whose network holds the address
 	TLSSANs          []string     // names and addresses that the user wants besides those that the server knows itself
@@ -109,6 +111,7 @@ func (r *reader) server(h Host) Server {
 		HTTPSPort:     r.port("https-listen-port"),
 		TLSSANs:       r.sans("tls-san"),
 		VIPs:          r.ips("vip"),
+		LBPool:        r.ranges("load-balancer-pool"),
 		VIPInterface:  r.str("vip-interface"),
 		ClusterCIDRs:  r.cidrs("cluster-cidr"),
 		ServiceCIDRs:  r.cidrs("service-cidr"),
@@ -145,6 +148,11 @@ func (r *reader) server(h Host) Server {
 	for _, ip := range s.VIPs {
 		if !usable(ip) || within(ip, ranges) {
 			r.bad(r.src("vip"), "%s cannot be the cluster's address: it has to lie in the network that the servers share, outside of --cluster-cidr and --service-cidr", ip)
+		}
+	}
+	for _, p := range s.LBPool {
+		if !usable(p.First) || !usable(p.Last) || slices.ContainsFunc(ranges, p.Overlaps) {
+			r.bad(r.src("load-balancer-pool"), "%s-%s cannot be addresses of Services: they have to lie in the network of the nodes, outside of --cluster-cidr and --service-cidr", p.First, p.Last)
 		}
 	}
 	for _, name := range clusterWide {
@@ -300,6 +308,20 @@ func (r *reader) encryption() []string {
 
 // k3sParts are names that k3s users write out of habit.
 var k3sParts = []string{"traefik", "local-storage", "metrics-server", "runtimes"}
+
+// ranges are those of addresses.
+func (r *reader) ranges(name string) []lbpool.Range {
+	var out []lbpool.Range
+	for _, it := range r.many(name) {
+		p, err := lbpool.ParseRange(it.text)
+		if err != nil {
+			r.bad(it.src, "%v", err)
+			continue
+		}
+		out = append(out, p)
+	}
+	return out
+}
 
 func (r *reader) disable(name string) []string {
 	var out, known []string

@@ -99,6 +99,8 @@ var table = []Setting{
 		Help: "How packets reach pods of other nodes: vxlan wraps them, host-gw routes them between nodes of one network segment, wireguard encrypts them, none leaves the pod network to another plugin that you install; all servers have the same"},
 	{Name: "network-iface", Commands: nodeCommands, Group: groupNetwork, Holder: "NAME", Computed: "the interface that has --node-ip",
 		Help: "Interface of this machine for traffic between nodes' pods; NAME may be a pattern, such as wg* or enp?s0"},
+	{Name: "load-balancer-pool", Commands: ServerCommand, Group: groupNetwork, Kind: List, Holder: "RANGE",
+		Help: "Addresses of the nodes' network for Services of type LoadBalancer, instead of the nodes' own: FIRST-LAST, a network in CIDR notation, or one address. Nobody has them, and no DHCP server gives them out; all servers have the same"},
 	{Name: "default-toleration-seconds", Commands: ServerCommand, Group: groupCluster, Kind: Int, Holder: "N", Default: strconv.Itoa(cluster.DefaultTolerationSeconds),
 		Help: "How long pods stay on a node that is lost before others take their place, unless a pod says something else; all servers have the same"},
 

@@ -22,6 +22,7 @@ import (
 	rbacv1ac "k8s.io/client-go/applyconfigurations/rbac/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
@@ -79,7 +80,7 @@ var bindings = []binding{
 var formerBindings = []string{"system:coracle:node-bootstrapper", "system:coracle:node-certificate", "system:coracle:node-certificate-renewal"}
 
 func applyRoles(ctx context.Context, c kubernetes.Interface) error {
-	errs := []error{applyNetworkRole(ctx, c), removeFormerBindings(ctx, c)}
+	errs := []error{applyNetworkRole(ctx, c), applyHoldersRole(ctx, c), removeFormerBindings(ctx, c)}
 	for _, b := range bindings {
 		subject := rbacv1ac.Subject().WithAPIGroup(rbacv1.GroupName)
 		if b.user != "" {
@@ -123,6 +124,23 @@ func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
 			rbacv1ac.PolicyRule().WithAPIGroups("", "events.k8s.io").WithResources("events").WithVerbs("create", "patch", "update"),
 		), force())
 	return wrap("ClusterRole", pki.NetworkUser, err)
+}
+
+// applyHoldersRole lets the network identity read who answers for which address of the load balancer's pool, and no other ConfigMap.
+func applyHoldersRole(ctx context.Context, c kubernetes.Interface) error {
+	const name = pki.NetworkUser + ":holders"
+	_, err := c.RbacV1().Roles(metav1.NamespaceSystem).Apply(ctx, rbacv1ac.Role(name, metav1.NamespaceSystem).
+		WithLabels(map[string]string{managedBy: manager}).
+		WithRules(rbacv1ac.PolicyRule().WithAPIGroups("").WithResources("configmaps").WithResourceNames(lbholders.ConfigMap).
+			WithVerbs("get", "list", "watch")), force())
+	if err != nil {
+		return wrap("Role", name, err)
+	}
+	_, err = c.RbacV1().RoleBindings(metav1.NamespaceSystem).Apply(ctx, rbacv1ac.RoleBinding(name, metav1.NamespaceSystem).
+		WithLabels(map[string]string{managedBy: manager}).
+		WithRoleRef(rbacv1ac.RoleRef().WithAPIGroup(rbacv1.GroupName).WithKind("Role").WithName(name)).
+		WithSubjects(rbacv1ac.Subject().WithAPIGroup(rbacv1.GroupName).WithKind(rbacv1.UserKind).WithName(pki.NetworkUser)), force())
+	return wrap("RoleBinding", name, err)
 }
 
 // applyDNSService makes the Service that answers at the cluster DNS address. It has no selector, because DNS runs in

@@ -6,9 +6,20 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"regexp"
 	"strings"
+	"testing"
+	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -77,6 +88,131 @@ func answers(k *harness.Kube, port int, want string) {
 		out, err := fromOutside(k, port)
 		if err == nil && strings.TrimSpace(out) != want {
 			err = fmt.Errorf("got %q", out)
+		}
+		return err
+	})
+}
+
+// poolFirst and poolLast are the pool of TestLoadBalancerPool.
+const poolFirst, poolLast = "10.77.0.200", "10.77.0.201"
+
+// holderOf is the node that answers for an address, as the cluster has it.
+func holderOf(s *harness.Server, address string) (string, error) {
+	out, err := s.TryKubectl("get", "configmap", "-n", "kube-system", lbholders.ConfigMap, "-o", "json")
+	if err != nil {
+		return "", err
+	}
+	var m corev1.ConfigMap
+	if err := json.Unmarshal([]byte(out), &m); err != nil {
+		return "", err
+	}
+	record, err := lbholders.Read(m.Data)
+	if err == nil && record[netip.MustParseAddr(address)].Node == "" {
+		err = fmt.Errorf("nobody answers for %s: %v", address, record)
+	}
+	return record[netip.MustParseAddr(address)].Node, err
+}
+
+// TestLoadBalancerPool: two Services have one port at two addresses of a pool, which answer on the network. One node at a time answers for each, whatever
+// happens to it.
+func TestLoadBalancerPool(t *testing.T) {
+	site := harness.NewSite(t)
+	s := site.NewMachine().NewServer("--disable-agent", "--load-balancer-pool", poolFirst+"-"+poolLast)
+	s.Start()
+	waitAPI(s)
+	agents := map[string]*harness.Server{}
+	for range 2 {
+		a := site.NewMachine().NewAgent(s)
+		a.AddBoxImage()
+		a.Start()
+		agents[a.NodeName()] = a
+	}
+	for _, a := range agents {
+		harness.Eventually(t, soon, "the nodes are ready", func() error { return nodeReady(s, a) })
+	}
+	k := s.In(t)
+	k.Apply(spreadService)
+	harness.Eventually(t, soon, "the pods are ready", func() error { return endpoints(s, 2) })
+	k.Apply(balancer("one", "d", 443, "") + balancer("two", "d", 443, ""))
+	k.Await(soon, "service/one", ingressPath, poolFirst)
+	k.Await(soon, "service/two", ingressPath, poolLast)
+	k.Apply(balancer("three", "d", 443, ""))
+	k.Await(soon, "service/three", conditionPath, "PoolUsedUp")
+
+	w := watchARP(t, site, poolFirst)
+	for _, a := range []string{poolFirst, poolLast} {
+		harness.Eventually(t, soon, a+" answers", func() error { return asks(site, a) })
+	}
+	first, err := holderOf(s, poolFirst)
+	second, err2 := holderOf(s, poolLast)
+	if err != nil || err2 != nil {
+		t.Error(err, err2)
+	}
+	t.Logf("holders: %s, %s", first, second)
+
+	for _, fault := range []struct {
+		name     string
+		do, undo func(*harness.Server)
+	}{
+		{"killed", (*harness.Server).Kill, (*harness.Server).Start},
+		{"paused", (*harness.Server).Pause, (*harness.Server).Resume},
+		{"cut off", func(a *harness.Server) { site.CutOff(a.Machine) }, func(*harness.Server) { site.Heal() }},
+	} {
+		var victim *harness.Server
+		harness.Eventually(t, soon, "somebody answers for the address", func() error {
+			name, err := holderOf(s, poolFirst)
+			if err != nil {
+				return err
+			}
+			victim = agents[name]
+			if runs, _, _ := w.state(); len(runs) == 0 || runs[len(runs)-1] != victim.Number {
+				return fmt.Errorf("%s has not begun", name)
+			}
+			return nil
+		})
+		began := time.Now()
+		fault.do(victim)
+		harness.Eventually(t, longer, fault.name+": another node answers", func() error {
+			if runs, _, _ := w.state(); runs[len(runs)-1] == victim.Number {
+				return fmt.Errorf("still machine %d", victim.Number)
+			}
+			return nil
+		})
+		t.Logf("%s: another node answers for the address after %v", fault.name, time.Since(began).Round(10*time.Millisecond))
+		harness.Eventually(t, longer, fault.name+": the Service answers there", func() error { return asks(site, poolFirst) })
+		t.Logf("%s: the Service answers after %v", fault.name, time.Since(began).Round(10*time.Millisecond))
+		fault.undo(victim)
+		harness.Eventually(t, longer, "the node is ready again", func() error { return isReady(s, victim, "True") })
+	}
+	runs, _, frames := w.state()
+	t.Logf("%d answers and announcements, by machines %v", frames, runs)
+	// Each change of the holder is one run of answers at most: more would be two that answer side by side.
+	log, err := os.ReadFile(s.Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changes := regexp.MustCompile(`another node answers for an address.*`+regexp.QuoteMeta(poolFirst)).FindAll(log, -1)
+	if len(runs) > len(changes) {
+		t.Errorf("%d holders one after the other, and %d runs of answers: %v", len(changes), len(runs), runs)
+	}
+}
+
+// asks opens a connection to an address of the pool from outside and fetches a page.
+func asks(site *harness.Site, address string) error {
+	return site.Do(func() error {
+		dialer := net.Dialer{Timeout: time.Second}
+		raw, err := dialer.Dial("tcp", net.JoinHostPort(address, "443")) // on this thread, and so in the site's network
+		if err != nil {
+			return err
+		}
+		defer raw.Close()
+		_ = raw.SetDeadline(time.Now().Add(2 * time.Second))
+		if _, err := fmt.Fprintf(raw, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+			return err
+		}
+		answer, err := io.ReadAll(raw)
+		if err == nil && !strings.Contains(string(answer), " 200 ") {
+			err = fmt.Errorf("got %q", answer)
 		}
 		return err
 	})

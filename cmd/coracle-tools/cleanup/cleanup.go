@@ -21,7 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
-	"github.com/coracle-k8s/coracle/server/vip"
+	"github.com/coracle-k8s/coracle/internal/vip"
 )
 
 // Options say what to clean.

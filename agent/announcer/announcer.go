@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package announcer answers, on this node, for the addresses of the load balancer's pool that the cluster has given it.
+//
+// The server that leads says which those are, in one ConfigMap (internal/lbholders). Before each answer this node makes sure that it still is the holder, by
+// reading the ConfigMap from the store, which is good for lbholders.Lease; a new holder is silent for longer than that. So two never answer, whatever
+// happens to nodes, servers and the network between them. It owns the packet sockets (internal/vip); what comes in for the addresses is the Service proxy's.
+package announcer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/vip"
+)
+
+// again is how often the machine's interfaces are looked at while this node is a holder.
+const again = 10 * time.Second
+
+// Options are all required but Part and Logger.
+type Options struct {
+	// Client may read the ConfigMap.
+	Client   kubernetes.Interface
+	NodeName string
+	// Links lists the machine's interfaces, Announce answers for an address: vip's, and others in tests.
+	Links    func() ([]vip.Link, error)
+	Announce func(context.Context, vip.Announcement) error
+	Now      func() vip.Moment
+	Part     *status.Part
+	Logger   *slog.Logger
+}
+
+// Announcer answers for this node's addresses.
+type Announcer struct {
+	o       Options
+	changed chan struct{} // capacity 1: one says that there is something to look at
+
+	mu     sync.Mutex // of the last word of the store
+	asked  vip.Moment
+	record lbholders.Record
+}
+
+// New prepares an announcer.
+func New(o Options) (*Announcer, error) {
+	if o.Client == nil || o.NodeName == "" || o.Links == nil || o.Announce == nil || o.Now == nil {
+		return nil, errors.New("announcer: an option is missing")
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	return &Announcer{o: o, changed: make(chan struct{}, 1)}, nil
+}
+
+// running is an address that is announced.
+type running struct {
+	holder lbholders.Holder
+	place  vip.Place
+	stop   func() // ends it, and waits
+}
+
+// Run announces until ctx is done; nothing is sent any more when it returns.
+func (a *Announcer) Run(ctx context.Context) error {
+	factory := informers.NewSharedInformerFactoryWithOptions(a.o.Client, 0, informers.WithNamespace(metav1.NamespaceSystem), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, lbholders.ConfigMap).String()
+	}))
+	configMaps := factory.Core().V1().ConfigMaps()
+	if _, err := configMaps.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { a.poke() }, UpdateFunc: func(any, any) { a.poke() }, DeleteFunc: func(any) { a.poke() },
+	}); err != nil {
+		return fmt.Errorf("announcer: %w", err)
+	}
+	factory.Start(ctx.Done())
+	defer factory.Shutdown()
+	now := map[netip.Addr]running{}
+	defer func() {
+		for _, r := range now {
+			r.stop()
+		}
+	}()
+	for {
+		var record lbholders.Record
+		if m, err := configMaps.Lister().ConfigMaps(metav1.NamespaceSystem).Get(lbholders.ConfigMap); err == nil {
+			if record, err = lbholders.Read(m.Data); err != nil {
+				a.o.Logger.Warn("load balancer: what the cluster says of holders cannot be read", "error", err)
+			}
+		}
+		a.follow(ctx, now, record)
+		var look <-chan time.Time
+		if slices.ContainsFunc(slices.Collect(maps.Values(record)), func(h lbholders.Holder) bool { return h.Node == a.o.NodeName }) {
+			look = time.After(again)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.changed:
+		case <-look:
+		}
+	}
+}
+
+func (a *Announcer) poke() {
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
+}
+
+// follow makes what is announced what the record says.
+func (a *Announcer) follow(ctx context.Context, now map[netip.Addr]running, record lbholders.Record) {
+	var trouble []string
+	places := map[netip.Addr]vip.Place{}
+	var links []vip.Link
+	for _, address := range slices.SortedFunc(maps.Keys(record), netip.Addr.Compare) {
+		if record[address].Node != a.o.NodeName {
+			continue
+		}
+		if links == nil {
+			var err error
+			if links, err = a.o.Links(); err != nil {
+				trouble = append(trouble, err.Error())
+				break
+			}
+		}
+		place, err := vip.Find(links, address, "")
+		if err != nil {
+			trouble = append(trouble, err.Error())
+			continue
+		}
+		places[address] = place
+	}
+	for address, r := range now {
+		if place, ok := places[address]; !ok || place != r.place || record[address] != r.holder {
+			r.stop()
+			delete(now, address)
+		}
+	}
+	for address, place := range places {
+		if _, ok := now[address]; !ok {
+			now[address] = a.start(ctx, address, record[address], place)
+		}
+	}
+	a.show(now, trouble)
+}
+
+func (a *Announcer) show(now map[netip.Addr]running, trouble []string) {
+	if a.o.Part == nil {
+		return
+	}
+	switch {
+	case len(trouble) > 0:
+		a.o.Part.Set(status.Degraded, strings.Join(trouble, "; "))
+	case len(now) == 0:
+		a.o.Part.Set(status.Running, "")
+	default:
+		a.o.Part.Set(status.Running, fmt.Sprintf("this node answers for %d addresses of Services", len(now)))
+	}
+}
+
+// start announces an address when a holder before this one is certainly silent.
+func (a *Announcer) start(ctx context.Context, address netip.Addr, h lbholders.Holder, place vip.Place) running {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(lbholders.Wait):
+		}
+		a.o.Logger.Info("load balancer: this node answers for an address", "address", address, "interface", place.Interface)
+		for ctx.Err() == nil {
+			err := a.o.Announce(ctx, vip.Announcement{
+				Address: address, Place: place, Logger: a.o.Logger,
+				Confirm: func(ctx context.Context) (vip.Moment, error) { return a.confirm(ctx, address, h) },
+				Conflict: func(other net.HardwareAddr) {
+					a.o.Logger.Warn("load balancer: another machine uses an address of a Service", "address", address, "other", other.String())
+				},
+			})
+			if err == nil {
+				return
+			}
+			a.o.Logger.Warn("load balancer: an address is not announced any more; it is tried again", "address", address, "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second): // the reason may last
+			}
+		}
+	}()
+	return running{holder: h, place: place, stop: func() {
+		cancel()
+		<-done
+	}}
+}
+
+// confirm says until when this node may answer. What the store said counts from before it was asked, and is good for all addresses.
+func (a *Announcer) confirm(ctx context.Context, address netip.Addr, h lbholders.Holder) (vip.Moment, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.record == nil || a.o.Now() >= a.asked.After(lbholders.Lease/2) {
+		a.record = nil
+		asked := a.o.Now()
+		m, err := a.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, lbholders.ConfigMap, metav1.GetOptions{})
+		if err != nil {
+			return 0, err
+		}
+		record, err := lbholders.Read(m.Data)
+		if err != nil {
+			return 0, err
+		}
+		a.asked, a.record = asked, record
+	}
+	if a.record[address] != h {
+		return 0, fmt.Errorf("the node %s is the holder now", a.record[address].Node)
+	}
+	return a.asked.After(lbholders.Lease), nil
+}

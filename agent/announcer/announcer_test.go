@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package announcer
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/internal/vip"
+)
+
+var first, second = netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.201")
+
+// bed is an announcer on a node "here" that has the network 10.0.0.0/24.
+type bed struct {
+	*testing.T
+	client *fake.Clientset
+	a      *Announcer
+
+	mu  sync.Mutex
+	now map[netip.Addr]vip.Announcement // what is announced
+}
+
+func newBed(t *testing.T) *bed {
+	t.Helper()
+	b := &bed{T: t, client: fake.NewClientset(), now: map[netip.Addr]vip.Announcement{}}
+	link := vip.Link{Interface: net.Interface{Name: "eth0", Index: 2, Flags: net.FlagUp, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1}}, Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")}}
+	a, err := New(Options{
+		Client: b.client, NodeName: "here", Links: func() ([]vip.Link, error) { return []vip.Link{link}, nil }, Now: vip.Now,
+		Announce: func(ctx context.Context, n vip.Announcement) error {
+			b.mu.Lock()
+			b.now[n.Address] = n
+			b.mu.Unlock()
+			<-ctx.Done()
+			b.mu.Lock()
+			delete(b.now, n.Address)
+			b.mu.Unlock()
+			return nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.a = a
+	return b
+}
+
+// says writes who answers.
+func (b *bed) says(r lbholders.Record) {
+	b.Helper()
+	data, err := r.Write()
+	if err != nil {
+		b.Fatal(err)
+	}
+	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: lbholders.ConfigMap}, Data: data}
+	maps := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+	if _, err = maps.Update(b.Context(), m, metav1.UpdateOptions{}); err != nil {
+		_, err = maps.Create(b.Context(), m, metav1.CreateOptions{})
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+}
+
+func (b *bed) announces(want ...netip.Addr) {
+	b.Helper()
+	testenv.Eventually(b, time.Minute, fmt.Sprintf("it announces %v", want), func() error {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		var have []netip.Addr
+		for a := range b.now {
+			have = append(have, a)
+		}
+		slices.SortFunc(have, netip.Addr.Compare)
+		if !slices.Equal(have, want) {
+			return fmt.Errorf("it announces %v", have)
+		}
+		return nil
+	})
+}
+
+func TestAnnouncer(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	b := newBed(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- b.a.Run(ctx) }()
+	b.says(lbholders.Record{first: {Node: "here", Term: 1}, second: {Node: "there", Term: 1}, netip.MustParseAddr("10.9.0.1"): {Node: "here", Term: 1}})
+	b.announces(first)
+	b.says(lbholders.Record{first: {Node: "here", Term: 1}, second: {Node: "here", Term: 2}})
+	b.announces(first, second)
+	b.says(lbholders.Record{first: {Node: "there", Term: 3}, second: {Node: "here", Term: 2}})
+	b.announces(second)
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	b.announces()
+}
+
+// TestConfirm: a node answers as long as the store says that it is the holder, counted from before the question.
+func TestConfirm(t *testing.T) {
+	b := newBed(t)
+	now := vip.Moment(time.Hour)
+	b.a.o.Now = func() vip.Moment { return now }
+	mine := lbholders.Holder{Node: "here", Term: 5}
+	b.says(lbholders.Record{first: mine})
+	if until, err := b.a.confirm(t.Context(), first, mine); err != nil || until != now.After(lbholders.Lease) {
+		t.Fatalf("until %v, %v", until, err)
+	}
+	b.says(lbholders.Record{first: {Node: "there", Term: 6}})
+	asked := now
+	if until, err := b.a.confirm(t.Context(), first, mine); err != nil || until != asked.After(lbholders.Lease) {
+		t.Errorf("a word of just now: until %v, %v", until, err)
+	}
+	now = now.After(lbholders.Lease / 2)
+	if until, err := b.a.confirm(t.Context(), first, mine); err == nil {
+		t.Errorf("another node is the holder, and it may answer until %v", until)
+	}
+	b.says(lbholders.Record{first: {Node: "here", Term: 7}}) // it has not waited for the end of the one in between
+	now = now.After(lbholders.Lease)
+	if until, err := b.a.confirm(t.Context(), first, mine); err == nil {
+		t.Errorf("there was another holder in between, and it may answer until %v", until)
+	}
+	if err := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Delete(t.Context(), lbholders.ConfigMap, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	now = now.After(lbholders.Lease)
+	if until, err := b.a.confirm(t.Context(), first, lbholders.Holder{Node: "here", Term: 7}); err == nil {
+		t.Errorf("nothing is known, and it may answer until %v", until)
+	}
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	"hash/fnv"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/internal/lbholders"
+)
+
+// Candidates are, for each address of the pool that a Service has, the nodes that could answer for it: those that serve, are in the address's network,
+// and have endpoints of a Service that keeps to its own.
+func Candidates(s *State, plan map[types.NamespacedName]Verdict) map[netip.Addr][]string {
+	out := map[netip.Addr][]string{}
+	nodes, endpoints := servingNodes(s.Nodes), withEndpoints(s.Slices)
+	networks := map[string][]netip.Prefix{}
+	for _, n := range s.Nodes {
+		for text := range strings.SplitSeq(n.Annotations[lbholders.NetworksAnnotation], ",") {
+			if p, err := netip.ParsePrefix(text); err == nil {
+				networks[n.Name] = append(networks[n.Name], p)
+			}
+		}
+	}
+	for _, svc := range byAge(s.Services) {
+		v := plan[key(svc)]
+		if !v.Pool {
+			continue
+		}
+		for _, a := range v.Addresses {
+			if _, done := out[a]; done && !local(svc) { // those that share it have the same pods, or keep to none
+				continue
+			}
+			out[a] = nil
+			for _, n := range nodes {
+				if slices.ContainsFunc(networks[n.name], func(p netip.Prefix) bool { return p.Contains(a) }) && (!local(svc) || endpoints[key(svc)][n.name]) {
+					out[a] = append(out[a], n.name)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// Assign says who answers for which address. A holder stays while it can; an address that needs another one goes to the live candidate with the fewest.
+// One whose candidates are all silent stays where it is: then it is more probably this server that hears nothing. term is a number that no earlier change has had.
+func Assign(before lbholders.Record, term uint64, candidates map[netip.Addr][]string, alive func(node string) bool) lbholders.Record {
+	out, load := lbholders.Record{}, map[string]int{}
+	var homeless []netip.Addr
+	for _, a := range slices.SortedFunc(maps.Keys(candidates), netip.Addr.Compare) {
+		h, had := before[a]
+		could := slices.DeleteFunc(slices.Clone(candidates[a]), func(n string) bool { return !alive(n) })
+		if had && (slices.Contains(could, h.Node) || len(could) == 0 && slices.Contains(candidates[a], h.Node)) {
+			out[a] = h
+			load[h.Node]++
+			continue
+		}
+		homeless = append(homeless, a)
+	}
+	for _, a := range homeless {
+		could := slices.DeleteFunc(slices.Clone(candidates[a]), func(n string) bool { return !alive(n) })
+		if len(could) == 0 {
+			if h := before[a]; h.Node != "" {
+				out[a] = lbholders.Holder{Term: term} // nobody, until there is somebody
+			} else {
+				out[a] = before[a]
+			}
+			continue
+		}
+		best := slices.MinFunc(could, func(m, n string) int {
+			if d := load[m] - load[n]; d != 0 {
+				return d
+			}
+			return strings.Compare(mix(a, m), mix(a, n))
+		})
+		load[best]++
+		out[a] = lbholders.Holder{Node: best, Term: term}
+	}
+	return out
+}
+
+// mix orders nodes differently for each address.
+func mix(a netip.Addr, node string) string {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(node + "/" + a.String()))
+	return string(h.Sum(nil))
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/lbpool"
+)
+
+func ranges(texts ...string) []lbpool.Range {
+	var out []lbpool.Range
+	for _, t := range texts {
+		r, err := lbpool.ParseRange(t)
+		if err != nil {
+			panic(err)
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+func annotated(name, value string) func(*corev1.Service) {
+	return func(s *corev1.Service) {
+		if s.Annotations == nil {
+			s.Annotations = map[string]string{}
+		}
+		s.Annotations[name] = value
+	}
+}
+
+func having(addresses ...string) func(*corev1.Service) {
+	return func(s *corev1.Service) {
+		for _, a := range addresses {
+			s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a})
+		}
+	}
+}
+
+func selecting(app string) func(*corev1.Service) {
+	return func(s *corev1.Service) { s.Spec.Selector = map[string]string{"app": app} }
+}
+
+func TestPlanGivesAddressesOfThePool(t *testing.T) {
+	shared := annotated(ShareAnnotation, "x")
+	for name, c := range map[string]struct {
+		pool     []string
+		services []*corev1.Service
+		want     string // of the Service web
+		reason   string
+	}{
+		"the first one":              {[]string{"10.0.0.200-10.0.0.201"}, []*corev1.Service{testService("web", 0)}, "10.0.0.200", ReasonServed},
+		"the next one":               {[]string{"10.0.0.200-10.0.0.201"}, []*corev1.Service{testService("web", 1), testService("old", 0)}, "10.0.0.201", ReasonServed},
+		"none is left":               {[]string{"10.0.0.200"}, []*corev1.Service{testService("web", 1), testService("old", 0)}, "", ReasonPoolUsedUp},
+		"what it has":                {[]string{"10.0.0.200-10.0.0.201"}, []*corev1.Service{testService("web", 1, having("10.0.0.200")), testService("old", 0)}, "10.0.0.200", ReasonServed},
+		"what it has is out":         {[]string{"10.0.0.200"}, []*corev1.Service{testService("web", 1, having("10.0.0.199"))}, "10.0.0.200", ReasonServed},
+		"what an older one has":      {[]string{"10.0.0.200-10.0.0.201"}, []*corev1.Service{testService("web", 1, having("10.0.0.200")), testService("old", 0, having("10.0.0.200"))}, "10.0.0.201", ReasonServed},
+		"a node has one":             {[]string{"10.0.0.1-10.0.0.3"}, []*corev1.Service{testService("web", 0)}, "10.0.0.3", ReasonServed},
+		"an owner has one":           {[]string{"10.0.0.250-10.0.0.251"}, []*corev1.Service{testService("web", 0)}, "10.0.0.251", ReasonServed},
+		"it asks":                    {[]string{"10.0.0.200/29"}, []*corev1.Service{testService("web", 0, loadBalancerIP("10.0.0.203"))}, "10.0.0.203", ReasonServed},
+		"it asks by annotation":      {[]string{"10.0.0.200/29"}, []*corev1.Service{testService("web", 0, annotated(AddressesAnnotation, "10.0.0.204"))}, "10.0.0.204", ReasonServed},
+		"it asks anew":               {[]string{"10.0.0.200/29"}, []*corev1.Service{testService("web", 0, having("10.0.0.201"), loadBalancerIP("10.0.0.203"))}, "10.0.0.203", ReasonServed},
+		"it asks for what is not in": {[]string{"10.0.0.200/29"}, []*corev1.Service{testService("web", 0, loadBalancerIP("10.0.0.100"))}, "", ReasonAddressNotFree},
+		"it asks for another's":      {[]string{"10.0.0.200/29"}, []*corev1.Service{testService("web", 1, loadBalancerIP("10.0.0.201")), testService("old", 0)}, "", ReasonAddressNotFree},
+		"both families":              {[]string{"10.0.0.200", "fd00::100-fd00::1ff"}, []*corev1.Service{testService("web", 0, families(v6, v4))}, "fd00::100 10.0.0.200", ReasonServed},
+		"the family that there is":   {[]string{"10.0.0.200"}, []*corev1.Service{testService("web", 0, families(v6, v4))}, "10.0.0.200", ReasonServed},
+		"nodes' without its family":  {[]string{"fd00::100"}, []*corev1.Service{testService("web", 0)}, "10.0.0.1 10.0.0.2", ReasonServed},
+		"nodes' if it wants them":    {[]string{"10.0.0.200"}, []*corev1.Service{testService("web", 0, annotated(NodesAnnotation, "true"))}, "10.0.0.1 10.0.0.2", ReasonServed},
+		"shared":                     {[]string{"10.0.0.200-10.0.0.201"}, []*corev1.Service{testService("web", 1, shared, onPorts("80/TCP")), testService("old", 0, shared)}, "10.0.0.200", ReasonServed},
+		"shared, one port":           {[]string{"10.0.0.200-10.0.0.201"}, []*corev1.Service{testService("web", 1, shared), testService("old", 0, shared)}, "10.0.0.201", ReasonServed},
+		"shared, local, other pods":  {[]string{"10.0.0.200-10.0.0.201"}, []*corev1.Service{testService("web", 1, shared, localOnly, onPorts("80/TCP")), testService("old", 0, shared, localOnly)}, "10.0.0.201", ReasonServed},
+		"shared, local, same pods": {[]string{"10.0.0.200-10.0.0.201"}, []*corev1.Service{testService("web", 1, shared, localOnly, onPorts("80/TCP"), selecting("old")), testService("old", 0, shared, localOnly)},
+			"10.0.0.200", ReasonServed},
+		"ports are nobody else's there": {[]string{"10.0.0.200"}, []*corev1.Service{testService("web", 0, onPorts("6443/TCP"))}, "10.0.0.200", ReasonServed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &State{Services: c.services, Nodes: twoNodes(), Pool: ranges(c.pool...), Barred: []netip.Addr{netip.MustParseAddr("10.0.0.250")},
+				Reserved: map[Port]string{{corev1.ProtocolTCP, 6443}: "the API server"}}
+			v := Plan(s)[types.NamespacedName{Namespace: "default", Name: "web"}]
+			if text(v.Addresses) != c.want || v.Reason != c.reason {
+				t.Errorf("got %q, %s: %s; want %q, %s", text(v.Addresses), v.Reason, v.Message, c.want, c.reason)
+			}
+		})
+	}
+}
+
+// TestPlansArePeaceful: whatever Services come and go, nobody has an address or a port that somebody else has, nobody loses what he may keep, and the same state
+// gives the same plan.
+func TestPlansArePeaceful(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	s := &State{Nodes: twoNodes(), Pool: ranges("10.0.0.200-10.0.0.205", "fd00::100-fd00::103")}
+	for step := range 500 {
+		if r.IntN(3) == 0 && len(s.Services) > 0 {
+			i := r.IntN(len(s.Services))
+			s.Services = slices.Delete(s.Services, i, i+1)
+		} else {
+			change := []func(*corev1.Service){families([][]corev1.IPFamily{{v4}, {v6}, {v4, v6}}[r.IntN(3)]...), onPorts(fmt.Sprintf("%d/TCP", 80+r.IntN(3)))}
+			if r.IntN(2) == 0 {
+				change = append(change, annotated(ShareAnnotation, "x"))
+			}
+			if r.IntN(4) == 0 {
+				change = append(change, loadBalancerIP(fmt.Sprintf("10.0.0.%d", 199+r.IntN(8))))
+			}
+			if r.IntN(5) == 0 {
+				change = append(change, annotated(NodesAnnotation, "true"))
+			}
+			s.Services = append(s.Services, testService(fmt.Sprint("s", step), step, change...))
+		}
+		plan := Plan(s)
+		if fmt.Sprint(plan) != fmt.Sprint(Plan(s)) {
+			t.Fatalf("step %d: the same state gives two plans", step)
+		}
+		at := map[string]string{}
+		for _, svc := range s.Services {
+			v := plan[key(svc)]
+			for _, a := range v.Addresses {
+				for _, p := range svc.Spec.Ports {
+					where := fmt.Sprint(a, p.Port)
+					if at[where] != "" {
+						t.Fatalf("step %d: %s and %s have %s", step, at[where], svc.Name, where)
+					}
+					at[where] = svc.Name
+				}
+			}
+			for _, before := range svc.Status.LoadBalancer.Ingress {
+				if v.Pool && !slices.Contains(v.Addresses, netip.MustParseAddr(before.IP)) {
+					t.Fatalf("step %d: %s had %s and has %v", step, svc.Name, before.IP, v.Addresses)
+				}
+			}
+			status, _ := StatusOf(svc, v)
+			svc.Status = *status
+		}
+	}
+}
+
+func TestAssign(t *testing.T) {
+	a, b := netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.201")
+	both := map[netip.Addr][]string{a: {"m", "n"}, b: {"m", "n"}}
+	silent := map[string]bool{}
+	alive := func(n string) bool { return !silent[n] }
+	first := Assign(lbholders.Record{}, 7, both, alive)
+	if first[a].Node == first[b].Node || first[a].Term != 7 {
+		t.Errorf("not spread: %v", first)
+	}
+	if again := Assign(first, 8, both, alive); fmt.Sprint(again) != fmt.Sprint(first) {
+		t.Errorf("without a reason %v became %v", first, again)
+	}
+	silent[first[a].Node] = true
+	moved := Assign(first, 8, both, alive)
+	if moved[a].Node != first[b].Node || moved[a].Term != 8 || moved[b] != first[b] {
+		t.Errorf("%v became %v", first, moved)
+	}
+	silent["m"], silent["n"] = true, true
+	if none := Assign(moved, 9, both, alive); fmt.Sprint(none) != fmt.Sprint(moved) {
+		t.Errorf("all are silent, and %v became %v", moved, none)
+	}
+	silent = map[string]bool{}
+	if left := Assign(moved, 9, map[netip.Addr][]string{a: nil, b: {"m"}}, alive); left[a].Node != "" || left[b].Node != "m" {
+		t.Errorf("without candidates: %v", left)
+	}
+	if gone := Assign(moved, 9, nil, alive); len(gone) != 0 {
+		t.Errorf("without addresses: %v", gone)
+	}
+}
+
+func TestCandidates(t *testing.T) {
+	m, n, far := testNode("m", "10.0.0.1"), testNode("n", "10.0.0.2"), testNode("far", "10.1.0.2")
+	for _, x := range []*corev1.Node{m, n} {
+		x.Annotations = map[string]string{lbholders.NetworksAnnotation: "10.0.0.0/24,fd00::/64"}
+	}
+	far.Annotations = map[string]string{lbholders.NetworksAnnotation: "10.1.0.0/24"}
+	s := &State{Nodes: []*corev1.Node{m, n, far}, Pool: ranges("10.0.0.200-10.0.0.201"), Services: []*corev1.Service{testService("web", 0), testService("here", 1, localOnly)}}
+	s.Slices = append(s.Slices, slice("here", "n"))
+	got := Candidates(s, Plan(s))
+	if want := "map[10.0.0.200:[m n] 10.0.0.201:[n]]"; fmt.Sprint(got) != want {
+		t.Errorf("got %v, want %s", got, want)
+	}
+}
+
+func TestRanges(t *testing.T) {
+	for in, want := range map[string]string{
+		"10.0.0.5": "10.0.0.5-10.0.0.5", "10.0.0.5-10.0.0.9": "10.0.0.5-10.0.0.9", "10.0.0.5 - 10.0.0.9": "10.0.0.5-10.0.0.9", "10.0.0.8/30": "10.0.0.9-10.0.0.10",
+		"10.0.0.8/31": "10.0.0.8-10.0.0.9", "fd00::/126": "fd00::-fd00::3", "10.0.0.9-10.0.0.5": "", "10.0.0.5-fd00::1": "", "x": "", "10.0.0.0/33": "",
+	} {
+		r, err := lbpool.ParseRange(in)
+		if got := strings.TrimSpace(fmt.Sprintf("%s-%s", r.First, r.Last)); err == nil && got != want || (err != nil) != (want == "") {
+			t.Errorf("%s: %s, %v; want %s", in, got, err, want)
+		}
+	}
+}

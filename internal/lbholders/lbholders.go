@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package lbholders is the record of which node answers for which address of the load balancer's pools. The server that leads writes it
+// (controllers/servicelb), every node reads it (agent/announcer).
+package lbholders
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+const (
+	// ConfigMap holds the record, in the namespace kube-system.
+	ConfigMap = "load-balancer.coracle"
+	// data is its key.
+	data = "holders"
+	// NetworksAnnotation on a Node lists the networks of the machine's Ethernet interfaces, with commas in between: it can announce addresses in those.
+	NetworksAnnotation = "coracle.dev/networks"
+	// Lease is for how long a node may answer after it began to ask whether it still is the holder.
+	Lease = 700 * time.Millisecond
+	// Wait is how long a new holder is silent: its predecessor may answer for Lease from a moment before this one was written down. A
+	// tenth more is for clocks of different speed.
+	Wait = Lease + Lease/10
+)
+
+// Holder is who answers for an address.
+type Holder struct {
+	Node string `json:"node"`
+	// Term is another one for each change of the node, so that one who was the holder before last knows that there was another in between.
+	Term uint64 `json:"term"`
+}
+
+// Record is all addresses with their holders.
+type Record map[netip.Addr]Holder
+
+// Read reads the data of the ConfigMap. That of none is an empty record.
+func Read(from map[string]string) (Record, error) {
+	out := Record{}
+	text, ok := from[data]
+	if !ok {
+		return out, nil
+	}
+	if err := json.Unmarshal([]byte(text), &out); err != nil {
+		return nil, fmt.Errorf("reading who answers for the load balancer's addresses: %w", err)
+	}
+	return out, nil
+}
+
+// Write is the data for the ConfigMap.
+func (r Record) Write() (map[string]string, error) {
+	text, err := json.Marshal(r)
+	if err != nil {
+		return nil, fmt.Errorf("writing who answers for the load balancer's addresses: %w", err)
+	}
+	return map[string]string{data: string(text)}, nil
+}
