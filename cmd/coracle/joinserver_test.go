@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/server"
 )
@@ -34,6 +35,15 @@ func TestContradictions(t *testing.T) {
 	if own.TolerationSeconds = 60; contradictions(own, joined) != nil { // the default, however it is said
 		t.Error(contradictions(own, joined))
 	}
+	own.NetworkBackend = cluster.NetworkHostGateway
+	if err := contradictions(own, joined); err != nil {
+		t.Error(err)
+	}
+	own.Given = append(own.Given, "network-backend")
+	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--network-backend: this server was given "host-gw", and the cluster that it belongs to has "vxlan"`) {
+		t.Error(err)
+	}
+	own.NetworkBackend = cluster.NetworkVXLAN // the default, however it is said
 	if own.TolerationSeconds = 10; contradictions(own, joined) == nil {
 		t.Error("another toleration is taken")
 	}

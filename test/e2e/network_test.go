@@ -17,17 +17,17 @@ import (
 // mesh is a dual-stack cluster of a server and two agents, with a pod and a Service for it on each.
 type mesh struct {
 	*testing.T
-	site    *harness.Site
-	nodes   []*harness.Server // the first is the server
-	backend string
-	pods    [][2]string // their addresses, IPv4 first
+	site   *harness.Site
+	nodes  []*harness.Server // the first is the server
+	device string            // of each machine, for traffic between pods
+	pods   [][2]string       // their addresses, IPv4 first
 }
 
 // patient bounds what has to become so: a minute and more, for a machine that many tests share.
 const patient = 3 * time.Minute
 
-func newMesh(t *testing.T, backend string) *mesh {
-	m := &mesh{T: t, site: harness.NewSite(t), backend: backend}
+func newMesh(t *testing.T, backend, device string) *mesh {
+	m := &mesh{T: t, site: harness.NewSite(t), device: device}
 	outside := m.site.Command(context.Background(), "ip", "addr", "add", "fd77::1/64", "dev", "site", "nodad")
 	if out, err := outside.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -38,9 +38,9 @@ func newMesh(t *testing.T, backend string) *mesh {
 		if i == 0 {
 			s = machine.NewServer("--cluster-cidr", "10.42.0.0/16,fd42::/56", "--service-cidr", "10.43.0.0/16,fd43::/112", "--network-backend", backend)
 		} else {
-			s = machine.NewAgent(m.nodes[0], "--network-iface", "eth*")
+			s = machine.NewAgent(m.nodes[0])
 		}
-		s.Args = append(s.Args, "--node-ip", address6(i))
+		s.Args = append(s.Args, "--node-ip", address6(i), "--network-iface", device[:3]+"*")
 		s.AddBoxImage()
 		m.nodes = append(m.nodes, s)
 		m.start(i)
@@ -51,12 +51,22 @@ func newMesh(t *testing.T, backend string) *mesh {
 	return m
 }
 
+// second is a second interface of each machine, with addresses that are not the node's.
+const second = "lan0"
+
 func address6(i int) string { return fmt.Sprintf("fd77::%d", i+2) }
 
 // start gives the machine its second address, and starts coracle.
 func (m *mesh) start(i int) {
 	m.Helper()
 	m.run(i, "ip", "addr", "add", address6(i)+"/64", "dev", "eth0", "nodad")
+	if m.device == second {
+		m.run(i, "sh", "-ec", fmt.Sprintf(`ip link add %[1]s type veth peer name second%[2]d netns outside
+ip -n outside link set second%[2]d master site up
+ip addr add 10.88.0.%[2]d/24 dev %[1]s
+ip addr add fd88::%[2]d/64 dev %[1]s nodad
+ip link set %[1]s up`, second, i+2))
+	}
 	m.nodes[i].Start()
 }
 
@@ -181,7 +191,7 @@ func (m *mesh) everybodyMeets() {
 func (m *mesh) largePackets(underlay, want4, want6 int) {
 	m.Helper()
 	for i := range m.nodes {
-		m.run(i, "ip", "link", "set", "eth0", "mtu", fmt.Sprint(underlay))
+		m.run(i, "ip", "link", "set", m.device, "mtu", fmt.Sprint(underlay))
 	}
 	for i := range m.nodes {
 		var text strings.Builder
@@ -207,7 +217,7 @@ func (m *mesh) heals() {
 	for what, harm := range map[string]string{
 		"route":     "ip route del " + net4,
 		"neighbour": "ip neigh del " + vtep + " dev coracle-vxlan",
-		"fdb":       "set -- $(bridge fdb show dev coracle-vxlan); bridge fdb del $1 dev coracle-vxlan dst $3",
+		"fdb":       "PATH=$PATH:/sbin; set -- $(bridge fdb show dev coracle-vxlan); bridge fdb del $1 dev coracle-vxlan dst $3",
 		"down":      "ip link set coracle-vxlan down",
 		"gone":      "ip link del coracle-vxlan",
 	} {
@@ -249,7 +259,7 @@ func (m *mesh) returns() {
 
 // TestNetworkVXLAN: a cluster's pods, Services and hosts reach one another through the tunnel, whatever happens to it.
 func TestNetworkVXLAN(t *testing.T) {
-	m := newMesh(t, "vxlan")
+	m := newMesh(t, "vxlan", "eth0")
 	m.workload()
 	m.everybodyMeets()
 	m.largePackets(1500, 1450, 1450)
@@ -260,11 +270,41 @@ func TestNetworkVXLAN(t *testing.T) {
 	m.everybodyMeets()
 }
 
-// TestNetworkHostGateway: the same with nodes that are gateways to their pods.
+// TestNetworkHostGateway: the same with nodes that are gateways to their pods, by another interface than the one that has the nodes' addresses.
 func TestNetworkHostGateway(t *testing.T) {
-	m := newMesh(t, "host-gw")
+	m := newMesh(t, "host-gw", second)
 	m.workload()
 	m.everybodyMeets()
 	m.largePackets(1280, 1280, 1280)
 	m.largePackets(1400, 1400, 1400)
+}
+
+// TestNetworkNone: coracle makes no pod network where that is left to another plugin, and takes up the one that comes.
+func TestNetworkNone(t *testing.T) {
+	s := harness.NewMachine(t).NewServer("--network-backend", "none")
+	s.Start()
+	waitAPI(s)
+	harness.Eventually(t, patient, "the node waits for a network", func() error {
+		out, err := s.TryKubectl("get", "node", s.NodeName(), "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].message}`)
+		if err == nil && !strings.Contains(out, "cni plugin not initialized") {
+			err = fmt.Errorf("it says %q", out)
+		}
+		return err
+	})
+	if out, err := s.Run("sh", "-c", "ip -o link; ip route show proto 122"); err != nil || strings.Contains(out, "coracle") || strings.Contains(out, "10.42") {
+		t.Errorf("there is something of a pod network: %v\n%s", err, out)
+	}
+	const other = `mkdir -p /etc/cni/net.d /opt/cni/bin
+printf '#!/bin/sh\n' > /opt/cni/bin/other
+chmod +x /opt/cni/bin/other
+echo '{"cniVersion": "1.0.0", "name": "other", "plugins": [{"type": "other"}]}' > /etc/cni/net.d/10-other.conflist`
+	if out, err := s.Run("sh", "-ec", other); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	s.WaitReady()
+	status, err := s.Run(s.Coracle(), "status", "--data-dir", s.DataDir)
+	if err != nil {
+		t.Error(err)
+	}
+	says(t, status, "left to another plugin")
 }
