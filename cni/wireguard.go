@@ -49,6 +49,10 @@ func (w wireGuard) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 		}
 	}
 	add(link{name: wireGuardDevice, kind: kindWireGuard, mtu: in.mtu, up: true})
+	for _, c := range in.podCIDRs {
+		// What is masqueraded on its way to a peer has the device's address, which must be one of this node's: from others the peer takes nothing.
+		add(address{wireGuardDevice, vtepIP(c)})
+	}
 	add(wgIdentity{wireGuardDevice, w.public, WireGuardPort})
 	keys := map[string]string{w.public: "this node"}
 	for _, p := range in.peers {

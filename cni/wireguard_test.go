@@ -49,6 +49,7 @@ func TestDesiredWireGuard(t *testing.T) {
 	const own = `
 blackhole 10.42.0.0/16
 link coracle-wg wireguard mtu 1440 up
+address 10.42.7.0 dev coracle-wg
 wireguard dev coracle-wg key OWN port 51820
 `
 	for _, c := range []struct {
@@ -83,6 +84,8 @@ route 10.42.9.0/24 dev coracle-wg src 10.42.7.1
 blackhole 10.42.0.0/16
 blackhole fd42::/56
 link coracle-wg wireguard mtu 1440 up
+address 10.42.7.0 dev coracle-wg
+address fd42:0:0:7:: dev coracle-wg
 wireguard dev coracle-wg key OWN port 51820
 wireguard peer KEY2 dev coracle-wg endpoint [2001:db8::3]:51820 allowed 10.42.8.0/24,fd42:0:0:8::/64
 route 10.42.8.0/24 dev coracle-wg src 10.42.7.1
