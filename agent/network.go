@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 
 	"github.com/coracle-k8s/coracle/agent/announcer"
@@ -63,7 +64,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	} else if n.services, err = proxy.New(ctx, proxy.Options{
 		NodeIPs: o.NodeIPs, ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, NodePortAddresses: o.NodePortAddresses,
 		Mode: o.ProxyMode, IPVSScheduler: o.IPVSScheduler, Reserved: o.reserved(),
-		Informers: n.informers, RecordFile: p.proxyRecord, Logger: log,
+		Informers: n.informers, Unreachable: o.unreachable(), RecordFile: p.proxyRecord, Logger: log,
 	}); err != nil {
 		return nil, fmt.Errorf("agent: set up the Service proxy: %w", err)
 	}
@@ -186,7 +187,39 @@ func (n *network) start(g *group) {
 		n.o.part("cluster dns").Set(status.Disabled, "")
 	}
 	run("load balancer addresses", n.addresses.Run)
+	if n.o.Reach != nil {
+		g.run(nil, func(ctx context.Context) error {
+			n.o.Reach.Run(ctx, n.addressesOf)
+			return nil
+		})
+	}
 	g.run(nil, n.informers.Run)
+}
+
+// unreachable is what the Service proxy goes by; nil where nobody finds out.
+func (o Options) unreachable() proxy.Unreachable {
+	if o.Reach == nil {
+		return nil
+	}
+	return o.Reach
+}
+
+// addressesOf are those of a node, by the API.
+func (n *network) addressesOf(node string) []netip.Addr {
+	o, err := n.informers.Nodes().Lister().Get(node)
+	if err != nil {
+		return nil
+	}
+	var out []netip.Addr
+	for _, a := range o.Status.Addresses {
+		if a.Type != corev1.NodeInternalIP {
+			continue
+		}
+		if ip, err := netip.ParseAddr(a.Address); err == nil {
+			out = append(out, ip)
+		}
+	}
+	return out
 }
 
 // existing is dir, or nothing where there is no such folder: CoreDNS would warn about it.

@@ -24,16 +24,23 @@ func (d delegate) NodeMeta(int) []byte {
 	return d.m.meta.encode()
 }
 
-// byeMessage is the first byte of the only message that members send beside memberlist's own; the name of the member that
+// byeMessage is the first byte of a message that members send beside memberlist's own; the name of the member that
 // stops follows. memberlist's events do not tell one that stopped from one that is silent.
 const byeMessage = 1
 
 // NotifyMsg takes a message of another member.
 func (d delegate) NotifyMsg(text []byte) {
-	if len(text) < 2 || text[0] != byeMessage {
-		return // of a newer version
+	if len(text) < 2 {
+		return
 	}
-	d.m.roster.saidBye(string(text[1:]))
+	switch name := string(text[1:]); text[0] {
+	case byeMessage:
+		d.m.roster.saidBye(name)
+		d.m.o.Reach.Stopped(name)
+	case lookMessage:
+		d.m.o.Reach.Told(name)
+	default: // of a newer version
+	}
 }
 
 // sayBye tells all live members, once, that this one stops.
@@ -72,9 +79,11 @@ func (e events) NotifyLeave(n *memberlist.Node) {
 	switch after := e.m.roster.gone(n.Name); {
 	case after.Self:
 	case after.State == Left:
+		e.m.o.Reach.Stopped(n.Name)
 		e.m.o.Logger.Info("a member has stopped", "member", n.Name, "role", after.Role, "address", after.Address)
 	default:
 		e.m.o.Logger.Warn("a member does not answer any more", "member", n.Name, "role", after.Role, "address", after.Address)
+		e.m.o.Reach.Silent(n.Name)
 		if e.m.o.Suspect != nil {
 			e.m.o.Suspect(n.Name)
 		}
@@ -92,6 +101,9 @@ func (m *Member) saw(n *memberlist.Node) (before, after Info) {
 			n.Name, meta.Version, meta.Protocol, version.Protocol()))
 	}
 	ip, _ := netip.AddrFromSlice(n.Addr)
+	if n.Name != m.o.Name {
+		m.o.Reach.Came(n.Name, n.Port)
+	}
 	return m.roster.update(n.Name, func(i *Info) {
 		i.State, i.Address, i.Meta = Alive, netip.AddrPortFrom(ip.Unmap(), n.Port), meta
 	})

@@ -49,7 +49,7 @@ const (
 	lostRounds = 1
 )
 
-// Options are all required but File, Ask, Names, Lost, Links, Most, Suspect and Logger.
+// Options are all required but File, Ask, Names, Lost, Links, Most, Suspect, Reach and Logger.
 type Options struct {
 	// Name is the node's name; no two members have one.
 	Name string
@@ -75,6 +75,7 @@ type Options struct {
 	// Suspect is told of a member that answers nobody any more, as memberlist sees it, and must not block. That is a
 	// nomination: somebody who can look at the machine itself decides.
 	Suspect func(name string)
+	Reach   Reach
 	Logger  *slog.Logger
 
 	asker asker // tests set it
@@ -110,6 +111,9 @@ func New(o Options) (*Member, error) {
 	if err := errors.Join(o.Keys.Validate(), checkName(o.Name), checkAddress(o.Address)); err != nil {
 		return nil, errors.Join(err, o.Packets.Close(), o.Streams.Close())
 	}
+	if o.Reach == nil {
+		o.Reach = nobody{}
+	}
 	m := &Member{
 		o: o, roster: newRoster(o.Name, time.Now), log: &libraryLog{logger: o.Logger},
 		told: make(chan struct{}, 1), failed: make(chan error, 1), meta: o.Meta,
@@ -133,7 +137,7 @@ func New(o Options) (*Member, error) {
 	if err := m.search.setKeys(o.Keys); err != nil {
 		return nil, errors.Join(err, o.Packets.Close(), o.Streams.Close())
 	}
-	m.transport = newTransport(&o, m.search.take, func(err error) { m.failed <- err })
+	m.transport = newTransport(&o, m.search.take, func(err error) { m.failed <- err }, m.dialed)
 	if m.list, err = memberlist.Create(m.config()); err != nil {
 		return nil, errors.Join(fmt.Errorf("gossip: %w", err), m.transport.Shutdown())
 	}

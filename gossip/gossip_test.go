@@ -405,7 +405,7 @@ func TestBadNames(t *testing.T) {
 			o.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		})
 		h := g.net.host(at(50))
-		o := Options{Name: "m50\x1b[2J", Address: at(50), Packets: h, Streams: h, Keys: g.keys, Logger: slog.New(slog.DiscardHandler)}
+		o := Options{Name: "m50\x1b[2J", Address: at(50), Packets: h, Streams: h, Keys: g.keys, Reach: nobody{}, Logger: slog.New(slog.DiscardHandler)}
 		if _, err := New(o); err == nil {
 			t.Error("a program of ours takes such a name")
 		}
@@ -416,7 +416,7 @@ func TestBadNames(t *testing.T) {
 		if bad.ring, err = memberlist.NewKeyring(g.keys.Keys, g.keys.Keys[0]); err != nil {
 			t.Fatal(err)
 		}
-		bad.transport = newTransport(&o, nil, func(error) {})
+		bad.transport = newTransport(&o, nil, func(error) {}, bad.dialed)
 		config := bad.config()
 		config.Alive = nil
 		if bad.list, err = memberlist.Create(config); err != nil {

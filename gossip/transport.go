@@ -27,6 +27,8 @@ type transport struct {
 	// search takes the datagrams of machines that look for servers, and returns what answers one, or nil.
 	search func(b []byte, from net.Addr) func(closed <-chan struct{})
 	failed func(error)
+	// dialed is told of each stream to a member that is about to be opened.
+	dialed func(to memberlist.Address, timeout time.Duration)
 
 	packetCh chan *memberlist.Packet
 	streamCh chan net.Conn
@@ -42,9 +44,9 @@ type traffic struct{ packetsOut, packetsIn, bytesOut, bytesIn, dialed atomic.Int
 var _ memberlist.NodeAwareTransport = (*transport)(nil)
 
 // newTransport begins to receive. failed is told when the sockets stop working while they should not.
-func newTransport(o *Options, search func([]byte, net.Addr) func(<-chan struct{}), failed func(error)) *transport {
+func newTransport(o *Options, search func([]byte, net.Addr) func(<-chan struct{}), failed func(error), dialed func(memberlist.Address, time.Duration)) *transport {
 	t := &transport{
-		address: o.Address, packets: o.Packets, streams: o.Streams, search: search, failed: failed,
+		address: o.Address, packets: o.Packets, streams: o.Streams, search: search, failed: failed, dialed: dialed,
 		// Unbuffered: memberlist has queues of its own.
 		packetCh: make(chan *memberlist.Packet), streamCh: make(chan net.Conn), closed: make(chan struct{}),
 	}
@@ -88,6 +90,7 @@ func (t *transport) DialTimeout(address string, timeout time.Duration) (net.Conn
 
 // DialAddressTimeout is DialTimeout.
 func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	t.dialed(a, timeout)
 	return t.DialTimeout(a.Addr, timeout)
 }
 

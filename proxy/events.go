@@ -70,17 +70,17 @@ func (e events) OnServiceSynced() {
 }
 
 func (e events) OnEndpointSliceAdd(s *discoveryv1.EndpointSlice) {
-	e.p.backend.OnEndpointSliceAdd(s)
+	e.p.detour.put(s)
 	e.p.trigger()
 }
 
 func (e events) OnEndpointSliceUpdate(old, s *discoveryv1.EndpointSlice) {
-	e.p.backend.OnEndpointSliceUpdate(old, s)
+	e.p.detour.update(old, s)
 	e.p.trigger()
 }
 
 func (e events) OnEndpointSliceDelete(s *discoveryv1.EndpointSlice) {
-	e.p.backend.OnEndpointSliceDelete(s)
+	e.p.detour.remove(s)
 	e.p.trigger()
 }
 

@@ -40,6 +40,8 @@ type Options struct {
 	Reserved Reserved
 	// Informers are the node's shared caches, with Services, which somebody else runs once the Proxy is made.
 	Informers *netinformers.Informers
+	// Unreachable, when set, names the nodes to whose endpoints nothing is sent from here as long as others remain.
+	Unreachable Unreachable
 	// RecordFile names the back end whose state may be in this host's kernel, for servicerules.Remove. It belongs on a file system that a
 	// reboot empties, as it empties the kernel. Without it nothing is recorded.
 	RecordFile string
@@ -84,6 +86,7 @@ type Proxy struct {
 	log     klog.Logger
 	backend backend
 	why     string
+	detour  *detour                      // EndpointSlices reach the back end through it
 	guard   time.Duration                // guardPeriod, but for tests
 	sources []func(stop <-chan struct{}) // each says when its first list is complete
 	wake    chan struct{}                // one pending wake-up stands for any number of changes
@@ -123,7 +126,7 @@ func New(ctx context.Context, o Options) (*Proxy, error) {
 }
 
 func newProxy(ctx context.Context, o Options, b backend, why string) (*Proxy, error) {
-	p := &Proxy{why: why, o: o, log: klog.FromContext(ctx), backend: b, guard: guardPeriod, wake: make(chan struct{}, 1)}
+	p := &Proxy{why: why, o: o, log: klog.FromContext(ctx), backend: b, detour: newDetour(b), guard: guardPeriod, wake: make(chan struct{}, 1)}
 	for _, c := range o.ServiceCIDRs {
 		p.serviceCIDRs = append(p.serviceCIDRs, c.Masked().String())
 	}
@@ -155,6 +158,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 	defer wg.Wait()
 	for _, run := range p.sources {
 		wg.Go(func() { run(ctx.Done()) })
+	}
+	if p.o.Unreachable != nil {
+		wg.Go(func() { p.avoid(ctx) })
 	}
 	if err := p.backend.prepare(); err != nil {
 		p.log.Error(err, "Services may not be served; the first attempt to write their rules will tell")

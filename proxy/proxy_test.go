@@ -60,6 +60,9 @@ func (r *recorder) OnTopologyChange(l map[string]string) {
 }
 func (r *recorder) OnServiceCIDRsChanged(cidrs []string)          { r.note("cidrs " + strings.Join(cidrs, " ")) }
 func (r *recorder) OnEndpointSliceAdd(*discoveryv1.EndpointSlice) {}
+func (r *recorder) OnEndpointSliceUpdate(_, _ *discoveryv1.EndpointSlice) {
+	r.note("slice")
+}
 
 func (r *recorder) sync(full bool) error {
 	r.note(map[bool]string{false: "sync", true: "full sync"}[full])
@@ -79,7 +82,7 @@ func (r *recorder) intact() (bool, error) {
 }
 
 // front runs a Proxy on a recorder in a synctest bubble; events are called by the test.
-func front(t *testing.T, f func(*Proxy, events, *recorder)) {
+func front(t *testing.T, f func(*Proxy, events, *recorder), change ...func(*Options)) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &recorder{}
 		informers, err := netinformers.New(netinformers.Options{Client: fake.NewClientset(), NodeName: "n1", Services: true, AllNodes: true})
@@ -88,7 +91,10 @@ func front(t *testing.T, f func(*Proxy, events, *recorder)) {
 		}
 		p := &Proxy{
 			o: Options{Informers: informers}, log: ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true))),
-			backend: r, guard: guardPeriod, wake: make(chan struct{}, 1),
+			backend: r, detour: newDetour(r), guard: guardPeriod, wake: make(chan struct{}, 1),
+		}
+		for _, f := range change {
+			f(&p.o)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1) // read when the test is over

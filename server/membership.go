@@ -136,13 +136,20 @@ func (m *membership) gossip(ctx context.Context) error {
 		}
 	}
 	m.mu.Lock()
+	var watch gossip.Reach
+	if m.s.o.Reach != nil {
+		watch = m.s.o.Reach
+	}
 	member, err := gossip.New(gossip.Options{
 		Name: m.s.o.NodeName, Address: address, Packets: m.packets, Streams: gossip.NewStreams(m.streams, trust), Keys: m.keys, Meta: meta,
 		File: filepath.Join(m.s.o.ServerDir, membersFile), Ask: m.servers,
-		Names: m.s.o.Join, Lost: m.lost, Links: m.s.o.Links, Most: m.s.mostMembers, Suspect: m.s.Suspect, Logger: m.s.log.With("part", "gossip"),
+		Names: m.s.o.Join, Lost: m.lost, Links: m.s.o.Links, Most: m.s.mostMembers, Suspect: m.s.Suspect, Reach: watch, Logger: m.s.log.With("part", "gossip"),
 	})
 	if err == nil {
 		m.member.Store(member)
+		if m.s.o.Reach != nil {
+			m.s.o.Reach.SetTell(member.TellUnreachable)
+		}
 		close(m.changed)
 	}
 	m.mu.Unlock()

@@ -24,6 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/credentials"
 	"github.com/coracle-k8s/coracle/internal/footprint"
+	"github.com/coracle-k8s/coracle/internal/reach"
 	"github.com/coracle-k8s/coracle/internal/version"
 )
 
@@ -82,7 +83,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	}
 	member := &agentMember{
 		c: c, port: port, joined: joined, servers: servers, log: p.Log.With("part", "gossip"), line: p.Board.Part("gossip"),
-		subnets: make(chan []netip.Prefix, 1), show: p.Admin.SetMembers,
+		subnets: make(chan []netip.Prefix, 1), show: p.Admin.SetMembers, reach: reach.New(reach.Options{Logger: p.Log.Logger}),
 	}
 	ready := make(chan struct{})
 	n := node{
@@ -94,6 +95,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 			}
 			return err
 		},
+		reach:      member.reach,
 		podSubnets: func(subnets []netip.Prefix) { member.subnets <- subnets },
 	}
 	runNode, err := n.prepare(p)

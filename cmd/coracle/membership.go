@@ -26,6 +26,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/reach"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/server"
@@ -79,6 +80,7 @@ type agentMember struct {
 	line    *status.Part
 	subnets chan []netip.Prefix // one: the last one counts, and there is one
 	show    func(func() []status.Member)
+	reach   *reach.Watch
 	rounds  int // in which it was lost
 }
 
@@ -96,6 +98,7 @@ func (a *agentMember) run(ctx context.Context) {
 	}
 	member, err := a.member()
 	if err == nil {
+		a.reach.SetTell(member.TellUnreachable)
 		a.line.Set(status.Running, "")
 		a.show(func() []status.Member { return statusMembers(member.Members()) })
 		done := make(chan struct{})
@@ -137,7 +140,7 @@ func (a *agentMember) member() (*gossip.Member, error) {
 		Name: a.c.Node.Name, Address: netip.AddrPortFrom(a.c.Node.IPs[0], uint16(a.c.Port)),
 		Packets: a.port.packets, Streams: gossip.NewStreams(a.port.mux.Route(gossip.ALPN), trust), Keys: a.joined.GossipKeys(),
 		Meta: gossip.Meta{Role: gossip.RoleAgent, Addresses: a.c.Node.IPs, Version: version.Get().Coracle},
-		File: membersFile(a.c), Ask: a.known, Names: []string{a.c.ServerURL.Host}, Lost: a.lost, Links: config.LocalHost{}.Links, Logger: a.log,
+		File: membersFile(a.c), Ask: a.known, Names: []string{a.c.ServerURL.Host}, Lost: a.lost, Links: config.LocalHost{}.Links, Reach: a.reach, Logger: a.log,
 	})
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/credentials"
+	"github.com/coracle-k8s/coracle/internal/reach"
 	"github.com/coracle-k8s/coracle/server"
 )
 
@@ -32,6 +33,8 @@ type node struct {
 	servers func() []string
 	// answered, when set, is told each time that one of them has answered.
 	answered func(server string, itself bool)
+	// reach finds out which other nodes this one cannot reach; gossip tells it where to look.
+	reach *reach.Watch
 	// podSubnets is told of the node's.
 	podSubnets func([]netip.Prefix)
 }
@@ -80,7 +83,7 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 		WaitAPI:       n.waitAPI,
 		Servers:       n.servers, ServerAnswered: n.answered, NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
-		PodSubnets:     n.podSubnets,
+		PodSubnets: n.podSubnets, Reach: n.reach,
 		NetworkBackend: n.cluster.Backend(), NetworkInterface: n.machine.NetworkInterface,
 		ProxyMode: n.machine.ProxyMode, IPVSScheduler: n.machine.IPVSScheduler,
 		ReservedAddresses: n.cluster.VIPs, Port: n.port,

@@ -16,6 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/footprint"
 	"github.com/coracle-k8s/coracle/internal/memlimit"
+	"github.com/coracle-k8s/coracle/internal/reach"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/internal/vip"
@@ -53,6 +54,9 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	}
 	o := serverOptions(c)
 	o.Board, o.Logger = p.Board, p.Log.Logger
+	if !c.DisableAgent {
+		o.Reach = reach.New(reach.Options{Logger: p.Log.Logger})
+	}
 	o, err := joinedOptions(ctx, c, o)
 	if err != nil {
 		return err
@@ -71,6 +75,7 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	runNode := func(context.Context) error { return nil }
 	if !c.DisableAgent {
 		n, err := ownNode(c, o.Cluster, s)
+		n.reach = o.Reach
 		n.podSubnets = func(subnets []netip.Prefix) { s.SetPodSubnets(ctx, subnets) }
 		if err == nil {
 			runNode, err = n.prepare(p)

@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package reach is one machine's own view of which nodes it cannot reach.
+//
+// Others nominate: gossip, when a member did not answer this machine or is said not to answer another one. A check of this machine's own
+// decides: does the node's kernel still answer a TCP connection, at an address that the API says is the node's? So nobody can make a
+// node look unreachable to others, and datagrams that are lost mark nobody. A node that this machine has never reached is never marked:
+// it may be behind a router or a firewall. The package writes nothing anywhere. While nobody is nominated it does nothing.
+package reach
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+const (
+	// kubeletPort is asked beside the node's one port: either may be closed by a firewall.
+	kubeletPort = 10250
+	// recheck is how often a node is checked that is not reached, recheckLong the same after longThen.
+	recheck, recheckLong = time.Second, 5 * time.Second
+	longThen             = time.Minute
+	// ownGap and toldGap are the least times between a check's end and the next one, when this machine has reason for one itself and when
+	// another member says so.
+	ownGap, toldGap = 250 * time.Millisecond, 5 * time.Second
+	// afterBye is how long a node is looked at that has said good-bye: it may be the machine that stops.
+	afterBye = 20 * time.Second
+	// verifyWithin is the time after a node's appearance within which it is tried for the first time, so that a new machine is not
+	// called by all others at once; verifyAgain the wait after the first failure, which doubles, and verifyMost how often it is tried.
+	verifyWithin = 2 * time.Second
+	verifyAgain  = 10 * time.Second
+	verifyMost   = 6
+	// lateBy is by how much a check may last longer before this machine has to assume that it was short of CPU itself.
+	lateBy = 500 * time.Millisecond
+	// parallel is how many checks run at a time, mostNodes how many nodes are known at most.
+	parallel, mostNodes = 32, 4096
+	// rest is the longest wait of the loop.
+	rest = time.Hour
+)
+
+// Options may all be left out.
+type Options struct {
+	// Tell is called, from a goroutine of its own, with the name of a node that this machine has just found unreachable, so that others
+	// look at it too.
+	Tell func(node string)
+	// Check is Answers when nil.
+	Check Check
+	// Jitter returns a random part of a duration; nil means that of math/rand.
+	Jitter func(time.Duration) time.Duration
+	Logger *slog.Logger
+}
+
+// Watch is that view. Make it with New. What its methods are told before Run is not lost.
+type Watch struct {
+	o    Options
+	wake chan struct{} // one: a second wake-up finds what the first has not
+
+	mu      sync.Mutex
+	nodes   map[string]*state
+	tell    func(string)
+	down    map[string]bool // replaced, never changed
+	changed chan struct{}   // closed when down is replaced
+}
+
+// state is what is known of a node.
+type state struct {
+	port     uint16
+	verified bool          // this machine has reached it, so that a failure means something
+	trip     time.Duration // how long it took to answer
+	failed   int           // verifications that failed
+	checking bool
+	due      time.Time // when it is checked next; zero: not at all
+	checked  time.Time // the end of the last check
+	until    time.Time // it is checked again and again until then
+	down     time.Time // since when it is not reached; zero: it is
+}
+
+// New returns a Watch that knows no node.
+func New(o Options) *Watch {
+	if o.Check == nil {
+		o.Check = Answers
+	}
+	if o.Jitter == nil {
+		o.Jitter = func(d time.Duration) time.Duration { return rand.N(d) }
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	return &Watch{o: o, tell: o.Tell, wake: make(chan struct{}, 1), nodes: map[string]*state{}, changed: make(chan struct{})}
+}
+
+// SetTell sets Options.Tell, of who is made after the Watch.
+func (w *Watch) SetTell(tell func(node string)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.tell = tell
+}
+
+// Came says that a node was heard, and what its one port is.
+func (w *Watch) Came(node string, port uint16) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := w.nodes[node]
+	switch {
+	case s == nil && len(w.nodes) >= mostNodes:
+		return
+	case s == nil:
+		s = &state{}
+		w.nodes[node] = s
+	}
+	now := time.Now()
+	s.port, s.until, s.failed = port, time.Time{}, 0
+	switch {
+	case !s.down.IsZero():
+		s.due = now
+	case !s.verified && s.due.IsZero():
+		s.due = now.Add(w.o.Jitter(verifyWithin))
+	}
+	w.poke()
+}
+
+// Stopped says that a node has said good-bye: its program ends, and perhaps its machine.
+func (w *Watch) Stopped(node string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if s := w.nodes[node]; s != nil && s.verified {
+		now := time.Now()
+		s.until = now.Add(afterBye)
+		if s.due.IsZero() {
+			s.due = now.Add(recheck)
+		}
+		w.poke()
+	}
+}
+
+// Silent says that a node did not answer this machine.
+func (w *Watch) Silent(node string) { w.nominate(node, ownGap) }
+
+// Told says that a node did not answer another machine.
+func (w *Watch) Told(node string) { w.nominate(node, toldGap) }
+
+func (w *Watch) nominate(node string, gap time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := w.nodes[node]
+	if s == nil || !s.verified || !s.down.IsZero() {
+		return
+	}
+	due := later(time.Now(), s.checked.Add(gap))
+	if s.due.IsZero() || due.Before(s.due) {
+		s.due = due
+		w.poke()
+	}
+}
+
+// Nodes are those that are not reached. Nobody changes the map.
+func (w *Watch) Nodes() map[string]bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.down
+}
+
+// Changed returns a channel that is closed when Nodes changes next.
+func (w *Watch) Changed() <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.changed
+}
+
+// Run checks until ctx is done, and returns when no check is under way. addresses says where a node is, by the API; none of a
+// Node that is not there, and such a one is forgotten.
+func (w *Watch) Run(ctx context.Context, addresses func(node string) []netip.Addr) {
+	var running sync.WaitGroup
+	defer running.Wait()
+	free := make(chan struct{}, parallel)
+	for {
+		for _, c := range w.take(addresses, parallel-len(free)) {
+			free <- struct{}{}
+			running.Go(func() {
+				defer func() {
+					<-free
+					w.poke()
+				}()
+				w.check(ctx, c)
+			})
+		}
+		timer := time.NewTimer(w.pause(len(free)))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-w.wake:
+			timer.Stop()
+		case <-timer.C:
+		}
+	}
+}
+
+// call is one check to be made.
+type call struct {
+	node     string
+	s        *state
+	at       []netip.AddrPort
+	patience time.Duration
+}
+
+// take returns up to most checks that are due.
+func (w *Watch) take(addresses func(string) []netip.Addr, most int) []call {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	var out []call
+	for node, s := range w.nodes {
+		if len(out) == most {
+			break
+		}
+		if s.checking || s.due.IsZero() || s.due.After(now) {
+			continue
+		}
+		c := call{node: node, s: s, patience: firstPatience}
+		for _, a := range addresses(node) {
+			c.at = append(c.at, netip.AddrPortFrom(a, s.port))
+			if s.port != kubeletPort {
+				c.at = append(c.at, netip.AddrPortFrom(a, kubeletPort))
+			}
+		}
+		if len(c.at) == 0 {
+			w.unknown(node, s, now)
+			continue
+		}
+		if s.verified && s.down.IsZero() {
+			c.patience = patience + roundTrips*s.trip
+		}
+		s.checking, s.due = true, time.Time{}
+		out = append(out, c)
+	}
+	return out
+}
+
+// unknown is for a node that the API does not have, or not yet.
+func (w *Watch) unknown(node string, s *state, now time.Time) {
+	if s.verified || s.failed >= verifyMost {
+		delete(w.nodes, node) // gossip says when it comes again
+		w.publish()
+		return
+	}
+	s.due = now.Add(verifyAgain << s.failed)
+	s.failed++
+}
+
+// check is one check.
+func (w *Watch) check(ctx context.Context, c call) {
+	timed, cancel := context.WithTimeout(ctx, c.patience)
+	defer cancel()
+	began := time.Now()
+	trip, ok := w.o.Check(timed, c.at)
+	late := time.Since(began) > c.patience+lateBy
+	w.mu.Lock()
+	tell := w.tell
+	found := w.decide(c, trip, ok, late || ctx.Err() != nil)
+	w.mu.Unlock()
+	if found && tell != nil {
+		tell(c.node)
+	}
+}
+
+// decide takes a check's outcome and says whether the node was found unreachable by it.
+func (w *Watch) decide(c call, trip time.Duration, ok, void bool) (found bool) {
+	s, now := c.s, time.Now()
+	s.checking, s.checked = false, now
+	if w.nodes[c.node] != s {
+		return false
+	}
+	next := time.Time{}
+	switch {
+	case ok:
+		s.verified, s.failed, s.trip = true, 0, min(trip, mostTrip)
+		if !s.down.IsZero() {
+			w.o.Logger.Info("a node is reached again; Services use it", "node", c.node, "after", now.Sub(s.down).Round(10*time.Millisecond))
+			s.down = time.Time{}
+			w.publish()
+		}
+	case void: // this machine was short of CPU, or stops
+		next = now.Add(recheck)
+	case !s.verified:
+		if s.failed++; s.failed < verifyMost {
+			next = now.Add(verifyAgain << s.failed)
+		}
+	case s.down.IsZero():
+		s.down, found = now, true
+		w.o.Logger.Warn("a node is not reached from this machine; Services send nothing to it from here as long as they have other endpoints", "node", c.node)
+		w.publish()
+		next = now.Add(recheck)
+	case now.Sub(s.down) > longThen:
+		next = now.Add(recheckLong)
+	default:
+		next = now.Add(recheck)
+	}
+	if next.IsZero() && now.Before(s.until) {
+		next = now.Add(recheck)
+	}
+	if s.due.IsZero() || !next.IsZero() && next.Before(s.due) {
+		s.due = next
+	}
+	return found
+}
+
+// pause is how long the loop may sleep. When all checks that may run do, the end of one wakes it.
+func (w *Watch) pause(running int) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now, out := time.Now(), rest
+	if running == parallel {
+		return out
+	}
+	for _, s := range w.nodes {
+		if !s.checking && !s.due.IsZero() {
+			out = min(out, max(0, s.due.Sub(now)))
+		}
+	}
+	return out
+}
+
+// publish makes what is known the answer of Nodes.
+func (w *Watch) publish() {
+	down := map[string]bool{}
+	for node, s := range w.nodes {
+		if !s.down.IsZero() {
+			down[node] = true
+		}
+	}
+	if maps.Equal(down, w.down) {
+		return
+	}
+	w.down = down
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+func (w *Watch) poke() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reach
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// world is a network of nodes in a bubble of fake time: no sleep of this file takes any.
+type world struct {
+	*Watch
+
+	mu     sync.Mutex
+	dead   map[string]bool
+	trip   time.Duration
+	hung   time.Duration // what a check lasts longer than it may: this machine is short of CPU
+	checks map[string]int
+	told   []string
+}
+
+const port = 6443
+
+func address(node string) netip.Addr {
+	var i byte
+	_, _ = fmt.Sscanf(node, "n%d", &i)
+	return netip.AddrFrom4([4]byte{10, 0, 0, i})
+}
+
+// run runs f in a world in which the API knows the nodes that begin with n.
+func run(t *testing.T, f func(*world)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{dead: map[string]bool{}, checks: map[string]int{}, trip: time.Millisecond}
+		w.Watch = New(Options{
+			Check: w.check, Jitter: func(d time.Duration) time.Duration { return d / 2 }, Logger: slog.New(slog.DiscardHandler),
+			Tell: func(node string) {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				w.told = append(w.told, node)
+			},
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			w.Run(ctx, func(node string) []netip.Addr {
+				if !strings.HasPrefix(node, "n") {
+					return nil
+				}
+				return []netip.Addr{address(node)}
+			})
+		}()
+		f(w)
+		cancel()
+		<-done
+	})
+}
+
+func (w *world) check(ctx context.Context, at []netip.AddrPort) (time.Duration, bool) {
+	w.mu.Lock()
+	var node string
+	for _, a := range at {
+		if a.Port() == port {
+			node = fmt.Sprintf("n%d", a.Addr().As4()[3])
+		}
+	}
+	w.checks[node]++
+	dead, trip, hung := w.dead[node], w.trip, w.hung
+	w.mu.Unlock()
+	wait := trip
+	if dead {
+		wait = time.Hour
+	}
+	select {
+	case <-time.After(wait):
+		return trip, true
+	case <-ctx.Done():
+		time.Sleep(hung)
+		return 0, false
+	}
+}
+
+// kill changes which nodes are dead.
+func (w *world) kill(nodes ...string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.dead = map[string]bool{}
+	for _, n := range nodes {
+		w.dead[n] = true
+	}
+}
+
+func (w *world) set(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f()
+}
+
+// checked returns how often a node was checked since the last time.
+func (w *world) checked(node string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := w.checks[node]
+	w.checks[node] = 0
+	return n
+}
+
+func (w *world) want(t *testing.T, what string, down ...string) {
+	t.Helper()
+	if got := slices.Sorted(maps.Keys(w.Nodes())); !slices.Equal(got, down) {
+		t.Errorf("%s: %v are not reached, want %v", what, got, down)
+	}
+}
+
+func TestWatch(t *testing.T) {
+	run(t, func(w *world) {
+		for _, n := range []string{"n1", "n2", "n3", "other"} {
+			w.Came(n, port)
+		}
+		time.Sleep(verifyWithin)
+		for _, n := range []string{"n1", "n2"} {
+			if got := w.checked(n); got != 1 {
+				t.Errorf("a new node is checked %d times", got)
+			}
+		}
+		time.Sleep(24 * time.Hour)
+		if n := w.checked("n1"); n != 0 {
+			t.Errorf("%d checks while nobody is nominated", n)
+		}
+
+		w.kill("n1")
+		time.Sleep(time.Hour)
+		w.want(t, "nobody was nominated")
+		changed := w.Changed()
+		w.Told("n1")
+		w.Told("n2")
+		w.Told("other")
+		w.Told("unheard of")
+		time.Sleep(patience + time.Second/2)
+		w.want(t, "its own check decides, whoever nominated it", "n1")
+		select {
+		case <-changed:
+		default:
+			t.Error("the channel is not closed")
+		}
+		w.set(func() {
+			if !slices.Equal(w.told, []string{"n1"}) {
+				t.Errorf("others are told of %v", w.told)
+			}
+		})
+		if n := w.checked("n2"); n != 1 {
+			t.Errorf("a node that answers is checked %d times", n)
+		}
+
+		time.Sleep(24 * time.Hour)
+		if n := w.checked("n1"); n > 24*3600/5 {
+			t.Errorf("%d checks in a day of a node that stays away", n)
+		}
+		w.Came("n1", port)
+		w.want(t, "that gossip hears it does not say that this machine reaches it", "n1")
+		w.kill()
+		time.Sleep(firstPatience + recheckLong)
+		w.want(t, "it answers")
+	})
+}
+
+func TestComesBackAtOnce(t *testing.T) {
+	run(t, func(w *world) {
+		w.Came("n1", port)
+		time.Sleep(verifyWithin)
+		w.kill("n1")
+		w.Silent("n1")
+		time.Sleep(time.Second)
+		w.want(t, "dead", "n1")
+		time.Sleep(time.Hour)
+		w.want(t, "dead for long", "n1")
+		w.kill()
+		time.Sleep(firstPatience + recheckLong) // the check under way has begun before
+		w.want(t, "back, and nobody said so")
+	})
+}
+
+func TestNeverReachedIsNeverMarked(t *testing.T) {
+	run(t, func(w *world) {
+		w.kill("n1")
+		w.Came("n1", port)
+		for range 1000 {
+			w.Silent("n1")
+			time.Sleep(time.Second)
+		}
+		w.want(t, "a node behind a router")
+		if n := w.checked("n1"); n > verifyMost {
+			t.Errorf("%d checks of a node that cannot be reached", n)
+		}
+	})
+}
+
+func TestShortOfCPU(t *testing.T) {
+	run(t, func(w *world) {
+		w.Came("n1", port)
+		time.Sleep(verifyWithin)
+		w.set(func() { w.hung = 2 * lateBy })
+		w.kill("n1")
+		w.Silent("n1")
+		time.Sleep(time.Minute)
+		w.want(t, "a check that lasted too long does not count")
+		w.set(func() { w.hung = 0 })
+		time.Sleep(10 * time.Second)
+		w.want(t, "it is repeated", "n1")
+	})
+}
+
+// A network that is slow is given its time.
+func TestSlowNetwork(t *testing.T) {
+	run(t, func(w *world) {
+		w.set(func() { w.trip = 900 * time.Millisecond })
+		w.Came("n1", port)
+		time.Sleep(verifyWithin + time.Second)
+		w.Silent("n1")
+		time.Sleep(time.Minute)
+		w.want(t, "as slow as it was")
+		if n := w.checked("n1"); n != 2 {
+			t.Errorf("%d checks, want two", n)
+		}
+	})
+}
+
+// A machine that is shut down says good-bye, and is not nominated any more.
+func TestGoodbye(t *testing.T) {
+	run(t, func(w *world) {
+		w.Came("n1", port)
+		w.Came("n2", port)
+		time.Sleep(verifyWithin)
+		w.Stopped("n1")
+		w.Stopped("n2")
+		time.Sleep(5 * time.Second)
+		w.want(t, "the programs have stopped, and the pods run")
+		w.kill("n1")
+		time.Sleep(3 * time.Second)
+		w.want(t, "one machine is off", "n1")
+		time.Sleep(time.Minute)
+		w.checked("n2")
+		time.Sleep(time.Hour)
+		if n := w.checked("n2"); n != 0 {
+			t.Errorf("%d checks of the other one, an hour later", n)
+		}
+	})
+}
+
+// Whoever says again and again that nodes do not answer causes few checks, and none of unknown ones.
+func TestBounds(t *testing.T) {
+	run(t, func(w *world) {
+		for i := range 2 * mostNodes {
+			w.Came(fmt.Sprintf("x%d", i), port)
+		}
+		time.Sleep(24 * time.Hour)
+		w.mu.Lock()
+		w.Watch.mu.Lock()
+		if n := len(w.nodes); n != 0 {
+			t.Errorf("%d nodes that the API does not have are known", n)
+		}
+		w.Watch.mu.Unlock()
+		w.mu.Unlock()
+		w.Came("n1", port)
+		time.Sleep(verifyWithin)
+		w.checked("n1")
+		for range 6000 {
+			w.Told("n1")
+			w.Stopped("n9")
+			time.Sleep(10 * time.Millisecond)
+		}
+		if n := w.checked("n1"); n > 13 {
+			t.Errorf("%d checks in a minute", n)
+		}
+		if n := w.checked("n9"); n != 0 {
+			t.Errorf("%d checks of an unknown node", n)
+		}
+	})
+}
+
+// A machine that refuses connections lives as well as one that takes them.
+func TestAnswers(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := []netip.AddrPort{netip.MustParseAddrPort(l.Addr().String())}
+	if _, ok := Answers(t.Context(), at); !ok {
+		t.Error("an open port is not reached")
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, ok := Answers(t.Context(), at); !ok {
+		t.Error("a port that refuses is not reached")
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, ok := Answers(ended, at); ok {
+		t.Error("something was reached in no time")
+	}
+	if _, ok := Answers(t.Context(), nil); ok {
+		t.Error("nothing was reached")
+	}
+}
