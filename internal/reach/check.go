@@ -23,6 +23,7 @@ const (
 	mostTrip   = time.Second
 	// firstPatience is that for a machine of which no time is known, and for one that comes back.
 	firstPatience = 3 * time.Second
+	grace         = 100 * time.Millisecond
 )
 
 // Check says whether a machine answers at one of the addresses, and how long that took.
@@ -30,7 +31,11 @@ type Check func(ctx context.Context, at []netip.AddrPort) (took time.Duration, o
 
 // Answers is the Check by TCP. That a machine refuses the connection will do: its kernel works, and pods go on when the agent does not.
 func Answers(ctx context.Context, at []netip.AddrPort) (time.Duration, bool) {
-	ctx, cancel := context.WithCancel(ctx)
+	if ctx.Err() != nil {
+		return 0, false
+	}
+	// A process that got no CPU until its time was over finds here what the kernel has heard meanwhile.
+	ctx, cancel := afterGrace(ctx)
 	defer cancel() // the other attempts
 	type answer struct {
 		took time.Duration
@@ -59,6 +64,16 @@ func Answers(ctx context.Context, at []netip.AddrPort) (time.Duration, bool) {
 		}
 	}
 	return first.took, first.ok
+}
+
+// afterGrace is a context that ends a moment after this process has noticed that its parent has.
+func afterGrace(parent context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(parent))
+	stop := context.AfterFunc(parent, func() { time.AfterFunc(grace, cancel) })
+	return ctx, func() {
+		stop()
+		cancel()
+	}
 }
 
 func connects(ctx context.Context, at netip.AddrPort) bool {

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// ear notes what a Reach hears.
+type ear struct {
+	mu    sync.Mutex
+	heard []string
+}
+
+func (e *ear) note(what string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.heard = append(e.heard, what)
+}
+
+func (e *ear) Came(name string, port uint16) {
+	if port == 6443 {
+		e.note("came " + name)
+	}
+}
+func (e *ear) Stopped(name string) { e.note("stopped " + name) }
+func (e *ear) Silent(name string)  { e.note("silent " + name) }
+func (e *ear) Told(name string)    { e.note("told " + name) }
+
+// has says whether something was heard, and forgets all.
+func (e *ear) has(what string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	found := slices.Contains(e.heard, what)
+	e.heard = nil
+	return found
+}
+
+// A member that vanishes is nominated long before memberlist calls it dead; one that stops is not. At rest nobody is.
+func TestNominations(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t)
+		e := &ear{}
+		m := g.add(func(o *Options) { o.Reach = e })
+		for range 3 {
+			g.add()
+		}
+		time.Sleep(spread)
+		if !e.has("came " + name(1)) {
+			t.Error("a member has come, and nobody heard")
+		}
+		time.Sleep(time.Hour)
+		if e.mu.Lock(); len(e.heard) > 0 {
+			t.Errorf("heard in an hour of rest: %q", e.heard)
+		}
+		e.mu.Unlock()
+
+		g.stops[3]()
+		time.Sleep(spread)
+		if !e.has("stopped " + name(3)) {
+			t.Error("a member has stopped, and nobody heard")
+		}
+
+		g.members[1].TellUnreachable(name(2))
+		time.Sleep(time.Second)
+		if !e.has("told " + name(2)) {
+			t.Error("another member says that one does not answer, and nobody heard")
+		}
+
+		g.net.split(func(a netip.AddrPort) bool { return a == at(2) })
+		// Of two members each asks this one every two seconds, and waits for half a one.
+		time.Sleep(4 * time.Second)
+		for _, i := range m.Members() {
+			if i.Name == name(2) && i.State != Alive {
+				t.Errorf("memberlist says already that it is %s", i.State)
+			}
+		}
+		if !e.has("silent " + name(2)) {
+			t.Error("a member does not answer, and nobody heard")
+		}
+	})
+}
