@@ -4,16 +4,10 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
-	"log/slog"
 	"net"
 	"slices"
 	"strings"
 	"time"
-
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/internal/vip"
@@ -28,13 +22,18 @@ func keepNetworks(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	said := "nothing yet"
+	said, complaint := "nothing yet", ""
 	for {
 		pause := time.Second // until the kubelet has registered the node
-		if now, err := networks(); err != nil {
-			o.Logger.Warn("agent: the machine's networks cannot be listed", "error", err)
-		} else if now == said || sayNetworks(ctx, nodes, o.NodeName, now, o.Logger) {
+		now, err := networks()
+		if err == nil && now != said {
+			err = annotate(ctx, nodes, o.NodeName, lbholders.NetworksAnnotation, now)
+		}
+		if err == nil {
 			said, pause = now, networksCheck
+		} else if ctx.Err() == nil && err.Error() != complaint {
+			complaint = err.Error()
+			o.Logger.Debug("agent: the Node does not say yet in which networks this machine can announce addresses", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -62,22 +61,4 @@ func networks() (string, error) {
 	}
 	slices.Sort(out)
 	return strings.Join(slices.Compact(out), ","), nil
-}
-
-func sayNetworks(ctx context.Context, nodes corev1client.NodeInterface, name, text string, log *slog.Logger) bool {
-	node, err := nodes.Get(ctx, name, metav1.GetOptions{})
-	if err != nil {
-		return false
-	}
-	if node.Annotations[lbholders.NetworksAnnotation] == text {
-		return true
-	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{lbholders.NetworksAnnotation: text}}})
-	if err == nil {
-		_, err = nodes.Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
-	}
-	if err != nil && ctx.Err() == nil {
-		log.Debug("agent: the machine's networks are not on its Node yet", "error", err)
-	}
-	return err == nil
 }

@@ -22,7 +22,7 @@ const (
 	// lateBy is by how much a look has to be late for this server to have been paused: it has heard nobody meanwhile.
 	lateBy = 500 * time.Millisecond
 	// settle is how long nodes get to be heard again after that.
-	settle = 3 * time.Second
+	settle = time.Second
 )
 
 // holders is what the controller knows of who answers for which address. It belongs to the controller's goroutine.
@@ -44,14 +44,15 @@ func (h *holders) late(by time.Duration) {
 // assign writes down who answers for the addresses of the pool; false says that it has to be tried again.
 func (c *Controller) assign(ctx context.Context) bool {
 	h := &c.holders
-	if len(c.o.Pool) == 0 && !c.o.Disabled || len(h.candidates) == 0 && h.have != nil && len(h.record) == 0 || time.Now().Before(h.trustFrom) {
+	if len(h.candidates) == 0 && h.have != nil && len(h.record) == 0 || time.Now().Before(h.trustFrom) {
 		return true
 	}
 	configMaps := c.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	if h.have == nil {
 		have, err := configMaps.Get(ctx, lbholders.ConfigMap, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
-			if c.o.Disabled {
+			if c.o.Disabled || len(c.o.Pool) == 0 {
+				h.have, h.record = &corev1.ConfigMap{}, lbholders.Record{} // there was never a pool
 				return true
 			}
 			have, err = configMaps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: lbholders.ConfigMap}}, metav1.CreateOptions{})

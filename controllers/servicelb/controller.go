@@ -206,9 +206,7 @@ func (c *Controller) round(ctx context.Context) bool {
 		}
 	}
 	c.show(plan)
-	if len(c.o.Pool) > 0 || c.o.Disabled {
-		c.holders.candidates = Candidates(s, plan)
-	}
+	c.holders.candidates = Candidates(s, plan)
 	c.holders.settled = done
 	return done
 }

@@ -5,7 +5,9 @@ package servicelb
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,15 +18,20 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // run runs a controller until the function that it returns is called.
-func run(t *testing.T, client *fake.Clientset, disabled bool) (events chan string, stop func()) {
+func run(t *testing.T, client *fake.Clientset, disabled bool, change ...func(*Options)) (events chan string, stop func()) {
 	t.Helper()
 	factory := informers.NewSharedInformerFactory(client, 0)
 	recorder := record.NewFakeRecorder(1000)
-	c, err := New(Options{Client: client, Informers: factory, Recorder: recorder, Disabled: disabled})
+	o := Options{Client: client, Informers: factory, Recorder: recorder, Disabled: disabled}
+	for _, f := range change {
+		f(&o)
+	}
+	c, err := New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,4 +126,47 @@ func TestHeartbeatsWakeNobody(t *testing.T) {
 	if !podMatters(pod, ended) {
 		t.Error("a pod that has ended does not matter")
 	}
+}
+
+// awaitHolder waits until the cluster says that a node answers for an address, and "" that nobody does.
+func awaitHolder(t *testing.T, client *fake.Clientset, address, want string) {
+	t.Helper()
+	testenv.Eventually(t, time.Minute, "the holder is "+want, func() error {
+		m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(t.Context(), lbholders.ConfigMap, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		record, err := lbholders.Read(m.Data)
+		if got := record[netip.MustParseAddr(address)].Node; err == nil && got != want {
+			err = fmt.Errorf("it is %q", got)
+		}
+		return err
+	})
+}
+
+func TestControllerMovesAddresses(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	near := func(n *corev1.Node) *corev1.Node {
+		n.Annotations = map[string]string{lbholders.NetworksAnnotation: "10.0.0.0/24"}
+		return n
+	}
+	client := fake.NewClientset(testService("web", 0), near(testNode("a", "10.0.0.1")), near(testNode("b", "10.0.0.2")))
+	var silent atomic.Pointer[string] // a node
+	none := ""
+	silent.Store(&none)
+	pool := func(o *Options) {
+		o.Pool, o.Alive = ranges("10.0.0.200-10.0.0.201"), func(n string) bool { return n != *silent.Load() }
+	}
+	_, stop := run(t, client, false, pool)
+	awaitAddresses(t, client, "web", "10.0.0.200")
+	for _, gone := range []string{"a", "b", "a"} {
+		silent.Store(&gone)
+		awaitHolder(t, client, "10.0.0.200", map[string]string{"a": "b", "b": "a"}[gone])
+	}
+	stop()
+
+	_, stop = run(t, client, false) // without a pool
+	awaitAddresses(t, client, "web", "10.0.0.1 10.0.0.2")
+	awaitHolder(t, client, "10.0.0.200", "")
+	stop()
 }
