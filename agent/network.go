@@ -19,7 +19,6 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/internal/vip"
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
@@ -46,10 +45,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	if n.informers, err = netinformers.New(netinformers.Options{Client: client, NodeName: o.NodeName, AllNodes: true, Services: !o.DisableProxy}); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	if n.addresses, err = announcer.New(announcer.Options{
-		Client: client, NodeName: o.NodeName, Links: vip.Links, Announce: vip.Announce, Now: vip.Now,
-		Part: o.part("load balancer addresses"), Logger: o.Logger,
-	}); err != nil {
+	if n.addresses, err = announcer.New(o.announcer(client)); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	p := o.paths()

@@ -43,8 +43,11 @@ type Options struct {
 	Links    func() ([]vip.Link, error)
 	Announce func(context.Context, vip.Announcement) error
 	Now      func() vip.Moment
-	Part     *status.Part
-	Logger   *slog.Logger
+	// KeepSilent, when set, is called for each interface in whose network an address is, whoever the holder is: the kernel has the address itself, as
+	// with IPVS, and must not answer for it there.
+	KeepSilent func(device string) error
+	Part       *status.Part
+	Logger     *slog.Logger
 }
 
 // Announcer answers for this node's addresses.
@@ -128,7 +131,8 @@ func (a *Announcer) follow(ctx context.Context, now map[netip.Addr]running, reco
 	places := map[netip.Addr]vip.Place{}
 	var links []vip.Link
 	for _, address := range slices.SortedFunc(maps.Keys(record), netip.Addr.Compare) {
-		if record[address].Node != a.o.NodeName {
+		mine := record[address].Node == a.o.NodeName
+		if !mine && a.o.KeepSilent == nil {
 			continue
 		}
 		if links == nil {
@@ -139,11 +143,16 @@ func (a *Announcer) follow(ctx context.Context, now map[netip.Addr]running, reco
 			}
 		}
 		place, err := vip.Find(links, address, "")
-		if err != nil {
-			trouble = append(trouble, err.Error())
-			continue
+		if err == nil && a.o.KeepSilent != nil && address.Is4() {
+			err = a.o.KeepSilent(place.Interface)
 		}
-		places[address] = place
+		switch {
+		case !mine:
+		case err != nil:
+			trouble = append(trouble, err.Error())
+		default:
+			places[address] = place
+		}
 	}
 	for address, r := range now {
 		if place, ok := places[address]; !ok || place != r.place || record[address] != r.holder {

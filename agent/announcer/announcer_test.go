@@ -4,6 +4,7 @@ package announcer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -109,6 +110,30 @@ func TestAnnouncer(t *testing.T) {
 		t.Error(err)
 	}
 	b.announces()
+}
+
+// TestKeepSilent: where the kernel has the addresses itself it is kept from answering, also for those of other nodes; and an address is not announced before that.
+func TestKeepSilent(t *testing.T) {
+	b := newBed(t)
+	var asked []string
+	fail := errors.New("it cannot be set")
+	b.a.o.KeepSilent = func(device string) error {
+		asked = append(asked, device)
+		return fail
+	}
+	now := map[netip.Addr]running{}
+	b.a.follow(t.Context(), now, lbholders.Record{first: {Node: "here", Term: 1}, second: {Node: "there", Term: 1}})
+	if len(asked) != 2 || asked[0] != "eth0" || len(now) != 0 {
+		t.Errorf("asked %v, announced %v", asked, now)
+	}
+	fail = nil
+	b.a.follow(t.Context(), now, lbholders.Record{first: {Node: "here", Term: 1}})
+	if len(now) != 1 {
+		t.Errorf("announced %v", now)
+	}
+	for _, r := range now {
+		r.stop()
+	}
 }
 
 // TestConfirm: a node answers as long as the store says that it is the holder, counted from before the question.
