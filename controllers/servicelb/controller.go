@@ -161,13 +161,20 @@ func (c *Controller) Run(ctx context.Context) error {
 		return nil
 	}
 	for whole := true; ; {
-		var again <-chan time.Time
-		if whole && !c.round(ctx) || !c.assign(ctx) {
-			again = time.After(retry)
-		} else if len(c.holders.candidates) > 0 {
-			again = time.After(look)
+		done := !whole || c.round(ctx)
+		done = c.assign(ctx) && done
+		pause := time.Duration(0)
+		switch {
+		case !done:
+			pause = retry
+		case len(c.holders.candidates) > 0:
+			pause = look
 		}
-		due := time.Now().Add(look)
+		var again <-chan time.Time
+		if pause > 0 {
+			again = time.After(pause)
+		}
+		due := time.Now().Add(pause)
 		whole = true
 		select {
 		case <-ctx.Done():
