@@ -38,7 +38,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed install-test fresh-test play chaos race e2e-ha bench bench-ha bench-store powercut fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed install-test fresh-test play chaos race e2e-ha bench bench-ha bench-store powercut guest-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -128,6 +128,10 @@ ROUNDS ?= 5
 
 powercut: ## cut the power of a store's machine CUTS times, and of a cluster's in ROUNDS (user-mode-linux)
 	CORACLE_POWERCUTS=$(CUTS) CORACLE_POWERCUT_ROUNDS=$(ROUNDS) $(GO) test -vet=off -count=1 -v -timeout 0 -tags '$(TAGS)' ./test/powercut/
+
+guest-test: ## the Service cases on IPVS, in a second kernel that is built for it first (gcc, 140 MB of source)
+	@kernel=$$(packaging/guest-kernel.sh $(BUILD)/guest-kernel) && \
+	  CORACLE_GUEST_KERNEL=$$kernel CORACLE_TEST_REQUIRE=root,carried,guest-kernel $(GO) test -vet=off -count=1 -v -timeout 20m -tags '$(TAGS)' -run TestServiceCases/ipvs ./proxy/
 
 # ARGS: flags of test/storebench, such as -only 'rates|disk', -voters 1, -profiles DIR.
 bench-store: ## the store beside etcd built from its module; QUICK=1: two minutes; DIR=… on another disk

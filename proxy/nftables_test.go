@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -23,13 +24,14 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/klog/v2/ktesting"
 
+	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
-func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(guest.Main(m, nstest.Main)) }
 
 const (
 	nodeAddr    = "192.0.2.1"
@@ -44,13 +46,16 @@ type testbed struct {
 	client  kubernetes.Interface
 	proxy   *Proxy
 	record  string
+	mode    string
 	stop    func()
+
+	protocol corev1.Protocol // of endpoints; empty is TCP
 }
 
-func newTestbed(t *testing.T) *testbed {
+func newTestbed(t *testing.T, mode string) *testbed {
 	t.Helper()
 	nstest.RequireNFT(t)
-	b := &testbed{outside: nstest.New(t), pods: map[string]*nstest.NS{}, record: filepath.Join(t.TempDir(), "service-proxy")}
+	b := &testbed{mode: mode, outside: nstest.New(t), pods: map[string]*nstest.NS{}, record: filepath.Join(t.TempDir(), "service-proxy")}
 	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -69,6 +74,9 @@ func newTestbed(t *testing.T) *testbed {
 	if err := b.outside.Do(func() error { return nstest.AddRoute("10.43.0.0/16", nodeAddr) }); err != nil {
 		t.Fatal(err)
 	}
+	if err := nstest.AddRoute("0.0.0.0/0", outsideAddr); err != nil { // without a route the node's own packets meet no rule
+		t.Fatal(err)
+	}
 	b.client = fake.NewClientset(
 		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}},
 		&networkingv1.ServiceCIDR{
@@ -79,10 +87,10 @@ func newTestbed(t *testing.T) *testbed {
 	b.start(t)
 	t.Cleanup(func() {
 		b.stop()
-		if name, err := servicerules.Remove(b.record); err != nil || name != servicerules.NFTables {
+		if name, err := servicerules.Remove(b.record); err != nil || name != mode {
 			t.Errorf("removed %q, %v", name, err)
 		}
-		if out := nft(t, "list tables"); strings.Contains(out, "kube-proxy") {
+		if out := nft(t, "list tables"); strings.Contains(out, "kube-proxy") || strings.Contains(out, "coracle-ipvs") {
 			t.Errorf("Remove left tables: %s", out)
 		}
 	})
@@ -97,6 +105,7 @@ func (b *testbed) start(t *testing.T) {
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
 		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
 		RecordFile:   b.record,
+		Mode:         b.mode,
 	})
 	p.guard = 100 * time.Millisecond
 	done := make(chan error, 2)
@@ -153,15 +162,20 @@ func (b *testbed) service(t *testing.T, change func(*corev1.Service)) {
 
 func (b *testbed) endpoints(t *testing.T, ips ...string) {
 	t.Helper()
+	b.endpointsOn(t, "n1", ips...)
+}
+
+func (b *testbed) endpointsOn(t *testing.T, node string, ips ...string) {
+	t.Helper()
 	ctx, slices := t.Context(), b.client.DiscoveryV1().EndpointSlices("default")
-	name, port, proto := "http", int32(8080), corev1.ProtocolTCP
+	name, port, proto := "http", int32(8080), cmp.Or(b.protocol, corev1.ProtocolTCP)
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: "web-1", Labels: map[string]string{discoveryv1.LabelServiceName: "web"}},
 		AddressType: discoveryv1.AddressTypeIPv4,
 		Ports:       []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &proto}},
 	}
 	for _, ip := range ips {
-		ready, node := true, "n1"
+		ready := true
 		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
 			Addresses: []string{ip}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &ready},
 		})
@@ -212,8 +226,8 @@ func nft(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-func TestServices(t *testing.T) {
-	b := newTestbed(t)
+func testServices(t *testing.T, mode string) {
+	b := newTestbed(t, mode)
 	b.service(t, nil)
 	b.endpoints(t, "10.42.0.2", "10.42.0.6")
 	a := b.pods["10.42.0.2"]
@@ -272,8 +286,8 @@ func TestServices(t *testing.T) {
 	fails(t, b.outside, "deleted Service", nodeAddr+":30080")
 }
 
-func TestSessionAffinity(t *testing.T) {
-	b := newTestbed(t)
+func testSessionAffinity(t *testing.T, mode string) {
+	b := newTestbed(t, mode)
 	b.service(t, func(s *corev1.Service) {
 		timeout := int32(60)
 		s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
@@ -293,7 +307,7 @@ func TestSessionAffinity(t *testing.T) {
 }
 
 func TestServiceCIDRAddedLaterIsGuarded(t *testing.T) {
-	b := newTestbed(t)
+	b := newTestbed(t, ModeNFTables)
 	b.service(t, nil)
 	b.endpoints(t, "10.42.0.2")
 	reaches(t, b.outside, "cluster IP", clusterIP+":80")
@@ -358,7 +372,7 @@ func TestDualStack(t *testing.T) {
 
 // A kernel that refuses the rules is told of, and tried again.
 func TestFailedSyncIsReported(t *testing.T) {
-	b := newTestbed(t)
+	b := newTestbed(t, ModeNFTables)
 	b.service(t, nil)
 	b.endpoints(t, "10.42.0.2")
 	reaches(t, b.outside, "cluster IP", clusterIP+":80")
@@ -381,8 +395,8 @@ func TestFailedSyncIsReported(t *testing.T) {
 	})
 }
 
-func TestFlushedRulesetHeals(t *testing.T) {
-	b := newTestbed(t)
+func testFlushedRulesetHeals(t *testing.T, mode string) {
+	b := newTestbed(t, mode)
 	b.service(t, nil)
 	b.endpoints(t, "10.42.0.2")
 	reaches(t, b.outside, "cluster IP", clusterIP+":80")
@@ -393,7 +407,7 @@ func TestFlushedRulesetHeals(t *testing.T) {
 func TestStopLeavesNoGoroutine(t *testing.T) {
 	nstest.Require(t)
 	t.Run("run", func(t *testing.T) {
-		b := newTestbed(t)
+		b := newTestbed(t, ModeNFTables)
 		b.service(t, nil)
 		b.endpoints(t, "10.42.0.2")
 		reaches(t, b.outside, "cluster IP", clusterIP+":80")

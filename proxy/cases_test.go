@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/internal/guest"
+	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+// kernelVar names a User-Mode Linux that has nftables and IPVS, which Debian's has not.
+const kernelVar = "CORACLE_GUEST_KERNEL"
+
+// cases hold in both modes: what a Service means is the same.
+var cases = []struct {
+	name string
+	run  func(t *testing.T, mode string)
+}{
+	{"addresses and node ports", testServices},
+	{"affinity", testSessionAffinity},
+	{"another program flushes the rules", testFlushedRulesetHeals},
+	{"external IPs and load balancer addresses", testExternal},
+	{"source ranges", testSourceRanges},
+	{"external policy Local", testExternalLocal},
+	{"no endpoints", testNoEndpoints},
+	{"datagrams find another endpoint (kubernetes 71514)", testDatagrams},
+	{"host ports are not to be had at a Service (kubernetes 72236)", testHostPorts},
+	{"a node's address stays the node's (kubernetes 127410)", testNodesAddress},
+	{"an endpoint goes and comes back (kubernetes 92019)", testComesBack},
+	{"a port that is used again (kubernetes 81775)", testPortReuse},
+	{"where a policy meets a packet", testPolicyHooks},
+}
+
+// TestServiceCases runs the nftables back end on the machine's kernel, and that on IPVS in a guest's.
+func TestServiceCases(t *testing.T) {
+	all := func(mode string) func(*testing.T) {
+		return func(t *testing.T) {
+			for _, c := range cases {
+				t.Run(c.name, func(t *testing.T) { c.run(t, mode) })
+			}
+		}
+	}
+	t.Run("nftables", all(ModeNFTables))
+	t.Run("ipvs", func(t *testing.T) {
+		if guest.Inside() {
+			all(ModeIPVS)(t)
+			return
+		}
+		kernel := os.Getenv(kernelVar)
+		if kernel == "" {
+			testenv.Missing(t, testenv.GuestKernel, "%s names none (make guest-test)", kernelVar)
+		}
+		guest.Run(t, guest.Options{Kernel: kernel, Within: 8 * time.Minute})
+	})
+}
+
+const externalIP, balancerIP = "203.0.113.7", "203.0.113.8"
+
+// routed is a bed in which the machine outside and the pods send Services' addresses to the node.
+func routed(t *testing.T, mode string) *testbed {
+	b := newTestbed(t, mode)
+	if err := b.outside.Do(func() error { return nstest.AddRoute("203.0.113.0/24", nodeAddr) }); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// refused waits until a connection is refused at once.
+func refused(t *testing.T, from nstest.Doer, addr string) {
+	t.Helper()
+	eventually(t, addr+" refuses", func() error {
+		if got, _, err := ask(from, addr); !errors.Is(err, unix.ECONNREFUSED) {
+			return fmt.Errorf("%q answers, %w", got, err)
+		}
+		return nil
+	})
+}
+
+// silent waits until nothing comes back.
+func silent(t *testing.T, from nstest.Doer, addr string) {
+	t.Helper()
+	eventually(t, addr+" is silent", func() error {
+		got, _, err := ask(from, addr)
+		var timeout net.Error
+		if !errors.As(err, &timeout) || !timeout.Timeout() {
+			return fmt.Errorf("%q answers, %w", got, err)
+		}
+		return nil
+	})
+}
+
+func balancer(s *corev1.Service) {
+	s.Spec.Type = corev1.ServiceTypeLoadBalancer
+	s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: balancerIP}}
+}
+
+func testExternal(t *testing.T, mode string) {
+	b := routed(t, mode)
+	b.service(t, func(s *corev1.Service) {
+		balancer(s)
+		s.Spec.ExternalIPs = []string{externalIP, nodeAddr}
+	})
+	b.endpoints(t, "10.42.0.2", "10.42.0.6")
+	for _, from := range []nstest.Doer{b.outside, b.pods["10.42.0.2"], here{}} {
+		for _, at := range []string{clusterIP + ":80", externalIP + ":80", balancerIP + ":80", nodeAddr + ":30080"} {
+			reaches(t, from, "every address of the Service", at)
+		}
+	}
+	fails(t, b.outside, "the node's address as an external IP", nodeAddr+":80")
+}
+
+func testSourceRanges(t *testing.T, mode string) {
+	b := routed(t, mode)
+	b.service(t, func(s *corev1.Service) {
+		balancer(s)
+		s.Spec.LoadBalancerSourceRanges = []string{outsideAddr + "/32"}
+	})
+	b.endpoints(t, "10.42.0.6")
+	reaches(t, b.outside, "an allowed source", balancerIP+":80")
+	silent(t, b.pods["10.42.0.2"], balancerIP+":80")
+	reaches(t, b.pods["10.42.0.2"], "ranges are of the load balancer alone", clusterIP+":80")
+	reaches(t, b.outside, "ranges are of the load balancer alone", nodeAddr+":30080")
+}
+
+func testExternalLocal(t *testing.T, mode string) {
+	b := routed(t, mode)
+	b.service(t, func(s *corev1.Service) {
+		balancer(s)
+		s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+		s.Spec.HealthCheckNodePort = 30090
+	})
+	b.endpoints(t, "10.42.0.6")
+	for _, at := range []string{nodeAddr + ":30080", balancerIP + ":80"} {
+		reaches(t, b.outside, "an endpoint here", at)
+		if _, peer, err := ask(b.outside, at); err != nil || peer != outsideAddr {
+			t.Errorf("%s: the client's address became %q (%v)", at, peer, err)
+		}
+		reaches(t, b.pods["10.42.0.2"], "a pod", at)
+		reaches(t, here{}, "the node", at)
+	}
+	health := func(want string) {
+		t.Helper()
+		eventually(t, "the health check node port says "+want, func() error {
+			return b.outside.Do(func() error {
+				c, err := net.DialTimeout("tcp", nodeAddr+":30090", 10*time.Second)
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+				fmt.Fprintf(c, "GET / HTTP/1.0\r\n\r\n")
+				buf := make([]byte, 128)
+				n, _ := c.Read(buf)
+				if got := string(buf[:n]); !strings.Contains(got, want) {
+					return fmt.Errorf("it says %q", got)
+				}
+				return nil
+			})
+		})
+	}
+	health("200 OK")
+	b.endpointsOn(t, "n2", "10.42.0.6")
+	silent(t, b.outside, nodeAddr+":30080")
+	silent(t, b.outside, balancerIP+":80")
+	reaches(t, b.pods["10.42.0.2"], "inside, elsewhere's endpoint does", balancerIP+":80")
+	health("503")
+}
+
+func testNoEndpoints(t *testing.T, mode string) {
+	b := routed(t, mode)
+	b.service(t, func(s *corev1.Service) {
+		balancer(s)
+		s.Spec.ExternalIPs = []string{externalIP}
+	})
+	b.endpoints(t)
+	for _, from := range []nstest.Doer{b.outside, b.pods["10.42.0.2"], here{}} {
+		for _, at := range []string{clusterIP + ":80", externalIP + ":80", balancerIP + ":80", nodeAddr + ":30080"} {
+			refused(t, from, at)
+		}
+	}
+}
+
+// serveDatagrams answers each with the name, until the test ends.
+func serveDatagrams(t *testing.T, in nstest.Doer, name string) {
+	var d net.PacketConn
+	if err := in.Do(func() (err error) { d, err = net.ListenPacket("udp", ":8080"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() { d.Close(); <-done })
+	go func() {
+		defer close(done)
+		buf := make([]byte, 16)
+		for {
+			_, from, err := d.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = d.WriteTo([]byte(name), from)
+		}
+	}()
+}
+
+func testDatagrams(t *testing.T, mode string) {
+	b := newTestbed(t, mode)
+	for ip, ns := range b.pods {
+		serveDatagrams(t, ns, ip)
+	}
+	b.service(t, func(s *corev1.Service) { s.Spec.Ports[0].Protocol = corev1.ProtocolUDP })
+	b.protocol = corev1.ProtocolUDP
+	for _, from := range []nstest.Doer{b.outside, here{}} {
+		var c net.Conn
+		if err := from.Do(func() (err error) { c, err = net.Dial("udp", clusterIP+":80"); return err }); err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		for _, ip := range []string{"10.42.0.2", "10.42.0.6", "10.42.0.2"} {
+			b.endpoints(t, ip)
+			eventually(t, "one socket's datagrams reach "+ip, func() error {
+				_ = c.SetDeadline(time.Now().Add(time.Second))
+				if _, err := c.Write([]byte("?")); err != nil {
+					return err
+				}
+				buf := make([]byte, 16)
+				n, err := c.Read(buf)
+				if err == nil && string(buf[:n]) != ip {
+					err = fmt.Errorf("%s answers", buf[:n])
+				}
+				return err
+			})
+		}
+	}
+}
+
+func testHostPorts(t *testing.T, mode string) {
+	b := routed(t, mode)
+	nstest.Serve(t, here{}, "node", "tcp", ":2222")
+	b.service(t, func(s *corev1.Service) {
+		balancer(s)
+		s.Spec.ExternalIPs = []string{externalIP}
+	})
+	b.endpoints(t, "10.42.0.2")
+	for _, from := range []nstest.Doer{b.outside, b.pods["10.42.0.6"], here{}} {
+		for _, at := range []string{clusterIP, externalIP, balancerIP} {
+			reaches(t, from, "the Service", at+":80")
+			if got, _, err := ask(from, at+":2222"); err == nil {
+				t.Errorf("%s answers at port 2222 of %s", got, at)
+			}
+		}
+		reaches(t, from, "the node's port at its own address", nodeAddr+":2222")
+	}
+}
+
+func testNodesAddress(t *testing.T, mode string) {
+	b := newTestbed(t, mode)
+	nstest.Serve(t, here{}, "node", "tcp", ":2222")
+	b.service(t, func(s *corev1.Service) {
+		balancer(s)
+		s.Status.LoadBalancer.Ingress[0].IP = nodeAddr
+	})
+	b.endpoints(t, "10.42.0.2")
+	for _, from := range []nstest.Doer{b.outside, b.pods["10.42.0.6"], here{}} {
+		reaches(t, from, "the load balancer", nodeAddr+":80")
+		reaches(t, from, "the node", nodeAddr+":2222")
+	}
+	if err := b.client.CoreV1().Services("default").Delete(t.Context(), "web", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, b.outside, "deleted Service", nodeAddr+":80")
+	reaches(t, b.outside, "the node", nodeAddr+":2222")
+}
+
+func testComesBack(t *testing.T, mode string) {
+	b := newTestbed(t, mode)
+	b.service(t, nil)
+	for range 3 {
+		b.endpoints(t, "10.42.0.2", "10.42.0.6")
+		eventually(t, "both endpoints answer", func() error {
+			seen := map[string]bool{}
+			for range 40 {
+				server, _, err := ask(b.outside, clusterIP+":80")
+				if err != nil {
+					return err
+				}
+				seen[server] = true
+			}
+			if len(seen) != 2 {
+				return fmt.Errorf("of two endpoints %v answer", seen)
+			}
+			return nil
+		})
+		b.endpoints(t, "10.42.0.6")
+		eventually(t, "one endpoint answers", func() error {
+			for range 10 {
+				if server, _, err := ask(b.outside, clusterIP+":80"); err != nil || server != "10.42.0.6" {
+					return fmt.Errorf("%q answers, %w", server, err)
+				}
+			}
+			return nil
+		})
+	}
+}
+
+// testPortReuse connects from one port again and again, while the endpoint moves.
+func testPortReuse(t *testing.T, mode string) {
+	b := newTestbed(t, mode)
+	b.service(t, nil)
+	for _, ip := range slices.Repeat([]string{"10.42.0.2", "10.42.0.6"}, 2) {
+		b.endpoints(t, ip)
+		eventually(t, "a connection from the same port reaches "+ip, func() error {
+			return b.outside.Do(func() error {
+				d := net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(outsideAddr), Port: 40001}}
+				c, err := d.Dial("tcp", clusterIP+":80")
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				_ = c.(*net.TCPConn).SetLinger(0) // so that the port is free at once
+				_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+				buf := make([]byte, 64)
+				n, err := c.Read(buf)
+				if err == nil && !strings.HasPrefix(string(buf[:n]), ip+" ") {
+					err = fmt.Errorf("%q answers", buf[:n])
+				}
+				return err
+			})
+		})
+	}
+}
+
+// testPolicyHooks keeps what docs/adr/0078 says: a rule that forbids one pod the other meets what goes through a Service in the forward
+// hook with nftables, and in output with IPVS.
+func testPolicyHooks(t *testing.T, mode string) {
+	b := newTestbed(t, mode)
+	b.service(t, nil)
+	b.endpoints(t, "10.42.0.6")
+	from := b.pods["10.42.0.2"]
+	meets := map[string]bool{"forward": mode == ModeNFTables, "output": mode == ModeIPVS}
+	for hook, want := range meets {
+		reaches(t, from, "without a policy", clusterIP+":80")
+		nft(t, "add table ip judge; add chain ip judge "+hook+" { type filter hook "+hook+" priority 0; }; "+
+			"add rule ip judge "+hook+" ct state established accept; add rule ip judge "+hook+" ip saddr 10.42.0.2 ip daddr 10.42.0.6 tcp dport 8080 drop")
+		if want {
+			silent(t, from, clusterIP+":80")
+		} else {
+			reaches(t, from, "the hook "+hook+" does not see it", clusterIP+":80")
+		}
+		reaches(t, b.outside, "others", clusterIP+":80")
+		nft(t, "delete table ip judge")
+	}
+}
