@@ -51,11 +51,11 @@ func newExternals(o Options, log klog.Logger) *externals {
 	return x
 }
 
-// nodeAddresses are all that are known.
-func (x *externals) nodeAddresses() []netip.Addr {
+// elsewhere are the addresses that no node may have because of a Service: the nodes' as far as they are known, and the cluster's own.
+func (x *externals) elsewhere() []netip.Addr {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	var out []netip.Addr
+	out := slices.Clone(x.reserved.Addresses)
 	for _, a := range x.nodes {
 		out = append(out, a...)
 	}

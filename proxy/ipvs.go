@@ -35,7 +35,7 @@ func openIPVS(ctx context.Context, o Options) (backend, error) {
 		}
 	}
 	p, err := ipvs.New(ipvs.Options{
-		NodeName: o.Informers.NodeName(), ClusterCIDRs: o.ClusterCIDRs, NodePortAddresses: ports, OtherNodes: o.externals.nodeAddresses,
+		NodeName: o.Informers.NodeName(), ClusterCIDRs: o.ClusterCIDRs, NodePortAddresses: ports, Elsewhere: o.externals.elsewhere,
 		Scheduler: o.IPVSScheduler, Health: healthcheck.NewProxyHealthServer("", retryPause+maxPause, nil), Logger: o.Logger,
 	})
 	if err != nil {

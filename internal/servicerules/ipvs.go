@@ -16,8 +16,8 @@ import (
 // IPVS is the back end on the kernel's IPVS, and what it makes there.
 const (
 	IPVS       = "ipvs"
-	IPVSTable  = "coracle-ipvs"  // its nftables tables
-	IPVSDevice = "coracle-ipvs0" // carries the addresses of Services
+	IPVSTable  = "coracle-ipvs" // its nftables tables
+	IPVSDevice = "coracleipvs0" // carries the addresses of Services; coracle-* are the pod network's
 	// IPVSFlag is on each virtual server that is ours: the third of the flags that the kernel leaves to schedulers, which none of them uses.
 	IPVSFlag = 0x20
 )

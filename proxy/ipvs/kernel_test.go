@@ -630,8 +630,8 @@ func testNodeAddress(t *testing.T, b *bed) {
 		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: nodeAddr}, {IP: outsideAddr}}
 	}
 	nstest.Serve(t, nstest.Own{}, "the node", "tcp", ":2222")
-	b.proxier.o.OtherNodes = func() []netip.Addr { return []netip.Addr{netip.MustParseAddr(outsideAddr)} }
-	defer func() { b.proxier.o.OtherNodes = nil }()
+	b.proxier.o.Elsewhere = func() []netip.Addr { return []netip.Addr{netip.MustParseAddr(outsideAddr)} }
+	defer func() { b.proxier.o.Elsewhere = nil }()
 	b.service(t, "web", lb, 8080, 0, 1)
 	reaches(t, b.outside, nodeAddr+":80")
 	if got := reaches(t, b.outside, nodeAddr+":2222"); got != "the" {

@@ -32,8 +32,9 @@ type Options struct {
 	ClusterCIDRs []netip.Prefix
 	// NodePortAddresses are CIDRs of the local addresses that answer on node ports.
 	NodePortAddresses []string
-	// OtherNodes are the addresses of the cluster's other nodes, as far as they are known. It may be nil.
-	OtherNodes func() []netip.Addr
+	// Elsewhere are addresses that must not become this node's because of a Service: those of the cluster's other nodes, as far as they
+	// are known, and the API's virtual address. It may be nil.
+	Elsewhere func() []netip.Addr
 	// Scheduler is for Services that name none; empty is DefaultScheduler.
 	Scheduler string
 	// Health says for health check node ports whether this proxy is well.
@@ -209,8 +210,8 @@ func (p *Proxier) view(f *family, topology map[string]string, local map[netip.Ad
 	v := View{
 		Services: f.services, Endpoints: f.endpoints, NodeName: p.o.NodeName, Topology: topology, Elsewhere: maps.Clone(local), Scheduler: p.o.Scheduler,
 	}
-	if p.o.OtherNodes != nil {
-		for _, a := range p.o.OtherNodes() {
+	if p.o.Elsewhere != nil {
+		for _, a := range p.o.Elsewhere() {
 			v.Elsewhere[a] = true
 		}
 	}

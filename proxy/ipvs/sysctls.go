@@ -9,20 +9,24 @@ import (
 	"strings"
 )
 
-// sysctls of IPVS, below /proc/sys/net/ipv4/vs; they are of the network namespace.
+// sysctls below /proc/sys/net/ipv4; they are of the network namespace.
 var sysctls = []struct{ name, value string }{
 	// Connections are conntrack's too: masquerading, and rules that ask for established connections, need that.
-	{"conntrack", "1"},
+	{"vs/conntrack", "1"},
 	// What went to a real server that was taken away is forgotten, so that the next datagram goes to another one.
-	{"expire_nodest_conn", "1"},
+	{"vs/expire_nodest_conn", "1"},
 	// A client with affinity to a real server that takes no new connections is given another.
-	{"expire_quiescent_template", "1"},
+	{"vs/expire_quiescent_template", "1"},
 	// A client's port that is used again is a new connection, which goes to a real server that takes some. Kernels before 5.9 delay
 	// it by a second, or send it to where the old one went.
-	{"conn_reuse_mode", "1"},
+	{"vs/conn_reuse_mode", "1"},
+	// Each node has all Services' addresses, and on the LAN only the one that announces such an address may answer for it: so a
+	// device's neighbours are told of that device's addresses alone.
+	{"conf/all/arp_ignore", "1"},
+	{"conf/all/arp_announce", "2"},
 }
 
-const sysctlFolder = "/proc/sys/net/ipv4/vs/"
+const sysctlFolder = "/proc/sys/net/ipv4/"
 
 func setSysctls() error {
 	var errs []error
@@ -32,7 +36,7 @@ func setSysctls() error {
 			continue
 		}
 		if err := os.WriteFile(sysctlFolder+s.name, []byte(s.value), 0); err != nil {
-			errs = append(errs, fmt.Errorf("setting net.ipv4.vs.%s to %s: %w", s.name, s.value, err))
+			errs = append(errs, fmt.Errorf("setting net/ipv4/%s to %s: %w", s.name, s.value, err))
 		}
 	}
 	return errors.Join(errs...)
