@@ -21,7 +21,7 @@ go_package() { # nothing when there is a Go that can at least fetch a newer one
   echo golang-go
 }
 
-user_mode_linux() { # for the power cut test, which says so when it has none
+user_mode_linux() { # for the tests of power cuts and of IPVS, which say so when they have none
   if [ "$(dpkg --print-architecture)" = amd64 ] && grep -qx ID=debian /etc/os-release; then echo user-mode-linux; fi
 }
 

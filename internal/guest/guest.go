@@ -53,6 +53,9 @@ func Missing() string {
 	if runtime.GOARCH != "amd64" {
 		return "User-Mode Linux runs on amd64 only"
 	}
+	if raceDetector {
+		return "it runs without the race detector only, which makes the guest's first process many times slower and larger"
+	}
 	if _, err := exec.LookPath(packaged); err != nil {
 		return packaged + " is not installed: packaging/deps.sh test installs it"
 	}
