@@ -11,7 +11,6 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/credentials"
 	"github.com/coracle-k8s/coracle/internal/kubeconfig"
-	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -71,8 +70,7 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.tokens, err = token.Ensure(token.Options{Dir: s.o.ServerDir, Root: s.pki.Root(), Server: s.o.Token, Agent: s.o.AgentToken, Logger: s.log})
-	if err != nil {
+	if err := s.ensureTokens(); err != nil {
 		return err
 	}
 	ips, err := s.o.servingIPs()

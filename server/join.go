@@ -68,7 +68,7 @@ func (a *admission) serve(ctx context.Context) error {
 	clients := x509.NewCertPool()
 	clients.AppendCertsFromPEM(a.s.pki.CAPEM(pki.ClientCA))
 	return joining.New(joining.Options{
-		Listener: a.s.port.Route(join.Protocol), ClientCA: clients, Tokens: a.s.tokens,
+		Listener: a.s.port.Route(join.Protocol), ClientCA: clients, Tokens: func() token.Set { return *a.s.tokens.Load() },
 		Certificate: func() (*tls.Certificate, error) { return a.shown.Load(), nil },
 		Bootstrap:   a.bootstrapToken, Admit: a.admit,
 		Now: a.s.o.Clock.Now, Logger: a.s.log.With("part", "joining"),

@@ -35,7 +35,7 @@ func joinAs(t *testing.T, s *Server, name, ip string, now time.Time) (*join.Answ
 		return nil, err
 	}
 	return join.Ask(t.Context(), join.Question{
-		Address: net.JoinHostPort("127.0.0.1", s.openPort()), Token: s.tokens.Agent,
+		Address: net.JoinHostPort("127.0.0.1", s.openPort()), Token: s.tokens.Load().Agent,
 		Request: join.Request{Role: token.RoleAgent, Time: now, Node: join.Node{
 			Name: name, Addresses: []netip.Addr{netip.MustParseAddr(ip)}, Password: name + strings.Repeat("x", minPassword),
 			KubeletRequest: request, ServingRequest: request, NetworkRequest: request,

@@ -78,7 +78,7 @@ func (s *Server) whyUnreached(ctx context.Context, others []string) string {
 		if other == own {
 			continue
 		}
-		_, err := join.Ask(ctx, join.Question{Address: other, Token: s.tokens.Server, Request: join.Request{
+		_, err := join.Ask(ctx, join.Question{Address: other, Token: s.tokens.Load().Server, Request: join.Request{
 			Role: token.RoleServer, Program: s.o.Version, Time: s.o.Clock.Now(), Reach: &join.Reach{Address: own, ServerID: s.data.ServerID()},
 		}})
 		var refusal *join.Refusal

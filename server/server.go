@@ -67,7 +67,7 @@ type Server struct {
 	opened   atomic.Pointer[raftstore.Store] // the store as soon as it is open
 	store    atomic.Pointer[raftstore.Store] // the same when it has answered
 	files    files
-	tokens   token.Set
+	tokens   atomic.Pointer[token.Set] // they may be replaced while the server runs
 	// admission lets machines in.
 	admission *admission
 	// membership makes this machine known to the others.
@@ -201,6 +201,15 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		s.board.store.Set(status.Failed, err.Error())
 		return err
 	}
+	tokens, err := tokenBox(store.Client().KV, s.o.TLSDir)
+	if err == nil {
+		_, err = s.takeTokens(ctx, tokens) // before anybody is let in with one that was replaced
+	}
+	if err != nil {
+		s.board.store.Set(status.Failed, err.Error())
+		return err
+	}
+	background.Go(func() { s.keepTokens(outlasting, store, tokens) })
 	defer s.serveJoins(outlasting)()
 	background.Go(func() { s.serveNodes(outlasting) })
 	background.Go(func() { s.keepPeers(outlasting, store) })

@@ -136,7 +136,7 @@ func (s *Server) snapshotKey() (snapshots.Key, error) {
 	if s.o.Snapshots.KeyFile != "" {
 		return snapshots.KeyOfFile(s.o.Snapshots.KeyFile)
 	}
-	return snapshots.KeyOfToken(s.tokens.Server.String())
+	return snapshots.KeyOfToken(s.tokens.Load().Server.String())
 }
 
 // snapshotContents reads what a server that joins would get, too.

@@ -8,11 +8,13 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
+	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/encryption"
 )
@@ -62,6 +64,17 @@ func (keys) Rotate(ctx context.Context, dir string, client *rest.Config, open fu
 			Logger:   slog.New(slog.NewTextHandler(io.Discard, nil)), // the command prints progress itself
 		})
 	})
+}
+
+// tokenPatience is how long to wait for servers that have not taken a new token over.
+const tokenPatience = 15 * time.Second
+
+func rotateToken(ctx context.Context, store *clientv3.Client, serverDir string, r token.Rotation) (token.Token, []string, error) {
+	servers, err := storeServers(ctx, store)
+	if err != nil {
+		return token.Token{}, nil, err
+	}
+	return server.RotateToken(ctx, store, serverDir, r, servers, tokenPatience)
 }
 
 // storeServers are the names of the store's members.

@@ -48,6 +48,7 @@ func main() {
 		Encryption:       keys{},
 		SnapshotFiles:    server.SnapshotFiles,
 		RotateGossipKey:  rotateGossipKey,
+		RotateToken:      rotateToken,
 		Anew:             func() error { return anew(environ) },
 		CheckVIPs:        checkNewVIPs,
 		CheckHost:        check.LocalHost,

@@ -31,6 +31,8 @@ type Options struct {
 // Set is the pair of tokens with which machines join this cluster for as long as it lives.
 type Set struct {
 	Server, Agent Token
+	// Former are those that were replaced and still work.
+	Former []Former
 }
 
 // Files of the server's folder, relative to Options.Dir.

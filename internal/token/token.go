@@ -65,11 +65,16 @@ func Hash(root *x509.Certificate) string {
 
 // New makes a token of a role with 128 random bits.
 func New(root *x509.Certificate, role Role) (Token, error) {
+	secret, err := newSecret()
+	return Token{CAHash: Hash(root), Role: role, Secret: secret}, err
+}
+
+func newSecret() (string, error) {
 	secret := make([]byte, 16)
 	if _, err := rand.Read(secret); err != nil {
-		return Token{}, fmt.Errorf("making a token: %w", err)
+		return "", fmt.Errorf("making a token: %w", err)
 	}
-	return Token{CAHash: Hash(root), Role: role, Secret: hex.EncodeToString(secret)}, nil
+	return hex.EncodeToString(secret), nil
 }
 
 // String is the token as a person passes it on.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -100,14 +101,14 @@ func TestEnsure(t *testing.T) {
 			t.Errorf("%s: %v, %v", file, fi.Mode(), err)
 		}
 	}
-	if again := ensure(t, Options{Dir: dir, Root: ours}); again != first {
+	if again := ensure(t, Options{Dir: dir, Root: ours}); !reflect.DeepEqual(again, first) {
 		t.Errorf("a second start has %+v, the first had %+v", again, first)
 	}
 	chosen := ensure(t, Options{Dir: dir, Root: ours, Server: "sesame", Agent: "CRC1" + Hash(ours) + "::agent:open"})
 	if chosen.Server.Secret != "sesame" || chosen.Agent.Secret != "open" || chosen.Server.CAHash != Hash(ours) {
 		t.Errorf("chosen tokens became %+v", chosen)
 	}
-	if kept := ensure(t, Options{Dir: dir, Root: ours}); kept != chosen {
+	if kept := ensure(t, Options{Dir: dir, Root: ours}); !reflect.DeepEqual(kept, chosen) {
 		t.Errorf("chosen tokens were not kept: %+v", kept)
 	}
 }

@@ -59,7 +59,7 @@ type Options struct {
 	// ClientCA verifies certificates of nodes.
 	ClientCA *x509.CertPool
 	// Tokens are the cluster's lasting ones.
-	Tokens token.Set
+	Tokens func() token.Set
 	// Bootstrap finds a token that expires; ok is false if there is none of that id.
 	Bootstrap func(ctx context.Context, id string) (b token.Bootstrap, ok bool, err error)
 	// Admit gives a machine that has shown a token, or its certificate, what it asks for. Its error is a *join.Refusal,
@@ -246,9 +246,9 @@ func (s *Server) identify(ctx context.Context, state tls.ConnectionState, q *joi
 		return nil, s.checkCertificate(state, q.Node.Name)
 	case token.RoleAgent, token.RoleServer:
 		// A bare secret may be of either kind, and which one it is decides what it is good for.
-		for _, t := range []*token.Token{&s.o.Tokens.Agent, &s.o.Tokens.Server} {
-			if q.Proof.Verify(state, *t) {
-				return t, nil
+		for _, t := range s.o.Tokens().Valid(s.o.Now()) {
+			if q.Proof.Verify(state, t) {
+				return &t, nil
 			}
 		}
 	case token.RoleBootstrap:

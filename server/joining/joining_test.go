@@ -64,7 +64,7 @@ func (f *fixture) serve(certificate *tls.Certificate, logger *slog.Logger) {
 	clients := x509.NewCertPool()
 	clients.AppendCertsFromPEM(f.pki.CAPEM(pki.ClientCA))
 	s := New(Options{
-		Listener: l, ClientCA: clients, Tokens: f.tokens, Logger: logger,
+		Listener: l, ClientCA: clients, Tokens: func() token.Set { return f.tokens }, Logger: logger,
 		Certificate: func() (*tls.Certificate, error) { return certificate, nil },
 		Bootstrap: func(_ context.Context, id string) (token.Bootstrap, bool, error) {
 			return f.bootstrap, id == f.bootstrap.ID, nil

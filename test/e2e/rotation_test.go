@@ -124,3 +124,71 @@ func rotateUntilItWaits(t *testing.T, s *harness.Server) {
 		t.Fatalf("the rotation with a server that is off ended, or said nothing: %v", err)
 	}
 }
+
+// TestRotateToken: the server token is replaced on one of three servers, and the others take it over: one that runs at once, one that is off when it starts, although it is still given the
+// old one. The old one lets nobody in any more.
+func TestRotateToken(t *testing.T) {
+	site := harness.NewSite(t)
+	first := site.NewMachine().NewServer("--disable-agent")
+	first.Start()
+	waitAPI(first)
+	servers := []*harness.Server{first}
+	for range 2 {
+		s := site.NewMachine().NewPeer(first, "--disable-agent") // with --token, which will be the old one
+		s.Start()
+		waitAPI(s)
+		servers = append(servers, s)
+	}
+	shown := func(s *harness.Server) string {
+		out, err := s.Run(s.Coracle(), "token", "print", "--server", "--quiet", "--data-dir", s.DataDir)
+		if err != nil {
+			t.Fatalf("machine %d: %v\n%s", s.Number, err, out)
+		}
+		return strings.TrimSpace(out)
+	}
+	harness.Eventually(t, soon, "all three vote", func() error {
+		out, err := first.Run(first.Coracle(), "store", "status", "--data-dir", first.DataDir)
+		if err == nil && strings.Count(out, " voter ") < 2 {
+			err = errors.New(out)
+		}
+		return err
+	})
+	before := shown(first)
+	stranger := site.NewMachine().NewPeer(first, "--disable-agent")
+	off := servers[2]
+	off.Kill()
+	rotate := func(old, next string) error {
+		out, err := servers[1].Run(servers[1].Coracle(), "token", "rotate", "--token", old, "--new-token", next, "--data-dir", servers[1].DataDir)
+		if err != nil {
+			err = fmt.Errorf("%w\n%s", err, out)
+		}
+		return err
+	}
+	if err := rotate("guessed", "sesame-of-the-cluster"); err == nil || !strings.Contains(err.Error(), "nothing was changed") {
+		t.Errorf("with a token that was never the cluster's: %v", err)
+	}
+	if now := shown(servers[1]); now != before {
+		t.Errorf("it was replaced by %s", now)
+	}
+	harness.Eventually(t, soon, "the token is replaced", func() error { return rotate(before, "sesame-of-the-cluster") }) // a leader may have to be elected
+	off.Start()
+	waitAPI(off)
+	for _, s := range servers {
+		harness.Eventually(t, soon, fmt.Sprintf("machine %d has the new token", s.Number), func() error {
+			if now := shown(s); now == before || !strings.HasSuffix(now, ":sesame-of-the-cluster") {
+				return errors.New(now)
+			}
+			return nil
+		})
+	}
+	stranger.Start()
+	if code := stranger.WaitExit(soon); code == 0 || !strings.Contains(stranger.LogTail(1<<14), "the token is not the cluster's") {
+		t.Errorf("a machine with the old token ended with %d:\n%s", code, stranger.LogTail(1<<12))
+	}
+	late := site.NewMachine().NewPeer(first, "--disable-agent")
+	late.Start()
+	waitAPI(late)
+	if now := shown(late); now != shown(first) {
+		t.Errorf("a server that joined has %s", now)
+	}
+}

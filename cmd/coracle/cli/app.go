@@ -12,11 +12,13 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/internal/version"
 )
 
@@ -38,6 +40,9 @@ type App struct {
 	Encryption Encryption
 	// SnapshotFiles are the files that a snapshot has besides the store; those of the second kind may be missing.
 	SnapshotFiles func() (required, optional []string)
+	// RotateToken replaces one of the cluster's tokens, by the store of the server whose folder this is. It returns the new one, and those servers that have not taken it over
+	// within some seconds.
+	RotateToken func(ctx context.Context, store *clientv3.Client, serverDir string, r token.Rotation) (next token.Token, behind []string, err error)
 	// RotateGossipKey replaces the gossip key. Members are those that this machine's server knows; progress is told of steps.
 	RotateGossipKey func(ctx context.Context, client kubernetes.Interface, members func(context.Context) ([]status.Member, error), progress func(string)) error
 	// Anew puts the program in place of itself, with the arguments and the environment that it was started with. It returns

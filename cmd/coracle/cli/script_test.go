@@ -27,6 +27,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/token"
 )
 
 // TestMain makes this test binary act as coracle when it is called by that name: the command line is tested as a user
@@ -124,13 +125,19 @@ func testApp() *App {
 		Parts:            func() map[string]string { return map[string]string{"runc": "1.2.3"} },
 		Anew:             func() error { return errors.New("it was tried to start anew") },
 		Encryption:       fakeKeys{},
-		SnapshotFiles:    fakeFiles,
-		CheckHost:        check.LocalHost,
-		Stdin:            os.Stdin,
-		Stdout:           os.Stdout,
-		Stderr:           os.Stderr,
-		Environ:          os.Environ(),
-		Host:             fakeHost{},
+		RotateToken: func(_ context.Context, _ *clientv3.Client, _ string, r token.Rotation) (token.Token, []string, error) {
+			if r.Old == "wrong" {
+				return token.Token{}, nil, errors.New("not the cluster's; nothing was changed")
+			}
+			return token.Token{CAHash: strings.Repeat("a", 64), Role: r.Role, Secret: r.New}, []string{"board3"}, nil
+		},
+		SnapshotFiles: fakeFiles,
+		CheckHost:     check.LocalHost,
+		Stdin:         os.Stdin,
+		Stdout:        os.Stdout,
+		Stderr:        os.Stderr,
+		Environ:       os.Environ(),
+		Host:          fakeHost{},
 	}
 }
 

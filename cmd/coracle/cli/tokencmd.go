@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -29,13 +30,13 @@ const apiTimeout = 15 * time.Second
 
 func (a *App) tokenCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "token", GroupID: groupUse, Short: "Print, make, list and delete the tokens with which machines join",
+		Use: "token", GroupID: groupUse, Short: "Print, make, list, delete and replace the tokens with which machines join",
 		Long: `A machine joins with a token. Each cluster has two that last: the server token, which may add servers, and the agent
 token, which may add nodes only. Further ones that expire are made with "coracle token create".`,
 		Args: subcommand,
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-	cmd.AddCommand(a.tokenPrintCommand(), a.tokenCreateCommand(), a.tokenListCommand(), a.tokenDeleteCommand())
+	cmd.AddCommand(a.tokenPrintCommand(), a.tokenCreateCommand(), a.tokenListCommand(), a.tokenDeleteCommand(), a.tokenRotateCommand())
 	return cmd
 }
 
@@ -159,6 +160,52 @@ func (a *App) tokenDeleteCommand() *cobra.Command {
 					return err
 				}
 			}
+			return nil
+		})
+	})
+	return cmd
+}
+
+func (a *App) tokenRotateCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "rotate", Short: "Replace the token for servers or, with --agent, the one for nodes, on all servers", Args: noArgs,
+		Long: `Replaces the cluster's server token or, with --agent, its agent token. All servers take the new one over while they run, and one that is off does
+when it starts; the old one lets nobody in any more, at once or after --grace. Machines that have joined need nothing. What
+--token or --agent-token say on a server does not count from then on.
+
+Snapshots are encrypted with the server token of their time: keep the old one for as long as you keep them.`,
+	}
+	flags := addPlaces(cmd)
+	agent := cmd.Flags().Bool("agent", false, "Replace the token for nodes")
+	old := cmd.Flags().StringP("token", "t", "", "The token that works now; a wrong one changes nothing")
+	next := cmd.Flags().String("new-token", "", "The new one; without it one is made")
+	grace := cmd.Flags().Duration("grace", 0, "How long the old one works beside the new one")
+	quiet := addQuiet(cmd)
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
+		if *grace < 0 {
+			return errors.New("--grace: it cannot be negative")
+		}
+		r := token.Rotation{Role: token.RoleServer, Old: *old, New: *next, Grace: *grace, Now: time.Now()}
+		if *agent {
+			r.Role = token.RoleAgent
+		}
+		return a.withStore(cmd.Context(), t, func(ctx context.Context, store *clientv3.Client) error {
+			tok, behind, err := a.RotateToken(ctx, store, t.Paths.ServerDir, r)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), tok)
+			if *quiet {
+				return nil
+			}
+			note := cmd.ErrOrStderr()
+			if len(behind) > 0 {
+				fmt.Fprintf(note, "These servers do not answer now, and take the token over when they do: %s\n", strings.Join(behind, ", "))
+			}
+			if r.Role == token.RoleServer {
+				fmt.Fprintln(note, "Snapshots made so far open with the token that was replaced: keep it as long as you keep them.")
+			}
+			printJoinLines(note, t, string(r.Role), tok.String())
 			return nil
 		})
 	})

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package token
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestRotation(t *testing.T) {
+	hash, other := strings.Repeat("a", 64), strings.Repeat("b", 64)
+	s := Set{Server: Token{CAHash: hash, Role: RoleServer, Secret: "server-now"}, Agent: Token{CAHash: hash, Role: RoleAgent, Secret: "agent-now"}}
+	for _, tt := range []struct{ role, old, new, want string }{
+		{"server", "", "next", "next"},
+		{"server", "server-now", "next", "next"},
+		{"server", s.Server.String(), Token{CAHash: hash, Role: RoleServer, Secret: "next"}.String(), "next"},
+		{"agent", s.Agent.String(), "next", "next"},
+		{"server", "wrong", "next", "not the cluster's token"},
+		{"server", s.Agent.String(), "next", "not the cluster's token"},
+		{"agent", Token{CAHash: other, Role: RoleAgent, Secret: "agent-now"}.String(), "next", "not the cluster's token"},
+		{"server", "", "server-now", "works now"},
+		{"server", "", "agent-now", "cannot be the same"},
+		{"server", "", Token{CAHash: hash, Role: RoleAgent, Secret: "next"}.String(), "for the role"},
+		{"server", "", Token{CAHash: other, Role: RoleServer, Secret: "next"}.String(), "another cluster"},
+		{"server", "", "abcdef.0123456789abcdef", "expires"},
+		{"server", "", "a b", "--new-token"},
+	} {
+		next, err := Rotation{Role: Role(tt.role), Old: tt.old, New: tt.new}.Next(s)
+		said := next.Secret
+		if err != nil {
+			said = err.Error()
+		} else if next.Role != Role(tt.role) || next.CAHash != hash {
+			t.Errorf("%+v: %+v", tt, next)
+		}
+		if !strings.Contains(said, tt.want) {
+			t.Errorf("%+v: %s", tt, said)
+		}
+	}
+	made, err := Rotation{Role: RoleServer}.Next(s)
+	if err != nil || len(made.Secret) != 32 {
+		t.Errorf("%+v, %v", made, err)
+	}
+}
+
+// TestValid: a token that was replaced works until its time is up.
+func TestValid(t *testing.T) {
+	now := time.Now()
+	former := Token{Role: RoleServer, Secret: "old"}
+	s := Set{Server: Token{Role: RoleServer, Secret: "a"}, Agent: Token{Role: RoleAgent, Secret: "b"}, Former: []Former{{Token: former, Until: now.Add(time.Hour)}}}
+	for after, want := range map[time.Duration]int{0: 3, time.Hour - 1: 3, time.Hour: 2} {
+		if got := s.Valid(now.Add(after)); len(got) != want {
+			t.Errorf("after %s: %v", after, got)
+		}
+	}
+}
+
+// TestKeep: what was kept is read, and node-token follows.
+func TestKeep(t *testing.T) {
+	hash, dir := strings.Repeat("a", 64), t.TempDir()
+	s := Set{Server: Token{CAHash: hash, Role: RoleServer, Secret: "a"}, Agent: Token{CAHash: hash, Role: RoleAgent, Secret: "b"}}
+	for range 2 {
+		if err := Keep(dir, s); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := Read(dir); err != nil || !reflect.DeepEqual(got, s) {
+			t.Errorf("%+v, %v", got, err)
+		}
+		s.Agent.Secret = "c"
+	}
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+// TestTokensAreTakenOver: a token that was replaced in the store is the server's, in its files and towards machines, and stays so at the next start, whatever the server was
+// given before.
+func TestTokensAreTakenOver(t *testing.T) {
+	o := options(t, t.TempDir())
+	o.Token, o.AgentToken = "given-to-servers", "given-to-agents"
+	s, err := New(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := false
+	defer func() {
+		if !closed {
+			_ = s.Close() // the test has failed
+		}
+	}()
+	store, err := raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: s.data.ServerID(), Logger: o.Logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := store.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := store.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	kv := store.Client().KV
+	box, err := tokenBox(kv, o.TLSDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.takeTokens(t.Context(), box); n != 0 || err != nil {
+		t.Fatalf("there is nothing to take over: %d, %v", n, err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	followed := make(chan struct{})
+	go func() { defer close(followed); s.keepTokens(ctx, store, box) }()
+	rotate := func(r token.Rotation) (token.Token, error) {
+		r.Now = time.Now()
+		next, behind, err := RotateToken(t.Context(), kv, o.ServerDir, r, []string{s.data.ServerID()}, time.Minute)
+		if err == nil && len(behind) > 0 {
+			t.Errorf("behind are %v", behind)
+		}
+		return next, err
+	}
+	if _, err := rotate(token.Rotation{Role: token.RoleServer, Old: "guessed"}); err == nil || !strings.Contains(err.Error(), "nothing was changed") {
+		t.Errorf("with a wrong token: %v", err)
+	}
+	first, err := rotate(token.Rotation{Role: token.RoleServer, Old: "given-to-servers", New: "next", Grace: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent, err := rotate(token.Rotation{Role: token.RoleAgent})
+	if err != nil {
+		t.Fatal(err)
+	}
+	has := s.tokens.Load()
+	if has.Server != first || first.Secret != "next" || has.Agent != agent || agent.Secret == "given-to-agents" {
+		t.Errorf("it goes by %+v", has)
+	}
+	if valid := has.Valid(time.Now()); len(valid) != 3 || valid[2].Secret != "given-to-servers" || valid[2].Role != token.RoleServer {
+		t.Errorf("valid are %+v", valid)
+	}
+	if _, behind, err := RotateToken(t.Context(), kv, o.ServerDir, token.Rotation{Role: token.RoleServer, Now: time.Now().Add(2 * time.Hour)}, []string{"off"}, 0); err != nil || len(behind) != 1 {
+		t.Errorf("with a server that is off: %v, %v", behind, err)
+	}
+	stop()
+	<-followed
+	if _, err := s.takeTokens(t.Context(), box); err != nil {
+		t.Fatal(err)
+	}
+	last := s.tokens.Load()
+	if len(last.Former) != 0 || last.Server.Secret == "next" {
+		t.Errorf("at last it has %+v", last)
+	}
+	closed = true
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	o.Port = s.listener.Addr().(*net.TCPAddr).Port
+	again, err := New(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now := again.tokens.Load(); now.Server != last.Server || now.Agent != agent {
+		t.Errorf("the next start goes by %+v, want %+v", now, last)
+	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
+	}
+}
