@@ -23,14 +23,16 @@ func newNFT() (knftables.Interface, error) {
 
 // rulesApplier serializes applying. Callers that wait at the same time share one run.
 type rulesApplier struct {
-	nft       knftables.Interface
+	nft knftables.Interface
+	// network is the one that the table is for: that which is being set up, before pods are served from it.
+	network   atomic.Pointer[network]
 	requested atomic.Uint64
 	mu        sync.Mutex
 	applied   uint64 // every request up to this one is in the table
 }
 
 // applyRules makes the table what the living sandboxes want.
-func (s *Server) applyRules(ctx context.Context, nw *network) error {
+func (s *Server) applyRules(ctx context.Context) error {
 	a := &s.rules
 	mine := a.requested.Add(1)
 	a.mu.Lock()
@@ -38,7 +40,8 @@ func (s *Server) applyRules(ctx context.Context, nw *network) error {
 	if a.applied >= mine {
 		return nil
 	}
-	upTo := a.requested.Load() // whoever asked before this moment has its record in the list below
+	upTo := a.requested.Load() // whoever asked before this moment has its record in the list below, and its network
+	nw := a.network.Load()
 	var ports []hostPort
 	pods := slices.Clone(nw.podCIDRs)
 	for _, r := range s.records.list() {

@@ -39,11 +39,11 @@ func (s *Server) listen(ctx context.Context, changes chan<- struct{}) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	news, err := subscribe(ctx.Done())
+	defer news.drain()
+	defer cancel()
 	if err != nil {
 		return err
 	}
-	defer news.drain()
-	defer cancel()
 	var due <-chan time.Time
 	for {
 		relevant, ok := false, true
@@ -81,43 +81,37 @@ type news struct {
 	addrs      chan netlink.AddrUpdate
 	routes     chan netlink.RouteUpdate
 	neighbours chan netlink.NeighUpdate
+	drains     []func() // of those that have begun
 }
 
+// subscribe begins all of them. After an error, too, those that have begun have to be drained once done is closed.
 func subscribe(done <-chan struct{}) (*news, error) {
-	n := &news{make(chan netlink.LinkUpdate), make(chan netlink.AddrUpdate), make(chan netlink.RouteUpdate), make(chan netlink.NeighUpdate)}
-	begun := []func(){}
-	fail := func(err error) (*news, error) {
-		go func() { // the caller ends done, and with it those that have begun
-			for _, drain := range begun {
-				drain()
-			}
-		}()
-		return nil, fmt.Errorf("following the kernel's network: %w", err)
+	n := &news{
+		links: make(chan netlink.LinkUpdate), addrs: make(chan netlink.AddrUpdate),
+		routes: make(chan netlink.RouteUpdate), neighbours: make(chan netlink.NeighUpdate),
 	}
-	if err := netlink.LinkSubscribe(n.links, done); err != nil {
-		return fail(err)
-	}
-	begun = append(begun, func() { drain(n.links) })
-	if err := netlink.AddrSubscribe(n.addrs, done); err != nil {
-		return fail(err)
-	}
-	begun = append(begun, func() { drain(n.addrs) })
-	if err := netlink.RouteSubscribe(n.routes, done); err != nil {
-		return fail(err)
-	}
-	begun = append(begun, func() { drain(n.routes) })
-	if err := netlink.NeighSubscribe(n.neighbours, done); err != nil {
-		return fail(err)
+	for _, s := range []struct {
+		begin func() error
+		drain func()
+	}{
+		{func() error { return netlink.LinkSubscribe(n.links, done) }, func() { drain(n.links) }},
+		{func() error { return netlink.AddrSubscribe(n.addrs, done) }, func() { drain(n.addrs) }},
+		{func() error { return netlink.RouteSubscribe(n.routes, done) }, func() { drain(n.routes) }},
+		{func() error { return netlink.NeighSubscribe(n.neighbours, done) }, func() { drain(n.neighbours) }},
+	} {
+		if err := s.begin(); err != nil {
+			return n, fmt.Errorf("following the kernel's network: %w", err)
+		}
+		n.drains = append(n.drains, s.drain)
 	}
 	return n, nil
 }
 
 // drain waits until netlink's goroutines have ended.
 func (n *news) drain() {
-	drain(n.links)
-	drain(n.addrs)
-	drain(n.routes)
-	drain(n.neighbours)
+	for _, d := range n.drains {
+		d()
+	}
 }
 
 func drain[T any](c <-chan T) {

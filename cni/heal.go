@@ -33,7 +33,7 @@ func (s *Server) heal(ctx context.Context) {
 	// An error here says nothing about the table.
 	if ok, err := nfttable.Exists(nfttable.Table{Family: nfttable.INet, Name: tableName}); err == nil && !ok {
 		s.log.Info("The nftables table of the pod network was removed by another program; writing it again")
-		if err := s.applyRules(ctx, nw); err != nil {
+		if err := s.applyRules(ctx); err != nil {
 			s.log.Error(err, "Host ports and traffic from pods to the outside do not work; trying again", "after", s.guard)
 		}
 	}

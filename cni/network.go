@@ -106,6 +106,7 @@ func (s *Server) configure(ctx context.Context, st networkState) error {
 	if err != nil {
 		return err
 	}
+	s.reportPeers(trouble)
 	old := s.network.Load()
 	if nw.equal(old) {
 		return nil
@@ -121,7 +122,8 @@ func (s *Server) configure(ctx context.Context, st networkState) error {
 	if _, err := s.applyHost(nw); err != nil {
 		return err
 	}
-	if err := s.applyRules(ctx, nw); err != nil {
+	s.rules.network.Store(nw)
+	if err := s.applyRules(ctx); err != nil {
 		return err
 	}
 	s.network.Store(nw)
@@ -133,7 +135,6 @@ func (s *Server) configure(ctx context.Context, st networkState) error {
 	}
 	s.warnOfForwardDrops()
 	s.warnOfInputDrops()
-	s.reportPeers(trouble)
 	s.log.Info("The pod network is ready", "podCIDRs", nw.podCIDRs, "mtu", nw.mtu, "device", Bridge,
 		"backend", s.o.Backend, "underlay", nw.ways.underlay.device, "otherNodes", len(nw.ways.peers))
 	return nil

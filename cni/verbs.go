@@ -61,7 +61,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, conf pluginConf) (_ 
 		return nil, err
 	}
 	if len(r.Ports) > 0 {
-		if err := s.applyRules(ctx, nw); err != nil {
+		if err := s.applyRules(ctx); err != nil {
 			return nil, err
 		}
 		s.dropStaleFlows(r, false)
@@ -121,7 +121,7 @@ func (s *Server) forget(ctx context.Context, r *record) error {
 	}
 	if len(r.Ports) > 0 {
 		if nw := s.network.Load(); nw != nil {
-			if err := s.applyRules(ctx, nw); err != nil {
+			if err := s.applyRules(ctx); err != nil {
 				// The record stays, so that the runtime's next DEL tries again.
 				return errors.Join(err, s.records.put(r))
 			}
