@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
@@ -67,7 +68,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	if len(o.ClusterDNS) > 0 {
 		if n.names, err = dns.NewServer(dns.Options{
 			Addresses: o.NodeIPs, Kubeconfig: o.NetworkKubeconfig, Domain: o.ClusterDomain, ClusterDNS: o.ClusterDNS,
-			ResolvConf: o.ResolvConf, ImportDir: existing(p.dnsImports), Logger: log,
+			Clients: slices.Concat(o.ClusterCIDRs, o.ServiceCIDRs), ResolvConf: o.ResolvConf, ImportDir: existing(p.dnsImports), Logger: log,
 		}); err != nil {
 			return nil, fmt.Errorf("agent: set up the cluster DNS: %w", err)
 		}

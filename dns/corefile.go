@@ -5,7 +5,6 @@ package dns
 import (
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"strings"
 	"time"
 )
@@ -13,32 +12,43 @@ import (
 // apiWait is how long a start waits for the API's Services before it answers without them.
 const apiWait = 2 * time.Second
 
+// staleAfter is how long a resolver may take before the answer that ran out is given again: RFC 8767 recommends 1.8 s as the longest.
+const staleAfter = "1500ms"
+
 // corefile is CoreDNS's whole configuration. Answers about the cluster are not cached: they come from memory, and a
 // Service that has just been made must not be missing because somebody asked a moment too early.
-func corefile(o Options, resolvers []netip.AddrPort, imports bool) string {
+func corefile(o Options, resolvers []netip.AddrPort, extra blocks) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line(".:%d {", Port)
 	line("    bind %s", join(o.Addresses))
-	line("    errors {")
-	line(`        consolidate 5m ".*" warning show_first`)
-	line("    }")
-	line("    cache 30 {")
-	line("        success 4096")
-	line("        denial 1024")
-	line("        disable success %s in-addr.arpa ip6.arpa", o.Domain)
-	line("        disable denial %s in-addr.arpa ip6.arpa", o.Domain)
-	line("    }")
-	line("    loadbalance")
+	line("    %s", clients(o))
+	// What the operator sets himself takes the place of ours: each of these may be there once.
+	if extra.main["errors"] == nil {
+		line("    errors {")
+		line(`        consolidate 5m ".*" warning show_first`)
+		line("    }")
+	}
+	if extra.main["cache"] == nil {
+		line("    cache 30 {")
+		line("        success 4096")
+		line("        denial 1024")
+		// Names outside go on for a day when their servers do not answer (RFC 8767).
+		line("        serve_stale 24h verify %s 30s", staleAfter)
+		line("        disable success %s in-addr.arpa ip6.arpa", o.Domain)
+		line("        disable denial %s in-addr.arpa ip6.arpa", o.Domain)
+		line("    }")
+	}
+	if extra.main["loadbalance"] == nil {
+		line("    loadbalance")
+	}
 	line("    %s %s in-addr.arpa ip6.arpa {", directive, o.Domain)
 	line("        kubeconfig %q", o.Kubeconfig)
 	line("        pods insecure")
 	line("        fallthrough in-addr.arpa ip6.arpa")
 	line("        startup_timeout %s", apiWait)
 	line("    }")
-	if imports && o.ImportDir != "" {
-		line("    import %s", filepath.Join(o.ImportDir, "*.override"))
-	}
+	b.WriteString(extra.main.text())
 	if len(resolvers) > 0 {
 		// In the order of resolv.conf, as the host itself asks them. When all are known to be down, say so at once.
 		line("    forward . %s {", join(resolvers))
@@ -48,8 +58,8 @@ func corefile(o Options, resolvers []netip.AddrPort, imports bool) string {
 		line("    }")
 	}
 	line("}")
-	if imports && o.ImportDir != "" {
-		line("import %s", filepath.Join(o.ImportDir, "*.server"))
+	for _, block := range extra.others {
+		b.WriteString(block)
 	}
 	return b.String()
 }

@@ -145,7 +145,7 @@ func startNode(t *testing.T, a *api) {
 		t.Fatal(err)
 	}
 	names, err := NewServer(Options{
-		Addresses: node, Kubeconfig: kubeconfig, ClusterDNS: []netip.Addr{netip.MustParseAddr(dnsAddr)},
+		Addresses: node, Kubeconfig: kubeconfig, Clients: cluster, ClusterDNS: []netip.Addr{netip.MustParseAddr(dnsAddr)},
 		ResolvConf: filepath.Join(dir, "resolv.conf"), Logger: log,
 	})
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
-	// The plugins that corefile names, and hosts, rewrite and template for the operator's own files.
+	// The plugins that corefile names, and hosts, rewrite and log for the operator's own configuration.
 	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/cache"
 	_ "github.com/coredns/coredns/plugin/errors"
@@ -39,6 +39,12 @@ var register = sync.OnceValue(func() error {
 	}
 	dnsserver.Directives = slices.Insert(slices.Clone(dnsserver.Directives), i, directive)
 	plugin.Register(directive, setup)
+	first := slices.Index(dnsserver.Directives, "cache") // before all that answers
+	if first < 0 {
+		return fmt.Errorf("dns: this CoreDNS has no cache plugin")
+	}
+	dnsserver.Directives = slices.Insert(dnsserver.Directives, first, clientsDirective)
+	plugin.Register(clientsDirective, setupClients)
 	return nil
 })
 

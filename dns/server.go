@@ -10,15 +10,20 @@ package dns
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/coredns/caddy"
 	"k8s.io/klog/v2"
+
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
 // Port is where the Service kube-dns leads, for UDP and TCP: host processes need port 53 for themselves.
@@ -37,11 +42,15 @@ type Options struct {
 	// ResolvConf names the file with the host's resolvers; empty means the host's own: /etc/resolv.conf, or what
 	// systemd-resolved or NetworkManager keep beside it when that has nothing but a stub.
 	ResolvConf string
+	// Clients are the networks whose questions are answered, beside those of this machine: the cluster's.
+	Clients []netip.Prefix
 	// ImportDir may hold configuration of the operator: *.override files extend the cluster's server block, *.server
-	// files add blocks of their own. A mistake in them is logged and they are left out. Read at start. May be empty.
+	// files add blocks of their own, as the keys of CustomConfigMap do. A mistake in one is logged and it is left out. Read at start. May be empty.
 	ImportDir string
 	// Logger is klog's own when left zero.
 	Logger klog.Logger
+
+	id string // of this Server: no question by another one has it
 }
 
 // Server is one CoreDNS. Make it with NewServer.
@@ -49,6 +58,10 @@ type Server struct {
 	o     Options
 	log   klog.Logger
 	ready atomic.Bool
+	// looped are resolvers of which it was said that they lead back here. They and what follows are Run's.
+	looped map[netip.AddrPort]bool
+	files  custom // of ImportDir, what works
+	custom custom // of the ConfigMap
 }
 
 // NewServer checks the options. Nothing listens yet.
@@ -65,11 +78,15 @@ func NewServer(o Options) (*Server, error) {
 	if err := register(); err != nil {
 		return nil, err
 	}
-	return &Server{o: o, log: o.Logger.WithName("dns")}, nil
+	o.id = strings.ToLower(rand.Text())
+	return &Server{o: o, log: o.Logger.WithName("dns"), looped: map[netip.AddrPort]bool{}}, nil
 }
 
 // Ready says whether queries are answered, those for cluster names with what was known last.
 func (s *Server) Ready() bool { return s.ready.Load() }
+
+// loopEvery is how often resolvers on this machine are asked whether they lead back here.
+const loopEvery = 5 * time.Minute
 
 // startRetry is the wait after CoreDNS could not start: the address is not there yet, or the port is taken.
 const startRetry = 2 * time.Second
@@ -82,20 +99,40 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer watch.close()
+	parts, err := s.followCustom(ctx)
+	if err != nil {
+		return err
+	}
+	defer parts.close()
 	var instance *caddy.Instance
 	defer func() {
 		s.ready.Store(false)
 		stop(instance)
 	}()
 	resolvers := watch.current()
+	use, here := split(resolvers) // those on this machine are asked first whether they lead back
+	good := custom{}
 	for {
-		var retry <-chan time.Time
-		next, err := s.start(instance, resolvers)
+		var retry, look <-chan time.Time
+		next, err := s.start(instance, use, s.custom)
+		if err != nil && instance != nil && !maps.Equal(s.custom, good) {
+			parts.complain(ctx, "(all of them together)", err)
+			s.log.Error(err, "The ConfigMap does not work together with what else is configured; the last one that did stays", "configmap", CustomConfigMap)
+			s.custom = good
+			continue
+		}
 		switch {
 		case err == nil:
-			instance = next
+			instance, good = next, s.custom
 			s.ready.Store(true)
-			s.log.Info("Cluster DNS answers", "addresses", s.o.Addresses, "port", Port, "resolvers", resolvers)
+			s.log.Info("Cluster DNS answers", "addresses", s.o.Addresses, "port", Port, "resolvers", use)
+			if len(here) > 0 {
+				if able := s.withoutLoops(ctx, resolvers); !slices.Equal(able, use) {
+					use = able
+					continue
+				}
+				look = time.After(loopEvery)
+			}
 		case instance != nil:
 			s.log.Error(err, "Cluster DNS goes on with the resolvers it had", "after", startRetry)
 			retry = time.After(startRetry)
@@ -109,21 +146,61 @@ func (s *Server) Run(ctx context.Context) error {
 				return nil
 			case <-retry:
 				waiting = false
+			case <-look:
+				able := s.withoutLoops(ctx, resolvers)
+				waiting, look = slices.Equal(able, use), time.After(loopEvery)
+				use = able
+			case data := <-parts.changes:
+				waiting = !s.take(ctx, parts, data)
 			case changed := <-watch.changes:
-				waiting = slices.Equal(changed, resolvers)
-				resolvers = changed
+				if waiting = slices.Equal(changed, resolvers); !waiting {
+					resolvers = changed
+					use, here = split(resolvers)
+				}
 			}
 		}
 	}
 }
 
+// followCustom reads the operator's files, and begins to follow the ConfigMap.
+func (s *Server) followCustom(ctx context.Context) (*customWatch, error) {
+	client, err := netinformers.NewClient(s.o.Kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("dns: %w", err)
+	}
+	files, err := customFiles(s.o.ImportDir)
+	if err != nil {
+		s.log.Error(err, "The operator's DNS configuration is left out", "dir", s.o.ImportDir)
+	}
+	var errs map[string]error
+	s.files, errs = s.accept(nil, files)
+	for name, err := range errs {
+		s.log.Error(err, "A file of the operator's DNS configuration does not work and is left out", "file", name)
+	}
+	return watchCustom(ctx, client, s.log), nil
+}
+
+// take takes over the ConfigMap's content, and says whether that changes anything.
+func (s *Server) take(ctx context.Context, w *customWatch, data custom) (changed bool) {
+	now, errs := s.accept(s.custom, data)
+	for key, err := range errs {
+		s.log.Error(err, "A key of the ConfigMap does not work; what it said before stays in force", "configmap", CustomConfigMap, "key", key)
+		w.complain(ctx, key, err)
+	}
+	changed = !maps.Equal(now, s.custom)
+	s.custom = now
+	return changed
+}
+
 // start starts CoreDNS, or replaces a running one without a gap.
-func (s *Server) start(running *caddy.Instance, resolvers []netip.AddrPort) (*caddy.Instance, error) {
-	instance, err := launch(running, corefile(s.o, resolvers, true))
-	if err != nil && s.o.ImportDir != "" {
+func (s *Server) start(running *caddy.Instance, resolvers []netip.AddrPort, from custom) (*caddy.Instance, error) {
+	both := maps.Clone(s.files)
+	maps.Copy(both, from)
+	instance, err := launch(running, corefile(s.o, resolvers, s.render(both)))
+	if err != nil && len(both) > 0 && running == nil {
 		var plainErr error
-		if instance, plainErr = launch(running, corefile(s.o, resolvers, false)); plainErr == nil {
-			s.log.Error(err, "The operator's DNS configuration does not work and is left out", "dir", s.o.ImportDir)
+		if instance, plainErr = launch(running, corefile(s.o, resolvers, s.render(nil))); plainErr == nil {
+			s.log.Error(err, "The operator's DNS configuration does not work and is left out")
 		}
 		err = plainErr
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -15,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,14 +49,16 @@ type api struct {
 	lists   map[string][]runtime.Object // by path
 	watches map[string][]chan []byte
 	down    bool
+	events  []string // that were written, in their binary form
 }
 
 var kinds = map[string][2]string{
-	"/api/v1/namespaces":                       {"v1", "Namespace"},
-	"/api/v1/nodes":                            {"v1", "Node"},
-	"/api/v1/services":                         {"v1", "Service"},
-	"/apis/networking.k8s.io/v1/servicecidrs":  {"networking.k8s.io/v1", "ServiceCIDR"},
-	"/apis/discovery.k8s.io/v1/endpointslices": {"discovery.k8s.io/v1", "EndpointSlice"},
+	"/api/v1/namespaces":                        {"v1", "Namespace"},
+	"/api/v1/nodes":                             {"v1", "Node"},
+	"/api/v1/services":                          {"v1", "Service"},
+	"/apis/networking.k8s.io/v1/servicecidrs":   {"networking.k8s.io/v1", "ServiceCIDR"},
+	"/apis/discovery.k8s.io/v1/endpointslices":  {"discovery.k8s.io/v1", "EndpointSlice"},
+	"/api/v1/namespaces/kube-system/configmaps": {"v1", "ConfigMap"},
 }
 
 func newAPI(t *testing.T) *api {
@@ -72,6 +76,12 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	kind, known := kinds[r.URL.Path]
 	down := a.down
 	a.mu.Unlock()
+	if r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/events") {
+		text, _ := io.ReadAll(r.Body)
+		a.mu.Lock()
+		a.events = append(a.events, string(text))
+		a.mu.Unlock()
+	}
 	if !known || down {
 		http.Error(w, "no", http.StatusServiceUnavailable)
 		return
@@ -132,6 +142,31 @@ func (a *api) add(t *testing.T, path string, obj runtime.Object) {
 	for _, w := range a.watches[path] {
 		w <- data
 	}
+}
+
+// put adds the only object of a path, or changes it.
+func (a *api) put(t *testing.T, path string, obj runtime.Object) {
+	t.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	kind := "ADDED"
+	if len(a.lists[path]) > 0 {
+		kind = "MODIFIED"
+	}
+	data, err := json.Marshal(map[string]any{"type": kind, "object": obj})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.lists[path] = []runtime.Object{obj}
+	for _, w := range a.watches[path] {
+		w <- data
+	}
+}
+
+func (a *api) told() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.events)
 }
 
 func (a *api) kubeconfig(t *testing.T) string {
@@ -210,6 +245,30 @@ func outside(t *testing.T, listen, answer string) {
 		_ = pc.Close()
 		t.Log(<-done) // it always complains of the closed socket
 	})
+}
+
+// relay is a resolver of the host that asks another one, and counts.
+func relay(t *testing.T, listen, to string) (asked func() int64) {
+	t.Helper()
+	nstest.Require(t) // for the port
+	pc, err := net.ListenPacket("udp", listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var count atomic.Int64
+	s := &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		count.Add(1)
+		if r, _, err := new(dns.Client).Exchange(q, net.JoinHostPort(to, fmt.Sprint(Port))); err == nil {
+			_ = w.WriteMsg(r)
+		}
+	})}
+	done := make(chan error, 1) // read in the clean-up only
+	go func() { done <- s.ActivateAndServe() }()
+	t.Cleanup(func() {
+		_ = pc.Close()
+		t.Log(<-done) // it always complains of the closed socket
+	})
+	return count.Load
 }
 
 const listenAddr = "127.0.0.5"
@@ -341,7 +400,7 @@ func TestStartsWithoutAPI(t *testing.T) {
 
 func TestOperatorsConfiguration(t *testing.T) {
 	for name, files := range map[string]map[string]string{
-		"works":         {"a.override": "hosts {\n 192.0.2.99 nas.home\n fallthrough\n}\n", "b.server": "lab:10053 {\n bind 127.0.0.5\n hosts {\n 192.0.2.98 x.lab\n }\n}\n"},
+		"works":         {"a.override": "hosts {\n 192.0.2.99 nas.home\n fallthrough\n}\n", "c.server": "lab2 {\n hosts {\n 192.0.2.97 x.lab2\n }\n}\n", "b.server": "lab:10053 {\n bind 127.0.0.5\n hosts {\n 192.0.2.98 x.lab\n }\n}\n"},
 		"is a mistake":  {"a.override": "no-such-plugin\n"},
 		"is not there ": {},
 	} {
@@ -358,6 +417,7 @@ func TestOperatorsConfiguration(t *testing.T) {
 			if name == "works" {
 				wantAnswer(t, "nas.home", dns.TypeA, "192.0.2.99")
 				wantAnswer(t, "x.lab", dns.TypeA, "192.0.2.98")
+				wantAnswer(t, "x.lab2", dns.TypeA, "192.0.2.97")
 			}
 		})
 	}

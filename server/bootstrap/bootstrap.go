@@ -126,12 +126,16 @@ func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
 	return wrap("ClusterRole", pki.NetworkUser, err)
 }
 
-// applyHoldersRole lets the network identity read who answers for which address of the load balancer's pool, and no other ConfigMap.
+// dnsConfigMap, in kube-system, is the operator's configuration of the cluster's DNS (dns.CustomConfigMap).
+const dnsConfigMap = "coredns-custom"
+
+// applyHoldersRole lets the network identity read who answers for which address of the load balancer's pool and the operator's configuration of the
+// DNS, and no other ConfigMap.
 func applyHoldersRole(ctx context.Context, c kubernetes.Interface) error {
 	const name = pki.NetworkUser + ":holders"
 	_, err := c.RbacV1().Roles(metav1.NamespaceSystem).Apply(ctx, rbacv1ac.Role(name, metav1.NamespaceSystem).
 		WithLabels(map[string]string{managedBy: manager}).
-		WithRules(rbacv1ac.PolicyRule().WithAPIGroups("").WithResources("configmaps").WithResourceNames(lbholders.ConfigMap).
+		WithRules(rbacv1ac.PolicyRule().WithAPIGroups("").WithResources("configmaps").WithResourceNames(lbholders.ConfigMap, dnsConfigMap).
 			WithVerbs("get", "list", "watch")), force())
 	if err != nil {
 		return wrap("Role", name, err)

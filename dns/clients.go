@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/plugin"
+	"github.com/coredns/coredns/request"
+	"github.com/miekg/dns"
+)
+
+const (
+	// clientsDirective names the plugin that answers the cluster only. It stands in every server block.
+	clientsDirective = "coracle-clients"
+	// addressesFor is how long the machine's own addresses are remembered: a stranger may ask as often as it likes.
+	addressesFor = time.Second
+)
+
+// clients is the directive with its arguments: the name by which a Server finds out that a resolver leads back to it, and whose questions are answered
+// beside the machine's own.
+func clients(o Options) string {
+	words := []string{clientsDirective, loopName(o.id)}
+	for _, p := range o.Clients {
+		words = append(words, p.Masked().String())
+	}
+	return strings.Join(words, " ")
+}
+
+func loopName(id string) string { return id + ".loop.coracle.internal." }
+
+// gate refuses questions from outside the cluster: a machine's address on a LAN is no open resolver.
+type gate struct {
+	next     plugin.Handler
+	prefixes []netip.Prefix
+	loop     string
+	local    localAddresses
+}
+
+func setupClients(c *caddy.Controller) error {
+	g := &gate{}
+	for c.Next() {
+		args := c.RemainingArgs()
+		if len(args) == 0 {
+			return plugin.Error(clientsDirective, c.ArgErr())
+		}
+		g.loop = args[0]
+		for _, a := range args[1:] {
+			p, err := netip.ParsePrefix(a)
+			if err != nil {
+				return plugin.Error(clientsDirective, err)
+			}
+			g.prefixes = append(g.prefixes, p)
+		}
+	}
+	dnsserver.GetConfig(c).AddPlugin(func(next plugin.Handler) plugin.Handler {
+		g.next = next
+		return g
+	})
+	return nil
+}
+
+// Name implements plugin.Handler.
+func (g *gate) Name() string { return clientsDirective }
+
+// ServeDNS implements plugin.Handler.
+func (g *gate) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	state := request.Request{W: w, Req: r}
+	from, err := netip.ParseAddr(state.IP())
+	if err != nil || !g.admits(from.Unmap().WithZone("")) {
+		return dns.RcodeRefused, nil
+	}
+	if state.Name() == g.loop {
+		m := new(dns.Msg).SetReply(r)
+		m.Answer = []dns.RR{&dns.TXT{
+			Hdr: dns.RR_Header{Name: state.QName(), Rrtype: dns.TypeTXT, Class: dns.ClassINET}, Txt: []string{g.loop},
+		}}
+		return dns.RcodeSuccess, w.WriteMsg(m)
+	}
+	return plugin.NextOrFailure(g.Name(), g.next, ctx, w, r)
+}
+
+func (g *gate) admits(from netip.Addr) bool {
+	if from.IsLoopback() {
+		return true
+	}
+	for _, p := range g.prefixes {
+		if p.Contains(from) {
+			return true
+		}
+	}
+	return g.local.has(from, time.Now())
+}
+
+// localAddresses are this machine's.
+type localAddresses struct {
+	mu   sync.Mutex
+	read time.Time
+	all  map[netip.Addr]bool
+}
+
+func (l *localAddresses) has(a netip.Addr, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all == nil || now.Sub(l.read) > addressesFor || now.Before(l.read) {
+		l.read, l.all = now, machineAddresses()
+	}
+	return l.all[a]
+}
+
+// machineAddresses reads them; none, if the kernel does not say.
+func machineAddresses() map[netip.Addr]bool {
+	out := map[netip.Addr]bool{}
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return out
+	}
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			out[p.Addr().Unmap()] = true
+		}
+	}
+	return out
+}
+
+// probeTimeout is how long a resolver gets to lead back here.
+const probeTimeout = 2 * time.Second
+
+// leadsBack says whether a resolver on this machine hands a question to this Server.
+func leadsBack(ctx context.Context, at netip.AddrPort, name string) bool {
+	c := &dns.Client{Timeout: probeTimeout}
+	r, _, err := c.ExchangeContext(ctx, new(dns.Msg).SetQuestion(name, dns.TypeTXT), at.String())
+	if err != nil {
+		return false // it says nothing now, and is looked at again
+	}
+	for _, rr := range r.Answer {
+		if t, ok := rr.(*dns.TXT); ok && len(t.Txt) == 1 && t.Txt[0] == name {
+			return true
+		}
+	}
+	return false
+}
+
+// split parts resolvers into those elsewhere and those on this machine.
+func split(resolvers []netip.AddrPort) (elsewhere, here []netip.AddrPort) {
+	own := machineAddresses()
+	for _, r := range resolvers {
+		if r.Addr().IsLoopback() || own[r.Addr()] {
+			here = append(here, r)
+		} else {
+			elsewhere = append(elsewhere, r)
+		}
+	}
+	return elsewhere, here
+}
+
+// withoutLoops leaves out the resolvers on this machine that lead back here: each question would go round until nothing is left to ask with.
+func (s *Server) withoutLoops(ctx context.Context, resolvers []netip.AddrPort) (out []netip.AddrPort) {
+	for _, r := range resolvers {
+		if _, here := split([]netip.AddrPort{r}); len(here) > 0 && leadsBack(ctx, r, loopName(s.o.id)) {
+			if !s.looped[r] {
+				s.log.Error(fmt.Errorf("%s hands questions back to the cluster's DNS", r), "A resolver of this host is left out: what it is asked comes back here and would go round for ever. "+
+					"Have it ask a resolver outside, or name one with --resolv-conf; it is looked at again every five minutes")
+			}
+			s.looped[r] = true
+			continue
+		}
+		delete(s.looped, r)
+		out = append(out, r)
+	}
+	return out
+}

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coredns/caddy"
+	"github.com/coredns/caddy/caddyfile"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+)
+
+// CustomConfigMap, in kube-system, holds configuration of the operator, as it does with k3s: keys that end in .override extend the
+// cluster's server block, those that end in .server are blocks of their own.
+const CustomConfigMap = "coredns-custom"
+
+const (
+	overrideSuffix, serverSuffix = ".override", ".server"
+	// eventTimeout bounds the writing of an event.
+	eventTimeout = 10 * time.Second
+)
+
+// custom is the operator's configuration, by the name that messages call a part of it.
+type custom map[string]string
+
+// customFiles reads the operator's files. A folder that is not there has none.
+func customFiles(dir string) (custom, error) {
+	out := custom{}
+	if dir == "" {
+		return out, nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil && !os.IsNotExist(err) {
+		return out, fmt.Errorf("reading the operator's DNS configuration: %w", err)
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if !isCustom(path) {
+			continue
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return out, fmt.Errorf("reading the operator's DNS configuration: %w", err)
+		}
+		out[path] = string(text)
+	}
+	return out, nil
+}
+
+func isCustom(name string) bool {
+	return strings.HasSuffix(name, overrideSuffix) || strings.HasSuffix(name, serverSuffix)
+}
+
+// blocks are what is added to the Corefile.
+type blocks struct {
+	main   directives // to the cluster's block
+	others []string   // whole blocks
+}
+
+// directives are those of a block, each with all of its lines.
+type directives map[string][]caddyfile.Token
+
+// parse reads one part of the configuration. Server blocks get the port and the addresses at which the cluster's DNS answers: those are the
+// only ones to which the Service leads, and port 53 of the host is not ours.
+func (b *blocks) parse(o Options, name, text string) error {
+	if strings.HasSuffix(name, overrideSuffix) {
+		parsed, err := caddyfile.Parse(name, strings.NewReader(".:0 {\n"+text+"\n}\n"), nil)
+		if err != nil {
+			return err
+		}
+		if len(parsed) != 1 {
+			return fmt.Errorf("%s holds server blocks: those belong under a key that ends in %s", name, serverSuffix)
+		}
+		for d, tokens := range parsed[0].Tokens {
+			b.main[d] = append(b.main[d], tokens...)
+		}
+		return nil
+	}
+	parsed, err := caddyfile.Parse(name, strings.NewReader(text), nil)
+	if err != nil {
+		return err
+	}
+	for _, block := range parsed {
+		var keys []string
+		for _, k := range block.Keys {
+			keys = append(keys, onOurPort(k))
+		}
+		all := directives(block.Tokens)
+		head := []string{"    " + clients(o)}
+		if all["bind"] == nil {
+			head = append(head, "    bind "+join(o.Addresses))
+		}
+		b.others = append(b.others, strings.Join(keys, ", ")+" {\n"+strings.Join(head, "\n")+"\n"+all.text()+"}\n")
+	}
+	return nil
+}
+
+// onOurPort is the key of a server block with our port, if it has none or 53. Blocks for other protocols stay as they are.
+func onOurPort(key string) string {
+	rest, _ := strings.CutPrefix(key, "dns://")
+	if strings.Contains(rest, "://") {
+		return key
+	}
+	if zone, ok := strings.CutSuffix(rest, ":53"); ok {
+		rest = zone
+	}
+	if i := strings.LastIndex(rest, ":"); i >= 0 && !strings.Contains(rest[i:], "]") && !strings.Contains(rest[i:], "/") && strings.Count(rest, ":") == 1 {
+		return rest
+	}
+	return fmt.Sprintf("%s:%d", rest, Port)
+}
+
+// text writes the directives as a Corefile has them.
+func (d directives) text() string {
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(d)) {
+		at := caddyfile.Token{Line: -1}
+		for _, t := range d[name] {
+			switch {
+			case at.Line == -1:
+				b.WriteString("    ")
+			case t.Line != at.Line || t.File != at.File:
+				b.WriteString("\n    ")
+			default:
+				b.WriteString(" ")
+			}
+			at = t
+			if t.Text == "" || strings.ContainsAny(t.Text, " \t\r\n\"#") {
+				b.WriteString(`"` + strings.ReplaceAll(t.Text, `"`, `\"`) + `"`)
+			} else {
+				b.WriteString(t.Text)
+			}
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
+}
+
+// check says what is wrong with one part of the configuration, by itself.
+func (s *Server) check(name, text string) error {
+	b := blocks{main: directives{}}
+	if err := b.parse(s.o, name, text); err != nil {
+		return err
+	}
+	input := caddy.CaddyfileInput{Filepath: name, Contents: []byte(corefile(s.o, nil, b)), ServerTypeName: "dns"}
+	return caddy.ValidateAndExecuteDirectives(input, nil, true)
+}
+
+// accept takes the parts of a configuration that work. Of one that does not the last that did stays; errs says why, by name.
+func (s *Server) accept(have, now custom) (out custom, errs map[string]error) {
+	out, errs = custom{}, map[string]error{}
+	for name, text := range now {
+		if !isCustom(name) {
+			continue
+		}
+		if before, ok := have[name]; ok && before == text {
+			out[name] = text
+			continue
+		}
+		if err := s.check(name, text); err != nil {
+			errs[name] = err
+			if before, ok := have[name]; ok {
+				out[name] = before
+			}
+			continue
+		}
+		out[name] = text
+	}
+	return out, errs
+}
+
+// render puts parts that work together, in the order of their names.
+func (s *Server) render(parts custom) blocks {
+	b := blocks{main: directives{}}
+	for _, name := range slices.Sorted(maps.Keys(parts)) {
+		_ = b.parse(s.o, name, parts[name]) // it was accepted
+	}
+	return b
+}
+
+// customWatch follows the ConfigMap.
+type customWatch struct {
+	client  kubernetes.Interface
+	log     klog.Logger
+	changes chan custom // one: the newest
+	done    chan struct{}
+}
+
+// watchCustom starts a goroutine that ends with ctx; close waits for it.
+func watchCustom(ctx context.Context, client kubernetes.Interface, log klog.Logger) *customWatch {
+	w := &customWatch{client: client, log: log, changes: make(chan custom, 1), done: make(chan struct{})}
+	maps := cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "configmaps", metav1.NamespaceSystem,
+		fields.OneTermEqualSelector(metav1.ObjectNameField, CustomConfigMap))
+	_, informer := cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: maps, ObjectType: &corev1.ConfigMap{},
+		Handler: cache.ResourceEventHandlerFuncs{
+			AddFunc:    func(o any) { w.put(o.(*corev1.ConfigMap).Data) },
+			UpdateFunc: func(_, o any) { w.put(o.(*corev1.ConfigMap).Data) },
+			DeleteFunc: func(any) { w.put(nil) },
+		},
+	})
+	go func() {
+		defer close(w.done)
+		informer.RunWithContext(ctx)
+	}()
+	return w
+}
+
+func (w *customWatch) close() { <-w.done }
+
+// put makes the newest content the one that waits. The informer calls it from one goroutine.
+func (w *customWatch) put(data map[string]string) {
+	select {
+	case <-w.changes:
+	default:
+	}
+	w.changes <- custom(data)
+}
+
+// complain writes an event beside the ConfigMap, as far as that is possible.
+func (w *customWatch) complain(ctx context.Context, key string, what error) {
+	ctx, cancel := context.WithTimeout(ctx, eventTimeout)
+	defer cancel()
+	now := metav1.Now()
+	_, err := w.client.CoreV1().Events(metav1.NamespaceSystem).Create(ctx, &corev1.Event{
+		ObjectMeta:     metav1.ObjectMeta{GenerateName: CustomConfigMap + ".", Namespace: metav1.NamespaceSystem},
+		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: metav1.NamespaceSystem, Name: CustomConfigMap},
+		Type:           corev1.EventTypeWarning, Reason: "BadDNSConfiguration",
+		Message:        fmt.Sprintf("the key %s is not used: %v", key, what),
+		Source:         corev1.EventSource{Component: "coracle-dns"},
+		FirstTimestamp: now, LastTimestamp: now, Count: 1,
+	}, metav1.CreateOptions{})
+	if err != nil {
+		w.log.V(2).Info("An event about the ConfigMap was not written", "err", err)
+	}
+}

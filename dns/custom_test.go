@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coredns/caddy/caddyfile"
+	"github.com/miekg/dns"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+// custom puts the ConfigMap, in place of the one that is there.
+func (a *api) custom(t *testing.T, version int, data map[string]string) {
+	a.put(t, "/api/v1/namespaces/kube-system/configmaps", &corev1.ConfigMap{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: CustomConfigMap, ResourceVersion: fmt.Sprint(version)}, Data: data,
+	})
+}
+
+func TestCustomConfigMap(t *testing.T) {
+	a := newAPI(t)
+	a.namespace(t, "default")
+	a.service(t, "web", "10.43.0.9")
+	outside(t, "127.0.0.53:53", "192.0.2.53")
+	run(t, a, nil)
+	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
+	a.custom(t, 10, map[string]string{
+		"nas.override": "hosts {\n  192.0.2.99 nas.home\n  fallthrough\n}",
+		"lab.server":   "lab:53 {\n  errors\n  cache 30\n  forward . 127.0.0.53\n}\ncorp.example corp2.example {\n  hosts {\n    192.0.2.97 x.corp.example\n  }\n}",
+		"README":       "is none of ours",
+	})
+	wantAnswer(t, "nas.home", dns.TypeA, "192.0.2.99")
+	wantAnswer(t, "x.lab", dns.TypeA, "192.0.2.53")
+	wantAnswer(t, "x.corp.example", dns.TypeA, "192.0.2.97")
+	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
+
+	// Of two keys one is wrong: that one stays as it was, the other one changes.
+	a.custom(t, 11, map[string]string{
+		"nas.override": "hosts {\n  192.0.2.96 nas.home\n  fallthrough\n}",
+		"lab.server":   "lab:53 {\n  no-such-plugin\n}",
+	})
+	wantAnswer(t, "nas.home", dns.TypeA, "192.0.2.96")
+	wantAnswer(t, "x.lab", dns.TypeA, "192.0.2.53")
+	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
+	testenv.Eventually(t, time.Minute, "an event names the key and the mistake", func() error {
+		for _, e := range a.told() {
+			if strings.Contains(e, "lab.server") && strings.Contains(e, "no-such-plugin") {
+				return nil
+			}
+		}
+		return fmt.Errorf("events: %q", a.told())
+	})
+
+	// Two keys that work by themselves and not together: the last that worked together stays.
+	a.custom(t, 12, map[string]string{
+		"one.server": "twice:53 {\n  hosts {\n    192.0.2.95 x.twice\n  }\n}",
+		"two.server": "twice:53 {\n  hosts {\n    192.0.2.94 x.twice\n  }\n}",
+	})
+	testenv.Eventually(t, time.Minute, "an event says so", func() error {
+		for _, e := range a.told() {
+			if strings.Contains(e, "all of them together") {
+				return nil
+			}
+		}
+		return errors.New("none")
+	})
+	wantAnswer(t, "nas.home", dns.TypeA, "192.0.2.96")
+
+	a.custom(t, 13, nil)
+	testenv.Eventually(t, time.Minute, "what is taken out is gone", func() error {
+		got, _, err := query("udp", "nas.home", dns.TypeA)
+		if err == nil && len(got) > 0 {
+			err = fmt.Errorf("%v", got)
+		}
+		return err
+	})
+	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
+}
+
+func TestServerKeys(t *testing.T) {
+	for key, want := range map[string]string{
+		"lab": "lab:10053", "lab:53": "lab:10053", ".:53": ".:10053", ".": ".:10053", "dns://lab:53": "lab:10053", "lab:5300": "lab:5300",
+		"10.0.0.0/8": "10.0.0.0/8:10053", "10.0.0.0/8:53": "10.0.0.0/8:10053", "tls://lab:853": "tls://lab:853", "fd00::/8": "fd00::/8:10053",
+	} {
+		if got := onOurPort(key); got != want {
+			t.Errorf("%s becomes %s, want %s", key, got, want)
+		}
+	}
+}
+
+// What is written again means the same, whatever was quoted.
+func TestDirectivesAreWrittenAgain(t *testing.T) {
+	const text = ".:0 {\n hosts {\n  192.0.2.1 a b\n  fallthrough\n }\n rewrite name \"a b\" c\n rewrite name d \"e#f\"\n log . \"{remote} \\\"x\\\"\"\n}\n"
+	parsed, err := caddyfile.Parse("a", strings.NewReader(text), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := caddyfile.Parse("a", strings.NewReader(".:0 {\n"+directives(parsed[0].Tokens).text()+"}\n"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tokens := range parsed[0].Tokens {
+		var was, is []string
+		for i, token := range tokens {
+			was = append(was, token.Text)
+			if i < len(again[0].Tokens[name]) {
+				is = append(is, again[0].Tokens[name][i].Text)
+			}
+		}
+		if strings.Join(was, "|") != strings.Join(is, "|") {
+			t.Errorf("%s was\n%q and is\n%q", name, was, is)
+		}
+	}
+	b := blocks{main: directives{}}
+	if err := b.parse(Options{}, "x.override", "}\nevil:53 {\n"); err == nil {
+		t.Error("an override leaves the block of the cluster")
+	}
+}
+
+// Whoever is neither in the cluster nor on this machine is refused.
+func TestGate(t *testing.T) {
+	g := &gate{prefixes: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/48")}}
+	g.local.all, g.local.read = map[netip.Addr]bool{netip.MustParseAddr("192.0.2.1"): true}, time.Now().Add(addressesFor/2)
+	for a, want := range map[string]bool{
+		"127.0.0.1": true, "::1": true, "10.42.7.9": true, "fd42::9": true, "192.0.2.1": true, "192.0.2.2": false, "10.43.0.1": false, "2001:db8::1": false,
+	} {
+		if got := g.prefixAdmits(netip.MustParseAddr(a)); got != want {
+			t.Errorf("%s: %v", a, got)
+		}
+	}
+}
+
+// prefixAdmits is admits at a moment at which the machine's addresses need not be read.
+func (g *gate) prefixAdmits(a netip.Addr) bool {
+	g.local.read = time.Now()
+	return g.admits(a)
+}
+
+// From a machine beside this one nothing is answered; what a pod asks is.
+func TestStrangersAreRefused(t *testing.T) {
+	lan, pod := nstest.New(t), nstest.New(t)
+	lan.Link(t, "lan", "eth0", []string{"192.0.2.1/24"}, []string{"192.0.2.2/24"})
+	pod.Link(t, "pod", "eth0", []string{"10.42.7.1/24"}, []string{"10.42.7.2/24"})
+	a := newAPI(t)
+	a.namespace(t, "default")
+	a.service(t, "web", "10.43.0.9")
+	run(t, a, func(o *Options) {
+		o.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("10.42.7.1"), netip.MustParseAddr(listenAddr)}
+		o.Clients = []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}
+	})
+	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
+	ask := func(from *nstest.NS, proto, at string) (rcode string, err error) {
+		err = from.Do(func() error {
+			c := &dns.Client{Net: proto, Timeout: 3 * time.Second}
+			r, _, err := c.Exchange(new(dns.Msg).SetQuestion("web.default.svc.cluster.local.", dns.TypeA), fmt.Sprintf("%s:%d", at, Port))
+			if err == nil {
+				rcode = dns.RcodeToString[r.Rcode]
+			}
+			return err
+		})
+		return rcode, err
+	}
+	for _, proto := range []string{"udp", "tcp"} {
+		testenv.Eventually(t, time.Minute, "a machine of the LAN is refused by "+proto, func() error {
+			rcode, err := ask(lan, proto, "192.0.2.1")
+			if err == nil && rcode != "REFUSED" {
+				err = errors.New(rcode)
+			}
+			return err
+		})
+		testenv.Eventually(t, time.Minute, "a pod is answered by "+proto, func() error {
+			rcode, err := ask(pod, proto, "10.42.7.1")
+			if err == nil && rcode != "NOERROR" {
+				err = errors.New(rcode)
+			}
+			return err
+		})
+	}
+}
+
+// A resolver of the host that asks the cluster's DNS is left out; the others are asked.
+func TestLoop(t *testing.T) {
+	a := newAPI(t)
+	a.namespace(t, "default")
+	a.service(t, "web", "10.43.0.9")
+	asked := relay(t, "127.0.0.52:53", listenAddr)
+	outside(t, "127.0.0.53:53", "192.0.2.53")
+	run(t, a, func(o *Options) { write(t, o.ResolvConf, "nameserver 127.0.0.52\nnameserver 127.0.0.53\n") })
+	wantAnswer(t, "example.org", dns.TypeA, "192.0.2.53")
+	before := asked()
+	for i := range 20 {
+		wantAnswer(t, fmt.Sprintf("x%d.example.org", i), dns.TypeA, "192.0.2.53")
+	}
+	if n := asked() - before; n > 0 {
+		t.Errorf("%d questions went to the resolver that leads back", n)
+	}
+}
