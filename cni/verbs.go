@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/cni/wire"
+	"github.com/coracle-k8s/coracle/internal/netdump"
 )
 
 var errNotReady = wire.Errorf(wire.CodeTryAgainLater,
@@ -166,7 +167,7 @@ func (s *Server) check(req wire.Request) error {
 	if err != nil {
 		return wire.Errorf(wire.CodeMismatch, "%s in the pod: %v", r.IfName, err)
 	}
-	addrs, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_ALL) })
+	addrs, err := netdump.Whole(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("listing the pod's addresses: %w", err)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-k8s/coracle/internal/netdump"
 	"github.com/coracle-k8s/coracle/internal/synctime"
 )
 
@@ -186,7 +187,7 @@ func (kernelProbe) Dropping(hook string) ([]string, error) {
 }
 
 func (kernelProbe) Routes() ([]Route, error) {
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	routes, err := netdump.Routes(netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, err
 	}

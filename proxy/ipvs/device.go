@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-k8s/coracle/internal/netdump"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
@@ -48,7 +49,7 @@ func applyAddresses(family int, want map[netip.Addr]bool, prune bool) error {
 	if err != nil {
 		return err
 	}
-	have, err := netlink.AddrList(link, family)
+	have, err := netdump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
 	if err != nil {
 		return fmt.Errorf("listing the addresses of %s: %w", servicerules.IPVSDevice, err)
 	}
@@ -88,7 +89,7 @@ func localAddresses() (map[netip.Addr]bool, error) {
 	if link, err := netlink.LinkByName(servicerules.IPVSDevice); err == nil {
 		own = link.Attrs().Index
 	}
-	all, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	all, err := netdump.Addresses(netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, fmt.Errorf("listing the addresses of this machine: %w", err)
 	}
