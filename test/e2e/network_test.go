@@ -86,7 +86,7 @@ func (m *mesh) workload() {
 	for i, n := range m.nodes {
 		harness.Eventually(m, patient, "the node is ready", func() error { return nodeReady(m.nodes[0], n) })
 		fmt.Fprintf(&manifest, `
-{apiVersion: v1, kind: Pod, metadata: {name: box-%[1]d, labels: {box: "%[1]d"}}, spec: {nodeName: %[2]s, terminationGracePeriodSeconds: 0, containers: [
+{apiVersion: v1, kind: Pod, metadata: {name: box-%[1]d, labels: {box: "%[1]d"}}, spec: {nodeName: %[2]s, terminationGracePeriodSeconds: 0, tolerations: [{operator: Exists}], containers: [
   {name: box, image: "%[3]s", imagePullPolicy: Never, command: [sh, -c, "testbox echo 9 & exec testbox serve"], ports: [{containerPort: 8080, hostPort: 8088}]}]}}
 ---
 {apiVersion: v1, kind: Service, metadata: {name: box-%[1]d}, spec: {type: NodePort, ipFamilyPolicy: RequireDualStack, selector: {box: "%[1]d"},
@@ -247,8 +247,15 @@ func (m *mesh) returns() {
 		return nil
 	})
 	harness.Eventually(m, patient, "its addresses are told", func() error {
-		out := m.exec(i, "ip -o addr show eth0")
-		ips := strings.Fields(m.nodes[0].Kubectl("get", "pod", fmt.Sprintf("box-%d", i), "-o", "jsonpath={.status.podIPs[*].ip}"))
+		out, err := m.nodes[0].TryKubectl("exec", fmt.Sprintf("box-%d", i), "--", "ip", "-o", "addr", "show", "eth0")
+		if err != nil {
+			return err
+		}
+		told, err := m.nodes[0].TryKubectl("get", "pod", fmt.Sprintf("box-%d", i), "-o", "jsonpath={.status.podIPs[*].ip}")
+		if err != nil {
+			return err
+		}
+		ips := strings.Fields(told)
 		if len(ips) != 2 || !strings.Contains(out, ips[0]+"/") || !strings.Contains(out, ips[1]+"/") {
 			return fmt.Errorf("%v, and it has %s", ips, out)
 		}
