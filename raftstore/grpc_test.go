@@ -358,6 +358,9 @@ func TestLeases(t *testing.T) {
 			t.Fatalf("%+v", resp)
 		}
 		stop()
+		if err := c.Lease.Close(); err != nil { // or it tries again for as long as the process lives
+			t.Error(err)
+		}
 		all, err := c.Leases(ctx)
 		if err != nil || len(all.Leases) != 1 || all.Leases[0].ID != lease.ID {
 			t.Fatalf("%+v, %v", all, err)
