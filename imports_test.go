@@ -34,11 +34,13 @@ var allowed = map[string]map[string]string{
 		"cni":   "the agent answers the CNI plugin",
 		"proxy": "the node's Service data plane",
 		"dns":   "the node's cluster DNS",
+
+		"netpolicy": "the node enforces NetworkPolicies",
 	},
 	"scheduler": {
 		"controllers": "both share one term's informers, kept in controllers/term",
 	},
-	"raftstore": {}, "controllers": {}, "cni": {}, "proxy": {}, "dns": {}, "gossip": {},
+	"raftstore": {}, "controllers": {}, "cni": {}, "proxy": {}, "dns": {}, "gossip": {}, "netpolicy": {},
 	"internal": {},
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/netpolicy"
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
@@ -31,9 +32,10 @@ const partPodNetwork = "pod network"
 type network struct {
 	o         Options
 	informers *netinformers.Informers
-	pods      *cni.Server  // nil when left to another plugin
-	services  *proxy.Proxy // nil when left to another proxy
-	names     *dns.Server  // nil when there is no cluster DNS
+	pods      *cni.Server         // nil when left to another plugin
+	services  *proxy.Proxy        // nil when left to another proxy
+	names     *dns.Server         // nil when there is no cluster DNS
+	policies  *netpolicy.Enforcer // nil when NetworkPolicies are left to somebody else
 	addresses *announcer.Announcer
 }
 
@@ -43,7 +45,11 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	n := &network{o: o}
-	if n.informers, err = netinformers.New(netinformers.Options{Client: client, NodeName: o.NodeName, AllNodes: true, Services: !o.DisableProxy}); err != nil {
+	// Policies go with the pod network: whoever brings another one brings what enforces them, too.
+	o.DisablePolicies = o.DisablePolicies || o.NetworkBackend == cluster.NetworkNone
+	if n.informers, err = netinformers.New(netinformers.Options{
+		Client: client, NodeName: o.NodeName, AllNodes: true, Services: !o.DisableProxy, Policies: !o.DisablePolicies,
+	}); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	if n.addresses, err = announcer.New(o.announcer(client)); err != nil {
@@ -51,8 +57,14 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	}
 	p := o.paths()
 	log := logr.FromSlogHandler(o.Logger.Handler()) // not klog's, which is for what upstream says
-	if n.pods, err = newPods(ctx, o, n.informers.Nodes(), log); err != nil {
+	if n.policies, err = newPolicies(o, n.informers, log); err != nil {
 		return nil, err
+	}
+	if n.pods, err = newPods(ctx, o, n.informers.Nodes(), admission(n.policies), log); err != nil {
+		return nil, err
+	}
+	if n.policies != nil {
+		restore(n.policies, n.pods.Sandboxes())
 	}
 	if o.DisableProxy {
 		if err := removeServiceRules(o, p.proxyRecord); err != nil {
@@ -78,7 +90,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 
 // newPods prepares the pod network. There is none where it is left to another plugin, whose configuration containerd then waits for;
 // what ours had made is removed.
-func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, log logr.Logger) (*cni.Server, error) {
+func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, policies cni.Policies, log logr.Logger) (*cni.Server, error) {
 	p := o.paths()
 	if o.NetworkBackend == cluster.NetworkNone {
 		if err := cni.Cleanup(ctx, cni.CleanupOptions{StateDir: p.cniState, ConfDir: p.cniConf}); err != nil {
@@ -98,7 +110,7 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, l
 	pods, err := cni.NewServer(cni.Options{
 		Socket: p.CNISocket, StateDir: p.cniState, ConfDir: p.cniConf, PodCIDRs: podCIDRs, Peers: peers,
 		Backend: o.NetworkBackend, NodeIPs: o.NodeIPs, Interface: o.NetworkInterface,
-		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, Logger: log,
+		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, Policies: policies, Logger: log,
 		Report: func(err error) {
 			if err != nil {
 				part.Set(status.Degraded, err.Error())
@@ -168,6 +180,11 @@ func (n *network) start(g *group) {
 		}
 	} else {
 		n.o.part(partPodNetwork).Set(status.Disabled, "left to another plugin")
+	}
+	if n.policies != nil {
+		run(partPolicies, n.policies.Run)
+	} else {
+		n.o.part(partPolicies).Set(status.Disabled, "")
 	}
 	if n.services != nil {
 		run("service proxy", func(ctx context.Context) error {

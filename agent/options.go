@@ -60,6 +60,8 @@ type Options struct {
 	KubeletArgs   []string // name=value
 	// DisableProxy leaves Services to another proxy that the operator installs, and removes what ours left in the kernel.
 	DisableProxy bool
+	// DisablePolicies leaves NetworkPolicies to somebody else, or to nobody, and removes what was made for them in the kernel.
+	DisablePolicies bool
 	// NodePortAddresses are CIDRs of the local addresses that answer on node ports; empty means NodeIPs.
 	NodePortAddresses []string
 	// ProxyMode and IPVSScheduler: see proxy.Options.

@@ -41,12 +41,19 @@ type record struct {
 	HostDevice  string        `json:"hostDevice"`
 	MAC         string        `json:"mac"`
 	IPs         []netip.Addr  `json:"ips"`
-	Pod         string        `json:"pod,omitempty"` // namespace/name, for people
+	Pod         string        `json:"pod,omitempty"` // namespace/name
+	UID         string        `json:"uid,omitempty"` // the pod's
 	Ports       []PortMapping `json:"ports,omitempty"`
 	Bandwidth   bandwidth     `json:"bandwidth,omitzero"`
 }
 
 func (r *record) key() key { return key{r.ContainerID, r.IfName} }
+
+// sandbox is the record in the words of Policies; false for what is no pod of Kubernetes'.
+func (r *record) sandbox() (Sandbox, bool) {
+	namespace, name, _ := strings.Cut(r.Pod, "/")
+	return Sandbox{r.key().String(), namespace, name, r.UID, r.IPs}, namespace != "" && name != ""
+}
 
 // living says whether the record's network namespace still is one. A runtime removes it only after DEL, and a reboot
 // loses it: a record without namespace is stale.

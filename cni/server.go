@@ -63,8 +63,36 @@ type Options struct {
 	ClusterCIDRs []netip.Prefix
 	// ServiceCIDRs get a route to Bridge, so that a host without any default route still reaches Services. May be empty.
 	ServiceCIDRs []netip.Prefix
+	// Policies, when set, has a say before a pod gets its network.
+	Policies Policies
 	// Logger is klog's own when left zero.
 	Logger klog.Logger
+}
+
+// Policies is who sees to it that a pod's first packet meets the rules of its NetworkPolicies.
+type Policies interface {
+	// Admit returns when the rules for the pod are in force. After an error the pod gets no network.
+	Admit(context.Context, Sandbox) error
+	// Release says that the sandbox of that ID has no network any more, or did not get one.
+	Release(id string)
+}
+
+// Sandbox is a pod's network as Policies know it.
+type Sandbox struct {
+	ID                   string // of the attachment
+	Namespace, Name, UID string // the pod's; UID is empty where the runtime, or an earlier version, did not say it
+	IPs                  []netip.Addr
+}
+
+// Sandboxes are those that have a network on this node.
+func (s *Server) Sandboxes() []Sandbox {
+	var out []Sandbox
+	for _, r := range s.records.list() {
+		if b, ok := r.sandbox(); ok {
+			out = append(out, b)
+		}
+	}
+	return out
 }
 
 // Server answers CNI calls. Make one with NewServer.

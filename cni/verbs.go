@@ -51,13 +51,16 @@ func (s *Server) add(ctx context.Context, req wire.Request, conf pluginConf) (_ 
 	r := &record{
 		ContainerID: k.ContainerID, IfName: k.IfName, Netns: req.Netns, HostDevice: deviceName(k),
 		MAC: podMAC(ips[0]).String(), IPs: ips, Ports: ports, Bandwidth: limits,
-		Pod: args["K8S_POD_NAMESPACE"] + "/" + args["K8S_POD_NAME"],
+		Pod: args["K8S_POD_NAMESPACE"] + "/" + args["K8S_POD_NAME"], UID: args["K8S_POD_UID"],
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.forget(context.WithoutCancel(ctx), r))
 		}
 	}()
+	if err := s.admit(ctx, r); err != nil {
+		return nil, err
+	}
 	if err := s.attach(r, nw); err != nil {
 		return nil, err
 	}
@@ -71,6 +74,25 @@ func (s *Server) add(ctx context.Context, req wire.Request, conf pluginConf) (_ 
 		return nil, fmt.Errorf("the runtime gave the call up: %w", err)
 	}
 	return result(r, nw, conf.CNIVersion)
+}
+
+// admit waits for the rules of the pod's NetworkPolicies, before there is a device that a packet could take.
+func (s *Server) admit(ctx context.Context, r *record) error {
+	b, ok := r.sandbox()
+	if s.o.Policies == nil || !ok {
+		return nil
+	}
+	if err := s.o.Policies.Admit(ctx, b); err != nil {
+		return wire.Errorf(wire.CodeTryAgainLater, "%v", err)
+	}
+	return nil
+}
+
+// release says that r has no network any more.
+func (s *Server) release(k key) {
+	if s.o.Policies != nil {
+		s.o.Policies.Release(k.String())
+	}
 }
 
 func (s *Server) attach(r *record, nw *network) error {
@@ -132,6 +154,7 @@ func (s *Server) forget(ctx context.Context, r *record) error {
 	if err := removePodDevices(r.key()); err != nil { // and with them every route and neighbour that named it
 		return errors.Join(err, s.records.put(r))
 	}
+	s.release(r.key())
 	return s.ipam.release(r.key())
 }
 
@@ -258,7 +281,11 @@ func (s *Server) collectOne(k key) error {
 	s.attaching.RLock()
 	defer s.attaching.RUnlock()
 	s.log.Info("Releasing what a sandbox that is gone left behind", "container", k.ContainerID, "interface", k.IfName)
-	return errors.Join(s.records.remove(k), removePodDevices(k), s.ipam.release(k))
+	err := errors.Join(s.records.remove(k), removePodDevices(k))
+	if err == nil {
+		s.release(k)
+	}
+	return errors.Join(err, s.ipam.release(k))
 }
 
 // checkNames refuses names that are no file names: records are files.

@@ -57,7 +57,7 @@ func contradictions(c *config.Server, j *server.Joined) error {
 		{"network-backend", own.Backend(), j.Settings.Backend()},
 		{"default-toleration-seconds", fmt.Sprint(own.Toleration()), fmt.Sprint(j.Settings.Toleration())},
 		{"disable-kube-proxy", fmt.Sprint(own.NoServiceProxy), fmt.Sprint(j.Settings.NoServiceProxy)},
-		{"disable", disabledDNS(!own.DNS.IsValid()), disabledDNS(!j.Settings.DNS.IsValid())},
+		{"disable", disabledParts(own), disabledParts(j.Settings)},
 	} {
 		if s.own != s.cluster && slices.Contains(c.Given, s.flag) {
 			errs = append(errs, fmt.Errorf("--%s: this server was given %q, and the cluster that it belongs to has %q; leave it out", s.flag, s.own, s.cluster))
@@ -66,9 +66,14 @@ func contradictions(c *config.Server, j *server.Joined) error {
 	return errors.Join(errs...)
 }
 
-func disabledDNS(off bool) string {
-	if off {
-		return config.PartDNS
+// disabledParts are those parts that a whole cluster has or has not.
+func disabledParts(s cluster.Settings) string {
+	var out []string
+	if !s.DNS.IsValid() {
+		out = append(out, config.PartDNS)
 	}
-	return ""
+	if s.NoNetworkPolicy {
+		out = append(out, config.PartNetworkPolicy)
+	}
+	return strings.Join(out, ",")
 }

@@ -82,7 +82,8 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 		LeaseDuration: n.cluster.Liveness.Lease,
 		WaitAPI:       n.waitAPI,
 		Servers:       n.servers, ServerAnswered: n.answered, NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
-		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
+		DisablePolicies: n.cluster.NoNetworkPolicy,
+		DisableProxy:    n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
 		PodSubnets: n.podSubnets, Reach: n.reach,
 		NetworkBackend: n.cluster.Backend(), NetworkInterface: n.machine.NetworkInterface,
 		ProxyMode: n.machine.ProxyMode, IPVSScheduler: n.machine.IPVSScheduler,
@@ -107,6 +108,7 @@ func clusterSettings(c *config.Server) cluster.Settings {
 		PodCIDRs: c.ClusterCIDRs, ServiceCIDRs: c.ServiceCIDRs, Domain: c.ClusterDomain,
 		NoServiceProxy:    c.DisableKubeProxy,
 		NetworkBackend:    c.NetworkBackend,
+		NoNetworkPolicy:   c.Disabled(config.PartNetworkPolicy),
 		Liveness:          cluster.ByConnection,
 		TolerationSeconds: c.TolerationSeconds,
 	}

@@ -25,6 +25,8 @@ type Settings struct {
 	Domain string `json:"domain"`
 	// NoServiceProxy leaves Services to another proxy that the operator installs on every node.
 	NoServiceProxy bool `json:"noServiceProxy,omitempty"`
+	// NoNetworkPolicy leaves NetworkPolicies to something that the operator installs, or to nothing.
+	NoNetworkPolicy bool `json:"noNetworkPolicy,omitempty"`
 	// NetworkBackend is how packets reach the pods of other nodes. Empty is what clusters have that began before there was
 	// this setting: see Backend.
 	NetworkBackend string `json:"networkBackend,omitempty"`

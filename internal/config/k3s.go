@@ -18,7 +18,7 @@ var k3sOnly = map[string]string{
 	"disable-controller-manager":        "a server always has all of its parts",
 	"disable-etcd":                      "the store is part of coracle",
 	"disable-helm-controller":           "this version has no Helm controller",
-	"disable-network-policy":            "this version does not enforce network policies, so there is nothing to disable",
+	"disable-network-policy":            "it is called --disable network-policy here",
 	"disable-scheduler":                 "a server always has all of its parts",
 	"docker":                            "containerd runs inside coracle",
 	"embedded-registry":                 "images are imported from the folder images/ of the data directory",

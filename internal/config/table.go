@@ -38,10 +38,14 @@ const (
 	PartDNS       = "coredns"
 	PartManifests = "manifests"
 	PartServiceLB = "servicelb"
+
+	PartNetworkPolicy = "network-policy"
 )
 
 // DisableNames are the names that --disable takes, with other spellings of the same part.
-var DisableNames = map[string]string{PartDNS: PartDNS, "dns": PartDNS, PartManifests: PartManifests, PartServiceLB: PartServiceLB}
+var DisableNames = map[string]string{
+	PartDNS: PartDNS, "dns": PartDNS, PartManifests: PartManifests, PartServiceLB: PartServiceLB, PartNetworkPolicy: PartNetworkPolicy,
+}
 
 // Snapshotters that --snapshotter takes.
 var snapshotters = []string{"auto", "overlayfs", "native"}
@@ -194,8 +198,8 @@ var table = []Setting{
 	{Name: "snapshotter", Commands: nodeCommands, Group: groupRuntime, Holder: "NAME", Default: "auto", Values: snapshotters,
 		Help: "How containers' file systems are stacked: overlayfs, or native, which copies every layer and works on any file system; auto takes overlayfs where the disk can"},
 
-	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: []string{PartDNS, PartManifests, PartServiceLB},
-		Help: "Packaged part of the cluster that is not to run: cluster DNS (coredns), applying what lies in the manifests folder (manifests), or giving addresses to Services of type LoadBalancer (servicelb); all servers have the same"},
+	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: []string{PartDNS, PartManifests, PartServiceLB, PartNetworkPolicy},
+		Help: "Packaged part of the cluster that is not to run: cluster DNS (coredns), applying what lies in the manifests folder (manifests), giving addresses to Services of type LoadBalancer (servicelb), or enforcing NetworkPolicies (network-policy); all servers have the same"},
 	{Name: "disable-agent", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
 		Help: "Run no pods on this machine: only the server, without a node"},
 	{Name: "disable-kube-proxy", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -54,7 +55,8 @@ type Options struct {
 	// Services watches what a Service proxy needs: Services that have an address, EndpointSlices that are not headless,
 	// and ServiceCIDRs.
 	Services bool
-	// Policies watches what enforces NetworkPolicies: those, Namespaces, and the pods of all nodes.
+	// Policies watches what enforces NetworkPolicies: those, and from PolicyInformers.WatchPeers on Namespaces and the pods of
+	// all nodes.
 	Policies bool
 }
 
@@ -62,6 +64,9 @@ type Options struct {
 type Informers struct {
 	o       Options
 	factory informers.SharedInformerFactory
+	peers   informers.SharedInformerFactory // of what is watched only when somebody needs it
+	needed  chan struct{}                   // closed when somebody does
+	need    sync.Once
 	running atomic.Bool
 }
 
@@ -70,7 +75,11 @@ func New(o Options) (*Informers, error) {
 	if o.Client == nil || o.NodeName == "" {
 		return nil, errors.New("netinformers: Client and NodeName are required")
 	}
-	i := &Informers{o: o, factory: informers.NewSharedInformerFactoryWithOptions(o.Client, 0, informers.WithTransform(trim))}
+	i := &Informers{
+		o: o, needed: make(chan struct{}),
+		factory: informers.NewSharedInformerFactoryWithOptions(o.Client, 0, informers.WithTransform(trim)),
+		peers:   informers.NewSharedInformerFactoryWithOptions(o.Client, 0, informers.WithTransform(trim)),
+	}
 	i.watchNodes()
 	if o.Services {
 		i.watchServices()
@@ -109,7 +118,9 @@ func (i *Informers) watchServices() {
 }
 
 func (i *Informers) watchPolicies() {
-	i.factory.InformerFor(&corev1.Pod{}, func(c kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
+	i.factory.Networking().V1().NetworkPolicies().Informer()
+	i.peers.Core().V1().Namespaces().Informer()
+	i.peers.InformerFor(&corev1.Pod{}, func(c kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
 		return coreinformers.NewFilteredPodInformer(c, metav1.NamespaceAll, resync, byNamespace(), func(o *metav1.ListOptions) {
 			// A pod that has ended has no address any more that a policy could speak of.
 			o.FieldSelector = fields.AndSelectors(
@@ -118,8 +129,6 @@ func (i *Informers) watchPolicies() {
 			).String()
 		})
 	})
-	i.factory.Core().V1().Namespaces().Informer()
-	i.factory.Networking().V1().NetworkPolicies().Informer()
 }
 
 func byNamespace() cache.Indexers {
@@ -130,8 +139,14 @@ func byNamespace() cache.Indexers {
 func (i *Informers) Run(ctx context.Context) error {
 	i.running.Store(true)
 	i.factory.Start(ctx.Done())
-	<-ctx.Done()
+	select {
+	case <-ctx.Done():
+	case <-i.needed:
+		i.peers.Start(ctx.Done())
+		<-ctx.Done()
+	}
 	i.factory.Shutdown()
+	i.peers.Shutdown()
 	return nil
 }
 
@@ -169,6 +184,8 @@ type PolicyInformers struct {
 	Namespaces      coreinformers.NamespaceInformer
 	// Pods are those of all nodes that have not ended.
 	Pods coreinformers.PodInformer
+	// WatchPeers begins to fill Namespaces and Pods, once for all. A cluster without policies need not hold every pod on every node.
+	WatchPeers func()
 }
 
 // Policies returns an error when the options did not ask for policies.
@@ -178,7 +195,8 @@ func (i *Informers) Policies() (PolicyInformers, error) {
 	}
 	return PolicyInformers{
 		NetworkPolicies: i.factory.Networking().V1().NetworkPolicies(),
-		Namespaces:      i.factory.Core().V1().Namespaces(),
-		Pods:            i.factory.Core().V1().Pods(),
+		Namespaces:      i.peers.Core().V1().Namespaces(),
+		Pods:            i.peers.Core().V1().Pods(),
+		WatchPeers:      func() { i.need.Do(func() { close(i.needed) }) },
 	}, nil
 }

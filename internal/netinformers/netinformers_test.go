@@ -26,17 +26,20 @@ func TestWatchesWhatOptionsSay(t *testing.T) {
 	const (
 		ownNode  = "nodes fields=metadata.name=n1"
 		services = "endpointslices labels=!service.kubernetes.io/headless, servicecidrs, services fields=spec.clusterIP!=None labels=!service.kubernetes.io/service-proxy-name"
-		policies = "namespaces, networkpolicies, nodes, pods fields=status.phase!=Failed,status.phase!=Succeeded"
+		policies = "networkpolicies, nodes"
+		peers    = "namespaces, networkpolicies, nodes, pods fields=status.phase!=Failed,status.phase!=Succeeded"
 	)
 	for _, c := range []struct {
 		name string
 		o    Options
 		want string
+		peer bool
 	}{
-		{"this node alone", Options{}, ownNode},
-		{"all nodes", Options{AllNodes: true}, "nodes"},
-		{"a Service proxy", Options{Services: true}, strings.Replace(services, "servicecidrs", ownNode+", servicecidrs", 1)},
-		{"policies and all nodes", Options{AllNodes: true, Policies: true}, policies},
+		{"this node alone", Options{}, ownNode, false},
+		{"all nodes", Options{AllNodes: true}, "nodes", false},
+		{"a Service proxy", Options{Services: true}, strings.Replace(services, "servicecidrs", ownNode+", servicecidrs", 1), false},
+		{"policies and all nodes", Options{AllNodes: true, Policies: true}, policies, false},
+		{"policies with those that they speak of", Options{AllNodes: true, Policies: true}, peers, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			client := fake.NewClientset()
@@ -46,9 +49,23 @@ func TestWatchesWhatOptionsSay(t *testing.T) {
 				t.Fatal(err)
 			}
 			ctx, cancel := context.WithCancel(t.Context())
+			if c.peer {
+				p, err := i.Policies()
+				if err != nil {
+					t.Fatal(err)
+				}
+				p.WatchPeers()
+				p.WatchPeers()
+				i.peers.Start(ctx.Done())
+			}
 			i.factory.Start(ctx.Done()) // the wait knows only what has started
 			wait := run(t, ctx, i)
 			for kind, synced := range i.factory.WaitForCacheSync(ctx.Done()) {
+				if !synced {
+					t.Errorf("no %v", kind)
+				}
+			}
+			for kind, synced := range i.peers.WaitForCacheSync(ctx.Done()) {
 				if !synced {
 					t.Errorf("no %v", kind)
 				}
@@ -177,14 +194,14 @@ func TestTrim(t *testing.T) {
 				Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Address: "192.0.2.1"}}}},
 		},
 		{
-			&corev1.Pod{ObjectMeta: full, Spec: corev1.PodSpec{NodeName: "n1", ServiceAccountName: "s",
+			&corev1.Pod{ObjectMeta: annotated(full, corev1.MirrorPodAnnotationKey, "hash"), Spec: corev1.PodSpec{NodeName: "n1", ServiceAccountName: "s",
 				InitContainers: []corev1.Container{{Name: "side", Ports: []corev1.ContainerPort{{Name: "side", ContainerPort: 81}}}},
 				Containers: []corev1.Container{
 					{Image: "i", Env: []corev1.EnvVar{{Name: "E"}}, Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 80, HostPort: 8080}, {ContainerPort: 82}}},
 					{Image: "no named port"},
 				}},
 				Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: "10.42.0.2"}}, Message: "m"}},
-			&corev1.Pod{ObjectMeta: labelled(nil), Spec: corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{
+			&corev1.Pod{ObjectMeta: labelled(map[string]string{corev1.MirrorPodAnnotationKey: "hash"}), Spec: corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{
 				{Ports: []corev1.ContainerPort{{Name: "side", ContainerPort: 81}}}, {Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 80}}},
 			}}, Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: "10.42.0.2"}}}},
 		},

@@ -73,6 +73,9 @@ func endpoints(all []discoveryv1.Endpoint) []discoveryv1.Endpoint {
 func pod(o *corev1.Pod) *corev1.Pod {
 	meta := identity(o)
 	meta.Labels = o.Labels
+	if static, ok := o.Annotations[corev1.MirrorPodAnnotationKey]; ok { // the name under which its node knows it
+		meta.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: static}
+	}
 	out := &corev1.Pod{
 		ObjectMeta: meta,
 		Spec:       corev1.PodSpec{NodeName: o.Spec.NodeName, HostNetwork: o.Spec.HostNetwork},

@@ -20,6 +20,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/vip"
 )
@@ -89,7 +90,7 @@ func removeData(o Options, keep *keeper, uids []string) error {
 	return errors.Join(append(errs, removeKubeletDir(o.Paths, keep, uids), removeCNICache(keep), keep.removeAll(o.Kubeconfig, o.Paths.DataDir))...)
 }
 
-// cleanNetwork removes what the pod network made, and what the Service proxy recorded that it made. The carried nft is
+// cleanNetwork removes what the pod network and NetworkPolicies made, and what the Service proxy recorded that it made. The carried nft is
 // used: the host may have none.
 func cleanNetwork(ctx context.Context, runDir string) error {
 	restore, err := carriedFirst()
@@ -98,7 +99,8 @@ func cleanNetwork(ctx context.Context, runDir string) error {
 	}
 	defer restore()
 	_, err = servicerules.Remove(servicerules.RecordIn(runDir))
-	return errors.Join(cni.Cleanup(ctx, cni.CleanupOptions{}), err, vip.SetRedirects(nil))
+	policies := nfttable.Delete(nfttable.Table{Family: nfttable.INet, Name: nfttable.PolicyTable})
+	return errors.Join(cni.Cleanup(ctx, cni.CleanupOptions{}), err, policies, vip.SetRedirects(nil))
 }
 
 // carriedFirst makes the programs beside this one the first that are found on PATH.

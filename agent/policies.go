@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"github.com/go-logr/logr"
+
+	"github.com/coracle-k8s/coracle/cni"
+	"github.com/coracle-k8s/coracle/dns"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/netpolicy"
+)
+
+// partPolicies is the line of NetworkPolicies on the board.
+const partPolicies = "network policies"
+
+// newPolicies makes what enforces NetworkPolicies; nil when it is disabled, and then nothing of it stays in the kernel.
+func newPolicies(o Options, informers *netinformers.Informers, log logr.Logger) (*netpolicy.Enforcer, error) {
+	if o.DisablePolicies {
+		if err := netpolicy.Remove(); err != nil {
+			return nil, fmt.Errorf("agent: stop enforcing NetworkPolicies: %w", err)
+		}
+		return nil, nil
+	}
+	e, err := netpolicy.New(netpolicy.Options{Informers: informers, DNS: o.dnsForPolicies(), Part: o.part(partPolicies), Logger: log})
+	if err != nil {
+		return nil, fmt.Errorf("agent: set up NetworkPolicies: %w", err)
+	}
+	return e, nil
+}
+
+// dnsForPolicies is where this node's pods reach the cluster DNS: the Service leads to the node's own.
+func (o Options) dnsForPolicies() netpolicy.DNS {
+	if len(o.ClusterDNS) == 0 {
+		return netpolicy.DNS{}
+	}
+	out := netpolicy.DNS{Service: o.ClusterDNS}
+	for _, ip := range o.NodeIPs {
+		out.Servers = append(out.Servers, netip.AddrPortFrom(ip, dns.Port))
+	}
+	return out
+}
+
+// admission lets the pod network ask e; nil asks nobody.
+func admission(e *netpolicy.Enforcer) cni.Policies {
+	if e == nil {
+		return nil
+	}
+	return admitter{e}
+}
+
+type admitter struct{ *netpolicy.Enforcer }
+
+// Admit implements cni.Policies.
+func (a admitter) Admit(ctx context.Context, b cni.Sandbox) error {
+	return a.Enforcer.Admit(ctx, netpolicy.Sandbox(b))
+}
+
+// restore tells e of the pods that have their network from an earlier run.
+func restore(e *netpolicy.Enforcer, all []cni.Sandbox) {
+	out := make([]netpolicy.Sandbox, 0, len(all))
+	for _, b := range all {
+		out = append(out, netpolicy.Sandbox(b))
+	}
+	e.Restore(out)
+}

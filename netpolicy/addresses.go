@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netpolicy
+
+import (
+	"net/netip"
+	"slices"
+
+	networkingv1 "k8s.io/api/networking/v1"
+)
+
+// span is a range of addresses of one family, both ends included.
+type span struct{ first, last netip.Addr }
+
+func (s span) String() string {
+	if s.first == s.last {
+		return s.first.String()
+	}
+	return s.first.String() + "-" + s.last.String()
+}
+
+func spanOf(p netip.Prefix) span {
+	p = p.Masked()
+	last := p.Addr().AsSlice()
+	for i := range last {
+		for bit := range 8 {
+			if i*8+bit >= p.Bits() {
+				last[i] |= 0x80 >> bit
+			}
+		}
+	}
+	end, _ := netip.AddrFromSlice(last)
+	return span{p.Addr(), end}
+}
+
+// spansOf are the addresses of an ipBlock: its CIDR without the exceptions. What is no CIDR, which the API does not let
+// pass, is nothing as a block; as an exception it takes the whole block away.
+func spansOf(b *networkingv1.IPBlock) []span {
+	cidr, err := netip.ParsePrefix(b.CIDR)
+	if err != nil {
+		return nil
+	}
+	out := []span{spanOf(cidr)}
+	for _, text := range b.Except {
+		except, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil
+		}
+		out = without(out, spanOf(except))
+	}
+	return out
+}
+
+// without takes the addresses of e away from all spans.
+func without(spans []span, e span) []span {
+	var out []span
+	for _, s := range spans {
+		if s.first.Is4() != e.first.Is4() || e.last.Less(s.first) || s.last.Less(e.first) {
+			out = append(out, s)
+			continue
+		}
+		if s.first.Less(e.first) {
+			out = append(out, span{s.first, e.first.Prev()})
+		}
+		if e.last.Less(s.last) {
+			out = append(out, span{e.last.Next(), s.last})
+		}
+	}
+	return out
+}
+
+// union sorts the spans and joins those that touch, as a set of intervals in the kernel needs them.
+func union(spans []span) []span {
+	spans = slices.Clone(spans)
+	slices.SortFunc(spans, func(a, b span) int { return a.first.Compare(b.first) })
+	var out []span
+	for _, s := range spans {
+		if n := len(out); n > 0 && out[n-1].first.Is4() == s.first.Is4() {
+			end := out[n-1].last.Next() // invalid behind the last address of all
+			if !end.IsValid() || !end.Less(s.first) {
+				if out[n-1].last.Less(s.last) {
+					out[n-1].last = s.last
+				}
+				continue
+			}
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func contains(spans []span, a netip.Addr) bool {
+	return slices.ContainsFunc(spans, func(s span) bool {
+		return s.first.Is4() == a.Is4() && !a.Less(s.first) && !s.last.Less(a)
+	})
+}
+
+// portSpan is a range of ports, both ends included.
+type portSpan struct{ first, last uint16 }
+
+// unionPorts sorts and joins.
+func unionPorts(spans []portSpan) []portSpan {
+	spans = slices.Clone(spans)
+	slices.SortFunc(spans, func(a, b portSpan) int { return int(a.first) - int(b.first) })
+	var out []portSpan
+	for _, s := range spans {
+		if n := len(out); n > 0 && int(s.first) <= int(out[n-1].last)+1 {
+			out[n-1].last = max(out[n-1].last, s.last)
+			continue
+		}
+		out = append(out, s)
+	}
+	return out
+}

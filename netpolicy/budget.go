@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netpolicy
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// Limits bound what policies may take of a node's memory and time. Whoever may write policies in a namespace can write very
+// many; what he then takes is his own pods' network, never another namespace's.
+type Limits struct {
+	RulesOfPod int // in the chain of one pod and direction
+	Rules      int // for one namespace
+	Elements   int // for one namespace
+	Work       int // comparisons of a pod with a selector, for one namespace
+	// Node is for all namespaces together, in rules and elements. The largest are over it first.
+	Node int
+}
+
+// DefaultLimits are far beyond what clusters have: ADR 0081 has what they cost.
+func DefaultLimits() Limits {
+	return Limits{RulesOfPod: 5_000, Rules: 20_000, Elements: 100_000, Work: 5_000_000, Node: 300_000}
+}
+
+func (p *part) exceed(format string, args ...any) {
+	if p.over == "" {
+		p.over = fmt.Sprintf(format, args...)
+	}
+}
+
+func (p *part) spend(account *int, n, limit int, what string) {
+	if *account += n; *account > limit {
+		p.exceed("more than %d %s", limit, what)
+	}
+}
+
+// admit puts the parts together, the small ones first: who takes most is over the node's limit first.
+func admit(parts []*part, limits Limits, r Result) {
+	slices.SortFunc(parts, func(a, b *part) int {
+		return cmp.Or(cmp.Compare(a.rules+a.elements, b.rules+b.elements), cmp.Compare(a.namespace, b.namespace))
+	})
+	total := 0
+	for _, p := range parts {
+		if p.over == "" {
+			if total += p.rules + p.elements; total > limits.Node {
+				p.exceed("with those of all namespaces more than %d rules and elements", limits.Node)
+				p.close()
+			}
+		}
+		if p.over != "" {
+			r.OverBudget[p.namespace] = p.over
+		}
+		for d := range p.out.Pods {
+			maps.Copy(r.Ruleset.Pods[d], p.out.Pods[d])
+		}
+		maps.Copy(r.Ruleset.Sets, p.out.Sets)
+		maps.Copy(r.Ruleset.Chains, p.out.Chains)
+	}
+	for d := range r.Ruleset.Pods {
+		for _, chain := range r.Ruleset.Pods[d] {
+			if chain == closed {
+				r.Ruleset.Chains[closed] = Chain{}
+			}
+		}
+	}
+}

@@ -1,0 +1,449 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netpolicy
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// Result is a ruleset and what is to be said about it.
+type Result struct {
+	Ruleset *Ruleset
+	// Unknown are sandboxes, by ID, that are closed because the pod, and so its labels, is not known (yet).
+	Unknown map[string]bool
+	// OverBudget says of which namespaces the restricted pods are closed, and why.
+	OverBudget map[string]string
+}
+
+// Desired computes the table of a node. It is pure.
+func Desired(s State, limits Limits) Result {
+	r := Result{Ruleset: newRuleset(), Unknown: map[string]bool{}, OverBudget: map[string]string{}}
+	if len(s.Policies) == 0 {
+		return r
+	}
+	c := index(s)
+	local := map[string][]Sandbox{}
+	var families []int
+	for _, b := range s.Sandboxes {
+		if len(c.policies[b.Namespace]) > 0 {
+			local[b.Namespace] = append(local[b.Namespace], b)
+		}
+		for _, ip := range b.IPs {
+			families = append(families, familyOf(ip))
+		}
+	}
+	slices.Sort(families)
+	families = slices.Compact(families)
+	var parts []*part
+	for _, namespace := range slices.Sorted(maps.Keys(local)) {
+		p := &part{
+			c: c, dns: s.DNS, namespace: namespace, families: families, limits: limits, out: newRuleset(),
+			memo: map[string][]Rule{}, members: map[string][]ref{}, unknown: r.Unknown,
+		}
+		p.compute(local[namespace])
+		parts = append(parts, p)
+	}
+	admit(parts, limits, r)
+	return r
+}
+
+// part computes what the pods of one namespace need.
+type part struct {
+	c         *cluster
+	dns       DNS
+	namespace string
+	families  []int // those that pods of this node have
+	limits    Limits
+	out       *Ruleset
+	over      string // why the budget does not suffice
+	rules     int
+	elements  int
+	work      int
+	memo      map[string][]Rule // rules of one rule of a policy, by that and the numbers of its named ports
+	members   map[string][]ref  // by selection
+	unknown   map[string]bool
+}
+
+func (p *part) compute(sandboxes []Sandbox) {
+	for _, b := range sandboxes {
+		pod := p.c.podOf(b)
+		if pod == nil {
+			p.unknown[b.ID] = true
+			p.restrict(b, ingress, closed)
+			p.restrict(b, egress, closed)
+			continue
+		}
+		for _, d := range []direction{ingress, egress} {
+			if name, restricted := p.chain(pod, d); restricted {
+				p.restrict(b, d, name)
+			}
+		}
+	}
+	if p.over != "" {
+		p.close()
+	}
+}
+
+func (p *part) restrict(b Sandbox, d direction, chain string) {
+	for _, ip := range b.IPs {
+		p.out.Pods[d][ip] = chain
+	}
+}
+
+// close lets nothing of the budget's be used, and nothing through.
+func (p *part) close() {
+	was := p.out
+	p.out = newRuleset()
+	for d := range was.Pods {
+		for ip := range was.Pods[d] {
+			p.out.Pods[d][ip] = closed
+		}
+	}
+}
+
+// chain makes the chain for a pod, and says whether the pod is restricted at all.
+func (p *part) chain(pod *corev1.Pod, d direction) (string, bool) {
+	restricted := false
+	var rules []Rule
+	for _, policy := range p.c.policies[p.namespace] {
+		if !applies(policy, d) || !selector(&policy.Spec.PodSelector).Matches(labels.Set(pod.Labels)) {
+			continue
+		}
+		restricted = true
+		if p.over != "" {
+			return closed, true
+		}
+		rules = append(rules, p.policyRules(policy, d, pod)...)
+	}
+	if !restricted {
+		return "", false
+	}
+	slices.SortFunc(rules, func(a, b Rule) int { return cmpStrings(a.key(), b.key()) })
+	rules = slices.Compact(rules)
+	if slices.Contains(rules, Rule{}) {
+		return "", false // all is allowed, which is no restriction
+	}
+	if len(rules) > p.limits.RulesOfPod {
+		p.exceed("more than %d rules for one pod", p.limits.RulesOfPod)
+	}
+	words := []string{d.String()}
+	for _, r := range rules {
+		words = append(words, r.key())
+	}
+	name := d.String() + "-" + hash(words...)
+	if _, ok := p.out.Chains[name]; !ok {
+		p.out.Chains[name] = Chain{d, rules}
+		p.spend(&p.rules, len(rules)+1, p.limits.Rules, "rules")
+	}
+	return name, true
+}
+
+// applies says whether a policy restricts the direction. The API fills policyTypes in; what it means without is the same.
+func applies(policy *networkingv1.NetworkPolicy, d direction) bool {
+	types := policy.Spec.PolicyTypes
+	if len(types) == 0 {
+		return d == ingress || len(policy.Spec.Egress) > 0
+	}
+	if d == ingress {
+		return slices.Contains(types, networkingv1.PolicyTypeIngress)
+	}
+	return slices.Contains(types, networkingv1.PolicyTypeEgress)
+}
+
+func (p *part) policyRules(policy *networkingv1.NetworkPolicy, d direction, pod *corev1.Pod) []Rule {
+	var out []Rule
+	if d == ingress {
+		for i, r := range policy.Spec.Ingress {
+			// Named ports are the pod's own.
+			g := groups(r.Ports, func(proto, name string) []string { return named(pod, proto, name) })
+			out = append(out, p.once(policy, d, i, g, func() []Rule {
+				return p.cross(p.ends(r.From, len(r.Ports) > 0 && len(g) == 0), g, len(r.Ports) == 0)
+			})...)
+		}
+		return out
+	}
+	for i, r := range policy.Spec.Egress {
+		out = append(out, p.once(policy, d, i, nil, func() []Rule { return p.egressRule(r) })...)
+	}
+	return out
+}
+
+// once remembers the rules: pods of one Deployment have the same.
+func (p *part) once(policy *networkingv1.NetworkPolicy, d direction, rule int, g map[string][]portSpan, f func() []Rule) []Rule {
+	k := fmt.Sprint(policy.Name, " ", d, " ", rule, " ", g) // maps are printed in order
+	if out, ok := p.memo[k]; ok {
+		return out
+	}
+	var out []Rule
+	if p.over == "" {
+		out = f()
+	}
+	p.memo[k] = out
+	return out
+}
+
+func (p *part) egressRule(r networkingv1.NetworkPolicyEgressRule) []Rule {
+	// Named ports are the peers' own: each number makes a set of the pods that have it.
+	g := groups(r.Ports, func(string, string) []string { return nil })
+	out := p.cross(p.ends(r.To, len(r.Ports) > 0 && len(g) == 0), g, len(r.Ports) == 0)
+	for _, port := range r.Ports {
+		if port.Port != nil && port.Port.Type == intstr.String {
+			out = append(out, p.namedEgress(r.To, protocol(port.Protocol), port.Port.StrVal)...)
+		}
+	}
+	if p.toDNS(r.To) {
+		for _, proto := range p.dns.admits(r.Ports) {
+			out = append(out, p.dnsRules(proto)...)
+		}
+	}
+	return out
+}
+
+func (p *part) toDNS(peers []networkingv1.NetworkPolicyPeer) bool {
+	return len(peers) == 0 || slices.ContainsFunc(peers, func(peer networkingv1.NetworkPolicyPeer) bool {
+		if peer.IPBlock != nil {
+			return p.dns.in(spansOf(peer.IPBlock))
+		}
+		return p.c.matches(selectionOf(p.namespace, peer), dnsNamespace, dnsLabels)
+	})
+}
+
+func (p *part) dnsRules(proto string) []Rule {
+	var out []Rule
+	for _, f := range p.families {
+		kind := dns4
+		if f == 6 {
+			kind = dns6
+		}
+		if elems := p.dns.elements(f == 4); len(elems) > 0 {
+			out = append(out, Rule{Family: f, Peers: p.set("dns"+strconv.Itoa(f), kind, func() map[string]bool { return elems }), DNS: true, Proto: proto})
+		}
+	}
+	return out
+}
+
+// namedEgress are the rules for a named port of whomever the peers select.
+func (p *part) namedEgress(peers []networkingv1.NetworkPolicyPeer, proto, name string) []Rule {
+	if len(peers) == 0 {
+		return p.namedPorts(everyPod().key(), p.refs(everyPod()), proto, name)
+	}
+	var out []Rule
+	for _, peer := range peers {
+		if peer.IPBlock == nil {
+			s := selectionOf(p.namespace, peer)
+			out = append(out, p.namedPorts(s.key(), p.refs(s), proto, name)...)
+			continue
+		}
+		// Addresses have no names for their ports, but pods whose addresses they are do.
+		spans := spansOf(peer.IPBlock)
+		out = append(out, p.namedPorts(fmt.Sprint("block ", spans), within(p.refs(everyPod()), spans), proto, name)...)
+	}
+	return out
+}
+
+func within(refs []ref, spans []span) []ref {
+	var out []ref
+	for _, r := range refs {
+		var ips []netip.Addr
+		for _, ip := range r.ips {
+			if contains(spans, ip) {
+				ips = append(ips, ip)
+			}
+		}
+		if len(ips) > 0 {
+			out = append(out, ref{r.pod, ips})
+		}
+	}
+	return out
+}
+
+// namedPorts makes a set for each number that the name stands for.
+func (p *part) namedPorts(key string, refs []ref, proto, name string) []Rule {
+	byPort := map[string][]ref{}
+	for _, r := range refs {
+		for _, port := range named(r.pod, proto, name) {
+			byPort[port] = append(byPort[port], r)
+		}
+	}
+	var out []Rule
+	for port, refs := range byPort {
+		for _, e := range p.podSets(key+"; "+proto+" "+name+"="+port, refs) {
+			out = append(out, Rule{Family: e.family, Peers: e.set, Proto: proto, Ports: port})
+		}
+	}
+	return out
+}
+
+// groups are the ports of a rule by protocol; nil for a protocol is all of its ports.
+func groups(all []networkingv1.NetworkPolicyPort, resolve func(proto, name string) []string) map[string][]portSpan {
+	out := map[string][]portSpan{}
+	whole := map[string]bool{}
+	for _, port := range all {
+		proto := protocol(port.Protocol)
+		switch {
+		case proto == "":
+		case port.Port == nil:
+			whole[proto] = true
+		case port.Port.Type == intstr.String:
+			for _, number := range resolve(proto, port.Port.StrVal) {
+				n, _ := strconv.Atoi(number) // it was one
+				out[proto] = append(out[proto], portSpan{uint16(n), uint16(n)})
+			}
+		default:
+			if s, ok := numbers(port); ok {
+				out[proto] = append(out[proto], s)
+			}
+		}
+	}
+	for proto, s := range out {
+		out[proto] = unionPorts(s)
+	}
+	for proto := range whole {
+		out[proto] = nil
+	}
+	return out
+}
+
+// end is a set of addresses for the other end of a connection; the zero value is everybody.
+type end struct {
+	family int
+	set    string
+}
+
+// ends are those of a rule. none is set when the rule has ports and none of them is one: then nobody is needed.
+func (p *part) ends(peers []networkingv1.NetworkPolicyPeer, none bool) []end {
+	if none {
+		return nil
+	}
+	if len(peers) == 0 {
+		return []end{{}}
+	}
+	var out []end
+	var blocks []span
+	for _, peer := range peers {
+		if peer.IPBlock != nil {
+			blocks = append(blocks, spansOf(peer.IPBlock)...)
+			continue
+		}
+		s := selectionOf(p.namespace, peer)
+		out = append(out, p.podSets(s.key(), p.refs(s))...)
+	}
+	return append(out, p.blockSets(union(blocks))...)
+}
+
+// cross joins each end with each group of ports.
+func (p *part) cross(ends []end, groups map[string][]portSpan, any bool) []Rule {
+	var out []Rule
+	for _, e := range ends {
+		if any {
+			out = append(out, Rule{Family: e.family, Peers: e.set})
+		}
+		for proto, spans := range groups {
+			out = append(out, Rule{Family: e.family, Peers: e.set, Proto: proto, Ports: p.portSet(spans)})
+		}
+	}
+	return out
+}
+
+func (p *part) refs(s selection) []ref {
+	k := s.key()
+	if out, ok := p.members[k]; ok {
+		return out
+	}
+	out, work := p.c.selected(s)
+	p.spend(&p.work, work, p.limits.Work, "comparisons of pods with selectors")
+	p.members[k] = out
+	return out
+}
+
+// podSets are named after the selection, not after its pods: a pod that comes or goes changes an element, and no rule.
+// Rules with the same selection share it.
+func (p *part) podSets(key string, refs []ref) []end {
+	var out []end
+	for _, f := range p.families {
+		kind := addresses4
+		if f == 6 {
+			kind = addresses6
+		}
+		name := p.set("p"+strconv.Itoa(f)+"-"+hash(key), kind, func() map[string]bool {
+			elems := map[string]bool{}
+			for _, r := range refs {
+				for _, ip := range r.ips {
+					if familyOf(ip) == f {
+						elems[ip.String()] = true
+					}
+				}
+			}
+			return elems
+		})
+		out = append(out, end{f, name})
+	}
+	return out
+}
+
+func (p *part) blockSets(spans []span) []end {
+	var out []end
+	for _, f := range p.families {
+		kind := spans4
+		if f == 6 {
+			kind = spans6
+		}
+		elems := map[string]bool{}
+		for _, s := range spans {
+			if familyOf(s.first) == f {
+				elems[s.String()] = true
+			}
+		}
+		if len(elems) > 0 {
+			words := strings.Join(slices.Sorted(maps.Keys(elems)), ",")
+			out = append(out, end{f, p.set("b"+strconv.Itoa(f)+"-"+hash(words), kind, func() map[string]bool { return elems })})
+		}
+	}
+	return out
+}
+
+// portSet spells out ports: nothing for all of them, a number, or a set.
+func (p *part) portSet(spans []portSpan) string {
+	if len(spans) == 0 {
+		return ""
+	}
+	if len(spans) == 1 && spans[0].first == spans[0].last {
+		return strconv.Itoa(int(spans[0].first))
+	}
+	elems := map[string]bool{}
+	for _, s := range spans {
+		text := strconv.Itoa(int(s.first))
+		if s.last != s.first {
+			text += "-" + strconv.Itoa(int(s.last))
+		}
+		elems[text] = true
+	}
+	return "@" + p.set("q-"+hash(strings.Join(slices.Sorted(maps.Keys(elems)), ",")), ports, func() map[string]bool { return elems })
+}
+
+// set adds a set under its name, unless it is there.
+func (p *part) set(name string, kind setKind, elems func() map[string]bool) string {
+	if _, ok := p.out.Sets[name]; !ok && p.over == "" {
+		s := Set{kind, elems()}
+		p.out.Sets[name] = s
+		p.spend(&p.elements, len(s.Elems)+1, p.limits.Elements, "addresses and ports in sets")
+	}
+	return name
+}
+
+func familyOf(a netip.Addr) int {
+	if a.Is4() {
+		return 4
+	}
+	return 6
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netpolicy
+
+import (
+	"net/netip"
+	"slices"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// DNS says where a node's pods reach the cluster's DNS. Elsewhere that is a Deployment in kube-system, and policies
+// are written for its pods: egress to pods k8s-app=kube-dns, port 53. Here it is part of the node, so that a rule which would
+// admit a connection to such a pod admits one to the node's DNS.
+type DNS struct {
+	// Servers are what answers, after translation: the node's own.
+	Servers []netip.AddrPort
+	// Service are the addresses of the Service kube-dns.
+	Service []netip.Addr
+}
+
+// What the pods of the DNS would have.
+const (
+	dnsNamespace = "kube-system"
+	dnsPort      = 53
+)
+
+var (
+	dnsLabels = labels.Set{"k8s-app": "kube-dns"}
+	dnsNames  = map[string]string{"udp": "dns", "tcp": "dns-tcp"}
+)
+
+// admits says which protocols of the DNS a rule's ports admit.
+func (d DNS) admits(all []networkingv1.NetworkPolicyPort) []string {
+	if len(all) == 0 {
+		return []string{"tcp", "udp"}
+	}
+	var out []string
+	for _, p := range all {
+		proto := protocol(p.Protocol)
+		name := dnsNames[proto]
+		if name == "" || slices.Contains(out, proto) {
+			continue
+		}
+		ok := p.Port == nil
+		if p.Port != nil && p.Port.Type == intstr.String {
+			ok = p.Port.StrVal == name
+		} else if p.Port != nil {
+			s, valid := numbers(p)
+			ok = valid && s.first <= dnsPort && dnsPort <= s.last
+		}
+		if ok {
+			out = append(out, proto)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// in says whether a block of addresses means the DNS: by its Service or by the node.
+func (d DNS) in(spans []span) bool {
+	return slices.ContainsFunc(d.Service, func(a netip.Addr) bool { return contains(spans, a) }) ||
+		slices.ContainsFunc(d.Servers, func(a netip.AddrPort) bool { return contains(spans, a.Addr()) })
+}
+
+// elements are what the kernel compares: address and port after translation, and the Service for who does not translate.
+func (d DNS) elements(v4 bool) map[string]bool {
+	out := map[string]bool{}
+	for _, a := range d.Servers {
+		if a.Addr().Is4() == v4 {
+			out[pair(a)] = true
+		}
+	}
+	for _, a := range d.Service {
+		if a.Is4() == v4 {
+			out[pair(netip.AddrPortFrom(a, dnsPort))] = true
+		}
+	}
+	return out
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netpolicy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+	"sync/atomic"
+
+	"github.com/coracle-k8s/coracle/internal/nfttable"
+)
+
+// table is the node's table in the kernel, as far as this process wrote it.
+type table struct {
+	applied  *Ruleset    // nil when it is not known what is there
+	verified uint32      // the kernel's generation in which all was there
+	none     atomic.Bool // it is known not to be there
+}
+
+var kernelTable = nfttable.Table{Family: nfttable.INet, Name: nfttable.PolicyTable}
+
+// apply makes the table hold the ruleset, in one transaction. What was there stays in force when that fails.
+func (t *table) apply(ctx context.Context, to *Ruleset) error {
+	t.none.Store(false)
+	if err := t.write(ctx, to); err != nil {
+		return err
+	}
+	t.none.Store(to.empty())
+	return nil
+}
+
+func (t *table) write(ctx context.Context, to *Ruleset) error {
+	if t.applied != nil {
+		text := difference(t.applied, to)
+		if len(text) == 0 {
+			t.applied = to
+			return nil
+		}
+		if err := run(ctx, text); err == nil {
+			t.applied = to
+			return nil
+		}
+		// Somebody changed the table: write all of it.
+	}
+	t.applied = nil
+	if to.empty() {
+		// A host without any policy need not even have a kernel that knows such tables.
+		if ok, err := nfttable.Exists(kernelTable); err != nil || !ok {
+			t.applied = to
+			return nil //nolint:nilerr // where tables cannot be listed there is none of ours
+		}
+	}
+	if err := run(ctx, whole(to)); err != nil {
+		return err
+	}
+	t.applied = to
+	return nil
+}
+
+// run has the carried nft, which is the first on the PATH, do all of the commands or none.
+func run(ctx context.Context, text []byte) error {
+	cmd := exec.CommandContext(ctx, "nft", "-f", "-")
+	var out bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(text), &out, &out
+	if err := cmd.Run(); err != nil {
+		if first, _, _ := strings.Cut(out.String(), "\n"); first != "" {
+			err = errors.Join(err, errors.New(first))
+		}
+		return fmt.Errorf("writing the nftables table %s: %w", nfttable.PolicyTable, err)
+	}
+	return nil
+}
+
+// intact says whether all that was written is there. It costs one question as long as nobody has changed any table of
+// this host; otherwise chains' rules and sets' elements are counted. What cannot be asked counts as there.
+func (t *table) intact() bool {
+	if t.applied == nil || t.applied.empty() {
+		return true
+	}
+	generation, err := nfttable.Generation()
+	if err != nil || generation == t.verified {
+		return true
+	}
+	have, err := nfttable.Count(kernelTable)
+	if err != nil {
+		return true
+	}
+	if !t.applied.counts(have) {
+		t.applied = nil
+		return false
+	}
+	t.verified = generation
+	return true
+}
+
+// counts says whether a table has as many of everything as the ruleset. Elements of intervals are not counted: the kernel
+// has two or one for each.
+func (r *Ruleset) counts(have nfttable.Counts) bool {
+	chains := map[string]int{}
+	for _, f := range frame {
+		chains[f.chain] = len(f.rules)
+	}
+	for name, c := range r.Chains {
+		chains[name] = len(c.text())
+	}
+	if len(have.Rules) != len(chains) {
+		return false
+	}
+	for name, n := range chains {
+		if got, ok := have.Rules[name]; !ok || got != n {
+			return false
+		}
+	}
+	sets := map[string]int{}
+	for name, s := range r.Sets {
+		sets[name] = len(s.Elems)
+		if s.Kind.interval() {
+			sets[name] = -1
+		}
+	}
+	for _, f := range []int{4, 6} {
+		sets[fmt.Sprint(setSelf, f)] = len(selfElements(r.addresses(), f))
+		sets[fmt.Sprint(mapIn, f)], sets[fmt.Sprint(mapOut, f)] = 0, 0
+	}
+	for ip := range r.Pods[ingress] {
+		sets[fmt.Sprint(mapIn, familyOf(ip))]++
+	}
+	for ip := range r.Pods[egress] {
+		sets[fmt.Sprint(mapOut, familyOf(ip))]++
+	}
+	for name, n := range sets {
+		if got, ok := have.Elements[name]; !ok || n >= 0 && got != n || n < 0 && got == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// Remove takes the table away; none there is no error.
+func Remove() error { return nfttable.Delete(kernelTable) }

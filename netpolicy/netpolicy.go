@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package netpolicy enforces NetworkPolicies on one node: it keeps the nftables table `inet coracle-policy` in step with
+// the API, for the pods that have their network on this node. DESIGN.md has the reasons.
+//
+// Desired computes that table from a State and is pure; the Enforcer feeds it and writes differences. The package owns that table
+// and nothing else in the kernel. The table stays when an Enforcer stops, so that pods are never open without it, and is
+// only there while some pod of the node is restricted. It never writes to the API, and never looks into a pod.
+package netpolicy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/klog/v2"
+
+	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// Options are what an Enforcer needs. Informers are required, with Policies and AllNodes.
+type Options struct {
+	// Informers are the node's shared caches, which somebody else runs once the Enforcer is made.
+	Informers *netinformers.Informers
+	// DNS is where pods of this node reach the cluster's DNS; zero where there is none.
+	DNS DNS
+	// Limits are DefaultLimits when left zero.
+	Limits Limits
+	// Part is the line in `coracle status`; nil for none.
+	Part *status.Part
+	// Logger is klog's own when left zero.
+	Logger klog.Logger
+}
+
+const (
+	// minPause and maxPause bound the rest after a change of the table, which is pauseFactor times as long as that took. A pod
+	// that waits for its rules cuts it short.
+	minPause    = 20 * time.Millisecond
+	maxPause    = time.Second
+	pauseFactor = 9
+	// retryPause follows a failure.
+	retryPause = 2 * time.Second
+	// guardPeriod is how often to look whether somebody else changed the table.
+	guardPeriod = 5 * time.Second
+	// admitTimeout bounds how long a pod's start waits. The kubelet gives the whole call several minutes, and starts another
+	// attempt when one fails.
+	admitTimeout = 10 * time.Second
+)
+
+// Enforcer keeps the table. Make one with New.
+type Enforcer struct {
+	o     Options
+	log   klog.Logger
+	watch *watch
+	table table
+	guard time.Duration // guardPeriod, but for tests
+	wait  time.Duration // admitTimeout, but for tests
+	// Each has one pending wake-up, which stands for any number of changes.
+	wake, urgent chan struct{}
+
+	mu        sync.Mutex
+	sandboxes map[string]Sandbox
+	waiters   map[string]*waiter
+	trouble   error  // of the last attempt to write the table
+	said      string // what was last said about budgets
+}
+
+// waiter is a pod's start that waits for its rules.
+type waiter struct {
+	done    chan struct{} // closed when they are in force
+	unknown bool          // the pod was not known when last looked at
+}
+
+// New ties an Enforcer to the informers. Nothing in the kernel changes yet.
+func New(o Options) (*Enforcer, error) {
+	if o.Informers == nil {
+		return nil, errors.New("netpolicy: Informers are required")
+	}
+	if o.Limits == (Limits{}) {
+		o.Limits = DefaultLimits()
+	}
+	if o.Logger.GetSink() == nil {
+		o.Logger = klog.Background()
+	}
+	e := &Enforcer{
+		o: o, log: o.Logger.WithName("netpolicy"), guard: guardPeriod, wait: admitTimeout,
+		wake: make(chan struct{}, 1), urgent: make(chan struct{}, 1),
+		sandboxes: map[string]Sandbox{}, waiters: map[string]*waiter{},
+	}
+	var err error
+	if e.watch, err = follow(o.Informers, func() { poke(e.wake) }); err != nil {
+		return nil, fmt.Errorf("netpolicy: %w", err)
+	}
+	return e, nil
+}
+
+// Restore says which pods have a network on this node since an earlier run. Call it before Run.
+func (e *Enforcer) Restore(all []Sandbox) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, b := range all {
+		e.sandboxes[b.ID] = b
+	}
+}
+
+// Admit returns when a pod's rules are in force, so that it may get its network. After an error the pod must not get it,
+// and Release has to be called.
+func (e *Enforcer) Admit(ctx context.Context, b Sandbox) error {
+	w := &waiter{done: make(chan struct{})}
+	e.mu.Lock()
+	e.sandboxes[b.ID] = b
+	if e.watch.none() && e.idle() {
+		e.mu.Unlock()
+		return nil // nobody is restricted
+	}
+	e.waiters[b.ID] = w
+	e.mu.Unlock()
+	defer func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.waiters, b.ID)
+	}()
+	poke(e.urgent)
+	timeout := time.NewTimer(e.wait)
+	defer timeout.Stop()
+	select {
+	case <-w.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the rules of the pod's NetworkPolicies: %w", ctx.Err())
+	case <-timeout.C:
+		return fmt.Errorf("the rules of the NetworkPolicies for pod %s/%s are not in force: %s; the pod gets no network without them, try again later",
+			b.Namespace, b.Name, e.why(w))
+	}
+}
+
+// why explains what a pod waits for.
+func (e *Enforcer) why(w *waiter) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case !e.watch.complete():
+		return "the node has not learnt the cluster's policies from the API yet"
+	case w.unknown:
+		return "the node has not heard of this pod from the API yet"
+	case e.trouble != nil:
+		return e.trouble.Error()
+	}
+	return "it takes long to compute them"
+}
+
+// Release says that a sandbox has no network any more.
+func (e *Enforcer) Release(id string) {
+	e.mu.Lock()
+	_, known := e.sandboxes[id]
+	delete(e.sandboxes, id)
+	e.mu.Unlock()
+	if known {
+		poke(e.wake)
+	}
+}
+
+// idle says that the table is known not to be there; the caller holds mu.
+func (e *Enforcer) idle() bool { return e.table.none.Load() }
+
+// Run keeps the table in step until ctx is done. The table stays. Call it once.
+func (e *Enforcer) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { e.watch.run(ctx, func() { poke(e.wake) }) })
+	guard := time.NewTicker(e.guard)
+	defer guard.Stop()
+	retry := time.NewTimer(time.Hour)
+	defer retry.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-e.wake:
+		case <-e.urgent:
+		case <-retry.C:
+		case <-guard.C:
+			if e.table.intact() {
+				continue
+			}
+			e.log.Info("The nftables table of NetworkPolicies was changed by another program; writing it again")
+		}
+		if !e.watch.complete() {
+			continue
+		}
+		pause := e.sync(ctx)
+		if pause == retryPause {
+			retry.Reset(retryPause)
+		}
+		rest := time.NewTimer(min(pause, maxPause))
+		select {
+		case <-ctx.Done():
+		case <-rest.C:
+		case <-e.urgent:
+			poke(e.urgent) // the loop's to take
+		}
+		rest.Stop()
+	}
+}
+
+// sync computes the table, writes the difference, and returns how long to rest.
+func (e *Enforcer) sync(ctx context.Context) time.Duration {
+	start := time.Now()
+	s, err := e.state()
+	if err != nil {
+		return retryPause // lists of caches in memory do not fail
+	}
+	r := Desired(s, e.o.Limits)
+	err = e.table.apply(ctx, r.Ruleset)
+	if ctx.Err() != nil {
+		return 0
+	}
+	e.report(r, err)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.trouble = err
+	if err != nil {
+		e.log.Error(err, "NetworkPolicies are out of date on this node; the rules from before stay in force, trying again", "after", retryPause)
+		return retryPause
+	}
+	for _, b := range s.Sandboxes {
+		w := e.waiters[b.ID]
+		if w == nil || !slices.Equal(b.IPs, e.sandboxes[b.ID].IPs) || b.UID != e.sandboxes[b.ID].UID {
+			continue
+		}
+		if w.unknown = r.Unknown[b.ID]; !w.unknown {
+			close(w.done)
+			delete(e.waiters, b.ID)
+		}
+	}
+	return min(max(minPause, pauseFactor*time.Since(start)), maxPause)
+}
+
+func (e *Enforcer) state() (State, error) {
+	s, err := e.watch.state()
+	s.DNS = e.o.DNS
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s.Sandboxes = slices.Collect(maps.Values(e.sandboxes))
+	return s, err
+}
+
+// report keeps the line in `coracle status` true.
+func (e *Enforcer) report(r Result, err error) {
+	var words []string
+	for _, namespace := range slices.Sorted(maps.Keys(r.OverBudget)) {
+		words = append(words, fmt.Sprintf("the policies of namespace %s need too much (%s): its pods that they restrict have no connections on this node; "+
+			"other namespaces are not affected; write fewer or simpler policies there", namespace, r.OverBudget[namespace]))
+	}
+	budget := strings.Join(words, ". ")
+	if budget != e.said {
+		e.said = budget
+		if budget != "" {
+			e.log.Info("NetworkPolicies are over the budget", "what", budget)
+		}
+	}
+	switch {
+	case err != nil:
+		e.o.Part.Set(status.Degraded, "policies are out of date on this node, what was in force stays in force: "+err.Error())
+	case budget != "":
+		e.o.Part.Set(status.Degraded, budget)
+	default:
+		e.o.Part.Set(status.Running, "")
+	}
+}
+
+// poke leaves a wake-up, unless one is pending.
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+var everything = labels.Everything()

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netpolicy
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/coracle-k8s/coracle/internal/nfttable"
+)
+
+// Names in the table besides those of a Ruleset. Those that exist per address family end in 4 or 6.
+const (
+	chainForward = "forward"
+	chainInput   = "input"
+	chainOutput  = "output"
+	chainJudge   = "judge"
+	chainStray   = "stray"
+	chainHost    = "stray-to-node"
+	chainRefuse  = "refuse"
+	mapIn        = "in"   // who is reached → its chain
+	mapOut       = "out"  // who opens a connection → its chain
+	setSelf      = "self" // nobody is kept from himself
+)
+
+// frame are the chains that all packets pass. They do not depend on any policy.
+//
+// The hooks come after translation of Services: forward for what is routed, input for what is for the node, behind IPVS'
+// place there, which takes what is for a Service, and output for what IPVS sends on. What the node itself sends is never
+// judged: it always reaches its own pods.
+//
+// What is not allowed is refused: a client learns at once that it may not, and so do both ends of a connection that a change
+// of policy forbids. A refusal has the address of whom it stands for, and passes the output hook again.
+//
+// Errors by ICMP belong to connections. What conntrack makes nothing of has no one who opened it, and goes by its own addresses: no rule
+// that asks more than a protocol fits it.
+var frame = []struct {
+	chain, hook string
+	rules       []string
+}{
+	{chainRefuse, "", []string{
+		"ct state invalid,untracked drop", "meta l4proto tcp reject with tcp reset", "reject with icmpx type admin-prohibited",
+	}},
+	{chainStray, "", []string{
+		"ip saddr vmap @out4", "ip daddr vmap @in4", "ip6 saddr vmap @out6", "ip6 daddr vmap @in6", "return",
+	}},
+	{chainHost, "", []string{"ip saddr vmap @out4", "ip6 saddr vmap @out6", "return"}},
+	{chainJudge, "", []string{
+		"meta l4proto { icmp, ipv6-icmp } ct state related return",
+		"ct state invalid,untracked goto " + chainStray,
+		"ct original ip saddr vmap @out4", "ct reply ip saddr vmap @in4",
+		"ct original ip6 saddr vmap @out6", "ct reply ip6 saddr vmap @in6",
+	}},
+	{chainForward, "type filter hook forward priority filter; policy accept;", []string{"jump " + chainJudge}},
+	{chainInput, "type filter hook input priority 110; policy accept;", []string{
+		"icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } return",
+		"meta l4proto { icmp, ipv6-icmp } ct state related return",
+		"ct state invalid,untracked goto " + chainHost,
+		"ct original ip saddr vmap @out4", "ct original ip6 saddr vmap @out6",
+	}},
+	{chainOutput, "type filter hook output priority filter; policy accept;", []string{
+		"fib saddr type local return", "tcp flags & rst == rst return", "jump " + chainJudge,
+	}},
+}
+
+// frameSets are the maps and sets of the frame, with their types.
+var frameSets = []struct{ kind, name, as string }{
+	{"map", mapIn + "4", "type ipv4_addr : verdict;"}, {"map", mapIn + "6", "type ipv6_addr : verdict;"},
+	{"map", mapOut + "4", "type ipv4_addr : verdict;"}, {"map", mapOut + "6", "type ipv6_addr : verdict;"},
+	{"set", setSelf + "4", "type ipv4_addr . ipv4_addr;"}, {"set", setSelf + "6", "type ipv6_addr . ipv6_addr;"},
+}
+
+var setTypes = map[setKind]string{
+	addresses4: "type ipv4_addr;", addresses6: "type ipv6_addr;",
+	spans4: "type ipv4_addr; flags interval;", spans6: "type ipv6_addr; flags interval;", ports: "type inet_service; flags interval;",
+	dns4: "type ipv4_addr . inet_service;", dns6: "type ipv6_addr . inet_service;",
+}
+
+func (k setKind) interval() bool { return k == spans4 || k == spans6 || k == ports }
+
+// script writes nft's commands, all of which happen at once or not at all.
+type script struct{ bytes.Buffer }
+
+const tableRef = "inet " + nfttable.PolicyTable
+
+func (s *script) line(format string, args ...any) { fmt.Fprintf(&s.Buffer, format+"\n", args...) }
+
+// batch is how many elements one command has.
+const batch = 1000
+
+func (s *script) elements(verb, set string, elems []string) {
+	for part := range slices.Chunk(elems, batch) {
+		s.line("%s element %s %s { %s }", verb, tableRef, set, strings.Join(part, ", "))
+	}
+}
+
+// whole replaces the table, whatever is there: packets see the old one or the new one.
+func whole(r *Ruleset) []byte {
+	var s script
+	s.line("add table %s", tableRef)
+	s.line("delete table %s", tableRef)
+	if r.empty() {
+		return s.Bytes()
+	}
+	s.line("add table %s", tableRef)
+	for _, f := range frameSets {
+		s.line("add %s %s %s { %s }", f.kind, tableRef, f.name, f.as)
+	}
+	for _, f := range frame {
+		s.line("add chain %s %s%s", tableRef, f.chain, hookOf(f.hook))
+	}
+	s.change(newRuleset(), r)
+	for _, f := range frame { // when the maps are there that they name
+		for _, rule := range f.rules {
+			s.line("add rule %s %s %s", tableRef, f.chain, rule)
+		}
+	}
+	return s.Bytes()
+}
+
+func hookOf(hook string) string {
+	if hook == "" {
+		return ""
+	}
+	return " { " + hook + " }"
+}
+
+// difference turns the table of one ruleset into that of another; nothing when they are the same.
+func difference(from, to *Ruleset) []byte {
+	if from.empty() != to.empty() {
+		return whole(to)
+	}
+	var s script
+	if !to.empty() {
+		s.change(from, to)
+	}
+	return s.Bytes()
+}
+
+// change writes what is new before what refers to it, and removes what is old after that.
+func (s *script) change(from, to *Ruleset) {
+	for _, name := range slices.Sorted(maps.Keys(to.Sets)) {
+		set := to.Sets[name]
+		was, there := from.Sets[name]
+		if !there {
+			s.line("add set %s %s { %s }", tableRef, name, setTypes[set.Kind])
+		}
+		s.elements("delete", name, missing(was.Elems, set.Elems))
+		s.elements("add", name, missing(set.Elems, was.Elems))
+	}
+	for _, name := range slices.Sorted(maps.Keys(to.Chains)) {
+		if _, there := from.Chains[name]; there {
+			continue
+		}
+		s.line("add chain %s %s", tableRef, name)
+		for _, rule := range to.Chains[name].text() {
+			s.line("add rule %s %s %s", tableRef, name, rule)
+		}
+	}
+	s.pods(mapIn, from.Pods[ingress], to.Pods[ingress])
+	s.pods(mapOut, from.Pods[egress], to.Pods[egress])
+	s.self(from.addresses(), to.addresses())
+	for _, name := range slices.Sorted(maps.Keys(from.Chains)) {
+		if _, stays := to.Chains[name]; !stays {
+			s.line("flush chain %s %s", tableRef, name)
+			s.line("delete chain %s %s", tableRef, name)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(from.Sets)) {
+		if _, stays := to.Sets[name]; !stays {
+			s.line("delete set %s %s", tableRef, name)
+		}
+	}
+}
+
+func missing(of, in map[string]bool) []string {
+	var out []string
+	for e := range of {
+		if !in[e] {
+			out = append(out, e)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// pods changes a map. An element is deleted before it gets another verdict: both happen at once.
+func (s *script) pods(name string, from, to map[netip.Addr]string) {
+	gone, come := map[int][]string{}, map[int][]string{}
+	for ip := range from {
+		if to[ip] != from[ip] {
+			gone[familyOf(ip)] = append(gone[familyOf(ip)], ip.String())
+		}
+	}
+	for ip := range to {
+		if to[ip] != from[ip] {
+			come[familyOf(ip)] = append(come[familyOf(ip)], ip.String()+" : jump "+to[ip])
+		}
+	}
+	for _, f := range []int{4, 6} {
+		slices.Sort(gone[f])
+		slices.Sort(come[f])
+		s.elements("delete", fmt.Sprint(name, f), gone[f])
+		s.elements("add", fmt.Sprint(name, f), come[f])
+	}
+}
+
+// addresses are those of all restricted pods.
+func (r *Ruleset) addresses() map[netip.Addr]bool {
+	out := map[netip.Addr]bool{}
+	for d := range r.Pods {
+		for ip := range r.Pods[d] {
+			out[ip] = true
+		}
+	}
+	return out
+}
+
+func (s *script) self(from, to map[netip.Addr]bool) {
+	for _, f := range []int{4, 6} {
+		a, b := selfElements(from, f), selfElements(to, f)
+		s.elements("delete", fmt.Sprint(setSelf, f), missing(a, b))
+		s.elements("add", fmt.Sprint(setSelf, f), missing(b, a))
+	}
+}
+
+func selfElements(ips map[netip.Addr]bool, family int) map[string]bool {
+	out := map[string]bool{}
+	for ip := range ips {
+		if familyOf(ip) == family {
+			out[ip.String()+" . "+ip.String()] = true
+		}
+	}
+	return out
+}
+
+// text is the chain in the kernel's words.
+func (c Chain) text() []string {
+	out := []string{"ct original ip saddr . ct reply ip saddr @self4 return", "ct original ip6 saddr . ct reply ip6 saddr @self6 return"}
+	for _, r := range c.rules {
+		out = append(out, r.text(c.direction))
+	}
+	return append(out, "goto "+chainRefuse)
+}
+
+func (r Rule) text(d direction) string {
+	var words []string
+	if r.Proto != "" {
+		words = append(words, "meta l4proto", r.Proto)
+	}
+	if r.Ports != "" {
+		words = append(words, "ct reply proto-src", r.Ports)
+	}
+	if r.Peers != "" {
+		who, family := "ct original", "ip"
+		if d == egress {
+			who = "ct reply"
+		}
+		if r.Family == 6 {
+			family = "ip6"
+		}
+		words = append(words, who, family, "saddr")
+		if r.DNS {
+			words = append(words, ". ct reply proto-src")
+		}
+		words = append(words, "@"+r.Peers)
+	}
+	return strings.Join(append(words, "return"), " ")
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netpolicy
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// selection is what a peer of a policy selects pods by.
+type selection struct {
+	namespace  string          // when namespaces is nil
+	namespaces labels.Selector // or nil
+	pods       labels.Selector
+}
+
+// selectionOf reads a peer that is no ipBlock, in a policy of a namespace.
+func selectionOf(namespace string, peer networkingv1.NetworkPolicyPeer) selection {
+	s := selection{namespace: namespace, pods: labels.Everything()}
+	if peer.NamespaceSelector != nil {
+		s.namespace, s.namespaces = "", selector(peer.NamespaceSelector)
+	}
+	if peer.PodSelector != nil {
+		s.pods = selector(peer.PodSelector)
+	}
+	return s
+}
+
+// selector reads a selector; one that the API should not have let pass selects nothing.
+func selector(s *metav1.LabelSelector) labels.Selector {
+	out, err := metav1.LabelSelectorAsSelector(s)
+	if err != nil {
+		return labels.Nothing()
+	}
+	return out
+}
+
+// everyPod is what a rule without peers selects among pods.
+func everyPod() selection {
+	return selection{namespaces: labels.Everything(), pods: labels.Everything()}
+}
+
+// key is the same for two selections that say the same. A label's characters are none of those between the parts.
+func (s selection) key() string {
+	words := "pods in " + s.namespace
+	if s.namespaces != nil {
+		words = "namespaces " + selectorKey(s.namespaces)
+	}
+	return words + ": " + selectorKey(s.pods)
+}
+
+func selectorKey(s labels.Selector) string {
+	if _, selectable := s.Requirements(); !selectable {
+		return "<none>"
+	}
+	return s.String()
+}
+
+func (s selection) matchesNamespace(name string, its map[string]string) bool {
+	if s.namespaces == nil {
+		return s.namespace == name
+	}
+	return its != nil && s.namespaces.Matches(labels.Set(its))
+}
+
+// matches says whether the selection has a pod with these labels in that namespace.
+func (c *cluster) matches(s selection, namespace string, pod labels.Set) bool {
+	return s.matchesNamespace(namespace, c.namespaceLabels(namespace)) && s.pods.Matches(pod)
+}
+
+func (c *cluster) namespaceLabels(name string) map[string]string {
+	its, known := c.labels[name]
+	if known && its == nil {
+		its = map[string]string{}
+	}
+	return its
+}
+
+// selected are the pods of a selection. work is how many pods were looked at.
+func (c *cluster) selected(s selection) (out []ref, work int) {
+	add := func(namespace string) {
+		all := s.pods.Empty()
+		for _, r := range c.peers[namespace] {
+			work++
+			if all || s.pods.Matches(labels.Set(r.pod.Labels)) {
+				out = append(out, r)
+			}
+		}
+	}
+	if s.namespaces == nil {
+		add(s.namespace)
+		return out, work + 1
+	}
+	for namespace := range c.peers {
+		work++
+		if s.matchesNamespace(namespace, c.namespaceLabels(namespace)) {
+			add(namespace)
+		}
+	}
+	return out, work + 1
+}
+
+func protocol(p *corev1.Protocol) string {
+	if p == nil {
+		return "tcp"
+	}
+	return protocolName(*p)
+}
+
+func protocolName(p corev1.Protocol) string {
+	switch p {
+	case "", corev1.ProtocolTCP:
+		return "tcp"
+	case corev1.ProtocolUDP:
+		return "udp"
+	case corev1.ProtocolSCTP:
+		return "sctp"
+	}
+	return ""
+}
+
+// numbers are the ports that a policy's port names by number; false when the API should not have let them pass.
+func numbers(p networkingv1.NetworkPolicyPort) (portSpan, bool) {
+	first := p.Port.IntVal
+	last := first
+	if p.EndPort != nil {
+		last = *p.EndPort
+	}
+	if first < 0 || last > 65535 || last < first {
+		return portSpan{}, false
+	}
+	return portSpan{uint16(first), uint16(last)}, true
+}
+
+// named are the numbers that a pod has for a named port, each once.
+func named(p *corev1.Pod, proto, name string) []string {
+	var out []string
+	for _, all := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+		for _, c := range all {
+			for _, port := range c.Ports {
+				if number := strconv.Itoa(int(port.ContainerPort)); port.Name == name && protocolName(port.Protocol) == proto && !slices.Contains(out, number) {
+					out = append(out, number)
+				}
+			}
+		}
+	}
+	return out
+}
+
+func pair(a netip.AddrPort) string { return a.Addr().String() + " . " + strconv.Itoa(int(a.Port())) }

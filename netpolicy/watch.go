@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netpolicy
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/internal/netinformers"
+)
+
+// watch is what the API says. Pods and namespaces are watched from the first policy on: a cluster without policies pays
+// for one watch of a few bytes.
+type watch struct {
+	node      string
+	informers netinformers.PolicyInformers
+	policies  cache.SharedIndexInformer
+	nodes     corelisters.NodeLister
+	synced    []cache.InformerSynced // of the handlers
+	needed    chan struct{}          // closed at the first policy
+}
+
+// follow has changed called with every event that may change rules.
+func follow(i *netinformers.Informers, changed func()) (*watch, error) {
+	p, err := i.Policies()
+	if err != nil {
+		return nil, err
+	}
+	w := &watch{
+		node: i.NodeName(), informers: p, policies: p.NetworkPolicies.Informer(), nodes: i.Nodes().Lister(), needed: make(chan struct{}),
+	}
+	var first sync.Once
+	need := func() { first.Do(func() { close(w.needed) }) }
+	for _, f := range []struct {
+		informer cache.SharedIndexInformer
+		differ   func(a, b any) bool
+		come     func()
+	}{
+		{w.policies, policiesDiffer, need}, {p.Namespaces.Informer(), namespacesDiffer, nil},
+		{p.Pods.Informer(), podsDiffer, nil}, {i.Nodes().Informer(), nodesDiffer, nil},
+	} {
+		h, err := f.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc: func(any) {
+				if f.come != nil {
+					f.come()
+				}
+				changed()
+			},
+			DeleteFunc: func(any) { changed() },
+			UpdateFunc: func(a, b any) {
+				if f.differ(a, b) {
+					changed()
+				}
+			},
+		})
+		if err != nil {
+			return nil, fmt.Errorf("following the API: %w", err)
+		}
+		w.synced = append(w.synced, h.HasSynced)
+	}
+	return w, nil
+}
+
+func policiesDiffer(a, b any) bool {
+	x, ok := a.(*networkingv1.NetworkPolicy)
+	y, ok2 := b.(*networkingv1.NetworkPolicy)
+	return !ok || !ok2 || x.UID != y.UID || !reflect.DeepEqual(x.Spec, y.Spec)
+}
+
+func namespacesDiffer(a, b any) bool {
+	x, ok := a.(*corev1.Namespace)
+	y, ok2 := b.(*corev1.Namespace)
+	return !ok || !ok2 || !maps.Equal(x.Labels, y.Labels)
+}
+
+// podsDiffer is asked for every report of a kubelet's.
+func podsDiffer(a, b any) bool {
+	x, ok := a.(*corev1.Pod)
+	y, ok2 := b.(*corev1.Pod)
+	return !ok || !ok2 || x.UID != y.UID || x.Spec.NodeName != y.Spec.NodeName || ended(x) != ended(y) ||
+		!maps.Equal(x.Labels, y.Labels) || x.Status.PodIP != y.Status.PodIP || !slices.Equal(x.Status.PodIPs, y.Status.PodIPs)
+}
+
+func nodesDiffer(a, b any) bool {
+	x, ok := a.(*corev1.Node)
+	y, ok2 := b.(*corev1.Node)
+	return !ok || !ok2 || !slices.Equal(x.Spec.PodCIDRs, y.Spec.PodCIDRs)
+}
+
+// run starts the watches of pods and namespaces when they are needed, and calls changed when first lists are complete.
+func (w *watch) run(ctx context.Context, changed func()) {
+	if !cache.WaitForCacheSync(ctx.Done(), w.policies.HasSynced) {
+		return
+	}
+	changed()
+	select {
+	case <-ctx.Done():
+		return
+	case <-w.needed:
+	}
+	w.informers.WatchPeers()
+	if cache.WaitForCacheSync(ctx.Done(), w.synced...) {
+		changed()
+	}
+}
+
+// none says that the cluster is known to have no policy.
+func (w *watch) none() bool {
+	return w.policies.HasSynced() && len(w.policies.GetStore().ListKeys()) == 0
+}
+
+// complete says whether everything that rules follow from was seen whole: rules of half a view would cut what is allowed.
+func (w *watch) complete() bool {
+	return w.none() || !slices.ContainsFunc(w.synced, func(f cache.InformerSynced) bool { return !f() })
+}
+
+func (w *watch) state() (State, error) {
+	s := State{Node: w.node}
+	var err error
+	if s.Policies, err = w.informers.NetworkPolicies.Lister().List(everything); err != nil || len(s.Policies) == 0 {
+		return s, err
+	}
+	if s.Pods, err = w.informers.Pods.Lister().List(everything); err != nil {
+		return s, err
+	}
+	if s.Namespaces, err = w.informers.Namespaces.Lister().List(everything); err != nil {
+		return s, err
+	}
+	s.Nodes, err = w.nodes.List(everything)
+	return s, err
+}
