@@ -80,7 +80,7 @@ func (w *world) pod(namespace, name, node string, number int, its map[string]str
 	}
 	p.Status.PodIP = ips[0].String()
 	if node == w.Node {
-		w.Sandboxes = append(w.Sandboxes, Sandbox{ID: name + "_eth0", Namespace: namespace, Name: name, UID: string(p.UID), IPs: ips})
+		w.Sandboxes = append(w.Sandboxes, Sandbox{ID: namespace + name + "_eth0", Namespace: namespace, Name: name, UID: string(p.UID), IPs: ips})
 	}
 	w.Pods = append(w.Pods, p)
 	return p

@@ -286,7 +286,7 @@ func TestTruthTable(t *testing.T) {
 			}
 			p.Spec.NodeName, p.Status.PodIP = w.Node, ips[0].String()
 			p.Status.PodIPs = []corev1.PodIP{{IP: ips[0].String()}, {IP: ips[1].String()}}
-			w.Sandboxes = append(w.Sandboxes, Sandbox{ID: p.Namespace + p.Name, Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), IPs: ips})
+			w.Sandboxes = append(w.Sandboxes, Sandbox{ID: p.Namespace + p.Name + "_eth0", Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), IPs: ips})
 			w.model.pods[ips[0]], w.model.pods[ips[1]] = p, p
 		}
 	}

@@ -110,19 +110,11 @@ func (s *clusterState) addPods(pods []corev1.Pod, now time.Time, imagesDir strin
 
 // notYet says what coracle does not do yet with objects that this cluster has, or with as many nodes.
 func notYet(ctx context.Context, c kubernetes.Interface, nodes int) ([]string, error) {
-	policies, err := c.NetworkingV1().NetworkPolicies("").List(ctx, metav1.ListOptions{Limit: 1})
-	if err != nil {
-		return nil, fmt.Errorf("listing network policies: %w", err)
-	}
 	services, err := c.CoreV1().Services("").List(ctx, metav1.ListOptions{Limit: podLimit, FieldSelector: "spec.type=LoadBalancer"})
 	if err != nil {
 		return nil, fmt.Errorf("listing services: %w", err)
 	}
 	var notes []string
-	if len(policies.Items) > 0 {
-		p := policies.Items[0]
-		notes = append(notes, fmt.Sprintf("NetworkPolicies such as %s/%s are accepted, but coracle does not enforce them yet: every pod can reach every other", p.Namespace, p.Name))
-	}
 	for _, s := range services.Items {
 		if len(s.Status.LoadBalancer.Ingress) == 0 {
 			notes = append(notes, withoutAddress(&s))

@@ -11,7 +11,6 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
@@ -66,13 +65,6 @@ func fakeAPI() *httptest.Server {
 		attempt := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "backup-1", OwnerReferences: []metav1.OwnerReference{
 			{APIVersion: "batch/v1", Kind: "Job", Name: "backup", Controller: new(true)}}}, Status: corev1.PodStatus{Phase: corev1.PodFailed}}
 		answer(w, 200, corev1.PodList{TypeMeta: kind("PodList"), Items: []corev1.Pod{pod, attempt}})
-	})
-	mux.HandleFunc("GET /apis/networking.k8s.io/v1/networkpolicies", func(w http.ResponseWriter, _ *http.Request) {
-		list := networkingv1.NetworkPolicyList{TypeMeta: metav1.TypeMeta{Kind: "NetworkPolicyList", APIVersion: "networking.k8s.io/v1"}}
-		if os.Getenv("FAKE_NOT_YET") != "" {
-			list.Items = []networkingv1.NetworkPolicy{{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "closed"}}}
-		}
-		answer(w, 200, list)
 	})
 	mux.HandleFunc("GET /api/v1/services", func(w http.ResponseWriter, r *http.Request) {
 		list := corev1.ServiceList{TypeMeta: kind("ServiceList")}

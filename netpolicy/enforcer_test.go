@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netpolicy
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+// running is an Enforcer with an API that is in memory.
+type running struct {
+	*Enforcer
+	api   *fake.Clientset
+	board *status.Board
+	stop  func()
+}
+
+// start runs one over the objects of a world.
+func start(t *testing.T, api *fake.Clientset, sandboxes ...Sandbox) *running {
+	t.Helper()
+	informers, err := netinformers.New(netinformers.Options{Client: api, NodeName: "n1", AllNodes: true, Policies: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	board := status.NewBoard(time.Now)
+	e, err := New(Options{Informers: informers, Part: board.Part("network policies")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.guard, e.wait = 100*time.Millisecond, patience
+	e.Restore(sandboxes)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 2) // both ends are read
+	go func() { done <- informers.Run(ctx) }()
+	go func() { done <- e.Run(ctx) }()
+	stopped := false
+	r := &running{Enforcer: e, api: api, board: board}
+	r.stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		if err := errors.Join(<-done, <-done); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(r.stop)
+	return r
+}
+
+func (w *world) api() *fake.Clientset {
+	api := fake.NewClientset()
+	for _, n := range w.Nodes {
+		_ = api.Tracker().Add(n)
+	}
+	for _, n := range w.Namespaces {
+		_ = api.Tracker().Add(n)
+	}
+	for _, p := range w.Pods {
+		_ = api.Tracker().Add(p)
+	}
+	for _, p := range w.Policies {
+		_ = api.Tracker().Add(p)
+	}
+	return api
+}
+
+func thereIs(t *testing.T, want bool) {
+	t.Helper()
+	testenv.Until(t, patience, "the table is there or not", func() bool {
+		ok, err := nfttable.Exists(kernelTable)
+		return err == nil && ok == want
+	})
+}
+
+// TestFirstPacket has pods come one after the other: each of them is closed when its network begins.
+func TestFirstPacket(t *testing.T) {
+	w := dozen()
+	w.policy(t, "x", "deny", `{podSelector: {}, policyTypes: [Ingress, Egress]}`)
+	l := newLab(t, w)
+	e := start(t, w.api())
+	for _, b := range w.Sandboxes {
+		if err := e.Admit(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+		// Whoever was admitted is judged, at once.
+		r := Desired(l.State, DefaultLimits())
+		for _, c := range []connection{
+			{b.IPs[0], l.addressOf("y", "p0", 4), corev1.ProtocolTCP, 80}, {l.addressOf("y", "p1", 6), b.IPs[1], corev1.ProtocolTCP, 80},
+		} {
+			want := l.model.allowed(c, func(ip netip.Addr) bool { return ip == b.IPs[0] || ip == b.IPs[1] })
+			if got := l.try(c); want != (got == nil) {
+				t.Errorf("%s/%s, first packet %v: %v; allowed: %v (%d rules)", b.Namespace, b.Name, c, got, want, len(r.Ruleset.Chains))
+			}
+		}
+	}
+	e.Release(w.Sandboxes[0].ID)
+	testenv.Until(t, patience, "the rules of a pod that is gone are gone", func() bool {
+		n, err := nfttable.Count(kernelTable)
+		return err == nil && n.Elements["in4"] == 2 && n.Elements["out4"] == 2
+	})
+}
+
+// TestAdmitWaits for a pod that the API does not know yet, and goes by its labels then, not by those of one with its name.
+func TestAdmitWaits(t *testing.T) {
+	nstestTable(t)
+	w := newWorld()
+	w.namespace("x", nil)
+	w.policy(t, "x", "deny", `{podSelector: {matchLabels: {app: a}}}`)
+	former := w.pod("x", "p", "n1", 5, nil)
+	former.UID = "former"
+	e := start(t, w.api())
+	b := w.Sandboxes[0]
+	done := make(chan error, 1) // read below
+	go func() { done <- e.Admit(t.Context(), b) }()
+	testenv.Until(t, patience, "the pod is closed while it is not known", func() bool {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return e.waiters[b.ID] != nil && e.waiters[b.ID].unknown
+	})
+	select {
+	case err := <-done:
+		t.Fatalf("a pod that is not known was admitted: %v", err)
+	default:
+	}
+	pod := former.DeepCopy()
+	pod.UID, pod.Labels = "uid-x-p", map[string]string{"app": "a"}
+	// The API in memory loses what happens between an informer's list and its watch: say it until it was heard.
+	testenv.Eventually(t, patience, "the pod is admitted", func() error {
+		pod.ResourceVersion += "1"
+		if _, err := e.api.CoreV1().Pods("x").Update(t.Context(), pod, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-done:
+			return err
+		default:
+			return errors.New("it still waits")
+		}
+	})
+	if n, err := nfttable.Count(kernelTable); err != nil || n.Elements["in4"] != 1 || n.Elements["out4"] != 0 {
+		t.Errorf("admitted with %v, %v", n, err)
+	}
+}
+
+func TestAdmitGivesUp(t *testing.T) {
+	nstestTable(t)
+	w := newWorld()
+	w.namespace("x", nil)
+	w.policy(t, "x", "deny", `{podSelector: {}}`)
+	e := start(t, w.api())
+	e.wait = 50 * time.Millisecond // whenever that is: nothing comes
+	err := e.Admit(t.Context(), Sandbox{ID: "a", Namespace: "x", Name: "unheard-of", UID: "u", IPs: []netip.Addr{netip.MustParseAddr("10.42.1.9")}})
+	if err == nil || !strings.Contains(err.Error(), "try again later") {
+		t.Errorf("got %v", err)
+	}
+	// A namespace without policies has nothing to wait for.
+	e.wait = patience
+	if err := e.Admit(t.Context(), Sandbox{ID: "b", Namespace: "y", Name: "free", UID: "u", IPs: []netip.Addr{netip.MustParseAddr("10.42.1.10")}}); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := e.Admit(ctx, Sandbox{ID: "c", Namespace: "x", Name: "gone", UID: "u"}); !errors.Is(err, context.Canceled) {
+		t.Errorf("a runtime that gave up: %v", err)
+	}
+}
+
+// TestNothingWithoutPolicies looks for a table where there is no need of one, and for one that is left from before.
+func TestNothingWithoutPolicies(t *testing.T) {
+	nstestTable(t)
+	w := dozen()
+	old := Desired(func() State { s := *w; s.policy(t, "x", "p", `{podSelector: {}}`); return s.State }(), DefaultLimits())
+	if err := new(table).apply(t.Context(), old.Ruleset); err != nil {
+		t.Fatal(err)
+	}
+	w.Policies = nil
+	e := start(t, w.api(), w.Sandboxes...)
+	thereIs(t, false)
+	for _, action := range e.api.Actions() {
+		if action.GetResource().Resource == "pods" {
+			t.Errorf("without policies the node does not need %v", action)
+		}
+	}
+	policy := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "deny"}}
+	policy.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
+	if _, err := e.api.NetworkingV1().NetworkPolicies("x").Create(t.Context(), policy, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Until(t, patience, "the first policy makes the table", func() bool {
+		policy.ResourceVersion += "1" // as above
+		if _, err := e.api.NetworkingV1().NetworkPolicies("x").Update(t.Context(), policy, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		ok, err := nfttable.Exists(kernelTable)
+		return err == nil && ok
+	})
+	if err := e.api.NetworkingV1().NetworkPolicies("x").Delete(t.Context(), "deny", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	thereIs(t, false)
+}
+
+// TestRestart stops an Enforcer, and starts another one: the rules stay all the time, and are mended when somebody removes them.
+func TestRestart(t *testing.T) {
+	w := dozen()
+	w.policy(t, "x", "deny", `{podSelector: {}, policyTypes: [Ingress, Egress]}`)
+	l := newLab(t, w)
+	api := w.api()
+	e := start(t, api, w.Sandboxes...)
+	thereIs(t, true)
+	closed := func(when string) {
+		t.Helper()
+		if err := l.try(connection{l.addressOf("y", "p0", 4), l.addressOf("x", "p0", 4), corev1.ProtocolTCP, 80}); !errors.Is(err, errRefused) {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	closed("running")
+	e.stop()
+	closed("stopped")
+	e = start(t, api, w.Sandboxes...)
+	closed("started again")
+	testenv.Until(t, patience, "the second one knows the table", func() bool {
+		for _, p := range e.board.Components() {
+			return p.State == status.Running
+		}
+		return false
+	})
+	closed("working again")
+	if err := run(t.Context(), []byte("flush ruleset")); err != nil {
+		t.Fatal(err)
+	}
+	thereIs(t, true)
+	closed("mended")
+}
+
+// nstestTable is for tests that write the table and send no packets.
+func nstestTable(t *testing.T) {
+	nstest.RequireNFT(t)
+	t.Cleanup(func() {
+		if err := Remove(); err != nil {
+			t.Error(err)
+		}
+	})
+}
