@@ -102,7 +102,7 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, p
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	peers, err := cni.WatchPeers(nodes, o.NodeName)
+	peers, err := cni.WatchPeers(ctx, nodes, o.NodeName)
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}

@@ -4,6 +4,7 @@ package cni
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -53,8 +54,8 @@ func ofFamily(addrs []netip.Addr, v4 bool) (netip.Addr, bool) {
 
 // WatchPeers delivers all nodes but one, the oldest first, whenever something changes that a way to their pods depends on; the
 // latest list wins. Nothing is delivered before all nodes are known: who prunes would take a list that is not
-// complete for one. It adds a handler to an informer of all nodes that somebody else runs.
-func WatchPeers(nodes coreinformers.NodeInformer, nodeName string) (<-chan []Peer, error) {
+// complete for one. It adds a handler to an informer of all nodes that somebody else runs. A goroutine of it waits until that has all, or ctx ends.
+func WatchPeers(ctx context.Context, nodes coreinformers.NodeInformer, nodeName string) (<-chan []Peer, error) {
 	w := &peerWatch{nodeName: nodeName, lister: nodes.Lister(), synced: nodes.Informer().HasSynced, out: make(chan []Peer, 1)} // the latest list waits for a slow reader
 	_, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { w.deliver() },
@@ -64,6 +65,15 @@ func WatchPeers(nodes coreinformers.NodeInformer, nodeName string) (<-chan []Pee
 	if err != nil {
 		return nil, fmt.Errorf("watching the other nodes: %w", err)
 	}
+	// The last node of the first list may be told before the informer says that it has all of them.
+	synced := nodes.Informer().HasSyncedChecker().Done()
+	go func() {
+		select {
+		case <-synced:
+			w.deliver()
+		case <-ctx.Done():
+		}
+	}()
 	return w.out, nil
 }
 
@@ -78,7 +88,6 @@ type peerWatch struct {
 }
 
 func (w *peerWatch) deliver() {
-	// The informer counts an object before it tells of it: when the last one of the first list comes here, all are known.
 	if !w.synced() {
 		return
 	}

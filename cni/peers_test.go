@@ -13,8 +13,10 @@ import (
 	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 	"pgregory.net/rapid"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
@@ -66,8 +68,15 @@ func TestWatchPeers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// The fake API server tells a watch nothing of what was between the list and its beginning.
+	watching := make(chan struct{}, 100) // more than watches begin here
+	client.PrependWatchReactor("nodes", func(action clienttesting.Action) (bool, watch.Interface, error) {
+		events, err := client.Tracker().Watch(action.GetResource(), action.GetNamespace())
+		watching <- struct{}{}
+		return true, events, err
+	})
 	factory := informers.NewSharedInformerFactory(client, 0)
-	peers, err := WatchPeers(factory.Core().V1().Nodes(), "n07")
+	peers, err := WatchPeers(ctx, factory.Core().V1().Nodes(), "n07")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,6 +94,7 @@ func TestWatchPeers(t *testing.T) {
 	if got := next("the first list"); len(got) != 19 || got[0].Name != "n00" || got[18].Name != "n19" {
 		t.Fatalf("the first list has %d nodes: %v", len(got), got)
 	}
+	<-watching
 	if err := client.CoreV1().Nodes().Delete(ctx, "n03", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
