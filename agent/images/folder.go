@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 )
 
@@ -36,6 +37,8 @@ type Folder struct {
 	Logger     *slog.Logger
 	// Settle is how long a file must not have changed before it is read; DefaultSettle when zero.
 	Settle time.Duration
+
+	newWatcher func() (*fsnotify.Watcher, error) // fsnotify's when nil; of tests
 
 	record map[string]entry
 	failed map[string]fs.FileInfo // not tried again until they change

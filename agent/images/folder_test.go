@@ -14,7 +14,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
 )
 
 // fakeStore understands archives that consist of "image NAME" lines.
@@ -185,6 +189,33 @@ func TestRunWatches(t *testing.T) {
 		t.Fatal(err)
 	}
 	x.waitFor("the renamed archive", func() bool { return len(x.store.imported()) == 3 })
+}
+
+// A user has a limited number of inotify instances, and other programs may have them all.
+func TestRunWithoutNotices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newFixture(t)
+		x.put("first.tar", "images first:1")
+		folder := x.folder()
+		folder.newWatcher = func() (*fsnotify.Watcher, error) { return nil, unix.EMFILE }
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- folder.Run(ctx) }()
+		synctest.Wait()
+		x.wantImports(1)
+
+		x.put("second.tar", "images second:1")
+		time.Sleep(pollEvery) // of the bubble
+		synctest.Wait()
+		x.wantImports(2)
+		if !strings.Contains(x.logged(), "not noticed at once but within 15s") {
+			t.Errorf("the log does not say that files are noticed late:\n%s", x.logged())
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestRunWaitsForTheWriter(t *testing.T) {

@@ -106,7 +106,7 @@ func (s *servers) start(address string) {
 	clients := x509.NewCertPool()
 	clients.AppendCertsFromPEM(s.pki.CAPEM(pki.ClientCA))
 	server := serverjoining.New(serverjoining.Options{
-		Listener: l, ClientCA: clients, Tokens: s.tokens, Logger: slog.New(slog.DiscardHandler),
+		Listener: l, ClientCA: clients, Tokens: func() token.Set { return s.tokens }, Logger: slog.New(slog.DiscardHandler),
 		Certificate: func() (*tls.Certificate, error) { return &s.shown, nil }, Admit: s.admit,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
