@@ -46,7 +46,7 @@ func (s *Server) listen(ctx context.Context, changes chan<- struct{}) error {
 	}
 	var due <-chan time.Time
 	for {
-		relevant, ok := false, true
+		var relevant, ok bool
 		select {
 		case <-ctx.Done():
 			return nil

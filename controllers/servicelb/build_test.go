@@ -37,7 +37,9 @@ func onPorts(texts ...string) func(*corev1.Service) {
 		s.Spec.Ports = nil
 		for _, t := range texts {
 			p := corev1.ServicePort{Name: t}
-			fmt.Sscanf(strings.ReplaceAll(t, "/", " "), "%d %s", &p.Port, &p.Protocol)
+			if _, err := fmt.Sscanf(strings.ReplaceAll(t, "/", " "), "%d %s", &p.Port, &p.Protocol); err != nil {
+				panic(fmt.Sprintf("%q is no port of a test: %v", t, err))
+			}
 			s.Spec.Ports = append(s.Spec.Ports, p)
 		}
 	}
@@ -56,7 +58,7 @@ func localOnly(s *corev1.Service) {
 }
 
 func loadBalancerIP(ip string) func(*corev1.Service) {
-	return func(s *corev1.Service) { s.Spec.LoadBalancerIP = ip } //nolint:staticcheck // deprecated, and served
+	return func(s *corev1.Service) { s.Spec.LoadBalancerIP = ip }
 }
 
 // testNode is a ready node; an address that begins with "ext:" is an external one.

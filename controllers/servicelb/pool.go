@@ -104,5 +104,5 @@ func wanted(svc *corev1.Service) []netip.Addr {
 		}
 		return parseAll(words)
 	}
-	return parseAll([]string{svc.Spec.LoadBalancerIP}) //nolint:staticcheck // deprecated for its vagueness, and what people have
+	return parseAll([]string{svc.Spec.LoadBalancerIP})
 }
