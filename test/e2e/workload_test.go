@@ -226,3 +226,51 @@ func dns(k *harness.Kube) {
 	}
 	k.T.Logf("a name that does not exist: %v", time.Since(start).Round(time.Millisecond))
 }
+
+// customDNS: the ConfigMap coredns-custom adds names and zones, is followed, and keeps what worked where it makes a mistake.
+func customDNS(k *harness.Kube) {
+	k.Apply(pod("asker", "[testbox, hold]", "", ""))
+	k.Kubectl("wait", "--for=condition=Ready", "pod/asker", "--timeout=180s")
+	system := &harness.Kube{Server: k.Server, T: k.T, NS: "kube-system"}
+	resolves := func(name, want string) {
+		k.T.Helper()
+		harness.Eventually(k.T, soon, name, func() error {
+			got, err := k.Try("exec", "asker", "--", "testbox", "lookup", name)
+			if err == nil && got != want {
+				err = fmt.Errorf("%q, want %q", got, want)
+			}
+			return err
+		})
+	}
+	configure := func(override, server string) {
+		k.T.Helper()
+		system.Apply(fmt.Sprintf("{apiVersion: v1, kind: ConfigMap, metadata: {name: coredns-custom}, data: {nas.override: %q, corp.server: %q}}", override, server))
+	}
+	const nas, corp = "hosts {\n  192.168.1.%d nas.home nas.cluster.local\n  fallthrough\n}\n", "corp.example:53 {\n  hosts {\n    192.0.2.%d git.corp.example\n  }\n}\n"
+	configure(fmt.Sprintf(nas, 20), fmt.Sprintf(corp, 1))
+	resolves("nas.home", "192.168.1.20")
+	resolves("git.corp.example", "192.0.2.1")
+	configure(fmt.Sprintf(nas, 21), fmt.Sprintf(corp, 2))
+	resolves("nas.home", "192.168.1.21")
+	resolves("git.corp.example", "192.0.2.2")
+	resolves("nas.cluster.local", "192.168.1.21")
+
+	configure(fmt.Sprintf(nas, 22)+"nonsense\n", fmt.Sprintf(corp, 3))
+	resolves("git.corp.example", "192.0.2.3") // the other key is followed
+	harness.Eventually(k.T, soon, "an event says what is wrong", func() error {
+		got, err := system.Try("get", "events", "--field-selector", "involvedObject.name=coredns-custom,reason=BadDNSConfiguration", "-o", "jsonpath={.items[*].message}")
+		if err == nil && !strings.Contains(got, "nas.override") {
+			err = fmt.Errorf("they say %q", got)
+		}
+		return err
+	})
+	resolves("nas.home", "192.168.1.21")
+	system.Kubectl("delete", "configmap", "coredns-custom")
+	harness.Eventually(k.T, soon, "the names are gone", func() error { // no resolver is asked for this one
+		if got, err := k.Try("exec", "asker", "--", "testbox", "lookup", "nas.cluster.local"); err == nil {
+			return fmt.Errorf("it is still %s", got)
+		}
+		return nil
+	})
+	resolves("kubernetes.default", "10.43.0.1")
+}
