@@ -278,6 +278,9 @@ func (w *Watch) decide(c call, trip time.Duration, ok, void bool) (found bool) {
 	next := time.Time{}
 	switch {
 	case ok:
+		if !s.verified {
+			w.o.Logger.Debug("a node is reached from this machine; if it ever is not, Services go round it", "node", c.node)
+		}
 		s.verified, s.failed, s.trip = true, 0, min(trip, mostTrip)
 		if !s.down.IsZero() {
 			w.o.Logger.Info("a node is reached again; Services use it", "node", c.node, "after", now.Sub(s.down).Round(10*time.Millisecond))

@@ -1,0 +1,143 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// Lines of an agent's log.
+const (
+	firstReached = "if it ever is not, Services go round it"
+	notReached   = "a node is not reached from this machine"
+	reachedAgain = "a node is reached again"
+)
+
+// visits connects to an address from a machine's host, so often that an endpoint which nobody answers for would be met.
+func visits(from *harness.Machine, address string) error {
+	out, err := from.Run("bash", "-c", fmt.Sprintf("for i in {1..20}; do timeout 5 bash -c 'exec 3<>/dev/tcp/%s/80' || exit 1; done", address))
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
+
+// sendsTo fails unless a machine's rules send what is for a Service to a pod's address, or do not.
+func sendsTo(from *harness.Machine, ip string, want bool) error {
+	out, err := from.NFT("list", "table", "ip", "kube-proxy")
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	if got := regexp.MustCompile(` ` + regexp.QuoteMeta(ip) + ` ?[.:] ?8080\b`).MatchString(out); got != want {
+		return fmt.Errorf("that the rules send to %s is %v:\n%s", ip, got, out)
+	}
+	return nil
+}
+
+// allReached fails unless a machine has reached each node again that it did not reach.
+func allReached(a *harness.Server) error {
+	data, err := os.ReadFile(a.Log)
+	if lost, found := strings.Count(string(data), notReached), strings.Count(string(data), reachedAgain); err == nil && lost != found {
+		err = fmt.Errorf("%s did not reach a node %d times, and did again %d times:\n%s", a.NodeName(), lost, found, a.LogTail(30))
+	}
+	return err
+}
+
+// TestUnreachableNode: with no server left that could write anything, a Service sends nothing to a node that has vanished; and its return
+// undoes it. That datagrams are lost marks nobody, and a node that is cut off from all others goes on as it was.
+func TestUnreachableNode(t *testing.T) {
+	site := harness.NewSite(t)
+	s := site.NewMachine().NewServer("--disable-agent")
+	s.Start()
+	waitAPI(s)
+	var agents []*harness.Server
+	for range 2 {
+		a := site.NewMachine().NewAgent(s, "--debug")
+		a.AddBoxImage()
+		a.Start()
+		agents = append(agents, a)
+	}
+	for _, a := range agents {
+		harness.Eventually(t, soon, "the nodes are ready", func() error { return nodeReady(s, a) })
+	}
+	s.Apply(spreadService)
+	harness.Eventually(t, soon, "the Service has two endpoints", func() error { return endpoints(s, 2) })
+	address := s.Kubectl("get", "service", "d", "-o", "jsonpath={.spec.clusterIP}")
+	stays, victim := agents[0], agents[1]
+	both := func(since time.Time) {
+		t.Helper()
+		eventually(t, since, "the nodes are ready", func() error { return errors.Join(isReady(s, stays, "True"), isReady(s, victim, "True")) })
+		eventually(t, since, "the Service has two endpoints", func() error { return endpoints(s, 2) })
+		pod := podOn(s, victim)
+		for _, a := range agents {
+			eventually(t, since, "the rules have the pod of the node that is to vanish", func() error { return sendsTo(a.Machine, pod, true) })
+			eventually(t, since, "each connection succeeds", func() error { return visits(a.Machine, address) })
+		}
+	}
+	began := time.Now()
+	for _, a := range agents {
+		eventually(t, began, "it has reached the other one, which counts from then on", func() error { return logSays(a, firstReached) })
+	}
+	both(began)
+
+	// A window in which nothing may happen has no event that ends it. Gossip asks each member within two seconds. A machine without CPU may
+	// see what is not so, and for no longer than the next look; what lost datagrams made it think would last as long as they are lost.
+	site.LoseDatagrams(victim.Machine, stays.Machine, 6443, 100)
+	time.Sleep(8 * time.Second)
+	for _, a := range agents {
+		harness.Eventually(t, soon, "that datagrams are lost makes nobody go round a node", func() error { return allReached(a) })
+	}
+	site.Heal()
+	both(time.Now())
+
+	pod := podOn(s, victim)
+	vanished := time.Now()
+	site.CutOff(s.Machine)
+	site.CutOff(victim.Machine)
+	eventually(t, vanished, "the rules of the node that stays have no pod of the one that vanished", func() error { return sendsTo(stays.Machine, pod, false) })
+	eventually(t, vanished, "each connection from there succeeds", func() error { return visits(stays.Machine, address) })
+	eventually(t, vanished, "the node that is cut off reaches its own pod", func() error { return visits(victim.Machine, address) })
+	if err := logSays(stays, notReached); err != nil {
+		t.Error(err)
+	}
+
+	back := time.Now()
+	site.Heal()
+	for _, a := range agents {
+		eventually(t, back, "they reach one another", func() error { return allReached(a) })
+	}
+	both(back)
+
+	pod = podOn(s, victim)
+	off := time.Now()
+	site.CutOff(s.Machine)
+	victim.PowerOff()
+	eventually(t, off, "a machine without power is in no rules", func() error { return sendsTo(stays.Machine, pod, false) })
+	eventually(t, off, "each connection succeeds", func() error { return visits(stays.Machine, address) })
+}
+
+// podOn is the address of the Service's endpoint on a node.
+func podOn(s, node *harness.Server) string {
+	s.T.Helper()
+	var ip string
+	harness.Eventually(s.T, soon, "one endpoint on "+node.NodeName(), func() error {
+		out, err := s.TryKubectl("get", "endpointslices", "-l", "kubernetes.io/service-name=d", "-o",
+			fmt.Sprintf(`jsonpath={.items[*].endpoints[?(@.nodeName=="%s")].addresses[0]}`, node.NodeName()))
+		if ips := strings.Fields(out); err == nil && len(ips) != 1 {
+			err = fmt.Errorf("there are %q", out)
+		}
+		ip = strings.TrimSpace(out)
+		return err
+	})
+	return ip
+}
