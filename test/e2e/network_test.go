@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// mesh is a dual-stack cluster of a server and two agents, with a pod and a Service for it on each.
+// mesh is a dual-stack cluster of a server and agents, with a pod and a Service for it on each.
 type mesh struct {
 	*testing.T
 	site   *harness.Site
@@ -26,13 +26,13 @@ type mesh struct {
 // patient bounds what has to become so: a minute and more, for a machine that many tests share.
 const patient = 3 * time.Minute
 
-func newMesh(t *testing.T, backend, device string) *mesh {
+func newMesh(t *testing.T, machines int, backend, device string) *mesh {
 	m := &mesh{T: t, site: harness.NewSite(t), device: device}
 	outside := m.site.Command(context.Background(), "ip", "addr", "add", "fd77::1/64", "dev", "site", "nodad")
 	if out, err := outside.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for i := range 3 {
+	for i := range machines {
 		machine := m.site.NewMachine()
 		var s *harness.Server
 		if i == 0 {
@@ -266,7 +266,7 @@ func (m *mesh) returns() {
 
 // TestNetworkVXLAN: a cluster's pods, Services and hosts reach one another through the tunnel, whatever happens to it.
 func TestNetworkVXLAN(t *testing.T) {
-	m := newMesh(t, "vxlan", "eth0")
+	m := newMesh(t, 3, "vxlan", "eth0")
 	m.workload()
 	m.everybodyMeets()
 	m.largePackets(1500, 1450, 1450)
@@ -279,7 +279,7 @@ func TestNetworkVXLAN(t *testing.T) {
 
 // TestNetworkHostGateway: the same with nodes that are gateways to their pods, by another interface than the one that has the nodes' addresses.
 func TestNetworkHostGateway(t *testing.T) {
-	m := newMesh(t, "host-gw", second)
+	m := newMesh(t, 3, "host-gw", second)
 	m.workload()
 	m.everybodyMeets()
 	m.largePackets(1280, 1280, 1280)

@@ -17,7 +17,7 @@ import (
 // TestNetworkWireGuard: a cluster's pods, Services and hosts reach one another through the encrypted tunnel, and nothing of pods' is on the
 // underlay in the clear. A node keeps its key over a restart, and is followed when it has another one.
 func TestNetworkWireGuard(t *testing.T) {
-	m := newMesh(t, "wireguard", "eth0")
+	m := newMesh(t, 3, "wireguard", "eth0")
 	m.workload()
 	m.spy()
 	m.everybodyMeets()
