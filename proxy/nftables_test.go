@@ -327,7 +327,7 @@ func TestServiceCIDRAddedLaterIsGuarded(t *testing.T) {
 }
 
 func TestDualStack(t *testing.T) {
-	nstest.Require(t)
+	nstest.RequireNFT(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	client := fake.NewClientset(&corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"},
