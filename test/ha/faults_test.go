@@ -17,8 +17,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// everywhere is a Deployment with a pod on each agent and a Service before it. The pods are in their machines' own network: those in
-// the pods' network of different nodes do not reach one another yet.
+// everywhere is a Deployment with a pod on each agent and a Service before it. The pods are in their machines' own network,
+// so that only the Service is looked at.
 const everywhere = `
 apiVersion: apps/v1
 kind: Deployment

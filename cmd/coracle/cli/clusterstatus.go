@@ -67,7 +67,7 @@ func readCluster(ctx context.Context, t *config.Tool, now time.Time) (*clusterSt
 	out := &clusterState{}
 	out.addNodes(nodes.Items)
 	out.addPods(pods.Items, now, t.Paths.ImagesDir)
-	out.notes, err = notYet(ctx, c, len(nodes.Items))
+	out.notes, err = withoutLoadBalancer(ctx, c)
 	return out, err
 }
 
@@ -108,8 +108,8 @@ func (s *clusterState) addPods(pods []corev1.Pod, now time.Time, imagesDir strin
 	}
 }
 
-// notYet says what coracle does not do yet with objects that this cluster has, or with as many nodes.
-func notYet(ctx context.Context, c kubernetes.Interface, nodes int) ([]string, error) {
+// withoutLoadBalancer says which Service of type LoadBalancer has no address, and why.
+func withoutLoadBalancer(ctx context.Context, c kubernetes.Interface) ([]string, error) {
 	services, err := c.CoreV1().Services("").List(ctx, metav1.ListOptions{Limit: podLimit, FieldSelector: "spec.type=LoadBalancer"})
 	if err != nil {
 		return nil, fmt.Errorf("listing services: %w", err)
@@ -120,9 +120,6 @@ func notYet(ctx context.Context, c kubernetes.Interface, nodes int) ([]string, e
 			notes = append(notes, withoutAddress(&s))
 			break
 		}
-	}
-	if nodes > 1 {
-		notes = append(notes, "pods on different machines do not reach one another yet: what they have to say to each other has to be on one node, or use hostNetwork")
 	}
 	return notes, nil
 }
