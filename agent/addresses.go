@@ -26,15 +26,22 @@ func keepAddresses(ctx context.Context, o Options) error {
 	if len(o.ExternalIPs) == 0 {
 		return nil
 	}
-	part := o.part("addresses")
+	want := o.addresses()
+	return keepOnNode(ctx, o, "addresses", func(nodes corev1client.NodeInterface) error { return setAddresses(ctx, nodes, o.NodeName, want) })
+}
+
+// keepOnNode has something written to this node's Node, and again whenever somebody has changed it, until ctx ends. A part of that name on the board
+// says what keeps it from that.
+func keepOnNode(ctx context.Context, o Options, name string, write func(corev1client.NodeInterface) error) error {
+	part := o.part(name)
 	nodes, err := nodeClient(o.KubeletKubeconfig)
 	if err != nil {
 		return err
 	}
-	want, last := o.addresses(), ""
+	last := ""
 	for {
 		pause := addressCheck
-		if err := setAddresses(ctx, nodes, o.NodeName, want); err == nil {
+		if err := write(nodes); err == nil {
 			last = ""
 			part.Set(status.Running, "")
 		} else {

@@ -6,43 +6,20 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
-	"github.com/coracle-k8s/coracle/internal/status"
 )
 
 // publishWireGuardKey keeps the node's public key on its Node, where the others look for it. The node writes with the kubelet's identity, which
 // may change no other node.
 func publishWireGuardKey(ctx context.Context, o Options, key string) error {
-	part := o.part("wireguard key")
-	nodes, err := nodeClient(o.KubeletKubeconfig)
-	if err != nil {
-		return err
-	}
-	last := ""
-	for {
-		pause := addressCheck
-		if err := annotate(ctx, nodes, o.NodeName, cluster.WireGuardAnnotation, key); err == nil {
-			last = ""
-			part.Set(status.Running, "")
-		} else {
-			pause = nodePoll
-			if text := err.Error(); text != last && ctx.Err() == nil {
-				last = text
-				part.Set(status.Degraded, text) // at a first start only until the kubelet has registered the node
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(pause):
-		}
-	}
+	return keepOnNode(ctx, o, "wireguard key", func(nodes corev1client.NodeInterface) error {
+		return annotate(ctx, nodes, o.NodeName, cluster.WireGuardAnnotation, key)
+	})
 }
 
 // annotate writes only what is not so already.

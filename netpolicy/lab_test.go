@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netpolicy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/coracle-k8s/coracle/internal/nstest"
+)
+
+func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+
+// lab is a world whose pods of this node are network namespaces, routed by the process's own, which is the node.
+type lab struct {
+	*world
+	t  *testing.T
+	ns map[netip.Addr]*nstest.NS
+}
+
+func newLab(t *testing.T, w *world) *lab {
+	nstest.RequireNFT(t)
+	sysctls(t, "ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1", "ipv4/icmp_ratelimit=0", "ipv6/icmp/ratelimit=0")
+	l := &lab{w, t, map[netip.Addr]*nstest.NS{}}
+	for i, b := range w.Sandboxes {
+		ns := nstest.New(t)
+		device := fmt.Sprint("vethcor", i)
+		four, six := b.IPs[0].String(), b.IPs[1].String()
+		ns.Link(t, device, "eth0", nil, []string{four + "/32", six + "/128"})
+		if err := wire(ns, device, b.IPs); err != nil {
+			t.Fatal(err)
+		}
+		for _, ip := range b.IPs {
+			l.ns[ip] = ns
+		}
+		l.serve(ns)
+	}
+	t.Cleanup(func() {
+		if err := Remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+// wire routes between a pod and the node; neither has to ask for the other.
+func wire(ns *nstest.NS, device string, ips []netip.Addr) error {
+	host, err := netlink.LinkByName(device)
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetHardwareAddr(host, hostMAC); err != nil {
+		return err
+	}
+	errs := []error{ns.Do(func() error { return plug() })}
+	for _, ip := range ips {
+		errs = append(errs, neighbour(host, ip, podMAC),
+			netlink.RouteAdd(&netlink.Route{LinkIndex: host.Attrs().Index, Dst: netlink.NewIPNet(ip.AsSlice()), Scope: netlink.SCOPE_LINK}))
+	}
+	return errors.Join(errs...)
+}
+
+func plug() error {
+	link, err := netlink.LinkByName("eth0")
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetHardwareAddr(link, podMAC); err != nil {
+		return err
+	}
+	var errs []error
+	for _, gateway := range []string{"169.254.1.1", "fe80::1"} {
+		ip := netip.MustParseAddr(gateway)
+		everything := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if ip.Is6() {
+			everything = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+		errs = append(errs, neighbour(link, ip, hostMAC), netlink.RouteAdd(&netlink.Route{
+			LinkIndex: link.Attrs().Index, Gw: ip.AsSlice(), Flags: int(netlink.FLAG_ONLINK),
+			Dst: &net.IPNet{IP: everything.Addr().AsSlice(), Mask: net.CIDRMask(0, everything.Addr().BitLen())},
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+func neighbour(link netlink.Link, ip netip.Addr, mac net.HardwareAddr) error {
+	family := netlink.FAMILY_V4
+	if ip.Is6() {
+		family = netlink.FAMILY_V6
+	}
+	return netlink.NeighSet(&netlink.Neigh{LinkIndex: link.Attrs().Index, Family: family, State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: mac})
+}
+
+func sysctls(t *testing.T, all ...string) {
+	t.Helper()
+	for _, s := range all {
+		name, value, _ := strings.Cut(s, "=")
+		if err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// serve answers by TCP and UDP whatever comes, with what came, until the test ends.
+func (l *lab) serve(ns *nstest.NS) {
+	var wg sync.WaitGroup
+	var closers []io.Closer
+	l.t.Cleanup(func() {
+		for _, c := range closers {
+			c.Close()
+		}
+		wg.Wait()
+	})
+	for _, port := range served {
+		var tcp net.Listener
+		var udp net.PacketConn
+		err := ns.Do(func() (err error) {
+			if tcp, err = net.Listen("tcp", fmt.Sprint(":", port)); err == nil {
+				udp, err = net.ListenPacket("udp", fmt.Sprint(":", port))
+			}
+			return err
+		})
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		closers = append(closers, tcp, udp)
+		wg.Go(func() {
+			for {
+				c, err := tcp.Accept()
+				if err != nil {
+					return
+				}
+				wg.Go(func() {
+					defer c.Close()
+					defer context.AfterFunc(l.t.Context(), func() { c.Close() })()
+					_, _ = io.Copy(c, c)
+				})
+			}
+		})
+		wg.Go(func() {
+			b := make([]byte, 100)
+			for {
+				n, from, err := udp.ReadFrom(b)
+				if errors.Is(err, net.ErrClosed) {
+					return
+				}
+				if err == nil {
+					_, _ = udp.WriteTo(b[:n], from)
+				}
+			}
+		})
+	}
+}
+
+// apply puts the rules of the world into the kernel.
+func (l *lab) apply(tab *table) {
+	l.t.Helper()
+	if err := tab.apply(l.t.Context(), Desired(l.State, DefaultLimits()).Ruleset); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// refused turns the kernel's several words into one.
+func refused(err error) error {
+	for _, e := range []error{syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.EACCES, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, e) {
+			return errRefused
+		}
+	}
+	return err
+}
+
+// try opens the connection. The error is errRefused when it was, and another one when nothing was to be heard.
+func (l *lab) try(c connection) error {
+	var conn net.Conn
+	err := l.ns[c.from].Do(func() (err error) {
+		d := net.Dialer{LocalAddr: local(c), Timeout: patience}
+		conn, err = d.Dial(strings.ToLower(string(c.proto)), netip.AddrPortFrom(c.to, uint16(c.port)).String())
+		return err
+	})
+	if err != nil {
+		return refused(err)
+	}
+	defer conn.Close()
+	return ping(conn)
+}
+
+func local(c connection) net.Addr {
+	if c.proto == corev1.ProtocolUDP {
+		return net.UDPAddrFromAddrPort(netip.AddrPortFrom(c.from, 0))
+	}
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.from, 0))
+}
+
+// ping sends something and waits for it to come back, or for a refusal. Datagrams may be lost, and refusals of them.
+func ping(conn net.Conn) error {
+	deadline := time.Now().Add(patience)
+	b := make([]byte, 1)
+	_, datagrams := conn.(*net.UDPConn)
+	for {
+		if _, err := conn.Write([]byte("x")); err != nil {
+			return refused(err)
+		}
+		next := deadline
+		if datagrams {
+			next = time.Now().Add(200 * time.Millisecond)
+		}
+		_ = conn.SetReadDeadline(next)
+		_, err := conn.Read(b)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, io.EOF):
+			return errRefused
+		case !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(deadline):
+			return refused(err)
+		}
+	}
+}
+
+// truth tries all connections between the lab's pods and compares with the model.
+func (l *lab) truth(r *rand.Rand, share int) (allowed, denied int) {
+	l.t.Helper()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	several := make(chan struct{}, 16) // as many connections at a time
+	for _, c := range l.connections(served) {
+		if l.ns[c.from] == nil || l.ns[c.to] == nil || c.proto == corev1.ProtocolSCTP || r.IntN(share) > 0 {
+			continue
+		}
+		several <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-several }()
+			want := l.model.allowed(c, l.here)
+			err := l.try(c)
+			mu.Lock()
+			defer mu.Unlock()
+			if want && err != nil || !want && !errors.Is(err, errRefused) {
+				l.t.Errorf("%v to %v %v %d: %v; allowed: %v", c.from, c.to, c.proto, c.port, err, want)
+			}
+			if want {
+				allowed++
+			} else {
+				denied++
+			}
+		})
+	}
+	wg.Wait()
+	return allowed, denied
+}
+
+// addressOf is a pod's of this node.
+func (l *lab) addressOf(namespace, name string, family int) netip.Addr {
+	for _, b := range l.Sandboxes {
+		if b.Namespace == namespace && b.Name == name {
+			return b.IPs[map[int]int{4: 0, 6: 1}[family]]
+		}
+	}
+	l.t.Fatalf("no pod %s/%s here", namespace, name)
+	return netip.Addr{}
+}

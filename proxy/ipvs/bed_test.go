@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipvs
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
+	"sigs.k8s.io/knftables"
+
+	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+// bed is a node, which is the process's own namespace, with two pods and a machine outside. What the rules would do is not here:
+// pods answer by way of the node anyway.
+type bed struct {
+	pods     []*nstest.NS
+	outside  *nstest.NS
+	proxier  *Proxier
+	services map[string]*corev1.Service
+	slices   map[string]*discoveryv1.EndpointSlice
+	calls    *spy
+}
+
+func newBed(t *testing.T) *bed {
+	b := &bed{outside: nstest.New(t), services: map[string]*corev1.Service{}, slices: map[string]*discoveryv1.EndpointSlice{}}
+	for _, f := range []string{"/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"} {
+		if err := os.WriteFile(f, []byte("1"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24", nodeAddr6 + "/64"}, []string{outsideAddr + "/24", outsideAddr6 + "/64"})
+	for i, ip := range podAddrs {
+		ns := nstest.New(t)
+		gw := netip.MustParseAddr(ip).Prev().String()
+		gw6 := fmt.Sprintf("fd42:0:0:%d::1", i)
+		ns.Link(t, fmt.Sprintf("pod%d", i), "eth0", []string{gw + "/30", gw6 + "/64"}, []string{ip + "/30", pod6(i) + "/64"})
+		if err := ns.Do(func() error { return errors.Join(nstest.AddRoute("0.0.0.0/0", gw), nstest.AddRoute("::/0", gw6)) }); err != nil {
+			t.Fatal(err)
+		}
+		b.pods = append(b.pods, ns)
+		nstest.Serve(t, ns, ip, "tcp", ":8080")
+		serveEcho(t, ns, ip)
+	}
+	err := b.outside.Do(func() error {
+		return errors.Join(nstest.AddRoute("10.43.0.0/16", nodeAddr), nstest.AddRoute("fd43::/112", nodeAddr6))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func pod6(i int) string { return fmt.Sprintf("fd42:0:0:%d::2", i) }
+
+// serveEcho answers lines and datagrams on port 9090 with the name and what came, for as long as somebody asks.
+func serveEcho(t *testing.T, ns *nstest.NS, name string) {
+	var l net.Listener
+	var d net.PacketConn
+	err := ns.Do(func() (err error) {
+		if l, err = net.Listen("tcp", ":9090"); err == nil {
+			d, err = net.ListenPacket("udp", ":9090")
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close(); d.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				buf := make([]byte, 64)
+				for {
+					n, err := c.Read(buf)
+					if err != nil {
+						return
+					}
+					fmt.Fprintf(c, "%s %s", name, buf[:n])
+				}
+			}()
+		}
+	}()
+	go func() {
+		buf := make([]byte, 64)
+		for {
+			n, from, err := d.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = d.WriteTo([]byte(name+" "+string(buf[:n])), from)
+		}
+	}()
+}
+
+// start is a proxier that knows nothing yet, as after a restart.
+func (b *bed) start(t *testing.T) {
+	t.Helper()
+	p, err := New(Options{
+		NodeName: "n1", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")},
+		NodePortAddresses: []string{nodeAddr + "/32", nodeAddr6 + "/128"}, Logger: klog.Background(),
+		nft: func(f knftables.Family) (knftables.Interface, error) {
+			return knftables.NewFake(f, servicerules.IPVSTable), nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	b.proxier, b.calls = p, &spy{Table: p.families[0].apply.table}
+	p.families[0].apply.table = b.calls
+	if err := p.Prepare(); err != nil {
+		t.Fatal(err)
+	}
+	for name := range b.services {
+		p.OnServiceUpdate(nil, b.services[name])
+		p.OnEndpointSlice(b.slices[name], false)
+	}
+}
+
+func (b *bed) sync(t *testing.T) {
+	t.Helper()
+	if err := b.proxier.Sync(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// service adds or changes one with its endpoints, which are pods by their index, and syncs.
+func (b *bed) service(t *testing.T, name string, change func(*corev1.Service), port int32, pods ...int) {
+	t.Helper()
+	b.tell(name, change, port, pods...)
+	b.sync(t)
+}
+
+func (b *bed) tell(name string, change func(*corev1.Service), port int32, pods ...int) {
+	svc := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeNodePort, ClusterIP: clusterIP, ClusterIPs: []string{clusterIP}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol},
+			ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyCluster,
+			Ports:                 []corev1.ServicePort{{Name: "x", Protocol: corev1.ProtocolTCP, Port: 80, NodePort: 30080}},
+		},
+	}
+	if change != nil {
+		change(svc)
+	}
+	b.proxier.OnServiceUpdate(b.services[name], svc)
+	b.services[name] = svc
+	portName, yes, node := "x", true, "n1"
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: name + "-1", Labels: map[string]string{discoveryv1.LabelServiceName: name}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       []discoveryv1.EndpointPort{{Name: &portName, Port: &port, Protocol: &svc.Spec.Ports[0].Protocol}},
+	}
+	for _, i := range pods {
+		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
+			Addresses: []string{podAddrs[i]}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &yes},
+		})
+	}
+	b.slices[name] = slice
+	b.proxier.OnEndpointSlice(slice, false)
+}
+
+func (b *bed) delete(name string) {
+	b.proxier.OnServiceUpdate(b.services[name], nil)
+	b.proxier.OnEndpointSlice(b.slices[name], true)
+	delete(b.services, name)
+	delete(b.slices, name)
+}
+
+// spy counts what changes the kernel.
+type spy struct {
+	Table
+	changes []string
+}
+
+func (s *spy) note(format string, args ...any) {
+	s.changes = append(s.changes, fmt.Sprintf(format, args...))
+}
+
+func (s *spy) AddServer(k Key, v Server) error { s.note("add %s", k); return s.Table.AddServer(k, v) }
+
+func (s *spy) UpdateServer(k Key, v Server) error {
+	s.note("update %s", k)
+	return s.Table.UpdateServer(k, v)
+}
+
+func (s *spy) DeleteServer(k Key) error { s.note("delete %s", k); return s.Table.DeleteServer(k) }
+
+func (s *spy) AddReal(k Key, a netip.AddrPort) error {
+	s.note("add %s to %s", a, k)
+	return s.Table.AddReal(k, a)
+}
+
+func (s *spy) SetWeight(k Key, a netip.AddrPort, w int) error {
+	s.note("weight %d of %s in %s", w, a, k)
+	return s.Table.SetWeight(k, a, w)
+}
+
+func (s *spy) DeleteReal(k Key, a netip.AddrPort) error {
+	s.note("delete %s from %s", a, k)
+	return s.Table.DeleteReal(k, a)
+}
+
+// ask is nstest's, and says who answered.
+func ask(from nstest.Doer, addr string) (string, error) {
+	answer, err := nstest.Ask(from, addr)
+	who, _, _ := strings.Cut(answer, " ")
+	return who, err
+}
+
+func reaches(t *testing.T, from nstest.Doer, addr string) string {
+	t.Helper()
+	var who string
+	testenv.Eventually(t, patience, addr+" answers", func() (err error) { who, err = ask(from, addr); return err })
+	return who
+}
+
+// all returns who answers of several requests.
+func all(t *testing.T, from nstest.Doer, addr string) []string {
+	t.Helper()
+	seen := map[string]bool{}
+	for range 8 {
+		seen[reaches(t, from, addr)] = true
+	}
+	return slices.Sorted(maps.Keys(seen))
+}
+
+// dump is what the kernel has, in the form of State.
+func (b *bed) dump(t *testing.T) string {
+	t.Helper()
+	s := newState()
+	table := b.calls.Table
+	servers, err := table.Servers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for k, v := range servers {
+		reals, err := table.Reals(k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		vs := VirtualServer{Server: v}
+		for _, r := range reals {
+			if r.Weight != 1 {
+				t.Errorf("%s in %s has weight %d", r.Addr, k, r.Weight)
+			}
+			vs.Reals = append(vs.Reals, r.Addr)
+		}
+		slices.SortFunc(vs.Reals, netip.AddrPort.Compare)
+		s.Servers[k] = vs
+	}
+	link, err := netlink.LinkByName(servicerules.IPVSDevice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		s.Addresses[netip.MustParseAddr(a.IP.String())] = true
+	}
+	return s.String()
+}
+
+// sorted goes by blocks of lines: addresses sort as numbers or as text.
+func sorted(s string) string {
+	lines := strings.Split(strings.ReplaceAll(s, "\n  ", " "), "\n")
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
+
+// dial opens a connection that stays.
+func dial(t *testing.T, from nstest.Doer, local, addr string) *net.TCPConn {
+	t.Helper()
+	var c net.Conn
+	testenv.Eventually(t, patience, "connect to "+addr, func() error {
+		return from.Do(func() (err error) {
+			d := net.Dialer{Timeout: 20 * time.Second}
+			if local != "" {
+				if d.LocalAddr, err = net.ResolveTCPAddr("tcp", local); err != nil {
+					return err
+				}
+			}
+			c, err = d.Dial("tcp", addr)
+			return err
+		})
+	})
+	return c.(*net.TCPConn)
+}
+
+// echo says who answers on an open connection.
+func echo(t *testing.T, c net.Conn) string {
+	t.Helper()
+	who, err := tryEcho(c, patience)
+	if err != nil {
+		t.Fatal("an open connection:", err)
+	}
+	return who
+}
+
+func tryEcho(c net.Conn, within time.Duration) (string, error) {
+	_ = c.SetDeadline(time.Now().Add(within))
+	if _, err := c.Write([]byte("hello")); err != nil {
+		return "", err
+	}
+	buf := make([]byte, 64)
+	n, err := c.Read(buf)
+	who, _, _ := strings.Cut(string(buf[:n]), " ")
+	return who, err
+}
+
+// abort ends a connection by a reset, which IPVS forgets within ten seconds; a proper end takes two minutes.
+func abort(c *net.TCPConn) {
+	_ = c.SetLinger(0)
+	_ = c.Close()
+}
+
+func index(t *testing.T, addr string) int {
+	t.Helper()
+	i := slices.Index(podAddrs, addr)
+	if i < 0 {
+		t.Fatalf("%q is no pod", addr)
+	}
+	return i
+}
+
+func (b *bed) weight(t *testing.T, k Key, addr string) (weight int, there bool) {
+	t.Helper()
+	reals, err := b.calls.Table.Reals(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range reals {
+		if r.Addr.Addr().String() == addr {
+			return r.Weight, true
+		}
+	}
+	return 0, false
+}
