@@ -11,14 +11,7 @@ folder=$(cd "$1" && pwd)
 config=$here/guest-kernel.config
 if [ -x "$folder/linux" ] && cmp -s "$config" "$folder/config"; then echo "$folder/linux"; exit; fi
 
-for p in linux-source-6.1 flex bison bc gcc make libc6-dev xz-utils; do
-  dpkg-query --show --showformat '${db:Status-Status}' "$p" 2>/dev/null | grep -qx installed || missing="${missing:-} $p"
-done
-if [ -n "${missing:-}" ]; then
-  [ "$(id -u)" = 0 ] || { echo "error: these packages are missing, and installing them takes root: sudo apt-get install$missing" >&2; exit 1; }
-  # shellcheck disable=SC2086 # a list of packages
-  apt-get install -y --no-install-recommends $missing >&2
-fi
+"$here/deps.sh" guest >&2
 rm -rf "$folder/source"
 mkdir "$folder/source"
 tar -xf /usr/src/linux-source-6.1.tar.xz -C "$folder/source" --strip-components=1
