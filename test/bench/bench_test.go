@@ -253,7 +253,9 @@ func benchUpstream(t *testing.T, script, load string, out *figures) {
 		}
 	}
 	out.add("binary", "MB", size)
-	m := harness.NewMachine(t)
+	site := harness.NewSite(t)
+	site.Needs = []string{dir, filepath.Dir(script)}
+	m := site.NewMachine()
 	m.Env = []string{"PATH=" + filepath.Join(dir, "bin") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
 	defer cancel()

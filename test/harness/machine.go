@@ -117,7 +117,7 @@ func (m *Machine) needed() []string {
 	if err != nil {
 		m.T.Fatal(err)
 	}
-	out := []string{self, filepath.Dir(self), os.TempDir()}
+	out := append([]string{self, filepath.Dir(self), os.TempDir()}, m.Site.Needs...)
 	if bin := os.Getenv("CORACLE_BIN"); bin != "" {
 		out = append(out, filepath.Dir(m.Coracle()))
 	}

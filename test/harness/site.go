@@ -34,6 +34,8 @@ const maxMachines = 9
 // What a machine hears of another one can be cut, thinned or slowed.
 type Site struct {
 	T testing.TB
+	// Needs are folders of the host that machines made from now on see too, where a machine has folders of its own else.
+	Needs []string
 
 	holder   *exec.Cmd // its network namespace is the site
 	dir      string    // with the carried nft, from the first fault on
