@@ -74,6 +74,11 @@ func TestBench(t *testing.T) {
 		}
 		fmt.Println(row)
 	}
+	for _, f := range theirs.list { // all of it where upstream was measured alone
+		if _, ok := ours.get(f.name); !ok {
+			fmt.Printf("%-44s %12s %12.2f\n", f.name+" ("+f.unit+")", "", f.value)
+		}
+	}
 }
 
 // tags are the product's, so that packages are compiled once.
