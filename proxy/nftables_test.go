@@ -50,6 +50,7 @@ type testbed struct {
 	stop    func()
 
 	protocol corev1.Protocol // of endpoints; empty is TCP
+	options  func(*Options)  // changes what the proxy is made with
 }
 
 func newTestbed(t *testing.T, mode string) *testbed {
@@ -100,13 +101,17 @@ func newTestbed(t *testing.T, mode string) *testbed {
 func (b *testbed) start(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	shared, p := newTestProxy(t, ctx, b.client, Options{
+	o := Options{
 		NodeIPs:      []netip.Addr{netip.MustParseAddr(nodeAddr)},
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
 		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
 		RecordFile:   b.record,
 		Mode:         b.mode,
-	})
+	}
+	if b.options != nil {
+		b.options(&o)
+	}
+	shared, p := newTestProxy(t, ctx, b.client, o)
 	p.guard = 100 * time.Millisecond
 	done := make(chan error, 2)
 	go func() { done <- shared.Run(ctx) }()

@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"runtime"
 	"sync"
 	"time"
 
@@ -88,6 +89,7 @@ type Proxy struct {
 	why     string
 	detour  *detour                      // EndpointSlices reach the back end through it
 	guard   time.Duration                // guardPeriod, but for tests
+	root    string                       // of the files with the kernel's limits; empty in tests of the front alone
 	sources []func(stop <-chan struct{}) // each says when its first list is complete
 	wake    chan struct{}                // one pending wake-up stands for any number of changes
 
@@ -126,7 +128,7 @@ func New(ctx context.Context, o Options) (*Proxy, error) {
 }
 
 func newProxy(ctx context.Context, o Options, b backend, why string) (*Proxy, error) {
-	p := &Proxy{why: why, o: o, log: klog.FromContext(ctx), backend: b, detour: newDetour(b), guard: guardPeriod, wake: make(chan struct{}, 1)}
+	p := &Proxy{why: why, o: o, log: klog.FromContext(ctx), backend: b, detour: newDetour(b), guard: guardPeriod, root: "/", wake: make(chan struct{}, 1)}
 	for _, c := range o.ServiceCIDRs {
 		p.serviceCIDRs = append(p.serviceCIDRs, c.Masked().String())
 	}
@@ -230,6 +232,7 @@ func (p *Proxy) sync() time.Duration {
 		if first {
 			p.log.Info("Services are served", "backend", p.backend.name(), "took", took)
 			p.removeOthers()
+			p.limitConntrack()
 		}
 		p.last = Health{Synced: true, LastSync: start.Add(took), LastDuration: took}
 	}
@@ -249,6 +252,16 @@ func (p *Proxy) removeOthers() {
 		p.log.Error(err, "What the Service proxy made in another mode is still in the kernel; a restart of the node is rid of it")
 	case removed != "":
 		p.log.Info("Removed what the Service proxy had made in another mode", "backend", removed)
+	}
+}
+
+// limitConntrack comes after the rules, which have the kernel track connections.
+func (p *Proxy) limitConntrack() {
+	if p.root == "" {
+		return
+	}
+	if err := limitConntrack(p.root, conntrackLimits(runtime.NumCPU())); err != nil {
+		p.log.Info("The kernel's connection tracking keeps its own limits; Services work, but with very many connections new ones may be dropped: raise them on the host", "err", err)
 	}
 }
 

@@ -1,0 +1,255 @@
+//go:build bench
+
+// SPDX-License-Identifier: Apache-2.0
+
+package benchnet
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes/scheme"
+
+	"github.com/coracle-k8s/coracle/internal/nstest"
+)
+
+// api is what the network's programs need of an API server: lists and watches of a few types, in protobuf over HTTP. It gives everything,
+// whatever selectors ask for; the benchmark makes only what they would let through. So both proxies hear of a change in the same way, and at a moment
+// that is known.
+type api struct {
+	kinds map[string]schema.GroupVersionKind // by path
+
+	mu      sync.Mutex
+	version int
+	objects map[string]map[string]runtime.Object // by path, then by namespace and name
+	log     []event
+	changed chan struct{} // closed at the next event
+}
+
+type event struct {
+	version int
+	path    string
+	kind    watch.EventType
+	object  runtime.Object
+}
+
+func newAPI(objects ...runtime.Object) *api {
+	a := &api{kinds: map[string]schema.GroupVersionKind{}, objects: map[string]map[string]runtime.Object{}, changed: make(chan struct{})}
+	for path, k := range map[string]schema.GroupVersionKind{
+		"/api/v1/nodes":      corev1.SchemeGroupVersion.WithKind("Node"),
+		"/api/v1/services":   corev1.SchemeGroupVersion.WithKind("Service"),
+		"/api/v1/pods":       corev1.SchemeGroupVersion.WithKind("Pod"),
+		"/api/v1/namespaces": corev1.SchemeGroupVersion.WithKind("Namespace"),
+		"/apis/discovery.k8s.io/v1/endpointslices":   discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"),
+		"/apis/networking.k8s.io/v1/servicecidrs":    networkingv1.SchemeGroupVersion.WithKind("ServiceCIDR"),
+		"/apis/networking.k8s.io/v1/networkpolicies": networkingv1.SchemeGroupVersion.WithKind("NetworkPolicy"),
+	} {
+		a.kinds[path], a.objects[path] = k, map[string]runtime.Object{}
+	}
+	a.put(objects...)
+	return a
+}
+
+// serve answers inside a namespace, until the test ends, at the address that it returns.
+func (a *api) serve(t testing.TB, in nstest.Doer) string {
+	var l net.Listener
+	if err := in.Do(func() (err error) { l, err = net.Listen("tcp", "127.0.0.1:0"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: a}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = s.Serve(l) }()
+	t.Cleanup(func() { _ = s.Close(); <-done })
+	return "http://" + l.Addr().String()
+}
+
+func (a *api) kindOf(o runtime.Object) (path, name string, kind schema.GroupVersionKind) {
+	kinds, _, err := scheme.Scheme.ObjectKinds(o)
+	if err != nil {
+		panic(err)
+	}
+	for path, kind := range a.kinds {
+		if kind == kinds[0] {
+			m, _ := meta.Accessor(o)
+			return path, m.GetNamespace() + "/" + m.GetName(), kind
+		}
+	}
+	panic(fmt.Sprint("no place for ", kinds))
+}
+
+// put creates objects or replaces them. They must not be changed afterwards.
+func (a *api) put(objects ...runtime.Object) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, o := range objects {
+		path, name, kind := a.kindOf(o)
+		what := watch.Added
+		if a.objects[path][name] != nil {
+			what = watch.Modified
+		}
+		a.version++
+		o.GetObjectKind().SetGroupVersionKind(kind)
+		m, _ := meta.Accessor(o)
+		m.SetResourceVersion(strconv.Itoa(a.version))
+		a.objects[path][name] = o
+		a.tell(event{a.version, path, what, o})
+	}
+}
+
+func (a *api) remove(objects ...runtime.Object) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, o := range objects {
+		path, name, _ := a.kindOf(o)
+		old := a.objects[path][name]
+		if old == nil {
+			continue
+		}
+		delete(a.objects[path], name)
+		a.version++
+		old = old.DeepCopyObject()
+		m, _ := meta.Accessor(old)
+		m.SetResourceVersion(strconv.Itoa(a.version))
+		a.tell(event{a.version, path, watch.Deleted, old})
+	}
+}
+
+// tell is called with mu held.
+func (a *api) tell(e event) {
+	a.log = append(a.log, e)
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+func (a *api) list(path string) ([]runtime.Object, int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []runtime.Object
+	for _, o := range a.objects[path] {
+		out = append(out, o)
+	}
+	return out, a.version
+}
+
+// after are the events of a path since a version, and what is closed at the next event of any.
+func (a *api) after(path string, version int) ([]event, int, <-chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	i, _ := slices.BinarySearchFunc(a.log, version+1, func(e event, v int) int { return e.version - v })
+	var out []event
+	for _, e := range a.log[i:] {
+		if e.path == path {
+			out = append(out, e)
+		}
+	}
+	return out, a.version, a.changed
+}
+
+const mediaType = "application/vnd.kubernetes.protobuf"
+
+var encoder = protobuf.NewSerializer(scheme.Scheme, scheme.Scheme)
+
+func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	kind, ok := a.kinds[r.URL.Path]
+	q := r.URL.Query()
+	switch {
+	case r.Method != http.MethodGet || !ok && !strings.HasPrefix(r.URL.Path, "/api/v1/nodes/"):
+		http.NotFound(w, r)
+	case !ok:
+		a.mu.Lock()
+		o := a.objects["/api/v1/nodes"]["/"+strings.TrimPrefix(r.URL.Path, "/api/v1/nodes/")]
+		a.mu.Unlock()
+		if o == nil {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", mediaType)
+		_ = encoder.Encode(o, w)
+	case q.Get("watch") == "true" || q.Get("watch") == "1":
+		a.watch(w, r, kind)
+	default:
+		objects, version := a.list(r.URL.Path)
+		list, err := scheme.Scheme.New(kind.GroupVersion().WithKind(kind.Kind + "List"))
+		if err == nil {
+			list.GetObjectKind().SetGroupVersionKind(kind.GroupVersion().WithKind(kind.Kind + "List"))
+			err = meta.SetList(list, objects)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		m, _ := meta.ListAccessor(list)
+		m.SetResourceVersion(strconv.Itoa(version))
+		w.Header().Set("Content-Type", mediaType)
+		_ = encoder.Encode(list, w)
+	}
+}
+
+func (a *api) watch(w http.ResponseWriter, r *http.Request, kind schema.GroupVersionKind) {
+	w.Header().Set("Content-Type", mediaType+";stream=watch")
+	frames := protobuf.LengthDelimitedFramer.NewFrameWriter(w)
+	raw := protobuf.NewRawSerializer(scheme.Scheme, scheme.Scheme)
+	flush := w.(http.Flusher).Flush
+	send := func(what watch.EventType, o runtime.Object) error {
+		var buf bytes.Buffer
+		if err := encoder.Encode(o, &buf); err != nil {
+			return err
+		}
+		return raw.Encode(&metav1.WatchEvent{Type: string(what), Object: runtime.RawExtension{Raw: buf.Bytes()}}, frames)
+	}
+	version, _ := strconv.Atoi(r.URL.Query().Get("resourceVersion"))
+	if r.URL.Query().Get("sendInitialEvents") == "true" {
+		var objects []runtime.Object
+		objects, version = a.list(r.URL.Path)
+		for _, o := range objects {
+			if send(watch.Added, o) != nil {
+				return
+			}
+		}
+		mark, err := scheme.Scheme.New(kind)
+		if err != nil {
+			return
+		}
+		mark.GetObjectKind().SetGroupVersionKind(kind)
+		m, _ := meta.Accessor(mark)
+		m.SetResourceVersion(strconv.Itoa(version))
+		m.SetAnnotations(map[string]string{metav1.InitialEventsAnnotationKey: "true"})
+		if send(watch.Bookmark, mark) != nil {
+			return
+		}
+	}
+	flush()
+	for {
+		events, upTo, changed := a.after(r.URL.Path, version)
+		for _, e := range events {
+			if send(e.kind, e.object) != nil {
+				return
+			}
+		}
+		version = upTo
+		if len(events) > 0 {
+			flush()
+		}
+		select {
+		case <-r.Context().Done():
+			return
+		case <-changed:
+		}
+	}
+}
