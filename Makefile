@@ -38,7 +38,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed install-test fresh-test play chaos race e2e-ha bench bench-ha bench-store powercut guest-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed install-test fresh-test play chaos race e2e-ha bench bench-ha bench-net bench-store powercut guest-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -122,6 +122,11 @@ bench: build ## footprint, start-up, pod start and write rates, beside upstream 
 
 bench-ha: build ## failover times, writes through the API, footprint of agents and servers that do not lead (root, an hour); RUN=… of some
 	@CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) test -vet=off -count=1 -v -timeout 3h -tags '$(TAGS) bench' $(if $(RUN),-run '$(RUN)') ./test/ha
+
+# QUICK=1: two minutes. RUN=… of: TestPods, TestBetween, TestServices, TestPolicies.
+bench-net: carried ## a pod's network, ways between pods, Services beside upstream's kube-proxy, policies beside none: docs/benchmarks.md (root, half an hour)
+	@CORACLE_BENCH_QUICK='$(QUICK)' CORACLE_TEST_REQUIRE=root,carried $(GO) test -vet=off -count=1 -timeout 60m -tags '$(TAGS) bench' -ldflags '-s -w $(STABLE_X)' \
+	  -v $(if $(RUN),-run '$(RUN)') ./test/benchnet
 
 CUTS ?= 30
 ROUNDS ?= 5
