@@ -18,20 +18,12 @@ func (s *Store) bootstrap(conf *raft.Config, logs raft.LogStore, transport raft.
 	exists, err := raft.HasExistingState(logs, s.dir.Vars, s.dir.Snapshots)
 	joining, joiningErr := s.dir.Joining()
 	err = errors.Join(err, joiningErr)
-	knowsOthers := joining || len(s.opts.Join) > 0 || s.peers != nil && len(s.peers.former) > 0
+	knowsOthers := joining || len(s.opts.Join) > 0 || s.others.wereThere()
 	if err == nil && exists && !knowsOthers {
 		exists, err = s.finishedBootstrap(logs)
 	}
-	fresh := !exists || joining
-	switch {
-	case err != nil:
-	case s.peers != nil:
-		s.peers.fresh, s.peers.joins = fresh, fresh && knowsOthers
-		if s.peers.joins && !joining {
-			err = s.peers.rememberOthers()
-		}
-	case fresh && knowsOthers:
-		err = errors.New("this server is to join others, and has no network to reach them")
+	if err == nil && knowsOthers && (!exists || joining) {
+		err = s.others.join(joining)
 	}
 	if err != nil || exists || knowsOthers {
 		return err
@@ -41,10 +33,14 @@ func (s *Store) bootstrap(conf *raft.Config, logs raft.LogStore, transport raft.
 	})
 }
 
-// rememberOthers notes where the servers are that this one is to join. Until it
-// has something of theirs, only that note keeps a later start, at which nobody
-// tells of them any more, from beginning a second cluster.
-func (p *peers) rememberOthers() error {
+// join notes where the servers are that this one is to join, if no earlier start
+// has. Until it has something of theirs, only that note keeps a later start, at which
+// nobody tells of them any more, from beginning a second cluster.
+func (p *peers) join(noted bool) error {
+	p.joins = true
+	if noted {
+		return nil
+	}
 	peers := slices.Clone(p.former)
 	for _, address := range p.s.opts.Join {
 		address = dialAddress(raft.ServerAddress(address))

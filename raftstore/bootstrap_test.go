@@ -61,11 +61,11 @@ func TestJoiningIsRemembered(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.peers.savePeers()
+		peersOf(s).savePeers()
 		if servers := s.raft.GetConfiguration().Configuration().Servers; len(servers) > 0 {
 			t.Errorf("it began a cluster: %v", servers)
 		}
-		if known := s.peers.known(); i < 2 && !slices.Equal(known, []string{nobody.Address}) {
+		if known := peersOf(s).known(); i < 2 && !slices.Equal(known, []string{nobody.Address}) {
 			t.Errorf("it knows of %v", known)
 		}
 		if err := s.Close(ctx); err != nil {

@@ -11,8 +11,6 @@ import (
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-
-	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
 // What servers ask of one another. Requests and answers of those that are
@@ -101,13 +99,16 @@ func callError(err error) error {
 	return status.Error(codes.Unknown, err.Error())
 }
 
+// A caller calls the server at an address: a transport or a lone store.
+type caller = func(ctx context.Context, address, method string, body []byte) ([]byte, error)
+
 // callAt calls a server by its address.
-func callAt[A, Q any](ctx context.Context, t *peer.Transport, address, method string, request Q) (answer A, err error) {
+func callAt[A, Q any](ctx context.Context, call caller, address, method string, request Q) (answer A, err error) {
 	body, err := json.Marshal(request)
 	if err != nil {
 		return answer, err
 	}
-	reply, err := t.Call(ctx, address, method, body)
+	reply, err := call(ctx, address, method, body)
 	if err != nil {
 		return answer, err
 	}
@@ -127,12 +128,12 @@ func atLeader[A, Q any](ctx context.Context, s *Store, method string, request Q,
 		if err != nil {
 			return answer, err
 		}
-		if lead.Self || s.peers == nil {
+		if lead.Self {
 			answer, err = here(ctx, request)
 		} else {
 			call, cancel := context.WithCancel(ctx)
 			stop := cancelWhen(moved, cancel)
-			answer, err = callAt[A](call, s.peers.Transport, string(lead.Address), method, request)
+			answer, err = callAt[A](call, s.others.Call, string(lead.Address), method, request)
 			stop()
 			cancel()
 		}

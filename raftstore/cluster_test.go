@@ -81,6 +81,9 @@ func openClusterOf(t testing.TB, n int, tune func(*Options)) []*Store {
 	return stores
 }
 
+// peersOf is what a store with a network has of the others.
+func peersOf(s *Store) *peers { return s.others.(*peers) }
+
 func TestThreeServers(t *testing.T) {
 	stores := openCluster(t, 3)
 	for i, s := range stores {

@@ -46,15 +46,16 @@ func (s *Store) ConfirmTerm(ctx context.Context) error {
 	if term == 0 {
 		return nil
 	}
-	return tellRefused(ctx, s.confirmLeading(ctx, term))
+	return tellRefused(ctx, s.others.confirmLeading(ctx, term))
 }
 
-func (s *Store) confirmLeading(ctx context.Context, term uint64) error {
-	if err := s.leadsIn(term); err != nil || s.peers == nil {
+// confirmLeading asks a majority of the voters.
+func (p *peers) confirmLeading(ctx context.Context, term uint64) error {
+	if err := p.s.leadsIn(term); err != nil {
 		return err
 	}
-	_, err := s.peers.reads.serve(ctx, s.id, term)
-	if over := s.leadsIn(term); over != nil {
+	_, err := p.reads.serve(ctx, p.s.id, term)
+	if over := p.s.leadsIn(term); over != nil {
 		return over
 	}
 	return err // the majority that answered was in the term that this server leads in

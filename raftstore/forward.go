@@ -16,9 +16,9 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
-// writeOnce runs a command exactly once, however often it has to be sent. If
+// write runs a command exactly once, however often it has to be sent. If
 // it gives up, the outcome is open.
-func (p *peers) writeOnce(ctx context.Context, c mvcc.Command) (any, error) {
+func (p *peers) write(ctx context.Context, c mvcc.Command) (any, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.s.opts.RequestTimeout)
 	defer cancel()
 	for {

@@ -140,8 +140,8 @@ func (p *peers) announceOnce(ctx context.Context, round int) error {
 			return err
 		}
 	}
-	if !p.fresh {
-		info, err := callAt[infoAnswer](ctx, p.Transport, leader, callInfo, nothing{})
+	if !p.joins {
+		info, err := callAt[infoAnswer](ctx, p.Call, leader, callInfo, nothing{})
 		if err != nil {
 			return err
 		}
@@ -152,7 +152,7 @@ func (p *peers) announceOnce(ctx context.Context, round int) error {
 			return nil // it was taken out: it must not come back by itself
 		}
 	}
-	_, err := callAt[nothing](ctx, p.Transport, leader, callJoin, me)
+	_, err := callAt[nothing](ctx, p.Call, leader, callJoin, me)
 	return err
 }
 
@@ -176,7 +176,7 @@ func (p *peers) askLeader(ctx context.Context, addresses []string, round int) (s
 	for i := range n {
 		address := addresses[(round*n+i)%len(addresses)]
 		asking.Go(func() {
-			info, err := callAt[infoAnswer](ctx, p.Transport, address, callInfo, nothing{})
+			info, err := callAt[infoAnswer](ctx, p.Call, address, callInfo, nothing{})
 			answers <- answer{info.Leader, err}
 		})
 	}
@@ -197,15 +197,9 @@ func (p *peers) known() []string {
 	var out []string
 	add := func(address string) {
 		address = dialAddress(raft.ServerAddress(address))
-		if address == "" || address == p.s.opts.Network.Address {
-			return
+		if address != "" && address != p.s.opts.Network.Address && !slices.Contains(out, address) {
+			out = append(out, address)
 		}
-		for _, a := range out {
-			if a == address {
-				return
-			}
-		}
-		out = append(out, address)
 	}
 	if p.s.opts.Others != nil {
 		for _, a := range p.s.opts.Others() {
@@ -229,15 +223,13 @@ func (p *peers) known() []string {
 func (p *peers) sayIfRemoved(ctx context.Context) {
 	for _, address := range p.known() {
 		call, cancel := context.WithTimeout(ctx, time.Second)
-		info, err := callAt[infoAnswer](call, p.Transport, address, callInfo, nothing{})
+		info, err := callAt[infoAnswer](call, p.Call, address, callInfo, nothing{})
 		cancel()
 		if err != nil || info.Leader == "" {
 			continue
 		}
-		for _, server := range info.Members {
-			if server.ID == p.s.id {
-				return
-			}
+		if slices.ContainsFunc(info.Members, func(m raft.Server) bool { return m.ID == p.s.id }) {
+			return
 		}
 		p.s.log.Error("this server was taken out of the store's cluster. What it holds is kept, but nobody counts it. "+
 			"To let it join again, stop it, move the store's directory away, and start it with the address of another server",

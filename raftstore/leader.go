@@ -138,12 +138,10 @@ func (s *Store) refreshLeader() {
 	case id != s.id:
 		now.ID, now.Address = id, address
 	}
-	if s.peers != nil {
-		if id, address, term := s.peers.LeaderSeen(); term > now.Term {
-			now = leader{ID: id, Address: address, Term: term}
-			if lead.Leader {
-				s.deposed(lead.Term)
-			}
+	if id, address, term := s.others.LeaderSeen(); term > now.Term {
+		now = leader{ID: id, Address: address, Term: term}
+		if lead.Leader {
+			s.deposed(lead.Term)
 		}
 	}
 	s.leader.set(now)
@@ -175,9 +173,7 @@ func (s *Store) watchLeader(ctx context.Context) {
 	defer patience.Stop()
 	for had := false; ; {
 		s.refreshLeader()
-		if s.peers != nil {
-			s.peers.setTimers()
-		}
+		s.others.setTimers()
 		now, _ := s.leader.get()
 		if had && !now.known() {
 			patience.Reset(leaderlessAfter)
@@ -188,8 +184,8 @@ func (s *Store) watchLeader(ctx context.Context) {
 			return
 		case <-patience.C:
 			s.leader.endStreams()
-			if s.peers != nil && !now.known() {
-				s.spawn(func() { s.peers.sayIfRemoved(ctx) })
+			if !now.known() {
+				s.spawn(func() { s.others.sayIfRemoved(ctx) })
 			}
 		case <-news:
 		case <-changed:

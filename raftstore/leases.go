@@ -83,9 +83,6 @@ func (s *Store) leasesHere(ctx context.Context, _ nothing) ([]int64, error) {
 
 // leading returns the newest view if this server leads for certain.
 func (s *Store) leading(ctx context.Context) (*mvcc.View, error) {
-	if s.peers == nil {
-		return s.Linearizable(ctx)
-	}
 	lead, _ := s.leader.get()
 	if !lead.Self {
 		return nil, errNotLeader

@@ -93,15 +93,10 @@ func (s *Store) close() error {
 	s.leadership.close()
 	s.dir.Abort() // or raft would wait for a full disk
 	stopped := s.raft.Shutdown()
-	if s.peers != nil {
-		_ = s.peers.Close() // never fails; raft may be waiting for it
-	}
+	s.others.close() // raft may be waiting for it
 	err := stopped.Error()
 	close(s.stopped)
 	s.proposer.stop()
-	if s.peers != nil {
-		s.peers.forwarder.stop()
-	}
 	s.endTasks()
 	if err != nil {
 		err = fmt.Errorf("raftstore: stop: %w", err)
@@ -112,7 +107,7 @@ func (s *Store) close() error {
 // HandOver gives the leadership to another voter, so that a server that stops
 // in good order leaves no gap.
 func (s *Store) HandOver() bool {
-	if lead, _ := s.leadership.get(); !lead.Leader || s.peers == nil || !s.peers.othersVote() {
+	if lead, _ := s.leadership.get(); !lead.Leader || !s.othersVote() {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, handOverWithin)

@@ -46,8 +46,8 @@ func (s *Store) Members() []Member {
 			Address: dialAddress(server.Address), Voter: server.Suffrage == raft.Voter,
 			Leader: lead.known() && server.ID == lead.ID, Self: server.ID == s.id,
 		}
-		if s.peers != nil && !m.Self {
-			m.Contact = s.peers.Contact(server.ID)
+		if !m.Self {
+			m.Contact = s.others.Contact(server.ID)
 		}
 		members = append(members, m)
 	}
@@ -174,8 +174,8 @@ func (s *Store) serveRemove(ctx context.Context, r removeCall) (nothing, error) 
 // removeOne takes a server out, if these are still the members; at is the index of
 // the entry that made them so. It reports whether it did.
 func (s *Store) removeOne(ctx context.Context, members []raft.Server, v raft.Server, at uint64) (bool, error) {
-	if v.ID == s.id && s.peers != nil && isOnlyVoter(members, v.ID) {
-		if err := s.peers.bequeath(ctx, members, at); err != nil {
+	if v.ID == s.id && isOnlyVoter(members, v.ID) {
+		if err := s.others.bequeath(ctx, members, at); err != nil {
 			return false, err
 		}
 		return false, errNotLeader // who leads now removes it
@@ -200,14 +200,18 @@ func (s *Store) removeOne(ctx context.Context, members []raft.Server, v raft.Ser
 		return false, err
 	}
 	s.log.Info("removed a server from the store's cluster", "member", v.ID)
-	if s.peers != nil {
-		s.peers.Forget(string(v.Address))
-	}
+	s.others.Forget(string(v.Address))
 	return true, nil
 }
 
+// isOnlyVoter says whether a server needs nobody else to be elected.
 func isOnlyVoter(members []raft.Server, id raft.ServerID) bool {
-	return !slices.ContainsFunc(members, func(m raft.Server) bool { return m.Suffrage == raft.Voter && m.ID != id })
+	voters := votersOf(members)
+	return len(voters) == 1 && voters[0].ID == id
+}
+
+func votersOf(members []raft.Server) []raft.Server {
+	return slices.DeleteFunc(slices.Clone(members), func(m raft.Server) bool { return m.Suffrage != raft.Voter })
 }
 
 // canDoWithout returns an error unless a majority of the other voters answers now.
@@ -226,14 +230,11 @@ func (s *Store) canDoWithout(ctx context.Context, members []raft.Server, id raft
 			continue
 		}
 		if !s.spawn(func() {
-			_, err := s.peers.ask(ctx, server)
+			_, err := s.ask(ctx, server)
 			answers <- err == nil
 		}) {
 			return ErrClosed
 		}
-	}
-	if voters == 0 {
-		return status.Errorf(codes.FailedPrecondition, "raftstore: %q is the only voter and cannot be removed", id)
 	}
 	for range voters {
 		if <-answers {
@@ -249,7 +250,7 @@ func (s *Store) canDoWithout(ctx context.Context, members []raft.Server, id raft
 
 // answers says whether another member has answered within so long.
 func (s *Store) answers(id raft.ServerID, within time.Duration) bool {
-	return s.peers != nil && time.Since(s.peers.Contact(id)) < within
+	return time.Since(s.others.Contact(id)) < within
 }
 
 type infoAnswer struct {

@@ -51,19 +51,22 @@ func (p sampler) Sample() metrics.Sample {
 			out.Learner = true
 		}
 	}
-	if s.peers != nil {
-		out.ForwardedWrites, out.ReadRounds = s.peers.forwarded.Load(), s.peers.reads.rounds.Load()
-		for _, peer := range s.peers.Peers() {
-			if peer.ID == "" {
-				continue // callers that are no members
-			}
-			out.Peers = append(out.Peers, metrics.Peer{
-				Member: memberID(string(peer.ID)), LastContact: peer.LastContact,
-				Sent: peer.BytesSent, Received: peer.BytesReceived, Failures: peer.Failures, RTT: peer.RTT,
-			})
-		}
-	}
+	s.others.sample(&out)
 	return out
+}
+
+// sample adds what is of several servers.
+func (p *peers) sample(out *metrics.Sample) {
+	out.ForwardedWrites, out.ReadRounds = p.forwarded.Load(), p.reads.rounds.Load()
+	for _, peer := range p.Peers() {
+		if peer.ID == "" {
+			continue // callers that are no members
+		}
+		out.Peers = append(out.Peers, metrics.Peer{
+			Member: memberID(string(peer.ID)), LastContact: peer.LastContact,
+			Sent: peer.BytesSent, Received: peer.BytesReceived, Failures: peer.Failures, RTT: peer.RTT,
+		})
+	}
 }
 
 func (p sampler) refusing() metrics.Refusal {

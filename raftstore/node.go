@@ -32,15 +32,16 @@ func (s *Store) openRaft(ctx context.Context) error {
 	var transport raft.Transport
 	if s.opts.Network == nil {
 		s.dir.Log.Trail(trailingLogs, 0)
-		_, s.alone = raft.NewInmemTransport(s.address)
-		transport = s.alone
+		_, alone := raft.NewInmemTransport(s.address)
+		s.others, transport = lone{s, alone}, alone
 	} else {
-		if err := s.openPeers(); err != nil {
-			return err
+		p, err := s.openPeers()
+		if err != nil {
+			return errors.Join(err, s.closeListener())
 		}
 		s.dir.Log.Trail(trailingLogs, trailingBytes)
-		s.peers.logs = s.dir.CachedLog(cachedBytes)
-		transport, logs = s.peers.Transport, s.peers.logs
+		p.logs = s.dir.CachedLog(cachedBytes)
+		s.others, transport, logs = p, p.Transport, p.logs
 	}
 	unlessEnded := context.AfterFunc(ctx, s.dir.Abort)
 	err := s.bootstrap(conf, logs, transport)
@@ -49,16 +50,15 @@ func (s *Store) openRaft(ctx context.Context) error {
 	}
 	if err == nil {
 		snapshots := countedSnapshots{s.dir.Snapshots, s.opts.Counters}
-		s.raft, err = raft.NewRaft(conf, s.fsm, logs, vars{s.dir.Vars, s.ctx, s.peers}, snapshots, transport)
-	}
-	if err != nil && s.peers != nil {
-		err = errors.Join(err, s.peers.Close())
+		s.raft, err = raft.NewRaft(conf, s.fsm, logs, vars{s.dir.Vars, s.ctx, s.others}, snapshots, transport)
 	}
 	if err != nil {
+		s.others.close()
 		return fmt.Errorf("raftstore: open the log and start raft: %w", err)
 	}
-	if s.aloneVotes() {
-		s.standAtOnce()
+	// Now, for there is no leader whose heartbeat it could wait for.
+	if isOnlyVoter(s.raft.GetConfiguration().Configuration().Servers, s.id) && !s.others.Stand(s.ctx) {
+		s.log.Debug("could not stand for election at once; will when its time comes")
 	}
 	return nil
 }
@@ -70,43 +70,10 @@ func (s *Store) dial(ctx context.Context, address string) (net.Conn, error) {
 }
 
 func (s *Store) closeListener() error {
-	if s.opts.Network == nil || s.peers != nil {
+	if s.opts.Network == nil {
 		return nil
 	}
 	return s.opts.Network.Listener.Close()
-}
-
-// aloneVotes says whether this server needs nobody to be elected.
-func (s *Store) aloneVotes() bool {
-	alone := false
-	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
-		if server.Suffrage == raft.Voter {
-			if server.ID != s.id {
-				return false
-			}
-			alone = true
-		}
-	}
-	return alone
-}
-
-// standAtOnce makes the only voter stand for election now: there is no leader
-// whose heartbeat it could wait for. The message is the one by which raft
-// hands over leadership. If it gets lost, raft stands when its time comes.
-func (s *Store) standAtOnce() {
-	if s.peers != nil {
-		s.peers.Stand(s.ctx)
-		return
-	}
-	_, from := raft.NewInmemTransport("")
-	from.Connect(s.address, s.alone)
-	defer from.DisconnectAll()
-	err := from.TimeoutNow(s.id, s.address, &raft.TimeoutNowRequest{
-		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax},
-	}, &raft.TimeoutNowResponse{})
-	if err != nil {
-		s.log.Debug("could not stand for election at once", "err", err)
-	}
 }
 
 func (s *Store) raftConfig() *raft.Config {

@@ -22,8 +22,7 @@ type peers struct {
 	s *Store
 
 	former []disk.Peer // noted before this start
-	fresh  bool        // this server's directory has never been part of a cluster
-	joins  bool        // and it begins none
+	joins  bool        // this server's directory has never been part of a cluster, and begins none
 
 	forwarder *proposer // to the leader
 	forwarded atomic.Uint64
@@ -43,8 +42,9 @@ type peers struct {
 }
 
 // openPeers opens the transport. Calls of others wait until run.
-func (s *Store) openPeers() error {
-	p := &peers{s: s, reads: &reads{s: s}, opening: make(chan struct{}, 1), votes: make(chan struct{}, 1), missed: make(chan struct{}, 1), started: make(chan struct{})}
+func (s *Store) openPeers() (*peers, error) {
+	p := &peers{s: s, opening: make(chan struct{}, 1), votes: make(chan struct{}, 1), missed: make(chan struct{}, 1), started: make(chan struct{})}
+	p.reads = &reads{p: p}
 	var err error
 	if p.former, err = disk.ReadPeers(s.opts.Dir); err != nil {
 		s.log.Warn("the note of the other servers' addresses cannot be used", "err", err)
@@ -59,8 +59,9 @@ func (s *Store) openPeers() error {
 		Timeout: 5 * s.opts.ElectionTimeout,
 	})
 	if err != nil {
-		return fmt.Errorf("raftstore: %w", err)
+		return nil, fmt.Errorf("raftstore: %w", err)
 	}
+	p.forwarder = newProposer(callsInFlight, p.forward)
 	p.OnLeader(func() {
 		select {
 		case s.leader.heard <- struct{}{}:
@@ -74,17 +75,30 @@ func (s *Store) openPeers() error {
 		default:
 		}
 	})
-	s.peers = p
-	return nil
+	return p, nil
 }
+
+func (p *peers) wereThere() bool { return len(p.former) > 0 }
 
 // run starts what runs as long as the store, once raft does.
 func (p *peers) run() {
-	p.forwarder = newProposer(callsInFlight, p.forward)
 	p.s.spawn(func() { p.announce(p.s.ctx) })
 	p.s.spawn(func() { p.notePeers(p.s.ctx) })
 	p.s.spawn(func() { p.missLeader(p.s.ctx) })
 	close(p.started)
+}
+
+// close ends the connections and what waits for answers over them.
+func (p *peers) close() {
+	_ = p.Close() // never fails
+	p.forwarder.stop()
+}
+
+// published tells the others of what is committed.
+func (p *peers) published() {
+	if term, index, ok := p.s.committed(); ok {
+		p.Committed(term, index)
+	}
 }
 
 // handle answers another server's call as soon as this one can.

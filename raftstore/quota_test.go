@@ -187,7 +187,7 @@ func TestLeadersQuota(t *testing.T) {
 				c.Fatal(err)
 			}
 		}
-		results, err := through.peers.forward(entry)()
+		results, err := peersOf(through).forward(entry)()
 		if err != nil || len(results) != 3 {
 			c.Fatalf("%v, %v", results, err)
 		}

@@ -19,34 +19,29 @@ import (
 
 // Linearizable returns a view that holds every write acknowledged before the
 // call, here or elsewhere.
-//
-// With one server that is the newest view of a server that leads and has
-// applied its predecessors' entries: nobody else can acknowledge a write. With
-// more it takes a read index, which many reads share.
 func (s *Store) Linearizable(ctx context.Context) (*mvcc.View, error) {
-	if s.peers == nil {
-		if err := s.waitLeader(ctx); err != nil {
-			return nil, err
-		}
-		return s.fsm.view(), nil
-	}
-	index, err := s.peers.reads.index(ctx)
+	return s.others.linearizable(ctx)
+}
+
+// linearizable takes a read index, which many reads share.
+func (p *peers) linearizable(ctx context.Context) (*mvcc.View, error) {
+	index, err := p.reads.index(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if view := s.fsm.view(); view.Applied() >= index {
+	if view := p.s.fsm.view(); view.Applied() >= index {
 		return view, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.opts.RequestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.s.opts.RequestTimeout)
 	defer cancel()
-	return s.fsm.wait(ctx, index)
+	return p.s.fsm.wait(ctx, index)
 }
 
-// reads finds read indexes, where there are other servers. One round is under way
+// reads finds read indexes. One round is under way
 // at a time; who comes meanwhile shares the next, which begins after all of them
 // came.
 type reads struct {
-	s      *Store
+	p      *peers
 	rounds atomic.Uint64 // for metrics
 
 	mu    sync.Mutex
@@ -67,7 +62,7 @@ func (r *reads) index(ctx context.Context) (uint64, error) {
 	}
 	round := r.next
 	if !r.going {
-		r.going = r.s.spawn(r.run)
+		r.going = r.p.s.spawn(r.run)
 	}
 	going := r.going
 	r.mu.Unlock()
@@ -101,37 +96,37 @@ func (r *reads) run() {
 
 // find gets a read index from whoever leads.
 func (r *reads) find() (index uint64, err error) {
-	ctx, cancel := context.WithTimeout(r.s.ctx, r.s.opts.RequestTimeout)
+	ctx, cancel := context.WithTimeout(r.p.s.ctx, r.p.s.opts.RequestTimeout)
 	defer cancel()
 	r.rounds.Add(1)
 	began := time.Now()
-	defer func() { r.s.opts.Counters.ReadIndexDone(time.Since(began), err) }()
+	defer func() { r.p.s.opts.Counters.ReadIndexDone(time.Since(began), err) }()
 	for {
-		lead, moved, err := r.s.awaitLeader(ctx)
+		lead, moved, err := r.p.s.awaitLeader(ctx)
 		if err != nil {
 			return 0, err
 		}
 		index, err := r.ask(ctx, lead, moved)
-		if err == nil || !r.s.worthRetry(ctx, err) {
+		if err == nil || !r.p.s.worthRetry(ctx, err) {
 			return index, proposeErrorOrNil(err)
 		}
-		r.s.pause(ctx, moved)
+		r.p.s.pause(ctx, moved)
 	}
 }
 
 func (r *reads) ask(ctx context.Context, lead leader, moved <-chan struct{}) (uint64, error) {
 	// Not for longer than a leader needs: it may have died without a word.
-	ctx, cancel := context.WithTimeout(ctx, 5*r.s.opts.ElectionTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 5*r.p.s.opts.ElectionTimeout)
 	defer cancel()
 	defer cancelWhen(moved, cancel)()
-	term := r.s.raft.CurrentTerm()
+	term := r.p.s.raft.CurrentTerm()
 	var index uint64
 	var err error
 	if lead.Self {
-		index, err = r.serve(ctx, r.s.id, term)
+		index, err = r.serve(ctx, r.p.s.id, term)
 	} else {
 		var answer []byte
-		answer, err = r.s.peers.Call(ctx, string(lead.Address), callRead, binary.LittleEndian.AppendUint64(nil, term))
+		answer, err = r.p.Call(ctx, string(lead.Address), callRead, binary.LittleEndian.AppendUint64(nil, term))
 		if err == nil && len(answer) == 8 {
 			index = binary.LittleEndian.Uint64(answer)
 		} else if err == nil {
@@ -155,7 +150,7 @@ func (r *reads) ask(ctx context.Context, lead leader, moved <-chan struct{}) (ui
 // this leader, which knew it first, and in earlier ones before its barrier. Not
 // what is applied here: a follower may be ahead in that, and have shown it.
 func (r *reads) serve(ctx context.Context, asker raft.ServerID, askersTerm uint64) (uint64, error) {
-	lead, _ := r.s.leadership.get()
+	lead, _ := r.p.s.leadership.get()
 	if !lead.Leader {
 		return 0, errNotLeader
 	}
@@ -163,8 +158,8 @@ func (r *reads) serve(ctx context.Context, asker raft.ServerID, askersTerm uint6
 	if err != nil {
 		return 0, err
 	}
-	servers := r.s.raft.GetConfiguration().Configuration().Servers
-	if r.s.raft.CurrentTerm() != lead.Term || askersTerm > lead.Term {
+	servers := r.p.s.raft.GetConfiguration().Configuration().Servers
+	if r.p.s.raft.CurrentTerm() != lead.Term || askersTerm > lead.Term {
 		return 0, errNotLeader
 	}
 	voters, missing := 0, 1
@@ -173,7 +168,7 @@ func (r *reads) serve(ctx context.Context, asker raft.ServerID, askersTerm uint6
 		switch {
 		case server.Suffrage != raft.Voter:
 			continue
-		case server.ID == r.s.id, server.ID == asker && askersTerm == lead.Term:
+		case server.ID == r.p.s.id, server.ID == asker && askersTerm == lead.Term:
 			missing--
 		default:
 			ask = append(ask, server)
@@ -189,14 +184,14 @@ func (r *reads) serve(ctx context.Context, asker raft.ServerID, askersTerm uint6
 // committedCommand is the index of the newest command that is committed. Behind it
 // there may be entries of raft's own, which the state machine never sees.
 func (r *reads) committedCommand() (uint64, error) {
-	applied := r.s.fsm.view().Applied()
-	for index := r.s.raft.CommitIndex(); index > applied; index-- {
+	applied := r.p.s.fsm.view().Applied()
+	for index := r.p.s.raft.CommitIndex(); index > applied; index-- {
 		var entry raft.Log
-		err := r.s.peers.logs.GetLog(index, &entry)
+		err := r.p.logs.GetLog(index, &entry)
 		if errors.Is(err, raft.ErrLogNotFound) {
 			// A snapshot took its place and that of all before it. So the state
 			// machine had applied, or read from there, what commands there were.
-			return r.s.fsm.view().Applied(), nil
+			return r.p.s.fsm.view().Applied(), nil
 		}
 		if err != nil {
 			return 0, errNotLeader
@@ -211,7 +206,7 @@ func (r *reads) committedCommand() (uint64, error) {
 // confirmTerm returns when so many of the servers have said that they are in a
 // term.
 func (r *reads) confirmTerm(ctx context.Context, term uint64, servers []raft.Server, missing int) error {
-	ctx, cancel := context.WithTimeout(ctx, 3*r.s.opts.ElectionTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 3*r.p.s.opts.ElectionTimeout)
 	defer cancel()
 	terms := make(chan uint64, len(servers)) // nobody waits for the rest
 	for _, server := range servers {
@@ -234,7 +229,7 @@ func (r *reads) confirmTerm(ctx context.Context, term uint64, servers []raft.Ser
 // askTerm returns a server's term, or 0. The server at an address may be
 // another by now: hence the id in the answer.
 func (r *reads) askTerm(ctx context.Context, server raft.Server) uint64 {
-	answer, err := r.s.peers.Call(ctx, string(server.Address), callTerm, nil)
+	answer, err := r.p.Call(ctx, string(server.Address), callTerm, nil)
 	if err != nil || len(answer) < 8 || string(answer[8:]) != string(server.ID) {
 		return 0
 	}

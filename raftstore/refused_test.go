@@ -40,9 +40,9 @@ func TestGivenUpNumberIsReplaced(t *testing.T) {
 	if _, err := s.api.Put(ctx, &pb.PutRequest{Key: []byte("a"), Value: []byte("1")}); err != nil {
 		t.Fatal(err)
 	}
-	s.peers.session.mu.Lock()
-	id, next := s.peers.session.id, s.peers.session.last+3
-	s.peers.session.mu.Unlock()
+	peersOf(s).session.mu.Lock()
+	id, next := peersOf(s).session.id, peersOf(s).session.last+3
+	peersOf(s).session.mu.Unlock()
 	same := &pb.PutRequest{Key: []byte("b"), Value: []byte("2")}
 	res, err := s.proposer.propose(ctx, nil, mvcc.Command{Request: same, Session: id, Seq: next, Floor: next})
 	if err != nil || res.Err != nil {
@@ -73,7 +73,7 @@ func TestRemoveKeepsAMajority(t *testing.T) {
 	if err := dead.Close(ctx); err != nil {
 		t.Fatal(err)
 	}
-	until(ctx, t, "the dead one is missed", func() bool { return time.Since(leader.peers.Contact(dead.id)) > healthyWithin })
+	until(ctx, t, "the dead one is missed", func() bool { return time.Since(peersOf(leader).Contact(dead.id)) > healthyWithin })
 	for _, s := range []*Store{other, leader} {
 		err := leader.RemoveMember(ctx, s.name)
 		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "Nothing was changed") {
@@ -141,7 +141,7 @@ func TestJoinUnderATakenName(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := twin.peers.announceOnce(ctx, 0); status.Code(err) != codes.FailedPrecondition {
+	if err := peersOf(twin).announceOnce(ctx, 0); status.Code(err) != codes.FailedPrecondition {
 		t.Fatalf("join: %v", err)
 	}
 	if n := len(stores[0].Members()); n != 2 {

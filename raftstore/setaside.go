@@ -59,7 +59,7 @@ func (s *Store) othersLead(ctx context.Context, known []disk.Peer) error {
 				continue
 			}
 			call, cancel := context.WithTimeout(ctx, time.Second)
-			info, err := callAt[infoAnswer](call, caller, p.Address, callInfo, nothing{})
+			info, err := callAt[infoAnswer](call, caller.Call, p.Address, callInfo, nothing{})
 			cancel()
 			if err == nil && info.Leader != "" && dialAddress(raft.ServerAddress(info.Leader)) != s.opts.Network.Address {
 				return nil

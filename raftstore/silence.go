@@ -94,7 +94,7 @@ func (p *peers) standings(ctx context.Context, but raft.ServerID, within time.Du
 			continue
 		}
 		all.Go(func() {
-			answer, err := callAt[standing](ctx, p.Transport, string(server.Address), callStanding, nothing{})
+			answer, err := callAt[standing](ctx, p.Call, string(server.Address), callStanding, nothing{})
 			if err != nil || answer.ID != string(server.ID) { // another member may have the address now
 				return
 			}
@@ -237,8 +237,7 @@ func (p *peers) stands(state raft.RaftState, term uint64) bool {
 
 // voters is how many servers vote.
 func (p *peers) voters() int {
-	servers := slices.Clone(p.s.raft.GetConfiguration().Configuration().Servers)
-	return len(slices.DeleteFunc(servers, func(s raft.Server) bool { return s.Suffrage != raft.Voter }))
+	return len(votersOf(p.s.raft.GetConfiguration().Configuration().Servers))
 }
 
 // sleepUnless waits, and returns false as soon as something is so, or when ctx ends.

@@ -54,7 +54,7 @@ func (p *peers) runSteward(ctx context.Context) {
 			full = time.Time{}
 		} else if full.IsZero() {
 			full = time.Now()
-		} else if time.Since(full) > fullFor && p.othersVote() {
+		} else if time.Since(full) > fullFor && p.s.othersVote() {
 			p.handToRoom(ctx)
 			full = time.Now() // not again at once
 		}
@@ -95,7 +95,7 @@ func (p *peers) bequeath(ctx context.Context, members []raft.Server, at uint64) 
 		return contextError(ctx)
 	}
 	for _, server := range members {
-		if server.ID == p.s.id || !p.caughtUp(ctx, server) {
+		if server.ID == p.s.id || !p.s.caughtUp(ctx, server) {
 			continue
 		}
 		p.s.log.Info("the only voter of the store's cluster is to be removed: another server takes its place", "member", server.ID)
@@ -113,7 +113,7 @@ func (p *peers) handToRoom(ctx context.Context) {
 		if server.Suffrage != raft.Voter || server.ID == p.s.id {
 			continue
 		}
-		if info, err := p.ask(ctx, server); err != nil || info.Full {
+		if info, err := p.s.ask(ctx, server); err != nil || info.Full {
 			continue
 		}
 		p.s.log.Warn("this server's disk is full: handing the store's leadership over", "to", server.ID)
@@ -124,8 +124,8 @@ func (p *peers) handToRoom(ctx context.Context) {
 	}
 }
 
-func (p *peers) othersVote() bool {
-	return slices.ContainsFunc(p.s.Members(), func(m Member) bool { return m.Voter && !m.Self })
+func (s *Store) othersVote() bool {
+	return slices.ContainsFunc(s.Members(), func(m Member) bool { return m.Voter && !m.Self })
 }
 
 // carryOut changes the members as they were with the entry of that index, and
@@ -184,7 +184,7 @@ func (p *peers) observe(ctx context.Context, servers []raft.Server, known map[ra
 			contact := p.Contact(server.ID)
 			silent[i] = min(time.Since(contact), time.Since(known[server.ID]))
 			m.Healthy, m.Gone = silent[i] < healthyWithin && !contact.IsZero(), silent[i] > replaceAfter
-			m.CaughtUp = !m.Voter && m.Healthy && p.caughtUp(ctx, server)
+			m.CaughtUp = !m.Voter && m.Healthy && p.s.caughtUp(ctx, server)
 		}
 		out[i] = m
 	}
@@ -200,16 +200,16 @@ func (p *peers) observe(ctx context.Context, servers []raft.Server, known map[ra
 }
 
 // caughtUp asks a server how far its log goes.
-func (p *peers) caughtUp(ctx context.Context, server raft.Server) bool {
-	info, err := p.ask(ctx, server)
-	return err == nil && info.Applied+caughtUpWithin >= p.s.raft.CommitIndex()
+func (s *Store) caughtUp(ctx context.Context, server raft.Server) bool {
+	info, err := s.ask(ctx, server)
+	return err == nil && info.Applied+caughtUpWithin >= s.raft.CommitIndex()
 }
 
 // ask asks a member how it is.
-func (p *peers) ask(ctx context.Context, server raft.Server) (infoAnswer, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*p.s.opts.ElectionTimeout)
+func (s *Store) ask(ctx context.Context, server raft.Server) (infoAnswer, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*s.opts.ElectionTimeout)
 	defer cancel()
-	info, err := callAt[infoAnswer](ctx, p.Transport, string(server.Address), callInfo, nothing{})
+	info, err := callAt[infoAnswer](ctx, s.others.Call, string(server.Address), callInfo, nothing{})
 	if err == nil && info.ID != string(server.ID) {
 		err = errNoAnswer // of this member
 	}

@@ -41,8 +41,7 @@ type Store struct {
 	lessor     *lessor      // while it leads, as the next
 	compactor  *compactor
 
-	peers *peers               // nil if the cluster has one server
-	alone *raft.InmemTransport // nil if it has more
+	others others // the cluster's other servers, if it can have any
 
 	snapshotter *snapshotter
 	backups     atomic.Int32 // being read
@@ -66,13 +65,11 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	}
 	if err := s.openRaft(ctx); err != nil {
 		s.cancel()
-		return nil, errors.Join(err, s.dir.Close(), s.closeListener())
+		return nil, errors.Join(err, s.dir.Close())
 	}
 	s.api = s.newAPI()
 	s.proposer = newProposer(entriesInFlight, s.enter)
-	if s.peers != nil {
-		s.peers.run()
-	}
+	s.others.run()
 	s.spawn(func() { s.watches.Run(s.ctx) })
 	s.spawn(func() { s.watches.RunProgress(s.ctx) })
 	s.spawn(func() { s.watchLeader(s.ctx) })
@@ -89,6 +86,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 func newStore(o Options) *Store {
 	s := &Store{opts: o, log: o.Logger, leadership: newLeadership(), leader: newLeaderBoard()}
 	s.begin()
+	s.others = lone{s: s}
 	s.watches = watch.NewHub(watch.Options{
 		View: func() *mvcc.View { return s.fsm.view() }, Clock: o.Clock, ProgressInterval: o.ProgressInterval,
 	})
@@ -104,12 +102,7 @@ func newStore(o Options) *Store {
 func (s *Store) published() {
 	s.watches.Published()
 	s.compactor.published(s.fsm.view().Stats())
-	if s.peers == nil {
-		return
-	}
-	if term, index, ok := s.committed(); ok {
-		s.peers.Committed(term, index)
-	}
+	s.others.published()
 }
 
 // committed returns how far this server, as leader of a term, knows the log to

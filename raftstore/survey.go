@@ -40,12 +40,9 @@ func (s *Store) Survey(ctx context.Context) []MemberState {
 			states[i].fill(s.info())
 			continue
 		}
-		if s.peers == nil {
-			continue
-		}
 		server := raft.Server{ID: raft.ServerID(m.RaftID), Address: raftAddress(raft.ServerID(m.RaftID), m.Address)}
 		wg.Go(func() {
-			if info, err := s.peers.ask(ctx, server); err == nil {
+			if info, err := s.ask(ctx, server); err == nil {
 				states[i].fill(info)
 			}
 		})
@@ -93,9 +90,6 @@ func (s *Store) servePromote(ctx context.Context, r promoteCall) (nothing, error
 	if lead, _ := s.leadership.get(); !lead.Leader {
 		return nothing{}, errNotLeader
 	}
-	if s.peers == nil {
-		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: this store has one server, which has the vote")
-	}
 	members, at := s.dir.Log.Members()
 	var chosen raft.Server
 	var silent []string
@@ -123,7 +117,7 @@ func (s *Store) servePromote(ctx context.Context, r promoteCall) (nothing, error
 	case len(silent) == 0 && voters%2 == 1:
 		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: all %d voters answer. One more would make their number even, "+
 			"and that survives no more failures. %q gets a vote by itself when another server joins, or when a voter is gone", voters, r.Name)
-	case !s.peers.caughtUp(ctx, chosen):
+	case !s.caughtUp(ctx, chosen):
 		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: %q does not answer, or does not have everything yet. Nothing was changed", r.Name)
 	}
 	// The steward takes the vote of one that is silent: an even number does not stay.

@@ -16,7 +16,7 @@ import (
 type vars struct {
 	raft.StableStore
 	closing context.Context
-	peers   *peers // nil without others
+	others  others
 }
 
 func (v vars) Set(key, value []byte) error { return v.unlessClosing(v.StableStore.Set(key, value)) }
@@ -26,9 +26,7 @@ func (v vars) SetUint64(key []byte, value uint64) error {
 }
 
 func (v vars) unlessClosing(err error) error {
-	if v.peers != nil {
-		v.peers.setTimers() // a candidate looks how long to wait for votes when it has saved its own
-	}
+	v.others.setTimers() // a candidate looks how long to wait for votes when it has saved its own
 	if err != nil && v.closing.Err() != nil {
 		runtime.Goexit()
 	}

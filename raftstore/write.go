@@ -38,22 +38,7 @@ func (s *Store) Write(ctx context.Context, req mvcc.Request) (any, error) {
 		res, err := s.writeInTerm(ctx, c, term)
 		return res, tellRefused(ctx, err)
 	}
-	if s.peers == nil {
-		return s.writeAlone(ctx, c)
-	}
-	return s.peers.writeOnce(ctx, c)
-}
-
-// writeAlone is for the only server of a cluster: there is nobody to turn to.
-func (s *Store) writeAlone(ctx context.Context, c mvcc.Command) (any, error) {
-	if err := s.waitLeader(ctx); err != nil {
-		return nil, err
-	}
-	if err := s.admit(); err != nil {
-		return nil, err
-	}
-	res, err := s.proposer.propose(ctx, nil, c)
-	return s.outcome(ctx, res, err)
+	return s.others.write(ctx, c)
 }
 
 // writeInTerm runs a command only in this server's own leadership of a term.

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/raftstore/metrics"
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+)
+
+// others is what a store does differently where its cluster can have other servers.
+// It is [peers] there, and [lone] in a store without a network.
+type others interface {
+	// What clients ask: Store.Write, Linearizable and ConfirmTerm say what is promised.
+	write(ctx context.Context, c mvcc.Command) (any, error)
+	linearizable(ctx context.Context) (*mvcc.View, error)
+	confirmLeading(ctx context.Context, term uint64) error
+
+	// The start and the end.
+	wereThere() bool            // others, at an earlier start
+	join(noted bool) error      // them, instead of beginning a cluster
+	run()                       // once raft does
+	Stand(context.Context) bool // for election, now
+	close()
+
+	// What the others hear of this server, and this one of them.
+	Call(ctx context.Context, address, method string, body []byte) ([]byte, error)
+	published() // is told of every new view
+	LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64)
+	Contact(raft.ServerID) time.Time
+	Forget(address string)
+	setTimers()
+	sayIfRemoved(context.Context)
+	sample(*metrics.Sample)
+
+	// What a leader does for them.
+	runSteward(context.Context)
+	bequeath(ctx context.Context, members []raft.Server, at uint64) error
+}
+
+// lone is the only server of its cluster: it has nobody to turn to, and nobody has
+// to be asked whether it leads.
+type lone struct {
+	s         *Store
+	transport *raft.InmemTransport // raft's; nil until that begins
+}
+
+func (l lone) write(ctx context.Context, c mvcc.Command) (any, error) {
+	if err := l.s.waitLeader(ctx); err != nil {
+		return nil, err
+	}
+	if err := l.s.admit(); err != nil {
+		return nil, err
+	}
+	res, err := l.s.proposer.propose(ctx, nil, c)
+	return l.s.outcome(ctx, res, err)
+}
+
+// linearizable returns the newest view of a server that leads and has applied its
+// predecessors' entries: nobody else can acknowledge a write.
+func (l lone) linearizable(ctx context.Context) (*mvcc.View, error) {
+	if err := l.s.waitLeader(ctx); err != nil {
+		return nil, err
+	}
+	return l.s.fsm.view(), nil
+}
+
+func (l lone) confirmLeading(_ context.Context, term uint64) error { return l.s.leadsIn(term) }
+
+func (lone) join(bool) error {
+	return errors.New("this server is to join others, and has no network to reach them")
+}
+
+// Stand sends raft the message by which leadership is handed over.
+func (l lone) Stand(context.Context) bool {
+	_, from := raft.NewInmemTransport("")
+	from.Connect(l.s.address, l.transport)
+	defer from.DisconnectAll()
+	now := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}}
+	return from.TimeoutNow(l.s.id, l.s.address, now, &raft.TimeoutNowResponse{}) == nil
+}
+
+func (lone) Call(context.Context, string, string, []byte) ([]byte, error) { return nil, errNoAnswer }
+
+func (l lone) bequeath(context.Context, []raft.Server, uint64) error {
+	return status.Errorf(codes.FailedPrecondition, "raftstore: %q is the only voter and cannot be removed", l.s.id)
+}
+
+func (lone) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64) { return }
+func (lone) Contact(raft.ServerID) (never time.Time)                                 { return }
+func (lone) wereThere() bool                                                         { return false }
+func (lone) run()                                                                    {}
+func (lone) close()                                                                  {}
+func (lone) published()                                                              {}
+func (lone) Forget(string)                                                           {}
+func (lone) setTimers()                                                              {}
+func (lone) sayIfRemoved(context.Context)                                            {}
+func (lone) sample(*metrics.Sample)                                                  {}
+func (lone) runSteward(context.Context)                                              {}
