@@ -146,14 +146,20 @@ func startKubeProxy(t testing.TB, ns nstest.Doer, program, api, metrics string) 
 }
 
 // cpu is what a process has used, with its children that have ended, such as nft.
-func (p *process) cpu() time.Duration {
+func (p *process) cpu() time.Duration { return p.ticks(11, 15) }
+
+// children is what those have used.
+func (p *process) children() time.Duration { return p.ticks(13, 15) }
+
+// ticks adds fields of /proc/PID/stat: utime, stime, cutime, cstime are 11 to 14 behind the name.
+func (p *process) ticks(from, to int) time.Duration {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid))
 	if err != nil {
 		return 0
 	}
 	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
 	ticks := 0
-	for _, f := range fields[11:15] { // utime, stime, cutime, cstime
+	for _, f := range fields[from:to] {
 		n, _ := strconv.Atoi(f)
 		ticks += n
 	}

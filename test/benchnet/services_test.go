@@ -188,7 +188,7 @@ func benchServices(t *testing.T, program string, n int) {
 	}
 	compare(t, fmt.Sprintf("%d Services; %d changes of one endpoint, in turns", n, changes), 1, []column{
 		{name: "start to served, s", format: "%.2f"}, {name: "of that the sync, s", format: "%.2f"}, {name: "CPU s", format: "%.2f", ratio: true},
-		{name: "change p50 ms", ratio: true}, {name: "p99 ms"}, {name: "CPU ms/change", ratio: true},
+		{name: "change p50 ms", ratio: true}, {name: "p99 ms"}, {name: "CPU ms/change", ratio: true}, {name: "of that nft"},
 		{name: "idle CPU ms/s", format: "%.2f"}, {name: "anon MB", ratio: true}, {name: "peak MB", format: "%.0f"},
 	}, variants)
 	benchRequests(t, sides, n)
@@ -196,12 +196,12 @@ func benchServices(t *testing.T, program string, n int) {
 
 // changed moves endpoints on both sides in turns, and looks each time whether the Service follows.
 func changed(t *testing.T, sides []*side, changes int) []sample {
-	took, cpu := make([][]float64, len(sides)), make([]time.Duration, len(sides))
+	took, cpu, nft := make([][]float64, len(sides)), make([]time.Duration, len(sides)), make([]time.Duration, len(sides))
 	wrong := 0
 	for k := range changes {
 		pod := []string{podA, podB}[k%2]
 		for i, s := range sides {
-			before := s.proc.cpu()
+			before, beforeNFT := s.proc.cpu(), s.proc.children()
 			d, err := untilWritten(s.ns, func() { s.api.put(slice(0, namePort, pod)) })
 			if err != nil {
 				t.Fatalf("%s: %v", s.name, err)
@@ -215,6 +215,7 @@ func changed(t *testing.T, sides []*side, changes int) []sample {
 				t.Fatal(err)
 			}
 			cpu[i] += s.proc.cpu() - before
+			nft[i] += s.proc.children() - beforeNFT
 		}
 	}
 	if wrong > 0 {
@@ -224,6 +225,7 @@ func changed(t *testing.T, sides []*side, changes int) []sample {
 	for i := range sides {
 		out = append(out, sample{
 			"change p50 ms": quantile(took[i], 0.5), "p99 ms": quantile(took[i], 0.99), "CPU ms/change": milliseconds(cpu[i]) / float64(changes),
+			"of that nft": milliseconds(nft[i]) / float64(changes),
 		})
 	}
 	return out
