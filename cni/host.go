@@ -218,10 +218,9 @@ func desiredPod(r *record, cidrs []netip.Prefix, mtu int) []object {
 	if usesLoopback(r) {
 		out = append(out, sysctl{"net/ipv4/conf/" + r.HostDevice + "/route_localnet", "1"})
 	}
-	if slices.ContainsFunc(r.IPs, netip.Addr.Is6) {
-		// A pod is no router of the host's: its advertisements would give the host addresses and a default route.
-		out = append(out, sysctl{"net/ipv6/conf/" + r.HostDevice + "/accept_ra", "0"})
-	}
+	// A pod is no router of the host's: its advertisements would give the host addresses and a default route. A pod without IPv6 addresses could
+	// send them, too.
+	out = append(out, sysctl{"net/ipv6/conf/" + r.HostDevice + "/accept_ra", "0"})
 	for _, ip := range r.IPs {
 		way := route{dst: netip.PrefixFrom(ip, ip.BitLen()), device: r.HostDevice}
 		if c, ok := sameFamily(cidrs, ip); ok {

@@ -53,6 +53,7 @@ address fd42::1 dev coracle0
 route 10.43.0.0/16 dev coracle0 src 10.42.7.1
 route fd43::/112 dev coracle0 src fd42::1
 link vethcora veth mtu 1500 up
+sysctl net/ipv6/conf/vethcora/accept_ra 0
 neighbour 10.42.7.2 dev vethcora lladdr 0a:58:0a:2a:07:02
 route 10.42.7.2/32 dev vethcora src 10.42.7.1
 link vethcorb veth mtu 1500 up

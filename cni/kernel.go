@@ -83,6 +83,8 @@ func (k *kernel) observe(bridge string, sysctls []sysctl) (map[string]object, er
 	for _, s := range sysctls {
 		if v, err := os.ReadFile(sysctlRoot + s.name); err == nil {
 			put(sysctl{s.name, strings.TrimSpace(string(v))})
+		} else if moot(s) {
+			put(s)
 		}
 	}
 	return out, nil
@@ -323,6 +325,15 @@ func routerAdvertised(bridge string) []string {
 	return out
 }
 
+// moot says that a parameter forbids something of IPv6 on a kernel without it.
+func moot(s sysctl) bool {
+	if !strings.HasPrefix(s.name, "net/ipv6/") || !strings.HasSuffix(s.name, "/accept_ra") || s.value != "0" {
+		return false
+	}
+	_, err := os.Stat(sysctlRoot + "net/ipv6/conf/all")
+	return errors.Is(err, os.ErrNotExist)
+}
+
 // writeSysctl sets a kernel parameter of the calling thread's network namespace when it differs.
 func writeSysctl(s sysctl) error {
 	path := sysctlRoot + s.name
@@ -330,6 +341,9 @@ func writeSysctl(s sysctl) error {
 		return nil
 	}
 	err := os.WriteFile(path, []byte(s.value), 0)
+	if errors.Is(err, os.ErrNotExist) && moot(s) {
+		return nil
+	}
 	if errors.Is(err, os.ErrNotExist) && strings.HasPrefix(s.name, "net/ipv6/") {
 		if _, noIPv6 := os.Stat(sysctlRoot + "net/ipv6/conf/all"); noIPv6 != nil {
 			return fmt.Errorf("the pod CIDRs need IPv6, which this kernel has not or has switched off: %w", err)

@@ -99,9 +99,15 @@ func desired(podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort) ruleset {
 	rs.objects = append(rs.objects, &knftables.Chain{Name: chainHostPorts})
 
 	// A pod speaks from its own address only, and never to the host's loopback, which host ports open a way to.
-	rs.rule(chainGuard, "iifname", quoted(devicePrefix+"*"), "ip daddr 127.0.0.0/8 drop")
-	rs.rule(chainGuard, "iifname", quoted(devicePrefix+"*"), "ip saddr != 0.0.0.0 fib saddr . iif oif 0 drop")
-	rs.rule(chainGuard, "iifname", quoted(devicePrefix+"*"), "ip6 saddr != { ::, fe80::/10 } fib saddr . iif oif 0 drop")
+	pods := "iifname " + quoted(devicePrefix+"*")
+	rs.rule(chainGuard, pods, "ip daddr 127.0.0.0/8 drop")
+	rs.rule(chainGuard, pods, "ip saddr 0.0.0.0 drop") // which the next one would let broadcast
+	rs.rule(chainGuard, pods, "meta nfproto ipv4 fib saddr . iif oif 0 drop")
+	// Every pod has an IPv6 address of its link, asked for or not, and the node has one that is easy to guess. It is for finding neighbours and nothing
+	// else: no policy would know whose packets these are, and a router's advertisement would give the host addresses and a default route by way of the pod.
+	rs.rule(chainGuard, pods, "ip6 saddr { ::, fe80::/10 } meta l4proto != ipv6-icmp drop")
+	rs.rule(chainGuard, pods, "ip6 saddr { ::, fe80::/10 } icmpv6 type != { nd-neighbor-solicit, nd-neighbor-advert } drop")
+	rs.rule(chainGuard, pods, "ip6 saddr != { ::, fe80::/10 } fib saddr . iif oif 0 drop")
 	rs.rule(chainPrerouting, "fib daddr type local jump", chainHostPorts)
 	// Nothing could answer ::1 from another namespace; refused at once, clients turn to 127.0.0.1.
 	rs.rule(chainOutput, "ip6 daddr ::1 return")

@@ -37,7 +37,10 @@ add map inet coracle address-ports6 { type ipv6_addr . inet_proto . inet_service
 add map inet coracle ports4 { type inet_proto . inet_service : ipv4_addr . inet_service ; }
 add map inet coracle ports6 { type inet_proto . inet_service : ipv6_addr . inet_service ; }
 add rule inet coracle guard iifname "vethcor*" ip daddr 127.0.0.0/8 drop
-add rule inet coracle guard iifname "vethcor*" ip saddr != 0.0.0.0 fib saddr . iif oif 0 drop
+add rule inet coracle guard iifname "vethcor*" ip saddr 0.0.0.0 drop
+add rule inet coracle guard iifname "vethcor*" meta nfproto ipv4 fib saddr . iif oif 0 drop
+add rule inet coracle guard iifname "vethcor*" ip6 saddr { ::, fe80::/10 } meta l4proto != ipv6-icmp drop
+add rule inet coracle guard iifname "vethcor*" ip6 saddr { ::, fe80::/10 } icmpv6 type != { nd-neighbor-solicit, nd-neighbor-advert } drop
 add rule inet coracle guard iifname "vethcor*" ip6 saddr != { ::, fe80::/10 } fib saddr . iif oif 0 drop
 add rule inet coracle guard iifname != "vethcor*" ip saddr @cluster4 fib saddr . iif oif 0 drop
 add rule inet coracle guard iifname != "vethcor*" ip6 saddr @cluster6 fib saddr . iif oif 0 drop

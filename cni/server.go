@@ -63,6 +63,8 @@ type Options struct {
 	ClusterCIDRs []netip.Prefix
 	// ServiceCIDRs get a route to Bridge, so that a host without any default route still reaches Services. May be empty.
 	ServiceCIDRs []netip.Prefix
+	// ReservedPorts are ports of the node that the cluster itself needs: no pod gets one of them as a host port.
+	ReservedPorts []uint16
 	// Policies, when set, has a say before a pod gets its network.
 	Policies Policies
 	// Logger is klog's own when left zero.

@@ -17,9 +17,10 @@ import (
 // docs/adr/0074 has what that holds off and what not.
 
 const (
-	chainTunnelIn = "tunnel-in"
-	chainTunnel   = "tunnel"
-	setTunnel     = "tunnel" // and the families outside and inside
+	chainTunnelIn  = "tunnel-in"
+	chainTunnelOut = "tunnel-out"
+	chainTunnel    = "tunnel"
+	setTunnel      = "tunnel" // and the families outside and inside
 )
 
 // Where things are in a datagram, in bits from the beginning of its UDP header: 8 bytes of UDP, 8 of VXLAN, 14 of the inner Ethernet header.
@@ -48,6 +49,7 @@ func (vxlan) rules(rs *ruleset, in waysInput) {
 		}
 	}
 	rs.rule(chainTunnel, "counter drop")
+	rs.noTunnelsOfPods()
 	for _, p := range in.peers {
 		v4, ok := in.family(p)
 		if !ok {
@@ -60,6 +62,17 @@ func (vxlan) rules(rs *ruleset, in waysInput) {
 		for _, a := range p.Addresses { // what the node itself says, for one that a packet is too large
 			rs.tunnelSource(from, netip.PrefixFrom(a, a.BitLen()))
 		}
+	}
+}
+
+// noTunnelsOfPods: what a pod sends to another node has this node's address there, and so has what comes in for a Service. A datagram of a pod's own
+// making would be taken for one of this node's, with any of its pods as the sender.
+func (rs *ruleset) noTunnelsOfPods() {
+	rs.base(chainTunnelOut, knftables.FilterType, knftables.ForwardHook, knftables.FilterPriority)
+	for _, f := range ruleFamilies() {
+		outside := fmt.Sprintf("udp dport %d %s daddr != @%s", cluster.VXLANPort, f.proto, f.name(setCluster))
+		rs.rule(chainTunnelOut, "iifname", quoted(devicePrefix+"*"), outside, "drop")
+		rs.rule(chainTunnelOut, "ct status dnat", outside, "drop")
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -30,6 +31,11 @@ func (s *Server) add(ctx context.Context, req wire.Request, conf pluginConf) (_ 
 	ports, err := conf.ports()
 	if err != nil {
 		return nil, err
+	}
+	for _, m := range ports {
+		if slices.Contains(s.o.ReservedPorts, m.HostPort) || m.Protocol == "udp" && int(m.HostPort) == s.backend.port() {
+			return nil, wire.Errorf(wire.CodeInvalidConfig, "the host port %d is the cluster's own: choose another one", m.HostPort)
+		}
 	}
 	limits, err := conf.bandwidth()
 	if err != nil {
