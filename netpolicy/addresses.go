@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	networkingv1 "k8s.io/api/networking/v1"
+	netutils "k8s.io/utils/net"
 )
 
 // span is a range of addresses of one family, both ends included.
@@ -33,40 +34,54 @@ func spanOf(p netip.Prefix) span {
 	return span{p.Addr(), end}
 }
 
-// spansOf are the addresses of an ipBlock: its CIDR without the exceptions. What is no CIDR, which the API does not let
+// spansOf are the addresses of an ipBlock: its CIDR without the exceptions, sorted and apart. What is no CIDR, which the API does not let
 // pass, is nothing as a block; as an exception it takes the whole block away.
 func spansOf(b *networkingv1.IPBlock) []span {
-	cidr, err := netip.ParsePrefix(b.CIDR)
-	if err != nil {
+	cidr, ok := blockOf(b.CIDR)
+	if !ok {
 		return nil
 	}
-	out := []span{spanOf(cidr)}
+	var gone []span
 	for _, text := range b.Except {
-		except, err := netip.ParsePrefix(text)
-		if err != nil {
+		except, ok := blockOf(text)
+		if !ok || except.first.Is4() != cidr.first.Is4() {
 			return nil
 		}
-		out = without(out, spanOf(except))
+		gone = append(gone, except)
 	}
-	return out
+	return without(cidr, union(gone))
 }
 
-// without takes the addresses of e away from all spans.
-func without(spans []span, e span) []span {
+// blockOf reads a CIDR as the API does: with leading zeros, which objects from before have, and IPv4 also as IPv6 wraps it.
+func blockOf(text string) (span, bool) {
+	_, n, err := netutils.ParseCIDRSloppy(text)
+	if err != nil {
+		return span{}, false
+	}
+	a, ok := netip.AddrFromSlice(n.IP)
+	ones, bits := n.Mask.Size()
+	if a.Is4In6() && bits == 128 && ones >= 96 {
+		a, ones = a.Unmap(), ones-96
+	}
+	return spanOf(netip.PrefixFrom(a, ones)), ok
+}
+
+// without takes addresses away from a span; those are sorted and apart.
+func without(s span, gone []span) []span {
 	var out []span
-	for _, s := range spans {
-		if s.first.Is4() != e.first.Is4() || e.last.Less(s.first) || s.last.Less(e.first) {
-			out = append(out, s)
+	for _, e := range gone {
+		if e.last.Less(s.first) || s.last.Less(e.first) {
 			continue
 		}
 		if s.first.Less(e.first) {
 			out = append(out, span{s.first, e.first.Prev()})
 		}
-		if e.last.Less(s.last) {
-			out = append(out, span{e.last.Next(), s.last})
+		if !e.last.Less(s.last) {
+			return out
 		}
+		s.first = e.last.Next()
 	}
-	return out
+	return append(out, s)
 }
 
 // union sorts the spans and joins those that touch, as a set of intervals in the kernel needs them.
@@ -89,10 +104,13 @@ func union(spans []span) []span {
 	return out
 }
 
+// contains looks for an address in spans that are sorted and apart.
 func contains(spans []span, a netip.Addr) bool {
-	return slices.ContainsFunc(spans, func(s span) bool {
-		return s.first.Is4() == a.Is4() && !a.Less(s.first) && !s.last.Less(a)
-	})
+	i, found := slices.BinarySearchFunc(spans, a, func(s span, a netip.Addr) int { return s.first.Compare(a) })
+	if found {
+		return true
+	}
+	return i > 0 && spans[i-1].first.Is4() == a.Is4() && !spans[i-1].last.Less(a)
 }
 
 // portSpan is a range of ports, both ends included.

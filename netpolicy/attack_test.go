@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // What somebody with rights in a namespace, or on a node, may try.
@@ -62,6 +63,7 @@ func TestBudget(t *testing.T) {
 	for _, c := range []struct{ name, spec, why string }{
 		{"different selectors for nearly the same pods", many(1000, `{from: [{podSelector: {matchExpressions: [{key: n, operator: NotIn, values: ["%d"]}]}}]}`), "addresses and ports"},
 		{"rules", many(30000, `{ports: [{port: %d}]}`), "rules"},
+		{"exceptions", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [` + exceptions(120_000) + `]}}]}]}`, "addresses and ports"},
 		{"selectors without pods", many(12000, `{from: [{podSelector: {matchLabels: {n: "x%d"}}}]}`), ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -97,6 +99,68 @@ func TestBudget(t *testing.T) {
 	})
 }
 
+// TestBudgetOfWork: what costs time and leaves little in the kernel is bounded, too.
+func TestBudgetOfWork(t *testing.T) {
+	times := func(n int, f func(int) string) string {
+		out := make([]string, n)
+		for i := range out {
+			out[i] = f(i)
+		}
+		return strings.Join(out, ",")
+	}
+	for _, c := range []struct{ name, spec string }{
+		{"blocks for a named port", `{podSelector: {}, policyTypes: [Egress], egress: [` + times(30, func(int) string {
+			return `{to: [{ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: web}]}`
+		}) + `]}`},
+		{"values of a peer's selector", `{podSelector: {}, ingress: [` + times(10, func(i int) string {
+			return fmt.Sprintf(`{from: [{podSelector: {matchExpressions: [{key: n, operator: In, values: [%s, x%d]}]}}]}`, values(5), i)
+		}) + `]}`},
+		{"values of whom it is for", `{podSelector: {matchExpressions: [{key: n, operator: NotIn, values: [` + values(2_000) + `]}]}}`},
+		{"exceptions", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [` + exceptions(2_000) + `]}}]}]}`},
+		{"ports", `{podSelector: {}, ingress: [{ports: [` + times(20_000, func(int) string { return `{port: 80}` }) + `]}]}`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := crowd()
+			w.policy(t, "mallory", "much", c.spec)
+			w.policy(t, "alice", "hers", `{podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`)
+			limits := DefaultLimits()
+			if r := Desired(w.State, limits); len(r.OverBudget) > 0 {
+				t.Errorf("this is not much: %v", r.OverBudget)
+			}
+			limits.Work = 10_000
+			r := Desired(w.State, limits)
+			if why := r.OverBudget["mallory"]; !strings.Contains(why, "comparisons") || len(r.OverBudget) != 1 {
+				t.Errorf("over budget: %v", r.OverBudget)
+			}
+			for _, b := range w.Sandboxes {
+				d := ingress
+				if strings.Contains(c.spec, "Egress") && b.Namespace == "mallory" {
+					d = egress
+				}
+				if got := r.Ruleset.Pods[d][b.IPs[0]]; (got == closed) != (b.Namespace == "mallory") || got == "" {
+					t.Errorf("%s has the chain %q", b.Namespace, got)
+				}
+			}
+		})
+	}
+}
+
+func exceptions(n int) string {
+	out := make([]string, n)
+	for i := range out {
+		out[i] = fmt.Sprintf("10.%d.%d.%d/32", i>>15, i>>7&255, i<<1&255)
+	}
+	return strings.Join(out, ",")
+}
+
+func values(n int) string {
+	out := make([]string, n)
+	for i := range out {
+		out[i] = fmt.Sprint("v", i)
+	}
+	return strings.Join(out, ",")
+}
+
 // TestForeignAddresses: a pod's status says nothing that its node cannot have given it.
 func TestForeignAddresses(t *testing.T) {
 	w := newWorld()
@@ -127,6 +191,75 @@ func TestForeignAddresses(t *testing.T) {
 	want := []string{"10.42.1.8", "10.42.2.6", "10.42.2.7"}
 	if !slices.Equal(got, want) {
 		t.Errorf("believed %v, want %v (%s is true)", got, want, friend.Status.PodIP)
+	}
+}
+
+// TestReusedAddresses: an address that several pods of another node say they have belongs to the one that stays, and else to nobody.
+func TestReusedAddresses(t *testing.T) {
+	w := newWorld()
+	w.namespace("x", nil)
+	w.pod("x", "server", "n1", 5, nil)
+	friend := map[string]string{"app": "friend"}
+	w.policy(t, "x", "p", `{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]}`)
+	now := metav1.Now()
+	going := func(p *corev1.Pod) { p.DeletionTimestamp = &now }
+	going(w.pod("x", "goes", "n2", 10, friend)) // alone
+	going(w.pod("x", "was", "n2", 11, friend))
+	w.pod("x", "has-it-now", "n2", 11, nil)
+	w.pod("x", "one", "n2", 12, friend)
+	w.pod("x", "two", "n2", 12, nil)
+	going(w.pod("x", "was-stranger", "n2", 13, nil))
+	w.pod("x", "friend", "n2", 13, friend)
+	w.pod("x", "ended", "n2", 14, friend).Status.Phase = corev1.PodFailed
+	w.pod("x", "after", "n2", 14, friend)
+	w.pod("x", "nowhere", "n2", 15, friend).Status = corev1.PodStatus{}
+	if got, want := w.believed(t), []string{"10.42.2.10", "10.42.2.13", "10.42.2.14"}; !slices.Equal(got, want) {
+		t.Errorf("friends are %v, want %v", got, want)
+	}
+}
+
+// believed are the IPv4 addresses of the one set of pods that there is.
+func (w *world) believed(t *testing.T) (out []string) {
+	t.Helper()
+	r, sets := Desired(w.State, DefaultLimits()), 0
+	for name, s := range r.Ruleset.Sets {
+		if strings.HasPrefix(name, "p4-") {
+			sets++
+			out = slices.Sorted(maps.Keys(s.Elems))
+		}
+	}
+	if sets != 1 {
+		t.Fatalf("%d sets", sets)
+	}
+	return out
+}
+
+// TestForeignNetworks: a Node that says that it has another one's network, or all of them, is believed the rest.
+func TestForeignNetworks(t *testing.T) {
+	w := newWorld()
+	w.namespace("x", nil)
+	w.pod("x", "server", "n1", 5, nil)
+	friend := map[string]string{"app": "friend"}
+	w.policy(t, "x", "p", `{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]}`)
+	node := func(name string, age int, cidrs ...string) {
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: metav1.Unix(int64(1000-age), 0)}, Spec: corev1.NodeSpec{PodCIDRs: cidrs}}
+		w.Nodes = append([]*corev1.Node{n}, w.Nodes...)
+	}
+	w.Nodes[0].CreationTimestamp, w.Nodes[1].CreationTimestamp = metav1.Unix(1000, 0), metav1.Unix(900, 0) // n2 is older than this node
+	node("n3", 10, "0.0.0.0/0", "::/0")
+	node("n4", 11, "10.42.1.0/28", "10.42.4.0/24")
+	node("n5", 200, "10.42.1.0/28", "10.42.2.128/25", "10.42.5.0/24") // older than both
+	at := func(node, name, ip string) {
+		p := w.pod("x", name, "n2", 1, friend)
+		p.Spec.NodeName, p.Status.PodIP, p.Status.PodIPs = node, ip, []corev1.PodIP{{IP: ip}}
+	}
+	for i, c := range []struct{ node, ip string }{
+		{"n3", "10.42.2.9"}, {"n3", "203.0.113.7"}, {"n4", "10.42.1.9"}, {"n4", "10.42.4.9"}, {"n5", "10.42.1.8"}, {"n5", "10.42.2.200"}, {"n5", "10.42.5.9"}, {"n2", "10.42.2.8"},
+	} {
+		at(c.node, fmt.Sprint("p", i), c.ip)
+	}
+	if got, want := w.believed(t), []string{"10.42.2.200", "10.42.4.9", "10.42.5.9"}; !slices.Equal(got, want) {
+		t.Errorf("believed %v, want %v", got, want)
 	}
 }
 

@@ -15,7 +15,7 @@ type Limits struct {
 	RulesOfPod int // in the chain of one pod and direction
 	Rules      int // for one namespace
 	Elements   int // for one namespace
-	Work       int // comparisons of a pod with a selector, for one namespace
+	Work       int // values compared, ports and exceptions looked at, for one namespace
 	// Node is for all namespaces together, in rules and elements. The largest are over it first.
 	Node int
 }
@@ -35,6 +35,12 @@ func (p *part) spend(account *int, n, limit int, what string) {
 	if *account += n; *account > limit {
 		p.exceed("more than %d %s", limit, what)
 	}
+}
+
+// spendWork is asked before the work is done, and says whether it may be.
+func (p *part) spendWork(n int) bool {
+	p.spend(&p.work, n, p.limits.Work, "comparisons")
+	return p.over == ""
 }
 
 // admit puts the parts together, the small ones first: who takes most is over the node's limit first.

@@ -49,6 +49,8 @@ func Desired(s State, limits Limits) Result {
 		p := &part{
 			c: c, dns: s.DNS, namespace: namespace, families: families, limits: limits, out: newRuleset(),
 			memo: map[string][]Rule{}, members: map[string][]ref{}, unknown: r.Unknown,
+			selects: map[*networkingv1.NetworkPolicy]labels.Selector{}, selections: map[*networkingv1.NetworkPolicyPeer]selected{},
+			blocks: map[*networkingv1.IPBlock][]span{},
 		}
 		p.compute(local[namespace])
 		parts = append(parts, p)
@@ -72,6 +74,16 @@ type part struct {
 	memo      map[string][]Rule // rules of one rule of a policy, by that and the numbers of its named ports
 	members   map[string][]ref  // by selection
 	unknown   map[string]bool
+	// What was read of policies, each once.
+	selects    map[*networkingv1.NetworkPolicy]labels.Selector
+	selections map[*networkingv1.NetworkPolicyPeer]selected
+	blocks     map[*networkingv1.IPBlock][]span
+}
+
+// selected is a selection with its name.
+type selected struct {
+	selection
+	name string
 }
 
 func (p *part) compute(sandboxes []Sandbox) {
@@ -116,20 +128,23 @@ func (p *part) chain(pod *corev1.Pod, d direction) (string, bool) {
 	restricted := false
 	var rules []Rule
 	for _, policy := range p.c.policies[p.namespace] {
-		if !applies(policy, d) || !selector(&policy.Spec.PodSelector).Matches(labels.Set(pod.Labels)) {
+		if !applies(policy, d) || !p.selectorOf(policy).Matches(labels.Set(pod.Labels)) {
 			continue
 		}
 		restricted = true
 		if p.over != "" {
 			return closed, true
 		}
-		rules = append(rules, p.policyRules(policy, d, pod)...)
+		if rules = append(rules, p.policyRules(policy, d, pod)...); len(rules) > 2*p.limits.RulesOfPod {
+			if rules = sortRules(rules); len(rules) > p.limits.RulesOfPod {
+				break
+			}
+		}
 	}
 	if !restricted {
 		return "", false
 	}
-	slices.SortFunc(rules, func(a, b Rule) int { return cmpStrings(a.key(), b.key()) })
-	rules = slices.Compact(rules)
+	rules = sortRules(rules)
 	if slices.Contains(rules, Rule{}) {
 		return "", false // all is allowed, which is no restriction
 	}
@@ -148,6 +163,54 @@ func (p *part) chain(pod *corev1.Pod, d direction) (string, bool) {
 	return name, true
 }
 
+// sortRules leaves each rule once.
+func sortRules(rules []Rule) []Rule {
+	slices.SortFunc(rules, func(a, b Rule) int { return cmpStrings(a.key(), b.key()) })
+	return slices.Compact(rules)
+}
+
+// selectorOf is what selects the pods that a policy is for.
+func (p *part) selectorOf(policy *networkingv1.NetworkPolicy) labels.Selector {
+	cost := 1 + costOf(&policy.Spec.PodSelector)
+	if out, ok := p.selects[policy]; ok {
+		p.spendWork(cost)
+		return out
+	}
+	if !p.spendWork(cost * reading) {
+		return labels.Everything() // whoever it may select is closed
+	}
+	out := selector(&policy.Spec.PodSelector)
+	p.selects[policy] = out
+	return out
+}
+
+// selectionOf reads a peer that is no ipBlock.
+func (p *part) selectionOf(peer *networkingv1.NetworkPolicyPeer) selected {
+	if out, ok := p.selections[peer]; ok {
+		return out
+	}
+	if !p.spendWork((1 + costOf(peer.NamespaceSelector) + costOf(peer.PodSelector)) * reading) {
+		return selected{selection{namespace: p.namespace, pods: labels.Nothing(), cost: 1}, "over the budget"}
+	}
+	s := selectionOf(p.namespace, *peer)
+	out := selected{s, s.key()}
+	p.selections[peer] = out
+	return out
+}
+
+// spansOf reads an ipBlock.
+func (p *part) spansOf(b *networkingv1.IPBlock) []span {
+	if out, ok := p.blocks[b]; ok {
+		return out
+	}
+	if !p.spendWork((1 + len(b.Except)) * reading) {
+		return nil
+	}
+	out := spansOf(b)
+	p.blocks[b] = out
+	return out
+}
+
 // applies says whether a policy restricts the direction. The API fills policyTypes in; what it means without is the same.
 func applies(policy *networkingv1.NetworkPolicy, d direction) bool {
 	types := policy.Spec.PolicyTypes
@@ -164,6 +227,9 @@ func (p *part) policyRules(policy *networkingv1.NetworkPolicy, d direction, pod 
 	var out []Rule
 	if d == ingress {
 		for i, r := range policy.Spec.Ingress {
+			if !p.spendWork(1 + len(r.Ports)) {
+				return nil
+			}
 			// Named ports are the pod's own.
 			g := groups(r.Ports, func(proto, name string) []string { return named(pod, proto, name) })
 			out = append(out, p.once(policy, d, i, g, func() []Rule {
@@ -173,6 +239,9 @@ func (p *part) policyRules(policy *networkingv1.NetworkPolicy, d direction, pod 
 		return out
 	}
 	for i, r := range policy.Spec.Egress {
+		if !p.spendWork(1) {
+			return nil
+		}
 		out = append(out, p.once(policy, d, i, nil, func() []Rule { return p.egressRule(r) })...)
 	}
 	return out
@@ -194,6 +263,7 @@ func (p *part) once(policy *networkingv1.NetworkPolicy, d direction, rule int, g
 
 func (p *part) egressRule(r networkingv1.NetworkPolicyEgressRule) []Rule {
 	// Named ports are the peers' own: each number makes a set of the pods that have it.
+	p.spendWork(len(r.Ports))
 	g := groups(r.Ports, func(string, string) []string { return nil })
 	out := p.cross(p.ends(r.To, len(r.Ports) > 0 && len(g) == 0), g, len(r.Ports) == 0)
 	for _, port := range r.Ports {
@@ -210,12 +280,19 @@ func (p *part) egressRule(r networkingv1.NetworkPolicyEgressRule) []Rule {
 }
 
 func (p *part) toDNS(peers []networkingv1.NetworkPolicyPeer) bool {
-	return len(peers) == 0 || slices.ContainsFunc(peers, func(peer networkingv1.NetworkPolicyPeer) bool {
-		if peer.IPBlock != nil {
-			return p.dns.in(spansOf(peer.IPBlock))
+	if len(peers) == 0 {
+		return true
+	}
+	for i := range peers {
+		if peers[i].IPBlock != nil {
+			if p.dns.in(p.spansOf(peers[i].IPBlock)) {
+				return true
+			}
+		} else if s := p.selectionOf(&peers[i]); p.spendWork(s.cost) && p.c.matches(s.selection, dnsNamespace, dnsLabels) {
+			return true
 		}
-		return p.c.matches(selectionOf(p.namespace, peer), dnsNamespace, dnsLabels)
-	})
+	}
+	return false
 }
 
 func (p *part) dnsRules(proto string) []Rule {
@@ -234,19 +311,23 @@ func (p *part) dnsRules(proto string) []Rule {
 
 // namedEgress are the rules for a named port of whomever the peers select.
 func (p *part) namedEgress(peers []networkingv1.NetworkPolicyPeer, proto, name string) []Rule {
+	every := selected{everyPod(), everyPod().key()}
 	if len(peers) == 0 {
-		return p.namedPorts(everyPod().key(), p.refs(everyPod()), proto, name)
+		return p.namedPorts(every.name, p.refs(every), proto, name)
 	}
 	var out []Rule
-	for _, peer := range peers {
-		if peer.IPBlock == nil {
-			s := selectionOf(p.namespace, peer)
-			out = append(out, p.namedPorts(s.key(), p.refs(s), proto, name)...)
+	for i := range peers {
+		if peers[i].IPBlock == nil {
+			s := p.selectionOf(&peers[i])
+			out = append(out, p.namedPorts(s.name, p.refs(s), proto, name)...)
 			continue
 		}
 		// Addresses have no names for their ports, but pods whose addresses they are do.
-		spans := spansOf(peer.IPBlock)
-		out = append(out, p.namedPorts(fmt.Sprint("block ", spans), within(p.refs(everyPod()), spans), proto, name)...)
+		spans, all := p.spansOf(peers[i].IPBlock), p.refs(every)
+		if !p.spendWork(len(all) + len(spans)) {
+			return nil
+		}
+		out = append(out, p.namedPorts(fmt.Sprint("block ", spans), within(all, spans), proto, name)...)
 	}
 	return out
 }
@@ -270,6 +351,9 @@ func within(refs []ref, spans []span) []ref {
 // namedPorts makes a set for each number that the name stands for.
 func (p *part) namedPorts(key string, refs []ref, proto, name string) []Rule {
 	byPort := map[string][]ref{}
+	if !p.spendWork(len(refs)) {
+		return nil
+	}
 	for _, r := range refs {
 		for _, port := range named(r.pod, proto, name) {
 			byPort[port] = append(byPort[port], r)
@@ -330,14 +414,15 @@ func (p *part) ends(peers []networkingv1.NetworkPolicyPeer, none bool) []end {
 	}
 	var out []end
 	var blocks []span
-	for _, peer := range peers {
-		if peer.IPBlock != nil {
-			blocks = append(blocks, spansOf(peer.IPBlock)...)
+	for i := range peers {
+		if peers[i].IPBlock != nil {
+			blocks = append(blocks, p.spansOf(peers[i].IPBlock)...)
 			continue
 		}
-		s := selectionOf(p.namespace, peer)
-		out = append(out, p.podSets(s.key(), p.refs(s))...)
+		s := p.selectionOf(&peers[i])
+		out = append(out, p.podSets(s.name, p.refs(s))...)
 	}
+	p.spendWork(len(blocks))
 	return append(out, p.blockSets(union(blocks))...)
 }
 
@@ -355,14 +440,16 @@ func (p *part) cross(ends []end, groups map[string][]portSpan, any bool) []Rule 
 	return out
 }
 
-func (p *part) refs(s selection) []ref {
-	k := s.key()
-	if out, ok := p.members[k]; ok {
+func (p *part) refs(s selected) []ref {
+	if out, ok := p.members[s.name]; ok {
 		return out
 	}
-	out, work := p.c.selected(s)
-	p.spend(&p.work, work, p.limits.Work, "comparisons of pods with selectors")
-	p.members[k] = out
+	if p.over != "" {
+		return nil
+	}
+	out, work := p.c.selected(s.selection, p.limits.Work-p.work)
+	p.spendWork(work)
+	p.members[s.name] = out
 	return out
 }
 

@@ -242,6 +242,7 @@ func TestGenerated(t *testing.T) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	for i := range 150 {
 		w := dozen()
+		w.shake(r)
 		for p := range 1 + r.IntN(6) {
 			w.add(generate(r, fmt.Sprint("p", p)))
 		}
@@ -296,15 +297,93 @@ func generatePeers(r *rand.Rand) []networkingv1.NetworkPolicyPeer {
 		case 2:
 			p.PodSelector, p.NamespaceSelector = &pods, &namespaces
 		case 3:
-			p.IPBlock = pick(r,
-				&networkingv1.IPBlock{CIDR: "0.0.0.0/0"}, &networkingv1.IPBlock{CIDR: "::/0", Except: []string{"fd00:42:0:1::/64"}},
-				&networkingv1.IPBlock{CIDR: "10.42.0.0/16", Except: []string{"10.42.1.0/28", "10.42.1.12/30"}},
-				&networkingv1.IPBlock{CIDR: "10.42.1.8/29"}, &networkingv1.IPBlock{CIDR: "10.42.1.13/32"}, &networkingv1.IPBlock{CIDR: "203.0.113.0/24"},
-				&networkingv1.IPBlock{CIDR: "fd00:42::/32", Except: []string{"fd00:42:0:2::/64"}})
+			p.IPBlock = generateBlock(r)
 		}
 		out = append(out, p)
 	}
 	return out
+}
+
+// generateBlock has its exceptions inside, as the API wants it: beside and inside of one another, and in every way to write them.
+func generateBlock(r *rand.Rand) *networkingv1.IPBlock {
+	base := netip.MustParseAddr(pick(r, "10.42.1.0", "10.42.1.12", "10.42.2.0", "203.0.113.7", "0.0.0.0", "255.255.255.255", "fd00:42:0:1::", "fd00:42:0:1::d", "fd00:42:0:2::e", "2001:db8::7", "::"))
+	cidr := netip.PrefixFrom(base, base.BitLen()-pick(r, 0, 1, 2, 3, 4, 5, 8, 16, base.BitLen()-8, base.BitLen())).Masked()
+	out := &networkingv1.IPBlock{CIDR: spell(r, cidr)}
+	for range r.IntN(4) {
+		within := cidr.Addr().AsSlice()
+		if near := netip.MustParseAddr(pick(r, "10.42.1.12", "10.42.2.14", "203.0.113.7", "fd00:42:0:1::d", "2001:db8::7")); cidr.Contains(near) && r.IntN(3) > 0 {
+			within = near.AsSlice()
+		} else {
+			for bit := cidr.Bits(); bit < len(within)*8; bit++ {
+				within[bit/8] |= byte(r.IntN(2)) << (7 - bit%8)
+			}
+		}
+		if a, _ := netip.AddrFromSlice(within); cidr.Bits() < a.BitLen() {
+			out.Except = append(out.Except, spell(r, netip.PrefixFrom(a, cidr.Bits()+1+r.IntN(a.BitLen()-cidr.Bits())).Masked()))
+		}
+	}
+	return out
+}
+
+// spell writes an IPv4 network also as IPv6 wraps it, which the API took from everybody once.
+func spell(r *rand.Rand, p netip.Prefix) string {
+	if p.Addr().Is4() && p.Bits() > 0 && r.IntN(5) == 0 {
+		return fmt.Sprintf("::ffff:%s/%d", p.Addr(), p.Bits()+96)
+	}
+	return p.String()
+}
+
+// shake has the world's pods in all states that there are: with other labels and ports, ended, without an address, in the host's network, and with an address
+// that another one had, or says it has.
+func (w *world) shake(r *rand.Rand) {
+	for i := range w.Namespaces {
+		if r.IntN(4) == 0 {
+			w.Namespaces[i].Labels["team"] = pick(r, "x", "y", "z")
+		}
+	}
+	now := metav1.Now()
+	for i, p := range slices.Clone(w.Pods) {
+		if r.IntN(3) == 0 {
+			p.Labels = pick(r, nil, map[string]string{"app": pick(r, "a", "b", "c")}, map[string]string{"tier": "", "app": "a"})
+		}
+		if r.IntN(3) == 0 {
+			sidecar := corev1.Container{Ports: []corev1.ContainerPort{{Name: pick(r, "web", "names"), ContainerPort: pick[int32](r, 81, 443, 9000), Protocol: pick(r, corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP)}}}
+			p.Spec.Containers = append(p.Spec.Containers, sidecar)
+		}
+		if p.Spec.NodeName == w.Node {
+			if r.IntN(4) == 0 { // what a status says of this node's own pods is not asked for
+				p.Status.PodIP, p.Status.PodIPs = "10.42.1.99", nil
+			}
+			continue
+		}
+		leave := func() {
+			for _, ip := range p.Status.PodIPs {
+				delete(w.model.pods, netip.MustParseAddr(ip.IP))
+			}
+		}
+		switch r.IntN(8) {
+		case 0:
+			leave()
+			p.Status.Phase = pick(r, corev1.PodSucceeded, corev1.PodFailed)
+		case 1:
+			leave()
+			p.Status = corev1.PodStatus{Phase: corev1.PodPending}
+		case 2:
+			leave()
+			p.Spec.HostNetwork, p.Status.PodIP, p.Status.PodIPs = true, "203.0.113.7", []corev1.PodIP{{IP: "203.0.113.7"}}
+		case 3, 4: // its address is another one's already
+			last := netip.MustParseAddr(p.Status.PodIP).As4()[3]
+			p.DeletionTimestamp = &now
+			w.pod(pick(r, "x", "y", "z"), fmt.Sprint("heir", i), "n2", int(last), map[string]string{"app": pick(r, "a", "b", "c")})
+		case 5:
+			liar := w.pod(pick(r, "x", "y", "z"), fmt.Sprint("liar", i), "n2", 100+i, map[string]string{"app": pick(r, "a", "b", "c")})
+			for _, ip := range liar.Status.PodIPs {
+				delete(w.model.pods, netip.MustParseAddr(ip.IP))
+			}
+			liar.Status = p.Status
+			leave()
+		}
+	}
 }
 
 func generatePorts(r *rand.Rand) []networkingv1.NetworkPolicyPort {

@@ -10,6 +10,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	netutils "k8s.io/utils/net"
 )
 
 // model is what the documentation of NetworkPolicies says, word by word and without a thought of speed. It knows who has
@@ -71,8 +72,7 @@ func (m model) peers(namespace string, peers []networkingv1.NetworkPolicyPeer, o
 	}
 	for _, p := range peers {
 		if p.IPBlock != nil {
-			if netip.MustParsePrefix(p.IPBlock.CIDR).Contains(other) &&
-				!slices.ContainsFunc(p.IPBlock.Except, func(e string) bool { return netip.MustParsePrefix(e).Contains(other) }) {
+			if modelContains(p.IPBlock.CIDR, other) && !slices.ContainsFunc(p.IPBlock.Except, func(e string) bool { return modelContains(e, other) }) {
 				return true
 			}
 			continue
@@ -90,6 +90,12 @@ func (m model) peers(namespace string, peers []networkingv1.NetworkPolicyPeer, o
 		}
 	}
 	return false
+}
+
+// modelContains reads a CIDR as the API does when it looks whether exceptions are in their block.
+func modelContains(cidr string, ip netip.Addr) bool {
+	_, n, err := netutils.ParseCIDRSloppy(cidr)
+	return err == nil && n.Contains(ip.AsSlice())
 }
 
 func (m model) ports(all []networkingv1.NetworkPolicyPort, c connection) bool {

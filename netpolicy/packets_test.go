@@ -274,3 +274,34 @@ func TestNoticesChanges(t *testing.T) {
 		}
 	}
 }
+
+// TestGeneratedTables: the kernel takes every table that policies can lead to, whole and as a change of the one before.
+func TestGeneratedTables(t *testing.T) {
+	nstestTable(t)
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	var changes table
+	for i := range 40 {
+		w := dozen()
+		w.shake(r)
+		for p := range 1 + r.IntN(6) {
+			w.add(generate(r, fmt.Sprint("p", p)))
+		}
+		to := Desired(w.State, DefaultLimits()).Ruleset
+		if changes.applied == nil {
+			changes.applied = newRuleset()
+		}
+		if err := run(t.Context(), difference(changes.applied, to)); err != nil {
+			t.Fatalf("case %d of seed %d, as a change: %v", i, seed, err)
+		}
+		changes.applied = to
+		if !changes.intact() {
+			t.Fatalf("case %d of seed %d, as a change: it is not counted as whole", i, seed)
+		}
+		whole := table{}
+		if err := whole.apply(t.Context(), to); err != nil || !whole.intact() {
+			t.Fatalf("case %d of seed %d, whole: %v, counted as such: %v", i, seed, err, whole.intact())
+		}
+	}
+}

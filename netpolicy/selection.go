@@ -18,11 +18,12 @@ type selection struct {
 	namespace  string          // when namespaces is nil
 	namespaces labels.Selector // or nil
 	pods       labels.Selector
+	cost       int // of one comparison, as costOf has it
 }
 
 // selectionOf reads a peer that is no ipBlock, in a policy of a namespace.
 func selectionOf(namespace string, peer networkingv1.NetworkPolicyPeer) selection {
-	s := selection{namespace: namespace, pods: labels.Everything()}
+	s := selection{namespace: namespace, pods: labels.Everything(), cost: max(1, costOf(peer.NamespaceSelector)+costOf(peer.PodSelector))}
 	if peer.NamespaceSelector != nil {
 		s.namespace, s.namespaces = "", selector(peer.NamespaceSelector)
 	}
@@ -31,6 +32,21 @@ func selectionOf(namespace string, peer networkingv1.NetworkPolicyPeer) selectio
 	}
 	return s
 }
+
+// costOf is how many values a comparison with a selector may look at. It is known before the selector is read, which costs reading times as much.
+func costOf(s *metav1.LabelSelector) int {
+	if s == nil {
+		return 0
+	}
+	cost := len(s.MatchLabels)
+	for _, e := range s.MatchExpressions {
+		cost += 1 + len(e.Values)
+	}
+	return cost
+}
+
+// reading is by how much reading a selector, which checks each of its values, costs more than comparing with it.
+const reading = 10
 
 // selector reads a selector; one that the API should not have let pass selects nothing.
 func selector(s *metav1.LabelSelector) labels.Selector {
@@ -43,7 +59,7 @@ func selector(s *metav1.LabelSelector) labels.Selector {
 
 // everyPod is what a rule without peers selects among pods.
 func everyPod() selection {
-	return selection{namespaces: labels.Everything(), pods: labels.Everything()}
+	return selection{namespaces: labels.Everything(), pods: labels.Everything(), cost: 1}
 }
 
 // key is the same for two selections that say the same. A label's characters are none of those between the parts.
@@ -82,12 +98,14 @@ func (c *cluster) namespaceLabels(name string) map[string]string {
 	return its
 }
 
-// selected are the pods of a selection. work is how many pods were looked at.
-func (c *cluster) selected(s selection) (out []ref, work int) {
+// selected are the pods of a selection. work is what the comparisons cost; when it is more than most the rest is left out.
+func (c *cluster) selected(s selection, most int) (out []ref, work int) {
 	add := func(namespace string) {
 		all := s.pods.Empty()
 		for _, r := range c.peers[namespace] {
-			work++
+			if work += s.cost; work > most {
+				return
+			}
 			if all || s.pods.Matches(labels.Set(r.pod.Labels)) {
 				out = append(out, r)
 			}
@@ -98,7 +116,9 @@ func (c *cluster) selected(s selection) (out []ref, work int) {
 		return out, work + 1
 	}
 	for namespace := range c.peers {
-		work++
+		if work += s.cost; work > most {
+			break
+		}
 		if s.matchesNamespace(namespace, c.namespaceLabels(namespace)) {
 			add(namespace)
 		}

@@ -3,6 +3,7 @@
 package netpolicy
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -70,28 +71,62 @@ func index(s State) *cluster {
 		k := podKey{b.Namespace, b.Name}
 		own[k] = append(own[k], b)
 	}
-	cidrs := podCIDRs(s.Nodes)
+	cidrs := podCIDRs(s.Node, s.Nodes)
+	claims := map[netip.Addr]claim{}
+	var there []ref
 	for _, p := range s.Pods {
 		k := podKey{p.Namespace, p.Name}
 		c.pods[k] = p
 		if p.Spec.HostNetwork || ended(p) {
 			continue
 		}
-		var ips []netip.Addr
 		if p.Spec.NodeName == s.Node {
+			var ips []netip.Addr
 			for _, b := range own[k] {
 				if sameUID(b, p) {
 					ips = append(ips, b.IPs...)
 				}
 			}
-		} else {
-			ips = claimed(p, cidrs[p.Spec.NodeName])
+			c.add(ref{p, ips})
+			continue
 		}
-		if len(ips) > 0 {
-			c.peers[p.Namespace] = append(c.peers[p.Namespace], ref{p, ips})
+		r := ref{p, claimed(p, cidrs[p.Spec.NodeName])}
+		there = append(there, r)
+		for _, ip := range r.ips {
+			claims[ip] = claims[ip].and(p)
 		}
 	}
+	for _, r := range there {
+		r.ips = slices.DeleteFunc(r.ips, func(ip netip.Addr) bool { return !claims[ip].belongsTo(r.pod) })
+		c.add(r)
+	}
 	return c
+}
+
+func (c *cluster) add(r ref) {
+	if len(r.ips) > 0 {
+		c.peers[r.pod.Namespace] = append(c.peers[r.pod.Namespace], r)
+	}
+}
+
+// claim is how many pods say that they have an address: of one that goes the next owner may be there already, and what a status says of a network that
+// was made anew meanwhile is of before. Where it cannot be known whose an address is, it is nobody's.
+type claim struct{ staying, going int }
+
+func (c claim) and(p *corev1.Pod) claim {
+	if p.DeletionTimestamp == nil {
+		c.staying++
+	} else {
+		c.going++
+	}
+	return c
+}
+
+func (c claim) belongsTo(p *corev1.Pod) bool {
+	if p.DeletionTimestamp == nil {
+		return c.staying == 1
+	}
+	return c.staying == 0 && c.going == 1
 }
 
 // claimed are the addresses of a pod's status that its node can have given it. Whoever may write a pod's status, a node
@@ -115,13 +150,50 @@ func claimed(p *corev1.Pod, cidrs []netip.Prefix) []netip.Addr {
 	return out
 }
 
-func podCIDRs(nodes []*corev1.Node) map[string][]netip.Prefix {
-	out := map[string][]netip.Prefix{}
-	for _, n := range nodes {
+// network is a pod network that a Node says it has.
+type network struct {
+	cidr netip.Prefix
+	node string
+	rank int
+}
+
+// podCIDRs are the nodes' networks. Of two that overlap this node's own counts, and else the older node's, as for the ways to them (cni/).
+func podCIDRs(own string, nodes []*corev1.Node) map[string][]netip.Prefix {
+	nodes = slices.SortedFunc(slices.Values(nodes), func(a, b *corev1.Node) int {
+		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
+	})
+	var all []network
+	for rank, n := range nodes {
+		if n.Name == own {
+			rank = -1
+		}
 		for _, text := range n.Spec.PodCIDRs {
 			if c, err := netip.ParsePrefix(text); err == nil {
-				out[n.Name] = append(out[n.Name], c.Masked())
+				all = append(all, network{c.Masked(), n.Name, rank})
 			}
+		}
+	}
+	slices.SortFunc(all, func(a, b network) int {
+		return cmp.Or(a.cidr.Addr().Compare(b.cidr.Addr()), cmp.Compare(a.cidr.Bits(), b.cidr.Bits()), cmp.Compare(a.rank, b.rank))
+	})
+	out := map[string][]netip.Prefix{}
+	lost := make([]bool, len(all))
+	var around []int // those that hold the one that is looked at
+	for i, n := range all {
+		around = slices.DeleteFunc(around, func(j int) bool { return !all[j].cidr.Overlaps(n.cidr) })
+		for _, j := range around {
+			switch {
+			case all[j].rank > n.rank:
+				lost[j] = true
+			case all[j].rank < n.rank:
+				lost[i] = true
+			}
+		}
+		around = append(around, i)
+	}
+	for i, n := range all {
+		if !lost[i] {
+			out[n.node] = append(out[n.node], n.cidr)
 		}
 	}
 	return out

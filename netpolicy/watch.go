@@ -87,6 +87,7 @@ func podsDiffer(a, b any) bool {
 	x, ok := a.(*corev1.Pod)
 	y, ok2 := b.(*corev1.Pod)
 	return !ok || !ok2 || x.UID != y.UID || x.Spec.NodeName != y.Spec.NodeName || ended(x) != ended(y) ||
+		(x.DeletionTimestamp == nil) != (y.DeletionTimestamp == nil) ||
 		!maps.Equal(x.Labels, y.Labels) || x.Status.PodIP != y.Status.PodIP || !slices.Equal(x.Status.PodIPs, y.Status.PodIPs)
 }
 
