@@ -57,7 +57,7 @@ func (w wireGuard) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 	keys := map[string]string{w.public: "this node"}
 	for _, p := range in.peers {
 		key, err := wgtypes.ParseKey(p.WireGuardKey)
-		switch owner := keys[p.WireGuardKey]; {
+		switch owner := keys[key.String()]; { // one key can be written in several ways
 		case p.WireGuardKey == "":
 			trouble = append(trouble, peerTrouble{p.Name, "it has not said its WireGuard key: its coracle is not running, or has another --network-backend"})
 			continue
@@ -68,7 +68,7 @@ func (w wireGuard) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 			trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("its WireGuard key is that of %s", owner)})
 			continue
 		}
-		keys[p.WireGuardKey] = p.Name
+		keys[key.String()] = p.Name
 		peer, routes := w.peer(in, p)
 		peer.key = key.String()
 		add(peer)

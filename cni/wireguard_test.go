@@ -98,6 +98,7 @@ route 10.42.8.0/24 dev coracle-wg src 10.42.7.1
 		{"keys that cannot be", "192.168.1.2/24", prefixes("10.42.7.0/24"), []Peer{
 			peer("none", "", b4, "192.168.1.3"), peer("short", "AAAA", b4, "192.168.1.3"),
 			peer("b", publicKey(2), b4, "192.168.1.3"), peer("thief", publicKey(2), c4, "192.168.1.4"), peer("ours", publicKey(1), c4, "192.168.1.4"),
+			peer("other-words", otherWords(publicKey(2)), c4, "192.168.1.4"),
 		}, own + `
 wireguard peer KEY2 dev coracle-wg endpoint 192.168.1.3:51820 allowed 10.42.8.0/24
 route 10.42.8.0/24 dev coracle-wg src 10.42.7.1
@@ -106,6 +107,7 @@ route 10.42.8.0/24 dev coracle-wg src 10.42.7.1
 			{"short", "its WireGuard key is none: wgtypes: incorrect key size: 3"},
 			{"thief", "its WireGuard key is that of b"},
 			{"ours", "its WireGuard key is that of this node"},
+			{"other-words", "its WireGuard key is that of b"},
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -124,6 +126,13 @@ route 10.42.8.0/24 dev coracle-wg src 10.42.7.1
 			}
 		})
 	}
+}
+
+// otherWords writes a key in another way that means the same: two bits of base64 are not used.
+func otherWords(key string) string {
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+	last := strings.IndexByte(alphabet, key[42])
+	return key[:42] + alphabet[last^1:last^1+1] + "="
 }
 
 func TestWireGuardKeyIsKept(t *testing.T) {

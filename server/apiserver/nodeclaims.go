@@ -3,7 +3,9 @@
 package apiserver
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -29,6 +31,8 @@ const (
 	nodeClaimsPlugin = "CoracleNodeClaims"
 	// waitsForProvider is TaintExternalCloudProvider of k8s.io/cloud-provider/api.
 	waitsForProvider = "node.cloudprovider.kubernetes.io/uninitialized"
+	// wireGuardKeyBytes is the length of a public key (Curve25519).
+	wireGuardKeyBytes = 32
 )
 
 // NodeClaims bounds what a node may say of itself with its own credentials, beside upstream's NodeRestriction, which does
@@ -130,6 +134,11 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 	if node.Annotations[cluster.LeaveAnnotation] != old.Annotations[cluster.LeaveAnnotation] && (a.GetOldObject() == nil || slices.Contains(old.Finalizers, cluster.MemberFinalizer)) {
 		return admission.NewForbidden(a, errors.New("the node of a server leaves by an administrator's order: coracle leave on that machine, or coracle node remove"))
 	}
+	if key := node.Annotations[cluster.WireGuardAnnotation]; key != "" && key != old.Annotations[cluster.WireGuardAnnotation] {
+		if err := p.mayShow(node.Name, key); err != nil {
+			return admission.NewForbidden(a, err)
+		}
+	}
 	if slices.Equal(node.Status.Addresses, old.Status.Addresses) {
 		return nil
 	}
@@ -142,6 +151,28 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 		}
 		if err := p.mayHave(ctx, node, address); err != nil {
 			return admission.NewForbidden(a, err)
+		}
+	}
+	return nil
+}
+
+// mayShow says whether a WireGuard key can be a node's: who shows another one's could not read what is sent to it, but the other one would not get it either.
+func (p *nodeClaims) mayShow(name, key string) error {
+	raw, err := base64.StdEncoding.DecodeString(key) // one key can be written in several ways
+	if err != nil || len(raw) != wireGuardKeyBytes {
+		return fmt.Errorf("%q is no WireGuard key", key)
+	}
+	if !p.WaitForReady() {
+		return errors.New("the other nodes are not known yet")
+	}
+	others, err := p.nodes.List(labels.Everything())
+	if err != nil {
+		return fmt.Errorf("looking for other nodes with the WireGuard key: %w", err)
+	}
+	for _, other := range others {
+		its, err := base64.StdEncoding.DecodeString(other.Annotations[cluster.WireGuardAnnotation])
+		if err == nil && other.Name != name && bytes.Equal(raw, its) {
+			return fmt.Errorf("the WireGuard key is that of the node %s. A machine that had that name keeps its key: delete the Node", other.Name)
 		}
 	}
 	return nil

@@ -56,7 +56,12 @@ func TestNodeClaims(t *testing.T) {
 	}
 	r := f.start(t, o)
 	admin, node := clientOf(t, r.admin()).CoreV1().Nodes(), clientOf(t, r.withLeaf(f.leaf.node)).CoreV1().Nodes()
-	if _, err := admin.Create(t.Context(), nodeAt("two", "192.0.2.2"), metav1.CreateOptions{}); err != nil {
+	const key, sameKey, otherKey = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQF=", "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="
+	withKey := func(n *corev1.Node, key string) *corev1.Node {
+		metav1.SetMetaDataAnnotation(&n.ObjectMeta, cluster.WireGuardAnnotation, key)
+		return n
+	}
+	if _, err := admin.Create(t.Context(), withKey(nodeAt("two", "192.0.2.2"), key), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the other node is known", func() error { // to the plugin's informer
@@ -91,6 +96,9 @@ func TestNodeClaims(t *testing.T) {
 		"at what is no address":        {nodeAt("one", "192.0.2.3/24"), "is no IP address"},
 		"at somebody else's":           {nodeAt("one", "192.0.2.3", "203.0.113.9"), "203.0.113.9 is not an address for which the node one has a certificate"},
 		"at the address of a live one": {nodeAt("one", "192.0.2.2"), "address of the node two"},
+		"with another one's key":       {withKey(nodeAt("one", "192.0.2.3"), key), "is that of the node two"},
+		"with that key in other words": {withKey(nodeAt("one", "192.0.2.3"), sameKey), "is that of the node two"},
+		"with what is no key":          {withKey(nodeAt("one", "192.0.2.3"), "short"), "is no WireGuard key"},
 	} {
 		if _, err := node.Create(t.Context(), tt.node, metav1.CreateOptions{}); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("a node that registers %s: %v, want %q", what, err, tt.want)
@@ -116,6 +124,12 @@ func TestNodeClaims(t *testing.T) {
 	}
 	refused("a pod network later", "does not choose its own pod network", patch(node, `{"spec":{"podCIDR":"10.42.1.0/24","podCIDRs":["10.42.1.0/24"]}}`))
 	refused("another's address later", "address of the node two", patch(node, `{"status":{"addresses":[{"type":"ExternalIP","address":"192.0.2.2"}]}}`, "status"))
+	refused("another's key later", "is that of the node two", patch(node, `{"metadata":{"annotations":{"`+cluster.WireGuardAnnotation+`":"`+sameKey+`"}}}`))
+	for range 2 { // its own, which it may repeat
+		if err := patch(node, `{"metadata":{"annotations":{"`+cluster.WireGuardAnnotation+`":"`+otherKey+`"}}}`); err != nil {
+			t.Errorf("a key of its own: %v", err)
+		}
+	}
 	if err := patch(admin, `{"spec":{"podCIDR":"10.42.1.0/24","podCIDRs":["10.42.1.0/24"]}}`); err != nil {
 		t.Errorf("the controllers give it a pod network: %v", err)
 	}
