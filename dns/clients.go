@@ -23,6 +23,9 @@ const (
 	clientsDirective = "coracle-clients"
 	// addressesFor is how long the machine's own addresses are remembered: a stranger may ask as often as it likes.
 	addressesFor = time.Second
+	// maxRounds is how often one client may ask one question before it was answered. A client that asks again is a resolver to which this one
+	// passes the question on, and which asks here: without a bound each question would go round until memory or ports run out.
+	maxRounds = 250
 )
 
 // clients is the directive with its arguments: the name by which a Server finds out that a resolver leads back to it, and whose questions are answered
@@ -43,6 +46,7 @@ type gate struct {
 	prefixes []netip.Prefix
 	loop     string
 	local    localAddresses
+	rounds   rounds
 }
 
 func setupClients(c *caddy.Controller) error {
@@ -85,7 +89,47 @@ func (g *gate) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (
 		}}
 		return dns.RcodeSuccess, w.WriteMsg(m)
 	}
+	q := round{from, state.Name(), state.QType()}
+	if !g.rounds.begin(q) {
+		return dns.RcodeServerFailure, fmt.Errorf("%s asks for %s again and again before it is answered: does a forward of the configuration lead back here?", from, q.name)
+	}
+	defer g.rounds.end(q)
 	return plugin.NextOrFailure(g.Name(), g.next, ctx, w, r)
+}
+
+// round is a question of a client.
+type round struct {
+	from netip.Addr
+	name string
+	kind uint16
+}
+
+// rounds are those that are not answered yet.
+type rounds struct {
+	mu  sync.Mutex
+	all map[round]int
+}
+
+// begin says whether a question may be passed on; end is to follow then.
+func (r *rounds) begin(q round) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.all[q] >= maxRounds {
+		return false
+	}
+	if r.all == nil {
+		r.all = map[round]int{}
+	}
+	r.all[q]++
+	return true
+}
+
+func (r *rounds) end(q round) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.all[q]--; r.all[q] <= 0 {
+		delete(r.all, q)
+	}
 }
 
 func (g *gate) admits(from netip.Addr) bool {

@@ -75,6 +75,9 @@ type directives map[string][]caddyfile.Token
 // parse reads one part of the configuration. Server blocks get the port and the addresses at which the cluster's DNS answers: those are the
 // only ones to which the Service leads, and port 53 of the host is not ours.
 func (b *blocks) parse(o Options, name, text string) error {
+	if err := closed(name, text); err != nil {
+		return err
+	}
 	if strings.HasSuffix(name, overrideSuffix) {
 		parsed, err := caddyfile.Parse(name, strings.NewReader(".:0 {\n"+text+"\n}\n"), nil)
 		if err != nil {
@@ -103,6 +106,27 @@ func (b *blocks) parse(o Options, name, text string) error {
 			head = append(head, "    bind "+join(o.Addresses))
 		}
 		b.others = append(b.others, strings.Join(keys, ", ")+" {\n"+strings.Join(head, "\n")+"\n"+all.text()+"}\n")
+	}
+	return nil
+}
+
+// closed says where a brace is missing or one too many. CoreDNS's parser takes the end of a block inside of another one for the end of both.
+func closed(name, text string) error {
+	d := caddyfile.NewDispenser(name, strings.NewReader(text))
+	var open []int // the lines
+	for d.Next() {
+		switch d.Val() {
+		case "{":
+			open = append(open, d.Line())
+		case "}":
+			if len(open) == 0 {
+				return fmt.Errorf("%s:%d: there is nothing that this } ends", name, d.Line())
+			}
+			open = open[:len(open)-1]
+		}
+	}
+	if n := len(open); n > 0 {
+		return fmt.Errorf("%s:%d: the { has no }", name, open[n-1])
 	}
 	return nil
 }

@@ -3,14 +3,19 @@
 package dns
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/coredns/caddy/caddyfile"
+	"github.com/coredns/coredns/plugin/test"
 	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -203,5 +208,117 @@ func TestLoop(t *testing.T) {
 	}
 	if n := asked() - before; n > 0 {
 		t.Errorf("%d questions went to the resolver that leads back", n)
+	}
+}
+
+// What lacks a brace is refused with the line, and does not take in what comes after it.
+func TestBraces(t *testing.T) {
+	for _, c := range []struct{ name, text, want string }{
+		{"a.override", "hosts {\n  192.0.2.1 a\n}", ""},
+		{"a.override", "log", ""},
+		{"a.override", "hosts {\n  192.0.2.1 a", "a.override:1: the { has no }"},
+		{"a.override", "rewrite name a b\nhosts {\n  192.0.2.1 a\n}\n}", "a.override:5: there is nothing that this } ends"},
+		{"a.server", "corp.example {\n  hosts {\n    192.0.2.1 a\n  }\n", "a.server:1: the { has no }"},
+		{"a.server", "corp.example {\n  hosts {\n    192.0.2.1 a\n  }\n}\n}", "a.server:6: there is nothing that this } ends"},
+	} {
+		b := blocks{main: directives{}}
+		err := b.parse(Options{}, c.name, c.text)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s %q: %v, want %q", c.name, c.text, err, c.want)
+		}
+	}
+}
+
+// A forward of the operator's that leads back here: the question comes to an end.
+func TestForwardToItself(t *testing.T) {
+	a := newAPI(t)
+	a.namespace(t, "default")
+	a.service(t, "web", "10.43.0.9")
+	run(t, a, nil)
+	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
+	a.custom(t, 10, map[string]string{"round.server": "round.example:53 {\n  forward . " + listenAddr + ":10053\n}\nhere.example:53 {\n  hosts {\n    192.0.2.97 x.here.example\n  }\n}"})
+	wantAnswer(t, "x.here.example", dns.TypeA, "192.0.2.97") // the configuration is in force
+	testenv.Eventually(t, time.Minute, "a question that goes round is answered", func() error {
+		_, rcode, err := query("udp", "x.round.example", dns.TypeA)
+		if err == nil && rcode != "SERVFAIL" {
+			err = errors.New(rcode)
+		}
+		return err
+	})
+}
+
+// back is a next handler that asks the gate again.
+type back struct {
+	g     *gate
+	depth int
+}
+
+func (b *back) Name() string { return "back" }
+
+func (b *back) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	b.depth++
+	return b.g.ServeDNS(ctx, w, r)
+}
+
+func TestRoundsAreBounded(t *testing.T) {
+	g := &gate{}
+	b := &back{g: g}
+	g.next = b
+	for range 2 { // nothing is left of the first time
+		b.depth = 0
+		rcode, err := g.ServeDNS(t.Context(), &test.ResponseWriter{RemoteIP: "127.0.0.1"}, new(dns.Msg).SetQuestion("x.example.", dns.TypeA))
+		if rcode != dns.RcodeServerFailure || err == nil || b.depth != maxRounds || len(g.rounds.all) > 0 {
+			t.Errorf("%d rounds, %v, %v; left: %v", b.depth, dns.RcodeToString[rcode], err, g.rounds.all)
+		}
+	}
+}
+
+// What was answered once is answered when the resolver does not any more.
+func TestStaleAnswers(t *testing.T) {
+	nstest.Require(t) // for the port
+	pc, err := net.ListenPacket("udp", "127.0.0.53:53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var silent, asked atomic.Int64
+	s := &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		if silent.Load() > 0 {
+			asked.Add(1)
+			return
+		}
+		m := new(dns.Msg).SetReply(q)
+		if rr, err := dns.NewRR(q.Question[0].Name + " 1 IN A 192.0.2.53"); err == nil {
+			m.Answer = append(m.Answer, rr)
+		}
+		_ = w.WriteMsg(m)
+	})}
+	done := make(chan error, 1) // read in the clean-up only
+	go func() { done <- s.ActivateAndServe() }()
+	t.Cleanup(func() {
+		_ = pc.Close()
+		t.Log(<-done) // it always complains of the closed socket
+	})
+	a := newAPI(t)
+	a.namespace(t, "default")
+	run(t, a, func(o *Options) { write(t, o.ResolvConf, "nameserver 127.0.0.53\n") })
+	wantAnswer(t, "old.example.org", dns.TypeA, "192.0.2.53")
+	silent.Store(1)
+	// The answer has run out when the resolver is asked for it again.
+	testenv.Eventually(t, 2*time.Minute, "an answer that ran out is given, the resolver having been asked in vain", func() error {
+		before := asked.Load()
+		got, rcode, err := query("udp", "old.example.org", dns.TypeA)
+		switch {
+		case err != nil:
+			return err
+		case rcode != "NOERROR" || !slices.Equal(got, []string{"192.0.2.53"}):
+			return fmt.Errorf("%v (%s)", got, rcode)
+		case asked.Load() == before:
+			return errors.New("it is still fresh")
+		}
+		return nil
+	})
+	// A name that nobody has asked for has no old answer.
+	if got, rcode, err := query("udp", "new.example.org", dns.TypeA); len(got) > 0 || err == nil && rcode == "NOERROR" {
+		t.Errorf("a name that was never answered: %v, %s, %v", got, rcode, err)
 	}
 }
