@@ -33,14 +33,20 @@ func (p *Proxy) subscribe(ctx context.Context) error {
 	cidrs := config.NewServiceCIDRConfig(ctx, from.ServiceCIDRs, 0)
 	cidrs.RegisterEventHandler(e)
 	// Not upstream's config for nodes: it takes the labels of whichever node it hears of for this one's.
-	if _, err := informers.Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+	nodes, err := informers.Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    e.onNode,
 		UpdateFunc: func(_, obj any) { e.onNode(obj) },
 		DeleteFunc: e.onNodeGone,
-	}); err != nil {
+	})
+	if err != nil {
 		return fmt.Errorf("proxy: watching the node's topology labels: %w", err)
 	}
-	p.sources = []func(stop <-chan struct{}){services.Run, slices.Run, cidrs.Run}
+	p.nodesSynced = nodes.HasSynced
+	p.sources = []func(stop <-chan struct{}){services.Run, slices.Run, cidrs.Run, func(stop <-chan struct{}) {
+		if cache.WaitForCacheSync(stop, nodes.HasSynced) {
+			p.trigger()
+		}
+	}}
 	return nil
 }
 

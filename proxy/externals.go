@@ -3,7 +3,9 @@
 package proxy
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -13,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
+	netutils "k8s.io/utils/net"
 )
 
 // Reserved are addresses and ports of the cluster's own, which no Service may take: whoever may write Services could
@@ -35,6 +38,7 @@ type externals struct {
 	networks []netip.Prefix          // of pods, and of Services as the API has them
 	pods     []netip.Prefix
 	passed   map[types.NamespacedName]passed
+	claims   map[netip.Addr]map[types.NamespacedName]bool // Services that came with an address, by that
 }
 
 // passed is a Service as it came, what went to the back end, and what was said about the difference.
@@ -44,7 +48,7 @@ type passed struct {
 }
 
 func newExternals(o Options, log klog.Logger) *externals {
-	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, passed: map[types.NamespacedName]passed{}}
+	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, passed: map[types.NamespacedName]passed{}, claims: map[netip.Addr]map[types.NamespacedName]bool{}}
 	x.own = o.NodeIPs
 	x.pods = o.ClusterCIDRs
 	x.networks = slices.Concat(o.ClusterCIDRs, o.ServiceCIDRs)
@@ -73,14 +77,87 @@ func (x *externals) pass(old, svc *corev1.Service, tell func(was, is *corev1.Ser
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	before := x.passed[key]
+	touched := x.note(key, before.came, svc)
 	if svc == nil {
 		delete(x.passed, key)
 		tell(before.went, nil)
+	} else {
+		now := x.judge(svc, before.said)
+		x.passed[key] = now
+		tell(before.went, now.went)
+	}
+	for other := range touched {
+		if other != key {
+			x.judgeAgain(other, tell)
+		}
+	}
+}
+
+// note keeps claims, and returns the Services with an address that this one has come to, or has had.
+func (x *externals) note(key types.NamespacedName, was, is *corev1.Service) (touched map[types.NamespacedName]bool) {
+	touched = map[types.NamespacedName]bool{}
+	if was != nil && is != nil && was.CreationTimestamp.Equal(&is.CreationTimestamp) && reflect.DeepEqual(was.Spec.ExternalIPs, is.Spec.ExternalIPs) &&
+		reflect.DeepEqual(was.Spec.Ports, is.Spec.Ports) && reflect.DeepEqual(was.Status.LoadBalancer.Ingress, is.Status.LoadBalancer.Ingress) {
+		return touched
+	}
+	for _, a := range claimed(was) {
+		maps.Copy(touched, x.claims[a])
+		if delete(x.claims[a], key); len(x.claims[a]) == 0 {
+			delete(x.claims, a)
+		}
+	}
+	for _, a := range claimed(is) {
+		maps.Copy(touched, x.claims[a])
+		if x.claims[a] == nil {
+			x.claims[a] = map[types.NamespacedName]bool{}
+		}
+		x.claims[a][key] = true
+	}
+	return touched
+}
+
+// claimed are the addresses that a Service wants besides its cluster IPs.
+func claimed(svc *corev1.Service) []netip.Addr {
+	if svc == nil {
+		return nil
+	}
+	return append(externalIPs(svc), ingressIPs(svc)...)
+}
+
+func externalIPs(svc *corev1.Service) (out []netip.Addr) {
+	for _, ip := range svc.Spec.ExternalIPs {
+		if a, ok := parseIP(ip); ok {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+func ingressIPs(svc *corev1.Service) (out []netip.Addr) {
+	for _, in := range svc.Status.LoadBalancer.Ingress {
+		if a, ok := parseIP(in.IP); ok {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// parseIP reads an address as the back ends do: with leading zeros, too, which objects from before have.
+func parseIP(text string) (netip.Addr, bool) {
+	a, ok := netip.AddrFromSlice(netutils.ParseIPSloppy(text))
+	return a.Unmap(), ok
+}
+
+func (x *externals) judgeAgain(key types.NamespacedName, tell func(was, is *corev1.Service)) {
+	before, ok := x.passed[key]
+	if !ok {
 		return
 	}
-	now := x.judge(svc, before.said)
-	x.passed[key] = now
-	tell(before.went, now.went)
+	now := x.judge(before.came, before.said)
+	if !reflect.DeepEqual(before.went, now.went) {
+		x.passed[key] = now
+		tell(before.went, now.went)
+	}
 }
 
 // again judges all Services once more after change, and hands those that look different now to tell.
@@ -88,12 +165,8 @@ func (x *externals) again(change func(), tell func(was, is *corev1.Service)) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	change()
-	for key, before := range x.passed {
-		now := x.judge(before.came, before.said)
-		if !reflect.DeepEqual(before.went, now.went) {
-			x.passed[key] = now
-			tell(before.went, now.went)
-		}
+	for key := range x.passed {
+		x.judgeAgain(key, tell)
 	}
 }
 
@@ -106,7 +179,7 @@ func (x *externals) judge(svc *corev1.Service, said string) passed {
 		}
 		return out
 	}
-	if allowed := x.allowedIPs(svc.Spec.ExternalIPs, &problems); len(allowed) != len(svc.Spec.ExternalIPs) {
+	if allowed := x.allowedIPs(svc, &problems); len(allowed) != len(svc.Spec.ExternalIPs) {
 		edit().Spec.ExternalIPs = allowed
 	}
 	if allowed := x.allowedIngress(svc, &problems); len(allowed) != len(svc.Status.LoadBalancer.Ingress) {
@@ -125,19 +198,22 @@ func (x *externals) judge(svc *corev1.Service, said string) passed {
 	return passed{came: svc, went: out, said: text}
 }
 
-func (x *externals) allowedIPs(ips []string, problems *[]string) []string {
+func (x *externals) allowedIPs(svc *corev1.Service, problems *[]string) []string {
 	var out []string
-	for _, ip := range ips {
-		a, err := netip.ParseAddr(ip)
+	for _, ip := range svc.Spec.ExternalIPs {
+		a, ok := parseIP(ip)
 		why := ""
 		switch {
-		case err != nil:
+		case !ok:
+			why = "is none"
 		case x.isNode(a):
 			why = "is a node's"
-		case slices.Contains(x.reserved.Addresses, a.Unmap()):
+		case slices.Contains(x.reserved.Addresses, a):
 			why = "is the cluster's own"
 		default:
-			why = x.inside(a)
+			if why = x.inside(a); why == "" {
+				why = x.taken(svc, a)
+			}
 		}
 		if why == "" {
 			out = append(out, ip)
@@ -148,13 +224,44 @@ func (x *externals) allowedIPs(ips []string, problems *[]string) []string {
 	return out
 }
 
+// taken says whose an address is that a Service has among its external IPs: that of another namespace's load balancer, all of whose ports are its own;
+// or of an older Service with that external IP, for the ports that both have. Who may write Services in one namespace could otherwise take what is sent to another one's.
+func (x *externals) taken(svc *corev1.Service, a netip.Addr) string {
+	var words []string
+	for key := range x.claims[a] {
+		other := x.passed[key].came
+		switch {
+		case other == nil:
+		case key.Namespace == svc.Namespace && slices.Contains(ingressIPs(other), a):
+			return "" // it is the namespace's own
+		case key.Namespace == svc.Namespace:
+		case slices.Contains(ingressIPs(other), a):
+			words = append(words, fmt.Sprintf("is the load balancer address of the Service %s", key))
+		case slices.Contains(externalIPs(other), a) && older(other, svc) && commonPort(other, svc):
+			words = append(words, fmt.Sprintf("is with the same port that of the Service %s, which is older", key))
+		}
+	}
+	slices.Sort(words)
+	return strings.Join(words, ", and ")
+}
+
+func older(a, b *corev1.Service) bool {
+	return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name)) < 0
+}
+
+func commonPort(a, b *corev1.Service) bool {
+	return slices.ContainsFunc(a.Spec.Ports, func(p corev1.ServicePort) bool {
+		return slices.ContainsFunc(b.Spec.Ports, func(q corev1.ServicePort) bool { return p.Port == q.Port && p.Protocol == q.Protocol })
+	})
+}
+
 // allowedIngress lets load balancer addresses be nodes', but for the nodes' own ports.
 func (x *externals) allowedIngress(svc *corev1.Service, problems *[]string) []corev1.LoadBalancerIngress {
 	var out []corev1.LoadBalancerIngress
 	for _, in := range svc.Status.LoadBalancer.Ingress {
-		a, err := netip.ParseAddr(in.IP)
+		a, ok := parseIP(in.IP)
 		why := ""
-		if err == nil {
+		if ok {
 			why = x.inside(a)
 			if port := x.reservedPort(svc); port != 0 && (x.isNode(a) || slices.Contains(x.reserved.Addresses, a.Unmap())) {
 				why = fmt.Sprintf("is the cluster's own, and so is its port %d", port)
@@ -244,6 +351,22 @@ func (p *Proxy) nodeAddresses(name string, addrs []netip.Addr) {
 			x.nodes[name] = addrs
 		}
 	}, p.tell)
+	p.trigger()
+}
+
+// Reserve notes the cluster's own addresses, in place of those of Options.Reserved: the API's virtual address may change.
+func (p *Proxy) Reserve(addrs []netip.Addr) {
+	x := p.o.externals
+	if x == nil {
+		return
+	}
+	x.mu.Lock()
+	same := slices.Equal(x.reserved.Addresses, addrs)
+	x.mu.Unlock()
+	if same {
+		return
+	}
+	x.again(func() { x.reserved.Addresses = slices.Clone(addrs) }, p.tell)
 	p.trigger()
 }
 

@@ -43,6 +43,7 @@ func TestReservedAddresses(t *testing.T) {
 	}{
 		{"nothing of the cluster's", 80, 30080, []string{"203.0.113.7"}, []string{"203.0.113.8"}, []string{"203.0.113.7"}, []string{"203.0.113.8"}, 30080},
 		{"external IPs", 80, 0, []string{"192.0.2.1", "192.0.2.2", "192.0.2.100", "10.43.0.1", "10.42.0.7", "127.0.0.1", "203.0.113.7"}, nil, []string{"203.0.113.7"}, nil, 0},
+		{"addresses in other words", 80, 0, []string{"192.000.002.001", "010.043.000.001", "203.000.113.007", "no address", "::ffff:10.42.0.7"}, []string{"010.043.000.001", "203.0.113.8"}, []string{"203.000.113.007"}, []string{"203.0.113.8"}, 0},
 		{"an address that IPv6 wraps", 80, 0, []string{"::ffff:192.0.2.1"}, nil, nil, nil, 0},
 		{"a load balancer on nodes", 443, 0, nil, []string{"192.0.2.1", "192.0.2.2", "192.0.2.100"}, nil, []string{"192.0.2.1", "192.0.2.2", "192.0.2.100"}, 0},
 		{"a load balancer on nodes' own port", 6443, 0, nil, []string{"192.0.2.1", "192.0.2.2", "192.0.2.100", "203.0.113.8"}, nil, []string{"203.0.113.8"}, 0},
@@ -86,6 +87,82 @@ func TestReservedAddresses(t *testing.T) {
 			t.Errorf("left: %v; %d changes began from what the back end did not have", h.now, h.mistakes)
 		}
 	})
+}
+
+// TestOthersAddresses: who may write Services in one namespace does not get what is sent to another one's.
+func TestOthersAddresses(t *testing.T) {
+	h := &hearing{now: map[string]*corev1.Service{}}
+	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
+	o := Options{NodeIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}
+	o.externals = newExternals(o, log)
+	p := &Proxy{o: o, log: log, backend: h, wake: make(chan struct{}, 1)}
+	svc := func(namespace, name string, age int64, port int32, external string, ingress ...string) *corev1.Service {
+		s := &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, CreationTimestamp: metav1.Unix(1000-age, 0)},
+			Spec:       corev1.ServiceSpec{ExternalIPs: []string{external}, Ports: []corev1.ServicePort{{Port: port, Protocol: corev1.ProtocolTCP}}},
+		}
+		if external == "" {
+			s.Spec.ExternalIPs = nil
+		}
+		for _, ip := range ingress {
+			s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: ip})
+		}
+		return s
+	}
+	has := func(name string, want ...string) {
+		t.Helper()
+		if got := h.now[name].Spec.ExternalIPs; !slices.Equal(got, want) {
+			t.Errorf("%s has %v, want %v", name, got, want)
+		}
+	}
+	// By the load balancer's address, whoever comes first, at any port, and by its words in other words.
+	thief, beside := svc("mallory", "thief", 500, 443, "203.0.113.8"), svc("mallory", "beside", 500, 80, "203.000.113.008")
+	own := svc("alice", "own", 1, 80, "203.0.113.8")
+	for _, s := range []*corev1.Service{thief, beside, own} {
+		p.services(nil, s)
+	}
+	has("thief", "203.0.113.8")
+	has("own")
+	balanced := svc("alice", "balanced", 10, 443, "", "203.0.113.8")
+	p.services(nil, balanced)
+	has("thief")
+	has("beside")
+	has("own", "203.0.113.8")
+	if got := ingressOf(h.now["balanced"]); !slices.Equal(got, []string{"203.0.113.8"}) {
+		t.Errorf("the load balancer has %v", got)
+	}
+	without := svc("alice", "balanced", 10, 443, "")
+	p.services(balanced, without)
+	has("thief", "203.0.113.8")
+	p.services(without, balanced)
+	has("thief")
+	p.services(balanced, nil)
+	has("beside", "203.000.113.008")
+	// By an external IP: the older one has the port, and others have other ports.
+	p.services(nil, svc("alice", "old", 900, 8443, "203.0.113.9"))
+	p.services(nil, svc("bob", "shares", 100, 80, "203.0.113.9"))
+	young := svc("mallory", "young", 100, 8443, "203.0.113.9")
+	p.services(nil, young)
+	has("old", "203.0.113.9")
+	has("shares", "203.0.113.9")
+	has("young")
+	changed := svc("mallory", "young", 100, 8444, "203.0.113.9")
+	p.services(young, changed)
+	has("young", "203.0.113.9")
+	// The API's address moves.
+	p.Reserve([]netip.Addr{netip.MustParseAddr("203.0.113.9")})
+	has("old")
+	p.Reserve(nil)
+	has("old", "203.0.113.9")
+	if h.mistakes > 0 {
+		t.Errorf("%d changes began from what the back end did not have", h.mistakes)
+	}
+	for _, s := range []*corev1.Service{thief, beside, own, changed} {
+		p.services(s, nil)
+	}
+	if n := len(o.externals.claims); n != 1 {
+		t.Errorf("%d addresses are claimed by the two that are left", n)
+	}
 }
 
 func ingressOf(s *corev1.Service) (out []string) {

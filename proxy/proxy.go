@@ -93,6 +93,8 @@ type Proxy struct {
 	sources []func(stop <-chan struct{}) // each says when its first list is complete
 	wake    chan struct{}                // one pending wake-up stands for any number of changes
 
+	nodesSynced func() bool // the addresses are known that no Service may have
+
 	mu             sync.Mutex
 	servicesSynced bool
 	slicesSynced   bool
@@ -206,11 +208,12 @@ func (p *Proxy) rest() time.Duration {
 	return fullSyncPeriod
 }
 
-// complete says whether Services and EndpointSlices have been seen whole: rules of half a view would cut what works.
+// complete says whether Services and EndpointSlices have been seen whole: rules of half a view would cut what works. So has whose addresses no Service
+// may take.
 func (p *Proxy) complete() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.servicesSynced && p.slicesSynced
+	return p.servicesSynced && p.slicesSynced && (p.nodesSynced == nil || p.nodesSynced())
 }
 
 // sync has the back end program the kernel and returns how long to rest.

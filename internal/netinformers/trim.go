@@ -20,7 +20,7 @@ func trim(obj any) (any, error) {
 	case *corev1.Service:
 		delete(o.Annotations, corev1.LastAppliedConfigAnnotation)
 		meta := identity(o)
-		meta.Labels, meta.Annotations = o.Labels, o.Annotations
+		meta.Labels, meta.Annotations, meta.CreationTimestamp = o.Labels, o.Annotations, o.CreationTimestamp // of two with one external IP the older one has it
 		return &corev1.Service{ObjectMeta: meta, Spec: o.Spec, Status: corev1.ServiceStatus{LoadBalancer: o.Status.LoadBalancer}}, nil
 	case *discoveryv1.EndpointSlice:
 		meta := identity(o)
