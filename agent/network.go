@@ -12,6 +12,7 @@ import (
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	coreinformers "k8s.io/client-go/informers/core/v1"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/agent/announcer"
 	"github.com/coracle-k8s/coracle/cni"
@@ -37,6 +38,7 @@ type network struct {
 	names     *dns.Server         // nil when there is no cluster DNS
 	policies  *netpolicy.Enforcer // nil when NetworkPolicies are left to somebody else
 	addresses *announcer.Announcer
+	client    kubernetes.Interface
 }
 
 func newNetwork(ctx context.Context, o Options) (*network, error) {
@@ -44,7 +46,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	n := &network{o: o}
+	n := &network{o: o, client: client}
 	// Policies go with the pod network: whoever brings another one brings what enforces them, too.
 	o.DisablePolicies = o.DisablePolicies || o.NetworkBackend == cluster.NetworkNone
 	if n.informers, err = netinformers.New(netinformers.Options{
@@ -110,7 +112,7 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, p
 	pods, err := cni.NewServer(cni.Options{
 		Socket: p.CNISocket, StateDir: p.cniState, ConfDir: p.cniConf, PodCIDRs: podCIDRs, Peers: peers,
 		Backend: o.NetworkBackend, NodeIPs: o.NodeIPs, Interface: o.NetworkInterface,
-		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, Policies: policies, Logger: log,
+		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, ReservedPorts: o.reserved().Ports, Policies: policies, Logger: log,
 		Report: func(err error) {
 			if err != nil {
 				part.Set(status.Degraded, err.Error())
@@ -191,6 +193,10 @@ func (n *network) start(g *group) {
 			backend, why := n.services.Backend()
 			n.o.part("service proxy").Set(status.Running, backend+": "+why)
 			return n.services.Run(ctx)
+		})
+		g.run(nil, func(ctx context.Context) error {
+			followVIPs(ctx, n.client, n.services.Reserve)
+			return nil
 		})
 	} else {
 		n.o.part("service proxy").Set(status.Disabled, "left to another proxy")

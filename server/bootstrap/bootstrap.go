@@ -22,6 +22,7 @@ import (
 	rbacv1ac "k8s.io/client-go/applyconfigurations/rbac/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
@@ -129,13 +130,13 @@ func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
 // dnsConfigMap, in kube-system, is the operator's configuration of the cluster's DNS (dns.CustomConfigMap).
 const dnsConfigMap = "coredns-custom"
 
-// applyHoldersRole lets the network identity read who answers for which address of the load balancer's pool and the operator's configuration of the
-// DNS, and no other ConfigMap.
+// applyHoldersRole lets the network identity read who answers for which address of the load balancer's pool, the operator's configuration of the
+// DNS and the API's virtual addresses, and no other ConfigMap.
 func applyHoldersRole(ctx context.Context, c kubernetes.Interface) error {
 	const name = pki.NetworkUser + ":holders"
 	_, err := c.RbacV1().Roles(metav1.NamespaceSystem).Apply(ctx, rbacv1ac.Role(name, metav1.NamespaceSystem).
 		WithLabels(map[string]string{managedBy: manager}).
-		WithRules(rbacv1ac.PolicyRule().WithAPIGroups("").WithResources("configmaps").WithResourceNames(lbholders.ConfigMap, dnsConfigMap).
+		WithRules(rbacv1ac.PolicyRule().WithAPIGroups("").WithResources("configmaps").WithResourceNames(lbholders.ConfigMap, dnsConfigMap, cluster.VIPConfigMap).
 			WithVerbs("get", "list", "watch")), force())
 	if err != nil {
 		return wrap("Role", name, err)
