@@ -20,12 +20,14 @@ const (
 )
 
 func (s *State) newPool() *pool {
-	p := &pool{ranges: s.Pool, barred: slices.Clone(s.Barred), holders: map[netip.Addr][]*corev1.Service{}}
+	p := &pool{ranges: s.Pool, barred: slices.Clone(s.Barred), named: map[netip.Addr]bool{}, holders: map[netip.Addr][]*corev1.Service{}}
 	for _, n := range s.Nodes {
 		p.barred = append(p.barred, addresses(n)...)
 	}
 	for _, svc := range s.Services {
-		p.barred = append(p.barred, parseAll(svc.Spec.ExternalIPs)...)
+		for _, a := range parseAll(svc.Spec.ExternalIPs) {
+			p.named[a] = true
+		}
 	}
 	return p
 }

@@ -27,8 +27,11 @@ const maxRange = 1 << 16
 
 // pool is the load balancer's addresses while a plan is made.
 type pool struct {
-	ranges  []lbpool.Range
-	barred  []netip.Addr // nodes' addresses, and other ones that have an owner
+	ranges []lbpool.Range
+	barred []netip.Addr // nodes' addresses, and other ones that have an owner
+	// named are addresses that Services have among their external IPs. They are given out last, and when somebody asks for them: whoever may write Services in
+	// one namespace must not keep addresses from others, or take them away. At such an address the proxies serve the load balancer.
+	named   map[netip.Addr]bool
 	holders map[netip.Addr][]*corev1.Service
 }
 
@@ -82,17 +85,22 @@ func (p *pool) next(f corev1.IPFamily, svc *corev1.Service) netip.Addr {
 	if len(shared) > 0 {
 		return slices.MinFunc(shared, netip.Addr.Compare)
 	}
+	var last netip.Addr
 	for _, r := range p.ranges {
 		if r.First.Is4() != (f == corev1.IPv4Protocol) {
 			continue
 		}
 		for a, n := r.First, 0; r.Has(a) && n < maxRange; a, n = a.Next(), n+1 {
-			if p.has(a) && len(p.holders[a]) == 0 {
+			switch {
+			case !p.has(a) || len(p.holders[a]) > 0:
+			case !p.named[a]:
 				return a
+			case !last.IsValid():
+				last = a
 			}
 		}
 	}
-	return netip.Addr{}
+	return last
 }
 
 // wanted are the addresses that a Service asks for.
