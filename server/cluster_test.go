@@ -21,6 +21,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -28,6 +29,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	testclock "k8s.io/utils/clock/testing"
 
+	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/server/encryption"
@@ -57,6 +59,7 @@ func TestCluster(t *testing.T) {
 	t.Run("node's role", func(t *testing.T) { testNodeRole(t, c) })
 	t.Run("node's identities", func(t *testing.T) { testIdentities(t, s, c) })
 	t.Run("joins at once", func(t *testing.T) { testJoinsAtOnce(t, s, c, clock.Now()) })
+	t.Run("address pools", c.testAddressPools)
 	t.Run("renewal", func(t *testing.T) { testRenewal(t, o, c, clock, now) })
 	c.lastManifests = c.recordsAndObjects(t)
 	stop()
@@ -139,6 +142,40 @@ func (c *clients) testBootstrap(t *testing.T) {
 		_, err := c.kube.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
 		return err == nil
 	})
+}
+
+// testAddressPools: the kind is there, what is no address is refused with what is wrong, and the leader says how a pool is.
+func (c *clients) testAddressPools(t *testing.T) {
+	pool := func(name string, addresses ...any) *unstructured.Unstructured {
+		return &unstructured.Unstructured{Object: map[string]any{"apiVersion": "coracle.dev/v1alpha1", "kind": "AddressPool",
+			"metadata": map[string]any{"name": name}, "spec": map[string]any{"addresses": addresses}}}
+	}
+	pools := c.dynamic.Resource(addresspool.Resource())
+	for _, good := range []string{"192.0.2.10", "192.0.2.20-192.0.2.29", "192.0.2.64/28", "2001:db8::10 - 2001:db8::20", "2001:db8:1::/120"} {
+		waitFor(t, good+" to be taken", func() bool {
+			_, err := pools.Create(t.Context(), pool("p", good), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			return err == nil
+		})
+	}
+	for _, bad := range []string{"192.0.2.300", "192.0.2.10-", "192.0.2.1-192.0.2.2-192.0.2.3", "192.0.2.0/33", "fd00::g", "office", ""} {
+		if _, err := pools.Create(t.Context(), pool("p", bad), metav1.CreateOptions{}); !apierrors.IsInvalid(err) || bad != "" && !strings.Contains(err.Error(), "is neither an address, nor a range") {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+	if _, err := pools.Create(t.Context(), pool("backwards", "192.0.2.9-192.0.2.1", "192.0.2.2"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the pool to say what is wrong", func() bool {
+		u, err := pools.Get(t.Context(), "backwards", metav1.GetOptions{})
+		if err != nil {
+			return false
+		}
+		p, err := addresspool.From(u)
+		return err == nil && p.Status.Total == 1 && len(p.Status.Conditions) == 1 && strings.Contains(p.Status.Conditions[0].Message, `"192.0.2.9-192.0.2.1" is no range`)
+	})
+	if err := pools.Delete(t.Context(), "backwards", metav1.DeleteOptions{}); err != nil {
+		t.Error(err)
+	}
 }
 
 // testEncryption looks at the bytes in the store.

@@ -5,9 +5,11 @@ package server
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
@@ -30,12 +32,16 @@ func (s *Server) serviceLBPart(ctx context.Context, t *term.Term) error {
 	if err != nil {
 		return err
 	}
+	objects, err := dynamic.NewForConfig(rest.AddUserAgent(rest.CopyConfig(t.Config), "servicelb"))
+	if err != nil {
+		return err
+	}
 	events := record.NewBroadcaster(record.WithContext(ctx))
 	defer events.Shutdown()
 	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
 	o := servicelb.Options{
 		Client: client, Informers: t.Informers, Reserved: s.reservedPorts(), Disabled: s.o.DisableServiceLB,
-		Pool: s.o.LBPool, Barred: s.vips.current, Alive: s.heardOf,
+		Pool: s.o.LBPool, Dynamic: objects, Networks: slices.Concat(s.o.Cluster.PodCIDRs, s.o.Cluster.ServiceCIDRs), Barred: s.vips.current, Alive: s.heardOf,
 		Recorder: events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "servicelb"}),
 		Logger:   s.log.With("part", "load balancer"),
 	}

@@ -13,111 +13,104 @@ import (
 
 // Reasons of the condition of a Service with addresses of a pool.
 const (
-	// ReasonPoolUsedUp says that the pool has no address left.
+	// ReasonPoolUsedUp says that no pool for the Service has an address left.
 	ReasonPoolUsedUp = "PoolUsedUp"
+	// ReasonNoPool says that there is no pool of the name that the Service asks for, or that it is for others.
+	ReasonNoPool = "NoPool"
 	// ReasonAddressNotFree says that the Service asks for an address that it cannot have.
 	ReasonAddressNotFree = "AddressNotFree"
 )
 
-func (s *State) newPool() *pool {
-	p := &pool{ranges: s.Pool, barred: slices.Clone(s.Barred), named: map[netip.Addr]bool{}, holders: map[netip.Addr][]*corev1.Service{}}
-	for _, n := range s.Nodes {
-		p.barred = append(p.barred, addresses(n)...)
-	}
-	for _, svc := range s.Services {
-		for _, a := range parseAll(svc.Spec.ExternalIPs) {
-			p.named[a] = true
-		}
-	}
-	return p
-}
-
-// fromPool says whether a Service's addresses come from the pool.
-func (s *State) fromPool(svc *corev1.Service) bool {
+// fromPool says whether a Service's addresses come from a pool: it asks for that, or has one already, or there is a pool for it that need not be asked for.
+func (l *ledger) fromPool(svc *corev1.Service) bool {
 	if svc.Annotations[NodesAnnotation] == "true" {
 		return false
 	}
-	return slices.ContainsFunc(svc.Spec.IPFamilies, (&pool{ranges: s.Pool}).of)
+	isFor := func(a netip.Addr) bool {
+		p := l.poolOf(a)
+		return p != nil && l.isFor(p, svc) && !slices.Contains(l.barred, a)
+	}
+	return asks(svc, PoolAnnotation) != "" || slices.ContainsFunc(wanted(svc), isFor) || slices.ContainsFunc(had(svc), isFor) ||
+		slices.ContainsFunc(l.auto(svc), func(p *Pool) bool { return slices.ContainsFunc(svc.Spec.IPFamilies, p.hasFamily) })
 }
 
 // keep gives a Service what it has already, as far as it may keep it.
-func (p *pool) keep(svc *corev1.Service) {
-	for _, in := range svc.Status.LoadBalancer.Ingress {
-		a, err := netip.ParseAddr(in.IP)
-		want := wanted(svc)
+func (l *ledger) keep(svc *corev1.Service) {
+	want := wanted(svc)
+	for _, a := range had(svc) {
 		switch {
-		case err != nil, !p.has(a), p.free(a, svc) != "", !slices.ContainsFunc(svc.Spec.IPFamilies, func(f corev1.IPFamily) bool { return a.Is4() == (f == corev1.IPv4Protocol) }):
-		case len(want) > 0 && !slices.Contains(want, a):
-		case slices.ContainsFunc(p.given(svc), func(b netip.Addr) bool { return a.Is4() == b.Is4() }):
+		case !hasFamily(svc, a), len(want) > 0 && !slices.Contains(want, a), l.cannot(svc, a) != "":
+		case slices.ContainsFunc(l.given(svc), func(b netip.Addr) bool { return a.Is4() == b.Is4() }):
 		default:
-			p.give(a, svc)
+			l.give(a, svc)
 		}
 	}
-}
-
-// given are the addresses that a Service has in this plan.
-func (p *pool) given(svc *corev1.Service) []netip.Addr {
-	var out []netip.Addr
-	for a, holders := range p.holders {
-		if slices.Contains(holders, svc) {
-			out = append(out, a)
-		}
-	}
-	slices.SortFunc(out, netip.Addr.Compare)
-	return out
 }
 
 // allocate gives a Service what it lacks.
-func (p *pool) allocate(svc *corev1.Service) Verdict {
-	v := Verdict{Ours: true, Pool: true}
+func (l *ledger) allocate(svc *corev1.Service) Verdict {
+	v := Verdict{Ours: true, Pool: true, Reason: ReasonServed}
+	pools, why := l.choices(svc)
+	if why != "" {
+		v.Reason, v.Message = ReasonNoPool, why
+		return v
+	}
 	var lacking []string
-	reason := ""
 	for _, f := range svc.Spec.IPFamilies {
-		ofFamily := func(a netip.Addr) bool { return a.Is4() == (f == corev1.IPv4Protocol) }
-		if slices.ContainsFunc(p.given(svc), ofFamily) {
+		ofFamily := func(a netip.Addr) bool { return of(f, a) }
+		if slices.ContainsFunc(l.given(svc), ofFamily) {
 			continue
 		}
-		asked := slices.DeleteFunc(wanted(svc), func(a netip.Addr) bool { return !ofFamily(a) })
-		switch {
-		case len(asked) > 0 && !p.has(asked[0]):
-			reason = ReasonAddressNotFree
-			lacking = append(lacking, fmt.Sprintf("%s is not in the pool (%s), or a machine has it", asked[0], p.text()))
-		case len(asked) > 0:
-			if why := p.free(asked[0], svc); why != "" {
-				reason = ReasonAddressNotFree
-				lacking = append(lacking, why)
-			} else {
-				p.give(asked[0], svc)
-			}
-		case len(wanted(svc)) > 0 || !p.of(f): // the other family alone was asked for, or is there
-		default:
-			if a := p.next(f, svc); a.IsValid() {
-				p.give(a, svc)
-			} else {
-				reason = ReasonPoolUsedUp
-				lacking = append(lacking, fmt.Sprintf("the pool (%s) has no %s address left: delete a Service, or make the pool larger with --load-balancer-pool", p.text(), f))
-			}
+		reason, why := l.lacks(svc, f, pools)
+		if why != "" {
+			v.Reason, lacking = reason, append(lacking, why)
 		}
 	}
-	v.Addresses = ofFamilies(p.given(svc), svc)
+	v.Addresses = ofFamilies(l.given(svc), svc)
 	switch {
 	case len(lacking) > 0:
-		v.Reason, v.Message = reason, strings.Join(lacking, "; ")
+		v.Message = strings.Join(lacking, "; ")
 	case len(v.Addresses) == 0:
-		v.Reason, v.Message = ReasonAddressNotFree, "it asks for an address of another family than its own"
+		v.Reason, v.Message = ReasonAddressNotFree, "what it asks for has no address of its families"
 	default:
-		v.Reason, v.Message = ReasonServed, "it has an address of the pool"
+		v.Message = "it has an address of the pool " + l.poolOf(v.Addresses[0]).Name
 	}
 	return v
 }
 
-func (p *pool) text() string {
-	words := make([]string, len(p.ranges))
-	for i, r := range p.ranges {
-		words[i] = r.First.String()
-		if r.First != r.Last {
-			words[i] += "-" + r.Last.String()
+// lacks gives a Service an address of a family that it has none of, or says why there is none for it.
+func (l *ledger) lacks(svc *corev1.Service, f corev1.IPFamily, pools []*Pool) (reason, why string) {
+	asked := slices.DeleteFunc(wanted(svc), func(a netip.Addr) bool { return !of(f, a) })
+	switch {
+	case len(asked) > 0:
+		if why := l.cannot(svc, asked[0]); why != "" {
+			return ReasonAddressNotFree, why
 		}
+		l.give(asked[0], svc)
+	case len(wanted(svc)) > 0: // the other family alone was asked for
+	case !slices.ContainsFunc(pools, func(p *Pool) bool { return p.hasFamily(f) }): // the other family alone is there
+	default:
+		a := l.next(f, svc, pools)
+		if !a.IsValid() {
+			return ReasonPoolUsedUp, fmt.Sprintf("no %s address is left in %s: delete a Service, or add addresses (AddressPool, or --load-balancer-pool)", f, poolsText(values(pools)))
+		}
+		l.give(a, svc)
 	}
-	return strings.Join(words, ",")
+	return "", ""
+}
+
+// choices are the pools from which a Service that asks for no address gets one.
+func (l *ledger) choices(svc *corev1.Service) (pools []*Pool, why string) {
+	name := asks(svc, PoolAnnotation)
+	if name == "" {
+		return l.auto(svc), ""
+	}
+	i := slices.IndexFunc(l.Pools, func(p Pool) bool { return p.Name == name })
+	switch {
+	case i < 0:
+		return nil, fmt.Sprintf("it asks for the pool %s, and there is none of that name (there is: %s)", name, poolsText(l.Pools))
+	case !l.isFor(&l.Pools[i], svc):
+		return nil, fmt.Sprintf("it asks for the pool %s, whose selectors leave it out", name)
+	}
+	return []*Pool{&l.Pools[i]}, ""
 }

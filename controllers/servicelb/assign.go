@@ -29,6 +29,7 @@ const (
 type holders struct {
 	candidates map[netip.Addr][]string
 	have       *corev1.ConfigMap // as it was written or read last; nil: it has to be read
+	none       bool              // nobody has ever written one
 	record     lbholders.Record
 	settled    bool // the last round wrote all it had to
 	trustFrom  time.Time
@@ -44,15 +45,14 @@ func (h *holders) late(by time.Duration) {
 // assign writes down who answers for the addresses of the pool; false says that it has to be tried again.
 func (c *Controller) assign(ctx context.Context) bool {
 	h := &c.holders
-	if len(h.candidates) == 0 && h.have != nil && len(h.record) == 0 || time.Now().Before(h.trustFrom) {
+	if len(h.candidates) == 0 && (h.none || h.have != nil && len(h.record) == 0) || time.Now().Before(h.trustFrom) {
 		return true
 	}
 	configMaps := c.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	if h.have == nil {
 		have, err := configMaps.Get(ctx, lbholders.ConfigMap, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
-			if c.o.Disabled || len(c.o.Pool) == 0 {
-				h.have, h.record = &corev1.ConfigMap{}, lbholders.Record{} // there was never a pool
+			if h.none = len(h.candidates) == 0; h.none {
 				return true
 			}
 			have, err = configMaps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: lbholders.ConfigMap}}, metav1.CreateOptions{})
@@ -65,7 +65,7 @@ func (c *Controller) assign(ctx context.Context) bool {
 			c.o.Logger.Warn("load balancer: what was noted of holders cannot be read, and is replaced", "error", err)
 			record = lbholders.Record{}
 		}
-		h.have, h.record = have, record
+		h.have, h.record, h.none = have, record, false
 	}
 	serial, _ := strconv.ParseUint(h.have.ResourceVersion, 10, 64)
 	next := Assign(h.record, serial, h.candidates, c.o.Alive)

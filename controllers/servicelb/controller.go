@@ -7,7 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
@@ -24,6 +29,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
 	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -44,9 +50,13 @@ type Options struct {
 	Recorder  record.EventRecorder
 	// Reserved are the ports at nodes' addresses that the cluster itself needs, with what for.
 	Reserved map[Port]string
-	// Pool is what Services get instead of nodes' addresses; Barred names those of the pool that have an owner. Alive says whether a node is heard of, which
-	// is asked several times a second while an address of the pool is in use. Both are required where there is a pool.
-	Pool   []lbpool.Range
+	// Pool is what Services get instead of nodes' addresses, beside the AddressPools that Dynamic reads and writes; without Dynamic there are none. Networks are
+	// the cluster's own, in which no pool may lie.
+	Pool     []lbpool.Range
+	Dynamic  dynamic.Interface
+	Networks []netip.Prefix
+	// Barred names addresses that have an owner. Alive says whether a node is heard of, which is asked several times a second while an address of a pool is in
+	// use. Both are required where there are pools.
 	Barred func() []netip.Addr
 	Alive  func(node string) bool
 	// Disabled takes back what was given.
@@ -66,6 +76,10 @@ type Controller struct {
 	synced   []cache.InformerSynced
 	wake     chan struct{} // capacity 1: one says that there is something to look at
 	holders  holders
+
+	namespaces corelisters.NamespaceLister
+	objects    *objects    // nil where there are no AddressPools
+	byLabels   atomic.Bool // a pool is for some namespaces only
 }
 
 // New listens to the informers, which must not run yet.
@@ -79,13 +93,20 @@ func New(o Options) (*Controller, error) {
 	core, discovery := o.Informers.Core().V1(), o.Informers.Discovery().V1().EndpointSlices()
 	c := &Controller{
 		o: o, services: core.Services().Lister(), nodes: core.Nodes().Lister(), pods: core.Pods().Lister(), slices: discovery.Lister(),
-		wake: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), namespaces: core.Namespaces().Lister(),
+	}
+	if o.Dynamic != nil && !o.Disabled {
+		var err error
+		if c.objects, err = newObjects(o.Dynamic, o.Logger, c.handler(objectMatters)); err != nil {
+			return nil, fmt.Errorf("servicelb: listening to AddressPools: %w", err)
+		}
 	}
 	for _, of := range []struct {
 		informer cache.SharedIndexInformer
 		matters  func(old, now any) bool
 	}{
 		{core.Services().Informer(), nil}, {core.Nodes().Informer(), nodeMatters}, {core.Pods().Informer(), podMatters}, {discovery.Informer(), c.sliceMatters},
+		{core.Namespaces().Informer(), c.namespaceMatters},
 	} {
 		r, err := of.informer.AddEventHandler(c.handler(of.matters))
 		if err != nil {
@@ -132,7 +153,13 @@ func nodeMatters(old, now any) bool {
 
 func nodeText(n *corev1.Node) string {
 	_, excluded := n.Labels[corev1.LabelNodeExcludeBalancers]
-	return fmt.Sprint(excluded, labelled(n), isReady(n), n.DeletionTimestamp != nil, addresses(n), n.Annotations[lbholders.NetworksAnnotation])
+	return fmt.Sprint(excluded, labelled(n), isReady(n), n.DeletionTimestamp != nil, addresses(n), n.Annotations[lbholders.NetworksAnnotation], n.Labels)
+}
+
+func (c *Controller) namespaceMatters(old, now any) bool {
+	a, was := old.(*corev1.Namespace)
+	b, is := now.(*corev1.Namespace)
+	return c.byLabels.Load() && (!was || !is || !maps.Equal(a.Labels, b.Labels))
 }
 
 func podMatters(old, now any) bool {
@@ -157,7 +184,17 @@ func (c *Controller) localSlice(slice *discoveryv1.EndpointSlice) bool {
 
 // Run gives Services their addresses until ctx is done.
 func (c *Controller) Run(ctx context.Context) error {
-	if !cache.WaitForCacheSync(ctx.Done(), c.synced...) {
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	known := c.synced
+	switch {
+	case c.objects != nil:
+		beside.Go(func() { c.objects.run(ctx) })
+		known = append(known, c.objects.known)
+	case c.o.Dynamic != nil:
+		beside.Go(func() { removeKind(ctx, c.o.Dynamic, c.o.Logger) })
+	}
+	if !cache.WaitForCacheSync(ctx.Done(), known...) {
 		return nil
 	}
 	for whole := true; ; {
@@ -194,21 +231,30 @@ func (c *Controller) Run(ctx context.Context) error {
 
 // round looks at everything once; false says that something could not be written.
 func (c *Controller) round(ctx context.Context) bool {
-	s, err := c.look()
+	s, objects, flaws, err := c.look()
 	if err != nil { // of a cache: it cannot be
 		c.o.Logger.Warn("load balancer: reading the caches failed", "error", err)
 		return false
 	}
 	plan, done := Plan(s), true
 	for _, svc := range byAge(s.Services) {
-		want, changed := StatusOf(svc, plan[key(svc)])
+		v := plan[key(svc)]
+		want, changed := StatusOf(svc, v)
 		if !changed {
 			continue
 		}
-		if err := c.write(ctx, svc, want); err != nil && ctx.Err() == nil {
+		if err := c.write(ctx, svc, want, s.unplaced(had(svc), v.Addresses)); err != nil && ctx.Err() == nil {
 			done = false
-			if !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) { // those are news that the cache has not heard yet
+			if !passes(err) {
 				c.o.Logger.Warn("load balancer: a Service's status could not be written; it is tried again", "service", key(svc), "error", err)
+			}
+		}
+	}
+	if c.objects != nil {
+		if err := c.objects.write(ctx, PoolStatus(s, plan, objects, flaws)); err != nil && ctx.Err() == nil {
+			done = false
+			if !passes(err) {
+				c.o.Logger.Warn("load balancer: it is tried again", "error", err)
 			}
 		}
 	}
@@ -218,18 +264,26 @@ func (c *Controller) round(ctx context.Context) bool {
 	return done
 }
 
-func (c *Controller) look() (*State, error) {
-	s := &State{Reserved: c.o.Reserved, Disabled: c.o.Disabled, Pool: c.o.Pool}
+// passes says whether an error is but news that a cache has not heard yet.
+func passes(err error) bool { return apierrors.IsConflict(err) || apierrors.IsNotFound(err) }
+
+func (c *Controller) look() (s *State, objects []*addresspool.AddressPool, flaws map[string]Flaw, err error) {
+	s = &State{Reserved: c.o.Reserved, Disabled: c.o.Disabled, Namespaces: map[string]labels.Set{}}
 	if c.o.Barred != nil {
 		s.Barred = c.o.Barred()
 	}
-	var errs [4]error
+	var errs [6]error
 	var pods []*corev1.Pod
 	var all []*discoveryv1.EndpointSlice
+	var namespaces []*corev1.Namespace
 	s.Services, errs[0] = c.services.List(labels.Everything())
 	s.Nodes, errs[1] = c.nodes.List(labels.Everything())
 	pods, errs[2] = c.pods.List(labels.Everything())
 	all, errs[3] = c.slices.List(labels.Everything())
+	namespaces, errs[4] = c.namespaces.List(labels.Everything())
+	if c.objects != nil {
+		objects, errs[5] = c.objects.pools()
+	}
 	for _, p := range pods {
 		if holdsPorts(p) {
 			s.Pods = append(s.Pods, p)
@@ -240,11 +294,16 @@ func (c *Controller) look() (*State, error) {
 			s.Slices = append(s.Slices, slice)
 		}
 	}
-	return s, errors.Join(errs[:]...)
+	for _, n := range namespaces {
+		s.Namespaces[n.Name] = n.Labels
+	}
+	s.Pools, flaws = Pools(c.o.Pool, objects, c.o.Networks)
+	c.byLabels.Store(slices.ContainsFunc(s.Pools, func(p Pool) bool { return p.Namespaces != nil }))
+	return s, objects, flaws, errors.Join(errs[:]...)
 }
 
-// write makes a Service's status what it has to be, if the Service is still the one that was looked at.
-func (c *Controller) write(ctx context.Context, svc *corev1.Service, want *corev1.ServiceStatus) error {
+// write makes a Service's status what it has to be, if the Service is still the one that was looked at. lost are addresses that it had and nobody gives out any more.
+func (c *Controller) write(ctx context.Context, svc *corev1.Service, want *corev1.ServiceStatus, lost []netip.Addr) error {
 	changed := svc.DeepCopy()
 	changed.Status = *want
 	if _, err := c.o.Client.CoreV1().Services(svc.Namespace).UpdateStatus(ctx, changed, metav1.UpdateOptions{}); err != nil {
@@ -257,6 +316,9 @@ func (c *Controller) write(ctx context.Context, svc *corev1.Service, want *corev
 		if now != nil {
 			c.o.Recorder.Eventf(svc, corev1.EventTypeNormal, "LoadBalancerAddresses", "the addresses are now: %s", addresses)
 		}
+	}
+	if now != nil && len(lost) > 0 {
+		c.o.Recorder.Eventf(svc, corev1.EventTypeWarning, "AddressTakenAway", "%v: it is in no pool any more, and no node's. The addresses are now: %s", lost, addresses)
 	}
 	if now != nil && now.Reason != ReasonServed && (before == nil || before.Message != now.Message) {
 		c.o.Recorder.Event(svc, corev1.EventTypeWarning, now.Reason, now.Message)

@@ -14,19 +14,11 @@ import (
 	"github.com/coracle-k8s/coracle/internal/lbholders"
 )
 
-// Candidates are, for each address of the pool that a Service has, the nodes that could answer for it: those that serve, are in the address's network,
-// and have endpoints of a Service that keeps to its own.
+// Candidates are, for each address of a pool that a Service has, the nodes that could answer for it: those that serve, that the pool selects, that are in the
+// address's network, and that have endpoints of a Service that keeps to its own.
 func Candidates(s *State, plan map[types.NamespacedName]Verdict) map[netip.Addr][]string {
 	out := map[netip.Addr][]string{}
 	nodes, endpoints := servingNodes(s.Nodes), withEndpoints(s.Slices)
-	networks := map[string][]netip.Prefix{}
-	for _, n := range s.Nodes {
-		for text := range strings.SplitSeq(n.Annotations[lbholders.NetworksAnnotation], ",") {
-			if p, err := netip.ParsePrefix(text); err == nil {
-				networks[n.Name] = append(networks[n.Name], p)
-			}
-		}
-	}
 	for _, svc := range byAge(s.Services) {
 		v := plan[key(svc)]
 		if !v.Pool {
@@ -38,13 +30,18 @@ func Candidates(s *State, plan map[types.NamespacedName]Verdict) map[netip.Addr]
 			}
 			out[a] = nil
 			for _, n := range nodes {
-				if slices.ContainsFunc(networks[n.name], func(p netip.Prefix) bool { return p.Contains(a) }) && (!local(svc) || endpoints[key(svc)][n.name]) {
+				if n.reaches(a, s.poolOf(a)) && (!local(svc) || endpoints[key(svc)][n.name]) {
 					out[a] = append(out[a], n.name)
 				}
 			}
 		}
 	}
 	return out
+}
+
+// reaches says whether a node may answer for an address of a pool, and is in its network.
+func (n node) reaches(a netip.Addr, p *Pool) bool {
+	return p != nil && (p.Nodes == nil || p.Nodes.Matches(n.labels)) && slices.ContainsFunc(n.networks, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // Assign says who answers for which address. A holder stays while it can; an address that needs another one goes to the live candidate with the fewest.

@@ -8,12 +8,17 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/coracle-k8s/coracle/internal/lbholders"
 )
 
 // node is one that can serve, with its addresses.
 type node struct {
 	name      string
+	labels    labels.Set
 	addresses []netip.Addr
+	networks  []netip.Prefix // in which it can answer for addresses
 }
 
 // servingNodes are the nodes whose addresses Services may have, by name. Those that are not ready are left out, unless none would remain: when all have
@@ -25,7 +30,7 @@ func servingNodes(all []*corev1.Node) []node {
 		if _, excluded := n.Labels[corev1.LabelNodeExcludeBalancers]; excluded || n.DeletionTimestamp != nil || chosen && !labelled(n) {
 			continue
 		}
-		out := node{name: n.Name, addresses: addresses(n)}
+		out := node{name: n.Name, labels: n.Labels, addresses: addresses(n), networks: networks(n)}
 		if isReady(n) {
 			ready = append(ready, out)
 		} else {
@@ -57,6 +62,16 @@ func addresses(n *corev1.Node) []netip.Addr {
 			if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == kind && !slices.Contains(out, ip) {
 				out = append(out, ip)
 			}
+		}
+	}
+	return out
+}
+
+func networks(n *corev1.Node) []netip.Prefix {
+	var out []netip.Prefix
+	for text := range strings.SplitSeq(n.Annotations[lbholders.NetworksAnnotation], ",") {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			out = append(out, p)
 		}
 	}
 	return out

@@ -38,9 +38,9 @@ type Verdict struct {
 func Plan(s *State) map[types.NamespacedName]Verdict {
 	out := map[types.NamespacedName]Verdict{}
 	taken, nodes, endpoints := s.taken(), servingNodes(s.Nodes), withEndpoints(s.Slices)
-	services, addresses := byAge(s.Services), s.newPool()
+	services, addresses := byAge(s.Services), s.newLedger()
 	for _, svc := range services {
-		if s.serves(svc) && s.fromPool(svc) {
+		if s.serves(svc) && addresses.fromPool(svc) {
 			addresses.keep(svc)
 		}
 	}
@@ -48,7 +48,7 @@ func Plan(s *State) map[types.NamespacedName]Verdict {
 		taken.give(svc, parseAll(svc.Spec.ExternalIPs)) // people have set them, and the proxies serve them as they are
 		switch {
 		case !s.serves(svc):
-		case s.fromPool(svc):
+		case addresses.fromPool(svc):
 			out[key(svc)] = addresses.allocate(svc)
 		default:
 			out[key(svc)] = taken.atNodes(svc, nodes, endpoints[key(svc)])
@@ -106,14 +106,4 @@ func conflictText(conflicts []string, some bool) string {
 		return text + ". It is served at the other nodes"
 	}
 	return text + ". Give it another port, or take the port from who has it"
-}
-
-func parseAll(texts []string) []netip.Addr {
-	var out []netip.Addr
-	for _, t := range texts {
-		if a, err := netip.ParseAddr(t); err == nil {
-			out = append(out, a)
-		}
-	}
-	return out
 }

@@ -18,15 +18,17 @@ import (
 )
 
 func ranges(texts ...string) []lbpool.Range {
-	var out []lbpool.Range
-	for _, t := range texts {
-		r, err := lbpool.ParseRange(t)
-		if err != nil {
-			panic(err)
-		}
-		out = append(out, r)
+	out, err := lbpool.Parse(texts)
+	if err != nil {
+		panic(err)
 	}
 	return out
+}
+
+// flagged are the pools of a cluster that was given these addresses by flag.
+func flagged(texts ...string) []Pool {
+	pools, _ := Pools(ranges(texts...), nil, nil)
+	return pools
 }
 
 func annotated(name, value string) func(*corev1.Service) {
@@ -87,7 +89,7 @@ func TestPlanGivesAddressesOfThePool(t *testing.T) {
 		"ports are nobody else's there": {[]string{"10.0.0.200"}, []*corev1.Service{testService("web", 0, onPorts("6443/TCP"))}, "10.0.0.200", ReasonServed},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := &State{Services: c.services, Nodes: twoNodes(), Pool: ranges(c.pool...), Barred: []netip.Addr{netip.MustParseAddr("10.0.0.250")},
+			s := &State{Services: c.services, Nodes: twoNodes(), Pools: flagged(c.pool...), Barred: []netip.Addr{netip.MustParseAddr("10.0.0.250")},
 				Reserved: map[Port]string{{corev1.ProtocolTCP, 6443}: "the API server"}}
 			v := Plan(s)[types.NamespacedName{Namespace: "default", Name: "web"}]
 			if text(v.Addresses) != c.want || v.Reason != c.reason {
@@ -103,7 +105,7 @@ func TestPlansArePeaceful(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
-	s := &State{Nodes: twoNodes(), Pool: ranges("10.0.0.200-10.0.0.205", "fd00::100-fd00::103")}
+	s := &State{Nodes: twoNodes(), Pools: flagged("10.0.0.200-10.0.0.205", "fd00::100-fd00::103")}
 	for step := range 500 {
 		if r.IntN(3) == 0 && len(s.Services) > 0 {
 			i := r.IntN(len(s.Services))
@@ -184,7 +186,7 @@ func TestCandidates(t *testing.T) {
 		x.Annotations = map[string]string{lbholders.NetworksAnnotation: "10.0.0.0/24,fd00::/64"}
 	}
 	far.Annotations = map[string]string{lbholders.NetworksAnnotation: "10.1.0.0/24"}
-	s := &State{Nodes: []*corev1.Node{m, n, far}, Pool: ranges("10.0.0.200-10.0.0.201"), Services: []*corev1.Service{testService("web", 0), testService("here", 1, localOnly)}}
+	s := &State{Nodes: []*corev1.Node{m, n, far}, Pools: flagged("10.0.0.200-10.0.0.201"), Services: []*corev1.Service{testService("web", 0), testService("here", 1, localOnly)}}
 	s.Slices = append(s.Slices, slice("here", "n"))
 	got := Candidates(s, Plan(s))
 	if want := "map[10.0.0.200:[m n] 10.0.0.201:[n]]"; fmt.Sprint(got) != want {

@@ -10,9 +10,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
-
-	"github.com/coracle-k8s/coracle/internal/lbpool"
 )
 
 const (
@@ -43,9 +42,12 @@ type State struct {
 	Slices []*discoveryv1.EndpointSlice
 	// Reserved are the ports at nodes' addresses that the cluster itself needs, with what for.
 	Reserved map[Port]string
-	// Pool are addresses for Services; without any of a Service's families it gets those of nodes. Barred are addresses that have an owner.
-	Pool   []lbpool.Range
+	// Pools are addresses for Services, in the order in which they are looked through; a Service that none is for gets those of nodes. Barred are addresses
+	// that have an owner.
+	Pools  []Pool
 	Barred []netip.Addr
+	// Namespaces are the labels of the namespaces, where a pool asks for them.
+	Namespaces map[string]labels.Set
 	// Disabled is the load balancer that serves nobody, and takes back what it gave.
 	Disabled bool
 }

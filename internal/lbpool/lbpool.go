@@ -4,7 +4,9 @@
 package lbpool
 
 import (
+	"encoding/binary"
 	"fmt"
+	"math/bits"
 	"net/netip"
 	"strings"
 )
@@ -53,4 +55,60 @@ func (r Range) Has(a netip.Addr) bool {
 // Overlaps says whether a network has one of them.
 func (r Range) Overlaps(p netip.Prefix) bool {
 	return p.Contains(r.First) || p.Contains(r.Last) || r.Has(p.Masked().Addr())
+}
+
+// Minus is what is left of the range without another one.
+func (r Range) Minus(other Range) []Range {
+	if r.First.Is4() != other.First.Is4() || other.Last.Less(r.First) || r.Last.Less(other.First) {
+		return []Range{r}
+	}
+	var out []Range
+	if r.First.Less(other.First) {
+		out = append(out, Range{r.First, other.First.Prev()})
+	}
+	if other.Last.Less(r.Last) {
+		out = append(out, Range{other.Last.Next(), r.Last})
+	}
+	return out
+}
+
+// Size is how many addresses there are, and limit if there are more.
+func (r Range) Size(limit int) int {
+	a, b := r.First.As16(), r.Last.As16()
+	low, borrow := bits.Sub64(binary.BigEndian.Uint64(b[8:]), binary.BigEndian.Uint64(a[8:]), 0)
+	high, _ := bits.Sub64(binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(a[:8]), borrow)
+	if high > 0 || low >= uint64(limit) {
+		return limit
+	}
+	return int(low) + 1
+}
+
+// String is as ParseRange reads it.
+func (r Range) String() string {
+	if r.First == r.Last {
+		return r.First.String()
+	}
+	return r.First.String() + "-" + r.Last.String()
+}
+
+// Texts are ranges, each as ParseRange reads it.
+func Texts(ranges []Range) []string {
+	out := make([]string, len(ranges))
+	for i, r := range ranges {
+		out[i] = r.String()
+	}
+	return out
+}
+
+// Parse reads ranges.
+func Parse(texts []string) ([]Range, error) {
+	var out []Range
+	for _, t := range texts {
+		r, err := ParseRange(t)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+	}
+	return out, nil
 }

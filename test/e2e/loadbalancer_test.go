@@ -113,20 +113,79 @@ func holderOf(s *harness.Server, address string) (string, error) {
 	return record[netip.MustParseAddr(address)].Node, err
 }
 
+// poolSite is a dual-stack cluster of a server without a node, with that pool, and two agents.
+func poolSite(t *testing.T) (*harness.Site, *harness.Server, map[string]*harness.Server) {
+	t.Helper()
+	site := harness.NewSite(t)
+	outside := site.Command(context.Background(), "ip", "addr", "add", outside6+"/64", "dev", "site", "nodad")
+	if out, err := outside.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	start := func(s *harness.Server, n int) {
+		if out, err := s.Run("ip", "addr", "add", address6(n)+"/64", "dev", "eth0", "nodad"); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		s.Args = append(s.Args, "--node-ip", address6(n))
+		s.Start()
+	}
+	s := site.NewMachine().NewServer("--disable-agent", "--load-balancer-pool", poolFirst+"-"+poolLast, "--cluster-cidr", "10.42.0.0/16,fd42::/56", "--service-cidr", "10.43.0.0/16,fd43::/112")
+	start(s, 0)
+	waitAPI(s)
+	agents := map[string]*harness.Server{}
+	for i := range 2 {
+		a := site.NewMachine().NewAgent(s)
+		a.AddBoxImage()
+		start(a, 1+i)
+		agents[a.NodeName()] = a
+	}
+	return site, s, agents
+}
+
+// outside6 is where clients outside of the machines are, beside harness.OutsideIP.
+const outside6 = "fd77::1"
+
+// addressPool: a pool that is an object has addresses of both families for a Service that asks for it, which keeps to its node's pods and sees who asks. What is no address
+// is refused, and a Service whose pool goes has none.
+func addressPool(k *harness.Kube, site *harness.Site, node string) {
+	const v4, v6 = "10.77.0.210", "fd77::210"
+	object := func(addresses string) string {
+		return fmt.Sprintf("\n---\n{apiVersion: coracle.dev/v1alpha1, kind: AddressPool, metadata: {name: named}, spec: {autoAssign: false, addresses: [%s]}}\n", addresses)
+	}
+	if out, err := k.TryApply(object("10.77.0.300")); err == nil || !strings.Contains(err.Error(), "is neither an address, nor a range") {
+		k.T.Errorf("an address that is none: %v, %s", err, out)
+	}
+	k.Apply(fmt.Sprintf(`
+{apiVersion: v1, kind: Pod, metadata: {name: lone, labels: {app: lone}}, spec: {nodeName: %s, terminationGracePeriodSeconds: 0, containers: [`+boxYAML+`, command: [testbox, serve]}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: lone, annotations: {coracle.dev/load-balancer-pool: named}}, spec: {type: LoadBalancer, selector: {app: lone}, ports: [{port: 443, targetPort: 8080}],
+  ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv4, IPv6], externalTrafficPolicy: Local, allocateLoadBalancerNodePorts: false}}`, node))
+	k.Await(soon, "service/lone", conditionPath, "NoPool")
+	k.Apply(object(v4 + ", " + `"` + v6 + `"`))
+	k.Await(soon, "service/lone", ingressPath, v4+" "+v6)
+	for address, client := range map[string]string{v4: harness.OutsideIP, v6: outside6} {
+		harness.Eventually(k.T, soon, address+" answers", func() error {
+			got, err := fetch(site, address, "/peer")
+			if host, _, split := net.SplitHostPort(strings.TrimSpace(got)); err == nil && (split != nil || host != client) {
+				err = fmt.Errorf("the pod sees %q, want %s", got, client)
+			}
+			return err
+		})
+		if holder, err := holderOf(k.Server, address); err != nil || holder != node {
+			k.T.Errorf("%s answers for %s, whose pod is on %s: %v", holder, address, node, err)
+		}
+	}
+	k.Await(soon, "addresspool/named", `{.status.used}/{.status.total} {.status.conditions[?(@.type=="Ready")].status}`, "2/2 True")
+	k.T.Logf("\n%s", k.Kubectl("get", "lbpool"))
+	k.Kubectl("delete", "addresspool", "named")
+	k.Await(soon, "service/lone", conditionPath, "NoPool")
+	k.Await(soon, "service/lone", ingressPath, "")
+	k.Kubectl("delete", "service/lone", "pod/lone", "--wait=false")
+}
+
 // TestLoadBalancerPool: two Services have one port at two addresses of a pool, which answer on the network. One node at a time answers for each, whatever
 // happens to it.
 func TestLoadBalancerPool(t *testing.T) {
-	site := harness.NewSite(t)
-	s := site.NewMachine().NewServer("--disable-agent", "--load-balancer-pool", poolFirst+"-"+poolLast)
-	s.Start()
-	waitAPI(s)
-	agents := map[string]*harness.Server{}
-	for range 2 {
-		a := site.NewMachine().NewAgent(s)
-		a.AddBoxImage()
-		a.Start()
-		agents[a.NodeName()] = a
-	}
+	site, s, agents := poolSite(t)
 	for _, a := range agents {
 		harness.Eventually(t, soon, "the nodes are ready", func() error { return nodeReady(s, a) })
 	}
@@ -139,6 +198,10 @@ func TestLoadBalancerPool(t *testing.T) {
 	k.Apply(balancer("three", "d", 443, ""))
 	k.Await(soon, "service/three", conditionPath, "PoolUsedUp")
 
+	for name := range agents {
+		addressPool(k, site, name)
+		break
+	}
 	w := watchARP(t, site, poolFirst)
 	for _, a := range []string{poolFirst, poolLast} {
 		harness.Eventually(t, soon, a+" answers", func() error { return asks(site, a) })
@@ -197,9 +260,15 @@ func TestLoadBalancerPool(t *testing.T) {
 	}
 }
 
-// asks opens a connection to an address of the pool from outside and fetches a page.
+// asks fetches a page at an address of the pool from outside.
 func asks(site *harness.Site, address string) error {
-	return site.Do(func() error {
+	_, err := fetch(site, address, "/")
+	return err
+}
+
+// fetch opens a connection to an address from outside and returns the page there.
+func fetch(site *harness.Site, address, path string) (page string, err error) {
+	err = site.Do(func() error {
 		dialer := net.Dialer{Timeout: time.Second}
 		raw, err := dialer.Dial("tcp", net.JoinHostPort(address, "443")) // on this thread, and so in the site's network
 		if err != nil {
@@ -207,13 +276,15 @@ func asks(site *harness.Site, address string) error {
 		}
 		defer raw.Close()
 		_ = raw.SetDeadline(time.Now().Add(2 * time.Second))
-		if _, err := fmt.Fprintf(raw, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+		if _, err := fmt.Fprintf(raw, "GET %s HTTP/1.0\r\n\r\n", path); err != nil {
 			return err
 		}
 		answer, err := io.ReadAll(raw)
 		if err == nil && !strings.Contains(string(answer), " 200 ") {
 			err = fmt.Errorf("got %q", answer)
 		}
+		_, page, _ = strings.Cut(string(answer), "\r\n\r\n")
 		return err
 	})
+	return page, err
 }

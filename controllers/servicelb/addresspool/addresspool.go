@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package addresspool is the kind AddressPool: addresses for Services of type LoadBalancer, as an object of the API.
+//
+// It owns the definition of that kind in the cluster. What is done with the addresses is controllers/servicelb's matter.
+package addresspool
+
+import (
+	"fmt"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+// Resource is how the API calls AddressPools.
+func Resource() schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: "coracle.dev", Version: "v1alpha1", Resource: "addresspools"}
+}
+
+// AddressPool is the object; addresspool.yaml says what its fields mean.
+type AddressPool struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata"`
+
+	Spec   Spec   `json:"spec"`
+	Status Status `json:"status,omitzero"`
+}
+
+// Spec is what an operator says.
+type Spec struct {
+	Addresses         []string              `json:"addresses"`
+	AutoAssign        *bool                 `json:"autoAssign,omitempty"` // the API server makes true of nothing
+	AvoidBuggyIPs     bool                  `json:"avoidBuggyIPs,omitempty"`
+	ServiceSelector   *metav1.LabelSelector `json:"serviceSelector,omitempty"`
+	NamespaceSelector *metav1.LabelSelector `json:"namespaceSelector,omitempty"`
+	NodeSelector      *metav1.LabelSelector `json:"nodeSelector,omitempty"`
+}
+
+// Status is what has become of it.
+type Status struct {
+	Total      int64              `json:"total"`
+	Used       int64              `json:"used"`
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// Ready is the condition that says whether all of a pool counts.
+const Ready = "Ready"
+
+// From reads an object of the API. It has a copy of all that is in it.
+func From(u *unstructured.Unstructured) (*AddressPool, error) {
+	p := &AddressPool{}
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, p); err != nil {
+		return nil, fmt.Errorf("reading the AddressPool %s: %w", u.GetName(), err)
+	}
+	return p, nil
+}
+
+// WithStatus is a copy of an object with another status.
+func WithStatus(u *unstructured.Unstructured, s Status) (*unstructured.Unstructured, error) {
+	status, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&s)
+	if err != nil {
+		return nil, fmt.Errorf("writing the status of the AddressPool %s: %w", u.GetName(), err)
+	}
+	out := u.DeepCopy()
+	out.Object["status"] = status
+	return out, nil
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+const (
+	// PoolAnnotation on a Service names the pool from which it gets its addresses.
+	PoolAnnotation = "coracle.dev/load-balancer-pool"
+	// AddressesAnnotation names the addresses that it wants, with commas in between; spec.loadBalancerIP names one.
+	AddressesAnnotation = "coracle.dev/load-balancer-ips"
+	// ShareAnnotation is a word: Services of a namespace that have the same may have one address, if their ports differ.
+	ShareAnnotation = "coracle.dev/load-balancer-share"
+	// NodesAnnotation, with the value "true", gives a Service addresses of nodes although there is a pool.
+	NodesAnnotation = "coracle.dev/load-balancer-nodes"
+)
+
+// metalLB are MetalLB's names of the same annotations, which people have in their charts: the present and the former one.
+var metalLB = map[string][]string{
+	PoolAnnotation:      {"metallb.io/address-pool", "metallb.universe.tf/address-pool"},
+	AddressesAnnotation: {"metallb.io/loadBalancerIPs", "metallb.universe.tf/loadBalancerIPs"},
+	ShareAnnotation:     {"metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip"},
+}
+
+// asks is what a Service says in an annotation.
+func asks(svc *corev1.Service, annotation string) string {
+	for _, name := range append([]string{annotation}, metalLB[annotation]...) {
+		if v := strings.TrimSpace(svc.Annotations[name]); v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+// wanted are the addresses that a Service asks for.
+func wanted(svc *corev1.Service) []netip.Addr {
+	if text := asks(svc, AddressesAnnotation); text != "" {
+		words := strings.Split(text, ",")
+		for i := range words {
+			words[i] = strings.TrimSpace(words[i])
+		}
+		return parseAll(words)
+	}
+	return parseAll([]string{svc.Spec.LoadBalancerIP})
+}
+
+func parseAll(texts []string) []netip.Addr {
+	var out []netip.Addr
+	for _, t := range texts {
+		if a, err := netip.ParseAddr(t); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// hasFamily says whether an address is of one of a Service's families.
+func hasFamily(svc *corev1.Service, a netip.Addr) bool {
+	return slices.ContainsFunc(svc.Spec.IPFamilies, func(f corev1.IPFamily) bool { return of(f, a) })
+}
+
+func of(f corev1.IPFamily, a netip.Addr) bool { return a.Is4() == (f == corev1.IPv4Protocol) }
+
+// had are the addresses in a Service's status.
+func had(svc *corev1.Service) []netip.Addr {
+	var out []netip.Addr
+	for _, in := range svc.Status.LoadBalancer.Ingress {
+		out = append(out, parseAll([]string{in.IP})...)
+	}
+	return out
+}

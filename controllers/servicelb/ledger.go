@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// maxRange bounds what is looked through for a free address: an IPv6 network has more than anybody will give away.
+const maxRange = 1 << 16
+
+// ledger is who has which address of the pools while a plan is made.
+type ledger struct {
+	*State
+	barred []netip.Addr // nodes' addresses, and other ones that have an owner
+	// named are addresses that Services have among their external IPs. They are given out last, and when somebody asks for them: whoever may write Services in
+	// one namespace must not keep addresses from others, or take them away. At such an address the proxies serve the load balancer.
+	named   map[netip.Addr]bool
+	holders map[netip.Addr][]*corev1.Service
+}
+
+func (s *State) newLedger() *ledger {
+	l := &ledger{State: s, barred: slices.Clone(s.Barred), named: map[netip.Addr]bool{}, holders: map[netip.Addr][]*corev1.Service{}}
+	for _, n := range s.Nodes {
+		l.barred = append(l.barred, addresses(n)...)
+	}
+	for _, svc := range s.Services {
+		for _, a := range parseAll(svc.Spec.ExternalIPs) {
+			l.named[a] = true
+		}
+	}
+	return l
+}
+
+// cannot says why a Service cannot have an address; empty if it can.
+func (l *ledger) cannot(svc *corev1.Service, a netip.Addr) (why string) {
+	p, name := l.poolOf(a), asks(svc, PoolAnnotation)
+	switch {
+	case p == nil:
+		return fmt.Sprintf("%s is in no pool (there is: %s)", a, poolsText(l.Pools))
+	case name != "" && p.Name != name:
+		return fmt.Sprintf("%s is not in the pool %s", a, name)
+	case !l.isFor(p, svc):
+		return fmt.Sprintf("%s is in the pool %s, whose selectors leave this Service out", a, p.Name)
+	case slices.Contains(l.barred, a):
+		return fmt.Sprintf("a machine has %s", a)
+	}
+	for _, other := range l.holders[a] {
+		if why := mayShare(svc, other); why != "" {
+			return fmt.Sprintf("%s belongs to the Service %s%s", a, key(other), why)
+		}
+	}
+	return ""
+}
+
+// mayShare says what keeps two Services from having one address. With a policy of Local they need the same pods: the address is on one node.
+func mayShare(a, b *corev1.Service) (why string) {
+	word := asks(a, ShareAnnotation)
+	if word == "" || word != asks(b, ShareAnnotation) || a.Namespace != b.Namespace {
+		return ", and they have no common " + ShareAnnotation
+	}
+	for _, p := range a.Spec.Ports {
+		for _, q := range b.Spec.Ports {
+			if p.Port == q.Port && protocolOf(p.Protocol) == protocolOf(q.Protocol) {
+				return fmt.Sprintf(", which has port %d/%s too", p.Port, protocolOf(p.Protocol))
+			}
+		}
+	}
+	if (local(a) || local(b)) && (local(a) != local(b) || fmt.Sprint(a.Spec.Selector) != fmt.Sprint(b.Spec.Selector)) {
+		return ", which leads to other pods: with externalTrafficPolicy Local both need the same selector"
+	}
+	return ""
+}
+
+func (l *ledger) give(a netip.Addr, svc *corev1.Service) { l.holders[a] = append(l.holders[a], svc) }
+
+// given are the addresses that a Service has in this plan.
+func (l *ledger) given(svc *corev1.Service) []netip.Addr {
+	var out []netip.Addr
+	for a, holders := range l.holders {
+		if slices.Contains(holders, svc) {
+			out = append(out, a)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+// next is the first address of a family in one of the pools that a Service can have; the zero one if there is none. A shared one comes first.
+func (l *ledger) next(f corev1.IPFamily, svc *corev1.Service, pools []*Pool) netip.Addr {
+	var shared []netip.Addr
+	for a := range l.holders {
+		if asks(svc, ShareAnnotation) != "" && of(f, a) && slices.Contains(pools, l.poolOf(a)) && l.cannot(svc, a) == "" {
+			shared = append(shared, a)
+		}
+	}
+	if len(shared) > 0 {
+		return slices.MinFunc(shared, netip.Addr.Compare)
+	}
+	var last netip.Addr
+	for _, p := range pools {
+		for _, r := range p.Ranges {
+			if !of(f, r.First) {
+				continue
+			}
+			for a, n := r.First, 0; r.Has(a) && n < maxRange; a, n = a.Next(), n+1 {
+				switch {
+				case !p.has(a) || len(l.holders[a]) > 0 || slices.Contains(l.barred, a):
+				case !l.named[a]:
+					return a
+				case !last.IsValid():
+					last = a
+				}
+			}
+		}
+	}
+	return last
+}

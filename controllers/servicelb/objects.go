@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/dynamic/dynamicinformer"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
+	"github.com/coracle-k8s/coracle/controllers/term"
+)
+
+// objects are the cluster's AddressPools. They have an informer of their own, since it cannot list before there is the kind.
+type objects struct {
+	client   dynamic.Interface
+	log      *slog.Logger
+	informer cache.SharedIndexInformer
+	synced   cache.InformerSynced
+	absent   atomic.Bool // there is no such kind, and so no AddressPool
+}
+
+func newObjects(client dynamic.Interface, log *slog.Logger, changed cache.ResourceEventHandler) (*objects, error) {
+	o := &objects{client: client, log: log}
+	o.informer = dynamicinformer.NewFilteredDynamicInformer(client, addresspool.Resource(), metav1.NamespaceAll, 0, cache.Indexers{}, nil).Informer()
+	if err := o.informer.SetTransform(term.Trim); err != nil {
+		return nil, err
+	}
+	r, err := o.informer.AddEventHandler(changed)
+	if err != nil {
+		return nil, err
+	}
+	o.synced = r.HasSynced
+	return o, nil
+}
+
+// known says whether it is known which AddressPools there are. Before that no address may be given or taken away.
+func (o *objects) known() bool { return o.absent.Load() || o.synced() }
+
+// run defines the kind and follows its objects until ctx is done.
+func (o *objects) run(ctx context.Context) {
+	again(ctx, o.log, "load balancer: AddressPools cannot be used yet; it is tried again", func() error {
+		err := addresspool.Define(ctx, o.client)
+		if err == nil {
+			return nil
+		}
+		if there, asked := addresspool.Defined(ctx, o.client); asked == nil && !there {
+			o.absent.Store(true)
+		}
+		return err
+	})
+	if ctx.Err() == nil {
+		o.informer.RunWithContext(ctx)
+	}
+}
+
+// removeKind takes the kind away, unless somebody has written objects of it.
+func removeKind(ctx context.Context, client dynamic.Interface, log *slog.Logger) {
+	again(ctx, log, "load balancer: the definition of AddressPools cannot be removed yet; it is tried again", func() error {
+		left, err := addresspool.Remove(ctx, client)
+		if left > 0 {
+			log.Info("load balancer: it is disabled, and the definition of AddressPools stays for the sake of those that there are", "pools", left)
+		}
+		return err
+	})
+}
+
+// again calls f until it succeeds or ctx is done, and says each new trouble once.
+func again(ctx context.Context, log *slog.Logger, trouble string, f func() error) {
+	for last := ""; ; {
+		err := f()
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		if err.Error() != last {
+			last = err.Error()
+			log.Warn(trouble, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(retry):
+		}
+	}
+}
+
+func (o *objects) list() []*unstructured.Unstructured {
+	var out []*unstructured.Unstructured
+	for _, item := range o.informer.GetStore().List() {
+		if u, ok := item.(*unstructured.Unstructured); ok {
+			out = append(out, u)
+		}
+	}
+	return out
+}
+
+// pools are the objects as far as they can be read.
+func (o *objects) pools() ([]*addresspool.AddressPool, error) {
+	var out []*addresspool.AddressPool
+	for _, u := range o.list() {
+		p, err := addresspool.From(u)
+		if err != nil { // the API server has compared it with the definition: it cannot be
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// write makes the objects' status what it has to be.
+func (o *objects) write(ctx context.Context, want map[string]addresspool.Status) error {
+	for _, u := range o.list() {
+		p, err := addresspool.From(u)
+		if err != nil {
+			return err
+		}
+		status, known := want[p.Name]
+		if !known || apiequality.Semantic.DeepEqual(p.Status, status) {
+			continue
+		}
+		changed, err := addresspool.WithStatus(u, status)
+		if err != nil {
+			return err
+		}
+		if _, err := o.client.Resource(addresspool.Resource()).UpdateStatus(ctx, changed, metav1.UpdateOptions{}); err != nil {
+			return fmt.Errorf("writing the status of the AddressPool %s: %w", p.Name, err)
+		}
+	}
+	return nil
+}
+
+// objectMatters says whether an AddressPool has changed in more than its status.
+func objectMatters(old, now any) bool {
+	a, was := old.(*unstructured.Unstructured)
+	b, is := now.(*unstructured.Unstructured)
+	return !was || !is || !apiequality.Semantic.DeepEqual(a.Object["spec"], b.Object["spec"])
+}

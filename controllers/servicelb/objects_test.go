@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	dynamicfake "k8s.io/client-go/dynamic/fake"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
+	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+var definitions = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+
+func fakeObjects() *dynamicfake.FakeDynamicClient {
+	return dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
+		addresspool.Resource(): "AddressPoolList", definitions: "CustomResourceDefinitionList",
+	})
+}
+
+func poolObject(name string, addresses ...any) *unstructured.Unstructured {
+	return &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "coracle.dev/v1alpha1", "kind": "AddressPool", "metadata": map[string]any{"name": name}, "spec": map[string]any{"addresses": addresses},
+	}}
+}
+
+// awaitWatch waits until AddressPools are watched: a fake tells of nothing that was before.
+func awaitWatch(t *testing.T, client *dynamicfake.FakeDynamicClient) {
+	t.Helper()
+	testenv.Eventually(t, time.Minute, "AddressPools are watched", func() error {
+		if !slices.ContainsFunc(client.Actions(), func(a clienttesting.Action) bool { return a.Matches("watch", "addresspools") }) {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+}
+
+func TestControllerFollowsAddressPools(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	ctx, node := t.Context(), testNode("a", "10.0.0.1")
+	node.Annotations = map[string]string{lbholders.NetworksAnnotation: "10.0.0.0/24"}
+	client, objects := fake.NewClientset(testService("web", 0), node), fakeObjects()
+	with := func(o *Options) { o.Dynamic, o.Alive = objects, func(string) bool { return true } }
+	events, stop := run(t, client, false, with)
+	awaitAddresses(t, client, "web", "10.0.0.1")
+	awaitWatch(t, objects)
+
+	pools := objects.Resource(addresspool.Resource())
+	if _, err := pools.Create(ctx, poolObject("office", "10.0.0.200"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	awaitAddresses(t, client, "web", "10.0.0.200")
+	testenv.Eventually(t, time.Minute, "the pool says that it is used", func() error {
+		u, err := pools.Get(ctx, "office", metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		p, err := addresspool.From(u)
+		if err == nil && (p.Status.Used != 1 || p.Status.Total != 1 || len(p.Status.Conditions) != 1 || p.Status.Conditions[0].Status != metav1.ConditionTrue) {
+			err = fmt.Errorf("%+v", p.Status)
+		}
+		return err
+	})
+	if _, err := pools.Update(ctx, poolObject("office", "10.0.0.205"), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	awaitAddresses(t, client, "web", "10.0.0.205")
+	for said := false; !said; {
+		select {
+		case e := <-events:
+			said = strings.HasPrefix(e, corev1.EventTypeWarning+" AddressTakenAway") && strings.Contains(e, "10.0.0.200")
+		case <-time.After(time.Minute):
+			t.Fatal("no event says that an address was taken away")
+		}
+	}
+	stop()
+
+	// Disabled, the definition stays for the sake of the pool, and then goes.
+	_, stop = run(t, client, true, with)
+	awaitAddresses(t, client, "web", "none")
+	stop()
+	definition, err := addresspool.Definition()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := objects.Resource(definitions).Get(ctx, definition.GetName(), metav1.GetOptions{}); err != nil {
+		t.Errorf("the definition went, and the pool with it: %v", err)
+	}
+	if err := pools.Delete(ctx, "office", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	_, stop = run(t, client, true, with)
+	testenv.Eventually(t, time.Minute, "the definition goes", func() error {
+		_, err := objects.Resource(definitions).Get(ctx, definition.GetName(), metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return fmt.Errorf("it is there: %w", err)
+	})
+	stop()
+}
+
+// TestUnknownPoolsTakeNothingAway: as long as it cannot be said which AddressPools there are, no Service loses an address.
+func TestUnknownPoolsTakeNothingAway(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	ctx := t.Context()
+	client, objects := fake.NewClientset(testService("web", 0, having("10.0.0.200")), testNode("a", "10.0.0.1")), fakeObjects()
+	if err := addresspool.Define(ctx, objects); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := objects.Resource(addresspool.Resource()).Create(ctx, poolObject("office", "10.0.0.200-10.0.0.201"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan struct{}, 100)
+	broken := true
+	objects.PrependReactor("list", "addresspools", func(clienttesting.Action) (bool, runtime.Object, error) {
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+		if broken { // guarded by the fake's lock
+			broken = len(asked) < 3
+			return true, nil, apierrors.NewInternalError(errors.New("a test's"))
+		}
+		return false, nil, nil
+	})
+	_, stop := run(t, client, false, func(o *Options) { o.Dynamic, o.Alive = objects, func(string) bool { return true } })
+	awaitHolder(t, client, "10.0.0.200", "") // written after all of it, for nobody: the node says nothing of its networks
+	for _, a := range client.Actions() {
+		if a.Matches("update", "services/status") || a.Matches("update", "services") {
+			u, _ := a.(clienttesting.UpdateAction)
+			if s, ok := u.GetObject().(*corev1.Service); ok && ingressText(s.Status.LoadBalancer) != "10.0.0.200" {
+				t.Errorf("the Service had %s meanwhile", ingressText(s.Status.LoadBalancer))
+			}
+		}
+	}
+	stop()
+}
