@@ -12,6 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/lbpool"
 	"github.com/coracle-k8s/coracle/server"
 )
 
@@ -36,6 +37,12 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 		return o, err
 	}
 	o.Cluster, o.NodePortRange, o.EncryptResources, o.Join = joined.Settings, joined.NodePortRange, joined.EncryptResources, joined.Peers
+	if b := joined.Settings.Balancer; b != nil {
+		if o.LBPool, err = lbpool.Parse(b.Pool); err != nil {
+			return o, fmt.Errorf("the cluster's --load-balancer-pool: %w", err)
+		}
+		o.DisableServiceLB = b.Disabled
+	}
 	if c.ServerURL != nil {
 		o.Join = append(o.Join, c.ServerURL.Host)
 	}
@@ -45,6 +52,9 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 // contradictions finds settings that were given on this server and are not the cluster's.
 func contradictions(c *config.Server, j *server.Joined) error {
 	own := clusterSettings(c)
+	if j.Settings.Balancer == nil { // of a cluster that says nothing of it
+		own.Balancer = nil
+	}
 	var errs []error
 	for _, s := range []struct{ flag, own, cluster string }{
 		{"cluster-cidr", cluster.FlagValue(own.PodCIDRs), cluster.FlagValue(j.Settings.PodCIDRs)},
@@ -58,9 +68,14 @@ func contradictions(c *config.Server, j *server.Joined) error {
 		{"default-toleration-seconds", fmt.Sprint(own.Toleration()), fmt.Sprint(j.Settings.Toleration())},
 		{"disable-kube-proxy", fmt.Sprint(own.NoServiceProxy), fmt.Sprint(j.Settings.NoServiceProxy)},
 		{"disable", disabledParts(own), disabledParts(j.Settings)},
+		{"load-balancer-pool", poolText(own), poolText(j.Settings)},
 	} {
 		if s.own != s.cluster && slices.Contains(c.Given, s.flag) {
-			errs = append(errs, fmt.Errorf("--%s: this server was given %q, and the cluster that it belongs to has %q; leave it out", s.flag, s.own, s.cluster))
+			err := fmt.Errorf("--%s: this server was given %q, and the cluster that it belongs to has %q; leave it out", s.flag, s.own, s.cluster)
+			if s.flag == "load-balancer-pool" {
+				err = fmt.Errorf("%w. Other addresses are given out by AddressPools; one with the name default takes the flag's place", err)
+			}
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
@@ -75,5 +90,15 @@ func disabledParts(s cluster.Settings) string {
 	if s.NoNetworkPolicy {
 		out = append(out, config.PartNetworkPolicy)
 	}
+	if s.Balancer != nil && s.Balancer.Disabled {
+		out = append(out, config.PartServiceLB)
+	}
 	return strings.Join(out, ",")
+}
+
+func poolText(s cluster.Settings) string {
+	if s.Balancer == nil {
+		return ""
+	}
+	return strings.Join(s.Balancer.Pool, ",")
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/lbpool"
 	"github.com/coracle-k8s/coracle/server"
 )
 
@@ -50,6 +51,20 @@ func TestContradictions(t *testing.T) {
 	own = c("10.42.0.0/16", "secrets-encryption", "disable")
 	own.EncryptResources, own.Disable = nil, []string{config.PartDNS}
 	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), "--secrets-encryption") || !strings.Contains(err.Error(), "--disable") {
+		t.Error(err)
+	}
+	own = c("10.42.0.0/16", "load-balancer-pool")
+	own.LBPool = []lbpool.Range{{First: netip.MustParseAddr("192.0.2.1"), Last: netip.MustParseAddr("192.0.2.9")}}
+	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--load-balancer-pool: this server was given "192.0.2.1-192.0.2.9", and the cluster that it belongs to has ""`) {
+		t.Error(err)
+	}
+	own.Given, own.Disable = []string{"disable"}, []string{config.PartServiceLB}
+	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--disable: this server was given "servicelb", and the cluster that it belongs to has ""`) {
+		t.Error(err)
+	}
+	own.Given = append(own.Given, "load-balancer-pool")
+	joined.Settings.Balancer = nil // of a cluster that began before it was asked
+	if err := contradictions(own, joined); err != nil {
 		t.Error(err)
 	}
 }

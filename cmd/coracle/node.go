@@ -15,6 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/credentials"
+	"github.com/coracle-k8s/coracle/internal/lbpool"
 	"github.com/coracle-k8s/coracle/internal/reach"
 	"github.com/coracle-k8s/coracle/server"
 )
@@ -111,6 +112,7 @@ func clusterSettings(c *config.Server) cluster.Settings {
 		NoNetworkPolicy:   c.Disabled(config.PartNetworkPolicy),
 		Liveness:          cluster.ByConnection,
 		TolerationSeconds: c.TolerationSeconds,
+		Balancer:          &cluster.Balancer{Disabled: c.Disabled(config.PartServiceLB), Pool: lbpool.Texts(c.LBPool)},
 	}
 	if !c.Disabled(config.PartDNS) {
 		s.DNS = c.ClusterDNS

@@ -30,6 +30,8 @@ type Settings struct {
 	// NetworkBackend is how packets reach the pods of other nodes. Empty is what clusters have that began before there was
 	// this setting: see Backend.
 	NetworkBackend string `json:"networkBackend,omitempty"`
+	// Balancer says what Services of type LoadBalancer get. It is nil in clusters that began before there was this setting: there each server goes by its own.
+	Balancer *Balancer `json:"balancer,omitempty"`
 	// Liveness says how the death of a node is noticed.
 	Liveness Liveness `json:"liveness"`
 	// TolerationSeconds is for how long pods stay on a node that is not ready or not heard of, unless they say something else. 0 is
@@ -37,6 +39,14 @@ type Settings struct {
 	TolerationSeconds int `json:"tolerationSeconds,omitempty"`
 	// VIPs are the cluster's virtual addresses when a server joins, at most one of each family. They may change later, see VIPConfigMap.
 	VIPs []netip.Addr `json:"vips,omitempty"`
+}
+
+// Balancer is what a cluster says of Services of type LoadBalancer.
+type Balancer struct {
+	// Disabled leaves them to another load balancer.
+	Disabled bool `json:"disabled,omitempty"`
+	// Pool are the addresses of the pool that is no object of the API, as internal/lbpool reads them.
+	Pool []string `json:"pool,omitempty"`
 }
 
 // DefaultTolerationSeconds is longer than a machine takes to start again, so that a restart moves no pods

@@ -100,7 +100,7 @@ type Logging struct {
 // clusterWide are settings in which all servers have to agree.
 var clusterWide = []string{
 	"cluster-cidr", "service-cidr", "service-node-port-range", "cluster-dns", "cluster-domain", "secrets-encryption", "encrypt-resources",
-	"disable", "disable-kube-proxy", "default-toleration-seconds", "network-backend",
+	"disable", "disable-kube-proxy", "default-toleration-seconds", "network-backend", "load-balancer-pool",
 }
 
 func (r *reader) server(h Host) Server {
