@@ -35,19 +35,22 @@ build_runc() {
   CC=$cc CGO_ENABLED=1 GOOS=linux GOARCH=$arch "$GO" build "${flags[@]}" ${TRIMPATH:+-trimpath} -o "$stage/runc" github.com/opencontainers/runc
 }
 
-build_pause() {
+# build_small FILE SOURCE: a program without a C library.
+build_small() {
+  rm -f "$1" # it may be a link
   "$(c_compiler "$arch")" -Os -static -nostdlib -ffreestanding -fno-stack-protector -fno-asynchronous-unwind-tables -fno-pie -no-pie \
-    -Wall -Wextra -Werror -Wl,--build-id=none -Wl,-z,norelro -Wl,-z,noseparate-code -Wl,-z,max-page-size=65536 -s \
-    -o "$work/pause" cmd/pause/pause.c
+    -fno-tree-loop-distribute-patterns -Wall -Wextra -Werror -Wl,--build-id=none -Wl,-z,norelro -Wl,-z,noseparate-code \
+    -Wl,-z,max-page-size=65536 -s -o "$1" "$2"
 }
 
 say "building the programs that coracle carries for $arch: runc, shim, kubectl and others"
 go_program coracle-helper cmd/coracle-helper ""
 go_program coracle-tools cmd/coracle-tools "$TOOLS_LDFLAGS"
 (build_runc)
-build_pause
+build_small "$work/pause" cmd/pause/pause.c
+build_small "$stage/nft" cmd/nft/nft.c
 packaging/nft-bundle.sh "$arch" "$work/nft" "$stage/nftables"
-for link in containerd-shim-runc-v2 coracle-cni nft; do ln -sfn coracle-helper "$stage/$link"; done
+for link in containerd-shim-runc-v2 coracle-cni; do ln -sfn coracle-helper "$stage/$link"; done
 for link in kubectl ctr; do ln -sfn coracle-tools "$stage/$link"; done
 
 "$GO" run -buildvcs=false ./internal/carried/pack -stage "$stage" -out "internal/carried/files/$arch" -cache "$work/../zst" \

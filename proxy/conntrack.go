@@ -22,7 +22,7 @@ type limit struct {
 func conntrackLimits(cores int) []limit {
 	entries := min(max(131_072, 32_768*cores), 1_048_576)
 	return []limit{
-		// When the table is full, new connections of the whole node are dropped. A small board's kernel has room for 16,000. Of the host's own namespace alone.
+		// When the table is full, new connections of the whole node are dropped. A machine of 1 GB has room for 8,000. Of the host's own namespace alone.
 		{"proc/sys/net/netfilter/nf_conntrack_max", entries, false},
 		{"sys/module/nf_conntrack/parameters/hashsize", entries / 4, false},
 		// Five days after a machine vanished its connections would still have their places.

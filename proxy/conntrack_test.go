@@ -17,7 +17,7 @@ func TestConntrackLimits(t *testing.T) {
 		have, want map[string]string
 	}{
 		{"a board's kernel", 4, map[string]string{
-			netfilter + "max": "16384\n", "sys/module/nf_conntrack/parameters/hashsize": "4096\n",
+			netfilter + "max": "8192\n", "sys/module/nf_conntrack/parameters/hashsize": "8192\n",
 			netfilter + "tcp_timeout_established": "432000\n", netfilter + "tcp_timeout_close_wait": "60\n",
 		}, map[string]string{
 			netfilter + "max": "131072", "sys/module/nf_conntrack/parameters/hashsize": "32768",

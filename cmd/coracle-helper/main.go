@@ -5,8 +5,7 @@
 // called it is
 //
 //   - containerd-shim-runc-v2: upstream's runc shim, one process for each pod, which outlives the agent (shim.go);
-//   - coracle-cni: the CNI plugin, which passes its call on to the agent;
-//   - nft: the carried nft program, run through the loader and libraries that lie beside it (nft.go).
+//   - coracle-cni: the CNI plugin, which passes its call on to the agent.
 //
 // It is linked statically and holds no logic of the cluster.
 package main
@@ -25,15 +24,11 @@ func main() {
 	switch name := filepath.Base(os.Args[0]); {
 	case name == "coracle-cni":
 		os.Exit(plugin.Run(context.Background(), plugin.Options{Getenv: os.Getenv, Stdin: os.Stdin, Stdout: os.Stdout}))
-	case name == "nft":
-		err := runNFT(os.Args[1:])
-		fmt.Fprintln(os.Stderr, "nft:", err)
-		os.Exit(1)
 	case name == "containerd-shim-runc-v2" || slices.Contains(os.Args, "-namespace"):
 		// The shim starts itself again by the path of its executable, which has lost the name if that was a symbolic link.
 		runShim()
 	default:
-		fmt.Fprintln(os.Stderr, "coracle-helper: call it by one of its names: containerd-shim-runc-v2, coracle-cni, nft. It is coracle that does.")
+		fmt.Fprintln(os.Stderr, "coracle-helper: call it by one of its names: containerd-shim-runc-v2, coracle-cni. It is coracle that does.")
 		os.Exit(2)
 	}
 }

@@ -27,8 +27,8 @@ const PauseImage = "docker.io/coracle/pause:1"
 // ErrNotCarried says that this binary was built without its helper programs.
 var ErrNotCarried = errors.New("this binary was built without its carried programs; build it with: make build")
 
-// Dir is an unpacked set. It has runc, coracle-helper (also by the names containerd-shim-runc-v2, coracle-cni and nft),
-// coracle-tools (also kubectl and ctr), pause.tar, and the folder nftables/ that coracle-helper runs nft from.
+// Dir is an unpacked set. It has runc, coracle-helper (also by the names containerd-shim-runc-v2 and coracle-cni),
+// coracle-tools (also kubectl and ctr), pause.tar, and nft with the folder nftables/ that it runs from.
 type Dir struct {
 	// Path is <data directory>/bin/<content hash>. Programs found by it stay the same as long as they run.
 	Path string
@@ -97,8 +97,8 @@ func readIndex(src fs.FS) (x index.Index, text []byte, err error) {
 	return x, text, err
 }
 
-// UnpackSome unpacks the files that want chooses by their paths into the new folder dir. It is for tests, which need a
-// program or two; a node needs the whole set: Unpack.
+// UnpackSome unpacks the files that want chooses by their paths, and what they are links to, into the new folder dir. It is for tests,
+// which need a program or two; a node needs the whole set: Unpack.
 func UnpackSome(dir string, want func(path string) bool) error {
 	sub, err := fs.Sub(embedded, embeddedRoot)
 	if err != nil {
@@ -108,12 +108,16 @@ func UnpackSome(dir string, want func(path string) bool) error {
 	if err != nil {
 		return err
 	}
-	return write(sub, slices.DeleteFunc(x, func(e index.Entry) bool { return !want(e.Path) }), dir)
+	linked := map[string]bool{}
+	for _, e := range x {
+		linked[e.Link] = linked[e.Link] || want(e.Path)
+	}
+	return write(sub, slices.DeleteFunc(x, func(e index.Entry) bool { return !want(e.Path) && !linked[e.Path] }), dir)
 }
 
 // ForNFT chooses the carried nft for UnpackSome.
 func ForNFT(path string) bool {
-	return path == "nft" || path == "coracle-helper" || filepath.Dir(path) == "nftables"
+	return path == "nft" || filepath.Dir(path) == "nftables"
 }
 
 // hold takes the shared lock. It is false when what it locked is no longer what the path names.

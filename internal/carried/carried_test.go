@@ -300,6 +300,7 @@ func TestCarried(t *testing.T) {
 		{d.File("runc"), "--version"},
 		{d.File("kubectl"), "version", "--client"},
 		{d.File("ctr"), "--version"},
+		{d.File("nft"), "--version"},
 		{d.File("nftables/ld.so"), "--library-path", d.File("nftables"), "--argv0", "nft", d.File("nftables/nft"), "--version"},
 	} {
 		out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput()
