@@ -174,7 +174,7 @@ func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomi
 // tunnels are told which networks the node's pods have once that is known.
 func (o Options) tunnels(podCIDRs *atomic.Pointer[func() []netip.Prefix]) tunnels.Options {
 	return tunnels.Options{
-		Servers: o.Servers, Answered: o.ServerAnswered, NodePair: o.NodePair, ServerCAFile: o.ServerCAFile, NodeIPs: o.NodeIPs, Logger: o.Logger,
+		Servers: o.Servers, Answered: o.ServerAnswered, Ended: o.ServerEnded, NodePair: o.NodePair, ServerCAFile: o.ServerCAFile, NodeIPs: o.NodeIPs, Logger: o.Logger,
 		PodCIDRs: func() []netip.Prefix {
 			if f := podCIDRs.Load(); f != nil {
 				return (*f)()

@@ -89,6 +89,8 @@ type Options struct {
 	Servers func() []string
 	// ServerAnswered, when set, is told each time that one of them has answered; see tunnels.Options.
 	ServerAnswered func(server string, itself bool)
+	// ServerEnded, when set, is told each time that one of them has ended its connection.
+	ServerEnded func(server string)
 	// NodePair and ServerCAFile are the credentials for that: the node's certificate with its key, and the servers' authority.
 	NodePair, ServerCAFile string
 	// WaitAPI, when set, is called when containerd is up and before what needs the API server starts, so that both can

@@ -63,6 +63,10 @@ func (s *Store) openRaft(ctx context.Context) error {
 	return nil
 }
 
+// Stalled returns how long the oldest write that waits for the disk has been doing so, 0
+// if there is none. Until it ends this server learns of no newer write.
+func (s *Store) Stalled() time.Duration { return s.dir.Stalled() }
+
 func (s *Store) hung() bool { return s.dir.Stalled() > hungAfter }
 
 func (s *Store) dial(ctx context.Context, address string) (net.Conn, error) {

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/internal/tunnel"
+	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/liveness"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/tunnels"
@@ -33,6 +35,11 @@ const (
 	reachSoon              = 15
 	// reachPatience bounds one try.
 	reachPatience = 2 * time.Second
+	// hangsAfter is how long a write may wait for the disk before nodes are sent to another server. Requests here wait as long; but a disk
+	// that is merely slow must not break off what goes on between nodes and this server.
+	hangsAfter = 3 * time.Second
+	// lookAtDisk is how often that is looked at.
+	lookAtDisk = 500 * time.Millisecond
 )
 
 func (s *Server) newTunnels() (*tunnels.Table, error) {
@@ -50,6 +57,7 @@ func (s *Server) serveNodes(ctx context.Context) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	running.Go(func() { s.reachNodes(ctx) })
+	running.Go(func() { s.sendNodesAway(ctx) })
 	running.Go(func() {
 		l := s.peers.ListenerFor(liveness.Protocol, s.port.Route(liveness.Protocol))
 		if err := liveness.Answer(ctx, l, s.findNode); err != nil {
@@ -58,6 +66,32 @@ func (s *Server) serveNodes(ctx context.Context) {
 	})
 	if err := s.tunnels.Run(ctx); err != nil {
 		s.log.Error("nodes cannot connect any more; those that the server can reach are reached directly", "error", err)
+	}
+}
+
+// sendNodesAway hangs up on nodes while this server's disk hangs and another server leads, until ctx is done: all that they ask for here
+// would wait for the disk.
+func (s *Server) sendNodesAway(ctx context.Context) {
+	ticker := time.NewTicker(lookAtDisk)
+	defer ticker.Stop()
+	for away := false; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		store := s.opened.Load()
+		stalled := store.Stalled()
+		hangs := stalled > hangsAfter && slices.ContainsFunc(store.Members(), func(m raftstore.Member) bool { return m.Leader && !m.Self })
+		if hangs == away {
+			continue
+		}
+		if away = hangs; away {
+			s.log.Warn("this server's disk hangs: nodes are sent to another server until it works again", "for", stalled.Round(time.Second))
+		} else {
+			s.log.Info("this server's disk works again: nodes are welcome")
+		}
+		s.tunnels.HangUp(away)
 	}
 }
 

@@ -53,6 +53,15 @@ func (b *Balancer) Answered(server string, itself bool) {
 	b.note(server, proof{itself: itself, doubted: b.proved[server].doubted})
 }
 
+// Ended says that a server has ended the node's connection. A server whose disk hangs does so, and would keep all requests waiting: if another
+// one answers, what went to this one goes there at once.
+func (b *Balancer) Ended(server string) {
+	if other := b.otherAnswers(server); other != "" {
+		b.o.Logger.Info("a server has hung up on this node; what went to it goes to another one", "server", server, "other", other)
+		b.drop(server)
+	}
+}
+
 // doubt says that a server has closed a connection without a word, as one does whose API server stops or has not begun: it has to show itself before
 // the next connection is opened. It counts as heard nevertheless, and keeps the connections that it has: a program on this machine that sends what
 // is no TLS brings this about too.

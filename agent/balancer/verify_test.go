@@ -115,6 +115,20 @@ func TestSilentServer(t *testing.T) {
 	wantAnswer(t, b, "three")
 }
 
+// TestServerHangsUp: a server that ends the node's own connection is left if the node hears another one, and kept if not.
+func TestServerHangsUp(t *testing.T) {
+	one, two, b := twoServers(t)
+	idle := wantAnswer(t, b, "one")
+	b.Ended(one.address)
+	wantAnswer(t, b, "one")
+	for b.Servers()[0] == one.address { // what answered a moment ago may be too long ago on a busy machine
+		b.Answered(two.address, true)
+		b.Ended(one.address)
+	}
+	ended(t, idle)
+	wantAnswer(t, b, "two")
+}
+
 // reasons has the lines of a log.
 type reasons chan string
 

@@ -32,7 +32,7 @@ const (
 	lasting = 10 * time.Second
 )
 
-// Options are all required but PodCIDRs, Answered, Now and Logger.
+// Options are all required but PodCIDRs, Answered, Ended, Now and Logger.
 type Options struct {
 	// Servers lists the servers as host:port.
 	Servers func() []string
@@ -45,6 +45,8 @@ type Options struct {
 	// Answered is told each time that a server has answered, once a second while it does. itself says that the server's certificate
 	// names that address: nobody has passed the connection on. It must not block.
 	Answered func(server string, itself bool)
+	// Ended is told each time that a connection to a server has ended. It must not block.
+	Ended func(server string)
 	// Now is the time at which a server's certificate is checked; nil means time.Now.
 	Now    func() time.Time
 	Logger *slog.Logger
@@ -102,6 +104,9 @@ func (o *Options) keep(ctx context.Context, server string) {
 			began := time.Now()
 			itself = servercert.NamesAddress(c.ConnectionState(), server)
 			err = node.Serve(ctx, c)
+			if o.Ended != nil && ctx.Err() == nil {
+				o.Ended(server)
+			}
 			if time.Since(began) > lasting {
 				pause, last = firstPause, ""
 			}

@@ -154,6 +154,7 @@ func TestRun(t *testing.T) {
 	for _, s := range strangers {
 		servers = append(servers, s.address)
 	}
+	ended := make(chan string, 1) // the first one counts
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
@@ -166,7 +167,13 @@ func TestRun(t *testing.T) {
 			},
 			NodePair: pair, ServerCAFile: node.CA, NodeIPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")},
 			PodCIDRs: func() []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")} },
-			Logger:   slog.New(slog.DiscardHandler),
+			Ended: func(server string) {
+				select {
+				case ended <- server:
+				default:
+				}
+			},
+			Logger: slog.New(slog.DiscardHandler),
 		})
 	}()
 	defer func() {
@@ -189,6 +196,9 @@ func TestRun(t *testing.T) {
 
 	// It comes back after a connection that has broken off, to servers that are new, and leaves those that are gone.
 	_ = s.Close()
+	if server := <-ended; server != first.address {
+		t.Errorf("it is told that the connection to %s has ended", server)
+	}
 	testenv.Eventually(t, 2*time.Minute, "the node comes again", func() error {
 		first.mu.Lock()
 		defer first.mu.Unlock()

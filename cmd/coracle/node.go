@@ -34,6 +34,8 @@ type node struct {
 	servers func() []string
 	// answered, when set, is told each time that one of them has answered.
 	answered func(server string, itself bool)
+	// ended, when set, is told each time that one of them has ended the node's connection.
+	ended func(server string)
 	// reach finds out which other nodes this one cannot reach; gossip tells it where to look.
 	reach *reach.Watch
 	// podSubnets is told of the node's.
@@ -82,7 +84,7 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 		Snapshotter: n.machine.Snapshotter, KubeletArgs: n.machine.KubeletArgs,
 		LeaseDuration: n.cluster.Liveness.Lease,
 		WaitAPI:       n.waitAPI,
-		Servers:       n.servers, ServerAnswered: n.answered, NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
+		Servers:       n.servers, ServerAnswered: n.answered, ServerEnded: n.ended, NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
 		DisablePolicies: n.cluster.NoNetworkPolicy,
 		DisableProxy:    n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
 		PodSubnets: n.podSubnets, Reach: n.reach,

@@ -59,9 +59,10 @@ type Table struct {
 
 	arrived chan struct{} // one token: who takes it looks at all nodes
 
-	mu    sync.Mutex
-	nodes map[string]*entry
-	owner Owner
+	mu     sync.Mutex
+	nodes  map[string]*entry
+	owner  Owner
+	closed bool // no node is wanted now
 }
 
 // entry is what is known of a node.
@@ -169,6 +170,9 @@ func nodeOf(s tls.ConnectionState) (string, error) {
 func (t *Table) add(node string, s *tunnel.Session, from string) (remove func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.closed {
+		go func() { _ = s.Close() }() // it may take a moment; its own goroutine removes it
+	}
 	e := t.nodes[node]
 	if e == nil {
 		e = &entry{}
@@ -257,6 +261,22 @@ func (t *Table) Forget(gone func(node string) bool) {
 }
 
 // session is the newest of a node's connections.
+// HangUp ends all connections, and those that come later, until it is called with false. A node that this server hangs up on
+// turns to another one.
+func (t *Table) HangUp(on bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closed = on
+	if !on {
+		return
+	}
+	for _, e := range t.nodes {
+		for _, s := range e.sessions {
+			go func() { _ = s.Close() }() // it may take a moment; its own goroutine removes it
+		}
+	}
+}
+
 func (t *Table) session(node string) *tunnel.Session {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -240,6 +240,29 @@ func TestConnectionsOfOneNode(t *testing.T) {
 	}
 }
 
+// TestHangUp: nodes are hung up on, those that come later too, until they are welcome again.
+func TestHangUp(t *testing.T) {
+	f := newFixture(t)
+	f.node("n1", "10.0.0.1")
+	f.table.HangUp(true)
+	closed := func(name string) {
+		testenv.Eventually(t, 2*time.Minute, name+" is hung up on", func() error {
+			if c, ok := f.table.Contact(name); !ok || c.Open {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+	}
+	closed("n1")
+	conn := f.connect(f.pair(f.pki.Node(t.TempDir(), "n2")))
+	if _, err := io.Copy(io.Discard, conn); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Log(err) // however the connection ends
+	}
+	closed("n2")
+	f.table.HangUp(false)
+	f.node("n2", "10.0.0.2")
+}
+
 // TestForget: of a node that is gone nothing is left, and one that has moved counts as never reached.
 func TestForget(t *testing.T) {
 	table := &Table{nodes: map[string]*entry{}, arrived: make(chan struct{}, 1)}
