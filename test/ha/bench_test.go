@@ -85,6 +85,18 @@ func TestFailover(t *testing.T) {
 	stop()
 }
 
+// TestStalledDiskFailover measures the same when the disk of the server that leads stalls.
+func TestStalledDiskFailover(t *testing.T) {
+	c := NewPrepared(t, 3, 1, (*harness.Server).AddDisk)
+	ns := "bench"
+	if _, err := c.Ask(c.Servers[0]).CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Printf("\n| leader's end | times | p50 ms | most ms |\n| --- | --- | --- | --- |\n")
+	c.failovers(t, ns, "its disk stalls", func(s *harness.Server) (undo func()) { return s.StallDisk() })
+	fmt.Printf("load at the end: %s\n", load())
+}
+
 func (c *Cluster) failovers(t *testing.T, ns, name string, fault func(*harness.Server) func()) {
 	t.Helper()
 	var atServer, atAgent, loops []time.Duration

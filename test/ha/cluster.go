@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -42,14 +41,22 @@ type Cluster struct {
 	Site    *harness.Site
 	Servers []*harness.Server // without nodes
 	Agents  []*harness.Server
-	config  *rest.Config // the admin's, without an address
+	prepare func(server *harness.Server) // before its first start
+	config  *rest.Config                 // the admin's, without an address
 }
 
 // New starts a cluster and waits until every server votes (as far as their number is odd) and every node is ready.
 func New(t testing.TB, servers, agents int) *Cluster {
 	t.Helper()
-	c := &Cluster{T: t, Site: harness.NewSite(t)}
+	return NewPrepared(t, servers, agents, func(*harness.Server) {})
+}
+
+// NewPrepared is New, and does something to each server before its first start.
+func NewPrepared(t testing.TB, servers, agents int, prepare func(server *harness.Server)) *Cluster {
+	t.Helper()
+	c := &Cluster{T: t, Site: harness.NewSite(t), prepare: prepare}
 	first := c.Site.NewMachine().NewServer("--disable-agent")
+	prepare(first)
 	first.Start()
 	harness.Eventually(t, soon, "the first server's API", func() error {
 		_, err := first.TryKubectl("get", "--raw", "/readyz")
@@ -78,6 +85,7 @@ func New(t testing.TB, servers, agents int) *Cluster {
 func (c *Cluster) Join() *harness.Server {
 	c.T.Helper()
 	s := c.Site.NewMachine().NewPeer(c.Servers[0], "--disable-agent")
+	c.prepare(s)
 	s.Start()
 	c.Servers = append(c.Servers, s)
 	return s
@@ -105,14 +113,43 @@ func (c *Cluster) Ask(s *harness.Server) *kubernetes.Clientset {
 }
 
 // StoreStatus asks the store of a server's own process, which answers without a majority.
-func StoreStatus(ctx context.Context, s *harness.Server) (*clientv3.StatusResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+func StoreStatus(ctx context.Context, s *harness.Server) (status *clientv3.StatusResponse, err error) {
+	err = atStore(ctx, s, 2*time.Second, func(ctx context.Context, c *clientv3.Client, address string) (err error) {
+		status, err = c.Status(ctx, address)
+		return err
+	})
+	return status, err
+}
+
+// Lead makes a server lead.
+func (c *Cluster) Lead(s *harness.Server) {
+	c.T.Helper()
+	harness.Eventually(c.T, soon, fmt.Sprintf("machine %d leads", s.Number), func() error {
+		leader, _, err := c.Leader(c.T.Context(), c.Servers)
+		if err != nil || leader == s {
+			return err
+		}
+		to, err := StoreStatus(c.T.Context(), s)
+		if err != nil {
+			return err
+		}
+		err = atStore(c.T.Context(), leader, askTimeout, func(ctx context.Context, c *clientv3.Client, _ string) error {
+			_, err := c.MoveLeader(ctx, to.Header.MemberId)
+			return err
+		})
+		return errors.Join(err, fmt.Errorf("machine %d led", leader.Number))
+	})
+}
+
+// atStore calls the store of a server's own process.
+func atStore(ctx context.Context, s *harness.Server, within time.Duration, call func(ctx context.Context, c *clientv3.Client, address string) error) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	socket := filepath.Join(s.DataDir, "run", "store.sock")
+	socket := s.Seen("run", "store.sock")
 	if c, err := net.Dial("unix", socket); err != nil { // gRPC would try again and again
-		return nil, err
+		return err
 	} else if err := c.Close(); err != nil {
-		return nil, err
+		return err
 	}
 	dial := grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
@@ -120,10 +157,10 @@ func StoreStatus(ctx context.Context, s *harness.Server) (*clientv3.StatusRespon
 	const address = "127.0.0.1:1" // not used
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{address}, Context: ctx, Logger: zap.NewNop(), DialOptions: []grpc.DialOption{dial}})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer client.Close()
-	return client.Status(ctx, address)
+	return call(ctx, client, address)
 }
 
 // Leader is the server that leads in the newest term that those have which are asked.

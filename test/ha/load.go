@@ -204,11 +204,18 @@ type Asker struct {
 	Name string
 	ask  func(ctx context.Context) error
 
-	mu      sync.Mutex
-	asked   int
-	retried int
-	failed  []Failure
-	steady  int // how many had an answer since the last failure
+	mu       sync.Mutex
+	asked    int
+	retried  int
+	failed   []Failure
+	answered []answered
+	steady   int // how many had an answer since the last failure
+}
+
+// answered is when a request was begun that had an answer, perhaps when it was sent once more, and how long that took.
+type answered struct {
+	began time.Time
+	took  time.Duration
 }
 
 // Failure is a request that failed twice.
@@ -252,6 +259,7 @@ func (a *Asker) Run(ctx context.Context) {
 			a.failed, a.steady = append(a.failed, Failure{began, err}), 0
 		} else {
 			a.steady++
+			a.answered = append(a.answered, answered{began, time.Since(began)})
 		}
 		a.mu.Unlock()
 		select {
@@ -266,6 +274,22 @@ func (a *Asker) Failed() (failed []Failure, asked, retried int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return append([]Failure(nil), a.failed...), a.asked, a.retried
+}
+
+// Answered is how many requests that were begun after a moment have had an answer, and how long the slowest one took of those that were under way then or
+// were begun later.
+func (a *Asker) Answered(after time.Time) (n int, slowest time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, one := range a.answered {
+		if one.began.After(after) {
+			n++
+		}
+		if one.began.Add(one.took).After(after) {
+			slowest = max(slowest, one.took)
+		}
+	}
+	return n, slowest
 }
 
 // Steady is how many requests in a row have had an answer, up to the newest one.

@@ -28,6 +28,8 @@ type Server struct {
 	Kubeconfig string
 	Log        string // path: what the process wrote
 
+	ownDisk bool
+
 	cmd  *exec.Cmd
 	pid  int
 	done chan struct{}
@@ -64,7 +66,7 @@ func (m *Machine) NewServer(args ...string) *Server {
 // the server's matter.
 func (m *Machine) NewAgent(server *Server, args ...string) *Server {
 	m.T.Helper()
-	token, err := os.ReadFile(filepath.Join(server.DataDir, "server", "agent-token"))
+	token, err := os.ReadFile(server.Seen("server", "agent-token"))
 	if err != nil {
 		m.T.Fatal(err)
 	}
@@ -100,7 +102,7 @@ func (s *Server) AddBoxImage() {
 // NewPeer prepares a server with an empty data directory that joins another one's cluster.
 func (m *Machine) NewPeer(server *Server, args ...string) *Server {
 	m.T.Helper()
-	token, err := os.ReadFile(filepath.Join(server.DataDir, "server", "token"))
+	token, err := os.ReadFile(server.Seen("server", "token"))
 	if err != nil {
 		m.T.Fatal(err)
 	}

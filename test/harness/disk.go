@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package harness
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+// diskSize is what a server's own disk holds. Of the machine that the test runs on it takes what is written.
+const diskSize = 1 << 30
+
+// AddDisk puts the server's data directory on a disk of its own, which StallDisk can stall. The server must not have been started. Only its machine
+// sees the disk, until that is switched off: this process finds the files with Seen.
+func (s *Server) AddDisk() {
+	s.T.Helper()
+	file := filepath.Join(s.Dir, "disk")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		s.T.Fatal(err)
+	}
+	if err := os.Truncate(file, diskSize); err != nil {
+		s.T.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", file).CombinedOutput(); err != nil {
+		testenv.Missing(s.T, testenv.LoopDevice, "mkfs.ext4: %v\n%s", err, out)
+	}
+	if err := os.Mkdir(s.DataDir, 0o755); err != nil {
+		s.T.Fatal(err)
+	}
+	if out, err := s.Run("mount", "-o", "loop", file, s.DataDir); err != nil { // the loop device goes with the mount, and that with the machine
+		testenv.Missing(s.T, testenv.LoopDevice, "%v\n%s", err, out)
+	}
+	s.ownDisk = true
+}
+
+// Seen is the path by which this process sees a file of the server's data directory.
+func (s *Server) Seen(path ...string) string {
+	in := filepath.Join(append([]string{s.DataDir}, path...)...)
+	if s.ownDisk {
+		in = filepath.Join("/proc", strconv.Itoa(s.Machine.pid), "root", in)
+	}
+	return in
+}
+
+// StallDisk makes all that the server writes to its own disk wait, as a disk does that neither works nor fails, until release is called. Reads go on. A
+// process that writes meanwhile cannot be killed. This ends with the test, and with this process if that is killed.
+func (s *Server) StallDisk() (release func()) {
+	s.T.Helper()
+	const script = `fsfreeze -f "$1" && echo frozen && read -r end
+fsfreeze -u "$1"`
+	c := exec.Command("nsenter", "-t", strconv.Itoa(s.Machine.pid), "-m", "--", "sh", "-c", script, "stall", s.DataDir)
+	c.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	hold, err := c.StdinPipe() // its end, however it comes, ends the stall
+	if err != nil {
+		s.T.Fatal(err)
+	}
+	said, err := c.StdoutPipe()
+	if err != nil {
+		s.T.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		s.T.Fatal(err)
+	}
+	release = sync.OnceFunc(func() {
+		_ = hold.Close()
+		if err := c.Wait(); err != nil {
+			s.T.Errorf("let the disk of machine %d go: %v", s.Number, err)
+		}
+	})
+	s.T.Cleanup(release)
+	if line, err := bufio.NewReader(said).ReadString('\n'); err != nil {
+		s.T.Fatal(fmt.Errorf("stall the disk of machine %d: %w %s", s.Number, err, line))
+	}
+	return release
+}
