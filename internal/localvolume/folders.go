@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localvolume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+const (
+	// folderMode keeps everybody else on the machine away from the volumes; volumeMode lets a pod write whatever its user is.
+	folderMode = 0o700
+	volumeMode = 0o777
+	// again is when what could not be removed is tried again.
+	again = 10 * time.Minute
+)
+
+// Options describe a node's folders.
+type Options struct {
+	// Paths are the folders, absolute and clean. The first is where volumes go whose StorageClass names none.
+	Paths []string
+	// Own is the one of them that is made where it is missing; the others are the operator's, and one that is missing may be a disk that is not mounted.
+	Own string
+	// Free is how many bytes a folder's filesystem has left; nil asks the kernel.
+	Free   func(folder *os.File) (int64, error)
+	Logger *slog.Logger
+}
+
+// Folders are where a node keeps local volumes. It is safe for concurrent use.
+type Folders struct {
+	o    Options
+	kick chan struct{} // one value: there is something to remove
+}
+
+// New describes a node's folders; nothing is made before it is needed.
+func New(o Options) *Folders {
+	if o.Free == nil {
+		o.Free = free
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	return &Folders{o: o, kick: make(chan struct{}, 1)}
+}
+
+// Do does what it is asked for. An error is for a person: it says what is wrong on this node.
+func (f *Folders) Do(r Request) (Answer, error) {
+	if r.Folder == "" && len(f.o.Paths) > 0 {
+		r.Folder = f.o.Paths[0]
+	}
+	if !slices.Contains(f.o.Paths, r.Folder) {
+		return Answer{}, fmt.Errorf("%s is none of the node's folders for volumes, which are %s (--default-local-storage-path)", r.Folder, strings.Join(f.o.Paths, ", "))
+	}
+	switch {
+	case r.Op == Space:
+		return f.space(r.Folder)
+	case !isVolume(r.Name):
+		return Answer{}, fmt.Errorf("%q is not the name of a volume's directory", r.Name)
+	case r.Op == Make:
+		return f.make(r)
+	case r.Op == Remove:
+		return f.remove(r)
+	}
+	return Answer{}, fmt.Errorf("the node's version of coracle cannot %q a volume", r.Op)
+}
+
+// open opens a folder.
+func (f *Folders) open(folder string) (*os.Root, error) {
+	root, err := os.OpenRoot(folder)
+	if errors.Is(err, fs.ErrNotExist) && folder == f.o.Own {
+		if err = os.MkdirAll(folder, folderMode); err == nil {
+			root, err = os.OpenRoot(folder)
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("the folder %s is not there: if it is on a disk of its own, mount that, or else make the folder", folder)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening the folder for volumes: %w", err)
+	}
+	return root, nil
+}
+
+func (f *Folders) space(folder string) (Answer, error) {
+	root, err := f.open(folder)
+	if err != nil {
+		return Answer{}, err
+	}
+	defer root.Close()
+	n, err := f.left(root)
+	return Answer{Path: folder, Free: n}, err
+}
+
+// left is how many bytes there are left.
+func (f *Folders) left(root *os.Root) (int64, error) {
+	dir, err := root.Open(".")
+	if err != nil {
+		return 0, fmt.Errorf("opening the folder for volumes: %w", err)
+	}
+	defer dir.Close()
+	return f.o.Free(dir)
+}
+
+// free is what an unprivileged user may still write.
+func free(dir *os.File) (int64, error) {
+	var s unix.Statfs_t
+	if err := unix.Fstatfs(int(dir.Fd()), &s); err != nil {
+		return 0, fmt.Errorf("finding out how much room there is in %s: %w", dir.Name(), err)
+	}
+	return int64(s.Bavail) * s.Bsize, nil
+}
+
+// make makes a directory. Done twice, or interrupted anywhere and done again, it comes to the same.
+func (f *Folders) make(r Request) (Answer, error) {
+	root, err := f.open(r.Folder)
+	if err != nil {
+		return Answer{}, err
+	}
+	defer root.Close()
+	if err := closeToOthers(root); err != nil {
+		return Answer{}, err
+	}
+	a := Answer{Path: filepath.Join(r.Folder, r.Name)}
+	if a.Free, err = f.left(root); err != nil {
+		return Answer{}, err
+	}
+	if r.Bytes > a.Free {
+		return a, fmt.Errorf("%s are asked for and %s are free in %s", Size(r.Bytes), Size(a.Free), r.Folder)
+	}
+	if err := root.Mkdir(r.Name, folderMode); err != nil && !errors.Is(err, fs.ErrExist) {
+		return Answer{}, fmt.Errorf("making the volume's directory: %w", err)
+	}
+	i, err := root.Lstat(r.Name)
+	if err == nil && !i.IsDir() {
+		return Answer{}, fmt.Errorf("%s is there and is no directory; coracle does not touch it", a.Path)
+	}
+	if err == nil {
+		err = root.Chmod(r.Name, volumeMode) // not by Mkdir, which heeds the umask
+	}
+	if err == nil {
+		err = syncFolder(root) // it must still be there after a power cut when the API says that it is
+	}
+	if err != nil {
+		return Answer{}, fmt.Errorf("making the volume's directory: %w", err)
+	}
+	return a, nil
+}
+
+// closeToOthers takes other users' access to a folder, which the volumes in it give to everybody. A folder that holds other things is left as it is.
+func closeToOthers(root *os.Root) error {
+	i, err := root.Stat(".")
+	if err != nil {
+		return fmt.Errorf("looking at the folder for volumes: %w", err)
+	}
+	if i.Mode().Perm()&0o077 == 0 {
+		return nil
+	}
+	dir, err := root.Open(".")
+	if err != nil {
+		return fmt.Errorf("looking at the folder for volumes: %w", err)
+	}
+	defer dir.Close()
+	for {
+		entries, err := dir.ReadDir(128)
+		for _, e := range entries {
+			if !isOurs(e.Name()) && e.Name() != "lost+found" {
+				return fmt.Errorf("the folder %s is open to other users of the machine, who could read volumes there, and holds other things, such as %s: "+
+					"coracle does not close it by itself. Give volumes a folder of their own, or close this one: chmod 700 %s", root.Name(), e.Name(), root.Name())
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("looking at the folder for volumes: %w", err)
+		}
+	}
+	if err := dir.Chmod(folderMode); err != nil {
+		return fmt.Errorf("closing the folder for volumes to other users: %w", err)
+	}
+	return nil
+}
+
+// syncFolder has the folder's entries written to the disk.
+func syncFolder(root *os.Root) error {
+	dir, err := root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := dir.Sync(); !errors.Is(err, unix.EINVAL) { // a filesystem that has no such thing
+		return err
+	}
+	return nil
+}
+
+// remove sets a directory aside, in one step that also survives a power cut. Run removes what it holds.
+func (f *Folders) remove(r Request) (Answer, error) {
+	root, err := f.open(r.Folder)
+	if err != nil {
+		return Answer{}, err
+	}
+	defer root.Close()
+	a := Answer{Path: filepath.Join(r.Folder, r.Name)}
+	switch i, err := root.Lstat(r.Name); {
+	case errors.Is(err, fs.ErrNotExist):
+		return a, nil
+	case err != nil:
+		return Answer{}, fmt.Errorf("looking at the volume's directory: %w", err)
+	case !i.IsDir():
+		return Answer{}, fmt.Errorf("%s is no directory; coracle does not touch it", a.Path)
+	}
+	if err := notMounted(a.Path); err != nil {
+		return Answer{}, err
+	}
+	for i := 0; ; i++ {
+		err := root.Rename(r.Name, asideName(r.Name, i))
+		if err == nil {
+			break
+		}
+		if i == 100 || !errors.Is(err, fs.ErrExist) && !errors.Is(err, unix.ENOTEMPTY) { // what an earlier volume of that name left
+			return Answer{}, fmt.Errorf("removing the volume's directory: %w", err)
+		}
+	}
+	if err := syncFolder(root); err != nil {
+		return Answer{}, fmt.Errorf("removing the volume's directory: %w", err)
+	}
+	f.wake()
+	return a, nil
+}
+
+// asideName is the name under which a volume's directory is removed.
+func asideName(name string, i int) string {
+	out := aside + strconv.Itoa(i) + "-" + name
+	return out[:min(len(out), maxName)]
+}
+
+func (f *Folders) wake() {
+	select {
+	case f.kick <- struct{}{}:
+	default:
+	}
+}
+
+// notMounted fails when something is mounted at a path or below it: what it holds is not the volume's.
+func notMounted(path string) error {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return fmt.Errorf("looking for mounts in the volume: %w", err)
+	}
+	at, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return m.Mountpoint != path && !strings.HasPrefix(m.Mountpoint, path+"/"), false
+	})
+	if err != nil {
+		return fmt.Errorf("looking for mounts in the volume: %w", err)
+	}
+	if len(at) > 0 {
+		return fmt.Errorf("a filesystem is mounted at %s, which is in the volume: unmount it, and the volume is removed", at[0].Mountpoint)
+	}
+	return nil
+}
+
+// Run removes what was set aside, in this run or in an earlier one, until ctx is done. part, which may be nil, is told how it goes.
+func (f *Folders) Run(ctx context.Context, part *status.Part) {
+	for {
+		err := f.clean(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		var retry <-chan time.Time
+		if err != nil {
+			f.o.Logger.Warn("what removed volumes held cannot be removed yet; it is tried again", "after", again, "error", err)
+			part.Set(status.Degraded, "what removed volumes held cannot be removed: "+err.Error())
+			retry = time.After(again)
+		} else {
+			part.Set(status.Running, strings.Join(f.o.Paths, ", "))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.kick:
+		case <-retry:
+		}
+	}
+}
+
+// clean removes what was set aside in all folders.
+func (f *Folders) clean(ctx context.Context) error {
+	var errs []error
+	for _, folder := range f.o.Paths {
+		dir, err := os.Open(folder)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // nothing was made there, or its disk is away
+		}
+		if err == nil {
+			err = removeAside(ctx, dir)
+			_ = dir.Close() // it was only read
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", folder, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Size is a number of bytes for people.
+func Size(n int64) string {
+	for _, unit := range []struct {
+		bytes int64
+		name  string
+	}{{1 << 40, "TiB"}, {1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}} {
+		if n >= unit.bytes {
+			return fmt.Sprintf("%.1f %s", float64(n)/float64(unit.bytes), unit.name)
+		}
+	}
+	return strconv.FormatInt(n, 10) + " bytes"
+}

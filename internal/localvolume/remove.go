@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localvolume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxDepth is how many directories are open at a time, one inside the other. What lies deeper is moved up first: a pod can nest more directories than this
+	// process may open files.
+	maxDepth = 100
+	// batch is how many names are read at a time.
+	batch = 512
+)
+
+// removeAside removes what was set aside in a folder. It does what it can, and its error is the first that it met.
+func removeAside(ctx context.Context, folder *os.File) error {
+	r := remover{ctx: ctx, folder: int(folder.Fd())}
+	var first error
+	failed := map[string]bool{}
+	for again := true; again && ctx.Err() == nil; { // removing may set more aside
+		again = false
+		if _, err := folder.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+		entries, err := folder.Readdirnames(-1)
+		if err != nil {
+			return err
+		}
+		for _, name := range entries {
+			if !strings.HasPrefix(name, aside) || failed[name] {
+				continue
+			}
+			again = true
+			if err := r.remove(r.folder, name, 0); err != nil {
+				failed[name] = true
+				if first == nil {
+					first = fmt.Errorf("%s: %w", name, err)
+				}
+			}
+		}
+	}
+	return first
+}
+
+// remover removes trees below a folder. os.Root.RemoveAll would not do: it enters what is mounted in a tree, and opens as many files as that is deep.
+type remover struct {
+	ctx    context.Context
+	folder int
+	moved  int
+}
+
+// remove removes an entry of a directory and everything below it, by names in open directories alone, so that no link leads elsewhere.
+func (r *remover) remove(dir int, name string, depth int) error {
+	err := unix.Unlinkat(dir, name, 0)
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if !errors.Is(err, unix.EISDIR) {
+		return fmt.Errorf("removing %q: %w", name, err)
+	}
+	if depth == maxDepth {
+		return r.moveUp(dir, name)
+	}
+	fd, err := openDirectory(dir, name)
+	if err != nil {
+		return err
+	}
+	child := os.NewFile(uintptr(fd), name)
+	err = r.empty(child, depth)
+	if closeErr := child.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return err
+	}
+	if err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("removing the directory %q: %w", name, err)
+	}
+	return nil
+}
+
+// empty removes a directory's entries.
+func (r *remover) empty(dir *os.File, depth int) error {
+	for {
+		if err := r.ctx.Err(); err != nil {
+			return err
+		}
+		if _, err := dir.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+		names, err := dir.Readdirnames(batch)
+		if len(names) == 0 {
+			if err == nil || errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		for _, name := range names {
+			if err := r.remove(int(dir.Fd()), name, depth+1); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// moveUp sets a directory aside by itself.
+func (r *remover) moveUp(dir int, name string) error {
+	for {
+		to := aside + "deep-" + strconv.Itoa(r.moved)
+		r.moved++
+		err := unix.Renameat(dir, name, r.folder, to)
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENOTEMPTY):
+			return fmt.Errorf("moving the directory %q: %w", name, err)
+		}
+	}
+}
+
+var errMounted = errors.New("a filesystem is mounted there; unmount it")
+
+// openDirectory opens a directory that is neither a link nor a mount.
+func openDirectory(dir int, name string) (int, error) {
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Openat2(dir, name, &unix.OpenHow{Flags: flags, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV})
+	switch {
+	case err == nil:
+		return fd, nil
+	case errors.Is(err, unix.EXDEV):
+		return 0, fmt.Errorf("%q: %w", name, errMounted)
+	case !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM): // before Linux 5.6, or forbidden to a container
+		return 0, fmt.Errorf("opening the directory %q: %w", name, err)
+	}
+	var of, above unix.Stat_t
+	if fd, err = unix.Openat(dir, name, flags, 0); err != nil {
+		return 0, fmt.Errorf("opening the directory %q: %w", name, err)
+	}
+	err = errors.Join(unix.Fstat(fd, &of), unix.Fstat(dir, &above))
+	if err == nil && of.Dev != above.Dev {
+		err = fmt.Errorf("%q: %w", name, errMounted)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return 0, err
+	}
+	return fd, nil
+}
