@@ -23,6 +23,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
+// partVolumes is the line of the node's folders for volumes on the board.
+const partVolumes = "local volumes"
+
 // Run runs the node until ctx is done or a part of it fails for good. Pods go on either way. A process runs one node once:
 // containerd and the kubelet cannot be started a second time.
 func Run(ctx context.Context, o Options) error {
@@ -133,6 +136,12 @@ func runParts(ctx context.Context, o Options, p parts) error {
 			return nil
 		})
 	}
+	if o.Volumes != nil {
+		g.run(o.part(partVolumes), func(ctx context.Context) error {
+			o.Volumes.Run(ctx, o.part(partVolumes))
+			return nil
+		})
+	}
 	if p.relay != nil {
 		g.run(nil, p.relay.Run)
 	}
@@ -173,7 +182,7 @@ func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomi
 
 // tunnels are told which networks the node's pods have once that is known.
 func (o Options) tunnels(podCIDRs *atomic.Pointer[func() []netip.Prefix]) tunnels.Options {
-	return tunnels.Options{
+	t := tunnels.Options{
 		Servers: o.Servers, Answered: o.ServerAnswered, Ended: o.ServerEnded, NodePair: o.NodePair, ServerCAFile: o.ServerCAFile, NodeIPs: o.NodeIPs, Logger: o.Logger,
 		PodCIDRs: func() []netip.Prefix {
 			if f := podCIDRs.Load(); f != nil {
@@ -182,6 +191,10 @@ func (o Options) tunnels(podCIDRs *atomic.Pointer[func() []netip.Prefix]) tunnel
 			return nil
 		},
 	}
+	if o.Volumes != nil {
+		t.Volumes = o.Volumes.Serve
+	}
+	return t
 }
 
 func (o Options) kubelet(socket string) kubelet.Options {

@@ -17,6 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/localvolume"
 	"github.com/coracle-k8s/coracle/internal/reach"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -78,6 +79,9 @@ type Options struct {
 
 	// PodSubnets, when set, is told of the addresses that the node's pods have, once they are known.
 	PodSubnets func([]netip.Prefix)
+
+	// Volumes, when set, are where local volumes lie on this node.
+	Volumes *localvolume.Folders
 
 	// Reach, when set, finds out which nodes this one cannot reach.
 	Reach *reach.Watch

@@ -21,7 +21,9 @@ import (
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/kubernetes/pkg/volume"
 
+	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
 	"github.com/coracle-k8s/coracle/server/apiserver"
@@ -33,6 +35,8 @@ type cluster struct {
 	dir    string
 	config *rest.Config
 	client kubernetes.Interface
+	// plugins, when set, are those of the next term.
+	plugins func(context.Context, *term.Term) ([]volume.VolumePlugin, error)
 }
 
 var shared *cluster

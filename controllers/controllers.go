@@ -23,6 +23,7 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+	"k8s.io/kubernetes/pkg/volume"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/internal/csinode"
@@ -49,6 +50,8 @@ type Options struct {
 	// FlexVolumePluginDir is where FlexVolume drivers are looked for. Upstream makes it when it is not there;
 	// /usr/libexec/kubernetes/kubelet-plugins/volume/exec when empty.
 	FlexVolumePluginDir string
+	// VolumePlugins, when set, makes further plugins for the controllers that make, remove and expand volumes. It is called before the informers run.
+	VolumePlugins func() ([]volume.VolumePlugin, error)
 
 	// Small lowers the number of workers for a machine of few cores. Extra arguments still win.
 	Small bool
@@ -83,7 +86,7 @@ func Run(ctx context.Context, o Options) error {
 	if !waitServed(ctx, o.Term) {
 		return nil
 	}
-	controllers, buildErr := build(ctx, cc, o.Term)
+	controllers, buildErr := build(ctx, cc, o)
 	if ctx.Err() != nil {
 		buildErr = nil // leadership went meanwhile, which is no fault of the configuration
 	}
@@ -137,16 +140,37 @@ func newContext(ctx context.Context, t *term.Term, u upstream, custom *customInf
 	return cc, nil
 }
 
+// ownConstructors take the place of upstream's.
+func ownConstructors(ctx context.Context, cc app.ControllerContext, o Options) (map[string]func() (app.Controller, error), error) {
+	own := map[string]func() (app.Controller, error){
+		names.NamespaceController: func() (app.Controller, error) { return newNamespaceController(ctx, cc) },
+	}
+	if o.VolumePlugins == nil {
+		return own, nil
+	}
+	plugins, err := o.VolumePlugins()
+	if err != nil {
+		return nil, fmt.Errorf("make the plugins for volumes: %w", err)
+	}
+	own[names.PersistentVolumeBinderController] = func() (app.Controller, error) { return newVolumeController(ctx, cc, plugins) }
+	own[names.PersistentVolumeExpanderController] = func() (app.Controller, error) { return newExpandController(ctx, cc, plugins) }
+	return own, nil
+}
+
 // build constructs every enabled controller, the one that mints service account tokens first. Upstream's BuildControllers
 // would lose what it has built when one fails; this returns that beside the error, for its goroutines to be ended.
-func build(ctx context.Context, cc app.ControllerContext, t *term.Term) (built []app.Controller, err error) {
+func build(ctx context.Context, cc app.ControllerContext, o Options) (built []app.Controller, err error) {
+	own, err := ownConstructors(ctx, cc, o)
+	if err != nil {
+		return nil, err
+	}
 	add := func(c app.Controller, err error) error {
 		if c != nil {
 			built = append(built, c)
 		}
 		return err
 	}
-	if err := add(newTokenController(ctx, cc, t)); err != nil {
+	if err := add(newTokenController(ctx, cc, o.Term)); err != nil {
 		return built, err
 	}
 	descriptors := app.NewControllerDescriptors()
@@ -156,8 +180,10 @@ func build(ctx context.Context, cc app.ControllerContext, t *term.Term) (built [
 		case d.RequiresSpecialHandling(): // the token controller, above
 		case !cc.IsControllerEnabled(d):
 			klog.FromContext(ctx).V(1).Info("Controller is off", "controller", name)
-		case name == names.NamespaceController:
-			if err := add(newNamespaceController(ctx, cc)); err != nil {
+		case own[name] != nil:
+			var err error
+			csinode.Keep(func() { err = add(own[name]()) })
+			if err != nil {
 				return built, err
 			}
 		case lateWhen[name] != nil:

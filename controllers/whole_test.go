@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/retry"
+	"k8s.io/kubernetes/pkg/volume"
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/controllers"
@@ -28,8 +29,13 @@ func (c *cluster) lead(ctx context.Context, number uint64, more ...term.Part) (s
 	go func() {
 		parts := append(more,
 			func(ctx context.Context, t *term.Term) error {
+				var plugins func() ([]volume.VolumePlugin, error)
+				if c.plugins != nil {
+					plugins = func() ([]volume.VolumePlugin, error) { return c.plugins(ctx, t) }
+				}
 				return controllers.Run(ctx, controllers.Options{
-					Term: t, ClusterCIDR: "10.42.0.0/16", ServiceCIDR: "10.43.0.0/16", Small: true,
+					VolumePlugins: plugins,
+					Term:          t, ClusterCIDR: "10.42.0.0/16", ServiceCIDR: "10.43.0.0/16", Small: true,
 					ClusterSigningCertFile: c.path("ca.crt"), ClusterSigningKeyFile: c.path("ca.key"),
 					RootCAFile: c.path("ca.crt"), ServiceAccountPrivateKeyFile: c.path("sa.key"),
 					FlexVolumePluginDir: c.path("flexvolume"),

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/kubernetes/pkg/volume"
+
 	"github.com/coracle-k8s/coracle/controllers"
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -190,6 +192,21 @@ func (s *Server) controllersPart(ctx context.Context, t *term.Term) error {
 		root: s.pki.CAFile(pki.ServerCA), serviceAccount: s.pki.ServiceAccountKeyFile(),
 	})
 	o.Term = t
+	if s.o.Cluster.NoLocalStorage {
+		return controllers.Run(ctx, o)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	defer cancel()
+	o.VolumePlugins = func() ([]volume.VolumePlugin, error) {
+		v, err := s.newLocalStorage(ctx, t)
+		if err != nil {
+			return nil, err
+		}
+		beside.Go(func() { v.Run(ctx) })
+		return []volume.VolumePlugin{v}, nil
+	}
 	return controllers.Run(ctx, o)
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
+	"github.com/coracle-k8s/coracle/internal/localvolume"
 	"github.com/coracle-k8s/coracle/internal/reach"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/vip"
@@ -75,6 +76,9 @@ type Options struct {
 
 	// Links are the machine's that lead to others, on which a server that finds no other one asks for them; nil means none.
 	Links func() ([]net.Interface, error)
+
+	// Volumes are those of this machine's own node.
+	Volumes *localvolume.Folders
 
 	// Reach, when set, hears from gossip what says that a node may not be reached from this machine.
 	Reach *reach.Watch

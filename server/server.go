@@ -377,7 +377,7 @@ func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config, done
 	done = sync.OnceFunc(done)
 	last := ""
 	for {
-		err := bootstrap.Apply(ctx, bootstrap.Options{Client: client, ClusterDNS: s.o.Cluster.DNS.AsSlice()})
+		err := bootstrap.Apply(ctx, bootstrap.Options{Client: client, ClusterDNS: s.o.Cluster.DNS.AsSlice(), NoLocalStorage: s.o.Cluster.NoLocalStorage})
 		if ctx.Err() != nil {
 			return nil
 		}

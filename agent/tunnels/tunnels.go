@@ -12,11 +12,13 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/localvolume"
 	"github.com/coracle-k8s/coracle/internal/servercert"
 	"github.com/coracle-k8s/coracle/internal/tunnel"
 )
@@ -28,11 +30,13 @@ const (
 	firstPause, maxPause = 500 * time.Millisecond, 5 * time.Second
 	// dialTimeout bounds connecting to a server, with TLS.
 	dialTimeout = 5 * time.Second
+	// streamTimeout bounds connecting to an address of this node.
+	streamTimeout = 10 * time.Second
 	// lasting is how long a connection has to last to count as one: a server that does not want this node hangs up at once.
 	lasting = 10 * time.Second
 )
 
-// Options are all required but PodCIDRs, Answered, Ended, Now and Logger.
+// Options are all required but PodCIDRs, Volumes, Answered, Ended, Now and Logger.
 type Options struct {
 	// Servers lists the servers as host:port.
 	Servers func() []string
@@ -42,6 +46,8 @@ type Options struct {
 	// NodeIPs are this node's addresses, PodCIDRs the networks of its pods as they are known now.
 	NodeIPs  []netip.Addr
 	PodCIDRs func() []netip.Prefix
+	// Volumes, when set, answers a server that asks for the node's volumes, at localvolume.Target. It closes the connection and returns.
+	Volumes func(context.Context, net.Conn)
 	// Answered is told each time that a server has answered, once a second while it does. itself says that the server's certificate
 	// names that address: nobody has passed the connection on. It must not block.
 	Answered func(server string, itself bool)
@@ -92,7 +98,19 @@ func Run(ctx context.Context, o Options) {
 
 // keep keeps the connection to one server until ctx is done.
 func (o *Options) keep(ctx context.Context, server string) {
+	var asked sync.WaitGroup
+	defer asked.Wait()
 	node := tunnel.Node{Allowed: o.allowed}
+	if o.Volumes != nil {
+		node.Dial = func(dialing context.Context, network, address string) (net.Conn, error) {
+			if address != localvolume.Target.String() {
+				return (&net.Dialer{Timeout: streamTimeout}).DialContext(dialing, network, address)
+			}
+			here, there := net.Pipe()
+			asked.Go(func() { o.Volumes(ctx, there) })
+			return here, nil
+		}
+	}
 	itself := false // the server's certificate names its address
 	if o.Answered != nil {
 		node.Answered = func() { o.Answered(server, itself) }
@@ -128,6 +146,9 @@ func (o *Options) keep(ctx context.Context, server string) {
 // allowed says whether an address is this node's own.
 func (o *Options) allowed(to netip.AddrPort) bool {
 	a := to.Addr()
+	if o.Volumes != nil && to == localvolume.Target {
+		return true
+	}
 	if slices.Contains(o.NodeIPs, a) {
 		return true
 	}

@@ -96,6 +96,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 			return err
 		},
 		reach:      member.reach,
+		volumes:    newVolumes(c.Node, c.Paths, p),
 		podSubnets: func(subnets []netip.Prefix) { member.subnets <- subnets },
 	}
 	runNode, err := n.prepare(p)

@@ -90,6 +90,9 @@ func disabledParts(s cluster.Settings) string {
 	if s.NoNetworkPolicy {
 		out = append(out, config.PartNetworkPolicy)
 	}
+	if s.NoLocalStorage {
+		out = append(out, config.PartLocalStorage)
+	}
 	if s.Balancer != nil && s.Balancer.Disabled {
 		out = append(out, config.PartServiceLB)
 	}

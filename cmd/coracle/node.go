@@ -16,6 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/credentials"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
+	"github.com/coracle-k8s/coracle/internal/localvolume"
 	"github.com/coracle-k8s/coracle/internal/reach"
 	"github.com/coracle-k8s/coracle/server"
 )
@@ -38,6 +39,8 @@ type node struct {
 	ended func(server string)
 	// reach finds out which other nodes this one cannot reach; gossip tells it where to look.
 	reach *reach.Watch
+	// volumes are where local volumes lie on the machine.
+	volumes *localvolume.Folders
 	// podSubnets is told of the node's.
 	podSubnets func([]netip.Prefix)
 }
@@ -87,7 +90,7 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 		Servers:       n.servers, ServerAnswered: n.answered, ServerEnded: n.ended, NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
 		DisablePolicies: n.cluster.NoNetworkPolicy,
 		DisableProxy:    n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
-		PodSubnets: n.podSubnets, Reach: n.reach,
+		PodSubnets: n.podSubnets, Reach: n.reach, Volumes: n.volumes,
 		NetworkBackend: n.cluster.Backend(), NetworkInterface: n.machine.NetworkInterface,
 		ProxyMode: n.machine.ProxyMode, IPVSScheduler: n.machine.IPVSScheduler,
 		ReservedAddresses: n.cluster.VIPs, Port: n.port,
@@ -105,6 +108,11 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 	return func(ctx context.Context) error { return agent.Run(ctx, o) }, nil
 }
 
+// newVolumes are the folders for local volumes on this machine.
+func newVolumes(machine config.Node, paths config.Paths, p *cli.Process) *localvolume.Folders {
+	return localvolume.New(localvolume.Options{Paths: machine.StoragePaths, Own: paths.StorageDir, Logger: p.Log.With("part", "local volumes")})
+}
+
 // clusterSettings are what the user of the first server said about the cluster.
 func clusterSettings(c *config.Server) cluster.Settings {
 	s := cluster.Settings{
@@ -112,6 +120,7 @@ func clusterSettings(c *config.Server) cluster.Settings {
 		NoServiceProxy:    c.DisableKubeProxy,
 		NetworkBackend:    c.NetworkBackend,
 		NoNetworkPolicy:   c.Disabled(config.PartNetworkPolicy),
+		NoLocalStorage:    c.Disabled(config.PartLocalStorage),
 		Liveness:          cluster.ByConnection,
 		TolerationSeconds: c.TolerationSeconds,
 		Balancer:          &cluster.Balancer{Disabled: c.Disabled(config.PartServiceLB), Pool: lbpool.Texts(c.LBPool)},

@@ -56,6 +56,7 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	o.Board, o.Logger = p.Board, p.Log.Logger
 	if !c.DisableAgent {
 		o.Reach = reach.New(reach.Options{Logger: p.Log.Logger})
+		o.Volumes = newVolumes(c.Node, c.Paths, p)
 	}
 	o, err := joinedOptions(ctx, c, o)
 	if err != nil {
@@ -75,7 +76,7 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	runNode := func(context.Context) error { return nil }
 	if !c.DisableAgent {
 		n, err := ownNode(c, o.Cluster, s)
-		n.reach = o.Reach
+		n.reach, n.volumes = o.Reach, o.Volumes
 		n.podSubnets = func(subnets []netip.Prefix) { s.SetPodSubnets(ctx, subnets) }
 		if err == nil {
 			runNode, err = n.prepare(p)

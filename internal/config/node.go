@@ -12,6 +12,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -48,6 +49,9 @@ type Node struct {
 	NetworkInterface string
 	ProxyMode        string
 	IPVSScheduler    string
+
+	// StoragePaths are the folders for local volumes; the first is the default one.
+	StoragePaths []string
 }
 
 // Taint is one of a node's taints, in the API's words.
@@ -85,8 +89,32 @@ func (r *reader) node(h Host, except []netip.Prefix) Node {
 		NetworkInterface:  r.pattern("network-iface"),
 		ProxyMode:         r.str("proxy-mode"),
 		IPVSScheduler:     r.str("ipvs-scheduler"),
+		StoragePaths:      r.storagePaths("default-local-storage-path"),
 	}
 	return n
+}
+
+// storagePaths are folders that a node can have for volumes alone.
+func (r *reader) storagePaths(name string) []string {
+	var out []string
+	for _, it := range r.many(name) {
+		path, err := filepath.Abs(it.text)
+		if err != nil {
+			r.bad(it.src, "%q is no folder: %v", it.text, err)
+			continue
+		}
+		if filepath.Dir(path) == "/" {
+			r.bad(it.src, "%s holds, or may come to hold, other things; give volumes a folder of their own, such as %s", path, filepath.Join(path, "volumes"))
+			continue
+		}
+		if !slices.Contains(out, path) {
+			out = append(out, path)
+		}
+	}
+	if len(out) == 0 {
+		out = []string{r.paths().StorageDir}
+	}
+	return out
 }
 
 // nodeName checks the name against what the API and the label kubernetes.io/hostname allow.

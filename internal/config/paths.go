@@ -32,6 +32,7 @@ type Paths struct {
 	ManifestsDir string
 	ImagesDir    string
 	BinDir       string
+	StorageDir   string // for local volumes, unless a flag says otherwise
 
 	// Below RunDir.
 	ContainerdState  string
@@ -75,6 +76,7 @@ func NewPaths(dataDir, runDir string) Paths {
 		ManifestsDir: filepath.Join(dataDir, "manifests"),
 		ImagesDir:    filepath.Join(dataDir, "images"),
 		BinDir:       filepath.Join(dataDir, "bin"),
+		StorageDir:   filepath.Join(dataDir, "storage"),
 
 		ContainerdState:  filepath.Join(runDir, "containerd"),
 		ContainerdSocket: filepath.Join(runDir, "containerd", "containerd.sock"),

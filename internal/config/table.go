@@ -39,12 +39,15 @@ const (
 	PartManifests = "manifests"
 	PartServiceLB = "servicelb"
 
+	PartLocalStorage = "local-storage"
+
 	PartNetworkPolicy = "network-policy"
 )
 
 // DisableNames are the names that --disable takes, with other spellings of the same part.
 var DisableNames = map[string]string{
 	PartDNS: PartDNS, "dns": PartDNS, PartManifests: PartManifests, PartServiceLB: PartServiceLB, PartNetworkPolicy: PartNetworkPolicy,
+	PartLocalStorage: PartLocalStorage,
 }
 
 // Snapshotters that --snapshotter takes.
@@ -191,6 +194,9 @@ var table = []Setting{
 	{Name: "resolv-conf", Commands: nodeCommands, Group: groupNode, Holder: "FILE", Computed: "the host's, without loopback resolvers", Files: true,
 		Help: "File with the resolvers for names outside the cluster, in the form of /etc/resolv.conf"},
 
+	{Name: "default-local-storage-path", Commands: nodeCommands, Group: groupNode, Kind: List, Holder: "DIR", Computed: "storage/ in --data-dir", Dirs: true,
+		Help: "Folder of this node for volumes of the StorageClass local-path; further ones are for StorageClasses that name them in the parameter nodePath. It has to be there, and no other users of the machine get into it"},
+
 	{Name: "private-registry", Commands: nodeCommands, Group: groupRuntime, Holder: "FILE", Default: DefaultRegistriesFile, Files: true,
 		Help: "File that describes mirrors of image registries and how to log in to them"},
 	{Name: "pause-image", Commands: nodeCommands, Group: groupRuntime, Holder: "IMAGE", Computed: "an image that the binary carries",
@@ -198,8 +204,8 @@ var table = []Setting{
 	{Name: "snapshotter", Commands: nodeCommands, Group: groupRuntime, Holder: "NAME", Default: "auto", Values: snapshotters,
 		Help: "How containers' file systems are stacked: overlayfs, or native, which copies every layer and works on any file system; auto takes overlayfs where the disk can"},
 
-	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: []string{PartDNS, PartManifests, PartServiceLB, PartNetworkPolicy},
-		Help: "Packaged part of the cluster that is not to run: cluster DNS (coredns), applying what lies in the manifests folder (manifests), giving addresses to Services of type LoadBalancer (servicelb), or enforcing NetworkPolicies (network-policy); all servers have the same"},
+	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: []string{PartDNS, PartManifests, PartServiceLB, PartNetworkPolicy, PartLocalStorage},
+		Help: "Packaged part of the cluster that is not to run: cluster DNS (coredns), applying what lies in the manifests folder (manifests), giving addresses to Services of type LoadBalancer (servicelb), enforcing NetworkPolicies (network-policy), or volumes in folders of nodes (local-storage); all servers have the same"},
 	{Name: "disable-agent", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
 		Help: "Run no pods on this machine: only the server, without a node"},
 	{Name: "disable-kube-proxy", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bootstrap makes the objects that every cluster has: the roles of coracle's own identities, the Service of the
-// cluster's DNS, and that Service's endpoints, one for each node.
+// Package bootstrap makes the objects that every cluster has: the roles of coracle's own identities, the StorageClass of
+// local storage, the Service of the cluster's DNS, and that Service's endpoints, one for each node.
 //
 // It owns those objects and puts them right at each start, by server-side apply: an apply that changes nothing writes
 // nothing. It never touches an object that it did not make.
@@ -44,11 +44,16 @@ type Options struct {
 	Client kubernetes.Interface
 	// ClusterDNS is the address of the DNS Service; nil when the packaged DNS is disabled.
 	ClusterDNS net.IP
+	// NoLocalStorage says that the packaged local storage is disabled.
+	NoLocalStorage bool
 }
 
 // Apply makes the objects or puts them right. It may be called at any time and by several servers at once.
 func Apply(ctx context.Context, o Options) error {
 	if err := applyRoles(ctx, o.Client); err != nil {
+		return err
+	}
+	if err := applyStorageClass(ctx, o.Client, !o.NoLocalStorage); err != nil {
 		return err
 	}
 	if o.ClusterDNS == nil {

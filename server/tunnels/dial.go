@@ -47,6 +47,18 @@ func (t *Table) DialContext(ctx context.Context, network, address string) (net.C
 	return (&net.Dialer{Timeout: directTimeout}).DialContext(ctx, network, address)
 }
 
+// ErrNotConnected is a node that has no connection to this server.
+var ErrNotConnected = errors.New("the node has no connection to this server")
+
+// Open opens a stream to an address that a node serves in its tunnel alone (localvolume.Target).
+func (t *Table) Open(ctx context.Context, node string, to netip.AddrPort) (net.Conn, error) {
+	s := t.session(node)
+	if s == nil {
+		return nil, ErrNotConnected
+	}
+	return s.Dial(ctx, to)
+}
+
 // through is the connection that leads to an address, or nil.
 func (t *Table) through(a netip.Addr) *tunnel.Session {
 	t.mu.Lock()

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localpath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/retry"
+
+	"github.com/coracle-k8s/coracle/internal/localvolume"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+const (
+	// leftovers is a ConfigMap in kube-system: the paths of removed volumes on nodes that were no longer of the cluster, a line each, by the node's name.
+	leftovers = "local-storage.coracle"
+	// mostLeftovers is how many of a node's are written down, so that the object stays well below the API's limit.
+	mostLeftovers = 1000
+	// lookAgain is how often nodes are looked for while there are leftovers.
+	lookAgain = time.Minute
+)
+
+// watchNodes has Run look when a node comes.
+func (v *Volumes) watchNodes() error {
+	_, err := v.o.NodeInformer.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { v.wake() }})
+	if err != nil {
+		return fmt.Errorf("watching nodes for what removed volumes left: %w", err)
+	}
+	return nil
+}
+
+func (v *Volumes) wake() {
+	select {
+	case v.kick <- struct{}{}:
+	default:
+	}
+}
+
+// leave writes down a directory that is to be removed when its node comes back.
+func (v *Volumes) leave(node, path string) error {
+	err := v.change(v.o.Context, func(data map[string]string) {
+		paths := strings.Fields(data[node])
+		if !slices.Contains(paths, path) {
+			paths = append(paths, path)
+		}
+		data[node] = strings.Join(paths[max(0, len(paths)-mostLeftovers):], "\n")
+	})
+	if err != nil {
+		return fmt.Errorf("writing down that %s is to be removed when node %s is back: %w", path, node, err)
+	}
+	v.o.Logger.Info("a volume is removed whose node is no longer of the cluster; its directory goes if that node comes back", "node", node, "path", path)
+	v.wake()
+	return nil
+}
+
+// change changes the record; the object is made when it is missing, and goes when it is empty.
+func (v *Volumes) change(ctx context.Context, f func(map[string]string)) error {
+	objects := v.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+	return retry.OnError(retry.DefaultRetry, func(err error) bool { return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) }, func() error {
+		m, err := objects.Get(ctx, leftovers, metav1.GetOptions{})
+		missing := apierrors.IsNotFound(err)
+		if err != nil && !missing {
+			return err
+		}
+		if missing {
+			m = &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: leftovers, Namespace: metav1.NamespaceSystem}}
+		}
+		if m.Data == nil {
+			m.Data = map[string]string{}
+		}
+		f(m.Data)
+		switch {
+		case missing && len(m.Data) == 0:
+			return nil
+		case missing:
+			_, err = objects.Create(ctx, m, metav1.CreateOptions{})
+		case len(m.Data) == 0:
+			err = objects.Delete(ctx, leftovers, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &m.UID, ResourceVersion: &m.ResourceVersion}})
+		default:
+			_, err = objects.Update(ctx, m, metav1.UpdateOptions{})
+		}
+		return err
+	})
+}
+
+// Run removes leftovers when their nodes are back, until ctx is done. While there are none it sleeps.
+func (v *Volumes) Run(ctx context.Context) {
+	defer v.o.Part.Set(status.Waiting, "this server does not lead")
+	for {
+		left, err := v.collect(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		var later <-chan time.Time
+		switch {
+		case err != nil:
+			v.o.Part.Set(status.Degraded, "directories of removed volumes are left on nodes: "+err.Error())
+			later = time.After(lookAgain)
+		case len(left) > 0:
+			v.o.Part.Set(status.Running, "directories of removed volumes are left on nodes that are away: "+strings.Join(left, ", "))
+			later = time.After(lookAgain)
+		default:
+			v.o.Part.Set(status.Running, "")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-v.kick:
+		case <-later:
+		}
+	}
+}
+
+// collect removes what can be removed and returns the nodes that are still away.
+func (v *Volumes) collect(ctx context.Context) (away []string, err error) {
+	m, err := v.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, leftovers, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading which directories are left: %w", err)
+	}
+	var errs []error
+	for _, node := range slices.Sorted(maps.Keys(m.Data)) {
+		gone, err := v.removeOn(ctx, node, strings.Fields(m.Data[node]))
+		if errors.Is(err, ErrAway) {
+			away = append(away, node)
+		} else if err != nil {
+			errs = append(errs, fmt.Errorf("node %s: %w", node, err))
+		}
+		if len(gone) == 0 {
+			continue
+		}
+		errs = append(errs, v.change(ctx, func(data map[string]string) {
+			rest := slices.DeleteFunc(strings.Fields(data[node]), func(p string) bool { return slices.Contains(gone, p) })
+			if data[node] = strings.Join(rest, "\n"); len(rest) == 0 {
+				delete(data, node)
+			}
+		}))
+	}
+	return away, errors.Join(errs...)
+}
+
+// removeOn removes directories on a node and returns those that are gone.
+func (v *Volumes) removeOn(ctx context.Context, node string, paths []string) (gone []string, err error) {
+	if there, err := v.nodeExists(node); err != nil || !there {
+		return nil, errors.Join(err, ErrAway)
+	}
+	for _, path := range paths {
+		folder, name, ok := localvolume.Split(path)
+		if ok { // what somebody else wrote there is forgotten
+			pv, _, _ := strings.Cut(name, "_")
+			_, err := v.o.Client.CoreV1().PersistentVolumes().Get(ctx, pv, metav1.GetOptions{})
+			if err != nil && !apierrors.IsNotFound(err) {
+				return gone, fmt.Errorf("looking for PersistentVolume %s: %w", pv, err)
+			}
+			ok = err != nil // nor is a volume removed that there is: the record is an object like any other, and may have been edited or restored
+		}
+		if ok {
+			_, err := v.o.Nodes.AskVolumes(ctx, node, localvolume.Request{Op: localvolume.Remove, Folder: folder, Name: name})
+			if err != nil {
+				return gone, err
+			}
+			v.o.Logger.Info("the directory of a removed volume is gone: its node is back", "node", node, "path", path)
+		}
+		gone = append(gone, path)
+	}
+	return gone, nil
+}

@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localpath
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+	volumeerrors "k8s.io/cloud-provider/volume/errors"
+	storagehelpers "k8s.io/component-helpers/storage/volume"
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/pkg/volume"
+	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/internal/localvolume"
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+const (
+	uid  = "0a1b2c3d-0000-4000-8000-00000000abcd"
+	name = "pvc-" + uid
+	dir  = name + "_default_data"
+)
+
+// nodes are nodes that remember what they were asked for.
+type nodes struct {
+	folder string
+	free   int64
+
+	mu    sync.Mutex
+	away  map[string]bool
+	fails error
+	asked []string
+}
+
+func (n *nodes) AskVolumes(_ context.Context, node string, r localvolume.Request) (localvolume.Answer, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.away[node] {
+		return localvolume.Answer{}, ErrAway
+	}
+	n.asked = append(n.asked, node+" "+string(r.Op)+" "+r.Folder+" "+r.Name)
+	folder := r.Folder
+	if folder == "" {
+		folder = n.folder
+	}
+	return localvolume.Answer{Path: folder + "/" + r.Name, Free: n.free}, n.fails
+}
+
+func (n *nodes) setAway(node string, away bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.away[node] = away
+}
+
+// take is what was asked for since the last time.
+func (n *nodes) take() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	out := strings.Join(n.asked, "; ")
+	n.asked = nil
+	return out
+}
+
+type fixture struct {
+	*Volumes
+	nodes  *nodes
+	client *fake.Clientset
+	board  *status.Board
+}
+
+func newFixture(t *testing.T, names ...string) *fixture {
+	t.Helper()
+	f := &fixture{nodes: &nodes{folder: "/storage", free: 1 << 30, away: map[string]bool{}}, client: fake.NewClientset(), board: status.NewBoard(time.Now)}
+	for _, n := range names {
+		f.node(t, n)
+	}
+	factory := informers.NewSharedInformerFactory(f.client, 0)
+	ctx, cancel := context.WithCancel(context.Background())
+	v, err := New(Options{
+		Client: f.client, NodeInformer: factory.Core().V1().Nodes(), Nodes: f.nodes, Context: ctx, Part: f.board.Part("local storage"),
+		Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Volumes = v
+	factory.Start(ctx.Done())
+	factory.WaitForCacheSync(ctx.Done())
+	t.Cleanup(func() { cancel(); factory.Shutdown() })
+	return f
+}
+
+func (f *fixture) node(t *testing.T, name string) {
+	t.Helper()
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: "host-of-" + name}}}
+	if _, err := f.client.CoreV1().Nodes().Create(t.Context(), n, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func claim() *corev1.PersistentVolumeClaim {
+	return &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Name: "data", Namespace: "default", UID: types.UID(uid)},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("5Mi")}},
+		},
+	}
+}
+
+func (f *fixture) provision(t *testing.T, c *corev1.PersistentVolumeClaim, parameters map[string]string, node string) (*corev1.PersistentVolume, error) {
+	t.Helper()
+	p, err := f.NewProvisioner(klog.Background(), volume.VolumeOptions{
+		PVName: name, PVC: c, Parameters: parameters, PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimDelete,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n *corev1.Node
+	if node != "" {
+		if n, err = f.o.NodeInformer.Lister().Get(node); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return p.Provision(n, nil)
+}
+
+// made is a volume as the controller of volumes writes it down.
+func (f *fixture) made(t *testing.T) *corev1.PersistentVolume {
+	t.Helper()
+	pv, err := f.provision(t, claim(), nil, "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pv.Annotations[storagehelpers.AnnDynamicallyProvisioned] = Provisioner
+	pv.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "default", Name: "data", UID: uid}
+	f.nodes.take()
+	return pv
+}
+
+func (f *fixture) delete(t *testing.T, pv *corev1.PersistentVolume) error {
+	t.Helper()
+	d, err := f.NewDeleter(klog.Background(), volume.NewSpecFromPersistentVolume(pv, false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d.Delete()
+}
+
+func (f *fixture) run(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); f.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+}
+
+func TestProvision(t *testing.T) {
+	f := newFixture(t, "n1")
+	pv, err := f.provision(t, claim(), nil, "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := f.nodes.take(); got != "n1 make  "+dir {
+		t.Errorf("asked: %s", got)
+	}
+	if pv.Spec.Local == nil || pv.Spec.Local.Path != "/storage/"+dir || hostOf(pv) != "host-of-n1" || pv.Annotations[nodeAnnotation] != "n1" {
+		t.Errorf("the volume is %+v", pv)
+	}
+	if q := pv.Spec.Capacity[corev1.ResourceStorage]; q.String() != "5Mi" {
+		t.Errorf("its capacity is %s", q.String())
+	}
+	if pv, err = f.provision(t, claim(), map[string]string{"nodePath": "/disk"}, "n1"); err != nil || pv.Spec.Local.Path != "/disk/"+dir {
+		t.Errorf("in another folder: %v, %v", pv, err)
+	}
+	f.nodes.take()
+
+	for want, change := range map[string]func(c *corev1.PersistentVolumeClaim, p map[string]string) string{
+		"not ReadWriteMany": func(c *corev1.PersistentVolumeClaim, _ map[string]string) string {
+			c.Spec.AccessModes = append(c.Spec.AccessModes, corev1.ReadWriteMany)
+			return "n1"
+		},
+		"volumeMode Block": func(c *corev1.PersistentVolumeClaim, _ map[string]string) string {
+			c.Spec.VolumeMode = ptr.To(corev1.PersistentVolumeBlock)
+			return "n1"
+		},
+		"spec.selector": func(c *corev1.PersistentVolumeClaim, _ map[string]string) string {
+			c.Spec.Selector = &metav1.LabelSelector{}
+			return "n1"
+		},
+		"pathPattern":          func(_ *corev1.PersistentVolumeClaim, p map[string]string) string { p["pathPattern"] = "x"; return "n1" },
+		"not an absolute path": func(_ *corev1.PersistentVolumeClaim, p map[string]string) string { p["nodePath"] = "../x"; return "n1" },
+		"WaitForFirstConsumer": func(*corev1.PersistentVolumeClaim, map[string]string) string { return "" },
+	} {
+		c, p := claim(), map[string]string{}
+		node := change(c, p)
+		if _, err := f.provision(t, c, p, node); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	if got := f.nodes.take(); got != "" {
+		t.Errorf("a node was asked for what cannot be: %s", got)
+	}
+	f.nodes.fails = errors.New("5.0 MiB are asked for and 1.0 MiB are free in /storage")
+	if _, err := f.provision(t, claim(), nil, "n1"); err == nil || !strings.Contains(err.Error(), "node n1: 5.0 MiB are asked for") {
+		t.Errorf("a full disk: %v", err)
+	}
+	f.nodes.fails, f.nodes.folder = nil, "/etc/.."
+	if pv, err := f.provision(t, claim(), nil, "n1"); err == nil {
+		t.Errorf("a node that answers with a path of its own choice: %+v", pv.Spec.Local)
+	}
+}
+
+func TestDelete(t *testing.T) {
+	f := newFixture(t, "n1")
+	pv := f.made(t)
+	if err := f.delete(t, pv); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.nodes.take(); got != "n1 remove /storage "+dir {
+		t.Errorf("asked: %s", got)
+	}
+	// k3s made hostPath volumes, and older ones without the annotation.
+	pv.Spec.HostPath, pv.Spec.Local = &corev1.HostPathVolumeSource{Path: pv.Spec.Local.Path}, nil
+	delete(pv.Annotations, nodeAnnotation)
+	if err := f.delete(t, pv); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.nodes.take(); got != "n1 remove /storage "+dir {
+		t.Errorf("asked: %s", got)
+	}
+	f.nodes.setAway("n1", true)
+	if err := f.delete(t, pv); !volumeerrors.IsDeletedVolumeInUse(err) || !strings.Contains(err.Error(), "n1 is away") {
+		t.Errorf("while the node is away: %v", err)
+	}
+	f.nodes.setAway("n1", false)
+	f.nodes.fails = errors.New("read-only file system")
+	if err := f.delete(t, pv); err == nil || volumeerrors.IsDeletedVolumeInUse(err) {
+		t.Errorf("a node that cannot: %v", err)
+	}
+}
+
+// TestDeleteNothingElse: whoever may write PersistentVolumes has nothing removed that is not theirs.
+func TestDeleteNothingElse(t *testing.T) {
+	f := newFixture(t, "n1")
+	for _, path := range []string{
+		"/etc", "/", "", "/storage", "/storage/../etc", "/storage/pvc-ffffffff-0000-4000-8000-00000000abcd_default_data", "/storage/" + name, "/storage/" + dir + "/..",
+		"storage/" + dir, "/storage/" + dir + "/", "/storage/x" + dir,
+	} {
+		pv := f.made(t)
+		pv.Spec.Local.Path = path
+		if err := f.delete(t, pv); err == nil || !strings.Contains(err.Error(), "nothing there is touched") {
+			t.Errorf("%q: %v", path, err)
+		}
+	}
+	pv := f.made(t)
+	for provisioner, want := range map[string]bool{Provisioner: true, "": false, "other.example.com": false} {
+		pv.Annotations[storagehelpers.AnnDynamicallyProvisioned] = provisioner
+		if got := f.CanSupport(volume.NewSpecFromPersistentVolume(pv, false)); got != want {
+			t.Errorf("a volume of %q is ours: %v", provisioner, got)
+		}
+	}
+	pv.Annotations, pv.Spec.NodeAffinity = nil, nil
+	if err := f.delete(t, pv); err == nil || !strings.Contains(err.Error(), "which node") {
+		t.Errorf("a volume of no node: %v", err)
+	}
+	if got := f.nodes.take(); got != "" {
+		t.Errorf("asked: %s", got)
+	}
+}
+
+func (f *fixture) record(t *testing.T) map[string]string {
+	t.Helper()
+	m, err := f.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(t.Context(), leftovers, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m.Data
+}
+
+// TestNodeGone: volumes of a node that is no longer of the cluster go, and their directories when it comes back.
+func TestNodeGone(t *testing.T) {
+	f := newFixture(t, "n1", "n2")
+	pv := f.made(t)
+	if err := f.client.CoreV1().Nodes().Delete(t.Context(), "n1", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Until(t, 2*time.Minute, "the cache has no such node", func() bool {
+		_, err := f.o.NodeInformer.Lister().Get("n1")
+		return err != nil
+	})
+	for range 2 { // a second time after a crash of the leader
+		if err := f.delete(t, pv); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What somebody else wrote there does no harm: paths of no volume, and the path of a volume that there is.
+	live := strings.Replace(dir, "0a1b", "ffff", 1)
+	if _, err := f.client.CoreV1().PersistentVolumes().Create(t.Context(), &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{Name: strings.Replace(name, "0a1b", "ffff", 1)},
+	}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.change(t.Context(), func(data map[string]string) { data["n1"] += "\n/etc\n/storage/" + live }); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := f.record(t)["n1"], "/storage/"+dir+"\n/etc\n/storage/"+live; got != want {
+		t.Fatalf("written down: %q, want %q", got, want)
+	}
+	f.run(t)
+	state := func(want string) {
+		t.Helper()
+		testenv.Eventually(t, 2*time.Minute, "the board says "+want, func() error {
+			if c := f.board.Components()[0]; c.State != status.Running || c.Message != want {
+				return errors.New(c.Message)
+			}
+			return nil
+		})
+	}
+	state("directories of removed volumes are left on nodes that are away: n1")
+	f.node(t, "n1")
+	testenv.Until(t, 2*time.Minute, "the record is empty", func() bool { return f.record(t) == nil })
+	if got := f.nodes.take(); got != "n1 remove /storage "+dir {
+		t.Errorf("asked: %s", got)
+	}
+	state("")
+}
+
+func TestExpand(t *testing.T) {
+	f := newFixture(t, "n1")
+	spec := volume.NewSpecFromPersistentVolume(f.made(t), false)
+	from := resource.MustParse("5Mi")
+	if to, err := f.ExpandVolumeDevice(spec, resource.MustParse("1Gi"), from); err != nil || to.String() != "1Gi" {
+		t.Errorf("%s, %v", to.String(), err)
+	}
+	if got := f.nodes.take(); got != "n1 space /storage " {
+		t.Errorf("asked: %s", got)
+	}
+	if _, err := f.ExpandVolumeDevice(spec, resource.MustParse("2Gi"), from); err == nil || !strings.Contains(err.Error(), "1.0 GiB left in /storage") {
+		t.Errorf("more than there is: %v", err)
+	}
+}

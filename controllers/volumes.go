@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"context"
+	"fmt"
+
+	csitranslation "k8s.io/csi-translation-lib"
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+	"k8s.io/kubernetes/pkg/controller/volume/expand"
+	"k8s.io/kubernetes/pkg/controller/volume/persistentvolume"
+	"k8s.io/kubernetes/pkg/volume"
+	"k8s.io/kubernetes/pkg/volume/csimigration"
+)
+
+// volumes is a controller of upstream's whose constructor has no place for plugins of ours.
+type volumes struct {
+	name string
+	run  func(context.Context)
+}
+
+func (v volumes) Name() string { return v.name }
+
+func (v volumes) Run(ctx context.Context) { v.run(ctx) }
+
+// newVolumeController takes the place of upstream's constructor (cmd/kube-controller-manager/app/core.go) of what binds claims to volumes, makes volumes and
+// removes them.
+func newVolumeController(ctx context.Context, cc app.ControllerContext, more []volume.VolumePlugin) (app.Controller, error) {
+	o := cc.ComponentConfig.PersistentVolumeBinderController
+	plugins, err := app.ProbeProvisionableRecyclableVolumePlugins(klog.FromContext(ctx), o.VolumeConfiguration)
+	if err != nil {
+		return nil, fmt.Errorf("make upstream's plugins for volumes: %w", err)
+	}
+	client, err := cc.ClientBuilder.Client("persistent-volume-binder")
+	if err != nil {
+		return nil, err
+	}
+	core := cc.InformerFactory.Core().V1()
+	c, err := persistentvolume.NewController(ctx, persistentvolume.ControllerParameters{
+		KubeClient: client, SyncPeriod: o.PVClaimBinderSyncPeriod.Duration, VolumePlugins: append(plugins, more...),
+		VolumeInformer: core.PersistentVolumes(), ClaimInformer: core.PersistentVolumeClaims(), ClassInformer: cc.InformerFactory.Storage().V1().StorageClasses(),
+		PodInformer: core.Pods(), NodeInformer: core.Nodes(), EnableDynamicProvisioning: o.VolumeConfiguration.EnableDynamicProvisioning,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make the controller of volumes: %w", err)
+	}
+	return volumes{names.PersistentVolumeBinderController, c.Run}, nil
+}
+
+// newExpandController does the same for what lets volumes grow.
+func newExpandController(ctx context.Context, cc app.ControllerContext, more []volume.VolumePlugin) (app.Controller, error) {
+	plugins, err := app.ProbeExpandableVolumePlugins(klog.FromContext(ctx), cc.ComponentConfig.PersistentVolumeBinderController.VolumeConfiguration)
+	if err != nil {
+		return nil, fmt.Errorf("make upstream's plugins for volumes: %w", err)
+	}
+	client, err := cc.ClientBuilder.Client("expand-controller")
+	if err != nil {
+		return nil, err
+	}
+	translator := csitranslation.New()
+	c, err := expand.NewExpandController(ctx, client, cc.InformerFactory.Core().V1().PersistentVolumeClaims(), append(plugins, more...), translator,
+		csimigration.NewPluginManager(translator))
+	if err != nil {
+		return nil, fmt.Errorf("make the controller that lets volumes grow: %w", err)
+	}
+	return volumes{names.PersistentVolumeExpanderController, c.Run}, nil
+}

@@ -1,0 +1,149 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// keepers is a pod on each of two nodes, of an ordinary user, with a volume of the default class.
+const keepers = `
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: keep}
+spec:
+  serviceName: keep
+  replicas: 2
+  podManagementPolicy: Parallel
+  selector: {matchLabels: {app: keep}}
+  template:
+    metadata: {labels: {app: keep}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      securityContext: {runAsUser: 1000, runAsGroup: 1000, fsGroup: 2000}
+      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: keep}}}]
+      containers: [` + boxYAML + `, command: [testbox, serve], volumeMounts: [{name: data, mountPath: /data}]}]
+  volumeClaimTemplates:
+  - metadata: {name: data}
+    spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 5Mi}}}
+`
+
+// hold fails unless both pods run with what was written into their volumes.
+func hold(s *harness.Server) error {
+	for _, pod := range []string{"keep-0", "keep-1"} {
+		out, err := s.TryKubectl("get", "pod", pod, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}{.metadata.deletionTimestamp}`)
+		if err == nil && out != "True" {
+			err = fmt.Errorf("%s is ready: %q", pod, out)
+		}
+		if err == nil {
+			out, err = s.TryKubectl("exec", pod, "--", "cat", "/data/who")
+		}
+		if err == nil && strings.TrimSpace(out) != pod {
+			err = fmt.Errorf("%s has %q in its volume", pod, out)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inStorage fails unless a node's folder for volumes has so many entries.
+func inStorage(node *harness.Server, want int) error {
+	entries, err := os.ReadDir(filepath.Join(node.DataDir, "storage"))
+	if want == 0 && errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil && len(entries) != want {
+		err = fmt.Errorf("%s has %d volumes, want %d: %v", node.NodeName(), len(entries), want, entries)
+	}
+	return err
+}
+
+// TestLocalStorage: volumes of a StatefulSet on two nodes outlive its pods, the processes and a node's machine; and they are removed with their claims, from a
+// node that was off at that moment as well.
+func TestLocalStorage(t *testing.T) {
+	site := harness.NewSite(t)
+	s := site.NewMachine().NewServer()
+	s.AddBoxImage()
+	s.Start()
+	waitAPI(s)
+	a := site.NewMachine().NewAgent(s)
+	a.AddBoxImage()
+	a.Start()
+	for _, n := range []*harness.Server{s, a} {
+		harness.Eventually(t, soon, "the nodes are ready", func() error { return nodeReady(s, n) })
+	}
+	s.Apply(keepers)
+	harness.Eventually(t, soon, "both pods run", func() error {
+		out, err := s.TryKubectl("get", "statefulset", "keep", "-o", "jsonpath={.status.readyReplicas}")
+		if err == nil && out != "2" {
+			claims, _ := s.TryKubectl("describe", "pvc")
+			err = fmt.Errorf("%q are ready\n%s", out, claims)
+		}
+		return err
+	})
+	for _, n := range []*harness.Server{s, a} {
+		if err := inStorage(n, 1); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, pod := range []string{"keep-0", "keep-1"} {
+		if out := s.Kubectl("exec", pod, "--", "sh", "-c", "echo "+pod+" > /data/who && stat -c '%u %g' /data/who"); strings.TrimSpace(out) != "1000 2000" {
+			t.Errorf("%s writes as %s, want its user and fsGroup", pod, out)
+		}
+	}
+	says(t, s.Kubectl("get", "pv", "-o", "jsonpath={.items[*].spec.local.path}"), filepath.Join(a.DataDir, "storage", "pvc-"), "_default_data-keep-0", "_default_data-keep-1")
+
+	status, err := s.Run(s.Coracle(), "status", "--data-dir", s.DataDir)
+	if err != nil {
+		t.Error(err)
+	}
+	says(t, status, "local storage", "local volumes", filepath.Join(s.DataDir, "storage"))
+
+	s.Kubectl("delete", "pod", "keep-0", "keep-1")
+	harness.Eventually(t, soon, "new pods have the data", func() error { return hold(s) })
+	// The server's process dies, and the agent's machine loses its power.
+	s.Kill()
+	a.PowerOff()
+	a.PowerOn()
+	s.Start()
+	a.Start()
+	waitAPI(s)
+	harness.Eventually(t, soon, "the node is ready again", func() error { return nodeReady(s, a) })
+	harness.Eventually(t, soon, "pods have the data after restarts", func() error { return hold(s) })
+
+	a.PowerOff()
+	s.Kubectl("delete", "statefulset", "keep", "--cascade=orphan")
+	s.Kubectl("delete", "pod", "keep-0", "keep-1", "--force", "--grace-period=0")
+	s.Kubectl("delete", "pvc", "--all")
+	harness.Eventually(t, soon, "the volume of the node that is there is removed", func() error { return inStorage(s, 0) })
+	harness.Eventually(t, soon, "what waits for the other node says so", func() error {
+		out, err := s.TryKubectl("get", "events", "--field-selector", "involvedObject.kind=PersistentVolume", "-o", "jsonpath={.items[*].message}")
+		if err == nil && !strings.Contains(out, "node "+a.NodeName()+" is away") {
+			err = errors.New(out)
+		}
+		return err
+	})
+	if err := inStorage(a, 1); err != nil {
+		t.Error(err)
+	}
+	a.PowerOn()
+	a.Start()
+	harness.Eventually(t, longer, "the volume of the node that was off is removed", func() error {
+		out, err := s.TryKubectl("get", "pv", "-o", "name")
+		if err == nil && out != "" {
+			err = fmt.Errorf("there is still %s", out)
+		}
+		return errors.Join(err, inStorage(a, 0))
+	})
+}
