@@ -163,10 +163,17 @@ func (p *peers) replaceLeader(ctx context.Context) time.Duration {
 	}
 	defer p.campaigning.Store(false)
 	rank, voter := p.rank("")
-	if _, _, term := p.LeaderSeen(); !voter || term == 0 || p.s.raft.State() != raft.Follower || p.s.hung() {
+	leader, _, seen := p.LeaderSeen()
+	state := p.s.raft.State()
+	if !voter || state == raft.Leader || state == raft.Shutdown || p.s.hung() {
 		return standAfter
 	}
-	leader, _, _ := p.LeaderSeen()
+	if seen == 0 || state != raft.Follower {
+		// Raft decides who stands. But it has to know how long the others' disks take: where all have just begun nobody has said it yet, and one with a good disk would begin
+		// a new term each time before the others have brought their votes for the last one to theirs.
+		p.standings(ctx, "", standAfter)
+		return standAfter
+	}
 	own := p.standing()
 	answers := p.standings(ctx, leader, standAfter)
 	agreed, ahead := 1, 0
