@@ -16,6 +16,12 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 )
 
+// ErrShare is wrapped by an error of Options.Admit that refuses a server for what it shares: it may get that anew, and ask again.
+var ErrShare = errors.New("raftstore: it shares something else than the cluster has")
+
+// renewEvery is the least time between two calls of Options.Renew.
+const renewEvery = 5 * time.Second
+
 type joinCall struct {
 	ID, Address string
 	// Share is what Options.Share says; a server of an earlier version sends none.
@@ -69,6 +75,9 @@ func (p *peers) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 	}
 	if admit := p.s.opts.Admit; admit != nil && id != p.s.id && !slices.ContainsFunc(members.Servers, func(m raft.Server) bool { return m.ID == id }) {
 		release, err := admit(r.Share)
+		if errors.Is(err, ErrShare) {
+			return nothing{}, status.Error(codes.Unauthenticated, err.Error()) // nothing else here answers that
+		}
 		if err != nil {
 			return nothing{}, status.Error(codes.FailedPrecondition, err.Error())
 		}
@@ -85,6 +94,7 @@ func (p *peers) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 // address. It tries until it succeeds or ctx is done.
 func (p *peers) announce(ctx context.Context) {
 	const pause = 100 * time.Millisecond
+	var renewed time.Time
 	for failures := 0; ; failures++ {
 		err := p.announceOnce(ctx, failures)
 		if err == nil && p.joins {
@@ -94,6 +104,14 @@ func (p *peers) announce(ctx context.Context) {
 		}
 		if err == nil || ctx.Err() != nil {
 			return
+		}
+		if status.Code(err) == codes.Unauthenticated && p.s.opts.Renew != nil && time.Since(renewed) >= renewEvery {
+			p.s.log.Warn("the store's cluster has other keys than this server got when it asked to join; they are fetched anew", "reason", err)
+			if err := p.s.opts.Renew(ctx); err != nil && ctx.Err() == nil {
+				p.s.log.Warn("the cluster's keys could not be fetched anew; it is tried again", "err", err)
+			}
+			renewed = time.Now()
+			continue
 		}
 		if failures == 50 || failures%600 == 599 {
 			p.s.log.Warn("still not in the store's cluster; trying on", "err", err)

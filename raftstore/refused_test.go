@@ -3,8 +3,11 @@
 package raftstore
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -187,5 +190,41 @@ func TestReadsAfterRecovery(t *testing.T) {
 	got, err := openStore(t, o).api.Range(ctx, &pb.RangeRequest{Key: []byte("a")})
 	if err != nil || got.Count != 1 {
 		t.Fatalf("%v, %v", got, err)
+	}
+}
+
+// A server whose keys were replaced after it had asked for them gets them anew by itself, and is taken in then; the others are asked no more often than is needed.
+func TestRefusedServerRenews(t *testing.T) {
+	ctx := testContext(t)
+	first := openStore(t, Options{Dir: t.TempDir(), NodeID: "s0", ClusterID: "test", Network: tcpNetwork(t), Admit: func(share string) (func(), error) {
+		if share != "new" {
+			return nil, fmt.Errorf("%w: %q", ErrShare, share)
+		}
+		return func() {}, nil
+	}})
+	if err := first.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var share atomic.Value
+	share.Store("old")
+	var renewed atomic.Int64
+	second := openStore(t, Options{Dir: t.TempDir(), NodeID: "s1", ClusterID: "test", Network: tcpNetwork(t), Join: []string{string(first.address)},
+		Share: func() string { return share.Load().(string) },
+		Renew: func(context.Context) error {
+			if renewed.Add(1) == 1 {
+				return errors.New("nobody answers")
+			}
+			share.Store("new")
+			return nil
+		},
+	})
+	if err := second.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if n := renewed.Load(); n != 2 {
+		t.Errorf("the keys were fetched %d times", n)
+	}
+	if n := len(first.Members()); n != 2 {
+		t.Errorf("%d members", n)
 	}
 }

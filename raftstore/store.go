@@ -43,6 +43,7 @@ type Store struct {
 
 	others others // the cluster's other servers, if it can have any
 
+	writes      underWay
 	snapshotter *snapshotter
 	backups     atomic.Int32 // being read
 	refusing    atomic.Bool  // writes, for the quota: what was said of it last

@@ -27,6 +27,7 @@ var errNotLeader = status.Error(codes.Unavailable, "raftstore: this server does 
 func (s *Store) Write(ctx context.Context, req mvcc.Request) (any, error) {
 	s.opts.Counters.Pending.Add(1)
 	defer s.opts.Counters.Pending.Add(-1)
+	defer s.writes.begin()()
 	if s.ctx.Err() != nil {
 		return nil, ErrClosed
 	}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// Drain waits for the writes of before, those of before an earlier Drain among them, and for no others.
+func TestDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		s := &Store{}
+		s.ctx = context.Background()
+		if err := s.Drain(ctx); err != nil {
+			t.Fatal(err)
+		}
+		first, second := s.writes.begin(), s.writes.begin()
+		short, stop := context.WithTimeout(ctx, time.Second)
+		defer stop()
+		if err := s.Drain(short); err == nil || errors.Is(err, ErrClosed) {
+			t.Fatalf("two writes are under way: %v", err)
+		}
+		third := s.writes.begin()
+		drained := make(chan error, 1)
+		go func() { drained <- s.Drain(ctx) }()
+		synctest.Wait()
+		fourth := s.writes.begin()
+		for _, end := range []func(){first, third, second} {
+			select {
+			case err := <-drained:
+				t.Fatalf("not all writes of before have ended: %v", err)
+			default:
+			}
+			end()
+			synctest.Wait()
+		}
+		if err := <-drained; err != nil {
+			t.Fatal(err)
+		}
+		fourth()
+		if err := s.Drain(ctx); err != nil || len(s.writes.open) != 0 {
+			t.Fatalf("nothing is under way: %v, %d sets", err, len(s.writes.open))
+		}
+	})
+}
