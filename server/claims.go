@@ -32,15 +32,7 @@ import (
 func (s *Server) nodeClaims() *apiserver.NodeClaims {
 	c := &apiserver.NodeClaims{
 		Networks: slices.Concat(s.o.Cluster.PodCIDRs, s.o.Cluster.ServiceCIDRs), ServerLabel: roleLabel, Certified: s.certified,
-		Servers: func() []netip.Addr {
-			out := s.admission.servers()
-			for _, ip := range s.files.serving.IPs {
-				if a, ok := netip.AddrFromSlice(ip); ok {
-					out = append(out, a.Unmap())
-				}
-			}
-			return out
-		},
+		Servers: s.owned,
 	}
 	if s.o.OwnNode {
 		c.Own = s.o.NodeName
@@ -84,6 +76,9 @@ func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, 
 		have = nil
 	case err != nil:
 		return fmt.Errorf("looking for the node's password: %w", err)
+	}
+	if err := mayMoveTo(m, node, have); err != nil {
+		return err
 	}
 	registered := node != nil && !slices.ContainsFunc(slices.Concat(m.Node.Addresses, m.Node.External), func(ip netip.Addr) bool { return !apiserver.NodeHas(node, ip) })
 	want := a.claim(m.Node)
@@ -131,6 +126,26 @@ func mayTakeAddress(silent, own *corev1.Node, m joining.Machine) error {
 		if apiserver.NodeHas(silent, ip) && !apiserver.NodeHas(own, ip) && ip != m.From {
 			return join.Refuse(join.CodeBusy, "%s is still the address of the node %s, which is silent. This machine gets it when it asks for it from that address, "+
 				"or when that node is deleted: kubectl delete node %s", ip, silent.Name, silent.Name)
+		}
+	}
+	return nil
+}
+
+// mayMoveTo keeps a machine that shows the certificate of a node and no token from an address that nobody has: where its node is, the whole cluster sends what is for
+// that address. It may have those that it was let in with, those of its Node, and the one that it asks from, which it so shows to have. Who has a token may say where
+// it is: that is what a token is for.
+func mayMoveTo(m joining.Machine, own *corev1.Node, claim *corev1.Secret) error {
+	if !m.Joined {
+		return nil
+	}
+	var had []netip.Addr
+	if claim != nil {
+		had = append(splitAddresses(claim.Data[passwordAddresses]), splitAddresses(claim.Data[passwordExternal])...)
+	}
+	for _, ip := range slices.Concat(m.Node.Addresses, m.Node.External) {
+		if ip != m.From && !slices.Contains(had, ip) && (own == nil || !apiserver.NodeHas(own, ip)) {
+			return join.Refuse(join.CodeCertificate, "%s is new for the node %s, and it does not ask from there (but from %s). With its certificate alone a node gets no address that it "+
+				"does not show to have; with a token that works it does", ip, m.Node.Name, m.From)
 		}
 	}
 	return nil

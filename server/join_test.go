@@ -251,6 +251,67 @@ func TestAddressOfASilentNode(t *testing.T) {
 	}
 }
 
+// TestAddressesThatNobodyHas: a node that shows its certificate alone does not get one that is not its own. The cluster would send it what is for that address.
+func TestAddressesThatNobodyHas(t *testing.T) {
+	for what, tt := range map[string]struct {
+		ip, external, from string
+		joined             bool
+		want               join.Code
+	}{
+		"as before, through another machine":             {"10.0.0.2", "198.51.100.2", "10.0.0.9", true, ""},
+		"a resolver of the internet":                     {"8.8.8.8", "", "10.0.0.2", true, join.CodeCertificate},
+		"the same from outside":                          {"10.0.0.2", "8.8.8.8", "10.0.0.2", true, join.CodeCertificate},
+		"an address of a Service":                        {"10.0.0.200", "", "10.0.0.2", true, join.CodeCertificate},
+		"it has moved, and asks from there":              {"10.0.0.7", "198.51.100.2", "10.0.0.7", true, ""},
+		"it has moved, and shows its token":              {"10.0.0.7", "", "10.0.0.9", false, ""},
+		"it has moved, and somebody passes its words on": {"10.0.0.7", "", "10.0.0.9", true, join.CodeCertificate},
+	} {
+		a, api := newAdmission(testclock.NewFakeClock(time.Now())), fake.NewClientset()
+		was := machine("n", password, "10.0.0.2")
+		was.Node.External = []netip.Addr{netip.MustParseAddr("198.51.100.2")}
+		if err := api.Tracker().Add(a.claim(was.Node)); err != nil {
+			t.Fatal(err)
+		}
+		if err := api.Tracker().Add(registeredAt("n", "10.0.0.2")); err != nil {
+			t.Fatal(err)
+		}
+		m := machine("n", password, tt.ip)
+		if tt.external != "" {
+			m.Node.External = []netip.Addr{netip.MustParseAddr(tt.external)}
+		}
+		m.Joined, m.From = tt.joined, netip.MustParseAddr(tt.from)
+		if got := code(a.claimName(t.Context(), api, m)); got != tt.want {
+			t.Errorf("%s: %q, want %q", what, got, tt.want)
+		}
+	}
+}
+
+func registeredAt(name, ip string) *corev1.Node {
+	n := nodeNamed(name)
+	n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
+	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: ip}}
+	return n
+}
+
+// TestKeysBeforeTheNode: a machine that has joined and is no Node yet is not called deleted.
+func TestKeysBeforeTheNode(t *testing.T) {
+	clock := testclock.NewFakeClock(time.Now())
+	a, api := newAdmission(clock), fake.NewClientset()
+	if got := code(a.noNode(t.Context(), api, "n")); got != join.CodeCertificate {
+		t.Errorf("a machine that never joined: %q", got)
+	}
+	if err := a.claimName(t.Context(), api, machine("n", password, "10.0.0.2")); err != nil {
+		t.Fatal(err)
+	}
+	if got := code(a.noNode(t.Context(), api, "n")); got != join.CodeStarting {
+		t.Errorf("right after it has joined: %q", got)
+	}
+	clock.Step(registration + time.Second)
+	if got := code(a.noNode(t.Context(), api, "n")); got != join.CodeCertificate {
+		t.Errorf("later: %q", got)
+	}
+}
+
 // TestAddressesAreReserved: between a machine's joining and its Node, nobody else is let in with its addresses, whichever
 // server is asked.
 func TestAddressesAreReserved(t *testing.T) {

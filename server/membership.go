@@ -391,7 +391,7 @@ func (a *admission) gossipKeys(ctx context.Context, m joining.Machine) (*join.An
 	}
 	_, err = client.CoreV1().Nodes().Get(ctx, m.Node.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return nil, join.Refuse(join.CodeCertificate, "the node %s was deleted from the cluster; it can join again with a token", m.Node.Name)
+		return nil, a.noNode(ctx, client, m.Node.Name)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("looking for the node: %w", err)
@@ -401,4 +401,16 @@ func (a *admission) gossipKeys(ctx context.Context, m joining.Machine) (*join.An
 		return nil, join.Refuse(join.CodeStarting, "the server has no gossip keys yet")
 	}
 	return &join.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA), ClientCA: a.s.pki.CAPEM(pki.ClientCA), Gossip: keys}, nil
+}
+
+// noNode is why a machine with a node's certificate and without a Node gets nothing: it has just joined, and its Node is still to come, or the Node was deleted.
+func (a *admission) noNode(ctx context.Context, client kubernetes.Interface, name string) error {
+	claim, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, name+passwordSuffix, metav1.GetOptions{})
+	switch {
+	case err == nil && a.fresh(claim):
+		return join.Refuse(join.CodeStarting, "the node %s has joined and is not registered yet", name)
+	case err != nil && !apierrors.IsNotFound(err):
+		return fmt.Errorf("looking when the node %s joined: %w", name, err)
+	}
+	return join.Refuse(join.CodeCertificate, "the node %s was deleted from the cluster; it can join again with a token", name)
 }

@@ -5,6 +5,7 @@ package server
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -41,7 +42,7 @@ func (s *Server) serviceLBPart(ctx context.Context, t *term.Term) error {
 	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
 	o := servicelb.Options{
 		Client: client, Informers: t.Informers, Reserved: s.reservedPorts(), Disabled: s.o.DisableServiceLB,
-		Pool: s.o.LBPool, Dynamic: objects, Networks: slices.Concat(s.o.Cluster.PodCIDRs, s.o.Cluster.ServiceCIDRs), Barred: s.vips.current, Alive: s.heardOf,
+		Pool: s.o.LBPool, Dynamic: objects, Networks: slices.Concat(s.o.Cluster.PodCIDRs, s.o.Cluster.ServiceCIDRs), Barred: s.owned, Alive: s.heardOf,
 		Recorder: events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "servicelb"}),
 		Logger:   s.log.With("part", "load balancer"),
 	}
@@ -63,6 +64,17 @@ func (s *Server) serviceLBPart(ctx context.Context, t *term.Term) error {
 		return errors.New("giving Services addresses ended by itself")
 	}
 	return nil
+}
+
+// owned are addresses that no Service gets: the virtual ones, and those of servers, which need not be nodes.
+func (s *Server) owned() []netip.Addr {
+	out := s.admission.servers()
+	for _, ip := range s.files.serving.IPs {
+		if a, ok := netip.AddrFromSlice(ip); ok {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
 }
 
 // heardOf says whether this server hears a node: every node says something each second. One that has no connection of that kind is judged by its

@@ -85,6 +85,9 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 		c: c, port: port, joined: joined, servers: servers, log: p.Log.With("part", "gossip"), line: p.Board.Part("gossip"),
 		subnets: make(chan []netip.Prefix, 1), show: p.Admin.SetMembers, reach: reach.New(reach.Options{Logger: p.Log.Logger}),
 	}
+	if joined.Answered() {
+		member.told = time.Now()
+	}
 	ready := make(chan struct{})
 	n := node{
 		machine: c.Node, paths: c.Paths, cluster: joined.Settings, credentials: joined.Credentials, servers: servers.Servers, answered: servers.Answered, ended: servers.Ended, port: c.Port,

@@ -81,7 +81,8 @@ type agentMember struct {
 	subnets chan []netip.Prefix // one: the last one counts, and there is one
 	show    func(func() []status.Member)
 	reach   *reach.Watch
-	rounds  int // in which it was lost
+	rounds  int       // in which it was lost
+	told    time.Time // when a server gave the keys last; zero when none has since this machine started
 }
 
 // run is a member until ctx is done. What goes wrong leaves the node as it is: the API tells it about servers too.
@@ -189,11 +190,11 @@ func (a *agentMember) follow(ctx context.Context, member *gossip.Member) {
 		members := member.Members()
 		a.balance(members)
 		pause := aloneAsk
-		if a.outdated(members) {
+		if a.outdated(members, time.Now()) {
 			pause = keysAsk
 			if err := a.joined.AskGossipKeys(ctx); err != nil {
 				a.log.Debug("the gossip keys could not be fetched", "error", err)
-			} else if err := member.SetKeys(a.joined.GossipKeys()); err != nil {
+			} else if a.told, err = time.Now(), member.SetKeys(a.joined.GossipKeys()); err != nil {
 				a.log.Error("the new gossip keys could not be taken over", "error", err)
 			}
 			if alone(members) {
@@ -213,10 +214,10 @@ func (a *agentMember) follow(ctx context.Context, member *gossip.Member) {
 	}
 }
 
-// outdated says whether others have newer keys, or may have: one with the old ones alone hears nobody.
-func (a *agentMember) outdated(members []gossip.Info) bool {
+// outdated says whether others have newer keys, or may have: one with the old ones alone hears nobody. Who has just joined hears nobody yet, and has the keys of a moment ago.
+func (a *agentMember) outdated(members []gossip.Info, now time.Time) bool {
 	own := a.joined.GossipKeys().Generation
-	return alone(members) || slices.ContainsFunc(members, func(m gossip.Info) bool {
+	return alone(members) && now.Sub(a.told) >= aloneAsk || slices.ContainsFunc(members, func(m gossip.Info) bool {
 		return m.State == gossip.Alive && m.Role == gossip.RoleServer && m.KeyGeneration > own
 	})
 }
