@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -21,6 +20,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/internal/version"
+	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -34,34 +35,6 @@ const (
 	// joinedFile says, in the server's folder, what a server that joined was told. It is written last.
 	joinedFile = "joined.json"
 )
-
-// commonFiles are the files that all servers have in common, by their path below the server's folder. Those of the
-// second kind may be missing.
-func commonFiles() (required, optional []string) {
-	for _, s := range []pki.Signer{pki.ServerCA, pki.ClientCA, pki.RequestHeaderCA, pki.PeerCA} {
-		required = append(required, filepath.Join("tls", string(s)+".crt"), filepath.Join("tls", string(s)+".key"))
-	}
-	required = append(required, filepath.Join("tls", pki.ServiceAccountKey), token.ServerFile, token.AgentFile)
-	// An operator's own; other servers make the same one by themselves.
-	for _, ext := range []string{".crt", ".key"} {
-		optional = append(optional, filepath.Join("tls", string(pki.KubeletCA)+ext))
-	}
-	for _, name := range encryption.Files() {
-		optional = append(optional, filepath.Join("cred", name))
-	}
-	return required, optional
-}
-
-// path is where one of those files is on this server.
-func (o *Options) path(name string) string {
-	switch filepath.Dir(name) {
-	case "tls":
-		return filepath.Join(o.TLSDir, filepath.Base(name))
-	case "cred":
-		return filepath.Join(o.CredDir, filepath.Base(name))
-	}
-	return filepath.Join(o.ServerDir, name)
-}
 
 // admitServer gives a machine that becomes a server the cluster's secrets.
 func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*join.Answer, error) {
@@ -120,12 +93,22 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*join.A
 	return out, nil
 }
 
+// hashSince is the protocol from which on every server says with which keys it comes (internal/version): one that says nothing is of an earlier one, and is let in
+// as long as this program and that one can be in one cluster.
+const hashSince = 2
+
+// mayComeWithout says whether a server may be let in that does not say with which keys it comes.
+func mayComeWithout(understands func(protocol int) bool) bool { return understands(hashSince - 1) }
+
 // share stands for the keys that encrypt Secrets, for the server that takes this one into the store.
 func (s *Server) share() string {
 	print, err := encryption.Fingerprint(s.o.CredDir)
-	if err != nil {
+	switch {
+	case err != nil:
 		s.log.Error("the encryption keys cannot be compared with the other servers'", "error", err)
 		return "unreadable" // which no server has
+	case print == "":
+		return "none" // nothing is what earlier versions say
 	}
 	return print
 }
@@ -137,10 +120,14 @@ func (s *Server) admitMember(share string) (release func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if own := s.share(); share != "" && share != own { // "" from a server of an earlier version
+	switch own := s.share(); {
+	case share == "" && !mayComeWithout(version.Understands):
 		still()
-		return nil, errors.New("the key that encrypts Secrets is another one than that which this server got when it asked to join: it was replaced since. Nothing is lost: stop this " +
-			"server, remove the folder server in its data directory, and start it again, so that it joins anew")
+		return nil, fmt.Errorf("it does not say with which keys it encrypts Secrets, as every server does from protocol %d on: update coracle there", hashSince)
+	case share != "" && share != own:
+		still()
+		return nil, fmt.Errorf("%w: the key that encrypts Secrets is another one than that which this server got when it asked to join, since it was replaced meanwhile. It fetches the "+
+			"present one by itself, with its --server and --token. If it cannot, nothing is lost: stop it, remove the folder server in its data directory, and start it again, so that it joins anew", raftstore.ErrShare)
 	}
 	return func() {
 		defer still()
@@ -203,7 +190,7 @@ func Join(ctx context.Context, o Options, j Joining) (*Joined, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := keepFiles(&o, a.Server.Files); err != nil {
+	if err := keepFiles(&o, a.Server.Files, asideSuffix); err != nil {
 		return nil, err
 	}
 	if err := pki.KeepFormerKubeletCA(o.TLSDir, a.Server.FormerKubeletCA); err != nil {
@@ -222,6 +209,26 @@ func Join(ctx context.Context, o Options, j Joining) (*Joined, error) {
 	}
 	joined = &Joined{Settings: a.Settings, NodePortRange: a.Server.NodePortRange, EncryptResources: a.Server.EncryptResources, Peers: a.Server.Peers}
 	return joined, writeJoined(filepath.Join(o.ServerDir, joinedFile), joined)
+}
+
+// renewPatience bounds one try to get what was replaced anew.
+const renewPatience = 30 * time.Second
+
+// Renew fetches anew what the cluster replaces at times and this server got when it asked to join: encryption keys and tokens. It is for a server that the others have not taken in
+// yet; a member follows the store.
+func Renew(ctx context.Context, o Options, j Joining) error {
+	o.setDefaults()
+	t, err := token.Parse(j.Token)
+	if err != nil {
+		return fmt.Errorf("--token: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, renewPatience)
+	defer cancel()
+	a, err := askToServe(ctx, o, j, t)
+	if err != nil {
+		return err
+	}
+	return keepFiles(&o, a.Server.Files, "")
 }
 
 func askToServe(ctx context.Context, o Options, j Joining, t token.Token) (*join.Answer, error) {
@@ -252,48 +259,6 @@ func askToServe(ctx context.Context, o Options, j Joining, t token.Token) (*join
 		case <-time.After(joinPause):
 		}
 	}
-}
-
-// keepFiles writes the cluster's files. One that is there already and says something else is of another cluster.
-func keepFiles(o *Options, files map[string][]byte) error {
-	required, optional := commonFiles()
-	for _, name := range required {
-		if len(files[name]) == 0 {
-			return fmt.Errorf("the server's answer lacks %s", name)
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		if !slices.Contains(required, name) && !slices.Contains(optional, name) {
-			return fmt.Errorf("the server's answer has a file that no server keeps: %q", name)
-		}
-		have, err := os.ReadFile(o.path(name))
-		if err == nil && string(have) != string(files[name]) {
-			return fmt.Errorf("%s is there and is not the cluster's. Nothing was replaced: if this machine was a server of another cluster, remove that one first "+
-				"(coracle-uninstall), or give another --data-dir", o.path(name))
-		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("looking for the files of an earlier cluster: %w", err)
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		path := o.path(name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			return fmt.Errorf("making the folder for the cluster's keys: %w", err)
-		}
-		mode := fs.FileMode(0o600)
-		if filepath.Ext(name) == ".crt" {
-			mode = 0o644
-		}
-		if _, err := atomicfile.WriteIfDifferent(path, files[name], mode); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func fileExists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
 }
 
 func readJoined(file string) (*Joined, error) {

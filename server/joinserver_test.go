@@ -24,7 +24,7 @@ func TestKeepFiles(t *testing.T) {
 	}
 	refused := func(files map[string][]byte, want string) {
 		t.Helper()
-		if err := keepFiles(o, files); err == nil || !strings.Contains(err.Error(), want) {
+		if err := keepFiles(o, files, asideSuffix); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
 		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
@@ -42,7 +42,7 @@ func TestKeepFiles(t *testing.T) {
 		refused(files, name)
 	}
 	for range 2 { // an interrupted join is repeated
-		if err := keepFiles(o, answer()); err != nil {
+		if err := keepFiles(o, answer(), asideSuffix); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -60,11 +60,71 @@ func TestKeepFiles(t *testing.T) {
 	}
 	files := answer()
 	files[required[0]] = []byte("of another cluster")
-	if err := keepFiles(o, files); err == nil || !strings.Contains(err.Error(), "is not the cluster's") {
+	if err := keepFiles(o, files, asideSuffix); err == nil || !strings.Contains(err.Error(), "is not the cluster's") {
 		t.Error(err)
 	}
 	if got, err := os.ReadFile(filepath.Join(dir, required[0])); err != nil || string(got) != required[0] {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// TestFilesOfAnInterruptedJoin: what the cluster has replaced since is replaced here too, wherever the join was interrupted, and what was there is kept. Without the authorities
+// nothing says that it is of the same cluster.
+func TestFilesOfAnInterruptedJoin(t *testing.T) {
+	required, optional := commonFiles()
+	answer := func(generation string) map[string][]byte {
+		files := map[string][]byte{}
+		for _, name := range append(required, optional...) {
+			if files[name] = []byte(name); replaced(name) {
+				files[name] = []byte(name + generation)
+			}
+		}
+		return files
+	}
+	names := inOrder(answer(""))
+	for cut := range len(names) + 1 {
+		dir := t.TempDir()
+		o := &Options{ServerDir: dir, TLSDir: filepath.Join(dir, "tls"), CredDir: filepath.Join(dir, "cred")}
+		first, second := answer(" before"), answer(" after")
+		for _, name := range names[:cut] {
+			if err := os.MkdirAll(filepath.Dir(o.path(name)), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(o.path(name), first[name], 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := keepFiles(o, second, asideSuffix); err != nil {
+			t.Errorf("cut off after %v: %v", names[:cut], err)
+			continue
+		}
+		for name, content := range second {
+			if got, err := os.ReadFile(o.path(name)); err != nil || string(got) != string(content) {
+				t.Errorf("cut off after %d files: %s has %q, %v", cut, name, got, err)
+			}
+		}
+		for _, name := range names[:cut] {
+			if kept, err := os.ReadFile(o.path(name) + asideSuffix); replaced(name) && (err != nil || string(kept) != string(first[name])) {
+				t.Errorf("cut off after %d files: of %s is kept %q, %v", cut, name, kept, err)
+			}
+		}
+	}
+	dir := t.TempDir()
+	o := &Options{ServerDir: dir, TLSDir: filepath.Join(dir, "tls"), CredDir: filepath.Join(dir, "cred")}
+	if err := os.WriteFile(o.path("token"), []byte("of another cluster"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := keepFiles(o, answer(""), asideSuffix); err == nil || !strings.Contains(err.Error(), "is not the cluster's") {
+		t.Errorf("a token without authorities: %v", err)
+	}
+}
+
+// TestHashIsDemanded: a server that does not say with which keys it comes is let in as long as there may be versions that cannot.
+func TestHashIsDemanded(t *testing.T) {
+	for own, want := range map[int]bool{1: true, 2: true, 3: false, 4: false} {
+		if got := mayComeWithout(func(other int) bool { return own-other >= -1 && own-other <= 1 }); got != want {
+			t.Errorf("a program with protocol %d lets it in: %v", own, got)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -73,6 +74,8 @@ type Options struct {
 	// Join are addresses of the stores of a cluster's servers. A server whose store holds nothing yet joins that cluster; Join,
 	// the function, has fetched its keys before.
 	Join []string
+	// Renew, when set, fetches anew what the cluster has replaced since this server asked to join, while the others refuse it for that: see the function.
+	Renew func(context.Context) error
 
 	// Links are the machine's that lead to others, on which a server that finds no other one asks for them; nil means none.
 	Links func() ([]net.Interface, error)

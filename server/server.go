@@ -246,7 +246,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 		Others:    s.membership.elsewhere,
 		Logger:    s.log.With("part", "store"),
 		Version:   s.o.Version, Hostname: s.o.NodeName,
-		Share: s.share, Admit: s.admitMember,
+		Share: s.share, Admit: s.admitMember, Renew: s.o.Renew,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening the store in %s: %w", s.o.StoreDir, err)

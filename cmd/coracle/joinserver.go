@@ -28,6 +28,8 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 			}
 			j.NodeName, j.Addresses = c.Node.Name, c.Node.IPs
 		}
+		before := o
+		o.Renew = func(ctx context.Context) error { return server.Renew(ctx, before, j) }
 		joined, err = server.Join(ctx, o, j)
 	}
 	if err != nil || joined == nil {
