@@ -27,7 +27,8 @@ const (
 	// where that server says which generation of them it goes by.
 	TokensKey     = "/coracle/tokens/cluster"
 	tokensServers = "/coracle/tokens/servers/"
-	// tokensFile in the server's folder says that the store has the tokens: what was given on the command line does not count any more.
+	// tokensFile in the server's folder says that the store has the tokens, and of which generation this server's are: what was given on the command line does not count
+	// any more, and neither does a store that was set back to before.
 	tokensFile = "tokens-rotated"
 	// tokensRetry is how long a server waits after it could not take the tokens over.
 	tokensRetry = 2 * time.Second
@@ -99,21 +100,63 @@ func (s *Server) ensureTokens() error {
 	return nil
 }
 
-// takeTokens makes this server's tokens those in the store, if there are any, and returns their generation.
+// TokenFiles are the files of a server's folder that have the tokens once they were replaced.
+func TokenFiles() []string { return []string{token.ServerFile, token.AgentFile, tokensFile} }
+
+// tokenGeneration is that of the tokens which this server has in its files; 0 if they were never replaced, or by a version that did not write it down.
+func (s *Server) tokenGeneration() uint64 {
+	data, err := os.ReadFile(filepath.Join(s.o.ServerDir, tokensFile))
+	if err != nil {
+		return 0
+	}
+	n, _ := strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64) // an empty file is of such a version
+	return n
+}
+
+// takeTokens makes this server's tokens those in the store, if there are any, and returns their generation. Where this server has later ones, the store was set back to
+// a time before they were replaced: then they are put there again. A token that was replaced stays so.
 func (s *Server) takeTokens(ctx context.Context, box sealed.Box) (uint64, error) {
-	r, err := readTokens(ctx, box)
-	if err != nil || r.revision == 0 {
-		return 0, err
+	for {
+		r, err := readTokens(ctx, box)
+		if err != nil {
+			return 0, err
+		}
+		if own := s.tokenGeneration(); own > r.Generation {
+			err := s.putBackTokens(ctx, box, r, own)
+			if errors.Is(err, sealed.ErrChanged) { // another server has done the same
+				continue
+			}
+			if err != nil {
+				return 0, err
+			}
+			continue
+		}
+		if r.revision == 0 {
+			return 0, nil
+		}
+		set := r.set(token.Hash(s.pki.Root()))
+		if err := token.Keep(s.o.ServerDir, set); err != nil {
+			return 0, err
+		}
+		if _, err := atomicfile.WriteIfDifferent(filepath.Join(s.o.ServerDir, tokensFile), []byte(strconv.FormatUint(r.Generation, 10)+"\n"), 0o600); err != nil {
+			return 0, err
+		}
+		s.tokens.Store(&set)
+		return r.Generation, nil
 	}
-	set := r.set(token.Hash(s.pki.Root()))
-	if err := token.Keep(s.o.ServerDir, set); err != nil {
-		return 0, err
+}
+
+// putBackTokens writes the tokens of this server's files into a store that has earlier ones, or none.
+func (s *Server) putBackTokens(ctx context.Context, box sealed.Box, r tokenRecord, own uint64) error {
+	now, err := token.Read(s.o.ServerDir)
+	if err != nil {
+		return err
 	}
-	if _, err := atomicfile.WriteIfDifferent(filepath.Join(s.o.ServerDir, tokensFile), nil, 0o600); err != nil {
-		return 0, err
+	_, err = box.Put(ctx, tokenRecord{Generation: own + 1, Server: now.Server.Secret, Agent: now.Agent.Secret}, r.revision)
+	if err == nil {
+		s.log.Warn("the store has tokens of before they were replaced, since it was set back to an earlier time; those that this server has count again", "generation", own+1)
 	}
-	s.tokens.Store(&set)
-	return r.Generation, nil
+	return err
 }
 
 // keepTokens follows the tokens in the store until ctx is done, and says which this server goes by.
@@ -194,8 +237,9 @@ func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation
 	} else {
 		r.Agent = next.Secret
 	}
+	// Who gives the present token no time wants that the next one alone works: also not one that an earlier replacement gave some.
 	r.Former = slices.DeleteFunc(r.Former, func(f formerToken) bool {
-		return !f.Until.After(now) || f.Role == former.Role && f.Secret == next.Secret
+		return !f.Until.After(now) || f.Role == former.Role && (f.Secret == next.Secret || rotation.Grace <= 0)
 	})
 	if rotation.Grace > 0 {
 		r.Former = append(r.Former, former)

@@ -105,3 +105,74 @@ func TestTokensAreTakenOver(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestTokensOfAStoreThatWasSetBack: a restored store has the tokens of its time, or none. Those that were replaced since do not let anybody in again.
+func TestTokensOfAStoreThatWasSetBack(t *testing.T) {
+	o := options(t, t.TempDir())
+	o.Token, o.AgentToken = "given-to-servers", "given-to-agents"
+	s, err := New(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	store, err := raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: s.data.ServerID(), Logger: o.Logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := store.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := store.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	kv := store.Client().KV
+	box, err := tokenBox(kv, o.TLSDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rotate := func(r token.Rotation) token.Token {
+		t.Helper()
+		r.Role, r.Now = token.RoleServer, time.Now()
+		next, _, err := RotateToken(t.Context(), kv, o.ServerDir, r, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.takeTokens(t.Context(), box); err != nil {
+			t.Fatal(err)
+		}
+		return next
+	}
+	rotate(token.Rotation{New: "leaked", Grace: time.Hour})
+	before, err := kv.Get(t.Context(), TokensKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := rotate(token.Rotation{})
+	if valid := s.tokens.Load().Valid(time.Now()); len(valid) != 2 {
+		t.Errorf("a token that was replaced without a time of grace works beside %+v", valid)
+	}
+	for what, set := range map[string]func() error{
+		"to a time between two": func() error { _, err := kv.Put(t.Context(), TokensKey, string(before.Kvs[0].Value)); return err },
+		"to before the first":   func() error { _, err := kv.Delete(t.Context(), TokensKey); return err },
+	} {
+		if err := set(); err != nil {
+			t.Fatal(err)
+		}
+		generation, err := s.takeTokens(t.Context(), box)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now := s.tokens.Load(); now.Server != last || len(now.Former) != 0 || now.Agent.Secret != "given-to-agents" {
+			t.Errorf("%s: it goes by %+v", what, now)
+		}
+		if r, err := readTokens(t.Context(), box); err != nil || r.Generation != generation || r.Server != last.Secret {
+			t.Errorf("%s: the store has %+v, %v", what, r, err)
+		}
+	}
+}

@@ -47,6 +47,7 @@ func main() {
 		Parts:            partVersions,
 		Encryption:       keys{},
 		SnapshotFiles:    server.SnapshotFiles,
+		TokenFiles:       server.TokenFiles,
 		RotateGossipKey:  rotateGossipKey,
 		RotateToken:      rotateToken,
 		Anew:             func() error { return anew(environ) },

@@ -3,6 +3,7 @@
 package snapshots
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +31,9 @@ type Target struct {
 	Version string
 	// Required and Optional are the files that a server has in common with the others, by their path below ServerDir.
 	Required, Optional []string
+	// Newer are files below ServerDir that the server which was here keeps instead of the snapshot's, if it is of the same cluster and has all of them: tokens that were replaced
+	// since do not let anybody in again.
+	Newer []string
 	// Mark, when set, is noted in the folder that is made: datadir.NoteReset.
 	Mark string
 	Now  func() time.Time
@@ -40,6 +44,8 @@ type Restored struct {
 	Header
 	// Kept is the folder with what was there before, empty if nothing was.
 	Kept string `json:"kept,omitempty"`
+	// KeptNewer says that Target.Newer were kept.
+	KeptNewer bool `json:"keptNewer,omitempty"`
 }
 
 // Look reads a file's header after it has checked that the file is what was written.
@@ -98,6 +104,9 @@ func Restore(t Target, path string, key Key) (out Restored, err error) {
 	if err := t.build(made, path, key); err != nil {
 		return out, errors.Join(cannot(path, err), storefiles.Abandon(made))
 	}
+	if out.KeptNewer, err = t.keepNewer(made); err != nil {
+		return out, errors.Join(cannot(path, err), storefiles.Abandon(made))
+	}
 	kept, err := storefiles.Replace(t.ServerDir, made, t.ServerDir+".before-"+now)
 	if err != nil {
 		return out, err
@@ -107,6 +116,35 @@ func Restore(t Target, path string, key Key) (out Restored, err error) {
 		return out, os.RemoveAll(kept)
 	}
 	return out, nil
+}
+
+// keepNewer copies what is newer than the snapshot's from the folder that is there.
+func (t *Target) keepNewer(made string) (bool, error) {
+	authority := filepath.Join("tls", string(pki.ServerCA)+".crt")
+	here, err := os.ReadFile(filepath.Join(t.ServerDir, authority))
+	if err != nil {
+		return false, nil // there was no server here
+	}
+	if of, err := os.ReadFile(filepath.Join(made, authority)); err != nil || !bytes.Equal(here, of) || len(t.Newer) == 0 {
+		return false, err
+	}
+	files := map[string][]byte{}
+	for _, name := range t.Newer {
+		data, err := os.ReadFile(filepath.Join(t.ServerDir, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil // they were never replaced
+		}
+		if err != nil {
+			return false, err
+		}
+		files[name] = data
+	}
+	for _, name := range t.Newer {
+		if err := atomicfile.Write(filepath.Join(made, name), files[name], 0o600); err != nil {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // onlyLock says that a folder held nothing until Restore locked it.

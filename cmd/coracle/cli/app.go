@@ -40,6 +40,8 @@ type App struct {
 	Encryption Encryption
 	// SnapshotFiles are the files that a snapshot has besides the store; those of the second kind may be missing.
 	SnapshotFiles func() (required, optional []string)
+	// TokenFiles are those with the tokens once they were replaced.
+	TokenFiles func() []string
 	// RotateToken replaces one of the cluster's tokens, by the store of the server whose folder this is. It returns the new one, and those servers that have not taken it over
 	// within some seconds.
 	RotateToken func(ctx context.Context, store *clientv3.Client, serverDir string, r token.Rotation) (next token.Token, behind []string, err error)

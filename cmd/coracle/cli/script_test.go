@@ -132,6 +132,7 @@ func testApp() *App {
 			return token.Token{CAHash: strings.Repeat("a", 64), Role: r.Role, Secret: r.New}, []string{"board3"}, nil
 		},
 		SnapshotFiles: fakeFiles,
+		TokenFiles:    func() []string { return []string{"token", "tokens-rotated"} },
 		CheckHost:     check.LocalHost,
 		Stdin:         os.Stdin,
 		Stdout:        os.Stdout,

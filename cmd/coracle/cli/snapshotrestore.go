@@ -80,7 +80,8 @@ func (a *App) restoreSnapshot(ctx context.Context, out io.Writer, t *config.Snap
 	}
 	required, optional := a.SnapshotFiles()
 	r, err := snapshots.Restore(snapshots.Target{
-		DataDir: t.Paths.DataDir, ServerDir: t.Paths.ServerDir, Version: version.Get().Coracle, Required: required, Optional: optional, Mark: mark, Now: time.Now,
+		DataDir: t.Paths.DataDir, ServerDir: t.Paths.ServerDir, Version: version.Get().Coracle, Required: required, Optional: optional,
+		Newer: a.TokenFiles(), Mark: mark, Now: time.Now,
 	}, path, key)
 	if err != nil {
 		return forRoot(err)
@@ -88,6 +89,11 @@ func (a *App) restoreSnapshot(ctx context.Context, out io.Writer, t *config.Snap
 	fmt.Fprintf(out, "Restored %s of %s: %d keys, revision %d.\n", path, h.Time.Local().Format(time.DateTime), h.Keys, h.Revision)
 	if r.Kept != "" {
 		fmt.Fprintf(out, "What was in %s is kept in %s.\nRemove it when the cluster is well, or rename it back to undo this.\n", t.Paths.ServerDir, r.Kept)
+	}
+	if r.KeptNewer {
+		fmt.Fprintln(out, "The cluster's tokens are those that this server had: the snapshot may hold others that were replaced since.")
+	} else {
+		fmt.Fprintln(out, "The cluster's tokens are those of the snapshot's time. If one was replaced since, replace it again: coracle token rotate.")
 	}
 	fmt.Fprintf(out, `
 Now:

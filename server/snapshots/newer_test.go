@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshots
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// TestRestoreKeepsNewerTokens: a token that was replaced after the snapshot lets nobody in again where the server knows the new one.
+func TestRestoreKeepsNewerTokens(t *testing.T) {
+	m := newMachine(t)
+	m.put("a", "1")
+	info := m.mustSave()
+	write := func(dir, name, text string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for what, c := range map[string]struct {
+		here func(dir string)
+		kept bool
+	}{
+		"a blank machine": {func(string) {}, false},
+		"never replaced": {func(dir string) {
+			write(dir, "tls/server-ca.crt", string(m.files["tls/server-ca.crt"]))
+			write(dir, "token", "now")
+		}, false},
+		"replaced since": {func(dir string) {
+			write(dir, "tls/server-ca.crt", string(m.files["tls/server-ca.crt"]))
+			write(dir, "token", "now")
+			write(dir, "tokens-rotated", "3")
+		}, true},
+		"of another cluster": {func(dir string) {
+			write(dir, "tls/server-ca.crt", "another")
+			write(dir, "token", "now")
+			write(dir, "tokens-rotated", "3")
+		}, false},
+	} {
+		to := target(t)
+		to.Newer = []string{"token", "tokens-rotated"}
+		c.here(to.ServerDir)
+		r, err := Restore(to, info.Location, m.key)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		got, _ := os.ReadFile(filepath.Join(to.ServerDir, "token")) // the snapshot has none
+		if r.KeptNewer != c.kept || (string(got) == "now") != c.kept {
+			t.Errorf("%s: kept %v, the token is %q", what, r.KeptNewer, got)
+		}
+	}
+}
