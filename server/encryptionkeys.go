@@ -22,6 +22,8 @@ import (
 const (
 	// keysLoadedPoll is how often a server that has new encryption keys looks whether its API server has loaded them.
 	keysLoadedPoll = time.Second
+	// keysSettle is how long a write may take between its encryption, with the keys of before, and the store.
+	keysSettle = time.Second
 	// keysTakeRetry is how long it waits after it could not take them over.
 	keysTakeRetry = 2 * time.Second
 )
@@ -45,6 +47,8 @@ type encryptionKeys struct {
 	s      *Server
 	shared encryption.Shared
 	watch  func(ctx context.Context, from int64) clientv3.WatchChan
+	// drain returns when the writes that have begun are over.
+	drain func(context.Context) error
 	// atStart names the configuration with which the API server starts.
 	atStart string
 }
@@ -59,7 +63,7 @@ func (s *Server) takeKeys(ctx context.Context, store *raftstore.Store) (*encrypt
 	if _, err := shared.Take(ctx); err != nil {
 		return nil, err
 	}
-	k := &encryptionKeys{s: s, shared: shared, watch: func(ctx context.Context, from int64) clientv3.WatchChan {
+	k := &encryptionKeys{s: s, shared: shared, drain: store.Drain, watch: func(ctx context.Context, from int64) clientv3.WatchChan {
 		return client.Watcher.Watch(ctx, encryption.SharedKey, clientv3.WithRev(from))
 	}}
 	k.atStart, err = encryption.ConfigHash(s.o.CredDir)
@@ -107,6 +111,9 @@ func (k *encryptionKeys) follow(ctx context.Context, config *rest.Config) error 
 			if !loaded { // there are newer ones
 				continue
 			}
+			if err := k.settle(ctx); err != nil {
+				return err
+			}
 			if err := k.shared.Confirm(ctx, k.s.data.ServerID(), generation); err != nil {
 				return err
 			}
@@ -148,4 +155,18 @@ func (k *encryptionKeys) loaded(ctx context.Context, config *rest.Config, change
 		case <-time.After(keysLoadedPoll):
 		}
 	}
+}
+
+// settle returns when nothing is under way any more that was encrypted before the API server had loaded the present keys. Such a write may wait for a leader for as long as a
+// request takes; when all servers have the new keys, and every object was written again, nobody could read what it brings.
+func (k *encryptionKeys) settle(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(keysSettle):
+	}
+	if err := k.drain(ctx); err != nil {
+		return fmt.Errorf("waiting for writes of before the keys were loaded: %w", err)
+	}
+	return nil
 }

@@ -59,6 +59,7 @@ func (keys) Rotate(ctx context.Context, dir string, client *rest.Config, open fu
 		return encryption.Rotate(ctx, encryption.RotateOptions{
 			Dir:      dir,
 			Client:   client,
+			KV:       store,
 			Check:    func() error { return onlyServer(dir) },
 			Progress: func(stage encryption.Stage, n int) { progress(string(stage), n, nil) },
 			Logger:   slog.New(slog.NewTextHandler(io.Discard, nil)), // the command prints progress itself

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
 
@@ -55,6 +56,8 @@ type RotateOptions struct {
 	// Loaded returns the hashes of the configuration that each API server has loaded. Nil means: ask the one behind
 	// Client for its metrics.
 	Loaded func(context.Context) ([]string, error)
+	// KV is the store, in which is looked for what still needs an older key; nil believes the API server.
+	KV clientv3.KV
 	// Check, when set, is asked before each run, when nobody can be admitted any more (HoldStill). Its error ends the run.
 	Check func() error
 	// Progress, when set, is told of each stage as it begins and of objects written again.
@@ -202,7 +205,13 @@ func (o RotateOptions) reencrypt(ctx context.Context, path, newKey string) error
 		return err
 	}
 	// Retired resources too: what lies there encrypted with the old key is then plain, as it should be.
-	return Rewrite(ctx, o.Client, slices.Concat(l.active, l.retired), func(n int) { o.Progress(StageReencrypt, n) })
+	rewrite := func() error {
+		return Rewrite(ctx, o.Client, slices.Concat(l.active, l.retired), func(n int) { o.Progress(StageReencrypt, n) })
+	}
+	if o.KV == nil {
+		return rewrite()
+	}
+	return rewriteAll(ctx, o.KV, slices.DeleteFunc(l.keyNames(), func(name string) bool { return name == newKey }), rewrite)
 }
 
 // awaitLoaded returns when every API server has loaded what the file says.

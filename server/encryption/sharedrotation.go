@@ -127,14 +127,18 @@ func (o SharedRotation) step(ctx context.Context, r record) (record, error) {
 		if err != nil {
 			return r, err
 		}
-		if err := Rewrite(ctx, o.Client, slices.Concat(l.active, l.retired), func(n int) { o.Progress(StageReencrypt, n, nil) }); err != nil {
-			return r, err
-		}
+		var older []string
 		for _, k := range slices.Concat(next.Keys, l.keys) {
-			if k.Name != r.State.NewKey && !slices.Contains(next.Forgotten, k.Name) {
-				next.Forgotten = append(next.Forgotten, k.Name)
+			if k.Name != r.State.NewKey && !slices.Contains(older, k.Name) {
+				older = append(older, k.Name)
 			}
 		}
+		if err := rewriteAll(ctx, o.KV, older, func() error {
+			return Rewrite(ctx, o.Client, slices.Concat(l.active, l.retired), func(n int) { o.Progress(StageReencrypt, n, nil) })
+		}); err != nil {
+			return r, err
+		}
+		next.Forgotten = append(slices.Clone(next.Forgotten), slices.DeleteFunc(older, func(name string) bool { return slices.Contains(next.Forgotten, name) })...)
 		next.Keys = []key{next.Keys[i]}
 		next.State.Stage = StageDrop
 	case StageDrop:
