@@ -13,7 +13,7 @@ import (
 // The first is how long a follower does without its leader before it stands by itself, between one and two of them, by chance. The same number
 // sets the pace of a leader's heartbeats. The voters here look themselves (silence.go), and whoever raft makes a candidate beside that either
 // shares the votes with the one whose turn it is or, being refused its pre-votes, is missing among those who can stand. So only a leader, and
-// who never had one, has it short. A follower's is what is left if the question finds no answer.
+// who never had one where disks are quick, has it short. A follower's is what is left if the question finds no answer.
 //
 // The second is how long a candidate waits for votes. A voter has to flush its disk three times before it answers, and may be in the
 // middle of another write. A candidate that does not wait for that begins a new term again and again, and comes to nothing.
@@ -47,8 +47,12 @@ func (p *peers) setTimers() {
 	conf := p.s.raft.ReloadableConfig()
 	candidacy := p.candidacy()
 	patience := candidacy // long enough for another one's first election: it writes three times before it asks for votes
-	if _, _, term := p.LeaderSeen(); term == 0 || p.s.raft.State() == raft.Leader {
+	_, _, seen := p.LeaderSeen()
+	switch {
+	case p.s.raft.State() == raft.Leader:
 		patience = p.s.opts.ElectionTimeout
+	case seen == 0: // all may just have begun; who stands first still gets the time that the votes need
+		patience = min(candidacy, p.s.opts.ElectionTimeout+flushesOfVote*p.flushTakes())
 	}
 	if conf.HeartbeatTimeout == patience && conf.ElectionTimeout == candidacy {
 		return
