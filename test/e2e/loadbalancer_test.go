@@ -182,6 +182,25 @@ func addressPool(k *harness.Kube, site *harness.Site, node string) {
 	k.Kubectl("delete", "service/lone", "pod/lone", "--wait=false")
 }
 
+// routedPool: a pool outside of the nodes' network is given out, too, and a router may lead to any node.
+func routedPool(k *harness.Kube, site *harness.Site, agents map[string]*harness.Server) {
+	const address = "198.51.100.7"
+	k.Apply(`
+{apiVersion: coracle.dev/v1alpha1, kind: AddressPool, metadata: {name: routed}, spec: {autoAssign: false, addresses: [` + address + `]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: routed, annotations: {coracle.dev/load-balancer-pool: routed}}, spec: {type: LoadBalancer, selector: {app: d}, ports: [{port: 443, targetPort: 8080}]}}`)
+	k.Await(soon, "service/routed", ingressPath, address)
+	k.Await(soon, "addresspool/routed", `{.status.conditions[?(@.type=="Ready")].reason}`, "OutOfReach")
+	for name, a := range agents {
+		route := site.Command(context.Background(), "ip", "route", "replace", address+"/32", "via", a.IP)
+		if out, err := route.CombinedOutput(); err != nil {
+			k.T.Fatalf("%v\n%s", err, out)
+		}
+		harness.Eventually(k.T, soon, "the Service answers through "+name, func() error { return asks(site, address) })
+	}
+	k.Kubectl("delete", "service/routed", "addresspool/routed")
+}
+
 // TestLoadBalancerPool: two Services have one port at two addresses of a pool, which answer on the network. One node at a time answers for each, whatever
 // happens to it.
 func TestLoadBalancerPool(t *testing.T) {
@@ -202,6 +221,7 @@ func TestLoadBalancerPool(t *testing.T) {
 		addressPool(k, site, name)
 		break
 	}
+	routedPool(k, site, agents)
 	w := watchARP(t, site, poolFirst)
 	for _, a := range []string{poolFirst, poolLast} {
 		harness.Eventually(t, soon, a+" answers", func() error { return asks(site, a) })
