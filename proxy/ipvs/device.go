@@ -5,6 +5,7 @@ package ipvs
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 
@@ -72,15 +73,23 @@ func applyAddresses(family int, want map[netip.Addr]bool, prune bool) error {
 		if present[a] {
 			continue
 		}
-		addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}}
-		if a.Is6() {
-			addr.Flags = unix.IFA_F_NODAD
-		}
+		addr := deviceAddress(a)
 		if err := netlink.AddrAdd(link, addr); err != nil && !errors.Is(err, unix.EEXIST) {
 			errs = append(errs, fmt.Errorf("adding the address %s: %w", a, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// deviceAddress is one that the node never takes as its own when it opens a connection or answers: on devices without an address the kernel
+// would choose among all that the node has.
+func deviceAddress(a netip.Addr) *netlink.Addr {
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, Scope: unix.RT_SCOPE_HOST}
+	if a.Is6() {
+		addr.Scope, addr.Flags = unix.RT_SCOPE_UNIVERSE, unix.IFA_F_NODAD
+		addr.ValidLft = math.MaxUint32 // for good, and deprecated: preferred for no time
+	}
+	return addr
 }
 
 // localAddresses are those of all devices but ours.

@@ -9,7 +9,9 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -58,6 +60,7 @@ func TestKernel(t *testing.T) {
 		{"connections", testConnections},
 		{"the kernel has what is desired", testState},
 		{"graceful termination", testTermination},
+		{"an idle connection is remembered (kubernetes 80298)", testIdle},
 		{"a real server that comes back gets its weight back (kubernetes 92019)", testWeightComesBack},
 		{"datagrams find another endpoint (kubernetes 71514)", testDatagrams},
 		{"a port that is used again (kubernetes 81775)", testPortReuse},
@@ -222,6 +225,38 @@ func testTermination(t *testing.T, b *bed) {
 	if b.proxier.Drains() {
 		t.Error("it is gone, and still said to drain")
 	}
+}
+
+// testIdle: IPVS forgets a connection on which nothing is said when conntrack does, not after a quarter of an hour.
+func testIdle(t *testing.T, b *bed) {
+	b.service(t, "web", nil, 9090, 0)
+	c := dial(t, b.outside, "", clusterIP+":80")
+	defer abort(c)
+	echo(t, c)
+	text, err := os.ReadFile(idleFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, patience, "the connection is remembered for as long as conntrack would", func() error {
+		table, err := os.ReadFile("/proc/net/ip_vs_conn")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(table)) { // the columns are those of its head: … State Expires …
+			f := strings.Fields(line)
+			if len(f) < 9 || f[7] != "ESTABLISHED" {
+				continue
+			}
+			if left, err := strconv.Atoi(f[8]); err == nil && left <= want && left > want-int(patience.Seconds())-60 {
+				return nil
+			}
+		}
+		return fmt.Errorf("want %d seconds:\n%s", want, table)
+	})
 }
 
 func testWeightComesBack(t *testing.T, b *bed) {

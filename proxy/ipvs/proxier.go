@@ -285,6 +285,11 @@ func (p *Proxier) Prepare() error {
 	if err := setSysctls(); err != nil {
 		return err
 	}
+	for _, f := range p.families {
+		if err := f.kernel.setIdleTime(); err != nil {
+			return err
+		}
+	}
 	_, err := ensureDevice()
 	return err
 }

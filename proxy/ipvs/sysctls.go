@@ -6,7 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
+	"time"
+
+	moby "github.com/moby/ipvs"
 )
 
 // sysctls below /proc/sys/net/ipv4; they are of the network namespace.
@@ -40,4 +44,33 @@ func setSysctls() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// idleFile says for how many seconds conntrack remembers a TCP connection on which nothing is said.
+const idleFile = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established"
+
+// setIdleTime has IPVS remember idle connections as long as conntrack does, which is days. Its own default is a quarter of an hour, and the
+// next packet after that is answered with a reset (kubernetes 80298). A longer time that somebody else has set stays.
+func (k *kernel) setIdleTime() error {
+	text, err := os.ReadFile(idleFile)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // no conntrack, no example
+	}
+	if err != nil {
+		return fmt.Errorf("asking how long conntrack remembers idle connections: %w", err)
+	}
+	seconds, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", idleFile, err)
+	}
+	want := time.Duration(seconds) * time.Second
+	have, err := k.h.GetConfig()
+	if err != nil {
+		return fmt.Errorf("asking how long IPVS remembers idle connections: %w", err)
+	}
+	if have.TimeoutTCP >= want {
+		return nil
+	}
+	// What is zero stays as it is.
+	return wrap(k.h.SetConfig(&moby.Config{TimeoutTCP: want}), "having IPVS remember idle connections for %v", want)
 }
