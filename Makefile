@@ -134,9 +134,11 @@ ROUNDS ?= 5
 powercut: ## cut the power of a store's machine CUTS times, and of a cluster's in ROUNDS (user-mode-linux)
 	CORACLE_POWERCUTS=$(CUTS) CORACLE_POWERCUT_ROUNDS=$(ROUNDS) $(GO) test -vet=off -count=1 -v -timeout 0 -tags '$(TAGS)' ./test/powercut/
 
-guest-test: ## the Service cases on IPVS, in a second kernel that is built for it first (gcc, 140 MB of source)
-	@kernel=$$(packaging/guest-kernel.sh $(BUILD)/guest-kernel) && \
-	  CORACLE_GUEST_KERNEL=$$kernel CORACLE_TEST_REQUIRE=root,carried,guest-kernel $(GO) test -vet=off -count=1 -v -timeout 20m -tags '$(TAGS)' -run TestServiceCases/ipvs ./proxy/
+# Two guests side by side: each has one processor.
+guest-test: ## Services and NetworkPolicies on IPVS, in a second kernel that has nftables too (root, gcc, 140 MB of source)
+	@folder=$$(packaging/guest-nftables.sh $(BUILD)/guest-nftables) && \
+	  CORACLE_GUEST_NFTABLES=$$folder CORACLE_TEST_REQUIRE=root,carried,user-mode-linux,guest-nftables \
+	  $(GOTEST) -count=1 -p 2 -timeout 40m -tags '$(TAGS)' -ldflags '$(STABLE_X)' -run 'TestService.*/ipvs' ./proxy ./netpolicy
 
 # ARGS: flags of test/storebench, such as -only 'rates|disk', -voters 1, -profiles DIR.
 bench-store: ## the store beside etcd built from its module; QUICK=1: two minutes; DIR=… on another disk

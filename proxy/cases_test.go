@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -18,11 +17,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
-	"github.com/coracle-k8s/coracle/internal/testenv"
 )
-
-// kernelVar names a User-Mode Linux that has nftables and IPVS, which Debian's has not.
-const kernelVar = "CORACLE_GUEST_KERNEL"
 
 // cases hold in both modes: what a Service means is the same.
 var cases = []struct {
@@ -41,6 +36,9 @@ var cases = []struct {
 	{"a node's address stays the node's (kubernetes 127410)", testNodesAddress},
 	{"an endpoint goes and comes back (kubernetes 92019)", testComesBack},
 	{"a port that is used again (kubernetes 81775)", testPortReuse},
+	{"an address of a pool", testPoolAddress},
+	{"a long connection outlives its endpoint's place", testLongConnection},
+	{"two thousand Services", testThousands},
 	{"where a policy meets a packet", testPolicyHooks},
 }
 
@@ -59,11 +57,7 @@ func TestServiceCases(t *testing.T) {
 			all(ModeIPVS)(t)
 			return
 		}
-		kernel := os.Getenv(kernelVar)
-		if kernel == "" {
-			testenv.Missing(t, testenv.GuestKernel, "%s names none (make guest-test)", kernelVar)
-		}
-		guest.Run(t, guest.Options{Kernel: kernel, Within: 8 * time.Minute})
+		guest.Run(t, guest.WithNFTables(t, 15*time.Minute))
 	})
 }
 

@@ -51,6 +51,7 @@ type testbed struct {
 
 	protocol corev1.Protocol // of endpoints; empty is TCP
 	options  func(*Options)  // changes what the proxy is made with
+	port     int32           // of endpoints; zero is 8080
 }
 
 func newTestbed(t *testing.T, mode string) *testbed {
@@ -173,7 +174,7 @@ func (b *testbed) endpoints(t *testing.T, ips ...string) {
 func (b *testbed) endpointsOn(t *testing.T, node string, ips ...string) {
 	t.Helper()
 	ctx, slices := t.Context(), b.client.DiscoveryV1().EndpointSlices("default")
-	name, port, proto := "http", int32(8080), cmp.Or(b.protocol, corev1.ProtocolTCP)
+	name, port, proto := "http", cmp.Or(b.port, 8080), cmp.Or(b.protocol, corev1.ProtocolTCP)
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: "web-1", Labels: map[string]string{discoveryv1.LabelServiceName: "web"}},
 		AddressType: discoveryv1.AddressTypeIPv4,

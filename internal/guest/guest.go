@@ -28,6 +28,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 const (
@@ -38,12 +40,41 @@ const (
 	memory  = "512M"
 )
 
+// WithNFTablesVar names the folder that packaging/guest-nftables.sh made.
+const WithNFTablesVar = "CORACLE_GUEST_NFTABLES"
+
+// WithNFTables are the options of a guest that has both nftables and IPVS; Debian's kernel has no nftables for IP. Where there is none
+// the test ends.
+func WithNFTables(t testing.TB, within time.Duration) Options {
+	t.Helper()
+	folder := os.Getenv(WithNFTablesVar)
+	if folder == "" {
+		testenv.Missing(t, testenv.GuestNFTables, "%s names none (make guest-test)", WithNFTablesVar)
+	}
+	if kernel := filepath.Join(folder, "linux"); exists(kernel) {
+		return Options{Kernel: kernel, Within: within}
+	}
+	return Options{Modules: besideNFTables, Own: folder, Within: within}
+}
+
+// besideNFTables are those of the package's modules that go with the ones of packaging/guest-nftables.sh.
+var besideNFTables = []string{
+	"ip_vs", "ip_vs_rr", "dummy", "veth", "ipv6", "nf_conntrack_netlink", "nfnetlink", "nf_reject_ipv4", "nf_reject_ipv6",
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
+}
+
 // Options say what a guest needs.
 type Options struct {
 	// Kernel is a program; empty is that of Debian's package user-mode-linux.
 	Kernel string
 	// Modules are loaded, each with those that it needs; of the package's kernel.
 	Modules []string
+	// Own is a folder with further modules, and with a file that has their order; they are loaded after those.
+	Own string
 	// Within is how long it may take.
 	Within time.Duration
 }
@@ -148,6 +179,9 @@ func (o Options) arguments(test string) ([]string, error) {
 			return nil, err
 		}
 		args = append(args, modulesVar+"="+dir+":"+strings.Join(o.Modules, ","))
+	}
+	if o.Own != "" {
+		args = append(args, ownVar+"="+o.Own)
 	}
 	if testing.Verbose() {
 		args = append(args, verboseVar+"=1")

@@ -19,6 +19,7 @@ const (
 	testVar    = "CORACLE_GUEST_TEST"
 	folderVar  = "CORACLE_GUEST_FOLDER"
 	modulesVar = "CORACLE_GUEST_MODULES"
+	ownVar     = "CORACLE_GUEST_OWN"
 	verboseVar = "CORACLE_GUEST_VERBOSE"
 )
 
@@ -62,6 +63,11 @@ func first() error {
 			return err
 		}
 	}
+	if dir := os.Getenv(ownVar); dir != "" {
+		if err := loadOwn(dir); err != nil {
+			return err
+		}
+	}
 	args := []string{"-test.run=^" + os.Getenv(testVar) + "$", "-test.count=1"}
 	if os.Getenv(verboseVar) != "" {
 		args = append(args, "-test.v")
@@ -98,6 +104,20 @@ func load(dir string, names []string) error {
 			if err := insert(filepath.Join(dir, file)); err != nil {
 				return fmt.Errorf("load the module %s for %s: %w", file, name, err)
 			}
+		}
+	}
+	return nil
+}
+
+// loadOwn loads the modules of a folder in the order that its file order has.
+func loadOwn(dir string) error {
+	order, err := os.ReadFile(filepath.Join(dir, "order"))
+	if err != nil {
+		return fmt.Errorf("read which modules there are: %w", err)
+	}
+	for _, file := range strings.Fields(string(order)) {
+		if err := insert(filepath.Join(dir, file)); err != nil {
+			return fmt.Errorf("load the module %s: %w", file, err)
 		}
 	}
 	return nil

@@ -22,7 +22,7 @@ const (
 	Carried       Need = "carried"         // the carried programs: make carried
 	LoopDevice    Need = "loop-device"     // losetup, mkfs.ext4, and a kernel that has loop devices
 	UserModeLinux Need = "user-mode-linux" // Debian's package of that name, and what else test/powercut says
-	GuestKernel   Need = "guest-kernel"    // a User-Mode Linux with nftables and IPVS: make guest-test builds one
+	GuestNFTables Need = "guest-nftables"  // nftables for a User-Mode Linux that has IPVS: make guest-test builds it
 	Systemd       Need = "systemd"         // its program; it need not be what started the machine
 )
 

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/coracle-k8s/coracle/internal/nstest"
+)
+
+// testPoolAddress is about a load balancer's address in the LAN of the nodes. The node serves what is sent to it, but does not say that the
+// address is its own: only who announces it may.
+func testPoolAddress(t *testing.T, mode string) {
+	const pooled = "192.0.2.50"
+	b := newTestbed(t, mode)
+	b.service(t, func(s *corev1.Service) {
+		balancer(s)
+		s.Status.LoadBalancer.Ingress[0].IP = pooled
+	})
+	b.endpoints(t, "10.42.0.2", "10.42.0.6")
+	reaches(t, b.pods["10.42.0.2"], "a pod", pooled+":80")
+	reaches(t, here{}, "the node", pooled+":80")
+	if got, _, err := ask(b.outside, pooled+":80"); err == nil {
+		t.Errorf("nobody announces the address, and %s answers", got)
+	}
+	node, err := netlink.LinkByName("uplink")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = b.outside.Do(func() error { // the announcer's answer
+		eth0, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return netlink.NeighSet(&netlink.Neigh{
+			LinkIndex: eth0.Attrs().Index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT,
+			IP: net.ParseIP(pooled), HardwareAddr: node.Attrs().HardwareAddr,
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reaches(t, b.outside, "when it is announced", pooled+":80")
+}
+
+// serveLong answers what comes with the name, on port 9090, until the client goes or the test ends.
+func serveLong(t *testing.T, in nstest.Doer, name string) {
+	var l net.Listener
+	if err := in.Do(func() (err error) { l, err = net.Listen("tcp", ":9090"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var open []io.Closer
+	var wg sync.WaitGroup
+	t.Cleanup(func() {
+		l.Close()
+		mu.Lock()
+		for _, c := range open {
+			c.Close()
+		}
+		mu.Unlock()
+		wg.Wait()
+	})
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			open = append(open, c)
+			mu.Unlock()
+			wg.Go(func() {
+				defer c.Close()
+				buf := make([]byte, 1)
+				for {
+					if _, err := c.Read(buf); err != nil {
+						return
+					}
+					fmt.Fprintln(c, name)
+				}
+			})
+		}
+	})
+}
+
+// say has the other end of a connection say who it is.
+func say(c net.Conn) (string, error) {
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
+	if _, err := c.Write([]byte("?")); err != nil {
+		return "", err
+	}
+	buf := make([]byte, 64)
+	n, err := c.Read(buf)
+	return strings.TrimSpace(string(buf[:n])), err
+}
+
+func testLongConnection(t *testing.T, mode string) {
+	b := newTestbed(t, mode)
+	for ip, ns := range b.pods {
+		serveLong(t, ns, ip)
+	}
+	b.port = 9090
+	b.service(t, nil)
+	b.endpoints(t, "10.42.0.2", "10.42.0.6")
+	open := func(from nstest.Doer) (c net.Conn, who string) {
+		t.Helper()
+		eventually(t, "a connection", func() error {
+			return from.Do(func() (err error) {
+				if c, err = net.DialTimeout("tcp", clusterIP+":80", time.Minute); err != nil {
+					return err
+				}
+				who, err = say(c)
+				if err != nil {
+					c.Close()
+				}
+				return err
+			})
+		})
+		return c, who
+	}
+	for _, from := range []nstest.Doer{b.outside, here{}} {
+		b.endpoints(t, "10.42.0.2", "10.42.0.6")
+		c, who := open(from)
+		other := map[string]string{"10.42.0.2": "10.42.0.6", "10.42.0.6": "10.42.0.2"}[who]
+		b.endpoints(t, other)
+		eventually(t, "new connections go to the endpoint that is left", func() error {
+			for range 10 {
+				n, got := open(from)
+				n.Close()
+				if got != other {
+					return fmt.Errorf("one goes to %s", got)
+				}
+			}
+			return nil
+		})
+		for range 3 {
+			if got, err := say(c); err != nil || got != who {
+				t.Errorf("the open connection: %q answers, %v; want %s", got, err, who)
+			}
+		}
+		c.Close()
+	}
+}
+
+// testThousands has so many Services that what grows with their number would be seen, and a few connections through them.
+func testThousands(t *testing.T, mode string) {
+	const number = 2000
+	b := newTestbed(t, mode)
+	b.stop()
+	ip := func(i int) string { return fmt.Sprintf("10.43.%d.%d", 1+i/200, 1+i%200) }
+	tracker := b.client.(*fake.Clientset).Tracker() // Create computes whose fields are whose, which takes a minute for so many
+	for i := range number {
+		s, slice := crowded(i, ip(i))
+		if err := errors.Join(tracker.Add(s), tracker.Add(slice)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.start(t)
+	for i := 0; i < number; i += number / 20 {
+		reaches(t, b.outside, "one of many", ip(i)+":80")
+		reaches(t, b.pods["10.42.0.2"], "one of many", ip(number-1-i)+":80")
+	}
+	t.Logf("%d Services, all at once: %v", number, b.proxy.Health().LastDuration)
+	_, slice := crowded(number/2, ip(number/2))
+	slice.Endpoints = slice.Endpoints[:1]
+	if _, err := b.client.DiscoveryV1().EndpointSlices("default").Update(t.Context(), slice, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "one of many has one endpoint less", func() error {
+		for range 10 {
+			if server, _, err := ask(b.outside, ip(number/2)+":80"); err != nil || server != "10.42.0.2" {
+				return cmp.Or(err, fmt.Errorf("%s answers", server))
+			}
+		}
+		return nil
+	})
+	reaches(t, b.outside, "its neighbour", ip(number/2+1)+":80")
+}
+
+// crowded is one of many, with both pods as endpoints.
+func crowded(i int, ip string) (*corev1.Service, *discoveryv1.EndpointSlice) {
+	name, port, proto, node, ready := "http", int32(8080), corev1.ProtocolTCP, "n1", true
+	s := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint("s", i)},
+		Spec: corev1.ServiceSpec{
+			ClusterIP: ip, ClusterIPs: []string{ip}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol},
+			Ports: []corev1.ServicePort{{Name: name, Protocol: proto, Port: 80, TargetPort: intstr.FromInt32(port)}},
+		},
+	}
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: s.Name + "-1", Labels: map[string]string{discoveryv1.LabelServiceName: s.Name}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &proto}},
+	}
+	for _, pod := range []string{"10.42.0.2", "10.42.0.6"} {
+		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
+			Addresses: []string{pod}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &ready},
+		})
+	}
+	return s, slice
+}
