@@ -4,7 +4,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 
@@ -14,15 +13,10 @@ import (
 	"github.com/coracle-k8s/coracle/dns"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/netpolicy"
-	"github.com/coracle-k8s/coracle/proxy"
 )
 
 // partPolicies is the line of NetworkPolicies on the board.
 const partPolicies = "network policies"
-
-// errPoliciesWithIPVS: what IPVS rewrites takes another way through the kernel, on which no test has seen policies hold (docs/adr/0078).
-var errPoliciesWithIPVS = errors.New("agent: --proxy-mode=ipvs is not to be had where NetworkPolicies are enforced: connections through Services might get past them. " +
-	"Leave the flag out, so that Services are on nftables; or give --disable network-policy to all servers, if this cluster relies on none. Nothing was changed")
 
 // newPolicies makes what enforces NetworkPolicies; nil when it is disabled, and then nothing of it stays in the kernel.
 func newPolicies(o Options, informers *netinformers.Informers, log logr.Logger) (*netpolicy.Enforcer, error) {
@@ -31,9 +25,6 @@ func newPolicies(o Options, informers *netinformers.Informers, log logr.Logger) 
 			return nil, fmt.Errorf("agent: stop enforcing NetworkPolicies: %w", err)
 		}
 		return nil, nil
-	}
-	if !o.DisableProxy && o.ProxyMode == proxy.ModeIPVS {
-		return nil, errPoliciesWithIPVS
 	}
 	e, err := netpolicy.New(netpolicy.Options{Informers: informers, DNS: o.dnsForPolicies(), Part: o.part(partPolicies), Logger: log})
 	if err != nil {

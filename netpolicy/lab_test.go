@@ -20,10 +20,11 @@ import (
 	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 )
 
-func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(guest.Main(m, nstest.Main)) }
 
 // lab is a world whose pods of this node are network namespaces, routed by the process's own, which is the node.
 type lab struct {
@@ -36,18 +37,8 @@ func newLab(t *testing.T, w *world) *lab {
 	nstest.RequireNFT(t)
 	sysctls(t, "ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1", "ipv4/icmp_ratelimit=0", "ipv6/icmp/ratelimit=0")
 	l := &lab{w, t, map[netip.Addr]*nstest.NS{}}
-	for i, b := range w.Sandboxes {
-		ns := nstest.New(t)
-		device := fmt.Sprint("vethcor", i)
-		four, six := b.IPs[0].String(), b.IPs[1].String()
-		ns.Link(t, device, "eth0", nil, []string{four + "/32", six + "/128"})
-		if err := wire(ns, device, b.IPs); err != nil {
-			t.Fatal(err)
-		}
-		for _, ip := range b.IPs {
-			l.ns[ip] = ns
-		}
-		l.serve(ns)
+	for _, b := range w.Sandboxes {
+		l.plug(b.IPs)
 	}
 	t.Cleanup(func() {
 		if err := Remove(); err != nil {
@@ -55,6 +46,20 @@ func newLab(t *testing.T, w *world) *lab {
 		}
 	})
 	return l
+}
+
+// plug makes the namespace of a pod, which has an address of each family.
+func (l *lab) plug(ips []netip.Addr) {
+	ns := nstest.New(l.t)
+	device := fmt.Sprint("vethcor", len(l.ns)/len(ips))
+	ns.Link(l.t, device, "eth0", nil, []string{ips[0].String() + "/32", ips[1].String() + "/128"})
+	if err := wire(ns, device, ips); err != nil {
+		l.t.Fatal(err)
+	}
+	for _, ip := range ips {
+		l.ns[ip] = ns
+	}
+	l.serve(ns, served...)
 }
 
 // wire routes between a pod and the node; neither has to ask for the other.
@@ -66,7 +71,7 @@ func wire(ns *nstest.NS, device string, ips []netip.Addr) error {
 	if err := netlink.LinkSetHardwareAddr(host, hostMAC); err != nil {
 		return err
 	}
-	errs := []error{ns.Do(func() error { return plug() })}
+	errs := []error{ns.Do(func() error { return routes() })}
 	for _, ip := range ips {
 		errs = append(errs, neighbour(host, ip, podMAC),
 			netlink.RouteAdd(&netlink.Route{LinkIndex: host.Attrs().Index, Dst: netlink.NewIPNet(ip.AsSlice()), Scope: netlink.SCOPE_LINK}))
@@ -74,7 +79,8 @@ func wire(ns *nstest.NS, device string, ips []netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-func plug() error {
+// routes are those of a pod, and its neighbour.
+func routes() error {
 	link, err := netlink.LinkByName("eth0")
 	if err != nil {
 		return err
@@ -116,16 +122,17 @@ func sysctls(t *testing.T, all ...string) {
 }
 
 // serve answers by TCP and UDP whatever comes, with what came, until the test ends.
-func (l *lab) serve(ns *nstest.NS) {
+func (l *lab) serve(ns nstest.Doer, numbers ...int32) {
 	var wg sync.WaitGroup
 	var closers []io.Closer
+	ctx := l.t.Context()
 	l.t.Cleanup(func() {
 		for _, c := range closers {
 			c.Close()
 		}
 		wg.Wait()
 	})
-	for _, port := range served {
+	for _, port := range numbers {
 		var tcp net.Listener
 		var udp net.PacketConn
 		err := ns.Do(func() (err error) {
@@ -146,7 +153,7 @@ func (l *lab) serve(ns *nstest.NS) {
 				}
 				wg.Go(func() {
 					defer c.Close()
-					defer context.AfterFunc(l.t.Context(), func() { c.Close() })()
+					defer context.AfterFunc(ctx, func() { c.Close() })()
 					_, _ = io.Copy(c, c)
 				})
 			}
@@ -185,11 +192,14 @@ func refused(err error) error {
 }
 
 // try opens the connection. The error is errRefused when it was, and another one when nothing was to be heard.
-func (l *lab) try(c connection) error {
+func (l *lab) try(c connection) error { return l.tryAt(c, netip.AddrPortFrom(c.to, uint16(c.port))) }
+
+// tryAt is try where the client sends the connection somewhere else than to who gets it.
+func (l *lab) tryAt(c connection, at netip.AddrPort) error {
 	var conn net.Conn
 	err := l.ns[c.from].Do(func() (err error) {
 		d := net.Dialer{LocalAddr: local(c), Timeout: patience}
-		conn, err = d.Dial(strings.ToLower(string(c.proto)), netip.AddrPortFrom(c.to, uint16(c.port)).String())
+		conn, err = d.Dial(strings.ToLower(string(c.proto)), at.String())
 		return err
 	})
 	if err != nil {

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netpolicy
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/coracle-k8s/coracle/internal/guest"
+	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/proxy"
+)
+
+// TestServices has policies judge what goes through Services, with either back end of the Service proxy: IPVS in a second kernel
+// (docs/adr/0091).
+func TestServices(t *testing.T) {
+	t.Run("nftables", func(t *testing.T) { testServices(t, proxy.ModeNFTables) })
+	t.Run("ipvs", func(t *testing.T) {
+		if guest.Inside() {
+			testServices(t, proxy.ModeIPVS)
+			return
+		}
+		guest.Run(t, guest.WithNFTables(t, 15*time.Minute))
+	})
+}
+
+func testServices(t *testing.T, mode string) {
+	l := newServiceLab(t, mode)
+	for _, c := range []struct {
+		name string
+		run  func(*serviceLab, *testing.T)
+	}{
+		{"truth table", (*serviceLab).testTruth},
+		{"revoked", (*serviceLab).testRevoked},
+		{"the node", (*serviceLab).testNode},
+		{"the cluster's DNS", (*serviceLab).testDNS},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l.t = t
+			l.Policies, l.model.policies = nil, nil
+			c.run(l, t)
+		})
+	}
+}
+
+// throughServices are policies in which it matters that a connection is judged as its endpoint gets it, and with who opened it.
+var throughServices = []struct{ name, namespace, spec string }{
+	{"egress to the networks of Services", "x", `{podSelector: {}, egress: [{to: [{ipBlock: {cidr: 10.43.0.0/16}}, {ipBlock: {cidr: "fd43::/64"}}, {ipBlock: {cidr: 198.18.0.0/16}}, {ipBlock: {cidr: "2001:db8::/32"}}]}], policyTypes: [Egress]}`},
+	{"egress to Services' ports", "x", `{podSelector: {}, egress: [{ports: [{port: 1000, endPort: 65535}, {port: 1000, endPort: 65535, protocol: UDP}]}], policyTypes: [Egress]}`},
+	{"egress to endpoints", "x", `{podSelector: {}, egress: [{to: [{ipBlock: {cidr: 10.42.0.0/16}}, {ipBlock: {cidr: "fd00:42::/32"}}], ports: [{port: 80}, {port: 53, protocol: UDP}]}], policyTypes: [Egress]}`},
+	{"egress to another node's pods", "x", `{podSelector: {}, egress: [{to: [{ipBlock: {cidr: 10.42.2.0/24}}, {ipBlock: {cidr: "fd00:42:0:2::/64"}}]}], policyTypes: [Egress]}`},
+	{"from the address that masquerading gives", "x", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24}}, {ipBlock: {cidr: "2001:db8::1/128"}}, {ipBlock: {cidr: 10.43.0.0/16}}]}]}`},
+	{"from one client outside", "x", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 203.0.113.7/32}}, {ipBlock: {cidr: "2001:db8::7/128"}}]}]}`},
+	{"from pods alone, through masquerading too", "x", `{podSelector: {}, ingress: [{from: [{namespaceSelector: {}}]}]}`},
+}
+
+// testTruth tries connections through all kinds of Services' addresses, and compares with the model.
+func (l *serviceLab) testTruth(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	var tab table
+	var allowed, denied [ways]int
+	check := func(name string) {
+		t.Helper()
+		l.apply(&tab)
+		l.truth(r, 40, &allowed, &denied)
+		if t.Failed() {
+			t.Fatalf("policies %q (seed %d)\n%s", name, seed, whole(tab.applied))
+		}
+	}
+	for _, c := range append(throughServices, listed...) {
+		l.Policies = nil
+		l.policy(t, c.namespace, "p", c.spec)
+		check(c.name)
+	}
+	for i := range 10 {
+		l.Policies = nil
+		for p := range 1 + r.IntN(6) {
+			l.add(generate(r, fmt.Sprint("p", p)))
+		}
+		check(fmt.Sprint("generated ", i))
+	}
+	l.Policies, l.model.policies = nil, nil
+	check("none")
+	for w := range ways {
+		t.Logf("by %s %d connections were allowed and %d refused", w, allowed[w], denied[w])
+		if allowed[w] == 0 || denied[w] == 0 {
+			t.Errorf("by %s this proves nothing", w)
+		}
+	}
+}
+
+// truth makes n attempts, which chance picks.
+func (l *serviceLab) truth(r *rand.Rand, n int, allowed, denied *[ways]int) {
+	l.t.Helper()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	several := make(chan struct{}, 16) // as many connections at a time
+	for range n {
+		a := l.attempt(r)
+		several <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-several }()
+			want := l.model.allowed(a.connection, l.here)
+			err := l.tryAt(a.connection, a.at)
+			mu.Lock()
+			defer mu.Unlock()
+			if want && err != nil || !want && !errors.Is(err, errRefused) {
+				l.t.Errorf("%v to %v %v %d by %s %v: %v; allowed: %v", a.from, a.to, a.proto, a.port, a.way, a.at, err, want)
+			}
+			if want {
+				allowed[a.way]++
+			} else {
+				denied[a.way]++
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// openAt makes a connection that stays.
+func (l *serviceLab) openAt(t *testing.T, c connection, at netip.AddrPort) net.Conn {
+	t.Helper()
+	var conn net.Conn
+	err := l.ns[c.from].Do(func() (err error) {
+		d := net.Dialer{LocalAddr: local(c), Timeout: patience}
+		conn, err = d.Dial(strings.ToLower(string(c.proto)), at.String())
+		return err
+	})
+	if err == nil {
+		err = ping(conn)
+	}
+	if err != nil {
+		t.Fatalf("%v to %v: %v", c.from, at, err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// testRevoked forbids open connections: both ends have to hear of it, others nothing.
+func (l *serviceLab) testRevoked(t *testing.T) {
+	for w := range ways {
+		for _, family := range []int{4, 6} {
+			for _, d := range []struct{ name, namespace, spec string }{
+				{"by the server", "y", `{podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`},
+				{"by the client", "x", `{podSelector: {}, egress: [{to: [{podSelector: {}}]}], policyTypes: [Egress]}`},
+			} {
+				t.Run(fmt.Sprintf("%s IPv%d %s", w, family, d.name), func(t *testing.T) {
+					l.t = t
+					l.revoke(t, w, family, d.namespace, d.spec)
+				})
+			}
+		}
+	}
+}
+
+func (l *serviceLab) revoke(t *testing.T, w way, family int, namespace, spec string) {
+	var tab table
+	l.Policies, l.model.policies = nil, nil
+	l.policy(t, "x", "a", `{podSelector: {}, ingress: [{}], egress: [{to: [{podSelector: {}}]}, {to: [{namespaceSelector: {}}]}], policyTypes: [Ingress, Egress]}`)
+	l.policy(t, "y", "a", `{podSelector: {}, ingress: [{from: [{podSelector: {}}, {namespaceSelector: {}}, {ipBlock: {cidr: 203.0.113.0/24}}, {ipBlock: {cidr: "2001:db8::7/128"}}]}]}`)
+	l.apply(&tab)
+	client, server, same := l.addressOf("x", "p0", family), l.addressOf("y", "p0", family), l.addressOf("x", "p1", family)
+	stranger := outside[0]
+	if family == 6 {
+		stranger = outside[2]
+	}
+	open := func(from, to netip.Addr, proto corev1.Protocol, port int32) net.Conn {
+		c := connection{from, to, proto, port}
+		return l.openAt(t, c, l.at(w, c))
+	}
+	tcp, udp := open(client, server, corev1.ProtocolTCP, 80), open(client, server, corev1.ProtocolUDP, 53)
+	stays, self := open(client, same, corev1.ProtocolTCP, 80), open(client, client, corev1.ProtocolTCP, 80)
+	foreign := open(stranger, server, corev1.ProtocolTCP, 80)
+	l.Policies = nil
+	l.policy(t, namespace, "a", spec)
+	l.apply(&tab)
+	if err := ping(tcp); !errors.Is(err, errRefused) {
+		t.Errorf("the TCP connection that is forbidden now: %v", err)
+	}
+	if err := ping(udp); !errors.Is(err, errRefused) {
+		t.Errorf("the UDP flow that is forbidden now: %v", err)
+	}
+	if err := ping(foreign); (namespace == "y") != errors.Is(err, errRefused) {
+		t.Errorf("the connection from outside: %v", err)
+	}
+	if err := errors.Join(ping(stays), ping(self)); err != nil {
+		t.Errorf("connections that are still allowed: %v", err)
+	}
+	l.Policies = nil
+	l.apply(&tab)
+	again := connection{client, server, corev1.ProtocolTCP, 80}
+	if err := errors.Join(ping(stays), l.tryAt(again, l.at(w, again)), ping(udp)); err != nil {
+		t.Errorf("without policies: %v", err)
+	}
+}
+
+// testNode: what the node itself sends reaches every pod of its own, through Services too.
+func (l *serviceLab) testNode(t *testing.T) {
+	var tab table
+	for _, namespace := range []string{"x", "y", "z"} {
+		l.policy(t, namespace, "p", `{podSelector: {}, policyTypes: [Ingress, Egress]}`)
+	}
+	l.apply(&tab)
+	for w := range ways {
+		for _, b := range l.Sandboxes {
+			for _, ip := range b.IPs {
+				for _, p := range offered {
+					at := l.at(w, connection{to: ip, proto: p.Protocol, port: p.TargetPort.IntVal})
+					conn, err := net.DialTimeout(strings.ToLower(string(p.Protocol)), at.String(), patience)
+					if err == nil {
+						err = ping(conn)
+						conn.Close()
+					}
+					if err != nil {
+						t.Errorf("the node does not reach %v by %s %v: %v", ip, w, at, err)
+					}
+				}
+			}
+		}
+	}
+}
+
+// testDNS: pods reach the node's own by its Service, as policies say.
+func (l *serviceLab) testDNS(t *testing.T) {
+	l.serve(nstest.Own{}, dnsTarget)
+	var tab table
+	for _, c := range []struct {
+		name, spec string
+		tcp, udp   bool
+	}{
+		{"nothing", `{podSelector: {}, policyTypes: [Ingress, Egress]}`, false, false},
+		{"as everybody writes it", `{podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}, podSelector: {matchLabels: {k8s-app: kube-dns}}}], ports: [{port: 53, protocol: UDP}, {port: 53}]}]}`, true, true},
+		{"by UDP alone", `{podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {}, podSelector: {matchLabels: {k8s-app: kube-dns}}}], ports: [{port: 53, protocol: UDP}]}]}`, false, true},
+		{"no egress policy", `{podSelector: {}, policyTypes: [Ingress]}`, true, true},
+	} {
+		l.Policies = nil
+		l.policy(t, "x", "p", c.spec)
+		l.apply(&tab)
+		for i, dns := range dnsIPs {
+			from := l.addressOf("x", "p0", []int{4, 6}[i])
+			for proto, want := range map[corev1.Protocol]bool{corev1.ProtocolTCP: c.tcp, corev1.ProtocolUDP: c.udp} {
+				err := l.tryAt(connection{from: from, to: dns, proto: proto, port: dnsPort}, netip.AddrPortFrom(dns, dnsPort))
+				if want && err != nil || !want && !errors.Is(err, errRefused) {
+					t.Errorf("%s: %v at %v: %v; allowed: %v", c.name, proto, dns, err, want)
+				}
+			}
+		}
+	}
+}
