@@ -173,11 +173,17 @@ func testThousands(t *testing.T, mode string) {
 		}
 	}
 	b.start(t)
+	eventually(t, "all Services are served", func() error {
+		if h := b.proxy.Health(); !h.Synced {
+			return fmt.Errorf("not yet, %w", cmp.Or(h.Err, errors.New("without an error")))
+		}
+		return nil
+	})
+	t.Logf("%d Services, all at once: %v", number, b.proxy.Health().LastDuration)
 	for i := 0; i < number; i += number / 20 {
 		reaches(t, b.outside, "one of many", ip(i)+":80")
 		reaches(t, b.pods["10.42.0.2"], "one of many", ip(number-1-i)+":80")
 	}
-	t.Logf("%d Services, all at once: %v", number, b.proxy.Health().LastDuration)
 	_, slice := crowded(number/2, ip(number/2))
 	slice.Endpoints = slice.Endpoints[:1]
 	if _, err := b.client.DiscoveryV1().EndpointSlices("default").Update(t.Context(), slice, metav1.UpdateOptions{}); err != nil {
