@@ -9,9 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -227,36 +225,24 @@ func testTermination(t *testing.T, b *bed) {
 	}
 }
 
-// testIdle: IPVS forgets a connection on which nothing is said when conntrack does, not after a quarter of an hour.
+// testIdle: IPVS forgets a connection on which nothing is said after a day, not after a quarter of an hour; and who asked for longer gets it.
 func testIdle(t *testing.T, b *bed) {
-	b.service(t, "web", nil, 9090, 0)
-	c := dial(t, b.outside, "", clusterIP+":80")
-	defer abort(c)
-	echo(t, c)
-	text, err := os.ReadFile(idleFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	testenv.Eventually(t, patience, "the connection is remembered for as long as conntrack would", func() error {
-		table, err := os.ReadFile("/proc/net/ip_vs_conn")
+	k := b.proxier.families[0].kernel
+	for _, want := range []time.Duration{idleMost, 2 * idleMost} {
+		if want > idleMost {
+			if err := k.h.SetConfig(&moby.Config{TimeoutTCP: want}); err != nil {
+				t.Fatal(err)
+			}
+			b.start(t)
+		}
+		have, err := k.h.GetConfig()
 		if err != nil {
-			return err
+			t.Fatal(err)
 		}
-		for line := range strings.Lines(string(table)) { // the columns are those of its head: … State Expires …
-			f := strings.Fields(line)
-			if len(f) < 9 || f[7] != "ESTABLISHED" {
-				continue
-			}
-			if left, err := strconv.Atoi(f[8]); err == nil && left <= want && left > want-int(patience.Seconds())-60 {
-				return nil
-			}
+		if have.TimeoutTCP != want || have.TimeoutTCPFin == 0 || have.TimeoutUDP == 0 {
+			t.Errorf("IPVS' times are %+v, want %v for TCP and its own for the others", have, want)
 		}
-		return fmt.Errorf("want %d seconds:\n%s", want, table)
-	})
+	}
 }
 
 func testWeightComesBack(t *testing.T, b *bed) {

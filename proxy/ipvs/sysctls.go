@@ -49,7 +49,10 @@ func setSysctls() error {
 // idleFile says for how many seconds conntrack remembers a TCP connection on which nothing is said.
 const idleFile = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established"
 
-// setIdleTime has IPVS remember idle connections as long as conntrack does, which is days. Its own default is a quarter of an hour, and the
+// idleMost is what the front allows conntrack.
+const idleMost = 24 * time.Hour
+
+// setIdleTime has IPVS remember idle connections as long as conntrack does, a day at most. Its own default is a quarter of an hour, and the
 // next packet after that is answered with a reset (kubernetes 80298). A longer time that somebody else has set stays.
 func (k *kernel) setIdleTime() error {
 	text, err := os.ReadFile(idleFile)
@@ -63,7 +66,7 @@ func (k *kernel) setIdleTime() error {
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", idleFile, err)
 	}
-	want := time.Duration(seconds) * time.Second
+	want := min(time.Duration(seconds)*time.Second, idleMost)
 	have, err := k.h.GetConfig()
 	if err != nil {
 		return fmt.Errorf("asking how long IPVS remembers idle connections: %w", err)
