@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/localvolume"
 	"github.com/coracle-k8s/coracle/internal/testca"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/internal/tunnel"
@@ -154,6 +155,7 @@ func TestRun(t *testing.T) {
 	for _, s := range strangers {
 		servers = append(servers, s.address)
 	}
+	storage := filepath.Join(dir, "storage")
 	ended := make(chan string, 1) // the first one counts
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -167,6 +169,7 @@ func TestRun(t *testing.T) {
 			},
 			NodePair: pair, ServerCAFile: node.CA, NodeIPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")},
 			PodCIDRs: func() []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")} },
+			Volumes:  localvolume.New(localvolume.Options{Paths: []string{storage}, Own: storage}).Serve,
 			Ended: func(server string) {
 				select {
 				case ended <- server:
@@ -192,6 +195,18 @@ func TestRun(t *testing.T) {
 	_ = c.Close()
 	if _, err := s.Dial(t.Context(), netip.MustParseAddrPort("127.0.0.2:10250")); !errors.Is(err, tunnel.ErrRefused) {
 		t.Errorf("an address that is not the node's: %v", err)
+	}
+
+	// A server asks for volumes inside the connection, and there is no other way to ask.
+	if c, err = s.Dial(t.Context(), localvolume.Target); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := localvolume.Ask(t.Context(), c, localvolume.Request{Op: localvolume.Space}); err != nil || a.Path != storage {
+		t.Errorf("%+v, %v", a, err)
+	}
+	beside := netip.AddrPortFrom(localvolume.Target.Addr(), localvolume.Target.Port()+1)
+	if _, err := s.Dial(t.Context(), beside); !errors.Is(err, tunnel.ErrRefused) {
+		t.Errorf("another port of that address: %v", err)
 	}
 
 	// It comes back after a connection that has broken off, to servers that are new, and leaves those that are gone.

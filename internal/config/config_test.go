@@ -250,6 +250,23 @@ func TestExternalAddresses(t *testing.T) {
 	}
 }
 
+func TestStoragePaths(t *testing.T) {
+	s, err := load(t, map[string]string{}, nil, board)
+	if want := []string{"/var/lib/coracle/storage"}; err != nil || !reflect.DeepEqual(s.Node.StoragePaths, want) || s.Paths.StorageDir != want[0] {
+		t.Errorf("%v, %v", err, s)
+	}
+	s, err = load(t, map[string]string{"config.yaml": "default-local-storage-path: [/srv/volumes/, /mnt/ssd/volumes, /srv/volumes]\ndisable: [local-storage]\n"}, nil, board)
+	if want := []string{"/srv/volumes", "/mnt/ssd/volumes"}; err != nil || !reflect.DeepEqual(s.Node.StoragePaths, want) || !s.Disabled(PartLocalStorage) {
+		t.Errorf("%v, %v", err, s)
+	}
+	// It would be closed to everybody else.
+	for _, bad := range []string{"/", "/srv", "/srv/volumes,/home/", "/srv/.."} {
+		if _, err := load(t, map[string]string{}, nil, board, "--default-local-storage-path="+bad); err == nil || !strings.Contains(err.Error(), "--default-local-storage-path") {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
 func TestVirtualAddresses(t *testing.T) {
 	s, err := load(t, map[string]string{"config.yaml": "vip: [192.0.2.100, fd00::100]\nvip-interface: eth1\n"}, nil, board)
 	if err != nil || len(s.VIPs) != 2 || s.VIPs[1].String() != "fd00::100" || s.VIPInterface != "eth1" {

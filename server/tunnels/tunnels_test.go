@@ -195,6 +195,26 @@ func TestDialContext(t *testing.T) {
 	if _, err := f.table.DialContext(t.Context(), "tcp", "10.42.2.9:443"); !errors.Is(err, tunnel.ErrRefused) {
 		t.Errorf("what the node refuses: %v", err)
 	}
+	// What nodes serve inside the connection alone is reached by the node's name, and by nobody who dials its address.
+	volumes := netip.MustParseAddrPort("[100::1]:1")
+	f.node("n3", "100::1")
+	c, err := f.table.Open(t.Context(), "n3", volumes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := io.ReadAll(c); string(got) != "n3 "+volumes.String() {
+		t.Errorf("%q", got)
+	}
+	_ = c.Close()
+	if _, err := f.table.Open(t.Context(), "n2", volumes); !errors.Is(err, tunnel.ErrRefused) {
+		t.Errorf("a node that has no volumes: %v", err)
+	}
+	if _, err := f.table.Open(t.Context(), "n9", volumes); !errors.Is(err, ErrNotConnected) {
+		t.Errorf("a node that is away: %v", err)
+	}
+	if f.table.through(volumes.Addr()) != nil {
+		t.Error("it is reached by its address")
+	}
 	// A node's connection that has ended leaves the direct way.
 	stop()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -208,7 +228,7 @@ func TestDialContext(t *testing.T) {
 		}
 		return nil
 	})
-	c, err := f.table.DialContext(t.Context(), "tcp", l.Addr().String())
+	c, err = f.table.DialContext(t.Context(), "tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
