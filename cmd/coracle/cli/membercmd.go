@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -125,6 +126,10 @@ func pickServer(servers []status.ClusterServer, name string) (status.ClusterServ
 	for _, s := range servers {
 		if name == s.Name || name == s.ID || name == s.ServerID || name == s.Address {
 			found = append(found, s)
+		}
+		if s.Name == s.ServerID { // it has no node, and does not answer: its address says more
+			names = append(names, cmp.Or(s.Address, s.Name))
+			continue
 		}
 		names = append(names, s.Name)
 	}
