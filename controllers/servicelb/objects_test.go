@@ -40,11 +40,11 @@ func poolObject(name string, addresses ...any) *unstructured.Unstructured {
 	}}
 }
 
-// awaitWatch waits until AddressPools are watched: a fake tells of nothing that was before.
-func awaitWatch(t *testing.T, client *dynamicfake.FakeDynamicClient) {
+// awaitWatch waits until a resource is watched: a fake tells of nothing that was before.
+func awaitWatch(t *testing.T, client interface{ Actions() []clienttesting.Action }, resource string) {
 	t.Helper()
-	testenv.Eventually(t, time.Minute, "AddressPools are watched", func() error {
-		if !slices.ContainsFunc(client.Actions(), func(a clienttesting.Action) bool { return a.Matches("watch", "addresspools") }) {
+	testenv.Eventually(t, time.Minute, resource+" are watched", func() error {
+		if !slices.ContainsFunc(client.Actions(), func(a clienttesting.Action) bool { return a.Matches("watch", resource) }) {
 			return errors.New("not yet")
 		}
 		return nil
@@ -59,7 +59,8 @@ func TestControllerFollowsAddressPools(t *testing.T) {
 	with := func(o *Options) { o.Dynamic, o.Alive = objects, func(string) bool { return true } }
 	events, stop := run(t, client, false, with)
 	awaitAddresses(t, client, "web", "10.0.0.1")
-	awaitWatch(t, objects)
+	awaitWatch(t, objects, "addresspools")
+	awaitWatch(t, client, "services")
 
 	pools := objects.Resource(addresspool.Resource())
 	if _, err := pools.Create(ctx, poolObject("office", "10.0.0.200"), metav1.CreateOptions{}); err != nil {
