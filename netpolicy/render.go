@@ -103,10 +103,22 @@ func whole(r *Ruleset) []byte {
 	var s script
 	s.line("add table %s", tableRef)
 	s.line("delete table %s", tableRef)
-	if r.empty() {
-		return s.Bytes()
+	if !r.empty() {
+		s.table("add", r)
 	}
-	s.line("add table %s", tableRef)
+	return s.Bytes()
+}
+
+// fresh makes the table where there is none, and fails where there is one. Nothing is deleted, so that the kernel does not wait until all
+// processors have forgotten what was: a pod waits for this.
+func fresh(r *Ruleset) []byte {
+	var s script
+	s.table("create", r)
+	return s.Bytes()
+}
+
+func (s *script) table(verb string, r *Ruleset) {
+	s.line("%s table %s", verb, tableRef)
 	for _, f := range frameSets {
 		s.line("add %s %s %s { %s }", f.kind, tableRef, f.name, f.as)
 	}
@@ -119,7 +131,6 @@ func whole(r *Ruleset) []byte {
 			s.line("add rule %s %s %s", tableRef, f.chain, rule)
 		}
 	}
-	return s.Bytes()
 }
 
 func hookOf(hook string) string {
@@ -131,7 +142,10 @@ func hookOf(hook string) string {
 
 // difference turns the table of one ruleset into that of another; nothing when they are the same.
 func difference(from, to *Ruleset) []byte {
-	if from.empty() != to.empty() {
+	switch {
+	case from.empty() && !to.empty():
+		return fresh(to)
+	case to.empty() && !from.empty():
 		return whole(to)
 	}
 	var s script

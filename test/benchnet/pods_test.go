@@ -43,7 +43,7 @@ func TestPods(t *testing.T) {
 		s := newSite(t, fmt.Sprint("pods", i), 1, func(c *nodeConfig) { c.Policies = true; c.Sandboxes = residents(100) })
 		s.api.put(namespace("default"))
 		s.api.put(c.objects...)
-		variants = append(variants, variant{c.name, func() (sample, error) { return s.nodes[0].comeAndGo(plugin, pick(30, 5)) }})
+		variants = append(variants, variant{c.name, func() (sample, error) { return s.nodes[0].comeAndGo(plugin, pick(15, 3)) }})
 	}
 	compare(t, "A pod's network, one pod after the other", pick(4, 1), []column{
 		{name: "ADD p50 ms", ratio: true}, {name: "ADD p99 ms"}, {name: "DEL p50 ms", ratio: true}, {name: "DEL p99 ms"},
@@ -60,7 +60,7 @@ func (n *labNode) comeAndGo(plugin string, times int) (sample, error) {
 		began := time.Now()
 		err := f()
 		took[what] = append(took[what], milliseconds(time.Since(began)))
-		time.Sleep(30 * time.Millisecond) // one after the other: what the end of a pod leaves to do is done
+		time.Sleep(250 * time.Millisecond) // one after the other: what the end of a pod leaves to do is done
 		return err
 	}
 	api := n.site.api
