@@ -16,13 +16,16 @@ type Limits struct {
 	Rules      int // for one namespace
 	Elements   int // for one namespace
 	Work       int // values compared, ports and exceptions looked at, for one namespace
-	// Node is for all namespaces together, in rules and elements. The largest are over it first.
+	// Node is for all namespaces together, in elements; a rule counts as ruleWeight. The largest are over it first.
 	Node int
 }
 
-// DefaultLimits are far beyond what clusters have: ADR 0081 has what they cost.
+// ruleWeight is how many elements take as much memory as a rule while a table is written.
+const ruleWeight = 3
+
+// DefaultLimits are what a machine with 1 GB can bear while the whole table is written: ADR 0086 has what they cost.
 func DefaultLimits() Limits {
-	return Limits{RulesOfPod: 5_000, Rules: 20_000, Elements: 100_000, Work: 5_000_000, Node: 300_000}
+	return Limits{RulesOfPod: 5_000, Rules: 20_000, Elements: 50_000, Work: 5_000_000, Node: 100_000}
 }
 
 func (p *part) exceed(format string, args ...any) {
@@ -43,15 +46,30 @@ func (p *part) spendWork(n int) bool {
 	return p.over == ""
 }
 
+// adds is what a part has that is not there yet: namespaces with the same rules share chains, and with the same selection sets.
+func (p *part) adds(to *Ruleset) (n int) {
+	for name, c := range p.out.Chains {
+		if _, there := to.Chains[name]; !there {
+			n += ruleWeight * (len(c.rules) + 1)
+		}
+	}
+	for name, s := range p.out.Sets {
+		if _, there := to.Sets[name]; !there {
+			n += len(s.Elems) + 1
+		}
+	}
+	return n
+}
+
 // admit puts the parts together, the small ones first: who takes most is over the node's limit first.
 func admit(parts []*part, limits Limits, r Result) {
 	slices.SortFunc(parts, func(a, b *part) int {
-		return cmp.Or(cmp.Compare(a.rules+a.elements, b.rules+b.elements), cmp.Compare(a.namespace, b.namespace))
+		return cmp.Or(cmp.Compare(ruleWeight*a.rules+a.elements, ruleWeight*b.rules+b.elements), cmp.Compare(a.namespace, b.namespace))
 	})
 	total := 0
 	for _, p := range parts {
 		if p.over == "" {
-			if total += p.rules + p.elements; total > limits.Node {
+			if total += p.adds(r.Ruleset); total > limits.Node {
 				p.exceed("with those of all namespaces more than %d rules and elements", limits.Node)
 				p.close()
 			}
