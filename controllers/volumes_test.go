@@ -47,7 +47,8 @@ func TestLocalVolumes(t *testing.T) {
 	})}
 	c.plugins = func(ctx context.Context, t *term.Term) ([]volume.VolumePlugin, error) {
 		v, err := localpath.New(localpath.Options{
-			Client: t.Client, NodeInformer: t.Informers.Core().V1().Nodes(), Nodes: node, Context: ctx, Logger: quiet,
+			Client: t.Client, NodeInformer: t.Informers.Core().V1().Nodes(), VolumeInformer: t.Informers.Core().V1().PersistentVolumes(),
+			Nodes: node, Context: ctx, Logger: quiet,
 		})
 		return []volume.VolumePlugin{v}, err
 	}

@@ -24,7 +24,8 @@ func (s *Server) newLocalStorage(ctx context.Context, t *term.Term) (*localpath.
 		return nil, fmt.Errorf("making a client: %w", err)
 	}
 	o := localpath.Options{
-		Client: client, NodeInformer: t.Informers.Core().V1().Nodes(), Nodes: nodesVolumes{s}, Context: ctx, Logger: s.log.With("part", "local storage"),
+		Client: client, NodeInformer: t.Informers.Core().V1().Nodes(), VolumeInformer: t.Informers.Core().V1().PersistentVolumes(),
+		Nodes: nodesVolumes{s}, Context: ctx, Logger: s.log.With("part", "local storage"),
 	}
 	if s.o.Board != nil {
 		o.Part = s.o.Board.Part("local storage")

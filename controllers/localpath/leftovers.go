@@ -93,16 +93,20 @@ func (v *Volumes) change(ctx context.Context, f func(map[string]string)) error {
 	})
 }
 
-// Run removes leftovers when their nodes are back, until ctx is done. While there are none it sleeps.
+// Run removes leftovers when their nodes are back and sets finalizers, until ctx is done. While there is nothing to do it sleeps.
 func (v *Volumes) Run(ctx context.Context) {
 	defer v.o.Part.Set(status.Waiting, "this server does not lead")
 	for {
+		finalizers := v.setFinalizers(ctx)
 		left, err := v.collect(ctx)
 		if ctx.Err() != nil {
 			return
 		}
 		var later <-chan time.Time
 		switch {
+		case finalizers != nil:
+			v.o.Part.Set(status.Degraded, finalizers.Error())
+			later = time.After(lookAgain)
 		case err != nil:
 			v.o.Part.Set(status.Degraded, "directories of removed volumes are left on nodes: "+err.Error())
 			later = time.After(lookAgain)

@@ -91,7 +91,7 @@ func newFixture(t *testing.T, names ...string) *fixture {
 	factory := informers.NewSharedInformerFactory(f.client, 0)
 	ctx, cancel := context.WithCancel(context.Background())
 	v, err := New(Options{
-		Client: f.client, NodeInformer: factory.Core().V1().Nodes(), Nodes: f.nodes, Context: ctx, Part: f.board.Part("local storage"),
+		Client: f.client, NodeInformer: factory.Core().V1().Nodes(), VolumeInformer: factory.Core().V1().PersistentVolumes(), Nodes: f.nodes, Context: ctx, Part: f.board.Part("local storage"),
 		Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -341,6 +341,56 @@ func TestNodeGone(t *testing.T) {
 		t.Errorf("asked: %s", got)
 	}
 	state("")
+}
+
+// TestRetain: a volume that is to be retained after all can be deleted without its directory, and one that is to be removed cannot.
+func TestRetain(t *testing.T) {
+	f := newFixture(t, "n1")
+	f.run(t)
+	volumes := f.client.CoreV1().PersistentVolumes()
+	pv := f.made(t)
+	pv.Finalizers = []string{"example.com/other", storagehelpers.PVDeletionInTreeProtectionFinalizer}
+	pv.Status.Phase = corev1.VolumeBound
+	if _, err := volumes.Create(t.Context(), pv, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	other := pv.DeepCopy()
+	other.Name, other.Annotations = "other", map[string]string{storagehelpers.AnnDynamicallyProvisioned: "example.com/other"}
+	other.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
+	if _, err := volumes.Create(t.Context(), other, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		policy corev1.PersistentVolumeReclaimPolicy
+		want   string
+	}{
+		{corev1.PersistentVolumeReclaimRetain, "example.com/other"},
+		{corev1.PersistentVolumeReclaimDelete, "example.com/other " + storagehelpers.PVDeletionInTreeProtectionFinalizer},
+	} {
+		pv, err := volumes.Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pv.Spec.PersistentVolumeReclaimPolicy = step.policy
+		if _, err := volumes.Update(t.Context(), pv, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		testenv.Eventually(t, 2*time.Minute, "the finalizers are "+step.want, func() error {
+			pv, err := volumes.Get(t.Context(), name, metav1.GetOptions{})
+			if got := strings.Join(pv.Finalizers, " "); err == nil && got != step.want {
+				err = errors.New(got)
+			}
+			return err
+		})
+	}
+	if got, err := volumes.Get(t.Context(), "other", metav1.GetOptions{}); err != nil || len(got.Finalizers) != 2 {
+		t.Errorf("another provisioner's volume: %+v, %v", got, err)
+	}
+	released := pv.DeepCopy()
+	released.Finalizers, released.Status.Phase = nil, corev1.VolumeReleased
+	if _, change := finalizersOf(released); change {
+		t.Error("a volume that upstream is about to delete gets its finalizer back")
+	}
 }
 
 func TestExpand(t *testing.T) {

@@ -4,7 +4,7 @@
 // when the claim is gone.
 //
 // It is a volume plugin of upstream's PersistentVolume controller and of its controller for expansion, so that it needs no loop, no cache and no lease of its
-// own; Run alone waits for nodes that come back. The nodes do the work (internal/localvolume) and judge every path by themselves. The package never removes a
+// own; Run alone waits for nodes that come back, and for volumes that are to be retained after all. The nodes do the work (internal/localvolume) and judge every path by themselves. The package never removes a
 // volume that another one may have made: the annotation of who provisioned it, the name and the folder all have to agree.
 package localpath
 
@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -46,9 +47,10 @@ var ErrAway = errors.New("the node has no connection to the server that leads")
 type Options struct {
 	// Client has the rights of an administrator.
 	Client kubernetes.Interface
-	// NodeInformer is shared with others, who run it.
-	NodeInformer coreinformers.NodeInformer
-	Nodes        Nodes
+	// NodeInformer and VolumeInformer are shared with others, who run them.
+	NodeInformer   coreinformers.NodeInformer
+	VolumeInformer coreinformers.PersistentVolumeInformer
+	Nodes          Nodes
 	// Context ends what the plugin waits for; upstream's calls of plugins have none.
 	Context context.Context
 	Part    *status.Part
@@ -58,7 +60,10 @@ type Options struct {
 // Volumes is the plugin. Run has to run beside the controllers.
 type Volumes struct {
 	o    Options
-	kick chan struct{} // one value: look at the leftovers
+	kick chan struct{} // one value: there is something for Run
+
+	mu       sync.Mutex
+	finalize map[string]bool // volumes whose finalizers are to change
 }
 
 var (
@@ -70,8 +75,8 @@ var (
 // New makes the plugin, before the informers run.
 func New(o Options) (*Volumes, error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
-	v := &Volumes{o: o, kick: make(chan struct{}, 1)}
-	return v, v.watchNodes()
+	v := &Volumes{o: o, kick: make(chan struct{}, 1), finalize: map[string]bool{}}
+	return v, errors.Join(v.watchNodes(), v.watchVolumes())
 }
 
 // Init is called once for each controller that has the plugin.
