@@ -50,6 +50,7 @@ func (vxlan) rules(rs *ruleset, in waysInput) {
 	}
 	rs.rule(chainTunnel, "counter drop")
 	rs.noTunnelsOfPods()
+	rs.podsByTunnelOnly(in.underlay.device)
 	for _, p := range in.peers {
 		v4, ok := in.family(p)
 		if !ok {
@@ -73,6 +74,17 @@ func (rs *ruleset) noTunnelsOfPods() {
 		outside := fmt.Sprintf("udp dport %d %s daddr != @%s", cluster.VXLANPort, f.proto, f.name(setCluster))
 		rs.rule(chainTunnelOut, "iifname", quoted(devicePrefix+"*"), outside, "drop")
 		rs.rule(chainTunnelOut, "ct status dnat", outside, "drop")
+	}
+}
+
+// podsByTunnelOnly drops what comes by the underlay and says that a pod had sent it: packets of other nodes' pods come by the tunnel, and addresses that no
+// pod has, to which the default route leads, are nobody's.
+func (rs *ruleset) podsByTunnelOnly(underlay string) {
+	if underlay == "" {
+		return
+	}
+	for _, f := range ruleFamilies() {
+		rs.rule(chainGuard, "iifname", quoted(underlay), f.proto, "saddr @"+f.name(setCluster), "drop")
 	}
 }
 

@@ -334,6 +334,67 @@ func TestTunnelTrust(t *testing.T) {
 	}
 }
 
+// TestPodsComeByTheTunnel: a machine of the segment speaks from an address of the pods' network that no pod has, to which the node's default route leads.
+func TestPodsComeByTheTunnel(t *testing.T) {
+	s := newSegment(t, wayCluster{vxlan{}, dualPods, underlay4, 1500}, 3)
+	s.dead = []int{3} // a machine on the segment that is no node
+	s.passAll()
+	target, invented := s.podAddress(1, 0), "10.42.77.5"
+	node, stranger := peerOf(1, s.c).Underlay[0].String(), peerOf(3, s.c).Underlay[0].String()
+	var in net.PacketConn
+	err := errors.Join(s.nodes[0].Do(func() (err error) {
+		if err = nstest.AddRoute("0.0.0.0/0", stranger); err == nil {
+			in, err = net.ListenPacket("udp", netip.AddrPortFrom(target, 7).String())
+		}
+		return err
+	}), s.nodes[2].Do(func() error {
+		l, err := netlink.LinkByName("eth0")
+		if err == nil {
+			err = netlink.AddrAdd(l, &netlink.Addr{IPNet: hostNet(netip.MustParseAddr(invented))})
+		}
+		return errors.Join(err, nstest.AddRoute(target.String()+"/32", node))
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	first := func() string {
+		t.Helper()
+		buf, n := make([]byte, 100), 0
+		eventually(t, func() error {
+			for _, from := range []string{invented, stranger} { // what must not arrive is sent first
+				if err := s.nodes[2].Do(func() error {
+					c, err := net.DialUDP("udp", &net.UDPAddr{IP: net.ParseIP(from)}, &net.UDPAddr{IP: target.AsSlice(), Port: 7})
+					if err != nil {
+						return err
+					}
+					_, err = c.Write([]byte(from))
+					return errors.Join(err, c.Close())
+				}); err != nil {
+					return err
+				}
+			}
+			_ = in.SetReadDeadline(time.Now().Add(time.Second))
+			var err error
+			n, _, err = in.ReadFrom(buf)
+			return err
+		})
+		return string(buf[:n])
+	}
+	if got := first(); got != stranger {
+		t.Errorf("what says that it is from %s arrived", got)
+	}
+	if err := s.nodes[0].Do(func() error { nft(t, "flush chain inet coracle guard"); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error { // there may be some on their way from before
+		if got := first(); got != invented {
+			return fmt.Errorf("unguarded, %s arrived first: this test proves nothing", got)
+		}
+		return nil
+	})
+}
+
 func sendWrapped(to netip.Addr, datagram []byte) error {
 	c, err := net.Dial("udp", netip.AddrPortFrom(to, 8472).String())
 	if err != nil {

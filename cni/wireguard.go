@@ -127,12 +127,7 @@ func private(a netip.Addr) bool {
 
 // rules drop what comes by the underlay in the clear and says that a pod had sent it: those packets come by the tunnel only.
 func (w wireGuard) rules(rs *ruleset, in waysInput) {
-	if in.underlay.device == "" {
-		return
-	}
-	for _, f := range ruleFamilies() {
-		rs.rule(chainGuard, "iifname", quoted(in.underlay.device), f.proto, "saddr @"+f.name(setCluster), "drop")
-	}
+	rs.podsByTunnelOnly(in.underlay.device)
 }
 
 // wgIdentity is whom a tunnel's device is for others.
