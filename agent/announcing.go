@@ -3,22 +3,26 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/agent/announcer"
+	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/vip"
 )
 
 // announcer answers for addresses of the load balancer's pool. The nftables proxy needs them on no interface; IPVS has them on one of its own, and then
 // the kernel of every node would answer for all of them.
-func (o Options) announcer(client kubernetes.Interface) announcer.Options {
+func (o Options) announcer(client kubernetes.Interface, report func(lbholders.Conflicts)) announcer.Options {
 	a := announcer.Options{
 		Client: client, NodeName: o.NodeName, Links: linksWithoutServices, Announce: vip.Announce, Now: vip.Now,
+		Probe: vip.Probe, Routers: vip.Routers, Report: report,
 		Part: o.part("load balancer addresses"), Logger: o.Logger,
 	}
 	if o.ProxyMode == servicerules.IPVS {
@@ -46,4 +50,37 @@ func keepSilent(device string) error {
 		}
 	}
 	return nil
+}
+
+// conflicts are addresses that other machines use, as the announcer says; one, the last, waits. Its capacity is 1.
+type conflicts chan string
+
+// set does not block: there is one writer.
+func (c conflicts) set(now lbholders.Conflicts) {
+	select {
+	case <-c:
+	default:
+	}
+	c <- now.String()
+}
+
+// keepConflicts says on the Node which addresses of Services other machines use, so that the Services' owners read it.
+func keepConflicts(ctx context.Context, o Options, said conflicts) error {
+	nodes, err := nodeClient(o.KubeletKubeconfig)
+	if err != nil {
+		return err
+	}
+	want := "" // also of what an earlier run said
+	for {
+		var again <-chan time.Time
+		if err := annotate(ctx, nodes, o.NodeName, lbholders.ConflictsAnnotation, want); err != nil {
+			again = time.After(networksRetry)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case want = <-said:
+		case <-again:
+		}
+	}
 }

@@ -13,8 +13,12 @@ import (
 	"github.com/coracle-k8s/coracle/internal/vip"
 )
 
-// networksCheck is how often the machine's networks are looked at once the Node says which they are.
-const networksCheck = time.Minute
+const (
+	// networksCheck is how often the machine's networks are looked at once the Node says which they are.
+	networksCheck = time.Minute
+	// networksRetry is how long to wait after something could not be written to the Node: it may not be registered yet.
+	networksRetry = time.Second
+)
 
 // keepNetworks says on the Node in which networks this machine can announce addresses.
 func keepNetworks(ctx context.Context, o Options) error {
@@ -24,7 +28,7 @@ func keepNetworks(ctx context.Context, o Options) error {
 	}
 	said, complaint := "nothing yet", ""
 	for {
-		pause := time.Second // until the kubelet has registered the node
+		pause := networksRetry
 		now, err := networks()
 		if err == nil && now != said {
 			err = annotate(ctx, nodes, o.NodeName, lbholders.NetworksAnnotation, now)

@@ -31,8 +31,14 @@ import (
 	"github.com/coracle-k8s/coracle/internal/vip"
 )
 
-// again is how often the machine's interfaces are looked at while this node is a holder.
-const again = 10 * time.Second
+const (
+	// again is how often the machine's interfaces are looked at while this node is a holder.
+	again = 10 * time.Second
+	// probeAgain is how long after another machine answered for a new address the network is asked again.
+	probeAgain = 15 * time.Second
+	// conflictShown is for how long it is said that another machine uses an address, after it was heard last.
+	conflictShown = time.Minute
+)
 
 // Options are all required but Part and Logger.
 type Options struct {
@@ -43,6 +49,12 @@ type Options struct {
 	Links    func() ([]vip.Link, error)
 	Announce func(context.Context, vip.Announcement) error
 	Now      func() vip.Moment
+	// Probe asks the network who has an address; nil asks nobody.
+	Probe func(context.Context, vip.Place, netip.Addr) error
+	// Routers are the addresses through which this machine's routes lead, which it never answers for; nil for none.
+	Routers func() ([]netip.Addr, error)
+	// Report, when set, is told of the addresses for which this node is to answer and that other machines use, each time that changes. It must not block.
+	Report func(lbholders.Conflicts)
 	// KeepSilent, when set, is called for each interface in whose network an address is, whoever the holder is: the kernel has the address itself, as
 	// with IPVS, and must not answer for it there.
 	KeepSilent func(device string) error
@@ -58,6 +70,8 @@ type Announcer struct {
 	mu     sync.Mutex // of the last word of the store
 	asked  vip.Moment
 	record lbholders.Record
+
+	conflicts conflicts
 }
 
 // New prepares an announcer.
@@ -68,7 +82,13 @@ func New(o Options) (*Announcer, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	return &Announcer{o: o, changed: make(chan struct{}, 1)}, nil
+	if o.Probe == nil {
+		o.Probe = func(context.Context, vip.Place, netip.Addr) error { return nil }
+	}
+	if o.Routers == nil {
+		o.Routers = func() ([]netip.Addr, error) { return nil, nil }
+	}
+	return &Announcer{o: o, changed: make(chan struct{}, 1), conflicts: conflicts{last: map[netip.Addr]claim{}}}, nil
 }
 
 // running is an address that is announced.
@@ -130,6 +150,7 @@ func (a *Announcer) follow(ctx context.Context, now map[netip.Addr]running, reco
 	var trouble []string
 	places := map[netip.Addr]vip.Place{}
 	var links []vip.Link
+	var routers []netip.Addr
 	for _, address := range slices.SortedFunc(maps.Keys(record), netip.Addr.Compare) {
 		mine := record[address].Node == a.o.NodeName
 		if !mine && a.o.KeepSilent == nil {
@@ -141,8 +162,15 @@ func (a *Announcer) follow(ctx context.Context, now map[netip.Addr]running, reco
 				trouble = append(trouble, err.Error())
 				break
 			}
+			if routers, err = a.o.Routers(); err != nil {
+				trouble = append(trouble, err.Error())
+				break
+			}
 		}
 		place, err := vip.Find(links, address, "")
+		if err == nil && slices.Contains(routers, address) { // who answers for it reads what all machines of the network send elsewhere
+			err = fmt.Errorf("%s is a router's address: the routes of this machine lead through it. Leave it out of the load balancer's pool", address)
+		}
 		if err == nil && a.o.KeepSilent != nil && address.Is4() {
 			err = a.o.KeepSilent(place.Interface)
 		}
@@ -164,6 +192,14 @@ func (a *Announcer) follow(ctx context.Context, now map[netip.Addr]running, reco
 		if _, ok := now[address]; !ok {
 			now[address] = a.start(ctx, address, record[address], place)
 		}
+	}
+	used := a.conflicts.of(slices.Collect(maps.Keys(now)), time.Now())
+	if a.o.Report != nil && a.conflicts.reported != used.String() {
+		a.conflicts.reported = used.String()
+		a.o.Report(used)
+	}
+	for _, address := range slices.SortedFunc(maps.Keys(used), netip.Addr.Compare) {
+		trouble = append(trouble, fmt.Sprintf("%s is used by another machine, with the Ethernet address %s", address, used[address]))
 	}
 	a.show(now, trouble)
 }
@@ -193,14 +229,15 @@ func (a *Announcer) start(ctx context.Context, address netip.Addr, h lbholders.H
 			return
 		case <-time.After(lbholders.Wait):
 		}
+		if h.New && !a.prove(ctx, address, place) {
+			return
+		}
 		a.o.Logger.Info("load balancer: this node answers for an address", "address", address, "interface", place.Interface)
 		for ctx.Err() == nil {
 			err := a.o.Announce(ctx, vip.Announcement{
 				Address: address, Place: place, Logger: a.o.Logger,
-				Confirm: func(ctx context.Context) (vip.Moment, error) { return a.confirm(ctx, address, h) },
-				Conflict: func(other net.HardwareAddr) {
-					a.o.Logger.Warn("load balancer: another machine uses an address of a Service", "address", address, "other", other.String())
-				},
+				Confirm:  func(ctx context.Context) (vip.Moment, error) { return a.confirm(ctx, address, h) },
+				Conflict: func(other net.HardwareAddr) { a.claimed(address, other) },
 			})
 			if err == nil {
 				return

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -166,5 +167,68 @@ func TestConfirm(t *testing.T) {
 	now = now.After(lbholders.Lease)
 	if until, err := b.a.confirm(t.Context(), first, lbholders.Holder{Node: "here", Term: 7}); err == nil {
 		t.Errorf("nothing is known, and it may answer until %v", until)
+	}
+}
+
+// TestNewAddressIsProven: an address that is new to the cluster is not announced while another machine has it, and the cluster hears of that.
+func TestNewAddressIsProven(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		var asked int
+		other := net.HardwareAddr{2, 0, 0, 0, 0, 9}
+		b.a.o.Probe = func(_ context.Context, p vip.Place, a netip.Addr) error {
+			if asked++; asked < 3 {
+				return &vip.InUseError{Address: a, By: other}
+			}
+			return nil
+		}
+		var said []string
+		b.a.o.Report = func(c lbholders.Conflicts) { said = append(said, c.String()) }
+		now := map[netip.Addr]running{}
+		record := lbholders.Record{first: {Node: "here", Term: 1, New: true}, second: {Node: "here", Term: 2}}
+		look := func() {
+			synctest.Wait()
+			b.a.follow(t.Context(), now, record)
+		}
+		look()
+		time.Sleep(lbholders.Wait)
+		look()
+		if asked != 1 || len(said) != 1 || said[0] != first.String()+"="+other.String() {
+			t.Errorf("asked %d times, said %q", asked, said)
+		}
+		b.announces(second)
+		time.Sleep(2 * probeAgain)
+		look()
+		if asked != 3 || len(said) != 2 || said[1] != "" {
+			t.Errorf("asked %d times, said %q", asked, said)
+		}
+		b.announces(first, second)
+		b.mu.Lock()
+		conflict := b.now[first].Conflict
+		b.mu.Unlock()
+		conflict(other)
+		look()
+		time.Sleep(conflictShown + time.Second)
+		look()
+		if len(said) != 4 || said[2] == "" || said[3] != "" {
+			t.Errorf("a machine that came later: said %q", said)
+		}
+		for _, r := range now {
+			r.stop()
+		}
+	})
+}
+
+// TestRoutersKeepTheirAddresses: a pool that has the address of the network's router does not make a node answer for it.
+func TestRoutersKeepTheirAddresses(t *testing.T) {
+	b := newBed(t)
+	b.a.o.Routers = func() ([]netip.Addr, error) { return []netip.Addr{first}, nil }
+	now := map[netip.Addr]running{}
+	b.a.follow(t.Context(), now, lbholders.Record{first: {Node: "here", Term: 1}, second: {Node: "here", Term: 1}})
+	if _, routers := now[first]; routers || len(now) != 1 {
+		t.Errorf("it announces %v", now)
+	}
+	for _, r := range now {
+		r.stop()
 	}
 }

@@ -19,6 +19,8 @@ const (
 	ReasonNoPool = "NoPool"
 	// ReasonAddressNotFree says that the Service asks for an address that it cannot have.
 	ReasonAddressNotFree = "AddressNotFree"
+	// ReasonAddressInUse says that a machine which is none of the cluster's answers for the Service's address.
+	ReasonAddressInUse = "AddressInUse"
 )
 
 // fromPool says whether a Service's addresses come from a pool: it asks for that, or has one already, or there is a pool for it that need not be asked for.
@@ -76,6 +78,20 @@ func (l *ledger) allocate(svc *corev1.Service) Verdict {
 		v.Message = "it has an address of the pool " + l.poolOf(v.Addresses[0]).Name
 	}
 	return v
+}
+
+// inUse says of a Service that has its addresses that another machine uses one of them.
+func (v *Verdict) inUse(used map[netip.Addr]string) {
+	var words []string
+	for _, a := range v.Addresses {
+		if by, ok := used[a]; ok {
+			words = append(words, fmt.Sprintf("another machine on the network, with the Ethernet address %s, uses %s, so that clients may not reach the Service. Take it off that machine, "+
+				"or give the Service another address (%s)", by, a, AddressesAnnotation))
+		}
+	}
+	if v.Pool && v.Reason == ReasonServed && len(words) > 0 {
+		v.Reason, v.Message = ReasonAddressInUse, strings.Join(words, "; ")
+	}
 }
 
 // lacks gives a Service an address of a family that it has none of, or says why there is none for it.

@@ -21,6 +21,8 @@ const (
 	look = 250 * time.Millisecond
 	// lateBy is by how much a look has to be late for this server to have been paused: it has heard nobody meanwhile.
 	lateBy = 500 * time.Millisecond
+	// reread is how often the record is read again while there are such addresses: somebody may have deleted it, and nobody would answer any more.
+	reread = 10 * time.Second
 	// settle is how long nodes get to be heard again after that.
 	settle = time.Second
 )
@@ -28,7 +30,9 @@ const (
 // holders is what the controller knows of who answers for which address. It belongs to the controller's goroutine.
 type holders struct {
 	candidates map[netip.Addr][]string
+	inUse      map[netip.Addr]string
 	have       *corev1.ConfigMap // as it was written or read last; nil: it has to be read
+	read       time.Time         // when it was
 	none       bool              // nobody has ever written one
 	record     lbholders.Record
 	settled    bool // the last round wrote all it had to
@@ -48,27 +52,14 @@ func (c *Controller) assign(ctx context.Context) bool {
 	if len(h.candidates) == 0 && (h.none || h.have != nil && len(h.record) == 0) || time.Now().Before(h.trustFrom) {
 		return true
 	}
-	configMaps := c.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+	if err := c.load(ctx); err != nil {
+		return c.failed(ctx, err)
+	}
 	if h.have == nil {
-		have, err := configMaps.Get(ctx, lbholders.ConfigMap, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			if h.none = len(h.candidates) == 0; h.none {
-				return true
-			}
-			have, err = configMaps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: lbholders.ConfigMap}}, metav1.CreateOptions{})
-		}
-		if err != nil {
-			return c.failed(ctx, err)
-		}
-		record, err := lbholders.Read(have.Data)
-		if err != nil { // somebody has written it by hand: all begins anew
-			c.o.Logger.Warn("load balancer: what was noted of holders cannot be read, and is replaced", "error", err)
-			record = lbholders.Record{}
-		}
-		h.have, h.record, h.none = have, record, false
+		return true
 	}
 	serial, _ := strconv.ParseUint(h.have.ResourceVersion, 10, 64)
-	next := Assign(h.record, serial, h.candidates, c.o.Alive)
+	next := Assign(h.record, serial, h.candidates, c.o.Alive, h.inUse)
 	if maps.Equal(next, h.record) {
 		return true
 	}
@@ -78,7 +69,7 @@ func (c *Controller) assign(ctx context.Context) bool {
 	}
 	changed := h.have.DeepCopy()
 	changed.Data = data
-	written, err := configMaps.Update(ctx, changed, metav1.UpdateOptions{})
+	written, err := c.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Update(ctx, changed, metav1.UpdateOptions{})
 	if err != nil {
 		h.have = nil
 		return c.failed(ctx, err)
@@ -88,8 +79,35 @@ func (c *Controller) assign(ctx context.Context) bool {
 			c.o.Logger.Info("load balancer: another node answers for an address", "address", a, "node", now.Node, "before", before.Node)
 		}
 	}
-	h.have, h.record = written, next
+	h.have, h.record, h.read = written, next, time.Now()
 	return true
+}
+
+// load reads the record, if that has to be. It is made when there is none and an address needs it.
+func (c *Controller) load(ctx context.Context) error {
+	h := &c.holders
+	rests := len(h.candidates) == 0
+	if h.none && rests || h.have != nil && (rests || time.Since(h.read) < reread) {
+		return nil
+	}
+	configMaps := c.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+	have, err := configMaps.Get(ctx, lbholders.ConfigMap, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		if h.none = rests; h.none {
+			return nil
+		}
+		have, err = configMaps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: lbholders.ConfigMap}}, metav1.CreateOptions{})
+	}
+	if err != nil {
+		return err
+	}
+	record, err := lbholders.Read(have.Data)
+	if err != nil { // somebody has written it by hand: all begins anew
+		c.o.Logger.Warn("load balancer: what was noted of holders cannot be read, and is replaced", "error", err)
+		record = lbholders.Record{}
+	}
+	h.have, h.record, h.none, h.read = have, record, false, time.Now()
+	return nil
 }
 
 func (c *Controller) failed(ctx context.Context, err error) bool {

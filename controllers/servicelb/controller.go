@@ -153,7 +153,7 @@ func nodeMatters(old, now any) bool {
 
 func nodeText(n *corev1.Node) string {
 	_, excluded := n.Labels[corev1.LabelNodeExcludeBalancers]
-	return fmt.Sprint(excluded, labelled(n), isReady(n), n.DeletionTimestamp != nil, addresses(n), n.Annotations[lbholders.NetworksAnnotation], n.Labels)
+	return fmt.Sprint(excluded, labelled(n), isReady(n), n.DeletionTimestamp != nil, addresses(n), n.Annotations[lbholders.NetworksAnnotation], n.Labels, n.Annotations[lbholders.ConflictsAnnotation])
 }
 
 func (c *Controller) namespaceMatters(old, now any) bool {
@@ -231,6 +231,9 @@ func (c *Controller) Run(ctx context.Context) error {
 
 // round looks at everything once; false says that something could not be written.
 func (c *Controller) round(ctx context.Context) bool {
+	if err := c.load(ctx); err != nil { // who holds what says whose word about an address counts
+		return c.failed(ctx, err)
+	}
 	s, objects, flaws, err := c.look()
 	if err != nil { // of a cache: it cannot be
 		c.o.Logger.Warn("load balancer: reading the caches failed", "error", err)
@@ -259,7 +262,7 @@ func (c *Controller) round(ctx context.Context) bool {
 		}
 	}
 	c.show(plan)
-	c.holders.candidates = Candidates(s, plan)
+	c.holders.candidates, c.holders.inUse = Candidates(s, plan), s.InUse
 	c.holders.settled = done
 	return done
 }
@@ -284,6 +287,7 @@ func (c *Controller) look() (s *State, objects []*addresspool.AddressPool, flaws
 	if c.objects != nil {
 		objects, errs[5] = c.objects.pools()
 	}
+	s.InUse = InUse(s.Nodes, c.holders.record)
 	for _, p := range pods {
 		if holdsPorts(p) {
 			s.Pods = append(s.Pods, p)

@@ -163,6 +163,11 @@ func TestControllerMovesAddresses(t *testing.T) {
 		silent.Store(&gone)
 		awaitHolder(t, client, "10.0.0.200", map[string]string{"a": "b", "b": "a"}[gone])
 	}
+	// Somebody deletes the record: nobody would answer any more.
+	if err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Delete(t.Context(), lbholders.ConfigMap, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	awaitHolder(t, client, "10.0.0.200", "b")
 	stop()
 
 	_, stop = run(t, client, false) // without a pool

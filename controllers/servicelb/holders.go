@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/coracle-k8s/coracle/internal/lbholders"
@@ -44,9 +45,23 @@ func (n node) reaches(a netip.Addr, p *Pool) bool {
 	return p != nil && (p.Nodes == nil || p.Nodes.Matches(n.labels)) && slices.ContainsFunc(n.networks, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
+// InUse are the addresses of which their holders say that another machine uses them. A node speaks for those alone that it is to answer for.
+func InUse(nodes []*corev1.Node, record lbholders.Record) map[netip.Addr]string {
+	out := map[netip.Addr]string{}
+	for _, n := range nodes {
+		for a, by := range lbholders.ReadConflicts(n.Annotations[lbholders.ConflictsAnnotation]) {
+			if record[a].Node == n.Name {
+				out[a] = by.String()
+			}
+		}
+	}
+	return out
+}
+
 // Assign says who answers for which address. A holder stays while it can; an address that needs another one goes to the live candidate with the fewest.
 // One whose candidates are all silent stays where it is: then it is more probably this server that hears nothing. term is a number that no earlier change has had.
-func Assign(before lbholders.Record, term uint64, candidates map[netip.Addr][]string, alive func(node string) bool) lbholders.Record {
+// An address that nobody of the cluster has answered for, or that is in use elsewhere, is new to its holder.
+func Assign(before lbholders.Record, term uint64, candidates map[netip.Addr][]string, alive func(node string) bool, inUse map[netip.Addr]string) lbholders.Record {
 	out, load := lbholders.Record{}, map[string]int{}
 	var homeless []netip.Addr
 	for _, a := range slices.SortedFunc(maps.Keys(candidates), netip.Addr.Compare) {
@@ -63,7 +78,7 @@ func Assign(before lbholders.Record, term uint64, candidates map[netip.Addr][]st
 		could := slices.DeleteFunc(slices.Clone(candidates[a]), func(n string) bool { return !alive(n) })
 		if len(could) == 0 {
 			if h := before[a]; h.Node != "" {
-				out[a] = lbholders.Holder{Term: term} // nobody, until there is somebody
+				out[a] = lbholders.Holder{Term: term, New: isNew(h, inUse[a])} // nobody, until there is somebody
 			} else {
 				out[a] = before[a]
 			}
@@ -76,9 +91,14 @@ func Assign(before lbholders.Record, term uint64, candidates map[netip.Addr][]st
 			return strings.Compare(mix(a, m), mix(a, n))
 		})
 		load[best]++
-		out[a] = lbholders.Holder{Node: best, Term: term}
+		out[a] = lbholders.Holder{Node: best, Term: term, New: isNew(before[a], inUse[a])}
 	}
 	return out
+}
+
+// isNew says whether the network has to be asked for an address before the next holder answers.
+func isNew(before lbholders.Holder, usedBy string) bool {
+	return before.Term == 0 || usedBy != "" || before.Node == "" && before.New
 }
 
 // mix orders nodes differently for each address.

@@ -49,7 +49,9 @@ func Plan(s *State) map[types.NamespacedName]Verdict {
 		switch {
 		case !s.serves(svc):
 		case addresses.fromPool(svc):
-			out[key(svc)] = addresses.allocate(svc)
+			v := addresses.allocate(svc)
+			v.inUse(s.InUse)
+			out[key(svc)] = v
 		default:
 			out[key(svc)] = taken.atNodes(svc, nodes, endpoints[key(svc)])
 		}

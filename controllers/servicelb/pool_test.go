@@ -155,28 +155,41 @@ func TestAssign(t *testing.T) {
 	both := map[netip.Addr][]string{a: {"m", "n"}, b: {"m", "n"}}
 	silent := map[string]bool{}
 	alive := func(n string) bool { return !silent[n] }
-	first := Assign(lbholders.Record{}, 7, both, alive)
+	first := Assign(lbholders.Record{}, 7, both, alive, nil)
 	if first[a].Node == first[b].Node || first[a].Term != 7 {
 		t.Errorf("not spread: %v", first)
 	}
-	if again := Assign(first, 8, both, alive); fmt.Sprint(again) != fmt.Sprint(first) {
+	if again := Assign(first, 8, both, alive, nil); fmt.Sprint(again) != fmt.Sprint(first) {
 		t.Errorf("without a reason %v became %v", first, again)
 	}
 	silent[first[a].Node] = true
-	moved := Assign(first, 8, both, alive)
+	moved := Assign(first, 8, both, alive, nil)
 	if moved[a].Node != first[b].Node || moved[a].Term != 8 || moved[b] != first[b] {
 		t.Errorf("%v became %v", first, moved)
 	}
 	silent["m"], silent["n"] = true, true
-	if none := Assign(moved, 9, both, alive); fmt.Sprint(none) != fmt.Sprint(moved) {
+	if none := Assign(moved, 9, both, alive, nil); fmt.Sprint(none) != fmt.Sprint(moved) {
 		t.Errorf("all are silent, and %v became %v", moved, none)
 	}
 	silent = map[string]bool{}
-	if left := Assign(moved, 9, map[netip.Addr][]string{a: nil, b: {"m"}}, alive); left[a].Node != "" || left[b].Node != "m" {
+	if left := Assign(moved, 9, map[netip.Addr][]string{a: nil, b: {"m"}}, alive, nil); left[a].Node != "" || left[b].Node != "m" {
 		t.Errorf("without candidates: %v", left)
 	}
-	if gone := Assign(moved, 9, nil, alive); len(gone) != 0 {
+	if gone := Assign(moved, 9, nil, alive, nil); len(gone) != 0 {
 		t.Errorf("without addresses: %v", gone)
+	}
+
+	// Whether the network is asked first: for an address that nobody has answered for, and for one that another machine uses.
+	if !first[a].New || moved[a].New {
+		t.Errorf("new are %v and then %v", first, moved)
+	}
+	silent[moved[a].Node] = true
+	if used := Assign(moved, 9, both, alive, map[netip.Addr]string{a: "02:00:00:00:00:01"}); !used[a].New || used[b].New {
+		t.Errorf("one is in use elsewhere: %v", used)
+	}
+	nobody := Assign(lbholders.Record{}, 7, map[netip.Addr][]string{a: nil}, alive, nil)
+	if late := Assign(nobody, 8, both, alive, nil); !late[a].New {
+		t.Errorf("when there is somebody at last: %v, %v", nobody, late)
 	}
 }
 
@@ -203,5 +216,20 @@ func TestRanges(t *testing.T) {
 		if got := strings.TrimSpace(fmt.Sprintf("%s-%s", r.First, r.Last)); err == nil && got != want || (err != nil) != (want == "") {
 			t.Errorf("%s: %s, %v; want %s", in, got, err, want)
 		}
+	}
+}
+
+// TestNodesSpeakForTheirOwnAddresses: what a node says of an address counts while it is the holder, and the Service's owner reads it.
+func TestNodesSpeakForTheirOwnAddresses(t *testing.T) {
+	a, b := netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.201")
+	m, n := testNode("m"), testNode("n")
+	m.Annotations = map[string]string{lbholders.ConflictsAnnotation: "10.0.0.200=02:00:00:00:00:01,10.0.0.201=02:00:00:00:00:02,nonsense,=,10.0.0.202=x"}
+	got := InUse([]*corev1.Node{m, n}, lbholders.Record{a: {Node: "m", Term: 1}, b: {Node: "n", Term: 1}})
+	if len(got) != 1 || got[a] != "02:00:00:00:00:01" {
+		t.Errorf("in use are %v", got)
+	}
+	v := Verdict{Ours: true, Pool: true, Addresses: []netip.Addr{a}, Reason: ReasonServed}
+	if v.inUse(got); v.Reason != ReasonAddressInUse || !strings.Contains(v.Message, "02:00:00:00:00:01") {
+		t.Errorf("its owner reads %s: %s", v.Reason, v.Message)
 	}
 }

@@ -46,6 +46,8 @@ type State struct {
 	// that have an owner.
 	Pools  []Pool
 	Barred []netip.Addr
+	// InUse are addresses of a pool that another machine uses, with its Ethernet address, as their holders say.
+	InUse map[netip.Addr]string
 	// Namespaces are the labels of the namespaces, where a pool asks for them.
 	Namespaces map[string]labels.Set
 	// Disabled is the load balancer that serves nobody, and takes back what it gave.

@@ -7,7 +7,11 @@ package lbholders
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -18,6 +22,8 @@ const (
 	data = "holders"
 	// NetworksAnnotation on a Node lists the networks of the machine's Ethernet interfaces, with commas in between: it can announce addresses in those.
 	NetworksAnnotation = "coracle.dev/networks"
+	// ConflictsAnnotation on a Node lists addresses for which it is to answer and that another machine uses: ADDRESS=ETHERNET-ADDRESS, with commas in between.
+	ConflictsAnnotation = "coracle.dev/addresses-in-use"
 	// Lease is for how long a node may answer after it began to ask whether it still is the holder.
 	Lease = 700 * time.Millisecond
 	// Wait is how long a new holder is silent: its predecessor may answer for Lease from a moment before this one was written down. A
@@ -30,6 +36,8 @@ type Holder struct {
 	Node string `json:"node"`
 	// Term is another one for each change of the node, so that one who was the holder before last knows that there was another in between.
 	Term uint64 `json:"term"`
+	// New says that no node has answered for the address before, as far as is known: the network is asked first whether another machine has it.
+	New bool `json:"new,omitempty"`
 }
 
 // Record is all addresses with their holders.
@@ -55,4 +63,35 @@ func (r Record) Write() (map[string]string, error) {
 		return nil, fmt.Errorf("writing who answers for the load balancer's addresses: %w", err)
 	}
 	return map[string]string{data: string(text)}, nil
+}
+
+// Conflicts are addresses that another machine uses, with its Ethernet address.
+type Conflicts map[netip.Addr]net.HardwareAddr
+
+// maxConflicts bounds what is said of them: whoever is on the network can invent as many as there are addresses.
+const maxConflicts = 64
+
+// ReadConflicts reads the annotation, and passes over what it does not understand: a node writes it.
+func ReadConflicts(text string) Conflicts {
+	out := Conflicts{}
+	for word := range strings.SplitSeq(text, ",") {
+		address, by, _ := strings.Cut(word, "=")
+		a, err := netip.ParseAddr(address)
+		hw, hwErr := net.ParseMAC(by)
+		if err == nil && hwErr == nil && len(out) < maxConflicts {
+			out[a] = hw
+		}
+	}
+	return out
+}
+
+// String is the annotation.
+func (c Conflicts) String() string {
+	var words []string
+	for _, a := range slices.SortedFunc(maps.Keys(c), netip.Addr.Compare) {
+		if len(words) < maxConflicts {
+			words = append(words, a.String()+"="+c[a].String())
+		}
+	}
+	return strings.Join(words, ",")
 }
