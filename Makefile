@@ -135,7 +135,7 @@ powercut: ## cut the power of a store's machine CUTS times, and of a cluster's i
 	CORACLE_POWERCUTS=$(CUTS) CORACLE_POWERCUT_ROUNDS=$(ROUNDS) $(GO) test -vet=off -count=1 -v -timeout 0 -tags '$(TAGS)' ./test/powercut/
 
 # Two guests side by side: each has one processor.
-guest-test: ## Services and NetworkPolicies on IPVS, in a second kernel that has nftables too (root, gcc, 140 MB of source)
+guest-test: carried ## Services and NetworkPolicies on IPVS, in a second kernel that has nftables too (root, gcc, 140 MB of source)
 	@folder=$$(packaging/guest-nftables.sh $(BUILD)/guest-nftables) && \
 	  CORACLE_GUEST_NFTABLES=$$folder CORACLE_TEST_REQUIRE=root,carried,user-mode-linux,guest-nftables \
 	  $(GOTEST) -count=1 -p 2 -timeout 40m -tags '$(TAGS)' -ldflags '$(STABLE_X)' -run 'TestService.*/ipvs' ./proxy ./netpolicy
