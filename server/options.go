@@ -104,6 +104,9 @@ type Options struct {
 	// DisableServiceLB leaves Services of type LoadBalancer to another load balancer.
 	DisableServiceLB bool
 
+	// DisableMetrics leaves metrics.k8s.io to somebody else's server.
+	DisableMetrics bool
+
 	// Small lowers numbers of workers for a machine of few cores.
 	Small bool
 

@@ -285,6 +285,10 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	options.Fence = store
 	options.Dial = s.tunnels.DialContext
 	options.NodeClaims = s.nodeClaims()
+	options.ResourceMetrics = !s.o.DisableMetrics
+	if s.o.Board != nil {
+		options.MetricsPart = s.o.Board.Part("metrics API")
+	}
 	var live liveServers
 	options.EndpointAddresses = func() []netip.AddrPort { return live.of(store.Members(), time.Now()) }
 	api, err := apiserver.New(ctx, options)

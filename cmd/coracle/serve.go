@@ -184,6 +184,7 @@ func serverOptions(c *config.Server) server.Options {
 		FlexVolumePluginDir: filepath.Join(c.Paths.AgentDir, "flexvolume"),
 		LBPool:              c.LBPool,
 		DisableServiceLB:    c.Disabled(config.PartServiceLB),
+		DisableMetrics:      c.Disabled(config.PartMetrics),
 		Small:               runtime.NumCPU() <= smallMachine,
 		Version:             v.Coracle,
 	}

@@ -15,6 +15,8 @@ import (
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	"k8s.io/kubernetes/pkg/controlplane"
 	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
+
+	"github.com/coracle-k8s/coracle/server/resourcemetrics"
 )
 
 // chain is the three servers: a request goes to the aggregator, which delegates
@@ -23,6 +25,7 @@ type chain struct {
 	aggregator *aggregatorapiserver.APIAggregator
 	core       *controlplane.Instance
 	extensions *apiextensionsapiserver.CustomResourceDefinitions
+	metrics    *metricsAPI
 }
 
 func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chain, error) {
@@ -50,7 +53,11 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 	if err != nil {
 		return nil, fmt.Errorf("configuring the aggregator: %w", err)
 	}
-	ch, err := connect(aggregator.Complete(), core.Complete(), extensions.Complete())
+	metrics, err := newMetricsAPI(core, g, o)
+	if err != nil {
+		return nil, err
+	}
+	ch, err := connect(aggregator.Complete(), core.Complete(), extensions.Complete(), metrics)
 	if err != nil {
 		return nil, err
 	}
@@ -67,9 +74,9 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 }
 
 // connect builds the servers from the last in the chain to the first.
-func connect(aggregator aggregatorapiserver.CompletedConfig, core controlplane.CompletedConfig, extensions apiextensionsapiserver.CompletedConfig) (*chain, error) {
+func connect(aggregator aggregatorapiserver.CompletedConfig, core controlplane.CompletedConfig, extensions apiextensionsapiserver.CompletedConfig, metrics *metricsAPI) (*chain, error) {
 	notFound := notfoundhandler.New(core.ControlPlane.Generic.Serializer, genericapifilters.NoMuxAndDiscoveryIncompleteKey)
-	var ch chain
+	ch := chain{metrics: metrics}
 	var err error
 	ch.extensions, err = extensions.New(genericapiserver.NewEmptyDelegateWithCustomHandler(notFound))
 	if err != nil {
@@ -80,10 +87,15 @@ func connect(aggregator aggregatorapiserver.CompletedConfig, core controlplane.C
 		return nil, fmt.Errorf("building the core API server: %w", err)
 	}
 	coreServer := ch.core.ControlPlane.GenericAPIServer
+	if err := metrics.install(coreServer); err != nil {
+		return nil, err
+	}
+	priorities := groupPriorities(coreServer.ListedPaths())
+	delete(priorities, resourcemetrics.GroupVersion) // whose APIService is metricsAPI's
 	ch.aggregator, err = controlplaneapiserver.CreateAggregatorServer(aggregator, coreServer,
-		ch.extensions.Informers.Apiextensions().V1().CustomResourceDefinitions(), true, groupPriorities(coreServer.ListedPaths()))
+		ch.extensions.Informers.Apiextensions().V1().CustomResourceDefinitions(), true, priorities)
 	if err != nil {
 		return nil, fmt.Errorf("building the aggregator: %w", err)
 	}
-	return &ch, nil
+	return &ch, metrics.follow(ch.aggregator)
 }

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+
+	"github.com/coracle-k8s/coracle/internal/status"
 )
 
 // Options is everything New needs. Paths are to PEM files unless said
@@ -83,6 +85,11 @@ type Options struct {
 	// Dial, when set, connects to nodes and pods: to kubelets, to webhooks and API servers in the cluster, and for the proxies of
 	// nodes, pods and Services.
 	Dial utilnet.DialFunc
+
+	// ResourceMetrics serves metrics.k8s.io; without it the group is left to whomever an APIService names.
+	ResourceMetrics bool
+	// MetricsPart, when set, is told how that goes.
+	MetricsPart *status.Part
 
 	// Fence judges requests whose context carries a term of leadership, see
 	// TermConfig; nil when there are none.

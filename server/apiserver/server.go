@@ -130,10 +130,16 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-time.After(startPatience):
 		}
 	}()
+	metricsDone := make(chan struct{})
+	go func() {
+		defer close(metricsDone)
+		s.chain.metrics.run(serving, s.ready)
+	}()
 	err := s.runnable.RunWithContext(serving)
 	stop()
 	<-stopperDone
 	<-watcherDone
+	<-metricsDone
 
 	drain, drained := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer drained()

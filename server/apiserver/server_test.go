@@ -239,7 +239,7 @@ func testKubernetesService(t *testing.T, s *running) {
 	}
 }
 
-func status(t *testing.T, c *http.Client, url string, header http.Header) int {
+func statusOf(t *testing.T, c *http.Client, url string, header http.Header) int {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
 	if err != nil {
@@ -261,15 +261,15 @@ func testAnonymous(t *testing.T, s *running) {
 		"/livez": 200, "/readyz": 200, "/healthz": 200, "/version": 401, "/api": 401, "/apis": 401, "/openapi/v2": 401, "/openapi/v3": 401,
 		"/api/v1/namespaces": 401, "/api/v1/secrets": 401, "/metrics": 401, "/": 401, "/readyz/etcd": 401, "/.well-known/openid-configuration": 401,
 	} {
-		if got := status(t, c, s.url+path, nil); got != want {
+		if got := statusOf(t, c, s.url+path, nil); got != want {
 			t.Errorf("anonymous GET %s: %d, want %d", path, got, want)
 		}
 	}
-	if got := status(t, c, s.url+"/api", http.Header{"Authorization": {"Bearer nonsense"}}); got != 401 {
+	if got := statusOf(t, c, s.url+"/api", http.Header{"Authorization": {"Bearer nonsense"}}); got != 401 {
 		t.Errorf("a wrong token: %d", got)
 	}
 	// Without the front proxy's certificate its headers are only headers.
-	if got := status(t, c, s.url+"/api/v1/secrets", http.Header{"X-Remote-User": {"root"}, "X-Remote-Group": {"system:masters"}}); got != 401 {
+	if got := statusOf(t, c, s.url+"/api/v1/secrets", http.Header{"X-Remote-User": {"root"}, "X-Remote-Group": {"system:masters"}}); got != 401 {
 		t.Errorf("front proxy headers from anybody: %d", got)
 	}
 }

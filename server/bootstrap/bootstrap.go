@@ -86,7 +86,7 @@ var bindings = []binding{
 var formerBindings = []string{"system:coracle:node-bootstrapper", "system:coracle:node-certificate", "system:coracle:node-certificate-renewal"}
 
 func applyRoles(ctx context.Context, c kubernetes.Interface) error {
-	errs := []error{applyNetworkRole(ctx, c), applyHoldersRole(ctx, c), removeFormerBindings(ctx, c)}
+	errs := []error{applyNetworkRole(ctx, c), applyHoldersRole(ctx, c), applyMetricsRole(ctx, c), removeFormerBindings(ctx, c)}
 	for _, b := range bindings {
 		subject := rbacv1ac.Subject().WithAPIGroup(rbacv1.GroupName)
 		if b.user != "" {
@@ -130,6 +130,28 @@ func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
 			rbacv1ac.PolicyRule().WithAPIGroups("", "events.k8s.io").WithResources("events").WithVerbs("create", "patch", "update"),
 		), force())
 	return wrap("ClusterRole", pki.NetworkUser, err)
+}
+
+// metricsRole has metrics-server's own name.
+const metricsRole = "system:aggregated-metrics-reader"
+
+// applyMetricsRole lets whoever may view, edit or administer a namespace see what its pods use, whichever server says it. A role that came
+// with somebody's metrics-server is left alone.
+func applyMetricsRole(ctx context.Context, c kubernetes.Interface) error {
+	have, err := c.RbacV1().ClusterRoles().Get(ctx, metricsRole, metav1.GetOptions{})
+	if err == nil && have.Labels[managedBy] != manager {
+		return nil
+	}
+	if err != nil && !apierrors.IsNotFound(err) {
+		return wrap("ClusterRole", metricsRole, err)
+	}
+	labels := map[string]string{managedBy: manager}
+	for _, into := range []string{"view", "edit", "admin"} {
+		labels["rbac.authorization.k8s.io/aggregate-to-"+into] = "true"
+	}
+	_, err = c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(metricsRole).WithLabels(labels).
+		WithRules(rbacv1ac.PolicyRule().WithAPIGroups("metrics.k8s.io").WithResources("pods", "nodes").WithVerbs("get", "list", "watch")), force())
+	return wrap("ClusterRole", metricsRole, err)
 }
 
 // dnsConfigMap, in kube-system, is the operator's configuration of the cluster's DNS (dns.CustomConfigMap).

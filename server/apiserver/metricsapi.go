@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/client-go/tools/cache"
+	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
+	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
+	apiregistrationclient "k8s.io/kube-aggregator/pkg/client/clientset_generated/clientset/typed/apiregistration/v1"
+	apiregistrationlisters "k8s.io/kube-aggregator/pkg/client/listers/apiregistration/v1"
+	"k8s.io/kubernetes/pkg/controlplane"
+	kubeletclient "k8s.io/kubernetes/pkg/kubelet/client"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/server/resourcemetrics"
+)
+
+// metricsAPIService says who answers for metrics.k8s.io: this server, if it names no Service.
+var metricsAPIService = resourcemetrics.GroupVersion.Version + "." + resourcemetrics.GroupVersion.Group
+
+// metricsRetry is the pause after an APIService could not be written.
+const metricsRetry = 5 * time.Second
+
+// metricsAPI serves metrics.k8s.io and keeps its APIService. Upstream's controller for APIServices of built-in groups
+// is not used for it: that one takes back at each start of a server what a user has made of the APIService since the last one.
+type metricsAPI struct {
+	collector *resourcemetrics.Collector // nil when another one is to serve it
+	part      *status.Part
+	log       *slog.Logger
+
+	client   apiregistrationclient.APIServiceInterface
+	services apiregistrationlisters.APIServiceLister
+	changed  chan struct{} // one token: who takes it looks at the APIService
+}
+
+func newMetricsAPI(core *controlplane.Config, g *generic, o Options) (*metricsAPI, error) {
+	client, err := apiregistrationclient.NewForConfig(g.config.LoopbackClientConfig)
+	if err != nil {
+		return nil, fmt.Errorf("building a client for APIServices: %w", err)
+	}
+	m := &metricsAPI{part: o.MetricsPart, log: o.Logger, client: client.APIServices(), changed: make(chan struct{}, 1)}
+	if !o.ResourceMetrics {
+		m.part.Set(status.Disabled, "")
+		return m, nil
+	}
+	kubelets := core.Extra.KubeletClientConfig
+	transport, err := kubeletclient.MakeTransport(&kubelets)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to kubelets for their metrics: %w", err)
+	}
+	var addresses []corev1.NodeAddressType
+	for _, t := range kubelets.PreferredAddressTypes {
+		addresses = append(addresses, corev1.NodeAddressType(t))
+	}
+	m.collector, err = resourcemetrics.New(resourcemetrics.Options{
+		Nodes: g.informers.Core().V1().Nodes().Lister(), Pods: g.informers.Core().V1().Pods().Lister(), // both are there for the Node authorizer
+		Transport: transport, AddressTypes: addresses, Part: o.MetricsPart, Logger: o.Logger,
+	})
+	return m, err
+}
+
+// install serves the group from the core server, where no APIService is needed to reach it.
+func (m *metricsAPI) install(core *genericapiserver.GenericAPIServer) error {
+	if m.collector == nil {
+		return nil
+	}
+	return m.collector.Install(core)
+}
+
+// follow hears of changes of the APIService.
+func (m *metricsAPI) follow(aggregator *aggregatorapiserver.APIAggregator) error {
+	informer := aggregator.APIRegistrationInformers.Apiregistration().V1().APIServices()
+	m.services = informer.Lister()
+	if m.collector == nil {
+		return nil
+	}
+	gv := metav1.GroupVersion(resourcemetrics.GroupVersion)
+	aggregator.GenericAPIServer.AggregatedDiscoveryGroupManager.SetGroupVersionPriority(gv, metricsPriority, metricsPriority)
+	look := func(obj any) {
+		if name, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err != nil || name != metricsAPIService {
+			return
+		}
+		select {
+		case m.changed <- struct{}{}:
+		default:
+		}
+	}
+	_, err := informer.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: look, UpdateFunc: func(_, obj any) { look(obj) }, DeleteFunc: look,
+	})
+	if err != nil {
+		return fmt.Errorf("watching APIServices: %w", err)
+	}
+	return nil
+}
+
+// run keeps the APIService and runs the collector, from ready until ctx is done.
+func (m *metricsAPI) run(ctx context.Context, ready <-chan struct{}) {
+	var collecting sync.WaitGroup
+	defer collecting.Wait()
+	if m.collector != nil {
+		collecting.Go(func() { m.collector.Run(ctx) })
+	}
+	select {
+	case <-ready:
+	case <-ctx.Done():
+		return
+	}
+	for last := ""; ctx.Err() == nil; {
+		var retry <-chan time.Time
+		switch err := m.keep(ctx); {
+		case err == nil && m.collector == nil:
+			return
+		case err != nil && ctx.Err() == nil:
+			if err.Error() != last {
+				last = err.Error()
+				m.log.Warn("the APIService of metrics.k8s.io is not as it should be; it is tried again", "error", err)
+			}
+			retry = time.After(metricsRetry)
+		}
+		select {
+		case <-ctx.Done():
+		case <-m.changed:
+		case <-retry:
+		}
+	}
+}
+
+// keep makes the APIService where there is none. One that names a Service is its owner's, and is left alone: that
+// Service answers. A server that is not to serve the group removes what a server that did has left, once, so that
+// servers of different opinions do not go on writing against each other.
+func (m *metricsAPI) keep(ctx context.Context) error {
+	have, err := m.services.Get(metricsAPIService)
+	switch {
+	case apierrors.IsNotFound(err) && m.collector != nil:
+		m.collector.Elsewhere("")
+		if _, err = m.client.Create(ctx, localMetrics(), metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
+			return nil // another server was faster, or a user
+		}
+		return err
+	case apierrors.IsNotFound(err):
+		return nil
+	case err != nil:
+		return err
+	case m.collector != nil:
+		elsewhere := ""
+		if s := have.Spec.Service; s != nil {
+			elsewhere = s.Namespace + "/" + s.Name
+		}
+		m.collector.Elsewhere(elsewhere)
+		return nil
+	case have.Spec.Service == nil:
+		err = m.client.Delete(ctx, metricsAPIService, metav1.DeleteOptions{
+			Preconditions: &metav1.Preconditions{UID: &have.UID, ResourceVersion: &have.ResourceVersion},
+		})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return err
+	}
+	return nil
+}
+
+// metricsPriority is metrics-server's own: behind all built-in groups.
+const metricsPriority = 100
+
+// localMetrics is the APIService of a group that the API server has itself.
+func localMetrics() *apiregistrationv1.APIService {
+	return &apiregistrationv1.APIService{
+		ObjectMeta: metav1.ObjectMeta{Name: metricsAPIService},
+		Spec: apiregistrationv1.APIServiceSpec{
+			Group: resourcemetrics.GroupVersion.Group, Version: resourcemetrics.GroupVersion.Version,
+			GroupPriorityMinimum: metricsPriority, VersionPriority: metricsPriority,
+		},
+	}
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package resourcemetrics
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/metrics/pkg/apis/metrics"
+	"sigs.k8s.io/metrics-server/pkg/storage"
+)
+
+const (
+	// nominal is the time that a kubelet's own rate is said to be of: it measures every 10 s, or somewhat less often.
+	nominal = 10 * time.Second
+	// measured is after what time a kubelet has measured a container twice: before, a rate of nothing may mean none.
+	measured = 40 * time.Second
+)
+
+// figures are those of one round. They are not changed once they are made.
+type figures struct {
+	nodes  map[string]figure
+	pods   map[types.NamespacedName]podFigures
+	failed map[string]error // of nodes whose kubelets did not answer
+	asked  int              // nodes
+	lost   []string         // those of the failed ones that are Ready, sorted
+}
+
+type podFigures struct {
+	node       string
+	containers map[string]figure
+}
+
+// figure is what a node or a container uses. Metrics-server's own storage is not used: it can say nothing until it has
+// asked twice, and takes a counter that stands still after a restart for one that began in the year 1.
+type figure struct {
+	point storage.MetricsPoint
+	// rate is in billionths of a core, over the window before point.Timestamp; there is none when window is 0.
+	rate   uint64
+	window time.Duration
+}
+
+// continues says whether a point is of the same run of a node or container as the figure.
+func (f figure) continues(p storage.MetricsPoint) bool {
+	return f.point.StartTime.Equal(p.StartTime) && p.CumulativeCPUUsed >= f.point.CumulativeCPUUsed
+}
+
+// next is the figure after another point of the same run.
+func (f figure) next(p storage.MetricsPoint) figure {
+	elapsed := p.Timestamp.Sub(f.point.Timestamp)
+	if elapsed <= 0 {
+		return f // nothing was measured since
+	}
+	used := p.CumulativeCPUUsed - f.point.CumulativeCPUUsed
+	return figure{point: p, rate: uint64(float64(used) / elapsed.Seconds()), window: elapsed}
+}
+
+// first is the figure after a first point: its rate is the one that the kubelet knows by itself, if it does.
+func first(p storage.MetricsPoint, rate uint64, known bool) figure {
+	f := figure{point: p}
+	age := p.Timestamp.Sub(p.StartTime)
+	switch {
+	case known && (rate > 0 || age >= measured):
+		f.rate, f.window = rate, nominal
+	case age >= nominal && age < measured:
+		f.rate, f.window = uint64(float64(p.CumulativeCPUUsed)/age.Seconds()), age
+	}
+	return f
+}
+
+func (f figure) usage() corev1.ResourceList {
+	return corev1.ResourceList{
+		corev1.ResourceCPU:    quantity(f.rate, resource.DecimalSI, resource.Nano),
+		corev1.ResourceMemory: quantity(f.point.MemoryUsage, resource.BinarySI, 0),
+	}
+}
+
+// quantity bounds what a kubelet may say by what the type can hold.
+func quantity(n uint64, format resource.Format, scale resource.Scale) resource.Quantity {
+	const most = 1 << 62
+	q := *resource.NewScaledQuantity(int64(min(n, most)), scale)
+	q.Format = format
+	return q
+}
+
+// GetNodeMetrics implements api.NodeMetricsGetter. A node without figures is left out.
+func (c *Collector) GetNodeMetrics(nodes ...*corev1.Node) ([]metrics.NodeMetrics, error) {
+	f, err := c.ask()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]metrics.NodeMetrics, 0, len(nodes))
+	silent := map[string]error{}
+	for _, n := range nodes {
+		have, ok := f.nodes[n.Name]
+		if !ok || have.window == 0 {
+			if err := f.failed[n.Name]; err != nil {
+				silent[n.Name] = err
+			}
+			continue
+		}
+		out = append(out, metrics.NodeMetrics{
+			ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: n.Labels, CreationTimestamp: metav1.Now()},
+			Timestamp:  metav1.NewTime(have.point.Timestamp),
+			Window:     metav1.Duration{Duration: have.window},
+			Usage:      have.usage(),
+		})
+	}
+	if len(out) == 0 && len(silent) > 0 {
+		return nil, silence(silent)
+	}
+	return out, nil
+}
+
+// GetPodMetrics implements api.PodMetricsGetter. A pod is left out until there are figures of all its containers.
+func (c *Collector) GetPodMetrics(pods ...*metav1.PartialObjectMetadata) ([]metrics.PodMetrics, error) {
+	f, err := c.ask()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]metrics.PodMetrics, 0, len(pods))
+	silent := map[string]error{}
+	for _, p := range pods {
+		have, ok := f.pods[types.NamespacedName{Namespace: p.Namespace, Name: p.Name}]
+		if !ok {
+			node := p.Annotations[nodeAnnotation]
+			if err := f.failed[node]; err != nil {
+				silent[node] = err
+			}
+			continue
+		}
+		if m, ok := have.metrics(p); ok {
+			out = append(out, m)
+		}
+	}
+	if len(out) == 0 && len(silent) > 0 {
+		return nil, silence(silent)
+	}
+	return out, nil
+}
+
+// metrics are of a pod as of its oldest figure; ok is false when one of its containers has none.
+func (p podFigures) metrics(pod *metav1.PartialObjectMetadata) (m metrics.PodMetrics, ok bool) {
+	m = metrics.PodMetrics{
+		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, Labels: pod.Labels, CreationTimestamp: metav1.Now()},
+		Containers: make([]metrics.ContainerMetrics, 0, len(p.containers)),
+	}
+	for name, f := range p.containers {
+		if f.window == 0 {
+			return metrics.PodMetrics{}, false
+		}
+		if m.Timestamp.IsZero() || f.point.Timestamp.Before(m.Timestamp.Time) {
+			m.Timestamp, m.Window = metav1.NewTime(f.point.Timestamp), metav1.Duration{Duration: f.window}
+		}
+		m.Containers = append(m.Containers, metrics.ContainerMetrics{Name: name, Usage: f.usage()})
+	}
+	slices.SortFunc(m.Containers, func(a, b metrics.ContainerMetrics) int { return strings.Compare(a.Name, b.Name) })
+	return m, len(m.Containers) > 0
+}
+
+// silence is the error for a question about nothing but nodes whose kubelets do not answer.
+func silence(failed map[string]error) error {
+	return fmt.Errorf("no figures: %s", describe(failed))
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package resourcemetrics
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// named is how many kubelets a message names.
+const named = 3
+
+// show says in the status how it goes.
+func (c *Collector) show() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch f := c.now; {
+	case c.elsewhere != "":
+		c.o.Part.Set(status.Running, "the Service "+c.elsewhere+" answers, as the APIService "+GroupVersion.Version+"."+GroupVersion.Group+
+			" says; coracle does once that is deleted")
+	case f == nil:
+		c.o.Part.Set(status.Running, "at rest until somebody asks")
+	case len(f.lost) > 0:
+		lost := map[string]error{}
+		for _, name := range f.lost {
+			lost[name] = f.failed[name]
+		}
+		c.o.Part.Set(status.Degraded, fmt.Sprintf("%d of %d kubelets do not answer, and kubectl top and autoscalers know nothing of their pods: %s",
+			len(lost), f.asked, describe(lost)))
+	default:
+		c.o.Part.Set(status.Running, "somebody asks, so kubelets are asked every "+period.String())
+	}
+}
+
+// describe names nodes with what is wrong with them.
+func describe(failed map[string]error) string {
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(failed)) {
+		if len(parts) == named {
+			parts = append(parts, fmt.Sprintf("and %d more", len(failed)-named))
+			break
+		}
+		parts = append(parts, fmt.Sprintf("the kubelet of node %s does not answer: %v", name, failed[name]))
+	}
+	return strings.Join(parts, "; ")
+}
