@@ -45,12 +45,13 @@ type gate struct {
 	next     plugin.Handler
 	prefixes []netip.Prefix
 	loop     string
+	zone     string
 	local    localAddresses
 	rounds   rounds
 }
 
 func setupClients(c *caddy.Controller) error {
-	g := &gate{}
+	g := &gate{zone: dnsserver.GetConfig(c).Zone}
 	for c.Next() {
 		args := c.RemainingArgs()
 		if len(args) == 0 {
@@ -75,8 +76,8 @@ func setupClients(c *caddy.Controller) error {
 // Name implements plugin.Handler.
 func (g *gate) Name() string { return clientsDirective }
 
-// ServeDNS implements plugin.Handler.
-func (g *gate) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+// answer answers a question, or lets those behind the gate do so.
+func (g *gate) answer(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
 	state := request.Request{W: w, Req: r}
 	from, err := netip.ParseAddr(state.IP())
 	if err != nil || !g.admits(from.Unmap().WithZone("")) {

@@ -45,6 +45,7 @@ var register = sync.OnceValue(func() error {
 	}
 	dnsserver.Directives = slices.Insert(dnsserver.Directives, first, clientsDirective)
 	plugin.Register(clientsDirective, setupClients)
+	showMetrics()
 	return nil
 })
 

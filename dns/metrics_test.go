@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"testing"
+
+	"github.com/miekg/dns"
+	"k8s.io/component-base/metrics/legacyregistry"
+)
+
+// answers is how many answers of a kind the process' metrics count.
+func answers(t *testing.T, rcode string) (n float64) {
+	t.Helper()
+	families, err := legacyregistry.DefaultGatherer.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != "coredns_dns_responses_total" {
+			continue
+		}
+		for _, m := range f.Metric {
+			for _, l := range m.Label {
+				if l.GetName() == "rcode" && l.GetValue() == rcode {
+					n += m.Counter.GetValue()
+				}
+			}
+		}
+	}
+	return n
+}
+
+// TestMetrics: what is answered is counted among the process' numbers.
+func TestMetrics(t *testing.T) {
+	a := newAPI(t)
+	a.namespace(t, "default")
+	a.service(t, "web", "10.43.0.9")
+	run(t, a, nil)
+	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
+	found, missing := answers(t, "NOERROR"), answers(t, "NXDOMAIN")
+	if found < 1 {
+		t.Errorf("%v answers are counted", found)
+	}
+	if _, rcode, err := query("udp", "absent.default.svc.cluster.local", dns.TypeA); rcode != "NXDOMAIN" || err != nil {
+		t.Fatal(rcode, err)
+	}
+	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
+	if n, m := answers(t, "NOERROR"), answers(t, "NXDOMAIN"); n < found+1 || m != missing+1 {
+		t.Errorf("%v answers with addresses and %v without, want one more of each than %v and %v", n, m, found, missing)
+	}
+}
