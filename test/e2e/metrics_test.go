@@ -1,0 +1,270 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// burner uses as much of a processor as it may until there is a file /tmp/stop.
+const burner = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: burner}
+spec:
+  selector: {matchLabels: {app: burner}}
+  template:
+    metadata: {labels: {app: burner}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: box
+        image: ` + harness.BoxImage + `
+        imagePullPolicy: Never
+        command: [sh, -c, 'while [ ! -e /tmp/stop ]; do :; done; exec testbox hold']
+        resources: {requests: {cpu: 100m}, limits: {cpu: 150m}}
+      - name: idle
+        image: ` + harness.BoxImage + `
+        imagePullPolicy: Never
+        command: [testbox, hold]
+        resources: {requests: {cpu: 1m}}
+---
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: burner}
+spec:
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: burner}
+  minReplicas: 1
+  maxReplicas: 2
+  metrics:
+  - type: Resource
+    resource: {name: cpu, target: {type: Utilization, averageUtilization: 30}}
+  behavior:
+    scaleDown: {stabilizationWindowSeconds: 0, policies: [{type: Pods, value: 1, periodSeconds: 15}]}
+`
+
+// autoscaling: a Deployment that works gets another pod and loses it when it does not work any more; meanwhile kubectl top
+// says what the control groups say, to whom may look at the namespace.
+func autoscaling(k *harness.Kube) {
+	k.Apply(burner)
+	k.Kubectl("rollout", "status", "deployment/burner", "--timeout=180s")
+	topAgrees(k)
+	k.Await(longer, "hpa/burner", "{.status.desiredReplicas}", "2")
+	k.Kubectl("rollout", "status", "deployment/burner", "--timeout=180s")
+
+	both := k.Kubectl("top", "pod", "-l", "app=burner", "--containers")
+	contains(k, both, "POD", "box", "idle", "m ", "Mi")
+	contains(k, k.Kubectl("top", "node"), "node-1", "%")
+	contains(k, k.Kubectl("top", "pod", "-A", "--sort-by=cpu"), "burner-")
+	k.Kubectl("create", "serviceaccount", "viewer")
+	k.Kubectl("create", "rolebinding", "viewer", "--clusterrole=view", "--serviceaccount="+k.NS+":viewer")
+	viewer := "--as=system:serviceaccount:" + k.NS + ":viewer"
+	harness.Eventually(k.T, soon, "a viewer sees the namespace", func() error {
+		_, err := k.Try("top", "pod", viewer)
+		return err
+	})
+	if out, err := k.Try("top", "node", "--as=system:serviceaccount:"+k.NS+":default"); err == nil || !strings.Contains(err.Error(), "orbidden") {
+		k.T.Errorf("an account without rights sees nodes: %s, %v", out, err)
+	}
+
+	harness.Eventually(k.T, longer, "one pod is left when they cease to work", func() error {
+		for _, pod := range strings.Fields(k.Kubectl("get", "pods", "-l", "app=burner", "-o", "jsonpath={.items[*].metadata.name}")) {
+			_, _ = k.Try("exec", pod, "-c", "box", "--", "touch", "/tmp/stop") // it may be gone by now
+		}
+		got, err := k.Try("get", "deployment/burner", "-o", "jsonpath={.spec.replicas}")
+		if err == nil && got != "1" {
+			err = fmt.Errorf("there are to be %s", got)
+		}
+		return err
+	})
+	contains(k, k.Kubectl("describe", "hpa", "burner"), "SuccessfulRescale", "New size: 2", "New size: 1")
+}
+
+// sample is what a container had used of the processor at some time between two.
+type sample struct {
+	after, before time.Time
+	used          time.Duration
+}
+
+// topAgrees compares what the API says of a pod with the counter of its control group, which is read all the while.
+func topAgrees(k *harness.Kube) {
+	k.T.Helper()
+	pod := k.Kubectl("get", "pods", "-l", "app=burner", "-o", "jsonpath={.items[0].metadata.name}")
+	var samples []sample
+	harness.Eventually(k.T, longer, "the API's figures of a time that was watched", func() error {
+		s, err := usedUntilNow(k, pod)
+		if err != nil {
+			return err
+		}
+		samples = append(samples, s)
+		out, err := k.Try("get", "--raw", "/apis/metrics.k8s.io/v1beta1/namespaces/"+k.NS+"/pods/"+pod)
+		if err != nil {
+			return err
+		}
+		var m struct {
+			Timestamp  time.Time
+			Window     string
+			Containers []struct {
+				Name  string
+				Usage struct{ CPU, Memory string }
+			}
+		}
+		if err := json.Unmarshal([]byte(out), &m); err != nil {
+			return err
+		}
+		window, err := time.ParseDuration(m.Window)
+		if err != nil {
+			return err
+		}
+		if window == 10*time.Second {
+			return errors.New("it is the kubelet's own figure, which says nothing of its time")
+		}
+		// The API cuts fractions of a second off.
+		from, to := m.Timestamp.Add(-window), m.Timestamp.Add(time.Second)
+		least, most, ok := usedBetween(samples, from, to)
+		if !ok {
+			return fmt.Errorf("nobody watched from %s to %s", from, to)
+		}
+		for _, c := range m.Containers {
+			if c.Name != "box" {
+				continue
+			}
+			rate, err := strconv.ParseFloat(strings.TrimSuffix(c.Usage.CPU, "n"), 64)
+			if err != nil || !strings.HasSuffix(c.Usage.CPU, "n") {
+				k.T.Fatalf("the pod uses %q of a processor", c.Usage.CPU)
+			}
+			said := time.Duration(rate * window.Seconds())
+			k.T.Logf("top: %s in %s, which is %v; its control group: %v to %v", c.Usage.CPU, window, said, least, most)
+			const late = 200 * time.Millisecond // a busy machine reads a counter later than it says
+			if said < least*9/10-late || said > most*11/10+late {
+				k.T.Errorf("the API says that %v of a processor were used; the control group, between %v and %v", said, least, most)
+			}
+			if c.Usage.Memory == "0" || c.Usage.Memory == "" {
+				k.T.Errorf("the pod uses %q of memory", c.Usage.Memory)
+			}
+			return nil
+		}
+		return fmt.Errorf("no figures of the container: %s", out)
+	})
+}
+
+// usedUntilNow reads the counter, in either version of control groups.
+func usedUntilNow(k *harness.Kube, pod string) (sample, error) {
+	s := sample{after: time.Now()}
+	out, err := k.Try("exec", pod, "-c", "box", "--", "sh", "-c", "cat /sys/fs/cgroup/cpuacct/cpuacct.usage || sed -n 's/^usage_usec \\(.*\\)/\\1000/p' /sys/fs/cgroup/cpu.stat")
+	s.before = time.Now()
+	if err != nil {
+		return s, err
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
+	s.used = time.Duration(n)
+	return s, err
+}
+
+// usedBetween bounds what was used between two times at least, and at most from a second before to a second after.
+func usedBetween(samples []sample, from, to time.Time) (least, most time.Duration, ok bool) {
+	var start, end, first, last *sample // outside of the time; inside
+	for i := range samples {
+		s := &samples[i]
+		if !s.before.After(from) {
+			start = s
+		}
+		if end == nil && !s.after.Before(to) {
+			end = s
+		}
+		if first == nil && !s.after.Before(from) {
+			first = s
+		}
+		if !s.before.After(to.Add(-time.Second)) {
+			last = s
+		}
+	}
+	if start == nil || end == nil {
+		return 0, 0, false
+	}
+	if first != nil && last != nil {
+		least = max(0, last.used-first.used)
+	}
+	return least, end.used - start.used, true
+}
+
+// scrapes is each part's metrics by what stands for them, with the path and port at which a scraper asks. It is what docs/metrics.md says.
+var scrapes = []struct {
+	port, path string
+	want       []string
+}{
+	{"6443", "/metrics", []string{"apiserver_request_total", "etcd_server_has_leader 1", "coracle_store_voters 1", "scheduler_schedule_attempts_total"}},
+	{"10250", "/metrics", []string{"kubelet_running_pods", "kubeproxy_sync_proxy_rules_duration_seconds_count", "coredns_dns_requests_total"}},
+	{"10250", "/metrics/cadvisor", []string{"container_cpu_usage_seconds_total", "container_memory_working_set_bytes", "machine_cpu_cores"}},
+	{"10250", "/metrics/resource", []string{"node_cpu_usage_seconds_total", "pod_memory_working_set_bytes"}},
+	{"10250", "/metrics/probes", []string{"process_start_time_seconds"}},
+}
+
+// scraped: a ServiceAccount with the rights that docs/metrics.md gives it reads every part's metrics by HTTPS.
+func scraped(k *harness.Kube) {
+	k.Apply(fmt.Sprintf(`
+{apiVersion: v1, kind: ServiceAccount, metadata: {name: prometheus}}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: %[1]s-scraper}
+rules:
+- {nonResourceURLs: [/metrics], verbs: [get]}
+- {apiGroups: [""], resources: [nodes/metrics], verbs: [get]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: %[1]s-scraper}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: %[1]s-scraper}
+subjects: [{kind: ServiceAccount, name: prometheus, namespace: %[1]s}]
+`, k.NS))
+	k.T.Cleanup(func() {
+		_, _ = k.TryKubectl("delete", "clusterrole/"+k.NS+"-scraper", "clusterrolebinding/"+k.NS+"-scraper", "--wait=false")
+	})
+	token := k.Kubectl("create", "token", "prometheus")
+	transport := &http.Transport{DialContext: k.Dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}
+	defer transport.CloseIdleConnections()
+	c := &http.Client{Transport: transport, Timeout: soon}
+	for _, s := range scrapes {
+		url := "https://" + k.IP + ":" + s.port + s.path
+		harness.Eventually(k.T, soon, url, func() error {
+			req, err := http.NewRequest(http.MethodGet, url, nil)
+			if err != nil {
+				return err
+			}
+			req.Header.Set("Authorization", "Bearer "+token)
+			resp, err := c.Do(req)
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			if err != nil || resp.StatusCode != http.StatusOK {
+				return fmt.Errorf("%s, %w: %.200s", resp.Status, err, body)
+			}
+			for _, want := range s.want {
+				if !strings.Contains(string(body), "\n"+want) {
+					return fmt.Errorf("no %s among %d bytes", want, len(body))
+				}
+			}
+			return nil
+		})
+		if resp, err := c.Get(url); err != nil || resp.StatusCode != http.StatusUnauthorized && resp.StatusCode != http.StatusForbidden {
+			k.T.Errorf("%s without a token: %v, %v", url, resp, err)
+		} else {
+			resp.Body.Close()
+		}
+	}
+}
