@@ -3,7 +3,10 @@
 package main
 
 import (
+	"encoding/json"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -66,5 +69,37 @@ func TestContradictions(t *testing.T) {
 	joined.Settings.Balancer = nil // of a cluster that began before it was asked
 	if err := contradictions(own, joined); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestJoinedOptions: a server that was told nothing of load balancers takes what its cluster has.
+func TestJoinedOptions(t *testing.T) {
+	c := &config.Server{
+		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",
+	}
+	joined := &server.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"}
+	dir := t.TempDir()
+	options := func() server.Options {
+		data, err := json.Marshal(joined)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, "joined.json"), data, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		own := server.Options{ServerDir: dir, LBPool: []lbpool.Range{{First: netip.MustParseAddr("192.0.2.99"), Last: netip.MustParseAddr("192.0.2.99")}}}
+		o, err := joinedOptions(t.Context(), c, own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	joined.Settings.Balancer = &cluster.Balancer{Disabled: true, Pool: []string{"192.0.2.1-192.0.2.9", "fd00::1"}}
+	if o := options(); !o.DisableServiceLB || strings.Join(lbpool.Texts(o.LBPool), ",") != "192.0.2.1-192.0.2.9,fd00::1" {
+		t.Errorf("disabled %v, the pool %v", o.DisableServiceLB, o.LBPool)
+	}
+	joined.Settings.Balancer = nil // of a cluster that began before it was asked
+	if o := options(); strings.Join(lbpool.Texts(o.LBPool), ",") != "192.0.2.99" {
+		t.Errorf("its own pool became %v", o.LBPool)
 	}
 }
