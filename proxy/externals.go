@@ -202,7 +202,7 @@ func (x *externals) allowedIPs(svc *corev1.Service, problems *[]string) []string
 	var out []string
 	for _, ip := range svc.Spec.ExternalIPs {
 		a, ok := parseIP(ip)
-		why := ""
+		var why string
 		switch {
 		case !ok:
 			why = "is none"

@@ -6,6 +6,7 @@ package benchnet
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -174,7 +175,7 @@ func (p *process) peakMB() float64 { return proc.StatusMB(p.pid, "VmHWM:") }
 
 // scrape reads a metric of a process' metrics page: the sum of the lines that begin like that.
 func (p *process) scrape(addr, prefix string) (float64, error) {
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, Dial: func(network, addr string) (c net.Conn, err error) {
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(_ context.Context, network, addr string) (c net.Conn, err error) {
 		err = p.ns.Do(func() (err error) { c, err = net.Dial(network, addr); return err })
 		return c, err
 	}}}
