@@ -214,6 +214,8 @@ var scrapes = []struct {
 
 // scraped: a ServiceAccount with the rights that docs/metrics.md gives it reads every part's metrics by HTTPS.
 func scraped(k *harness.Kube) {
+	k.Apply(pod("measured", "[testbox, hold]", "", "")) // without a pod there is nothing to say of pods
+	k.Kubectl("wait", "--for=condition=Ready", "pod/measured", "--timeout=180s")
 	k.Apply(fmt.Sprintf(`
 {apiVersion: v1, kind: ServiceAccount, metadata: {name: prometheus}}
 ---
