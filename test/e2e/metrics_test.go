@@ -89,7 +89,13 @@ func autoscaling(k *harness.Kube) {
 		}
 		return err
 	})
-	contains(k, k.Kubectl("describe", "hpa", "burner"), "SuccessfulRescale", "New size: 2", "New size: 1")
+	harness.Eventually(k.T, soon, "the events of both changes", func() error { // they are written after the change
+		out, err := k.Try("describe", "hpa", "burner")
+		if err == nil && (!strings.Contains(out, "New size: 2") || !strings.Contains(out, "New size: 1")) {
+			err = errors.New(out)
+		}
+		return err
+	})
 }
 
 // sample is what a container had used of the processor at some time between two.
