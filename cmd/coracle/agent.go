@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -23,7 +22,6 @@ import (
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/credentials"
-	"github.com/coracle-k8s/coracle/internal/footprint"
 	"github.com/coracle-k8s/coracle/internal/reach"
 	"github.com/coracle-k8s/coracle/internal/version"
 )
@@ -40,6 +38,18 @@ func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) error {
 	return withAddresses(ctx, c.Node, nil, p, func(ctx context.Context, stopAll context.CancelCauseFunc) error {
 		return joinAndRun(ctx, stopAll, c, p)
 	})
+}
+
+// startBalancing runs the balancer until the function that it returns is called, which waits for its end. The end of ctx does not stop it: the node's parts
+// still have something to say when they stop.
+func startBalancing(ctx context.Context, servers *balancer.Balancer) (stop func() error) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan error, 1) // one: it may end before anybody listens
+	go func() { ended <- servers.Run(ctx) }()
+	return func() error {
+		cancel()
+		return <-ended
+	}
 }
 
 // joinAndRun joins the cluster of a server elsewhere and runs this machine's node.
@@ -62,13 +72,8 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	if err != nil {
 		return err
 	}
-	balancing, stopBalancing := context.WithCancel(context.WithoutCancel(ctx)) // the node's parts still have something to say when they stop
-	balanced := make(chan error, 1)                                            // one: it may end before anybody listens
-	go func() { balanced <- servers.Run(balancing) }()
-	defer func() {
-		stopBalancing()
-		err = errors.Join(err, <-balanced)
-	}()
+	stopBalancing := startBalancing(ctx, servers)
+	defer func() { err = errors.Join(err, stopBalancing()) }()
 	f := &finder{c: c, port: port, servers: servers, log: p.Log.Logger, line: p.Board.Part("gossip")}
 	joined, err := joining.Join(ctx, joining.Options{
 		Dir: filepath.Join(c.Paths.AgentDir, "cred"), StateDir: c.Paths.AgentDir,
@@ -107,10 +112,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 		return err
 	}
 	catchFatal(stopAll)
-	rest := func() {}
-	if os.Getenv("GOGC") == "" {
-		rest = footprint.NewPacer(idle, busy, time.Now).Rest
-	}
+	rest := pace(idle, busy)
 	var beside sync.WaitGroup
 	beside.Go(func() { member.run(ctx) })
 	beside.Go(func() { announce(ctx, p, ready, rest) })

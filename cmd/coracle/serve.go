@@ -96,10 +96,7 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 		defer close(serverDone)
 		stopAll(s.Run(serving))
 	}()
-	rest := func() {}
-	if os.Getenv("GOGC") == "" {
-		rest = footprint.NewPacer(idle, busy, time.Now).Rest
-	}
+	rest := pace(idle, busy)
 	announced := make(chan struct{})
 	go func() {
 		defer close(announced)
@@ -132,6 +129,14 @@ func fitMemory(p *cli.Process) (idle, busy int) {
 		return gcPercentTight, gcPercentTightBusy
 	}
 	return gcPercent, gcPercentBusy
+}
+
+// pace collects garbage by how busy the process is, unless the environment says how, and returns what to call at rest.
+func pace(idle, busy int) (rest func()) {
+	if os.Getenv("GOGC") != "" {
+		return func() {}
+	}
+	return footprint.NewPacer(idle, busy, time.Now).Rest
 }
 
 // announce says that the process is ready once it is, and from then on gives back what only its start, or a burst of
