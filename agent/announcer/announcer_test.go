@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -174,10 +175,10 @@ func TestConfirm(t *testing.T) {
 func TestNewAddressIsProven(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
-		var asked int
+		var asked atomic.Int32
 		other := net.HardwareAddr{2, 0, 0, 0, 0, 9}
 		b.a.o.Probe = func(_ context.Context, p vip.Place, a netip.Addr) error {
-			if asked++; asked < 3 {
+			if asked.Add(1) < 3 {
 				return &vip.InUseError{Address: a, By: other}
 			}
 			return nil
@@ -193,14 +194,14 @@ func TestNewAddressIsProven(t *testing.T) {
 		look()
 		time.Sleep(lbholders.Wait)
 		look()
-		if asked != 1 || len(said) != 1 || said[0] != first.String()+"="+other.String() {
-			t.Errorf("asked %d times, said %q", asked, said)
+		if asked.Load() != 1 || len(said) != 1 || said[0] != first.String()+"="+other.String() {
+			t.Errorf("asked %d times, said %q", asked.Load(), said)
 		}
 		b.announces(second)
 		time.Sleep(2 * probeAgain)
 		look()
-		if asked != 3 || len(said) != 2 || said[1] != "" {
-			t.Errorf("asked %d times, said %q", asked, said)
+		if asked.Load() != 3 || len(said) != 2 || said[1] != "" {
+			t.Errorf("asked %d times, said %q", asked.Load(), said)
 		}
 		b.announces(first, second)
 		b.mu.Lock()
