@@ -108,7 +108,7 @@ func TestPodsAreNoRouters(t *testing.T) {
 				if time.Now().After(deadline) {
 					return errors.New("the solicitation was not heard")
 				}
-				time.Sleep(time.Millisecond)
+				time.Sleep(time.Millisecond) // between two looks at the counter
 			}
 			return nil
 		})

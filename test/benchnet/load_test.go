@@ -142,7 +142,7 @@ func clients(in nstest.Doer, n int, window time.Duration, loop func(over *atomic
 			})
 		})
 	}
-	time.Sleep(window)
+	time.Sleep(window) // how long the load is measured
 	over.Store(true)
 	wg.Wait()
 	return errors.Join(errs...)
