@@ -252,19 +252,26 @@ func (c *Cluster) whole(ctx context.Context) error {
 	return errors.Join(c.nodes(ctx, api))
 }
 
-// nodes fails unless exactly the agents are nodes, and ready.
+// nodes fails unless the agents are nodes, ready, and rid of the taints of nodes that are not: the leader's controllers remove these a
+// moment after the condition is set.
 func (c *Cluster) nodes(ctx context.Context, api kubernetes.Interface) error {
 	list, err := api.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
 	}
-	ready := map[string]bool{}
+	nodes := map[string]*corev1.Node{}
 	for i := range list.Items {
-		ready[list.Items[i].Name] = Ready(&list.Items[i]) == corev1.ConditionTrue
+		nodes[list.Items[i].Name] = &list.Items[i]
 	}
 	for _, a := range c.Agents {
-		if !ready[a.NodeName()] {
-			return fmt.Errorf("node %s is not ready, of %s", a.NodeName(), strings.Join(slices.Sorted(maps.Keys(ready)), ", "))
+		n := nodes[a.NodeName()]
+		if n == nil || Ready(n) != corev1.ConditionTrue {
+			return fmt.Errorf("node %s is not ready, of %s", a.NodeName(), strings.Join(slices.Sorted(maps.Keys(nodes)), ", "))
+		}
+		for _, taint := range n.Spec.Taints {
+			if taint.Key == corev1.TaintNodeNotReady || taint.Key == corev1.TaintNodeUnreachable {
+				return fmt.Errorf("node %s is ready and still has the taint %s", n.Name, taint.ToString())
+			}
 		}
 	}
 	return nil
