@@ -141,7 +141,8 @@ func (s *subject) measure() {
 		}
 	}
 	if out, err := s.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=120s"); err != nil {
-		s.t.Fatalf("%v\n%s", err, out)
+		pods, _ := s.kubectl("describe", "pods")
+		s.t.Fatalf("%v\n%s\n%s", err, out, pods)
 	}
 	time.Sleep(window(60 * time.Second)) // settling is part of what is measured: idle means idle
 	s.idle()
