@@ -81,10 +81,10 @@ unit: ## go test ./...; tests that need root are left out without it
 
 # Scenarios mostly wait: two packages of them run side by side.
 scenarios: build ## e2e and install-test, side by side (root)
-	@$(E2E) -p 2 -timeout 40m ./test/e2e/... ./test/ha/... ./test/install/...
+	@$(E2E) -p 2 -timeout 40m ./test/e2e/... ./test/ha/... ./test/nodes/... ./test/install/...
 
 e2e: build ## real kubectl against a real server, in namespaces of its own (root)
-	@$(E2E) -timeout 40m ./test/e2e/... ./test/ha/...
+	@$(E2E) -timeout 40m ./test/e2e/... ./test/ha/... ./test/nodes/...
 
 e2e-ha: build ## the scenarios of several machines at their whole length: every fault on every machine, hours (root); RUN=… of some
 	@CORACLE_HA_WHOLE=1 $(subst /report,/report -v,$(E2E)) -timeout 6h $(if $(RUN),-run '$(RUN)') ./test/ha/...
@@ -93,7 +93,7 @@ e2e-ha: build ## the scenarios of several machines at their whole length: every 
 e2e-mixed: build ## this version and the one before it in one cluster (root)
 	@[ -n '$(OLDER)' ] || GOOS=linux $(GOBUILD) -ldflags '-s -w $(STABLE_X) $(COMMIT_X) -X github.com/coracle-k8s/coracle/internal/version.protocol=1' -o bin/coracle-older ./cmd/coracle
 	@[ -z '$(OLDER)' ] || cp '$(OLDER)' bin/coracle-older
-	@CORACLE_OLDER_BIN=$(CURDIR)/bin/coracle-older $(E2E) -timeout 20m -run TestMixedVersions ./test/e2e/
+	@CORACLE_OLDER_BIN=$(CURDIR)/bin/coracle-older $(E2E) -timeout 20m -run TestMixedVersions ./test/nodes/
 
 install-test: build ## install, install again, uninstall; the host is as before (root)
 	@$(E2E) -timeout 20m ./test/install/...

@@ -23,34 +23,34 @@ func TestAgent(t *testing.T) {
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent")
 	s.Start()
-	waitAPI(s)
+	s.WaitAPI()
 	a := site.NewMachine().NewAgent(s)
 	a.AddBoxImage()
 	a.Start()
-	ready := func() error { return nodeReady(s, a) }
+	ready := func() error { return s.NodeReady(a) }
 	harness.Eventually(t, soon, "the node is ready", ready)
 	s.Kubectl("run", "guest", "--image="+harness.BoxImage, "--image-pull-policy=Never", "--", "sh", "-c", "echo hello; sleep 3600")
 	s.Kubectl("wait", "--for=condition=Ready", "pod/guest", "--timeout=120s")
-	says(t, s.Kubectl("logs", "guest"), "hello")
-	says(t, s.Kubectl("exec", "guest", "--", "nslookup", "kubernetes.default.svc.cluster.local"), "10.43.0.1")
+	harness.Says(t, s.Kubectl("logs", "guest"), "hello")
+	harness.Says(t, s.Kubectl("exec", "guest", "--", "nslookup", "kubernetes.default.svc.cluster.local"), "10.43.0.1")
 	status, err := a.Run(a.Coracle(), "status", "--data-dir", a.DataDir)
 	if err != nil {
 		t.Error(err)
 	}
-	says(t, status, "agent", "kubelet", "node")
+	harness.Says(t, status, "agent", "kubelet", "node")
 	pair := []*harness.Server{s, a}
-	harness.Eventually(t, soon, "both machines know one another", func() error { return knowOneAnother(pair, "alive alive ") })
+	harness.Eventually(t, soon, "both machines know one another", func() error { return harness.KnowOneAnother(pair, "alive alive ") })
 	// An agent's address is as good as a server's for joining: it passes on what is for a server.
 	third := site.NewMachine().NewAgent(s)
 	third.Args = append(third.Args, "--server", "https://"+a.IP+":6443", "--node-external-ip", "198.51.100.7")
 	third.Start()
-	harness.Eventually(t, soon, "the node that joined through another node is ready", func() error { return nodeReady(s, third) })
-	harness.Eventually(t, soon, "all machines know one another", func() error { return knowOneAnother(append(pair, third), "alive alive alive ") })
+	harness.Eventually(t, soon, "the node that joined through another node is ready", func() error { return s.NodeReady(third) })
+	harness.Eventually(t, soon, "all machines know one another", func() error { return harness.KnowOneAnother(append(pair, third), "alive alive alive ") })
 	claimsOnlyItsOwn(t, s, third)
 	if err := third.Stop(); err != nil {
 		t.Error(err)
 	}
-	harness.Eventually(t, soon, "the node that stopped has left", func() error { return knowOneAnother(pair, "alive alive left ") })
+	harness.Eventually(t, soon, "the node that stopped has left", func() error { return harness.KnowOneAnother(pair, "alive alive left ") })
 	started := s.Kubectl("get", "pod", "guest", "-o", "jsonpath={.status.containerStatuses[0].containerID}")
 
 	// The agent starts without its server, and goes on when that is back.
@@ -60,10 +60,10 @@ func TestAgent(t *testing.T) {
 	}
 	a.Start()
 	harness.Eventually(t, soon, "the agent starts with what it knows", func() error {
-		return logSays(a, "no news from the cluster")
+		return a.LogSays("no news from the cluster")
 	})
 	s.Start()
-	waitAPI(s)
+	s.WaitAPI()
 	harness.Eventually(t, soon, "the node is ready again", ready)
 	if again := s.Kubectl("get", "pod", "guest", "-o", "jsonpath={.status.containerStatuses[0].containerID}"); again != started {
 		t.Errorf("the pod's container is %s and was %s", again, started)
@@ -116,24 +116,12 @@ func withAddress(t *testing.T, node, address string) string {
 	return string(out)
 }
 
-// nodeReady says whether an agent's node is ready, in the eyes of a server.
-func nodeReady(s, a *harness.Server) error {
-	if err := a.Alive(); err != nil {
-		return err
-	}
-	out, err := s.TryKubectl("get", "node", a.NodeName(), "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.addresses[0].address}`)
-	if want := "True " + a.IP; err == nil && out != want {
-		err = fmt.Errorf("%q, want %q", out, want)
-	}
-	return err
-}
-
 // TestAgentRefused: a machine that may not join says why and ends, and the server's log has a line.
 func TestAgentRefused(t *testing.T) {
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent")
 	s.Start()
-	waitAPI(s)
+	s.WaitAPI()
 	m := site.NewMachine()
 	token := func(file string) string {
 		data, err := os.ReadFile(filepath.Join(s.DataDir, "server", file))
@@ -166,18 +154,10 @@ func TestAgentRefused(t *testing.T) {
 			if code := a.WaitExit(soon); code == 0 {
 				t.Error("it ended with exit code 0")
 			}
-			says(t, a.LogTail(20), tt.want)
+			harness.Says(t, a.LogTail(20), tt.want)
 			if tt.log != "" {
-				says(t, s.LogTail(5), tt.log)
+				harness.Says(t, s.LogTail(5), tt.log)
 			}
 		})
 	}
-}
-
-func logSays(s *harness.Server, want string) error {
-	data, err := os.ReadFile(s.Log)
-	if err == nil && !strings.Contains(string(data), want) {
-		err = fmt.Errorf("no %q in the log:\n%s", want, s.LogTail(20))
-	}
-	return err
 }

@@ -57,7 +57,7 @@ func TestBadCommandLine(t *testing.T) {
 			if code := cmd.ProcessState.ExitCode(); code != 2 {
 				t.Errorf("exit code %d, %v, want 2", code, err)
 			}
-			says(t, string(out), c.want...)
+			harness.Says(t, string(out), c.want...)
 		})
 	}
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
@@ -71,7 +71,7 @@ func TestRefusals(t *testing.T) {
 	m := harness.NewMachine(t)
 	s := m.NewServer("--disable-agent")
 	s.Start()
-	waitAPI(s)
+	s.WaitAPI()
 	s.Kubectl("create", "configmap", "kept", "--from-literal=a=1")
 
 	t.Run("second server", func(t *testing.T) {
@@ -116,7 +116,7 @@ func TestRefusals(t *testing.T) {
 		args := []string{"--disable-agent", "--data-dir", other, "--node-name", "x", "--node-ip", harness.NodeIP, "--write-kubeconfig", filepath.Join(m.Dir, "k2")}
 		o := &harness.Server{Machine: m, Args: args, DataDir: other, Kubeconfig: filepath.Join(m.Dir, "k2"), Log: filepath.Join(m.Dir, "log2")}
 		o.Start()
-		waitAPI(o)
+		o.WaitAPI()
 		if err := o.Stop(); err != nil {
 			t.Fatal(err)
 		}
@@ -148,7 +148,7 @@ func TestRefusals(t *testing.T) {
 					before := hashes(t, s.DataDir)
 					out, code := runServer(m, s.Args...)
 					refused(t, out, code, filepath.Base(path))
-					says(t, out, "restore")
+					harness.Says(t, out, "restore")
 					if after := hashes(t, s.DataDir); after != before {
 						t.Errorf("files changed:\n%s\nwere\n%s", after, before)
 					}
@@ -160,7 +160,7 @@ func TestRefusals(t *testing.T) {
 		})
 	}
 	s.Start() // with all files as they were
-	waitAPI(s)
+	s.WaitAPI()
 	s.In(t).Await(soon, "configmap/kept", "{.data.a}", "1")
 }
 
@@ -175,7 +175,7 @@ func TestDiskFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Start()
-	waitAPI(s)
+	s.WaitAPI()
 	k := s.In(t)
 	k.Kubectl("create", "configmap", "kept", "--from-literal=a=1")
 	filler := filepath.Join(s.DataDir, "filler")
@@ -187,7 +187,7 @@ func TestDiskFull(t *testing.T) {
 	for i := range 400 {
 		_, err := k.TryApply(fmt.Sprintf(`{apiVersion: v1, kind: ConfigMap, metadata: {name: pad-%d, namespace: default}, data: {pad: "%s"}}`, i, pad))
 		if err != nil {
-			says(t, err.Error(), "space")
+			harness.Says(t, err.Error(), "space")
 			refusedAt = i
 			break
 		}
@@ -211,19 +211,8 @@ func TestDiskFull(t *testing.T) {
 	}
 	s.Kill()
 	s.Start()
-	waitAPI(s)
+	s.WaitAPI()
 	k.Kubectl("get", "configmap", "after", "kept")
-}
-
-// waitAPI waits until the API server takes writes.
-func waitAPI(s *harness.Server) {
-	harness.Eventually(s.T, longer, "the API server is ready", func() error {
-		if err := s.Alive(); err != nil {
-			return err
-		}
-		_, err := s.TryKubectl("get", "serviceaccount", "default")
-		return err
-	})
 }
 
 // runServer runs a server that is expected to refuse and returns what it said and its exit code.
@@ -240,18 +229,9 @@ func refused(t *testing.T, out string, code int, want ...string) {
 		t.Errorf("exit code %d, want 1", code)
 	}
 	lines := strings.Split(strings.TrimSpace(out), "\n")
-	says(t, lines[len(lines)-1], append(want, "coracle: ")...)
+	harness.Says(t, lines[len(lines)-1], append(want, "coracle: ")...)
 	if strings.Contains(out, "goroutine ") {
 		t.Errorf("it crashed:\n%s", out)
-	}
-}
-
-func says(t *testing.T, got string, want ...string) {
-	t.Helper()
-	for _, w := range want {
-		if !strings.Contains(got, w) {
-			t.Errorf("no %q in:\n%s", w, got)
-		}
 	}
 }
 

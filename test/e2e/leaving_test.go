@@ -18,7 +18,7 @@ func TestLeaving(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
 	first.Start()
-	waitAPI(first)
+	first.WaitAPI()
 	second := site.NewMachine().NewPeer(first)
 	third := site.NewMachine().NewPeer(first)
 	agent := site.NewMachine().NewAgent(first)
@@ -27,7 +27,7 @@ func TestLeaving(t *testing.T) {
 		m.Start()
 	}
 	for _, m := range []*harness.Server{second, third, agent} {
-		harness.Eventually(t, soon, "the node is ready", func() error { return nodeReady(first, m) })
+		harness.Eventually(t, soon, "the node is ready", func() error { return first.NodeReady(m) })
 	}
 	if err := serversAre(first, 3); err != nil {
 		t.Error(err)
@@ -43,7 +43,7 @@ func TestLeaving(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v: %s; the agent: %v\n%s", err, out, agent.Alive(), agent.LogTail(60))
 	}
-	says(t, out, "no node of the cluster any more")
+	harness.Says(t, out, "no node of the cluster any more")
 	gone := func(m *harness.Server) error {
 		out, err := second.TryKubectl("get", "nodes", "-o", "name")
 		if err == nil && strings.Contains(out, m.NodeName()) {
@@ -66,7 +66,7 @@ func TestLeaving(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	says(t, out, "no node of the cluster any more")
+	harness.Says(t, out, "no node of the cluster any more")
 	if err := gone(third); err != nil {
 		t.Error(err)
 	}
@@ -82,7 +82,7 @@ func TestLeaving(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	says(t, out, "no server of the cluster any more")
+	harness.Says(t, out, "no server of the cluster any more")
 	harness.Eventually(t, soon, "one server is left", func() error { return serversAre(second, 1) })
 	if err := first.Stop(); err != nil {
 		t.Error(err)
@@ -93,7 +93,7 @@ func TestLeaving(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	says(t, out, "only server")
+	harness.Says(t, out, "only server")
 }
 
 // nodesOf are the nodes on which pods of the Deployment run.

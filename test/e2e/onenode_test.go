@@ -16,9 +16,8 @@ import (
 )
 
 const (
-	soon    = 3 * time.Minute // what takes a moment on an idle machine
-	longer  = 5 * time.Minute // what waits for a sync period or a back-off
-	boxYAML = `{name: box, image: "` + harness.BoxImage + `", imagePullPolicy: Never`
+	soon, longer = harness.Soon, harness.Longer
+	boxYAML      = harness.BoxYAML
 )
 
 // TestOneNode starts one server on an empty data directory and takes it through what a user does with a cluster.

@@ -31,7 +31,7 @@ func operations(t *testing.T, s *harness.Server) {
 		return out
 	}
 	t.Run("status", func(t *testing.T) {
-		says(t, do("status"), "store", "API server", "kubelet", "Nothing is wrong")
+		harness.Says(t, do("status"), "store", "API server", "kubelet", "Nothing is wrong")
 		var report struct {
 			Ready      time.Time
 			Components []struct{ Name, State string }
@@ -53,10 +53,10 @@ func operations(t *testing.T, s *harness.Server) {
 			t.Errorf("the agents' token is %q", got)
 		}
 		do("token", "create", "--ttl", "1h", "--description", "for a test")
-		says(t, do("token", "list"), "for a test")
+		harness.Says(t, do("token", "list"), "for a test")
 	})
 	t.Run("kubeconfig", func(t *testing.T) {
-		says(t, do("kubeconfig", "--server", "https://board.example.com:6443"), "https://board.example.com:6443", "client-certificate-data")
+		harness.Says(t, do("kubeconfig", "--server", "https://board.example.com:6443"), "https://board.example.com:6443", "client-certificate-data")
 		for _, path := range []string{s.Kubeconfig, filepath.Join(s.DataDir, "server", "token")} {
 			if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 				t.Errorf("%s: %v %v", path, info.Mode(), err)

@@ -23,12 +23,12 @@ func TestRotateWithSeveralServers(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
 	first.Start()
-	waitAPI(first)
+	first.WaitAPI()
 	servers := []*harness.Server{first}
 	for range 2 {
 		s := site.NewMachine().NewPeer(first, "--disable-agent")
 		s.Start()
-		waitAPI(s)
+		s.WaitAPI()
 		servers = append(servers, s)
 	}
 	first.Kubectl("create", "secret", "generic", "kept", "--from-literal=a=b")
@@ -84,9 +84,9 @@ func TestRotateWithSeveralServers(t *testing.T) {
 	leader := first
 	leader.Kill() // nobody can write for a moment: one of three is left until the other is back
 	off.Start()
-	waitAPI(off)
+	off.WaitAPI()
 	leader.Start()
-	waitAPI(leader)
+	leader.WaitAPI()
 	harness.Eventually(t, 2*soon, "the rotation is brought to its end on another server", func() error {
 		out, err := off.Run(off.Coracle(), "secrets-encrypt", "rotate", "--data-dir", off.DataDir)
 		if err != nil {
@@ -97,7 +97,7 @@ func TestRotateWithSeveralServers(t *testing.T) {
 	all("after the second rotation", "key3", servers)
 	late := site.NewMachine().NewPeer(first, "--disable-agent")
 	late.Start()
-	waitAPI(late)
+	late.WaitAPI()
 	all("a server that joined", "key3", append(servers, late))
 }
 
@@ -131,12 +131,12 @@ func TestRotateToken(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
 	first.Start()
-	waitAPI(first)
+	first.WaitAPI()
 	servers := []*harness.Server{first}
 	for range 2 {
 		s := site.NewMachine().NewPeer(first, "--disable-agent") // with --token, which will be the old one
 		s.Start()
-		waitAPI(s)
+		s.WaitAPI()
 		servers = append(servers, s)
 	}
 	shown := func(s *harness.Server) string {
@@ -172,7 +172,7 @@ func TestRotateToken(t *testing.T) {
 	}
 	harness.Eventually(t, soon, "the token is replaced", func() error { return rotate(before, "sesame-of-the-cluster") }) // a leader may have to be elected
 	off.Start()
-	waitAPI(off)
+	off.WaitAPI()
 	for _, s := range servers {
 		harness.Eventually(t, soon, fmt.Sprintf("machine %d has the new token", s.Number), func() error {
 			if now := shown(s); now == before || !strings.HasSuffix(now, ":sesame-of-the-cluster") {
@@ -187,7 +187,7 @@ func TestRotateToken(t *testing.T) {
 	}
 	late := site.NewMachine().NewPeer(first, "--disable-agent")
 	late.Start()
-	waitAPI(late)
+	late.WaitAPI()
 	if now := shown(late); now != shown(first) {
 		t.Errorf("a server that joined has %s", now)
 	}

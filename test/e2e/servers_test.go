@@ -5,8 +5,6 @@
 package e2e
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -31,33 +28,13 @@ spec:
     spec: {containers: [` + boxYAML + `, command: [sleep, "3600"]}]}
 `
 
-// knowOneAnother says whether machines see the states of all members, servers first and then in the order of their names.
-func knowOneAnother(machines []*harness.Server, want string) error {
-	for _, m := range machines {
-		out, err := m.Run(m.Coracle(), "status", "--data-dir", m.DataDir, "-o", "json")
-		var r status.Report
-		if jsonErr := json.Unmarshal([]byte(out), &r); jsonErr != nil {
-			return errors.Join(err, jsonErr)
-		}
-		got, text := "", ""
-		for _, member := range r.Members {
-			got += member.State + " "
-			text += fmt.Sprintf("%s (%s) at %s: %s\n", member.Name, member.Role, member.Address, member.State)
-		}
-		if got != want {
-			return fmt.Errorf("%s sees\n%s, want %s", m.NodeName(), text, want)
-		}
-	}
-	return nil
-}
-
 // TestThreeServers: two servers join a third; each serves all of the API; what was written stays when the one that leads
 // is killed, another one's controllers go on, and the one that was killed comes back.
 func TestThreeServers(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
 	first.Start()
-	waitAPI(first)
+	first.WaitAPI()
 	servers := []*harness.Server{first}
 	for i := range 2 {
 		m := site.NewMachine()
@@ -67,7 +44,7 @@ func TestThreeServers(t *testing.T) {
 			s.AddBoxImage()
 		}
 		s.Start()
-		waitAPI(s)
+		s.WaitAPI()
 		servers = append(servers, s)
 	}
 	for i, s := range servers {
@@ -111,29 +88,29 @@ func TestThreeServers(t *testing.T) {
 	}
 	harness.Eventually(t, soon, "all three vote", func() error { return voters(first) })
 
-	members(t, first, 0, "any one server")
+	first.Members(0, "any one server")
 
 	a := site.NewMachine().NewAgent(first)
 	a.AddBoxImage()
 	a.Start()
-	harness.Eventually(t, soon, "the agent's node is ready", func() error { return nodeReady(first, a) })
+	harness.Eventually(t, soon, "the agent's node is ready", func() error { return first.NodeReady(a) })
 
 	all := append(slices.Clone(servers), a)
 	alive := strings.Repeat("alive ", len(all))
-	harness.Eventually(t, soon, "all machines know one another", func() error { return knowOneAnother(all, alive) })
+	harness.Eventually(t, soon, "all machines know one another", func() error { return harness.KnowOneAnother(all, alive) })
 	if out, err := first.Run(first.Coracle(), "gossip", "rotate-key", "--data-dir", first.DataDir); err != nil {
 		t.Errorf("the gossip key: %v\n%s", err, out)
 	}
-	if err := knowOneAnother(all, alive); err != nil {
+	if err := harness.KnowOneAnother(all, alive); err != nil {
 		t.Errorf("after the gossip key was replaced: %v", err)
 	}
 	// A machine that is cut off and back is known again.
 	for _, s := range servers {
 		site.Split(a.Machine, s.Machine)
 	}
-	harness.Eventually(t, soon, "the agent that is cut off is silent", func() error { return knowOneAnother(servers, "alive alive alive silent ") })
+	harness.Eventually(t, soon, "the agent that is cut off is silent", func() error { return harness.KnowOneAnother(servers, "alive alive alive silent ") })
 	site.Heal()
-	harness.Eventually(t, soon, "the agent is back", func() error { return knowOneAnother(all, alive) })
+	harness.Eventually(t, soon, "the agent is back", func() error { return harness.KnowOneAnother(all, alive) })
 
 	first.Kill()
 	rest := servers[1:]
@@ -159,7 +136,7 @@ func TestThreeServers(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	members(t, rest[0], 1, "no further one: 2 of 3 voters answer")
+	rest[0].Members(1, "no further one: 2 of 3 voters answer")
 	// Controllers, scheduler and agent work, each with a server that lives: a Deployment's pods run.
 	rest[1].Apply(spreadDeployment)
 	harness.Eventually(t, soon, "the Deployment's pods run", func() error {
@@ -175,9 +152,11 @@ func TestThreeServers(t *testing.T) {
 	case <-time.After(soon):
 		t.Fatalf("the dead one is behind the Service still: %v", endpoints(rest[0], rest))
 	}
-	harness.Eventually(t, soon, "the dead one is silent", func() error { return knowOneAnother(append(slices.Clone(rest), a), "silent alive alive alive ") })
+	harness.Eventually(t, soon, "the dead one is silent", func() error {
+		return harness.KnowOneAnother(append(slices.Clone(rest), a), "silent alive alive alive ")
+	})
 	first.Start()
-	waitAPI(first)
+	first.WaitAPI()
 	back := time.Now()
 	if err := see(first); err != nil {
 		t.Error(err)
@@ -185,7 +164,7 @@ func TestThreeServers(t *testing.T) {
 	if out := first.Kubectl("get", "configmaps", "after", "-o", "name"); out != "configmap/after" {
 		t.Errorf("the server that came back has %q", out)
 	}
-	harness.Eventually(t, soon, "all machines know one another again", func() error { return knowOneAnother(all, alive) })
+	harness.Eventually(t, soon, "all machines know one another again", func() error { return harness.KnowOneAnother(all, alive) })
 	harness.Eventually(t, soon, "all servers are behind the Service again", func() error { return endpoints(rest[0], servers) })
 	t.Logf("all are behind the Service %v after the one that came back had an API", time.Since(back).Round(10*time.Millisecond))
 
@@ -197,33 +176,20 @@ func TestThreeServers(t *testing.T) {
 		t.Fatal(err)
 	}
 	first.Start()
-	waitAPI(first)
+	first.WaitAPI()
 	if err := see(first); err != nil {
 		t.Errorf("after its store was lost: %v", err)
 	}
 
 	// A node that is deleted takes its server out of the cluster.
 	gone := servers[2]
-	harness.Eventually(t, soon, "the third server's node is there", func() error { return nodeReady(rest[0], gone) })
-	members(t, first, 0, gone.NodeName()+" ")
+	harness.Eventually(t, soon, "the third server's node is there", func() error { return rest[0].NodeReady(gone) })
+	first.Members(0, gone.NodeName()+" ")
 	if err := gone.Stop(); err != nil {
 		t.Fatal(err)
 	}
 	first.Kubectl("delete", "node", gone.NodeName())
-	if out := members(t, first, 0, "Add a third server and any one may fail"); strings.Contains(out, gone.NodeName()+" ") {
+	if out := first.Members(0, "Add a third server and any one may fail"); strings.Contains(out, gone.NodeName()+" ") {
 		t.Errorf("after its node was deleted the server is a member still:\n%s", out)
 	}
-}
-
-// members waits until coracle member list on a server ends with a code and says something. It returns what it said.
-func members(t *testing.T, s *harness.Server, code int, want string) (out string) {
-	t.Helper()
-	harness.Eventually(t, soon, fmt.Sprintf("the list of servers says %q", want), func() (err error) {
-		out, err = s.Run(s.Coracle(), "member", "list", "--data-dir", s.DataDir)
-		if !strings.Contains(out, want) || (err == nil) != (code == 0) {
-			return fmt.Errorf("%w, and:\n%s", err, out)
-		}
-		return nil
-	})
-	return out
 }

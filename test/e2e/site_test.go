@@ -93,7 +93,7 @@ func TestTwoMachines(t *testing.T) {
 		s.Start()
 	}
 	for i, s := range servers {
-		waitAPI(s)
+		s.WaitAPI()
 		s.Kubectl("create", "configmap", fmt.Sprintf("of-machine-%d", i+1))
 	}
 	look := func(s *harness.Server, from *harness.Machine) error {
@@ -138,7 +138,7 @@ func TestPlay(t *testing.T) {
 	if err == nil || c.ProcessState.ExitCode() != 7 {
 		t.Errorf("exit code %d, want the command's 7: %v\n%s", c.ProcessState.ExitCode(), err, said.String())
 	}
-	says(t, string(out), "node-1", "Ready")
+	harness.Says(t, string(out), "node-1", "Ready")
 	left, err := os.ReadDir(scratch)
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind in its folder: %v, %v", left, err)

@@ -30,7 +30,7 @@ func TestSnapshotOnBlankMachine(t *testing.T) {
 	readyPods(lost, "2")
 	out := snapshot(t, lost, "save", "--name", "drill")
 	file := filepath.Join(lost.DataDir, "snapshots", strings.Fields(snapshot(t, lost, "list"))[5])
-	says(t, out, "Saved the cluster to "+file)
+	harness.Says(t, out, "Saved the cluster to "+file)
 	token, err := lost.Run(lost.Coracle(), "token", "print", "--server", "--data-dir", lost.DataDir)
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +44,7 @@ func TestSnapshotOnBlankMachine(t *testing.T) {
 	copied, admin := filepath.Join(s.Dir, "saved"), filepath.Join(s.Dir, "admin.yaml")
 	copyTo(t, file, copied)
 	copyTo(t, lost.Kubeconfig, admin)
-	says(t, snapshot(t, s, "restore", copied, "--token", strings.TrimSpace(token)), "Restored "+copied, "Start this server")
+	harness.Says(t, snapshot(t, s, "restore", copied, "--token", strings.TrimSpace(token)), "Restored "+copied, "Start this server")
 	s.Start()
 	s.WaitReady()
 	k := s.In(t)
@@ -79,11 +79,11 @@ func TestSnapshotUnderRunningNodes(t *testing.T) {
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent")
 	s.Start()
-	waitAPI(s)
+	s.WaitAPI()
 	a := site.NewMachine().NewAgent(s)
 	a.AddBoxImage()
 	a.Start()
-	harness.Eventually(t, soon, "the agent's node is ready", func() error { return nodeReady(s, a) })
+	harness.Eventually(t, soon, "the agent's node is ready", func() error { return s.NodeReady(a) })
 	s.Apply(spreadDeployment)
 	readyPods(s, "2")
 	k := s.In(t)
@@ -101,12 +101,12 @@ func TestSnapshotUnderRunningNodes(t *testing.T) {
 	if err := s.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	says(t, snapshot(t, s, "restore", name), "is kept in "+filepath.Join(s.DataDir, "server.before-"))
+	harness.Says(t, snapshot(t, s, "restore", name), "is kept in "+filepath.Join(s.DataDir, "server.before-"))
 	s.Start()
-	waitAPI(s)
+	s.WaitAPI()
 	startsOver(t, k, seen)
 	harness.Eventually(t, longer, "the pods of the snapshot run as before, and no others", func() error {
-		if err := nodeReady(s, a); err != nil {
+		if err := s.NodeReady(a); err != nil {
 			return err
 		}
 		if got := containers(k); got != before {
@@ -159,12 +159,12 @@ func TestSnapshotOfThreeServers(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
 	first.Start()
-	waitAPI(first)
+	first.WaitAPI()
 	servers := []*harness.Server{first}
 	for range 2 {
 		s := site.NewMachine().NewPeer(first, "--disable-agent")
 		s.Start()
-		waitAPI(s)
+		s.WaitAPI()
 		servers = append(servers, s)
 	}
 	members := func(s *harness.Server, voters int) error {
@@ -185,9 +185,9 @@ func TestSnapshotOfThreeServers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	says(t, snapshot(t, second, "restore", name), "If the cluster had other servers")
+	harness.Says(t, snapshot(t, second, "restore", name), "If the cluster had other servers")
 	second.Start()
-	waitAPI(second)
+	second.WaitAPI()
 	alone := func() error {
 		out, err := second.TryKubectl("get", "configmaps", "-o", "name")
 		if err == nil && (!strings.Contains(out, "kept") || strings.Contains(out, "later")) {
@@ -226,7 +226,7 @@ func TestSnapshotOfThreeServers(t *testing.T) {
 		}
 		s.Args = append(s.Args, "--server", "https://"+second.IP+":6443", "--token", strings.TrimSpace(token))
 		s.Start()
-		waitAPI(s)
+		s.WaitAPI()
 	}
 	harness.Eventually(t, soon, "all three vote again", func() error { return members(second, 3) })
 	if out, err := third.TryKubectl("get", "configmap", "kept", "-o", "name"); err != nil || strings.TrimSpace(out) != "configmap/kept" {

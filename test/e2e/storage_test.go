@@ -76,12 +76,12 @@ func TestLocalStorage(t *testing.T) {
 	s := site.NewMachine().NewServer()
 	s.AddBoxImage()
 	s.Start()
-	waitAPI(s)
+	s.WaitAPI()
 	a := site.NewMachine().NewAgent(s)
 	a.AddBoxImage()
 	a.Start()
 	for _, n := range []*harness.Server{s, a} {
-		harness.Eventually(t, soon, "the nodes are ready", func() error { return nodeReady(s, n) })
+		harness.Eventually(t, soon, "the nodes are ready", func() error { return s.NodeReady(n) })
 	}
 	s.Apply(keepers)
 	harness.Eventually(t, soon, "both pods run", func() error {
@@ -102,13 +102,13 @@ func TestLocalStorage(t *testing.T) {
 			t.Errorf("%s writes as %s, want its user and fsGroup", pod, out)
 		}
 	}
-	says(t, s.Kubectl("get", "pv", "-o", "jsonpath={.items[*].spec.local.path}"), filepath.Join(a.DataDir, "storage", "pvc-"), "_default_data-keep-0", "_default_data-keep-1")
+	harness.Says(t, s.Kubectl("get", "pv", "-o", "jsonpath={.items[*].spec.local.path}"), filepath.Join(a.DataDir, "storage", "pvc-"), "_default_data-keep-0", "_default_data-keep-1")
 
 	status, err := s.Run(s.Coracle(), "status", "--data-dir", s.DataDir)
 	if err != nil {
 		t.Error(err)
 	}
-	says(t, status, "local storage", "local volumes", filepath.Join(s.DataDir, "storage"))
+	harness.Says(t, status, "local storage", "local volumes", filepath.Join(s.DataDir, "storage"))
 
 	s.Kubectl("delete", "pod", "keep-0", "keep-1")
 	harness.Eventually(t, soon, "new pods have the data", func() error { return hold(s) })
@@ -118,8 +118,8 @@ func TestLocalStorage(t *testing.T) {
 	a.PowerOn()
 	s.Start()
 	a.Start()
-	waitAPI(s)
-	harness.Eventually(t, soon, "the node is ready again", func() error { return nodeReady(s, a) })
+	s.WaitAPI()
+	harness.Eventually(t, soon, "the node is ready again", func() error { return s.NodeReady(a) })
 	harness.Eventually(t, soon, "pods have the data after restarts", func() error { return hold(s) })
 
 	a.PowerOff()

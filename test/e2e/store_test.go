@@ -36,16 +36,16 @@ func TestStoreBackup(t *testing.T) {
 		}
 		return out
 	}
-	says(t, must("status"), "this server leads", "Nothing is wrong")
+	harness.Says(t, must("status"), "this server leads", "Nothing is wrong")
 	metrics := k.Kubectl("get", "--raw", "/metrics")
-	says(t, metrics, "\netcd_server_has_leader 1\n", "\netcd_server_is_leader 1\n", "\netcd_mvcc_db_total_size_in_bytes ", "\ncoracle_store_voters 1\n")
+	harness.Says(t, metrics, "\netcd_server_has_leader 1\n", "\netcd_server_is_leader 1\n", "\netcd_mvcc_db_total_size_in_bytes ", "\ncoracle_store_voters 1\n")
 
 	k.Kubectl("create", "configmap", "changed", "--from-literal=v=before")
 	k.Kubectl("create", "configmap", "deleted", "--from-literal=v=before")
 	k.Kubectl("create", "secret", "generic", "secret", "--from-literal=v=before")
 	backup := filepath.Join(m.Dir, "backup")
-	says(t, must("backup", backup), "Saved the store to "+backup)
-	says(t, must("verify", backup), "is a whole backup")
+	harness.Says(t, must("backup", backup), "Saved the store to "+backup)
+	harness.Says(t, must("verify", backup), "is a whole backup")
 
 	k.Kubectl("patch", "configmap", "changed", "-p", `{"data":{"v":"after"}}`)
 	k.Kubectl("delete", "configmap", "deleted")
@@ -57,13 +57,13 @@ func TestStoreBackup(t *testing.T) {
 	if out, err := store("restore", backup); err == nil {
 		t.Fatalf("it was restored while the server ran:\n%s", out)
 	} else {
-		says(t, err.Error(), "the server runs", "Nothing was changed")
+		harness.Says(t, err.Error(), "the server runs", "Nothing was changed")
 	}
 	if err := s.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	says(t, must("verify"), "is whole")
-	says(t, must("restore", backup), "Restored", "The earlier store is kept in "+filepath.Join(s.DataDir, "server", "store.before-"))
+	harness.Says(t, must("verify"), "is whole")
+	harness.Says(t, must("restore", backup), "Restored", "The earlier store is kept in "+filepath.Join(s.DataDir, "server", "store.before-"))
 	s.Start()
 	awaitAPI(t, s)
 
@@ -77,7 +77,7 @@ func TestStoreBackup(t *testing.T) {
 	storeStartsOver(t, s, revision)
 	k.Kubectl("create", "configmap", "new", "--from-literal=v=new")
 	k.Await(soon, "configmap/new", "{.data.v}", "new")
-	says(t, must("status"), "this server leads", "Nothing is wrong")
+	harness.Says(t, must("status"), "this server leads", "Nothing is wrong")
 	if err := s.Stop(); err != nil {
 		t.Fatal(err)
 	}

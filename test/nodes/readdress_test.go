@@ -2,7 +2,7 @@
 
 // SPDX-License-Identifier: Apache-2.0
 
-package e2e
+package nodes
 
 import (
 	"errors"
@@ -27,7 +27,7 @@ func newMoving(t *testing.T) *moving {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent").FindIP()
 	first.Start()
-	waitAPI(first)
+	first.WaitAPI()
 	m := &moving{t: t, servers: []*harness.Server{first}}
 	for i := range 2 {
 		var s *harness.Server
@@ -38,10 +38,10 @@ func newMoving(t *testing.T) *moving {
 			s.AddBoxImage()
 		}
 		s.Start()
-		waitAPI(s)
+		s.WaitAPI()
 		m.servers = append(m.servers, s)
 	}
-	harness.Eventually(t, soon, "all three vote", func() error {
+	harness.Eventually(t, harness.Soon, "all three vote", func() error {
 		out, err := first.Run(first.Coracle(), "store", "status", "--data-dir", first.DataDir)
 		if err == nil && strings.Count(out, " voter ") < 2 {
 			err = fmt.Errorf("not three voters yet:\n%s", out)
@@ -52,10 +52,10 @@ func newMoving(t *testing.T) *moving {
 	m.agent.AddBoxImage()
 	m.agent.Start()
 	for _, n := range m.nodes() {
-		harness.Eventually(t, soon, "the nodes are ready", func() error { return nodeReady(first, n) })
+		harness.Eventually(t, harness.Soon, "the nodes are ready", func() error { return first.NodeReady(n) })
 	}
 	first.Apply(spreadService)
-	harness.Eventually(t, soon, "the Service has two endpoints", func() error { return endpoints(first, 2) })
+	harness.Eventually(t, harness.Soon, "the Service has two endpoints", func() error { return endpoints(first, 2) })
 	m.containers = m.running()
 	m.heals("at first", time.Now())
 	return m
@@ -116,9 +116,9 @@ func (m *moving) heals(what string, since time.Time) {
 		return err
 	})
 	for _, n := range m.nodes() {
-		eventually(m.t, since, what+": "+n.NodeName()+" is ready", func() error { return nodeReady(m.servers[0], n) })
+		eventually(m.t, since, what+": "+n.NodeName()+" is ready", func() error { return m.servers[0].NodeReady(n) })
 	}
-	eventually(m.t, since, what+": all machines know one another", func() error { return knowOneAnother(m.all(), "alive alive alive alive ") })
+	eventually(m.t, since, what+": all machines know one another", func() error { return harness.KnowOneAnother(m.all(), "alive alive alive alive ") })
 	eventually(m.t, since, what+": the pods answer", m.pods)
 	eventually(m.t, since, what+": the Service has two endpoints", func() error { return endpoints(m.servers[0], 2) })
 	if now := m.running(); now != m.containers {
@@ -159,7 +159,7 @@ func TestReaddressOff(t *testing.T) {
 	// Each by itself finds nobody, and says what to do.
 	for _, s := range []*harness.Server{m.agent, m.servers[1]} {
 		s.Start()
-		harness.Eventually(t, 2*soon, "coracle status says what to do", func() error {
+		harness.Eventually(t, 2*harness.Soon, "coracle status says what to do", func() error {
 			out, err := s.Run(s.Coracle(), "status", "--data-dir", s.DataDir)
 			if want := "--server https://ADDRESS:6443"; !strings.Contains(out, want) {
 				return fmt.Errorf("no %s on %s: %w\n%s", want, s.NodeName(), err, out)

@@ -2,7 +2,7 @@
 
 // SPDX-License-Identifier: Apache-2.0
 
-package e2e
+package nodes
 
 import (
 	"bufio"
@@ -22,12 +22,12 @@ func TestNodeBehindNAT(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
 	first.Start()
-	waitAPI(first)
+	first.WaitAPI()
 	servers := []*harness.Server{first}
 	for range 2 {
 		s := site.NewMachine().NewPeer(first, "--disable-agent")
 		s.Start()
-		waitAPI(s)
+		s.WaitAPI()
 		servers = append(servers, s)
 	}
 	a := site.NewMachine().NewAgent(first)
@@ -36,23 +36,23 @@ func TestNodeBehindNAT(t *testing.T) {
 	}
 	a.AddBoxImage()
 	a.Start()
-	harness.Eventually(t, soon, "the node is ready", func() error { return nodeReady(first, a) })
+	harness.Eventually(t, harness.Soon, "the node is ready", func() error { return first.NodeReady(a) })
 	first.Kubectl("run", "guest", "--image="+harness.BoxImage, "--image-pull-policy=Never", "--", "testbox", "serve")
 	first.Kubectl("wait", "--for=condition=Ready", "pod/guest", "--timeout=120s")
 
 	for _, s := range servers {
 		// A server that is new to the node is connected to within half a minute: until then it cannot reach the node.
-		harness.Eventually(t, soon, "logs", func() error {
+		harness.Eventually(t, harness.Soon, "logs", func() error {
 			out, err := s.TryKubectl("logs", "guest", "--request-timeout=10s")
 			if err == nil && !strings.Contains(out, "serving on 8080") {
 				err = fmt.Errorf("%q", out)
 			}
 			return err
 		})
-		says(t, s.Kubectl("exec", "guest", "--", "echo", "hi"), "hi")
-		says(t, s.Kubectl("get", "--raw", "/api/v1/nodes/"+a.NodeName()+"/proxy/metrics/resource"), "container_memory_working_set_bytes")
-		says(t, s.Kubectl("get", "--raw", "/api/v1/namespaces/default/pods/guest:8080/proxy/"), "guest")
-		says(t, forwarded(t, s, "guest"), "guest")
+		harness.Says(t, s.Kubectl("exec", "guest", "--", "echo", "hi"), "hi")
+		harness.Says(t, s.Kubectl("get", "--raw", "/api/v1/nodes/"+a.NodeName()+"/proxy/metrics/resource"), "container_memory_working_set_bytes")
+		harness.Says(t, s.Kubectl("get", "--raw", "/api/v1/namespaces/default/pods/guest:8080/proxy/"), "guest")
+		harness.Says(t, forwarded(t, s, "guest"), "guest")
 	}
 	// A node that one server hears is not dead, whatever the one that leads hears.
 	site.Split(first.Machine, a.Machine)

@@ -2,7 +2,7 @@
 
 // SPDX-License-Identifier: Apache-2.0
 
-package e2e
+package nodes
 
 import (
 	"context"
@@ -188,12 +188,12 @@ func newVIPCluster(t *testing.T) *vipCluster {
 	c := &vipCluster{T: t, site: harness.NewSite(t)}
 	first := c.site.NewMachine().NewServer("--disable-agent", "--vip", testVIP)
 	first.Start()
-	waitAPI(first)
+	first.WaitAPI()
 	c.servers = append(c.servers, first)
 	for range 2 {
 		s := c.site.NewMachine().NewPeer(first, "--disable-agent")
 		s.Start()
-		waitAPI(s)
+		s.WaitAPI()
 		c.servers = append(c.servers, s)
 	}
 	c.client, c.ca = c.site.NewMachine(), caOf(t, first)
@@ -205,10 +205,10 @@ func newVIPCluster(t *testing.T) *vipCluster {
 func (c *vipCluster) whole() {
 	c.Helper()
 	for _, s := range c.servers {
-		waitAPI(s)
+		s.WaitAPI()
 	}
-	members(c.T, c.servers[0], 0, "any one server")
-	harness.Eventually(c.T, soon, "the address answers", func() error { return healthy(c.site, c.ca, testVIP) })
+	c.servers[0].Members(0, "any one server")
+	harness.Eventually(c.T, harness.Soon, "the address answers", func() error { return healthy(c.site, c.ca, testVIP) })
 }
 
 func (c *vipCluster) by(machine int) *harness.Server {
@@ -236,7 +236,7 @@ func TestVIP(t *testing.T) {
 	if out, err := c.servers[1].Run(c.servers[1].Coracle(), "token", "print", "--data-dir", c.servers[1].DataDir); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
-	harness.Eventually(t, soon, "somebody answers for the address", func() error {
+	harness.Eventually(t, harness.Soon, "somebody answers for the address", func() error {
 		if runs, _, _ := w.state(); len(runs) == 0 {
 			return errors.New("nobody")
 		}
@@ -250,7 +250,7 @@ func TestVIP(t *testing.T) {
 			t.Errorf("machine %d has the address on an interface: %v\n%s", s.Number, err, out)
 		}
 		out, _ := s.Run(s.Coracle(), "status", "--data-dir", s.DataDir) // its code says whether all is well, and that is not asked here
-		says(t, out, "virtual address", testVIP, "answers for it")
+		harness.Says(t, out, "virtual address", testVIP, "answers for it")
 	}
 
 	for _, fault := range []struct {
@@ -279,7 +279,7 @@ func TestVIP(t *testing.T) {
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			for time.Since(began) < soon {
+			for time.Since(began) < harness.Soon {
 				if runs, _, _ := w.state(); runs[len(runs)-1] != holder && healthy(c.site, c.ca, testVIP) == nil {
 					moved <- time.Since(began)
 					return
@@ -334,8 +334,8 @@ func TestVIPIsTheClusters(t *testing.T) {
 	if out, err := vip("set", next); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	harness.Eventually(t, soon, "the new address answers", func() error { return healthy(c.site, c.ca, next) })
-	harness.Eventually(t, soon, "the old address is silent", func() error {
+	harness.Eventually(t, harness.Soon, "the new address answers", func() error { return healthy(c.site, c.ca, next) })
+	harness.Eventually(t, harness.Soon, "the old address is silent", func() error {
 		if healthy(c.site, c.ca, testVIP) == nil {
 			return errors.New("it answers")
 		}
@@ -348,37 +348,37 @@ func TestVIPIsTheClusters(t *testing.T) {
 		t.Fatal(err)
 	}
 	first.Start()
-	waitAPI(first)
-	says(t, first.LogTail(1000), "--vip is not the cluster's virtual address, which counts", testVIP, next, "coracle vip set")
+	first.WaitAPI()
+	harness.Says(t, first.LogTail(1000), "--vip is not the cluster's virtual address, which counts", testVIP, next, "coracle vip set")
 	if err := first.Stop(); err != nil {
 		t.Fatal(err)
 	}
 	first.Args = slices.DeleteFunc(first.Args, func(a string) bool { return a == "--vip" || a == testVIP })
 	first.Start()
 	third.Start()
-	waitAPI(first)
-	waitAPI(third)
+	first.WaitAPI()
+	third.WaitAPI()
 	third.Kill()
 	if out, err := vip("remove"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	harness.Eventually(t, soon, "no address is left", func() error {
+	harness.Eventually(t, harness.Soon, "no address is left", func() error {
 		if healthy(c.site, c.ca, next) == nil {
 			return fmt.Errorf("%s answers", next)
 		}
 		return nil
 	})
 	third.Start()
-	waitAPI(third)
+	third.WaitAPI()
 	for _, s := range c.servers {
-		harness.Eventually(t, soon, "the translations are gone", func() error {
+		harness.Eventually(t, harness.Soon, "the translations are gone", func() error {
 			out, err := s.NFT("list", "tables")
 			if err == nil && strings.Contains(out, "coracle-vip") {
 				err = fmt.Errorf("machine %d: %s", s.Number, out)
 			}
 			return err
 		})
-		harness.Eventually(t, soon, "the kubeconfig names the machine itself", func() error {
+		harness.Eventually(t, harness.Soon, "the kubeconfig names the machine itself", func() error {
 			data, err := os.ReadFile(s.Kubeconfig)
 			if err == nil && !strings.Contains(string(data), "https://127.0.0.1:6443") {
 				err = errors.New(string(data))

@@ -2,7 +2,7 @@
 
 // SPDX-License-Identifier: Apache-2.0
 
-package e2e
+package nodes
 
 import (
 	"fmt"
@@ -95,7 +95,7 @@ func (m *mesh) restart(i int, meanwhile func()) {
 	}
 	meanwhile()
 	m.nodes[i].Start()
-	harness.Eventually(m, patient, "the node is ready", func() error { return nodeReady(m.nodes[0], m.nodes[i]) })
+	harness.Eventually(m, patient, "the node is ready", func() error { return m.nodes[0].NodeReady(m.nodes[i]) })
 	harness.Eventually(m, patient, "the kubelet knows its pods", func() error {
 		_, err := m.nodes[0].TryKubectl("exec", fmt.Sprintf("box-%d", i), "--", "true")
 		return err

@@ -2,7 +2,7 @@
 
 // SPDX-License-Identifier: Apache-2.0
 
-package e2e
+package nodes
 
 import (
 	"context"
@@ -45,7 +45,7 @@ func newMesh(t *testing.T, machines int, backend, device string) *mesh {
 		m.nodes = append(m.nodes, s)
 		m.start(i)
 		if i == 0 {
-			waitAPI(s)
+			s.WaitAPI()
 		}
 	}
 	return m
@@ -84,7 +84,7 @@ func (m *mesh) workload() {
 	m.Helper()
 	var manifest strings.Builder
 	for i, n := range m.nodes {
-		harness.Eventually(m, patient, "the node is ready", func() error { return nodeReady(m.nodes[0], n) })
+		harness.Eventually(m, patient, "the node is ready", func() error { return m.nodes[0].NodeReady(n) })
 		fmt.Fprintf(&manifest, `
 {apiVersion: v1, kind: Pod, metadata: {name: box-%[1]d, labels: {box: "%[1]d"}}, spec: {nodeName: %[2]s, terminationGracePeriodSeconds: 0, tolerations: [{operator: Exists}], containers: [
   {name: box, image: "%[3]s", imagePullPolicy: Never, command: [sh, -c, "testbox echo 9 & exec testbox serve"], ports: [{containerPort: 8080, hostPort: 8088}]}]}}
@@ -290,7 +290,7 @@ func TestNetworkHostGateway(t *testing.T) {
 func TestNetworkNone(t *testing.T) {
 	s := harness.NewMachine(t).NewServer("--network-backend", "none")
 	s.Start()
-	waitAPI(s)
+	s.WaitAPI()
 	harness.Eventually(t, patient, "the node waits for a network", func() error {
 		out, err := s.TryKubectl("get", "node", s.NodeName(), "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].message}`)
 		if err == nil && !strings.Contains(out, "cni plugin not initialized") {
@@ -313,5 +313,5 @@ echo '{"cniVersion": "1.0.0", "name": "other", "plugins": [{"type": "other"}]}' 
 	if err != nil {
 		t.Error(err)
 	}
-	says(t, status, "left to another plugin")
+	harness.Says(t, status, "left to another plugin")
 }

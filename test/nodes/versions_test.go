@@ -2,7 +2,7 @@
 
 // SPDX-License-Identifier: Apache-2.0
 
-package e2e
+package nodes
 
 import (
 	"fmt"
@@ -24,14 +24,14 @@ func TestMixedVersions(t *testing.T) {
 	first := site.NewMachine().NewServer("--disable-agent")
 	first.Bin = older
 	first.Start()
-	waitAPI(first)
+	first.WaitAPI()
 	newer := site.NewMachine().NewPeer(first, "--disable-agent") // of this version, let in by the older one
 	newer.Start()
-	waitAPI(newer)
+	newer.WaitAPI()
 	third := site.NewMachine().NewPeer(newer, "--disable-agent") // older, let in by this version
 	third.Bin = older
 	third.Start()
-	waitAPI(third)
+	third.WaitAPI()
 	servers := []*harness.Server{first, newer, third}
 	agents := []*harness.Server{site.NewMachine().NewAgent(newer), site.NewMachine().NewAgent(first)}
 	agents[0].Bin = older
@@ -46,10 +46,10 @@ func TestMixedVersions(t *testing.T) {
 			s.Kubectl("create", "configmap", fmt.Sprintf("%s-%d", strings.ReplaceAll(what, " ", "-"), i))
 		}
 		for _, a := range agents {
-			harness.Eventually(t, soon, what+": the nodes are ready", func() error { return nodeReady(newer, a) })
+			harness.Eventually(t, harness.Soon, what+": the nodes are ready", func() error { return newer.NodeReady(a) })
 		}
-		harness.Eventually(t, soon, what+": all machines know one another", func() error { return knowOneAnother(all, "alive alive alive alive alive ") })
-		harness.Eventually(t, soon, what+": the Service has two endpoints", func() error { return endpoints(newer, 2) })
+		harness.Eventually(t, harness.Soon, what+": all machines know one another", func() error { return harness.KnowOneAnother(all, "alive alive alive alive alive ") })
+		harness.Eventually(t, harness.Soon, what+": the Service has two endpoints", func() error { return endpoints(newer, 2) })
 		for _, pod := range strings.Fields(newer.Kubectl("get", "pods", "-l", "app=d", "-o", "name")) {
 			newer.Kubectl("exec", pod, "--", "testbox", "get", "http://127.0.0.1:8080/")
 		}
@@ -66,7 +66,7 @@ func TestMixedVersions(t *testing.T) {
 		s.Bin = ""
 		s.Start()
 		if s.Role != "agent" {
-			waitAPI(s)
+			s.WaitAPI()
 		}
 		works("updated " + s.NodeName())
 	}

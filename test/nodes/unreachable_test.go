@@ -2,7 +2,7 @@
 
 // SPDX-License-Identifier: Apache-2.0
 
-package e2e
+package nodes
 
 import (
 	"errors"
@@ -59,7 +59,7 @@ func TestUnreachableNode(t *testing.T) {
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent")
 	s.Start()
-	waitAPI(s)
+	s.WaitAPI()
 	var agents []*harness.Server
 	for range 2 {
 		a := site.NewMachine().NewAgent(s, "--debug")
@@ -68,10 +68,10 @@ func TestUnreachableNode(t *testing.T) {
 		agents = append(agents, a)
 	}
 	for _, a := range agents {
-		harness.Eventually(t, soon, "the nodes are ready", func() error { return nodeReady(s, a) })
+		harness.Eventually(t, harness.Soon, "the nodes are ready", func() error { return s.NodeReady(a) })
 	}
 	s.Apply(spreadService)
-	harness.Eventually(t, soon, "the Service has two endpoints", func() error { return endpoints(s, 2) })
+	harness.Eventually(t, harness.Soon, "the Service has two endpoints", func() error { return endpoints(s, 2) })
 	address := s.Kubectl("get", "service", "d", "-o", "jsonpath={.spec.clusterIP}")
 	stays, victim := agents[0], agents[1]
 	both := func(since time.Time) {
@@ -86,7 +86,7 @@ func TestUnreachableNode(t *testing.T) {
 	}
 	began := time.Now()
 	for _, a := range agents {
-		eventually(t, began, "it has reached the other one, which counts from then on", func() error { return logSays(a, firstReached) })
+		eventually(t, began, "it has reached the other one, which counts from then on", func() error { return a.LogSays(firstReached) })
 	}
 	both(began)
 
@@ -95,7 +95,7 @@ func TestUnreachableNode(t *testing.T) {
 	site.LoseDatagrams(victim.Machine, stays.Machine, 6443, 100)
 	time.Sleep(8 * time.Second)
 	for _, a := range agents {
-		harness.Eventually(t, soon, "that datagrams are lost makes nobody go round a node", func() error { return allReached(a) })
+		harness.Eventually(t, harness.Soon, "that datagrams are lost makes nobody go round a node", func() error { return allReached(a) })
 	}
 	site.Heal()
 	both(time.Now())
@@ -107,7 +107,7 @@ func TestUnreachableNode(t *testing.T) {
 	eventually(t, vanished, "the rules of the node that stays have no pod of the one that vanished", func() error { return sendsTo(stays.Machine, pod, false) })
 	eventually(t, vanished, "each connection from there succeeds", func() error { return visits(stays.Machine, address) })
 	eventually(t, vanished, "the node that is cut off reaches its own pod", func() error { return visits(victim.Machine, address) })
-	if err := logSays(stays, notReached); err != nil {
+	if err := stays.LogSays(notReached); err != nil {
 		t.Error(err)
 	}
 
@@ -130,7 +130,7 @@ func TestUnreachableNode(t *testing.T) {
 func podOn(s, node *harness.Server) string {
 	s.T.Helper()
 	var ip string
-	harness.Eventually(s.T, soon, "one endpoint on "+node.NodeName(), func() error {
+	harness.Eventually(s.T, harness.Soon, "one endpoint on "+node.NodeName(), func() error {
 		out, err := s.TryKubectl("get", "endpointslices", "-l", "kubernetes.io/service-name=d", "-o",
 			fmt.Sprintf(`jsonpath={.items[*].endpoints[?(@.nodeName=="%s")].addresses[0]}`, node.NodeName()))
 		if ips := strings.Fields(out); err == nil && len(ips) != 1 {

@@ -2,7 +2,7 @@
 
 // SPDX-License-Identifier: Apache-2.0
 
-package e2e
+package nodes
 
 import (
 	"errors"
@@ -27,7 +27,7 @@ spec:
     metadata: {labels: {app: d}}
     spec:
       topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: d}}}]
-      containers: [` + boxYAML + `, command: [testbox, serve]}]
+      containers: [` + harness.BoxYAML + `, command: [testbox, serve]}]
 ---
 apiVersion: v1
 kind: PersistentVolume
@@ -47,7 +47,7 @@ spec:
   template:
     metadata: {labels: {app: s}}
     spec:
-      containers: [` + boxYAML + `, command: [testbox, serve], volumeMounts: [{name: data, mountPath: /data}]}]
+      containers: [` + harness.BoxYAML + `, command: [testbox, serve], volumeMounts: [{name: data, mountPath: /data}]}]
   volumeClaimTemplates:
   - metadata: {name: data}
     spec: {accessModes: [ReadWriteOnce], storageClassName: none, resources: {requests: {storage: 1Mi}}}
@@ -79,7 +79,7 @@ func TestReplacement(t *testing.T) {
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent", "--default-toleration-seconds", "5")
 	s.Start()
-	waitAPI(s)
+	s.WaitAPI()
 	var agents []*harness.Server
 	for range 2 {
 		a := site.NewMachine().NewAgent(s)
@@ -88,13 +88,13 @@ func TestReplacement(t *testing.T) {
 		agents = append(agents, a)
 	}
 	for _, a := range agents {
-		harness.Eventually(t, soon, "the nodes are ready", func() error { return nodeReady(s, a) })
+		harness.Eventually(t, harness.Soon, "the nodes are ready", func() error { return s.NodeReady(a) })
 	}
 	s.Apply(leaveable)
 	names := []string{agents[0].NodeName(), agents[1].NodeName()}
-	harness.Eventually(t, soon, "the Deployment's pods run on both nodes", func() error { return runningOn(s, "d", names...) })
+	harness.Eventually(t, harness.Soon, "the Deployment's pods run on both nodes", func() error { return runningOn(s, "d", names...) })
 	var on string
-	harness.Eventually(t, soon, "the StatefulSet's pod runs", func() error {
+	harness.Eventually(t, harness.Soon, "the StatefulSet's pod runs", func() error {
 		on = s.Kubectl("get", "pod", "s-0", "-o", "jsonpath={.spec.nodeName}")
 		return runningOn(s, "s", on)
 	})

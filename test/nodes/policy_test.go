@@ -2,7 +2,7 @@
 
 // SPDX-License-Identifier: Apache-2.0
 
-package e2e
+package nodes
 
 import (
 	"fmt"
@@ -118,7 +118,7 @@ func TestNetworkPolicy(t *testing.T) {
 	m := newMesh(t, 2, "vxlan", "eth0")
 	s, agent := m.nodes[0], m.nodes[1]
 	for _, n := range m.nodes {
-		harness.Eventually(m, patient, "the node is ready", func() error { return nodeReady(s, n) })
+		harness.Eventually(m, patient, "the node is ready", func() error { return s.NodeReady(n) })
 	}
 	for _, namespace := range []string{"shop", "other"} {
 		s.Kubectl("create", "namespace", namespace)

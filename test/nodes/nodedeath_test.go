@@ -2,7 +2,7 @@
 
 // SPDX-License-Identifier: Apache-2.0
 
-package e2e
+package nodes
 
 import (
 	"errors"
@@ -25,7 +25,7 @@ spec:
     metadata: {labels: {app: d}}
     spec:
       topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: d}}}]
-      containers: [` + boxYAML + `, command: [testbox, serve]}]
+      containers: [` + harness.BoxYAML + `, command: [testbox, serve]}]
 ---
 apiVersion: v1
 kind: Service
@@ -54,7 +54,7 @@ func endpoints(s *harness.Server, want int) error {
 // eventually waits for a condition and logs how long that took since a moment.
 func eventually(t *testing.T, since time.Time, what string, f func() error) {
 	t.Helper()
-	harness.Eventually(t, soon, what, f)
+	harness.Eventually(t, harness.Soon, what, f)
 	t.Logf("%s: after %v", what, time.Since(since).Round(10*time.Millisecond))
 }
 
@@ -64,7 +64,7 @@ func TestNodeDeath(t *testing.T) {
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent")
 	s.Start()
-	waitAPI(s)
+	s.WaitAPI()
 	var agents []*harness.Server
 	for range 2 {
 		a := site.NewMachine().NewAgent(s)
@@ -73,10 +73,10 @@ func TestNodeDeath(t *testing.T) {
 		agents = append(agents, a)
 	}
 	for _, a := range agents {
-		harness.Eventually(t, soon, "the nodes are ready", func() error { return nodeReady(s, a) })
+		harness.Eventually(t, harness.Soon, "the nodes are ready", func() error { return s.NodeReady(a) })
 	}
 	s.Apply(spreadService)
-	harness.Eventually(t, soon, "the Service has two endpoints", func() error { return endpoints(s, 2) })
+	harness.Eventually(t, harness.Soon, "the Service has two endpoints", func() error { return endpoints(s, 2) })
 
 	if got := s.Kubectl("get", "pods", "-l", "app=d", "-o", "jsonpath={.items[0].spec.tolerations[*].tolerationSeconds}"); got != "60 60" {
 		t.Errorf("pods stay on a lost node for %q seconds", got)
@@ -89,7 +89,7 @@ func TestNodeDeath(t *testing.T) {
 	eventually(t, vanished, "the node is not Ready", func() error { return isReady(s, victim, "Unknown") })
 	eventually(t, vanished, "the Service does not use it", func() error { return endpoints(s, 1) })
 	// Kubernetes' own controller would have noticed in the end, too.
-	if err := logSays(s, "a node is dead"); err != nil {
+	if err := s.LogSays("a node is dead"); err != nil {
 		t.Error(err)
 	}
 	if err := isReady(s, agents[0], "True"); err != nil {
@@ -122,32 +122,32 @@ func TestLeadersNodeDies(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer()
 	first.Start()
-	waitAPI(first)
+	first.WaitAPI()
 	servers := []*harness.Server{first}
 	for range 2 {
 		s := site.NewMachine().NewPeer(first, "--disable-agent")
 		s.Start()
-		waitAPI(s)
+		s.WaitAPI()
 		servers = append(servers, s)
 	}
 	second := servers[1]
-	harness.Eventually(t, soon, "all three vote, and the first leads", func() error {
+	harness.Eventually(t, harness.Soon, "all three vote, and the first leads", func() error {
 		out, err := second.Run(second.Coracle(), "store", "status", "--data-dir", second.DataDir)
 		if err == nil && strings.Count(out, " voter ") < 2 {
 			err = fmt.Errorf("not three voters yet:\n%s", out)
 		}
 		return err
 	})
-	harness.Eventually(t, soon, "the node is ready", func() error { return isReady(second, first, "True") })
+	harness.Eventually(t, harness.Soon, "the node is ready", func() error { return isReady(second, first, "True") })
 	for _, s := range servers[1:] {
-		harness.Eventually(t, soon, "the node is connected to the other servers", func() error { return logSays(s, "a node is connected") })
+		harness.Eventually(t, harness.Soon, "the node is connected to the other servers", func() error { return s.LogSays("a node is connected") })
 	}
 	vanished := time.Now()
 	for _, s := range servers[1:] {
 		site.Split(first.Machine, s.Machine)
 	}
 	eventually(t, vanished, "the dead leader's node is not Ready", func() error { return isReady(second, first, "Unknown") })
-	if logSays(servers[1], "a node is dead") != nil && logSays(servers[2], "a node is dead") != nil {
+	if servers[1].LogSays("a node is dead") != nil && servers[2].LogSays("a node is dead") != nil {
 		t.Error("no server found that the node is dead: Kubernetes' own controller did")
 	}
 	back := time.Now()

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package harness
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// How long scenarios wait for what has to happen, on a machine that has much else to do.
+const (
+	Soon   = 3 * time.Minute // what takes a moment on an idle machine
+	Longer = 5 * time.Minute // what waits for a sync period or a back-off
+)
+
+// BoxYAML begins a container that runs the box.
+const BoxYAML = `{name: box, image: "` + BoxImage + `", imagePullPolicy: Never`
+
+// Says fails the test unless got has each of want in it.
+func Says(t testing.TB, got string, want ...string) {
+	t.Helper()
+	for _, w := range want {
+		if !strings.Contains(got, w) {
+			t.Errorf("no %q in:\n%s", w, got)
+		}
+	}
+}
+
+// WaitAPI waits until the API server takes writes.
+func (s *Server) WaitAPI() {
+	s.T.Helper()
+	Eventually(s.T, Longer, "the API server is ready", func() error {
+		if err := s.Alive(); err != nil {
+			return err
+		}
+		_, err := s.TryKubectl("get", "serviceaccount", "default")
+		return err
+	})
+}
+
+// NodeReady fails unless an agent's node is ready in the eyes of this server, under the agent's address.
+func (s *Server) NodeReady(a *Server) error {
+	if err := a.Alive(); err != nil {
+		return err
+	}
+	out, err := s.TryKubectl("get", "node", a.NodeName(), "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.addresses[0].address}`)
+	if want := "True " + a.IP; err == nil && out != want {
+		err = fmt.Errorf("%q, want %q", out, want)
+	}
+	return err
+}
+
+// LogSays fails unless the log has a text.
+func (s *Server) LogSays(want string) error {
+	data, err := os.ReadFile(s.Log)
+	if err == nil && !strings.Contains(string(data), want) {
+		err = fmt.Errorf("no %q in the log:\n%s", want, s.LogTail(20))
+	}
+	return err
+}
+
+// Members waits until coracle member list says something and ends with a code. It returns what it said.
+func (s *Server) Members(code int, want string) (out string) {
+	s.T.Helper()
+	Eventually(s.T, Soon, fmt.Sprintf("the list of servers says %q", want), func() (err error) {
+		out, err = s.Run(s.Coracle(), "member", "list", "--data-dir", s.DataDir)
+		if !strings.Contains(out, want) || (err == nil) != (code == 0) {
+			return fmt.Errorf("%w, and:\n%s", err, out)
+		}
+		return nil
+	})
+	return out
+}
+
+// KnowOneAnother fails unless each of the machines sees the states of all members, servers first and then in the order of their names.
+func KnowOneAnother(machines []*Server, want string) error {
+	for _, m := range machines {
+		out, err := m.Run(m.Coracle(), "status", "--data-dir", m.DataDir, "-o", "json")
+		var r status.Report
+		if jsonErr := json.Unmarshal([]byte(out), &r); jsonErr != nil {
+			return errors.Join(err, jsonErr)
+		}
+		got, text := "", ""
+		for _, member := range r.Members {
+			got += member.State + " "
+			text += fmt.Sprintf("%s (%s) at %s: %s\n", member.Name, member.Role, member.Address, member.State)
+		}
+		if got != want {
+			return fmt.Errorf("%s sees\n%s, want %s", m.NodeName(), text, want)
+		}
+	}
+	return nil
+}
