@@ -43,7 +43,7 @@ build_small() {
     -Wl,-z,max-page-size=65536 -s -o "$1" "$2"
 }
 
-say "building the programs that coracle carries for $arch: runc, shim, kubectl and others"
+say "building the programs that coracle carries for $arch: runc, shim, kubectl, helm and others"
 go_program coracle-helper cmd/coracle-helper ""
 go_program coracle-tools cmd/coracle-tools "$TOOLS_LDFLAGS"
 (build_runc)
@@ -51,7 +51,7 @@ build_small "$work/pause" cmd/pause/pause.c
 build_small "$stage/nft" cmd/nft/nft.c
 packaging/nft-bundle.sh "$arch" "$work/nft" "$stage/nftables"
 for link in containerd-shim-runc-v2 coracle-cni; do ln -sfn coracle-helper "$stage/$link"; done
-for link in kubectl ctr; do ln -sfn coracle-tools "$stage/$link"; done
+for link in kubectl ctr helm; do ln -sfn coracle-tools "$stage/$link"; done
 
 "$GO" run -buildvcs=false ./internal/carried/pack -stage "$stage" -out "internal/carried/files/$arch" -cache "$work/../zst" \
   -pause "$work/pause" -pause-image "$pause_image" -arch "$arch"

@@ -126,6 +126,7 @@ func New(ctx context.Context, o Options) (*Proxy, error) {
 	}
 	why = reason(o.Mode, why)
 	log.Info("Chose the Service proxy's back end", "backend", chosen.name(), "reason", why)
+	showMetrics(chosen.name())
 	return newProxy(ctx, o, chosen, why)
 }
 
@@ -282,6 +283,7 @@ func (p *Proxy) intact() bool {
 }
 
 func (p *Proxy) trigger() {
+	p.queued()
 	select {
 	case p.wake <- struct{}{}:
 	default:

@@ -5,6 +5,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -216,4 +218,86 @@ func contains(k cluster.GossipKeys, key []byte) bool {
 		}
 	}
 	return false
+}
+
+// TestGossipRotationLeaderDies: the store's leader dies at each request of a rotation in turn, before it has done what it was asked for or after it. The rotation ends all the
+// same, or it is run again; the members understand one another all along.
+func TestGossipRotationLeaderDies(t *testing.T) {
+	for _, after := range []bool{false, true} {
+		for n, died := 1, true; died; n++ {
+			synctest.Test(t, func(t *testing.T) { died = gossipRotationAtWhichTheLeaderDies(t, n, after) })
+			if !died && n < 5 {
+				t.Errorf("a rotation had %d requests only", n-1)
+			}
+		}
+	}
+}
+
+// gossipRotationAtWhichTheLeaderDies has the leader die at a request, and says whether there were so many.
+func gossipRotationAtWhichTheLeaderDies(t *testing.T, n int, after bool) (died bool) {
+	first, err := cluster.NewGossipKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
+	if err := PutKeys(secret, first); err != nil {
+		t.Fatal(err)
+	}
+	whole := fake.NewClientset(secret, nodeNamed("a"), nodeNamed("b"))
+	mortal, requests := &fake.Clientset{}, 0
+	mortal.AddReactor("*", "*", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		do := clienttesting.ObjectReaction(whole.Tracker())
+		if requests++; requests != n {
+			return do(a)
+		}
+		if after {
+			_, _, _ = do(a) // its answer is lost
+		}
+		return true, nil, errors.New("etcdserver: leader changed")
+	})
+	// Two members take the keys over, one of them late.
+	var mu sync.Mutex
+	have := []cluster.GossipKeys{first, first}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := 0; ctx.Err() == nil; i++ {
+			time.Sleep(time.Second) // the bubble's time: how often a member looks
+			keys, err := GossipRotation{Client: whole}.read(t.Context())
+			if err != nil {
+				t.Error(err)
+			}
+			mu.Lock()
+			have[0] = keys
+			if i%5 == 0 {
+				have[1] = keys
+			}
+			if !contains(have[0], have[1].Keys[0]) || !contains(have[1], have[0].Keys[0]) {
+				t.Errorf("request %d, after it: %t: two members do not understand one another: generations %d and %d", n, after, have[0].Generation, have[1].Generation)
+			}
+			mu.Unlock()
+		}
+	}()
+	r := GossipRotation{Client: mortal, Progress: func(string) {}, Members: func(context.Context) ([]status.Member, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return []status.Member{{Name: "a", State: "alive", KeyGeneration: have[0].Generation}, {Name: "b", State: "alive", KeyGeneration: have[1].Generation}}, nil
+	}}
+	err = r.Run(ctx)
+	died = requests >= n
+	if err != nil {
+		r.Client = whole
+		err = r.Run(ctx)
+	}
+	if err != nil {
+		t.Errorf("request %d, after it: %t: run again, it says %v", n, after, err)
+	}
+	cancel()
+	<-done
+	end, err := GossipRotation{Client: whole}.read(t.Context())
+	if err != nil || len(end.Keys) != 1 || contains(first, end.Keys[0]) {
+		t.Errorf("request %d, after it: %t: at the end there are %d keys, of the generation %d: %v", n, after, len(end.Keys), end.Generation, err)
+	}
+	return died
 }

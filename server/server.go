@@ -210,6 +210,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	background.Go(func() { s.keepTokens(outlasting, store, tokens) })
+	background.Go(func() { s.keepName(outlasting, store) })
 	defer s.serveJoins(outlasting)()
 	background.Go(func() { s.serveNodes(outlasting) })
 	background.Go(func() { s.keepPeers(outlasting, store) })

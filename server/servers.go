@@ -35,7 +35,7 @@ func (s *Server) ServersHandler() http.Handler {
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), surveyPatience)
 		defer cancel()
-		servers := listServers(store.Survey(ctx), s.serverNames(ctx))
+		servers := listServers(store.Survey(ctx), s.serverNames(ctx), toldNames(ctx, store.Client().KV))
 		out := status.Servers{Servers: servers, Problems: []string{}}
 		words, problems := status.Failures(servers)
 		out.Failures, out.Problems = words, append(out.Problems, problems...)
@@ -64,8 +64,13 @@ func (s *Server) serverNames(ctx context.Context) map[string]string {
 	return names
 }
 
-// listServers says in a report's words what the store knows; this server comes first, then the others by name.
-func listServers(states []raftstore.MemberState, names map[string]string) []status.ClusterServer {
+// listServers says in a report's words what the store knows; this server comes first, then the others by name. told are the names that servers once
+// told: they count for one of which nothing newer is known, and not where another server has the name now, whose machine was emptied perhaps.
+func listServers(states []raftstore.MemberState, names, told map[string]string) []status.ClusterServer {
+	taken := map[string]bool{}
+	for _, m := range states {
+		taken[cmp.Or(names[m.Name], m.Hostname)] = true
+	}
 	var out []status.ClusterServer
 	for _, m := range states {
 		c := status.ClusterServer{
@@ -76,6 +81,8 @@ func listServers(states []raftstore.MemberState, names map[string]string) []stat
 		case c.Name != "":
 		case m.Hostname != "":
 			c.Name = m.Hostname
+		case told[m.Name] != "" && !taken[told[m.Name]]:
+			c.Name = told[m.Name]
 		default:
 			c.Name = m.Name
 		}

@@ -4,11 +4,15 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"strings"
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/internal/testkv"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
@@ -173,6 +177,69 @@ func TestTokensOfAStoreThatWasSetBack(t *testing.T) {
 		}
 		if r, err := readTokens(t.Context(), box); err != nil || r.Generation != generation || r.Server != last.Secret {
 			t.Errorf("%s: the store has %+v, %v", what, r, err)
+		}
+	}
+}
+
+// TestRotateTokenLeaderDies: the store's leader dies at each call of a replacement in turn, before it has done what it was asked for or after it. Then the token of before works or the new one does, and
+// never both; the command can be given again with the one that works.
+func TestRotateTokenLeaderDies(t *testing.T) {
+	o := options(t, t.TempDir())
+	o.Token, o.AgentToken = "given-to-servers", "given-to-agents"
+	s, err := New(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	store, err := raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: s.data.ServerID(), Logger: o.Logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := store.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := store.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	whole := store.Client().KV
+	box, err := tokenBox(whole, o.TLSDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := "given-to-servers"
+	rotate := func(kv clientv3.KV, next string) error {
+		_, _, err := RotateToken(t.Context(), kv, o.ServerDir, token.Rotation{Role: token.RoleServer, Old: now, New: next, Now: time.Now()}, nil, 0)
+		return err
+	}
+	for _, after := range []bool{false, true} {
+		for n := 1; ; n++ {
+			kv, next := &testkv.Mortal{KV: whole, Dies: n, After: after}, fmt.Sprintf("next-%d-%t", n, after)
+			rotateErr := rotate(kv, next)
+			if _, err := s.takeTokens(t.Context(), box); err != nil {
+				t.Fatal(err)
+			}
+			has := s.tokens.Load()
+			works := has.Server.Secret
+			if valid := has.Valid(time.Now()); len(valid) != 2 || works != now && works != next || rotateErr == nil && works != next {
+				t.Fatalf("at call %d, after it: %t: the command says %v, and valid are %+v", n, after, rotateErr, valid)
+			}
+			now = works
+			again := fmt.Sprintf("again-%d-%t", n, after)
+			if err := rotate(whole, again); err != nil {
+				t.Fatalf("at call %d, after it: %t: given again: %v", n, after, err)
+			}
+			if now = again; !kv.Died() {
+				if n < 3 {
+					t.Errorf("a replacement had %d calls only", n-1)
+				}
+				break
+			}
 		}
 	}
 }

@@ -45,6 +45,9 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 		}
 		o.DisableServiceLB = b.Disabled
 	}
+	if no := joined.Settings.NoMetrics; no != nil {
+		o.DisableMetrics = *no
+	}
 	if c.ServerURL != nil {
 		o.Join = append(o.Join, c.ServerURL.Host)
 	}
@@ -56,6 +59,9 @@ func contradictions(c *config.Server, j *server.Joined) error {
 	own := clusterSettings(c)
 	if j.Settings.Balancer == nil { // of a cluster that says nothing of it
 		own.Balancer = nil
+	}
+	if j.Settings.NoMetrics == nil {
+		own.NoMetrics = nil
 	}
 	var errs []error
 	for _, s := range []struct{ flag, own, cluster string }{
@@ -97,6 +103,9 @@ func disabledParts(s cluster.Settings) string {
 	}
 	if s.Balancer != nil && s.Balancer.Disabled {
 		out = append(out, config.PartServiceLB)
+	}
+	if s.NoMetrics != nil && *s.NoMetrics {
+		out = append(out, config.PartMetrics)
 	}
 	return strings.Join(out, ",")
 }

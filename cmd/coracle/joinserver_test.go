@@ -65,14 +65,22 @@ func TestContradictions(t *testing.T) {
 	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--disable: this server was given "servicelb", and the cluster that it belongs to has ""`) {
 		t.Error(err)
 	}
-	own.Given = append(own.Given, "load-balancer-pool")
-	joined.Settings.Balancer = nil // of a cluster that began before it was asked
+	own.Disable = []string{config.PartMetrics}
+	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--disable: this server was given "metrics-server", and the cluster that it belongs to has ""`) {
+		t.Error(err)
+	}
+	joined.Settings.NoMetrics = nil // of a cluster that began before it was asked
+	if err := contradictions(own, joined); err != nil {
+		t.Error(err)
+	}
+	own.Given, own.Disable = append(own.Given, "load-balancer-pool"), []string{config.PartServiceLB}
+	joined.Settings.Balancer = nil // likewise
 	if err := contradictions(own, joined); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestJoinedOptions: a server that was told nothing of load balancers takes what its cluster has.
+// TestJoinedOptions: a server that was told nothing of load balancers and metrics takes what its cluster has.
 func TestJoinedOptions(t *testing.T) {
 	c := &config.Server{
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",
@@ -95,11 +103,12 @@ func TestJoinedOptions(t *testing.T) {
 		return o
 	}
 	joined.Settings.Balancer = &cluster.Balancer{Disabled: true, Pool: []string{"192.0.2.1-192.0.2.9", "fd00::1"}}
-	if o := options(); !o.DisableServiceLB || strings.Join(lbpool.Texts(o.LBPool), ",") != "192.0.2.1-192.0.2.9,fd00::1" {
-		t.Errorf("disabled %v, the pool %v", o.DisableServiceLB, o.LBPool)
+	*joined.Settings.NoMetrics = true
+	if o := options(); !o.DisableServiceLB || !o.DisableMetrics || strings.Join(lbpool.Texts(o.LBPool), ",") != "192.0.2.1-192.0.2.9,fd00::1" {
+		t.Errorf("disabled %v and %v, the pool %v", o.DisableServiceLB, o.DisableMetrics, o.LBPool)
 	}
-	joined.Settings.Balancer = nil // of a cluster that began before it was asked
-	if o := options(); strings.Join(lbpool.Texts(o.LBPool), ",") != "192.0.2.99" {
+	joined.Settings.Balancer, joined.Settings.NoMetrics = nil, nil // of a cluster that began before it was asked
+	if o := options(); o.DisableMetrics || strings.Join(lbpool.Texts(o.LBPool), ",") != "192.0.2.99" {
 		t.Errorf("its own pool became %v", o.LBPool)
 	}
 }

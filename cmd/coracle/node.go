@@ -125,6 +125,8 @@ func clusterSettings(c *config.Server) cluster.Settings {
 		TolerationSeconds: c.TolerationSeconds,
 		Balancer:          &cluster.Balancer{Disabled: c.Disabled(config.PartServiceLB), Pool: lbpool.Texts(c.LBPool)},
 	}
+	noMetrics := c.Disabled(config.PartMetrics)
+	s.NoMetrics = &noMetrics
 	if !c.Disabled(config.PartDNS) {
 		s.DNS = c.ClusterDNS
 	}

@@ -28,7 +28,7 @@ const PauseImage = "docker.io/coracle/pause:1"
 var ErrNotCarried = errors.New("this binary was built without its carried programs; build it with: make build")
 
 // Dir is an unpacked set. It has runc, coracle-helper (also by the names containerd-shim-runc-v2 and coracle-cni),
-// coracle-tools (also kubectl and ctr), pause.tar, and nft with the folder nftables/ that it runs from.
+// coracle-tools (also kubectl, ctr and helm), pause.tar, and nft with the folder nftables/ that it runs from.
 type Dir struct {
 	// Path is <data directory>/bin/<content hash>. Programs found by it stay the same as long as they run.
 	Path string

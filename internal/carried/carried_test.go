@@ -283,7 +283,7 @@ func TestCarried(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = d.Close() })
 	for _, name := range []string{
-		"runc", "coracle-helper", "containerd-shim-runc-v2", "coracle-cni", "nft", "coracle-tools", "kubectl", "ctr",
+		"runc", "coracle-helper", "containerd-shim-runc-v2", "coracle-cni", "nft", "coracle-tools", "kubectl", "ctr", "helm",
 		"nftables/nft", "nftables/ld.so",
 	} {
 		fi, err := os.Stat(d.File(name))
@@ -300,6 +300,7 @@ func TestCarried(t *testing.T) {
 		{d.File("runc"), "--version"},
 		{d.File("kubectl"), "version", "--client"},
 		{d.File("ctr"), "--version"},
+		{d.File("helm"), "version"},
 		{d.File("nft"), "--version"},
 		{d.File("nftables/ld.so"), "--library-path", d.File("nftables"), "--argv0", "nft", d.File("nftables/nft"), "--version"},
 	} {

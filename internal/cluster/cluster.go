@@ -34,6 +34,9 @@ type Settings struct {
 	NetworkBackend string `json:"networkBackend,omitempty"`
 	// Balancer says what Services of type LoadBalancer get. It is nil in clusters that began before there was this setting: there each server goes by its own.
 	Balancer *Balancer `json:"balancer,omitempty"`
+	// NoMetrics leaves metrics.k8s.io to something that the operator installs, or to nothing. It is nil in clusters that began before there was this
+	// setting: there each server goes by its own.
+	NoMetrics *bool `json:"noMetrics,omitempty"`
 	// Liveness says how the death of a node is noticed.
 	Liveness Liveness `json:"liveness"`
 	// TolerationSeconds is for how long pods stay on a node that is not ready or not heard of, unless they say something else. 0 is

@@ -10,10 +10,12 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 	upstream "k8s.io/kubernetes/pkg/proxy"
 	"k8s.io/kubernetes/pkg/proxy/conntrack"
@@ -187,7 +189,7 @@ func (p *Proxier) Sync(ctx context.Context, full bool) error {
 	}
 	var errs []error
 	for _, f := range p.families {
-		f.update()
+		start, changes := time.Now(), f.update()
 		if full {
 			f.rules.view.serviceCIDRs = nil
 			for _, c := range cidrs {
@@ -197,10 +199,13 @@ func (p *Proxier) Sync(ctx context.Context, full bool) error {
 			}
 		}
 		state := Desired(p.view(f, topology, local))
-		if err := f.write(ctx, state, full); err != nil {
+		err := f.write(ctx, state, full)
+		f.tried(start)
+		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", f.name, err))
 			continue
 		}
+		f.served(changes)
 		f.after(p.o)
 	}
 	return errors.Join(errs...)
@@ -230,11 +235,14 @@ func (p *Proxier) view(f *family, topology map[string]string, local map[netip.Ad
 	return v
 }
 
-func (f *family) update() {
+// update takes in what was told. It returns when that changed, by Service.
+func (f *family) update() map[types.NamespacedName][]time.Time {
 	f.services.Update(f.changes)
-	if f.endpoints.Update(f.slices).ConntrackCleanupRequired {
+	result := f.endpoints.Update(f.slices)
+	if result.ConntrackCleanupRequired {
 		f.stale = true
 	}
+	return result.LastChangeTriggerTimes
 }
 
 // write orders the steps so that nothing is open before it is guarded, and nothing is taken away before what replaces it is there.

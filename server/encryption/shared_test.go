@@ -19,6 +19,8 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/internal/testkv"
 )
 
 // memory is a store with what a rotation uses of one.
@@ -100,6 +102,7 @@ type several struct {
 	dirs  []string
 	off   map[int]bool
 	wrong []string // what must never be
+	end   func()   // what the servers do by themselves
 }
 
 func newSeveral(t *testing.T, n int) *several {
@@ -134,7 +137,8 @@ func newSeveral(t *testing.T, n int) *several {
 			}
 		})
 	}
-	t.Cleanup(func() { cancel(); running.Wait() })
+	s.end = func() { cancel(); running.Wait() }
+	t.Cleanup(s.end)
 	return s
 }
 
@@ -352,5 +356,43 @@ func TestTakeKeepsWhatNobodyKnows(t *testing.T) {
 	}
 	if l, err = readLayout(path); err != nil || !slices.Equal(l.keyNames(), []string{"key2", "key9"}) || l.keys[0] != own {
 		t.Errorf("it has %v, %v", l.keyNames(), err)
+	}
+}
+
+// TestSharedRotationLeaderDies: the store's leader dies at each call of a rotation in turn, before it has done what it was asked for or after it. The rotation ends all the
+// same, or it is run again on another server: then no server has ever written with a key that another one lacks, and everything is written with the newest.
+func TestSharedRotationLeaderDies(t *testing.T) {
+	for _, after := range []bool{false, true} {
+		for n := 1; ; n++ {
+			s := newSeveral(t, 3)
+			r := s.rotation(0)
+			r.Poll = 20 * time.Millisecond // few calls that only ask whether the others have the keys
+			kv := &testkv.Mortal{KV: s.kv, Dies: n, After: after}
+			r.KV = kv
+			want := "key2"
+			if err := r.Run(t.Context()); err != nil {
+				now, readErr := s.shared(1).read(t.Context())
+				if readErr != nil {
+					t.Fatal(readErr)
+				}
+				if now.revision > 0 && now.State.Stage == StageDone { // only the last answer was lost
+					want = "key3"
+				}
+				if err := s.rotation(1).Run(t.Context()); err != nil {
+					t.Fatalf("at call %d, after it: %t: %v", n, after, err)
+				}
+			}
+			s.done(want)
+			s.end()
+			if t.Failed() {
+				t.Fatalf("at call %d, after it: %t", n, after)
+			}
+			if !kv.Died() {
+				if n < 8 {
+					t.Errorf("a rotation had %d calls only", n-1)
+				}
+				break
+			}
+		}
 	}
 }

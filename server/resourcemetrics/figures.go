@@ -6,72 +6,27 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/metrics/pkg/apis/metrics"
-	"sigs.k8s.io/metrics-server/pkg/storage"
-)
-
-const (
-	// nominal is the time that a kubelet's own rate is said to be of: it measures every 10 s, or somewhat less often.
-	nominal = 10 * time.Second
-	// measured is after what time a kubelet has measured a container twice: before, a rate of nothing may mean none.
-	measured = 40 * time.Second
 )
 
 // figures are those of one round. They are not changed once they are made.
 type figures struct {
 	nodes  map[string]figure
 	pods   map[types.NamespacedName]podFigures
-	failed map[string]error // of nodes whose kubelets did not answer
-	asked  int              // nodes
-	lost   []string         // those of the failed ones that are Ready, sorted
+	failed map[string]error  // of nodes whose kubelets did not answer
+	odd    map[string]string // of nodes whose kubelets said what cannot be: what
+	asked  int               // nodes
+	lost   []string          // those of the failed ones that are Ready, sorted
 }
 
 type podFigures struct {
 	node       string
 	containers map[string]figure
-}
-
-// figure is what a node or a container uses. Metrics-server's own storage is not used: it can say nothing until it has
-// asked twice, and takes a counter that stands still after a restart for one that began in the year 1.
-type figure struct {
-	point storage.MetricsPoint
-	// rate is in billionths of a core, over the window before point.Timestamp; there is none when window is 0.
-	rate   uint64
-	window time.Duration
-}
-
-// continues says whether a point is of the same run of a node or container as the figure.
-func (f figure) continues(p storage.MetricsPoint) bool {
-	return f.point.StartTime.Equal(p.StartTime) && p.CumulativeCPUUsed >= f.point.CumulativeCPUUsed
-}
-
-// next is the figure after another point of the same run.
-func (f figure) next(p storage.MetricsPoint) figure {
-	elapsed := p.Timestamp.Sub(f.point.Timestamp)
-	if elapsed <= 0 {
-		return f // nothing was measured since
-	}
-	used := p.CumulativeCPUUsed - f.point.CumulativeCPUUsed
-	return figure{point: p, rate: uint64(float64(used) / elapsed.Seconds()), window: elapsed}
-}
-
-// first is the figure after a first point: its rate is the one that the kubelet knows by itself, if it does.
-func first(p storage.MetricsPoint, rate uint64, known bool) figure {
-	f := figure{point: p}
-	age := p.Timestamp.Sub(p.StartTime)
-	switch {
-	case known && (rate > 0 || age >= measured):
-		f.rate, f.window = rate, nominal
-	case age >= nominal && age < measured:
-		f.rate, f.window = uint64(float64(p.CumulativeCPUUsed)/age.Seconds()), age
-	}
-	return f
 }
 
 func (f figure) usage() corev1.ResourceList {
@@ -81,9 +36,10 @@ func (f figure) usage() corev1.ResourceList {
 	}
 }
 
-// quantity bounds what a kubelet may say by what the type can hold.
+// most is what a kubelet may say at most where its node's capacity is not known: a million cores, or a pebibyte.
+const most = 1 << 50
+
 func quantity(n uint64, format resource.Format, scale resource.Scale) resource.Quantity {
-	const most = 1 << 62
 	q := *resource.NewScaledQuantity(int64(min(n, most)), scale)
 	q.Format = format
 	return q

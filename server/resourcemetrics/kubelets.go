@@ -10,7 +10,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -27,8 +29,10 @@ const (
 	// kubeletTimeout is how long one kubelet may take for one question, doubtfulTimeout how long one of a node that is not ready.
 	kubeletTimeout  = 5 * time.Second
 	doubtfulTimeout = 2 * time.Second
-	// largest bounds an answer: 500 pods of five containers each are one and a half megabytes.
-	largest = 16 << 20
+	// smallest and each bound an answer, by the number of the node's containers: a container takes less than a kibibyte of the counters, and less than
+	// three of the summary. What the API does not know of, such as pods that have just gone, has its place in the smallest.
+	smallest = 1 << 20
+	each     = 8 << 10
 )
 
 // kubelets asks them for figures.
@@ -69,7 +73,7 @@ func (k *kubelets) read(ctx context.Context, node *corev1.Node) (b *storage.Metr
 			b, err = nil, fmt.Errorf("what the kubelet answered makes no sense: %v", r)
 		}
 	}()
-	b, err = k.counters.GetMetrics(ctx, node)
+	b, err = k.counters.GetMetrics(ctx, withoutStrangePath(node))
 	if err != nil {
 		return nil, err
 	}
@@ -148,39 +152,62 @@ func (k *kubelets) rates(ctx context.Context, node *corev1.Node) (*rates, error)
 	}
 	r := &rates{node: s.Node.CPU.UsageNanoCores, containers: map[types.NamespacedName]map[string]*uint64{}}
 	for _, p := range s.Pods {
-		of := map[string]*uint64{}
-		for _, c := range p.Containers {
-			of[c.Name] = c.CPU.UsageNanoCores
+		ref := types.NamespacedName{Namespace: p.PodRef.Namespace, Name: p.PodRef.Name}
+		if r.containers[ref] == nil { // a pod that goes and its successor have one name
+			r.containers[ref] = map[string]*uint64{}
 		}
-		r.containers[types.NamespacedName{Namespace: p.PodRef.Namespace, Name: p.PodRef.Name}] = of
+		for _, c := range p.Containers {
+			r.containers[ref][c.Name] = c.CPU.UsageNanoCores
+		}
 	}
 	return r, nil
 }
 
-// careful asks for answers as they are (packing and unpacking them costs more than a local network), and reads so much of them and no more.
+// withoutStrangePath is a node whose annotation, which its own kubelet may write, leads nowhere but to metrics: what the API server asks with its own
+// rights is not the kubelet's to choose.
+func withoutStrangePath(node *corev1.Node) *corev1.Node {
+	at, ok := node.Annotations[resource.AnnotationResourceMetricsPath]
+	if !ok || path.Clean(at) == at && strings.HasPrefix(at, "/metrics/") {
+		return node
+	}
+	out := *node
+	out.Annotations = nil
+	return &out
+}
+
+// longest is the key of the number of bytes that an answer may have, in a question's context.
+type longest struct{}
+
+// careful asks for answers as they are (packing and unpacking them costs more than a local network), reads so much of them and no more, and goes
+// nowhere else because an answer says so.
 type careful struct{ next http.RoundTripper }
 
 // RoundTrip implements http.RoundTripper.
 func (c careful) RoundTrip(r *http.Request) (*http.Response, error) {
+	limit, ok := r.Context().Value(longest{}).(int)
+	if !ok {
+		limit = smallest
+	}
 	r = r.Clone(r.Context())
 	r.Header.Set("Accept-Encoding", "identity")
 	resp, err := c.next.RoundTrip(r)
 	if err != nil {
 		return nil, err
 	}
-	resp.Body = &bounded{resp.Body, largest}
+	resp.Header.Del("Location") // or the client would follow it
+	resp.Body = &bounded{resp.Body, limit, limit}
 	return resp, nil
 }
 
 type bounded struct {
 	io.ReadCloser
-	left int
+	left, limit int
 }
 
 // Read fails, and does not pretend an end, when the answer is longer than allowed.
 func (b *bounded) Read(p []byte) (int, error) {
 	if b.left <= 0 {
-		return 0, fmt.Errorf("the answer is longer than %d MiB", largest>>20)
+		return 0, fmt.Errorf("the answer is longer than %d KiB", b.limit>>10)
 	}
 	n, err := b.ReadCloser.Read(p[:min(len(p), b.left)])
 	b.left -= n

@@ -220,6 +220,11 @@ func (c *Collector) note(before, after *figures) {
 			c.o.Logger.Warn("metrics: a kubelet does not answer; there are no figures of its node and pods until it does", "node", node, "error", err)
 		}
 	}
+	for node, odd := range after.odd {
+		if before == nil || before.odd[node] == "" {
+			c.o.Logger.Warn("metrics: a kubelet says what cannot be; those figures are left out", "node", node, "example", odd)
+		}
+	}
 	if before == nil {
 		return
 	}

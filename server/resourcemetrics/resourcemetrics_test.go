@@ -115,7 +115,7 @@ func TestBadKubelets(t *testing.T) {
 			r := says(http.StatusOK, "")
 			r.Body = io.NopCloser(endless{})
 			return r, nil
-		}, "longer than 16 MiB"},
+		}, "longer than 1032 KiB"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -186,8 +186,8 @@ func TestForeignPods(t *testing.T) {
 		honest, liar := w.node("honest", true), w.node("liar", true)
 		w.pod(honest, "honest", "web")
 		liar.pods = []podUsage{
-			{namespace: "default", name: "web", container: "main", started: time.Now().Add(-time.Hour), cpu: 1e6, rate: 64e9},
-			{namespace: "default", name: "unheard-of", container: "main", started: time.Now().Add(-time.Hour), cpu: 1e6, rate: 64e9},
+			{namespace: "default", name: "web", container: "main", started: time.Now().Add(-time.Hour), cpu: 1e6, memory: 1e6, rate: 64e9},
+			{namespace: "default", name: "unheard-of", container: "main", started: time.Now().Add(-time.Hour), cpu: 1e6, memory: 1e6, rate: 64e9},
 		}
 		c := w.run(t)
 		expect(t, "the pod", w.topPod(t, c, "web"), "web/main 20m 10s")
@@ -324,7 +324,7 @@ func FuzzCounters(f *testing.F) {
 			t.Fatal(err)
 		}
 		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}}}}
-		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "b"}, Spec: corev1.PodSpec{NodeName: "one"}}
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "b"}, Spec: corev1.PodSpec{NodeName: "one", Containers: []corev1.Container{{Name: "a"}}}}
 		before := k.round(t.Context(), []*corev1.Node{n}, []*corev1.Pod{p}, nil)
 		for _, figures := range k.round(t.Context(), []*corev1.Node{n}, []*corev1.Pod{p}, before).pods {
 			figures.metrics(&metav1.PartialObjectMetadata{})

@@ -6,8 +6,10 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -28,10 +30,13 @@ var errNoTime = errors.New("its turn did not come in time: too many other kubele
 func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*corev1.Pod, before *figures) *figures {
 	ctx, cancel := context.WithTimeout(ctx, roundTimeout)
 	defer cancel()
-	after := &figures{nodes: map[string]figure{}, pods: map[types.NamespacedName]podFigures{}, failed: map[string]error{}, asked: len(nodes)}
-	at := make(map[types.NamespacedName]string, len(pods))
+	after := &figures{
+		nodes: map[string]figure{}, pods: map[types.NamespacedName]podFigures{}, failed: map[string]error{}, odd: map[string]string{}, asked: len(nodes),
+	}
+	at, containers := make(map[types.NamespacedName]*corev1.Pod, len(pods)), map[string]int{}
 	for _, p := range pods {
-		at[types.NamespacedName{Namespace: p.Namespace, Name: p.Name}] = p.Spec.NodeName
+		at[types.NamespacedName{Namespace: p.Namespace, Name: p.Name}] = p
+		containers[p.Spec.NodeName] += len(p.Spec.Containers) + len(p.Spec.InitContainers) + len(p.Spec.EphemeralContainers)
 	}
 	var (
 		mu      sync.Mutex
@@ -41,7 +46,7 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
-				after.failed[n.Name] = err
+				after.failed[n.Name] = brief(err)
 				if ready(n) {
 					after.lost = append(after.lost, n.Name)
 				}
@@ -59,7 +64,7 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 		}
 		asking.Go(func() {
 			defer func() { <-slots }()
-			a, err := k.ask(ctx, n, at, before)
+			a, err := k.ask(context.WithValue(ctx, longest{}, smallest+each*containers[n.Name]), n, at, before)
 			answers(n, a, err)
 		})
 	}
@@ -73,9 +78,13 @@ type answer struct {
 	name string
 	node *figure // nil if it does not know
 	pods map[types.NamespacedName]podFigures
+	odd  string // the first of what it said that cannot be, if any
 }
 
 func (a answer) into(f *figures) {
+	if a.odd != "" {
+		f.odd[a.name] = a.odd
+	}
 	if a.node != nil {
 		f.nodes[a.name] = *a.node
 	}
@@ -84,74 +93,70 @@ func (a answer) into(f *figures) {
 	}
 }
 
-// ask asks one kubelet. at says where each pod is.
-func (k *kubelets) ask(ctx context.Context, n *corev1.Node, at map[types.NamespacedName]string, before *figures) (answer, error) {
+// ask asks one kubelet. at has the pods that there are.
+func (k *kubelets) ask(ctx context.Context, n *corev1.Node, at map[types.NamespacedName]*corev1.Pod, before *figures) (answer, error) {
 	b, err := k.read(ctx, n)
 	if err != nil {
 		return answer{}, err
 	}
-	for ref := range b.Pods {
-		if at[ref] != n.Name {
-			delete(b.Pods, ref) // it has gone, or is another node's
-		}
-	}
-	var own *rates
-	if !before.have(n.Name, b) {
-		own, _ = k.rates(ctx, n) // without them it takes another round
+	keepOwn(b, n.Name, at)
+	s := series{before: before, now: time.Now(), limits: limitsOf(n)}
+	if !s.complete(n.Name, b) {
+		s.own, _ = k.rates(ctx, n) // without them it takes another round
 	}
 	a := answer{name: n.Name, pods: make(map[types.NamespacedName]podFigures, len(b.Pods))}
 	if p, ok := b.Nodes[n.Name]; ok {
-		f := before.node(n.Name, p, own)
+		f := s.node(n.Name, p)
 		a.node = &f
 	}
 	for ref, pod := range b.Pods {
 		of := podFigures{node: n.Name, containers: make(map[string]figure, len(pod.Containers))}
 		for name, p := range pod.Containers {
-			of.containers[name] = before.container(ref, name, p, own)
+			of.containers[name] = s.container(ref, name, p)
 		}
 		a.pods[ref] = of
 	}
+	a.odd = s.odd
 	return a, nil
 }
 
-// have says whether there is a figure before each point of a kubelet's answer.
-func (f *figures) have(node string, b *storage.MetricsBatch) bool {
-	if f == nil {
-		return false
-	}
-	for _, p := range b.Nodes {
-		if old, ok := f.nodes[node]; !ok || !old.continues(p) {
-			return false
+// keepOwn leaves only a node's own pods in what its kubelet says, and only containers that these have.
+func keepOwn(b *storage.MetricsBatch, node string, at map[types.NamespacedName]*corev1.Pod) {
+	for ref, said := range b.Pods {
+		pod := at[ref]
+		if pod == nil || pod.Spec.NodeName != node {
+			delete(b.Pods, ref) // it has gone, or is another node's
+			continue
 		}
-	}
-	for ref, pod := range b.Pods {
-		for name, p := range pod.Containers {
-			if old, ok := f.pods[ref].containers[name]; !ok || !old.continues(p) {
-				return false
+		for name := range said.Containers {
+			if !hasContainer(&pod.Spec, name) {
+				delete(said.Containers, name)
 			}
 		}
 	}
-	return true
 }
 
-func (f *figures) node(name string, p storage.MetricsPoint, own *rates) figure {
-	if f != nil {
-		if old, ok := f.nodes[name]; ok && old.continues(p) {
-			return old.next(p)
-		}
-	}
-	rate, known := own.ofNode()
-	return first(p, rate, known)
+func hasContainer(s *corev1.PodSpec, name string) bool {
+	named := func(c corev1.Container) bool { return c.Name == name }
+	return slices.ContainsFunc(s.Containers, named) || slices.ContainsFunc(s.InitContainers, named) ||
+		slices.ContainsFunc(s.EphemeralContainers, func(c corev1.EphemeralContainer) bool { return c.Name == name })
 }
 
-func (f *figures) container(ref types.NamespacedName, name string, p storage.MetricsPoint, own *rates) figure {
-	if f != nil {
-		if old, ok := f.pods[ref].containers[name]; ok && old.continues(p) {
-			return old.next(p)
+// textLimit bounds what is kept and shown of an error, which may hold all of what a kubelet said.
+const textLimit = 300
+
+// brief is an error that is short, and fit to be printed.
+func brief(err error) error {
+	text := strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
 		}
+		return r
+	}, err.Error())
+	if len(text) > textLimit {
+		text = strings.ToValidUTF8(text[:textLimit], "") + "…"
 	}
-	rate, known := own.of(ref, name)
-	return first(p, rate, known)
+	return errors.New(text)
 }
 
 // readyFirst is a copy of nodes with those that are ready before the others.

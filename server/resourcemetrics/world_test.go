@@ -14,6 +14,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
@@ -40,6 +41,7 @@ type kubelet struct {
 	answer  func(*http.Request) (*http.Response, error)
 	at      time.Time
 	cpu     float64 // seconds of the node
+	memory  float64 // bytes
 	rate    uint64  // of the node, as the kubelet knows it
 	pods    []podUsage
 	summary int // how often it was asked for rates
@@ -49,6 +51,7 @@ type podUsage struct {
 	namespace, name, container string
 	started                    time.Time
 	cpu                        float64 // seconds
+	memory                     float64 // bytes
 	rate                       uint64
 }
 
@@ -69,22 +72,24 @@ func (w *world) node(name string, isReady bool) *kubelet {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	address := fmt.Sprintf("192.0.%d.%d", len(w.kubelets)/250, len(w.kubelets)%250+1)
-	k := &kubelet{at: time.Now(), cpu: 100, rate: 250e6}
+	k := &kubelet{at: time.Now(), cpu: 100, memory: 1e9, rate: 250e6}
 	w.kubelets[address] = k
 	_ = w.nodes.Add(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"name": name}}, Status: corev1.NodeStatus{
 		Addresses:  []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: name}, {Type: corev1.NodeInternalIP, Address: address}},
 		Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}},
+		Capacity:   corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("4"), corev1.ResourceMemory: resource.MustParse("8Gi")},
 	}})
 	return k
 }
 
 // pod adds one on a node, with one container.
 func (w *world) pod(k *kubelet, node, name string) *podUsage {
-	_ = w.pods.Add(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}, Spec: corev1.PodSpec{NodeName: node},
+	_ = w.pods.Add(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+		Spec:   corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "main"}}},
 		Status: corev1.PodStatus{Phase: corev1.PodRunning}})
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	k.pods = append(k.pods, podUsage{namespace: "default", name: name, container: "main", started: time.Now().Add(-time.Hour), cpu: 10, rate: 20e6})
+	k.pods = append(k.pods, podUsage{namespace: "default", name: name, container: "main", started: time.Now().Add(-time.Hour), cpu: 10, memory: 1e6, rate: 20e6})
 	return &k.pods[len(k.pods)-1]
 }
 
@@ -99,6 +104,10 @@ func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
 	w.mu.Lock()
 	k := w.kubelets[r.URL.Hostname()]
 	w.asked++
+	if k == nil {
+		w.mu.Unlock()
+		return nil, fmt.Errorf("nobody is at %s", r.URL.Host)
+	}
 	w.asking++
 	w.most = max(w.most, w.asking)
 	answer := k.answer
@@ -124,11 +133,11 @@ func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
 func (k *kubelet) counters() string {
 	var b strings.Builder
 	ms := k.at.UnixMilli()
-	fmt.Fprintf(&b, "# TYPE node_cpu_usage_seconds_total counter\nnode_cpu_usage_seconds_total %f %d\nnode_memory_working_set_bytes 1e+09 %d\n", k.cpu, ms, ms)
+	fmt.Fprintf(&b, "# TYPE node_cpu_usage_seconds_total counter\nnode_cpu_usage_seconds_total %f %d\nnode_memory_working_set_bytes %f %d\n", k.cpu, ms, k.memory, ms)
 	for _, p := range k.pods {
 		labels := fmt.Sprintf(`{container="%s",namespace="%s",pod="%s"}`, p.container, p.namespace, p.name)
-		fmt.Fprintf(&b, "container_cpu_usage_seconds_total%s %f %d\ncontainer_memory_working_set_bytes%s 1e+06 %d\ncontainer_start_time_seconds%s %f\n",
-			labels, p.cpu, ms, labels, ms, labels, float64(p.started.UnixMilli())/1000)
+		fmt.Fprintf(&b, "container_cpu_usage_seconds_total%s %f %d\ncontainer_memory_working_set_bytes%s %f %d\ncontainer_start_time_seconds%s %f\n",
+			labels, p.cpu, ms, labels, p.memory, ms, labels, float64(p.started.UnixMilli())/1000)
 	}
 	return b.String()
 }

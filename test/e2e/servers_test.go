@@ -101,9 +101,7 @@ func TestThreeServers(t *testing.T) {
 	if out, err := first.Run(first.Coracle(), "gossip", "rotate-key", "--data-dir", first.DataDir); err != nil {
 		t.Errorf("the gossip key: %v\n%s", err, out)
 	}
-	if err := harness.KnowOneAnother(all, alive); err != nil {
-		t.Errorf("after the gossip key was replaced: %v", err)
-	}
+	harness.Eventually(t, soon, "all machines know one another after the gossip key was replaced", func() error { return harness.KnowOneAnother(all, alive) })
 	// A machine that is cut off and back is known again.
 	for _, s := range servers {
 		site.Split(a.Machine, s.Machine)

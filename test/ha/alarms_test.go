@@ -19,6 +19,28 @@ import (
 // gossipPort is where members hear of one another.
 const gossipPort = 6443
 
+// shortTries is how often the short length is tried: the scenarios beside this one use the processors up now and then, and a leader that gets none
+// for a third of a second gives up by right. What is at fault itself happens each time. The whole length has the machine for itself, and one try.
+const shortTries = 3
+
+// during returns the state before something lasts for a time and after it.
+func (c *Cluster) during(t *testing.T, lasts time.Duration, do func() (undo func())) (before, after string) {
+	t.Helper()
+	state := func(what string) (out string) {
+		harness.Eventually(t, soon, what, func() (err error) {
+			out, err = c.state(t)
+			return err
+		})
+		return out
+	}
+	c.WaitWhole()
+	before = state("the state before")
+	undo := do()
+	time.Sleep(lasts) // that nothing happens in a time has no event that ends it
+	undo()
+	return before, state("the state afterwards")
+}
+
 // TestNoFalseAlarms: machines that get little processor time, gossip that is late and lossy, and gossip that is lost one way mark no
 // node and move no leadership.
 func TestNoFalseAlarms(t *testing.T) {
@@ -75,25 +97,19 @@ func TestNoFalseAlarms(t *testing.T) {
 			if tt.short == 0 && !whole {
 				t.Skip("it takes the processors from the scenarios that run beside this one; make e2e-ha runs it")
 			}
-			c.WaitWhole()
-			before, err := c.state(t)
-			if err != nil {
-				t.Fatal(err)
-			}
-			undo := tt.do()
-			lasts := tt.short
+			tries, lasts := shortTries, tt.short
 			if whole {
-				lasts = tt.whole
+				tries, lasts = 1, tt.whole
 			}
-			time.Sleep(lasts) // that nothing happens in a time has no event that ends it
-			undo()
-			var after string
-			harness.Eventually(t, soon, "the state afterwards", func() (err error) {
-				after, err = c.state(t)
-				return err
-			})
-			if after != before {
-				t.Errorf("it was\n%s\nand is after %v\n%s", before, lasts, after)
+			for try := 1; ; try++ {
+				before, after := c.during(t, lasts, tt.do)
+				if after == before {
+					break
+				}
+				if try == tries {
+					t.Fatalf("it was\n%s\nand is after %v\n%s", before, lasts, after)
+				}
+				t.Logf("try %d: it was\n%s\nand is after %v\n%s", try, before, lasts, after)
 			}
 		})
 	}

@@ -10,7 +10,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -40,8 +39,6 @@ func row(name string, took []time.Duration) {
 }
 
 func sortedDurations(in []time.Duration) []time.Duration { return slices.Sorted(slices.Values(in)) }
-
-func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 func load() string {
 	b, err := os.ReadFile("/proc/loadavg")
@@ -139,7 +136,7 @@ func (c *Cluster) failovers(t *testing.T, ns, name string, fault func(*harness.S
 			t.Error(err)
 		}
 		if atServer[i] > explainAbove() {
-			c.explain(Without(c.Servers, leader), began)
+			c.explain(func(format string, args ...any) { fmt.Printf("    "+format+"\n", args...) }, Without(c.Servers, leader), began)
 		}
 		undo()
 		c.WaitWhole()
@@ -148,28 +145,4 @@ func (c *Cluster) failovers(t *testing.T, ns, name string, fault func(*harness.S
 	row(name+": a write through another server's API", atServer)
 	row(name+": a write through an agent's balancer", atAgent)
 	row(name+": a new Deployment's pods are bound", loops)
-}
-
-// explainAbove is how long a failover may take before what the servers' stores said meanwhile is printed.
-func explainAbove() time.Duration {
-	if d, err := time.ParseDuration(os.Getenv("CORACLE_HA_EXPLAIN")); err == nil {
-		return d
-	}
-	return 600 * time.Millisecond
-}
-
-// explain prints what the stores of servers have logged since a moment.
-func (c *Cluster) explain(servers []*harness.Server, since time.Time) {
-	for _, s := range servers {
-		log, err := os.ReadFile(s.Log)
-		if err != nil {
-			c.T.Fatal(err)
-		}
-		for line := range strings.Lines(string(log)) {
-			stamp, said, _ := strings.Cut(line, " ")
-			if at, err := time.Parse(time.RFC3339, stamp); err == nil && at.After(since) && strings.Contains(said, "part=store") {
-				fmt.Printf("    machine %d %5.0f ms %.220s\n", s.Number, ms(at.Sub(since)), strings.TrimSpace(said))
-			}
-		}
-	}
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/test/harness"
@@ -36,13 +37,15 @@ type clients struct {
 func startClients(t *testing.T, c *Cluster, ns, service string) *clients {
 	t.Helper()
 	api := c.Ask(c.Servers[0])
-	if _, err := api.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	list, err := api.CoreV1().ConfigMaps(ns).List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	harness.Eventually(t, soon, "the clients' namespace", func() error {
+		_, err := api.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{})
+		return unlessThere(err)
+	})
+	var list *corev1.ConfigMapList
+	harness.Eventually(t, soon, "what is in it at first", func() (err error) {
+		list, err = api.CoreV1().ConfigMaps(ns).List(t.Context(), metav1.ListOptions{})
+		return err
+	})
 	x := &clients{c: c, ns: ns, writers: map[*harness.Server]*Writer{}, watchers: map[*harness.Server]*Watcher{},
 		askers: map[*harness.Server]*Asker{}, visitors: map[*harness.Server]*Asker{}}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -56,7 +59,7 @@ func startClients(t *testing.T, c *Cluster, ns, service string) *clients {
 	for _, a := range c.Agents {
 		x.watchers[a] = NewWatcher(fmt.Sprintf("the watch through agent %d", a.Number), c.Client(a.Machine, balanced, 0), ns, list.ResourceVersion)
 		running.Go(func() { x.watchers[a].Run(ctx) })
-		client := c.Client(a.Machine, balanced, writeTimeout)
+		client := c.Client(a.Machine, balanced, 0) // the asker bounds it
 		x.askers[a] = NewAsker(fmt.Sprintf("requests through agent %d", a.Number), func(ctx context.Context) error {
 			_, err := client.CoreV1().Namespaces().Get(ctx, ns, metav1.GetOptions{})
 			return err
@@ -97,6 +100,40 @@ func visit(from *harness.Machine, address string) func(context.Context) error {
 	}
 }
 
+// unlessThere is an error unless it says that what was to be made is there: an earlier try made it, although it had no answer.
+func unlessThere(err error) error {
+	if apierrors.IsAlreadyExists(err) {
+		return nil
+	}
+	return err
+}
+
+// unlessGone is an error unless it says that what was to be deleted is not there.
+func unlessGone(err error) error {
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// asksGoOn waits until requests through the balancer of each agent but one have answers that were begun after a moment. It is to be asked while the
+// fault lasts: a balancer that stays with a server which does not answer is found out.
+func (x *clients) asksGoOn(t *testing.T, after time.Time, but *harness.Server) {
+	t.Helper()
+	for a, asker := range x.askers {
+		if a == but {
+			continue
+		}
+		harness.Eventually(t, soon, asker.Name+" have answers", func() error {
+			if n, _ := asker.Answered(after); n < 20 {
+				failed, _, _ := asker.Failed()
+				return fmt.Errorf("%d had; in vain were %v", n, failed)
+			}
+			return nil
+		})
+	}
+}
+
 // writesGoOn waits until each writer but one has had a write acknowledged that it was given after a moment.
 func (x *clients) writesGoOn(t *testing.T, after time.Time, but *harness.Server) {
 	t.Helper()
@@ -132,6 +169,19 @@ func (x *clients) longestGap(from time.Time, but *harness.Server) time.Duration 
 	return longest
 }
 
+// explainWrites logs which requests of the writers but one failed or took long since a moment.
+func (x *clients) explainWrites(t *testing.T, since time.Time, but *harness.Server) {
+	t.Helper()
+	for s, w := range x.writers {
+		if s == but {
+			continue
+		}
+		for _, try := range w.Slow(since) {
+			t.Logf("  the writer at server %d: %s, begun after %.0f ms, took %.0f ms: %v", s.Number, try.Name, ms(try.At.Sub(since)), ms(try.Took), try.Err)
+		}
+	}
+}
+
 // verify stops the clients and holds what was acknowledged against what the servers have and what the watches showed. excused are times
 // in which an agent's balancer was none, its machine being the one at fault.
 func (x *clients) verify(t *testing.T, excused map[*harness.Server][]window) {
@@ -162,16 +212,12 @@ func (x *clients) verify(t *testing.T, excused map[*harness.Server][]window) {
 		t.Logf("%s: all of %d, it went on %d times", w.Name, len(names), resumed)
 	}
 	x.stop()
-	for _, s := range x.c.Servers {
-		if err := x.has(t, s, names); err != nil {
-			t.Error(err)
-		}
-	}
+	x.allHave(t, names)
 	for a, asker := range x.askers {
 		failed, asked, retried := asker.Failed()
 		t.Logf("%s: %d, of which %d once more, %d in vain", asker.Name, asked, retried, len(failed))
 		for _, f := range failed {
-			if !slices.ContainsFunc(excused[a], func(w window) bool { return w.has(f.At) }) {
+			if !slices.ContainsFunc(excused[a], func(w window) bool { return w.meets(f) }) {
 				t.Errorf("%s: at %s one retry did not help: %v", asker.Name, f.At.Format(time.TimeOnly), f.Err)
 			}
 		}
@@ -185,4 +231,5 @@ func (x *clients) verify(t *testing.T, excused map[*harness.Server][]window) {
 // window is a time.
 type window struct{ from, to time.Time }
 
-func (w window) has(at time.Time) bool { return !at.Before(w.from) && !at.After(w.to) }
+// meets says whether a request was under way in that time: one that was begun a moment before a fault fails by it too.
+func (w window) meets(f Failure) bool { return !f.Until.Before(w.from) && !f.At.After(w.to) }

@@ -11,6 +11,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
@@ -75,7 +76,7 @@ func Bound(ctx context.Context, api kubernetes.Interface, name string) error {
 	}}
 	for ctx.Err() == nil {
 		_, err := api.AppsV1().Deployments("default").Create(ctx, d, metav1.CreateOptions{})
-		if err == nil {
+		if err == nil || apierrors.IsAlreadyExists(err) { // an earlier try was done, although it had no answer
 			break
 		}
 		pauseFor(ctx, retryAfter)

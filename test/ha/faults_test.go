@@ -52,14 +52,12 @@ type fault struct {
 
 func faults() map[string]fault {
 	lasts := 5 * time.Second
-	// Longer than one request through a balancer may take, and another one: a balancer that stays with such a server is found out.
-	hangs := 2*writeTimeout + 2*time.Second
 	if whole {
 		lasts = 20 * time.Second
 	}
 	return map[string]fault{
 		"killed": {do: func(_ *Cluster, s *harness.Server) { s.Kill() }, undo: func(_ *Cluster, s *harness.Server) { s.Start() }},
-		"paused": {do: func(_ *Cluster, s *harness.Server) { s.Pause() }, undo: func(_ *Cluster, s *harness.Server) { s.Resume() }, lasts: max(lasts, hangs)},
+		"paused": {do: func(_ *Cluster, s *harness.Server) { s.Pause() }, undo: func(_ *Cluster, s *harness.Server) { s.Resume() }, lasts: lasts},
 		"cut off": {do: func(c *Cluster, s *harness.Server) { c.Site.CutOff(s.Machine) },
 			undo: func(c *Cluster, _ *harness.Server) { c.Site.Heal() }, lasts: lasts},
 		"switched off": {do: func(_ *Cluster, s *harness.Server) { s.PowerOff() },
@@ -92,6 +90,7 @@ func TestFaults(t *testing.T) {
 		if victim.Role == "agent" {
 			x.nodeIsOut(t, victim, name)
 		}
+		x.asksGoOn(t, began, victim)
 		x.served(t, began, victim)
 		time.Sleep(f.lasts - time.Since(began)) // a fault has to last for a while, and no event ends that
 		f.undo(c, victim)
@@ -100,6 +99,10 @@ func TestFaults(t *testing.T) {
 		harness.Eventually(t, soon, "writes at all servers go on", func() error { return x.all(back) })
 		t.Logf("%s: the others were without an acknowledged write for %v at most; whole %v after its return", what,
 			writes.Round(time.Millisecond), time.Since(back).Round(100*time.Millisecond))
+		if writes > explainAbove() {
+			x.explainWrites(t, began, victim)
+			c.explain(t.Logf, Without(c.Servers, victim), began)
+		}
 		excused[victim] = append(excused[victim], window{began, time.Now()})
 	}
 	if !whole {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/test/harness"
 )
 
 // TestLeaderKilled: when the server that leads has been killed, the controllers and the scheduler of another one make the pods of a
@@ -34,9 +36,9 @@ func TestLeaderKilled(t *testing.T) {
 		}
 		cancel()
 		t.Logf("a new Deployment's pods are bound %v after the leader's death", time.Since(killed).Round(time.Millisecond))
-		if err := api.AppsV1().Deployments("default").Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
-			t.Error(err)
-		}
+		harness.Eventually(t, soon, "the Deployment is deleted", func() error {
+			return unlessGone(api.AppsV1().Deployments("default").Delete(t.Context(), name, metav1.DeleteOptions{}))
+		})
 		leader.Start()
 		c.WaitWhole()
 	}

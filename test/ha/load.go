@@ -24,6 +24,9 @@ const (
 	writeTimeout = 5 * time.Second
 	// retryAfter is the pause after a request that failed.
 	retryAfter = 20 * time.Millisecond
+	// askPatience is how long an asker waits for an answer. A request that hangs on a server which is silent ends when the balancer closes its
+	// connection. Whoever gave up before that would send the next one over the same connection, and have its end counted against that one too.
+	askPatience = time.Minute
 )
 
 // Writer creates one ConfigMap after the other, each until that is acknowledged.
@@ -34,7 +37,18 @@ type Writer struct {
 	mu     sync.Mutex
 	acked  []Ack
 	errors map[string]int
+	slow   []Try
 }
+
+// Try is a request of a writer's that failed, or took long.
+type Try struct {
+	Ack
+	Took time.Duration
+	Err  error
+}
+
+// slowTry is how long a request takes that a writer remembers.
+const slowTry = 500 * time.Millisecond
 
 // Ack is a write that was acknowledged.
 type Ack struct {
@@ -67,11 +81,15 @@ func (w *Writer) Run(ctx context.Context) {
 func (w *Writer) write(ctx context.Context, name string) bool {
 	object := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}
 	for {
+		began := time.Now()
 		_, err := w.api.CoreV1().ConfigMaps(w.ns).Create(ctx, object, metav1.CreateOptions{})
 		if ctx.Err() != nil {
 			return false
 		}
 		w.mu.Lock()
+		if took := time.Since(began); err != nil || took > slowTry {
+			w.slow = append(w.slow, Try{Ack{name, began}, took, err})
+		}
 		if err == nil || apierrors.IsAlreadyExists(err) { // an earlier try was done, although it had no answer
 			w.acked = append(w.acked, Ack{name, time.Now()})
 			w.mu.Unlock()
@@ -109,6 +127,19 @@ func (w *Writer) Acked() ([]Ack, map[string]int) {
 		errs[k] = v
 	}
 	return append([]Ack(nil), w.acked...), errs
+}
+
+// Slow are the requests since a moment that failed or took long.
+func (w *Writer) Slow(since time.Time) []Try {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []Try
+	for _, s := range w.slow {
+		if s.At.Add(s.Took).After(since) {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // Watcher follows ConfigMaps by watches alone: it lists once, before it begins.
@@ -218,16 +249,16 @@ type answered struct {
 	took  time.Duration
 }
 
-// Failure is a request that failed twice.
+// Failure is a request that failed twice: when it was begun, and when it failed for the second time.
 type Failure struct {
-	At  time.Time
-	Err error
+	At, Until time.Time
+	Err       error
 }
 
 // askEvery is the pace of an asker.
 const askEvery = 100 * time.Millisecond
 
-// NewAsker prepares an asker; Run runs it. ask bounds itself.
+// NewAsker prepares an asker; Run runs it. Each time it asks it waits for askPatience at most.
 func NewAsker(name string, ask func(ctx context.Context) error) *Asker {
 	return &Asker{Name: name, ask: ask}
 }
@@ -238,10 +269,10 @@ func (a *Asker) Run(ctx context.Context) {
 	defer tick.Stop()
 	for ctx.Err() == nil {
 		began := time.Now()
-		err := a.ask(ctx)
+		err := a.once(ctx)
 		again := err != nil
 		if again {
-			if err2 := a.ask(ctx); err2 == nil {
+			if err2 := a.once(ctx); err2 == nil {
 				err = nil
 			} else {
 				err = errors.Join(err, err2)
@@ -256,7 +287,7 @@ func (a *Asker) Run(ctx context.Context) {
 			a.retried++
 		}
 		if err != nil {
-			a.failed, a.steady = append(a.failed, Failure{began, err}), 0
+			a.failed, a.steady = append(a.failed, Failure{began, time.Now(), err}), 0
 		} else {
 			a.steady++
 			a.answered = append(a.answered, answered{began, time.Since(began)})
@@ -267,6 +298,12 @@ func (a *Asker) Run(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+func (a *Asker) once(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	return a.ask(ctx)
 }
 
 // Failed are the requests that failed twice; asked is how many there were, retried how many failed once.

@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"strconv"
 	"strings"
@@ -67,9 +68,7 @@ func TestDelay(t *testing.T) {
 func TestPower(t *testing.T) {
 	site := harness.NewSite(t)
 	a, b := site.NewMachine(), site.NewMachine()
-	if !hears(t, b, a) {
-		t.Fatal("the two machines do not hear one another")
-	}
+	harness.Eventually(t, soon, "the two machines hear one another", func() error { return hearing(t, b, a) })
 	if out, err := a.Run("sh", "-c", "echo kept > /var/lib/kept; echo new > /etc/kept"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -97,9 +96,16 @@ func TestPower(t *testing.T) {
 		t.Error("a link that is cut after the machine was switched on again carries")
 	}
 	site.Heal()
-	if !hears(t, b, a) {
-		t.Error("a link that was healed carries nothing")
+	harness.Eventually(t, soon, "a link that was healed carries", func() error { return hearing(t, b, a) })
+}
+
+// hearing is an error unless a machine hears another one.
+func hearing(t *testing.T, m, other *harness.Machine) error {
+	t.Helper()
+	if !hears(t, m, other) {
+		return fmt.Errorf("machine %d does not hear machine %d", m.Number, other.Number)
 	}
+	return nil
 }
 
 // hears says whether a machine hears another one's kernel refuse a connection.

@@ -88,10 +88,14 @@ func TestLostMajority(t *testing.T) {
 	c.Servers = append(c.Servers, back)
 	c.Join()
 	c.WaitWhole()
-	for _, s := range c.Servers {
-		if err := x.has(t, s, names); err != nil {
-			t.Error(err)
-		}
+	x.allHave(t, names)
+}
+
+// allHave waits until each server has all of the ConfigMaps.
+func (x *clients) allHave(t *testing.T, names []string) {
+	t.Helper()
+	for _, s := range x.c.Servers {
+		harness.Eventually(t, soon, fmt.Sprintf("server %d has all of %d writes", s.Number, len(names)), func() error { return x.has(t, s, names) })
 	}
 }
 

@@ -19,22 +19,52 @@ import (
 )
 
 // carriedByName are the names under which coracle acts as another program.
-var carriedByName = map[string]bool{"kubectl": true, "ctr": true, "crictl": true}
+var carriedByName = map[string]bool{"kubectl": true, "ctr": true, "crictl": true, "helm": true}
 
-func (a *App) kubectlCommand() *cobra.Command {
+func (a *App) kubectlCommand() *cobra.Command { return a.clientCommand(kubectl()) }
+
+func (a *App) helmCommand() *cobra.Command { return a.clientCommand(helm()) }
+
+// client is a carried program that speaks to the API server.
+type client struct {
+	name, short string
+	choosing    []string // flags that say which cluster is meant
+	without     []string // its commands that need no cluster
+}
+
+func kubectl() client {
+	return client{
+		name: "kubectl", short: "Use the cluster: kubectl, with this cluster's kubeconfig unless told otherwise",
+		choosing: []string{"--kubeconfig", "--server", "-s"},
+		without:  []string{"help", "completion", "config", "options", "kustomize", "plugin", "__complete", "__completeNoDesc"},
+	}
+}
+
+func helm() client {
+	return client{
+		name: "helm", short: "Install charts by hand: helm, with this cluster's kubeconfig unless told otherwise",
+		choosing: []string{"--kubeconfig", "--kube-apiserver", "--kube-context"},
+		without: []string{
+			"help", "completion", "create", "dependency", "dep", "env", "lint", "package", "plugin", "pull", "fetch", "push", "registry", "repo", "search",
+			"show", "inspect", "template", "verify", "version", "__complete", "__completeNoDesc",
+		},
+	}
+}
+
+func (a *App) clientCommand(c client) *cobra.Command {
 	return &cobra.Command{
-		Use: "kubectl", GroupID: groupUse, Short: "Use the cluster: kubectl, with this cluster's kubeconfig unless told otherwise",
+		Use: c.name, GroupID: groupUse, Short: c.short,
 		DisableFlagParsing: true,
 		RunE: run(func(_ *cobra.Command, args []string) error {
 			t := a.tool()
-			env, err := a.kubectlEnv(t, args)
+			env, err := a.clientEnv(t, c, args)
 			if err != nil {
 				return err
 			}
-			return a.execTool(t, "kubectl", args, env)
+			return a.execTool(t, c.name, args, env)
 		}),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
-			return a.completeKubectl(args, toComplete)
+			return a.completeClient(c, args, toComplete)
 		},
 	}
 }
@@ -113,9 +143,9 @@ func (a *App) unpackForUser(t *config.Tool) (string, error) {
 	return dir, nil
 }
 
-// kubectlEnv points kubectl at this machine's cluster, unless the user says which cluster is meant.
-func (a *App) kubectlEnv(t *config.Tool, args []string) ([]string, error) {
-	if getenv(a.Environ, "KUBECONFIG") != "" || choosesCluster(args) {
+// clientEnv points a program at this machine's cluster, unless the user says which cluster is meant.
+func (a *App) clientEnv(t *config.Tool, c client, args []string) ([]string, error) {
+	if getenv(a.Environ, "KUBECONFIG") != "" || c.choosesCluster(args) {
 		return a.Environ, nil
 	}
 	f, err := os.Open(t.Kubeconfig)
@@ -128,10 +158,10 @@ func (a *App) kubectlEnv(t *config.Tool, args []string) ([]string, error) {
 		return a.Environ, nil
 	}
 	switch {
-	case withoutCluster(args):
+	case c.withoutCluster(args):
 		return a.Environ, nil
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("this user may not read %s. Use sudo coracle kubectl, or give this user a copy: sudo coracle kubeconfig > ~/.kube/config, or let a group read it with --write-kubeconfig-mode 0640 and --write-kubeconfig-group", t.Kubeconfig)
+		return nil, fmt.Errorf("this user may not read %s. Use sudo coracle %s, or give this user a copy: sudo coracle kubeconfig > ~/.kube/config, or let a group read it with --write-kubeconfig-mode 0640 and --write-kubeconfig-group", t.Kubeconfig, c.name)
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("there is no %s: no server has run on this machine yet. Start one with: coracle server; or name another cluster's kubeconfig in KUBECONFIG", t.Kubeconfig)
 	}
@@ -139,22 +169,22 @@ func (a *App) kubectlEnv(t *config.Tool, args []string) ([]string, error) {
 }
 
 // choosesCluster says whether the arguments themselves name a cluster.
-func choosesCluster(args []string) bool {
+func (c client) choosesCluster(args []string) bool {
 	return slices.ContainsFunc(args, func(s string) bool {
-		return s == "--kubeconfig" || strings.HasPrefix(s, "--kubeconfig=") || s == "--server" || strings.HasPrefix(s, "--server=") || s == "-s"
+		name, _, _ := strings.Cut(s, "=")
+		return slices.Contains(c.choosing, name)
 	})
 }
 
-// withoutCluster says whether kubectl's command works without any cluster.
-func withoutCluster(args []string) bool {
-	return len(args) == 0 || slices.Contains(args, "--help") || slices.Contains(args, "-h") || slices.Contains(args, "--client") ||
-		slices.Contains([]string{"help", "completion", "config", "options", "kustomize", "plugin", "__complete", "__completeNoDesc"}, args[0])
+// withoutCluster says whether the program's command works without any cluster.
+func (c client) withoutCluster(args []string) bool {
+	return len(args) == 0 || slices.Contains(args, "--help") || slices.Contains(args, "-h") || slices.Contains(args, "--client") || slices.Contains(c.without, args[0])
 }
 
-// completeKubectl asks the carried kubectl.
-func (a *App) completeKubectl(args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+// completeClient asks the carried program.
+func (a *App) completeClient(c client, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
 	t := a.tool()
-	env, err := a.kubectlEnv(t, args)
+	env, err := a.clientEnv(t, c, args)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
@@ -162,9 +192,9 @@ func (a *App) completeKubectl(args []string, toComplete string) ([]string, cobra
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
-	c := exec.Command(filepath.Join(dir, "kubectl"), append(append([]string{"__complete"}, args...), toComplete)...)
-	c.Args[0], c.Env = "kubectl", env
-	out, err := c.Output()
+	cmd := exec.Command(filepath.Join(dir, c.name), append(append([]string{"__complete"}, args...), toComplete)...)
+	cmd.Args[0], cmd.Env = c.name, env
+	out, err := cmd.Output()
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}

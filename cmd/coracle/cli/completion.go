@@ -15,7 +15,7 @@ func (a *App) completionCommand() *cobra.Command {
 		Use:     "completion bash|zsh|fish",
 		GroupID: groupUse,
 		Short:   "Print a script that completes coracle's commands in a shell",
-		Long: `Prints a script that lets a shell complete coracle's commands, flags and values, kubectl's among them.
+		Long: `Prints a script that lets a shell complete coracle's commands, flags and values, kubectl's and helm's among them.
 
   bash:  coracle completion bash > /etc/bash_completion.d/coracle
   zsh:   coracle completion zsh > "${fpath[1]}/_coracle"

@@ -52,12 +52,12 @@ volumes is lost. It is "kubectl drain NAME --ignore-daemonsets --delete-emptydir
 	flags := addPlaces(cmd)
 	timeout := cmd.Flags().Duration("timeout", 0, "How long to wait before giving up; 0: as long as it takes")
 	cmd.RunE = a.runTool(flags, func(_ *cobra.Command, t *config.Tool, args []string) error {
-		kubectl := []string{"drain", args[0], "--ignore-daemonsets", "--delete-emptydir-data", "--timeout", timeout.String()}
-		env, err := a.kubectlEnv(t, kubectl)
+		drain := []string{"drain", args[0], "--ignore-daemonsets", "--delete-emptydir-data", "--timeout", timeout.String()}
+		env, err := a.clientEnv(t, kubectl(), drain)
 		if err != nil {
 			return err
 		}
-		return a.execTool(t, "kubectl", kubectl, env)
+		return a.execTool(t, "kubectl", drain, env)
 	})
 	return cmd
 }

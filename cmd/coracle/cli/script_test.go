@@ -262,7 +262,7 @@ func fakeUnpack(dataDir string) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	for _, name := range []string{"kubectl", "ctr"} {
+	for _, name := range []string{"kubectl", "ctr", "helm"} {
 		script := "#!/bin/sh\necho " + name + " \"$@\"\necho KUBECONFIG=$KUBECONFIG CONTAINERD_ADDRESS=$CONTAINERD_ADDRESS CONTAINERD_NAMESPACE=$CONTAINERD_NAMESPACE QUIET=$CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS\n"
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755); err != nil {
 			return "", err

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmjob
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strconv"
+
+	"helm.sh/helm/v4/pkg/action"
+	chart "helm.sh/helm/v4/pkg/chart/v2"
+	"helm.sh/helm/v4/pkg/kube"
+	"helm.sh/helm/v4/pkg/release/common"
+	release "helm.sh/helm/v4/pkg/release/v1"
+
+	"github.com/coracle-k8s/coracle/internal/helmjob"
+)
+
+// wish is what a release is to be.
+type wish struct {
+	values map[string]any
+	source *source
+	digest string
+}
+
+// apply makes the release what the request says.
+func (j *job) apply(ctx context.Context) error {
+	w := &wish{}
+	var err error
+	if w.values, err = mergeValues(j.req); err != nil {
+		return err
+	}
+	if w.source, err = find(&j.req.Chart); err != nil {
+		return err
+	}
+	if w.digest, err = digest(j.req, w.source, w.values); err != nil {
+		return err
+	}
+	history, err := j.history()
+	if err != nil {
+		return err
+	}
+	defer j.describe()
+	if last := lastOf(history); last != nil && digestOf(last) == w.digest && !j.req.Upgrade {
+		switch {
+		case last.Info.Status == common.StatusDeployed && j.req.Repair:
+			return j.repair(last)
+		case last.Info.Status == common.StatusDeployed:
+			j.done(helmjob.Unchanged, "%s is what it is to be (revision %d): nothing was done.", j.where(), last.Version)
+			return nil
+		case last.Info.Status == common.StatusFailed && j.req.FailurePolicy == helmjob.Abort:
+			j.result.Found = last.Info.Status.String()
+			return fail(helmjob.Aborted, false, "%s failed with this chart and these values, and is left as it is, since its failurePolicy is abort: %s Change the chart or its values to have it tried again.", j.where(), sentence(last.Info.Description))
+		}
+	}
+	ch, err := j.load(ctx, w.source) // before anything is taken away
+	if err != nil {
+		return err
+	}
+	return j.bring(ctx, w, ch, history)
+}
+
+// bring gets the release from whatever state it is in to what is wished.
+func (j *job) bring(ctx context.Context, w *wish, ch *chart.Chart, history []*release.Release) error {
+	last := lastOf(history)
+	if last == nil || last.Info.Status == common.StatusUninstalled {
+		return j.install(ctx, w, ch, last, helmjob.Installed)
+	}
+	found := last.Info.Status
+	switch {
+	case found == common.StatusDeployed, found == common.StatusSuperseded:
+		return j.upgrade(ctx, w, ch, history, helmjob.Upgraded)
+	case found == common.StatusUninstalling,
+		found == common.StatusFailed && digestOf(last) == w.digest && cmp.Or(j.req.FailurePolicy, helmjob.Reinstall) == helmjob.Reinstall:
+		j.result.Found = found.String()
+		if _, err := j.remove(history); err != nil {
+			return err
+		}
+		return j.install(ctx, w, ch, nil, helmjob.Recovered)
+	case halfDone(found):
+		j.log.Info("a child of Helm ended before its work was done; it is taken up again", "release", j.req.Release, "status", found)
+		last.SetStatus(common.StatusFailed, "interrupted while "+found.String())
+		if err := j.cfg.Releases.Update(last); err != nil {
+			return fail(helmjob.ClusterUnreachable, true, "%s was left %s, and that cannot be changed: %v.", j.where(), found, err)
+		}
+	}
+	j.result.Found = found.String()
+	if !everDeployed(history) {
+		return j.install(ctx, w, ch, last, helmjob.Recovered)
+	}
+	return j.upgrade(ctx, w, ch, history, helmjob.Recovered)
+}
+
+// everDeployed says whether a release was whole once. One that never was is installed again, with the hooks of an
+// installation, where one that was is upgraded.
+func everDeployed(history []*release.Release) bool {
+	for _, r := range history {
+		if r.Info.Status == common.StatusDeployed || r.Info.Status == common.StatusSuperseded {
+			return true
+		}
+	}
+	return false
+}
+
+// install installs over nothing, or over what an earlier try at an installation has left.
+func (j *job) install(ctx context.Context, w *wish, ch *chart.Chart, last *release.Release, what helmjob.Action) error {
+	revision := 1
+	if last != nil {
+		revision = last.Version + 1
+	}
+	i := action.NewInstall(j.cfg)
+	i.ReleaseName, i.Namespace, i.CreateNamespace = j.req.Release, j.req.Namespace, j.req.CreateNamespace
+	i.Replace = last != nil
+	i.Timeout, i.WaitStrategy = j.timeout(), j.waiting()
+	i.ServerSideApply = j.serverSide(nil)
+	i.ForceConflicts = i.ServerSideApply
+	i.TakeOwnership = j.req.TakeOwnership
+	i.Labels = digestLabels(w.digest, revision)
+	if _, err := i.RunWithContext(ctx, ch, w.values); err != nil {
+		return j.actionFailure(helmjob.InstallFailed, err)
+	}
+	j.done(what, "%s was installed: chart %s %s, revision %d.%s", j.where(), ch.Metadata.Name, ch.Metadata.Version, revision, j.recovered())
+	return j.sweep([]*release.Release{last})
+}
+
+// upgrade makes a new revision.
+func (j *job) upgrade(ctx context.Context, w *wish, ch *chart.Chart, history []*release.Release, what helmjob.Action) error {
+	last := lastOf(history)
+	u := action.NewUpgrade(j.cfg)
+	u.Namespace = j.req.Namespace
+	u.ResetValues = true // the request's values are all there are
+	u.Timeout, u.WaitStrategy = j.timeout(), j.waiting()
+	u.ServerSideApply = strconv.FormatBool(j.serverSide(last))
+	u.ForceConflicts = j.serverSide(last)
+	u.TakeOwnership = j.req.TakeOwnership
+	u.MaxHistory = j.cfg.Releases.MaxHistory
+	u.Labels = digestLabels(w.digest, last.Version+1)
+	if _, err := u.RunWithContext(ctx, j.req.Release, ch, w.values); err != nil {
+		return j.actionFailure(helmjob.UpgradeFailed, err)
+	}
+	j.done(what, "%s was upgraded: chart %s %s, revision %d.%s", j.where(), ch.Metadata.Name, ch.Metadata.Version, last.Version+1, j.recovered())
+	return j.sweep(sinceDeployed(history))
+}
+
+func (j *job) recovered() string {
+	if j.result.Found == "" {
+		return ""
+	}
+	return fmt.Sprintf(" It had been left %s.", j.result.Found)
+}
+
+func (j *job) waiting() kube.WaitStrategy {
+	if j.req.Wait {
+		return kube.StatusWatcherStrategy
+	}
+	return kube.HookOnlyStrategy
+}
+
+// serverSide says whether the API server merges (server-side apply), as it does for what is new. Where it does, what others
+// changed in the chart's own fields is changed back, as helm did before it merged so: a release never ends in a conflict.
+func (j *job) serverSide(last *release.Release) bool {
+	switch j.req.ServerSide {
+	case "true":
+		return true
+	case "false":
+		return false
+	}
+	return last == nil || last.ApplyMethod == string(release.ApplyMethodServerSideApply)
+}
+
+// sinceDeployed returns the revisions after the last one that was whole: those whose objects Helm forgets.
+func sinceDeployed(history []*release.Release) []*release.Release {
+	for i := len(history) - 1; i >= 0; i-- {
+		if s := history[i].Info.Status; s == common.StatusDeployed || s == common.StatusSuperseded {
+			return history[i+1:]
+		}
+	}
+	return history
+}

@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmjob
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"helm.sh/helm/v4/pkg/release/common"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/coracle-k8s/coracle/internal/helmjob"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+// TestLife is a release's: installed, left alone, upgraded, removed.
+func TestLife(t *testing.T) {
+	tt := newTester(t)
+	req := tt.request(web("1.0.0"))
+	r := tt.do(req, helmjob.Installed, "")
+	tt.wantGreeting("web", "hello")
+	if r.Release == nil || r.Release.Revision != 1 || r.Release.Status != "deployed" || r.Release.Chart != "web" || r.Release.ChartVersion != "1.0.0" || r.Release.AppVersion != "app-1.0.0" {
+		t.Errorf("the release is %+v", r.Release)
+	}
+	if o := r.Release.Objects; len(o) != 1 || o[0] != (helmjob.Object{APIVersion: "v1", Kind: "ConfigMap", Name: "web"}) {
+		t.Errorf("its objects are %+v", o)
+	}
+	m, err := shared.client.CoreV1().ConfigMaps(tt.ns).Get(t.Context(), "web", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f := m.ManagedFields; len(f) != 1 || f[0].Manager != "helm" || f[0].Operation != metav1.ManagedFieldsOperationApply {
+		t.Errorf("the object's fields are managed by %+v, not by helm alone", f)
+	}
+
+	tt.do(tt.request(web("1.0.0")), helmjob.Unchanged, "")
+
+	req.Values = []helmjob.Document{"greeting: one\nother: 1", "greeting: two"}
+	tt.do(req, helmjob.Upgraded, "")
+	tt.wantGreeting("web", "two")
+	req.Set = map[string]intstr.IntOrString{"greeting": intstr.FromString("three, four=5")}
+	r = tt.do(req, helmjob.Upgraded, "")
+	tt.wantGreeting("web", "three, four=5")
+	tt.do(req, helmjob.Unchanged, "")
+
+	// A chart of another version, and values that are taken back: those of the request are all there are.
+	if r = tt.do(tt.request(web("1.1.0")), helmjob.Upgraded, ""); r.Release.ChartVersion != "1.1.0" || r.Release.Revision != 4 {
+		t.Errorf("the release is %+v", r.Release)
+	}
+	tt.wantGreeting("web", "hello")
+
+	secrets, err := shared.client.CoreV1().Secrets(tt.ns).List(t.Context(), metav1.ListOptions{LabelSelector: "owner=helm"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(secrets.Items) != 4 || secrets.Items[0].Name != "sh.helm.release.v1.web.v1" || secrets.Items[0].Type != "helm.sh/release.v1" {
+		t.Errorf("a user's helm does not find the release in %v", secrets.Items)
+	}
+
+	tt.do(tt.removal(), helmjob.Uninstalled, "")
+	tt.wantGreeting("web", "")
+	tt.says(tt.do(tt.removal(), helmjob.Uninstalled, ""), "is not there")
+}
+
+// TestUsersHelm looks that an upgrade by a person's own helm, which inherits our label, is not taken for ours.
+func TestUsersHelm(t *testing.T) {
+	tt := newTester(t)
+	tt.do(tt.request(web("1.0.0")), helmjob.Installed, "")
+	secrets := shared.client.CoreV1().Secrets(tt.ns)
+	s, err := secrets.Get(t.Context(), "sh.helm.release.v1.web.v1", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	label, revision, ok := strings.Cut(s.Labels[digestLabel], ".")
+	if !ok || len(label) != 40 || revision != "1" {
+		t.Fatalf("the label is %q", s.Labels[digestLabel])
+	}
+	patch := fmt.Sprintf(`{"metadata":{"labels":{%q:%q}}}`, digestLabel, label+".0")
+	if _, err := secrets.Patch(t.Context(), s.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	tt.do(tt.request(web("1.0.0")), helmjob.Upgraded, "")
+}
+
+// TestRepair changes a release's object behind its back.
+func TestRepair(t *testing.T) {
+	tt := newTester(t)
+	chart := web("1.0.0").With("templates/second.yaml", configMap("second", "two"))
+	for _, serverSide := range []string{"true", "false"} {
+		req := tt.request(chart)
+		req.ServerSide = serverSide
+		if r := Do(t.Context(), Options{}, req); r.Failed() {
+			t.Fatal(r.Message)
+		}
+		maps := shared.client.CoreV1().ConfigMaps(tt.ns)
+		m, err := maps.Get(t.Context(), "web", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Data["greeting"] = "changed"
+		if _, err := maps.Update(t.Context(), m, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := maps.Delete(t.Context(), "second", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		tt.do(req, helmjob.Unchanged, "") // it looks only if it is told to
+		tt.wantGreeting("web", "changed")
+
+		req.Repair = true
+		r := tt.do(req, helmjob.Recovered, "")
+		tt.says(r, "ConfigMap "+tt.ns+"/web", "ConfigMap "+tt.ns+"/second")
+		tt.wantGreeting("web", "hello")
+		tt.wantGreeting("second", "two")
+		if r.Found != "drifted" {
+			t.Errorf("it was found %q", r.Found)
+		}
+		tt.do(req, helmjob.Unchanged, "")
+	}
+}
+
+// TestHalfDone finds a release in each state in which a child may die.
+func TestHalfDone(t *testing.T) {
+	for _, status := range []common.Status{common.StatusPendingInstall, common.StatusPendingUpgrade, common.StatusPendingRollback, common.StatusUninstalling, common.StatusUnknown} {
+		t.Run(status.String(), func(t *testing.T) {
+			tt := newTester(t)
+			tt.do(tt.request(web("1.0.0")), helmjob.Installed, "")
+			if status != common.StatusPendingInstall {
+				tt.do(tt.request(web("1.1.0").With("templates/left.yaml", configMap("left", "over"))), helmjob.Upgraded, "")
+			}
+			tt.leave(status)
+			req := tt.request(web("1.2.0"))
+			req.FailurePolicy = helmjob.Abort // nothing has failed
+			r := tt.do(req, helmjob.Recovered, "")
+			if r.Found != status.String() || r.Release.Status != "deployed" || r.Release.ChartVersion != "1.2.0" {
+				t.Errorf("found %q, and the release is %+v", r.Found, r.Release)
+			}
+			tt.wantGreeting("web", "hello")
+			tt.wantGreeting("left", "") // of a revision that Helm forgets
+			tt.do(req, helmjob.Unchanged, "")
+
+			tt.leave(status)
+			tt.do(tt.removal(), helmjob.Uninstalled, "")
+			tt.wantGreeting("web", "")
+		})
+	}
+}
+
+// TestFailed follows a chart that the cluster refuses half-way through the policies.
+func TestFailed(t *testing.T) {
+	broken := web("1.0.0").With("templates/zz.yaml", configMap("{{ .Values.second | default \"Not_A_Name\" }}", "second"))
+	mend := []helmjob.Document{"second: second"}
+	t.Run("abort", func(t *testing.T) {
+		tt := newTester(t)
+		req := tt.request(broken)
+		req.FailurePolicy = helmjob.Abort
+		r := tt.do(req, "", helmjob.InstallFailed)
+		tt.says(r, "Not_A_Name")
+		if r.TryAgain || r.Release == nil || r.Release.Status != "failed" {
+			t.Errorf("try again: %v, release %+v", r.TryAgain, r.Release)
+		}
+		r = tt.do(req, "", helmjob.Aborted)
+		tt.says(r, "failurePolicy is abort", "Not_A_Name")
+		if r.TryAgain || r.Release.Revision != 1 {
+			t.Errorf("try again: %v, release %+v", r.TryAgain, r.Release)
+		}
+		req.Values = mend
+		tt.do(req, helmjob.Recovered, "")
+		tt.wantGreeting("second", "second")
+
+		// The same of an upgrade. What was there stays.
+		req.Values = []helmjob.Document{"second: Not_A_Name"}
+		tt.do(req, "", helmjob.UpgradeFailed)
+		tt.do(req, "", helmjob.Aborted)
+		tt.wantGreeting("second", "second")
+		req.Values = mend
+		tt.do(req, helmjob.Recovered, "")
+	})
+	t.Run("retry", func(t *testing.T) {
+		tt := newTester(t)
+		req := tt.request(broken)
+		req.FailurePolicy = helmjob.Retry
+		for revision := 1; revision < 4; revision++ {
+			if r := tt.do(req, "", helmjob.InstallFailed); !r.TryAgain || r.Release.Revision != revision {
+				t.Errorf("try again: %v, release %+v", r.TryAgain, r.Release)
+			}
+		}
+		req.Values = mend
+		if r := tt.do(req, helmjob.Recovered, ""); r.Found != "failed" {
+			t.Errorf("found %q", r.Found)
+		}
+		tt.wantGreeting("second", "second")
+	})
+	t.Run("reinstall", func(t *testing.T) {
+		tt := newTester(t)
+		req := tt.request(broken)
+		for range 2 {
+			if r := tt.do(req, "", helmjob.InstallFailed); !r.TryAgain || r.Release.Revision != 1 {
+				t.Errorf("try again: %v, release %+v", r.TryAgain, r.Release)
+			}
+		}
+		req.Values = mend
+		tt.do(req, helmjob.Recovered, "")
+	})
+}
+
+// child has a request done by a process of its own.
+func (t *tester) child(ctx context.Context, req *helmjob.Request) (*helmjob.Result, error) {
+	t.Helper()
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return helmjob.Runner{Program: program}.Run(ctx, req)
+}
+
+// TestKilled kills a child in a hook, twice, and lets the next one do it.
+func TestKilled(t *testing.T) {
+	tt := newTester(t)
+	hanging := web("1.0.0").With("templates/hook.yaml", fmt.Sprintf(hook, "pre-install,pre-upgrade"))
+	for range 2 {
+		ctx, kill := context.WithCancel(t.Context())
+		done := make(chan error, 1) // the only value, so that the child need not be waited for
+		go func() {
+			_, err := tt.child(ctx, tt.request(hanging))
+			done <- err
+		}()
+		testenv.Eventually(t, 2*time.Minute, "a child in its hook", func() error {
+			_, err := shared.client.BatchV1().Jobs(tt.ns).Get(context.Background(), "web-hook", metav1.GetOptions{})
+			return err
+		})
+		tt.waitForRelease(common.StatusPendingInstall)
+		kill()
+		if err := <-done; err == nil {
+			t.Fatal("the child was killed and had a result")
+		}
+		if err := shared.client.BatchV1().Jobs(tt.ns).Delete(t.Context(), "web-hook", metav1.DeleteOptions{PropagationPolicy: new(metav1.DeletePropagationBackground)}); err != nil && !apierrors.IsNotFound(err) {
+			t.Fatal(err)
+		}
+	}
+	r, err := tt.child(t.Context(), tt.request(web("1.0.0")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log(r.Message)
+	if r.Action != helmjob.Recovered || r.Found != "pending-install" {
+		t.Fatalf("the next child's result is %+v", r)
+	}
+	tt.wantGreeting("web", "hello")
+}
+
+// TestNamespaceAndOwner looks at the two things that a request may allow.
+func TestNamespaceAndOwner(t *testing.T) {
+	tt := newTester(t)
+	if _, err := shared.client.CoreV1().ConfigMaps(tt.ns).Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "web"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	req := tt.request(web("1.0.0"))
+	r := tt.do(req, "", helmjob.Conflict)
+	tt.says(r, "takeOwnership", `ConfigMap "web"`)
+	if r.Release != nil {
+		t.Errorf("there is a release: %+v", r.Release)
+	}
+	req.TakeOwnership = true
+	tt.do(req, helmjob.Installed, "")
+	tt.wantGreeting("web", "hello")
+
+	req = tt.request(web("1.0.0"))
+	req.Namespace += "-2"
+	if r := Do(t.Context(), Options{}, req); r.Reason != helmjob.InstallFailed || !strings.Contains(r.Message, req.Namespace) {
+		t.Errorf("without the namespace: %+v", r)
+	}
+	req.CreateNamespace = true
+	if r := Do(t.Context(), Options{}, req); r.Action != helmjob.Installed {
+		text, _ := json.Marshal(r)
+		t.Errorf("with it: %s", text)
+	}
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmjob
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"helm.sh/helm/v4/pkg/action"
+	accessor "helm.sh/helm/v4/pkg/chart"
+	chart "helm.sh/helm/v4/pkg/chart/v2"
+	"helm.sh/helm/v4/pkg/chart/v2/loader"
+	chartutil "helm.sh/helm/v4/pkg/chart/v2/util"
+	release "helm.sh/helm/v4/pkg/release/v1"
+
+	"github.com/coracle-k8s/coracle/internal/helmjob"
+)
+
+// maxArchive bounds what is fetched: Helm unpacks no more than 100 MiB of a chart either.
+const maxArchive = 100 << 20
+
+// source is where the chart comes from, as far as that is known without asking anybody.
+type source struct {
+	content []byte // an archive
+	folder  string // or an unpacked chart
+	sum     string // over either of the two; "" where the chart is to be fetched
+}
+
+// find looks for a chart that the request or the machine has.
+func find(c *helmjob.Chart) (*source, error) {
+	switch rel, local := c.LocalFile(); {
+	case len(c.Content) > 0:
+		return &source{content: c.Content, sum: sum(c.Content)}, nil
+	case c.File != "":
+		return readSource(c.File)
+	case local:
+		for _, folder := range c.Folders {
+			s, err := readSource(filepath.Join(folder, filepath.FromSlash(rel)))
+			if !errors.Is(err, fs.ErrNotExist) {
+				return s, err
+			}
+		}
+		return nil, fail(helmjob.ChartNotFound, true, "There is no file %s among this server's charts (%s).", rel, strings.Join(c.Folders, ", "))
+	}
+	return &source{}, nil
+}
+
+func readSource(path string) (*source, error) {
+	info, err := os.Stat(path)
+	if err == nil && info.IsDir() {
+		s, err := sumFolder(path)
+		return &source{folder: path, sum: s}, err
+	}
+	if err == nil && info.Size() > maxArchive {
+		return nil, fail(helmjob.InvalidChart, false, "The chart %s is larger than 100 MiB.", path)
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return nil, &missing{failure{helmjob.ChartNotFound, true, fmt.Sprintf("The chart's file cannot be read: %v.", err)}, err}
+	}
+	return &source{content: content, sum: sum(content)}, nil
+}
+
+// missing is a failure that keeps its cause.
+type missing struct {
+	failure
+	cause error
+}
+
+func (m *missing) Unwrap() []error { return []error{&m.failure, m.cause} }
+
+func sum(content []byte) string {
+	s := sha256.Sum256(content)
+	return hex.EncodeToString(s[:])
+}
+
+func sumFolder(path string) (string, error) {
+	h := sha256.New()
+	err := filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		return addFile(h, strings.TrimPrefix(p, path), p)
+	})
+	if err != nil {
+		return "", fail(helmjob.ChartNotFound, true, "The chart's folder cannot be read: %v.", err)
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+func addFile(h hash.Hash, name, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, _ = fmt.Fprintf(h, "%q\n", name) // a hash takes all
+	_, err = io.Copy(h, f)
+	return err
+}
+
+// load returns the chart, fetched if it has to be, and looks whether it can be installed at all.
+func (j *job) load(ctx context.Context, s *source) (*chart.Chart, error) {
+	content, from := s.content, ""
+	if s.sum == "" {
+		var err error
+		if content, from, err = newFetcher(&j.req.Chart, j.timeout(), j.log).fetch(ctx); err != nil {
+			return nil, err
+		}
+		from = " from " + from
+	}
+	var ch *chart.Chart
+	var err error
+	if s.folder != "" {
+		ch, err = loader.LoadDir(s.folder)
+	} else {
+		ch, err = loader.LoadArchive(bytes.NewReader(content))
+	}
+	if err == nil {
+		err = ch.Validate()
+	}
+	if err != nil {
+		return nil, fail(helmjob.InvalidChart, s.sum == "", "What was given as a chart%s is none: %v.", from, err)
+	}
+	return ch, j.installable(ch)
+}
+
+// installable says why a chart cannot be installed.
+func (j *job) installable(ch *chart.Chart) error {
+	name := ch.Metadata.Name + " " + ch.Metadata.Version
+	if t := ch.Metadata.Type; t != "" && t != "application" {
+		return fail(helmjob.InvalidChart, false, "The chart %s is a %s for other charts, and cannot be installed by itself.", name, t)
+	}
+	if ch.Metadata.Deprecated {
+		j.log.Warn("the chart is deprecated", "chart", name)
+	}
+	ac, err := accessor.NewAccessor(ch)
+	if err == nil {
+		err = action.CheckDependencies(ch, ac.MetaDependencies())
+	}
+	if err != nil {
+		return fail(helmjob.InvalidChart, false, "The chart %s is not whole: %v. Build it with helm dependency build, then package it again.", name, err)
+	}
+	if ch.Metadata.KubeVersion == "" {
+		return nil
+	}
+	version, err := j.cluster.discovery.ServerVersion()
+	if err != nil {
+		return fail(helmjob.ClusterUnreachable, true, "The API server does not answer: %v.", err)
+	}
+	if !chartutil.IsCompatibleRange(ch.Metadata.KubeVersion, version.GitVersion) {
+		return fail(helmjob.Incompatible, false, "The chart %s wants a Kubernetes of version %s; this one is %s. Give a version of the chart that fits.", name, ch.Metadata.KubeVersion, version.GitVersion)
+	}
+	return nil
+}
+
+// digestLabel is on the Secret of a revision that a job made: the digest of the request and the revision's number. A
+// revision that a person's helm makes inherits the label, with a number that is not its own.
+const digestLabel = "coracle.dev/helm-request"
+
+// digest tells requests apart without fetching or rendering anything.
+func digest(req *helmjob.Request, s *source, values map[string]any) (string, error) {
+	where := map[string]any{"sum": s.sum}
+	if s.sum == "" {
+		where = map[string]any{"name": req.Chart.Name, "repo": req.Chart.Repo, "version": req.Chart.Version}
+	}
+	text, err := json.Marshal([]any{where, values, req.ServerSide})
+	if err != nil {
+		return "", fail(helmjob.InvalidValues, false, "The values cannot be written as JSON: %v.", err)
+	}
+	return sum(text)[:40], nil // a label has 63 characters
+}
+
+func digestLabels(digest string, revision int) map[string]string {
+	return map[string]string{digestLabel: fmt.Sprintf("%s.%d", digest, revision)}
+}
+
+// digestOf returns the digest of the request that made a revision; "" where it was none of ours.
+func digestOf(r *release.Release) string {
+	digest, revision, _ := strings.Cut(r.Labels[digestLabel], ".")
+	if revision != fmt.Sprint(r.Version) {
+		return ""
+	}
+	return digest
+}

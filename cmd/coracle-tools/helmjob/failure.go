@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmjob
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	"oras.land/oras-go/v2/errdef"
+	"oras.land/oras-go/v2/registry/remote/errcode"
+
+	"github.com/coracle-k8s/coracle/internal/helmjob"
+)
+
+// failure is an error that knows what a user is told.
+type failure struct {
+	reason  helmjob.Reason
+	again   bool // the same request may succeed later
+	message string
+}
+
+func (f *failure) Error() string { return f.message }
+
+func fail(reason helmjob.Reason, again bool, format string, args ...any) error {
+	return &failure{reason: reason, again: again, message: fmt.Sprintf(format, args...)}
+}
+
+// sentence makes one of an error's text.
+func sentence(s string) string {
+	s = strings.TrimSpace(s)
+	first, size := utf8.DecodeRuneInString(s)
+	if s = string(unicode.ToUpper(first)) + s[size:]; !strings.HasSuffix(s, ".") {
+		s += "."
+	}
+	return s
+}
+
+// unreachable tells what kept us from a repository or registry. what says what was asked for, without credentials.
+func unreachable(what string, err error) error {
+	var (
+		known     *failure
+		unknown   x509.UnknownAuthorityError
+		host      x509.HostnameError
+		invalid   x509.CertificateInvalidError
+		verifying *tls.CertificateVerificationError
+		answer    *errcode.ErrorResponse
+		dns       *net.DNSError
+	)
+	switch {
+	case errors.As(err, &known):
+		return known
+	case errors.As(err, &host):
+		return fail(helmjob.RepositoryNotTrusted, true, "The certificate of %s is for another host: %v.", what, host)
+	case errors.As(err, &unknown):
+		return fail(helmjob.RepositoryNotTrusted, true, "The certificate of %s is signed by an authority that is not trusted here. Give the authority's certificate in repoCA or repoCAConfigMap.", what)
+	case errors.As(err, &invalid), errors.As(err, &verifying):
+		return fail(helmjob.RepositoryNotTrusted, true, "The certificate of %s is not valid: %v.", what, errors.Join(err))
+	case errors.As(err, &answer):
+		return refused(what, answer.StatusCode)
+	case errors.Is(err, errdef.ErrNotFound):
+		return refused(what, http.StatusNotFound)
+	case errors.As(err, &dns):
+		return fail(helmjob.RepositoryUnreachable, true, "The host of %s is not known: %v.", what, dns)
+	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
+		return fail(helmjob.RepositoryUnreachable, true, "The registry of %s speaks no TLS. If it is meant to be reached without, set plainHTTP.", what)
+	}
+	return fail(helmjob.RepositoryUnreachable, true, "%s cannot be fetched: %v.", what, err)
+}
+
+// refused tells what a server's answer means.
+func refused(what string, status int) error {
+	switch status {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return fail(helmjob.Unauthorized, true, "%s is refused to us (%d %s): the user or password is missing or wrong. Give them with authSecret, or dockerRegistrySecret for a registry.", what, status, http.StatusText(status))
+	case http.StatusNotFound, http.StatusGone:
+		return fail(helmjob.ChartNotFound, true, "%s does not exist (%d %s).", what, status, http.StatusText(status))
+	}
+	return fail(helmjob.RepositoryUnreachable, true, "%s cannot be fetched: the server answered %d %s.", what, status, http.StatusText(status))
+}
+
+// actionFailure tells why an installation or upgrade failed. Helm has no errors of its own types for these: it is known
+// by its words, and what is not known keeps them all.
+func (j *job) actionFailure(reason helmjob.Reason, err error) error {
+	text := err.Error()
+	has := func(words ...string) bool {
+		for _, w := range words {
+			if strings.Contains(text, w) {
+				return true
+			}
+		}
+		return false
+	}
+	again := j.req.FailurePolicy != helmjob.Abort
+	timedOut := errors.Is(err, context.DeadlineExceeded) || has("context deadline exceeded")
+	switch {
+	case has("cluster unreachable", "cluster reachability check failed", "connection refused"):
+		return fail(helmjob.ClusterUnreachable, true, "The API server does not answer: %v. What is half-done is taken up again.", err)
+	case has("values don't meet the specifications of the schema"):
+		return fail(helmjob.InvalidValues, false, "The values do not fit the chart: %v.", err)
+	case has("cannot be imported into the current release"):
+		return fail(helmjob.Conflict, true, "Nothing was changed, since the chart's objects would overwrite others: %v. Remove what is in the way, or set takeOwnership.", err)
+	case meta.IsNoMatchError(err), has("no matches for kind", "ensure CRDs are installed first"):
+		return fail(helmjob.RenderFailed, true, "Nothing was changed, since the cluster does not know a kind of object that the chart has: %v. A chart with its definition may have to come first.", err)
+	case has("unable to build kubernetes objects", "error validating data", "execution error at", "parse error at", "template: ", "YAML parse error", "error converting YAML"):
+		return fail(helmjob.RenderFailed, false, "Nothing was changed, since the chart's templates fail with these values: %v.", err)
+	case has("failed pre-install", "failed post-install", "hooks failed", "hook"):
+		if timedOut {
+			return fail(helmjob.TimedOut, again, "A hook of the chart was not done after %s: %v.", j.timeout(), err)
+		}
+		return fail(helmjob.HookFailed, again, "A hook of the chart failed: %v.", err)
+	case timedOut:
+		return fail(helmjob.TimedOut, again, "The release was not ready after %s: %v.", j.timeout(), err)
+	}
+	return fail(reason, again, "The cluster refused a part of the chart: %v.", err)
+}

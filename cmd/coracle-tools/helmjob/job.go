@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmjob
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"helm.sh/helm/v4/pkg/action"
+	chartutil "helm.sh/helm/v4/pkg/chart/v2/util"
+	"helm.sh/helm/v4/pkg/kube"
+	"helm.sh/helm/v4/pkg/release/common"
+	release "helm.sh/helm/v4/pkg/release/v1"
+	releaseutil "helm.sh/helm/v4/pkg/release/v1/util"
+	"helm.sh/helm/v4/pkg/storage/driver"
+
+	"github.com/coracle-k8s/coracle/internal/helmjob"
+)
+
+// Options are what a job needs besides its request.
+type Options struct {
+	Logger *slog.Logger // nil: the default one
+}
+
+// fieldManager is under what name the API server keeps what a chart's objects say: helm's own, or a user's helm would
+// find everything in conflict.
+const fieldManager = "helm"
+
+// job is one request on its way.
+type job struct {
+	req     *helmjob.Request
+	log     *slog.Logger
+	cluster *cluster
+	cfg     *action.Configuration
+	result  helmjob.Result
+}
+
+// Do does what the request says. It never fails: the result says what did.
+func Do(ctx context.Context, o Options, req *helmjob.Request) (result *helmjob.Result) {
+	j := &job{req: req, log: cmp.Or(o.Logger, slog.Default())}
+	defer func() {
+		if broken := recover(); broken != nil { // charts are anybody's input
+			j.log.Error("helm broke", "panic", broken)
+			result = &helmjob.Result{Reason: helmjob.Failed, Message: fmt.Sprintf("Helm broke on this chart: %v", broken)}
+		}
+	}()
+	if err := j.do(ctx); err != nil {
+		f := &failure{reason: helmjob.Failed, again: true, message: sentence(err.Error())}
+		errors.As(err, &f)
+		j.result.Reason, j.result.TryAgain, j.result.Message = f.reason, f.again, f.message
+	}
+	return &j.result
+}
+
+func (j *job) do(ctx context.Context) error {
+	if err := j.req.Validate(); err != nil {
+		return fail(helmjob.BadRequest, false, "%s", sentence(err.Error()))
+	}
+	if err := chartutil.ValidateReleaseName(j.req.Release); err != nil {
+		return fail(helmjob.BadRequest, false, "%q is no name for a release: %v.", j.req.Release, err)
+	}
+	if err := j.open(); err != nil {
+		return err
+	}
+	if j.req.Operation == helmjob.Uninstall {
+		return j.uninstall()
+	}
+	return j.apply(ctx)
+}
+
+// open makes the clients.
+func (j *job) open() error {
+	kube.ManagedFieldsManager = fieldManager
+	c, err := openCluster(j.req.Kubeconfig, j.req.Namespace, j.log)
+	if err != nil {
+		return fail(helmjob.BadRequest, false, "The kubeconfig for helm cannot be used: %v.", err)
+	}
+	j.cluster = c
+	j.cfg = action.NewConfiguration(action.ConfigurationSetLogger(j.log.Handler()))
+	if err := j.cfg.Init(c, j.req.Namespace, "secret"); err != nil {
+		return fail(helmjob.Failed, true, "Helm cannot be prepared: %v.", err)
+	}
+	j.cfg.Releases.MaxHistory = cmp.Or(j.req.KeepHistory, 10)
+	return nil
+}
+
+func (j *job) timeout() time.Duration { return cmp.Or(j.req.Timeout, helmjob.DefaultTimeout) }
+
+// history returns the release's revisions, oldest first; none where there is no release.
+func (j *job) history() ([]*release.Release, error) {
+	list, err := j.cfg.Releases.History(j.req.Release)
+	if errors.Is(err, driver.ErrReleaseNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fail(helmjob.ClusterUnreachable, true, "The release's state cannot be read: %v. It is tried again.", err)
+	}
+	var out []*release.Release
+	for _, r := range list {
+		rel, ok := r.(*release.Release)
+		if !ok {
+			return nil, fail(helmjob.Failed, false, "The release %s was made by another version of Helm, whose records (%T) this one does not know.", j.req.Release, r)
+		}
+		out = append(out, rel)
+	}
+	releaseutil.SortByRevision(out)
+	return out, nil
+}
+
+// lastOf returns the newest revision, or nil.
+func lastOf(history []*release.Release) *release.Release {
+	if len(history) == 0 {
+		return nil
+	}
+	return history[len(history)-1]
+}
+
+// halfDone says whether a process of Helm that was at work on a release has left it in this state. Nobody is at work
+// now: whoever asks has one job for a release at a time.
+func halfDone(s common.Status) bool { return s.IsPending() || s == common.StatusUnknown }
+
+// describe puts the release as it is now into the result.
+func (j *job) describe() {
+	history, err := j.history()
+	last := lastOf(history)
+	if err != nil || last == nil {
+		return
+	}
+	r := &helmjob.Release{Revision: last.Version, Status: last.Info.Status.String(), Digest: digestOf(last), Objects: objectsOf(last.Manifest)}
+	if last.Chart != nil && last.Chart.Metadata != nil {
+		m := last.Chart.Metadata
+		r.Chart, r.ChartVersion, r.AppVersion = m.Name, m.Version, m.AppVersion
+	}
+	j.result.Release = r
+}
+
+// done sets what was done, and the message.
+func (j *job) done(a helmjob.Action, format string, args ...any) {
+	j.result.Action, j.result.Message = a, fmt.Sprintf(format, args...)
+}
+
+// where names the release in messages.
+func (j *job) where() string {
+	return fmt.Sprintf("Release %s in namespace %s", j.req.Release, j.req.Namespace)
+}

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmjob
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"strings"
+
+	"helm.sh/helm/v4/pkg/kube"
+	release "helm.sh/helm/v4/pkg/release/v1"
+	releaseutil "helm.sh/helm/v4/pkg/release/v1/util"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/cli-runtime/pkg/resource"
+	"sigs.k8s.io/yaml"
+
+	"github.com/coracle-k8s/coracle/internal/helmjob"
+)
+
+// What Helm writes on each object to know it again.
+const (
+	managedBy        = "app.kubernetes.io/managed-by"
+	releaseName      = "meta.helm.sh/release-name"
+	releaseNamespace = "meta.helm.sh/release-namespace"
+)
+
+var accessMeta = meta.NewAccessor()
+
+// documents returns a manifest's documents in their order.
+func documents(manifest string) []string {
+	split := releaseutil.SplitManifests(manifest)
+	keys := make([]string, 0, len(split))
+	for k := range split {
+		keys = append(keys, k)
+	}
+	sort.Sort(releaseutil.BySplitManifestsOrder(keys))
+	docs := make([]string, 0, len(keys))
+	for _, k := range keys {
+		docs = append(docs, split[k])
+	}
+	return docs
+}
+
+// objectsOf names the objects of a manifest.
+func objectsOf(manifest string) []helmjob.Object {
+	var out []helmjob.Object
+	for _, doc := range documents(manifest) {
+		var head struct {
+			APIVersion string `json:"apiVersion"`
+			Kind       string `json:"kind"`
+			Metadata   struct {
+				Name      string `json:"name"`
+				Namespace string `json:"namespace"`
+			} `json:"metadata"`
+		}
+		if err := yaml.Unmarshal([]byte(doc), &head); err != nil || head.Kind == "" || len(out) == helmjob.MaxObjects {
+			continue
+		}
+		out = append(out, helmjob.Object{APIVersion: head.APIVersion, Kind: head.Kind, Namespace: head.Metadata.Namespace, Name: head.Metadata.Name})
+	}
+	return out
+}
+
+// repair makes the release's objects again what its manifest says, without a new revision.
+func (j *job) repair(r *release.Release) error {
+	objects, err := j.cfg.KubeClient.Build(strings.NewReader(r.Manifest), false)
+	if err != nil {
+		return j.actionFailure(helmjob.UpgradeFailed, err)
+	}
+	objects = objects.Filter(func(i *resource.Info) bool { return i.Name != "" }) // generated names are new ones each time
+	before := map[*resource.Info]string{}
+	for _, info := range objects {
+		if err := j.own(info); err != nil {
+			return fail(helmjob.Failed, false, "%s: %v.", named(info), err)
+		}
+		live, err := resource.NewHelper(info.Client, info.Mapping).Get(info.Namespace, info.Name)
+		switch {
+		case apierrors.IsNotFound(err):
+		case err != nil:
+			return j.actionFailure(helmjob.UpgradeFailed, fmt.Errorf("reading %s: %w", named(info), err))
+		default:
+			if before[info], err = accessMeta.ResourceVersion(live); err != nil {
+				return fail(helmjob.Failed, false, "%s: %v.", named(info), err)
+			}
+		}
+	}
+	ssa := j.serverSide(r)
+	if _, err := j.cfg.KubeClient.Update(objects, objects, kube.ClientUpdateOptionServerSideApply(ssa, ssa)); err != nil {
+		return j.actionFailure(helmjob.UpgradeFailed, err)
+	}
+	var mended []string
+	for _, info := range objects {
+		if info.ResourceVersion != before[info] {
+			mended = append(mended, named(info))
+		}
+	}
+	if len(mended) == 0 {
+		j.done(helmjob.Unchanged, "%s is what it is to be (revision %d), and so are its objects: nothing was done.", j.where(), r.Version)
+		return nil
+	}
+	j.result.Found = "drifted"
+	j.done(helmjob.Recovered, "Objects of %s had been changed or removed, and are again what the chart made them: %s.", lower(j.where()), several(mended))
+	return nil
+}
+
+// own writes on an object that it is the release's.
+func (j *job) own(info *resource.Info) error {
+	labels, err := accessMeta.Labels(info.Object)
+	if err != nil {
+		return err
+	}
+	annotations, err := accessMeta.Annotations(info.Object)
+	if err != nil {
+		return err
+	}
+	if err := accessMeta.SetLabels(info.Object, with(labels, managedBy, "Helm")); err != nil {
+		return err
+	}
+	return accessMeta.SetAnnotations(info.Object, with(annotations, releaseName, j.req.Release, releaseNamespace, j.req.Namespace))
+}
+
+func with(m map[string]string, pairs ...string) map[string]string {
+	if m == nil {
+		m = map[string]string{}
+	}
+	for i := 0; i < len(pairs); i += 2 {
+		m[pairs[i]] = pairs[i+1]
+	}
+	return m
+}
+
+// sweep removes what revisions that never became whole have made and the present one does not have: Helm compares with the
+// last whole revision alone.
+func (j *job) sweep(interrupted []*release.Release) error {
+	interrupted = slices.DeleteFunc(slices.Clone(interrupted), func(r *release.Release) bool { return r == nil })
+	if len(interrupted) == 0 {
+		return nil
+	}
+	history, err := j.history()
+	if err != nil {
+		return err
+	}
+	var keep kube.ResourceList
+	if now := lastOf(history); now != nil {
+		if keep, err = j.cfg.KubeClient.Build(strings.NewReader(now.Manifest), false); err != nil {
+			return nil // it has just been applied; what is left over is harmless
+		}
+	}
+	if err := j.removeObjects(interrupted, keep...); err != nil {
+		j.log.Warn("objects of an interrupted revision are left over", "release", j.req.Release, "error", err)
+	}
+	return nil
+}
+
+// removeObjects removes the objects of these revisions that are the release's own, except those to keep. Kinds that the
+// cluster does not know any more have no objects.
+func (j *job) removeObjects(revisions []*release.Release, keep ...*resource.Info) error {
+	var errs []error
+	seen := map[string]bool{}
+	for _, r := range slices.Backward(revisions) {
+		for _, doc := range documents(r.Manifest) {
+			if seen[doc] {
+				continue
+			}
+			seen[doc] = true
+			objects, err := j.cfg.KubeClient.Build(strings.NewReader(doc), false)
+			if err != nil {
+				if !meta.IsNoMatchError(err) && !strings.Contains(err.Error(), "no matches for kind") {
+					errs = append(errs, err)
+				}
+				continue
+			}
+			for _, info := range objects {
+				if kube.ResourceList(keep).Get(info) == nil {
+					errs = append(errs, j.removeObject(info))
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (j *job) removeObject(info *resource.Info) error {
+	helper := resource.NewHelper(info.Client, info.Mapping)
+	live, err := helper.Get(info.Namespace, info.Name)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", named(info), err)
+	}
+	labels, err := accessMeta.Labels(live)
+	if err != nil {
+		return err
+	}
+	notes, err := accessMeta.Annotations(live)
+	if err != nil {
+		return err
+	}
+	ours := labels[managedBy] == "Helm" && notes[releaseName] == j.req.Release && notes[releaseNamespace] == j.req.Namespace
+	if !ours || notes[kube.ResourcePolicyAnno] == kube.KeepPolicy {
+		return nil
+	}
+	background := metav1.DeletePropagationBackground
+	if _, err := helper.DeleteWithOptions(info.Namespace, info.Name, &metav1.DeleteOptions{PropagationPolicy: &background}); err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("removing %s: %w", named(info), err)
+	}
+	return nil
+}
+
+func named(info *resource.Info) string {
+	name := info.Mapping.GroupVersionKind.Kind + " " + info.Name
+	if info.Namespaced() {
+		name = info.Mapping.GroupVersionKind.Kind + " " + info.Namespace + "/" + info.Name
+	}
+	return name
+}
+
+// several lists at most five.
+func several(names []string) string {
+	if len(names) > 5 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:5], ", "), len(names)-5)
+	}
+	return strings.Join(names, ", ")
+}

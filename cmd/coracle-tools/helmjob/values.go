@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmjob
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+
+	"helm.sh/helm/v4/pkg/chart/v2/loader"
+	"helm.sh/helm/v4/pkg/strvals"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/coracle-k8s/coracle/internal/helmjob"
+)
+
+// mergeValues returns what the chart's own values are overridden with.
+func mergeValues(req *helmjob.Request) (map[string]any, error) {
+	values := map[string]any{}
+	for i, doc := range req.Values {
+		more, err := loader.LoadValues(strings.NewReader(string(doc)))
+		if err != nil {
+			which := ""
+			if len(req.Values) > 1 {
+				which = fmt.Sprintf(" (the %d. of %d documents)", i+1, len(req.Values))
+			}
+			return nil, fail(helmjob.InvalidValues, false, "The values%s are no map in YAML: %v.", which, err)
+		}
+		values = loader.MergeMaps(values, more)
+	}
+	for _, path := range slices.Sorted(maps.Keys(req.Set)) {
+		if err := setValue(values, path, req.Set[path]); err != nil {
+			return nil, fail(helmjob.InvalidValues, false, "The value that set names %q cannot be set: %v.", path, err)
+		}
+	}
+	return values, nil
+}
+
+// setValue sets one value. The words true, false and null, and numbers that were written as such, have their types; all
+// else is a string, "1" too: a version is none else.
+func setValue(values map[string]any, path string, v intstr.IntOrString) error {
+	if v.Type == intstr.Int {
+		return strvals.ParseInto(fmt.Sprintf("%s=%d", path, v.IntVal), values)
+	}
+	switch strings.ToLower(v.StrVal) {
+	case "true", "false", "null":
+		return strvals.ParseInto(path+"="+v.StrVal, values)
+	}
+	return strvals.ParseIntoString(path+"="+escapeCommas(v.StrVal), values)
+}
+
+var commas = regexp.MustCompile(`\\*,`)
+
+// escapeCommas keeps helm from reading "a,b=c" as two settings.
+func escapeCommas(s string) string {
+	return commas.ReplaceAllStringFunc(s, func(match string) string {
+		if len(match)%2 == 1 { // an even number of backslashes: the comma is bare
+			return `\` + match
+		}
+		return match
+	})
+}

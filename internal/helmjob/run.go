@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmjob
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Name is what the child program is called by: coracle-tools picks what to do by its first argument.
+const Name = "helmjob"
+
+// Runner starts children.
+type Runner struct {
+	// Program is the path of coracle-tools.
+	Program string
+	// Log takes what the child writes while it works: lines of text. nil: nowhere.
+	Log io.Writer
+	// Env are the child's environment variables; nil: this process' own. Proxies are read from there.
+	Env []string
+}
+
+// Run has one request done and returns when the child has ended. The error is for what is no matter of the chart: the
+// child could not be started, was killed, or wrote nonsense. If ctx ends first, the child is killed; so it is when this
+// process dies, since its standard input closes then. What it leaves half-done, the next request recovers.
+func (r Runner) Run(ctx context.Context, req *Request) (*Result, error) {
+	if err := req.Validate(); err != nil {
+		return &Result{Reason: BadRequest, Message: err.Error()}, nil
+	}
+	text, err := json.Marshal(req)
+	if err != nil {
+		return nil, fmt.Errorf("writing a request for helm: %w", err)
+	}
+	stdin, ours, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("making a pipe for helm: %w", err)
+	}
+	defer ours.Close() // only after the child's end: the child takes the pipe's end for our death
+	var out, tail bytes.Buffer
+	last := &lastLines{to: r.Log, keep: &tail}
+	c := exec.CommandContext(ctx, r.Program, Name)
+	c.Stdin, c.Stdout, c.Stderr, c.Env = stdin, &out, last, r.Env
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C at our terminal is ours to act on
+	c.WaitDelay = 10 * time.Second
+	err = c.Start()
+	stdin.Close()
+	if err != nil {
+		return nil, fmt.Errorf("starting helm in a process of its own (%s): %w", r.Program, err)
+	}
+	sent := make(chan error, 1) // the only value, so that the writer never waits
+	go func() {
+		_, err := ours.Write(append(text, '\n'))
+		sent <- err
+	}()
+	err = c.Wait()
+	ours.Close() // a child that died early may have left the writer waiting
+	writeErr := <-sent
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("helm was stopped: %w", context.Cause(ctx))
+	}
+	result := &Result{}
+	if jsonErr := json.Unmarshal(out.Bytes(), result); jsonErr != nil {
+		return nil, fmt.Errorf("helm ended without a result: %w; its last words: %s", errors.Join(err, writeErr, jsonErr), strings.TrimSpace(tail.String()))
+	}
+	return result, nil
+}
+
+// lastLines passes a log on and keeps its end.
+type lastLines struct {
+	to   io.Writer
+	keep *bytes.Buffer
+}
+
+const keepBytes = 2 << 10
+
+func (l *lastLines) Write(p []byte) (int, error) {
+	l.keep.Write(p[max(0, len(p)-keepBytes):])
+	if over := l.keep.Len() - keepBytes; over > 0 {
+		l.keep.Next(over)
+	}
+	if l.to != nil {
+		return l.to.Write(p)
+	}
+	return len(p), nil
+}

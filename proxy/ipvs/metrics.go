@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipvs
+
+import (
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/kubernetes/pkg/proxy/metrics"
+)
+
+// Upstream's trackers count the changes that they are told of; what a sync does is counted here, under kube-proxy's names.
+
+// tried notes that a sync of a family has ended.
+func (f *family) tried(start time.Time) {
+	metrics.SyncProxyRulesLatency.WithLabelValues(string(f.name)).Observe(metrics.SinceInSeconds(start))
+}
+
+// served notes that the kernel has what changed at these times, by the clock of whoever wrote the slices.
+func (f *family) served(changes map[types.NamespacedName][]time.Time) {
+	metrics.SyncProxyRulesLastTimestamp.WithLabelValues(string(f.name)).SetToCurrentTime()
+	for _, times := range changes {
+		for _, at := range times {
+			metrics.NetworkProgrammingLatency.WithLabelValues(string(f.name)).Observe(metrics.SinceInSeconds(at))
+		}
+	}
+}

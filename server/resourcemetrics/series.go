@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package resourcemetrics
+
+import (
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/metrics-server/pkg/storage"
+)
+
+const (
+	// nominal is the time that a kubelet's own rate is said to be of: it measures every 10 s, or somewhat less often.
+	nominal = 10 * time.Second
+	// measured is after what time a kubelet has measured a container twice: before, a rate of nothing may mean none.
+	measured = 40 * time.Second
+	// lag is how much more time may lie between two measurements than between the questions for them. With more than that, the node's clock was set.
+	lag = time.Minute
+	// stale is after what time without a measurement a figure says nothing any more.
+	stale = 2 * time.Minute
+	// beyond is how many times a node's capacity is believed; a busy machine reads its counters late.
+	beyond = 2
+)
+
+// figure is what a node or a container uses. Metrics-server's own storage is not used: it can say nothing until it has
+// asked twice, and takes a counter that stands still after a restart for one that began in the year 1.
+type figure struct {
+	point storage.MetricsPoint
+	// read is when the point was read first, by this machine's clock; the point's own time is of the node's.
+	read time.Time
+	// rate is in billionths of a core, over the window before point.Timestamp; there is none when window is 0.
+	rate   uint64
+	window time.Duration
+}
+
+// continues says whether a point is of the same run of a node or container as the figure, and of the same clock.
+func (f figure) continues(p storage.MetricsPoint, now time.Time) bool {
+	elapsed := p.Timestamp.Sub(f.point.Timestamp)
+	return !f.read.IsZero() && f.point.StartTime.Equal(p.StartTime) && p.CumulativeCPUUsed >= f.point.CumulativeCPUUsed &&
+		elapsed >= 0 && elapsed <= now.Sub(f.read)+lag
+}
+
+// next is the figure after another point of the same run.
+func (f figure) next(p storage.MetricsPoint, now time.Time) figure {
+	elapsed := p.Timestamp.Sub(f.point.Timestamp)
+	switch {
+	case elapsed > 0:
+		used := p.CumulativeCPUUsed - f.point.CumulativeCPUUsed
+		return figure{point: p, read: now, rate: uint64(float64(used) / elapsed.Seconds()), window: elapsed}
+	case now.Sub(f.read) > stale:
+		return figure{point: f.point, read: f.read}
+	default:
+		return f // nothing was measured since
+	}
+}
+
+// first is the figure after a first point: its rate is the one that the kubelet knows by itself, if it does.
+func first(p storage.MetricsPoint, now time.Time, rate uint64, known bool) figure {
+	f := figure{point: p, read: now}
+	age := p.Timestamp.Sub(p.StartTime)
+	switch {
+	case known && (rate > 0 || age >= measured):
+		f.rate, f.window = rate, nominal
+	case age >= nominal && age < measured:
+		f.rate, f.window = uint64(float64(p.CumulativeCPUUsed)/age.Seconds()), age
+	}
+	return f
+}
+
+// series makes the figures of one answer of a kubelet.
+type series struct {
+	before *figures // may be nil
+	own    *rates   // that the kubelet knows by itself; may be nil
+	now    time.Time
+	limits limits
+	odd    string // what it said first that cannot be
+}
+
+// complete says whether there is a figure before each point of the answer.
+func (s *series) complete(node string, b *storage.MetricsBatch) bool {
+	if s.before == nil {
+		return false
+	}
+	for _, p := range b.Nodes {
+		if !s.before.nodes[node].continues(p, s.now) {
+			return false
+		}
+	}
+	for ref, pod := range b.Pods {
+		for name, p := range pod.Containers {
+			if !s.before.pods[ref].containers[name].continues(p, s.now) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (s *series) node(name string, p storage.MetricsPoint) figure {
+	var old figure
+	if s.before != nil {
+		old = s.before.nodes[name]
+	}
+	rate, known := s.own.ofNode()
+	return s.figure("the node", old, p, rate, known)
+}
+
+func (s *series) container(ref types.NamespacedName, name string, p storage.MetricsPoint) figure {
+	var old figure
+	if s.before != nil {
+		old = s.before.pods[ref].containers[name]
+	}
+	rate, known := s.own.of(ref, name)
+	return s.figure("container "+name+" of pod "+ref.String(), old, p, rate, known)
+}
+
+// figure follows old, if the point does. What cannot be makes a figure without a rate, which nobody gets to see.
+func (s *series) figure(of string, old figure, p storage.MetricsPoint, rate uint64, known bool) figure {
+	if odd := s.limits.exceeded(p); odd != "" {
+		s.note(of, odd)
+		return figure{}
+	}
+	var f figure
+	if old.continues(p, s.now) {
+		f = old.next(p, s.now)
+	} else {
+		f = first(p, s.now, rate, known)
+	}
+	if f.rate > s.limits.rate {
+		s.note(of, fmt.Sprintf("%.0f cores of a processor", float64(f.rate)/1e9))
+		f.rate, f.window = 0, 0
+	}
+	return f
+}
+
+func (s *series) note(of, odd string) {
+	if s.odd == "" {
+		s.odd = of + " is said to use " + odd
+	}
+}
+
+// limits are what a node cannot use.
+type limits struct {
+	rate   uint64 // billionths of a core
+	memory uint64 // bytes
+}
+
+// limitsOf goes by what the kubelet itself says of its node, which schedulers go by as well.
+func limitsOf(n *corev1.Node) limits {
+	l := limits{rate: most, memory: most}
+	if milli := n.Status.Capacity.Cpu().MilliValue(); milli > 0 {
+		l.rate = min(most, beyond*1e6*uint64(milli))
+	}
+	if bytes := n.Status.Capacity.Memory().Value(); bytes > 0 {
+		l.memory = min(most, beyond*uint64(bytes))
+	}
+	return l
+}
+
+// exceeded says what of a point cannot be; "" if it all can. Numbers below 0, and those that are none, come as 1<<63 and more from upstream's decoder.
+func (l limits) exceeded(p storage.MetricsPoint) string {
+	switch {
+	case p.CumulativeCPUUsed >= 1<<63:
+		return "less than no time of a processor, or more than there ever was"
+	case p.MemoryUsage > l.memory:
+		return fmt.Sprintf("%d bytes of memory", p.MemoryUsage)
+	}
+	return ""
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+const (
+	// namesPrefix, with a server's name in the store behind it, is where that server says what people call it: one that has no node, and does not answer, has a
+	// name all the same.
+	namesPrefix = "/coracle/servers/names/"
+	// nameRetry is how long a server waits after it could not say it.
+	nameRetry = 5 * time.Second
+)
+
+// keepName tells this server's name, until that has succeeded or ctx is done.
+func (s *Server) keepName(ctx context.Context, store *raftstore.Store) {
+	last := ""
+	for {
+		err := tellName(ctx, store.Client().KV, s.data.ServerID(), s.o.NodeName, store.Members)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		if err.Error() != last {
+			last = err.Error()
+			s.log.Warn("the other servers could not be told this one's name; it is tried again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(nameRetry):
+		}
+	}
+}
+
+// tellName writes a server's name into the store, if it is not there, and removes those of servers that are members no more.
+func tellName(ctx context.Context, kv clientv3.KV, id, name string, members func() []raftstore.Member) error {
+	told, err := kv.Get(ctx, namesPrefix, clientv3.WithPrefix())
+	if err != nil {
+		return fmt.Errorf("reading the servers' names: %w", err)
+	}
+	there := false
+	all := members() // after the names: whoever had told one was a member by then
+	for _, has := range told.Kvs {
+		of := strings.TrimPrefix(string(has.Key), namesPrefix)
+		switch {
+		case of == id:
+			there = string(has.Value) == name
+		case !isMember(all, of):
+			if _, err := kv.Delete(ctx, string(has.Key)); err != nil {
+				return fmt.Errorf("removing the name of a server that is gone: %w", err)
+			}
+		}
+	}
+	if there {
+		return nil
+	}
+	if _, err := kv.Put(ctx, namesPrefix+id, name); err != nil {
+		return fmt.Errorf("writing this server's name: %w", err)
+	}
+	return nil
+}
+
+// toldNames are the names that servers have told, as far as this server's copy of the store has them: it needs no majority.
+func toldNames(ctx context.Context, kv clientv3.KV) map[string]string {
+	out := map[string]string{}
+	told, err := kv.Get(ctx, namesPrefix, clientv3.WithPrefix(), clientv3.WithSerializable())
+	if err != nil {
+		return out // the list is as good as it can be
+	}
+	for _, has := range told.Kvs {
+		out[strings.TrimPrefix(string(has.Key), namesPrefix)] = string(has.Value)
+	}
+	return out
+}

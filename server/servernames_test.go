@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+// TestTellName: a server's name is in the store once it has told it, and those of servers that are gone are not.
+func TestTellName(t *testing.T) {
+	store, err := raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: "s1", Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := store.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := store.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	kv := store.Client().KV
+	members := []raftstore.Member{{Name: "s1"}, {Name: "s2"}}
+	tell := func(id, name string) {
+		t.Helper()
+		if err := tellName(t.Context(), kv, id, name, func() []raftstore.Member { return members }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tell("s1", "north")
+	tell("s2", "south")
+	tell("s1", "arctic")
+	if got, want := toldNames(t.Context(), kv), map[string]string{"s1": "arctic", "s2": "south"}; !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	before, err := kv.Get(t.Context(), namesPrefix+"s1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tell("s1", "arctic")
+	if after, err := kv.Get(t.Context(), namesPrefix+"s1"); err != nil || after.Header.Revision != before.Header.Revision {
+		t.Errorf("a name that is there was written again: %v", err)
+	}
+	members = members[:1]
+	tell("s1", "arctic")
+	if got, want := toldNames(t.Context(), kv), map[string]string{"s1": "arctic"}; !maps.Equal(got, want) {
+		t.Errorf("after the second one was removed: %v, want %v", got, want)
+	}
+}
+
+// TestNamesOfServers: a server that has no node and does not answer has the name that it told, unless another one has it now.
+func TestNamesOfServers(t *testing.T) {
+	states := []raftstore.MemberState{
+		{Member: raftstore.Member{ID: 1, Name: "s1", Self: true}},
+		{Member: raftstore.Member{ID: 2, Name: "s2"}, Hostname: "south", Answers: true},
+		{Member: raftstore.Member{ID: 3, Name: "s3", Address: "10.0.0.3:6443"}},
+		{Member: raftstore.Member{ID: 4, Name: "s4", Address: "10.0.0.2:6443"}},
+		{Member: raftstore.Member{ID: 5, Name: "s5", Address: "10.0.0.5:6443"}},
+	}
+	names := map[string]string{"s1": "north"}
+	told := map[string]string{"s1": "of before", "s2": "of before, too", "s3": "west", "s4": "south"}
+	got := map[string]string{}
+	for _, s := range listServers(states, names, told) {
+		got[s.ServerID] = s.Name
+	}
+	if want := map[string]string{"s1": "north", "s2": "south", "s3": "west", "s4": "s4", "s5": "s5"}; !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package testapi is an API server in the test's own process over an empty store: everything is real but nodes and
+// controllers. Upstream allows one to a process, so the tests of a package share it and keep to namespaces of their own.
+package testapi
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/raftstore/upstream"
+	"github.com/coracle-k8s/coracle/server/apiserver"
+)
+
+// Start runs an API server on what it keeps in dir until stop is called. The configuration's user may do everything.
+func Start(dir string) (config *rest.Config, stop func() error, err error) {
+	if err := writeKeys(dir); err != nil {
+		return nil, nil, err
+	}
+	quiet := slog.New(slog.DiscardHandler)
+	ctx, cancel := context.WithCancel(context.Background())
+	store, err := raftstore.Open(ctx, raftstore.Options{Dir: filepath.Join(dir, "store"), Logger: quiet})
+	if err != nil {
+		cancel()
+		return nil, nil, err
+	}
+	upstream.Install(store.Client)
+	done := make(chan error, 1) // the only value, so that the server need not be waited for
+	started := false
+	stop = func() error {
+		cancel()
+		var err error
+		if started {
+			err = <-done
+		}
+		return errors.Join(err, store.Close(context.Background()))
+	}
+	if err := store.WaitReady(ctx); err != nil {
+		return nil, nil, errors.Join(err, stop())
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, nil, errors.Join(err, stop())
+	}
+	path := func(name string) string { return filepath.Join(dir, name) }
+	s, err := apiserver.New(ctx, apiserver.Options{
+		Listener: listener, AdvertiseAddress: net.IPv4(192, 0, 2, 10),
+		TLSCertFile: path("server.crt"), TLSKeyFile: path("server.key"), ClientCAFile: path("ca.crt"),
+		ServiceAccountKeyFiles: []string{path("sa.pub")}, ServiceAccountSigningKeyFile: path("sa.key"),
+		ServiceAccountIssuer: "https://kubernetes.default.svc.cluster.local",
+		ServiceCIDRs:         []string{"10.43.0.0/16"}, ConfigDir: dir, Logger: quiet,
+	})
+	if err != nil {
+		return nil, nil, errors.Join(err, stop())
+	}
+	started = true
+	go func() { done <- s.Run(ctx) }()
+	select {
+	case <-s.Ready():
+	case err := <-done:
+		started = false
+		return nil, nil, errors.Join(fmt.Errorf("it ended: %w", err), stop())
+	case <-time.After(2 * time.Minute):
+		return nil, nil, errors.Join(errors.New("not ready after two minutes"), stop())
+	}
+	return s.LoopbackConfig(), stop, nil
+}
+
+// WriteKubeconfig writes a configuration where programs read it.
+func WriteKubeconfig(config *rest.Config, path string) error {
+	return clientcmd.WriteToFile(clientcmdapi.Config{
+		Clusters: map[string]*clientcmdapi.Cluster{"test": {
+			Server: config.Host, CertificateAuthorityData: config.CAData, TLSServerName: config.ServerName,
+		}},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{"test": {Token: config.BearerToken}},
+		Contexts:       map[string]*clientcmdapi.Context{"test": {Cluster: "test", AuthInfo: "test"}},
+		CurrentContext: "test",
+	}, path)
+}
+
+// writeKeys writes what an API server cannot do without.
+func writeKeys(dir string) error {
+	caKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return err
+	}
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	ca := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test-ca"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour), KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}
+	leaf := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "kube-apiserver"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
+	if err != nil {
+		return err
+	}
+	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
+	if err != nil {
+		return err
+	}
+	public, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return err
+	}
+	for name, block := range map[string]*pem.Block{
+		"ca.crt":     {Type: "CERTIFICATE", Bytes: caDER},
+		"server.crt": {Type: "CERTIFICATE", Bytes: leafDER},
+		"server.key": {Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)},
+		"sa.key":     {Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)},
+		"sa.pub":     {Type: "PUBLIC KEY", Bytes: public},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
