@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -40,7 +41,13 @@ func tcpNetwork(t testing.TB) *Network {
 }
 
 // openCluster makes a cluster of n servers on loopback.
-func openCluster(t testing.TB, n int) []*Store { return openClusterOf(t, n, func(*Options) {}) }
+func openCluster(t testing.TB, n int) []*Store {
+	return openClusterOf(t, n, func(o *Options) {
+		if _, measured := t.(*testing.B); !measured {
+			o.ElectionTimeout = 3 * time.Second // a busy machine keeps a leader waiting for longer than the usual one, and these tests want it to stay
+		}
+	})
+}
 
 func openClusterOf(t testing.TB, n int, tune func(*Options)) []*Store {
 	dir := t.TempDir()
