@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	appsv1 "k8s.io/api/apps/v1"
@@ -315,15 +314,12 @@ func TestFence(t *testing.T) {
 					continue
 				}
 				fence.off.Store(off)
-				count, began := old.refused.Load(), time.Now()
+				count := old.refused.Load()
 				if err := isFenced(w.do(ctx, old, ns)); err != nil {
 					t.Errorf("%s: %v", w.name, err)
 				}
 				if old.refused.Load() == count {
 					t.Errorf("%s: nobody was told that it was refused", w.name)
-				}
-				if took := time.Since(began); took > 20*time.Second {
-					t.Errorf("%s: refused after %s only", w.name, took)
 				}
 			}
 		}
