@@ -111,7 +111,7 @@ type rounds struct {
 	all map[round]int
 }
 
-// begin says whether a question may be passed on; end is to follow then.
+// begin says whether a question may be passed on. Whoever passes it on calls end afterwards.
 func (r *rounds) begin(q round) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -22,7 +22,7 @@ type Reach interface {
 	Told(name string)
 }
 
-// nobody is the Reach of who needs none.
+// nobody is a Reach that ignores what it is told.
 type nobody struct{}
 
 func (nobody) Came(string, uint16) {}

@@ -109,8 +109,8 @@ func (c *cluster) add(r ref) {
 	}
 }
 
-// claim is how many pods say that they have an address: of one that goes the next owner may be there already, and what a status says of a network that
-// was made anew meanwhile is of before. Where it cannot be known whose an address is, it is nobody's.
+// claim is how many pods have an address by their status: those that stay, and those that are being deleted, whose address may have a new owner already. A
+// status may also be out of date, when the pod's network was made anew since. Where it cannot be known whose an address is, it counts as nobody's.
 type claim struct{ staying, going int }
 
 func (c claim) and(p *corev1.Pod) claim {

@@ -93,7 +93,7 @@ func (h *vipHolder) run(ctx context.Context, leadership <-chan raftstore.Leaders
 		h.quiet()
 		_ = h.redirect(nil) // it has logged
 	}()
-	_ = h.redirect(nil) // again what a process left that was killed: it may have failed
+	_ = h.redirect(nil) // removes what a killed process has left; a failure has been logged
 	for {
 		h.look(ctx)
 		var again <-chan time.Time

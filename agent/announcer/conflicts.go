@@ -30,7 +30,7 @@ type claim struct {
 	at time.Time
 }
 
-// of are those of some addresses, and forgets the others and old ones.
+// of returns the conflicts over some addresses. It forgets those over others, and old ones.
 func (c *conflicts) of(addresses []netip.Addr, now time.Time) lbholders.Conflicts {
 	c.mu.Lock()
 	defer c.mu.Unlock()

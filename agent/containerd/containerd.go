@@ -122,8 +122,8 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	return s, nil
 }
 
-// release is a version without the word for a build that its linker told nothing: ours is of that release's sources.
-// Nodes show it in their status.
+// release is a version without "+unknown", which containerd appends where the linker was given no version. Our build is of that
+// release's sources. Nodes show it in their status.
 func release(v string) string { return strings.TrimSuffix(v, "+unknown") }
 
 // prepare makes what containerd expects to find: directories, its programs on PATH, a snapshotter that works.

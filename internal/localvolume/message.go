@@ -61,7 +61,7 @@ var ErrSilent = errors.New("the node does not answer")
 // Ask asks a node over a connection, and closes that. The error is what the node says, or wraps ErrSilent.
 func Ask(ctx context.Context, c net.Conn, r Request) (Answer, error) {
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(patience)) // fails of a connection that is closed, which writing will say
+	_ = c.SetDeadline(time.Now().Add(patience)) // it fails only on a closed connection, and then so does the write
 	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
 	var a Answer
 	err := json.NewEncoder(c).Encode(r)
