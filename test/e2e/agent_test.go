@@ -31,8 +31,8 @@ func TestAgent(t *testing.T) {
 	harness.Eventually(t, soon, "the node is ready", ready)
 	s.Kubectl("run", "guest", "--image="+harness.BoxImage, "--image-pull-policy=Never", "--", "sh", "-c", "echo hello; sleep 3600")
 	s.Kubectl("wait", "--for=condition=Ready", "pod/guest", "--timeout=120s")
-	harness.Says(t, s.Kubectl("logs", "guest"), "hello")
-	harness.Says(t, s.Kubectl("exec", "guest", "--", "nslookup", "kubernetes.default.svc.cluster.local"), "10.43.0.1")
+	s.In(t).Prints([]string{"hello"}, "logs", "guest") // the pod is ready before it has said anything
+	s.In(t).Prints([]string{"10.43.0.1"}, "exec", "guest", "--", "nslookup", "kubernetes.default.svc.cluster.local")
 	status, err := a.Run(a.Coracle(), "status", "--data-dir", a.DataDir)
 	if err != nil {
 		t.Error(err)
@@ -150,13 +150,19 @@ func TestAgentRefused(t *testing.T) {
 			a.DataDir = filepath.Join(m.Dir, strings.ReplaceAll(tt.name, " ", "-"))
 			a.Log = a.DataDir + ".log"
 			a.Args = append(append(a.Args, "--data-dir", a.DataDir), tt.args...)
+			before := s.InLog(tt.log)
 			a.Start()
 			if code := a.WaitExit(soon); code == 0 {
 				t.Error("it ended with exit code 0")
 			}
 			harness.Says(t, a.LogTail(20), tt.want)
 			if tt.log != "" {
-				harness.Says(t, s.LogTail(5), tt.log)
+				harness.Eventually(t, soon, "the server's log has a line more", func() error {
+					if s.InLog(tt.log) == before {
+						return fmt.Errorf("no new %q in:\n%s", tt.log, s.LogTail(20))
+					}
+					return nil
+				})
 			}
 		})
 	}

@@ -17,7 +17,7 @@ const template = `{metadata: {labels: {app: %s}}, spec: {terminationGracePeriodS
 // daemonSet: one pod on the one node.
 func daemonSet(k *harness.Kube) {
 	k.Apply(`{apiVersion: apps/v1, kind: DaemonSet, metadata: {name: each}, spec: {selector: {matchLabels: {app: each}}, template: ` + fmt.Sprintf(template, "each", "[testbox, serve]") + `}}`)
-	k.Kubectl("rollout", "status", "daemonset/each", "--timeout=60s")
+	k.Kubectl("rollout", "status", "daemonset/each", "--timeout=180s")
 	if got := k.Kubectl("get", "pods", "-l", "app=each", "-o", "jsonpath={.items[*].spec.nodeName}"); got != "node-1" {
 		k.T.Errorf("pods of the DaemonSet are on %q", got)
 	}
@@ -57,8 +57,8 @@ func jobs(k *harness.Kube) {
 		return `{apiVersion: batch/v1, kind: Job, metadata: {name: ` + name + `}, spec: {` + spec + `, template: {spec: {restartPolicy: Never, containers: [{name: box, image: "` + harness.BoxImage + `", imagePullPolicy: Never, command: ` + command + `}]}}}}`
 	}
 	k.Apply(job("many", "completions: 3, parallelism: 2", "['true']") + "\n---\n" + job("doomed", "backoffLimit: 1", "['false']"))
-	k.Kubectl("wait", "--for=condition=Complete", "job/many", "--timeout=60s")
-	k.Kubectl("wait", "--for=condition=Failed", "job/doomed", "--timeout=90s")
+	k.Kubectl("wait", "--for=condition=Complete", "job/many", "--timeout=180s")
+	k.Kubectl("wait", "--for=condition=Failed", "job/doomed", "--timeout=180s")
 	k.Await(soon, "job/many", "{.status.succeeded}", "3")
 	k.Apply(`{apiVersion: batch/v1, kind: CronJob, metadata: {name: often}, spec: {schedule: "* * * * *", jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: box, image: "` + harness.BoxImage + `", imagePullPolicy: Never, command: ['true']}]}}}}}}`)
 	harness.Eventually(k.T, longer, "the CronJob's Job succeeds", func() error {
@@ -110,7 +110,7 @@ spec:
         properties:
           spec: {type: object, required: [oars], properties: {oars: {type: integer, minimum: 1, description: How many oars it has}}}
           status: {type: object, x-kubernetes-preserve-unknown-fields: true}`)
-	k.Kubectl("wait", "--for=condition=Established", "crd/boats.test.coracle.example", "--timeout=30s")
+	k.Kubectl("wait", "--for=condition=Established", "crd/boats.test.coracle.example", "--timeout=180s")
 	boat := `{apiVersion: test.coracle.example/v1, kind: Boat, metadata: {name: %s}, spec: {oars: %d}}`
 	harness.Eventually(k.T, soon, "a boat", func() error { _, err := k.TryApply(fmt.Sprintf(boat, "first", 1)); return err })
 	if out, err := k.TryApply(fmt.Sprintf(boat, "second", 0)); err == nil || !strings.Contains(err.Error(), "oars") {
@@ -183,11 +183,11 @@ func rbac(k *harness.Kube) {
 func nodePort(k *harness.Kube) {
 	k.Apply(pod("np", "[testbox, serve]", "ports: [{containerPort: 8080, hostPort: 18080}]", "") + `---
 {apiVersion: v1, kind: Service, metadata: {name: np}, spec: {type: NodePort, selector: {app: np}, ports: [{port: 80, targetPort: 8080, nodePort: 30080}]}}`)
-	k.Kubectl("wait", "--for=condition=Ready", "pod/np", "--timeout=60s")
+	k.Kubectl("wait", "--for=condition=Ready", "pod/np", "--timeout=180s")
 	ctx, cancel := context.WithTimeout(context.Background(), longer)
 	defer cancel()
 	for _, port := range []int{30080, 18080} {
-		out, err := harness.Output(k.Outside(ctx, harness.Box(k.T), "get", fmt.Sprintf("http://%s:%d/", harness.NodeIP, port), "20"))
+		out, err := harness.Output(k.Outside(ctx, harness.Box(k.T), "get", fmt.Sprintf("http://%s:%d/", harness.NodeIP, port), "120"))
 		if err != nil || strings.TrimSpace(out) != "np" {
 			k.T.Errorf("port %d from outside: %q, %v", port, out, err)
 		}
@@ -197,7 +197,7 @@ func nodePort(k *harness.Kube) {
 		k.T.Fatal(err)
 	}
 	defer func() { cancel(); _ = outside.Wait() }()
-	got := k.Kubectl("exec", "np", "--", "testbox", "get", "http://"+harness.OutsideIP+":9090/peer", "10")
+	got := k.Kubectl("exec", "np", "--", "testbox", "get", "http://"+harness.OutsideIP+":9090/peer", "120")
 	if !strings.HasPrefix(got, harness.NodeIP+":") {
 		k.T.Errorf("outside sees the pod as %s, want the node's address", got)
 	}

@@ -29,12 +29,10 @@ func TestLeaving(t *testing.T) {
 	for _, m := range []*harness.Server{second, third, agent} {
 		harness.Eventually(t, soon, "the node is ready", func() error { return first.NodeReady(m) })
 	}
-	if err := serversAre(first, 3); err != nil {
-		t.Error(err)
-	}
+	harness.Eventually(t, soon, "there are three servers", func() error { return serversAre(first, 3) })
 	first.Apply(spreadDeployment)
 	first.Kubectl("scale", "deployment/d", "--replicas=3")
-	first.Kubectl("rollout", "status", "deployment/d", "--timeout=120s")
+	first.Kubectl("rollout", "status", "deployment/d", "--timeout=180s")
 	if on := nodesOf(first); !strings.Contains(on, agent.NodeName()) {
 		t.Fatalf("no pod runs on the agent, but on %s", on)
 	}
@@ -51,10 +49,8 @@ func TestLeaving(t *testing.T) {
 		}
 		return err
 	}
-	if err := gone(agent); err != nil {
-		t.Error(err)
-	}
-	second.Kubectl("rollout", "status", "deployment/d", "--timeout=120s")
+	harness.Eventually(t, soon, "the node is gone", func() error { return gone(agent) })
+	second.Kubectl("rollout", "status", "deployment/d", "--timeout=180s")
 	if on := nodesOf(second); strings.Contains(on, agent.NodeName()) {
 		t.Errorf("a pod runs on a node that left: %s", on)
 	}
@@ -67,12 +63,8 @@ func TestLeaving(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	harness.Says(t, out, "no node of the cluster any more")
-	if err := gone(third); err != nil {
-		t.Error(err)
-	}
-	if err := serversAre(first, 2); err != nil {
-		t.Error(err)
-	}
+	harness.Eventually(t, soon, "the server's node is gone", func() error { return gone(third) })
+	harness.Eventually(t, soon, "two servers are left", func() error { return serversAre(first, 2) })
 	if err := third.Stop(); err != nil {
 		t.Error(err)
 	}
@@ -87,8 +79,14 @@ func TestLeaving(t *testing.T) {
 	if err := first.Stop(); err != nil {
 		t.Error(err)
 	}
-	second.Kubectl("create", "configmap", "after")
-	second.Kubectl("rollout", "status", "deployment/d", "--timeout=120s")
+	harness.Eventually(t, soon, "the last one takes writes", func() error { // it has to win an election first
+		_, err := second.TryKubectl("create", "configmap", "after")
+		if err != nil && strings.Contains(err.Error(), "already exists") {
+			err = nil
+		}
+		return err
+	})
+	second.Kubectl("rollout", "status", "deployment/d", "--timeout=180s")
 	out, err = second.Run(second.Coracle(), "leave", "--data-dir", second.DataDir)
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)

@@ -29,7 +29,7 @@ func loadBalancer(k *harness.Kube) {
 	const port = 18443
 	k.Apply(pod("front", "[testbox, serve]", "ports: [{containerPort: 8080}]", "") + balancer("front", "front", port, "") +
 		balancer("foreign", "front", port+1, ", loadBalancerClass: example.com/other") + balancer("reserved", "front", 10250, ""))
-	k.Kubectl("wait", "--for=condition=Ready", "pod/front", "--timeout=60s")
+	k.Kubectl("wait", "--for=condition=Ready", "pod/front", "--timeout=180s")
 	k.Await(soon, "service/front", ingressPath, harness.NodeIP)
 	answers(k, port, "front")
 	k.Await(soon, "service/reserved", conditionPath, "PortInUse")

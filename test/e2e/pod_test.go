@@ -21,29 +21,37 @@ volumes: [{name: shared, emptyDir: {}}]
 initContainers:
 - {name: first, image: "`+harness.BoxImage+`", imagePullPolicy: Never, command: [sh, -c, "echo first >> /shared/order"], volumeMounts: [{name: shared, mountPath: /shared}]}
 - {name: side, image: "`+harness.BoxImage+`", imagePullPolicy: Never, restartPolicy: Always, command: [testbox, serve], volumeMounts: [{name: shared, mountPath: /shared}]}
-- {name: second, image: "`+harness.BoxImage+`", imagePullPolicy: Never, command: [sh, -c, "testbox get http://127.0.0.1:8080/ && echo second >> /shared/order"], volumeMounts: [{name: shared, mountPath: /shared}]}`))
-	k.Kubectl("wait", "--for=condition=Ready", "pod/ordered", "--timeout=60s")
-	if got := k.Kubectl("logs", "ordered", "-c", "box"); got != "first\nsecond" {
-		k.T.Errorf("init containers left %q", got)
-	}
+- {name: second, image: "`+harness.BoxImage+`", imagePullPolicy: Never, command: [sh, -c, "testbox get http://127.0.0.1:8080/ 60 && echo second >> /shared/order"], volumeMounts: [{name: shared, mountPath: /shared}]}`))
+	k.Kubectl("wait", "--for=condition=Ready", "pod/ordered", "--timeout=180s")
+	harness.Eventually(k.T, soon, "init containers left their names in order", func() error { // the pod is ready before it has written anything
+		got, err := k.Try("logs", "ordered", "-c", "box")
+		if err == nil && got != "first\nsecond" {
+			err = fmt.Errorf("they left %q", got)
+		}
+		return err
+	})
 	k.Await(soon, "pod/ordered", "{.status.initContainerStatuses[1].state.running.startedAt}{.status.initContainerStatuses[1].started}",
 		k.Kubectl("get", "pod", "ordered", "-o", "jsonpath={.status.initContainerStatuses[1].state.running.startedAt}")+"true")
 }
 
-// probes: readiness takes a pod out of its Service, liveness restarts it, a start-up probe holds both back.
+// probes: readiness takes a pod out of its Service, liveness restarts it, a start-up probe holds both back. All have time enough for a busy machine:
+// a probe without an answer within its time has failed.
 func probes(k *harness.Kube) {
 	k.Apply(pod("http", "[testbox, serve]", `
-readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, failureThreshold: 1}
-`, "") + "---" + pod("tcp", "[testbox, tcp, '9000']", "livenessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}\nreadinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}", "") + "---" +
-		pod("exec", `[sh, -c, "touch /tmp/well; testbox hold"]`, "livenessProbe: {exec: {command: [cat, /tmp/well]}, periodSeconds: 1, failureThreshold: 1}", "") + "---" +
+readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 60}
+`, "") + "---" + pod("tcp", "[testbox, tcp, '9000']", "livenessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1, failureThreshold: 180, timeoutSeconds: 60}\nreadinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1, timeoutSeconds: 60}", "") + "---" +
+		pod("exec", `[sh, -c, "touch /tmp/well; testbox hold"]`, `
+startupProbe: {exec: {command: [cat, /tmp/well]}, periodSeconds: 1, failureThreshold: 180, timeoutSeconds: 60}
+livenessProbe: {exec: {command: [cat, /tmp/well]}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 60}
+`, "") + "---" +
 		pod("slow", `[sh, -c, "sleep 4; touch /tmp/up; testbox hold"]`, `
-startupProbe: {exec: {command: [cat, /tmp/up]}, periodSeconds: 1, failureThreshold: 30}
-livenessProbe: {exec: {command: [cat, /tmp/up]}, periodSeconds: 1, failureThreshold: 1}
+startupProbe: {exec: {command: [cat, /tmp/up]}, periodSeconds: 1, failureThreshold: 180, timeoutSeconds: 60}
+livenessProbe: {exec: {command: [cat, /tmp/up]}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 60}
 `, "") + `---
 {apiVersion: v1, kind: Service, metadata: {name: http}, spec: {selector: {app: http}, ports: [{port: 80, targetPort: 8080}]}}`)
-	k.Kubectl("wait", "--for=condition=Ready", "pod/http", "pod/tcp", "pod/exec", "pod/slow", "--timeout=60s")
-	k.Kubectl("exec", "tcp", "--", "testbox", "get", "http://http/fail")
-	k.Kubectl("wait", "--for=condition=Ready=false", "pod/http", "--timeout=60s")
+	k.Kubectl("wait", "--for=condition=Ready", "pod/http", "pod/tcp", "pod/exec", "pod/slow", "--timeout=180s")
+	k.Kubectl("exec", "tcp", "--", "testbox", "get", "http://http/fail", "60")
+	k.Kubectl("wait", "--for=condition=Ready=false", "pod/http", "--timeout=180s")
 	harness.Eventually(k.T, soon, "endpoint not ready", func() error {
 		got, err := k.Try("get", "endpointslices", "-l", "kubernetes.io/service-name=http", "-o", "jsonpath={.items[*].endpoints[*].conditions.ready}")
 		if err == nil && got != "false" {
@@ -53,7 +61,7 @@ livenessProbe: {exec: {command: [cat, /tmp/up]}, periodSeconds: 1, failureThresh
 	})
 	k.Kubectl("exec", "exec", "--", "rm", "/tmp/well")
 	k.Await(soon, "pod/exec", "{.status.containerStatuses[0].restartCount}", "1")
-	contains(k, k.Kubectl("get", "events", "--field-selector", "involvedObject.name=exec"), "Unhealthy", "Killing")
+	k.Prints([]string{"Unhealthy", "Killing"}, "get", "events", "--field-selector", "involvedObject.name=exec") // they are written after the deed
 	for _, name := range []string{"tcp", "slow"} {
 		k.Await(soon, "pod/"+name, "{.status.containerStatuses[0].restartCount}", "0")
 	}
@@ -68,15 +76,15 @@ lifecycle:
   postStart: {exec: {command: [sh, -c, "echo started >> /host/log"]}}
   preStop: {exec: {command: [sh, -c, "echo stopping >> /host/log; sleep 1"]}}
 `, "terminationGracePeriodSeconds: 20\nvolumes: [{name: host, hostPath: {path: "+dir+"}}]"))
-	k.Kubectl("wait", "--for=condition=Ready", "pod/hooked", "--timeout=60s")
-	k.Kubectl("delete", "pod", "hooked", "--timeout=60s")
+	k.Kubectl("wait", "--for=condition=Ready", "pod/hooked", "--timeout=180s")
+	k.Kubectl("delete", "pod", "hooked", "--timeout=180s")
 	b, err := os.ReadFile(filepath.Join(dir, "log"))
 	if want := "started\nstopping\nterm\ndone\n"; err != nil || string(b) != want {
 		k.T.Errorf("the container's life was %q, want %q, %v", b, want, err)
 	}
 	k.Apply(pod("stubborn", `[sh, -c, "trap '' TERM; while :; do sleep 1; done"]`, "", ""))
-	k.Kubectl("wait", "--for=condition=Ready", "pod/stubborn", "--timeout=60s")
-	k.Kubectl("delete", "pod", "stubborn", "--timeout=30s") // after its three seconds it is killed
+	k.Kubectl("wait", "--for=condition=Ready", "pod/stubborn", "--timeout=180s")
+	k.Kubectl("delete", "pod", "stubborn", "--timeout=180s") // after its three seconds it is killed
 }
 
 // hostDir makes a directory on the machine for hostPath volumes.
@@ -149,7 +157,7 @@ volumes:
 - {name: hidden, secret: {secretName: hidden, defaultMode: 0400}}
 - {name: about, downwardAPI: {items: [{path: labels, fieldRef: {fieldPath: metadata.labels}}]}}
 `))
-	k.Kubectl("wait", "--for=condition=Ready", "pod/reader", "--timeout=60s")
+	k.Kubectl("wait", "--for=condition=Ready", "pod/reader", "--timeout=180s")
 	ip := k.Kubectl("get", "pod", "reader", "-o", "jsonpath={.status.podIP}")
 	got := k.Kubectl("exec", "reader", "--", "sh", "-c", `echo "$COLOUR $WORD $POD $ADDRESS $LIMIT $ALL_colour $(cat /plain/colour) $(cat /hidden/word) $(cat /about/labels) $(stat -Lc %a /hidden/word)"`)
 	if want := fmt.Sprintf(`red sesame reader %s 67108864 red red sesame app="reader" 400`, ip); got != want {
@@ -184,13 +192,17 @@ volumes:
 - {name: host, hostPath: {path: "`+dir+`", type: Directory}}
 - {name: token, projected: {sources: [{serviceAccountToken: {path: token, audience: elsewhere, expirationSeconds: 600}}]}}
 `))
-	k.Kubectl("wait", "--for=condition=Ready", "pod/volumes", "--timeout=60s")
+	k.Kubectl("wait", "--for=condition=Ready", "pod/volumes", "--timeout=180s")
 	contains(k, k.Kubectl("exec", "volumes", "--", "sh", "-c", "echo kept > /disk/f; cat /disk/f; mount | grep ' /memory '"), "kept", "tmpfs")
-	if b, err := os.ReadFile(filepath.Join(dir, "note")); err != nil || string(b) != "from pod\n" {
-		k.T.Errorf("hostPath: %q, %v", b, err)
-	}
+	harness.Eventually(k.T, soon, "what the pod wrote is on the host", func() error { // it is ready before it has written anything
+		b, err := os.ReadFile(filepath.Join(dir, "note"))
+		if err == nil && string(b) != "from pod\n" {
+			err = fmt.Errorf("there is %q", b)
+		}
+		return err
+	})
 	contains(k, k.Kubectl("exec", "volumes", "--", "sh", "-c", "cut -d. -f2 /token/token | tr -d '\\n' | sed 's/$/==/' | base64 -d 2>/dev/null"), `"elsewhere"`, "system:serviceaccount:"+k.NS+":default")
-	contains(k, k.Kubectl("exec", "volumes", "--", "testbox", "api", "/version"), "200", "+coracle")
+	k.Prints([]string{"200", "+coracle"}, "exec", "volumes", "--", "testbox", "api", "/version") // the pod's first use of DNS and of a Service
 	contains(k, k.Kubectl("exec", "volumes", "--", "testbox", "api", "/api/v1/secrets"), "403", "system:serviceaccount:"+k.NS+":default")
 	contains(k, k.Kubectl("exec", "volumes", "--", "ls", "/var/run/secrets/kubernetes.io/serviceaccount"), "ca.crt", "namespace", "token")
 }

@@ -25,7 +25,9 @@ spec:
   selector: {matchLabels: {app: d}}
   template:
     metadata: {labels: {app: d}}
-    spec: {containers: [` + boxYAML + `, command: [sleep, "3600"]}]}
+    spec:
+      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: d}}}]
+      containers: [` + boxYAML + `, command: [sleep, "3600"]}]
 `
 
 // TestThreeServers: two servers join a third; each serves all of the API; what was written stays when the one that leads

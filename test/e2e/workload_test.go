@@ -49,7 +49,7 @@ func deployment(k *harness.Kube) {
 	k.Apply(fmt.Sprintf(webDeployment, harness.BoxImage, "one"))
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
 	k.Apply(pod("client", "[testbox, hold]", "", ""))
-	k.Kubectl("wait", "--for=condition=Ready", "pod/client", "--timeout=60s")
+	k.Kubectl("wait", "--for=condition=Ready", "pod/client", "--timeout=180s")
 	ip := k.Kubectl("get", "service", "web", "-o", "jsonpath={.spec.clusterIP}")
 	for _, host := range []string{"web", "web." + k.NS, "web." + k.NS + ".svc.cluster.local", ip} {
 		answered := map[string]bool{}
@@ -57,7 +57,7 @@ func deployment(k *harness.Kube) {
 			if len(answered) == 3 && host != ip {
 				break
 			}
-			answered[k.Kubectl("exec", "client", "--", "testbox", "get", "http://"+host+"/")] = true
+			answered[k.Kubectl("exec", "client", "--", "testbox", "get", "http://"+host+"/", "60")] = true
 			if host != ip {
 				break
 			}
@@ -76,12 +76,13 @@ func deployment(k *harness.Kube) {
 	}
 	k.Apply(fmt.Sprintf(webDeployment, harness.BoxImage, "two"))
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
-	contains(k, k.Kubectl("exec", "client", "--", "testbox", "get", "http://web/env/GENERATION"), "two")
+	// The Service proxy hears of a pod's end a moment after the roll-out does.
+	k.Prints([]string{"two"}, "exec", "client", "--", "testbox", "get", "http://web/env/GENERATION", "60")
 	k.Kubectl("rollout", "undo", "deployment/web")
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
-	contains(k, k.Kubectl("exec", "client", "--", "testbox", "get", "http://web/env/GENERATION"), "one")
-	contains(k, k.Kubectl("describe", "deployment", "web"), "3 desired | 3 updated | 3 total | 3 available", "ScalingReplicaSet")
-	contains(k, k.Kubectl("describe", "pod", "-l", "app=web"), "Started", "Ready             True")
+	k.Prints([]string{"one"}, "exec", "client", "--", "testbox", "get", "http://web/env/GENERATION", "60")
+	k.Prints([]string{"3 desired | 3 updated | 3 total | 3 available", "ScalingReplicaSet"}, "describe", "deployment", "web") // events are written after the deed
+	k.Prints([]string{"Started", "Ready             True"}, "describe", "pod", "-l", "app=web")
 	k.Kubectl("scale", "deployment/web", "--replicas=1")
 	k.Await(soon, "deployment/web", "{.status.readyReplicas}", "1")
 }
@@ -89,7 +90,7 @@ func deployment(k *harness.Kube) {
 // interactive: exec with a terminal, logs that follow, a forwarded port.
 func interactive(k *harness.Kube) {
 	k.Apply(pod("shell", "[testbox, serve]", "", ""))
-	k.Kubectl("wait", "--for=condition=Ready", "pod/shell", "--timeout=60s")
+	k.Kubectl("wait", "--for=condition=Ready", "pod/shell", "--timeout=180s")
 	ctx, cancel := context.WithTimeout(context.Background(), soon)
 	defer cancel()
 
@@ -130,7 +131,7 @@ func interactive(k *harness.Kube) {
 	}
 
 	k.Apply(pod("forwarded", "[testbox, serve]", "", ""))
-	k.Kubectl("wait", "--for=condition=Ready", "pod/forwarded", "--timeout=60s")
+	k.Kubectl("wait", "--for=condition=Ready", "pod/forwarded", "--timeout=180s")
 	forward := k.KubectlCommand(ctx, "-n", k.NS, "port-forward", "pod/forwarded", ":8080")
 	pipe, err = forward.StdoutPipe()
 	if err != nil {
@@ -146,7 +147,7 @@ func interactive(k *harness.Kube) {
 		k.T.Fatalf("%q: %v", line, err)
 	}
 	for range 3 {
-		out, err := k.Run(harness.Box(k.T), "get", fmt.Sprintf("http://127.0.0.1:%d/", port))
+		out, err := k.Run(harness.Box(k.T), "get", fmt.Sprintf("http://127.0.0.1:%d/", port), "60")
 		if err != nil || strings.TrimSpace(out) != "forwarded" {
 			k.T.Errorf("through the forwarded port: %q, %v", out, err)
 		}
@@ -158,7 +159,7 @@ func interactive(k *harness.Kube) {
 // copyFiles: kubectl cp in both directions keeps the bytes.
 func copyFiles(k *harness.Kube) {
 	k.Apply(pod("store", "[testbox, hold]", "", ""))
-	k.Kubectl("wait", "--for=condition=Ready", "pod/store", "--timeout=60s")
+	k.Kubectl("wait", "--for=condition=Ready", "pod/store", "--timeout=180s")
 	dir := k.T.TempDir()
 	want := strings.Repeat("0123456789abcdef\n", 100_000)
 	if err := os.WriteFile(filepath.Join(dir, "up"), []byte(want), 0o644); err != nil {
@@ -204,7 +205,7 @@ func dns(k *harness.Kube) {
 	k.Apply(pod("hosted", "[testbox, hold]", "", "hostNetwork: true\ndnsPolicy: ClusterFirstWithHostNet"))
 	k.Apply(pod("named", "[testbox, serve]", "", "hostname: first\nsubdomain: flock"))
 	k.Apply(`{apiVersion: v1, kind: Service, metadata: {name: flock}, spec: {clusterIP: None, selector: {app: named}, ports: [{port: 8080}]}}`)
-	k.Kubectl("wait", "--for=condition=Ready", "pod/client", "pod/hosted", "pod/named", "--timeout=60s")
+	k.Kubectl("wait", "--for=condition=Ready", "pod/client", "pod/hosted", "pod/named", "--timeout=180s")
 	podIP := k.Kubectl("get", "pod", "named", "-o", "jsonpath={.status.podIP}")
 	for _, from := range []string{"client", "hosted"} {
 		for name, want := range map[string]string{

@@ -45,16 +45,27 @@ func (s *Server) WaitAPI() {
 	})
 }
 
-// NodeReady fails unless an agent's node is ready in the eyes of this server, under the agent's address.
+// NodeReady fails unless an agent's node is ready in the eyes of this server, under the agent's address, and rid of the taints of nodes that are not: the leader's
+// controllers remove these a moment after the condition is set, and until then the scheduler leaves the node out.
 func (s *Server) NodeReady(a *Server) error {
 	if err := a.Alive(); err != nil {
 		return err
 	}
-	out, err := s.TryKubectl("get", "node", a.NodeName(), "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.addresses[0].address}`)
-	if want := "True " + a.IP; err == nil && out != want {
+	out, err := s.TryKubectl("get", "node", a.NodeName(), "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.addresses[0].address} {.spec.taints[*].key}`)
+	if want := "True " + a.IP; err == nil && strings.TrimSpace(out) != want {
 		err = fmt.Errorf("%q, want %q", out, want)
 	}
 	return err
+}
+
+// InLog is how often a text is in the log.
+func (s *Server) InLog(text string) int {
+	s.T.Helper()
+	data, err := os.ReadFile(s.Log)
+	if err != nil {
+		s.T.Fatal(err)
+	}
+	return strings.Count(string(data), text)
 }
 
 // LogSays fails unless the log has a text.

@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
-// diskSize is what a server's own disk holds. Of the machine that the test runs on it takes what is written.
+// diskSize is how much a server's own disk holds. Its file takes only as much room as has been written.
 const diskSize = 1 << 30
 
 // AddDisk puts the server's data directory on a disk of its own, which StallDisk can stall. The server must not have been started. Only its machine

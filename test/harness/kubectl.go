@@ -20,11 +20,13 @@ type Kube struct {
 // In returns a speaker for t without a namespace.
 func (s *Server) In(t testing.TB) *Kube { return &Kube{Server: s, T: t} }
 
-// Namespace makes a namespace that is deleted (without waiting) when t ends.
+// Namespace makes a namespace that is deleted (without waiting) when t ends. It has its service account, without which the API server
+// refuses pods.
 func (s *Server) Namespace(t testing.TB, name string) *Kube {
 	t.Helper()
 	s.In(t).Kubectl("create", "namespace", name)
 	k := &Kube{Server: s, T: t, NS: name}
+	k.Await(3*time.Minute, "serviceaccount/default", "{.metadata.name}", "default")
 	t.Cleanup(func() {
 		if t.Failed() {
 			k.Dump()
@@ -76,7 +78,7 @@ func (k *Kube) Apply(manifest string) {
 
 // TryApply applies a manifest given as text.
 func (k *Kube) TryApply(manifest string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	c := k.KubectlCommand(ctx, k.args([]string{"apply", "-f", "-"})...)
 	c.Stdin = strings.NewReader(manifest)
@@ -90,6 +92,20 @@ func (k *Kube) Await(within time.Duration, object, path, want string) {
 		got, err := k.Try("get", object, "-o", "jsonpath="+path)
 		if err == nil && got != want {
 			err = fmt.Errorf("is %q, want %q", got, want)
+		}
+		return err
+	})
+}
+
+// Prints waits until kubectl prints every one of want: what comes after the deed, such as events, logs and what a pod writes.
+func (k *Kube) Prints(want []string, args ...string) {
+	k.T.Helper()
+	Eventually(k.T, Soon, fmt.Sprintf("kubectl %s prints %q", strings.Join(args, " "), want), func() error {
+		out, err := k.Try(args...)
+		for _, w := range want {
+			if err == nil && !strings.Contains(out, w) {
+				err = fmt.Errorf("no %q in:\n%s", w, out)
+			}
 		}
 		return err
 	})

@@ -233,7 +233,7 @@ func (m *Machine) Outside(ctx context.Context, name string, args ...string) *exe
 
 // Run runs a program on the machine and returns what it printed; err holds what it complained of.
 func (m *Machine) Run(name string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	return Output(m.Command(ctx, name, args...))
 }
@@ -270,7 +270,7 @@ func (e *ExitError) Unwrap() error { return e.Err }
 func onlyChild(t testing.TB, pid int) int {
 	t.Helper()
 	child := 0
-	Eventually(t, time.Minute, "a child process", func() error {
+	Eventually(t, 3*time.Minute, "a child process", func() error {
 		found := children(pid)
 		if len(found) != 1 {
 			return fmt.Errorf("process %d has %d children", pid, len(found))

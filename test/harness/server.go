@@ -136,7 +136,7 @@ func (s *Server) Start() {
 func (s *Server) Pid() int { return s.pid }
 
 // Kill ends the process with SIGKILL, as a crash or the kernel would.
-func (s *Server) Kill() { s.end(syscall.SIGKILL, time.Minute) }
+func (s *Server) Kill() { s.end(syscall.SIGKILL, 3*time.Minute) }
 
 // Pause keeps the process from running until Resume, as a machine without CPU does. Its kernel goes on.
 func (s *Server) Pause() { s.signal(s.pid, syscall.SIGSTOP) }
@@ -234,7 +234,7 @@ func (s *Server) KubectlCommand(ctx context.Context, args ...string) *exec.Cmd {
 
 // TryKubectl runs kubectl and returns its output.
 func (s *Server) TryKubectl(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute) // more than any --timeout that a scenario gives
 	defer cancel()
 	return Output(s.KubectlCommand(ctx, args...))
 }

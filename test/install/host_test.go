@@ -154,13 +154,13 @@ func (h *host) log() string {
 type state map[string][]string
 
 // questions print one thing to a line. Programs that look are not among what they see, nor are link-local addresses,
-// which the kernel adds in its own time.
+// and routes for multicast, which the kernel adds in its own time.
 var questions = map[string]string{
 	"processes": `for p in /proc/[0-9]*; do [ "$p" = /proc/$$ ] || { [ -e $p/exe ] && readlink $p/exe; }; done 2>/dev/null | grep -v -e /nsenter -e /readlink -e /dash -e /grep -e /sort || true`,
 	"mounts":    `awk '{print $2, $3}' /proc/self/mounts`,
 	"devices":   `ls /sys/class/net`,
 	"addresses": `ip -o addr show | awk '{print $2, $4}' | grep -v fe80 || true`,
-	"routes":    `(ip route show table all; ip -6 route show table all) | grep -v fe80 || true`,
+	"routes":    `(ip route show table all; ip -6 route show table all) | grep -v -e fe80 -e ff00:: || true`,
 	"rules":     `ip rule; ip -6 rule`,
 	"netns":     `ls /run/netns`,
 	"cgroups":   `find /sys/fs/cgroup -mindepth 1 -type d`,
@@ -211,7 +211,7 @@ func missingFrom(first, second []string) (out []string) {
 // awaitState waits until the machine is as it was; the kernel takes some things away a moment later.
 func (h *host) awaitState(want state) {
 	h.t.Helper()
-	harness.Eventually(h.t, 2*time.Minute, "the machine is as before", func() error {
+	harness.Eventually(h.t, 3*time.Minute, "the machine is as before", func() error {
 		if d := want.difference(h.state()); d != "" {
 			return errors.New(d)
 		}

@@ -64,7 +64,7 @@ func TestInstall(t *testing.T) {
 	}
 	h.write(filepath.Join(h.Dir, "web.yaml"), workload)
 	h.must("kubectl", "apply", "-f", filepath.Join(h.Dir, "web.yaml"))
-	h.must("kubectl", "rollout", "status", "deployment/web", "--timeout=120s")
+	h.must("kubectl", "rollout", "status", "deployment/web", "--timeout=180s")
 	h.awaitAnswer()
 	containers := h.containers()
 
@@ -120,7 +120,7 @@ func TestInstall(t *testing.T) {
 // awaitAnswer waits until the workload's node port answers.
 func (h *host) awaitAnswer() {
 	h.t.Helper()
-	harness.Eventually(h.t, 2*time.Minute, "the node port answers", h.ask)
+	harness.Eventually(h.t, 3*time.Minute, "the node port answers", h.ask)
 }
 
 // ask asks the workload by its node port, and gives up soon: a connection that was tried while the Service still knew

@@ -105,7 +105,7 @@ func TestSystemd(t *testing.T) {
 	}
 	h.write(filepath.Join(h.Dir, "web.yaml"), workload)
 	h.must("kubectl", "apply", "-f", filepath.Join(h.Dir, "web.yaml"))
-	h.must("kubectl", "rollout", "status", "deployment/web", "--timeout=120s")
+	h.must("kubectl", "rollout", "status", "deployment/web", "--timeout=180s")
 	h.awaitAnswer()
 	containers := h.containers()
 
@@ -118,7 +118,7 @@ func TestSystemd(t *testing.T) {
 	t.Run("crash", func(t *testing.T) {
 		pid := h.property("MainPID")
 		h.must("kill", "-9", pid)
-		harness.Eventually(t, time.Minute, "systemd starts coracle again", func() error {
+		harness.Eventually(t, 3*time.Minute, "systemd starts coracle again", func() error {
 			if now := h.property("MainPID"); now == pid || now == "0" || h.property("ActiveState") != "active" {
 				return errors.New("main process " + now + ", " + h.property("ActiveState"))
 			}
@@ -150,7 +150,7 @@ func TestSystemd(t *testing.T) {
 		if now := h.containers(); now != containers {
 			t.Errorf("containers were\n%s\nand are\n%s", containers, now)
 		}
-		harness.Eventually(t, time.Minute, "the node has the new setting", func() error {
+		harness.Eventually(t, 3*time.Minute, "the node has the new setting", func() error {
 			if got := h.must("kubectl", "get", "node", "board-1", "-o", "jsonpath={.status.capacity.pods}"); got != "50" {
 				return errors.New("the node takes " + got + " pods")
 			}

@@ -50,7 +50,7 @@ func TestNodeBehindNAT(t *testing.T) {
 			return err
 		})
 		harness.Says(t, s.Kubectl("exec", "guest", "--", "echo", "hi"), "hi")
-		harness.Says(t, s.Kubectl("get", "--raw", "/api/v1/nodes/"+a.NodeName()+"/proxy/metrics/resource"), "container_memory_working_set_bytes")
+		s.In(t).Prints([]string{"container_memory_working_set_bytes"}, "get", "--raw", "/api/v1/nodes/"+a.NodeName()+"/proxy/metrics/resource") // a new pod is measured some time after its start
 		harness.Says(t, s.Kubectl("get", "--raw", "/api/v1/namespaces/default/pods/guest:8080/proxy/"), "guest")
 		harness.Says(t, forwarded(t, s, "guest"), "guest")
 	}
@@ -70,7 +70,7 @@ func TestNodeBehindNAT(t *testing.T) {
 // forwarded reads the page of a pod's port 8080 through kubectl port-forward.
 func forwarded(t *testing.T, s *harness.Server, pod string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), harness.Soon)
 	defer cancel()
 	forward := s.KubectlCommand(ctx, "port-forward", "pod/"+pod, ":8080")
 	out, err := forward.StdoutPipe()
@@ -90,7 +90,7 @@ func forwarded(t *testing.T, s *harness.Server, pod string) string {
 	} else if _, err := fmt.Sscanf(line, "Forwarding from 127.0.0.1:%d", &port); err != nil {
 		t.Fatalf("%q: %v", line, err)
 	}
-	page, err := s.Run(harness.Box(t), "get", fmt.Sprintf("http://127.0.0.1:%d/", port))
+	page, err := s.Run(harness.Box(t), "get", fmt.Sprintf("http://127.0.0.1:%d/", port), "60")
 	if err != nil {
 		t.Error(err)
 	}
