@@ -39,6 +39,7 @@ const (
 type nodes struct {
 	folder string
 	free   int64
+	quota  bool
 
 	mu    sync.Mutex
 	away  map[string]bool
@@ -57,7 +58,7 @@ func (n *nodes) AskVolumes(_ context.Context, node string, r localvolume.Request
 	if folder == "" {
 		folder = n.folder
 	}
-	return localvolume.Answer{Path: folder + "/" + r.Name, Free: n.free}, n.fails
+	return localvolume.Answer{Path: folder + "/" + r.Name, Free: n.free, Quota: n.quota}, n.fails
 }
 
 func (n *nodes) setAway(node string, away bool) {
@@ -405,5 +406,31 @@ func TestExpand(t *testing.T) {
 	}
 	if _, err := f.ExpandVolumeDevice(spec, resource.MustParse("2Gi"), from); err == nil || !strings.Contains(err.Error(), "1.0 GiB left in /storage") {
 		t.Errorf("more than there is: %v", err)
+	}
+}
+
+// TestQuota: a volume that its node's filesystem limits says so, and its limit grows with it.
+func TestQuota(t *testing.T) {
+	f := newFixture(t, "n1")
+	if pv := f.made(t); pv.Annotations[QuotaAnnotation] != "" {
+		t.Errorf("a volume without a limit says that it has one: %v", pv.Annotations)
+	}
+	f.nodes.quota = true
+	pv := f.made(t)
+	if pv.Annotations[QuotaAnnotation] != "project" {
+		t.Errorf("a volume with a limit does not say so: %v", pv.Annotations)
+	}
+	spec, from := volume.NewSpecFromPersistentVolume(pv, false), resource.MustParse("5Mi")
+	if to, err := f.ExpandVolumeDevice(spec, resource.MustParse("6Mi"), from); err != nil || to.String() != "6Mi" {
+		t.Errorf("%s, %v", to.String(), err)
+	}
+	if got := f.nodes.take(); got != "n1 space /storage ; n1 grow /storage "+dir {
+		t.Errorf("asked: %s", got)
+	}
+	if _, err := f.ExpandVolumeDevice(spec, resource.MustParse("2Gi"), from); err == nil {
+		t.Error("it grows beyond its disk")
+	}
+	if got := f.nodes.take(); got != "n1 space /storage " {
+		t.Errorf("asked: %s", got)
 	}
 }

@@ -34,6 +34,12 @@ const Provisioner = "rancher.io/local-path"
 // nodeAnnotation names a volume's node, as Rancher's provisioner writes it.
 const nodeAnnotation = "local.path.provisioner/selected-node"
 
+// QuotaAnnotation is on a volume that holds no more than its size: "project" is by a project quota of the node's filesystem.
+const (
+	QuotaAnnotation = "coracle.dev/quota"
+	projectQuota    = "project"
+)
+
 // Nodes reaches the nodes.
 type Nodes interface {
 	// AskVolumes asks a node. It wraps ErrAway where the node has no connection to this server.
@@ -101,7 +107,7 @@ func (v *Volumes) NewDeleter(_ klog.Logger, s *volume.Spec) (volume.Deleter, err
 	return &deleter{v: v, pv: s.PersistentVolume}, nil
 }
 
-// RequiresFSResize is false: a directory is as large as the disk, whatever the volume says.
+// RequiresFSResize is false: a directory is as large as the disk, or as its quota, which the node raises when it is asked.
 func (v *Volumes) RequiresFSResize() bool { return false }
 
 // ExpandVolumeDevice lets a volume have more, if the node has that.

@@ -48,8 +48,12 @@ func (p provisioner) Provision(node *corev1.Node, _ []corev1.TopologySelectorTer
 	if _, got, ok := localvolume.Split(a.Path); !ok || got != name {
 		return nil, fmt.Errorf("node %s answers with the path %q, which is not the volume's", node.Name, a.Path)
 	}
+	annotations := map[string]string{nodeAnnotation: node.Name}
+	if a.Quota {
+		annotations[QuotaAnnotation] = projectQuota
+	}
 	return &corev1.PersistentVolume{
-		ObjectMeta: metav1.ObjectMeta{Name: p.o.PVName, Annotations: map[string]string{nodeAnnotation: node.Name}},
+		ObjectMeta: metav1.ObjectMeta{Name: p.o.PVName, Annotations: annotations},
 		Spec: corev1.PersistentVolumeSpec{
 			PersistentVolumeReclaimPolicy: p.o.PersistentVolumeReclaimPolicy,
 			AccessModes:                   claim.Spec.AccessModes,
@@ -90,9 +94,9 @@ func (p provisioner) check(node *corev1.Node) error {
 	return nil
 }
 
-// expand looks whether a node has room for what a volume is to grow by.
+// expand looks whether a node has room for what a volume is to grow by, and has its quota raised where it has one.
 func (v *Volumes) expand(pv *corev1.PersistentVolume, to, from resource.Quantity) error {
-	folder, _, err := parse(pv)
+	folder, name, err := parse(pv)
 	if err != nil {
 		return err
 	}
@@ -106,6 +110,12 @@ func (v *Volumes) expand(pv *corev1.PersistentVolume, to, from resource.Quantity
 	}
 	if more := to.Value() - from.Value(); more > a.Free {
 		return fmt.Errorf("node %s has %s left in %s, and the volume is to grow by %s", node, localvolume.Size(a.Free), folder, localvolume.Size(more))
+	}
+	if pv.Annotations[QuotaAnnotation] == "" {
+		return nil
+	}
+	if _, err := v.o.Nodes.AskVolumes(v.o.Context, node, localvolume.Request{Op: localvolume.Grow, Folder: folder, Name: name, Bytes: to.Value()}); err != nil {
+		return fmt.Errorf("node %s: %w", node, err)
 	}
 	return nil
 }

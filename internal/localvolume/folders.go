@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/moby/sys/mountinfo"
@@ -43,8 +44,9 @@ type Options struct {
 
 // Folders are where a node keeps local volumes. It is safe for concurrent use.
 type Folders struct {
-	o    Options
-	kick chan struct{} // one value: there is something to remove
+	o      Options
+	kick   chan struct{} // one value: there is something to remove
+	giving sync.Mutex    // held while a volume is given a project of its own
 }
 
 // New describes a node's folders; nothing is made before it is needed.
@@ -73,6 +75,8 @@ func (f *Folders) Do(r Request) (Answer, error) {
 		return Answer{}, fmt.Errorf("%q is not the name of a volume's directory", r.Name)
 	case r.Op == Make:
 		return f.make(r)
+	case r.Op == Grow:
+		return f.grow(r)
 	case r.Op == Remove:
 		return f.remove(r)
 	}
@@ -151,6 +155,9 @@ func (f *Folders) make(r Request) (Answer, error) {
 	}
 	if err == nil {
 		err = root.Chmod(r.Name, volumeMode) // not by Mkdir, which heeds the umask
+	}
+	if err == nil {
+		a.Quota, err = f.limit(root, r.Name, r.Bytes)
 	}
 	if err == nil {
 		err = syncFolder(root) // it must still be there after a power cut when the API says that it is

@@ -32,6 +32,8 @@ const (
 	Make Op = "make"
 	// Remove removes one, or finds none. The directory has gone when the answer comes; that what it held goes as well takes its time.
 	Remove Op = "remove"
+	// Grow lets a volume have so many bytes, where it has a limit that the filesystem enforces.
+	Grow Op = "grow"
 	// Space asks how much room there is.
 	Space Op = "space"
 )
@@ -43,15 +45,17 @@ type Request struct {
 	Folder string `json:"folder,omitempty"`
 	// Name is the directory's, see [Name].
 	Name string `json:"name,omitempty"`
-	// Bytes are those that have to be free for Make.
+	// Bytes are those that have to be free for Make, and what the volume may hold at most where its filesystem can say so.
 	Bytes int64 `json:"bytes,omitempty"`
 }
 
 // Answer is what came of it. Error is empty where all went well.
 type Answer struct {
 	// Path is the directory's, or the folder's where no name was given.
-	Path  string `json:"path,omitempty"`
-	Free  int64  `json:"free,omitempty"` // bytes
+	Path string `json:"path,omitempty"`
+	Free int64  `json:"free,omitempty"` // bytes
+	// Quota says that a project quota of the filesystem keeps the volume below its size.
+	Quota bool   `json:"quota,omitempty"`
 	Error string `json:"error,omitempty"`
 }
 

@@ -41,7 +41,12 @@ func removeAside(ctx context.Context, folder *os.File) error {
 				continue
 			}
 			again = true
-			if err := r.remove(r.folder, name, 0); err != nil {
+			project := projectOf(r.folder, name)
+			err := r.remove(r.folder, name, 0)
+			if err == nil && project != 0 {
+				_ = setLimit(folder, project, 0) // if it stays, it limits nothing, and its number is not given again
+			}
+			if err != nil {
 				failed[name] = true
 				if first == nil {
 					first = fmt.Errorf("%s: %w", name, err)

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localvolume
+
+import (
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"os"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// ext4 and XFS count what belongs to a project, which is a number that a directory hands on to all that is made in it, and keep it below a limit where they
+// are mounted with prjquota or pquota. A volume is given a project of its own there (quotactl(2), ioctl_xfs_fsgetxattr(2), linux/fs.h, linux/quota.h).
+const (
+	// firstProject and projects are the numbers that volumes get: far from those that people write into /etc/projid, and that a kubelet counts from 1048577.
+	firstProject = 1 << 30
+	projects     = 1 << 30
+	// mostTaken is how many numbers are looked at before a volume is refused.
+	mostTaken = 1000
+
+	quotaBlock = 1024 // bytes: what limits are counted in (QIF_DQBLKSIZE)
+)
+
+const (
+	fsGetXattr      = 0x801c581f // FS_IOC_FSGETXATTR
+	fsSetXattr      = 0x401c5820 // FS_IOC_FSSETXATTR
+	inheritsProject = 0x200      // FS_XFLAG_PROJINHERIT
+
+	quotaOfProjects  = 2        // PRJQUOTA
+	getQuota         = 0x800007 // Q_GETQUOTA
+	setQuota         = 0x800008 // Q_SETQUOTA
+	getQuotaState    = 0x5808   // Q_XGETQSTATV
+	limitOfBlocks    = 1        // QIF_BLIMITS
+	projectsEnforced = 1 << 5   // FS_QUOTA_PDQ_ENFD
+)
+
+// fileAttributes are struct fsxattr.
+type fileAttributes struct {
+	flags, extentSize, extents, project, cowExtentSize uint32
+	_                                                  [8]byte
+}
+
+// diskQuota is struct if_dqblk.
+type diskQuota struct {
+	hardLimit, softLimit, space, filesHardLimit, filesSoftLimit, files, spaceTime, filesTime uint64
+	valid                                                                                    uint32
+}
+
+// quotaState is struct fs_quota_statv.
+type quotaState struct {
+	version uint8
+	_       uint8
+	flags   uint16
+	_       [156]byte
+}
+
+// attributes are those of an open file or directory.
+func attributes(f *os.File) (a fileAttributes, err error) {
+	return a, ioctl(f, fsGetXattr, &a)
+}
+
+func ioctl(f *os.File, request uintptr, a *fileAttributes) error {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(unsafe.Pointer(a)))
+	runtime.KeepAlive(f)
+	return orNil(errno)
+}
+
+// quotactl does something with the quotas of projects of the filesystem that an open directory is on. Linux has it since 5.14.
+func quotactl(dir *os.File, command, project uint32, at unsafe.Pointer) error {
+	_, _, errno := unix.Syscall6(unix.SYS_QUOTACTL_FD, dir.Fd(), uintptr(command<<8|quotaOfProjects), uintptr(project), uintptr(at), 0, 0)
+	runtime.KeepAlive(dir)
+	return orNil(errno)
+}
+
+func orNil(errno syscall.Errno) error {
+	if errno == 0 {
+		return nil
+	}
+	return errno
+}
+
+// enforcesProjects says whether a directory's filesystem keeps projects below their limits.
+func enforcesProjects(dir *os.File) bool {
+	s := quotaState{version: 1}
+	return quotactl(dir, getQuotaState, 0, unsafe.Pointer(&s)) == nil && s.flags&projectsEnforced != 0
+}
+
+// limits says whether the volumes of a folder get limits. In a folder that belongs to a project already they do not: the operator has one limit for all of them.
+func limits(folder *os.File) bool {
+	if !enforcesProjects(folder) {
+		return false
+	}
+	a, err := attributes(folder)
+	return err == nil && a.project == 0 && a.flags&inheritsProject == 0
+}
+
+// isOurProject says whether this package gives such numbers.
+func isOurProject(project uint32) bool {
+	return project >= firstProject && project-firstProject < projects
+}
+
+// limit keeps a volume below so many bytes, if its filesystem can do that, and says whether it can. Done twice, or interrupted anywhere and done again, it comes
+// to the same.
+func (f *Folders) limit(root *os.Root, name string, bytes int64) (bool, error) {
+	folder, err := root.Open(".")
+	if err != nil {
+		return false, err
+	}
+	defer folder.Close()
+	if !limits(folder) {
+		return false, nil
+	}
+	dir, err := root.Open(name)
+	if err != nil {
+		return false, err
+	}
+	defer dir.Close()
+	f.giving.Lock()
+	defer f.giving.Unlock()
+	project, err := giveProject(folder, dir, name)
+	if err == nil {
+		err = setLimit(folder, project, bytes)
+	}
+	if errors.Is(err, unix.EPERM) { // root in a container may not set limits
+		f.o.Logger.Warn("the filesystem has project quotas, and this process may not set them: what the volume holds is not limited", "path", dir.Name())
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("limiting the volume to %s by a project quota: %w", Size(bytes), err)
+	}
+	return true, nil
+}
+
+// giveProject gives a directory a project that no other has, or finds it given.
+func giveProject(folder, dir *os.File, name string) (uint32, error) {
+	a, err := attributes(dir)
+	if err != nil || a.project != 0 {
+		return a.project, err
+	}
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(name)) // never fails
+	for i := range uint32(mostTaken) {
+		project := firstProject + (h.Sum32()+i)%projects
+		var q diskQuota
+		err := quotactl(folder, getQuota, project, unsafe.Pointer(&q))
+		if err != nil && !errors.Is(err, unix.ENOENT) { // XFS has none of what it never heard of
+			return 0, err
+		}
+		if q.hardLimit|q.space|q.files != 0 {
+			continue
+		}
+		a.project = project
+		a.flags |= inheritsProject
+		return project, ioctl(dir, fsSetXattr, &a)
+	}
+	return 0, fmt.Errorf("%d numbers of projects in a row are taken", mostTaken)
+}
+
+// setLimit limits a project to so many bytes, rounded up; 0 takes its limit away.
+func setLimit(folder *os.File, project uint32, bytes int64) error {
+	q := diskQuota{hardLimit: (uint64(bytes) + quotaBlock - 1) / quotaBlock, valid: limitOfBlocks}
+	return quotactl(folder, setQuota, project, unsafe.Pointer(&q))
+}
+
+// grow raises a volume's limit, if it has one, and says whether it has.
+func (f *Folders) grow(r Request) (Answer, error) {
+	root, err := f.open(r.Folder)
+	if err != nil {
+		return Answer{}, err
+	}
+	defer func() { _ = root.Close() }() // nothing was written through it
+	folder, err := root.Open(".")
+	if err != nil {
+		return Answer{}, fmt.Errorf("opening the folder for volumes: %w", err)
+	}
+	defer folder.Close()
+	project := projectOf(int(folder.Fd()), r.Name)
+	if project == 0 || !enforcesProjects(folder) {
+		return Answer{}, nil
+	}
+	if err := setLimit(folder, project, r.Bytes); err != nil {
+		return Answer{}, fmt.Errorf("raising the volume's project quota to %s: %w", Size(r.Bytes), err)
+	}
+	return Answer{Quota: true}, nil
+}
+
+// projectOf is the project that this package gave to a directory, or 0.
+func projectOf(folder int, name string) uint32 {
+	fd, err := openDirectory(folder, name)
+	if err != nil {
+		return 0
+	}
+	dir := os.NewFile(uintptr(fd), name)
+	defer dir.Close()
+	a, err := attributes(dir)
+	if err != nil || !isOurProject(a.project) {
+		return 0
+	}
+	return a.project
+}
