@@ -33,7 +33,7 @@ type Options struct {
 // pushed to it (/v2/).
 func Handler(o Options) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /index.yaml", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("/index.yaml", func(w http.ResponseWriter, _ *http.Request) {
 		text, err := Index(o.Dir)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
@@ -41,7 +41,7 @@ func Handler(o Options) http.Handler {
 		}
 		_, _ = w.Write(text) // the client is gone
 	})
-	mux.Handle("GET /", http.FileServer(http.Dir(o.Dir)))
+	mux.Handle("/", http.FileServer(http.Dir(o.Dir)))
 	mux.Handle("/v2/", registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	if o.User == "" {
 		return mux

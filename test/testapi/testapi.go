@@ -80,16 +80,18 @@ func Start(dir string) (config *rest.Config, stop func() error, err error) {
 	case <-time.After(2 * time.Minute):
 		return nil, nil, errors.Join(errors.New("not ready after two minutes"), stop())
 	}
-	return s.LoopbackConfig(), stop, nil
+	config = &rest.Config{Host: "https://" + listener.Addr().String(), QPS: -1, TLSClientConfig: rest.TLSClientConfig{
+		CAFile: path("ca.crt"), CertFile: path("admin.crt"), KeyFile: path("server.key"),
+	}}
+	return config, stop, nil
 }
 
 // WriteKubeconfig writes a configuration where programs read it.
 func WriteKubeconfig(config *rest.Config, path string) error {
+	tls := config.TLSClientConfig
 	return clientcmd.WriteToFile(clientcmdapi.Config{
-		Clusters: map[string]*clientcmdapi.Cluster{"test": {
-			Server: config.Host, CertificateAuthorityData: config.CAData, TLSServerName: config.ServerName,
-		}},
-		AuthInfos:      map[string]*clientcmdapi.AuthInfo{"test": {Token: config.BearerToken}},
+		Clusters:       map[string]*clientcmdapi.Cluster{"test": {Server: config.Host, CertificateAuthority: tls.CAFile}},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{"test": {ClientCertificate: tls.CertFile, ClientKey: tls.KeyFile}},
 		Contexts:       map[string]*clientcmdapi.Context{"test": {Cluster: "test", AuthInfo: "test"}},
 		CurrentContext: "test",
 	}, path)
@@ -115,11 +117,20 @@ func writeKeys(dir string) error {
 		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
+	admin := &x509.Certificate{
+		SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: "test", Organization: []string{"system:masters"}},
+		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
 	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
 	if err != nil {
 		return err
 	}
 	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
+	if err != nil {
+		return err
+	}
+	adminDER, err := x509.CreateCertificate(rand.Reader, admin, ca, key.Public(), caKey)
 	if err != nil {
 		return err
 	}
@@ -130,6 +141,7 @@ func writeKeys(dir string) error {
 	for name, block := range map[string]*pem.Block{
 		"ca.crt":     {Type: "CERTIFICATE", Bytes: caDER},
 		"server.crt": {Type: "CERTIFICATE", Bytes: leafDER},
+		"admin.crt":  {Type: "CERTIFICATE", Bytes: adminDER},
 		"server.key": {Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)},
 		"sa.key":     {Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)},
 		"sa.pub":     {Type: "PUBLIC KEY", Bytes: public},

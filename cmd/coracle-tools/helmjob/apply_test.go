@@ -5,15 +5,16 @@ package helmjob
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
 	"helm.sh/helm/v4/pkg/release/common"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -223,27 +224,56 @@ func (t *tester) child(ctx context.Context, req *helmjob.Request) (*helmjob.Resu
 	return helmjob.Runner{Program: program}.Run(ctx, req)
 }
 
-// TestKilled kills a child in a hook, twice, and lets the next one do it.
+// orphan starts a child, and returns what makes it one whose parent is dead.
+func (t *tester) orphan(req *helmjob.Request) (die func() error) {
+	t.Helper()
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command(program, helmjob.Name)
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.NewEncoder(in).Encode(req); err != nil {
+		t.Fatal(err)
+	}
+	return func() error { return errors.Join(in.Close(), c.Wait()) }
+}
+
+// TestKilled ends a child in a hook, as a kill and as the death of its parent, and lets the next one do it.
 func TestKilled(t *testing.T) {
 	tt := newTester(t)
-	hanging := web("1.0.0").With("templates/hook.yaml", fmt.Sprintf(hook, "pre-install,pre-upgrade"))
-	for range 2 {
-		ctx, kill := context.WithCancel(t.Context())
-		done := make(chan error, 1) // the only value, so that the child need not be waited for
-		go func() {
-			_, err := tt.child(ctx, tt.request(hanging))
-			done <- err
-		}()
+	hanging := tt.request(web("1.0.0").With("templates/hook.yaml", fmt.Sprintf(hook, "pre-install,pre-upgrade")))
+	hanging.Timeout = time.Hour
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1) // the only value, so that the child need not be waited for
+	for _, start := range []func() (end func() error){
+		func() func() error {
+			go func() {
+				_, err := tt.child(ctx, hanging)
+				done <- err
+			}()
+			return func() error { cancel(); return <-done }
+		},
+		func() func() error { return tt.orphan(hanging) },
+	} {
+		end := start()
 		testenv.Eventually(t, 2*time.Minute, "a child in its hook", func() error {
 			_, err := shared.client.BatchV1().Jobs(tt.ns).Get(context.Background(), "web-hook", metav1.GetOptions{})
 			return err
 		})
 		tt.waitForRelease(common.StatusPendingInstall)
-		kill()
-		if err := <-done; err == nil {
-			t.Fatal("the child was killed and had a result")
+		if err := end(); err == nil {
+			t.Fatal("the child was ended in its hook, and says that all is well")
 		}
-		if err := shared.client.BatchV1().Jobs(tt.ns).Delete(t.Context(), "web-hook", metav1.DeleteOptions{PropagationPolicy: new(metav1.DeletePropagationBackground)}); err != nil && !apierrors.IsNotFound(err) {
+		background := metav1.DeletePropagationBackground
+		if err := shared.client.BatchV1().Jobs(tt.ns).Delete(t.Context(), "web-hook", metav1.DeleteOptions{PropagationPolicy: &background}); err != nil {
 			t.Fatal(err)
 		}
 	}

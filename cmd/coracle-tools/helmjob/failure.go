@@ -16,6 +16,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	"oras.land/oras-go/v2/errdef"
+	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/errcode"
 
 	"github.com/coracle-k8s/coracle/internal/helmjob"
@@ -30,8 +31,9 @@ type failure struct {
 
 func (f *failure) Error() string { return f.message }
 
+// fail makes a failure; its message is one line that begins with a capital.
 func fail(reason helmjob.Reason, again bool, format string, args ...any) error {
-	return &failure{reason: reason, again: again, message: fmt.Sprintf(format, args...)}
+	return &failure{reason: reason, again: again, message: sentence(strings.Join(strings.Fields(fmt.Sprintf(format, args...)), " "))}
 }
 
 // sentence makes one of an error's text.
@@ -44,7 +46,8 @@ func sentence(s string) string {
 	return s
 }
 
-// unreachable tells what kept us from a repository or registry. what says what was asked for, without credentials.
+// unreachable tells what kept us from a repository or registry. what says what was asked for, in words that stand inside a
+// sentence, and without credentials.
 func unreachable(what string, err error) error {
 	var (
 		known     *failure
@@ -63,15 +66,17 @@ func unreachable(what string, err error) error {
 	case errors.As(err, &unknown):
 		return fail(helmjob.RepositoryNotTrusted, true, "The certificate of %s is signed by an authority that is not trusted here. Give the authority's certificate in repoCA or repoCAConfigMap.", what)
 	case errors.As(err, &invalid), errors.As(err, &verifying):
-		return fail(helmjob.RepositoryNotTrusted, true, "The certificate of %s is not valid: %v.", what, errors.Join(err))
+		return fail(helmjob.RepositoryNotTrusted, true, "The certificate of %s is not valid: %v.", what, err)
 	case errors.As(err, &answer):
 		return refused(what, answer.StatusCode)
+	case errors.Is(err, auth.ErrBasicCredentialNotFound):
+		return refused(what, http.StatusUnauthorized)
 	case errors.Is(err, errdef.ErrNotFound):
 		return refused(what, http.StatusNotFound)
 	case errors.As(err, &dns):
 		return fail(helmjob.RepositoryUnreachable, true, "The host of %s is not known: %v.", what, dns)
 	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
-		return fail(helmjob.RepositoryUnreachable, true, "The registry of %s speaks no TLS. If it is meant to be reached without, set plainHTTP.", what)
+		return fail(helmjob.RepositoryUnreachable, true, "The registry that has %s speaks no TLS. If it is meant to be reached without, set plainHTTP.", what)
 	}
 	return fail(helmjob.RepositoryUnreachable, true, "%s cannot be fetched: %v.", what, err)
 }
@@ -112,7 +117,7 @@ func (j *job) actionFailure(reason helmjob.Reason, err error) error {
 		return fail(helmjob.RenderFailed, true, "Nothing was changed, since the cluster does not know a kind of object that the chart has: %v. A chart with its definition may have to come first.", err)
 	case has("unable to build kubernetes objects", "error validating data", "execution error at", "parse error at", "template: ", "YAML parse error", "error converting YAML"):
 		return fail(helmjob.RenderFailed, false, "Nothing was changed, since the chart's templates fail with these values: %v.", err)
-	case has("failed pre-install", "failed post-install", "hooks failed", "hook"):
+	case has("failed pre-install", "failed post-install", "pre-upgrade hooks failed", "post-upgrade hooks failed"):
 		if timedOut {
 			return fail(helmjob.TimedOut, again, "A hook of the chart was not done after %s: %v.", j.timeout(), err)
 		}

@@ -50,7 +50,6 @@ func TestBadInput(t *testing.T) {
 		"a template's syntax": {chart: template("{{ if }}"), reason: helmjob.RenderFailed, says: "more.yaml"},
 		"a template's word":   {chart: template(`{{ fail "give me a sail" }}`), reason: helmjob.RenderFailed, says: "give me a sail"},
 		"no object":           {chart: template("kind: [\n"), reason: helmjob.RenderFailed, says: "more.yaml"},
-		"an unknown field":    {chart: template("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: more}\ndada: {}\n"), reason: helmjob.RenderFailed, says: "dada"},
 		"an unknown kind":     {chart: template("apiVersion: example.com/v1\nkind: Sail\nmetadata: {name: more}\n"), reason: helmjob.RenderFailed, says: "Sail"},
 		"a policy":            {req: func(r *helmjob.Request) { r.FailurePolicy = "maybe" }, reason: helmjob.BadRequest, says: "maybe"},
 		"a release's name":    {req: func(r *helmjob.Request) { r.Release = "Web_1" }, reason: helmjob.BadRequest, says: "Web_1"},

@@ -58,7 +58,7 @@ func Do(ctx context.Context, o Options, req *helmjob.Request) (result *helmjob.R
 
 func (j *job) do(ctx context.Context) error {
 	if err := j.req.Validate(); err != nil {
-		return fail(helmjob.BadRequest, false, "%s", sentence(err.Error()))
+		return fail(helmjob.BadRequest, false, "%v", err)
 	}
 	if err := chartutil.ValidateReleaseName(j.req.Release); err != nil {
 		return fail(helmjob.BadRequest, false, "%q is no name for a release: %v.", j.req.Release, err)

@@ -19,7 +19,7 @@ import (
 
 // pull gets a chart from a registry: oci://host/path, with :tag or @digest behind it or the version from the request.
 func (f *fetcher) pull(ref string) ([]byte, string, error) {
-	what := "The chart " + ref
+	what := "the chart " + ref
 	u, err := url.Parse(ref)
 	if err != nil || u.Host == "" || u.User != nil {
 		return nil, "", fail(helmjob.BadRequest, false, "The chart's reference is none of a registry: it looks like oci://host/path/chart.")
@@ -50,7 +50,7 @@ func (f *fetcher) pull(ref string) ([]byte, string, error) {
 		if strings.Contains(err.Error(), "manifest does not contain") || strings.Contains(err.Error(), "could not load config") {
 			return nil, "", fail(helmjob.InvalidChart, true, "What lies at %s is no chart, but something else, such as a container's image.", name)
 		}
-		return nil, "", unreachable("The chart "+name, withoutURL(err))
+		return nil, "", unreachable("the chart "+name, withoutURL(err))
 	}
 	if pulled.Chart == nil || len(pulled.Chart.Data) > maxArchive {
 		return nil, "", fail(helmjob.InvalidChart, true, "What lies at %s is no chart, or larger than 100 MiB.", name)

@@ -50,7 +50,7 @@ func (f *fetcher) fetch(ctx context.Context) ([]byte, string, error) {
 	case registry.IsOCI(repoURL):
 		return f.pull(repoURL + "/" + name)
 	case strings.HasPrefix(name, "http://"), strings.HasPrefix(name, "https://"):
-		content, err := f.get(ctx, "The chart "+redacted(name), name, true)
+		content, err := f.get(ctx, "the chart "+redacted(name), name, true)
 		return content, redacted(name), err
 	case strings.HasPrefix(repoURL, "http://"), strings.HasPrefix(repoURL, "https://"):
 		return f.fromRepository(ctx, repoURL, name)
@@ -91,12 +91,12 @@ func (f *fetcher) tls() (*tls.Config, error) {
 
 // fromRepository looks the chart up in a repository's index and fetches it.
 func (f *fetcher) fromRepository(ctx context.Context, repoURL, name string) ([]byte, string, error) {
-	what := "The repository " + redacted(repoURL)
+	what := "the repository " + redacted(repoURL)
 	base, err := url.Parse(repoURL)
 	if err != nil {
 		return nil, "", fail(helmjob.BadRequest, false, "The repository's URL cannot be read: it is no URL.")
 	}
-	text, err := f.get(ctx, "The index of "+strings.ToLower(what[:1])+what[1:], base.JoinPath("index.yaml").String(), true)
+	text, err := f.get(ctx, "the index of "+what, base.JoinPath("index.yaml").String(), true)
 	if err != nil {
 		return nil, "", err
 	}
@@ -125,7 +125,7 @@ func (f *fetcher) fromRepository(ctx context.Context, repoURL, name string) ([]b
 		return nil, "", fail(helmjob.ChartNotFound, true, "%s lists the chart %s %s at a place that is no URL.", what, name, entry.Version)
 	}
 	f.log.Info("fetching the chart", "chart", name, "version", entry.Version, "from", at.Redacted())
-	content, err := f.get(ctx, fmt.Sprintf("The chart %s %s (%s)", name, entry.Version, at.Redacted()), place, sameHost(base, at))
+	content, err := f.get(ctx, fmt.Sprintf("the chart %s %s (%s)", name, entry.Version, at.Redacted()), place, sameHost(base, at))
 	if err != nil {
 		return nil, "", err
 	}

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmjob
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// TestMain makes this binary a child that behaves as its request's namespace says.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == Name {
+		os.Exit(child())
+	}
+	os.Exit(m.Run())
+}
+
+func child() int {
+	in := bufio.NewReader(os.Stdin)
+	req := &Request{}
+	line, err := in.ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(line, req)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 2
+	}
+	switch req.Namespace {
+	case "nonsense":
+		fmt.Fprintln(os.Stderr, "I cannot go on")
+		fmt.Println("{")
+		return 1
+	case "hang":
+		fmt.Fprintln(os.Stderr, "I hang")
+		_, _ = io.Copy(io.Discard, in) // until the parent is gone
+		return 1
+	}
+	text, _ := json.Marshal(&Result{Action: Installed, Message: string(req.Values[0])})
+	os.Stdout.Write(text)
+	return 0
+}
+
+func runner(t *testing.T) (Runner, *bytes.Buffer) {
+	t.Helper()
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := &bytes.Buffer{}
+	return Runner{Program: program, Log: log}, log
+}
+
+func request(namespace string) *Request {
+	// More than a pipe holds.
+	return &Request{
+		Operation: Apply, Kubeconfig: "k", Namespace: namespace, Release: "web", Timeout: time.Minute,
+		Chart: Chart{Content: bytes.Repeat([]byte("chart"), 100_000)}, Values: []Document{"a: <b>\n"},
+	}
+}
+
+func TestRun(t *testing.T) {
+	r, _ := runner(t)
+	got, err := r.Run(t.Context(), request("default"))
+	if err != nil || got.Failed() || got.Action != Installed || got.Message != "a: <b>\n" {
+		t.Errorf("%v, %+v", err, got)
+	}
+
+	r, log := runner(t)
+	_, err = r.Run(t.Context(), request("nonsense"))
+	if err == nil || !strings.Contains(err.Error(), "I cannot go on") || log.String() != "I cannot go on\n" {
+		t.Errorf("of a child that breaks: %v, its log is %q", err, log)
+	}
+
+	r, _ = runner(t)
+	r.Program += "-none"
+	if _, err := r.Run(t.Context(), request("default")); err == nil || !strings.Contains(err.Error(), r.Program) {
+		t.Errorf("without a program: %v", err)
+	}
+
+	req := request("default")
+	req.Release = ""
+	if got, err := r.Run(t.Context(), req); err != nil || got.Reason != BadRequest {
+		t.Errorf("of a request without a release: %v, %+v", err, got)
+	}
+}
+
+// hung cancels its context when the child has said something.
+type hung struct{ cancel context.CancelCauseFunc }
+
+func (h hung) Write(p []byte) (int, error) {
+	h.cancel(fmt.Errorf("the term is over"))
+	return len(p), nil
+}
+
+func TestStop(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	r, _ := runner(t)
+	r.Log = hung{cancel}
+	if _, err := r.Run(ctx, request("hang")); err == nil || !strings.Contains(err.Error(), "the term is over") {
+		t.Errorf("stopped with %v", err)
+	}
+}
+
+func TestValidate(t *testing.T) {
+	for name, change := range map[string]func(*Request){
+		"operation":  func(r *Request) { r.Operation = "sail" },
+		"kubeconfig": func(r *Request) { r.Kubeconfig = "" },
+		"namespace":  func(r *Request) { r.Namespace = "" },
+		"release":    func(r *Request) { r.Release = "" },
+		"timeout":    func(r *Request) { r.Timeout = -1 },
+		"chart":      func(r *Request) { r.Chart = Chart{Repo: "https://example.com"} },
+		"policy":     func(r *Request) { r.FailurePolicy = "maybe" },
+		"serverSide": func(r *Request) { r.ServerSide = "maybe" },
+	} {
+		r := request("default")
+		if err := r.Validate(); err != nil {
+			t.Fatal(err)
+		}
+		change(r)
+		if r.Validate() == nil {
+			t.Errorf("a bad %s is taken", name)
+		}
+	}
+	if err := (&Request{Operation: Uninstall, Kubeconfig: "k", Namespace: "n", Release: "r"}).Validate(); err != nil {
+		t.Errorf("uninstalling: %v", err)
+	}
+}
+
+func TestLocalFile(t *testing.T) {
+	for _, tt := range []struct {
+		chart Chart
+		want  string
+		ok    bool
+	}{
+		{Chart{Name: "https://%{KUBERNETES_API}%/static/charts/web-1.0.0.tgz"}, "web-1.0.0.tgz", true},
+		{Chart{Name: "https://%{KUBERNETES_API}%/static/charts/a/web.tgz"}, "a/web.tgz", true},
+		{Chart{Name: "https://%{KUBERNETES_API}%/static/charts/../../../etc/shadow"}, "etc/shadow", true},
+		{Chart{Name: "https://%{KUBERNETES_API}%/static/charts/"}, "", false},
+		{Chart{Name: "web.tgz"}, "web.tgz", true},
+		{Chart{Name: "../web.tgz"}, "web.tgz", true},
+		{Chart{Name: "web.tgz", Repo: "https://example.com"}, "", false},
+		{Chart{Name: "https://example.com/web.tgz"}, "", false},
+		{Chart{Name: "oci://example.com/web.tgz"}, "", false},
+		{Chart{Name: "web"}, "", false},
+	} {
+		if got, ok := tt.chart.LocalFile(); got != tt.want || ok != tt.ok {
+			t.Errorf("%+v is the file %q, %v; want %q, %v", tt.chart, got, ok, tt.want, tt.ok)
+		}
+	}
+}
+
+func TestJSON(t *testing.T) {
+	r := request("default")
+	r.Set = map[string]intstr.IntOrString{"a": intstr.FromInt32(1), "b": intstr.FromString("1")}
+	text, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back := &Request{}
+	if err := json.Unmarshal(text, back); err != nil || fmt.Sprint(back) != fmt.Sprint(r) {
+		t.Errorf("%v, a request came back as another", err)
+	}
+	if bytes.ContainsRune(text, '\n') {
+		t.Error("a request is more than a line")
+	}
+}
