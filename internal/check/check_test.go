@@ -190,6 +190,18 @@ func TestNativeSnapshotterNeedsNoOverlay(t *testing.T) {
 	}
 }
 
+// TestSettingIsNamedOnce: one setting moves the port for TCP and the one for UDP.
+func TestSettingIsNamedOnce(t *testing.T) {
+	s := goodSetup()
+	s.needs.Ports = []Port{{Network: "tcp", Number: 6443, What: "the API server", Setting: "--https-listen-port"}, {Network: "udp", Number: 6443, What: "gossip", Setting: "--https-listen-port"}}
+	s.probe.listen = map[int]error{6443: errors.New("used by nginx, process 12")}
+	for _, r := range s.run() {
+		if r.Name == "ports" && strings.Count(r.Do, "--https-listen-port") != 1 {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
 func TestListeners(t *testing.T) {
 	const table = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 0100007F:192B 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0000000000000000 100 0 0 10 0

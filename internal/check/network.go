@@ -5,6 +5,7 @@ package check
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -149,7 +150,7 @@ func (r *run) ports() {
 	for _, p := range r.Ports {
 		if err := r.Probe.Listen(p); err != nil && !errors.Is(err, syscall.EADDRNOTAVAIL) { // the check above tells of that
 			taken = append(taken, fmt.Sprintf("%s %d for %s (%v)", p.Network, p.Number, p.What, err))
-			if p.Setting != "" {
+			if p.Setting != "" && !slices.Contains(moves, p.Setting) {
 				moves = append(moves, p.Setting)
 			}
 		}
