@@ -132,7 +132,7 @@ func TestPlay(t *testing.T) {
 	if err := os.Mkdir(scratch, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	c := exec.CommandContext(context.WithoutCancel(t.Context()), program, "-c", "kubectl get nodes; ctr version >&2; exit 7")
+	c := exec.CommandContext(context.WithoutCancel(t.Context()), program, "-c", "kubectl get nodes; ctr images ls -q; coracle status; exit 7")
 	c.Env = append(os.Environ(), "CORACLE_TEST_DIR="+scratch, "TMPDIR="+scratch)
 	var said strings.Builder
 	c.Stderr = &said
@@ -140,7 +140,7 @@ func TestPlay(t *testing.T) {
 	if err == nil || c.ProcessState.ExitCode() != 7 {
 		t.Errorf("exit code %d, want the command's 7: %v\n%s", c.ProcessState.ExitCode(), err, said.String())
 	}
-	harness.Says(t, string(out), "node-1", "Ready")
+	harness.Says(t, string(out), "node-1", "Ready", harness.BoxImage, "API server")
 	left, err := os.ReadDir(scratch)
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind in its folder: %v, %v", left, err)

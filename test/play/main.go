@@ -58,11 +58,11 @@ func play(t testing.TB, command string, serverArgs []string) int {
 			t.Fatal(err)
 		}
 	}
-	m.Env = append(m.Env, "KUBECONFIG="+s.Kubeconfig, "PATH="+bin+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+	m.Env = append(m.Env, "CORACLE_DATA_DIR="+s.DataDir, "KUBECONFIG="+s.Kubeconfig, "PATH="+bin+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"PS1=coracle play# ", "TERM="+os.Getenv("TERM"))
 	shell := m.Command(context.Background(), "sh", "-c", command)
 	if command == "" {
-		fmt.Fprintf(os.Stderr, `The node is Ready. kubectl and ctr work, coracle's settings are in its log: %s
+		fmt.Fprintf(os.Stderr, `The node is Ready. kubectl, ctr and coracle work; the server's log: %s
 There is one image: kubectl run box --image=%s --image-pull-policy=Never -- sleep 3600
 "exit" ends the cluster and removes all of it.
 `, s.Log, harness.BoxImage)
