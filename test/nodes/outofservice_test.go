@@ -95,7 +95,10 @@ func TestReplacement(t *testing.T) {
 	harness.Eventually(t, harness.Soon, "the Deployment's pods run on both nodes", func() error { return runningOn(s, "d", names...) })
 	var on string
 	harness.Eventually(t, harness.Soon, "the StatefulSet's pod runs", func() error {
-		on = s.Kubectl("get", "pod", "s-0", "-o", "jsonpath={.spec.nodeName}")
+		var err error
+		if on, err = s.TryKubectl("get", "pod", "s-0", "-o", "jsonpath={.spec.nodeName}"); err != nil { // it is made in a moment
+			return err
+		}
 		return runningOn(s, "s", on)
 	})
 	i := slices.Index(names, on)
