@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package carried holds the programs that coracle brings along: runc, the shim and CNI helper, kubectl and ctr, a
-// packet filter program and the pause image. They lie compressed inside the binary and are unpacked once, by content
+// Package carried holds the programs that coracle brings along: runc, the shim and CNI helper, kubectl, helm and ctr,
+// a packet filter program and the pause image. They lie compressed inside the binary and are unpacked once, by content
 // hash, into the data directory.
 //
 // It owns the folder bin/ of the data directory and nothing else: it starts no program, and it needs no network.
