@@ -29,7 +29,9 @@ type Verdict struct {
 	// Pool says that the addresses are of the pool, and have to be announced.
 	Pool      bool
 	Addresses []netip.Addr
-	Reason    string
+	// kept are places at nodes' addresses where it is not served at present, and that nobody else gets.
+	kept   []place
+	Reason string
 	// Message is for people: what is missing, and what to do about it.
 	Message string
 }
@@ -44,8 +46,11 @@ func Plan(s *State) map[types.NamespacedName]Verdict {
 			addresses.keep(svc)
 		}
 	}
-	for _, svc := range services {
-		taken.give(svc, parseAll(svc.Spec.ExternalIPs)) // people have set them, and the proxies serve them as they are
+	claims := s.claims(addresses)
+	for at, who := range claims {
+		taken.take(at, owner{service: who, what: "the Service " + who.String()})
+	}
+	for _, svc := range claims.order(services) {
 		switch {
 		case !s.serves(svc):
 		case addresses.fromPool(svc):
@@ -53,7 +58,9 @@ func Plan(s *State) map[types.NamespacedName]Verdict {
 			v.inUse(s.InUse)
 			out[key(svc)] = v
 		default:
-			out[key(svc)] = taken.atNodes(svc, nodes, endpoints[key(svc)])
+			v := taken.atNodes(svc, nodes, endpoints[key(svc)])
+			v.kept = claims.kept(svc, v.Addresses)
+			out[key(svc)] = v
 		}
 	}
 	return out

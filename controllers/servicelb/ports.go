@@ -117,7 +117,7 @@ func (p ports) claim(svc *corev1.Service, at []netip.Addr) (why string) {
 		for _, sp := range svc.Spec.Ports {
 			port := Port{protocolOf(sp.Protocol), sp.Port}
 			if o, taken := p.other(place{a, port}, svc); taken {
-				return fmt.Sprintf("port %d/%s at %s: %s has it", port.Number, port.Protocol, a, o.what)
+				return fmt.Sprintf("port %s at %s: %s has it", port, a, o.what)
 			}
 		}
 	}

@@ -19,11 +19,18 @@ func StatusOf(svc *corev1.Service, v Verdict) (*corev1.ServiceStatus, bool) {
 	out.LoadBalancer = corev1.LoadBalancerStatus{}
 	if !v.Ours {
 		meta.RemoveStatusCondition(&out.Conditions, Condition)
+		meta.RemoveStatusCondition(&out.Conditions, KeptCondition)
 		return out, true
 	}
 	mode := corev1.LoadBalancerIPModeVIP // every node's proxy takes what is for these addresses
+	var ports []corev1.PortStatus        // what it has at nodes' addresses; one of a pool is its own
+	if !v.Pool {
+		for _, p := range portsOf(svc) {
+			ports = append(ports, corev1.PortStatus{Port: p.Number, Protocol: p.Protocol})
+		}
+	}
 	for _, a := range v.Addresses {
-		out.LoadBalancer.Ingress = append(out.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a.String(), IPMode: &mode})
+		out.LoadBalancer.Ingress = append(out.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a.String(), IPMode: &mode, Ports: ports})
 	}
 	status := metav1.ConditionTrue
 	if len(v.Addresses) == 0 {
@@ -32,6 +39,11 @@ func StatusOf(svc *corev1.Service, v Verdict) (*corev1.ServiceStatus, bool) {
 	changed := meta.SetStatusCondition(&out.Conditions, metav1.Condition{
 		Type: Condition, Status: status, Reason: v.Reason, Message: v.Message, ObservedGeneration: observed(have, svc, v, status),
 	})
+	if text := placesText(v.kept); text != "" {
+		changed = meta.SetStatusCondition(&out.Conditions, metav1.Condition{Type: KeptCondition, Status: metav1.ConditionTrue, Reason: "NotServedNow", Message: text}) || changed
+	} else {
+		changed = meta.RemoveStatusCondition(&out.Conditions, KeptCondition) || changed
+	}
 	return out, changed || !apiequality.Semantic.DeepEqual(out.LoadBalancer, svc.Status.LoadBalancer)
 }
 

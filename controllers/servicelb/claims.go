@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// KeptCondition is in the status of a Service that has been served at a node's address and is not at present, while the node is not ready or has no endpoint of it: it lists
+// the ports that no other Service gets there meanwhile. It stands in the status, like the ports of the addresses, because users cannot write that.
+const KeptCondition = "coracle.dev/LoadBalancerKept"
+
+// maxKept bounds the addresses that are listed, so that a status stays within what the API takes.
+const maxKept = 512
+
+// claims are who has which place since an earlier plan. A Service keeps a place until it is no load balancer any more, gives up the port or asks for other
+// addresses, or until no node has the address.
+type claims map[place]types.NamespacedName
+
+func (s *State) claims(l *ledger) claims {
+	nodes, out := map[netip.Addr]bool{}, claims{}
+	for _, n := range s.Nodes {
+		for _, a := range addresses(n) {
+			nodes[a] = true
+		}
+	}
+	for _, svc := range byAge(s.Services) {
+		if !s.serves(svc) || l.fromPool(svc) {
+			continue
+		}
+		for _, p := range held(svc) {
+			if _, taken := out[p]; !taken && nodes[p.address] { // two have one only after an upgrade
+				out[p] = key(svc)
+			}
+		}
+	}
+	return out
+}
+
+// held are the places of a Service as its status says, without those that it has given up. A status of an earlier version names no ports: there it is
+// all that the Service has.
+func held(svc *corev1.Service) []place {
+	have, want := portsOf(svc), wanted(svc)
+	var out []place
+	add := func(a netip.Addr, p Port) {
+		if slices.Contains(have, p) && hasFamily(svc, a) && (len(want) == 0 || slices.Contains(want, a)) {
+			out = append(out, place{a, p})
+		}
+	}
+	for _, in := range svc.Status.LoadBalancer.Ingress {
+		for _, a := range parseAll([]string{in.IP}) {
+			for _, p := range in.Ports {
+				add(a, Port{protocolOf(p.Protocol), p.Port})
+			}
+			if len(in.Ports) == 0 {
+				for _, p := range have {
+					add(a, p)
+				}
+			}
+		}
+	}
+	if c := meta.FindStatusCondition(svc.Status.Conditions, KeptCondition); c != nil {
+		for _, p := range readPlaces(c.Message) {
+			add(p.address, p.port)
+		}
+	}
+	return out
+}
+
+func portsOf(svc *corev1.Service) []Port {
+	var out []Port
+	for _, p := range svc.Spec.Ports {
+		out = append(out, Port{protocolOf(p.Protocol), p.Port})
+	}
+	return out
+}
+
+// all says whether a Service has each of its ports somewhere: then it comes before those that have not, wherever nobody has a place yet, as on a new node.
+func (c claims) all(svc *corev1.Service) bool {
+	somewhere := map[Port]bool{}
+	for _, p := range held(svc) {
+		somewhere[p.port] = somewhere[p.port] || c[p] == key(svc)
+	}
+	return !slices.ContainsFunc(portsOf(svc), func(p Port) bool { return !somewhere[p] })
+}
+
+// order is who is asked first: those that have what they ask for, then by age.
+func (c claims) order(services []*corev1.Service) []*corev1.Service {
+	first, rest := []*corev1.Service{}, []*corev1.Service{}
+	for _, svc := range byAge(services) {
+		if c.all(svc) {
+			first = append(first, svc)
+		} else {
+			rest = append(rest, svc)
+		}
+	}
+	return append(first, rest...)
+}
+
+// kept are the places of a Service that it is not served at.
+func (c claims) kept(svc *corev1.Service, served []netip.Addr) []place {
+	var out []place
+	for _, p := range held(svc) {
+		if c[p] == key(svc) && !slices.Contains(served, p.address) && !slices.Contains(out, p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// String is NUMBER/PROTOCOL.
+func (p Port) String() string { return fmt.Sprintf("%d/%s", p.Number, p.Protocol) }
+
+// placesText lists places as "443/TCP,80/TCP at 10.0.0.1,10.0.0.2; 443/TCP at 10.0.0.3".
+func placesText(places []place) string {
+	byAddress := map[netip.Addr][]string{}
+	for _, p := range places {
+		byAddress[p.address] = append(byAddress[p.address], p.port.String())
+	}
+	byPorts := map[string][]netip.Addr{}
+	for a, ports := range byAddress {
+		slices.Sort(ports)
+		text := strings.Join(ports, ",")
+		byPorts[text] = append(byPorts[text], a)
+	}
+	var groups []string
+	left := maxKept
+	for _, ports := range slices.Sorted(maps.Keys(byPorts)) {
+		at := byPorts[ports]
+		slices.SortFunc(at, netip.Addr.Compare)
+		var words []string
+		for _, a := range at[:min(len(at), left)] {
+			words = append(words, a.String())
+		}
+		if left -= len(words); len(words) > 0 {
+			groups = append(groups, ports+" at "+strings.Join(words, ","))
+		}
+	}
+	return strings.Join(groups, "; ")
+}
+
+// readPlaces reads what placesText wrote.
+func readPlaces(text string) []place {
+	var out []place
+	for group := range strings.SplitSeq(text, "; ") {
+		ports, at, _ := strings.Cut(group, " at ")
+		for _, a := range parseAll(strings.Split(at, ",")) {
+			for word := range strings.SplitSeq(ports, ",") {
+				number, protocol, _ := strings.Cut(word, "/")
+				if n, err := strconv.ParseUint(number, 10, 16); err == nil {
+					out = append(out, place{a, Port{corev1.Protocol(protocol), int32(n)}})
+				}
+			}
+		}
+	}
+	return out
+}

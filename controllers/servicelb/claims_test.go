@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// TestOlderServiceTakesNoPort: a Service that is older, of another namespace, becomes a load balancer with the port that a younger one has at nodes' addresses, or
+// names these addresses as its external IPs.
+func TestOlderServiceTakesNoPort(t *testing.T) {
+	thief := func(change ...func(*corev1.Service)) *corev1.Service {
+		return testService("thief", 0, append(change, func(s *corev1.Service) { s.Namespace = "mallory" })...)
+	}
+	victim := func(change ...func(*corev1.Service)) *corev1.Service {
+		return testService("web", 1, append([]func(*corev1.Service){having("10.0.0.1", "10.0.0.2")}, change...)...)
+	}
+	for name, c := range map[string]struct {
+		victim, thief *corev1.Service
+		want, gets    string
+	}{
+		"a status without ports, of an earlier version": {victim(), thief(), "10.0.0.1 10.0.0.2", ""},
+		"a status with ports":                           {victim(withPorts), thief(), "10.0.0.1 10.0.0.2", ""},
+		"external IPs":                                  {victim(), thief(func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"10.0.0.1", "10.0.0.2"} }, onPorts("443/TCP", "80/TCP")), "10.0.0.1 10.0.0.2", ""},
+		"another port":                                  {victim(withPorts), thief(onPorts("80/TCP")), "10.0.0.1 10.0.0.2", "10.0.0.1 10.0.0.2"},
+		"the victim gives the port up":                  {victim(withPorts, onPorts("80/TCP")), thief(), "10.0.0.1 10.0.0.2", "10.0.0.1 10.0.0.2"},
+		"the victim asks for one address":               {victim(withPorts, loadBalancerIP("10.0.0.1")), thief(), "10.0.0.1", "10.0.0.2"},
+		"the victim is no load balancer any more": {victim(withPorts, func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP }), thief(),
+			"", "10.0.0.1 10.0.0.2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			plan := Plan(&State{Services: []*corev1.Service{c.victim, c.thief}, Nodes: twoNodes()})
+			if v := plan[key(c.victim)]; text(v.Addresses) != c.want {
+				t.Errorf("the Service that had the port has %q now, want %q: %s", text(v.Addresses), c.want, v.Message)
+			}
+			if v := plan[key(c.thief)]; text(v.Addresses) != c.gets {
+				t.Errorf("the other one has %q, want %q", text(v.Addresses), c.gets)
+			}
+		})
+	}
+}
+
+// withPorts has the status, which having has made, say which ports the Service has.
+func withPorts(s *corev1.Service) {
+	for i := range s.Status.LoadBalancer.Ingress {
+		for _, p := range portsOf(s) {
+			s.Status.LoadBalancer.Ingress[i].Ports = append(s.Status.LoadBalancer.Ingress[i].Ports, corev1.PortStatus{Port: p.Number, Protocol: p.Protocol})
+		}
+	}
+}
+
+// TestPortsAreKeptMeanwhile: a Service that is not served at a node for a while has its port there still.
+func TestPortsAreKeptMeanwhile(t *testing.T) {
+	web := testService("web", 1, localOnly)
+	thief := testService("thief", 0, func(s *corev1.Service) { s.Namespace = "mallory" })
+	s := &State{Services: []*corev1.Service{web}, Nodes: twoNodes(), Slices: []*discoveryv1.EndpointSlice{slice("web", "a")}}
+	settle := func() string {
+		t.Helper()
+		for range 3 {
+			plan := Plan(s)
+			for _, svc := range s.Services {
+				status, _ := StatusOf(svc, plan[key(svc)])
+				svc.Status = *status
+			}
+		}
+		words := []string{}
+		for _, svc := range s.Services {
+			words = append(words, ingressText(svc.Status.LoadBalancer))
+		}
+		return strings.Join(words, ", ")
+	}
+	expect := func(what, want string) {
+		t.Helper()
+		if got := settle(); got != want {
+			t.Errorf("%s: %s, want %s", what, got, want)
+		}
+	}
+	expect("alone", "10.0.0.1")
+	s.Slices = nil
+	expect("its pod begins anew", "none")
+	s.Services = append(s.Services, thief)
+	expect("somebody wants the port meanwhile", "none, 10.0.0.2")
+	s.Slices = []*discoveryv1.EndpointSlice{slice("web", "a")}
+	expect("it is back", "10.0.0.1, 10.0.0.2")
+	web.Spec.ExternalTrafficPolicy, thief.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyCluster, corev1.ServiceExternalTrafficPolicyCluster
+	ready(s.Nodes[1], false) // it is a
+	expect("its node is away", "none, 10.0.0.2")
+	ready(s.Nodes[1], true)
+	expect("its node is back", "10.0.0.1, 10.0.0.2")
+	s.Nodes = append(s.Nodes, testNode("c", "10.0.0.3"))
+	expect("a new node goes by age", "10.0.0.1, 10.0.0.2 10.0.0.3")
+	web.Spec.Ports[0].Port = 80
+	expect("it gives the port up", "10.0.0.1 10.0.0.2 10.0.0.3, 10.0.0.1 10.0.0.2 10.0.0.3")
+	if len(web.Status.Conditions) != 1 {
+		t.Errorf("it keeps nothing any more, and says: %+v", web.Status.Conditions)
+	}
+	s.Nodes = append(s.Nodes, testNode("d", "10.0.0.4"))
+	web.Spec.Ports[0].Port = 443
+	expect("it wants the port back", "none, 10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4")
+}
+
+// TestNobodyTakesPorts: whatever happens to Services, pods, endpoints and nodes, a port at a node's address goes from one Service to another only when the first one
+// gives it up: it is gone, no load balancer any more, without the port, or the node is gone.
+func TestNobodyTakesPorts(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	w := &theft{r: rand.New(rand.NewPCG(seed, 0)), has: map[place]types.NamespacedName{}}
+	for i := range 4 {
+		w.Nodes = append(w.Nodes, testNode(fmt.Sprint("n", i), fmt.Sprintf("10.0.0.%d", i+1), fmt.Sprintf("fd00::%d", i+1)))
+	}
+	for step := range 1500 {
+		w.change(step)
+		for round := 0; w.round(t, step); round++ {
+			if round == 10 {
+				t.Fatalf("step %d: it never rests", step)
+			}
+		}
+	}
+	t.Logf("%d times somebody got a port that nobody had", w.handed)
+	if w.handed < 100 {
+		t.Errorf("only %d times anybody got a port: that tries nothing", w.handed)
+	}
+}
+
+// round plans and writes once, and says whether anything was to be written.
+func (w *theft) round(t *testing.T, step int) (changed bool) {
+	t.Helper()
+	plan := Plan(&w.State)
+	if fmt.Sprint(plan) != fmt.Sprint(Plan(&w.State)) {
+		t.Fatalf("step %d: the same state gives two plans", step)
+	}
+	now := map[place]types.NamespacedName{}
+	for _, svc := range w.Services {
+		v := plan[key(svc)]
+		for _, a := range v.Addresses {
+			for _, p := range portsOf(svc) {
+				at := place{a, p}
+				if before, had := w.has[at]; had && before != key(svc) {
+					t.Fatalf("step %d: %v goes from %s to %s", step, at, before, key(svc))
+				}
+				if other, taken := now[at]; taken {
+					t.Fatalf("step %d: %s and %s have %v", step, other, key(svc), at)
+				}
+				now[at] = key(svc)
+			}
+		}
+		status, write := StatusOf(svc, v)
+		svc.Status, changed = *status, changed || write
+	}
+	for at, who := range now {
+		if _, had := w.has[at]; !had {
+			w.handed++
+		}
+		w.has[at] = who
+	}
+	return changed
+}
+
+// theft is a cluster in which anything happens, with who has what by right.
+type theft struct {
+	State
+	r      *rand.Rand
+	has    map[place]types.NamespacedName
+	handed int // how often somebody got what nobody had
+}
+
+// change does one thing, and takes from has what its owner gives up by that.
+func (w *theft) change(step int) {
+	pick := func() *corev1.Service {
+		if len(w.Services) == 0 {
+			return testService("nobody", 0)
+		}
+		return w.Services[w.r.IntN(len(w.Services))]
+	}
+	what := w.r.IntN(10)
+	if what < 2 && len(w.Services) > 9 {
+		what = 2
+	}
+	switch what {
+	case 0, 1:
+		change := []func(*corev1.Service){
+			families([][]corev1.IPFamily{{v4}, {v6}, {v4, v6}}[w.r.IntN(3)]...), w.ports(), func(s *corev1.Service) { s.Namespace = fmt.Sprint("ns", w.r.IntN(3)) },
+		}
+		if w.r.IntN(2) == 0 {
+			change = append(change, localOnly)
+		}
+		w.Services = append(w.Services, testService(fmt.Sprint("s", step), w.r.IntN(5000), change...))
+	case 2:
+		if i := w.r.IntN(len(w.Services) + 1); i < len(w.Services) {
+			w.Services = slices.Delete(w.Services, i, i+1)
+		}
+	case 3:
+		w.ports()(pick())
+	case 4:
+		s := pick()
+		s.Spec.Type = []corev1.ServiceType{corev1.ServiceTypeClusterIP, corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeLoadBalancer}[w.r.IntN(3)]
+	case 5:
+		n := w.Nodes[w.r.IntN(len(w.Nodes))]
+		ready(n, !isReady(n))
+	case 6, 7:
+		w.endpoints()
+	case 8:
+		w.Pods = nil
+		if w.r.IntN(2) == 0 {
+			w.Pods = append(w.Pods, hostPortPod("p", fmt.Sprint("n", w.r.IntN(4)), "p", int32(80+w.r.IntN(3))))
+		}
+	case 9:
+		s := pick()
+		if s.Spec.ExternalTrafficPolicy = ""; w.r.IntN(2) == 0 {
+			localOnly(s)
+		}
+	}
+	maps.DeleteFunc(w.has, func(at place, who types.NamespacedName) bool {
+		return !slices.ContainsFunc(w.Services, func(s *corev1.Service) bool {
+			return key(s) == who && s.Spec.Type == corev1.ServiceTypeLoadBalancer && slices.Contains(portsOf(s), at.port)
+		})
+	})
+}
+
+func (w *theft) ports() func(*corev1.Service) {
+	texts := []string{}
+	for _, p := range w.r.Perm(3)[:1+w.r.IntN(2)] {
+		texts = append(texts, fmt.Sprintf("%d/TCP", 80+p))
+	}
+	return onPorts(texts...)
+}
+
+func (w *theft) endpoints() {
+	w.Slices = nil
+	for _, s := range w.Services {
+		var at []string
+		for _, n := range w.Nodes {
+			if w.r.IntN(3) == 0 {
+				at = append(at, n.Name)
+			}
+		}
+		sl := slice(s.Name, at...)
+		sl.Namespace = s.Namespace
+		w.Slices = append(w.Slices, sl)
+	}
+}
+
+func TestPlacesText(t *testing.T) {
+	at := func(a, p string) place {
+		return place{netip.MustParseAddr(a), portsOf(testService("x", 0, onPorts(p)))[0]}
+	}
+	places := []place{at("10.0.0.2", "80/TCP"), at("10.0.0.1", "443/TCP"), at("10.0.0.1", "80/TCP"), at("10.0.0.3", "443/UDP"), at("fd00::1", "80/TCP")}
+	text := placesText(places)
+	if want := "443/TCP,80/TCP at 10.0.0.1; 443/UDP at 10.0.0.3; 80/TCP at 10.0.0.2,fd00::1"; text != want {
+		t.Errorf("got %q, want %q", text, want)
+	}
+	got := readPlaces(text)
+	for _, p := range places {
+		if !slices.Contains(got, p) {
+			t.Errorf("%v is lost: %v", p, got)
+		}
+	}
+	if len(got) != len(places) || len(readPlaces("")) != 0 || len(readPlaces("nonsense at 10.0.0.1; 80 at x; 99999/TCP at 10.0.0.1")) != 0 {
+		t.Errorf("read %v", got)
+	}
+	var many []place
+	for i := range 2 * maxKept {
+		many = append(many, place{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), Port{corev1.ProtocolTCP, 80}})
+	}
+	if n := len(readPlaces(placesText(many))); n != maxKept {
+		t.Errorf("%d places are written, want %d", n, maxKept)
+	}
+}
