@@ -101,6 +101,8 @@ type Options struct {
 
 	// LBPool are addresses for Services of type LoadBalancer; without any they get those of nodes.
 	LBPool []lbpool.Range
+	// LBReserved are ports that no Service gets at nodes' addresses, beside the cluster's own, as lbpool.ParsePorts reads them.
+	LBReserved []string
 	// DisableServiceLB leaves Services of type LoadBalancer to another load balancer.
 	DisableServiceLB bool
 

@@ -5,6 +5,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/servicelb"
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/internal/lbpool"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/liveness"
@@ -40,8 +42,12 @@ func (s *Server) serviceLBPart(ctx context.Context, t *term.Term) error {
 	events := record.NewBroadcaster(record.WithContext(ctx))
 	defer events.Shutdown()
 	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	reserved, err := s.reservedPorts()
+	if err != nil {
+		return err
+	}
 	o := servicelb.Options{
-		Client: client, Informers: t.Informers, Reserved: s.reservedPorts(), Disabled: s.o.DisableServiceLB,
+		Client: client, Informers: t.Informers, Reserved: reserved, Disabled: s.o.DisableServiceLB,
 		Pool: s.o.LBPool, Dynamic: objects, Networks: slices.Concat(s.o.Cluster.PodCIDRs, s.o.Cluster.ServiceCIDRs), Barred: s.owned, Alive: s.heardOf,
 		Recorder: events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "servicelb"}),
 		Logger:   s.log.With("part", "load balancer"),
@@ -87,9 +93,16 @@ func (s *Server) heardOf(node string) bool {
 	return !ok || c.Open && time.Since(c.Last) < liveness.Quick
 }
 
-// reservedPorts are those at nodes' addresses that no Service may take: machines of the cluster talk to one another there.
-func (s *Server) reservedPorts() map[servicelb.Port]string {
+// reservedPorts are those at nodes' addresses that no Service may take: machines of the cluster talk to one another there, or programs of theirs listen.
+func (s *Server) reservedPorts() (map[servicelb.Port]string, error) {
 	out := map[servicelb.Port]string{}
+	kept, err := lbpool.ParsePorts(s.o.LBReserved)
+	if err != nil {
+		return nil, fmt.Errorf("reading --load-balancer-reserved-ports: %w", err)
+	}
+	for _, p := range kept {
+		out[servicelb.Port{Protocol: corev1.Protocol(p.Protocol), Number: int32(p.Number)}] = "the node itself (--load-balancer-reserved-ports of the servers)"
+	}
 	for _, r := range []struct {
 		port     int
 		what     string
@@ -106,5 +119,5 @@ func (s *Server) reservedPorts() map[servicelb.Port]string {
 			out[servicelb.Port{Protocol: p, Number: int32(r.port)}] = r.what
 		}
 	}
-	return out
+	return out, nil
 }

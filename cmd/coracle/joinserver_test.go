@@ -73,7 +73,15 @@ func TestContradictions(t *testing.T) {
 	if err := contradictions(own, joined); err != nil {
 		t.Error(err)
 	}
-	own.Given, own.Disable = append(own.Given, "load-balancer-pool"), []string{config.PartServiceLB}
+	own = c("10.42.0.0/16", "load-balancer-reserved-ports")
+	if own.LBReserved = []string{"22", "80/TCP"}; contradictions(own, joined) != nil { // likewise
+		t.Error(contradictions(own, joined))
+	}
+	joined.Settings.Balancer.ReservedPorts = []string{"22"}
+	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--load-balancer-reserved-ports: this server was given "22,80/TCP", and the cluster that it belongs to has "22"`) {
+		t.Error(err)
+	}
+	own.Given, own.Disable = append(own.Given, "disable", "load-balancer-pool"), []string{config.PartServiceLB}
 	joined.Settings.Balancer = nil // likewise
 	if err := contradictions(own, joined); err != nil {
 		t.Error(err)
@@ -95,7 +103,7 @@ func TestJoinedOptions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		own := server.Options{ServerDir: dir, LBPool: []lbpool.Range{{First: netip.MustParseAddr("192.0.2.99"), Last: netip.MustParseAddr("192.0.2.99")}}}
+		own := server.Options{ServerDir: dir, LBReserved: []string{"22"}, LBPool: []lbpool.Range{{First: netip.MustParseAddr("192.0.2.99"), Last: netip.MustParseAddr("192.0.2.99")}}}
 		o, err := joinedOptions(t.Context(), c, own)
 		if err != nil {
 			t.Fatal(err)
@@ -106,6 +114,13 @@ func TestJoinedOptions(t *testing.T) {
 	*joined.Settings.NoMetrics = true
 	if o := options(); !o.DisableServiceLB || !o.DisableMetrics || strings.Join(lbpool.Texts(o.LBPool), ",") != "192.0.2.1-192.0.2.9,fd00::1" {
 		t.Errorf("disabled %v and %v, the pool %v", o.DisableServiceLB, o.DisableMetrics, o.LBPool)
+	}
+	if o := options(); strings.Join(o.LBReserved, ",") != "22" {
+		t.Errorf("its own ports became %v", o.LBReserved)
+	}
+	joined.Settings.Balancer.ReservedPorts = []string{"none"}
+	if o := options(); strings.Join(o.LBReserved, ",") != "none" {
+		t.Errorf("the ports are %v", o.LBReserved)
 	}
 	joined.Settings.Balancer, joined.Settings.NoMetrics = nil, nil // of a cluster that began before it was asked
 	if o := options(); o.DisableMetrics || strings.Join(lbpool.Texts(o.LBPool), ",") != "192.0.2.99" {

@@ -123,7 +123,7 @@ func clusterSettings(c *config.Server) cluster.Settings {
 		NoLocalStorage:    c.Disabled(config.PartLocalStorage),
 		Liveness:          cluster.ByConnection,
 		TolerationSeconds: c.TolerationSeconds,
-		Balancer:          &cluster.Balancer{Disabled: c.Disabled(config.PartServiceLB), Pool: lbpool.Texts(c.LBPool)},
+		Balancer:          &cluster.Balancer{Disabled: c.Disabled(config.PartServiceLB), Pool: lbpool.Texts(c.LBPool), ReservedPorts: c.LBReserved},
 	}
 	noMetrics := c.Disabled(config.PartMetrics)
 	s.NoMetrics = &noMetrics

@@ -188,6 +188,7 @@ func serverOptions(c *config.Server) server.Options {
 		APIServerArgs: c.APIServerArgs, ControllerManagerArgs: c.ControllerManagerArgs, SchedulerArgs: c.SchedulerArgs,
 		FlexVolumePluginDir: filepath.Join(c.Paths.AgentDir, "flexvolume"),
 		LBPool:              c.LBPool,
+		LBReserved:          c.LBReserved,
 		DisableServiceLB:    c.Disabled(config.PartServiceLB),
 		DisableMetrics:      c.Disabled(config.PartMetrics),
 		Small:               runtime.NumCPU() <= smallMachine,

@@ -52,6 +52,9 @@ type Balancer struct {
 	Disabled bool `json:"disabled,omitempty"`
 	// Pool are the addresses of the pool that is no object of the API, as internal/lbpool reads them.
 	Pool []string `json:"pool,omitempty"`
+	// ReservedPorts are those that no Service gets at nodes' addresses, as internal/lbpool reads them. There are none in clusters that began before there was this
+	// setting: there each server goes by its own.
+	ReservedPorts []string `json:"reservedPorts,omitempty"`
 }
 
 // DefaultTolerationSeconds is longer than a machine takes to start again, so that a restart moves no pods

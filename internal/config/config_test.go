@@ -291,6 +291,23 @@ func TestLoadBalancerPool(t *testing.T) {
 	}
 }
 
+func TestLoadBalancerReservedPorts(t *testing.T) {
+	for given, want := range map[string]string{"": "22", "--load-balancer-reserved-ports=22/TCP,9100": "22/TCP,9100", "--load-balancer-reserved-ports=none": "none"} {
+		args := []string{given}
+		if given == "" {
+			args = nil
+		}
+		if s, err := load(t, map[string]string{}, nil, board, args...); err != nil || strings.Join(s.LBReserved, ",") != want {
+			t.Errorf("%q: %v, want %s", given, err, want)
+		}
+	}
+	for _, bad := range []string{"ssh", "0", "22/ICMP", "none,22"} {
+		if _, err := load(t, map[string]string{}, nil, board, "--load-balancer-reserved-ports="+bad); err == nil || !strings.Contains(err.Error(), "--load-balancer-reserved-ports") {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
 // TestNameWithID: a machine's name stays what it is, and another machine of the same host name has another one.
 func TestNameWithID(t *testing.T) {
 	s, err := load(t, map[string]string{"config.yaml": "with-node-id: true\n"}, nil, board)

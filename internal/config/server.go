@@ -33,6 +33,7 @@ type Server struct {
 	HTTPSPort        int
 	AdvertiseAddress netip.Addr
 	LBPool           []lbpool.Range
+	LBReserved       []string     // as lbpool.ParsePorts reads them
 	VIPs             []netip.Addr // at most one of each family; what the cluster keeps may be another matter
 	VIPInterface     string       // "" means the one whose network holds the address
 	TLSSANs          []string     // names and addresses that the user wants besides those that the server knows itself
@@ -100,7 +101,7 @@ type Logging struct {
 // clusterWide are settings in which all servers have to agree.
 var clusterWide = []string{
 	"cluster-cidr", "service-cidr", "service-node-port-range", "cluster-dns", "cluster-domain", "secrets-encryption", "encrypt-resources",
-	"disable", "disable-kube-proxy", "default-toleration-seconds", "network-backend", "load-balancer-pool",
+	"disable", "disable-kube-proxy", "default-toleration-seconds", "network-backend", "load-balancer-pool", "load-balancer-reserved-ports",
 }
 
 func (r *reader) server(h Host) Server {
@@ -112,6 +113,7 @@ func (r *reader) server(h Host) Server {
 		TLSSANs:       r.sans("tls-san"),
 		VIPs:          r.ips("vip"),
 		LBPool:        r.ranges("load-balancer-pool"),
+		LBReserved:    r.portList("load-balancer-reserved-ports"),
 		VIPInterface:  r.str("vip-interface"),
 		ClusterCIDRs:  r.cidrs("cluster-cidr"),
 		ServiceCIDRs:  r.cidrs("service-cidr"),
@@ -319,6 +321,18 @@ func (r *reader) ranges(name string) []lbpool.Range {
 			continue
 		}
 		out = append(out, p)
+	}
+	return out
+}
+
+// portList checks ports, and leaves them as they are written.
+func (r *reader) portList(name string) []string {
+	var out []string
+	for _, it := range r.many(name) {
+		out = append(out, it.text)
+	}
+	if _, err := lbpool.ParsePorts(out); err != nil {
+		r.bad(r.src(name), "%v; %s alone is for none", err, lbpool.NoPorts)
 	}
 	return out
 }

@@ -110,6 +110,8 @@ var table = []Setting{
 		Help: "Interface of this machine for traffic between nodes' pods; NAME may be a pattern, such as wg* or enp?s0"},
 	{Name: "load-balancer-pool", Commands: ServerCommand, Group: groupNetwork, Kind: List, Holder: "RANGE",
 		Help: "Addresses of the nodes' network for Services of type LoadBalancer, instead of the nodes' own: FIRST-LAST, a network in CIDR notation, or one address. Nobody has them, and no DHCP server gives them out; all servers have the same"},
+	{Name: "load-balancer-reserved-ports", Commands: ServerCommand, Group: groupNetwork, Kind: List, Holder: "PORT", Default: "22",
+		Help: "Ports that Services of type LoadBalancer do not get at nodes' addresses, beside the cluster's own, since programs of the machines listen there: PORT or PORT/PROTOCOL; none for none; all servers have the same"},
 	{Name: "default-toleration-seconds", Commands: ServerCommand, Group: groupCluster, Kind: Int, Holder: "N", Default: strconv.Itoa(cluster.DefaultTolerationSeconds),
 		Help: "How long pods stay on a node that is lost before others take their place, unless a pod says something else; all servers have the same"},
 
