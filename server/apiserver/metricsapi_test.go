@@ -112,6 +112,10 @@ func TestMetricsAPI(t *testing.T) {
 		}
 		return fmt.Errorf("among %d groups", len(groups.Groups))
 	})
+	if doc, err := c.Discovery().RESTClient().Get().AbsPath("/openapi/v3/apis/metrics.k8s.io/v1beta1").SetHeader("Accept", "application/json").DoRaw(t.Context()); err != nil ||
+		!strings.Contains(string(doc), "io.k8s.metrics.pkg.apis.metrics.v1beta1.ContainerMetrics") {
+		t.Errorf("what kubectl explain goes by: %.200s, %v", doc, err)
+	}
 	if _, lists, err := c.Discovery().ServerGroupsAndResources(); err != nil {
 		t.Errorf("discovery: %d lists, %v", len(lists), err)
 	}

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command gen turns the OpenAPI documents in the k8s.io/kubernetes module into
-// the artifact that the server carries. Run it with go generate after a change
-// of that module's version.
+// Command gen turns the OpenAPI documents in the k8s.io/kubernetes module, and
+// that of the metrics API, into the artifact that the server carries. Run it
+// with go generate after a change of a version of these modules.
 package main
 
 import (
@@ -49,6 +49,9 @@ func run(out string) error {
 	docs, err := readV3(filepath.Join(dir, "api", "openapi-spec", "v3"), version)
 	if err != nil {
 		return err
+	}
+	if docs[metricsDocument], err = metricsV3(version); err != nil {
+		return fmt.Errorf("describing the metrics API: %w", err)
 	}
 	if docs[dictionary] == nil {
 		return fmt.Errorf("no document %s to use as dictionary", dictionary)
