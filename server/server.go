@@ -196,14 +196,21 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		s.board.store.Set(status.Failed, err.Error())
 		return err
 	}
-	keys, err := s.takeKeys(ctx, store)
+	var keys *encryptionKeys
+	err = s.whileNobodyLeads(ctx, func() (err error) {
+		keys, err = s.takeKeys(ctx, store)
+		return err
+	})
 	if err != nil {
 		s.board.store.Set(status.Failed, err.Error())
 		return err
 	}
 	tokens, err := tokenBox(store.Client().KV, s.o.TLSDir)
 	if err == nil {
-		_, err = s.takeTokens(ctx, tokens) // before anybody is let in with one that was replaced
+		err = s.whileNobodyLeads(ctx, func() error {
+			_, err := s.takeTokens(ctx, tokens) // before anybody is let in with one that was replaced
+			return err
+		})
 	}
 	if err != nil {
 		s.board.store.Set(status.Failed, err.Error())

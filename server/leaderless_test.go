@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+)
+
+// TestWhileNobodyLeads: a server that starts outlives a store without a leader, and does not try for ever what no leader cures.
+func TestWhileNobodyLeads(t *testing.T) {
+	damaged := errors.New("it cannot be opened with this server's authority")
+	for name, tt := range map[string]struct {
+		errs  []error
+		want  error
+		tries int
+	}{
+		"a leader":                {nil, nil, 1},
+		"none for a while":        {[]error{fmt.Errorf("reading: %w", rpctypes.ErrNoLeader), fmt.Errorf("reading: %w", rpctypes.ErrGRPCNoLeader), rpctypes.ErrTimeoutDueToLeaderFail}, nil, 4},
+		"what no leader cures":    {[]error{damaged}, damaged, 1},
+		"the same, after another": {[]error{rpctypes.ErrNoLeader, damaged}, damaged, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, tries := &Server{log: slog.New(slog.DiscardHandler)}, 0
+				err := s.whileNobodyLeads(t.Context(), func() error {
+					if tries++; tries <= len(tt.errs) {
+						return tt.errs[tries-1]
+					}
+					return nil
+				})
+				if !errors.Is(err, tt.want) || tries != tt.tries {
+					t.Errorf("%v after %d tries", err, tries)
+				}
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := &Server{log: slog.New(slog.DiscardHandler)}
+		err := s.whileNobodyLeads(ctx, func() error {
+			cancel()
+			return rpctypes.ErrNoLeader
+		})
+		if !errors.Is(err, rpctypes.ErrNoLeader) {
+			t.Errorf("when it was stopped meanwhile: %v", err)
+		}
+	})
+}
