@@ -38,7 +38,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed install-test fresh-test play chaos race e2e-ha bench bench-ha bench-net bench-store powercut guest-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed s3-test install-test fresh-test play chaos race e2e-ha bench bench-ha bench-net bench-store powercut guest-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,13 @@ e2e-mixed: build ## this version and the one before it in one cluster (root)
 	@[ -n '$(OLDER)' ] || GOOS=linux $(GOBUILD) -ldflags '-s -w $(STABLE_X) $(COMMIT_X) -X github.com/coracle-k8s/coracle/internal/version.protocol=1' -o bin/coracle-older ./cmd/coracle
 	@[ -z '$(OLDER)' ] || cp '$(OLDER)' bin/coracle-older
 	@CORACLE_OLDER_BIN=$(CURDIR)/bin/coracle-older $(E2E) -timeout 20m -run TestMixedVersions ./test/nodes/
+
+# An S3 server that others have written (Apache-2.0), a process of its own.
+S3_SERVER := github.com/versity/versitygw/cmd/versitygw@v1.8.0
+
+s3-test: build ## snapshots in an S3 server that others have written, which is built from its module (root, minutes)
+	@GOBIN=$(CURDIR)/$(BUILD)/s3 $(GO) install $(S3_SERVER)
+	@CORACLE_TEST_S3_SERVER=$(CURDIR)/$(BUILD)/s3/versitygw CORACLE_TEST_REQUIRE=root,carried,s3-server $(E2E) -timeout 20m -run TestSnapshotsInS3 ./test/e2e/
 
 install-test: build ## install, install again, uninstall; the host is as before (root)
 	@$(E2E) -timeout 20m ./test/install/...

@@ -25,6 +25,7 @@ const (
 	GuestNFTables Need = "guest-nftables"  // nftables for a User-Mode Linux that has IPVS: make guest-test builds it
 	XFS           Need = "xfs"             // mkfs.xfs, of Debian's package xfsprogs
 	Systemd       Need = "systemd"         // its program; it need not be what started the machine
+	S3Server      Need = "s3-server"       // one that others have written: make s3-test builds it
 )
 
 // RequireVar names the environment variable that lists, with commas between, what the machine has for certain: a test
