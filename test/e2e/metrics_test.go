@@ -11,8 +11,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
@@ -67,6 +70,7 @@ func autoscaling(k *harness.Kube) {
 	both := k.Kubectl("top", "pod", "-l", "app=burner", "--containers")
 	contains(k, both, "POD", "box", "idle", "m ", "Mi")
 	contains(k, k.Kubectl("top", "node"), "node-1", "%")
+	contains(k, k.Kubectl("explain", "podmetrics.containers", "--api-version=metrics.k8s.io/v1beta1"), "usage")
 	contains(k, k.Kubectl("top", "pod", "-A", "--sort-by=cpu"), "burner-")
 	k.Kubectl("create", "serviceaccount", "viewer")
 	k.Kubectl("create", "rolebinding", "viewer", "--clusterrole=view", "--serviceaccount="+k.NS+":viewer")
@@ -96,6 +100,47 @@ func autoscaling(k *harness.Kube) {
 		}
 		return err
 	})
+}
+
+// memoryScaler wants another pod of the Deployment d as soon as it knows what the ones that there are use.
+const memoryScaler = `
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: d}
+spec:
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: d}
+  minReplicas: 2
+  maxReplicas: 3
+  metrics: [{type: Resource, resource: {name: memory, target: {type: AverageValue, averageValue: 1Ki}}}]
+`
+
+// scaled waits until memoryScaler has had its way.
+func scaled(t *testing.T, s *harness.Server) {
+	t.Helper()
+	harness.Eventually(t, longer, "the Deployment d is scaled by what its pods use", func() error {
+		out, err := s.TryKubectl("get", "deployment", "d", "-o", "jsonpath={.spec.replicas}")
+		if err == nil && out != "3" {
+			out, _ = s.TryKubectl("describe", "hpa", "d")
+			err = errors.New(out)
+		}
+		return err
+	})
+}
+
+// topShows waits until kubectl top says something of all that is wanted, through each server.
+func topShows(t *testing.T, servers []*harness.Server, what string, want ...string) {
+	t.Helper()
+	for _, s := range servers {
+		harness.Eventually(t, soon, fmt.Sprintf("kubectl top %s through server %d", what, s.Number), func() error {
+			out, err := s.TryKubectl("top", what)
+			for _, name := range want {
+				if err == nil && !strings.Contains(out, name) {
+					err = fmt.Errorf("nothing of %s in\n%s", name, out)
+				}
+			}
+			return err
+		})
+	}
 }
 
 // sample is what a container had used of the processor at some time between two.
@@ -206,22 +251,81 @@ func usedBetween(samples []sample, from, to time.Time) (least, most time.Duratio
 	return least, end.used - start.used, true
 }
 
-// scrapes is each part's metrics by what stands for them, with the path and port at which a scraper asks. It is what docs/metrics.md says.
+// scrapes is each part's metrics by what stands for them, with the path and port at which a scraper asks. It is what docs/metrics.md says. What the
+// dashboard needs of a job (docs/dashboards/metrics.txt) is wanted as well.
 var scrapes = []struct {
-	port, path string
-	want       []string
+	job, port, path string
+	want            []string
 }{
-	{"6443", "/metrics", []string{"apiserver_request_total", "etcd_server_has_leader 1", "coracle_store_voters 1", "scheduler_schedule_attempts_total"}},
-	{"10250", "/metrics", []string{"kubelet_running_pods"}},
-	{"10250", "/metrics/cadvisor", []string{"container_cpu_usage_seconds_total", "container_memory_working_set_bytes", "machine_cpu_cores"}},
-	{"10250", "/metrics/resource", []string{"node_cpu_usage_seconds_total", "pod_memory_working_set_bytes"}},
-	{"10250", "/metrics/probes", []string{"process_start_time_seconds"}},
+	{"apiserver", "6443", "/metrics", []string{"apiserver_request_total", "etcd_server_has_leader 1", "coracle_store_voters 1", "scheduler_schedule_attempts_total"}},
+	{"kubelet", "10250", "/metrics", []string{"kubelet_running_pods", "kubeproxy_sync_proxy_rules_endpoint_changes_total", "coredns_dns_requests_total"}},
+	{"cadvisor", "10250", "/metrics/cadvisor", []string{"container_cpu_usage_seconds_total", "container_memory_working_set_bytes", "machine_cpu_cores"}},
+	{"", "10250", "/metrics/resource", []string{"node_cpu_usage_seconds_total", "pod_memory_working_set_bytes"}},
+	{"", "10250", "/metrics/probes", []string{"process_start_time_seconds"}},
 }
 
-// scraped: a ServiceAccount with the rights that docs/metrics.md gives it reads every part's metrics by HTTPS.
+// measured is what some numbers are of, beside a pod: a Service, and an autoscaler that finds nothing.
+const measured = `
+apiVersion: v1
+kind: Service
+metadata: {name: measured}
+spec: {selector: {app: measured}, ports: [{port: 80}]}
+---
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: measured}
+spec:
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: nobody}
+  maxReplicas: 2
+  metrics: [{type: Resource, resource: {name: cpu, target: {type: Utilization, averageUtilization: 30}}}]
+`
+
+// scraped: a ServiceAccount with the rights that docs/metrics.md gives it reads every part's metrics by HTTPS, and the dashboard's are among them.
 func scraped(k *harness.Kube) {
+	k.Apply(measured)
 	k.Apply(pod("measured", "[testbox, hold]", "", "")) // without a pod there is nothing to say of pods
 	k.Kubectl("wait", "--for=condition=Ready", "pod/measured", "--timeout=180s")
+	harness.Eventually(k.T, soon, "a name", func() error {
+		_, err := k.Try("exec", "measured", "--", "nslookup", "kubernetes.default.svc.cluster.local")
+		return err
+	})
+	token := scraper(k)
+	transport := &http.Transport{DialContext: k.Dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}
+	defer transport.CloseIdleConnections()
+	c := &http.Client{Transport: transport, Timeout: soon}
+	needs, err := os.ReadFile("../../docs/dashboards/metrics.txt")
+	if err != nil {
+		k.T.Fatal(err)
+	}
+	for _, s := range scrapes {
+		url := "https://" + k.IP + ":" + s.port + s.path
+		harness.Eventually(k.T, soon, url, func() error {
+			body, err := scrape(c, url, token)
+			if err != nil {
+				return err
+			}
+			for _, want := range s.want {
+				if !strings.Contains(body, "\n"+want) {
+					return fmt.Errorf("no %s among %d bytes", want, len(body))
+				}
+			}
+			for line := range strings.Lines(string(needs)) {
+				if f := strings.Fields(line); f[0] == s.job && !hasSeries(body, f[1], f[2:]) {
+					return fmt.Errorf("the dashboard needs %s with the labels %v, and there is none among %d bytes", f[1], f[2:], len(body))
+				}
+			}
+			return nil
+		})
+		if resp, err := c.Get(url); err != nil || resp.StatusCode != http.StatusUnauthorized && resp.StatusCode != http.StatusForbidden {
+			k.T.Errorf("%s without a token: %v, %v", url, resp, err)
+		} else {
+			resp.Body.Close()
+		}
+	}
+}
+
+// scraper makes an account with the rights that the page gives to Prometheus, and returns its token.
+func scraper(k *harness.Kube) string {
 	k.Apply(fmt.Sprintf(`
 {apiVersion: v1, kind: ServiceAccount, metadata: {name: prometheus}}
 ---
@@ -241,38 +345,37 @@ subjects: [{kind: ServiceAccount, name: prometheus, namespace: %[1]s}]
 	k.T.Cleanup(func() {
 		_, _ = k.TryKubectl("delete", "clusterrole/"+k.NS+"-scraper", "clusterrolebinding/"+k.NS+"-scraper", "--wait=false")
 	})
-	token := k.Kubectl("create", "token", "prometheus")
-	transport := &http.Transport{DialContext: k.Dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}
-	defer transport.CloseIdleConnections()
-	c := &http.Client{Transport: transport, Timeout: soon}
-	for _, s := range scrapes {
-		url := "https://" + k.IP + ":" + s.port + s.path
-		harness.Eventually(k.T, soon, url, func() error {
-			req, err := http.NewRequest(http.MethodGet, url, nil)
-			if err != nil {
-				return err
-			}
-			req.Header.Set("Authorization", "Bearer "+token)
-			resp, err := c.Do(req)
-			if err != nil {
-				return err
-			}
-			defer resp.Body.Close()
-			body, err := io.ReadAll(resp.Body)
-			if err != nil || resp.StatusCode != http.StatusOK {
-				return fmt.Errorf("%s, %w: %.200s", resp.Status, err, body)
-			}
-			for _, want := range s.want {
-				if !strings.Contains(string(body), "\n"+want) {
-					return fmt.Errorf("no %s among %d bytes", want, len(body))
-				}
-			}
-			return nil
-		})
-		if resp, err := c.Get(url); err != nil || resp.StatusCode != http.StatusUnauthorized && resp.StatusCode != http.StatusForbidden {
-			k.T.Errorf("%s without a token: %v, %v", url, resp, err)
-		} else {
-			resp.Body.Close()
+	return k.Kubectl("create", "token", "prometheus")
+}
+
+func scrape(c *http.Client, url, token string) (string, error) {
+	req, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := c.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("%s, %w: %.200s", resp.Status, err, body)
+	}
+	return string(body), nil
+}
+
+// hasSeries says whether there is a number of this name with all of these labels.
+func hasSeries(body, name string, labels []string) bool {
+	for line := range strings.Lines(body) {
+		rest, ok := strings.CutPrefix(line, name)
+		if !ok || rest[0] != ' ' && rest[0] != '{' {
+			continue
+		}
+		if !slices.ContainsFunc(labels, func(l string) bool { return !strings.Contains(rest, "{"+l+`="`) && !strings.Contains(rest, ","+l+`="`) }) {
+			return true
 		}
 	}
+	return false
 }

@@ -45,7 +45,7 @@ func TestOneNode(t *testing.T) {
 			{"init", initContainers}, {"probes", probes}, {"hooks", hooks}, {"restarts", restartPolicies},
 			{"resources", resources}, {"config", configuration}, {"volumes", volumes},
 			{"daemonset", daemonSet}, {"statefulset", statefulSet}, {"jobs", jobs}, {"objects", objects},
-			{"crd", customResource}, {"admission", admissionPolicy}, {"rbac", rbac}, {"nodeport", nodePort}, {"loadbalancer", loadBalancer}, {"dns", dns}, {"custom-dns", customDNS}, {"autoscaling", autoscaling}, {"scraped", scraped},
+			{"crd", customResource}, {"admission", admissionPolicy}, {"rbac", rbac}, {"nodeport", nodePort}, {"loadbalancer", loadBalancer}, {"dns", dns}, {"custom-dns", customDNS}, {"autoscaling", autoscaling}, {"scraped", scraped}, {"extension", extension},
 		} {
 			t.Run(sc.name, func(t *testing.T) {
 				t.Parallel()
