@@ -106,7 +106,7 @@ type Options struct {
 type paths struct {
 	config.Paths
 	cniConf, cniState, registries, dnsImports, staticPods string
-	imageRecord, pauseRecord, proxyRecord                 string
+	imageRecord, pauseRecord, proxyRecord, policyRules    string
 }
 
 func (o Options) paths() paths {
@@ -121,6 +121,7 @@ func (o Options) paths() paths {
 		imageRecord: filepath.Join(p.AgentDir, "images.json"),
 		pauseRecord: filepath.Join(p.AgentDir, "pause.json"),
 		proxyRecord: servicerules.RecordIn(p.RunDir),
+		policyRules: filepath.Join(p.RunDir, "network-policies.nft"),
 	}
 }
 

@@ -251,3 +251,17 @@ func TestReservedHostPorts(t *testing.T) {
 	}
 	n.pod("modest", PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"})
 }
+
+// TestDeletedTableComesBackAtOnce: another program deletes all tables, and pods could speak from any address until the next look, which is an hour away.
+func TestDeletedTableComesBackAtOnce(t *testing.T) {
+	unguarded(t, "10.42.0.0/16").ready("10.42.7.0/24")
+	for range 3 {
+		nft(t, "flush ruleset")
+		eventually(t, func() error {
+			if text := nft(t, "list ruleset"); !strings.Contains(text, "fib saddr . iif oif") {
+				return fmt.Errorf("the guard is not there:\n%s", text)
+			}
+			return nil
+		})
+	}
+}

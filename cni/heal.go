@@ -13,7 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 
-// guardPeriod is how often to look whether everything is still there.
+// guardPeriod is how often to look whether everything is still there, beside what the kernel says.
 const guardPeriod = 30 * time.Second
 
 // heal makes again what another program removed: the nftables table, as a restart of a host firewall does, or anything
@@ -23,6 +23,13 @@ func (s *Server) heal(ctx context.Context) {
 	if nw == nil {
 		return
 	}
+	// The table comes first: without it pods may speak from any address. An error here says nothing about it.
+	if ok, err := nfttable.Exists(ownTable()); err == nil && !ok {
+		s.log.Info("The nftables table of the pod network was removed by another program; writing it again")
+		if err := s.applyRules(ctx); err != nil {
+			s.log.Error(err, "Host ports and traffic from pods to the outside do not work; trying again", "after", s.guard)
+		}
+	}
 	changes, err := s.applyHost(nw)
 	if len(changes) > 0 {
 		s.log.Info("The host's side of the pod network was changed by another program; it is as it should be again", "changes", strings.Join(changes, ", "))
@@ -30,14 +37,9 @@ func (s *Server) heal(ctx context.Context) {
 	if err != nil {
 		s.log.Error(err, "The node may not reach its pods; trying again", "after", s.guard)
 	}
-	// An error here says nothing about the table.
-	if ok, err := nfttable.Exists(nfttable.Table{Family: nfttable.INet, Name: tableName}); err == nil && !ok {
-		s.log.Info("The nftables table of the pod network was removed by another program; writing it again")
-		if err := s.applyRules(ctx); err != nil {
-			s.log.Error(err, "Host ports and traffic from pods to the outside do not work; trying again", "after", s.guard)
-		}
-	}
 }
+
+func ownTable() nfttable.Table { return nfttable.Table{Family: nfttable.INet, Name: tableName} }
 
 // applyHost makes the host's side of the pod network what the records of living pods want, and says what it changed. An
 // error is the node's; what is wrong with single pods is logged, once for each new set of such mistakes.

@@ -27,6 +27,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni/wire"
 	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 
 // Names on the host.
@@ -166,6 +167,9 @@ func (s *Server) Run(ctx context.Context) error {
 
 	changes := make(chan struct{}, 1) // one: a second change is seen with the first
 	wg.Go(func() { s.followKernel(ctx, changes) })
+	nfttable.FollowDeletions(ctx, &wg, changes, func(err error) {
+		s.log.Info("The kernel does not say when another program removes the nftables table of the pod network; it is looked after now and then", "err", err, "every", s.guard)
+	}, ownTable())
 	wg.Go(func() { s.configureLoop(ctx, changes) })
 	for {
 		conn, err := listener.Accept()

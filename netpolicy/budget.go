@@ -83,11 +83,5 @@ func admit(parts []*part, limits Limits, r Result) {
 		maps.Copy(r.Ruleset.Sets, p.out.Sets)
 		maps.Copy(r.Ruleset.Chains, p.out.Chains)
 	}
-	for d := range r.Ruleset.Pods {
-		for _, chain := range r.Ruleset.Pods[d] {
-			if chain == closed {
-				r.Ruleset.Chains[closed] = Chain{}
-			}
-		}
-	}
+	r.Ruleset.closeThoseWithout()
 }

@@ -23,6 +23,8 @@ type Result struct {
 	Unknown map[string]bool
 	// OverBudget says of which namespaces the restricted pods are closed, and why.
 	OverBudget map[string]string
+
+	parts []*part
 }
 
 // Desired computes the table of a node. It is pure.
@@ -53,9 +55,14 @@ func Desired(s State, limits Limits) Result {
 			blocks: map[*networkingv1.IPBlock][]span{},
 		}
 		p.compute(local[namespace])
+		if refused, ok := s.Refused[namespace]; ok && p.over == "" && refused.Part == hash(string(p.alone())) {
+			p.exceed("the kernel refuses them: %s", refused.Why)
+			p.close()
+		}
 		parts = append(parts, p)
 	}
 	admit(parts, limits, r)
+	r.parts = parts
 	return r
 }
 

@@ -5,7 +5,11 @@ package netpolicy
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -13,7 +17,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+	k8stesting "k8s.io/client-go/testing"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
@@ -33,16 +39,22 @@ type running struct {
 // start runs one over the objects of a world.
 func start(t *testing.T, api *fake.Clientset, sandboxes ...Sandbox) *running {
 	t.Helper()
+	return startWith(t, api, 100*time.Millisecond, "", sandboxes...)
+}
+
+// startWith says how often it looks after its table, and where it keeps its rules.
+func startWith(t *testing.T, api *fake.Clientset, guard time.Duration, keep string, sandboxes ...Sandbox) *running {
+	t.Helper()
 	informers, err := netinformers.New(netinformers.Options{Client: api, NodeName: "n1", AllNodes: true, Policies: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	board := status.NewBoard(time.Now)
-	e, err := New(Options{Informers: informers, Part: board.Part("network policies")})
+	e, err := New(Options{Informers: informers, Part: board.Part("network policies"), KeepFile: keep})
 	if err != nil {
 		t.Fatal(err)
 	}
-	e.guard, e.wait = 100*time.Millisecond, patience
+	e.guard, e.wait = guard, patience
 	e.Restore(sandboxes)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2) // both ends are read
@@ -248,6 +260,71 @@ func TestRestart(t *testing.T) {
 	}
 	thereIs(t, true)
 	closed("mended")
+}
+
+// TestDeletedTableComesBackAtOnce: nobody waits for the next look when another program deletes all tables, at any time.
+func TestDeletedTableComesBackAtOnce(t *testing.T) {
+	nstestTable(t)
+	w := dozen()
+	w.policy(t, "x", "deny", `{podSelector: {}, policyTypes: [Ingress, Egress]}`)
+	startWith(t, w.api(), time.Hour, "", w.Sandboxes...)
+	for range 5 {
+		thereIs(t, true)
+		if err := run(t.Context(), []byte("flush ruleset")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	thereIs(t, true)
+}
+
+// TestKeptRules: another program deletes the table while no Enforcer runs, and the next one has no server to ask.
+func TestKeptRules(t *testing.T) {
+	nstestTable(t)
+	w := dozen()
+	w.policy(t, "x", "deny", `{podSelector: {}, policyTypes: [Ingress, Egress]}`)
+	file := filepath.Join(t.TempDir(), "rules")
+	e := startWith(t, w.api(), time.Hour, file, w.Sandboxes...)
+	thereIs(t, true)
+	testenv.Until(t, patience, "it knows what it wrote", func() bool {
+		for _, p := range e.board.Components() {
+			return p.State == status.Running
+		}
+		return false
+	})
+	e.stop()
+	want, err := nfttable.Count(kernelTable)
+	if err != nil {
+		t.Fatal(err)
+	}
+	silent := w.api()
+	silent.PrependReactor("list", "networkpolicies", func(k8stesting.Action) (bool, runtime.Object, error) {
+		return true, nil, errors.New("no server answers")
+	})
+	for range 2 { // and one more time
+		if err := run(t.Context(), []byte("flush ruleset")); err != nil {
+			t.Fatal(err)
+		}
+		e = startWith(t, silent, time.Hour, file, w.Sandboxes...)
+		thereIs(t, true)
+		if got, err := nfttable.Count(kernelTable); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("there is %v, %v; before it was %v", got, err, want)
+		}
+		e.stop()
+	}
+	e = startWith(t, w.api(), time.Hour, file, w.Sandboxes...)
+	testenv.Until(t, patience, "newer rules take their place", func() bool {
+		_, err := os.Stat(file)
+		return errors.Is(err, fs.ErrNotExist)
+	})
+	w.Policies = nil
+	e.stop()
+	e = startWith(t, w.api(), time.Hour, file)
+	thereIs(t, false)
+	testenv.Until(t, patience, "it knows that there is none", func() bool { return e.table.none.Load() })
+	e.stop()
+	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without rules something is kept: %v", err)
+	}
 }
 
 // nstestTable is for tests that write the table and send no packets.

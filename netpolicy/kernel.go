@@ -62,8 +62,13 @@ func (t *table) write(ctx context.Context, to *Ruleset) error {
 }
 
 // run has the carried nft, which is the first on the PATH, do all of the commands or none.
-func run(ctx context.Context, text []byte) error {
-	cmd := exec.CommandContext(ctx, "nft", "-f", "-")
+func run(ctx context.Context, text []byte) error { return nft(ctx, text, "-f", "-") }
+
+// check has nft and the kernel say whether they would do the commands.
+func check(ctx context.Context, text []byte) error { return nft(ctx, text, "-c", "-f", "-") }
+
+func nft(ctx context.Context, text []byte, args ...string) error {
+	cmd := exec.CommandContext(ctx, "nft", args...)
 	var out bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(text), &out, &out
 	if err := cmd.Run(); err != nil {

@@ -22,6 +22,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -33,6 +34,8 @@ type Options struct {
 	DNS DNS
 	// Limits are DefaultLimits when left zero.
 	Limits Limits
+	// KeepFile is where the rules are between two runs, in a folder that a reboot empties; "" keeps none.
+	KeepFile string
 	// Part is the line in `coracle status`; nil for none.
 	Part *status.Part
 	// Logger is klog's own when left zero.
@@ -47,7 +50,7 @@ const (
 	pauseFactor = 9
 	// retryPause follows a failure.
 	retryPause = 2 * time.Second
-	// guardPeriod is how often to look whether somebody else changed the table.
+	// guardPeriod is how often to look whether somebody else changed the table; that it is deleted the kernel says at once.
 	guardPeriod = 5 * time.Second
 	// admitTimeout bounds how long a pod's start waits. The kubelet gives the whole call several minutes, and starts another
 	// attempt when one fails.
@@ -62,14 +65,16 @@ type Enforcer struct {
 	table table
 	guard time.Duration // guardPeriod, but for tests
 	wait  time.Duration // admitTimeout, but for tests
-	// Each has one pending wake-up, which stands for any number of changes.
-	wake, urgent chan struct{}
+	// Each has one pending wake-up, which stands for any number of changes; gone is for the kernel's news that the table was deleted.
+	wake, urgent, gone chan struct{}
 
 	mu        sync.Mutex
 	sandboxes map[string]Sandbox
 	waiters   map[string]*waiter
-	trouble   error  // of the last attempt to write the table
-	said      string // what was last said about budgets
+	written   bool                 // the table was written in this run; only Run's loop touches it
+	refused   map[string]refusedAt // by namespace; only Run's loop touches it
+	trouble   error                // of the last attempt to write the table
+	said      string               // what was last said about budgets
 }
 
 // waiter is a pod's start that waits for its rules.
@@ -91,8 +96,8 @@ func New(o Options) (*Enforcer, error) {
 	}
 	e := &Enforcer{
 		o: o, log: o.Logger.WithName("netpolicy"), guard: guardPeriod, wait: admitTimeout,
-		wake: make(chan struct{}, 1), urgent: make(chan struct{}, 1),
-		sandboxes: map[string]Sandbox{}, waiters: map[string]*waiter{},
+		wake: make(chan struct{}, 1), urgent: make(chan struct{}, 1), gone: make(chan struct{}, 1),
+		sandboxes: map[string]Sandbox{}, waiters: map[string]*waiter{}, refused: map[string]refusedAt{},
 	}
 	var err error
 	if e.watch, err = follow(o.Informers, func() { poke(e.wake) }); err != nil {
@@ -175,6 +180,17 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { e.watch.run(ctx, func() { poke(e.wake) }) })
+	nfttable.FollowDeletions(ctx, &wg, e.gone, func(err error) {
+		e.log.Info("The kernel does not say when another program removes the nftables table of NetworkPolicies; it is looked after now and then", "err", err, "every", e.guard)
+	}, kernelTable)
+	if err := e.reinstate(ctx); err != nil && ctx.Err() == nil {
+		e.log.Error(err, "Until a server answers, what NetworkPolicies forbid may be possible")
+	}
+	defer func() {
+		if err := e.keep(); err != nil {
+			e.log.Error(err, "The rules stay in force; if another program removes them before the next start, they come back when a server answers")
+		}
+	}()
 	guard := time.NewTicker(e.guard)
 	defer guard.Stop()
 	retry := time.NewTimer(time.Hour)
@@ -186,6 +202,11 @@ func (e *Enforcer) Run(ctx context.Context) error {
 		case <-e.wake:
 		case <-e.urgent:
 		case <-retry.C:
+		case <-e.gone:
+			if e.table.intact() {
+				continue
+			}
+			e.log.Info("The nftables table of NetworkPolicies was removed by another program; writing it again")
 		case <-guard.C:
 			if e.table.intact() {
 				continue
@@ -196,8 +217,11 @@ func (e *Enforcer) Run(ctx context.Context) error {
 			continue
 		}
 		pause := e.sync(ctx)
-		if pause == retryPause {
+		switch {
+		case pause == retryPause:
 			retry.Reset(retryPause)
+		case len(e.refused) > 0:
+			retry.Reset(refusedFor)
 		}
 		rest := time.NewTimer(min(pause, maxPause))
 		select {
@@ -205,6 +229,8 @@ func (e *Enforcer) Run(ctx context.Context) error {
 		case <-rest.C:
 		case <-e.urgent:
 			poke(e.urgent) // the loop's to take
+		case <-e.gone:
+			poke(e.gone)
 		}
 		rest.Stop()
 	}
@@ -217,8 +243,14 @@ func (e *Enforcer) sync(ctx context.Context) time.Duration {
 	if err != nil {
 		return retryPause // lists of caches in memory do not fail
 	}
+	s.Refused = e.refusals()
 	r := Desired(s, e.o.Limits)
 	err = e.table.apply(ctx, r.Ruleset)
+	if err != nil && ctx.Err() == nil && e.blame(ctx, r, check) {
+		s.Refused = e.refusals()
+		r = Desired(s, e.o.Limits)
+		err = e.table.apply(ctx, r.Ruleset)
+	}
 	if ctx.Err() != nil {
 		return 0
 	}
@@ -229,6 +261,12 @@ func (e *Enforcer) sync(ctx context.Context) time.Duration {
 	if err != nil {
 		e.log.Error(err, "NetworkPolicies are out of date on this node; the rules from before stay in force, trying again", "after", retryPause)
 		return retryPause
+	}
+	if !e.written {
+		e.written = true
+		if err := e.forget(); err != nil {
+			e.log.Error(err, "It is replaced at the end of this run")
+		}
 	}
 	for _, b := range s.Sandboxes {
 		w := e.waiters[b.ID]
@@ -256,7 +294,7 @@ func (e *Enforcer) state() (State, error) {
 func (e *Enforcer) report(r Result, err error) {
 	var words []string
 	for _, namespace := range slices.Sorted(maps.Keys(r.OverBudget)) {
-		words = append(words, fmt.Sprintf("the policies of namespace %s need too much (%s): its pods that they restrict have no connections on this node; "+
+		words = append(words, fmt.Sprintf("the policies of namespace %s cannot be enforced (%s): its pods that they restrict have no connections on this node; "+
 			"other namespaces are not affected; write fewer or simpler policies there", namespace, r.OverBudget[namespace]))
 	}
 	budget := strings.Join(words, ". ")

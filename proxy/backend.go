@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
@@ -39,6 +40,9 @@ type backend interface {
 	// intact says whether what sync made is still there, at the cost of a question or two to the kernel.
 	intact() (bool, error)
 }
+
+// tabled is a back end with tables, of which the kernel says when they are deleted.
+type tabled interface{ ownTables() []nfttable.Table }
 
 // candidate is a back end that New may choose. Its rules are removed by internal/servicerules.
 type candidate struct {

@@ -139,6 +139,8 @@ func (b *nftables) sync(full bool) error {
 	return errors.Join(errs...)
 }
 
+func (b *nftables) ownTables() []nfttable.Table { return tables(b.families) }
+
 func (b *nftables) intact() (bool, error) {
 	for _, t := range tables(b.families) {
 		if ok, err := nfttable.Exists(t); err != nil || !ok {

@@ -19,6 +19,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
@@ -167,6 +168,12 @@ func (p *Proxy) Run(ctx context.Context) error {
 	if p.o.Unreachable != nil {
 		wg.Go(func() { p.avoid(ctx) })
 	}
+	gone := make(chan struct{}, 1) // one wake-up stands for any number
+	if b, ok := p.backend.(tabled); ok {
+		nfttable.FollowDeletions(ctx, &wg, gone, func(err error) {
+			p.log.Info("The kernel does not say when another program removes the Service proxy's tables; they are looked after now and then", "err", err, "every", p.guard)
+		}, b.ownTables()...)
+	}
 	if err := p.backend.prepare(); err != nil {
 		p.log.Error(err, "Services may not be served; the first attempt to write their rules will tell")
 	}
@@ -179,6 +186,10 @@ func (p *Proxy) Run(ctx context.Context) error {
 			return nil
 		case <-p.wake:
 		case <-next.C:
+		case <-gone:
+			if p.intact() {
+				continue
+			}
 		case <-guard.C:
 			if p.intact() {
 				continue

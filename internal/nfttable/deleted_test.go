@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nfttable
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/nstest"
+)
+
+// hear runs what listens until the test ends.
+func hear(t *testing.T, gone func(), tables ...Table) {
+	t.Helper()
+	d, err := HearDeletions(tables...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx, gone) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestDeletionsAreHeard(t *testing.T) {
+	nstest.RequireNFT(t)
+	ours, same, other := Table{INet, "ours"}, Table{IPv4, "ours"}, Table{INet, "other"}
+	heard := make(chan string, 100) // more than there will be
+	hear(t, func() { heard <- "ours" }, ours)
+	hear(t, func() { heard <- "both" }, ours, other)
+	expect := func(want ...string) {
+		t.Helper()
+		for range want {
+			select {
+			case w := <-heard:
+				if !strings.Contains(fmt.Sprint(want), w) {
+					t.Errorf("heard %q, want %v", w, want)
+				}
+			case <-time.After(time.Minute):
+				t.Fatalf("nothing is heard, want %v", want)
+			}
+		}
+	}
+	nft := func(text string) {
+		t.Helper()
+		if out, err := exec.Command("nft", text).CombinedOutput(); err != nil {
+			t.Fatalf("nft: %v: %s", err, out)
+		}
+	}
+	for _, table := range []Table{ours, same, other} {
+		if err := Ensure(table); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, table := range []Table{same, other, ours} {
+		if err := Delete(table); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect("both", "both", "ours") // which is all: the one that hears ours alone heard of no other before
+
+	// A table with much in it is told of in many pieces.
+	var elements []string
+	for i := range 1000 {
+		elements = append(elements, fmt.Sprintf("10.0.%d.%d", i/250, i%250))
+	}
+	for _, way := range []string{"flush ruleset", "delete table inet ours", "delete table inet ours; add table inet ours"} {
+		nft("add table inet ours; add set inet ours s { type ipv4_addr; }; add chain inet ours c { type filter hook forward priority 0; }; add rule inet ours c ip saddr @s drop; " +
+			"add element inet ours s { " + strings.Join(elements, ",") + " }")
+		nft(way)
+		expect("both", "ours")
+	}
+}
+
+// TestUnheardDeletions: who was told too much at once looks for himself.
+func TestUnheardDeletions(t *testing.T) {
+	nstest.RequireNFT(t)
+	d, err := HearDeletions(Table{INet, "ours"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	for i := range 3000 { // while nobody reads
+		fmt.Fprintf(&text, "add table inet x%d\nadd chain inet x%d c\nadd rule inet x%d c drop\n", i, i, i)
+	}
+	for _, in := range []string{text.String(), "flush ruleset"} {
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(in)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("nft: %v: %s", err, out)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	told := false
+	if err := d.Run(ctx, func() { told = true; cancel() }); err != nil || !told {
+		t.Errorf("told: %v, %v", told, err)
+	}
+}

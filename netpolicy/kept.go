@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netpolicy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/nfttable"
+)
+
+// The table stays in the kernel when an Enforcer stops. If another program deletes it then, and no server answers when the next Enforcer starts, nothing says which pods
+// are restricted; so what was in it is left in a file. That lies where a reboot removes it, together with all pods.
+
+// keep writes down what is in the kernel, for the next Enforcer.
+func (e *Enforcer) keep() error {
+	if e.o.KeepFile == "" || e.table.applied == nil { // it is not known: what is there from before may be right still
+		return nil
+	}
+	if e.table.applied.empty() {
+		return e.forget()
+	}
+	if err := atomicfile.Write(e.o.KeepFile, whole(e.table.applied), 0o600); err != nil {
+		return fmt.Errorf("keeping the rules of NetworkPolicies: %w", err)
+	}
+	return nil
+}
+
+// reinstate writes what an earlier Enforcer kept, if the table is not there.
+func (e *Enforcer) reinstate(ctx context.Context) error {
+	if e.o.KeepFile == "" {
+		return nil
+	}
+	text, err := os.ReadFile(e.o.KeepFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reading the rules of NetworkPolicies that were kept: %w", err)
+	}
+	if ok, err := nfttable.Exists(kernelTable); err != nil || ok {
+		return err
+	}
+	e.log.Info("The nftables table of NetworkPolicies was removed while this program did not run; writing what was in it")
+	return run(ctx, text)
+}
+
+// forget removes the file once newer rules are in force.
+func (e *Enforcer) forget() error {
+	if e.o.KeepFile == "" {
+		return nil
+	}
+	return RemoveKept(e.o.KeepFile)
+}
+
+// RemoveKept removes an Enforcer's KeepFile; none there is no error.
+func RemoveKept(file string) error {
+	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing the rules of NetworkPolicies that were kept: %w", err)
+	}
+	return nil
+}
