@@ -150,7 +150,7 @@ func (s *Server) startTerm(ctx context.Context, fatal context.CancelCauseFunc, n
 
 // leadersParts are everything that one server of the cluster does for all: upstream's controllers and scheduler, and ours.
 func (s *Server) leadersParts() []term.Part {
-	parts := []term.Part{s.controllersPart, s.schedulerPart, s.dnsPart, s.livenessPart, s.membersPart, s.departuresPart, s.claimsPart, s.serviceLBPart}
+	parts := []term.Part{s.controllersPart, s.schedulerPart, s.dnsPart, s.livenessPart, s.membersPart, s.departuresPart, s.claimsPart, s.serviceLBPart, s.helmPart}
 	if s.o.ManifestsDir != "" {
 		parts = append(parts, s.manifestsPart)
 	}
@@ -226,7 +226,7 @@ func (s *Server) dnsPart(ctx context.Context, t *term.Term) error {
 
 func (s *Server) manifestsPart(ctx context.Context, t *term.Term) error {
 	m, err := manifests.New(manifests.Options{Dir: s.o.ManifestsDir, ServerID: s.data.ServerID(), Config: t.Config,
-		Part: s.board.manifests, Logger: s.log.With("part", "manifests")})
+		Want: s.wantKind, Part: s.board.manifests, Logger: s.log.With("part", "manifests")})
 	if err != nil {
 		return err
 	}

@@ -109,6 +109,11 @@ type Options struct {
 	// DisableMetrics leaves metrics.k8s.io to somebody else's server.
 	DisableMetrics bool
 
+	// HelmProgram finds coracle-tools, which has Helm; it is called when a chart is to be installed.
+	HelmProgram func() (string, error)
+	// ChartFolders are where charts lie that a HelmChart names by file; they need not be there.
+	ChartFolders []string
+
 	// Small lowers numbers of workers for a machine of few cores.
 	Small bool
 
@@ -139,6 +144,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
+	}
+	if o.HelmProgram == nil {
+		o.HelmProgram = func() (string, error) { return "", errors.New("this server was given no program for Helm charts") }
 	}
 }
 

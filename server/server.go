@@ -79,8 +79,10 @@ type Server struct {
 	// nodes are known to the API server since it runs, and judged while this server leads.
 	nodes atomic.Pointer[corelisters.NodeLister]
 	judge atomic.Pointer[liveness.Judge]
-	ready chan struct{} // closed when clients are served and the cluster's own objects are there
-	board board
+	// helmWanted says that somebody has an object of the kinds of Helm charts; capacity 1: one says it.
+	helmWanted chan struct{}
+	ready      chan struct{} // closed when clients are served and the cluster's own objects are there
+	board      board
 }
 
 // files are what the API server is given.
@@ -99,7 +101,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{o: o, log: o.Logger, ready: make(chan struct{})}
+	s := &Server{o: o, log: o.Logger, helmWanted: make(chan struct{}, 1), ready: make(chan struct{})}
 	if o.Board != nil {
 		s.board = board{
 			certificates: o.Board.Part("certificates"), store: o.Board.Part("store"), api: o.Board.Part("API server"),

@@ -107,6 +107,9 @@ func disabledParts(s cluster.Settings) string {
 	if s.NoLocalStorage {
 		out = append(out, config.PartLocalStorage)
 	}
+	if s.NoHelm {
+		out = append(out, config.PartHelm)
+	}
 	if s.Balancer != nil && s.Balancer.Disabled {
 		out = append(out, config.PartServiceLB)
 	}

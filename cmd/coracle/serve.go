@@ -10,9 +10,11 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
+	"github.com/coracle-k8s/coracle/internal/carried"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/footprint"
 	"github.com/coracle-k8s/coracle/internal/memlimit"
@@ -191,6 +193,8 @@ func serverOptions(c *config.Server) server.Options {
 		LBReserved:          c.LBReserved,
 		DisableServiceLB:    c.Disabled(config.PartServiceLB),
 		DisableMetrics:      c.Disabled(config.PartMetrics),
+		ChartFolders:        c.Paths.ChartFolders,
+		HelmProgram:         helmProgram(c.Paths.DataDir),
 		Small:               runtime.NumCPU() <= smallMachine,
 		Version:             v.Coracle,
 	}
@@ -201,6 +205,23 @@ func serverOptions(c *config.Server) server.Options {
 		o.ManifestsDir = ""
 	}
 	return o
+}
+
+// helmProgram finds the program that has Helm, which a server needs that runs no pods, too. It unpacks the carried programs once, at the first chart.
+func helmProgram(dataDir string) func() (string, error) {
+	var mu sync.Mutex
+	var dir carried.Dir
+	return func() (string, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if dir.Path == "" {
+			var err error
+			if dir, err = carried.Unpack(dataDir); err != nil {
+				return "", err
+			}
+		}
+		return dir.File("coracle-tools"), nil
+	}
 }
 
 // checkServerArgs finds mistakes in the arguments for API server, controllers and scheduler.

@@ -29,6 +29,8 @@ type Settings struct {
 	NoNetworkPolicy bool `json:"noNetworkPolicy,omitempty"`
 	// NoLocalStorage leaves claims of the provisioner rancher.io/local-path to something that the operator installs, or to nothing.
 	NoLocalStorage bool `json:"noLocalStorage,omitempty"`
+	// NoHelm leaves HelmCharts to another controller, or to nobody.
+	NoHelm bool `json:"noHelm,omitempty"`
 	// NetworkBackend is how packets reach the pods of other nodes. Empty is what clusters have that began before there was
 	// this setting: see Backend.
 	NetworkBackend string `json:"networkBackend,omitempty"`

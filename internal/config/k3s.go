@@ -17,7 +17,7 @@ var k3sOnly = map[string]string{
 	"disable-cloud-controller":          "there is no cloud controller",
 	"disable-controller-manager":        "a server always has all of its parts",
 	"disable-etcd":                      "the store is part of coracle",
-	"disable-helm-controller":           "this version has no Helm controller",
+	"disable-helm-controller":           "it is called --disable helm-controller here",
 	"disable-network-policy":            "it is called --disable network-policy here",
 	"disable-scheduler":                 "a server always has all of its parts",
 	"docker":                            "containerd runs inside coracle",

@@ -30,6 +30,8 @@ type Paths struct {
 
 	// Directly below DataDir.
 	ManifestsDir string
+	// ChartFolders are where charts lie that a HelmChart names by file; nobody makes them.
+	ChartFolders []string
 	ImagesDir    string
 	BinDir       string
 	StorageDir   string // for local volumes, unless a flag says otherwise
@@ -74,6 +76,7 @@ func NewPaths(dataDir, runDir string) Paths {
 		PodLogs:        logs,
 
 		ManifestsDir: filepath.Join(dataDir, "manifests"),
+		ChartFolders: []string{filepath.Join(dataDir, "charts"), filepath.Join(dataDir, "static", "charts"), filepath.Join(server, "static", "charts")},
 		ImagesDir:    filepath.Join(dataDir, "images"),
 		BinDir:       filepath.Join(dataDir, "bin"),
 		StorageDir:   filepath.Join(dataDir, "storage"),

@@ -42,6 +42,8 @@ const (
 
 	PartLocalStorage = "local-storage"
 
+	PartHelm = "helm-controller"
+
 	PartNetworkPolicy = "network-policy"
 )
 
@@ -50,6 +52,7 @@ var DisableNames = map[string]string{
 	PartDNS: PartDNS, "dns": PartDNS, PartManifests: PartManifests, PartServiceLB: PartServiceLB, PartNetworkPolicy: PartNetworkPolicy,
 	PartLocalStorage: PartLocalStorage,
 	PartMetrics:      PartMetrics, "metrics": PartMetrics,
+	PartHelm: PartHelm, "helm": PartHelm,
 }
 
 // Snapshotters that --snapshotter takes.
@@ -208,8 +211,8 @@ var table = []Setting{
 	{Name: "snapshotter", Commands: nodeCommands, Group: groupRuntime, Holder: "NAME", Default: "auto", Values: snapshotters,
 		Help: "How containers' file systems are stacked: overlayfs, or native, which copies every layer and works on any file system; auto takes overlayfs where the disk can"},
 
-	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: []string{PartDNS, PartManifests, PartServiceLB, PartNetworkPolicy, PartLocalStorage, PartMetrics},
-		Help: "Packaged part of the cluster that is not to run: cluster DNS (coredns), applying what lies in the manifests folder (manifests), giving addresses to Services of type LoadBalancer (servicelb), enforcing NetworkPolicies (network-policy), volumes in folders of nodes (local-storage), or the metrics API of kubectl top and autoscalers (metrics-server); all servers have the same"},
+	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: []string{PartDNS, PartManifests, PartServiceLB, PartNetworkPolicy, PartLocalStorage, PartMetrics, PartHelm},
+		Help: "Packaged part of the cluster that is not to run: cluster DNS (coredns), applying what lies in the manifests folder (manifests), giving addresses to Services of type LoadBalancer (servicelb), enforcing NetworkPolicies (network-policy), volumes in folders of nodes (local-storage), the metrics API of kubectl top and autoscalers (metrics-server), or installing HelmCharts (helm-controller); all servers have the same"},
 	{Name: "disable-agent", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
 		Help: "Run no pods on this machine: only the server, without a node"},
 	{Name: "disable-kube-proxy", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",

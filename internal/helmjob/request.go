@@ -49,6 +49,8 @@ type Request struct {
 	Kubeconfig string `json:"kubeconfig"`
 	Namespace  string `json:"namespace"` // of the release
 	Release    string `json:"release"`   // its name
+	// Driver is where the release is kept: "secret", or "" for that, or "configmap".
+	Driver string `json:"driver,omitempty"`
 	// Timeout is how long each hook, and each wait for a removal, may take. 0: DefaultTimeout.
 	Timeout time.Duration `json:"timeout,omitempty"`
 

@@ -24,7 +24,7 @@ const crdPatience = 10 * time.Second
 // applyFile applies a file's objects. One that fails does not keep the others from being applied, as with kubectl.
 func (m *Manifests) applyFile(ctx context.Context, name string, f *file) {
 	r := m.record(name)
-	want, err := m.place(f.objects)
+	want, err := m.place(ctx, f.objects)
 	before := r.objects
 	if err == nil {
 		// Before the objects, so that none is ever forgotten; what they replace stays in until it is deleted.
@@ -48,11 +48,14 @@ func (m *Manifests) applyFile(ctx context.Context, name string, f *file) {
 
 // place sets the namespace of objects that need one and have none. A kind that is not known yet is one that a CRD in
 // the folder may bring; its objects are recorded as written.
-func (m *Manifests) place(objects []object) ([]ref, error) {
+func (m *Manifests) place(ctx context.Context, objects []object) ([]ref, error) {
 	for _, o := range objects {
 		mapping, err := m.mapping(o.Unstructured)
 		switch {
 		case meta.IsNoMatchError(err):
+			if m.o.Want != nil && m.o.Want(o.GroupVersionKind().GroupKind()) {
+				m.awaitKind(ctx, o)
+			}
 		case err != nil:
 			return nil, err
 		default:
@@ -60,6 +63,23 @@ func (m *Manifests) place(objects []object) ([]ref, error) {
 		}
 	}
 	return refs(objects), nil
+}
+
+// awaitKind waits until a kind is served that is on its way.
+func (m *Manifests) awaitKind(ctx context.Context, o object) {
+	ctx, cancel := context.WithTimeout(ctx, crdPatience)
+	defer cancel()
+	for {
+		m.mapper.Reset()
+		mapping, err := m.mapping(o.Unstructured)
+		if err == nil {
+			setNamespace(o.Unstructured, mapping)
+			return
+		}
+		if pause(ctx, 100*time.Millisecond); ctx.Err() != nil {
+			return // applying says what is wrong, and is tried again
+		}
+	}
 }
 
 func setNamespace(u *unstructured.Unstructured, mapping *meta.RESTMapping) {

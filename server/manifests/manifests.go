@@ -13,6 +13,7 @@
 package manifests
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/dynamic"
@@ -53,6 +55,8 @@ type Options struct {
 	ServerID string
 	// Config has an administrator's rights.
 	Config *rest.Config
+	// Want, when set, is told of kinds that files have objects of and the cluster does not know. It says whether they are on their way.
+	Want func(schema.GroupKind) bool
 	// Part, when set, shows in coracle status which files are in trouble.
 	Part *status.Part
 	// Logger tells what was applied and what is wrong; nil means slog's default.
@@ -167,7 +171,7 @@ func (m *Manifests) round(ctx context.Context) time.Duration {
 			delete(m.files, name)
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(m.files)) {
+	for _, name := range m.order() {
 		if f := m.files[name]; f.objects != nil && !f.settled && !time.Now().Before(f.retry) && ctx.Err() == nil {
 			m.applyFile(ctx, name, f)
 		}
@@ -183,6 +187,19 @@ func (m *Manifests) round(ctx context.Context) time.Duration {
 		}
 	}
 	return next
+}
+
+// order is that in which files are applied: by name, those first that bring kinds or namespaces.
+func (m *Manifests) order() []string {
+	last := func(name string) int {
+		if slices.ContainsFunc(m.files[name].objects, func(o object) bool { return rank(o) != rankOther }) {
+			return 0
+		}
+		return 1
+	}
+	return slices.SortedFunc(maps.Keys(m.files), func(a, b string) int {
+		return cmp.Or(last(a)-last(b), strings.Compare(a, b))
+	})
 }
 
 // read parses a file whose content changed.

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package definition brings kinds into a cluster that come with the program: it makes their CustomResourceDefinitions, replaces those of an
+// older version, and takes them away again where the part that reads them is disabled.
+//
+// It owns the definitions that it is given, and nothing that is defined by them. It runs nothing: callers say when.
+package definition
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"strconv"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+	"sigs.k8s.io/yaml"
+)
+
+const (
+	// managedBy and manager are on the definitions that coracle has made.
+	managedBy = "app.kubernetes.io/managed-by"
+	manager   = "coracle"
+	// number is an annotation that goes up with each change of a definition.
+	number = "coracle.dev/definition"
+
+	// served is for how long it is waited until the API server serves a kind that was just defined, servedPause how often it is asked.
+	served      = time.Minute
+	servedPause = 200 * time.Millisecond
+)
+
+// Kind is a kind with its definition.
+type Kind struct {
+	Resource schema.GroupVersionResource
+	// YAML is the CustomResourceDefinition, with the label and the annotation above.
+	YAML []byte
+}
+
+func definitions(c dynamic.Interface) dynamic.ResourceInterface {
+	return c.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
+}
+
+// Read is the CustomResourceDefinition as an object.
+func (k Kind) Read() (*unstructured.Unstructured, error) {
+	u := &unstructured.Unstructured{}
+	if err := yaml.Unmarshal(k.YAML, &u.Object); err != nil {
+		return nil, fmt.Errorf("reading the definition of %s: %w", k.Resource.Resource, err)
+	}
+	return u, nil
+}
+
+// Define has the cluster know the kind, and returns when its objects are served. A definition of this version or of a later one is left as it is, so
+// that servers of two versions do not replace each other's; so is one that somebody else has made.
+func (k Kind) Define(ctx context.Context, c dynamic.Interface) error {
+	want, err := k.Read()
+	if err != nil {
+		return err
+	}
+	have, err := definitions(c).Get(ctx, want.GetName(), metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		_, err = definitions(c).Create(ctx, want, metav1.CreateOptions{FieldManager: manager})
+	case err == nil && have.GetLabels()[managedBy] == manager && numberOf(have) < numberOf(want):
+		_, err = definitions(c).Update(ctx, renewed(have, want), metav1.UpdateOptions{FieldManager: manager})
+	}
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("defining %s: %w", k.Resource.Resource, err)
+	}
+	return k.awaitServed(ctx, c)
+}
+
+// renewed is a definition that there is, with what this version has to say. Labels and annotations of others stay.
+func renewed(have, want *unstructured.Unstructured) *unstructured.Unstructured {
+	out := have.DeepCopy()
+	labels, annotations := out.GetLabels(), out.GetAnnotations()
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	if annotations == nil {
+		annotations = map[string]string{}
+	}
+	maps.Copy(labels, want.GetLabels())
+	maps.Copy(annotations, want.GetAnnotations())
+	out.SetLabels(labels)
+	out.SetAnnotations(annotations)
+	out.Object["spec"] = want.DeepCopy().Object["spec"]
+	return out
+}
+
+func numberOf(u *unstructured.Unstructured) int {
+	n, _ := strconv.Atoi(u.GetAnnotations()[number]) // 0 of one that somebody else has made
+	return n
+}
+
+func (k Kind) awaitServed(ctx context.Context, c dynamic.Interface) error {
+	ctx, cancel := context.WithTimeout(ctx, served)
+	defer cancel()
+	for {
+		_, err := c.Resource(k.Resource).List(ctx, metav1.ListOptions{Limit: 1})
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting until %s are served: %w", k.Resource.Resource, err)
+		case <-time.After(servedPause):
+		}
+	}
+}
+
+// Defined says whether the cluster has the kind, by coracle or by somebody else.
+func (k Kind) Defined(ctx context.Context, c dynamic.Interface) (bool, error) {
+	want, err := k.Read()
+	if err != nil {
+		return false, err
+	}
+	_, err = definitions(c).Get(ctx, want.GetName(), metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Remove takes the kind out of a cluster that does without it. While there are objects it stays: they would go with it, and somebody has written them. It
+// returns how many there are.
+func (k Kind) Remove(ctx context.Context, c dynamic.Interface) (left int, err error) {
+	want, err := k.Read()
+	if err != nil {
+		return 0, err
+	}
+	have, err := definitions(c).Get(ctx, want.GetName(), metav1.GetOptions{})
+	if apierrors.IsNotFound(err) || err == nil && have.GetLabels()[managedBy] != manager {
+		return 0, nil
+	}
+	if err == nil {
+		var all *unstructured.UnstructuredList
+		if all, err = c.Resource(k.Resource).List(ctx, metav1.ListOptions{}); err == nil && len(all.Items) > 0 {
+			return len(all.Items), nil
+		}
+	}
+	if err == nil {
+		err = definitions(c).Delete(ctx, want.GetName(), metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.GetUID()))})
+	}
+	if err != nil && !apierrors.IsNotFound(err) {
+		return 0, fmt.Errorf("removing the definition of %s: %w", k.Resource.Resource, err)
+	}
+	return 0, nil
+}

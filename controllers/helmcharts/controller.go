@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmcharts
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+	"github.com/coracle-k8s/coracle/internal/helmjob"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+const (
+	// gather is how long is waited for more after something has changed.
+	gather = 50 * time.Millisecond
+	// retry is how long after a request that failed everything is looked at again.
+	retry = 2 * time.Second
+	// AtOnce is how many children are at work at most.
+	AtOnce = 2
+	// noNode is how long it is waited for a node before the kinds are defined: a cluster may have none for a while.
+	noNode = 15 * time.Second
+)
+
+// Engine does what a request says. The error is for what is no matter of the chart.
+type Engine func(context.Context, *helmjob.Request) (*helmjob.Result, error)
+
+// Options are all required but Folders, FirstWait, Part and Logger.
+type Options struct {
+	// Client, Dynamic and Metadata read and write; Informers are the term's and are started after New.
+	Client    kubernetes.Interface
+	Dynamic   dynamic.Interface
+	Metadata  metadata.Interface
+	Informers informers.SharedInformerFactory
+	// Recorder makes what tells of events. It is called when there is the first one.
+	Recorder func(context.Context) record.EventRecorder
+	Engine   Engine
+	// Folders are where charts lie that are named by file.
+	Folders []string
+	// FirstWait is the pause after a first failure; 5 s when zero.
+	FirstWait time.Duration
+	// Disabled lets go of all charts and removes the kinds, if nobody has written objects of them.
+	Disabled bool
+	// Wanted, when it delivers, has the kinds defined at once and not when a node is ready. nil: never.
+	Wanted <-chan struct{}
+	// Part is the line in the status.
+	Part   *status.Part
+	Logger *slog.Logger
+}
+
+// Controller keeps charts installed for one term.
+type Controller struct {
+	o          Options
+	log        *slog.Logger
+	reader     reader
+	objects    *objects
+	watches    *watches
+	namespaces corelisters.NamespaceLister
+	nodes      corelisters.NodeLister
+	synced     []cache.InformerSynced
+
+	wake     chan struct{} // capacity 1: one says that there is something to look at
+	nodeNews chan struct{} // capacity 1, likewise, of nodes
+	ended    chan outcome  // capacity AtOnce: a child's end need not wait for the loop
+
+	entries  map[types.NamespacedName]*entry // the loop's alone
+	at       int                             // children at work
+	children sync.WaitGroup
+	events   struct {
+		once     sync.Once
+		recorder record.EventRecorder
+	}
+}
+
+// New listens to the term's informers, which must not run yet.
+func New(o Options) (*Controller, error) {
+	if o.Client == nil || o.Dynamic == nil || o.Metadata == nil || o.Informers == nil || o.Recorder == nil || o.Engine == nil {
+		return nil, errors.New("helmcharts: Client, Dynamic, Metadata, Informers, Recorder and Engine are required")
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.FirstWait == 0 {
+		o.FirstWait = firstWait
+	}
+	core := o.Informers.Core().V1()
+	c := &Controller{
+		o: o, log: o.Logger, reader: reader{client: o.Client, folders: o.Folders}, namespaces: core.Namespaces().Lister(), nodes: core.Nodes().Lister(),
+		wake: make(chan struct{}, 1), nodeNews: make(chan struct{}, 1), ended: make(chan outcome, AtOnce),
+		entries: map[types.NamespacedName]*entry{},
+	}
+	if o.Disabled {
+		return c, nil
+	}
+	var err error
+	if c.objects, err = newObjects(o.Dynamic, c.poke); err != nil {
+		return nil, fmt.Errorf("helmcharts: listening to HelmCharts: %w", err)
+	}
+	c.watches = newWatches(o.Metadata, c.poke)
+	r, err := core.Namespaces().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { c.poke() }, DeleteFunc: func(any) { c.poke() },
+		UpdateFunc: func(old, now any) {
+			a, was := old.(*corev1.Namespace)
+			b, is := now.(*corev1.Namespace)
+			if was && is && (a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil) {
+				c.poke()
+			}
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("helmcharts: listening to namespaces: %w", err)
+	}
+	c.synced = []cache.InformerSynced{r.HasSynced, core.Nodes().Informer().HasSynced}
+	return c, nil
+}
+
+func (c *Controller) poke() { nudge(c.wake) }
+
+func nudge(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// Run keeps charts installed until ctx is done. Having returned, it has left no child at work.
+func (c *Controller) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	defer c.children.Wait()
+	defer cancel()
+	if c.o.Disabled {
+		c.o.Part.Set(status.Disabled, "")
+		c.letGo(ctx)
+		<-ctx.Done()
+		return nil
+	}
+	c.o.Part.Set(status.Running, "")
+	if !cache.WaitForCacheSync(ctx.Done(), c.synced...) || !c.awaitTurn(ctx) {
+		return nil
+	}
+	c.define(ctx)
+	defer c.watches.stop()
+	beside.Go(func() { c.objects.run(ctx) })
+	if !cache.WaitForCacheSync(ctx.Done(), c.objects.synced...) {
+		return nil
+	}
+	for {
+		next := c.round(ctx)
+		var again <-chan time.Time
+		if !next.IsZero() {
+			again = time.After(max(0, time.Until(next)))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-again:
+		case o := <-c.ended:
+			c.settle(ctx, o)
+		case <-c.wake:
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(gather):
+			}
+		}
+	}
+}
+
+// awaitTurn returns when a node is ready, or the kinds are wanted: at its start a server has more urgent things to do than to serve two kinds of which there
+// are no objects (docs/adr/0103-helm-charts-as-objects.md).
+func (c *Controller) awaitTurn(ctx context.Context) bool {
+	informer := c.o.Informers.Core().V1().Nodes().Informer()
+	r, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(o any) { c.nodeSeen(o) },
+		UpdateFunc: func(_, o any) { c.nodeSeen(o) },
+	})
+	if err != nil { // of an informer that has stopped
+		return ctx.Err() == nil
+	}
+	defer func() { _ = informer.RemoveEventHandler(r) }()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-c.nodeNews:
+	case <-c.o.Wanted:
+	case <-time.After(noNode):
+	}
+	return true
+}
+
+func (c *Controller) nodeSeen(o any) {
+	n, ok := o.(*corev1.Node)
+	if ok && slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	}) {
+		nudge(c.nodeNews)
+	}
+}
+
+// define brings both kinds into the cluster.
+func (c *Controller) define(ctx context.Context) {
+	again(ctx, c.log, "Helm charts cannot be used yet; it is tried again", func() error {
+		return errors.Join(kinds.Charts().Define(ctx, c.o.Dynamic), kinds.Configs().Define(ctx, c.o.Dynamic))
+	})
+}
+
+// again calls f until it succeeds or ctx is done, and says each new trouble once.
+func again(ctx context.Context, log *slog.Logger, trouble string, f func() error) {
+	for last := ""; ; {
+		err := f()
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		if err.Error() != last {
+			last = err.Error()
+			log.Warn(trouble, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(retry):
+		}
+	}
+}
+
+// show says in the status which charts are in trouble.
+func (c *Controller) show() {
+	failed := 0
+	for _, e := range c.entries {
+		if e.trouble {
+			failed++
+		}
+	}
+	switch n := len(c.entries); {
+	case n == 0:
+		c.o.Part.Set(status.Running, "")
+	case failed > 0:
+		c.o.Part.Set(status.Running, fmt.Sprintf("%d of %d charts are not installed as they should be: kubectl describe helmchart says why", failed, n))
+	case n == 1:
+		c.o.Part.Set(status.Running, "1 chart")
+	default:
+		c.o.Part.Set(status.Running, fmt.Sprintf("%d charts", n))
+	}
+}

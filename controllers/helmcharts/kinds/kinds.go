@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package kinds are HelmChart and HelmChartConfig: Helm charts as objects of the API, with the fields that k3s gave them.
+//
+// It owns their definitions. What is done with the objects is the parent package's matter.
+package kinds
+
+import (
+	_ "embed" // for the definitions
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/coracle-k8s/coracle/controllers/definition"
+)
+
+//go:embed helmchart.yaml
+var chartYAML []byte
+
+//go:embed helmchartconfig.yaml
+var configYAML []byte
+
+// Group is that of both kinds.
+const Group = "helm.cattle.io"
+
+// Charts is the kind HelmChart.
+func Charts() definition.Kind {
+	return definition.Kind{Resource: schema.GroupVersionResource{Group: Group, Version: "v1", Resource: "helmcharts"}, YAML: chartYAML}
+}
+
+// Configs is the kind HelmChartConfig.
+func Configs() definition.Kind {
+	return definition.Kind{Resource: schema.GroupVersionResource{Group: Group, Version: "v1", Resource: "helmchartconfigs"}, YAML: configYAML}
+}
+
+// HelmChart is the object; helmchart.yaml says what its fields mean.
+type HelmChart struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata"`
+
+	Spec   ChartSpec `json:"spec,omitzero"`
+	Status Status    `json:"status,omitzero"`
+}
+
+// ChartSpec is what an operator says. Fields of k3s that change nothing here are left out.
+type ChartSpec struct {
+	Chart           string `json:"chart,omitempty"`
+	Version         string `json:"version,omitempty"`
+	Repo            string `json:"repo,omitempty"`
+	ChartContent    string `json:"chartContent,omitempty"`
+	TargetNamespace string `json:"targetNamespace,omitempty"`
+	CreateNamespace bool   `json:"createNamespace,omitempty"`
+
+	Values        any                           `json:"values,omitempty"`
+	ValuesContent string                        `json:"valuesContent,omitempty"`
+	ValuesSecrets []SecretRef                   `json:"valuesSecrets,omitempty"`
+	Set           map[string]intstr.IntOrString `json:"set,omitempty"`
+
+	FailurePolicy string           `json:"failurePolicy,omitempty"`
+	BackOffLimit  *int32           `json:"backOffLimit,omitempty"`
+	Timeout       *metav1.Duration `json:"timeout,omitempty"`
+	TakeOwnership bool             `json:"takeOwnership,omitempty"`
+	ServerSide    string           `json:"serverSide,omitempty"`
+	Driver        string           `json:"driver,omitempty"`
+	HelmVersion   string           `json:"helmVersion,omitempty"`
+
+	RepoCA                string                       `json:"repoCA,omitempty"`
+	RepoCAConfigMap       *corev1.LocalObjectReference `json:"repoCAConfigMap,omitempty"`
+	AuthSecret            *corev1.LocalObjectReference `json:"authSecret,omitempty"`
+	AuthPassCredentials   bool                         `json:"authPassCredentials,omitempty"`
+	DockerRegistrySecret  *corev1.LocalObjectReference `json:"dockerRegistrySecret,omitempty"`
+	InsecureSkipTLSVerify bool                         `json:"insecureSkipTLSVerify,omitempty"`
+	PlainHTTP             bool                         `json:"plainHTTP,omitempty"`
+}
+
+// SecretRef names keys of a Secret that hold values.
+type SecretRef struct {
+	Name          string   `json:"name,omitempty"`
+	Keys          []string `json:"keys,omitempty"`
+	IgnoreUpdates bool     `json:"ignoreUpdates,omitempty"`
+}
+
+// HelmChartConfig is the object; helmchartconfig.yaml says what its fields mean.
+type HelmChartConfig struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata"`
+
+	Spec ConfigSpec `json:"spec,omitzero"`
+}
+
+// ConfigSpec is what an operator says.
+type ConfigSpec struct {
+	Values        any         `json:"values,omitempty"`
+	ValuesContent string      `json:"valuesContent,omitempty"`
+	ValuesSecrets []SecretRef `json:"valuesSecrets,omitempty"`
+	FailurePolicy string      `json:"failurePolicy,omitempty"`
+	ServerSide    string      `json:"serverSide,omitempty"`
+}
+
+// The types of conditions. The first two are k3s'.
+const (
+	JobCreated = "JobCreated"
+	Failed     = "Failed"
+	Ready      = "Ready"
+)
+
+// Status is what has become of a chart.
+type Status struct {
+	Revision   int64              `json:"revision,omitempty"`
+	ConfigHash string             `json:"configHash,omitempty"`
+	Reconciled string             `json:"reconciled,omitempty"`
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// ChartFrom reads an object of the API.
+func ChartFrom(u *unstructured.Unstructured) (*HelmChart, error) {
+	c := &HelmChart{}
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, c); err != nil {
+		return nil, fmt.Errorf("reading the HelmChart %s/%s: %w", u.GetNamespace(), u.GetName(), err)
+	}
+	return c, nil
+}
+
+// ConfigFrom reads an object of the API.
+func ConfigFrom(u *unstructured.Unstructured) (*HelmChartConfig, error) {
+	c := &HelmChartConfig{}
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, c); err != nil {
+		return nil, fmt.Errorf("reading the HelmChartConfig %s/%s: %w", u.GetNamespace(), u.GetName(), err)
+	}
+	return c, nil
+}

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmcharts
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/dynamic/dynamicinformer"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/controllers/definition"
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+)
+
+// manager is the name under which fields of HelmCharts are written.
+const manager = "coracle-helm"
+
+// objects are the cluster's HelmCharts and HelmChartConfigs. They have informers of their own, since these cannot list before there are the kinds.
+type objects struct {
+	client          dynamic.Interface
+	charts, configs cache.SharedIndexInformer
+	synced          []cache.InformerSynced
+}
+
+func newObjects(client dynamic.Interface, changed func()) (*objects, error) {
+	o := &objects{client: client}
+	for _, k := range []struct {
+		to   *cache.SharedIndexInformer
+		kind definition.Kind
+	}{{&o.charts, kinds.Charts()}, {&o.configs, kinds.Configs()}} {
+		i := dynamicinformer.NewFilteredDynamicInformer(client, k.kind.Resource, metav1.NamespaceAll, 0, cache.Indexers{}, nil).Informer()
+		if err := i.SetTransform(slim); err != nil {
+			return nil, err
+		}
+		r, err := i.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc: func(any) { changed() }, UpdateFunc: func(any, any) { changed() }, DeleteFunc: func(any) { changed() },
+		})
+		if err != nil {
+			return nil, err
+		}
+		*k.to, o.synced = i, append(o.synced, r.HasSynced)
+	}
+	return o, nil
+}
+
+// slim leaves out of an object what takes memory and is read when it is needed: a chart's archive, for which a digest stands, and copies of it.
+func slim(obj any) (any, error) {
+	u, ok := obj.(*unstructured.Unstructured)
+	if !ok {
+		return obj, nil
+	}
+	u.SetManagedFields(nil)
+	if a := u.GetAnnotations(); a[corev1.LastAppliedConfigAnnotation] != "" {
+		a = maps.Clone(a)
+		delete(a, corev1.LastAppliedConfigAnnotation)
+		u.SetAnnotations(a)
+	}
+	if content, found, err := unstructured.NestedString(u.Object, "spec", "chartContent"); err == nil && found {
+		_ = unstructured.SetNestedField(u.Object, digest(content), "spec", "chartContent") // spec is a map, or it would not have been found
+	}
+	return u, nil
+}
+
+// run follows the objects until ctx is done.
+func (o *objects) run(ctx context.Context) {
+	var both sync.WaitGroup
+	both.Go(func() { o.charts.RunWithContext(ctx) })
+	both.Go(func() { o.configs.RunWithContext(ctx) })
+	both.Wait()
+}
+
+// all are the charts that can be read, with their configs, by name.
+func (o *objects) all() (charts []*kinds.HelmChart, configs map[types.NamespacedName]*kinds.HelmChartConfig, err error) {
+	configs = map[types.NamespacedName]*kinds.HelmChartConfig{}
+	for _, item := range o.configs.GetStore().List() {
+		u, ok := item.(*unstructured.Unstructured)
+		if !ok {
+			continue
+		}
+		config, err := kinds.ConfigFrom(u)
+		if err != nil { // the API server has compared it with the definition: it cannot be
+			return nil, nil, err
+		}
+		configs[types.NamespacedName{Namespace: config.Namespace, Name: config.Name}] = config
+	}
+	for _, item := range o.charts.GetStore().List() {
+		u, ok := item.(*unstructured.Unstructured)
+		if !ok {
+			continue
+		}
+		chart, err := kinds.ChartFrom(u)
+		if err != nil {
+			return nil, nil, err
+		}
+		charts = append(charts, chart)
+	}
+	slices.SortFunc(charts, func(a, b *kinds.HelmChart) int {
+		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
+	})
+	return charts, configs, nil
+}
+
+// whole reads a chart with its archive.
+func (o *objects) whole(ctx context.Context, c *kinds.HelmChart) (*kinds.HelmChart, error) {
+	u, err := o.client.Resource(kinds.Charts().Resource).Namespace(c.Namespace).Get(ctx, c.Name, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("reading the HelmChart %s/%s: %w", c.Namespace, c.Name, err)
+	}
+	return kinds.ChartFrom(u)
+}
+
+// patch changes a chart, if it is still the one that was looked at.
+func (o *objects) patch(ctx context.Context, c *kinds.HelmChart, subresource string, change map[string]any) error {
+	change["metadata"] = merged(change["metadata"], map[string]any{"uid": c.UID})
+	text, err := json.Marshal(change)
+	if err != nil {
+		return err
+	}
+	var sub []string
+	if subresource != "" {
+		sub = []string{subresource}
+	}
+	_, err = o.client.Resource(kinds.Charts().Resource).Namespace(c.Namespace).Patch(ctx, c.Name, types.MergePatchType, text, metav1.PatchOptions{FieldManager: manager}, sub...)
+	if apierrors.IsNotFound(err) {
+		return nil // it is gone
+	}
+	if err != nil {
+		return fmt.Errorf("writing the HelmChart %s/%s: %w", c.Namespace, c.Name, err)
+	}
+	return nil
+}
+
+func merged(a any, b map[string]any) map[string]any {
+	out := maps.Clone(b)
+	if m, ok := a.(map[string]any); ok {
+		maps.Copy(out, m)
+	}
+	return out
+}
+
+// finalizers makes these a chart's. The resource version keeps those of others that were put there meanwhile.
+func (o *objects) finalizers(ctx context.Context, c *kinds.HelmChart, want []string) error {
+	if want == nil {
+		want = []string{}
+	}
+	return o.patch(ctx, c, "", map[string]any{"metadata": map[string]any{"finalizers": want, "resourceVersion": c.ResourceVersion}})
+}
+
+// claim puts the finalizer on a chart.
+func (o *objects) claim(ctx context.Context, c *kinds.HelmChart) error {
+	return o.finalizers(ctx, c, append(slices.Clone(c.Finalizers), Finalizer))
+}
+
+// let takes finalizers away from a chart.
+func (o *objects) let(ctx context.Context, c *kinds.HelmChart, which ...string) error {
+	return o.finalizers(ctx, c, slices.DeleteFunc(slices.Clone(c.Finalizers), func(f string) bool { return slices.Contains(which, f) }))
+}
+
+// status writes a chart's status.
+func (o *objects) status(ctx context.Context, c *kinds.HelmChart, s *kinds.Status) error {
+	return o.patch(ctx, c, "status", map[string]any{"status": map[string]any{
+		"revision": s.Revision, "configHash": s.ConfigHash, "reconciled": s.Reconciled, "conditions": s.Conditions,
+	}})
+}
+
+// letGo frees the charts of a cluster that does without them, so that they can be deleted, and removes the kinds unless there are objects.
+func (c *Controller) letGo(ctx context.Context) {
+	o := &objects{client: c.o.Dynamic}
+	again(ctx, c.log, "Helm charts cannot be let go of yet; it is tried again", func() error {
+		there, err := kinds.Charts().Defined(ctx, c.o.Dynamic)
+		if err != nil || !there {
+			return err
+		}
+		all, err := c.o.Dynamic.Resource(kinds.Charts().Resource).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for i := range all.Items {
+			chart, err := kinds.ChartFrom(&all.Items[i])
+			if err != nil {
+				return err
+			}
+			if slices.Contains(chart.Finalizers, Finalizer) {
+				if err := o.let(ctx, chart, Finalizer); err != nil {
+					return err
+				}
+			}
+		}
+		for _, k := range []definition.Kind{kinds.Charts(), kinds.Configs()} {
+			left, err := k.Remove(ctx, c.o.Dynamic)
+			if err != nil {
+				return err
+			}
+			if left > 0 {
+				c.log.Info("the Helm controller is disabled, and a definition stays for the sake of the objects that there are", "kind", k.Resource.Resource, "objects", left)
+			}
+		}
+		return nil
+	})
+}
+
+// namespaceOf tells about a namespace.
+func (c *Controller) namespaceOf(name string) (gone, ending bool) {
+	ns, err := c.namespaces.Get(name)
+	if apierrors.IsNotFound(err) {
+		return true, false
+	}
+	return false, err == nil && ns.DeletionTimestamp != nil
+}
+
+// requestTimeout bounds each of the loop's own requests.
+const requestTimeout = 20 * time.Second

@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmcharts
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+	"github.com/coracle-k8s/coracle/internal/helmjob"
+)
+
+const (
+	// Finalizer keeps a HelmChart that is deleted until its release is gone.
+	Finalizer = "coracle.dev/helm-release"
+	// k3sFinalizer is on HelmCharts that come from a k3s cluster, where nobody but us would take it away.
+	k3sFinalizer = "wrangler.cattle.io/on-helm-chart-remove"
+	// Unmanaged is k3s' annotation that leaves a chart's release alone.
+	Unmanaged = "helmcharts.helm.cattle.io/unmanaged"
+	// ManagedBy is k3s' annotation that names the controller whose chart it is.
+	ManagedBy = "helmcharts.cattle.io/managed-by"
+	// Reconcile is an annotation: with each new value a chart is looked at once more, with a newer version where it names none.
+	Reconcile = "coracle.dev/reconcile"
+
+	// defaultBackOff is how often what failed is tried again where the chart does not say it, as with k3s.
+	defaultBackOff = 1000
+	// uninstallTries is how often a release is tried to be removed before its chart goes without.
+	uninstallTries = 3
+	// firstWait and lastWait bound the pause after a failure, which doubles each time.
+	firstWait = 5 * time.Second
+	lastWait  = 5 * time.Minute
+
+	deployed = "deployed" // Helm's word
+)
+
+// managers are the values of ManagedBy that mean this controller: k3s writes the first.
+var managers = []string{"helm-controller", "coracle"}
+
+// Release is what the cluster keeps of the newest revision of a release. The zero Release is none.
+type Release struct {
+	Revision int64
+	Status   string // Helm's word
+	// Deployed says that some revision of it was in use.
+	Deployed bool
+}
+
+// Work is an operation that is under way.
+type Work struct {
+	Operation helmjob.Operation
+	Hash      string // of what it applies
+}
+
+// Tries is what failed before. It counts for one Key.
+type Tries struct {
+	Key     string
+	Count   int
+	Next    time.Time // when it may be tried again
+	Reason  string
+	Message string
+	// Final says that nobody tries again; After is the release at that time.
+	Final bool
+	After Release
+}
+
+// Problem keeps a chart from being tried at all.
+type Problem struct{ Reason, Message string }
+
+// View is all that a decision rests on.
+type View struct {
+	Chart *kinds.HelmChart
+	// Hash is of what the release is made from; Key also covers what else a try depends on.
+	Hash, Key string
+	Problem   *Problem
+	Release   Release
+	// NamespaceGone and NamespaceEnding are of the target namespace.
+	NamespaceGone, NamespaceEnding bool
+	// Work is nil where nothing is under way.
+	Work  *Work
+	Tries Tries
+	Now   time.Time
+}
+
+// Step is what is to be done next.
+type Step int
+
+// The steps.
+const (
+	Rest      Step = iota // nothing, until something changes or until Decision.At
+	Claim                 // put the finalizer on the chart
+	Apply                 // start a child that makes the release
+	Uninstall             // start a child that removes it
+	Interrupt             // end the child that is at work
+	Let                   // take the finalizers away
+)
+
+// Decision is a step with what is to be said.
+type Decision struct {
+	Step Step
+	// At is when to decide again; zero: when something changes.
+	At time.Time
+	// Status is what the chart is to say; nil leaves it as it is.
+	Status *kinds.Status
+	// Event goes with Let; nil is none.
+	Event *Event
+}
+
+// Event is one that is told of a chart.
+type Event struct {
+	Warning         bool
+	Reason, Message string
+}
+
+// Reasons of conditions and events that are not helmjob's.
+const (
+	ReasonDeployed         = "Deployed"
+	ReasonWorking          = "Working"
+	ReasonWaiting          = "Waiting"
+	ReasonNamespaceMissing = "NamespaceMissing"
+	ReasonNamespaceEnding  = "NamespaceTerminating"
+	ReasonNoChart          = "NoChart"
+	ReasonReleased         = "Unmanaged"
+	ReasonUninstalled      = "Uninstalled"
+	ReasonUninstalling     = "Uninstalling"
+	ReasonLeftBehind       = "LeftBehind"
+)
+
+// Target is the namespace of a chart's release.
+func Target(c *kinds.HelmChart) string {
+	if c.Spec.TargetNamespace != "" {
+		return c.Spec.TargetNamespace
+	}
+	return c.Namespace
+}
+
+// Managed says whether a chart is this controller's. One that names no chart is nobody's, as with k3s.
+func Managed(c *kinds.HelmChart) bool {
+	if _, unmanaged := c.Annotations[Unmanaged]; unmanaged {
+		return false
+	}
+	by, named := c.Annotations[ManagedBy]
+	return !named || slices.Contains(managers, by)
+}
+
+// ours are the finalizers that a chart has for our sake.
+func ours(c *kinds.HelmChart) bool {
+	return slices.Contains(c.Finalizers, Finalizer) || slices.Contains(c.Finalizers, k3sFinalizer)
+}
+
+// Decide says what to do about a chart.
+func Decide(v *View) Decision {
+	switch {
+	case !Managed(v.Chart):
+		return v.unmanaged()
+	case v.Chart.DeletionTimestamp != nil:
+		return v.deleted()
+	default:
+		return v.kept()
+	}
+}
+
+// unmanaged lets go of a chart. What is under way ends by itself.
+func (v *View) unmanaged() Decision {
+	if v.Work != nil || !ours(v.Chart) {
+		return Decision{}
+	}
+	if by := v.Chart.Annotations[ManagedBy]; by != "" && !slices.Contains(managers, by) && !slices.Contains(v.Chart.Finalizers, Finalizer) {
+		return Decision{} // k3s' finalizer is that controller's
+	}
+	return Decision{Step: Let, Status: v.status(metav1.ConditionUnknown, ReasonReleased, "This HelmChart is not managed; its release stays as it is.", false),
+		Event: &Event{Reason: ReasonReleased, Message: "The release is not managed by this HelmChart any more and stays as it is."}}
+}
+
+func (v *View) deleted() Decision {
+	name := Target(v.Chart) + "/" + v.Chart.Name
+	switch {
+	case !ours(v.Chart):
+		return Decision{}
+	case v.Work != nil && v.Work.Operation == helmjob.Apply:
+		return Decision{Step: Interrupt}
+	case v.Work != nil:
+		return Decision{Status: v.status(metav1.ConditionFalse, ReasonUninstalling, "The release is being removed.", false)}
+	case v.NamespaceGone:
+		return Decision{Step: Let, Event: &Event{Warning: true, Reason: ReasonLeftBehind, Message: fmt.Sprintf(
+			"The release went with its namespace %s. Objects of the chart that are in no namespace or in another one are still there, if it had any.", Target(v.Chart))}}
+	case v.Release.Revision == 0:
+		return Decision{Step: Let, Event: &Event{Reason: ReasonUninstalled, Message: "The release " + name + " is not there (any more)."}}
+	}
+	limit := uninstallTries
+	if v.NamespaceEnding {
+		limit = 1 // the namespace takes the rest with it, and what it holds may not be changed any more
+	}
+	if v.Tries.Key == uninstallKey && v.Tries.Count >= limit {
+		return Decision{Step: Let, Event: &Event{Warning: true, Reason: ReasonLeftBehind, Message: fmt.Sprintf(
+			"The release %s could not be removed (tried %s) and is left behind; `helm uninstall -n %s %s` tries it once more. The last error: %s",
+			name, times(v.Tries.Count), Target(v.Chart), v.Chart.Name, v.Tries.Message)}}
+	}
+	if v.Tries.Key == uninstallKey && v.Now.Before(v.Tries.Next) {
+		return Decision{At: v.Tries.Next, Status: v.status(metav1.ConditionFalse, v.Tries.Reason,
+			fmt.Sprintf("Removing the release failed (%d of %d tries). %s", v.Tries.Count, limit, v.Tries.Message), false)}
+	}
+	return Decision{Step: Uninstall, Status: v.status(metav1.ConditionFalse, ReasonUninstalling, "The release is being removed.", false)}
+}
+
+// uninstallKey is the Key of Tries to uninstall: what the chart says does not matter then.
+const uninstallKey = "uninstall"
+
+func (v *View) kept() Decision {
+	c := v.Chart
+	switch {
+	case v.Work != nil && v.Work.Operation == helmjob.Apply && v.Work.Hash != v.Hash && v.Problem == nil && !v.Release.Deployed:
+		// A first installation that nobody wants any more. An upgrade is waited for: its hooks may be half-way through somebody's data.
+		return Decision{Step: Interrupt}
+	case v.Work != nil:
+		return Decision{Status: v.working()}
+	case v.Problem != nil:
+		return Decision{Status: v.status(metav1.ConditionFalse, v.Problem.Reason, v.Problem.Message, true)}
+	case v.NamespaceEnding:
+		return Decision{Status: v.status(metav1.ConditionFalse, ReasonNamespaceEnding, "The namespace "+Target(c)+" is being deleted.", false)}
+	case v.NamespaceGone && !c.Spec.CreateNamespace:
+		return Decision{Status: v.status(metav1.ConditionFalse, ReasonNamespaceMissing,
+			"There is no namespace "+Target(c)+": make it, or set createNamespace to true.", false)}
+	case !slices.Contains(c.Finalizers, Finalizer):
+		return Decision{Step: Claim}
+	case v.done():
+		s := v.status(metav1.ConditionTrue, ReasonDeployed, fmt.Sprintf("Revision %d of the release %s/%s is deployed.", v.Release.Revision, Target(c), c.Name), false)
+		return Decision{Status: s}
+	}
+	t := &v.Tries
+	if t.Key != v.Key || t.Final && t.After != v.Release {
+		t = &Tries{} // something has changed, or somebody has taken care of it
+	}
+	switch {
+	case t.Final:
+		return Decision{Status: v.status(metav1.ConditionFalse, t.Reason, t.Message, true)}
+	case v.Now.Before(t.Next):
+		return Decision{At: t.Next, Status: v.status(metav1.ConditionFalse, t.Reason, fmt.Sprintf("%s It is tried again (failed %s so far).", t.Message, times(t.Count)), false)}
+	}
+	return Decision{Step: Apply, Status: v.working()}
+}
+
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
+}
+
+// done says whether the release is what the chart describes, and was made by us.
+func (v *View) done() bool {
+	s := v.Chart.Status
+	return v.Release.Status == deployed && s.ConfigHash == v.Hash && s.Revision == v.Release.Revision && s.Reconciled == v.Chart.Annotations[Reconcile]
+}
+
+// changedByOthers says whether somebody else has made the newest revision, after we were done.
+func (v *View) changedByOthers() bool {
+	s := v.Chart.Status
+	return v.Release.Status == deployed && s.ConfigHash == v.Hash && s.Revision != 0 && s.Revision != v.Release.Revision && conditionReason(s, kinds.Ready) == ReasonDeployed
+}
+
+func conditionReason(s kinds.Status, of string) string {
+	for _, c := range s.Conditions {
+		if c.Type == of {
+			return c.Reason
+		}
+	}
+	return ""
+}
+
+func (v *View) working() *kinds.Status {
+	return v.status(metav1.ConditionFalse, ReasonWorking, "Helm is at work on the release.", false)
+}
+
+// status is the chart's with other conditions. failed says that nothing more is tried.
+func (v *View) status(ready metav1.ConditionStatus, reason, message string, failed bool) *kinds.Status {
+	s := &kinds.Status{Revision: v.Chart.Status.Revision, ConfigHash: v.Chart.Status.ConfigHash, Reconciled: v.Chart.Status.Reconciled}
+	began := metav1.Condition{Type: kinds.JobCreated, Status: metav1.ConditionFalse, Reason: "NotStarted"}
+	if s.ConfigHash != "" || reason == ReasonWorking || v.Tries.Count > 0 {
+		began.Status, began.Reason, began.Message = metav1.ConditionTrue, "Started", "Helm runs in a process of the leading server; there is no Job."
+	}
+	bad := metav1.Condition{Type: kinds.Failed, Status: metav1.ConditionFalse, Reason: "NotFailed"}
+	if failed {
+		bad.Status, bad.Reason, bad.Message = metav1.ConditionTrue, reason, message
+	}
+	for _, c := range []metav1.Condition{began, bad, {Type: kinds.Ready, Status: ready, Reason: reason, Message: clip(message), ObservedGeneration: v.Chart.Generation}} {
+		c.LastTransitionTime = metav1.NewTime(v.Now.Truncate(time.Second))
+		for _, was := range v.Chart.Status.Conditions {
+			if was.Type == c.Type && was.Status == c.Status && !was.LastTransitionTime.IsZero() {
+				c.LastTransitionTime = was.LastTransitionTime
+			}
+		}
+		s.Conditions = append(s.Conditions, c)
+	}
+	return s
+}
+
+// maxMessage bounds what goes into a condition or an event: the API takes 1,024 bytes of an event.
+const maxMessage = 1000
+
+func clip(s string) string {
+	if len(s) <= maxMessage {
+		return s
+	}
+	cut := maxMessage
+	for cut > 0 && s[cut]&0xC0 == 0x80 { // not within a character
+		cut--
+	}
+	return s[:cut] + "…"
+}
+
+// After is what is known of tries when one more has ended in a failure.
+func After(t Tries, key string, backOffLimit int, r *helmjob.Result, release Release, now time.Time, first time.Duration) Tries {
+	if t.Key != key {
+		t = Tries{}
+	}
+	next := Tries{Key: key, Count: t.Count + 1, Reason: string(r.Reason), Message: clip(r.Message), After: release}
+	wait := lastWait
+	if shift := next.Count - 1; shift < 10 {
+		wait = min(first<<shift, lastWait)
+	}
+	next.Next = now.Add(wait)
+	switch {
+	case key == uninstallKey:
+	case !r.TryAgain:
+		next.Final = true
+	case next.Count > backOffLimit:
+		next.Final = true
+		next.Message = clip(fmt.Sprintf("Given up after %s. %s", tries(next.Count), r.Message))
+	}
+	return next
+}
+
+func tries(n int) string {
+	if n == 1 {
+		return "one try"
+	}
+	return fmt.Sprintf("%d tries", n)
+}
+
+// backOff is how often what failed is tried again.
+func backOff(c *kinds.HelmChart) int {
+	if c.Spec.BackOffLimit == nil {
+		return defaultBackOff
+	}
+	return int(max(0, *c.Spec.BackOffLimit))
+}

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmcharts
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+	"github.com/coracle-k8s/coracle/internal/helmjob"
+)
+
+var testNow = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+
+// installed is a chart whose first revision is deployed and known to be.
+func installed(change ...func(*View)) *View {
+	v := &View{
+		Chart: &kinds.HelmChart{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "apps", Name: "web", Generation: 3, Finalizers: []string{Finalizer}},
+			Spec:       kinds.ChartSpec{Chart: "web", Repo: "https://charts.example", TargetNamespace: "prod"},
+			Status:     kinds.Status{Revision: 1, ConfigHash: "hash"},
+		},
+		Hash: "hash", Key: "key", Release: Release{Revision: 1, Status: deployed, Deployed: true}, Now: testNow,
+	}
+	for _, f := range change {
+		f(v)
+	}
+	return v
+}
+
+func withoutRelease(v *View) { v.Release, v.Chart.Status = Release{}, kinds.Status{} }
+
+func removed(v *View) { v.Chart.DeletionTimestamp = &metav1.Time{Time: testNow} }
+
+func annotated(key, value string) func(*View) {
+	return func(v *View) { v.Chart.Annotations = map[string]string{key: value} }
+}
+
+func released(revision int64, status string) func(*View) {
+	return func(v *View) { v.Release.Revision, v.Release.Status = revision, status }
+}
+
+func working(op helmjob.Operation, hash string) func(*View) {
+	return func(v *View) { v.Work = &Work{op, hash} }
+}
+
+func failed(t Tries) func(*View) { return func(v *View) { v.Tries = t } }
+
+func TestDecide(t *testing.T) {
+	early := testNow.Add(time.Minute)
+	for _, tc := range []struct {
+		name  string
+		view  *View
+		want  Step
+		at    time.Time
+		ready string // reason and beginning of the message of the condition Ready; "" for no status
+		event string // reason
+	}{
+		{name: "done", view: installed(), ready: "Deployed Revision 1 of the release prod/web"},
+		{name: "new", view: installed(withoutRelease, func(v *View) { v.Chart.Finalizers = nil }), want: Claim},
+		{name: "claimed", view: installed(withoutRelease), want: Apply, ready: "Working"},
+		{name: "other values", view: installed(func(v *View) { v.Hash = "other" }), want: Apply, ready: "Working"},
+		{name: "a release of that name by somebody else", view: installed(func(v *View) { v.Chart.Status = kinds.Status{} }), want: Apply, ready: "Working"},
+		{name: "at work", view: installed(working(helmjob.Apply, "hash")), ready: "Working"},
+		{name: "an upgrade is at work, with values of before", view: installed(working(helmjob.Apply, "before")), ready: "Working"},
+		{name: "a first installation is at work, with values of before", view: installed(withoutRelease, working(helmjob.Apply, "before")), want: Interrupt},
+
+		{name: "left pending", view: installed(released(2, "pending-upgrade")), want: Apply, ready: "Working"},
+		{name: "left uninstalling", view: installed(released(1, "uninstalling")), want: Apply, ready: "Working"},
+		{name: "failed", view: installed(released(2, "failed")), want: Apply, ready: "Working"},
+		{name: "uninstalled by hand", view: installed(func(v *View) { v.Release = Release{} }), want: Apply, ready: "Working"},
+		{name: "upgraded by hand", view: installed(released(2, deployed)), want: Apply, ready: "Working"},
+		{name: "asked to reconcile", view: installed(annotated(Reconcile, "now")), want: Apply, ready: "Working"},
+		{name: "asked to reconcile, and done", view: installed(annotated(Reconcile, "now"), func(v *View) { v.Chart.Status.Reconciled = "now" }), ready: "Deployed"},
+
+		{name: "a problem", view: installed(func(v *View) { v.Problem = &Problem{"SecretMissing", "There is no Secret."} }), ready: "SecretMissing There is no Secret."},
+		{name: "no namespace", view: installed(withoutRelease, func(v *View) { v.NamespaceGone = true }), ready: "NamespaceMissing"},
+		{name: "no namespace, which is made", view: installed(withoutRelease, func(v *View) { v.NamespaceGone, v.Chart.Spec.CreateNamespace = true, true }), want: Apply, ready: "Working"},
+		{name: "a namespace that ends", view: installed(func(v *View) { v.NamespaceEnding = true }), ready: "NamespaceTerminating"},
+
+		{name: "failed a moment ago", view: installed(released(2, "failed"), failed(Tries{Key: "key", Count: 2, Next: early, Reason: "HookFailed", Message: "It is so."})),
+			at: early, ready: "HookFailed It is so. It is tried again (failed 2 times so far)."},
+		{name: "failed a while ago", view: installed(released(2, "failed"), failed(Tries{Key: "key", Count: 2, Next: testNow})), want: Apply, ready: "Working"},
+		{name: "failed with other values", view: installed(released(2, "failed"), failed(Tries{Key: "before", Count: 2, Next: early})), want: Apply, ready: "Working"},
+		{name: "given up", view: installed(released(2, "failed"),
+			failed(Tries{Key: "key", Count: 2, Final: true, Reason: "Aborted", Message: "No.", After: Release{2, "failed", true}})), ready: "Aborted No."},
+		{name: "given up, with other values", view: installed(released(2, "failed"),
+			failed(Tries{Key: "before", Final: true, After: Release{2, "failed", true}})), want: Apply, ready: "Working"},
+		{name: "given up, and somebody has rolled back", view: installed(released(3, deployed), func(v *View) { v.Chart.Status.ConfigHash = "before" },
+			failed(Tries{Key: "key", Final: true, After: Release{2, "failed", true}})), want: Apply, ready: "Working"},
+
+		{name: "deleted", view: installed(removed), want: Uninstall, ready: "Uninstalling"},
+		{name: "deleted, nothing to take away", view: installed(removed, withoutRelease), want: Let, event: "Uninstalled"},
+		{name: "deleted, without a finalizer of ours", view: installed(removed, func(v *View) { v.Chart.Finalizers = []string{"example.com/other"} })},
+		{name: "deleted, with k3s' finalizer alone", view: installed(removed, func(v *View) { v.Chart.Finalizers = []string{k3sFinalizer} }), want: Uninstall, ready: "Uninstalling"},
+		{name: "deleted while an installation is at work", view: installed(removed, working(helmjob.Apply, "hash")), want: Interrupt},
+		{name: "deleted, at work", view: installed(removed, working(helmjob.Uninstall, "")), ready: "Uninstalling"},
+		{name: "deleted, with its namespace gone", view: installed(removed, func(v *View) { v.NamespaceGone = true }), want: Let, event: "LeftBehind"},
+		{name: "deleted, with a problem", view: installed(removed, func(v *View) { v.Problem = &Problem{"SecretMissing", ""} }), want: Uninstall, ready: "Uninstalling"},
+		{name: "deleted, failed", view: installed(removed, failed(Tries{Key: uninstallKey, Count: 1, Next: early, Reason: "UninstallFailed", Message: "It is so."})), at: early,
+			ready: "UninstallFailed Removing the release failed (1 of 3 tries). It is so."},
+		{name: "deleted, failed too often", view: installed(removed, failed(Tries{Key: uninstallKey, Count: 3, Next: early})), want: Let, event: "LeftBehind"},
+		{name: "deleted with its namespace, failed once", view: installed(removed, func(v *View) { v.NamespaceEnding = true }, failed(Tries{Key: uninstallKey, Count: 1, Next: early})),
+			want: Let, event: "LeftBehind"},
+
+		{name: "unmanaged", view: installed(annotated(Unmanaged, "")), want: Let, ready: "Unmanaged", event: "Unmanaged"},
+		{name: "unmanaged, at work", view: installed(annotated(Unmanaged, "true"), working(helmjob.Apply, "hash"))},
+		{name: "unmanaged, free", view: installed(annotated(Unmanaged, "true"), func(v *View) { v.Chart.Finalizers = nil })},
+		{name: "unmanaged and deleted", view: installed(removed, annotated(Unmanaged, "true")), want: Let, ready: "Unmanaged", event: "Unmanaged"},
+		{name: "k3s' own annotation", view: installed(annotated(ManagedBy, "helm-controller")), ready: "Deployed"},
+		{name: "somebody else's chart", view: installed(annotated(ManagedBy, "fleet"), func(v *View) { v.Chart.Finalizers = []string{k3sFinalizer} })},
+		{name: "somebody else's chart now", view: installed(annotated(ManagedBy, "fleet")), want: Let, ready: "Unmanaged", event: "Unmanaged"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			d := Decide(tc.view)
+			if d.Step != tc.want || !d.At.Equal(tc.at) {
+				t.Errorf("step %d at %s, want %d at %s", d.Step, d.At, tc.want, tc.at)
+			}
+			ready := ""
+			if d.Status != nil {
+				c := meta.FindStatusCondition(d.Status.Conditions, kinds.Ready)
+				ready = c.Reason + " " + c.Message
+			}
+			if tc.ready == "" && ready != "" || !strings.HasPrefix(ready, tc.ready) {
+				t.Errorf("it says %q, want %q", ready, tc.ready)
+			}
+			if event := ""; d.Event != nil || tc.event != "" {
+				if d.Event != nil {
+					event = d.Event.Reason
+				}
+				if event != tc.event {
+					t.Errorf("event %q, want %q", event, tc.event)
+				}
+			}
+		})
+	}
+}
+
+// TestConditions: k3s' conditions mean what they mean there, and a condition that stays has the time of its beginning.
+func TestConditions(t *testing.T) {
+	of := func(v *View, kind string) metav1.ConditionStatus {
+		return meta.FindStatusCondition(Decide(v).Status.Conditions, kind).Status
+	}
+	for _, tc := range []struct {
+		name                     string
+		view                     *View
+		jobCreated, failed, done metav1.ConditionStatus
+	}{
+		{"done", installed(), "True", "False", "True"},
+		{"a problem from the beginning", installed(withoutRelease, func(v *View) { v.Problem = &Problem{"NoChart", ""} }), "False", "True", "False"},
+		{"at work", installed(withoutRelease, working(helmjob.Apply, "hash")), "True", "False", "False"},
+		{"to be tried again", installed(withoutRelease, failed(Tries{Key: "key", Count: 1, Next: testNow.Add(time.Hour)})), "True", "False", "False"},
+		{"given up", installed(withoutRelease, failed(Tries{Key: "key", Count: 1, Final: true})), "True", "True", "False"},
+	} {
+		if a, b, c := of(tc.view, kinds.JobCreated), of(tc.view, kinds.Failed), of(tc.view, kinds.Ready); a != tc.jobCreated || b != tc.failed || c != tc.done {
+			t.Errorf("%s: JobCreated %s, Failed %s, Ready %s; want %s, %s, %s", tc.name, a, b, c, tc.jobCreated, tc.failed, tc.done)
+		}
+	}
+
+	v := installed()
+	v.Chart.Status = *Decide(v).Status
+	v.Now = testNow.Add(time.Hour)
+	if c := meta.FindStatusCondition(Decide(v).Status.Conditions, kinds.Ready); !c.LastTransitionTime.Time.Equal(testNow) || c.ObservedGeneration != 3 {
+		t.Errorf("the condition is of %s and generation %d", c.LastTransitionTime, c.ObservedGeneration)
+	}
+	if text(Decide(v).Status) != text(&v.Chart.Status) {
+		t.Error("at rest the status would be written again")
+	}
+}
+
+func TestAfter(t *testing.T) {
+	fails := &helmjob.Result{Reason: helmjob.HookFailed, Message: "It is so.", TryAgain: true}
+	var now Tries
+	var waits []time.Duration
+	for range 9 {
+		now = After(now, "key", defaultBackOff, fails, Release{}, testNow, firstWait)
+		waits = append(waits, now.Next.Sub(testNow)/time.Second)
+	}
+	for i, want := range []time.Duration{5, 10, 20, 40, 80, 160, 300, 300, 300} {
+		if waits[i] != want {
+			t.Errorf("after %d failures: %d s, want %d s", i+1, waits[i], want)
+		}
+	}
+	for range 100 { // and no number gets too large for its type
+		now = After(now, "key", defaultBackOff, fails, Release{}, testNow, firstWait)
+	}
+	if now.Final || now.Next.Sub(testNow) != lastWait {
+		t.Errorf("after %d failures: %+v", now.Count, now)
+	}
+	if other := After(now, "other", 0, fails, Release{}, testNow, firstWait); other.Count != 1 || !other.Final || !strings.HasPrefix(other.Message, "Given up after one try. ") {
+		t.Errorf("without a second try: %+v", other)
+	}
+	if final := After(Tries{}, "key", defaultBackOff, &helmjob.Result{Reason: helmjob.InvalidValues}, Release{}, testNow, firstWait); !final.Final {
+		t.Error("what cannot succeed is tried again")
+	}
+	if removal := After(Tries{}, uninstallKey, 0, &helmjob.Result{Reason: helmjob.UninstallFailed}, Release{}, testNow, firstWait); removal.Final {
+		t.Error("a removal is not tried again")
+	}
+}
+
+func TestClip(t *testing.T) {
+	long := strings.Repeat("ä", maxMessage)
+	if got := clip(long); len(got) > maxMessage+len("…") || !strings.HasSuffix(got, "ä…") {
+		t.Errorf("%d bytes, ending in %q", len(got), got[len(got)-8:])
+	}
+	if clip("short") != "short" {
+		t.Error("a short message was changed")
+	}
+}

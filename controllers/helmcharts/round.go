@@ -1,0 +1,416 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmcharts
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+	"github.com/coracle-k8s/coracle/internal/helmjob"
+)
+
+// entry is what this term knows of a chart.
+type entry struct {
+	chart  *kinds.HelmChart
+	config *kinds.HelmChartConfig
+	// status is the chart's as this term has written it last; it counts before the chart's own, which may be older.
+	status *kinds.Status
+
+	seen    string // of what chart and config say, when the rest was read
+	stale   bool   // it has to be read again
+	hash    string
+	key     string
+	problem *Problem
+	release Release
+
+	work    *work
+	tries   Tries
+	trouble bool
+	told    string // the last trouble with the API that was logged
+}
+
+// work is an operation under way.
+type work struct {
+	Work
+	key        string
+	reconciled string
+	cancel     context.CancelFunc
+	unwanted   bool // it was ended on purpose
+}
+
+// outcome is how an operation ended.
+type outcome struct {
+	name   types.NamespacedName
+	work   *work
+	result *helmjob.Result
+	err    error
+}
+
+func nameOf(c *kinds.HelmChart) types.NamespacedName {
+	return types.NamespacedName{Namespace: c.Namespace, Name: c.Name}
+}
+
+// round looks at every chart once and returns when to look again at the latest; zero: when something changes.
+func (c *Controller) round(ctx context.Context) (next time.Time) {
+	soon := func(t time.Time) {
+		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
+			next = t
+		}
+	}
+	charts, configs, err := c.objects.all()
+	if err != nil { // it cannot be
+		c.log.Error("Helm charts cannot be read; it is tried again", "error", err)
+		return time.Now().Add(lastWait)
+	}
+	c.meet(charts, configs)
+	wanted := map[reference]bool{}
+	secrets, configMaps := false, false
+	for _, e := range c.entries {
+		for _, ref := range references(e.chart, e.config) {
+			wanted[ref] = true
+		}
+		secrets = secrets || e.chart.Spec.Driver != "configmap"
+		configMaps = configMaps || e.chart.Spec.Driver == "configmap"
+	}
+	c.watches.want(ctx, wanted, secrets, configMaps)
+	for _, chart := range charts {
+		e := c.entries[nameOf(chart)]
+		if e == nil || ctx.Err() != nil {
+			continue
+		}
+		if err := c.look(ctx, e); err != nil {
+			c.later(e, err)
+			soon(time.Now().Add(retry))
+			continue
+		}
+		again, err := c.act(ctx, e, Decide(e.view(c, time.Now())))
+		if err != nil {
+			c.later(e, err)
+			again = time.Now().Add(retry)
+		} else {
+			e.told = ""
+		}
+		soon(again)
+	}
+	c.show()
+	return next
+}
+
+// later logs trouble with the API, each once.
+func (c *Controller) later(e *entry, err error) {
+	if apierrors.IsConflict(err) || errors.Is(err, context.Canceled) {
+		return // news is on its way; or the end
+	}
+	if e.told != err.Error() {
+		e.told = err.Error()
+		c.log.Warn("a Helm chart cannot be looked after; it is tried again", "chart", nameOf(e.chart), "error", err)
+	}
+}
+
+// meet brings the entries in line with the objects.
+func (c *Controller) meet(charts []*kinds.HelmChart, configs map[types.NamespacedName]*kinds.HelmChartConfig) {
+	refs, releases := c.watches.changed()
+	present := map[types.NamespacedName]bool{}
+	for _, chart := range charts {
+		if !Managed(chart) && !ours(chart) {
+			continue
+		}
+		name := nameOf(chart)
+		present[name] = true
+		e := c.entries[name]
+		if e == nil || e.chart.UID != chart.UID { // one that was deleted and made again is another one
+			before := e
+			e = &entry{stale: true}
+			if before != nil {
+				e.work = before.work
+			}
+			c.entries[name] = e
+		}
+		e.chart, e.config = chart, configs[name]
+		if seen := e.says(); seen != e.seen {
+			e.seen, e.stale = seen, true
+		}
+		if releases[types.NamespacedName{Namespace: Target(chart), Name: chart.Name}] {
+			e.stale = true
+		}
+		for _, ref := range references(chart, e.config) {
+			e.stale = e.stale || refs[ref]
+		}
+	}
+	for name, e := range c.entries {
+		switch {
+		case present[name]:
+		case e.work != nil:
+			e.work.unwanted = true
+			e.work.cancel() // somebody took the finalizer away
+		default:
+			delete(c.entries, name)
+		}
+	}
+}
+
+// says is what chart and config say, told apart by what the API counts.
+func (e *entry) says() string {
+	s := fmt.Sprint(e.chart.UID, " ", e.chart.Generation, " ", e.chart.Annotations[Reconcile])
+	if e.config != nil {
+		s += fmt.Sprint(" ", e.config.UID, " ", e.config.Generation)
+	}
+	return s
+}
+
+// look reads what has to be known of a chart. While an operation is under way its release changes all the time, and does not matter.
+func (c *Controller) look(ctx context.Context, e *entry) error {
+	if !e.stale {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	if e.chart.DeletionTimestamp == nil {
+		_, hash, key, err := c.reader.request(ctx, e.chart, e.config)
+		e.problem = asProblem(err)
+		if err != nil && e.problem == nil {
+			return err
+		}
+		e.hash, e.key = hash, key
+	}
+	if e.work == nil {
+		var err error
+		if e.release, err = c.watches.release(ctx, e.chart.Spec.Driver, types.NamespacedName{Namespace: Target(e.chart), Name: e.chart.Name}); err != nil {
+			return err
+		}
+	}
+	e.stale = false
+	return nil
+}
+
+func (e *entry) view(c *Controller, now time.Time) *View {
+	chart := *e.chart
+	if e.status != nil {
+		chart.Status = *e.status
+	}
+	v := &View{Chart: &chart, Hash: e.hash, Key: e.key, Problem: e.problem, Release: e.release, Tries: e.tries, Now: now}
+	v.NamespaceGone, v.NamespaceEnding = c.namespaceOf(Target(&chart))
+	if e.work != nil {
+		v.Work = &e.work.Work
+	}
+	return v
+}
+
+// act does what was decided.
+func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.Time, err error) {
+	requests, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	again = d.At
+	switch d.Step {
+	case Claim:
+		return again, c.objects.claim(requests, e.chart)
+	case Let:
+		if err := c.objects.let(requests, e.chart, Finalizer, k3sFinalizer); err != nil {
+			return again, err
+		}
+		if d.Event != nil {
+			c.tell(ctx, e.chart, d.Event)
+		}
+	case Interrupt:
+		e.work.unwanted = true
+		e.work.cancel()
+	case Apply, Uninstall:
+		if c.at >= AtOnce {
+			for i := range d.Status.Conditions {
+				if r := &d.Status.Conditions[i]; r.Type == kinds.Ready {
+					r.Reason, r.Message = ReasonWaiting, "Helm is at work on other charts."
+				}
+			}
+			break
+		}
+		if err := c.start(ctx, e, d.Step); err != nil {
+			return again, err
+		}
+	case Rest:
+	}
+	if d.Status == nil {
+		return again, nil
+	}
+	return again, c.say(requests, e, d.Status)
+}
+
+// say writes a chart's status where it differs.
+func (c *Controller) say(ctx context.Context, e *entry, s *kinds.Status) error {
+	e.trouble = false
+	for _, cond := range s.Conditions {
+		if cond.Type == kinds.Ready && cond.Status != metav1.ConditionTrue {
+			switch cond.Reason {
+			case ReasonWorking, ReasonWaiting, ReasonUninstalling, ReasonReleased:
+			default:
+				e.trouble = true
+			}
+		}
+	}
+	have := e.status
+	if have == nil {
+		have = &e.chart.Status
+	}
+	if text(have) == text(s) {
+		return nil
+	}
+	if err := c.objects.status(ctx, e.chart, s); err != nil {
+		return err
+	}
+	e.status = s
+	return nil
+}
+
+func text(s *kinds.Status) string {
+	out, err := json.Marshal(s)
+	if err != nil { // it cannot be
+		return err.Error()
+	}
+	return string(out)
+}
+
+// start has a child do an operation.
+func (c *Controller) start(ctx context.Context, e *entry, step Step) error {
+	w := &work{Work: Work{Operation: helmjob.Uninstall}, key: uninstallKey}
+	q := &helmjob.Request{Operation: helmjob.Uninstall, Namespace: Target(e.chart), Release: e.chart.Name, Driver: e.chart.Spec.Driver}
+	if e.chart.Spec.Timeout != nil {
+		q.Timeout = max(0, e.chart.Spec.Timeout.Duration)
+	}
+	if step == Apply {
+		var err error
+		if q, err = c.prepare(ctx, e, w); err != nil {
+			return err
+		}
+	}
+	child, cancel := context.WithTimeout(ctx, limit(q.Timeout))
+	w.cancel = cancel
+	e.work = w
+	c.at++
+	name := nameOf(e.chart)
+	c.log.Info("Helm begins", "chart", name, "operation", string(q.Operation))
+	c.children.Go(func() {
+		defer cancel()
+		r, err := c.o.Engine(child, q)
+		c.ended <- outcome{name: name, work: w, result: r, err: err}
+	})
+	return nil
+}
+
+// prepare makes the request, with the archive that is not kept in memory.
+func (c *Controller) prepare(ctx context.Context, e *entry, w *work) (*helmjob.Request, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	chart := e.chart
+	if chart.Spec.ChartContent != "" {
+		var err error
+		if chart, err = c.objects.whole(ctx, chart); err != nil {
+			return nil, err
+		}
+	}
+	q, hash, key, err := c.reader.request(ctx, chart, e.config)
+	if err != nil {
+		e.stale = true // look says what is wrong
+		return nil, err
+	}
+	v := e.view(c, time.Now())
+	reconcile := e.chart.Annotations[Reconcile]
+	q.Upgrade = v.changedByOthers() || reconcile != "" && reconcile != v.Chart.Status.Reconciled
+	w.Operation, w.Hash, w.key, w.reconciled = helmjob.Apply, hash, key, reconcile
+	return q, nil
+}
+
+// limit is how long a child may live. Helm's own timeout is for each hook and each wait: this is for one that hangs in something else.
+func limit(timeout time.Duration) time.Duration {
+	if timeout == 0 {
+		timeout = helmjob.DefaultTimeout
+	}
+	return 10*timeout + 5*time.Minute
+}
+
+// settle notes how an operation ended.
+func (c *Controller) settle(ctx context.Context, o outcome) {
+	c.at--
+	e := c.entries[o.name]
+	if e == nil || e.work != o.work { // it cannot be: an entry with work is kept
+		return
+	}
+	e.work, e.stale = nil, true
+	if ctx.Err() != nil || o.work.unwanted {
+		return
+	}
+	r := o.result
+	if o.err != nil {
+		r = &helmjob.Result{Reason: helmjob.Failed, TryAgain: true, Message: fmt.Sprintf("Helm's process did not do its work: %v.", o.err)}
+	}
+	if err := c.look(ctx, e); err != nil {
+		c.later(e, err) // the next round looks again
+	}
+	if !r.Failed() {
+		if r = c.done(ctx, e, o.work, r); r == nil {
+			return
+		}
+	}
+	e.tries = After(e.tries, o.work.key, backOff(e.chart), r, e.release, time.Now(), c.o.FirstWait)
+	c.log.Warn("Helm failed", "chart", o.name, "operation", string(o.work.Operation), "reason", string(r.Reason), "message", r.Message)
+	c.tell(ctx, e.chart, &Event{Warning: true, Reason: string(r.Reason), Message: r.Message})
+}
+
+// done notes a success. It returns a failure where the release is not what it should be now: somebody else may have been at work on it.
+func (c *Controller) done(ctx context.Context, e *entry, w *work, r *helmjob.Result) *helmjob.Result {
+	c.log.Info("Helm is done", "chart", nameOf(e.chart), "operation", string(w.Operation), "action", string(r.Action), "message", r.Message)
+	if w.Operation == helmjob.Uninstall {
+		if e.release.Revision != 0 && !e.stale {
+			return &helmjob.Result{Reason: helmjob.UninstallFailed, TryAgain: true, Message: "Helm has removed the release, and there is one again."}
+		}
+		return nil
+	}
+	status := e.view(c, time.Now()).working()
+	status.ConfigHash, status.Reconciled = w.Hash, w.reconciled
+	if r.Release != nil {
+		status.Revision = int64(r.Release.Revision)
+	}
+	e.status = status
+	if r.Action != helmjob.Unchanged && r.Action != helmjob.Nothing {
+		c.tell(ctx, e.chart, &Event{Reason: eventReason(r.Action), Message: r.Message})
+	}
+	if v := e.view(c, time.Now()); !e.stale && v.Hash == w.Hash && !v.done() {
+		return &helmjob.Result{Reason: helmjob.Failed, TryAgain: true,
+			Message: fmt.Sprintf("Helm has made revision %d of the release, and now revision %d is there, which is %s.", status.Revision, e.release.Revision, e.release.Status)}
+	}
+	e.tries = Tries{}
+	return nil
+}
+
+func eventReason(a helmjob.Action) string {
+	switch a {
+	case helmjob.Installed:
+		return "Installed"
+	case helmjob.Upgraded:
+		return "Upgraded"
+	case helmjob.Recovered:
+		return "Recovered"
+	default:
+		return "Done"
+	}
+}
+
+// tell makes an event of a chart.
+func (c *Controller) tell(ctx context.Context, chart *kinds.HelmChart, e *Event) {
+	c.events.once.Do(func() { c.events.recorder = c.o.Recorder(ctx) })
+	kind := corev1.EventTypeNormal
+	if e.Warning {
+		kind = corev1.EventTypeWarning
+	}
+	c.events.recorder.Event(&corev1.ObjectReference{
+		APIVersion: kinds.Charts().Resource.GroupVersion().String(), Kind: "HelmChart", Namespace: chart.Namespace, Name: chart.Name,
+		UID: chart.UID, ResourceVersion: chart.ResourceVersion,
+	}, kind, e.Reason, clip(e.Message))
+}

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmcharts
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/metadata/metadatainformer"
+	"k8s.io/client-go/tools/cache"
+)
+
+// Helm's labels on what it keeps of a release, which is a Secret or a ConfigMap for each revision.
+const (
+	labelOwner, ownerHelm = "owner", "helm"
+	labelRelease          = "name"
+	labelRevision         = "version"
+	labelStatus           = "status"
+)
+
+func resourceOf(configMap bool) schema.GroupVersionResource {
+	if configMap {
+		return schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}
+	}
+	return schema.GroupVersionResource{Version: "v1", Resource: "secrets"}
+}
+
+// watches hear of changes of releases and of what charts refer to, by metadata alone: what is in a Secret never comes to this process' memory by them. They
+// say that something has changed; what it is now is read when it matters.
+type watches struct {
+	client metadata.Interface
+	poke   func()
+
+	running  map[string]context.CancelFunc
+	informed sync.WaitGroup
+
+	mu       sync.Mutex
+	refs     map[reference]bool            // changed since they were last asked for
+	releases map[types.NamespacedName]bool // likewise
+}
+
+func newWatches(client metadata.Interface, poke func()) *watches {
+	return &watches{client: client, poke: poke, running: map[string]context.CancelFunc{}, refs: map[reference]bool{}, releases: map[types.NamespacedName]bool{}}
+}
+
+// want has exactly these watched: references, and releases that are kept in Secrets or ConfigMaps.
+func (w *watches) want(ctx context.Context, refs map[reference]bool, secrets, configMaps bool) {
+	kept := map[string]bool{}
+	begin := func(key string, configMap bool, namespace string, choose func(*metav1.ListOptions), changed func(metav1.Object)) {
+		kept[key] = true
+		if w.running[key] != nil {
+			return
+		}
+		watch, cancel := context.WithCancel(ctx)
+		w.running[key] = cancel
+		w.watch(watch, configMap, namespace, choose, changed)
+	}
+	for ref := range refs {
+		begin(fmt.Sprint("reference ", ref), ref.configMap, ref.namespace,
+			func(o *metav1.ListOptions) {
+				o.FieldSelector = fields.OneTermEqualSelector("metadata.name", ref.name).String()
+			},
+			func(metav1.Object) { w.refs[ref] = true })
+	}
+	for _, configMap := range []bool{false, true} {
+		if configMap && configMaps || !configMap && secrets {
+			begin(fmt.Sprint("releases ", configMap), configMap, metav1.NamespaceAll,
+				func(o *metav1.ListOptions) { o.LabelSelector = labels.Set{labelOwner: ownerHelm}.String() },
+				func(o metav1.Object) {
+					w.releases[types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetLabels()[labelRelease]}] = true
+				})
+		}
+	}
+	for key, cancel := range w.running {
+		if !kept[key] {
+			cancel()
+			delete(w.running, key)
+		}
+	}
+}
+
+// watch calls changed, with the lock held, for each object that changes.
+func (w *watches) watch(ctx context.Context, configMap bool, namespace string, choose func(*metav1.ListOptions), changed func(metav1.Object)) {
+	i := metadatainformer.NewFilteredMetadataInformer(w.client, resourceOf(configMap), namespace, 0, cache.Indexers{}, choose).Informer()
+	heard := func(obj any) {
+		if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+			obj = gone.Obj
+		}
+		o, ok := obj.(metav1.Object)
+		if !ok {
+			return
+		}
+		w.mu.Lock()
+		changed(o)
+		w.mu.Unlock()
+		w.poke()
+	}
+	_ = i.SetTransform(bare) // these two fail on an informer that runs, only
+	_, _ = i.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: heard, UpdateFunc: func(_, now any) { heard(now) }, DeleteFunc: heard})
+	w.informed.Go(func() { i.RunWithContext(ctx) })
+}
+
+// bare is what is kept of an object: its name and its labels.
+func bare(obj any) (any, error) {
+	if o, ok := obj.(*metav1.PartialObjectMetadata); ok {
+		o.ObjectMeta = metav1.ObjectMeta{Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels}
+	}
+	return obj, nil
+}
+
+// changed returns what has changed since it was last called.
+func (w *watches) changed() (refs map[reference]bool, releases map[types.NamespacedName]bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	refs, releases = w.refs, w.releases
+	w.refs, w.releases = map[reference]bool{}, map[types.NamespacedName]bool{}
+	return refs, releases
+}
+
+// stop ends all watches and waits for them.
+func (w *watches) stop() {
+	for _, cancel := range w.running {
+		cancel()
+	}
+	w.informed.Wait()
+}
+
+// release reads what the cluster keeps of a release.
+func (w *watches) release(ctx context.Context, driver string, of types.NamespacedName) (Release, error) {
+	list, err := w.client.Resource(resourceOf(driver == "configmap")).Namespace(of.Namespace).List(ctx, metav1.ListOptions{
+		LabelSelector: labels.Set{labelOwner: ownerHelm, labelRelease: of.Name}.String(),
+	})
+	if err != nil {
+		return Release{}, fmt.Errorf("looking for the release %s: %w", of, err)
+	}
+	var out Release
+	for i := range list.Items {
+		l := list.Items[i].Labels
+		if s := l[labelStatus]; s == deployed || s == "superseded" {
+			out.Deployed = true
+		}
+		if n, err := strconv.ParseInt(l[labelRevision], 10, 64); err == nil && n > out.Revision {
+			out.Revision, out.Status = n, l[labelStatus]
+		}
+	}
+	return out, nil
+}
