@@ -348,8 +348,6 @@ func (h *charts) life(t *testing.T) {
 	h.awaitEvent("web", "Uninstalled", "is not there")
 }
 
-
-
 // values: the order is k3s', Secrets and configs are followed, and what is missing is said.
 func (h *charts) values(t *testing.T) {
 	h.t = t
@@ -419,7 +417,9 @@ func (h *charts) failures(t *testing.T) {
 	h.patch("broken", `{"spec":{"valuesContent":"good: true"}}`)
 	h.awaitRevision("broken", 1)
 
-	h.instead(func(context.Context, *helmjob.Request) (*helmjob.Result, error) { return nil, errors.New("it was killed") })
+	h.instead(func(context.Context, *helmjob.Request) (*helmjob.Result, error) {
+		return nil, errors.New("it was killed")
+	})
 	h.patch("broken", `{"spec":{"valuesContent":"bad: true"}}`)
 	h.await("broken", "Failed")
 	h.instead(nil)

@@ -233,7 +233,14 @@ func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.
 			break
 		}
 		if err := c.start(ctx, e, d.Step); err != nil {
-			return again, err
+			p := asProblem(err)
+			if p == nil {
+				return again, err
+			}
+			// What is wrong with an archive is seen when it is read.
+			e.tries = After(e.tries, e.key, 0, &helmjob.Result{Reason: helmjob.Reason(p.Reason), Message: p.Message}, e.release, time.Now(), c.o.FirstWait)
+			c.tell(ctx, e.chart, &Event{Warning: true, Reason: p.Reason, Message: p.Message})
+			d = Decide(e.view(c, time.Now()))
 		}
 	case Rest:
 	}
@@ -317,7 +324,6 @@ func (c *Controller) prepare(ctx context.Context, e *entry, w *work) (*helmjob.R
 	}
 	q, hash, key, err := c.reader.request(ctx, chart, e.config)
 	if err != nil {
-		e.stale = true // look says what is wrong
 		return nil, err
 	}
 	v := e.view(c, time.Now())
