@@ -81,7 +81,7 @@ func (j *job) open() error {
 	}
 	j.cluster = c
 	j.cfg = action.NewConfiguration(action.ConfigurationSetLogger(j.log.Handler()))
-	if err := j.cfg.Init(c, j.req.Namespace, "secret"); err != nil {
+	if err := j.cfg.Init(c, j.req.Namespace, cmp.Or(j.req.Driver, "secret")); err != nil {
 		return fail(helmjob.Failed, true, "Helm cannot be prepared: %v.", err)
 	}
 	j.cfg.Releases.MaxHistory = cmp.Or(j.req.KeepHistory, 10)

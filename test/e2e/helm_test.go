@@ -1,0 +1,228 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/test/charts"
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// webChart is a Deployment, and what values make of it: one that breaks it half-way, and a hook that never ends.
+func webChart(version string) charts.Chart {
+	return charts.New("web", version, "").With("values.yaml", "greeting: none\nreplicas: 1\nbroken: false\nhang: false\n").
+		With("templates/config.yaml", `
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: {{ .Release.Name }}-greeting}
+data: {greeting: {{ .Values.greeting | quote }}, version: {{ .Chart.Version | quote }}}
+`).
+		With("templates/web.yaml", `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: {{ .Release.Name }}}
+spec:
+  replicas: {{ .Values.replicas }}
+  selector: {matchLabels: {app: {{ .Release.Name }}}}
+  template:
+    metadata: {labels: {app: {{ .Release.Name }}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers: [`+boxYAML+`, command: [testbox, serve]}]
+`).
+		With("templates/broken.yaml", `
+{{ if .Values.broken }}
+apiVersion: v1
+kind: Service
+metadata: {name: {{ .Release.Name }}-broken}
+spec: {ports: [{port: 70000}]}
+{{ end }}
+`).
+		With("templates/hook.yaml", `
+{{ if .Values.hang }}
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: {{ .Release.Name }}-hook
+  annotations: {helm.sh/hook: post-install, helm.sh/hook-delete-policy: before-hook-creation}
+spec:
+  template:
+    spec:
+      terminationGracePeriodSeconds: 1
+      restartPolicy: Never
+      containers: [`+boxYAML+`, command: [testbox, hold]}]
+{{ end }}
+`)
+}
+
+// helmChart is a HelmChart as YAML.
+func helmChart(name, spec string) string {
+	return "apiVersion: helm.cattle.io/v1\nkind: HelmChart\nmetadata: {name: " + name + "}\nspec:\n" + indent(spec, 2) + "\n"
+}
+
+const (
+	readyReason  = `{.status.conditions[?(@.type=="Ready")].reason}`
+	readyMessage = `{.status.conditions[?(@.type=="Ready")].message}`
+)
+
+// awaitChart waits until a chart says so of what it is now.
+func awaitChart(k *harness.Kube, name, reason string) {
+	k.T.Helper()
+	harness.Eventually(k.T, longer, "HelmChart "+name+": "+reason, func() error {
+		got, err := k.Try("get", "helmchart", name, "-o", `jsonpath={.metadata.generation} {.status.conditions[?(@.type=="Ready")].observedGeneration} `+readyReason)
+		f := strings.Fields(got)
+		if err == nil && (len(f) != 3 || f[0] != f[1] || f[2] != reason) {
+			message, _ := k.Try("get", "helmchart", name, "-o", "jsonpath="+readyMessage)
+			err = fmt.Errorf("generation, the condition's, and its reason are %q: %s", got, message)
+		}
+		return err
+	})
+}
+
+// TestHelmCharts takes charts that are objects of the API through what becomes of them: from a folder, a repository and an object's own archive, with
+// good and bad input, while the server is killed; nothing comes from outside the machine.
+func TestHelmCharts(t *testing.T) {
+	m := harness.NewMachine(t)
+	s := m.NewServer()
+	s.AddBoxImage()
+	put := func(text []byte, path ...string) {
+		t.Helper()
+		name := filepath.Join(append([]string{m.Dir}, path...)...)
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(webChart("1.0.0").Archive(), "data", "static", "charts", "web-1.0.0.tgz")
+	put([]byte(helmChart("folder", "chart: https://%{KUBERNETES_API}%/static/charts/web-1.0.0.tgz\ntargetNamespace: folder\ncreateNamespace: true\nset: {replicas: 0}")),
+		"data", "manifests", "folder.yaml")
+	for _, version := range []string{"1.0.0", "2.0.0"} {
+		put(webChart(version).Archive(), "repository", "web-"+version+".tgz")
+	}
+	index, err := charts.Index(filepath.Join(m.Dir, "repository"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(index, "repository", "index.yaml")
+	ctx, cancel := context.WithCancel(context.Background())
+	repository := m.Command(ctx, "/bin/busybox", "httpd", "-f", "-p", "127.0.0.1:8879", "-h", filepath.Join(m.Dir, "repository"))
+	if err := repository.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { cancel(); _ = repository.Wait() }() // it was killed
+
+	s.Start()
+	s.WaitReady()
+	k := s.Namespace(t, "charts")
+	chartOfFolder(k)
+	chartOfRepository(k)
+	chartsOfBadInput(k)
+	chartOfKilledServer(k)
+	harness.Says(t, must(m.Run(m.Coracle(), "helm", "--kubeconfig", s.Kubeconfig, "list", "-A")), "folder", "web-2.0.0", "deployed", "itself")
+	harness.Says(t, must(m.Run(m.Coracle(), "status")), "helm charts")
+
+	k.Kubectl("delete", "helmcharts", "--all", "-A", "--timeout=180s")
+	for _, what := range []string{"deployments", "secrets"} {
+		if out := k.Kubectl("get", what, "-o", "name"); out != "" {
+			t.Errorf("charts that are gone have left %s", out)
+		}
+	}
+	harness.Says(t, k.Kubectl("get", "events", "--field-selector=involvedObject.kind=HelmChart"), "Installed", "Upgraded", "Recovered", "Uninstalled", "InvalidValues")
+}
+
+func must(out string, err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	return out
+}
+
+// chartOfFolder: a manifest of the folder names a file of the folder of charts. There were no kinds when it was read.
+func chartOfFolder(k *harness.Kube) {
+	k.T.Helper()
+	harness.Eventually(k.T, longer, "the chart of the folder", func() error {
+		got, err := k.TryKubectl("get", "-n", "default", "helmchart/folder", "-o", "jsonpath="+readyReason)
+		if err == nil && got != "Deployed" {
+			err = fmt.Errorf("is %q", got)
+		}
+		return err
+	})
+	if log := k.LogTail(1000); strings.Contains(log, "a manifest could not be applied") {
+		k.T.Errorf("the manifest did not wait for its kind:\n%s", log)
+	}
+	harness.Says(k.T, k.Server.Kubectl("get", "-n", "folder", "configmap/folder-greeting", "-o", "jsonpath={.data.version}"), "1.0.0")
+	harness.Says(k.T, k.Server.Kubectl("get", "-n", "default", "helmchart/folder"), "REPO", "CHART", "TARGETNAMESPACE", "FAILED", "folder", "False", "True")
+}
+
+// chartOfRepository: installed, upgraded by values and by a HelmChartConfig, broken, mended.
+func chartOfRepository(k *harness.Kube) {
+	k.T.Helper()
+	spec := "repo: http://127.0.0.1:8879\nchart: web\nfailurePolicy: retry\nversion: "
+	k.Apply(helmChart("web", spec+"1.0.0\nvaluesContent: 'greeting: hello'"))
+	awaitChart(k, "web", "Deployed")
+	k.Kubectl("rollout", "status", "deployment/web", "--timeout=180s")
+	k.Await(soon, "configmap/web-greeting", "{.data.greeting} {.data.version}", "hello 1.0.0")
+
+	k.Apply(helmChart("web", spec+"'>=1'\nvaluesContent: 'greeting: hello'\nset: {replicas: 2}"))
+	awaitChart(k, "web", "Deployed")
+	k.Await(soon, "configmap/web-greeting", "{.data.greeting} {.data.version}", "hello 2.0.0")
+	k.Await(soon, "deployment/web", "{.spec.replicas}", "2")
+	k.Apply("apiVersion: helm.cattle.io/v1\nkind: HelmChartConfig\nmetadata: {name: web}\nspec: {valuesContent: 'greeting: configured'}")
+	k.Await(longer, "configmap/web-greeting", "{.data.greeting}", "configured")
+
+	k.Apply(helmChart("web", spec+"2.0.0\nvaluesContent: 'broken: true'"))
+	awaitChart(k, "web", "UpgradeFailed")
+	k.Apply(helmChart("web", spec+"2.0.0\nvaluesContent: 'broken: false'"))
+	awaitChart(k, "web", "Deployed")
+	k.Await(soon, "deployment/web", "{.status.readyReplicas}", "1")
+}
+
+// chartsOfBadInput fail, say why, and can be deleted.
+func chartsOfBadInput(k *harness.Kube) {
+	k.T.Helper()
+	k.Apply(helmChart("no-archive", "chartContent: "+base64.StdEncoding.EncodeToString([]byte("this is no archive"))))
+	k.Apply(helmChart("no-yaml", "repo: http://127.0.0.1:8879\nchart: web\nvaluesContent: '{{'"))
+	k.Apply(helmChart("no-chart", "repo: http://127.0.0.1:8879\nchart: missing"))
+	awaitChart(k, "no-archive", "InvalidChart")
+	awaitChart(k, "no-yaml", "InvalidValues")
+	awaitChart(k, "no-chart", "ChartNotFound")
+	k.Kubectl("delete", "helmchart", "no-archive", "no-yaml", "no-chart", "--timeout=180s")
+}
+
+// chartOfKilledServer: a chart with its own archive has a hook that never ends, and the server is killed while it is waited for. The next one takes it up, the
+// hook hangs again, and other values mend it.
+func chartOfKilledServer(k *harness.Kube) {
+	k.T.Helper()
+	content := "chartContent: " + base64.StdEncoding.EncodeToString(webChart("1.0.0").Archive()) + "\nvaluesContent: "
+	k.Apply(helmChart("itself", content+"'hang: true'"))
+	k.Await(longer, "job/itself-hook", "{.status.active}", "1")
+	k.Kill()
+	harness.Eventually(k.T, longer, "the child ends with the server", func() error {
+		out, err := k.Run("/bin/busybox", "sh", "-c", "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2> /dev/null | grep 'coracle-tools helmjob' || true; done")
+		if err == nil && strings.TrimSpace(out) != "" {
+			err = fmt.Errorf("there is %s", out)
+		}
+		return err
+	})
+	k.Start()
+	k.WaitReady()
+	awaitChart(k, "itself", "Working")
+	k.Kubectl("patch", "helmchart", "itself", "--type=merge", "-p", `{"spec":{"valuesContent":"greeting: again"}}`)
+	awaitChart(k, "itself", "Deployed")
+	k.Await(soon, "configmap/itself-greeting", "{.data.greeting}", "again")
+	harness.Eventually(k.T, longer, "its pod runs", func() error {
+		_, err := k.Try("rollout", "status", "deployment/itself", "--timeout=10s")
+		return err
+	})
+}
