@@ -28,7 +28,7 @@ func (s *Server) helmPart(ctx context.Context, t *term.Term) error {
 	config := rest.AddUserAgent(rest.CopyConfig(t.Config), "helm-controller")
 	log := s.log.With("part", "helm")
 	o := helmcharts.Options{
-		Informers: t.Informers, Folders: s.o.ChartFolders, Disabled: s.o.Cluster.NoHelm, Wanted: s.helmWanted, Logger: log,
+		Informers: t.Informers, Folders: s.o.ChartFolders, Disabled: s.o.DisableHelm, Wanted: s.helmWanted, Logger: log,
 		Engine: helmcharts.Children{Config: config, Program: s.o.HelmProgram, Logger: log}.Do,
 	}
 	var errs [3]error
@@ -71,7 +71,7 @@ func (s *Server) helmPart(ctx context.Context, t *term.Term) error {
 
 // wantKind has the kinds of Helm charts defined at once, for somebody who has an object of them.
 func (s *Server) wantKind(of schema.GroupKind) bool {
-	if of.Group != kinds.Group || s.o.Cluster.NoHelm {
+	if of.Group != kinds.Group || s.o.DisableHelm {
 		return false
 	}
 	select {

@@ -109,6 +109,8 @@ type Options struct {
 	// DisableMetrics leaves metrics.k8s.io to somebody else's server.
 	DisableMetrics bool
 
+	// DisableHelm leaves HelmCharts to another controller, or to nobody.
+	DisableHelm bool
 	// HelmProgram finds coracle-tools, which has Helm; it is called when a chart is to be installed.
 	HelmProgram func() (string, error)
 	// ChartFolders are where charts lie that a HelmChart names by file; they need not be there.

@@ -51,6 +51,9 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 	if no := joined.Settings.NoMetrics; no != nil {
 		o.DisableMetrics = *no
 	}
+	if no := joined.Settings.NoHelm; no != nil {
+		o.DisableHelm = *no
+	}
 	if c.ServerURL != nil {
 		o.Join = append(o.Join, c.ServerURL.Host)
 	}
@@ -67,6 +70,9 @@ func contradictions(c *config.Server, j *server.Joined) error {
 	}
 	if j.Settings.NoMetrics == nil {
 		own.NoMetrics = nil
+	}
+	if j.Settings.NoHelm == nil {
+		own.NoHelm = nil
 	}
 	var errs []error
 	for _, s := range []struct{ flag, own, cluster string }{
@@ -107,14 +113,14 @@ func disabledParts(s cluster.Settings) string {
 	if s.NoLocalStorage {
 		out = append(out, config.PartLocalStorage)
 	}
-	if s.NoHelm {
-		out = append(out, config.PartHelm)
-	}
 	if s.Balancer != nil && s.Balancer.Disabled {
 		out = append(out, config.PartServiceLB)
 	}
 	if s.NoMetrics != nil && *s.NoMetrics {
 		out = append(out, config.PartMetrics)
+	}
+	if s.NoHelm != nil && *s.NoHelm {
+		out = append(out, config.PartHelm)
 	}
 	return strings.Join(out, ",")
 }

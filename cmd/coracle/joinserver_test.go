@@ -73,6 +73,14 @@ func TestContradictions(t *testing.T) {
 	if err := contradictions(own, joined); err != nil {
 		t.Error(err)
 	}
+	own.Disable = []string{config.PartHelm}
+	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--disable: this server was given "helm-controller", and the cluster that it belongs to has ""`) {
+		t.Error(err)
+	}
+	joined.Settings.NoHelm = nil
+	if err := contradictions(own, joined); err != nil {
+		t.Error(err)
+	}
 	own = c("10.42.0.0/16", "load-balancer-reserved-ports")
 	if own.LBReserved = []string{"22", "80/TCP"}; contradictions(own, joined) != nil { // likewise
 		t.Error(contradictions(own, joined))
@@ -111,8 +119,8 @@ func TestJoinedOptions(t *testing.T) {
 		return o
 	}
 	joined.Settings.Balancer = &cluster.Balancer{Disabled: true, Pool: []string{"192.0.2.1-192.0.2.9", "fd00::1"}}
-	*joined.Settings.NoMetrics = true
-	if o := options(); !o.DisableServiceLB || !o.DisableMetrics || strings.Join(lbpool.Texts(o.LBPool), ",") != "192.0.2.1-192.0.2.9,fd00::1" {
+	*joined.Settings.NoMetrics, *joined.Settings.NoHelm = true, true
+	if o := options(); !o.DisableServiceLB || !o.DisableMetrics || !o.DisableHelm || strings.Join(lbpool.Texts(o.LBPool), ",") != "192.0.2.1-192.0.2.9,fd00::1" {
 		t.Errorf("disabled %v and %v, the pool %v", o.DisableServiceLB, o.DisableMetrics, o.LBPool)
 	}
 	if o := options(); strings.Join(o.LBReserved, ",") != "22" {
@@ -122,8 +130,8 @@ func TestJoinedOptions(t *testing.T) {
 	if o := options(); strings.Join(o.LBReserved, ",") != "none" {
 		t.Errorf("the ports are %v", o.LBReserved)
 	}
-	joined.Settings.Balancer, joined.Settings.NoMetrics = nil, nil // of a cluster that began before it was asked
-	if o := options(); o.DisableMetrics || strings.Join(lbpool.Texts(o.LBPool), ",") != "192.0.2.99" {
+	joined.Settings.Balancer, joined.Settings.NoMetrics, joined.Settings.NoHelm = nil, nil, nil // of a cluster that began before it was asked
+	if o := options(); o.DisableMetrics || o.DisableHelm || strings.Join(lbpool.Texts(o.LBPool), ",") != "192.0.2.99" {
 		t.Errorf("its own pool became %v", o.LBPool)
 	}
 }

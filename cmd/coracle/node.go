@@ -121,13 +121,13 @@ func clusterSettings(c *config.Server) cluster.Settings {
 		NetworkBackend:    c.NetworkBackend,
 		NoNetworkPolicy:   c.Disabled(config.PartNetworkPolicy),
 		NoLocalStorage:    c.Disabled(config.PartLocalStorage),
-		NoHelm:            c.Disabled(config.PartHelm),
 		Liveness:          cluster.ByConnection,
 		TolerationSeconds: c.TolerationSeconds,
 		Balancer:          &cluster.Balancer{Disabled: c.Disabled(config.PartServiceLB), Pool: lbpool.Texts(c.LBPool), ReservedPorts: c.LBReserved},
 	}
 	noMetrics := c.Disabled(config.PartMetrics)
-	s.NoMetrics = &noMetrics
+	noHelm := c.Disabled(config.PartHelm)
+	s.NoMetrics, s.NoHelm = &noMetrics, &noHelm
 	if !c.Disabled(config.PartDNS) {
 		s.DNS = c.ClusterDNS
 	}

@@ -193,6 +193,7 @@ func serverOptions(c *config.Server) server.Options {
 		LBReserved:          c.LBReserved,
 		DisableServiceLB:    c.Disabled(config.PartServiceLB),
 		DisableMetrics:      c.Disabled(config.PartMetrics),
+		DisableHelm:         c.Disabled(config.PartHelm),
 		ChartFolders:        c.Paths.ChartFolders,
 		HelmProgram:         helmProgram(c.Paths.DataDir),
 		Small:               runtime.NumCPU() <= smallMachine,

@@ -29,8 +29,6 @@ type Settings struct {
 	NoNetworkPolicy bool `json:"noNetworkPolicy,omitempty"`
 	// NoLocalStorage leaves claims of the provisioner rancher.io/local-path to something that the operator installs, or to nothing.
 	NoLocalStorage bool `json:"noLocalStorage,omitempty"`
-	// NoHelm leaves HelmCharts to another controller, or to nobody.
-	NoHelm bool `json:"noHelm,omitempty"`
 	// NetworkBackend is how packets reach the pods of other nodes. Empty is what clusters have that began before there was
 	// this setting: see Backend.
 	NetworkBackend string `json:"networkBackend,omitempty"`
@@ -39,6 +37,8 @@ type Settings struct {
 	// NoMetrics leaves metrics.k8s.io to something that the operator installs, or to nothing. It is nil in clusters that began before there was this
 	// setting: there each server goes by its own.
 	NoMetrics *bool `json:"noMetrics,omitempty"`
+	// NoHelm leaves HelmCharts to another controller, or to nobody. It is nil likewise.
+	NoHelm *bool `json:"noHelm,omitempty"`
 	// Liveness says how the death of a node is noticed.
 	Liveness Liveness `json:"liveness"`
 	// TolerationSeconds is for how long pods stay on a node that is not ready or not heard of, unless they say something else. 0 is
