@@ -15,7 +15,7 @@ import (
 // disks are slow and servers crash, at random. After each round all is mended, and
 // any majority has to work.
 func TestScenarioLostAnswers(t *testing.T) {
-	seeds(t, 10, func(t *testing.T, seed uint64) {
+	seeds(t, 20, func(t *testing.T, seed uint64) {
 		scenario(t, seed, 3, func(c *cluster) {
 			r := &losses{cluster: c, leaving: make(map[*node]bool)}
 			for range 4 {

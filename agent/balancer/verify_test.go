@@ -43,7 +43,7 @@ func TestStrangers(t *testing.T) {
 	if err := b.Set([]string{mute(t, "127.0.0.1:0"), stranger.address, real.address}); err != nil {
 		t.Fatal(err)
 	}
-	wantAnswer(t, b, "real")
+	findsAtLast(t, b, "real")
 	if got := b.Servers()[0]; got != real.address {
 		t.Errorf("%s is the one in use", got)
 	}
@@ -61,7 +61,7 @@ func TestManyMuteAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	wantAnswer(t, b, "real")
+	findsAtLast(t, b, "real")
 	if took := time.Since(began); took >= time.Duration(len(named))*dialTimeout {
 		t.Errorf("it took %v", took)
 	}
