@@ -43,6 +43,12 @@ build_small() {
     -Wl,-z,max-page-size=65536 -s -o "$1" "$2"
 }
 
+# build_shared FILE SOURCE: a shared library without a C library.
+build_shared() {
+  "$(c_compiler "$arch")" -Os -shared -fPIC -nostdlib -ffreestanding -fno-stack-protector -fno-asynchronous-unwind-tables \
+    -Wall -Wextra -Werror -Wl,--build-id=none -Wl,-z,noseparate-code -Wl,-z,max-page-size=65536 -s -o "$1" "$2"
+}
+
 say "building the programs that coracle carries for $arch: runc, shim, kubectl, helm and others"
 go_program coracle-helper cmd/coracle-helper ""
 go_program coracle-tools cmd/coracle-tools "$TOOLS_LDFLAGS"
@@ -50,6 +56,7 @@ go_program coracle-tools cmd/coracle-tools "$TOOLS_LDFLAGS"
 build_small "$work/pause" cmd/pause/pause.c
 build_small "$stage/nft" cmd/nft/nft.c
 packaging/nft-bundle.sh "$arch" "$work/nft" "$stage/nftables"
+build_shared "$stage/nftables/protocols.so" cmd/nft/protocols.c
 for link in containerd-shim-runc-v2 coracle-cni; do ln -sfn coracle-helper "$stage/$link"; done
 for link in kubectl ctr helm; do ln -sfn coracle-tools "$stage/$link"; done
 

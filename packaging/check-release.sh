@@ -26,7 +26,7 @@ for arch in amd64 arm64; do
   check "$binary" "$arch" static
   stage=build/$arch-release/stage
   for program in runc coracle-helper coracle-tools nft; do check "$stage/$program" "$arch" static; done
-  for file in "$stage"/nftables/nft "$stage"/nftables/ld.so "$stage"/nftables/*.so.*; do check "$file" "$arch" any; done
+  for file in "$stage"/nftables/nft "$stage"/nftables/ld.so "$stage"/nftables/protocols.so "$stage"/nftables/*.so.*; do check "$file" "$arch" any; done
   check "build/$arch-release/pause" "$arch" static
   # What was packed is what lies there: the index names the hash of each.
   while read -r kind _ _ sum path; do

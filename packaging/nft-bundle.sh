@@ -45,8 +45,8 @@ install -m 755 "$(find_library "$(basename "$loader")")" "$out.new/ld.so"
 cp "$work/packages" "$out.new/PACKAGES"
 {
   cat <<'TXT'
-The files in this folder are programs and libraries of the Debian project, unchanged. coracle runs nft as a separate
-program. PACKAGES names each package with its version and its source package; the sources of exactly these versions are
+The files in this folder are programs and libraries of the Debian project, unchanged, apart from protocols.so, which is
+coracle's own. coracle runs nft as a separate program. PACKAGES names each package with its version and its source package; the sources of exactly these versions are
 in Debian's snapshot archive for everybody, for free. The notices and licenses of each package follow.
 TXT
   for f in "$root"/usr/share/doc/*/copyright; do

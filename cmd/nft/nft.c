@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // nft becomes the carried nft: that of the folder nftables beside this file, run by the loader and with the libraries
-// that lie there, so that nothing of the host is used. It is not Go, because it runs for every change of a rule: a
+// that lie there, so that nothing of the host is used, /etc/protocols included (protocols.c). It is not Go, because it runs for every change of a rule: a
 // Go program's start took twice as long as nft's own.
 //
 // Build: cc -static -nostdlib -ffreestanding (packaging/carried.sh).
@@ -54,7 +54,7 @@ static void join(char *path, long length, const char *text) {
 	} while (*text++);
 }
 
-static char folder[MAX_PATH], loader[MAX_PATH], program[MAX_PATH];
+static char folder[MAX_PATH], loader[MAX_PATH], protocols[MAX_PATH], program[MAX_PATH];
 
 // become is entered with what the kernel put on the stack: the number of arguments, they, and the environment behind them.
 __attribute__((noreturn, used)) static void become(long *stack) {
@@ -68,14 +68,18 @@ __attribute__((noreturn, used)) static void become(long *stack) {
 	join(folder, length, "nftables");
 	join(loader, 0, folder);
 	join(loader, length, "nftables/ld.so");
+	join(protocols, 0, folder);
+	join(protocols, length, "nftables/protocols.so");
 	join(program, 0, folder);
 	join(program, length, "nftables/nft");
 
-	char *args[argc + 7]; // argc is 0 only for who starts it so on purpose
+	char *args[argc + 9]; // argc is 0 only for who starts it so on purpose
 	long n = 0;
 	args[n++] = loader;
 	args[n++] = "--library-path";
 	args[n++] = folder;
+	args[n++] = "--preload";
+	args[n++] = protocols;
 	args[n++] = "--argv0";
 	args[n++] = "nft";
 	args[n++] = program;

@@ -284,7 +284,7 @@ func TestCarried(t *testing.T) {
 	t.Cleanup(func() { _ = d.Close() })
 	for _, name := range []string{
 		"runc", "coracle-helper", "containerd-shim-runc-v2", "coracle-cni", "nft", "coracle-tools", "kubectl", "ctr", "helm",
-		"nftables/nft", "nftables/ld.so",
+		"nftables/nft", "nftables/ld.so", "nftables/protocols.so",
 	} {
 		fi, err := os.Stat(d.File(name))
 		if err != nil || fi.Mode().Perm()&0o111 == 0 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/coracle-k8s/coracle/internal/nstest"
@@ -38,6 +39,25 @@ func TestTables(t *testing.T) {
 	}
 	if got, err := Exists(table); got || err != nil {
 		t.Errorf("exists after deleting: %v, %v", got, err)
+	}
+}
+
+// TestProtocolsWithoutTheHostsFile: the carried nft knows names of protocols by itself. Minimal systems have no /etc/protocols; nft then refuses some names, and
+// lists numbers, which who compares a list with the rules takes for something else.
+func TestProtocolsWithoutTheHostsFile(t *testing.T) {
+	nstest.RequireNFT(t)
+	const script = `if [ -e /etc/protocols ]; then mount --bind /dev/null /etc/protocols; fi
+nft 'add table inet x; add chain inet x c; add map inet x m { type ipv4_addr . inet_proto . inet_service : verdict; elements = { 192.0.2.1 . sctp . 80 : drop, 192.0.2.2 . tcp . 80 : drop }; };
+add rule inet x c meta l4proto != { ipv6-icmp, tcp } drop; add rule inet x c meta l4proto udp drop'
+nft list ruleset`
+	out, err := exec.Command("unshare", "--mount", "sh", "-ec", script).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, want := range []string{"192.0.2.1 . sctp . 80", "192.0.2.2 . tcp . 80", "{ tcp, ipv6-icmp }", "l4proto udp"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("no %q in:\n%s", want, out)
+		}
 	}
 }
 
