@@ -21,10 +21,27 @@ type ledger struct {
 	// one namespace must not keep addresses from others, or take them away. At such an address the proxies serve the load balancer.
 	named   map[netip.Addr]bool
 	holders map[netip.Addr][]*corev1.Service
+	has     map[*corev1.Service][]netip.Addr
+	// searches are how far each pool's ranges were looked through: in one plan nobody gives an address back, so that what was taken once stays taken.
+	searches map[rangeOf]*search
+}
+
+// rangeOf is a range of a pool.
+type rangeOf struct {
+	pool *Pool
+	i    int
+}
+
+// search is where the next one goes on, and which free addresses were passed over because Services name them.
+type search struct {
+	next   netip.Addr
+	looked int
+	named  []netip.Addr
 }
 
 func (s *State) newLedger() *ledger {
-	l := &ledger{State: s, barred: slices.Clone(s.Barred), named: map[netip.Addr]bool{}, holders: map[netip.Addr][]*corev1.Service{}}
+	l := &ledger{State: s, barred: slices.Clone(s.Barred), named: map[netip.Addr]bool{}, holders: map[netip.Addr][]*corev1.Service{},
+		has: map[*corev1.Service][]netip.Addr{}, searches: map[rangeOf]*search{}}
 	for _, n := range s.Nodes {
 		l.barred = append(l.barred, addresses(n)...)
 	}
@@ -76,25 +93,27 @@ func mayShare(a, b *corev1.Service) (why string) {
 	return ""
 }
 
-func (l *ledger) give(a netip.Addr, svc *corev1.Service) { l.holders[a] = append(l.holders[a], svc) }
+func (l *ledger) give(a netip.Addr, svc *corev1.Service) {
+	l.holders[a] = append(l.holders[a], svc)
+	l.has[svc] = append(l.has[svc], a)
+}
 
 // given are the addresses that a Service has in this plan.
 func (l *ledger) given(svc *corev1.Service) []netip.Addr {
-	var out []netip.Addr
-	for a, holders := range l.holders {
-		if slices.Contains(holders, svc) {
-			out = append(out, a)
-		}
-	}
+	out := slices.Clone(l.has[svc])
 	slices.SortFunc(out, netip.Addr.Compare)
-	return out
+	return slices.Compact(out)
 }
 
 // next is the first address of a family in one of the pools that a Service can have; the zero one if there is none. A shared one comes first.
 func (l *ledger) next(f corev1.IPFamily, svc *corev1.Service, pools []*Pool) netip.Addr {
 	var shared []netip.Addr
-	for a := range l.holders {
-		if asks(svc, ShareAnnotation) != "" && of(f, a) && slices.Contains(pools, l.poolOf(a)) && l.cannot(svc, a) == "" {
+	holders := l.holders
+	if asks(svc, ShareAnnotation) == "" {
+		holders = nil
+	}
+	for a := range holders {
+		if of(f, a) && slices.Contains(pools, l.poolOf(a)) && l.cannot(svc, a) == "" {
 			shared = append(shared, a)
 		}
 	}
@@ -103,20 +122,44 @@ func (l *ledger) next(f corev1.IPFamily, svc *corev1.Service, pools []*Pool) net
 	}
 	var last netip.Addr
 	for _, p := range pools {
-		for _, r := range p.Ranges {
+		for i, r := range p.Ranges {
 			if !of(f, r.First) {
 				continue
 			}
-			for a, n := r.First, 0; r.Has(a) && n < maxRange; a, n = a.Next(), n+1 {
-				switch {
-				case !p.has(a) || len(l.holders[a]) > 0 || slices.Contains(l.barred, a):
-				case !l.named[a]:
-					return a
-				case !last.IsValid():
-					last = a
-				}
+			a, named := l.free(rangeOf{p, i})
+			if a.IsValid() {
+				return a
+			}
+			if !last.IsValid() {
+				last = named
 			}
 		}
 	}
 	return last
+}
+
+// free is the first address of a range that nobody has and nobody names, and the first one that only is named; the zero one where there is none. Each address is looked at
+// once in a plan, however many Services want one.
+func (l *ledger) free(r rangeOf) (free, named netip.Addr) {
+	s, of := l.searches[r], r.pool.Ranges[r.i]
+	if s == nil {
+		s = &search{next: of.First}
+		l.searches[r] = s
+	}
+	for ; of.Has(s.next) && s.looked < maxRange; s.next, s.looked = s.next.Next(), s.looked+1 {
+		switch a := s.next; {
+		case !r.pool.has(a) || len(l.holders[a]) > 0 || slices.Contains(l.barred, a):
+		case !l.named[a]:
+			return a, netip.Addr{} // the next search looks at it again: it may not be taken after all
+		default:
+			s.named = append(s.named, a)
+		}
+	}
+	for len(s.named) > 0 && len(l.holders[s.named[0]]) > 0 {
+		s.named = s.named[1:]
+	}
+	if len(s.named) > 0 {
+		named = s.named[0]
+	}
+	return netip.Addr{}, named
 }

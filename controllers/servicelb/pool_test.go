@@ -233,3 +233,20 @@ func TestNodesSpeakForTheirOwnAddresses(t *testing.T) {
 		t.Errorf("its owner reads %s: %s", v.Reason, v.Message)
 	}
 }
+
+// TestManyWaitForAnAddress: each address is looked at once, however many Services find that there is none.
+func TestManyWaitForAnAddress(t *testing.T) {
+	s := &State{Nodes: twoNodes(), Pools: flagged("10.8.0.0-10.8.255.255")}
+	l := s.newLedger()
+	for a := netip.MustParseAddr("10.8.0.0"); s.Pools[0].has(a); a = a.Next() {
+		l.holders[a] = []*corev1.Service{nil}
+	}
+	for range 5000 {
+		if a := l.next(v4, testService("web", 0), []*Pool{&s.Pools[0]}); a.IsValid() {
+			t.Fatalf("there is %s", a)
+		}
+	}
+	if got := l.searches[rangeOf{&s.Pools[0], 0}].looked; got != 1<<16 {
+		t.Errorf("%d addresses were looked at", got)
+	}
+}
