@@ -69,8 +69,41 @@ func inStorage(node *harness.Server, want int) error {
 	return err
 }
 
+// claimant is a claim of a class and a pod with it on a node.
+func claimant(name, class, size string, node *harness.Server) string {
+	return fmt.Sprintf(`
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: %[1]s}
+spec: {storageClassName: %[2]s, accessModes: [ReadWriteOnce], resources: {requests: {storage: %[3]s}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: %[1]s}
+spec:
+  nodeSelector: {kubernetes.io/hostname: %[4]s}
+  terminationGracePeriodSeconds: 1
+  containers: [`+boxYAML+`, command: [testbox, serve], volumeMounts: [{name: data, mountPath: /data}]}]
+  volumes: [{name: data, persistentVolumeClaim: {claimName: %[1]s}}]
+---
+`, name, class, size, node.NodeName())
+}
+
+// inFolder is a StorageClass for one of the nodes' folders.
+func inFolder(name, folder string) string {
+	return fmt.Sprintf(`
+apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {name: %s}
+provisioner: rancher.io/local-path
+parameters: {nodePath: %s}
+volumeBindingMode: WaitForFirstConsumer
+---
+`, name, folder)
+}
+
 // TestLocalStorage: volumes of a StatefulSet on two nodes outlive its pods, the processes and a node's machine; and they are removed with their claims, from a
-// node that was off at that moment as well.
+// node that was off at that moment as well, and from one that was not even of the cluster. A node may have further folders for them, some of which cannot be used.
 func TestLocalStorage(t *testing.T) {
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer()
@@ -78,6 +111,14 @@ func TestLocalStorage(t *testing.T) {
 	s.Start()
 	s.WaitAPI()
 	a := site.NewMachine().NewAgent(s)
+	folder := func(name string) string { return filepath.Join(a.Dir, name) }
+	a.Args = append(a.Args, "--default-local-storage-path", strings.Join([]string{filepath.Join(a.DataDir, "storage"), folder("second"), folder("gone"), folder("frozen")}, ","))
+	if err := errors.Join(os.Mkdir(folder("second"), 0o755), os.Mkdir(folder("frozen"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Run("mount", "-t", "tmpfs", "-o", "ro,mode=700", "frozen", folder("frozen")); err != nil { // until the machine is switched off
+		t.Fatal(err)
+	}
 	a.AddBoxImage()
 	a.Start()
 	for _, n := range []*harness.Server{s, a} {
@@ -109,6 +150,7 @@ func TestLocalStorage(t *testing.T) {
 		t.Error(err)
 	}
 	harness.Says(t, status, "local storage", "local volumes", filepath.Join(s.DataDir, "storage"))
+	refuseVolumes(t, s, a)
 
 	s.Kubectl("delete", "pod", "keep-0", "keep-1")
 	harness.Eventually(t, soon, "new pods have the data", func() error { return hold(s) })
@@ -145,5 +187,69 @@ func TestLocalStorage(t *testing.T) {
 			err = fmt.Errorf("there is still %s", out)
 		}
 		return errors.Join(err, inStorage(a, 0))
+	})
+	returnWithVolume(t, s, a)
+}
+
+// refuseVolumes has claims refused, each for a reason that its event says.
+func refuseVolumes(t *testing.T, s, a *harness.Server) {
+	t.Helper()
+	manifest := ""
+	for _, name := range []string{"second", "gone", "frozen"} {
+		manifest += inFolder(name, filepath.Join(a.Dir, name))
+	}
+	refused := map[string]string{"gone": "is not there", "frozen": "read-only file system", "large": "1048576.0 TiB are asked for and"}
+	s.Apply(manifest + claimant("gone", "gone", "1Mi", a) + claimant("frozen", "frozen", "1Ki", a) + claimant("large", "second", "1Ei", a))
+	for claim, why := range refused {
+		harness.Eventually(t, soon, "the claim says why it gets no volume", func() error {
+			out, err := s.TryKubectl("get", "events", "--field-selector", "involvedObject.kind=PersistentVolumeClaim,involvedObject.name="+claim, "-o", "jsonpath={.items[*].message}")
+			if err == nil && !strings.Contains(out, "node "+a.NodeName()) || !strings.Contains(out, why) {
+				err = fmt.Errorf("%s: no %q in %s", claim, why, out)
+			}
+			return err
+		})
+		s.Kubectl("delete", "pod,pvc", claim, "--wait=false")
+	}
+}
+
+// returnWithVolume takes a node out of the cluster while it is off, with a volume in one of its further folders: the claim goes at once, and the directory when
+// the node comes back.
+func returnWithVolume(t *testing.T, s, a *harness.Server) {
+	t.Helper()
+	s.Apply(claimant("left", "second", "1Mi", a))
+	s.Kubectl("wait", "--for=condition=Ready", "pod/left", "--timeout=180s")
+	volume := s.Kubectl("get", "pv", "-o", "jsonpath={.items[*].spec.local.path}")
+	if dir, name := filepath.Split(volume); dir != filepath.Join(a.Dir, "second")+"/" || !strings.HasSuffix(name, "_default_left") {
+		t.Errorf("the volume is in %s", volume)
+	}
+	s.Kubectl("exec", "left", "--", "sh", "-c", "echo x > /data/file")
+	a.PowerOff()
+	s.Kubectl("delete", "node", a.NodeName())
+	s.Kubectl("delete", "pod", "left", "--force", "--grace-period=0")
+	s.Kubectl("delete", "pvc", "left")
+	harness.Eventually(t, soon, "the volume goes without its node", func() error {
+		out, err := s.TryKubectl("get", "pv", "-o", "name")
+		if err == nil && out != "" {
+			err = fmt.Errorf("there is still %s", out)
+		}
+		return err
+	})
+	const record = "local-storage.coracle"
+	harness.Says(t, s.Kubectl("get", "configmap", record, "-n", "kube-system", "-o", "jsonpath={.data."+a.NodeName()+"}"), volume)
+	if _, err := os.Stat(filepath.Join(volume, "file")); err != nil {
+		t.Errorf("the directory on a node that is off: %v", err)
+	}
+	a.PowerOn()
+	a.Start()
+	harness.Eventually(t, longer, "the directory goes when the node comes back", func() error {
+		out, err := s.TryKubectl("get", "configmap", record, "-n", "kube-system", "--ignore-not-found", "-o", "name")
+		if err == nil && out != "" {
+			err = errors.New("it is still written down")
+		}
+		left, e := os.ReadDir(filepath.Dir(volume))
+		if e == nil && len(left) > 0 {
+			e = fmt.Errorf("there is %v", left)
+		}
+		return errors.Join(err, e)
 	})
 }
