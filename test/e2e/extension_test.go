@@ -115,9 +115,9 @@ func extension(k *harness.Kube) {
 	})
 	cluster.Apply(fmt.Sprintf(readsAuthentication, k.NS))
 	k.Apply(fmt.Sprintf(extensionYAML, k.NS, bundle, base64.StdEncoding.EncodeToString(key), filepath.Join(k.DataDir, "run")))
-	k.Kubectl("rollout", "status", "deployment/wardle", "--timeout=300s")
+	k.Await(longer, "deployment/wardle", "{.status.availableReplicas}", "1")
 	cluster.Apply(fmt.Sprintf(extensionService, k.NS, bundle))
-	k.Kubectl("wait", "--for=condition=Available", "apiservice/v1alpha1.wardle.example.com", "--timeout=180s")
+	k.Await(longer, "apiservice/v1alpha1.wardle.example.com", `{.status.conditions[?(@.type=="Available")].status}`, "True")
 
 	flunder := `{apiVersion: wardle.example.com/v1alpha1, kind: Flunder, metadata: {name: %s}, spec: {reference: "a-%[1]s"}}`
 	harness.Eventually(k.T, soon, "a flunder", func() error { _, err := k.TryApply(fmt.Sprintf(flunder, "first")); return err })
@@ -135,10 +135,24 @@ func extension(k *harness.Kube) {
 	other := *k
 	other.NS = k.NS + "-other"
 	k.Kubectl("create", "namespace", other.NS)
-	other.Apply(fmt.Sprintf(flunder, "second"))
-	contains(k, k.Kubectl("get", "flunders", "-A"), "first", "second")
-	k.Kubectl("delete", "namespace", other.NS, "--timeout=180s")
-	if out := k.Kubectl("get", "flunders", "-A", "-o", "name"); out != "flunder.wardle.example.com/first" {
-		k.T.Errorf("after the namespace of the other one was deleted there are %q", out)
+	harness.Eventually(k.T, soon, "a flunder elsewhere", func() error { _, err := other.TryApply(fmt.Sprintf(flunder, "second")); return err })
+	flunders := func(want string) func() error {
+		return func() error {
+			out, err := k.Try("get", "flunders", "-A", "-o", "jsonpath={.items[*].metadata.name}")
+			if err == nil && out != want {
+				err = fmt.Errorf("there are %q, want %q", out, want)
+			}
+			return err
+		}
 	}
+	harness.Eventually(k.T, soon, "both flunders", flunders("first second"))
+	k.Kubectl("delete", "namespace", other.NS, "--wait=false")
+	harness.Eventually(k.T, longer, "the other namespace is gone", func() error {
+		out, err := k.Try("get", "namespace", other.NS, "--ignore-not-found", "-o", "jsonpath={.status}")
+		if err == nil && out != "" {
+			err = fmt.Errorf("%s", out)
+		}
+		return err
+	})
+	harness.Eventually(k.T, soon, "its flunder is gone with it", flunders("first"))
 }
