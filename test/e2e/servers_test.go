@@ -111,6 +111,7 @@ func TestThreeServers(t *testing.T) {
 	harness.Eventually(t, soon, "the agent that is cut off is silent", func() error { return harness.KnowOneAnother(servers, "alive alive alive silent ") })
 	site.Heal()
 	harness.Eventually(t, soon, "the agent is back", func() error { return harness.KnowOneAnother(all, alive) })
+	topShows(t, servers, "node", servers[2].NodeName(), a.NodeName())
 
 	first.Kill()
 	rest := servers[1:]
@@ -152,9 +153,12 @@ func TestThreeServers(t *testing.T) {
 	case <-time.After(soon):
 		t.Fatalf("the dead one is behind the Service still: %v", endpoints(rest[0], rest))
 	}
+	rest[0].Apply(memoryScaler)
+	topShows(t, rest, "pod", "d-")
 	harness.Eventually(t, soon, "the dead one is silent", func() error {
 		return harness.KnowOneAnother(append(slices.Clone(rest), a), "silent alive alive alive ")
 	})
+	scaled(t, rest[0])
 	first.Start()
 	first.WaitAPI()
 	back := time.Now()
