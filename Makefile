@@ -22,6 +22,7 @@ GOBUILD := $(GO) build -tags '$(TAGS)'
 
 # Version: upstream's with +coracle behind it; a tag such as v1.37.0+coracle1 names a release.
 KUBERNETES := $(shell sed -n 's|^[[:space:]]*k8s.io/kubernetes \(v[0-9.]*\)$$|\1|p' go.mod)
+HELM := $(shell sed -n 's|^[[:space:]]*helm.sh/helm/v4 \(v[0-9.]*\)$$|\1|p' go.mod)
 VERSION ?= $(or $(shell git describe --tags --exact-match --match 'v*+coracle*' 2>/dev/null),$(KUBERNETES)+coracle)
 COMMIT := $(or $(shell git rev-parse HEAD 2>/dev/null),unknown)
 TREE := $(if $(shell git status --porcelain --untracked-files=no 2>/dev/null),dirty,clean)
@@ -51,7 +52,7 @@ build: carried ## bin/coracle for this machine (or ARCH=arm64)
 	@GOOS=linux GOARCH=$(ARCH) $(GOBUILD) $(if $(TRIMPATH),-trimpath) -ldflags '-s -w $(STABLE_X) $(COMMIT_X)' -o $(or $(OUT),bin/coracle) ./cmd/coracle
 
 carried: ## the programs that coracle carries, into internal/carried/files/ARCH
-	@GO='$(GO)' TAGS='$(TAGS)' TOOLS_LDFLAGS='$(STABLE_X)' TRIMPATH='$(TRIMPATH)' packaging/carried.sh $(ARCH) $(BUILD)/$(ARCH)$(if $(TRIMPATH),-release)
+	@GO='$(GO)' TAGS='$(TAGS)' TOOLS_LDFLAGS='$(STABLE_X) -X helm.sh/helm/v4/internal/version.version=$(HELM)' TRIMPATH='$(TRIMPATH)' packaging/carried.sh $(ARCH) $(BUILD)/$(ARCH)$(if $(TRIMPATH),-release)
 
 release: ## dist/: binaries for amd64 and arm64, and their checksums
 	@rm -rf dist && mkdir -p dist

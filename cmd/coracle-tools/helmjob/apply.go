@@ -65,7 +65,7 @@ func (j *job) apply(ctx context.Context) error {
 func (j *job) bring(ctx context.Context, w *wish, ch *chart.Chart, history []*release.Release) error {
 	last := lastOf(history)
 	if last == nil || last.Info.Status == common.StatusUninstalled {
-		return j.install(ctx, w, ch, last, helmjob.Installed)
+		return j.install(ctx, w, ch, history, helmjob.Installed)
 	}
 	found := last.Info.Status
 	switch {
@@ -87,7 +87,7 @@ func (j *job) bring(ctx context.Context, w *wish, ch *chart.Chart, history []*re
 	}
 	j.result.Found = found.String()
 	if !everDeployed(history) {
-		return j.install(ctx, w, ch, last, helmjob.Recovered)
+		return j.install(ctx, w, ch, history, helmjob.Recovered)
 	}
 	return j.upgrade(ctx, w, ch, history, helmjob.Recovered)
 }
@@ -103,15 +103,15 @@ func everDeployed(history []*release.Release) bool {
 	return false
 }
 
-// install installs over nothing, or over what an earlier try at an installation has left.
-func (j *job) install(ctx context.Context, w *wish, ch *chart.Chart, last *release.Release, what helmjob.Action) error {
+// install installs over nothing, or over what earlier tries at an installation have left.
+func (j *job) install(ctx context.Context, w *wish, ch *chart.Chart, history []*release.Release, what helmjob.Action) error {
 	revision := 1
-	if last != nil {
+	if last := lastOf(history); last != nil {
 		revision = last.Version + 1
 	}
 	i := action.NewInstall(j.cfg)
 	i.ReleaseName, i.Namespace, i.CreateNamespace = j.req.Release, j.req.Namespace, j.req.CreateNamespace
-	i.Replace = last != nil
+	i.Replace = len(history) > 0
 	i.Timeout, i.WaitStrategy = j.timeout(), j.waiting()
 	i.ServerSideApply = j.serverSide(nil)
 	i.ForceConflicts = i.ServerSideApply
@@ -121,7 +121,7 @@ func (j *job) install(ctx context.Context, w *wish, ch *chart.Chart, last *relea
 		return j.actionFailure(helmjob.InstallFailed, err)
 	}
 	j.done(what, "%s was installed: chart %s %s, revision %d.%s", j.where(), ch.Metadata.Name, ch.Metadata.Version, revision, j.recovered())
-	return j.sweep([]*release.Release{last})
+	return j.sweep(history)
 }
 
 // upgrade makes a new revision.

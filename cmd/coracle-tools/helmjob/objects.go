@@ -136,7 +136,6 @@ func with(m map[string]string, pairs ...string) map[string]string {
 // sweep removes what revisions that never became whole have made and the present one does not have: Helm compares with the
 // last whole revision alone.
 func (j *job) sweep(interrupted []*release.Release) error {
-	interrupted = slices.DeleteFunc(slices.Clone(interrupted), func(r *release.Release) bool { return r == nil })
 	if len(interrupted) == 0 {
 		return nil
 	}
