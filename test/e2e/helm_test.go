@@ -130,15 +130,23 @@ func TestHelmCharts(t *testing.T) {
 	chartsOfBadInput(k)
 	chartOfKilledServer(k)
 	harness.Says(t, must(m.Run(m.Coracle(), "helm", "--kubeconfig", s.Kubeconfig, "list", "-A")), "folder", "web-2.0.0", "deployed", "itself")
-	harness.Says(t, must(m.Run(m.Coracle(), "status")), "helm charts")
+	harness.Says(t, must(m.Run(m.Coracle(), "status", "--data-dir", s.DataDir)), "helm charts", "3 charts")
 
-	k.Kubectl("delete", "helmcharts", "--all", "-A", "--timeout=180s")
+	s.Kubectl("delete", "helmcharts", "--all", "-A", "--timeout=180s")
 	for _, what := range []string{"deployments", "secrets"} {
 		if out := k.Kubectl("get", what, "-o", "name"); out != "" {
 			t.Errorf("charts that are gone have left %s", out)
 		}
 	}
-	harness.Says(t, k.Kubectl("get", "events", "--field-selector=involvedObject.kind=HelmChart"), "Installed", "Upgraded", "Recovered", "Uninstalled", "InvalidValues")
+	harness.Eventually(t, soon, "the charts' events", func() error { // they are written after what they tell of
+		out, err := k.Try("get", "events", "--field-selector=involvedObject.kind=HelmChart")
+		for _, reason := range []string{"Installed", "Upgraded", "Recovered", "Uninstalled", "InvalidValues"} {
+			if err == nil && !strings.Contains(out, reason) {
+				err = fmt.Errorf("no %s among\n%s", reason, out)
+			}
+		}
+		return err
+	})
 }
 
 func must(out string, err error) string {
@@ -158,9 +166,6 @@ func chartOfFolder(k *harness.Kube) {
 		}
 		return err
 	})
-	if log := k.LogTail(1000); strings.Contains(log, "a manifest could not be applied") {
-		k.T.Errorf("the manifest did not wait for its kind:\n%s", log)
-	}
 	harness.Says(k.T, k.Server.Kubectl("get", "-n", "folder", "configmap/folder-greeting", "-o", "jsonpath={.data.version}"), "1.0.0")
 	harness.Says(k.T, k.Server.Kubectl("get", "-n", "default", "helmchart/folder"), "REPO", "CHART", "TARGETNAMESPACE", "FAILED", "folder", "False", "True")
 }
