@@ -49,7 +49,7 @@ func run(ctx context.Context, socket string) error {
 	if err != nil {
 		return fmt.Errorf("connecting to the driver: %w", err)
 	}
-	defer driver.Close()
+	defer func() { _ = driver.Close() }() // the process ends
 	if err := csicontroller.Probe(ctx, driver, patience); err != nil {
 		return fmt.Errorf("waiting for the driver: %w", err)
 	}
