@@ -47,7 +47,7 @@ func child() int {
 		return 1
 	}
 	text, _ := json.Marshal(&Result{Action: Installed, Message: string(req.Values[0])})
-	os.Stdout.Write(text)
+	_, _ = os.Stdout.Write(text)
 	return 0
 }
 
