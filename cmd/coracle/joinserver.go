@@ -44,7 +44,7 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 			return o, fmt.Errorf("the cluster's --load-balancer-pool: %w", err)
 		}
 		o.DisableServiceLB = b.Disabled
-		if len(b.ReservedPorts) > 0 {
+		if len(b.ReservedPorts) > 0 && !slices.Contains(c.Given, "load-balancer-reserved-ports") { // given, it may have changed since this server joined
 			o.LBReserved = b.ReservedPorts
 		}
 	}
@@ -65,8 +65,6 @@ func contradictions(c *config.Server, j *server.Joined) error {
 	own := clusterSettings(c)
 	if j.Settings.Balancer == nil { // of a cluster that says nothing of it
 		own.Balancer = nil
-	} else if len(j.Settings.Balancer.ReservedPorts) == 0 {
-		own.Balancer.ReservedPorts = nil
 	}
 	if j.Settings.NoMetrics == nil {
 		own.NoMetrics = nil
@@ -88,7 +86,6 @@ func contradictions(c *config.Server, j *server.Joined) error {
 		{"disable-kube-proxy", fmt.Sprint(own.NoServiceProxy), fmt.Sprint(j.Settings.NoServiceProxy)},
 		{"disable", disabledParts(own), disabledParts(j.Settings)},
 		{"load-balancer-pool", poolText(own), poolText(j.Settings)},
-		{"load-balancer-reserved-ports", reservedText(own), reservedText(j.Settings)},
 	} {
 		if s.own != s.cluster && slices.Contains(c.Given, s.flag) {
 			err := fmt.Errorf("--%s: this server was given %q, and the cluster that it belongs to has %q; leave it out", s.flag, s.own, s.cluster)
@@ -123,13 +120,6 @@ func disabledParts(s cluster.Settings) string {
 		out = append(out, config.PartHelm)
 	}
 	return strings.Join(out, ",")
-}
-
-func reservedText(s cluster.Settings) string {
-	if s.Balancer == nil {
-		return ""
-	}
-	return strings.Join(s.Balancer.ReservedPorts, ",")
 }
 
 func poolText(s cluster.Settings) string {
