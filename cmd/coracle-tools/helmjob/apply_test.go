@@ -49,7 +49,7 @@ func TestLife(t *testing.T) {
 	tt.do(req, helmjob.Upgraded, "")
 	tt.wantGreeting("web", "two")
 	req.Set = map[string]intstr.IntOrString{"greeting": intstr.FromString("three, four=5")}
-	r = tt.do(req, helmjob.Upgraded, "")
+	tt.do(req, helmjob.Upgraded, "")
 	tt.wantGreeting("web", "three, four=5")
 	tt.do(req, helmjob.Unchanged, "")
 
