@@ -109,6 +109,7 @@ func (j *job) install(ctx context.Context, w *wish, ch *chart.Chart, history []*
 	if last := lastOf(history); last != nil {
 		revision = last.Version + 1
 	}
+	j.cluster.coming = definedBy(ch)
 	i := action.NewInstall(j.cfg)
 	i.ReleaseName, i.Namespace, i.CreateNamespace = j.req.Release, j.req.Namespace, j.req.CreateNamespace
 	i.Replace = len(history) > 0

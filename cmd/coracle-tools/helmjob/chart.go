@@ -23,6 +23,8 @@ import (
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	chartutil "helm.sh/helm/v4/pkg/chart/v2/util"
 	release "helm.sh/helm/v4/pkg/release/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/yaml"
 
 	"github.com/coracle-k8s/coracle/internal/helmjob"
 )
@@ -163,6 +165,30 @@ func (j *job) installable(ch *chart.Chart) error {
 		return fail(helmjob.Incompatible, false, "The chart %s wants a Kubernetes of version %s; this one is %s. Give a version of the chart that fits.", name, ch.Metadata.KubeVersion, version.GitVersion)
 	}
 	return nil
+}
+
+// definedBy returns the kinds that a chart's own definitions make.
+func definedBy(ch *chart.Chart) map[schema.GroupKind]bool {
+	kinds := map[schema.GroupKind]bool{}
+	for _, file := range ch.CRDObjects() {
+		if file.File == nil {
+			continue
+		}
+		for _, doc := range documents(string(file.File.Data)) {
+			var crd struct {
+				Spec struct {
+					Group string `json:"group"`
+					Names struct {
+						Kind string `json:"kind"`
+					} `json:"names"`
+				} `json:"spec"`
+			}
+			if err := yaml.Unmarshal([]byte(doc), &crd); err == nil {
+				kinds[schema.GroupKind{Group: crd.Spec.Group, Kind: crd.Spec.Names.Kind}] = true
+			}
+		}
+	}
+	return kinds
 }
 
 // digestLabel is on the Secret of a revision that a job made: the digest of the request and the revision's number. A

@@ -4,8 +4,10 @@ package helmjob
 
 import (
 	"log/slog"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/rest"
@@ -21,7 +23,12 @@ type cluster struct {
 	config    *rest.Config
 	discovery discovery.CachedDiscoveryInterface
 	mapper    *restmapper.DeferredDiscoveryRESTMapper
+	// coming are kinds that the chart itself defines.
+	coming map[schema.GroupKind]bool
 }
+
+// comingWithin bounds how long a kind that has just been defined may be missing from what the API server says it has.
+const comingWithin = 30 * time.Second
 
 func openCluster(kubeconfig, namespace string, log *slog.Logger) (*cluster, error) {
 	raw := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(
@@ -48,7 +55,26 @@ func (c *cluster) ToDiscoveryClient() (discovery.CachedDiscoveryInterface, error
 	return c.discovery, nil
 }
 
-func (c *cluster) ToRESTMapper() (meta.RESTMapper, error) { return c.mapper, nil }
+func (c *cluster) ToRESTMapper() (meta.RESTMapper, error) { return patientMapper{c.mapper, c}, nil }
+
+// patientMapper waits for kinds that are coming. Helm waits until a definition is established, which is a moment before
+// the API server lists its kind.
+type patientMapper struct {
+	*restmapper.DeferredDiscoveryRESTMapper
+	c *cluster
+}
+
+// RESTMapping is asked for each object of a chart.
+func (m patientMapper) RESTMapping(gk schema.GroupKind, versions ...string) (*meta.RESTMapping, error) {
+	for deadline := time.Now().Add(comingWithin); ; {
+		mapping, err := m.DeferredDiscoveryRESTMapper.RESTMapping(gk, versions...)
+		if err == nil || !meta.IsNoMatchError(err) || !m.c.coming[gk] || time.Now().After(deadline) {
+			return mapping, err
+		}
+		time.Sleep(200 * time.Millisecond) // between two looks
+		m.Reset()
+	}
+}
 
 func (c *cluster) ToRawKubeConfigLoader() clientcmd.ClientConfig { return c.raw }
 
