@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"k8s.io/client-go/util/cert"
@@ -139,8 +140,8 @@ func extension(k *harness.Kube) {
 	flunders := func(want string) func() error {
 		return func() error {
 			out, err := k.Try("get", "flunders", "-A", "-o", "jsonpath={.items[*].metadata.name}")
-			if err == nil && out != want {
-				err = fmt.Errorf("there are %q, want %q", out, want)
+			if got := strings.Join(slices.Sorted(strings.FieldsSeq(out)), " "); err == nil && got != want {
+				err = fmt.Errorf("there are %q, want %q", got, want)
 			}
 			return err
 		}
