@@ -49,11 +49,11 @@ func (o *objects) known() bool { return o.absent.Load() || o.synced() }
 // run defines the kind and follows its objects until ctx is done.
 func (o *objects) run(ctx context.Context) {
 	again(ctx, o.log, "load balancer: AddressPools cannot be used yet; it is tried again", func() error {
-		err := addresspool.Define(ctx, o.client)
+		err := addresspool.Kind().Define(ctx, o.client)
 		if err == nil {
 			return nil
 		}
-		if there, asked := addresspool.Defined(ctx, o.client); asked == nil && !there {
+		if there, asked := addresspool.Kind().Defined(ctx, o.client); asked == nil && !there {
 			o.absent.Store(true)
 		}
 		return err
@@ -66,7 +66,7 @@ func (o *objects) run(ctx context.Context) {
 // removeKind takes the kind away, unless somebody has written objects of it.
 func removeKind(ctx context.Context, client dynamic.Interface, log *slog.Logger) {
 	again(ctx, log, "load balancer: the definition of AddressPools cannot be removed yet; it is tried again", func() error {
-		left, err := addresspool.Remove(ctx, client)
+		left, err := addresspool.Kind().Remove(ctx, client)
 		if left > 0 {
 			log.Info("load balancer: it is disabled, and the definition of AddressPools stays for the sake of those that there are", "pools", left)
 		}

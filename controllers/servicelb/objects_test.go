@@ -96,7 +96,7 @@ func TestControllerFollowsAddressPools(t *testing.T) {
 	_, stop = run(t, client, true, with)
 	awaitAddresses(t, client, "web", "none")
 	stop()
-	definition, err := addresspool.Definition()
+	definition, err := addresspool.Kind().Read()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +122,7 @@ func TestUnknownPoolsTakeNothingAway(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	ctx := t.Context()
 	client, objects := fake.NewClientset(testService("web", 0, having("10.0.0.200")), testNode("a", "10.0.0.1")), fakeObjects()
-	if err := addresspool.Define(ctx, objects); err != nil {
+	if err := addresspool.Kind().Define(ctx, objects); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := objects.Resource(addresspool.Resource()).Create(ctx, poolObject("office", "10.0.0.200-10.0.0.201"), metav1.CreateOptions{}); err != nil {

@@ -6,18 +6,27 @@
 package addresspool
 
 import (
+	_ "embed" // for the definition
 	"fmt"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/coracle-k8s/coracle/controllers/definition"
 )
+
+//go:embed addresspool.yaml
+var poolYAML []byte
 
 // Resource is how the API calls AddressPools.
 func Resource() schema.GroupVersionResource {
 	return schema.GroupVersionResource{Group: "coracle.dev", Version: "v1alpha1", Resource: "addresspools"}
 }
+
+// Kind is the kind with its definition.
+func Kind() definition.Kind { return definition.Kind{Resource: Resource(), YAML: poolYAML} }
 
 // AddressPool is the object; addresspool.yaml says what its fields mean.
 type AddressPool struct {
