@@ -34,7 +34,7 @@ packages() {
           amd64) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross ;;
           arm64) echo gcc-x86-64-linux-gnu libc6-dev-amd64-cross ;;
         esac ;;
-      test) echo iproute2 busybox-static util-linux mount procps e2fsprogs curl systemd; user_mode_linux ;;
+      test) echo iproute2 busybox-static util-linux mount procps e2fsprogs xfsprogs curl systemd; user_mode_linux ;;
       lint) echo shellcheck ;;
       fresh) echo debootstrap slirp4netns ;;
       guest) echo flex bison bc gcc make libc6-dev xz-utils binutils ;;
