@@ -3,6 +3,7 @@
 package netinformers
 
 import (
+	"maps"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -14,13 +15,15 @@ import (
 )
 
 // trim drops what no network part reads. Each type keeps what is named here, so that a field that upstream adds costs
-// nothing until somebody asks for it. A Service's spec and a policy's are kept whole: all of it is about the network.
+// nothing until somebody asks for it. A Service's spec and a policy's are kept whole: all of it is about the network. What comes in stays as it is:
+// a fake client's first events hold the very objects that it keeps.
 func trim(obj any) (any, error) {
 	switch o := obj.(type) {
 	case *corev1.Service:
-		delete(o.Annotations, corev1.LastAppliedConfigAnnotation)
 		meta := identity(o)
-		meta.Labels, meta.Annotations, meta.CreationTimestamp = o.Labels, o.Annotations, o.CreationTimestamp // of two with one external IP the older one has it
+		meta.Labels, meta.CreationTimestamp = o.Labels, o.CreationTimestamp // of two with one external IP the older one has it
+		meta.Annotations = maps.Clone(o.Annotations)
+		delete(meta.Annotations, corev1.LastAppliedConfigAnnotation)
 		return &corev1.Service{ObjectMeta: meta, Spec: o.Spec, Status: corev1.ServiceStatus{LoadBalancer: o.Status.LoadBalancer}}, nil
 	case *discoveryv1.EndpointSlice:
 		meta := identity(o)
@@ -62,11 +65,12 @@ func identity(o metav1.Object) metav1.ObjectMeta {
 }
 
 func endpoints(all []discoveryv1.Endpoint) []discoveryv1.Endpoint {
+	out := make([]discoveryv1.Endpoint, 0, len(all))
 	for i := range all {
 		e := &all[i]
-		all[i] = discoveryv1.Endpoint{Addresses: e.Addresses, Conditions: e.Conditions, NodeName: e.NodeName, Zone: e.Zone, Hints: e.Hints}
+		out = append(out, discoveryv1.Endpoint{Addresses: e.Addresses, Conditions: e.Conditions, NodeName: e.NodeName, Zone: e.Zone, Hints: e.Hints})
 	}
-	return all
+	return out
 }
 
 // pod keeps what a NetworkPolicy can speak of: labels, addresses, where it runs, and the names of its ports.
