@@ -40,7 +40,7 @@ func beChild() int {
 	}
 	if err == nil && q.Release == "hangs" {
 		_, _ = io.Copy(io.Discard, os.Stdin)
-		time.Sleep(time.Hour)
+		time.Sleep(time.Hour) // this is the child: it is ended
 	}
 	r := &helmjob.Result{}
 	if err == nil {

@@ -2,6 +2,8 @@
 
 package resourcemetrics
 
+// All sleeps below are of fake time (synctest).
+
 import (
 	"fmt"
 	"math"
