@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
@@ -167,7 +169,9 @@ func TestTwoGossipRotations(t *testing.T) {
 			if err := PutKeys(secret, first); err != nil {
 				t.Fatal(err)
 			}
-			r := GossipRotation{Client: fake.NewClientset(secret, nodeNamed("a")), Progress: func(string) {}}
+			client := fake.NewClientset(secret, nodeNamed("a"))
+			refuseStaleSecrets(client)
+			r := GossipRotation{Client: client, Progress: func(string) {}}
 			have, took := first, time.Now()
 			var mu sync.Mutex
 			r.Members = func(ctx context.Context) ([]status.Member, error) {
@@ -209,6 +213,32 @@ func TestTwoGossipRotations(t *testing.T) {
 			}
 		})
 	}
+}
+
+// refuseStaleSecrets has a fake API refuse an update of a Secret that was read before another one changed it, as the true API does. The fake itself stores
+// whatever comes last.
+func refuseStaleSecrets(client *fake.Clientset) {
+	var mu sync.Mutex
+	version := 1
+	client.PrependReactor("get", "secrets", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		done, o, err := clienttesting.ObjectReaction(client.Tracker())(a)
+		if s, ok := o.(*corev1.Secret); ok && err == nil {
+			s.ResourceVersion = strconv.Itoa(version)
+		}
+		return done, o, err
+	})
+	client.PrependReactor("update", "secrets", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		s := a.(clienttesting.UpdateAction).GetObject().(*corev1.Secret)
+		if s.ResourceVersion != strconv.Itoa(version) {
+			return true, nil, apierrors.NewConflict(corev1.Resource("secrets"), s.Name, errors.New("it was changed meanwhile"))
+		}
+		version++
+		return clienttesting.ObjectReaction(client.Tracker())(a)
+	})
 }
 
 func contains(k cluster.GossipKeys, key []byte) bool {
