@@ -9,6 +9,7 @@ package definition
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"strconv"
 	"time"
@@ -31,6 +32,8 @@ const (
 	// served is for how long it is waited until the API server serves a kind that was just defined, servedPause how often it is asked.
 	served      = time.Minute
 	servedPause = 200 * time.Millisecond
+	// pause is how long after a failure UntilDone tries again.
+	pause = time.Second
 )
 
 // Kind is a kind with its definition.
@@ -149,4 +152,23 @@ func (k Kind) Remove(ctx context.Context, c dynamic.Interface) (left int, err er
 		return 0, fmt.Errorf("removing the definition of %s: %w", k.Resource.Resource, err)
 	}
 	return 0, nil
+}
+
+// UntilDone calls f until it succeeds or ctx is done, and says each new trouble once.
+func UntilDone(ctx context.Context, log *slog.Logger, trouble string, f func() error) {
+	for last := ""; ; {
+		err := f()
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		if err.Error() != last {
+			last = err.Error()
+			log.Warn(trouble, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
 }

@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/coracle-k8s/coracle/controllers/definition"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 	"github.com/coracle-k8s/coracle/internal/helmjob"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -216,28 +217,9 @@ func (c *Controller) nodeSeen(o any) {
 
 // define brings both kinds into the cluster.
 func (c *Controller) define(ctx context.Context) {
-	again(ctx, c.log, "Helm charts cannot be used yet; it is tried again", func() error {
+	definition.UntilDone(ctx, c.log, "Helm charts cannot be used yet; it is tried again", func() error {
 		return errors.Join(kinds.Charts().Define(ctx, c.o.Dynamic), kinds.Configs().Define(ctx, c.o.Dynamic))
 	})
-}
-
-// again calls f until it succeeds or ctx is done, and says each new trouble once.
-func again(ctx context.Context, log *slog.Logger, trouble string, f func() error) {
-	for last := ""; ; {
-		err := f()
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		if err.Error() != last {
-			last = err.Error()
-			log.Warn(trouble, "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(retry):
-		}
-	}
 }
 
 // show says in the status which charts are in trouble.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync/atomic"
-	"time"
 
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,6 +15,7 @@ import (
 	"k8s.io/client-go/dynamic/dynamicinformer"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/coracle-k8s/coracle/controllers/definition"
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
 	"github.com/coracle-k8s/coracle/controllers/term"
 )
@@ -48,7 +48,7 @@ func (o *objects) known() bool { return o.absent.Load() || o.synced() }
 
 // run defines the kind and follows its objects until ctx is done.
 func (o *objects) run(ctx context.Context) {
-	again(ctx, o.log, "load balancer: AddressPools cannot be used yet; it is tried again", func() error {
+	definition.UntilDone(ctx, o.log, "load balancer: AddressPools cannot be used yet; it is tried again", func() error {
 		err := addresspool.Kind().Define(ctx, o.client)
 		if err == nil {
 			return nil
@@ -65,32 +65,13 @@ func (o *objects) run(ctx context.Context) {
 
 // removeKind takes the kind away, unless somebody has written objects of it.
 func removeKind(ctx context.Context, client dynamic.Interface, log *slog.Logger) {
-	again(ctx, log, "load balancer: the definition of AddressPools cannot be removed yet; it is tried again", func() error {
+	definition.UntilDone(ctx, log, "load balancer: the definition of AddressPools cannot be removed yet; it is tried again", func() error {
 		left, err := addresspool.Kind().Remove(ctx, client)
 		if left > 0 {
 			log.Info("load balancer: it is disabled, and the definition of AddressPools stays for the sake of those that there are", "pools", left)
 		}
 		return err
 	})
-}
-
-// again calls f until it succeeds or ctx is done, and says each new trouble once.
-func again(ctx context.Context, log *slog.Logger, trouble string, f func() error) {
-	for last := ""; ; {
-		err := f()
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		if err.Error() != last {
-			last = err.Error()
-			log.Warn(trouble, "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(retry):
-		}
-	}
 }
 
 func (o *objects) list() []*unstructured.Unstructured {

@@ -35,8 +35,8 @@ const (
 )
 
 // TestLimit finds the smallest limit of a memory control group in which a server stays healthy after a cold start: it is
-// charged for its program's pages, of which none is in memory when it starts. CORACLE_BENCH_LIMIT tries one limit, in MB;
-// CORACLE_BENCH_ENV has variables for the server, such as GOGC=15.
+// charged for its program's pages, of which none is in memory when it starts. CORACLE_BENCH_LIMIT tries one limit, in MB, for as
+// long as CORACLE_BENCH_LIMIT_TIME says (such as 1h); CORACLE_BENCH_ENV has variables for the server, such as GOGC=15.
 func TestLimit(t *testing.T) {
 	settle := window(2 * time.Minute)
 	if one := os.Getenv("CORACLE_BENCH_LIMIT"); one != "" {
@@ -44,7 +44,13 @@ func TestLimit(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Printf("limit %d MB: %s\n", mb, said(tryLimit(t, mb, window(10*time.Minute))))
+		length := window(10 * time.Minute)
+		if text := os.Getenv("CORACLE_BENCH_LIMIT_TIME"); text != "" {
+			if length, err = time.ParseDuration(text); err != nil {
+				t.Fatal(err)
+			}
+		}
+		fmt.Printf("limit %d MB, for %s: %s\n", mb, length, said(tryLimit(t, mb, length)))
 		return
 	}
 	low, high := leastLimit, mostLimit
