@@ -62,6 +62,7 @@ func slim(obj any) (any, error) {
 	if !ok {
 		return obj, nil
 	}
+	u = u.DeepCopy() // whoever gave it may keep it
 	u.SetManagedFields(nil)
 	if a := u.GetAnnotations(); a[corev1.LastAppliedConfigAnnotation] != "" {
 		a = maps.Clone(a)

@@ -111,7 +111,9 @@ func (w *watches) watch(ctx context.Context, configMap bool, namespace string, c
 // bare is what is kept of an object: its name and its labels.
 func bare(obj any) (any, error) {
 	if o, ok := obj.(*metav1.PartialObjectMetadata); ok {
-		o.ObjectMeta = metav1.ObjectMeta{Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels}
+		return &metav1.PartialObjectMetadata{TypeMeta: o.TypeMeta, ObjectMeta: metav1.ObjectMeta{
+			Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels,
+		}}, nil
 	}
 	return obj, nil
 }
