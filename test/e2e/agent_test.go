@@ -30,7 +30,7 @@ func TestAgent(t *testing.T) {
 	ready := func() error { return s.NodeReady(a) }
 	harness.Eventually(t, soon, "the node is ready", ready)
 	s.Kubectl("run", "guest", "--image="+harness.BoxImage, "--image-pull-policy=Never", "--", "sh", "-c", "echo hello; sleep 3600")
-	s.Kubectl("wait", "--for=condition=Ready", "pod/guest", "--timeout=120s")
+	s.Kubectl("wait", "--for=condition=Ready", "pod/guest", "--timeout=180s")
 	s.In(t).Prints([]string{"hello"}, "logs", "guest") // the pod is ready before it has said anything
 	s.In(t).Prints([]string{"10.43.0.1"}, "exec", "guest", "--", "nslookup", "kubernetes.default.svc.cluster.local")
 	status, err := a.Run(a.Coracle(), "status", "--data-dir", a.DataDir)

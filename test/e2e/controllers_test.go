@@ -28,7 +28,7 @@ func statefulSet(k *harness.Kube) {
 	k.Apply(`{apiVersion: v1, kind: Service, metadata: {name: row}, spec: {clusterIP: None, selector: {app: row}, ports: [{port: 8080}]}}
 ---
 {apiVersion: apps/v1, kind: StatefulSet, metadata: {name: row}, spec: {serviceName: row, replicas: 3, selector: {matchLabels: {app: row}}, template: ` + fmt.Sprintf(template, "row", "[testbox, serve]") + `}}`)
-	k.Kubectl("rollout", "status", "statefulset/row", "--timeout=120s")
+	k.Kubectl("rollout", "status", "statefulset/row", "--timeout=180s")
 	created := strings.Fields(k.Kubectl("get", "pods", "-l", "app=row", "--sort-by=.status.startTime", "-o", "jsonpath={.items[*].metadata.name}"))
 	if strings.Join(created, " ") != "row-0 row-1 row-2" {
 		k.T.Errorf("pods started as %v", created)
@@ -75,7 +75,7 @@ func objects(k *harness.Kube) {
 	k.Apply(fmt.Sprintf(webDeployment, harness.BoxImage, "one"))
 	k.Kubectl("autoscale", "deployment/web", "--min=1", "--max=4", "--cpu=80%")
 	k.Kubectl("get", "hpa", "web")
-	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+	k.Kubectl("rollout", "status", "deployment/web", "--timeout=180s")
 	k.Kubectl("create", "pdb", "web", "--selector=app=web", "--min-available=3")
 	k.Await(soon, "pdb/web", "{.status.currentHealthy} {.status.disruptionsAllowed}", "3 0")
 	pod := strings.Fields(k.Kubectl("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].metadata.name}"))[0]

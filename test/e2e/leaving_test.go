@@ -79,13 +79,7 @@ func TestLeaving(t *testing.T) {
 	if err := first.Stop(); err != nil {
 		t.Error(err)
 	}
-	harness.Eventually(t, soon, "the last one takes writes", func() error { // it has to win an election first
-		_, err := second.TryKubectl("create", "configmap", "after")
-		if err != nil && strings.Contains(err.Error(), "already exists") {
-			err = nil
-		}
-		return err
-	})
+	second.Creates("configmap", "after") // it has to win an election first
 	second.Kubectl("rollout", "status", "deployment/d", "--timeout=180s")
 	out, err = second.Run(second.Coracle(), "leave", "--data-dir", second.DataDir)
 	if err != nil {

@@ -176,10 +176,10 @@ func TestSnapshotOfThreeServers(t *testing.T) {
 	}
 	harness.Eventually(t, soon, "all three vote", func() error { return members(first, 3) })
 	second, third := servers[1], servers[2]
-	first.Kubectl("create", "configmap", "kept")
+	first.Creates("configmap", "kept")
 	snapshot(t, second, "save")
 	name := strings.Fields(snapshot(t, second, "list"))[5]
-	first.Kubectl("create", "configmap", "later")
+	first.Creates("configmap", "later")
 	for _, s := range servers {
 		if err := s.Stop(); err != nil {
 			t.Fatal(err)

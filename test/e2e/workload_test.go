@@ -47,7 +47,7 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 // deployment: three replicas answer behind a Service and its DNS name, a roll-out is undone.
 func deployment(k *harness.Kube) {
 	k.Apply(fmt.Sprintf(webDeployment, harness.BoxImage, "one"))
-	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+	k.Kubectl("rollout", "status", "deployment/web", "--timeout=180s")
 	k.Apply(pod("client", "[testbox, hold]", "", ""))
 	k.Kubectl("wait", "--for=condition=Ready", "pod/client", "--timeout=180s")
 	ip := k.Kubectl("get", "service", "web", "-o", "jsonpath={.spec.clusterIP}")
@@ -75,11 +75,11 @@ func deployment(k *harness.Kube) {
 		}
 	}
 	k.Apply(fmt.Sprintf(webDeployment, harness.BoxImage, "two"))
-	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+	k.Kubectl("rollout", "status", "deployment/web", "--timeout=180s")
 	// The Service proxy hears of a pod's end a moment after the roll-out does.
 	k.Prints([]string{"two"}, "exec", "client", "--", "testbox", "get", "http://web/env/GENERATION", "60")
 	k.Kubectl("rollout", "undo", "deployment/web")
-	k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+	k.Kubectl("rollout", "status", "deployment/web", "--timeout=180s")
 	k.Prints([]string{"one"}, "exec", "client", "--", "testbox", "get", "http://web/env/GENERATION", "60")
 	k.Prints([]string{"3 desired | 3 updated | 3 total | 3 available", "ScalingReplicaSet"}, "describe", "deployment", "web") // events are written after the deed
 	k.Prints([]string{"Started", "Ready             True"}, "describe", "pod", "-l", "app=web")

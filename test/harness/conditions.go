@@ -45,6 +45,18 @@ func (s *Server) WaitAPI() {
 	})
 }
 
+// Creates has kubectl make an object, again until it is there: while servers elect another leader, as busy ones may, a write can fail, or be done without an answer.
+func (s *Server) Creates(args ...string) {
+	s.T.Helper()
+	Eventually(s.T, Soon, fmt.Sprintf("server %d makes %v", s.Number, args), func() error {
+		_, err := s.TryKubectl(append([]string{"create"}, args...)...)
+		if err != nil && strings.Contains(err.Error(), "already exists") {
+			err = nil
+		}
+		return err
+	})
+}
+
 // NodeReady fails unless an agent's node is ready in the eyes of this server, under the agent's address, and rid of the taints of nodes that are not: the leader's
 // controllers remove these a moment after the condition is set, and until then the scheduler leaves the node out.
 func (s *Server) NodeReady(a *Server) error {

@@ -136,7 +136,7 @@ func (s *Server) Start() {
 func (s *Server) Pid() int { return s.pid }
 
 // Kill ends the process with SIGKILL, as a crash or the kernel would.
-func (s *Server) Kill() { s.end(syscall.SIGKILL, 3*time.Minute) }
+func (s *Server) Kill() { s.end(syscall.SIGKILL, Soon) }
 
 // Pause keeps the process from running until Resume, as a machine without CPU does. Its kernel goes on.
 func (s *Server) Pause() { s.signal(s.pid, syscall.SIGSTOP) }
@@ -157,7 +157,7 @@ func (s *Server) signal(pid int, sig syscall.Signal) {
 
 // Stop asks the process to end with SIGTERM and waits; the error is the process's own exit.
 func (s *Server) Stop() error {
-	s.end(syscall.SIGTERM, 2*time.Minute)
+	s.end(syscall.SIGTERM, Soon)
 	return s.err
 }
 
@@ -202,7 +202,7 @@ func (s *Server) Alive() error {
 // WaitReady waits until the node is Ready.
 func (s *Server) WaitReady() {
 	s.T.Helper()
-	Eventually(s.T, 3*time.Minute, "node Ready", func() error {
+	Eventually(s.T, Longer, "node Ready", func() error {
 		if err := s.Alive(); err != nil {
 			return err
 		}

@@ -231,13 +231,13 @@ func asks(site *harness.Site, address string) error {
 // fetch opens a connection to an address from outside and returns the page there.
 func fetch(site *harness.Site, address, path string) (page string, err error) {
 	err = site.Do(func() error {
-		dialer := net.Dialer{Timeout: time.Second}
+		dialer := net.Dialer{Timeout: 2 * time.Second}
 		raw, err := dialer.Dial("tcp", net.JoinHostPort(address, "443")) // on this thread, and so in the site's network
 		if err != nil {
 			return err
 		}
 		defer raw.Close()
-		_ = raw.SetDeadline(time.Now().Add(2 * time.Second))
+		_ = raw.SetDeadline(time.Now().Add(10 * time.Second))
 		if _, err := fmt.Fprintf(raw, "GET %s HTTP/1.0\r\n\r\n", path); err != nil {
 			return err
 		}

@@ -198,7 +198,7 @@ func (m *mesh) largePackets(underlay, want4, want6 int) {
 		for f, want := range []int{want4, want6} {
 			for j, ip := range m.pods {
 				if i != j {
-					fmt.Fprintf(&text, "n=0; until [ \"$(testbox whole %s:9)\" = %d ] || [ $n = 60 ]; do n=$((n+1)); sleep 1; done; testbox whole %[1]s:9\n", host(ip[f]), want)
+					fmt.Fprintf(&text, "n=0; until size=$(testbox whole %s:9); [ \"$size\" = %d ] || [ $n = 60 ]; do n=$((n+1)); sleep 1; done; echo $size\n", host(ip[f]), want)
 				}
 			}
 		}

@@ -43,7 +43,7 @@ func TestMixedVersions(t *testing.T) {
 	works := func(what string) {
 		t.Helper()
 		for i, s := range servers {
-			s.Kubectl("create", "configmap", fmt.Sprintf("%s-%d", strings.ReplaceAll(what, " ", "-"), i))
+			s.Creates("configmap", fmt.Sprintf("%s-%d", strings.ReplaceAll(what, " ", "-"), i))
 		}
 		for _, a := range agents {
 			harness.Eventually(t, harness.Soon, what+": the nodes are ready", func() error { return newer.NodeReady(a) })
