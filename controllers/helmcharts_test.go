@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -152,26 +153,31 @@ func (h *charts) releases(namespace, name string) []corev1.Secret {
 	return list.Items
 }
 
-// helm makes and removes a release's record.
+// helm makes and removes a release's record. As Helm does, it makes the new one before it removes those before it: a release that is being upgraded is never gone.
 func (h *charts) helm(q *helmjob.Request) (*helmjob.Result, error) {
 	before := h.releases(q.Namespace, q.Release)
+	done := &helmjob.Result{Action: helmjob.Uninstalled, Message: "Gone."}
+	if q.Operation != helmjob.Uninstall {
+		last, action := 0, helmjob.Installed
+		for i := range before {
+			n, err := strconv.Atoi(before[i].Labels["version"])
+			if err != nil {
+				return nil, err
+			}
+			last, action = max(last, n), helmjob.Upgraded
+		}
+		if err := h.record(q.Namespace, q.Release, last+1, "deployed"); err != nil {
+			return nil, err
+		}
+		done = &helmjob.Result{Action: action, Message: "Done.", Release: &helmjob.Release{Revision: last + 1, Status: "deployed"}}
+	}
 	for i := range before {
-		if err := h.client.CoreV1().Secrets(q.Namespace).Delete(context.Background(), before[i].Name, metav1.DeleteOptions{}); err != nil {
+		err := h.client.CoreV1().Secrets(q.Namespace).Delete(context.Background(), before[i].Name, metav1.DeleteOptions{})
+		if err != nil && !apierrors.IsNotFound(err) { // the other one that is at work may have removed it
 			return nil, err
 		}
 	}
-	if q.Operation == helmjob.Uninstall {
-		return &helmjob.Result{Action: helmjob.Uninstalled, Message: "Gone."}, nil
-	}
-	revision, action := 1, helmjob.Installed
-	for i := range before {
-		_, _ = fmt.Sscan(before[i].Labels["version"], &revision)
-		revision, action = revision+1, helmjob.Upgraded
-	}
-	if err := h.record(q.Namespace, q.Release, revision, "deployed"); err != nil {
-		return nil, err
-	}
-	return &helmjob.Result{Action: action, Message: "Done.", Release: &helmjob.Release{Revision: revision, Status: "deployed"}}, nil
+	return done, nil
 }
 
 func (h *charts) record(namespace, release string, revision int, status string) error {
