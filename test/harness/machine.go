@@ -27,6 +27,9 @@ const initEnv = "CORACLE_TEST_MACHINE_INIT"
 // Main runs the tests, or is FirstProcess. Call it from TestMain.
 func Main(m *testing.M) {
 	FirstProcess()
+	if err := enoughInotify(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
 	code := m.Run()
 	removeBox()
 	os.Exit(code)
