@@ -5,11 +5,13 @@ package proxy
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +24,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/internal/guest"
@@ -288,7 +291,15 @@ func testServices(t *testing.T, mode string) {
 	t.Logf("a sync with one Service takes %v", b.proxy.Health().LastDuration)
 	b.stop()
 	reaches(t, a, "while the agent is down", clusterIP+":80")
+	api := b.client.(*fake.Clientset)
+	api.ClearActions()
 	b.start(t)
+	eventually(t, "Services are watched", func() error { // a fake tells a watch nothing of what was deleted between the list and its beginning
+		if !slices.ContainsFunc(api.Actions(), func(a clienttesting.Action) bool { return a.Matches("watch", "services") }) {
+			return errors.New("not yet")
+		}
+		return nil
+	})
 	if err := b.client.CoreV1().Services("default").Delete(t.Context(), "web", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 	volumeerrors "k8s.io/cloud-provider/volume/errors"
 	storagehelpers "k8s.io/component-helpers/storage/volume"
 	"k8s.io/klog/v2"
@@ -101,6 +103,11 @@ func newFixture(t *testing.T, names ...string) *fixture {
 	f.Volumes = v
 	factory.Start(ctx.Done())
 	factory.WaitForCacheSync(ctx.Done())
+	for _, resource := range []string{"nodes", "persistentvolumes"} { // a fake tells a watch nothing of what was deleted between the list and its beginning
+		testenv.Until(t, 2*time.Minute, resource+" are watched", func() bool {
+			return slices.ContainsFunc(f.client.Actions(), func(a clienttesting.Action) bool { return a.Matches("watch", resource) })
+		})
+	}
 	t.Cleanup(func() { cancel(); factory.Shutdown() })
 	return f
 }

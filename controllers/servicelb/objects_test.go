@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -29,8 +30,43 @@ import (
 var definitions = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
 
 func fakeObjects() *dynamicfake.FakeDynamicClient {
-	return dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
+	objects := dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
 		addresspool.Resource(): "AddressPoolList", definitions: "CustomResourceDefinitionList",
+	})
+	refuseStalePools(objects)
+	return objects
+}
+
+// refuseStalePools has a fake API refuse an update of an AddressPool that another one has changed meanwhile, and keep spec and status apart, as the true API does. The
+// fake itself stores whatever comes last, whole.
+func refuseStalePools(objects *dynamicfake.FakeDynamicClient) {
+	version := 0 // guarded by the fake's lock
+	stored := func(u *unstructured.Unstructured) *unstructured.Unstructured {
+		version++
+		u.SetResourceVersion(strconv.Itoa(version))
+		return u
+	}
+	objects.PrependReactor("create", "addresspools", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		u := stored(a.(clienttesting.CreateAction).GetObject().(*unstructured.Unstructured))
+		return true, u, objects.Tracker().Create(a.GetResource(), u, "")
+	})
+	objects.PrependReactor("update", "addresspools", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		u := a.(clienttesting.UpdateAction).GetObject().(*unstructured.Unstructured)
+		o, err := objects.Tracker().Get(a.GetResource(), "", u.GetName())
+		if err != nil {
+			return true, nil, err
+		}
+		have := o.DeepCopyObject().(*unstructured.Unstructured)
+		if v := u.GetResourceVersion(); v != "" && v != have.GetResourceVersion() {
+			return true, nil, apierrors.NewConflict(a.GetResource().GroupResource(), u.GetName(), errors.New("it was changed meanwhile"))
+		}
+		if a.GetSubresource() == "status" {
+			have.Object["status"] = u.Object["status"]
+			u = have
+		} else if u.Object["status"] = have.Object["status"]; have.Object["status"] == nil {
+			delete(u.Object, "status")
+		}
+		return true, stored(u), objects.Tracker().Update(a.GetResource(), u, "")
 	})
 }
 
