@@ -53,7 +53,7 @@ spec:
   maxReplicas: 2
   metrics:
   - type: Resource
-    resource: {name: cpu, target: {type: Utilization, averageUtilization: 30}}
+    resource: {name: cpu, target: {type: Utilization, averageUtilization: 15}} # a machine that has much else to do gives the burner a third of its limit
   behavior:
     scaleDown: {stabilizationWindowSeconds: 0, policies: [{type: Pods, value: 1, periodSeconds: 15}]}
 `
