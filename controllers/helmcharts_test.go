@@ -426,7 +426,7 @@ func (h *charts) failures(t *testing.T) {
 	h.instead(func(context.Context, *helmjob.Request) (*helmjob.Result, error) {
 		return nil, errors.New("it was killed")
 	})
-	h.patch("broken", `{"spec":{"valuesContent":"bad: true"}}`)
+	h.patch("broken", `{"spec":{"valuesContent":"bad: true","backOffLimit":1000}}`) // it is not given up before the engine works again
 	h.await("broken", "Failed")
 	h.instead(nil)
 	h.awaitRevision("broken", 2)

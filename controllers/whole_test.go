@@ -63,7 +63,7 @@ func (c *cluster) term(t *testing.T) {
 // eventually polls until check returns nil.
 func eventually(t *testing.T, what string, check func(context.Context) error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 70*time.Second) // longer, so that the last look says what is missing
 	defer cancel()
 	testenv.Eventually(t, time.Minute, what, func() error { return check(ctx) })
 }
