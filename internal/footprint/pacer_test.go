@@ -3,6 +3,7 @@
 package footprint
 
 import (
+	"runtime"
 	"runtime/debug"
 	"testing"
 	"time"
@@ -66,16 +67,17 @@ func TestPacerSeesCollections(t *testing.T) {
 
 // Trim leaves the process at rest.
 func TestTrimIsNoLoad(t *testing.T) {
-	defer debug.SetGCPercent(debug.SetGCPercent(100))
-	looks := make(chan uint64, 100) // more than the collections of this test
-	p := NewPacer(1000, 2000, time.Now)
-	p.mu.Lock()
-	p.heap = func() (uint64, uint64) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // Go begins no collection of its own accord: such a one would be load
+	runtime.GC()                                     // ends the one that may be under way
+	looks := make(chan uint64, 100)                  // more than the collections of this test
+	p := &Pacer{idle: 1000, busy: 2000, now: time.Now, set: func(int) {}, last: time.Now(), heap: func() (uint64, uint64) {
 		automatic, live := heap()
 		looks <- automatic
 		return automatic, live
-	}
-	p.mu.Unlock()
+	}}
+	p.counted, _ = heap()
+	p.Rest()
+	p.arm()
 	for range 3 {
 		if err := Trim(); err != nil {
 			t.Fatal(err)
