@@ -187,7 +187,7 @@ func (m *Machine) destroy() {
 	}
 	m.init, m.pid = nil, 0
 	for _, c := range m.cgroups {
-		Eventually(m.T, 2*time.Minute, "remove cgroup "+c, func() error { return removeCgroup(c) })
+		Eventually(m.T, Longer, "remove cgroup "+c, func() error { return removeCgroup(c) })
 	}
 	m.cgroups = nil
 }
