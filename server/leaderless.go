@@ -8,10 +8,12 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/raftstore"
 )
 
 // leaderlessRetry is how long a server that starts waits before it asks the store again that had no leader. The question itself takes seconds then.
@@ -43,6 +45,14 @@ func (s *Server) whileNobodyLeads(ctx context.Context, do func() error) error {
 		case <-time.After(leaderlessRetry):
 		}
 	}
+}
+
+// awaitStore waits until the store answers what only a leader's word makes sure.
+func (s *Server) awaitStore(ctx context.Context, store *raftstore.Store) error {
+	return s.whileNobodyLeads(ctx, func() error {
+		_, err := store.Client().KV.Get(ctx, "/registry", clientv3.WithCountOnly())
+		return err
+	})
 }
 
 // passes says whether an error of the store's is one that a leader cures.

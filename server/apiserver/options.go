@@ -10,6 +10,7 @@
 package apiserver
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -94,6 +95,10 @@ type Options struct {
 	// Fence judges requests whose context carries a term of leadership, see
 	// TermConfig; nil when there are none.
 	Fence Fence
+
+	// Await, when set, returns when the store answers, or with an error when it never will or ctx is done. Run asks it before upstream's
+	// start-up hooks begin, which end the process when they find a store that does not answer for a minute.
+	Await func(ctx context.Context) error
 
 	// ExtraArgs are kube-apiserver flags as NAME=VALUE, applied last.
 	ExtraArgs []string

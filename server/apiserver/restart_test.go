@@ -5,7 +5,9 @@ package apiserver
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"regexp"
 	"runtime"
 	"runtime/pprof"
@@ -112,6 +114,86 @@ func TestStopWhileStarting(t *testing.T) {
 		}
 		cancel()
 	}
+	select {
+	case code := <-exits:
+		t.Errorf("upstream asked the process to exit with %d", code)
+	default:
+	}
+}
+
+// TestStoreWithoutAnswers wants a server whose store does not answer to begin nothing, however long that takes: upstream's start-up hooks give the store a
+// minute and end the process then. One that waits is stopped at once and leaves the port, and one whose store answers in the end becomes ready.
+func TestStoreWithoutAnswers(t *testing.T) {
+	exits := make(chan int, 1)
+	exit := klog.OsExit
+	t.Cleanup(func() { klog.OsExit = exit })
+	klog.OsExit = func(code int) {
+		select {
+		case exits <- code:
+		default:
+		}
+		runtime.Goexit()
+	}
+	f := newFixture(t)
+	never := errors.New("the store is damaged")
+	for name, tt := range map[string]struct {
+		await func(ctx context.Context, stop func()) error
+		want  error
+	}{
+		"stopped while it waits": {func(ctx context.Context, stop func()) error {
+			stop()
+			<-ctx.Done()
+			return ctx.Err()
+		}, nil},
+		"a store that will never answer": {func(context.Context, func()) error { return never }, never},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			o := f.options(t)
+			o.Await = func(ctx context.Context) error { return tt.await(ctx, stop) }
+			s, err := New(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Run(ctx); !errors.Is(err, tt.want) {
+				t.Errorf("it ended with %v", err)
+			}
+			select {
+			case <-s.Ready():
+				t.Error("it was ready")
+			default:
+			}
+			if _, err := o.Listener.Accept(); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("its port is still open: %v", err)
+			}
+		})
+	}
+	t.Run("it answers in the end", func(t *testing.T) {
+		o := f.options(t)
+		asked, answers := make(chan struct{}), make(chan struct{})
+		o.Await = func(ctx context.Context) error {
+			close(asked)
+			select {
+			case <-answers:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		begun := make(chan struct{})
+		go func() {
+			<-asked
+			close(begun)
+			close(answers)
+		}()
+		f.start(t, o)
+		select {
+		case <-begun:
+		default:
+			t.Error("it was ready before the store answered")
+		}
+	})
 	select {
 	case code := <-exits:
 		t.Errorf("upstream asked the process to exit with %d", code)

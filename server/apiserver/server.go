@@ -106,8 +106,18 @@ func (s *Server) Nodes() corelisters.NodeLister { return s.nodes }
 //
 // A stop that comes while the server is starting waits until it has started, or
 // for startPatience: two of upstream's hooks end the process when they are
-// stopped half-way.
+// stopped half-way. One that still waits for the store stops at once: no hook has
+// begun.
 func (s *Server) Run(ctx context.Context) error {
+	if s.options.Await != nil {
+		if err := s.options.Await(ctx); err != nil {
+			s.release(ctx)
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("API server: waiting for the store: %w", err)
+		}
+	}
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	watcherDone := make(chan struct{})
@@ -151,6 +161,19 @@ func (s *Server) Run(ctx context.Context) error {
 		return fmt.Errorf("API server: %w", err)
 	}
 	return nil
+}
+
+// release frees what New took, in the place of a run.
+func (s *Server) release(ctx context.Context) {
+	upstream := s.chain.aggregator.GenericAPIServer
+	upstream.SecureServingInfo.Listener.Close()
+	upstream.Destroy()
+	drain, drained := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer drained()
+	if err := s.transport.Close(drain); err != nil {
+		s.options.Logger.Warn("requests to an API server that never ran have not ended", "error", err)
+	}
+	s.informers.Release()
 }
 
 // watchReadiness closes ready when /readyz passes for the first time.
