@@ -27,7 +27,7 @@ import (
 
 const (
 	// soon is how long something may take that takes seconds on a machine that is not busy.
-	soon = 2 * time.Minute
+	soon = 3 * time.Minute
 	// askTimeout bounds one question of the scenario's own.
 	askTimeout = 10 * time.Second
 	// balanced is where the parts of an agent's node, and programs on its machine, reach the API.
@@ -91,7 +91,7 @@ func (c *Cluster) Join() *harness.Server {
 	return s
 }
 
-// Client makes a client on a machine for the API at host:port, with connections of its own. timeout bounds each request but watches.
+// Client makes a client on a machine for the API at host:port, with connections of its own. timeout bounds each request, watches too; 0: none.
 func (c *Cluster) Client(from *harness.Machine, address string, timeout time.Duration) *kubernetes.Clientset {
 	c.T.Helper()
 	config := rest.CopyConfig(c.config)
@@ -207,11 +207,11 @@ func Without(servers []*harness.Server, one *harness.Server) []*harness.Server {
 // Service kubernetes, and every node is ready.
 func (c *Cluster) WaitWhole() {
 	c.T.Helper()
-	harness.Eventually(c.T, soon, "the cluster is whole", func() error { return c.whole(context.Background()) })
+	harness.Eventually(c.T, harness.Longer, "the cluster is whole", func() error { return c.whole(context.Background()) })
 }
 
 func (c *Cluster) whole(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 3*askTimeout) // many questions
 	defer cancel()
 	for _, s := range append(slices.Clone(c.Servers), c.Agents...) {
 		if err := s.Alive(); err != nil {

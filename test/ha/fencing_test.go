@@ -62,7 +62,7 @@ func TestFencing(t *testing.T) {
 			return err
 		})
 		c.clear(t, api, name)
-		events, err := api.CoreV1().Pods("default").Watch(t.Context(), metav1.ListOptions{})
+		events, err := c.Client(others[0].Machine, own, 0).CoreV1().Pods("default").Watch(t.Context(), metav1.ListOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -30,7 +30,7 @@ func TestDelay(t *testing.T) {
 		port        int
 		least, most int
 		slow        bool
-	}{{delayed, sent / 4, sent * 3 / 4, true}, {prompt, sent, sent, false}} {
+	}{{delayed, sent / 4, sent * 3 / 4, true}, {prompt, sent * 9 / 10, sent, false}} { // a busy kernel may drop some of its own
 		in, err := b.ListenPacket(net.JoinHostPort(b.IP, strconv.Itoa(tt.port)))
 		if err != nil {
 			t.Fatal(err)
@@ -48,7 +48,11 @@ func TestDelay(t *testing.T) {
 		}
 		got := 0
 		for buffer := make([]byte, 100); ; got++ {
-			_ = in.SetReadDeadline(time.Now().Add(2 * time.Second)) // the end of all that come
+			patience := soon
+			if got >= tt.least {
+				patience = 2 * time.Second // the end of all that come
+			}
+			_ = in.SetReadDeadline(time.Now().Add(patience))
 			n, _, err := in.ReadFrom(buffer)
 			if err != nil {
 				break
