@@ -4,6 +4,9 @@ package server
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -30,6 +33,10 @@ const (
 	// tokensFile in the server's folder says that the store has the tokens, and of which generation this server's are: what was given on the command line does not count
 	// any more, and neither does a store that was set back to before.
 	tokensFile = "tokens-rotated"
+	// tokensSeenFile there says since when this server knows that tokens were replaced which work on for a time.
+	tokensSeenFile = "tokens-seen"
+	// clockSteps is how far a clock may be set back without that counting.
+	clockSteps = time.Minute
 	// tokensRetry is how long a server waits after it could not take the tokens over.
 	tokensRetry = 2 * time.Second
 )
@@ -50,6 +57,8 @@ type formerToken struct {
 	Role   token.Role `json:"role"`
 	Secret string     `json:"secret"`
 	Until  time.Time  `json:"until"`
+	// Grace is how long it works from when a server sees that it was replaced; 0 in a record of an earlier version.
+	Grace time.Duration `json:"grace,omitempty"`
 }
 
 func tokenBox(kv clientv3.KV, tlsDir string) (sealed.Box, error) {
@@ -135,6 +144,9 @@ func (s *Server) takeTokens(ctx context.Context, box sealed.Box) (uint64, error)
 			return 0, nil
 		}
 		set := r.set(token.Hash(s.pki.Root()))
+		if err := s.countHere(&set, r); err != nil {
+			return 0, err
+		}
 		if err := token.Keep(s.o.ServerDir, set); err != nil {
 			return 0, err
 		}
@@ -144,6 +156,57 @@ func (s *Server) takeTokens(ctx context.Context, box sealed.Box) (uint64, error)
 		s.tokens.Store(&set)
 		return r.Generation, nil
 	}
+}
+
+// seenToken is when this server saw that a token was replaced.
+type seenToken struct {
+	Hash string    `json:"hash"`
+	At   time.Time `json:"at"`
+}
+
+// countHere has the tokens that were replaced work no longer than their time from when this server saw it. That is kept in a file, so that a new start does not begin the time anew. While the
+// server runs its clock may be set as it likes: what is counted in memory does not follow it.
+func (s *Server) countHere(set *token.Set, r tokenRecord) error {
+	file := filepath.Join(s.o.ServerDir, tokensSeenFile)
+	var kept []seenToken
+	if data, err := os.ReadFile(file); err == nil {
+		_ = json.Unmarshal(data, &kept) // a damaged one: the other end counts
+	}
+	running := map[string]token.Former{}
+	if before := s.tokens.Load(); before != nil {
+		for _, f := range before.Former {
+			running[string(f.Role)+f.Secret] = f
+		}
+	}
+	now, next := s.o.Clock.Now(), []seenToken{}
+	for i, f := range r.Former {
+		if f.Grace <= 0 {
+			continue
+		}
+		hash := sha256.Sum256([]byte(string(f.Role) + f.Secret + f.Until.UTC().Format(time.RFC3339Nano)))
+		seen := seenToken{hex.EncodeToString(hash[:]), now}
+		if k := slices.IndexFunc(kept, func(k seenToken) bool { return k.Hash == seen.Hash }); k >= 0 {
+			seen.At = kept[k].At
+		}
+		next = append(next, seen)
+		set.Former[i].Here = seen.At.Add(f.Grace)
+		if was, ok := running[string(f.Role)+f.Secret]; ok && was.Until.Equal(f.Until) && !was.Here.IsZero() {
+			set.Former[i].Here = was.Here
+		} else if seen.At.After(now.Add(clockSteps)) { // the clock was set back meanwhile: how long ago it was is not known
+			set.Former[i].Here = now
+		}
+	}
+	if len(next) == 0 && len(kept) == 0 {
+		return nil
+	}
+	data, err := json.Marshal(next)
+	if err == nil {
+		_, err = atomicfile.WriteIfDifferent(file, append(data, '\n'), 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("keeping when tokens were replaced: %w", err)
+	}
+	return nil
 }
 
 // putBackTokens writes the tokens of this server's files into a store that has earlier ones, or none.
@@ -231,7 +294,7 @@ func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation
 	if err != nil {
 		return token.Token{}, nil, err
 	}
-	former := formerToken{Role: next.Role, Secret: r.Agent, Until: now.Add(rotation.Grace)}
+	former := formerToken{Role: next.Role, Secret: r.Agent, Until: now.Add(rotation.Grace), Grace: rotation.Grace}
 	if next.Role == token.RoleServer {
 		former.Secret, r.Server = r.Server, next.Secret
 	} else {

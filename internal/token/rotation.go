@@ -12,17 +12,20 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// Former is a token that was replaced and works until a time.
+// Former is a token that was replaced and works until a time: until the earlier one of two.
 type Former struct {
 	Token
+	// Until is the end as the server's clock had it on which the token was replaced.
 	Until time.Time
+	// Here, if set, is the end as this server counts it, from when it saw that the token was replaced: its clock may be behind that other one.
+	Here time.Time
 }
 
 // Valid are the tokens that work at a time, the lasting ones first.
 func (s Set) Valid(now time.Time) []Token {
 	out := []Token{s.Agent, s.Server}
 	for _, f := range s.Former {
-		if now.Before(f.Until) {
+		if now.Before(f.Until) && (f.Here.IsZero() || now.Before(f.Here)) {
 			out = append(out, f.Token)
 		}
 	}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"k8s.io/utils/clock"
+
+	"github.com/coracle-k8s/coracle/internal/token"
+)
+
+// offClock is a clock that shows another time than the world's.
+type offClock struct {
+	clock.RealClock
+	world *time.Time
+	by    time.Duration
+}
+
+func (c *offClock) Now() time.Time { return c.world.Add(c.by) }
+
+// TestGraceByAnyClock: however wrong a server's clock is, and however often it starts anew, no token that was replaced works there for longer than its time from when it saw that. And
+// where the clock is right it works that long.
+func TestGraceByAnyClock(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	begin := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	worked, ended := 0, 0
+	for range 100 {
+		world := begin
+		c := &offClock{world: &world}
+		if r.IntN(3) > 0 {
+			c.by = time.Duration(r.IntN(100)-50) * time.Hour
+		}
+		s := &Server{o: Options{ServerDir: t.TempDir(), Clock: c}, log: slog.New(slog.DiscardHandler)}
+		grace := time.Duration(1+r.IntN(10)) * time.Hour
+		record := tokenRecord{Generation: 1, Server: "now", Agent: "agent", Former: []formerToken{{Role: token.RoleServer, Secret: "old", Until: begin.Add(grace), Grace: grace}}}
+		if r.IntN(3) == 0 {
+			world = world.Add(time.Duration(r.IntN(3)) * time.Hour) // it was off at first
+		}
+		saw, running := world, false
+		for range 40 {
+			set := record.set("hash")
+			if err := s.countHere(&set, record); err != nil {
+				t.Fatal(err)
+			}
+			s.tokens.Store(&set)
+			works := slices.ContainsFunc(set.Valid(c.Now()), func(t token.Token) bool { return t.Secret == "old" })
+			switch elapsed := world.Sub(saw); {
+			case works && elapsed >= grace:
+				t.Fatalf("by a clock that is off by %v it works %v after it was seen, and was given %v", c.by, elapsed, grace)
+			case !works && c.by == 0 && world.Before(begin.Add(grace)):
+				t.Fatalf("by a right clock it does not work %v after it was replaced, and was given %v", world.Sub(begin), grace)
+			case works:
+				worked++
+			default:
+				ended++
+			}
+			if running = r.IntN(3) > 0; !running { // a new start knows what is in the files
+				s = &Server{o: s.o, log: s.log}
+			}
+			world = world.Add(time.Duration(r.IntN(40)) * time.Minute)
+		}
+	}
+	if worked < 100 || ended < 100 {
+		t.Errorf("it worked %d times and did not %d times: that tries nothing", worked, ended)
+	}
+}
+
+// TestGraceAfterTrouble: a clock that was set back while the server was off makes no new time, and neither does a later replacement.
+func TestGraceAfterTrouble(t *testing.T) {
+	world := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	c := &offClock{world: &world}
+	s := &Server{o: Options{ServerDir: t.TempDir(), Clock: c}, log: slog.New(slog.DiscardHandler)}
+	record := tokenRecord{Generation: 1, Server: "now", Agent: "agent", Former: []formerToken{{Role: token.RoleServer, Secret: "old", Until: world.Add(time.Hour), Grace: time.Hour}}}
+	valid := func() int {
+		t.Helper()
+		set := record.set("hash")
+		if err := s.countHere(&set, record); err != nil {
+			t.Fatal(err)
+		}
+		s.tokens.Store(&set)
+		return len(set.Valid(c.Now()))
+	}
+	if n := valid(); n != 3 {
+		t.Errorf("%d tokens work at first", n)
+	}
+	s.tokens.Store(nil)
+	c.by = -time.Hour
+	if n := valid(); n != 2 {
+		t.Errorf("%d tokens work after the clock was set back", n)
+	}
+	c.by = 0
+	s.tokens.Store(nil)
+	record.Former = append(record.Former, formerToken{Role: token.RoleAgent, Secret: "older agents'", Until: world.Add(2 * time.Hour), Grace: 2 * time.Hour})
+	world = world.Add(59 * time.Minute)
+	if n := valid(); n != 4 {
+		t.Errorf("%d tokens work after another one was replaced", n)
+	}
+	world = world.Add(time.Minute)
+	if n := valid(); n != 3 {
+		t.Errorf("%d tokens work when the first one's time is over", n)
+	}
+	record.Former = nil
+	valid()
+	if data, err := os.ReadFile(filepath.Join(s.o.ServerDir, tokensSeenFile)); err != nil || string(data) != "[]\n" {
+		t.Errorf("what is kept of tokens that are gone: %s, %v", data, err)
+	}
+}
