@@ -32,6 +32,9 @@ func (d *deleter) Delete() error {
 	if err != nil {
 		return err
 	}
+	if err := d.v.wanted(d.pv); err != nil {
+		return err
+	}
 	node, err := d.v.nodeOf(d.pv)
 	if err != nil {
 		return err
@@ -49,6 +52,22 @@ func (d *deleter) Delete() error {
 	}
 	if err != nil {
 		return fmt.Errorf("node %s: %w", node, err)
+	}
+	return nil
+}
+
+// wanted fails if a volume is to stay after all. Upstream's controller hands on what its cache has of the volume, which may be older than the claim's deletion
+// by which it was told to act: who has just said that a volume is to be retained, and then deleted its claim, would lose the data. It also keeps a server that
+// does not know yet that it leads no more from removing anything, since it gets no answer.
+func (v *Volumes) wanted(pv *corev1.PersistentVolume) error {
+	now, err := v.o.Client.CoreV1().PersistentVolumes().Get(v.o.Context, pv.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err): // upstream's controller has just read it
+		return nil
+	case err != nil:
+		return fmt.Errorf("reading PersistentVolume %s once more before its directory is removed: %w", pv.Name, err)
+	case now.UID != pv.UID, now.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete:
+		return volumeerrors.NewDeletedVolumeInUseError(fmt.Sprintf("PersistentVolume %s has changed: its directory stays for now", pv.Name)) // an event, and no phase Failed
 	}
 	return nil
 }

@@ -263,6 +263,31 @@ func TestDelete(t *testing.T) {
 }
 
 // TestDeleteNothingElse: whoever may write PersistentVolumes has nothing removed that is not theirs.
+// TestDeleteRetained: the cache still has the policy Delete, and somebody has said Retain.
+func TestDeleteRetained(t *testing.T) {
+	f := newFixture(t, "n1")
+	pv, err := f.provision(t, claim(), nil, "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.nodes.take()
+	now := pv.DeepCopy()
+	now.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
+	if _, err := f.client.CoreV1().PersistentVolumes().Create(t.Context(), now, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	d, err := f.NewDeleter(klog.Background(), volume.NewSpecFromPersistentVolume(pv, false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Delete(); !volumeerrors.IsDeletedVolumeInUse(err) {
+		t.Errorf("deleting it: %v", err)
+	}
+	if asked := f.nodes.take(); asked != "" {
+		t.Errorf("the node was asked for %s", asked)
+	}
+}
+
 func TestDeleteNothingElse(t *testing.T) {
 	f := newFixture(t, "n1")
 	for _, path := range []string{
