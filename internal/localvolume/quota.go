@@ -8,6 +8,7 @@ import (
 	"hash/fnv"
 	"os"
 	"runtime"
+	"strings"
 	"syscall"
 	"unsafe"
 
@@ -99,6 +100,22 @@ func limits(folder *os.File) bool {
 	return err == nil && a.project == 0 && a.flags&inheritsProject == 0
 }
 
+// isProjectOf says whether a number is one that giveProject gives to a volume, whose directory may have been set aside. A pod can give what is its own to any
+// project (the kernel asks only who owns a file), and the limit of another volume is not to be changed for that.
+func isProjectOf(project uint32, name string) bool {
+	if rest, was := strings.CutPrefix(name, aside); was {
+		_, name, _ = strings.Cut(rest, "-")
+	}
+	return isOurProject(project) && (project-firstProjectOf(name))%projects < mostTaken
+}
+
+// firstProjectOf is where the search for a volume's number begins.
+func firstProjectOf(name string) uint32 {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(name)) // never fails
+	return firstProject + h.Sum32()%projects
+}
+
 // isOurProject says whether this package gives such numbers.
 func isOurProject(project uint32) bool {
 	return project >= firstProject && project-firstProject < projects
@@ -142,10 +159,8 @@ func giveProject(folder, dir *os.File, name string) (uint32, error) {
 	if err != nil || a.project != 0 {
 		return a.project, err
 	}
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(name)) // never fails
 	for i := range uint32(mostTaken) {
-		project := firstProject + (h.Sum32()+i)%projects
+		project := firstProject + (firstProjectOf(name)+i)%projects // firstProject is a multiple of projects
 		var q diskQuota
 		err := quotactl(folder, getQuota, project, unsafe.Pointer(&q))
 		if err != nil && !errors.Is(err, unix.ENOENT) { // XFS has none of what it never heard of
@@ -198,7 +213,7 @@ func projectOf(folder int, name string) uint32 {
 	dir := os.NewFile(uintptr(fd), name)
 	defer dir.Close()
 	a, err := attributes(dir)
-	if err != nil || !isOurProject(a.project) {
+	if err != nil || !isProjectOf(a.project, name) {
 		return 0
 	}
 	return a.project

@@ -48,6 +48,7 @@ func TestQuota(t *testing.T) {
 			t.Run("limits", func(t *testing.T) { testLimits(t, folder) })
 			t.Run("removed", func(t *testing.T) { testLimitRemoved(t, folder) })
 			t.Run("taken", func(t *testing.T) { testTaken(t, folder) })
+			t.Run("stolen", func(t *testing.T) { testStolen(t, folder) })
 			t.Run("folder of a project", func(t *testing.T) { testFolderOfProject(t, folder) })
 			command(t, "umount", folder)
 			mount(t, file, folder, "loop") // it has the numbers, and enforces nothing
@@ -152,6 +153,50 @@ func testLimitRemoved(t *testing.T, folder string) {
 		}
 		return err
 	})
+}
+
+// TestProjectsOf: a volume's numbers are its own, also where they go round and when its directory was set aside.
+func TestProjectsOf(t *testing.T) {
+	for _, name := range []string{volume, other("ffff"), other("aaaa")} {
+		first := firstProjectOf(name)
+		for i, want := range map[uint32]bool{0: true, mostTaken - 1: true, mostTaken: false, projects - 1: false} {
+			project := firstProject + (first+i)%projects
+			for _, as := range []string{name, asideName(name, 0), asideName(name, 17)} {
+				if isProjectOf(project, as) != want {
+					t.Errorf("the number %d after the first of %s: %v", i, as, !want)
+				}
+			}
+		}
+	}
+	if isProjectOf(0, volume) || isProjectOf(7, volume) || isProjectOf(firstProjectOf(other("ffff")), volume) {
+		t.Error("another's number is the volume's")
+	}
+}
+
+// testStolen: a pod gives its volume's directory to another volume's project. The other one's limit stays what it is, whatever becomes of the first.
+func testStolen(t *testing.T, folder string) {
+	f := newFolders(t, folder)
+	thief, victim := other("dddd"), other("eeee")
+	for _, name := range []string{thief, victim} {
+		do(t, f, Request{Op: Make, Name: name, Bytes: 4 << 20})
+	}
+	mine, theirs := open(t, filepath.Join(folder, thief)), open(t, filepath.Join(folder, victim))
+	a, err := attributes(mine)
+	b, err2 := attributes(theirs)
+	a.project = b.project
+	if err := errors.Join(err, err2, ioctl(mine, fsSetXattr, &a)); err != nil {
+		t.Fatal(err)
+	}
+	if a := do(t, f, Request{Op: Grow, Name: thief, Bytes: 64 << 20}); a.Quota {
+		t.Error("another volume's limit was raised")
+	}
+	do(t, f, Request{Op: Remove, Name: thief})
+	if err := f.clean(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if n, err := fill(t, filepath.Join(folder, victim), "8M"); err == nil || n > 4<<20 {
+		t.Errorf("the other volume, of 4 MiB, took %d bytes, %v", n, err)
+	}
 }
 
 // testTaken: a number that somebody has already is not given to a volume.

@@ -94,8 +94,13 @@ func (r *remover) remove(dir int, name string, depth int) error {
 	return nil
 }
 
-// empty removes a directory's entries.
+// mostStuck is how many entries of one directory that cannot be removed are passed over.
+const mostStuck = 100
+
+// empty removes a directory's entries. One that cannot be removed does not keep the others: what they held is room on the disk.
 func (r *remover) empty(dir *os.File, depth int) error {
+	stuck := map[string]bool{}
+	var first error
 	for {
 		if err := r.ctx.Err(); err != nil {
 			return err
@@ -104,16 +109,29 @@ func (r *remover) empty(dir *os.File, depth int) error {
 			return err
 		}
 		names, err := dir.Readdirnames(batch)
-		if len(names) == 0 {
-			if err == nil || errors.Is(err, io.EOF) {
-				return nil
-			}
+		if len(names) == 0 && !errors.Is(err, io.EOF) && err != nil {
 			return err
 		}
+		tried := false
 		for _, name := range names {
-			if err := r.remove(int(dir.Fd()), name, depth+1); err != nil {
-				return err
+			if stuck[name] {
+				continue
 			}
+			tried = true
+			err := r.remove(int(dir.Fd()), name, depth+1)
+			if err == nil {
+				continue
+			}
+			stuck[name] = true
+			if first == nil {
+				first = err
+			}
+			if len(stuck) > mostStuck {
+				return first
+			}
+		}
+		if !tried {
+			return first
 		}
 	}
 }

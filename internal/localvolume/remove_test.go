@@ -176,6 +176,48 @@ func TestRemoveMounted(t *testing.T) {
 	})
 }
 
+// TestRemoveAroundStuck: what cannot be removed keeps nothing else, wherever it lies and whatever the order of names.
+func TestRemoveAroundStuck(t *testing.T) {
+	inMountNamespace(t, func() {
+		dir := t.TempDir()
+		folder, outside := filepath.Join(dir, "storage"), filepath.Join(dir, "outside")
+		write(t, filepath.Join(outside, "file"), "x")
+		f := newFolders(t, folder)
+		set := filepath.Join(folder, asideName(volume, 0))
+		for _, stuck := range []string{"b/b/stuck", "b/stuck", "stuck"} {
+			at := filepath.Join(set, stuck)
+			if err := errors.Join(os.MkdirAll(at, 0o755), unix.Mount(outside, at, "", unix.MS_BIND, "")); err != nil {
+				t.Error(err)
+				return
+			}
+			defer func() { _ = unix.Unmount(at, 0) }()
+		}
+		for _, in := range []string{"", "a", "b", "b/a", "b/b", "b/c", "c"} {
+			n := 3
+			if in == "b" {
+				n = batch + 1
+			}
+			for i := range n {
+				write(t, filepath.Join(set, in, strconv.Itoa(i)), "")
+			}
+		}
+		if err := f.clean(t.Context()); !errors.Is(err, errMounted) {
+			t.Errorf("cleaning: %v", err)
+		}
+		left := 0
+		err := filepath.WalkDir(set, func(path string, d os.DirEntry, err error) error {
+			if err == nil && d.Name() == "stuck" {
+				return filepath.SkipDir
+			}
+			left++
+			return err
+		})
+		if err != nil || left != 3 { // the directories on the way to what is stuck
+			t.Errorf("%d entries are left, %v", left, err)
+		}
+	})
+}
+
 // TestDisks: a full disk and one that is read-only are named, and nothing half-made counts as a volume.
 func TestDisks(t *testing.T) {
 	inMountNamespace(t, func() {
