@@ -61,8 +61,15 @@ func newTestbed(t *testing.T, mode string) *testbed {
 	t.Helper()
 	nstest.RequireNFT(t)
 	b := &testbed{mode: mode, outside: nstest.New(t), pods: map[string]*nstest.NS{}, record: filepath.Join(t.TempDir(), "service-proxy")}
-	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
-		t.Fatal(err)
+	for name, value := range map[string]string{
+		"ip_forward": "1",
+		// What is sent back the way it came has the kernel tell of a better way, at first; once it has given up, each packet puts off the refusal
+		// that its rate limit would allow, and nobody is refused any more.
+		"conf/all/send_redirects": "0", "conf/default/send_redirects": "0",
+	} {
+		if err := os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0); err != nil {
+			t.Fatal(err)
+		}
 	}
 	b.outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24"}, []string{outsideAddr + "/24"})
 	for i, ip := range []string{"10.42.0.2", "10.42.0.6"} {
