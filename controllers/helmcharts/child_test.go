@@ -99,7 +99,7 @@ func TestChild(t *testing.T) {
 	t.Cleanup(func() { goleak.VerifyNone(t, before) }) // after the API server, which children closes
 	t.Setenv("HELM_TEST_SECRET", "of the server")
 	c := children(t)
-	r, err := c.Do(t.Context(), &helmjob.Request{Operation: helmjob.Uninstall, Namespace: "a", Release: "b"})
+	r, err := c.Do(t.Context(), &helmjob.Request{Operation: helmjob.Uninstall, Seal: []byte("seal"), Namespace: "a", Release: "b"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +121,7 @@ func TestChildEnds(t *testing.T) {
 	c.Program = func() (string, error) { close(begun); return program() }
 	done := make(chan error, 1)
 	go func() {
-		_, err := c.Do(ctx, &helmjob.Request{Operation: helmjob.Uninstall, Namespace: "a", Release: "hangs"})
+		_, err := c.Do(ctx, &helmjob.Request{Operation: helmjob.Uninstall, Seal: []byte("seal"), Namespace: "a", Release: "hangs"})
 		done <- err
 	}()
 	<-begun

@@ -81,6 +81,7 @@ type Controller struct {
 
 	entries  map[types.NamespacedName]*entry // the loop's alone
 	at       int                             // children at work
+	sealed   []byte                          // what releases are sealed with, once it was read
 	children sync.WaitGroup
 	events   struct {
 		once     sync.Once

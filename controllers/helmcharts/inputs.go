@@ -97,7 +97,9 @@ func (r reader) request(ctx context.Context, c *kinds.HelmChart, config *kinds.H
 		Driver: c.Spec.Driver,
 	}
 	if c.Spec.Timeout != nil {
-		q.Timeout = c.Spec.Timeout.Duration
+		if q.Timeout = c.Spec.Timeout.Duration; q.Timeout < 0 {
+			return nil, "", "", problem(string(helmjob.BadRequest), "The field timeout is negative: %s.", q.Timeout)
+		}
 	}
 	if err := r.chart(c, q); err != nil {
 		return nil, "", "", err

@@ -83,19 +83,30 @@ func (o *objects) run(ctx context.Context) {
 	both.Wait()
 }
 
-// all are the charts that can be read, with their configs, by name.
-func (o *objects) all() (charts []*kinds.HelmChart, configs map[types.NamespacedName]*kinds.HelmChartConfig, err error) {
-	configs = map[types.NamespacedName]*kinds.HelmChartConfig{}
+// found are the cluster's objects.
+type found struct {
+	charts  []*kinds.HelmChart // by name
+	configs map[types.NamespacedName]*kinds.HelmChartConfig
+	// broken says of charts why they or their configs cannot be read. The API server has compared them with the definition, which may be
+	// somebody else's, and takes numbers that are too large and durations that are none.
+	broken map[types.NamespacedName]string
+}
+
+// all are the cluster's charts, with their configs.
+func (o *objects) all() found {
+	f := found{configs: map[types.NamespacedName]*kinds.HelmChartConfig{}, broken: map[types.NamespacedName]string{}}
 	for _, item := range o.configs.GetStore().List() {
 		u, ok := item.(*unstructured.Unstructured)
 		if !ok {
 			continue
 		}
+		name := types.NamespacedName{Namespace: u.GetNamespace(), Name: u.GetName()}
 		config, err := kinds.ConfigFrom(u)
-		if err != nil { // the API server has compared it with the definition: it cannot be
-			return nil, nil, err
+		if err != nil {
+			f.broken[name] = err.Error()
+			continue
 		}
-		configs[types.NamespacedName{Namespace: config.Namespace, Name: config.Name}] = config
+		f.configs[name] = config
 	}
 	for _, item := range o.charts.GetStore().List() {
 		u, ok := item.(*unstructured.Unstructured)
@@ -104,14 +115,15 @@ func (o *objects) all() (charts []*kinds.HelmChart, configs map[types.Namespaced
 		}
 		chart, err := kinds.ChartFrom(u)
 		if err != nil {
-			return nil, nil, err
+			chart = kinds.Outline(u)
+			f.broken[nameOf(chart)] = err.Error()
 		}
-		charts = append(charts, chart)
+		f.charts = append(f.charts, chart)
 	}
-	slices.SortFunc(charts, func(a, b *kinds.HelmChart) int {
+	slices.SortFunc(f.charts, func(a, b *kinds.HelmChart) int {
 		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
 	})
-	return charts, configs, nil
+	return f
 }
 
 // whole reads a chart with its archive.
@@ -190,10 +202,7 @@ func (c *Controller) letGo(ctx context.Context) {
 			return err
 		}
 		for i := range all.Items {
-			chart, err := kinds.ChartFrom(&all.Items[i])
-			if err != nil {
-				return err
-			}
+			chart := kinds.Outline(&all.Items[i])
 			if slices.Contains(chart.Finalizers, Finalizer) {
 				if err := o.let(ctx, chart, Finalizer); err != nil {
 					return err

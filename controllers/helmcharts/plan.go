@@ -75,6 +75,8 @@ type View struct {
 	Hash, Key string
 	Problem   *Problem
 	Release   Release
+	// Rival is the chart that has the release, "" where it is this one.
+	Rival string
 	// NamespaceGone and NamespaceEnding are of the target namespace.
 	NamespaceGone, NamespaceEnding bool
 	// Work is nil where nothing is under way.
@@ -121,6 +123,7 @@ const (
 	ReasonNamespaceMissing = "NamespaceMissing"
 	ReasonNamespaceEnding  = "NamespaceTerminating"
 	ReasonNoChart          = "NoChart"
+	ReasonReleaseTaken     = "ReleaseTaken"
 	ReasonReleased         = "Unmanaged"
 	ReasonUninstalled      = "Uninstalled"
 	ReasonUninstalling     = "Uninstalling"
@@ -182,6 +185,8 @@ func (v *View) deleted() Decision {
 		return Decision{Step: Interrupt}
 	case v.Work != nil:
 		return Decision{Status: v.status(metav1.ConditionFalse, ReasonUninstalling, "The release is being removed.", false)}
+	case v.Rival != "":
+		return Decision{Step: Let, Event: &Event{Reason: ReasonReleaseTaken, Message: fmt.Sprintf("The release %s belongs to the HelmChart %s, and stays.", name, v.Rival)}}
 	case v.NamespaceGone:
 		return Decision{Step: Let, Event: &Event{Warning: true, Reason: ReasonLeftBehind, Message: fmt.Sprintf(
 			"The release went with its namespace %s. Objects of the chart that are in no namespace or in another one are still there, if it had any.", Target(v.Chart))}}
@@ -217,6 +222,9 @@ func (v *View) kept() Decision {
 		return Decision{Status: v.working()}
 	case v.Problem != nil:
 		return Decision{Status: v.status(metav1.ConditionFalse, v.Problem.Reason, v.Problem.Message, true)}
+	case v.Rival != "":
+		return Decision{Status: v.status(metav1.ConditionFalse, ReasonReleaseTaken, fmt.Sprintf(
+			"The release %s/%s belongs to the HelmChart %s, which is older. Give this one another name or targetNamespace.", Target(c), c.Name, v.Rival), true)}
 	case v.NamespaceEnding:
 		return Decision{Status: v.status(metav1.ConditionFalse, ReasonNamespaceEnding, "The namespace "+Target(c)+" is being deleted.", false)}
 	case v.NamespaceGone && !c.Spec.CreateNamespace:
@@ -282,7 +290,7 @@ func (v *View) status(ready metav1.ConditionStatus, reason, message string, fail
 	}
 	bad := metav1.Condition{Type: kinds.Failed, Status: metav1.ConditionFalse, Reason: "NotFailed"}
 	if failed {
-		bad.Status, bad.Reason, bad.Message = metav1.ConditionTrue, reason, message
+		bad.Status, bad.Reason, bad.Message = metav1.ConditionTrue, reason, clip(message)
 	}
 	for _, c := range []metav1.Condition{began, bad, {Type: kinds.Ready, Status: ready, Reason: reason, Message: clip(message), ObservedGeneration: v.Chart.Generation}} {
 		c.LastTransitionTime = metav1.NewTime(v.Now.Truncate(time.Second))

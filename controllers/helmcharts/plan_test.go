@@ -3,12 +3,14 @@
 package helmcharts
 
 import (
+	"math"
 	"strings"
 	"testing"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 	"github.com/coracle-k8s/coracle/internal/helmjob"
@@ -49,6 +51,41 @@ func working(op helmjob.Operation, hash string) func(*View) {
 }
 
 func failed(t Tries) func(*View) { return func(v *View) { v.Tries = t } }
+
+func rival(v *View) { v.Rival = "other/web" }
+
+// TestRivals: of the charts with one release the oldest has it, and those that nobody manages have none.
+func TestRivals(t *testing.T) {
+	chart := func(namespace, target string, age time.Duration, change ...func(*kinds.HelmChart)) *kinds.HelmChart {
+		c := &kinds.HelmChart{Spec: kinds.ChartSpec{TargetNamespace: target}}
+		c.Namespace, c.Name, c.CreationTimestamp = namespace, "web", metav1.NewTime(testNow.Add(-age))
+		for _, f := range change {
+			f(c)
+		}
+		return c
+	}
+	got := rivals([]*kinds.HelmChart{
+		chart("a", "prod", time.Minute), chart("b", "prod", time.Hour), chart("prod", "", time.Minute), chart("c", "other", 0),
+		chart("d", "prod", 2*time.Hour, func(c *kinds.HelmChart) { c.Annotations = map[string]string{Unmanaged: ""} }),
+		chart("e", "prod", 2*time.Hour, func(c *kinds.HelmChart) { c.Spec.Driver = "configmap" }),
+		chart("f", "prod", 2*time.Hour, func(c *kinds.HelmChart) { c.Name = "db" }),
+	})
+	b := types.NamespacedName{Namespace: "b", Name: "web"}
+	if len(got) != 2 || got[types.NamespacedName{Namespace: "a", Name: "web"}] != b || got[types.NamespacedName{Namespace: "prod", Name: "web"}] != b {
+		t.Errorf("rivals are %v", got)
+	}
+}
+
+// TestLimit: a process gets some time with every timeout.
+func TestLimit(t *testing.T) {
+	for timeout, want := range map[time.Duration]time.Duration{
+		0: 55 * time.Minute, time.Second: 5*time.Minute + 10*time.Second, math.MaxInt64: 10*longest + 5*time.Minute,
+	} {
+		if got := limit(timeout); got != want {
+			t.Errorf("with a timeout of %s it is %s, want %s", timeout, got, want)
+		}
+	}
+}
 
 func TestDecide(t *testing.T) {
 	early := testNow.Add(time.Minute)
@@ -106,6 +143,10 @@ func TestDecide(t *testing.T) {
 		{name: "deleted, failed too often", view: installed(removed, failed(Tries{Key: uninstallKey, Count: 3, Next: early})), want: Let, event: "LeftBehind"},
 		{name: "deleted with its namespace, failed once", view: installed(removed, func(v *View) { v.NamespaceEnding = true }, failed(Tries{Key: uninstallKey, Count: 1, Next: early})),
 			want: Let, event: "LeftBehind"},
+
+		{name: "another chart's release", view: installed(rival), ready: "ReleaseTaken The release prod/web belongs to the HelmChart other/web, which is older."},
+		{name: "another chart's release, at work", view: installed(rival, working(helmjob.Apply, "hash")), ready: "Working"},
+		{name: "deleted, and the release is another chart's", view: installed(removed, rival), want: Let, event: "ReleaseTaken"},
 
 		{name: "unmanaged", view: installed(annotated(Unmanaged, "")), want: Let, ready: "Unmanaged", event: "Unmanaged"},
 		{name: "unmanaged, at work", view: installed(annotated(Unmanaged, "true"), working(helmjob.Apply, "hash"))},

@@ -25,6 +25,9 @@ type entry struct {
 	// status is the chart's as this term has written it last; it counts before the chart's own, which may be older.
 	status *kinds.Status
 
+	broken string // why chart or config cannot be read
+	rival  string // the chart that has the release instead of this one
+
 	seen    string // of what chart and config say, when the rest was read
 	stale   bool   // it has to be read again
 	hash    string
@@ -66,12 +69,8 @@ func (c *Controller) round(ctx context.Context) (next time.Time) {
 			next = t
 		}
 	}
-	charts, configs, err := c.objects.all()
-	if err != nil { // it cannot be
-		c.log.Error("Helm charts cannot be read; it is tried again", "error", err)
-		return time.Now().Add(lastWait)
-	}
-	c.meet(charts, configs)
+	all := c.objects.all()
+	c.meet(all)
 	wanted := map[reference]bool{}
 	secrets, configMaps := false, false
 	for _, e := range c.entries {
@@ -82,7 +81,7 @@ func (c *Controller) round(ctx context.Context) (next time.Time) {
 		configMaps = configMaps || e.chart.Spec.Driver == "configmap"
 	}
 	c.watches.want(ctx, wanted, secrets, configMaps)
-	for _, chart := range charts {
+	for _, chart := range all.charts {
 		e := c.entries[nameOf(chart)]
 		if e == nil || ctx.Err() != nil {
 			continue
@@ -117,10 +116,11 @@ func (c *Controller) later(e *entry, err error) {
 }
 
 // meet brings the entries in line with the objects.
-func (c *Controller) meet(charts []*kinds.HelmChart, configs map[types.NamespacedName]*kinds.HelmChartConfig) {
+func (c *Controller) meet(all found) {
+	others := rivals(all.charts)
 	refs, releases := c.watches.changed()
 	present := map[types.NamespacedName]bool{}
-	for _, chart := range charts {
+	for _, chart := range all.charts {
 		if !Managed(chart) && !ours(chart) {
 			continue
 		}
@@ -135,7 +135,10 @@ func (c *Controller) meet(charts []*kinds.HelmChart, configs map[types.Namespace
 			}
 			c.entries[name] = e
 		}
-		e.chart, e.config = chart, configs[name]
+		e.chart, e.config, e.broken, e.rival = chart, all.configs[name], all.broken[name], ""
+		if other, taken := others[name]; taken {
+			e.rival = other.String()
+		}
 		if seen := e.says(); seen != e.seen {
 			e.seen, e.stale = seen, true
 		}
@@ -160,7 +163,7 @@ func (c *Controller) meet(charts []*kinds.HelmChart, configs map[types.Namespace
 
 // says is what chart and config say, told apart by what the API counts.
 func (e *entry) says() string {
-	s := fmt.Sprint(e.chart.UID, " ", e.chart.Generation, " ", e.chart.Annotations[Reconcile])
+	s := fmt.Sprint(e.chart.UID, " ", e.chart.Generation, " ", e.chart.Annotations[Reconcile], " ", e.rival, " ", e.broken)
 	if e.config != nil {
 		s += fmt.Sprint(" ", e.config.UID, " ", e.config.Generation)
 	}
@@ -174,7 +177,14 @@ func (c *Controller) look(ctx context.Context, e *entry) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	if e.chart.DeletionTimestamp == nil {
+	unnamed := nameable(e.chart)
+	switch {
+	case e.chart.DeletionTimestamp != nil:
+	case unnamed != nil:
+		e.problem = unnamed
+	case e.broken != "":
+		e.problem = &Problem{string(helmjob.BadRequest), "This object has a value that is none of its field's: " + e.broken + "."}
+	default:
 		_, hash, key, err := c.reader.request(ctx, e.chart, e.config)
 		e.problem = asProblem(err)
 		if err != nil && e.problem == nil {
@@ -183,6 +193,10 @@ func (c *Controller) look(ctx context.Context, e *entry) error {
 		e.hash, e.key = hash, key
 	}
 	if e.work == nil {
+		if unnamed != nil {
+			e.release, e.stale = Release{}, false
+			return nil
+		}
 		var err error
 		if e.release, err = c.watches.release(ctx, e.chart.Spec.Driver, types.NamespacedName{Namespace: Target(e.chart), Name: e.chart.Name}); err != nil {
 			return err
@@ -197,7 +211,7 @@ func (e *entry) view(c *Controller, now time.Time) *View {
 	if e.status != nil {
 		chart.Status = *e.status
 	}
-	v := &View{Chart: &chart, Hash: e.hash, Key: e.key, Problem: e.problem, Release: e.release, Tries: e.tries, Now: now}
+	v := &View{Chart: &chart, Hash: e.hash, Key: e.key, Problem: e.problem, Release: e.release, Tries: e.tries, Rival: e.rival, Now: now}
 	v.NamespaceGone, v.NamespaceEnding = c.namespaceOf(Target(&chart))
 	if e.work != nil {
 		v.Work = &e.work.Work
@@ -291,12 +305,16 @@ func (c *Controller) start(ctx context.Context, e *entry, step Step) error {
 	if e.chart.Spec.Timeout != nil {
 		q.Timeout = max(0, e.chart.Spec.Timeout.Duration)
 	}
+	seal, err := c.seal(ctx)
+	if err != nil {
+		return err
+	}
 	if step == Apply {
-		var err error
 		if q, err = c.prepare(ctx, e, w); err != nil {
 			return err
 		}
 	}
+	q.Seal = seal
 	child, cancel := context.WithTimeout(ctx, limit(q.Timeout))
 	w.cancel = cancel
 	e.work = w
@@ -333,12 +351,15 @@ func (c *Controller) prepare(ctx context.Context, e *entry, w *work) (*helmjob.R
 	return q, nil
 }
 
+// longest is the longest timeout that makes a difference.
+const longest = 30 * 24 * time.Hour
+
 // limit is how long a child may live. Helm's own timeout is for each hook and each wait: this is for one that hangs in something else.
 func limit(timeout time.Duration) time.Duration {
 	if timeout == 0 {
 		timeout = helmjob.DefaultTimeout
 	}
-	return 10*timeout + 5*time.Minute
+	return 10*min(timeout, longest) + 5*time.Minute
 }
 
 // settle notes how an operation ended.

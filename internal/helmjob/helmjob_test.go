@@ -41,6 +41,11 @@ func child() int {
 		fmt.Fprintln(os.Stderr, "I cannot go on")
 		fmt.Println("{")
 		return 1
+	case "endless":
+		for err == nil {
+			_, err = os.Stdout.WriteString(strings.Repeat("more ", 1000))
+		}
+		return 1
 	case "hang":
 		fmt.Fprintln(os.Stderr, "I hang")
 		_, _ = io.Copy(io.Discard, in) // until the parent is gone
@@ -64,7 +69,7 @@ func runner(t *testing.T) (Runner, *bytes.Buffer) {
 func request(namespace string) *Request {
 	// More than a pipe holds.
 	return &Request{
-		Operation: Apply, Kubeconfig: "k", Namespace: namespace, Release: "web", Timeout: time.Minute,
+		Operation: Apply, Seal: []byte("seal"), Kubeconfig: "k", Namespace: namespace, Release: "web", Timeout: time.Minute,
 		Chart: Chart{Content: bytes.Repeat([]byte("chart"), 100_000)}, Values: []Document{"a: <b>\n"},
 	}
 }
@@ -86,6 +91,11 @@ func TestRun(t *testing.T) {
 	r.Program += "-none"
 	if _, err := r.Run(t.Context(), request("default")); err == nil || !strings.Contains(err.Error(), r.Program) {
 		t.Errorf("without a program: %v", err)
+	}
+
+	r, _ = runner(t)
+	if _, err := r.Run(t.Context(), request("endless")); err == nil || !strings.Contains(err.Error(), "more than") {
+		t.Errorf("of a child that never ends to speak: %v", err)
 	}
 
 	req := request("default")
@@ -119,6 +129,7 @@ func TestValidate(t *testing.T) {
 		"kubeconfig": func(r *Request) { r.Kubeconfig = "" },
 		"namespace":  func(r *Request) { r.Namespace = "" },
 		"release":    func(r *Request) { r.Release = "" },
+		"seal":       func(r *Request) { r.Seal = nil },
 		"timeout":    func(r *Request) { r.Timeout = -1 },
 		"chart":      func(r *Request) { r.Chart = Chart{Repo: "https://example.com"} },
 		"policy":     func(r *Request) { r.FailurePolicy = "maybe" },
@@ -133,7 +144,7 @@ func TestValidate(t *testing.T) {
 			t.Errorf("a bad %s is taken", name)
 		}
 	}
-	if err := (&Request{Operation: Uninstall, Kubeconfig: "k", Namespace: "n", Release: "r"}).Validate(); err != nil {
+	if err := (&Request{Operation: Uninstall, Seal: []byte("seal"), Kubeconfig: "k", Namespace: "n", Release: "r"}).Validate(); err != nil {
 		t.Errorf("uninstalling: %v", err)
 	}
 }

@@ -51,6 +51,9 @@ type Request struct {
 	Release    string `json:"release"`   // its name
 	// Driver is where the release is kept: "secret", or "" for that, or "configmap".
 	Driver string `json:"driver,omitempty"`
+	// Seal is a secret of the cluster. What is written of a release carries a code that is made with it; what does not is believed only as far as
+	// the objects that it names bear the release's marks.
+	Seal []byte `json:"seal,omitempty"`
 	// Timeout is how long each hook, and each wait for a removal, may take. 0: DefaultTimeout.
 	Timeout time.Duration `json:"timeout,omitempty"`
 
@@ -132,6 +135,9 @@ func (r *Request) Validate() error {
 	}
 	if r.Kubeconfig == "" || r.Namespace == "" || r.Release == "" {
 		return errors.New("a request needs a kubeconfig, a namespace and a release's name")
+	}
+	if len(r.Seal) == 0 {
+		return errors.New("a request needs the cluster's seal for releases")
 	}
 	if r.Timeout < 0 {
 		return fmt.Errorf("the timeout is negative: %s", r.Timeout)

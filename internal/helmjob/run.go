@@ -4,6 +4,7 @@ package helmjob
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -45,10 +46,11 @@ func (r Runner) Run(ctx context.Context, req *Request) (*Result, error) {
 		return nil, fmt.Errorf("making a pipe for helm: %w", err)
 	}
 	defer ours.Close() // only after the child's end: the child takes the pipe's end for our death
-	var out, tail bytes.Buffer
+	out := &answer{}
+	var tail bytes.Buffer
 	last := &lastLines{to: r.Log, keep: &tail}
 	c := exec.CommandContext(ctx, r.Program, Name)
-	c.Stdin, c.Stdout, c.Stderr, c.Env = stdin, &out, last, r.Env
+	c.Stdin, c.Stdout, c.Stderr, c.Env = stdin, out, last, r.Env
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C at our terminal is ours to act on
 	c.WaitDelay = 10 * time.Second
 	err = c.Start()
@@ -68,10 +70,26 @@ func (r Runner) Run(ctx context.Context, req *Request) (*Result, error) {
 		return nil, fmt.Errorf("helm was stopped: %w", context.Cause(ctx))
 	}
 	result := &Result{}
-	if jsonErr := json.Unmarshal(out.Bytes(), result); jsonErr != nil {
-		return nil, fmt.Errorf("helm ended without a result: %w; its last words: %s", errors.Join(err, writeErr, jsonErr), strings.TrimSpace(tail.String()))
+	if jsonErr := json.Unmarshal(out.text.Bytes(), result); jsonErr != nil {
+		return nil, fmt.Errorf("helm ended without a result: %w; its last words: %s", errors.Join(err, writeErr, cmp.Or(out.over, jsonErr)), strings.TrimSpace(tail.String()))
 	}
 	return result, nil
+}
+
+// answer takes a result of a bounded size: the child may have been led by what it works on.
+type answer struct {
+	text bytes.Buffer
+	over error
+}
+
+const answerBytes = 4 << 20
+
+func (a *answer) Write(p []byte) (int, error) {
+	if a.text.Len()+len(p) > answerBytes {
+		a.over = fmt.Errorf("its result has more than %d bytes", answerBytes)
+		return 0, a.over // the pipe is closed then, which ends the child
+	}
+	return a.text.Write(p)
 }
 
 // lastLines passes a log on and keeps its end.

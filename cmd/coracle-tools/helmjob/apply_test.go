@@ -224,8 +224,8 @@ func (t *tester) child(ctx context.Context, req *helmjob.Request) (*helmjob.Resu
 	return helmjob.Runner{Program: program}.Run(ctx, req)
 }
 
-// orphan starts a child, and returns what makes it one whose parent is dead.
-func (t *tester) orphan(req *helmjob.Request) (die func() error) {
+// orphan starts a child, and returns its id and what makes it one whose parent is dead.
+func (t *tester) orphan(req *helmjob.Request) (pid int, die func() error) {
 	t.Helper()
 	program, err := os.Executable()
 	if err != nil {
@@ -242,7 +242,25 @@ func (t *tester) orphan(req *helmjob.Request) (die func() error) {
 	if err := json.NewEncoder(in).Encode(req); err != nil {
 		t.Fatal(err)
 	}
-	return func() error { return errors.Join(in.Close(), c.Wait()) }
+	return c.Process.Pid, func() error { return errors.Join(in.Close(), c.Wait()) }
+}
+
+// stepsBack looks that a child goes before anything else when memory is short, and that it may not take any amount.
+func (t *tester) stepsBack(pid int) {
+	t.Helper()
+	score, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+	if err != nil || strings.TrimSpace(string(score)) != "1000" {
+		t.Errorf("the child's oom_score_adj is %q, %v", score, err)
+	}
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(limits)) {
+		if f := strings.Fields(line); strings.HasPrefix(line, "Max data size") && f[3] != fmt.Sprint(maxData) {
+			t.Errorf("the child's memory is not limited: %s", line)
+		}
+	}
 }
 
 // TestKilled ends a child in a hook, as a kill and as the death of its parent, and lets the next one do it.
@@ -261,7 +279,13 @@ func TestKilled(t *testing.T) {
 			}()
 			return func() error { cancel(); return <-done }
 		},
-		func() func() error { return tt.orphan(hanging) },
+		func() func() error {
+			pid, die := tt.orphan(hanging)
+			return func() error {
+				tt.stepsBack(pid) // it is in its hook
+				return die()
+			}
+		},
 	} {
 		end := start()
 		testenv.Eventually(t, 2*time.Minute, "a child in its hook", func() error {

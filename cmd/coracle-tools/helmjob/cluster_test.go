@@ -61,6 +61,8 @@ func TestMain(m *testing.M) {
 	}())
 }
 
+var testSeal = []byte("a secret of the cluster")
+
 // hook is a Job that never ends, since nothing runs it.
 const hook = `apiVersion: batch/v1
 kind: Job
@@ -111,13 +113,13 @@ func newTester(t *testing.T) *tester {
 // request asks for a chart.
 func (t *tester) request(c charts.Chart) *helmjob.Request {
 	return &helmjob.Request{
-		Operation: helmjob.Apply, Kubeconfig: shared.kubeconfig, Namespace: t.ns, Release: "web",
+		Operation: helmjob.Apply, Seal: testSeal, Kubeconfig: shared.kubeconfig, Namespace: t.ns, Release: "web",
 		Chart: helmjob.Chart{Content: c.Archive()}, Timeout: time.Minute,
 	}
 }
 
 func (t *tester) removal() *helmjob.Request {
-	return &helmjob.Request{Operation: helmjob.Uninstall, Kubeconfig: shared.kubeconfig, Namespace: t.ns, Release: "web", Timeout: time.Minute}
+	return &helmjob.Request{Operation: helmjob.Uninstall, Seal: testSeal, Kubeconfig: shared.kubeconfig, Namespace: t.ns, Release: "web", Timeout: time.Minute}
 }
 
 // do has a request done that must end so. Each message is shown: reading them is part of the test.

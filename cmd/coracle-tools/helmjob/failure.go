@@ -33,7 +33,7 @@ func (f *failure) Error() string { return f.message }
 
 // fail makes a failure; its message is one line that begins with a capital.
 func fail(reason helmjob.Reason, again bool, format string, args ...any) error {
-	return &failure{reason: reason, again: again, message: sentence(strings.Join(strings.Fields(fmt.Sprintf(format, args...)), " "))}
+	return &failure{reason: reason, again: again, message: sentence(strings.Join(strings.Fields(clip(fmt.Sprintf(format, args...))), " "))}
 }
 
 // sentence makes one of an error's text.
@@ -44,6 +44,16 @@ func sentence(s string) string {
 		s += "."
 	}
 	return s
+}
+
+// maxMessage bounds a message, in bytes. A chart's template can fail with words of a hundred megabytes, and who asked keeps them in memory.
+const maxMessage = 8 << 10
+
+func clip(s string) string {
+	if len(s) <= maxMessage {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxMessage], "") + "…"
 }
 
 // unreachable tells what kept us from a repository or registry. what says what was asked for, in words that stand inside a

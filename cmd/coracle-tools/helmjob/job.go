@@ -45,7 +45,7 @@ func Do(ctx context.Context, o Options, req *helmjob.Request) (result *helmjob.R
 	defer func() {
 		if broken := recover(); broken != nil { // charts are anybody's input
 			j.log.Error("helm broke", "panic", broken)
-			result = &helmjob.Result{Reason: helmjob.Failed, Message: fmt.Sprintf("Helm broke on this chart: %v", broken)}
+			result = &helmjob.Result{Reason: helmjob.Failed, Message: clip(fmt.Sprintf("Helm broke on this chart: %v", broken))}
 		}
 	}()
 	if err := j.do(ctx); err != nil {
@@ -53,6 +53,7 @@ func Do(ctx context.Context, o Options, req *helmjob.Request) (result *helmjob.R
 		errors.As(err, &f)
 		j.result.Reason, j.result.TryAgain, j.result.Message = f.reason, f.again, f.message
 	}
+	j.result.Message = clip(j.result.Message)
 	return &j.result
 }
 
@@ -84,6 +85,7 @@ func (j *job) open() error {
 	if err := j.cfg.Init(c, j.req.Namespace, cmp.Or(j.req.Driver, "secret")); err != nil {
 		return fail(helmjob.Failed, true, "Helm cannot be prepared: %v.", err)
 	}
+	j.cfg.Releases.Driver = &sealed{Driver: j.cfg.Releases.Driver, j: j, owned: map[string]bool{}}
 	j.cfg.Releases.MaxHistory = cmp.Or(j.req.KeepHistory, 10)
 	return nil
 }

@@ -192,15 +192,14 @@ func (j *job) removeObject(info *resource.Info) error {
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", named(info), err)
 	}
-	labels, err := accessMeta.Labels(live)
-	if err != nil {
-		return err
-	}
 	notes, err := accessMeta.Annotations(live)
 	if err != nil {
 		return err
 	}
-	ours := labels[managedBy] == "Helm" && notes[releaseName] == j.req.Release && notes[releaseNamespace] == j.req.Namespace
+	ours, err := j.owns(live)
+	if err != nil {
+		return err
+	}
 	if !ours || notes[kube.ResourcePolicyAnno] == kube.KeepPolicy {
 		return nil
 	}

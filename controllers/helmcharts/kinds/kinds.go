@@ -126,6 +126,24 @@ func ChartFrom(u *unstructured.Unstructured) (*HelmChart, error) {
 	return c, nil
 }
 
+// Outline is what can be read of an object that ChartFrom cannot read: what it takes to tell of it and to let it go.
+func Outline(u *unstructured.Unstructured) *HelmChart {
+	part := map[string]any{"metadata": u.Object["metadata"]}
+	c := &HelmChart{}
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(part, c); err != nil { // it cannot be: the API server has read it
+		c = &HelmChart{ObjectMeta: metav1.ObjectMeta{Namespace: u.GetNamespace(), Name: u.GetName(), UID: u.GetUID()}}
+	}
+	c.Spec.TargetNamespace, _, _ = unstructured.NestedString(u.Object, "spec", "targetNamespace")
+	c.Spec.Driver, _, _ = unstructured.NestedString(u.Object, "spec", "driver")
+	if status, found, err := unstructured.NestedMap(u.Object, "status"); err == nil && found {
+		s := Status{}
+		if runtime.DefaultUnstructuredConverter.FromUnstructured(status, &s) == nil {
+			c.Status = s
+		}
+	}
+	return c
+}
+
 // ConfigFrom reads an object of the API.
 func ConfigFrom(u *unstructured.Unstructured) (*HelmChartConfig, error) {
 	c := &HelmChartConfig{}

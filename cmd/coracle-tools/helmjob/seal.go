@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmjob
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+
+	"helm.sh/helm/v4/pkg/release"
+	releasev1 "helm.sh/helm/v4/pkg/release/v1"
+	"helm.sh/helm/v4/pkg/storage/driver"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/cli-runtime/pkg/resource"
+)
+
+// sealLabel is on the Secret of a revision that a job has written: a code over what Helm would do because the record says so. A label has 63 characters.
+const sealLabel = "coracle.dev/helm-seal"
+
+// sealed is where releases are kept, for a job that may do everything. Helm runs the hooks, removes the objects and repairs by the manifest that it finds in
+// a release's record, which lies in the release's namespace, where others may write who may do next to nothing elsewhere. So what a job writes carries a
+// seal, and a record without a valid one, which may also be an honest person's, is disarmed when it is read: it has no hooks, and of its manifest those
+// objects alone that bear the release's marks in the cluster.
+type sealed struct {
+	driver.Driver
+	j *job
+
+	mu    sync.Mutex
+	owned map[string]bool // documents of manifests that were looked at, and whether their objects are the release's
+}
+
+func (s *sealed) Create(key string, r release.Releaser) error {
+	s.seal(r)
+	return s.Driver.Create(key, r)
+}
+
+func (s *sealed) Update(key string, r release.Releaser) error {
+	s.seal(r)
+	return s.Driver.Update(key, r)
+}
+
+func (s *sealed) Get(key string) (release.Releaser, error) {
+	r, err := s.Driver.Get(key)
+	if err != nil {
+		return nil, err
+	}
+	return r, s.disarm(r)
+}
+
+func (s *sealed) List(filter func(release.Releaser) bool) ([]release.Releaser, error) {
+	list, err := s.Driver.List(filter)
+	return s.all(list, err)
+}
+
+func (s *sealed) Query(labels map[string]string) ([]release.Releaser, error) {
+	list, err := s.Driver.Query(labels)
+	return s.all(list, err)
+}
+
+func (s *sealed) all(list []release.Releaser, err error) ([]release.Releaser, error) {
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range list {
+		if err := s.disarm(r); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+func (s *sealed) seal(r release.Releaser) {
+	if rel, ok := r.(*releasev1.Release); ok {
+		rel.Labels = with(rel.Labels, sealLabel, s.code(rel))
+	}
+}
+
+// code covers what is done by a record's word.
+func (s *sealed) code(r *releasev1.Release) string {
+	type hook struct {
+		Kind, Path, Manifest string
+		Events               []releasev1.HookEvent
+		Weight               int
+		Policies             []releasev1.HookDeletePolicy
+	}
+	var hooks []hook
+	for _, h := range r.Hooks {
+		if h != nil {
+			hooks = append(hooks, hook{h.Kind, h.Path, h.Manifest, append([]releasev1.HookEvent{}, h.Events...), h.Weight, append([]releasev1.HookDeletePolicy{}, h.DeletePolicies...)})
+		}
+	}
+	text, err := json.Marshal([]any{s.j.req.Namespace, r.Name, r.Version, r.Manifest, hooks})
+	if err != nil {
+		panic(fmt.Sprintf("sealing a release: %v", err)) // strings and numbers can always be written
+	}
+	mac := hmac.New(sha256.New, s.j.req.Seal)
+	mac.Write(text)
+	return hex.EncodeToString(mac.Sum(nil))[:60]
+}
+
+// disarm takes out of a record what nobody of ours has put there.
+func (s *sealed) disarm(r release.Releaser) error {
+	rel, ok := r.(*releasev1.Release)
+	if !ok || hmac.Equal([]byte(rel.Labels[sealLabel]), []byte(s.code(rel))) { // of another type Helm itself makes nothing
+		return nil
+	}
+	if len(rel.Hooks) > 0 {
+		s.j.log.Warn("a revision of the release was not made by a HelmChart: its hooks are left out", "release", rel.Name, "revision", rel.Version)
+	}
+	delete(rel.Labels, digestLabel)
+	rel.Hooks = nil
+	var kept strings.Builder
+	for _, doc := range documents(rel.Manifest) {
+		owned, err := s.owns(doc)
+		if err != nil {
+			return fmt.Errorf("looking whether what revision %d of the release says is the release's: %w", rel.Version, err)
+		}
+		if owned {
+			kept.WriteString("---\n" + strings.TrimSuffix(doc, "\n") + "\n")
+		}
+	}
+	rel.Manifest = kept.String()
+	return nil
+}
+
+// owns says whether all objects of a document are there and bear the release's marks, which nobody can give them who may not write them.
+func (s *sealed) owns(doc string) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if known, ok := s.owned[doc]; ok {
+		return known, nil
+	}
+	owned := true
+	objects, err := s.j.cfg.KubeClient.Build(strings.NewReader(doc), false)
+	if err != nil { // no object, or of a kind that the cluster does not know
+		objects, owned = nil, false
+	}
+	for _, info := range objects {
+		live, err := resource.NewHelper(info.Client, info.Mapping).Get(info.Namespace, info.Name)
+		switch {
+		case apierrors.IsNotFound(err), apierrors.IsMethodNotSupported(err), apierrors.IsBadRequest(err):
+			owned = false
+		case err != nil:
+			return false, fmt.Errorf("reading %s: %w", named(info), err)
+		default:
+			ours, err := s.j.owns(live)
+			if err != nil {
+				return false, err
+			}
+			owned = owned && ours
+		}
+	}
+	s.owned[doc] = owned
+	return owned, nil
+}
+
+// owns says whether an object of the cluster bears the release's marks.
+func (j *job) owns(live runtime.Object) (bool, error) {
+	labels, err := accessMeta.Labels(live)
+	if err != nil {
+		return false, err
+	}
+	notes, err := accessMeta.Annotations(live)
+	if err != nil {
+		return false, err
+	}
+	return labels[managedBy] == "Helm" && notes[releaseName] == j.req.Release && notes[releaseNamespace] == j.req.Namespace, nil
+}
