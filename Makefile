@@ -39,7 +39,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed s3-test install-test fresh-test play chaos race e2e-ha bench bench-ha bench-net bench-store powercut guest-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed s3-test conformance install-test fresh-test play chaos race e2e-ha bench bench-ha bench-net bench-store powercut guest-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,6 +102,12 @@ S3_SERVER := github.com/versity/versitygw/cmd/versitygw@v1.8.0
 s3-test: build ## snapshots in an S3 server that others have written, which is built from its module (root, minutes)
 	@GOBIN=$(CURDIR)/$(BUILD)/s3 $(GO) install $(S3_SERVER)
 	@CORACLE_TEST_S3_SERVER=$(CURDIR)/$(BUILD)/s3/versitygw CORACLE_TEST_REQUIRE=root,carried,s3-server $(E2E) -timeout 20m -run TestSnapshotsInS3 ./test/e2e/
+
+# PROCESSES: how many specs run side by side. SKIP: a regular expression of specs to leave out.
+conformance: build ## upstream's conformance suite, built from its module, on a cluster of one node (root, an hour or two); FOCUS='…' of some specs
+	@packaging/deps.sh build test conformance
+	@CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) run -tags '$(TAGS)' ./test/conformance -folder $(BUILD)/conformance -ldflags '$(STABLE_X)' \
+	  $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)') $(if $(PROCESSES),-processes $(PROCESSES))
 
 install-test: build ## install, install again, uninstall; the host is as before (root)
 	@$(E2E) -timeout 20m ./test/install/...

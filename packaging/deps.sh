@@ -7,6 +7,7 @@
 #                        test    what `make test` needs beyond that
 #                        lint    what `make verify` needs beyond that
 #                        fresh   what `make fresh-test` needs beyond that
+#                        conformance  what `make conformance` puts into images, beyond that
 #                        guest   what `make guest-test` builds nftables for a second kernel with
 #   deps.sh -n GROUP...  print the missing packages only
 set -eu
@@ -37,6 +38,7 @@ packages() {
       test) echo iproute2 busybox-static util-linux mount procps e2fsprogs xfsprogs curl systemd; user_mode_linux ;;
       lint) echo shellcheck ;;
       fresh) echo debootstrap slirp4netns ;;
+      conformance) echo bash-static curl bind9-dnsutils netcat-openbsd libc-bin iproute2 util-linux ;;
       guest) echo flex bison bc gcc make libc6-dev xz-utils binutils ;;
       *) echo "deps.sh: unknown group $group" >&2; exit 2 ;;
     esac

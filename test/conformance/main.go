@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command conformance runs upstream's conformance suite against a cluster of one node from this tree, in namespaces of its own:
+//
+//	make conformance                                  all specs of Conformance that may run side by side, then the serial ones
+//	make conformance FOCUS='ConfigMap should be'      those whose name matches
+//
+// The suite and the programs in its images are built from upstream's module. There is no image registry: an archive in the node's images folder
+// holds an image for each name that the specs ask for. It needs root, and is no part of a release.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/internal/imagetar"
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// run is what was asked for.
+type run struct {
+	folder, ldflags, focus, skip string
+	processes                    int
+	buildOnly, built             bool
+}
+
+func main() {
+	harness.FirstProcess()
+	var r run
+	flag.StringVar(&r.folder, "folder", "build/conformance", "where programs, images and reports go")
+	flag.StringVar(&r.ldflags, "ldflags", "", "linker flags that say the version")
+	flag.StringVar(&r.focus, "focus", "", "a regular expression: specs of Conformance whose name matches")
+	flag.StringVar(&r.skip, "skip", "", "a regular expression: specs to leave out")
+	flag.IntVar(&r.processes, "processes", 4, "how many specs run side by side")
+	flag.BoolVar(&r.buildOnly, "build", false, "build programs and images, and end")
+	flag.BoolVar(&r.built, "built", false, "use the programs that the last run built")
+	flag.Parse()
+	signal.Notify(make(chan os.Signal, 1), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP) // it goes on to tidy up; what it runs ends
+	good := false
+	if !harness.Alone(func(t testing.TB) { good = r.do(t) }) || !good {
+		os.Exit(1)
+	}
+}
+
+// do returns whether every spec that ran passed.
+func (r run) do(t testing.TB) bool {
+	root, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.folder, err = filepath.Abs(r.folder); err != nil {
+		t.Fatal(err)
+	}
+	programs, err := findPrograms(root, r.folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !r.built {
+		fmt.Fprintln(os.Stderr, "building upstream's suite and the programs of its images")
+		if err := programs.build(root, r.folder, r.ldflags); err != nil {
+			t.Fatal(err)
+		}
+	}
+	archive := filepath.Join(r.folder, "images.tar")
+	images, err := desiredImages(programs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := writeImages(archive, images); err != nil {
+		t.Fatal(err)
+	}
+	if r.buildOnly {
+		return true
+	}
+	s := r.cluster(t, archive, images)
+	side := r.suite(t, s, programs, "parallel", r.processes, `!Serial && !Disruptive`)
+	serial := r.suite(t, s, programs, "serial", 1, `Serial || Disruptive`)
+	return summary(os.Stdout, append(side, serial...))
+}
+
+// cluster starts a cluster of one node with the images.
+func (r run) cluster(t testing.TB, archive string, carried []imagetar.Image) *harness.Server {
+	site := harness.NewSite(t)
+	site.Needs = append(site.Needs, r.folder)
+	m := site.NewMachine()
+	s := m.NewServer("--private-registry", serveMirror(t, site, r.folder, archive, carried))
+	images := filepath.Join(s.DataDir, "images")
+	if err := os.MkdirAll(images, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(images, "conformance.tar"), data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(os.Stderr, "starting a cluster of one node; its log is %s\n", filepath.Join(r.folder, "coracle.log"))
+	s.Log = filepath.Join(r.folder, "coracle.log")
+	_ = os.Remove(s.Log)
+	s.Start()
+	s.WaitReady()
+	return s
+}
+
+// suite runs the specs that the labels name and returns what became of each.
+func (r run) suite(t testing.TB, s *harness.Server, p Programs, name string, processes int, labels string) []spec {
+	bin := filepath.Join(s.Dir, "bin")
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"kubectl", "ctr"} {
+		if err := os.Symlink(s.Coracle(), filepath.Join(bin, name)); err != nil && !os.IsExist(err) {
+			t.Fatal(err)
+		}
+	}
+	s.Env = append(s.Env, "PATH="+bin+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	report := name + ".json"
+	_ = os.Remove(filepath.Join(r.folder, report))
+	args := []string{
+		"--procs", strconv.Itoa(processes), "-v", "--silence-skips", "--no-color", "--grace-period", "10s", "--timeout", "24h", "--output-dir", r.folder, "--json-report", report,
+		"--label-filter", "Conformance && (" + labels + ")", "--focus", r.focus, "--skip", r.skip, "--flake-attempts", "1", p.Suite, "--",
+		"--provider", "skeleton", "--kubeconfig", s.Kubeconfig, "--kubectl-path", filepath.Join(bin, "kubectl"), "--allowed-not-ready-nodes", "0",
+		"--e2e-output-dir", s.Dir, "--num-nodes", "1",
+	}
+	out, err := os.Create(filepath.Join(r.folder, name+".log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	fmt.Fprintf(os.Stderr, "running the %s specs; what they say is in %s\n", name, out.Name())
+	c := s.Command(context.Background(), p.Ginkgo, args...)
+	c.Stdout, c.Stderr = out, out
+	failed := c.Run() // whose meaning the report has
+	specs, err := readReport(filepath.Join(r.folder, report))
+	if err != nil {
+		t.Fatalf("%v; the suite ended with: %v", err, failed)
+	}
+	return specs
+}
