@@ -39,7 +39,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed s3-test conformance install-test fresh-test play chaos race e2e-ha bench bench-ha bench-net bench-store powercut guest-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed s3-test conformance install-test fresh-test play flakes chaos race e2e-ha bench bench-ha bench-net bench-store powercut guest-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -119,6 +119,12 @@ play: build ## a cluster from this tree in namespaces of its own, with a shell i
 fresh-test: ## both commands of the README in a fresh Debian, with empty caches (root, over an hour)
 	@packaging/deps.sh build test fresh
 	@$(GO) run -tags '$(TAGS)' ./test/fresh $(if $(ONLY),-only $(ONLY))
+
+COUNT ?= 30
+
+flakes: ## the unit tests of PKG=./folder COUNT times each with one, two and four processors, for what fails by chance; RUN=… of some
+	@[ -n '$(PKG)' ] || { echo 'error: PKG says of which packages: make flakes PKG=./server RUN=Rotation' >&2; exit 2; }
+	@for procs in 1 2 4; do GOMAXPROCS=$$procs $(GOTEST) -count=$(COUNT) -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(if $(RUN),-run '$(RUN)') $(PKG) || exit 1; done
 
 DURATION ?= 75s
 
