@@ -296,7 +296,7 @@ func TestS3Trouble(t *testing.T) {
 		"look at the access key":       {s3settings.AccessKey: "other"},
 		"certificate":                  {s3settings.EndpointCA: ""},
 		"deadline exceeded":            {s3settings.Endpoint: silent.Addr().String(), s3settings.Timeout: "300ms"},
-		"proxyconnect":                 {s3settings.Proxy: "http://127.0.0.1:1", s3settings.Timeout: "2s"},
+		"proxyconnect":                 {s3settings.Proxy: "http://127.0.0.1:1", s3settings.Timeout: "1m"},
 	} {
 		err := try(change)
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "is saved in "+m.o.Dir) {
