@@ -36,6 +36,10 @@ type lab struct {
 func newLab(t *testing.T, w *world) *lab {
 	nstest.RequireNFT(t)
 	sysctls(t, "ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1", "ipv4/icmp_ratelimit=0", "ipv6/icmp/ratelimit=0")
+	// The tests' pods have the same addresses: a new connection is not to be taken for one of an earlier test, which may never have ended.
+	if err := netlink.ConntrackTableFlush(netlink.ConntrackTable); err != nil {
+		t.Fatal(err)
+	}
 	l := &lab{w, t, map[netip.Addr]*nstest.NS{}}
 	for _, b := range w.Sandboxes {
 		l.plug(b.IPs)
