@@ -49,6 +49,11 @@ build_shared() {
     -Wall -Wextra -Werror -Wl,--build-id=none -Wl,-z,noseparate-code -Wl,-z,max-page-size=65536 -s -o "$1" "$2"
 }
 
+# Said before minutes of compiling. For the other processor build_runc fetches its own.
+if [ "$arch" = "$("$GO" env GOHOSTARCH)" ] && ! pkg-config --exists libseccomp 2>/dev/null; then
+  die "libseccomp's headers or pkg-config are missing, which runc is built with: packaging/deps.sh build installs them (root)"
+fi
+
 say "building the programs that coracle carries for $arch: runc, shim, kubectl, helm and others"
 go_program coracle-helper cmd/coracle-helper ""
 go_program coracle-tools cmd/coracle-tools "$TOOLS_LDFLAGS"
