@@ -64,8 +64,9 @@ echo "installing Debian packages:$missing" >&2
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 export DEBIAN_FRONTEND=noninteractive
+# A machine that has just started may be installing updates by itself: its lock is waited for.
 # shellcheck disable=SC2086 # a list of words
-if ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing; } >"$log" 2>&1; then
+if ! { apt-get update -qq && apt-get install -y -qq -o DPkg::Lock::Timeout=300 --no-install-recommends $missing; } >"$log" 2>&1; then
   cat "$log" >&2
   echo "error: installing$missing failed; the messages of apt-get are above" >&2
   exit 1
