@@ -140,10 +140,11 @@ func (d *detour) reached(g []*seen) map[string]bool {
 
 func (d *detour) lost(e discoveryv1.Endpoint) bool { return e.NodeName != nil && d.down[*e.NodeName] }
 
-// usable says whether upstream's proxiers send anything to an endpoint: it is ready or, if none is, on its way out and still serving.
+// usable says whether upstream's proxiers send anything to an endpoint: it is ready or, if none is, on its way out and still serving. A slice that says
+// nothing of ready or serving means that it is, as the API's documentation has it.
 func usable(e discoveryv1.Endpoint) bool {
 	c := e.Conditions
-	return ptr.Deref(c.Ready, true) || ptr.Deref(c.Serving, false) && ptr.Deref(c.Terminating, false)
+	return ptr.Deref(c.Ready, true) || ptr.Deref(c.Serving, true) && ptr.Deref(c.Terminating, false)
 }
 
 // rewrite is the slice as the back end is to see it: itself, when nothing is to be changed.

@@ -62,7 +62,7 @@ func (m *mirror) used() map[string]string {
 				switch c := e.Conditions; {
 				case ptr.Deref(c.Ready, true):
 					ready[key] = append(ready[key], *e.NodeName)
-				case ptr.Deref(c.Serving, false) && ptr.Deref(c.Terminating, false):
+				case ptr.Deref(c.Serving, true) && ptr.Deref(c.Terminating, false):
 					leaving[key] = append(leaving[key], *e.NodeName)
 				}
 			}
@@ -78,7 +78,8 @@ func (m *mirror) used() map[string]string {
 	return out
 }
 
-// slice is a slice of a Service with ports; each endpoint is a node's name, with ! when not ready and ~ when it is on its way out and serves.
+// slice is a slice of a Service with ports; each endpoint is a node's name, with ! when not ready and ~ when it is on its way out and serves, with ? when
+// it is on its way out and nothing is said of serving.
 func slice(service, name, ports string, nodes ...string) *discoveryv1.EndpointSlice {
 	s := &discoveryv1.EndpointSlice{AddressType: discoveryv1.AddressTypeIPv4}
 	s.Name, s.Labels = name, map[string]string{discoveryv1.LabelServiceName: service}
@@ -90,7 +91,10 @@ func slice(service, name, ports string, nodes ...string) *discoveryv1.EndpointSl
 		if strings.ContainsAny(n, "!~") {
 			c = discoveryv1.EndpointConditions{Ready: ptr.To(false), Serving: ptr.To(n[0] == '~'), Terminating: ptr.To(n[0] == '~')}
 		}
-		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("10.0.0.%d", i+1)}, NodeName: ptr.To(strings.Trim(n, "!~")), Conditions: c})
+		if n[0] == '?' {
+			c = discoveryv1.EndpointConditions{Ready: ptr.To(false), Terminating: ptr.To(true)}
+		}
+		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("10.0.0.%d", i+1)}, NodeName: ptr.To(strings.Trim(n, "!~?")), Conditions: c})
 	}
 	return s
 }
@@ -118,6 +122,7 @@ func TestUnreachableNodesAreNoBackEnds(t *testing.T) {
 		{"what remains is not ready", []*discoveryv1.EndpointSlice{slice("s", "a", "http", "n1", "!n2")}, "n1", map[string]string{"s/http": "n1"}},
 		{"what remains is on its way out and serves", []*discoveryv1.EndpointSlice{slice("s", "a", "http", "n1", "~n2")}, "n1", map[string]string{"s/http": "n2"}},
 		{"on its way out where nobody comes", []*discoveryv1.EndpointSlice{slice("s", "a", "http", "~n1", "~n2")}, "n1", map[string]string{"s/http": "n2"}},
+		{"what remains is on its way out, and nothing is said of serving", []*discoveryv1.EndpointSlice{slice("s", "a", "http", "n1", "?n2")}, "n1", map[string]string{"s/http": "n2"}},
 		{"one port has others", []*discoveryv1.EndpointSlice{slice("s", "a", "http", "n1", "n2"), slice("s", "b", "dns", "n1")}, "n1",
 			map[string]string{"s/http": "n2", "s/dns": "n1"}},
 		{"two Services", []*discoveryv1.EndpointSlice{slice("s", "a", "http", "n1", "n2"), slice("u", "b", "http", "n1")}, "n1",
@@ -173,7 +178,7 @@ func TestDetourInAnyOrder(t *testing.T) {
 		default:
 			var nodes []string
 			for range r.IntN(4) {
-				nodes = append(nodes, []string{"", "", "!", "~"}[r.IntN(4)]+fmt.Sprintf("n%d", r.IntN(4)))
+				nodes = append(nodes, []string{"", "", "!", "~", "?"}[r.IntN(5)]+fmt.Sprintf("n%d", r.IntN(4)))
 			}
 			s := slice(fmt.Sprintf("s%d", r.IntN(2)), name, []string{"http", "dns", "http dns"}[r.IntN(3)], nodes...)
 			if old != nil {
