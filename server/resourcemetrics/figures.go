@@ -3,7 +3,9 @@
 package resourcemetrics
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -22,6 +24,43 @@ type figures struct {
 	odd    map[string]string // of nodes whose kubelets said what cannot be: what
 	asked  int               // nodes
 	lost   []string          // those of the failed ones that are Ready, sorted
+	// rest, if not nil, is closed when the first round is over: these are its figures so far, and silent kubelets may still answer.
+	rest <-chan struct{}
+}
+
+func newFigures(nodes int) *figures {
+	return &figures{
+		nodes: map[string]figure{}, pods: map[types.NamespacedName]podFigures{}, failed: map[string]error{}, odd: map[string]string{}, asked: nodes,
+	}
+}
+
+// errNotYet is of kubelets that may still answer.
+var errNotYet = errors.New("it has been asked and has not answered yet")
+
+// soFar is a copy of what a round has; of nodes whose answers are waited for it has the figures before.
+func (f *figures) soFar(before *figures, waiting map[string]bool) *figures {
+	out := &figures{nodes: maps.Clone(f.nodes), pods: maps.Clone(f.pods), failed: maps.Clone(f.failed), odd: maps.Clone(f.odd), asked: f.asked}
+	if before == nil {
+		for node := range waiting {
+			out.failed[node] = errNotYet
+		}
+		return out
+	}
+	out.lost = before.lost
+	for node := range waiting {
+		if of, ok := before.nodes[node]; ok {
+			out.nodes[node] = of
+		}
+		if err := before.failed[node]; err != nil {
+			out.failed[node] = err
+		}
+	}
+	for ref, p := range before.pods {
+		if _, known := out.pods[ref]; !known && waiting[p.node] {
+			out.pods[ref] = p
+		}
+	}
+	return out
 }
 
 type podFigures struct {
@@ -47,10 +86,33 @@ func quantity(n uint64, format resource.Format, scale resource.Scale) resource.Q
 
 // GetNodeMetrics implements api.NodeMetricsGetter. A node without figures is left out.
 func (c *Collector) GetNodeMetrics(nodes ...*corev1.Node) ([]metrics.NodeMetrics, error) {
-	f, err := c.ask()
-	if err != nil {
-		return nil, err
+	return answered(c, func(f *figures) ([]metrics.NodeMetrics, map[string]error) { return f.ofNodes(nodes) })
+}
+
+// answered is what take finds in the newest figures. If that is nothing because of kubelets that may still answer, these are waited for.
+func answered[T any](c *Collector, take func(*figures) (found []T, silent map[string]error)) ([]T, error) {
+	for {
+		f, err := c.ask()
+		if err != nil {
+			return nil, err
+		}
+		found, silent := take(f)
+		if len(found) > 0 || len(silent) == 0 {
+			return found, nil
+		}
+		if f.rest == nil {
+			return nil, silence(silent)
+		}
+		select {
+		case <-f.rest:
+		case <-c.ended:
+			return nil, errStopping
+		}
 	}
+}
+
+// ofNodes also says which of the nodes have no figures because of their kubelets.
+func (f *figures) ofNodes(nodes []*corev1.Node) ([]metrics.NodeMetrics, map[string]error) {
 	out := make([]metrics.NodeMetrics, 0, len(nodes))
 	silent := map[string]error{}
 	for _, n := range nodes {
@@ -68,18 +130,16 @@ func (c *Collector) GetNodeMetrics(nodes ...*corev1.Node) ([]metrics.NodeMetrics
 			Usage:      have.usage(),
 		})
 	}
-	if len(out) == 0 && len(silent) > 0 {
-		return nil, silence(silent)
-	}
-	return out, nil
+	return out, silent
 }
 
 // GetPodMetrics implements api.PodMetricsGetter. A pod is left out until there are figures of all its containers.
 func (c *Collector) GetPodMetrics(pods ...*metav1.PartialObjectMetadata) ([]metrics.PodMetrics, error) {
-	f, err := c.ask()
-	if err != nil {
-		return nil, err
-	}
+	return answered(c, func(f *figures) ([]metrics.PodMetrics, map[string]error) { return f.ofPods(pods) })
+}
+
+// ofPods also says which nodes have no figures of these pods because of their kubelets.
+func (f *figures) ofPods(pods []*metav1.PartialObjectMetadata) ([]metrics.PodMetrics, map[string]error) {
 	out := make([]metrics.PodMetrics, 0, len(pods))
 	silent := map[string]error{}
 	for _, p := range pods {
@@ -95,10 +155,7 @@ func (c *Collector) GetPodMetrics(pods ...*metav1.PartialObjectMetadata) ([]metr
 			out = append(out, m)
 		}
 	}
-	if len(out) == 0 && len(silent) > 0 {
-		return nil, silence(silent)
-	}
-	return out, nil
+	return out, silent
 }
 
 // metrics are of a pod as of its oldest figure; ok is false when one of its containers has none.

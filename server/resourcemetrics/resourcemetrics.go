@@ -124,12 +124,20 @@ func (c *Collector) collect(ctx context.Context) {
 	ticker := time.NewTicker(period)
 	defer ticker.Stop()
 	var f *figures
+	whole := make(chan struct{}) // closed when the first round is over
+	over := sync.OnceFunc(func() { close(whole) })
 	for {
-		f = c.round(ctx, f)
+		f = c.round(ctx, f, func(early *figures) {
+			if f == nil {
+				early.rest = whole
+			}
+			c.publish(early)
+		})
 		if ctx.Err() != nil {
 			return // those who wait are told by ended
 		}
 		c.publish(f)
+		over()
 		select {
 		case <-ctx.Done():
 			return
@@ -166,7 +174,7 @@ func (c *Collector) rest() bool {
 
 var errStopping = errors.New("this server is stopping")
 
-// ask returns the newest figures. The first who asks waits for them, roundTimeout at most.
+// ask returns the newest figures. The first who asks waits for them, for as long as the patience at most.
 func (c *Collector) ask() (*figures, error) {
 	for {
 		now, first := c.asking()
@@ -196,8 +204,8 @@ func (c *Collector) asking() (*figures, <-chan struct{}) {
 	return c.now, c.first
 }
 
-// round asks all kubelets once.
-func (c *Collector) round(ctx context.Context, before *figures) *figures {
+// round asks all kubelets once. What there is when some of them are slow goes to early.
+func (c *Collector) round(ctx context.Context, before *figures, early func(*figures)) *figures {
 	nodes, err := c.o.Nodes.List(labels.Everything())
 	if err != nil {
 		c.o.Logger.Warn("metrics: nodes cannot be listed", "error", err)
@@ -206,7 +214,7 @@ func (c *Collector) round(ctx context.Context, before *figures) *figures {
 	if err != nil {
 		c.o.Logger.Warn("metrics: pods cannot be listed", "error", err)
 	}
-	after := c.kubelets.round(ctx, nodes, pods, before)
+	after := c.kubelets.round(ctx, nodes, pods, before, early)
 	if ctx.Err() == nil {
 		c.note(before, after)
 	}

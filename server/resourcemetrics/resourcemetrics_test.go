@@ -197,6 +197,84 @@ func TestForeignPods(t *testing.T) {
 	})
 }
 
+// hang is a kubelet that accepts a question and never answers.
+func hang(r *http.Request) (*http.Response, error) {
+	<-r.Context().Done()
+	return nil, r.Context().Err()
+}
+
+// TestHangs: while a kubelet hangs, the figures of the others come as they do else; only those who ask for its own figures wait for it.
+func TestHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		hung, fine := w.node("hung", true), w.node("fine", true)
+		w.pod(hung, "hung", "lost")
+		pod := w.pod(fine, "fine", "web")
+		hung.answer = hang
+		c := w.run(t)
+		began := time.Now()
+		within := func(what string, most time.Duration) {
+			t.Helper()
+			if took := time.Since(began); took > most {
+				t.Errorf("%s: after %v of fake time, want %v at most", what, took, most)
+			}
+		}
+		expect(t, "the first answer", w.top(c, "hung", "fine"), "fine 250m 1000M 10s")
+		within("the first answer", patience)
+		expect(t, "the pod", w.topPod(t, c, "web"), "web/main 20m 10s")
+		within("the pod", patience)
+		const silent = "the kubelet of node hung does not answer: "
+		if got := w.top(c, "hung"); !strings.Contains(got, silent) || strings.Contains(got, errNotYet.Error()) {
+			t.Errorf("who asks for its figures waits until it is given up: %q", got)
+		}
+		within("the kubelet is given up", kubeletTimeout)
+		if got := w.topPod(t, c, "lost"); !strings.Contains(got, silent) {
+			t.Errorf("its pod: %q", got)
+		}
+
+		// In later rounds the others' new figures do not wait for it either.
+		w.change(func() { fine.at, fine.cpu, pod.cpu = fine.at.Add(10*time.Second), fine.cpu+5, pod.cpu+1 })
+		time.Sleep(time.Until(began.Add(period + patience + time.Second)))
+		expect(t, "the second round", w.top(c, "hung", "fine"), "fine 500m 1000M 10s")
+		expect(t, "the pod", w.topPod(t, c, "web"), "web/main 100m 10s")
+		if !strings.HasPrefix(w.line(), "degraded: 1 of 2 kubelets") {
+			t.Errorf("status: %q", w.line())
+		}
+
+		// One that has answered before has its old figures until it is given up.
+		w.change(func() { hung.answer = nil })
+		time.Sleep(time.Until(began.Add(2*period + time.Second)))
+		w.change(func() { hung.answer = hang })
+		time.Sleep(time.Until(began.Add(3*period + patience + time.Second)))
+		expect(t, "in the patience", w.top(c, "hung"), "hung 250m 1000M 10s")
+		expect(t, "its pod", w.topPod(t, c, "lost"), "lost/main 20m 10s")
+		time.Sleep(kubeletTimeout)
+		if got := w.top(c, "hung"); !strings.Contains(got, silent) {
+			t.Errorf("given up: %q", got)
+		}
+	})
+}
+
+// TestSlow: a kubelet that is slower than the patience, and has no others beside it, is waited for.
+func TestSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		k := w.node("slow", true)
+		k.answer = func(r *http.Request) (*http.Response, error) {
+			time.Sleep(patience + time.Second)
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if r.URL.Path == "/stats/summary" {
+				return says(http.StatusOK, k.ofRates()), nil
+			}
+			return says(http.StatusOK, k.counters()), nil
+		}
+		c := w.run(t)
+		expect(t, "the first answer", w.top(c, "slow"), "slow 250m 1000M 10s")
+		expect(t, "status", w.line(), "running: somebody asks, so kubelets are asked every 15s")
+	})
+}
+
 // TestNodeVanishes: what is gone from the cluster is gone from the figures.
 func TestNodeVanishes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -226,10 +304,6 @@ func TestNodeVanishes(t *testing.T) {
 func TestManyNodes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		hang := func(r *http.Request) (*http.Response, error) {
-			<-r.Context().Done()
-			return nil, r.Context().Err()
-		}
 		for i := range 400 {
 			name := fmt.Sprintf("node-%d", i)
 			if k := w.node(name, i%4 != 0); i%4 == 0 {
@@ -325,8 +399,9 @@ func FuzzCounters(f *testing.F) {
 		}
 		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}}}}
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "b"}, Spec: corev1.PodSpec{NodeName: "one", Containers: []corev1.Container{{Name: "a"}}}}
-		before := k.round(t.Context(), []*corev1.Node{n}, []*corev1.Pod{p}, nil)
-		for _, figures := range k.round(t.Context(), []*corev1.Node{n}, []*corev1.Pod{p}, before).pods {
+		early := func(*figures) {}
+		before := k.round(t.Context(), []*corev1.Node{n}, []*corev1.Pod{p}, nil, early)
+		for _, figures := range k.round(t.Context(), []*corev1.Node{n}, []*corev1.Pod{p}, before, early).pods {
 			figures.metrics(&metav1.PartialObjectMetadata{})
 		}
 	})

@@ -19,6 +19,8 @@ import (
 const (
 	// roundTimeout bounds a round, so that the next one begins in time.
 	roundTimeout = 12 * time.Second
+	// patience is how long the others' figures wait for slow kubelets.
+	patience = 2 * time.Second
 	// parallel is how many kubelets are asked at a time.
 	parallel = 32
 )
@@ -26,17 +28,20 @@ const (
 var errNoTime = errors.New("its turn did not come in time: too many other kubelets are slow")
 
 // round asks the kubelets of all nodes, those of nodes that are not ready last. Figures of a kubelet that does not answer are gone with the
-// ones before: old ones would hold for true what is not known.
-func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*corev1.Pod, before *figures) *figures {
+// ones before: old ones would hold for true what is not known. What there is when the patience is at its end, with the figures before of kubelets
+// that have not answered by then, goes to early.
+func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*corev1.Pod, before *figures, early func(*figures)) *figures {
 	ctx, cancel := context.WithTimeout(ctx, roundTimeout)
 	defer cancel()
-	after := &figures{
-		nodes: map[string]figure{}, pods: map[types.NamespacedName]podFigures{}, failed: map[string]error{}, odd: map[string]string{}, asked: len(nodes),
-	}
+	after := newFigures(len(nodes))
 	at, containers := make(map[types.NamespacedName]*corev1.Pod, len(pods)), map[string]int{}
 	for _, p := range pods {
 		at[types.NamespacedName{Namespace: p.Namespace, Name: p.Name}] = p
 		containers[p.Spec.NodeName] += len(p.Spec.Containers) + len(p.Spec.InitContainers) + len(p.Spec.EphemeralContainers)
+	}
+	waiting := make(map[string]bool, len(nodes))
+	for _, n := range nodes {
+		waiting[n.Name] = true
 	}
 	var (
 		mu      sync.Mutex
@@ -45,6 +50,7 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 		answers = func(n *corev1.Node, a answer, err error) {
 			mu.Lock()
 			defer mu.Unlock()
+			delete(waiting, n.Name)
 			if err != nil {
 				after.failed[n.Name] = brief(err)
 				if ready(n) {
@@ -55,6 +61,14 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 			a.into(after)
 		}
 	)
+	shown := make(chan struct{})
+	timer := time.AfterFunc(patience, func() {
+		defer close(shown)
+		mu.Lock()
+		f := after.soFar(before, waiting)
+		mu.Unlock()
+		early(f)
+	})
 	for _, n := range readyFirst(nodes) {
 		select {
 		case slots <- struct{}{}:
@@ -69,6 +83,9 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 		})
 	}
 	asking.Wait()
+	if !timer.Stop() {
+		<-shown // what is early has to come first
+	}
 	slices.Sort(after.lost)
 	return after
 }
