@@ -39,7 +39,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed s3-test conformance install-test fresh-test play flakes chaos race e2e-ha bench bench-ha bench-net bench-store powercut guest-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed s3-test conformance install-test fresh-test play flakes chaos race e2e-ha bench bench-ha bench-net bench-store powercut guest-test proxy-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -153,6 +153,12 @@ ROUNDS ?= 5
 
 powercut: ## cut the power of a store's machine CUTS times, and of a cluster's in ROUNDS (user-mode-linux)
 	CORACLE_POWERCUTS=$(CUTS) CORACLE_POWERCUT_ROUNDS=$(ROUNDS) $(GO) test -vet=off -count=1 -v -timeout 0 -tags '$(TAGS)' ./test/powercut/
+
+# Upstream's program in nftables mode, as a process of its own. Each difference is printed, and one that is not listed fails.
+proxy-test: carried ## the same cases of Services with our nftables back end and with upstream's kube-proxy, which is built from its module (root, the Go module proxy, minutes)
+	@$(GOBUILD) -ldflags '-s -w $(STABLE_X)' -o $(BUILD)/kube-proxy k8s.io/kubernetes/cmd/kube-proxy
+	@CORACLE_KUBE_PROXY=$(CURDIR)/$(BUILD)/kube-proxy CORACLE_TEST_REQUIRE=root,carried,kube-proxy $(subst /report,/report -v,$(GOTEST)) -count=1 -timeout 30m -tags '$(TAGS)' -ldflags '$(STABLE_X)' \
+	  -run '$(or $(RUN),TestDifferences|TestServiceCases/^(nftables|kube-proxy)$$)' ./proxy
 
 # Two guests side by side: each has one processor.
 guest-test: carried ## Services and NetworkPolicies on IPVS, in a second kernel that has nftables too (root, gcc, 140 MB of source)

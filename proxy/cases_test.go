@@ -13,17 +13,19 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 )
 
-// cases hold in both modes: what a Service means is the same.
-var cases = []struct {
+// serviceCase is something that a Service does.
+type serviceCase struct {
 	name string
 	run  func(t *testing.T, mode string)
-}{
+}
+
+// cases hold in both modes, and with kube-proxy: what a Service means is the same, but for what differences lists.
+var cases = []serviceCase{
 	{"addresses and node ports", testServices},
 	{"affinity", testSessionAffinity},
 	{"another program flushes the rules", testFlushedRulesetHeals},
@@ -42,7 +44,7 @@ var cases = []struct {
 	{"where a policy meets a packet", testPolicyHooks},
 }
 
-// TestServiceCases runs the nftables back end on the machine's kernel, and that on IPVS in a guest's.
+// TestServiceCases runs the nftables back end and, where it has been built, upstream's kube-proxy on the machine's kernel, and the back end on IPVS in a guest's.
 func TestServiceCases(t *testing.T) {
 	all := func(mode string) func(*testing.T) {
 		return func(t *testing.T) {
@@ -52,6 +54,10 @@ func TestServiceCases(t *testing.T) {
 		}
 	}
 	t.Run("nftables", all(ModeNFTables))
+	t.Run("kube-proxy", func(t *testing.T) {
+		requireKubeProxy(t)
+		all(kubeProxy)(t)
+	})
 	t.Run("ipvs", func(t *testing.T) {
 		if guest.Inside() {
 			all(ModeIPVS)(t)
@@ -113,7 +119,11 @@ func testExternal(t *testing.T, mode string) {
 			reaches(t, from, "every address of the Service", at)
 		}
 	}
-	fails(t, b.outside, "the node's address as an external IP", nodeAddr+":80")
+	if b.differs(t, "a node's address is served as an external IP") {
+		reaches(t, b.outside, "the node's address as an external IP", nodeAddr+":80")
+	} else {
+		fails(t, b.outside, "the node's address as an external IP", nodeAddr+":80")
+	}
 }
 
 func testSourceRanges(t *testing.T, mode string) {
@@ -171,9 +181,7 @@ func testExternalLocal(t *testing.T, mode string) {
 	silent(t, b.outside, balancerIP+":80")
 	reaches(t, b.pods["10.42.0.2"], "inside, elsewhere's endpoint does", balancerIP+":80")
 	health("503")
-	if err := b.client.CoreV1().Services("default").Delete(t.Context(), "web", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	b.removeService()
 	refused(t, b.outside, nodeAddr+":30090")
 }
 
@@ -274,9 +282,7 @@ func testNodesAddress(t *testing.T, mode string) {
 		reaches(t, from, "the load balancer", nodeAddr+":80")
 		reaches(t, from, "the node", nodeAddr+":2222")
 	}
-	if err := b.client.CoreV1().Services("default").Delete(t.Context(), "web", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	b.removeService()
 	fails(t, b.outside, "deleted Service", nodeAddr+":80")
 	reaches(t, b.outside, "the node", nodeAddr+":2222")
 }
@@ -346,7 +352,8 @@ func testPolicyHooks(t *testing.T, mode string) {
 	b.service(t, nil)
 	b.endpoints(t, "10.42.0.6")
 	from := b.pods["10.42.0.2"]
-	meets := map[string]bool{"forward": mode == ModeNFTables, "output": mode == ModeIPVS}
+	output := b.differs(t, "a policy meets a packet in the output hook")
+	meets := map[string]bool{"forward": !output, "output": output}
 	for hook, want := range meets {
 		reaches(t, from, "without a policy", clusterIP+":80")
 		nft(t, "add table ip judge; add chain ip judge "+hook+" { type filter hook "+hook+" priority 0; }; "+

@@ -20,7 +20,6 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/klog/v2"
 	"k8s.io/klog/v2/ktesting"
 	upstream "k8s.io/kubernetes/pkg/proxy"
@@ -32,6 +31,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/test/watchapi"
 )
 
 // TestSameRulesAsKubeProxy compares what is in the kernel: ours, and what upstream's proxier writes when it is told of the same objects as kube-proxy tells
@@ -115,7 +115,7 @@ func oursRules(t *testing.T, all []served) []string {
 			objects = append(objects, e.DeepCopy())
 		}
 	}
-	b := &testbed{client: fake.NewClientset(objects...), record: filepath.Join(t.TempDir(), "service-proxy"), options: func(o *Options) {
+	b := &testbed{api: watchapi.New(objects...), record: filepath.Join(t.TempDir(), "service-proxy"), options: func(o *Options) {
 		o.NodeIPs = append(o.NodeIPs, netip.MustParseAddr(nodeAddr6))
 		o.ClusterCIDRs = append(o.ClusterCIDRs, netip.MustParsePrefix("fd42::/56"))
 		o.ServiceCIDRs = append(o.ServiceCIDRs, netip.MustParsePrefix("fd43::/112"))

@@ -26,6 +26,7 @@ const (
 	XFS           Need = "xfs"             // mkfs.xfs, of Debian's package xfsprogs
 	Systemd       Need = "systemd"         // its program; it need not be what started the machine
 	S3Server      Need = "s3-server"       // one that others have written: make s3-test builds it
+	KubeProxy     Need = "kube-proxy"      // upstream's program: make proxy-test builds it
 )
 
 // RequireVar names the environment variable that lists, with commas between, what the machine has for certain: a test

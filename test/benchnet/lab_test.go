@@ -24,6 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/watchapi"
 )
 
 // place gives a device of this process' namespace to another one, with addresses.
@@ -66,7 +67,7 @@ func sysctl(name, value string) error { return os.WriteFile("/proc/sys/net/"+nam
 // site is a segment with nodes on it, and an API of its own.
 type site struct {
 	t     *testing.T
-	api   *api
+	api   *watchapi.API
 	nodes []*labNode
 }
 
@@ -83,7 +84,7 @@ type labNode struct {
 // newSite starts nodes whose pods are on the networks 10.42.1.0/24 and so on. change may alter what each runs.
 func newSite(t *testing.T, name string, nodes int, change func(*nodeConfig)) *site {
 	t.Helper()
-	s := &site{t: t, api: newAPI()}
+	s := &site{t: t, api: watchapi.New()}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "br-" + name
 	bridge := &netlink.Bridge{LinkAttrs: attrs}
@@ -116,16 +117,16 @@ func newSite(t *testing.T, name string, nodes int, change func(*nodeConfig)) *si
 		if change != nil {
 			change(&n.c)
 		}
-		n.c.API = s.api.serve(t, n.ns)
+		n.c.API = s.api.Serve(t, n.ns)
 		s.nodes = append(s.nodes, n)
-		s.api.put(n.object)
+		s.api.Put(n.object)
 	}
 	for _, n := range s.nodes {
 		n.process = startNode(t, n.ns, n.c)
 		if n.key != "" {
 			o := n.object.DeepCopy()
 			o.Annotations = map[string]string{cluster.WireGuardAnnotation: n.key}
-			s.api.put(o)
+			s.api.Put(o)
 		}
 	}
 	for _, n := range s.nodes {

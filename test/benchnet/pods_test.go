@@ -41,8 +41,8 @@ func TestPods(t *testing.T) {
 		{"200 policies, 1,000 pods; ten select the pod", append(town(1000, 200, 10), policy("default", "p", "pod", "pod"))},
 	} {
 		s := newSite(t, fmt.Sprint("pods", i), 1, func(c *nodeConfig) { c.Policies = true; c.Sandboxes = residents(100) })
-		s.api.put(namespace("default"))
-		s.api.put(c.objects...)
+		s.api.Put(namespace("default"))
+		s.api.Put(c.objects...)
 		variants = append(variants, variant{c.name, func() (sample, error) { return s.nodes[0].comeAndGo(plugin, pick(15, 3)) }})
 	}
 	compare(t, "A pod's network, one pod after the other", pick(4, 1), []column{
@@ -67,7 +67,7 @@ func (n *labNode) comeAndGo(plugin string, times int) (sample, error) {
 	cpu := n.cpu()
 	for i := range times {
 		p.id = fmt.Sprintf("run-%d-%d", n.pods, i)
-		api.put(pod("default", p.id, n.c.Name, "", map[string]string{"app": "pod"}))
+		api.Put(pod("default", p.id, n.c.Name, "", map[string]string{"app": "pod"}))
 		time.Sleep(20 * time.Millisecond) // the kubelet hears of a pod when the agent does
 		for _, step := range []struct {
 			what string
@@ -80,7 +80,7 @@ func (n *labNode) comeAndGo(plugin string, times int) (sample, error) {
 				return nil, err
 			}
 		}
-		api.remove(pod("default", p.id, n.c.Name, "", nil))
+		api.Remove(pod("default", p.id, n.c.Name, "", nil))
 	}
 	n.pods++
 	out := sample{"CPU ms/pod": milliseconds(n.cpu()-cpu) / float64(2*times)}

@@ -29,14 +29,14 @@ func TestPolicies(t *testing.T) {
 // peers are two pods of a node that its policies allow to speak with one another.
 func peers(t *testing.T, name string, objects []runtime.Object) route {
 	s := newSite(t, name, 1, func(c *nodeConfig) { c.Policies = true; c.Sandboxes = residents(100) })
-	s.api.put(namespace("default"))
+	s.api.Put(namespace("default"))
 	for _, n := range []string{"a", "b"} {
-		s.api.put(pod("default", n, "n1", "", map[string]string{"app": "pod"}))
+		s.api.Put(pod("default", n, "n1", "", map[string]string{"app": "pod"}))
 	}
-	s.api.put(objects...)
+	s.api.Put(objects...)
 	a, b := s.nodes[0].pod("a"), s.nodes[0].pod("b")
 	for _, p := range []*labPod{a, b} {
-		s.api.put(pod("default", p.id, "n1", p.ip.String(), map[string]string{"app": "pod"}))
+		s.api.Put(pod("default", p.id, "n1", p.ip.String(), map[string]string{"app": "pod"}))
 	}
 	r := route{from: a, to: b.ip, sink: serve(t, b)}
 	eventually(t, name+": the pods reach one another", func() error { _, err := r.connect(echoPort, 1, time.Millisecond); return err })
@@ -89,7 +89,7 @@ func benchPolicyTraffic(t *testing.T) {
 func benchPolicyChanges(t *testing.T) {
 	nstest.RequireNFT(t)
 	s := newSite(t, "chg", 1, func(c *nodeConfig) { c.Policies = true; c.Sandboxes = residents(100) })
-	s.api.put(town(1000, 200, 0)...)
+	s.api.Put(town(1000, 200, 0)...)
 	n := s.nodes[0]
 	if _, err := settled(n.ns, 3*time.Second); err != nil {
 		t.Fatal(err)
@@ -100,8 +100,8 @@ func benchPolicyChanges(t *testing.T) {
 	}
 	extra := policy("ns1", "extra", "a1", "a5")
 	variants := []variant{
-		{"a pod elsewhere gets another label", n.rewrites(func() { s.api.put(relabelled("a0")) }, func() { s.api.put(relabelled("a5")) })},
-		{"a policy comes or goes", n.rewrites(func() { s.api.put(extra.DeepCopy()) }, func() { s.api.remove(extra) })},
+		{"a pod elsewhere gets another label", n.rewrites(func() { s.api.Put(relabelled("a0")) }, func() { s.api.Put(relabelled("a5")) })},
+		{"a policy comes or goes", n.rewrites(func() { s.api.Put(extra.DeepCopy()) }, func() { s.api.Remove(extra) })},
 	}
 	compare(t, "Changes among 1,000 pods and 200 policies, 100 of the pods on this node: until nftables have changed", pick(15, 2), []column{
 		{name: "p50 ms"}, {name: "CPU ms/change"}, {name: "anon MB"},
@@ -132,7 +132,7 @@ func benchPolicyLimits(t *testing.T) {
 	nstest.RequireNFT(t)
 	s := newSite(t, "lim", 1, func(c *nodeConfig) { c.Policies = true; c.Sandboxes = residents(100) })
 	n := s.nodes[0]
-	s.api.put(town(1000, 20, 0)...)
+	s.api.Put(town(1000, 20, 0)...)
 	if _, err := settled(n.ns, 3*time.Second); err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +141,7 @@ func benchPolicyLimits(t *testing.T) {
 		{"near the limit", func() (sample, error) {
 			before, cpu := slab(), n.cpu()
 			for i := range 3 {
-				s.api.put(blocks(fmt.Sprint("ns", i), pick(95, 10))...)
+				s.api.Put(blocks(fmt.Sprint("ns", i), pick(95, 10))...)
 			}
 			took, err := settled(n.ns, 10*time.Second)
 			if err != nil {
@@ -150,7 +150,7 @@ func benchPolicyLimits(t *testing.T) {
 			out := sample{"until written, s": took.Seconds(), "CPU s": (n.cpu() - cpu).Seconds(), "anon MB": n.anonMB(), "peak MB": n.peakMB(), "kernel MB, about": slab() - before}
 			// What a small change costs now.
 			cpu = n.cpu()
-			d, err := untilWritten(n.ns, func() { s.api.put(policy("ns5", "extra", "a1", "a5")) })
+			d, err := untilWritten(n.ns, func() { s.api.Put(policy("ns5", "extra", "a1", "a5")) })
 			if err == nil {
 				_, err = settled(n.ns, 10*time.Second)
 			}

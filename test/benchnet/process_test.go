@@ -22,6 +22,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/kubeproxy"
 	"github.com/coracle-k8s/coracle/test/proc"
 )
 
@@ -127,21 +128,12 @@ func startNode(t testing.TB, ns nstest.Doer, c nodeConfig) *process {
 	return p
 }
 
-// startKubeProxy runs upstream's program in nftables mode, with what else it has at its defaults. The node's limits of conntrack are not its to set: they are of the
-// machine, and not to be had inside a namespace.
+// startKubeProxy runs upstream's program in nftables mode, with what else it has at its defaults.
 func startKubeProxy(t testing.TB, ns nstest.Doer, program, api, metrics string) *process {
 	t.Helper()
-	dir := t.TempDir()
-	kubeconfig, conf := filepath.Join(dir, "kubeconfig"), filepath.Join(dir, "config")
-	for file, text := range map[string]string{
-		kubeconfig: "apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: \"" + api + "\"}}]\ncontexts: [{name: a, context: {cluster: a}}]\ncurrent-context: a\n",
-		conf: fmt.Sprintf("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\nclientConnection: {kubeconfig: %s}\n"+
-			"clusterCIDR: %s\nhostnameOverride: n1\nhealthzBindAddress: 127.0.0.1:10256\nmetricsBindAddress: %s\n"+
-			"conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}\n", kubeconfig, clusterCIDR, metrics),
-	} {
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+	conf, err := kubeproxy.Configuration{API: api, NodeName: "n1", ClusterCIDR: clusterCIDR.String(), Metrics: metrics}.Write(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
 	}
 	return start(t, ns, "kube-proxy", exec.Command(program, "--config", conf), nil)
 }

@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/test/watchapi"
 )
 
 const (
@@ -35,7 +36,7 @@ type side struct {
 	name string
 	t    *testing.T
 	ns   *nstest.NS
-	api  *api
+	api  *watchapi.API
 	url  string
 	pods map[string]*nstest.NS // by address
 	sink *sink
@@ -70,7 +71,7 @@ func newSide(t *testing.T, name string) *side {
 
 // with gives the side an API with these objects.
 func (s *side) with(objects []runtime.Object) {
-	s.api = newAPI(
+	s.api = watchapi.New(
 		&corev1.Node{
 			ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{PodCIDR: "10.42.0.0/24", PodCIDRs: []string{"10.42.0.0/24"}},
 			Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: nodeIP}}},
@@ -78,9 +79,9 @@ func (s *side) with(objects []runtime.Object) {
 		&networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{serviceCIDR.String()}}},
 	)
 	for _, o := range objects {
-		s.api.put(o.DeepCopyObject())
+		s.api.Put(o.DeepCopyObject())
 	}
-	s.url = s.api.serve(s.t, s.ns)
+	s.url = s.api.Serve(s.t, s.ns)
 }
 
 // start runs the side's proxy, and returns how long it takes until all rules are in the kernel.
@@ -202,7 +203,7 @@ func changed(t *testing.T, sides []*side, changes int) []sample {
 		pod := []string{podA, podB}[k%2]
 		for i, s := range sides {
 			before, beforeNFT := s.proc.cpu(), s.proc.children()
-			d, err := untilWritten(s.ns, func() { s.api.put(slice(0, namePort, pod)) })
+			d, err := untilWritten(s.ns, func() { s.api.Put(slice(0, namePort, pod)) })
 			if err != nil {
 				t.Fatalf("%s: %v", s.name, err)
 			}

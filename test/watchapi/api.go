@@ -1,8 +1,11 @@
-//go:build bench
-
 // SPDX-License-Identifier: Apache-2.0
 
-package benchnet
+// Package watchapi is what a node's network programs need of an API server: lists and watches of a few types, in protobuf over HTTP. Its objects come
+// from the test, at a moment that the test knows, so that coracle's proxy and upstream's kube-proxy hear of a change in the same way.
+//
+// It is for tests and benchmarks only. It writes nothing for its clients, and gives everything, whatever selectors ask for: a test makes only what
+// they would let through.
+package watchapi
 
 import (
 	"bytes"
@@ -29,10 +32,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nstest"
 )
 
-// api is what the network's programs need of an API server: lists and watches of a few types, in protobuf over HTTP. It gives everything,
-// whatever selectors ask for; the benchmark makes only what they would let through. So both proxies hear of a change in the same way, and at a moment
-// that is known.
-type api struct {
+// API has the objects, and every change of them. Make one with New.
+type API struct {
 	kinds map[string]schema.GroupVersionKind // by path
 
 	mu      sync.Mutex
@@ -49,8 +50,9 @@ type event struct {
 	object  runtime.Object
 }
 
-func newAPI(objects ...runtime.Object) *api {
-	a := &api{kinds: map[string]schema.GroupVersionKind{}, objects: map[string]map[string]runtime.Object{}, changed: make(chan struct{})}
+// New has these objects. They must not be changed afterwards.
+func New(objects ...runtime.Object) *API {
+	a := &API{kinds: map[string]schema.GroupVersionKind{}, objects: map[string]map[string]runtime.Object{}, changed: make(chan struct{})}
 	for path, k := range map[string]schema.GroupVersionKind{
 		"/api/v1/nodes":      corev1.SchemeGroupVersion.WithKind("Node"),
 		"/api/v1/services":   corev1.SchemeGroupVersion.WithKind("Service"),
@@ -62,12 +64,12 @@ func newAPI(objects ...runtime.Object) *api {
 	} {
 		a.kinds[path], a.objects[path] = k, map[string]runtime.Object{}
 	}
-	a.put(objects...)
+	a.Put(objects...)
 	return a
 }
 
-// serve answers inside a namespace, until the test ends, at the address that it returns.
-func (a *api) serve(t testing.TB, in nstest.Doer) string {
+// Serve answers inside a namespace, until the test ends, at the URL that it returns.
+func (a *API) Serve(t testing.TB, in nstest.Doer) string {
 	var l net.Listener
 	if err := in.Do(func() (err error) { l, err = net.Listen("tcp", "127.0.0.1:0"); return err }); err != nil {
 		t.Fatal(err)
@@ -79,7 +81,7 @@ func (a *api) serve(t testing.TB, in nstest.Doer) string {
 	return "http://" + l.Addr().String()
 }
 
-func (a *api) kindOf(o runtime.Object) (path, name string, kind schema.GroupVersionKind) {
+func (a *API) kindOf(o runtime.Object) (path, name string, kind schema.GroupVersionKind) {
 	kinds, _, err := scheme.Scheme.ObjectKinds(o)
 	if err != nil {
 		panic(err)
@@ -93,8 +95,8 @@ func (a *api) kindOf(o runtime.Object) (path, name string, kind schema.GroupVers
 	panic(fmt.Sprint("no place for ", kinds))
 }
 
-// put creates objects or replaces them. They must not be changed afterwards.
-func (a *api) put(objects ...runtime.Object) {
+// Put creates objects or replaces them. They must not be changed afterwards.
+func (a *API) Put(objects ...runtime.Object) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, o := range objects {
@@ -112,7 +114,8 @@ func (a *api) put(objects ...runtime.Object) {
 	}
 }
 
-func (a *api) remove(objects ...runtime.Object) {
+// Remove deletes objects, of which the type, the namespace and the name count; those that are not there it passes over.
+func (a *API) Remove(objects ...runtime.Object) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, o := range objects {
@@ -131,13 +134,13 @@ func (a *api) remove(objects ...runtime.Object) {
 }
 
 // tell is called with mu held.
-func (a *api) tell(e event) {
+func (a *API) tell(e event) {
 	a.log = append(a.log, e)
 	close(a.changed)
 	a.changed = make(chan struct{})
 }
 
-func (a *api) list(path string) ([]runtime.Object, int) {
+func (a *API) list(path string) ([]runtime.Object, int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var out []runtime.Object
@@ -148,7 +151,7 @@ func (a *api) list(path string) ([]runtime.Object, int) {
 }
 
 // after are the events of a path since a version, and what is closed at the next event of any.
-func (a *api) after(path string, version int) ([]event, int, <-chan struct{}) {
+func (a *API) after(path string, version int) ([]event, int, <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	i, _ := slices.BinarySearchFunc(a.log, version+1, func(e event, v int) int { return e.version - v })
@@ -165,7 +168,8 @@ const mediaType = "application/vnd.kubernetes.protobuf"
 
 var encoder = protobuf.NewSerializer(scheme.Scheme, scheme.Scheme)
 
-func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// ServeHTTP implements http.Handler.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	kind, ok := a.kinds[r.URL.Path]
 	q := r.URL.Query()
 	switch {
@@ -201,7 +205,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (a *api) watch(w http.ResponseWriter, r *http.Request, kind schema.GroupVersionKind) {
+func (a *API) watch(w http.ResponseWriter, r *http.Request, kind schema.GroupVersionKind) {
 	w.Header().Set("Content-Type", mediaType+";stream=watch")
 	frames := protobuf.LengthDelimitedFramer.NewFrameWriter(w)
 	raw := protobuf.NewRawSerializer(scheme.Scheme, scheme.Scheme)

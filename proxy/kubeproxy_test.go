@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/test/kubeproxy"
+)
+
+// kubeProxy is a mode of the table of cases: upstream's program, in nftables mode, instead of a Proxy.
+const kubeProxy = "kube-proxy"
+
+// difference is what is otherwise in a mode: where a case finds it, and why it is.
+type difference struct{ mode, in, what, why string }
+
+// differences are all that the table of cases finds between the nftables back end and the two others. A case asks for each with differs, and asserts
+// what is so there instead: what is not listed fails as any assertion does, and so does what has vanished.
+var differences = []difference{
+	{kubeProxy, "external IPs and load balancer addresses", "a node's address is served as an external IP",
+		"whoever may write Services could take the node's ports: docs/adr/0086"},
+	{kubeProxy, "another program flushes the rules", "rules that another program has flushed come back with the next change only",
+		"restarts of host firewalls: the kernel says when our tables are deleted"},
+	{ModeIPVS, "where a policy meets a packet", "a policy meets a packet in the output hook",
+		"IPVS sends from there; netpolicy has its rules in both: docs/adr/0091"},
+}
+
+// differs says that in this bed's mode it is so. What it asks for has to be listed, for the case that asks.
+func (b *testbed) differs(t *testing.T, what string) bool {
+	t.Helper()
+	i := slices.IndexFunc(differences, func(d difference) bool { return d.what == what && d.of(t) })
+	if i < 0 {
+		t.Fatalf("no difference is listed as %q", what)
+	}
+	b.asked = append(b.asked, what)
+	return slices.ContainsFunc(differences, func(d difference) bool { return d.what == what && d.mode == b.mode && d.of(t) })
+}
+
+// sayDifferences ends a case: it says what was found to be otherwise, and fails where something is listed that nobody asked for.
+func (b *testbed) sayDifferences(t *testing.T) {
+	for _, d := range differences {
+		switch {
+		case d.mode != b.mode || !d.of(t) || t.Failed():
+		case !slices.Contains(b.asked, d.what):
+			t.Errorf("it is listed, and was not tried: %s", d.what)
+		default:
+			t.Logf("with %s %s (%s)", d.mode, d.what, d.why)
+		}
+	}
+}
+
+func (d difference) of(t *testing.T) bool {
+	return strings.HasSuffix(t.Name(), "/"+strings.ReplaceAll(d.in, " ", "_"))
+}
+
+// TestDifferences: each is of a case that there is, or nobody would ever look for it.
+func TestDifferences(t *testing.T) {
+	for _, d := range differences {
+		if !slices.ContainsFunc(cases, func(c serviceCase) bool { return c.name == d.in }) {
+			t.Errorf("%q is of the case %q, which there is not", d.what, d.in)
+		}
+	}
+}
+
+func requireKubeProxy(t *testing.T) {
+	t.Helper()
+	nstest.RequireNFT(t)
+	if os.Getenv(kubeproxy.ProgramVar) == "" {
+		testenv.Missing(t, testenv.KubeProxy, "%s names none (make proxy-test)", kubeproxy.ProgramVar)
+	}
+}
+
+// startKubeProxy runs the program until b.stop. The death signal follows the thread that started it, so that one waits for it.
+func (b *testbed) startKubeProxy(t *testing.T) {
+	t.Helper()
+	dir := t.TempDir()
+	conf, err := kubeproxy.Configuration{API: b.url, NodeName: "n1", ClusterCIDR: b.clusterCIDR()}.Write(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Getenv(kubeproxy.ProgramVar), "--config", conf)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started, ended := make(chan error, 1), make(chan error, 1) // one result each
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			ended <- cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
+	b.stop = func() {
+		select {
+		case err := <-ended:
+			t.Errorf("kube-proxy ended by itself: %v", err)
+		default:
+			_ = cmd.Process.Signal(syscall.SIGTERM)
+			<-ended
+		}
+		_ = log.Close()
+		if text, _ := os.ReadFile(log.Name()); t.Failed() {
+			t.Logf("the end of kube-proxy's log:\n%s", text[max(0, len(text)-3000):])
+		}
+		b.stop = func() {}
+	}
+}
