@@ -40,7 +40,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{now: time.Unix(1e9, 0)}
 	var err error
 	w.Handler, err = New(Options{
-		ServedPaths: []string{"/api/v1", "/apis/apps/v1", "/apis/batch/v1", "/version"},
+		ServedPaths: []string{"/api/v1", "/apis/apps/v1", "/apis/batch/v1", "/apis/metrics.k8s.io/v1beta1", "/version"},
 		CRDs:        func() ([]*apiextensionsv1.CustomResourceDefinition, error) { return w.crds, nil },
 		APIServices: func() ([]*apiregistrationv1.APIService, error) { return w.apis, nil },
 		Fetch: func(_ context.Context, api *apiregistrationv1.APIService, path string, _ http.Header) (*http.Response, error) {
@@ -267,7 +267,12 @@ func TestV2(t *testing.T) {
 	if got := with.Definitions["com.example.v1.Boat"].Description; got != "generation 1" {
 		t.Errorf("Boat: %q", got)
 	}
-	for path, want := range map[string]bool{"/apis/apps/v1/": true, "/apis/example.com/v1/boats": true, "/apis/policy/v1/": false, "/version/": true} {
+	for _, kind := range []string{"NodeMetrics", "PodMetrics", "PodMetricsList", "ContainerMetrics"} {
+		if d := with.Definitions["io.k8s.metrics.pkg.apis.metrics.v1beta1."+kind]; d.Description == "" {
+			t.Errorf("nothing is said of %s", kind)
+		}
+	}
+	for path, want := range map[string]bool{"/apis/apps/v1/": true, "/apis/metrics.k8s.io/v1beta1/nodes": true, "/apis/example.com/v1/boats": true, "/apis/policy/v1/": false, "/version/": true} {
 		if _, found := with.Paths.Paths[path]; found != want {
 			t.Errorf("path %s: %v, want %v", path, found, want)
 		}
@@ -379,6 +384,27 @@ func BenchmarkIndex(b *testing.B) {
 	}
 	for b.Loop() {
 		w.get("/openapi/v3")
+	}
+}
+
+// TestTakenOver has a server of the user's answer for an API that is built in: what both describe is there once.
+func TestTakenOver(t *testing.T) {
+	w := newWorld(t)
+	without := w.v2(t)
+	api := aggregated()
+	api.Name, api.Spec.Group, api.Spec.Version = "v1beta1.metrics.k8s.io", "metrics.k8s.io", "v1beta1"
+	w.apis = append(w.apis, api)
+	w.fetch = func(string) (int, string) {
+		return 200, `{"swagger":"2.0","info":{"title":"theirs","version":"1"},
+ "paths":{"/apis/metrics.k8s.io/v1beta1/nodes":{"get":{"responses":{"200":{"description":"OK"}}}}},
+ "definitions":{"io.k8s.metrics.pkg.apis.metrics.v1beta1.NodeMetrics":{"type":"object"}}}`
+	}
+	with := w.v2(t)
+	if len(w.asked) == 0 {
+		t.Error("the server was not asked")
+	}
+	if len(with.Paths.Paths) != len(without.Paths.Paths) || len(with.Definitions) != len(without.Definitions) {
+		t.Errorf("%d paths and %d definitions, want %d and %d", len(with.Paths.Paths), len(with.Definitions), len(without.Paths.Paths), len(without.Definitions))
 	}
 }
 

@@ -81,6 +81,9 @@ func (h *Handler) additions(crds map[string]*crdGroup, remote []documentV2) (*sp
 		}
 	}
 	for _, doc := range remote {
+		if h.hasPathsOf(artifact.Owner(doc.gv)) {
+			continue // the server answers in the place of ours
+		}
 		s, err := doc.spec(builtIn)
 		if err != nil {
 			h.options.Logger.Warn("leaving out the OpenAPI v2 document of an aggregated API", "api", doc.api, "error", err)
@@ -89,6 +92,11 @@ func (h *Handler) additions(crds map[string]*crdGroup, remote []documentV2) (*sp
 		addSpec(added, s, builtIn)
 	}
 	return added, nil
+}
+
+// hasPathsOf says whether paths of a group version are published with the built-in APIs.
+func (h *Handler) hasPathsOf(owner string) bool {
+	return h.served[owner] && slices.ContainsFunc(h.file.Index.V2.Paths, func(p artifact.Part) bool { return p.Name == owner })
 }
 
 func addSpec(to, s *spec.Swagger, builtIn map[string]bool) {

@@ -50,9 +50,11 @@ func run(out string) error {
 	if err != nil {
 		return err
 	}
-	if docs[metricsDocument], err = metricsV3(version); err != nil {
+	metricsV2, metricsV3, err := metricsDocuments(version)
+	if err != nil {
 		return fmt.Errorf("describing the metrics API: %w", err)
 	}
+	docs[metricsDocument] = metricsV3
 	if docs[dictionary] == nil {
 		return fmt.Errorf("no document %s to use as dictionary", dictionary)
 	}
@@ -66,7 +68,7 @@ func run(out string) error {
 	if err != nil {
 		return fmt.Errorf("reading the v2 document: %w", err)
 	}
-	if err := addV2(w, swagger, version); err != nil {
+	if err := addV2(w, swagger, metricsV2, version); err != nil {
 		return fmt.Errorf("v2 document: %w", err)
 	}
 	data, err := w.Bytes()
@@ -137,7 +139,7 @@ func addV3(w *artifact.Writer, name string, data []byte) error {
 // swagger is a v2 document, its members untouched.
 type swagger map[string]json.RawMessage
 
-func addV2(w *artifact.Writer, data []byte, version string) error {
+func addV2(w *artifact.Writer, data, metrics []byte, version string) error {
 	data, err := withVersion(data, version)
 	if err != nil {
 		return err
@@ -155,8 +157,11 @@ func addV2(w *artifact.Writer, data []byte, version string) error {
 		members[name] = m
 		delete(doc, name)
 	}
+	if err := join(members, metrics); err != nil {
+		return fmt.Errorf("that of the metrics API: %w", err)
+	}
 	v2 := &w.Index.V2
-	v2.Hash = hash(data)
+	v2.Hash = hash(slices.Concat(data, metrics))
 	names := slices.Concat(slices.Sorted(maps.Keys(members["definitions"])), slices.Sorted(maps.Keys(members["parameters"])))
 	if v2.Names, err = w.Add([]byte(strings.Join(names, "\n"))); err != nil {
 		return err

@@ -3,9 +3,11 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 
 	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
 	genericapiserver "k8s.io/apiserver/pkg/server"
@@ -18,8 +20,8 @@ import (
 // metricsDocument is the name of the document of the one group that is served and is not Kubernetes' own.
 const metricsDocument = "apis/metrics.k8s.io/v1beta1"
 
-// metricsV3 has metrics-server's API describe itself, as it does where it is a server of its own. It is never asked for figures.
-func metricsV3(version string) ([]byte, error) {
+// metricsDocuments has metrics-server's API describe itself in both formats, as it does where it is a server of its own. It is never asked for figures.
+func metricsDocuments(version string) (v2, v3 []byte, err error) {
 	namer := openapinamer.NewDefinitionNamer(api.Scheme)
 	c := genericapiserver.NewConfig(api.Codecs)
 	c.EffectiveVersion = compatibility.DefaultBuildEffectiveVersion()
@@ -29,16 +31,44 @@ func metricsV3(version string) ([]byte, error) {
 	c.OpenAPIV3Config.Info.Title, c.OpenAPIV3Config.Info.Version = "Kubernetes", "unversioned"
 	server, err := c.Complete(nil).New("metrics", genericapiserver.NewEmptyDelegate())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := api.Install(nil, nil, nil, server, nil); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	server.PrepareRun()
-	w := httptest.NewRecorder()
-	server.Handler.NonGoRestfulMux.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/openapi/v3/"+metricsDocument, nil))
-	if w.Code != http.StatusOK {
-		return nil, fmt.Errorf("it answered %d: %s", w.Code, w.Body)
+	get := func(path string) ([]byte, error) {
+		w := httptest.NewRecorder()
+		r := httptest.NewRequest(http.MethodGet, path, nil)
+		r.Header.Set("Accept", "application/json")
+		server.Handler.NonGoRestfulMux.ServeHTTP(w, r)
+		if w.Code != http.StatusOK {
+			return nil, fmt.Errorf("it answered %s with %d: %s", path, w.Code, w.Body)
+		}
+		return withVersion(w.Body.Bytes(), version)
 	}
-	return withVersion(w.Body.Bytes(), version)
+	if v2, err = get("/openapi/v2"); err != nil {
+		return nil, nil, err
+	}
+	v3, err = get("/openapi/v3/" + metricsDocument)
+	return v2, v3, err
+}
+
+// join adds to the members of a v2 document those of another one: definitions that it lacks, and the paths below metrics.k8s.io.
+func join(members map[string]map[string]json.RawMessage, other []byte) error {
+	var doc struct{ Definitions, Paths map[string]json.RawMessage }
+	if err := json.Unmarshal(other, &doc); err != nil {
+		return err
+	}
+	for name, d := range doc.Definitions {
+		if _, there := members["definitions"][name]; !there {
+			members["definitions"][name] = d
+		}
+	}
+	for path, item := range doc.Paths {
+		if strings.HasPrefix(path, "/apis/metrics.k8s.io/") {
+			members["paths"][path] = item
+		}
+	}
+	return nil
 }
