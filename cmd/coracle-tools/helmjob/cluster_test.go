@@ -3,6 +3,7 @@
 package helmjob
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 
 	"helm.sh/helm/v4/pkg/action"
 	"helm.sh/helm/v4/pkg/release/common"
+	release "helm.sh/helm/v4/pkg/release/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -93,6 +95,8 @@ type tester struct {
 	*testing.T
 	ns  string
 	log *strings.Builder
+	// driver is where the release is kept; "" is in Secrets.
+	driver string
 }
 
 func newTester(t *testing.T) *tester {
@@ -114,12 +118,14 @@ func newTester(t *testing.T) *tester {
 func (t *tester) request(c charts.Chart) *helmjob.Request {
 	return &helmjob.Request{
 		Operation: helmjob.Apply, Seal: testSeal, Kubeconfig: shared.kubeconfig, Namespace: t.ns, Release: "web",
-		Chart: helmjob.Chart{Content: c.Archive()}, Timeout: time.Minute,
+		Chart: helmjob.Chart{Content: c.Archive()}, Timeout: time.Minute, Driver: t.driver,
 	}
 }
 
 func (t *tester) removal() *helmjob.Request {
-	return &helmjob.Request{Operation: helmjob.Uninstall, Seal: testSeal, Kubeconfig: shared.kubeconfig, Namespace: t.ns, Release: "web", Timeout: time.Minute}
+	return &helmjob.Request{
+		Operation: helmjob.Uninstall, Seal: testSeal, Kubeconfig: shared.kubeconfig, Namespace: t.ns, Release: "web", Timeout: time.Minute, Driver: t.driver,
+	}
 }
 
 // do has a request done that must end so. Each message is shown: reading them is part of the test.
@@ -166,21 +172,26 @@ func (t *tester) wantGreeting(name, want string) {
 // leave makes the newest revision look as a child that was killed leaves it.
 func (t *tester) leave(status common.Status) {
 	t.Helper()
+	t.rewrite(func(r *release.Release) { r.SetStatus(status, "as a dead child left it") })
+}
+
+// rewrite changes the newest revision's record and nothing else: its seal stays as it is.
+func (t *tester) rewrite(change func(*release.Release)) {
+	t.Helper()
 	c, err := openCluster(shared.kubeconfig, t.ns, slog.Default())
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg := action.NewConfiguration(action.ConfigurationSetLogger(slog.DiscardHandler))
-	if err := cfg.Init(c, t.ns, "secret"); err != nil {
+	if err := cfg.Init(c, t.ns, cmp.Or(t.driver, "secret")); err != nil {
 		t.Fatal(err)
 	}
-	j := &job{req: t.removal(), cfg: cfg}
-	history, err := j.history()
+	history, err := (&job{req: t.removal(), cfg: cfg}).history()
 	if err != nil || len(history) == 0 {
 		t.Fatalf("no release: %v", err)
 	}
 	last := lastOf(history)
-	last.SetStatus(status, "as a dead child left it")
+	change(last)
 	if err := cfg.Releases.Update(last); err != nil {
 		t.Fatal(err)
 	}

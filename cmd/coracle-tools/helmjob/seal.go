@@ -19,7 +19,7 @@ import (
 	"k8s.io/cli-runtime/pkg/resource"
 )
 
-// sealLabel is on the Secret of a revision that a job has written: a code over what Helm would do because the record says so. A label has 63 characters.
+// sealLabel is on the Secret or ConfigMap of a revision that a job has written: a code over what Helm would do because the record says so. A label has 63 characters.
 const sealLabel = "coracle.dev/helm-seal"
 
 // sealed is where releases are kept, for a job that may do everything. Helm runs the hooks, removes the objects and repairs by the manifest that it finds in

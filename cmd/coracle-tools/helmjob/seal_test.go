@@ -4,11 +4,9 @@ package helmjob
 
 import (
 	"fmt"
-	"log/slog"
 	"testing"
 	"unicode/utf8"
 
-	"helm.sh/helm/v4/pkg/action"
 	"helm.sh/helm/v4/pkg/release/common"
 	release "helm.sh/helm/v4/pkg/release/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -17,31 +15,20 @@ import (
 	"github.com/coracle-k8s/coracle/internal/helmjob"
 )
 
-// forge changes the newest revision's record, as one can who may write Secrets in the release's namespace and nothing else.
-func (t *tester) forge(change func(*release.Release)) {
-	t.Helper()
-	c, err := openCluster(shared.kubeconfig, t.ns, slog.Default())
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := action.NewConfiguration(action.ConfigurationSetLogger(slog.DiscardHandler))
-	if err := cfg.Init(c, t.ns, "secret"); err != nil {
-		t.Fatal(err)
-	}
-	history, err := (&job{req: t.removal(), cfg: cfg}).history()
-	if err != nil || len(history) == 0 {
-		t.Fatalf("no release: %v", err)
-	}
-	last := lastOf(history)
-	change(last)
-	if err := cfg.Releases.Update(last); err != nil {
-		t.Fatal(err)
+// TestForgedRecord has the namespace's users, who may write Secrets and ConfigMaps there, write into the record of the release what they may not do
+// themselves: an administrator's helm believes what it finds there.
+func TestForgedRecord(t *testing.T) {
+	for _, driver := range []string{"secret", "configmap"} {
+		t.Run(driver, func(t *testing.T) { forgedRecord(t, driver) })
 	}
 }
 
-// TestForgedRecord has the namespace's users write into the record of the release what they may not do themselves: an administrator's helm believes what it
-// finds there.
-func TestForgedRecord(t *testing.T) {
+func forgedRecord(t *testing.T, driver string) {
+	in := func(t *testing.T) *tester {
+		tt := newTester(t)
+		tt.driver = driver
+		return tt
+	}
 	theirs := func(t *testing.T) (victim *tester, manifest string) {
 		victim = newTester(t)
 		return victim, fmt.Sprintf("\n---\napiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: prey\n  namespace: %s\ndata:\n  greeting: forged\n", victim.ns)
@@ -60,10 +47,10 @@ func TestForgedRecord(t *testing.T) {
 		}
 	}
 	t.Run("a repair makes nothing that the chart did not have", func(t *testing.T) {
-		tt := newTester(t)
+		tt := in(t)
 		victim, manifest := theirs(t)
 		tt.do(tt.request(web("1.0.0")), helmjob.Installed, "")
-		tt.forge(func(r *release.Release) { r.Manifest += manifest })
+		tt.rewrite(func(r *release.Release) { r.Manifest += manifest })
 		req := tt.request(web("1.0.0"))
 		req.Repair = true
 		tt.do(req, helmjob.Upgraded, "") // the record is made anew
@@ -71,29 +58,29 @@ func TestForgedRecord(t *testing.T) {
 		tt.do(req, helmjob.Unchanged, "")
 	})
 	t.Run("an upgrade removes nothing that the release did not make", func(t *testing.T) {
-		tt := newTester(t)
+		tt := in(t)
 		victim, manifest := theirs(t)
 		prey(victim)
 		tt.do(tt.request(web("1.0.0").With("templates/old.yaml", configMap("old", "old"))), helmjob.Installed, "")
-		tt.forge(func(r *release.Release) { r.Manifest += manifest })
+		tt.rewrite(func(r *release.Release) { r.Manifest += manifest })
 		tt.do(tt.request(web("1.1.0")), helmjob.Upgraded, "")
 		victim.wantGreeting("prey", "mine")
 		tt.wantGreeting("old", "") // what was the release's goes as ever
 	})
 	t.Run("a removal runs no hooks that the chart did not have", func(t *testing.T) {
-		tt := newTester(t)
+		tt := in(t)
 		victim, manifest := theirs(t)
 		tt.do(tt.request(web("1.0.0")), helmjob.Installed, "")
-		tt.forge(hooks(manifest, release.HookPreDelete, release.HookPostDelete))
+		tt.rewrite(hooks(manifest, release.HookPreDelete, release.HookPostDelete))
 		tt.do(tt.removal(), helmjob.Uninstalled, "")
 		victim.wantGreeting("prey", "")
 		tt.wantGreeting("web", "")
 	})
 	t.Run("nor does a release that is said to be half removed", func(t *testing.T) {
-		tt := newTester(t)
+		tt := in(t)
 		victim, manifest := theirs(t)
 		tt.do(tt.request(web("1.0.0")), helmjob.Installed, "")
-		tt.forge(func(r *release.Release) {
+		tt.rewrite(func(r *release.Release) {
 			hooks(manifest, release.HookPreDelete)(r)
 			r.SetStatus(common.StatusUninstalling, "")
 		})
@@ -102,7 +89,7 @@ func TestForgedRecord(t *testing.T) {
 		tt.wantGreeting("web", "hello")
 	})
 	t.Run("the chart's own hooks run", func(t *testing.T) {
-		tt := newTester(t)
+		tt := in(t)
 		own := "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: farewell\n  annotations: {helm.sh/hook: pre-delete}\ndata: {greeting: bye}\n"
 		tt.do(tt.request(web("1.0.0").With("templates/hook.yaml", own)), helmjob.Installed, "")
 		tt.leave(common.StatusUninstalling)

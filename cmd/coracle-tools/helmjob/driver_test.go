@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmjob
+
+import (
+	"strings"
+	"testing"
+
+	"helm.sh/helm/v4/pkg/release/common"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/internal/helmjob"
+)
+
+// TestConfigMaps is the life of a release that is kept in ConfigMaps, from the installation to the removal, with a child that was killed in between.
+func TestConfigMaps(t *testing.T) {
+	tt := newTester(t)
+	tt.driver = "configmap"
+	tt.do(tt.request(web("1.0.0")), helmjob.Installed, "")
+	tt.do(tt.request(web("1.0.0")), helmjob.Unchanged, "")
+	tt.do(tt.request(web("1.1.0")), helmjob.Upgraded, "")
+	tt.wantGreeting("web", "hello")
+	if got := tt.records(); got != "sh.helm.release.v1.web.v1 sh.helm.release.v1.web.v2" {
+		t.Errorf("the records are %q", got)
+	}
+	tt.leave(common.StatusPendingUpgrade)
+	tt.do(tt.request(web("1.1.0")), helmjob.Recovered, "")
+	tt.do(tt.request(web("1.1.0")), helmjob.Unchanged, "")
+	secrets, err := shared.client.CoreV1().Secrets(tt.ns).List(t.Context(), metav1.ListOptions{LabelSelector: "owner=helm"})
+	if err != nil || len(secrets.Items) != 0 {
+		t.Errorf("%d records are Secrets, %v", len(secrets.Items), err)
+	}
+	tt.do(tt.removal(), helmjob.Uninstalled, "")
+	tt.wantGreeting("web", "")
+	if got := tt.records(); got != "" {
+		t.Errorf("the records %q are left", got)
+	}
+}
+
+// records are the names of the ConfigMaps in which Helm keeps the release. Each has to be sealed.
+func (t *tester) records() string {
+	t.Helper()
+	list, err := shared.client.CoreV1().ConfigMaps(t.ns).List(t.Context(), metav1.ListOptions{LabelSelector: "owner=helm,name=web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, m := range list.Items {
+		names = append(names, m.Name)
+		if len(m.Labels[sealLabel]) != 60 {
+			t.Errorf("the record %s has the seal %q", m.Name, m.Labels[sealLabel])
+		}
+	}
+	return strings.Join(names, " ")
+}
