@@ -11,6 +11,8 @@ import (
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 )
 
 // What servers ask of one another. Requests and answers of those that are
@@ -34,7 +36,8 @@ const (
 // so long that it should count as silent.
 var errHung = status.Error(codes.Unavailable, "raftstore: this server's disk hangs")
 
-// serveCall answers another server.
+// serveCall answers another server. Its time is not that of a client's request: who asked says what the client hears when it
+// runs out.
 func (p *peers) serveCall(ctx context.Context, from, method string, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.s.opts.RequestTimeout)
 	defer cancel()
@@ -121,7 +124,7 @@ func callAt[A, Q any](ctx context.Context, call caller, address, method string, 
 // atLeader has something done by the leader, whoever that is. It may be done
 // more than once.
 func atLeader[A, Q any](ctx context.Context, s *Store, method string, request Q, here func(context.Context, Q) (A, error)) (answer A, err error) {
-	ctx, cancel := context.WithTimeout(ctx, s.opts.RequestTimeout)
+	ctx, cancel := etcdapi.WithTimeout(ctx, s.opts.RequestTimeout)
 	defer cancel()
 	for {
 		lead, moved, err := s.awaitLeader(ctx)
@@ -138,7 +141,7 @@ func atLeader[A, Q any](ctx context.Context, s *Store, method string, request Q,
 			cancel()
 		}
 		if err == nil || !s.worthRetry(ctx, err) {
-			return answer, proposeErrorOrNil(err)
+			return answer, proposeErrorOrNil(ctx, err)
 		}
 		s.pause(ctx, moved)
 	}

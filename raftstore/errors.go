@@ -8,9 +8,11 @@ import (
 
 	"github.com/hashicorp/raft"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 )
 
 // Errors of Open that a user can act on. Their messages say what is wrong, what
@@ -29,15 +31,12 @@ type (
 // ErrClosed is returned by what is called on a closed store.
 var ErrClosed = rpctypes.ErrGRPCStopped
 
-// contextError is the error of a request whose context ended, in the form that
-// a gRPC call would give it.
-func contextError(ctx context.Context) error {
-	return status.FromContextError(ctx.Err()).Err()
-}
+// contextError is the error of a request whose context ended.
+func contextError(ctx context.Context) error { return etcdapi.ContextError(ctx) }
 
-// proposeError translates raft's errors into etcd's. All but the first few
+// proposeError translates raft's errors into etcd's; ctx is the request's. All but the first few
 // leave open whether the write happened, and so do etcd's.
-func proposeError(err error) error {
+func proposeError(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(err, errMoved): // whatever else it is
 		return rpctypes.ErrGRPCTimeoutDueToLeaderFail
@@ -50,6 +49,12 @@ func proposeError(err error) error {
 	case errors.Is(err, raft.ErrEnqueueTimeout):
 		return rpctypes.ErrGRPCTimeout
 	}
+	if status.Code(err) == codes.DeadlineExceeded {
+		if ctx.Err() != nil {
+			return contextError(ctx)
+		}
+		return rpctypes.ErrGRPCTimeout // it took too long on the way; the client would still have waited
+	}
 	// Without what it was wrapped in: clients know etcd's errors by their words.
 	var said interface{ GRPCStatus() *status.Status }
 	if errors.As(err, &said) {
@@ -58,9 +63,9 @@ func proposeError(err error) error {
 	return rpctypes.ErrGRPCTimeoutDueToLeaderFail
 }
 
-func proposeErrorOrNil(err error) error {
+func proposeErrorOrNil(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
-	return proposeError(err)
+	return proposeError(ctx, err)
 }

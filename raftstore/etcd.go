@@ -114,7 +114,7 @@ func (s *Store) MoveLeader(ctx context.Context, id uint64) error {
 	if status.Code(err) == codes.NotFound {
 		return rpctypes.ErrGRPCBadLeaderTransferee
 	}
-	return proposeErrorOrNil(err)
+	return proposeErrorOrNil(ctx, err)
 }
 
 // LeaderPresence says whether a leader is known now. The context ends when there

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
@@ -19,7 +20,7 @@ import (
 // write runs a command exactly once, however often it has to be sent. If
 // it gives up, the outcome is open.
 func (p *peers) write(ctx context.Context, c mvcc.Command) (any, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.s.opts.RequestTimeout)
+	ctx, cancel := etcdapi.WithTimeout(ctx, p.s.opts.RequestTimeout)
 	defer cancel()
 	for {
 		done, ok := p.session.number(&c)
@@ -156,7 +157,7 @@ func (p *peers) serveWrite(ctx context.Context, entry []byte) ([]byte, error) {
 		if p.s.ctx.Err() == nil && p.s.worthRetry(ctx, err) {
 			err = errNotLeader
 		}
-		return nil, proposeError(err)
+		return nil, proposeError(ctx, err)
 	}
 	answer := binary.LittleEndian.AppendUint64(nil, p.s.fsm.view().Applied())
 	encoded, err := mvcc.EncodeResultsWithin(results, peer.MaxAnswer-len(answer))

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -32,7 +33,7 @@ func (p *peers) linearizable(ctx context.Context) (*mvcc.View, error) {
 	if view := p.s.fsm.view(); view.Applied() >= index {
 		return view, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, p.s.opts.RequestTimeout)
+	ctx, cancel := etcdapi.WithTimeout(ctx, p.s.opts.RequestTimeout)
 	defer cancel()
 	return p.s.fsm.wait(ctx, index)
 }
@@ -96,7 +97,7 @@ func (r *reads) run() {
 
 // find gets a read index from whoever leads.
 func (r *reads) find() (index uint64, err error) {
-	ctx, cancel := context.WithTimeout(r.p.s.ctx, r.p.s.opts.RequestTimeout)
+	ctx, cancel := etcdapi.WithTimeout(r.p.s.ctx, r.p.s.opts.RequestTimeout)
 	defer cancel()
 	r.rounds.Add(1)
 	began := time.Now()
@@ -108,7 +109,7 @@ func (r *reads) find() (index uint64, err error) {
 		}
 		index, err := r.ask(ctx, lead, moved)
 		if err == nil || !r.p.s.worthRetry(ctx, err) {
-			return index, proposeErrorOrNil(err)
+			return index, proposeErrorOrNil(ctx, err)
 		}
 		r.p.s.pause(ctx, moved)
 	}

@@ -65,7 +65,7 @@ func (s *Store) outcome(ctx context.Context, res mvcc.Result, err error) (any, e
 	}
 	if err != nil {
 		s.opts.Counters.ProposalsFailed.Add(1)
-		return nil, proposeError(err)
+		return nil, proposeError(ctx, err)
 	}
 	return res.Response, res.Err
 }

@@ -9,7 +9,6 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	"google.golang.org/grpc/status"
 
 	"github.com/coracle-k8s/coracle/raftstore/metrics"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
@@ -155,10 +154,4 @@ func (a *API) HeaderAt(revision int64) *pb.ResponseHeader {
 // complete adds to a header what the state machine does not know.
 func (a *API) complete(h *pb.ResponseHeader) {
 	h.ClusterId, h.MemberId, h.RaftTerm = a.o.ClusterID, a.o.MemberID, a.o.Store.Term()
-}
-
-// ContextError is the error of a request whose context ended, in the form that
-// a gRPC call would give it.
-func ContextError(ctx context.Context) error {
-	return status.FromContextError(ctx.Err()).Err()
 }

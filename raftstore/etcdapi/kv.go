@@ -22,7 +22,7 @@ func (a *API) view(ctx context.Context, serializable bool) (*mvcc.View, error) {
 		return a.o.Store.View(), nil
 	default:
 	}
-	ctx, cancel := context.WithTimeout(ctx, a.o.RequestTimeout)
+	ctx, cancel := WithTimeout(ctx, a.o.RequestTimeout)
 	defer cancel()
 	if err := a.awaitReady(ctx); err != nil {
 		return nil, err
