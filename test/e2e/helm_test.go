@@ -89,8 +89,8 @@ func awaitChart(k *harness.Kube, name, reason string) {
 	})
 }
 
-// TestHelmCharts takes charts that are objects of the API through what becomes of them: from a folder, a repository and an object's own archive, with
-// good and bad input, while the server is killed; nothing comes from outside the machine.
+// TestHelmCharts takes charts that are objects of the API through what becomes of them: from a folder, a repository, a registry and an object's own archive,
+// with good and bad input, while the server is killed; nothing comes from outside the machine.
 func TestHelmCharts(t *testing.T) {
 	m := harness.NewMachine(t)
 	s := m.NewServer()
@@ -123,11 +123,14 @@ func TestHelmCharts(t *testing.T) {
 	}
 	defer func() { cancel(); _ = repository.Wait() }() // it was killed
 
+	ca := startChartServer(t, m, filepath.Join(m.Dir, "repository"))
+
 	s.Start()
 	s.WaitReady()
 	k := s.Namespace(t, "charts")
 	chartOfFolder(k)
 	chartOfRepository(k)
+	chartsOfPrivateServer(k, filepath.Join(m.Dir, "repository", "web-1.0.0.tgz"), ca)
 	chartsOfBadInput(k)
 	chartOfKilledServer(k)
 	harness.Says(t, must(m.Run(m.Coracle(), "helm", "--kubeconfig", s.Kubeconfig, "list", "-A")), "folder", "web-2.0.0", "deployed", "itself")

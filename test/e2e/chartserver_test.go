@@ -1,0 +1,170 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+const (
+	// shopAddress is where the machine's chart server listens: a repository, and a registry.
+	shopAddress  = "127.0.0.1:8880"
+	shopPassword = "open sesame"
+)
+
+// startChartServer runs one with a certificate by an authority that nobody knows, whose file it returns, and with a password.
+func startChartServer(t *testing.T, m *harness.Machine, archives string) (ca string) {
+	t.Helper()
+	dir := filepath.Join(m.Dir, "shop")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(dir, "chartserver")
+	build := exec.Command("go", "build", "-tags", "no_btrfs no_zfs no_devmapper grpcnotrace", "-ldflags", "-s -w", "-o", program, "../charts/chartserver")
+	build.Env = append(build.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the chart server: %v\n%s", err, out)
+	}
+	ca = writeCertificates(t, dir)
+	ctx, cancel := context.WithCancel(context.Background())
+	server := m.Command(ctx, program, "-listen", shopAddress, "-dir", archives, "-user", "me", "-password", shopPassword,
+		"-cert", filepath.Join(dir, "server.crt"), "-key", filepath.Join(dir, "server.key"))
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close() // the program has its own
+	server.Stderr = log
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cancel(); _ = server.Wait() }) // it was killed
+	return ca
+}
+
+// writeCertificates makes an authority and a certificate for this machine, and returns the file of the authority.
+func writeCertificates(t *testing.T, dir string) (ca string) {
+	t.Helper()
+	authority := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "a company's authority"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
+	}
+	leaf := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "charts"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: authority.NotBefore, NotAfter: authority.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	write := func(name, kind string, der []byte, err error) string {
+		t.Helper()
+		name = filepath.Join(dir, name)
+		if err == nil {
+			err = os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	authorityKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, authority, authority, authorityKey.Public(), authorityKey)
+	ca = write("ca.crt", "CERTIFICATE", der, err)
+	der, err = x509.CreateCertificate(rand.Reader, leaf, authority, key.Public(), authorityKey)
+	write("server.crt", "CERTIFICATE", der, err)
+	der, err = x509.MarshalPKCS8PrivateKey(key)
+	write("server.key", "PRIVATE KEY", der, err)
+	return ca
+}
+
+// chartsOfPrivateServer come from a repository and from a registry whose authority is not known at first, and whose password is wrong then. What a user mends
+// installs them without another word. The registry's release is kept in ConfigMaps.
+func chartsOfPrivateServer(k *harness.Kube, archive, ca string) {
+	k.T.Helper()
+	helm := func(args ...string) (string, error) {
+		return k.Run(k.Coracle(), append([]string{"helm", "--kubeconfig", k.Kubeconfig}, args...)...)
+	}
+	harness.Eventually(k.T, soon, "the chart is in the registry", func() error {
+		_, err := helm("push", archive, "oci://"+shopAddress+"/charts", "--ca-file", ca, "--username", "me", "--password", shopPassword)
+		return err
+	})
+	authority, err := os.ReadFile(ca)
+	if err != nil {
+		k.T.Fatal(err)
+	}
+	names := []string{"shop", "registry"}
+	const (
+		fromRepository = "repo: https://" + shopAddress + "\nchart: web\nversion: 1.0.0\nset: {replicas: 0}\nauthSecret: {name: shop-login}\n"
+		fromRegistry   = "chart: oci://" + shopAddress + "/charts/web\nversion: 1.0.0\nset: {replicas: 0}\ndriver: configmap\ndockerRegistrySecret: {name: registry-login}\n"
+	)
+	logins := func(password string) {
+		k.T.Helper()
+		k.Apply(k.Kubectl("create", "secret", "generic", "shop-login", "--dry-run=client", "-o", "yaml",
+			"--type=kubernetes.io/basic-auth", "--from-literal=username=me", "--from-literal=password="+password))
+		k.Apply(k.Kubectl("create", "secret", "docker-registry", "registry-login", "--dry-run=client", "-o", "yaml",
+			"--docker-server="+shopAddress, "--docker-username=me", "--docker-password="+password))
+	}
+	becomes := func(reason string, words ...string) {
+		k.T.Helper()
+		for i, name := range names {
+			awaitChart(k, name, reason)
+			if len(words) > 0 {
+				harness.Says(k.T, k.Kubectl("get", "helmchart", name, "-o", "jsonpath="+readyMessage), words[i], shopAddress)
+			}
+		}
+	}
+	const wrong = "open barley"
+	logins(wrong)
+	k.Kubectl("create", "configmap", "company", "--from-file=ca.crt="+ca)
+	k.Apply(helmChart("shop", fromRepository))
+	k.Apply(helmChart("registry", fromRegistry))
+	becomes("RepositoryNotTrusted", "repoCA", "repoCA")
+	k.Apply(helmChart("shop", fromRepository+"repoCAConfigMap: {name: company}"))
+	k.Apply(helmChart("registry", fromRegistry+"repoCA: |\n"+indent(string(authority), 2)))
+	becomes("Unauthorized", "authSecret", "dockerRegistrySecret")
+	logins(shopPassword)
+	becomes("Deployed")
+
+	for _, name := range names {
+		k.Await(soon, "configmap/"+name+"-greeting", "{.data.version}", "1.0.0")
+		k.Prints([]string{"Warning", "RepositoryNotTrusted", "Unauthorized", "Normal", "Installed"}, "get", "events", "--field-selector=involvedObject.kind=HelmChart,involvedObject.name="+name)
+	}
+	if out := k.Kubectl("get", "events,helmcharts", "-o", "yaml"); strings.Contains(out, wrong) || strings.Contains(out, shopPassword) {
+		k.T.Errorf("a password is in the events or the charts:\n%s", out)
+	}
+	if out := k.Kubectl("get", "secrets,configmaps", "-l", "owner=helm,name=registry", "-o", "name"); out != "configmap/sh.helm.release.v1.registry.v1" {
+		k.T.Errorf("the release is kept in %q", out)
+	}
+	out, err := k.Run("/bin/busybox", "env", "HELM_DRIVER=configmap", k.Coracle(), "helm", "--kubeconfig", k.Kubeconfig, "-n", k.NS, "list")
+	if err != nil || !strings.Contains(out, "registry") || strings.Contains(out, "shop") {
+		k.T.Errorf("a user's helm sees %q, %v", out, err)
+	}
+	k.Kubectl("delete", "helmchart", "shop", "registry", "--timeout=180s")
+	k.Kubectl("delete", "secret", "shop-login", "registry-login")
+	if out := k.Kubectl("get", "configmaps", "-l", "owner=helm", "-o", "name"); out != "" {
+		k.T.Errorf("the charts have left %s", out)
+	}
+}
