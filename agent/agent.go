@@ -93,10 +93,7 @@ func startRuntime(ctx context.Context, o Options, auths map[string]containerd.Re
 
 // prepareImages brings in the pause image, without which no pod starts, and prepares the import of the operator's archives.
 func prepareImages(ctx context.Context, o Options, runtime *containerd.Server) (*images.Folder, error) {
-	store := images.Containerd{
-		Client: runtime.Client(), Namespace: containerd.Namespace, Snapshotter: runtime.Snapshotter(), Announce: runtime.Announce,
-		Logger: o.Logger,
-	}
+	store := imageStore(o, runtime)
 	if err := store.Clean(ctx); err != nil {
 		o.Logger.Warn("agent: what an interrupted import left was not removed", "error", err)
 	}
@@ -108,6 +105,14 @@ func prepareImages(ctx context.Context, o Options, runtime *containerd.Server) (
 		}
 	}
 	return &images.Folder{Dir: o.paths().ImagesDir, RecordFile: o.paths().imageRecord, Store: store, Logger: o.Logger}, nil
+}
+
+// imageStore is where images come to by import.
+func imageStore(o Options, runtime *containerd.Server) images.Containerd {
+	return images.Containerd{
+		Client: runtime.Client(), Namespace: containerd.Namespace, Snapshotter: runtime.Snapshotter(), Announce: runtime.Announce,
+		Logger: o.Logger,
+	}
 }
 
 // parts are what runs as long as the node.
@@ -145,7 +150,7 @@ func runParts(ctx context.Context, o Options, p parts) error {
 	if p.relay != nil {
 		g.run(nil, p.relay.Run)
 	}
-	g.run(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(p.runtime.Address())) })
+	g.run(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(p.runtime)) })
 	g.run(nil, func(ctx context.Context) error { watchNode(ctx, o); return nil })
 	g.run(nil, func(ctx context.Context) error { return keepAddresses(ctx, o) })
 	g.run(nil, func(ctx context.Context) error { return keepUnderlay(ctx, o) })
@@ -197,13 +202,13 @@ func (o Options) tunnels(podCIDRs *atomic.Pointer[func() []netip.Prefix]) tunnel
 	return t
 }
 
-func (o Options) kubelet(socket string) kubelet.Options {
+func (o Options) kubelet(runtime *containerd.Server) kubelet.Options {
 	p := o.paths()
 	return kubelet.Options{
-		RootDir: p.KubeletRoot, PodLogsDir: p.PodLogs, StaticPodDir: p.staticPods, RuntimeSocket: socket,
+		RootDir: p.KubeletRoot, PodLogsDir: p.PodLogs, StaticPodDir: p.staticPods, RuntimeSocket: runtime.Address(),
 		Kubeconfig: o.KubeletKubeconfig, ServingCertFile: o.KubeletServingCert, ServingKeyFile: o.KubeletServingKey,
 		ClientCAFile: o.ClientCAFile, NodeName: o.NodeName, NodeIPs: o.NodeIPs, Labels: o.Labels, Taints: o.Taints,
 		ClusterDNS: o.ClusterDNS, ClusterDomain: o.ClusterDomain, ResolvConf: o.ResolvConf, LeaseDuration: o.LeaseDuration,
-		Args: o.KubeletArgs, OwnAddresses: len(o.ExternalIPs) > 0,
+		Args: o.KubeletArgs, OwnAddresses: len(o.ExternalIPs) > 0, Imported: imageStore(o, runtime).Imported,
 	}
 }

@@ -20,9 +20,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/client"
 	"github.com/klauspost/compress/zstd"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/coracle-k8s/coracle/agent/containerd"
+	"github.com/coracle-k8s/coracle/agent/images"
 	"github.com/coracle-k8s/coracle/internal/imagetar"
 )
 
@@ -148,6 +151,17 @@ func (n *node) has(name string) (present, pinned bool) {
 	return resp.Image != nil, resp.Image.GetPinned()
 }
 
+// imported says whether the node knows of an image that it came from an archive.
+func (n *node) imported(im testImage) bool {
+	n.t.Helper()
+	c, err := client.New(runtimeOptions(n.dir).Address())
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer c.Close()
+	return images.Containerd{Client: c, Namespace: containerd.Namespace}.Imported(n.t.Context(), digest(im.config))
+}
+
 // TestImagesFromArchivesAndMirrors imports each form of archive, none of which may be kept out by a bad one, and pulls
 // from a mirror that wants a password, with and without a rewritten name.
 func TestImagesFromArchivesAndMirrors(t *testing.T) {
@@ -189,6 +203,9 @@ configs:
 		} else if present, pinned := n.has(name); !present || pinned {
 			t.Errorf("%s after its pull: present %t, pinned %t", name, present, pinned)
 		}
+	}
+	if !n.imported(makeImage(t, "one", "")) || n.imported(pulled) {
+		t.Errorf("imported: %t, pulled, but taken for imported: %t", n.imported(makeImage(t, "one", "")), n.imported(pulled))
 	}
 
 	// A changed archive under the same name replaces the image; one that was there before is not imported again.

@@ -18,11 +18,13 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
 )
 
 // The label by which the CRI service tells the kubelet not to collect an image.
@@ -30,6 +32,10 @@ const (
 	pinnedLabel = "io.cri-containerd.pinned"
 	pinnedValue = "pinned"
 )
+
+// importedLabel is on the configuration of each image that came from an archive. It is on content, not on a name: a name may
+// be that of a tenant's image later, while content stays what the operator brought, and takes its label with it when it goes.
+const importedLabel = "coracle/imported"
 
 // Store is the node's image store.
 type Store interface {
@@ -126,6 +132,9 @@ func (s Containerd) ready(ctx context.Context, im images.Image) error {
 	if err != nil {
 		return fmt.Errorf("unpack image %s: %w", im.Name, err)
 	}
+	if err := s.label(ctx, im); err != nil {
+		return err
+	}
 	s.warnForeign(ctx, im)
 	if s.Announce != nil {
 		if err := s.Announce(ctx, im.Name); err != nil {
@@ -133,6 +142,28 @@ func (s Containerd) ready(ctx context.Context, im images.Image) error {
 		}
 	}
 	return nil
+}
+
+// label remembers that the image came from an archive.
+func (s Containerd) label(ctx context.Context, im images.Image) error {
+	config, err := im.Config(ctx, s.Client.ContentStore(), platforms.Default())
+	if errdefs.IsNotFound(err) {
+		return nil // for another kind of machine: warnForeign says so
+	}
+	if err == nil {
+		_, err = s.Client.ContentStore().Update(ctx, content.Info{Digest: config.Digest, Labels: map[string]string{importedLabel: "true"}}, "labels."+importedLabel)
+	}
+	if err != nil {
+		return fmt.Errorf("mark image %s as imported: %w", im.Name, err)
+	}
+	return nil
+}
+
+// Imported says whether the content of an image, by the digest of its configuration, came from an archive. What cannot be
+// found out counts as no.
+func (s Containerd) Imported(ctx context.Context, imageRef string) bool {
+	info, err := s.Client.ContentStore().Info(namespaces.WithNamespace(ctx, s.Namespace), digest.Digest(imageRef))
+	return err == nil && info.Labels[importedLabel] != ""
 }
 
 // warnForeign says that an image is for another kind of machine. It is kept: the host may have an emulator for it.

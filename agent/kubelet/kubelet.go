@@ -64,6 +64,10 @@ type Options struct {
 	// Where something else detects dead nodes, this may be long.
 	LeaseDuration time.Duration
 
+	// Imported says whether the operator brought an image to this node, which is for every pod then (imageRef is the digest of its
+	// configuration); nil if there are no such images.
+	Imported func(ctx context.Context, imageRef string) bool
+
 	// Args are the operator's flags, name=value, in upstream's syntax, --config and --config-dir among them.
 	Args []string
 }
@@ -92,6 +96,9 @@ func Run(ctx context.Context, o Options) error {
 	if err := patient(deps.VolumePlugins); err != nil {
 		return fmt.Errorf("kubelet: set up: %w", err)
 	}
+	deps.Options = append(deps.Options, trusting(server.ImagePullCredentialsVerificationPolicy, o.Imported, func(err error) {
+		klog.FromContext(ctx).Error(err, "While one pod pulls an imported image in vain, others cannot have it")
+	}))
 	if err := app.Run(ctx, server, deps, utilfeature.DefaultFeatureGate); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("kubelet: %w", err)
 	}

@@ -102,20 +102,8 @@ func operations(t *testing.T, s *harness.Server) {
 		}
 		gone("dropped-1")
 	})
-	t.Run("images", func(t *testing.T) {
-		harness.WritePauseImage(t, filepath.Join(s.DataDir, "images", "late.tar"), "coracle.test/late:1")
-		harness.Eventually(t, soon, "the archive is imported", func() error {
-			both, err := s.Command(t.Context(), s.Coracle(), "ctr", "--address", filepath.Join(s.DataDir, "run", "containerd", "containerd.sock"), "-n", "k8s.io", "images", "ls", "-q").CombinedOutput()
-			out := string(both)
-			if err == nil && !strings.Contains(out, "coracle.test/late:1") {
-				err = fmt.Errorf("images: %s", out)
-			}
-			if strings.Contains(out, "DEPRECATION") {
-				t.Errorf("ctr warns the user of what only coracle can change: %s", out)
-			}
-			return err
-		})
-	})
+	t.Run("images", func(t *testing.T) { importImage(t, s, "late.tar", "coracle.test/late:1") })
+	t.Run("imported", func(t *testing.T) { importedWhilePulled(t, s) })
 	t.Run("completion", func(t *testing.T) {
 		for _, shell := range []string{"bash", "zsh", "fish"} {
 			if out, err := s.Run(s.Coracle(), "completion", shell); err != nil || !strings.Contains(out, "coracle") {
@@ -123,6 +111,50 @@ func operations(t *testing.T, s *harness.Server) {
 			}
 		}
 	})
+}
+
+// importImage puts an archive with one image into the images folder, and waits until that is there.
+func importImage(t *testing.T, s *harness.Server, archive, image string) {
+	harness.WritePauseImage(t, filepath.Join(s.DataDir, "images", archive), image)
+	harness.Eventually(t, soon, "the archive is imported", func() error {
+		both, err := s.Command(t.Context(), s.Coracle(), "ctr", "--address", filepath.Join(s.DataDir, "run", "containerd", "containerd.sock"), "-n", "k8s.io", "images", "ls", "-q").CombinedOutput()
+		out := string(both)
+		if err == nil && !strings.Contains(out, image) {
+			err = fmt.Errorf("images: %s", out)
+		}
+		if strings.Contains(out, "DEPRECATION") {
+			t.Errorf("ctr warns the user of what only coracle can change: %s", out)
+		}
+		return err
+	})
+}
+
+// importedWhilePulled: pods have an imported image while another one, which is set to pull always, waits for a registry that never answers.
+func importedWhilePulled(t *testing.T, s *harness.Server) {
+	const address = "127.0.0.1:5999"
+	registry, err := s.Listen(address) // nobody accepts: the kernel does, and no byte comes back
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer registry.Close()
+	image := address + "/imported:1"
+	importImage(t, s, "imported.tar", image)
+	k := s.In(t)
+	pod := func(name, policy string) string {
+		return fmt.Sprintf("{apiVersion: v1, kind: Pod, metadata: {name: %s}, spec: {terminationGracePeriodSeconds: 1, containers: [{name: c, image: %q, imagePullPolicy: %s}]}}\n---\n", name, image, policy)
+	}
+	k.Apply(pod("pulls-always", "Always"))
+	harness.Eventually(t, soon, "the image is being pulled", func() error {
+		out, err := k.Try("get", "events", "--field-selector", "involvedObject.name=pulls-always,reason=Pulling", "-o", "name")
+		if err == nil && out == "" {
+			err = fmt.Errorf("there is no such event")
+		}
+		return err
+	})
+	k.Apply(pod("if-not-present", "IfNotPresent") + pod("never-pulls", "Never"))
+	k.Await(soon, "pod/if-not-present", "{.status.phase}", "Running")
+	k.Await(soon, "pod/never-pulls", "{.status.phase}", "Running")
+	k.Kubectl("delete", "pod", "pulls-always", "if-not-present", "never-pulls")
 }
 
 // encryption: a Secret's value is not in the store, one command rotates the key, and everything stays readable.

@@ -45,6 +45,20 @@ func (m *Machine) ListenPacket(address string) (net.PacketConn, error) {
 	return c, err
 }
 
+// Listen opens a TCP port on the machine.
+func (m *Machine) Listen(address string) (net.Listener, error) {
+	namespace := m.network.Load()
+	if namespace == nil {
+		return nil, errOff
+	}
+	var l net.Listener
+	err := inNetwork(namespace, func() (err error) {
+		l, err = new(net.ListenConfig).Listen(context.Background(), "tcp", address)
+		return err
+	})
+	return l, err
+}
+
 // inNetwork runs f on a thread in a network namespace. What f starts on other goroutines is not in it.
 //
 // The thread goes back to where it was, and on: if threads ended here, so would the processes that they started, which are to end
