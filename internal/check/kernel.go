@@ -106,6 +106,9 @@ func (r *run) devices() {
 	r.ok("devices", "/dev/kmsg")
 }
 
+// enoughInotify is how many inotify instances root should have: each kubectl logs -f takes one more on its node, and pods share root's.
+const enoughInotify = 512
+
 // limits looks at inotify, of which many small systems have too little for log followers and the like.
 func (r *run) limits() {
 	instances, err := strconv.Atoi(strings.TrimSpace(r.read("proc/sys/fs/inotify/max_user_instances")))
@@ -113,8 +116,8 @@ func (r *run) limits() {
 		r.warn("limits", "the kernel has no inotify", "use a kernel with CONFIG_INOTIFY_USER")
 		return
 	}
-	if instances < 128 {
-		r.warn("limits", fmt.Sprintf("only %d inotify instances are allowed; containers that follow files run short", instances), "sysctl -w fs.inotify.max_user_instances=512, and the same in /etc/sysctl.d/coracle.conf")
+	if instances < enoughInotify {
+		r.warn("limits", fmt.Sprintf("only %d inotify instances are allowed to all programs of a user together, and coracle takes about 24; kubectl logs -f and pods that follow files run short", instances), "sysctl -w fs.inotify.max_user_instances=512, and the same in /etc/sysctl.d/coracle.conf")
 		return
 	}
 	r.ok("limits", fmt.Sprintf("%d inotify instances", instances))
