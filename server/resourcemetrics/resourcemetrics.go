@@ -150,15 +150,16 @@ func (c *Collector) collect(ctx context.Context) {
 	}
 }
 
-// publish makes figures the ones that are answered with.
+// publish makes figures the ones that are answered with, and says so in the status before those who wait for the first go on.
 func (c *Collector) publish(f *figures) {
 	c.mu.Lock()
-	if c.now == nil {
+	defer c.mu.Unlock()
+	began := c.now == nil
+	c.now = f
+	c.showLocked()
+	if began {
 		close(c.first)
 	}
-	c.now = f
-	c.mu.Unlock()
-	c.show()
 }
 
 // rest drops the figures when nobody has asked for a while.

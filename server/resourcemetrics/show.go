@@ -18,6 +18,10 @@ const named = 3
 func (c *Collector) show() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.showLocked()
+}
+
+func (c *Collector) showLocked() {
 	switch f := c.now; {
 	case c.elsewhere != "":
 		c.o.Part.Set(status.Running, "the Service "+c.elsewhere+" answers, as the APIService "+GroupVersion.Version+"."+GroupVersion.Group+
