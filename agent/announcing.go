@@ -19,7 +19,7 @@ import (
 
 // announcer answers for addresses of the load balancer's pool. The nftables proxy needs them on no interface; IPVS has them on one of its own, and then
 // the kernel of every node would answer for all of them.
-func (o Options) announcer(client kubernetes.Interface, report func(lbholders.Conflicts)) announcer.Options {
+func (o Options) announcer(client kubernetes.Interface, report func(lbholders.Conflicts, lbholders.Proven)) announcer.Options {
 	a := announcer.Options{
 		Client: client, NodeName: o.NodeName, Links: linksWithoutServices, Announce: vip.Announce, Now: vip.Now,
 		Probe: vip.Probe, Routers: vip.Routers, Report: report,
@@ -52,29 +52,34 @@ func keepSilent(device string) error {
 	return nil
 }
 
-// conflicts are addresses that other machines use, as the announcer says; one, the last, waits. Its capacity is 1.
-type conflicts chan string
+// findings are what the network says of addresses of Services, as the announcer says; one, the last, waits. Its capacity is 1.
+type findings chan finding
+
+// finding is two of the Node's annotations.
+type finding struct{ conflicts, proven string }
 
 // set does not block: there is one writer.
-func (c conflicts) set(now lbholders.Conflicts) {
+func (f findings) set(used lbholders.Conflicts, proven lbholders.Proven) {
 	select {
-	case <-c:
+	case <-f:
 	default:
 	}
-	c <- now.String()
+	f <- finding{conflicts: used.String(), proven: proven.String()}
 }
 
-// keepConflicts says on the Node which addresses of Services other machines use, so that the Services' owners read it.
-func keepConflicts(ctx context.Context, o Options, said conflicts) error {
+// keepFindings says on the Node which addresses of Services other machines use, so that the Services' owners read it, and which ones are proven to be nobody's.
+func keepFindings(ctx context.Context, o Options, said findings) error {
 	nodes, err := nodeClient(o.KubeletKubeconfig)
 	if err != nil {
 		return err
 	}
-	want := "" // also of what an earlier run said
+	var want finding // also of what an earlier run said
 	for {
 		var again <-chan time.Time
-		if err := annotate(ctx, nodes, o.NodeName, lbholders.ConflictsAnnotation, want); err != nil {
-			again = time.After(networksRetry)
+		for name, value := range map[string]string{lbholders.ConflictsAnnotation: want.conflicts, lbholders.ProvenAnnotation: want.proven} {
+			if err := annotate(ctx, nodes, o.NodeName, name, value); err != nil {
+				again = time.After(networksRetry)
+			}
 		}
 		select {
 		case <-ctx.Done():

@@ -39,7 +39,7 @@ type network struct {
 	policies  *netpolicy.Enforcer // nil when NetworkPolicies are left to somebody else
 	addresses *announcer.Announcer
 	client    kubernetes.Interface
-	conflicts conflicts
+	findings  findings
 }
 
 func newNetwork(ctx context.Context, o Options) (*network, error) {
@@ -47,7 +47,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	n := &network{o: o, client: client, conflicts: make(conflicts, 1)}
+	n := &network{o: o, client: client, findings: make(findings, 1)}
 	// Policies go with the pod network: whoever brings another one brings what enforces them, too.
 	o.DisablePolicies = o.DisablePolicies || o.NetworkBackend == cluster.NetworkNone
 	if n.informers, err = netinformers.New(netinformers.Options{
@@ -55,7 +55,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	}); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	if n.addresses, err = announcer.New(o.announcer(client, n.conflicts.set)); err != nil {
+	if n.addresses, err = announcer.New(o.announcer(client, n.findings.set)); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	p := o.paths()
@@ -208,7 +208,7 @@ func (n *network) start(g *group) {
 		n.o.part("cluster dns").Set(status.Disabled, "")
 	}
 	run("load balancer addresses", n.addresses.Run)
-	g.run(nil, func(ctx context.Context) error { return keepConflicts(ctx, n.o, n.conflicts) })
+	g.run(nil, func(ctx context.Context) error { return keepFindings(ctx, n.o, n.findings) })
 	if n.o.Reach != nil {
 		g.run(nil, func(ctx context.Context) error {
 			n.o.Reach.Run(ctx, n.addressesOf)

@@ -53,8 +53,9 @@ type Options struct {
 	Probe func(context.Context, vip.Place, netip.Addr) error
 	// Routers are the addresses through which this machine's routes lead, which it never answers for; nil for none.
 	Routers func() ([]netip.Addr, error)
-	// Report, when set, is told of the addresses for which this node is to answer and that other machines use, each time that changes. It must not block.
-	Report func(lbholders.Conflicts)
+	// Report, when set, is told of the addresses for which this node is to answer and that other machines use, and of those that it has proven and the record
+	// does not have as proven yet, each time that changes. It must not block.
+	Report func(lbholders.Conflicts, lbholders.Proven)
 	// KeepSilent, when set, is called for each interface in whose network an address is, whoever the holder is: the kernel has the address itself, as
 	// with IPVS, and must not answer for it there.
 	KeepSilent func(device string) error
@@ -71,7 +72,7 @@ type Announcer struct {
 	asked  vip.Moment
 	record lbholders.Record
 
-	conflicts conflicts
+	findings findings
 }
 
 // New prepares an announcer.
@@ -88,7 +89,7 @@ func New(o Options) (*Announcer, error) {
 	if o.Routers == nil {
 		o.Routers = func() ([]netip.Addr, error) { return nil, nil }
 	}
-	return &Announcer{o: o, changed: make(chan struct{}, 1), conflicts: conflicts{last: map[netip.Addr]claim{}}}, nil
+	return &Announcer{o: o, changed: make(chan struct{}, 1), findings: findings{last: map[netip.Addr]claim{}, proven: lbholders.Proven{}, reported: ";"}}, nil
 }
 
 // running is an address that is announced.
@@ -183,7 +184,7 @@ func (a *Announcer) follow(ctx context.Context, now map[netip.Addr]running, reco
 		}
 	}
 	for address, r := range now {
-		if place, ok := places[address]; !ok || place != r.place || record[address] != r.holder {
+		if place, ok := places[address]; !ok || place != r.place || !record[address].Same(r.holder) {
 			r.stop()
 			delete(now, address)
 		}
@@ -193,10 +194,10 @@ func (a *Announcer) follow(ctx context.Context, now map[netip.Addr]running, reco
 			now[address] = a.start(ctx, address, record[address], place)
 		}
 	}
-	used := a.conflicts.of(slices.Collect(maps.Keys(now)), time.Now())
-	if a.o.Report != nil && a.conflicts.reported != used.String() {
-		a.conflicts.reported = used.String()
-		a.o.Report(used)
+	used, proven := a.findings.of(record, slices.Collect(maps.Keys(now)), time.Now())
+	if words := used.String() + ";" + proven.String(); a.o.Report != nil && a.findings.reported != words {
+		a.findings.reported = words
+		a.o.Report(used, proven)
 	}
 	for _, address := range slices.SortedFunc(maps.Keys(used), netip.Addr.Compare) {
 		trouble = append(trouble, fmt.Sprintf("%s is used by another machine, with the Ethernet address %s", address, used[address]))
@@ -229,7 +230,7 @@ func (a *Announcer) start(ctx context.Context, address netip.Addr, h lbholders.H
 			return
 		case <-time.After(lbholders.Wait):
 		}
-		if h.New && !a.prove(ctx, address, place) {
+		if h.New && !a.prove(ctx, address, h, place) {
 			return
 		}
 		a.o.Logger.Info("load balancer: this node answers for an address", "address", address, "interface", place.Interface)
@@ -272,7 +273,7 @@ func (a *Announcer) confirm(ctx context.Context, address netip.Addr, h lbholders
 		}
 		a.asked, a.record = asked, record
 	}
-	if a.record[address] != h {
+	if !a.record[address].Same(h) {
 		return 0, fmt.Errorf("the node %s is the holder now", a.record[address].Node)
 	}
 	return a.asked.After(lbholders.Lease), nil

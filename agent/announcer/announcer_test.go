@@ -184,7 +184,7 @@ func TestNewAddressIsProven(t *testing.T) {
 			return nil
 		}
 		var said []string
-		b.a.o.Report = func(c lbholders.Conflicts) { said = append(said, c.String()) }
+		b.a.o.Report = func(c lbholders.Conflicts, _ lbholders.Proven) { said = append(said, c.String()) }
 		now := map[netip.Addr]running{}
 		record := lbholders.Record{first: {Node: "here", Term: 1, New: true}, second: {Node: "here", Term: 2}}
 		look := func() {
@@ -200,7 +200,9 @@ func TestNewAddressIsProven(t *testing.T) {
 		b.announces(second)
 		time.Sleep(2 * probeAgain)
 		look()
-		if asked.Load() != 3 || len(said) != 2 || said[1] != "" {
+		record[first] = lbholders.Holder{Node: "here", Term: 1}
+		look()
+		if asked.Load() != 3 || len(said) != 3 || said[1] != "" || said[2] != "" {
 			t.Errorf("asked %d times, said %q", asked.Load(), said)
 		}
 		b.announces(first, second)
@@ -211,8 +213,55 @@ func TestNewAddressIsProven(t *testing.T) {
 		look()
 		time.Sleep(conflictShown + time.Second)
 		look()
-		if len(said) != 4 || said[2] == "" || said[3] != "" {
+		if len(said) != 5 || said[3] == "" || said[4] != "" {
 			t.Errorf("a machine that came later: said %q", said)
+		}
+		for _, r := range now {
+			r.stop()
+		}
+	})
+}
+
+// TestProofIsSaid: the cluster hears that an address was proven until the record has it, and the record's change disturbs nobody.
+func TestProofIsSaid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		var asked atomic.Int32
+		b.a.o.Probe = func(context.Context, vip.Place, netip.Addr) error { asked.Add(1); return nil }
+		var said []string
+		b.a.o.Report = func(_ lbholders.Conflicts, p lbholders.Proven) { said = append(said, p.String()) }
+		now := map[netip.Addr]running{}
+		look := func(r lbholders.Record) {
+			b.says(r)
+			synctest.Wait()
+			b.a.follow(t.Context(), now, r)
+			synctest.Wait()
+		}
+		unproven, proven := lbholders.Record{first: {Node: "here", Term: 5, New: true}}, lbholders.Record{first: {Node: "here", Term: 5}}
+		look(unproven)
+		if len(said) != 0 {
+			t.Errorf("before it was asked, the cluster heard %q", said)
+		}
+		time.Sleep(lbholders.Wait)
+		look(unproven)
+		b.announces(first)
+		if len(said) != 1 || said[0] != first.String()+"=5" {
+			t.Errorf("the cluster heard %q", said)
+		}
+		running := now[first].holder
+		look(proven)
+		b.announces(first)
+		if asked.Load() != 1 || len(said) != 2 || said[1] != "" {
+			t.Errorf("asked %d times, the cluster heard %q", asked.Load(), said)
+		}
+		if _, err := b.a.confirm(t.Context(), first, running); err != nil {
+			t.Errorf("the record has it as proven: %v", err)
+		}
+		look(lbholders.Record{first: {Node: "here", Term: 6, New: true}})
+		time.Sleep(lbholders.Wait)
+		look(lbholders.Record{first: {Node: "here", Term: 6, New: true}})
+		if asked.Load() != 2 || len(said) != 3 || said[2] != first.String()+"=6" {
+			t.Errorf("another holding: asked %d times, the cluster heard %q", asked.Load(), said)
 		}
 		for _, r := range now {
 			r.stop()

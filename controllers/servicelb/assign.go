@@ -30,7 +30,7 @@ const (
 // holders is what the controller knows of who answers for which address. It belongs to the controller's goroutine.
 type holders struct {
 	candidates map[netip.Addr][]string
-	inUse      map[netip.Addr]string
+	said       said
 	have       *corev1.ConfigMap // as it was written or read last; nil: it has to be read
 	read       time.Time         // when it was
 	none       bool              // nobody has ever written one
@@ -59,7 +59,7 @@ func (c *Controller) assign(ctx context.Context) bool {
 		return true
 	}
 	serial, _ := strconv.ParseUint(h.have.ResourceVersion, 10, 64)
-	next := Assign(h.record, serial, h.candidates, c.o.Alive, h.inUse)
+	next := Assign(h.record, serial, h.candidates, c.o.Alive, h.said)
 	if maps.Equal(next, h.record) {
 		return true
 	}

@@ -153,7 +153,8 @@ func nodeMatters(old, now any) bool {
 
 func nodeText(n *corev1.Node) string {
 	_, excluded := n.Labels[corev1.LabelNodeExcludeBalancers]
-	return fmt.Sprint(excluded, labelled(n), isReady(n), n.DeletionTimestamp != nil, addresses(n), n.Annotations[lbholders.NetworksAnnotation], n.Labels, n.Annotations[lbholders.ConflictsAnnotation])
+	return fmt.Sprint(excluded, labelled(n), isReady(n), n.DeletionTimestamp != nil, addresses(n), n.Annotations[lbholders.NetworksAnnotation], n.Labels,
+		n.Annotations[lbholders.ConflictsAnnotation], n.Annotations[lbholders.ProvenAnnotation])
 }
 
 func (c *Controller) namespaceMatters(old, now any) bool {
@@ -262,7 +263,7 @@ func (c *Controller) round(ctx context.Context) bool {
 		}
 	}
 	c.show(plan)
-	c.holders.candidates, c.holders.inUse = Candidates(s, plan), s.InUse
+	c.holders.candidates, c.holders.said = Candidates(s, plan), said{inUse: s.InUse, proven: Proven(s.Nodes, c.holders.record)}
 	c.holders.settled = done
 	return done
 }

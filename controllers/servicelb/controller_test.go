@@ -144,6 +144,20 @@ func awaitHolder(t *testing.T, client *fake.Clientset, address, want string) {
 	})
 }
 
+// recorded is what the record says of an address.
+func recorded(t *testing.T, client *fake.Clientset, address string) lbholders.Holder {
+	t.Helper()
+	m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(t.Context(), lbholders.ConfigMap, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	record, err := lbholders.Read(m.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return record[netip.MustParseAddr(address)]
+}
+
 func TestControllerMovesAddresses(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	near := func(n *corev1.Node) *corev1.Node {
@@ -163,6 +177,22 @@ func TestControllerMovesAddresses(t *testing.T) {
 		silent.Store(&gone)
 		awaitHolder(t, client, "10.0.0.200", map[string]string{"a": "b", "b": "a"}[gone])
 	}
+	// Its holder says that it has proven it, and the record has that.
+	b, err := client.CoreV1().Nodes().Get(t.Context(), "b", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := recorded(t, client, "10.0.0.200")
+	b.Annotations[lbholders.ProvenAnnotation] = fmt.Sprintf("10.0.0.200=%d", before.Term)
+	if _, err := client.CoreV1().Nodes().Update(t.Context(), b, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, time.Minute, "the record says that the address was proven", func() error {
+		if h := recorded(t, client, "10.0.0.200"); !before.New || h.New || !h.Same(before) {
+			return fmt.Errorf("it was %v and is %v", before, h)
+		}
+		return nil
+	})
 	// Somebody deletes the record: nobody would answer any more.
 	if err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Delete(t.Context(), lbholders.ConfigMap, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)

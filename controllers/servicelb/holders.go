@@ -58,16 +58,42 @@ func InUse(nodes []*corev1.Node, record lbholders.Record) map[netip.Addr]string 
 	return out
 }
 
+// Proven are the addresses of which their holders say that they have proven them. A node speaks for its present holding alone.
+func Proven(nodes []*corev1.Node, record lbholders.Record) lbholders.Proven {
+	out := lbholders.Proven{}
+	for _, n := range nodes {
+		for a, term := range lbholders.ReadProven(n.Annotations[lbholders.ProvenAnnotation]) {
+			if record[a].Same(lbholders.Holder{Node: n.Name, Term: term}) {
+				out[a] = term
+			}
+		}
+	}
+	return out
+}
+
+// said is what the nodes say of the addresses that they hold.
+type said struct {
+	inUse  map[netip.Addr]string // by which Ethernet address
+	proven lbholders.Proven
+}
+
+// has says whether an address was proven in a holding of it.
+func (s said) has(a netip.Addr, h lbholders.Holder) bool {
+	term, proven := s.proven[a]
+	return proven && term == h.Term
+}
+
 // Assign says who answers for which address. A holder stays while it can; an address that needs another one goes to the live candidate with the fewest.
 // One whose candidates are all silent stays where it is: then it is more probably this server that hears nothing. term is a number that no earlier change has had.
-// An address that nobody of the cluster has answered for, or that is in use elsewhere, is new to its holder.
-func Assign(before lbholders.Record, term uint64, candidates map[netip.Addr][]string, alive func(node string) bool, inUse map[netip.Addr]string) lbholders.Record {
+// An address that nobody has proven yet, or that is in use elsewhere, is new to its holder.
+func Assign(before lbholders.Record, term uint64, candidates map[netip.Addr][]string, alive func(node string) bool, said said) lbholders.Record {
 	out, load := lbholders.Record{}, map[string]int{}
 	var homeless []netip.Addr
 	for _, a := range slices.SortedFunc(maps.Keys(candidates), netip.Addr.Compare) {
 		h, had := before[a]
 		could := slices.DeleteFunc(slices.Clone(candidates[a]), func(n string) bool { return !alive(n) })
 		if had && (slices.Contains(could, h.Node) || len(could) == 0 && slices.Contains(candidates[a], h.Node)) {
+			h.New = h.New && !said.has(a, h)
 			out[a] = h
 			load[h.Node]++
 			continue
@@ -78,7 +104,7 @@ func Assign(before lbholders.Record, term uint64, candidates map[netip.Addr][]st
 		could := slices.DeleteFunc(slices.Clone(candidates[a]), func(n string) bool { return !alive(n) })
 		if len(could) == 0 {
 			if h := before[a]; h.Node != "" {
-				out[a] = lbholders.Holder{Term: term, New: isNew(h, inUse[a])} // nobody, until there is somebody
+				out[a] = lbholders.Holder{Term: term, New: isNew(h, said, a)} // nobody, until there is somebody
 			} else {
 				out[a] = before[a]
 			}
@@ -91,14 +117,14 @@ func Assign(before lbholders.Record, term uint64, candidates map[netip.Addr][]st
 			return strings.Compare(mix(a, m), mix(a, n))
 		})
 		load[best]++
-		out[a] = lbholders.Holder{Node: best, Term: term, New: isNew(before[a], inUse[a])}
+		out[a] = lbholders.Holder{Node: best, Term: term, New: isNew(before[a], said, a)}
 	}
 	return out
 }
 
 // isNew says whether the network has to be asked for an address before the next holder answers.
-func isNew(before lbholders.Holder, usedBy string) bool {
-	return before.Term == 0 || usedBy != "" || before.Node == "" && before.New
+func isNew(before lbholders.Holder, said said, a netip.Addr) bool {
+	return before.Term == 0 || said.inUse[a] != "" || before.New && !said.has(a, before)
 }
 
 // mix orders nodes differently for each address.

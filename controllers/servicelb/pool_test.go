@@ -155,41 +155,71 @@ func TestAssign(t *testing.T) {
 	both := map[netip.Addr][]string{a: {"m", "n"}, b: {"m", "n"}}
 	silent := map[string]bool{}
 	alive := func(n string) bool { return !silent[n] }
-	first := Assign(lbholders.Record{}, 7, both, alive, nil)
+	first := Assign(lbholders.Record{}, 7, both, alive, said{})
 	if first[a].Node == first[b].Node || first[a].Term != 7 {
 		t.Errorf("not spread: %v", first)
 	}
-	if again := Assign(first, 8, both, alive, nil); fmt.Sprint(again) != fmt.Sprint(first) {
+	if again := Assign(first, 8, both, alive, said{}); fmt.Sprint(again) != fmt.Sprint(first) {
 		t.Errorf("without a reason %v became %v", first, again)
 	}
 	silent[first[a].Node] = true
-	moved := Assign(first, 8, both, alive, nil)
+	moved := Assign(first, 8, both, alive, said{})
 	if moved[a].Node != first[b].Node || moved[a].Term != 8 || moved[b] != first[b] {
 		t.Errorf("%v became %v", first, moved)
 	}
 	silent["m"], silent["n"] = true, true
-	if none := Assign(moved, 9, both, alive, nil); fmt.Sprint(none) != fmt.Sprint(moved) {
+	if none := Assign(moved, 9, both, alive, said{}); fmt.Sprint(none) != fmt.Sprint(moved) {
 		t.Errorf("all are silent, and %v became %v", moved, none)
 	}
 	silent = map[string]bool{}
-	if left := Assign(moved, 9, map[netip.Addr][]string{a: nil, b: {"m"}}, alive, nil); left[a].Node != "" || left[b].Node != "m" {
+	if left := Assign(moved, 9, map[netip.Addr][]string{a: nil, b: {"m"}}, alive, said{}); left[a].Node != "" || left[b].Node != "m" {
 		t.Errorf("without candidates: %v", left)
 	}
-	if gone := Assign(moved, 9, nil, alive, nil); len(gone) != 0 {
+	if gone := Assign(moved, 9, nil, alive, said{}); len(gone) != 0 {
 		t.Errorf("without addresses: %v", gone)
 	}
 
-	// Whether the network is asked first: for an address that nobody has answered for, and for one that another machine uses.
-	if !first[a].New || moved[a].New {
-		t.Errorf("new are %v and then %v", first, moved)
-	}
-	silent[moved[a].Node] = true
-	if used := Assign(moved, 9, both, alive, map[netip.Addr]string{a: "02:00:00:00:00:01"}); !used[a].New || used[b].New {
-		t.Errorf("one is in use elsewhere: %v", used)
-	}
-	nobody := Assign(lbholders.Record{}, 7, map[netip.Addr][]string{a: nil}, alive, nil)
-	if late := Assign(nobody, 8, both, alive, nil); !late[a].New {
+	nobody := Assign(lbholders.Record{}, 7, map[netip.Addr][]string{a: nil}, alive, said{})
+	if late := Assign(nobody, 8, both, alive, said{}); !late[a].New {
 		t.Errorf("when there is somebody at last: %v, %v", nobody, late)
+	}
+}
+
+// TestTakersProve: the network is asked by whoever takes an address that nobody has proven yet, and where another machine uses it.
+func TestTakersProve(t *testing.T) {
+	a := netip.MustParseAddr("10.0.0.200")
+	both, dead := map[netip.Addr][]string{a: {"m", "n"}}, ""
+	alive := func(n string) bool { return n != dead }
+	used := map[netip.Addr]string{a: "02:00:00:00:00:01"}
+	first := Assign(lbholders.Record{}, 7, both, alive, said{})
+	if !first[a].New {
+		t.Errorf("nobody has answered for it: %v", first)
+	}
+	stays := Assign(first, 8, both, alive, said{proven: lbholders.Proven{a: 6}})
+	if stays[a] != first[a] {
+		t.Errorf("what was proven is another holding: %v", stays)
+	}
+	proven := Assign(first, 8, both, alive, said{proven: lbholders.Proven{a: 7}})
+	if !proven[a].Same(first[a]) || proven[a].New {
+		t.Errorf("%v was proven, and is %v", first, proven)
+	}
+	dead = first[a].Node
+	if moved := Assign(first, 9, both, alive, said{}); moved[a].Node == dead || !moved[a].New {
+		t.Errorf("the first one died before it had proven it: %v", moved)
+	}
+	if moved := Assign(first, 9, both, alive, said{proven: lbholders.Proven{a: 7}}); moved[a].New {
+		t.Errorf("the first one died, and had proven it: %v", moved)
+	}
+	if moved := Assign(proven, 9, both, alive, said{}); moved[a].New {
+		t.Errorf("it was proven: %v", moved)
+	}
+	taken := said{inUse: used, proven: lbholders.Proven{a: 7}}
+	moved := Assign(proven, 9, both, alive, taken)
+	if again := Assign(moved, 10, both, alive, taken); !moved[a].New || !again[a].New {
+		t.Errorf("another machine uses it: %v, %v", moved, again)
+	}
+	if nobody := Assign(first, 9, map[netip.Addr][]string{a: nil}, alive, said{}); nobody[a].Node != "" || !nobody[a].New {
+		t.Errorf("there is nobody: %v", nobody)
 	}
 }
 
@@ -227,6 +257,11 @@ func TestNodesSpeakForTheirOwnAddresses(t *testing.T) {
 	got := InUse([]*corev1.Node{m, n}, lbholders.Record{a: {Node: "m", Term: 1}, b: {Node: "n", Term: 1}})
 	if len(got) != 1 || got[a] != "02:00:00:00:00:01" {
 		t.Errorf("in use are %v", got)
+	}
+	m.Annotations[lbholders.ProvenAnnotation] = "10.0.0.200=1,10.0.0.201=2,10.0.0.202=x,=,"
+	n.Annotations = map[string]string{lbholders.ProvenAnnotation: "10.0.0.201=1"}
+	if got := Proven([]*corev1.Node{m, n}, lbholders.Record{a: {Node: "m", Term: 1}, b: {Node: "n", Term: 2}}); len(got) != 1 || got[a] != 1 {
+		t.Errorf("proven are %v", got)
 	}
 	v := Verdict{Ours: true, Pool: true, Addresses: []netip.Addr{a}, Reason: ReasonServed}
 	if v.inUse(got); v.Reason != ReasonAddressInUse || !strings.Contains(v.Message, "02:00:00:00:00:01") {

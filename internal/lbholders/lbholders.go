@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -24,6 +25,9 @@ const (
 	NetworksAnnotation = "coracle.dev/networks"
 	// ConflictsAnnotation on a Node lists addresses for which it is to answer and that another machine uses: ADDRESS=ETHERNET-ADDRESS, with commas in between.
 	ConflictsAnnotation = "coracle.dev/addresses-in-use"
+	// ProvenAnnotation on a Node lists addresses of which the record does not say yet that they were proven, and that it has proven since it holds them:
+	// ADDRESS=TERM, with commas in between.
+	ProvenAnnotation = "coracle.dev/addresses-proven"
 	// Lease is for how long a node may answer after it began to ask whether it still is the holder.
 	Lease = 700 * time.Millisecond
 	// Wait is how long a new holder is silent: its predecessor may answer for Lease from a moment before this one was written down. A
@@ -36,9 +40,13 @@ type Holder struct {
 	Node string `json:"node"`
 	// Term is another one for each change of the node, so that one who was the holder before last knows that there was another in between.
 	Term uint64 `json:"term"`
-	// New says that no node has answered for the address before, as far as is known: the network is asked first whether another machine has it.
+	// New says that no node has proven yet that no other machine has the address: this one asks the network before it answers, and says so on its Node
+	// (ProvenAnnotation). It stays when the address moves before that. It is taken back while the node holds the address, with the same Term.
 	New bool `json:"new,omitempty"`
 }
+
+// Same says whether both are one node's holding of an address, proven or not.
+func (h Holder) Same(other Holder) bool { return h.Node == other.Node && h.Term == other.Term }
 
 // Record is all addresses with their holders.
 type Record map[netip.Addr]Holder
@@ -68,8 +76,9 @@ func (r Record) Write() (map[string]string, error) {
 // Conflicts are addresses that another machine uses, with its Ethernet address.
 type Conflicts map[netip.Addr]net.HardwareAddr
 
-// maxConflicts bounds what is said of them: whoever is on the network can invent as many as there are addresses.
-const maxConflicts = 64
+// maxSaid bounds what a Node says of addresses: whoever is on the network can invent as many conflicts as there are addresses. What was proven makes room
+// for more as soon as the record has it.
+const maxSaid = 64
 
 // ReadConflicts reads the annotation, and passes over what it does not understand: a node writes it.
 func ReadConflicts(text string) Conflicts {
@@ -78,7 +87,7 @@ func ReadConflicts(text string) Conflicts {
 		address, by, _ := strings.Cut(word, "=")
 		a, err := netip.ParseAddr(address)
 		hw, hwErr := net.ParseMAC(by)
-		if err == nil && hwErr == nil && len(out) < maxConflicts {
+		if err == nil && hwErr == nil && len(out) < maxSaid {
 			out[a] = hw
 		}
 	}
@@ -89,8 +98,36 @@ func ReadConflicts(text string) Conflicts {
 func (c Conflicts) String() string {
 	var words []string
 	for _, a := range slices.SortedFunc(maps.Keys(c), netip.Addr.Compare) {
-		if len(words) < maxConflicts {
+		if len(words) < maxSaid {
 			words = append(words, a.String()+"="+c[a].String())
+		}
+	}
+	return strings.Join(words, ",")
+}
+
+// Proven are addresses that a node has proven, with the term of its holding.
+type Proven map[netip.Addr]uint64
+
+// ReadProven reads the annotation, and passes over what it does not understand: a node writes it.
+func ReadProven(text string) Proven {
+	out := Proven{}
+	for word := range strings.SplitSeq(text, ",") {
+		address, number, _ := strings.Cut(word, "=")
+		a, err := netip.ParseAddr(address)
+		term, termErr := strconv.ParseUint(number, 10, 64)
+		if err == nil && termErr == nil && len(out) < maxSaid {
+			out[a] = term
+		}
+	}
+	return out
+}
+
+// String is the annotation.
+func (p Proven) String() string {
+	var words []string
+	for _, a := range slices.SortedFunc(maps.Keys(p), netip.Addr.Compare) {
+		if len(words) < maxSaid {
+			words = append(words, a.String()+"="+strconv.FormatUint(p[a], 10))
 		}
 	}
 	return strings.Join(words, ",")

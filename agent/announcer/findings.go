@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package announcer
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/vip"
+)
+
+// findings are what the network says of this node's addresses: other machines that use them, and which of them were proven to be nobody's.
+type findings struct {
+	mu     sync.Mutex
+	last   map[netip.Addr]claim
+	proven lbholders.Proven
+
+	reported string // it belongs to Run
+}
+
+// claim is another machine's use of an address.
+type claim struct {
+	by net.HardwareAddr
+	at time.Time
+}
+
+// of returns the conflicts over some addresses, and what was proven that the record lacks. It forgets those over others, old ones, and what the record has.
+func (f *findings) of(record lbholders.Record, addresses []netip.Addr, now time.Time) (lbholders.Conflicts, lbholders.Proven) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	maps.DeleteFunc(f.last, func(a netip.Addr, is claim) bool {
+		return now.Sub(is.at) > conflictShown || !slices.Contains(addresses, a)
+	})
+	maps.DeleteFunc(f.proven, func(a netip.Addr, term uint64) bool {
+		h := record[a]
+		return !h.New || h.Term != term || !slices.Contains(addresses, a)
+	})
+	out := lbholders.Conflicts{}
+	for a, is := range f.last {
+		out[a] = is.by
+	}
+	return out, maps.Clone(f.proven)
+}
+
+// claimed notes another machine that uses an address.
+func (a *Announcer) claimed(address netip.Addr, by net.HardwareAddr) {
+	a.o.Logger.Warn("load balancer: another machine uses an address of a Service", "address", address, "other", by.String())
+	a.findings.mu.Lock()
+	a.findings.last[address] = claim{by, time.Now()}
+	a.findings.mu.Unlock()
+	a.poke()
+}
+
+// prove returns when no other machine has an address that nobody has proven before; false when ctx is done before. No node answers for it meanwhile.
+func (a *Announcer) prove(ctx context.Context, address netip.Addr, h lbholders.Holder, place vip.Place) bool {
+	for {
+		err := a.o.Probe(ctx, place, address)
+		pause := time.Second
+		var used *vip.InUseError
+		switch {
+		case err == nil:
+			a.findings.mu.Lock()
+			delete(a.findings.last, address)
+			a.findings.proven[address] = h.Term
+			a.findings.mu.Unlock()
+			a.poke()
+			return true
+		case errors.As(err, &used):
+			pause = probeAgain
+			a.claimed(address, used.By)
+		case ctx.Err() == nil:
+			a.o.Logger.Warn("load balancer: the network cannot be asked who has an address; it is tried again", "address", address, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(pause):
+		}
+	}
+}
