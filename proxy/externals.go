@@ -39,6 +39,7 @@ type externals struct {
 	pods     []netip.Prefix
 	passed   map[types.NamespacedName]passed
 	claims   map[netip.Addr]map[types.NamespacedName]bool // Services that came with an address, by that
+	wishes   wishes
 }
 
 // passed is a Service as it came, what went to the back end, and what was said about the difference.
@@ -48,7 +49,8 @@ type passed struct {
 }
 
 func newExternals(o Options, log klog.Logger) *externals {
-	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, passed: map[types.NamespacedName]passed{}, claims: map[netip.Addr]map[types.NamespacedName]bool{}}
+	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, passed: map[types.NamespacedName]passed{},
+		claims: map[netip.Addr]map[types.NamespacedName]bool{}, wishes: wishes{}}
 	x.own = o.NodeIPs
 	x.pods = o.ClusterCIDRs
 	x.networks = slices.Concat(o.ClusterCIDRs, o.ServiceCIDRs)
@@ -78,6 +80,7 @@ func (x *externals) pass(old, svc *corev1.Service, tell func(was, is *corev1.Ser
 	defer x.mu.Unlock()
 	before := x.passed[key]
 	touched := x.note(key, before.came, svc)
+	x.wishes.note(key, before.came, svc, touched)
 	if svc == nil {
 		delete(x.passed, key)
 		tell(before.went, nil)
@@ -186,8 +189,11 @@ func (x *externals) judge(svc *corev1.Service, said string) passed {
 		edit().Status.LoadBalancer.Ingress = allowed
 	}
 	for i, port := range svc.Spec.Ports {
-		if port.NodePort != 0 && slices.Contains(x.reserved.Ports, uint16(port.NodePort)) {
-			problems = append(problems, fmt.Sprintf("the node port %d is the cluster's own", port.NodePort))
+		if port.NodePort == 0 {
+			continue
+		}
+		if why := x.nodePort(svc, port); why != "" {
+			problems = append(problems, why)
 			edit().Spec.Ports[i].NodePort = 0
 		}
 	}

@@ -3,7 +3,6 @@
 package servicelb
 
 import (
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -13,11 +12,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/internal/lbports"
 )
 
 // KeptCondition is in the status of a Service that has been served at a node's address and is not at present, while the node is not ready or has no endpoint of it: it lists
 // the ports that no other Service gets there meanwhile. It stands in the status, like the ports of the addresses, because users cannot write that.
-const KeptCondition = "coracle.dev/LoadBalancerKept"
+const KeptCondition = lbports.Kept
 
 // maxKept bounds the addresses that are listed, so that a status stays within what the API takes.
 const maxKept = 512
@@ -59,7 +60,7 @@ func held(svc *corev1.Service) []place {
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		for _, a := range parseAll([]string{in.IP}) {
 			for _, p := range in.Ports {
-				add(a, Port{protocolOf(p.Protocol), p.Port})
+				add(a, lbports.Of(p.Protocol, p.Port))
 			}
 			if len(in.Ports) == 0 {
 				for _, p := range have {
@@ -79,7 +80,7 @@ func held(svc *corev1.Service) []place {
 func portsOf(svc *corev1.Service) []Port {
 	var out []Port
 	for _, p := range svc.Spec.Ports {
-		out = append(out, Port{protocolOf(p.Protocol), p.Port})
+		out = append(out, lbports.Of(p.Protocol, p.Port))
 	}
 	return out
 }
@@ -117,8 +118,19 @@ func (c claims) kept(svc *corev1.Service, served []netip.Addr) []place {
 	return out
 }
 
-// String is NUMBER/PROTOCOL.
-func (p Port) String() string { return fmt.Sprintf("%d/%s", p.Number, p.Protocol) }
+// ofPorts are the Services that have a port at some node's address.
+func (c claims) ofPorts() map[Port][]types.NamespacedName {
+	out := map[Port][]types.NamespacedName{}
+	for p, who := range c {
+		if !slices.Contains(out[p.port], who) {
+			out[p.port] = append(out[p.port], who)
+		}
+	}
+	for _, all := range out {
+		slices.SortFunc(all, func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) })
+	}
+	return out
+}
 
 // placesText lists places as "443/TCP,80/TCP at 10.0.0.1,10.0.0.2; 443/TCP at 10.0.0.3".
 func placesText(places []place) string {
@@ -157,7 +169,7 @@ func readPlaces(text string) []place {
 			for word := range strings.SplitSeq(ports, ",") {
 				number, protocol, _ := strings.Cut(word, "/")
 				if n, err := strconv.ParseUint(number, 10, 16); err == nil {
-					out = append(out, place{a, Port{corev1.Protocol(protocol), int32(n)}})
+					out = append(out, place{a, lbports.Of(corev1.Protocol(protocol), int32(n))})
 				}
 			}
 		}

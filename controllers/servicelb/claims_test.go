@@ -14,6 +14,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/internal/lbports"
 )
 
 // TestOlderServiceTakesNoPort: a Service that is older, of another namespace, becomes a load balancer with the port that a younger one has at nodes' addresses, or
@@ -127,6 +129,10 @@ func TestNobodyTakesPorts(t *testing.T) {
 		}
 	}
 	t.Logf("%d times somebody got a port that nobody had", w.handed)
+	t.Logf("%d times a node port was refused", w.refusals)
+	if w.refusals < 100 {
+		t.Errorf("only %d times a node port was refused: that tries nothing", w.refusals)
+	}
 	if w.handed < 100 {
 		t.Errorf("only %d times anybody got a port: that tries nothing", w.handed)
 	}
@@ -157,6 +163,9 @@ func (w *theft) round(t *testing.T, step int) (changed bool) {
 		status, write := StatusOf(svc, v)
 		svc.Status, changed = *status, changed || write
 	}
+	for _, svc := range w.Services {
+		w.judgeNodePorts(t, step, svc, plan, now, changed)
+	}
 	for at, who := range now {
 		if _, had := w.has[at]; !had {
 			w.handed++
@@ -166,12 +175,41 @@ func (w *theft) round(t *testing.T, step int) (changed bool) {
 	return changed
 }
 
+// judgeNodePorts: a node port that is opened is nobody's port at nodes' addresses. When the cluster rests the proxies refuse the same ones by what the status says.
+func (w *theft) judgeNodePorts(t *testing.T, step int, svc *corev1.Service, plan map[types.NamespacedName]Verdict, now map[place]types.NamespacedName, changing bool) {
+	t.Helper()
+	for _, p := range svc.Spec.Ports {
+		if p.NodePort == 0 {
+			continue
+		}
+		port := lbports.Of(p.Protocol, p.NodePort)
+		refused := strings.Contains(plan[key(svc)].refused, "the node port "+port.String()+" is not opened")
+		for at, who := range now {
+			if at.port == port && who != key(svc) && !refused {
+				t.Fatalf("step %d: %s has %v, and it is an open node port of %s", step, who, at, key(svc))
+			}
+		}
+		if changing {
+			continue
+		}
+		byProxies := slices.ContainsFunc(w.Services, func(o *corev1.Service) bool { return key(o) != key(svc) && slices.Contains(lbports.Held(o), port) })
+		if byProxies != refused {
+			t.Fatalf("step %d: the node port %s of %s: refused %v by the plan, %v by the proxies", step, port, key(svc), refused, byProxies)
+		}
+		if refused {
+			w.refusals++
+		}
+	}
+}
+
 // theft is a cluster in which anything happens, with who has what by right.
 type theft struct {
 	State
 	r      *rand.Rand
 	has    map[place]types.NamespacedName
 	handed int // how often somebody got what nobody had
+	// refusals is how often a node port was not opened when the cluster rested.
+	refusals int
 }
 
 // change does one thing, and takes from has what its owner gives up by that.
@@ -182,7 +220,7 @@ func (w *theft) change(step int) {
 		}
 		return w.Services[w.r.IntN(len(w.Services))]
 	}
-	what := w.r.IntN(10)
+	what := w.r.IntN(11)
 	if what < 2 && len(w.Services) > 9 {
 		what = 2
 	}
@@ -213,6 +251,12 @@ func (w *theft) change(step int) {
 		w.Pods = nil
 		if w.r.IntN(2) == 0 {
 			w.Pods = append(w.Pods, hostPortPod("p", fmt.Sprint("n", w.r.IntN(4)), "p", int32(80+w.r.IntN(3))))
+		}
+	case 10:
+		if s := pick(); s.Spec.Ports[0].NodePort == 0 {
+			s.Spec.Ports[0].NodePort = int32(80 + w.r.IntN(3))
+		} else {
+			s.Spec.Ports[0].NodePort = 0
 		}
 	case 9:
 		s := pick()
@@ -270,7 +314,7 @@ func TestPlacesText(t *testing.T) {
 	}
 	var many []place
 	for i := range 2 * maxKept {
-		many = append(many, place{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), Port{corev1.ProtocolTCP, 80}})
+		many = append(many, place{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), lbports.Of(corev1.ProtocolTCP, 80)})
 	}
 	if n := len(readPlaces(placesText(many))); n != maxKept {
 		t.Errorf("%d places are written, want %d", n, maxKept)

@@ -325,6 +325,10 @@ func (c *Controller) write(ctx context.Context, svc *corev1.Service, want *corev
 	if now != nil && len(lost) > 0 {
 		c.o.Recorder.Eventf(svc, corev1.EventTypeWarning, "AddressTakenAway", "%v: it is in no pool any more, and no node's. The addresses are now: %s", lost, addresses)
 	}
+	refused := meta.FindStatusCondition(want.Conditions, NodePortCondition)
+	if was := meta.FindStatusCondition(svc.Status.Conditions, NodePortCondition); refused != nil && (was == nil || was.Message != refused.Message) {
+		c.o.Recorder.Event(svc, corev1.EventTypeWarning, refused.Reason, refused.Message)
+	}
 	if now != nil && now.Reason != ReasonServed && (before == nil || before.Message != now.Message) {
 		c.o.Recorder.Event(svc, corev1.EventTypeWarning, now.Reason, now.Message)
 	}
@@ -354,18 +358,22 @@ func (c *Controller) show(plan map[types.NamespacedName]Verdict) {
 		c.o.Part.Set(status.Disabled, "")
 		return
 	}
-	lacking := 0
+	lacking, served := 0, 0
 	for _, v := range plan {
-		if len(v.Addresses) == 0 {
+		switch {
+		case !v.Ours:
+			continue
+		case len(v.Addresses) == 0:
 			lacking++
 		}
+		served++
 	}
 	switch {
-	case len(plan) == 0:
+	case served == 0:
 		c.o.Part.Set(status.Running, "")
 	case lacking > 0:
-		c.o.Part.Set(status.Running, fmt.Sprintf("%d of %d Services of type LoadBalancer have no address: kubectl describe service says why", lacking, len(plan)))
+		c.o.Part.Set(status.Running, fmt.Sprintf("%d of %d Services of type LoadBalancer have no address: kubectl describe service says why", lacking, served))
 	default:
-		c.o.Part.Set(status.Running, fmt.Sprintf("%d Services of type LoadBalancer", len(plan)))
+		c.o.Part.Set(status.Running, fmt.Sprintf("%d Services of type LoadBalancer", served))
 	}
 }

@@ -30,8 +30,10 @@ type Verdict struct {
 	Pool      bool
 	Addresses []netip.Addr
 	// kept are places at nodes' addresses where it is not served at present, and that nobody else gets.
-	kept   []place
-	Reason string
+	kept []place
+	// refused says of the Service's node ports which ones are not opened, and why; empty if all are. It may have some without being served here.
+	refused string
+	Reason  string
 	// Message is for people: what is missing, and what to do about it.
 	Message string
 }
@@ -39,7 +41,7 @@ type Verdict struct {
 // Plan says what each Service gets. It depends on nothing but the state.
 func Plan(s *State) map[types.NamespacedName]Verdict {
 	out := map[types.NamespacedName]Verdict{}
-	taken, nodes, endpoints := s.taken(), servingNodes(s.Nodes), withEndpoints(s.Slices)
+	nodes, endpoints := servingNodes(s.Nodes), withEndpoints(s.Slices)
 	services, addresses := byAge(s.Services), s.newLedger()
 	for _, svc := range services {
 		if s.serves(svc) && addresses.fromPool(svc) {
@@ -47,6 +49,8 @@ func Plan(s *State) map[types.NamespacedName]Verdict {
 		}
 	}
 	claims := s.claims(addresses)
+	refused := s.refused(claims)
+	taken := s.taken(refused)
 	for at, who := range claims {
 		taken.take(at, owner{service: who, what: "the Service " + who.String()})
 	}
@@ -62,6 +66,11 @@ func Plan(s *State) map[types.NamespacedName]Verdict {
 			v.kept = claims.kept(svc, v.Addresses)
 			out[key(svc)] = v
 		}
+	}
+	for who, ports := range refused {
+		v := out[who]
+		v.refused = refusals(ports)
+		out[who] = v
 	}
 	return out
 }

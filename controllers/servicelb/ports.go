@@ -10,6 +10,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/internal/lbports"
 )
 
 // place is a port at an address. The zero address stands for all addresses of all nodes.
@@ -51,15 +53,16 @@ func leadsTo(svc *corev1.Service, pod *corev1.Pod) bool {
 }
 
 // taken are the places that no load balancer gets: the cluster's own, node ports and host ports.
-func (s *State) taken() ports {
+func (s *State) taken(refused map[types.NamespacedName][]refusal) ports {
 	out := ports{}
 	for p, what := range s.Reserved {
 		out.take(place{port: p}, owner{what: what})
 	}
 	for _, svc := range s.Services {
 		for _, p := range svc.Spec.Ports {
-			if p.NodePort != 0 {
-				out.take(place{port: Port{protocolOf(p.Protocol), p.NodePort}}, owner{service: key(svc), what: "the node port of the Service " + key(svc).String()})
+			port := lbports.Of(p.Protocol, p.NodePort)
+			if p.NodePort != 0 && !slices.ContainsFunc(refused[key(svc)], func(r refusal) bool { return r.port == port }) {
+				out.take(place{port: port}, owner{service: key(svc), what: "the node port of the Service " + key(svc).String()})
 			}
 		}
 	}
@@ -77,7 +80,7 @@ func (s *State) taken() ports {
 				at = []netip.Addr{ip}
 			}
 			for _, a := range at {
-				out.take(place{a, Port{protocolOf(p.Protocol), p.HostPort}}, owner{pod: pod, what: "the host port of the pod " + pod.Namespace + "/" + pod.Name})
+				out.take(place{a, lbports.Of(p.Protocol, p.HostPort)}, owner{pod: pod, what: "the host port of the pod " + pod.Namespace + "/" + pod.Name})
 			}
 		}
 	}
@@ -115,7 +118,7 @@ func hostPorts(pod *corev1.Pod) func(yield func(corev1.ContainerPort) bool) {
 func (p ports) claim(svc *corev1.Service, at []netip.Addr) (why string) {
 	for _, a := range at {
 		for _, sp := range svc.Spec.Ports {
-			port := Port{protocolOf(sp.Protocol), sp.Port}
+			port := lbports.Of(sp.Protocol, sp.Port)
 			if o, taken := p.other(place{a, port}, svc); taken {
 				return fmt.Sprintf("port %s at %s: %s has it", port, a, o.what)
 			}
@@ -128,7 +131,7 @@ func (p ports) claim(svc *corev1.Service, at []netip.Addr) (why string) {
 func (p ports) give(svc *corev1.Service, at []netip.Addr) {
 	for _, a := range at {
 		for _, sp := range svc.Spec.Ports {
-			p.take(place{a, Port{protocolOf(sp.Protocol), sp.Port}}, owner{service: key(svc), what: "the Service " + key(svc).String()})
+			p.take(place{a, lbports.Of(sp.Protocol, sp.Port)}, owner{service: key(svc), what: "the Service " + key(svc).String()})
 		}
 	}
 }

@@ -12,13 +12,15 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/internal/lbports"
 )
 
 const (
 	// Class is the class of Services that are served here; those without a class are, too.
 	Class = "coracle.dev/servicelb"
 	// Condition is in the status of each Service that is served here, and says how that goes.
-	Condition = "coracle.dev/LoadBalancer"
+	Condition = lbports.Condition
 	// NodeLabel, with the value "true" on one node at least, keeps Services to the nodes that have it.
 	NodeLabel = "coracle.dev/enable-servicelb"
 	// k3sNodeLabel is the same label as k3s has it.
@@ -26,10 +28,7 @@ const (
 )
 
 // Port is a port of one protocol.
-type Port struct {
-	Protocol corev1.Protocol
-	Number   int32
-}
+type Port = lbports.Port
 
 // State is everything that Plan looks at.
 type State struct {

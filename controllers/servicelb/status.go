@@ -12,10 +12,14 @@ import (
 // StatusOf is the status that a Service has to have, and whether that is another one than it has.
 func StatusOf(svc *corev1.Service, v Verdict) (*corev1.ServiceStatus, bool) {
 	have := meta.FindStatusCondition(svc.Status.Conditions, Condition)
-	if !v.Ours && have == nil {
-		return &svc.Status, false // somebody else's
+	if !v.Ours && have == nil && v.refused == "" && meta.FindStatusCondition(svc.Status.Conditions, NodePortCondition) == nil {
+		return &svc.Status, false // somebody else's, as most are
 	}
 	out := svc.Status.DeepCopy()
+	changed := nodePorts(&out.Conditions, v.refused)
+	if !v.Ours && have == nil {
+		return out, changed // the addresses are somebody else's
+	}
 	out.LoadBalancer = corev1.LoadBalancerStatus{}
 	if !v.Ours {
 		meta.RemoveStatusCondition(&out.Conditions, Condition)
@@ -36,15 +40,23 @@ func StatusOf(svc *corev1.Service, v Verdict) (*corev1.ServiceStatus, bool) {
 	if len(v.Addresses) == 0 {
 		status = metav1.ConditionFalse
 	}
-	changed := meta.SetStatusCondition(&out.Conditions, metav1.Condition{
+	changed = meta.SetStatusCondition(&out.Conditions, metav1.Condition{
 		Type: Condition, Status: status, Reason: v.Reason, Message: v.Message, ObservedGeneration: observed(have, svc, v, status),
-	})
+	}) || changed
 	if text := placesText(v.kept); text != "" {
 		changed = meta.SetStatusCondition(&out.Conditions, metav1.Condition{Type: KeptCondition, Status: metav1.ConditionTrue, Reason: "NotServedNow", Message: text}) || changed
 	} else {
 		changed = meta.RemoveStatusCondition(&out.Conditions, KeptCondition) || changed
 	}
 	return out, changed || !apiequality.Semantic.DeepEqual(out.LoadBalancer, svc.Status.LoadBalancer)
+}
+
+// nodePorts says in a Service's conditions which node ports are not opened, and returns whether that is news.
+func nodePorts(conditions *[]metav1.Condition, refused string) bool {
+	if refused == "" {
+		return meta.RemoveStatusCondition(conditions, NodePortCondition)
+	}
+	return meta.SetStatusCondition(conditions, metav1.Condition{Type: NodePortCondition, Status: metav1.ConditionFalse, Reason: ReasonNodePortInUse, Message: refused})
 }
 
 // observed is the generation of the Service's spec for which the condition was made: a new one alone is worth no write.

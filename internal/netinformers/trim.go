@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/lbports"
 )
 
 // trim drops what no network part reads. Each type keeps what is named here, so that a field that upstream adds costs
@@ -24,7 +25,7 @@ func trim(obj any) (any, error) {
 		meta.Labels, meta.CreationTimestamp = o.Labels, o.CreationTimestamp // of two with one external IP the older one has it
 		meta.Annotations = maps.Clone(o.Annotations)
 		delete(meta.Annotations, corev1.LastAppliedConfigAnnotation)
-		return &corev1.Service{ObjectMeta: meta, Spec: o.Spec, Status: corev1.ServiceStatus{LoadBalancer: o.Status.LoadBalancer}}, nil
+		return &corev1.Service{ObjectMeta: meta, Spec: o.Spec, Status: corev1.ServiceStatus{LoadBalancer: o.Status.LoadBalancer, Conditions: loadBalancers(o.Status.Conditions)}}, nil
 	case *discoveryv1.EndpointSlice:
 		meta := identity(o)
 		meta.Labels, meta.Annotations = o.Labels, o.Annotations // when the change was triggered is an annotation
@@ -94,6 +95,20 @@ func pod(o *corev1.Pod) *corev1.Pod {
 		}
 		if named != nil {
 			out.Spec.Containers = append(out.Spec.Containers, corev1.Container{Ports: named})
+		}
+	}
+	return out
+}
+
+// loadBalancers are the conditions from which it is read which ports a Service has at nodes' addresses (lbports.Held).
+func loadBalancers(all []metav1.Condition) []metav1.Condition {
+	var out []metav1.Condition
+	for _, c := range all {
+		switch c.Type {
+		case lbports.Condition:
+			out = append(out, metav1.Condition{Type: c.Type, Status: c.Status})
+		case lbports.Kept:
+			out = append(out, metav1.Condition{Type: c.Type, Status: c.Status, Message: c.Message})
 		}
 	}
 	return out

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package lbports says which ports a Service of type LoadBalancer has at nodes' addresses. The load balancer writes that into the Service's status
+// (controllers/servicelb), which users cannot write; every node's Service proxy reads it, and opens no node port of another Service there.
+package lbports
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+)
+
+const (
+	// Condition is in the status of each Service that the load balancer serves.
+	Condition = "coracle.dev/LoadBalancer"
+	// Kept is in the status of a Service that has been served at a node's address and is not at present. Its message lists those places, in groups that
+	// have semicolons in between: PORT/PROTOCOL,… at ADDRESS,….
+	Kept = "coracle.dev/LoadBalancerKept"
+)
+
+// Port is a port of one protocol.
+type Port struct {
+	Protocol corev1.Protocol
+	Number   int32
+}
+
+// Of is a port of a Service's spec or status, where no protocol means TCP.
+func Of(p corev1.Protocol, number int32) Port {
+	if p == "" {
+		p = corev1.ProtocolTCP
+	}
+	return Port{p, number}
+}
+
+// Held are the ports that a Service has at nodes' addresses by its status and has not given up by its spec.
+func Held(svc *corev1.Service) []Port {
+	if svc == nil || svc.Spec.Type != corev1.ServiceTypeLoadBalancer || svc.DeletionTimestamp != nil || meta.FindStatusCondition(svc.Status.Conditions, Condition) == nil {
+		return nil
+	}
+	var said []Port
+	for _, in := range svc.Status.LoadBalancer.Ingress {
+		for _, p := range in.Ports {
+			said = append(said, Of(p.Protocol, p.Port))
+		}
+	}
+	if c := meta.FindStatusCondition(svc.Status.Conditions, Kept); c != nil {
+		for group := range strings.SplitSeq(c.Message, "; ") {
+			ports, _, _ := strings.Cut(group, " at ")
+			for word := range strings.SplitSeq(ports, ",") {
+				number, protocol, _ := strings.Cut(word, "/")
+				if n, err := strconv.ParseUint(number, 10, 16); err == nil {
+					said = append(said, Of(corev1.Protocol(protocol), int32(n)))
+				}
+			}
+		}
+	}
+	var out []Port
+	for _, p := range svc.Spec.Ports {
+		if port := Of(p.Protocol, p.Port); slices.Contains(said, port) && !slices.Contains(out, port) {
+			out = append(out, port)
+		}
+	}
+	return out
+}
+
+// String is NUMBER/PROTOCOL.
+func (p Port) String() string { return fmt.Sprintf("%d/%s", p.Number, p.Protocol) }

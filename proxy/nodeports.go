@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/internal/lbports"
+)
+
+// wishes are the ports at nodes' addresses that Services have or want: as load balancers, and as node ports.
+type wishes map[lbports.Port]map[types.NamespacedName]bool
+
+// note keeps the wishes of a Service that came, changed or went, and adds the Services that have one in common with it to touched.
+func (w wishes) note(key types.NamespacedName, was, is *corev1.Service, touched map[types.NamespacedName]bool) {
+	before, now := wishesOf(was), wishesOf(is)
+	if slices.Equal(before, now) && slices.Equal(lbports.Held(was), lbports.Held(is)) {
+		return
+	}
+	for _, p := range before {
+		maps.Copy(touched, w[p])
+		if delete(w[p], key); len(w[p]) == 0 {
+			delete(w, p)
+		}
+	}
+	for _, p := range now {
+		maps.Copy(touched, w[p])
+		if w[p] == nil {
+			w[p] = map[types.NamespacedName]bool{}
+		}
+		w[p][key] = true
+	}
+}
+
+func wishesOf(svc *corev1.Service) []lbports.Port {
+	out := lbports.Held(svc)
+	if svc == nil {
+		return out
+	}
+	for _, p := range svc.Spec.Ports {
+		if p.NodePort != 0 {
+			out = append(out, lbports.Of(p.Protocol, p.NodePort))
+		}
+	}
+	return out
+}
+
+// nodePort says why a Service's node port is not opened; empty if it is. A load balancer's Service that has the port at nodes' addresses keeps it: whoever may
+// write Services in one namespace could otherwise take what is sent to another one's. Of the two the node port came later, since the load balancer gives
+// nobody a port that is a node port already.
+func (x *externals) nodePort(svc *corev1.Service, p corev1.ServicePort) (why string) {
+	if slices.Contains(x.reserved.Ports, uint16(p.NodePort)) {
+		return fmt.Sprintf("the node port %d is the cluster's own", p.NodePort)
+	}
+	port, own := lbports.Of(p.Protocol, p.NodePort), types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name}
+	var holders []string
+	for key := range x.wishes[port] {
+		if key != own && slices.Contains(lbports.Held(x.passed[key].came), port) {
+			holders = append(holders, key.String())
+		}
+	}
+	if len(holders) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("the node port %d is a port of the load balancer's Service %s", p.NodePort, slices.Min(holders))
+}

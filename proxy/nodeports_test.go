@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2/ktesting"
+
+	"github.com/coracle-k8s/coracle/internal/lbports"
+)
+
+// TestBalancersPortIsNoNodePort: a port that a load balancer's Service has at nodes' addresses by its status is opened as nobody else's node port, in whichever
+// order the Services come, and is as soon as it is given up. So no back end ever has both: in IPVS they would be one virtual server.
+func TestBalancersPortIsNoNodePort(t *testing.T) {
+	h := &hearing{now: map[string]*corev1.Service{}}
+	o := Options{}
+	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
+	o.externals = newExternals(o, log)
+	p := &Proxy{o: o, log: log, backend: h, wake: make(chan struct{}, 1)}
+	balanced := func(change ...func(*corev1.Service)) *corev1.Service {
+		s := &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "alice", Name: "web"},
+			Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 30080, Protocol: corev1.ProtocolTCP, NodePort: 30080}}},
+			Status: corev1.ServiceStatus{
+				Conditions:   []metav1.Condition{{Type: lbports.Condition, Status: metav1.ConditionTrue}},
+				LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: "192.0.2.1", Ports: []corev1.PortStatus{{Port: 30080, Protocol: corev1.ProtocolTCP}}}}},
+			},
+		}
+		for _, c := range change {
+			c(s)
+		}
+		return s
+	}
+	wants := func(name string, protocol corev1.Protocol) *corev1.Service {
+		return &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "mallory", Name: name},
+			Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Ports: []corev1.ServicePort{{Port: 80, Protocol: protocol, NodePort: 30080}}},
+		}
+	}
+	has := func(what, name string, want int32) {
+		t.Helper()
+		if got := h.now[name].Spec.Ports[0].NodePort; got != want {
+			t.Errorf("%s: %s has node port %d, want %d", what, name, got, want)
+		}
+	}
+	thief := wants("thief", corev1.ProtocolTCP)
+	p.services(nil, thief)
+	p.services(nil, wants("other", corev1.ProtocolUDP))
+	has("alone", "thief", 30080)
+	now := (*corev1.Service)(nil)
+	for _, step := range []struct {
+		what string
+		web  *corev1.Service
+		want int32
+	}{
+		{"it has the port", balanced(), 0},
+		{"it is gone", nil, 30080},
+		{"it has no address yet", balanced(func(s *corev1.Service) { s.Status = corev1.ServiceStatus{} }), 30080},
+		{"it has it now", balanced(), 0},
+		{"another load balancer's", balanced(func(s *corev1.Service) { s.Status.Conditions = nil }), 30080},
+		{"its address is of a pool", balanced(func(s *corev1.Service) { s.Status.LoadBalancer.Ingress[0].Ports = nil }), 30080},
+		{"it is not served now", balanced(func(s *corev1.Service) {
+			s.Status.LoadBalancer.Ingress = nil
+			s.Status.Conditions = append(s.Status.Conditions, metav1.Condition{Type: lbports.Kept, Message: "443/TCP at 192.0.2.7; 30080/TCP,80/TCP at 192.0.2.1,192.0.2.2"})
+		}), 0},
+		{"it gives the port up", balanced(func(s *corev1.Service) { s.Spec.Ports[0].Port = 80 }), 30080},
+		{"it is served again", balanced(), 0},
+		{"it is no load balancer any more", balanced(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeNodePort }), 30080},
+	} {
+		if now != nil || step.web != nil {
+			p.services(now, step.web)
+		}
+		now = step.web
+		has(step.what, "thief", step.want)
+		has(step.what, "other", 30080)
+		if step.web != nil {
+			has(step.what, "web", 30080)
+		}
+	}
+	p.services(now, balanced())
+	late := wants("late", "")
+	p.services(nil, late)
+	has("who comes later", "late", 0)
+	if h.mistakes > 0 {
+		t.Errorf("%d changes began from what the back end did not have", h.mistakes)
+	}
+	for _, s := range []*corev1.Service{thief, late, wants("other", corev1.ProtocolUDP), balanced()} {
+		p.services(h.now[s.Name], nil)
+	}
+	if len(o.externals.wishes) != 0 {
+		t.Errorf("left: %v", o.externals.wishes)
+	}
+}
