@@ -32,7 +32,7 @@ import (
 func (s *Server) nodeClaims() *apiserver.NodeClaims {
 	c := &apiserver.NodeClaims{
 		Networks: slices.Concat(s.o.Cluster.PodCIDRs, s.o.Cluster.ServiceCIDRs), ServerLabel: roleLabel, Certified: s.certified,
-		Servers: s.owned,
+		Servers: s.owned, JustJoined: s.justJoined,
 	}
 	if s.o.OwnNode {
 		c.Own = s.o.NodeName
@@ -82,6 +82,11 @@ func (a *admission) claimName(ctx context.Context, client kubernetes.Interface, 
 	}
 	registered := node != nil && !slices.ContainsFunc(slices.Concat(m.Node.Addresses, m.Node.External), func(ip netip.Addr) bool { return !apiserver.NodeHas(node, ip) })
 	want := a.claim(m.Node)
+	if m.Joined { // it shows no token
+		if delete(want.Data, passwordToken); have != nil {
+			want.Data[passwordToken] = have.Data[passwordToken]
+		}
+	}
 	known := have != nil && subtle.ConstantTimeCompare(have.Data[passwordHash], want.Data[passwordHash]) == 1
 	same := have != nil && bytes.Equal(have.Data[passwordAddresses], want.Data[passwordAddresses]) && bytes.Equal(have.Data[passwordExternal], want.Data[passwordExternal])
 	if known && registered && same {
@@ -109,11 +114,13 @@ func (a *admission) claim(n join.Node) *corev1.Secret {
 	return &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: n.Name + passwordSuffix, Labels: map[string]string{managedBy: "coracle"}},
 		Data: map[string][]byte{
-			passwordHash: []byte(hex.EncodeToString(sum[:])), passwordSince: []byte(a.s.o.Clock.Now().UTC().Format(time.RFC3339)),
+			passwordHash: []byte(hex.EncodeToString(sum[:])), passwordSince: []byte(a.now()), passwordToken: []byte(a.now()),
 			passwordAddresses: joinAddresses(n.Addresses), passwordExternal: joinAddresses(n.External),
 		},
 	}
 }
+
+func (a *admission) now() string { return a.s.o.Clock.Now().UTC().Format(time.RFC3339) }
 
 // mayTakeAddress keeps a machine that is a node already from taking an address of another one that is silent: who had it first keeps it, unless the machine
 // asks from that very address, and so has it on the network. own is its Node; a machine without one has shown a token, and may take a dead
@@ -185,6 +192,22 @@ func (s *Server) certified(ctx context.Context, node string) ([]netip.Addr, erro
 	return append(splitAddresses(claim.Data[passwordAddresses]), splitAddresses(claim.Data[passwordExternal])...), nil
 }
 
+// justJoined says whether a machine was let in by a token so lately that its Node is still to come. One that shows a node's certificate is that node's already.
+func (s *Server) justJoined(ctx context.Context, node string) (bool, error) {
+	client, err := s.admission.api()
+	if err != nil {
+		return false, err
+	}
+	claim, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, node+passwordSuffix, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("looking when the node %s joined: %w", node, err)
+	}
+	return s.admission.lately(claim, passwordToken), nil
+}
+
 // keepClaim writes it, in place of have if there is one.
 func keepClaim(ctx context.Context, secrets corev1client.SecretInterface, have, want *corev1.Secret) (*corev1.Secret, error) {
 	var err error
@@ -205,7 +228,11 @@ func keepClaim(ctx context.Context, secrets corev1client.SecretInterface, have, 
 
 // fresh says whether a machine was let in so lately that its Node may still be to come.
 func (a *admission) fresh(claim *corev1.Secret) bool {
-	since, err := time.Parse(time.RFC3339, string(claim.Data[passwordSince]))
+	return a.lately(claim, passwordSince)
+}
+
+func (a *admission) lately(claim *corev1.Secret, when string) bool {
+	since, err := time.Parse(time.RFC3339, string(claim.Data[when]))
 	return err == nil && a.s.o.Clock.Now().Sub(since).Abs() < registration
 }
 

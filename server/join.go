@@ -30,6 +30,8 @@ const (
 	passwordSuffix = ".node-password.coracle"
 	passwordHash   = "hash"
 	passwordSince  = "since"
+	// passwordToken is when the machine showed a token last.
+	passwordToken = "token"
 	// passwordAddresses are those with which the machine was let in. They are the node's before its Node says so, and with
 	// passwordExternal all that its serving certificate is for: a Node may claim no others.
 	passwordAddresses = "addresses"

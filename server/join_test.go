@@ -334,3 +334,39 @@ func TestAddressesAreReserved(t *testing.T) {
 	claim(two, "another machine, when the first has not registered", machine("b", otherPassword, "10.0.0.2"), "")
 	claim(two, "once more", machine("b", otherPassword, "10.0.0.2"), "")
 }
+
+// TestJustJoined: a node has its labels from --node-label if it has shown a token, and not by its certificate, with which it can move, leave and register anew.
+func TestJustJoined(t *testing.T) {
+	clock := testclock.NewFakeClock(time.Now())
+	a, api := newAdmission(clock), fake.NewClientset()
+	expect := func(what string, token, fresh bool) {
+		t.Helper()
+		s, err := api.CoreV1().Secrets("kube-system").Get(t.Context(), "n"+passwordSuffix, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := a.lately(s, passwordToken); got != token || a.fresh(s) != fresh {
+			t.Errorf("%s: by a token %v, at all %v", what, got, a.fresh(s))
+		}
+	}
+	m := machine("n", password, "10.0.0.2")
+	if err := a.claimName(t.Context(), api, m); err != nil {
+		t.Fatal(err)
+	}
+	expect("with a token", true, true)
+	if err := api.Tracker().Add(registeredAt("n", "10.0.0.2")); err != nil {
+		t.Fatal(err)
+	}
+	clock.Step(registration + time.Second)
+	expect("later", false, false)
+	m = machine("n", password, "10.0.0.3")
+	m.Joined, m.From = true, netip.MustParseAddr("10.0.0.3")
+	if err := a.claimName(t.Context(), api, m); err != nil {
+		t.Fatal(err)
+	}
+	expect("it moves, with its certificate", false, true)
+	if err := a.claimName(t.Context(), api, machine("n", password, "10.0.0.4")); err != nil {
+		t.Fatal(err)
+	}
+	expect("with a token again", true, true)
+}

@@ -29,8 +29,8 @@ type claims map[place]types.NamespacedName
 
 func (s *State) claims(l *ledger) claims {
 	nodes, out := map[netip.Addr]bool{}, claims{}
-	for _, n := range s.Nodes {
-		for _, a := range addresses(n) {
+	for _, all := range s.believed() {
+		for _, a := range all {
 			nodes[a] = true
 		}
 	}

@@ -19,7 +19,7 @@ import (
 // address's network, and that have endpoints of a Service that keeps to its own.
 func Candidates(s *State, plan map[types.NamespacedName]Verdict) map[netip.Addr][]string {
 	out := map[netip.Addr][]string{}
-	nodes, endpoints := servingNodes(s.Nodes), withEndpoints(s.Slices)
+	nodes, endpoints := s.servingNodes(), withEndpoints(s.Slices)
 	for _, svc := range byAge(s.Services) {
 		v := plan[key(svc)]
 		if !v.Pool {

@@ -42,8 +42,8 @@ type search struct {
 func (s *State) newLedger() *ledger {
 	l := &ledger{State: s, barred: slices.Clone(s.Barred), named: map[netip.Addr]bool{}, holders: map[netip.Addr][]*corev1.Service{},
 		has: map[*corev1.Service][]netip.Addr{}, searches: map[rangeOf]*search{}}
-	for _, n := range s.Nodes {
-		l.barred = append(l.barred, addresses(n)...)
+	for _, all := range s.believed() {
+		l.barred = append(l.barred, all...)
 	}
 	for _, svc := range s.Services {
 		for _, a := range parseAll(svc.Spec.ExternalIPs) {

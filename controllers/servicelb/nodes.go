@@ -3,11 +3,13 @@
 package servicelb
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/coracle-k8s/coracle/internal/lbholders"
@@ -23,14 +25,15 @@ type node struct {
 
 // servingNodes are the nodes whose addresses Services may have, by name. Those that are not ready are left out, unless none would remain: when all have
 // gone at once, then more probably the one who says so is alone.
-func servingNodes(all []*corev1.Node) []node {
-	chosen := slices.ContainsFunc(all, labelled)
+func (s *State) servingNodes() []node {
+	believed := s.believed()
+	chosen := slices.ContainsFunc(s.Nodes, labelled)
 	var ready, rest []node
-	for _, n := range all {
+	for _, n := range s.Nodes {
 		if _, excluded := n.Labels[corev1.LabelNodeExcludeBalancers]; excluded || n.DeletionTimestamp != nil || chosen && !labelled(n) {
 			continue
 		}
-		out := node{name: n.Name, labels: n.Labels, addresses: addresses(n), networks: networks(n)}
+		out := node{name: n.Name, labels: n.Labels, addresses: believed[n.Name], networks: networks(n)}
 		if isReady(n) {
 			ready = append(ready, out)
 		} else {
@@ -54,7 +57,54 @@ func isReady(n *corev1.Node) bool {
 	})
 }
 
-// addresses are a node's, external ones first. The internal ones are in, too: what a router sends on from an external one comes in for those.
+// believed are the nodes' addresses, by the nodes' names, as far as they are no others': a Node's status is that node's own word, which the API server compares with
+// the machine's join (docs/adr/0108-a-nodes-word-about-its-addresses.md). Who has an address keeps it: a Service that was given it from a pool, of two nodes the
+// one that is heard of, then the older one; and what is barred is for the nodes of servers alone.
+func (s *State) believed() map[string][]netip.Addr {
+	given, had, out := s.given(), map[netip.Addr]bool{}, map[string][]netip.Addr{}
+	for _, n := range slices.SortedFunc(slices.Values(s.Nodes), func(a, b *corev1.Node) int {
+		return cmp.Or(silent(a)-silent(b), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Name, b.Name))
+	}) {
+		_, server := n.Labels[serverLabel]
+		for _, a := range addresses(n) {
+			if !given[a] && !had[a] && (server || !slices.Contains(s.Barred, a)) {
+				out[n.Name] = append(out[n.Name], a)
+			}
+			had[a] = true
+		}
+	}
+	return out
+}
+
+// silent is 1 for a node that is not heard of: a machine that takes a dead one's place has its address.
+func silent(n *corev1.Node) int {
+	if slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown
+	}) {
+		return 1
+	}
+	return 0
+}
+
+// given are the addresses that Services have from a pool, by their status: those without ports (StatusOf).
+func (s *State) given() map[netip.Addr]bool {
+	out := map[netip.Addr]bool{}
+	for _, svc := range s.Services {
+		if !s.serves(svc) || meta.FindStatusCondition(svc.Status.Conditions, Condition) == nil {
+			continue
+		}
+		for _, in := range svc.Status.LoadBalancer.Ingress {
+			for _, a := range parseAll([]string{in.IP}) {
+				if len(in.Ports) == 0 && s.poolOf(a) != nil {
+					out[a] = true
+				}
+			}
+		}
+	}
+	return out
+}
+
+// addresses are a node's as it says, external ones first. The internal ones are in, too: what a router sends on from an external one comes in for those.
 func addresses(n *corev1.Node) []netip.Addr {
 	var out []netip.Addr
 	for _, kind := range []corev1.NodeAddressType{corev1.NodeExternalIP, corev1.NodeInternalIP} {

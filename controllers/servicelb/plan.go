@@ -41,7 +41,7 @@ type Verdict struct {
 // Plan says what each Service gets. It depends on nothing but the state.
 func Plan(s *State) map[types.NamespacedName]Verdict {
 	out := map[types.NamespacedName]Verdict{}
-	nodes, endpoints := servingNodes(s.Nodes), withEndpoints(s.Slices)
+	nodes, endpoints := s.servingNodes(), withEndpoints(s.Slices)
 	services, addresses := byAge(s.Services), s.newLedger()
 	for _, svc := range services {
 		if s.serves(svc) && addresses.fromPool(svc) {

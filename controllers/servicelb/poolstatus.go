@@ -29,7 +29,7 @@ func PoolStatus(s *State, plan map[types.NamespacedName]Verdict, objects []*addr
 			}
 		}
 	}
-	nodes, out := servingNodes(s.Nodes), map[string]addresspool.Status{}
+	nodes, out := s.servingNodes(), map[string]addresspool.Status{}
 	for _, o := range objects {
 		i := slices.IndexFunc(s.Pools, func(p Pool) bool { return p.Name == o.Name })
 		if i < 0 {

@@ -66,10 +66,7 @@ func (s *State) taken(refused map[types.NamespacedName][]refusal) ports {
 			}
 		}
 	}
-	byName := map[string][]netip.Addr{}
-	for _, n := range s.Nodes {
-		byName[n.Name] = addresses(n)
-	}
+	byName := s.believed()
 	for _, pod := range s.Pods {
 		if !holdsPorts(pod) || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
 			continue

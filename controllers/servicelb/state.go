@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/lbports"
 )
 
@@ -22,9 +23,11 @@ const (
 	// Condition is in the status of each Service that is served here, and says how that goes.
 	Condition = lbports.Condition
 	// NodeLabel, with the value "true" on one node at least, keeps Services to the nodes that have it.
-	NodeLabel = "coracle.dev/enable-servicelb"
+	NodeLabel = cluster.LoadBalancerLabel
 	// k3sNodeLabel is the same label as k3s has it.
-	k3sNodeLabel = "svccontroller.k3s.cattle.io/enablelb"
+	k3sNodeLabel = cluster.K3sLoadBalancerLabel
+	// serverLabel is on the nodes of servers, and no node can give it to itself.
+	serverLabel = "node-role.kubernetes.io/control-plane"
 )
 
 // Port is a port of one protocol.

@@ -152,6 +152,13 @@ const (
 	MemberFinalizer = "coracle.dev/store-member"
 )
 
+// LoadBalancerLabel, with the value "true" on one node at least, keeps load balancers' Services to the nodes that have it; K3sLoadBalancerLabel is the same as
+// k3s has it. A node has either from the administrator, or from --node-label when it joins.
+const (
+	LoadBalancerLabel    = "coracle.dev/enable-servicelb"
+	K3sLoadBalancerLabel = "svccontroller.k3s.cattle.io/enablelb"
+)
+
 // OwnAddressesLabel is on a node whose agent sets the addresses itself, external ones among them, where upstream's kubelet
 // expects a cloud provider to. It registers with the taint that such a provider's controller would remove, and the API
 // server leaves that taint out.

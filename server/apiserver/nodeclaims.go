@@ -46,6 +46,8 @@ type NodeClaims struct {
 	Own string
 	// Certified returns the addresses for which a node's serving certificate is; none if it has not joined. Nil means that all are.
 	Certified func(ctx context.Context, node string) ([]netip.Addr, error)
+	// JustJoined says whether a machine was let in, with a token, so lately that its Node is still to come. Nil means that all were.
+	JustJoined func(ctx context.Context, node string) (bool, error)
 	// ServerLabel is what the nodes of servers have and no node can give itself.
 	ServerLabel string
 }
@@ -56,6 +58,7 @@ type nodeClaims struct {
 	NodeClaims
 	identifier nodeidentifier.NodeIdentifier
 	nodes      corelisters.NodeLister
+	services   corelisters.ServiceLister
 }
 
 var (
@@ -81,30 +84,33 @@ func newNodeClaims(o NodeClaims) *nodeClaims {
 
 // SetExternalKubeInformerFactory implements WantsExternalKubeInformerFactory.
 func (p *nodeClaims) SetExternalKubeInformerFactory(f informers.SharedInformerFactory) {
-	nodes := f.Core().V1().Nodes()
-	p.nodes = nodes.Lister()
-	p.SetReadyFunc(nodes.Informer().HasSynced)
+	nodes, services := f.Core().V1().Nodes(), f.Core().V1().Services()
+	p.nodes, p.services = nodes.Lister(), services.Lister()
+	nodesKnown, servicesKnown := nodes.Informer().HasSynced, services.Informer().HasSynced
+	p.SetReadyFunc(func() bool { return nodesKnown() && servicesKnown() })
 }
 
 // ValidateInitialization implements admission.InitializationValidator.
 func (p *nodeClaims) ValidateInitialization() error {
-	if p.nodes == nil {
-		return errors.New(nodeClaimsPlugin + " has no nodes to compare with")
+	if p.nodes == nil || p.services == nil {
+		return errors.New(nodeClaimsPlugin + " has no nodes and Services to compare with")
 	}
 	return nil
 }
 
-// Admit implements admission.MutationInterface: see cluster.OwnAddressesLabel.
-func (p *nodeClaims) Admit(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+// Admit implements admission.MutationInterface: see cluster.OwnAddressesLabel, and withoutServicesLabel.
+func (p *nodeClaims) Admit(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	if a.GetResource().GroupResource() != core.Resource("nodes") || a.GetOperation() != admission.Create {
 		return nil
 	}
 	node, ok := a.GetObject().(*core.Node)
-	if _, isNode := p.identifier.NodeIdentity(a.GetUserInfo()); !isNode || !ok || node.Labels[cluster.OwnAddressesLabel] != "true" {
+	if _, isNode := p.identifier.NodeIdentity(a.GetUserInfo()); !isNode || !ok {
 		return nil
 	}
-	node.Spec.Taints = slices.DeleteFunc(node.Spec.Taints, func(t core.Taint) bool { return t.Key == waitsForProvider })
-	return nil
+	if node.Labels[cluster.OwnAddressesLabel] == "true" {
+		node.Spec.Taints = slices.DeleteFunc(node.Spec.Taints, func(t core.Taint) bool { return t.Key == waitsForProvider })
+	}
+	return p.withoutServicesLabel(ctx, a, node)
 }
 
 // Validate implements admission.ValidationInterface.
@@ -133,6 +139,9 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 	// The kubelet's credentials are not a server's: with them alone the store loses no voter. A node that registers may become a server's.
 	if node.Annotations[cluster.LeaveAnnotation] != old.Annotations[cluster.LeaveAnnotation] && (a.GetOldObject() == nil || slices.Contains(old.Finalizers, cluster.MemberFinalizer)) {
 		return admission.NewForbidden(a, errors.New("the node of a server leaves by an administrator's order: coracle leave on that machine, or coracle node remove"))
+	}
+	if label := servicesLabel(node, old); label != "" && a.GetOperation() == admission.Update {
+		return admission.NewForbidden(a, fmt.Errorf("the label %s is the administrator's: with it a node gets the Services of others. Give it with kubectl label node, or as --node-label when the machine joins", label))
 	}
 	if key := node.Annotations[cluster.WireGuardAnnotation]; key != "" && key != old.Annotations[cluster.WireGuardAnnotation] {
 		if err := p.mayShow(node.Name, key); err != nil {
@@ -210,6 +219,9 @@ func (p *nodeClaims) mayHave(ctx context.Context, node *core.Node, address core.
 		if !slices.Contains(certified, ip) {
 			return fmt.Errorf("%s is not an address for which the node %s has a certificate. A machine gets one for --node-ip and --node-external-ip when coracle starts there", ip, node.Name)
 		}
+	}
+	if err := p.mayHaveBesideServices(ip); err != nil {
+		return err
 	}
 	others, err := p.nodes.List(labels.Everything())
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 	core "k8s.io/kubernetes/pkg/apis/core"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/lbports"
 )
 
 func clientOf(t *testing.T, c *rest.Config) kubernetes.Interface {
@@ -104,6 +105,30 @@ func TestNodeClaims(t *testing.T) {
 			t.Errorf("a node that registers %s: %v, want %q", what, err, tt.want)
 		}
 	}
+	services := clientOf(t, r.admin()).CoreV1().Services("default")
+	pooled, err := services.Create(t.Context(), &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "pooled"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 443}}}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pooled.Status.Conditions = []metav1.Condition{{Type: lbports.Condition, Status: metav1.ConditionTrue, Reason: "Served", LastTransitionTime: metav1.Now()}}
+	pooled.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "198.51.100.3"}}
+	if pooled, err = services.UpdateStatus(t.Context(), pooled, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a Service's address from a pool is no node's", func() error { // as soon as the plugin's informer knows it
+		_, err := node.Create(t.Context(), nodeAt("one", "198.51.100.3"), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		if err != nil && strings.Contains(err.Error(), "the address of the Service default/pooled") {
+			return nil
+		}
+		return fmt.Errorf("it may have the Service's address: %v", err)
+	})
+	if err := services.Delete(t.Context(), pooled.Name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the Service's address is free", func() error {
+		_, err := node.Create(t.Context(), nodeAt("one", "198.51.100.3"), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		return err
+	})
 	fresh := nodeAt("one", "192.0.2.3")
 	fresh.Labels = map[string]string{cluster.OwnAddressesLabel: "true"}
 	fresh.Spec.Taints = []corev1.Taint{{Key: "own", Effect: corev1.TaintEffectNoSchedule}, {Key: "node.cloudprovider.kubernetes.io/uninitialized", Value: "true", Effect: corev1.TaintEffectNoSchedule}}
@@ -124,6 +149,7 @@ func TestNodeClaims(t *testing.T) {
 	}
 	refused("a pod network later", "does not choose its own pod network", patch(node, `{"spec":{"podCIDR":"10.42.1.0/24","podCIDRs":["10.42.1.0/24"]}}`))
 	refused("another's address later", "address of the node two", patch(node, `{"status":{"addresses":[{"type":"ExternalIP","address":"192.0.2.2"}]}}`, "status"))
+	refused("the load balancer's label", "is the administrator's", patch(node, `{"metadata":{"labels":{"coracle.dev/enable-servicelb":"true"}}}`))
 	refused("another's key later", "is that of the node two", patch(node, `{"metadata":{"annotations":{"`+cluster.WireGuardAnnotation+`":"`+sameKey+`"}}}`))
 	for range 2 { // its own, which it may repeat
 		if err := patch(node, `{"metadata":{"annotations":{"`+cluster.WireGuardAnnotation+`":"`+otherKey+`"}}}`); err != nil {

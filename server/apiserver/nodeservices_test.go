@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/authentication/user"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+	core "k8s.io/kubernetes/pkg/apis/core"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/lbports"
+)
+
+var (
+	asNode  = &user.DefaultInfo{Name: "system:node:one", Groups: []string{user.NodesGroup}}
+	asAdmin = &user.DefaultInfo{Name: "admin", Groups: []string{user.SystemPrivilegedGroup}}
+)
+
+// change is what the plugin is asked about; without old the Node is created.
+func change(now, old *core.Node, by user.Info) admission.Attributes {
+	kind, resource := core.Kind("Node").WithVersion("v1"), core.Resource("nodes").WithVersion("v1")
+	if old == nil {
+		return admission.NewAttributesRecord(now, nil, kind, "", now.Name, resource, "", admission.Create, &metav1.CreateOptions{}, false, by)
+	}
+	return admission.NewAttributesRecord(now, old, kind, "", now.Name, resource, "", admission.Update, &metav1.UpdateOptions{}, false, by)
+}
+
+func labelled(labels ...string) *core.Node {
+	n := &core.Node{ObjectMeta: metav1.ObjectMeta{Name: "one", Labels: map[string]string{"kept": "true"}}}
+	for _, l := range labels {
+		name, value, _ := strings.Cut(l, "=")
+		n.Labels[name] = value
+	}
+	return n
+}
+
+// TestServicesLabel: a node in the cluster does not choose whether it gets the load balancer's Services; one that joins may.
+func TestServicesLabel(t *testing.T) {
+	joined, trouble := false, error(nil)
+	p := newNodeClaims(NodeClaims{Own: "boat", JustJoined: func(_ context.Context, node string) (bool, error) {
+		if node != "one" {
+			t.Errorf("asked for %s", node)
+		}
+		return joined, trouble
+	}})
+	for _, label := range []string{cluster.LoadBalancerLabel, cluster.K3sLoadBalancerLabel} {
+		for what, c := range map[string]struct{ now, old *core.Node }{
+			"added": {labelled(label + "=true"), labelled()}, "changed": {labelled(label + "=true"), labelled(label + "=false")}, "removed": {labelled(), labelled(label + "=true")},
+			"emptied": {labelled(label + "="), labelled()},
+		} {
+			if err := p.Validate(t.Context(), change(c.now, c.old, asNode), nil); err == nil || !strings.Contains(err.Error(), label+" is the administrator's") {
+				t.Errorf("%s %s by the node: %v", label, what, err)
+			}
+			if err := p.Validate(t.Context(), change(c.now, c.old, asAdmin), nil); err != nil {
+				t.Errorf("%s %s by the administrator: %v", label, what, err)
+			}
+		}
+		if err := p.Validate(t.Context(), change(labelled(label+"=true", "other=true"), labelled(label+"=true"), asNode), nil); err != nil {
+			t.Errorf("another label is added: %v", err)
+		}
+		registers := func(by user.Info) bool {
+			t.Helper()
+			n := labelled(label + "=true")
+			if err := errors.Join(p.Admit(t.Context(), change(n, nil, by), nil), p.Validate(t.Context(), change(n, nil, by), nil)); err != nil {
+				t.Fatal(err)
+			}
+			if n.Labels["kept"] != "true" {
+				t.Error("another label is lost")
+			}
+			return n.Labels[label] == "true"
+		}
+		joined = true
+		if !registers(asNode) {
+			t.Errorf("%s: a machine that joins does not have it from --node-label", label)
+		}
+		joined = false
+		if registers(asNode) {
+			t.Errorf("%s: a node that makes itself anew has it", label)
+		}
+		if !registers(asAdmin) {
+			t.Errorf("%s: the administrator cannot give it", label)
+		}
+	}
+	trouble = errors.New("the store is away")
+	if err := p.Admit(t.Context(), change(labelled(cluster.LoadBalancerLabel+"=true"), nil, asNode), nil); err == nil {
+		t.Error("it is not known when the machine joined, and the label is believed")
+	}
+	if err := p.Admit(t.Context(), change(labelled(), nil, asNode), nil); err != nil {
+		t.Errorf("without the label: %v", err)
+	}
+}
+
+// TestServicesAddresses: what a Service has from a pool is no machine's; its nodes' addresses, and those of other load balancers, may be.
+func TestServicesAddresses(t *testing.T) {
+	index := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
+	for name, ip := range map[string]string{"pooled": "192.0.2.200", "nodes": "192.0.2.3", "other": "192.0.2.4"} {
+		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer}}
+		in := corev1.LoadBalancerIngress{IP: ip}
+		if name == "nodes" {
+			in.Ports = []corev1.PortStatus{{Port: 443, Protocol: corev1.ProtocolTCP}}
+		}
+		if name != "other" {
+			s.Status.Conditions = []metav1.Condition{{Type: lbports.Condition, Status: metav1.ConditionTrue}}
+		}
+		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{in}
+		if err := index.Add(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := newNodeClaims(NodeClaims{})
+	p.services = corelisters.NewServiceLister(index)
+	for ip, want := range map[string]string{"192.0.2.200": "is the address of the Service default/pooled", "192.0.2.3": "", "192.0.2.4": "", "192.0.2.9": ""} {
+		err := p.mayHaveBesideServices(netip.MustParseAddr(ip))
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", ip, err, want)
+		}
+	}
+}
