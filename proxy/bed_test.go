@@ -87,10 +87,7 @@ func newTestbed(t *testing.T, mode string) *testbed {
 		t.Fatal(err)
 	}
 	b.api = watchapi.New(
-		&corev1.Node{
-			ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{corev1.LabelTopologyZone: "east", corev1.LabelHostname: "n1"}},
-			Status:     corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: nodeAddr}}},
-		},
+		bedNode("east"),
 		&networkingv1.ServiceCIDR{
 			ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"},
 			Spec:       networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.43.0.0/16"}},
@@ -208,6 +205,10 @@ func (b *testbed) endpoints(t *testing.T, ips ...string) {
 
 func (b *testbed) endpointsOn(t *testing.T, node string, ips ...string) {
 	t.Helper()
+	b.api.Put(b.sliceOn(node, ips...))
+}
+
+func (b *testbed) sliceOn(node string, ips ...string) *discoveryv1.EndpointSlice {
 	name, port, proto := "http", cmp.Or(b.port, 8080), cmp.Or(b.protocol, corev1.ProtocolTCP)
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: "web-1", Labels: map[string]string{discoveryv1.LabelServiceName: "web"}},
@@ -220,7 +221,7 @@ func (b *testbed) endpointsOn(t *testing.T, node string, ips ...string) {
 			Addresses: []string{ip}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &ready},
 		})
 	}
-	b.api.Put(slice)
+	return slice
 }
 
 // here is the node's own namespace.

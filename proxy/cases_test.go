@@ -42,6 +42,21 @@ var cases = []serviceCase{
 	{"a long connection outlives its endpoint's place", testLongConnection},
 	{"two thousand Services", testThousands},
 	{"where a policy meets a packet", testPolicyHooks},
+	{"which endpoints are used", testConditions},
+	{"an endpoint here is on its way out", testTerminatingHere},
+	{"hints", testHints},
+	{"the node comes to another zone", testNodesZone},
+	{"internal policy Local", testInternalLocal},
+	{"both policies Local", testBothLocal},
+	{"endpoints in several slices", testSlices},
+	{"affinity ends", testAffinityEnds},
+	{"affinity and an endpoint that goes", testAffinityMoves},
+	{"a load balancer's address that is another node's", testOthersNode},
+	{"one port number, two protocols", testTwoProtocols},
+	{"datagrams before the first endpoint", testEarlyDatagrams},
+	{"a Service changes", testServiceChanges},
+	{"a Service goes while a connection is open", testServiceGoes},
+	{"a load balancer that answers itself", testBalancerItself},
 }
 
 // TestServiceCases runs the nftables back end and, where it has been built, upstream's kube-proxy on the machine's kernel, and the back end on IPVS in a guest's.
@@ -76,6 +91,14 @@ func routed(t *testing.T, mode string) *testbed {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// routeBack lets the machine outside answer pods.
+func (b *testbed) routeBack(t *testing.T) {
+	t.Helper()
+	if err := b.outside.Do(func() error { return nstest.AddRoute("10.42.0.0/16", nodeAddr) }); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // refused waits until a connection is refused at once.

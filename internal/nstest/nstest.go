@@ -232,6 +232,9 @@ func AddRoute(dst, gw string) error {
 	return netlink.RouteAdd(&netlink.Route{Dst: n, Gw: net.ParseIP(gw)})
 }
 
+// AddAddress gives a device of the calling thread's namespace an address, in CIDR form; use it alone or inside Do.
+func AddAddress(dev, addr string) error { return setup(dev, []string{addr}) }
+
 // Doer runs f inside a namespace: NS does.
 type Doer interface{ Do(f func() error) error }
 

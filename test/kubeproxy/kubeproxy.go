@@ -32,7 +32,7 @@ func (c Configuration) Write(dir string) (path string, err error) {
 	kubeconfig, path := filepath.Join(dir, "kubeconfig"), filepath.Join(dir, "config")
 	for file, text := range map[string]string{
 		kubeconfig: "apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: \"" + c.API + "\"}}]\ncontexts: [{name: a, context: {cluster: a}}]\ncurrent-context: a\n",
-		path: fmt.Sprintf("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\nclientConnection: {kubeconfig: %s}\n"+
+		path: fmt.Sprintf("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\nclientConnection: {kubeconfig: %q}\n"+
 			"clusterCIDR: %q\nhostnameOverride: %s\nhealthzBindAddress: 127.0.0.1:10256\nmetricsBindAddress: %s\n"+
 			"conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}\n", kubeconfig, c.ClusterCIDR, c.NodeName, cmp.Or(c.Metrics, "127.0.0.1:10249")),
 	} {

@@ -3,8 +3,8 @@
 // Package watchapi is what a node's network programs need of an API server: lists and watches of a few types, in protobuf over HTTP. Its objects come
 // from the test, at a moment that the test knows, so that coracle's proxy and upstream's kube-proxy hear of a change in the same way.
 //
-// It is for tests and benchmarks only. It writes nothing for its clients, and gives everything, whatever selectors ask for: a test makes only what
-// they would let through.
+// It is for tests and benchmarks only. It writes nothing for its clients, and goes by one selector, the field metadata.name, with which a program asks for
+// its own node; otherwise it gives everything: a test makes only what the others would let through.
 package watchapi
 
 import (
@@ -140,24 +140,36 @@ func (a *API) tell(e event) {
 	a.changed = make(chan struct{})
 }
 
-func (a *API) list(path string) ([]runtime.Object, int) {
+// named is the one name that a request asks for, or empty.
+func named(r *http.Request) string {
+	name, ok := strings.CutPrefix(r.URL.Query().Get("fieldSelector"), "metadata.name=")
+	if !ok {
+		return "" // another selector, such as the one for Services with an address
+	}
+	return name
+}
+
+// list has all objects of a path, or those with a name.
+func (a *API) list(path, name string) ([]runtime.Object, int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var out []runtime.Object
 	for _, o := range a.objects[path] {
-		out = append(out, o)
+		if m, _ := meta.Accessor(o); name == "" || m.GetName() == name {
+			out = append(out, o)
+		}
 	}
 	return out, a.version
 }
 
-// after are the events of a path since a version, and what is closed at the next event of any.
-func (a *API) after(path string, version int) ([]event, int, <-chan struct{}) {
+// after are the events of a path since a version, of all objects or of those with a name, and what is closed at the next event of any.
+func (a *API) after(path, name string, version int) ([]event, int, <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	i, _ := slices.BinarySearchFunc(a.log, version+1, func(e event, v int) int { return e.version - v })
 	var out []event
 	for _, e := range a.log[i:] {
-		if e.path == path {
+		if m, _ := meta.Accessor(e.object); e.path == path && (name == "" || m.GetName() == name) {
 			out = append(out, e)
 		}
 	}
@@ -188,7 +200,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case q.Get("watch") == "true" || q.Get("watch") == "1":
 		a.watch(w, r, kind)
 	default:
-		objects, version := a.list(r.URL.Path)
+		objects, version := a.list(r.URL.Path, named(r))
 		list, err := scheme.Scheme.New(kind.GroupVersion().WithKind(kind.Kind + "List"))
 		if err == nil {
 			list.GetObjectKind().SetGroupVersionKind(kind.GroupVersion().WithKind(kind.Kind + "List"))
@@ -220,7 +232,7 @@ func (a *API) watch(w http.ResponseWriter, r *http.Request, kind schema.GroupVer
 	version, _ := strconv.Atoi(r.URL.Query().Get("resourceVersion"))
 	if r.URL.Query().Get("sendInitialEvents") == "true" {
 		var objects []runtime.Object
-		objects, version = a.list(r.URL.Path)
+		objects, version = a.list(r.URL.Path, named(r))
 		for _, o := range objects {
 			if send(watch.Added, o) != nil {
 				return
@@ -240,7 +252,7 @@ func (a *API) watch(w http.ResponseWriter, r *http.Request, kind schema.GroupVer
 	}
 	flush()
 	for {
-		events, upTo, changed := a.after(r.URL.Path, version)
+		events, upTo, changed := a.after(r.URL.Path, named(r), version)
 		for _, e := range events {
 			if send(e.kind, e.object) != nil {
 				return

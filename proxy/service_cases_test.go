@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/internal/nstest"
+)
+
+// Cases of what becomes of a Service, and of its ports.
+
+// askDatagram sends one through a socket, and returns who answers.
+func askDatagram(c net.Conn) (string, error) {
+	_ = c.SetDeadline(time.Now().Add(time.Second))
+	if _, err := c.Write([]byte("?")); err != nil {
+		return "", err
+	}
+	buf := make([]byte, 16)
+	n, err := c.Read(buf)
+	return string(buf[:n]), err
+}
+
+func dialDatagrams(t *testing.T, from nstest.Doer, addr string) (c net.Conn) {
+	t.Helper()
+	if err := from.Do(func() (err error) { c, err = net.Dial("udp", addr); return err }); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func datagramsReach(t *testing.T, c net.Conn, want string) {
+	t.Helper()
+	eventually(t, "datagrams to "+c.RemoteAddr().String()+" reach "+want, func() error {
+		server, err := askDatagram(c)
+		if err == nil && server != want {
+			err = fmt.Errorf("%s answers", server)
+		}
+		return err
+	})
+}
+
+func testTwoProtocols(t *testing.T, mode string) {
+	b := newTestbed(t, mode)
+	for ip, ns := range b.pods {
+		serveDatagrams(t, ns, ip+" udp")
+	}
+	b.service(t, func(s *corev1.Service) {
+		s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: "udp", Protocol: corev1.ProtocolUDP, Port: 80, TargetPort: intstr.FromInt32(8080), NodePort: 30080})
+	})
+	b.endpoints(t, one)
+	datagrams := b.sliceOn("n1", two)
+	datagrams.Name, datagrams.Ports[0].Name, datagrams.Ports[0].Protocol = "web-udp", ptr.To("udp"), ptr.To(corev1.ProtocolUDP)
+	b.api.Put(datagrams)
+	for _, addr := range []string{clusterIP + ":80", nodeAddr + ":30080"} {
+		only(t, b.outside, addr, one)
+		datagramsReach(t, dialDatagrams(t, b.outside, addr), two+" udp")
+	}
+	b.endpoints(t)
+	refused(t, b.outside, clusterIP+":80")
+	datagramsReach(t, dialDatagrams(t, b.outside, clusterIP+":80"), two+" udp")
+}
+
+// testEarlyDatagrams sends with one socket all along: to a Service that is not there yet, that has no endpoint yet, and that has one.
+func testEarlyDatagrams(t *testing.T, mode string) {
+	b := newTestbed(t, mode)
+	serveDatagrams(t, b.pods[one], one)
+	c := dialDatagrams(t, b.pods[two], clusterIP+":80")
+	if server, err := askDatagram(c); err == nil {
+		t.Errorf("%s answers, and there is no Service", server)
+	}
+	b.protocol = corev1.ProtocolUDP
+	b.service(t, func(s *corev1.Service) { s.Spec.Ports[0].Protocol = corev1.ProtocolUDP })
+	b.endpoints(t)
+	if server, err := askDatagram(c); err == nil {
+		t.Errorf("%s answers, and there is no endpoint", server)
+	}
+	b.endpoints(t, one)
+	datagramsReach(t, c, one)
+}
+
+// testServiceChanges has a Service get other ports and another type.
+func testServiceChanges(t *testing.T, mode string) {
+	b := routed(t, mode)
+	b.endpoints(t, one)
+	b.service(t, nil)
+	reaches(t, b.outside, "the port", clusterIP+":80")
+	b.service(t, func(s *corev1.Service) { s.Spec.Ports[0].Port, s.Spec.Ports[0].NodePort = 81, 30081 })
+	reaches(t, b.outside, "the new port", clusterIP+":81")
+	reaches(t, b.outside, "the new node port", nodeAddr+":30081")
+	fails(t, b.outside, "the old port", clusterIP+":80")
+	fails(t, b.outside, "the old node port", nodeAddr+":30080")
+	b.service(t, func(s *corev1.Service) {
+		balancer(s)
+		s.Spec.AllocateLoadBalancerNodePorts, s.Spec.Ports[0].NodePort = ptr.To(false), 0
+		s.Spec.ExternalIPs = []string{externalIP}
+	})
+	reaches(t, b.outside, "a load balancer without node ports", balancerIP+":80")
+	reaches(t, b.outside, "an external IP", externalIP+":80")
+	fails(t, b.outside, "a node port", nodeAddr+":30081")
+	b.service(t, func(s *corev1.Service) { s.Spec.Type, s.Spec.Ports[0].NodePort = corev1.ServiceTypeClusterIP, 0 })
+	fails(t, b.outside, "what was the load balancer's", balancerIP+":80")
+	fails(t, b.outside, "what was an external IP", externalIP+":80")
+	reaches(t, b.outside, "the cluster IP", clusterIP+":80")
+	b.service(t, func(s *corev1.Service) {
+		s.Spec = corev1.ServiceSpec{Type: corev1.ServiceTypeClusterIP, ClusterIP: corev1.ClusterIPNone, ClusterIPs: []string{corev1.ClusterIPNone}, Ports: s.Spec.Ports}
+	})
+	fails(t, b.outside, "a Service without an address", clusterIP+":80")
+}
+
+// testServiceGoes has a connection open while the Service goes.
+func testServiceGoes(t *testing.T, mode string) {
+	b := newTestbed(t, mode)
+	serveLong(t, b.pods[one], one)
+	b.port = 9090
+	b.service(t, nil)
+	b.endpoints(t, one)
+	c := openLong(t, b.outside, one)
+	b.removeService()
+	fails(t, b.outside, "a Service that is gone", clusterIP+":80")
+	server, err := say(c)
+	switch ends := b.differs(t, "a Service that goes ends its connections"); {
+	case ends && err == nil:
+		t.Errorf("%s still answers", server)
+	case !ends && (err != nil || server != one):
+		t.Errorf("the open connection: %q answers, %v", server, err)
+	}
+}
+
+func openLong(t *testing.T, from nstest.Doer, want string) (c net.Conn) {
+	t.Helper()
+	eventually(t, "a connection", func() error {
+		return from.Do(func() (err error) {
+			if c, err = net.DialTimeout("tcp", clusterIP+":80", time.Minute); err != nil {
+				return err
+			}
+			who, err := say(c)
+			if err == nil && who != want {
+				err = errors.New(who + " answers")
+			}
+			if err != nil {
+				c.Close()
+			}
+			return err
+		})
+	})
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// testBalancerItself is about a load balancer that wants to see what nodes and pods send to its address.
+func testBalancerItself(t *testing.T, mode string) {
+	b := routed(t, mode)
+	b.routeBack(t)
+	if err := b.outside.Do(func() error { return nstest.AddAddress("lo", balancerIP+"/32") }); err != nil {
+		t.Fatal(err)
+	}
+	nstest.Serve(t, b.outside, "balancer", "tcp", balancerIP+":80")
+	b.service(t, func(s *corev1.Service) {
+		balancer(s)
+		s.Status.LoadBalancer.Ingress[0].IPMode = ptr.To(corev1.LoadBalancerIPModeProxy)
+	})
+	b.endpoints(t, one)
+	reaches(t, b.pods[two], "the cluster IP", clusterIP+":80")
+	only(t, b.pods[two], balancerIP+":80", "balancer")
+	only(t, here{}, balancerIP+":80", "balancer")
+	only(t, b.outside, nodeAddr+":30080", one) // where the balancer sends
+}
