@@ -118,7 +118,7 @@ func (b *testbed) startKubeProxy(t *testing.T) {
 			t.Errorf("kube-proxy ended by itself: %v", err)
 		default:
 			_ = cmd.Process.Signal(syscall.SIGTERM)
-			<-ended
+			t.Logf("kube-proxy was told to end: %v", <-ended)
 		}
 		_ = log.Close()
 		if text, _ := os.ReadFile(log.Name()); t.Failed() {

@@ -71,7 +71,9 @@ func desiredImages(p Programs) ([]imagetar.Image, error) {
 	whole := []string{"/agnhost"}
 	page := func(of string) []imagetar.File {
 		html := filepath.Join(p.Upstream, "test/images", of, "html")
-		return merge(server, []imagetar.File{{Path: "/data.json", Source: filepath.Join(html, "data.json")}, {Path: "/" + of + ".jpg", Source: filepath.Join(html, of+".jpg")}})
+		// A spec looks into the image, mounted as a volume, for a file that its base has in upstream's.
+		base := imagetar.File{Path: "/etc/os-release", Body: []byte("PRETTY_NAME=\"busybox, where upstream's image has Alpine Linux\"\n")}
+		return merge(server, []imagetar.File{base, {Path: "/data.json", Source: filepath.Join(html, "data.json")}, {Path: "/" + of + ".jpg", Source: filepath.Join(html, of+".jpg")}})
 	}
 	images := []imagetar.Image{
 		image(names.Agnhost, agnhost, whole, "pause"),
