@@ -167,6 +167,7 @@ func bootstrap(t testing.TB, m *harness.Machine, root string) {
 	write("etc/apt/sources.list", sources.String())
 	write("etc/apt/apt.conf.d/90machine", string(proxy))
 	write("etc/resolv.conf", "nameserver 10.0.2.3\n")
+	write("etc/hosts", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n") // as Debian's installer and its images do; debootstrap does not
 	// Authorities that the operator of this machine trusts beside Debian's.
 	if own, _ := filepath.Glob("/usr/local/share/ca-certificates/*.crt"); len(own) > 0 {
 		if err := os.CopyFS(filepath.Join(root, "usr/local/share/ca-certificates"), os.DirFS("/usr/local/share/ca-certificates")); err != nil {
