@@ -109,7 +109,8 @@ func addresses(n *corev1.Node) []netip.Addr {
 	var out []netip.Addr
 	for _, kind := range []corev1.NodeAddressType{corev1.NodeExternalIP, corev1.NodeInternalIP} {
 		for _, a := range n.Status.Addresses {
-			if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == kind && !slices.Contains(out, ip) {
+			ip, err := netip.ParseAddr(a.Address)
+			if ip = ip.Unmap(); err == nil && a.Type == kind && !slices.Contains(out, ip) {
 				out = append(out, ip)
 			}
 		}

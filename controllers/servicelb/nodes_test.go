@@ -5,11 +5,16 @@ package servicelb
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/utils/ptr"
 )
 
 // TestNodesAreNotBelieved: what a Service has from a pool, what another node has and what is a server's or the API's is no node's because that says so.
@@ -50,5 +55,66 @@ func TestNodesAreNotBelieved(t *testing.T) {
 	expect("a server's own", "10.0.0.1 10.0.0.2 10.0.0.200 10.0.0.4 10.0.0.3, 10.0.0.1 10.0.0.2 10.0.0.200 10.0.0.4 10.0.0.3")
 	if got := fmt.Sprint(s.believed()["c"]); got != "[10.0.0.200 10.0.0.4]" {
 		t.Errorf("of c is believed %s", got)
+	}
+}
+
+// TestMappedAddresses: an address is the same in both its forms, and only the short one can be in a Service's status.
+func TestMappedAddresses(t *testing.T) {
+	dual := testService("dual", 0, families(corev1.IPv4Protocol, corev1.IPv6Protocol))
+	s := &State{
+		Services: []*corev1.Service{dual}, Nodes: []*corev1.Node{testNode("a", "10.0.0.1", "fd00::1"), testNode("c", "::ffff:10.0.0.4", "::ffff:10.0.0.1", "::ffff:10.0.0.99")},
+		Barred: []netip.Addr{netip.MustParseAddr("10.0.0.99")},
+	}
+	if got := fmt.Sprint(s.believed()["c"]); got != "[10.0.0.4]" {
+		t.Errorf("of c is believed %s", got)
+	}
+	status, _ := StatusOf(dual, Plan(s)[key(dual)])
+	for _, in := range status.LoadBalancer.Ingress {
+		if errs := validation.IsValidIPForLegacyField(field.NewPath("ip"), in.IP, true, nil); len(errs) > 0 {
+			t.Errorf("the API server refuses the status: %v", errs)
+		}
+	}
+	if got := ingressText(status.LoadBalancer); got != "10.0.0.1 fd00::1 10.0.0.4" {
+		t.Errorf("it has %s", got)
+	}
+}
+
+// TestHostIPOfAnotherNode: a pod has host ports at its own node's addresses, whatever host IP it names.
+func TestHostIPOfAnotherNode(t *testing.T) {
+	web := testService("web", 0)
+	s := &State{Services: []*corev1.Service{web}, Nodes: []*corev1.Node{testNode("a", "10.0.0.1"), testNode("c", "10.0.0.3", "10.0.0.4")}}
+	for name, ip := range map[string]string{"elsewhere": "10.0.0.1", "here": "10.0.0.3"} {
+		pod := hostPortPod(name, "c", "x", 443)
+		pod.Spec.Containers[0].Ports[0].HostIP = ip
+		s.Pods = append(s.Pods, pod)
+	}
+	waiting := hostPortPod("waiting", "", "x", 443)
+	waiting.Spec.Containers[0].Ports[0].HostIP = "10.0.0.1"
+	s.Pods = append(s.Pods, waiting)
+	status, _ := StatusOf(web, Plan(s)[key(web)])
+	if got := ingressText(status.LoadBalancer); got != "10.0.0.1" && got != "10.0.0.1 10.0.0.4" {
+		t.Errorf("it has %s", got)
+	}
+}
+
+// TestHealthChecksKeepTheirPort: nobody gets the port at which nodes answer another Service's health checks, but who had it before keeps it.
+func TestHealthChecksKeepTheirPort(t *testing.T) {
+	checked := testService("checked", 0, localOnly, func(s *corev1.Service) {
+		s.Spec.HealthCheckNodePort, s.Spec.LoadBalancerClass = 31999, ptr.To("other.example/lb")
+	})
+	late := testService("late", 5, onPorts("31999/TCP"), func(s *corev1.Service) { s.Namespace = "mallory" })
+	s := &State{Services: []*corev1.Service{checked, late}, Nodes: twoNodes()}
+	status, _ := StatusOf(late, Plan(s)[key(late)])
+	if got := ingressText(status.LoadBalancer); got != "none" {
+		t.Errorf("the port of another Service's health checks is given at %s", got)
+	}
+	if c := meta.FindStatusCondition(status.Conditions, Condition); c == nil || !strings.Contains(c.Message, "the health checks of the Service default/checked") {
+		t.Errorf("it is told %v", c)
+	}
+	early := testService("early", 5, onPorts("31999/TCP"), having("10.0.0.1", "10.0.0.2"), withPorts)
+	s.Services = []*corev1.Service{checked, early}
+	status, _ = StatusOf(early, Plan(s)[key(early)])
+	if got := ingressText(status.LoadBalancer); got != "10.0.0.1 10.0.0.2" {
+		t.Errorf("who had the port before has it at %s", got)
 	}
 }

@@ -50,7 +50,7 @@ func Plan(s *State) map[types.NamespacedName]Verdict {
 	}
 	claims := s.claims(addresses)
 	refused := s.refused(claims)
-	taken := s.taken(refused)
+	taken := s.taken(refused, claims.ofPorts())
 	for at, who := range claims {
 		taken.take(at, owner{service: who, what: "the Service " + who.String()})
 	}

@@ -52,8 +52,8 @@ func leadsTo(svc *corev1.Service, pod *corev1.Pod) bool {
 	return pod.Namespace == svc.Namespace && len(svc.Spec.Selector) > 0 && labels.SelectorFromSet(svc.Spec.Selector).Matches(labels.Set(pod.Labels))
 }
 
-// taken are the places that no load balancer gets: the cluster's own, node ports and host ports.
-func (s *State) taken(refused map[types.NamespacedName][]refusal) ports {
+// taken are the places that no load balancer gets: the cluster's own, node ports, those of health checks, and host ports.
+func (s *State) taken(refused map[types.NamespacedName][]refusal, holders map[Port][]types.NamespacedName) ports {
 	out := ports{}
 	for p, what := range s.Reserved {
 		out.take(place{port: p}, owner{what: what})
@@ -66,6 +66,7 @@ func (s *State) taken(refused map[types.NamespacedName][]refusal) ports {
 			}
 		}
 	}
+	s.takeHealthChecks(out, holders)
 	byName := s.believed()
 	for _, pod := range s.Pods {
 		if !holdsPorts(pod) || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
@@ -74,7 +75,7 @@ func (s *State) taken(refused map[types.NamespacedName][]refusal) ports {
 		for p := range hostPorts(pod) {
 			at := byName[pod.Spec.NodeName]
 			if ip, err := netip.ParseAddr(p.HostIP); err == nil && !ip.IsUnspecified() {
-				at = []netip.Addr{ip}
+				at = slices.DeleteFunc(slices.Clone(at), func(a netip.Addr) bool { return a != ip.Unmap() }) // what another node has is not the pod's
 			}
 			for _, a := range at {
 				out.take(place{a, lbports.Of(p.Protocol, p.HostPort)}, owner{pod: pod, what: "the host port of the pod " + pod.Namespace + "/" + pod.Name})
@@ -82,6 +83,16 @@ func (s *State) taken(refused map[types.NamespacedName][]refusal) ports {
 		}
 	}
 	return out
+}
+
+// takeHealthChecks takes the ports at which the nodes say whether they have endpoints of a Service, except those that another Service has had before.
+func (s *State) takeHealthChecks(out ports, holders map[Port][]types.NamespacedName) {
+	for _, svc := range s.Services {
+		port := lbports.Of(corev1.ProtocolTCP, svc.Spec.HealthCheckNodePort)
+		if port.Number != 0 && !slices.ContainsFunc(holders[port], func(has types.NamespacedName) bool { return has != key(svc) }) {
+			out.take(place{port: port}, owner{service: key(svc), what: "the health checks of the Service " + key(svc).String()})
+		}
+	}
 }
 
 func protocolOf(p corev1.Protocol) corev1.Protocol {

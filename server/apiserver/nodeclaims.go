@@ -143,6 +143,9 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 	if label := servicesLabel(node, old); label != "" && a.GetOperation() == admission.Update {
 		return admission.NewForbidden(a, fmt.Errorf("the label %s is the administrator's: with it a node gets the Services of others. Give it with kubectl label node, or as --node-label when the machine joins", label))
 	}
+	if takesOff(corev1.LabelNodeExcludeBalancers, node, old) {
+		return admission.NewForbidden(a, fmt.Errorf("the label %s keeps a node out of Services of type LoadBalancer: it is taken off by an administrator, with kubectl label node", corev1.LabelNodeExcludeBalancers))
+	}
 	if key := node.Annotations[cluster.WireGuardAnnotation]; key != "" && key != old.Annotations[cluster.WireGuardAnnotation] {
 		if err := p.mayShow(node.Name, key); err != nil {
 			return admission.NewForbidden(a, err)
@@ -187,6 +190,13 @@ func (p *nodeClaims) mayShow(name, key string) error {
 	return nil
 }
 
+// takesOff says whether a label is removed from a Node, or gets another value.
+func takesOff(label string, now, old *core.Node) bool {
+	was, had := old.Labels[label]
+	is, has := now.Labels[label]
+	return had && (!has || is != was)
+}
+
 // mayHave says whether an address can be a node's.
 func (p *nodeClaims) mayHave(ctx context.Context, node *core.Node, address core.NodeAddress) error {
 	ip, err := netip.ParseAddr(address.Address)
@@ -197,6 +207,7 @@ func (p *nodeClaims) mayHave(ctx context.Context, node *core.Node, address core.
 	case err != nil:
 		return fmt.Errorf("%q is no IP address", address.Address)
 	}
+	mapped := ip.Is4In6()
 	if ip = ip.Unmap(); !ip.IsGlobalUnicast() || ip.Zone() != "" {
 		return fmt.Errorf("%s cannot be the address of a machine: others could not reach it", ip)
 	}
@@ -231,6 +242,9 @@ func (p *nodeClaims) mayHave(ctx context.Context, node *core.Node, address core.
 		if other.Name != node.Name && NodeLives(other) && NodeHas(other, ip) {
 			return fmt.Errorf("%s is the address of the node %s, which is alive", ip, other.Name)
 		}
+	}
+	if mapped && routed {
+		return fmt.Errorf("%q is to be written as %s: a Service's status cannot have the other form", address.Address, ip)
 	}
 	return nil
 }

@@ -91,6 +91,7 @@ func TestNodeClaims(t *testing.T) {
 		"at the API's Service":         {nodeAt("one", "192.0.2.3", "10.43.0.1"), "network for pods or Services"},
 		"at a server's address":        {nodeAt("one", "192.0.2.1"), "address of a server"},
 		"in another form":              {nodeAt("one", "::ffff:192.0.2.1"), "address of a server"},
+		"its own in another form":      {nodeAt("one", "::ffff:192.0.2.3"), "is to be written as 192.0.2.3"},
 		"at a loopback address":        {nodeAt("one", "127.0.0.1"), "cannot be the address of a machine"},
 		"at a link's address":          {nodeAt("one", "fe80::1%eth0"), "cannot be the address of a machine"},
 		"at every address":             {nodeAt("one", "0.0.0.0"), "cannot be the address of a machine"},

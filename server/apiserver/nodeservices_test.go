@@ -100,6 +100,25 @@ func TestServicesLabel(t *testing.T) {
 	}
 }
 
+// TestExcludedNode: a node may keep itself out of Services; once it is out, whoever put it there takes it back in.
+func TestExcludedNode(t *testing.T) {
+	p := newNodeClaims(NodeClaims{})
+	const label = corev1.LabelNodeExcludeBalancers
+	out, in := labelled(label+"="), labelled()
+	for what, c := range map[string]struct {
+		now, old *core.Node
+		by       user.Info
+		refused  bool
+	}{
+		"removed by the node": {in, out, asNode, true}, "changed by the node": {labelled(label + "=no"), out, asNode, true}, "kept by the node": {out, out, asNode, false},
+		"added by the node": {out, in, asNode, false}, "removed by the administrator": {in, out, asAdmin, false},
+	} {
+		if err := p.Validate(t.Context(), change(c.now, c.old, c.by), nil); (err != nil) != c.refused || err != nil && !strings.Contains(err.Error(), label+" keeps a node out") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
 // TestServicesAddresses: what a Service has from a pool is no machine's; its nodes' addresses, and those of other load balancers, may be.
 func TestServicesAddresses(t *testing.T) {
 	index := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
