@@ -19,7 +19,13 @@ import (
 // TestBesideCluster: on a machine where coracle is installed and runs, the tests neither notice the cluster nor touch
 // it. A machine plays the contributor's, and another run of this program on it installs and uninstalls.
 func TestBesideCluster(t *testing.T) {
-	h := newHost(t)
+	source, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	site := harness.NewSite(t)
+	site.Needs = append(site.Needs, filepath.Dir(filepath.Dir(source))) // the tree, which may be in root's home
+	h := newHostOn(t, site)
 	h.must("mkdir", "-p", "/var/lib/coracle/images")
 	harness.WriteBoxImage(t, filepath.Join(h.Dir, "places/var/lib/coracle/images/box.tar"))
 	h.mustInstall(nil, "--node-name", "board-1")
@@ -36,10 +42,6 @@ func TestBesideCluster(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 	defer cancel()
 	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	source, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)
 	}
