@@ -17,4 +17,4 @@ fi
 export CORACLE_PEER CORACLE_PEER_DIR CGO_ENABLED=0
 echo "machine: $(nproc) cores, $(awk '/MemTotal/ {printf "%.0f GB", $2 / 1e6}' /proc/meminfo), $(uname -rm)"
 exec "$(cd "$top" && packaging/go.sh)" test -buildvcs=false -tags 'bench no_btrfs no_zfs no_devmapper grpcnotrace' \
-  -count=1 -v -timeout 180m -run "${BENCH:-.}" "$top/test/bench"
+  -count=1 -v -timeout 240m -run "${BENCH:-.}" "$top/test/bench"
