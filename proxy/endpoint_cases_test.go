@@ -176,17 +176,22 @@ func testSlices(t *testing.T, mode string) {
 	refused(t, b.outside, addr)
 }
 
+// affine gives a Service session affinity for so many seconds.
+func affine(seconds int32) func(*corev1.Service) {
+	return func(s *corev1.Service) {
+		s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+		s.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: &seconds}}
+	}
+}
+
 // testAffinityEnds has a client stay away for longer than its time.
 func testAffinityEnds(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
-	b.service(t, func(s *corev1.Service) {
-		s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
-		s.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: ptr.To[int32](1)}}
-	})
+	b.service(t, affine(1))
 	b.endpoints(t, one, two)
 	first, _ := answered(t, b.outside, clusterIP+":80")
 	again := func() (string, error) {
-		time.Sleep(1500 * time.Millisecond) // what passes is what is tried
+		time.Sleep(1500 * time.Millisecond) // the affinity's second has to pass: that it ends is what is tried
 		server, _, err := ask(b.outside, clusterIP+":80")
 		return server, err
 	}
@@ -210,10 +215,7 @@ func testAffinityEnds(t *testing.T, mode string) {
 // testAffinityMoves: an endpoint goes, and so do the clients that it had; affinity is taken away, and clients go anywhere.
 func testAffinityMoves(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
-	b.service(t, func(s *corev1.Service) {
-		s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
-		s.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: ptr.To[int32](600)}}
-	})
+	b.service(t, affine(600))
 	b.endpoints(t, one, two)
 	first, _ := answered(t, b.outside, clusterIP+":80")
 	other := map[string]string{one: two, two: one}[first]

@@ -242,7 +242,7 @@ func TestProofIsSaid(t *testing.T) {
 		if len(said) != 0 {
 			t.Errorf("before it was asked, the cluster heard %q", said)
 		}
-		time.Sleep(lbholders.Wait)
+		time.Sleep(lbholders.Wait) // fake time, in which a new holder is silent
 		look(unproven)
 		b.announces(first)
 		if len(said) != 1 || said[0] != first.String()+"=5" {
@@ -258,7 +258,7 @@ func TestProofIsSaid(t *testing.T) {
 			t.Errorf("the record has it as proven: %v", err)
 		}
 		look(lbholders.Record{first: {Node: "here", Term: 6, New: true}})
-		time.Sleep(lbholders.Wait)
+		time.Sleep(lbholders.Wait) // fake time, in which a new holder is silent
 		look(lbholders.Record{first: {Node: "here", Term: 6, New: true}})
 		if asked.Load() != 2 || len(said) != 3 || said[2] != first.String()+"=6" {
 			t.Errorf("another holding: asked %d times, the cluster heard %q", asked.Load(), said)

@@ -234,7 +234,7 @@ func TestHangs(t *testing.T) {
 
 		// In later rounds the others' new figures do not wait for it either.
 		w.change(func() { fine.at, fine.cpu, pod.cpu = fine.at.Add(10*time.Second), fine.cpu+5, pod.cpu+1 })
-		time.Sleep(time.Until(began.Add(period + patience + time.Second)))
+		time.Sleep(time.Until(began.Add(period + patience + time.Second))) // fake time: the second round has shown what it has
 		expect(t, "the second round", w.top(c, "hung", "fine"), "fine 500m 1000M 10s")
 		expect(t, "the pod", w.topPod(t, c, "web"), "web/main 100m 10s")
 		if !strings.HasPrefix(w.line(), "degraded: 1 of 2 kubelets") {
@@ -243,12 +243,12 @@ func TestHangs(t *testing.T) {
 
 		// One that has answered before has its old figures until it is given up.
 		w.change(func() { hung.answer = nil })
-		time.Sleep(time.Until(began.Add(2*period + time.Second)))
+		time.Sleep(time.Until(began.Add(2*period + time.Second))) // fake time: it has answered in the third round
 		w.change(func() { hung.answer = hang })
-		time.Sleep(time.Until(began.Add(3*period + patience + time.Second)))
+		time.Sleep(time.Until(began.Add(3*period + patience + time.Second))) // fake time: it hangs in the fourth
 		expect(t, "in the patience", w.top(c, "hung"), "hung 250m 1000M 10s")
 		expect(t, "its pod", w.topPod(t, c, "lost"), "lost/main 20m 10s")
-		time.Sleep(kubeletTimeout)
+		time.Sleep(kubeletTimeout) // fake time, after which it is given up
 		if got := w.top(c, "hung"); !strings.Contains(got, silent) {
 			t.Errorf("given up: %q", got)
 		}
@@ -261,7 +261,7 @@ func TestSlow(t *testing.T) {
 		w := newWorld()
 		k := w.node("slow", true)
 		k.answer = func(r *http.Request) (*http.Response, error) {
-			time.Sleep(patience + time.Second)
+			time.Sleep(patience + time.Second) // fake time: slower than others are made to wait
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if r.URL.Path == "/stats/summary" {
@@ -318,7 +318,7 @@ func TestManyNodes(t *testing.T) {
 		if took := time.Since(began); took > patience {
 			t.Errorf("the first answer took %v of fake time", took)
 		}
-		time.Sleep(roundTimeout) // those that hang take their turns still
+		time.Sleep(roundTimeout) // fake time: those that hang take their turns still
 		synctest.Wait()
 		if w.most > parallel || w.most < parallel/2 {
 			t.Errorf("%d kubelets were asked at a time, want %d", w.most, parallel)

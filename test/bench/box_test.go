@@ -58,7 +58,7 @@ func TestBox(t *testing.T) {
 			rest[1].print("server without")
 			rest[0].minus(rest[1]).print("these parts")
 			pids := runBeside(t, without, programs)
-			time.Sleep(window(3 * time.Minute))
+			time.Sleep(window(3 * time.Minute)) // what they do at their start is no rest
 			all := during(window(5*time.Minute), append(pids, without.Pid())...)
 			for i, name := range []string{"metrics-server", beside[0].name, beside[1].name} {
 				all[i].print("upstream's " + name)
@@ -141,16 +141,15 @@ func runBeside(t *testing.T, s *harness.Server, programs string) []int {
 // childOf waits for the program that nsenter starts in the machine's namespaces.
 func childOf(t *testing.T, pid int) int {
 	t.Helper()
-	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(10 * time.Millisecond) {
-		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pid))
-		if children := strings.Fields(string(text)); len(children) == 1 {
-			if child, err := strconv.Atoi(children[0]); err == nil {
-				return child
-			}
+	child := 0
+	harness.Eventually(t, time.Minute, "nsenter starts the program", func() error {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pid))
+		if err == nil {
+			child, err = strconv.Atoi(strings.TrimSpace(string(text)))
 		}
-	}
-	t.Fatal("nsenter started no program")
-	return 0
+		return err
+	})
+	return child
 }
 
 // during measures processes over a while.
@@ -160,7 +159,7 @@ func during(length time.Duration, pids ...int) []atRest {
 	for i, pid := range pids {
 		before[i] = atRest{cpu: cpuSeconds(pid), written: float64(proc.Written(pid)) / 1024}
 	}
-	time.Sleep(length)
+	time.Sleep(length) // of the measurement
 	took := time.Since(began)
 	out := make([]atRest, len(pids))
 	for i, pid := range pids {
