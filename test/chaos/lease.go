@@ -39,9 +39,10 @@ type tenancy struct {
 
 // leasing keeps leases alive, on one server after the other, and lets them go.
 type leasing struct {
-	w    *workload
-	r    *rand.Rand
-	seed uint64
+	w      *workload
+	r      *rand.Rand
+	seed   uint64
+	crowds int // so far
 
 	mu        sync.Mutex
 	tenancies []*tenancy
@@ -59,30 +60,37 @@ func (l *leasing) run(ctx context.Context) {
 	}
 }
 
-// runCrowds grants many leases together and renews each in the moment in which it expires, until ctx ends: the
-// leader revokes some while others are renewed.
+// runCrowds lets one crowd after the other expire until ctx ends.
 func (l *leasing) runCrowds(ctx context.Context) {
-	for n := 0; ctx.Err() == nil; n++ {
-		var members sync.WaitGroup
-		for i := range crowd {
-			r := rand.New(rand.NewPCG(l.seed, uint64(n*crowd+i)))
-			members.Go(func() {
-				if t := l.begin(ctx, r, fmt.Sprintf("crowd/%d/%d", n, i)); t != nil {
-					l.keepAtExpiry(ctx, r, t)
-				}
-			})
-		}
-		members.Wait()
+	for ctx.Err() == nil {
+		l.crowd(ctx, crowdRenewals)
 		pause(ctx, 200*time.Millisecond)
 	}
 }
 
-// keepAtExpiry renews a lease a few times, around the moment in which it expires.
-func (l *leasing) keepAtExpiry(ctx context.Context, r *rand.Rand, t *tenancy) {
+// crowd grants many leases together and renews each, a number of times at most, in the moment in which it expires: the
+// leader revokes some while others are renewed.
+func (l *leasing) crowd(ctx context.Context, renewals int) {
+	var members sync.WaitGroup
+	for i := range crowd {
+		r := rand.New(rand.NewPCG(l.seed, uint64(l.crowds*crowd+i)))
+		name := fmt.Sprintf("crowd/%d/%d", l.crowds, i)
+		members.Go(func() {
+			if t := l.begin(ctx, r, name); t != nil {
+				l.keepAtExpiry(ctx, r, t, renewals)
+			}
+		})
+	}
+	members.Wait()
+	l.crowds++
+}
+
+// keepAtExpiry renews a lease a number of times, around the moment in which it expires.
+func (l *leasing) keepAtExpiry(ctx context.Context, r *rand.Rand, t *tenancy, renewals int) {
 	l.mu.Lock()
 	t.Crowded = true
 	l.mu.Unlock()
-	for range crowdRenewals {
+	for range renewals {
 		last := t.Kept[len(t.Kept)-1] // only this goroutine adds to it
 		early := beforeExpiry - time.Duration(r.Int64N(int64(beforeExpiry+afterExpiry)))
 		pause(ctx, time.Duration(last-l.w.h.now())+leaseTTL-early)
