@@ -32,7 +32,6 @@ type pluginConf struct {
 		} `json:"portMappings"`
 		Bandwidth *askedBandwidth `json:"bandwidth"`
 	} `json:"runtimeConfig"`
-	PrevResult       json.RawMessage `json:"prevResult"`
 	ValidAttachments []struct {
 		ContainerID string `json:"containerID"`
 		IfName      string `json:"ifname"`

@@ -17,7 +17,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/coredns/caddy"
@@ -55,9 +54,8 @@ type Options struct {
 
 // Server is one CoreDNS. Make it with NewServer.
 type Server struct {
-	o     Options
-	log   klog.Logger
-	ready atomic.Bool
+	o   Options
+	log klog.Logger
 	// looped are resolvers of which it was said that they lead back here. They and what follows are Run's.
 	looped map[netip.AddrPort]bool
 	files  custom // of ImportDir, what works
@@ -82,9 +80,6 @@ func NewServer(o Options) (*Server, error) {
 	return &Server{o: o, log: o.Logger.WithName("dns"), looped: map[netip.AddrPort]bool{}}, nil
 }
 
-// Ready says whether queries are answered, those for cluster names with what was known last.
-func (s *Server) Ready() bool { return s.ready.Load() }
-
 // loopEvery is how often resolvers on this machine are asked whether they lead back here.
 const loopEvery = 5 * time.Minute
 
@@ -105,10 +100,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	defer parts.close()
 	var instance *caddy.Instance
-	defer func() {
-		s.ready.Store(false)
-		stop(instance)
-	}()
+	defer func() { stop(instance) }()
 	resolvers := watch.current()
 	use, here := split(resolvers) // those on this machine are asked first whether they lead back
 	good := custom{}
@@ -124,7 +116,6 @@ func (s *Server) Run(ctx context.Context) error {
 		switch {
 		case err == nil:
 			instance, good = next, s.custom
-			s.ready.Store(true)
 			s.log.Info("Cluster DNS answers", "addresses", s.o.Addresses, "port", Port, "resolvers", use)
 			if len(here) > 0 {
 				if able := s.withoutLoops(ctx, resolvers); !slices.Equal(able, use) {

@@ -35,7 +35,6 @@ const (
 // The error codes of the CNI specification 1.1, section 5; codes from 100 are ours.
 const (
 	CodeIncompatibleVersion uint = 1
-	CodeUnsupportedField    uint = 2
 	CodeUnknownContainer    uint = 3
 	CodeInvalidEnvironment  uint = 4
 	CodeIO                  uint = 5

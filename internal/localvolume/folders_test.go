@@ -117,7 +117,7 @@ func TestNames(t *testing.T) {
 	if len(long) != 255 || !isVolume(long) {
 		t.Errorf("a long name has %d bytes: %s", len(long), long)
 	}
-	if got := Name(PersistentVolume("0a1b2c3d-0000-4000-8000-00000000abcd"), "default", "data-web-0"); got != volume {
+	if got := Name("pvc-0a1b2c3d-0000-4000-8000-00000000abcd", "default", "data-web-0"); got != volume {
 		t.Errorf("%s, want %s", got, volume)
 	}
 	for _, path := range []string{"storage/" + volume, "/storage/../" + volume, "/storage/" + volume + "/", "/", "", "/etc", "/storage/" + volume + "/../x"} {

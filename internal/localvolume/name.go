@@ -11,8 +11,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-
-	"k8s.io/apimachinery/pkg/types"
 )
 
 // maxName is the kernel's NAME_MAX.
@@ -24,10 +22,6 @@ func Name(persistentVolume, namespace, claim string) string {
 	name := persistentVolume + "_" + namespace + "_" + claim
 	return name[:min(len(name), maxName)]
 }
-
-// PersistentVolume is the name of the PersistentVolume that is made for a claim (k8s.io/kubernetes/pkg/controller/volume/persistentvolume,
-// getProvisionedVolumeNameForClaim).
-func PersistentVolume(claim types.UID) string { return "pvc-" + string(claim) }
 
 // names are those that Name returns: a UID, a namespace (no dots) and a claim, all of which the API server checks.
 var names = regexp.MustCompile(`^pvc-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}_[a-z0-9]([-a-z0-9]*[a-z0-9])?_[a-z0-9][-.a-z0-9]*$`)

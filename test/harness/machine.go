@@ -317,11 +317,3 @@ ip route replace default via "${1%.*}.1" dev eth0`
 	}
 	m.IP = ip
 }
-
-// Unplug takes the machine's address away.
-func (m *Machine) Unplug() {
-	m.T.Helper()
-	if out, err := m.Run("ip", "address", "flush", "dev", "eth0", "scope", "global"); err != nil {
-		m.T.Fatalf("take the address of machine %d away: %v\n%s", m.Number, err, out)
-	}
-}

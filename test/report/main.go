@@ -26,13 +26,11 @@ import (
 
 // event is one line of test2json (go doc test2json).
 type event struct {
-	Action      string
-	Package     string
-	Test        string
-	Output      string
-	Elapsed     float64
-	ImportPath  string // build-output, build-fail
-	FailedBuild string
+	Action  string
+	Package string
+	Test    string
+	Output  string
+	Elapsed float64
 }
 
 // counter reads events and remembers what a report needs.
