@@ -30,7 +30,7 @@ func TestPause(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = d.Close() })
+	t.Cleanup(func() { letGo(t, &d) })
 	program := filepath.Join(t.TempDir(), "pause")
 	extractPause(t, d.File("pause.tar"), program)
 
