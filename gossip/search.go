@@ -136,11 +136,11 @@ func decodeSearch(text []byte) (searchText, error) {
 		if len(rest) == 0 || len(rest) < 1+int(rest[0])+2 {
 			return searchText{}, errNoSearch
 		}
-		ip, ok := netip.AddrFromSlice(rest[1 : 1+rest[0]])
+		ip, ok := netip.AddrFromSlice(rest[1 : 1+int(rest[0])])
 		if !ok {
 			return searchText{}, errNoSearch
 		}
-		rest = rest[1+rest[0]:]
+		rest = rest[1+int(rest[0]):]
 		at := netip.AddrPortFrom(ip.Unmap(), binary.BigEndian.Uint16(rest))
 		rest = rest[2:]
 		if checkAddress(at) == nil {

@@ -91,6 +91,7 @@ func FuzzSearchText(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(append([]byte{kindAnswer}, make([]byte, 40)...))
 	f.Add(append(append([]byte{kindAnswer}, make([]byte, 16)...), 1, 4, 10, 0, 0, 5, 25, 43))
+	f.Add(append(append([]byte{kindAnswer}, make([]byte, challengeSize)...), append([]byte{1, 255}, make([]byte, 300)...)...))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		got, err := decodeSearch(data)
 		if err != nil {

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+)
+
+// told counts what a Reach is told.
+type told struct {
+	nobody
+	stopped, told int
+}
+
+func (r *told) Stopped(string) { r.stopped++ }
+func (r *told) Told(string)    { r.told++ }
+
+// unheard is a member with two others, which hears nothing but what a test says.
+func unheard(reach Reach) *Member {
+	m := &Member{
+		o:      Options{Name: "self", Reach: reach, Logger: slog.New(slog.DiscardHandler), Most: func() int { return 3 }},
+		roster: newRoster("self", time.Now), log: &libraryLog{logger: slog.New(slog.DiscardHandler)},
+	}
+	for _, name := range []string{"self", "a", "b"} {
+		m.roster.update(name, func(i *Info) { i.State = Alive })
+	}
+	return m
+}
+
+// FuzzMessage: a message of a member's, who may be anybody with the key, makes nobody a member, and no member a dead one.
+func FuzzMessage(f *testing.F) {
+	f.Add([]byte{byeMessage, 'a'})
+	f.Add([]byte{lookMessage, 'b'})
+	f.Add([]byte{byeMessage, 's', 'e', 'l', 'f'})
+	f.Add([]byte{3, 0xff})
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, text []byte) {
+		reach := &told{}
+		m := unheard(reach)
+		delegate{m}.NotifyMsg(text)
+		all := m.Members()
+		if len(all) != 3 {
+			t.Errorf("%d members", len(all))
+		}
+		for _, i := range all {
+			if i.State != Alive {
+				t.Errorf("%s is %s", i.Name, i.State)
+			}
+		}
+		if reach.stopped+reach.told > 1 {
+			t.Errorf("told %+v", reach)
+		}
+	})
+}
+
+// FuzzMember: what a new member says of itself may be anything. Nobody becomes one whom no Node could be, or beyond the number of Nodes, and what is kept of it is short
+// and does no harm on a terminal.
+func FuzzMember(f *testing.F) {
+	f.Add("c", fullMeta.encode(), []byte{10, 0, 0, 7}, uint16(6443))
+	f.Add("a", fullMeta.encode(), []byte{10, 0, 0, 7}, uint16(0))
+	f.Add("a", []byte{metaFormat, tagVersion, 3, 'v', 0x1b, '['}, []byte{1, 2, 3}, uint16(1))
+	f.Add("self", []byte{}, []byte{}, uint16(1))
+	f.Add("../\x1b[2J", []byte{metaFormat, tagProtocol, 1, 99}, []byte("sixteen bytes.. "), uint16(1))
+	f.Fuzz(func(t *testing.T, name string, meta, address []byte, port uint16) {
+		m := unheard(nobody{})
+		n := &memberlist.Node{Name: name, Meta: meta, Addr: address, Port: port}
+		if err := (names{m}).NotifyAlive(n); err != nil {
+			if len(m.Members()) != 3 {
+				t.Errorf("%q was refused and is a member", name)
+			}
+			return
+		}
+		if name != "self" && name != "a" && name != "b" {
+			t.Fatalf("%q is one too many", name)
+		}
+		events{m}.NotifyJoin(n)
+		events{m}.NotifyUpdate(n)
+		all := m.Members()
+		if len(all) != 3 {
+			t.Fatalf("%d members", len(all))
+		}
+		for _, i := range all {
+			if checkName(i.Name) != nil || len(i.API) > maxAddresses || len(i.Addresses) > maxAddresses || len(i.PodSubnets) > maxPodSubnets ||
+				len(i.Version) > maxVersionText || visible(i.Version) != i.Version {
+				t.Errorf("kept: %+v", i)
+			}
+		}
+		events{m}.NotifyLeave(n)
+	})
+}
