@@ -4,7 +4,9 @@ package join
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/binary"
+	"encoding/pem"
 	"net/netip"
 	"reflect"
 	"strings"
@@ -53,4 +55,45 @@ func FuzzReadRequest(f *testing.F) {
 			t.Error("neither a request nor an error")
 		}
 	})
+}
+
+// FuzzReadAnswer: whoever passes for a server may say anything; a machine takes an answer or has an error, and an answer names the authority of the connection or is not taken.
+func FuzzReadAnswer(f *testing.F) {
+	seen := &x509.Certificate{Raw: []byte("a certificate")}
+	own := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: seen.Raw})
+	for _, a := range []*Answer{
+		{Refusal: Refuse(CodeBusy, "later")},
+		{MAC: []byte{1}, ServerCA: own, Kubelet: []byte("k"), Server: &Server{Files: map[string][]byte{"tls/a": {1}}, Peers: []string{"10.0.0.1:6443"}}},
+		{ServerCA: append([]byte("-----BEGIN X-----\n"), own...)},
+	} {
+		var wire bytes.Buffer
+		if err := a.Write(&wire); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(wire.Bytes()[4:])
+	}
+	f.Add([]byte("null"))
+	f.Fuzz(func(t *testing.T, said []byte) {
+		a := &Answer{}
+		if err := read(bytes.NewReader(framed(said)), maxAnswer, a); err != nil {
+			return
+		}
+		v := verifier{seen: seen}
+		if err := v.sameRoot(a.ServerCA); err == nil && !bytes.Contains(a.ServerCA, []byte("-----BEGIN ")) {
+			t.Errorf("%q names the authority", a.ServerCA)
+		}
+		var wire bytes.Buffer
+		if err := a.Write(&wire); err != nil {
+			t.Fatal(err) // what was read can be written
+		}
+		again := &Answer{}
+		if err := read(&wire, 2*maxAnswer, again); err != nil || !bytes.Equal(again.ServerCA, a.ServerCA) || (again.Server == nil) != (a.Server == nil) {
+			t.Errorf("%v\n got %+v\nwant %+v", err, again, a)
+		}
+	})
+}
+
+// framed is a message as it is sent.
+func framed(text []byte) []byte {
+	return append(binary.BigEndian.AppendUint32(nil, uint32(len(text))), text...)
 }

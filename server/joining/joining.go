@@ -38,6 +38,8 @@ const (
 	admitted = 32
 	// maxText bounds what a machine says of itself in a line of the log, in characters.
 	maxText = 64
+	// maxReason bounds a refusal there, which may quote the machine.
+	maxReason = 1 << 10
 	// maxSkew is how far a machine's clock may be from the server's: certificates are dated back by an hour, and what is
 	// beyond is no longer valid on the machine.
 	maxSkew = 30 * time.Minute
@@ -156,21 +158,24 @@ func (s *Server) refusal(log *slog.Logger, q *join.Request, err error) *join.Ref
 	if !errors.As(err, &r) {
 		r = join.Refuse(join.CodeInternal, "the server cannot let the machine in at present: %v", err)
 	}
+	reason := clip(r.Message, maxReason)
 	switch {
 	case q.Reach != nil:
-		log.Warn("a server is not reached at the address that it gives to the others", "address", short(q.Reach.Address), "reason", r.Message)
+		log.Warn("a server is not reached at the address that it gives to the others", "address", short(q.Reach.Address), "reason", reason)
 	case r.Passing():
-		log.Info("a machine that joins has to wait", "reason", r.Message)
+		log.Info("a machine that joins has to wait", "reason", reason)
 	default:
-		log.Warn("a machine was not let in", "code", r.Code, "reason", r.Message)
+		log.Warn("a machine was not let in", "code", r.Code, "reason", reason)
 	}
 	return r
 }
 
 // short bounds what goes into the log of a machine's own words.
-func short(text string) string {
-	if len(text) > maxText {
-		return text[:maxText] + "…"
+func short(text string) string { return clip(text, maxText) }
+
+func clip(text string, most int) string {
+	if len(text) > most {
+		return text[:most] + "…"
 	}
 	return text
 }

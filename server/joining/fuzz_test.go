@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package joining
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/token"
+	"github.com/coracle-k8s/coracle/server/pki"
+)
+
+// FuzzAnswer: a machine may ask anything. A stranger is let in for nothing; who has the agents' token is let in as an agent at most; and no question writes much into the log, or
+// ends without an answer that fits.
+func FuzzAnswer(f *testing.F) {
+	quiet := slog.New(slog.DiscardHandler)
+	p, err := pki.Open(pki.Options{Dir: f.TempDir(), Logger: quiet})
+	if err != nil {
+		f.Fatal(err)
+	}
+	tokens, err := token.Ensure(token.Options{Dir: f.TempDir(), Root: p.Root(), Logger: quiet})
+	if err != nil {
+		f.Fatal(err)
+	}
+	leaf := p.APIServer(pki.APIServerNames{NodeName: "a", Domain: "cluster.local"})
+	if err := p.Ensure(leaf); err != nil {
+		f.Fatal(err)
+	}
+	shown, err := tls.LoadX509KeyPair(leaf.Path, leaf.Path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	now := time.Date(2026, 11, 20, 0, 0, 0, 0, time.UTC)
+	var admitted []Machine
+	s := New(Options{
+		Certificate: func() (*tls.Certificate, error) { return &shown, nil }, ClientCA: x509.NewCertPool(),
+		Tokens:    func() token.Set { return tokens },
+		Bootstrap: func(context.Context, string) (token.Bootstrap, bool, error) { return token.Bootstrap{}, false, nil },
+		Admit: func(_ context.Context, m Machine) (*join.Answer, error) {
+			admitted = append(admitted, m)
+			return &join.Answer{}, nil
+		},
+		Now: func() time.Time { return now }, Logger: quiet,
+	})
+	state := spoken(f, s)
+	agents := tokens.Valid(now)[0]
+	for _, t := range tokens.Valid(now) {
+		if t.Role == token.RoleAgent {
+			agents = t
+		}
+	}
+	known, err := join.MachineProof(state, agents, token.RoleAgent)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, q := range []join.Request{
+		{Role: token.RoleAgent, Time: now, Node: join.Node{Name: "n", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}},
+		{Role: token.RoleServer, Time: now, Proof: join.Proof{Kind: token.RoleServer, MAC: []byte{1}}},
+		{Role: token.RoleAgent, Time: now, Proof: join.Proof{Kind: token.RoleBootstrap, ID: "abcdef"}},
+		{Role: "other", Time: now, Protocol: 99, Program: "v1"},
+		{Role: token.Role(strings.Repeat("x", 20<<10)), Time: now},
+		{Role: token.RoleAgent, Time: now.AddDate(1, 0, 0), Want: join.WantGossipKeys},
+	} {
+		said, err := json.Marshal(q)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(said, true)
+		f.Add(said, false)
+	}
+	f.Fuzz(func(t *testing.T, said []byte, holder bool) {
+		q, err := join.ReadRequest(bytes.NewReader(append(binary.BigEndian.AppendUint32(nil, uint32(len(said))), said...)))
+		if err != nil {
+			return
+		}
+		if holder {
+			q.Proof = known
+		}
+		admitted = nil
+		identified := false
+		a, err := s.answer(t.Context(), state, netip.Addr{}, q, func() { identified = true })
+		switch {
+		case (err == nil) != (a != nil):
+			t.Fatalf("%v and %v", a, err)
+		case !holder && (identified || len(admitted) > 0):
+			t.Errorf("a stranger was let in: %+v", q)
+		case len(admitted) > 0 && (admitted[0].Role != token.RoleAgent || admitted[0].Joined):
+			t.Errorf("let in with the agents' token: %+v", q)
+		case err == nil && len(a.MAC) == 0:
+			t.Error("an answer without the server's proof")
+		}
+		if err != nil {
+			var log bytes.Buffer
+			a = &join.Answer{Refusal: s.refusal(slog.New(slog.NewTextHandler(&log, nil)).With("node", short(q.Node.Name), "version", short(q.Program)), q, err)}
+			if log.Len() > 8<<10 {
+				t.Errorf("%d bytes in the log", log.Len())
+			}
+		}
+		if err := a.Write(io.Discard); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// spoken is the server's end of a connection with a machine without a certificate.
+func spoken(f *testing.F, s *Server) tls.ConnectionState {
+	f.Helper()
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	other := tls.Client(b, &tls.Config{NextProtos: []string{join.Protocol}, InsecureSkipVerify: true})
+	done := make(chan error, 1)
+	go func() { done <- other.HandshakeContext(f.Context()) }()
+	conn := tls.Server(a, s.config())
+	if err := conn.HandshakeContext(f.Context()); err != nil {
+		f.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		f.Fatal(err)
+	}
+	return conn.ConnectionState()
+}
