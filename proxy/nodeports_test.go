@@ -13,7 +13,7 @@ import (
 )
 
 // TestBalancersPortIsNoNodePort: a port that a load balancer's Service has at nodes' addresses by its status is opened as nobody else's node port, in whichever
-// order the Services come, and is as soon as it is given up. So no back end ever has both: in IPVS they would be one virtual server.
+// order the Services come, and is as soon as the status is without it. So no back end ever has both: in IPVS they would be one virtual server.
 func TestBalancersPortIsNoNodePort(t *testing.T) {
 	h := &hearing{now: map[string]*corev1.Service{}}
 	o := Options{}
@@ -66,9 +66,14 @@ func TestBalancersPortIsNoNodePort(t *testing.T) {
 			s.Status.LoadBalancer.Ingress = nil
 			s.Status.Conditions = append(s.Status.Conditions, metav1.Condition{Type: lbports.Kept, Message: "443/TCP at 192.0.2.7; 30080/TCP,80/TCP at 192.0.2.1,192.0.2.2"})
 		}), 0},
-		{"it gives the port up", balanced(func(s *corev1.Service) { s.Spec.Ports[0].Port = 80 }), 30080},
+		{"it gives the port up, and its status has it", balanced(func(s *corev1.Service) { s.Spec.Ports[0].Port = 80 }), 0},
+		{"its status is without it", balanced(func(s *corev1.Service) {
+			s.Spec.Ports[0].Port, s.Status.LoadBalancer.Ingress[0].Ports[0].Port = 80, 80
+		}), 30080},
 		{"it is served again", balanced(), 0},
-		{"it is no load balancer any more", balanced(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeNodePort }), 30080},
+		{"it is no load balancer any more", balanced(func(s *corev1.Service) {
+			s.Spec.Type, s.Status.LoadBalancer = corev1.ServiceTypeNodePort, corev1.LoadBalancerStatus{}
+		}), 30080},
 	} {
 		if now != nil || step.web != nil {
 			p.services(now, step.web)

@@ -47,34 +47,38 @@ func (s *State) claims(l *ledger) claims {
 	return out
 }
 
-// held are the places of a Service as its status says, without those that it has given up. A status of an earlier version names no ports: there it is
-// all that the Service has.
-func held(svc *corev1.Service) []place {
-	have, want := portsOf(svc), wanted(svc)
+// noted are the places of a Service as its status says.
+func noted(svc *corev1.Service) []place {
 	var out []place
-	add := func(a netip.Addr, p Port) {
-		if slices.Contains(have, p) && hasFamily(svc, a) && (len(want) == 0 || slices.Contains(want, a)) {
-			out = append(out, place{a, p})
-		}
-	}
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		for _, a := range parseAll([]string{in.IP}) {
 			for _, p := range in.Ports {
-				add(a, lbports.Of(p.Protocol, p.Port))
-			}
-			if len(in.Ports) == 0 {
-				for _, p := range have {
-					add(a, p)
-				}
+				out = append(out, place{a, lbports.Of(p.Protocol, p.Port)})
 			}
 		}
 	}
 	if c := meta.FindStatusCondition(svc.Status.Conditions, KeptCondition); c != nil {
-		for _, p := range readPlaces(c.Message) {
-			add(p.address, p.port)
-		}
+		out = append(out, readPlaces(c.Message)...)
 	}
 	return out
+}
+
+// held are these without those that the Service has given up. A status of an earlier version names no ports: there it is all that the Service has.
+func held(svc *corev1.Service) []place {
+	have, want := portsOf(svc), wanted(svc)
+	all := noted(svc)
+	for _, in := range svc.Status.LoadBalancer.Ingress {
+		for _, a := range parseAll([]string{in.IP}) {
+			for _, p := range have {
+				if len(in.Ports) == 0 {
+					all = append(all, place{a, p})
+				}
+			}
+		}
+	}
+	return slices.DeleteFunc(all, func(p place) bool {
+		return !slices.Contains(have, p.port) || !hasFamily(svc, p.address) || len(want) > 0 && !slices.Contains(want, p.address)
+	})
 }
 
 func portsOf(svc *corev1.Service) []Port {
@@ -127,10 +131,12 @@ func (c claims) ofPorts() map[Port][]types.NamespacedName {
 		}
 	}
 	for _, all := range out {
-		slices.SortFunc(all, func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) })
+		slices.SortFunc(all, compareNames)
 	}
 	return out
 }
+
+func compareNames(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) }
 
 // placesText lists places as "443/TCP,80/TCP at 10.0.0.1,10.0.0.2; 443/TCP at 10.0.0.3".
 func placesText(places []place) string {

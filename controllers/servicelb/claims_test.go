@@ -294,10 +294,11 @@ func (w *theft) endpoints() {
 	}
 }
 
+func at(address, port string) place {
+	return place{netip.MustParseAddr(address), portsOf(testService("x", 0, onPorts(port)))[0]}
+}
+
 func TestPlacesText(t *testing.T) {
-	at := func(a, p string) place {
-		return place{netip.MustParseAddr(a), portsOf(testService("x", 0, onPorts(p)))[0]}
-	}
 	places := []place{at("10.0.0.2", "80/TCP"), at("10.0.0.1", "443/TCP"), at("10.0.0.1", "80/TCP"), at("10.0.0.3", "443/UDP"), at("fd00::1", "80/TCP")}
 	text := placesText(places)
 	if want := "443/TCP,80/TCP at 10.0.0.1; 443/UDP at 10.0.0.3; 80/TCP at 10.0.0.2,fd00::1"; text != want {

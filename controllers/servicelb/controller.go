@@ -252,6 +252,7 @@ func (c *Controller) round(ctx context.Context) bool {
 			if !passes(err) {
 				c.o.Logger.Warn("load balancer: a Service's status could not be written; it is tried again", "service", key(svc), "error", err)
 			}
+			c.takeAway(ctx, svc, v)
 		}
 	}
 	if c.objects != nil {

@@ -22,6 +22,8 @@ type ledger struct {
 	named   map[netip.Addr]bool
 	holders map[netip.Addr][]*corev1.Service
 	has     map[*corev1.Service][]netip.Addr
+	// releasing are addresses that a Service has by its status alone, see releases.
+	releasing map[netip.Addr]*corev1.Service
 	// searches are how far each pool's ranges were looked through: in one plan nobody gives an address back, so that what was taken once stays taken.
 	searches map[rangeOf]*search
 }
@@ -41,7 +43,7 @@ type search struct {
 
 func (s *State) newLedger() *ledger {
 	l := &ledger{State: s, barred: slices.Clone(s.Barred), named: map[netip.Addr]bool{}, holders: map[netip.Addr][]*corev1.Service{},
-		has: map[*corev1.Service][]netip.Addr{}, searches: map[rangeOf]*search{}}
+		has: map[*corev1.Service][]netip.Addr{}, releasing: map[netip.Addr]*corev1.Service{}, searches: map[rangeOf]*search{}}
 	for _, all := range s.believed() {
 		l.barred = append(l.barred, all...)
 	}
@@ -70,6 +72,9 @@ func (l *ledger) cannot(svc *corev1.Service, a netip.Addr) (why string) {
 		if why := mayShare(svc, other); why != "" {
 			return fmt.Sprintf("%s belongs to the Service %s%s", a, key(other), why)
 		}
+	}
+	if other := l.releasing[a]; other != nil && other != svc {
+		return fmt.Sprintf("%s belongs to the Service %s%s", a, key(other), mayShare(svc, other))
 	}
 	return ""
 }
@@ -148,7 +153,7 @@ func (l *ledger) free(r rangeOf) (free, named netip.Addr) {
 	}
 	for ; of.Has(s.next) && s.looked < maxRange; s.next, s.looked = s.next.Next(), s.looked+1 {
 		switch a := s.next; {
-		case !r.pool.has(a) || len(l.holders[a]) > 0 || slices.Contains(l.barred, a):
+		case !r.pool.has(a) || len(l.holders[a]) > 0 || l.releasing[a] != nil || slices.Contains(l.barred, a):
 		case !l.named[a]:
 			return a, netip.Addr{} // the next search looks at it again: it may not be taken after all
 		default:

@@ -86,18 +86,16 @@ func silent(n *corev1.Node) int {
 	return 0
 }
 
-// given are the addresses that Services have from a pool, by their status: those without ports (StatusOf).
+// given are the addresses that Services have from a pool, by their status.
 func (s *State) given() map[netip.Addr]bool {
 	out := map[netip.Addr]bool{}
 	for _, svc := range s.Services {
 		if !s.serves(svc) || meta.FindStatusCondition(svc.Status.Conditions, Condition) == nil {
 			continue
 		}
-		for _, in := range svc.Status.LoadBalancer.Ingress {
-			for _, a := range parseAll([]string{in.IP}) {
-				if len(in.Ports) == 0 && s.poolOf(a) != nil {
-					out[a] = true
-				}
+		for _, a := range pooled(svc) {
+			if s.poolOf(a) != nil {
+				out[a] = true
 			}
 		}
 	}

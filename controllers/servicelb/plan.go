@@ -31,6 +31,8 @@ type Verdict struct {
 	Addresses []netip.Addr
 	// kept are places at nodes' addresses where it is not served at present, and that nobody else gets.
 	kept []place
+	// released is what its status says that it has, and what it has given up.
+	released []place
 	// refused says of the Service's node ports which ones are not opened, and why; empty if all are. It may have some without being served here.
 	refused string
 	Reason  string
@@ -49,9 +51,11 @@ func Plan(s *State) map[types.NamespacedName]Verdict {
 		}
 	}
 	claims := s.claims(addresses)
-	refused := s.refused(claims)
-	taken := s.taken(refused, claims.ofPorts())
-	for at, who := range claims {
+	released := addresses.releases(services, claims)
+	had := claims.with(released)
+	refused := s.refused(had)
+	taken := s.taken(refused, had.ofPorts())
+	for at, who := range had {
 		taken.take(at, owner{service: who, what: "the Service " + who.String()})
 	}
 	for _, svc := range claims.order(services) {
@@ -70,6 +74,11 @@ func Plan(s *State) map[types.NamespacedName]Verdict {
 	for who, ports := range refused {
 		v := out[who]
 		v.refused = refusals(ports)
+		out[who] = v
+	}
+	for who, places := range released {
+		v := out[who]
+		v.released = places
 		out[who] = v
 	}
 	return out

@@ -36,15 +36,21 @@ func Of(p corev1.Protocol, number int32) Port {
 	return Port{p, number}
 }
 
-// Held are the ports that a Service has at nodes' addresses by its status and has not given up by its spec.
+// Held are the ports that a Service has at nodes' addresses by its status. What it gives up by its spec is its own until the load balancer has taken it from the
+// status: else one that takes it back would have it before those who got it meanwhile.
 func Held(svc *corev1.Service) []Port {
-	if svc == nil || svc.Spec.Type != corev1.ServiceTypeLoadBalancer || svc.DeletionTimestamp != nil || meta.FindStatusCondition(svc.Status.Conditions, Condition) == nil {
+	if svc == nil || svc.DeletionTimestamp != nil || meta.FindStatusCondition(svc.Status.Conditions, Condition) == nil {
 		return nil
 	}
-	var said []Port
+	var out []Port
+	add := func(p Port) {
+		if !slices.Contains(out, p) {
+			out = append(out, p)
+		}
+	}
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		for _, p := range in.Ports {
-			said = append(said, Of(p.Protocol, p.Port))
+			add(Of(p.Protocol, p.Port))
 		}
 	}
 	if c := meta.FindStatusCondition(svc.Status.Conditions, Kept); c != nil {
@@ -53,15 +59,9 @@ func Held(svc *corev1.Service) []Port {
 			for word := range strings.SplitSeq(ports, ",") {
 				number, protocol, _ := strings.Cut(word, "/")
 				if n, err := strconv.ParseUint(number, 10, 16); err == nil {
-					said = append(said, Of(corev1.Protocol(protocol), int32(n)))
+					add(Of(corev1.Protocol(protocol), int32(n)))
 				}
 			}
-		}
-	}
-	var out []Port
-	for _, p := range svc.Spec.Ports {
-		if port := Of(p.Protocol, p.Port); slices.Contains(said, port) && !slices.Contains(out, port) {
-			out = append(out, port)
 		}
 	}
 	return out

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/internal/lbports"
+)
+
+// releases are what Services have by their status and not any more in this plan, since they or the cluster have given it up: places, and with the zero port addresses
+// of a pool. Nobody else gets any of it before that status was written. By its status a Service that takes a place back has it still, and who had got it meanwhile
+// would lose it.
+type releases map[types.NamespacedName][]place
+
+// releases has to be asked when the Services have what they keep, and nothing new yet.
+func (l *ledger) releases(services []*corev1.Service, c claims) releases {
+	out := releases{}
+	for _, svc := range services {
+		if meta.FindStatusCondition(svc.Status.Conditions, Condition) == nil || svc.DeletionTimestamp != nil { // what is being deleted takes nothing back
+			continue
+		}
+		for _, p := range noted(svc) {
+			if c[p] != key(svc) {
+				out[key(svc)] = append(out[key(svc)], p)
+			}
+		}
+		for _, a := range pooled(svc) {
+			if l.poolOf(a) != nil && !slices.Contains(l.has[svc], a) {
+				out[key(svc)] = append(out[key(svc)], place{address: a})
+				l.releasing[a] = svc
+			}
+		}
+	}
+	return out
+}
+
+// with are the claims, and the places that are being released and that nobody else has.
+func (c claims) with(r releases) claims {
+	out := maps.Clone(c)
+	for _, who := range slices.SortedFunc(maps.Keys(r), compareNames) {
+		for _, p := range r[who] {
+			if _, taken := out[p]; !taken && p.port != (Port{}) {
+				out[p] = who
+			}
+		}
+	}
+	return out
+}
+
+// pooled are the addresses in a Service's status that come from a pool: those without ports (StatusOf).
+func pooled(svc *corev1.Service) []netip.Addr {
+	var out []netip.Addr
+	for _, in := range svc.Status.LoadBalancer.Ingress {
+		if len(in.Ports) == 0 {
+			out = append(out, parseAll([]string{in.IP})...)
+		}
+	}
+	return out
+}
+
+// Shrunk is a Service's status without what it has given up, and nothing new; nil if it has given up nothing. It is for a Service so large that the status which it
+// has to have does not fit beside its spec.
+func Shrunk(svc *corev1.Service, v Verdict) *corev1.ServiceStatus {
+	if len(v.released) == 0 {
+		return nil
+	}
+	out := svc.Status.DeepCopy()
+	out.LoadBalancer.Ingress = nil
+	for _, in := range svc.Status.LoadBalancer.Ingress {
+		a, err := netip.ParseAddr(in.IP)
+		ports := slices.DeleteFunc(slices.Clone(in.Ports), func(p corev1.PortStatus) bool {
+			return slices.Contains(v.released, place{a, lbports.Of(p.Protocol, p.Port)})
+		})
+		if err == nil && (len(in.Ports) > 0 && len(ports) == 0 || slices.Contains(v.released, place{address: a})) {
+			continue
+		}
+		in.Ports = ports
+		out.LoadBalancer.Ingress = append(out.LoadBalancer.Ingress, in)
+	}
+	if c := meta.FindStatusCondition(out.Conditions, KeptCondition); c != nil {
+		c.Message = placesText(slices.DeleteFunc(readPlaces(c.Message), func(p place) bool { return slices.Contains(v.released, p) }))
+		if c.Message == "" {
+			meta.RemoveStatusCondition(&out.Conditions, KeptCondition)
+		}
+	}
+	return out
+}
+
+// takeAway takes from a Service's status what the Service has given up, where the whole status could not be written: others wait for that. It is tried again with the rest.
+func (c *Controller) takeAway(ctx context.Context, svc *corev1.Service, v Verdict) {
+	less := Shrunk(svc, v)
+	if less == nil {
+		return
+	}
+	patch, err := shrinking(svc, less)
+	if err == nil {
+		_, err = c.o.Client.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.JSONPatchType, patch, metav1.PatchOptions{}, "status")
+	}
+	switch {
+	case err == nil:
+		c.o.Logger.Info("load balancer: what a Service has given up was taken from its status", "service", key(svc), "addresses", ingressText(less.LoadBalancer))
+	case ctx.Err() == nil && !passes(err) && !apierrors.IsInvalid(err): // invalid: the status is another one by now
+		c.o.Logger.Warn("load balancer: what a Service has given up could not be taken from its status; nobody else gets it before that", "service", key(svc), "error", err)
+	}
+}
+
+// shrinking is the patch that makes of a Service's status another one. It compares the Service's UID and status, and no resource version: who changes the Service's spec
+// again and again does not keep it off.
+func shrinking(svc *corev1.Service, to *corev1.ServiceStatus) ([]byte, error) {
+	patch, err := json.Marshal([]map[string]any{
+		{"op": "test", "path": "/metadata/uid", "value": svc.UID},
+		{"op": "test", "path": "/status", "value": svc.Status},
+		{"op": "replace", "path": "/status", "value": to},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("writing a patch of the Service %s: %w", key(svc), err)
+	}
+	return patch, nil
+}

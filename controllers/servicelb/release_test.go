@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/coracle-k8s/coracle/internal/lbports"
+)
+
+// limit is how large an object may be in a test's store.
+const limit = 8 << 10
+
+// storing is what Controller.round does, over a store that refuses what is too large, and patches if it refuses those.
+func storing(s *State, refusesPatches bool) {
+	plan := Plan(s)
+	for _, svc := range byAge(s.Services) {
+		want, changed := StatusOf(svc, plan[key(svc)])
+		if !changed {
+			continue
+		}
+		now := svc.DeepCopy()
+		now.Status = *want
+		if now.Size() <= limit {
+			svc.Status = *want
+		} else if less := Shrunk(svc, plan[key(svc)]); less != nil && !refusesPatches {
+			svc.Status = *less
+		}
+	}
+}
+
+// fill makes a Service as large as it can be.
+func fill(s *corev1.Service) {
+	for s.Size() < limit {
+		s.Spec.LoadBalancerSourceRanges = append(s.Spec.LoadBalancerSourceRanges, "198.51.100.0/24")
+	}
+	s.Spec.LoadBalancerSourceRanges = s.Spec.LoadBalancerSourceRanges[1:]
+}
+
+// TestGivenUpByOneThatCannotBeWritten: a Service has a port, gives it up in a way that its status does not fit beside its spec any more, others ask for the port, and it
+// takes it back. Whoever has got it keeps it.
+func TestGivenUpByOneThatCannotBeWritten(t *testing.T) {
+	for name, c := range map[string]struct {
+		gives          func(*corev1.Service)
+		kept           bool // it is not served when it gives the ports up
+		refusesPatches bool
+	}{
+		"other ports":                        {gives: onPorts("81/TCP", "82/TCP", "83/TCP", "84/TCP", "85/TCP", "86/TCP", "87/TCP", "88/TCP")},
+		"other ports, and no patch succeeds": {gives: onPorts("81/TCP", "82/TCP", "83/TCP", "84/TCP", "85/TCP", "86/TCP", "87/TCP", "88/TCP"), refusesPatches: true},
+		"another type": {gives: func(s *corev1.Service) {
+			s.Spec.Type, s.Status.LoadBalancer = corev1.ServiceTypeClusterIP, corev1.LoadBalancerStatus{} // as the API server does
+		}, kept: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			other := testService("old", 0, onPorts("443/TCP", "30080/TCP"), func(s *corev1.Service) { s.Namespace = "other" })
+			s := &State{Services: []*corev1.Service{other}, Nodes: twoNodes()}
+			storing(s, false)
+			if c.kept {
+				localOnly(other)
+				storing(s, false)
+			}
+			small := other.Spec.DeepCopy()
+			c.gives(other)
+			fill(other)
+			web := testService("web", 100, onPorts("443/TCP"))
+			ports := nodePortService("ports", 100, 30080)
+			s.Services = append(s.Services, web, ports)
+			for range 3 {
+				storing(s, c.refusesPatches)
+			}
+			has, opened := ingressText(web.Status.LoadBalancer), meta.FindStatusCondition(ports.Status.Conditions, NodePortCondition) == nil
+			if want := map[bool]string{false: "10.0.0.1 10.0.0.2", true: "none"}[c.refusesPatches]; has != want {
+				t.Errorf("who waited for the port has %s, want %s", has, want)
+			}
+			if held := slices.Contains(lbports.Held(other), lbports.Of(corev1.ProtocolTCP, 30080)); opened == held || opened == c.refusesPatches {
+				t.Errorf("the node port is opened: %v; the proxies read that it is taken: %v", opened, held)
+			}
+
+			other.Spec = *small
+			if held := fmt.Sprint(lbports.Held(other)); opened && strings.Contains(held, "30080") {
+				t.Errorf("the proxies close a node port that is open: they read %s", held)
+			}
+			for range 3 {
+				storing(s, false)
+			}
+			if got := ingressText(web.Status.LoadBalancer); got != has {
+				t.Errorf("another namespace's Service lost its port to one that had given it up: it has %s, the other one %s", got, ingressText(other.Status.LoadBalancer))
+			}
+			if got := meta.FindStatusCondition(ports.Status.Conditions, NodePortCondition) == nil; got != opened {
+				t.Errorf("the node port was opened: %v, and is now: %v", opened, got)
+			}
+		})
+	}
+}
+
+// TestAddressGivenUpByOneThatCannotBeWritten is the same with an address of a pool.
+func TestAddressGivenUpByOneThatCannotBeWritten(t *testing.T) {
+	for _, refusesPatches := range []bool{false, true} {
+		other := testService("old", 0, func(s *corev1.Service) { s.Namespace = "other" })
+		s := &State{Services: []*corev1.Service{other}, Nodes: twoNodes(), Pools: flagged("10.0.0.200-10.0.0.200")}
+		storing(s, false)
+		small := other.DeepCopy()
+		annotated(NodesAnnotation, "true")(other)
+		onPorts("81/TCP", "82/TCP", "83/TCP", "84/TCP")(other)
+		fill(other)
+		web := testService("web", 100)
+		s.Services = append(s.Services, web)
+		for range 3 {
+			storing(s, refusesPatches)
+		}
+		has := ingressText(web.Status.LoadBalancer)
+		if want := map[bool]string{false: "10.0.0.200", true: "none"}[refusesPatches]; has != want {
+			t.Errorf("who waited for the address has %s, want %s", has, want)
+		}
+		other.Spec, other.Annotations = small.Spec, nil
+		storing(s, false)
+		if got := ingressText(web.Status.LoadBalancer); got != has {
+			t.Errorf("it had %s, and has %s since the other one takes it back; that has %s", has, got, ingressText(other.Status.LoadBalancer))
+		}
+	}
+}
+
+// TestTakesAwayWhatDoesNotFit: the controller patches the status of a Service that it cannot write, and only that of the very Service that it saw.
+func TestTakesAwayWhatDoesNotFit(t *testing.T) {
+	old := testService("old", 0, onPorts("443/TCP", "80/TCP"))
+	client := fake.NewClientset(old, testNode("a", "10.0.0.1"))
+	var full, patched atomic.Bool
+	client.PrependReactor("update", "services", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		s := a.(clienttesting.UpdateAction).GetObject().(*corev1.Service)
+		return full.Load() && a.GetSubresource() == "status" && s.Name == "old", nil, errors.New("etcdserver: request is too large")
+	})
+	client.PrependReactor("patch", "services", func(clienttesting.Action) (bool, runtime.Object, error) {
+		patched.Store(true)
+		return false, nil, nil
+	})
+	_, stop := run(t, client, false)
+	defer stop()
+	awaitAddresses(t, client, "old", "10.0.0.1")
+	if patched.Load() {
+		t.Error("a status that could be written was patched")
+	}
+	services := client.CoreV1().Services("default")
+	full.Store(true)
+	if _, err := services.Create(t.Context(), testService("web", 1), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	now, err := services.Get(t.Context(), "old", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	onPorts("80/TCP", "81/TCP")(now)
+	if _, err := services.Update(t.Context(), now, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	awaitAddresses(t, client, "web", "10.0.0.1")
+	now, err = services.Get(t.Context(), "old", metav1.GetOptions{})
+	if want := []Port{lbports.Of(corev1.ProtocolTCP, 80)}; err != nil || !slices.Equal(lbports.Held(now), want) {
+		t.Errorf("it has %v, want %v: %v", lbports.Held(now), want, err)
+	}
+
+	// One that was deleted and made anew has another UID, and one that the leader has written since another status.
+	for what, change := range map[string]func(*corev1.Service){
+		"made anew":     func(s *corev1.Service) { s.UID = "another" },
+		"written since": func(s *corev1.Service) { s.Status.LoadBalancer.Ingress[0].IP = "10.0.0.9" },
+	} {
+		seen := now.DeepCopy()
+		change(seen)
+		c := &Controller{o: Options{Client: client, Logger: slog.New(slog.DiscardHandler)}}
+		c.takeAway(t.Context(), seen, Verdict{released: noted(seen)})
+		if is, err := services.Get(t.Context(), "old", metav1.GetOptions{}); err != nil || !slices.Equal(lbports.Held(is), lbports.Held(now)) {
+			t.Errorf("%s: it lost what it has: %v, %v", what, is.Status, err)
+		}
+	}
+}
+
+// TestShrunk: what is left of a status is what was there.
+func TestShrunk(t *testing.T) {
+	s := testService("web", 0, onPorts("443/TCP", "80/TCP"), having("10.0.0.1", "10.0.0.2"), withPorts)
+	s.Status.Conditions = append(s.Status.Conditions, metav1.Condition{Type: KeptCondition, Message: "443/TCP,80/TCP at 10.0.0.3"})
+	if Shrunk(s, Verdict{}) != nil {
+		t.Error("it has given up nothing, and is shrunk")
+	}
+	for _, c := range []struct {
+		released []place
+		want     string
+	}{
+		{[]place{at("10.0.0.1", "443/TCP"), at("10.0.0.2", "443/TCP"), at("10.0.0.3", "443/TCP")}, "10.0.0.1:[80] 10.0.0.2:[80] kept 80/TCP at 10.0.0.3"},
+		{[]place{at("10.0.0.1", "443/TCP"), at("10.0.0.1", "80/TCP")}, "10.0.0.2:[443 80] kept 443/TCP,80/TCP at 10.0.0.3"},
+		{[]place{at("10.0.0.3", "443/TCP"), at("10.0.0.3", "80/TCP")}, "10.0.0.1:[443 80] 10.0.0.2:[443 80]"},
+		{[]place{{address: at("10.0.0.1", "443/TCP").address}}, "10.0.0.2:[443 80] kept 443/TCP,80/TCP at 10.0.0.3"},
+	} {
+		status := Shrunk(s, Verdict{released: c.released})
+		var words []string
+		for _, in := range status.LoadBalancer.Ingress {
+			var numbers []int32
+			for _, p := range in.Ports {
+				numbers = append(numbers, p.Port)
+			}
+			words = append(words, fmt.Sprint(in.IP, ":", numbers))
+		}
+		if k := meta.FindStatusCondition(status.Conditions, KeptCondition); k != nil {
+			words = append(words, "kept "+k.Message)
+		}
+		if got := strings.Join(words, " "); got != c.want {
+			t.Errorf("without %v: %s, want %s", c.released, got, c.want)
+		}
+		if before, after := s.Status.Size(), status.Size(); after >= before {
+			t.Errorf("without %v it is %d bytes, and was %d", c.released, after, before)
+		}
+	}
+}
