@@ -11,6 +11,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
@@ -46,8 +47,12 @@ func (s *Server) serviceLBPart(ctx context.Context, t *term.Term) error {
 	if err != nil {
 		return err
 	}
+	nodePorts, err := utilnet.ParsePortRange(s.o.NodePortRange)
+	if err != nil {
+		return fmt.Errorf("reading the node port range %q: %w", s.o.NodePortRange, err)
+	}
 	o := servicelb.Options{
-		Client: client, Informers: t.Informers, Reserved: reserved, Disabled: s.o.DisableServiceLB,
+		Client: client, Informers: t.Informers, Reserved: reserved, NodePorts: *nodePorts, Disabled: s.o.DisableServiceLB,
 		Pool: s.o.LBPool, Dynamic: objects, Networks: slices.Concat(s.o.Cluster.PodCIDRs, s.o.Cluster.ServiceCIDRs), Barred: s.owned, Alive: s.heardOf,
 		Recorder: events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "servicelb"}),
 		Logger:   s.log.With("part", "load balancer"),

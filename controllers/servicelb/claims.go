@@ -39,7 +39,7 @@ func (s *State) claims(l *ledger) claims {
 			continue
 		}
 		for _, p := range held(svc) {
-			if _, taken := out[p]; !taken && nodes[p.address] { // two have one only after an upgrade
+			if _, taken := out[p]; !taken && nodes[p.address] && !s.ofNodePorts(svc, p.port) { // two have one only after an upgrade
 				out[p] = key(svc)
 			}
 		}

@@ -21,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -50,6 +51,8 @@ type Options struct {
 	Recorder  record.EventRecorder
 	// Reserved are the ports at nodes' addresses that the cluster itself needs, with what for.
 	Reserved map[Port]string
+	// NodePorts are the ports of which the API server gives out node ports.
+	NodePorts utilnet.PortRange
 	// Pool is what Services get instead of nodes' addresses, beside the AddressPools that Dynamic reads and writes; without Dynamic there are none. Networks are
 	// the cluster's own, in which no pool may lie.
 	Pool     []lbpool.Range
@@ -273,7 +276,7 @@ func (c *Controller) round(ctx context.Context) bool {
 func passes(err error) bool { return apierrors.IsConflict(err) || apierrors.IsNotFound(err) }
 
 func (c *Controller) look() (s *State, objects []*addresspool.AddressPool, flaws map[string]Flaw, err error) {
-	s = &State{Reserved: c.o.Reserved, Disabled: c.o.Disabled, Namespaces: map[string]labels.Set{}}
+	s = &State{Reserved: c.o.Reserved, NodePorts: c.o.NodePorts, Disabled: c.o.Disabled, Namespaces: map[string]labels.Set{}}
 	if c.o.Barred != nil {
 		s.Barred = c.o.Barred()
 	}

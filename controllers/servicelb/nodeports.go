@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/coracle-k8s/coracle/internal/lbports"
@@ -41,6 +42,26 @@ func (s *State) refused(c claims) map[types.NamespacedName][]refusal {
 		}
 	}
 	return out
+}
+
+// ofNodePorts says whether a port is of the node ports' range, and not this Service's own node port. A Service has none of those at nodes' addresses: it would close a
+// node port that the API server may have given out by then, and one Service could close all of them. Its own ones are counted, by the API server and by quotas.
+func (s *State) ofNodePorts(svc *corev1.Service, port Port) bool {
+	return s.NodePorts.Contains(int(port.Number)) && !slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool { return lbports.Of(p.Protocol, p.NodePort) == port })
+}
+
+// inNodePorts says which ports of a Service are of that kind, and what to do; empty if none is.
+func (s *State) inNodePorts(svc *corev1.Service) string {
+	ports := slices.DeleteFunc(portsOf(svc), func(p Port) bool { return !s.ofNodePorts(svc, p) })
+	if len(ports) == 0 {
+		return ""
+	}
+	text := fmt.Sprintf("port %s is of the range from which node ports are given out (%s), and belongs at nodes' addresses to the Service that has it as node port: "+
+		"write nodePort: %d beside port: %d, or take a port outside of the range", ports[0], s.NodePorts.String(), ports[0].Number, ports[0].Number)
+	if more := len(ports) - 1; more > 0 {
+		text += fmt.Sprintf("; and so with %d more ports", more)
+	}
+	return text
 }
 
 func refusals(all []refusal) string {

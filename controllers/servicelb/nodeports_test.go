@@ -3,6 +3,7 @@
 package servicelb
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/kubernetes/fake"
 )
 
@@ -84,4 +86,76 @@ func TestNodePortIsRefusedInWords(t *testing.T) {
 	_, stop = run(t, client, true) // the load balancer is switched off
 	awaitAddresses(t, client, "web", "none")
 	stop()
+}
+
+// withNodePorts gives a Service's ports node ports, one after the other.
+func withNodePorts(numbers ...int32) func(*corev1.Service) {
+	return func(s *corev1.Service) {
+		for i, n := range numbers {
+			s.Spec.Ports[i].NodePort = n
+		}
+	}
+}
+
+// TestPortsOfNodePorts: at nodes' addresses a Service has a port of the node ports' range only if that is its own node port, also if it has had it before.
+func TestPortsOfNodePorts(t *testing.T) {
+	const refused = "port 30080/TCP is of the range from which node ports are given out (30000-32767)"
+	had := []func(*corev1.Service){having("10.0.0.1", "10.0.0.2"), withPorts}
+	for name, c := range map[string]struct {
+		change []func(*corev1.Service)
+		pools  []Pool
+		want   string
+	}{
+		"no node port":                        {change: []func(*corev1.Service){onPorts("30080/TCP")}},
+		"another node port":                   {change: []func(*corev1.Service){onPorts("30080/TCP"), withNodePorts(30081)}},
+		"its own of another protocol":         {change: []func(*corev1.Service){onPorts("30080/TCP", "30081/UDP"), withNodePorts(0, 30080)}},
+		"one port of several":                 {change: []func(*corev1.Service){onPorts("443/TCP", "30080/TCP"), withNodePorts(30443, 30444)}},
+		"it has had it":                       {change: append([]func(*corev1.Service){onPorts("30080/TCP")}, had...)},
+		"its own node port":                   {change: []func(*corev1.Service){onPorts("30080/TCP"), withNodePorts(30080)}, want: "10.0.0.1 10.0.0.2"},
+		"its own node port of UDP":            {change: []func(*corev1.Service){onPorts("30080/UDP"), withNodePorts(30080)}, want: "10.0.0.1 10.0.0.2"},
+		"outside of the range, below":         {change: []func(*corev1.Service){onPorts("29999/TCP")}, want: "10.0.0.1 10.0.0.2"},
+		"outside of the range, above":         {change: []func(*corev1.Service){onPorts("32768/TCP"), withNodePorts(30080)}, want: "10.0.0.1 10.0.0.2"},
+		"an address of a pool is all its own": {change: []func(*corev1.Service){onPorts("30080/TCP")}, pools: flagged("10.0.0.200-10.0.0.200"), want: "10.0.0.200"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			web := testService("web", 0, c.change...)
+			s := &State{Services: []*corev1.Service{web}, Nodes: twoNodes(), Pools: c.pools, NodePorts: utilnet.PortRange{Base: 30000, Size: 2768}}
+			v := Plan(s)[key(web)]
+			if text(v.Addresses) != c.want || len(v.kept) > 0 {
+				t.Errorf("it has %q, want %q; kept %v: %s", text(v.Addresses), c.want, v.kept, v.Message)
+			}
+			if c.want == "" && (v.Reason != ReasonNodePortRange || !strings.HasPrefix(v.Message, refused)) {
+				t.Errorf("it reads %s: %s", v.Reason, v.Message)
+			}
+		})
+	}
+}
+
+// TestWholeRangeIsNotClosed: one Service that asks for all ports of the node ports' range, and had them before, closes none of those that the API server gives out.
+func TestWholeRangeIsNotClosed(t *testing.T) {
+	wide := testService("wide", 0, func(s *corev1.Service) {
+		s.Namespace, s.Spec.Ports = "other", nil
+		for p := int32(30000); p <= 32767; p++ {
+			s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: fmt.Sprint("p", p), Port: p, Protocol: corev1.ProtocolTCP})
+		}
+	})
+	late := nodePortService("late", 5, 31777)
+	for _, had := range []bool{false, true} {
+		s := &State{Services: []*corev1.Service{wide}, Nodes: twoNodes(), NodePorts: utilnet.PortRange{Base: 30000, Size: 2768}}
+		if had {
+			having("10.0.0.1", "10.0.0.2")(wide)
+			withPorts(wide)
+		}
+		for range 2 {
+			plan := Plan(s)
+			for _, svc := range s.Services {
+				status, _ := StatusOf(svc, plan[key(svc)])
+				svc.Status = *status
+			}
+			s.Services = []*corev1.Service{wide, late}
+		}
+		if c := meta.FindStatusCondition(late.Status.Conditions, NodePortCondition); c != nil {
+			t.Errorf("it had them: %v; a port that the API server chose: %s", had, c.Message)
+		}
+	}
 }

@@ -18,6 +18,8 @@ const (
 	ReasonServed = "Served"
 	// ReasonPortInUse says that somebody else has one of its ports, at some or all addresses.
 	ReasonPortInUse = "PortInUse"
+	// ReasonNodePortRange says that one of its ports is of the node ports' range, and not its own node port.
+	ReasonNodePortRange = "NodePortRange"
 	// ReasonNoNode says that no node can serve it.
 	ReasonNoNode = "NoNode"
 )
@@ -66,7 +68,10 @@ func Plan(s *State) map[types.NamespacedName]Verdict {
 			v.inUse(s.InUse)
 			out[key(svc)] = v
 		default:
-			v := taken.atNodes(svc, nodes, endpoints[key(svc)])
+			v := Verdict{Ours: true, Reason: ReasonNodePortRange, Message: s.inNodePorts(svc)}
+			if v.Message == "" {
+				v = taken.atNodes(svc, nodes, endpoints[key(svc)])
+			}
 			v.kept = claims.kept(svc, v.Addresses)
 			out[key(svc)] = v
 		}

@@ -12,6 +12,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/lbports"
@@ -44,6 +45,8 @@ type State struct {
 	Slices []*discoveryv1.EndpointSlice
 	// Reserved are the ports at nodes' addresses that the cluster itself needs, with what for.
 	Reserved map[Port]string
+	// NodePorts are the ports of which the API server gives out node ports. None where it is not set.
+	NodePorts utilnet.PortRange
 	// Pools are addresses for Services, in the order in which they are looked through; a Service that none is for gets those of nodes. Barred are addresses
 	// that have an owner.
 	Pools  []Pool
