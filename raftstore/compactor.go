@@ -205,8 +205,7 @@ func leaving(view *mvcc.View, bytes int64) int64 {
 
 // compactTo is how the compactor compacts.
 func (s *Store) compactTo(ctx context.Context, rev int64) error {
-	lead, _ := s.leadership.get()
-	_, err := s.Write(WithTerm(ctx, lead.Term), &pb.CompactionRequest{Revision: rev})
+	_, err := s.writeOwn(ctx, &pb.CompactionRequest{Revision: rev})
 	switch {
 	case err == nil:
 		s.log.Debug("compacted the store's history", "revision", rev)
@@ -221,8 +220,7 @@ func (s *Store) compactTo(ctx context.Context, rev int64) error {
 // markHistory is how the compactor sets a mark. The quota does not count for it: a
 // store beyond its quota would never be within it again if its history stayed.
 func (s *Store) markHistory(ctx context.Context, value string) (int64, error) {
-	lead, _ := s.leadership.get()
-	out, err := s.writeInTerm(ctx, mvcc.Command{Request: &pb.PutRequest{Key: []byte(compactKey), Value: []byte(value)}}, lead.Term)
+	out, err := s.writeOwn(ctx, &pb.PutRequest{Key: []byte(compactKey), Value: []byte(value)})
 	if err != nil {
 		return 0, err
 	}

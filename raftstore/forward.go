@@ -96,12 +96,12 @@ func (p *peers) deliver(ctx context.Context, c mvcc.Command) (res mvcc.Result, a
 // attempt brings a command to one leader.
 func (p *peers) attempt(ctx context.Context, lead leader, moved <-chan struct{}, c mvcc.Command) (mvcc.Result, error) {
 	if !lead.Self {
-		return p.forwarder.propose(ctx, moved, c)
+		return p.forwarder.propose(ctx, bounds{moved: moved}, c)
 	}
 	if err := p.s.admit(); err != nil {
 		return mvcc.Result{}, err
 	}
-	return p.s.proposer.propose(ctx, moved, c)
+	return p.s.proposer.propose(ctx, bounds{moved: moved}, c)
 }
 
 // forward hands a batch to the leader, and waits until this server has applied
@@ -179,7 +179,7 @@ func (p *peers) proposeGathered(ctx context.Context, moved <-chan struct{}, entr
 	}
 	switch len(taken) {
 	case len(commands):
-		return p.s.proposer.proposeAll(ctx, moved, mvcc.Encoded(entry), len(commands))
+		return p.s.proposer.proposeAll(ctx, bounds{moved: moved}, mvcc.Encoded(entry), len(commands))
 	case 0:
 		return results, nil
 	}
@@ -189,7 +189,7 @@ func (p *peers) proposeGathered(ctx context.Context, moved <-chan struct{}, entr
 			return nil, err
 		}
 	}
-	done, err := p.s.proposer.proposeAll(ctx, moved, mvcc.Encoded(left), len(taken))
+	done, err := p.s.proposer.proposeAll(ctx, bounds{moved: moved}, mvcc.Encoded(left), len(taken))
 	for n := range done {
 		results[taken[n]] = done[n]
 	}

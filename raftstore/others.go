@@ -59,7 +59,7 @@ func (l lone) write(ctx context.Context, c mvcc.Command) (any, error) {
 	if err := l.s.admit(); err != nil {
 		return nil, err
 	}
-	res, err := l.s.proposer.propose(ctx, nil, c)
+	res, err := l.s.proposer.propose(ctx, bounds{late: l.s.patience.over()}, c)
 	return l.s.outcome(ctx, res, err)
 }
 

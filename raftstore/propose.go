@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -113,9 +115,15 @@ func (p *proposer) stop() {
 	close(p.stopped)
 }
 
+// bounds say what ends the wait for an answer, beside the answer and the context. A nil channel never does.
+type bounds struct {
+	moved <-chan struct{} // the leadership in which it was asked for is over
+	late  <-chan struct{} // it takes too long, see patience
+}
+
 // propose runs one command and waits for its result.
-func (p *proposer) propose(ctx context.Context, moved <-chan struct{}, c mvcc.Command) (mvcc.Result, error) {
-	results, err := p.submit(ctx, moved, &proposal{
+func (p *proposer) propose(ctx context.Context, b bounds, c mvcc.Command) (mvcc.Result, error) {
+	results, err := p.submit(ctx, b, &proposal{
 		command: c, count: 1, size: mvcc.CommandSize(c), done: make(chan answered, 1),
 	})
 	if err != nil {
@@ -125,36 +133,40 @@ func (p *proposer) propose(ctx context.Context, moved <-chan struct{}, c mvcc.Co
 }
 
 // proposeAll runs commands that another server gathered.
-func (p *proposer) proposeAll(ctx context.Context, moved <-chan struct{}, encoded []byte, count int) ([]mvcc.Result, error) {
-	return p.submit(ctx, moved, &proposal{gathered: encoded, count: count, size: len(encoded), done: make(chan answered, 1)})
+func (p *proposer) proposeAll(ctx context.Context, b bounds, encoded []byte, count int) ([]mvcc.Result, error) {
+	return p.submit(ctx, b, &proposal{gathered: encoded, count: count, size: len(encoded), done: make(chan answered, 1)})
 }
 
-// submit waits for a proposal's answer. When ctx ends first, or moved is closed,
-// the commands may or may not have happened, unless the error is errUntried:
-// then they never will.
-func (p *proposer) submit(ctx context.Context, moved <-chan struct{}, c *proposal) ([]mvcc.Result, error) {
+// submit waits for a proposal's answer. When ctx or one of its bounds ends first, the commands
+// may or may not have happened, unless the error is errUntried: then they never will.
+func (p *proposer) submit(ctx context.Context, b bounds, c *proposal) ([]mvcc.Result, error) {
 	select {
 	case p.queue <- c:
 	case <-ctx.Done():
 		return nil, errUntried
-	case <-moved:
+	case <-b.moved:
 		return nil, errUntried
+	case <-b.late:
+		return nil, rpctypes.ErrGRPCTimeout
 	case <-p.stopping:
 		return nil, ErrClosed
 	}
 	var err error
+	untried := errUntried
 	select {
 	case a := <-c.done:
 		return a.results, a.err
 	case <-ctx.Done():
 		err = contextError(ctx)
-	case <-moved:
+	case <-b.moved:
 		err = errMoved
+	case <-b.late:
+		err, untried = rpctypes.ErrGRPCTimeout, rpctypes.ErrGRPCTimeout
 	case <-p.stopped:
 		err = ErrClosed
 	}
 	if c.taken.CompareAndSwap(false, true) {
-		return nil, errUntried
+		return nil, untried
 	}
 	select {
 	case a := <-c.done: // answered just before the end

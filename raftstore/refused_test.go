@@ -47,7 +47,7 @@ func TestGivenUpNumberIsReplaced(t *testing.T) {
 	id, next := peersOf(s).session.id, peersOf(s).session.last+3
 	peersOf(s).session.mu.Unlock()
 	same := &pb.PutRequest{Key: []byte("b"), Value: []byte("2")}
-	res, err := s.proposer.propose(ctx, nil, mvcc.Command{Request: same, Session: id, Seq: next, Floor: next})
+	res, err := s.proposer.propose(ctx, bounds{}, mvcc.Command{Request: same, Session: id, Seq: next, Floor: next})
 	if err != nil || res.Err != nil {
 		t.Fatal(err, res.Err)
 	}

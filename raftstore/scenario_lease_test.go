@@ -115,7 +115,7 @@ func TestScenarioRepeatedLeaseCommands(t *testing.T) {
 			}
 			grant, revoke := number(&pb.LeaseGrantRequest{ID: id, TTL: ttl}), number(&pb.LeaseRevokeRequest{ID: id})
 			send := func(command mvcc.Command) {
-				if res, err := peersOf(through).forwarder.propose(c.ctx, nil, command); err != nil || res.Err != nil {
+				if res, err := peersOf(through).forwarder.propose(c.ctx, bounds{}, command); err != nil || res.Err != nil {
 					t.Fatal(res, err)
 				}
 			}

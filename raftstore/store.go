@@ -44,6 +44,7 @@ type Store struct {
 	others others // the cluster's other servers, if it can have any
 
 	writes      underWay
+	patience    patience // with clients' writes
 	snapshotter *snapshotter
 	backups     atomic.Int32 // being read
 	refusing    atomic.Bool  // writes, for the quota: what was said of it last
@@ -87,6 +88,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 func newStore(o Options) *Store {
 	s := &Store{opts: o, log: o.Logger, leadership: newLeadership(), leader: newLeaderBoard()}
 	s.begin()
+	s.patience.limit = o.RequestTimeout
 	s.others = lone{s: s}
 	s.watches = watch.NewHub(watch.Options{
 		View: func() *mvcc.View { return s.fsm.view() }, Clock: o.Clock, ProgressInterval: o.ProgressInterval,

@@ -36,14 +36,21 @@ func (s *Store) Write(ctx context.Context, req mvcc.Request) (any, error) {
 	}
 	c := mvcc.Command{Request: req}
 	if term := fence.TermOf(ctx); term != 0 {
-		res, err := s.writeInTerm(ctx, c, term)
+		res, err := s.writeInTerm(ctx, c, term, s.patience.over())
 		return res, tellRefused(ctx, err)
 	}
 	return s.others.write(ctx, c)
 }
 
-// writeInTerm runs a command only in this server's own leadership of a term.
-func (s *Store) writeInTerm(ctx context.Context, c mvcc.Command, term uint64) (any, error) {
+// writeOwn runs a command of the store's own in the term that this server leads. It waits until that is done or the term is over, however long the disk takes:
+// the store tries again what has failed, and a command that was given up for its time may still come, after others.
+func (s *Store) writeOwn(ctx context.Context, req mvcc.Request) (any, error) {
+	lead, _ := s.leadership.get()
+	return s.writeInTerm(ctx, mvcc.Command{Request: req}, lead.Term, nil)
+}
+
+// writeInTerm runs a command only in this server's own leadership of a term. It gives up when late is closed.
+func (s *Store) writeInTerm(ctx context.Context, c mvcc.Command, term uint64, late <-chan struct{}) (any, error) {
 	lead, changed := s.leadership.get()
 	if !lead.Leader || lead.Term != term {
 		return nil, mvcc.ErrFenced
@@ -52,7 +59,7 @@ func (s *Store) writeInTerm(ctx context.Context, c mvcc.Command, term uint64) (a
 		return nil, err
 	}
 	c.Fence = term
-	res, err := s.proposer.propose(ctx, changed, c)
+	res, err := s.proposer.propose(ctx, bounds{moved: changed, late: late}, c)
 	if errors.Is(err, errUntried) && ctx.Err() == nil {
 		return nil, mvcc.ErrFenced
 	}
