@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/internal/version"
 )
 
@@ -250,7 +251,7 @@ func TestRemembered(t *testing.T) {
 func TestWithoutTheKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t)
-		var log lockedBuffer
+		var log testenv.Log
 		g.add(func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
 		g.add()
 		g.add(func(o *Options) {
@@ -285,7 +286,7 @@ func TestWithoutTheKey(t *testing.T) {
 func TestTwoOfOneName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t)
-		var log lockedBuffer
+		var log testenv.Log
 		g.add(func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
 		g.add()
 		g.within(spread, "m0 alive, m1 alive", g.members...)
@@ -378,29 +379,11 @@ func TestBadMeta(t *testing.T) {
 	})
 }
 
-// lockedBuffer is a bytes.Buffer for several writers.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 // TestBadNames: a machine with the key and a name that no Node could have is no member, and nothing of the name reaches the log as it is.
 func TestBadNames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t)
-		var log lockedBuffer
+		var log testenv.Log
 		good := g.add(func(o *Options) {
 			o.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		})

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -37,7 +37,7 @@ func TestQuotaOfMemory(t *testing.T) {
 // when they are no longer, once each.
 func TestQuotaIsSaidOnce(t *testing.T) {
 	ctx := testContext(t)
-	said := &text{}
+	said := &testenv.Log{}
 	s := openStore(t, Options{Dir: t.TempDir(), QuotaBytes: 1 << 20, Logger: slog.New(slog.NewTextHandler(said, nil))})
 	c := s.Client()
 	value := noise(100 << 10)
@@ -69,24 +69,6 @@ func TestQuotaIsSaidOnce(t *testing.T) {
 			t.Errorf("%q was said %d times", want, n)
 		}
 	}
-}
-
-// text is a log's, for those who look at it while it is written.
-type text struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (t *text) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.b.Write(p)
-}
-
-func (t *text) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.b.String()
 }
 
 // fillUp writes to a store until its quota is used up, and returns how many keys there are.

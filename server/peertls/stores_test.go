@@ -3,36 +3,21 @@
 package peertls
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
-// lines collects what a store logs.
-type lines struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *lines) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(b)
-}
-
-// with are those that hold a text.
-func (l *lines) with(text string) (out []string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for line := range strings.Lines(l.buf.String()) {
+// linesWith are those of a log that hold a text.
+func linesWith(log *testenv.Log, text string) (out []string) {
+	for line := range strings.Lines(log.String()) {
 		if strings.Contains(line, text) {
 			out = append(out, line)
 		}
@@ -40,9 +25,9 @@ func (l *lines) with(text string) (out []string) {
 	return out
 }
 
-func openStore(t *testing.T, i *Identity, name string, join []string) (*raftstore.Store, *lines, string) {
+func openStore(t *testing.T, i *Identity, name string, join []string) (*raftstore.Store, *testenv.Log, string) {
 	t.Helper()
-	l, log := listen(t), &lines{}
+	l, log := listen(t), &testenv.Log{}
 	address := l.Addr().String()
 	s, err := raftstore.Open(t.Context(), raftstore.Options{
 		Dir: filepath.Join(t.TempDir(), name), NodeID: name, ClusterID: "c", Join: join, Network: i.Network(address, l),
@@ -79,8 +64,8 @@ func TestStores(t *testing.T) {
 	three, strangersLog, _ := openStore(t, identity(t, other, "three"), "three", []string{address})
 	told := func() error {
 		// Who dials checks first, and so is the one who refuses: the other reads an alert.
-		refused := strangersLog.with("the other side's certificate is not of this cluster's authority for servers")
-		alert := log.with("the other server does not accept this server's certificate")
+		refused := linesWith(strangersLog, "the other side's certificate is not of this cluster's authority for servers")
+		alert := linesWith(log, "the other server does not accept this server's certificate")
 		if len(refused) == 0 || len(alert) == 0 {
 			return fmt.Errorf("%d and %d lines", len(refused), len(alert))
 		}
@@ -88,7 +73,7 @@ func TestStores(t *testing.T) {
 	}
 	for err := told(); err != nil; err = told() {
 		if ctx.Err() != nil {
-			t.Fatalf("%v; the store said:\n%s\nthe stranger said:\n%s", err, log.buf.String(), strangersLog.buf.String())
+			t.Fatalf("%v; the store said:\n%s\nthe stranger said:\n%s", err, log, strangersLog)
 		}
 		time.Sleep(20 * time.Millisecond) // between two looks
 	}
@@ -101,7 +86,7 @@ func TestStores(t *testing.T) {
 		t.Errorf("%d members", n)
 	}
 	// One line in ten seconds, whatever is tried again meanwhile.
-	if n := len(strangersLog.with("no connection to another server")); n > 1+int(patience/(10*time.Second)) {
+	if n := len(linesWith(strangersLog, "no connection to another server")); n > 1+int(patience/(10*time.Second)) {
 		t.Errorf("%d lines", n)
 	}
 }
