@@ -33,7 +33,7 @@ const (
 	pinnedValue = "pinned"
 )
 
-// importedLabel is on the configuration of each image that came from an archive. It is on content, not on a name: a name may
+// importedLabel is on the configuration of each image all of which came from an archive. It is on content, not on a name: a name may
 // be that of a tenant's image later, while content stays what the operator brought, and takes its label with it when it goes.
 const importedLabel = "coracle/imported"
 
@@ -79,12 +79,7 @@ func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) (n
 			err = errors.Join(err, s.Clean(ctx))
 		}
 	}()
-	imported, err := s.Client.Import(ctx, plain,
-		client.WithImageRefTranslator(func(ref string) string { return refName(ref, fallback) }),
-		client.WithImportPlatform(platforms.Default()),
-		client.WithSkipMissing(), // archives of multi-platform images often hold one platform's files
-		client.WithImageLabels(map[string]string{pinnedLabel: pinnedValue}),
-	)
+	imported, blobs, err := s.read(ctx, plain, fallback)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, fmt.Errorf("it is cut off, or no archive of images at all: %w", err)
 	}
@@ -95,12 +90,28 @@ func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) (n
 		return nil, errors.New("the archive names no image; save it with a name and a tag, as `docker save NAME:TAG` does")
 	}
 	for _, im := range imported {
-		if err := s.ready(ctx, im); err != nil {
+		if err := s.ready(ctx, im, blobs); err != nil {
 			return names, errors.Join(err, s.forget(ctx, im))
 		}
 		names = append(names, im.Name)
 	}
 	return names, nil
+}
+
+// read brings an archive's images into the store, and returns with them what the archive held.
+func (s Containerd) read(ctx context.Context, plain io.Reader, fallback string) ([]images.Image, *heldBlobs, error) {
+	blobs := &heldBlobs{Store: s.Client.ContentStore()}
+	importer, err := blobs.importer(s.Client)
+	if err != nil {
+		return nil, nil, err
+	}
+	imported, err := importer.Import(ctx, plain,
+		client.WithImageRefTranslator(func(ref string) string { return refName(ref, fallback) }),
+		client.WithImportPlatform(platforms.Default()),
+		client.WithSkipMissing(), // archives of multi-platform images often hold one platform's files
+		client.WithImageLabels(map[string]string{pinnedLabel: pinnedValue}),
+	)
+	return imported, blobs, err
 }
 
 // Clean removes what an import that failed, or was killed, left half-written. containerd names it by the file's place in
@@ -124,7 +135,7 @@ func (s Containerd) Clean(ctx context.Context) error {
 }
 
 // ready unpacks the image, so that its first container starts at once, and tells the CRI service.
-func (s Containerd) ready(ctx context.Context, im images.Image) error {
+func (s Containerd) ready(ctx context.Context, im images.Image, blobs *heldBlobs) error {
 	err := client.NewImageWithPlatform(s.Client, im, platforms.Default()).Unpack(ctx, s.Snapshotter)
 	if errdefs.IsNotFound(err) {
 		return fmt.Errorf("image %s is not for this machine (%s) or its archive is incomplete: %w", im.Name, platforms.DefaultString(), err)
@@ -132,7 +143,7 @@ func (s Containerd) ready(ctx context.Context, im images.Image) error {
 	if err != nil {
 		return fmt.Errorf("unpack image %s: %w", im.Name, err)
 	}
-	if err := s.label(ctx, im); err != nil {
+	if err := s.label(ctx, im, blobs); err != nil {
 		return err
 	}
 	s.warnForeign(ctx, im)
@@ -144,14 +155,20 @@ func (s Containerd) ready(ctx context.Context, im images.Image) error {
 	return nil
 }
 
-// label remembers that the image came from an archive.
-func (s Containerd) label(ctx context.Context, im images.Image) error {
-	config, err := im.Config(ctx, s.Client.ContentStore(), platforms.Default())
+// label remembers that the image came from an archive, if all of it did.
+func (s Containerd) label(ctx context.Context, im images.Image, blobs *heldBlobs) error {
+	config, whole, err := blobs.whole(ctx, im)
 	if errdefs.IsNotFound(err) {
 		return nil // for another kind of machine: warnForeign says so
 	}
+	if err == nil && !whole {
+		if s.Logger != nil {
+			s.Logger.Warn("images: the archive does not hold all of an image, and the node had the rest: who may not pull that may not use the image either", "image", im.Name)
+		}
+		return nil
+	}
 	if err == nil {
-		_, err = s.Client.ContentStore().Update(ctx, content.Info{Digest: config.Digest, Labels: map[string]string{importedLabel: "true"}}, "labels."+importedLabel)
+		_, err = s.Client.ContentStore().Update(ctx, content.Info{Digest: config, Labels: map[string]string{importedLabel: "true"}}, "labels."+importedLabel)
 	}
 	if err != nil {
 		return fmt.Errorf("mark image %s as imported: %w", im.Name, err)
