@@ -27,7 +27,8 @@ func TestBesideCluster(t *testing.T) {
 	site.Needs = append(site.Needs, filepath.Dir(filepath.Dir(source))) // the tree, which may be in root's home
 	h := newHostOn(t, site)
 	h.must("mkdir", "-p", "/var/lib/coracle/images")
-	harness.WriteBoxImage(t, filepath.Join(h.Dir, "places/var/lib/coracle/images/box.tar"))
+	box := filepath.Join(h.Dir, "places/var/lib/coracle/images/box.tar")
+	harness.WriteBoxImage(t, box)
 	h.mustInstall(nil, "--node-name", "board-1")
 	h.write(filepath.Join(h.Dir, "web.yaml"), workload)
 	h.must("kubectl", "apply", "-f", filepath.Join(h.Dir, "web.yaml"))
@@ -46,7 +47,8 @@ func TestBesideCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := h.Command(ctx, "sh", "-c", `cd "$1" && exec "$2" -test.v -test.count=1 -test.run "$3"`, "inner", source, self, "^TestInstallAndUninstall$")
-	c.Env = append(c.Env, "PATH="+os.Getenv("PATH"), "CORACLE_BIN="+h.Coracle(), innerEnv+"=1", "TMPDIR="+filepath.Join(h.Dir, "inner"))
+	// The machine need not have Go: a newer one than the distribution's is in root's home.
+	c.Env = append(c.Env, "PATH="+os.Getenv("PATH"), "CORACLE_BIN="+h.Coracle(), innerEnv+"="+box, "TMPDIR="+filepath.Join(h.Dir, "inner"))
 	if err := os.Mkdir(filepath.Join(h.Dir, "inner"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -97,18 +99,19 @@ func (h *host) settled() state {
 	return now
 }
 
-// innerEnv is set where TestBesideCluster runs this program.
+// innerEnv is set where TestBesideCluster runs this program: the archive with the image of its pod.
 const innerEnv = "CORACLE_TEST_BESIDE"
 
 // TestInstallAndUninstall is what TestBesideCluster runs: a short life of an installation, with pods.
 func TestInstallAndUninstall(t *testing.T) {
-	if os.Getenv(innerEnv) == "" {
+	box := os.Getenv(innerEnv)
+	if box == "" {
 		t.Skip("TestBesideCluster runs this, beside a cluster; TestInstall does all of it and more")
 	}
 	h := newHost(t)
 	before := h.state()
 	h.must("mkdir", "-p", "/var/lib/coracle/images")
-	harness.WriteBoxImage(t, filepath.Join(h.Dir, "places/var/lib/coracle/images/box.tar"))
+	h.copy(box, filepath.Join(h.Dir, "places/var/lib/coracle/images/box.tar"), 0o644)
 	h.mustInstall(nil, "--node-name", "board-2")
 	harness.Eventually(t, 3*time.Minute, "pods may be made", func() error { // not before there is a service account for them
 		_, err := h.run("kubectl", "get", "serviceaccount", "default")
