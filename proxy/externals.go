@@ -42,11 +42,15 @@ type externals struct {
 	wishes   wishes
 }
 
-// passed is a Service as it came, what went to the back end, and what was said about the difference.
+// passed is a Service as it came, what went to the back end (inParts), and what was said about the difference.
 type passed struct {
-	came, went *corev1.Service
-	said       string
+	came *corev1.Service
+	went []*corev1.Service
+	said string
 }
+
+// teller tells the back end what has become of what went there of one Service.
+type teller func(was, is []*corev1.Service)
 
 func newExternals(o Options, log klog.Logger) *externals {
 	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, passed: map[types.NamespacedName]passed{},
@@ -70,7 +74,7 @@ func (x *externals) elsewhere() []netip.Addr {
 
 // pass notes a Service that came (old is nil), changed or went (svc is nil), and tells what the back end is to hear of it: in the order of
 // events, so that it does so before it returns.
-func (x *externals) pass(old, svc *corev1.Service, tell func(was, is *corev1.Service)) {
+func (x *externals) pass(old, svc *corev1.Service, tell teller) {
 	named := svc
 	if named == nil {
 		named = old
@@ -151,7 +155,7 @@ func parseIP(text string) (netip.Addr, bool) {
 	return a.Unmap(), ok
 }
 
-func (x *externals) judgeAgain(key types.NamespacedName, tell func(was, is *corev1.Service)) {
+func (x *externals) judgeAgain(key types.NamespacedName, tell teller) {
 	before, ok := x.passed[key]
 	if !ok {
 		return
@@ -164,7 +168,7 @@ func (x *externals) judgeAgain(key types.NamespacedName, tell func(was, is *core
 }
 
 // again judges all Services once more after change, and hands those that look different now to tell.
-func (x *externals) again(change func(), tell func(was, is *corev1.Service)) {
+func (x *externals) again(change func(), tell teller) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	change()
@@ -201,7 +205,7 @@ func (x *externals) judge(svc *corev1.Service, said string) passed {
 	if text != "" && text != said {
 		x.log.Info("A Service asks for what it may not have, and is served without that: change its spec", "service", klog.KObj(svc), "problem", text)
 	}
-	return passed{came: svc, went: out, said: text}
+	return passed{came: svc, went: inParts(out), said: text}
 }
 
 func (x *externals) allowedIPs(svc *corev1.Service, problems *[]string) []string {
@@ -320,22 +324,18 @@ func (x *externals) inside(a netip.Addr) string {
 // services passes a change of a Service on to the back end.
 func (p *Proxy) services(old, svc *corev1.Service) {
 	if p.o.externals == nil {
-		p.tell(old, svc)
+		p.tell(alone(old), alone(svc))
 		return
 	}
 	p.o.externals.pass(old, svc, p.tell)
 }
 
-func (p *Proxy) tell(was, is *corev1.Service) {
-	switch {
-	case was == nil && is == nil:
-	case was == nil:
-		p.backend.OnServiceAdd(is)
-	case is == nil:
-		p.backend.OnServiceDelete(was)
-	default:
-		p.backend.OnServiceUpdate(was, is)
+// alone is a Service without parts.
+func alone(svc *corev1.Service) []*corev1.Service {
+	if svc == nil {
+		return nil
 	}
+	return []*corev1.Service{svc}
 }
 
 // nodeAddresses notes a node's addresses, none when it is gone.

@@ -234,6 +234,7 @@ func (p *Proxy) sync() time.Duration {
 	first, full := !p.last.Synced, p.full
 	p.full = false
 	p.mu.Unlock()
+	p.detour.forget()
 	start := time.Now()
 	err := p.backend.sync(full)
 	took := time.Since(start)

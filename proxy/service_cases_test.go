@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
 
@@ -124,7 +125,7 @@ func testServiceGoes(t *testing.T, mode string) {
 	b.port = 9090
 	b.service(t, nil)
 	b.endpoints(t, one)
-	c := openLong(t, b.outside, one)
+	c := openLong(t, b.outside, clusterIP+":80", one)
 	b.removeService()
 	fails(t, b.outside, "a Service that is gone", clusterIP+":80")
 	server, err := say(c)
@@ -136,11 +137,11 @@ func testServiceGoes(t *testing.T, mode string) {
 	}
 }
 
-func openLong(t *testing.T, from nstest.Doer, want string) (c net.Conn) {
+func openLong(t *testing.T, from nstest.Doer, addr, want string) (c net.Conn) {
 	t.Helper()
 	eventually(t, "a connection", func() error {
 		return from.Do(func() (err error) {
-			if c, err = net.DialTimeout("tcp", clusterIP+":80", time.Minute); err != nil {
+			if c, err = net.DialTimeout("tcp", addr, time.Minute); err != nil {
 				return err
 			}
 			who, err := say(c)
@@ -174,4 +175,56 @@ func testBalancerItself(t *testing.T, mode string) {
 	only(t, b.pods[two], balancerIP+":80", "balancer")
 	only(t, here{}, balancerIP+":80", "balancer")
 	only(t, b.outside, nodeAddr+":30080", one) // where the balancer sends
+}
+
+// testGivenPorts has a Service ask for a port on which a program of the node listens: it has it at its own address, and at the node's as long as the
+// status gives it there. What is connected to other ports, and to the same port elsewhere, stays.
+func testGivenPorts(t *testing.T, mode string) {
+	if mode == ModeIPVS {
+		t.Skip("nobody has seen it in the guest yet; ipvs has testPartMoves in TestKernel, and TestPortsOfTheStatus what it is told")
+	}
+	b := routed(t, mode)
+	nstest.Serve(t, here{}, "node", "tcp", ":2222")
+	serveLong(t, b.pods[one], one)
+	slice := b.sliceOn("n1", one)
+	slice.Ports = nil
+	for name, port := range map[string]int32{"http": 9090, "ssh": 8080, "more": 9090} {
+		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: ptr.To(name), Port: ptr.To(port), Protocol: ptr.To(corev1.ProtocolTCP)})
+	}
+	b.api.Put(slice)
+	given := func(ports ...int32) {
+		b.service(t, func(s *corev1.Service) {
+			balancer(s)
+			s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: "ssh", Protocol: corev1.ProtocolTCP, Port: 2222, TargetPort: intstr.FromInt32(8080), NodePort: 30022},
+				corev1.ServicePort{Name: "more", Protocol: corev1.ProtocolTCP, Port: 81, TargetPort: intstr.FromInt32(9090), NodePort: 30081})
+			at := corev1.LoadBalancerIngress{IP: nodeAddr}
+			for _, p := range ports {
+				at.Ports = append(at.Ports, corev1.PortStatus{Port: p, Protocol: corev1.ProtocolTCP})
+			}
+			s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, at)
+		})
+	}
+	given(80)
+	stay := []net.Conn{openLong(t, b.outside, nodeAddr+":80", one), openLong(t, b.outside, clusterIP+":81", one), openLong(t, b.pods[two], nodeAddr+":30081", one)}
+	notGiven := "node"
+	if b.differs(t, "ports that the status does not give are served") {
+		notGiven = one
+	}
+	for _, step := range []struct {
+		ports []int32
+		want  string
+	}{{[]int32{80}, notGiven}, {[]int32{80, 2222, 81}, one}, {[]int32{80}, notGiven}, {nil, one}, {[]int32{80}, notGiven}} {
+		given(step.ports...)
+		for _, from := range []nstest.Doer{b.outside, b.pods[two], here{}} {
+			only(t, from, nodeAddr+":2222", step.want)
+			for _, addr := range []string{clusterIP + ":2222", balancerIP + ":2222", nodeAddr + ":30022"} {
+				only(t, from, addr, one)
+			}
+		}
+		for _, c := range stay {
+			if server, err := say(c); err != nil || server != one {
+				t.Errorf("with %v given, what was connected to %s: %q answers, %v", step.ports, c.RemoteAddr(), server, err)
+			}
+		}
+	}
 }

@@ -25,13 +25,15 @@ type Unreachable interface {
 // ready nor serving, for each port of a Service for which others remain. Where none would remain all stay as they are: it
 // may be this node that is cut off, and then nothing is known of them.
 //
-// As long as all nodes are reached it hands on the objects themselves.
+// As long as all nodes are reached it hands on the objects themselves. What it hands on it hands on to the Service's parts, too (separate.go).
 type detour struct {
 	to backend
 
-	mu     sync.Mutex // held while the back end is told, so that it hears of a slice's states in their order
-	down   map[string]bool
-	groups map[group][]*seen
+	mu       sync.Mutex // held while the back end is told, so that it hears of a slice's states in their order
+	down     map[string]bool
+	groups   map[group][]*seen
+	parts    map[types.NamespacedName]map[string]bool // by Service: ports that have parts, or (false) had them
+	rejoined []part                                   // whose parts are to be forgotten
 }
 
 // group is the slices of one Service with addresses of one family.
@@ -43,7 +45,9 @@ type group struct {
 // seen is a slice: as it is, and as the back end knows it.
 type seen struct{ is, told *discoveryv1.EndpointSlice }
 
-func newDetour(to backend) *detour { return &detour{to: to, groups: map[group][]*seen{}} }
+func newDetour(to backend) *detour {
+	return &detour{to: to, groups: map[group][]*seen{}, parts: map[types.NamespacedName]map[string]bool{}}
+}
 
 func groupOf(s *discoveryv1.EndpointSlice) group {
 	return group{types.NamespacedName{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}, s.AddressType}
@@ -83,7 +87,7 @@ func (d *detour) remove(s *discoveryv1.EndpointSlice) {
 	if i < 0 {
 		return
 	}
-	d.to.OnEndpointSliceDelete(all[i].told)
+	d.hand(all[i].told, nil)
 	if all = slices.Delete(all, i, i+1); len(all) == 0 {
 		delete(d.groups, g)
 		return
@@ -108,14 +112,10 @@ func (d *detour) tell(g []*seen) (changed bool) {
 	reached := d.reached(g)
 	for _, s := range g {
 		now := d.rewrite(s.is, reached)
-		switch {
-		case s.told == nil:
-			d.to.OnEndpointSliceAdd(now)
-		case s.told == now || now != s.is && reflect.DeepEqual(s.told, now):
+		if s.told != nil && (s.told == now || now != s.is && reflect.DeepEqual(s.told, now)) {
 			continue
-		default:
-			d.to.OnEndpointSliceUpdate(s.told, now)
 		}
+		d.hand(s.told, now)
 		s.told, changed = now, true
 	}
 	return changed

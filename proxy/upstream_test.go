@@ -57,6 +57,14 @@ func TestSameRulesAsKubeProxy(t *testing.T) {
 			ingressAt(s, nodeAddr)
 			s.Spec.Ports[0].Port = reservedPort
 		}), "it could take requests to the API"},
+		{"a port that the status does not give at an address", oneService(func(s *corev1.Service) {
+			ingressAt(s, nodeAddr)
+			s.Status.LoadBalancer.Ingress[0].Ports = []corev1.PortStatus{{Port: s.Spec.Ports[0].Port + 1, Protocol: s.Spec.Ports[0].Protocol}}
+		}), "it could take the node's ports, and other Services', until the leader has looked"},
+		{"a port that the status gives", oneService(func(s *corev1.Service) {
+			ingressAt(s, nodeAddr)
+			s.Status.LoadBalancer.Ingress[0].Ports = []corev1.PortStatus{{Port: s.Spec.Ports[0].Port, Protocol: s.Spec.Ports[0].Protocol}}
+		}), ""},
 		{"a node port on which nodes listen", oneService(func(s *corev1.Service) {
 			s.Spec.Type, s.Spec.Ports[0].NodePort = corev1.ServiceTypeNodePort, reservedPort
 		}), "it could take requests to the API"},

@@ -68,6 +68,7 @@ func TestKernel(t *testing.T) {
 		{"a restart keeps rules and connections", testRestart},
 		{"both families", testFamilies},
 		{"a thousand Services", testThousand},
+		{"a port moves between a Service and its part", testPartMoves},
 		{"removed by the record", testRemove},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -441,6 +442,44 @@ func testThousand(t *testing.T, b *bed) {
 		t.Fatal(err)
 	}
 	t.Logf("a full sync that finds nothing to do: %v", time.Since(start))
+}
+
+// testPartMoves hands a port from one Service to another one of the same address, as the front does when a status gives it another address or takes that away:
+// connections stay, and of the virtual servers only that of the other address comes and goes.
+func testPartMoves(t *testing.T, b *bed) {
+	port := func(change func(*corev1.Service)) func(*corev1.Service) {
+		return func(s *corev1.Service) {
+			if s.Spec.Ports = []corev1.ServicePort{{Name: "x", Protocol: corev1.ProtocolTCP, Port: 81}}; change != nil {
+				change(s)
+			}
+		}
+	}
+	given := port(balanced(nodeAddr))
+	b.service(t, "web/x", port(nil), 9090, 0)
+	c := dial(t, b.outside, "", clusterIP+":81")
+	defer abort(c)
+	echo(t, c)
+	for range 2 {
+		for _, step := range []struct {
+			from, to string
+			change   func(*corev1.Service)
+			want     []string
+		}{
+			{"web/x", "web", given, []string{"add tcp 192.0.2.1:81", "add 10.42.0.2:9090 to tcp 192.0.2.1:81"}},
+			{"web", "web/x", port(nil), []string{"delete tcp 192.0.2.1:81"}},
+		} {
+			b.calls.changes = nil
+			b.tell(step.to, step.change, 9090, 0)
+			b.delete(step.from)
+			b.sync(t)
+			if !slices.Equal(b.calls.changes, step.want) {
+				t.Errorf("from %s to %s: the kernel was changed by %q, want %q", step.from, step.to, b.calls.changes, step.want)
+			}
+			if who := echo(t, c); who != podAddrs[0] {
+				t.Errorf("from %s to %s: %s answers on the open connection", step.from, step.to, who)
+			}
+		}
+	}
 }
 
 func testRemove(t *testing.T, b *bed) {
