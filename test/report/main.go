@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command report runs `go test -json …` and prints what a reader wants: a line for each package, everything that a failed
-// test said, each skipped test with its reason, and how many tests ran. It fails when the command does, and when no
-// test ran.
+// test said, each skipped test with its reason, and how many tests ran. It fails when the command does, when no
+// test ran, and when -run asks for parts of tests and no part of any ran: their test itself passes then.
 //
 //	report [-v] go test -json ./...
 //
@@ -39,6 +39,7 @@ type counter struct {
 	verbose bool
 
 	passed, failed, skipped, packages, failedPackages int
+	parts                                             int                 // those of them that are parts of a test
 	output                                            map[string][]string // package and test → what it said, until it ends
 	skips                                             []string
 }
@@ -78,8 +79,26 @@ func run(verbose bool, args []string) int {
 	case c.passed == 0:
 		fmt.Fprintln(os.Stderr, "report: no test ran")
 		return 1
+	case c.parts == 0 && strings.Contains(pattern(args), "/"):
+		fmt.Fprintf(os.Stderr, "report: -run %q asks for parts of tests, and none ran (where make passes it on, a $ has to be written $$)\n", pattern(args))
+		return 1
 	}
 	return 0
+}
+
+// pattern is what a command of `go test` has as -run.
+func pattern(args []string) string {
+	for i, a := range args {
+		name, value, given := strings.Cut(strings.TrimPrefix(a, "-"), "=")
+		switch {
+		case strings.TrimPrefix(name, "-") != "run":
+		case given:
+			return value
+		case i+1 < len(args):
+			return args[i+1]
+		}
+	}
+	return ""
 }
 
 // read takes in events until the command ends.
@@ -126,6 +145,9 @@ func (c *counter) take(e event) {
 
 func (c *counter) endTest(e event) {
 	said := c.output[e.Package+" "+e.Test]
+	if strings.Contains(e.Test, "/") {
+		c.parts++
+	}
 	switch e.Action {
 	case "pass":
 		c.passed++

@@ -66,3 +66,27 @@ func TestRun(t *testing.T) {
 		t.Errorf("the note is %q, %v", got, err)
 	}
 }
+
+// TestPartsThatNobodyHas: a pattern that no part of a test fits has the test itself pass with nothing done, and make the report fail.
+func TestPartsThatNobodyHas(t *testing.T) {
+	const test, part, skipped = `{"Action":"pass","Package":"m/p","Test":"T"}`, `{"Action":"pass","Package":"m/p","Test":"T/x"}`, `{"Action":"skip","Package":"m/p","Test":"T/x"}`
+	for _, c := range []struct {
+		args   string
+		events []string
+		want   int
+	}{
+		{"-run T ./p", []string{test}, 0},
+		{"-run T/x ./p", []string{part, test}, 0},
+		{"-run T/x ./p", []string{skipped, test}, 0},
+		{"-run T/y ./p", []string{test}, 1},
+		{"--run=T/y ./p", []string{test}, 1},
+		{"-count=1 -run=T/y", []string{test}, 1},
+		{"./p/q", []string{test}, 0},
+	} {
+		// The shell takes what follows its script as that one's arguments.
+		args := append([]string{"sh", "-c", "echo '" + strings.Join(c.events, "'; echo '") + "'", "go"}, strings.Fields(c.args)...)
+		if got := run(false, args); got != c.want {
+			t.Errorf("with %s and %v: got %d, want %d", c.args, c.events, got, c.want)
+		}
+	}
+}
