@@ -180,9 +180,6 @@ func testBalancerItself(t *testing.T, mode string) {
 // testGivenPorts has a Service ask for a port on which a program of the node listens: it has it at its own address, and at the node's as long as the
 // status gives it there. What is connected to other ports, and to the same port elsewhere, stays.
 func testGivenPorts(t *testing.T, mode string) {
-	if mode == ModeIPVS {
-		t.Skip("nobody has seen it in the guest yet; ipvs has testPartMoves in TestKernel, and TestPortsOfTheStatus what it is told")
-	}
 	b := routed(t, mode)
 	nstest.Serve(t, here{}, "node", "tcp", ":2222")
 	serveLong(t, b.pods[one], one)
