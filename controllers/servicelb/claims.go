@@ -76,8 +76,12 @@ func held(svc *corev1.Service) []place {
 			}
 		}
 	}
+	asked := map[Port]bool{}
+	for _, p := range have {
+		asked[p] = true
+	}
 	return slices.DeleteFunc(all, func(p place) bool {
-		return !slices.Contains(have, p.port) || !hasFamily(svc, p.address) || len(want) > 0 && !slices.Contains(want, p.address)
+		return !asked[p.port] || !hasFamily(svc, p.address) || len(want) > 0 && !slices.Contains(want, p.address)
 	})
 }
 
@@ -114,9 +118,10 @@ func (c claims) order(services []*corev1.Service) []*corev1.Service {
 // kept are the places of a Service that it is not served at.
 func (c claims) kept(svc *corev1.Service, served []netip.Addr) []place {
 	var out []place
+	known := map[place]bool{}
 	for _, p := range held(svc) {
-		if c[p] == key(svc) && !slices.Contains(served, p.address) && !slices.Contains(out, p) {
-			out = append(out, p)
+		if c[p] == key(svc) && !slices.Contains(served, p.address) && !known[p] {
+			known[p], out = true, append(out, p)
 		}
 	}
 	return out

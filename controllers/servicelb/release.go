@@ -28,7 +28,7 @@ type releases map[types.NamespacedName][]place
 func (l *ledger) releases(services []*corev1.Service, c claims) releases {
 	out := releases{}
 	for _, svc := range services {
-		if meta.FindStatusCondition(svc.Status.Conditions, Condition) == nil || svc.DeletionTimestamp != nil { // what is being deleted takes nothing back
+		if meta.FindStatusCondition(svc.Status.Conditions, Condition) == nil {
 			continue
 		}
 		for _, p := range noted(svc) {
@@ -76,21 +76,25 @@ func Shrunk(svc *corev1.Service, v Verdict) *corev1.ServiceStatus {
 	if len(v.released) == 0 {
 		return nil
 	}
+	released := map[place]bool{}
+	for _, p := range v.released {
+		released[p] = true
+	}
 	out := svc.Status.DeepCopy()
 	out.LoadBalancer.Ingress = nil
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		a, err := netip.ParseAddr(in.IP)
 		ports := slices.DeleteFunc(slices.Clone(in.Ports), func(p corev1.PortStatus) bool {
-			return slices.Contains(v.released, place{a, lbports.Of(p.Protocol, p.Port)})
+			return released[place{a, lbports.Of(p.Protocol, p.Port)}]
 		})
-		if err == nil && (len(in.Ports) > 0 && len(ports) == 0 || slices.Contains(v.released, place{address: a})) {
+		if err == nil && (len(in.Ports) > 0 && len(ports) == 0 || released[place{address: a}]) {
 			continue
 		}
 		in.Ports = ports
 		out.LoadBalancer.Ingress = append(out.LoadBalancer.Ingress, in)
 	}
 	if c := meta.FindStatusCondition(out.Conditions, KeptCondition); c != nil {
-		c.Message = placesText(slices.DeleteFunc(readPlaces(c.Message), func(p place) bool { return slices.Contains(v.released, p) }))
+		c.Message = placesText(slices.DeleteFunc(readPlaces(c.Message), func(p place) bool { return released[p] }))
 		if c.Message == "" {
 			meta.RemoveStatusCondition(&out.Conditions, KeptCondition)
 		}

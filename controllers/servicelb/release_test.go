@@ -222,3 +222,33 @@ func TestShrunk(t *testing.T) {
 		}
 	}
 }
+
+// TestDeletedGivesUpWithItsStatus: a Service that is being deleted, and that a finalizer keeps, has what its status says until that was written. Proxies serve it so long.
+func TestDeletedGivesUpWithItsStatus(t *testing.T) {
+	for name, pools := range map[string][]Pool{"a port at nodes' addresses": nil, "an address of a pool": flagged("10.0.0.200-10.0.0.200")} {
+		t.Run(name, func(t *testing.T) {
+			old := testService("old", 0, onPorts("443/TCP"))
+			s := &State{Services: []*corev1.Service{old}, Nodes: twoNodes(), Pools: pools}
+			storing(s, false)
+			if len(noted(old))+len(pooled(old)) == 0 {
+				t.Fatal("it got nothing")
+			}
+			now := metav1.Now()
+			old.DeletionTimestamp = &now
+			web := testService("web", 100, onPorts("443/TCP"))
+			s.Services = append(s.Services, web)
+			plan := Plan(s)
+			if want, _ := StatusOf(web, plan[key(web)]); len(want.LoadBalancer.Ingress) > 0 {
+				t.Errorf("the other one gets %s at once", ingressText(want.LoadBalancer))
+			}
+			if less := Shrunk(old, plan[key(old)]); less == nil || len(less.LoadBalancer.Ingress) > 0 {
+				t.Errorf("what it gives up is not taken from its status by a patch: %v", less)
+			}
+			storing(s, false) // the first round takes it from the one, the next gives it to the other
+			storing(s, false)
+			if len(noted(old))+len(pooled(old)) > 0 || len(noted(web))+len(pooled(web)) == 0 {
+				t.Errorf("in the end it has %s, and the other one %s", ingressText(old.Status.LoadBalancer), ingressText(web.Status.LoadBalancer))
+			}
+		})
+	}
+}

@@ -6,7 +6,6 @@ package lbports
 
 import (
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -39,13 +38,14 @@ func Of(p corev1.Protocol, number int32) Port {
 // Held are the ports that a Service has at nodes' addresses by its status. What it gives up by its spec is its own until the load balancer has taken it from the
 // status: else one that takes it back would have it before those who got it meanwhile.
 func Held(svc *corev1.Service) []Port {
-	if svc == nil || svc.DeletionTimestamp != nil || meta.FindStatusCondition(svc.Status.Conditions, Condition) == nil {
+	if svc == nil || meta.FindStatusCondition(svc.Status.Conditions, Condition) == nil {
 		return nil
 	}
 	var out []Port
+	known := map[Port]bool{} // a Service may have ten thousand
 	add := func(p Port) {
-		if !slices.Contains(out, p) {
-			out = append(out, p)
+		if !known[p] {
+			known[p], out = true, append(out, p)
 		}
 	}
 	for _, in := range svc.Status.LoadBalancer.Ingress {
