@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -295,9 +296,7 @@ func (n *nemesis) replace(ctx context.Context, r *rand.Rand) error {
 	if err := n.settle(); err != nil {
 		return err
 	}
-	ask, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	if err := n.others(victim, r)[0].ask(ask, "remove", victim.name, nil); err != nil {
+	if err := n.remove(victim, r); err != nil {
 		return err
 	}
 	n.say("removed %s", victim.name)
@@ -305,6 +304,21 @@ func (n *nemesis) replace(ctx context.Context, r *rand.Rand) error {
 	n.left(victim)
 	close(victim.gone)
 	return victim.stop()
+}
+
+// remove takes a server out of the cluster. The store refuses that unless a majority of the other voters answers at once; where packets get lost one
+// may answer late, and the refusal, which changes nothing, says to ask again.
+func (n *nemesis) remove(victim *server, r *rand.Rand) error {
+	ask, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for {
+		err := n.others(victim, r)[0].ask(ask, "remove", victim.name, nil)
+		if err == nil || !n.lossy || ask.Err() != nil || !strings.Contains(err.Error(), "would stand still") {
+			return err
+		}
+		n.say("not yet: %v", err)
+		pause(ask, 100*time.Millisecond)
+	}
 }
 
 // damage changes or cuts a file of a stopped server.

@@ -30,7 +30,8 @@ type nemesis struct {
 	// compact drops the history that every watcher has seen.
 	compact func(context.Context) error
 
-	now func() int64 // the history's clock
+	now   func() int64 // the history's clock
+	lossy bool         // packets get lost while it strikes alone
 
 	mu      sync.Mutex
 	strikes []*strike
@@ -109,7 +110,7 @@ func (n *nemesis) alone(ctx context.Context, faults []fault) error {
 	}
 	f := pick(n.r, faults)
 	n.note(f.name)
-	if n.r.IntN(4) == 0 {
+	if n.lossy = n.r.IntN(4) == 0; n.lossy {
 		n.say("with some packets lost")
 		if err := n.thin(n.r, 3); err != nil {
 			return err
