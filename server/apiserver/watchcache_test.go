@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,6 +16,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/storage"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // All sleeps of this file are of a synctest bubble: they take no time, and end when every goroutine waits.
@@ -205,36 +206,18 @@ func TestServerWhoseResourcesAreCached(t *testing.T) {
 	}
 }
 
-// record is a log that is looked into.
-type record struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (r *record) Write(p []byte) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.text.Write(p)
-}
-
-func (r *record) count(what string) int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return strings.Count(r.text.String(), what)
-}
-
 // TestCacheComesBack: upstream's cache over a real store goes when few watch, and another one comes when many watch again.
 func TestCacheComesBack(t *testing.T) {
 	f := newFixture(t)
 	o := f.options(t)
-	var log record
+	var log testenv.Log
 	o.CacheFrom, o.cacheKept, o.Logger = 4, 100*time.Millisecond, slog.New(slog.NewTextHandler(&log, nil))
 	s := f.start(t, o)
 	c := client(t, s.admin())
 	await := func(what string, want int) {
 		t.Helper()
 		eventually(t, what, func() error {
-			if n := log.count(what); n != want {
+			if n := strings.Count(log.String(), what); n != want {
 				return fmt.Errorf("it was said %d times, want %d", n, want)
 			}
 			return nil
@@ -252,7 +235,7 @@ func TestCacheComesBack(t *testing.T) {
 		end()
 		await("its watch cache is gone\""+of, round)
 	}
-	if n := log.count("could not be made"); n > 0 {
+	if n := strings.Count(log.String(), "could not be made"); n > 0 {
 		t.Errorf("%d caches could not be made", n)
 	}
 }
