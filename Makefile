@@ -39,7 +39,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed s3-test conformance install-test fresh-test play flakes chaos race e2e-ha bench bench-ha bench-net bench-store powercut guest-test proxy-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed s3-test foreign-test conformance install-test fresh-test play flakes chaos race e2e-ha bench bench-ha bench-net bench-store powercut guest-test proxy-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,6 +102,11 @@ S3_SERVER := github.com/versity/versitygw/cmd/versitygw@v1.8.0
 s3-test: build ## snapshots in an S3 server that others have written, which is built from its module (root, minutes)
 	@GOBIN=$(CURDIR)/$(BUILD)/s3 $(GO) install $(S3_SERVER)
 	@CORACLE_TEST_S3_SERVER=$(CURDIR)/$(BUILD)/s3/versitygw CORACLE_TEST_REQUIRE=root,carried,s3-server $(E2E) -timeout 20m -run TestSnapshotsInS3 ./test/e2e/
+
+# Host firewalls, Docker and routing programs of Debian's, unpacked into a folder: nothing of the machine's is changed, and nothing is started on it.
+foreign-test: build ## a cluster beside ufw, firewalld, Docker and FRR as Debian has them, on machines of their own (root, a package server, minutes); RUN=… of some
+	@packaging/foreign.sh $(ARCH) $(BUILD)/foreign
+	@CORACLE_TEST_FOREIGN=$(CURDIR)/$(BUILD)/foreign/root CORACLE_TEST_REQUIRE=root,carried,foreign-programs $(subst /report,/report -v,$(E2E)) -timeout 30m -run '$(or $(RUN),TestForeign)' ./test/nodes/
 
 # PROCESSES: how many specs run side by side. SKIP: a regular expression of specs to leave out.
 conformance: build ## upstream's conformance suite, built from its module, on a cluster of one node (root, an hour or two); FOCUS='…' of some specs

@@ -113,7 +113,7 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, p
 	pods, err := cni.NewServer(cni.Options{
 		Socket: p.CNISocket, StateDir: p.cniState, ConfDir: p.cniConf, PodCIDRs: podCIDRs, Peers: peers,
 		Backend: o.NetworkBackend, NodeIPs: o.NodeIPs, Interface: o.NetworkInterface,
-		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, ReservedPorts: o.reserved().Ports, Policies: policies, Logger: log,
+		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, ReservedPorts: o.reserved().Ports, Port: o.Port, Policies: policies, Logger: log,
 		Report: func(err error) {
 			if err != nil {
 				part.Set(status.Degraded, err.Error())

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/hostfirewall"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 
@@ -108,51 +109,22 @@ func (s *Server) reportPods(trouble map[*record]error) {
 	s.podTrouble = now
 }
 
-// firewalld is the table of the firewall of that name, whose chains end with rules that refuse, and not with a policy that drops.
-const firewalld = "firewalld"
-
-// warnOfInputDrops says once that somebody else's firewall may stand between the nodes' ends of the tunnel.
-func (s *Server) warnOfInputDrops() {
-	nw := s.network.Load()
-	if nw == nil || len(nw.ways.peers) == 0 || s.backend.port() == 0 {
-		return
-	}
-	drops, err := nfttable.InputDrops()
+// warnOfFirewalls says once which of other programs' firewalls stand in the cluster's way, and what opens them: an accept in our own table cannot overrule
+// them, and their tables are not ours to change.
+func (s *Server) warnOfFirewalls() {
+	found, err := hostfirewall.Find()
 	if err != nil {
 		return // it is advice only
 	}
-	if ok, err := nfttable.Exists(nfttable.Table{Family: nfttable.INet, Name: firewalld}); err == nil && ok {
-		drops = append(drops, "inet "+firewalld)
-	}
-	now := strings.Join(drops, ", ")
-	if now == s.inputDrops {
+	now := hostfirewall.Describe(found)
+	if now == s.firewalls {
 		return
 	}
-	s.inputDrops = now
-	if now != "" {
-		s.log.Info("Another program's firewall decides which packets this machine takes: pods of other nodes reach those of this one only where "+
-			"it lets the tunnel's datagrams through. Allow this port from the other nodes; docs/network.md has how", "chains", now, "udpPort", s.backend.port())
-	}
-}
-
-// warnOfForwardDrops says once that somebody else's firewall stands in the pods' way: an accept in our own table cannot
-// overrule it, and other programs' tables are not ours to change.
-func (s *Server) warnOfForwardDrops() {
-	drops, err := nfttable.ForwardDrops()
-	if err != nil {
-		return // it is advice only
-	}
-	now := strings.Join(drops, ", ")
-	if now == s.forwardDrops {
-		return
-	}
-	s.forwardDrops = now
+	s.firewalls = now
 	if now == "" {
-		s.log.Info("No other program's firewall drops forwarded packets any more")
+		s.log.Info("No other program's firewall drops what comes to this machine or to its pods any more")
 		return
 	}
-	s.log.Info("Another program's firewall drops forwarded packets: pods reach other pods, Services and the outside only where its "+
-		"rules allow it. Allow the pods there, with Docker for example: "+
-		"iptables -I DOCKER-USER -s CIDR -j ACCEPT; iptables -I DOCKER-USER -d CIDR -j ACCEPT",
-		"chains", now, "CIDR", s.o.ClusterCIDRs)
+	s.log.Info("Another program's firewall decides what comes to this machine and to its pods: names, Services and pods of other nodes are reached only where it "+
+		"lets the cluster through", "firewall", now, "type", hostfirewall.Advice(found, hostfirewall.Needs{Port: s.o.Port, Tunnel: s.backend.port(), Pods: s.o.ClusterCIDRs}))
 }

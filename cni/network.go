@@ -76,8 +76,7 @@ func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 			s.heal(ctx)
 		case <-guard.C:
 			s.heal(ctx)
-			s.warnOfForwardDrops()
-			s.warnOfInputDrops()
+			s.warnOfFirewalls()
 		case next, ok := <-podCIDRs:
 			if !ok {
 				podCIDRs = nil
@@ -133,8 +132,7 @@ func (s *Server) configure(ctx context.Context, st networkState) error {
 	if err := s.writeConflist(); err != nil {
 		return err
 	}
-	s.warnOfForwardDrops()
-	s.warnOfInputDrops()
+	s.warnOfFirewalls()
 	s.log.Info("The pod network is ready", "podCIDRs", nw.podCIDRs, "mtu", nw.mtu, "device", Bridge,
 		"backend", s.o.Backend, "underlay", nw.ways.underlay.device, "otherNodes", len(nw.ways.peers))
 	return nil

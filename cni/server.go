@@ -66,6 +66,8 @@ type Options struct {
 	ServiceCIDRs []netip.Prefix
 	// ReservedPorts are ports of the node that the cluster itself needs: no pod gets one of them as a host port.
 	ReservedPorts []uint16
+	// Port is where other machines reach this one, by TCP and UDP: a firewall has to let it through.
+	Port int
 	// Policies, when set, has a say before a pod gets its network.
 	Policies Policies
 	// Logger is klog's own when left zero.
@@ -114,7 +116,7 @@ type Server struct {
 	attaching sync.RWMutex
 	network   atomic.Pointer[network] // nil until pods can be served
 	// What was last said about other firewalls, and about which pods; only configureLoop touches both.
-	forwardDrops, inputDrops      string
+	firewalls                     string
 	podTrouble                    map[key]bool
 	underlayTrouble, peersTrouble string
 }

@@ -18,6 +18,8 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 	"k8s.io/klog/v2"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
 // wgDevice is a node's end of the tunnel. The kernel's device outlives the process. Where the kernel has none, wireguard-go works in this
@@ -92,7 +94,7 @@ func (d *wgDevice) kind(l netlink.Link) string {
 }
 
 func (d *wgDevice) identity() wgtypes.Config {
-	port := WireGuardPort
+	port := cluster.WireGuardPort
 	return wgtypes.Config{PrivateKey: &d.key, ListenPort: &port}
 }
 

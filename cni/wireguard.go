@@ -10,14 +10,14 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
 const (
 	kindWireGuard = "wireguard"
 	// wireGuardDevice is the tunnel's device.
 	wireGuardDevice = tunnelPrefix + "wg"
-	// WireGuardPort is the UDP port of a node's tunnel, WireGuard's usual one.
-	WireGuardPort = 51820
 	// keepalive is how often a node behind address translation sends something, in seconds: translators forget a flow of datagrams
 	// after half a minute (RFC 4787, REQ-5 wants two, many have less).
 	keepalive = 25
@@ -37,7 +37,7 @@ func (wireGuard) overhead(v4 bool) int {
 	return 40 + 8 + 32
 }
 
-func (wireGuard) port() int { return WireGuardPort }
+func (wireGuard) port() int { return cluster.WireGuardPort }
 
 // desired leads nothing to a node whose key is unknown. The blackholes hold what would else go out by the default route,
 // in the clear: packets for pods that nobody has, and all of them while the device is missing.
@@ -53,7 +53,7 @@ func (w wireGuard) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 		// What is masqueraded on its way to a peer has the device's address, which must be one of this node's: from others the peer takes nothing.
 		add(address{wireGuardDevice, vtepIP(c)})
 	}
-	add(wgIdentity{wireGuardDevice, w.public, WireGuardPort})
+	add(wgIdentity{wireGuardDevice, w.public, cluster.WireGuardPort})
 	keys := map[string]string{w.public: "this node"}
 	for _, p := range in.peers {
 		key, err := wgtypes.ParseKey(p.WireGuardKey)
@@ -110,9 +110,9 @@ func endpoint(in waysInput, p Peer) (at netip.AddrPort, every int) {
 	theirs, _ := p.underlay(v4)
 	switch {
 	case in.underlay.onLink(theirs) || private(own) == private(theirs):
-		return netip.AddrPortFrom(theirs, WireGuardPort), 0
+		return netip.AddrPortFrom(theirs, cluster.WireGuardPort), 0
 	case private(own):
-		return netip.AddrPortFrom(theirs, WireGuardPort), keepalive
+		return netip.AddrPortFrom(theirs, cluster.WireGuardPort), keepalive
 	default:
 		return netip.AddrPort{}, 0
 	}

@@ -224,7 +224,7 @@ func (m *wgMachine) peer(key string, keepalive int) {
 	m.node = key
 	m.do(func() error {
 		return m.dev.ensurePeer(wgPeer{
-			device: wireGuardDevice, key: key, endpoint: netip.AddrPortFrom(netip.MustParseAddr(nodeAddr), WireGuardPort),
+			device: wireGuardDevice, key: key, endpoint: netip.AddrPortFrom(netip.MustParseAddr(nodeAddr), cluster.WireGuardPort),
 			allowed: "10.42.7.0/24,fd42:0:0:7::/64", keepalive: keepalive,
 		})
 	})

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"net/netip"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/hostfirewall"
 )
 
 // Level says how bad a finding is.
@@ -34,8 +36,8 @@ type Needs struct {
 	RunDir  string
 	Ports   []Port
 	NodeIPs []netip.Addr
-	// Tunnel is the UDP port for packets between nodes' pods; 0 where they need none.
-	Tunnel int
+	// Firewall is what a firewall of this machine has to let through.
+	Firewall hostfirewall.Needs
 	// Networks are the cluster's own, which a route of the host must not cover.
 	Networks []netip.Prefix
 	// Snapshotter is auto, overlayfs or native.
@@ -75,8 +77,8 @@ type Probe interface {
 	Space(path string) (Space, error)
 	// SyncTime measures how long a small write takes to reach the disk, in the nearest existing folder.
 	SyncTime(path string) (time.Duration, error)
-	// Dropping lists the names of packet filter chains that drop what no rule accepts, on the way hook (input, forward).
-	Dropping(hook string) ([]string, error)
+	// Firewalls lists the chains that drop what no rule accepts.
+	Firewalls() ([]hostfirewall.Chain, error)
 	// Routes lists the networks to which the host has routes, apart from its default route.
 	Routes() ([]Route, error)
 }

@@ -13,6 +13,7 @@ import (
 	"testing/fstest"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/hostfirewall"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
@@ -38,24 +39,24 @@ func goodFiles() map[string]string {
 
 // fakeProbe answers well where it is told nothing else.
 type fakeProbe struct {
-	links    map[string]error
-	nat      error
-	overlay  error
-	listen   map[int]error
-	space    Space
-	sync     time.Duration
-	dropping map[string][]string
-	routes   []Route
+	links   map[string]error
+	nat     error
+	overlay error
+	listen  map[int]error
+	space   Space
+	sync    time.Duration
+	closed  []hostfirewall.Chain
+	routes  []Route
 }
 
-func (p fakeProbe) Link(kind string) error                 { return p.links[kind] }
-func (p fakeProbe) NAT() error                             { return p.nat }
-func (p fakeProbe) Overlay(string) error                   { return p.overlay }
-func (p fakeProbe) Listen(port Port) error                 { return p.listen[port.Number] }
-func (p fakeProbe) Space(string) (Space, error)            { return p.space, nil }
-func (p fakeProbe) SyncTime(string) (time.Duration, error) { return p.sync, nil }
-func (p fakeProbe) Dropping(hook string) ([]string, error) { return p.dropping[hook], nil }
-func (p fakeProbe) Routes() ([]Route, error)               { return p.routes, nil }
+func (p fakeProbe) Link(kind string) error                   { return p.links[kind] }
+func (p fakeProbe) NAT() error                               { return p.nat }
+func (p fakeProbe) Overlay(string) error                     { return p.overlay }
+func (p fakeProbe) Listen(port Port) error                   { return p.listen[port.Number] }
+func (p fakeProbe) Space(string) (Space, error)              { return p.space, nil }
+func (p fakeProbe) SyncTime(string) (time.Duration, error)   { return p.sync, nil }
+func (p fakeProbe) Firewalls() ([]hostfirewall.Chain, error) { return p.closed, nil }
+func (p fakeProbe) Routes() ([]Route, error)                 { return p.routes, nil }
 
 // setup is a host and needs that a case changes.
 type setup struct {
@@ -72,7 +73,8 @@ func goodSetup() *setup {
 		host:  Host{Root: true, Now: func() time.Time { return time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC) }},
 		needs: Needs{
 			DataDir: "/var/lib/coracle", NodeIPs: []netip.Addr{netip.MustParseAddr("192.168.1.5")}, Networks: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")},
-			Ports: []Port{{Network: "tcp", Number: 6443, What: "the API server", Setting: "--https-listen-port"}, {Network: "udp", Number: 10053, What: "cluster DNS"}},
+			Firewall: hostfirewall.Needs{Port: 6443, Tunnel: 8472, Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}},
+			Ports:    []Port{{Network: "tcp", Number: 6443, What: "the API server", Setting: "--https-listen-port"}, {Network: "udp", Number: 10053, What: "cluster DNS"}},
 		},
 	}
 }
@@ -131,9 +133,17 @@ func TestFindings(t *testing.T) {
 		"no vxlan":        {func(s *setup) { s.probe.links = map[string]error{"vxlan": denied} }, "interfaces", Warn, "no vxlan", "linux-modules-extra"},
 		"no nftables":     {func(s *setup) { s.probe.nat = denied }, "nftables", Fail, "cannot translate", "modprobe -a nf_tables"},
 		"read-only sys":   {func(s *setup) { s.files["proc/self/mountinfo"] += "22 21 0:21 / /proc/sys ro - proc proc rw\n" }, "forwarding", Fail, "read-only", "privileged"},
-		"ufw":             {func(s *setup) { s.files["etc/ufw/ufw.conf"] = "ENABLED=yes\n" }, "firewall", Warn, "ufw is on", "ufw allow from 10.42.0.0/16"},
-		"firewalld":       {func(s *setup) { s.files["run/firewalld/x"] = "" }, "firewall", Warn, "firewalld is on", "--add-source=10.43.0.0/16"},
-		"docker":          {func(s *setup) { s.probe.dropping = map[string][]string{"forward": {"filter/FORWARD"}} }, "firewall", Warn, "filter/FORWARD drops traffic of pods", "DOCKER-USER"},
+		"ufw": {func(s *setup) { s.files["etc/ufw/ufw.conf"] = "ENABLED=yes\n" }, "firewall", Warn,
+			"ufw drops what comes to this machine and what pods send and receive, where", "ufw allow 6443; ufw allow 8472/udp; ufw allow from 10.42.0.0/16; ufw route allow from 10.42.0.0/16; ufw route allow to 10.42.0.0/16"},
+		"ufw, not root": {func(s *setup) { s.files["etc/ufw/ufw.conf"] = "ENABLED=yes\n"; s.host.Root = false }, "firewall", Warn, "ufw drops", "ufw allow 6443"},
+		"ufw in the kernel": {func(s *setup) {
+			s.files["etc/ufw/ufw.conf"] = "ENABLED=yes\n"
+			s.probe.closed = []hostfirewall.Chain{{Program: hostfirewall.UFW, Hook: hostfirewall.Input, Family: "ip", Table: "filter", Name: "INPUT"}}
+		}, "firewall", Warn, "ufw drops what comes to this machine (ip filter INPUT), where", "ufw allow from 10.42.0.0/16"},
+		"firewalld": {func(s *setup) { s.files["run/firewalld/x"] = "" }, "firewall", Warn, "firewalld drops", "--zone=trusted --add-source=10.42.0.0/16; firewall-cmd --reload"},
+		"docker": {func(s *setup) {
+			s.probe.closed = []hostfirewall.Chain{{Program: hostfirewall.Docker, Hook: hostfirewall.Forward, Family: "ip", Table: "filter", Name: "FORWARD"}}
+		}, "firewall", Warn, "Docker drops what pods send and receive (ip filter FORWARD)", "iptables -I DOCKER-USER -d 10.42.0.0/16 -j ACCEPT; put the same"},
 		"route in the way": {func(s *setup) {
 			s.probe.routes = append(s.probe.routes, Route{netip.MustParsePrefix("10.42.7.0/24"), "wg0"})
 		}, "routes", Fail, "10.42.7.0/24 by wg0", "--cluster-cidr"},

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/coracle-k8s/coracle/internal/hostfirewall"
 )
 
 func (r *run) links() {
@@ -59,47 +61,40 @@ func (r *run) forwarding() {
 	r.ok("forwarding", "can be switched on")
 }
 
-// filters finds firewalls that would drop what coracle needs.
+// filters finds firewalls that drop what coracle needs, unless they are told. What they were told is not looked at.
 func (r *run) filters() {
-	if r.exists("etc/ufw/ufw.conf") && strings.Contains(r.read("etc/ufw/ufw.conf"), "ENABLED=yes") {
-		r.warn("firewall", "ufw is on", "let the cluster through: "+r.allow("ufw allow 6443"+r.tunnel("; ufw allow %d/udp"), "ufw allow from %s", "; ")+"; ufw default allow routed")
-		return
-	}
-	if r.exists("run/firewalld.pid") || r.exists("run/firewalld") {
-		r.warn("firewall", "firewalld is on", "let the cluster through: "+r.allow("firewall-cmd --permanent --add-port=6443/tcp --add-port=6443/udp"+r.tunnel(" --add-port=%d/udp"), "firewall-cmd --permanent --zone=trusted --add-source=%s", "; ")+"; firewall-cmd --reload")
-		return
-	}
-	if !r.Root {
-		r.needsRoot("firewall")
-		return
-	}
-	for _, hook := range []string{"forward", "input"} {
-		chains, err := r.Probe.Dropping(hook)
-		if err != nil || len(chains) == 0 {
-			continue // no nftables here: the check above says so
+	var found []hostfirewall.Chain
+	if r.Root {
+		var err error
+		if found, err = r.Probe.Firewalls(); err != nil {
+			found = nil // no nftables here: the check above says so
 		}
-		what := map[string]string{"forward": "traffic of pods", "input": "connections to this machine"}[hook]
-		r.warn("firewall", fmt.Sprintf("packet filter chain %s drops %s that no rule accepts", strings.Join(chains, ", "), what), "accept the cluster's networks there: "+r.allow("TCP and UDP port 6443"+r.tunnel(", UDP port %d from the other nodes"), "%s", ", ")+" (Docker sets such a chain: its DOCKER-USER chain is the place)")
-		return
 	}
-	r.ok("firewall", "nothing drops the cluster's traffic")
+	found = append(found, r.switchedOn(found)...)
+	switch {
+	case len(found) > 0:
+		r.warn("firewall", hostfirewall.Describe(found), "where the cluster is not let through yet: "+hostfirewall.Advice(found, r.Firewall))
+	case !r.Root:
+		r.needsRoot("firewall")
+	default:
+		r.ok("firewall", "nothing drops the cluster's traffic")
+	}
 }
 
-// tunnel is a part of a text about the tunnel's port, where there is a tunnel.
-func (r *run) tunnel(format string) string {
-	if r.Tunnel == 0 {
-		return ""
+// switchedOn are firewalls that files name, and that have no rules in the kernel yet, or none that may be seen.
+func (r *run) switchedOn(seen []hostfirewall.Chain) (out []hostfirewall.Chain) {
+	for _, f := range []struct {
+		program hostfirewall.Program
+		on      bool
+	}{
+		{hostfirewall.UFW, strings.Contains(r.read("etc/ufw/ufw.conf"), "ENABLED=yes")},
+		{hostfirewall.Firewalld, r.exists("run/firewalld.pid") || r.exists("run/firewalld")},
+	} {
+		if f.on && !slices.Contains(hostfirewall.Programs(seen), f.program) {
+			out = append(out, hostfirewall.Chain{Program: f.program, Hook: hostfirewall.Input}, hostfirewall.Chain{Program: f.program, Hook: hostfirewall.Forward})
+		}
 	}
-	return fmt.Sprintf(format, r.Tunnel)
-}
-
-// allow lists what has to be let through: the API server's port, then each of the cluster's networks.
-func (r *run) allow(port, network, separator string) string {
-	parts := []string{port}
-	for _, n := range r.Networks {
-		parts = append(parts, fmt.Sprintf(network, n))
-	}
-	return strings.Join(parts, separator)
+	return out
 }
 
 // ownDevice tells devices of the pod network (package cni names them): pods go on while coracle is stopped.

@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-k8s/coracle/internal/hostfirewall"
 	"github.com/coracle-k8s/coracle/internal/netdump"
 	"github.com/coracle-k8s/coracle/internal/synctime"
 )
@@ -163,28 +164,7 @@ func (kernelProbe) SyncTime(path string) (time.Duration, error) {
 	return d, plain(err)
 }
 
-func (kernelProbe) Dropping(hook string) ([]string, error) {
-	num := nftables.ChainHookForward
-	if hook == "input" {
-		num = nftables.ChainHookInput
-	}
-	c, err := nftables.New()
-	if err != nil {
-		return nil, err
-	}
-	chains, err := c.ListChains()
-	if err != nil {
-		return nil, err
-	}
-	var out []string
-	for _, ch := range chains {
-		v4 := ch.Table.Family == nftables.TableFamilyIPv4 || ch.Table.Family == nftables.TableFamilyINet
-		if v4 && ch.Hooknum != nil && *ch.Hooknum == *num && ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop {
-			out = append(out, ch.Table.Name+"/"+ch.Name)
-		}
-	}
-	return out, nil
-}
+func (kernelProbe) Firewalls() ([]hostfirewall.Chain, error) { return hostfirewall.Find() }
 
 func (kernelProbe) Routes() ([]Route, error) {
 	routes, err := netdump.Routes(netlink.FAMILY_ALL)

@@ -23,6 +23,20 @@ var NetworkBackends = []string{NetworkVXLAN, NetworkHostGateway, NetworkWireGuar
 // is 4789, which clouds use themselves.
 const VXLANPort = 8472
 
+// WireGuardPort is the UDP port of a node's tunnel with WireGuard, that one's usual one.
+const WireGuardPort = 51820
+
+// TunnelPort is the UDP port at which other nodes' packets come with a back end; 0 where they come as they are.
+func TunnelPort(backend string) int {
+	switch backend {
+	case NetworkVXLAN:
+		return VXLANPort
+	case NetworkWireGuard:
+		return WireGuardPort
+	}
+	return 0
+}
+
 // Backend is NetworkBackend or the default.
 func (s Settings) Backend() string { return cmp.Or(s.NetworkBackend, NetworkBackends[0]) }
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package nfttable asks the kernel few things about its nftables: whether a table is there, and who drops forwarded
-// packets; and it makes empty tables and deletes whole ones. It speaks netlink, because it is asked every half minute and must not start a
+// Package nfttable asks the kernel few things about its nftables, such as whether a table is there; and it makes empty tables and deletes whole ones. It speaks netlink, because it is asked every half minute and must not start a
 // program for that. It never changes what is in a table.
 package nfttable
 
@@ -71,33 +70,3 @@ func Delete(t Table) error {
 	}
 	return nil
 }
-
-// ForwardDrops names the chains that drop every forwarded packet their rules do not allow, as Docker's and many
-// firewalls' do: "ip filter FORWARD". iptables' legacy variant is not visible here.
-func ForwardDrops() ([]string, error) { return drops(nftables.ChainHookForward) }
-
-// InputDrops is ForwardDrops for packets to the machine itself.
-func InputDrops() ([]string, error) { return drops(nftables.ChainHookInput) }
-
-func drops(hook *nftables.ChainHook) ([]string, error) {
-	conn, err := nftables.New()
-	if err != nil {
-		return nil, fmt.Errorf("opening nftables: %w", err)
-	}
-	chains, err := conn.ListChains()
-	if err != nil {
-		return nil, fmt.Errorf("listing nftables chains: %w", err)
-	}
-	var out []string
-	for _, c := range chains {
-		family := familyNames[c.Table.Family]
-		if family != "" && c.Hooknum != nil && *c.Hooknum == *hook &&
-			c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
-			out = append(out, family+" "+c.Table.Name+" "+c.Name)
-		}
-	}
-	return out, nil
-}
-
-// familyNames are the families whose forward hook routed packets pass.
-var familyNames = map[nftables.TableFamily]string{INet: "inet", IPv4: "ip", IPv6: "ip6"}

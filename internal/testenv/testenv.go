@@ -18,15 +18,16 @@ import (
 type Need string
 
 const (
-	Root          Need = "root"            // being root, with all its rights: namespaces, mounts
-	Carried       Need = "carried"         // the carried programs: make carried
-	LoopDevice    Need = "loop-device"     // losetup, mkfs.ext4, and a kernel that has loop devices
-	UserModeLinux Need = "user-mode-linux" // Debian's package of that name, and what else test/powercut says
-	GuestNFTables Need = "guest-nftables"  // nftables for a User-Mode Linux that has IPVS: make guest-test builds it
-	XFS           Need = "xfs"             // mkfs.xfs, of Debian's package xfsprogs
-	Systemd       Need = "systemd"         // its program; it need not be what started the machine
-	S3Server      Need = "s3-server"       // one that others have written: make s3-test builds it
-	KubeProxy     Need = "kube-proxy"      // upstream's program: make proxy-test builds it
+	Root          Need = "root"             // being root, with all its rights: namespaces, mounts
+	Carried       Need = "carried"          // the carried programs: make carried
+	LoopDevice    Need = "loop-device"      // losetup, mkfs.ext4, and a kernel that has loop devices
+	UserModeLinux Need = "user-mode-linux"  // Debian's package of that name, and what else test/powercut says
+	GuestNFTables Need = "guest-nftables"   // nftables for a User-Mode Linux that has IPVS: make guest-test builds it
+	XFS           Need = "xfs"              // mkfs.xfs, of Debian's package xfsprogs
+	Systemd       Need = "systemd"          // its program; it need not be what started the machine
+	S3Server      Need = "s3-server"        // one that others have written: make s3-test builds it
+	KubeProxy     Need = "kube-proxy"       // upstream's program: make proxy-test builds it
+	Foreign       Need = "foreign-programs" // firewalls, Docker and FRR of Debian's: make foreign-test unpacks them
 )
 
 // RequireVar names the environment variable that lists, with commas between, what the machine has for certain: a test

@@ -26,8 +26,10 @@ type mesh struct {
 // patient bounds what has to become so: a minute and more, for a machine that many tests share.
 const patient = 3 * time.Minute
 
-func newMesh(t *testing.T, machines int, backend, device string) *mesh {
+// newMesh makes one. Its machines see the folders needs of the host, too.
+func newMesh(t *testing.T, machines int, backend, device string, needs ...string) *mesh {
 	m := &mesh{T: t, site: harness.NewSite(t), device: device}
+	m.site.Needs = needs
 	outside := m.site.Command(context.Background(), "ip", "addr", "add", "fd77::1/64", "dev", "site", "nodad")
 	if out, err := outside.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)

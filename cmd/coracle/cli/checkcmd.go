@@ -15,6 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/hostfirewall"
 )
 
 func (a *App) checkCommand() *cobra.Command {
@@ -68,15 +69,16 @@ func needsOf(c *config.Server) check.Needs {
 		Networks:    slices.Concat(c.ClusterCIDRs, c.ServiceCIDRs),
 		Snapshotter: c.Node.Snapshotter,
 		Running:     readPIDFile(c.Paths.PIDFile).alive,
+		Firewall:    hostfirewall.Needs{Port: c.HTTPSPort},
 	}
 	n.Ports = append(n.Ports, check.Port{Network: "tcp", Address: c.BindAddress, Number: c.HTTPSPort, What: "the API server", Setting: "--https-listen-port"})
 	n.Ports = append(n.Ports, check.Port{Network: "udp", Address: c.BindAddress, Number: c.HTTPSPort, What: "gossip", Setting: "--https-listen-port"})
 	if c.DisableAgent {
 		return n
 	}
-	if c.NetworkBackend == cluster.NetworkVXLAN {
-		n.Tunnel = cluster.VXLANPort
-		n.Ports = append(n.Ports, check.Port{Network: "udp", Number: cluster.VXLANPort, What: "packets between nodes' pods"})
+	n.Firewall.Pods, n.Firewall.Tunnel = c.ClusterCIDRs, cluster.TunnelPort(c.NetworkBackend)
+	if n.Firewall.Tunnel > 0 {
+		n.Ports = append(n.Ports, check.Port{Network: "udp", Number: n.Firewall.Tunnel, What: "packets between nodes' pods"})
 	}
 	n.Ports = append(n.Ports, check.Port{Network: "tcp", Number: kubeletPort, What: "the kubelet"})
 	if !c.Disabled(config.PartDNS) {

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hostfirewall
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+)
+
+// families are those whose hooks routed packets pass.
+var families = map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6"}
+
+// own says whether a table is coracle's, or the Service proxy's, which is upstream's and has this name.
+func own(table string) bool { return strings.HasPrefix(table, "coracle") || table == "kube-proxy" }
+
+// reloading is firewalld's table while it loads its rules anew: it drops all that is new, for a second.
+const reloading = "firewalld_policy_drop"
+
+// findNFT lists the closed chains of nftables, in which iptables of today writes too.
+func findNFT() ([]Chain, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return nil, fmt.Errorf("opening nftables: %w", err)
+	}
+	all, err := conn.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("listing nftables chains: %w", err)
+	}
+	var out []Chain
+	for _, c := range all {
+		family, hook := families[c.Table.Family], hookOf(c)
+		if family == "" || hook == "" || own(c.Table.Name) || c.Table.Name == reloading {
+			continue
+		}
+		if closed, err := isClosed(conn, c); err != nil {
+			return nil, err
+		} else if !closed {
+			continue
+		}
+		has := func(name string) bool {
+			for _, other := range all {
+				if other.Table.Family == c.Table.Family && other.Table.Name == c.Table.Name && other.Name == name {
+					return true
+				}
+			}
+			return false
+		}
+		out = append(out, Chain{Program: ownerNFT(c, has, hook), Hook: hook, Family: family, Table: c.Table.Name, Name: c.Name})
+	}
+	return out, nil
+}
+
+func ownerNFT(c *nftables.Chain, has func(string) bool, hook Hook) Program {
+	switch {
+	case c.Table.Name == "firewalld":
+		return Firewalld
+	case c.Table.Name == "filter" && c.Name == strings.ToUpper(string(hook)) && c.Table.Family != nftables.TableFamilyINet:
+		return owner(has, hook, IPTables) // its names, in one of its families
+	}
+	return NFTables
+}
+
+func hookOf(c *nftables.Chain) Hook {
+	switch {
+	case c.Hooknum == nil:
+	case *c.Hooknum == *nftables.ChainHookInput:
+		return Input
+	case *c.Hooknum == *nftables.ChainHookForward:
+		return Forward
+	}
+	return ""
+}
+
+// isClosed says whether what no rule of a base chain accepts is dropped: by the chain's policy, or by its last rule, as firewalld does.
+func isClosed(conn *nftables.Conn, c *nftables.Chain) (bool, error) {
+	if c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
+		return true, nil
+	}
+	rules, err := conn.GetRules(c.Table, c)
+	if err != nil {
+		return false, fmt.Errorf("listing the rules of the nftables chain %s: %w", c.Name, err)
+	}
+	return len(rules) > 0 && dropsAll(rules[len(rules)-1]), nil
+}
+
+// dropsAll says whether a rule drops or rejects every packet that gets to it.
+func dropsAll(r *nftables.Rule) bool {
+	for _, e := range r.Exprs {
+		switch e := e.(type) {
+		case *expr.Counter, *expr.Log:
+		case *expr.Reject:
+			return true
+		case *expr.Verdict:
+			return e.Kind == expr.VerdictDrop
+		case *expr.Target:
+			return e.Name == "REJECT" // iptables' word for it
+		default:
+			return false // it matches some packets only
+		}
+	}
+	return false
+}
