@@ -4,16 +4,21 @@ package images
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"slices"
 	"sync"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // heldBlobs is a content store that notes which content is written through it, also where that was there before. So it is known what an archive itself held:
@@ -62,26 +67,80 @@ func (h *heldBlobs) importer(c *client.Client) (*client.Client, error) {
 	return out, nil
 }
 
-// whole says whether the configuration and all layers of an image for this machine were written. A layer that was there in another compression, with which the
-// importer replaces the archive's, counts.
+// errOtherLayer says that an archive's layer is not the one that the image's configuration names.
+var errOtherLayer = errors.New("a layer of the archive is not what the image's configuration says it is")
+
+// whole says whether the configuration of an image for this machine and all layers that it names were written. The configuration names layers by what they hold
+// (diff IDs), and these are what a container gets: the manifest may name any others, and unpacking does not look at those where the image is unpacked already. So
+// each layer is compared, uncompressed. One that was there in another compression, with which the importer replaces the archive's, counts.
 func (h *heldBlobs) whole(ctx context.Context, im images.Image) (config digest.Digest, whole bool, err error) {
 	m, err := images.Manifest(ctx, h.Store, im.Target, platforms.Default())
 	if err != nil {
 		return "", false, err
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, layer := range m.Layers {
-		if h.held[layer.Digest] {
+	contents, err := images.RootFS(ctx, h.Store, m.Config)
+	if err != nil {
+		return "", false, fmt.Errorf("read which layers the configuration %s names: %w", m.Config.Digest, err)
+	}
+	layers := slices.DeleteFunc(slices.Clone(m.Layers), func(d ocispec.Descriptor) bool { return !images.IsLayerType(d.MediaType) })
+	if len(layers) != len(contents) {
+		return "", false, fmt.Errorf("%w: there are %d, and it names %d", errOtherLayer, len(layers), len(contents))
+	}
+	whole = h.has(m.Config.Digest)
+	for i, layer := range layers {
+		if !h.has(layer.Digest) {
+			whole = whole && h.has(contents[i])
 			continue
 		}
-		info, err := h.Store.Info(ctx, layer.Digest)
-		if err != nil && !errdefs.IsNotFound(err) {
-			return "", false, fmt.Errorf("look up the layer %s: %w", layer.Digest, err)
-		}
-		if plain := info.Labels[labels.LabelUncompressed]; plain == "" || !h.held[digest.Digest(plain)] {
-			return m.Config.Digest, false, nil
+		switch is, err := h.uncompressed(ctx, layer); {
+		case err != nil:
+			return "", false, fmt.Errorf("%w: %s cannot be read: %w", errOtherLayer, layer.Digest, err)
+		case is != contents[i]:
+			return "", false, fmt.Errorf("%w: %s holds %s, and it names %s", errOtherLayer, layer.Digest, is, contents[i])
 		}
 	}
-	return m.Config.Digest, h.held[m.Config.Digest], nil
+	return m.Config.Digest, whole, nil
+}
+
+// uncompressed is the digest of what a layer holds. It goes by the content, as unpacking does: a layer's media type may not say how it is compressed.
+func (h *heldBlobs) uncompressed(ctx context.Context, layer ocispec.Descriptor) (digest.Digest, error) {
+	info, err := h.Store.Info(ctx, layer.Digest)
+	if err != nil {
+		return "", err
+	}
+	if is, ok := info.Labels[labels.LabelUncompressed]; ok {
+		return digest.Parse(is) // whoever unpacked it has compared
+	}
+	blob, err := h.Store.ReaderAt(ctx, layer)
+	if err != nil {
+		return "", err
+	}
+	defer blob.Close()
+	plain, err := compression.DecompressStream(untilDone{ctx, content.NewReader(blob)})
+	if err != nil {
+		return "", err
+	}
+	defer plain.Close()
+	return digest.FromReader(plain)
+}
+
+// untilDone is a reader that ends with its context.
+type untilDone struct {
+	ctx  context.Context
+	from io.Reader
+}
+
+// Read implements io.Reader.
+func (r untilDone) Read(p []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	return r.from.Read(p)
+}
+
+// has says whether content was written.
+func (h *heldBlobs) has(d digest.Digest) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.held[d]
 }

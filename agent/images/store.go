@@ -161,6 +161,9 @@ func (s Containerd) label(ctx context.Context, im images.Image, blobs *heldBlobs
 	if errdefs.IsNotFound(err) {
 		return nil // for another kind of machine: warnForeign says so
 	}
+	if errors.Is(err, errOtherLayer) {
+		return fmt.Errorf("image %s is not imported, other images on the node are as they were; save it once more: %w", im.Name, err)
+	}
 	if err == nil && !whole {
 		if s.Logger != nil {
 			s.Logger.Warn("images: the archive does not hold all of an image, and the node had the rest: who may not pull that may not use the image either", "image", im.Name)
