@@ -32,8 +32,8 @@ type detour struct {
 	mu       sync.Mutex // held while the back end is told, so that it hears of a slice's states in their order
 	down     map[string]bool
 	groups   map[group][]*seen
-	parts    map[types.NamespacedName]map[string]bool // by Service: ports that have parts, or (false) had them
-	rejoined []part                                   // whose parts are to be forgotten
+	parts    map[types.NamespacedName]shares // of Services that have parts
+	rejoined map[types.NamespacedName]bool   // whose shares are to be forgotten where they are not needed
 }
 
 // group is the slices of one Service with addresses of one family.
@@ -46,7 +46,7 @@ type group struct {
 type seen struct{ is, told *discoveryv1.EndpointSlice }
 
 func newDetour(to backend) *detour {
-	return &detour{to: to, groups: map[group][]*seen{}, parts: map[types.NamespacedName]map[string]bool{}}
+	return &detour{to: to, groups: map[group][]*seen{}, parts: map[types.NamespacedName]shares{}, rejoined: map[types.NamespacedName]bool{}}
 }
 
 func groupOf(s *discoveryv1.EndpointSlice) group {
