@@ -21,6 +21,7 @@ import (
 
 	"k8s.io/client-go/util/cert"
 
+	"github.com/coracle-k8s/coracle/internal/closefirst"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
@@ -129,12 +130,25 @@ func (i *Identity) ListenerFor(protocol string, l net.Listener) net.Listener {
 }
 
 // Dial connects to another server. That one checks this server's certificate only after Dial has returned (TLS 1.3): a
-// refusal is the error of the first Read.
+// refusal is the error of the first Read. When this process dies, the connection breaks before everything else does: by that the others know at once.
 func (i *Identity) Dial(ctx context.Context, address string) (net.Conn, error) {
-	return i.DialFor(ctx, Protocol, address)
+	return i.dial(ctx, Protocol, address, closefirst.Conn)
 }
 
 // DialFor is Dial for another protocol between servers.
 func (i *Identity) DialFor(ctx context.Context, protocol, address string) (net.Conn, error) {
-	return (&tls.Dialer{NetDialer: new(net.Dialer), Config: i.config(protocol)}).DialContext(ctx, "tcp", address)
+	return i.dial(ctx, protocol, address, func(c net.Conn) net.Conn { return c })
+}
+
+func (i *Identity) dial(ctx context.Context, protocol, address string, prepare func(net.Conn) net.Conn) (net.Conn, error) {
+	raw, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	c := tls.Client(prepare(raw), i.config(protocol))
+	if err := c.HandshakeContext(ctx); err != nil {
+		_ = c.NetConn().Close() // TLS' own end would be a message to somebody who does not read
+		return nil, err
+	}
+	return c, nil
 }
