@@ -134,11 +134,11 @@ func atLeader[A, Q any](ctx context.Context, s *Store, method string, request Q,
 		if lead.Self {
 			answer, err = here(ctx, request)
 		} else {
-			call, cancel := context.WithCancel(ctx)
+			call, cancel := context.WithCancelCause(ctx)
 			stop := cancelWhen(moved, cancel)
 			answer, err = callAt[A](call, s.others.Call, string(lead.Address), method, request)
 			stop()
-			cancel()
+			cancel(nil)
 		}
 		if err == nil || !s.worthRetry(ctx, err) {
 			return answer, proposeErrorOrNil(ctx, err)

@@ -117,8 +117,10 @@ func (r *reads) find() (index uint64, err error) {
 
 func (r *reads) ask(ctx context.Context, lead leader, moved <-chan struct{}) (uint64, error) {
 	// Not for longer than a leader needs: it may have died without a word.
-	ctx, cancel := context.WithTimeout(ctx, 5*r.p.s.opts.ElectionTimeout)
-	defer cancel()
+	ctx, done := context.WithTimeout(ctx, 5*r.p.s.opts.ElectionTimeout)
+	defer done()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	defer cancelWhen(moved, cancel)()
 	term := r.p.s.raft.CurrentTerm()
 	var index uint64

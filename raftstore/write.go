@@ -13,6 +13,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/raftstore/fence"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
 // retryPause is how long to wait before asking the same leader again.
@@ -114,14 +115,14 @@ func (s *Store) enter(entry []byte) func() ([]mvcc.Result, error) {
 	}
 }
 
-// cancelWhen calls cancel when c is closed, until the returned function is
+// cancelWhen cancels a call to the leader when moved is closed, until the returned function is
 // called.
-func cancelWhen(c <-chan struct{}, cancel func()) (stop func()) {
+func cancelWhen(moved <-chan struct{}, cancel context.CancelCauseFunc) (stop func()) {
 	over := make(chan struct{})
 	go func() {
 		select {
-		case <-c:
-			cancel()
+		case <-moved:
+			cancel(peer.ErrLeaderMoved)
 		case <-over:
 		}
 	}()

@@ -123,19 +123,32 @@ type caller struct {
 	peer    atomic.Pointer[peer]         // who answered it
 	conn    atomic.Pointer[conn]         // that it made
 	closed  atomic.Bool
+	// unanswered is when the first began of the calls that were given up and since which nothing has come in, in Unix nanoseconds.
+	unanswered atomic.Int64
 }
+
+// ErrLeaderMoved is the cause with which a call to the leader is cancelled when there is another leader.
+var ErrLeaderMoved = errors.New("another server leads the store")
 
 func (c *caller) close() {
 	c.closed.Store(true)
 	_ = c.client.Close()
 }
 
-// suspect ends a connection on which nothing has come in since a call that was
-// given up after at least that long: packets may be lost in silence, and TCP
-// may not try again for as long as that took. The next call makes a new one.
+// suspect ends a connection on which nothing has come in since a call began that was given up, if patience has passed since the first such call:
+// packets may be lost in silence, and TCP may not try again for as long as that took. The next call makes a new one.
 func (c *caller) suspect(began time.Time, patience time.Duration) {
 	k := c.conn.Load()
-	if k != nil && time.Since(began) >= patience && k.made.Before(began) && k.heard.Load() < began.UnixNano() {
+	if k == nil {
+		return
+	}
+	heard := k.heard.Load()
+	first := c.unanswered.Load()
+	if first == 0 || first <= max(heard, k.made.UnixNano()) {
+		first = began.UnixNano()
+		c.unanswered.Store(first)
+	}
+	if k.made.UnixNano() < first && heard < first && time.Since(time.Unix(0, first)) >= patience {
 		k.abort()
 	}
 }
@@ -158,7 +171,11 @@ func (t *Transport) Call(ctx context.Context, address, method string, body []byt
 		}
 		return reply.body, nil
 	}
-	if ctx.Err() != nil {
+	switch {
+	case errors.Is(context.Cause(ctx), ErrLeaderMoved):
+		// The leader was silent, or handed over: then a new connection costs nothing worth mentioning.
+		c.suspect(began, 0)
+	case ctx.Err() != nil:
 		c.suspect(began, t.opts.Timeout)
 	}
 	switch code := status.Code(err); {

@@ -71,6 +71,57 @@ func TestSilentLoss(t *testing.T) {
 	})
 }
 
+// TestUnansweredCalls: packets are lost in silence for so long that TCP's next try on the connection for calls is far away. Calls that were given up meanwhile
+// leave no connection on which the next one would wait for that.
+func TestUnansweredCalls(t *testing.T) {
+	const loss = 20 * time.Second
+	for name, during := range map[string]func(t *testing.T, a *server, address string){
+		"to a leader, until there is another one": func(t *testing.T, a *server, address string) {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			time.AfterFunc(450*time.Millisecond, func() { cancel(ErrLeaderMoved) })
+			_, err := a.Call(ctx, address, "echo", nil)
+			if err == nil {
+				t.Error("a call was answered")
+			}
+		},
+		"short ones": func(t *testing.T, a *server, address string) {
+			for range 30 {
+				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+				if _, err := a.Call(ctx, address, "echo", nil); err == nil {
+					t.Error("a call was answered")
+				}
+				cancel()
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inMemory(t, func(t *testing.T, m memory) {
+				m.Backoff(true)
+				a, b := start(t, m, 0, "a.1", serving), start(t, m, 1, "b.1", serving)
+				address := string(b.address)
+				if _, err := a.Call(t.Context(), address, "echo", nil); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Second) // fake time: the connection falls idle
+				m.Partition([]string{"a"}, []string{"b"})
+				began := time.Now()
+				during(t, a, address)
+				time.Sleep(time.Until(began.Add(loss))) // fake time
+				m.HealAll()
+				began = time.Now()
+				_, err := a.Call(t.Context(), address, "echo", nil)
+				for err != nil && time.Since(began) < loss {
+					time.Sleep(10 * time.Millisecond) // between two calls, until one gets through
+					_, err = a.Call(t.Context(), address, "echo", nil)
+				}
+				if took := time.Since(began); err != nil || took > 200*time.Millisecond {
+					t.Fatalf("after the loss a call took %v: %v", took, err)
+				}
+			})
+		})
+	}
+}
+
 // TestSnapshotSourceGone loses the server that sends a snapshot in silence: raft
 // must get its main loop back.
 func TestSnapshotSourceGone(t *testing.T) {
