@@ -110,8 +110,10 @@ func TestNodeDeath(t *testing.T) {
 			}
 		}
 	}
+	topSeesBoth(t, s, agents)
 	victim.Pause()
 	stays("an agent that gets no CPU")
+	topWithoutHung(t, s, victim, agents[0])
 	victim.Resume()
 	// It is heard again first: on a busy machine both windows together may be the time after which a silent node is dead whose machine answers.
 	harness.Eventually(t, harness.Soon, "the agent goes on", func() error {
