@@ -5,6 +5,7 @@
 package ha
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -97,6 +98,7 @@ func TestFaults(t *testing.T) {
 		back := time.Now()
 		c.WaitWhole()
 		harness.Eventually(t, soon, "writes at all servers go on", func() error { return x.all(back) })
+		x.balances(t, victim, back)
 		t.Logf("%s: the others were without an acknowledged write for %v at most; whole %v after its return", what,
 			writes.Round(time.Millisecond), time.Since(back).Round(100*time.Millisecond))
 		if writes > explainAbove() {
@@ -121,6 +123,21 @@ func TestFaults(t *testing.T) {
 		}
 	}
 	x.verify(t, excused)
+}
+
+// balances waits until an agent that is back passes requests on to the API. Its node may have been ready all the while.
+func (x *clients) balances(t *testing.T, a *harness.Server, since time.Time) {
+	t.Helper()
+	asker := x.askers[a]
+	if asker == nil {
+		return // a server
+	}
+	harness.Eventually(t, soon, asker.Name+" have answers again", func() error {
+		if n, _ := asker.Answered(since); n == 0 {
+			return errors.New("none has had one")
+		}
+		return nil
+	})
 }
 
 // usedBy is the server to which an agent's balancer sends.
