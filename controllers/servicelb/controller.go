@@ -79,6 +79,7 @@ type Controller struct {
 	synced   []cache.InformerSynced
 	wake     chan struct{} // capacity 1: one says that there is something to look at
 	holders  holders
+	written  written
 
 	namespaces corelisters.NamespaceLister
 	objects    *objects    // nil where there are no AddressPools
@@ -96,7 +97,7 @@ func New(o Options) (*Controller, error) {
 	core, discovery := o.Informers.Core().V1(), o.Informers.Discovery().V1().EndpointSlices()
 	c := &Controller{
 		o: o, services: core.Services().Lister(), nodes: core.Nodes().Lister(), pods: core.Pods().Lister(), slices: discovery.Lister(),
-		wake: make(chan struct{}, 1), namespaces: core.Namespaces().Lister(),
+		wake: make(chan struct{}, 1), namespaces: core.Namespaces().Lister(), written: written{},
 	}
 	if o.Dynamic != nil && !o.Disabled {
 		var err error
@@ -285,6 +286,7 @@ func (c *Controller) look() (s *State, objects []*addresspool.AddressPool, flaws
 	var all []*discoveryv1.EndpointSlice
 	var namespaces []*corev1.Namespace
 	s.Services, errs[0] = c.services.List(labels.Everything())
+	s.Services = c.written.over(s.Services)
 	s.Nodes, errs[1] = c.nodes.List(labels.Everything())
 	pods, errs[2] = c.pods.List(labels.Everything())
 	all, errs[3] = c.slices.List(labels.Everything())
@@ -315,9 +317,11 @@ func (c *Controller) look() (s *State, objects []*addresspool.AddressPool, flaws
 func (c *Controller) write(ctx context.Context, svc *corev1.Service, want *corev1.ServiceStatus, lost []netip.Addr) error {
 	changed := svc.DeepCopy()
 	changed.Status = *want
-	if _, err := c.o.Client.CoreV1().Services(svc.Namespace).UpdateStatus(ctx, changed, metav1.UpdateOptions{}); err != nil {
+	answer, err := c.o.Client.CoreV1().Services(svc.Namespace).UpdateStatus(ctx, changed, metav1.UpdateOptions{})
+	if err != nil {
 		return err
 	}
+	c.written.note(answer)
 	before, now := meta.FindStatusCondition(svc.Status.Conditions, Condition), meta.FindStatusCondition(want.Conditions, Condition)
 	addresses := ingressText(want.LoadBalancer)
 	if addresses != ingressText(svc.Status.LoadBalancer) {

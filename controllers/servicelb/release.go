@@ -109,11 +109,13 @@ func (c *Controller) takeAway(ctx context.Context, svc *corev1.Service, v Verdic
 		return
 	}
 	patch, err := shrinking(svc, less)
+	var answer *corev1.Service
 	if err == nil {
-		_, err = c.o.Client.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.JSONPatchType, patch, metav1.PatchOptions{}, "status")
+		answer, err = c.o.Client.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.JSONPatchType, patch, metav1.PatchOptions{}, "status")
 	}
 	switch {
 	case err == nil:
+		c.written.note(answer)
 		c.o.Logger.Info("load balancer: what a Service has given up was taken from its status", "service", key(svc), "addresses", ingressText(less.LoadBalancer))
 	case ctx.Err() == nil && !passes(err) && !apierrors.IsInvalid(err): // invalid: the status is another one by now
 		c.o.Logger.Warn("load balancer: what a Service has given up could not be taken from its status; nobody else gets it before that", "service", key(svc), "error", err)

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	"strconv"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+)
+
+// late is a controller whose caches hear of nothing that the test does not tell them.
+func late(t *testing.T, client *fake.Clientset, change ...func(*Options)) (c *Controller, services cache.Indexer) {
+	t.Helper()
+	o := Options{Client: client, Informers: informers.NewSharedInformerFactory(client, 0), Recorder: record.NewFakeRecorder(1000)}
+	for _, f := range change {
+		f(&o)
+	}
+	c, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	services = cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
+	c.services = corelisters.NewServiceLister(services)
+	nodes := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
+	c.nodes = corelisters.NewNodeLister(nodes)
+	all, err := client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range all.Items {
+		if err := nodes.Add(&all.Items[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return c, services
+}
+
+// TestOwnWritesAreSeen: what a round has given is not given to an older Service by the next one, whose cache has not heard of it yet.
+func TestOwnWritesAreSeen(t *testing.T) {
+	client := fake.NewClientset(testNode("a", "10.0.0.1"))
+	revision := 10
+	client.PrependReactor("*", "services", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		if with, ok := a.(interface{ GetObject() runtime.Object }); ok {
+			revision++
+			with.GetObject().(*corev1.Service).ResourceVersion = strconv.Itoa(revision)
+		}
+		return false, nil, nil
+	})
+	c, known := late(t, client)
+	come := func(svc *corev1.Service) {
+		t.Helper()
+		made, err := client.CoreV1().Services("default").Create(t.Context(), svc, metav1.CreateOptions{})
+		if err == nil {
+			err = known.Add(made.DeepCopy())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	has := func(when, web, old string) {
+		t.Helper()
+		for name, want := range map[string]string{"web": web, "old": old} {
+			s, err := client.CoreV1().Services("default").Get(t.Context(), name, metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := ingressText(s.Status.LoadBalancer); got != want {
+				t.Errorf("%s: %s has %s, want %s", when, name, got, want)
+			}
+		}
+	}
+	round := func() {
+		t.Helper()
+		if !c.round(t.Context()) {
+			t.Fatal("something could not be written")
+		}
+	}
+	come(testService("web", 1))
+	round()
+	come(testService("old", 0))
+	round()
+	has("the cache has not heard of it", "10.0.0.1", "none")
+	round()
+	has("nor in the next round", "10.0.0.1", "none")
+	web, err := client.CoreV1().Services("default").Get(t.Context(), "web", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := web.DeepCopy() // somebody has changed it since
+	changed.Spec.Ports[0].Port, changed.ResourceVersion = 80, "99"
+	if err := known.Update(changed); err != nil {
+		t.Fatal(err)
+	}
+	if s, _, _, err := c.look(); err != nil || c.written[key(web)] != nil {
+		t.Errorf("what the cache has is newer, and %v of %v is kept (%v)", c.written[key(web)], s.Services, err)
+	}
+}
+
+func TestWritten(t *testing.T) {
+	service := func(name, uid, revision string) *corev1.Service {
+		return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: types.UID(uid), ResourceVersion: revision}}
+	}
+	w := written{}
+	for _, svc := range []*corev1.Service{service("newer", "1", "100"), service("as old", "2", "7"), service("older", "3", "99"), service("anew", "4", "9"), service("gone", "5", "9"), service("no number", "6", "x")} {
+		w.note(svc)
+	}
+	cached := []*corev1.Service{service("newer", "1", "99"), service("as old", "2", "7"), service("older", "3", "100"), service("anew", "40", "8"), service("no number", "6", "5"), service("never written", "7", "1")}
+	got := w.over(cached)
+	for i, want := range []string{"100", "7", "100", "8", "5", "1"} {
+		if got[i].ResourceVersion != want {
+			t.Errorf("%s is taken at revision %s, want %s", got[i].Name, got[i].ResourceVersion, want)
+		}
+	}
+	if len(w) != 1 || w[key(cached[0])] == nil {
+		t.Errorf("%d are kept", len(w))
+	}
+	if cached[0].ResourceVersion != "99" {
+		t.Error("the cache's own list was changed")
+	}
+}
