@@ -192,6 +192,30 @@ func (s *Server) certified(ctx context.Context, node string) ([]netip.Addr, erro
 	return append(splitAddresses(claim.Data[passwordAddresses]), splitAddresses(claim.Data[passwordExternal])...), nil
 }
 
+// joined are the addresses with which machines were let in, those without a Node included.
+func (s *Server) joined(ctx context.Context) ([]netip.Addr, error) {
+	client, err := s.admission.api()
+	if err != nil {
+		return nil, err
+	}
+	return joinedAddresses(ctx, client)
+}
+
+func joinedAddresses(ctx context.Context, client kubernetes.Interface) ([]netip.Addr, error) {
+	all, err := client.CoreV1().Secrets(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{LabelSelector: managedBy + "=coracle"})
+	if err != nil {
+		return nil, fmt.Errorf("looking for machines that joined: %w", err)
+	}
+	var out []netip.Addr
+	for i := range all.Items {
+		if claim := &all.Items[i]; strings.HasSuffix(claim.Name, passwordSuffix) {
+			out = append(out, splitAddresses(claim.Data[passwordAddresses])...)
+			out = append(out, splitAddresses(claim.Data[passwordExternal])...)
+		}
+	}
+	return out, nil
+}
+
 // justJoined says whether a machine was let in by a token so lately that its Node is still to come. One that shows a node's certificate is that node's already.
 func (s *Server) justJoined(ctx context.Context, node string) (bool, error) {
 	client, err := s.admission.api()

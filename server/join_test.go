@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -181,6 +182,10 @@ func TestCertifiedAddresses(t *testing.T) {
 		}
 		if got := string(s.Data[passwordExternal]); got != external {
 			t.Errorf("external addresses %q, want %q", got, external)
+		}
+		all, err := joinedAddresses(ctx, api)
+		if err != nil || !slices.Equal(all, append(splitAddresses([]byte(addresses)), splitAddresses([]byte(external))...)) {
+			t.Errorf("machines have joined with %v (%v)", all, err)
 		}
 	}
 	ask := func(external string, ips ...string) {

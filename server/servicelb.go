@@ -53,7 +53,7 @@ func (s *Server) serviceLBPart(ctx context.Context, t *term.Term) error {
 	}
 	o := servicelb.Options{
 		Client: client, Informers: t.Informers, Reserved: reserved, NodePorts: *nodePorts, Disabled: s.o.DisableServiceLB,
-		Pool: s.o.LBPool, Dynamic: objects, Networks: slices.Concat(s.o.Cluster.PodCIDRs, s.o.Cluster.ServiceCIDRs), Barred: s.owned, Alive: s.heardOf,
+		Pool: s.o.LBPool, Dynamic: objects, Networks: slices.Concat(s.o.Cluster.PodCIDRs, s.o.Cluster.ServiceCIDRs), Barred: s.owned, Alive: s.heardOf, Joined: s.joined,
 		Recorder: events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "servicelb"}),
 		Logger:   s.log.With("part", "load balancer"),
 	}

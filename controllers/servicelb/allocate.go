@@ -102,6 +102,9 @@ func (l *ledger) lacks(svc *corev1.Service, f corev1.IPFamily, pools []*Pool) (r
 		if why := l.cannot(svc, asked[0]); why != "" {
 			return ReasonAddressNotFree, why
 		}
+		if slices.Contains(l.Joined, asked[0]) && len(l.holders[asked[0]]) == 0 {
+			return ReasonAddressNotFree, fmt.Sprintf("a machine joined with %s, and may come back; an hour after its Node was deleted the address is free", asked[0])
+		}
 		l.give(asked[0], svc)
 	case len(wanted(svc)) > 0: // the other family alone was asked for
 	case !slices.ContainsFunc(pools, func(p *Pool) bool { return p.hasFamily(f) }): // the other family alone is there

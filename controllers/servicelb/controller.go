@@ -62,6 +62,9 @@ type Options struct {
 	// use. Both are required where there are pools.
 	Barred func() []netip.Addr
 	Alive  func(node string) bool
+	// Joined reads from the API with which addresses machines have joined, those without a Node included. It is asked when a Service would get another address of
+	// a pool. Nil means that there are none.
+	Joined func(ctx context.Context) ([]netip.Addr, error)
 	// Disabled takes back what was given.
 	Disabled bool
 	// Part is the line in the status.
@@ -244,7 +247,14 @@ func (c *Controller) round(ctx context.Context) bool {
 		c.o.Logger.Warn("load balancer: reading the caches failed", "error", err)
 		return false
 	}
-	plan, done := Plan(s), true
+	plan, err := c.withJoined(ctx, s, Plan(s))
+	if err != nil {
+		if ctx.Err() == nil {
+			c.o.Logger.Warn("load balancer: which machines have joined could not be read, so nothing is given before it is tried again", "error", err)
+		}
+		return false
+	}
+	done := true
 	for _, svc := range byAge(s.Services) {
 		v := plan[key(svc)]
 		want, changed := StatusOf(svc, v)

@@ -51,6 +51,8 @@ type State struct {
 	// that have an owner.
 	Pools  []Pool
 	Barred []netip.Addr
+	// Joined are addresses with which machines have joined. No Service gets one that it has not had.
+	Joined []netip.Addr
 	// InUse are addresses of a pool that another machine uses, with its Ethernet address, as their holders say.
 	InUse map[netip.Addr]string
 	// Namespaces are the labels of the namespaces, where a pool asks for them.

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+)
+
+// TestMachinesWithoutNodes: where a pool covers machines, a Service does not get the address of one whose Node was deleted, so that it can come back. A Service that has
+// the address keeps it: whoever may let machines in could say any address.
+func TestMachinesWithoutNodes(t *testing.T) {
+	gone, asked := errors.New("the API is away"), 0
+	for _, c := range []struct {
+		name string
+		svc  *corev1.Service
+		fail error
+		want string
+		asks int
+	}{
+		{"a new Service", testService("web", 1), nil, "10.0.0.202", 1},
+		{"one that asks for the address", testService("web", 1, loadBalancerIP("10.0.0.201")), nil, "none", 1},
+		{"one that asks for another", testService("web", 1, loadBalancerIP("10.0.0.202")), nil, "10.0.0.202", 1},
+		{"one that has the address", testService("web", 1, having("10.0.0.201")), nil, "10.0.0.201", 0},
+		{"it is not known which machines there are", testService("web", 1), gone, "none", 1},
+		{"not known, and none is to get one", testService("web", 1, having("10.0.0.201")), gone, "10.0.0.201", 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			asked = 0
+			client := fake.NewClientset(c.svc, testNode("a", "10.0.0.1"))
+			controller, known := late(t, client, func(o *Options) {
+				o.Pool = ranges("10.0.0.200-10.0.0.202")
+				o.Barred = func() []netip.Addr { return nil }
+				o.Alive = func(string) bool { return true }
+				o.Joined = func(context.Context) ([]netip.Addr, error) {
+					asked++
+					return []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.201")}, c.fail
+				}
+			})
+			if err := known.Add(c.svc.DeepCopy()); err != nil {
+				t.Fatal(err)
+			}
+			if done := controller.round(t.Context()); done == (c.fail != nil && c.asks > 0) {
+				t.Errorf("the round says that all was done: %v", done)
+			}
+			got, err := client.CoreV1().Services("default").Get(t.Context(), "web", metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if text := ingressText(got.Status.LoadBalancer); text != c.want || asked != c.asks {
+				t.Errorf("it has %s, want %s; machines were asked for %d times, want %d", text, c.want, asked, c.asks)
+			}
+		})
+	}
+}
