@@ -58,7 +58,7 @@ func networks() (string, error) {
 			continue
 		}
 		for _, p := range l.Addresses {
-			if p.Addr().IsGlobalUnicast() && !p.IsSingleIP() {
+			if p.Addr().IsGlobalUnicast() && !p.IsSingleIP() && p.Bits() >= lbholders.WidestNetwork {
 				out = append(out, p.Masked().String())
 			}
 		}

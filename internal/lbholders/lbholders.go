@@ -23,6 +23,8 @@ const (
 	data = "holders"
 	// NetworksAnnotation on a Node lists the networks of the machine's Ethernet interfaces, with commas in between: it can announce addresses in those.
 	NetworksAnnotation = "coracle.dev/networks"
+	// WidestNetwork is the shortest prefix in NetworksAnnotation: the API server takes no node's word for a wider network.
+	WidestNetwork = 8
 	// ConflictsAnnotation on a Node lists addresses for which it is to answer and that another machine uses: ADDRESS=ETHERNET-ADDRESS, with commas in between.
 	ConflictsAnnotation = "coracle.dev/addresses-in-use"
 	// ProvenAnnotation on a Node lists addresses of which the record does not say yet that they were proven, and that it has proven since it holds them:

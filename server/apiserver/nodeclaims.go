@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -24,6 +25,7 @@ import (
 	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/lbholders"
 )
 
 const (
@@ -33,6 +35,8 @@ const (
 	waitsForProvider = "node.cloudprovider.kubernetes.io/uninitialized"
 	// wireGuardKeyBytes is the length of a public key (Curve25519).
 	wireGuardKeyBytes = 32
+	// maxAddresses is how many a machine joins with at most: an internal and an external one of each family.
+	maxAddresses = 4
 )
 
 // NodeClaims bounds what a node may say of itself with its own credentials, beside upstream's NodeRestriction, which does
@@ -151,8 +155,16 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 			return admission.NewForbidden(a, err)
 		}
 	}
+	if said := node.Annotations[lbholders.NetworksAnnotation]; said != old.Annotations[lbholders.NetworksAnnotation] {
+		if err := mayBeIn(said); err != nil {
+			return admission.NewForbidden(a, err)
+		}
+	}
 	if slices.Equal(node.Status.Addresses, old.Status.Addresses) {
 		return nil
+	}
+	if n := distinct(node); n > maxAddresses && n > distinct(old) {
+		return admission.NewForbidden(a, fmt.Errorf("a node has %d addresses at most, an internal and an external one of each family, and not %d. One that has moved gives up those before", maxAddresses, n))
 	}
 	if !p.WaitForReady() {
 		return admission.NewForbidden(a, errors.New("the other nodes are not known yet"))
@@ -188,6 +200,34 @@ func (p *nodeClaims) mayShow(name, key string) error {
 		}
 	}
 	return nil
+}
+
+// mayBeIn says whether networks can be those of a machine's interfaces. Which ones they are is the machine's word; that it is in all of them is nobody's.
+func mayBeIn(networks string) error {
+	if networks == "" {
+		return nil
+	}
+	for text := range strings.SplitSeq(networks, ",") {
+		p, err := netip.ParsePrefix(text)
+		switch {
+		case err != nil:
+			return fmt.Errorf("the annotation %s: %q is no network", lbholders.NetworksAnnotation, text)
+		case p.Bits() < lbholders.WidestNetwork:
+			return fmt.Errorf("the annotation %s: no interface is in a network as wide as %s; /%d is the widest", lbholders.NetworksAnnotation, p, lbholders.WidestNetwork)
+		}
+	}
+	return nil
+}
+
+// distinct counts a Node's IP addresses, in whichever form and of whichever type.
+func distinct(n *core.Node) int {
+	known := map[netip.Addr]bool{}
+	for _, a := range n.Status.Addresses {
+		if ip, err := netip.ParseAddr(a.Address); err == nil {
+			known[ip.Unmap()] = true
+		}
+	}
+	return len(known)
 }
 
 // takesOff says whether a label is removed from a Node, or gets another value.

@@ -19,6 +19,7 @@ import (
 	core "k8s.io/kubernetes/pkg/apis/core"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/internal/lbports"
 )
 
@@ -79,10 +80,20 @@ func TestNodeClaims(t *testing.T) {
 	held.Finalizers = []string{cluster.MemberFinalizer}
 	leaving := nodeAt("one", "192.0.2.3")
 	leaving.Annotations = map[string]string{cluster.LeaveAnnotation: "0s"}
+	inside := func(networks string) *corev1.Node {
+		n := nodeAt("one", "192.0.2.3")
+		n.Annotations = map[string]string{lbholders.NetworksAnnotation: networks}
+		return n
+	}
 	for what, tt := range map[string]struct {
 		node *corev1.Node
 		want string
 	}{
+		"in all networks":              {inside("192.0.2.0/24,0.0.0.0/0"), "no interface is in a network as wide as 0.0.0.0/0"},
+		"in half of all":               {inside("128.0.0.0/1"), "as wide as 128.0.0.0/1"},
+		"in all of IPv6":               {inside("::/0"), "as wide as ::/0"},
+		"in what is no network":        {inside("192.0.2.0"), "is no network"},
+		"at more than it can have":     {nodeAt("one", "192.0.2.3", "192.0.2.4", "192.0.2.5", "192.0.2.6", "192.0.2.7"), "has 4 addresses at most"},
 		"as another's server":          {posing, "only servers say"},
 		"as a member of the store":     {held, "only servers say"},
 		"and is to leave":              {leaving, "by an administrator's order"},
@@ -179,6 +190,56 @@ func TestNodeClaims(t *testing.T) {
 	eventually(t, "a dead node's address is free", func() error {
 		return patch(node, `{"status":{"addresses":[{"type":"InternalIP","address":"192.0.2.2"}]}}`, "status")
 	})
+}
+
+// TestMovingNode: a node that moves from one address of its network to the next one does not keep all of them by its own word.
+func TestMovingNode(t *testing.T) {
+	f := newFixture(t)
+	o := f.options(t)
+	certified := make(chan []netip.Addr, 1) // what it joined with last
+	certified <- nil
+	o.NodeClaims = &NodeClaims{ServerLabel: "node-role.kubernetes.io/control-plane", Certified: func(context.Context, string) ([]netip.Addr, error) {
+		is := <-certified
+		certified <- is
+		return is, nil
+	}}
+	r := f.start(t, o)
+	node := clientOf(t, r.withLeaf(f.leaf.node)).CoreV1().Nodes()
+	moves := func(to string) {
+		<-certified
+		certified <- []netip.Addr{netip.MustParseAddr(to)}
+	}
+	says := func(ips ...string) error {
+		n, err := node.Get(t.Context(), "one", metav1.GetOptions{})
+		if err == nil {
+			n.Status.Addresses = nodeAt("one", ips...).Status.Addresses
+			_, err = node.UpdateStatus(t.Context(), n, metav1.UpdateOptions{})
+		}
+		return err
+	}
+	moves("192.0.2.10")
+	if _, err := node.Create(t.Context(), nodeAt("one", "192.0.2.10"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	had := []string{"192.0.2.10"}
+	for i := 11; i < 18; i++ {
+		next := fmt.Sprint("192.0.2.", i)
+		moves(next)
+		err := says(append(slices.Clone(had), next)...)
+		if refused := err != nil && strings.Contains(err.Error(), "has 4 addresses at most"); refused != (len(had) == 4) || err != nil && !refused {
+			t.Errorf("with %d addresses it says another one: %v", len(had), err)
+		}
+		if err == nil {
+			had = append(had, next)
+		}
+	}
+	if err := says("192.0.2.17"); err != nil {
+		t.Errorf("where it is: %v", err)
+	}
+	moves("192.0.2.10")
+	if err := says("192.0.2.10"); err != nil {
+		t.Errorf("where it was first: %v", err)
+	}
 }
 
 // TestServersNodesClaims: a server's own node may have the server's address, and any server's node another's, for two that
