@@ -22,10 +22,15 @@ const (
 	chainStray   = "stray"
 	chainHost    = "stray-to-node"
 	chainRefuse  = "refuse"
+	chainError   = "error"
 	mapIn        = "in"   // who is reached → its chain
 	mapOut       = "out"  // who opens a connection → its chain
 	setSelf      = "self" // nobody is kept from himself
 )
+
+// noAddress is the source of errors from a machine that has no IPv4 address (RFC 7600): of a refusal, on one whose pods alone have some. No pod can pass for it: the
+// pod network lets a pod send from its own addresses only.
+const noAddress = "192.0.0.8"
 
 // frame are the chains that all packets pass. They do not depend on any policy.
 //
@@ -36,8 +41,9 @@ const (
 // What is not allowed is refused: a client learns at once that it may not, and so do both ends of a connection that a change
 // of policy forbids. A refusal has the address of whom it stands for, and passes the output hook again.
 //
-// Errors by ICMP belong to connections. What conntrack makes nothing of has no one who opened it, and goes by its own addresses: no rule
-// that asks more than a protocol fits it.
+// Errors by ICMP belong to connections, and are judged as these: their content is their sender's choice. One of a connection's ends may send them, and
+// routers; a restricted pod that is neither end of it may not, or it would speak to an end with whom it may not. What conntrack makes nothing of has no one who
+// opened it, and goes by its own addresses: no rule that asks more than a protocol fits it.
 var frame = []struct {
 	chain, hook string
 	rules       []string
@@ -49,8 +55,13 @@ var frame = []struct {
 		"ip saddr vmap @out4", "ip daddr vmap @in4", "ip6 saddr vmap @out6", "ip6 daddr vmap @in6", "return",
 	}},
 	{chainHost, "", []string{"ip saddr vmap @out4", "ip6 saddr vmap @out6", "return"}},
+	{chainError, "", []string{
+		"ip saddr . ct original ip saddr @self4 return", "ip saddr . ct reply ip saddr @self4 return", "ip saddr . ip saddr @self4 goto " + chainRefuse,
+		"ip6 saddr . ct original ip6 saddr @self6 return", "ip6 saddr . ct reply ip6 saddr @self6 return", "ip6 saddr . ip6 saddr @self6 goto " + chainRefuse,
+		"return",
+	}},
 	{chainJudge, "", []string{
-		"meta l4proto { icmp, ipv6-icmp } ct state related return",
+		"meta l4proto { icmp, ipv6-icmp } ct state related jump " + chainError,
 		"ct state invalid,untracked goto " + chainStray,
 		"ct original ip saddr vmap @out4", "ct reply ip saddr vmap @in4",
 		"ct original ip6 saddr vmap @out6", "ct reply ip6 saddr vmap @in6",
@@ -58,12 +69,12 @@ var frame = []struct {
 	{chainForward, "type filter hook forward priority filter; policy accept;", []string{"jump " + chainJudge}},
 	{chainInput, "type filter hook input priority 110; policy accept;", []string{
 		"icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } return",
-		"meta l4proto { icmp, ipv6-icmp } ct state related return",
+		"meta l4proto { icmp, ipv6-icmp } ct state related jump " + chainError,
 		"ct state invalid,untracked goto " + chainHost,
 		"ct original ip saddr vmap @out4", "ct original ip6 saddr vmap @out6",
 	}},
 	{chainOutput, "type filter hook output priority filter; policy accept;", []string{
-		"fib saddr type local return", "tcp flags & rst == rst return", "jump " + chainJudge,
+		"fib saddr type local return", "ip saddr " + noAddress + " return", "tcp flags & rst == rst return", "jump " + chainJudge,
 	}},
 }
 
@@ -256,26 +267,31 @@ func selfElements(ips map[netip.Addr]bool, family int) map[string]bool {
 func (c Chain) text() []string {
 	out := []string{"ct original ip saddr . ct reply ip saddr @self4 return", "ct original ip6 saddr . ct reply ip6 saddr @self6 return"}
 	for _, r := range c.rules {
-		out = append(out, r.text(c.direction))
+		out = append(out, r.text(c.direction)...)
 	}
 	return append(out, "goto "+chainRefuse)
 }
 
-func (r Rule) text(d direction) string {
+// text is the rule in the kernel's words: twice where it is for both families and for ports, since nft knows what a port is only where it knows the family and the
+// protocol. The protocol is the connection's, not the packet's, which may be an error about it.
+func (r Rule) text(d direction) []string {
+	if r.Family == 0 && r.Proto != "" {
+		four, six := r, r
+		four.Family, six.Family = 4, 6
+		return append(four.text(d), six.text(d)...)
+	}
 	var words []string
+	family := map[int]string{4: "ip", 6: "ip6"}[r.Family]
 	if r.Proto != "" {
-		words = append(words, "meta l4proto", r.Proto)
+		words = append(words, "meta nfproto", map[int]string{4: "ipv4", 6: "ipv6"}[r.Family], "ct original protocol", r.Proto)
 	}
 	if r.Ports != "" {
 		words = append(words, "ct reply proto-src", r.Ports)
 	}
 	if r.Peers != "" {
-		who, family := "ct original", "ip"
+		who := "ct original"
 		if d == egress {
 			who = "ct reply"
-		}
-		if r.Family == 6 {
-			family = "ip6"
 		}
 		words = append(words, who, family, "saddr")
 		if r.DNS {
@@ -283,5 +299,5 @@ func (r Rule) text(d direction) string {
 		}
 		words = append(words, "@"+r.Peers)
 	}
-	return strings.Join(append(words, "return"), " ")
+	return []string{strings.Join(append(words, "return"), " ")}
 }
