@@ -5,7 +5,10 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -126,14 +129,43 @@ func testServiceGoes(t *testing.T, mode string) {
 	b.service(t, nil)
 	b.endpoints(t, one)
 	c := openLong(t, b.outside, clusterIP+":80", one)
+	ends := b.differs(t, "a Service that goes ends its connections")
+	if ends && !remembered(t, c) {
+		t.Error("IPVS does not know the connection: nothing is tried by this")
+	}
 	b.removeService()
 	fails(t, b.outside, "a Service that is gone", clusterIP+":80")
-	server, err := say(c)
-	switch ends := b.differs(t, "a Service that goes ends its connections"); {
-	case ends && err == nil:
-		t.Errorf("%s still answers", server)
-	case !ends && (err != nil || server != one):
+	if ends {
+		forgotten(t, c)
+	} else if server, err := say(c); err != nil || server != one {
 		t.Errorf("the open connection: %q answers, %v", server, err)
+	}
+}
+
+// remembered says whether IPVS knows a client's connection.
+func remembered(t *testing.T, c net.Conn) bool {
+	t.Helper()
+	known, err := os.ReadFile("/proc/thread-self/net/ip_vs_conn") // the process's first thread may have gone to a pod's namespace
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := c.LocalAddr().(*net.TCPAddr)
+	return strings.Contains(string(known), fmt.Sprintf(" %X %04X ", []byte(client.IP.To4()), client.Port))
+}
+
+// forgotten waits until IPVS does not know a client's connection any more, each of whose packets has it look for the Service. Nobody answers then.
+func forgotten(t *testing.T, c net.Conn) {
+	t.Helper()
+	_ = c.SetDeadline(time.Time{})
+	eventually(t, "IPVS forgets the connection", func() error {
+		if _, err := c.Write([]byte("?")); err == nil && remembered(t, c) {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	_ = c.SetReadDeadline(time.Now().Add(2 * time.Second)) // for silence, as in nstest.Ask
+	if said, _ := io.ReadAll(c); len(said) > 0 {
+		t.Errorf("the open connection: %q answers", said)
 	}
 }
 
