@@ -105,7 +105,7 @@ func modules() (string, error) {
 	return filepath.Dir(found[0]), nil
 }
 
-// Run runs the calling test in a guest, shows what it says, and fails where it fails.
+// Run runs the calling test in a guest, shows what it says, and ends as it ends, with the same parts.
 func Run(t *testing.T, o Options) {
 	t.Helper()
 	dir := workDir(t)
@@ -139,6 +139,7 @@ func Run(t *testing.T, o Options) {
 	case over != "0":
 		t.Fatalf("it failed in the guest: %s", over)
 	}
+	repeat(t, said)
 }
 
 // judge splits what came from the console: what the test said, and how it ended.
@@ -183,8 +184,8 @@ func (o Options) arguments(test string) ([]string, error) {
 	if o.Own != "" {
 		args = append(args, ownVar+"="+o.Own)
 	}
-	if testing.Verbose() {
-		args = append(args, verboseVar+"=1")
+	if promised := os.Getenv(testenv.RequireVar); promised != "" {
+		args = append(args, testenv.RequireVar+"="+promised)
 	}
 	return args, nil
 }

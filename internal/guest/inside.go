@@ -20,7 +20,6 @@ const (
 	folderVar  = "CORACLE_GUEST_FOLDER"
 	modulesVar = "CORACLE_GUEST_MODULES"
 	ownVar     = "CORACLE_GUEST_OWN"
-	verboseVar = "CORACLE_GUEST_VERBOSE"
 )
 
 // Inside says that this process runs in a guest.
@@ -68,11 +67,8 @@ func first() error {
 			return err
 		}
 	}
-	args := []string{"-test.run=^" + os.Getenv(testVar) + "$", "-test.count=1"}
-	if os.Getenv(verboseVar) != "" {
-		args = append(args, "-test.v")
-	}
-	cmd := exec.Command("/proc/self/exe", args...)
+	// Verbose: Run looks for each part's end.
+	cmd := exec.Command("/proc/self/exe", "-test.run=^"+os.Getenv(testVar)+"$", "-test.count=1", "-test.v")
 	cmd.Dir = os.Getenv(folderVar)
 	cmd.Env = append(os.Environ(), "TMPDIR=/run", "HOME=/run")
 	cmd.Stdout, cmd.Stderr = console, console
