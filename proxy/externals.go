@@ -16,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 	netutils "k8s.io/utils/net"
+
+	"github.com/coracle-k8s/coracle/internal/lbports"
 )
 
 // Reserved are addresses and ports of the cluster's own, which no Service may take: whoever may write Services could
@@ -259,10 +261,13 @@ func older(a, b *corev1.Service) bool {
 	return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name)) < 0
 }
 
+// commonPort is asked of each two Services with one external IP, and either may have thousands of ports.
 func commonPort(a, b *corev1.Service) bool {
-	return slices.ContainsFunc(a.Spec.Ports, func(p corev1.ServicePort) bool {
-		return slices.ContainsFunc(b.Spec.Ports, func(q corev1.ServicePort) bool { return p.Port == q.Port && p.Protocol == q.Protocol })
-	})
+	have := make(map[lbports.Port]bool, len(a.Spec.Ports))
+	for _, p := range a.Spec.Ports {
+		have[lbports.Port{Protocol: p.Protocol, Number: p.Port}] = true
+	}
+	return slices.ContainsFunc(b.Spec.Ports, func(p corev1.ServicePort) bool { return have[lbports.Port{Protocol: p.Protocol, Number: p.Port}] })
 }
 
 // allowedIngress lets load balancer addresses be nodes', but for the nodes' own ports.
