@@ -144,7 +144,7 @@ func (k *kernel) ensure(o object) error {
 		})
 	case route:
 		err = k.on(o.device, func(l netlink.Link) error {
-			return netlink.RouteReplace(kernelRoute(o, l.Attrs().Index))
+			return replaceRoute(kernelRoute(o, l.Attrs().Index))
 		})
 	case neighbour:
 		err = k.on(o.device, func(l netlink.Link) error {
@@ -177,6 +177,20 @@ func (k *kernel) ensure(o object) error {
 		return fmt.Errorf("making %s: %w", o, err)
 	}
 	return nil
+}
+
+// replaceRoute takes the place of whatever route of ours leads to the same network. One by another device stands in the way of an IPv6 route whose gateway is in
+// that network, as another back end's does: the kernel finds the gateway behind the wrong device, and refuses (net/ipv6/route.c, ip6_route_check_nh_onlink).
+func replaceRoute(r *netlink.Route) error {
+	err := netlink.RouteReplace(r)
+	if !errors.Is(err, unix.EINVAL) || r.Gw == nil || r.Gw.To4() != nil {
+		return err
+	}
+	former := &netlink.Route{Dst: r.Dst, Protocol: r.Protocol, Table: r.Table}
+	if errDel := netlink.RouteDel(former); errDel != nil {
+		return err // there is none, and it is something else
+	}
+	return netlink.RouteReplace(r)
 }
 
 func (k *kernel) ensureLink(want link) error {
