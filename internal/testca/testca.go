@@ -53,6 +53,12 @@ type Files struct{ CA, Cert, Key string }
 
 // Issue writes a certificate for hosts, names or addresses, as NAME.crt and NAME.key.
 func (a *Authority) Issue(name string, hosts ...string) (Files, error) {
+	return a.IssueTo(pkix.Name{CommonName: name}, hosts...)
+}
+
+// IssueTo is Issue for a subject that is more than its common name, such as a member of a group.
+func (a *Authority) IssueTo(subject pkix.Name, hosts ...string) (Files, error) {
+	name := subject.CommonName
 	f := Files{a.file(), filepath.Join(a.dir, name+".crt"), filepath.Join(a.dir, name+".key")}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -60,7 +66,7 @@ func (a *Authority) Issue(name string, hosts ...string) (Files, error) {
 	}
 	a.serial++
 	leaf := &x509.Certificate{
-		SerialNumber: big.NewInt(a.serial), Subject: pkix.Name{CommonName: name},
+		SerialNumber: big.NewInt(a.serial), Subject: subject,
 		NotBefore: a.cert.NotBefore, NotAfter: a.cert.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}

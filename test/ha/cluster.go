@@ -43,7 +43,11 @@ type Cluster struct {
 	Agents  []*harness.Server
 	prepare func(server *harness.Server) // before its first start
 	config  *rest.Config                 // the admin's, without an address
+	store   asks                         // the store of one server, coracle's or etcd
 }
+
+// asks calls the store of a server's own machine, within a time.
+type asks func(ctx context.Context, s *harness.Server, within time.Duration, call func(ctx context.Context, c *clientv3.Client, address string) error) error
 
 // New starts a cluster and waits until every server votes (as far as their number is odd) and every node is ready.
 func New(t testing.TB, servers, agents int) *Cluster {
@@ -54,7 +58,7 @@ func New(t testing.TB, servers, agents int) *Cluster {
 // NewPrepared is New, and does something to each server before its first start.
 func NewPrepared(t testing.TB, servers, agents int, prepare func(server *harness.Server)) *Cluster {
 	t.Helper()
-	c := &Cluster{T: t, Site: harness.NewSite(t), prepare: prepare}
+	c := &Cluster{T: t, Site: harness.NewSite(t), prepare: prepare, store: atStore}
 	first := c.Site.NewMachine().NewServer("--disable-agent")
 	prepare(first)
 	first.Start()
@@ -112,9 +116,9 @@ func (c *Cluster) Ask(s *harness.Server) *kubernetes.Clientset {
 	return c.Client(s.Machine, own, askTimeout)
 }
 
-// StoreStatus asks the store of a server's own process, which answers without a majority.
-func StoreStatus(ctx context.Context, s *harness.Server) (status *clientv3.StatusResponse, err error) {
-	err = atStore(ctx, s, 2*time.Second, func(ctx context.Context, c *clientv3.Client, address string) (err error) {
+// storeStatus asks the store of one server, which answers without a majority.
+func (c *Cluster) storeStatus(ctx context.Context, s *harness.Server) (status *clientv3.StatusResponse, err error) {
+	err = c.store(ctx, s, 2*time.Second, func(ctx context.Context, c *clientv3.Client, address string) (err error) {
 		status, err = c.Status(ctx, address)
 		return err
 	})
@@ -129,11 +133,11 @@ func (c *Cluster) Lead(s *harness.Server) {
 		if err != nil || leader == s {
 			return err
 		}
-		to, err := StoreStatus(c.T.Context(), s)
+		to, err := c.storeStatus(c.T.Context(), s)
 		if err != nil {
 			return err
 		}
-		err = atStore(c.T.Context(), leader, askTimeout, func(ctx context.Context, c *clientv3.Client, _ string) error {
+		err = c.store(c.T.Context(), leader, askTimeout, func(ctx context.Context, c *clientv3.Client, _ string) error {
 			_, err := c.MoveLeader(ctx, to.Header.MemberId)
 			return err
 		})
@@ -141,7 +145,7 @@ func (c *Cluster) Lead(s *harness.Server) {
 	})
 }
 
-// atStore calls the store of a server's own process.
+// atStore calls the store of a server's own process of coracle.
 func atStore(ctx context.Context, s *harness.Server, within time.Duration, call func(ctx context.Context, c *clientv3.Client, address string) error) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -169,7 +173,7 @@ func (c *Cluster) Leader(ctx context.Context, asked []*harness.Server) (*harness
 	var newest uint64
 	var errs []error
 	for _, s := range asked {
-		st, err := StoreStatus(ctx, s)
+		st, err := c.storeStatus(ctx, s)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("machine %d: %w", s.Number, err))
 			continue
@@ -223,7 +227,7 @@ func (c *Cluster) whole(ctx context.Context) error {
 		return err
 	}
 	for _, s := range c.Servers {
-		st, err := StoreStatus(ctx, s)
+		st, err := c.storeStatus(ctx, s)
 		if err != nil {
 			return fmt.Errorf("machine %d: %w", s.Number, err)
 		}

@@ -112,9 +112,13 @@ func TestRest(t *testing.T) {
 	fmt.Printf("load at the end: %s\n", load())
 }
 
+func writesHeading() {
+	fmt.Printf("\n| writes through the API, 16 clients | a second | p50 ms | most ms |\n| --- | --- | --- | --- |\n")
+}
+
 // TestWrites measures how many ConfigMaps a second are created through the API by 16 clients.
 func TestWrites(t *testing.T) {
-	fmt.Printf("\n| writes through the API, 16 clients | a second | p50 ms | most ms |\n| --- | --- | --- | --- |\n")
+	writesHeading()
 	one := New(t, 1, 0)
 	one.writes(t, "one server", one.Servers[0])
 	if err := one.Servers[0].Stop(); err != nil {
