@@ -47,7 +47,7 @@ func TestClocks(t *testing.T) {
 	})
 	all := []*guest{first}
 	for n := 2; n <= 3; n++ {
-		x := g.add(n, fmt.Sprintf("--server https://%s:6443 --token %s", first.ip, token))
+		x := g.add(n, fmt.Sprintf("--server https://%s:6443 --token %s", first.IP, token))
 		x.boot(no)
 		all = append(all, x)
 	}
@@ -61,13 +61,13 @@ func TestClocks(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, x := range all {
-		g.await(x.name+": its clock was set right", x, func() error { return x.between(right, right.Add(2*time.Hour)) })
+		g.await(x.Name+": its clock was set right", x, func() error { return x.between(right, right.Add(2*time.Hour)) })
 	}
 	g.cluster(c, all, "NTP has set the clocks")
 
 	cut := func() {
 		for _, x := range all {
-			x.powerOff()
+			x.PowerOff()
 		}
 	}
 	cut()
@@ -101,7 +101,7 @@ func TestClocks(t *testing.T) {
 func (g *guests) await(what string, x *guest, f func() error) {
 	g.t.Helper()
 	harness.Eventually(g.t, guestPatience, what, func() error {
-		x.running()
+		x.Running()
 		return f()
 	})
 }
@@ -110,7 +110,7 @@ func (g *guests) await(what string, x *guest, f func() error) {
 func (x *guest) between(from, to time.Time) error {
 	at, err := x.clock()
 	if err == nil && (at.Before(from) || at.After(to)) {
-		err = fmt.Errorf("the clock of %s shows %v, which is not between %v and %v", x.name, at, from, to)
+		err = fmt.Errorf("the clock of %s shows %v, which is not between %v and %v", x.Name, at, from, to)
 	}
 	return err
 }
@@ -119,12 +119,12 @@ func (x *guest) between(from, to time.Time) error {
 func (x *guest) shows(from, to time.Time) {
 	x.t.Helper()
 	var at time.Time
-	x.await(x.name+" tells the time", x, func() (err error) {
+	x.await(x.Name+" tells the time", x, func() (err error) {
 		at, err = x.clock()
 		return err
 	})
 	if at.Before(from) || at.After(to) {
-		x.t.Errorf("the clock of %s shows %v, which is not between %v and %v", x.name, at, from, to)
+		x.t.Errorf("the clock of %s shows %v, which is not between %v and %v", x.Name, at, from, to)
 	}
 }
 
@@ -140,20 +140,20 @@ func (g *guests) cluster(c *Cluster, all []*guest, what string) {
 	}, strings.ToLower(what))
 	var want []string
 	for _, x := range all {
-		want = append(want, x.ip)
+		want = append(want, x.IP)
 	}
 	for _, x := range all {
-		api := c.Client(g.from, x.ip+":6443", 30*time.Second)
-		g.await(what+": "+x.name+" takes a write", x, func() error {
-			object := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name + "-" + x.name}}
+		api := c.Client(g.from, x.IP+":6443", 30*time.Second)
+		g.await(what+": "+x.Name+" takes a write", x, func() error {
+			object := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name + "-" + x.Name}}
 			_, err := api.CoreV1().ConfigMaps("default").Create(g.t.Context(), object, metav1.CreateOptions{})
 			return unlessThere(err)
 		})
-		g.written = append(g.written, name+"-"+x.name)
+		g.written = append(g.written, name+"-"+x.Name)
 	}
 	for _, x := range all {
-		api := c.Client(g.from, x.ip+":6443", 30*time.Second)
-		g.await(what+": "+x.name+" has all writes", x, func() error {
+		api := c.Client(g.from, x.IP+":6443", 30*time.Second)
+		g.await(what+": "+x.Name+" has all writes", x, func() error {
 			list, err := api.CoreV1().ConfigMaps("default").List(g.t.Context(), metav1.ListOptions{})
 			if err != nil {
 				return err

@@ -11,15 +11,10 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -71,31 +66,13 @@ type guests struct {
 
 // guest is one of them: a server.
 type guest struct {
+	*harness.Guest
 	*guests
-	name, ip string
-	dir      string
-	power    context.CancelFunc // takes it; nil while it is off
-	off      chan struct{}      // closed when nothing is left of it
 }
 
 func newGuests(t *testing.T) *guests {
 	t.Helper()
-	if _, err := exec.LookPath("linux.uml"); err != nil {
-		testenv.Missing(t, testenv.UserModeLinux, "linux.uml is not installed: packaging/deps.sh test installs it")
-	}
-	dir, err := os.MkdirTemp("/var/tmp", "coracle-clocks-") // the guests have a /run of their own, and see the host's files elsewhere
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() && os.Getenv("CORACLE_TEST_KEEP") != "" {
-			t.Logf("kept %s", dir)
-			return
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
+	dir := harness.GuestFolder(t)
 	if err := os.WriteFile(filepath.Join(dir, "guest.sh"), []byte(guestScript), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -106,87 +83,23 @@ func newGuests(t *testing.T) *guests {
 // add makes a machine with an empty disk that is off. args are its server's.
 func (g *guests) add(number int, args string) *guest {
 	g.t.Helper()
-	x := &guest{guests: g, name: fmt.Sprintf("guest-%d", number), ip: fmt.Sprintf("10.77.0.%d", 20+number)}
-	x.dir = filepath.Join(g.shared, x.name)
-	disk := filepath.Join(x.dir, "disk")
-	tap := "tap" + x.name
-	for _, do := range []func() error{
-		func() error { return os.Mkdir(x.dir, 0o755) },
-		func() error { return os.WriteFile(filepath.Join(g.shared, "args-"+x.name), []byte(args), 0o600) },
-		func() error { return os.WriteFile(disk, nil, 0o600) },
-		func() error { return os.Truncate(disk, 1<<30) },
-		func() error { return run(exec.CommandContext(g.t.Context(), "mkfs.ext4", "-q", disk)) },
-		func() error {
-			return run(g.site.Command(g.t.Context(), "ip", "tuntap", "add", "dev", tap, "mode", "tap"))
-		},
-		func() error {
-			return run(g.site.Command(g.t.Context(), "ip", "link", "set", tap, "master", "site", "up"))
-		},
-	} {
-		if err := do(); err != nil {
-			g.t.Fatal(err)
-		}
+	made := g.site.NewGuest(g.shared, harness.GuestOptions{
+		Number: number, Init: filepath.Join(g.shared, "guest.sh"), Disk: 1 << 30, Env: []string{"CORACLE=" + g.from.Coracle(), "SHARED=" + g.shared},
+	})
+	if err := os.WriteFile(filepath.Join(g.shared, "args-"+made.Name), []byte(args), 0o600); err != nil {
+		g.t.Fatal(err)
 	}
-	g.t.Cleanup(x.powerOff)
-	return x
-}
-
-func run(c *exec.Cmd) error {
-	if out, err := c.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w\n%s", c, err, out)
-	}
-	return nil
+	return &guest{made, g}
 }
 
 // boot switches the machine on, with that time on its clock.
 func (x *guest) boot(clock time.Time) {
 	x.t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	kernel := x.site.Command(ctx, "linux.uml",
-		"mem=1000M", "rootfstype=hostfs", "ro", "hostfs=/", "init="+filepath.Join(x.shared, "guest.sh"), "ubd0="+filepath.Join(x.dir, "disk"),
-		"con=null", "con0=null,fd:1", "panic=-1", fmt.Sprintf("vec0:transport=tap,ifname=tap%s,mac=02:00:00:00:01:%02x", x.name, x.name[len(x.name)-1]),
-		"CORACLE="+x.from.Coracle(), "SHARED="+x.shared, "NAME="+x.name, "IP="+x.ip, fmt.Sprintf("CLOCK=@%d", clock.Unix()))
-	console, err := os.OpenFile(filepath.Join(x.dir, "console"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		x.t.Fatal(err)
-	}
-	defer console.Close()
-	// The kernel is not the first process of a pid namespace, which could not abort; that one ends, and all of its processes with it.
-	c := exec.CommandContext(ctx, "sh", append([]string{"-c", `"$@"; exit $?`, "sh"}, kernel.Args...)...)
-	c.Env = append(os.Environ(), "TMPDIR="+x.dir, "HOME="+x.dir)
-	c.Stdout, c.Stderr = console, console
-	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL, Cloneflags: unix.CLONE_NEWPID}
-	if err := c.Start(); err != nil {
-		x.t.Fatal(err)
-	}
-	off := make(chan struct{})
-	go func() { _ = c.Wait(); close(off) }()
-	x.power, x.off = cancel, off
-}
-
-// powerOff takes the machine's power. What it had not synced is lost.
-func (x *guest) powerOff() {
-	if x.power == nil {
-		return
-	}
-	x.power()
-	<-x.off
-	x.power = nil
-}
-
-// running fails the test when the machine went down by itself.
-func (x *guest) running() {
-	x.t.Helper()
-	select {
-	case <-x.off:
-		console, _ := os.ReadFile(filepath.Join(x.dir, "console"))
-		x.t.Fatalf("%s went down by itself:\n%s", x.name, console[max(0, len(console)-4000):])
-	default:
-	}
+	x.Boot(fmt.Sprintf("CLOCK=@%d", clock.Unix()))
 }
 
 // reads is a file that the machine shares.
-func (x *guest) reads(name string) string { return filepath.Join(x.shared, name+"-"+x.name) }
+func (x *guest) reads(name string) string { return filepath.Join(x.shared, name+"-"+x.Name) }
 
 // clock is what the machine's clock shows, by its API server's answer.
 func (x *guest) clock() (time.Time, error) {
@@ -195,7 +108,7 @@ func (x *guest) clock() (time.Time, error) {
 		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // it is asked for the time
 		DialContext:       func(ctx context.Context, network, to string) (net.Conn, error) { return x.from.Dial(ctx, network, to) },
 	}}
-	answer, err := client.Get("https://" + x.ip + ":6443/readyz")
+	answer, err := client.Get("https://" + x.IP + ":6443/readyz")
 	if err != nil {
 		return time.Time{}, err
 	}

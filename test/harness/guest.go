@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package harness
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+// GuestOptions say what a Guest is made of. Number, Init and Disk are required.
+type GuestOptions struct {
+	// Number is the guest's among those of its site, from 1 to 9.
+	Number int
+	// Init is a program on the host that is the guest's first process. It sees the host's files, read-only, and has vec0, a link to the site, without
+	// an address.
+	Init string
+	// Disk is the size of its disk /dev/ubda in bytes: ext4, empty, and as long as nothing is written to it no room is taken.
+	Disk int64
+	// Memory is how much the guest has, as the kernel's parameter mem says it; "1000M" if empty.
+	Memory string
+	// Env are variables of the first process, each NAME=value, beside NAME and IP.
+	Env []string
+}
+
+// Guest is a machine on a site that has a kernel of its own: a User-Mode Linux, with a clock, modules and a disk that are no others'. The others on the site reach it at its
+// address, 10.77.0.21 and on, as soon as its first process has set that up. It is off until Boot.
+type Guest struct {
+	T        testing.TB
+	Site     *Site
+	Name, IP string
+	// Dir is a folder of the host that the guest sees: its disk and what came from its console are in it.
+	Dir string
+
+	o     GuestOptions
+	power context.CancelFunc // takes the power; nil while it is off
+	off   chan struct{}      // closed when nothing is left of it
+}
+
+// GuestFolder makes a folder for guests, which see it: they have a /run of their own, and the host's files elsewhere. It is kept when the test fails and
+// CORACLE_TEST_KEEP is set.
+func GuestFolder(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/var/tmp", "coracle-guests-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() && os.Getenv("CORACLE_TEST_KEEP") != "" {
+			t.Logf("kept %s", dir)
+			return
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// NewGuest makes a guest with a folder below dir, which GuestFolder made, and switches it off when the test ends. Where there is no
+// User-Mode Linux the test ends.
+func (s *Site) NewGuest(dir string, o GuestOptions) *Guest {
+	s.T.Helper()
+	if _, err := exec.LookPath("linux.uml"); err != nil {
+		testenv.Missing(s.T, testenv.UserModeLinux, "linux.uml is not installed: packaging/deps.sh test installs it")
+	}
+	name := fmt.Sprintf("guest-%d", o.Number)
+	g := &Guest{T: s.T, Site: s, Name: name, IP: fmt.Sprintf("10.77.0.%d", 20+o.Number), Dir: filepath.Join(dir, name), o: o}
+	if g.o.Memory == "" {
+		g.o.Memory = "1000M"
+	}
+	disk, tap := filepath.Join(g.Dir, "disk"), "tap"+g.Name
+	for _, do := range []func() error{
+		func() error { return os.Mkdir(g.Dir, 0o755) },
+		func() error { return os.WriteFile(disk, nil, 0o600) },
+		func() error { return os.Truncate(disk, o.Disk) },
+		func() error { return succeed(exec.CommandContext(s.T.Context(), "mkfs.ext4", "-q", disk)) },
+		func() error {
+			return succeed(s.Command(s.T.Context(), "ip", "tuntap", "add", "dev", tap, "mode", "tap"))
+		},
+		func() error {
+			return succeed(s.Command(s.T.Context(), "ip", "link", "set", tap, "master", "site", "up"))
+		},
+	} {
+		if err := do(); err != nil {
+			s.T.Fatal(err)
+		}
+	}
+	s.T.Cleanup(g.PowerOff)
+	return g
+}
+
+func succeed(c *exec.Cmd) error {
+	if out, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", c, err, out)
+	}
+	return nil
+}
+
+// guestMemory is where guests' memory is, which is a file that it must be allowed to execute: in memory if there is room for several, else with its disk.
+func (g *Guest) guestMemory() string {
+	var st unix.Statfs_t
+	if err := unix.Statfs("/dev/shm", &st); err == nil && int64(st.Bavail)*st.Bsize > 8<<30 && st.Flags&unix.ST_NOEXEC == 0 {
+		return "/dev/shm"
+	}
+	return g.Dir
+}
+
+// Boot switches the guest on. env are further variables of its first process.
+func (g *Guest) Boot(env ...string) {
+	g.T.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	args := []string{
+		"mem=" + g.o.Memory, "rootfstype=hostfs", "ro", "hostfs=/", "init=" + g.o.Init, "ubd0=" + filepath.Join(g.Dir, "disk"),
+		"con=null", "con0=null,fd:1", "panic=-1", fmt.Sprintf("vec0:transport=tap,ifname=tap%s,mac=02:00:00:00:01:%02x", g.Name, g.o.Number),
+		"NAME=" + g.Name, "IP=" + g.IP,
+	}
+	kernel := g.Site.Command(ctx, "linux.uml", append(append(args, g.o.Env...), env...)...)
+	console, err := os.OpenFile(filepath.Join(g.Dir, "console"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		g.T.Fatal(err)
+	}
+	defer console.Close()
+	// The kernel is not the first process of a pid namespace, which could not abort; that one ends, and all of its processes with it.
+	c := exec.CommandContext(ctx, "sh", append([]string{"-c", `"$@"; exit $?`, "sh"}, kernel.Args...)...)
+	c.Env = append(os.Environ(), "TMPDIR="+g.guestMemory(), "HOME="+g.Dir)
+	c.Stdout, c.Stderr = console, console
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL, Cloneflags: unix.CLONE_NEWPID}
+	if err := c.Start(); err != nil {
+		g.T.Fatal(err)
+	}
+	off := make(chan struct{})
+	go func() { _ = c.Wait(); close(off) }()
+	g.power, g.off = cancel, off
+}
+
+// PowerOff takes the guest's power. What it had not synced is lost.
+func (g *Guest) PowerOff() {
+	if g.power == nil {
+		return
+	}
+	g.power()
+	<-g.off
+	g.power = nil
+}
+
+// Running fails the test when the guest went down by itself.
+func (g *Guest) Running() {
+	g.T.Helper()
+	select {
+	case <-g.off:
+		g.T.Fatalf("%s went down by itself:\n%s", g.Name, g.Console())
+	default:
+	}
+}
+
+// Console is the end of what came from the guest's console.
+func (g *Guest) Console() string {
+	text, _ := os.ReadFile(filepath.Join(g.Dir, "console"))
+	return string(text[max(0, len(text)-4000):])
+}
