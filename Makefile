@@ -36,10 +36,10 @@ COMMIT_X := $(call set,gitCommit=$(COMMIT)) $(call set,gitTreeState=$(TREE)) $(c
 
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME ?= 10s
-SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh)
+SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed s3-test foreign-test conformance install-test fresh-test play flakes chaos race e2e-ha bench bench-ha bench-net bench-store powercut guest-test proxy-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed s3-test foreign-test conformance install-test fresh-test play flakes chaos race e2e-ha bench bench-ha bench-net bench-store powercut guest-test guest-nodes proxy-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -171,6 +171,12 @@ guest-test: carried ## Services and NetworkPolicies on IPVS, in a second kernel 
 	@folder=$$(packaging/guest-nftables.sh $(BUILD)/guest-nftables) && \
 	  CORACLE_GUEST_NFTABLES=$$folder CORACLE_TEST_REQUIRE=root,carried,user-mode-linux,guest-nftables \
 	  $(GOTEST) -count=1 -p 2 -timeout 40m -tags '$(TAGS)' -ldflags '$(STABLE_X)' -run 'TestService.*/ipvs' ./proxy ./netpolicy
+
+# The folders come from scripts that do nothing the second time.
+guest-nodes: build ## whole nodes with real pods whose kernel has IPVS and NFS, in second kernels (root, gcc, 140 MB of source, slow)
+	@nftables=$$(packaging/guest-nftables.sh $(BUILD)/guest-nftables) && nfs=$$(packaging/guest-nfs.sh $(BUILD)/guest-nfs) && \
+	  CORACLE_GUEST_NFTABLES=$$nftables CORACLE_GUEST_NFS=$$nfs CORACLE_TEST_REQUIRE=root,carried,user-mode-linux,guest-nftables,guest-nfs \
+	  $(subst /report,/report -v,$(E2E)) -timeout 2h ./test/guests
 
 # ARGS: flags of test/storebench, such as -only 'rates|disk', -voters 1, -profiles DIR.
 bench-store: ## the store beside etcd built from its module; QUICK=1: two minutes; DIR=… on another disk

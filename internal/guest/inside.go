@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -79,53 +78,31 @@ func first() error {
 	return nil
 }
 
-// load loads modules, each after those that it needs, as modules.dep has them.
+// load loads modules, each after those that it needs.
 func load(dir string, names []string) error {
-	text, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
+	files, err := filesOf(dir, names)
 	if err != nil {
-		return fmt.Errorf("read what modules need: %w", err)
+		return err
 	}
-	needs := map[string][]string{}
-	for line := range strings.Lines(string(text)) {
-		file, others, ok := strings.Cut(strings.TrimSpace(line), ":")
-		if ok {
-			needs[strings.TrimSuffix(filepath.Base(file), ".ko")] = append(reversed(strings.Fields(others)), file)
-		}
-	}
-	for _, name := range names {
-		if needs[name] == nil {
-			return fmt.Errorf("the guest's kernel has no module %s", name)
-		}
-		for _, file := range needs[name] {
-			if err := insert(filepath.Join(dir, file)); err != nil {
-				return fmt.Errorf("load the module %s for %s: %w", file, name, err)
-			}
-		}
-	}
-	return nil
+	return insertAll(files)
 }
 
-// loadOwn loads the modules of a folder in the order that its file order has.
+// loadOwn loads the modules of a folder of its own.
 func loadOwn(dir string) error {
-	order, err := os.ReadFile(filepath.Join(dir, "order"))
+	files, err := ownFiles(dir)
 	if err != nil {
-		return fmt.Errorf("read which modules there are: %w", err)
+		return err
 	}
-	for _, file := range strings.Fields(string(order)) {
-		if err := insert(filepath.Join(dir, file)); err != nil {
+	return insertAll(files)
+}
+
+func insertAll(files []string) error {
+	for _, file := range files {
+		if err := insert(file); err != nil {
 			return fmt.Errorf("load the module %s: %w", file, err)
 		}
 	}
 	return nil
-}
-
-// reversed, since modules.dep has last what is to be loaded first.
-func reversed(in []string) []string {
-	var out []string
-	for _, s := range in {
-		out = append([]string{s}, out...)
-	}
-	return out
 }
 
 func insert(file string) error {

@@ -23,6 +23,7 @@ const (
 	LoopDevice    Need = "loop-device"      // losetup, mkfs.ext4, and a kernel that has loop devices
 	UserModeLinux Need = "user-mode-linux"  // Debian's package of that name, and what else test/powercut says
 	GuestNFTables Need = "guest-nftables"   // nftables for a User-Mode Linux that has IPVS: make guest-test builds it
+	GuestNFS      Need = "guest-nfs"        // programs of NFS for a User-Mode Linux, whose kernel has it: make guest-nodes unpacks them
 	XFS           Need = "xfs"              // mkfs.xfs, of Debian's package xfsprogs
 	Systemd       Need = "systemd"          // its program; it need not be what started the machine
 	S3Server      Need = "s3-server"        // one that others have written: make s3-test builds it

@@ -1,0 +1,77 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package guests
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// testNFS: pods on both machines share a PersistentVolume of the kernel's NFS server on the first one, and nothing is mounted any more when they are gone.
+func testNFS(t *testing.T, l *lab) {
+	l.needNFS(t)
+	first := l.nodes[0]
+	// NFSv4 alone, for which a server needs neither rpcbind nor statd. Clients that a server does not know wait for the end of its grace time.
+	first.sh(`set -e
+mkdir -p /run/disk/export
+touch /etc/exports /var/lib/nfs/etab /var/lib/nfs/rmtab
+mount -t nfsd nfsd /proc/fs/nfsd
+exportfs -o rw,no_root_squash,no_subtree_check,insecure,fsid=0 10.77.0.0/24:/run/disk/export
+rpc.nfsd -N 3 -G 10 -L 10 2
+rpc.mountd -N 3`)
+	l.kube.Apply(fmt.Sprintf(`
+{apiVersion: v1, kind: PersistentVolume, metadata: {name: shared}, spec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteMany], storageClassName: "",
+  nfs: {server: %s, path: /}}}
+---
+{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: shared}, spec: {storageClassName: "", volumeName: shared, accessModes: [ReadWriteMany],
+  resources: {requests: {storage: 1Gi}}}}
+---%s---%s`, first.IP, nfsPod(1), nfsPod(2)))
+	for i := range l.nodes {
+		l.prints(t, "true", "get", "pod", nfsName(i+1), "-o", "jsonpath={.status.containerStatuses[0].ready}")
+	}
+	l.exec(t, nfsName(2), "sh", "-c", "echo by the second > /data/file")
+	if got := l.exec(t, nfsName(1), "cat", "/data/file"); got != "by the second" {
+		t.Errorf("the first pod reads %q", got)
+	}
+	l.exec(t, nfsName(1), "sh", "-c", "echo by the first > /data/other")
+	if got := l.exec(t, nfsName(2), "sh", "-c", "cat /data/other; ls /data"); got != "by the first\nfile\nother" {
+		t.Errorf("the second pod reads %q", got)
+	}
+	if got := first.sh("cat /run/disk/export/file /run/disk/export/other"); got != "by the second\nby the first" {
+		t.Errorf("the server has %q", got)
+	}
+	for _, n := range l.nodes {
+		t.Logf("%s: %s", n.Name, n.sh(nfsMounts))
+	}
+	l.kube.Kubectl("delete", "pod", nfsName(1), nfsName(2))
+	for _, n := range l.nodes {
+		l.await(t, n.Name+" has unmounted it", func() error {
+			mounts, err := n.try(nfsMounts + " || true")
+			if err == nil && mounts != "" {
+				err = fmt.Errorf("it has:\n%s", mounts)
+			}
+			return err
+		})
+	}
+	if got := first.sh("ls /run/disk/export"); strings.Join(strings.Fields(got), " ") != "file other" {
+		t.Errorf("the server has kept %q", got)
+	}
+}
+
+const nfsMounts = `grep -E ' nfs4? ' /proc/mounts`
+
+func nfsName(number int) string { return fmt.Sprintf("nfs-%d", number) }
+
+// nfsPod is a pod on a machine, with the claim at /data.
+func nfsPod(number int) string {
+	return fmt.Sprintf(`
+{apiVersion: v1, kind: Pod, metadata: {name: %s}, spec: {nodeSelector: {kubernetes.io/hostname: guest-%d}, terminationGracePeriodSeconds: 0,
+  volumes: [{name: data, persistentVolumeClaim: {claimName: shared}}], containers: [
+  {name: box, image: "%s", imagePullPolicy: Never, command: [testbox, hold], volumeMounts: [{name: data, mountPath: /data}]}]}}
+`, nfsName(number), number, harness.BoxImage)
+}
