@@ -49,20 +49,7 @@ type Guest struct {
 // CORACLE_TEST_KEEP is set.
 func GuestFolder(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/var/tmp", "coracle-guests-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() && os.Getenv("CORACLE_TEST_KEEP") != "" {
-			t.Logf("kept %s", dir)
-			return
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
+	return scratchIn(t, "/var/tmp", "coracle-guests-")
 }
 
 // NewGuest makes a guest with a folder below dir, which GuestFolder made, and switches it off when the test ends. Where there is no

@@ -128,8 +128,12 @@ func (m *Machine) needed() []string {
 }
 
 // scratch returns a directory that outlives the test only when the test fails and CORACLE_TEST_KEEP is set.
-func scratch(t testing.TB) string {
-	dir, err := os.MkdirTemp(os.Getenv("CORACLE_TEST_DIR"), "coracle-e2e-")
+func scratch(t testing.TB) string { return scratchIn(t, os.Getenv("CORACLE_TEST_DIR"), "coracle-e2e-") }
+
+// scratchIn is scratch in a folder, under a name that begins so.
+func scratchIn(t testing.TB, folder, prefix string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(folder, prefix)
 	if err != nil {
 		t.Fatal(err)
 	}
