@@ -6,7 +6,9 @@ package ha
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -35,6 +37,21 @@ func (c *Cluster) during(t *testing.T, lasts time.Duration, do func() (undo func
 	time.Sleep(lasts) // that nothing happens in a time has no event that ends it
 	undo()
 	return before, state("the state afterwards")
+}
+
+// elections are the lines of the servers' logs about who leads and about disks and processors that stood still, which say why leadership moved.
+func (c *Cluster) elections() string {
+	about := regexp.MustCompile(`(?i)leader|election|vote|candidate|follower|stood still|disk|silent|slow`)
+	var b strings.Builder
+	for _, s := range c.Servers {
+		fmt.Fprintf(&b, "machine %d:\n", s.Number)
+		for line := range strings.Lines(s.LogTail(2000)) {
+			if about.MatchString(line) {
+				b.WriteString(line)
+			}
+		}
+	}
+	return b.String()
 }
 
 // TestNoFalseAlarms: machines that get little processor time, gossip that is late and lossy, and gossip that is lost one way mark no
@@ -98,7 +115,7 @@ func TestNoFalseAlarms(t *testing.T) {
 				lasts = tt.whole
 			}
 			if before, after := c.during(t, lasts, tt.do); after != before {
-				t.Errorf("it was\n%s\nand is after %v\n%s", before, lasts, after)
+				t.Errorf("it was\n%s\nand is after %v\n%s\n%s", before, lasts, after, c.elections())
 			}
 		})
 	}
