@@ -11,7 +11,9 @@
 package closefirst
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -23,17 +25,23 @@ import (
 // first is the least number that a socket gets here. A server has 40 to 300 descriptors.
 const first = 512
 
-// file is what gives a duplicate of its descriptor: *net.TCPConn, *net.TCPListener.
-type file interface{ File() (*os.File, error) }
+// tries is how often a duplicate is made: others may close files meanwhile, and it gets the number of one of these.
+const tries = 8
 
-// Conn returns the same connection under a high number, or, where there is no such number or the connection has no descriptor, the connection as it is.
-// Only what is returned may be used afterwards.
+// socket is what package net can make again from a duplicate of its descriptor.
+type socket interface {
+	syscall.Conn
+	File() (*os.File, error)
+}
+
+// Conn returns the same connection under a high number, or, where there is no such number or it is not one of TCP's, the connection as it is.
+// Only what is returned may be used afterwards. Deadlines that were set are gone.
 func Conn(c net.Conn) net.Conn {
-	f, ok := c.(file)
+	tcp, ok := c.(*net.TCPConn)
 	if !ok {
 		return c
 	}
-	moved, err := move(f, net.FileConn)
+	moved, err := move(tcp, net.FileConn)
 	if err != nil {
 		return c
 	}
@@ -41,13 +49,13 @@ func Conn(c net.Conn) net.Conn {
 	return moved
 }
 
-// Listener is Conn for a listener.
+// Listener is Conn for a listener. One of a Unix socket stays, for closing it removes the file by which it is found.
 func Listener(l net.Listener) net.Listener {
-	f, ok := l.(file)
+	tcp, ok := l.(*net.TCPListener)
 	if !ok {
 		return l
 	}
-	moved, err := move(f, net.FileListener)
+	moved, err := move(tcp, net.FileListener)
 	if err != nil {
 		return l
 	}
@@ -55,23 +63,65 @@ func Listener(l net.Listener) net.Listener {
 	return moved
 }
 
-var mu sync.Mutex
+var (
+	mu       sync.Mutex
+	errThere = errors.New("the number is high already")
+	errLow   = errors.New("others close files with low numbers all the time")
+)
 
 // move duplicates a descriptor while all numbers below first are taken: package net takes the lowest that is free. What others open in this millisecond gets a high number, too.
-func move[T any](from file, to func(*os.File) (T, error)) (moved T, err error) {
+func move[T io.Closer](from socket, to func(*os.File) (T, error)) (moved T, err error) {
+	if n, err := number(from); err != nil {
+		return moved, err
+	} else if n >= first {
+		return moved, errThere
+	}
 	mu.Lock()
 	defer mu.Unlock()
-	release, err := hold()
-	defer release()
-	if err != nil {
-		return moved, err
-	}
 	f, err := from.File()
 	if err != nil {
 		return moved, err
 	}
 	defer f.Close()
-	return to(f)
+	for range tries {
+		release, err := hold()
+		defer release() // at the end: the next try needs other numbers
+		if err != nil {
+			return moved, err
+		}
+		if moved, err = to(f); err != nil {
+			// It has made f blocking, and so all duplicates. A read of such a connection heeds no deadline and outlasts Close.
+			return moved, errors.Join(err, unblock(from))
+		}
+		if n, err := number(moved); err == nil && n >= first {
+			return moved, nil
+		}
+		defer moved.Close()
+	}
+	return moved, errLow
+}
+
+// number is the descriptor's of a connection or listener.
+func number(of any) (n int, err error) {
+	s, ok := of.(syscall.Conn)
+	if !ok {
+		return 0, fmt.Errorf("%T has no descriptor", of)
+	}
+	raw, err := s.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { n = int(fd) })
+	}
+	return n, err
+}
+
+func unblock(s socket) error {
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) { set = syscall.SetNonblock(int(fd), true) })
+	return errors.Join(err, set)
 }
 
 // hold takes all free numbers below first until release is called, which has to be in any case.
@@ -93,14 +143,13 @@ func hold() (release func(), err error) {
 	if err != nil {
 		return release, fmt.Errorf("opening %s: %w", os.DevNull, err)
 	}
-	for fd := null; fd < first; {
+	for fd := null; ; {
 		held = append(held, fd)
+		if fd >= first {
+			return release, nil
+		}
 		if fd, err = unix.FcntlInt(uintptr(null), unix.F_DUPFD_CLOEXEC, 0); err != nil {
 			return release, fmt.Errorf("holding a file descriptor: %w", err)
 		}
-		if fd >= first {
-			held = append(held, fd)
-		}
 	}
-	return release, nil
 }

@@ -3,19 +3,23 @@
 package closefirst
 
 import (
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-func number(t *testing.T, c any) (n int) {
+func numberOf(t *testing.T, c any) int {
 	t.Helper()
-	raw, err := c.(syscall.Conn).SyscallConn()
-	if err == nil {
-		err = raw.Control(func(fd uintptr) { n = int(fd) })
-	}
+	n, err := number(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,12 +62,22 @@ func TestMoved(t *testing.T) {
 	l, calls, called := pair(t)
 	before := openFiles(t)
 	for what, c := range map[string]any{"listener": l, "connection": calls} {
-		if n := number(t, c); n < first {
+		if n := numberOf(t, c); n < first {
 			t.Errorf("the %s has number %d", what, n)
 		}
 	}
-	if n := number(t, called); n >= first {
+	if n := numberOf(t, called); n >= first {
 		t.Errorf("what was not moved has number %d", n)
+	}
+	for option, level := range map[int]int{unix.TCP_NODELAY: unix.IPPROTO_TCP, unix.SO_KEEPALIVE: unix.SOL_SOCKET} {
+		if on, err := unix.GetsockoptInt(numberOf(t, calls), level, option); err != nil || on == 0 {
+			t.Errorf("option %d of level %d is %d, %v", option, level, on, err)
+		}
+	}
+	for _, c := range []any{l, calls} {
+		if flags, err := unix.FcntlInt(uintptr(numberOf(t, c)), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+			t.Errorf("children inherit it: %d, %v", flags, err)
+		}
 	}
 	if _, err := calls.Write([]byte("x")); err != nil {
 		t.Fatal(err)
@@ -94,29 +108,201 @@ func TestNotMoved(t *testing.T) {
 	if Conn(a) != a {
 		t.Error("a connection without a descriptor was replaced")
 	}
-	var was syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: first, Max: was.Max}); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
-			t.Error(err)
-		}
-	}()
+	allow(t, 2*first-1)
 	l, calls, called := pair(t)
 	before := openFiles(t)
 	if Conn(calls) != calls || Listener(l) != l {
 		t.Error("something was replaced")
 	}
-	if n := openFiles(t); n != before || number(t, calls) >= first {
+	if n := openFiles(t); n != before || numberOf(t, calls) >= first {
 		t.Errorf("%d files are open, before %d", n, before)
 	}
 	if _, err := called.Write([]byte("x")); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestUnix: a listener's socket file is there until it is closed, and then it is not.
+func TestUnix(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l = Listener(l)
+	if _, err := os.Stat(path); err != nil {
+		t.Error(err)
+	}
+	l.Close()
+	if _, err := os.Stat(path); err == nil {
+		t.Error("the file is left")
+	}
+}
+
+// TestAllTaken: where all low numbers are taken, nothing is moved, and nothing is left open.
+func TestAllTaken(t *testing.T) {
+	var last int
+	for last < first {
+		last = take(t, 0)
+	}
+	l, calls, _ := pair(t)
+	before := openFiles(t)
+	for range 10 {
+		if Conn(calls) != calls || Listener(l) != l {
+			t.Error("what had a high number already was replaced")
+		}
+	}
+	if n := openFiles(t); n != before {
+		t.Errorf("%d files are open, before %d", n, before)
+	}
+	release, err := hold()
+	if err != nil {
+		t.Error(err)
+	}
+	release()
+	if n := openFiles(t); n != before {
+		t.Errorf("after holding what is free %d files are open, before %d", n, before)
+	}
+}
+
+// TestFewLeft: however many numbers are left, what comes back has its deadlines, and ends when it is closed; and no descriptor is lost.
+func TestFewLeft(t *testing.T) {
+	for left := range 6 {
+		t.Run(fmt.Sprint(left), func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { l.Close() }()
+			c, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { c.Close() }()
+			before := openFiles(t)
+			t.Run("full", func(t *testing.T) { // what it takes it gives back
+				allow(t, 2*first)
+				for fd := first; fd < 2*first-left; fd++ {
+					take(t, fd)
+				}
+				l, c = Listener(l), Conn(c)
+			})
+			t.Logf("connection %d, listener %d", numberOf(t, c), numberOf(t, l))
+			if n := openFiles(t); n != before {
+				t.Errorf("%d files are open, before %d", n, before)
+			}
+			heeds(t, "read", c.SetReadDeadline, func() error { _, err := c.Read(make([]byte, 1)); return err })
+			heeds(t, "accept", l.(*net.TCPListener).SetDeadline, func() error { return accepts(l) })
+		})
+	}
+}
+
+// heeds wants a deadline to end a wait.
+func heeds(t *testing.T, what string, deadline func(time.Time) error, wait func() error) {
+	t.Helper()
+	if err := deadline(time.Now().Add(time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- wait() }()
+	select {
+	case err := <-done:
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: %v", what, err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatalf("%s heeds no deadline", what)
+	}
+}
+
+// accepts takes connections until there is an error.
+func accepts(l net.Listener) error {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		c.Close()
+	}
+}
+
+// TestOthersClose: others open and close files meanwhile, and the numbers are high all the same.
+func TestOthersClose(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	stop := make(chan struct{})
+	var others sync.WaitGroup
+	defer others.Wait()
+	defer close(stop)
+	for range 2 {
+		others.Go(func() {
+			for {
+				var fds []int
+				for range 20 {
+					if fd, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0); err == nil {
+						fds = append(fds, fd)
+					}
+				}
+				for _, fd := range fds {
+					_ = unix.Close(fd) // nobody else has it
+				}
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+	}
+	for range 300 {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		moved := Conn(c)
+		if n := numberOf(t, moved); n < first {
+			t.Errorf("a connection has number %d", n)
+		}
+		moved.Close()
+		if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		if c, err = l.Accept(); err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+	}
+}
+
+// allow sets how many files may be open, until the test ends.
+func allow(t *testing.T, files uint64) {
+	t.Helper()
+	var was syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: files, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// take takes the lowest number that is free and not below another one, until the test ends.
+func take(t *testing.T, least int) int {
+	t.Helper()
+	fd, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, least)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) }) // nobody else has it
+	return fd
 }
 
 func BenchmarkConn(b *testing.B) {
@@ -129,8 +315,12 @@ func BenchmarkConn(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	defer c.Close()
 	for b.Loop() {
-		c = Conn(c)
+		moved, err := move(c.(*net.TCPConn), net.FileConn)
+		if err != nil {
+			b.Fatal(err)
+		}
+		moved.Close()
 	}
-	c.Close()
 }
