@@ -27,6 +27,10 @@ const (
 	callWindow   = 1 << 20     // of flow control; fixed, else gRPC pings to find one
 	callIdle     = time.Minute // after which an unused connection is closed
 	maxBackoff   = 150 * time.Millisecond
+	// movedPatience is the part of Options.Timeout, five election timeouts, for which nothing has come in on the calls' connection to a leader that fell silent before
+	// another one leads: the voters miss a leader after more than one.
+	movedPatience = 10
+	maxDoublings  = 6 // of patience: then it is longer than gRPC's
 )
 
 // message is what a call carries. An answer has no method.
@@ -123,8 +127,10 @@ type caller struct {
 	peer    atomic.Pointer[peer]         // who answered it
 	conn    atomic.Pointer[conn]         // that it made
 	closed  atomic.Bool
-	// unanswered is when the first began of the calls that were given up and since which nothing has come in, in Unix nanoseconds.
+	// unanswered is since when, by Transport.clock, calls that were given up have waited while nothing came in.
 	unanswered atomic.Int64
+	// suspected is how many connections suspect has ended since a call was answered.
+	suspected atomic.Int32
 }
 
 // ErrLeaderMoved is the cause with which a call to the leader is cancelled when there is another leader.
@@ -135,21 +141,30 @@ func (c *caller) close() {
 	_ = c.client.Close()
 }
 
-// suspect ends a connection on which nothing has come in since a call began that was given up, if patience has passed since the first such call:
-// packets may be lost in silence, and TCP may not try again for as long as that took. The next call makes a new one.
-func (c *caller) suspect(began time.Time, patience time.Duration) {
+// suspect ends a connection on which nothing has come in since a call began that is given up, or the first of several in a row, if that was patience ago:
+// packets may be lost in silence, and TCP may not try again for as long as that took. The next call makes a new one. missed says that the call was to a leader that
+// may have been missed: then nothing need have come in at the end only, since calls may have begun before others were answered, or before there was this connection.
+//
+// A new one on which nothing comes in either shows that no packets are lost, but the server is slow. It would never answer the calls that take longest if its connections
+// went on being ended under its hands, so patience doubles each time. What is lost after all is noticed by gRPC.
+func (c *caller) suspect(began time.Time, missed bool) {
 	k := c.conn.Load()
 	if k == nil {
 		return
 	}
-	heard := k.heard.Load()
-	first := c.unanswered.Load()
-	if first == 0 || first <= max(heard, k.made.UnixNano()) {
-		first = began.UnixNano()
-		c.unanswered.Store(first)
+	patience, heard, since := k.t.opts.Timeout, max(k.heard.Load(), k.t.clock(k.made)), c.unanswered.Load()
+	if since <= heard {
+		since = k.t.clock(began)
+		c.unanswered.Store(since)
 	}
-	if k.made.UnixNano() < first && heard < first && time.Since(time.Unix(0, first)) >= patience {
-		k.abort()
+	if missed {
+		patience, since = patience/movedPatience, max(since, heard)
+	} else if since <= heard {
+		return
+	}
+	patience <<= min(c.suspected.Load(), maxDoublings)
+	if k.t.clock(time.Now())-since >= int64(patience) && k.abort() {
+		c.suspected.Add(1)
 	}
 }
 
@@ -166,17 +181,14 @@ func (t *Transport) Call(ctx context.Context, address, method string, body []byt
 	began := time.Now()
 	err = c.client.Invoke(ctx, callMethod, &message{method: method, body: body}, &reply)
 	if err == nil {
+		c.suspected.Store(0)
 		if p := c.peer.Load(); p != nil {
 			p.answer(address)
 		}
 		return reply.body, nil
 	}
-	switch {
-	case errors.Is(context.Cause(ctx), ErrLeaderMoved):
-		// The leader was silent, or handed over: then a new connection costs nothing worth mentioning.
-		c.suspect(began, 0)
-	case ctx.Err() != nil:
-		c.suspect(began, t.opts.Timeout)
+	if ctx.Err() != nil {
+		c.suspect(began, errors.Is(context.Cause(ctx), ErrLeaderMoved))
 	}
 	switch code := status.Code(err); {
 	case c.closed.Load() && ctx.Err() == nil && code == codes.Canceled:

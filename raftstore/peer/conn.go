@@ -34,7 +34,7 @@ type conn struct {
 	incoming bool
 	made     time.Time
 	wrote    atomic.Int64 // bytes
-	heard    atomic.Int64 // when something was last read, in Unix nanoseconds
+	heard    atomic.Int64 // when something was last read, by Transport.clock
 
 	aborted  sync.Once
 	released sync.Once
@@ -61,7 +61,7 @@ func (c *conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	c.peer.received.Add(uint64(n))
 	if n > 0 {
-		c.heard.Store(time.Now().UnixNano())
+		c.heard.Store(c.t.clock(time.Now()))
 	}
 	if err != nil && c.incoming {
 		c.t.broke(c.peer, err)
@@ -99,12 +99,14 @@ func (c *conn) Close() error {
 	return nil
 }
 
-// abort ends the connection under its owner's hands.
-func (c *conn) abort() {
+// abort ends the connection under its owner's hands. It says whether nobody had done so before.
+func (c *conn) abort() (first bool) {
 	c.aborted.Do(func() {
+		first = true
 		c.t.drop(c)
 		hangUp(c.Conn)
 	})
+	return first
 }
 
 // hangUp closes without a farewell: TLS would wait up to 5 s to get its

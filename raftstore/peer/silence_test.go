@@ -75,16 +75,33 @@ func TestSilentLoss(t *testing.T) {
 // leave no connection on which the next one would wait for that.
 func TestUnansweredCalls(t *testing.T) {
 	const loss = 20 * time.Second
-	for name, during := range map[string]func(t *testing.T, a *server, address string){
-		"to a leader, until there is another one": func(t *testing.T, a *server, address string) {
-			ctx, cancel := context.WithCancelCause(t.Context())
-			time.AfterFunc(450*time.Millisecond, func() { cancel(ErrLeaderMoved) })
-			_, err := a.Call(ctx, address, "echo", nil)
-			if err == nil {
-				t.Error("a call was answered")
-			}
+	missed := func(t *testing.T, a *server, address, method string, lose func()) {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(200*time.Millisecond, lose)
+		time.AfterFunc(650*time.Millisecond, func() { cancel(ErrLeaderMoved) })
+		if _, err := a.Call(ctx, address, method, nil); err == nil {
+			t.Error("a call was answered")
+		}
+	}
+	for name, during := range map[string]func(t *testing.T, a *server, address string, lose func()){
+		"to a leader, until there is another one": func(t *testing.T, a *server, address string, lose func()) {
+			lose()
+			missed(t, a, address, "echo", func() {})
 		},
-		"short ones": func(t *testing.T, a *server, address string) {
+		"to a leader that answered others meanwhile": func(t *testing.T, a *server, address string, lose func()) {
+			time.AfterFunc(100*time.Millisecond, func() {
+				if _, err := a.Call(t.Context(), address, "echo", nil); err != nil {
+					t.Error(err)
+				}
+			})
+			missed(t, a, address, "hang", lose)
+		},
+		"to a leader that had to be connected": func(t *testing.T, a *server, address string, lose func()) {
+			a.Forget(address)
+			missed(t, a, address, "hang", lose)
+		},
+		"short ones": func(t *testing.T, a *server, address string, lose func()) {
+			lose()
 			for range 30 {
 				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 				if _, err := a.Call(ctx, address, "echo", nil); err == nil {
@@ -102,13 +119,15 @@ func TestUnansweredCalls(t *testing.T) {
 				if _, err := a.Call(t.Context(), address, "echo", nil); err != nil {
 					t.Fatal(err)
 				}
-				time.Sleep(time.Second) // fake time: the connection falls idle
-				m.Partition([]string{"a"}, []string{"b"})
-				began := time.Now()
-				during(t, a, address)
-				time.Sleep(time.Until(began.Add(loss))) // fake time
+				time.Sleep(time.Second)         // fake time: the connection falls idle
+				lost := make(chan time.Time, 1) // once
+				during(t, a, address, func() {
+					m.Partition([]string{"a"}, []string{"b"})
+					lost <- time.Now()
+				})
+				time.Sleep(time.Until((<-lost).Add(loss))) // fake time
 				m.HealAll()
-				began = time.Now()
+				began := time.Now()
 				_, err := a.Call(t.Context(), address, "echo", nil)
 				for err != nil && time.Since(began) < loss {
 					time.Sleep(10 * time.Millisecond) // between two calls, until one gets through

@@ -27,6 +27,7 @@ const handlerGrace = 5 * time.Second
 // raft.Transport, raft.WithPreVote and raft.WithClose.
 type Transport struct {
 	opts   Options
+	began  time.Time
 	ctx    context.Context
 	cancel context.CancelFunc
 	ended  chan struct{} // closed when Close is through
@@ -65,6 +66,7 @@ func New(o Options) (*Transport, error) {
 	}
 	t := &Transport{
 		opts:      o,
+		began:     time.Now(),
 		rpcs:      make(chan raft.RPC),
 		ended:     make(chan struct{}),
 		raftConns: newQueue(o.Address),
@@ -98,6 +100,9 @@ func (t *Transport) network(c class, timeout time.Duration, incoming *queue) *ra
 		MsgpackUseNewTimeFormat: true,
 	})
 }
+
+// clock is a moment as a number, of nanoseconds since the transport began: whoever sets this machine's clock does not change it.
+func (t *Transport) clock(at time.Time) int64 { return int64(at.Sub(t.began)) }
 
 // Close ends all connections and waits until nothing of the transport runs any
 // more. Calls and messages under way fail. Raft calls it after its own goroutines
