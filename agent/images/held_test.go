@@ -28,6 +28,13 @@ import (
 // blobStore is containerd's own store of content and names, without the rest of containerd.
 func blobStore(t *testing.T) (context.Context, Containerd) {
 	t.Helper()
+	ctx, s, _ := collectedStore(t)
+	return ctx, s
+}
+
+// collectedStore is one that can be told to collect what nobody holds.
+func collectedStore(t *testing.T) (context.Context, Containerd, *metadata.DB) {
+	t.Helper()
 	dir := t.TempDir()
 	blobs, err := local.NewStore(dir)
 	if err != nil {
@@ -48,7 +55,7 @@ func blobStore(t *testing.T) (context.Context, Containerd) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ctx, Containerd{Client: c, Namespace: "test"}
+	return ctx, Containerd{Client: c, Namespace: "test"}, db
 }
 
 // parts are an image of one layer.
@@ -153,7 +160,7 @@ func TestOnlyWhatTheArchiveHeldIsImported(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			imported, blobs, err := s.read(ctx, bytes.NewReader(test.archive), "docker.io/library/private")
+			imported, blobs, err := s.read(ctx, bytes.NewReader(test.archive), "docker.io/library/private", s.Client.ImageService())
 			if err != nil || len(imported) != 1 {
 				t.Fatalf("imported %v: %v", imported, err)
 			}

@@ -86,7 +86,7 @@ func TestOtherLayers(t *testing.T) {
 			q.manifest = encode(t, m)
 			q.descriptor = descriptorOf(ocispec.MediaTypeImageManifest, q.manifest)
 			files[digest.FromBytes(q.manifest).Encoded()] = q.manifest
-			imported, blobs, err := s.read(ctx, bytes.NewReader(q.layout(t, files)), "docker.io/library/private")
+			imported, blobs, err := s.read(ctx, bytes.NewReader(q.layout(t, files)), "docker.io/library/private", s.Client.ImageService())
 			if err != nil || len(imported) != 1 {
 				t.Fatalf("imported %v: %v", imported, err)
 			}

@@ -74,12 +74,13 @@ func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) (n
 	}
 	defer func() { _ = done(context.WithoutCancel(ctx)) }() // it would expire by itself
 
+	written := newWrittenNames(s.Client)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.Clean(ctx))
+			err = errors.Join(err, written.takeBack(ctx), s.Clean(ctx))
 		}
 	}()
-	imported, blobs, err := s.read(ctx, plain, fallback)
+	imported, blobs, err := s.read(ctx, plain, fallback, written)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, fmt.Errorf("it is cut off, or no archive of images at all: %w", err)
 	}
@@ -91,17 +92,18 @@ func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) (n
 	}
 	for _, im := range imported {
 		if err := s.ready(ctx, im, blobs); err != nil {
-			return names, errors.Join(err, s.forget(ctx, im))
+			return names, err
 		}
+		written.ready(im)
 		names = append(names, im.Name)
 	}
 	return names, nil
 }
 
-// read brings an archive's images into the store, and returns with them what the archive held.
-func (s Containerd) read(ctx context.Context, plain io.Reader, fallback string) ([]images.Image, *heldBlobs, error) {
+// read brings an archive's images into the store, their names by way of names, and returns with them what the archive held.
+func (s Containerd) read(ctx context.Context, plain io.Reader, fallback string, names images.Store) ([]images.Image, *heldBlobs, error) {
 	blobs := &heldBlobs{Store: s.Client.ContentStore()}
-	importer, err := blobs.importer(s.Client)
+	importer, err := blobs.importer(s.Client, names)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -194,15 +196,6 @@ func (s Containerd) warnForeign(ctx context.Context, im images.Image) {
 	}
 	s.Logger.Warn("images: an image is for another kind of machine, its containers will not start without an emulator",
 		"image", im.Name, "for", platforms.Format(is[0]), "here", platforms.DefaultString())
-}
-
-// forget takes back the name of an image that cannot be used.
-func (s Containerd) forget(ctx context.Context, im images.Image) error {
-	err := s.Client.ImageService().Delete(context.WithoutCancel(ctx), im.Name)
-	if err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("remove unusable image %s: %w", im.Name, err)
-	}
-	return nil
 }
 
 // Has implements Store.

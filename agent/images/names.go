@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+)
+
+// writtenNames is a store of images' names that notes which ones are written through it, and what they stood for before: an archive that turns out to be of no use
+// takes no image from a node that worked.
+type writtenNames struct {
+	images.Store
+	leases leases.Manager
+	names  map[string]writtenName
+}
+
+type writtenName struct {
+	was *images.Image // nil where the name is new
+	is  digest.Digest
+}
+
+func newWrittenNames(c *client.Client) *writtenNames {
+	return &writtenNames{Store: c.ImageService(), leases: c.LeasesService(), names: map[string]writtenName{}}
+}
+
+// Update implements images.Store.
+func (w *writtenNames) Update(ctx context.Context, im images.Image, fields ...string) (images.Image, error) {
+	was, err := w.Get(ctx, im.Name)
+	if err != nil {
+		return images.Image{}, err
+	}
+	// What nobody names any more would be collected before the name is given back.
+	if lease, ok := leases.FromContext(ctx); ok {
+		if err := w.leases.AddResource(ctx, leases.Lease{ID: lease}, leases.Resource{ID: was.Target.Digest.String(), Type: "content"}); err != nil {
+			return images.Image{}, fmt.Errorf("keep what the image %s was: %w", im.Name, err)
+		}
+	}
+	w.note(im, &was)
+	return w.Store.Update(ctx, im, fields...)
+}
+
+// Create implements images.Store.
+func (w *writtenNames) Create(ctx context.Context, im images.Image) (images.Image, error) {
+	w.note(im, nil)
+	return w.Store.Create(ctx, im)
+}
+
+// note keeps what a name stood for at first: an archive may have it twice.
+func (w *writtenNames) note(im images.Image, was *images.Image) {
+	if before, ok := w.names[im.Name]; ok {
+		was = before.was
+	}
+	w.names[im.Name] = writtenName{was, im.Target.Digest}
+}
+
+// ready says that an image can be used: its name stays.
+func (w *writtenNames) ready(im images.Image) {
+	if w.names[im.Name].is == im.Target.Digest {
+		delete(w.names, im.Name)
+	}
+}
+
+// takeBack gives the names of images that are not ready what they stood for, unless somebody else has written them since.
+func (w *writtenNames) takeBack(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx)
+	var errs []error
+	for name, n := range w.names {
+		now, err := w.Get(ctx, name)
+		switch {
+		case err != nil || now.Target.Digest != n.is:
+		case n.was != nil:
+			_, err = w.Store.Update(ctx, *n.was, "target", "labels")
+		default:
+			err = w.Delete(ctx, name)
+		}
+		if err != nil && !errdefs.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("give back the name of the unusable image %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package images
+
+import (
+	"bytes"
+	"context"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// useless is an archive whose images, of these names, lack all but their manifests.
+func useless(t *testing.T, names ...string) []byte {
+	t.Helper()
+	files := map[string][]byte{ocispec.ImageLayoutFile: encode(t, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})}
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}}
+	for _, name := range names {
+		m := encode(t, ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
+			Config: descriptorOf(ocispec.MediaTypeImageConfig, []byte("the configuration of "+name)), Layers: []ocispec.Descriptor{}})
+		d := descriptorOf(ocispec.MediaTypeImageManifest, m)
+		d.Annotations = map[string]string{ocispec.AnnotationRefName: name}
+		index.Manifests, files["blobs/sha256/"+d.Digest.Encoded()] = append(index.Manifests, d), m
+	}
+	files[ocispec.ImageIndexFile] = encode(t, index)
+	return archive(t, files)
+}
+
+// stored is an image that the node has, as a pull leaves it.
+func stored(ctx context.Context, t *testing.T, s Containerd, name string) images.Image {
+	t.Helper()
+	p := makeParts(t)
+	for _, data := range [][]byte{p.layer, p.config, p.manifest} {
+		d := descriptorOf("", data)
+		opts := []content.Opt{content.WithLabels(map[string]string{"containerd.io/gc.root": "until it has a name"})}
+		if err := content.WriteBlob(ctx, s.Client.ContentStore(), "pulled-"+d.Digest.String(), bytes.NewReader(data), d, opts...); err != nil && !errdefs.IsAlreadyExists(err) {
+			t.Fatal(err)
+		}
+	}
+	if err := images.Dispatch(ctx, images.SetChildrenLabels(s.Client.ContentStore(), images.ChildrenHandler(s.Client.ContentStore())), nil, p.descriptor); err != nil {
+		t.Fatal(err)
+	}
+	im, err := s.Client.ImageService().Create(ctx, images.Image{Name: name, Target: p.descriptor, Labels: map[string]string{"whose": "a tenant's"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, data := range [][]byte{p.layer, p.config, p.manifest} {
+		info := content.Info{Digest: digest.FromBytes(data), Labels: map[string]string{"containerd.io/gc.root": ""}}
+		if _, err := s.Client.ContentStore().Update(ctx, info, "labels.containerd.io/gc.root"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return im
+}
+
+// TestUselessArchiveTakesNoName: an archive with an image that cannot be used leaves all names as they were, also those of images behind that one, and what they name.
+func TestUselessArchiveTakesNoName(t *testing.T) {
+	const old, second, fresh = "example.org/app:1", "example.org/db:1", "example.org/new:1"
+	for what, archive := range map[string][]byte{
+		"names that are there first": useless(t, old, second, fresh),
+		"a new name first":           useless(t, fresh, old, second),
+		"a name twice":               useless(t, old, second, old, fresh),
+	} {
+		t.Run(what, func(t *testing.T) {
+			ctx, s, db := collectedStore(t)
+			was := map[string]images.Image{old: stored(ctx, t, s, old), second: stored(ctx, t, s, second)}
+			asBefore := func() {
+				t.Helper()
+				if _, err := db.GarbageCollect(ctx); err != nil {
+					t.Error(err)
+				}
+				for name, before := range was {
+					now, err := s.Client.ImageService().Get(ctx, name)
+					if err != nil || now.Target.Digest != before.Target.Digest || now.Labels["whose"] != before.Labels["whose"] || now.Labels[pinnedLabel] != "" {
+						t.Errorf("%s is %v with the labels %v: %v", name, now.Target.Digest, now.Labels, err)
+					}
+				}
+				for _, data := range [][]byte{makeParts(t).layer, makeParts(t).config, makeParts(t).manifest} {
+					if _, err := s.Client.ContentStore().Info(ctx, digest.FromBytes(data)); err != nil {
+						t.Error(err)
+					}
+				}
+				if has, err := s.Has(ctx, fresh); has || err != nil {
+					t.Errorf("the name that nobody had: %v, %v", has, err)
+				}
+			}
+			if names, err := s.Import(ctx, bytes.NewReader(archive), "docker.io/library/x"); err == nil || len(names) > 0 {
+				t.Fatalf("imported %v: %v", names, err)
+			}
+			asBefore()
+
+			// What nobody names is collected in between.
+			leased, done, err := s.Client.WithLease(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w := newWrittenNames(s.Client)
+			if _, _, err := s.read(leased, bytes.NewReader(archive), "docker.io/library/x", w); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := db.GarbageCollect(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if im, err := s.Client.ImageService().Get(ctx, old); err != nil || im.Target.Digest == was[old].Target.Digest {
+				t.Fatalf("in between %s is %v, %v: this proves nothing", old, im.Target.Digest, err)
+			}
+			if err := w.takeBack(leased); err != nil {
+				t.Error(err)
+			}
+			if err := done(ctx); err != nil {
+				t.Error(err)
+			}
+			asBefore()
+		})
+	}
+}
+
+// TestTakenNamesOfOthers: a name that stands for something else by now, as after a pull meanwhile, or that is gone, is left as it is. So is that of an image that is ready.
+func TestTakenNamesOfOthers(t *testing.T) {
+	ctx, s := blobStore(t)
+	const pulled, gone, kept = "example.org/pulled:1", "example.org/gone:1", "example.org/kept:1"
+	is := s.Client.ImageService()
+	put := func(in images.Store, name, target string) images.Image {
+		t.Helper()
+		im := images.Image{Name: name, Target: descriptorOf(ocispec.MediaTypeImageManifest, []byte(target))}
+		out, err := in.Update(ctx, im, "target")
+		if errdefs.IsNotFound(err) {
+			out, err = in.Create(ctx, im)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	w := newWrittenNames(s.Client)
+	for _, name := range []string{pulled, gone, kept} {
+		put(is, name, "before")
+		ready := put(w, name, "the archive's")
+		if name == kept {
+			w.ready(ready)
+		}
+	}
+	put(is, pulled, "pulled")
+	if err := is.Delete(ctx, gone); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.takeBack(ctx); err != nil {
+		t.Error(err)
+	}
+	for name, want := range map[string]string{pulled: "pulled", gone: "", kept: "the archive's"} {
+		if im, err := is.Get(ctx, name); want == "" && !errdefs.IsNotFound(err) || want != "" && im.Target.Digest != digest.FromString(want) {
+			t.Errorf("%s is %v, %v", name, im.Target.Digest, err)
+		}
+	}
+}
