@@ -116,6 +116,8 @@ func (s *Server) warnOfFirewalls() {
 	if err != nil {
 		return // it is advice only
 	}
+	needs := hostfirewall.Needs{Port: s.o.Port, Tunnel: s.backend.port(), Pods: s.o.ClusterCIDRs}
+	found = needs.Concern(found)
 	now := hostfirewall.Describe(found)
 	if now == s.firewalls {
 		return
@@ -126,5 +128,5 @@ func (s *Server) warnOfFirewalls() {
 		return
 	}
 	s.log.Info("Another program's firewall decides what comes to this machine and to its pods: names, Services and pods of other nodes are reached only where it "+
-		"lets the cluster through", "firewall", now, "type", hostfirewall.Advice(found, hostfirewall.Needs{Port: s.o.Port, Tunnel: s.backend.port(), Pods: s.o.ClusterCIDRs}))
+		"lets the cluster through", "firewall", now, "type", hostfirewall.Advice(found, needs))
 }

@@ -144,6 +144,9 @@ func TestFindings(t *testing.T) {
 		"docker": {func(s *setup) {
 			s.probe.closed = []hostfirewall.Chain{{Program: hostfirewall.Docker, Hook: hostfirewall.Forward, Family: "ip", Table: "filter", Name: "FORWARD"}}
 		}, "firewall", Warn, "Docker drops what pods send and receive (ip filter FORWARD)", "iptables -I DOCKER-USER -d 10.42.0.0/16 -j ACCEPT; put the same"},
+		"IPv6 alone is closed, and no pod has it": {func(s *setup) {
+			s.probe.closed = []hostfirewall.Chain{{Program: hostfirewall.IPTables, Hook: hostfirewall.Forward, Family: "ip6", Table: "filter", Name: "FORWARD"}}
+		}, "firewall", OK, "nothing drops", ""},
 		"route in the way": {func(s *setup) {
 			s.probe.routes = append(s.probe.routes, Route{netip.MustParsePrefix("10.42.7.0/24"), "wg0"})
 		}, "routes", Fail, "10.42.7.0/24 by wg0", "--cluster-cidr"},

@@ -70,7 +70,7 @@ func (r *run) filters() {
 			found = nil // no nftables here: the check above says so
 		}
 	}
-	found = append(found, r.switchedOn(found)...)
+	found = r.Firewall.Concern(append(found, r.switchedOn(found)...))
 	switch {
 	case len(found) > 0:
 		r.warn("firewall", hostfirewall.Describe(found), "where the cluster is not let through yet: "+hostfirewall.Advice(found, r.Firewall))

@@ -19,10 +19,23 @@ type Needs struct {
 	Pods []netip.Prefix
 }
 
+// Concern are the chains that packets of the cluster pass: where there are no pods, or none of a chain's family, nothing is forwarded for it.
+func (n Needs) Concern(chains []Chain) []Chain {
+	return slices.DeleteFunc(slices.Clone(chains), func(c Chain) bool {
+		return c.Hook == Forward && !slices.ContainsFunc(n.Pods, func(p netip.Prefix) bool { return c.has(p) })
+	})
+}
+
+// has says whether packets of a network pass the chain.
+func (c Chain) has(p netip.Prefix) bool {
+	return c.Family == "" || c.Family == "inet" || p.Addr().Is4() == (c.Family == "ip")
+}
+
 // dockerUser is the chain that Docker leaves to the administrator, and goes through first.
 const dockerUser = "DOCKER-USER"
 
-// Commands are what an administrator types, in this order, so that the firewalls let the cluster through. Each may be typed again.
+// Commands are what an administrator types, in this order, so that the firewalls let the cluster through. Each may be typed again. There is none for a chain
+// whose name is no word.
 func Commands(chains []Chain, n Needs) []string {
 	var out []string
 	for _, p := range Programs(chains) {
@@ -34,7 +47,9 @@ func Commands(chains []Chain, n Needs) []string {
 			out = append(out, firewalld(n)...)
 		default:
 			for _, c := range own {
-				out = append(out, n.rules(c)...)
+				if c.plain() {
+					out = append(out, n.rules(c)...)
+				}
 			}
 		}
 	}
@@ -116,7 +131,7 @@ func (n Needs) rules(c Chain) []string {
 		if p.Addr().Is4() {
 			proto = "ip"
 		}
-		if c.Family != proto && c.Family != "inet" {
+		if !c.has(p) {
 			continue
 		}
 		word(fmt.Sprintf("%s saddr %s", proto, p), fmt.Sprintf("-s %s", p))
@@ -157,7 +172,11 @@ func (c Chain) place() string {
 
 // Advice is what to type, in one line.
 func Advice(chains []Chain, n Needs) string {
-	text := strings.Join(Commands(chains, n), "; ")
+	commands := Commands(chains, n)
+	if len(commands) == 0 {
+		return "accept there what the cluster's machines and pods send"
+	}
+	text := strings.Join(commands, "; ")
 	if !Lasting(chains) {
 		text += "; put the same where the firewall's rules are kept, or they are gone when the machine starts again"
 	}

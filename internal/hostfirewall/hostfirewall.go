@@ -7,6 +7,7 @@ package hostfirewall
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -48,11 +49,20 @@ func (c Chain) String() string {
 		return ""
 	}
 	text := c.Family + " " + c.Table + " " + c.Name
+	if !c.plain() {
+		text = fmt.Sprintf("%s %q %q", c.Family, c.Table, c.Name)
+	}
 	if c.Legacy {
 		text += " (legacy)"
 	}
 	return text
 }
+
+// word is what nft and a shell take as one word and nothing else. The kernel takes any name.
+var word = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]*$`)
+
+// plain says whether the chain can be named in a command.
+func (c Chain) plain() bool { return word.MatchString(c.Table) && word.MatchString(c.Name) }
 
 // Find lists the closed chains of all other programs' tables.
 func Find() ([]Chain, error) {

@@ -3,12 +3,15 @@
 package hostfirewall
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/nftables"
 
 	"github.com/coracle-k8s/coracle/internal/nstest"
 )
@@ -59,6 +62,99 @@ func TestFindNFT(t *testing.T) {
 			got, err := findNFT()
 			if err != nil || !slices.Equal(texts(got), c.want) {
 				t.Errorf("got %q, %v, want %q", texts(got), err, c.want)
+			}
+		})
+	}
+}
+
+// TestFindNFTUnusual: whichever rules stand in a chain, all chains are read, and a rule that matches something is no rule for all that is left.
+func TestFindNFTUnusual(t *testing.T) {
+	nstest.RequireNFT(t)
+	nft := func(commands string) error {
+		out, err := exec.Command("nft", commands).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	}
+	const base = "{ type filter hook forward priority 0; policy accept; }"
+	if err := nft("flush ruleset; add table inet z; add chain inet z f { type filter hook forward priority 5; policy drop; }"); err != nil {
+		t.Fatal(err)
+	}
+	tried := 0
+	for i, rule := range []string{
+		"quota over 10 mbytes drop", "limit rate 5/second drop", "fib daddr type local drop", `osf name "Linux" drop`, "ct state new drop", "ct helper set 0", "meta mark 1 drop",
+		"numgen random mod 2 0 drop", "jhash ip saddr mod 2 0 drop", "ct count over 5 drop", "tcp option maxseg size 5 drop", "exthdr frag exists drop", "socket transparent 1 drop",
+		"rt classid 5 drop", "rt ipsec exists drop", "ipsec in reqid 1 drop", "synproxy mss 1460", "notrack", "queue num 1 bypass", "log group 2 drop counter accept", "ip saddr { 192.0.2.1, 192.0.2.2 } drop",
+		"ip saddr vmap { 192.0.2.1 : drop }", "ct timeout set 0", "sctp chunk data exists drop", "dccp option 5 exists drop", "vxlan vni 5 drop", "last counter accept", "meta time > 5 drop",
+	} {
+		chain := fmt.Sprint("inet u", i)
+		if err := nft(fmt.Sprintf("add table %s; add chain %s f %s; add rule %s f %s", chain, chain, base, chain, rule)); err == nil {
+			tried++
+		}
+	}
+	got, err := findNFT()
+	if want := []string{"nftables forward: inet z f"}; err != nil || !slices.Equal(texts(got), want) {
+		t.Errorf("got %q, %v, want %q", texts(got), err, want)
+	}
+	if tried < 5 {
+		t.Errorf("nft and the kernel take %d of the rules only", tried)
+	}
+	t.Logf("%d rules", tried)
+}
+
+// TestUnusualNames: the kernel takes any name. What is no word is in no command that somebody types, and shown as what it is.
+func TestUnusualNames(t *testing.T) {
+	nstest.RequireNFT(t)
+	conn, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.FlushRuleset()
+	drop := nftables.ChainPolicyDrop
+	for _, name := range []string{"f", "f; reboot", "f\nnothing drops anything"} {
+		table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "x " + name})
+		if name == "f" {
+			table.Name = "x"
+			conn.AddTable(table)
+		}
+		conn.AddChain(&nftables.Chain{Name: name, Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop})
+	}
+	if err := conn.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	chains, err := findNFT()
+	if err != nil || len(chains) != 3 {
+		t.Fatalf("found %v, %v", chains, err)
+	}
+	got := Commands(chains, Needs{Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}})
+	if want := []string{"nft insert rule inet x f ip saddr 10.42.0.0/16 accept", "nft insert rule inet x f ip daddr 10.42.0.0/16 accept"}; !slices.Equal(got, want) {
+		t.Errorf("to be typed: %q", got)
+	}
+	if text := Describe(chains); !strings.Contains(text, `inet "x f; reboot" "f; reboot"`) || strings.Contains(text, "\n") {
+		t.Errorf("said: %s", text)
+	}
+}
+
+// TestConcern: a chain of a family that no pod has, or where no pods are, is in nobody's way, and nothing is opened there.
+func TestConcern(t *testing.T) {
+	four, six := netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")
+	all := []Chain{{IPTables, Forward, "ip", "filter", "FORWARD", false}, {IPTables, Forward, "ip6", "filter", "FORWARD", true}, {NFTables, Forward, "inet", "a", "f", false},
+		{UFW, Forward, "", "", "", false}, {IPTables, Input, "ip6", "filter", "INPUT", false}}
+	for name, c := range map[string]struct {
+		pods []netip.Prefix
+		want []int
+	}{
+		"IPv4 alone": {[]netip.Prefix{four}, []int{0, 2, 3, 4}}, "IPv6 alone": {[]netip.Prefix{six}, []int{1, 2, 3, 4}},
+		"both": {[]netip.Prefix{four, six}, []int{0, 1, 2, 3, 4}}, "a server without pods": {nil, []int{4}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var want []Chain
+			for _, i := range c.want {
+				want = append(want, all[i])
+			}
+			if got := (Needs{Port: 6443, Pods: c.pods}).Concern(all); !slices.Equal(got, want) {
+				t.Errorf("got %v, want %v", got, want)
 			}
 		})
 	}

@@ -27,6 +27,12 @@ const (
 	verdictAt = 32
 	// dropVerdict is how NF_DROP is written there: -NF_DROP - 1.
 	dropVerdict = -1
+	// A chain of somebody's own begins with an entry whose target is called chainTarget and has the chain's name (struct xt_error_target).
+	chainTarget   = "ERROR"
+	targetNameAt  = 2
+	targetNameEnd = 31
+	chainNameAt   = 32
+	chainNameEnd  = 62
 )
 
 // legacyHooks are the kernel's numbers of hooks (enum nf_inet_hooks).
@@ -61,8 +67,8 @@ func findLegacy() ([]Chain, error) {
 }
 
 func (f legacyFamily) closed() ([]Chain, error) {
-	names, err := os.ReadFile(f.names)
-	if err != nil || !slices.Contains(strings.Fields(string(names)), "filter") {
+	tables, err := os.ReadFile(f.names)
+	if err != nil || !slices.Contains(strings.Fields(string(tables)), "filter") {
 		return nil, nil // most kernels of today have none
 	}
 	policies, entries, err := f.filter()
@@ -70,7 +76,8 @@ func (f legacyFamily) closed() ([]Chain, error) {
 		return nil, err
 	}
 	var out []Chain
-	has := func(chain string) bool { return bytes.Contains(entries, append([]byte(chain), 0)) }
+	names := f.chains(entries)
+	has := func(chain string) bool { return slices.Contains(names, chain) }
 	for _, hook := range []Hook{Input, Forward} {
 		if policies[hook] == dropVerdict {
 			out = append(out, Chain{Program: owner(has, hook, IPTablesLegacy), Hook: hook, Family: f.name, Table: "filter", Name: strings.ToUpper(string(hook)), Legacy: true})
@@ -112,6 +119,27 @@ func (f legacyFamily) filter() (policies map[Hook]int32, entries []byte, err err
 		policies[hook] = int32(binary.NativeEndian.Uint32(entries[verdict:]))
 	}
 	return policies, entries, nil
+}
+
+// chains are the names of the table's chains beside its own three. A comment may hold the name of one that is not there.
+func (f legacyFamily) chains(entries []byte) []string {
+	var out []string
+	text := func(b []byte) string {
+		s, _, _ := bytes.Cut(b, []byte{0})
+		return string(s)
+	}
+	for len(entries) >= f.targetOffsetAt+4 {
+		target := int(binary.NativeEndian.Uint16(entries[f.targetOffsetAt:]))
+		next := int(binary.NativeEndian.Uint16(entries[f.targetOffsetAt+2:]))
+		if next == 0 || next > len(entries) {
+			break
+		}
+		if t := entries[min(target, next):next]; len(t) >= chainNameEnd && text(t[targetNameAt:targetNameEnd]) == chainTarget {
+			out = append(out, text(t[chainNameAt:chainNameEnd]))
+		}
+		entries = entries[next:]
+	}
+	return out
 }
 
 // getsockopt is the call as it is: x/sys/unix has it for answers of fixed shapes only.

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"runtime"
 	"slices"
@@ -33,6 +34,39 @@ func TestFindLegacy(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestLegacyChains: a chain is there where it begins, not where its name stands otherwise; and no table is read beyond its end.
+func TestLegacyChains(t *testing.T) {
+	for _, f := range legacyFamilies {
+		entry := func(match, target, data string) []byte {
+			head := f.targetOffsetAt + 24 // target_offset, next_offset, comefrom, counters
+			out := append(make([]byte, head), match...)
+			out = append(out, make([]byte, 256-len(match))...)
+			binary.NativeEndian.PutUint16(out[f.targetOffsetAt:], uint16(len(out)))
+			body := make([]byte, 64)
+			binary.NativeEndian.PutUint16(body, uint16(len(body)))
+			copy(body[targetNameAt:], target)
+			copy(body[chainNameAt:], data)
+			out = append(out, body...)
+			binary.NativeEndian.PutUint16(out[f.targetOffsetAt+2:], uint16(len(out)))
+			return out
+		}
+		table := slices.Concat(entry("", "ERROR", "MY-DOCKER-USER"), entry("comment\x00ufw-user-input\x00", "", "DOCKER-USER"), entry("", "LOG", "DOCKER-USER"), entry("", "ERROR", "ERROR"))
+		if got, want := f.chains(table), []string{"MY-DOCKER-USER", "ERROR"}; !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", f.name, got, want)
+		}
+		r := rand.New(rand.NewPCG(1, 2))
+		for i := range table { // whatever the kernel said
+			f.chains(table[:i])
+			broken := slices.Clone(table)
+			for range 3 {
+				broken[r.IntN(len(broken))] = byte(r.Uint32())
+			}
+			binary.NativeEndian.PutUint16(broken[f.targetOffsetAt+2*r.IntN(2):], uint16(r.Uint32()))
+			f.chains(broken)
+		}
 	}
 }
 
