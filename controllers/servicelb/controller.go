@@ -83,6 +83,7 @@ type Controller struct {
 	wake     chan struct{} // capacity 1: one says that there is something to look at
 	holders  holders
 	written  written
+	unsure   unsure
 
 	namespaces corelisters.NamespaceLister
 	objects    *objects    // nil where there are no AddressPools
@@ -100,7 +101,7 @@ func New(o Options) (*Controller, error) {
 	core, discovery := o.Informers.Core().V1(), o.Informers.Discovery().V1().EndpointSlices()
 	c := &Controller{
 		o: o, services: core.Services().Lister(), nodes: core.Nodes().Lister(), pods: core.Pods().Lister(), slices: discovery.Lister(),
-		wake: make(chan struct{}, 1), namespaces: core.Namespaces().Lister(), written: written{},
+		wake: make(chan struct{}, 1), namespaces: core.Namespaces().Lister(), written: written{}, unsure: unsure{},
 	}
 	if o.Dynamic != nil && !o.Disabled {
 		var err error
@@ -242,6 +243,12 @@ func (c *Controller) round(ctx context.Context) bool {
 	if err := c.load(ctx); err != nil { // who holds what says whose word about an address counts
 		return c.failed(ctx, err)
 	}
+	if err := c.ask(ctx); err != nil {
+		if ctx.Err() == nil {
+			c.o.Logger.Warn("load balancer: nothing is given before it is tried again", "error", err)
+		}
+		return false
+	}
 	s, objects, flaws, err := c.look()
 	if err != nil { // of a cache: it cannot be
 		c.o.Logger.Warn("load balancer: reading the caches failed", "error", err)
@@ -328,6 +335,7 @@ func (c *Controller) write(ctx context.Context, svc *corev1.Service, want *corev
 	changed := svc.DeepCopy()
 	changed.Status = *want
 	answer, err := c.o.Client.CoreV1().Services(svc.Namespace).UpdateStatus(ctx, changed, metav1.UpdateOptions{})
+	c.unsure.note(svc, err)
 	if err != nil {
 		return err
 	}

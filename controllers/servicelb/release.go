@@ -112,6 +112,7 @@ func (c *Controller) takeAway(ctx context.Context, svc *corev1.Service, v Verdic
 	var answer *corev1.Service
 	if err == nil {
 		answer, err = c.o.Client.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.JSONPatchType, patch, metav1.PatchOptions{}, "status")
+		c.unsure.note(svc, err)
 	}
 	switch {
 	case err == nil:

@@ -178,7 +178,7 @@ func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 	} {
 		seen := now.DeepCopy()
 		change(seen)
-		c := &Controller{o: Options{Client: client, Logger: slog.New(slog.DiscardHandler)}}
+		c := &Controller{o: Options{Client: client, Logger: slog.New(slog.DiscardHandler)}, unsure: unsure{}}
 		c.takeAway(t.Context(), seen, Verdict{released: noted(seen)})
 		if is, err := services.Get(t.Context(), "old", metav1.GetOptions{}); err != nil || !slices.Equal(lbports.Held(is), lbports.Held(now)) {
 			t.Errorf("%s: it lost what it has: %v, %v", what, is.Status, err)

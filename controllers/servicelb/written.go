@@ -3,9 +3,13 @@
 package servicelb
 
 import (
+	"context"
+	"fmt"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 )
@@ -13,6 +17,31 @@ import (
 // written are Services as the API answered to this term's writes of their status, until the cache has them so or newer. A round that did not see what the one before
 // has given could give it to an older Service that asks for it meanwhile.
 type written map[types.NamespacedName]*corev1.Service
+
+// unsure are Services of which the API has answered a write with an error that does not say that nothing was written, as after a wait for a quorum.
+type unsure map[types.NamespacedName]bool
+
+// note keeps whose write may have been done.
+func (u unsure) note(svc *corev1.Service, err error) {
+	if err != nil && !passes(err) && !apierrors.IsInvalid(err) {
+		u[key(svc)] = true
+	}
+}
+
+// ask reads the Services of which nobody knows what was written, as if that had been the answer.
+func (c *Controller) ask(ctx context.Context) error {
+	for k := range c.unsure {
+		svc, err := c.o.Client.CoreV1().Services(k.Namespace).Get(ctx, k.Name, metav1.GetOptions{})
+		switch {
+		case err == nil:
+			c.written.note(svc)
+		case !apierrors.IsNotFound(err):
+			return fmt.Errorf("reading what became of the status of the Service %s: %w", k, err)
+		}
+		delete(c.unsure, k)
+	}
+	return nil
+}
 
 // note keeps what the API answered.
 func (w written) note(answer *corev1.Service) { w[key(answer)] = answer }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -103,6 +104,61 @@ func TestOwnWritesAreSeen(t *testing.T) {
 	}
 	if s, _, _, err := c.look(); err != nil || c.written[key(web)] != nil {
 		t.Errorf("what the cache has is newer, and %v of %v is kept (%v)", c.written[key(web)], s.Services, err)
+	}
+}
+
+// TestUnansweredWritesAreSeen: a status that was written, though its writer heard of an error, is not overlooked by the next round, whose cache has not heard of it.
+func TestUnansweredWritesAreSeen(t *testing.T) {
+	client := fake.NewClientset(testNode("a", "10.0.0.1"))
+	revision, fails := 10, false
+	silent := apierrors.NewTimeoutError("the store has no quorum", 1)
+	client.PrependReactor("*", "services", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		if with, ok := a.(interface{ GetObject() runtime.Object }); ok {
+			revision++
+			with.GetObject().(*corev1.Service).ResourceVersion = strconv.Itoa(revision)
+		}
+		update, ok := a.(clienttesting.UpdateAction)
+		if !ok || !fails {
+			return fails && a.GetVerb() == "get", nil, silent
+		}
+		if err := client.Tracker().Update(a.GetResource(), update.GetObject(), a.GetNamespace()); err != nil {
+			return true, nil, err
+		}
+		return true, nil, silent
+	})
+	c, known := late(t, client)
+	for i, name := range []string{"web", "old"} {
+		made, err := client.CoreV1().Services("default").Create(t.Context(), testService(name, 1-i), metav1.CreateOptions{})
+		if err == nil {
+			err = known.Add(made.DeepCopy())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		fails = name == "web"
+		for range 2 {
+			if fails && c.round(t.Context()) {
+				t.Fatal("a round without answers counts as done")
+			}
+		}
+		fails = false
+	}
+	for range 2 {
+		if !c.round(t.Context()) {
+			t.Fatal("something could not be written")
+		}
+		for name, want := range map[string]string{"web": "10.0.0.1", "old": "none"} {
+			s, err := client.CoreV1().Services("default").Get(t.Context(), name, metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := ingressText(s.Status.LoadBalancer); got != want {
+				t.Errorf("%s has %s, want %s", name, got, want)
+			}
+		}
+	}
+	if len(c.unsure) > 0 {
+		t.Errorf("%v are asked for again and again", c.unsure)
 	}
 }
 
