@@ -87,7 +87,6 @@ func (l *lab) hears(from, to netip.Addr, about, known flow) bool {
 	in, out = listen(to), listen(from)
 	defer in.Close()
 	defer out.Close()
-	const secret, marker = "what nobody should say any more", "what everybody may hear"
 	deadline, heard, buf := time.Now().Add(patience), false, make([]byte, 500)
 	for {
 		for _, message := range [][]byte{about.unreachable(secret), about.unreachable(secret), known.unreachable(marker)} {

@@ -39,7 +39,8 @@ const noAddress = "192.0.0.8"
 // judged: it always reaches its own pods.
 //
 // What is not allowed is refused: a client learns at once that it may not, and so do both ends of a connection that a change
-// of policy forbids. A refusal has the address of whom it stands for, and passes the output hook again.
+// of policy forbids. A refusal has the address of whom it stands for, and passes the output hook again: a reset is related to the connection that it refuses, which no
+// segment of a pod's is.
 //
 // Errors by ICMP belong to connections, and are judged as these: their content is their sender's choice. One of a connection's ends may send them, and
 // routers; a restricted pod that is neither end of it may not, or it would speak to an end with whom it may not. What conntrack makes nothing of has no one who
@@ -74,7 +75,7 @@ var frame = []struct {
 		"ct original ip saddr vmap @out4", "ct original ip6 saddr vmap @out6",
 	}},
 	{chainOutput, "type filter hook output priority filter; policy accept;", []string{
-		"fib saddr type local return", "ip saddr " + noAddress + " return", "tcp flags & rst == rst return", "jump " + chainJudge,
+		"fib saddr type local return", "ip saddr " + noAddress + " return", "tcp flags & rst == rst ct state related return", "jump " + chainJudge,
 	}},
 }
 

@@ -35,15 +35,20 @@ func TestServices(t *testing.T) {
 
 func testServices(t *testing.T, mode string) {
 	l := newServiceLab(t, mode)
-	for _, c := range []struct {
+	type part struct {
 		name string
 		run  func(*serviceLab, *testing.T)
-	}{
+	}
+	parts := []part{
 		{"truth table", (*serviceLab).testTruth},
 		{"revoked", (*serviceLab).testRevoked},
 		{"the node", (*serviceLab).testNode},
 		{"the cluster's DNS", (*serviceLab).testDNS},
-	} {
+	}
+	if mode == proxy.ModeIPVS { // nftables translates no reset of a connection that there is not
+		parts = append(parts, part{"resets of pods", (*serviceLab).testResets})
+	}
+	for _, c := range parts {
 		t.Run(c.name, func(t *testing.T) {
 			l.t = t
 			l.Policies, l.model.policies = nil, nil
