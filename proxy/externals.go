@@ -23,7 +23,7 @@ import (
 // Reserved are addresses and ports of the cluster's own, which no Service may take: whoever may write Services could
 // otherwise have every node's requests to the API sent to a pod.
 type Reserved struct {
-	// Addresses may be in nobody's externalIPs: the virtual address of the API, the cluster DNS. The nodes' are known from elsewhere.
+	// Addresses may be in nobody's externalIPs: the virtual address of the API, the cluster DNS. The nodes' and the servers' are known from the API.
 	Addresses []netip.Addr
 	// Ports are those on which the nodes themselves listen.
 	Ports []uint16
@@ -37,6 +37,7 @@ type externals struct {
 	mu       sync.Mutex
 	own      []netip.Addr            // this node's, as configured
 	nodes    map[string][]netip.Addr // by name
+	servers  map[string][]netip.Addr // by the EndpointSlice of the Service kubernetes: a machine that is a server alone has no Node
 	networks []netip.Prefix          // of pods, and of Services as the API has them
 	pods     []netip.Prefix
 	passed   map[types.NamespacedName]passed
@@ -55,23 +56,12 @@ type passed struct {
 type teller func(was, is []*corev1.Service)
 
 func newExternals(o Options, log klog.Logger) *externals {
-	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, passed: map[types.NamespacedName]passed{},
+	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, servers: map[string][]netip.Addr{}, passed: map[types.NamespacedName]passed{},
 		claims: map[netip.Addr]map[types.NamespacedName]bool{}, wishes: wishes{}}
 	x.own = o.NodeIPs
 	x.pods = o.ClusterCIDRs
 	x.networks = slices.Concat(o.ClusterCIDRs, o.ServiceCIDRs)
 	return x
-}
-
-// elsewhere are the addresses that no node may have because of a Service: the nodes' as far as they are known, and the cluster's own.
-func (x *externals) elsewhere() []netip.Addr {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	out := slices.Clone(x.reserved.Addresses)
-	for _, a := range x.nodes {
-		out = append(out, a...)
-	}
-	return out
 }
 
 // pass notes a Service that came (old is nil), changed or went (svc is nil), and tells what the back end is to hear of it: in the order of
@@ -143,6 +133,9 @@ func externalIPs(svc *corev1.Service) (out []netip.Addr) {
 }
 
 func ingressIPs(svc *corev1.Service) (out []netip.Addr) {
+	if svc == nil {
+		return nil
+	}
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		if a, ok := parseIP(in.IP); ok {
 			out = append(out, a)
@@ -218,8 +211,8 @@ func (x *externals) allowedIPs(svc *corev1.Service, problems *[]string) []string
 		switch {
 		case !ok:
 			why = "is none"
-		case x.isNode(a):
-			why = "is a node's"
+		case x.isMachine(a):
+			why = "is a node's or a server's"
 		case slices.Contains(x.reserved.Addresses, a):
 			why = "is the cluster's own"
 		default:
@@ -236,20 +229,21 @@ func (x *externals) allowedIPs(svc *corev1.Service, problems *[]string) []string
 	return out
 }
 
-// taken says whose an address is that a Service has among its external IPs: that of another namespace's load balancer, all of whose ports are its own;
-// or of an older Service with that external IP, for the ports that both have. Who may write Services in one namespace could otherwise take what is sent to another one's.
+// taken says whose an address is that a Service has among its external IPs: that of another namespace's load balancer, all of whose ports are its own, unless the
+// Service's namespace has it too, by a load balancer that gives each some of its ports; or of an older Service with that external IP, for the ports that both have. Who may write Services in one namespace could otherwise take what is sent to another one's.
 func (x *externals) taken(svc *corev1.Service, a netip.Addr) string {
 	var words []string
+	own := slices.Contains(ingressIPs(svc), a)
+	for key := range x.claims[a] { // what this one was before does not count
+		own = own || key.Namespace == svc.Namespace && key.Name != svc.Name && slices.Contains(ingressIPs(x.passed[key].came), a)
+	}
 	for key := range x.claims[a] {
 		other := x.passed[key].came
 		switch {
-		case other == nil:
-		case key.Namespace == svc.Namespace && slices.Contains(ingressIPs(other), a):
-			return "" // it is the namespace's own
-		case key.Namespace == svc.Namespace:
-		case slices.Contains(ingressIPs(other), a):
+		case other == nil || key.Namespace == svc.Namespace:
+		case slices.Contains(ingressIPs(other), a) && (!own || commonPort(other, svc)): // load balancers of several namespaces may have it, each with its ports
 			words = append(words, fmt.Sprintf("is the load balancer address of the Service %s", key))
-		case slices.Contains(externalIPs(other), a) && older(other, svc) && commonPort(other, svc):
+		case !own && slices.Contains(externalIPs(other), a) && older(other, svc) && commonPort(other, svc):
 			words = append(words, fmt.Sprintf("is with the same port that of the Service %s, which is older", key))
 		}
 	}
@@ -278,7 +272,7 @@ func (x *externals) allowedIngress(svc *corev1.Service, problems *[]string) []co
 		why := ""
 		if ok {
 			why = x.inside(a)
-			if port := x.reservedPort(svc); port != 0 && (x.isNode(a) || slices.Contains(x.reserved.Addresses, a.Unmap())) {
+			if port := x.reservedPort(svc); port != 0 && (x.isMachine(a) || slices.Contains(x.reserved.Addresses, a.Unmap())) {
 				why = fmt.Sprintf("is the cluster's own, and so is its port %d", port)
 			}
 		}
@@ -298,19 +292,6 @@ func (x *externals) reservedPort(svc *corev1.Service) uint16 {
 		}
 	}
 	return 0
-}
-
-func (x *externals) isNode(a netip.Addr) bool {
-	a = a.Unmap()
-	if slices.Contains(x.own, a) {
-		return true
-	}
-	for _, addrs := range x.nodes {
-		if slices.Contains(addrs, a) {
-			return true
-		}
-	}
-	return false
 }
 
 func (x *externals) inside(a netip.Addr) string {
@@ -343,28 +324,6 @@ func alone(svc *corev1.Service) []*corev1.Service {
 	return []*corev1.Service{svc}
 }
 
-// nodeAddresses notes a node's addresses, none when it is gone.
-func (p *Proxy) nodeAddresses(name string, addrs []netip.Addr) {
-	x := p.o.externals
-	if x == nil {
-		return
-	}
-	x.mu.Lock()
-	same := slices.Equal(x.nodes[name], addrs)
-	x.mu.Unlock()
-	if same {
-		return
-	}
-	x.again(func() {
-		if len(addrs) == 0 {
-			delete(x.nodes, name)
-		} else {
-			x.nodes[name] = addrs
-		}
-	}, p.tell)
-	p.trigger()
-}
-
 // Reserve notes the cluster's own addresses, in place of those of Options.Reserved: the API's virtual address may change.
 func (p *Proxy) Reserve(addrs []netip.Addr) {
 	x := p.o.externals
@@ -394,15 +353,4 @@ func (p *Proxy) serviceNetworks(cidrs []string) {
 		}
 	}
 	x.again(func() { x.networks = networks }, p.tell)
-}
-
-func addressesOf(node *corev1.Node) []netip.Addr {
-	var out []netip.Addr
-	for _, a := range node.Status.Addresses {
-		if ip, err := netip.ParseAddr(a.Address); err == nil {
-			out = append(out, ip.Unmap())
-		}
-	}
-	slices.SortFunc(out, netip.Addr.Compare)
-	return out
 }

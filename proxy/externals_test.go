@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2/ktesting"
 )
@@ -149,6 +150,20 @@ func TestOthersAddresses(t *testing.T) {
 	changed := svc("mallory", "young", 100, 8444, "203.0.113.9")
 	p.services(young, changed)
 	has("young", "203.0.113.9")
+	// What it was itself before makes it nobody's own.
+	lost := svc("alice", "lost", 50, 8443, "203.0.113.9", "203.0.113.9")
+	p.services(nil, lost)
+	has("lost", "203.0.113.9")
+	has("old", "203.0.113.9")
+	older := svc("bob", "before", 950, 8443, "203.0.113.9")
+	p.services(nil, older)
+	has("before")
+	without = svc("alice", "lost", 50, 8443, "203.0.113.9")
+	p.services(lost, without)
+	has("lost")
+	has("before", "203.0.113.9")
+	p.services(older, nil)
+	p.services(without, nil)
 	// The API's address moves.
 	p.Reserve([]netip.Addr{netip.MustParseAddr("203.0.113.9")})
 	has("old")
@@ -162,6 +177,104 @@ func TestOthersAddresses(t *testing.T) {
 	}
 	if n := len(o.externals.claims); n != 1 {
 		t.Errorf("%d addresses are claimed by the two that are left", n)
+	}
+}
+
+// TestServersAddresses: a machine that is a server alone has no Node. Who took its address would have all that nodes ask of the API, and no node would hear that
+// the Service is gone.
+func TestServersAddresses(t *testing.T) {
+	h := &hearing{now: map[string]*corev1.Service{}, backend: deaf{}}
+	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
+	o := Options{Reserved: Reserved{Ports: []uint16{6443}}}
+	o.externals = newExternals(o, log)
+	p := &Proxy{o: o, log: log, backend: h, detour: newDetour(h), wake: make(chan struct{}, 1)}
+	e := events{p}
+	servers := func(namespace, service, name string, ips ...string) *discoveryv1.EndpointSlice {
+		s := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: service}}}
+		s.AddressType = discoveryv1.AddressTypeIPv4
+		for _, ip := range ips {
+			s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{ip}})
+		}
+		return s
+	}
+	const first, second, third = "192.0.2.1", "192.0.2.2", "192.0.2.3"
+	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "mallory", Name: "api"}}
+	svc.Spec.ExternalIPs = []string{first, second, third, "203.0.113.7"}
+	svc.Spec.Ports = []corev1.ServicePort{{Port: 6443, Protocol: corev1.ProtocolTCP}}
+	svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: second}, {IP: "203.0.113.8"}}
+	want := func(what string, external, ingress []string) {
+		t.Helper()
+		if got := h.now["api"]; !slices.Equal(got.Spec.ExternalIPs, external) || !slices.Equal(ingressOf(got), ingress) {
+			t.Errorf("%s: it has %v and %v", what, got.Spec.ExternalIPs, ingressOf(got))
+		}
+	}
+	one := servers("default", "kubernetes", "kubernetes", first, second)
+	e.OnEndpointSliceAdd(one)
+	p.services(nil, svc)
+	want("two servers", []string{third, "203.0.113.7"}, []string{"203.0.113.8"})
+	if got := p.o.externals.elsewhere(); !slices.Equal(got, []netip.Addr{netip.MustParseAddr(first), netip.MustParseAddr(second)}) {
+		t.Errorf("nobody has because of a Service: %v", got)
+	}
+	other := servers("default", "kubernetes", "kubernetes-ipv4-7443", third)
+	e.OnEndpointSliceAdd(other)
+	e.OnEndpointSliceAdd(servers("mallory", "kubernetes", "kubernetes", "203.0.113.7"))
+	want("one with another port", []string{"203.0.113.7"}, []string{"203.0.113.8"})
+	moved := servers("default", "kubernetes", "kubernetes", first)
+	e.OnEndpointSliceUpdate(one, moved)
+	want("the second one has left", []string{second, "203.0.113.7"}, []string{second, "203.0.113.8"})
+	unlabelled := servers("default", "another", "kubernetes-ipv4-7443", third)
+	e.OnEndpointSliceUpdate(other, unlabelled)
+	want("a slice is another Service's", []string{second, third, "203.0.113.7"}, []string{second, "203.0.113.8"})
+	e.OnEndpointSliceDelete(moved)
+	want("none", svc.Spec.ExternalIPs, []string{second, "203.0.113.8"})
+	if left := len(p.o.externals.servers); left > 0 || h.mistakes > 0 {
+		t.Errorf("%d slices are left, %d changes began from what the back end did not have", left, h.mistakes)
+	}
+}
+
+// deaf is a back end that is told of endpoints and does nothing.
+type deaf struct{ backend }
+
+func (deaf) OnEndpointSliceAdd(*discoveryv1.EndpointSlice)         {}
+func (deaf) OnEndpointSliceUpdate(_, _ *discoveryv1.EndpointSlice) {}
+func (deaf) OnEndpointSliceDelete(*discoveryv1.EndpointSlice)      {}
+
+// TestSharedAddresses: where a load balancer gives one address to Services of several namespaces, each port to one, who has some of its ports gets no other one by
+// an external IP.
+func TestSharedAddresses(t *testing.T) {
+	h := &hearing{now: map[string]*corev1.Service{}}
+	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
+	o := Options{}
+	o.externals = newExternals(o, log)
+	p := &Proxy{o: o, log: log, backend: h, wake: make(chan struct{}, 1)}
+	const shared = "203.0.113.8"
+	svc := func(namespace, name string, port int32, balanced bool) *corev1.Service {
+		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: port, Protocol: corev1.ProtocolTCP}}}}
+		if balanced {
+			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: shared}}
+		} else {
+			s.Spec.ExternalIPs = []string{shared}
+		}
+		return s
+	}
+	foot := svc("mallory", "foot", 80, true)
+	all := []*corev1.Service{svc("mallory", "thief", 443, false), foot, svc("mallory", "own", 8080, false), svc("alice", "web", 443, true)}
+	for _, order := range [][]int{{0, 1, 2, 3}, {3, 2, 1, 0}, {1, 3, 0, 2}} {
+		for _, i := range order {
+			p.services(nil, all[i])
+		}
+		for name, want := range map[string]int{"thief": 0, "own": 1} {
+			if got := h.now[name].Spec.ExternalIPs; len(got) != want {
+				t.Errorf("in the order %v %s has %v", order, name, got)
+			}
+		}
+		p.services(foot, nil)
+		if got := h.now["own"].Spec.ExternalIPs; len(got) > 0 {
+			t.Errorf("in the order %v, when the namespace has no load balancer there any more, it has %v", order, got)
+		}
+		for _, i := range []int{0, 2, 3} {
+			p.services(all[i], nil)
+		}
 	}
 }
 

@@ -22,9 +22,23 @@ type shifting struct {
 	numbers map[string]int32 // of the spec's ports, by name
 	at      []corev1.LoadBalancerIngress
 	ports   [2][]string // of each slice; none: there is no such slice
+	gone    bool        // there is no Service
 }
 
 var shiftingNames = []string{"a", "b", "c", "d", "e"}
+
+// protocolOf is a port's, by its name: those of two protocols have numbers in common.
+func protocolOf(name string) corev1.Protocol {
+	if name > "c" {
+		return corev1.ProtocolUDP
+	}
+	return corev1.ProtocolTCP
+}
+
+// someNumber is a port's number, by its name: one of two.
+func (s *shifting) someNumber(name string) int32 {
+	return int32(100*(1+s.r.IntN(2)) + slices.Index(shiftingNames, name)%3)
+}
 
 func (s *shifting) some(of []string) []string {
 	return slices.DeleteFunc(slices.Clone(of), func(string) bool { return s.r.IntN(2) == 0 })
@@ -35,7 +49,7 @@ func (s *shifting) change() {
 	if s.r.IntN(3) == 0 {
 		name := shiftingNames[s.r.IntN(len(shiftingNames))]
 		if s.numbers[name] == 0 || len(s.numbers) == 1 || s.r.IntN(2) == 0 {
-			s.numbers[name] = int32(100*(1+s.r.IntN(2)) + slices.Index(shiftingNames, name))
+			s.numbers[name] = s.someNumber(name)
 		} else {
 			delete(s.numbers, name)
 		}
@@ -51,7 +65,7 @@ func (s *shifting) change() {
 			s.at = append(s.at, in)
 		default:
 			for _, name := range s.some(shiftingNames) {
-				in.Ports = append(in.Ports, corev1.PortStatus{Port: s.numberOf(name), Protocol: corev1.ProtocolTCP})
+				in.Ports = append(in.Ports, corev1.PortStatus{Port: s.numberOf(name), Protocol: protocolOf(name)})
 			}
 			s.at = append(s.at, in)
 		}
@@ -63,14 +77,14 @@ func (s *shifting) numberOf(name string) int32 {
 	if n := s.numbers[name]; n != 0 && s.r.IntN(8) > 0 {
 		return n
 	}
-	return int32(100*(1+s.r.IntN(2)) + slices.Index(shiftingNames, name))
+	return s.someNumber(name)
 }
 
 func (s *shifting) service() *corev1.Service {
 	svc := web(slices.Clone(s.at)...)
 	svc.Spec.Ports = nil
 	for _, name := range slices.Sorted(maps.Keys(s.numbers)) {
-		svc.Spec.Ports = append(svc.Spec.Ports, corev1.ServicePort{Name: name, Protocol: corev1.ProtocolTCP, Port: s.numbers[name]})
+		svc.Spec.Ports = append(svc.Spec.Ports, corev1.ServicePort{Name: name, Protocol: protocolOf(name), Port: s.numbers[name]})
 	}
 	return svc
 }
@@ -80,14 +94,23 @@ func (s *shifting) slice(i int) *discoveryv1.EndpointSlice {
 	out.Name, out.Ports = fmt.Sprint("web-", i), nil
 	out.Endpoints[0].Addresses = []string{fmt.Sprint("10.0.0.", i)}
 	for _, name := range s.ports[i] {
-		out.Ports = append(out.Ports, discoveryv1.EndpointPort{Name: ptr.To(name), Port: ptr.To(int32(8000 + slices.Index(shiftingNames, name))), Protocol: ptr.To(corev1.ProtocolTCP)})
+		out.Ports = append(out.Ports, discoveryv1.EndpointPort{Name: ptr.To(name), Port: ptr.To(int32(8000 + slices.Index(shiftingNames, name))), Protocol: ptr.To(protocolOf(name))})
 	}
 	return out
+}
+
+// relabelled is a slice that belongs to another Service, which there is not: its label is its owner's to change.
+func relabelled(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
+	s.Labels = map[string]string{discoveryv1.LabelServiceName: "another"}
+	return s
 }
 
 // lines are the virtual servers that there should be, as tracked.servers writes them.
 func (s *shifting) lines() map[string]bool {
 	out := map[string]bool{}
+	if s.gone {
+		return out
+	}
 	for name, number := range s.numbers {
 		reals := ""
 		for i, ports := range s.ports {
@@ -95,10 +118,11 @@ func (s *shifting) lines() map[string]bool {
 				reals += fmt.Sprintf(" 10.0.0.%d:%d", i, 8000+slices.Index(shiftingNames, name))
 			}
 		}
-		out[fmt.Sprintf("tcp %s:%d%s", clusterIP, number, reals)] = true
+		protocol := strings.ToLower(string(protocolOf(name)))
+		out[fmt.Sprintf("%s %s:%d%s", protocol, clusterIP, number, reals)] = true
 		for _, in := range s.at {
-			if len(in.Ports) == 0 || slices.ContainsFunc(in.Ports, func(p corev1.PortStatus) bool { return p.Port == number }) {
-				out[fmt.Sprintf("tcp %s:%d%s", in.IP, number, reals)] = true
+			if len(in.Ports) == 0 || slices.ContainsFunc(in.Ports, func(p corev1.PortStatus) bool { return p.Port == number && p.Protocol == protocolOf(name) }) {
+				out[fmt.Sprintf("%s %s:%d%s", protocol, in.IP, number, reals)] = true
 			}
 		}
 	}
@@ -127,8 +151,10 @@ func TestRandomParts(t *testing.T) {
 					s.ports[i] = nil
 				}
 				was, is := known[i], s.slice(i)
-				if what = "a slice"; s.ports[i] == nil {
+				if what = "a slice"; s.ports[i] == nil && s.r.IntN(2) == 0 {
 					is = nil
+				} else if s.ports[i] == nil {
+					what, is = "a slice that is another Service's", relabelled(is)
 				}
 				known[i], do = is, func() { (events{p}).slice(was, is) }
 			case 1:
@@ -136,6 +162,9 @@ func TestRandomParts(t *testing.T) {
 			default:
 				s.change()
 				was, is := now, s.service()
+				if s.gone = was != nil && s.r.IntN(12) == 0; s.gone {
+					is = nil
+				}
 				what, now, do = "the Service", is, func() { p.services(was, is) }
 				if s.r.IntN(4) == 0 { // a sync has begun, and takes in the endpoints only then
 					inner := do
@@ -176,6 +205,10 @@ func TestRandomParts(t *testing.T) {
 			if t.Failed() {
 				t.Fatalf("round %d, step %d: %s", round, step, what)
 			}
+		}
+		if now == nil {
+			now, s.gone = s.service(), false
+			p.services(nil, now)
 		}
 		p.detour.forget()
 		b.servers()

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/internal/lbports"
+)
+
+// rivals are Services of three namespaces that want the same few addresses and ports, and machines that have some of them.
+type rivals struct {
+	r        *rand.Rand
+	services map[string]*corev1.Service
+	nodes    map[string][]netip.Addr
+	servers  map[string]*discoveryv1.EndpointSlice
+}
+
+var rivalAddresses = []string{"192.0.2.1", "192.0.2.2", "192.000.002.003", "2001:db8::1", "203.0.113.8"}
+
+func (c *rivals) some(n int) (out []string) {
+	for _, a := range rivalAddresses {
+		if c.r.IntN(n) == 0 {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+func (c *rivals) service(name string) *corev1.Service {
+	namespace, _, _ := strings.Cut(name, "-")
+	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, CreationTimestamp: metav1.Unix(int64(c.r.IntN(3)), 0)}}
+	s.Spec.Type, s.Spec.ExternalIPs = corev1.ServiceTypeLoadBalancer, c.some(4)
+	for i, number := range []int32{80, 443, 6443} {
+		if c.r.IntN(2) == 0 {
+			s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: fmt.Sprint("p", i), Protocol: corev1.ProtocolTCP, Port: number, NodePort: []int32{0, 80, 443}[c.r.IntN(3)]})
+		}
+	}
+	for _, a := range c.some(5) {
+		in := corev1.LoadBalancerIngress{IP: a}
+		for _, number := range []int32{80, 443} {
+			if c.r.IntN(3) == 0 {
+				in.Ports = append(in.Ports, corev1.PortStatus{Port: number, Protocol: corev1.ProtocolTCP})
+			}
+		}
+		s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, in)
+	}
+	if c.r.IntN(2) == 0 {
+		s.Status.Conditions = []metav1.Condition{{Type: lbports.Condition}}
+	}
+	return s
+}
+
+func (c *rivals) slice(name string) *discoveryv1.EndpointSlice {
+	s := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: "kubernetes"}}}
+	s.Endpoints = []discoveryv1.Endpoint{{Addresses: c.some(6)}}
+	return s
+}
+
+// step changes one thing, and tells a front of it.
+func (c *rivals) step(p *Proxy) {
+	switch c.r.IntN(8) {
+	case 0:
+		name := fmt.Sprint("n", c.r.IntN(2))
+		var addrs []netip.Addr
+		for _, a := range c.some(6) {
+			ip, _ := parseIP(a)
+			addrs = append(addrs, ip)
+		}
+		c.nodes[name] = addrs
+		p.nodeAddresses(name, addrs)
+	case 1:
+		name := fmt.Sprint("kubernetes-", c.r.IntN(2))
+		was, is := c.servers[name], c.slice(name)
+		if c.r.IntN(3) == 0 {
+			is = nil
+		}
+		if c.servers[name] = is; is == nil {
+			delete(c.servers, name)
+		}
+		(events{p}).slice(was, is)
+	default:
+		name := []string{"a-1", "a-2", "b-1", "b-2", "c-1"}[c.r.IntN(5)]
+		was, is := c.services[name], c.service(name)
+		if c.r.IntN(5) == 0 {
+			is = nil
+		} else if was != nil {
+			is.CreationTimestamp = was.CreationTimestamp
+		}
+		if was == nil && is == nil {
+			return
+		}
+		if c.services[name] = is; is == nil {
+			delete(c.services, name)
+		}
+		p.services(was, is)
+	}
+}
+
+// started tells a new front of everything, in any order, as after a restart.
+func (c *rivals) started(p *Proxy) {
+	var tell []func()
+	for name, addrs := range c.nodes {
+		tell = append(tell, func() { p.nodeAddresses(name, addrs) })
+	}
+	for _, s := range c.servers {
+		tell = append(tell, func() { (events{p}).slice(nil, s) })
+	}
+	for _, s := range c.services {
+		tell = append(tell, func() { p.services(nil, s) })
+	}
+	c.r.Shuffle(len(tell), func(i, j int) { tell[i], tell[j] = tell[j], tell[i] })
+	for _, f := range tell {
+		f()
+	}
+}
+
+// machine says whether an address is one of a node or a server.
+func (c *rivals) machine(a netip.Addr) bool {
+	for _, addrs := range c.nodes {
+		if slices.Contains(addrs, a) {
+			return true
+		}
+	}
+	for _, s := range c.servers {
+		for _, text := range s.Endpoints[0].Addresses {
+			if ip, _ := parseIP(text); ip == a {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// TestRandomExternals: whatever Services ask for and in whichever order, what the back end hears is what a front hears that has just started; no Service has a
+// machine's address, and none a port at an address by an external IP where another namespace's load balancer has that port.
+func TestRandomExternals(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	front := func() (*Proxy, *hearing) {
+		h := &hearing{now: map[string]*corev1.Service{}, backend: deaf{}}
+		p := frontOf(t, h)
+		p.nodeAddresses("a", nil)
+		return p, h
+	}
+	heard := func(h *hearing) string {
+		var lines []string
+		for _, name := range slices.Sorted(maps.Keys(h.now)) {
+			s := h.now[name]
+			lines = append(lines, fmt.Sprint(name, s.Spec.ExternalIPs, s.Spec.Ports, s.Status.LoadBalancer.Ingress))
+		}
+		return strings.Join(lines, "\n")
+	}
+	for round := range uint64(10) {
+		c := &rivals{r: rand.New(rand.NewPCG(seed, round)), services: map[string]*corev1.Service{}, nodes: map[string][]netip.Addr{}, servers: map[string]*discoveryv1.EndpointSlice{}}
+		p, h := front()
+		for step := range 150 {
+			c.step(p)
+			again, fresh := front()
+			c.started(again)
+			if got, want := heard(h), heard(fresh); got != want || h.mistakes > 0 {
+				t.Fatalf("round %d, step %d, %d mistakes: the back end has\n%s\nand after a start\n%s", round, step, h.mistakes, got, want)
+			}
+			for _, s := range h.now {
+				for _, a := range externalIPs(s) {
+					if c.machine(a) {
+						t.Errorf("%s/%s has the address %v of a machine", s.Namespace, s.Name, a)
+					}
+					for _, other := range c.services {
+						if other.Namespace != s.Namespace && slices.Contains(ingressIPs(other), a) && commonPort(other, s) {
+							t.Errorf("%s/%s has a port at %v that %s/%s has there", s.Namespace, s.Name, a, other.Namespace, other.Name)
+						}
+					}
+				}
+			}
+			if t.Failed() {
+				t.Fatalf("round %d, step %d:\n%s", round, step, heard(h))
+			}
+		}
+	}
+}

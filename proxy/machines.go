@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// apiService is the Service whose endpoints are the servers.
+var apiService = types.NamespacedName{Namespace: metav1.NamespaceDefault, Name: "kubernetes"}
+
+// nodeAddresses notes a node's addresses, none when it is gone.
+func (p *Proxy) nodeAddresses(name string, addrs []netip.Addr) {
+	if p.o.externals != nil {
+		p.machine(p.o.externals.nodes, name, addrs)
+	}
+}
+
+// serverAddresses notes the servers' of an EndpointSlice, if it is one of the Service kubernetes; none when it is gone. Every node finds the API there.
+func (p *Proxy) serverAddresses(s *discoveryv1.EndpointSlice, gone bool) {
+	if p.o.externals == nil || groupOf(s).service != apiService {
+		return
+	}
+	var addrs []netip.Addr
+	for _, e := range s.Endpoints {
+		for _, text := range e.Addresses {
+			if a, ok := parseIP(text); ok && !gone {
+				addrs = append(addrs, a)
+			}
+		}
+	}
+	p.machine(p.o.externals.servers, s.Name, addrs)
+}
+
+// machine notes addresses in one of the maps of externals.
+func (p *Proxy) machine(in map[string][]netip.Addr, name string, addrs []netip.Addr) {
+	x := p.o.externals
+	x.mu.Lock()
+	same := slices.Equal(in[name], addrs)
+	x.mu.Unlock()
+	if same {
+		return
+	}
+	x.again(func() {
+		if len(addrs) == 0 {
+			delete(in, name)
+		} else {
+			in[name] = addrs
+		}
+	}, p.tell)
+	p.trigger()
+}
+
+// elsewhere are the addresses that no node may have because of a Service: the machines' as far as they are known, and the cluster's own.
+func (x *externals) elsewhere() []netip.Addr {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	out := slices.Clone(x.reserved.Addresses)
+	for _, machines := range []map[string][]netip.Addr{x.nodes, x.servers} {
+		for _, a := range machines {
+			out = append(out, a...)
+		}
+	}
+	return out
+}
+
+// isMachine says whether an address is a node's or a server's.
+func (x *externals) isMachine(a netip.Addr) bool {
+	a = a.Unmap()
+	if slices.Contains(x.own, a) {
+		return true
+	}
+	for _, machines := range []map[string][]netip.Addr{x.nodes, x.servers} {
+		for _, addrs := range machines {
+			if slices.Contains(addrs, a) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func addressesOf(node *corev1.Node) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range node.Status.Addresses {
+		if ip, err := netip.ParseAddr(a.Address); err == nil {
+			out = append(out, ip.Unmap())
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
