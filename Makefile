@@ -167,10 +167,10 @@ proxy-test: carried ## the same cases of Services with our nftables back end and
 	  -run '$(or $(RUN),TestDifferences|TestServiceCases/^(nftables|kube-proxy)$$)' ./proxy
 
 # Two guests side by side: each has one processor.
-guest-test: carried ## Services and NetworkPolicies on IPVS, in a second kernel that has nftables too (root, gcc, 140 MB of source)
+guest-test: carried ## Services and NetworkPolicies on IPVS, and the kernel's WireGuard, in a second kernel that has nftables too (root, gcc, 140 MB of source)
 	@folder=$$(packaging/guest-nftables.sh $(BUILD)/guest-nftables) && \
 	  CORACLE_GUEST_NFTABLES=$$folder CORACLE_TEST_REQUIRE=root,carried,user-mode-linux,guest-nftables \
-	  $(GOTEST) -count=1 -p 2 -timeout 40m -tags '$(TAGS)' -ldflags '$(STABLE_X)' -run 'TestService.*/ipvs' ./proxy ./netpolicy
+	  $(GOTEST) -count=1 -p 2 -timeout 40m -tags '$(TAGS)' -ldflags '$(STABLE_X)' -run 'TestService.*/ipvs|TestKernelsWireGuard' ./proxy ./netpolicy ./cni
 
 # The folders come from scripts that do nothing the second time.
 guest-nodes: build ## whole nodes with real pods whose kernel has IPVS and NFS, in second kernels (root, gcc, 140 MB of source, slow)

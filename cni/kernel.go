@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
 const (
@@ -220,10 +222,14 @@ func (k *kernel) ensureLink(want link) error {
 			return fmt.Errorf("setting the MTU: %w", err)
 		}
 	}
-	if want.up {
-		return netlink.LinkSetUp(l)
+	if !want.up {
+		return nil
 	}
-	return nil
+	err = netlink.LinkSetUp(l)
+	if want.kind == kindWireGuard && errors.Is(err, unix.EADDRINUSE) { // it listens from then on
+		return cannotListen(cluster.WireGuardPort, err)
+	}
+	return err
 }
 
 // maker is what makes the device; nil for one that is not made by itself.

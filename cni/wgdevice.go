@@ -5,6 +5,7 @@ package cni
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -33,6 +34,7 @@ type wgDevice struct {
 	user *wgUser // nil where the kernel does it
 	// told are the endpoints that the device was given. What it answers has those that it found since.
 	told map[string]netip.AddrPort
+	said bool // that the kernel does it
 }
 
 func newWGDevice(name string, key wgtypes.Key, log klog.Logger) *wgDevice {
@@ -66,7 +68,7 @@ func (d *wgDevice) make(mtu int) error {
 	err := netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs})
 	switch {
 	case err == nil:
-		d.log.Info("The kernel encrypts packets between nodes", "device", d.name)
+		d.sayLocked()
 		return d.configureLocked(d.identity())
 	case !errors.Is(err, unix.EOPNOTSUPP):
 		return err
@@ -75,9 +77,22 @@ func (d *wgDevice) make(mtu int) error {
 	if err != nil {
 		return fmt.Errorf("this kernel has no WireGuard (module wireguard), and wireguard-go cannot work either: %w", err)
 	}
-	d.user = user
+	d.user, d.said = user, false
 	d.log.Info("This kernel has no WireGuard: wireguard-go encrypts packets between nodes in this process, which takes more processor time", "device", d.name)
 	return nil
+}
+
+// sayLocked says once that the kernel does it.
+func (d *wgDevice) sayLocked() {
+	if d.user == nil && !d.said {
+		d.said = true
+		d.log.Info("The kernel encrypts packets between nodes", "device", d.name)
+	}
+}
+
+// cannotListen says what it means that the port cannot be had.
+func cannotListen(port int, err error) error {
+	return fmt.Errorf("listening on UDP port %d (does another program have it?): %w", port, err)
 }
 
 // kind is the link's, with wireguard-go's device taken for what it does.
@@ -112,6 +127,11 @@ func (d *wgDevice) observe(l netlink.Link, put func(object)) error {
 	if err != nil {
 		return fmt.Errorf("asking the WireGuard device %s: %w", d.name, err)
 	}
+	d.sayLocked() // the device may be from before a restart
+	// A peer that another program removed has to be told with its endpoint again.
+	maps.DeleteFunc(d.told, func(key string, _ netip.AddrPort) bool {
+		return !slices.ContainsFunc(have.Peers, func(p wgtypes.Peer) bool { return p.PublicKey.String() == key })
+	})
 	put(wgIdentity{d.name, have.PrivateKey.PublicKey().String(), have.ListenPort})
 	for _, p := range have.Peers {
 		key := p.PublicKey.String()

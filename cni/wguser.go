@@ -38,7 +38,7 @@ func openWGUser(name string, mtu int, config wgtypes.Config, log klog.Logger) (*
 	}
 	if err := u.dev.Up(); err != nil {
 		u.close()
-		return nil, fmt.Errorf("listening on UDP port %d (does another program have it?): %w", *config.ListenPort, err)
+		return nil, cannotListen(*config.ListenPort, err)
 	}
 	return u, nil
 }

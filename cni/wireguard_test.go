@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,9 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 	"k8s.io/klog/v2"
-	"k8s.io/klog/v2/ktesting"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 )
@@ -159,135 +156,16 @@ func TestWireGuardKeyIsKept(t *testing.T) {
 	}
 }
 
-// wgMachine is another node's end of the tunnel, in a namespace of its own.
-type wgMachine struct {
-	t    *testing.T
-	ns   *nstest.NS
-	dev  *wgDevice
-	key  wgtypes.Key
-	node string // the other side's public key
-}
+func TestWireGuard(t *testing.T) { testWireGuard(t, false) }
 
-const (
-	wgPeerIP  = "10.42.8.1"
-	wgPeerIP6 = "fd42:0:0:8::1"
-)
-
-// newWGMachine answers at the first addresses of 10.42.8.0/24 and fd42:0:0:8::/64.
-func newWGMachine(t *testing.T, ns *nstest.NS, key wgtypes.Key, node string) *wgMachine {
-	t.Helper()
-	m := &wgMachine{t, ns, newWGDevice(wireGuardDevice, key, ktesting.NewLogger(t, ktesting.NewConfig())), key, node}
-	t.Cleanup(m.dev.close)
-	m.open(key)
-	return m
-}
-
-func (m *wgMachine) do(f func() error) {
-	m.t.Helper()
-	if err := m.ns.Do(f); err != nil {
-		m.t.Fatal(err)
-	}
-}
-
-// open makes the tunnel with a key, anew if there was one.
-func (m *wgMachine) open(key wgtypes.Key) {
-	m.t.Helper()
-	m.dev.close()
-	m.dev.key = key
-	m.do(func() error {
-		if err := m.dev.make(1420); err != nil {
-			return err
-		}
-		return onDevice(wireGuardDevice, func(l netlink.Link) error {
-			for _, ip := range []string{wgPeerIP, wgPeerIP6} {
-				if err := netlink.AddrAdd(l, &netlink.Addr{IPNet: hostNet(netip.MustParseAddr(ip))}); err != nil {
-					return err
-				}
-			}
-			if err := netlink.LinkSetUp(l); err != nil {
-				return err
-			}
-			for _, c := range prefixes("10.42.7.0/24", "fd42:0:0:7::/64") {
-				if err := netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(c)}); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	})
-	m.peer(m.node, 0)
-}
-
-// peer tells the machine of the node under test.
-func (m *wgMachine) peer(key string, keepalive int) {
-	m.t.Helper()
-	m.node = key
-	m.do(func() error {
-		return m.dev.ensurePeer(wgPeer{
-			device: wireGuardDevice, key: key, endpoint: netip.AddrPortFrom(netip.MustParseAddr(nodeAddr), cluster.WireGuardPort),
-			allowed: "10.42.7.0/24,fd42:0:0:7::/64", keepalive: keepalive,
-		})
-	})
-}
-
-func (m *wgMachine) asPeer(underlay string) Peer {
-	return Peer{
-		Name: "b", PodCIDRs: prefixes("10.42.8.0/24", "fd42:0:0:8::/64"), WireGuardKey: m.dev.key.PublicKey().String(),
-		Underlay: []netip.Addr{netip.MustParseAddr(underlay)},
-	}
-}
-
-// encrypted makes the node one that encrypts. Its peers come by the channel.
-func (n *node) encrypted() chan []Peer {
-	n.t.Helper()
-	n.stop()
-	peers := make(chan []Peer, 1)
-	n.o.Backend, n.o.Peers, n.o.NodeIPs = cluster.NetworkWireGuard, peers, []netip.Addr{netip.MustParseAddr(nodeAddr)}
-	n.start()
-	return peers
-}
-
-// reaches waits until a connection gets through: a handshake that was lost is tried again after five seconds.
-func reaches(t *testing.T, from nstest.Doer, what, addr, want string) {
-	t.Helper()
-	testenv.Eventually(t, 2*time.Minute, what, func() error {
-		got, err := ask(from, addr)
-		if err == nil && got != want {
-			err = fmt.Errorf("%s says %q, want %q", addr, got, want)
-		}
-		return err
-	})
-}
-
-// spy counts what arrives in a namespace with addresses of pods that the whole world can read.
-func spy(t *testing.T, ns nstest.Doer) (plain func() string) {
-	t.Helper()
-	run := func(args ...string) (out string) {
-		if err := ns.Do(func() error {
-			b, err := exec.Command("nft", args...).CombinedOutput()
-			out = string(b)
-			return err
-		}); err != nil {
-			t.Fatalf("nft %v: %v: %s", args, err, out)
-		}
-		return out
-	}
-	run(`add table inet spy; add counter inet spy plain; add chain inet spy pre { type filter hook prerouting priority -400; };
-add rule inet spy pre iifname "eth0" ip daddr 10.42.0.0/16 counter name plain; add rule inet spy pre iifname "eth0" ip6 daddr fd42::/56 counter name plain;
-add rule inet spy pre iifname "eth0" ip saddr 10.42.0.0/16 counter name plain; add rule inet spy pre iifname "eth0" ip6 saddr fd42::/56 counter name plain`)
-	return func() string {
-		_, after, _ := strings.Cut(run("list counter inet spy plain"), "packets ")
-		number, _, _ := strings.Cut(after, " ")
-		return number
-	}
-}
-
-func TestWireGuard(t *testing.T) {
+// testWireGuard has the other node's end in this process if otherInProcess says so, and else with whom the node's is.
+func testWireGuard(t *testing.T, otherInProcess bool) {
+	kernel := kernelHasWireGuard(t)
 	n := newNode(t, "10.42.0.0/16", "fd42::/56")
-	peers := n.encrypted()
+	peers := n.encrypted(nodeAddr)
 	n.ready("10.42.7.0/24", "fd42:0:0:7::/64")
 	a := n.pod("aaa")
-	m := newWGMachine(t, n.outside, testKey(2), n.server.WireGuardKey())
+	m := newWGMachine(t, n, otherInProcess)
 	plain := spy(t, n.outside)
 	serve(t, m.ns, "b", "tcp", ":80")
 	serve(t, a, "a", "tcp", ":80")
@@ -301,12 +179,18 @@ func TestWireGuard(t *testing.T) {
 		reaches(t, m.ns, when+", another node to a pod", a.ips[0]+":80", "a "+wgPeerIP)
 	}
 	both("first")
+	n.encryptedBy(kernel)
+	m.encryptedBy(kernel && !otherInProcess)
+	wantMTU(t, 1440)
+	open := converse(t, a, m.ns, wgPeerIP+":81")
+	open.echo("first")
 
 	// The key and with it the way outlive the process; while it is away nothing leaves in the clear.
-	key := n.server.WireGuardKey()
+	key, device := n.server.WireGuardKey(), deviceIndex(t)
 	n.stop()
-	if _, err := netlink.LinkByName(wireGuardDevice); err == nil {
-		t.Log("the kernel has WireGuard: its device goes on")
+	if kernel {
+		both("while coracle is stopped")
+		open.echo("while coracle is stopped")
 	} else {
 		refuse(t, a, "a pod while the tunnel is away", wgPeerIP+":80")
 		refuse(t, here{}, "the node while the tunnel is away", wgPeerIP+":80")
@@ -314,11 +198,16 @@ func TestWireGuard(t *testing.T) {
 	peers = make(chan []Peer, 1)
 	n.o.Peers = peers
 	n.start()
-	n.waitReady()
+	testenv.Until(t, 2*time.Minute, "the network is set up again", n.server.Ready)
 	if got := n.server.WireGuardKey(); got != key {
 		t.Errorf("after a restart the key is %s, was %s", got, key)
 	}
+	n.encryptedBy(kernel)
+	if got := deviceIndex(t); (got == device) != kernel {
+		t.Errorf("after a restart the device has index %d, had %d; the kernel's: %t", got, device, kernel)
+	}
 	both("after a restart")
+	open.echo("after a restart")
 
 	m.open(testKey(3))
 	peers <- []Peer{m.asPeer(outsideAddr)}
@@ -328,10 +217,14 @@ func TestWireGuard(t *testing.T) {
 		t.Fatal(err)
 	}
 	both("after another program removed the device")
-	if err := onDevice(wireGuardDevice, netlink.LinkSetDown); err != nil {
+	n.encryptedBy(kernel)
+	if err := onDevice(wireGuardDevice, func(l netlink.Link) error { return errors.Join(netlink.LinkSetDown(l), netlink.LinkSetMTU(l, 1300)) }); err != nil {
 		t.Fatal(err)
 	}
-	both("after another program set the device down")
+	both("after another program set the device down and changed its MTU")
+	wantMTU(t, 1440)
+	n.disturb(testKey(9), m.dev.key.PublicKey())
+	both("after another program changed the key and removed the peer")
 
 	if got := plain(); got != "0" {
 		t.Errorf("%s packets of pods were on the wire in the clear", got)
@@ -377,10 +270,29 @@ func (n *node) observeAll() (map[string]object, error) {
 	return k.observe(Bridge, nil)
 }
 
+func TestWireGuardOverIPv6(t *testing.T) {
+	n := newNode(t, "10.42.0.0/16", "fd42::/56")
+	peers := n.encrypted(nodeAddr6)
+	n.ready("10.42.7.0/24", "fd42:0:0:7::/64")
+	a := n.pod("aaa")
+	m := newWGMachine(t, n, false)
+	serve(t, m.ns, "b", "tcp", ":80")
+	serve(t, a, "a", "tcp", ":80")
+	peers <- []Peer{m.asPeer(outAddr6)}
+	reaches(t, a, "pod to another node", wgPeerIP+":80", "b "+a.ips[0])
+	reaches(t, a, "pod to another node by IPv6", "["+wgPeerIP6+"]:80", "b "+a.ips[1])
+	reaches(t, m.ns, "another node to a pod", a.ips[0]+":80", "a "+wgPeerIP)
+	reaches(t, m.ns, "another node to a pod by IPv6", "["+a.ips[1]+"]:80", "a "+wgPeerIP6)
+	n.encryptedBy(kernelHasWireGuard(t))
+	wantMTU(t, 1420)
+	converse(t, a, m.ns, wgPeerIP+":81").echo("by IPv4")
+	converse(t, a, m.ns, "["+wgPeerIP6+"]:81").echo("by IPv6")
+}
+
 // TestWireGuardForgedPackets: what comes by the underlay in the clear and says that a pod had sent it goes nowhere.
 func TestWireGuardForgedPackets(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
-	n.encrypted()
+	n.encrypted(nodeAddr)
 	n.ready("10.42.7.0/24")
 	a := n.pod("aaa")
 	var inbox net.PacketConn
@@ -423,58 +335,5 @@ func TestWireGuardForgedPackets(t *testing.T) {
 	if !strings.HasPrefix(from.String(), outsideAddr+":") {
 		t.Errorf("a packet arrived that says %s had sent it", from)
 	}
-}
-
-// TestWireGuardFollowsATranslatedPeer: a peer whose address is private is waited for, and followed when its translator gives it another one.
-func TestWireGuardFollowsATranslatedPeer(t *testing.T) {
-	n := newNode(t, "10.42.0.0/16", "fd42::/56")
-	peers := n.encrypted()
-	n.ready("10.42.7.0/24", "fd42:0:0:7::/64")
-	a := n.pod("aaa")
-	m := newWGMachine(t, n.outside, testKey(2), n.server.WireGuardKey())
-	m.peer(m.node, 1) // once a second instead of every 25, so that nobody waits for that long
-	serve(t, m.ns, "b", "tcp", ":80")
-	serve(t, a, "a", "tcp", ":80")
-	peers <- []Peer{m.asPeer("192.168.77.2")} // its own idea of where it is
-	for i, address := range []string{outsideAddr, "192.0.2.99", "192.0.2.100"} {
-		if i > 0 {
-			m.do(func() error {
-				return onDevice("eth0", func(l netlink.Link) error {
-					addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
-					if err != nil {
-						return err
-					}
-					for _, old := range addrs {
-						if err := netlink.AddrDel(l, &old); err != nil {
-							return err
-						}
-					}
-					return netlink.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(address).To4(), Mask: net.CIDRMask(24, 32)}})
-				})
-			})
-		}
-		testenv.Eventually(t, 2*time.Minute, "the node knows where its peer is", func() error {
-			n.server.wg.mu.Lock()
-			defer n.server.wg.mu.Unlock()
-			have, err := n.server.wg.stateLocked()
-			if err != nil {
-				return err
-			}
-			for _, p := range have.Peers {
-				if p.Endpoint != nil && p.Endpoint.IP.String() == address {
-					return nil
-				}
-			}
-			return fmt.Errorf("not at %s: %+v", address, have.Peers)
-		})
-		reaches(t, a, "pod to the translated node", wgPeerIP+":80", "b "+a.ips[0])
-		reaches(t, m.ns, "the translated node to a pod", a.ips[0]+":80", "a "+wgPeerIP)
-	}
-	have, err := n.observeAll()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if p, ok := have["wireguard peer "+publicKey(2)+" dev "+wireGuardDevice].(wgPeer); !ok || p.endpoint.IsValid() {
-		t.Errorf("the node was told of a place for the peer: %v", have)
-	}
+	n.encryptedBy(kernelHasWireGuard(t))
 }

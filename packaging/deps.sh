@@ -8,7 +8,7 @@
 #                        lint    what `make verify` needs beyond that
 #                        fresh   what `make fresh-test` needs beyond that
 #                        conformance  what `make conformance` puts into images, beyond that
-#                        guest   what `make guest-test` builds nftables for a second kernel with
+#                        guest   what `make guest-test` builds nftables and WireGuard for a second kernel with
 #   deps.sh -n GROUP...  print the missing packages only
 set -eu
 cd "$(dirname "$0")/.."

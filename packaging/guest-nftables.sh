@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Debian's User-Mode Linux has IPVS, and no nftables for IP. This builds what it lacks as modules for it, eighteen of them, from the very source that it was
+# Debian's User-Mode Linux has IPVS, and neither nftables for IP nor WireGuard. This builds what it lacks as modules for it, eighteen and four, from the very source that it was
 # built from, and prints the folder that they are in: a minute of processor time, after 140 MB were fetched; nothing the second time. Where Debian has that
-# source no more, it builds a whole kernel that has both, from a newer one: six minutes.
+# source no more, it builds a whole kernel that has IPVS and nftables, from a newer one: six minutes.
 #
 #   guest-nftables.sh FOLDER
 set -eu
@@ -21,7 +21,7 @@ stamp="$release $(cat "$0" "$here/guest-kernel.config" | cksum)"
 if [ "$(cat "$folder/stamp" 2>/dev/null)" = "$stamp" ]; then echo "$folder"; exit; fi
 
 # In the order in which they have to be loaded.
-modules='
+nftables='
 net/netfilter/nf_nat
 net/netfilter/nf_tables
 net/netfilter/nft_ct
@@ -41,6 +41,12 @@ net/netfilter/nft_numgen
 net/netfilter/nft_hash
 net/netfilter/nft_limit
 '
+wireguard='
+lib/crypto/libcurve25519-generic
+lib/crypto/libcurve25519
+lib/crypto/libchacha20poly1305
+drivers/net/wireguard/wireguard
+'
 source=$folder/source
 
 # fetch VERSION TAR-OPTION...: the source of that version.
@@ -58,20 +64,31 @@ build_modules() {
   # What these need of most folders and of other processors is their Kconfig: a fifth of the files.
   # shellcheck disable=SC2046 # a list of words
   fetch "$1" --exclude='*/arch/[!ux]*/*.[chS]' --exclude='*/arch/[!ux]*/*.dts*' --exclude='linux-source-6.1/Documentation/*/*' --exclude='linux-source-6.1/tools/*' \
-    $(for d in block crypto drivers fs ipc mm rust samples sound virt; do echo "--exclude=linux-source-6.1/$d/*.[chS]"; done)
+    $(for d in block/ crypto/ fs/ ipc/ mm/ rust/ samples/ sound/ virt/ 'drivers/[!n]' 'drivers/n[!e]' 'drivers/net/[!w]' 'drivers/net/w[!i]' drivers/net/wireless/; do
+      echo "--exclude=linux-source-6.1/$d*.[chS]"; done)
   linux.uml --showconfig > .config
   # Debugging information would be stripped.
   scripts/config --enable NF_TABLES_INET --enable NF_TABLES_IPV4 --enable NF_TABLES_IPV6 --module NFT_NAT \
-    --module NFT_FIB_IPV4 --module NFT_FIB_IPV6 --module NFT_FIB_INET --disable DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT --enable DEBUG_INFO_NONE
+    --module NFT_FIB_IPV4 --module NFT_FIB_IPV6 --module NFT_FIB_INET --module WIREGUARD --disable DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT --enable DEBUG_INFO_NONE
   make -s ARCH=um olddefconfig
   make -s ARCH=um -j"$(nproc)" modules_prepare
   # The symbols of the kernel itself are not known here: so many warnings.
   # shellcheck disable=SC2046,SC2086 # lists of words
-  make -s ARCH=um -j"$(nproc)" KBUILD_MODPOST_WARN=1 $(printf '%s.ko ' $modules) 2>modpost || { cat modpost; exit 1; }
-  for m in $modules; do
+  make -s ARCH=um -j"$(nproc)" KBUILD_MODPOST_WARN=1 $(printf '%s.ko ' $nftables $wireguard) 2>modpost || { cat modpost; exit 1; }
+  # shellcheck disable=SC2086 # lists of words
+  install_modules order $nftables
+  # shellcheck disable=SC2086 # lists of words
+  install_modules order.wireguard $wireguard
+}
+
+# install_modules LIST MODULE...: their files, and a file LIST with their names.
+install_modules() {
+  list=$folder/$1
+  shift
+  for m in "$@"; do
     file=$(basename "$m").ko
     strip --strip-debug -o "$folder/$file" "$m.ko"
-    echo "$file" >> "$folder/order"
+    echo "$file" >> "$list"
   done
 }
 

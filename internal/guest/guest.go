@@ -22,6 +22,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -54,7 +55,20 @@ func WithNFTables(t testing.TB, within time.Duration) Options {
 	if kernel := filepath.Join(folder, "linux"); exists(kernel) {
 		return Options{Kernel: kernel, Within: within}
 	}
-	return Options{Modules: besideNFTables, Own: folder, Within: within}
+	return Options{Modules: besideNFTables, Own: []string{filepath.Join(folder, "order")}, Within: within}
+}
+
+// WithWireGuard are the options of a guest that has WireGuard besides nftables, and what a pod network needs beside both: bridges, and tun devices for
+// an end of the tunnel that is not the kernel's. Where they are not to be had the test ends.
+func WithWireGuard(t testing.TB, within time.Duration) Options {
+	t.Helper()
+	o := WithNFTables(t, within)
+	if o.Kernel != "" {
+		t.Skipf("Debian has no source of its User-Mode Linux any more, and %s has no WireGuard", o.Kernel)
+	}
+	o.Modules = slices.Concat(o.Modules, []string{"bridge", "tun", "udp_tunnel", "ip6_udp_tunnel", "libchacha", "libpoly1305"})
+	o.Own = append(o.Own, filepath.Join(filepath.Dir(o.Own[0]), "order.wireguard"))
+	return o
 }
 
 // besideNFTables are those of the package's modules that go with the ones of packaging/guest-nftables.sh.
@@ -73,8 +87,8 @@ type Options struct {
 	Kernel string
 	// Modules are loaded, each with those that it needs; of the package's kernel.
 	Modules []string
-	// Own is a folder with further modules, and with a file that has their order; they are loaded after those.
-	Own string
+	// Own are files with the names of further modules beside them, in the order in which they have to be loaded, after those.
+	Own []string
 	// Within is how long it may take.
 	Within time.Duration
 }
@@ -181,8 +195,8 @@ func (o Options) arguments(test string) ([]string, error) {
 		}
 		args = append(args, modulesVar+"="+dir+":"+strings.Join(o.Modules, ","))
 	}
-	if o.Own != "" {
-		args = append(args, ownVar+"="+o.Own)
+	if len(o.Own) > 0 {
+		args = append(args, ownVar+"="+strings.Join(o.Own, ":"))
 	}
 	if promised := os.Getenv(testenv.RequireVar); promised != "" {
 		args = append(args, testenv.RequireVar+"="+promised)

@@ -61,8 +61,8 @@ func first() error {
 			return err
 		}
 	}
-	if dir := os.Getenv(ownVar); dir != "" {
-		if err := loadOwn(dir); err != nil {
+	if lists := os.Getenv(ownVar); lists != "" {
+		if err := loadOwn(strings.Split(lists, ":")); err != nil {
 			return err
 		}
 	}
@@ -87,9 +87,9 @@ func load(dir string, names []string) error {
 	return insertAll(files)
 }
 
-// loadOwn loads the modules of a folder of its own.
-func loadOwn(dir string) error {
-	files, err := ownFiles(dir)
+// loadOwn loads the modules of lists of their own.
+func loadOwn(lists []string) error {
+	files, err := ownFiles(lists)
 	if err != nil {
 		return err
 	}

@@ -16,7 +16,7 @@ import (
 func ModuleFiles(t testing.TB, names ...string) []string {
 	t.Helper()
 	o := WithNFTables(t, 0)
-	if o.Own == "" {
+	if o.Kernel != "" {
 		t.Skipf("Debian has no source of its User-Mode Linux any more, and %s has neither control groups nor overlayfs, which pods need", o.Kernel)
 	}
 	dir, err := modules()
@@ -61,15 +61,17 @@ func filesOf(dir string, names []string) ([]string, error) {
 	return out, nil
 }
 
-// ownFiles are the modules of a folder in the order that its file order has.
-func ownFiles(dir string) ([]string, error) {
-	order, err := os.ReadFile(filepath.Join(dir, "order"))
-	if err != nil {
-		return nil, fmt.Errorf("read which modules there are: %w", err)
-	}
+// ownFiles are the modules that lists name, in their order. Each is beside its list.
+func ownFiles(lists []string) ([]string, error) {
 	var out []string
-	for file := range strings.FieldsSeq(string(order)) {
-		out = append(out, filepath.Join(dir, file))
+	for _, list := range lists {
+		names, err := os.ReadFile(list)
+		if err != nil {
+			return nil, fmt.Errorf("read which modules there are: %w", err)
+		}
+		for file := range strings.FieldsSeq(string(names)) {
+			out = append(out, filepath.Join(filepath.Dir(list), file))
+		}
 	}
 	return out, nil
 }

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/guest"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+// TestKernelsWireGuard runs the tests of WireGuard once more in a second kernel, which has it where the machine's may not (docs/adr/0093).
+func TestKernelsWireGuard(t *testing.T) {
+	if !guest.Inside() {
+		guest.Run(t, guest.WithWireGuard(t, 15*time.Minute))
+		return
+	}
+	for _, c := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"both ends", TestWireGuard},
+		{"wireguard-go at the other end", func(t *testing.T) { testWireGuard(t, true) }},
+		{"over IPv6", TestWireGuardOverIPv6},
+		{"a translated peer", TestWireGuardFollowsATranslatedPeer},
+		{"a translated peer with wireguard-go", func(t *testing.T) { testTranslatedPeer(t, true) }},
+		{"forged packets", TestWireGuardForgedPackets},
+		{"many peers", TestWireGuardManyPeers},
+		{"a peer comes back", TestWireGuardPeerComesBack},
+		{"a port that another program has", TestWireGuardPortIsTaken},
+		{"the device goes", TestWireGuardDeviceGoes},
+	} {
+		t.Run(c.name, c.run)
+	}
+}
+
+// TestWireGuardFollowsATranslatedPeer: a peer whose address is private is waited for, and followed when its translator gives it another one.
+func TestWireGuardFollowsATranslatedPeer(t *testing.T) { testTranslatedPeer(t, false) }
+
+func testTranslatedPeer(t *testing.T, otherInProcess bool) {
+	kernel := kernelHasWireGuard(t)
+	n := newNode(t, "10.42.0.0/16", "fd42::/56")
+	peers := n.encrypted(nodeAddr)
+	n.ready("10.42.7.0/24", "fd42:0:0:7::/64")
+	a := n.pod("aaa")
+	m := newWGMachine(t, n, otherInProcess)
+	m.peer(m.node, 1) // once a second instead of every 25, so that nobody waits for that long
+	serve(t, m.ns, "b", "tcp", ":80")
+	serve(t, a, "a", "tcp", ":80")
+	peers <- []Peer{m.asPeer("192.168.77.2")} // its own idea of where it is
+	for i, address := range []string{outsideAddr, "192.0.2.99", "192.0.2.100"} {
+		if i > 0 {
+			m.do(func() error {
+				return onDevice("eth0", func(l netlink.Link) error {
+					addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+					if err != nil {
+						return err
+					}
+					for _, old := range addrs {
+						if err := netlink.AddrDel(l, &old); err != nil {
+							return err
+						}
+					}
+					return netlink.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(address).To4(), Mask: net.CIDRMask(24, 32)}})
+				})
+			})
+		}
+		testenv.Eventually(t, 2*time.Minute, "the node knows where its peer is", func() error {
+			n.server.wg.mu.Lock()
+			defer n.server.wg.mu.Unlock()
+			have, err := n.server.wg.stateLocked()
+			if err != nil {
+				return err
+			}
+			for _, p := range have.Peers {
+				if p.Endpoint != nil && p.Endpoint.IP.String() == address {
+					return nil
+				}
+			}
+			return fmt.Errorf("not at %s: %+v", address, have.Peers)
+		})
+		reaches(t, a, "pod to the translated node", wgPeerIP+":80", "b "+a.ips[0])
+		reaches(t, m.ns, "the translated node to a pod", a.ips[0]+":80", "a "+wgPeerIP)
+	}
+	n.encryptedBy(kernel)
+	m.encryptedBy(kernel && !otherInProcess)
+	have, err := n.observeAll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, ok := have["wireguard peer "+publicKey(2)+" dev "+wireGuardDevice].(wgPeer); !ok || p.endpoint.IsValid() {
+		t.Errorf("the node was told of a place for the peer: %v", have)
+	}
+}
+
+// TestWireGuardManyPeers: what the device says of its peers, in several messages of the kernel's, is what it was told. Otherwise each look would tell it again.
+func TestWireGuardManyPeers(t *testing.T) {
+	n := newNode(t, "10.42.0.0/16", "fd42::/56")
+	peers := n.encrypted(nodeAddr)
+	n.ready("10.42.7.0/24", "fd42:0:0:7::/64")
+	const many = 200
+	var list []Peer
+	for i := range many {
+		key := testKey(1)
+		key[1] = byte(i + 1)
+		list = append(list, Peer{
+			Name: fmt.Sprint("node-", i), WireGuardKey: key.PublicKey().String(),
+			PodCIDRs: prefixes(fmt.Sprintf("10.42.%d.0/24", i+8), fmt.Sprintf("fd42:0:0:%x::/64", i+8)),
+			Underlay: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("198.51.100.%d", i+1))},
+		})
+	}
+	peers <- list
+	testenv.Until(t, 5*time.Minute, "all peers are there", func() bool {
+		nw := n.server.network.Load()
+		return nw != nil && len(nw.ways.peers) == many
+	})
+	n.encryptedBy(kernelHasWireGuard(t))
+	have, err := n.observeAll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := 0
+	for _, o := range have {
+		if _, ok := o.(wgPeer); ok {
+			count++
+		}
+	}
+	if count != many {
+		t.Errorf("the device says that it has %d peers, want %d", count, many)
+	}
+	if changes, err := n.server.applyHost(n.server.network.Load()); err != nil || len(changes) > 0 {
+		t.Errorf("a second look changes %v, %v; want nothing", changes, err)
+	}
+}
+
+// TestWireGuardPeerComesBack with its endpoint when another program has removed it: a peer that has nothing to say would not be found otherwise.
+func TestWireGuardPeerComesBack(t *testing.T) {
+	n := newNode(t, "10.42.0.0/16")
+	peers := n.encrypted(nodeAddr)
+	n.ready("10.42.7.0/24")
+	peers <- []Peer{{Name: "b", PodCIDRs: prefixes("10.42.8.0/24"), WireGuardKey: publicKey(2), Underlay: []netip.Addr{netip.MustParseAddr(outsideAddr)}}}
+	there := func(when string) {
+		t.Helper()
+		testenv.Eventually(t, 2*time.Minute, "the peer is there "+when, func() error {
+			d := n.server.wg
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			have, err := d.stateLocked()
+			if err != nil {
+				return err
+			}
+			for _, p := range have.Peers {
+				if p.PublicKey.String() == publicKey(2) && p.Endpoint != nil && p.Endpoint.String() == outsideAddr+":51820" && have.PrivateKey == d.key {
+					return nil
+				}
+			}
+			return fmt.Errorf("the device has %s and %+v", have.PrivateKey.PublicKey(), have.Peers)
+		})
+	}
+	there("first")
+	n.disturb(testKey(9), testKey(2).PublicKey())
+	there("again")
+	n.encryptedBy(kernelHasWireGuard(t))
+}
+
+// TestWireGuardPortIsTaken: the log says so, and the network is set up as soon as the port is free.
+func TestWireGuardPortIsTaken(t *testing.T) {
+	n := newNode(t, "10.42.0.0/16")
+	other, err := net.ListenUDP("udp", &net.UDPAddr{Port: cluster.WireGuardPort})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Close() }()
+	n.encrypted(nodeAddr)
+	n.cidrs <- prefixes("10.42.7.0/24")
+	testenv.Until(t, 2*time.Minute, "the log says whose port it is", func() bool {
+		return strings.Contains(n.log(), fmt.Sprintf("listening on UDP port %d (does another program have it?)", cluster.WireGuardPort))
+	})
+	if n.server.Ready() {
+		t.Error("pods are served without a tunnel")
+	}
+	_ = other.Close()
+	testenv.Until(t, 2*time.Minute, "the network is set up", n.server.Ready)
+	n.encryptedBy(kernelHasWireGuard(t))
+}
+
+// TestWireGuardDeviceGoes with what removes all that coracle made, and when another back end takes over: the kernel's outlives the process.
+func TestWireGuardDeviceGoes(t *testing.T) {
+	kernel := kernelHasWireGuard(t)
+	n := newNode(t, "10.42.0.0/16")
+	gone := func() error {
+		if _, err := netlink.LinkByName(wireGuardDevice); !errors.As(err, &netlink.LinkNotFoundError{}) {
+			return fmt.Errorf("the device is there (%v)", err)
+		}
+		return nil
+	}
+	stopped := func() {
+		t.Helper()
+		n.encrypted(nodeAddr)
+		n.ready("10.42.7.0/24")
+		testenv.Until(t, 2*time.Minute, "the network is set up", n.server.Ready)
+		n.stop()
+		if err := gone(); (err != nil) != kernel {
+			t.Fatalf("coracle is stopped: %v; the kernel's: %t", err, kernel)
+		}
+	}
+	stopped()
+	n.o.Backend = cluster.NetworkHostGateway
+	n.start()
+	n.ready("10.42.7.0/24")
+	testenv.Eventually(t, 2*time.Minute, "another back end removes the device", gone)
+	stopped()
+	if err := Cleanup(context.Background(), CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
+		t.Fatal(err)
+	}
+	if err := gone(); err != nil {
+		t.Error("after the clean-up:", err)
+	}
+}
