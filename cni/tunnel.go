@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"unsafe"
 
 	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
@@ -126,19 +127,28 @@ func removeForward(l netlink.Link, f forward) error {
 	return netlink.NeighDel(e)
 }
 
-// sendsSoftwareChecksums says whether the device leaves checksums to the processor.
+// sendsSoftwareChecksums says whether the device leaves checksums to the processor. A tunnel can only leave them by txChecksum, so the
+// kernel's older question about all kinds of them answers that. It is asked every half minute; the ethtool package would take a megabyte for the
+// names of all features each time.
 func sendsSoftwareChecksums(device string) (bool, error) {
-	e, err := ethtool.NewEthtool()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return false, fmt.Errorf("opening ethtool: %w", err)
+		return false, fmt.Errorf("opening a socket for ethtool: %w", err)
 	}
-	defer e.Close()
-	features, err := e.Features(device)
-	if err != nil {
-		return false, fmt.Errorf("reading the features of %s: %w", device, err)
+	defer unix.Close(fd)
+	value := struct{ command, on uint32 }{command: unix.ETHTOOL_GTXCSUM} // struct ethtool_value
+	request := struct {                                                  // struct ifreq
+		name  [unix.IFNAMSIZ]byte
+		value unsafe.Pointer
+		_     [16]byte // the rest of its union
+	}{value: unsafe.Pointer(&value)}
+	if copy(request.name[:unix.IFNAMSIZ-1], device) < len(device) {
+		return false, fmt.Errorf("%q is no device's name", device)
 	}
-	on, known := features[txChecksum]
-	return known && !on, nil
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {
+		return false, fmt.Errorf("reading the features of %s: %w", device, errno)
+	}
+	return value.on == 0, nil
 }
 
 func checksumsBySoftware(device string) error {

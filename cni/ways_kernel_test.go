@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -441,12 +442,25 @@ func internetChecksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// TestChecksums: the device leaves checksums to the processor where it is told to, and says so.
+// TestChecksums: the device leaves checksums to the processor where it is told to, and says so. To ask it takes no megabytes: nodes do so twice a minute.
 func TestChecksums(t *testing.T) {
 	s := newSegment(t, wayCluster{vxlan{}, dualPods, underlay4, 1500}, 2)
 	s.passAll()
 	want := checksums{deviceVXLAN4}
 	err := s.nodes[0].Do(func() error {
+		if have, err := newKernel().observe(Bridge, nil); err != nil || have[want.id()] != nil {
+			t.Errorf("it was told nothing yet: %v, %v", have, err)
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		software, err := sendsSoftwareChecksums(deviceVXLAN4)
+		runtime.ReadMemStats(&after)
+		if took := after.TotalAlloc - before.TotalAlloc; software || err != nil || took > 64<<10 {
+			t.Errorf("by software: %v, %v, %d bytes to ask", software, err, took)
+		}
+		if _, err := sendsSoftwareChecksums("none"); err == nil {
+			t.Error("a device that is not there answers")
+		}
 		if err := newKernel().ensure(want); err != nil {
 			return err
 		}
