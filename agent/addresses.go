@@ -27,13 +27,16 @@ func keepAddresses(ctx context.Context, o Options) error {
 		return nil
 	}
 	want := o.addresses()
-	return keepOnNode(ctx, o, "addresses", func(nodes corev1client.NodeInterface) error { return setAddresses(ctx, nodes, o.NodeName, want) })
+	return keepOnNode(ctx, o, "addresses", nil, func(nodes corev1client.NodeInterface) error { return setAddresses(ctx, nodes, o.NodeName, want) })
 }
 
 // keepOnNode has something written to this node's Node, and again whenever somebody has changed it, until ctx ends. A part of that name on the board
-// says what keeps it from that.
-func keepOnNode(ctx context.Context, o Options, name string, write func(corev1client.NodeInterface) error) error {
-	part := o.part(name)
+// says what keeps it from that; none does where the name is empty. It is written anew whenever news says so, too.
+func keepOnNode(ctx context.Context, o Options, name string, news <-chan struct{}, write func(corev1client.NodeInterface) error) error {
+	tell := func(status.State, string) {}
+	if name != "" {
+		tell = o.part(name).Set
+	}
 	nodes, err := nodeClient(o.KubeletKubeconfig)
 	if err != nil {
 		return err
@@ -43,17 +46,18 @@ func keepOnNode(ctx context.Context, o Options, name string, write func(corev1cl
 		pause := addressCheck
 		if err := write(nodes); err == nil {
 			last = ""
-			part.Set(status.Running, "")
+			tell(status.Running, "")
 		} else {
 			pause = nodePoll
 			if text := err.Error(); text != last && ctx.Err() == nil {
 				last = text
-				part.Set(status.Degraded, text) // at a first start only until the kubelet has registered the node
+				tell(status.Degraded, text) // at a first start only until the kubelet has registered the node
 			}
 		}
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-news:
 		case <-time.After(pause):
 		}
 	}

@@ -34,6 +34,8 @@ type network struct {
 	o         Options
 	informers *netinformers.Informers
 	pods      *cni.Server         // nil when left to another plugin
+	backends  chan string         // what the cluster says of the way between nodes; no room: what follows it waits
+	changed   chan struct{}       // the node goes by another one; one: a second change is seen with the first
 	services  *proxy.Proxy        // nil when left to another proxy
 	names     *dns.Server         // nil when there is no cluster DNS
 	policies  *netpolicy.Enforcer // nil when NetworkPolicies are left to somebody else
@@ -47,7 +49,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	n := &network{o: o, client: client, findings: make(findings, 1)}
+	n := &network{o: o, client: client, findings: make(findings, 1), backends: make(chan string), changed: make(chan struct{}, 1)}
 	// Policies go with the pod network: whoever brings another one brings what enforces them, too.
 	o.DisablePolicies = o.DisablePolicies || o.NetworkBackend == cluster.NetworkNone
 	if n.informers, err = netinformers.New(netinformers.Options{
@@ -63,7 +65,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	if n.policies, err = newPolicies(o, n.informers, log); err != nil {
 		return nil, err
 	}
-	if n.pods, err = newPods(ctx, o, n.informers.Nodes(), admission(n.policies), log); err != nil {
+	if n.pods, err = newPods(ctx, o, n.informers.Nodes(), n.backends, n.changed, admission(n.policies), log); err != nil {
 		return nil, err
 	}
 	if n.policies != nil {
@@ -93,7 +95,8 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 
 // newPods prepares the pod network. There is none where it is left to another plugin, whose configuration containerd then waits for;
 // what ours had made is removed.
-func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, policies cni.Policies, log logr.Logger) (*cni.Server, error) {
+func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, backends <-chan string, changed chan<- struct{},
+	policies cni.Policies, log logr.Logger) (*cni.Server, error) {
 	p := o.paths()
 	if o.NetworkBackend == cluster.NetworkNone {
 		if err := cni.Cleanup(ctx, cni.CleanupOptions{StateDir: p.cniState, ConfDir: p.cniConf}); err != nil {
@@ -112,8 +115,14 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, p
 	part := o.part(partPodNetwork)
 	pods, err := cni.NewServer(cni.Options{
 		Socket: p.CNISocket, StateDir: p.cniState, ConfDir: p.cniConf, PodCIDRs: podCIDRs, Peers: peers,
-		Backend: o.NetworkBackend, NodeIPs: o.NodeIPs, Interface: o.NetworkInterface,
+		Backend: o.NetworkBackend, Backends: backends, NodeIPs: o.NodeIPs, Interface: o.NetworkInterface,
 		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, ReservedPorts: o.reserved().Ports, Port: o.Port, Policies: policies, Logger: log,
+		Changed: func() {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		},
 		Report: func(err error) {
 			if err != nil {
 				part.Set(status.Degraded, err.Error())
@@ -178,9 +187,16 @@ func (n *network) start(g *group) {
 	}
 	if n.pods != nil {
 		run(partPodNetwork, n.pods.Run)
-		if key := n.pods.WireGuardKey(); key != "" {
-			g.run(nil, func(ctx context.Context) error { return publishWireGuardKey(ctx, n.o, key) })
-		}
+		g.run(nil, func(ctx context.Context) error { return publishWay(ctx, n.o, n.pods, n.changed) })
+		g.run(nil, func(ctx context.Context) error {
+			followSetting(ctx, n.client, cluster.BackendConfigMap, cluster.BackendData, func(backend string) {
+				select {
+				case n.backends <- backend:
+				case <-ctx.Done():
+				}
+			})
+			return nil
+		})
 	} else {
 		n.o.part(partPodNetwork).Set(status.Disabled, "left to another plugin")
 	}

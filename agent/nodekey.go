@@ -11,14 +11,22 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
+	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
-// publishWireGuardKey keeps the node's public key on its Node, where the others look for it. The node writes with the kubelet's identity, which
-// may change no other node.
-func publishWireGuardKey(ctx context.Context, o Options, key string) error {
-	return keepOnNode(ctx, o, "wireguard key", func(nodes corev1client.NodeInterface) error {
-		return annotate(ctx, nodes, o.NodeName, cluster.WireGuardAnnotation, key)
+// publishWay keeps on the node's Node what others have to know of the way to it: its public key, and the back end that it goes by. The node writes with the
+// kubelet's identity, which may change no other node.
+func publishWay(ctx context.Context, o Options, pods *cni.Server, changed <-chan struct{}) error {
+	name := "wireguard key"
+	if o.NetworkBackend != cluster.NetworkWireGuard {
+		name = "" // it is for a change to come
+	}
+	return keepOnNode(ctx, o, name, changed, func(nodes corev1client.NodeInterface) error {
+		if err := annotate(ctx, nodes, o.NodeName, cluster.WireGuardAnnotation, pods.WireGuardKey()); err != nil || pods.Backend() == "" {
+			return err
+		}
+		return annotate(ctx, nodes, o.NodeName, cluster.BackendAnnotation, pods.Backend())
 	})
 }
 

@@ -19,17 +19,23 @@ import (
 // followVIPs tells the cluster's virtual addresses, which no Service may take, whenever they change, until ctx is done. Where the cluster says nothing of them
 // nothing is told.
 func followVIPs(ctx context.Context, client kubernetes.Interface, tell func([]netip.Addr)) {
+	followSetting(ctx, client, cluster.VIPConfigMap, cluster.VIPData, func(text string) { tell(parseVIPs(text)) })
+}
+
+// followSetting tells what stands in a ConfigMap of kube-system at a key, and when that changes, until ctx is done: the empty text when the ConfigMap is deleted. Where
+// there has been none nothing is told.
+func followSetting(ctx context.Context, client kubernetes.Interface, name, key string, tell func(string)) {
 	put := func(o any) {
 		if m, ok := o.(*corev1.ConfigMap); ok {
-			tell(parseVIPs(m.Data[cluster.VIPData]))
+			tell(m.Data[key])
 		}
 	}
 	_, informer := cache.NewInformerWithOptions(cache.InformerOptions{
 		ListerWatcher: cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "configmaps", metav1.NamespaceSystem,
-			fields.OneTermEqualSelector(metav1.ObjectNameField, cluster.VIPConfigMap)),
+			fields.OneTermEqualSelector(metav1.ObjectNameField, name)),
 		ObjectType: &corev1.ConfigMap{},
 		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc: put, UpdateFunc: func(_, o any) { put(o) }, DeleteFunc: func(any) { tell(nil) },
+			AddFunc: put, UpdateFunc: func(_, o any) { put(o) }, DeleteFunc: func(any) { tell("") },
 		},
 	})
 	informer.RunWithContext(ctx)

@@ -53,7 +53,7 @@ func (s *Server) applyRules(ctx context.Context) error {
 		}
 	}
 	rs := desired(pods, s.o.ClusterCIDRs, ports)
-	s.backend.rules(&rs, nw.ways)
+	nw.backend.rules(&rs, nw.ways)
 	if err := apply(ctx, a.nft, rs); err != nil {
 		return err
 	}

@@ -7,8 +7,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"k8s.io/klog/v2"
-
 	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
@@ -26,21 +24,17 @@ type backend interface {
 	rules(rs *ruleset, in waysInput)
 }
 
-// newBackend returns the back end of a name of cluster.NetworkBackends, apart from none, and the device of one that has to be kept.
-func newBackend(o Options, log klog.Logger) (backend, *wgDevice, error) {
-	switch o.Backend {
+// newBackend returns the back end of a name of cluster.NetworkBackends, apart from none.
+func (s *Server) newBackend(name string) (backend, error) {
+	switch name {
 	case cluster.NetworkVXLAN:
-		return vxlan{}, nil, nil
+		return vxlan{}, nil
 	case cluster.NetworkHostGateway:
-		return hostGateway{}, nil, nil
+		return hostGateway{}, nil
 	case cluster.NetworkWireGuard:
-		key, err := wireGuardKey(o.StateDir, log)
-		if err != nil {
-			return nil, nil, err
-		}
-		return wireGuard{key.PublicKey().String(), o.ClusterCIDRs}, newWGDevice(wireGuardDevice, key, log), nil
+		return wireGuard{s.WireGuardKey(), s.o.ClusterCIDRs}, nil
 	}
-	return nil, nil, fmt.Errorf("cni: there is no network back end that is called %q", o.Backend)
+	return nil, fmt.Errorf("cni: there is no network back end that is called %q", name)
 }
 
 // waysInput is all that the ways to other nodes follow from.

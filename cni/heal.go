@@ -20,10 +20,10 @@ const guardPeriod = 30 * time.Second
 // heal makes again what another program removed: the nftables table, as a restart of a host firewall does, or anything
 // of the host's side.
 func (s *Server) heal(ctx context.Context) {
-	nw := s.network.Load()
-	if nw == nil {
+	if s.network.Load() == nil {
 		return
 	}
+	nw := s.tried
 	// The table comes first: without it pods may speak from any address. An error here says nothing about it.
 	if ok, err := nfttable.Exists(ownTable()); err == nil && !ok {
 		s.log.Info("The nftables table of the pod network was removed by another program; writing it again")
@@ -48,7 +48,7 @@ func (s *Server) applyHost(nw *network) (changes []string, err error) {
 	s.attaching.Lock() // every device of a pod has its record, and the other way round
 	defer s.attaching.Unlock()
 	in := hostInput{bridge: Bridge, mtu: nw.mtu, podCIDRs: nw.podCIDRs, serviceCIDRs: s.o.ServiceCIDRs}
-	in.ways, _ = s.backend.desired(nw.ways)
+	in.ways, _ = nw.backend.desired(nw.ways)
 	for _, r := range s.records.list() {
 		if r.living() { // what others need goes with their namespaces, and their DEL is to come
 			in.pods = append(in.pods, r)
@@ -116,7 +116,10 @@ func (s *Server) warnOfFirewalls() {
 	if err != nil {
 		return // it is advice only
 	}
-	needs := hostfirewall.Needs{Port: s.o.Port, Tunnel: s.backend.port(), Pods: s.o.ClusterCIDRs}
+	needs := hostfirewall.Needs{Port: s.o.Port, Pods: s.o.ClusterCIDRs}
+	if nw := s.network.Load(); nw != nil {
+		needs.Tunnel = nw.backend.port()
+	}
 	found = needs.Concern(found)
 	now := hostfirewall.Describe(found)
 	if now == s.firewalls {

@@ -3,6 +3,7 @@
 package cni
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -15,8 +16,10 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
 // network is what a pod's attachment and the host's side need to know about the node and the others. It is never changed, only replaced.
@@ -24,10 +27,13 @@ type network struct {
 	podCIDRs []netip.Prefix
 	sizes
 	ways waysInput
+	// backend is the way to other nodes, and name what it is called.
+	backend backend
+	name    string
 }
 
 func (nw *network) equal(old *network) bool {
-	return old != nil && slices.Equal(nw.podCIDRs, old.podCIDRs) && nw.sizes == old.sizes && nw.ways.equal(old.ways)
+	return old != nil && slices.Equal(nw.podCIDRs, old.podCIDRs) && nw.sizes == old.sizes && nw.ways.equal(old.ways) && nw.name == old.name
 }
 
 // networkFile remembers the nodes' pod networks, so that a restart does not need the API to serve pods.
@@ -37,10 +43,12 @@ const networkFile = "network.json"
 type networkState struct {
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 	Peers    []Peer         `json:"peers,omitempty"`
+	// Backend is empty where the cluster says nothing of it.
+	Backend string `json:"backend,omitempty"`
 }
 
 func (st networkState) equal(other networkState) bool {
-	return slices.Equal(st.PodCIDRs, other.PodCIDRs) && slices.EqualFunc(st.Peers, other.Peers, Peer.equal)
+	return slices.Equal(st.PodCIDRs, other.PodCIDRs) && slices.EqualFunc(st.Peers, other.Peers, Peer.equal) && st.Backend == other.Backend
 }
 
 // configureRetry is the wait after a failed attempt to set the node's network up.
@@ -59,11 +67,16 @@ func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 	}
 	guard := time.NewTicker(s.guard)
 	defer guard.Stop()
-	podCIDRs, peers := s.o.PodCIDRs, s.o.Peers
+	podCIDRs, peers, backends := s.o.PodCIDRs, s.o.Peers, s.o.Backends
 	for {
 		var retry <-chan time.Time
 		if len(st.PodCIDRs) > 0 {
-			if err := s.configure(ctx, st); err != nil {
+			err := s.configure(ctx, st)
+			if ctx.Err() != nil {
+				return
+			}
+			s.reportSetup(err)
+			if err != nil {
 				s.log.Error(err, "The pod network could not be set up; running pods are not touched, trying again", "after", configureRetry)
 				retry = time.After(configureRetry)
 			}
@@ -90,6 +103,12 @@ func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 				continue
 			}
 			st.Peers = next
+		case next, ok := <-backends:
+			if !ok {
+				backends = nil
+				continue
+			}
+			st.Backend = s.backendFor(next, st.Backend)
 		}
 	}
 }
@@ -107,7 +126,7 @@ func (s *Server) configure(ctx context.Context, st networkState) error {
 	}
 	s.reportPeers(trouble)
 	old := s.network.Load()
-	if nw.equal(old) {
+	if nw.equal(old) && nw.equal(s.tried) {
 		return nil
 	}
 	if err := s.saveState(st); err != nil {
@@ -118,6 +137,7 @@ func (s *Server) configure(ctx context.Context, st networkState) error {
 			return err
 		}
 	}
+	s.tried = nw
 	if _, err := s.applyHost(nw); err != nil {
 		return err
 	}
@@ -129,21 +149,51 @@ func (s *Server) configure(ctx context.Context, st networkState) error {
 	if old == nil || old.sizes != nw.sizes {
 		s.resizePods(nw)
 	}
+	if nw.name != cluster.NetworkWireGuard {
+		s.wg.close() // what works in this process after its device has gone
+	}
+	if old == nil || old.name != nw.name {
+		s.firewalls = "" // it has another port, of which warnOfFirewalls says something
+		if s.o.Changed != nil {
+			s.o.Changed()
+		}
+	}
 	if err := s.writeConflist(); err != nil {
 		return err
 	}
 	s.warnOfFirewalls()
 	s.log.Info("The pod network is ready", "podCIDRs", nw.podCIDRs, "mtu", nw.mtu, "device", Bridge,
-		"backend", s.o.Backend, "underlay", nw.ways.underlay.device, "otherNodes", len(nw.ways.peers))
+		"backend", nw.name, "underlay", nw.ways.underlay.device, "otherNodes", len(nw.ways.peers))
 	return nil
+}
+
+// backendFor is the back end to have where the cluster now says next and said have before. What is no back end, or that of another plugin, changes nothing; nor
+// does it when the cluster says nothing any more: what each node was started with may differ.
+func (s *Server) backendFor(next, have string) string {
+	trouble := ""
+	switch {
+	case next == cluster.NetworkNone:
+		trouble = "the cluster leaves the pod network to another plugin now (none); this node does so when coracle is started anew on it"
+		next = have
+	case next != "" && !slices.Contains(cluster.RunningBackends(), next):
+		trouble = fmt.Sprintf("the ConfigMap %s/%s says that the network back end is %q, to which no running node changes; this one stays with %q. Write it with: coracle network-backend set NAME",
+			metav1.NamespaceSystem, cluster.BackendConfigMap, next, cmp.Or(have, s.o.Backend))
+		next = have
+	}
+	s.reportBackend(trouble)
+	return cmp.Or(next, have)
 }
 
 // desiredNetwork is what follows from the nodes and the underlay as it is now. An underlay that cannot be found keeps the last one: its
 // address may come back, and pods of this node need none.
 func (s *Server) desiredNetwork(st networkState) (*network, []peerTrouble, error) {
-	nw := &network{podCIDRs: st.PodCIDRs}
+	nw := &network{podCIDRs: st.PodCIDRs, name: cmp.Or(st.Backend, s.o.Backend)}
 	nw.ways.podCIDRs = st.PodCIDRs
 	var trouble []peerTrouble
+	var err error
+	if nw.backend, err = s.newBackend(nw.name); err != nil {
+		return nil, nil, err
+	}
 	nw.ways.peers, trouble = acceptable(st.Peers, st.PodCIDRs, s.o.ClusterCIDRs)
 	u, err := findUnderlay(s.o.NodeIPs, s.o.Interface)
 	if err != nil {
@@ -158,15 +208,20 @@ func (s *Server) desiredNetwork(st networkState) (*network, []peerTrouble, error
 	}
 	nw.ways.underlay = u
 	nw.ways.checksumsBySoftware = badChecksums(kernelRelease(), classNet, u.device)
-	nw.sizes = sizesFor(u.mtu, nw.ways.overhead(s.backend), st.PodCIDRs)
+	nw.sizes = sizesFor(u.mtu, nw.ways.overhead(nw.backend), st.PodCIDRs)
 	nw.ways.sizes = nw.sizes
-	_, more := s.backend.desired(nw.ways)
+	_, more := nw.backend.desired(nw.ways)
 	trouble = append(trouble, more...)
 	return nw, trouble, nil
 }
 
-func (s *Server) loadState() networkState {
-	data, err := os.ReadFile(filepath.Join(s.o.StateDir, networkFile))
+// KnownBackend is the network back end that the cluster last told the node with that folder; empty where it has told none.
+func KnownBackend(stateDir string) string { return loadState(stateDir).Backend }
+
+func (s *Server) loadState() networkState { return loadState(s.o.StateDir) }
+
+func loadState(stateDir string) networkState {
+	data, err := os.ReadFile(filepath.Join(stateDir, networkFile))
 	var st networkState
 	if err != nil || json.Unmarshal(data, &st) != nil {
 		return networkState{} // a first start, or a file that the node object will replace

@@ -38,10 +38,35 @@ func (s *Server) reportPeers(trouble []peerTrouble) {
 	}
 	s.peersTrouble = now
 	if now != "" {
-		s.log.Info("Pods of some nodes cannot be reached from this one", "backend", s.o.Backend, "why", now)
+		s.log.Info("Pods of some nodes cannot be reached from this one", "why", now)
 	} else {
 		s.log.Info("Nothing keeps this node from reaching the pods of all others any more")
 	}
+	s.report()
+}
+
+// reportBackend says that the cluster asks for a back end that cannot be had, when that is news.
+func (s *Server) reportBackend(trouble string) {
+	if trouble == s.backendTrouble {
+		return
+	}
+	s.backendTrouble = trouble
+	if trouble != "" {
+		s.log.Info("The network back end is not changed", "why", trouble)
+	}
+	s.report()
+}
+
+// reportSetup says that the pod network could not be set up, when that is news. It is logged where it is tried again.
+func (s *Server) reportSetup(err error) {
+	now := ""
+	if err != nil {
+		now = "the pod network could not be set up, and it is tried again: " + err.Error()
+	}
+	if now == s.setupTrouble {
+		return
+	}
+	s.setupTrouble = now
 	s.report()
 }
 
@@ -50,7 +75,7 @@ func (s *Server) report() {
 		return
 	}
 	var errs []error
-	for _, text := range []string{s.underlayTrouble, s.peersTrouble} {
+	for _, text := range []string{s.underlayTrouble, s.peersTrouble, s.backendTrouble, s.setupTrouble} {
 		if text != "" {
 			errs = append(errs, errors.New(text))
 		}

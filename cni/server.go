@@ -19,6 +19,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,8 +50,13 @@ type Options struct {
 	// PodCIDRs delivers the node's pod CIDRs, IPv4 first, once they are known and whenever they change. What was known
 	// last time is used until then. See WatchPodCIDRs.
 	PodCIDRs <-chan []netip.Prefix
-	// Backend is how packets reach other nodes: one of cluster.NetworkBackends but none; empty means the first.
+	// Backend is how packets reach other nodes, in a cluster that says nothing else: one of cluster.NetworkBackends but none; empty means the first.
 	Backend string
+	// Backends delivers what the cluster says once it is known, and whenever it changes; empty where it says nothing any more. What was known last
+	// is used until then. nil for a node that goes by Backend alone.
+	Backends <-chan string
+	// Changed, when set, is called when the node goes by another back end than before, and at the first. It must not block.
+	Changed func()
 	// Peers delivers the other nodes once they are known and whenever they change; what was known last time is used until then.
 	// See WatchPeers. nil for a node that stays alone.
 	Peers <-chan []Peer
@@ -108,17 +114,20 @@ type Server struct {
 	ipam    *ipam
 	keys    keyLocks
 	rules   rulesApplier
-	backend backend
-	wg      *wgDevice     // nil but with WireGuard
+	wg      *wgDevice     // that of the back end WireGuard, whose key is known to other nodes also while there is another one
 	guard   time.Duration // guardPeriod, but for tests
 	// attaching is held for reading while a pod has a device and no record, or the other way round; for writing by what takes
 	// a device without a record for a leftover.
 	attaching sync.RWMutex
 	network   atomic.Pointer[network] // nil until pods can be served
+	// tried is the last network that configure began to make, and what heal looks after: where it failed half-way, the one before would undo what succeeded.
+	// It belongs to configureLoop.
+	tried *network
 	// What was last said about other firewalls, and about which pods; only configureLoop touches both.
 	firewalls                     string
 	podTrouble                    map[key]bool
 	underlayTrouble, peersTrouble string
+	backendTrouble, setupTrouble  string
 }
 
 // NewServer checks the options, sees that the program nft, found on PATH, works here, and reads what an earlier run left in
@@ -132,7 +141,10 @@ func NewServer(o Options) (*Server, error) {
 	}
 	o.Backend = cmp.Or(o.Backend, cluster.NetworkBackends[0])
 	log := o.Logger.WithName("cni")
-	back, wg, err := newBackend(o, log)
+	if !slices.Contains(cluster.RunningBackends(), o.Backend) {
+		return nil, fmt.Errorf("cni: there is no network back end that is called %q", o.Backend)
+	}
+	wireGuard, err := wireGuardKey(o.StateDir, log)
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +160,7 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{o: o, log: log, records: records, ipam: addresses, rules: rulesApplier{nft: nft}, backend: back, wg: wg, guard: guardPeriod}, nil
+	return &Server{o: o, log: log, records: records, ipam: addresses, rules: rulesApplier{nft: nft}, wg: newWGDevice(wireGuardDevice, wireGuard, log), guard: guardPeriod}, nil
 }
 
 // Run serves until ctx is done, then waits for the calls in flight. Pods keep their network when it returns.
@@ -157,9 +169,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.wg != nil {
-		defer s.wg.close()
-	}
+	defer s.wg.close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -185,12 +195,16 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
-// WireGuardKey is the public key that other nodes have to know; empty without WireGuard.
-func (s *Server) WireGuardKey() string {
-	if s.wg == nil {
-		return ""
+// WireGuardKey is the public key that other nodes have to know where the back end is WireGuard. They are told it with any back end, so that the cluster can
+// change to WireGuard without a wait.
+func (s *Server) WireGuardKey() string { return s.wg.key.PublicKey().String() }
+
+// Backend is the back end that the node goes by now, by its name; empty until pods can be served.
+func (s *Server) Backend() string {
+	if nw := s.network.Load(); nw != nil {
+		return nw.name
 	}
-	return s.wg.key.PublicKey().String()
+	return ""
 }
 
 // Ready says whether pods can be served.

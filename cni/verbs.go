@@ -33,7 +33,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, conf pluginConf) (_ 
 		return nil, err
 	}
 	for _, m := range ports {
-		if slices.Contains(s.o.ReservedPorts, m.HostPort) || m.Protocol == "udp" && int(m.HostPort) == s.backend.port() {
+		if slices.Contains(s.o.ReservedPorts, m.HostPort) || m.Protocol == "udp" && int(m.HostPort) == nw.backend.port() {
 			return nil, wire.Errorf(wire.CodeInvalidConfig, "the host port %d is the cluster's own: choose another one", m.HostPort)
 		}
 	}

@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -135,6 +137,10 @@ func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*join.Ans
 	if err := a.claimName(ctx, client, m); err != nil {
 		return nil, err
 	}
+	settings, err := a.settings(ctx, client)
+	if err != nil {
+		return nil, err
+	}
 	all := slices.Concat(m.Node.Addresses, m.Node.External)
 	ips := make([]net.IP, 0, len(all))
 	for _, ip := range all {
@@ -144,7 +150,7 @@ func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*join.Ans
 	serving := p.NodeServing("", m.Node.Name, ips)
 	// Not for loopback addresses: at one of those people reach the API server.
 	serving.DNSNames, serving.IPs = []string{m.Node.Name}, ips
-	out := &join.Answer{ServerCA: p.CAPEM(pki.ServerCA), ClientCA: p.CAPEM(pki.ClientCA), Settings: a.s.o.Cluster}
+	out := &join.Answer{ServerCA: p.CAPEM(pki.ServerCA), ClientCA: p.CAPEM(pki.ClientCA), Settings: settings}
 	if !m.Node.Connects { // it is alive for as long as its lease says so
 		out.Settings.Liveness = cluster.ByLease
 	}
@@ -163,6 +169,19 @@ func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*join.Ans
 		}
 	}
 	return out, nil
+}
+
+// settings are the cluster's, with the back end of the pod network to which it has changed since this server started.
+func (a *admission) settings(ctx context.Context, client kubernetes.Interface) (cluster.Settings, error) {
+	s := a.s.o.Cluster
+	m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, cluster.BackendConfigMap, metav1.GetOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return s, fmt.Errorf("asking for the network back end: %w", err)
+	}
+	if name := m.Data[cluster.BackendData]; err == nil && s.Backend() != cluster.NetworkNone && slices.Contains(cluster.RunningBackends(), name) {
+		s.NetworkBackend = name
+	}
+	return s, nil
 }
 
 // checkNode refuses a node that cannot be one.

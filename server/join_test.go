@@ -375,3 +375,26 @@ func TestJustJoined(t *testing.T) {
 	}
 	expect("with a token again", true, true)
 }
+
+// TestBackendOfWhoJoins: a machine that joins is told the back end to which the cluster has changed, and not what its server was started with. Nonsense is told
+// to nobody, nor anything where the pod network is another plugin's.
+func TestBackendOfWhoJoins(t *testing.T) {
+	for _, c := range []struct{ own, said, want string }{
+		{"", "", ""}, {"", cluster.NetworkWireGuard, cluster.NetworkWireGuard}, {cluster.NetworkHostGateway, cluster.NetworkVXLAN, cluster.NetworkVXLAN},
+		{cluster.NetworkHostGateway, "pigeons", cluster.NetworkHostGateway}, {cluster.NetworkNone, cluster.NetworkVXLAN, cluster.NetworkNone},
+		{cluster.NetworkVXLAN, cluster.NetworkNone, cluster.NetworkVXLAN},
+	} {
+		a, api := newAdmission(testclock.NewFakeClock(time.Now())), fake.NewClientset()
+		a.s.o.Cluster.NetworkBackend = c.own
+		if c.said != "" {
+			if err := api.Tracker().Add(&corev1.ConfigMap{
+				ObjectMeta: metav1.ObjectMeta{Name: cluster.BackendConfigMap, Namespace: metav1.NamespaceSystem}, Data: map[string]string{cluster.BackendData: c.said},
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if s, err := a.settings(t.Context(), api); err != nil || s.NetworkBackend != c.want {
+			t.Errorf("%+v: %q, %v", c, s.NetworkBackend, err)
+		}
+	}
+}

@@ -56,19 +56,23 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*join.A
 			return nil, err
 		}
 	}
+	settings, err := a.settings(ctx, client)
+	if err != nil {
+		return nil, err
+	}
 	release, err := encryption.HoldStill(a.s.o.CredDir) // while the files are read; admitMember compares them later
 	if err != nil {
 		return nil, join.Refuse(join.CodeBusy, "%v", err)
 	}
 	defer release()
 	// From now on this server's settings are the cluster's too, and not its own to change, unless the other never comes.
-	own := &Joined{Founder: true, Settings: a.s.o.Cluster, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources}
+	own := &Joined{Founder: true, Settings: settings, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources}
 	if file := filepath.Join(a.s.o.ServerDir, joinedFile); !fileExists(file) {
 		if err := writeJoined(file, own); err != nil {
 			return nil, err
 		}
 	}
-	out := &join.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA), ClientCA: a.s.pki.CAPEM(pki.ClientCA), Settings: a.s.o.Cluster}
+	out := &join.Answer{ServerCA: a.s.pki.CAPEM(pki.ServerCA), ClientCA: a.s.pki.CAPEM(pki.ClientCA), Settings: settings}
 	out.Settings.VIPs = a.s.vips.kept()
 	out.Gossip = a.s.membership.known()
 	out.Server = &join.Server{Files: map[string][]byte{}, NodePortRange: a.s.o.NodePortRange, EncryptResources: a.s.o.EncryptResources,

@@ -392,7 +392,9 @@ func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config, done
 	done = sync.OnceFunc(done)
 	last := ""
 	for {
-		err := bootstrap.Apply(ctx, bootstrap.Options{Client: client, ClusterDNS: s.o.Cluster.DNS.AsSlice(), NoLocalStorage: s.o.Cluster.NoLocalStorage})
+		err := bootstrap.Apply(ctx, bootstrap.Options{
+			Client: client, ClusterDNS: s.o.Cluster.DNS.AsSlice(), NoLocalStorage: s.o.Cluster.NoLocalStorage, NetworkBackend: s.o.Cluster.Backend(),
+		})
 		if ctx.Err() != nil {
 			return nil
 		}

@@ -3,13 +3,16 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/coracle-k8s/coracle/agent/joining"
+	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
@@ -32,9 +35,20 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 		o.Renew = func(ctx context.Context) error { return server.Renew(ctx, before, j) }
 		joined, err = server.Join(ctx, o, j)
 	}
-	if err != nil || joined == nil {
+	if err != nil {
 		return o, err
 	}
+	// What the cluster has changed to since counts.
+	known := cni.KnownBackend(filepath.Join(c.Paths.AgentDir, "cni"))
+	if joined == nil {
+		has := cmp.Or(known, c.NetworkBackend)
+		if c.NetworkBackend == cluster.NetworkNone { // this server is alone, and gives the pod network away
+			has = cluster.NetworkNone
+		}
+		o.Cluster.NetworkBackend = has
+		return o, backendContradiction(c, has)
+	}
+	joined.Settings.NetworkBackend = cmp.Or(known, joined.Settings.NetworkBackend)
 	if err := contradictions(c, joined); err != nil {
 		return o, err
 	}
@@ -72,7 +86,7 @@ func contradictions(c *config.Server, j *server.Joined) error {
 	if j.Settings.NoHelm == nil {
 		own.NoHelm = nil
 	}
-	var errs []error
+	errs := []error{backendContradiction(c, j.Settings.Backend())}
 	for _, s := range []struct{ flag, own, cluster string }{
 		{"cluster-cidr", cluster.FlagValue(own.PodCIDRs), cluster.FlagValue(j.Settings.PodCIDRs)},
 		{"service-cidr", cluster.FlagValue(own.ServiceCIDRs), cluster.FlagValue(j.Settings.ServiceCIDRs)},
@@ -81,7 +95,6 @@ func contradictions(c *config.Server, j *server.Joined) error {
 		{"cluster-domain", own.Domain, j.Settings.Domain},
 		{"encrypt-resources", strings.Join(c.EncryptResources, ","), strings.Join(j.EncryptResources, ",")},
 		{"secrets-encryption", fmt.Sprint(len(c.EncryptResources) > 0), fmt.Sprint(len(j.EncryptResources) > 0)},
-		{"network-backend", own.Backend(), j.Settings.Backend()},
 		{"default-toleration-seconds", fmt.Sprint(own.Toleration()), fmt.Sprint(j.Settings.Toleration())},
 		{"disable-kube-proxy", fmt.Sprint(own.NoServiceProxy), fmt.Sprint(j.Settings.NoServiceProxy)},
 		{"disable", disabledParts(own), disabledParts(j.Settings)},
@@ -96,6 +109,18 @@ func contradictions(c *config.Server, j *server.Joined) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// backendContradiction refuses a --network-backend that is not the cluster's: no node would go by it.
+func backendContradiction(c *config.Server, has string) error {
+	if !slices.Contains(c.Given, "network-backend") || c.NetworkBackend == has {
+		return nil
+	}
+	err := fmt.Errorf("--network-backend: this server was given %q, and the cluster that it belongs to has %q; leave it out", c.NetworkBackend, has)
+	if running := cluster.RunningBackends(); slices.Contains(running, has) && slices.Contains(running, c.NetworkBackend) {
+		err = fmt.Errorf("%w. The cluster's is changed while it runs: coracle network-backend set %s", err, c.NetworkBackend)
+	}
+	return err
 }
 
 // disabledParts are those parts that a whole cluster has or has not.

@@ -3,7 +3,9 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -89,6 +91,54 @@ func TestContradictions(t *testing.T) {
 	joined.Settings.Balancer = nil // likewise
 	if err := contradictions(own, joined); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestKnownBackend: what the cluster has changed to counts, over what a server was told when it joined and where it is alone.
+func TestKnownBackend(t *testing.T) {
+	c := &config.Server{
+		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",
+		NetworkBackend: cluster.NetworkVXLAN,
+	}
+	c.Paths.AgentDir = t.TempDir()
+	serverDir := t.TempDir()
+	write := func(dir, name, text string) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, joined := range []bool{false, true} {
+		for _, known := range []string{"", cluster.NetworkHostGateway} {
+			write(filepath.Join(c.Paths.AgentDir, "cni"), "network.json", `{"podCIDRs": ["10.42.0.0/24"], "backend": "`+known+`"}`)
+			if joined {
+				data, err := json.Marshal(&server.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				write(serverDir, "joined.json", string(data))
+			}
+			has := cmp.Or(known, cluster.NetworkVXLAN)
+			for _, flag := range cluster.NetworkBackends {
+				own := *c
+				own.NetworkBackend, own.Given = flag, []string{"network-backend"}
+				want := "" // the flag of a server that is alone says what its cluster begins with
+				switch {
+				case flag == has || !joined && (known == "" || flag == cluster.NetworkNone):
+				case flag == cluster.NetworkNone:
+					want = `has "` + has + `"; leave it out` // and no command changes it
+				default:
+					want = `has "` + has + `"; leave it out. The cluster's is changed while it runs: coracle network-backend set ` + flag
+				}
+				_, err := joinedOptions(t.Context(), &own, server.Options{ServerDir: serverDir})
+				if (want == "") != (err == nil) || err != nil && !strings.HasSuffix(err.Error(), want) {
+					t.Errorf("joined %v, the cluster has %q, --network-backend=%s: %v, want %q", joined, known, flag, err, want)
+				}
+			}
+			if o, err := joinedOptions(t.Context(), c, server.Options{ServerDir: serverDir}); err != nil || o.Cluster.NetworkBackend != has {
+				t.Errorf("joined %v, known %q: %q, %v", joined, known, o.Cluster.NetworkBackend, err)
+			}
+		}
 	}
 }
 

@@ -108,7 +108,7 @@ var table = []Setting{
 	{Name: "cluster-domain", Commands: ServerCommand, Group: groupNetwork, Holder: "DOMAIN", Default: cluster.DefaultDomain,
 		Help: "DNS domain of the cluster"},
 	{Name: "network-backend", Commands: ServerCommand, Group: groupNetwork, Holder: "NAME", Default: cluster.NetworkBackends[0], Values: cluster.NetworkBackends,
-		Help: "How packets reach pods of other nodes: vxlan wraps them, host-gw routes them between nodes of one network segment, wireguard encrypts them, none leaves the pod network to another plugin that you install; all servers have the same"},
+		Help: "How packets reach pods of other nodes: vxlan wraps them, host-gw routes them between nodes of one network segment, wireguard encrypts them, none leaves the pod network to another plugin that you install; the cluster begins with it, and coracle network-backend set changes it"},
 	{Name: "network-iface", Commands: nodeCommands, Group: groupNetwork, Holder: "NAME", Computed: "the interface that has --node-ip",
 		Help: "Interface of this machine for traffic between nodes' pods; NAME may be a pattern, such as wg* or enp?s0"},
 	{Name: "load-balancer-pool", Commands: ServerCommand, Group: groupNetwork, Kind: List, Holder: "RANGE",

@@ -46,6 +46,8 @@ type Options struct {
 	ClusterDNS net.IP
 	// NoLocalStorage says that the packaged local storage is disabled.
 	NoLocalStorage bool
+	// NetworkBackend is what the cluster begins with, one of cluster.NetworkBackends.
+	NetworkBackend string
 }
 
 // Apply makes the objects or puts them right. It may be called at any time and by several servers at once.
@@ -54,6 +56,9 @@ func Apply(ctx context.Context, o Options) error {
 		return err
 	}
 	if err := applyStorageClass(ctx, o.Client, !o.NoLocalStorage); err != nil {
+		return err
+	}
+	if err := beginBackend(ctx, o.Client, o.NetworkBackend); err != nil {
 		return err
 	}
 	if o.ClusterDNS == nil {
@@ -154,16 +159,37 @@ func applyMetricsRole(ctx context.Context, c kubernetes.Interface) error {
 	return wrap("ClusterRole", metricsRole, err)
 }
 
+// beginBackend writes down which back end of the pod network the cluster has, where nobody has said so yet. From then on the administrator says it, but that the
+// pod network is another plugin's (none), or is not any more: this is said by the flag of a server that is alone.
+func beginBackend(ctx context.Context, c kubernetes.Interface, backend string) error {
+	maps := c.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+	have, err := maps.Get(ctx, cluster.BackendConfigMap, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		_, err = maps.Create(ctx, &corev1.ConfigMap{
+			ObjectMeta: metav1.ObjectMeta{Name: cluster.BackendConfigMap, Namespace: metav1.NamespaceSystem, Labels: map[string]string{managedBy: manager}},
+			Data:       map[string]string{cluster.BackendData: backend},
+		}, metav1.CreateOptions{FieldManager: manager})
+		if apierrors.IsAlreadyExists(err) { // of another server that starts
+			err = nil
+		}
+	case err == nil && (have.Data[cluster.BackendData] == cluster.NetworkNone) != (backend == cluster.NetworkNone):
+		have.Data = map[string]string{cluster.BackendData: backend}
+		_, err = maps.Update(ctx, have, metav1.UpdateOptions{FieldManager: manager})
+	}
+	return wrap("ConfigMap", cluster.BackendConfigMap, err)
+}
+
 // dnsConfigMap, in kube-system, is the operator's configuration of the cluster's DNS (dns.CustomConfigMap).
 const dnsConfigMap = "coredns-custom"
 
 // applyHoldersRole lets the network identity read who answers for which address of the load balancer's pool, the operator's configuration of the
-// DNS and the API's virtual addresses, and no other ConfigMap.
+// DNS, the API's virtual addresses and the back end of the pod network, and no other ConfigMap.
 func applyHoldersRole(ctx context.Context, c kubernetes.Interface) error {
 	const name = pki.NetworkUser + ":holders"
 	_, err := c.RbacV1().Roles(metav1.NamespaceSystem).Apply(ctx, rbacv1ac.Role(name, metav1.NamespaceSystem).
 		WithLabels(map[string]string{managedBy: manager}).
-		WithRules(rbacv1ac.PolicyRule().WithAPIGroups("").WithResources("configmaps").WithResourceNames(lbholders.ConfigMap, dnsConfigMap, cluster.VIPConfigMap).
+		WithRules(rbacv1ac.PolicyRule().WithAPIGroups("").WithResources("configmaps").WithResourceNames(lbholders.ConfigMap, dnsConfigMap, cluster.VIPConfigMap, cluster.BackendConfigMap).
 			WithVerbs("get", "list", "watch")), force())
 	if err != nil {
 		return wrap("Role", name, err)

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
@@ -195,5 +196,32 @@ func TestFormerBindingsGo(t *testing.T) {
 	left, err := c.RbacV1().ClusterRoleBindings().List(t.Context(), metav1.ListOptions{})
 	if err != nil || len(left.Items) != 2 || left.Items[0].Name != "other" || left.Items[1].Name != formerBindings[0] {
 		t.Errorf("%v, %v", left.Items, err)
+	}
+}
+
+// TestBackendBegins: a cluster's network back end is written down once; what an administrator has said since stays, unless the pod network becomes another
+// plugin's, or is not any more.
+func TestBackendBegins(t *testing.T) {
+	c := fake.NewClientset()
+	maps := c.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+	for _, step := range []struct{ own, set, want string }{
+		{"vxlan", "", "vxlan"}, {"host-gw", "", "vxlan"}, {"vxlan", "wireguard", "wireguard"}, {"none", "", "none"}, {"none", "", "none"}, {"host-gw", "", "host-gw"},
+	} {
+		if step.set != "" {
+			m, err := maps.Get(t.Context(), cluster.BackendConfigMap, metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.Data[cluster.BackendData] = step.set
+			if _, err := maps.Update(t.Context(), m, metav1.UpdateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := Apply(t.Context(), Options{Client: c, ClusterDNS: dns, NetworkBackend: step.own}); err != nil {
+			t.Fatal(err)
+		}
+		if m, err := maps.Get(t.Context(), cluster.BackendConfigMap, metav1.GetOptions{}); err != nil || m.Data[cluster.BackendData] != step.want {
+			t.Errorf("%+v: got %v, %v", step, m, err)
+		}
 	}
 }

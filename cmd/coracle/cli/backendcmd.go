@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/config"
+)
+
+const (
+	// backendWait is how long nodes that run may take to change, and backendLook how often they are asked meanwhile.
+	backendWait = time.Minute
+	backendLook = 300 * time.Millisecond
+)
+
+func (a *App) backendCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "network-backend", GroupID: groupUse, Short: "Show or change how packets reach pods of other nodes", Args: subcommand,
+		Long: `"coracle server --network-backend" says it when a cluster begins; from then on it is the cluster's, and is changed here while the cluster runs.`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	show := &cobra.Command{Use: "show", Short: "Print the cluster's network back end", Args: noArgs}
+	flags := addPlaces(show)
+	show.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
+		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
+			m, err := presentBackend(ctx, c)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), m.Data[cluster.BackendData])
+			return nil
+		})
+	})
+	cmd.AddCommand(show, a.backendSetCommand())
+	return cmd
+}
+
+func (a *App) backendSetCommand() *cobra.Command {
+	names := cluster.RunningBackends()
+	cmd := &cobra.Command{
+		Use: "set NAME", Short: "Change the cluster's network back end", Args: cobra.ExactArgs(1), ValidArgs: names,
+		Long: `Changes all nodes of the cluster to another network back end: ` + strings.Join(names, ", ") + `. Pods go on, and keep their addresses. Until the last node has
+changed, within seconds, pods of different nodes do not reach one another. The command waits until all nodes that run have changed; one that does not run
+changes when it starts. A server that is started with another --network-backend refuses to start from then on: take it out there.`,
+	}
+	flags := addPlaces(cmd)
+	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
+		name := args[0]
+		if !slices.Contains(names, name) {
+			return fmt.Errorf("a cluster cannot change to the network back end %q; it can to %s. Nothing was changed", name, strings.Join(names, ", "))
+		}
+		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
+			if err := setBackend(ctx, c, name); err != nil {
+				return fmt.Errorf("%w. Nothing was changed", err)
+			}
+			off, err := waitForBackend(ctx, c, name, backendWait)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "All nodes that run go by %s. Servers that are started with --network-backend need the same, or none.\n", name)
+			if len(off) > 0 {
+				fmt.Fprintf(cmd.OutOrStdout(), "These do not run, and change when they start: %s\n", strings.Join(off, ", "))
+			}
+			return nil
+		})
+	})
+	return cmd
+}
+
+func presentBackend(ctx context.Context, c kubernetes.Interface) (*corev1.ConfigMap, error) {
+	m, err := c.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, cluster.BackendConfigMap, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, fmt.Errorf("there is no ConfigMap %s/%s: a server makes it when it starts, if it is not older than this command", metav1.NamespaceSystem, cluster.BackendConfigMap)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("asking for the network back end: %w", err)
+	}
+	return m, nil
+}
+
+// setBackend writes the cluster's back end, if all nodes can follow.
+func setBackend(ctx context.Context, c kubernetes.Interface, name string) error {
+	m, err := presentBackend(ctx, c)
+	if err != nil {
+		return err
+	}
+	switch m.Data[cluster.BackendData] {
+	case name:
+		return nil
+	case cluster.NetworkNone:
+		return errors.New("this cluster cannot change: its pod network is another plugin's (none)")
+	}
+	nodes, err := c.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("asking for the nodes: %w", err)
+	}
+	var old []string
+	for i := range nodes.Items {
+		if nodes.Items[i].Annotations[cluster.BackendAnnotation] == "" {
+			old = append(old, nodes.Items[i].Name)
+		}
+	}
+	if len(old) > 0 {
+		return fmt.Errorf("these nodes do not say that they can change while they run: %s. Their coracle is older, or has never run for long enough: update and start it there, or delete the Nodes if they are gone",
+			strings.Join(old, ", "))
+	}
+	if err := portFree(ctx, c, name); err != nil {
+		return err
+	}
+	m.Data = map[string]string{cluster.BackendData: name}
+	if _, err := c.CoreV1().ConfigMaps(metav1.NamespaceSystem).Update(ctx, m, metav1.UpdateOptions{}); err != nil {
+		return fmt.Errorf("writing the network back end: %w", err)
+	}
+	return nil
+}
+
+// portFree refuses a back end whose port is a pod's host port: what comes from other nodes would go to that pod. New pods do not get the port of the back end
+// that there is (cni).
+func portFree(ctx context.Context, c kubernetes.Interface, name string) error {
+	port := cluster.TunnelPort(name)
+	if port == 0 {
+		return nil
+	}
+	pods, err := c.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{FieldSelector: "status.phase!=Succeeded,status.phase!=Failed"})
+	if err != nil {
+		return fmt.Errorf("asking for pods that have the port %d: %w", port, err)
+	}
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		for _, container := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
+			if slices.ContainsFunc(container.Ports, func(has corev1.ContainerPort) bool {
+				return has.Protocol == corev1.ProtocolUDP && int(has.HostPort) == port
+			}) {
+				return fmt.Errorf("the pod %s/%s has the host port %d by UDP, which %s needs", p.Namespace, p.Name, port, name)
+			}
+		}
+	}
+	return nil
+}
+
+// waitForBackend returns when all nodes that run go by the back end, with those that do not run and have another one.
+func waitForBackend(ctx context.Context, c kubernetes.Interface, name string, most time.Duration) (off []string, err error) {
+	var late []string
+	var asking error
+	err = wait.PollUntilContextTimeout(ctx, backendLook, most, true, func(context.Context) (bool, error) {
+		nodes, err := c.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+		if asking = err; err != nil {
+			return false, nil // the API may be away for a moment
+		}
+		late, off = nil, nil
+		for i := range nodes.Items {
+			switch n := &nodes.Items[i]; {
+			case n.Annotations[cluster.BackendAnnotation] == name:
+			case slices.ContainsFunc(n.Status.Conditions, isReady):
+				late = append(late, n.Name)
+			default:
+				off = append(off, n.Name)
+			}
+		}
+		return len(late) == 0, nil
+	})
+	switch {
+	case err == nil:
+		return off, nil
+	case asking == nil && len(late) > 0:
+		return nil, fmt.Errorf("the cluster's network back end is %s now, and these nodes have not changed to it yet: %s. They go on trying; coracle status says on each of them what is in the way",
+			name, strings.Join(late, ", "))
+	}
+	return nil, fmt.Errorf("the cluster's network back end is %s now; which nodes have changed to it could not be found out: %w", name, cmp.Or(asking, err))
+}
+
+func isReady(c corev1.NodeCondition) bool {
+	return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+)
+
+// TestBackendThatFails: where the cluster's back end cannot be made, the node says so, what heals does not bring back the one before, which would undo what was
+// made, and a change back makes that one again. So does the end of what is in the way.
+func TestBackendThatFails(t *testing.T) {
+	n := newNode(t, "10.42.0.0/16")
+	n.stop()
+	reported := ""
+	n.o.Report = func(err error) { reported = fmt.Sprint(err) }
+	n.o.NodeIPs = []netip.Addr{netip.MustParseAddr(nodeAddr)}
+	changes := 0
+	n.o.Changed = func() { changes++ }
+	s, err := NewServer(n.o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.wg.close)
+	st := networkState{PodCIDRs: prefixes("10.42.7.0/24"), Peers: []Peer{{
+		Name: "b", PodCIDRs: prefixes("10.42.8.0/24"), WireGuardKey: testKey(2).PublicKey().String(), Underlay: []netip.Addr{netip.MustParseAddr(outsideAddr)},
+	}}}
+	pass := func(backend string) error {
+		t.Helper()
+		st.Backend = backend
+		err := s.configure(t.Context(), st)
+		s.reportSetup(err)
+		s.heal(t.Context())
+		return err
+	}
+	tunnels := func(want ...string) {
+		t.Helper()
+		links, err := netlink.LinkList()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, l := range links {
+			if strings.HasPrefix(l.Attrs().Name, tunnelPrefix) {
+				got = append(got, l.Attrs().Name)
+			}
+		}
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("there are %v, want %v", got, want)
+		}
+	}
+	if err := pass(cluster.NetworkVXLAN); err != nil || s.Backend() != cluster.NetworkVXLAN || changes != 1 {
+		t.Fatalf("%v, %q, %d changes", err, s.Backend(), changes)
+	}
+	tunnels(deviceVXLAN4)
+
+	inTheWay, err := net.ListenUDP("udp", &net.UDPAddr{Port: cluster.WireGuardPort})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inTheWay.Close()
+	for range 2 {
+		if err := pass(cluster.NetworkWireGuard); err == nil || !strings.Contains(reported, "the pod network could not be set up") {
+			t.Fatalf("%v; it says %s", err, reported)
+		}
+		if l, err := netlink.LinkByName(deviceVXLAN4); err == nil {
+			t.Errorf("%s is there again", l.Attrs().Name)
+		}
+		if s.Backend() != cluster.NetworkVXLAN || changes != 1 {
+			t.Errorf("it says that it goes by %q, after %d changes", s.Backend(), changes)
+		}
+	}
+	if err := pass(cluster.NetworkVXLAN); err != nil || reported != "<nil>" {
+		t.Errorf("%v; it says %s", err, reported)
+	}
+	tunnels(deviceVXLAN4)
+	if err := pass(cluster.NetworkWireGuard); err == nil {
+		t.Error("it works without its port")
+	}
+	inTheWay.Close()
+	if err := pass(cluster.NetworkWireGuard); err != nil || reported != "<nil>" || s.Backend() != cluster.NetworkWireGuard || changes != 2 {
+		t.Errorf("%v; it says %s, and that it goes by %q, after %d changes", err, reported, s.Backend(), changes)
+	}
+	tunnels(wireGuardDevice)
+}

@@ -1,0 +1,78 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package nodes
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// TestNetworkChanges: a running cluster changes to each back end while pods visit one another, and all reach all afterwards; a node whose coracle does not run
+// changes when it starts, and servers with a flag of before refuse to.
+func TestNetworkChanges(t *testing.T) {
+	m := newMesh(t, 3, cluster.NetworkVXLAN, "eth0")
+	m.workload()
+	m.everybodyMeets()
+	for _, to := range []string{cluster.NetworkHostGateway, cluster.NetworkWireGuard, cluster.NetworkVXLAN, cluster.NetworkWireGuard, cluster.NetworkHostGateway} {
+		m.beat()
+		m.changeBackend(to)
+		gap := m.longestGap()
+		t.Logf("changing to %s: a pod reached the Service of another node's pod after %v at the latest", to, gap)
+		if gap > 30*time.Second {
+			t.Errorf("no visit succeeded for %v while the back end changed to %s", gap, to)
+		}
+		m.everybodyMeets()
+	}
+
+	const last = 2
+	m.restart(last, func() {
+		if out := m.changeBackend(cluster.NetworkVXLAN); !strings.Contains(out, "change when they start: "+m.nodes[last].NodeName()) {
+			t.Errorf("of the node that does not run it says %q", out)
+		}
+	})
+	m.everybodyMeets()
+
+	m.changeBackend(cluster.NetworkHostGateway)
+	m.everybodyMeets()
+	s := m.nodes[0]
+	m.refusesVXLAN(m.site.NewMachine().NewPeer(s, "--disable-agent", "--network-backend", cluster.NetworkVXLAN)) // what s was started with
+	if err := s.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	m.refusesVXLAN(s)
+	flag := slices.Index(s.Args, "--network-backend")
+	s.Args = slices.Delete(s.Args, flag, flag+2)
+	s.Start()
+	s.WaitAPI()
+	m.everybodyMeets()
+}
+
+func (m *mesh) refusesVXLAN(s *harness.Server) {
+	m.Helper()
+	s.Start()
+	if code := s.WaitExit(harness.Soon); code == 0 {
+		m.Error("a server with another --network-backend starts")
+	}
+	harness.Says(m, s.LogTail(20), `--network-backend: this server was given "vxlan", and the cluster that it belongs to has "host-gw"`)
+}
+
+// changeBackend returns when all nodes that run have changed, with what the command says.
+func (m *mesh) changeBackend(to string) string {
+	m.Helper()
+	s := m.nodes[0]
+	out := m.run(0, s.Coracle(), "network-backend", "set", to, "--data-dir", s.DataDir)
+	if !strings.Contains(out, "All nodes that run go by "+to) {
+		m.Errorf("it says %q", out)
+	}
+	if shown := m.run(0, s.Coracle(), "network-backend", "show", "--data-dir", s.DataDir); shown != to {
+		m.Errorf("the cluster has %q, want %q", shown, to)
+	}
+	return out
+}
