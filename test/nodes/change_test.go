@@ -51,6 +51,7 @@ func TestNetworkChanges(t *testing.T) {
 	s.Args = slices.Delete(s.Args, flag, flag+2)
 	s.Start()
 	s.WaitAPI()
+	m.returned(0)
 	m.everybodyMeets()
 }
 

@@ -95,6 +95,12 @@ func (m *mesh) restart(i int, meanwhile func()) {
 	}
 	meanwhile()
 	m.nodes[i].Start()
+	m.returned(i)
+}
+
+// returned waits until a node that was started again is ready and its kubelet knows its pods: until then no command runs in them.
+func (m *mesh) returned(i int) {
+	m.Helper()
 	harness.Eventually(m, patient, "the node is ready", func() error { return m.nodes[0].NodeReady(m.nodes[i]) })
 	harness.Eventually(m, patient, "the kubelet knows its pods", func() error {
 		_, err := m.nodes[0].TryKubectl("exec", fmt.Sprintf("box-%d", i), "--", "true")
