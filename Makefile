@@ -36,10 +36,10 @@ COMMIT_X := $(call set,gitCommit=$(COMMIT)) $(call set,gitTreeState=$(TREE)) $(c
 
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME ?= 10s
-SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh)
+SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh test/arm64/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed s3-test foreign-test conformance install-test fresh-test play flakes chaos race e2e-ha bench bench-ha bench-net bench-store powercut guest-test guest-nodes proxy-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps release install test unit scenarios e2e e2e-mixed s3-test foreign-test conformance install-test fresh-test play flakes chaos race e2e-ha bench bench-ha bench-net bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -177,6 +177,13 @@ guest-nodes: build ## whole nodes with real pods whose kernel has IPVS and NFS, 
 	@nftables=$$(packaging/guest-nftables.sh $(BUILD)/guest-nftables) && nfs=$$(packaging/guest-nfs.sh $(BUILD)/guest-nfs) && \
 	  CORACLE_GUEST_NFTABLES=$$nftables CORACLE_GUEST_NFS=$$nfs CORACLE_TEST_REQUIRE=root,carried,user-mode-linux,guest-nftables,guest-nfs \
 	  $(subst /report,/report -v,$(E2E)) -timeout 2h ./test/guests
+
+arm64-test: ## a cluster with pods on an emulated machine with an arm64 processor (root, a package server, a quarter of an hour and the time to build for arm64)
+	@packaging/deps.sh build cross arm64
+	@packaging/arm64-guest.sh $(BUILD)/arm64-guest
+	@$(MAKE) build ARCH=arm64 OUT=bin/coracle-arm64
+	@CORACLE_ARM64_GUEST=$(CURDIR)/$(BUILD)/arm64-guest CORACLE_ARM64_BIN=$(CURDIR)/bin/coracle-arm64 CORACLE_TEST_REQUIRE=root,arm64-guest \
+	  $(subst /report,/report -v,$(GOTEST)) -count=1 -timeout 2h -tags '$(TAGS) e2e' ./test/arm64
 
 # ARGS: flags of test/storebench, such as -only 'rates|disk', -voters 1, -profiles DIR.
 bench-store: ## the store beside etcd built from its module; QUICK=1: two minutes; DIR=… on another disk

@@ -9,6 +9,7 @@
 #                        fresh   what `make fresh-test` needs beyond that
 #                        conformance  what `make conformance` puts into images, beyond that
 #                        guest   what `make guest-test` builds nftables and WireGuard for a second kernel with
+#                        arm64   what `make arm64-test` needs beyond build and cross
 #   deps.sh -n GROUP...  print the missing packages only
 set -eu
 cd "$(dirname "$0")/.."
@@ -39,6 +40,7 @@ packages() {
       lint) echo shellcheck ;;
       fresh) echo debootstrap slirp4netns ;;
       conformance) echo bash-static curl bind9-dnsutils netcat-openbsd libc-bin iproute2 util-linux ;;
+      arm64) echo qemu-system-arm busybox-static e2fsprogs ;;
       guest) echo flex bison bc gcc make libc6-dev xz-utils binutils ;;
       *) echo "deps.sh: unknown group $group" >&2; exit 2 ;;
     esac

@@ -28,6 +28,7 @@ const (
 	Systemd       Need = "systemd"          // its program; it need not be what started the machine
 	S3Server      Need = "s3-server"        // one that others have written: make s3-test builds it
 	KubeProxy     Need = "kube-proxy"       // upstream's program: make proxy-test builds it
+	Arm64Guest    Need = "arm64-guest"      // coracle for arm64, and what an emulated machine boots from: make arm64-test builds both
 	Foreign       Need = "foreign-programs" // firewalls, Docker and FRR of Debian's: make foreign-test unpacks them
 )
 
