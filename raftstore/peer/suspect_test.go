@@ -76,7 +76,7 @@ func TestLossAmidCalls(t *testing.T) {
 			began := time.Now()
 			err := call(t.Context(), 0)
 			for err != nil && time.Since(began) < time.Minute {
-				time.Sleep(10 * time.Millisecond) // between two calls, until one gets through
+				time.Sleep(10 * time.Millisecond) // fake time: between two calls, until one gets through
 				err = call(t.Context(), 0)
 			}
 			if took := time.Since(began); err != nil || took > 300*time.Millisecond {
