@@ -94,11 +94,25 @@ func TestFailover(t *testing.T) {
 	c.failovers(t, "its machine vanishes", c.vanish)
 }
 
+// TestFailoverOfNodes measures the same where the servers run pods too, of which some are on the machine that goes.
+func TestFailoverOfNodes(t *testing.T) {
+	c := ours(t, NewOfNodes(t, 3, 0))
+	heading()
+	defer func() { fmt.Printf("load at the end: %s\n", load()) }()
+	var ends []time.Duration
+	c.failovers(t, "its process is killed, and its node's pods run on", kill(&ends))
+	row("of that: until the kernel has ended the process", ends)
+	c.failovers(t, "its machine vanishes with its node", c.vanish)
+}
+
 // TestBusyFailover measures the same where there is too little processor time for all.
 func TestBusyFailover(t *testing.T) {
 	c := ours(t, New(t, 3, 1))
 	heading()
 	stop := burn(t, 4)
+	var ends []time.Duration
+	c.failovers(t, "its process is killed, beside 4 busy processes", kill(&ends))
+	row("of that: until the kernel has ended the process", ends)
 	c.failovers(t, "its machine vanishes, beside 4 busy processes", c.vanish)
 	stop()
 	fmt.Printf("load at the end: %s\n", load())

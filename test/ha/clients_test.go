@@ -7,9 +7,6 @@ package ha
 import (
 	"context"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"slices"
 	"sync"
 	"testing"
@@ -29,7 +26,7 @@ type clients struct {
 	writers  map[*harness.Server]*Writer  // each at its own server
 	watchers map[*harness.Server]*Watcher // each at its own server, or through its agent's balancer
 	askers   map[*harness.Server]*Asker   // each through its agent's balancer
-	visitors map[*harness.Server]*Asker   // each to the Service, from its agent's machine
+	visitors map[*harness.Server]*Asker   // each to the Service, from its node's machine
 	stop     func()
 }
 
@@ -65,11 +62,13 @@ func startClients(t *testing.T, c *Cluster, ns, service string) *clients {
 			return err
 		})
 		running.Go(func() { x.askers[a].Run(ctx) })
+	}
+	for _, n := range c.Nodes() {
 		if service == "" {
-			continue
+			break
 		}
-		x.visitors[a] = NewAsker(fmt.Sprintf("visits from agent %d", a.Number), visit(a.Machine, service))
-		running.Go(func() { x.visitors[a].Run(ctx) })
+		x.visitors[n] = NewAsker(fmt.Sprintf("visits from node %d", n.Number), visit(n.Machine, service))
+		running.Go(func() { x.visitors[n].Run(ctx) })
 	}
 	x.stop = sync.OnceFunc(func() {
 		cancel()
@@ -77,27 +76,6 @@ func startClients(t *testing.T, c *Cluster, ns, service string) *clients {
 	})
 	t.Cleanup(x.stop)
 	return x
-}
-
-// visit asks for a page by HTTP, on a connection of its own.
-func visit(from *harness.Machine, address string) func(context.Context) error {
-	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext:       func(ctx context.Context, network, to string) (net.Conn, error) { return from.Dial(ctx, network, to) },
-	}}
-	return func(ctx context.Context) error {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/", nil)
-		if err != nil {
-			return err
-		}
-		answer, err := client.Do(request)
-		if err != nil {
-			return err
-		}
-		defer answer.Body.Close()
-		_, err = io.Copy(io.Discard, answer.Body)
-		return err
-	}
 }
 
 // unlessThere is an error unless it says that what was to be made is there: an earlier try made it, although it had no answer.
@@ -183,7 +161,7 @@ func (x *clients) explainWrites(t *testing.T, since time.Time, but *harness.Serv
 }
 
 // verify stops the clients and holds what was acknowledged against what the servers have and what the watches showed. excused are times
-// in which an agent's balancer was none, its machine being the one at fault.
+// in which an agent's balancer was none, its machine being the one at fault, and a visit to the Service may have gone to a pod there.
 func (x *clients) verify(t *testing.T, excused map[*harness.Server][]window) {
 	t.Helper()
 	var names []string
@@ -225,7 +203,22 @@ func (x *clients) verify(t *testing.T, excused map[*harness.Server][]window) {
 	for _, v := range x.visitors {
 		failed, asked, retried := v.Failed()
 		t.Logf("%s: %d, of which %d once more, %d in vain", v.Name, asked, retried, len(failed))
+		for _, f := range failed {
+			if !inAny(excused, f) {
+				t.Errorf("%s: at %s, when nothing was at fault, one retry did not help: %v", v.Name, f.At.Format(time.TimeOnly), f.Err)
+			}
+		}
 	}
+}
+
+// inAny says whether a request was under way during any machine's fault.
+func inAny(excused map[*harness.Server][]window, f Failure) bool {
+	for _, windows := range excused {
+		if slices.ContainsFunc(windows, func(w window) bool { return w.meets(f) }) {
+			return true
+		}
+	}
+	return false
 }
 
 // window is a time.

@@ -39,8 +39,9 @@ const (
 type Cluster struct {
 	T       testing.TB
 	Site    *harness.Site
-	Servers []*harness.Server // without nodes
+	Servers []*harness.Server // without nodes, unless nodes
 	Agents  []*harness.Server
+	nodes   bool                         // servers run pods too, as they do by default
 	prepare func(server *harness.Server) // before its first start
 	config  *rest.Config                 // the admin's, without an address
 	store   asks                         // the store of one server, coracle's or etcd
@@ -58,9 +59,25 @@ func New(t testing.TB, servers, agents int) *Cluster {
 // NewPrepared is New, and does something to each server before its first start.
 func NewPrepared(t testing.TB, servers, agents int, prepare func(server *harness.Server)) *Cluster {
 	t.Helper()
-	c := &Cluster{T: t, Site: harness.NewSite(t), prepare: prepare, store: atStore}
-	first := c.Site.NewMachine().NewServer("--disable-agent")
-	prepare(first)
+	c := &Cluster{T: t, prepare: prepare}
+	c.start(servers, agents)
+	return c
+}
+
+// NewOfNodes is New with servers that run pods too, as they do by default.
+func NewOfNodes(t testing.TB, servers, agents int) *Cluster {
+	t.Helper()
+	c := &Cluster{T: t, nodes: true, prepare: (*harness.Server).AddBoxImage}
+	c.start(servers, agents)
+	return c
+}
+
+func (c *Cluster) start(servers, agents int) {
+	t := c.T
+	t.Helper()
+	c.Site, c.store = harness.NewSite(t), atStore
+	first := c.Site.NewMachine().NewServer(c.flags()...)
+	c.prepare(first)
 	first.Start()
 	harness.Eventually(t, soon, "the first server's API", func() error {
 		_, err := first.TryKubectl("get", "--raw", "/readyz")
@@ -82,13 +99,28 @@ func NewPrepared(t testing.TB, servers, agents int, prepare func(server *harness
 		c.Agents = append(c.Agents, a)
 	}
 	c.WaitWhole()
-	return c
+}
+
+// flags are those of its servers.
+func (c *Cluster) flags() []string {
+	if c.nodes {
+		return nil
+	}
+	return []string{"--disable-agent"}
+}
+
+// Nodes are its members that run pods.
+func (c *Cluster) Nodes() []*harness.Server {
+	if !c.nodes {
+		return c.Agents
+	}
+	return append(slices.Clone(c.Servers), c.Agents...)
 }
 
 // Join adds a server on a new machine. It does not wait.
 func (c *Cluster) Join() *harness.Server {
 	c.T.Helper()
-	s := c.Site.NewMachine().NewPeer(c.Servers[0], "--disable-agent")
+	s := c.Site.NewMachine().NewPeer(c.Servers[0], c.flags()...)
 	c.prepare(s)
 	s.Start()
 	c.Servers = append(c.Servers, s)
@@ -253,12 +285,12 @@ func (c *Cluster) whole(ctx context.Context) error {
 	if slices.Sort(got); !slices.Equal(got, slices.Sorted(slices.Values(want))) {
 		return fmt.Errorf("behind the Service kubernetes are %v, want %v", got, want)
 	}
-	return errors.Join(c.nodes(ctx, api))
+	return c.nodesReady(ctx, api)
 }
 
-// nodes fails unless the agents are nodes, ready, and rid of the taints of nodes that are not: the leader's controllers remove these a
+// nodesReady fails unless those that run pods are nodes, ready, and rid of the taints of nodes that are not: the leader's controllers remove these a
 // moment after the condition is set.
-func (c *Cluster) nodes(ctx context.Context, api kubernetes.Interface) error {
+func (c *Cluster) nodesReady(ctx context.Context, api kubernetes.Interface) error {
 	list, err := api.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
@@ -267,7 +299,7 @@ func (c *Cluster) nodes(ctx context.Context, api kubernetes.Interface) error {
 	for i := range list.Items {
 		nodes[list.Items[i].Name] = &list.Items[i]
 	}
-	for _, a := range c.Agents {
+	for _, a := range c.Nodes() {
 		n := nodes[a.NodeName()]
 		if n == nil || Ready(n) != corev1.ConditionTrue {
 			return fmt.Errorf("node %s is not ready, of %s", a.NodeName(), strings.Join(slices.Sorted(maps.Keys(nodes)), ", "))

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,31 +18,6 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/harness"
 )
-
-// everywhere is a Deployment with a pod on each agent and a Service before it. The pods are in their machines' own network,
-// so that only the Service is looked at.
-const everywhere = `
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: everywhere}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: everywhere}}
-  template:
-    metadata: {labels: {app: everywhere}}
-    spec:
-      hostNetwork: true
-      terminationGracePeriodSeconds: 1
-      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: everywhere}}}]
-      containers: [{name: c, image: ` + harness.BoxImage + `, imagePullPolicy: Never, command: [testbox, serve], ports: [{containerPort: 8080}]}]
----
-apiVersion: v1
-kind: Service
-metadata: {name: everywhere}
-spec: {clusterIP: ` + serviceIP + `, selector: {app: everywhere}, ports: [{port: 80, targetPort: 8080}]}
-`
-
-const serviceIP = "10.43.99.99"
 
 // fault is what happens to one machine, and how it is undone.
 type fault struct {
@@ -66,18 +42,35 @@ func faults() map[string]fault {
 	}
 }
 
-// TestFaults: whatever happens to any one machine of three servers and two agents, writes, watches and requests go on, and nothing that
-// was acknowledged is lost.
+// TestFaults: whatever happens to any one machine of three servers and two agents, writes, watches, requests and visits go on, and nothing
+// that was acknowledged is lost.
 func TestFaults(t *testing.T) {
 	c := New(t, 3, 2)
-	c.Servers[0].Apply(everywhere)
-	harness.Eventually(t, soon, "a pod on each agent", func() error {
-		d, err := c.Ask(c.Servers[0]).AppsV1().Deployments("default").Get(t.Context(), "everywhere", metav1.GetOptions{})
-		if err == nil && d.Status.ReadyReplicas != 2 {
-			err = fmt.Errorf("%d are ready", d.Status.ReadyReplicas)
-		}
-		return err
+	c.faults(t, func(run func(name string, victim *harness.Server)) {
+		run("killed", c.MustLeader())
+		run("paused", c.usedBy(t, c.Agents[0]))
+		run("cut off", c.usedBy(t, c.Agents[0]))
+		run("cut off", c.MustLeader())
+		run("switched off", Without(c.Servers, c.MustLeader())[0])
+		run("switched off", c.Agents[1])
 	})
+}
+
+// TestFaultsOfNodes: the same of three servers that run pods, as they do by default, and nothing else.
+func TestFaultsOfNodes(t *testing.T) {
+	c := NewOfNodes(t, 3, 0)
+	c.faults(t, func(run func(name string, victim *harness.Server)) {
+		run("killed", c.MustLeader())
+		run("cut off", c.MustLeader())
+		run("switched off", c.MustLeader())
+	})
+}
+
+// faults has clients use a cluster while one fault after the other happens to its machines: at the whole length each to each of them, and otherwise
+// those that short runs.
+func (c *Cluster) faults(t *testing.T, short func(run func(name string, victim *harness.Server))) {
+	t.Helper()
+	c.serveEverywhere()
 	x := startClients(t, c, "load", serviceIP+":80")
 	excused := map[*harness.Server][]window{}
 	run := func(name string, victim *harness.Server) {
@@ -88,7 +81,7 @@ func TestFaults(t *testing.T) {
 		f.do(c, victim)
 		x.writesGoOn(t, time.Now(), victim)
 		writes := x.longestGap(began, victim)
-		if victim.Role == "agent" {
+		if slices.Contains(c.Nodes(), victim) {
 			x.nodeIsOut(t, victim, name)
 		}
 		x.asksGoOn(t, began, victim)
@@ -108,16 +101,11 @@ func TestFaults(t *testing.T) {
 		excused[victim] = append(excused[victim], window{began, time.Now()})
 	}
 	if !whole {
-		run("killed", c.MustLeader())
-		run("paused", c.usedBy(t, c.Agents[0]))
-		run("cut off", c.usedBy(t, c.Agents[0]))
-		run("cut off", c.MustLeader())
-		run("switched off", Without(c.Servers, c.MustLeader())[0])
-		run("switched off", c.Agents[1])
+		short(run)
 	} else {
 		for _, name := range []string{"killed", "paused", "cut off", "switched off"} {
 			run(name, c.MustLeader())
-			for _, s := range append(append([]*harness.Server(nil), c.Servers...), c.Agents...) {
+			for _, s := range append(slices.Clone(c.Servers), c.Agents...) {
 				run(name, s)
 			}
 		}
@@ -182,14 +170,15 @@ func (x *clients) served(t *testing.T, since time.Time, but *harness.Server) {
 	}
 }
 
-// nodeIsOut waits until an agent's node whose machine is gone is not ready. One that was killed or paused alone keeps its pods.
+// nodeIsOut waits until a node whose machine is gone is not ready. One whose process was killed or paused alone keeps its pods.
 func (x *clients) nodeIsOut(t *testing.T, a *harness.Server, fault string) {
 	t.Helper()
 	if fault == "killed" || fault == "paused" {
 		return
 	}
+	other := Without(x.c.Servers, a)[0]
 	harness.Eventually(t, soon, "the node is not ready", func() error {
-		n, err := x.c.Ask(x.c.Servers[0]).CoreV1().Nodes().Get(t.Context(), a.NodeName(), metav1.GetOptions{})
+		n, err := x.c.Ask(other).CoreV1().Nodes().Get(t.Context(), a.NodeName(), metav1.GetOptions{})
 		if err == nil && Ready(n) == corev1.ConditionTrue {
 			err = fmt.Errorf("it is")
 		}

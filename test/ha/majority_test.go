@@ -80,7 +80,7 @@ func TestLostMajority(t *testing.T) {
 	c.Servers = []*harness.Server{left}
 	harness.Eventually(t, soon, "the only server serves and has all", func() error { return x.has(t, left, names) })
 	t.Logf("the API is back %v after coracle store recover began", time.Since(began).Round(100*time.Millisecond))
-	harness.Eventually(t, soon, "the node is ready", func() error { return c.nodes(t.Context(), c.Ask(left)) })
+	harness.Eventually(t, soon, "the node is ready", func() error { return c.nodesReady(t.Context(), c.Ask(left)) })
 
 	// One of the lost ones comes back without its store, and one on a machine that is new.
 	back := lost[0]

@@ -61,13 +61,25 @@ func used(t *testing.T, s *harness.Server) usage {
 // TestRest measures what the machines of three servers and two agents use when nothing happens, and how long joining takes.
 func TestRest(t *testing.T) {
 	c := New(t, 3, 1)
+	c.joining(t)
+	c.atRest(t)
+}
+
+// TestRestOfNodes measures what three servers use that run pods too.
+func TestRestOfNodes(t *testing.T) {
+	NewOfNodes(t, 3, 0).atRest(t)
+}
+
+// joining measures how long an agent and a fourth server take to join. The agent stays.
+func (c *Cluster) joining(t *testing.T) {
+	t.Helper()
 	fmt.Printf("\n| joining, from the start of the process | s |\n| --- | --- |\n")
 	a := c.Site.NewMachine().NewAgent(c.Servers[0])
 	a.AddBoxImage()
 	began := time.Now()
 	a.Start()
 	c.Agents = append(c.Agents, a)
-	harness.Eventually(t, soon, "the agent's node is ready", func() error { return c.nodes(t.Context(), c.Ask(c.Servers[0])) })
+	harness.Eventually(t, soon, "the agent's node is ready", func() error { return c.nodesReady(t.Context(), c.Ask(c.Servers[0])) })
 	fmt.Printf("| an agent, until its node is Ready | %.1f |\n", time.Since(began).Seconds())
 	m := c.Site.NewMachine()
 	s := m.NewPeer(c.Servers[0], "--disable-agent")
@@ -85,7 +97,11 @@ func TestRest(t *testing.T) {
 	s.Kill()
 	c.Servers = Without(c.Servers, s)
 	c.WaitWhole()
+}
 
+// atRest measures what every machine uses when nothing happens.
+func (c *Cluster) atRest(t *testing.T) {
+	t.Helper()
 	time.Sleep(seconds("CORACLE_HA_SETTLE", 3*time.Minute)) // heaps come to rest within minutes
 	window := seconds("CORACLE_HA_WINDOW", 3*time.Minute)
 	leader := c.MustLeader()
@@ -94,7 +110,7 @@ func TestRest(t *testing.T) {
 	for _, s := range all {
 		before[s] = used(t, s)
 	}
-	began = time.Now()
+	began := time.Now()
 	time.Sleep(window) // the length of a measurement
 	fmt.Printf("\n| at rest | RSS MB | anonymous MB | CPU %% of a core | written KB/min | wire bytes/s |\n| --- | --- | --- | --- | --- | --- |\n")
 	for _, s := range all {

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ha
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// everywhere is a Deployment with a pod on each of so many nodes and a Service before it.
+const everywhere = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: everywhere}
+spec:
+  replicas: %d
+  selector: {matchLabels: {app: everywhere}}
+  template:
+    metadata: {labels: {app: everywhere}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: everywhere}}}]
+      containers: [{name: c, image: ` + harness.BoxImage + `, imagePullPolicy: Never, command: [testbox, serve], ports: [{containerPort: 8080}]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: everywhere}
+spec: {clusterIP: ` + serviceIP + `, selector: {app: everywhere}, ports: [{port: 80, targetPort: 8080}]}
+`
+
+const serviceIP = "10.43.99.99"
+
+// serveEverywhere has a pod on each node serve at serviceIP, and waits until all are ready.
+func (c *Cluster) serveEverywhere() {
+	c.T.Helper()
+	nodes := len(c.Nodes())
+	c.Servers[0].Apply(fmt.Sprintf(everywhere, nodes))
+	harness.Eventually(c.T, soon, "a pod on each node", func() error {
+		d, err := c.Ask(c.Servers[0]).AppsV1().Deployments(metav1.NamespaceDefault).Get(c.T.Context(), "everywhere", metav1.GetOptions{})
+		if err == nil && int(d.Status.ReadyReplicas) != nodes {
+			err = fmt.Errorf("%d are ready", d.Status.ReadyReplicas)
+		}
+		return err
+	})
+}
+
+// visit asks for a page by HTTP, on a connection of its own.
+func visit(from *harness.Machine, address string) func(context.Context) error {
+	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext:       func(ctx context.Context, network, to string) (net.Conn, error) { return from.Dial(ctx, network, to) },
+	}}
+	return func(ctx context.Context) error {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/", nil)
+		if err != nil {
+			return err
+		}
+		answer, err := client.Do(request)
+		if err != nil {
+			return err
+		}
+		defer answer.Body.Close()
+		_, err = io.Copy(io.Discard, answer.Body)
+		return err
+	}
+}
