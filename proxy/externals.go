@@ -3,11 +3,8 @@
 package proxy
 
 import (
-	"cmp"
 	"fmt"
-	"maps"
 	"net/netip"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -16,8 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 	netutils "k8s.io/utils/net"
-
-	"github.com/coracle-k8s/coracle/internal/lbports"
 )
 
 // Reserved are addresses and ports of the cluster's own, which no Service may take: whoever may write Services could
@@ -41,15 +36,16 @@ type externals struct {
 	networks []netip.Prefix          // of pods, and of Services as the API has them
 	pods     []netip.Prefix
 	passed   map[types.NamespacedName]passed
-	claims   map[netip.Addr]map[types.NamespacedName]bool // Services that came with an address, by that
+	claims   claims
 	wishes   wishes
 }
 
-// passed is a Service as it came, what went to the back end (inParts), and what was said about the difference.
+// passed is a Service as it came, what it may not have of that, what went to the back end (inParts), and what was said about the difference.
 type passed struct {
-	came *corev1.Service
-	went []*corev1.Service
-	said string
+	came  *corev1.Service
+	taken taken
+	went  []*corev1.Service
+	said  string
 }
 
 // teller tells the back end what has become of what went there of one Service.
@@ -57,7 +53,7 @@ type teller func(was, is []*corev1.Service)
 
 func newExternals(o Options, log klog.Logger) *externals {
 	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, servers: map[string][]netip.Addr{}, passed: map[types.NamespacedName]passed{},
-		claims: map[netip.Addr]map[types.NamespacedName]bool{}, wishes: wishes{}}
+		claims: newClaims(), wishes: wishes{}}
 	x.own = o.NodeIPs
 	x.pods = o.ClusterCIDRs
 	x.networks = slices.Concat(o.ClusterCIDRs, o.ServiceCIDRs)
@@ -75,15 +71,16 @@ func (x *externals) pass(old, svc *corev1.Service, tell teller) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	before := x.passed[key]
-	touched := x.note(key, before.came, svc)
+	touched := map[types.NamespacedName]bool{}
+	for _, other := range x.claims.put(key, svc) {
+		touched[other] = true
+	}
 	x.wishes.note(key, before.came, svc, touched)
 	if svc == nil {
 		delete(x.passed, key)
 		tell(before.went, nil)
 	} else {
-		now := x.judge(svc, before.said)
-		x.passed[key] = now
-		tell(before.went, now.went)
+		x.judge(key, svc, tell)
 	}
 	for other := range touched {
 		if other != key {
@@ -92,38 +89,10 @@ func (x *externals) pass(old, svc *corev1.Service, tell teller) {
 	}
 }
 
-// note keeps claims, and returns the Services with an address that this one has come to, or has had.
-func (x *externals) note(key types.NamespacedName, was, is *corev1.Service) (touched map[types.NamespacedName]bool) {
-	touched = map[types.NamespacedName]bool{}
-	if was != nil && is != nil && was.CreationTimestamp.Equal(&is.CreationTimestamp) && reflect.DeepEqual(was.Spec.ExternalIPs, is.Spec.ExternalIPs) &&
-		reflect.DeepEqual(was.Spec.Ports, is.Spec.Ports) && reflect.DeepEqual(was.Status.LoadBalancer.Ingress, is.Status.LoadBalancer.Ingress) {
-		return touched
-	}
-	for _, a := range claimed(was) {
-		maps.Copy(touched, x.claims[a])
-		if delete(x.claims[a], key); len(x.claims[a]) == 0 {
-			delete(x.claims, a)
-		}
-	}
-	for _, a := range claimed(is) {
-		maps.Copy(touched, x.claims[a])
-		if x.claims[a] == nil {
-			x.claims[a] = map[types.NamespacedName]bool{}
-		}
-		x.claims[a][key] = true
-	}
-	return touched
-}
-
-// claimed are the addresses that a Service wants besides its cluster IPs.
-func claimed(svc *corev1.Service) []netip.Addr {
+func externalIPs(svc *corev1.Service) (out []netip.Addr) {
 	if svc == nil {
 		return nil
 	}
-	return append(externalIPs(svc), ingressIPs(svc)...)
-}
-
-func externalIPs(svc *corev1.Service) (out []netip.Addr) {
 	for _, ip := range svc.Spec.ExternalIPs {
 		if a, ok := parseIP(ip); ok {
 			out = append(out, a)
@@ -151,14 +120,8 @@ func parseIP(text string) (netip.Addr, bool) {
 }
 
 func (x *externals) judgeAgain(key types.NamespacedName, tell teller) {
-	before, ok := x.passed[key]
-	if !ok {
-		return
-	}
-	now := x.judge(before.came, before.said)
-	if !reflect.DeepEqual(before.went, now.went) {
-		x.passed[key] = now
-		tell(before.went, now.went)
+	if before, ok := x.passed[key]; ok {
+		x.judge(key, before.came, tell)
 	}
 }
 
@@ -172,40 +135,69 @@ func (x *externals) again(change func(), tell teller) {
 	}
 }
 
-// judge takes away from a Service what it may not have, and says so once.
-func (x *externals) judge(svc *corev1.Service, said string) passed {
-	out, problems := svc, []string(nil)
-	edit := func() *corev1.Service {
-		if out == svc {
-			out = svc.DeepCopy()
-		}
-		return out
-	}
-	if allowed := x.allowedIPs(svc, &problems); len(allowed) != len(svc.Spec.ExternalIPs) {
-		edit().Spec.ExternalIPs = allowed
-	}
-	if allowed := x.allowedIngress(svc, &problems); len(allowed) != len(svc.Status.LoadBalancer.Ingress) {
-		edit().Status.LoadBalancer.Ingress = allowed
-	}
+// judge takes away from a Service what it may not have, says so once, and tells the back end if that is something else than before.
+func (x *externals) judge(key types.NamespacedName, svc *corev1.Service, tell teller) {
+	before, now := x.passed[key], passed{came: svc}
+	var problems []string
+	now.taken.external = x.takenIPs(key, svc, &problems)
+	now.taken.ingress = x.takenIngress(svc, &problems)
 	for i, port := range svc.Spec.Ports {
 		if port.NodePort == 0 {
 			continue
 		}
 		if why := x.nodePort(svc, port); why != "" {
 			problems = append(problems, why)
-			edit().Spec.Ports[i].NodePort = 0
+			now.taken.nodePorts = append(now.taken.nodePorts, i)
 		}
 	}
-	text := strings.Join(problems, "; ")
-	if text != "" && text != said {
-		x.log.Info("A Service asks for what it may not have, and is served without that: change its spec", "service", klog.KObj(svc), "problem", text)
+	if now.said = strings.Join(problems, "; "); now.said != "" && now.said != before.said {
+		x.log.Info("A Service asks for what it may not have, and is served without that: change its spec", "service", klog.KObj(svc), "problem", now.said)
 	}
-	return passed{came: svc, went: inParts(out), said: text}
+	same := before.came == svc && before.taken.equal(now.taken)
+	if now.went = before.went; !same {
+		now.went = inParts(now.taken.from(svc))
+	}
+	if x.passed[key] = now; !same {
+		tell(before.went, now.went)
+	}
 }
 
-func (x *externals) allowedIPs(svc *corev1.Service, problems *[]string) []string {
-	var out []string
-	for _, ip := range svc.Spec.ExternalIPs {
+// taken are the places, in a Service's lists, of external IPs, load balancer addresses and node ports that are taken away from it.
+type taken struct{ external, ingress, nodePorts []int }
+
+func (t taken) equal(u taken) bool {
+	return slices.Equal(t.external, u.external) && slices.Equal(t.ingress, u.ingress) && slices.Equal(t.nodePorts, u.nodePorts)
+}
+
+// from is the Service without these. The rest is shared with it: it may have thousands of ports.
+func (t taken) from(svc *corev1.Service) *corev1.Service {
+	if t.equal(taken{}) {
+		return svc
+	}
+	out := *svc
+	out.Spec.ExternalIPs = leaveOut(svc.Spec.ExternalIPs, t.external)
+	out.Status.LoadBalancer.Ingress = leaveOut(svc.Status.LoadBalancer.Ingress, t.ingress)
+	if len(t.nodePorts) > 0 {
+		out.Spec.Ports = slices.Clone(svc.Spec.Ports)
+	}
+	for _, i := range t.nodePorts {
+		out.Spec.Ports[i].NodePort = 0
+	}
+	return &out
+}
+
+// leaveOut leaves out what is at the places, which are in order.
+func leaveOut[T any](all []T, places []int) (out []T) {
+	for i, e := range all {
+		if _, found := slices.BinarySearch(places, i); !found {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+func (x *externals) takenIPs(key types.NamespacedName, svc *corev1.Service, problems *[]string) (out []int) {
+	for i, ip := range svc.Spec.ExternalIPs {
 		a, ok := parseIP(ip)
 		var why string
 		switch {
@@ -217,57 +209,20 @@ func (x *externals) allowedIPs(svc *corev1.Service, problems *[]string) []string
 			why = "is the cluster's own"
 		default:
 			if why = x.inside(a); why == "" {
-				why = x.taken(svc, a)
+				why = x.claims.refused(key, a).String()
 			}
 		}
-		if why == "" {
-			out = append(out, ip)
-			continue
+		if why != "" {
+			out = append(out, i)
+			*problems = append(*problems, fmt.Sprintf("the external IP %s %s", ip, why))
 		}
-		*problems = append(*problems, fmt.Sprintf("the external IP %s %s", ip, why))
 	}
 	return out
 }
 
-// taken says whose an address is that a Service has among its external IPs: that of another namespace's load balancer, all of whose ports are its own, unless the
-// Service's namespace has it too, by a load balancer that gives each some of its ports; or of an older Service with that external IP, for the ports that both have. Who may write Services in one namespace could otherwise take what is sent to another one's.
-func (x *externals) taken(svc *corev1.Service, a netip.Addr) string {
-	var words []string
-	own := slices.Contains(ingressIPs(svc), a)
-	for key := range x.claims[a] { // what this one was before does not count
-		own = own || key.Namespace == svc.Namespace && key.Name != svc.Name && slices.Contains(ingressIPs(x.passed[key].came), a)
-	}
-	for key := range x.claims[a] {
-		other := x.passed[key].came
-		switch {
-		case other == nil || key.Namespace == svc.Namespace:
-		case slices.Contains(ingressIPs(other), a) && (!own || commonPort(other, svc)): // load balancers of several namespaces may have it, each with its ports
-			words = append(words, fmt.Sprintf("is the load balancer address of the Service %s", key))
-		case !own && slices.Contains(externalIPs(other), a) && older(other, svc) && commonPort(other, svc):
-			words = append(words, fmt.Sprintf("is with the same port that of the Service %s, which is older", key))
-		}
-	}
-	slices.Sort(words)
-	return strings.Join(words, ", and ")
-}
-
-func older(a, b *corev1.Service) bool {
-	return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name)) < 0
-}
-
-// commonPort is asked of each two Services with one external IP, and either may have thousands of ports.
-func commonPort(a, b *corev1.Service) bool {
-	have := make(map[lbports.Port]bool, len(a.Spec.Ports))
-	for _, p := range a.Spec.Ports {
-		have[lbports.Port{Protocol: p.Protocol, Number: p.Port}] = true
-	}
-	return slices.ContainsFunc(b.Spec.Ports, func(p corev1.ServicePort) bool { return have[lbports.Port{Protocol: p.Protocol, Number: p.Port}] })
-}
-
-// allowedIngress lets load balancer addresses be nodes', but for the nodes' own ports.
-func (x *externals) allowedIngress(svc *corev1.Service, problems *[]string) []corev1.LoadBalancerIngress {
-	var out []corev1.LoadBalancerIngress
-	for _, in := range svc.Status.LoadBalancer.Ingress {
+// takenIngress lets load balancer addresses be nodes', but for the nodes' own ports.
+func (x *externals) takenIngress(svc *corev1.Service, problems *[]string) (out []int) {
+	for i, in := range svc.Status.LoadBalancer.Ingress {
 		a, ok := parseIP(in.IP)
 		why := ""
 		if ok {
@@ -276,11 +231,10 @@ func (x *externals) allowedIngress(svc *corev1.Service, problems *[]string) []co
 				why = fmt.Sprintf("is the cluster's own, and so is its port %d", port)
 			}
 		}
-		if why == "" {
-			out = append(out, in)
-			continue
+		if why != "" {
+			out = append(out, i)
+			*problems = append(*problems, fmt.Sprintf("the load balancer address %s %s", in.IP, why))
 		}
-		*problems = append(*problems, fmt.Sprintf("the load balancer address %s %s", in.IP, why))
 	}
 	return out
 }

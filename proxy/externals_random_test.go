@@ -42,9 +42,9 @@ func (c *rivals) service(name string) *corev1.Service {
 	namespace, _, _ := strings.Cut(name, "-")
 	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, CreationTimestamp: metav1.Unix(int64(c.r.IntN(3)), 0)}}
 	s.Spec.Type, s.Spec.ExternalIPs = corev1.ServiceTypeLoadBalancer, c.some(4)
-	for i, number := range []int32{80, 443, 6443} {
+	for i, p := range []lbports.Port{{Protocol: corev1.ProtocolTCP, Number: 80}, {Protocol: corev1.ProtocolTCP, Number: 443}, {Protocol: corev1.ProtocolUDP, Number: 443}, {Protocol: corev1.ProtocolTCP, Number: 6443}} {
 		if c.r.IntN(2) == 0 {
-			s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: fmt.Sprint("p", i), Protocol: corev1.ProtocolTCP, Port: number, NodePort: []int32{0, 80, 443}[c.r.IntN(3)]})
+			s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: fmt.Sprint("p", i), Protocol: p.Protocol, Port: p.Number, NodePort: []int32{0, 80, 443}[c.r.IntN(3)]})
 		}
 	}
 	for _, a := range c.some(5) {
@@ -92,12 +92,8 @@ func (c *rivals) step(p *Proxy) {
 		(events{p}).slice(was, is)
 	default:
 		name := []string{"a-1", "a-2", "b-1", "b-2", "c-1"}[c.r.IntN(5)]
-		was, is := c.services[name], c.service(name)
-		if c.r.IntN(5) == 0 {
-			is = nil
-		} else if was != nil {
-			is.CreationTimestamp = was.CreationTimestamp
-		}
+		was := c.services[name]
+		is := c.next(name, was)
 		if was == nil && is == nil {
 			return
 		}
@@ -106,6 +102,30 @@ func (c *rivals) step(p *Proxy) {
 		}
 		p.services(was, is)
 	}
+}
+
+// next is what becomes of a Service: it goes, is created anew before anybody heard that it had gone, or changes in part or altogether.
+func (c *rivals) next(name string, was *corev1.Service) *corev1.Service {
+	is := c.service(name)
+	switch c.r.IntN(10) {
+	case 0, 1:
+		return nil
+	case 2:
+		return is
+	}
+	if was != nil {
+		is.CreationTimestamp = was.CreationTimestamp
+		if c.r.IntN(2) == 0 {
+			is.Spec.Ports = was.Spec.Ports
+		}
+		if c.r.IntN(2) == 0 {
+			is.Spec.ExternalIPs = was.Spec.ExternalIPs
+		}
+		if c.r.IntN(2) == 0 {
+			is.Status = was.Status
+		}
+	}
+	return is
 }
 
 // started tells a new front of everything, in any order, as after a restart.
@@ -144,7 +164,8 @@ func (c *rivals) machine(a netip.Addr) bool {
 }
 
 // TestRandomExternals: whatever Services ask for and in whichever order, what the back end hears is what a front hears that has just started; no Service has a
-// machine's address, and none a port at an address by an external IP where another namespace's load balancer has that port.
+// machine's address, and none a port at an address by an external IP where another namespace's load balancer has that port; and it has all external IPs that are
+// nobody's who comes before it.
 func TestRandomExternals(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -173,10 +194,18 @@ func TestRandomExternals(t *testing.T) {
 				t.Fatalf("round %d, step %d, %d mistakes: the back end has\n%s\nand after a start\n%s", round, step, h.mistakes, got, want)
 			}
 			for _, s := range h.now {
-				for _, a := range externalIPs(s) {
-					if c.machine(a) {
-						t.Errorf("%s/%s has the address %v of a machine", s.Namespace, s.Name, a)
+				var own []string
+				name, _, _ := strings.Cut(s.Name, "/") // of which it may be a part
+				came := c.services[name]
+				for _, text := range came.Spec.ExternalIPs {
+					if a, _ := parseIP(text); !c.machine(a) && len(c.before(came, a)) == 0 {
+						own = append(own, text)
 					}
+				}
+				if !slices.Equal(s.Spec.ExternalIPs, own) {
+					t.Errorf("%s/%s has the external IPs %v, and should have %v", s.Namespace, s.Name, s.Spec.ExternalIPs, own)
+				}
+				for _, a := range externalIPs(s) {
 					for _, other := range c.services {
 						if other.Namespace != s.Namespace && slices.Contains(ingressIPs(other), a) && commonPort(other, s) {
 							t.Errorf("%s/%s has a port at %v that %s/%s has there", s.Namespace, s.Name, a, other.Namespace, other.Name)
@@ -187,6 +216,12 @@ func TestRandomExternals(t *testing.T) {
 			if t.Failed() {
 				t.Fatalf("round %d, step %d:\n%s", round, step, heard(h))
 			}
+		}
+		for _, s := range c.services {
+			p.services(s, nil)
+		}
+		if x := p.o.externals; len(x.claims.services)+len(x.claims.at)+len(x.wishes)+len(x.passed)+len(h.now) > 0 {
+			t.Fatalf("round %d: without Services there are %d claimants, %d sites, %d wishes and %d Services left", round, len(x.claims.services), len(x.claims.at), len(x.wishes), len(x.passed))
 		}
 	}
 }

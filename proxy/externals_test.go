@@ -175,7 +175,7 @@ func TestOthersAddresses(t *testing.T) {
 	for _, s := range []*corev1.Service{thief, beside, own, changed} {
 		p.services(s, nil)
 	}
-	if n := len(o.externals.claims); n != 1 {
+	if n := len(o.externals.claims.at); n != 1 {
 		t.Errorf("%d addresses are claimed by the two that are left", n)
 	}
 }
