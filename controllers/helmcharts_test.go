@@ -42,6 +42,8 @@ type charts struct {
 	wanted chan struct{}
 	// retries is the pause after a first failure.
 	retries time.Duration
+	folder  string // of charts that are files
+	age     int64  // of the file that was laid there last
 
 	mu       sync.Mutex
 	asked    []helmjob.Request
@@ -56,6 +58,7 @@ func newCharts(t *testing.T, name string) *charts {
 	h := &charts{cluster: shared, t: t, wanted: make(chan struct{}, 1), retries: 10 * time.Millisecond}
 	h.objects = must[*dynamic.DynamicClient](t)(dynamic.NewForConfig(h.config))
 	h.ns = h.namespace1(name)
+	h.folder = t.TempDir()
 	return h
 }
 
@@ -90,6 +93,7 @@ func (h *charts) part(ctx context.Context, t *term.Term) error {
 	var errs [3]error
 	o := helmcharts.Options{
 		Informers: t.Informers, Engine: h.engine, FirstWait: h.retries, Wanted: h.wanted, Logger: quiet, Disabled: h.disabled,
+		Folders: []string{h.folder}, FilesEvery: 20 * time.Millisecond, Server: "node-1",
 		Recorder: func(ctx context.Context) record.EventRecorder {
 			b := record.NewBroadcaster(record.WithContext(ctx))
 			b.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: h.client.CoreV1().Events("")})
@@ -301,9 +305,11 @@ func TestHelmCharts(t *testing.T) {
 	t.Run("rivals", h.rivals)
 	t.Run("deletion", h.deletion)
 	t.Run("unmanaged", h.unmanaged)
+	t.Run("files", h.files)
 	end()
 	h.t = t
 	t.Run("next term", h.nextTerm)
+	t.Run("files of the next leader", h.filesOfNext)
 	t.Run("disabled", h.withoutCharts)
 	if h.tooMany {
 		t.Error("more children were at work at once than may be")

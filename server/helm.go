@@ -28,7 +28,7 @@ func (s *Server) helmPart(ctx context.Context, t *term.Term) error {
 	config := rest.AddUserAgent(rest.CopyConfig(t.Config), "helm-controller")
 	log := s.log.With("part", "helm")
 	o := helmcharts.Options{
-		Informers: t.Informers, Folders: s.o.ChartFolders, Disabled: s.o.DisableHelm, Wanted: s.helmWanted, Logger: log,
+		Informers: t.Informers, Folders: s.o.ChartFolders, Server: s.o.NodeName, Disabled: s.o.DisableHelm, Wanted: s.helmWanted, Logger: log,
 		Engine: helmcharts.Children{Config: config, Program: s.o.HelmProgram, Logger: log}.Do,
 	}
 	var errs [3]error

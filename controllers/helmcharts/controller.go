@@ -41,7 +41,7 @@ const (
 // Engine does what a request says. The error is for what is no matter of the chart.
 type Engine func(context.Context, *helmjob.Request) (*helmjob.Result, error)
 
-// Options are all required but Folders, FirstWait, Part and Logger.
+// Options are all required but Folders, Server, FilesEvery, FirstWait, Wanted, Part and Logger.
 type Options struct {
 	// Client, Dynamic and Metadata read and write; Informers are the term's and are started after New.
 	Client    kubernetes.Interface
@@ -53,6 +53,10 @@ type Options struct {
 	Engine   Engine
 	// Folders are where charts lie that are named by file.
 	Folders []string
+	// Server is this server's name, for messages.
+	Server string
+	// FilesEvery is how often these files are looked at; 15 s when zero.
+	FilesEvery time.Duration
 	// FirstWait is the pause after a first failure; 5 s when zero.
 	FirstWait time.Duration
 	// Disabled lets go of all charts and removes the kinds, if nobody has written objects of them.
@@ -100,9 +104,12 @@ func New(o Options) (*Controller, error) {
 	if o.FirstWait == 0 {
 		o.FirstWait = firstWait
 	}
+	if o.FilesEvery == 0 {
+		o.FilesEvery = filesEvery
+	}
 	core := o.Informers.Core().V1()
 	c := &Controller{
-		o: o, log: o.Logger, reader: reader{client: o.Client, folders: o.Folders}, namespaces: core.Namespaces().Lister(), nodes: core.Nodes().Lister(),
+		o: o, log: o.Logger, reader: reader{client: o.Client, files: &files{folders: o.Folders, read: map[string]summed{}}, server: o.Server}, namespaces: core.Namespaces().Lister(), nodes: core.Nodes().Lister(),
 		wake: make(chan struct{}, 1), nodeNews: make(chan struct{}, 1), ended: make(chan outcome, AtOnce),
 		entries: map[types.NamespacedName]*entry{},
 	}
@@ -225,10 +232,13 @@ func (c *Controller) define(ctx context.Context) {
 
 // show says in the status which charts are in trouble.
 func (c *Controller) show() {
-	failed := 0
+	failed, lacking := 0, 0
 	for _, e := range c.entries {
-		if e.trouble {
+		switch {
+		case e.trouble:
 			failed++
+		case e.lacks != "":
+			lacking++
 		}
 	}
 	switch n := len(c.entries); {
@@ -236,6 +246,8 @@ func (c *Controller) show() {
 		c.o.Part.Set(status.Running, "")
 	case failed > 0:
 		c.o.Part.Set(status.Running, fmt.Sprintf("%d of %d charts are not installed as they should be: kubectl describe helmchart says why", failed, n))
+	case lacking > 0:
+		c.o.Part.Set(status.Running, fmt.Sprintf("this server lacks the files of %d of %d charts, which stay as they are: kubectl describe helmchart says which", lacking, n))
 	case n == 1:
 		c.o.Part.Set(status.Running, "1 chart")
 	default:

@@ -12,8 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -75,8 +73,17 @@ func counts(c *kinds.HelmChart, s kinds.SecretRef) bool {
 // reader reads what charts refer to.
 type reader struct {
 	client kubernetes.Interface
-	// folders are where charts lie that are named by file.
-	folders []string
+	files  *files // where charts lie that are named by file
+	server string // this one's name
+}
+
+// inputs are what a chart's release is made from.
+type inputs struct {
+	request *helmjob.Request
+	// hash and key are as in View.
+	hash, key string
+	// file is the sum of the chart's file. Where this server lacks that, lacks says so, and file is what it was when the release was made.
+	file, lacks string
 }
 
 // problemError is an error of the chart's own.
@@ -88,49 +95,57 @@ func problem(reason, format string, args ...any) error {
 	return problemError{Problem{Reason: reason, Message: fmt.Sprintf(format, args...)}}
 }
 
-// request is what makes a chart's release; hash and key are as in View. It is the same for a chart whose content is only stood for, but for that content. An
-// error that is a [problemError] is the chart's own and stays until something changes.
-func (r reader) request(ctx context.Context, c *kinds.HelmChart, config *kinds.HelmChartConfig) (q *helmjob.Request, hash, key string, err error) {
-	q = &helmjob.Request{
+// inputs reads what makes a chart's release. It is the same for a chart whose content is only stood for, but for that content. An error that is a
+// [problemError] is the chart's own and stays until something changes.
+func (r reader) inputs(ctx context.Context, c *kinds.HelmChart, config *kinds.HelmChartConfig) (*inputs, error) {
+	q := &helmjob.Request{
 		Operation: helmjob.Apply, Namespace: Target(c), Release: c.Name, CreateNamespace: c.Spec.CreateNamespace, Set: c.Spec.Set,
 		FailurePolicy: helmjob.FailurePolicy(c.Spec.FailurePolicy), ServerSide: c.Spec.ServerSide, TakeOwnership: c.Spec.TakeOwnership, Repair: true,
 		Driver: c.Spec.Driver,
 	}
 	if c.Spec.Timeout != nil {
 		if q.Timeout = c.Spec.Timeout.Duration; q.Timeout < 0 {
-			return nil, "", "", problem(string(helmjob.BadRequest), "The field timeout is negative: %s.", q.Timeout)
+			return nil, problem(string(helmjob.BadRequest), "The field timeout is negative: %s.", q.Timeout)
 		}
 	}
 	if err := r.chart(c, q); err != nil {
-		return nil, "", "", err
+		return nil, err
 	}
+	var err error
 	if q.Values, err = r.values(ctx, c, c.Spec.Values, c.Spec.ValuesContent, c.Spec.ValuesSecrets); err != nil {
-		return nil, "", "", err
+		return nil, err
 	}
 	if config != nil {
 		more, err := r.values(ctx, c, config.Spec.Values, config.Spec.ValuesContent, config.Spec.ValuesSecrets)
 		if err != nil {
-			return nil, "", "", err
+			return nil, err
 		}
 		q.Values = append(q.Values, more...)
 		override(q, config)
 	}
-	if hash, err = r.hash(c, q); err != nil {
-		return nil, "", "", err
+	in := &inputs{request: q}
+	if name := fileOf(c); name != "" {
+		if in.file, err = r.files.sum(name); err != nil {
+			in.file, in.lacks = c.Status.ChartDigest, r.lacking(name, err)
+		}
+	}
+	if in.hash, err = hash(c, q, in.file); err != nil {
+		return nil, err
 	}
 	if err := r.access(ctx, c, q); err != nil {
-		return nil, "", "", err
+		return nil, err
 	}
 	text, err := json.Marshal(struct {
-		Hash       string
-		Request    *helmjob.Request
-		BackOff    int
-		Reconciled string
-	}{hash, withoutContent(q), backOff(c), c.Annotations[Reconcile]})
+		Hash, Lacks string
+		Request     *helmjob.Request
+		BackOff     int
+		Reconciled  string
+	}{in.hash, in.lacks, withoutContent(q), backOff(c), c.Annotations[Reconcile]})
 	if err != nil {
-		return nil, "", "", err
+		return nil, err
 	}
-	return q, hash, sum(text), nil
+	in.key = sum(text)
+	return in, nil
 }
 
 func withoutContent(q *helmjob.Request) *helmjob.Request {
@@ -162,7 +177,7 @@ func (r reader) chart(c *kinds.HelmChart, q *helmjob.Request) error {
 		return problem("UnsupportedVersion", "The field helmVersion is %s. Charts for Helm 3 and later can be installed: leave it out.", s.HelmVersion)
 	}
 	q.Chart = helmjob.Chart{
-		Name: s.Chart, Repo: s.Repo, Version: s.Version, Folders: r.folders,
+		Name: s.Chart, Repo: s.Repo, Version: s.Version, Folders: r.files.folders,
 		PassCredentialsAll: s.AuthPassCredentials, CA: s.RepoCA, InsecureSkipTLSVerify: s.InsecureSkipTLSVerify, PlainHTTP: s.PlainHTTP,
 	}
 	if s.ChartContent != "" {
@@ -189,11 +204,7 @@ func (r reader) chart(c *kinds.HelmChart, q *helmjob.Request) error {
 }
 
 // hash tells what a release is made from. The version that a repository has to give is not in it, nor are credentials.
-func (r reader) hash(c *kinds.HelmChart, q *helmjob.Request) (string, error) {
-	file, err := r.stamp(&q.Chart)
-	if err != nil {
-		return "", err
-	}
+func hash(c *kinds.HelmChart, q *helmjob.Request, file string) (string, error) {
 	text, err := json.Marshal(struct {
 		Chart, Repo, Version, Content, File string
 		Namespace, Driver, ServerSide       string
@@ -217,21 +228,6 @@ func setOf(c *kinds.HelmChart) map[string]any {
 		out[k] = v.String()
 	}
 	return out
-}
-
-// stamp tells files of charts apart, "" for charts that are no file. One that is not there is Helm's to complain about.
-func (r reader) stamp(c *helmjob.Chart) (string, error) {
-	name, local := c.LocalFile()
-	if !local || len(c.Content) > 0 {
-		return "", nil
-	}
-	for _, folder := range r.folders {
-		info, err := os.Stat(filepath.Join(folder, filepath.FromSlash(name)))
-		if err == nil {
-			return fmt.Sprintf("%s %d %d", info.Name(), info.Size(), info.ModTime().UnixNano()), nil
-		}
-	}
-	return "", nil
 }
 
 // values are documents in the order in which k3s has them: valuesContent, values, Secrets; what a later one says counts.

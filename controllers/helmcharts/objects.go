@@ -185,7 +185,7 @@ func (o *objects) let(ctx context.Context, c *kinds.HelmChart, which ...string) 
 // status writes a chart's status.
 func (o *objects) status(ctx context.Context, c *kinds.HelmChart, s *kinds.Status) error {
 	return o.patch(ctx, c, "status", map[string]any{"status": map[string]any{
-		"revision": s.Revision, "configHash": s.ConfigHash, "reconciled": s.Reconciled, "conditions": s.Conditions,
+		"revision": s.Revision, "configHash": s.ConfigHash, "reconciled": s.Reconciled, "chartDigest": s.ChartDigest, "conditions": s.Conditions,
 	}})
 }
 

@@ -75,6 +75,8 @@ type View struct {
 	Hash, Key string
 	Problem   *Problem
 	Release   Release
+	// Lacks says that this server does not have the chart's file, "" where it has, or where the chart is none.
+	Lacks string
 	// Rival is the chart that has the release, "" where it is this one.
 	Rival string
 	// NamespaceGone and NamespaceEnding are of the target namespace.
@@ -127,6 +129,7 @@ const (
 	ReasonReleased         = "Unmanaged"
 	ReasonUninstalled      = "Uninstalled"
 	ReasonUninstalling     = "Uninstalling"
+	ReasonFileMissing      = "ChartFileMissing"
 	ReasonLeftBehind       = "LeftBehind"
 )
 
@@ -265,16 +268,17 @@ func (v *View) done() bool {
 // changedByOthers says whether somebody else has made the newest revision, after we were done.
 func (v *View) changedByOthers() bool {
 	s := v.Chart.Status
-	return v.Release.Status == deployed && s.ConfigHash == v.Hash && s.Revision != 0 && s.Revision != v.Release.Revision && conditionReason(s, kinds.Ready) == ReasonDeployed
+	return v.Release.Status == deployed && s.ConfigHash == v.Hash && s.Revision != 0 && s.Revision != v.Release.Revision && conditionOf(&s, kinds.Ready).Reason == ReasonDeployed
 }
 
-func conditionReason(s kinds.Status, of string) string {
+// conditionOf is a condition of that type; the zero one where there is none.
+func conditionOf(s *kinds.Status, of string) metav1.Condition {
 	for _, c := range s.Conditions {
 		if c.Type == of {
-			return c.Reason
+			return c
 		}
 	}
-	return ""
+	return metav1.Condition{}
 }
 
 func (v *View) working() *kinds.Status {
@@ -283,7 +287,8 @@ func (v *View) working() *kinds.Status {
 
 // status is the chart's with other conditions. failed says that nothing more is tried.
 func (v *View) status(ready metav1.ConditionStatus, reason, message string, failed bool) *kinds.Status {
-	s := &kinds.Status{Revision: v.Chart.Status.Revision, ConfigHash: v.Chart.Status.ConfigHash, Reconciled: v.Chart.Status.Reconciled}
+	s := v.Chart.Status
+	s.Conditions = nil
 	began := metav1.Condition{Type: kinds.JobCreated, Status: metav1.ConditionFalse, Reason: "NotStarted"}
 	if s.ConfigHash != "" || reason == ReasonWorking || v.Tries.Count > 0 {
 		began.Status, began.Reason, began.Message = metav1.ConditionTrue, "Started", "Helm runs in a process of the leading server; there is no Job."
@@ -292,7 +297,12 @@ func (v *View) status(ready metav1.ConditionStatus, reason, message string, fail
 	if failed {
 		bad.Status, bad.Reason, bad.Message = metav1.ConditionTrue, reason, clip(message)
 	}
-	for _, c := range []metav1.Condition{began, bad, {Type: kinds.Ready, Status: ready, Reason: reason, Message: clip(message), ObservedGeneration: v.Chart.Generation}} {
+	all := []metav1.Condition{began, bad, {Type: kinds.Ready, Status: ready, Reason: reason, Message: clip(message), ObservedGeneration: v.Chart.Generation}}
+	if v.Lacks != "" && v.Chart.DeletionTimestamp == nil && Managed(v.Chart) {
+		all = append(all, metav1.Condition{Type: kinds.ChartAvailable, Status: metav1.ConditionFalse, Reason: ReasonFileMissing,
+			Message: clip(v.Lacks + " The release stays as it is, and cannot be changed until that server has the file: put it on every server.")})
+	}
+	for _, c := range all {
 		c.LastTransitionTime = metav1.NewTime(v.Now.Truncate(time.Second))
 		for _, was := range v.Chart.Status.Conditions {
 			if was.Type == c.Type && was.Status == c.Status && !was.LastTransitionTime.IsZero() {
@@ -301,7 +311,7 @@ func (v *View) status(ready metav1.ConditionStatus, reason, message string, fail
 		}
 		s.Conditions = append(s.Conditions, c)
 	}
-	return s
+	return &s
 }
 
 // maxMessage bounds what goes into a condition or an event: the API takes 1,024 bytes of an event.

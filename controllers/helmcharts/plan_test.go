@@ -3,6 +3,7 @@
 package helmcharts
 
 import (
+	"fmt"
 	"math"
 	"strings"
 	"testing"
@@ -51,6 +52,8 @@ func working(op helmjob.Operation, hash string) func(*View) {
 }
 
 func failed(t Tries) func(*View) { return func(v *View) { v.Tries = t } }
+
+func lacking(v *View) { v.Lacks = "The server node-2, which leads, has no file." }
 
 func rival(v *View) { v.Rival = "other/web" }
 
@@ -129,6 +132,9 @@ func TestDecide(t *testing.T) {
 			failed(Tries{Key: "before", Final: true, After: Release{2, "failed", true}})), want: Apply, ready: "Working"},
 		{name: "given up, and somebody has rolled back", view: installed(released(3, deployed), func(v *View) { v.Chart.Status.ConfigHash = "before" },
 			failed(Tries{Key: "key", Final: true, After: Release{2, "failed", true}})), want: Apply, ready: "Working"},
+
+		{name: "without its file", view: installed(lacking), ready: "Deployed Revision 1 of the release prod/web"},
+		{name: "without its file, and it has failed", view: installed(lacking, released(2, "failed")), want: Apply, ready: "Working"},
 
 		{name: "deleted", view: installed(removed), want: Uninstall, ready: "Uninstalling"},
 		{name: "deleted, nothing to take away", view: installed(removed, withoutRelease), want: Let, event: "Uninstalled"},
@@ -210,6 +216,30 @@ func TestConditions(t *testing.T) {
 	}
 	if text(Decide(v).Status) != text(&v.Chart.Status) {
 		t.Error("at rest the status would be written again")
+	}
+}
+
+// TestLacking: a server that leads and lacks a chart's file says so beside what is known of the release, while the release is the chart's matter.
+func TestLacking(t *testing.T) {
+	says := func(change ...func(*View)) string {
+		s := Decide(installed(change...)).Status
+		c := conditionOf(s, kinds.ChartAvailable)
+		return strings.TrimSpace(fmt.Sprint(c.Status, " ", c.Reason, " ", c.Message))
+	}
+	if got, want := says(lacking), "False ChartFileMissing The server node-2, which leads, has no file. The release stays as it is"; !strings.HasPrefix(got, want) {
+		t.Errorf("it says %q", got)
+	}
+	for name, v := range map[string][]func(*View){
+		"a server that has it": {}, "a chart that is removed": {lacking, removed}, "a chart that nobody manages": {lacking, annotated(Unmanaged, "")},
+	} {
+		if got := says(v...); got != "" {
+			t.Errorf("%s: it says %q", name, got)
+		}
+	}
+	v := installed(lacking, func(v *View) { v.Chart.Status.ChartDigest = "digest" })
+	v.Chart.Status = *Decide(v).Status
+	if text(Decide(v).Status) != text(&v.Chart.Status) || v.Chart.Status.ChartDigest != "digest" {
+		t.Errorf("at rest the status would be written again: %+v", v.Chart.Status)
 	}
 }
 

@@ -33,6 +33,8 @@ type entry struct {
 	hash    string
 	key     string
 	problem *Problem
+	lacks   string // as in View
+	file    seen
 	release Release
 
 	work    *work
@@ -46,6 +48,7 @@ type work struct {
 	Work
 	key        string
 	reconciled string
+	file       string // the sum of the chart's file
 	cancel     context.CancelFunc
 	unwanted   bool // it was ended on purpose
 }
@@ -85,6 +88,11 @@ func (c *Controller) round(ctx context.Context) (next time.Time) {
 		e := c.entries[nameOf(chart)]
 		if e == nil || ctx.Err() != nil {
 			continue
+		}
+		if name := fileOf(chart); name != "" && chart.DeletionTimestamp == nil {
+			moved, again := c.reader.files.follow(name, &e.file, c.o.FilesEvery, time.Now())
+			e.stale = e.stale || moved
+			soon(again)
 		}
 		if err := c.look(ctx, e); err != nil {
 			c.later(e, err)
@@ -178,6 +186,9 @@ func (c *Controller) look(ctx context.Context, e *entry) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	unnamed := nameable(e.chart)
+	if name := fileOf(e.chart); name != "" {
+		e.file = seen{read: c.reader.files.look(name)} // before it is read: a change meanwhile is one
+	}
 	switch {
 	case e.chart.DeletionTimestamp != nil:
 	case unnamed != nil:
@@ -185,12 +196,17 @@ func (c *Controller) look(ctx context.Context, e *entry) error {
 	case e.broken != "":
 		e.problem = &Problem{string(helmjob.BadRequest), "This object has a value that is none of its field's: " + e.broken + "."}
 	default:
-		_, hash, key, err := c.reader.request(ctx, e.chart, e.config)
+		in, err := c.reader.inputs(ctx, e.known(), e.config)
 		e.problem = asProblem(err)
 		if err != nil && e.problem == nil {
 			return err
 		}
-		e.hash, e.key = hash, key
+		if in == nil {
+			in = &inputs{}
+		}
+		if e.hash, e.key, e.lacks = in.hash, in.key, in.lacks; e.lacks != "" && e.file.read.err == nil {
+			e.file = seen{} // it is there, and could not be read: it is tried again
+		}
 	}
 	if e.work == nil {
 		if unnamed != nil {
@@ -206,13 +222,18 @@ func (c *Controller) look(ctx context.Context, e *entry) error {
 	return nil
 }
 
-func (e *entry) view(c *Controller, now time.Time) *View {
+// known is the chart with the status that counts.
+func (e *entry) known() *kinds.HelmChart {
 	chart := *e.chart
 	if e.status != nil {
 		chart.Status = *e.status
 	}
-	v := &View{Chart: &chart, Hash: e.hash, Key: e.key, Problem: e.problem, Release: e.release, Tries: e.tries, Rival: e.rival, Now: now}
-	v.NamespaceGone, v.NamespaceEnding = c.namespaceOf(Target(&chart))
+	return &chart
+}
+
+func (e *entry) view(c *Controller, now time.Time) *View {
+	v := &View{Chart: e.known(), Hash: e.hash, Key: e.key, Problem: e.problem, Lacks: e.lacks, Release: e.release, Tries: e.tries, Rival: e.rival, Now: now}
+	v.NamespaceGone, v.NamespaceEnding = c.namespaceOf(Target(v.Chart))
 	if e.work != nil {
 		v.Work = &e.work.Work
 	}
@@ -286,6 +307,9 @@ func (c *Controller) say(ctx context.Context, e *entry, s *kinds.Status) error {
 	if err := c.objects.status(ctx, e.chart, s); err != nil {
 		return err
 	}
+	if lack := conditionOf(s, kinds.ChartAvailable); lack.Message != "" && lack.Message != conditionOf(have, kinds.ChartAvailable).Message {
+		c.tell(ctx, e.chart, &Event{Warning: true, Reason: lack.Reason, Message: lack.Message})
+	}
 	e.status = s
 	return nil
 }
@@ -333,22 +357,22 @@ func (c *Controller) start(ctx context.Context, e *entry, step Step) error {
 func (c *Controller) prepare(ctx context.Context, e *entry, w *work) (*helmjob.Request, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	chart := e.chart
+	chart := e.known()
 	if chart.Spec.ChartContent != "" {
 		var err error
 		if chart, err = c.objects.whole(ctx, chart); err != nil {
 			return nil, err
 		}
 	}
-	q, hash, key, err := c.reader.request(ctx, chart, e.config)
+	in, err := c.reader.inputs(ctx, chart, e.config)
 	if err != nil {
 		return nil, err
 	}
 	v := e.view(c, time.Now())
 	reconcile := e.chart.Annotations[Reconcile]
-	q.Upgrade = v.changedByOthers() || reconcile != "" && reconcile != v.Chart.Status.Reconciled
-	w.Operation, w.Hash, w.key, w.reconciled = helmjob.Apply, hash, key, reconcile
-	return q, nil
+	in.request.Upgrade = v.changedByOthers() || reconcile != "" && reconcile != v.Chart.Status.Reconciled
+	w.Operation, w.Hash, w.key, w.reconciled, w.file = helmjob.Apply, in.hash, in.key, reconcile, in.file
+	return in.request, nil
 }
 
 // longest is the longest timeout that makes a difference.
@@ -400,7 +424,7 @@ func (c *Controller) done(ctx context.Context, e *entry, w *work, r *helmjob.Res
 		return nil
 	}
 	status := e.view(c, time.Now()).working()
-	status.ConfigHash, status.Reconciled = w.Hash, w.reconciled
+	status.ConfigHash, status.Reconciled, status.ChartDigest = w.Hash, w.reconciled, w.file
 	if r.Release != nil {
 		status.Revision = int64(r.Release.Revision)
 	}

@@ -132,6 +132,14 @@ func TestHelmCharts(t *testing.T) {
 	chartOfRepository(k)
 	chartsOfPrivateServer(k, filepath.Join(m.Dir, "repository", "web-1.0.0.tgz"), ca)
 	chartsOfBadInput(k)
+	put(webChart("1.1.0").Archive(), "data", "static", "charts", "web-1.0.0.tgz") // another file in the place of that which was installed
+	harness.Eventually(t, longer, "the chart of the folder is upgraded", func() error {
+		got, err := k.TryKubectl("get", "-n", "folder", "configmap/folder-greeting", "-o", "jsonpath={.data.version}")
+		if err == nil && got != "1.1.0" {
+			err = fmt.Errorf("it is of version %q", got)
+		}
+		return err
+	})
 	chartOfKilledServer(k)
 	harness.Says(t, must(m.Run(m.Coracle(), "helm", "--kubeconfig", s.Kubeconfig, "list", "-A")), "folder", "web-2.0.0", "deployed", "itself")
 	harness.Eventually(t, soon, "the status knows of three charts", func() error { // it is told after the chart's own

@@ -10,8 +10,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -28,9 +26,6 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/helmjob"
 )
-
-// maxArchive bounds what is fetched: Helm unpacks no more than 100 MiB of a chart either.
-const maxArchive = 100 << 20
 
 // source is where the chart comes from, as far as that is known without asking anybody.
 type source struct {
@@ -61,10 +56,13 @@ func find(c *helmjob.Chart) (*source, error) {
 func readSource(path string) (*source, error) {
 	info, err := os.Stat(path)
 	if err == nil && info.IsDir() {
-		s, err := sumFolder(path)
-		return &source{folder: path, sum: s}, err
+		s, err := helmjob.SumFile(path)
+		if err != nil {
+			return nil, fail(helmjob.ChartNotFound, true, "The chart's folder cannot be read: %v.", err)
+		}
+		return &source{folder: path, sum: s}, nil
 	}
-	if err == nil && info.Size() > maxArchive {
+	if err == nil && info.Size() > helmjob.MaxArchive {
 		return nil, fail(helmjob.InvalidChart, false, "The chart %s is larger than 100 MiB.", path)
 	}
 	content, err := os.ReadFile(path)
@@ -85,31 +83,6 @@ func (m *missing) Unwrap() []error { return []error{&m.failure, m.cause} }
 func sum(content []byte) string {
 	s := sha256.Sum256(content)
 	return hex.EncodeToString(s[:])
-}
-
-func sumFolder(path string) (string, error) {
-	h := sha256.New()
-	err := filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		return addFile(h, strings.TrimPrefix(p, path), p)
-	})
-	if err != nil {
-		return "", fail(helmjob.ChartNotFound, true, "The chart's folder cannot be read: %v.", err)
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
-}
-
-func addFile(h hash.Hash, name, path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, _ = fmt.Fprintf(h, "%q\n", name) // a hash takes all
-	_, err = io.Copy(h, f)
-	return err
 }
 
 // load returns the chart, fetched if it has to be, and looks whether it can be installed at all.

@@ -52,7 +52,7 @@ func (f *fetcher) pull(ref string) ([]byte, string, error) {
 		}
 		return nil, "", unreachable("the chart "+name, withoutURL(err))
 	}
-	if pulled.Chart == nil || len(pulled.Chart.Data) > maxArchive {
+	if pulled.Chart == nil || len(pulled.Chart.Data) > helmjob.MaxArchive {
 		return nil, "", fail(helmjob.InvalidChart, true, "What lies at %s is no chart, or larger than 100 MiB.", name)
 	}
 	return pulled.Chart.Data, name, nil

@@ -179,11 +179,11 @@ func (f *fetcher) get(ctx context.Context, what, from string, own bool) ([]byte,
 	if resp.StatusCode != http.StatusOK {
 		return nil, refused(what, resp.StatusCode)
 	}
-	content, err := io.ReadAll(io.LimitReader(resp.Body, maxArchive+1))
+	content, err := io.ReadAll(io.LimitReader(resp.Body, helmjob.MaxArchive+1))
 	switch {
 	case err != nil:
 		return nil, unreachable(what, err)
-	case len(content) > maxArchive:
+	case len(content) > helmjob.MaxArchive:
 		return nil, fail(helmjob.InvalidChart, true, "%s is larger than 100 MiB.", what)
 	}
 	return content, nil

@@ -107,14 +107,18 @@ const (
 	JobCreated = "JobCreated"
 	Failed     = "Failed"
 	Ready      = "Ready"
+	// ChartAvailable is there, and false, where the server that leads lacks the chart's file.
+	ChartAvailable = "ChartAvailable"
 )
 
 // Status is what has become of a chart.
 type Status struct {
-	Revision   int64              `json:"revision,omitempty"`
-	ConfigHash string             `json:"configHash,omitempty"`
-	Reconciled string             `json:"reconciled,omitempty"`
-	Conditions []metav1.Condition `json:"conditions,omitempty"`
+	Revision   int64  `json:"revision,omitempty"`
+	ConfigHash string `json:"configHash,omitempty"`
+	Reconciled string `json:"reconciled,omitempty"`
+	// ChartDigest is the sum of the chart's file that the release was made from; "" where it was no file.
+	ChartDigest string             `json:"chartDigest,omitempty"`
+	Conditions  []metav1.Condition `json:"conditions,omitempty"`
 }
 
 // ChartFrom reads an object of the API.

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmcharts
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+	"github.com/coracle-k8s/coracle/internal/helmjob"
+)
+
+// shelf is two folders of charts.
+type shelf struct {
+	*files
+	t *testing.T
+}
+
+func newShelf(t *testing.T) shelf {
+	t.Helper()
+	return shelf{&files{folders: []string{filepath.Join(t.TempDir(), "none"), t.TempDir(), t.TempDir()}, read: map[string]summed{}}, t}
+}
+
+// put writes a file into a folder, as one of that age.
+func (s shelf) put(folder int, name, text string, at time.Time) string {
+	s.t.Helper()
+	path := filepath.Join(s.folders[folder], name)
+	err := os.MkdirAll(filepath.Dir(path), 0o755)
+	if err == nil {
+		err = os.WriteFile(path, []byte(text), 0o644)
+	}
+	if err == nil {
+		err = os.Chtimes(path, at, at)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return path
+}
+
+func (s shelf) mustSum(name string) string {
+	s.t.Helper()
+	sum, err := s.sum(name)
+	if err != nil || sum == "" {
+		s.t.Fatalf("%s is %q, %v", name, sum, err)
+	}
+	return sum
+}
+
+// TestFiles: a chart is told by what is in it, and is read no more often than it changes.
+func TestFiles(t *testing.T) {
+	s := newShelf(t)
+	path := s.put(1, "web.tgz", "one", testNow)
+	one := s.mustSum("web.tgz")
+	s.put(1, "web.tgz", "one", testNow.Add(time.Hour))
+	if got := s.mustSum("web.tgz"); got != one {
+		t.Error("a copy with another time is another chart")
+	}
+	s.put(1, "web.tgz", "two", testNow.Add(time.Hour)) // as no editor leaves it: neither size nor time nor file is another
+	if got := s.mustSum("web.tgz"); got != one {
+		t.Error("a file was read that looks as it did")
+	}
+	if err := os.Rename(s.put(1, "new", "two", testNow.Add(time.Hour)), path); err != nil {
+		t.Fatal(err)
+	}
+	two := s.mustSum("web.tgz")
+	if two == one {
+		t.Error("another file under the name was not noticed")
+	}
+	if s.put(2, "web.tgz", "one", testNow); s.mustSum("web.tgz") != two {
+		t.Error("the second folder counts before the first")
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if s.mustSum("web.tgz") != one {
+		t.Error("the second folder does not count without the first")
+	}
+
+	s.put(1, "open/templates/a.yaml", "one", testNow)
+	open := s.mustSum("open")
+	if s.put(1, "open/templates/a.yaml", "two!", testNow); s.mustSum("open") == open {
+		t.Error("a change within an unpacked chart was not noticed")
+	}
+}
+
+// TestFilesRefused: what is no chart is neither waited for nor read to its end.
+func TestFilesRefused(t *testing.T) {
+	s := newShelf(t)
+	r := reader{files: s.files, server: "node-1"}
+	_, err := s.sum("none.tgz")
+	if says := r.lacking("none.tgz", err); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(says, "The server node-1, which leads, has no file none.tgz") || !strings.Contains(says, s.folders[2]) {
+		t.Errorf("of a file that is not there: %v, %q", err, says)
+	}
+	if err := unix.Mkfifo(filepath.Join(s.folders[1], "pipe.tgz"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.sum("pipe.tgz")
+	if says := r.lacking("pipe.tgz", err); !strings.Contains(says, "cannot read the chart's file") {
+		t.Errorf("of a pipe: %v, %q", err, says)
+	}
+	large := s.put(1, "large.tgz", "", testNow)
+	if err := os.Truncate(large, helmjob.MaxArchive+1); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.mustSum("large.tgz"); got != "104857601 bytes" {
+		t.Errorf("a file that is too large is %q", got)
+	}
+}
+
+func TestFileOf(t *testing.T) {
+	for _, tt := range []struct {
+		spec kinds.ChartSpec
+		want string
+	}{
+		{kinds.ChartSpec{Chart: "web.tgz"}, "web.tgz"},
+		{kinds.ChartSpec{Chart: "https://%{KUBERNETES_API}%/static/charts/web.tgz"}, "web.tgz"},
+		{kinds.ChartSpec{Chart: "web.tgz", ChartContent: "sha256:1"}, ""},
+		{kinds.ChartSpec{Chart: "web.tgz", Repo: "https://charts.example"}, ""},
+	} {
+		if got := fileOf(&kinds.HelmChart{Spec: tt.spec}); got != tt.want {
+			t.Errorf("%+v is the file %q, want %q", tt.spec, got, tt.want)
+		}
+	}
+}
+
+// TestFollow: a change of a file is taken up when the file has been the same for a moment.
+func TestFollow(t *testing.T) {
+	s := newShelf(t)
+	path := s.put(1, "web.tgz", "one", testNow)
+	e := seen{read: s.look("web.tgz")}
+	now := testNow
+	step := func(what string, wantStale bool, wantAgain time.Duration) {
+		t.Helper()
+		stale, again := s.follow("web.tgz", &e, filesEvery, now)
+		if stale != wantStale || again.Sub(now) != wantAgain {
+			t.Errorf("%s: read again %t, looked at again after %s; want %t, %s", what, stale, again.Sub(now), wantStale, wantAgain)
+		}
+	}
+	step("nothing has changed", false, filesEvery)
+	s.put(1, "web.tgz", "on", testNow)
+	step("a copy is on its way", false, settled)
+	now = now.Add(settled / 2)
+	step("it is looked at early", false, settled/2)
+	s.put(1, "web.tgz", "one more", testNow)
+	now = now.Add(settled)
+	step("it has grown", false, settled)
+	now = now.Add(settled)
+	step("it has not", true, filesEvery)
+	e = seen{read: s.look("web.tgz")}
+	step("it was read", false, filesEvery)
+
+	if err := os.Rename(path, path+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	step("it is gone", false, settled)
+	if err := os.Rename(path+"-away", path); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(settled)
+	step("it was gone for a moment", false, filesEvery)
+	e = seen{} // it was there, and could not be read
+	step("unread", false, settled)
+	now = now.Add(settled)
+	step("still unread", true, filesEvery)
+}
