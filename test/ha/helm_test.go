@@ -1,0 +1,232 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package ha
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	batchv1 "k8s.io/api/batch/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-k8s/coracle/test/charts"
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// slowChart is a ConfigMap, and what values make of it: hooks whose pods wait until the scenario lets them run, and an object that the API refuses.
+func slowChart() charts.Chart {
+	return charts.New("slow", "1.0.0", "").With("values.yaml", "greeting: none\nslow: false\nbroken: false\n").
+		With("templates/config.yaml", `
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: {{ .Release.Name }}}
+data: {greeting: {{ .Values.greeting | quote }}}
+`).
+		With("templates/broken.yaml", `
+{{ if .Values.broken }}
+apiVersion: v1
+kind: Service
+metadata: {name: {{ .Release.Name }}}
+spec: {ports: [{port: 70000}]}
+{{ end }}
+`).
+		With("templates/hook.yaml", `
+{{ if .Values.slow }}
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: {{ .Release.Name }}
+  annotations: {helm.sh/hook: "post-install,post-upgrade,pre-delete", helm.sh/hook-delete-policy: before-hook-creation}
+spec:
+  template:
+    spec:
+      schedulingGates: [{name: example.com/let-go}]
+      terminationGracePeriodSeconds: 1
+      restartPolicy: Never
+      containers: [`+harness.BoxYAML+`, command: ["true"]}]
+{{ end }}
+`)
+}
+
+// helmScenario is charts on a cluster, asked about at one of its servers.
+type helmScenario struct {
+	t    *testing.T
+	kube *harness.Kube
+	api  kubernetes.Interface
+}
+
+func (h *helmScenario) ask(c *Cluster, s *harness.Server) {
+	h.kube, h.api = s.In(h.t), c.Ask(s)
+}
+
+// apply makes a HelmChart what this spec says, with the slow chart's own archive unless it names another chart.
+func (h *helmScenario) apply(name, values, chart string) {
+	h.t.Helper()
+	if chart == "" {
+		chart = "chartContent: " + base64.StdEncoding.EncodeToString(slowChart().Archive())
+	}
+	manifest := fmt.Sprintf("apiVersion: helm.cattle.io/v1\nkind: HelmChart\nmetadata: {name: %s}\nspec:\n  %s\n  valuesContent: '{%s}'\n", name, chart, values)
+	harness.Eventually(h.t, soon, "the HelmChart "+name+" is taken", func() error { // the kind comes with the first node
+		out, err := h.kube.TryApply(manifest)
+		if err != nil {
+			err = fmt.Errorf("%w %s", err, out)
+		}
+		return err
+	})
+}
+
+// await waits until a chart is ready for a reason, in its newest generation, and a condition has these words.
+func (h *helmScenario) await(name, reason, words string) {
+	h.t.Helper()
+	harness.Eventually(h.t, soon, fmt.Sprintf("HelmChart %s: %s %s", name, reason, words), func() error {
+		const ready = `.status.conditions[?(@.type=="Ready")]`
+		got, err := h.kube.Try("get", "helmchart", name, "-o", `jsonpath={.metadata.generation}/{`+ready+`.observedGeneration}/{`+ready+`.reason}/{.status.conditions[*].message}`)
+		if f := strings.SplitN(got, "/", 4); err == nil && (len(f) != 4 || f[0] != f[1] || f[2] != reason || !strings.Contains(f[3], words)) {
+			err = fmt.Errorf("generation, the condition's, its reason and all messages are %s", got)
+		}
+		return err
+	})
+}
+
+func (h *helmScenario) greets(name, want string) {
+	h.t.Helper()
+	m, err := h.api.CoreV1().ConfigMaps("default").Get(h.t.Context(), name, metav1.GetOptions{})
+	if err != nil || m.Data["greeting"] != want {
+		h.t.Errorf("the release %s has %v, %v; want the greeting %q", name, m.Data, err, want)
+	}
+}
+
+// begun waits for the Job of a chart's hook that is another one than before.
+func (h *helmScenario) begun(name string, before types.UID) types.UID {
+	h.t.Helper()
+	var job *batchv1.Job
+	harness.Eventually(h.t, soon, "the hook of "+name+" has begun", func() (err error) {
+		if job, err = h.job(name, before); err == nil && job.Status.Active != 1 {
+			err = errors.New("its pod is not there")
+		}
+		return err
+	})
+	return job.UID
+}
+
+func (h *helmScenario) job(name string, before types.UID) (*batchv1.Job, error) {
+	job, err := h.api.BatchV1().Jobs("default").Get(h.t.Context(), name, metav1.GetOptions{})
+	if err == nil && job.UID == before {
+		err = errors.New("the Job is the one of before")
+	}
+	return job, err
+}
+
+// finish lets the pod of a chart's hook run, which is another one than before, and waits until its Job is done.
+func (h *helmScenario) finish(name string, before types.UID) types.UID {
+	h.t.Helper()
+	var job *batchv1.Job
+	harness.Eventually(h.t, soon, "the hook of "+name+" is done", func() (err error) {
+		if job, err = h.job(name, before); err != nil || job.Status.Succeeded == 1 {
+			return err
+		}
+		return errors.Join(h.letGo(h.t.Context(), job), errors.New("its Job is not done"))
+	})
+	return job.UID
+}
+
+// letGo takes the gates from a Job's pods.
+func (h *helmScenario) letGo(ctx context.Context, job *batchv1.Job) error {
+	pods, err := h.api.CoreV1().Pods("default").List(ctx, metav1.ListOptions{LabelSelector: batchv1.ControllerUidLabel + "=" + string(job.UID)})
+	if err != nil {
+		return err
+	}
+	for i := range pods.Items {
+		if p := &pods.Items[i]; len(p.Spec.SchedulingGates) > 0 {
+			p.Spec.SchedulingGates = nil
+			if _, err := h.api.CoreV1().Pods("default").Update(ctx, p, metav1.UpdateOptions{}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// awaitGone waits until a HelmChart is gone, and looks for what its release has left.
+func (h *helmScenario) awaitGone(name string) {
+	h.t.Helper()
+	h.kube.Kubectl("wait", "--for=delete", "helmchart/"+name, "--timeout=180s")
+	if out := h.kube.Kubectl("get", "secrets", "-l", "owner=helm,name="+name, "-o", "name"); out != "" {
+		h.t.Errorf("the release %s has left %s", name, out)
+	}
+	if _, err := h.api.CoreV1().ConfigMaps("default").Get(h.t.Context(), name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		h.t.Errorf("the release %s has left its ConfigMap: %v", name, err)
+	}
+}
+
+// TestHelmLeaderKilled: the server that leads is killed while hooks of an installation, an upgrade and two removals are under way, and the next one brings each to its end. It lacks the
+// file of a chart that is installed, which stays as it is. And a first installation that fails half-way is mended by other values.
+func TestHelmLeaderKilled(t *testing.T) {
+	c := New(t, 3, 1)
+	h := &helmScenario{t: t}
+	leader := c.MustLeader()
+	h.ask(c, leader)
+	file := func(s *harness.Server) string { return filepath.Join(s.DataDir, "charts", "slow-1.0.0.tgz") }
+	for _, s := range c.Servers {
+		if err := os.MkdirAll(filepath.Dir(file(s)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file(s), slowChart().Archive(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.apply("file", "greeting: file", "chart: slow-1.0.0.tgz")
+	h.apply("old", "greeting: before", "")
+	h.await("file", "Deployed", "Revision 1 ")
+	h.await("old", "Deployed", "Revision 1 ")
+	h.apply("new", "greeting: hello, slow: true", "")
+	h.apply("old", "greeting: after, slow: true", "")
+	install, upgrade := h.begun("new", ""), h.begun("old", "")
+
+	leader = c.MustLeader()
+	rest := Without(c.Servers, leader)
+	for _, s := range rest {
+		if err := os.Remove(file(s)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	leader.Kill()
+	h.ask(c, rest[0])
+	install, upgrade = h.finish("new", install), h.finish("old", upgrade)
+	h.await("new", "Deployed", "Revision ")
+	h.await("old", "Deployed", "Revision ")
+	h.greets("new", "hello")
+	h.greets("old", "after")
+	h.await("file", "Deployed", "has no file slow-1.0.0.tgz among its charts")
+	h.await("file", "Deployed", "Revision 1 ")
+	leader.Start()
+	c.WaitWhole()
+
+	leader = c.MustLeader()
+	rest = Without(c.Servers, leader)
+	h.ask(c, rest[0])
+	h.kube.Kubectl("delete", "helmchart", "new", "old", "--wait=false")
+	install, upgrade = h.begun("new", install), h.begun("old", upgrade)
+	leader.Kill()
+	h.finish("new", install)
+	h.finish("old", upgrade)
+	h.awaitGone("new")
+	h.awaitGone("old")
+
+	h.apply("half", "broken: true", "")
+	h.await("half", "InstallFailed", "Invalid value: 70000")
+	h.apply("half", "greeting: mended", "")
+	h.await("half", "Deployed", "Revision ")
+	h.greets("half", "mended")
+}
