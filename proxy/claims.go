@@ -15,7 +15,7 @@ import (
 
 // claims are the addresses that Services want besides their cluster IPs, each with the Service's ports, and which external IPs are refused because of other
 // Services. That of another namespace's load balancer is, with all of its ports, unless the Service's namespace has it too, by a load balancer that gives each some of its
-// ports: then if both have a port in common. So is that of an older Service of another namespace, if both have a port in common. Who may write Services in one namespace could
+// ports: then if both have a port in common. So is that of an older Service of another namespace that is not refused for this, if both have a port in common. Who may write Services in one namespace could
 // otherwise take what is sent to another one's.
 //
 // There may be many Services with one address and thousands of ports each, so they are not compared with one another: it is kept who has which port at an address

@@ -33,7 +33,7 @@ func (c *rivals) before(svc *corev1.Service, a netip.Addr) (names []string) {
 		switch {
 		case other.Namespace == svc.Namespace:
 		case slices.Contains(ingressIPs(other), a) && (!own || commonPort(other, svc)),
-			!own && slices.Contains(externalIPs(other), a) && older(other, svc) && commonPort(other, svc):
+			own == gives(other.Namespace) && slices.Contains(externalIPs(other), a) && older(other, svc) && commonPort(other, svc):
 			names = append(names, name)
 		}
 	}

@@ -248,6 +248,9 @@ func (x *externals) reservedPort(svc *corev1.Service) uint16 {
 	return 0
 }
 
+// broadcast is every machine of a link. A Service that had it would have what others of the link ask a node's own DHCP server.
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
 func (x *externals) inside(a netip.Addr) string {
 	a = a.Unmap()
 	for _, p := range x.networks {
@@ -255,7 +258,7 @@ func (x *externals) inside(a netip.Addr) string {
 			return "lies in " + p.String() + ", a network of pods or of Services"
 		}
 	}
-	if a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+	if a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || a == broadcast {
 		return "is no address that others could reach"
 	}
 	return ""

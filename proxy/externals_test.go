@@ -45,6 +45,7 @@ func TestReservedAddresses(t *testing.T) {
 		{"nothing of the cluster's", 80, 30080, []string{"203.0.113.7"}, []string{"203.0.113.8"}, []string{"203.0.113.7"}, []string{"203.0.113.8"}, 30080},
 		{"external IPs", 80, 0, []string{"192.0.2.1", "192.0.2.2", "192.0.2.100", "10.43.0.1", "10.42.0.7", "127.0.0.1", "203.0.113.7"}, nil, []string{"203.0.113.7"}, nil, 0},
 		{"addresses in other words", 80, 0, []string{"192.000.002.001", "010.043.000.001", "203.000.113.007", "no address", "::ffff:10.42.0.7"}, []string{"010.043.000.001", "203.0.113.8"}, []string{"203.000.113.007"}, []string{"203.0.113.8"}, 0},
+		{"every machine of the link", 67, 0, []string{"255.255.255.255", "::ffff:255.255.255.255"}, []string{"255.255.255.255"}, nil, nil, 0},
 		{"an address that IPv6 wraps", 80, 0, []string{"::ffff:192.0.2.1"}, nil, nil, nil, 0},
 		{"a load balancer on nodes", 443, 0, nil, []string{"192.0.2.1", "192.0.2.2", "192.0.2.100"}, nil, []string{"192.0.2.1", "192.0.2.2", "192.0.2.100"}, 0},
 		{"a load balancer on nodes' own port", 6443, 0, nil, []string{"192.0.2.1", "192.0.2.2", "192.0.2.100", "203.0.113.8"}, nil, []string{"203.0.113.8"}, 0},
@@ -240,7 +241,7 @@ func (deaf) OnEndpointSliceUpdate(_, _ *discoveryv1.EndpointSlice) {}
 func (deaf) OnEndpointSliceDelete(*discoveryv1.EndpointSlice)      {}
 
 // TestSharedAddresses: where a load balancer gives one address to Services of several namespaces, each port to one, who has some of its ports gets no other one by
-// an external IP.
+// an external IP; of two such namespaces' external IPs the older one has the port, whatever others ask for that do not get the address.
 func TestSharedAddresses(t *testing.T) {
 	h := &hearing{now: map[string]*corev1.Service{}}
 	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
@@ -258,12 +259,17 @@ func TestSharedAddresses(t *testing.T) {
 		return s
 	}
 	foot := svc("mallory", "foot", 80, true)
-	all := []*corev1.Service{svc("mallory", "thief", 443, false), foot, svc("mallory", "own", 8080, false), svc("alice", "web", 443, true)}
-	for _, order := range [][]int{{0, 1, 2, 3}, {3, 2, 1, 0}, {1, 3, 0, 2}} {
+	aged := func(s *corev1.Service, seconds int64) *corev1.Service {
+		s.CreationTimestamp = metav1.Unix(seconds, 0)
+		return s
+	}
+	all := []*corev1.Service{svc("mallory", "thief", 443, false), foot, svc("mallory", "own", 8080, false), svc("alice", "web", 443, true),
+		aged(svc("alice", "mail", 25, false), 2), aged(svc("mallory", "young", 25, false), 3), aged(svc("bob", "nobody", 25, false), 1)}
+	for _, order := range [][]int{{0, 1, 2, 3, 4, 5, 6}, {6, 5, 4, 3, 2, 1, 0}, {1, 5, 3, 0, 4, 2, 6}} {
 		for _, i := range order {
 			p.services(nil, all[i])
 		}
-		for name, want := range map[string]int{"thief": 0, "own": 1} {
+		for name, want := range map[string]int{"thief": 0, "own": 1, "mail": 1, "young": 0, "nobody": 0} {
 			if got := h.now[name].Spec.ExternalIPs; len(got) != want {
 				t.Errorf("in the order %v %s has %v", order, name, got)
 			}
@@ -272,7 +278,10 @@ func TestSharedAddresses(t *testing.T) {
 		if got := h.now["own"].Spec.ExternalIPs; len(got) > 0 {
 			t.Errorf("in the order %v, when the namespace has no load balancer there any more, it has %v", order, got)
 		}
-		for _, i := range []int{0, 2, 3} {
+		if got := h.now["mail"].Spec.ExternalIPs; len(got) != 1 {
+			t.Errorf("in the order %v, when mallory has no load balancer there any more, mail has %v", order, got)
+		}
+		for _, i := range []int{0, 2, 3, 4, 5, 6} {
 			p.services(all[i], nil)
 		}
 	}

@@ -28,11 +28,10 @@ func (s *site) judge(cl *claim) refusal {
 		return refusal{by: s.balanced[0].claimant}
 	}
 	for _, p := range cl.ports {
-		if len(s.balanced) > 0 {
-			if by := foreign(s.byName[p], namespace); by != nil {
-				return refusal{by: by.claimant, port: p}
-			}
-		} else if by := s.older(cl, p); by != nil {
+		if by := foreign(s.byName[p], namespace); by != nil {
+			return refusal{by: by.claimant, port: p}
+		}
+		if by := s.older(cl, p); by != nil {
 			return refusal{by: by.claimant, port: p, aged: true}
 		}
 	}
@@ -45,13 +44,14 @@ func (s *site) gives(namespace string) bool {
 	return found
 }
 
-// older is the oldest claim of another namespace that has a port as an external one, and is older than a claim; nil if there is none.
+// older is the oldest external claim of another namespace that has a port and is older than a claim; nil if there is none. Where load balancers have given the address, those count
+// whose namespace has it: to the others it is refused.
 func (s *site) older(cl *claim, p lbports.Port) *claim {
 	for _, other := range s.byAge[p] {
 		switch {
 		case other == cl:
 			return nil
-		case other.key.Namespace != cl.key.Namespace:
+		case other.key.Namespace != cl.key.Namespace && (len(s.balanced) == 0 || s.gives(other.key.Namespace)):
 			return other
 		}
 	}
@@ -76,7 +76,7 @@ func (s *site) setRoles(cl *claim, is roles, again map[*claim]bool) {
 	}
 }
 
-// moveExternal takes ports from an external claim and adds some. Where there is no load balancer younger ones of other namespaces may be refused because of it.
+// moveExternal takes ports from an external claim and adds some. Younger ones of other namespaces may be refused because of it.
 func (s *site) moveExternal(cl *claim, leave, enter []lbports.Port, again map[*claim]bool) {
 	for _, p := range leave {
 		for _, other := range younger(s.byAge[p], cl) {
@@ -88,8 +88,8 @@ func (s *site) moveExternal(cl *claim, leave, enter []lbports.Port, again map[*c
 	}
 	for _, p := range enter {
 		keep(s.byAge, p, cl, true, compareAges)
-		if len(s.balanced) > 0 {
-			continue
+		if len(s.balanced) > 0 && !s.gives(cl.key.Namespace) {
+			continue // it is refused itself
 		}
 		for _, other := range younger(s.byAge[p], cl) {
 			if other.refused == (refusal{}) && other.key.Namespace != cl.key.Namespace {
