@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localvolume
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// TestAskSilent: a node that does not answer is given up after half a minute, whether it takes the question or not; one that answers late is heard.
+func TestAskSilent(t *testing.T) {
+	for name, tt := range map[string]struct {
+		node func(c net.Conn) // what stands at the other end
+		took time.Duration
+		want error
+	}{
+		"stopped before the question": {node: func(net.Conn) {}, took: patience, want: ErrSilent},
+		"stopped behind the question": {node: func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }, took: patience, want: ErrSilent},
+		"stopped in the answer": {node: func(c net.Conn) {
+			_ = json.NewDecoder(c).Decode(&Request{})
+			_, _ = c.Write([]byte(`{"path":`))
+		}, took: patience, want: ErrSilent},
+		"gone behind the question": {node: func(c net.Conn) {
+			_ = json.NewDecoder(c).Decode(&Request{})
+			_ = c.Close()
+		}, want: ErrSilent},
+		"woken in time": {node: func(c net.Conn) {
+			time.Sleep(patience - time.Second)
+			_ = json.NewDecoder(c).Decode(&Request{})
+			_ = json.NewEncoder(c).Encode(Answer{Path: "/storage/x"})
+		}, took: patience - time.Second},
+	} {
+		for _, op := range []Op{Make, Remove, Grow, Space} {
+			t.Run(name+" "+string(op), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					server, node := net.Pipe()
+					go tt.node(node)
+					began := time.Now()
+					a, err := Ask(t.Context(), server, Request{Op: op, Name: "x"})
+					if !errors.Is(err, tt.want) || time.Since(began) != tt.took || err == nil && a.Path != "/storage/x" {
+						t.Errorf("after %v: %+v, %v", time.Since(began), a, err)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestAskEnds: who ceases to lead does not wait for a node that is silent, and does not call it so.
+func TestAskEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, _ := net.Pipe()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		began := time.Now()
+		if _, err := Ask(ctx, server, Request{Op: Space}); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrSilent) || time.Since(began) != time.Second {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
+	})
+}
+
+// TestServeSilent: who connects to a node and asks nothing is let go.
+func TestServeSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, node := net.Pipe()
+		began := time.Now()
+		go New(Options{Paths: []string{"/none"}}).Serve(t.Context(), node)
+		if n, err := server.Read(make([]byte, 1)); err != io.EOF || time.Since(began) != patience {
+			t.Errorf("after %v: %d bytes, %v", time.Since(began), n, err)
+		}
+	})
+}
