@@ -17,6 +17,9 @@ import (
 	"github.com/coracle-k8s/coracle/server/tunnels"
 )
 
+// localStorageLine is its line in the status.
+const localStorageLine = "local storage"
+
 // newLocalStorage makes what gives claims a directory on a node, for a term.
 func (s *Server) newLocalStorage(ctx context.Context, t *term.Term) (*localpath.Volumes, error) {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(t.Config), "local-storage"))
@@ -28,7 +31,7 @@ func (s *Server) newLocalStorage(ctx context.Context, t *term.Term) (*localpath.
 		Nodes: nodesVolumes{s}, Context: ctx, Logger: s.log.With("part", "local storage"),
 	}
 	if s.o.Board != nil {
-		o.Part = s.o.Board.Part("local storage")
+		o.Part = s.o.Board.Part(localStorageLine)
 	}
 	return localpath.New(o)
 }

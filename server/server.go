@@ -111,6 +111,9 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 			s.board.manifests = o.Board.Part("manifests")
 		}
 		s.board.snapshots = o.Board.Part("snapshots")
+		if o.Cluster.NoLocalStorage {
+			o.Board.Part(localStorageLine).Set(status.Disabled, "")
+		}
 	}
 	if s.data, err = datadir.Open(o.dataDir()); err != nil {
 		return nil, err

@@ -90,12 +90,13 @@ func received(t *testing.T, m *harness.Machine) int {
 }
 
 // TestTwoMachines: each machine runs a cluster of its own, and kubectl reaches either from either, as long as the link
-// between them is whole.
+// between them is whole. One of them has metrics, local storage and Helm charts, the other one none of them.
 func TestTwoMachines(t *testing.T) {
 	site := harness.NewSite(t)
 	a, b := site.NewMachine(), site.NewMachine()
-	servers := []*harness.Server{a.NewServer("--disable-agent"), b.NewServer("--disable-agent")}
+	servers := []*harness.Server{a.NewServer("--disable-agent"), b.NewServer(append(disableParts, "--disable-agent")...)}
 	for _, s := range servers {
+		withChart(t, s)
 		s.Start()
 	}
 	for i, s := range servers {
@@ -120,6 +121,8 @@ func TestTwoMachines(t *testing.T) {
 	harness.Eventually(t, soon, "a server answers to its own machine", func() error { return errors.Join(look(servers[0], a), look(servers[1], b)) })
 	site.Heal()
 	harness.Eventually(t, soon, "the healed link carries again", all)
+	partsRun(t, servers[0])
+	partsDisabled(t, servers[1])
 }
 
 // TestPlay: make play's program runs a command on a cluster and leaves nothing behind.

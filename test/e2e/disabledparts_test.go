@@ -1,0 +1,98 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// disableParts switches off what is there without being installed.
+var disableParts = []string{"--disable", "metrics-server,local-storage,helm-controller"}
+
+// statusLine fails unless the line of a part in coracle status begins with a state.
+func statusLine(s *harness.Server, part, want string) error {
+	out, err := s.Run(s.Coracle(), "status", "--data-dir", s.DataDir) // it fails where a part is in trouble, and the line counts here
+	if !regexp.MustCompile(`(?m)^\s*` + part + `\s+` + want).MatchString(out) {
+		return fmt.Errorf("the line %q does not say %q, %v:\n%s", part, want, err, out)
+	}
+	return nil
+}
+
+// withChart lays a HelmChart into a server's folder of manifests, before the server starts. Its kind is defined for it, if anything is.
+func withChart(t *testing.T, s *harness.Server) {
+	t.Helper()
+	dir := filepath.Join(s.DataDir, "manifests")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "chart.yaml"), []byte(helmChart("nothing", "chart: nothing-1.0.0.tgz")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// partsRun: a server that was told nothing has all three parts, and the status says so.
+func partsRun(t *testing.T, s *harness.Server) {
+	t.Helper()
+	k := s.In(t)
+	for part, want := range map[string]string{"metrics API": "running.*at rest until somebody asks", "local storage": "running", "helm charts": "running"} {
+		harness.Eventually(t, soon, part+": "+want, func() error { return statusLine(s, part, want) })
+	}
+	k.Await(soon, "apiservice/v1beta1.metrics.k8s.io", `{.status.conditions[?(@.type=="Available")].status}`, "True")
+	k.Await(soon, "storageclass/local-path", "{.provisioner}", "rancher.io/local-path")
+	k.Await(soon, "crd/helmcharts.helm.cattle.io", `{.status.conditions[?(@.type=="Established")].status}`, "True")
+	harness.Says(t, k.Kubectl("get", "--raw", "/apis/metrics.k8s.io/v1beta1/nodes"), "NodeMetricsList")
+	harness.Eventually(t, soon, "the status says that somebody asks", func() error {
+		return statusLine(s, "metrics API", "running.*somebody asks, so kubelets are asked every 15s")
+	})
+}
+
+// partsDisabled: a server that was told so has none of the three, says so, and does nothing about what is asked of them.
+func partsDisabled(t *testing.T, s *harness.Server) {
+	t.Helper()
+	k := s.In(t)
+	for _, part := range []string{"metrics API", "local storage", "helm charts"} {
+		harness.Eventually(t, soon, part+" is disabled", func() error { return statusLine(s, part, "disabled") })
+	}
+	fails := func(want string, args ...string) {
+		t.Helper()
+		if out, err := k.Try(args...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("kubectl %s: %q, %v; want an error that says %q", strings.Join(args, " "), out, err, want)
+		}
+	}
+	fails("Metrics API not available", "top", "node")
+	fails("not found", "get", "apiservice", "v1beta1.metrics.k8s.io")
+
+	// The kind would have been defined for the manifest, before this was said.
+	harness.Eventually(t, soon, "the manifest is not applied", func() error { return s.LogSays("the cluster has no kind HelmChart") })
+	fails("not found", "get", "crd", "helmcharts.helm.cattle.io")
+
+	fails("not found", "get", "storageclass", "local-path")
+	const claims = `
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: default-class}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: that-class}
+spec: {storageClassName: local-path, accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
+`
+	k.Apply(claims)
+	for claim, why := range map[string]string{"default-class": "no storage class is set", "that-class": `storageclass.storage.k8s.io "local-path" not found`} {
+		k.Prints([]string{why}, "get", "events", "--field-selector", "involvedObject.kind=PersistentVolumeClaim,involvedObject.name="+claim, "-o", "jsonpath={.items[*].message}")
+		if phase := k.Kubectl("get", "pvc", claim, "-o", "jsonpath={.status.phase}"); phase != "Pending" {
+			t.Errorf("the claim %s is %s", claim, phase)
+		}
+	}
+	k.Kubectl("delete", "pvc", "--all")
+}
