@@ -26,6 +26,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
+	"github.com/coracle-k8s/coracle/scheduler"
 	"github.com/coracle-k8s/coracle/server/apiserver"
 )
 
@@ -37,6 +38,8 @@ type cluster struct {
 	client kubernetes.Interface
 	// plugins, when set, are those of the next term.
 	plugins func(context.Context, *term.Term) ([]volume.VolumePlugin, error)
+	// refusals, when set, are what the next term's scheduler is told of.
+	refusals scheduler.Refusals
 }
 
 var shared *cluster

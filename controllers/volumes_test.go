@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -24,17 +25,144 @@ import (
 	"github.com/coracle-k8s/coracle/internal/localvolume"
 )
 
-// onlyNode is a node whose volumes lie in a folder of this machine.
-type onlyNode struct {
-	name    string
-	folders *localvolume.Folders
-}
+// volumeNodes are nodes whose volumes lie in folders of this machine, by their names.
+type volumeNodes map[string]*localvolume.Folders
 
-func (o onlyNode) AskVolumes(_ context.Context, node string, r localvolume.Request) (localvolume.Answer, error) {
-	if node != o.name {
+func (v volumeNodes) AskVolumes(_ context.Context, node string, r localvolume.Request) (localvolume.Answer, error) {
+	if v[node] == nil {
 		return localvolume.Answer{}, localpath.ErrAway
 	}
-	return o.folders.Do(r)
+	return v[node].Do(r)
+}
+
+// volumeFolder is a node's folder, on a filesystem that always has so many bytes left.
+func volumeFolder(folder string, left int64) *localvolume.Folders {
+	return localvolume.New(localvolume.Options{
+		Paths: []string{folder}, Own: folder, Logger: quiet, Free: func(*os.File) (int64, error) { return left, nil },
+	})
+}
+
+// localVolumes begins a term with local volumes on these nodes, which it makes, and a class for them.
+func (c *cluster) localVolumes(t *testing.T, nodes volumeNodes, class string) {
+	t.Helper()
+	refusals := localpath.NewRefusals(time.Now)
+	c.refusals = refusals
+	c.plugins = func(ctx context.Context, t *term.Term) ([]volume.VolumePlugin, error) {
+		v, err := localpath.New(localpath.Options{
+			Client: t.Client, NodeInformer: t.Informers.Core().V1().Nodes(), VolumeInformer: t.Informers.Core().V1().PersistentVolumes(),
+			Nodes: nodes, Refusals: refusals, Context: ctx, Logger: quiet,
+		})
+		return []volume.VolumePlugin{v}, err
+	}
+	t.Cleanup(func() { c.plugins, c.refusals = nil, nil })
+	c.term(t)
+	for name := range nodes {
+		c.node(t, name)
+		if _, err := c.client.CoreV1().Nodes().Patch(t.Context(), name, types.MergePatchType,
+			[]byte(`{"metadata":{"labels":{"kubernetes.io/hostname":"`+name+`"}}}`), metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.client.StorageV1().StorageClasses().Create(t.Context(), &storagev1.StorageClass{
+		ObjectMeta: metav1.ObjectMeta{Name: class}, Provisioner: localpath.Provisioner, AllowVolumeExpansion: ptr.To(true),
+		VolumeBindingMode: ptr.To(storagev1.VolumeBindingWaitForFirstConsumer),
+	}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = c.client.StorageV1().StorageClasses().Delete(context.Background(), class, metav1.DeleteOptions{})
+	})
+}
+
+// claimed makes a claim, and a pod with it that is scheduled as the affinity says.
+func (c *cluster) claimed(t *testing.T, ns, class, name, size string, affinity *corev1.NodeAffinity) {
+	t.Helper()
+	if _, err := c.client.CoreV1().PersistentVolumeClaims(ns).Create(t.Context(), &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}},
+		},
+	}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	template := podTemplate(name)
+	template.Spec.Affinity = &corev1.Affinity{NodeAffinity: affinity}
+	template.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{
+		PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name},
+	}}}
+	if _, err := c.client.CoreV1().Pods(ns).Create(t.Context(), &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: template.Labels}, Spec: template.Spec,
+	}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// required is the affinity to one node.
+func required(node string) *corev1.NodeAffinity {
+	return &corev1.NodeAffinity{RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{onHost(node)}}}
+}
+
+// onHost is a selector of one node.
+func onHost(name string) corev1.NodeSelectorTerm {
+	return corev1.NodeSelectorTerm{MatchExpressions: []corev1.NodeSelectorRequirement{{
+		Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{name},
+	}}}
+}
+
+// TestLocalVolumesMoveOn: a claim that is larger than what is free on the nodes that its pod would rather run on ends up on the one that has room, though these go
+// on being liked best.
+func TestLocalVolumesMoveOn(t *testing.T) {
+	c := shared
+	nodes := volumeNodes{}
+	for name, left := range map[string]int64{"best": 1 << 20, "second": 2 << 20, "last": 1 << 30} {
+		nodes[name] = volumeFolder(filepath.Join(t.TempDir(), "storage"), left)
+	}
+	c.localVolumes(t, nodes, "moving")
+	ns := c.namespace(t, "moving-volumes")
+	for name := range nodes { // the scheduler has to know all three
+		template := podTemplate("on-" + name)
+		template.Spec.Affinity = &corev1.Affinity{NodeAffinity: required(name)}
+		if _, err := c.client.CoreV1().Pods(ns).Create(t.Context(), &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: "on-" + name, Labels: template.Labels}, Spec: template.Spec,
+		}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "a pod on "+name, func(ctx context.Context) error { return c.bound(ctx, ns, "on-"+name, 1) })
+	}
+	liked := func(weight int32, name string) corev1.PreferredSchedulingTerm {
+		return corev1.PreferredSchedulingTerm{Weight: weight, Preference: onHost(name)}
+	}
+	c.claimed(t, ns, "moving", "large", "5Mi", &corev1.NodeAffinity{
+		PreferredDuringSchedulingIgnoredDuringExecution: []corev1.PreferredSchedulingTerm{liked(100, "best"), liked(50, "second")},
+	})
+	eventually(t, "the pod has the node with room", func(ctx context.Context) error {
+		pod, err := c.client.CoreV1().Pods(ns).Get(ctx, "large", metav1.GetOptions{})
+		if err == nil && pod.Spec.NodeName != "last" {
+			events, _ := c.client.CoreV1().Events(ns).List(ctx, metav1.ListOptions{})
+			err = fmt.Errorf("it has %q", pod.Spec.NodeName)
+			for _, e := range events.Items {
+				err = fmt.Errorf("%w\n%d times: %s", err, max(e.Count, 1), e.Message)
+			}
+		}
+		return err
+	})
+	eventually(t, "the events of one refusal by each of the others", func(ctx context.Context) error {
+		events, err := c.client.CoreV1().Events(ns).List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.kind=PersistentVolumeClaim,reason=ProvisioningFailed"})
+		if err != nil {
+			return err
+		}
+		var refused []string
+		for _, e := range events.Items {
+			refused = append(refused, fmt.Sprintf("%d times: %s", e.Count, e.Message))
+		}
+		for _, want := range []string{"1 times: ", "node best: 5.0 MiB are asked for and 1.0 MiB are free", "node second: 5.0 MiB are asked for and 2.0 MiB are free"} {
+			if len(refused) != 2 || !strings.Contains(strings.Join(refused, "\n"), want) {
+				return fmt.Errorf("no %q among %q", want, refused)
+			}
+		}
+		return nil
+	})
 }
 
 // TestLocalVolumes: upstream's controllers and scheduler have a directory made for a claim when its pod has a node, let it grow, say why one is refused, and
@@ -42,56 +170,13 @@ func (o onlyNode) AskVolumes(_ context.Context, node string, r localvolume.Reque
 func TestLocalVolumes(t *testing.T) {
 	c := shared
 	folder := filepath.Join(t.TempDir(), "storage")
-	node := onlyNode{"volumes-node", localvolume.New(localvolume.Options{
-		Paths: []string{folder}, Own: folder, Logger: quiet, Free: func(*os.File) (int64, error) { return 1 << 30, nil },
-	})}
-	c.plugins = func(ctx context.Context, t *term.Term) ([]volume.VolumePlugin, error) {
-		v, err := localpath.New(localpath.Options{
-			Client: t.Client, NodeInformer: t.Informers.Core().V1().Nodes(), VolumeInformer: t.Informers.Core().V1().PersistentVolumes(),
-			Nodes: node, Context: ctx, Logger: quiet,
-		})
-		return []volume.VolumePlugin{v}, err
-	}
-	t.Cleanup(func() { c.plugins = nil })
-	c.term(t)
+	const class, node = "directories", "volumes-node"
+	c.localVolumes(t, volumeNodes{node: volumeFolder(folder, 1<<30)}, class)
 	ns := c.namespace(t, "local-volumes")
-	c.node(t, node.name)
-	if _, err := c.client.CoreV1().Nodes().Patch(t.Context(), node.name, types.MergePatchType,
-		[]byte(`{"metadata":{"labels":{"kubernetes.io/hostname":"`+node.name+`"}}}`), metav1.PatchOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	class, err := c.client.StorageV1().StorageClasses().Create(t.Context(), &storagev1.StorageClass{
-		ObjectMeta: metav1.ObjectMeta{Name: "directories"}, Provisioner: localpath.Provisioner, AllowVolumeExpansion: ptr.To(true),
-		VolumeBindingMode: ptr.To(storagev1.VolumeBindingWaitForFirstConsumer),
-	}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = c.client.StorageV1().StorageClasses().Delete(context.Background(), class.Name, metav1.DeleteOptions{})
-	})
 	claims := c.client.CoreV1().PersistentVolumeClaims(ns)
 	claimed := func(name, size string) {
 		t.Helper()
-		if _, err := claims.Create(t.Context(), &corev1.PersistentVolumeClaim{
-			ObjectMeta: metav1.ObjectMeta{Name: name},
-			Spec: corev1.PersistentVolumeClaimSpec{
-				StorageClassName: &class.Name, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-				Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}},
-			},
-		}, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		template := podTemplate(name)
-		template.Spec.NodeSelector = map[string]string{corev1.LabelHostname: node.name}
-		template.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{
-			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name},
-		}}}
-		if _, err := c.client.CoreV1().Pods(ns).Create(t.Context(), &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Name: name, Labels: template.Labels}, Spec: template.Spec,
-		}, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		c.claimed(t, ns, class, name, size, required(node))
 	}
 	size := func(ctx context.Context, name, want string) error {
 		claim, err := claims.Get(ctx, name, metav1.GetOptions{})

@@ -3,8 +3,8 @@
 // Package scheduler runs upstream's scheduler as a library for one term of Raft leadership: no leader-election lease,
 // no port, no exit when leadership goes.
 //
-// It owns the assembly (configuration, informers, event recording) and nothing of the scheduling itself. It shares the
-// term's informers with the controllers, all but pods.
+// It owns the assembly (configuration, informers, event recording), and of the scheduling itself one preference: where a
+// node refused a pod's volume, another one. It shares the term's informers with the controllers, all but pods.
 package scheduler
 
 import (
@@ -35,6 +35,8 @@ type Options struct {
 	// ExtraArgs are kube-scheduler arguments, name=value. config names a KubeSchedulerConfiguration, for profiles, plugins
 	// and extenders; its leader election and client connection are not used.
 	ExtraArgs []string
+	// Refusals, when set, has a pod whose claim was refused by a node go to another one, if there is one for it.
+	Refusals Refusals
 }
 
 // Validate finds mistakes in the arguments and in the configuration file that they name without starting anything.
@@ -74,7 +76,11 @@ func Run(ctx context.Context, o Options) error {
 	defer broadcaster.Shutdown()
 
 	recorders := profile.RecorderFactory(func(name string) events.EventRecorderLogger { return broadcaster.NewRecorder(name) })
-	sched, err := upstream.New(ctx, client, factory, dynamicFactory, recorders, append(s.options(), upstream.WithKubeConfig(cfg))...)
+	options := append(s.options(), upstream.WithKubeConfig(cfg))
+	if o.Refusals != nil {
+		options = append(options, upstream.WithFrameworkOutOfTreeRegistry(addRefusedVolumes(s.config.Profiles, o.Refusals)))
+	}
+	sched, err := upstream.New(ctx, client, factory, dynamicFactory, recorders, options...)
 	if err != nil {
 		return fmt.Errorf("scheduler: %w", err)
 	}

@@ -213,6 +213,9 @@ func (s *Server) controllersPart(ctx context.Context, t *term.Term) error {
 func (s *Server) schedulerPart(ctx context.Context, t *term.Term) error {
 	o := s.o.schedulerOptions()
 	o.Term = t
+	if !s.o.Cluster.NoLocalStorage {
+		o.Refusals = s.refusals
+	}
 	return scheduler.Run(ctx, o)
 }
 

@@ -28,7 +28,7 @@ func (s *Server) newLocalStorage(ctx context.Context, t *term.Term) (*localpath.
 	}
 	o := localpath.Options{
 		Client: client, NodeInformer: t.Informers.Core().V1().Nodes(), VolumeInformer: t.Informers.Core().V1().PersistentVolumes(),
-		Nodes: nodesVolumes{s}, Context: ctx, Logger: s.log.With("part", "local storage"),
+		Nodes: nodesVolumes{s}, Refusals: s.refusals, Context: ctx, Logger: s.log.With("part", "local storage"),
 	}
 	if s.o.Board != nil {
 		o.Part = s.o.Board.Part(localStorageLine)

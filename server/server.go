@@ -26,6 +26,7 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/rest"
 
+	"github.com/coracle-k8s/coracle/controllers/localpath"
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -81,8 +82,10 @@ type Server struct {
 	judge atomic.Pointer[liveness.Judge]
 	// helmWanted says that somebody has an object of the kinds of Helm charts; capacity 1: one says it.
 	helmWanted chan struct{}
-	ready      chan struct{} // closed when clients are served and the cluster's own objects are there
-	board      board
+	// refusals are nodes that gave claims no local volume, which the scheduler is told.
+	refusals *localpath.Refusals
+	ready    chan struct{} // closed when clients are served and the cluster's own objects are there
+	board    board
 }
 
 // files are what the API server is given.
@@ -101,7 +104,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{o: o, log: o.Logger, helmWanted: make(chan struct{}, 1), ready: make(chan struct{})}
+	s := &Server{o: o, log: o.Logger, helmWanted: make(chan struct{}, 1), refusals: localpath.NewRefusals(time.Now), ready: make(chan struct{})}
 	if o.Board != nil {
 		s.board = board{
 			certificates: o.Board.Part("certificates"), store: o.Board.Part("store"), api: o.Board.Part("API server"),

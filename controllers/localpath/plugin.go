@@ -49,7 +49,7 @@ type Nodes interface {
 // ErrAway is a node that cannot be asked now.
 var ErrAway = errors.New("the node has no connection to the server that leads")
 
-// Options are all required but Part and Logger.
+// Options are all required but Refusals, Part and Logger.
 type Options struct {
 	// Client has the rights of an administrator.
 	Client kubernetes.Interface
@@ -57,6 +57,8 @@ type Options struct {
 	NodeInformer   coreinformers.NodeInformer
 	VolumeInformer coreinformers.PersistentVolumeInformer
 	Nodes          Nodes
+	// Refusals is told of each claim that a node gave no volume.
+	Refusals *Refusals
 	// Context ends what the plugin waits for; upstream's calls of plugins have none.
 	Context context.Context
 	Part    *status.Part

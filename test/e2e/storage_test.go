@@ -103,16 +103,19 @@ volumeBindingMode: WaitForFirstConsumer
 }
 
 // TestLocalStorage: volumes of a StatefulSet on two nodes outlive its pods, the processes and a node's machine; and they are removed with their claims, from a
-// node that was off at that moment as well, and from one that was not even of the cluster. A node may have further folders for them, some of which cannot be used.
+// node that was off at that moment as well, and from one that was not even of the cluster. A node may have further folders for them, some of which cannot be used, or have no room while another node's have.
 func TestLocalStorage(t *testing.T) {
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer()
 	s.AddBoxImage()
+	s.Args = append(s.Args, "--default-local-storage-path", filepath.Join(s.DataDir, "storage")+","+roomFolder)
+	giveRoom(t, s, "8m")
 	s.Start()
 	s.WaitAPI()
 	a := site.NewMachine().NewAgent(s)
+	giveRoom(t, a, "128m")
 	folder := func(name string) string { return filepath.Join(a.Dir, name) }
-	a.Args = append(a.Args, "--default-local-storage-path", strings.Join([]string{filepath.Join(a.DataDir, "storage"), folder("second"), folder("gone"), folder("frozen")}, ","))
+	a.Args = append(a.Args, "--default-local-storage-path", strings.Join([]string{filepath.Join(a.DataDir, "storage"), folder("second"), folder("gone"), folder("frozen"), roomFolder}, ","))
 	if err := errors.Join(os.Mkdir(folder("second"), 0o755), os.Mkdir(folder("frozen"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
@@ -151,6 +154,7 @@ func TestLocalStorage(t *testing.T) {
 	}
 	harness.Says(t, status, "local storage", "local volumes", filepath.Join(s.DataDir, "storage"))
 	refuseVolumes(t, s, a)
+	goesWhereRoomIs(t, s, s, a)
 
 	s.Kubectl("delete", "pod", "keep-0", "keep-1")
 	harness.Eventually(t, soon, "new pods have the data", func() error { return hold(s) })

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localpath
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+)
+
+func TestRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := NewRefusals(time.Now)
+		says := func(claim types.UID, node string, want time.Duration, lately bool) {
+			t.Helper()
+			if got, ok := r.Since(claim, node); got != want || ok != lately {
+				t.Errorf("%s refused %s %v ago, %v", node, claim, got, ok)
+			}
+		}
+		says("data", "a", 0, false)
+		r.add("data", "a")
+		time.Sleep(time.Minute)
+		r.add("data", "b")
+		says("data", "a", time.Minute, true)
+		says("data", "b", 0, true)
+		says("logs", "a", 0, false)
+		time.Sleep(refusalsLast - time.Minute)
+		says("data", "a", 0, false)
+		says("data", "b", refusalsLast-time.Minute, true)
+		r.add("data", "b")
+		says("data", "b", 0, true)
+		if len(r.at) != 1 {
+			t.Errorf("it keeps %v", r.at)
+		}
+	})
+	var none *Refusals
+	none.add("data", "a")
+	if _, ok := none.Since("data", "a"); ok {
+		t.Error("nobody remembers, and there is a refusal")
+	}
+}
+
+// TestProvisionRefused: what a node refuses is noted, and what no node can be asked for is not.
+func TestProvisionRefused(t *testing.T) {
+	f := newFixture(t, "n1")
+	f.o.Refusals = NewRefusals(time.Now)
+	refused := func() bool {
+		_, ok := f.o.Refusals.Since(uid, "n1")
+		return ok
+	}
+	if _, err := f.provision(t, claim(), map[string]string{"pathPattern": "x"}, "n1"); err == nil || refused() {
+		t.Errorf("a parameter that is not supported: %v, and the node is to be avoided: %v", err, refused())
+	}
+	if _, err := f.provision(t, claim(), nil, "n1"); err != nil || refused() {
+		t.Errorf("a volume that is made: %v, and the node is to be avoided: %v", err, refused())
+	}
+	f.nodes.fails = errors.New("no room")
+	if _, err := f.provision(t, claim(), nil, "n1"); err == nil || !refused() {
+		t.Errorf("no room: %v, and the node is to be avoided: %v", err, refused())
+	}
+	f.o.Refusals = NewRefusals(time.Now)
+	f.nodes.setAway("n1", true)
+	if _, err := f.provision(t, claim(), nil, "n1"); !errors.Is(err, ErrAway) || !refused() {
+		t.Errorf("a node that is away: %v, and is to be avoided: %v", err, refused())
+	}
+}
