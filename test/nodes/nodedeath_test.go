@@ -59,7 +59,7 @@ func eventually(t *testing.T, since time.Time, what string, f func() error) {
 }
 
 // TestNodeDeath: a node whose machine vanishes is not Ready, and no Service sends to it, within seconds; its return undoes it. A node whose
-// agent gets no CPU or is killed stays as it is: its pods run.
+// agent gets no CPU or is killed stays as it is: its pods run. What an agent without CPU is asked for about volumes happens when it goes on.
 func TestNodeDeath(t *testing.T) {
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent")
@@ -111,15 +111,21 @@ func TestNodeDeath(t *testing.T) {
 		}
 	}
 	topSeesBoth(t, s, agents)
+	volumes := volumesBefore(t, s, victim)
+	paused := time.Now()
 	victim.Pause()
+	volumes.ask()
 	stays("an agent that gets no CPU")
 	topWithoutHung(t, s, victim, agents[0])
+	volumes.unanswered(paused)
+	woken := time.Now()
 	victim.Resume()
 	// It is heard again first: on a busy machine both windows together may be the time after which a silent node is dead whose machine answers.
 	harness.Eventually(t, harness.Soon, "the agent goes on", func() error {
 		_, err := s.TryKubectl("get", "--raw", "/api/v1/nodes/"+victim.NodeName()+"/proxy/healthz")
 		return err
 	})
+	volumes.answered(woken)
 	victim.Kill()
 	stays("an agent that crashed")
 }
