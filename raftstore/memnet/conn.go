@@ -29,6 +29,7 @@ type stream struct {
 	bytes    int       // of data in segments
 	last     time.Time // when the newest segment is due: nothing overtakes it
 	reset    *segment  // the writer's end died, or refuses data: this news is under way
+	flights  []flight
 }
 
 // push puts something on the way.
@@ -41,6 +42,7 @@ func (s *stream) push(g segment) {
 	s.last = g.due
 	s.segments = append(s.segments, g)
 	s.bytes += len(g.data)
+	s.fly(g.sent, g.due)
 }
 
 // pushReset lets the reader's end die when the news has arrived.
@@ -80,7 +82,8 @@ func (s *stream) retransmit(now time.Time) {
 	for i := range s.segments {
 		if g := &s.segments[i]; !g.arrived {
 			if !lost && s.n.slow {
-				due = due.Add(g.again(now).Sub(now))
+				_, again := s.tries(g.sent, now)
+				due = due.Add(again.Sub(now))
 			}
 			lost = true
 			if g.due.Before(due) {
@@ -95,15 +98,6 @@ func (s *stream) retransmit(now time.Time) {
 	if lost && s.reader.closed && !s.reader.dead {
 		s.reader.refuse()
 	}
-}
-
-// again returns when TCP sends a lost segment again for the first time after now.
-func (g *segment) again(now time.Time) time.Time {
-	at, wait := g.sent, 200*time.Millisecond
-	for at.Before(now) {
-		at, wait = at.Add(wait), 2*wait
-	}
-	return at
 }
 
 // conn is one end of a connection.

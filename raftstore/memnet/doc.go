@@ -14,7 +14,8 @@
 //     connect. What had arrived before the cut can still be read.
 //   - A healed link delivers what was sent meanwhile, in order, as
 //     retransmission would, and lets hanging dials through. Backoff makes that
-//     as slow as TCP's.
+//     as slow as TCP's. A connection's Retransmits says, as the kernel's do, how
+//     often something was sent again that is still not acknowledged.
 //   - Delay and jitter hold for each write. One connection keeps its order;
 //     several are reordered against one another.
 //   - Reset is a crashed process: its ends fail at once, its peers' when the

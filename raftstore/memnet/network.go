@@ -96,7 +96,11 @@ func (n *Network) cut(from, to string) {
 		return
 	}
 	now := time.Now()
-	n.streams(from, to, func(s *stream) { s.settle(now) })
+	n.streams(from, to, func(s *stream) {
+		s.settle(now)
+		s.strand(now)
+		s.reader.out.strand(now)
+	})
 	l.cut = true
 }
 
@@ -114,7 +118,11 @@ func (n *Network) heal(from, to string) {
 	}
 	l.cut = false
 	now := time.Now()
-	n.streams(from, to, func(s *stream) { s.retransmit(now) })
+	n.streams(from, to, func(s *stream) {
+		s.retransmit(now)
+		s.refly(now)
+		s.reader.out.refly(now)
+	})
 	for _, h := range n.hosts { // dials that hang
 		h.changed.Broadcast()
 	}

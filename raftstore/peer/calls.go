@@ -119,7 +119,7 @@ func handleCall(server any, ctx context.Context, decode func(any) error, _ grpc.
 	return &message{body: body}, nil
 }
 
-// caller is the connection for calls to one address.
+// caller is a connection for calls to one address. It is made anew, by gRPC, whenever it broke.
 type caller struct {
 	address string
 	client  *grpc.ClientConn
@@ -131,6 +131,7 @@ type caller struct {
 	unanswered atomic.Int64
 	// suspected is how many connections suspect has ended since a call was answered.
 	suspected atomic.Int32
+	underWay  int // calls; Transport.mu guards it
 }
 
 // ErrLeaderMoved is the cause with which a call to the leader is cancelled when there is another leader.
@@ -173,12 +174,13 @@ func (c *caller) suspect(began time.Time, missed bool) {
 // a *RefusedError), or Canceled and DeadlineExceeded from ctx. A call that
 // fails may have been handled all the same, unless it was refused.
 func (t *Transport) Call(ctx context.Context, address, method string, body []byte) ([]byte, error) {
-	c, err := t.caller(address)
+	began := time.Now()
+	c, err := t.enter(address, began)
 	if err != nil {
 		return nil, err
 	}
+	defer t.exit(c)
 	var reply message
-	began := time.Now()
 	err = c.client.Invoke(ctx, callMethod, &message{method: method, body: body}, &reply)
 	if err == nil {
 		c.suspected.Store(0)
@@ -204,19 +206,64 @@ func (t *Transport) Call(ctx context.Context, address, method string, body []byt
 	return nil, err
 }
 
-// Forget closes the connection for calls to an address, so that calls under way
-// fail at once with Unavailable. The next call makes a new one. It is for when
-// something else shows that the server there is gone, and costs little if not.
-func (t *Transport) Forget(address string) {
+// enter returns the connection for a call that begins, which exit ends. A connection that waits for TCP to try again is left to the calls that are under way on it,
+// which TCP may have delivered long ago; this call and later ones get a new one.
+func (t *Transport) enter(address string, began time.Time) (*caller, error) {
+	c, err := t.caller(address)
+	if err != nil {
+		return nil, err
+	}
+	if k := c.conn.Load(); k == nil || !k.backsOff(began) {
+		return c, nil
+	}
 	t.mu.Lock()
-	c := t.callers[address]
-	delete(t.callers, address)
+	if t.callers[address] == c {
+		delete(t.callers, address)
+		t.left[c] = struct{}{}
+	}
 	t.mu.Unlock()
-	if c != nil {
+	t.exit(c)
+	return t.caller(address)
+}
+
+// exit is called when a call is over. The last one on a connection that was left closes it.
+func (t *Transport) exit(c *caller) {
+	t.mu.Lock()
+	c.underWay--
+	_, left := t.left[c]
+	last := left && c.underWay == 0
+	if last {
+		delete(t.left, c)
+	}
+	t.mu.Unlock()
+	if last {
 		c.close()
 	}
 }
 
+// Forget closes the connections for calls to an address, so that calls under way
+// fail at once with Unavailable. The next call makes a new one. It is for when
+// something else shows that the server there is gone, and costs little if not.
+func (t *Transport) Forget(address string) {
+	t.mu.Lock()
+	found := []*caller{}
+	if c := t.callers[address]; c != nil {
+		found = append(found, c)
+	}
+	for c := range t.left {
+		if c.address == address {
+			found = append(found, c)
+			delete(t.left, c)
+		}
+	}
+	delete(t.callers, address)
+	t.mu.Unlock()
+	for _, c := range found {
+		c.close()
+	}
+}
+
+// caller returns the connection to an address and counts a call on it.
 func (t *Transport) caller(address string) (*caller, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -224,9 +271,10 @@ func (t *Transport) caller(address string) (*caller, error) {
 		return nil, status.Error(codes.Unavailable, "this server's connections to others are closed")
 	}
 	if c := t.callers[address]; c != nil {
+		c.underWay++
 		return c, nil
 	}
-	c := &caller{address: address}
+	c := &caller{address: address, underWay: 1}
 	client, err := grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // Options.Dial authenticates
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return t.dialCalls(ctx, c) }),

@@ -51,7 +51,9 @@
 //     closes them.
 //
 // Calls go through gRPC without generated code: one method, whose message is
-// a name and bytes.
+// a name and bytes. There is one connection to each address, except
+// after packets were lost: calls do not begin on one that waits for TCP to try
+// again, and go on there beside a new one. See backsOff.
 //
 // # Goroutines
 //

@@ -5,7 +5,9 @@ package peer
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,7 +51,8 @@ type Transport struct {
 	closed  bool
 	conns   map[*conn]struct{}
 	peers   map[string]*peer
-	callers map[string]*caller
+	callers map[string]*caller   // by address
+	left    map[*caller]struct{} // that calls are under way on, but none begins
 	onGone  []func(raft.ServerID)
 }
 
@@ -74,6 +77,7 @@ func New(o Options) (*Transport, error) {
 		conns:     map[*conn]struct{}{},
 		peers:     map[string]*peer{},
 		callers:   map[string]*caller{},
+		left:      map[*caller]struct{}{},
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.beats = t.network(classBeats, o.Timeout, t.raftConns)
@@ -110,8 +114,8 @@ func (t *Transport) clock(at time.Time) int64 { return int64(at.Sub(t.began)) }
 // raft.Shutdown and waiting for that.
 func (t *Transport) Close() error {
 	t.mu.Lock()
-	closed, callers := t.closed, t.callers
-	t.closed, t.callers = true, nil
+	closed, callers := t.closed, slices.AppendSeq(slices.Collect(maps.Values(t.callers)), maps.Keys(t.left))
+	t.closed, t.callers, t.left = true, nil, nil
 	t.mu.Unlock()
 	if closed {
 		<-t.ended
@@ -122,7 +126,7 @@ func (t *Transport) Close() error {
 	return nil
 }
 
-func (t *Transport) close(callers map[string]*caller) {
+func (t *Transport) close(callers []*caller) {
 	t.cancel()
 	if t.opts.Listener != nil {
 		if err := t.opts.Listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// deaf has the kernel drop whatever comes in on a connection, acknowledgements too, or no longer. It does so by a filter on the socket, which needs no rights.
+func deaf(t testing.TB, c net.Conn, yes bool) {
+	t.Helper()
+	raw, err := c.(*tls.Conn).NetConn().(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) {
+		if yes {
+			keep := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0} // bytes of each packet
+			set = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &keep})
+		} else {
+			set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
+		}
+	})
+	if err := errors.Join(err, set); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// onlyConn is a server's connection, as the network gave it.
+func (s *server) onlyConn(t *testing.T) net.Conn {
+	t.Helper()
+	s.Transport.mu.Lock()
+	defer s.Transport.mu.Unlock()
+	if len(s.conns) != 1 {
+		t.Fatalf("%d connections", len(s.conns))
+	}
+	for c := range s.conns {
+		return c.Conn
+	}
+	return nil
+}
+
+// until waits for something that the kernel or another goroutine does.
+func until(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for began := time.Now(); !is(); time.Sleep(time.Millisecond) { // between two looks at a condition
+		if time.Since(began) > time.Minute {
+			t.Fatalf("not within a minute: %s", what)
+		}
+	}
+}
+
+// TestKernelBacksOff: all packets are lost on a connection over which a call is under way. Others, made on a new one, are answered while that goes on, and the first is when it ends.
+func TestKernelBacksOff(t *testing.T) {
+	for _, lost := range []string{"calls", "answers"} {
+		t.Run(lost, func(t *testing.T) {
+			g := newLoopback(t)
+			entered, leave := make(chan struct{}), make(chan struct{})
+			a := start(t, g, 0, "a.1", nil)
+			b := start(t, g, 1, "b.1", func(o *Options) {
+				o.Handle = func(ctx context.Context, from, method string, body []byte) ([]byte, error) {
+					if method == "long" {
+						close(entered) // twice would be a panic
+						<-leave
+					}
+					return body, nil
+				}
+			})
+			address := string(b.address)
+			long := make(chan error, 1) // the test may have failed
+			go func() {
+				_, err := a.Call(t.Context(), address, "long", nil)
+				long <- err
+			}()
+			<-entered
+			old := a.onlyConn(t)
+			loses := old
+			if lost == "calls" {
+				loses = b.onlyConn(t)
+			}
+			deaf(t, loses, true)
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			defer cancel()
+			if _, err := a.Call(ctx, address, "echo", nil); err == nil {
+				t.Error("a call was answered")
+			}
+			until(t, "TCP sends again twice", func() bool { return retransmits(old) >= triesInVain })
+			if _, err := a.Call(t.Context(), address, "echo", nil); err != nil {
+				t.Error(err)
+			}
+			if k := a.connections(); k != 2 {
+				t.Errorf("%d connections instead of two", k)
+			}
+			deaf(t, loses, false)
+			close(leave)
+			if err := <-long; err != nil {
+				t.Errorf("the call that was under way: %v", err)
+			}
+			until(t, "what was left is closed", func() bool { return a.connections() == 1 })
+		})
+	}
+}
+
+// TestKernelAcknowledges: for who does not answer, or does not even read, the kernel acknowledges what was sent. That is no loss.
+func TestKernelAcknowledges(t *testing.T) {
+	g := newLoopback(t)
+	a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", serving)
+	began := time.Now()
+	for time.Since(began) < 5*leastTimeout {
+		ctx, cancel := context.WithTimeout(t.Context(), leastTimeout)
+		if _, err := a.Call(ctx, string(b.address), "hang", nil); err == nil {
+			t.Error("a call was answered")
+		}
+		cancel()
+	}
+	if k := retransmits(a.onlyConn(t)); k != 0 {
+		t.Errorf("sent again %d times", k)
+	}
+
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(5 * leastTimeout)); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = c.Write(make([]byte, 1<<16))
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error(err)
+	}
+	if k := retransmits(c); k >= triesInVain {
+		t.Errorf("sent again %d times", k)
+	}
+	_ = c.Close()
+	if k := retransmits(c); k != 0 {
+		t.Errorf("closed, and sent again %d times", k)
+	}
+}
