@@ -42,6 +42,7 @@ type Cluster struct {
 	Servers []*harness.Server // without nodes, unless nodes
 	Agents  []*harness.Server
 	nodes   bool                         // servers run pods too, as they do by default
+	six     bool                         // all addresses are of IPv6
 	prepare func(server *harness.Server) // before its first start
 	config  *rest.Config                 // the admin's, without an address
 	store   asks                         // the store of one server, coracle's or etcd
@@ -72,11 +73,29 @@ func NewOfNodes(t testing.TB, servers, agents int) *Cluster {
 	return c
 }
 
+// NewOfIPv6 is NewOfNodes on machines that have no other addresses than those of IPv6.
+func NewOfIPv6(t testing.TB, servers, agents int) *Cluster {
+	t.Helper()
+	c := &Cluster{T: t, nodes: true, six: true, prepare: (*harness.Server).AddBoxImage}
+	c.start(servers, agents)
+	return c
+}
+
+// machine is a new one.
+func (c *Cluster) machine() *harness.Machine {
+	c.T.Helper()
+	m := c.Site.NewMachine()
+	if c.six {
+		m.OnlyIPv6(fmt.Sprintf("fd77::%d", m.Number+1))
+	}
+	return m
+}
+
 func (c *Cluster) start(servers, agents int) {
 	t := c.T
 	t.Helper()
 	c.Site, c.store = harness.NewSite(t), atStore
-	first := c.Site.NewMachine().NewServer(c.flags()...)
+	first := c.machine().NewServer(c.flags()...)
 	c.prepare(first)
 	first.Start()
 	harness.Eventually(t, soon, "the first server's API", func() error {
@@ -93,7 +112,7 @@ func (c *Cluster) start(servers, agents int) {
 		c.Join()
 	}
 	for range agents {
-		a := c.Site.NewMachine().NewAgent(first)
+		a := c.machine().NewAgent(first)
 		a.AddBoxImage()
 		a.Start()
 		c.Agents = append(c.Agents, a)
@@ -103,7 +122,10 @@ func (c *Cluster) start(servers, agents int) {
 
 // flags are those of its servers.
 func (c *Cluster) flags() []string {
-	if c.nodes {
+	switch {
+	case c.six:
+		return []string{"--cluster-cidr", "fd42::/56", "--service-cidr", "fd43::/112"}
+	case c.nodes:
 		return nil
 	}
 	return []string{"--disable-agent"}
@@ -120,7 +142,7 @@ func (c *Cluster) Nodes() []*harness.Server {
 // Join adds a server on a new machine. It does not wait.
 func (c *Cluster) Join() *harness.Server {
 	c.T.Helper()
-	s := c.Site.NewMachine().NewPeer(c.Servers[0], c.flags()...)
+	s := c.machine().NewPeer(c.Servers[0], c.flags()...)
 	c.prepare(s)
 	s.Start()
 	c.Servers = append(c.Servers, s)

@@ -47,10 +47,8 @@ func faults() map[string]fault {
 func TestFaults(t *testing.T) {
 	c := New(t, 3, 2)
 	c.faults(t, func(run func(name string, victim *harness.Server)) {
-		run("killed", c.MustLeader())
 		run("paused", c.usedBy(t, c.Agents[0]))
 		run("cut off", c.usedBy(t, c.Agents[0]))
-		run("cut off", c.MustLeader())
 		run("switched off", Without(c.Servers, c.MustLeader())[0])
 		run("switched off", c.Agents[1])
 	})
@@ -66,12 +64,19 @@ func TestFaultsOfNodes(t *testing.T) {
 	})
 }
 
+// TestFaultsOfIPv6: the same where there is no IPv4.
+func TestFaultsOfIPv6(t *testing.T) {
+	c := NewOfIPv6(t, 3, 1)
+	c.faults(t, func(run func(name string, victim *harness.Server)) { run("cut off", c.MustLeader()) })
+}
+
 // faults has clients use a cluster while one fault after the other happens to its machines: at the whole length each to each of them, and otherwise
-// those that short runs.
+// those that short runs. A leader that has just started knows of no node when it was heard last, and gives each 40 s (docs/adr/0065): what follows a
+// "killed" at once may take as long.
 func (c *Cluster) faults(t *testing.T, short func(run func(name string, victim *harness.Server))) {
 	t.Helper()
 	c.serveEverywhere()
-	x := startClients(t, c, "load", serviceIP+":80")
+	x := startClients(t, c, "load", c.service())
 	excused := map[*harness.Server][]window{}
 	run := func(name string, victim *harness.Server) {
 		t.Helper()

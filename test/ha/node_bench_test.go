@@ -70,7 +70,7 @@ func (c *Cluster) nodeGoes(t *testing.T, victim *harness.Server, d *deaths) {
 	api := c.Ask(Without(c.Servers, victim)[0])
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	visitor := NewAsker("visits", visit(other.Machine, serviceIP+":80"))
+	visitor := NewAsker("visits", visit(other.Machine, c.service()))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -33,16 +33,25 @@ spec:
 apiVersion: v1
 kind: Service
 metadata: {name: everywhere}
-spec: {clusterIP: ` + serviceIP + `, selector: {app: everywhere}, ports: [{port: 80, targetPort: 8080}]}
+spec: {clusterIP: "%s", selector: {app: everywhere}, ports: [{port: 80, targetPort: 8080}]}
 `
 
-const serviceIP = "10.43.99.99"
+// serviceIP is the address of the Service everywhere.
+func (c *Cluster) serviceIP() string {
+	if c.six {
+		return "fd43::9999"
+	}
+	return "10.43.99.99"
+}
 
-// serveEverywhere has a pod on each node serve at serviceIP, and waits until all are ready.
+// service is where it answers.
+func (c *Cluster) service() string { return net.JoinHostPort(c.serviceIP(), "80") }
+
+// serveEverywhere has a pod on each node serve as the Service everywhere, and waits until all are ready.
 func (c *Cluster) serveEverywhere() {
 	c.T.Helper()
 	nodes := len(c.Nodes())
-	c.Servers[0].Apply(fmt.Sprintf(everywhere, nodes))
+	c.Servers[0].Apply(fmt.Sprintf(everywhere, nodes, c.serviceIP()))
 	harness.Eventually(c.T, soon, "a pod on each node", func() error {
 		d, err := c.Ask(c.Servers[0]).AppsV1().Deployments(metav1.NamespaceDefault).Get(c.T.Context(), "everywhere", metav1.GetOptions{})
 		if err == nil && int(d.Status.ReadyReplicas) != nodes {

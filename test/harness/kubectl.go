@@ -5,6 +5,7 @@ package harness
 import (
 	"context"
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -40,7 +41,7 @@ func (s *Server) Namespace(t testing.TB, name string) *Kube {
 func (s *Server) TryKubectlFrom(m *Machine, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	to := []string{"kubectl", "--kubeconfig", s.Kubeconfig, "--server", fmt.Sprintf("https://%s:6443", s.IP), "--request-timeout", "5s"}
+	to := []string{"kubectl", "--kubeconfig", s.Kubeconfig, "--server", "https://" + net.JoinHostPort(s.IP, "6443"), "--request-timeout", "5s"}
 	out, err := Output(m.Command(ctx, m.Coracle(), append(to, args...)...))
 	return trim(out), err
 }
