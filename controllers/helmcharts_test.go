@@ -93,7 +93,7 @@ func (h *charts) part(ctx context.Context, t *term.Term) error {
 	var errs [3]error
 	o := helmcharts.Options{
 		Informers: t.Informers, Engine: h.engine, FirstWait: h.retries, Wanted: h.wanted, Logger: quiet, Disabled: h.disabled,
-		Folders: []string{h.folder}, FilesEvery: 20 * time.Millisecond, Server: "node-1",
+		Folders: []string{h.folder}, FilesEvery: 20 * time.Millisecond, Server: "node-1", LeastCheck: 20 * time.Millisecond,
 		Recorder: func(ctx context.Context) record.EventRecorder {
 			b := record.NewBroadcaster(record.WithContext(ctx))
 			b.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: h.client.CoreV1().Events("")})
@@ -306,6 +306,7 @@ func TestHelmCharts(t *testing.T) {
 	t.Run("deletion", h.deletion)
 	t.Run("unmanaged", h.unmanaged)
 	t.Run("files", h.files)
+	t.Run("objects", h.checks)
 	end()
 	h.t = t
 	t.Run("next term", h.nextTerm)

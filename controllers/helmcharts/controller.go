@@ -34,6 +34,8 @@ const (
 	retry = 2 * time.Second
 	// AtOnce is how many children are at work at most.
 	AtOnce = 2
+	// firstCheck is how long after a term's beginning the objects of charts that want that are looked at for the first time at the latest.
+	firstCheck = 10 * time.Minute
 	// noNode is how long it is waited for a node before the kinds are defined: a cluster may have none for a while.
 	noNode = 15 * time.Second
 )
@@ -41,7 +43,7 @@ const (
 // Engine does what a request says. The error is for what is no matter of the chart.
 type Engine func(context.Context, *helmjob.Request) (*helmjob.Result, error)
 
-// Options are all required but Folders, Server, FilesEvery, FirstWait, Wanted, Part and Logger.
+// Options are all required but Folders, Server, FilesEvery, LeastCheck, FirstWait, Wanted, Part and Logger.
 type Options struct {
 	// Client, Dynamic and Metadata read and write; Informers are the term's and are started after New.
 	Client    kubernetes.Interface
@@ -57,6 +59,8 @@ type Options struct {
 	Server string
 	// FilesEvery is how often these files are looked at; 15 s when zero.
 	FilesEvery time.Duration
+	// LeastCheck is the shortest time that the annotation ReconcileEvery takes; a minute when zero.
+	LeastCheck time.Duration
 	// FirstWait is the pause after a first failure; 5 s when zero.
 	FirstWait time.Duration
 	// Disabled lets go of all charts and removes the kinds, if nobody has written objects of them.
@@ -107,9 +111,12 @@ func New(o Options) (*Controller, error) {
 	if o.FilesEvery == 0 {
 		o.FilesEvery = filesEvery
 	}
+	if o.LeastCheck == 0 {
+		o.LeastCheck = time.Minute
+	}
 	core := o.Informers.Core().V1()
 	c := &Controller{
-		o: o, log: o.Logger, reader: reader{client: o.Client, files: &files{folders: o.Folders, read: map[string]summed{}}, server: o.Server}, namespaces: core.Namespaces().Lister(), nodes: core.Nodes().Lister(),
+		o: o, log: o.Logger, reader: reader{client: o.Client, files: &files{folders: o.Folders, read: map[string]summed{}}, server: o.Server, leastCheck: o.LeastCheck}, namespaces: core.Namespaces().Lister(), nodes: core.Nodes().Lister(),
 		wake: make(chan struct{}, 1), nodeNews: make(chan struct{}, 1), ended: make(chan outcome, AtOnce),
 		entries: map[types.NamespacedName]*entry{},
 	}

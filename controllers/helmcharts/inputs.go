@@ -14,6 +14,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -75,6 +76,8 @@ type reader struct {
 	client kubernetes.Interface
 	files  *files // where charts lie that are named by file
 	server string // this one's name
+	// leastCheck is the shortest time that ReconcileEvery takes.
+	leastCheck time.Duration
 }
 
 // inputs are what a chart's release is made from.
@@ -109,6 +112,9 @@ func (r reader) inputs(ctx context.Context, c *kinds.HelmChart, config *kinds.He
 		}
 	}
 	if err := r.chart(c, q); err != nil {
+		return nil, err
+	}
+	if _, err := r.checkEvery(c); err != nil {
 		return nil, err
 	}
 	var err error
@@ -146,6 +152,19 @@ func (r reader) inputs(ctx context.Context, c *kinds.HelmChart, config *kinds.He
 	}
 	in.key = sum(text)
 	return in, nil
+}
+
+// checkEvery is how often the objects of a chart's release are to be looked at; 0: never.
+func (r reader) checkEvery(c *kinds.HelmChart) (time.Duration, error) {
+	text, wanted := c.Annotations[ReconcileEvery]
+	if !wanted {
+		return 0, nil
+	}
+	every, err := time.ParseDuration(text)
+	if err != nil || every < r.leastCheck {
+		return 0, problem(string(helmjob.BadRequest), "The annotation %s is %q: it takes a time such as 6h or 30m, of %s at the least.", ReconcileEvery, text, r.leastCheck)
+	}
+	return every, nil
 }
 
 func withoutContent(q *helmjob.Request) *helmjob.Request {

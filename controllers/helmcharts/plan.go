@@ -25,6 +25,9 @@ const (
 	// Reconcile is an annotation: with each new value a chart is looked at once more, with a newer version where it names none.
 	Reconcile = "coracle.dev/reconcile"
 
+	// ReconcileEvery is an annotation: how often the objects of a release that is deployed are looked at, and made again what the chart made them.
+	ReconcileEvery = "coracle.dev/reconcile-every"
+
 	// defaultBackOff is how often what failed is tried again where the chart does not say it, as with k3s.
 	defaultBackOff = 1000
 	// uninstallTries is how often a release is tried to be removed before its chart goes without.
@@ -51,6 +54,8 @@ type Release struct {
 type Work struct {
 	Operation helmjob.Operation
 	Hash      string // of what it applies
+	// Check says that it only looks after the objects of a release that is deployed.
+	Check bool
 }
 
 // Tries is what failed before. It counts for one Key.
@@ -84,7 +89,9 @@ type View struct {
 	// Work is nil where nothing is under way.
 	Work  *Work
 	Tries Tries
-	Now   time.Time
+	// CheckAt is when the objects of a release that is deployed are to be looked at; zero: never.
+	CheckAt time.Time
+	Now     time.Time
 }
 
 // Step is what is to be done next.
@@ -221,6 +228,8 @@ func (v *View) kept() Decision {
 	case v.Work != nil && v.Work.Operation == helmjob.Apply && v.Work.Hash != v.Hash && v.Problem == nil && !v.Release.Deployed:
 		// A first installation that nobody wants any more. An upgrade is waited for: its hooks may be half-way through somebody's data.
 		return Decision{Step: Interrupt}
+	case v.Work != nil && v.Work.Check && v.done() && v.Problem == nil:
+		return Decision{Status: v.deployed()}
 	case v.Work != nil:
 		return Decision{Status: v.working()}
 	case v.Problem != nil:
@@ -236,8 +245,7 @@ func (v *View) kept() Decision {
 	case !slices.Contains(c.Finalizers, Finalizer):
 		return Decision{Step: Claim}
 	case v.done():
-		s := v.status(metav1.ConditionTrue, ReasonDeployed, fmt.Sprintf("Revision %d of the release %s/%s is deployed.", v.Release.Revision, Target(c), c.Name), false)
-		return Decision{Status: s}
+		return v.check()
 	}
 	t := &v.Tries
 	if t.Key != v.Key || t.Final && t.After != v.Release {
@@ -250,6 +258,34 @@ func (v *View) kept() Decision {
 		return Decision{At: t.Next, Status: v.status(metav1.ConditionFalse, t.Reason, fmt.Sprintf("%s It is tried again (failed %s so far).", t.Message, times(t.Count)), false)}
 	}
 	return Decision{Step: Apply, Status: v.working()}
+}
+
+// ofCheck is behind the Key of Tries to look after the objects of a release that is deployed.
+const ofCheck = " check"
+
+// deployed is the status of a release that is what the chart describes; what has become of its objects may not be known.
+func (v *View) deployed() *kinds.Status {
+	c := v.Chart
+	if v.Tries.Key == v.Key+ofCheck && !v.CheckAt.IsZero() {
+		return v.status(metav1.ConditionFalse, v.Tries.Reason, fmt.Sprintf("Revision %d of the release %s/%s is deployed, and its objects could not be looked after: %s It is tried again (failed %s so far).",
+			v.Release.Revision, Target(c), c.Name, v.Tries.Message, times(v.Tries.Count)), false)
+	}
+	return v.status(metav1.ConditionTrue, ReasonDeployed, fmt.Sprintf("Revision %d of the release %s/%s is deployed.", v.Release.Revision, Target(c), c.Name), false)
+}
+
+// check has the objects of a release that is deployed looked at, where that is wanted and due. Without the chart's file Helm cannot.
+func (v *View) check() Decision {
+	at := v.CheckAt
+	if v.Tries.Key == v.Key+ofCheck && !v.Tries.Final && v.Tries.Next.Before(at) {
+		at = v.Tries.Next
+	}
+	switch {
+	case v.CheckAt.IsZero() || v.Lacks != "":
+		return Decision{Status: v.deployed()}
+	case v.Now.Before(at):
+		return Decision{At: at, Status: v.deployed()}
+	}
+	return Decision{Step: Apply, Status: v.deployed()}
 }
 
 func times(n int) string {

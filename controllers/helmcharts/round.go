@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -39,6 +38,9 @@ type entry struct {
 
 	work    *work
 	tries   Tries
+	met     time.Time     // when this term met the chart
+	every   time.Duration // how often its objects are to be looked at; 0: never
+	worked  time.Time     // when Helm was last done with the release, in this term; zero: not yet
 	trouble bool
 	told    string // the last trouble with the API that was logged
 }
@@ -137,7 +139,7 @@ func (c *Controller) meet(all found) {
 		e := c.entries[name]
 		if e == nil || e.chart.UID != chart.UID { // one that was deleted and made again is another one
 			before := e
-			e = &entry{stale: true}
+			e = &entry{stale: true, met: time.Now()}
 			if before != nil {
 				e.work = before.work
 			}
@@ -171,7 +173,7 @@ func (c *Controller) meet(all found) {
 
 // says is what chart and config say, told apart by what the API counts.
 func (e *entry) says() string {
-	s := fmt.Sprint(e.chart.UID, " ", e.chart.Generation, " ", e.chart.Annotations[Reconcile], " ", e.rival, " ", e.broken)
+	s := fmt.Sprint(e.chart.UID, " ", e.chart.Generation, " ", e.chart.Annotations[Reconcile], " ", e.chart.Annotations[ReconcileEvery], " ", e.rival, " ", e.broken)
 	if e.config != nil {
 		s += fmt.Sprint(" ", e.config.UID, " ", e.config.Generation)
 	}
@@ -204,6 +206,7 @@ func (c *Controller) look(ctx context.Context, e *entry) error {
 		if in == nil {
 			in = &inputs{}
 		}
+		e.every, _ = c.reader.checkEvery(e.chart) // what is wrong with it is a problem by now
 		if e.hash, e.key, e.lacks = in.hash, in.key, in.lacks; e.lacks != "" && e.file.read.err == nil {
 			e.file = seen{} // it is there, and could not be read: it is tried again
 		}
@@ -237,6 +240,13 @@ func (e *entry) view(c *Controller, now time.Time) *View {
 	if e.work != nil {
 		v.Work = &e.work.Work
 	}
+	switch {
+	case e.every == 0:
+	case e.worked.IsZero():
+		v.CheckAt = e.met.Add(min(e.every, firstCheck))
+	default:
+		v.CheckAt = e.worked.Add(e.every)
+	}
 	return v
 }
 
@@ -261,7 +271,7 @@ func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.
 	case Apply, Uninstall:
 		if c.at >= AtOnce {
 			for i := range d.Status.Conditions {
-				if r := &d.Status.Conditions[i]; r.Type == kinds.Ready {
+				if r := &d.Status.Conditions[i]; r.Type == kinds.Ready && r.Status != metav1.ConditionTrue {
 					r.Reason, r.Message = ReasonWaiting, "Helm is at work on other charts."
 				}
 			}
@@ -372,6 +382,9 @@ func (c *Controller) prepare(ctx context.Context, e *entry, w *work) (*helmjob.R
 	reconcile := e.chart.Annotations[Reconcile]
 	in.request.Upgrade = v.changedByOthers() || reconcile != "" && reconcile != v.Chart.Status.Reconciled
 	w.Operation, w.Hash, w.key, w.reconciled, w.file = helmjob.Apply, in.hash, in.key, reconcile, in.file
+	if w.Check = v.done() && v.Hash == in.hash; w.Check {
+		w.key += ofCheck
+	}
 	return in.request, nil
 }
 
@@ -384,84 +397,4 @@ func limit(timeout time.Duration) time.Duration {
 		timeout = helmjob.DefaultTimeout
 	}
 	return 10*min(timeout, longest) + 5*time.Minute
-}
-
-// settle notes how an operation ended.
-func (c *Controller) settle(ctx context.Context, o outcome) {
-	c.at--
-	e := c.entries[o.name]
-	if e == nil || e.work != o.work { // it cannot be: an entry with work is kept
-		return
-	}
-	e.work, e.stale = nil, true
-	if ctx.Err() != nil || o.work.unwanted {
-		return
-	}
-	r := o.result
-	if o.err != nil {
-		r = &helmjob.Result{Reason: helmjob.Failed, TryAgain: true, Message: fmt.Sprintf("Helm's process did not do its work: %v.", o.err)}
-	}
-	if err := c.look(ctx, e); err != nil {
-		c.later(e, err) // the next round looks again
-	}
-	if !r.Failed() {
-		if r = c.done(ctx, e, o.work, r); r == nil {
-			return
-		}
-	}
-	e.tries = After(e.tries, o.work.key, backOff(e.chart), r, e.release, time.Now(), c.o.FirstWait)
-	c.log.Warn("Helm failed", "chart", o.name, "operation", string(o.work.Operation), "reason", string(r.Reason), "message", r.Message)
-	c.tell(ctx, e.chart, &Event{Warning: true, Reason: string(r.Reason), Message: r.Message})
-}
-
-// done notes a success. It returns a failure where the release is not what it should be now: somebody else may have been at work on it.
-func (c *Controller) done(ctx context.Context, e *entry, w *work, r *helmjob.Result) *helmjob.Result {
-	c.log.Info("Helm is done", "chart", nameOf(e.chart), "operation", string(w.Operation), "action", string(r.Action), "message", r.Message)
-	if w.Operation == helmjob.Uninstall {
-		if e.release.Revision != 0 && !e.stale {
-			return &helmjob.Result{Reason: helmjob.UninstallFailed, TryAgain: true, Message: "Helm has removed the release, and there is one again."}
-		}
-		return nil
-	}
-	status := e.view(c, time.Now()).working()
-	status.ConfigHash, status.Reconciled, status.ChartDigest = w.Hash, w.reconciled, w.file
-	if r.Release != nil {
-		status.Revision = int64(r.Release.Revision)
-	}
-	e.status = status
-	if r.Action != helmjob.Unchanged && r.Action != helmjob.Nothing {
-		c.tell(ctx, e.chart, &Event{Reason: eventReason(r.Action), Message: r.Message})
-	}
-	if v := e.view(c, time.Now()); !e.stale && v.Hash == w.Hash && !v.done() {
-		return &helmjob.Result{Reason: helmjob.Failed, TryAgain: true,
-			Message: fmt.Sprintf("Helm has made revision %d of the release, and now revision %d is there, which is %s.", status.Revision, e.release.Revision, e.release.Status)}
-	}
-	e.tries = Tries{}
-	return nil
-}
-
-func eventReason(a helmjob.Action) string {
-	switch a {
-	case helmjob.Installed:
-		return "Installed"
-	case helmjob.Upgraded:
-		return "Upgraded"
-	case helmjob.Recovered:
-		return "Recovered"
-	default:
-		return "Done"
-	}
-}
-
-// tell makes an event of a chart.
-func (c *Controller) tell(ctx context.Context, chart *kinds.HelmChart, e *Event) {
-	c.events.once.Do(func() { c.events.recorder = c.o.Recorder(ctx) })
-	kind := corev1.EventTypeNormal
-	if e.Warning {
-		kind = corev1.EventTypeWarning
-	}
-	c.events.recorder.Event(&corev1.ObjectReference{
-		APIVersion: kinds.Charts().Resource.GroupVersion().String(), Kind: "HelmChart", Namespace: chart.Namespace, Name: chart.Name,
-		UID: chart.UID, ResourceVersion: chart.ResourceVersion,
-	}, kind, e.Reason, clip(e.Message))
 }

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helmcharts
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+	"github.com/coracle-k8s/coracle/internal/helmjob"
+)
+
+// settle notes how an operation ended.
+func (c *Controller) settle(ctx context.Context, o outcome) {
+	c.at--
+	e := c.entries[o.name]
+	if e == nil || e.work != o.work { // it cannot be: an entry with work is kept
+		return
+	}
+	e.work, e.stale, e.worked = nil, true, time.Now()
+	if ctx.Err() != nil || o.work.unwanted {
+		return
+	}
+	r := o.result
+	if o.err != nil {
+		r = &helmjob.Result{Reason: helmjob.Failed, TryAgain: true, Message: fmt.Sprintf("Helm's process did not do its work: %v.", o.err)}
+	}
+	if err := c.look(ctx, e); err != nil {
+		c.later(e, err) // the next round looks again
+	}
+	if !r.Failed() {
+		if r = c.done(ctx, e, o.work, r); r == nil {
+			return
+		}
+	}
+	limit := backOff(e.chart)
+	if o.work.Check {
+		limit = defaultBackOff // its time comes again
+	}
+	e.tries = After(e.tries, o.work.key, limit, r, e.release, time.Now(), c.o.FirstWait)
+	c.log.Warn("Helm failed", "chart", o.name, "operation", string(o.work.Operation), "reason", string(r.Reason), "message", r.Message)
+	c.tell(ctx, e.chart, &Event{Warning: true, Reason: string(r.Reason), Message: r.Message})
+}
+
+// done notes a success. It returns a failure where the release is not what it should be now: somebody else may have been at work on it.
+func (c *Controller) done(ctx context.Context, e *entry, w *work, r *helmjob.Result) *helmjob.Result {
+	c.log.Info("Helm is done", "chart", nameOf(e.chart), "operation", string(w.Operation), "action", string(r.Action), "message", r.Message)
+	if w.Operation == helmjob.Uninstall {
+		if e.release.Revision != 0 && !e.stale {
+			return &helmjob.Result{Reason: helmjob.UninstallFailed, TryAgain: true, Message: "Helm has removed the release, and there is one again."}
+		}
+		return nil
+	}
+	if w.Check && (r.Release == nil || int64(r.Release.Revision) == e.known().Status.Revision) {
+		if r.Action == helmjob.Recovered {
+			c.tell(ctx, e.chart, &Event{Reason: eventReason(r.Action), Message: r.Message})
+		}
+		e.tries = Tries{}
+		return nil
+	}
+	status := e.view(c, time.Now()).working()
+	status.ConfigHash, status.Reconciled, status.ChartDigest = w.Hash, w.reconciled, w.file
+	if r.Release != nil {
+		status.Revision = int64(r.Release.Revision)
+	}
+	e.status = status
+	if r.Action != helmjob.Unchanged && r.Action != helmjob.Nothing {
+		c.tell(ctx, e.chart, &Event{Reason: eventReason(r.Action), Message: r.Message})
+	}
+	if v := e.view(c, time.Now()); !e.stale && v.Hash == w.Hash && !v.done() {
+		return &helmjob.Result{Reason: helmjob.Failed, TryAgain: true,
+			Message: fmt.Sprintf("Helm has made revision %d of the release, and now revision %d is there, which is %s.", status.Revision, e.release.Revision, e.release.Status)}
+	}
+	e.tries = Tries{}
+	return nil
+}
+
+func eventReason(a helmjob.Action) string {
+	switch a {
+	case helmjob.Installed:
+		return "Installed"
+	case helmjob.Upgraded:
+		return "Upgraded"
+	case helmjob.Recovered:
+		return "Recovered"
+	default:
+		return "Done"
+	}
+}
+
+// tell makes an event of a chart.
+func (c *Controller) tell(ctx context.Context, chart *kinds.HelmChart, e *Event) {
+	c.events.once.Do(func() { c.events.recorder = c.o.Recorder(ctx) })
+	kind := corev1.EventTypeNormal
+	if e.Warning {
+		kind = corev1.EventTypeWarning
+	}
+	c.events.recorder.Event(&corev1.ObjectReference{
+		APIVersion: kinds.Charts().Resource.GroupVersion().String(), Kind: "HelmChart", Namespace: chart.Namespace, Name: chart.Name,
+		UID: chart.UID, ResourceVersion: chart.ResourceVersion,
+	}, kind, e.Reason, clip(e.Message))
+}
