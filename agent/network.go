@@ -20,6 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/setting"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/netpolicy"
 	"github.com/coracle-k8s/coracle/proxy"
@@ -189,7 +190,7 @@ func (n *network) start(g *group) {
 		run(partPodNetwork, n.pods.Run)
 		g.run(nil, func(ctx context.Context) error { return publishWay(ctx, n.o, n.pods, n.changed) })
 		g.run(nil, func(ctx context.Context) error {
-			followSetting(ctx, n.client, cluster.BackendConfigMap, cluster.BackendData, func(backend string) {
+			setting.Follow(ctx, n.client, cluster.BackendConfigMap, cluster.BackendData, func(backend string) {
 				select {
 				case n.backends <- backend:
 				case <-ctx.Done():

@@ -171,16 +171,18 @@ func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*join.Ans
 	return out, nil
 }
 
-// settings are the cluster's, with the back end of the pod network to which it has changed since this server started.
+// settings are the cluster's, with the back end of the pod network to which it has changed since this server started, also where the ConfigMap says nothing of it any more.
 func (a *admission) settings(ctx context.Context, client kubernetes.Interface) (cluster.Settings, error) {
 	s := a.s.o.Cluster
 	m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, cluster.BackendConfigMap, metav1.GetOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return s, fmt.Errorf("asking for the network back end: %w", err)
 	}
-	if name := m.Data[cluster.BackendData]; err == nil && s.Backend() != cluster.NetworkNone && slices.Contains(cluster.RunningBackends(), name) {
-		s.NetworkBackend = name
+	said := ""
+	if err == nil {
+		said = m.Data[cluster.BackendData]
 	}
+	s.NetworkBackend = a.s.backend.ToldTo(s.NetworkBackend, said)
 	return s, nil
 }
 

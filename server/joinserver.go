@@ -211,6 +211,9 @@ func Join(ctx context.Context, o Options, j Joining) (*Joined, error) {
 		}
 		a.Settings.VIPs = nil // they may change, and have a file of their own
 	}
+	if err := cluster.WriteBackend(o.ServerDir, a.Settings.Backend()); err != nil { // it is newer than what this machine may know from before
+		return nil, err
+	}
 	joined = &Joined{Settings: a.Settings, NodePortRange: a.Server.NodePortRange, EncryptResources: a.Server.EncryptResources, Peers: a.Server.Peers}
 	return joined, writeJoined(filepath.Join(o.ServerDir, joinedFile), joined)
 }

@@ -68,6 +68,8 @@ type Options struct {
 
 	// Cluster is what all machines of the cluster agree on.
 	Cluster cluster.Settings
+	// GivenBackend is what this server was given as --network-backend, empty for nothing: it says so when the cluster has another one.
+	GivenBackend string
 	// NodePortRange is FIRST-LAST.
 	NodePortRange string
 

@@ -37,6 +37,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/liveness"
+	"github.com/coracle-k8s/coracle/server/netbackend"
 	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/snapshots"
@@ -75,6 +76,8 @@ type Server struct {
 	membership *membership
 	snapshots  *snapshots.Keeper
 	vips       *vips
+	// backend is what this server knows of the cluster's network back end.
+	backend *netbackend.Keeper
 	// tunnels are the connections that nodes keep open.
 	tunnels *tunnels.Table
 	// nodes are known to the API server since it runs, and judged while this server leads.
@@ -134,6 +137,11 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	if s.vips, err = newVIPs(s); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	if s.backend, err = netbackend.New(netbackend.Options{
+		Dir: o.ServerDir, Own: o.Cluster.Backend(), Flag: o.GivenBackend, Board: o.Board, Logger: s.log.With("part", "network back end"),
+	}); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	if err := s.makeCredentials(ctx); err != nil {
@@ -353,6 +361,7 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 			keys.run(serving, api.LoopbackConfig())
 		}
 	})
+	following.Go(func() { s.followBackend(serving, api) })
 	leadErr := s.lead(loops, api, store)
 	s.vips.moveOn(store)
 	stopServing()
@@ -362,6 +371,18 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 		apiErr = errors.New("the API server ended by itself")
 	}
 	return errors.Join(leadErr, apiErr)
+}
+
+// followBackend keeps what this server knows of the cluster's network back end until ctx is done.
+func (s *Server) followBackend(ctx context.Context, api *apiserver.Server) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-api.Ready():
+	}
+	if err := s.backend.Run(ctx, api.LoopbackConfig()); err != nil {
+		s.log.Error("the cluster's network back end is not followed: this server may start with the one of before", "error", err)
+	}
 }
 
 func (s *Server) apiServerOptions(configDir string) apiserver.Options {

@@ -7,12 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/coracle-k8s/coracle/agent/joining"
-	"github.com/coracle-k8s/coracle/cni"
+	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
@@ -39,7 +38,7 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 		return o, err
 	}
 	// What the cluster has changed to since counts.
-	known := cni.KnownBackend(filepath.Join(c.Paths.AgentDir, "cni"))
+	known := cli.KnownBackend(o.ServerDir, c.Paths.AgentDir)
 	if joined == nil {
 		has := cmp.Or(known, c.NetworkBackend)
 		if c.NetworkBackend == cluster.NetworkNone { // this server is alone, and gives the pod network away
@@ -113,7 +112,7 @@ func contradictions(c *config.Server, j *server.Joined) error {
 
 // backendContradiction refuses a --network-backend that is not the cluster's: no node would go by it.
 func backendContradiction(c *config.Server, has string) error {
-	if !slices.Contains(c.Given, "network-backend") || c.NetworkBackend == has {
+	if given := givenBackend(c); given == "" || given == has {
 		return nil
 	}
 	err := fmt.Errorf("--network-backend: this server was given %q, and the cluster that it belongs to has %q; leave it out", c.NetworkBackend, has)
@@ -121,6 +120,14 @@ func backendContradiction(c *config.Server, has string) error {
 		err = fmt.Errorf("%w. The cluster's is changed while it runs: coracle network-backend set %s", err, c.NetworkBackend)
 	}
 	return err
+}
+
+// givenBackend is the --network-backend that this server was given; empty for none.
+func givenBackend(c *config.Server) string {
+	if !slices.Contains(c.Given, "network-backend") {
+		return ""
+	}
+	return c.NetworkBackend
 }
 
 // disabledParts are those parts that a whole cluster has or has not.

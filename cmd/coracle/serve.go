@@ -175,7 +175,7 @@ func serverOptions(c *config.Server) server.Options {
 		BindAddress: c.BindAddress.AsSlice(), Port: c.HTTPSPort, AdvertiseAddress: c.AdvertiseAddress.AsSlice(), TLSSANs: c.TLSSANs,
 		ExternalIPs: netIPs(c.Node.ExternalIPs...),
 		VIPs:        c.VIPs, VIPInterface: c.VIPInterface, Redirect: vip.SetRedirects,
-		Cluster: clusterSettings(c), OwnNode: !c.DisableAgent, NodePortRange: c.NodePorts.String(),
+		Cluster: clusterSettings(c), GivenBackend: givenBackend(c), OwnNode: !c.DisableAgent, NodePortRange: c.NodePorts.String(),
 		Links: config.LocalHost{}.Links,
 		Token: c.Token, AgentToken: c.AgentToken,
 		EncryptResources: c.EncryptResources,

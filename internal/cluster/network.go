@@ -2,10 +2,7 @@
 
 package cluster
 
-import (
-	"cmp"
-	"slices"
-)
+import "cmp"
 
 // Ways for packets between pods of different nodes (docs/adr/0073-between-nodes.md).
 const (
@@ -21,11 +18,6 @@ const (
 
 // NetworkBackends are all ways, the default first.
 var NetworkBackends = []string{NetworkVXLAN, NetworkHostGateway, NetworkWireGuard, NetworkNone}
-
-// RunningBackends are those that a cluster changes between while it runs, the default first: all but none, with which pods are in another plugin's network.
-func RunningBackends() []string {
-	return slices.DeleteFunc(slices.Clone(NetworkBackends), func(name string) bool { return name == NetworkNone })
-}
 
 // VXLANPort is the kernel's own default and flannel's, so that firewalls' recipes for those fit. The number of RFC 7348
 // is 4789, which clouds use themselves.
@@ -47,16 +39,6 @@ func TunnelPort(backend string) int {
 
 // Backend is NetworkBackend or the default.
 func (s Settings) Backend() string { return cmp.Or(s.NetworkBackend, NetworkBackends[0]) }
-
-const (
-	// BackendConfigMap, in kube-system, has the cluster's back end: what is there counts, for all nodes. A cluster begins with what its first server was told.
-	BackendConfigMap = "network-backend.coracle"
-	// BackendData is its key; the value is one of NetworkBackends.
-	BackendData = "backend"
-)
-
-// BackendAnnotation on a node has the back end that the node goes by. Each node that can change it writes its own.
-const BackendAnnotation = "coracle.dev/network-backend"
 
 // WireGuardAnnotation on a node has the public key of its end of the tunnel. Each node writes its own.
 const WireGuardAnnotation = "coracle.dev/wireguard"

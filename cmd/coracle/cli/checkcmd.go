@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -76,7 +77,7 @@ func needsOf(c *config.Server) check.Needs {
 	if c.DisableAgent {
 		return n
 	}
-	n.Firewall.Pods, n.Firewall.Tunnel = c.ClusterCIDRs, cluster.TunnelPort(c.NetworkBackend)
+	n.Firewall.Pods, n.Firewall.Tunnel = c.ClusterCIDRs, cluster.TunnelPort(presentBackendOf(c))
 	if n.Firewall.Tunnel > 0 {
 		n.Ports = append(n.Ports, check.Port{Network: "udp", Number: n.Firewall.Tunnel, What: "packets between nodes' pods"})
 	}
@@ -91,6 +92,14 @@ func needsOf(c *config.Server) check.Needs {
 		}
 	}
 	return n
+}
+
+// presentBackendOf is the network back end that a server with these settings would have: what its cluster has changed to counts.
+func presentBackendOf(c *config.Server) string {
+	if c.NetworkBackend == cluster.NetworkNone { // it gives the pod network away
+		return cluster.NetworkNone
+	}
+	return cmp.Or(KnownBackend(c.Paths.ServerDir, c.Paths.AgentDir), c.NetworkBackend)
 }
 
 func printChecks(w io.Writer, results []check.Result) error {

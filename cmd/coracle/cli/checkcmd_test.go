@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/internal/check"
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/config"
+)
+
+// TestCheckKnowsTheBackend: the port between nodes is that of the back end to which the cluster has changed, as the server or the node remembers it, and not the flag's.
+func TestCheckKnowsTheBackend(t *testing.T) {
+	const vxlan, hostGW, wireguard, none = cluster.NetworkVXLAN, cluster.NetworkHostGateway, cluster.NetworkWireGuard, cluster.NetworkNone
+	for _, c := range []struct {
+		flag, server, node string // what the server and the node remember; empty for nothing
+		want               int
+	}{
+		{vxlan, "", "", cluster.VXLANPort}, {wireguard, "", "", cluster.WireGuardPort}, {vxlan, wireguard, wireguard, cluster.WireGuardPort},
+		{vxlan, hostGW, hostGW, 0}, {vxlan, "", wireguard, cluster.WireGuardPort}, {wireguard, vxlan, "", cluster.VXLANPort},
+		{vxlan, wireguard, vxlan, cluster.WireGuardPort}, // the node was switched off before the cluster changed
+		{none, "", vxlan, 0},
+	} {
+		s := &config.Server{NetworkBackend: c.flag, Paths: config.Paths{ServerDir: t.TempDir(), AgentDir: t.TempDir()}}
+		if err := errors.Join(cluster.WriteBackend(s.Paths.ServerDir, c.server), os.Mkdir(filepath.Join(s.Paths.AgentDir, "cni"), 0o700),
+			os.WriteFile(filepath.Join(s.Paths.AgentDir, "cni", "network.json"), []byte(`{"backend": "`+c.node+`"}`), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		n := needsOf(s)
+		i := slices.IndexFunc(n.Ports, func(p check.Port) bool { return p.What == "packets between nodes' pods" })
+		got := 0
+		if i >= 0 {
+			got = n.Ports[i].Number
+		}
+		if n.Firewall.Tunnel != c.want || got != c.want {
+			t.Errorf("%+v: the firewall has to let %d through, and the port %d is looked at", c, n.Firewall.Tunnel, got)
+		}
+	}
+}

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"cmp"
+	"path/filepath"
+
+	"github.com/coracle-k8s/coracle/cni"
+	"github.com/coracle-k8s/coracle/internal/cluster"
+)
+
+// KnownBackend is the network back end that the cluster last told this machine: its server, which may be without a node, or else its node; empty where neither was told one.
+func KnownBackend(serverDir, agentDir string) string {
+	return cmp.Or(cluster.ReadBackend(serverDir), cni.KnownBackend(filepath.Join(agentDir, "cni")))
+}

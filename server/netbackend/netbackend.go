@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package netbackend keeps what a server knows of the cluster's network back end, which may change while the cluster runs (docs/adr/0112). The
+// ConfigMap cluster.BackendConfigMap says it; a file in the server's folder has a copy, so that the server knows it when it starts, with or without a node
+// beside it. It never writes the ConfigMap.
+package netbackend
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// part is the line on the board that says of a flag which is not the cluster's. There is none before there is something to say.
+const part = "network back end"
+
+// Options are what a Keeper needs.
+type Options struct {
+	// Dir is the server's folder.
+	Dir string
+	// Own is what the server starts with, one of cluster.NetworkBackends.
+	Own string
+	// Flag is what the server was given as --network-backend; empty where it was given nothing.
+	Flag string
+	// Board, when set, says that Flag is not the cluster's any more.
+	Board  *status.Board
+	Logger *slog.Logger
+}
+
+// Keeper follows the cluster's back end. A nil one knows nothing.
+type Keeper struct {
+	o       Options
+	mu      sync.Mutex
+	present string // what the cluster said last; empty before it has
+	trouble string
+}
+
+// New makes one that knows nothing yet. Where the pod network is another plugin's it forgets what an earlier run kept.
+func New(o Options) (*Keeper, error) {
+	if o.Own == cluster.NetworkNone {
+		if err := cluster.WriteBackend(o.Dir, o.Own); err != nil {
+			return nil, err
+		}
+	}
+	return &Keeper{o: o}, nil
+}
+
+// Run follows the cluster until ctx is done.
+func (k *Keeper) Run(ctx context.Context, config *rest.Config) error {
+	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "network-backend"))
+	if err != nil {
+		return fmt.Errorf("making the client for the cluster's network back end: %w", err)
+	}
+	setting.Follow(ctx, client, cluster.BackendConfigMap, cluster.BackendData, k.take)
+	return nil
+}
+
+// take takes over what the cluster says. What no running node changes to, and the end of what it said, change nothing here, as they do on nodes.
+func (k *Keeper) take(said string) {
+	if k.o.Own == cluster.NetworkNone || !slices.Contains(cluster.RunningBackends(), said) {
+		return
+	}
+	k.mu.Lock()
+	k.present = said
+	k.mu.Unlock()
+	if err := cluster.WriteBackend(k.o.Dir, said); err != nil {
+		k.o.Logger.Warn("this server may start with the network back end of before; the cluster's is written down at the next change, or at the next start", "error", err)
+	}
+	trouble := ""
+	if k.o.Flag != "" && k.o.Flag != said {
+		trouble = fmt.Sprintf("--network-backend: this server was given %q, and the cluster has %q now, which counts. Take it out of this server's configuration: it does not start with it any more", k.o.Flag, said)
+	}
+	k.say(trouble)
+}
+
+// say shows and logs what is wrong with the flag, when that is news.
+func (k *Keeper) say(trouble string) {
+	if trouble == k.trouble {
+		return
+	}
+	k.trouble = trouble
+	state := status.Running
+	if trouble != "" {
+		state = status.Degraded
+		k.o.Logger.Warn(trouble)
+	}
+	if k.o.Board != nil {
+		k.o.Board.Part(part).Set(state, trouble)
+	}
+}
+
+// ToldTo is the back end of which a machine that joins is told, where the ConfigMap says said now (empty for nothing) and the server was started with own. What makes no
+// sense is told to nobody: the cluster's nodes stay with what it said before.
+func (k *Keeper) ToldTo(own, said string) string {
+	switch {
+	case own == cluster.NetworkNone:
+		return own
+	case slices.Contains(cluster.RunningBackends(), said):
+		return said
+	case k == nil:
+		return own
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return cmp.Or(k.present, own)
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netbackend
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+// TestKeeper: a server remembers what the cluster said last, whatever it was started with, and tells it to machines that join where the ConfigMap says nothing that makes sense.
+func TestKeeper(t *testing.T) {
+	const vxlan, hostGW, wireguard, none = cluster.NetworkVXLAN, cluster.NetworkHostGateway, cluster.NetworkWireGuard, cluster.NetworkNone
+	for name, c := range map[string]struct {
+		own  string
+		said []string
+		kept string // in the file
+		told string // where the ConfigMap has what was said last
+	}{
+		"nothing is said":            {vxlan, nil, "", vxlan},
+		"as it was started":          {vxlan, []string{vxlan}, vxlan, vxlan},
+		"changed":                    {vxlan, []string{vxlan, hostGW}, hostGW, hostGW},
+		"changed twice":              {vxlan, []string{hostGW, wireguard}, wireguard, wireguard},
+		"nonsense at first":          {vxlan, []string{"pigeons"}, "", vxlan},
+		"nonsense after a change":    {vxlan, []string{hostGW, "pigeons"}, hostGW, hostGW},
+		"deleted after a change":     {vxlan, []string{hostGW, ""}, hostGW, hostGW},
+		"none, by hand":              {vxlan, []string{hostGW, none}, hostGW, hostGW},
+		"another plugin's":           {none, []string{none}, "", none},
+		"another plugin's, and said": {none, []string{vxlan}, "", none},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, last := t.TempDir(), ""
+			k, err := New(Options{Dir: dir, Own: c.own, Logger: slog.New(slog.DiscardHandler)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, last = range c.said {
+				k.take(last)
+			}
+			if kept := cluster.ReadBackend(dir); kept != c.kept {
+				t.Errorf("it keeps %q, want %q", kept, c.kept)
+			}
+			if told := k.ToldTo(c.own, last); told != c.told {
+				t.Errorf("who joins is told %q, want %q", told, c.told)
+			}
+		})
+	}
+}
+
+// TestForgetting: a server that gives the pod network to another plugin keeps nothing of before, which it would go by when it takes the network back.
+func TestForgetting(t *testing.T) {
+	dir := t.TempDir()
+	if err := cluster.WriteBackend(dir, cluster.NetworkWireGuard); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(Options{Dir: dir, Own: cluster.NetworkNone}); err != nil || cluster.ReadBackend(dir) != "" {
+		t.Errorf("%v, it keeps %q", err, cluster.ReadBackend(dir))
+	}
+}
+
+// TestFlagOfBefore: a server that runs says that it would not start any more with its flag, until that is the cluster's again.
+func TestFlagOfBefore(t *testing.T) {
+	var log testenv.Log
+	board := status.NewBoard(time.Now)
+	k, err := New(Options{Dir: t.TempDir(), Own: cluster.NetworkVXLAN, Flag: cluster.NetworkVXLAN, Board: board, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.take(cluster.NetworkVXLAN)
+	if c := board.Components(); len(c) > 0 || log.String() != "" {
+		t.Errorf("it says %v, %s", c, log.String())
+	}
+	for range 2 {
+		k.take(cluster.NetworkWireGuard)
+		c := board.Components()
+		if len(c) != 1 || c[0].State != status.Degraded || !strings.Contains(c[0].Message, `this server was given "vxlan", and the cluster has "wireguard" now`) {
+			t.Errorf("it says %v", c)
+		}
+		if n := strings.Count(log.String(), "does not start with it any more"); n != 1 {
+			t.Errorf("it logs it %d times", n)
+		}
+	}
+	k.take(cluster.NetworkVXLAN)
+	if c := board.Components(); len(c) != 1 || c[0].State != status.Running || c[0].Message != "" {
+		t.Errorf("it says %v", c)
+	}
+}
