@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,7 +24,7 @@ func (s *Server) heal(ctx context.Context) {
 	if s.network.Load() == nil {
 		return
 	}
-	nw := s.tried
+	nw, before := s.tried, s.waysTrouble
 	// The table comes first: without it pods may speak from any address. An error here says nothing about it.
 	if ok, err := nfttable.Exists(ownTable()); err == nil && !ok {
 		s.log.Info("The nftables table of the pod network was removed by another program; writing it again")
@@ -32,7 +33,7 @@ func (s *Server) heal(ctx context.Context) {
 		}
 	}
 	changes, err := s.applyHost(nw)
-	if len(changes) > 0 {
+	if len(changes) > 0 && before == "" { // else it is what could not be made earlier
 		s.log.Info("The host's side of the pod network was changed by another program; it is as it should be again", "changes", strings.Join(changes, ", "))
 	}
 	if err != nil {
@@ -43,7 +44,8 @@ func (s *Server) heal(ctx context.Context) {
 func ownTable() nfttable.Table { return nfttable.Table{Family: nfttable.INet, Name: tableName} }
 
 // applyHost makes the host's side of the pod network what the records of living pods want, and says what it changed. An
-// error is the node's; what is wrong with single pods is logged, once for each new set of such mistakes.
+// error is the node's; what is wrong with single pods is logged, once for each new set of such mistakes, and what is wrong with the ways to single peers is reported: they
+// say themselves where they are, and must not keep this node from serving its pods.
 func (s *Server) applyHost(nw *network) (changes []string, err error) {
 	s.attaching.Lock() // every device of a pod has its record, and the other way round
 	defer s.attaching.Unlock()
@@ -73,8 +75,9 @@ func (s *Server) applyHost(nw *network) (changes []string, err error) {
 	ensure, remove := difference(want, have)
 	var errs []error
 	trouble := map[*record]error{} // a pod's first mistake: the others follow from it
+	peers := map[string]error{}    // likewise
 	for _, w := range ensure {
-		if w.pod != nil && trouble[w.pod] != nil {
+		if w.pod != nil && trouble[w.pod] != nil || w.peer != "" && peers[w.peer] != nil {
 			continue
 		}
 		switch err := k.ensure(w.object); {
@@ -82,6 +85,8 @@ func (s *Server) applyHost(nw *network) (changes []string, err error) {
 			changes = append(changes, "+ "+w.String())
 		case w.pod != nil:
 			trouble[w.pod] = err
+		case w.peer != "":
+			peers[w.peer] = err
 		default:
 			errs = append(errs, err)
 		}
@@ -94,6 +99,9 @@ func (s *Server) applyHost(nw *network) (changes []string, err error) {
 		changes = append(changes, "- "+o.String())
 	}
 	s.reportPods(trouble)
+	if len(errs) == 0 { // else they follow from that
+		s.reportWays(peers)
+	}
 	return changes, errors.Join(errs...)
 }
 
@@ -107,6 +115,20 @@ func (s *Server) reportPods(trouble map[*record]error) {
 		}
 	}
 	s.podTrouble = now
+}
+
+// takes says whether a host port is where other nodes' packets come in, which no pod gets: the cluster may have changed to this back end while the pod ran.
+func (nw *network) takes(p hostPort) bool {
+	return p.Protocol == "udp" && int(p.Port) == nw.backend.port()
+}
+
+// warnOfHostPorts says of which pods' host ports the back end takes.
+func (s *Server) warnOfHostPorts(nw *network) {
+	for _, r := range s.records.list() {
+		if r.living() && slices.ContainsFunc(r.hostPorts(), nw.takes) {
+			s.log.Info("A running pod's host port is where packets from other nodes come in now: it does not lead to the pod any more", "pod", r.Pod, "port", nw.backend.port(), "backend", nw.name)
+		}
+	}
 }
 
 // warnOfFirewalls says once which of other programs' firewalls stand in the cluster's way, and what opens them: an accept in our own table cannot overrule

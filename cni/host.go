@@ -147,10 +147,11 @@ func (s sysctl) id() string                   { return "sysctl " + s.name }
 func (s sysctl) String() string               { return s.id() + " " + s.value }
 func (s sysctl) satisfiedBy(have object) bool { return s == have }
 
-// wanted is an object and the pod that it is for; nil for the node itself.
+// wanted is an object and the pod that it is for, or the peer to whose pods it leads; neither for the node itself.
 type wanted struct {
 	object
-	pod *record
+	pod  *record
+	peer string
 }
 
 // hostInput is all that the host's side follows from.
@@ -189,7 +190,7 @@ func desiredHost(in hostInput) []wanted {
 	}
 	for _, r := range in.pods {
 		for _, o := range desiredPod(r, in.podCIDRs, in.mtu) {
-			out = append(out, wanted{o, r})
+			out = append(out, wanted{object: o, pod: r})
 		}
 	}
 	return append(out, in.ways...)

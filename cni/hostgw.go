@@ -22,13 +22,14 @@ func (hostGateway) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 				continue
 			}
 			via, ok := p.underlay(c.Addr().Is4())
+			device := in.underlay.deviceOf(via.Is4())
 			switch {
 			case !ok:
 				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("it has no address of the family of its pods' network %s", c)})
 			case !in.underlay.onLink(via):
-				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("its address %s is in no network of %s: host-gw is for nodes of one segment, vxlan for others", via, in.underlay.device)})
+				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("its address %s is in no network of %s: host-gw is for nodes of one segment, vxlan for others", via, device)})
 			default:
-				out = append(out, wanted{object: route{dst: c, device: in.underlay.device, src: gateway(own), via: via}})
+				out = append(out, wanted{object: route{dst: c, device: device, src: gateway(own), via: via}, peer: p.Name})
 			}
 		}
 	}

@@ -145,7 +145,9 @@ func (s *Server) configure(ctx context.Context, st networkState) error {
 	if err := s.applyRules(ctx); err != nil {
 		return err
 	}
+	s.attaching.Lock() // a pod that is being attached has its record before, or the new network
 	s.network.Store(nw)
+	s.attaching.Unlock()
 	if old == nil || old.sizes != nw.sizes {
 		s.resizePods(nw)
 	}
@@ -154,6 +156,7 @@ func (s *Server) configure(ctx context.Context, st networkState) error {
 	}
 	if old == nil || old.name != nw.name {
 		s.firewalls = "" // it has another port, of which warnOfFirewalls says something
+		s.warnOfHostPorts(nw)
 		if s.o.Changed != nil {
 			s.o.Changed()
 		}

@@ -5,6 +5,8 @@ package cni
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 )
 
@@ -45,6 +47,25 @@ func (s *Server) reportPeers(trouble []peerTrouble) {
 	s.report()
 }
 
+// reportWays says to which nodes the kernel takes no way, when that is news.
+func (s *Server) reportWays(trouble map[string]error) {
+	var texts []string
+	for _, peer := range slices.Sorted(maps.Keys(trouble)) {
+		texts = append(texts, fmt.Sprintf("node %s: the kernel takes no way to it: %v", peer, trouble[peer]))
+	}
+	now := strings.Join(texts, "; ")
+	if now == s.waysTrouble {
+		return
+	}
+	s.waysTrouble = now
+	if now != "" {
+		s.log.Info("Pods of some nodes cannot be reached from this one; it is tried again", "why", now)
+	} else {
+		s.log.Info("The kernel takes the ways to all nodes again")
+	}
+	s.report()
+}
+
 // reportBackend says that the cluster asks for a back end that cannot be had, when that is news.
 func (s *Server) reportBackend(trouble string) {
 	if trouble == s.backendTrouble {
@@ -75,7 +96,7 @@ func (s *Server) report() {
 		return
 	}
 	var errs []error
-	for _, text := range []string{s.underlayTrouble, s.peersTrouble, s.backendTrouble, s.setupTrouble} {
+	for _, text := range []string{s.underlayTrouble, s.peersTrouble, s.waysTrouble, s.backendTrouble, s.setupTrouble} {
 		if text != "" {
 			errs = append(errs, errors.New(text))
 		}

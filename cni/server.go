@@ -127,6 +127,7 @@ type Server struct {
 	firewalls                     string
 	podTrouble                    map[key]bool
 	underlayTrouble, peersTrouble string
+	waysTrouble                   string
 	backendTrouble, setupTrouble  string
 }
 

@@ -50,7 +50,7 @@ func (vxlan) rules(rs *ruleset, in waysInput) {
 	}
 	rs.rule(chainTunnel, "counter drop")
 	rs.noTunnelsOfPods()
-	rs.podsByTunnelOnly(in.underlay.device)
+	rs.podsByTunnelOnly(in.underlay)
 	for _, p := range in.peers {
 		v4, ok := in.family(p)
 		if !ok {
@@ -79,12 +79,14 @@ func (rs *ruleset) noTunnelsOfPods() {
 
 // podsByTunnelOnly drops what comes by the underlay and says that a pod had sent it: packets of other nodes' pods come by the tunnel, and addresses that no
 // pod has, to which the default route leads, are nobody's.
-func (rs *ruleset) podsByTunnelOnly(underlay string) {
-	if underlay == "" {
-		return
-	}
-	for _, f := range ruleFamilies() {
-		rs.rule(chainGuard, "iifname", quoted(underlay), f.proto, "saddr @"+f.name(setCluster), "drop")
+func (rs *ruleset) podsByTunnelOnly(u underlay) {
+	for _, device := range []string{u.device, u.elsewhere} {
+		if device == "" {
+			continue
+		}
+		for _, f := range ruleFamilies() {
+			rs.rule(chainGuard, "iifname", quoted(device), f.proto, "saddr @"+f.name(setCluster), "drop")
+		}
 	}
 }
 

@@ -19,6 +19,17 @@ type underlay struct {
 	mtu    int
 	// addresses are this node's, at most one of each family, IPv4 first, with their networks.
 	addresses []netip.Prefix
+	// elsewhere is the interface of the address that is not device's, where a node's addresses are on two; empty otherwise.
+	elsewhere string
+	v4        bool // that address is the one of IPv4
+}
+
+// deviceOf is the interface with this node's address of a family.
+func (u underlay) deviceOf(v4 bool) string {
+	if u.elsewhere != "" && u.v4 == v4 {
+		return u.elsewhere
+	}
+	return u.device
 }
 
 // address is this node's of a family.
@@ -37,7 +48,7 @@ func (u underlay) onLink(a netip.Addr) bool {
 }
 
 func (u underlay) equal(v underlay) bool {
-	return u.device == v.device && u.mtu == v.mtu && slices.Equal(u.addresses, v.addresses)
+	return u.device == v.device && u.mtu == v.mtu && slices.Equal(u.addresses, v.addresses) && u.elsewhere == v.elsewhere && u.v4 == v.v4
 }
 
 // findUnderlay looks for the interface that the pattern names, else for the one that has the node's first address. A node's addresses may
@@ -67,6 +78,9 @@ func findUnderlay(nodeIPs []netip.Addr, pattern string) (underlay, error) {
 			}
 			if u.device == "" {
 				u.device, u.mtu = l.Name, l.MTU
+			}
+			if l.Name != u.device {
+				u.elsewhere, u.v4 = l.Name, ip.Is4()
 			}
 			u.mtu = min(u.mtu, l.MTU)
 			u.addresses = append(u.addresses, p)

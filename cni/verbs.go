@@ -32,10 +32,8 @@ func (s *Server) add(ctx context.Context, req wire.Request, conf pluginConf) (_ 
 	if err != nil {
 		return nil, err
 	}
-	for _, m := range ports {
-		if slices.Contains(s.o.ReservedPorts, m.HostPort) || m.Protocol == "udp" && int(m.HostPort) == nw.backend.port() {
-			return nil, wire.Errorf(wire.CodeInvalidConfig, "the host port %d is the cluster's own: choose another one", m.HostPort)
-		}
+	if err := s.refuseReserved(ports, nw); err != nil {
+		return nil, err
 	}
 	limits, err := conf.bandwidth()
 	if err != nil {
@@ -67,7 +65,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, conf pluginConf) (_ 
 	if err := s.admit(ctx, r); err != nil {
 		return nil, err
 	}
-	if err := s.attach(r, nw); err != nil {
+	if nw, err = s.attach(r, nw); err != nil {
 		return nil, err
 	}
 	if len(r.Ports) > 0 {
@@ -101,13 +99,31 @@ func (s *Server) release(k key) {
 	}
 }
 
-func (s *Server) attach(r *record, nw *network) error {
+// attach makes r's device and puts the record of it. The network may have another back end than when the call came, and returned is the one that the pod was made for: whoever
+// changes the sizes of running pods (configure) knows this one from now on, and did not before.
+func (s *Server) attach(r *record, nw *network) (*network, error) {
 	s.attaching.RLock()
 	defer s.attaching.RUnlock()
-	if err := attach(r, nw); err != nil {
-		return err
+	if now := s.network.Load(); slices.Equal(now.podCIDRs, nw.podCIDRs) { // of which r's addresses are
+		nw = now
 	}
-	return s.records.put(r)
+	if err := s.refuseReserved(r.Ports, nw); err != nil {
+		return nil, err
+	}
+	if err := attach(r, nw); err != nil {
+		return nil, err
+	}
+	return nw, s.records.put(r)
+}
+
+// refuseReserved refuses host ports that the cluster itself needs.
+func (s *Server) refuseReserved(ports []PortMapping, nw *network) error {
+	for _, m := range ports {
+		if slices.Contains(s.o.ReservedPorts, m.HostPort) || m.Protocol == "udp" && int(m.HostPort) == nw.backend.port() {
+			return wire.Errorf(wire.CodeInvalidConfig, "the host port %d is the cluster's own: choose another one", m.HostPort)
+		}
+	}
+	return nil
 }
 
 // allocate takes addresses, collecting those of dead sandboxes first when none is free.

@@ -94,6 +94,7 @@ func (vxlan) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 			add(address{device, vtepIP(c)})
 		}
 		for _, p := range byFamily[v4] {
+			add := func(o object) { out = append(out, wanted{object: o, peer: p.Name}) }
 			mac := vtepMAC(p.PodCIDRs)
 			remote, _ := p.underlay(v4)
 			add(forward{device, mac, remote})

@@ -71,9 +71,9 @@ func (w wireGuard) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 		keys[key.String()] = p.Name
 		peer, routes := w.peer(in, p)
 		peer.key = key.String()
-		add(peer)
+		out = append(out, wanted{object: peer, peer: p.Name})
 		for _, r := range routes {
-			add(r)
+			out = append(out, wanted{object: r, peer: p.Name})
 		}
 	}
 	return out, trouble
@@ -127,7 +127,7 @@ func private(a netip.Addr) bool {
 
 // rules drop what comes by the underlay in the clear and says that a pod had sent it: those packets come by the tunnel only.
 func (w wireGuard) rules(rs *ruleset, in waysInput) {
-	rs.podsByTunnelOnly(in.underlay.device)
+	rs.podsByTunnelOnly(in.underlay)
 }
 
 // wgIdentity is whom a tunnel's device is for others.

@@ -108,7 +108,7 @@ route 10.42.8.0/24 dev coracle-wg src 10.42.7.1
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			in := waysInput{podCIDRs: c.cidrs, peers: c.peers, underlay: underlay{"eth0", 1500, prefixes(c.underlay)}, sizes: sizes{mtu: 1440}}
+			in := waysInput{podCIDRs: c.cidrs, peers: c.peers, underlay: underlay{device: "eth0", mtu: 1500, addresses: prefixes(c.underlay)}, sizes: sizes{mtu: 1440}}
 			in.underlay.addresses[0] = netip.MustParsePrefix(c.underlay)
 			out, trouble := wireGuard{publicKey(1), prefixes("10.42.0.0/16", "fd42::/56")}.desired(in)
 			var got []string
