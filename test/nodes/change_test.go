@@ -20,6 +20,7 @@ func TestNetworkChanges(t *testing.T) {
 	m := newMesh(t, 3, cluster.NetworkVXLAN, "eth0")
 	m.workload()
 	m.everybodyMeets()
+	largest := map[string]int{cluster.NetworkVXLAN: 1450, cluster.NetworkHostGateway: 1500, cluster.NetworkWireGuard: 1440}
 	for _, to := range []string{cluster.NetworkHostGateway, cluster.NetworkWireGuard, cluster.NetworkVXLAN, cluster.NetworkWireGuard, cluster.NetworkHostGateway} {
 		m.beat()
 		m.changeBackend(to)
@@ -29,6 +30,7 @@ func TestNetworkChanges(t *testing.T) {
 			t.Errorf("no visit succeeded for %v while the back end changed to %s", gap, to)
 		}
 		m.everybodyMeets()
+		m.largePackets(1500, largest[to], largest[to]) // of pods that have run since before
 	}
 
 	const last = 2

@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/config"
 )
@@ -26,6 +27,8 @@ const (
 	// backendWait is how long nodes that run may take to change, and backendLook how often they are asked meanwhile.
 	backendWait = time.Minute
 	backendLook = 300 * time.Millisecond
+	// apartShown is how many pairs of nodes are named that would not reach one another.
+	apartShown = 3
 )
 
 func (a *App) backendCommand() *cobra.Command {
@@ -38,11 +41,11 @@ func (a *App) backendCommand() *cobra.Command {
 	flags := addPlaces(show)
 	show.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
-			m, err := presentBackend(ctx, c)
+			name, err := shownBackend(ctx, c)
 			if err != nil {
 				return err
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), m.Data[cluster.BackendData])
+			fmt.Fprintln(cmd.OutOrStdout(), name)
 			return nil
 		})
 	})
@@ -65,10 +68,14 @@ changes when it starts. A server that is started with another --network-backend 
 			return fmt.Errorf("a cluster cannot change to the network back end %q; it can to %s. Nothing was changed", name, strings.Join(names, ", "))
 		}
 		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
-			if err := setBackend(ctx, c, name); err != nil {
+			before, err := setBackend(ctx, c, name)
+			if err != nil {
 				return fmt.Errorf("%w. Nothing was changed", err)
 			}
 			off, err := waitForBackend(ctx, c, name, backendWait)
+			if errors.Is(err, errLate) && before != name && slices.Contains(names, before) {
+				err = fmt.Errorf("%w. To have all nodes change back: coracle network-backend set %s", err, before)
+			}
 			if err != nil {
 				return err
 			}
@@ -93,44 +100,83 @@ func presentBackend(ctx context.Context, c kubernetes.Interface) (*corev1.Config
 	return m, nil
 }
 
-// setBackend writes the cluster's back end, if all nodes can follow.
-func setBackend(ctx context.Context, c kubernetes.Interface, name string) error {
+// shownBackend is what the cluster has; an error where the ConfigMap says something that no node goes by.
+func shownBackend(ctx context.Context, c kubernetes.Interface) (string, error) {
 	m, err := presentBackend(ctx, c)
 	if err != nil {
-		return err
+		return "", err
 	}
-	switch m.Data[cluster.BackendData] {
+	name := m.Data[cluster.BackendData]
+	if !slices.Contains(cluster.NetworkBackends, name) {
+		return "", fmt.Errorf("the ConfigMap %s/%s says %q, which is no network back end: nodes stay with what they have. Write it with: coracle network-backend set NAME",
+			metav1.NamespaceSystem, cluster.BackendConfigMap, name)
+	}
+	return name, nil
+}
+
+// setBackend writes the cluster's back end, if all nodes can follow, and returns what the cluster had.
+func setBackend(ctx context.Context, c kubernetes.Interface, name string) (before string, err error) {
+	m, err := presentBackend(ctx, c)
+	if err != nil {
+		return "", err
+	}
+	switch before = m.Data[cluster.BackendData]; before {
 	case name:
-		return nil
+		return before, nil
 	case cluster.NetworkNone:
-		return errors.New("this cluster cannot change: its pod network is another plugin's (none)")
+		return before, errors.New("this cluster cannot change: its pod network is another plugin's (none)")
 	}
 	nodes, err := c.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return fmt.Errorf("asking for the nodes: %w", err)
+		return before, fmt.Errorf("asking for the nodes: %w", err)
 	}
+	if err := allCanChange(nodes.Items, name); err != nil {
+		return before, err
+	}
+	if err := portFree(ctx, c, name); err != nil {
+		return before, err
+	}
+	m.Data = map[string]string{cluster.BackendData: name}
+	_, err = c.CoreV1().ConfigMaps(metav1.NamespaceSystem).Update(ctx, m, metav1.UpdateOptions{})
+	switch {
+	case apierrors.IsConflict(err):
+		return before, errors.New("somebody else changed the network back end at the same moment: look with coracle network-backend show, and try again")
+	case err != nil:
+		return before, fmt.Errorf("writing the network back end: %w", err)
+	}
+	return before, nil
+}
+
+// allCanChange refuses a back end to which a node does not change, or by which nodes would not reach one another as far as their Nodes tell.
+func allCanChange(nodes []corev1.Node, name string) error {
 	var old []string
-	for i := range nodes.Items {
-		if nodes.Items[i].Annotations[cluster.BackendAnnotation] == "" {
-			old = append(old, nodes.Items[i].Name)
+	var all []*corev1.Node
+	for i := range nodes {
+		if nodes[i].Annotations[cluster.BackendAnnotation] == "" {
+			old = append(old, nodes[i].Name)
 		}
+		all = append(all, &nodes[i])
 	}
 	if len(old) > 0 {
 		return fmt.Errorf("these nodes do not say that they can change while they run: %s. Their coracle is older, or has never run for long enough: update and start it there, or delete the Nodes if they are gone",
 			strings.Join(old, ", "))
 	}
-	if err := portFree(ctx, c, name); err != nil {
-		return err
+	if name != cluster.NetworkHostGateway {
+		return nil
 	}
-	m.Data = map[string]string{cluster.BackendData: name}
-	if _, err := c.CoreV1().ConfigMaps(metav1.NamespaceSystem).Update(ctx, m, metav1.UpdateOptions{}); err != nil {
-		return fmt.Errorf("writing the network back end: %w", err)
+	apart := cni.Apart(all)
+	if len(apart) == 0 {
+		return nil
 	}
-	return nil
+	more := ""
+	if n := len(apart) - apartShown; n > 0 {
+		apart, more = apart[:apartShown], fmt.Sprintf("; and %d more", n)
+	}
+	return fmt.Errorf("nodes would not reach one another's pods with %s: %s%s. Delete those Nodes that are gone", name, strings.Join(apart, "; "), more)
 }
 
-// portFree refuses a back end whose port is a pod's host port: what comes from other nodes would go to that pod. New pods do not get the port of the back end
-// that there is (cni).
+// portFree refuses a back end whose port is a pod's host port, or a Service's node port: what comes from other nodes would go there. New pods do not get the port of the
+// back end that there is (cni).
 func portFree(ctx context.Context, c kubernetes.Interface, name string) error {
 	port := cluster.TunnelPort(name)
 	if port == 0 {
@@ -150,16 +196,45 @@ func portFree(ctx context.Context, c kubernetes.Interface, name string) error {
 			}
 		}
 	}
+	services, err := c.CoreV1().Services(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("asking for Services that have the port %d: %w", port, err)
+	}
+	for i := range services.Items {
+		s := &services.Items[i]
+		if slices.ContainsFunc(s.Spec.Ports, func(has corev1.ServicePort) bool {
+			return has.Protocol == corev1.ProtocolUDP && int(has.NodePort) == port
+		}) {
+			return fmt.Errorf("the Service %s/%s has the node port %d by UDP, which %s needs", s.Namespace, s.Name, port, name)
+		}
+	}
 	return nil
 }
 
-// waitForBackend returns when all nodes that run go by the back end, with those that do not run and have another one.
+// errLate says that nodes which run have not changed in time.
+var errLate = errors.New("they go on trying; coracle status says on each of them what is in the way")
+
+// waitForBackend returns when all nodes that run go by the back end, with those that do not run and have another one; or when the cluster has another one by then.
 func waitForBackend(ctx context.Context, c kubernetes.Interface, name string, most time.Duration) (off []string, err error) {
 	var late []string
-	var asking error
-	err = wait.PollUntilContextTimeout(ctx, backendLook, most, true, func(context.Context) (bool, error) {
-		nodes, err := c.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-		if asking = err; err != nil {
+	var asking, replaced error
+	err = wait.PollUntilContextTimeout(ctx, backendLook, most, true, func(ctx context.Context) (bool, error) {
+		m, err := presentBackend(ctx, c)
+		if err == nil && m.Data[cluster.BackendData] != name {
+			replaced = fmt.Errorf("somebody else has changed the cluster's network back end to %q meanwhile, which counts", m.Data[cluster.BackendData])
+			return false, replaced
+		}
+		var nodes *corev1.NodeList
+		if err == nil {
+			nodes, err = c.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+		}
+		switch {
+		case err == nil:
+			asking = nil
+		case ctx.Err() == nil || len(late) == 0: // else it is the end of the wait that cuts the question off
+			asking = err
+		}
+		if err != nil {
 			return false, nil // the API may be away for a moment
 		}
 		late, off = nil, nil
@@ -177,9 +252,11 @@ func waitForBackend(ctx context.Context, c kubernetes.Interface, name string, mo
 	switch {
 	case err == nil:
 		return off, nil
+	case replaced != nil:
+		return nil, replaced
 	case asking == nil && len(late) > 0:
-		return nil, fmt.Errorf("the cluster's network back end is %s now, and these nodes have not changed to it yet: %s. They go on trying; coracle status says on each of them what is in the way",
-			name, strings.Join(late, ", "))
+		return nil, fmt.Errorf("the cluster's network back end is %s now, and these nodes have not changed to it yet: %s. Until they have, their pods and those of other nodes may not reach one another; %w",
+			name, strings.Join(late, ", "), errLate)
 	}
 	return nil, fmt.Errorf("the cluster's network back end is %s now; which nodes have changed to it could not be found out: %w", name, cmp.Or(asking, err))
 }

@@ -3,16 +3,28 @@
 package cli
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/rest"
+	k8stesting "k8s.io/client-go/testing"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/lbholders"
 )
 
 func backendNode(name, has string, ready corev1.ConditionStatus) *corev1.Node {
@@ -24,19 +36,37 @@ func backendNode(name, has string, ready corev1.ConditionStatus) *corev1.Node {
 	return n
 }
 
+func says(name string) *corev1.ConfigMap {
+	return &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Name: cluster.BackendConfigMap, Namespace: metav1.NamespaceSystem}, Data: map[string]string{cluster.BackendData: name},
+	}
+}
+
 // TestSetBackend: the cluster's back end is changed only where every node can follow.
 func TestSetBackend(t *testing.T) {
-	says := func(name string) *corev1.ConfigMap {
-		return &corev1.ConfigMap{
-			ObjectMeta: metav1.ObjectMeta{Name: cluster.BackendConfigMap, Namespace: metav1.NamespaceSystem}, Data: map[string]string{cluster.BackendData: name},
-		}
-	}
 	a := backendNode("a", cluster.NetworkVXLAN, corev1.ConditionTrue)
 	b := backendNode("b", cluster.NetworkVXLAN, corev1.ConditionUnknown)
 	old := backendNode("c", "", corev1.ConditionTrue)
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "games"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{
 		Ports: []corev1.ContainerPort{{Protocol: corev1.ProtocolUDP, HostPort: cluster.WireGuardPort}},
 	}}}}
+	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "s", Namespace: "games"}, Spec: corev1.ServiceSpec{
+		Ports: []corev1.ServicePort{{Protocol: corev1.ProtocolTCP, NodePort: cluster.WireGuardPort}, {Protocol: corev1.ProtocolUDP, NodePort: cluster.WireGuardPort}},
+	}}
+	at := func(name string, number int, address string) *corev1.Node {
+		n := backendNode(name, cluster.NetworkVXLAN, corev1.ConditionTrue)
+		n.Spec.PodCIDRs = []string{fmt.Sprintf("10.42.%d.0/24", number)}
+		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: address}}
+		n.Annotations[lbholders.NetworksAnnotation] = netip.PrefixFrom(netip.MustParseAddr(address), 24).Masked().String()
+		return n
+	}
+	conflicting := func(objects ...runtime.Object) *fake.Clientset {
+		c := fake.NewClientset(objects...)
+		c.PrependReactor("update", "configmaps", func(k8stesting.Action) (bool, runtime.Object, error) {
+			return true, nil, apierrors.NewConflict(corev1.Resource("configmaps"), cluster.BackendConfigMap, errors.New("changed"))
+		})
+		return c
+	}
 	for name, c := range map[string]struct {
 		client  *fake.Clientset
 		to, err string // err is empty for none
@@ -49,11 +79,22 @@ func TestSetBackend(t *testing.T) {
 		"another plugin's":  {fake.NewClientset(says("none"), a), "host-gw", "another plugin's (none)", "none"},
 		"a pod's port":      {fake.NewClientset(says("vxlan"), a, pod), "wireguard", "the pod games/p has the host port 51820 by UDP, which wireguard needs", "vxlan"},
 		"a pod's, unneeded": {fake.NewClientset(says("vxlan"), a, pod), "host-gw", "", "host-gw"},
+		"a Service's port":  {fake.NewClientset(says("vxlan"), a, service), "wireguard", "the Service games/s has the node port 51820 by UDP, which wireguard needs", "vxlan"},
+		"nonsense":          {fake.NewClientset(says("pigeons"), a), "host-gw", "", "host-gw"},
+		"one segment":       {fake.NewClientset(says("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "192.0.2.2")), "host-gw", "", "host-gw"},
+		"a router":          {fake.NewClientset(says("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "198.51.100.2")), "host-gw", "with host-gw: nodes d (192.0.2.1) and e (198.51.100.2) are not in one network. Delete those", "vxlan"},
+		"routers": {fake.NewClientset(says("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "198.51.100.2"), at("f", 3, "203.0.113.3"), at("g", 4, "10.0.0.4")), "host-gw",
+			"d (192.0.2.1) and g (10.0.0.4) are not in one network; and 3 more. ", "vxlan"},
+		"a tunnel by routers": {fake.NewClientset(says("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "198.51.100.2")), "wireguard", "", "wireguard"},
+		"somebody else, too":  {conflicting(says("vxlan"), a), "host-gw", "somebody else changed the network back end at the same moment", "vxlan"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := setBackend(t.Context(), c.client, c.to)
+			before, err := setBackend(t.Context(), c.client, c.to)
 			if c.err == "" != (err == nil) || err != nil && !strings.Contains(err.Error(), c.err) {
 				t.Errorf("got %v, want %q", err, c.err)
+			}
+			if c.err == "" && c.to != "vxlan" && before != "vxlan" && before != "pigeons" {
+				t.Errorf("before it was %q", before)
 			}
 			m, err := c.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(t.Context(), cluster.BackendConfigMap, metav1.GetOptions{})
 			if c.want != "" && (err != nil || m.Data[cluster.BackendData] != c.want) {
@@ -66,7 +107,7 @@ func TestSetBackend(t *testing.T) {
 // TestWaitForBackend: nodes that run are waited for and named; those that do not run are named, and not waited for.
 func TestWaitForBackend(t *testing.T) {
 	ready, away := corev1.ConditionTrue, corev1.ConditionUnknown
-	client := fake.NewClientset(backendNode("a", "host-gw", ready), backendNode("b", "vxlan", away), backendNode("c", "host-gw", away), backendNode("d", "vxlan", ready))
+	client := fake.NewClientset(says("host-gw"), backendNode("a", "host-gw", ready), backendNode("b", "vxlan", away), backendNode("c", "host-gw", away), backendNode("d", "vxlan", ready))
 	if off, err := waitForBackend(t.Context(), client, "host-gw", time.Millisecond); err == nil || !strings.Contains(err.Error(), "have not changed to it yet: d.") {
 		t.Errorf("%v, %v", off, err)
 	}
@@ -75,5 +116,43 @@ func TestWaitForBackend(t *testing.T) {
 	}
 	if off, err := waitForBackend(t.Context(), client, "host-gw", time.Minute); err != nil || !slices.Equal(off, []string{"b"}) {
 		t.Errorf("%v, %v", off, err)
+	}
+}
+
+// TestBackendReplaced: who waits for nodes does not wait for what somebody else has changed meanwhile, and says so; also when nodes are late for another reason.
+func TestBackendReplaced(t *testing.T) {
+	client := fake.NewClientset(says("vxlan"), backendNode("a", "host-gw", corev1.ConditionTrue))
+	off, err := waitForBackend(t.Context(), client, "host-gw", time.Minute)
+	if want := `somebody else has changed the cluster's network back end to "vxlan" meanwhile, which counts`; err == nil || err.Error() != want || errors.Is(err, errLate) {
+		t.Errorf("%v, %v, want %s", off, err, want)
+	}
+}
+
+// TestBackendOfSilentServer: a server that takes connections and does not answer keeps nobody waiting for longer than nodes may take.
+func TestBackendOfSilentServer(t *testing.T) {
+	silent := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	defer silent.Close()
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: silent.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	off, err := waitForBackend(ctx, client, "host-gw", 100*time.Millisecond)
+	if err == nil || !strings.Contains(err.Error(), "which nodes have changed to it could not be found out") || ctx.Err() != nil {
+		t.Errorf("%v, %v; %v", off, err, ctx.Err())
+	}
+}
+
+// TestShowBackend: what no node goes by is not shown as the cluster's.
+func TestShowBackend(t *testing.T) {
+	for said, want := range map[string]string{"vxlan": "vxlan", "none": "none", "pigeons": `says "pigeons", which is no network back end`, "": `says "", which is no network back end`} {
+		got, err := shownBackend(t.Context(), fake.NewClientset(says(said)))
+		if err != nil {
+			got = err.Error()
+		}
+		if !strings.Contains(got, want) || (err == nil) != slices.Contains(cluster.NetworkBackends, said) {
+			t.Errorf("%q: %q, want %q", said, got, want)
+		}
 	}
 }

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/coracle-k8s/coracle/internal/lbholders"
+)
+
+// Apart says which nodes would not reach one another's pods with host-gw, as far as their Nodes tell, each pair once: every node writes on its Node in which networks its machine
+// is. A node that does not say in which network its own address is, is taken to be in all. It is pure.
+func Apart(nodes []*corev1.Node) []string {
+	all := peersOf(nodes, "")
+	networks := map[string][]netip.Prefix{}
+	for _, n := range nodes {
+		for text := range strings.SplitSeq(n.Annotations[lbholders.NetworksAnnotation], ",") {
+			if p, err := netip.ParsePrefix(strings.TrimSpace(text)); err == nil {
+				networks[n.Name] = append(networks[n.Name], p)
+			}
+		}
+	}
+	var out []string
+	for i, a := range all {
+		for _, c := range a.PodCIDRs {
+			if _, ok := a.underlay(c.Addr().Is4()); !ok && len(all) > 1 {
+				out = append(out, fmt.Sprintf("node %s has no address of the family of its pods' network %s", a.Name, c))
+			}
+		}
+		for _, b := range all[i+1:] {
+			if why := apart(a, b, networks[a.Name]); why != "" {
+				out = append(out, why)
+			} else if why := apart(b, a, networks[b.Name]); why != "" {
+				out = append(out, why)
+			}
+		}
+	}
+	return out
+}
+
+// apart says why a, whose machine is in networks, has no gateway to b's pods; empty where it has, or that is unknown.
+func apart(a, b Peer, networks []netip.Prefix) string {
+	for _, c := range b.PodCIDRs {
+		v4 := c.Addr().Is4()
+		own, ok := a.underlay(v4)
+		via, ok2 := b.underlay(v4)
+		if !ok || !ok2 {
+			continue
+		}
+		mine := slices.DeleteFunc(slices.Clone(networks), func(p netip.Prefix) bool { return !p.Contains(own) })
+		if len(mine) > 0 && !slices.ContainsFunc(mine, func(p netip.Prefix) bool { return p.Contains(via) }) {
+			return fmt.Sprintf("nodes %s (%s) and %s (%s) are not in one network", a.Name, own, b.Name, via)
+		}
+	}
+	return ""
+}

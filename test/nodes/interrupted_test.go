@@ -1,0 +1,160 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package nodes
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// bareServer is a cluster whose only server is no node, with nodes beside it.
+type bareServer struct {
+	*testing.T
+	site  *harness.Site
+	s     *harness.Server
+	nodes []*harness.Server
+}
+
+func (c *bareServer) join() *harness.Server {
+	c.Helper()
+	a := c.site.NewMachine().NewAgent(c.s)
+	a.Start()
+	harness.Eventually(c, patient, "the node is ready", func() error { return c.s.NodeReady(a) })
+	c.nodes = append(c.nodes, a)
+	return a
+}
+
+func (c *bareServer) set(to string) (string, error) {
+	return c.s.Run(c.s.Coracle(), "network-backend", "set", to, "--data-dir", c.s.DataDir)
+}
+
+func (c *bareServer) said() string {
+	out, err := c.s.TryKubectl("get", "configmap", "-n", "kube-system", cluster.BackendConfigMap, "-o", "jsonpath={.data."+cluster.BackendData+"}")
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(out)
+}
+
+// all waits until every node goes by the back end: it says so, and has its devices and no other one's.
+func (c *bareServer) all(want string) {
+	c.Helper()
+	devices := map[string]string{cluster.NetworkVXLAN: "coracle-vxlan", cluster.NetworkWireGuard: "coracle-wg"}
+	for _, a := range c.nodes {
+		harness.Eventually(c, patient, a.NodeName()+" goes by "+want, func() error {
+			out, err := c.s.TryKubectl("get", "node", a.NodeName(), "-o", `jsonpath={.metadata.annotations.coracle\.dev/network-backend}`)
+			if err != nil {
+				return err
+			}
+			if got := strings.TrimSpace(out); got != want {
+				return fmt.Errorf("it says %q", got)
+			}
+			links, err := a.Run("ip", "-br", "link")
+			if err != nil {
+				return err
+			}
+			for backend, device := range devices {
+				if strings.Contains(links, device) != (backend == want) {
+					return fmt.Errorf("its devices are\n%s", links)
+				}
+			}
+			return nil
+		})
+	}
+}
+
+// TestNetworkChangesWithoutAgent: a node that is killed amid a change goes on with it when it starts; the only server, which is no node, refuses another --network-backend than
+// the cluster's, and goes by what the cluster said last where the ConfigMap is gone or makes no sense.
+func TestNetworkChangesWithoutAgent(t *testing.T) {
+	c := &bareServer{T: t, site: harness.NewSite(t)}
+	c.s = c.site.NewMachine().NewServer("--disable-agent")
+	c.s.Start()
+	c.s.WaitAPI()
+	c.join()
+	killed := c.join()
+	c.all(cluster.NetworkVXLAN)
+
+	for _, round := range []struct {
+		to    string
+		hears bool // of the change, before it is killed
+	}{{cluster.NetworkWireGuard, false}, {cluster.NetworkVXLAN, true}, {cluster.NetworkHostGateway, true}} {
+		if !round.hears {
+			killed.Pause()
+		}
+		done := make(chan error, 1) // one: its goroutine need not wait
+		go func() {
+			out, err := c.set(round.to)
+			if err != nil {
+				err = fmt.Errorf("%w: %s", err, out)
+			}
+			done <- err
+		}()
+		harness.Eventually(t, patient, "the cluster has "+round.to, func() error {
+			if got := c.said(); got != round.to {
+				return fmt.Errorf("it has %s", got)
+			}
+			return nil
+		})
+		if !round.hears {
+			killed.Resume() // what waits for the process has been stopped with it
+		}
+		killed.Kill()
+		if err := <-done; err != nil { // it does not wait for a node that does not run
+			t.Error(err)
+		}
+		killed.Start()
+		c.all(round.to)
+	}
+
+	const now = cluster.NetworkHostGateway
+	c.stop()
+	args := c.s.Args
+	c.s.Args = append(append([]string{}, args...), "--network-backend", cluster.NetworkVXLAN)
+	c.s.Start()
+	if code := c.s.WaitExit(harness.Soon); code == 0 {
+		t.Error("a server with another --network-backend starts")
+	}
+	harness.Says(t, c.s.LogTail(20), `--network-backend: this server was given "vxlan", and the cluster that it belongs to has "host-gw"`)
+	c.s.Args = args
+	c.s.Start()
+	c.s.WaitAPI()
+
+	c.s.Kubectl("delete", "configmap", "-n", "kube-system", cluster.BackendConfigMap)
+	c.stop()
+	c.s.Start()
+	c.s.WaitAPI()
+	harness.Eventually(t, patient, "the server has written it again", func() error {
+		if got := c.said(); got != now {
+			return fmt.Errorf("it is %s", got)
+		}
+		return nil
+	})
+	c.all(now)
+
+	c.s.Kubectl("patch", "configmap", "-n", "kube-system", cluster.BackendConfigMap, "--type=merge", "-p", `{"data": {"`+cluster.BackendData+`": "pigeons"}}`)
+	out, err := c.s.Run(c.s.Coracle(), "network-backend", "show", "--data-dir", c.s.DataDir)
+	if err == nil {
+		t.Error("nonsense is shown as the cluster's")
+	} else {
+		harness.Says(t, out+err.Error(), `says "pigeons", which is no network back end`)
+	}
+	c.join()
+	c.all(now)
+	if out, err := c.set(cluster.NetworkVXLAN); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	c.all(cluster.NetworkVXLAN)
+}
+
+func (c *bareServer) stop() {
+	c.Helper()
+	if err := c.s.Stop(); err != nil {
+		c.Fatal(err)
+	}
+}
