@@ -7,6 +7,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -57,7 +58,7 @@ func emit(h *Handler, level slog.Level, message string, attrs ...slog.Attr) {
 	_ = h.Handle(ctx, r) // there is no better place to complain about a log that cannot be written
 }
 
-// logrusHook passes containerd's messages on.
+// logrusHook passes messages on of containerd and of others that share logrus' standard logger.
 type logrusHook struct{ h *Handler }
 
 func (logrusHook) Levels() []logrus.Level { return logrus.AllLevels }
@@ -73,12 +74,28 @@ func (k logrusHook) Fire(e *logrus.Entry) error {
 		level = slog.LevelInfo
 	}
 	attrs := make([]slog.Attr, 0, len(e.Data)+1)
-	attrs = append(attrs, slog.String(ComponentKey, "containerd"))
+	attrs = append(attrs, slog.String(ComponentKey, logrusComponent()))
 	for key, v := range e.Data {
 		attrs = append(attrs, slog.Any(key, v))
 	}
 	emit(k.h, level, e.Message, attrs...)
 	return nil
+}
+
+// logrusComponent says whose message a hook of logrus is called for, by the first caller that is not logrus itself: IPVS' library is the Service proxy's, all
+// others are containerd's.
+func logrusComponent() string {
+	var callers [32]uintptr
+	frames := runtime.CallersFrames(callers[:runtime.Callers(3, callers[:])])
+	for {
+		f, more := frames.Next()
+		switch {
+		case strings.HasPrefix(f.Function, "github.com/moby/ipvs"):
+			return "proxy"
+		case !more || !strings.HasPrefix(f.Function, "github.com/sirupsen/logrus."):
+			return "containerd"
+		}
+	}
 }
 
 // lines returns a writer that logs each line it is given. A level in brackets at the start of a line, as CoreDNS and

@@ -9,10 +9,12 @@ import (
 	"log"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/moby/ipvs"
 	"github.com/sirupsen/logrus"
 	"k8s.io/klog/v2"
 
@@ -74,6 +76,27 @@ func TestLibrariesByDefault(t *testing.T) {
 		"ERROR kubelet: named",
 		"WARN  containerd: careful id=1",
 		"ERROR plugin/kubernetes: broken")
+}
+
+// TestIPVSIsTheProxys: the library that speaks with the kernel's IPVS says by logrus that there is no modprobe, once in a process: so this test has one of its own.
+func TestIPVSIsTheProxys(t *testing.T) {
+	const child = "CORACLE_TEST_IPVS_CHILD"
+	if os.Getenv(child) == "" {
+		c := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestIPVSIsTheProxys$", "-test.count=1")
+		c.Env = append(os.Environ(), child+"=1")
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	_, read := setup(t, config.Logging{})
+	t.Setenv("PATH", t.TempDir())
+	if h, err := ipvs.New(""); err == nil {
+		h.Close()
+	}
+	if got := read(); !strings.Contains(got, "WARN  proxy: Running modprobe ip_vs failed") || strings.Contains(got, "containerd") {
+		t.Errorf("got\n%s", got)
+	}
 }
 
 func TestLibrariesWhenAsked(t *testing.T) {
