@@ -271,6 +271,7 @@ func TestNetworkVXLAN(t *testing.T) {
 	m := newMesh(t, 3, "vxlan", "eth0")
 	m.workload()
 	m.everybodyMeets()
+	m.rolls()
 	m.largePackets(1500, 1450, 1450)
 	m.largePackets(1280, 1230, 1280)
 	m.largePackets(1400, 1350, 1350)
