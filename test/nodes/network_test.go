@@ -58,6 +58,14 @@ const second = "lan0"
 
 func address6(i int) string { return fmt.Sprintf("fd77::%d", i+2) }
 
+// address6 is the machine's by IPv6 on the interface for pods' traffic.
+func (m *mesh) address6(i int) string {
+	if m.device == second {
+		return fmt.Sprintf("fd88::%d", i+2)
+	}
+	return address6(i)
+}
+
 // start gives the machine its second address, and starts coracle.
 func (m *mesh) start(i int) {
 	m.Helper()
@@ -89,10 +97,10 @@ func (m *mesh) workload() {
 		harness.Eventually(m, patient, "the node is ready", func() error { return m.nodes[0].NodeReady(n) })
 		fmt.Fprintf(&manifest, `
 {apiVersion: v1, kind: Pod, metadata: {name: box-%[1]d, labels: {box: "%[1]d"}}, spec: {nodeName: %[2]s, terminationGracePeriodSeconds: 0, tolerations: [{operator: Exists}], containers: [
-  {name: box, image: "%[3]s", imagePullPolicy: Never, command: [sh, -c, "testbox echo 9 & exec testbox serve"], ports: [{containerPort: 8080, hostPort: 8088}]}]}}
+  {name: box, image: "%[3]s", imagePullPolicy: Never, command: [sh, -c, "testbox echo 9 & testbox tcp 9 & exec testbox serve"], ports: [{containerPort: 8080, hostPort: 8088}]}]}}
 ---
 {apiVersion: v1, kind: Service, metadata: {name: box-%[1]d}, spec: {type: NodePort, ipFamilyPolicy: RequireDualStack, selector: {box: "%[1]d"},
-  ports: [{port: 80, targetPort: 8080, nodePort: 3008%[1]d}]}}
+  ports: [{name: http, port: 80, targetPort: 8080, nodePort: 3008%[1]d}, {name: echo, port: 9}]}}
 ---`, i, n.NodeName(), harness.BoxImage)
 	}
 	m.nodes[0].Apply(manifest.String())
@@ -271,10 +279,12 @@ func TestNetworkVXLAN(t *testing.T) {
 	m := newMesh(t, 3, "vxlan", "eth0")
 	m.workload()
 	m.everybodyMeets()
+	m.restarts()
 	m.rolls()
 	m.largePackets(1500, 1450, 1450)
 	m.largePackets(1280, 1230, 1280)
 	m.largePackets(1400, 1350, 1350)
+	m.unplugged(1)
 	m.heals()
 	m.returns()
 	m.everybodyMeets()
@@ -286,7 +296,10 @@ func TestNetworkHostGateway(t *testing.T) {
 	m.workload()
 	m.everybodyMeets()
 	m.largePackets(1280, 1280, 1280)
+	m.unplugged(1)
+	m.readdressed(1)
 	m.largePackets(1400, 1400, 1400)
+	m.everybodyMeets()
 }
 
 // TestNetworkNone: coracle makes no pod network where that is left to another plugin, and takes up the one that comes.

@@ -149,3 +149,25 @@ func served(t testing.TB, node *harness.Server, url string) {
 		t.Fatal(err)
 	}
 }
+
+// targets are two kinds for a mesh's pod: connections to its own addresses and to its Service's, one that stays open and one for each request.
+func (m *mesh) targets(j int) (out []string) {
+	m.Helper()
+	services := strings.Fields(m.nodes[0].Kubectl("get", "service", fmt.Sprintf("box-%d", j), "-o", "jsonpath={.spec.clusterIPs[*]}"))
+	for f, ip := range m.pods[j] {
+		out = append(out, "tcp://"+host(ip)+":9", "tcp://"+host(services[f])+":9", "http://"+host(ip)+":8080/", "http://"+host(services[f])+"/")
+	}
+	return out
+}
+
+// crossing is traffic from the first pod to the second one and back, and from the third node's host to both.
+func (m *mesh) crossing(patience string) *traffic {
+	m.Helper()
+	x := &traffic{TB: m.T}
+	first, second := m.targets(0), m.targets(1)
+	x.fromPod(m.nodes[0], m.nodes[0], "box-0", m.pods[0][0], patience, second...)
+	x.fromPod(m.nodes[0], m.nodes[1], "box-1", m.pods[1][0], patience, first...)
+	x.fromHost(m.nodes[2], patience, append(first, second...)...)
+	x.goesOn("before anything happens", 5)
+	return x
+}

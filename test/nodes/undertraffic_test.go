@@ -6,6 +6,7 @@ package nodes
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/coracle-k8s/coracle/test/harness"
@@ -59,4 +60,107 @@ func (m *mesh) rolls() {
 	}
 	x.end("two rolling updates", "")
 	s.Kubectl("delete", "deployment/rolled", "service/rolled", "--wait=false")
+}
+
+// restarts: coracle starts again on two nodes at once, one of them the server's. No connection ends, none is refused, and the rules are what they were.
+func (m *mesh) restarts() {
+	m.Helper()
+	again := []int{0, 1}
+	var before [][]string
+	for _, i := range again {
+		before = append(before, m.rules(i))
+	}
+	x := m.crossing("20s")
+	for _, i := range again {
+		if err := m.nodes[i].Stop(); err != nil {
+			m.Fatal(err)
+		}
+	}
+	x.goesOn("while coracle does not run", 20)
+	for _, i := range again {
+		m.nodes[i].Start()
+	}
+	m.nodes[0].WaitAPI()
+	for _, i := range again {
+		m.returned(i)
+		harness.Eventually(m, patient, "the line that tells of the first sync", func() error {
+			if n := m.nodes[i].InLog("Services are served"); n < 2 {
+				return fmt.Errorf("it is there %d times", n)
+			}
+			return nil
+		})
+	}
+	x.end("coracle starts again on two nodes", "")
+	for k, i := range again {
+		harness.Eventually(m, patient, fmt.Sprintf("the rules of node %d are those of before", i), func() error { return sameLines(before[k], m.rules(i)) })
+	}
+}
+
+// rules are what the pod network and the Service proxy have in the kernel: the lines that nft prints, and of sets each element, in the order of the alphabet.
+func (m *mesh) rules(i int) (lines []string) {
+	m.Helper()
+	for _, table := range []string{"inet coracle", "ip kube-proxy", "ip6 kube-proxy"} {
+		out := m.nft(i, append([]string{"--stateless", "list", "table"}, strings.Fields(table)...)...)
+		for _, line := range strings.FieldsFunc(out, func(r rune) bool { return r == '\n' || r == ',' }) {
+			line = strings.TrimPrefix(strings.TrimSpace(line), "elements = {")
+			lines = append(lines, table+": "+strings.TrimSpace(strings.TrimSuffix(line, "}")))
+		}
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// sameLines compares lists in the order of the alphabet.
+func sameLines(want, got []string) error {
+	var diff []string
+	for _, d := range []struct {
+		sign    string
+		of, not []string
+	}{{"-", want, got}, {"+", got, want}} {
+		for _, line := range d.of {
+			if _, ok := slices.BinarySearch(d.not, line); !ok {
+				diff = append(diff, d.sign+" "+line)
+			}
+		}
+	}
+	if len(diff) > 0 || len(want) != len(got) {
+		return fmt.Errorf("%d lines, there were %d:\n%s", len(got), len(want), strings.Join(diff, "\n"))
+	}
+	return nil
+}
+
+// unplugged: a node's interface goes down for three seconds, which has the kernel drop IPv6 addresses and all routes, and comes back with what a network manager
+// gives it. All pods reach all again, and what was connected is connected still.
+func (m *mesh) unplugged(i int) {
+	m.Helper()
+	x := m.crossing("1s")
+	const script = `ip link set "$1" down
+sleep 3
+ip link set "$1" up
+ip addr replace "$2/64" dev "$1" nodad
+[ "$1" != eth0 ] || ip route replace default via 10.77.0.1`
+	m.run(i, "sh", "-ec", script, "unplugged", m.device, m.address6(i))
+	x.end(fmt.Sprintf("%s of node %d down for 3 s", m.device, i), "tcp:")
+}
+
+// readdressed: a node's second interface gets other addresses. Other nodes are told of them by the API, and reach its pods there; what was connected is connected still.
+func (m *mesh) readdressed(i int) {
+	m.Helper()
+	x := m.crossing("1s")
+	const script = `ip addr flush dev "$1" scope global
+ip addr add "10.88.0.$2/24" dev "$1"
+ip addr add "fd88::$2/64" dev "$1" nodad`
+	m.run(i, "sh", "-ec", script, "readdressed", second, fmt.Sprint(100+i))
+	for j := range m.nodes {
+		harness.Eventually(m, patient, fmt.Sprintf("node %d goes by the new addresses", j), func() error {
+			routes := m.run(j, "sh", "-c", "ip route show proto 122; ip -6 route show proto 122")
+			for _, network := range []string{"10.88.0.", "fd88::"} {
+				if !strings.Contains(routes, fmt.Sprintf(" via %s%d ", network, 100+i)) && i != j {
+					return fmt.Errorf("its routes are\n%s", routes)
+				}
+			}
+			return nil
+		})
+	}
+	x.end(fmt.Sprintf("%s of node %d has other addresses", second, i), "tcp:")
 }
