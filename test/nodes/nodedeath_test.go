@@ -25,7 +25,7 @@ spec:
     metadata: {labels: {app: d}}
     spec:
       topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: d}}}]
-      containers: [` + harness.BoxYAML + `, command: [testbox, serve]}]
+      containers: [` + harness.BoxYAML + `, command: [sh, -c, "testbox tcp 9 & exec testbox serve"]}]
 ---
 apiVersion: v1
 kind: Service

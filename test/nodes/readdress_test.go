@@ -132,19 +132,42 @@ func (m *moving) heals(what string, since time.Time) {
 // TestReaddress: an agent, a server, and then all machines get other addresses while they run, and the cluster heals by itself.
 func TestReaddress(t *testing.T) {
 	m := newMoving(t)
-	moved := time.Now()
-	m.agent.Readdress("10.77.0.105")
-	m.heals("the agent moved", moved)
-
-	moved = time.Now()
-	m.servers[2].Readdress("10.77.0.104")
-	m.heals("a server with a node moved", moved)
-
-	moved = time.Now()
-	for i, s := range m.all() {
-		s.Readdress(fmt.Sprintf("10.78.0.%d", 20+i))
+	moves := func(what string, move func()) {
+		x := m.crossing()
+		moved := time.Now()
+		move()
+		m.heals(what, moved)
+		x.end(what, "tcp:")
 	}
-	m.heals("all moved to another network", moved)
+	moves("the agent moved", func() { m.agent.Readdress("10.77.0.105") })
+	moves("a server with a node moved", func() { m.servers[2].Readdress("10.77.0.104") })
+	moves("all moved to another network", func() {
+		for i, s := range m.all() {
+			s.Readdress(fmt.Sprintf("10.78.0.%d", 20+i))
+		}
+	})
+}
+
+// crossing is traffic from the pod of each node to that of the other one, by its own address and by that of a Service which has no other endpoint.
+func (m *moving) crossing() *traffic {
+	m.t.Helper()
+	s := m.servers[0]
+	type end struct{ pod, ip, service string }
+	var ends []end
+	for _, n := range m.nodes() {
+		pod, ip, _ := strings.Cut(s.Kubectl("get", "pods", "-l", "app=d", "--field-selector", "spec.nodeName="+n.NodeName(), "-o", "jsonpath={.items[*].metadata.name} {.items[*].status.podIP}"), " ")
+		s.Kubectl("label", "--overwrite", "pod", pod, "place="+n.NodeName())
+		s.Apply(fmt.Sprintf("{apiVersion: v1, kind: Service, metadata: {name: on-%[1]s}, spec: {selector: {place: %[1]s}, ports: [{name: http, port: 80, targetPort: 8080}, {name: echo, port: 9}]}}", n.NodeName()))
+		ends = append(ends, end{pod, ip, s.Kubectl("get", "service", "on-"+n.NodeName(), "-o", "jsonpath={.spec.clusterIP}")})
+	}
+	x := &traffic{TB: m.t}
+	for i, n := range m.nodes() {
+		from, to := ends[i], ends[1-i]
+		served(m.t, n, "http://"+to.service+"/")
+		x.fromPod(s, n, from.pod, from.ip, "1s", "tcp://"+to.ip+":9", "tcp://"+to.service+":9", "http://"+to.ip+":8080/", "http://"+to.service+"/")
+	}
+	x.goesOn("before anything moves", 5)
+	return x
 }
 
 // TestReaddressOff: all machines are off and come back with other addresses, the agent and one server first; no address that anybody knew is good any more.
