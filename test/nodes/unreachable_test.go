@@ -7,11 +7,14 @@ package nodes
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/miekg/dns"
 
 	"github.com/coracle-k8s/coracle/test/harness"
 )
@@ -57,6 +60,7 @@ func allReached(a *harness.Server) error {
 // undoes it. That datagrams are lost marks nobody, and a node that is cut off from all others goes on as it was.
 func TestUnreachableNode(t *testing.T) {
 	site := harness.NewSite(t)
+	outsideNames(t, site)
 	s := site.NewMachine().NewServer("--disable-agent")
 	s.Start()
 	s.WaitAPI()
@@ -101,6 +105,10 @@ func TestUnreachableNode(t *testing.T) {
 	both(time.Now())
 
 	pod := podOn(s, victim)
+	names := &traffic{TB: t}
+	names.fromPod(s, stays, s.Kubectl("get", "pods", "-l", "app=d", "--field-selector", "spec.nodeName="+stays.NodeName(), "-o", "jsonpath={.items[*].metadata.name}"), podOn(s, stays),
+		"5s", "name:d.default.svc.cluster.local", "name:kubernetes.default", "name:*.example.test.")
+	names.goesOn("before anything happens", 5)
 	vanished := time.Now()
 	site.CutOff(s.Machine)
 	site.CutOff(victim.Machine)
@@ -124,6 +132,34 @@ func TestUnreachableNode(t *testing.T) {
 	victim.PowerOff()
 	eventually(t, off, "a machine without power is in no rules", func() error { return sendsTo(stays.Machine, pod, false) })
 	eventually(t, off, "each connection succeeds", func() error { return visits(stays.Machine, address) })
+	names.end("a node vanishes, comes back and loses its power, and no server answers", "")
+}
+
+// outsideNames has somebody outside of the machines answer for all names, at the address of the machines' resolver.
+func outsideNames(t *testing.T, site *harness.Site) {
+	t.Helper()
+	// A bridge takes the address of one of its ports, and another one when that is gone: then nobody finds it for as long as neighbours remember the old one.
+	if out, err := site.Command(t.Context(), "ip", "link", "set", "site", "address", "02:00:00:00:01:01").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	var c net.PacketConn
+	if err := site.Do(func() (err error) { c, err = net.ListenPacket("udp", "10.77.0.1:53"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	server := &dns.Server{PacketConn: c, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, question *dns.Msg) {
+		answer := new(dns.Msg).SetReply(question)
+		if q := question.Question[0]; q.Qtype == dns.TypeA {
+			answer.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Name, Rrtype: q.Qtype, Class: q.Qclass, Ttl: 60}, A: net.IPv4(192, 0, 2, 1)}}
+		}
+		_ = w.WriteMsg(answer)
+	})}
+	done := make(chan error, 1) // one result
+	go func() { done <- server.ActivateAndServe() }()
+	t.Cleanup(func() {
+		if err := errors.Join(server.Shutdown(), <-done); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // podOn is the address of the Service's endpoint on a node.
