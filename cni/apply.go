@@ -29,6 +29,8 @@ type rulesApplier struct {
 	requested atomic.Uint64
 	mu        sync.Mutex
 	applied   uint64 // every request up to this one is in the table
+	written   *ruleset
+	verified  uint32 // the kernel's generation in which all of it was there
 }
 
 // applyRules makes the table what the living sandboxes want.
@@ -57,7 +59,7 @@ func (s *Server) applyRules(ctx context.Context) error {
 	if err := apply(ctx, a.nft, rs); err != nil {
 		return err
 	}
-	a.applied = upTo
+	a.applied, a.written = upTo, &rs
 	return nil
 }
 

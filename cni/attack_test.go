@@ -265,3 +265,26 @@ func TestDeletedTableComesBackAtOnce(t *testing.T) {
 		})
 	}
 }
+
+// TestChangedTableComesBack: another program takes single rules or elements out of the table, or adds some, of which the kernel's news say too little.
+func TestChangedTableComesBack(t *testing.T) {
+	n := newNode(t, "10.42.0.0/16", "fd42::/56").ready("10.42.7.0/24", "fd42:0:0:7::/64")
+	n.pod("aaa", PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"})
+	list := func() string { return nft(t, "--stateless", "list", "table", "inet", "coracle") }
+	before := list()
+	if !n.server.rules.intact() {
+		t.Errorf("what was just written is not whole:\n%s", before)
+	}
+	for _, harm := range []string{
+		"flush chain inet coracle guard", "flush table inet coracle", "flush map inet coracle ports4", "flush set inet coracle cluster4",
+		"insert rule inet coracle guard accept", "add chain inet coracle stranger",
+	} {
+		nft(t, harm)
+		eventually(t, func() error {
+			if now := list(); now != before {
+				return fmt.Errorf("after %s it is\n%s, was\n%s", harm, now, before)
+			}
+			return nil
+		})
+	}
+}

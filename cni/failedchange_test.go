@@ -37,7 +37,7 @@ func TestBackendThatFails(t *testing.T) {
 		st.Backend = backend
 		err := s.configure(t.Context(), st)
 		s.reportSetup(err)
-		s.heal(t.Context())
+		s.heal(t.Context(), true)
 		return err
 	}
 	tunnels := func(want ...string) {

@@ -19,15 +19,15 @@ import (
 const guardPeriod = 30 * time.Second
 
 // heal makes again what another program removed: the nftables table, as a restart of a host firewall does, or anything
-// of the host's side.
-func (s *Server) heal(ctx context.Context) {
+// of the host's side. Whether all is in the table that was written there is looked at now and then.
+func (s *Server) heal(ctx context.Context, whole bool) {
 	if s.network.Load() == nil {
 		return
 	}
 	nw, before := s.tried, s.waysTrouble
 	// The table comes first: without it pods may speak from any address. An error here says nothing about it.
-	if ok, err := nfttable.Exists(ownTable()); err == nil && !ok {
-		s.log.Info("The nftables table of the pod network was removed by another program; writing it again")
+	if ok, err := nfttable.Exists(ownTable()); err == nil && !ok || whole && !s.rules.intact() {
+		s.log.Info("The nftables table of the pod network was removed or changed by another program; writing it again")
 		if err := s.applyRules(ctx); err != nil {
 			s.log.Error(err, "Host ports and traffic from pods to the outside do not work; trying again", "after", s.guard)
 		}

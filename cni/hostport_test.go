@@ -103,7 +103,7 @@ func TestUDPHostPortFollowsThePod(t *testing.T) {
 // A host port that is reachable through 127.0.0.1 needs route_localnet on the pod's device, which by itself would let
 // the pod reach whatever listens on the host's loopback (CVE-2020-8558).
 func TestLoopbackStaysClosedToPods(t *testing.T) {
-	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
+	n := unguarded(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	p := n.pod("aaa", PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"})
 	serve(t, here{}, "node", "tcp", "127.0.0.1:9999")
 	if err := p.Do(func() error {

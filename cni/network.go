@@ -86,9 +86,9 @@ func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 			return
 		case <-retry:
 		case <-changes:
-			s.heal(ctx)
+			s.heal(ctx, false)
 		case <-guard.C:
-			s.heal(ctx)
+			s.heal(ctx, true)
 			s.warnOfFirewalls()
 		case next, ok := <-podCIDRs:
 			if !ok {

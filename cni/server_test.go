@@ -93,7 +93,7 @@ func TestDualStack(t *testing.T) {
 }
 
 func TestSpoofedSourceIsDropped(t *testing.T) {
-	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
+	n := unguarded(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	a, b := n.pod("aaa"), n.pod("bbb")
 	const spoofed = "10.42.7.99"
 	if err := a.Do(func() error {

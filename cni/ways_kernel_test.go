@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 )
 
@@ -81,7 +82,13 @@ func (s *segment) pass(i int) (did string) {
 		if err != nil {
 			return err
 		}
-		return apply(context.Background(), nft, rs)
+		if err := apply(context.Background(), nft, rs); err != nil {
+			return err
+		}
+		if have, err := nfttable.Count(ownTable()); err != nil || !rs.counts(have) {
+			return fmt.Errorf("what was just written is not whole: %+v, %w", have, err)
+		}
+		return nil
 	})
 	if err != nil {
 		s.Fatal(err)

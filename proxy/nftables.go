@@ -9,6 +9,8 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -35,7 +37,9 @@ type nftables struct {
 	upstream.Provider
 	health   *healthcheck.ProxyHealthServer // never serves; it tells whether a sync succeeded
 	families []corev1.IPFamily
-	synced   bool // the proxier was told of complete lists; only sync touches it
+	synced   bool                              // the proxier was told of complete lists; only sync touches it and what follows
+	frame    map[nfttable.Table]map[string]int // how many rules each chain has that is no Service's; only full syncs write these
+	verified uint32                            // the kernel's generation in which they were there
 
 	mu       sync.Mutex
 	topology map[string]string
@@ -136,7 +140,24 @@ func (b *nftables) sync(full bool) error {
 			errs = append(errs, fmt.Errorf("writing the %s rules failed; the old ones stay in force, see the log", f))
 		}
 	}
+	if len(errs) == 0 && (full || b.frame == nil) {
+		b.frame = b.countFrame()
+	}
 	return errors.Join(errs...)
+}
+
+// countFrame counts what a full sync has written. Where that cannot be counted nothing is known of it.
+func (b *nftables) countFrame() map[nfttable.Table]map[string]int {
+	out := map[nfttable.Table]map[string]int{}
+	for _, t := range tables(b.families) {
+		rules, err := nfttable.CountRules(t)
+		if err != nil {
+			return nil
+		}
+		maps.DeleteFunc(rules, func(chain string, _ int) bool { return strings.Contains(chain, "/") }) // a Service's, by its name
+		out[t] = rules
+	}
+	return out
 }
 
 func (b *nftables) ownTables() []nfttable.Table { return tables(b.families) }
@@ -147,6 +168,17 @@ func (b *nftables) intact() (bool, error) {
 			return false, err
 		}
 	}
+	generation, err := nfttable.Generation()
+	if err != nil || b.frame == nil || generation == b.verified {
+		return true, err
+	}
+	for t, want := range b.frame {
+		have, err := nfttable.CountRules(t, slices.Collect(maps.Keys(want))...)
+		if err != nil || !maps.Equal(want, have) {
+			return false, err
+		}
+	}
+	b.verified = generation
 	return true, nil
 }
 

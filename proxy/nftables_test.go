@@ -200,6 +200,31 @@ func testFlushedRulesetHeals(t *testing.T, mode string) {
 	reaches(t, b.outside, "cluster IP after a flush", clusterIP+":80")
 }
 
+// TestFlushedChainsHeal: another program takes rules out of the tables and leaves these, of which the kernel's news say nothing.
+func TestFlushedChainsHeal(t *testing.T) {
+	b := newTestbed(t, ModeNFTables)
+	b.service(t, nil)
+	b.endpoints(t, "10.42.0.2")
+	reaches(t, b.outside, "cluster IP", clusterIP+":80")
+	for _, harm := range []string{"flush table ip kube-proxy", "flush chain ip kube-proxy nat-prerouting", "flush chain ip kube-proxy services"} {
+		nft(t, harm)
+		reaches(t, b.outside, "cluster IP after "+harm, clusterIP+":80")
+	}
+	nft(t, "insert rule ip kube-proxy services return")
+	reaches(t, b.outside, "cluster IP after a rule too many", clusterIP+":80")
+	b.endpoints(t, "10.42.0.6") // what the proxier itself changes is no harm, nor is what others do elsewhere
+	only(t, b.outside, clusterIP+":80", "10.42.0.6")
+	b.stop()
+	nft(t, "add table ip stranger")
+	if ok, err := b.proxy.backend.intact(); !ok || err != nil {
+		t.Errorf("what was written last is whole: %v, %v:\n%s", ok, err, nft(t, "list table ip kube-proxy"))
+	}
+	nft(t, "delete table ip stranger; flush chain ip kube-proxy masquerading")
+	if ok, err := b.proxy.backend.intact(); ok || err != nil {
+		t.Errorf("a chain without its rules is whole: %v, %v", ok, err)
+	}
+}
+
 func TestStopLeavesNoGoroutine(t *testing.T) {
 	nstest.Require(t)
 	before := goleak.IgnoreCurrent() // listeners of health check node ports, which are upstream's, may have to end yet

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"fmt"
+	"slices"
+
+	"sigs.k8s.io/knftables"
+
+	"github.com/coracle-k8s/coracle/internal/nfttable"
+)
+
+// intact says whether the table has as many rules and elements as were written there. It costs one question to the kernel as long as nobody has changed any table of
+// this host. What cannot be asked counts as there.
+func (a *rulesApplier) intact() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	generation, err := nfttable.Generation()
+	if err != nil || a.written == nil || generation == a.verified {
+		return true
+	}
+	have, err := nfttable.Count(ownTable())
+	if err != nil {
+		return true
+	}
+	if !a.written.counts(have) {
+		return false
+	}
+	a.verified = generation
+	return true
+}
+
+// counts says whether a table has as many of everything as the ruleset. Of a set of intervals it says only whether there are any: the kernel has two elements or one
+// for each.
+func (rs *ruleset) counts(have nfttable.Counts) bool {
+	rules, elements, intervals := map[string]int{}, map[string]int{}, map[string]bool{}
+	for _, o := range rs.objects {
+		switch o := o.(type) {
+		case *knftables.Chain:
+			rules[o.Name] = 0
+		case *knftables.Set:
+			elements[o.Name], intervals[o.Name] = 0, slices.Contains(o.Flags, knftables.IntervalFlag)
+		case *knftables.Map:
+			elements[o.Name] = 0
+		}
+	}
+	seen := map[string]bool{}
+	for _, o := range rs.content {
+		switch o := o.(type) {
+		case *knftables.Rule:
+			rules[o.Chain]++
+		case *knftables.Element:
+			if id := fmt.Sprint(o.Set, o.Map, o.Key); !seen[id] {
+				seen[id] = true
+				elements[o.Set+o.Map]++
+			}
+		}
+	}
+	return same(rules, have.Rules, nil) && same(elements, have.Elements, intervals)
+}
+
+func same(want, have map[string]int, roughly map[string]bool) bool {
+	if len(have) != len(want) {
+		return false
+	}
+	for name, n := range want {
+		got, ok := have[name]
+		if !ok || got != n && !roughly[name] || (got == 0) != (n == 0) {
+			return false
+		}
+	}
+	return true
+}
