@@ -4,8 +4,6 @@ package kubelet
 
 import (
 	"context"
-	"fmt"
-	"reflect"
 
 	upstream "k8s.io/kubernetes/pkg/kubelet"
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
@@ -41,22 +39,10 @@ func trustImported(kubelet any, policy string, imported func(ctx context.Context
 	if imported == nil || policy != string(kubeletconfig.NeverVerifyPreloadedImages) {
 		return nil
 	}
-	at := reflect.ValueOf(kubelet)
-	for _, name := range pullManagerAt {
-		for at.Kind() == reflect.Pointer || at.Kind() == reflect.Interface {
-			at = at.Elem()
-		}
-		if at.Kind() != reflect.Struct {
-			return fmt.Errorf("there is no field %s in a %v", name, at.Kind())
-		}
-		if at = at.FieldByName(name); !at.IsValid() {
-			return fmt.Errorf("there is no field %s any more", name)
-		}
+	manager, err := field[pullmanager.ImagePullManager](kubelet, pullManagerAt)
+	if err != nil {
+		return err
 	}
-	if at.Type() != reflect.TypeFor[pullmanager.ImagePullManager]() || !at.CanAddr() {
-		return fmt.Errorf("the manager of image pulls is a %v", at.Type())
-	}
-	manager := (*pullmanager.ImagePullManager)(at.Addr().UnsafePointer())
 	*manager = importedImages{*manager, imported}
 	return nil
 }

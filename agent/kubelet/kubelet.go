@@ -98,6 +98,8 @@ func Run(ctx context.Context, o Options) error {
 	}
 	deps.Options = append(deps.Options, trusting(server.ImagePullCredentialsVerificationPolicy, o.Imported, func(err error) {
 		klog.FromContext(ctx).Error(err, "While one pod pulls an imported image in vain, others cannot have it")
+	}), resting(func(err error) {
+		klog.FromContext(ctx).Error(err, "The volume manager does not rest; a node at rest uses a little more of the processor")
 	}))
 	if err := app.Run(ctx, server, deps, utilfeature.DefaultFeatureGate); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("kubelet: %w", err)

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubelet
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	upstream "k8s.io/kubernetes/pkg/kubelet"
+	"k8s.io/kubernetes/pkg/kubelet/volumemanager"
+	"k8s.io/kubernetes/pkg/kubelet/volumemanager/populator"
+	volumeutil "k8s.io/kubernetes/pkg/volume/util"
+)
+
+const (
+	// volumesRest is how often the two loops of upstream's volume manager look around while no pod waits for volumes; upstream's do ten
+	// times a second, and were a third of all that woke a node at rest (docs/adr/0113).
+	volumesRest = 2 * time.Second
+	// volumesAfter is for how long they stay at upstream's pace after a wait: a pod that runs is looked at again, and its ConfigMaps and
+	// Secrets are written anew. After a wait for mounts they do for volumesLong, since a device is let go after the last of its mounts.
+	volumesAfter = 500 * time.Millisecond
+	volumesLong  = 3 * time.Second
+	// volumesAtOnce is what a wait takes at most where nothing was to be mounted or unmounted.
+	volumesAtOnce = 50 * time.Millisecond
+	// volumesStart is how long they keep upstream's pace at first: volumes of an earlier run are put in order.
+	volumesStart = time.Minute
+	// volumesFirst is for how long a wait looks in steps of volumesStep, before upstream's, which are of 300 ms: most volumes are
+	// directories, which are made within milliseconds.
+	volumesFirst = 250 * time.Millisecond
+	volumesStep  = 5 * time.Millisecond
+	// volumesSecond is how much later the loop that mounts goes on than the one that finds out what is to be mounted.
+	volumesSecond = 10 * time.Millisecond
+)
+
+// restingVolumes is upstream's volume manager with loops that rest while no pod of the node waits for volumes to be mounted or
+// unmounted. The kubelet waits for these by the methods below, before a pod's containers start and after they have ended; so the first
+// call wakes the loops, and they keep upstream's pace until the last one has returned.
+type restingVolumes struct {
+	volumemanager.VolumeManager
+	pace *volumePace
+}
+
+// WaitForAttachAndMount implements volumemanager.VolumeManager.
+func (m restingVolumes) WaitForAttachAndMount(ctx context.Context, pod *v1.Pod) error {
+	defer m.pace.wait()()
+	mounts, devices, _ := volumeutil.GetPodVolumeNames(pod, false)
+	m.first(ctx, func() bool {
+		mounted := m.GetMountedVolumesForPod(volumeutil.GetUniquePodName(pod))
+		for name := range mounts.Union(devices) {
+			if _, ok := mounted[name]; !ok {
+				return false
+			}
+		}
+		return true
+	})
+	return m.VolumeManager.WaitForAttachAndMount(ctx, pod)
+}
+
+// WaitForUnmount implements volumemanager.VolumeManager.
+func (m restingVolumes) WaitForUnmount(ctx context.Context, pod *v1.Pod) error {
+	defer m.pace.wait()()
+	m.first(ctx, func() bool { return len(m.GetMountedVolumesForPod(volumeutil.GetUniquePodName(pod))) == 0 })
+	return m.VolumeManager.WaitForUnmount(ctx, pod)
+}
+
+// WaitForAllPodsUnmount implements volumemanager.VolumeManager.
+func (m restingVolumes) WaitForAllPodsUnmount(ctx context.Context, pods []*v1.Pod) error {
+	defer m.pace.wait()()
+	return m.VolumeManager.WaitForAllPodsUnmount(ctx, pods)
+}
+
+// first returns when done does, or volumesFirst later.
+func (m restingVolumes) first(ctx context.Context, done func() bool) {
+	ctx, cancel := context.WithTimeout(ctx, volumesFirst)
+	defer cancel()
+	for !done() && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(volumesStep):
+		}
+	}
+}
+
+// volumePace holds both loops up while there is nothing to hurry for.
+type volumePace struct {
+	mu      sync.Mutex
+	waiting int           // calls that wait for volumes
+	until   time.Time     // upstream's pace until then
+	woken   chan struct{} // closed and replaced when there is something to hurry for
+}
+
+func newVolumePace() *volumePace {
+	return &volumePace{until: time.Now().Add(volumesStart), woken: make(chan struct{})}
+}
+
+// wait wakes the loops. They stay awake until the function that it returns is called, and a while longer.
+func (p *volumePace) wait() (done func()) {
+	began := time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.waiting++
+	p.wakeFor(volumesAfter)
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.waiting--
+		after := volumesAfter
+		if time.Since(began) > volumesAtOnce {
+			after = volumesLong
+		}
+		p.wakeFor(after)
+	}
+}
+
+// wakeFor wakes the loops. mu is held.
+func (p *volumePace) wakeFor(d time.Duration) {
+	if until := time.Now().Add(d); until.After(p.until) {
+		p.until = until
+	}
+	close(p.woken)
+	p.woken = make(chan struct{})
+}
+
+// pass is called by a loop on each of its rounds, and returns when it is to go on. Both loops go on at the same moment, so that the
+// process wakes once; where something woke them, a loop goes on so much later.
+func (p *volumePace) pass(later time.Duration) {
+	p.mu.Lock()
+	now, woken := time.Now(), p.woken
+	hurry := p.waiting > 0 || now.Before(p.until)
+	p.mu.Unlock()
+	if hurry {
+		return
+	}
+	timer := time.NewTimer(now.Truncate(volumesRest).Add(volumesRest).Sub(now))
+	defer timer.Stop()
+	select {
+	case <-woken:
+		time.Sleep(later) // the other loop has no event that says it has been round
+	case <-timer.C:
+	}
+}
+
+// pacedPods are the pods that the loop of desired volumes goes through. It asks for them first on each round, with nothing locked.
+type pacedPods struct {
+	populator.PodManager
+	pace *volumePace
+}
+
+// GetPods implements populator.PodManager.
+func (p pacedPods) GetPods() []*v1.Pod {
+	p.pace.pass(0)
+	return p.PodManager.GetPods()
+}
+
+// Where a kubelet has its volume manager, and that one what its loops ask first on each round. No function of upstream's
+// leads there.
+var (
+	volumesAt  = []string{"volumeManager"}
+	podsAt     = []string{"volumeManager", "desiredStateOfWorldPopulator", "podManager"}
+	hasAddedAt = []string{"volumeManager", "reconciler", "populatorHasAddedPods"}
+)
+
+// restVolumes gives a kubelet that is not running yet restingVolumes. After an error it is as it was.
+func restVolumes(kubelet any) error {
+	pods, err := field[populator.PodManager](kubelet, podsAt)
+	if err != nil {
+		return err
+	}
+	hasAdded, err := field[func() bool](kubelet, hasAddedAt)
+	if err != nil {
+		return err
+	}
+	volumes, err := field[volumemanager.VolumeManager](kubelet, volumesAt)
+	if err != nil {
+		return err
+	}
+	pace, ask := newVolumePace(), *hasAdded
+	*pods = pacedPods{*pods, pace}
+	*hasAdded = func() bool {
+		pace.pass(volumesSecond)
+		return ask()
+	}
+	*volumes = restingVolumes{*volumes, pace}
+	return nil
+}
+
+// resting is restVolumes for upstream's list of what is done with a new kubelet.
+func resting(failed func(error)) upstream.Option {
+	return func(k *upstream.Kubelet) {
+		if err := restVolumes(k); err != nil {
+			failed(err)
+		}
+	}
+}

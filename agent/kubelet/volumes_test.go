@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubelet
+
+import (
+	"context"
+	"reflect"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/tools/record"
+	upstream "k8s.io/kubernetes/pkg/kubelet"
+	"k8s.io/kubernetes/pkg/kubelet/config"
+	kubepod "k8s.io/kubernetes/pkg/kubelet/pod"
+	"k8s.io/kubernetes/pkg/kubelet/volumemanager"
+	"k8s.io/kubernetes/pkg/volume"
+	"k8s.io/kubernetes/pkg/volume/util/hostutil"
+	"k8s.io/kubernetes/pkg/volume/util/volumepathhandler"
+	"k8s.io/mount-utils"
+)
+
+// countedPods are a kubelet's pods, and count how often they are asked for.
+type countedPods struct {
+	kubepod.Manager
+	asked atomic.Int64
+}
+
+func (p *countedPods) GetPods() []*v1.Pod {
+	p.asked.Add(1)
+	return p.Manager.GetPods()
+}
+
+type noPodEnds struct{}
+
+func (noPodEnds) ShouldPodContainersBeTerminating(types.UID) bool { return false }
+func (noPodEnds) ShouldPodRuntimeBeRemoved(types.UID) bool        { return false }
+
+// rounds are those of upstream's two loops.
+type rounds struct {
+	pods       *countedPods
+	reconciled atomic.Int64
+}
+
+// during returns how many rounds the loops make in a time.
+func (r *rounds) during(d time.Duration) (populated, reconciled int64) {
+	populated, reconciled = r.pods.asked.Load(), r.reconciled.Load()
+	time.Sleep(d)
+	return r.pods.asked.Load() - populated, r.reconciled.Load() - reconciled
+}
+
+// someKubelet has what restVolumes changes, where upstream's kubelet has it.
+type someKubelet struct {
+	podManager    kubepod.Manager
+	volumeManager volumemanager.VolumeManager
+}
+
+// runVolumes runs upstream's volume manager where a kubelet has it, without plugins: no volume is ever mounted.
+func runVolumes(t *testing.T, ctx context.Context) (*someKubelet, *rounds) {
+	t.Helper()
+	plugins := &volume.VolumePluginMgr{}
+	if err := plugins.InitPlugins(nil, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	k := &someKubelet{podManager: kubepod.NewBasicPodManager()}
+	pods := &countedPods{Manager: k.podManager}
+	k.volumeManager = volumemanager.NewVolumeManager(true, "node", pods, noPodEnds{}, fake.NewClientset(), plugins,
+		mount.NewFakeMounter(nil), hostutil.NewFakeHostUtil(nil), t.TempDir(), record.NewFakeRecorder(1000), volumepathhandler.NewBlockVolumePathHandler(), nil, 0)
+	r := &rounds{pods: pods}
+	hasAdded, err := field[func() bool](k, hasAddedAt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := *hasAdded
+	*hasAdded = func() bool {
+		r.reconciled.Add(1)
+		return ask()
+	}
+	if err := restVolumes(k); err != nil {
+		t.Fatal(err)
+	}
+	go k.volumeManager.Run(ctx, config.NewSourcesReady(func(sets.Set[string]) bool { return true }))
+	return k, r
+}
+
+// podWithVolume has a volume that nobody can mount.
+func podWithVolume() *v1.Pod {
+	p := &v1.Pod{}
+	p.Name, p.Namespace, p.UID = "pod", "default", "uid"
+	p.Spec.Volumes = []v1.Volume{{Name: "v", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}}}
+	p.Spec.Containers = []v1.Container{{Name: "c", VolumeMounts: []v1.VolumeMount{{Name: "v", MountPath: "/v"}}}}
+	return p
+}
+
+// TestVolumesRest: the volume manager's loops keep upstream's pace at first, while a pod waits for its volumes and a moment longer, and rest
+// otherwise; they look at once when a pod begins to wait.
+func TestVolumesRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer time.Sleep(10 * time.Second) // until the loops have seen that ctx is done
+		defer cancel()
+		k, r := runVolumes(t, ctx)
+		pace := func(when string, within time.Duration, least, most int64) {
+			t.Helper()
+			if p, c := r.during(within); p < least || p > most || c < least || c > most {
+				t.Errorf("%s: %d and %d rounds in %s, want %d to %d", when, p, c, within, least, most)
+			}
+		}
+		time.Sleep(time.Second)
+		pace("after the start", 10*time.Second, 98, 101)
+		time.Sleep(volumesStart)
+		pace("at rest", time.Minute, 29, 31)
+		time.Sleep(300 * time.Millisecond) // within a rest
+
+		pod := podWithVolume() // which nobody can mount
+		k.podManager.AddPod(pod)
+		populated, reconciled := r.pods.asked.Load(), r.reconciled.Load()
+		ended := make(chan error)
+		go func() { ended <- k.volumeManager.WaitForAttachAndMount(ctx, pod) }()
+		synctest.Wait()
+		if p, c := r.pods.asked.Load()-populated, r.reconciled.Load()-reconciled; p != 1 || c != 0 {
+			t.Errorf("when a pod begins to wait: %d and %d rounds at once", p, c)
+		}
+		time.Sleep(volumesSecond)
+		synctest.Wait()
+		if p, c := r.pods.asked.Load()-populated, r.reconciled.Load()-reconciled; p != 1 || c != 1 {
+			t.Errorf("a moment after a pod has begun to wait: %d and %d rounds", p, c)
+		}
+		if err := <-ended; err == nil {
+			t.Error("the volume was mounted, by no plugin")
+		}
+		time.Sleep(volumesLong + volumesRest)
+
+		other := podWithVolume() // of which the loops do not know: nothing ever comes of its volumes
+		other.UID = "other"
+		waiting, stop := context.WithCancel(ctx)
+		go func() { ended <- k.volumeManager.WaitForAttachAndMount(waiting, other) }()
+		synctest.Wait()
+		pace("while a pod waits", 5*time.Second, 49, 51)
+		stop()
+		if err := <-ended; err == nil {
+			t.Error("the volume was mounted, by no plugin")
+		}
+		pace("after a pod has waited long", volumesLong, 29, 31)
+		time.Sleep(volumesRest)
+		pace("at rest again", time.Minute, 29, 31)
+
+		k.podManager.RemovePod(pod)
+		if err := k.volumeManager.WaitForUnmount(ctx, pod); err != nil {
+			t.Error(err)
+		}
+		pace("after a pod had nothing to wait for", volumesAfter, 4, 6)
+		time.Sleep(volumesRest)
+		pace("at rest at last", time.Minute, 29, 31)
+	})
+}
+
+// A pod that comes while the loops rest is looked at without any time passing.
+func TestVolumesWake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newVolumePace()
+		time.Sleep(volumesStart + 300*time.Millisecond)
+		began := time.Now()
+		passed := make(chan time.Duration)
+		go func() {
+			p.pass(volumesSecond)
+			passed <- time.Since(began)
+		}()
+		synctest.Wait()
+		done := p.wait()
+		if after := <-passed; after != volumesSecond {
+			t.Errorf("a loop slept for another %s", after)
+		}
+		p.pass(volumesSecond)
+		if time.Since(began) != volumesSecond {
+			t.Error("a loop rests while a pod waits")
+		}
+		done()
+		time.Sleep(volumesAfter)
+		p.pass(0)
+		if rested := time.Since(began) - volumesSecond - volumesAfter; rested <= 0 || rested > volumesRest {
+			t.Errorf("a loop rested for %s", rested)
+		}
+	})
+}
+
+// Upstream's kubelet still begins the ways as restVolumes does; the rest of them is in TestVolumesRest.
+func TestWayToTheVolumeManager(t *testing.T) {
+	for _, c := range []struct {
+		way  []string
+		want reflect.Type
+	}{{volumesAt, reflect.TypeFor[volumemanager.VolumeManager]()}} {
+		if f, ok := reflect.TypeFor[upstream.Kubelet]().FieldByName(c.way[0]); !ok || f.Type != c.want {
+			t.Errorf("a kubelet's %s: %v", c.way[0], f.Type)
+		}
+	}
+	if err := restVolumes(&struct{ volumeManager int }{}); err == nil {
+		t.Error("there is no volume manager, and no error")
+	}
+}
