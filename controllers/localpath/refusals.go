@@ -10,7 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// refusalsLast is how long a refusal is remembered: until some forty nodes had their turn. Upstream's controller of volumes waits after each failure of a claim,
+// refusalsLast is how long a refusal is remembered: until some thirty nodes had their turn. Upstream's controller of volumes waits after each failure of a claim,
 // half a second and then twice as long each time, up to two minutes.
 const refusalsLast = time.Hour
 
