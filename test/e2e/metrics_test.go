@@ -21,8 +21,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// burner uses as much of a processor as it may until there is a file /tmp/stop.
-const burner = `
+// burner uses as much of a processor as it may until there is a file /tmp/stop, and holds memory.
+var burner = `
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: burner}
@@ -36,7 +36,7 @@ spec:
       - name: box
         image: ` + harness.BoxImage + `
         imagePullPolicy: Never
-        command: [sh, -c, 'while [ ! -e /tmp/stop ]; do :; done; exec testbox hold']
+        command: [sh, -c, 'head -c ` + strconv.Itoa(burnerHolds) + ` /dev/zero > /dev/shm/held; while [ ! -e /tmp/stop ]; do :; done; exec testbox hold']
         resources: {requests: {cpu: 100m}, limits: {cpu: 150m}}
       - name: idle
         image: ` + harness.BoxImage + `
@@ -54,6 +54,8 @@ spec:
   metrics:
   - type: Resource
     resource: {name: cpu, target: {type: Utilization, averageUtilization: 15}} # a machine that has much else to do gives the burner a third of its limit
+  - type: ContainerResource
+    containerResource: {name: cpu, container: box, target: {type: Utilization, averageUtilization: 15}}
   behavior:
     scaleDown: {stabilizationWindowSeconds: 0, policies: [{type: Pods, value: 1, periodSeconds: 15}]}
 `
@@ -64,7 +66,10 @@ func autoscaling(k *harness.Kube) {
 	k.Apply(burner)
 	k.Kubectl("rollout", "status", "deployment/burner", "--timeout=180s")
 	topAgrees(k)
+	nodeMemoryAgrees(k)
 	k.Await(longer, "hpa/burner", "{.status.desiredReplicas}", "2")
+	// Of the pod as a whole and of its one container that works, against what each asks for.
+	k.Prints([]string{"Resource ContainerResource", "box"}, "get", "hpa", "burner", "-o", "jsonpath={.status.currentMetrics[*].type} {.status.currentMetrics[*].containerResource.container}")
 	k.Kubectl("rollout", "status", "deployment/burner", "--timeout=180s")
 
 	// A busy kubelet may leave out a container, or a node, at one time or another.
@@ -202,9 +207,7 @@ func topAgrees(k *harness.Kube) {
 			if said < least*9/10-late || said > most*11/10+late {
 				k.T.Errorf("the API says that %v of a processor were used; the control group, between %v and %v", said, least, most)
 			}
-			if c.Usage.Memory == "0" || c.Usage.Memory == "" {
-				k.T.Errorf("the pod uses %q of memory", c.Usage.Memory)
-			}
+			memoryAgrees(k, pod, c.Usage.Memory)
 			return nil
 		}
 		return fmt.Errorf("no figures of the container: %s", out)
