@@ -101,9 +101,9 @@ func (p *refusedVolumes) PreScore(_ context.Context, _ fwk.CycleState, pod *core
 func (p *refusedVolumes) Score(_ context.Context, _ fwk.CycleState, pod *corev1.Pod, node fwk.NodeInfo) (int64, *fwk.Status) {
 	since, refused := p.since(p.claimsOf(pod), node.Node().Name)
 	if !refused {
-		return fwk.MaxNodeScore, nil
+		return fwk.MaxScore, nil
 	}
-	return min(int64(since/refusedVolumesStep), fwk.MaxNodeScore-1), nil
+	return min(int64(since/refusedVolumesStep), fwk.MaxScore-1), nil
 }
 
 // ScoreExtensions has nothing: the scores are final.
