@@ -37,9 +37,10 @@ type nftables struct {
 	upstream.Provider
 	health   *healthcheck.ProxyHealthServer // never serves; it tells whether a sync succeeded
 	families []corev1.IPFamily
-	synced   bool                              // the proxier was told of complete lists; only sync touches it and what follows
-	frame    map[nfttable.Table]map[string]int // how many rules each chain has that is no Service's; only full syncs write these
-	verified uint32                            // the kernel's generation in which they were there
+	synced   bool   // the proxier was told of complete lists; only sync touches it and what follows
+	frame    frame  // only full syncs write these
+	counted  frame  // what was counted after the last full sync
+	verified uint32 // the kernel's generation in which the frame was there
 
 	mu       sync.Mutex
 	topology map[string]string
@@ -141,14 +142,26 @@ func (b *nftables) sync(full bool) error {
 		}
 	}
 	if len(errs) == 0 && (full || b.frame == nil) {
-		b.frame = b.countFrame()
+		b.learn(b.countFrame())
 	}
 	return errors.Join(errs...)
 }
 
+// frame is how many rules each chain has that is no Service's.
+type frame map[nfttable.Table]map[string]int
+
+// learn takes what was counted after a full sync. Another program may have taken something out between the writing and the counting, so what differs from the frame
+// has to be counted twice before it is the frame.
+func (b *nftables) learn(counted frame) {
+	if b.frame == nil || counted == nil || maps.EqualFunc(counted, b.counted, maps.Equal) {
+		b.frame = counted
+	}
+	b.counted = counted
+}
+
 // countFrame counts what a full sync has written. Where that cannot be counted nothing is known of it.
-func (b *nftables) countFrame() map[nfttable.Table]map[string]int {
-	out := map[nfttable.Table]map[string]int{}
+func (b *nftables) countFrame() frame {
+	out := frame{}
 	for _, t := range tables(b.families) {
 		rules, err := nfttable.CountRules(t)
 		if err != nil {
