@@ -67,7 +67,9 @@ func startClients(t *testing.T, c *Cluster, ns, service string) *clients {
 		if service == "" {
 			break
 		}
-		x.visitors[n] = NewAsker(fmt.Sprintf("visits from node %d", n.Number), visit(n.Machine, service))
+		goes := visit(n.Machine, service)
+		harness.Eventually(t, soon, fmt.Sprintf("a first visit from node %d", n.Number), func() error { return goes(t.Context()) })
+		x.visitors[n] = NewAsker(fmt.Sprintf("visits from node %d", n.Number), goes)
 		running.Go(func() { x.visitors[n].Run(ctx) })
 	}
 	x.stop = sync.OnceFunc(func() {
