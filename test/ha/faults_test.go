@@ -97,6 +97,7 @@ func (c *Cluster) faults(t *testing.T, short func(run func(name string, victim *
 		c.WaitWhole()
 		harness.Eventually(t, soon, "writes at all servers go on", func() error { return x.all(back) })
 		x.balances(t, victim, back)
+		x.steady(t, nil)
 		t.Logf("%s: the others were without an acknowledged write for %v at most; whole %v after its return", what,
 			writes.Round(time.Millisecond), time.Since(back).Round(100*time.Millisecond))
 		if writes > explainAbove() {
@@ -152,16 +153,11 @@ func (c *Cluster) usedBy(t *testing.T, a *harness.Server) *harness.Server {
 // served waits until the Service answers on each machine but one.
 func (x *clients) served(t *testing.T, since time.Time, but *harness.Server) {
 	t.Helper()
+	x.steady(t, but)
 	for a, v := range x.visitors {
 		if a == but {
 			continue
 		}
-		harness.Eventually(t, soon, v.Name+" have answers", func() error {
-			if steady := v.Steady(); steady < 20 {
-				return fmt.Errorf("the last %d had answers", steady)
-			}
-			return nil
-		})
 		var last time.Time
 		failed, _, _ := v.Failed()
 		for _, f := range failed {
@@ -172,6 +168,22 @@ func (x *clients) served(t *testing.T, since time.Time, but *harness.Server) {
 		if !last.IsZero() {
 			t.Logf("%s: the last one without an answer %v after the fault", v.Name, last.Sub(since).Round(10*time.Millisecond))
 		}
+	}
+}
+
+// steady waits until the last twenty visits from each machine but one had answers.
+func (x *clients) steady(t *testing.T, but *harness.Server) {
+	t.Helper()
+	for n, v := range x.visitors {
+		if n == but {
+			continue
+		}
+		harness.Eventually(t, soon, v.Name+" have answers", func() error {
+			if steady := v.Steady(); steady < 20 {
+				return fmt.Errorf("the last %d had answers", steady)
+			}
+			return nil
+		})
 	}
 }
 
