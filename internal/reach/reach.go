@@ -34,6 +34,10 @@ const (
 	verifyWithin = 2 * time.Second
 	verifyAgain  = 10 * time.Second
 	verifyMost   = 6
+	// unknownAgain is the wait for the address of a node that the API does not have, or not yet: gossip hears of a machine first, and of others before a
+	// machine that starts has any list from the API. It doubles, and unknownMost is how often it is waited for.
+	unknownAgain = time.Second
+	unknownMost  = 9
 	// lateBy is by how much a check may last longer before this machine has to assume that it was short of CPU itself.
 	lateBy = 500 * time.Millisecond
 	// parallel is how many checks run at a time, mostNodes how many nodes are known at most.
@@ -72,6 +76,7 @@ type state struct {
 	verified bool          // this machine has reached it, so that a failure means something
 	trip     time.Duration // how long it took to answer
 	failed   int           // verifications that failed
+	unknown  int           // how often the API did not have it
 	checking bool
 	due      time.Time // when it is checked next; zero: not at all
 	checked  time.Time // the end of the last check
@@ -113,7 +118,7 @@ func (w *Watch) Came(node string, port uint16) {
 		w.nodes[node] = s
 	}
 	now := time.Now()
-	s.port, s.until, s.failed = port, time.Time{}, 0
+	s.port, s.until, s.failed, s.unknown = port, time.Time{}, 0, 0
 	switch {
 	case !s.down.IsZero():
 		s.due = now
@@ -243,13 +248,13 @@ func (w *Watch) take(addresses func(string) []netip.Addr, most int) []call {
 
 // unknown is for a node that the API does not have, or not yet.
 func (w *Watch) unknown(node string, s *state, now time.Time) {
-	if s.verified || s.failed >= verifyMost {
+	if s.verified || s.unknown >= unknownMost {
 		delete(w.nodes, node) // gossip says when it comes again
 		w.publish()
 		return
 	}
-	s.due = now.Add(verifyAgain << s.failed)
-	s.failed++
+	s.due = now.Add(unknownAgain << s.unknown)
+	s.unknown++
 }
 
 // check is one check.

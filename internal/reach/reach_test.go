@@ -22,6 +22,7 @@ type world struct {
 	*Watch
 
 	mu     sync.Mutex
+	late   map[string]bool // the API does not have them yet
 	dead   map[string]bool
 	trip   time.Duration
 	hung   time.Duration // what a check lasts longer than it may: this machine is short of CPU
@@ -40,7 +41,7 @@ func address(node string) netip.Addr {
 // run runs f in a world in which the API knows the nodes that begin with n.
 func run(t *testing.T, f func(*world)) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{dead: map[string]bool{}, checks: map[string]int{}, trip: time.Millisecond}
+		w := &world{late: map[string]bool{}, dead: map[string]bool{}, checks: map[string]int{}, trip: time.Millisecond}
 		w.Watch = New(Options{
 			Check: w.check, Jitter: func(d time.Duration) time.Duration { return d / 2 }, Logger: slog.New(slog.DiscardHandler),
 			Tell: func(node string) {
@@ -54,7 +55,9 @@ func run(t *testing.T, f func(*world)) {
 		go func() {
 			defer close(done)
 			w.Run(ctx, func(node string) []netip.Addr {
-				if !strings.HasPrefix(node, "n") {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				if !strings.HasPrefix(node, "n") || w.late[node] {
 					return nil
 				}
 				return []netip.Addr{address(node)}
@@ -264,13 +267,11 @@ func TestBounds(t *testing.T) {
 			w.Came(fmt.Sprintf("x%d", i), port)
 		}
 		time.Sleep(24 * time.Hour)
-		w.mu.Lock()
 		w.Watch.mu.Lock()
 		if n := len(w.nodes); n != 0 {
 			t.Errorf("%d nodes that the API does not have are known", n)
 		}
 		w.Watch.mu.Unlock()
-		w.mu.Unlock()
 		w.Came("n1", port)
 		time.Sleep(verifyWithin)
 		w.checked("n1")
@@ -285,6 +286,22 @@ func TestBounds(t *testing.T) {
 		if n := w.checked("n9"); n != 0 {
 			t.Errorf("%d checks of an unknown node", n)
 		}
+	})
+}
+
+// TestKnownLate: a node of which gossip says more than the API at first, as at the start of a machine, is reached soon after the API has it. One that dies within the
+// first seconds would otherwise keep its endpoints until the leader takes them out.
+func TestKnownLate(t *testing.T) {
+	run(t, func(w *world) {
+		w.set(func() { w.late["n1"] = true })
+		w.Came("n1", port)
+		time.Sleep(3 * time.Second)
+		w.set(func() { w.late["n1"] = false })
+		time.Sleep(4 * time.Second)
+		w.kill("n1")
+		w.Silent("n1")
+		time.Sleep(2 * time.Second)
+		w.want(t, "a node that died seconds after the API had it", "n1")
 	})
 }
 
