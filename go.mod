@@ -369,9 +369,9 @@ require (
 	k8s.io/kms v0.37.0 // indirect
 	k8s.io/kube-controller-manager v0.0.0 // indirect
 	k8s.io/kube-proxy v0.0.0 // indirect
-	k8s.io/kube-scheduler v0.0.0 // indirect
+	k8s.io/kube-scheduler v0.0.0
 	k8s.io/metrics v0.37.0
-	k8s.io/mount-utils v0.35.2 // indirect
+	k8s.io/mount-utils v0.35.2
 	k8s.io/pod-security-admission v0.35.2 // indirect
 	k8s.io/streaming v0.37.0 // indirect
 	sigs.k8s.io/apiserver-network-proxy/konnectivity-client v0.36.0 // indirect
