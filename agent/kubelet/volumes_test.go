@@ -97,6 +97,8 @@ func podWithVolume() *v1.Pod {
 	return p
 }
 
+// No sleep of this file takes any time: its tests run in bubbles of fake time.
+
 // TestVolumesRest: the volume manager's loops keep upstream's pace at first, while a pod waits for its volumes and a moment longer, and rest
 // otherwise; they look at once when a pod begins to wait.
 func TestVolumesRest(t *testing.T) {
