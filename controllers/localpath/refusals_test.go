@@ -22,12 +22,12 @@ func TestRefusals(t *testing.T) {
 		}
 		says("data", "a", 0, false)
 		r.add("data", "a")
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // fake time
 		r.add("data", "b")
 		says("data", "a", time.Minute, true)
 		says("data", "b", 0, true)
 		says("logs", "a", 0, false)
-		time.Sleep(refusalsLast - time.Minute)
+		time.Sleep(refusalsLast - time.Minute) // fake time
 		says("data", "a", 0, false)
 		says("data", "b", refusalsLast-time.Minute, true)
 		r.add("data", "b")

@@ -31,7 +31,7 @@ func TestAskSilent(t *testing.T) {
 			_ = c.Close()
 		}, want: ErrSilent},
 		"woken in time": {node: func(c net.Conn) {
-			time.Sleep(patience - time.Second)
+			time.Sleep(patience - time.Second) // fake time
 			_ = json.NewDecoder(c).Decode(&Request{})
 			_ = json.NewEncoder(c).Encode(Answer{Path: "/storage/x"})
 		}, took: patience - time.Second},
