@@ -1,0 +1,161 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// TestNodeBehindNAT: no server can connect to a node; logs, exec, attach, port-forward, metrics and what goes to its pods (requests, admission webhooks, aggregated
+// APIs) work through each of three servers all the same, over the connections that the node keeps open. Two of the servers have no node of their own, and one
+// leads. Nor is the node dead when the server that leads does not hear it any more, as long as another one does.
+func TestNodeBehindNAT(t *testing.T) {
+	site := harness.NewSite(t)
+	first := site.NewMachine().NewServer("--disable-agent")
+	first.Start()
+	first.WaitAPI()
+	servers := []*harness.Server{first}
+	for _, args := range [][]string{{"--disable-agent"}, {}} {
+		s := site.NewMachine().NewPeer(first, args...)
+		s.Start()
+		s.WaitAPI()
+		servers = append(servers, s)
+	}
+	a := site.NewMachine().NewAgent(first)
+	for _, s := range servers {
+		site.NoConnecting(s.Machine, a.Machine)
+		site.LoseDatagrams(s.Machine, a.Machine, cluster.VXLANPort, 100) // the pod network would lead round the fault
+	}
+	a.AddBoxImage()
+	a.Start()
+	harness.Eventually(t, soon, "the node is ready", func() error { return first.NodeReady(a) })
+	first.Apply(onNode(a, "guest", "[testbox, serve]") + "---\n" + onNode(a, "listener", `[sh, -c, 'while read -r line; do echo "heard $line"; done']`))
+	extendOn(t, first, a)
+	first.Kubectl("wait", "--for=condition=Ready", "pod/guest", "pod/listener", "--timeout=180s")
+
+	for _, s := range servers {
+		// A server that is new to the node is connected to within half a minute: until then it cannot reach the node.
+		harness.Eventually(t, soon, "logs", func() error {
+			out, err := s.TryKubectl("logs", "guest", "--request-timeout=10s")
+			if err == nil && !strings.Contains(out, "serving on 8080") {
+				err = fmt.Errorf("%q", out)
+			}
+			return err
+		})
+		harness.Says(t, s.Kubectl("exec", "guest", "--", "echo", "hi"), "hi")
+		attached(t, s, "listener", "hello through "+s.NodeName())
+		s.In(t).Prints([]string{"container_memory_working_set_bytes"}, "get", "--raw", "/api/v1/nodes/"+a.NodeName()+"/proxy/metrics/resource") // a new pod is measured some time after its start
+		harness.Says(t, s.Kubectl("get", "--raw", "/api/v1/namespaces/default/pods/guest:8080/proxy/"), "guest")
+		harness.Says(t, forwarded(t, s, "guest"), "guest")
+		asksExtensions(t, s)
+	}
+	pod := first.Kubectl("get", "pod", "extend", "-o", "jsonpath={.status.podIP}")
+	for _, s := range servers {
+		for _, to := range []string{a.IP + "/10250", pod + "/8443"} {
+			if out, err := s.Run("bash", "-c", "timeout 2 bash -c '</dev/tcp/"+to+"'"); err == nil {
+				t.Errorf("%s can connect to %s: this test shows nothing: %s", s.NodeName(), to, out)
+			}
+		}
+	}
+	// A node that one server hears is not dead, whatever the one that leads hears.
+	site.Split(first.Machine, a.Machine)
+	// A window in which nothing may happen has no event that ends it.
+	for began := time.Now(); time.Since(began) < 15*time.Second; time.Sleep(time.Second) {
+		out, err := servers[1].TryKubectl("get", "node", a.NodeName(), "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+		if err != nil {
+			t.Logf("no answer, while another leader may be elected: %v", err)
+		} else if out != "True" {
+			t.Fatalf("cut off from one server: Ready is %q", out)
+		}
+	}
+}
+
+// onNode is a pod of the test image on a node, whose container has an input.
+func onNode(node *harness.Server, name, command string) string {
+	return fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %s}, spec: {nodeName: %s, terminationGracePeriodSeconds: 1, containers: [%s, stdin: true, command: %s}]}}
+`, name, node.NodeName(), harness.BoxYAML, command)
+}
+
+// attached says a line to a pod through kubectl attach, and waits until the pod says that it has heard it.
+func attached(t *testing.T, s *harness.Server, pod, line string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	attach := s.KubectlCommand(ctx, "attach", "--stdin", "--quiet", pod)
+	in, inErr := attach.StdinPipe()
+	out, outErr := attach.StdoutPipe()
+	err := errors.Join(inErr, outErr)
+	if err == nil {
+		err = attach.Start()
+	}
+	if err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	var saying sync.WaitGroup
+	saying.Go(func() {
+		for ctx.Err() == nil {
+			if _, err := fmt.Fprintln(in, line); err != nil {
+				return // kubectl has ended, which whoever reads from it hears too
+			}
+			select { // again until it is heard: an answer that comes before the output is attached is lost
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+		}
+	})
+	defer func() {
+		cancel()
+		_ = attach.Wait() // it was killed
+		saying.Wait()
+	}()
+	var heard []string
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if lines.Text() == "heard "+line {
+			return
+		}
+		heard = append(heard, lines.Text())
+	}
+	t.Errorf("attached to %s through %s: no answer to %q, only %q", pod, s.NodeName(), line, heard)
+}
+
+// forwarded reads the page of a pod's port 8080 through kubectl port-forward.
+func forwarded(t *testing.T, s *harness.Server, pod string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), soon)
+	defer cancel()
+	forward := s.KubectlCommand(ctx, "port-forward", "pod/"+pod, ":8080")
+	out, err := forward.StdoutPipe()
+	if err == nil {
+		err = forward.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		cancel()
+		_ = forward.Wait()
+	}()
+	var port int
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	} else if _, err := fmt.Sscanf(line, "Forwarding from 127.0.0.1:%d", &port); err != nil {
+		t.Fatalf("%q: %v", line, err)
+	}
+	page, err := s.Run(harness.Box(t), "get", fmt.Sprintf("http://127.0.0.1:%d/", port), "60")
+	if err != nil {
+		t.Error(err)
+	}
+	return page
+}
