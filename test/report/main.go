@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command report runs `go test -json …` and prints what a reader wants: a line for each package, everything that a failed
-// test said, each skipped test with its reason, and how many tests ran. It fails when the command does, when no
+// test said, each skipped test with its reason, which tests took the longest, and how many ran. It fails when the command does, when no
 // test ran, and when -run asks for parts of tests and no part of any ran: their test itself passes then.
 //
 //	report [-v] go test -json ./...
@@ -11,6 +11,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -42,7 +43,14 @@ type counter struct {
 	parts                                             int                 // those of them that are parts of a test
 	output                                            map[string][]string // package and test → what it said, until it ends
 	skips                                             []string
+	long                                              []event // ends of tests that took longFrom and more
 }
+
+// A test that takes so many seconds is named at the end, the longest first, and mostLong of them at most: whoever wants the whole to be quicker begins there.
+const (
+	longFrom = 30
+	mostLong = 12
+)
 
 func main() {
 	verbose := flag.Bool("v", false, "print every line as it comes")
@@ -147,6 +155,8 @@ func (c *counter) endTest(e event) {
 	said := c.output[e.Package+" "+e.Test]
 	if strings.Contains(e.Test, "/") {
 		c.parts++
+	} else if e.Elapsed >= longFrom {
+		c.long = append(c.long, e)
 	}
 	switch e.Action {
 	case "pass":
@@ -205,4 +215,11 @@ func (c *counter) verdict() string {
 	return fmt.Sprintf("%d tests passed, %d failed, %d skipped in %d packages", c.passed, c.failed, c.skipped, c.packages)
 }
 
-func (c *counter) summary() string { return strings.Join(append(c.skips, c.verdict()), "\n") }
+func (c *counter) summary() string {
+	lines := slices.Clone(c.skips)
+	long := slices.SortedStableFunc(slices.Values(c.long), func(a, b event) int { return cmp.Compare(b.Elapsed, a.Elapsed) })
+	for _, e := range long[:min(len(long), mostLong)] {
+		lines = append(lines, fmt.Sprintf("long: %s %s %.0f s", path.Base(e.Package), e.Test, e.Elapsed))
+	}
+	return strings.Join(append(lines, c.verdict()), "\n")
+}

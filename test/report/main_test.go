@@ -21,6 +21,9 @@ const stream = `{"Action":"start","Package":"m/p"}
 {"Action":"output","Package":"m/p","Test":"TestNot","Output":"    a_test.go:12: needs a moon\n"}
 {"Action":"output","Package":"m/p","Test":"TestNot","Output":"--- SKIP: TestNot (0.00s)\n"}
 {"Action":"skip","Package":"m/p","Test":"TestNot","Elapsed":0}
+{"Action":"pass","Package":"m/p","Test":"TestLong/part","Elapsed":59}
+{"Action":"pass","Package":"m/p","Test":"TestLong","Elapsed":60.2}
+{"Action":"pass","Package":"m/p","Test":"TestLonger","Elapsed":301.4}
 {"Action":"run","Package":"m/p","Test":"TestCut"}
 {"Action":"output","Package":"m/p","Test":"TestCut","Output":"F1120 fatal: the process ends here\n"}
 {"Action":"fail","Package":"m/p","Elapsed":1.5}
@@ -41,7 +44,7 @@ func TestRead(t *testing.T) {
 	if strings.Contains(out.String(), "chatter") {
 		t.Errorf("what a good test said is printed:\n%s", out.String())
 	}
-	want := "skipped: p TestNot: a_test.go:12: needs a moon\n1 tests passed, 1 failed, 1 skipped in 1 packages"
+	want := "skipped: p TestNot: a_test.go:12: needs a moon\nlong: p TestLonger 301 s\nlong: p TestLong 60 s\n4 tests passed, 1 failed, 1 skipped in 1 packages"
 	if got := c.summary(); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
