@@ -130,6 +130,7 @@ func TestHelmCharts(t *testing.T) {
 	k := s.Namespace(t, "charts")
 	chartOfFolder(k)
 	chartOfRepository(k)
+	chartByHand(k)
 	chartsOfPrivateServer(k, filepath.Join(m.Dir, "repository", "web-1.0.0.tgz"), ca)
 	chartsOfBadInput(k)
 	put(webChart("1.1.0").Archive(), "data", "static", "charts", "web-1.0.0.tgz") // another file in the place of that which was installed
