@@ -57,10 +57,11 @@ spec:
   - type: ContainerResource
     containerResource: {name: cpu, container: box, target: {type: Utilization, averageUtilization: 15}}
   behavior:
-    scaleDown: {stabilizationWindowSeconds: 0, policies: [{type: Pods, value: 1, periodSeconds: 15}]}
+    # more than the 15 s between two looks of the controller, so that one falls into it, and less than two of them
+    scaleDown: {stabilizationWindowSeconds: 25, policies: [{type: Pods, value: 1, periodSeconds: 15}]}
 `
 
-// autoscaling: a Deployment that works gets another pod and loses it when it does not work any more; meanwhile kubectl top
+// autoscaling: a Deployment that works gets another pod, keeps it for the stabilization window when it does not work any more, and loses it then; meanwhile kubectl top
 // says what the control groups say, to whom may look at the namespace.
 func autoscaling(k *harness.Kube) {
 	k.Apply(burner)
@@ -88,10 +89,21 @@ func autoscaling(k *harness.Kube) {
 		k.T.Errorf("an account without rights sees nodes: %s, %v", out, err)
 	}
 
-	harness.Eventually(k.T, longer, "one pod is left when they cease to work", func() error {
+	stopWork := func() {
 		for _, pod := range strings.Fields(k.Kubectl("get", "pods", "-l", "app=burner", "-o", "jsonpath={.items[*].metadata.name}")) {
 			_, _ = k.Try("exec", pod, "-c", "box", "--", "touch", "/tmp/stop") // it may be gone by now
 		}
+	}
+	harness.Eventually(k.T, longer, "the window keeps both pods when they cease to work", func() error {
+		stopWork()
+		got, err := k.Try("get", "hpa/burner", "-o", `jsonpath={.status.desiredReplicas} {.status.conditions[?(@.type=="AbleToScale")].reason}`)
+		if err == nil && got != "2 ScaleDownStabilized" {
+			err = fmt.Errorf("replicas and reason are %s", got)
+		}
+		return err
+	})
+	harness.Eventually(k.T, longer, "one pod is left after the window", func() error {
+		stopWork()
 		got, err := k.Try("get", "deployment/burner", "-o", "jsonpath={.spec.replicas}")
 		if err == nil && got != "1" {
 			err = fmt.Errorf("there are to be %s", got)
