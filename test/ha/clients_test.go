@@ -27,6 +27,9 @@ type clients struct {
 	watchers map[*harness.Server]*Watcher // each at its own server, or through its agent's balancer
 	askers   map[*harness.Server]*Asker   // each through its agent's balancer
 	visitors map[*harness.Server]*Asker   // each to the Service, from its node's machine
+	former   []*Writer                    // at servers that have left the cluster
+	end      map[*harness.Server]func()   // ends the writer and the watch at a server
+	run      func(f func(ctx context.Context)) (end func())
 	stop     func()
 }
 
@@ -44,24 +47,20 @@ func startClients(t *testing.T, c *Cluster, ns, service string) *clients {
 		return err
 	})
 	x := &clients{c: c, ns: ns, writers: map[*harness.Server]*Writer{}, watchers: map[*harness.Server]*Watcher{},
-		askers: map[*harness.Server]*Asker{}, visitors: map[*harness.Server]*Asker{}}
-	ctx, cancel := context.WithCancel(t.Context())
-	var running sync.WaitGroup
+		askers: map[*harness.Server]*Asker{}, visitors: map[*harness.Server]*Asker{}, end: map[*harness.Server]func(){}}
+	x.runUntilStopped(t)
 	for _, s := range c.Servers {
-		x.writers[s] = NewWriter(fmt.Sprintf("at-%d", s.Number), c.Client(s.Machine, own, writeTimeout), ns)
-		running.Go(func() { x.writers[s].Run(ctx) })
-		x.watchers[s] = NewWatcher(fmt.Sprintf("the watch at server %d", s.Number), c.Client(s.Machine, own, 0), ns, list.ResourceVersion)
-		running.Go(func() { x.watchers[s].Run(ctx) })
+		x.begin(s, list)
 	}
 	for _, a := range c.Agents {
-		x.watchers[a] = NewWatcher(fmt.Sprintf("the watch through agent %d", a.Number), c.Client(a.Machine, balanced, 0), ns, list.ResourceVersion)
-		running.Go(func() { x.watchers[a].Run(ctx) })
+		x.watchers[a] = NewWatcher(fmt.Sprintf("the watch through agent %d", a.Number), c.Client(a.Machine, balanced, 0), ns, list)
+		x.run(x.watchers[a].Run)
 		client := c.Client(a.Machine, balanced, 0) // the asker bounds it
 		x.askers[a] = NewAsker(fmt.Sprintf("requests through agent %d", a.Number), func(ctx context.Context) error {
 			_, err := client.CoreV1().Namespaces().Get(ctx, ns, metav1.GetOptions{})
 			return err
 		})
-		running.Go(func() { x.askers[a].Run(ctx) })
+		x.run(x.askers[a].Run)
 	}
 	for _, n := range c.Nodes() {
 		if service == "" {
@@ -70,14 +69,71 @@ func startClients(t *testing.T, c *Cluster, ns, service string) *clients {
 		goes := visit(n.Machine, service)
 		harness.Eventually(t, soon, fmt.Sprintf("a first visit from node %d", n.Number), func() error { return goes(t.Context()) })
 		x.visitors[n] = NewAsker(fmt.Sprintf("visits from node %d", n.Number), goes)
-		running.Go(func() { x.visitors[n].Run(ctx) })
+		x.run(x.visitors[n].Run)
+	}
+	return x
+}
+
+// runUntilStopped makes run and stop.
+func (x *clients) runUntilStopped(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	x.run = func(f func(ctx context.Context)) (end func()) {
+		ctx, cancel := context.WithCancel(ctx)
+		ended := make(chan struct{})
+		running.Go(func() {
+			defer close(ended)
+			f(ctx)
+		})
+		return func() {
+			cancel()
+			<-ended
+		}
 	}
 	x.stop = sync.OnceFunc(func() {
 		cancel()
 		running.Wait()
 	})
 	t.Cleanup(x.stop)
-	return x
+}
+
+// begin has a writer and a watch at a server. The watch goes on where a list ends.
+func (x *clients) begin(s *harness.Server, list *corev1.ConfigMapList) {
+	x.writers[s] = NewWriter(fmt.Sprintf("at-%d", s.Number), x.c.Client(s.Machine, own, writeTimeout), x.ns)
+	x.watchers[s] = NewWatcher(fmt.Sprintf("the watch at server %d", s.Number), x.c.Client(s.Machine, own, 0), x.ns, list)
+	writes, watches := x.run(x.writers[s].Run), x.run(x.watchers[s].Run)
+	x.end[s] = func() {
+		writes()
+		watches()
+	}
+}
+
+// join is begin at a server that has joined the cluster since.
+func (x *clients) join(t *testing.T, s *harness.Server) {
+	t.Helper()
+	var list *corev1.ConfigMapList
+	harness.Eventually(t, soon, fmt.Sprintf("what server %d has when clients begin there", s.Number), func() (err error) {
+		list, err = x.c.Ask(s).CoreV1().ConfigMaps(x.ns).List(t.Context(), metav1.ListOptions{})
+		return err
+	})
+	x.begin(s, list)
+}
+
+// leave ends the writer and the watch at a server that has left the cluster, if there are any. What was acknowledged there counts.
+func (x *clients) leave(t *testing.T, s *harness.Server) {
+	t.Helper()
+	w := x.writers[s]
+	if w == nil {
+		return
+	}
+	x.end[s]()
+	if _, wrong, _ := x.watchers[s].Missing(nil); len(wrong) > 0 {
+		t.Errorf("%s: %v", x.watchers[s].Name, wrong[:min(len(wrong), 5)])
+	}
+	x.former = append(x.former, w)
+	delete(x.writers, s)
+	delete(x.watchers, s)
+	delete(x.end, s)
 }
 
 // unlessThere is an error unless it says that what was to be made is there: an earlier try made it, although it had no answer.
@@ -166,17 +222,18 @@ func (x *clients) explainWrites(t *testing.T, since time.Time, but *harness.Serv
 // in which an agent's balancer was none, its machine being the one at fault, and a visit to the Service may have gone to a pod there.
 func (x *clients) verify(t *testing.T, excused map[*harness.Server][]window) {
 	t.Helper()
-	var names []string
 	for s, w := range x.writers {
 		acked, errs := w.Acked()
 		t.Logf("writer at server %d: %d acknowledged, errors on the way: %v", s.Number, len(acked), errs)
-		for _, a := range acked {
-			names = append(names, a.Name)
-		}
 		if len(acked) < 20 {
 			t.Errorf("the writer at server %d had %d writes acknowledged: this shows little", s.Number, len(acked))
 		}
 	}
+	for _, w := range x.former {
+		acked, errs := w.Acked()
+		t.Logf("writer %s, whose server has left: %d acknowledged, errors on the way: %v", w.Name, len(acked), errs)
+	}
+	names := x.names()
 	for _, w := range x.watchers {
 		harness.Eventually(t, soon, w.Name+" has seen everything", func() error {
 			missing, wrong, resumed := w.Missing(names)

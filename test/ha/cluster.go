@@ -51,7 +51,7 @@ type Cluster struct {
 // asks calls the store of a server's own machine, within a time.
 type asks func(ctx context.Context, s *harness.Server, within time.Duration, call func(ctx context.Context, c *clientv3.Client, address string) error) error
 
-// New starts a cluster and waits until every server votes (as far as their number is odd) and every node is ready.
+// New starts a cluster and waits until as many servers vote as should and every node is ready.
 func New(t testing.TB, servers, agents int) *Cluster {
 	t.Helper()
 	return NewPrepared(t, servers, agents, func(*harness.Server) {})
@@ -142,7 +142,13 @@ func (c *Cluster) Nodes() []*harness.Server {
 // Join adds a server on a new machine. It does not wait.
 func (c *Cluster) Join() *harness.Server {
 	c.T.Helper()
-	s := c.machine().NewPeer(c.Servers[0], c.flags()...)
+	return c.JoinOn(c.machine())
+}
+
+// JoinOn adds a server on a machine. It does not wait.
+func (c *Cluster) JoinOn(m *harness.Machine) *harness.Server {
+	c.T.Helper()
+	s := m.NewPeer(c.Servers[0], c.flags()...)
 	c.prepare(s)
 	s.Start()
 	c.Servers = append(c.Servers, s)
@@ -261,7 +267,10 @@ func Without(servers []*harness.Server, one *harness.Server) []*harness.Server {
 	return slices.DeleteFunc(slices.Clone(servers), func(s *harness.Server) bool { return s == one })
 }
 
-// WaitWhole waits until every server serves and has applied what the others have, an odd number of them votes, all are behind the
+// voters is how many of so many servers vote: the largest odd number of them, and five at most.
+func voters(servers int) int { return min((servers-1)|1, 5) }
+
+// WaitWhole waits until every server serves and has applied what the others have, as many of them vote as should, all are behind the
 // Service kubernetes, and every node is ready.
 func (c *Cluster) WaitWhole() {
 	c.T.Helper()
@@ -280,17 +289,21 @@ func (c *Cluster) whole(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	voting := 0
 	for _, s := range c.Servers {
 		st, err := c.storeStatus(ctx, s)
 		if err != nil {
 			return fmt.Errorf("machine %d: %w", s.Number, err)
 		}
-		if voter := len(c.Servers)%2 == 1; voter && st.IsLearner {
-			return fmt.Errorf("machine %d does not vote yet", s.Number)
+		if !st.IsLearner {
+			voting++
 		}
 		if body, err := c.Ask(s).Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx); err != nil {
 			return fmt.Errorf("machine %d: %w %s", s.Number, err, body)
 		}
+	}
+	if want := voters(len(c.Servers)); voting != want {
+		return fmt.Errorf("%d of %d servers vote, want %d", voting, len(c.Servers), want)
 	}
 	api := c.Ask(leader)
 	slice, err := api.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Get(ctx, "kubernetes", metav1.GetOptions{})

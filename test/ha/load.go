@@ -155,9 +155,13 @@ type Watcher struct {
 	wrong   []string
 }
 
-// NewWatcher prepares a watcher that begins at a resource version.
-func NewWatcher(name string, api kubernetes.Interface, ns, at string) *Watcher {
-	return &Watcher{Name: name, api: api, ns: ns, at: at, seen: map[string]bool{}}
+// NewWatcher prepares a watcher that goes on where a list ends.
+func NewWatcher(name string, api kubernetes.Interface, ns string, list *corev1.ConfigMapList) *Watcher {
+	w := &Watcher{Name: name, api: api, ns: ns, at: list.ResourceVersion, seen: map[string]bool{}}
+	for i := range list.Items {
+		w.seen[list.Items[i].Name] = true
+	}
+	return w
 }
 
 // Run watches until ctx is done. A watch that ended goes on where it was.

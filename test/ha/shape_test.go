@@ -5,12 +5,16 @@
 package ha
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -34,37 +38,157 @@ func TestPowerCut(t *testing.T) {
 	x.allHave(t, x.names())
 }
 
-// TestShape: a cluster of three servers grows to five, shrinks to three, and each of these is replaced by a new machine, while clients write.
+// mayFail is what coracle member list says of a cluster with so many voters.
+var mayFail = map[int]string{1: "this is the only server", 3: "any one server", 5: "any 2 servers at the same time"}
+
+// TestShape: one server grows to three, five and seven; an eighth is refused. They shrink to three, and each of these is replaced by a new machine: the first one when its power is gone, by
+// the machine that was refused, which gets its vote at once. All the while clients write at three servers at most and watch, and an agent's balancer reaches the API.
 func TestShape(t *testing.T) {
 	if !whole {
 		t.Skip("it takes minutes: make e2e-ha has it")
 	}
-	c := New(t, 3, 0)
+	c := New(t, 1, 1)
 	x := startClients(t, c, "load", "")
-	x.some(t)
-	c.Join()
-	c.Join()
-	c.WaitWhole()
-	c.remove(t, c.MustLeader())
-	c.remove(t, c.MustLeader())
-	c.WaitWhole()
-	for _, s := range slices.Clone(c.Servers) {
+	x.shape(t)
+	for len(c.Servers) < 7 {
 		c.Join()
-		// Four servers: three vote, and the new one has everything.
-		harness.Eventually(t, soon, "the new server serves", func() error { return c.whole(t.Context()) })
-		c.remove(t, s)
-		c.WaitWhole()
+		c.Join()
+		x.shape(t)
 	}
-	x.stop()
-	x.allHave(t, x.names())
+	eighth := c.oneTooMany(t)
+	for len(c.Servers) > 3 {
+		c.remove(t, c.MustLeader())
+		x.shape(t)
+	}
+
+	old := slices.Clone(c.Servers)
+	late := c.JoinOn(eighth)
+	x.shape(t)
+	c.promote(t, old[0], late)
+	x.shape(t)
+	for _, s := range old[1:] {
+		c.Join()
+		x.shape(t) // of four servers three vote, and the new one has everything
+		c.remove(t, s)
+		x.shape(t)
+	}
+	x.verify(t, nil)
 }
 
-// remove stops a server and takes it out of the cluster, by its name, which the others know although it has no node and does not answer.
+// shape waits until the cluster is whole and says what it bears, three of its servers have clients, if there are so many, and what clients ask has answers, through the agents too.
+func (x *clients) shape(t *testing.T) {
+	t.Helper()
+	began := time.Now()
+	for s := range x.writers {
+		if !slices.Contains(x.c.Servers, s) {
+			x.leave(t, s)
+		}
+	}
+	x.c.WaitWhole()
+	t.Logf("%d servers: whole after %v", len(x.c.Servers), time.Since(began).Round(100*time.Millisecond))
+	for _, s := range x.c.Servers {
+		if x.writers[s] == nil && len(x.writers) < 3 {
+			x.join(t, s)
+		}
+	}
+	x.some(t)
+	x.c.Servers[0].Members(0, mayFail[voters(len(x.c.Servers))])
+	now := time.Now()
+	x.writesGoOn(t, now, nil)
+	x.asksGoOn(t, now, nil)
+}
+
+// oneTooMany: an eighth server is told that it is one too many, and ends; the server that it asked says so in one line. It returns the machine.
+func (c *Cluster) oneTooMany(t *testing.T) *harness.Machine {
+	t.Helper()
+	const line = "a machine was not let in"
+	asked := c.Servers[0]
+	before := asked.InLog(line)
+	s := c.machine().NewPeer(asked, c.flags()...)
+	s.Start()
+	if code := s.WaitExit(soon); code != 1 {
+		t.Errorf("it ended with exit code %d", code)
+	}
+	said := s.LogTail(1)
+	t.Log(said)
+	harness.Says(t, said, "the cluster has 7 servers", "Join as an agent, or remove a server that is gone")
+	if n := asked.InLog(line) - before; n != 1 {
+		t.Errorf("the server that it asked has %d lines of it:\n%s", n, asked.LogTail(20))
+	}
+	return s.Machine
+}
+
+// promote: a server without a vote gets none as long as all voters answer, also by coracle member promote. When a voter's power is gone, it gets that one's at once, and that one leaves.
+func (c *Cluster) promote(t *testing.T, victim, late *harness.Server) {
+	t.Helper()
+	at := Without(Without(c.Servers, victim), late)[0]
+	refused(t, at, "all 3 voters answer. One more would make their number even", "member", "promote", late.NodeName())
+	refused(t, at, "has a vote already", "member", "promote", at.NodeName())
+	refused(t, at, `there is no server "nobody"`, "member", "promote", "nobody")
+	victim.PowerOff()
+	gone := time.Now()
+	tries := 0
+	harness.Eventually(t, soon, "the server without a vote is promoted", func() error {
+		_, err := at.Run(at.Coracle(), "member", "promote", late.NodeName(), "--data-dir", at.DataDir)
+		if tries++; tries > 1 && err != nil && strings.Contains(err.Error(), "has a vote already") { // an earlier try had no answer
+			return nil
+		}
+		return err
+	})
+	t.Logf("promoted %v after the power of a voter was gone", time.Since(gone).Round(100*time.Millisecond))
+	asked := 0
+	for _, s := range c.Servers {
+		asked += s.InLog("a server of the store's cluster gets a vote, as was asked for")
+	}
+	if asked != 1 {
+		t.Errorf("the servers say %d times that one got a vote because that was asked for", asked)
+	}
+	harness.Eventually(t, soon, "the vote of the one that is gone is the new one's", func() error {
+		out, err := at.Run(at.Coracle(), "member", "list", "-o", "json", "--data-dir", at.DataDir)
+		var list status.Servers
+		if jsonErr := json.Unmarshal([]byte(out), &list); jsonErr != nil {
+			return errors.Join(err, jsonErr)
+		}
+		roles := map[string]string{}
+		for _, s := range list.Servers {
+			roles[s.Name] = s.Role
+		}
+		if now := roles[late.NodeName()]; now != status.Voter && now != status.Leader || roles[victim.NodeName()] != status.NonVoter {
+			return fmt.Errorf("of %s and %s, which is gone, the roles are %v", late.NodeName(), victim.NodeName(), roles)
+		}
+		return nil
+	})
+	c.forget(t, victim)
+}
+
+// refused waits until a command on a server's machine is refused with those words.
+func refused(t *testing.T, s *harness.Server, want string, args ...string) {
+	t.Helper()
+	what := "coracle " + strings.Join(args, " ")
+	harness.Eventually(t, soon, fmt.Sprintf("%s is refused: %s", what, want), func() error {
+		out, err := s.Run(s.Coracle(), append(args, "--data-dir", s.DataDir)...)
+		if err == nil {
+			t.Fatalf("%s was done:\n%s", what, out)
+		}
+		if !strings.Contains(err.Error(), want) { // without a leader that is what is said
+			return err
+		}
+		return nil
+	})
+}
+
+// remove stops a server and takes it out of the cluster.
 func (c *Cluster) remove(t *testing.T, s *harness.Server) {
 	t.Helper()
 	if err := s.Stop(); err != nil {
 		t.Fatal(err)
 	}
+	c.forget(t, s)
+}
+
+// forget takes a server out of the cluster that does not run, by its name, which the others know although it has no node and does not answer.
+func (c *Cluster) forget(t *testing.T, s *harness.Server) {
+	t.Helper()
 	c.Servers = Without(c.Servers, s)
 	tries := 0
 	harness.Eventually(t, soon, fmt.Sprintf("server %d is removed", s.Number), func() error {
@@ -90,10 +214,10 @@ func (x *clients) some(t *testing.T) {
 	})
 }
 
-// names are the ConfigMaps whose writes were acknowledged.
+// names are the ConfigMaps whose writes were acknowledged, at servers that have left too.
 func (x *clients) names() []string {
 	var names []string
-	for _, w := range x.writers {
+	for _, w := range append(slices.Collect(maps.Values(x.writers)), x.former...) {
 		acked, _ := w.Acked()
 		for _, a := range acked {
 			names = append(names, a.Name)

@@ -93,7 +93,7 @@ printf 'nameserver 10.77.0.1\n' > /etc/resolv.conf
 mount --bind /proc/self/fd/3 /run/netns/outside
 exec 3<&-
 ip link set lo up
-ip link add eth0 address "02:00:00:00:00:0$number" type veth peer name "machine$number" netns outside
+ip link add eth0 address "$(printf '02:00:00:00:00:%02x' "$number")" type veth peer name "machine$number" netns outside
 ip -n outside link set "machine$number" master site
 ip -n outside link set "machine$number" up
 ip addr add "10.77.0.$((number + 1))/24" dev eth0

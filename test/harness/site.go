@@ -28,7 +28,7 @@ const (
 )
 
 // maxMachines is how many machines a site has room for.
-const maxMachines = 9
+const maxMachines = 15
 
 // Site is a network that machines are on: one Ethernet segment, in a network namespace that nothing leads out of.
 // What a machine hears of another one can be cut, thinned or slowed.
