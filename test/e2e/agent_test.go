@@ -6,6 +6,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -132,6 +133,7 @@ func TestAgentRefused(t *testing.T) {
 	}
 	right := token("agent-token")
 	hash, _, _ := strings.Cut(right, "::")
+	expired := expiredToken(t, s)
 	for _, tt := range []struct {
 		name string
 		args []string
@@ -142,7 +144,8 @@ func TestAgentRefused(t *testing.T) {
 		{name: "server token", args: []string{"--token", token("token")}, want: "token for servers"},
 		{name: "bare server token", args: []string{"--token", token("token")[strings.LastIndex(token("token"), ":")+1:]}, want: "token for servers", log: "code=token"},
 		{name: "other cluster", args: []string{"--token", "CRC1" + strings.Repeat("0", 64) + "::agent:wrong"}, want: "another cluster"},
-		{name: "expired", args: []string{"--token", hash + "::abcdef.0123456789abcdef"}, want: "coracle token create", log: "code=token"},
+		{name: "unknown", args: []string{"--token", hash + "::abcdef.0123456789abcdef"}, want: "coracle token create", log: "code=token"},
+		{name: "expired", args: []string{"--token", expired}, want: "coracle token create", log: "code=token"},
 		{name: "server's name", args: []string{"--node-name", "kubernetes"}, want: "name of the server's", log: "code=name"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -166,4 +169,36 @@ func TestAgentRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// expiredToken is a token for nodes that has worked for a second and does not any more.
+func expiredToken(t *testing.T, s *harness.Server) string {
+	t.Helper()
+	made, err := s.Run(s.Coracle(), "token", "create", "--ttl", "1s", "--quiet", "--data-dir", s.DataDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made = strings.TrimSpace(made)
+	_, secret, _ := strings.Cut(made, "::")
+	id, _, _ := strings.Cut(secret, ".")
+	harness.Eventually(t, soon, "the token has expired", func() error {
+		out, err := s.Run(s.Coracle(), "token", "list", "-o", "json", "--data-dir", s.DataDir)
+		if err != nil {
+			return err
+		}
+		var all []struct {
+			ID      string
+			Expired bool
+		}
+		if err := json.Unmarshal([]byte(out), &all); err != nil {
+			return err
+		}
+		for _, one := range all { // what has expired is deleted soon
+			if one.ID == id && !one.Expired {
+				return errors.New("it works still")
+			}
+		}
+		return nil
+	})
+	return made
 }
