@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package nodes has the scenarios of what several nodes do among themselves: their network, load balancer addresses, changed addresses, deaths,
-// and versions. They stand apart from test/e2e so that two packages of scenarios have something to do from the beginning to the end.
+// and versions. They stand apart from test/e2e, which has some of that too, so that two packages of scenarios have something to do from the beginning to the end.
 package nodes
 
 import (

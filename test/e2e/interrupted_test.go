@@ -2,7 +2,7 @@
 
 // SPDX-License-Identifier: Apache-2.0
 
-package nodes
+package e2e
 
 import (
 	"fmt"
@@ -25,7 +25,7 @@ func (c *bareServer) join() *harness.Server {
 	c.Helper()
 	a := c.site.NewMachine().NewAgent(c.s)
 	a.Start()
-	harness.Eventually(c, patient, "the node is ready", func() error { return c.s.NodeReady(a) })
+	harness.Eventually(c, soon, "the node is ready", func() error { return c.s.NodeReady(a) })
 	c.nodes = append(c.nodes, a)
 	return a
 }
@@ -47,7 +47,7 @@ func (c *bareServer) all(want string) {
 	c.Helper()
 	devices := map[string]string{cluster.NetworkVXLAN: "coracle-vxlan", cluster.NetworkWireGuard: "coracle-wg"}
 	for _, a := range c.nodes {
-		harness.Eventually(c, patient, a.NodeName()+" goes by "+want, func() error {
+		harness.Eventually(c, soon, a.NodeName()+" goes by "+want, func() error {
 			out, err := c.s.TryKubectl("get", "node", a.NodeName(), "-o", `jsonpath={.metadata.annotations.coracle\.dev/network-backend}`)
 			if err != nil {
 				return err
@@ -95,7 +95,7 @@ func TestNetworkChangesWithoutAgent(t *testing.T) {
 			}
 			done <- err
 		}()
-		harness.Eventually(t, patient, "the cluster has "+round.to, func() error {
+		harness.Eventually(t, soon, "the cluster has "+round.to, func() error {
 			if got := c.said(); got != round.to {
 				return fmt.Errorf("it has %s", got)
 			}
@@ -117,7 +117,7 @@ func TestNetworkChangesWithoutAgent(t *testing.T) {
 	args := c.s.Args
 	c.s.Args = append(append([]string{}, args...), "--network-backend", cluster.NetworkVXLAN)
 	c.s.Start()
-	if code := c.s.WaitExit(harness.Soon); code == 0 {
+	if code := c.s.WaitExit(soon); code == 0 {
 		t.Error("a server with another --network-backend starts")
 	}
 	harness.Says(t, c.s.LogTail(20), `--network-backend: this server was given "vxlan", and the cluster that it belongs to has "host-gw"`)
@@ -129,7 +129,7 @@ func TestNetworkChangesWithoutAgent(t *testing.T) {
 	c.stop()
 	c.s.Start()
 	c.s.WaitAPI()
-	harness.Eventually(t, patient, "the server has written it again", func() error {
+	harness.Eventually(t, soon, "the server has written it again", func() error {
 		if got := c.said(); got != now {
 			return fmt.Errorf("it is %s", got)
 		}
