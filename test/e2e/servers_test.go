@@ -27,6 +27,7 @@ spec:
     metadata: {labels: {app: d}}
     spec:
       topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: d}}}]
+      terminationGracePeriodSeconds: 1 # sleep does not end by being asked to
       containers: [` + boxYAML + `, command: [sleep, "3600"]}]
 `
 
