@@ -230,7 +230,7 @@ func TestServersOf(t *testing.T) {
 		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}}},
 	}, {
 		Ports:     []discoveryv1.EndpointPort{{Name: &name, Port: &otherPort}},
-		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"fd00::2"}}},
+		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"fd00::2"}}, {Addresses: []string{"fd00::3"}, Conditions: discoveryv1.EndpointConditions{Ready: new(false)}}},
 	}}
 	if got, want := serversOf(parts), []string{"10.0.0.1:6443", "[fd00::2]:7443"}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)

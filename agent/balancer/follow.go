@@ -52,7 +52,7 @@ func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 	}
 }
 
-// serversOf are the addresses of slices, each with its slice's port.
+// serversOf are the addresses of slices, each with its slice's port, but for those that are not ready.
 func serversOf(parts []discoveryv1.EndpointSlice) []string {
 	var out []string
 	for _, slice := range parts {
@@ -61,6 +61,9 @@ func serversOf(parts []discoveryv1.EndpointSlice) []string {
 				continue
 			}
 			for _, e := range slice.Endpoints {
+				if e.Conditions.Ready != nil && !*e.Conditions.Ready {
+					continue
+				}
 				for _, a := range e.Addresses {
 					out = append(out, net.JoinHostPort(a, strconv.Itoa(int(*p.Port))))
 				}

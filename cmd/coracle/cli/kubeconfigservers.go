@@ -27,6 +27,9 @@ func serverURLs(ctx context.Context, c kubernetes.Interface) ([]string, error) {
 				continue
 			}
 			for _, e := range slice.Endpoints {
+				if e.Conditions.Ready != nil && !*e.Conditions.Ready {
+					continue
+				}
 				for _, a := range e.Addresses {
 					out = append(out, "https://"+net.JoinHostPort(a, strconv.Itoa(int(*p.Port))))
 				}

@@ -21,7 +21,9 @@ func TestKubeconfigOfAllServers(t *testing.T) {
 		}
 		return s
 	}
-	urls, err := serverURLs(t.Context(), fake.NewClientset(slice("kubernetes", 6443, "10.0.0.5", "10.0.0.6"), slice("kubernetes-ipv6-7443", 7443, "fd00::7")))
+	away := slice("kubernetes-ipv4-8443", 8443, "10.0.0.8")
+	away.Endpoints[0].Conditions.Ready = new(false)
+	urls, err := serverURLs(t.Context(), fake.NewClientset(slice("kubernetes", 6443, "10.0.0.5", "10.0.0.6"), slice("kubernetes-ipv6-7443", 7443, "fd00::7"), away))
 	if want := "[https://10.0.0.5:6443 https://10.0.0.6:6443 https://[fd00::7]:7443]"; err != nil || fmt.Sprint(urls) != want {
 		t.Fatalf("%v, %v, want %s", urls, err, want)
 	}
