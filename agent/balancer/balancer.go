@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/together"
 )
 
 const (
@@ -272,13 +273,14 @@ func (b *Balancer) use(server string) {
 // watch looks after the servers that have connections.
 func (b *Balancer) watch(ctx context.Context) {
 	missed, asked := map[string]int{}, map[string]time.Time{}
-	ticker := time.NewTicker(lookAfter)
-	defer ticker.Stop()
+	next := time.NewTimer(together.Until(lookAfter))
+	defer next.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-next.C:
+			next.Reset(together.Until(lookAfter))
 		}
 		servers := b.inUse()
 		maps.DeleteFunc(asked, func(s string, _ time.Time) bool { return !slices.Contains(servers, s) })

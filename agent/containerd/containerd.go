@@ -76,6 +76,7 @@ type Server struct {
 	server      *server.Server
 	client      *client.Client
 	announce    func(ctx context.Context, name string) error
+	lists       *Lists
 	fatal       *fatalTrap
 	stopOnce    sync.Once
 }
@@ -104,6 +105,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		o.Logger.Warn("containerd: could not clean up temporary mounts of an earlier run", "error", err)
 	}
 	registerClientPlugin(s)
+	registerCRIPlugin(s)
 
 	// The server keeps this context for its background work; cancelling it half-way would leave plugins running on
 	// nothing, so it lives until the process ends and Stop closes the plugins in order.
@@ -159,8 +161,8 @@ func (s *Server) waitReady(ctx context.Context) error {
 	defer timer.Stop()
 	select {
 	case <-ready:
-		if s.client == nil {
-			return errors.New("containerd: the in-memory client was not set up")
+		if s.client == nil || s.lists == nil {
+			return errors.New("containerd: its services were not set up in memory")
 		}
 		return nil
 	case err := <-s.fatal.failed:
@@ -177,6 +179,9 @@ func (s *Server) Client() *client.Client { return s.client }
 
 // Announce tells the CRI service about an image that the client has added, so that the kubelet sees it at once.
 func (s *Server) Announce(ctx context.Context, name string) error { return s.announce(ctx, name) }
+
+// Lists answers without the socket what a kubelet asks all the time.
+func (s *Server) Lists() Lists { return *s.lists }
 
 // Snapshotter is the name of the snapshotter in use.
 func (s *Server) Snapshotter() string { return s.snapshotter }

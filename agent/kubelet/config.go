@@ -57,7 +57,7 @@ func defaults(o Options) (*v1beta1.KubeletConfiguration, error) {
 	}
 	c := &v1beta1.KubeletConfiguration{
 		TypeMeta:                 metav1.TypeMeta{APIVersion: v1beta1.SchemeGroupVersion.String(), Kind: "KubeletConfiguration"},
-		ContainerRuntimeEndpoint: "unix://" + o.RuntimeSocket,
+		ContainerRuntimeEndpoint: runtimeEndpoint(o.RuntimeSocket),
 		StaticPodPath:            o.StaticPodDir,
 		PodLogsDir:               o.PodLogsDir,
 		ClusterDNS:               dns,
@@ -211,3 +211,6 @@ func openFiles() int64 {
 	}
 	return int64(limit.Max)
 }
+
+// runtimeEndpoint is a runtime's socket as the kubelet's flags name it.
+func runtimeEndpoint(socket string) string { return "unix://" + socket }

@@ -35,6 +35,9 @@ type Options struct {
 	// RuntimeSocket is containerd's socket.
 	RuntimeSocket string
 
+	// Lists answers in this process what the kubelet would ask behind RuntimeSocket all the time; nil means that it asks there.
+	Lists Lists
+
 	// Kubeconfig is the file with the node's client credentials (system:node:NAME). Files it names are read again when
 	// they change.
 	Kubeconfig string
@@ -100,6 +103,8 @@ func Run(ctx context.Context, o Options) error {
 		klog.FromContext(ctx).Error(err, "While one pod pulls an imported image in vain, others cannot have it")
 	}), resting(func(err error) {
 		klog.FromContext(ctx).Error(err, "The volume manager does not rest; a node at rest uses a little more of the processor")
+	}), asking(o.lists(server), func(err error) {
+		klog.FromContext(ctx).Error(err, "The kubelet asks containerd over its socket; a node at rest uses a little more of the processor")
 	}))
 	if err := app.Run(ctx, server, deps, utilfeature.DefaultFeatureGate); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("kubelet: %w", err)

@@ -12,6 +12,8 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/volumemanager"
 	"k8s.io/kubernetes/pkg/kubelet/volumemanager/populator"
 	volumeutil "k8s.io/kubernetes/pkg/volume/util"
+
+	"github.com/coracle-k8s/coracle/internal/together"
 )
 
 const (
@@ -133,7 +135,7 @@ func (p *volumePace) pass(later time.Duration) {
 	if hurry {
 		return
 	}
-	timer := time.NewTimer(now.Truncate(volumesRest).Add(volumesRest).Sub(now))
+	timer := time.NewTimer(together.Until(volumesRest))
 	defer timer.Stop()
 	select {
 	case <-woken:

@@ -20,6 +20,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/localvolume"
 	"github.com/coracle-k8s/coracle/internal/servercert"
+	"github.com/coracle-k8s/coracle/internal/together"
 	"github.com/coracle-k8s/coracle/internal/tunnel"
 )
 
@@ -71,8 +72,8 @@ func Run(ctx context.Context, o Options) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stops := map[string]context.CancelFunc{}
-	ticker := time.NewTicker(lookEvery)
-	defer ticker.Stop()
+	next := time.NewTimer(together.Until(lookEvery))
+	defer next.Stop()
 	for {
 		servers := o.Servers()
 		for s, stop := range stops {
@@ -91,7 +92,8 @@ func Run(ctx context.Context, o Options) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-next.C:
+			next.Reset(together.Until(lookEvery))
 		}
 	}
 }

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/yamux"
+
+	"github.com/coracle-k8s/coracle/internal/together"
 )
 
 // Node is the end of a node.
@@ -72,8 +74,9 @@ func (n Node) Serve(ctx context.Context, c net.Conn) error {
 
 // ping says again and again that the node lives. Its error is that the server did not answer.
 func (n Node) ping(ctx context.Context, s *yamux.Session) error {
-	ticker := time.NewTicker(cmp.Or(n.pingEvery, PingEvery))
-	defer ticker.Stop()
+	every := cmp.Or(n.pingEvery, PingEvery)
+	next := time.NewTimer(0)
+	defer next.Stop()
 	for {
 		if _, err := s.Ping(); err != nil {
 			return fmt.Errorf("the server does not answer: %w", err)
@@ -81,12 +84,13 @@ func (n Node) ping(ctx context.Context, s *yamux.Session) error {
 		if n.Answered != nil {
 			n.Answered()
 		}
+		next.Reset(together.Until(every)) // all servers at the same moment
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-s.CloseChan():
 			return nil
-		case <-ticker.C:
+		case <-next.C:
 		}
 	}
 }

@@ -44,6 +44,7 @@ func TestNodeBehindNAT(t *testing.T) {
 	first.Apply(onNode(a, "guest", "[testbox, serve]") + "---\n" + onNode(a, "listener", `[sh, -c, 'while read -r line; do echo "heard $line"; done']`))
 	extendOn(t, first, a)
 	first.Kubectl("wait", "--for=condition=Ready", "pod/guest", "pod/listener", "--timeout=180s")
+	slacks(t, first, a, "guest")
 
 	for _, s := range servers {
 		// A server that is new to the node is connected to within half a minute: until then it cannot reach the node.

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubelet
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/kubernetes/cmd/kubelet/app/options"
+	upstream "k8s.io/kubernetes/pkg/kubelet"
+)
+
+// Lists are the questions that a kubelet asks its container runtime all the time: for the pods' life cycle every second, for what is
+// left of them every two, and whether the runtime works every five.
+type Lists interface {
+	ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error)
+	ListContainers(context.Context, *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error)
+	Status(context.Context, *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error)
+}
+
+// listingClient asks the runtime over its socket, except for Lists.
+type listingClient struct {
+	runtimeapi.RuntimeServiceClient
+	lists Lists
+}
+
+// ListPodSandbox implements runtimeapi.RuntimeServiceClient.
+func (c listingClient) ListPodSandbox(ctx context.Context, in *runtimeapi.ListPodSandboxRequest, _ ...grpc.CallOption) (*runtimeapi.ListPodSandboxResponse, error) {
+	return c.lists.ListPodSandbox(ctx, in)
+}
+
+// ListContainers implements runtimeapi.RuntimeServiceClient.
+func (c listingClient) ListContainers(ctx context.Context, in *runtimeapi.ListContainersRequest, _ ...grpc.CallOption) (*runtimeapi.ListContainersResponse, error) {
+	return c.lists.ListContainers(ctx, in)
+}
+
+// Status implements runtimeapi.RuntimeServiceClient.
+func (c listingClient) Status(ctx context.Context, in *runtimeapi.StatusRequest, _ ...grpc.CallOption) (*runtimeapi.StatusResponse, error) {
+	return c.lists.Status(ctx, in)
+}
+
+// lists are nil where the operator's flags send the kubelet to another runtime.
+func (o Options) lists(server *options.KubeletServer) Lists {
+	if server.ContainerRuntimeEndpoint != runtimeEndpoint(o.RuntimeSocket) {
+		return nil
+	}
+	return o.Lists
+}
+
+// clientAt is where a kubelet has its client of the runtime. No function of upstream's leads there.
+var clientAt = []string{"runtimeService", "runtimeClient"}
+
+// askInProcess gives a kubelet that is not running yet a listingClient. After an error it is as it was.
+func askInProcess(kubelet any, lists Lists) error {
+	if lists == nil {
+		return nil
+	}
+	client, err := field[runtimeapi.RuntimeServiceClient](kubelet, clientAt)
+	if err != nil {
+		return err
+	}
+	*client = listingClient{*client, lists}
+	return nil
+}
+
+// asking is askInProcess for upstream's list of what is done with a new kubelet.
+func asking(lists Lists, failed func(error)) upstream.Option {
+	return func(k *upstream.Kubelet) {
+		if err := askInProcess(k, lists); err != nil {
+			failed(err)
+		}
+	}
+}

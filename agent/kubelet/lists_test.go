@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubelet
+
+import (
+	"context"
+	"net"
+	"reflect"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	internalapi "k8s.io/cri-api/pkg/apis"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	remote "k8s.io/cri-client/pkg"
+	"k8s.io/kubernetes/cmd/kubelet/app/options"
+	upstream "k8s.io/kubernetes/pkg/kubelet"
+)
+
+// someRuntime answers with its name.
+type someRuntime struct {
+	runtimeapi.UnimplementedRuntimeServiceServer
+	name string
+}
+
+func (r someRuntime) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+	return &runtimeapi.VersionResponse{Version: r.name, RuntimeName: r.name, RuntimeVersion: r.name, RuntimeApiVersion: r.name}, nil
+}
+
+func (r someRuntime) ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+	return &runtimeapi.ListPodSandboxResponse{Items: []*runtimeapi.PodSandbox{{Id: r.name}}}, nil
+}
+
+func (r someRuntime) ListContainers(context.Context, *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
+	return &runtimeapi.ListContainersResponse{Containers: []*runtimeapi.Container{{Id: r.name}}}, nil
+}
+
+func (r someRuntime) Status(context.Context, *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+	return &runtimeapi.StatusResponse{Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
+		{Type: "RuntimeReady", Reason: r.name}, {Type: "NetworkReady", Reason: r.name},
+	}}}, nil
+}
+
+// Upstream's client of a runtime asks in this process what it asks all the time, and the rest over the socket.
+func TestListsWithoutTheSocket(t *testing.T) {
+	socket := t.TempDir() + "/runtime.sock"
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := grpc.NewServer()
+	runtimeapi.RegisterRuntimeServiceServer(s, someRuntime{name: "socket"})
+	served := make(chan error, 1) // one: the test may have failed already
+	go func() { served <- s.Serve(l) }()
+	defer func() { <-served }()
+	defer s.Stop()
+	service, err := remote.NewRemoteRuntimeServiceBuilder().WithEndpoint(runtimeEndpoint(socket)).WithConnectionTimeout(time.Minute).Build(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &struct{ runtimeService internalapi.RuntimeService }{service}
+	if err := askInProcess(k, nil); err != nil {
+		t.Fatal(err)
+	}
+	if pods, err := service.ListPodSandbox(t.Context(), nil); err != nil || pods[0].Id != "socket" {
+		t.Errorf("without lists in this process: %v, %v", pods, err)
+	}
+	if err := askInProcess(k, someRuntime{name: "process"}); err != nil {
+		t.Fatal(err)
+	}
+	pods, err := service.ListPodSandbox(t.Context(), nil)
+	if err != nil || pods[0].Id != "process" {
+		t.Errorf("pods: %v, %v", pods, err)
+	}
+	containers, err := service.ListContainers(t.Context(), nil)
+	if err != nil || containers[0].Id != "process" {
+		t.Errorf("containers: %v, %v", containers, err)
+	}
+	status, err := service.Status(t.Context(), false)
+	if err != nil || status.Status.Conditions[0].Reason != "process" {
+		t.Errorf("status: %v, %v", status, err)
+	}
+	version, err := service.Version(t.Context(), "v1")
+	if err != nil || version.RuntimeName != "socket" {
+		t.Errorf("version: %v, %v", version, err)
+	}
+}
+
+// An operator may send the kubelet to another runtime, whose pods only that one knows.
+func TestListsAreOurRuntimes(t *testing.T) {
+	o := Options{RuntimeSocket: "/run/ours.sock", Lists: someRuntime{}}
+	server := &options.KubeletServer{}
+	server.ContainerRuntimeEndpoint = "unix:///run/ours.sock"
+	if o.lists(server) == nil {
+		t.Error("our own runtime is asked over its socket")
+	}
+	server.ContainerRuntimeEndpoint = "unix:///run/crio/crio.sock"
+	if o.lists(server) != nil {
+		t.Error("our own runtime is asked about another one's pods")
+	}
+}
+
+// Upstream's kubelet still begins the way to its client as askInProcess does; the rest of it is in TestListsWithoutTheSocket.
+func TestWayToTheRuntimesClient(t *testing.T) {
+	if f, ok := reflect.TypeFor[upstream.Kubelet]().FieldByName(clientAt[0]); !ok || f.Type != reflect.TypeFor[internalapi.RuntimeService]() {
+		t.Errorf("a kubelet's %s: %v", clientAt[0], f.Type)
+	}
+	if err := askInProcess(&struct{ runtimeService int }{}, someRuntime{}); err == nil {
+		t.Error("there is no client, and no error")
+	}
+}

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package together
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// Who waits for the next moment meets all who wait for that period, whenever they began.
+func TestUntil(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const period = time.Second
+		moments := map[time.Duration]bool{}
+		for i := range 100 {
+			wait := Until(period)
+			if wait <= 0 || wait > period {
+				t.Fatalf("the next moment is in %v", wait)
+			}
+			time.Sleep(wait) // fake time
+			moments[time.Since(began)%period] = true
+			if next := Until(period); next != period {
+				t.Fatalf("at a moment the next one is in %v", next)
+			}
+			if i%2 == 0 && Until(2*period) != 2*period && Until(2*period) != period {
+				t.Fatalf("two seconds do not end at a moment of one: %v", Until(2*period))
+			}
+			time.Sleep(time.Duration(i) * 7 * time.Millisecond) // fake time
+		}
+		if len(moments) != 1 {
+			t.Errorf("%d different moments of a period: %v", len(moments), moments)
+		}
+	})
+}

@@ -1,0 +1,32 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+// slacks fails unless all threads of an agent have its timer slack, and a process in its pod the kernel's.
+func slacks(t *testing.T, s, agent *harness.Server, pod string) {
+	t.Helper()
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", agent.Pid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, thread := range threads {
+		b, err := os.ReadFile("/proc/" + thread.Name() + "/timerslack_ns")
+		if got := strings.TrimSpace(string(b)); err != nil || got != "5000000" {
+			t.Errorf("the agent's thread %s has a timer slack of %q ns; %v", thread.Name(), got, err)
+		}
+	}
+	if got := s.Kubectl("exec", pod, "--", "cat", "/proc/self/timerslack_ns"); got != "50000" {
+		t.Errorf("a process in the agent's pod has a timer slack of %q ns", got)
+	}
+}
