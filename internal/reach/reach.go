@@ -14,6 +14,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -40,8 +41,9 @@ const (
 	unknownMost  = 9
 	// lateBy is by how much a check may last longer before this machine has to assume that it was short of CPU itself.
 	lateBy = 500 * time.Millisecond
-	// parallel is how many checks run at a time, mostNodes how many nodes are known at most.
-	parallel, mostNodes = 32, 4096
+	// parallel is how many checks run at a time, rechecks how many of these may be of nodes that were not reached and of which nothing new was heard: each takes as long as a
+	// check may, and there may be hundreds. mostNodes is how many nodes are known at most.
+	parallel, rechecks, mostNodes = 32, 24, 4096
 	// rest is the longest wait of the loop.
 	rest = time.Hour
 )
@@ -78,6 +80,7 @@ type state struct {
 	failed   int           // verifications that failed
 	unknown  int           // how often the API did not have it
 	checking bool
+	heard    bool      // by gossip, since it was not reached
 	due      time.Time // when it is checked next; zero: not at all
 	checked  time.Time // the end of the last check
 	until    time.Time // it is checked again and again until then
@@ -118,13 +121,14 @@ func (w *Watch) Came(node string, port uint16) {
 		w.nodes[node] = s
 	}
 	now := time.Now()
-	s.port, s.until, s.failed, s.unknown = port, time.Time{}, 0, 0
+	soon := now.Add(w.o.Jitter(verifyWithin))
 	switch {
 	case !s.down.IsZero():
-		s.due = now
-	case !s.verified && s.due.IsZero():
-		s.due = now.Add(w.o.Jitter(verifyWithin))
+		s.due, s.heard = now, true
+	case !s.verified && (s.due.IsZero() || s.unknown > 0 && s.due.After(soon)): // the API may have it by now
+		s.due = soon
 	}
+	s.port, s.until, s.failed, s.unknown = port, time.Time{}, 0, 0
 	w.poke()
 }
 
@@ -219,13 +223,11 @@ func (w *Watch) take(addresses func(string) []netip.Addr, most int) []call {
 	defer w.mu.Unlock()
 	now := time.Now()
 	var out []call
-	for node, s := range w.nodes {
+	for _, node := range w.due(now) {
 		if len(out) == most {
 			break
 		}
-		if s.checking || s.due.IsZero() || s.due.After(now) {
-			continue
-		}
+		s := w.nodes[node]
 		c := call{node: node, s: s, patience: firstPatience}
 		for _, a := range addresses(node) {
 			c.at = append(c.at, netip.AddrPortFrom(a, s.port))
@@ -240,21 +242,50 @@ func (w *Watch) take(addresses func(string) []netip.Addr, most int) []call {
 		if s.verified && s.down.IsZero() {
 			c.patience = patience + roundTrips*s.trip
 		}
-		s.checking, s.due = true, time.Time{}
+		s.checking, s.heard, s.due = true, false, time.Time{}
 		out = append(out, c)
 	}
 	return out
 }
 
-// unknown is for a node that the API does not have, or not yet.
-func (w *Watch) unknown(node string, s *state, now time.Time) {
-	if s.verified || s.unknown >= unknownMost {
-		delete(w.nodes, node) // gossip says when it comes again
-		w.publish()
-		return
+// due are the nodes to be checked now, those of each sort in the order in which they became due. First come those of which the check may well say something new. Hundreds that are not
+// reached, and are only tried once more, would hold them up: when one more dies, or one comes back.
+func (w *Watch) due(now time.Time) []string {
+	var first, again []string
+	places := rechecks
+	for node, s := range w.nodes {
+		switch {
+		case s.checking:
+			if s.away() {
+				places--
+			}
+		case s.due.IsZero() || s.due.After(now):
+		case s.away():
+			again = append(again, node)
+		default:
+			first = append(first, node)
+		}
 	}
-	s.due = now.Add(unknownAgain << s.unknown)
-	s.unknown++
+	for _, nodes := range [][]string{first, again} {
+		slices.SortFunc(nodes, func(a, b string) int { return w.nodes[a].due.Compare(w.nodes[b].due) })
+	}
+	return append(first, again[:min(len(again), max(0, places))]...)
+}
+
+// away says that a node is not reached, and that nothing was heard since it was checked last that says otherwise.
+func (s *state) away() bool { return !s.down.IsZero() && !s.heard }
+
+// unknown is for a node that the API does not have, or not yet. What was known of a Node that is gone does not count for one of its name that comes.
+func (w *Watch) unknown(node string, s *state, now time.Time) {
+	down := !s.down.IsZero()
+	if s.unknown >= unknownMost {
+		delete(w.nodes, node) // gossip says when it comes again
+	} else {
+		*s = state{port: s.port, due: now.Add(unknownAgain << s.unknown), unknown: s.unknown + 1}
+	}
+	if down {
+		w.publish()
+	}
 }
 
 // check is one check.
@@ -321,16 +352,27 @@ func (w *Watch) decide(c call, trip time.Duration, ok, void bool) (found bool) {
 func (w *Watch) pause(running int) time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	now, out := time.Now(), rest
-	if running == parallel {
-		return out
-	}
+	now, first, again, places := time.Now(), rest, rest, rechecks
 	for _, s := range w.nodes {
-		if !s.checking && !s.due.IsZero() {
-			out = min(out, max(0, s.due.Sub(now)))
+		switch {
+		case s.checking:
+			if s.away() {
+				places--
+			}
+		case s.due.IsZero():
+		case s.away():
+			again = min(again, s.due.Sub(now))
+		default:
+			first = min(first, s.due.Sub(now))
 		}
 	}
-	return out
+	switch {
+	case running == parallel:
+		return rest
+	case places <= 0:
+		return max(0, first)
+	}
+	return max(0, min(first, again))
 }
 
 // publish makes what is known the answer of Nodes.

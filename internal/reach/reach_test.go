@@ -305,6 +305,93 @@ func TestKnownLate(t *testing.T) {
 	})
 }
 
+// TestKnownLong: a machine of which gossip alone has known for long is reached soon after gossip says that it is there anew.
+func TestKnownLong(t *testing.T) {
+	run(t, func(w *world) {
+		w.set(func() { w.late["n1"] = true })
+		w.Came("n1", port)
+		time.Sleep(5 * time.Minute)
+		w.Came("n1", port)
+		w.set(func() { w.late["n1"] = false })
+		time.Sleep(verifyWithin)
+		w.kill("n1")
+		w.Silent("n1")
+		time.Sleep(2 * time.Second)
+		w.want(t, "a node that died seconds after it came", "n1")
+	})
+}
+
+// TestForgottenAmid: a Node is deleted while its machine starts anew, and is looked at just then. It is one that was never reached then, and is when it is back.
+func TestForgottenAmid(t *testing.T) {
+	run(t, func(w *world) {
+		w.Came("n1", port)
+		w.Came("n2", port)
+		time.Sleep(verifyWithin)
+		w.kill("n2")
+		w.Silent("n2")
+		w.Stopped("n1")
+		w.set(func() { w.late["n1"] = true })
+		time.Sleep(time.Second / 2)
+		w.Came("n1", port) // gossip is back before the API has it
+		time.Sleep(3 * time.Second)
+		w.want(t, "one has stopped", "n2")
+		w.set(func() { w.late["n1"], w.late["n2"] = false, true })
+		time.Sleep(4 * time.Second)
+		w.want(t, "the Node of the other one is gone")
+		w.kill("n1", "n2")
+		w.Silent("n1")
+		w.set(func() { w.late["n2"] = false })
+		time.Sleep(time.Minute)
+		w.want(t, "dead, and another machine of the other one's name was never reached", "n1")
+	})
+}
+
+// TestManyAway: when most of the nodes have vanished at once, one more that dies is found as soon as ever, and one that comes back too.
+func TestManyAway(t *testing.T) {
+	run(t, func(w *world) {
+		nodes := make([]string, 255)
+		for i := range nodes {
+			nodes[i] = fmt.Sprintf("n%d", i)
+			w.Came(nodes[i], port)
+		}
+		time.Sleep(verifyWithin + time.Second)
+		gone := nodes[:240]
+		w.kill(gone...)
+		for _, n := range gone {
+			w.Silent(n)
+		}
+		time.Sleep(10 * time.Second)
+		w.want(t, "most have vanished", slices.Sorted(slices.Values(gone))...)
+		for range 20 {
+			time.Sleep(777 * time.Millisecond)
+			w.kill(append(slices.Clone(gone), "n250")...)
+			w.Silent("n250")
+			time.Sleep(time.Second)
+			if !w.Nodes()["n250"] {
+				t.Error("one more has died, and is not found for a second")
+			}
+			w.kill(gone...)
+			w.Came("n250", port)
+			time.Sleep(time.Second)
+			if w.Nodes()["n250"] {
+				t.Error("one has come back, and is not found for a second")
+			}
+		}
+		for _, n := range gone {
+			w.checked(n)
+		}
+		time.Sleep(time.Minute)
+		for _, n := range gone {
+			if got := w.checked(n); got < 1 {
+				t.Errorf("%s was checked %d times in a minute", n, got)
+			}
+		}
+		w.kill()
+		time.Sleep(firstPatience + recheckLong + time.Second)
+		w.want(t, "all are back, and nobody said so")
+	})
+}
+
 // A machine that refuses connections lives as well as one that takes them.
 func TestAnswers(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
