@@ -4,6 +4,7 @@ package scheduler
 
 import (
 	"context"
+	"math"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -20,8 +21,8 @@ const (
 	refusedVolumesName = "RefusedVolumes"
 	// refusedVolumesWeight makes one point of this plugin count for more than all that the others give, whose weights are one-digit numbers by default.
 	refusedVolumesWeight = 10_000
-	// refusedVolumesStep is how long ago a refusal has to be for a point.
-	refusedVolumesStep = 36 * time.Second // a hundredth of an hour: localpath forgets refusals after that
+	// refusedVolumesGrowth is how many points a refusal gets while the time since then grows e-fold: after a day, for which localpath remembers it, it has 97.
+	refusedVolumesGrowth = 8.6
 )
 
 // Refusals knows which nodes gave a claim no volume.
@@ -103,7 +104,13 @@ func (p *refusedVolumes) Score(_ context.Context, _ fwk.CycleState, pod *corev1.
 	if !refused {
 		return fwk.MaxScore, nil
 	}
-	return min(int64(since/refusedVolumesStep), fwk.MaxScore-1), nil
+	return pointsSince(since), nil
+}
+
+// pointsSince are a point for each eighth or so that a time is longer: of nodes that have been asked for a day, two minutes apart, those that had to wait longest are told from the
+// others as well as those that were asked within the first seconds.
+func pointsSince(refusal time.Duration) int64 {
+	return min(int64(refusedVolumesGrowth*math.Log1p(refusal.Seconds())), fwk.MaxScore-1)
 }
 
 // ScoreExtensions has nothing: the scores are final.

@@ -3,6 +3,7 @@
 package scheduler
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -31,7 +32,7 @@ func TestRefusedVolumes(t *testing.T) {
 		}
 	}
 	p := &refusedVolumes{claims: corelisters.NewPersistentVolumeClaimLister(claims), refusals: refusedBy{
-		"u-data a": time.Second, "u-data b": 10 * refusedVolumesStep, "u-logs b": 3*refusedVolumesStep - 1, "u-own a": 2 * time.Hour,
+		"u-data a": time.Second, "u-data b": 6 * time.Minute, "u-logs b": 2 * time.Minute, "u-own a": 30 * time.Hour,
 	}}
 	var nodes []fwk.NodeInfo
 	for _, name := range []string{"a", "b", "c"} {
@@ -50,8 +51,8 @@ func TestRefusedVolumes(t *testing.T) {
 		"no volume":         {},
 		"no claim":          {volumes: []corev1.Volume{{Name: "x", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}},
 		"a claim to come":   {volumes: []corev1.Volume{claim("missing")}, alone: true},
-		"two nodes refused": {volumes: []corev1.Volume{claim("data")}, want: []int64{0, 10, 100}, alone: true},
-		"the last refusal":  {volumes: []corev1.Volume{claim("data"), claim("logs")}, want: []int64{0, 2, 100}, alone: true},
+		"two nodes refused": {volumes: []corev1.Volume{claim("data")}, want: []int64{5, 50, 100}, alone: true},
+		"the last refusal":  {volumes: []corev1.Volume{claim("data"), claim("logs")}, want: []int64{5, 41, 100}, alone: true},
 		"a claim of the pod's own": {volumes: []corev1.Volume{{Name: "own", VolumeSource: corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}}}},
 			want: []int64{99, 100, 100}, alone: true},
 	} {
@@ -69,6 +70,48 @@ func TestRefusedVolumes(t *testing.T) {
 				t.Errorf("SignPod says %v", s)
 			}
 		})
+	}
+}
+
+// TestEachNodeIsAsked: of any number of nodes that refuse a claim, as the controller of volumes asks them, none is asked twice before each was asked once, whichever the
+// other plugins like best, and then none waits for much longer than all of them take.
+func TestEachNodeIsAsked(t *testing.T) {
+	for seed := range uint64(40) {
+		rnd := rand.New(rand.NewPCG(seed, 0))
+		liked := make([]int64, 1+rnd.IntN(500)) // what the others give a node
+		for i := range liked {
+			liked[i] = rnd.Int64N(1400)
+		}
+		asked := make([]time.Duration, len(liked)) // when last; 0: never
+		now, pause, most := time.Second, time.Second/2, 0
+		turn := make([]int, len(liked)) // the number of the last time
+		for n := range 4 * len(liked) {
+			best, points := 0, int64(-1)
+			for i := range liked {
+				p := int64(fwk.MaxScore)
+				if since := now - asked[i]; asked[i] > 0 && since < 24*time.Hour {
+					p = pointsSince(since)
+				}
+				if p = p*refusedVolumesWeight + liked[i]; p > points {
+					best, points = i, p
+				}
+			}
+			if n < len(liked) && asked[best] > 0 {
+				t.Fatalf("seed %d: of %d nodes one was asked twice in %d times", seed, len(liked), n+1)
+			}
+			if n >= len(liked) {
+				most = max(most, n-turn[best])
+			}
+			asked[best], turn[best] = now, n
+			now += pause
+			pause = min(2*pause, 2*time.Minute)
+		}
+		for _, n := range turn {
+			most = max(most, 4*len(liked)-n)
+		}
+		if most > len(liked)*3/2+10 {
+			t.Errorf("seed %d: of %d nodes one was not asked %d times in a row", seed, len(liked), most)
+		}
 	}
 }
 

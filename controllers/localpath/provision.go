@@ -43,7 +43,9 @@ func (p provisioner) Provision(node *corev1.Node, _ []corev1.TopologySelectorTer
 		Op: localvolume.Make, Folder: p.o.Parameters[folderParameter], Name: name, Bytes: asked.Value(),
 	})
 	if err != nil {
-		p.v.o.Refusals.add(claim.UID, node.Name) // before the answer, which has the scheduler choose again
+		if p.v.o.Context.Err() == nil { // else the term is over, and the node has refused nothing
+			p.v.o.Refusals.add(claim.UID, node.Name) // before the answer, which has the scheduler choose again
+		}
 		return nil, fmt.Errorf("node %s: %w", node.Name, err)
 	}
 	if _, got, ok := localvolume.Split(a.Path); !ok || got != name {

@@ -10,9 +10,14 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// refusalsLast is how long a refusal is remembered: until some thirty nodes had their turn. Upstream's controller of volumes waits after each failure of a claim,
-// half a second and then twice as long each time, up to two minutes.
-const refusalsLast = time.Hour
+const (
+	// refusalsLast is how long a refusal is remembered: until each of the nodes that there may be has had its turn. Upstream's controller of volumes waits after each
+	// failure of a claim, half a second and then twice as long each time, up to two minutes; so that is some seven hundred of them.
+	refusalsLast = 24 * time.Hour
+	// refusalsMost is how many are remembered, in two or three megabytes; then the oldest one is forgotten. Whoever may write claims can have as many of them refused as
+	// he likes.
+	refusalsMost = 20_000
+)
 
 // Refusals remembers for a while which nodes gave a claim no volume: they have no room, no such folder, or do not answer. The scheduler is told
 // (scheduler.Options), for it knows nothing of that and would choose the same node again for as long as it likes that node best. It is kept in memory alone: a
@@ -43,8 +48,18 @@ func (r *Refusals) add(claim types.UID, node string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.now()
-	maps.DeleteFunc(r.at, func(_ refusal, at time.Time) bool { return now.Sub(at) >= refusalsLast })
 	r.at[refusal{claim, node}] = now
+	if len(r.at) <= refusalsMost {
+		return
+	}
+	oldest, since := refusal{claim, node}, now
+	for of, at := range r.at {
+		if at.Before(since) {
+			oldest, since = of, at
+		}
+	}
+	delete(r.at, oldest)
+	maps.DeleteFunc(r.at, func(_ refusal, at time.Time) bool { return now.Sub(at) >= refusalsLast })
 }
 
 // Since is how long ago a node refused a claim for the last time, and false if it did not lately.

@@ -3,7 +3,9 @@
 package localpath
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,8 +34,16 @@ func TestRefusals(t *testing.T) {
 		says("data", "b", refusalsLast-time.Minute, true)
 		r.add("data", "b")
 		says("data", "b", 0, true)
-		if len(r.at) != 1 {
-			t.Errorf("it keeps %v", r.at)
+		time.Sleep(time.Second) // fake time
+		for i := range refusalsMost - 1 {
+			r.add(types.UID(fmt.Sprint(i)), "a")
+		}
+		says("data", "b", time.Second, true) // one that is over was forgotten for the last of these
+		time.Sleep(time.Second)              // fake time
+		r.add("data", "c")
+		says("data", "b", 0, false)
+		if says("data", "c", 0, true); len(r.at) != refusalsMost {
+			t.Errorf("it keeps %d", len(r.at))
 		}
 	})
 	var none *Refusals
@@ -65,5 +75,12 @@ func TestProvisionRefused(t *testing.T) {
 	f.nodes.setAway("n1", true)
 	if _, err := f.provision(t, claim(), nil, "n1"); !errors.Is(err, ErrAway) || !refused() {
 		t.Errorf("a node that is away: %v, and is to be avoided: %v", err, refused())
+	}
+	f.o.Refusals = NewRefusals(time.Now)
+	over, end := context.WithCancel(t.Context())
+	end()
+	f.o.Context = over
+	if _, err := f.provision(t, claim(), nil, "n1"); err == nil || refused() {
+		t.Errorf("the term is over: %v, and the node is to be avoided: %v", err, refused())
 	}
 }
