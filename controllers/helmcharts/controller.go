@@ -32,7 +32,8 @@ const (
 	gather = 50 * time.Millisecond
 	// retry is how long after a request that failed everything is looked at again.
 	retry = 2 * time.Second
-	// AtOnce is how many children are at work at most.
+	// AtOnce is how many children are at work at most. The last of these places is for charts whose releases are to change: to look after the objects of those that
+	// are deployed can wait.
 	AtOnce = 2
 	// firstCheck is how long after a term's beginning the objects of charts that want that are looked at for the first time at the latest.
 	firstCheck = 10 * time.Minute
@@ -89,6 +90,7 @@ type Controller struct {
 
 	entries  map[types.NamespacedName]*entry // the loop's alone
 	at       int                             // children at work
+	checks   int                             // of these, those that look after the objects of a release that is deployed
 	sealed   []byte                          // what releases are sealed with, once it was read
 	children sync.WaitGroup
 	events   struct {
@@ -177,6 +179,12 @@ func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), c.objects.synced...) {
 		return nil
 	}
+	c.loop(ctx)
+	return nil
+}
+
+// loop goes round until ctx is done.
+func (c *Controller) loop(ctx context.Context) {
 	for {
 		next := c.round(ctx)
 		var again <-chan time.Time
@@ -185,14 +193,14 @@ func (c *Controller) Run(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-again:
 		case o := <-c.ended:
 			c.settle(ctx, o)
 		case <-c.wake:
 			select {
 			case <-ctx.Done():
-				return nil
+				return
 			case <-time.After(gather):
 			}
 		}

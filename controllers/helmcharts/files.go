@@ -68,14 +68,8 @@ func (f *files) look(name string) look {
 // contents are the names, sizes and times of a folder's files.
 func contents(folder string) (string, error) {
 	var out strings.Builder
-	err := filepath.WalkDir(folder, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		info, err := d.Info()
-		if err == nil {
-			_, _ = fmt.Fprintf(&out, "%q %d %d\n", path, info.Size(), info.ModTime().UnixNano()) // a Builder takes all
-		}
+	err := helmjob.EachFile(folder, func(name string, info fs.FileInfo) error {
+		_, err := fmt.Fprintf(&out, "%q %d %d\n", name, info.Size(), info.ModTime().UnixNano())
 		return err
 	})
 	return out.String(), err

@@ -89,6 +89,23 @@ func TestFiles(t *testing.T) {
 	if s.put(1, "open/templates/a.yaml", "two!", testNow); s.mustSum("open") == open {
 		t.Error("a change within an unpacked chart was not noticed")
 	}
+
+	s.put(1, "versions/1/a.yaml", "one", testNow)
+	s.put(1, "versions/2/a.yaml", "two", testNow)
+	current := filepath.Join(s.folders[1], "current")
+	sums := map[string]bool{}
+	for _, version := range []string{"1", "2"} {
+		if err := errors.Join(os.RemoveAll(current), os.Symlink("versions/"+version, current)); err != nil {
+			t.Fatal(err)
+		}
+		sums[s.mustSum("current")] = true
+	}
+	if s.put(1, "versions/2/a.yaml", "three", testNow); sums[s.mustSum("current")] {
+		t.Error("a change behind a link was not noticed")
+	}
+	if len(sums) != 2 {
+		t.Error("a link that leads to another version was not noticed")
+	}
 }
 
 // TestFilesRefused: what is no chart is neither waited for nor read to its end.

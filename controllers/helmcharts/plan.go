@@ -102,6 +102,7 @@ const (
 	Rest      Step = iota // nothing, until something changes or until Decision.At
 	Claim                 // put the finalizer on the chart
 	Apply                 // start a child that makes the release
+	Check                 // start a child that looks after the objects of a release that is deployed
 	Uninstall             // start a child that removes it
 	Interrupt             // end the child that is at work
 	Let                   // take the finalizers away
@@ -285,7 +286,7 @@ func (v *View) check() Decision {
 	case v.Now.Before(at):
 		return Decision{At: at, Status: v.deployed()}
 	}
-	return Decision{Step: Apply, Status: v.deployed()}
+	return Decision{Step: Check, Status: v.deployed()}
 }
 
 func times(n int) string {

@@ -3,6 +3,7 @@
 package helmcharts
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -38,6 +39,7 @@ type entry struct {
 
 	work    *work
 	tries   Tries
+	waits   time.Time     // since when it has waited for a place among the children at work; zero: it does not
 	met     time.Time     // when this term met the chart
 	every   time.Duration // how often its objects are to be looked at; 0: never
 	worked  time.Time     // when Helm was last done with the release, in this term; zero: not yet
@@ -86,12 +88,11 @@ func (c *Controller) round(ctx context.Context) (next time.Time) {
 		configMaps = configMaps || e.chart.Spec.Driver == "configmap"
 	}
 	c.watches.want(ctx, wanted, secrets, configMaps)
-	for _, chart := range all.charts {
-		e := c.entries[nameOf(chart)]
-		if e == nil || ctx.Err() != nil {
-			continue
+	for _, e := range c.inTurn(all.charts) {
+		if ctx.Err() != nil {
+			break
 		}
-		if name := fileOf(chart); name != "" && chart.DeletionTimestamp == nil {
+		if name := fileOf(e.chart); name != "" && e.chart.DeletionTimestamp == nil {
 			moved, again := c.reader.files.follow(name, &e.file, c.o.FilesEvery, time.Now())
 			e.stale = e.stale || moved
 			soon(again)
@@ -255,6 +256,8 @@ func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.
 	requests, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	again = d.At
+	waits := e.waits
+	e.waits = time.Time{}
 	switch d.Step {
 	case Claim:
 		return again, c.objects.claim(requests, e.chart)
@@ -268,10 +271,11 @@ func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.
 	case Interrupt:
 		e.work.unwanted = true
 		e.work.cancel()
-	case Apply, Uninstall:
-		if c.at >= AtOnce {
+	case Apply, Check, Uninstall:
+		if c.full(d.Step) {
+			e.waits = cmp.Or(waits, time.Now())
 			for i := range d.Status.Conditions {
-				if r := &d.Status.Conditions[i]; r.Type == kinds.Ready && r.Status != metav1.ConditionTrue {
+				if r := &d.Status.Conditions[i]; r.Type == kinds.Ready && d.Step != Check { // what is known of a release stays as it is until it is looked at
 					r.Reason, r.Message = ReasonWaiting, "Helm is at work on other charts."
 				}
 			}
@@ -343,7 +347,7 @@ func (c *Controller) start(ctx context.Context, e *entry, step Step) error {
 	if err != nil {
 		return err
 	}
-	if step == Apply {
+	if step != Uninstall {
 		if q, err = c.prepare(ctx, e, w); err != nil {
 			return err
 		}
@@ -353,6 +357,9 @@ func (c *Controller) start(ctx context.Context, e *entry, step Step) error {
 	w.cancel = cancel
 	e.work = w
 	c.at++
+	if w.Check {
+		c.checks++
+	}
 	name := nameOf(e.chart)
 	c.log.Info("Helm begins", "chart", name, "operation", string(q.Operation))
 	c.children.Go(func() {

@@ -16,6 +16,9 @@ import (
 // settle notes how an operation ended.
 func (c *Controller) settle(ctx context.Context, o outcome) {
 	c.at--
+	if o.work.Check {
+		c.checks--
+	}
 	e := c.entries[o.name]
 	if e == nil || e.work != o.work { // it cannot be: an entry with work is kept
 		return
