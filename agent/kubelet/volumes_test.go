@@ -4,7 +4,9 @@ package kubelet
 
 import (
 	"context"
+	"math/rand/v2"
 	"reflect"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -189,6 +191,92 @@ func TestVolumesWake(t *testing.T) {
 			t.Errorf("a loop rested for %s", rested)
 		}
 	})
+}
+
+// TestVolumesNeverRestForLong: whatever pods begin and end to wait for, and however long a round of a loop takes, a loop goes round at upstream's pace while one waits, goes
+// round once more after each beginning and after each end, and rests no longer than it says at any time.
+func TestVolumesNeverRestForLong(t *testing.T) {
+	for seed := range uint64(50) {
+		synctest.Test(t, func(t *testing.T) {
+			rnd := rand.New(rand.NewPCG(seed, 0))
+			random := func(most time.Duration) time.Duration { return time.Duration(rnd.Int64N(int64(most))) }
+			const upstreams, longest = 100 * time.Millisecond, 300 * time.Millisecond // between two rounds, and in one
+			p := newVolumePace()
+			ctx, cancel := context.WithCancel(t.Context())
+			var running sync.WaitGroup
+			var mu sync.Mutex
+			var rounds [2][]time.Time
+			for i, later := range []time.Duration{0, volumesSecond} {
+				takes := make([]time.Duration, 97)
+				for i := range takes {
+					if rnd.IntN(4) == 0 {
+						takes[i] = random(longest)
+					}
+				}
+				running.Go(func() {
+					for n := 0; ctx.Err() == nil; n++ {
+						p.pass(later)
+						mu.Lock()
+						rounds[i] = append(rounds[i], time.Now())
+						mu.Unlock()
+						time.Sleep(takes[n%len(takes)] + upstreams)
+					}
+				})
+			}
+			type wait struct{ began, ended time.Time }
+			var waits []wait
+			for range 1 + rnd.IntN(40) {
+				time.Sleep(random(20 * time.Second))
+				var pods sync.WaitGroup
+				for range 1 + rnd.IntN(3) {
+					begins, lasts := random(2*time.Second), random(3*time.Second)
+					if rnd.IntN(2) == 0 {
+						lasts = 0 // its volumes are mounted
+					}
+					pods.Go(func() {
+						time.Sleep(begins)
+						w := wait{began: time.Now()}
+						done := p.wait()
+						time.Sleep(lasts)
+						done()
+						w.ended = time.Now()
+						mu.Lock()
+						defer mu.Unlock()
+						waits = append(waits, w)
+					})
+				}
+				pods.Wait()
+			}
+			time.Sleep(time.Minute)
+			cancel()
+			running.Wait()
+			for i, later := range []time.Duration{0, volumesSecond} {
+				after := func(at time.Time) time.Duration { // until the first round from then on
+					for _, r := range rounds[i] {
+						if !r.Before(at) {
+							return r.Sub(at)
+						}
+					}
+					return 0 // it had ended by then
+				}
+				for n, r := range rounds[i][1:] {
+					if rested := r.Sub(rounds[i][n]); rested > volumesRest+later+upstreams+longest {
+						t.Errorf("seed %d: loop %d rested for %s", seed, i, rested)
+					}
+				}
+				for _, w := range waits {
+					for at := w.began; !at.After(w.ended); at = at.Add(upstreams) {
+						if d := after(at); d > later+upstreams+longest {
+							t.Errorf("seed %d: loop %d goes round %s after a pod has begun to wait, %s later", seed, i, at.Sub(w.began), d)
+						}
+					}
+					if d := after(w.ended); d > later+upstreams+longest {
+						t.Errorf("seed %d: loop %d goes round %s after a pod had waited", seed, i, d)
+					}
+				}
+			}
+		})
+	}
 }
 
 // Upstream's kubelet still begins the ways as restVolumes does; the rest of them is in TestVolumesRest.
