@@ -136,7 +136,7 @@ func importedWhilePulled(t *testing.T, s *harness.Server) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer registry.Close()
+	defer func() { _ = registry.Close() }() // it was closed unless the test failed
 	image := address + "/imported:1"
 	importImage(t, s, "imported.tar", image)
 	k := s.In(t)
@@ -154,6 +154,10 @@ func importedWhilePulled(t *testing.T, s *harness.Server) {
 	k.Apply(pod("if-not-present", "IfNotPresent") + pod("never-pulls", "Never"))
 	k.Await(soon, "pod/if-not-present", "{.status.phase}", "Running")
 	k.Await(soon, "pod/never-pulls", "{.status.phase}", "Running")
+	// Else the deletion of the pod that pulls takes half a minute, for which it waits for an answer.
+	if err := registry.Close(); err != nil {
+		t.Error(err)
+	}
 	k.Kubectl("delete", "pod", "pulls-always", "if-not-present", "never-pulls")
 }
 
