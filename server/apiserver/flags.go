@@ -49,6 +49,7 @@ var ownFlags = map[string]string{
 func runOptions(ctx context.Context, o Options) (kubeoptions.CompletedOptions, error) {
 	s := kubeoptions.NewServerRunOptions()
 	addNodeClaims(s, o.NodeClaims)
+	addServiceClaims(s)
 	if err := fill(s, o); err != nil {
 		return kubeoptions.CompletedOptions{}, err
 	}
@@ -147,6 +148,7 @@ func CheckArgs(args []string) error {
 	}
 	s := kubeoptions.NewServerRunOptions()
 	addNodeClaims(s, &NodeClaims{}) // its name may be given
+	addServiceClaims(s)
 	// A registry of its own: what is set in the process-wide one counts for the whole process.
 	s.GenericServerRunOptions.ComponentGlobalsRegistry = basecompatibility.NewComponentGlobalsRegistry()
 	if err := applyExtraArgs(s, args); err != nil {
