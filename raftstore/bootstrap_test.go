@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"k8s.io/utils/clock"
@@ -133,4 +134,44 @@ func TestAdmission(t *testing.T) {
 		defer mu.Unlock()
 		return held == 0
 	})
+}
+
+// TestMaxMembers: of two servers that come at once, and of which one is one too many, one is taken in. The other one is when a member was removed.
+func TestMaxMembers(t *testing.T) {
+	ctx := testContext(t)
+	first := openClusterOf(t, 2, func(o *Options) { o.MaxMembers = 3 })[0]
+	var asked [2]atomic.Int64
+	names := []string{"late", "later"}
+	for i, name := range names {
+		o := Options{
+			Dir: t.TempDir(), NodeID: name, ClusterID: "test", Logger: testLog(name), Network: tcpNetwork(t), Join: []string{string(first.address)}, MaxMembers: 3,
+			Share: func() string { asked[i].Add(1); return "" },
+		}
+		s, err := Open(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := s.Close(context.Background()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	isMember := func(name string) bool {
+		return slices.ContainsFunc(first.Members(), func(m Member) bool { return m.Name == name })
+	}
+	until(ctx, t, "one is taken in", func() bool { return isMember(names[0]) || isMember(names[1]) })
+	out := 0
+	if isMember(names[0]) {
+		out = 1
+	}
+	before := asked[out].Load()
+	until(ctx, t, "the other one asks again and again", func() bool { return asked[out].Load() > before+5 })
+	if got := first.Members(); len(got) != 3 || isMember(names[out]) {
+		t.Errorf("the members are %v", got)
+	}
+	if err := first.RemoveMember(ctx, "s1"); err != nil {
+		t.Fatal(err)
+	}
+	until(ctx, t, "the other one is taken in", func() bool { return isMember(names[out]) })
 }

@@ -73,6 +73,9 @@ func (p *peers) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 			add = p.s.raft.AddVoter
 		}
 	}
+	if err := p.full(members.Servers, id); err != nil {
+		return nothing{}, err
+	}
 	if admit := p.s.opts.Admit; admit != nil && id != p.s.id && !slices.ContainsFunc(members.Servers, func(m raft.Server) bool { return m.ID == id }) {
 		release, err := admit(r.Share)
 		if errors.Is(err, ErrShare) {
@@ -88,6 +91,17 @@ func (p *peers) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 	}
 	p.s.log.Info("a server is in the store's cluster", "member", id, "address", address)
 	return nothing{}, nil
+}
+
+// full refuses a server that would be one more than there may be. One whose directory was replaced is none more: the one that it was goes.
+func (p *peers) full(members []raft.Server, id raft.ServerID) error {
+	if most := p.s.opts.MaxMembers; most == 0 || len(members) < most {
+		return nil
+	}
+	if slices.ContainsFunc(members, func(m raft.Server) bool { return disk.NodeOf(string(m.ID)) == disk.NodeOf(string(id)) }) {
+		return nil
+	}
+	return status.Errorf(codes.FailedPrecondition, "raftstore: there are %d servers, and there may not be more. This one is taken in when one of them was removed", len(members))
 }
 
 // announce makes sure that the cluster has this server, under its present

@@ -88,6 +88,8 @@ type Options struct {
 	// MaxVoters bounds the voters; further servers get everything and vote when
 	// one of the others is gone. Odd. Default 5.
 	MaxVoters int
+	// MaxMembers bounds the members: a further server is refused, and tries again. 0: no bound.
+	MaxMembers int
 
 	level int // newestLevel, or less in tests
 }

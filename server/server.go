@@ -271,6 +271,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 		Logger:    s.log.With("part", "store"),
 		Version:   s.o.Version, Hostname: s.o.NodeName,
 		Share: s.share, Admit: s.admitMember, Renew: s.o.Renew,
+		MaxMembers: maxServers, // admitServer says so earlier, unless several come at once
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening the store in %s: %w", s.o.StoreDir, err)

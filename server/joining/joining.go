@@ -259,7 +259,11 @@ func (s *Server) identify(ctx context.Context, state tls.ConnectionState, q *joi
 	case token.RoleBootstrap:
 		return s.checkBootstrap(ctx, state, q.Proof)
 	}
-	return nil, join.Refuse(join.CodeToken, "the token is not the cluster's: it was mistyped, cut off, or replaced since. `coracle token print` on a server shows the one that works")
+	print := "coracle token print"
+	if q.Role == token.RoleServer {
+		print += " --server"
+	}
+	return nil, join.Refuse(join.CodeToken, "the token is not the cluster's: it was mistyped, cut off, or replaced since. `%s` on a server shows the one that works", print)
 }
 
 // mayBecome says whether a token, or a node's certificate where there is none, is good for what the machine wants to be.

@@ -129,7 +129,7 @@ func TestWhoMayJoin(t *testing.T) {
 		name   string
 		change func(q *join.Question)
 		code   join.Code // of the refusal; empty if it may
-		want   string    // of another error
+		want   string    // of another error, or in the refusal
 	}{
 		{name: "agent token", change: func(*join.Question) {}},
 		{name: "its secret alone", change: func(q *join.Question) { q.Token = bare(q.Token) }},
@@ -141,7 +141,11 @@ func TestWhoMayJoin(t *testing.T) {
 		{name: "a version that is too new", change: func(q *join.Question) { q.Request.Protocol = version.Protocol() + 2 }, code: join.CodeVersion},
 		{name: "a version that is too old", change: func(q *join.Question) { q.Request.Protocol = -1 }, code: join.CodeVersion},
 
-		{name: "wrong secret", change: func(q *join.Question) { q.Token.Secret = "other" }, code: join.CodeToken},
+		{name: "wrong secret", change: func(q *join.Question) { q.Token.Secret = "other" }, code: join.CodeToken, want: "`coracle token print` on a server"},
+		{name: "wrong secret, to be a server", change: func(q *join.Question) {
+			q.Request.Role, q.Token = token.RoleServer, f.tokens.Server
+			q.Token.Secret = "other"
+		}, code: join.CodeToken, want: "`coracle token print --server` on a server"},
 		{name: "empty secret", change: func(q *join.Question) { q.Token.Secret = "" }, code: join.CodeToken},
 		{name: "server token", change: func(q *join.Question) { q.Token = f.tokens.Server }, code: join.CodeToken},
 		{name: "server token's secret alone", change: func(q *join.Question) { q.Token = bare(f.tokens.Server) }, code: join.CodeToken},
@@ -187,13 +191,13 @@ func TestWhoMayJoin(t *testing.T) {
 			_, err := join.Ask(t.Context(), q)
 			var refusal *join.Refusal
 			switch {
+			case tt.code != "":
+				if !errors.As(err, &refusal) || refusal.Code != tt.code || !strings.Contains(refusal.Message, tt.want) {
+					t.Errorf("%v, want a refusal with the code %q that says %q", err, tt.code, tt.want)
+				}
 			case tt.want != "":
 				if err == nil || !strings.Contains(err.Error(), tt.want) {
 					t.Errorf("%v, want %q", err, tt.want)
-				}
-			case tt.code != "":
-				if !errors.As(err, &refusal) || refusal.Code != tt.code {
-					t.Errorf("%v, want a refusal with the code %q", err, tt.code)
 				}
 			case err != nil:
 				t.Error(err)
