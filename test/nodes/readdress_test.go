@@ -129,7 +129,7 @@ func (m *moving) heals(what string, since time.Time) {
 	}
 }
 
-// TestReaddress: an agent, a server, and then all machines get other addresses while they run, and the cluster heals by itself.
+// TestReaddress: an agent, a server, and then all machines get other addresses while they run, and at last while they are off, and the cluster heals by itself.
 func TestReaddress(t *testing.T) {
 	m := newMoving(t)
 	moves := func(what string, move func()) {
@@ -146,6 +146,7 @@ func TestReaddress(t *testing.T) {
 			s.Readdress(fmt.Sprintf("10.78.0.%d", 20+i))
 		}
 	})
+	m.allOff()
 }
 
 // crossing is traffic from the pod of each node to that of the other one, by its own address and by that of a Service which has no other endpoint.
@@ -170,9 +171,9 @@ func (m *moving) crossing() *traffic {
 	return x
 }
 
-// TestReaddressOff: all machines are off and come back with other addresses, the agent and one server first; no address that anybody knew is good any more.
-func TestReaddressOff(t *testing.T) {
-	m := newMoving(t)
+// allOff: all machines are off and come back with other addresses, the agent and one server first; no address that anybody knew is good any more.
+func (m *moving) allOff() {
+	m.t.Helper()
 	for _, s := range m.all() {
 		s.Kill()
 	}
@@ -182,7 +183,7 @@ func TestReaddressOff(t *testing.T) {
 	// Each by itself finds nobody, and says what to do.
 	for _, s := range []*harness.Server{m.agent, m.servers[1]} {
 		s.Start()
-		harness.Eventually(t, 2*harness.Soon, "coracle status says what to do", func() error {
+		harness.Eventually(m.t, 2*harness.Soon, "coracle status says what to do", func() error {
 			out, err := s.Run(s.Coracle(), "status", "--data-dir", s.DataDir)
 			if want := "--server https://ADDRESS:6443"; !strings.Contains(out, want) {
 				return fmt.Errorf("no %s on %s: %w\n%s", want, s.NodeName(), err, out)

@@ -219,7 +219,8 @@ func (c *vipCluster) by(machine int) *harness.Server {
 	return c.servers[i]
 }
 
-// TestVIP: the cluster's address leads to one live server, whatever happens to the one that has it, and never do two answer for it.
+// TestVIP: the cluster's address leads to one live server, whatever happens to the one that has it, and never do two answer for it. At last the cluster gets another
+// one, and then none.
 func TestVIP(t *testing.T) {
 	c := newVIPCluster(t)
 	w := watchARP(t, c.site, testVIP)
@@ -323,13 +324,14 @@ func TestVIP(t *testing.T) {
 	}
 	runs, _, frames := w.state()
 	t.Logf("%d answers and announcements, from machines %v one after the other", frames, runs)
+	c.changes()
 }
 
-// TestVIPIsTheClusters: the cluster's address counts, whatever a server is told; it is changed and removed while all servers run,
+// changes: the cluster's address counts, whatever a server is told; it is changed and removed while all servers run,
 // and what a killed server left of it goes at its next start.
-func TestVIPIsTheClusters(t *testing.T) {
+func (c *vipCluster) changes() {
+	c.Helper()
 	const next = "10.77.0.101"
-	c := newVIPCluster(t)
 	first, third := c.servers[0], c.servers[2]
 	vip := func(args ...string) (string, error) {
 		return first.Run(first.Coracle(), append(append([]string{"vip"}, args...), "--data-dir", first.DataDir)...)
@@ -339,16 +341,16 @@ func TestVIPIsTheClusters(t *testing.T) {
 		"224.0.0.1": "not an address", "10.77.0.255": "the first or the last", "ten": "not an IP address", "10.77.0.8,10.77.0.9": "at most one",
 	} {
 		if out, err := vip("set", address); err == nil || !strings.Contains(err.Error(), why) {
-			t.Errorf("set %s: %v, want %q\n%s", address, err, why, out)
+			c.Errorf("set %s: %v, want %q\n%s", address, err, why, out)
 		}
 	}
 	third.Kill()
 	if out, err := third.NFT("list", "tables"); err != nil || !strings.Contains(out, "coracle-vip") {
-		t.Errorf("the translations do not need the process: %v\n%s", err, out)
+		c.Errorf("the translations do not need the process: %v\n%s", err, out)
 	}
 	change := func(args ...string) {
-		t.Helper()
-		harness.Eventually(t, harness.Soon, fmt.Sprintf("coracle vip %v", args), func() error { // the server that was killed may have led
+		c.Helper()
+		harness.Eventually(c, harness.Soon, fmt.Sprintf("coracle vip %v", args), func() error { // the server that was killed may have led
 			out, err := vip(args...)
 			if err != nil {
 				err = fmt.Errorf("%w\n%s", err, out)
@@ -357,14 +359,14 @@ func TestVIPIsTheClusters(t *testing.T) {
 		})
 	}
 	change("set", next)
-	harness.Eventually(t, harness.Soon, "the new address answers", func() error { return healthy(c.site, c.ca, next) })
-	harness.Eventually(t, harness.Soon, "the old address is silent", func() error {
+	harness.Eventually(c, harness.Soon, "the new address answers", func() error { return healthy(c.site, c.ca, next) })
+	harness.Eventually(c, harness.Soon, "the old address is silent", func() error {
 		if healthy(c.site, c.ca, testVIP) == nil {
 			return errors.New("it answers")
 		}
 		return nil
 	})
-	harness.Eventually(t, harness.Soon, "the kubeconfig names the new address", func() error {
+	harness.Eventually(c, harness.Soon, "the kubeconfig names the new address", func() error {
 		data, err := os.ReadFile(first.Kubeconfig)
 		if err == nil && !strings.Contains(string(data), "https://"+next+":6443") {
 			err = errors.New(string(data))
@@ -372,14 +374,14 @@ func TestVIPIsTheClusters(t *testing.T) {
 		return err
 	})
 	if err := first.Stop(); err != nil { // it was started with --vip and the first address
-		t.Fatal(err)
+		c.Fatal(err)
 	}
 	first.Start()
 	first.WaitAPI()
-	harness.Eventually(t, harness.Soon, "the server says which address counts", func() error { return first.LogSays("--vip is not the cluster's virtual address, which counts") })
-	harness.Says(t, first.LogTail(1000), testVIP, next, "coracle vip set")
+	harness.Eventually(c, harness.Soon, "the server says which address counts", func() error { return first.LogSays("--vip is not the cluster's virtual address, which counts") })
+	harness.Says(c, first.LogTail(1000), testVIP, next, "coracle vip set")
 	if err := first.Stop(); err != nil {
-		t.Fatal(err)
+		c.Fatal(err)
 	}
 	first.Args = slices.DeleteFunc(first.Args, func(a string) bool { return a == "--vip" || a == testVIP })
 	first.Start()
@@ -388,7 +390,7 @@ func TestVIPIsTheClusters(t *testing.T) {
 	third.WaitAPI()
 	third.Kill()
 	change("remove")
-	harness.Eventually(t, harness.Soon, "no address is left", func() error {
+	harness.Eventually(c, harness.Soon, "no address is left", func() error {
 		if healthy(c.site, c.ca, next) == nil {
 			return fmt.Errorf("%s answers", next)
 		}
@@ -397,14 +399,14 @@ func TestVIPIsTheClusters(t *testing.T) {
 	third.Start()
 	third.WaitAPI()
 	for _, s := range c.servers {
-		harness.Eventually(t, harness.Soon, "the translations are gone", func() error {
+		harness.Eventually(c, harness.Soon, "the translations are gone", func() error {
 			out, err := s.NFT("list", "tables")
 			if err == nil && strings.Contains(out, "coracle-vip") {
 				err = fmt.Errorf("machine %d: %s", s.Number, out)
 			}
 			return err
 		})
-		harness.Eventually(t, harness.Soon, "the kubeconfig names the machine itself", func() error {
+		harness.Eventually(c, harness.Soon, "the kubeconfig names the machine itself", func() error {
 			data, err := os.ReadFile(s.Kubeconfig)
 			if err == nil && !strings.Contains(string(data), "https://127.0.0.1:6443") {
 				err = errors.New(string(data))
