@@ -55,8 +55,35 @@ func removeBox() {
 	}
 }
 
-// WriteBoxImage writes the test image to a docker archive, gzip'ed when the name ends in .gz.
+// packing is held by whoever packs the test image.
+var packing sync.Mutex
+
+// WriteBoxImage writes the test image to a docker archive, gzip'ed when the name ends in .gz. Each kind is packed once per run and copied: that takes as much of a
+// processor as a machine's start, and most scenarios want several.
 func WriteBoxImage(t testing.TB, path string) {
+	t.Helper()
+	packed := filepath.Join(filepath.Dir(Box(t)), "image.tar")
+	if strings.HasSuffix(path, ".gz") {
+		packed += ".gz"
+	}
+	packing.Lock()
+	defer packing.Unlock()
+	if _, err := os.Stat(packed); err != nil {
+		packBoxImage(t, packed)
+	}
+	archive, err := os.ReadFile(packed)
+	if err == nil {
+		err = os.WriteFile(path+".part", archive, 0o644)
+	}
+	if err == nil {
+		err = os.Rename(path+".part", path)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func packBoxImage(t testing.TB, path string) {
 	t.Helper()
 	list, err := exec.Command(busybox, "--list").Output()
 	if err != nil {
