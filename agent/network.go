@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -143,9 +144,15 @@ const (
 	kubeletPort = 10250
 )
 
-// reserved are what no Service may take: beside addresses, the ports of nodes, of their kubelets and of the cluster DNS.
+// reserved are what no Service may take: beside addresses, the ports of nodes, of their kubelets and of the cluster DNS, and that of the tunnels as it was known last.
 func (o Options) reserved() proxy.Reserved {
-	return proxy.Reserved{Addresses: o.ReservedAddresses, Ports: []uint16{uint16(o.Port), usualPort, kubeletPort, dns.Port}}
+	backend := o.NetworkBackend
+	if backend != cluster.NetworkNone {
+		backend = cmp.Or(cni.KnownBackend(o.paths().cniState), backend)
+	}
+	return proxy.Reserved{
+		Addresses: o.ReservedAddresses, Ports: []uint16{uint16(o.Port), usualPort, kubeletPort, dns.Port}, Tunnel: uint16(cluster.TunnelPort(backend)),
+	}
 }
 
 // podCIDRs are the networks of the node's pods; none before they are known.
@@ -191,6 +198,9 @@ func (n *network) start(g *group) {
 		g.run(nil, func(ctx context.Context) error { return publishWay(ctx, n.o, n.pods, n.changed) })
 		g.run(nil, func(ctx context.Context) error {
 			setting.Follow(ctx, n.client, cluster.BackendConfigMap, cluster.BackendData, func(backend string) {
+				if n.services != nil && slices.Contains(cluster.RunningBackends(), backend) {
+					n.services.ReserveTunnel(cluster.TunnelPort(backend))
+				}
 				select {
 				case n.backends <- backend:
 				case <-ctx.Done():

@@ -22,6 +22,8 @@ type Reserved struct {
 	Addresses []netip.Addr
 	// Ports are those on which the nodes themselves listen.
 	Ports []uint16
+	// Tunnel is the port at which other nodes' packets come by UDP, which is nobody's node port; 0 for none. It may change: see ReserveTunnel.
+	Tunnel uint16
 }
 
 // externals stands in front of the back ends: of each Service it passes on what that may have.
@@ -294,6 +296,23 @@ func (p *Proxy) Reserve(addrs []netip.Addr) {
 		return
 	}
 	x.again(func() { x.reserved.Addresses = slices.Clone(addrs) }, p.tell)
+	p.trigger()
+}
+
+// ReserveTunnel notes the port at which other nodes' packets come by UDP, 0 for none, in place of that of Options.Reserved: the cluster may change its network back end.
+// The range of node ports may have it, and who may write Services would get what all pods send to those of other nodes.
+func (p *Proxy) ReserveTunnel(port int) {
+	x := p.o.externals
+	if x == nil {
+		return
+	}
+	x.mu.Lock()
+	same := int(x.reserved.Tunnel) == port
+	x.mu.Unlock()
+	if same {
+		return
+	}
+	x.again(func() { x.reserved.Tunnel = uint16(port) }, p.tell)
 	p.trigger()
 }
 

@@ -12,6 +12,31 @@ import (
 	"github.com/coracle-k8s/coracle/internal/lbports"
 )
 
+// TestTunnelIsNoNodePort: where packets from other nodes come in no Service has a node port, whenever that begins and ends, and whichever came first.
+func TestTunnelIsNoNodePort(t *testing.T) {
+	h := &hearing{now: map[string]*corev1.Service{}, backend: deaf{}}
+	p := frontOf(t, h)
+	const vxlan, wireGuard = 8472, 51820
+	p.ReserveTunnel(vxlan)
+	wants := func(name string, protocol corev1.Protocol, port int32) {
+		p.services(nil, &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "mallory", Name: name},
+			Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Ports: []corev1.ServicePort{{Port: 53, Protocol: protocol, NodePort: port}}},
+		})
+	}
+	wants("a", corev1.ProtocolUDP, vxlan)
+	wants("b", corev1.ProtocolTCP, vxlan)
+	wants("c", corev1.ProtocolUDP, wireGuard)
+	for _, step := range []struct{ tunnel, a, c int32 }{{vxlan, 0, wireGuard}, {wireGuard, vxlan, 0}, {0, vxlan, wireGuard}, {vxlan, 0, wireGuard}} {
+		p.ReserveTunnel(int(step.tunnel))
+		for name, want := range map[string]int32{"a": step.a, "b": vxlan, "c": step.c} {
+			if got := h.now[name].Spec.Ports[0].NodePort; got != want {
+				t.Errorf("with the tunnel at %d: %s has node port %d, want %d", step.tunnel, name, got, want)
+			}
+		}
+	}
+}
+
 // TestBalancersPortIsNoNodePort: a port that a load balancer's Service has at nodes' addresses by its status is opened as nobody else's node port, in whichever
 // order the Services come, and is as soon as the status is without it. So no back end ever has both: in IPVS they would be one virtual server.
 func TestBalancersPortIsNoNodePort(t *testing.T) {
