@@ -92,12 +92,19 @@ func (c claims) put(key types.NamespacedName, svc *corev1.Service) (changed []ty
 
 // refused says who has an external IP of a Service that was put.
 func (c claims) refused(key types.NamespacedName, a netip.Addr) refusal {
-	return c.services[key].claims[a].refused
+	if who := c.services[key]; who != nil {
+		return who.claims[a].refused
+	}
+	return refusal{} // nobody serves it: rolesOf
 }
 
-// rolesOf are the addresses that a Service wants besides its cluster IPs.
+// rolesOf are the addresses that a Service wants besides its cluster IPs. One that no proxy serves, since it has no cluster IP or is another name, keeps nobody from
+// them.
 func rolesOf(svc *corev1.Service) map[netip.Addr]roles {
 	out := map[netip.Addr]roles{}
+	if svc != nil && (svc.Spec.ClusterIP == corev1.ClusterIPNone || svc.Spec.Type == corev1.ServiceTypeExternalName) {
+		return out
+	}
 	for _, a := range ingressIPs(svc) {
 		out[a] = roles{balanced: true}
 	}

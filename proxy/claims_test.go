@@ -20,9 +20,12 @@ import (
 
 // before is what claims mean, said plainly: each two Services are compared. It names those that have an address before a Service that has it among its external IPs.
 func (c *rivals) before(svc *corev1.Service, a netip.Addr) (names []string) {
+	if unserved(svc) {
+		return nil
+	}
 	gives := func(namespace string) bool {
 		for _, other := range c.services {
-			if other.Namespace == namespace && slices.Contains(ingressIPs(other), a) {
+			if !unserved(other) && other.Namespace == namespace && slices.Contains(ingressIPs(other), a) {
 				return true
 			}
 		}
@@ -31,13 +34,18 @@ func (c *rivals) before(svc *corev1.Service, a netip.Addr) (names []string) {
 	own := gives(svc.Namespace)
 	for name, other := range c.services {
 		switch {
-		case other.Namespace == svc.Namespace:
+		case other.Namespace == svc.Namespace || unserved(other):
 		case slices.Contains(ingressIPs(other), a) && (!own || commonPort(other, svc)),
 			own == gives(other.Namespace) && slices.Contains(externalIPs(other), a) && older(other, svc) && commonPort(other, svc):
 			names = append(names, name)
 		}
 	}
 	return names
+}
+
+// unserved says that no proxy serves a Service at any address.
+func unserved(svc *corev1.Service) bool {
+	return svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == corev1.ClusterIPNone
 }
 
 func older(a, b *corev1.Service) bool {
