@@ -287,7 +287,7 @@ func (p *Proxy) intact() bool {
 	if err != nil || ok {
 		return true // an error here says nothing about the state
 	}
-	p.log.Info("What the Service proxy made in the kernel was removed by another program; writing it again", "backend", p.backend.name())
+	p.log.Info("What the Service proxy made in the kernel was removed or changed by another program; writing it again", "backend", p.backend.name())
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.full = true

@@ -316,7 +316,7 @@ func (p *Proxier) Intact() (bool, error) {
 		if f.name == corev1.IPv6Protocol {
 			table.Family = nfttable.IPv6
 		}
-		if ok, err := nfttable.Exists(table); err != nil || !ok {
+		if ok, err := f.rules.intact(table); err != nil || !ok {
 			return false, err
 		}
 		servers, err := f.kernel.Servers()

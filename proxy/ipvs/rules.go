@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"sigs.k8s.io/knftables"
+
+	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 
 // Names of the sets and maps.
@@ -138,6 +140,8 @@ type rulesWriter struct {
 	nft     knftables.Interface
 	view    ruleView
 	applied map[string]map[string]bool // nil: what the kernel has is not known
+	// verified is the kernel's generation in which all rules were there.
+	verified uint32
 }
 
 // apply writes the difference of the sets' contents; or everything, in one transaction that leaves no gap, where it is asked to or has to.
@@ -168,6 +172,33 @@ func (w *rulesWriter) apply(ctx context.Context, want map[string]map[string]bool
 	}
 	w.applied = want
 	return nil
+}
+
+// intact says whether the table is there with as many rules in each chain as were written; the sets' elements are not counted. Of rules it costs one question to the
+// kernel as long as nobody has changed any table of this host.
+func (w *rulesWriter) intact(t nfttable.Table) (bool, error) {
+	if ok, err := nfttable.Exists(t); err != nil || !ok {
+		return false, err
+	}
+	generation, err := nfttable.Generation()
+	if err != nil || w.applied == nil || generation == w.verified {
+		return true, err
+	}
+	have, err := nfttable.CountRules(t)
+	if err != nil {
+		return false, err
+	}
+	want := map[string]int{}
+	for _, c := range w.view.chains() {
+		if len(c.rules) > 0 {
+			want[c.name] = len(c.rules)
+		}
+	}
+	if !maps.Equal(want, have) {
+		return false, nil
+	}
+	w.verified = generation
+	return true, nil
 }
 
 // rebuild makes the table anew, whatever was in it.

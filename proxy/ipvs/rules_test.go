@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -15,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/knftables"
 
+	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
@@ -163,5 +166,78 @@ func TestRules(t *testing.T) {
 	}}
 	if err := w6.apply(t.Context(), newState().Sets, true); err != nil {
 		t.Error("the rules of IPv6:", err)
+	}
+}
+
+// TestRulesAreCounted: another program takes rules out of the table, or adds one, of which the kernel's news say nothing; what others do elsewhere is no harm, nor is what
+// changes with Services.
+func TestRulesAreCounted(t *testing.T) {
+	nstest.RequireNFT(t)
+	for _, c := range []struct {
+		of                      knftables.Family
+		family                  ruleFamily
+		pods, services, address string
+	}{{knftables.IPv4Family, rules4, "10.42.0.0/16", "10.43.0.0/16", "10.43.0.9"}, {knftables.IPv6Family, rules6, "fd42::/56", "fd43::/112", "fd43::9"}} {
+		t.Run(string(c.of), func(t *testing.T) {
+			program, err := knftables.New(c.of, servicerules.IPVSTable)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w := &rulesWriter{nft: program, view: ruleView{family: c.family, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix(c.pods)}}}
+			table := nfttable.Table{Family: nfttable.IPv4, Name: servicerules.IPVSTable}
+			if c.of == knftables.IPv6Family {
+				table.Family = nfttable.IPv6
+			}
+			remove := func() {
+				t.Helper()
+				if err := nfttable.Delete(table); err != nil {
+					t.Fatal(err)
+				}
+			}
+			remove()
+			t.Cleanup(remove)
+			write := func(full bool, addresses ...string) {
+				t.Helper()
+				sets := map[string]map[string]bool{setAddresses: {}}
+				for _, a := range addresses {
+					sets[setAddresses][a] = true
+				}
+				if err := w.apply(t.Context(), sets, full); err != nil {
+					t.Fatal(err)
+				}
+			}
+			is := func(want bool, after string) {
+				t.Helper()
+				for range 2 { // the second time nobody has changed anything
+					if ok, err := w.intact(table); ok != want || err != nil {
+						t.Errorf("after %s: it is whole: %v, %v, want %v", after, ok, err, want)
+					}
+				}
+			}
+			nft := func(format string) string {
+				t.Helper()
+				text := strings.NewReplacer("IN", string(c.of)+" "+servicerules.IPVSTable, "OTHER", string(c.of)+" other").Replace(format)
+				if out, err := exec.Command("nft", text).CombinedOutput(); err != nil {
+					t.Fatalf("nft %s: %v: %s", text, err, out)
+				}
+				return text
+			}
+			is(false, "nothing was written")
+			write(true)
+			is(true, "the first writing")
+			w.view.serviceCIDRs = []netip.Prefix{netip.MustParsePrefix(c.services)}
+			write(true, c.address)
+			is(true, "a rule more")
+			write(false)
+			is(true, "an element less")
+			is(true, nft("add table OTHER; add chain OTHER filter-input; add rule OTHER filter-input accept"))
+			for _, harm := range []string{
+				"flush chain IN filter-input", "flush table IN", "insert rule IN nat-prerouting accept", "add chain IN stranger; add rule IN stranger drop", "delete table IN",
+			} {
+				is(false, nft(harm))
+				write(true)
+				is(true, "it was written again")
+			}
+		})
 	}
 }
