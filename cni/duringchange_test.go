@@ -4,6 +4,7 @@ package cni
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -88,6 +89,61 @@ func TestPodDuringChange(t *testing.T) {
 
 	p = n.sandbox("bbb", PortMapping{HostPort: cluster.VXLANPort, ContainerPort: 53, Protocol: "udp"})
 	wantCode(t, attach(p), wire.CodeInvalidConfig, "the host port 8472 is the cluster's own")
+}
+
+// TestResizeIsTriedAgain: a pod whose size of packets cannot be changed with the back end gets it once that is possible, and is logged once meanwhile.
+func TestResizeIsTriedAgain(t *testing.T) {
+	n := unguarded(t, "10.42.0.0/16")
+	n.stop()
+	to := changing(n, cluster.NetworkHostGateway)
+	n.start()
+	n.ready("10.42.7.0/24")
+	n.pod("bbb")
+	p := n.pod("aaa")
+	gateways := func(change func(*netlink.Route) error) (defaults []netlink.Route) {
+		t.Helper()
+		if err := p.Do(func() error {
+			l, err := netlink.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			if err := change(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: hostNet(netip.MustParseAddr("10.42.7.1")), Scope: netlink.SCOPE_LINK}); err != nil {
+				return err
+			}
+			defaults, err = netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: ipNet(netip.MustParsePrefix("0.0.0.0/0"))}, netlink.RT_FILTER_DST)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return defaults
+	}
+	gateways(func(r *netlink.Route) error { // the kernel does not take a route by a gateway to which there is none
+		return errors.Join(netlink.RouteDel(podDefault(r.LinkIndex, netip.MustParseAddr("10.42.7.1"), n.server.network.Load().sizes)), netlink.RouteDel(r))
+	})
+	to(cluster.NetworkVXLAN)
+	n.stop() // its loop
+	failed := func() int {
+		n.server.heal(t.Context(), true)
+		return len(n.server.resizeTrouble)
+	}
+	for range 2 {
+		if got := failed(); got != 1 {
+			t.Fatalf("%d pods are without their size, want 1", got)
+		}
+	}
+	if defaults := gateways(netlink.RouteAdd); len(defaults) > 0 {
+		t.Fatalf("the pod's way is there already: %v", defaults)
+	}
+	if got := failed(); got != 0 {
+		t.Errorf("%d pods are without their size", got)
+	}
+	if defaults := gateways(func(*netlink.Route) error { return nil }); len(defaults) != 1 {
+		t.Errorf("the pod's way is %v", defaults)
+	}
+	const says = "A running pod keeps its MTU"
+	if got := strings.Count(n.log(), says); got != 1 {
+		t.Errorf("it is logged %d times", got)
+	}
 }
 
 // TestHostPortOfNewBackend: what comes from other nodes goes to no pod that has had that port since before the change; it has it again afterwards.

@@ -19,7 +19,7 @@ import (
 const guardPeriod = 30 * time.Second
 
 // heal makes again what another program removed: the nftables table, as a restart of a host firewall does, or anything
-// of the host's side. Whether all is in the table that was written there is looked at now and then.
+// of the host's side. Whether all is in the table that was written there is looked at now and then; then pods get their MTU that could not have it before.
 func (s *Server) heal(ctx context.Context, whole bool) {
 	if s.network.Load() == nil {
 		return
@@ -38,6 +38,9 @@ func (s *Server) heal(ctx context.Context, whole bool) {
 	}
 	if err != nil {
 		s.log.Error(err, "The node may not reach its pods; trying again", "after", s.guard)
+	}
+	if whole && len(s.resizeTrouble) > 0 {
+		s.resizePods(s.network.Load())
 	}
 }
 

@@ -13,17 +13,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// resizePods brings the pods' ends to the network's sizes; the host's ends are the host's side (desiredPod). What fails is logged: the pod
-// goes on, and asks for smaller packets where routers tell it to.
+// resizePods brings the pods' ends to the network's sizes; the host's ends are the host's side (desiredPod). What fails is logged once, and tried again by
+// heal: the pod goes on, and asks for smaller packets where routers tell it to.
 func (s *Server) resizePods(nw *network) {
+	failed := map[key]bool{}
 	for _, r := range s.records.list() {
 		if !r.living() {
 			continue
 		}
-		if err := s.resizePod(r, nw); err != nil {
-			s.log.Error(err, "A running pod keeps its MTU; large packets of it may get lost until it is made anew", "pod", r.Pod)
+		err := s.resizePod(r, nw)
+		if err == nil {
+			continue
+		}
+		if failed[r.key()] = true; !s.resizeTrouble[r.key()] {
+			s.log.Error(err, "A running pod keeps its MTU; large packets of it may get lost until that can be changed, which is tried again", "pod", r.Pod, "after", s.guard)
 		}
 	}
+	s.resizeTrouble = failed
 }
 
 func (s *Server) resizePod(r *record, nw *network) error {

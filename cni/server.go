@@ -123,9 +123,9 @@ type Server struct {
 	// tried is the last network that configure began to make, and what heal looks after: where it failed half-way, the one before would undo what succeeded.
 	// It belongs to configureLoop.
 	tried *network
-	// What was last said about other firewalls, and about which pods; only configureLoop touches both.
+	// What was last said about other firewalls, and about which pods; only configureLoop touches them.
 	firewalls                     string
-	podTrouble                    map[key]bool
+	podTrouble, resizeTrouble     map[key]bool
 	underlayTrouble, peersTrouble string
 	waysTrouble                   string
 	backendTrouble, setupTrouble  string
