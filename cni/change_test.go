@@ -111,7 +111,7 @@ func TestBackendChanges(t *testing.T) {
 
 	// What no node can change to is said, and changes nothing.
 	for next, says := range map[string]string{
-		cluster.NetworkNone: "leaves the pod network to another plugin now (none)", "carrier-pigeons": `says that the network back end is "carrier-pigeons", to which no running node changes; this one stays with "host-gw"`,
+		cluster.NetworkNone: "leaves the pod network to another plugin now (none); this node does so when coracle is started anew on it. If somebody wrote that by hand, start coracle anew on a server", "carrier-pigeons": `says that the network back end is "carrier-pigeons", to which no running node changes; this one stays with "host-gw"`,
 	} {
 		backends <- next
 		backends <- next // is taken when all was done for the first

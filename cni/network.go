@@ -176,7 +176,7 @@ func (s *Server) backendFor(next, have string) string {
 	trouble := ""
 	switch {
 	case next == cluster.NetworkNone:
-		trouble = "the cluster leaves the pod network to another plugin now (none); this node does so when coracle is started anew on it"
+		trouble = "the cluster leaves the pod network to another plugin now (none); this node does so when coracle is started anew on it. If somebody wrote that by hand, start coracle anew on a server: it writes what the cluster had"
 		next = have
 	case next != "" && !slices.Contains(cluster.RunningBackends(), next):
 		trouble = fmt.Sprintf("the ConfigMap %s/%s says that the network back end is %q, to which no running node changes; this one stays with %q. Write it with: coracle network-backend set NAME",

@@ -124,7 +124,7 @@ func setBackend(ctx context.Context, c kubernetes.Interface, name string) (befor
 	case name:
 		return before, nil
 	case cluster.NetworkNone:
-		return before, errors.New("this cluster cannot change: its pod network is another plugin's (none)")
+		return before, errors.New("this cluster cannot change: its pod network is another plugin's (none). If somebody wrote that by hand, start coracle anew on a server: it writes what the cluster had")
 	}
 	nodes, err := c.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {

@@ -76,7 +76,7 @@ func TestSetBackend(t *testing.T) {
 		"as it is":          {fake.NewClientset(says("vxlan"), a, old), "vxlan", "", "vxlan"},
 		"an older node":     {fake.NewClientset(says("vxlan"), a, old), "host-gw", "can change while they run: c.", "vxlan"},
 		"older servers":     {fake.NewClientset(a), "host-gw", "there is no ConfigMap kube-system/network-backend.coracle", ""},
-		"another plugin's":  {fake.NewClientset(says("none"), a), "host-gw", "another plugin's (none)", "none"},
+		"another plugin's":  {fake.NewClientset(says("none"), a), "host-gw", "another plugin's (none). If somebody wrote that by hand, start coracle anew on a server", "none"},
 		"a pod's port":      {fake.NewClientset(says("vxlan"), a, pod), "wireguard", "the pod games/p has the host port 51820 by UDP, which wireguard needs", "vxlan"},
 		"a pod's, unneeded": {fake.NewClientset(says("vxlan"), a, pod), "host-gw", "", "host-gw"},
 		"a Service's port":  {fake.NewClientset(says("vxlan"), a, service), "wireguard", "the Service games/s has the node port 51820 by UDP, which wireguard needs", "vxlan"},
