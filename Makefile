@@ -147,7 +147,7 @@ bench: build ## footprint, start-up, pod start and write rates, beside upstream 
 	CORACLE_BIN=$(CURDIR)/bin/coracle test/bench/run.sh
 
 # CORACLE_PEER and CORACLE_PEER_DIR: as in test/bench/run.sh, but without the first coracle is measured alone.
-bench-ha: build ## failover times, writes through the API, beside upstream; footprint of agents and servers that do not lead (root, two hours); RUN=… of some
+bench-ha: build ## failover times, writes through the API, beside upstream; footprint of agents, of servers that do not lead, and of one that leads up to 1,000 simulated nodes (root, three hours); RUN=… of some
 	@CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) test -vet=off -count=1 -v -timeout 6h -tags '$(TAGS) bench' $(if $(RUN),-run '$(RUN)') ./test/ha
 
 # QUICK=1: two minutes. RUN=… of: TestPods, TestBetween, TestServices, TestPolicies.

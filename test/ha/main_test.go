@@ -11,10 +11,12 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/coracle-k8s/coracle/test/fleet"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
 func TestMain(m *testing.M) {
+	fleet.Process()
 	klog.LogToStderr(false) // client-go's: what fails is told by who asked
 	klog.SetOutput(io.Discard)
 	harness.Main(m)
