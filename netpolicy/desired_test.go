@@ -16,8 +16,9 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/yaml"
+
+	"github.com/coracle-k8s/coracle/internal/policymodel"
 )
 
 func cutNumbers(s string) (int32, int32) {
@@ -41,11 +42,11 @@ func cutAddrs(s string) (netip.Addr, netip.Addr) {
 // world is a cluster as tests write one: pods of this node (n1) have a sandbox, those of n2 a status.
 type world struct {
 	State
-	model model
+	model policymodel.Model
 }
 
 func newWorld() *world {
-	w := &world{State: State{Node: "n1"}, model: model{namespaces: map[string]map[string]string{}, pods: map[netip.Addr]*corev1.Pod{}}}
+	w := &world{State: State{Node: "n1"}, model: policymodel.Model{Namespaces: map[string]map[string]string{}, Pods: map[netip.Addr]*corev1.Pod{}}}
 	for _, n := range []string{"n1", "n2"} {
 		w.Nodes = append(w.Nodes, &corev1.Node{
 			ObjectMeta: metav1.ObjectMeta{Name: n}, Spec: corev1.NodeSpec{PodCIDRs: []string{"10.42." + n[1:] + ".0/24", "fd00:42:0:" + n[1:] + "::/64"}},
@@ -61,7 +62,7 @@ func (w *world) namespace(name string, its map[string]string) {
 	}
 	its[corev1.LabelMetadataName] = name
 	w.Namespaces = append(w.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: its}})
-	w.model.namespaces[name] = its
+	w.model.Namespaces[name] = its
 }
 
 // pod adds one with the addresses .number of both families in its node's networks.
@@ -75,7 +76,7 @@ func (w *world) pod(namespace, name, node string, number int, its map[string]str
 		netip.MustParseAddr(fmt.Sprintf("10.42.%s.%d", node[1:], number)), netip.MustParseAddr(fmt.Sprintf("fd00:42:0:%s::%x", node[1:], number)),
 	}
 	for _, ip := range ips {
-		w.model.pods[ip] = p
+		w.model.Pods[ip] = p
 		p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: ip.String()})
 	}
 	p.Status.PodIP = ips[0].String()
@@ -88,23 +89,18 @@ func (w *world) pod(namespace, name, node string, number int, its map[string]str
 
 func (w *world) policy(t testing.TB, namespace, name, spec string) {
 	t.Helper()
-	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
-	if err := yaml.UnmarshalStrict([]byte(spec), &p.Spec); err != nil {
-		t.Fatalf("%s: %v", name, err)
+	p, err := policymodel.Policy(namespace, name, spec)
+	if err != nil {
+		t.Fatal(err)
 	}
 	w.add(p)
 }
 
 // add does what the API does: it fills policyTypes in.
 func (w *world) add(p *networkingv1.NetworkPolicy) {
-	if len(p.Spec.PolicyTypes) == 0 {
-		p.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
-		if len(p.Spec.Egress) > 0 {
-			p.Spec.PolicyTypes = append(p.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
-		}
-	}
+	policymodel.FillIn(p)
 	w.Policies = append(w.Policies, p)
-	w.model.policies = w.Policies
+	w.model.Policies = w.Policies
 }
 
 func (w *world) here(ip netip.Addr) bool {
@@ -115,7 +111,7 @@ var outside = []netip.Addr{netip.MustParseAddr("203.0.113.7"), netip.MustParseAd
 
 // connections are all that pods and outsiders of one family can open to one another.
 func (w *world) connections(portNumbers []int32) []connection {
-	ends := slices.Concat(slices.Collect(maps.Keys(w.model.pods)), outside)
+	ends := slices.Concat(slices.Collect(maps.Keys(w.model.Pods)), outside)
 	var out []connection
 	for _, from := range ends {
 		for _, to := range ends {
@@ -141,7 +137,7 @@ func (w *world) compare(t *testing.T) {
 	}
 	wrong := 0
 	for _, c := range w.connections([]int32{53, 80, 81, 443, 8080, 9000, 9500}) {
-		want, got := w.model.allowed(c, w.here), r.Ruleset.allows(c)
+		want, got := w.allowed(c), r.Ruleset.allows(c)
 		if got != want && wrong < 10 {
 			wrong++
 			t.Errorf("%v to %v %v %d: allowed %v, want %v", c.from, c.to, c.proto, c.port, got, want)
@@ -155,81 +151,33 @@ func (w *world) compare(t *testing.T) {
 
 func dozen() *world {
 	w := newWorld()
-	w.namespace("x", map[string]string{"team": "x", "env": "test"})
-	w.namespace("y", map[string]string{"team": "y", "env": "test"})
-	w.namespace("z", map[string]string{"team": "z", "env": "live"})
+	namespaces := policymodel.Namespaces()
+	for _, name := range slices.Sorted(maps.Keys(namespaces)) {
+		w.namespace(name, namespaces[name])
+	}
 	w.namespace("kube-system", nil)
-	number := 10
-	for _, ns := range []string{"x", "y", "z"} {
-		for i, its := range []map[string]string{{"app": "a"}, {"app": "b", "tier": "front"}, {"app": "c", "tier": "back"}, nil} {
-			node := "n1"
-			if i == 3 {
-				node = "n2"
-			}
-			web := int32(80)
-			if i == 1 {
-				web = 8080
-			}
-			number++
-			w.pod(ns, fmt.Sprint("p", i), node, number, its,
-				corev1.ContainerPort{Name: "web", ContainerPort: web, Protocol: corev1.ProtocolTCP},
-				corev1.ContainerPort{Name: "names", ContainerPort: 53, Protocol: corev1.ProtocolUDP})
+	for i, p := range policymodel.Pods() {
+		node := "n1"
+		if i%4 == 3 {
+			node = "n2"
 		}
+		w.pod(p.Namespace, p.Name, node, 11+i, p.Labels, p.Spec.Containers[0].Ports...)
 	}
 	return w
 }
 
-// listed are policies for the dozen; the real packets use them, too.
-var listed = []struct{ name, namespace, spec string }{
-	{"deny all ingress", "x", `{podSelector: {}, policyTypes: [Ingress]}`},
-	{"deny all egress", "x", `{podSelector: {}, policyTypes: [Egress]}`},
-	{"deny both", "x", `{podSelector: {matchLabels: {app: a}}, policyTypes: [Ingress, Egress]}`},
-	{"allow all ingress", "x", `{podSelector: {}, ingress: [{}]}`},
-	{"allow all egress", "x", `{podSelector: {}, egress: [{}], policyTypes: [Egress]}`},
-	{"from the same namespace", "x", `{podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`},
-	{"from an app", "x", `{podSelector: {matchLabels: {app: a}}, ingress: [{from: [{podSelector: {matchLabels: {app: b}}}]}]}`},
-	{"from every namespace", "x", `{podSelector: {}, ingress: [{from: [{namespaceSelector: {}}]}]}`},
-	{"from a namespace by its labels", "x", `{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: y}}}]}]}`},
-	{"from a namespace by its name", "x", `{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: z}}}]}]}`},
-	{"both selectors of one peer", "x", `{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: y}}, podSelector: {matchLabels: {app: a}}}]}]}`},
-	{"two peers", "x", `{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: y}}}, {podSelector: {matchLabels: {app: a}}}]}]}`},
-	{"expressions", "x", `{podSelector: {matchExpressions: [{key: app, operator: In, values: [a, c]}]}, ingress: [{from: [{namespaceSelector: {matchExpressions: [{key: env, operator: NotIn, values: [live]}, {key: team, operator: Exists}]}, podSelector: {matchExpressions: [{key: tier, operator: DoesNotExist}]}}]}]}`},
-	{"a port", "x", `{podSelector: {}, ingress: [{ports: [{port: 80}]}]}`},
-	{"ports of two protocols", "x", `{podSelector: {}, ingress: [{ports: [{port: 80}, {port: 53, protocol: UDP}, {port: 81, protocol: SCTP}]}]}`},
-	{"all ports of a protocol", "x", `{podSelector: {}, ingress: [{ports: [{protocol: UDP}]}]}`},
-	{"a named port", "x", `{podSelector: {}, ingress: [{ports: [{port: web}]}]}`},
-	{"a named port with the wrong protocol", "x", `{podSelector: {}, ingress: [{ports: [{port: web, protocol: UDP}]}]}`},
-	{"a range of ports", "x", `{podSelector: {}, ingress: [{ports: [{port: 81, endPort: 9000}]}]}`},
-	{"several ranges and ports", "x", `{podSelector: {}, ingress: [{ports: [{port: 443, endPort: 8080}, {port: 80}, {port: 8000, endPort: 9000}, {port: web}]}]}`},
-	{"a block", "x", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.42.1.0/24}}, {ipBlock: {cidr: "fd00:42:0:1::/64"}}]}]}`},
-	{"a block with exceptions", "x", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.42.1.12/31, 10.42.2.0/24]}}, {ipBlock: {cidr: "::/0", except: ["fd00:42:0:1::c/127"]}}]}]}`},
-	{"a block and ports", "x", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.42.0.0/16}}], ports: [{port: 80}]}]}`},
-	{"rules add up", "x", `{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: a}}}], ports: [{port: 80}]}, {from: [{podSelector: {matchLabels: {app: b}}}], ports: [{port: 81}]}]}`},
-	{"egress to an app", "x", `{podSelector: {}, egress: [{to: [{podSelector: {matchLabels: {app: b}}}]}], policyTypes: [Egress]}`},
-	{"egress to a namespace at a port", "x", `{podSelector: {}, egress: [{to: [{namespaceSelector: {matchLabels: {team: y}}}], ports: [{port: 80}]}], policyTypes: [Egress]}`},
-	{"egress to a named port", "x", `{podSelector: {}, egress: [{to: [{namespaceSelector: {}}], ports: [{port: web}]}], policyTypes: [Egress]}`},
-	{"egress to a named port of anybody", "x", `{podSelector: {}, egress: [{ports: [{port: web}, {port: 81}]}], policyTypes: [Egress]}`},
-	{"egress to a named port and blocks", "x", `{podSelector: {}, egress: [{to: [{ipBlock: {cidr: 10.42.0.0/16}}], ports: [{port: web}]}], policyTypes: [Egress]}`},
-	{"egress to the outside", "x", `{podSelector: {}, egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8]}}, {ipBlock: {cidr: "2000::/3"}}]}], policyTypes: [Egress]}`},
-	{"egress in ranges", "x", `{podSelector: {}, egress: [{ports: [{port: 1, endPort: 80, protocol: UDP}, {port: 81, endPort: 65535}]}], policyTypes: [Egress]}`},
-	{"both directions", "x", `{podSelector: {matchLabels: {app: a}}, ingress: [{from: [{podSelector: {}}]}], egress: [{to: [{namespaceSelector: {matchLabels: {team: z}}}]}], policyTypes: [Ingress, Egress]}`},
-	{"egress rules, policyTypes left out", "x", `{podSelector: {}, egress: [{to: [{podSelector: {}}]}]}`},
-	{"nobody is selected", "x", `{podSelector: {matchLabels: {app: nobody}}}`},
-	{"nobody is a peer", "x", `{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: nobody}}}]}]}`},
-}
-
 func TestListed(t *testing.T) {
-	for _, c := range listed {
-		t.Run(c.name, func(t *testing.T) {
+	for _, c := range policymodel.Listed() {
+		t.Run(c.Name, func(t *testing.T) {
 			w := dozen()
-			w.policy(t, c.namespace, "p", c.spec)
+			w.policy(t, c.Namespace, "p", c.Spec)
 			w.compare(t)
 		})
 	}
 	t.Run("all together", func(t *testing.T) {
 		w := dozen()
-		for i, c := range listed {
-			w.policy(t, []string{"x", "y", "z"}[i%3], "p"+strconv.Itoa(i), c.spec)
+		for i, c := range policymodel.Listed() {
+			w.policy(t, []string{"x", "y", "z"}[i%3], "p"+strconv.Itoa(i), c.Spec)
 		}
 		w.compare(t)
 	})
@@ -255,82 +203,19 @@ func TestGenerated(t *testing.T) {
 
 func pick[T any](r *rand.Rand, from ...T) T { return from[r.IntN(len(from))] }
 
+// generate writes a policy for the dozen by chance.
 func generate(r *rand.Rand, name string) *networkingv1.NetworkPolicy {
-	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: pick(r, "x", "y", "z"), Name: name}}
-	p.Spec.PodSelector = generateSelector(r, "app", "a", "b", "c")
-	for range r.IntN(3) {
-		p.Spec.Ingress = append(p.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: generatePeers(r), Ports: generatePorts(r)})
-	}
-	for range r.IntN(3) {
-		p.Spec.Egress = append(p.Spec.Egress, networkingv1.NetworkPolicyEgressRule{To: generatePeers(r), Ports: generatePorts(r)})
-	}
-	p.Spec.PolicyTypes = pick(r, nil, []networkingv1.PolicyType{"Ingress"}, []networkingv1.PolicyType{"Egress"}, []networkingv1.PolicyType{"Ingress", "Egress"})
-	return p
-}
-
-func generateSelector(r *rand.Rand, key string, values ...string) metav1.LabelSelector {
-	switch r.IntN(5) {
-	case 0:
-		return metav1.LabelSelector{}
-	case 1, 2:
-		return metav1.LabelSelector{MatchLabels: map[string]string{key: pick(r, values...)}}
-	case 3:
-		return metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{
-			Key: key, Operator: pick(r, metav1.LabelSelectorOpIn, metav1.LabelSelectorOpNotIn), Values: []string{pick(r, values...), pick(r, values...)},
-		}}}
-	}
-	return metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{
-		Key: pick(r, key, "tier"), Operator: pick(r, metav1.LabelSelectorOpExists, metav1.LabelSelectorOpDoesNotExist),
-	}}}
-}
-
-func generatePeers(r *rand.Rand) []networkingv1.NetworkPolicyPeer {
-	var out []networkingv1.NetworkPolicyPeer
-	for range r.IntN(4) {
-		var p networkingv1.NetworkPolicyPeer
-		pods, namespaces := generateSelector(r, "app", "a", "b", "c"), generateSelector(r, "team", "x", "y", "z")
-		switch r.IntN(4) {
-		case 0:
-			p.PodSelector = &pods
-		case 1:
-			p.NamespaceSelector = &namespaces
-		case 2:
-			p.PodSelector, p.NamespaceSelector = &pods, &namespaces
-		case 3:
-			p.IPBlock = generateBlock(r)
+	addresses := func(texts ...string) (out []netip.Addr) {
+		for _, text := range texts {
+			out = append(out, netip.MustParseAddr(text))
 		}
-		out = append(out, p)
+		return out
 	}
-	return out
-}
-
-// generateBlock has its exceptions inside, as the API wants it: beside and inside of one another, and in every way to write them.
-func generateBlock(r *rand.Rand) *networkingv1.IPBlock {
-	base := netip.MustParseAddr(pick(r, "10.42.1.0", "10.42.1.12", "10.42.2.0", "203.0.113.7", "0.0.0.0", "255.255.255.255", "fd00:42:0:1::", "fd00:42:0:1::d", "fd00:42:0:2::e", "2001:db8::7", "::"))
-	cidr := netip.PrefixFrom(base, base.BitLen()-pick(r, 0, 1, 2, 3, 4, 5, 8, 16, base.BitLen()-8, base.BitLen())).Masked()
-	out := &networkingv1.IPBlock{CIDR: spell(r, cidr)}
-	for range r.IntN(4) {
-		within := cidr.Addr().AsSlice()
-		if near := netip.MustParseAddr(pick(r, "10.42.1.12", "10.42.2.14", "203.0.113.7", "fd00:42:0:1::d", "2001:db8::7")); cidr.Contains(near) && r.IntN(3) > 0 {
-			within = near.AsSlice()
-		} else {
-			for bit := cidr.Bits(); bit < len(within)*8; bit++ {
-				within[bit/8] |= byte(r.IntN(2)) << (7 - bit%8)
-			}
-		}
-		if a, _ := netip.AddrFromSlice(within); cidr.Bits() < a.BitLen() {
-			out.Except = append(out.Except, spell(r, netip.PrefixFrom(a, cidr.Bits()+1+r.IntN(a.BitLen()-cidr.Bits())).Masked()))
-		}
-	}
-	return out
-}
-
-// spell writes an IPv4 network also as IPv6 wraps it, which the API took from everybody once.
-func spell(r *rand.Rand, p netip.Prefix) string {
-	if p.Addr().Is4() && p.Bits() > 0 && r.IntN(5) == 0 {
-		return fmt.Sprintf("::ffff:%s/%d", p.Addr(), p.Bits()+96)
-	}
-	return p.String()
+	return policymodel.Generator{
+		Rand: r, Wrapped: true,
+		Networks: addresses("10.42.1.0", "10.42.1.12", "10.42.2.0", "203.0.113.7", "0.0.0.0", "255.255.255.255", "fd00:42:0:1::", "fd00:42:0:1::d", "fd00:42:0:2::e", "2001:db8::7", "::"),
+		Near:     addresses("10.42.1.12", "10.42.2.14", "203.0.113.7", "fd00:42:0:1::d", "2001:db8::7"),
+	}.Policy(name)
 }
 
 // shake has the world's pods in all states that there are: with other labels and ports, ended, without an address, in the host's network, and with an address
@@ -358,7 +243,7 @@ func (w *world) shake(r *rand.Rand) {
 		}
 		leave := func() {
 			for _, ip := range p.Status.PodIPs {
-				delete(w.model.pods, netip.MustParseAddr(ip.IP))
+				delete(w.model.Pods, netip.MustParseAddr(ip.IP))
 			}
 		}
 		switch r.IntN(8) {
@@ -378,35 +263,10 @@ func (w *world) shake(r *rand.Rand) {
 		case 5:
 			liar := w.pod(pick(r, "x", "y", "z"), fmt.Sprint("liar", i), "n2", 100+i, map[string]string{"app": pick(r, "a", "b", "c")})
 			for _, ip := range liar.Status.PodIPs {
-				delete(w.model.pods, netip.MustParseAddr(ip.IP))
+				delete(w.model.Pods, netip.MustParseAddr(ip.IP))
 			}
 			liar.Status = p.Status
 			leave()
 		}
 	}
-}
-
-func generatePorts(r *rand.Rand) []networkingv1.NetworkPolicyPort {
-	var out []networkingv1.NetworkPolicyPort
-	for range r.IntN(3) {
-		proto := pick(r, corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP)
-		p := networkingv1.NetworkPolicyPort{Protocol: &proto}
-		switch r.IntN(5) {
-		case 0:
-		case 1:
-			port := intstr.FromString(pick(r, "web", "names", "none"))
-			p.Port = &port
-		case 2:
-			port, end := intstr.FromInt32(pick[int32](r, 80, 81, 8080)), pick[int32](r, 8080, 9000, 65535)
-			p.Port, p.EndPort = &port, &end
-		default:
-			port := intstr.FromInt32(pick[int32](r, 53, 80, 81, 8080))
-			p.Port = &port
-		}
-		if r.IntN(4) == 0 {
-			p.Protocol = nil
-		}
-		out = append(out, p)
-	}
-	return out
 }

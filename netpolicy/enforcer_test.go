@@ -116,7 +116,7 @@ func TestFirstPacket(t *testing.T) {
 		for _, c := range []connection{
 			{b.IPs[0], l.addressOf("y", "p0", 4), corev1.ProtocolTCP, 80}, {l.addressOf("y", "p1", 6), b.IPs[1], corev1.ProtocolTCP, 80},
 		} {
-			want := l.model.allowed(c, func(ip netip.Addr) bool { return ip == b.IPs[0] || ip == b.IPs[1] })
+			want := l.allowedAt(c, func(ip netip.Addr) bool { return ip == b.IPs[0] || ip == b.IPs[1] })
 			if got := l.try(c); want != (got == nil) {
 				t.Errorf("%s/%s, first packet %v: %v; allowed: %v (%d rules)", b.Namespace, b.Name, c, got, want, len(r.Ruleset.Chains))
 			}

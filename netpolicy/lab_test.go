@@ -22,6 +22,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/policymodel"
 )
 
 func TestMain(m *testing.M) { os.Exit(guest.Main(m, nstest.Main)) }
@@ -63,7 +64,7 @@ func (l *lab) plug(ips []netip.Addr) {
 	for _, ip := range ips {
 		l.ns[ip] = ns
 	}
-	l.serve(ns, served...)
+	l.serve(ns, policymodel.Served()...)
 }
 
 // wire routes between a pod and the node; neither has to ask for the other.
@@ -252,14 +253,14 @@ func (l *lab) truth(r *rand.Rand, share int) (allowed, denied int) {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	several := make(chan struct{}, 16) // as many connections at a time
-	for _, c := range l.connections(served) {
+	for _, c := range l.connections(policymodel.Served()) {
 		if l.ns[c.from] == nil || l.ns[c.to] == nil || c.proto == corev1.ProtocolSCTP || r.IntN(share) > 0 {
 			continue
 		}
 		several <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-several }()
-			want := l.model.allowed(c, l.here)
+			want := l.allowed(c)
 			err := l.try(c)
 			mu.Lock()
 			defer mu.Unlock()

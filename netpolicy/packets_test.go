@@ -18,13 +18,11 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/policymodel"
 )
 
 // patience is for what has to happen; nothing waits so long for what must not happen, since refusals are answers.
 const patience = time.Minute
-
-// Ports at which all pods of a lab serve, by TCP and UDP.
-var served = []int32{53, 80, 81, 8080}
 
 // The Ethernet addresses of both ends of every link.
 var hostMAC, podMAC = net.HardwareAddr{2, 0, 0, 0, 0, 1}, net.HardwareAddr{2, 0, 0, 0, 0, 2}
@@ -38,12 +36,12 @@ func TestTruthTable(t *testing.T) {
 		if p.Spec.NodeName != w.Node {
 			ips := []netip.Addr{netip.MustParseAddr(fmt.Sprint("10.42.1.", 100+i)), netip.MustParseAddr(fmt.Sprintf("fd00:42:0:1::%x", 100+i))}
 			for _, old := range p.Status.PodIPs {
-				delete(w.model.pods, netip.MustParseAddr(old.IP))
+				delete(w.model.Pods, netip.MustParseAddr(old.IP))
 			}
 			p.Spec.NodeName, p.Status.PodIP = w.Node, ips[0].String()
 			p.Status.PodIPs = []corev1.PodIP{{IP: ips[0].String()}, {IP: ips[1].String()}}
 			w.Sandboxes = append(w.Sandboxes, Sandbox{ID: p.Namespace + p.Name + "_eth0", Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), IPs: ips})
-			w.model.pods[ips[0]], w.model.pods[ips[1]] = p, p
+			w.model.Pods[ips[0]], w.model.Pods[ips[1]] = p, p
 		}
 	}
 	l := newLab(t, w)
@@ -64,10 +62,10 @@ func TestTruthTable(t *testing.T) {
 			t.Fatalf("policies %q (seed %d)\n%s", name, seed, whole(tab.applied))
 		}
 	}
-	for _, c := range listed {
+	for _, c := range policymodel.Listed() {
 		l.Policies = nil
-		l.policy(t, c.namespace, "p", c.spec)
-		check(c.name, 12)
+		l.policy(t, c.Namespace, "p", c.Spec)
+		check(c.Name, 12)
 	}
 	for i := range 15 {
 		l.Policies = nil
@@ -76,7 +74,7 @@ func TestTruthTable(t *testing.T) {
 		}
 		check(fmt.Sprint("generated ", i), 8)
 	}
-	l.Policies, l.model.policies = nil, nil
+	l.Policies, l.model.Policies = nil, nil
 	check("none", 12)
 	if ok, err := nfttable.Exists(kernelTable); ok || err != nil {
 		t.Errorf("a table without policies: %v, %v", ok, err)
@@ -97,7 +95,7 @@ func TestRevoked(t *testing.T) {
 		for _, family := range []int{4, 6} {
 			t.Run(fmt.Sprint(d.name, family), func(t *testing.T) {
 				var tab table
-				l.Policies, l.model.policies = nil, nil
+				l.Policies, l.model.Policies = nil, nil
 				l.policy(t, "x", "a", `{podSelector: {}, ingress: [{}], egress: [{to: [{podSelector: {}}]}, {to: [{namespaceSelector: {}}]}], policyTypes: [Ingress, Egress]}`)
 				l.policy(t, "y", "a", `{podSelector: {}, ingress: [{from: [{podSelector: {}}]}, {from: [{namespaceSelector: {}}]}]}`)
 				l.apply(&tab)

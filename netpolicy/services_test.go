@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/policymodel"
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
@@ -51,21 +53,21 @@ func testServices(t *testing.T, mode string) {
 	for _, c := range parts {
 		t.Run(c.name, func(t *testing.T) {
 			l.t = t
-			l.Policies, l.model.policies = nil, nil
+			l.Policies, l.model.Policies = nil, nil
 			c.run(l, t)
 		})
 	}
 }
 
 // throughServices are policies in which it matters that a connection is judged as its endpoint gets it, and with who opened it.
-var throughServices = []struct{ name, namespace, spec string }{
-	{"egress to the networks of Services", "x", `{podSelector: {}, egress: [{to: [{ipBlock: {cidr: 10.43.0.0/16}}, {ipBlock: {cidr: "fd43::/64"}}, {ipBlock: {cidr: 198.18.0.0/16}}, {ipBlock: {cidr: "2001:db8::/32"}}]}], policyTypes: [Egress]}`},
-	{"egress to Services' ports", "x", `{podSelector: {}, egress: [{ports: [{port: 1000, endPort: 65535}, {port: 1000, endPort: 65535, protocol: UDP}]}], policyTypes: [Egress]}`},
-	{"egress to endpoints", "x", `{podSelector: {}, egress: [{to: [{ipBlock: {cidr: 10.42.0.0/16}}, {ipBlock: {cidr: "fd00:42::/32"}}], ports: [{port: 80}, {port: 53, protocol: UDP}]}], policyTypes: [Egress]}`},
-	{"egress to another node's pods", "x", `{podSelector: {}, egress: [{to: [{ipBlock: {cidr: 10.42.2.0/24}}, {ipBlock: {cidr: "fd00:42:0:2::/64"}}]}], policyTypes: [Egress]}`},
-	{"from the address that masquerading gives", "x", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24}}, {ipBlock: {cidr: "2001:db8::1/128"}}, {ipBlock: {cidr: 10.43.0.0/16}}]}]}`},
-	{"from one client outside", "x", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 203.0.113.7/32}}, {ipBlock: {cidr: "2001:db8::7/128"}}]}]}`},
-	{"from pods alone, through masquerading too", "x", `{podSelector: {}, ingress: [{from: [{namespaceSelector: {}}]}]}`},
+var throughServices = []policymodel.Case{
+	{Name: "egress to the networks of Services", Namespace: "x", Spec: `{podSelector: {}, egress: [{to: [{ipBlock: {cidr: 10.43.0.0/16}}, {ipBlock: {cidr: "fd43::/64"}}, {ipBlock: {cidr: 198.18.0.0/16}}, {ipBlock: {cidr: "2001:db8::/32"}}]}], policyTypes: [Egress]}`},
+	{Name: "egress to Services' ports", Namespace: "x", Spec: `{podSelector: {}, egress: [{ports: [{port: 1000, endPort: 65535}, {port: 1000, endPort: 65535, protocol: UDP}]}], policyTypes: [Egress]}`},
+	{Name: "egress to endpoints", Namespace: "x", Spec: `{podSelector: {}, egress: [{to: [{ipBlock: {cidr: 10.42.0.0/16}}, {ipBlock: {cidr: "fd00:42::/32"}}], ports: [{port: 80}, {port: 53, protocol: UDP}]}], policyTypes: [Egress]}`},
+	{Name: "egress to another node's pods", Namespace: "x", Spec: `{podSelector: {}, egress: [{to: [{ipBlock: {cidr: 10.42.2.0/24}}, {ipBlock: {cidr: "fd00:42:0:2::/64"}}]}], policyTypes: [Egress]}`},
+	{Name: "from the address that masquerading gives", Namespace: "x", Spec: `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24}}, {ipBlock: {cidr: "2001:db8::1/128"}}, {ipBlock: {cidr: 10.43.0.0/16}}]}]}`},
+	{Name: "from one client outside", Namespace: "x", Spec: `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 203.0.113.7/32}}, {ipBlock: {cidr: "2001:db8::7/128"}}]}]}`},
+	{Name: "from pods alone, through masquerading too", Namespace: "x", Spec: `{podSelector: {}, ingress: [{from: [{namespaceSelector: {}}]}]}`},
 }
 
 // testTruth tries connections through all kinds of Services' addresses, and compares with the model.
@@ -83,10 +85,10 @@ func (l *serviceLab) testTruth(t *testing.T) {
 			t.Fatalf("policies %q (seed %d)\n%s", name, seed, whole(tab.applied))
 		}
 	}
-	for _, c := range append(throughServices, listed...) {
+	for _, c := range slices.Concat(throughServices, policymodel.Listed()) {
 		l.Policies = nil
-		l.policy(t, c.namespace, "p", c.spec)
-		check(c.name)
+		l.policy(t, c.Namespace, "p", c.Spec)
+		check(c.Name)
 	}
 	for i := range 10 {
 		l.Policies = nil
@@ -95,7 +97,7 @@ func (l *serviceLab) testTruth(t *testing.T) {
 		}
 		check(fmt.Sprint("generated ", i))
 	}
-	l.Policies, l.model.policies = nil, nil
+	l.Policies, l.model.Policies = nil, nil
 	check("none")
 	for w := range ways {
 		t.Logf("by %s %d connections were allowed and %d refused", w, allowed[w], denied[w])
@@ -116,7 +118,7 @@ func (l *serviceLab) truth(r *rand.Rand, n int, allowed, denied *[ways]int) {
 		several <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-several }()
-			want := l.model.allowed(a.connection, l.here)
+			want := l.allowed(a.connection)
 			err := l.tryAt(a.connection, a.at)
 			mu.Lock()
 			defer mu.Unlock()
@@ -171,7 +173,7 @@ func (l *serviceLab) testRevoked(t *testing.T) {
 
 func (l *serviceLab) revoke(t *testing.T, w way, family int, namespace, spec string) {
 	var tab table
-	l.Policies, l.model.policies = nil, nil
+	l.Policies, l.model.Policies = nil, nil
 	l.policy(t, "x", "a", `{podSelector: {}, ingress: [{}], egress: [{to: [{podSelector: {}}]}, {to: [{namespaceSelector: {}}]}], policyTypes: [Ingress, Egress]}`)
 	l.policy(t, "y", "a", `{podSelector: {}, ingress: [{from: [{podSelector: {}}, {namespaceSelector: {}}, {ipBlock: {cidr: 203.0.113.0/24}}, {ipBlock: {cidr: "2001:db8::7/128"}}]}]}`)
 	l.apply(&tab)

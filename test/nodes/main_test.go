@@ -7,9 +7,13 @@
 package nodes
 
 import (
+	"os"
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
 func TestMain(m *testing.M) { harness.Main(m) }
+
+// whole has scenarios go their whole length, which takes many minutes.
+var whole = os.Getenv("CORACLE_HA_WHOLE") != ""

@@ -24,10 +24,10 @@ import (
 
 func main() {
 	verbs := map[string]func([]string) error{
-		"serve": serve, "get": get, "lookup": lookup, "chat": chat, "eat": eat, "hold": hold, "tcp": tcp, "api": api, "echo": echo, "whole": whole, "load": load, "extend": extend,
+		"serve": serve, "get": get, "lookup": lookup, "chat": chat, "eat": eat, "hold": hold, "tcp": tcp, "api": api, "echo": echo, "whole": whole, "load": load, "extend": extend, "table": table,
 	}
 	if len(os.Args) < 2 || verbs[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: testbox serve|get|lookup|chat|eat|hold|tcp|api|echo|whole|load|extend ...")
+		fmt.Fprintln(os.Stderr, "usage: testbox serve|get|lookup|chat|eat|hold|tcp|api|echo|whole|load|extend|table ...")
 		os.Exit(2)
 	}
 	if err := verbs[os.Args[1]](os.Args[2:]); err != nil {
