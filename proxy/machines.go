@@ -22,7 +22,8 @@ func (p *Proxy) nodeAddresses(name string, addrs []netip.Addr) {
 	}
 }
 
-// serverAddresses notes the servers' of an EndpointSlice, if it is one of the Service kubernetes; none when it is gone. Every node finds the API there.
+// serverAddresses notes the servers' of an EndpointSlice, if it is one of the Service kubernetes; none when it is gone. Every node finds the API there. Those that are not
+// ready are noted, too: they are away, or about to join.
 func (p *Proxy) serverAddresses(s *discoveryv1.EndpointSlice, gone bool) {
 	if p.o.externals == nil || groupOf(s).service != apiService {
 		return

@@ -18,32 +18,36 @@ const (
 	newLeaderWaits = time.Second
 )
 
-// liveServers are the addresses behind the kubernetes Service, as the leader knows them. It is asked again and again.
+// liveServers are the addresses behind the kubernetes Service, as the leader knows them, and those of the servers that it does not hear: nodes have to know these, too,
+// which nobody may take. It is asked again and again.
 type liveServers struct {
 	leading time.Time // since when; zero on a server that does not lead
 }
 
 // of returns none on a server that does not lead: the leader knows them better.
-func (l *liveServers) of(members []raftstore.Member, now time.Time) []netip.AddrPort {
-	var out []netip.AddrPort
+func (l *liveServers) of(members []raftstore.Member, now time.Time) (live, unheard []netip.AddrPort) {
 	leads := false
 	for _, m := range members {
 		leads = leads || m.Self && m.Leader
 	}
 	if !leads {
 		l.leading = time.Time{}
-		return nil
+		return nil, nil
 	}
 	if l.leading.IsZero() {
 		l.leading = now
 	}
 	for _, m := range members {
-		if !m.Self && now.Sub(m.Contact) > silent && now.Sub(l.leading) > newLeaderWaits {
+		at, err := netip.ParseAddrPort(m.Address)
+		if err != nil {
 			continue
 		}
-		if at, err := netip.ParseAddrPort(m.Address); err == nil {
-			out = append(out, netip.AddrPortFrom(at.Addr().Unmap(), at.Port()))
+		at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+		if !m.Self && now.Sub(m.Contact) > silent && now.Sub(l.leading) > newLeaderWaits {
+			unheard = append(unheard, at)
+		} else {
+			live = append(live, at)
 		}
 	}
-	return out
+	return live, unheard
 }

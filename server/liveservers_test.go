@@ -4,6 +4,7 @@ package server
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -19,17 +20,18 @@ func TestLiveServers(t *testing.T) {
 	never := raftstore.Member{Address: "10.0.0.9:6443"}
 	members := []raftstore.Member{self, member("10.0.0.2:7443", silent/4), member("10.0.0.3:6443", silent+1), never, member("[fd00::4]:6443", 0)}
 	var l liveServers
-	expect := func(what, want string) {
+	expect := func(what string, want ...string) {
 		t.Helper()
-		if got := fmt.Sprint(l.of(members, now)); got != want {
+		live, unheard := l.of(members, now)
+		if got := []string{fmt.Sprint(live), fmt.Sprint(unheard)}; !slices.Equal(got, want) {
 			t.Errorf("%s sees %v, want %v", what, got, want)
 		}
 	}
-	expect("a leader that has just been elected", "[10.0.0.1:6443 10.0.0.2:7443 10.0.0.3:6443 10.0.0.9:6443 [fd00::4]:6443]")
+	expect("a leader that has just been elected", "[10.0.0.1:6443 10.0.0.2:7443 10.0.0.3:6443 10.0.0.9:6443 [fd00::4]:6443]", "[]")
 	now = now.Add(newLeaderWaits + 1)
-	expect("a leader", "[10.0.0.1:6443 10.0.0.2:7443 [fd00::4]:6443]")
+	expect("a leader", "[10.0.0.1:6443 10.0.0.2:7443 [fd00::4]:6443]", "[10.0.0.3:6443 10.0.0.9:6443]")
 	members[0].Leader = false
-	expect("another server, which leaves it to the leader,", "[]")
+	expect("another server, which leaves it to the leader,", "[]", "[]")
 	members[0].Leader = true
-	expect("a leader that is elected again", "[10.0.0.1:6443 10.0.0.2:7443 10.0.0.3:6443 10.0.0.9:6443 [fd00::4]:6443]")
+	expect("a leader that is elected again", "[10.0.0.1:6443 10.0.0.2:7443 10.0.0.3:6443 10.0.0.9:6443 [fd00::4]:6443]", "[]")
 }

@@ -316,7 +316,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 		options.MetricsPart = s.o.Board.Part("metrics API")
 	}
 	var live liveServers
-	options.EndpointAddresses = func() []netip.AddrPort { return live.of(store.Members(), time.Now()) }
+	options.EndpointAddresses = func() (ready, unready []netip.AddrPort) { return live.of(store.Members(), time.Now()) }
 	api, err := apiserver.New(ctx, options)
 	if err != nil {
 		return nil, fmt.Errorf("starting the API server: %w", err)

@@ -48,7 +48,7 @@ type (
 // this one asks for the servers' addresses and writes only when they change.
 type endpointReconciler struct {
 	client  kubernetes.Interface
-	servers func() []netip.AddrPort
+	servers func() (ready, unready []netip.AddrPort)
 	// ipv6 says of which family the Service is.
 	ipv6 bool
 	now  func() time.Time
@@ -56,11 +56,37 @@ type endpointReconciler struct {
 	mu      sync.Mutex
 	stopped bool
 	// applied are the servers for which all was right at the time checked.
-	applied []netip.AddrPort
+	applied serverList
 	checked time.Time
 }
 
 var _ reconcilers.EndpointReconciler = (*endpointReconciler)(nil)
+
+// serverList is the cluster's servers: those to which clients are sent, and those of which it is only known that they have these addresses.
+type serverList struct{ ready, unready []netip.AddrPort }
+
+// sorted has each server once, and with a port.
+func (l serverList) sorted(usual uint16) serverList {
+	each := func(in, but []netip.AddrPort) []netip.AddrPort {
+		var out []netip.AddrPort
+		for _, s := range in {
+			if s.Port() == 0 {
+				s = netip.AddrPortFrom(s.Addr(), usual)
+			}
+			if !slices.Contains(but, s) {
+				out = append(out, s)
+			}
+		}
+		slices.SortFunc(out, netip.AddrPort.Compare)
+		return slices.Compact(out)
+	}
+	ready := each(l.ready, nil)
+	return serverList{ready, each(l.unready, ready)}
+}
+
+func (l serverList) equal(m serverList) bool {
+	return slices.Equal(l.ready, m.ready) && slices.Equal(l.unready, m.unready)
+}
 
 func newEndpointReconciler(config *rest.Config, o Options) (*endpointReconciler, error) {
 	client, err := kubernetes.NewForConfig(config)
@@ -70,7 +96,9 @@ func newEndpointReconciler(config *rest.Config, o Options) (*endpointReconciler,
 	r := &endpointReconciler{client: client, servers: o.EndpointAddresses, now: time.Now}
 	if r.servers == nil {
 		own, _ := netip.AddrFromSlice(o.AdvertiseAddress)
-		r.servers = func() []netip.AddrPort { return []netip.AddrPort{netip.AddrPortFrom(own.Unmap(), 0)} }
+		r.servers = func() (ready, unready []netip.AddrPort) {
+			return []netip.AddrPort{netip.AddrPortFrom(own.Unmap(), 0)}, nil
+		}
 	}
 	first, err := netip.ParsePrefix(o.ServiceCIDRs[0])
 	if err != nil {
@@ -92,23 +120,17 @@ func (r *endpointReconciler) ReconcileEndpoints(service string, ip net.IP, ports
 	if r.stopped {
 		return nil
 	}
-	servers := r.servers()
-	if len(servers) == 0 {
-		r.applied = nil
+	ready, unready := r.servers()
+	if len(ready) == 0 {
+		r.applied = serverList{}
 		return nil
 	}
-	for i, s := range servers {
-		if s.Port() == 0 {
-			servers[i] = netip.AddrPortFrom(s.Addr(), uint16(ports[0].Port))
-		}
-	}
-	slices.SortFunc(servers, netip.AddrPort.Compare)
-	servers = slices.Compact(servers)
-	changed := !slices.Equal(servers, r.applied)
+	servers := serverList{ready, unready}.sorted(uint16(ports[0].Port))
+	changed := !servers.equal(r.applied)
 	if !changed && r.now().Sub(r.checked) < endpointCheck {
 		return nil
 	}
-	r.applied = nil
+	r.applied = serverList{}
 	ctx, cancel := context.WithTimeout(context.Background(), endpointPatience)
 	defer cancel()
 	endpoints, parts := desiredEndpoints(service, servers, ports[0], r.ipv6)
@@ -150,26 +172,32 @@ func (r *endpointReconciler) StopReconciling() {
 func (r *endpointReconciler) Destroy() {}
 
 // desiredEndpoints is both forms of the Service's endpoints. A slice is of one family and has one port for all, so there
-// is one for each pair of these that servers have. The first, which is named like the Service, is of the Service's family and has
-// the port of most servers. The Endpoints, which know no families, have the servers of that family.
-func desiredEndpoints(service string, servers []netip.AddrPort, port corev1.EndpointPort, ipv6 bool) (*coreEndpoints, []*discoveryv1.EndpointSlice) {
+// is one for each pair of these that servers have. The first, which is named like the Service, has servers that are ready, of the Service's family if there
+// are such, and the port of most of these. The Endpoints, which know no families, have those of its family.
+func desiredEndpoints(service string, servers serverList, port corev1.EndpointPort, ipv6 bool) (*coreEndpoints, []*discoveryv1.EndpointSlice) {
 	type part struct {
 		ipv6 bool
 		port uint16
 	}
-	ips := map[part][]string{}
-	for _, s := range servers {
-		p := part{s.Addr().Is6(), s.Port()}
-		ips[p] = append(ips[p], s.Addr().String())
+	of := func(s netip.AddrPort) part { return part{s.Addr().Is6(), s.Port()} }
+	ready, unready := map[part][]string{}, map[part][]string{}
+	for _, s := range servers.ready {
+		ready[of(s)] = append(ready[of(s)], s.Addr().String())
 	}
-	parts := slices.SortedFunc(maps.Keys(ips), func(a, b part) int {
-		if a.ipv6 != b.ipv6 {
-			if a.ipv6 == ipv6 {
-				return -1
-			}
-			return 1
+	for _, s := range servers.unready {
+		unready[of(s)] = append(unready[of(s)], s.Addr().String())
+	}
+	all := maps.Clone(ready)
+	maps.Copy(all, unready)
+	rank := func(first bool) int {
+		if first {
+			return 0
 		}
-		return cmp.Or(cmp.Compare(len(ips[b]), len(ips[a])), cmp.Compare(a.port, b.port))
+		return 1
+	}
+	parts := slices.SortedFunc(maps.Keys(all), func(a, b part) int {
+		return cmp.Or(cmp.Compare(rank(len(ready[a]) > 0), rank(len(ready[b]) > 0)), cmp.Compare(rank(a.ipv6 == ipv6), rank(b.ipv6 == ipv6)),
+			cmp.Compare(len(ready[b]), len(ready[a])), cmp.Compare(a.port, b.port))
 	})
 	endpoints := &coreEndpoints{ObjectMeta: metav1.ObjectMeta{Name: service, Namespace: metav1.NamespaceDefault}}
 	endpoints.Labels = map[string]string{discoveryv1.LabelSkipMirror: "true"}
@@ -177,20 +205,33 @@ func desiredEndpoints(service string, servers []netip.AddrPort, port corev1.Endp
 	for i, p := range parts {
 		own := port
 		own.Port = int32(p.port)
-		out = append(out, endpointSlice(service, ips[p], own, p.ipv6, i == 0))
-		if p.ipv6 != parts[0].ipv6 {
-			continue
+		slice := endpointSlice(service, own, p.ipv6, i == 0)
+		slice.Endpoints = slices.Concat(endpointsAt(ready[p], true), endpointsAt(unready[p], false))
+		if out = append(out, slice); p.ipv6 == parts[0].ipv6 {
+			endpoints.Subsets = append(endpoints.Subsets, endpointSubset{
+				Addresses: addressesAt(ready[p]), NotReadyAddresses: addressesAt(unready[p]), Ports: []corev1.EndpointPort{own},
+			})
 		}
-		subset := endpointSubset{Ports: []corev1.EndpointPort{own}}
-		for _, ip := range ips[p] {
-			subset.Addresses = append(subset.Addresses, corev1.EndpointAddress{IP: ip})
-		}
-		endpoints.Subsets = append(endpoints.Subsets, subset)
 	}
 	return endpoints, out
 }
 
-func endpointSlice(service string, ips []string, port corev1.EndpointPort, ipv6, first bool) *discoveryv1.EndpointSlice {
+// endpointsAt says of serving what it says of ready: where nothing is said of it, it is taken for true.
+func endpointsAt(ips []string, ready bool) (out []discoveryv1.Endpoint) {
+	for _, ip := range ips {
+		out = append(out, discoveryv1.Endpoint{Addresses: []string{ip}, Conditions: discoveryv1.EndpointConditions{Ready: &ready, Serving: &ready}})
+	}
+	return out
+}
+
+func addressesAt(ips []string) (out []corev1.EndpointAddress) {
+	for _, ip := range ips {
+		out = append(out, corev1.EndpointAddress{IP: ip})
+	}
+	return out
+}
+
+func endpointSlice(service string, port corev1.EndpointPort, ipv6, first bool) *discoveryv1.EndpointSlice {
 	slice := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: service, Namespace: metav1.NamespaceDefault}, AddressType: discoveryv1.AddressTypeIPv4}
 	slice.Labels = map[string]string{discoveryv1.LabelServiceName: service}
 	if ipv6 {
@@ -199,11 +240,6 @@ func endpointSlice(service string, ips []string, port corev1.EndpointPort, ipv6,
 	if !first {
 		slice.Name = fmt.Sprintf("%s-%s-%d", service, strings.ToLower(string(slice.AddressType)), port.Port)
 		slice.Labels[discoveryv1.LabelManagedBy] = managedBy
-	}
-	for _, ip := range ips {
-		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
-			Addresses: []string{ip}, Conditions: discoveryv1.EndpointConditions{Ready: new(true)},
-		})
 	}
 	slice.Ports = []discoveryv1.EndpointPort{{Name: &port.Name, Port: &port.Port, Protocol: &port.Protocol}}
 	return slice

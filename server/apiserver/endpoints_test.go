@@ -21,8 +21,8 @@ import (
 func TestEndpointReconciler(t *testing.T) {
 	client := fake.NewClientset()
 	now := time.Now()
-	var servers []netip.AddrPort
-	r := &endpointReconciler{client: client, servers: func() []netip.AddrPort { return slices.Clone(servers) }, now: func() time.Time { return now }}
+	var servers, unready []netip.AddrPort
+	r := &endpointReconciler{client: client, servers: func() (_, _ []netip.AddrPort) { return slices.Clone(servers), slices.Clone(unready) }, now: func() time.Time { return now }}
 	ports := []corev1.EndpointPort{{Name: "https", Port: 6443, Protocol: corev1.ProtocolTCP}}
 	are := func(at ...string) {
 		servers = nil
@@ -73,6 +73,20 @@ func TestEndpointReconciler(t *testing.T) {
 	are("[2001:db8::1]:6443")
 	reconcile(3, 3, "endpoints [2001:db8::1]:6443", "kubernetes IPv6 [2001:db8::1]:6443")
 
+	// Servers that are not heard are known, and nothing is sent to them.
+	unready = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.5:6443"), netip.MustParseAddrPort("192.0.2.3:0"), netip.MustParseAddrPort("[2001:db8::1]:6443")}
+	reconcile(4, 1, "endpoints [2001:db8::1]:6443", "kubernetes IPv6 [2001:db8::1]:6443", "kubernetes-ipv4-6443 IPv4 192.0.2.3:6443? 192.0.2.5:6443?")
+	reconcile(0, 0, "endpoints [2001:db8::1]:6443", "kubernetes IPv6 [2001:db8::1]:6443", "kubernetes-ipv4-6443 IPv4 192.0.2.3:6443? 192.0.2.5:6443?")
+	are("192.0.2.5:6443", "[2001:db8::1]:6443")
+	reconcile(4, 5, "endpoints 192.0.2.5:6443 192.0.2.3:6443?", "kubernetes IPv4 192.0.2.5:6443 192.0.2.3:6443?", "kubernetes-ipv6-6443 IPv6 [2001:db8::1]:6443")
+	servers = nil
+	reconcile(0, 0, "endpoints 192.0.2.5:6443 192.0.2.3:6443?", "kubernetes IPv4 192.0.2.5:6443 192.0.2.3:6443?", "kubernetes-ipv6-6443 IPv6 [2001:db8::1]:6443")
+	are("192.0.2.5:6443")
+	unready = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.6:7443")}
+	reconcile(4, 4, "endpoints 192.0.2.5:6443 192.0.2.6:7443?", "kubernetes IPv4 192.0.2.5:6443", "kubernetes-ipv4-7443 IPv4 192.0.2.6:7443?")
+	unready = nil // it is no member any more
+	reconcile(3, 2, "endpoints 192.0.2.5:6443", "kubernetes IPv4 192.0.2.5:6443")
+
 	r.StopReconciling()
 	client.ClearActions()
 	if err := r.ReconcileEndpoints("kubernetes", nil, ports, true); err != nil || len(client.Actions()) != 0 {
@@ -80,7 +94,7 @@ func TestEndpointReconciler(t *testing.T) {
 	}
 }
 
-// published is what the two forms of the Service's endpoints say, a line for each object.
+// published is what the two forms of the Service's endpoints say, a line for each object; a question mark follows what is not ready.
 func published(t *testing.T, client kubernetes.Interface) []string {
 	t.Helper()
 	endpoints, err := client.CoreV1().Endpoints("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
@@ -92,6 +106,9 @@ func published(t *testing.T, client kubernetes.Interface) []string {
 		for _, a := range s.Addresses {
 			line += " " + net.JoinHostPort(a.IP, strconv.Itoa(int(s.Ports[0].Port)))
 		}
+		for _, a := range s.NotReadyAddresses {
+			line += " " + net.JoinHostPort(a.IP, strconv.Itoa(int(s.Ports[0].Port))) + "?"
+		}
 	}
 	out := []string{line}
 	parts, err := client.DiscoveryV1().EndpointSlices("default").List(t.Context(), metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
@@ -102,6 +119,12 @@ func published(t *testing.T, client kubernetes.Interface) []string {
 		line := s.Name + " " + string(s.AddressType)
 		for _, e := range s.Endpoints {
 			line += " " + net.JoinHostPort(e.Addresses[0], strconv.Itoa(int(*s.Ports[0].Port)))
+			if !*e.Conditions.Ready {
+				line += "?"
+			}
+			if *e.Conditions.Serving != *e.Conditions.Ready {
+				t.Errorf("%s: of serving and ready not the same is said", line)
+			}
 		}
 		out = append(out, line)
 	}

@@ -76,9 +76,10 @@ type Options struct {
 	CacheFrom int
 
 	// EndpointAddresses lists the addresses and ports behind the kubernetes Service;
-	// AdvertiseAddress alone when nil. It is asked twice a second. None means
-	// that another server knows them better, and nothing is changed.
-	EndpointAddresses func() []netip.AddrPort
+	// AdvertiseAddress alone when nil. It is asked twice a second. None that are ready means
+	// that another server knows them better, and nothing is changed. Nothing is sent to those
+	// that are not ready; they are there for the nodes, which let no Service take them.
+	EndpointAddresses func() (ready, unready []netip.AddrPort)
 
 	// NodeClaims bounds what nodes may say of themselves; nil leaves that to NodeRestriction.
 	NodeClaims *NodeClaims

@@ -73,7 +73,7 @@ func TestThreeServers(t *testing.T) {
 		}
 	}
 	endpoints := func(s *harness.Server, of []*harness.Server) error {
-		out, err := s.TryKubectl("get", "endpointslices", "kubernetes", "-o", "jsonpath={.endpoints[*].addresses[0]}")
+		out, err := s.TryKubectl("get", "endpointslices", "kubernetes", "-o", "jsonpath={.endpoints[?(@.conditions.ready==true)].addresses[0]}")
 		if err != nil {
 			return err
 		}
@@ -196,4 +196,51 @@ func TestThreeServers(t *testing.T) {
 	if out := first.Members(0, "Add a third server and any one may fail"); strings.Contains(out, gone.NodeName()+" ") {
 		t.Errorf("after its node was deleted the server is a member still:\n%s", out)
 	}
+}
+
+// waitingService has the address of a machine that is still to join among its external IPs. Without endpoints the proxies refuse what is sent there.
+const waitingService = `
+apiVersion: v1
+kind: Service
+metadata: {name: waiting}
+spec:
+  externalIPs: [%s]
+  ports: [{port: %d}]
+`
+
+// TestServerAtNamedAddress: whoever may write Services keeps no server from joining, nor from coming back, by naming its address: the others' proxies let it be as soon as
+// it is a member, before it is heard.
+func TestServerAtNamedAddress(t *testing.T) {
+	site := harness.NewSite(t)
+	first := site.NewMachine().NewServer() // with a node, whose proxy translates what the server sends, too
+	first.Start()
+	first.WaitAPI()
+	harness.Eventually(t, soon, "the node is ready", func() error { return first.NodeReady(first) })
+	second := site.NewMachine().NewPeer(first, "--disable-agent")
+	first.Apply(fmt.Sprintf(waitingService, second.IP, 6443))
+	served := func(want bool) error {
+		elements, err := first.NFT("list", "map", "ip", "kube-proxy", "no-endpoint-services")
+		if is := strings.Contains(elements, second.IP+" "); err == nil && is != want {
+			err = fmt.Errorf("that the Service is served at the server's address is %v:\n%s", is, elements)
+		}
+		return err
+	}
+	harness.Eventually(t, soon, "the Service is served at its external IP", func() error { return served(true) })
+	unready := func(want string) error {
+		got, err := first.TryKubectl("get", "endpointslices", "kubernetes", "-o", "jsonpath={.endpoints[?(@.conditions.ready==false)].addresses[0]}")
+		if err == nil && got != want {
+			err = fmt.Errorf("not ready is %q, want %q", got, want)
+		}
+		return err
+	}
+	second.Start()
+	second.WaitAPI()
+	second.Kill()
+	harness.Eventually(t, soon, "the one that was killed is not ready", func() error { return unready(second.IP) })
+	if err := served(false); err != nil {
+		t.Errorf("while the server is away: %v", err)
+	}
+	second.Start()
+	second.WaitAPI()
+	harness.Eventually(t, soon, "the one that came back is ready", func() error { return unready("") })
 }

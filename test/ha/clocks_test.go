@@ -172,7 +172,9 @@ func (g *guests) cluster(c *Cluster, all []*guest, what string) {
 			}
 			var got []string
 			for _, e := range slice.Endpoints {
-				got = append(got, e.Addresses...)
+				if *e.Conditions.Ready {
+					got = append(got, e.Addresses...)
+				}
 			}
 			if slices.Sort(got); !slices.Equal(got, want) {
 				return fmt.Errorf("behind it are %v, want %v", got, want)

@@ -315,7 +315,9 @@ func (c *Cluster) whole(ctx context.Context) error {
 		want = append(want, s.IP)
 	}
 	for _, e := range slice.Endpoints {
-		got = append(got, e.Addresses...)
+		if *e.Conditions.Ready {
+			got = append(got, e.Addresses...)
+		}
 	}
 	if slices.Sort(got); !slices.Equal(got, slices.Sorted(slices.Values(want))) {
 		return fmt.Errorf("behind the Service kubernetes are %v, want %v", got, want)

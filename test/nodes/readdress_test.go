@@ -104,7 +104,7 @@ func (m *moving) heals(what string, since time.Time) {
 		return errors.Join(errs...)
 	})
 	eventually(m.t, since, what+": all are behind the Service kubernetes", func() error {
-		out, err := m.servers[0].TryKubectl("get", "endpointslices", "kubernetes", "-o", "jsonpath={.endpoints[*].addresses[0]}")
+		out, err := m.servers[0].TryKubectl("get", "endpointslices", "kubernetes", "-o", "jsonpath={.endpoints[?(@.conditions.ready==true)].addresses[0]}")
 		for _, s := range m.servers {
 			if err == nil && !strings.Contains(out+" ", s.IP+" ") {
 				err = fmt.Errorf("%s lacks %s", out, s.IP)
