@@ -52,8 +52,12 @@ func TestListsWithoutTheSocket(t *testing.T) {
 	runtimeapi.RegisterRuntimeServiceServer(s, someRuntime{name: "socket"})
 	served := make(chan error, 1) // one: the test may have failed already
 	go func() { served <- s.Serve(l) }()
-	defer func() { <-served }()
-	defer s.Stop()
+	defer func() {
+		s.Stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}()
 	service, err := remote.NewRemoteRuntimeServiceBuilder().WithEndpoint(runtimeEndpoint(socket)).WithConnectionTimeout(time.Minute).Build(t.Context())
 	if err != nil {
 		t.Fatal(err)

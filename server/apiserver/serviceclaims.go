@@ -103,7 +103,7 @@ type wish struct {
 
 func wishOf(svc, old *core.Service) wish {
 	w := wish{addresses: map[netip.Addr]bool{}, ports: map[lbports.Port]bool{}}
-	for _, ip := range svc.Spec.ExternalIPs {
+	for _, ip := range svc.Spec.ExternalIPs { //nolint:staticcheck // deprecated for what this plugin refuses; it is served all the same
 		if a, ok := sloppyIP(ip); ok {
 			w.addresses[a] = true
 		}

@@ -17,7 +17,8 @@ import (
 
 // wanting is a Service with these external IPs and TCP ports.
 func wanting(namespace, name string, ips string, ports ...int32) *core.Service {
-	s := &core.Service{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: core.ServiceSpec{ExternalIPs: strings.Fields(ips)}}
+	s := &core.Service{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
+	s.Spec.ExternalIPs = strings.Fields(ips) //nolint:staticcheck // deprecated, and served all the same
 	for _, p := range ports {
 		s.Spec.Ports = append(s.Spec.Ports, core.ServicePort{Port: p, Protocol: core.ProtocolTCP})
 	}
