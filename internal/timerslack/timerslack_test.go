@@ -8,13 +8,13 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // All threads get the slack, also those that are started later.
 func TestSet(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("it needs root: CAP_SYS_NICE")
-	}
+	testenv.RequireRoot(t, "other threads' slack takes CAP_SYS_NICE")
 	hold := func() (release func()) { // a thread that nobody else gets
 		ready, end := make(chan struct{}), make(chan struct{})
 		go func() {
