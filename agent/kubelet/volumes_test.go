@@ -219,14 +219,14 @@ func TestVolumesNeverRestForLong(t *testing.T) {
 						mu.Lock()
 						rounds[i] = append(rounds[i], time.Now())
 						mu.Unlock()
-						time.Sleep(takes[n%len(takes)] + upstreams)
+						time.Sleep(takes[n%len(takes)] + upstreams) // fake time
 					}
 				})
 			}
 			type wait struct{ began, ended time.Time }
 			var waits []wait
 			for range 1 + rnd.IntN(40) {
-				time.Sleep(random(20 * time.Second))
+				time.Sleep(random(20 * time.Second)) // fake time
 				var pods sync.WaitGroup
 				for range 1 + rnd.IntN(3) {
 					begins, lasts := random(2*time.Second), random(3*time.Second)
@@ -234,10 +234,10 @@ func TestVolumesNeverRestForLong(t *testing.T) {
 						lasts = 0 // its volumes are mounted
 					}
 					pods.Go(func() {
-						time.Sleep(begins)
+						time.Sleep(begins) // fake time
 						w := wait{began: time.Now()}
 						done := p.wait()
-						time.Sleep(lasts)
+						time.Sleep(lasts) // fake time
 						done()
 						w.ended = time.Now()
 						mu.Lock()
@@ -247,7 +247,7 @@ func TestVolumesNeverRestForLong(t *testing.T) {
 				}
 				pods.Wait()
 			}
-			time.Sleep(time.Minute)
+			time.Sleep(time.Minute) // fake time
 			cancel()
 			running.Wait()
 			for i, later := range []time.Duration{0, volumesSecond} {

@@ -180,9 +180,9 @@ func TestHooksThatHang(t *testing.T) {
 		for _, name := range []string{"a", "b", "c", "d", "e"} {
 			w.add(name, 5*time.Minute, true, "")
 		}
-		time.Sleep(time.Hour)
+		time.Sleep(time.Hour) // fake time
 		w.add("storage", time.Second, false, "")
-		time.Sleep(20 * time.Minute)
+		time.Sleep(20 * time.Minute) // fake time
 		if w.had("storage") != 1 {
 			w.t.Errorf("it was tried %d times to install a chart, beside others that hang", w.had("storage"))
 		}
@@ -196,13 +196,13 @@ func TestChecksThatTakeLong(t *testing.T) {
 		for _, name := range names {
 			w.add(name, time.Minute, false, "1m")
 		}
-		time.Sleep(time.Hour)
+		time.Sleep(time.Hour) // fake time
 		w.add("new", time.Second, false, "")
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // fake time
 		if w.had("new") != 1 {
 			w.t.Errorf("it was tried %d times to install a chart, beside others whose objects are looked after", w.had("new"))
 		}
-		time.Sleep(time.Hour)
+		time.Sleep(time.Hour)        // fake time
 		for _, name := range names { // a place for sixty minutes twice, and five charts
 			if n := w.had(name); n < 20 {
 				w.t.Errorf("the objects of %s were looked after %d times in two hours", name, n)
@@ -224,9 +224,9 @@ func TestNoChartWaitsForEver(t *testing.T) {
 					every = fmt.Sprintf("%dm", 1+rnd.IntN(30))
 				}
 				w.add(fmt.Sprintf("chart-%d", rnd.IntN(1000)*10+i), time.Duration(1+rnd.Int64N(int64(longest))), rnd.IntN(3) == 0, every)
-				time.Sleep(time.Duration(rnd.Int64N(int64(longest))))
+				time.Sleep(time.Duration(rnd.Int64N(int64(longest)))) // fake time
 			}
-			time.Sleep(8 * time.Hour)
+			time.Sleep(8 * time.Hour) // fake time
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if w.waited > time.Duration(n)*longest {

@@ -295,12 +295,12 @@ func TestKnownLate(t *testing.T) {
 	run(t, func(w *world) {
 		w.set(func() { w.late["n1"] = true })
 		w.Came("n1", port)
-		time.Sleep(3 * time.Second)
+		time.Sleep(3 * time.Second) // fake time
 		w.set(func() { w.late["n1"] = false })
-		time.Sleep(4 * time.Second)
+		time.Sleep(4 * time.Second) // fake time
 		w.kill("n1")
 		w.Silent("n1")
-		time.Sleep(2 * time.Second)
+		time.Sleep(2 * time.Second) // fake time
 		w.want(t, "a node that died seconds after the API had it", "n1")
 	})
 }
@@ -310,13 +310,13 @@ func TestKnownLong(t *testing.T) {
 	run(t, func(w *world) {
 		w.set(func() { w.late["n1"] = true })
 		w.Came("n1", port)
-		time.Sleep(5 * time.Minute)
+		time.Sleep(5 * time.Minute) // fake time
 		w.Came("n1", port)
 		w.set(func() { w.late["n1"] = false })
-		time.Sleep(verifyWithin)
+		time.Sleep(verifyWithin) // fake time
 		w.kill("n1")
 		w.Silent("n1")
-		time.Sleep(2 * time.Second)
+		time.Sleep(2 * time.Second) // fake time
 		w.want(t, "a node that died seconds after it came", "n1")
 	})
 }
@@ -326,22 +326,22 @@ func TestForgottenAmid(t *testing.T) {
 	run(t, func(w *world) {
 		w.Came("n1", port)
 		w.Came("n2", port)
-		time.Sleep(verifyWithin)
+		time.Sleep(verifyWithin) // fake time
 		w.kill("n2")
 		w.Silent("n2")
 		w.Stopped("n1")
 		w.set(func() { w.late["n1"] = true })
-		time.Sleep(time.Second / 2)
-		w.Came("n1", port) // gossip is back before the API has it
-		time.Sleep(3 * time.Second)
+		time.Sleep(time.Second / 2) // fake time
+		w.Came("n1", port)          // gossip is back before the API has it
+		time.Sleep(3 * time.Second) // fake time
 		w.want(t, "one has stopped", "n2")
 		w.set(func() { w.late["n1"], w.late["n2"] = false, true })
-		time.Sleep(4 * time.Second)
+		time.Sleep(4 * time.Second) // fake time
 		w.want(t, "the Node of the other one is gone")
 		w.kill("n1", "n2")
 		w.Silent("n1")
 		w.set(func() { w.late["n2"] = false })
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // fake time
 		w.want(t, "dead, and another machine of the other one's name was never reached", "n1")
 	})
 }
@@ -354,25 +354,25 @@ func TestManyAway(t *testing.T) {
 			nodes[i] = fmt.Sprintf("n%d", i)
 			w.Came(nodes[i], port)
 		}
-		time.Sleep(verifyWithin + time.Second)
+		time.Sleep(verifyWithin + time.Second) // fake time
 		gone := nodes[:240]
 		w.kill(gone...)
 		for _, n := range gone {
 			w.Silent(n)
 		}
-		time.Sleep(10 * time.Second)
+		time.Sleep(10 * time.Second) // fake time
 		w.want(t, "most have vanished", slices.Sorted(slices.Values(gone))...)
 		for range 20 {
-			time.Sleep(777 * time.Millisecond)
+			time.Sleep(777 * time.Millisecond) // fake time
 			w.kill(append(slices.Clone(gone), "n250")...)
 			w.Silent("n250")
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) // fake time
 			if !w.Nodes()["n250"] {
 				t.Error("one more has died, and is not found for a second")
 			}
 			w.kill(gone...)
 			w.Came("n250", port)
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) // fake time
 			if w.Nodes()["n250"] {
 				t.Error("one has come back, and is not found for a second")
 			}
@@ -380,14 +380,14 @@ func TestManyAway(t *testing.T) {
 		for _, n := range gone {
 			w.checked(n)
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // fake time
 		for _, n := range gone {
 			if got := w.checked(n); got < 1 {
 				t.Errorf("%s was checked %d times in a minute", n, got)
 			}
 		}
 		w.kill()
-		time.Sleep(firstPatience + recheckLong + time.Second)
+		time.Sleep(firstPatience + recheckLong + time.Second) // fake time
 		w.want(t, "all are back, and nobody said so")
 	})
 }
