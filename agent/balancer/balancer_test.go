@@ -17,8 +17,6 @@ import (
 	"testing"
 	"time"
 
-	discoveryv1 "k8s.io/api/discovery/v1"
-
 	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/testca"
 	"github.com/coracle-k8s/coracle/internal/testenv"
@@ -220,20 +218,6 @@ func TestFormerServersAreKept(t *testing.T) {
 	got := b.Servers()
 	if len(got) != most || got[1] != fmt.Sprintf("127.0.0.1:%d", 99+3*most) || !slices.Contains(got, "127.0.0.1:1") || !slices.Contains(got, "127.0.0.1:99") {
 		t.Errorf("%v", got)
-	}
-}
-
-func TestServersOf(t *testing.T) {
-	port, otherPort, name, other := int32(6443), int32(7443), "https", "metrics"
-	parts := []discoveryv1.EndpointSlice{{
-		Ports:     []discoveryv1.EndpointPort{{Name: &other, Port: &port}, {Name: &name}, {Name: &name, Port: &port}},
-		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}}},
-	}, {
-		Ports:     []discoveryv1.EndpointPort{{Name: &name, Port: &otherPort}},
-		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"fd00::2"}}, {Addresses: []string{"fd00::3"}, Conditions: discoveryv1.EndpointConditions{Ready: new(false)}}},
-	}}
-	if got, want := serversOf(parts), []string{"10.0.0.1:6443", "[fd00::2]:7443"}; !slices.Equal(got, want) {
-		t.Errorf("%v, want %v", got, want)
 	}
 }
 

@@ -5,14 +5,14 @@ package balancer
 import (
 	"context"
 	"fmt"
-	"net"
-	"strconv"
 	"time"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	discoveryclient "k8s.io/client-go/kubernetes/typed/discovery/v1"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/coracle-k8s/coracle/internal/apiservers"
 )
 
 const (
@@ -38,7 +38,7 @@ func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 		// More than one if the servers have different ports, or addresses of both families.
 		found, err := client.EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
 		if err == nil {
-			if err := b.Set(serversOf(found.Items)); err != nil {
+			if err := b.Set(apiservers.Ready(found.Items)); err != nil {
 				b.o.Logger.Warn("the list of servers could not be kept; it is tried again", "error", err)
 			}
 		} else {
@@ -50,25 +50,4 @@ func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 		case <-time.After(pause):
 		}
 	}
-}
-
-// serversOf are the addresses of slices, each with its slice's port, but for those that are not ready.
-func serversOf(parts []discoveryv1.EndpointSlice) []string {
-	var out []string
-	for _, slice := range parts {
-		for _, p := range slice.Ports {
-			if p.Port == nil || p.Name == nil || *p.Name != "https" {
-				continue
-			}
-			for _, e := range slice.Endpoints {
-				if e.Conditions.Ready != nil && !*e.Conditions.Ready {
-					continue
-				}
-				for _, a := range e.Addresses {
-					out = append(out, net.JoinHostPort(a, strconv.Itoa(int(*p.Port))))
-				}
-			}
-		}
-	}
-	return out
 }

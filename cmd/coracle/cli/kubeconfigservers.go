@@ -5,13 +5,13 @@ package cli
 import (
 	"context"
 	"fmt"
-	"net"
-	"strconv"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/coracle-k8s/coracle/internal/apiservers"
 )
 
 // serverURLs asks the cluster for its live servers.
@@ -21,20 +21,8 @@ func serverURLs(ctx context.Context, c kubernetes.Interface) ([]string, error) {
 		return nil, fmt.Errorf("asking for the servers: %w", err)
 	}
 	var out []string
-	for _, slice := range found.Items {
-		for _, p := range slice.Ports {
-			if p.Port == nil {
-				continue
-			}
-			for _, e := range slice.Endpoints {
-				if e.Conditions.Ready != nil && !*e.Conditions.Ready {
-					continue
-				}
-				for _, a := range e.Addresses {
-					out = append(out, "https://"+net.JoinHostPort(a, strconv.Itoa(int(*p.Port))))
-				}
-			}
-		}
+	for _, at := range apiservers.Ready(found.Items) {
+		out = append(out, "https://"+at)
 	}
 	return out, nil
 }

@@ -13,9 +13,10 @@ import (
 )
 
 func TestKubeconfigOfAllServers(t *testing.T) {
+	https := "https"
 	slice := func(name string, port int32, addresses ...string) *discoveryv1.EndpointSlice {
 		s := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default", Labels: map[string]string{discoveryv1.LabelServiceName: "kubernetes"}},
-			Ports: []discoveryv1.EndpointPort{{Port: &port}}}
+			Ports: []discoveryv1.EndpointPort{{Name: &https, Port: &port}}}
 		for _, a := range addresses {
 			s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{a}})
 		}

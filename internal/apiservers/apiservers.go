@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package apiservers reads from the EndpointSlices of the Service kubernetes where the cluster's API servers are.
+package apiservers
+
+import (
+	"net"
+	"strconv"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+)
+
+// Ready are the addresses, host:port, of the servers to which clients are sent. The slices have the others as well, those that are away or about to
+// join, as not ready: nobody may take their addresses.
+func Ready(slices []discoveryv1.EndpointSlice) []string {
+	var out []string
+	for _, slice := range slices {
+		for _, p := range slice.Ports {
+			if p.Port == nil || p.Name == nil || *p.Name != "https" {
+				continue
+			}
+			for _, e := range slice.Endpoints {
+				if e.Conditions.Ready != nil && !*e.Conditions.Ready {
+					continue
+				}
+				for _, a := range e.Addresses {
+					out = append(out, net.JoinHostPort(a, strconv.Itoa(int(*p.Port))))
+				}
+			}
+		}
+	}
+	return out
+}
