@@ -207,17 +207,27 @@ func applyExtraArgs(s *kubeoptions.ServerRunOptions, args []string) error {
 
 // defaultFeatureGates turns off what would cost without a use here: the proxy
 // between API servers of different versions, which needs a CA that is not given
-// but writes a lease every ten seconds all the same, and which CheckArgs refuses; and native histograms, a
+// but writes a lease every ten seconds all the same, and which CheckArgs refuses; native histograms, a
 // second form of every histogram for Prometheus servers that ask for it, which
-// takes as much memory as all other metrics together. Gates may be named with a
+// takes as much memory as all other metrics together; and a second goroutine that decodes for each watch of the store. It turns on
+// that watches are served above the filters through which they came, whose stack is five times what serving needs. With
+// the gate a watch ends for audit and traces when it begins, so it stays off where these are asked for (ADR 0072). Gates may be named with a
 // component or without, but upstream wants all of them alike.
 func defaultFeatureGates(args []string) string {
-	prefix := ""
+	prefix, told := "", false
 	for _, arg := range args {
 		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 		if name == "feature-gates" && strings.Contains(value, "kube:") {
 			prefix = "kube:"
 		}
+		told = told || (strings.HasPrefix(name, "audit-") || name == "tracing-config-file") && value != ""
 	}
-	return "feature-gates=" + prefix + string(peerProxy) + "=false," + prefix + "NativeHistograms=false"
+	gates := []string{string(peerProxy) + "=false", "NativeHistograms=false", string(features.ConcurrentWatchObjectDecode) + "=false"}
+	if !told {
+		gates = append(gates, string(features.APIServingWithRoutine)+"=true")
+	}
+	for i := range gates {
+		gates[i] = prefix + gates[i]
+	}
+	return "feature-gates=" + strings.Join(gates, ",")
 }

@@ -91,6 +91,22 @@ func TestCheckArgs(t *testing.T) {
 	}
 }
 
+// TestWatchesAreToldToTheirEnd: where somebody wants to be told of requests, a watch stays in its filters until it ends.
+func TestWatchesAreToldToTheirEnd(t *testing.T) {
+	const gate = "APIServingWithRoutine=true"
+	for args, want := range map[string]bool{
+		"": true, "event-ttl=2h": true, "audit-policy-file=": true,
+		"audit-policy-file=/etc/coracle/audit.yaml": false, "--audit-webhook-config-file=/etc/coracle/hook.yaml": false, "tracing-config-file=/etc/coracle/tracing.yaml": false,
+	} {
+		if got := strings.Contains(defaultFeatureGates([]string{args}), gate); got != want {
+			t.Errorf("%q: the gate is on: %t, want %t", args, got, want)
+		}
+	}
+	if got := defaultFeatureGates([]string{"feature-gates=kube:AllBeta=true"}); !strings.Contains(got, "kube:"+gate) {
+		t.Errorf("beside gates of a component there is %s", got)
+	}
+}
+
 func TestNodeRestrictionStays(t *testing.T) {
 	for args, want := range map[string]string{
 		"": "NodeRestriction", "enable-admission-plugins=AlwaysPullImages": "AlwaysPullImages,NodeRestriction",

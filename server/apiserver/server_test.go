@@ -48,6 +48,7 @@ func TestServer(t *testing.T) {
 		{"OpenAPI", testOpenAPI},
 		{"NativeHistograms", testNativeHistograms},
 		{"Series", testSeries},
+		{"WatchesRestAboveTheFilters", testWatchesRestAboveTheFilters},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.test(t, s) })
 	}
@@ -131,6 +132,23 @@ func testDiscovery(t *testing.T, s *running) {
 
 func testCreateWatchDelete(t *testing.T, s *running) {
 	createWatchDelete(t, client(t, s.admin()))
+}
+
+// testWatchesRestAboveTheFilters looks at the stacks of all watches that are open, of which the server's own informers have many: a filter's there would be kept for as long as its watch.
+func testWatchesRestAboveTheFilters(t *testing.T, _ *running) {
+	watches := 0
+	for stack, n := range goroutines() {
+		if !strings.Contains(stack, "(*WatchServer).HandleHTTP") {
+			continue
+		}
+		watches += n
+		if strings.Contains(stack, "withAuthorization") {
+			t.Errorf("%d watches keep the stacks of the filters that they came through:\n%s", n, stack)
+		}
+	}
+	if watches == 0 {
+		t.Error("nobody watches anything")
+	}
 }
 
 // testLoopbackWatch is the same through memory.

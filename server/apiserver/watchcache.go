@@ -20,8 +20,11 @@ import (
 )
 
 const (
-	// defaultCacheFrom is from how many watches of a resource on its cache pays (ADR 0072).
+	// defaultCacheFrom is from how many watches of a resource as a whole on its cache pays (ADR 0072).
 	defaultCacheFrom = 20
+	// singlesForWhole is how many watches of one object weigh as much as one of the whole resource. They cost the store no decoding that nobody wants, but four goroutines and two
+	// channels each, where the cache needs one.
+	singlesForWhole = 10
 	// cacheKept is how long a cache stays when half as many watches are left.
 	cacheKept = 10 * time.Minute
 	// sampleEvery is how often the revision is noted from which on the cache can serve a watch. What is noted is at most three times as old, and
@@ -29,7 +32,7 @@ const (
 	sampleEvery = 20 * time.Second
 )
 
-// cachingFrom puts upstream's watch cache in front of the store for each resource that so many watch as a whole, for as long as they do.
+// cachingFrom puts upstream's watch cache in front of the store for each resource that so many watch as a whole, or ten times as many one object each, for as long as they do.
 //
 // Without it every watch decodes every event of its resource, and decrypts it, before it can tell whether its client wants it. That is less than a
 // cache costs while few watch; with a thousand kubelets it is a thousand decodings of each pod's every change. The cache decodes once, finds
@@ -95,7 +98,7 @@ type watchedStorage struct {
 	log               *slog.Logger
 
 	mu     sync.Mutex
-	open   int // watches of the whole resource
+	open   int // what the watches weigh: one of the whole resource singlesForWhole, one of one object 1
 	cache  *front
 	drop   *time.Timer // set while too few watch
 	closed bool
@@ -134,29 +137,32 @@ func (s *watchedStorage) GuaranteedUpdate(ctx context.Context, key string, out r
 	return s.inFront().GuaranteedUpdate(ctx, key, out, ignoreNotFound, p, update, known)
 }
 
-// Watch implements storage.Interface. A watch of one object stays with the store, which gives it no events but that object's. So does one that
-// begins earlier than the cache reaches back: the store's history is longer, and its client need not list again.
+// Watch implements storage.Interface. A watch that begins earlier than the cache reaches back stays with the store, whose history is longer, so that its client need not list again.
 func (s *watchedStorage) Watch(ctx context.Context, key string, opts storage.ListOptions) (watch.Interface, error) {
-	if !opts.Recursive {
-		return s.Interface.Watch(ctx, key, opts)
+	weight := 1
+	if opts.Recursive {
+		weight = singlesForWhole
 	}
-	s.begun()
-	context.AfterFunc(ctx, s.ended)
+	s.begun(weight)
+	context.AfterFunc(ctx, func() { s.ended(weight) })
 	if c := s.inFront(); c != s.Interface && s.reaches(ctx, opts.ResourceVersion) {
 		return c.Watch(ctx, key, opts)
 	}
 	return s.Interface.Watch(ctx, key, opts)
 }
 
-func (s *watchedStorage) begun() {
+// pays is what watches weigh together from which on a cache pays; mu is held.
+func (s *watchedStorage) pays() int { return s.from * singlesForWhole }
+
+func (s *watchedStorage) begun(weight int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open++
-	if s.drop != nil && s.open > s.from/2 {
+	s.open += weight
+	if s.drop != nil && s.open > s.pays()/2 {
 		s.drop.Stop()
 		s.drop = nil
 	}
-	if s.open < s.from || s.cache != nil || s.closed {
+	if s.open < s.pays() || s.cache != nil || s.closed {
 		return
 	}
 	made, err := s.build()
@@ -169,11 +175,11 @@ func (s *watchedStorage) begun() {
 	s.cache, s.oldest, s.sampled = &made, 0, time.Time{}
 }
 
-func (s *watchedStorage) ended() {
+func (s *watchedStorage) ended(weight int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open--
-	if s.cache != nil && s.drop == nil && s.open <= s.from/2 && !s.closed {
+	s.open -= weight
+	if s.cache != nil && s.drop == nil && s.open <= s.pays()/2 && !s.closed {
 		s.drop = time.AfterFunc(s.kept, s.dropCache)
 	}
 }

@@ -79,22 +79,51 @@ func (w *watched) served(t *testing.T, what string, store, cache int) {
 
 func TestCacheIsMadeWhenManyWatch(t *testing.T) {
 	w := newWatched(3)
-	for range 10 {
+	for range 9 {
 		w.begin(t, 100, false)
 	}
-	w.served(t, "watches of one object", 10, 0)
 	w.begin(t, 100, true)
 	w.begin(t, 100, true)
-	w.served(t, "two of all", 12, 0)
+	w.served(t, "nine of one object, two of all", 11, 0)
 	w.begin(t, 100, true)
 	w.begin(t, 100, true)
-	w.served(t, "four of all", 12, 2)
+	w.served(t, "four of all", 11, 2)
+	w.begin(t, 100, false)
+	w.served(t, "one more of one object", 11, 3)
 	if w.made != 1 {
 		t.Errorf("%d caches", w.made)
 	}
 	w.ready = false
 	w.begin(t, 100, true)
-	w.served(t, "while the cache is not ready", 13, 2)
+	w.begin(t, 100, false)
+	w.served(t, "while the cache is not ready", 13, 3)
+}
+
+func TestCacheIsMadeWhenVeryManyWatchOneObjectEach(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(3)
+		var ends []context.CancelFunc
+		for range 29 {
+			ends = append(ends, w.begin(t, 100, false))
+		}
+		w.served(t, "29 of one object", 29, 0)
+		ends = append(ends, w.begin(t, 100, false))
+		w.served(t, "thirty of one object", 29, 1)
+		for _, end := range ends[:14] {
+			end()
+		}
+		synctest.Wait()
+		time.Sleep(2 * cacheKept)
+		if w.stopped != 0 {
+			t.Error("the cache went while 16 watch")
+		}
+		ends[14]()
+		synctest.Wait()
+		time.Sleep(cacheKept + time.Second)
+		if w.stopped != 1 {
+			t.Errorf("with 15 watches it was stopped %d times", w.stopped)
+		}
+	})
 }
 
 func TestEarlierWatchesStayWithTheStore(t *testing.T) {
