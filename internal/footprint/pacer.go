@@ -21,10 +21,14 @@ const (
 	// for load allows. More would save little time, and at its largest a heap is as scattered as it will stay: Go moves
 	// nothing, and a page of which one object lives on is not given back.
 	busyRoom = 64 << 20
+	// idleRoom is how many bytes of garbage may pile up at rest as long as that is at least idleLeast percent: a server
+	// of a thousand nodes has time to collect every few seconds, and half a gigabyte that lives.
+	idleRoom  = 64 << 20
+	idleLeast = 10
 )
 
 // Pacer chooses how much garbage may pile up by how often it is collected: little at rest, when a small heap costs
-// nothing, and much under load: as much as lives while that is little, and half of that when it is not. It looks only
+// nothing, and less still where much lives; and much under load: as much as lives while that is little, and half of that when it is not. It looks only
 // when a collection has ended, so it never wakes an idle process.
 type Pacer struct {
 	idle, busy int // GOGC values, percent
@@ -52,7 +56,8 @@ func NewPacer(idle, busy int, now func() time.Time) *Pacer {
 func (p *Pacer) Rest() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.change(p.idle)
+	_, live := p.heap()
+	p.change(atRest(p.idle, live))
 }
 
 // sentinel is garbage whose finalizer tells that a collection has ended. It is large enough to be an allocation of its
@@ -82,8 +87,14 @@ func (p *Pacer) collected() {
 	case since < busyBelow:
 		p.change(underLoad(p.busy, live))
 	case since > idleAbove:
-		p.change(p.idle)
+		p.change(atRest(p.idle, live))
 	}
+}
+
+// atRest returns the percentage for rest, given the one for a small heap and how many bytes live.
+func atRest(idle int, live uint64) int {
+	percent := int(idleRoom * 100 / max(live, 1) / 5 * 5)
+	return min(max(percent, idleLeast), idle)
 }
 
 // underLoad returns the percentage for load, given the one for a small heap and how many bytes live. Its steps are coarse,

@@ -27,6 +27,8 @@ func TestPacer(t *testing.T) {
 		{0, 0, 40, 25}, {time.Millisecond, 0, 40, 25}, {time.Second, 0, 40, 25}, {3 * time.Second, 1, 40, 25},
 		// Under load less piles up the more there is, down to half.
 		{time.Second, 1, 64, 100}, {time.Second, 1, 80, 80}, {time.Second, 1, 81, 70}, {time.Second, 1, 500, 50}, {time.Second, 1, 60, 100},
+		// At rest less piles up where much lives, down to a tenth.
+		{11 * time.Second, 1, 60, 25}, {11 * time.Second, 1, 256, 25}, {11 * time.Second, 1, 257, 20}, {11 * time.Second, 1, 500, 10}, {11 * time.Second, 1, 5000, 10}, {11 * time.Second, 1, 100, 25},
 	} {
 		now, collections, live = now.Add(step.after), collections+step.automatic, step.live<<20
 		p.collected()
@@ -34,7 +36,7 @@ func TestPacer(t *testing.T) {
 			t.Errorf("step %d, %v after the last collection: %d, want %d", i, step.after, got, step.want)
 		}
 	}
-	if len(set) != 8 {
+	if len(set) != 12 {
 		t.Errorf("set to %v: a value that does not change is not set again", set)
 	}
 }
