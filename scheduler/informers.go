@@ -20,17 +20,14 @@ import (
 	"k8s.io/client-go/informers/resource"
 	"k8s.io/client-go/informers/scheduling"
 	"k8s.io/client-go/informers/storage"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
-	upstream "k8s.io/kubernetes/pkg/scheduler"
 )
 
-// podsApart is the term's shared informers with pods of its own. The scheduler must not see pods that have finished
-// (it would count what they asked for as used), so upstream lists pods with a field selector, which the controllers
-// cannot share. Everything else is the same objects.
-type podsApart struct {
+// termInformers is the term's shared informers, of which the scheduler does not see pods that have finished
+// (it would count what they asked for as used). Upstream lists pods with a field selector for that, which the controllers
+// cannot share, and so holds and decodes every pod a second time. Here the same objects are left out.
+type termInformers struct {
 	informers.SharedInformerFactory
-	pods informers.SharedInformerFactory // holds the pod informer and nothing else; the caller starts and stops it
 
 	mu sync.Mutex
 	// used are the informers that the scheduler asked for: it waits for these and not for the controllers' others,
@@ -38,21 +35,16 @@ type podsApart struct {
 	used map[string]cache.SharedIndexInformer
 }
 
-func newInformers(shared informers.SharedInformerFactory, client kubernetes.Interface) *podsApart {
-	return &podsApart{
-		SharedInformerFactory: shared,
-		pods:                  upstream.NewInformerFactory(client, 0, nil),
-		used:                  map[string]cache.SharedIndexInformer{},
-	}
+func newInformers(shared informers.SharedInformerFactory) *termInformers {
+	return &termInformers{SharedInformerFactory: shared, used: map[string]cache.SharedIndexInformer{}}
 }
 
 // InformerFor is what every typed accessor of the groups below comes down to.
-func (f *podsApart) InformerFor(obj runtime.Object, newFunc internalinterfaces.NewInformerFunc) cache.SharedIndexInformer {
-	factory := f.SharedInformerFactory
+func (f *termInformers) InformerFor(obj runtime.Object, newFunc internalinterfaces.NewInformerFunc) cache.SharedIndexInformer {
+	informer := f.SharedInformerFactory.InformerFor(obj, newFunc)
 	if _, ok := obj.(*corev1.Pod); ok {
-		factory = f.pods
+		informer = unfinishedPods{informer}
 	}
-	informer := factory.InformerFor(obj, newFunc)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.used[fmt.Sprintf("%T", obj)] = informer
@@ -61,17 +53,19 @@ func (f *podsApart) InformerFor(obj runtime.Object, newFunc internalinterfaces.N
 
 // The groups that the scheduler and its plugins read.
 
-func (f *podsApart) Apps() apps.Interface         { return apps.New(f, metav1.NamespaceAll, nil) }
-func (f *podsApart) Core() core.Interface         { return core.New(f, metav1.NamespaceAll, nil) }
-func (f *podsApart) Policy() policy.Interface     { return policy.New(f, metav1.NamespaceAll, nil) }
-func (f *podsApart) Resource() resource.Interface { return resource.New(f, metav1.NamespaceAll, nil) }
-func (f *podsApart) Storage() storage.Interface   { return storage.New(f, metav1.NamespaceAll, nil) }
-func (f *podsApart) Scheduling() scheduling.Interface {
+func (f *termInformers) Apps() apps.Interface     { return apps.New(f, metav1.NamespaceAll, nil) }
+func (f *termInformers) Core() core.Interface     { return core.New(f, metav1.NamespaceAll, nil) }
+func (f *termInformers) Policy() policy.Interface { return policy.New(f, metav1.NamespaceAll, nil) }
+func (f *termInformers) Resource() resource.Interface {
+	return resource.New(f, metav1.NamespaceAll, nil)
+}
+func (f *termInformers) Storage() storage.Interface { return storage.New(f, metav1.NamespaceAll, nil) }
+func (f *termInformers) Scheduling() scheduling.Interface {
 	return scheduling.New(f, metav1.NamespaceAll, nil)
 }
 
 // waitSynced returns true once everything that the scheduler reads has been listed, false when ctx ended before.
-func (f *podsApart) waitSynced(ctx context.Context) bool {
+func (f *termInformers) waitSynced(ctx context.Context) bool {
 	f.mu.Lock()
 	used := slices.Collect(maps.Values(f.used))
 	f.mu.Unlock()

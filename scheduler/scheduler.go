@@ -4,7 +4,7 @@
 // no port, no exit when leadership goes.
 //
 // It owns the assembly (configuration, informers, event recording), and of the scheduling itself one preference: where a
-// node refused a pod's volume, another one. It shares the term's informers with the controllers, all but pods.
+// node refused a pod's volume, another one. It shares the term's informers with the controllers.
 package scheduler
 
 import (
@@ -68,7 +68,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("scheduler: make a dynamic client: %w", err)
 	}
-	factory := newInformers(o.Term.Informers, client)
+	factory := newInformers(o.Term.Informers)
 	// For resources of other types that a profile's plugins may wait on.
 	dynamicFactory := dynamicinformer.NewFilteredDynamicSharedInformerFactory(dynamicClient, 0, corev1.NamespaceAll, nil)
 	broadcaster := events.NewEventBroadcasterAdapterWithContext(ctx, client)
@@ -86,8 +86,6 @@ func Run(ctx context.Context, o Options) error {
 	}
 
 	if o.Term.StartInformers(ctx) {
-		factory.pods.StartWithContext(ctx)
-		defer factory.pods.Shutdown()
 		dynamicFactory.Start(ctx.Done())
 		defer dynamicFactory.Shutdown()
 		dynamicFactory.WaitForCacheSync(ctx.Done())

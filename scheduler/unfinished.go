@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scheduler
+
+import (
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/cache"
+)
+
+// unfinishedPods is an informer of all pods that shows only those that have not finished: one that succeeds or fails is told as deleted.
+type unfinishedPods struct{ cache.SharedIndexInformer }
+
+// unfinished says whether a pod may still use what it asked for. It takes what handlers are given.
+func unfinished(obj any) bool {
+	if tombstone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = tombstone.Obj
+	}
+	pod, ok := obj.(*corev1.Pod)
+	return ok && pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed
+}
+
+func onlyUnfinished(h cache.ResourceEventHandler) cache.ResourceEventHandler {
+	return cache.FilteringResourceEventHandler{FilterFunc: unfinished, Handler: h}
+}
+
+// AddEventHandler implements cache.SharedInformer.
+func (u unfinishedPods) AddEventHandler(h cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error) {
+	return u.SharedIndexInformer.AddEventHandler(onlyUnfinished(h))
+}
+
+// AddEventHandlerWithResyncPeriod implements cache.SharedInformer.
+func (u unfinishedPods) AddEventHandlerWithResyncPeriod(h cache.ResourceEventHandler, period time.Duration) (cache.ResourceEventHandlerRegistration, error) {
+	return u.SharedIndexInformer.AddEventHandlerWithResyncPeriod(onlyUnfinished(h), period)
+}
+
+// AddEventHandlerWithOptions implements cache.SharedInformer.
+func (u unfinishedPods) AddEventHandlerWithOptions(h cache.ResourceEventHandler, o cache.HandlerOptions) (cache.ResourceEventHandlerRegistration, error) {
+	return u.SharedIndexInformer.AddEventHandlerWithOptions(onlyUnfinished(h), o)
+}
+
+// GetStore implements cache.SharedInformer.
+func (u unfinishedPods) GetStore() cache.Store { return u.GetIndexer() }
+
+// GetIndexer implements cache.SharedIndexInformer.
+func (u unfinishedPods) GetIndexer() cache.Indexer {
+	return unfinishedIndexer{u.SharedIndexInformer.GetIndexer()}
+}
+
+// unfinishedIndexer is for readers: it shows no pods that have finished. Keys alone are those of all pods.
+type unfinishedIndexer struct{ cache.Indexer }
+
+// List implements cache.Store.
+func (i unfinishedIndexer) List() []any { return keepUnfinished(i.Indexer.List(), nil) }
+
+// Get implements cache.Store.
+func (i unfinishedIndexer) Get(obj any) (any, bool, error) {
+	return oneUnfinished(i.Indexer.Get(obj))
+}
+
+// GetByKey implements cache.Store.
+func (i unfinishedIndexer) GetByKey(key string) (any, bool, error) {
+	return oneUnfinished(i.Indexer.GetByKey(key))
+}
+
+// Index implements cache.Indexer.
+func (i unfinishedIndexer) Index(name string, obj any) ([]any, error) {
+	found, err := i.Indexer.Index(name, obj)
+	return keepUnfinished(found, err), err
+}
+
+// ByIndex implements cache.Indexer.
+func (i unfinishedIndexer) ByIndex(name, value string) ([]any, error) {
+	found, err := i.Indexer.ByIndex(name, value)
+	return keepUnfinished(found, err), err
+}
+
+// keepUnfinished filters a list that is the caller's own.
+func keepUnfinished(all []any, err error) []any {
+	if err != nil {
+		return nil
+	}
+	return slices.DeleteFunc(all, func(obj any) bool { return !unfinished(obj) })
+}
+
+func oneUnfinished(obj any, exists bool, err error) (any, bool, error) {
+	if err != nil || !exists || !unfinished(obj) {
+		return nil, false, err
+	}
+	return obj, true, nil
+}
