@@ -26,7 +26,6 @@ import (
 	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
 	"k8s.io/kubernetes/pkg/kubeapiserver"
 
-	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/internal/memtransport"
 )
 
@@ -64,7 +63,7 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	}
 	g := &generic{config: c}
 	g.informers = informers.NewSharedInformerFactoryWithOptions(client, informerResync,
-		informers.WithTransform(term.Trim), informers.WithInformerName(opts.InformerName))
+		informers.WithTransform(trim), informers.WithInformerName(opts.InformerName))
 
 	if err := opts.Features.ApplyTo(c, client, g.informers); err != nil {
 		return nil, fmt.Errorf("applying features: %w", err)
