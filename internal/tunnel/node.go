@@ -78,13 +78,14 @@ func (n Node) ping(ctx context.Context, s *yamux.Session) error {
 	next := time.NewTimer(0)
 	defer next.Stop()
 	for {
+		// All servers at the same moment. One that passes while the answer is on its way is not left out: the next ping follows that answer at once.
+		next.Reset(together.Until(every))
 		if _, err := s.Ping(); err != nil {
 			return fmt.Errorf("the server does not answer: %w", err)
 		}
 		if n.Answered != nil {
 			n.Answered()
 		}
-		next.Reset(together.Until(every)) // all servers at the same moment
 		select {
 		case <-ctx.Done():
 			return nil

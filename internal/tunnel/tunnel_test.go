@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/internal/together"
 )
 
 var kubelet = netip.MustParseAddrPort("10.0.0.7:10250")
@@ -156,6 +157,55 @@ func TestLiveness(t *testing.T) {
 	began := time.Now()
 	if err := n.Serve(t.Context(), a); err == nil || time.Since(began) < n.silence {
 		t.Errorf("after %v: %v", time.Since(began), err)
+	}
+}
+
+// slowAnswers is a connection that says when something was written, and on which nothing comes in while slow is locked.
+type slowAnswers struct {
+	net.Conn
+	wrote chan time.Time
+	slow  sync.Mutex
+}
+
+func (c *slowAnswers) Write(b []byte) (int, error) {
+	c.wrote <- time.Now()
+	return c.Conn.Write(b)
+}
+
+func (c *slowAnswers) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.slow.Lock()
+	defer c.slow.Unlock()
+	return n, err
+}
+
+// A node that is answered after more than a ping's period speaks again at once, not at the moment after the next: the server, to which it may be silent for less than
+// one and a half periods, would take it for dead. In real time, as TestLiveness.
+func TestSlowAnswers(t *testing.T) {
+	n := echo()
+	n.pingEvery = 2 * time.Second
+	a, b := net.Pipe()
+	s, err := NewSession(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := &slowAnswers{Conn: a, wrote: make(chan time.Time, 100)} // more than are written meanwhile
+	var running sync.WaitGroup
+	defer running.Wait()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	running.Go(func() { _ = s.Wait() })
+	node.slow.Lock()
+	running.Go(func() { _ = n.Serve(ctx, node) })
+	<-node.wrote
+	time.Sleep(together.Until(n.pingEvery)) // the moment at which a ping was due passes before there is an answer
+	if len(node.wrote) > 0 {
+		t.Error("there are pings beside the one that is not answered yet")
+	}
+	answered := time.Now()
+	node.slow.Unlock()
+	if late := (<-node.wrote).Sub(answered); late > n.pingEvery/2 {
+		t.Errorf("the next ping comes %v after the answer, of %v between two", late, n.pingEvery)
 	}
 }
 
