@@ -20,8 +20,9 @@ import (
 // the server still is what it was when it showed its certificate there. A handshake of our own is made only where that is not heard:
 // before the first connection, and when the server has fallen silent.
 const (
-	// heardFor is for how long a server counts as answering after it has. It does so once a second.
-	heardFor = 2 * time.Second
+	// heardFor is for how long a server counts as answering after it has. It does so once a second, a moment after the node has looked (internal/together), and the
+	// second look after an answer has to find it silent: with two whole seconds that would be the third.
+	heardFor = 1800 * time.Millisecond
 	// sureFor is for how long new connections are opened without another handshake.
 	sureFor = 5 * time.Second
 	// answersNow is for how long an answer shows that this machine is neither slow nor cut off: they come once a second.

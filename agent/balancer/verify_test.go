@@ -3,6 +3,7 @@
 package balancer
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -14,7 +15,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/together"
 )
 
 // mute takes connections and says nothing: what a process that hangs looks like, since its kernel accepts.
@@ -32,6 +36,60 @@ func ended(t *testing.T, c *client) {
 	t.Helper()
 	if _, err := c.lines.ReadString('\n'); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("%v, want the connection's end", err)
+	}
+}
+
+// TestSilentIsLeftInTime: pings and looks fall on the same moments. However long answers take, a server that gives them is not left, and one that falls silent is two seconds
+// later, while another one answers.
+func TestSilentIsLeftInTime(t *testing.T) {
+	for _, usual := range []time.Duration{time.Millisecond, 20 * time.Millisecond, 150 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			b := &Balancer{
+				o: Options{Logger: slog.New(slog.DiscardHandler)}, servers: []string{"one", "other"}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
+				proved: map[string]proof{}, proving: map[string]*proving{},
+			}
+			client, up := net.Pipe()
+			defer client.Close()
+			b.open[up] = "one"
+			closed := make(chan time.Time, 1) // one: it may never be asked for
+			go func() {
+				_, _ = client.Read(make([]byte, 1))
+				closed <- time.Now()
+			}()
+			b.Answered("one", true)
+			b.Answered("other", true)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			go b.watch(ctx)
+			var last time.Time
+			for i := range 61 {
+				moment := time.Now().Add(together.Until(lookAfter))
+				trip := usual
+				if i%7 == 3 {
+					trip = 900 * time.Millisecond
+				}
+				time.Sleep(time.Until(moment) + time.Millisecond) // fake time
+				if i%2 == 0 {                                     // which of them is slow does not matter
+					b.Answered("other", true)
+				}
+				time.Sleep(trip - time.Millisecond) // fake time
+				last = time.Now()
+				b.Answered("one", true)
+				b.Answered("other", true)
+			}
+			select {
+			case <-closed:
+				t.Fatalf("a server is left that answers after %v, and after 0.9 s now and then", usual)
+			default:
+			}
+			for range 10 {
+				time.Sleep(together.Until(lookAfter) + usual) // fake time
+				b.Answered("other", true)
+			}
+			if took := (<-closed).Sub(last); took > 2*time.Second {
+				t.Errorf("a server that answered after %v is left %v after its last answer", usual, took)
+			}
+		})
 	}
 }
 
