@@ -9,6 +9,7 @@
 package reach
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"maps"
@@ -41,8 +42,8 @@ const (
 	unknownMost  = 9
 	// lateBy is by how much a check may last longer before this machine has to assume that it was short of CPU itself.
 	lateBy = 500 * time.Millisecond
-	// parallel is how many checks run at a time, rechecks how many of these may be of nodes that were not reached and of which nothing new was heard: each takes as long as a
-	// check may, and there may be hundreds. mostNodes is how many nodes are known at most.
+	// parallel is how many checks run at a time, rechecks how many of these may be of nodes that are not known to be reached and of which nothing new was heard: each may take as
+	// long as a check may, and there may be hundreds. mostNodes is how many nodes are known at most.
 	parallel, rechecks, mostNodes = 32, 24, 4096
 	// rest is the longest wait of the loop.
 	rest = time.Hour
@@ -223,11 +224,12 @@ func (w *Watch) take(addresses func(string) []netip.Addr, most int) []call {
 	defer w.mu.Unlock()
 	now := time.Now()
 	var out []call
-	for _, node := range w.due(now) {
-		if len(out) == most {
+	nodes, places := w.due(now)
+	for _, node := range nodes {
+		s := w.nodes[node]
+		if len(out) == most || s.urgency() > news && places <= 0 {
 			break
 		}
-		s := w.nodes[node]
 		c := call{node: node, s: s, patience: firstPatience}
 		for _, a := range addresses(node) {
 			c.at = append(c.at, netip.AddrPortFrom(a, s.port))
@@ -242,38 +244,54 @@ func (w *Watch) take(addresses func(string) []netip.Addr, most int) []call {
 		if s.verified && s.down.IsZero() {
 			c.patience = patience + roundTrips*s.trip
 		}
+		if s.urgency() > news {
+			places--
+		}
 		s.checking, s.heard, s.due = true, false, time.Time{}
 		out = append(out, c)
 	}
 	return out
 }
 
-// due are the nodes to be checked now, those of each sort in the order in which they became due. First come those of which the check may well say something new. Hundreds that are not
-// reached, and are only tried once more, would hold them up: when one more dies, or one comes back.
-func (w *Watch) due(now time.Time) []string {
-	var first, again []string
-	places := rechecks
+// due are the nodes to be checked now, the most urgent first, and of one urgency in the order in which they became due. Hundreds that are not reached, or that nobody here can
+// ever reach, would hold the others up: when one more dies, or one comes back. So only as many of these are checked at a time as there are places.
+func (w *Watch) due(now time.Time) (nodes []string, places int) {
+	places = rechecks
 	for node, s := range w.nodes {
 		switch {
 		case s.checking:
-			if s.away() {
+			if s.urgency() > news {
 				places--
 			}
-		case s.due.IsZero() || s.due.After(now):
-		case s.away():
-			again = append(again, node)
-		default:
-			first = append(first, node)
+		case !s.due.IsZero() && !s.due.After(now):
+			nodes = append(nodes, node)
 		}
 	}
-	for _, nodes := range [][]string{first, again} {
-		slices.SortFunc(nodes, func(a, b string) int { return w.nodes[a].due.Compare(w.nodes[b].due) })
-	}
-	return append(first, again[:min(len(again), max(0, places))]...)
+	slices.SortFunc(nodes, func(a, b string) int {
+		x, y := w.nodes[a], w.nodes[b]
+		return cmp.Or(cmp.Compare(x.urgency(), y.urgency()), x.due.Compare(y.due))
+	})
+	return nodes, places
 }
 
-// away says that a node is not reached, and that nothing was heard since it was checked last that says otherwise.
-func (s *state) away() bool { return !s.down.IsZero() && !s.heard }
+// urgency says what a check of a node may tell, the more urgent the lower.
+type urgency int
+
+const (
+	news     urgency = iota // that it is not reached any more, or that it is again
+	firstTry                // whether it is reached at all
+	nextTry                 // probably the same as the last time
+)
+
+func (s *state) urgency() urgency {
+	switch {
+	case s.verified && s.down.IsZero(), s.heard:
+		return news
+	case !s.verified && s.failed == 0:
+		return firstTry
+	}
+	return nextTry
+}
 
 // unknown is for a node that the API does not have, or not yet. What was known of a Node that is gone does not count for one of its name that comes.
 func (w *Watch) unknown(node string, s *state, now time.Time) {
@@ -352,27 +370,27 @@ func (w *Watch) decide(c call, trip time.Duration, ok, void bool) (found bool) {
 func (w *Watch) pause(running int) time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	now, first, again, places := time.Now(), rest, rest, rechecks
+	now, urgent, others, places := time.Now(), rest, rest, rechecks
 	for _, s := range w.nodes {
-		switch {
+		switch u := s.urgency(); {
 		case s.checking:
-			if s.away() {
+			if u > news {
 				places--
 			}
 		case s.due.IsZero():
-		case s.away():
-			again = min(again, s.due.Sub(now))
+		case u == news:
+			urgent = min(urgent, s.due.Sub(now))
 		default:
-			first = min(first, s.due.Sub(now))
+			others = min(others, s.due.Sub(now))
 		}
 	}
 	switch {
 	case running == parallel:
 		return rest
 	case places <= 0:
-		return max(0, first)
+		return max(0, urgent)
 	}
-	return max(0, min(first, again))
+	return max(0, min(urgent, others))
 }
 
 // publish makes what is known the answer of Nodes.

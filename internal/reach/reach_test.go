@@ -392,6 +392,48 @@ func TestManyAway(t *testing.T) {
 	})
 }
 
+// TestManyBehindRouters: where most nodes are such as no other one can connect to, one of the others that dies is found as soon as ever, and a new one is tried as soon.
+func TestManyBehindRouters(t *testing.T) {
+	run(t, func(w *world) {
+		w.Came("n250", port)
+		w.Came("n251", port)
+		time.Sleep(verifyWithin) // fake time
+		far := make([]string, 240)
+		for i := range far {
+			far[i] = fmt.Sprintf("n%d", i)
+		}
+		w.kill(far...)
+		for _, n := range far {
+			w.Came(n, port)
+		}
+		for i := range 40 {
+			time.Sleep(777 * time.Millisecond) // fake time
+			w.kill(append(slices.Clone(far), "n250")...)
+			w.Silent("n250")
+			time.Sleep(time.Second) // fake time
+			if !w.Nodes()["n250"] {
+				t.Errorf("round %d: one has died, and is not found for a second", i)
+			}
+			w.kill(far...)
+			w.Came("n250", port)
+			time.Sleep(time.Second) // fake time
+			w.want(t, fmt.Sprintf("round %d: one has come back", i))
+		}
+		w.Came("n252", port)
+		time.Sleep(verifyWithin + firstPatience) // fake time
+		w.kill(append(slices.Clone(far), "n252")...)
+		w.Silent("n252")
+		time.Sleep(time.Second) // fake time
+		w.want(t, "a new one was reached, and is not now", "n252")
+		time.Sleep(time.Hour) // fake time
+		for _, n := range far {
+			if got := w.checked(n); got != verifyMost {
+				t.Errorf("%s was checked %d times", n, got)
+			}
+		}
+	})
+}
+
 // A machine that refuses connections lives as well as one that takes them.
 func TestAnswers(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
