@@ -50,6 +50,9 @@ func (l Lists) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtim
 // ask does what upstream does with each call that comes by the socket.
 func ask[Q, A any](ctx context.Context, cri criService, call func(context.Context, Q) (A, error), question Q) (A, error) {
 	var none A
+	if err := ctx.Err(); err != nil { // nobody in the service looks
+		return none, status.FromContextError(err).Err()
+	}
 	if !cri.IsInitialized() {
 		return none, status.Error(codes.Unavailable, "containerd is starting: its CRI service is not initialized yet")
 	}
