@@ -13,8 +13,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"runtime"
 	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Standard is the kernel's own slack for a thread of nobody's choice.
@@ -24,14 +27,31 @@ const Standard = 50 * time.Microsecond
 const rounds = 10
 
 // Set gives all threads of this process a slack, and by them those that are started later. It needs CAP_SYS_NICE, and Linux
-// 4.6: before that there is no file by which to say it for another thread.
+// 4.6: before that there is no file by which to say it for another thread. Without these it changes nothing.
 func Set(slack time.Duration) error {
+	// A thread may always say it for itself, and so comes last: it would be the only one, and give it to the programs that it starts.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	own := strconv.Itoa(unix.Gettid())
 	text := []byte(strconv.FormatInt(slack.Nanoseconds(), 10))
-	done := map[string]bool{}
+	if err := setOthers(own, text); err != nil {
+		return fmt.Errorf("timer slack: %w", err)
+	}
+	if err := os.WriteFile(fileOf(own), text, 0); err != nil {
+		return fmt.Errorf("timer slack: %w", err)
+	}
+	return nil
+}
+
+func fileOf(thread string) string { return "/proc/" + thread + "/timerslack_ns" }
+
+// setOthers does it for all threads but one, which starts none meanwhile.
+func setOthers(own string, text []byte) error {
+	done := map[string]bool{own: true}
 	for range rounds {
 		threads, err := os.ReadDir("/proc/self/task")
 		if err != nil {
-			return fmt.Errorf("timer slack: %w", err)
+			return err
 		}
 		news := false
 		for _, thread := range threads {
@@ -40,9 +60,8 @@ func Set(slack time.Duration) error {
 				continue
 			}
 			done[id], news = true, true
-			file := "/proc/" + id + "/timerslack_ns"
-			if err := os.WriteFile(file, text, 0); err != nil && !gone(id, err) {
-				return fmt.Errorf("timer slack: %w", err)
+			if err := os.WriteFile(fileOf(id), text, 0); err != nil && !gone(id, err) {
+				return err
 			}
 		}
 		if !news {
@@ -54,6 +73,9 @@ func Set(slack time.Duration) error {
 
 // gone says whether an error is of a thread that has ended.
 func gone(id string, err error) bool {
+	if errors.Is(err, unix.ESRCH) { // since its file was opened
+		return true
+	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return false
 	}

@@ -3,11 +3,15 @@
 package timerslack
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/testenv"
 )
@@ -42,6 +46,64 @@ func TestSet(t *testing.T) {
 		defer hold()()
 	}
 	check(t, "3000000")
+}
+
+// allowedNothing says, in a process of its own, that its first thread shall set a slack without being allowed to.
+const allowedNothing = "CORACLE_TEST_TIMERSLACK"
+
+func init() {
+	if os.Getenv(allowedNothing) != "" {
+		runtime.LockOSThread() // TestMain has the first thread
+	}
+}
+
+func TestMain(m *testing.M) {
+	if os.Getenv(allowedNothing) == "" {
+		os.Exit(m.Run())
+	}
+	niceness := func(may bool) {
+		head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var sets [2]unix.CapUserData
+		if err := unix.Capget(&head, &sets[0]); err != nil {
+			panic(err)
+		}
+		if sets[0].Effective &^= 1 << unix.CAP_SYS_NICE; may {
+			sets[0].Effective |= 1 << unix.CAP_SYS_NICE
+		}
+		if err := unix.Capset(&head, &sets[0]); err != nil {
+			panic(err)
+		}
+	}
+	niceness(false)
+	err := Set(3 * time.Millisecond)
+	niceness(true) // it takes as much to read what others have
+	if err == nil {
+		panic("there is no error")
+	}
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		panic(err)
+	}
+	for _, thread := range threads {
+		b, err := os.ReadFile(fileOf(thread.Name()))
+		fmt.Println(strings.TrimSpace(string(b)), err)
+	}
+}
+
+// TestSetNothing: who may not set all threads' slack sets none. The first thread alone would give its own to the programs that it starts, and these to containers.
+func TestSetNothing(t *testing.T) {
+	testenv.RequireRoot(t, "it gives up CAP_SYS_NICE, and takes it back")
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), allowedNothing+"=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for line := range strings.Lines(string(out)) {
+		if line != "50000 <nil>\n" {
+			t.Errorf("a thread has the slack %s", line)
+		}
+	}
 }
 
 // check fails the test unless each thread of this process has that slack.
