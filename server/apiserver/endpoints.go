@@ -299,12 +299,14 @@ func (r *endpointReconciler) applySlice(ctx context.Context, want *discoveryv1.E
 	case err != nil:
 		return endpointError("reading the endpoint slice", want.Name, err)
 	}
-	if equality.Semantic.DeepEqual(have.Endpoints, want.Endpoints) && equality.Semantic.DeepEqual(have.Ports, want.Ports) &&
-		have.Labels[discoveryv1.LabelServiceName] == want.Labels[discoveryv1.LabelServiceName] {
+	labels := maps.Clone(have.Labels)
+	for name, value := range want.Labels { // without them nobody finds it, or nobody removes it
+		metav1.SetMetaDataLabel(&have.ObjectMeta, name, value)
+	}
+	if equality.Semantic.DeepEqual(have.Endpoints, want.Endpoints) && equality.Semantic.DeepEqual(have.Ports, want.Ports) && maps.Equal(labels, have.Labels) {
 		return nil
 	}
 	have.Endpoints, have.Ports = want.Endpoints, want.Ports
-	metav1.SetMetaDataLabel(&have.ObjectMeta, discoveryv1.LabelServiceName, want.Labels[discoveryv1.LabelServiceName])
 	_, err = api.Update(ctx, have, metav1.UpdateOptions{})
 	return endpointError("updating the endpoint slice", want.Name, err)
 }

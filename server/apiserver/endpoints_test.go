@@ -94,6 +94,39 @@ func TestEndpointReconciler(t *testing.T) {
 	}
 }
 
+// TestSlicesLabels: a slice of which somebody has changed the labels, or that he has made himself, is found and removed as the others are. A server that is gone would be named for ever.
+func TestSlicesLabels(t *testing.T) {
+	second := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes-ipv4-7443"}, AddressType: discoveryv1.AddressTypeIPv4}
+	second.Labels = map[string]string{"mine": "yes"}
+	client := fake.NewClientset(second)
+	now := time.Now()
+	servers := []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:6443"), netip.MustParseAddrPort("192.0.2.4:7443")}
+	r := &endpointReconciler{client: client, servers: func() (_, _ []netip.AddrPort) { return servers, nil }, now: func() time.Time { return now }}
+	reconcile := func(want ...string) {
+		t.Helper()
+		if err := r.ReconcileEndpoints("kubernetes", nil, []corev1.EndpointPort{{Name: "https", Port: 6443, Protocol: corev1.ProtocolTCP}}, true); err != nil {
+			t.Fatal(err)
+		}
+		if got := published(t, client); !slices.Equal(got, want) {
+			t.Errorf("published are\n%q, want\n%q", got, want)
+		}
+	}
+	both := []string{"endpoints 192.0.2.1:6443 192.0.2.4:7443", "kubernetes IPv4 192.0.2.1:6443", "kubernetes-ipv4-7443 IPv4 192.0.2.4:7443"}
+	reconcile(both...)
+	got, err := client.DiscoveryV1().EndpointSlices("default").Get(t.Context(), second.Name, metav1.GetOptions{})
+	if err != nil || got.Labels["mine"] != "yes" {
+		t.Fatalf("%v, %v", got, err)
+	}
+	got.Labels = nil
+	if _, err := client.DiscoveryV1().EndpointSlices("default").Update(t.Context(), got, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(endpointCheck)
+	reconcile(both...)
+	servers = servers[:1]
+	reconcile("endpoints 192.0.2.1:6443", "kubernetes IPv4 192.0.2.1:6443")
+}
+
 // published is what the two forms of the Service's endpoints say, a line for each object; a question mark follows what is not ready.
 func published(t *testing.T, client kubernetes.Interface) []string {
 	t.Helper()

@@ -4,14 +4,17 @@ package apiserver
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/admission"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	core "k8s.io/kubernetes/pkg/apis/core"
 )
 
@@ -82,6 +85,90 @@ func TestServiceClaims(t *testing.T) {
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %v, want %q", what, err, c.want)
 		}
+	}
+}
+
+// TestRandomServiceClaims: whichever Services are written, one after the other, a write is refused if it takes a pair of address and port that a Service of another namespace
+// has, however the address is written, and never for what the Service had before, or for what its own namespace has.
+func TestRandomServiceClaims(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	spellings := [][]string{{"203.0.113.7", "::ffff:203.0.113.7", "203.000.113.007"}, {"203.0.113.8"}, {"2001:db8::7", "2001:DB8:0:0::7"}}
+	protocols := []core.Protocol{core.ProtocolTCP, core.ProtocolUDP, core.ProtocolSCTP}
+	type pair struct {
+		address int
+		port    string
+	}
+	type service struct {
+		*core.Service
+		pairs map[pair]bool
+	}
+	store := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
+	p := newServiceClaims()
+	p.services = corelisters.NewServiceLister(store)
+	have := map[string]service{} // by namespace/name
+	random := func(namespace, name string) service {
+		s := service{wanting(namespace, name, ""), map[pair]bool{}}
+		var addresses []int
+		for i, texts := range spellings {
+			if rnd.IntN(3) == 0 {
+				addresses = append(addresses, i)
+				s.Spec.ExternalIPs = append(s.Spec.ExternalIPs, texts[rnd.IntN(len(texts))]) //nolint:staticcheck // as in wanting
+			}
+		}
+		for range rnd.IntN(4) {
+			port := core.ServicePort{Port: 1 + rnd.Int32N(3), Protocol: protocols[rnd.IntN(len(protocols))]}
+			s.Spec.Ports = append(s.Spec.Ports, port)
+			for _, a := range addresses {
+				s.pairs[pair{a, fmt.Sprint(port.Protocol, port.Port)}] = true
+			}
+		}
+		return s
+	}
+	allowed, refused := 0, 0
+	for range 20_000 {
+		namespace, name := string('a'+rune(rnd.IntN(3))), string('x'+rune(rnd.IntN(2)))
+		key := namespace + "/" + name
+		old, exists := have[key]
+		if exists && rnd.IntN(4) == 0 {
+			delete(have, key)
+			if err := store.Delete(&corev1.Service{ObjectMeta: old.ObjectMeta}); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		now := random(namespace, name)
+		taken := false
+		for other, s := range have {
+			for at := range now.pairs {
+				taken = taken || !strings.HasPrefix(other, namespace) && s.pairs[at] && !old.pairs[at]
+			}
+		}
+		kind, resource := core.Kind("Service").WithVersion("v1"), core.Resource("services").WithVersion("v1")
+		a := admission.NewAttributesRecord(now.Service, nil, kind, namespace, name, resource, "", admission.Create, &metav1.CreateOptions{}, false, asAdmin)
+		if exists {
+			a = admission.NewAttributesRecord(now.Service, old.Service, kind, namespace, name, resource, "", admission.Update, &metav1.UpdateOptions{}, false, asAdmin)
+		}
+		if err := p.Validate(t.Context(), a, nil); (err != nil) != taken {
+			t.Fatalf("seed %d: %s wants %v with %v: %v, and taken is %v; there are %v", seed, key, now.Spec.ExternalIPs, now.Spec.Ports, err, taken, store.List()) //nolint:staticcheck // as in wanting
+		}
+		if taken {
+			refused++
+			continue
+		}
+		allowed++
+		have[key] = now
+		stored := &corev1.Service{}
+		if err := legacyscheme.Scheme.Convert(now.Service, stored, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := store.Update(stored); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if allowed < 1000 || refused < 1000 {
+		t.Errorf("%d writes were allowed, %d refused", allowed, refused)
 	}
 }
 
