@@ -20,6 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent/kubelet"
 	"github.com/coracle-k8s/coracle/agent/registries"
 	"github.com/coracle-k8s/coracle/agent/tunnels"
+	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -172,6 +173,9 @@ func runParts(ctx context.Context, o Options, p parts) error {
 // before is ready at once, and has its images.
 func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomic.Pointer[func() []netip.Prefix]) error {
 	n, err := newNetwork(g.ctx, o)
+	if err != nil && o.awaitNFTables(g.ctx, check.LocalHost().Probe.NAT) {
+		n, err = newNetwork(g.ctx, o)
+	}
 	if err != nil {
 		return err
 	}

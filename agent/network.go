@@ -27,8 +27,11 @@ import (
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
-// partPodNetwork is the pod network's name on the board.
-const partPodNetwork = "pod network"
+// partPodNetwork and partServices are the pod network's and the Service proxy's names on the board.
+const (
+	partPodNetwork = "pod network"
+	partServices   = "service proxy"
+)
 
 // network is the pod network, the Service proxy and the cluster DNS. They have an identity of their own, since the node's
 // cannot read Services; the first two share one set of informers.
@@ -101,7 +104,7 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, b
 	policies cni.Policies, log logr.Logger) (*cni.Server, error) {
 	p := o.paths()
 	if o.NetworkBackend == cluster.NetworkNone {
-		if err := cni.Cleanup(ctx, cni.CleanupOptions{StateDir: p.cniState, ConfDir: p.cniConf}); err != nil {
+		if err := cni.Cleanup(cni.CleanupOptions{StateDir: p.cniState, ConfDir: p.cniConf}); err != nil {
 			return nil, fmt.Errorf("agent: leave the pod network to another plugin: %w", err)
 		}
 		return nil, nil
@@ -217,9 +220,9 @@ func (n *network) start(g *group) {
 		n.o.part(partPolicies).Set(status.Disabled, "")
 	}
 	if n.services != nil {
-		run("service proxy", func(ctx context.Context) error {
+		run(partServices, func(ctx context.Context) error {
 			backend, why := n.services.Backend()
-			n.o.part("service proxy").Set(status.Running, backend+": "+why)
+			n.o.part(partServices).Set(status.Running, backend+": "+why)
 			return n.services.Run(ctx)
 		})
 		g.run(nil, func(ctx context.Context) error {
@@ -227,7 +230,7 @@ func (n *network) start(g *group) {
 			return nil
 		})
 	} else {
-		n.o.part("service proxy").Set(status.Disabled, "left to another proxy")
+		n.o.part(partServices).Set(status.Disabled, "left to another proxy")
 	}
 	if n.names != nil {
 		run("cluster dns", n.names.Run)

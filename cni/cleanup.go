@@ -3,7 +3,6 @@
 package cni
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -11,7 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-	"sigs.k8s.io/knftables"
+
+	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 
 // CleanupOptions say what Cleanup removes. Empty folders are left alone.
@@ -21,8 +21,8 @@ type CleanupOptions struct {
 }
 
 // Cleanup removes everything a Server made on this host: pods' devices with their routes, the ways to other nodes, the bridge, the nftables
-// table, addresses, records and the CNI configuration. Pods that still run lose their network. It goes on past errors.
-func Cleanup(ctx context.Context, o CleanupOptions) error {
+// table, addresses, records and the CNI configuration. Pods that still run lose their network. It goes on past errors, and needs no program.
+func Cleanup(o CleanupOptions) error {
 	var errs []error
 	if o.ConfDir != "" {
 		errs = append(errs, removeConflist(o.ConfDir))
@@ -38,7 +38,7 @@ func Cleanup(ctx context.Context, o CleanupOptions) error {
 		}
 	}
 	errs = append(errs, removeRoutes())
-	errs = append(errs, removeTable(ctx))
+	errs = append(errs, nfttable.Delete(ownTable()))
 	if o.StateDir != "" {
 		if err := os.RemoveAll(o.StateDir); err != nil {
 			errs = append(errs, fmt.Errorf("removing the state of the pod network: %w", err))
@@ -63,18 +63,4 @@ func removeRoutes() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-func removeTable(ctx context.Context) error {
-	nft, err := newNFT()
-	if err != nil {
-		return err
-	}
-	tx := nft.NewTransaction()
-	tx.Add(&knftables.Table{}) // so that deleting it never fails
-	tx.Delete(&knftables.Table{})
-	if err := nft.Run(ctx, tx); err != nil {
-		return fmt.Errorf("removing the nftables table %s: %w", tableName, err)
-	}
-	return nil
 }

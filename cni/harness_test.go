@@ -89,7 +89,7 @@ func newNode(t *testing.T, clusterCIDRs ...string) *node {
 	}
 	t.Cleanup(func() {
 		n.stop()
-		if err := Cleanup(context.Background(), CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
+		if err := Cleanup(CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
 			t.Error(err)
 		}
 	})

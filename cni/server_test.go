@@ -310,7 +310,7 @@ func TestCleanupLeavesNothing(t *testing.T) {
 			n.ready("10.42.7.0/24")
 			n.pod("aaa", PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"})
 			n.stop()
-			if err := Cleanup(context.Background(), CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
+			if err := Cleanup(CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
 				t.Fatal(err)
 			}
 			links, err := netlink.LinkList()
@@ -339,7 +339,7 @@ func TestCleanupLeavesNothing(t *testing.T) {
 					t.Errorf("%s is left", dir)
 				}
 			}
-			if err := Cleanup(context.Background(), CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
+			if err := Cleanup(CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
 				t.Error("again:", err)
 			}
 		})

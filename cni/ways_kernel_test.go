@@ -285,7 +285,7 @@ func TestWaysChange(t *testing.T) {
 	s.passAll()
 	s.meets()
 	s.nothingOf(tunnelPrefix)
-	if err := s.nodes[0].Do(func() error { return Cleanup(context.Background(), CleanupOptions{}) }); err != nil {
+	if err := s.nodes[0].Do(func() error { return Cleanup(CleanupOptions{}) }); err != nil {
 		t.Fatal(err)
 	}
 	s.nothingOf("10.42.", "fd42:")

@@ -3,7 +3,6 @@
 package cni
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -220,7 +219,7 @@ func TestWireGuardDeviceGoes(t *testing.T) {
 	n.ready("10.42.7.0/24")
 	testenv.Eventually(t, 2*time.Minute, "another back end removes the device", gone)
 	stopped()
-	if err := Cleanup(context.Background(), CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
+	if err := Cleanup(CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
 		t.Fatal(err)
 	}
 	if err := gone(); err != nil {

@@ -164,7 +164,7 @@ func startNode(t *testing.T, a *api) {
 				t.Error(err)
 			}
 		}
-		if err := cni.Cleanup(context.Background(), cni.CleanupOptions{}); err != nil {
+		if err := cni.Cleanup(cni.CleanupOptions{}); err != nil {
 			t.Error(err)
 		}
 		if _, err := servicerules.Remove(record); err != nil {

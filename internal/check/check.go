@@ -42,6 +42,8 @@ type Needs struct {
 	Networks []netip.Prefix
 	// Snapshotter is auto, overlayfs or native.
 	Snapshotter string
+	// NoNFTables says that nothing here will make rules in the kernel: pods' network and Services are left to other programs.
+	NoNFTables bool
 	// Running says that a coracle with these settings runs already, so that the ports are its own.
 	Running bool
 }

@@ -34,16 +34,28 @@ func (r *run) links() {
 	r.ok("interfaces", "bridge, veth, vxlan")
 }
 
+// NFTablesAdvice is what helps where the kernel has no nftables, or too little of them.
+const NFTablesAdvice = "load the modules: modprobe -a nf_tables nft_chain_nat nft_masq; if they are missing, install the kernel's extra modules, or another kernel (no nft or iptables program is needed). " +
+	"A cluster that leaves pods' network and Services to programs that do without nftables does not need them: --network-backend none and --disable-kube-proxy, on its first server"
+
+// WithoutNFTables says what is missing; err is Probe.NAT's.
+func WithoutNFTables(err error) string {
+	return fmt.Sprintf("the kernel cannot translate addresses with nftables (%v)", err)
+}
+
 func (r *run) nat() {
 	if !r.Root {
 		r.needsRoot("nftables")
 		return
 	}
-	if err := r.Probe.NAT(); err != nil {
-		r.fail("nftables", fmt.Sprintf("the kernel cannot translate addresses with nftables (%v)", err), "load the modules: modprobe -a nf_tables nft_chain_nat nft_masq; no nft or iptables program is needed")
-		return
+	switch err := r.Probe.NAT(); {
+	case err != nil && r.NoNFTables:
+		r.ok("nftables", "none, and nothing of coracle needs them with these settings")
+	case err != nil:
+		r.fail("nftables", WithoutNFTables(err), NFTablesAdvice)
+	default:
+		r.ok("nftables", "with address translation")
 	}
-	r.ok("nftables", "with address translation")
 }
 
 // forwarding only has to be possible: coracle switches it on.

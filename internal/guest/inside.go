@@ -78,6 +78,18 @@ func first() error {
 	return nil
 }
 
+// Load loads modules of the package's kernel, each after those that it needs, while the test runs in the guest: for one that begins without them.
+func Load(t testing.TB, names ...string) {
+	t.Helper()
+	dir, err := modules()
+	if err == nil {
+		err = load(dir, names)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // load loads modules, each after those that it needs.
 func load(dir string, names []string) error {
 	files, err := filesOf(dir, names)

@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+
+	"github.com/coracle-k8s/coracle/internal/nfttable"
 )
 
 // families are those whose hooks routed packets pass.
@@ -26,6 +28,9 @@ func findNFT() ([]Chain, error) {
 		return nil, fmt.Errorf("opening nftables: %w", err)
 	}
 	all, err := conn.ListChains()
+	if nfttable.Missing(err) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("listing nftables chains: %w", err)
 	}

@@ -2,12 +2,16 @@
 
 // Package nfttable asks the kernel few things about its nftables, such as whether a table is there; and it makes empty tables and deletes whole ones. It speaks netlink, because it is asked every half minute and must not start a
 // program for that. It never changes what is in a table.
+//
+// A kernel without nftables holds no tables: asking for them, counting them and deleting them succeeds there.
 package nfttable
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 )
 
 // Table names one table.
@@ -23,6 +27,12 @@ const (
 	IPv6 = nftables.TableFamilyIPv6
 )
 
+// Missing says whether err, of a question about all tables or chains, means that this kernel has no nftables: without netfilter's part of netlink there is no such socket, and without
+// nf_tables nobody there takes the question, which has nothing else that could be invalid.
+func Missing(err error) bool {
+	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL)
+}
+
 // Exists says whether the table is there.
 func Exists(t Table) (bool, error) {
 	conn, err := nftables.New()
@@ -30,6 +40,9 @@ func Exists(t Table) (bool, error) {
 		return false, fmt.Errorf("opening nftables: %w", err)
 	}
 	tables, err := conn.ListTablesOfFamily(t.Family)
+	if Missing(err) {
+		return false, nil
+	}
 	if err != nil {
 		return false, fmt.Errorf("listing nftables tables: %w", err)
 	}

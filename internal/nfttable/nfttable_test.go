@@ -8,10 +8,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 )
 
-func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(guest.Main(m, nstest.Main)) }
 
 func TestTables(t *testing.T) {
 	nstest.Require(t)

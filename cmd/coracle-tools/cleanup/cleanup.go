@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -62,7 +61,7 @@ func Run(ctx context.Context, o Options) ([]Kept, error) {
 		{"mounts", func() error {
 			return unmountBelow(append(kubeletRoots(o.Paths), o.Paths.RunDir, o.Paths.ContainerdRoot)...)
 		}},
-		{"network", func() error { return cleanNetwork(ctx, o.Paths.RunDir) }},
+		{"network", func() error { return cleanNetwork(o.Paths.RunDir) }},
 		{"cgroups", func() error { return removeCgroups("kubepods") }},
 		{"run directory", func() error { return keep.removeAll(append(sockets, o.Paths.RunDir)...) }},
 	} {
@@ -90,28 +89,9 @@ func removeData(o Options, keep *keeper, uids []string) error {
 	return errors.Join(append(errs, removeKubeletDir(o.Paths, keep, uids), removeCNICache(keep), keep.removeAll(o.Kubeconfig, o.Paths.DataDir))...)
 }
 
-// cleanNetwork removes what the pod network and NetworkPolicies made, and what the Service proxy recorded that it made. The carried nft is
-// used: the host may have none.
-func cleanNetwork(ctx context.Context, runDir string) error {
-	restore, err := carriedFirst()
-	if err != nil {
-		return err
-	}
-	defer restore()
-	_, err = servicerules.Remove(servicerules.RecordIn(runDir))
+// cleanNetwork removes what the pod network and NetworkPolicies made, and what the Service proxy recorded that it made.
+func cleanNetwork(runDir string) error {
+	_, err := servicerules.Remove(servicerules.RecordIn(runDir))
 	policies := nfttable.Delete(nfttable.Table{Family: nfttable.INet, Name: nfttable.PolicyTable})
-	return errors.Join(cni.Cleanup(ctx, cni.CleanupOptions{}), err, policies, vip.SetRedirects(nil))
-}
-
-// carriedFirst makes the programs beside this one the first that are found on PATH.
-func carriedFirst() (restore func(), err error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("find the carried nft: %w", err)
-	}
-	old := os.Getenv("PATH")
-	if err := os.Setenv("PATH", filepath.Dir(self)+string(os.PathListSeparator)+old); err != nil {
-		return nil, err
-	}
-	return func() { _ = os.Setenv("PATH", old) }, nil
+	return errors.Join(cni.Cleanup(cni.CleanupOptions{}), err, policies, vip.SetRedirects(nil))
 }

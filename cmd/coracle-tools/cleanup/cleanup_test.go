@@ -15,13 +15,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // In namespaces of its own: the host's network is not a test's to clean.
-func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(guest.Main(m, nstest.Main)) }
 
 func write(t *testing.T, path, text string) {
 	t.Helper()
@@ -86,12 +88,12 @@ func TestMountsBelow(t *testing.T) {
 
 // TestOthersServiceTablesStay: the kube-proxy of another cluster on this host calls its tables as coracle's proxy does.
 func TestOthersServiceTablesStay(t *testing.T) {
-	nstest.RequireNFT(t)
+	nstest.Require(t)
 	table, run := nfttable.Table{Family: nfttable.IPv4, Name: servicerules.NFTable}, t.TempDir()
 	if err := nfttable.Ensure(table); err != nil {
 		t.Fatal(err)
 	}
-	if err := cleanNetwork(t.Context(), run); err != nil {
+	if err := cleanNetwork(run); err != nil {
 		t.Fatal(err)
 	}
 	if there, err := nfttable.Exists(table); err != nil || !there {
@@ -100,11 +102,39 @@ func TestOthersServiceTablesStay(t *testing.T) {
 	if err := servicerules.Write(servicerules.RecordIn(run), servicerules.NFTables); err != nil {
 		t.Fatal(err)
 	}
-	if err := cleanNetwork(t.Context(), run); err != nil {
+	if err := cleanNetwork(run); err != nil {
 		t.Fatal(err)
 	}
 	if there, err := nfttable.Exists(table); err != nil || there {
 		t.Errorf("the table that coracle made is there: %v, %v", there, err)
+	}
+}
+
+// TestKernelWithoutNFTables: on a kernel without nftables there is nothing to remove from it, and all else is removed.
+func TestKernelWithoutNFTables(t *testing.T) {
+	if !guest.Inside() {
+		if why := guest.Missing(); why != "" {
+			testenv.Missing(t, testenv.UserModeLinux, "%s", why)
+		}
+		guest.Run(t, guest.Options{Within: 5 * time.Minute})
+		return
+	}
+	run := t.TempDir()
+	for range 2 { // the second time nothing is recorded
+		if err := cleanNetwork(run); err != nil {
+			t.Error(err)
+		}
+		for _, backend := range []string{servicerules.NFTables, servicerules.IPVS} {
+			if err := servicerules.Write(servicerules.RecordIn(run), backend); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := cleanNetwork(run); err != nil {
+			t.Error("with a record:", err)
+		}
+		if _, err := os.Stat(servicerules.RecordIn(run)); err == nil {
+			t.Error("the record is left")
+		}
 	}
 }
 

@@ -74,6 +74,7 @@ func needsOf(c *config.Server) check.Needs {
 	}
 	n.Ports = append(n.Ports, check.Port{Network: "tcp", Address: c.BindAddress, Number: c.HTTPSPort, What: "the API server", Setting: "--https-listen-port"})
 	n.Ports = append(n.Ports, check.Port{Network: "udp", Address: c.BindAddress, Number: c.HTTPSPort, What: "gossip", Setting: "--https-listen-port"})
+	n.NoNFTables = len(c.VIPs) == 0 && (c.DisableAgent || c.NetworkBackend == cluster.NetworkNone && c.DisableKubeProxy)
 	if c.DisableAgent {
 		return n
 	}

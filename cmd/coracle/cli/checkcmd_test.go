@@ -4,6 +4,7 @@ package cli
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,6 +40,26 @@ func TestCheckKnowsTheBackend(t *testing.T) {
 		}
 		if n.Firewall.Tunnel != c.want || got != c.want {
 			t.Errorf("%+v: the firewall has to let %d through, and the port %d is looked at", c, n.Firewall.Tunnel, got)
+		}
+	}
+}
+
+// TestCheckKnowsWhoNeedsNFTables: a node that leaves pods' network and Services to other programs does without them, and so does a server that runs no pods.
+func TestCheckKnowsWhoNeedsNFTables(t *testing.T) {
+	address := []netip.Addr{netip.MustParseAddr("192.0.2.9")}
+	for _, c := range []struct {
+		s       config.Server
+		without bool
+	}{
+		{config.Server{NetworkBackend: cluster.NetworkVXLAN}, false},
+		{config.Server{NetworkBackend: cluster.NetworkNone}, false},
+		{config.Server{NetworkBackend: cluster.NetworkVXLAN, DisableKubeProxy: true}, false},
+		{config.Server{NetworkBackend: cluster.NetworkNone, DisableKubeProxy: true}, true},
+		{config.Server{NetworkBackend: cluster.NetworkVXLAN, DisableAgent: true}, true},
+		{config.Server{NetworkBackend: cluster.NetworkVXLAN, DisableAgent: true, VIPs: address}, false},
+	} {
+		if got := needsOf(&c.s).NoNFTables; got != c.without {
+			t.Errorf("back end %s, no proxy %t, no node %t, addresses %v: nobody needs them: %t", c.s.NetworkBackend, c.s.DisableKubeProxy, c.s.DisableAgent, c.s.VIPs, got)
 		}
 	}
 }

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nfttable_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/guest"
+	"github.com/coracle-k8s/coracle/internal/hostfirewall"
+	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+// TestKernelWithoutNFTables: a kernel without nftables holds no tables and takes none, whichever part of it is missing. Debian's User-Mode Linux has neither netfilter's part of
+// netlink nor nf_tables until they are loaded, and nf_tables for no family that matters.
+func TestKernelWithoutNFTables(t *testing.T) {
+	if !guest.Inside() {
+		if why := guest.Missing(); why != "" {
+			testenv.Missing(t, testenv.UserModeLinux, "%s", why)
+		}
+		guest.Run(t, guest.Options{Within: 5 * time.Minute})
+		return
+	}
+	for _, module := range []string{"", "nfnetlink", "nf_tables"} {
+		t.Run("with "+module, func(t *testing.T) {
+			if module != "" {
+				guest.Load(t, module)
+			}
+			for _, family := range []nfttable.Table{{Family: nfttable.INet, Name: "x"}, {Family: nfttable.IPv4, Name: "x"}, {Family: nfttable.IPv6, Name: "x"}} {
+				if there, err := nfttable.Exists(family); there || err != nil {
+					t.Errorf("a table is there: %v, %v", there, err)
+				}
+				if err := nfttable.Delete(family); err != nil {
+					t.Error("deleting what cannot be there:", err)
+				}
+				if n, err := nfttable.Count(family); len(n.Rules)+len(n.Elements) > 0 || err != nil {
+					t.Errorf("there are %v, %v", n, err)
+				}
+				if err := nfttable.Ensure(family); err == nil {
+					t.Error("a table was made")
+				}
+			}
+			if found, err := hostfirewall.Find(); len(found) > 0 || err != nil {
+				t.Errorf("firewalls: %v, %v", found, err)
+			}
+		})
+	}
+}
