@@ -135,7 +135,8 @@ func runParts(ctx context.Context, o Options, p parts) error {
 		return p.images.Run(ctx)
 	})
 	var podCIDRs atomic.Pointer[func() []netip.Prefix]
-	g.run(nil, func(context.Context) error { return startNetwork(g, o, imported, &podCIDRs) }) // its parts report themselves
+	own, report := newVerdict(), make(chan struct{})                                                // without room: the kubelet is asked when it has answered
+	g.run(nil, func(context.Context) error { return startNetwork(g, o, imported, &podCIDRs, own) }) // its parts report themselves
 	if o.Servers != nil {
 		g.run(nil, func(ctx context.Context) error {
 			tunnels.Run(ctx, o.tunnels(&podCIDRs))
@@ -151,8 +152,12 @@ func runParts(ctx context.Context, o Options, p parts) error {
 	if p.relay != nil {
 		g.run(nil, p.relay.Run)
 	}
-	g.run(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(p.runtime)) })
-	g.run(nil, func(ctx context.Context) error { watchNode(ctx, o); return nil })
+	g.run(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(p.runtime, report)) })
+	g.run(nil, func(ctx context.Context) error {
+		watchNode(ctx, o)
+		own.answer(ctx, report) // not before the kubelet has found out how the node is
+		return nil
+	})
 	g.run(nil, func(ctx context.Context) error { return keepAddresses(ctx, o) })
 	g.run(nil, func(ctx context.Context) error { return keepUnderlay(ctx, o) })
 	g.run(nil, func(ctx context.Context) error { return keepNetworks(ctx, o) })
@@ -171,7 +176,7 @@ func runParts(ctx context.Context, o Options, p parts) error {
 // startNetwork starts the network once the images are there. A new node is not ready for pods without its network, so that
 // no pod comes before its image: it would fail to pull it and try again only after a while. A node that had a network
 // before is ready at once, and has its images.
-func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomic.Pointer[func() []netip.Prefix]) error {
+func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomic.Pointer[func() []netip.Prefix], own *verdict) error {
 	n, err := newNetwork(g.ctx, o)
 	if err != nil && o.awaitNFTables(g.ctx, check.LocalHost().Probe.NAT) {
 		n, err = newNetwork(g.ctx, o)
@@ -179,8 +184,11 @@ func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomi
 	if err != nil {
 		return err
 	}
-	own := n.podCIDRs
-	podCIDRs.Store(&own)
+	if err := own.follow(n.informers.Nodes(), o.NodeName); err != nil {
+		return err
+	}
+	networks := n.podCIDRs
+	podCIDRs.Store(&networks)
 	select {
 	case <-imported:
 		n.start(g)
@@ -206,7 +214,7 @@ func (o Options) tunnels(podCIDRs *atomic.Pointer[func() []netip.Prefix]) tunnel
 	return t
 }
 
-func (o Options) kubelet(runtime *containerd.Server) kubelet.Options {
+func (o Options) kubelet(runtime *containerd.Server, report <-chan struct{}) kubelet.Options {
 	p := o.paths()
 	return kubelet.Options{
 		RootDir: p.KubeletRoot, PodLogsDir: p.PodLogs, StaticPodDir: p.staticPods, RuntimeSocket: runtime.Address(),
@@ -214,6 +222,6 @@ func (o Options) kubelet(runtime *containerd.Server) kubelet.Options {
 		ClientCAFile: o.ClientCAFile, NodeName: o.NodeName, NodeIPs: o.NodeIPs, Labels: o.Labels, Taints: o.Taints,
 		ClusterDNS: o.ClusterDNS, ClusterDomain: o.ClusterDomain, ResolvConf: o.ResolvConf, LeaseDuration: o.LeaseDuration,
 		Args: o.KubeletArgs, OwnAddresses: len(o.ExternalIPs) > 0, Imported: imageStore(o, runtime).Imported,
-		Lists: runtime.Lists(),
+		Lists: runtime.Lists(), Report: report,
 	}
 }

@@ -24,6 +24,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
@@ -43,6 +44,9 @@ const (
 	// most is how many servers are remembered; a cluster has up to seven, and they may change. mostProved of these are
 	// kept whatever others say.
 	most, mostProved = 16, 8
+	// holdFor is for how long a connection waits that comes while no server can be used: clients wait longer each time that they are turned away (client-go's watches 30 s and more), and so
+	// are back at once. It is less than they give a TLS handshake, which is 10 s. holdPause is between two attempts.
+	holdFor, holdPause = 8 * time.Second, 250 * time.Millisecond
 	// acceptPause is how long to wait after a connection could not be accepted, for want of file descriptors usually.
 	acceptPause = 100 * time.Millisecond
 )
@@ -160,19 +164,40 @@ func (b *Balancer) Run(ctx context.Context) error {
 	}
 }
 
-// pass joins a connection of this machine's to one with a server.
-func (b *Balancer) pass(ctx context.Context, c net.Conn) { b.join(ctx, c, b.candidates(), b.doubt) }
-
-// join joins a connection to one with the first of some servers that can be used. hungUp is told of a server that ends it first, without a word,
-// and before the client sees that end.
-func (b *Balancer) join(ctx context.Context, c net.Conn, servers []string, hungUp func(server string)) {
-	defer c.Close()
+// pass joins a connection of this machine's to one with a server. It waits for a server if there was one before.
+func (b *Balancer) pass(ctx context.Context, c net.Conn) {
 	var proving sync.WaitGroup
 	defer proving.Wait()
-	up, server, err := b.dial(ctx, servers, &proving)
-	if err != nil {
-		return // the client sees a closed connection, and tries again
+	waiting, cancel := context.WithTimeout(ctx, holdFor)
+	defer cancel()
+	for {
+		up, server, err := b.dial(ctx, b.candidates(), &proving)
+		if err == nil {
+			b.join(ctx, c, up, server, b.doubt)
+			return
+		}
+		if !b.everReached() {
+			cancel()
+		}
+		select {
+		case <-waiting.Done():
+			_ = c.Close() // the client sees that, and tries again
+			return
+		case <-time.After(holdPause):
+		}
 	}
+}
+
+// everReached says whether a server has shown itself in this run.
+func (b *Balancer) everReached() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.proved) > 0
+}
+
+// join joins a connection to one with a server. hungUp is told of a server that ends it first, without a word, and before the client sees that end.
+func (b *Balancer) join(ctx context.Context, c, up net.Conn, server string, hungUp func(server string)) {
+	defer c.Close()
 	defer up.Close()
 	b.mu.Lock()
 	b.open[up] = server
@@ -193,7 +218,7 @@ func (b *Balancer) join(ctx context.Context, c net.Conn, servers []string, hungU
 		}
 		passEnd(c, up, err)
 	}()
-	_, err = io.Copy(up, c)
+	_, err := io.Copy(up, c)
 	left.Store(err == nil) // an error may be the server's: before it has said anything, a client seldom resets
 	passEnd(up, c, err)
 	<-ended
@@ -272,7 +297,7 @@ func (b *Balancer) use(server string) {
 
 // watch looks after the servers that have connections.
 func (b *Balancer) watch(ctx context.Context) {
-	missed, asked := map[string]int{}, map[string]time.Time{}
+	missed, asked, cut := map[string]int{}, map[string]time.Time{}, map[string]bool{}
 	next := time.NewTimer(together.Until(lookAfter))
 	defer next.Stop()
 	for {
@@ -285,9 +310,11 @@ func (b *Balancer) watch(ctx context.Context) {
 		servers := b.inUse()
 		maps.DeleteFunc(asked, func(s string, _ time.Time) bool { return !slices.Contains(servers, s) })
 		maps.DeleteFunc(missed, func(s string, _ int) bool { return !slices.Contains(servers, s) })
+		maps.DeleteFunc(cut, func(s string, _ bool) bool { return !slices.Contains(servers, s) })
 		for _, server := range servers {
 			if b.heard(server, heardFor) {
 				delete(missed, server)
+				b.dropStale(server, cut)
 				continue
 			}
 			if other := b.otherAnswers(server); other != "" {
@@ -302,8 +329,10 @@ func (b *Balancer) watch(ctx context.Context) {
 			err := b.prove(ctx, server)
 			if err == nil {
 				delete(missed, server)
+				b.dropStale(server, cut)
 				continue
 			}
+			cut[server] = cut[server] || noWay(err)
 			if missed[server]++; missed[server] >= probes && ctx.Err() == nil {
 				delete(missed, server)
 				b.o.Logger.Warn("a server does not answer any more; its connections are closed", "server", server, "error", err)
@@ -311,6 +340,23 @@ func (b *Balancer) watch(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// dropStale closes the connections to a server that is heard again after there was no way to its machine. What was sent over them meanwhile waits for TCP, by now for as long again as it
+// has waited already; a new connection does not.
+func (b *Balancer) dropStale(server string, cut map[string]bool) {
+	if !cut[server] {
+		return
+	}
+	delete(cut, server)
+	b.o.Logger.Info("there is a way to a server again; its connections of before are closed, since they would wait for longer", "server", server)
+	b.closeAll(server)
+}
+
+// noWay says whether a handshake failed since not even the kernel of the server's machine answered: it does for a process that hangs or gets no processor time.
+func noWay(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial" && !errors.Is(err, syscall.ECONNREFUSED)
 }
 
 // inUse are the servers that have connections.
@@ -335,6 +381,18 @@ func (b *Balancer) drop(server string) {
 	if p, ok := b.proved[server]; ok { // that it was heard a moment ago counts no more
 		b.proved[server] = proof{itself: p.itself}
 	}
+	b.closeOpen(server)
+}
+
+// closeAll closes a server's connections, and leaves it where it is in the list.
+func (b *Balancer) closeAll(server string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closeOpen(server)
+}
+
+// closeOpen is called with mu held.
+func (b *Balancer) closeOpen(server string) {
 	for c, of := range b.open {
 		if of == server {
 			_ = c.Close() // the other half notices

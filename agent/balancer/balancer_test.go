@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -275,6 +276,68 @@ func TestMachineVanishes(t *testing.T) {
 		t.Errorf("%v, want the connection's end", err)
 	}
 	wantAnswer(t, b, "two")
+}
+
+// TestServerComesBack: a connection that comes while no server can be used waits for one, and its client notices nothing. Before a server has ever been reached it is turned away.
+func TestServerComesBack(t *testing.T) {
+	one := newServer(t, "one", "127.0.0.1:0")
+	b := start(t, Options{Server: one.address})
+	one.stop()
+	if got, err := connectTo(t, b).ask(); err == nil {
+		t.Errorf("%q of nobody", got)
+	}
+	one = newServer(t, "one", one.address)
+	wantAnswer(t, b, "one")
+	one.stop()
+	answer := make(chan error, 1)
+	held := connectTo(t, b)
+	go func() {
+		_, err := held.ask()
+		answer <- err
+	}()
+	select {
+	case err := <-answer:
+		t.Fatalf("the connection was not held: %v", err)
+	case <-time.After(2 * holdPause): // what must not happen has no event to wait for
+	}
+	newServer(t, "one", one.address)
+	if err := <-answer; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestConnectionsOfBefore: those from before a server's machine could not be reached are closed when it can be again, and the server stays the one in use.
+func TestConnectionsOfBefore(t *testing.T) {
+	_, two, b := twoServers(t)
+	old := wantAnswer(t, b, "one")
+	b.Answered(two.address, true)
+	b.dropStale(b.Servers()[0], map[string]bool{two.address: true})
+	if _, err := old.ask(); err != nil {
+		t.Error("there always was a way to its server:", err)
+	}
+	b.dropStale(b.Servers()[0], map[string]bool{b.Servers()[0]: true})
+	ended(t, old)
+	wantAnswer(t, b, "one")
+}
+
+// TestNoWay: a machine whose kernel refuses, or accepts and whose server says nothing, is reached.
+func TestNoWay(t *testing.T) {
+	gone := newServer(t, "gone", "127.0.0.1:0")
+	gone.stop()
+	b := start(t, Options{Server: gone.address})
+	for what, address := range map[string]string{"it refuses": gone.address, "it says nothing": mute(t, "127.0.0.1:0")} {
+		if err := b.prove(t.Context(), address); err == nil || noWay(err) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	late, cancel := context.WithTimeout(t.Context(), -time.Second)
+	defer cancel()
+	if err := b.prove(late, mute(t, "127.0.0.1:0")); !noWay(err) {
+		t.Errorf("nobody has answered within the time: %v", err)
+	}
+	if err := error(&net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}); !noWay(fmt.Errorf("a server: %w", err)) {
+		t.Error("there is no route")
+	}
 }
 
 // TestListIsKept: a later start knows the servers, also when the one that was named is gone; a damaged file is none.

@@ -47,13 +47,24 @@ func (b *Balancer) Forward(ctx context.Context, l net.Listener) error {
 		select {
 		case room <- struct{}{}:
 			running.Go(func() {
-				b.join(ctx, c, b.namedServers(), func(string) {}) // whoever can reach this port can make a server hang up
+				b.forward(ctx, c)
 				<-room
 			})
 		default:
 			_ = c.Close() // too many: it may come again
 		}
 	}
+}
+
+func (b *Balancer) forward(ctx context.Context, c net.Conn) {
+	var proving sync.WaitGroup
+	defer proving.Wait()
+	up, server, err := b.dial(ctx, b.namedServers(), &proving)
+	if err != nil {
+		_ = c.Close()
+		return
+	}
+	b.join(ctx, c, up, server, func(string) {}) // whoever can reach this port can make a server hang up
 }
 
 func (b *Balancer) namedServers() []string {

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kubelet/app"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
+	upstream "k8s.io/kubernetes/pkg/kubelet"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
 )
@@ -67,6 +69,9 @@ type Options struct {
 	// Where something else detects dead nodes, this may be long.
 	LeaseDuration time.Duration
 
+	// Report, when set, has the kubelet report the node's status at once instead of within ten seconds, for each value that comes, once it runs.
+	Report <-chan struct{}
+
 	// Imported says whether the operator brought an image to this node, which is for every pod then (imageRef is the digest of its
 	// configuration); nil if there are no such images.
 	Imported func(ctx context.Context, imageRef string) bool
@@ -99,7 +104,13 @@ func Run(ctx context.Context, o Options) error {
 	if err := patient(deps.VolumePlugins); err != nil {
 		return fmt.Errorf("kubelet: set up: %w", err)
 	}
-	deps.Options = append(deps.Options, trusting(server.ImagePullCredentialsVerificationPolicy, o.Imported, func(err error) {
+	made := make(chan *upstream.Kubelet, 1) // one: there is one kubelet
+	ctx, cancel := context.WithCancel(ctx)
+	var reporting sync.WaitGroup
+	defer reporting.Wait()
+	defer cancel()
+	reporting.Go(func() { report(ctx, made, o.Report) })
+	deps.Options = append(deps.Options, handing(made), trusting(server.ImagePullCredentialsVerificationPolicy, o.Imported, func(err error) {
 		klog.FromContext(ctx).Error(err, "While one pod pulls an imported image in vain, others cannot have it")
 	}), resting(func(err error) {
 		klog.FromContext(ctx).Error(err, "The volume manager does not rest; a node at rest uses a little more of the processor")

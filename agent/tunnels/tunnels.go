@@ -28,7 +28,7 @@ const (
 	// lookEvery is how often the list of servers is compared with the connections that there are.
 	lookEvery = 2 * time.Second
 	// firstPause and maxPause are how long to wait before a server is tried again.
-	firstPause, maxPause = 500 * time.Millisecond, 5 * time.Second
+	firstPause, maxPause = 500 * time.Millisecond, 2 * time.Second
 	// dialTimeout bounds connecting to a server, with TLS.
 	dialTimeout = 5 * time.Second
 	// streamTimeout bounds connecting to an address of this node.

@@ -189,9 +189,10 @@ func TestTrim(t *testing.T) {
 		},
 		{
 			&corev1.Node{ObjectMeta: full, Spec: corev1.NodeSpec{PodCIDRs: []string{"10.42.0.0/24"}, ProviderID: "p"},
-				Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Address: "192.0.2.1"}}, NodeInfo: corev1.NodeSystemInfo{BootID: "b"}}},
+				Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Address: "192.0.2.1"}}, NodeInfo: corev1.NodeSystemInfo{BootID: "b"},
+					Conditions: []corev1.NodeCondition{{Type: corev1.NodeDiskPressure, Status: "False"}, {Type: corev1.NodeReady, Status: "Unknown", Message: "m"}}}},
 			&corev1.Node{ObjectMeta: labelled(nil), Spec: corev1.NodeSpec{PodCIDRs: []string{"10.42.0.0/24"}},
-				Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Address: "192.0.2.1"}}}},
+				Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Address: "192.0.2.1"}}, Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: "Unknown"}}}},
 		},
 		{
 			&corev1.Pod{ObjectMeta: annotated(full, corev1.MirrorPodAnnotationKey, "hash"), Spec: corev1.PodSpec{NodeName: "n1", ServiceAccountName: "s",

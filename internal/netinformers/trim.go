@@ -43,7 +43,7 @@ func trim(obj any) (any, error) {
 		return &corev1.Node{
 			ObjectMeta: meta,
 			Spec:       corev1.NodeSpec{PodCIDR: o.Spec.PodCIDR, PodCIDRs: o.Spec.PodCIDRs, Unschedulable: o.Spec.Unschedulable},
-			Status:     corev1.NodeStatus{Addresses: o.Status.Addresses},
+			Status:     corev1.NodeStatus{Addresses: o.Status.Addresses, Conditions: ready(o.Status.Conditions)},
 		}, nil
 	case *corev1.Pod:
 		return pod(o), nil
@@ -55,6 +55,16 @@ func trim(obj any) (any, error) {
 		return &networkingv1.NetworkPolicy{ObjectMeta: identity(o), Spec: o.Spec}, nil
 	}
 	return obj, nil // a tombstone
+}
+
+// ready keeps whether a node is ready, and no reasons.
+func ready(all []corev1.NodeCondition) []corev1.NodeCondition {
+	for i := range all {
+		if all[i].Type == corev1.NodeReady {
+			return []corev1.NodeCondition{{Type: corev1.NodeReady, Status: all[i].Status}}
+		}
+	}
+	return nil
 }
 
 // identity is what a cache needs of every object, and the time of its end.

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	coreinformers "k8s.io/client-go/informers/core/v1"
+	"k8s.io/client-go/tools/cache"
+)
+
+const (
+	// verdictPause is between two answers to one verdict: the kubelet has a watch of its own, which may show it the verdict later.
+	verdictPause = 250 * time.Millisecond
+	// verdictTries is how often it is answered; then the kubelet's own interval, ten seconds, has come.
+	verdictTries = 40
+)
+
+// verdict is whether the API has it that nothing is known of this node, which the server that leads writes while it does not hear the node.
+type verdict struct {
+	unknown atomic.Bool
+	news    chan struct{} // one: there is something to look at
+}
+
+func newVerdict() *verdict { return &verdict{news: make(chan struct{}, 1)} }
+
+// follow notes what the Node of that name says.
+func (v *verdict) follow(nodes coreinformers.NodeInformer, name string) error {
+	_, err := nodes.Informer().AddEventHandler(cache.FilteringResourceEventHandler{
+		FilterFunc: func(o any) bool {
+			n, ok := o.(*corev1.Node)
+			return ok && n.Name == name
+		},
+		Handler: cache.ResourceEventHandlerFuncs{
+			AddFunc:    func(o any) { v.note(o.(*corev1.Node)) },
+			UpdateFunc: func(_, o any) { v.note(o.(*corev1.Node)) },
+			DeleteFunc: func(any) { v.unknown.Store(false) },
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("agent: follow the own Node: %w", err)
+	}
+	return nil
+}
+
+func (v *verdict) note(n *corev1.Node) {
+	unknown := false
+	for _, c := range n.Status.Conditions {
+		unknown = unknown || c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown
+	}
+	v.unknown.Store(unknown)
+	if unknown {
+		select {
+		case v.news <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// answer has the kubelet report whenever the API has it that nothing is known of this node: that it can be read here says that the API is reached again. It runs until ctx is done.
+func (v *verdict) answer(ctx context.Context, report chan<- struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-v.news:
+		}
+		for tries := 0; v.unknown.Load() && tries < verdictTries; tries++ {
+			select {
+			case <-ctx.Done():
+				return
+			case report <- struct{}{}:
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(verdictPause):
+			}
+		}
+	}
+}

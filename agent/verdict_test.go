@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+)
+
+func nodeThatIs(name string, ready corev1.ConditionStatus) *corev1.Node {
+	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{
+		{Type: corev1.NodeMemoryPressure, Status: corev1.ConditionUnknown}, {Type: corev1.NodeReady, Status: ready},
+	}}}
+}
+
+// TestVerdict: the kubelet reports at once when the API says that nothing is known of the node, again until it says something else, and not without end.
+func TestVerdict(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		v, report := newVerdict(), make(chan struct{})
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			v.answer(ctx, report)
+		}()
+		reports := func(until time.Duration) (n int) {
+			for end := time.After(until); ; n++ {
+				select {
+				case <-report:
+				case <-end:
+					return n
+				}
+			}
+		}
+		v.note(nodeThatIs("n1", corev1.ConditionTrue))
+		v.note(nodeThatIs("n1", corev1.ConditionFalse))
+		if n := reports(time.Hour); n != 0 {
+			t.Errorf("%d reports of a node of which something is known", n)
+		}
+		v.note(nodeThatIs("n1", corev1.ConditionUnknown))
+		<-report // at once: nothing else wakes in fake time
+		if n := reports(2*verdictPause + verdictPause/2); n != 2 {
+			t.Errorf("%d more reports in two and a half pauses", n)
+		}
+		v.note(nodeThatIs("n1", corev1.ConditionTrue))
+		if n := reports(time.Hour); n != 0 {
+			t.Errorf("%d reports after it was taken back", n)
+		}
+		v.note(nodeThatIs("n1", corev1.ConditionUnknown))
+		if n := reports(time.Hour); n != verdictTries {
+			t.Errorf("%d reports that change nothing, want %d", n, verdictTries)
+		}
+		cancel()
+		<-ended
+	})
+}
+
+// TestVerdictFollowsItsNode: what the own Node says is noted, and its end.
+func TestVerdictFollowsItsNode(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	client := fake.NewClientset(nodeThatIs("other", corev1.ConditionUnknown), nodeThatIs("own", corev1.ConditionTrue))
+	factory := informers.NewSharedInformerFactory(client, 0)
+	defer factory.Shutdown()
+	defer cancel()
+	v := newVerdict()
+	if err := v.follow(factory.Core().V1().Nodes(), "own"); err != nil {
+		t.Fatal(err)
+	}
+	factory.Start(ctx.Done())
+	factory.WaitForCacheSync(ctx.Done())
+	if _, err := client.CoreV1().Nodes().UpdateStatus(ctx, nodeThatIs("own", corev1.ConditionUnknown), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	<-v.news
+	if !v.unknown.Load() {
+		t.Error("nothing is known of this node, and that is not noted")
+	}
+	if err := client.CoreV1().Nodes().Delete(ctx, "own", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for v.unknown.Load() {
+		time.Sleep(time.Millisecond) // until the event has come
+	}
+}
