@@ -154,7 +154,8 @@ func importedWhilePulled(t *testing.T, s *harness.Server) {
 	k.Apply(pod("if-not-present", "IfNotPresent") + pod("never-pulls", "Never"))
 	k.Await(soon, "pod/if-not-present", "{.status.phase}", "Running")
 	k.Await(soon, "pod/never-pulls", "{.status.phase}", "Running")
-	// Else the deletion of the pod that pulls takes half a minute, for which it waits for an answer.
+	// Else the deletion of the pod that pulls takes half a minute. Upstream's kubelet does not end a pull when its pod is deleted (pkg/kubelet/kubelet.go, SyncPod: context.WithoutCancel,
+	// kubernetes/kubernetes issue 113606), and containerd waits 30 s for the head of an answer (core/remotes/docker/registry.go, ResponseHeaderTimeout).
 	if err := registry.Close(); err != nil {
 		t.Error(err)
 	}
