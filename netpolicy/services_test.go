@@ -48,7 +48,7 @@ func testServices(t *testing.T, mode string) {
 		{"the cluster's DNS", (*serviceLab).testDNS},
 	}
 	if mode == proxy.ModeIPVS { // nftables translates no reset of a connection that there is not
-		parts = append(parts, part{"resets of pods", (*serviceLab).testResets})
+		parts = append(parts, part{"resets of pods", (*serviceLab).testResets}, part{"SCTP", (*serviceLab).testSCTP}) // which the guest's kernel has
 	}
 	for _, c := range parts {
 		t.Run(c.name, func(t *testing.T) {
@@ -263,5 +263,35 @@ func (l *serviceLab) testDNS(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// testSCTP: a policy with a port of SCTP admits that, and refuses other ports, other clients and other protocols.
+func (l *serviceLab) testSCTP(t *testing.T) {
+	var tab table
+	meets := func(from, to netip.Addr, port uint16, want error) {
+		t.Helper()
+		_, err := nstest.AskSCTP(l.ns[from], netip.AddrPortFrom(to, port))
+		if err = refused(err); !errors.Is(err, want) {
+			t.Errorf("%v to %v port %d by SCTP: %v, want %v", from, to, port, err, want)
+		}
+	}
+	for _, family := range []int{4, 6} {
+		server, client, stranger := l.addressOf("x", "p0", family), l.addressOf("y", "p0", family), l.addressOf("z", "p0", family)
+		for _, port := range []uint16{80, 81} {
+			nstest.ServeSCTP(t, l.ns[server], "server", netip.AddrPortFrom(server, port))
+		}
+		l.Policies = nil
+		l.policy(t, "x", "p", `{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: "y"}}}], ports: [{port: 81, protocol: SCTP}]}]}`)
+		l.apply(&tab)
+		meets(client, server, 81, nil)
+		meets(client, server, 80, errRefused)
+		meets(stranger, server, 81, errRefused)
+		if err := l.try(connection{client, server, corev1.ProtocolTCP, 81}); !errors.Is(err, errRefused) {
+			t.Errorf("%v to %v by TCP: %v", client, server, err)
+		}
+		l.Policies = nil
+		l.apply(&tab)
+		meets(stranger, server, 80, nil)
 	}
 }

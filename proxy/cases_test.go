@@ -60,7 +60,8 @@ var cases = []serviceCase{
 	{"ports that a status gives at an address", testGivenPorts},
 }
 
-// TestServiceCases runs the nftables back end and, where it has been built, upstream's kube-proxy on the machine's kernel, and the back end on IPVS in a guest's.
+// TestServiceCases runs the nftables back end and, where it has been built, upstream's kube-proxy on the machine's kernel, and the back end on IPVS in a guest's,
+// which has SCTP too.
 func TestServiceCases(t *testing.T) {
 	all := func(mode string) func(*testing.T) {
 		return func(t *testing.T) {
@@ -77,6 +78,9 @@ func TestServiceCases(t *testing.T) {
 	t.Run("ipvs", func(t *testing.T) {
 		if guest.Inside() {
 			all(ModeIPVS)(t)
+			for _, mode := range []string{ModeIPVS, ModeNFTables} {
+				t.Run("SCTP with "+mode, func(t *testing.T) { testSCTP(t, mode) })
+			}
 			return
 		}
 		guest.Run(t, guest.WithNFTables(t, 15*time.Minute))

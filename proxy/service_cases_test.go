@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -72,6 +73,30 @@ func testTwoProtocols(t *testing.T, mode string) {
 	b.endpoints(t)
 	refused(t, b.outside, clusterIP+":80")
 	datagramsReach(t, dialDatagrams(t, b.outside, clusterIP+":80"), two+" udp")
+}
+
+// testSCTP has a Service with a port of SCTP, which the machine's own kernel may lack.
+func testSCTP(t *testing.T, mode string) {
+	b := newTestbed(t, mode)
+	for ip, ns := range b.pods {
+		nstest.ServeSCTP(t, ns, "sctp-"+ip, netip.AddrPortFrom(netip.MustParseAddr(ip), 8080))
+	}
+	b.protocol = corev1.ProtocolSCTP
+	b.service(t, func(s *corev1.Service) { s.Spec.Ports[0].Protocol = corev1.ProtocolSCTP })
+	for _, endpoint := range []string{one, two} {
+		b.endpoints(t, endpoint)
+		for from, ns := range map[string]nstest.Doer{"outside": b.outside, "a pod": b.pods[two], "the node": nstest.Own{}} {
+			for _, addr := range []string{clusterIP + ":80", nodeAddr + ":30080"} {
+				eventually(t, fmt.Sprintf("%s reaches %s at %s", from, endpoint, addr), func() error {
+					answer, err := nstest.AskSCTP(ns, netip.MustParseAddrPort(addr))
+					if server, _, _ := strings.Cut(answer, " "); err == nil && server != "sctp-"+endpoint {
+						err = fmt.Errorf("%q answers", answer)
+					}
+					return err
+				})
+			}
+		}
+	}
 }
 
 // testEarlyDatagrams sends with one socket all along: to a Service that is not there yet, that has no endpoint yet, and that has one.

@@ -74,6 +74,7 @@ func WithWireGuard(t testing.TB, within time.Duration) Options {
 // besideNFTables are those of the package's modules that go with the ones of packaging/guest-nftables.sh.
 var besideNFTables = []string{
 	"ip_vs", "ip_vs_rr", "dummy", "veth", "ipv6", "nf_conntrack_netlink", "nfnetlink", "nf_reject_ipv4", "nf_reject_ipv6",
+	"sctp", "hmac", // which signs the cookies of SCTP
 }
 
 func exists(file string) bool {

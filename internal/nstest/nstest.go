@@ -258,6 +258,11 @@ func Serve(t testing.TB, in Doer, name, network, addr string) {
 	if err := in.Do(func() (err error) { l, err = net.Listen(network, addr); return err }); err != nil {
 		t.Fatal(err)
 	}
+	serve(t, l, name)
+}
+
+// serve answers what comes to a listener until the test ends.
+func serve(t testing.TB, l net.Listener, name string) {
 	done := make(chan struct{})
 	t.Cleanup(func() {
 		l.Close()
