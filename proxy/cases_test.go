@@ -58,6 +58,7 @@ var cases = []serviceCase{
 	{"a Service goes while a connection is open", testServiceGoes},
 	{"a load balancer that answers itself", testBalancerItself},
 	{"ports that a status gives at an address", testGivenPorts},
+	{"a server that is away", testServerAway},
 }
 
 // TestServiceCases runs the nftables back end and, where it has been built, upstream's kube-proxy on the machine's kernel, and the back end on IPVS in a guest's,

@@ -210,6 +210,7 @@ func TestServersAddresses(t *testing.T) {
 		}
 	}
 	one := servers("default", "kubernetes", "kubernetes", first, second)
+	one.Endpoints[1].Conditions.Ready = new(false) // it is away, or about to join
 	e.OnEndpointSliceAdd(one)
 	p.services(nil, svc)
 	want("two servers", []string{third, "203.0.113.7"}, []string{"203.0.113.8"})

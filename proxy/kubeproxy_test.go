@@ -32,6 +32,7 @@ var differences = []difference{
 		"restarts of host firewalls: the kernel says when our tables are deleted"},
 	{kubeProxy, "ports that a status gives at an address", "ports that the status does not give are served",
 		"whoever may write Services could take any port of the nodes' until the leader has looked"},
+	{kubeProxy, "a server that is away", "a server's address is served as an external IP", "whoever may write Services could keep a server off: docs/adr/0086"},
 	{ModeIPVS, "where a policy meets a packet", "a policy meets a packet in the output hook",
 		"IPVS sends from there; netpolicy has its rules in both: docs/adr/0091"},
 	{ModeIPVS, "both policies Local", "with both policies Local pods are bound by the external one, too", "there is no address of the whole cluster to send them to"},

@@ -282,3 +282,48 @@ func testGivenPorts(t *testing.T, mode string) {
 		}
 	}
 }
+
+// testServerAway: a server that is away, or about to join, has its address for itself, whichever Service names it, and is sent nothing before it is ready.
+func testServerAway(t *testing.T, mode string) {
+	b := newTestbed(t, mode)
+	const server = "192.0.2.3"
+	if err := b.outside.Do(func() error { return nstest.AddAddress("eth0", server+"/24") }); err != nil {
+		t.Fatal(err)
+	}
+	nstest.Serve(t, b.outside, "server", "tcp", server+":6443")
+	b.service(t, func(s *corev1.Service) {
+		s.Spec.Ports[0].Port = 6443
+		s.Spec.ExternalIPs = []string{server}
+	})
+	b.endpoints(t, one)
+	only(t, here{}, server+":6443", one)
+
+	const virtual = "10.43.0.1"
+	b.service(t, func(s *corev1.Service) {
+		s.Name, s.Spec.Type, s.Spec.ClusterIP, s.Spec.ClusterIPs = "kubernetes", corev1.ServiceTypeClusterIP, virtual, []string{virtual}
+		s.Spec.Ports[0].Port, s.Spec.Ports[0].NodePort = 443, 0
+	})
+	b.port = 6443
+	slice := b.sliceOn("", server)
+	slice.Name, slice.Labels[discoveryv1.LabelServiceName] = "kubernetes", "kubernetes"
+	slice.Endpoints[0].NodeName = nil
+	ready := func(is bool) {
+		s := slice.DeepCopy()
+		s.Endpoints[0].Conditions.Ready, s.Endpoints[0].Conditions.Serving = &is, &is
+		b.api.Put(s)
+	}
+	answers := "server"
+	if b.differs(t, "a server's address is served as an external IP") {
+		answers = one
+	}
+	for _, is := range []bool{false, true, false} {
+		if ready(is); is {
+			only(t, here{}, virtual+":443", "server")
+		} else {
+			refused(t, here{}, virtual+":443")
+		}
+		only(t, here{}, server+":6443", answers)
+	}
+	b.api.Remove(slice) // the server has left
+	only(t, here{}, server+":6443", one)
+}
