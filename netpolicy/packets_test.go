@@ -85,13 +85,10 @@ func TestTruthTable(t *testing.T) {
 	}
 }
 
-// TestRevoked opens connections and forbids them by a policy: both ends have to hear of it, the others nothing.
+// TestRevoked opens connections and forbids them by a policy: who sends something has to hear of it, the others nothing.
 func TestRevoked(t *testing.T) {
 	l := newLab(t, dozen())
-	for _, d := range []struct{ name, namespace, spec string }{
-		{"by the server", "y", `{podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`},
-		{"by the client", "x", `{podSelector: {}, egress: [{to: [{podSelector: {}}]}], policyTypes: [Egress]}`},
-	} {
+	for _, d := range revoking {
 		for _, family := range []int{4, 6} {
 			t.Run(fmt.Sprint(d.name, family), func(t *testing.T) {
 				var tab table

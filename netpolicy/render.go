@@ -23,6 +23,7 @@ const (
 	chainHost    = "stray-to-node"
 	chainRefuse  = "refuse"
 	chainError   = "error"
+	chainMidway  = "midway"
 	mapIn        = "in"   // who is reached → its chain
 	mapOut       = "out"  // who opens a connection → its chain
 	setSelf      = "self" // nobody is kept from himself
@@ -38,9 +39,11 @@ const noAddress = "192.0.0.8"
 // place there, which takes what is for a Service, and output for what IPVS sends on. What the node itself sends is never
 // judged: it always reaches its own pods.
 //
-// What is not allowed is refused: a client learns at once that it may not, and so do both ends of a connection that a change
-// of policy forbids. A refusal has the address of whom it stands for, and passes the output hook again: a reset is related to the connection that it refuses, which no
+// What is not allowed is refused: a client learns at once that it may not. Of a connection that a change of policy forbids each end learns when it sends something, be it TCP's
+// own probe whether the other end is there: a refusal answers a packet, and goes to who sent it. A refusal has the address of whom it stands for, and passes the output hook again: a reset is related to the connection that it refuses, which no
 // segment of a pod's is.
+//
+// Who speaks first on a TCP connection that conntrack has forgotten would count as who opened it, which says nothing of who did: where one of its ends is restricted it is refused.
 //
 // Errors by ICMP belong to connections, and are judged as these: their content is their sender's choice. One of a connection's ends may send them, and
 // routers; a restricted pod that is neither end of it may not, or it would speak to an end with whom it may not. What conntrack makes nothing of has no one who
@@ -61,9 +64,15 @@ var frame = []struct {
 		"ip6 saddr . ct original ip6 saddr @self6 return", "ip6 saddr . ct reply ip6 saddr @self6 return", "ip6 saddr . ip6 saddr @self6 goto " + chainRefuse,
 		"return",
 	}},
+	{chainMidway, "", []string{
+		"ip saddr . ip saddr @self4 goto " + chainRefuse, "ip daddr . ip daddr @self4 goto " + chainRefuse,
+		"ip6 saddr . ip6 saddr @self6 goto " + chainRefuse, "ip6 daddr . ip6 daddr @self6 goto " + chainRefuse,
+		"return",
+	}},
 	{chainJudge, "", []string{
 		"meta l4proto { icmp, ipv6-icmp } ct state related jump " + chainError,
 		"ct state invalid,untracked goto " + chainStray,
+		"ct state new tcp flags & (fin | syn | rst | ack) != syn jump " + chainMidway,
 		"ct original ip saddr vmap @out4", "ct reply ip saddr vmap @in4",
 		"ct original ip6 saddr vmap @out6", "ct reply ip6 saddr vmap @in6",
 	}},
