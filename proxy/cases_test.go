@@ -59,6 +59,7 @@ var cases = []serviceCase{
 	{"a load balancer that answers itself", testBalancerItself},
 	{"ports that a status gives at an address", testGivenPorts},
 	{"a server that is away", testServerAway},
+	{"a rolling update under load", testRollingUpdate},
 }
 
 // TestServiceCases runs the nftables back end and, where it has been built, upstream's kube-proxy on the machine's kernel, and the back end on IPVS in a guest's,
