@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -48,6 +49,8 @@ type Options struct {
 	NoLocalStorage bool
 	// NetworkBackend is what the cluster begins with, one of cluster.NetworkBackends.
 	NetworkBackend string
+	// LastBackend is what the cluster has said since, as far as this server heard; empty where it has said nothing.
+	LastBackend string
 }
 
 // Apply makes the objects or puts them right. It may be called at any time and by several servers at once.
@@ -58,7 +61,7 @@ func Apply(ctx context.Context, o Options) error {
 	if err := applyStorageClass(ctx, o.Client, !o.NoLocalStorage); err != nil {
 		return err
 	}
-	if err := beginBackend(ctx, o.Client, o.NetworkBackend); err != nil {
+	if err := beginBackend(ctx, o); err != nil {
 		return err
 	}
 	if o.ClusterDNS == nil {
@@ -159,13 +162,20 @@ func applyMetricsRole(ctx context.Context, c kubernetes.Interface) error {
 	return wrap("ClusterRole", metricsRole, err)
 }
 
-// beginBackend writes down which back end of the pod network the cluster has, where nobody has said so yet. From then on the administrator says it, but that the
-// pod network is another plugin's (none), or is not any more: this is said by the flag of a server that is alone.
-func beginBackend(ctx context.Context, c kubernetes.Interface, backend string) error {
-	maps := c.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+// beginBackend writes down which back end of the pod network the cluster has, where nobody has said so yet or what was said is gone. From then on the administrator
+// says it, but that the pod network is another plugin's (none), or is not any more: this is said by the flag of a server that is alone.
+func beginBackend(ctx context.Context, o Options) error {
+	maps := o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	have, err := maps.Get(ctx, cluster.BackendConfigMap, metav1.GetOptions{})
-	switch {
-	case apierrors.IsNotFound(err):
+	missing := apierrors.IsNotFound(err)
+	if err != nil && !missing || err == nil && (have.Data[cluster.BackendData] == cluster.NetworkNone) == (o.NetworkBackend == cluster.NetworkNone) {
+		return wrap("ConfigMap", cluster.BackendConfigMap, err)
+	}
+	backend, err := presentBackend(ctx, o)
+	if err != nil {
+		return err
+	}
+	if missing {
 		_, err = maps.Create(ctx, &corev1.ConfigMap{
 			ObjectMeta: metav1.ObjectMeta{Name: cluster.BackendConfigMap, Namespace: metav1.NamespaceSystem, Labels: map[string]string{managedBy: manager}},
 			Data:       map[string]string{cluster.BackendData: backend},
@@ -173,11 +183,32 @@ func beginBackend(ctx context.Context, c kubernetes.Interface, backend string) e
 		if apierrors.IsAlreadyExists(err) { // of another server that starts
 			err = nil
 		}
-	case err == nil && (have.Data[cluster.BackendData] == cluster.NetworkNone) != (backend == cluster.NetworkNone):
+	} else {
 		have.Data = map[string]string{cluster.BackendData: backend}
 		_, err = maps.Update(ctx, have, metav1.UpdateOptions{FieldManager: manager})
 	}
 	return wrap("ConfigMap", cluster.BackendConfigMap, err)
+}
+
+// presentBackend is what the cluster has, as well as can be known without the ConfigMap: what all Nodes say, or else what this server heard last, which was off or
+// not reached when that changed. Where it has heard nothing the Nodes do not count: what they say may be from before another plugin had the pod network.
+func presentBackend(ctx context.Context, o Options) (string, error) {
+	if o.NetworkBackend == cluster.NetworkNone || o.LastBackend == "" {
+		return o.NetworkBackend, nil
+	}
+	nodes, err := o.Client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return "", fmt.Errorf("asking the Nodes for the network back end: %w", err)
+	}
+	if len(nodes.Items) == 0 {
+		return o.LastBackend, nil
+	}
+	said := nodes.Items[0].Annotations[cluster.BackendAnnotation]
+	differs := func(n corev1.Node) bool { return n.Annotations[cluster.BackendAnnotation] != said }
+	if !slices.Contains(cluster.RunningBackends(), said) || slices.ContainsFunc(nodes.Items, differs) {
+		return o.LastBackend, nil
+	}
+	return said, nil
 }
 
 // dnsConfigMap, in kube-system, is the operator's configuration of the cluster's DNS (dns.CustomConfigMap).

@@ -88,8 +88,8 @@ func TestOwnDNSIsLeftAlone(t *testing.T) {
 	}
 }
 
-// slices says which addresses the endpoint slices hold, as text.
-func slices(t *testing.T, c *fake.Clientset) string {
+// slicesOf says which addresses the endpoint slices hold, as text.
+func slicesOf(t *testing.T, c *fake.Clientset) string {
 	t.Helper()
 	list, err := c.DiscoveryV1().EndpointSlices("kube-system").List(t.Context(), metav1.ListOptions{})
 	if err != nil {
@@ -115,13 +115,13 @@ func writes(c *fake.Clientset) int {
 func TestDNSEndpointsFollowNodes(t *testing.T) {
 	c := fake.NewClientset(node("a", "1", "fd00::1", "192.0.2.1"), node("noaddress", "2"))
 	stop := run(t, c, dns)
-	eventually(t, "a's slice", func() bool { return slices(t, c) == "kube-dns-a=192.0.2.1@a/1" })
+	eventually(t, "a's slice", func() bool { return slicesOf(t, c) == "kube-dns-a=192.0.2.1@a/1" })
 	ctx := t.Context()
 	if _, err := c.CoreV1().Nodes().Create(ctx, node("b", "3", "192.0.2.2"), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "b's slice", func() bool {
-		return slices(t, c) == "kube-dns-a=192.0.2.1@a/1 kube-dns-b=192.0.2.2@b/3"
+		return slicesOf(t, c) == "kube-dns-a=192.0.2.1@a/1 kube-dns-b=192.0.2.2@b/3"
 	})
 	if _, err := c.CoreV1().Nodes().UpdateStatus(ctx, node("a", "1", "192.0.2.9"), metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
@@ -129,12 +129,12 @@ func TestDNSEndpointsFollowNodes(t *testing.T) {
 	if err := c.CoreV1().Nodes().Delete(ctx, "b", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the new address", func() bool { return slices(t, c) == "kube-dns-a=192.0.2.9@a/1" })
+	eventually(t, "the new address", func() bool { return slicesOf(t, c) == "kube-dns-a=192.0.2.9@a/1" })
 	// Someone deletes it.
 	if err := c.DiscoveryV1().EndpointSlices("kube-system").Delete(ctx, "kube-dns-a", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the slice to come back", func() bool { return slices(t, c) == "kube-dns-a=192.0.2.9@a/1" })
+	eventually(t, "the slice to come back", func() bool { return slicesOf(t, c) == "kube-dns-a=192.0.2.9@a/1" })
 	stop()
 
 	// A second term finds all in order and writes nothing; one without DNS takes it away.
@@ -143,13 +143,13 @@ func TestDNSEndpointsFollowNodes(t *testing.T) {
 	if _, err := c.CoreV1().Nodes().Create(ctx, node("c", "4", "192.0.2.3"), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "c's slice", func() bool { return strings.Contains(slices(t, c), "kube-dns-c") })
+	eventually(t, "c's slice", func() bool { return strings.Contains(slicesOf(t, c), "kube-dns-c") })
 	if got := writes(c) - before; got != 1 {
 		t.Errorf("%d writes for one new node", got)
 	}
 	stop()
 	stop = run(t, c, nil)
-	eventually(t, "the slices to go", func() bool { return slices(t, c) == "" })
+	eventually(t, "the slices to go", func() bool { return slicesOf(t, c) == "" })
 	stop()
 }
 
@@ -223,5 +223,57 @@ func TestBackendBegins(t *testing.T) {
 		if m, err := maps.Get(t.Context(), cluster.BackendConfigMap, metav1.GetOptions{}); err != nil || m.Data[cluster.BackendData] != step.want {
 			t.Errorf("%+v: got %v, %v", step, m, err)
 		}
+	}
+}
+
+// TestBackendIsWrittenAgain: where the ConfigMap is gone, or says that the pod network is another plugin's though it is not, what the cluster had is written again: what all
+// Nodes say, which a server that was off does not know, or else what this server heard last, which may be something else than it was started with.
+func TestBackendIsWrittenAgain(t *testing.T) {
+	for name, c := range map[string]struct {
+		own, last string
+		nodes     []string // what they say; empty: nothing
+		said      string   // in the ConfigMap; empty: there is none
+		want      string
+	}{
+		"this server was off at the change":          {"vxlan", "vxlan", []string{"wireguard", "wireguard"}, "", "wireguard"},
+		"changed since this server started":          {"vxlan", "wireguard", nil, "", "wireguard"},
+		"nodes differ":                               {"vxlan", "wireguard", []string{"host-gw", "vxlan"}, "", "wireguard"},
+		"a node says nothing":                        {"vxlan", "wireguard", []string{"host-gw", ""}, "", "wireguard"},
+		"no node says anything":                      {"vxlan", "wireguard", []string{"", ""}, "", "wireguard"},
+		"nodes say what makes no sense":              {"vxlan", "wireguard", []string{"pigeons"}, "", "wireguard"},
+		"nodes say none":                             {"vxlan", "wireguard", []string{"none"}, "", "wireguard"},
+		"the cluster begins":                         {"host-gw", "", nil, "", "host-gw"},
+		"another plugin's until now":                 {"host-gw", "", []string{"vxlan"}, "", "host-gw"},
+		"another plugin's until now, and it is said": {"host-gw", "", []string{"vxlan"}, "none", "host-gw"},
+		"another plugin's from now on":               {"none", "", []string{"vxlan"}, "", "none"},
+		"none, by hand":                              {"vxlan", "vxlan", []string{"wireguard"}, "none", "wireguard"},
+		"none, by hand, and no nodes":                {"vxlan", "host-gw", nil, "none", "host-gw"},
+		"it is there":                                {"vxlan", "vxlan", []string{"vxlan"}, "wireguard", "wireguard"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			api := fake.NewClientset()
+			maps := api.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+			if c.said != "" {
+				m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: cluster.BackendConfigMap}, Data: map[string]string{cluster.BackendData: c.said}}
+				if _, err := maps.Create(t.Context(), m, metav1.CreateOptions{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i, says := range c.nodes {
+				n := node(string(rune('a'+i)), "1", "192.0.2.1")
+				if says != "" {
+					n.Annotations = map[string]string{cluster.BackendAnnotation: says}
+				}
+				if _, err := api.CoreV1().Nodes().Create(t.Context(), n, metav1.CreateOptions{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := Apply(t.Context(), Options{Client: api, ClusterDNS: dns, NetworkBackend: c.own, LastBackend: c.last}); err != nil {
+				t.Fatal(err)
+			}
+			if m, err := maps.Get(t.Context(), cluster.BackendConfigMap, metav1.GetOptions{}); err != nil || m.Data[cluster.BackendData] != c.want {
+				t.Errorf("got %v, %v, want %s", m, err, c.want)
+			}
+		})
 	}
 }

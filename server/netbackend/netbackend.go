@@ -99,6 +99,16 @@ func (k *Keeper) say(trouble string) {
 	}
 }
 
+// Last is what the cluster said last, in this run or an earlier one; empty where this server heard nothing, or the pod network is another plugin's.
+func (k *Keeper) Last() string {
+	if k == nil || k.o.Own == cluster.NetworkNone {
+		return ""
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return cmp.Or(k.present, cluster.ReadBackend(k.o.Dir))
+}
+
 // ToldTo is the back end of which a machine that joins is told, where the ConfigMap says said now (empty for nothing) and the server was started with own. What makes no
 // sense is told to nobody: the cluster's nodes stay with what it said before.
 func (k *Keeper) ToldTo(own, said string) string {

@@ -45,6 +45,9 @@ func TestKeeper(t *testing.T) {
 			if kept := cluster.ReadBackend(dir); kept != c.kept {
 				t.Errorf("it keeps %q, want %q", kept, c.kept)
 			}
+			if last := k.Last(); last != c.kept {
+				t.Errorf("it heard %q last, want %q", last, c.kept)
+			}
 			if told := k.ToldTo(c.own, last); told != c.told {
 				t.Errorf("who joins is told %q, want %q", told, c.told)
 			}
@@ -60,6 +63,22 @@ func TestForgetting(t *testing.T) {
 	}
 	if _, err := New(Options{Dir: dir, Own: cluster.NetworkNone}); err != nil || cluster.ReadBackend(dir) != "" {
 		t.Errorf("%v, it keeps %q", err, cluster.ReadBackend(dir))
+	}
+}
+
+// TestLastOfEarlierRun: a server that starts knows what the cluster said last before it hears it again.
+func TestLastOfEarlierRun(t *testing.T) {
+	dir := t.TempDir()
+	if err := cluster.WriteBackend(dir, cluster.NetworkWireGuard); err != nil {
+		t.Fatal(err)
+	}
+	k, err := New(Options{Dir: dir, Own: cluster.NetworkVXLAN})
+	if err != nil || k.Last() != cluster.NetworkWireGuard {
+		t.Errorf("%v, it knows %q", err, k.Last())
+	}
+	var nobody *Keeper
+	if last := nobody.Last(); last != "" {
+		t.Errorf("nobody knows %q", last)
 	}
 }
 
