@@ -67,7 +67,7 @@ install: ## build and install on this machine (root)
 
 # Tests run with -vet=off: make lint looks at everything once, and vetting 3,000 dependencies anew takes ten minutes.
 GOTEST = $(GO) run ./test/report $(GO) test -json -vet=off
-# Parts of a scenario that may run side by side mostly wait: more of them do than there are processors, which is Go's default.
+# Scenarios that call t.Parallel mostly wait: they run beside one another at the end of their package, however few processors there are (Go's default).
 E2E = CORACLE_BIN=$(CURDIR)/bin/coracle $(GOTEST) -count=1 -p 1 -parallel 6 -tags '$(TAGS) e2e'
 
 # What make test promises its tests: one that misses any of this fails, where it is skipped otherwise.

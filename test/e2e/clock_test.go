@@ -72,6 +72,7 @@ func guest(t *testing.T, dir string, env ...string) string {
 // made, and NTP sets it right two years later, while the server runs. Then the power goes, and the next start is in 1970 again: the clock is
 // set to what the files say.
 func TestClock(t *testing.T) {
+	t.Parallel() // it is slow, and the others here wait
 	if _, err := exec.LookPath("linux.uml"); err != nil {
 		testenv.Missing(t, testenv.UserModeLinux, "linux.uml is not installed: packaging/deps.sh test installs it")
 	}

@@ -109,6 +109,7 @@ spec:
 // TestCSIDriver: a storage driver as others make them, with upstream's provisioner, makes a volume for a claim, which outlives its pod, the driver and coracle's
 // process, and removes it.
 func TestCSIDriver(t *testing.T) {
+	t.Parallel() // it mostly waits
 	s := harness.NewMachine(t).NewServer()
 	programs, kubelet, volumes := filepath.Join(s.Dir, "programs"), filepath.Join(s.DataDir, "agent", "kubelet"), filepath.Join(s.Dir, "volumes")
 	if err := os.Mkdir(programs, 0o755); err != nil {

@@ -76,6 +76,7 @@ func TestSnapshotOnBlankMachine(t *testing.T) {
 // TestSnapshotUnderRunningNodes: an old snapshot comes back while a node and its pods run on. The pods of the snapshot stay
 // the same containers, those that came later go.
 func TestSnapshotUnderRunningNodes(t *testing.T) {
+	t.Parallel() // it mostly waits
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent")
 	s.Start()

@@ -54,9 +54,17 @@ func (c *Cluster) elections() string {
 	return b.String()
 }
 
+// besideOthers has a scenario that mostly waits run beside others of this package, unless it goes its whole length.
+func besideOthers(t *testing.T) {
+	if !whole {
+		t.Parallel()
+	}
+}
+
 // TestNoFalseAlarms: machines that get little processor time, gossip that is late and lossy, and gossip that is lost one way mark no
 // node and move no leadership.
 func TestNoFalseAlarms(t *testing.T) {
+	besideOthers(t)
 	c := New(t, 3, 2)
 	all := append(slices.Clone(c.Servers), c.Agents...)
 	pairs := func(f func(from, to *harness.Machine)) {

@@ -36,6 +36,7 @@ func says(t *testing.T, s *harness.Server, want string, args ...string) string {
 // only server by one command; a new one and one of the lost ones that was emptied join it. What it had is there all along. What was
 // acknowledged by the two others alone, and had not reached it when they ended, may be lost: the command says so.
 func TestLostMajority(t *testing.T) {
+	besideOthers(t)
 	c := New(t, 3, 1)
 	x := startClients(t, c, "load", "")
 	x.some(t)

@@ -57,6 +57,28 @@ func (s *Server) Creates(args ...string) {
 	})
 }
 
+// Insists has kubectl do what may be done twice, again until it succeeds, and returns its output: as with Creates, a busy server may be too late with an answer.
+func (s *Server) Insists(args ...string) (out string) {
+	s.T.Helper()
+	Eventually(s.T, Soon, fmt.Sprintf("kubectl %v at server %d", args, s.Number), func() (err error) {
+		out, err = s.TryKubectl(args...)
+		return err
+	})
+	return trim(out)
+}
+
+// InsistsOn applies a manifest as Insists does.
+func (s *Server) InsistsOn(manifest string) {
+	s.T.Helper()
+	Eventually(s.T, Soon, fmt.Sprintf("server %d applies a manifest", s.Number), func() error {
+		out, err := s.In(s.T).TryApply(manifest)
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		return err
+	})
+}
+
 // NodeReady fails unless an agent's node is ready in the eyes of this server, under the agent's address, and rid of the taints of nodes that are not: the leader's
 // controllers remove these a moment after the condition is set, and until then the scheduler leaves the node out.
 func (s *Server) NodeReady(a *Server) error {

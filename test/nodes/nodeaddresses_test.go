@@ -33,12 +33,13 @@ spec: {type: LoadBalancer, ipFamilyPolicy: RequireDualStack, externalTrafficPoli
 // TestLoadBalancerOfNodes: without a pool a Service answers at the addresses of all nodes that it is for, of both families, from outside, from nodes and from pods, and at no other node's.
 // With externalTrafficPolicy: Local these are the nodes with a pod of it, which sees who asks. What nodes' labels say, and a node's death and return, changes the addresses.
 func TestLoadBalancerOfNodes(t *testing.T) {
+	t.Parallel() // it mostly waits
 	m := newMesh(t, 3, "vxlan", "eth0")
 	m.workload()
 	s := m.nodes[0]
-	s.Kubectl("label", "pods", "box-0", "box-1", "box-2", "tier=all")
-	s.Kubectl("label", "pod", "box-1", "near=yes")
-	s.Apply(nodeBalancers)
+	s.Insists("label", "pods", "box-0", "box-1", "box-2", "tier=all")
+	s.Insists("label", "pod", "box-1", "near=yes")
+	s.InsistsOn(nodeBalancers)
 
 	m.given("wide", 0, 1, 2)
 	m.given("local", 1)
@@ -48,15 +49,15 @@ func TestLoadBalancerOfNodes(t *testing.T) {
 	m.keepsClients(1)
 	m.closed(localPort, 0, 2)
 
-	s.Kubectl("label", "pod", "box-2", "near=yes")
+	s.Insists("label", "pod", "box-2", "near=yes")
 	m.given("local", 1, 2)
 	m.keepsClients(1, 2)
-	s.Kubectl("label", "pod", "box-1", "near-")
+	s.Insists("label", "pod", "box-1", "near-")
 	m.given("local", 2)
 	m.closed(localPort, 0, 1)
 	m.keepsClients(2)
 
-	label := func(i int, text string) { s.Kubectl("label", "node", m.nodes[i].NodeName(), text) }
+	label := func(i int, text string) { s.Insists("label", "node", m.nodes[i].NodeName(), text) }
 	label(1, "coracle.dev/enable-servicelb=true")
 	m.given("wide", 1)
 	m.given("local") // its pod is on another node
@@ -77,7 +78,7 @@ func TestLoadBalancerOfNodes(t *testing.T) {
 	m.given("wide", 0, 1, 2)
 	m.answers("wide", widePort, 0, 1, 2)
 
-	s.Kubectl("label", "pod", "box-1", "near=yes")
+	s.Insists("label", "pod", "box-1", "near=yes")
 	m.given("local", 1, 2)
 	died := time.Now()
 	m.nodes[2].PowerOff()

@@ -76,6 +76,7 @@ func runningOn(s *harness.Server, app string, nodes ...string) error {
 // TestReplacement: a dead node's pods are replaced on another one when the cluster's tolerations are over; a StatefulSet's, which may exist once only, when
 // somebody says by the taint that the node is out of service; and the node's return leaves nothing of them behind.
 func TestReplacement(t *testing.T) {
+	t.Parallel() // it mostly waits
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent", "--default-toleration-seconds", "5")
 	s.Start()
@@ -90,7 +91,7 @@ func TestReplacement(t *testing.T) {
 	for _, a := range agents {
 		harness.Eventually(t, harness.Soon, "the nodes are ready", func() error { return s.NodeReady(a) })
 	}
-	s.Apply(leaveable)
+	s.InsistsOn(leaveable)
 	names := []string{agents[0].NodeName(), agents[1].NodeName()}
 	harness.Eventually(t, harness.Soon, "the Deployment's pods run on both nodes", func() error { return runningOn(s, "d", names...) })
 	var on string
@@ -111,7 +112,7 @@ func TestReplacement(t *testing.T) {
 	// Nobody knows whether the StatefulSet's pod runs still, and it is not to run twice.
 	eventually(t, vanished, "the StatefulSet's pod is not replaced", func() error { return runningOn(s, "s") })
 	told := time.Now()
-	s.Kubectl("taint", "node", victim.NodeName(), "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
+	s.Insists("taint", "--overwrite", "node", victim.NodeName(), "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
 	eventually(t, told, "the StatefulSet's pod runs, with its volume, on the node that is left", func() error { return runningOn(s, "s", left.NodeName()) })
 
 	back := time.Now()
@@ -139,7 +140,7 @@ func TestReplacement(t *testing.T) {
 		}
 		return err
 	})
-	s.Kubectl("scale", "deployment", "d", "--replicas", "4")
+	s.Insists("scale", "deployment", "d", "--replicas", "4")
 	eventually(t, back, "new pods run on the node that came back", func() error {
 		return runningOn(s, "d", slices.Sorted(slices.Values([]string{names[0], names[0], names[1], names[1]}))...)
 	})

@@ -54,7 +54,7 @@ func newMoving(t *testing.T) *moving {
 	for _, n := range m.nodes() {
 		harness.Eventually(t, harness.Soon, "the nodes are ready", func() error { return first.NodeReady(n) })
 	}
-	first.Apply(spreadService)
+	first.InsistsOn(spreadService)
 	harness.Eventually(t, harness.Soon, "the Service has two endpoints", func() error { return endpoints(first, 2) })
 	m.containers = m.running()
 	m.heals("at first", time.Now())
@@ -70,7 +70,7 @@ func (m *moving) all() []*harness.Server {
 // running are the containers of the Service's pods.
 func (m *moving) running() string {
 	m.t.Helper()
-	return m.servers[0].Kubectl("get", "pods", "-l", "app=d", "-o", "jsonpath={.items[*].status.containerStatuses[0].containerID}")
+	return m.servers[0].Insists("get", "pods", "-l", "app=d", "-o", "jsonpath={.items[*].status.containerStatuses[0].containerID}")
 }
 
 // pods fails unless both pods can be looked into, each on its node, and have their cluster's DNS.
@@ -131,6 +131,7 @@ func (m *moving) heals(what string, since time.Time) {
 
 // TestReaddress: an agent, a server, and then all machines get other addresses while they run, and at last while they are off, and the cluster heals by itself.
 func TestReaddress(t *testing.T) {
+	t.Parallel() // it mostly waits
 	m := newMoving(t)
 	moves := func(what string, move func()) {
 		x := m.crossing()
@@ -156,10 +157,10 @@ func (m *moving) crossing() *traffic {
 	type end struct{ pod, ip, service string }
 	var ends []end
 	for _, n := range m.nodes() {
-		pod, ip, _ := strings.Cut(s.Kubectl("get", "pods", "-l", "app=d", "--field-selector", "spec.nodeName="+n.NodeName(), "-o", "jsonpath={.items[*].metadata.name} {.items[*].status.podIP}"), " ")
-		s.Kubectl("label", "--overwrite", "pod", pod, "place="+n.NodeName())
-		s.Apply(fmt.Sprintf("{apiVersion: v1, kind: Service, metadata: {name: on-%[1]s}, spec: {selector: {place: %[1]s}, ports: [{name: http, port: 80, targetPort: 8080}, {name: echo, port: 9}]}}", n.NodeName()))
-		ends = append(ends, end{pod, ip, s.Kubectl("get", "service", "on-"+n.NodeName(), "-o", "jsonpath={.spec.clusterIP}")})
+		pod, ip, _ := strings.Cut(s.Insists("get", "pods", "-l", "app=d", "--field-selector", "spec.nodeName="+n.NodeName(), "-o", "jsonpath={.items[*].metadata.name} {.items[*].status.podIP}"), " ")
+		s.Insists("label", "--overwrite", "pod", pod, "place="+n.NodeName())
+		s.InsistsOn(fmt.Sprintf("{apiVersion: v1, kind: Service, metadata: {name: on-%[1]s}, spec: {selector: {place: %[1]s}, ports: [{name: http, port: 80, targetPort: 8080}, {name: echo, port: 9}]}}", n.NodeName()))
+		ends = append(ends, end{pod, ip, s.Insists("get", "service", "on-"+n.NodeName(), "-o", "jsonpath={.spec.clusterIP}")})
 	}
 	x := &traffic{TB: m.t}
 	for i, n := range m.nodes() {
@@ -180,7 +181,7 @@ func (m *moving) allOff() {
 	for i, s := range m.all() {
 		s.Readdress(fmt.Sprintf("10.79.0.%d", 50-i))
 	}
-	// Each by itself finds nobody, and says what to do.
+	// Each by itself finds nobody, and says what to do: one after the other, for together they would find one another.
 	for _, s := range []*harness.Server{m.agent, m.servers[1]} {
 		s.Start()
 		harness.Eventually(m.t, 2*harness.Soon, "coracle status says what to do", func() error {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,10 +38,10 @@ type account struct {
 	Errors       map[string]int
 }
 
-// firstLoadPort is where the first load of a scenario answers.
+// firstLoadPort is where the first load answers, and the one after it at the next port: no two on one machine may have the same.
 const firstLoadPort = 7070
 
-var loadPort = firstLoadPort
+var loads atomic.Int64 // that have begun, in all scenarios
 
 // fromPod begins in a pod of a node. Its account is read from the node, which always reaches it.
 func (x *traffic) fromPod(s, node *harness.Server, pod, ip, patience string, targets ...string) {
@@ -62,11 +63,11 @@ func (x *traffic) fromHost(node *harness.Server, patience string, targets ...str
 
 func (x *traffic) begin(from source, patience string, targets []string, run func(string) error) {
 	x.Helper()
-	if err := run(fmt.Sprintf("setsid testbox load %d %s '%s' >/dev/null 2>&1 </dev/null &", loadPort, patience, strings.Join(targets, "' '"))); err != nil {
+	port := firstLoadPort + loads.Add(1) - 1
+	if err := run(fmt.Sprintf("setsid testbox load %d %s '%s' >/dev/null 2>&1 </dev/null &", port, patience, strings.Join(targets, "' '"))); err != nil {
 		x.Fatal(err)
 	}
-	from.url = fmt.Sprintf("http://%s:%d", from.url, loadPort)
-	loadPort++
+	from.url = fmt.Sprintf("http://%s:%d", from.url, port)
 	if x.sources == nil {
 		x.began = time.Now()
 	}
