@@ -78,8 +78,9 @@ test: ## everything that has to pass: installs what is missing, builds, go test 
 	@packaging/deps.sh build test
 	@CORACLE_TEST_REQUIRE=$(PROMISED)$$(command -v linux.uml >/dev/null && echo ,user-mode-linux) packaging/steps.sh build unit scenarios chaos
 
+# A third of what unit tests take is waiting (the Service proxy's, the balancer's, the networks'): three packages at a time on two processors.
 unit: ## go test ./...; tests that need root are left out without it
-	@$(GOTEST) -p 2 -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./...
+	@$(GOTEST) -p 3 -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./...
 
 # Scenarios mostly wait: two packages of them run side by side.
 scenarios: build ## e2e and install-test, side by side (root)
