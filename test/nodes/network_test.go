@@ -283,7 +283,7 @@ func TestNetworkVXLAN(t *testing.T) {
 	m.rolls()
 	m.largePackets(1500, 1450, 1450)
 	m.largePackets(1280, 1230, 1280)
-	m.largePackets(1400, 1350, 1350)
+	m.resizes()
 	m.unplugged(1)
 	m.heals()
 	m.returns()

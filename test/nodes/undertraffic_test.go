@@ -164,3 +164,27 @@ ip addr add "fd88::$2/64" dev "$1" nodad`
 	}
 	x.end(fmt.Sprintf("%s of node %d has other addresses", second, i), "tcp:")
 }
+
+// resizes: the underlay takes larger packets, and smaller ones again, while packets as large as pods' devices take are on their way. Large packets pass again, and what was
+// connected is connected still. It comes last of its kind: what a pod has learnt of a smaller way it keeps for ten minutes, as any machine does.
+func (m *mesh) resizes() {
+	m.Helper()
+	x := m.crossing("20s")
+	m.largePackets(1400, 1350, 1350)
+	x.goesOn("with larger packets", 20)
+	const underlay, pods = 1280, 1280
+	for i := range m.nodes {
+		m.run(i, "ip", "link", "set", m.device, "mtu", fmt.Sprint(underlay))
+	}
+	for i := range m.nodes {
+		harness.Eventually(m, patient, "pods' devices follow", func() error {
+			for line := range strings.Lines(m.run(i, "ip", "-o", "link", "show")) {
+				if strings.Contains(line, ": vethcor") && !strings.Contains(line, fmt.Sprintf(" mtu %d ", pods)) {
+					return fmt.Errorf("one of node %d has not: %s", i, line)
+				}
+			}
+			return nil
+		})
+	}
+	x.end("an underlay of other sizes on all nodes", "tcp:")
+}
