@@ -32,7 +32,7 @@ func TestClocks(t *testing.T) {
 	}
 	g := newGuests(t)
 	no := time.Unix(100, 0) // what a clock without a battery shows
-	first := g.add(1, "")
+	first := g.add(1, "server", "")
 	first.boot(no)
 	c := &Cluster{T: t, Site: g.site}
 	var token string
@@ -47,7 +47,7 @@ func TestClocks(t *testing.T) {
 	})
 	all := []*guest{first}
 	for n := 2; n <= 3; n++ {
-		x := g.add(n, fmt.Sprintf("--server https://%s:6443 --token %s", first.IP, token))
+		x := g.add(n, "server", fmt.Sprintf("--server https://%s:6443 --token %s", first.IP, token))
 		x.boot(no)
 		all = append(all, x)
 	}
