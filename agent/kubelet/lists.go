@@ -9,6 +9,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 	upstream "k8s.io/kubernetes/pkg/kubelet"
+
+	"github.com/coracle-k8s/coracle/internal/unexported"
 )
 
 // Lists are the questions that a kubelet asks its container runtime all the time: for the pods' life cycle every second, for what is
@@ -56,7 +58,7 @@ func askInProcess(kubelet any, lists Lists) error {
 	if lists == nil {
 		return nil
 	}
-	client, err := field[runtimeapi.RuntimeServiceClient](kubelet, clientAt)
+	client, err := unexported.Field[runtimeapi.RuntimeServiceClient](kubelet, clientAt)
 	if err != nil {
 		return err
 	}

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package kubelet
+// Package unexported finds fields of other modules' values to which no function of theirs leads. Each use of it stands in
+// docs/architecture.md, under "What of other modules' we set".
+package unexported
 
 import (
 	"fmt"
 	"reflect"
 )
 
-// field finds a field of type T to which no function of upstream's leads, by the names of the fields on the way.
-func field[T any](of any, way []string) (*T, error) {
+// Field finds a field of type T by the names of the fields on the way. An error says that it is not there any more.
+func Field[T any](of any, way []string) (*T, error) {
 	at := reflect.ValueOf(of)
 	for _, name := range way {
 		for at.Kind() == reflect.Pointer || at.Kind() == reflect.Interface {
