@@ -18,6 +18,7 @@ import (
 	upstream "k8s.io/kubernetes/pkg/proxy"
 	kubeproxyconfig "k8s.io/kubernetes/pkg/proxy/apis/config"
 	"k8s.io/kubernetes/pkg/proxy/healthcheck"
+	"k8s.io/kubernetes/pkg/proxy/metaproxier"
 	upstreamnft "k8s.io/kubernetes/pkg/proxy/nftables"
 	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
 
@@ -37,10 +38,11 @@ type nftables struct {
 	upstream.Provider
 	health   *healthcheck.ProxyHealthServer // never serves; it tells whether a sync succeeded
 	families []corev1.IPFamily
-	synced   bool   // the proxier was told of complete lists; only sync touches it and what follows
-	frame    frame  // only full syncs write these
-	counted  frame  // what was counted after the last full sync
-	verified uint32 // the kernel's generation in which the frame was there
+	names    []*nfttable.Names // of the tables, but for those that are asked each time
+	synced   bool              // the proxier was told of complete lists; only sync touches it and what follows
+	frame    frame             // only full syncs write these
+	counted  frame             // what was counted after the last full sync
+	verified uint32            // the kernel's generation in which the frame was there
 
 	mu       sync.Mutex
 	topology map[string]string
@@ -62,15 +64,17 @@ func openNFTables(ctx context.Context, o Options) (backend, error) {
 		nodeIPs[familyOf(ip)] = ip.AsSlice()
 	}
 	node, conf := o.Informers.NodeName(), nftablesConfig(o)
-	var err error
-	if len(b.families) == 2 {
-		b.Provider, err = upstreamnft.NewDualStackProxier(ctx, conf, detectors, node, nodeIPs, nil, b.health, false)
-	} else {
-		f := b.families[0]
-		b.Provider, err = upstreamnft.NewProxier(ctx, conf, f, detectors[f], node, nodeIPs[f], nil, b.health, false)
+	of := map[corev1.IPFamily]upstream.Provider{}
+	for i, f := range b.families {
+		p, err := upstreamnft.NewProxier(ctx, conf, f, detectors[f], node, nodeIPs[f], nil, b.health, false)
+		if err != nil {
+			return nil, fmt.Errorf("preparing the nftables proxier of %s: %w", f, err)
+		}
+		b.tell(ctx, p, tables(b.families)[i])
+		b.Provider, of[f] = p, p
 	}
-	if err != nil {
-		return nil, fmt.Errorf("preparing the nftables proxier: %w", err)
+	if len(of) == 2 {
+		b.Provider = metaproxier.NewMetaProxier(of[corev1.IPv4Protocol], of[corev1.IPv6Protocol])
 	}
 	return b, nil
 }
@@ -126,6 +130,9 @@ func (b *nftables) sync(full bool) error {
 		topology := b.topology
 		b.mu.Unlock()
 		b.Provider.OnTopologyChange(topology)
+		for _, n := range b.names {
+			n.Forget()
+		}
 	}
 	if !b.synced {
 		b.OnServiceSynced() // only sets a flag; the rules are written when the slices are complete
@@ -176,6 +183,9 @@ func (b *nftables) countFrame() frame {
 func (b *nftables) ownTables() []nfttable.Table { return tables(b.families) }
 
 func (b *nftables) intact() (bool, error) {
+	for _, n := range b.names {
+		_ = n.Hear() // an error comes again with the next question, and is dealt with there
+	}
 	for _, t := range tables(b.families) {
 		if ok, err := nfttable.Exists(t); err != nil || !ok {
 			return false, err

@@ -23,20 +23,30 @@ type Deletions struct {
 
 // HearDeletions begins to listen. Whatever happens to one of the tables from then on is told by Run.
 func HearDeletions(tables ...Table) (*Deletions, error) {
+	fd, err := listen(onlyDeletions())
+	if err != nil {
+		return nil, err
+	}
+	return &Deletions{os.NewFile(uintptr(fd), "nftables' news"), tables}, nil
+}
+
+// listen opens a socket, which never makes its reader wait, for the kernel's news of all tables, or of what passes a filter.
+func listen(filter []unix.SockFilter) (int, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
-		return nil, fmt.Errorf("opening a socket for nftables' news: %w", err)
+		return -1, fmt.Errorf("opening a socket for nftables' news: %w", err)
 	}
-	program := onlyDeletions()
-	err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+	if len(filter) > 0 {
+		err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+	}
 	if err == nil {
 		err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
 	}
 	if err != nil {
 		_ = unix.Close(fd)
-		return nil, fmt.Errorf("listening to nftables' news: %w", err)
+		return -1, fmt.Errorf("listening to nftables' news: %w", err)
 	}
-	return &Deletions{os.NewFile(uintptr(fd), "nftables' news"), tables}, nil
+	return fd, nil
 }
 
 // onlyDeletions drops what begins with another message than one of something deleted, so that all that is added, which may be very much, wakes nobody. The kernel puts
@@ -75,17 +85,30 @@ func (d *Deletions) Run(ctx context.Context, gone func()) error {
 
 // concern says whether one of the tables is deleted by one of the messages.
 func (d *Deletions) concern(messages []byte) bool {
-	for len(messages) >= unix.SizeofNlMsghdr {
-		length := int(binary.NativeEndian.Uint32(messages))
-		if length < unix.SizeofNlMsghdr || length > len(messages) {
+	for len(messages) > 0 {
+		kind, m, rest, ok := cut(messages)
+		if !ok {
 			return true // this cannot be read: look
 		}
-		if binary.NativeEndian.Uint16(messages[4:]) == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_DELTABLE && d.names(messages[unix.SizeofNlMsghdr:length]) {
+		if kind == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_DELTABLE && d.names(m) {
 			return true
 		}
-		messages = messages[min((length+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1), len(messages)):]
+		messages = rest
 	}
 	return false
+}
+
+// cut takes off the first of several messages, without its header; it is not ok where that cannot be read.
+func cut(messages []byte) (kind uint16, first, rest []byte, ok bool) {
+	if len(messages) < unix.SizeofNlMsghdr {
+		return 0, nil, nil, false
+	}
+	length := int(binary.NativeEndian.Uint32(messages))
+	if length < unix.SizeofNlMsghdr || length > len(messages) {
+		return 0, nil, nil, false
+	}
+	next := min((length+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1), len(messages))
+	return binary.NativeEndian.Uint16(messages[4:]), messages[unix.SizeofNlMsghdr:length], messages[next:], true
 }
 
 // names says whether a message about a table names one of ours.
