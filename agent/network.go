@@ -34,7 +34,7 @@ const (
 )
 
 // network is the pod network, the Service proxy and the cluster DNS. They have an identity of their own, since the node's
-// cannot read Services; the first two share one set of informers.
+// cannot read EndpointSlices, and share one set of informers.
 type network struct {
 	o         Options
 	informers *netinformers.Informers
@@ -58,7 +58,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	// Policies go with the pod network: whoever brings another one brings what enforces them, too.
 	o.DisablePolicies = o.DisablePolicies || o.NetworkBackend == cluster.NetworkNone
 	if n.informers, err = netinformers.New(netinformers.Options{
-		Client: client, NodeName: o.NodeName, AllNodes: true, Services: !o.DisableProxy, Policies: !o.DisablePolicies,
+		Client: client, NodeName: o.NodeName, AllNodes: true, Services: !o.DisableProxy, Names: len(o.ClusterDNS) > 0, Policies: !o.DisablePolicies,
 	}); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
@@ -89,7 +89,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	}
 	if len(o.ClusterDNS) > 0 {
 		if n.names, err = dns.NewServer(dns.Options{
-			Addresses: o.NodeIPs, Kubeconfig: o.NetworkKubeconfig, Domain: o.ClusterDomain, ClusterDNS: o.ClusterDNS,
+			Addresses: o.NodeIPs, Informers: n.informers, Client: client, Domain: o.ClusterDomain, ClusterDNS: o.ClusterDNS,
 			Clients: slices.Concat(o.ClusterCIDRs, o.ServiceCIDRs), ResolvConf: o.ResolvConf, ImportDir: existing(p.dnsImports), Logger: log,
 		}); err != nil {
 			return nil, fmt.Errorf("agent: set up the cluster DNS: %w", err)

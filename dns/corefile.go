@@ -42,11 +42,9 @@ func corefile(o Options, resolvers []netip.AddrPort, extra blocks) string {
 	if extra.main["loadbalance"] == nil {
 		line("    loadbalance")
 	}
-	line("    %s %s in-addr.arpa ip6.arpa {", directive, o.Domain)
-	line("        kubeconfig %q", o.Kubeconfig)
+	line("    %s %s %s in-addr.arpa ip6.arpa {", directive, o.id, o.Domain)
 	line("        pods insecure")
 	line("        fallthrough in-addr.arpa ip6.arpa")
-	line("        startup_timeout %s", apiWait)
 	line("    }")
 	b.WriteString(extra.main.text())
 	if len(resolvers) > 0 {

@@ -115,15 +115,7 @@ func startNode(t *testing.T, a *api) {
 		ObjectMeta: metav1.ObjectMeta{Name: "n1", ResourceVersion: "2"}, Spec: corev1.NodeSpec{PodCIDRs: []string{"10.42.7.0/24"}},
 	})
 	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
-	kubeconfig := a.kubeconfig(t)
-	client, err := netinformers.NewClient(kubeconfig)
-	if err != nil {
-		t.Fatal(err)
-	}
-	shared, err := netinformers.New(netinformers.Options{Client: client, NodeName: "n1", Services: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	client, shared := a.informers(t, netinformers.Options{Services: true, Names: true})
 	podCIDRs, err := cni.WatchPodCIDRs(shared.Nodes(), "n1")
 	if err != nil {
 		t.Fatal(err)
@@ -145,7 +137,7 @@ func startNode(t *testing.T, a *api) {
 		t.Fatal(err)
 	}
 	names, err := NewServer(Options{
-		Addresses: node, Kubeconfig: kubeconfig, Clients: cluster, ClusterDNS: []netip.Addr{netip.MustParseAddr(dnsAddr)},
+		Addresses: node, Informers: shared, Client: client, Clients: cluster, ClusterDNS: []netip.Addr{netip.MustParseAddr(dnsAddr)},
 		ResolvConf: filepath.Join(dir, "resolv.conf"), Logger: log,
 	})
 	if err != nil {

@@ -3,7 +3,6 @@
 package dns
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"sync"
@@ -12,8 +11,6 @@ import (
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
 	"github.com/coredns/coredns/plugin/kubernetes"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	// The plugins that corefile names, and hosts, rewrite and log for the operator's own configuration.
 	_ "github.com/coredns/coredns/plugin/bind"
@@ -27,7 +24,7 @@ import (
 )
 
 // directive names our entry to CoreDNS's kubernetes plugin. The plugin's own takes over the process's klog whenever it
-// is set up; this one is the same without that.
+// is set up, and watches the API for itself; this one does neither.
 const directive = "coracle"
 
 // register makes CoreDNS, whose registry is global, ready for being embedded.
@@ -49,38 +46,32 @@ var register = sync.OnceValue(func() error {
 	return nil
 })
 
+// clusters are what the Servers of this process know, by their ids: CoreDNS' registry is the process' own, and arguments of a directive are all that reaches its setup.
+var clusters sync.Map // of string and *cluster
+
+// setup sets up the kubernetes plugin with what a Server knows of the cluster. The directive's first argument is the Server's id, the rest is as the plugin has it.
 func setup(c *caddy.Controller) error {
 	c.Next()
+	if !c.NextArg() {
+		return plugin.Error(directive, c.ArgErr())
+	}
+	known, ok := clusters.Load(c.Val())
+	if !ok {
+		return plugin.Error(directive, c.Errf("no cluster's DNS of this process is called %s", c.Val()))
+	}
 	k, err := kubernetes.ParseStanza(c)
 	if err != nil {
 		return plugin.Error(directive, err)
 	}
-	k.ClientConfig = protobufConfig{k.ClientConfig}
-	onStart, onShutdown, err := k.InitKubeCache(context.Background())
-	if err != nil {
-		return plugin.Error(directive, err)
+	names, ok := known.(*cluster)
+	if !ok {
+		return plugin.Error(directive, c.Errf("%T is no cluster", known))
 	}
-	c.OnStartup(onStart)
-	c.OnShutdown(onShutdown)
+	k.APIConn = names
+	c.OnStartup(names.wait)
 	dnsserver.GetConfig(c).AddPlugin(func(next plugin.Handler) plugin.Handler {
 		k.Next = next
 		return k
 	})
 	return nil
-}
-
-// protobufConfig lists and watches with less work than JSON.
-type protobufConfig struct{ clientConfig }
-
-// clientConfig renames the interface: embedded under its own name it would hide its method.
-type clientConfig interface{ clientcmd.ClientConfig }
-
-func (p protobufConfig) ClientConfig() (*rest.Config, error) {
-	config, err := p.clientConfig.ClientConfig()
-	if err != nil {
-		return nil, fmt.Errorf("reading the network kubeconfig: %w", err)
-	}
-	config.ContentType = "application/vnd.kubernetes.protobuf"
-	config.UserAgent = "coracle-dns"
-	return config, nil
 }

@@ -4,7 +4,7 @@
 //
 // Every node runs one, on its own address; the Service kube-dns, which somebody else makes, leads each client to the
 // one of its node. The package owns CoreDNS's configuration and its two sockets per address. Names of the cluster come
-// from the API with the network's read-only identity, all others from the host's resolvers, which are followed when they
+// from the caches that the node's network parts share, all others from the host's resolvers, which are followed when they
 // change. It never needs the outside: without resolvers, or without a network, cluster names are answered all the same.
 package dns
 
@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/coredns/caddy"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
@@ -28,12 +29,14 @@ import (
 // Port is where the Service kube-dns leads, for UDP and TCP: host processes need port 53 for themselves.
 const Port = 10053
 
-// Options are what a Server needs. Addresses and Kubeconfig are required.
+// Options are what a Server needs. Addresses, Informers and Client are required.
 type Options struct {
 	// Addresses to listen on, the node's.
 	Addresses []netip.Addr
-	// Kubeconfig of the network's identity. Certificates that it refers to by path may be renewed in place.
-	Kubeconfig string
+	// Informers are the node's shared caches, with Names, which somebody else runs.
+	Informers *netinformers.Informers
+	// Client has the network's identity, and is for CustomConfigMap and events about it.
+	Client kubernetes.Interface
 	// Domain of the cluster; cluster.local when empty.
 	Domain string
 	// ClusterDNS are the addresses of the Service kube-dns: a host that resolves through them must not be asked back.
@@ -52,7 +55,7 @@ type Options struct {
 	id string // of this Server: no question by another one has it
 }
 
-// Server is one CoreDNS. Make it with NewServer.
+// Server is one CoreDNS. Make it with NewServer, once for its Informers.
 type Server struct {
 	o   Options
 	log klog.Logger
@@ -64,8 +67,8 @@ type Server struct {
 
 // NewServer checks the options. Nothing listens yet.
 func NewServer(o Options) (*Server, error) {
-	if len(o.Addresses) == 0 || o.Kubeconfig == "" {
-		return nil, errors.New("dns: Addresses and Kubeconfig are required")
+	if len(o.Addresses) == 0 || o.Informers == nil || o.Client == nil {
+		return nil, errors.New("dns: Addresses, Informers and Client are required")
 	}
 	if o.Domain == "" {
 		o.Domain = "cluster.local"
@@ -76,8 +79,14 @@ func NewServer(o Options) (*Server, error) {
 	if err := register(); err != nil {
 		return nil, err
 	}
+	log := o.Logger.WithName("dns")
+	names, err := newCluster(o.Informers, log)
+	if err != nil {
+		return nil, fmt.Errorf("dns: %w", err)
+	}
 	o.id = strings.ToLower(rand.Text())
-	return &Server{o: o, log: o.Logger.WithName("dns"), looped: map[netip.AddrPort]bool{}}, nil
+	clusters.Store(o.id, names)
+	return &Server{o: o, log: log, looped: map[netip.AddrPort]bool{}}, nil
 }
 
 // loopEvery is how often resolvers on this machine are asked whether they lead back here.
@@ -86,7 +95,7 @@ const loopEvery = 5 * time.Minute
 // startRetry is the wait after CoreDNS could not start: the address is not there yet, or the port is taken.
 const startRetry = 2 * time.Second
 
-// Run serves until ctx is done and then takes everything down. It waits for nobody: without the API, cluster names
+// Run serves until ctx is done and then takes everything down. Call it once. It waits for nobody: without the API, cluster names
 // fail at first and everything else is answered.
 func (s *Server) Run(ctx context.Context) error {
 	watch, err := watchResolvers(ctx, s.o, s.log)
@@ -94,10 +103,8 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer watch.close()
-	parts, err := s.followCustom(ctx)
-	if err != nil {
-		return err
-	}
+	defer clusters.Delete(s.o.id)
+	parts := s.followCustom(ctx)
 	defer parts.close()
 	var instance *caddy.Instance
 	defer func() { stop(instance) }()
@@ -154,11 +161,7 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 // followCustom reads the operator's files, and begins to follow the ConfigMap.
-func (s *Server) followCustom(ctx context.Context) (*customWatch, error) {
-	client, err := netinformers.NewClient(s.o.Kubeconfig)
-	if err != nil {
-		return nil, fmt.Errorf("dns: %w", err)
-	}
+func (s *Server) followCustom(ctx context.Context) *customWatch {
 	files, err := customFiles(s.o.ImportDir)
 	if err != nil {
 		s.log.Error(err, "The operator's DNS configuration is left out", "dir", s.o.ImportDir)
@@ -168,7 +171,7 @@ func (s *Server) followCustom(ctx context.Context) (*customWatch, error) {
 	for name, err := range errs {
 		s.log.Error(err, "A file of the operator's DNS configuration does not work and is left out", "file", name)
 	}
-	return watchCustom(ctx, client, s.log), nil
+	return watchCustom(ctx, s.o.Client, s.log)
 }
 
 // take takes over the ConfigMap's content, and says whether that changes anything.

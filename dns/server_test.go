@@ -26,10 +26,12 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/cni/plugin"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 )
@@ -42,7 +44,7 @@ func TestMain(m *testing.M) {
 	os.Exit(nstest.Main(m))
 }
 
-// api is as much of an API server as CoreDNS's informers ask for.
+// api is as much of an API server as a node's informers ask for.
 type api struct {
 	*httptest.Server
 	mu      sync.Mutex
@@ -61,7 +63,7 @@ var kinds = map[string][2]string{
 	"/api/v1/namespaces/kube-system/configmaps": {"v1", "ConfigMap"},
 }
 
-func newAPI(t *testing.T) *api {
+func newAPI(t testing.TB) *api {
 	a := &api{lists: map[string][]runtime.Object{}, watches: map[string][]chan []byte{}}
 	a.Server = httptest.NewServer(a)
 	t.Cleanup(func() {
@@ -169,7 +171,7 @@ func (a *api) told() []string {
 	return slices.Clone(a.events)
 }
 
-func (a *api) kubeconfig(t *testing.T) string {
+func (a *api) kubeconfig(t testing.TB) string {
 	path := filepath.Join(t.TempDir(), "kubeconfig")
 	write(t, path, fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c,
 clusters: [{name: c, cluster: {server: "%s"}}], users: [{name: u, user: {}}], contexts: [{name: c, context: {cluster: c, user: u}}]}`, a.URL))
@@ -212,7 +214,7 @@ func (a *api) headless(t *testing.T, name string, hostnames map[string]string) {
 	a.add(t, "/apis/discovery.k8s.io/v1/endpointslices", slice)
 }
 
-func write(t *testing.T, path, content string) {
+func write(t testing.TB, path, content string) {
 	t.Helper()
 	// As a careful writer does it: the watch has to see a rename.
 	if err := os.WriteFile(path+".new", []byte(content), 0o600); err != nil {
@@ -276,9 +278,11 @@ const listenAddr = "127.0.0.5"
 func run(t *testing.T, a *api, change func(*Options)) *Server {
 	t.Helper()
 	nstest.Require(t) // for ports and resolvers that nobody else has
+	client, shared := a.informers(t, netinformers.Options{Names: true})
 	o := Options{
 		Addresses:  []netip.Addr{netip.MustParseAddr(listenAddr)},
-		Kubeconfig: a.kubeconfig(t),
+		Informers:  shared,
+		Client:     client,
 		ClusterDNS: []netip.Addr{netip.MustParseAddr("10.43.0.10")},
 		ResolvConf: filepath.Join(t.TempDir(), "resolv.conf"),
 		Logger:     ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true))),
@@ -291,15 +295,35 @@ func run(t *testing.T, a *api, change func(*Options)) *Server {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1) // read in the clean-up only
-	go func() { done <- s.Run(ctx) }()
+	parts := []func(context.Context) error{shared.Run, s.Run}
+	done := make(chan error, len(parts)) // each part's result, read in the clean-up
+	for _, run := range parts {
+		go func() { done <- run(ctx) }()
+	}
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
+		for range parts {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
 		}
 	})
 	return s
+}
+
+// informers are a node's, which the caller runs.
+func (a *api) informers(t testing.TB, o netinformers.Options) (kubernetes.Interface, *netinformers.Informers) {
+	t.Helper()
+	client, err := netinformers.NewClient(a.kubeconfig(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Client, o.NodeName = client, "n1"
+	shared, err := netinformers.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client, shared
 }
 
 func query(proto, name string, qtype uint16) (answers []string, rcode string, err error) {

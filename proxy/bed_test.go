@@ -162,7 +162,7 @@ func (b *testbed) start(t *testing.T) {
 // newTestProxy makes the informers and the proxy; the caller runs both.
 func newTestProxy(t *testing.T, ctx context.Context, client kubernetes.Interface, o Options) (*netinformers.Informers, *Proxy) {
 	t.Helper()
-	shared, err := netinformers.New(netinformers.Options{Client: client, NodeName: "n1", AllNodes: true, Services: true}) // as a node has them
+	shared, err := netinformers.New(netinformers.Options{Client: client, NodeName: "n1", AllNodes: true, Services: true, Names: true}) // as a node has them
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package netinformers is the one set of caches that a node's network parts share: the pod network, the Service proxy,
-// and what enforces NetworkPolicies read the same objects, held once and trimmed to what those parts use.
+// the cluster DNS and what enforces NetworkPolicies read the same objects, held once and trimmed to what those parts use.
 //
 // It owns the watches with the network's read-only identity. Options say what is watched; nothing else ever is. It never
-// writes to the API. The cluster DNS is not served from here: CoreDNS keeps caches in a form of its own and takes no others.
+// writes to the API.
 package netinformers
 
 import (
@@ -55,6 +55,8 @@ type Options struct {
 	// Services watches what a Service proxy needs: Services that have an address, EndpointSlices that are not headless,
 	// and ServiceCIDRs.
 	Services bool
+	// Names watches what the cluster DNS needs: all Services, all EndpointSlices, and Namespaces. The Service proxy's are among them, so nothing is watched twice.
+	Names bool
 	// Policies watches what enforces NetworkPolicies: those, and from PolicyInformers.WatchPeers on Namespaces and the pods of
 	// all nodes.
 	Policies bool
@@ -81,8 +83,14 @@ func New(o Options) (*Informers, error) {
 		peers:   informers.NewSharedInformerFactoryWithOptions(o.Client, 0, informers.WithTransform(trim)),
 	}
 	i.watchNodes()
-	if o.Services {
+	if o.Services || o.Names {
 		i.watchServices()
+	}
+	if o.Services {
+		i.factory.Networking().V1().ServiceCIDRs().Informer()
+	}
+	if o.Names {
+		i.factory.Core().V1().Namespaces().Informer()
 	}
 	if o.Policies {
 		i.watchPolicies()
@@ -102,24 +110,28 @@ func (i *Informers) watchNodes() {
 	})
 }
 
+// watchServices leaves out what a Service proxy does not serve, where nobody else wants it; served says the same of an object.
 func (i *Informers) watchServices() {
 	i.factory.InformerFor(&corev1.Service{}, func(c kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
-		return coreinformers.NewFilteredServiceInformer(c, metav1.NamespaceAll, resync, byNamespace(), func(o *metav1.ListOptions) {
-			o.LabelSelector = "!" + apis.LabelServiceProxyName
-			o.FieldSelector = fields.OneTermNotEqualSelector("spec.clusterIP", corev1.ClusterIPNone).String()
+		return coreinformers.NewFilteredServiceInformer(c, metav1.NamespaceAll, resync, cache.Indexers{}, func(o *metav1.ListOptions) {
+			if !i.o.Names {
+				o.LabelSelector = "!" + apis.LabelServiceProxyName
+				o.FieldSelector = fields.OneTermNotEqualSelector("spec.clusterIP", corev1.ClusterIPNone).String()
+			}
 		})
 	})
 	i.factory.InformerFor(&discoveryv1.EndpointSlice{}, func(c kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
-		return discoveryinformers.NewFilteredEndpointSliceInformer(c, metav1.NamespaceAll, resync, byNamespace(), func(o *metav1.ListOptions) {
-			o.LabelSelector = "!" + corev1.IsHeadlessService
+		return discoveryinformers.NewFilteredEndpointSliceInformer(c, metav1.NamespaceAll, resync, cache.Indexers{}, func(o *metav1.ListOptions) {
+			if !i.o.Names {
+				o.LabelSelector = "!" + corev1.IsHeadlessService
+			}
 		})
 	})
-	i.factory.Networking().V1().ServiceCIDRs().Informer()
 }
 
 func (i *Informers) watchPolicies() {
 	i.factory.Networking().V1().NetworkPolicies().Informer()
-	i.peers.Core().V1().Namespaces().Informer()
+	i.namespaces().Informer()
 	i.peers.InformerFor(&corev1.Pod{}, func(c kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
 		return coreinformers.NewFilteredPodInformer(c, metav1.NamespaceAll, resync, byNamespace(), func(o *metav1.ListOptions) {
 			// A pod that has ended has no address any more that a policy could speak of.
@@ -129,6 +141,14 @@ func (i *Informers) watchPolicies() {
 			).String()
 		})
 	})
+}
+
+// namespaces are followed from the start where the cluster DNS needs them, and else when a policy does.
+func (i *Informers) namespaces() coreinformers.NamespaceInformer {
+	if i.o.Names {
+		return i.factory.Core().V1().Namespaces()
+	}
+	return i.peers.Core().V1().Namespaces()
 }
 
 func byNamespace() cache.Indexers {
@@ -159,32 +179,13 @@ func (i *Informers) NodeName() string { return i.o.NodeName }
 // Nodes holds this node, or all with Options.AllNodes.
 func (i *Informers) Nodes() coreinformers.NodeInformer { return i.factory.Core().V1().Nodes() }
 
-// ServiceInformers are there with Options.Services.
-type ServiceInformers struct {
-	Services       coreinformers.ServiceInformer
-	EndpointSlices discoveryinformers.EndpointSliceInformer
-	ServiceCIDRs   networkinginformers.ServiceCIDRInformer
-}
-
-// Services returns an error when the options did not ask for Services.
-func (i *Informers) Services() (ServiceInformers, error) {
-	if !i.o.Services {
-		return ServiceInformers{}, errors.New("netinformers: Services are not watched: set Options.Services")
-	}
-	return ServiceInformers{
-		Services:       i.factory.Core().V1().Services(),
-		EndpointSlices: i.factory.Discovery().V1().EndpointSlices(),
-		ServiceCIDRs:   i.factory.Networking().V1().ServiceCIDRs(),
-	}, nil
-}
-
 // PolicyInformers are there with Options.Policies.
 type PolicyInformers struct {
 	NetworkPolicies networkinginformers.NetworkPolicyInformer
 	Namespaces      coreinformers.NamespaceInformer
 	// Pods are those of all nodes that have not ended.
 	Pods coreinformers.PodInformer
-	// WatchPeers begins to fill Namespaces and Pods, once for all. A cluster without policies need not hold every pod on every node.
+	// WatchPeers begins to fill Pods, and Namespaces where nobody else has them filled, once for all. A cluster without policies need not hold every pod on every node.
 	WatchPeers func()
 }
 
@@ -195,7 +196,7 @@ func (i *Informers) Policies() (PolicyInformers, error) {
 	}
 	return PolicyInformers{
 		NetworkPolicies: i.factory.Networking().V1().NetworkPolicies(),
-		Namespaces:      i.peers.Core().V1().Namespaces(),
+		Namespaces:      i.namespaces(),
 		Pods:            i.peers.Core().V1().Pods(),
 		WatchPeers:      func() { i.need.Do(func() { close(i.needed) }) },
 	}, nil

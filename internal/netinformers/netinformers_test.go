@@ -26,6 +26,7 @@ func TestWatchesWhatOptionsSay(t *testing.T) {
 	const (
 		ownNode  = "nodes fields=metadata.name=n1"
 		services = "endpointslices labels=!service.kubernetes.io/headless, servicecidrs, services fields=spec.clusterIP!=None labels=!service.kubernetes.io/service-proxy-name"
+		names    = "endpointslices, namespaces, nodes fields=metadata.name=n1, services"
 		policies = "networkpolicies, nodes"
 		peers    = "namespaces, networkpolicies, nodes, pods fields=status.phase!=Failed,status.phase!=Succeeded"
 	)
@@ -38,6 +39,11 @@ func TestWatchesWhatOptionsSay(t *testing.T) {
 		{"this node alone", Options{}, ownNode, false},
 		{"all nodes", Options{AllNodes: true}, "nodes", false},
 		{"a Service proxy", Options{Services: true}, strings.Replace(services, "servicecidrs", ownNode+", servicecidrs", 1), false},
+		{"the cluster DNS", Options{Names: true}, names, false},
+		{"a Service proxy and the cluster DNS", Options{Services: true, Names: true}, strings.Replace(names, "services", "servicecidrs, services", 1), false},
+		{"policies and the cluster DNS", Options{AllNodes: true, Policies: true, Names: true}, "endpointslices, namespaces, networkpolicies, nodes, services", false},
+		{"policies with those that they speak of, and the cluster DNS", Options{AllNodes: true, Policies: true, Names: true},
+			"endpointslices, namespaces, networkpolicies, nodes, pods fields=status.phase!=Failed,status.phase!=Succeeded, services", true},
 		{"policies and all nodes", Options{AllNodes: true, Policies: true}, policies, false},
 		{"policies with those that they speak of", Options{AllNodes: true, Policies: true}, peers, true},
 	} {
@@ -130,6 +136,9 @@ func TestAskingForWhatIsNotWatched(t *testing.T) {
 	if _, err := i.Policies(); err == nil {
 		t.Error("policies that nobody watches were handed out")
 	}
+	if _, err := i.Names(); err == nil {
+		t.Error("what has a name and nobody watches was handed out")
+	}
 	if _, err := New(Options{NodeName: "n1"}); err == nil {
 		t.Error("no client, and no error")
 	}
@@ -166,7 +175,7 @@ func TestTrim(t *testing.T) {
 		ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "m"}}, OwnerReferences: []metav1.OwnerReference{{Name: "o"}},
 		Finalizers: []string{"f"},
 	}
-	port, node, zone, host := int32(80), "n1", "z", "h"
+	port, node, zone, host, yes := int32(80), "n1", "z", "h", true
 	for _, c := range []struct{ in, want any }{
 		{
 			&corev1.Service{ObjectMeta: annotated(full, corev1.LastAppliedConfigAnnotation, "{}"), Spec: corev1.ServiceSpec{ClusterIP: "10.43.0.1"},
@@ -185,7 +194,25 @@ func TestTrim(t *testing.T) {
 				}}},
 			&discoveryv1.EndpointSlice{ObjectMeta: labelled(map[string]string{corev1.EndpointsLastChangeTriggerTime: "now"}), AddressType: "IPv4",
 				Ports:     []discoveryv1.EndpointPort{{Port: &port}},
-				Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.42.0.2"}, NodeName: &node, Zone: &zone}}},
+				Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.42.0.2"}, Hostname: &host, NodeName: &node, Zone: &zone}}},
+		},
+		{
+			&corev1.Service{ObjectMeta: annotated(full, "a", "b"), Spec: corev1.ServiceSpec{ClusterIP: "None", ClusterIPs: []string{"None"}, Type: corev1.ServiceTypeClusterIP,
+				Selector: map[string]string{"app": "db"}, Ports: []corev1.ServicePort{{Port: 80}}, ExternalIPs: []string{"192.0.2.9"}}},
+			&corev1.Service{ObjectMeta: bare(), Spec: corev1.ServiceSpec{ClusterIP: "None", ClusterIPs: []string{"None"}, Type: corev1.ServiceTypeClusterIP,
+				Ports: []corev1.ServicePort{{Port: 80}}, ExternalIPs: []string{"192.0.2.9"}}},
+		},
+		{
+			&discoveryv1.EndpointSlice{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "x", UID: "u", ResourceVersion: "7", Annotations: map[string]string{"a": "b"}, Labels: map[string]string{
+					discoveryv1.LabelServiceName: "db", corev1.IsHeadlessService: "", "app": "db"}},
+				AddressType: "IPv4", Ports: []discoveryv1.EndpointPort{{Port: &port}},
+				Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.42.0.2"}, Conditions: discoveryv1.EndpointConditions{Ready: &yes, Serving: &yes}, NodeName: &node, Zone: &zone, Hostname: &host}}},
+			&discoveryv1.EndpointSlice{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "x", UID: "u", ResourceVersion: "7", Labels: map[string]string{
+					discoveryv1.LabelServiceName: "db", corev1.IsHeadlessService: ""}},
+				AddressType: "IPv4", Ports: []discoveryv1.EndpointPort{{Port: &port}},
+				Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.42.0.2"}, Conditions: discoveryv1.EndpointConditions{Ready: &yes}, Hostname: &host}}},
 		},
 		{
 			&corev1.Node{ObjectMeta: full, Spec: corev1.NodeSpec{PodCIDRs: []string{"10.42.0.0/24"}, ProviderID: "p"},

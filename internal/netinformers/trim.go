@@ -22,12 +22,21 @@ func trim(obj any) (any, error) {
 	switch o := obj.(type) {
 	case *corev1.Service:
 		meta := identity(o)
+		if headless(o) {
+			return &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{
+				Type: o.Spec.Type, ClusterIP: o.Spec.ClusterIP, ClusterIPs: o.Spec.ClusterIPs, Ports: o.Spec.Ports, ExternalIPs: o.Spec.ExternalIPs,
+			}}, nil
+		}
 		meta.Labels, meta.CreationTimestamp = o.Labels, o.CreationTimestamp // of two with one external IP the older one has it
 		meta.Annotations = maps.Clone(o.Annotations)
 		delete(meta.Annotations, corev1.LastAppliedConfigAnnotation)
 		return &corev1.Service{ObjectMeta: meta, Spec: o.Spec, Status: corev1.ServiceStatus{LoadBalancer: o.Status.LoadBalancer, Conditions: loadBalancers(o.Status.Conditions)}}, nil
 	case *discoveryv1.EndpointSlice:
 		meta := identity(o)
+		if ofHeadless(o) {
+			meta.Labels = map[string]string{discoveryv1.LabelServiceName: o.Labels[discoveryv1.LabelServiceName], corev1.IsHeadlessService: ""}
+			return &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: o.AddressType, Ports: o.Ports, Endpoints: named(o.Endpoints)}, nil
+		}
 		meta.Labels, meta.Annotations = o.Labels, o.Annotations // when the change was triggered is an annotation
 		return &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: o.AddressType, Ports: o.Ports, Endpoints: endpoints(o.Endpoints)}, nil
 	case *networkingv1.ServiceCIDR:
@@ -79,7 +88,19 @@ func endpoints(all []discoveryv1.Endpoint) []discoveryv1.Endpoint {
 	out := make([]discoveryv1.Endpoint, 0, len(all))
 	for i := range all {
 		e := &all[i]
-		out = append(out, discoveryv1.Endpoint{Addresses: e.Addresses, Conditions: e.Conditions, NodeName: e.NodeName, Zone: e.Zone, Hints: e.Hints})
+		out = append(out, discoveryv1.Endpoint{
+			Addresses: e.Addresses, Conditions: e.Conditions, Hostname: e.Hostname, NodeName: e.NodeName, Zone: e.Zone, Hints: e.Hints,
+		})
+	}
+	return out
+}
+
+// named are the endpoints of a headless Service, which have nothing but names.
+func named(all []discoveryv1.Endpoint) []discoveryv1.Endpoint {
+	out := make([]discoveryv1.Endpoint, 0, len(all))
+	for i := range all {
+		e := &all[i]
+		out = append(out, discoveryv1.Endpoint{Addresses: e.Addresses, Conditions: discoveryv1.EndpointConditions{Ready: e.Conditions.Ready}, Hostname: e.Hostname})
 	}
 	return out
 }

@@ -32,17 +32,14 @@ const (
 	maxEvent = 16 << 20
 )
 
-// watched is what an agent watches, by the path of the API and the selectors.
-type watched struct {
-	path           string
-	fields, labels string
-}
+// watched is what an agent watches, by the path of the API and the field selector.
+type watched struct{ path, fields string }
 
 // kubeletWatches are those of the node's own identity besides its pods', and authority's in a namespace where it has pods with a token.
 func kubeletWatches(node string) []watched {
 	return []watched{
 		{path: "/api/v1/nodes", fields: "metadata.name=" + node},
-		{path: "/api/v1/services"},
+		{path: "/api/v1/services", fields: "spec.clusterIP!=None"},
 		{path: "/apis/storage.k8s.io/v1/csidrivers"},
 		{path: "/apis/node.k8s.io/v1/runtimeclasses"},
 		{path: "/apis/certificates.k8s.io/v1/podcertificaterequests", fields: "spec.nodeName=" + node},
@@ -53,22 +50,20 @@ func authority(namespace string) watched {
 	return watched{path: "/api/v1/namespaces/" + namespace + "/configmaps", fields: "metadata.name=kube-root-ca.crt"}
 }
 
-// networkWatches are those of the identity of pod network, Service proxy and DNS: internal/netinformers', those of four settings, and CoreDNS's.
+// networkWatches are those of the identity of pod network, Service proxy and DNS: internal/netinformers', and those of four settings.
 func networkWatches() []watched {
 	const settings = "/api/v1/namespaces/kube-system/configmaps"
 	return []watched{
 		{path: "/api/v1/nodes"},
-		{path: "/api/v1/services", fields: "spec.clusterIP!=None", labels: "!service.kubernetes.io/service-proxy-name"},
-		{path: "/apis/discovery.k8s.io/v1/endpointslices", labels: "!service.kubernetes.io/headless"},
+		{path: "/api/v1/services"},
+		{path: "/apis/discovery.k8s.io/v1/endpointslices"},
+		{path: "/api/v1/namespaces"},
 		{path: "/apis/networking.k8s.io/v1/servicecidrs"},
 		{path: "/apis/networking.k8s.io/v1/networkpolicies"},
 		{path: settings, fields: "metadata.name=" + cluster.BackendConfigMap},
 		{path: settings, fields: "metadata.name=" + cluster.VIPConfigMap},
 		{path: settings, fields: "metadata.name=" + lbholders.ConfigMap},
 		{path: settings, fields: "metadata.name=coredns-custom"}, // dns.CustomConfigMap, whose package has all of CoreDNS
-		{path: "/api/v1/services"},
-		{path: "/apis/discovery.k8s.io/v1/endpointslices"},
-		{path: "/api/v1/namespaces"},
 	}
 }
 
@@ -89,9 +84,6 @@ func (n *node) watch(ctx context.Context, client *http.Client, what watched) {
 	s := &stream{client: client, url: "https://" + n.server + what.path, selectors: url.Values{}}
 	if what.fields != "" {
 		s.selectors.Set("fieldSelector", what.fields)
-	}
-	if what.labels != "" {
-		s.selectors.Set("labelSelector", what.labels)
 	}
 	began := make(chan struct{})
 	var once sync.Once

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/coredns/coredns/plugin/kubernetes/object"
+	"github.com/miekg/dns"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2/ktesting"
+
+	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+// many tells the API of Services with endpoints, of which every tenth is headless.
+func (a *api) many(services, endpoints int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	ready := true
+	for i := range services {
+		name, node := fmt.Sprintf("service-%d", i), fmt.Sprintf("node-%d", i%10)
+		labels := map[string]string{"app.kubernetes.io/name": name, "app.kubernetes.io/instance": name}
+		meta := func(name string) metav1.ObjectMeta {
+			return metav1.ObjectMeta{
+				Namespace: "default", Name: name, ResourceVersion: "3", UID: "7a6c2a35-3d0c-4a0c-9c55-3d0c4a0c9c55", Labels: map[string]string{},
+				Annotations:   map[string]string{"example.org/checksum": "7a6c2a35-3d0c-4a0c-9c55-3d0c4a0c9c55"},
+				ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "helm", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:spec":{"f:ports":{},"f:selector":{}}}`)}}},
+			}
+		}
+		ip := fmt.Sprintf("10.43.%d.%d", i/250, i%250+1)
+		slice := &discoveryv1.EndpointSlice{
+			TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"}, ObjectMeta: meta(name + "-x7k2p"), AddressType: discoveryv1.AddressTypeIPv4,
+		}
+		if i%10 == 0 {
+			ip, slice.Labels[corev1.IsHeadlessService] = corev1.ClusterIPNone, ""
+		}
+		service := &corev1.Service{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Service"}, ObjectMeta: meta(name), Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeClusterIP, ClusterIP: ip, ClusterIPs: []string{ip}, Selector: labels, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol},
+			Ports: []corev1.ServicePort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP}},
+		}}
+		slice.Labels[discoveryv1.LabelServiceName], slice.Labels[discoveryv1.LabelManagedBy] = name, "endpointslice-controller.k8s.io"
+		for key, value := range labels {
+			service.Labels[key], slice.Labels[key] = value, value
+		}
+		port, portName, proto := int32(8080), "http", corev1.ProtocolTCP
+		slice.Ports = []discoveryv1.EndpointPort{{Name: &portName, Port: &port, Protocol: &proto}}
+		for j := range endpoints {
+			slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
+				Addresses: []string{fmt.Sprintf("10.%d.%d.%d", 64+j, i/250, i%250+1)}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &ready, Serving: &ready},
+				TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: "default", Name: name + "-5b8f9c7d6-x7k2p", UID: "7a6c2a35-3d0c-4a0c-9c55-3d0c4a0c9c55"},
+			})
+		}
+		a.lists["/api/v1/services"] = append(a.lists["/api/v1/services"], service)
+		a.lists["/apis/discovery.k8s.io/v1/endpointslices"] = append(a.lists["/apis/discovery.k8s.io/v1/endpointslices"], slice)
+	}
+}
+
+func heap() uint64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// BenchmarkMemory is what a Service proxy's caches and the cluster's DNS take together with 1,000 Services of three endpoints each. The first time counts: later ones begin amid the garbage of those before.
+func BenchmarkMemory(b *testing.B) {
+	nstest.Require(b) // for the port
+	took := 0.0
+	for b.Loop() {
+		a := newAPI(b)
+		a.lists["/api/v1/namespaces"] = append(a.lists["/api/v1/namespaces"], &corev1.Namespace{
+			TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: "default", ResourceVersion: "2"},
+		})
+		a.many(1000, 3)
+		before := heap()
+		client, shared := a.informers(b, netinformers.Options{Services: true, Names: true})
+		s, err := NewServer(Options{
+			Addresses: []netip.Addr{netip.MustParseAddr(listenAddr)}, Informers: shared, Client: client, ResolvConf: filepath.Join(b.TempDir(), "resolv.conf"),
+			Logger: ktesting.NewLogger(b, ktesting.NewConfig(ktesting.BufferLogs(true))),
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 2) // one for each of the two
+		go func() { done <- shared.Run(ctx) }()
+		go func() { done <- s.Run(ctx) }()
+		for _, name := range []string{"service-990", "service-999"} {
+			testenv.Eventually(b, time.Minute, name, func() error {
+				got, rcode, err := query("udp", name+".default.svc.cluster.local", dns.TypeA)
+				if err == nil && len(got) == 0 {
+					err = fmt.Errorf("%s", rcode)
+				}
+				return err
+			})
+		}
+		if took == 0 {
+			took = float64(heap()-before) / 1024
+		}
+		cancel()
+		for range 2 {
+			if err := <-done; err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.ReportMetric(took, "KB")
+}
+
+// BenchmarkLookup is what it costs to find a Service, and the endpoints of a headless one.
+func BenchmarkLookup(b *testing.B) {
+	for _, endpoints := range []int{3, 100} {
+		a := newAPI(b)
+		a.many(1000, endpoints)
+		_, shared := a.informers(b, netinformers.Options{Names: true})
+		c, err := newCluster(shared, ktesting.NewLogger(b, ktesting.NewConfig()))
+		if err != nil {
+			b.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1) // read at the end only
+		go func() { done <- shared.Run(ctx) }()
+		testenv.Eventually(b, time.Minute, "the first lists", func() error {
+			if !c.HasSynced() {
+				return fmt.Errorf("not yet")
+			}
+			return nil
+		})
+		if endpoints == 3 {
+			b.Run("a Service", func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					if len(c.SvcIndex(object.ServiceKey("service-999", "default"))) != 1 {
+						b.Fatal("it is not found")
+					}
+				}
+			})
+		}
+		b.Run(fmt.Sprintf("%d endpoints", endpoints), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if len(c.EpIndex(object.EndpointsKey("service-990", "default"))) != 1 {
+					b.Fatal("they are not found")
+				}
+			}
+		})
+		cancel()
+		if err := <-done; err != nil {
+			b.Fatal(err)
+		}
+	}
+}
