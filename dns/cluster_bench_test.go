@@ -35,7 +35,7 @@ func (a *api) many(services, endpoints int) {
 			return metav1.ObjectMeta{
 				Namespace: "default", Name: name, ResourceVersion: "3", UID: "7a6c2a35-3d0c-4a0c-9c55-3d0c4a0c9c55", Labels: map[string]string{},
 				Annotations:   map[string]string{"example.org/checksum": "7a6c2a35-3d0c-4a0c-9c55-3d0c4a0c9c55"},
-				ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "helm", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:spec":{"f:ports":{},"f:selector":{}}}`)}}},
+				ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "helm", FieldsV1: metav1.NewFieldsV1(`{"f:spec":{"f:ports":{},"f:selector":{}}}`)}},
 			}
 		}
 		ip := fmt.Sprintf("10.43.%d.%d", i/250, i%250+1)
