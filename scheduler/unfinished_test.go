@@ -115,7 +115,7 @@ func TestUnfinishedPods(t *testing.T) {
 	}
 	slices.Sort(want)
 	slices.Sort(names)
-	for i, h := range handlers {
+	for i, h := range handlers { // each is told by a goroutine of its own, which says nothing when it is done
 		for deadline := time.Now().Add(30 * time.Second); h.String() != fmt.Sprint(want, []string(nil)); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("handler %d was told of %s, want %s", i, h, want)
