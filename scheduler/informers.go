@@ -43,7 +43,7 @@ func newInformers(shared informers.SharedInformerFactory) *termInformers {
 func (f *termInformers) InformerFor(obj runtime.Object, newFunc internalinterfaces.NewInformerFunc) cache.SharedIndexInformer {
 	informer := f.SharedInformerFactory.InformerFor(obj, newFunc)
 	if _, ok := obj.(*corev1.Pod); ok {
-		informer = unfinishedPods{informer}
+		informer = newUnfinishedPods(informer)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -4,41 +4,24 @@ package scheduler
 
 import (
 	"slices"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/internal/filtered"
 )
 
 // unfinishedPods is an informer of all pods that shows only those that have not finished: one that succeeds or fails is told as deleted.
-type unfinishedPods struct{ cache.SharedIndexInformer }
+type unfinishedPods struct{ filtered.Informer }
+
+func newUnfinishedPods(all cache.SharedIndexInformer) unfinishedPods {
+	return unfinishedPods{filtered.Informer{SharedIndexInformer: all, Shows: unfinished}}
+}
 
 // unfinished says whether a pod may still use what it asked for. It takes what handlers are given.
 func unfinished(obj any) bool {
-	if tombstone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-		obj = tombstone.Obj
-	}
-	pod, ok := obj.(*corev1.Pod)
+	pod, ok := filtered.Object(obj).(*corev1.Pod)
 	return ok && pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed
-}
-
-func onlyUnfinished(h cache.ResourceEventHandler) cache.ResourceEventHandler {
-	return cache.FilteringResourceEventHandler{FilterFunc: unfinished, Handler: h}
-}
-
-// AddEventHandler implements cache.SharedInformer.
-func (u unfinishedPods) AddEventHandler(h cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error) {
-	return u.SharedIndexInformer.AddEventHandler(onlyUnfinished(h))
-}
-
-// AddEventHandlerWithResyncPeriod implements cache.SharedInformer.
-func (u unfinishedPods) AddEventHandlerWithResyncPeriod(h cache.ResourceEventHandler, period time.Duration) (cache.ResourceEventHandlerRegistration, error) {
-	return u.SharedIndexInformer.AddEventHandlerWithResyncPeriod(onlyUnfinished(h), period)
-}
-
-// AddEventHandlerWithOptions implements cache.SharedInformer.
-func (u unfinishedPods) AddEventHandlerWithOptions(h cache.ResourceEventHandler, o cache.HandlerOptions) (cache.ResourceEventHandlerRegistration, error) {
-	return u.SharedIndexInformer.AddEventHandlerWithOptions(onlyUnfinished(h), o)
 }
 
 // GetStore implements cache.SharedInformer.
@@ -46,7 +29,7 @@ func (u unfinishedPods) GetStore() cache.Store { return u.GetIndexer() }
 
 // GetIndexer implements cache.SharedIndexInformer.
 func (u unfinishedPods) GetIndexer() cache.Indexer {
-	return unfinishedIndexer{u.SharedIndexInformer.GetIndexer()}
+	return unfinishedIndexer{u.Informer.GetIndexer()}
 }
 
 // unfinishedIndexer is for readers: it shows no pods that have finished. Keys alone are those of all pods.

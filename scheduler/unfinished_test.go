@@ -21,6 +21,8 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/cache"
 	upstream "k8s.io/kubernetes/pkg/scheduler"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // told is which pods a handler has been told of, by name, with their phase.
@@ -115,12 +117,13 @@ func TestUnfinishedPods(t *testing.T) {
 	}
 	slices.Sort(want)
 	slices.Sort(names)
-	for i, h := range handlers { // each is told by a goroutine of its own, which says nothing when it is done
-		for deadline := time.Now().Add(30 * time.Second); h.String() != fmt.Sprint(want, []string(nil)); time.Sleep(time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("handler %d was told of %s, want %s", i, h, want)
+	for i, h := range handlers { // each is told by a goroutine of its own
+		testenv.Eventually(t, time.Minute, fmt.Sprintf("handler %d has been told", i), func() error {
+			if got := h.String(); got != fmt.Sprint(want, []string(nil)) {
+				return fmt.Errorf("of %s, want %s", got, want)
 			}
-		}
+			return nil
+		})
 	}
 
 	lister := factory.Core().V1().Pods().Lister()
@@ -176,7 +179,8 @@ func TestUpstreamLeavesOutTheSamePods(t *testing.T) {
 		left := 0
 		for _, phase := range []corev1.PodPhase{corev1.PodPending, corev1.PodRunning, corev1.PodUnknown, corev1.PodSucceeded, corev1.PodFailed} {
 			shown := w.GetWatchRestrictions().Fields.Matches(fields.Set{"status.phase": string(phase)})
-			if shown != unfinished(&corev1.Pod{Status: corev1.PodStatus{Phase: phase}}) {
+			pod := &corev1.Pod{Status: corev1.PodStatus{Phase: phase}}
+			if shown != unfinished(pod) || shown != unfinished(cache.DeletedFinalStateUnknown{Obj: pod}) {
 				t.Errorf("upstream shows %s: %t", phase, shown)
 			}
 			if !shown {

@@ -4,7 +4,6 @@ package netinformers
 
 import (
 	"errors"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -13,6 +12,8 @@ import (
 	networkinginformers "k8s.io/client-go/informers/networking/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/proxy/apis"
+
+	"github.com/coracle-k8s/coracle/internal/filtered"
 )
 
 // ServiceInformers are there with Options.Services. Their handlers hear only of what a Service proxy serves; the caches below hold the rest, too, where Options.Names asks for it.
@@ -55,10 +56,7 @@ func (i *Informers) Names() (NameInformers, error) {
 
 // served says whether a Service proxy serves an object: whether the selectors of watchServices would have let it through.
 func served(obj any) bool {
-	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-		obj = gone.Obj
-	}
-	switch o := obj.(type) {
+	switch o := filtered.Object(obj).(type) {
 	case *corev1.Service:
 		_, others := o.Labels[apis.LabelServiceProxyName]
 		return !others && !headless(o)
@@ -79,7 +77,7 @@ type servedServices struct{ coreinformers.ServiceInformer }
 
 // Informer implements coreinformers.ServiceInformer.
 func (s servedServices) Informer() cache.SharedIndexInformer {
-	return servedOnly{s.ServiceInformer.Informer()}
+	return filtered.Informer{SharedIndexInformer: s.ServiceInformer.Informer(), Shows: served}
 }
 
 type servedSlices struct {
@@ -88,27 +86,5 @@ type servedSlices struct {
 
 // Informer implements discoveryinformers.EndpointSliceInformer.
 func (s servedSlices) Informer() cache.SharedIndexInformer {
-	return servedOnly{s.EndpointSliceInformer.Informer()}
-}
-
-// servedOnly has its handlers hear of what is served: what begins to be is added to them, what ends to be is deleted, as a watch with selectors would have it.
-type servedOnly struct{ cache.SharedIndexInformer }
-
-func only(h cache.ResourceEventHandler) cache.ResourceEventHandler {
-	return cache.FilteringResourceEventHandler{FilterFunc: served, Handler: h}
-}
-
-// AddEventHandler implements cache.SharedInformer.
-func (s servedOnly) AddEventHandler(h cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error) {
-	return s.SharedIndexInformer.AddEventHandler(only(h))
-}
-
-// AddEventHandlerWithResyncPeriod implements cache.SharedInformer.
-func (s servedOnly) AddEventHandlerWithResyncPeriod(h cache.ResourceEventHandler, resync time.Duration) (cache.ResourceEventHandlerRegistration, error) {
-	return s.SharedIndexInformer.AddEventHandlerWithResyncPeriod(only(h), resync)
-}
-
-// AddEventHandlerWithOptions implements cache.SharedInformer.
-func (s servedOnly) AddEventHandlerWithOptions(h cache.ResourceEventHandler, o cache.HandlerOptions) (cache.ResourceEventHandlerRegistration, error) {
-	return s.SharedIndexInformer.AddEventHandlerWithOptions(only(h), o)
+	return filtered.Informer{SharedIndexInformer: s.EndpointSliceInformer.Informer(), Shows: served}
 }
