@@ -49,7 +49,7 @@ func TestDefaults(t *testing.T) {
 		"label":                                s.NodeLabels["rack"] == "a",
 		"taint":                                len(s.RegisterWithTaints) == 1 && s.RegisterWithTaints[0].Effect == corev1.TaintEffectNoSchedule,
 		"lease of 40 s":                        s.NodeLeaseDurationSeconds == 40,
-		"status is written every five minutes": s.NodeStatusReportFrequency.Duration == 5*time.Minute,
+		"status is written twice an hour":      s.NodeStatusReportFrequency.Duration == 30*time.Minute,
 		"eviction":                             s.EvictionHard["nodefs.available"] == "5%",
 		"upstream's default where we set none": s.MaxPods == 110,
 		"pods are synced as upstream does it":  s.SyncFrequency.Duration == time.Minute, // docs/adr/0055

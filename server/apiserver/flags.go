@@ -209,7 +209,8 @@ func applyExtraArgs(s *kubeoptions.ServerRunOptions, args []string) error {
 // between API servers of different versions, which needs a CA that is not given
 // but writes a lease every ten seconds all the same, and which CheckArgs refuses; native histograms, a
 // second form of every histogram for Prometheus servers that ask for it, which
-// takes as much memory as all other metrics together; and a second goroutine that decodes for each watch of the store. It turns on
+// takes as much memory as all other metrics together; a second goroutine that decodes for each watch of the store; and the watch cache's views of the
+// past for lists at an old revision, which the store answers, with the comparison of cache and store every five minutes that only these need (ADR 0121). It turns on
 // that watches are served above the filters through which they came, whose stack is five times what serving needs. With
 // the gate a watch ends for audit and traces when it begins, so it stays off where these are asked for (ADR 0072). Gates may be named with a
 // component or without, but upstream wants all of them alike.
@@ -222,7 +223,8 @@ func defaultFeatureGates(args []string) string {
 		}
 		told = told || (strings.HasPrefix(name, "audit-") || name == "tracing-config-file") && value != ""
 	}
-	gates := []string{string(peerProxy) + "=false", "NativeHistograms=false", string(features.ConcurrentWatchObjectDecode) + "=false"}
+	gates := []string{string(peerProxy) + "=false", "NativeHistograms=false", string(features.ConcurrentWatchObjectDecode) + "=false",
+		string(features.ListFromCacheSnapshot) + "=false", string(features.DetectCacheInconsistency) + "=false"}
 	if !told {
 		gates = append(gates, string(features.APIServingWithRoutine)+"=true")
 	}

@@ -27,6 +27,8 @@ import (
 	"k8s.io/kubernetes/pkg/kubeapiserver"
 
 	"github.com/coracle-k8s/coracle/internal/memtransport"
+
+	"github.com/coracle-k8s/coracle/internal/alike"
 )
 
 // informerResync is upstream's resync period for the API server's own informers.
@@ -63,7 +65,7 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	}
 	g := &generic{config: c}
 	g.informers = informers.NewSharedInformerFactoryWithOptions(client, informerResync,
-		informers.WithTransform(trim), informers.WithInformerName(opts.InformerName))
+		informers.WithTransform(alike.Transform(trim)), informers.WithInformerName(opts.InformerName))
 
 	if err := opts.Features.ApplyTo(c, client, g.informers); err != nil {
 		return nil, fmt.Errorf("applying features: %w", err)

@@ -63,7 +63,7 @@ func (c cachingFrom) storage(config *storagebackend.ConfigForResource, prefix st
 	s := &watchedStorage{Interface: raw, from: c.from, kept: c.kept, now: time.Now, log: c.log.With("resource", config.GroupResource.String())}
 	s.build = func() (front, error) {
 		made, err := cacher.NewCacherFromConfig(cacher.Config{
-			Storage: lasting{raw}, Versioner: storage.APIObjectVersioner{}, GroupResource: config.GroupResource, EventsHistoryWindow: config.EventsHistoryWindow,
+			Storage: &sharing{Interface: raw}, Versioner: storage.APIObjectVersioner{}, GroupResource: config.GroupResource, EventsHistoryWindow: config.EventsHistoryWindow,
 			ResourcePrefix: prefix, KeyFunc: key, NewFunc: newObject, NewListFunc: newList, GetAttrsFunc: attrs, IndexerFuncs: triggers, Indexers: indexers, Codec: config.Codec,
 		})
 		if err != nil {
@@ -74,12 +74,6 @@ func (c cachingFrom) storage(config *storagebackend.ConfigForResource, prefix st
 	}
 	return s, sync.OnceFunc(func() { s.close(); destroy() }), nil
 }
-
-// lasting is a store that outlives its caches. The store would estimate objects' sizes by the keys of its first one for ever, and refuse a second.
-type lasting struct{ storage.Interface }
-
-// EnableResourceSizeEstimation implements storage.Interface.
-func (lasting) EnableResourceSizeEstimation(storage.KeysFunc) error { return nil }
 
 // front is a cache before the store.
 type front struct {

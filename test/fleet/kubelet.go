@@ -24,7 +24,7 @@ import (
 
 const (
 	// reportEvery is how often a kubelet reports a status that has not changed (agent/kubelet).
-	reportEvery = 5 * time.Minute
+	reportEvery = 30 * time.Minute
 	// renewals is how often a Lease is renewed while it lasts.
 	renewals = 4
 	// images is how many a node has.

@@ -138,8 +138,8 @@ func withoutAddress(s *corev1.Service) string {
 func nodeTrouble(n *corev1.Node) string {
 	for _, c := range n.Status.Conditions {
 		switch {
-		case c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown:
-			return fmt.Sprintf("node %s has not been heard of since %s: is its machine on, and does coracle run there?", n.Name, c.LastHeartbeatTime.Local().Format(time.DateTime))
+		case c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown: // its last report may be half an hour older
+			return fmt.Sprintf("node %s has not been heard of since %s: is its machine on, and does coracle run there?", n.Name, c.LastTransitionTime.Local().Format(time.DateTime))
 		case c.Type == corev1.NodeReady && c.Status == corev1.ConditionFalse:
 			return fmt.Sprintf("node %s is not ready: %s", n.Name, c.Message)
 		}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"sync"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/apiserver/pkg/storage"
+
+	"github.com/coracle-k8s/coracle/internal/alike"
+)
+
+// sharing is the store as a watch cache's reflector sees it. The cache keeps the newest object of each name and, for as long as upstream's does, those before it: so each one has the equal parts
+// of the one before, and a new one those of another of its controller's (ADR 0121). One reflector at a time reads through it.
+type sharing struct {
+	storage.Interface
+
+	mu     sync.Mutex
+	newest map[types.NamespacedName]runtime.Object
+	family alike.Family
+}
+
+// EnableResourceSizeEstimation implements storage.Interface. A store outlives its caches: it would estimate objects' sizes by the keys of its first one for ever, and refuse a second.
+func (s *sharing) EnableResourceSizeEstimation(storage.KeysFunc) error { return nil }
+
+// GetList implements storage.Interface.
+func (s *sharing) GetList(ctx context.Context, key string, opts storage.ListOptions, list runtime.Object) error {
+	if err := s.Interface.GetList(ctx, key, opts, list); err != nil {
+		return err
+	}
+	s.forget()
+	return meta.EachListItem(list, func(o runtime.Object) error {
+		s.keep(watch.Added, o)
+		return nil
+	})
+}
+
+// Watch implements storage.Interface.
+func (s *sharing) Watch(ctx context.Context, key string, opts storage.ListOptions) (watch.Interface, error) {
+	in, err := s.Interface.Watch(ctx, key, opts)
+	if err != nil {
+		return nil, err
+	}
+	if opts.SendInitialEvents != nil && *opts.SendInitialEvents { // a list as a watch
+		s.forget()
+	}
+	w := &sharingWatch{Interface: in, out: make(chan watch.Event), stopped: make(chan struct{})}
+	go w.run(s)
+	return w, nil
+}
+
+// forget is for when all objects come anew.
+func (s *sharing) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.newest = nil
+}
+
+// keep shares the parts of an object that the watch cache is about to keep, or to forget.
+func (s *sharing) keep(kind watch.EventType, o runtime.Object) {
+	if timed, ok := o.(storage.WatchEventWithRecordTime); ok {
+		o = timed.Unwrap()
+	}
+	m, err := meta.Accessor(o)
+	if err != nil {
+		return
+	}
+	name := types.NamespacedName{Namespace: m.GetNamespace(), Name: m.GetName()}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.newest[name]
+	if old != nil {
+		alike.Share(old, o)
+	}
+	switch {
+	case kind == watch.Deleted:
+		delete(s.newest, name)
+		return
+	case old == nil:
+		s.family.Join(o)
+	}
+	if s.newest == nil {
+		s.newest = map[types.NamespacedName]runtime.Object{}
+	}
+	s.newest[name] = o
+}
+
+// sharingWatch passes on a watch's events.
+type sharingWatch struct {
+	watch.Interface
+	out     chan watch.Event
+	stopped chan struct{}
+	stop    sync.Once
+}
+
+// ResultChan implements watch.Interface.
+func (w *sharingWatch) ResultChan() <-chan watch.Event { return w.out }
+
+// Stop implements watch.Interface. Unlike watch.Filter's it also ends what waits for a reader that is gone.
+func (w *sharingWatch) Stop() {
+	w.stop.Do(func() { close(w.stopped) })
+	w.Interface.Stop()
+}
+
+func (w *sharingWatch) run(s *sharing) {
+	defer close(w.out)
+	for e := range w.Interface.ResultChan() {
+		if e.Type == watch.Added || e.Type == watch.Modified || e.Type == watch.Deleted {
+			s.keep(e.Type, e.Object)
+		}
+		select {
+		case w.out <- e:
+		case <-w.stopped:
+			return
+		}
+	}
+}
