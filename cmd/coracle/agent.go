@@ -119,10 +119,10 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 		return err
 	}
 	catchFatal(stopAll)
-	rest := pace(idle, busy)
+	rest, over := pace(idle, busy)
 	var beside sync.WaitGroup
 	beside.Go(func() { member.run(ctx) })
-	beside.Go(func() { announce(ctx, p, ready, rest) })
+	beside.Go(func() { announce(ctx, p, ready, rest, over) })
 	beside.Go(func() { _ = joined.Run(ctx) }) // it says itself what it cannot renew
 	for _, run := range []func() error{
 		func() error { return servers.Forward(ctx, port.mux.Default()) },

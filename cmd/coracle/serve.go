@@ -98,11 +98,11 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 		defer close(serverDone)
 		stopAll(s.Run(serving))
 	}()
-	rest := pace(idle, busy)
+	rest, over := pace(idle, busy)
 	announced := make(chan struct{})
 	go func() {
 		defer close(announced)
-		announce(ctx, p, s.Ready(), rest)
+		announce(ctx, p, s.Ready(), rest, over)
 	}()
 	nodeErr := runNode(ctx)
 	if nodeErr == nil {
@@ -133,17 +133,18 @@ func fitMemory(p *cli.Process) (idle, busy int) {
 	return gcPercent, gcPercentBusy
 }
 
-// pace collects garbage by how busy the process is, unless the environment says how, and returns what to call at rest.
-func pace(idle, busy int) (rest func()) {
+// pace collects garbage by how busy the process is, unless the environment says how, and returns what to call at rest, and what says that a burst of work is over.
+func pace(idle, busy int) (rest func(), over <-chan struct{}) {
 	if os.Getenv("GOGC") != "" {
-		return func() {}
+		return func() {}, nil
 	}
-	return footprint.NewPacer(idle, busy, time.Now).Rest
+	p := footprint.NewPacer(idle, busy, time.Now)
+	return p.Rest, p.Over()
 }
 
 // announce says that the process is ready once it is, and from then on gives back what only its start, or a burst of
 // work, needed.
-func announce(ctx context.Context, p *cli.Process, ready <-chan struct{}, rest func()) {
+func announce(ctx context.Context, p *cli.Process, ready <-chan struct{}, rest func(), over <-chan struct{}) {
 	select {
 	case <-ready:
 		p.Ready()
@@ -153,6 +154,7 @@ func announce(ctx context.Context, p *cli.Process, ready <-chan struct{}, rest f
 	for pause := settled; ; pause = trimEvery {
 		select {
 		case <-time.After(pause):
+		case <-over:
 		case <-ctx.Done():
 			return
 		}

@@ -21,6 +21,11 @@ const (
 	// for load allows. More would save little time, and at its largest a heap is as scattered as it will stay: Go moves
 	// nothing, and a page of which one object lives on is not given back.
 	busyRoom = 64 << 20
+	// busyMost is how many bytes may where so much lives that half of it would be more, down to busyLeast percent.
+	busyMost  = 160 << 20
+	busyLeast = 25
+	// worthwhile is how many bytes of garbage may pile up under load from which on a burst's end is worth two collections.
+	worthwhile = 96 << 20
 	// idleRoom is how many bytes of garbage may pile up at rest as long as that is at least idleLeast percent: a server
 	// of a thousand nodes has time to collect every few seconds, and half a gigabyte that lives.
 	idleRoom  = 64 << 20
@@ -28,8 +33,8 @@ const (
 )
 
 // Pacer chooses how much garbage may pile up by how often it is collected: little at rest, when a small heap costs
-// nothing, and less still where much lives; and much under load: as much as lives while that is little, and half of that when it is not. It looks only
-// when a collection has ended, so it never wakes an idle process.
+// nothing, and less still where much lives; and much under load: as much as lives while that is little, and half of that or less when it is not. It looks only
+// when a collection has ended, and once after a burst of work that left much behind, so it never wakes an idle process.
 type Pacer struct {
 	idle, busy int // GOGC values, percent
 	now        func() time.Time
@@ -41,16 +46,29 @@ type Pacer struct {
 	last    time.Time // of such a collection
 	counted uint64    // their number then
 	current int
+
+	after   func(time.Duration, func()) stopper
+	waiting stopper // for the end of a burst; nil while there is none
+	over    chan struct{}
 }
+
+// stopper is a time.Timer.
+type stopper interface{ Stop() bool }
 
 // NewPacer sets the value for rest and starts to look. now is the clock.
 func NewPacer(idle, busy int, now func() time.Time) *Pacer {
-	p := &Pacer{idle: idle, busy: busy, now: now, set: func(percent int) { debug.SetGCPercent(percent) }, heap: heap, last: now()}
+	p := &Pacer{
+		idle: idle, busy: busy, now: now, set: func(percent int) { debug.SetGCPercent(percent) }, heap: heap, last: now(),
+		after: func(d time.Duration, f func()) stopper { return time.AfterFunc(d, f) }, over: make(chan struct{}, 1),
+	}
 	p.counted, _ = heap()
 	p.Rest()
 	p.arm()
 	return p
 }
+
+// Over has a value when a burst of work has ended that may have left much garbage behind, which Go would collect two minutes later: the process is to Rest, and to Trim.
+func (p *Pacer) Over() <-chan struct{} { return p.over }
 
 // Rest goes back to the value for rest at once.
 func (p *Pacer) Rest() {
@@ -89,6 +107,23 @@ func (p *Pacer) collected() {
 	case since > idleAbove:
 		p.change(atRest(p.idle, live))
 	}
+	p.await(live/100*uint64(p.current) >= worthwhile && p.current > atRest(p.idle, live))
+}
+
+// await waits for a burst's end if there is one: that Go begins no collection for as long as makes a process one at rest. The caller holds mu.
+func (p *Pacer) await(burst bool) {
+	if p.waiting != nil {
+		p.waiting.Stop()
+		p.waiting = nil
+	}
+	if burst {
+		p.waiting = p.after(idleAbove, func() {
+			select {
+			case p.over <- struct{}{}:
+			default: // nobody has heard of the one before
+			}
+		})
+	}
 }
 
 // atRest returns the percentage for rest, given the one for a small heap and how many bytes live.
@@ -100,8 +135,9 @@ func atRest(idle int, live uint64) int {
 // underLoad returns the percentage for load, given the one for a small heap and how many bytes live. Its steps are coarse,
 // because a change of it stops the process for a moment.
 func underLoad(busy int, live uint64) int {
-	percent := int(busyRoom * 100 / max(live, 1) / 10 * 10)
-	return max(min(percent, busy), busy/2)
+	allowed := func(room uint64) int { return int(room * 100 / max(live, 1) / 5 * 5) }
+	percent := max(min(allowed(busyRoom)/10*10, busy), busy/2)
+	return min(percent, max(allowed(busyMost), min(busyLeast, busy/2)))
 }
 
 // heap asks the Go runtime.

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -14,7 +15,7 @@ func TestPacer(t *testing.T) {
 	var set []int
 	var collections, live uint64
 	p := &Pacer{idle: 25, busy: 100, now: func() time.Time { return now }, set: func(n int) { set = append(set, n) },
-		heap: func() (uint64, uint64) { return collections, live }, last: now}
+		heap: func() (uint64, uint64) { return collections, live }, last: now, after: func(time.Duration, func()) stopper { return time.NewTimer(time.Hour) }}
 	p.Rest()
 	for i, step := range []struct {
 		after     time.Duration
@@ -26,7 +27,9 @@ func TestPacer(t *testing.T) {
 		// Trim collects twice, one right after the other. The next collection is a long time after the last that counts.
 		{0, 0, 40, 25}, {time.Millisecond, 0, 40, 25}, {time.Second, 0, 40, 25}, {3 * time.Second, 1, 40, 25},
 		// Under load less piles up the more there is, down to half.
-		{time.Second, 1, 64, 100}, {time.Second, 1, 80, 80}, {time.Second, 1, 81, 70}, {time.Second, 1, 500, 50}, {time.Second, 1, 60, 100},
+		{time.Second, 1, 64, 100}, {time.Second, 1, 80, 80}, {time.Second, 1, 81, 70}, {time.Second, 1, 300, 50}, {time.Second, 1, 60, 100},
+		// Where very much lives, down to a quarter.
+		{time.Second, 1, 320, 50}, {time.Second, 1, 400, 40}, {time.Second, 1, 512, 30}, {time.Second, 1, 5000, 25}, {time.Second, 1, 60, 100},
 		// At rest less piles up where much lives, down to a tenth.
 		{11 * time.Second, 1, 60, 25}, {11 * time.Second, 1, 256, 25}, {11 * time.Second, 1, 257, 20}, {11 * time.Second, 1, 500, 10}, {11 * time.Second, 1, 5000, 10}, {11 * time.Second, 1, 100, 25},
 	} {
@@ -36,9 +39,62 @@ func TestPacer(t *testing.T) {
 			t.Errorf("step %d, %v after the last collection: %d, want %d", i, step.after, got, step.want)
 		}
 	}
-	if len(set) != 12 {
+	if len(set) != 17 {
 		t.Errorf("set to %v: a value that does not change is not set again", set)
 	}
+}
+
+// TestPacerSeesTheEndOfABurst: ten seconds without a collection that Go began of its own accord, and only where much garbage may have piled up.
+func TestPacerSeesTheEndOfABurst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var collections, live uint64
+		p := &Pacer{
+			idle: 25, busy: 100, now: time.Now, set: func(int) {}, heap: func() (uint64, uint64) { return collections, live }, last: time.Now(),
+			after: func(d time.Duration, f func()) stopper { return time.AfterFunc(d, f) }, over: make(chan struct{}, 1),
+		}
+		p.Rest()
+		over := func() bool {
+			select {
+			case <-p.Over():
+				return true
+			default:
+				return false
+			}
+		}
+		collect := func(after time.Duration, megabytes uint64) {
+			time.Sleep(after) // the bubble's time
+			collections, live = collections+1, megabytes<<20
+			p.collected()
+		}
+		wait := func(d time.Duration) {
+			time.Sleep(d) // the bubble's time
+			synctest.Wait()
+		}
+		for range 5 {
+			collect(time.Second, 80)
+		}
+		if wait(time.Minute); over() {
+			t.Error("a small heap's burst has left much")
+		}
+		for range 3 {
+			collect(time.Second, 400)
+			collect(9*time.Second, 400) // it still works
+		}
+		if over() {
+			t.Error("a burst is over while Go collects")
+		}
+		if wait(9 * time.Second); over() {
+			t.Error("a burst is over after nine seconds")
+		}
+		if wait(2 * time.Second); !over() {
+			t.Error("a burst is not over after eleven seconds")
+		}
+		p.Rest()
+		collect(5*time.Second, 400)
+		if wait(time.Minute); over() {
+			t.Error("a process at rest has ended a burst")
+		}
+	})
 }
 
 // Collections that Go begins are noticed, again and again.
@@ -72,7 +128,7 @@ func TestTrimIsNoLoad(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // Go begins no collection of its own accord: such a one would be load
 	runtime.GC()                                     // ends the one that may be under way
 	looks := make(chan uint64, 100)                  // more than the collections of this test
-	p := &Pacer{idle: 1000, busy: 2000, now: time.Now, set: func(int) {}, last: time.Now(), heap: func() (uint64, uint64) {
+	p := &Pacer{idle: 1000, busy: 2000, now: time.Now, set: func(int) {}, last: time.Now(), after: func(time.Duration, func()) stopper { return time.NewTimer(time.Hour) }, heap: func() (uint64, uint64) {
 		automatic, live := heap()
 		looks <- automatic
 		return automatic, live

@@ -44,7 +44,7 @@ const (
 )
 
 // TestFleet measures what a cluster's servers take that has many nodes with ten pods each (CORACLE_FLEET_NODES=10,100,1000; CORACLE_FLEET_PODS=10; CORACLE_FLEET_SERVERS=1;
-// CORACLE_FLEET_MEMBERS bounds how many of the nodes are members of the gossip). The
+// CORACLE_FLEET_MEMBERS bounds how many of the nodes are members of the gossip; CORACLE_FLEET_BATCH=500, a multiple of 50, makes so many pods at a time). The
 // nodes are of test/fleet, all in one process; TestFleetIsLikeAnAgent says how like real ones they are. CORACLE_FLEET_PROFILES names a folder for profiles of the server that leads.
 func TestFleet(t *testing.T) {
 	for text := range strings.SplitSeq(cmp.Or(os.Getenv("CORACLE_FLEET_NODES"), "10,100,1000"), ",") {
@@ -191,13 +191,28 @@ func (f *fleetCluster) create(pods int) {
 		defer func() { <-done }()
 	}
 	before, fleetBefore, began := used(t, leader), used(t, f.fleet), time.Now()
+	batch := number("CORACLE_FLEET_BATCH", pods)
 	for i := 0; i*replicas < pods; i++ {
+		if made := i * replicas; made > 0 && made%batch == 0 {
+			f.ready(made)
+		}
 		if _, err := f.api.AppsV1().Deployments("default").Create(t.Context(), fleetDeployment(i, min(replicas, pods-i*replicas)), metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	harness.Eventually(t, fleetPatience, "all pods run", func() error {
-		list, err := f.api.AppsV1().Deployments("default").List(t.Context(), metav1.ListOptions{})
+	f.ready(pods)
+	took, now, fleetNow := time.Since(began), used(t, leader), used(t, f.fleet)
+	each := func(d time.Duration) float64 { return ms(d) / float64(pods) }
+	fmt.Printf("\n| %d nodes: pods made | all run after s | a second | leader's CPU ms for each | its disk KB for each | fleet's CPU ms for each |\n| --- | --- | --- | --- | --- | --- |\n", f.nodes)
+	fmt.Printf("| %d | %.1f | %.1f | %.2f | %.1f | %.2f |\n", pods, took.Seconds(), float64(pods)/took.Seconds(), each(now.cpu-before.cpu),
+		float64(now.written-before.written)/1024/float64(pods), each(fleetNow.cpu-fleetBefore.cpu))
+}
+
+// ready waits until that many pods are.
+func (f *fleetCluster) ready(pods int) {
+	f.t.Helper()
+	harness.Eventually(f.t, fleetPatience, "all pods run", func() error {
+		list, err := f.api.AppsV1().Deployments("default").List(f.t.Context(), metav1.ListOptions{})
 		if err != nil {
 			return err
 		}
@@ -210,11 +225,6 @@ func (f *fleetCluster) create(pods int) {
 		}
 		return nil
 	})
-	took, now, fleetNow := time.Since(began), used(t, leader), used(t, f.fleet)
-	each := func(d time.Duration) float64 { return ms(d) / float64(pods) }
-	fmt.Printf("\n| %d nodes: pods made | all run after s | a second | leader's CPU ms for each | its disk KB for each | fleet's CPU ms for each |\n| --- | --- | --- | --- | --- | --- |\n", f.nodes)
-	fmt.Printf("| %d | %.1f | %.1f | %.2f | %.1f | %.2f |\n", pods, took.Seconds(), float64(pods)/took.Seconds(), each(now.cpu-before.cpu),
-		float64(now.written-before.written)/1024/float64(pods), each(fleetNow.cpu-fleetBefore.cpu))
 }
 
 func fleetDeployment(i, replicas int) *appsv1.Deployment {
