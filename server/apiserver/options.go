@@ -110,6 +110,8 @@ type Options struct {
 	seriesKept time.Duration
 	// cacheKept is how long a watch cache stays when few watch.
 	cacheKept time.Duration
+	// cacheTells is how long after a watch cache was made earlier watches begin to move to it.
+	cacheTells time.Duration
 }
 
 // storeServer is what upstream's storage layer is told to connect to. It is never
@@ -129,6 +131,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.cacheKept == 0 {
 		o.cacheKept = cacheKept
+	}
+	if o.cacheTells == 0 {
+		o.cacheTells = tellAfter
 	}
 	if o.seriesKept == 0 {
 		o.seriesKept = seriesKept

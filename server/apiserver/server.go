@@ -71,7 +71,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	}
 	opts.InformerName = s.informers
 	s.transport = memtransport.New(memtransport.Options{Logger: o.Logger})
-	g, err := buildGeneric(opts, s.transport, uuid.NewString(), o.Dial, cachingFrom{from: o.CacheFrom, kept: o.cacheKept, log: o.Logger}, o.Logger)
+	g, err := buildGeneric(opts, s.transport, uuid.NewString(), o.Dial, cachingFrom{from: o.CacheFrom, kept: o.cacheKept, tellAfter: o.cacheTells, log: o.Logger}, o.Logger)
 	if err == nil {
 		s.fenceTerms(g.config)
 		s.loopback = g.config.LoopbackClientConfig

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/metadata"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
@@ -30,6 +31,10 @@ const (
 	// sampleEvery is how often the revision is noted from which on the cache can serve a watch. What is noted is at most three times as old, and
 	// the cache keeps 75 s (cacher.DefaultEventFreshDuration).
 	sampleEvery = 20 * time.Second
+	// tellAfter is how long after a cache was made the watches that the store serves are told where they are. After half as long they end, to come back to the cache.
+	tellAfter = 10 * time.Second
+	// progressGroup is the key of the metadata by which the store tells them apart from other watches.
+	progressGroup = "coracle-watches"
 )
 
 // cachingFrom puts upstream's watch cache in front of the store for each resource that so many watch as a whole, or ten times as many one object each, for as long as they do.
@@ -39,9 +44,10 @@ const (
 // the watches of one node's pods by an index, and encodes once for all. It holds every object of the resource in memory.
 type cachingFrom struct {
 	apigeneric.RESTOptionsGetter
-	from int
-	kept time.Duration // how long a cache stays when half as many are left
-	log  *slog.Logger
+	from      int
+	kept      time.Duration // how long a cache stays when half as many are left
+	tellAfter time.Duration
+	log       *slog.Logger
 }
 
 // GetRESTOptions implements apigeneric.RESTOptionsGetter.
@@ -60,7 +66,7 @@ func (c cachingFrom) storage(config *storagebackend.ConfigForResource, prefix st
 	if err != nil {
 		return raw, destroy, err
 	}
-	s := &watchedStorage{Interface: raw, from: c.from, kept: c.kept, now: time.Now, log: c.log.With("resource", config.GroupResource.String())}
+	s := &watchedStorage{Interface: raw, from: c.from, kept: c.kept, tellAfter: c.tellAfter, resource: config.GroupResource.String(), now: time.Now, log: c.log.With("resource", config.GroupResource.String())}
 	s.build = func() (front, error) {
 		made, err := cacher.NewCacherFromConfig(cacher.Config{
 			Storage: &sharing{Interface: raw}, Versioner: storage.APIObjectVersioner{}, GroupResource: config.GroupResource, EventsHistoryWindow: config.EventsHistoryWindow,
@@ -86,7 +92,8 @@ type front struct {
 type watchedStorage struct {
 	storage.Interface // the store
 	from              int
-	kept              time.Duration
+	kept, tellAfter   time.Duration
+	resource          string
 	build             func() (front, error)
 	now               func() time.Time
 	log               *slog.Logger
@@ -95,7 +102,10 @@ type watchedStorage struct {
 	open   int // what the watches weigh: one of the whole resource singlesForWhole, one of one object 1
 	cache  *front
 	drop   *time.Timer // set while too few watch
+	move   *time.Timer // set while there are early watches that are to move to the cache
 	closed bool
+	// early are the watches that the store serves because the cache was not there yet or does not reach back to where they began. They may be told where they are; the value says that they have been.
+	early map[watch.Interface]bool
 	// The cache serves watches from oldest on; recent takes its place at the next sample.
 	oldest, recent uint64
 	sampled        time.Time
@@ -139,10 +149,86 @@ func (s *watchedStorage) Watch(ctx context.Context, key string, opts storage.Lis
 	}
 	s.begun(weight)
 	context.AfterFunc(ctx, func() { s.ended(weight) })
-	if c := s.inFront(); c != s.Interface && s.reaches(ctx, opts.ResourceVersion) {
+	c := s.inFront()
+	if c != s.Interface && s.reaches(ctx, opts.ResourceVersion) {
 		return c.Watch(ctx, key, opts)
 	}
-	return s.Interface.Watch(ctx, key, opts)
+	if !opts.Predicate.AllowWatchBookmarks {
+		return s.Interface.Watch(ctx, key, opts)
+	}
+	w, err := s.Interface.Watch(s.group(ctx), key, opts)
+	if err == nil {
+		s.begunEarly(w)
+		context.AfterFunc(ctx, func() { s.endedEarly(w) })
+	}
+	return w, err
+}
+
+// group is ctx for what the store is to tell together where it is.
+func (s *watchedStorage) group(ctx context.Context) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, progressGroup, s.resource)
+}
+
+func (s *watchedStorage) begunEarly(w watch.Interface) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.early == nil {
+		s.early = map[watch.Interface]bool{}
+	}
+	s.early[w] = false
+	s.moveLater()
+}
+
+func (s *watchedStorage) endedEarly(w watch.Interface) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.early, w)
+}
+
+// moveLater arranges that the early watches move where there is a cache; mu is held.
+func (s *watchedStorage) moveLater() {
+	if s.cache != nil && s.move == nil && len(s.early) > 0 && !s.closed {
+		s.move = time.AfterFunc(s.tellAfter, s.tell)
+	}
+}
+
+// tell has the store tell the early watches at which revision they are, which the cache reaches. Otherwise one whose own objects do not change would never get there: a kubelet's of its node's pods, say, for which the
+// store decodes the pods of all nodes.
+func (s *watchedStorage) tell() {
+	ctx := s.group(context.Background())
+	told := s.inFront() != s.Interface && s.sample(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.move = nil
+	if !told {
+		s.moveLater()
+		return
+	}
+	for w := range s.early {
+		s.early[w] = true
+	}
+	if s.RequestWatchProgress(ctx) != nil {
+		return // the store is closed
+	}
+	s.move = time.AfterFunc(s.tellAfter/2, s.moveEarly)
+}
+
+// moveEarly ends those that have been told. Their clients watch on from where they are.
+func (s *watchedStorage) moveEarly() {
+	s.mu.Lock()
+	var told []watch.Interface
+	for w, knows := range s.early {
+		if knows && s.cache != nil {
+			told = append(told, w)
+			delete(s.early, w)
+		}
+	}
+	s.move = nil
+	s.moveLater()
+	s.mu.Unlock()
+	for _, w := range told {
+		w.Stop()
+	}
 }
 
 // pays is what watches weigh together from which on a cache pays; mu is held.
@@ -167,6 +253,7 @@ func (s *watchedStorage) begun(weight int) {
 	}
 	s.log.Info("many watch this resource: a watch cache is put in front of the store", "watches", s.open)
 	s.cache, s.oldest, s.sampled = &made, 0, time.Time{}
+	s.moveLater()
 }
 
 func (s *watchedStorage) ended(weight int) {
@@ -187,9 +274,18 @@ func (s *watchedStorage) dropCache() {
 	}
 	dropped := s.cache
 	s.cache, s.drop = nil, nil
+	s.stopMoving()
 	s.mu.Unlock()
 	s.log.Info("few watch this resource any more: its watch cache is gone")
 	dropped.stop()
+}
+
+// stopMoving leaves the watches where they are; mu is held.
+func (s *watchedStorage) stopMoving() {
+	if s.move != nil {
+		s.move.Stop()
+		s.move = nil
+	}
 }
 
 func (s *watchedStorage) close() {
@@ -199,6 +295,7 @@ func (s *watchedStorage) close() {
 	if s.drop != nil {
 		s.drop.Stop()
 	}
+	s.stopMoving()
 	s.mu.Unlock()
 	if last != nil {
 		last.stop()
@@ -211,11 +308,21 @@ func (s *watchedStorage) reaches(ctx context.Context, version string) bool {
 	if err != nil || from == 0 {
 		return err == nil // from now on, or from any state
 	}
+	if !s.sample(ctx) {
+		return false
+	}
 	s.mu.Lock()
-	oldest, age := s.oldest, s.now().Sub(s.sampled)
+	defer s.mu.Unlock()
+	return from >= s.oldest
+}
+
+// sample notes the revision if that is due, and says whether it could.
+func (s *watchedStorage) sample(ctx context.Context) bool {
+	s.mu.Lock()
+	age := s.now().Sub(s.sampled)
 	s.mu.Unlock()
 	if age <= sampleEvery {
-		return from >= oldest
+		return true
 	}
 	now, err := s.GetCurrentResourceVersion(ctx)
 	if err != nil {
@@ -227,5 +334,5 @@ func (s *watchedStorage) reaches(ctx context.Context, version string) bool {
 		s.recent = now
 	}
 	s.oldest, s.recent, s.sampled = s.recent, now, s.now()
-	return from >= s.oldest
+	return true
 }

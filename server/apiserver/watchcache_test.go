@@ -13,6 +13,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc/metadata"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/storage"
@@ -27,11 +30,20 @@ type fakeStorage struct {
 	storage.Interface
 	watches  int
 	revision uint64
+	last     *watch.FakeWatcher
+	told     []string // the groups of watches that were to hear where they are
 }
 
 func (f *fakeStorage) Watch(context.Context, string, storage.ListOptions) (watch.Interface, error) {
 	f.watches++
-	return watch.NewFake(), nil
+	f.last = watch.NewFake()
+	return f.last, nil
+}
+
+func (f *fakeStorage) RequestWatchProgress(ctx context.Context) error {
+	of, _ := metadata.FromOutgoingContext(ctx)
+	f.told = append(f.told, of.Get(progressGroup)...)
+	return nil
 }
 
 func (f *fakeStorage) Versioner() storage.Versioner { return storage.APIObjectVersioner{} }
@@ -51,7 +63,7 @@ type watched struct {
 
 func newWatched(from int) *watched {
 	w := &watched{store: &fakeStorage{revision: 100}, cache: &fakeStorage{}, ready: true}
-	w.watchedStorage = &watchedStorage{Interface: w.store, from: from, kept: cacheKept, now: time.Now, log: slog.New(slog.DiscardHandler)}
+	w.watchedStorage = &watchedStorage{Interface: w.store, from: from, kept: cacheKept, tellAfter: tellAfter, resource: "pods", now: time.Now, log: slog.New(slog.DiscardHandler)}
 	w.build = func() (front, error) {
 		w.made++
 		return front{Interface: w.cache, ready: func() bool { return w.ready }, stop: func() { w.stopped++ }}, w.refuse
@@ -162,6 +174,121 @@ func TestEarlierWatchesStayWithTheStore(t *testing.T) {
 		w.begin(t, w.store.revision-1, true)
 		w.served(t, "after five minutes", stored+1, cached)
 	})
+}
+
+// TestEarlyWatchesMoveToTheCache: watches that the store serves hear where they are when there is a cache, and end, each once.
+func TestEarlyWatchesMoveToTheCache(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(3)
+		early := func(bookmarks bool) (*watch.FakeWatcher, context.CancelFunc) {
+			t.Helper()
+			ctx, end := context.WithCancel(t.Context())
+			o := storage.ListOptions{ResourceVersion: "50", Recursive: true}
+			o.Predicate.AllowWatchBookmarks = bookmarks
+			before := w.store.watches
+			if _, err := w.Watch(ctx, "/registry/pods", o); err != nil || w.store.watches != before+1 {
+				t.Fatalf("%v; the store has %d watches, want %d", err, w.store.watches, before+1)
+			}
+			return w.store.last, end
+		}
+		wait := func(d time.Duration) {
+			time.Sleep(d)
+			synctest.Wait()
+		}
+		first, _ := early(true)
+		wait(time.Hour)
+		if first.IsStopped() || len(w.store.told) != 0 {
+			t.Error("a watch moved without a cache")
+		}
+		silent, _ := early(false)
+		gone, end := early(true)
+		end()
+		w.ready = false
+		third, _ := early(true)
+		wait(3 * tellAfter)
+		if w.made != 1 || first.IsStopped() || len(w.store.told) != 0 {
+			t.Errorf("%d caches; a watch moved before the cache was ready", w.made)
+		}
+		w.ready = true
+		wait(tellAfter)
+		if got := fmt.Sprint(w.store.told); got != "[pods]" || first.IsStopped() {
+			t.Errorf("told: %s; moved: %t", got, first.IsStopped())
+		}
+		between, _ := early(true) // has not been told
+		wait(tellAfter / 2)
+		if !first.IsStopped() || !third.IsStopped() || silent.IsStopped() || gone.IsStopped() || between.IsStopped() {
+			t.Errorf("moved: %t, %t, and without bookmarks %t, gone before %t, not told yet %t", first.IsStopped(), third.IsStopped(), silent.IsStopped(), gone.IsStopped(), between.IsStopped())
+		}
+		wait(2 * tellAfter)
+		if !between.IsStopped() || len(w.store.told) != 2 {
+			t.Errorf("a later one moved: %t; told: %v", between.IsStopped(), w.store.told)
+		}
+		wait(time.Hour)
+		if len(w.store.told) != 2 || len(w.early) != 0 {
+			t.Errorf("told: %v, though nobody is left: %v", w.store.told, w.early)
+		}
+		last, _ := early(true) // too old for the cache
+		w.close()
+		wait(time.Hour)
+		if last.IsStopped() || len(w.store.told) != 2 {
+			t.Error("a watch moved after the end")
+		}
+	})
+}
+
+// TestQuietWatchMovesToTheCache: with a real store, a watch that hears of nothing is told where it is, ends, and goes on in the cache with the next event.
+func TestQuietWatchMovesToTheCache(t *testing.T) {
+	f := newFixture(t)
+	o := f.options(t)
+	o.CacheFrom, o.cacheTells = 3, 200*time.Millisecond
+	s := f.start(t, o)
+	templates := client(t, s.admin()).CoreV1().PodTemplates("default")
+	list, err := templates.List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := func(version string) watch.Interface {
+		t.Helper()
+		w, err := templates.Watch(t.Context(), metav1.ListOptions{ResourceVersion: version, AllowWatchBookmarks: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	var all []watch.Interface
+	for range 4 {
+		all = append(all, begin(list.ResourceVersion))
+	}
+	moved := 0
+	for _, w := range all[:3] { // the fourth may be the cache's
+		e, ok := <-w.ResultChan()
+		if !ok || e.Type != watch.Bookmark {
+			t.Fatalf("instead of a bookmark: %v %v", e, ok)
+		}
+		if _, ok := <-w.ResultChan(); ok {
+			t.Fatal("it goes on")
+		}
+		at, err := meta.NewAccessor().ResourceVersion(e.Object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w = begin(at)
+		template := &corev1.PodTemplate{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("t%d", moved)}}
+		template.Template.Spec.Containers = []corev1.Container{{Name: "c", Image: "i"}}
+		if _, err := templates.Create(t.Context(), template, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		for e := range w.ResultChan() {
+			if got, ok := e.Object.(*corev1.PodTemplate); ok && e.Type == watch.Added && got.Name == template.Name {
+				moved++
+				break
+			}
+		}
+		w.Stop()
+	}
+	if moved != 3 {
+		t.Errorf("%d watches went on", moved)
+	}
 }
 
 func TestCacheGoesWhenFewWatch(t *testing.T) {
