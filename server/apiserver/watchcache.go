@@ -67,16 +67,16 @@ func (c cachingFrom) storage(config *storagebackend.ConfigForResource, prefix st
 		return raw, destroy, err
 	}
 	s := &watchedStorage{Interface: raw, from: c.from, kept: c.kept, tellAfter: c.tellAfter, resource: config.GroupResource.String(), now: time.Now, log: c.log.With("resource", config.GroupResource.String())}
-	s.build = func() (front, error) {
+	s.build = func() (*front, error) {
 		made, err := cacher.NewCacherFromConfig(cacher.Config{
 			Storage: &sharing{Interface: raw}, Versioner: storage.APIObjectVersioner{}, GroupResource: config.GroupResource, EventsHistoryWindow: config.EventsHistoryWindow,
 			ResourcePrefix: prefix, KeyFunc: key, NewFunc: newObject, NewListFunc: newList, GetAttrsFunc: attrs, IndexerFuncs: triggers, Indexers: indexers, Codec: config.Codec,
 		})
 		if err != nil {
-			return front{}, err
+			return nil, err
 		}
 		delegator := cacher.NewCacheDelegator(made, raw)
-		return front{Interface: delegator, ready: made.Ready, stop: func() { delegator.Stop(); made.Stop() }}, nil
+		return &front{Interface: delegator, ready: made.Ready, stop: func() { delegator.Stop(); made.Stop() }}, nil
 	}
 	return s, sync.OnceFunc(func() { s.close(); destroy() }), nil
 }
@@ -86,6 +86,8 @@ type front struct {
 	storage.Interface
 	ready func() bool
 	stop  func()
+	// inUse counts the requests that it is answering: a cache that is stopped fails them, or has them wait for what it never hears.
+	inUse sync.WaitGroup
 }
 
 // watchedStorage is a resource's storage, which counts its watches.
@@ -94,7 +96,7 @@ type watchedStorage struct {
 	from              int
 	kept, tellAfter   time.Duration
 	resource          string
-	build             func() (front, error)
+	build             func() (*front, error)
 	now               func() time.Time
 	log               *slog.Logger
 
@@ -111,34 +113,43 @@ type watchedStorage struct {
 	sampled        time.Time
 }
 
-// inFront is the cache, if there is one that has everything, or the store.
-func (s *watchedStorage) inFront() storage.Interface {
+// inFront is the cache, if there is one that has everything, or the store. The cache stays at least until the returned function is called.
+func (s *watchedStorage) inFront() (storage.Interface, func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.cache != nil && s.cache.ready() {
-		return s.cache
+		s.cache.inUse.Add(1)
+		return s.cache, s.cache.inUse.Done
 	}
-	return s.Interface
+	return s.Interface, func() {}
 }
 
 // Get implements storage.Interface.
 func (s *watchedStorage) Get(ctx context.Context, key string, opts storage.GetOptions, out runtime.Object) error {
-	return s.inFront().Get(ctx, key, opts, out)
+	from, answered := s.inFront()
+	defer answered()
+	return from.Get(ctx, key, opts, out)
 }
 
 // GetList implements storage.Interface.
 func (s *watchedStorage) GetList(ctx context.Context, key string, opts storage.ListOptions, out runtime.Object) error {
-	return s.inFront().GetList(ctx, key, opts, out)
+	from, answered := s.inFront()
+	defer answered()
+	return from.GetList(ctx, key, opts, out)
 }
 
 // Delete implements storage.Interface.
 func (s *watchedStorage) Delete(ctx context.Context, key string, out runtime.Object, p *storage.Preconditions, validate storage.ValidateObjectFunc, known runtime.Object, opts storage.DeleteOptions) error {
-	return s.inFront().Delete(ctx, key, out, p, validate, known, opts)
+	from, answered := s.inFront()
+	defer answered()
+	return from.Delete(ctx, key, out, p, validate, known, opts)
 }
 
 // GuaranteedUpdate implements storage.Interface.
 func (s *watchedStorage) GuaranteedUpdate(ctx context.Context, key string, out runtime.Object, ignoreNotFound bool, p *storage.Preconditions, update storage.UpdateFunc, known runtime.Object) error {
-	return s.inFront().GuaranteedUpdate(ctx, key, out, ignoreNotFound, p, update, known)
+	from, answered := s.inFront()
+	defer answered()
+	return from.GuaranteedUpdate(ctx, key, out, ignoreNotFound, p, update, known)
 }
 
 // Watch implements storage.Interface. A watch that begins earlier than the cache reaches back stays with the store, whose history is longer, so that its client need not list again.
@@ -149,9 +160,10 @@ func (s *watchedStorage) Watch(ctx context.Context, key string, opts storage.Lis
 	}
 	s.begun(weight)
 	context.AfterFunc(ctx, func() { s.ended(weight) })
-	c := s.inFront()
-	if c != s.Interface && s.reaches(ctx, opts.ResourceVersion) {
-		return c.Watch(ctx, key, opts)
+	from, answered := s.inFront()
+	defer answered() // what it sends after that it ends by itself when it goes
+	if from != s.Interface && s.reaches(ctx, opts) {
+		return from.Watch(ctx, key, opts)
 	}
 	if !opts.Predicate.AllowWatchBookmarks {
 		return s.Interface.Watch(ctx, key, opts)
@@ -196,7 +208,9 @@ func (s *watchedStorage) moveLater() {
 // store decodes the pods of all nodes.
 func (s *watchedStorage) tell() {
 	ctx := s.group(context.Background())
-	told := s.inFront() != s.Interface && s.sample(ctx)
+	front, answered := s.inFront()
+	answered()
+	told := front != s.Interface && s.sample(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.move = nil
@@ -252,7 +266,7 @@ func (s *watchedStorage) begun(weight int) {
 		return
 	}
 	s.log.Info("many watch this resource: a watch cache is put in front of the store", "watches", s.open)
-	s.cache, s.oldest, s.sampled = &made, 0, time.Time{}
+	s.cache, s.oldest, s.sampled = made, 0, time.Time{}
 	s.moveLater()
 }
 
@@ -276,6 +290,7 @@ func (s *watchedStorage) dropCache() {
 	s.cache, s.drop = nil, nil
 	s.stopMoving()
 	s.mu.Unlock()
+	dropped.inUse.Wait() // no more are added, as it is in front no longer
 	s.log.Info("few watch this resource any more: its watch cache is gone")
 	dropped.stop()
 }
@@ -302,11 +317,12 @@ func (s *watchedStorage) close() {
 	}
 }
 
-// reaches says whether the cache has everything after a resource version.
-func (s *watchedStorage) reaches(ctx context.Context, version string) bool {
-	from, err := s.Versioner().ParseResourceVersion(version)
+// reaches says whether the cache tells what a watch asks for: whether it has everything after the resource version, and, where there is none, the state of now. For that it waits only if
+// the client asks for initial events; else it would begin with an older state than the one in which the client may have seen the object before.
+func (s *watchedStorage) reaches(ctx context.Context, opts storage.ListOptions) bool {
+	from, err := s.Versioner().ParseResourceVersion(opts.ResourceVersion)
 	if err != nil || from == 0 {
-		return err == nil // from now on, or from any state
+		return err == nil && (opts.ResourceVersion != "" || opts.SendInitialEvents != nil)
 	}
 	if !s.sample(ctx) {
 		return false

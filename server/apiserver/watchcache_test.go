@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/storage"
 
@@ -32,6 +33,12 @@ type fakeStorage struct {
 	revision uint64
 	last     *watch.FakeWatcher
 	told     []string // the groups of watches that were to hear where they are
+	get      func()   // what it does when it is asked for an object
+}
+
+func (f *fakeStorage) Get(context.Context, string, storage.GetOptions, runtime.Object) error {
+	f.get()
+	return nil
 }
 
 func (f *fakeStorage) Watch(context.Context, string, storage.ListOptions) (watch.Interface, error) {
@@ -64,9 +71,9 @@ type watched struct {
 func newWatched(from int) *watched {
 	w := &watched{store: &fakeStorage{revision: 100}, cache: &fakeStorage{}, ready: true}
 	w.watchedStorage = &watchedStorage{Interface: w.store, from: from, kept: cacheKept, tellAfter: tellAfter, resource: "pods", now: time.Now, log: slog.New(slog.DiscardHandler)}
-	w.build = func() (front, error) {
+	w.build = func() (*front, error) {
 		w.made++
-		return front{Interface: w.cache, ready: func() bool { return w.ready }, stop: func() { w.stopped++ }}, w.refuse
+		return &front{Interface: w.cache, ready: func() bool { return w.ready }, stop: func() { w.stopped++ }}, w.refuse
 	}
 	return w
 }
@@ -289,6 +296,69 @@ func TestQuietWatchMovesToTheCache(t *testing.T) {
 	if moved != 3 {
 		t.Errorf("%d watches went on", moved)
 	}
+}
+
+// TestWatchesOfTheStateOfNowAreServedByTheStore: a client that names no version wants to hear of no older state than it may know. The cache lags behind the store, and waits for it only for
+// clients that ask for initial events.
+func TestWatchesOfTheStateOfNowAreServedByTheStore(t *testing.T) {
+	w := newWatched(1)
+	w.begin(t, 100, true)
+	w.served(t, "from a version", 0, 1)
+	yes, no := true, false
+	store, cache := 0, 1
+	for _, c := range []struct {
+		opts   storage.ListOptions
+		cached bool
+	}{
+		{storage.ListOptions{}, false},
+		{storage.ListOptions{Recursive: true}, false},
+		{storage.ListOptions{ResourceVersion: "0"}, true},
+		{storage.ListOptions{SendInitialEvents: &yes}, true},
+		{storage.ListOptions{SendInitialEvents: &no}, true},
+		{storage.ListOptions{ResourceVersion: "0", SendInitialEvents: &yes}, true},
+		{storage.ListOptions{ResourceVersion: "nonsense", SendInitialEvents: &yes}, false},
+	} {
+		if _, err := w.Watch(t.Context(), "/registry/pods", c.opts); err != nil {
+			t.Fatal(err)
+		}
+		if c.cached {
+			cache++
+		} else {
+			store++
+		}
+		w.served(t, fmt.Sprintf("%+v", c.opts), store, cache)
+	}
+}
+
+// TestACacheGoesWhenItHasAnswered: what it is asked for when too few watch it answers before it goes.
+func TestACacheGoesWhenItHasAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(1)
+		end := w.begin(t, 100, true)
+		answer := make(chan struct{})
+		w.cache.get = func() { <-answer }
+		got := make(chan error)
+		go func() { got <- w.Get(t.Context(), "/registry/pods/a/b", storage.GetOptions{}, nil) }()
+		synctest.Wait()
+		end()
+		time.Sleep(cacheKept + time.Second)
+		if w.stopped != 0 {
+			t.Error("it was stopped while it was asked for an object")
+		}
+		if front, answered := w.inFront(); front != w.store {
+			t.Error("it is still in front of the store")
+		} else {
+			answered()
+		}
+		close(answer)
+		if err := <-got; err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if w.stopped != 1 {
+			t.Errorf("when it had answered it was stopped %d times", w.stopped)
+		}
+	})
 }
 
 func TestCacheGoesWhenFewWatch(t *testing.T) {
