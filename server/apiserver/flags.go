@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -166,7 +167,7 @@ func checkGates(args []string) error {
 		return err
 	}
 	for _, arg := range args {
-		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		name, value := cutArg(arg)
 		if name != "feature-gates" {
 			continue
 		}
@@ -205,6 +206,18 @@ func applyExtraArgs(s *kubeoptions.ServerRunOptions, args []string) error {
 	return upstreamflags.Component{Name: component, Sets: sets, Refused: refused}.Parse(append([]string{defaultFeatureGates(args)}, args...))
 }
 
+// cutArg is an argument's name as upstream's flags have it, which may be written with "_" for "-", and its value.
+func cutArg(arg string) (name, value string) {
+	name, value, _ = strings.Cut(strings.TrimLeft(arg, "-"), "=")
+	return strings.ReplaceAll(name, "_", "-"), value
+}
+
+// needsWatchesEnd says whether something that an argument asks for happens when a watch has ended: its line in the audit log, its trace, and that a server that stops
+// ends its watches one after the other.
+func needsWatchesEnd(name, value string) bool {
+	return value != "" && (strings.HasPrefix(name, "audit-") || name == "tracing-config-file" || name == "shutdown-watch-termination-grace-period")
+}
+
 // defaultFeatureGates turns off what would cost without a use here: the proxy
 // between API servers of different versions, which needs a CA that is not given
 // but writes a lease every ten seconds all the same, and which CheckArgs refuses; native histograms, a
@@ -212,21 +225,21 @@ func applyExtraArgs(s *kubeoptions.ServerRunOptions, args []string) error {
 // takes as much memory as all other metrics together; a second goroutine that decodes for each watch of the store; and the watch cache's views of the
 // past for lists at an old revision, which the store answers, with the comparison of cache and store every five minutes that only these need (ADR 0121). It turns on
 // that watches are served above the filters through which they came, whose stack is five times what serving needs. With
-// the gate a watch ends for audit and traces when it begins, so it stays off where these are asked for (ADR 0072). Gates may be named with a
+// the gate a watch ends for these filters when it begins, so it is off where one of them has something to do at its end (ADR 0072). Gates may be named with a
 // component or without, but upstream wants all of them alike.
 func defaultFeatureGates(args []string) string {
-	prefix, told := "", false
+	prefix, above := "", true
 	for _, arg := range args {
-		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		name, value := cutArg(arg)
 		if name == "feature-gates" && strings.Contains(value, "kube:") {
 			prefix = "kube:"
 		}
-		told = told || (strings.HasPrefix(name, "audit-") || name == "tracing-config-file") && value != ""
+		above = above && !needsWatchesEnd(name, value)
 	}
-	gates := []string{string(peerProxy) + "=false", "NativeHistograms=false", string(features.ConcurrentWatchObjectDecode) + "=false",
-		string(features.ListFromCacheSnapshot) + "=false", string(features.DetectCacheInconsistency) + "=false"}
-	if !told {
-		gates = append(gates, string(features.APIServingWithRoutine)+"=true")
+	gates := []string{
+		string(peerProxy) + "=false", "NativeHistograms=false", string(features.ConcurrentWatchObjectDecode) + "=false",
+		string(features.ListFromCacheSnapshot) + "=false", string(features.DetectCacheInconsistency) + "=false",
+		string(features.APIServingWithRoutine) + "=" + strconv.FormatBool(above), // also where it is off: AllAlpha=true would turn it on
 	}
 	for i := range gates {
 		gates[i] = prefix + gates[i]

@@ -77,6 +77,7 @@ func TestCheckArgs(t *testing.T) {
 		"feature-gates=UnknownVersionInteroperabilityProxy=false":     "",
 		"feature-gates=UnknownVersionInteroperabilityProxy=true":      "loses the leader's term",
 		"feature-gates=kube:UnknownVersionInteroperabilityProxy=true": "loses the leader's term",
+		"feature_gates=UnknownVersionInteroperabilityProxy=true":      "loses the leader's term",
 	} {
 		err := CheckArgs([]string{args})
 		if (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
@@ -91,19 +92,23 @@ func TestCheckArgs(t *testing.T) {
 	}
 }
 
-// TestWatchesAreToldToTheirEnd: where somebody wants to be told of requests, a watch stays in its filters until it ends.
+// TestWatchesAreToldToTheirEnd: where something happens at a watch's end, it stays in its filters until then.
 func TestWatchesAreToldToTheirEnd(t *testing.T) {
-	const gate = "APIServingWithRoutine=true"
+	const gate = "APIServingWithRoutine="
 	for args, want := range map[string]bool{
 		"": true, "event-ttl=2h": true, "audit-policy-file=": true,
 		"audit-policy-file=/etc/coracle/audit.yaml": false, "--audit-webhook-config-file=/etc/coracle/hook.yaml": false, "tracing-config-file=/etc/coracle/tracing.yaml": false,
+		"audit_policy_file=/etc/coracle/audit.yaml": false, "tracing_config_file=/etc/coracle/tracing.yaml": false, "shutdown-watch-termination-grace-period=10s": false,
 	} {
-		if got := strings.Contains(defaultFeatureGates([]string{args}), gate); got != want {
-			t.Errorf("%q: the gate is on: %t, want %t", args, got, want)
+		got := defaultFeatureGates([]string{args})
+		if on, off := strings.Contains(got, gate+"true"), strings.Contains(got, gate+"false"); on != want || off == want {
+			t.Errorf("%q: the gate is on: %t, off: %t, want it on: %t", args, on, off, want)
 		}
 	}
-	if got := defaultFeatureGates([]string{"feature-gates=kube:AllBeta=true"}); !strings.Contains(got, "kube:"+gate) {
-		t.Errorf("beside gates of a component there is %s", got)
+	for _, args := range []string{"feature-gates=kube:AllBeta=true", "feature_gates=kube:AllBeta=true"} {
+		if got := defaultFeatureGates([]string{args}); !strings.Contains(got, "kube:"+gate+"true") {
+			t.Errorf("beside %s there is %s", args, got)
+		}
 	}
 }
 
