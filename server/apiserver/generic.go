@@ -64,8 +64,8 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 		return nil, fmt.Errorf("building the loopback client: %w", err)
 	}
 	g := &generic{config: c}
-	g.informers = informers.NewSharedInformerFactoryWithOptions(client, informerResync,
-		informers.WithTransform(alike.Transform(trim)), informers.WithInformerName(opts.InformerName))
+	g.informers = ownInformers{informers.NewSharedInformerFactoryWithOptions(client, informerResync,
+		informers.WithTransform(alike.Transform(trim)), informers.WithInformerName(opts.InformerName))}
 
 	if err := opts.Features.ApplyTo(c, client, g.informers); err != nil {
 		return nil, fmt.Errorf("applying features: %w", err)

@@ -44,6 +44,7 @@ func TestServer(t *testing.T) {
 		{"BootstrapTokens", testBootstrapTokens},
 		{"NodeAuthorizer", testNodeAuthorizer},
 		{"ValidatingAdmissionPolicy", testValidatingAdmissionPolicy},
+		{"PoliciesSeeAllOfTheirParameters", testPoliciesSeeAllOfTheirParameters},
 		{"CustomResources", testCustomResources},
 		{"OpenAPI", testOpenAPI},
 		{"NativeHistograms", testNativeHistograms},
