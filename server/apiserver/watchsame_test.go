@@ -32,8 +32,11 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	podtest "k8s.io/kubernetes/pkg/api/pod/testing"
 	"k8s.io/kubernetes/pkg/apis/core"
+	kubeletclient "k8s.io/kubernetes/pkg/kubelet/client"
 	configmapstore "k8s.io/kubernetes/pkg/registry/core/configmap/storage"
+	nodestore "k8s.io/kubernetes/pkg/registry/core/node/storage"
 	podstore "k8s.io/kubernetes/pkg/registry/core/pod/storage"
+	secretstore "k8s.io/kubernetes/pkg/registry/core/secret/storage"
 )
 
 // plainStorage is storage of built-in resources in the fixture's store, as the server has it without caches.
@@ -54,6 +57,7 @@ func (p plainStorage) GetRESTOptions(resource schema.GroupResource, _ runtime.Ob
 type both struct {
 	store, cached *genericregistry.Store
 	make          func(namespace, name string) runtime.Object
+	clusterWide   bool // it is in no namespace
 }
 
 func newBoth(t *testing.T, from int, kept time.Duration) map[string]both {
@@ -76,11 +80,33 @@ func newBoth(t *testing.T, from int, kept time.Duration) map[string]both {
 		t.Cleanup(s.Store.DestroyFunc)
 		return s.Store
 	}
+	secrets := func(g apigeneric.RESTOptionsGetter) *genericregistry.Store {
+		s, err := secretstore.NewREST(g)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(s.Store.DestroyFunc)
+		return s.Store
+	}
+	nodes := func(g apigeneric.RESTOptionsGetter) *genericregistry.Store {
+		s, err := nodestore.NewStorage(g, kubeletclient.KubeletClientConfig{}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(s.Node.Store.DestroyFunc)
+		return s.Node.Store
+	}
 	return map[string]both{
-		"configmaps": {maps(plain), maps(caching), func(ns, name string) runtime.Object {
+		"configmaps": {store: maps(plain), cached: maps(caching), make: func(ns, name string) runtime.Object {
 			return &core.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}}
 		}},
-		"pods": {pods(plain), pods(caching), func(ns, name string) runtime.Object {
+		"secrets": {store: secrets(plain), cached: secrets(caching), make: func(ns, name string) runtime.Object {
+			return &core.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Type: core.SecretTypeOpaque}
+		}},
+		"nodes": {store: nodes(plain), cached: nodes(caching), clusterWide: true, make: func(_, name string) runtime.Object {
+			return &core.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		}},
+		"pods": {store: pods(plain), cached: pods(caching), make: func(ns, name string) runtime.Object {
 			p := podtest.MakePod(name)
 			p.Namespace = ns
 			if rand.IntN(2) == 0 {
@@ -94,6 +120,9 @@ func newBoth(t *testing.T, from int, kept time.Duration) map[string]both {
 // in is the context of a request for what is in a namespace.
 func (b both) in(ctx context.Context, namespace string) context.Context {
 	resource := b.store.DefaultQualifiedResource.Resource
+	if b.clusterWide {
+		namespace = ""
+	}
 	return genericapirequest.WithNamespace(genericapirequest.WithRequestInfo(ctx, &genericapirequest.RequestInfo{IsResourceRequest: true, APIVersion: "v1", Resource: resource}), namespace)
 }
 
@@ -318,10 +347,10 @@ func (b both) ask(t *testing.T, ctx context.Context, r *rand.Rand, versions []st
 		terms = append(terms, fields.OneTermEqualSelector("spec.nodeName", "n"+strconv.Itoa(r.IntN(2))))
 	}
 	ns := ""
-	switch r.IntN(5) {
-	case 0:
+	switch n := r.IntN(5); {
+	case n == 1 || b.clusterWide:
+	case n == 0:
 		terms = append(terms, fields.OneTermEqualSelector("metadata.namespace", "ns0"))
-	case 1:
 	default:
 		ns = "ns" + strconv.Itoa(r.IntN(2))
 	}
