@@ -53,13 +53,27 @@ func TestFleet(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Run(text, func(t *testing.T) {
-			f := newFleet(t, number("CORACLE_FLEET_SERVERS", 1), nodes)
+			f := newFleet(t, number("CORACLE_FLEET_SERVERS", 1), fleet.Options{Nodes: nodes, Members: min(nodes, number("CORACLE_FLEET_MEMBERS", nodes))})
 			f.rest("joined, no pods")
 			f.create(nodes * number("CORACLE_FLEET_PODS", 10))
 			f.rest("with its pods")
 			f.profile("heap", "debug", "heap")
 			f.remove()
 			fmt.Printf("load at the end: %s\n", load())
+		})
+	}
+}
+
+// TestFleetGossip measures what the gossip of many nodes takes (CORACLE_FLEET_NODES=10,100,1000, all of them members; CORACLE_FLEET_SERVERS=3): they watch nothing and run no pods, so that one
+// process has the time to be all of them.
+func TestFleetGossip(t *testing.T) {
+	for text := range strings.SplitSeq(cmp.Or(os.Getenv("CORACLE_FLEET_NODES"), "10,100,1000"), ",") {
+		nodes, err := strconv.Atoi(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Run(text, func(t *testing.T) {
+			newFleet(t, number("CORACLE_FLEET_SERVERS", 3), fleet.Options{Nodes: nodes, Members: nodes, Still: true}).rest("all members")
 		})
 	}
 }
@@ -75,14 +89,15 @@ type fleetCluster struct {
 }
 
 // newFleet starts servers and a fleet, and waits until all nodes are Ready, members, and watch.
-func newFleet(t *testing.T, servers, nodes int) *fleetCluster {
+func newFleet(t *testing.T, servers int, o fleet.Options) *fleetCluster {
 	t.Helper()
 	// A node has 24 bits of the pods' network: the default's are for 256 nodes.
 	c := &Cluster{T: t, prepare: func(s *harness.Server) { s.Args = append(s.Args, "--cluster-cidr", "10.128.0.0/12") }}
 	c.start(servers, 0)
+	nodes := o.Nodes
 	f := &fleetCluster{Cluster: c, t: t, nodes: nodes, api: c.Client(c.Servers[0].Machine, own, 0)}
 	began := time.Now()
-	f.fleet = startFleet(t, c, nodes)
+	f.fleet = startFleet(t, c, o)
 	f.says(fleet.Registered)
 	registered := time.Since(began)
 	f.says(fleet.Watching)
@@ -105,7 +120,7 @@ func newFleet(t *testing.T, servers, nodes int) *fleetCluster {
 	})
 	harness.Eventually(t, fleetPatience, "the leader hears of all members", func() error {
 		alive, err := members(c.MustLeader())
-		if err == nil && alive != gossiping(nodes)+servers {
+		if err == nil && alive != o.Members+servers {
 			err = fmt.Errorf("%d are alive", alive)
 		}
 		if err != nil {
@@ -116,18 +131,15 @@ func newFleet(t *testing.T, servers, nodes int) *fleetCluster {
 	return f
 }
 
-// gossiping is how many nodes of a fleet are members of the gossip.
-func gossiping(nodes int) int { return min(nodes, number("CORACLE_FLEET_MEMBERS", nodes)) }
-
 // startFleet starts one on a machine of its own.
-func startFleet(t *testing.T, c *Cluster, nodes int) *harness.Server {
+func startFleet(t *testing.T, c *Cluster, o fleet.Options) *harness.Server {
 	t.Helper()
 	m := c.Site.NewMachine()
 	token, err := os.ReadFile(c.Servers[0].Seen("server", "agent-token"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := fleet.Options{Nodes: nodes, Members: gossiping(nodes), Token: strings.TrimSpace(string(token))}
+	o.Token = strings.TrimSpace(string(token))
 	for _, s := range c.Servers {
 		o.Servers = append(o.Servers, net.JoinHostPort(s.IP, "6443"))
 		if out, err := s.Run("ip", "route", "add", fleet.Network.String(), "via", m.IP); err != nil {

@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/coracle-k8s/coracle/test/fleet"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -60,7 +61,7 @@ func TestFleetIsLikeAnAgent(t *testing.T) {
 	c.Agents = append(c.Agents, a)
 	running(1)
 	one, oneConnections := look()
-	startFleet(t, c, 1)
+	startFleet(t, c, fleet.Options{Nodes: 1, Members: 1})
 	running(2)
 	two, twoConnections := look()
 	fmt.Printf("\n| open at the server | a real agent | a node of the fleet |\n| --- | --- | --- |\n")
