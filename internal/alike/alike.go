@@ -6,10 +6,12 @@ package alike
 
 import (
 	"bytes"
+	"math"
 	"reflect"
 	"sync"
 
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -47,16 +49,24 @@ func share(o, n reflect.Value) bool {
 	case reflect.Slice:
 		return shareSlice(o, n)
 	case reflect.Map, reflect.Interface:
-		if !reflect.DeepEqual(o.Interface(), n.Interface()) {
+		if o.IsNil() || n.IsNil() {
+			return o.IsNil() == n.IsNil()
+		}
+		if leads(n) || !reflect.DeepEqual(o.Interface(), n.Interface()) {
 			return false
 		}
 		n.Set(o)
 		return true
+	case reflect.Float32, reflect.Float64:
+		return math.Float64bits(o.Float()) == math.Float64bits(n.Float()) // 0 and -0 are equal for Go, and written differently
 	}
 	return n.Comparable() && o.Equal(n)
 }
 
 func shareStruct(o, n reflect.Value) bool {
+	if n.Type() == quantity {
+		return false
+	}
 	if hidden(n.Type()) {
 		if !reflect.DeepEqual(o.Addr().Interface(), n.Addr().Interface()) {
 			return false
@@ -103,6 +113,60 @@ func hidden(t reflect.Type) bool {
 	}
 	kinds.Store(t, found)
 	return found
+}
+
+// quantity is the one type of the API whose reading writes: String, and with it every encoding, keeps the text in the quantity that it is asked of, without a lock. So none that has an
+// address is looked at, for somebody may read old meanwhile, nor comes to be held by two objects, whose readers do not know of one another. A map's values are copied before they are asked.
+var quantity = reflect.TypeFor[resource.Quantity]()
+
+// leading says of each type whether quantities that have an address can be reached from a map's value of it, or from what an interface holds.
+var leading sync.Map // reflect.Type to bool
+
+// leads says whether a map or an interface that is not nil leads to quantities that have an address.
+func leads(v reflect.Value) bool {
+	t := v.Type()
+	if v.Kind() == reflect.Interface {
+		t = v.Elem().Type()
+	}
+	if known, ok := leading.Load(t); ok {
+		return known.(bool)
+	}
+	found := reaches(t, false, map[place]bool{})
+	leading.Store(t, found)
+	return found
+}
+
+// place is where a value of a type is: where it has an address, or not.
+type place struct {
+	kind    reflect.Type
+	address bool
+}
+
+// reaches says it of a type's values with or without an address.
+func reaches(t reflect.Type, address bool, seen map[place]bool) bool {
+	if t == quantity {
+		return address
+	}
+	at := place{t, address}
+	if seen[at] {
+		return false
+	}
+	seen[at] = true
+	switch t.Kind() {
+	case reflect.Pointer, reflect.Slice:
+		return reaches(t.Elem(), true, seen)
+	case reflect.Map:
+		return reaches(t.Key(), false, seen) || reaches(t.Elem(), false, seen)
+	case reflect.Array:
+		return reaches(t.Elem(), address, seen)
+	case reflect.Struct:
+		for i := range t.NumField() {
+			if reaches(t.Field(i).Type, address, seen) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // kindred bounds how many objects a Family remembers that others may be like.

@@ -4,16 +4,19 @@ package alike
 
 import (
 	"fmt"
+	"math"
 	"math/rand"
 	"reflect"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 	"unsafe"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/api/apitesting/fuzzer"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metafuzzer "k8s.io/apimachinery/pkg/apis/meta/fuzzer"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -96,29 +99,132 @@ func TestAppend(t *testing.T) {
 	}
 }
 
-// TestRandom shares parts of random objects, of which many are alike, and wants each to be what it was.
+// TestRandom shares parts of random objects of every type that clients have, of which many are alike, and wants each to be what it was.
 func TestRandom(t *testing.T) {
 	seed := time.Now().UnixNano()
 	f := fuzzer.FuzzerFor(fuzzer.MergeFuzzerFuncs(metafuzzer.Funcs), rand.NewSource(seed), serializer.NewCodecFactory(scheme.Scheme))
-	fresh := []func() kruntime.Object{
-		func() kruntime.Object { return &corev1.Pod{} }, func() kruntime.Object { return &corev1.Node{} }, func() kruntime.Object { return &corev1.Secret{} },
-		func() kruntime.Object { return &corev1.Service{} }, func() kruntime.Object { return &discoveryv1.EndpointSlice{} },
+	var fresh []func() kruntime.Object
+	for kind := range scheme.Scheme.AllKnownTypes() {
+		if o, err := scheme.Scheme.New(kind); err != nil || kind.Version == kruntime.APIVersionInternal {
+			continue
+		} else if _, err := meta.Accessor(o); err != nil { // lists, and the options of requests
+			continue
+		}
+		fresh = append(fresh, func() kruntime.Object { o, _ := scheme.Scheme.New(kind); return o })
 	}
-	for i := range 600 {
+	if len(fresh) < 100 {
+		t.Fatalf("%d types", len(fresh))
+	}
+	for i := range 6 * len(fresh) {
 		a, b := fresh[i%len(fresh)](), fresh[i%len(fresh)]()
 		f.Fill(a)
 		f.Fill(b)
-		if i%2 == 0 { // alike but for a part
+		if round := i / len(fresh); round%2 == 0 { // alike but for a part
 			parts := reflect.ValueOf(a.DeepCopyObject()).Elem()
-			part := i / 2 % parts.NumField()
+			part := round / 2 % parts.NumField()
 			parts.Field(part).Set(reflect.ValueOf(b).Elem().Field(part))
 			b = parts.Addr().Interface().(kruntime.Object).DeepCopyObject()
 		}
 		wantA, wantB := a.DeepCopyObject(), b.DeepCopyObject()
 		Share(a, b)
 		if !reflect.DeepEqual(a, wantA) || !reflect.DeepEqual(b, wantB) {
-			t.Fatalf("seed %d, object %d: an object is another one now", seed, i)
+			t.Fatalf("seed %d, object %d, %T: an object is another one now", seed, i, a)
 		}
+		if shared := quantities(reflect.ValueOf(a), nil); len(shared) > 0 {
+			for at := range quantities(reflect.ValueOf(b), nil) {
+				if shared[at] {
+					t.Fatalf("seed %d, object %d, %T: two objects hold one quantity", seed, i, a)
+				}
+			}
+		}
+	}
+}
+
+// quantities finds where the quantities are that an object leads to.
+func quantities(v reflect.Value, found map[unsafe.Pointer]bool) map[unsafe.Pointer]bool {
+	if found == nil {
+		found = map[unsafe.Pointer]bool{}
+	}
+	switch v.Kind() {
+	case reflect.Pointer, reflect.Interface:
+		if !v.IsNil() {
+			quantities(v.Elem(), found)
+		}
+	case reflect.Slice:
+		for i := range v.Len() {
+			quantities(v.Index(i), found)
+		}
+	case reflect.Map:
+		for _, key := range v.MapKeys() {
+			quantities(v.MapIndex(key), found)
+		}
+	case reflect.Struct:
+		if v.Type() == reflect.TypeFor[resource.Quantity]() {
+			if v.CanAddr() {
+				found[v.Addr().UnsafePointer()] = true
+			}
+			return found
+		}
+		for i := range v.NumField() {
+			quantities(v.Field(i), found)
+		}
+	}
+	return found
+}
+
+// TestQuantityThatIsRead: whoever encodes an object writes the text of its quantities into them, which the race detector sees if anybody shares them or looks at them.
+func TestQuantityThatIsRead(t *testing.T) {
+	volumes := func(i int) *corev1.Pod {
+		p := pod(t, i)
+		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "scratch", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{SizeLimit: resource.NewQuantity(1<<30, resource.BinarySI)}}})
+		return p
+	}
+	for range 200 {
+		first, next := volumes(1), volumes(2)
+		var reading sync.WaitGroup
+		reading.Go(func() {
+			if _, err := first.Marshal(); err != nil {
+				t.Error(err)
+			}
+		})
+		Share(first, next)
+		reading.Go(func() {
+			if _, err := next.Marshal(); err != nil {
+				t.Error(err)
+			}
+		})
+		reading.Wait()
+		if first.Spec.Volumes[1].EmptyDir.SizeLimit == next.Spec.Volumes[1].EmptyDir.SizeLimit {
+			t.Fatal("two objects hold one quantity")
+		}
+	}
+}
+
+// TestQuantitiesInMaps: those that have no address are shared with their map, those that a map's value points to are not.
+func TestQuantitiesInMaps(t *testing.T) {
+	device := func() *resourcev1.Device {
+		return &resourcev1.Device{Name: "gpu", Capacity: map[resourcev1.QualifiedName]resourcev1.DeviceCapacity{
+			"memory": {Value: resource.MustParse("8Gi"), RequestPolicy: &resourcev1.CapacityRequestPolicy{Default: resource.NewQuantity(1<<30, resource.BinarySI)}}}}
+	}
+	first, next := device(), device()
+	Share(first, next)
+	if first.Capacity["memory"].RequestPolicy == next.Capacity["memory"].RequestPolicy {
+		t.Error("two objects hold one quantity")
+	}
+	one, two := pod(t, 1), pod(t, 1)
+	Share(one, two)
+	if reflect.ValueOf(one.Spec.Containers[0].Resources.Requests).Pointer() != reflect.ValueOf(two.Spec.Containers[0].Resources.Requests).Pointer() {
+		t.Error("each has its own requests")
+	}
+}
+
+// TestZeroAndMinusZero are equal for Go, and written differently.
+func TestZeroAndMinusZero(t *testing.T) {
+	type limits struct{ Minimum []*float64 }
+	first, next := &limits{[]*float64{new(0.0)}}, &limits{[]*float64{new(math.Copysign(0, -1))}}
+	Share(first, next)
+	if !math.Signbit(*next.Minimum[0]) || math.Signbit(*first.Minimum[0]) {
+		t.Errorf("%v, %v", *first.Minimum[0], *next.Minimum[0])
 	}
 }
 
