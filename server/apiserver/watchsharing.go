@@ -4,6 +4,7 @@ package apiserver
 
 import (
 	"context"
+	"reflect"
 	"sync"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -33,9 +34,15 @@ func (s *sharing) GetList(ctx context.Context, key string, opts storage.ListOpti
 	if err := s.Interface.GetList(ctx, key, opts, list); err != nil {
 		return err
 	}
-	s.forget()
+	if opts.Predicate.Continue == "" { // a list's first page
+		s.forget()
+	}
 	return meta.EachListItem(list, func(o runtime.Object) error {
-		s.keep(watch.Added, o)
+		item := reflect.ValueOf(o).Elem()
+		kept := reflect.New(item.Type()) // a pointer into the list would keep all of the list's objects for as long as this one is the newest of its name
+		kept.Elem().Set(item)
+		s.keep(watch.Added, kept.Interface().(runtime.Object))
+		item.Set(kept.Elem())
 		return nil
 	})
 }

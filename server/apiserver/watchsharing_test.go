@@ -5,8 +5,11 @@ package apiserver
 import (
 	"context"
 	"reflect"
+	goruntime "runtime"
+	"slices"
 	"testing"
 	"testing/synctest"
+	"weak"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -94,6 +97,58 @@ func TestCacheHoldsEqualPartsOnce(t *testing.T) {
 	}
 	if _, err := s.Watch(t.Context(), "/pods", storage.ListOptions{SendInitialEvents: new(true)}); err != nil || len(s.newest) != 0 {
 		t.Errorf("%v; remembered when all objects come anew: %v", err, s.newest)
+	}
+}
+
+// pagedStorage lists pods in pages, of which each has a slice of its own, as those of a store.
+type pagedStorage struct {
+	storage.Interface
+	pages map[string][]corev1.Pod // by the token that they go on with
+}
+
+func (s *pagedStorage) GetList(_ context.Context, _ string, opts storage.ListOptions, list runtime.Object) error {
+	list.(*corev1.PodList).Items = slices.Clone(s.pages[opts.Predicate.Continue])
+	return nil
+}
+
+// TestListIsNotKept: what is remembered of a list's objects that are still there does not keep those that are gone.
+func TestListIsNotKept(t *testing.T) {
+	s := &sharing{Interface: &pagedStorage{pages: map[string][]corev1.Pod{"": {*ownedPod("a", "1"), *ownedPod("b", "2"), *ownedPod("c", "3")}}}}
+	list := &corev1.PodList{}
+	if err := s.GetList(t.Context(), "/pods", storage.ListOptions{}, list); err != nil {
+		t.Fatal(err)
+	}
+	if !sameLabels(&list.Items[0], &list.Items[2]) {
+		t.Error("pods of one ReplicaSet that are listed have labels of their own")
+	}
+	next := ownedPod("a", "4")
+	if s.keep(watch.Modified, next); !sameSpec(&list.Items[0], next) {
+		t.Error("the next version of a pod that was listed has a spec of its own")
+	}
+	gone := weak.Make(&list.Items[1])
+	list = nil
+	s.keep(watch.Deleted, ownedPod("b", "5"))
+	goruntime.GC()
+	if gone.Value() != nil {
+		t.Error("a pod that is gone is kept with the list that it came in")
+	}
+	if len(s.newest) != 2 {
+		t.Errorf("remembered: %v", s.newest)
+	}
+}
+
+// TestPagesOfAList are remembered together.
+func TestPagesOfAList(t *testing.T) {
+	s := &sharing{Interface: &pagedStorage{pages: map[string][]corev1.Pod{"": {*ownedPod("a", "1")}, "next": {*ownedPod("b", "2")}}}}
+	for range 2 { // the second list takes the first one's place
+		for _, token := range []string{"", "next"} {
+			if err := s.GetList(t.Context(), "/pods", storage.ListOptions{Predicate: storage.SelectionPredicate{Continue: token}}, &corev1.PodList{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(s.newest) != 2 {
+			t.Errorf("%d objects are remembered of two pages with one each", len(s.newest))
+		}
 	}
 }
 
