@@ -26,6 +26,9 @@ const (
 	busyLeast = 25
 	// worthwhile is how many bytes of garbage may pile up under load from which on a burst's end is worth two collections.
 	worthwhile = 96 << 20
+	// overEvery is the least time between the ends of two bursts: where work comes in bursts of its own accord, such as every quarter of a
+	// minute, the two collections of all that lives and the pages that come back would be more work than the garbage is worth.
+	overEvery = time.Minute
 	// idleRoom is how many bytes of garbage may pile up at rest as long as that is at least idleLeast percent: a server
 	// of a thousand nodes has time to collect every few seconds, and half a gigabyte that lives.
 	idleRoom  = 64 << 20
@@ -48,7 +51,8 @@ type Pacer struct {
 	current int
 
 	after   func(time.Duration, func()) stopper
-	waiting stopper // for the end of a burst; nil while there is none
+	waiting stopper   // for the end of a burst; nil while there is none
+	ended   time.Time // when one was, the last time
 	over    chan struct{}
 }
 
@@ -110,14 +114,17 @@ func (p *Pacer) collected() {
 	p.await(live/100*uint64(p.current) >= worthwhile && p.current > atRest(p.idle, live))
 }
 
-// await waits for a burst's end if there is one: that Go begins no collection for as long as makes a process one at rest. The caller holds mu.
+// await waits for a burst's end if there is one: that Go begins no collection for as long as makes a process one at rest, and longer if one ended a short time ago. The caller holds mu.
 func (p *Pacer) await(burst bool) {
 	if p.waiting != nil {
 		p.waiting.Stop()
 		p.waiting = nil
 	}
 	if burst {
-		p.waiting = p.after(idleAbove, func() {
+		p.waiting = p.after(max(idleAbove, overEvery-p.now().Sub(p.ended)), func() {
+			p.mu.Lock()
+			p.ended = p.now()
+			p.mu.Unlock()
 			select {
 			case p.over <- struct{}{}:
 			default: // nobody has heard of the one before

@@ -97,6 +97,43 @@ func TestPacerSeesTheEndOfABurst(t *testing.T) {
 	})
 }
 
+// TestBurstsThatComeAgainAndAgain are not ended one by one.
+func TestBurstsThatComeAgainAndAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var collections uint64
+		p := &Pacer{
+			idle: 25, busy: 100, now: time.Now, set: func(int) {}, heap: func() (uint64, uint64) { return collections, 400 << 20 }, last: time.Now(),
+			after: func(d time.Duration, f func()) stopper { return time.AfterFunc(d, f) }, over: make(chan struct{}, 1),
+		}
+		p.Rest()
+		ended := 0
+		look := func() {
+			synctest.Wait()
+			select {
+			case <-p.Over():
+				ended++
+				p.Rest()
+			default:
+			}
+		}
+		began := time.Now()
+		for time.Since(began) < 10*time.Minute {
+			for range 3 {
+				time.Sleep(time.Second) // the bubble's time
+				look()
+				collections++
+				p.collected()
+			}
+			time.Sleep(11 * time.Second) // the bubble's time
+			look()
+		}
+		time.Sleep(2 * time.Minute) // the bubble's time
+		if look(); ended > 11 || ended == 0 {
+			t.Errorf("%d bursts were ended in ten minutes", ended)
+		}
+	})
+}
+
 // Collections that Go begins are noticed, again and again.
 func TestPacerSeesCollections(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(100))
