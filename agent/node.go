@@ -28,12 +28,13 @@ func watchNode(ctx context.Context, o Options) {
 		part.Set(status.Degraded, err.Error()) // the kubelet reports the same and fails
 		return
 	}
-	started := time.Now().Truncate(time.Second) // the API keeps seconds
+	began := time.Now()
 	ticker := time.NewTicker(nodePoll)
 	defer ticker.Stop()
 	for {
 		node, err := nodes.Get(ctx, o.NodeName, metav1.GetOptions{})
-		switch ready, why := readyCondition(node, started); {
+		now := time.Now()
+		switch ready, why := readyCondition(node, earlier(began, now, now.Sub(began))); {
 		case err != nil:
 			part.Set(status.Starting, "not registered yet: "+err.Error())
 		case ready:
@@ -62,6 +63,16 @@ func podSubnets(n *corev1.Node) []netip.Prefix {
 		}
 	}
 	return out
+}
+
+// earlier is when what began a while ago did by the clock of then or by that of now, whichever says earlier: a board's clock is often set soon after
+// its start, and a report that seems to be an earlier run's would be waited out for half an hour, until the kubelet's next. The API keeps seconds.
+func earlier(began, now time.Time, ago time.Duration) time.Time {
+	began, now = began.Round(0), now.Round(0).Add(-ago) // without the monotonic clock
+	if now.Before(began) {
+		began = now
+	}
+	return began.Truncate(time.Second)
 }
 
 // readyCondition is what the kubelet has reported since started; what an earlier run reported does not count.
