@@ -9,16 +9,38 @@ import (
 	upstreamnft "k8s.io/kubernetes/pkg/proxy/nftables"
 	"sigs.k8s.io/knftables"
 
+	"github.com/coracle-k8s/coracle/internal/nftsend"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/unexported"
 )
 
 // told is upstream's way to one table, where the kernel's news say which chains and sets there are. Upstream's proxier wants to know it in every sync, to find those
 // that no Service needs any more, and for thousands of Services the kernel's whole answer takes a quarter of the sync: docs/adr/0101.
+//
+// What it writes goes to the kernel without the program nft, as long as it is little and of the forms that nftsend knows: nft's start, and that it reads all chains and sets for a single rule, are
+// half of such a change: docs/adr/0122.
 type told struct {
 	knftables.Interface
+	table nfttable.Table
 	names *nfttable.Names
 }
+
+// sets are upstream's that have to do with Services, by its names.
+var sets = func() map[string]nftsend.Set {
+	at := []nftsend.Type{nftsend.IPAddr, nftsend.InetProto, nftsend.InetService}
+	return map[string]nftsend.Set{
+		"cluster-ips":           {Key: at[:1]},
+		"hairpin-connections":   {Key: append(at[:1:1], at...)},
+		"service-ips":           {Key: at, Verdicts: true},
+		"firewall-ips":          {Key: at, Verdicts: true},
+		"no-endpoint-services":  {Key: at, Verdicts: true},
+		"service-nodeports":     {Key: at[1:], Verdicts: true},
+		"no-endpoint-nodeports": {Key: at[1:], Verdicts: true},
+	}
+}()
+
+// fewOperations is how many are looked at at all, so that a full sync's text is put together once.
+const fewOperations = 500
 
 // List implements knftables.Interface.
 func (t told) List(ctx context.Context, objectType string) ([]string, error) {
@@ -38,12 +60,15 @@ func (t told) List(ctx context.Context, objectType string) ([]string, error) {
 	return out, nil
 }
 
-// Run implements knftables.Interface. It starts no program for what changes nothing: of two families a change mostly concerns one.
+// Run implements knftables.Interface. It starts no program for what changes nothing: of two families a change mostly concerns one. What is refused when it is sent has changed nothing, and is nft's.
 func (t told) Run(ctx context.Context, tx *knftables.Transaction) error {
 	if tx.NumOperations() == 0 && tx.String() == "" { // else it has an error
 		return nil
 	}
-	err := t.Interface.Run(ctx, tx)
+	if tx.NumOperations() <= fewOperations && nftsend.Send(t.table, sets, tx.String()) == nil {
+		return nil
+	}
+	err := t.Interface.Run(ctx, tx) // nft says better what the kernel refuses
 	if err != nil {
 		t.names.Forget()
 	}
@@ -64,7 +89,7 @@ func (b *nftables) tell(ctx context.Context, p *upstreamnft.Proxier, t nfttable.
 		klog.FromContext(ctx).Info("The kernel does not tell of changes to the Service proxy's tables; changes among thousands of Services take longer", "err", err)
 		return
 	}
-	*way = told{*way, names}
+	*way = told{*way, t, names}
 	b.names = append(b.names, names)
 	context.AfterFunc(ctx, names.Close)
 }
