@@ -86,6 +86,9 @@ func (b *blocks) parse(o Options, name, text string) error {
 		if len(parsed) != 1 {
 			return fmt.Errorf("%s holds server blocks: those belong under a key that ends in %s", name, serverSuffix)
 		}
+		if err := allowed(name, parsed[0]); err != nil {
+			return err
+		}
 		for d, tokens := range parsed[0].Tokens {
 			b.main[d] = append(b.main[d], tokens...)
 		}
@@ -96,6 +99,9 @@ func (b *blocks) parse(o Options, name, text string) error {
 		return err
 	}
 	for _, block := range parsed {
+		if err := allowed(name, block); err != nil {
+			return err
+		}
 		var keys []string
 		for _, k := range block.Keys {
 			keys = append(keys, onOurPort(k))
@@ -106,6 +112,17 @@ func (b *blocks) parse(o Options, name, text string) error {
 			head = append(head, "    bind "+join(o.Addresses))
 		}
 		b.others = append(b.others, strings.Join(keys, ", ")+" {\n"+strings.Join(head, "\n")+"\n"+all.text()+"}\n")
+	}
+	return nil
+}
+
+// allowed says which plugin is not the operator's. CoreDNS' kubernetes is linked in, and takes all that this process logs as soon as it is set up, be it to find out whether a
+// configuration works.
+func allowed(name string, block caddyfile.ServerBlock) error {
+	for _, d := range []string{"kubernetes", directive, clientsDirective} {
+		if tokens := block.Tokens[d]; len(tokens) > 0 {
+			return fmt.Errorf("%s:%d: the plugin %s cannot be used here: the names of the cluster are answered without it", name, tokens[0].Line, d)
+		}
 	}
 	return nil
 }
