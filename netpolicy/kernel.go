@@ -129,6 +129,7 @@ func (r *Ruleset) counts(have nfttable.Counts) bool {
 	}
 	for _, f := range []int{4, 6} {
 		sets[fmt.Sprint(setSelf, f)] = len(selfElements(r.addresses(), f))
+		sets[fmt.Sprint(setOut, f)] = len(outElements(r, f))
 		sets[fmt.Sprint(mapIn, f)], sets[fmt.Sprint(mapOut, f)] = 0, 0
 	}
 	for ip := range r.Pods[ingress] {

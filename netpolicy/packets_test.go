@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/coracle-k8s/coracle/internal/nfttable"
@@ -140,14 +139,7 @@ func TestRevoked(t *testing.T) {
 func TestNode(t *testing.T) {
 	l := newLab(t, dozen())
 	node := netip.MustParseAddr("192.0.2.1")
-	lo, err := netlink.LinkByName("lo")
-	if err == nil {
-		err = netlink.AddrReplace(lo, &netlink.Addr{IPNet: netlink.NewIPNet(node.AsSlice())})
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = netlink.AddrDel(lo, &netlink.Addr{IPNet: netlink.NewIPNet(node.AsSlice())}) })
+	l.ofNode(t, node)
 	for _, port := range []int{10053, 10250} {
 		nstest.Serve(t, nstest.Own{}, "node", "tcp", fmt.Sprintf("%s:%d", node, port))
 	}

@@ -24,19 +24,24 @@ const (
 	chainRefuse  = "refuse"
 	chainError   = "error"
 	chainMidway  = "midway"
+	chainNode    = "midway-from-node"
 	mapIn        = "in"   // who is reached → its chain
 	mapOut       = "out"  // who opens a connection → its chain
 	setSelf      = "self" // nobody is kept from himself
+	setOut       = "outs" // whose connections are judged when they open them
 )
 
 // noAddress is the source of errors from a machine that has no IPv4 address (RFC 7600): of a refusal, on one whose pods alone have some. No pod can pass for it: the
 // pod network lets a pod send from its own addresses only.
 const noAddress = "192.0.0.8"
 
+// midway is a packet of a TCP connection that conntrack does not know, and that it does not open.
+const midway = "ct state new tcp flags & (fin | syn | rst | ack) != syn"
+
 // frame are the chains that all packets pass. They do not depend on any policy.
 //
 // The hooks come after translation of Services: forward for what is routed, input for what is for the node, behind IPVS'
-// place there, which takes what is for a Service, and output for what IPVS sends on. What the node itself sends is never
+// place there, which takes what is for a Service, and output for what IPVS sends on. Connections that the node itself opens are never
 // judged: it always reaches its own pods.
 //
 // What is not allowed is refused: a client learns at once that it may not. Of a connection that a change of policy forbids each end learns when it sends something, be it TCP's
@@ -44,6 +49,7 @@ const noAddress = "192.0.0.8"
 // segment of a pod's is.
 //
 // Who speaks first on a TCP connection that conntrack has forgotten would count as who opened it, which says nothing of who did: where one of its ends is restricted it is refused.
+// Between the node and a pod that is so where the pod may not open any connection it likes; the node itself may.
 //
 // Errors by ICMP belong to connections, and are judged as these: their content is their sender's choice. One of a connection's ends may send them, and
 // routers; a restricted pod that is neither end of it may not, or it would speak to an end with whom it may not. What conntrack makes nothing of has no one who
@@ -72,7 +78,7 @@ var frame = []struct {
 	{chainJudge, "", []string{
 		"meta l4proto { icmp, ipv6-icmp } ct state related jump " + chainError,
 		"ct state invalid,untracked goto " + chainStray,
-		"ct state new tcp flags & (fin | syn | rst | ack) != syn jump " + chainMidway,
+		midway + " jump " + chainMidway,
 		"ct original ip saddr vmap @out4", "ct reply ip saddr vmap @in4",
 		"ct original ip6 saddr vmap @out6", "ct reply ip6 saddr vmap @in6",
 	}},
@@ -83,7 +89,9 @@ var frame = []struct {
 		"ct state invalid,untracked goto " + chainHost,
 		"ct original ip saddr vmap @out4", "ct original ip6 saddr vmap @out6",
 	}},
+	{chainNode, "", []string{"ip daddr @outs4 goto " + chainRefuse, "ip6 daddr @outs6 goto " + chainRefuse, "return"}},
 	{chainOutput, "type filter hook output priority filter; policy accept;", []string{
+		"fib saddr type local " + midway + " jump " + chainNode,
 		"fib saddr type local return", "ip saddr " + noAddress + " return", "tcp flags & rst == rst ct state related return", "jump " + chainJudge,
 	}},
 }
@@ -93,6 +101,7 @@ var frameSets = []struct{ kind, name, as string }{
 	{"map", mapIn + "4", "type ipv4_addr : verdict;"}, {"map", mapIn + "6", "type ipv6_addr : verdict;"},
 	{"map", mapOut + "4", "type ipv4_addr : verdict;"}, {"map", mapOut + "6", "type ipv6_addr : verdict;"},
 	{"set", setSelf + "4", "type ipv4_addr . ipv4_addr;"}, {"set", setSelf + "6", "type ipv6_addr . ipv6_addr;"},
+	{"set", setOut + "4", "type ipv4_addr;"}, {"set", setOut + "6", "type ipv6_addr;"},
 }
 
 var setTypes = map[setKind]string{
@@ -199,6 +208,11 @@ func (s *script) change(from, to *Ruleset) {
 	s.pods(mapIn, from.Pods[ingress], to.Pods[ingress])
 	s.pods(mapOut, from.Pods[egress], to.Pods[egress])
 	s.self(from.addresses(), to.addresses())
+	for _, f := range []int{4, 6} {
+		a, b := outElements(from, f), outElements(to, f)
+		s.elements("delete", fmt.Sprint(setOut, f), missing(a, b))
+		s.elements("add", fmt.Sprint(setOut, f), missing(b, a))
+	}
 	for _, name := range slices.Sorted(maps.Keys(from.Chains)) {
 		if _, stays := to.Chains[name]; !stays {
 			s.line("flush chain %s %s", tableRef, name)
@@ -268,6 +282,16 @@ func selfElements(ips map[netip.Addr]bool, family int) map[string]bool {
 	for ip := range ips {
 		if familyOf(ip) == family {
 			out[ip.String()+" . "+ip.String()] = true
+		}
+	}
+	return out
+}
+
+func outElements(r *Ruleset, family int) map[string]bool {
+	out := map[string]bool{}
+	for ip := range r.Pods[egress] {
+		if familyOf(ip) == family {
+			out[ip.String()] = true
 		}
 	}
 	return out

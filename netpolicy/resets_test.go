@@ -19,8 +19,10 @@ import (
 
 // TCP's flags.
 const (
+	flagFIN = 0x01
 	flagSYN = 0x02
 	flagRST = 0x04
+	flagACK = 0x10
 )
 
 // segment is a TCP segment without options that holds what its sender likes, in a packet.

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/coracle-k8s/coracle/internal/nstest"
 )
 
 // revoking are the policies that forbid the pods of namespace y what those of x have opened.
@@ -19,11 +21,11 @@ var revoking = []struct{ name, namespace, spec string }{
 	{"by the client", "x", `{podSelector: {}, egress: [{to: [{podSelector: {}}]}], policyTypes: [Egress]}`},
 }
 
-// pair is both ends of a TCP connection between pods.
+// pair is both ends of a TCP connection between pods, or of one with the node.
 func (l *lab) pair(from, to netip.Addr) (client, server *net.TCPConn) {
 	l.t.Helper()
 	var at *net.TCPListener
-	err := l.ns[to].Do(func() (err error) {
+	err := l.in(to).Do(func() (err error) {
 		at, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(to, 0)))
 		return err
 	})
@@ -31,7 +33,7 @@ func (l *lab) pair(from, to netip.Addr) (client, server *net.TCPConn) {
 		l.t.Fatal(err)
 	}
 	defer at.Close()
-	err = l.ns[from].Do(func() (err error) {
+	err = l.in(from).Do(func() (err error) {
 		client, err = net.DialTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), at.Addr().(*net.TCPAddr))
 		return err
 	})
@@ -144,4 +146,125 @@ func TestForgotten(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestForgottenWithNode: likewise between a pod and the node, to which the pod had opened it and may not any more. What the node may open, which is all, and what a pod may whose
+// policies say nothing of what it opens, goes on.
+func TestForgottenWithNode(t *testing.T) {
+	l := newLab(t, dozen())
+	for family, node := range map[int]netip.Addr{4: netip.MustParseAddr("192.0.2.1"), 6: netip.MustParseAddr("2001:db8::1")} {
+		t.Run(fmt.Sprint("IPv", family), func(t *testing.T) {
+			l.ofNode(t, node)
+			closed, reached := l.addressOf("x", "p0", family), l.addressOf("y", "p0", family)
+			for _, first := range []string{"node", "pod"} {
+				t.Run("the "+first+" is first", func(t *testing.T) {
+					var tab table
+					l.Policies = nil
+					l.policy(t, "x", "a", `{podSelector: {}, egress: [{}], policyTypes: [Egress]}`)
+					l.apply(&tab)
+					pod, own := l.pair(closed, node)
+					reachedBy, by := l.pair(reached, node)
+					opened, opens := l.pair(node, reached)
+					l.Policies = nil
+					l.policy(t, "x", "a", `{podSelector: {}, policyTypes: [Egress]}`)
+					l.policy(t, "y", "a", `{podSelector: {}, policyTypes: [Ingress]}`)
+					l.apply(&tab)
+					forget(t)
+					one, other := own, pod
+					ends := [][2]net.Conn{{by, reachedBy}, {opened, opens}}
+					if first == "pod" {
+						one, other = pod, own
+						ends = [][2]net.Conn{{reachedBy, by}, {opens, opened}}
+					}
+					for _, c := range []net.Conn{one, other} { // one of them has heard of it already, maybe
+						_, _ = c.Write([]byte("x"))
+					}
+					for _, c := range []net.Conn{one, other} {
+						if err := hears(c); !errors.Is(err, errRefused) {
+							t.Errorf("the end at %v of the forbidden connection: %v", c.LocalAddr(), err)
+						}
+					}
+					for _, e := range ends {
+						for _, way := range [][2]net.Conn{{e[0], e[1]}, {e[1], e[0]}} {
+							if _, err := way[0].Write([]byte("x")); err != nil {
+								t.Error(err)
+							}
+							if err := hears(way[1]); err != nil {
+								t.Errorf("from %v to %v: %v", way[0].LocalAddr(), way[1].LocalAddr(), err)
+							}
+						}
+					}
+				})
+			}
+		})
+	}
+}
+
+// TestNoWayRoundSYN: a pod that may open no connection says nothing to one that may open connections to it, whichever segments that one sends first without a SYN alone. A connection that
+// it does open is answered.
+func TestNoWayRoundSYN(t *testing.T) {
+	l := newLab(t, dozen())
+	var tab table
+	l.policy(t, "x", "a", `{podSelector: {}, policyTypes: [Egress]}`)
+	l.apply(&tab)
+	port := uint16(4000)
+	for _, family := range []int{4, 6} {
+		closed, server, open := l.addressOf("x", "p0", family), l.addressOf("y", "p0", family), l.addressOf("z", "p0", family)
+		for _, c := range []struct {
+			first string
+			flags []byte
+			want  bool
+		}{
+			{"nothing", nil, false},
+			{"SYN and ACK", []byte{flagSYN | flagACK}, false},
+			{"ACK", []byte{flagACK}, false},
+			{"FIN and ACK", []byte{flagFIN | flagACK}, false},
+			{"RST", []byte{flagRST}, false},
+			{"no flag", []byte{0}, false},
+			{"SYN and FIN", []byte{flagSYN | flagFIN}, false},
+			{"SYN and RST", []byte{flagSYN | flagRST}, false},
+			{"ACK, then SYN and ACK", []byte{flagACK, flagSYN | flagACK}, false},
+			{"SYN", []byte{flagSYN}, true},
+		} {
+			if got := l.overhears(server, func() error {
+				port++
+				at, from := netip.AddrPortFrom(server, port), netip.AddrPortFrom(closed, 80)
+				errs := []error{l.ns[server].Do(func() error {
+					var errs []error
+					for _, f := range c.flags {
+						errs = append(errs, sendRaw(segment(at, from, f, "")))
+					}
+					return errors.Join(errs...)
+				})}
+				errs = append(errs, l.ns[closed].Do(func() error {
+					return errors.Join(sendRaw(segment(from, at, flagSYN|flagACK, secret)), sendRaw(segment(from, at, flagACK, secret)), sendRaw(segment(from, at, flagSYN, secret)))
+				}))
+				return errors.Join(append(errs, l.ns[open].Do(func() error { return sendRaw(segment(netip.AddrPortFrom(open, 80), at, flagSYN, marker)) }))...)
+			}); got != c.want {
+				t.Errorf("IPv%d, the other pod sends %s first: what it should not hear was heard: %v", family, c.first, got)
+			}
+		}
+	}
+}
+
+// ofNode gives the node an address until the test ends.
+func (l *lab) ofNode(t *testing.T, ip netip.Addr) {
+	t.Helper()
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &netlink.Addr{IPNet: netlink.NewIPNet(ip.AsSlice())}
+	if err := netlink.AddrReplace(lo, a); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = netlink.AddrDel(lo, a) })
+}
+
+// in is where an address is: in a pod, or else on the node.
+func (l *lab) in(ip netip.Addr) nstest.Doer {
+	if ns := l.ns[ip]; ns != nil {
+		return ns
+	}
+	return nstest.Own{}
 }
