@@ -123,6 +123,9 @@ func addresses(o any) (out []string, err error) {
 	if !ok {
 		return nil, fmt.Errorf("%T is no EndpointSlice", o)
 	}
+	if service := s.Labels[discoveryv1.LabelServiceName]; service == "" || strings.Contains(service, ".") {
+		return nil, nil // of no Service there can be; CoreDNS would put it into a name that cannot be sent, and not answer at all
+	}
 	for i := range s.Endpoints {
 		if ready := s.Endpoints[i].Conditions.Ready; ready == nil || *ready {
 			out = append(out, s.Endpoints[i].Addresses...)
