@@ -41,6 +41,9 @@ func (rs *ruleset) counts(have nfttable.Counts) bool {
 			rules[o.Name] = 0
 		case *knftables.Set:
 			elements[o.Name], intervals[o.Name] = 0, slices.Contains(o.Flags, knftables.IntervalFlag)
+			if n, ok := have.Elements[o.Name]; ok && slices.Contains(o.Flags, knftables.DynamicFlag) { // packets fill it
+				elements[o.Name] = n
+			}
 		case *knftables.Map:
 			elements[o.Name] = 0
 		}

@@ -72,12 +72,15 @@ func usesLoopback(r *record) bool {
 const (
 	chainHostPorts   = "host-ports"
 	chainGuard       = "guard"
+	chainErrors      = "errors"
+	chainPodErrors   = "errors-of-pods"
 	chainPrerouting  = "nat-prerouting"
 	chainOutput      = "nat-output"
 	chainPostrouting = "nat-postrouting"
 	setPods          = "pods"
 	setCluster       = "cluster"
 	setHairpin       = "hairpin"
+	setSenders       = "senders"
 	mapPorts         = "ports"
 	mapAddressPorts  = "address-ports"
 )
@@ -93,10 +96,12 @@ func desired(podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort) ruleset {
 	var rs ruleset
 	// Host ports come before Services' node ports, which hook in at dstnat (-100) itself.
 	rs.base(chainGuard, knftables.FilterType, knftables.PreroutingHook, knftables.RawPriority)
+	// Behind connection tracking and before anything is translated, so that addresses are as the pod knows them.
+	rs.base(chainErrors, knftables.FilterType, knftables.PreroutingHook, "-150")
 	rs.base(chainPrerouting, knftables.NATType, knftables.PreroutingHook, "-110")
 	rs.base(chainOutput, knftables.NATType, knftables.OutputHook, "-110")
 	rs.base(chainPostrouting, knftables.NATType, knftables.PostroutingHook, knftables.SNATPriority)
-	rs.objects = append(rs.objects, &knftables.Chain{Name: chainHostPorts})
+	rs.objects = append(rs.objects, &knftables.Chain{Name: chainHostPorts}, &knftables.Chain{Name: chainPodErrors})
 
 	// A pod speaks from its own address only, and never to the host's loopback, which host ports open a way to.
 	pods := "iifname " + quoted(devicePrefix+"*")
@@ -108,6 +113,11 @@ func desired(podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort) ruleset {
 	rs.rule(chainGuard, pods, "ip6 saddr { ::, fe80::/10 } meta l4proto != ipv6-icmp drop")
 	rs.rule(chainGuard, pods, "ip6 saddr { ::, fe80::/10 } icmpv6 type != { nd-neighbor-solicit, nd-neighbor-advert } drop")
 	rs.rule(chainGuard, pods, "ip6 saddr != { ::, fe80::/10 } fib saddr . iif oif 0 drop")
+	// An error by ICMP holds what its sender likes, and is believed to be about the connection that it names. A pod is no router: it has errors to tell about its own connections only, and
+	// would else speak to an end of any other one, whatever NetworkPolicies say.
+	rs.rule(chainErrors, "meta l4proto { icmp, ipv6-icmp }", pods, "jump", chainPodErrors)
+	rs.rule(chainPodErrors, "icmp type != { destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem } return")
+	rs.rule(chainPodErrors, "icmpv6 type != { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } return")
 	rs.rule(chainPrerouting, "fib daddr type local jump", chainHostPorts)
 	// Nothing could answer ::1 from another namespace; refused at once, clients turn to 127.0.0.1.
 	rs.rule(chainOutput, "ip6 daddr ::1 return")
@@ -119,6 +129,7 @@ func desired(podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort) ruleset {
 		rs.rule(chainGuard, "iifname !=", quoted(devicePrefix+"*"), f.proto, "saddr @"+f.name(setCluster), "fib saddr . iif oif 0 drop")
 		rs.family(f, podCIDRs, clusterCIDRs, ports)
 	}
+	rs.rule(chainPodErrors, "counter drop")
 	return rs
 }
 
@@ -150,6 +161,14 @@ func (rs *ruleset) family(f family, podCIDRs, clusterCIDRs []netip.Prefix, ports
 		&knftables.Map{Name: f.name(mapAddressPorts), Type: f.addrType + " . inet_proto . inet_service : " + pair},
 		&knftables.Map{Name: f.name(mapPorts), Type: "inet_proto . inet_service : " + pair},
 	)
+	// nft compares no two things of a packet: the set has each sender beside itself, since the rule has just put it there.
+	rs.objects = append(rs.objects, &knftables.Set{
+		Name: f.name(setSenders), Type: f.addrType + " . " + f.addrType, Flags: []knftables.SetFlag{knftables.DynamicFlag, knftables.TimeoutFlag}, Size: knftables.PtrTo[uint64](1 << 16),
+	})
+	rs.rule(chainPodErrors, "update", "@", f.name(setSenders), "{", f.proto, "saddr .", f.proto, "saddr timeout 60s }")
+	for _, way := range []string{"original", "reply"} {
+		rs.rule(chainPodErrors, "ct state related", f.proto, "saddr . ct", way, f.proto, "saddr @"+f.name(setSenders), "return")
+	}
 	rs.rule(chainHostPorts, "dnat", f.proto, "to", f.proto, "daddr . meta l4proto . th dport map @"+f.name(mapAddressPorts))
 	rs.rule(chainHostPorts, "meta nfproto", f.nfproto, "dnat", f.proto, "to meta l4proto . th dport map @"+f.name(mapPorts))
 	// A pod that reaches itself by a host port must see another address than its own, or it answers itself.

@@ -21,6 +21,8 @@ func prefixes(ss ...string) []netip.Prefix {
 
 const emptyTable = `
 add table inet coracle
+add chain inet coracle errors { type filter hook prerouting priority -150 ; }
+add chain inet coracle errors-of-pods
 add chain inet coracle guard { type filter hook prerouting priority -300 ; }
 add chain inet coracle host-ports
 add chain inet coracle nat-output { type nat hook output priority -110 ; }
@@ -32,10 +34,22 @@ add set inet coracle hairpin4 { type ipv4_addr . ipv4_addr ; }
 add set inet coracle hairpin6 { type ipv6_addr . ipv6_addr ; }
 add set inet coracle pods4 { type ipv4_addr ; flags interval ; }
 add set inet coracle pods6 { type ipv6_addr ; flags interval ; }
+add set inet coracle senders4 { type ipv4_addr . ipv4_addr ; flags dynamic,timeout ; size 65536 ; }
+add set inet coracle senders6 { type ipv6_addr . ipv6_addr ; flags dynamic,timeout ; size 65536 ; }
 add map inet coracle address-ports4 { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service ; }
 add map inet coracle address-ports6 { type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service ; }
 add map inet coracle ports4 { type inet_proto . inet_service : ipv4_addr . inet_service ; }
 add map inet coracle ports6 { type inet_proto . inet_service : ipv6_addr . inet_service ; }
+add rule inet coracle errors meta l4proto { icmp, ipv6-icmp } iifname "vethcor*" jump errors-of-pods
+add rule inet coracle errors-of-pods icmp type != { destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem } return
+add rule inet coracle errors-of-pods icmpv6 type != { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } return
+add rule inet coracle errors-of-pods update @senders4 { ip saddr . ip saddr timeout 60s }
+add rule inet coracle errors-of-pods ct state related ip saddr . ct original ip saddr @senders4 return
+add rule inet coracle errors-of-pods ct state related ip saddr . ct reply ip saddr @senders4 return
+add rule inet coracle errors-of-pods update @senders6 { ip6 saddr . ip6 saddr timeout 60s }
+add rule inet coracle errors-of-pods ct state related ip6 saddr . ct original ip6 saddr @senders6 return
+add rule inet coracle errors-of-pods ct state related ip6 saddr . ct reply ip6 saddr @senders6 return
+add rule inet coracle errors-of-pods counter drop
 add rule inet coracle guard iifname "vethcor*" ip daddr 127.0.0.0/8 drop
 add rule inet coracle guard iifname "vethcor*" ip saddr 0.0.0.0 drop
 add rule inet coracle guard iifname "vethcor*" meta nfproto ipv4 fib saddr . iif oif 0 drop
