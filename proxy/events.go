@@ -12,6 +12,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/proxy/config"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
 // subscribe ties the informers to the back end. Upstream's configs lose events between their making and the registration
@@ -110,6 +112,7 @@ func (e events) onNode(obj any) {
 		return
 	}
 	e.p.nodeAddresses(node.Name, addressesOf(node))
+	e.p.nodeTunnel(node.Name, cluster.TunnelPort(node.Annotations[cluster.BackendAnnotation]))
 	if node.Name != e.p.o.Informers.NodeName() {
 		return
 	}
@@ -135,6 +138,7 @@ func (e events) onNodeGone(obj any) {
 	}
 	if node, ok := obj.(*corev1.Node); ok {
 		e.p.nodeAddresses(node.Name, nil)
+		e.p.nodeTunnel(node.Name, 0)
 	}
 }
 

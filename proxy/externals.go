@@ -40,6 +40,8 @@ type externals struct {
 	passed   map[types.NamespacedName]passed
 	claims   claims
 	wishes   wishes
+	tunnels  map[string]int // by node: where packets from other nodes come in by UDP with the back end that it says it goes by
+	senders  map[int]int    // by such a port: how many nodes say so
 }
 
 // passed is a Service as it came, what it may not have of that, what went to the back end (inParts), and what was said about the difference.
@@ -55,7 +57,7 @@ type teller func(was, is []*corev1.Service)
 
 func newExternals(o Options, log klog.Logger) *externals {
 	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, servers: map[string][]netip.Addr{}, passed: map[types.NamespacedName]passed{},
-		claims: newClaims(), wishes: wishes{}}
+		claims: newClaims(), wishes: wishes{}, tunnels: map[string]int{}, senders: map[int]int{}}
 	x.own = o.NodeIPs
 	x.pods = o.ClusterCIDRs
 	x.networks = slices.Concat(o.ClusterCIDRs, o.ServiceCIDRs)
@@ -314,6 +316,41 @@ func (p *Proxy) ReserveTunnel(port int) {
 	}
 	x.again(func() { x.reserved.Tunnel = uint16(port) }, p.tell)
 	p.trigger()
+}
+
+// nodeTunnel notes at which port a node's packets come by UDP with the back end that it says it goes by, 0 for none or when it is gone. After a change of back end some nodes hear of it later
+// than others, and go on sending as before: one that is cut off from the API does so until it is not.
+func (p *Proxy) nodeTunnel(node string, port int) {
+	x := p.o.externals
+	if x == nil {
+		return
+	}
+	x.mu.Lock()
+	was := x.tunnels[node]
+	x.mu.Unlock()
+	if was == port {
+		return
+	}
+	change := func() {
+		delete(x.tunnels, node)
+		if port != 0 {
+			x.tunnels[node] = port
+			x.senders[port]++
+		}
+		if x.senders[was]--; x.senders[was] <= 0 {
+			delete(x.senders, was)
+		}
+	}
+	x.mu.Lock()
+	same := (port == 0 || x.senders[port] > 0) && (was == 0 || x.senders[was] > 1)
+	if same {
+		change()
+	}
+	x.mu.Unlock()
+	if !same {
+		x.again(change, p.tell)
+		p.trigger()
+	}
 }
 
 // serviceNetworks notes the API's Service CIDRs.

@@ -57,7 +57,7 @@ func (x *externals) nodePort(svc *corev1.Service, p corev1.ServicePort) (why str
 	if slices.Contains(x.reserved.Ports, uint16(p.NodePort)) {
 		return fmt.Sprintf("the node port %d is the cluster's own", p.NodePort)
 	}
-	if p.Protocol == corev1.ProtocolUDP && p.NodePort == int32(x.reserved.Tunnel) {
+	if p.Protocol == corev1.ProtocolUDP && (p.NodePort == int32(x.reserved.Tunnel) || x.senders[int(p.NodePort)] > 0) {
 		return fmt.Sprintf("the node port %d is where packets from other nodes come in by UDP", p.NodePort)
 	}
 	port, own := lbports.Of(p.Protocol, p.NodePort), types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name}

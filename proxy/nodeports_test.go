@@ -7,9 +7,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/klog/v2/ktesting"
 
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
 // TestTunnelIsNoNodePort: where packets from other nodes come in no Service has a node port, whenever that begins and ends, and whichever came first.
@@ -17,6 +20,10 @@ func TestTunnelIsNoNodePort(t *testing.T) {
 	h := &hearing{now: map[string]*corev1.Service{}, backend: deaf{}}
 	p := frontOf(t, h)
 	const vxlan, wireGuard = 8472, 51820
+	var err error
+	if p.o.Informers, err = netinformers.New(netinformers.Options{Client: fake.NewClientset(), NodeName: "n0", Services: true}); err != nil {
+		t.Fatal(err)
+	}
 	p.ReserveTunnel(vxlan)
 	wants := func(name string, protocol corev1.Protocol, port int32) {
 		p.services(nil, &corev1.Service{
@@ -34,6 +41,36 @@ func TestTunnelIsNoNodePort(t *testing.T) {
 				t.Errorf("with the tunnel at %d: %s has node port %d, want %d", step.tunnel, name, got, want)
 			}
 		}
+	}
+	// The cluster changes, and nodes follow one after the other.
+	node := func(name, backend string) *corev1.Node {
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{cluster.BackendAnnotation: backend}}}
+	}
+	e := events{p}
+	for i, step := range []struct {
+		do   func()
+		a, c int32
+	}{
+		{func() { e.onNode(node("n1", "vxlan")); e.onNode(node("n2", "vxlan")); e.onNode(node("n3", "vxlan")) }, 0, wireGuard},
+		{func() { p.ReserveTunnel(wireGuard) }, 0, 0},
+		{func() { e.onNode(node("n1", "wireguard")) }, 0, 0},
+		{func() { e.onNode(node("n2", "wireguard")) }, 0, 0},
+		{func() { e.onNode(node("n3", "")) }, vxlan, 0},
+		{func() { e.onNode(node("n3", "vxlan")) }, 0, 0},
+		{func() { e.onNodeGone(node("n3", "vxlan")) }, vxlan, 0},
+		{func() { p.ReserveTunnel(0) }, vxlan, 0},
+		{func() { e.onNode(node("n1", "host-gw")); e.onNode(node("n2", "host-gw")) }, vxlan, wireGuard},
+		{func() { e.onNode(node("n1", "nonsense")) }, vxlan, wireGuard},
+	} {
+		step.do()
+		for name, want := range map[string]int32{"a": step.a, "b": vxlan, "c": step.c} {
+			if got := h.now[name].Spec.Ports[0].NodePort; got != want {
+				t.Errorf("after step %d: %s has node port %d, want %d", i, name, got, want)
+			}
+		}
+	}
+	if x := p.o.externals; len(x.tunnels)+len(x.senders) > 0 {
+		t.Errorf("left: %v, %v", x.tunnels, x.senders)
 	}
 }
 

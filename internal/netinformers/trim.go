@@ -44,7 +44,7 @@ func trim(obj any) (any, error) {
 	case *corev1.Node:
 		meta := identity(o)
 		meta.Labels, meta.CreationTimestamp = o.Labels, o.CreationTimestamp // of two nodes that claim the same, the older one has it
-		for _, name := range []string{cluster.UnderlayAnnotation, cluster.WireGuardAnnotation} {
+		for _, name := range []string{cluster.UnderlayAnnotation, cluster.WireGuardAnnotation, cluster.BackendAnnotation} {
 			if v, ok := o.Annotations[name]; ok {
 				metav1.SetMetaDataAnnotation(&meta, name, v)
 			}
