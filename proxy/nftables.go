@@ -42,7 +42,8 @@ type nftables struct {
 	synced   bool              // the proxier was told of complete lists; only sync touches it and what follows
 	frame    frame             // only full syncs write these
 	counted  frame             // what was counted after the last full sync
-	verified uint32            // the kernel's generation in which the frame was there
+	filled   []filled          // sets and maps that have an element for each of something, such as Services' ports
+	verified uint32            // the kernel's generation in which the frame was there, and all elements
 
 	mu       sync.Mutex
 	topology map[string]string
@@ -71,6 +72,7 @@ func openNFTables(ctx context.Context, o Options) (backend, error) {
 			return nil, fmt.Errorf("preparing the nftables proxier of %s: %w", f, err)
 		}
 		b.tell(ctx, p, tables(b.families)[i])
+		b.fills(ctx, p, tables(b.families)[i])
 		b.Provider, of[f] = p, p
 	}
 	if len(of) == 2 {
@@ -150,6 +152,9 @@ func (b *nftables) sync(full bool) error {
 	}
 	if len(errs) == 0 && (full || b.frame == nil) {
 		b.learn(b.countFrame())
+		for i := range b.filled {
+			b.filled[i].learn()
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -198,6 +203,11 @@ func (b *nftables) intact() (bool, error) {
 	for t, want := range b.frame {
 		have, err := nfttable.CountRules(t, slices.Collect(maps.Keys(want))...)
 		if err != nil || !maps.Equal(want, have) {
+			return false, err
+		}
+	}
+	for i := range b.filled {
+		if ok, err := b.filled[i].intact(); err != nil || !ok {
 			return false, err
 		}
 	}

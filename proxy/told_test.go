@@ -147,6 +147,22 @@ func TestToldIsLikeAsking(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	untilTidy(t, b)
+	if four.lists+six.lists > 0 {
+		t.Errorf("the kernel was asked %d times for names in family ip, %d times in ip6", four.lists, six.lists)
+	}
+	var left []served
+	for i := range pool {
+		if there[i] {
+			left = append(left, pool[i])
+		}
+	}
+	wantAsUpstream(t, b, left)
+}
+
+// untilTidy waits until upstream's proxier has deleted the chains that no Service needs any more.
+func untilTidy(t *testing.T, b *nftables) {
+	t.Helper()
 	eventually(t, "what no Service needs is deleted", func() error {
 		left, age := 0, time.Hour
 		for _, f := range b.families {
@@ -164,22 +180,20 @@ func TestToldIsLikeAsking(t *testing.T) {
 		}
 		return fmt.Errorf("there are %d chains, for %v", left, age)
 	})
-	if four.lists+six.lists > 0 {
-		t.Errorf("the kernel was asked %d times for names in family ip, %d times in ip6", four.lists, six.lists)
-	}
+}
+
+// wantAsUpstream compares the tables with those that upstream's proxier writes at once for the Services that there are, and takes both away.
+func wantAsUpstream(t *testing.T, b *nftables, there []served) {
+	t.Helper()
 	ours := dumped(t)
-	var left []served
-	for i := range pool {
-		if there[i] {
-			left = append(left, pool[i])
-			b.OnServiceDelete(pool[i].service)
-		}
+	for _, s := range there {
+		b.OnServiceDelete(s.service)
 	}
 	if err := b.sync(false); err != nil { // listeners of health check node ports end
 		t.Fatal(err)
 	}
 	nft(t, "delete table ip kube-proxy; delete table ip6 kube-proxy")
-	theirs := theirRules(t, left)
+	theirs := theirRules(t, there)
 	for _, line := range ours {
 		if !slices.Contains(theirs, line) {
 			t.Errorf("too much: %s", line)

@@ -82,7 +82,7 @@ func Count(t Table) (Counts, error) {
 		if s.Anonymous {
 			continue
 		}
-		n, err := countElements(t, s.Name)
+		n, err := CountElements(t, s.Name)
 		if err != nil {
 			return out, err
 		}
@@ -144,7 +144,8 @@ func countRules(t Table, in ...*nl.RtAttr) (map[string]int, error) {
 	return out, nil
 }
 
-func countElements(t Table, set string) (int, error) {
+// CountElements counts what is in a set or a map of a table.
+func CountElements(t Table, set string) (int, error) {
 	messages, err := dump(t, unix.NFT_MSG_GETSETELEM, unix.NFT_MSG_NEWSETELEM,
 		nl.NewRtAttr(unix.NFTA_SET_ELEM_LIST_TABLE, nl.ZeroTerminated(t.Name)), nl.NewRtAttr(unix.NFTA_SET_ELEM_LIST_SET, nl.ZeroTerminated(set)))
 	if err != nil {

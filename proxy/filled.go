@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"context"
+
+	"k8s.io/klog/v2"
+	upstreamnft "k8s.io/kubernetes/pkg/proxy/nftables"
+
+	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/unexported"
+)
+
+// filled is a set or a map that upstream's proxier fills one by one. It remembers what it has put in there, and sends only what is new: what another program has taken out
+// does not come back before everything is written anew.
+type filled struct {
+	table    nfttable.Table
+	name     string
+	elements *map[string]string // upstream's memory, which only a sync changes; nil: only a full sync changes the set
+	more     int                // how many more the kernel counts when all is there: none, unless upstream spells one element in two ways
+	counted  int                // how many more there were after the last full sync
+	learned  bool
+}
+
+// nodePortIPs is upstream's set of the node's addresses at which node ports answer. Where all do there is none.
+const nodePortIPs = "nodeport-ips"
+
+// filledBy are the fields of upstream's proxier that remember such elements.
+var filledBy = []string{"clusterIPs", "serviceIPs", "firewallIPs", "noEndpointServices", "noEndpointNodePorts", "serviceNodePorts", "hairpinConnections"}
+
+// fills finds what a proxier fills. Where that cannot be, elements come back with the hourly full sync only, as upstream does it.
+func (b *nftables) fills(ctx context.Context, p *upstreamnft.Proxier, t nfttable.Table) {
+	b.filled = append(b.filled, filled{table: t, name: nodePortIPs})
+	for _, field := range filledBy {
+		name, err := unexported.Field[string](p, []string{field, "containerName"})
+		var elements *map[string]string
+		if err == nil {
+			elements, err = unexported.Field[map[string]string](p, []string{field, "elements"})
+		}
+		if err != nil {
+			klog.FromContext(ctx).Info("What another program takes out of the Service proxy's sets is not noticed before everything is written anew, within the hour", "err", err)
+			return
+		}
+		b.filled = append(b.filled, filled{table: t, name: *name, elements: elements})
+	}
+}
+
+// learn counts after a full sync. What differs has to do so twice: another program may have changed something between the writing and the counting.
+func (f *filled) learn() {
+	have, err := nfttable.CountElements(f.table, f.name)
+	if err != nil {
+		return
+	}
+	more := have - f.remembered()
+	if more == f.counted || f.elements == nil && !f.learned {
+		f.more = more
+	}
+	f.counted, f.learned = more, true
+}
+
+func (f *filled) remembered() int {
+	if f.elements == nil {
+		return 0
+	}
+	return len(*f.elements)
+}
+
+func (f *filled) intact() (bool, error) {
+	if !f.learned {
+		return true, nil
+	}
+	have, err := nfttable.CountElements(f.table, f.name)
+	return have == f.remembered()+f.more, err
+}
