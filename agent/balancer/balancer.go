@@ -5,7 +5,8 @@
 //
 // It passes TCP connections on and sees nothing of what they say: TLS goes on between the node's parts and the API server.
 // One server is used until it does not answer; then its connections are closed, so that their owners come again and get
-// another one. It owns the list of servers, in memory and in a file: a node that starts finds any server that lives.
+// another one. It owns the list of servers, in memory and in a file: a node that starts finds any server that lives. An address
+// that leads back to this program is noticed (itself.go).
 //
 // Whoever has the gossip key can put addresses on that list. So an address is used only after it has shown the certificate of
 // one of the cluster's servers, and one whose certificate names that address stays, whatever others say of it (verify.go).
@@ -28,12 +29,16 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/halfopen"
 	"github.com/coracle-k8s/coracle/internal/together"
 )
 
 const (
-	// dialTimeout is how long a server may take to accept a connection, or to show its certificate.
+	// dialTimeout is how long is waited for a server to accept a connection, or to show its certificate.
 	dialTimeout = 2 * time.Second
+	// handshakeTimeout is for how long one goes on for which nobody waits any more: who asks again then finds what came of it. Over a line on which a packet needs a second, no server
+	// would ever show itself otherwise.
+	handshakeTimeout = 6 * time.Second
 	// lookAfter is how often the servers that have connections are looked after. One that has vanished with its machine closes
 	// nothing.
 	lookAfter = time.Second
@@ -44,9 +49,8 @@ const (
 	// most is how many servers are remembered; a cluster has up to seven, and they may change. mostProved of these are
 	// kept whatever others say.
 	most, mostProved = 16, 8
-	// holdFor is for how long a connection waits that comes while no server can be used: clients wait longer each time that they are turned away (client-go's watches 30 s and more), and so
-	// are back at once. It is less than they give a TLS handshake, which is 10 s. holdPause is between two attempts.
-	holdFor, holdPause = 8 * time.Second, 250 * time.Millisecond
+	// mostFile bounds the file of the list, in bytes.
+	mostFile = 64 << 10
 	// acceptPause is how long to wait after a connection could not be accepted, for want of file descriptors usually.
 	acceptPause = 100 * time.Millisecond
 )
@@ -69,6 +73,8 @@ type Balancer struct {
 	o        Options
 	listener net.Listener
 
+	waiting halfopen.Table // connections of this machine's that have no server yet
+
 	mu      sync.Mutex
 	servers []string // the one in use first
 	open    map[net.Conn]string
@@ -76,7 +82,9 @@ type Balancer struct {
 	named, excluded map[string]bool
 	proved          map[string]proof
 	proving         map[string]*proving
-	reason          string // why no server could be used, when it was last told; "" if one can
+	ended           bool         // no handshake begins any more
+	ends            map[ends]int // of connections that are open
+	reason          string       // why no server could be used, when it was last told; "" if one can
 }
 
 // New takes the address and reads the list.
@@ -86,20 +94,32 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	}
 	b := &Balancer{
 		o: o, servers: []string{o.Server}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
-		proved: map[string]proof{}, proving: map[string]*proving{},
+		proved: map[string]proof{}, proving: map[string]*proving{}, ends: map[ends]int{}, waiting: halfopen.Table{Max: mostWaiting},
 	}
-	var kept []string
-	if data, err := os.ReadFile(o.File); err == nil && json.Unmarshal(data, &kept) == nil {
-		b.servers = unique(append(b.servers, kept...))
-		for _, s := range kept {
-			b.named[s] = s != o.Server
-		}
+	b.servers = unique(append(b.servers, readList(o.File)...))
+	b.servers = b.servers[:min(len(b.servers), most)]
+	for _, s := range b.servers {
+		b.named[s] = s != o.Server
 	}
 	var err error
 	if b.listener, err = new(net.ListenConfig).Listen(ctx, "tcp", o.Address); err != nil {
 		return nil, fmt.Errorf("the local address of the API, %s, cannot be used: %w; another port: --lb-server-port", o.Address, err)
 	}
 	return b, nil
+}
+
+// readList is what an earlier run has kept: nothing if the file is not there, or is damaged.
+func readList(file string) (kept []string) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, mostFile+1))
+	if err != nil || len(data) > mostFile || json.Unmarshal(data, &kept) != nil {
+		return nil
+	}
+	return kept[:min(len(kept), most)]
 }
 
 // Servers lists what is known, the one in use first. Those that are said to be none are left out, unless nothing else is known.
@@ -139,6 +159,7 @@ func (b *Balancer) Set(servers []string) error {
 
 // Run passes connections on until ctx is done, and returns when none is left.
 func (b *Balancer) Run(ctx context.Context) error {
+	defer b.endProving()
 	var running sync.WaitGroup
 	defer running.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -164,37 +185,6 @@ func (b *Balancer) Run(ctx context.Context) error {
 	}
 }
 
-// pass joins a connection of this machine's to one with a server. It waits for a server if there was one before.
-func (b *Balancer) pass(ctx context.Context, c net.Conn) {
-	var proving sync.WaitGroup
-	defer proving.Wait()
-	waiting, cancel := context.WithTimeout(ctx, holdFor)
-	defer cancel()
-	for {
-		up, server, err := b.dial(ctx, b.candidates(), &proving)
-		if err == nil {
-			b.join(ctx, c, up, server, b.doubt)
-			return
-		}
-		if !b.everReached() {
-			cancel()
-		}
-		select {
-		case <-waiting.Done():
-			_ = c.Close() // the client sees that, and tries again
-			return
-		case <-time.After(holdPause):
-		}
-	}
-}
-
-// everReached says whether a server has shown itself in this run.
-func (b *Balancer) everReached() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.proved) > 0
-}
-
 // join joins a connection to one with a server. hungUp is told of a server that ends it first, without a word, and before the client sees that end.
 func (b *Balancer) join(ctx context.Context, c, up net.Conn, server string, hungUp func(server string)) {
 	defer c.Close()
@@ -207,6 +197,7 @@ func (b *Balancer) join(ctx context.Context, c, up net.Conn, server string, hung
 		defer b.mu.Unlock()
 		delete(b.open, up)
 	}()
+	defer b.leave(opened(up))
 	defer context.AfterFunc(ctx, func() { _, _ = c.Close(), up.Close() })()
 	var left atomic.Bool // the client has ended its way
 	ended := make(chan struct{})
@@ -234,14 +225,18 @@ func passEnd(to, from net.Conn, err error) {
 
 // dial connects to the first server that shows itself to be one and accepts, which is then the one in use. When the first cannot be used, all others
 // show themselves side by side: addresses at which nobody says anything cost the time of one. What then goes on beside that is in proving.
-func (b *Balancer) dial(ctx context.Context, servers []string, proving *sync.WaitGroup) (net.Conn, string, error) {
+// may says which of those that have shown themselves may be used. The connection is join's.
+func (b *Balancer) dial(ctx context.Context, servers []string, proving *sync.WaitGroup, may func(server string) error) (net.Conn, string, error) {
 	errs := []error{errors.New("no server can be used")}
 	sure := func(server string) error { return b.sure(ctx, server) }
 	for i, server := range servers {
 		err := sure(server)
 		if err == nil {
+			err = may(server)
+		}
+		if err == nil {
 			var c net.Conn
-			if c, err = connect(ctx, server); err == nil {
+			if c, err = b.connect(ctx, server); err == nil {
 				b.use(server)
 				return c, server, nil
 			}
@@ -258,6 +253,8 @@ func (b *Balancer) dial(ctx context.Context, servers []string, proving *sync.Wai
 	return nil, "", err
 }
 
+func anyServer(string) error { return nil }
+
 // allSure has servers show themselves side by side and returns what waits for one of them.
 func (b *Balancer) allSure(ctx context.Context, servers []string, proving *sync.WaitGroup) func(server string) error {
 	outcomes := map[string]chan error{}
@@ -267,11 +264,6 @@ func (b *Balancer) allSure(ctx context.Context, servers []string, proving *sync.
 		proving.Go(func() { outcome <- b.sure(ctx, server) })
 	}
 	return func(server string) error { return <-outcomes[server] }
-}
-
-func connect(ctx context.Context, server string) (net.Conn, error) {
-	d := net.Dialer{Timeout: dialTimeout}
-	return d.DialContext(ctx, "tcp", server)
 }
 
 // complain logs that no server can be used, once for each reason.
@@ -312,7 +304,7 @@ func (b *Balancer) watch(ctx context.Context) {
 		maps.DeleteFunc(missed, func(s string, _ int) bool { return !slices.Contains(servers, s) })
 		maps.DeleteFunc(cut, func(s string, _ bool) bool { return !slices.Contains(servers, s) })
 		for _, server := range servers {
-			if b.heard(server, heardFor) {
+			if b.heard(server) {
 				delete(missed, server)
 				b.dropStale(server, cut)
 				continue

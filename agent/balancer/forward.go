@@ -27,8 +27,8 @@ func (b *Balancer) Exclude(agents []string) {
 }
 
 // Forward passes connections of other machines on to a server until ctx is done, and returns when none is left: who took
-// this machine for a server gets one. Only to a server that the cluster has named: two machines that were told to join one
-// another would pass a connection on for ever. TLS goes on between the two ends.
+// this machine for a server gets one. Only to a server that the cluster has named, and that answers at its address itself: two machines that were told to join one
+// another, or were servers once, would pass a connection on for ever. TLS goes on between the two ends.
 func (b *Balancer) Forward(ctx context.Context, l net.Listener) error {
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -59,12 +59,29 @@ func (b *Balancer) Forward(ctx context.Context, l net.Listener) error {
 func (b *Balancer) forward(ctx context.Context, c net.Conn) {
 	var proving sync.WaitGroup
 	defer proving.Wait()
-	up, server, err := b.dial(ctx, b.namedServers(), &proving)
+	defer b.leave(accepted(c))
+	if b.enter(accepted(c)) {
+		_ = c.Close() // whoever has opened it notices
+		return
+	}
+	up, server, err := b.dial(ctx, b.namedServers(), &proving, b.answersItself)
 	if err != nil {
 		_ = c.Close()
 		return
 	}
 	b.join(ctx, c, up, server, func(string) {}) // whoever can reach this port can make a server hang up
+}
+
+var errPassedOn = errors.New("its certificate is not for this address: somebody may pass connections on there, and perhaps to this machine")
+
+// answersItself is an error for an address at which not the server itself has shown its certificate.
+func (b *Balancer) answersItself(server string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.proved[server].itself {
+		return fmt.Errorf("%s: %w", server, errPassedOn)
+	}
+	return nil
 }
 
 func (b *Balancer) namedServers() []string {

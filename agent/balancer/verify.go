@@ -6,9 +6,13 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"maps"
+	"net"
+	"os"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/servercert"
@@ -23,6 +27,9 @@ const (
 	// heardFor is for how long a server counts as answering after it has. It does so once a second, a moment after the node has looked (internal/together), and the
 	// second look after an answer has to find it silent: with two whole seconds that would be the third.
 	heardFor = 1800 * time.Millisecond
+	// farther is by how much longer than usual the next answer may take of a server whose answers usually come less often than once a second: a line on which a packet and the one that answers
+	// it need more than that. farthest is the longest time between two answers that counts for what is usual.
+	farther, farthest = 500 * time.Millisecond, 3 * time.Second
 	// sureFor is for how long new connections are opened without another handshake.
 	sureFor = 5 * time.Second
 	// answersNow is for how long an answer shows that this machine is neither slow nor cut off: they come once a second.
@@ -37,13 +44,17 @@ type proof struct {
 	itself bool
 	// doubted says that it has hung up since without a word.
 	doubted bool
+	// usual is the time between two answers over the node's own connection, on average, the latest counting most.
+	usual time.Duration
 }
 
 // proving is a handshake that goes on. Others that want to know the same wait for it: two agents that took one another for servers would
 // otherwise ask one another without end.
 type proving struct {
-	done chan struct{} // closed at its end
-	err  error         // set before
+	cancel    context.CancelFunc
+	connected atomic.Bool   // the machine's kernel has answered
+	done      chan struct{} // closed at its end
+	err       error         // set before
 }
 
 // Answered says that a server has answered over a connection of the node's, on which it had shown its certificate. itself says that this
@@ -51,7 +62,13 @@ type proving struct {
 func (b *Balancer) Answered(server string, itself bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.note(server, proof{itself: itself, doubted: b.proved[server].doubted})
+	p := b.proved[server]
+	if gap := time.Since(p.at); gap < farthest {
+		p.usual += (gap - cmp.Or(p.usual, gap)) / 8
+		p.usual = cmp.Or(p.usual, gap)
+	}
+	p.itself = itself
+	b.note(server, p)
 }
 
 // Ended says that a server has ended the node's connection. A server whose disk hangs does so, and would keep all requests waiting: if another
@@ -83,10 +100,11 @@ func (b *Balancer) note(server string, p proof) {
 	}
 }
 
-func (b *Balancer) heard(server string, within time.Duration) bool {
+// heard says whether a server answers over the node's own connection, or has just shown its certificate.
+func (b *Balancer) heard(server string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.answers(server, within)
+	return b.answers(server, max(heardFor, b.proved[server].usual+farther))
 }
 
 // answers is called with mu held.
@@ -157,46 +175,93 @@ func (b *Balancer) sure(ctx context.Context, server string) error {
 	return b.prove(ctx, server)
 }
 
-// prove has a server show its certificate.
+// prove has a server show its certificate. It waits for no longer than dialTimeout; the handshake may go on.
 func (b *Balancer) prove(ctx context.Context, server string) error {
-	b.mu.Lock()
-	p, waits := b.proving[server]
-	if !waits {
-		p = &proving{done: make(chan struct{})}
-		b.proving[server] = p
-	}
-	b.mu.Unlock()
-	if waits {
-		select {
-		case <-p.done:
-			return p.err
-		case <-ctx.Done():
-			return ctx.Err()
+	notInTime := func(p *proving) error {
+		late := error(&net.OpError{Op: "dial", Net: "tcp", Err: os.ErrDeadlineExceeded})
+		if p != nil && p.connected.Load() {
+			late = errors.New("it accepts connections and has shown no certificate yet")
 		}
+		return fmt.Errorf("%s does not show that it is a server of this cluster: %w", server, late)
 	}
-	state, err := b.handshake(ctx, server)
+	if ctx.Err() != nil {
+		return notInTime(nil)
+	}
+	p, err := b.handshakeWith(ctx, server)
+	if err != nil {
+		return err
+	}
+	patience := time.NewTimer(dialTimeout)
+	defer patience.Stop()
+	select {
+	case <-p.done:
+		return p.err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-patience.C:
+		return notInTime(p)
+	}
+}
+
+// handshakeWith returns the handshake with a server that goes on, or begins one, which ctx does not end.
+func (b *Balancer) handshakeWith(ctx context.Context, server string) (*proving, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if p.err = err; err == nil {
-		b.note(server, proof{itself: servercert.NamesAddress(state, server)})
+	if p := b.proving[server]; p != nil {
+		return p, nil
 	}
-	delete(b.proving, server)
-	close(p.done)
-	return err
+	if b.ended {
+		return nil, net.ErrClosed
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), handshakeTimeout)
+	p := &proving{cancel: cancel, done: make(chan struct{})}
+	b.proving[server] = p
+	go func() { // Run waits for it
+		defer cancel()
+		state, err := b.handshake(ctx, server, &p.connected)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if p.err = err; err == nil {
+			b.note(server, proof{itself: servercert.NamesAddress(state, server), usual: b.proved[server].usual})
+		}
+		delete(b.proving, server)
+		close(p.done)
+	}()
+	return p, nil
+}
+
+// endProving ends all handshakes, and returns when none is left.
+func (b *Balancer) endProving() {
+	b.mu.Lock()
+	b.ended = true
+	left := slices.Collect(maps.Values(b.proving))
+	b.mu.Unlock()
+	for _, p := range left {
+		p.cancel()
+		<-p.done
+	}
 }
 
 // handshake connects to the API server at an address.
-func (b *Balancer) handshake(ctx context.Context, server string) (tls.ConnectionState, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
+func (b *Balancer) handshake(ctx context.Context, server string, connected *atomic.Bool) (tls.ConnectionState, error) {
+	fail := func(err error) (tls.ConnectionState, error) {
+		return tls.ConnectionState{}, fmt.Errorf("%s does not show that it is a server of this cluster: %w", server, err)
+	}
 	config, err := servercert.Config(b.o.ServerCAFile, "", nil)
 	if err != nil {
 		return tls.ConnectionState{}, err
 	}
-	c, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", server)
+	raw, err := b.connect(ctx, server)
 	if err != nil {
-		return tls.ConnectionState{}, fmt.Errorf("%s does not show that it is a server of this cluster: %w", server, err)
+		return fail(err)
 	}
-	defer c.Close()                             // nothing was to be said
-	return c.(*tls.Conn).ConnectionState(), nil // tls.Dialer's documentation says so
+	defer b.leave(opened(raw))
+	defer raw.Close() // nothing was to be said
+	connected.Store(true)
+	config.ServerName, _, _ = net.SplitHostPort(server) // it was dialled, and so is host:port
+	c := tls.Client(raw, config)
+	if err := c.HandshakeContext(ctx); err != nil {
+		return fail(err)
+	}
+	return c.ConnectionState(), nil
 }

@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -91,6 +93,49 @@ func TestSilentIsLeftInTime(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestFarServers: servers over lines on which an answer takes a second or two, now more, now less, are not left.
+func TestFarServers(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Log("seed", seed)
+	synctest.Test(t, func(t *testing.T) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		b := &Balancer{
+			o: Options{Logger: slog.New(slog.DiscardHandler)}, servers: []string{"one", "other"}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
+			proved: map[string]proof{}, proving: map[string]*proving{},
+		}
+		client, up := net.Pipe()
+		defer client.Close()
+		b.open[up] = "one"
+		closed := make(chan error, 1) // one: it is looked at at the end
+		go func() {
+			_, err := client.Read(make([]byte, 1))
+			closed <- err
+		}()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+		defer cancel()
+		var running sync.WaitGroup
+		for _, server := range b.servers {
+			trips := rand.New(rand.NewPCG(random.Uint64(), 0))
+			b.Answered(server, true)
+			running.Go(func() { // as internal/tunnel pings
+				for ctx.Err() == nil {
+					next := time.Now().Add(together.Until(time.Second))
+					time.Sleep(1100*time.Millisecond + time.Duration(trips.IntN(800))*time.Millisecond) // fake time
+					b.Answered(server, true)
+					time.Sleep(time.Until(next)) // fake time
+				}
+			})
+		}
+		b.watch(ctx)
+		running.Wait()
+		select {
+		case err := <-closed:
+			t.Errorf("a server that answers is left: %v", err)
+		default:
+		}
+	})
 }
 
 // TestStrangers: what accepts connections and is no server of this cluster is not used, wherever it stands in the list.
@@ -262,7 +307,7 @@ func TestHeardServerIsNotAsked(t *testing.T) {
 		}
 	}()
 	defer func() { close(stop); <-stopped }()
-	for !b.heard(one.address, sureFor) {
+	for !b.heard(one.address) {
 		time.Sleep(time.Millisecond) // until the goroutine above has begun
 	}
 	wantAnswer(t, b, "one")

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"context"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// holdFor is for how long a connection waits that comes while no server can be used: clients wait longer each time that they are turned away (client-go's watches 30 s and more), and so
+	// are back at once. It is less than they give a TLS handshake, which is 10 s. holdPause is between two attempts.
+	holdFor, holdPause = 8 * time.Second, 250 * time.Millisecond
+	// mostWaiting is how many connections may be without a server at a time; one more, and the one that has waited longest is closed. The node's own parts have a few. Any
+	// program of this machine may connect, again and again while nobody answers, and each that waits costs a file descriptor and some goroutines.
+	mostWaiting = 256
+)
+
+// pass joins a connection of this machine's to one with a server. It waits for a server if there was one before.
+func (b *Balancer) pass(ctx context.Context, c net.Conn) {
+	defer b.leave(accepted(c))
+	if b.enter(accepted(c)) {
+		_ = c.Close() // whoever has opened it notices
+		return
+	}
+	up, server, err := b.await(ctx, c)
+	if err != nil {
+		_ = c.Close() // the client sees that, and tries again
+		return
+	}
+	b.join(ctx, c, up, server, b.doubt)
+}
+
+// await finds a server for a connection of this machine's.
+func (b *Balancer) await(ctx context.Context, c net.Conn) (up net.Conn, server string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, holdFor)
+	var going sync.WaitGroup
+	defer going.Wait()
+	defer cancel()
+	defer b.wait(func() { cancel(); _ = c.Close() })()
+	for held := false; ; held = true {
+		up, server, err = b.dial(ctx, b.candidates(), &going, anyServer)
+		if err == nil || ctx.Err() != nil || !b.everReached() {
+			return up, server, err
+		}
+		if !held {
+			going.Go(func() { untilLeft(ctx, c, cancel) })
+		}
+		select {
+		case <-ctx.Done():
+			return nil, "", ctx.Err()
+		case <-time.After(holdPause):
+		}
+	}
+}
+
+// wait takes a place among the connections that have no server yet, until the function that it returns is called.
+func (b *Balancer) wait(hangUp func()) (served func()) {
+	served, _ = b.waiting.Add(hangUp) // the table is never closed
+	return served
+}
+
+// everReached says whether a server has shown itself in this run.
+func (b *Balancer) everReached() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.proved) > 0
+}
+
+// untilLeft calls gone when a client that waits has ended its connection, or its way. What it has said before is not read yet, so that a Read would not tell.
+func untilLeft(ctx context.Context, c net.Conn, gone func()) {
+	for !left(c) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(holdPause):
+		}
+	}
+	gone()
+}
+
+func left(c net.Conn) (yes bool) {
+	s, ok := c.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return true
+	}
+	err = raw.Control(func(fd uintptr) {
+		asked := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		n, err := unix.Poll(asked, 0)
+		yes = err == nil && n > 0
+	})
+	return yes || err != nil
+}

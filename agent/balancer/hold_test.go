@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+)
+
+// TestManyWaiting: however many connections come while no server can be used, no more than some wait for one.
+func TestManyWaiting(t *testing.T) {
+	one := newServer(t, "one", "127.0.0.1:0")
+	b := start(t, Options{Server: one.address})
+	wantAnswer(t, b, "one")
+	one.stop()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	const many = 2 * mostWaiting
+	turnedAway := make(chan struct{}, many)
+	for range many {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		accepted, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			b.pass(t.Context(), accepted)
+			turnedAway <- struct{}{}
+		}()
+	}
+	for range many - mostWaiting {
+		<-turnedAway
+	}
+	if n := len(turnedAway); n > 0 { // or on a machine that is busy for eight seconds
+		t.Errorf("%d of %d that could wait do not", n, mostWaiting)
+	}
+}
+
+// TestWaitingClientLeaves: a connection that is held ends with its client, and others wait on.
+func TestWaitingClientLeaves(t *testing.T) {
+	for what, leave := range map[string]func(c *net.TCPConn) error{
+		"closed":               (*net.TCPConn).Close,
+		"half closed":          (*net.TCPConn).CloseWrite,
+		"reset":                func(c *net.TCPConn) error { return errorsOf(c.SetLinger(0), c.Close()) },
+		"after it said enough": func(c *net.TCPConn) error { _, err := c.Write([]byte("hello")); return errorsOf(err, c.Close()) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			one := newServer(t, "one", "127.0.0.1:0")
+			b := start(t, Options{Server: one.address})
+			wantAnswer(t, b, "one")
+			one.stop()
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			passing := func() (client *net.TCPConn, passed chan struct{}) {
+				c, err := net.Dial("tcp", l.Addr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { c.Close() })
+				accepted, err := l.Accept()
+				if err != nil {
+					t.Fatal(err)
+				}
+				passed = make(chan struct{})
+				go func() {
+					defer close(passed)
+					b.pass(t.Context(), accepted)
+				}()
+				return c.(*net.TCPConn), passed
+			}
+			client, passed := passing()
+			_, stays := passing()
+			if err := leave(client); err != nil {
+				t.Fatal(err)
+			}
+			<-passed
+			select {
+			case <-stays: // on a machine that is busy for eight seconds
+				t.Error("it ended no sooner than one whose client waits")
+			default:
+			}
+		})
+	}
+}
+
+func errorsOf(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestSlowServer: one that needs longer for a handshake than is waited for it is found nevertheless, as over a line on which a packet needs a second.
+func TestSlowServer(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	config := serverConfig(t, ours, "127.0.0.1")
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				time.Sleep(dialTimeout + dialTimeout/2) // the line
+				s := tls.Server(c, config)
+				line := make([]byte, 3)
+				if _, err := s.Read(line); err == nil {
+					_, _ = fmt.Fprintf(s, "slow %s", line)
+				}
+			}()
+		}
+	}()
+	findsAtLast(t, start(t, Options{Server: l.Addr().String()}), "slow")
+}
+
+// TestListIsBounded: what is in the file is no more than a Balancer would have kept.
+func TestListIsBounded(t *testing.T) {
+	var many []string
+	for i := range 3000 {
+		many = append(many, fmt.Sprintf("192.0.2.1:%d", i+1))
+	}
+	for n, want := range map[int]int{100: most, 3000: most, len(many) * 100: 1} {
+		var list []string
+		for len(list) < n {
+			list = append(list, many...)
+		}
+		data, err := json.Marshal(list[:n])
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(t.TempDir(), "servers.json")
+		if err := os.WriteFile(file, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := start(t, Options{Server: "127.0.0.1:1", File: file}).Servers(); len(got) > want || got[0] != "127.0.0.1:1" {
+			t.Errorf("of %d in the file: %d, %q first, want %d", n, len(got), got[0], want)
+		}
+	}
+}
+
+// TestDamagedLists: whatever is in the file, the server that the operator named is used.
+func TestDamagedLists(t *testing.T) {
+	one := newServer(t, "one", "127.0.0.1:0")
+	for _, text := range []string{"", "null", "[", `[""]`, `["x",null]`, `{"a":1}`, `["no address","[::1","300.0.0.1:5","127.0.0.1:0","[fe80::1%nowhere]:6443","127.0.0.1:70000",":"]`, "\x00\x00"} {
+		file := filepath.Join(t.TempDir(), "servers.json")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b := start(t, Options{Server: one.address, File: file})
+		wantAnswer(t, b, "one")
+		if err := b.Set([]string{one.address}); err != nil {
+			t.Errorf("%q: %v", text, err)
+		}
+		if got := b.Servers(); !slices.Contains(got, one.address) {
+			t.Errorf("%q: %q", text, got)
+		}
+	}
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"context"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+// forwarding passes connections of other machines on, as an agent does at its open port.
+func forwarding(t *testing.T, b *Balancer) (address string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- b.Forward(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return l.Addr().String()
+}
+
+// connections are those that the balancer has opened and passes on.
+func (b *Balancer) connections() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.open)
+}
+
+// asking is how many clients of each balancer ask in mostConnections.
+const asking = 3
+
+// mostConnections is how many connections balancers had at most while clients asked where no server could be used.
+func mostConnections(t *testing.T, balancers ...*Balancer) (most int) {
+	t.Helper()
+	for _, b := range balancers {
+		for range asking {
+			c := connectTo(t, b)
+			go func() { _ = c.Handshake() }() // nobody answers
+		}
+	}
+	for end := time.Now().Add(5 * holdPause); time.Now().Before(end); time.Sleep(time.Millisecond) { // what must not happen has no event to wait for
+		n := 0
+		for _, b := range balancers {
+			n += b.connections()
+		}
+		most = max(most, n)
+	}
+	return most
+}
+
+// TestOwnAddress: the list has the balancer's own address, or that of the machine's open port, before the server's. Neither is a server, and no connection is passed on to itself.
+func TestOwnAddress(t *testing.T) {
+	for what, own := range map[string]func(t *testing.T, b *Balancer) string{
+		"the local address": func(_ *testing.T, b *Balancer) string { return b.listener.Addr().String() },
+		"the open port":     forwarding,
+	} {
+		t.Run(what, func(t *testing.T) {
+			one := newServer(t, "one", "127.0.0.1:0")
+			b := start(t, Options{Server: "127.0.0.1:1"})
+			at := own(t, b)
+			if err := b.Set([]string{at, one.address}); err != nil {
+				t.Fatal(err)
+			}
+			const clients = 5
+			for range clients {
+				wantAnswer(t, b, "one")
+				if got := b.Servers()[0]; got != one.address {
+					t.Errorf("%s is the one in use, of %s and itself (%s)", got, one.address, at)
+				}
+			}
+			b.Answered(at, true) // the node's own connection went this way to the server, whose certificate has the machine's own addresses too
+			one.stop()
+			if n := mostConnections(t, b); n > clients+asking {
+				t.Errorf("%d connections are passed on for %d clients", n, clients+asking)
+			}
+		})
+	}
+}
+
+// TestOwnAddressAlone: nothing but the own address is known.
+func TestOwnAddressAlone(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := l.Addr().String()
+	l.Close()
+	b, err := New(t.Context(), Options{Address: at, Server: at, File: filepath.Join(t.TempDir(), "servers.json"), ServerCAFile: oursFile})
+	if err != nil {
+		t.Skip("somebody else has taken the port: ", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- b.Run(ctx) }()
+	if got, err := connectTo(t, b).ask(); err == nil {
+		t.Errorf("%q of nobody", got)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if len(b.ends) != 0 || len(b.open) != 0 {
+		t.Errorf("left: %v, %v", b.ends, b.open)
+	}
+}
+
+// TestTwoAgentsOfEachOther: two agents have one another on their lists, as machines that were servers once, and the server ends while they take one another for it. No connection goes
+// round between them.
+func TestTwoAgentsOfEachOther(t *testing.T) {
+	one := newServerOf(t, ours, "one", "127.0.0.2:0", "127.0.0.2") // another address than that of the agents, for which its certificate is not
+	var agents []*Balancer
+	var ports []string
+	for range 2 {
+		b := start(t, Options{Server: "127.0.0.1:1"})
+		agents, ports = append(agents, b), append(ports, forwarding(t, b))
+	}
+	for i, b := range agents {
+		if err := b.Set([]string{ports[1-i], one.address}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, b := range agents {
+		wantAnswer(t, b, "one")
+		testenv.Eventually(t, patience, "the other agent is taken for a server", func() error { return b.prove(t.Context(), ports[1-i]) })
+	}
+	one.stop()
+	for i, b := range agents {
+		b.Answered(ports[1-i], false) // the node's own connection, a moment ago
+	}
+	if n := mostConnections(t, agents...); n > 2*2*asking {
+		t.Errorf("%d connections for %d clients", n, 2*asking)
+	}
+}
