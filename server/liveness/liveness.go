@@ -11,9 +11,11 @@
 package liveness
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -108,8 +110,10 @@ type state struct {
 	// byLease says that the node proved to live by its lease alone after it was judged dead.
 	byLease bool
 
-	nominated time.Time // somebody thinks that the node is dead; zero: nobody does
-	next      time.Time // no check before
+	nominated time.Time     // somebody thinks that the node is dead; zero: nobody does
+	next      time.Time     // no check before
+	checked   bool          // since it was heard, or nominated
+	limit     time.Duration // of its silence, when it was looked at last
 
 	dead       time.Time // when it was judged dead; zero: it lives
 	podsDone   bool
@@ -151,7 +155,7 @@ func (j *Judge) Run(ctx context.Context) {
 		case node := <-j.suspect:
 			timer.Stop()
 			if s := j.nodes[node]; s != nil && s.dead.IsZero() {
-				s.nominated, s.next = j.o.Now(), time.Time{}
+				s.nominated, s.next, s.checked = j.o.Now(), time.Time{}, false
 			}
 		case <-timer.C:
 		}
@@ -201,8 +205,10 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 		}
 		s := j.see(n, now)
 		silence, limit := j.silence(n.Name, s, now)
+		s.limit = limit
 		switch {
 		case silence < limit:
+			s.checked = false
 			j.revive(n.Name, s)
 			soon(limit - silence)
 		case !s.dead.IsZero():
@@ -220,13 +226,38 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 	})
 	maps.DeleteFunc(j.gone, func(_ string, at time.Time) bool { return now.Sub(at) > slow }) // nobody counts what was heard before that
 	if len(doubtful) > 0 {
-		j.check(ctx, doubtful)
-		soon(recheck)
+		first := j.firstOf(doubtful)
+		j.check(ctx, first)
+		if soon(recheck); len(first) < len(doubtful) {
+			soon(0)
+		}
 	}
 	if !j.write(ctx, nodes) {
 		soon(retry)
 	}
 	return pause
+}
+
+// firstOf are the nodes to be checked now: all of which nothing is known yet, the soonest missed first, so that those which have vanished together are judged together (holdBack); and of the others,
+// the longest waiting first, no more than are checked at a time. Where hundreds are silent whose machines answer, they are checked again and again, and one more that dies would wait for
+// all of them.
+func (j *Judge) firstOf(doubtful []*corev1.Node) []*corev1.Node {
+	again := func(n *corev1.Node) bool { return j.nodes[n.Name].checked }
+	slices.SortStableFunc(doubtful, func(a, b *corev1.Node) int {
+		x, y := j.nodes[a.Name], j.nodes[b.Name]
+		switch {
+		case x.checked != y.checked && y.checked:
+			return -1
+		case x.checked != y.checked:
+			return 1
+		}
+		return cmp.Or(cmp.Compare(x.limit, y.limit), x.next.Compare(y.next))
+	})
+	known := slices.IndexFunc(doubtful, again)
+	if known < 0 {
+		return doubtful
+	}
+	return doubtful[:max(known, min(len(doubtful), parallel))]
 }
 
 // see notes what a Node says of itself.
@@ -322,7 +353,7 @@ func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 		late := now.Sub(began) - CheckTimeout
 		j.late(late)
 		silence, limit := j.silence(n.Name, s, now)
-		s.nominated = time.Time{}
+		s.nominated, s.checked = time.Time{}, true
 		s.next = now.Add(recheck)
 		patience := slow
 		if !connected {

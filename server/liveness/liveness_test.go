@@ -540,3 +540,46 @@ func TestNewJudge(t *testing.T) {
 		}
 	}
 }
+
+// A node that dies while hundreds of others are silent whose machines answer, as agents that are restarted all together, is noticed as soon as where it is the only one.
+func TestDeathAmidManySilent(t *testing.T) {
+	const many = 8 * parallel
+	live(t, many+1, func(w *world) {
+		w.do(func() {
+			for i := range many {
+				name := fmt.Sprintf("n%d", i+1)
+				w.silent[name], w.finding[name] = true, Reachable
+			}
+		})
+		last := fmt.Sprintf("n%d", many+1)
+		for range 5 { // at whatever moment of the others' checks
+			time.Sleep(1300 * time.Millisecond)
+			w.want("while many are silent", nil, nil)
+		}
+		w.do(func() { w.silent[last] = true })
+		time.Sleep(Quick + 2*CheckTimeout + time.Second) // since its last word, its check, the one before it, and the pauses
+		w.want("after the death", []string{last}, []string{last})
+	})
+}
+
+// However many nodes vanish together, they are judged together.
+func TestManyVanish(t *testing.T) {
+	const all = 6 * parallel
+	live(t, all, func(w *world) { // and the server's own
+		w.do(func() {
+			for i := range all/2 + all/40 { // more than half, and too few for upstream to notice
+				w.silent[fmt.Sprintf("n%d", i+1)] = true
+			}
+		})
+		time.Sleep(time.Minute)
+		nodes, err := w.judge.o.Nodes.List(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range nodes {
+			if readyOf(n).Status == corev1.ConditionUnknown {
+				t.Errorf("%s is Unknown, and its pods will be evicted", n.Name)
+			}
+		}
+	})
+}
