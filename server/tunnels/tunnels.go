@@ -178,8 +178,8 @@ func (t *Table) add(node string, s *tunnel.Session, from string) (remove func())
 		e = &entry{}
 		t.nodes[node] = e
 	}
-	if len(e.sessions) == 0 && e.from != from {
-		e.direct = false // it was away, and has moved
+	if e.from != from {
+		e.direct = false // it has moved; a connection from where it was may look open for minutes
 	}
 	e.from = from
 	e.sessions = append(e.sessions, s)

@@ -6,11 +6,13 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -260,6 +262,44 @@ func TestConnectionsOfOneNode(t *testing.T) {
 	}
 }
 
+// TestReconnects: a node that connects again and again leaves nothing behind, whichever of its connections ends first.
+func TestReconnects(t *testing.T) {
+	f := newFixture(t)
+	f.node("n1", "10.0.0.1")()
+	before := runtime.NumGoroutine()
+	var last func()
+	for i := range 100 {
+		stop := f.node("n1", "10.0.0.1")
+		switch {
+		case i%3 == 0:
+			stop()
+		case last != nil:
+			last()
+			last = stop
+		default:
+			last = stop
+		}
+	}
+	testenv.Eventually(t, 2*time.Minute, "the node is connected", func() error { // the server may take in the last one later than the end of the one before
+		if c, _ := f.table.Contact("n1"); !c.Open {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	last()
+	testenv.Eventually(t, 2*time.Minute, "nothing is left", func() error {
+		f.table.mu.Lock()
+		defer f.table.mu.Unlock()
+		if n := len(f.table.nodes["n1"].sessions); n > 0 {
+			return fmt.Errorf("%d connections", n)
+		}
+		if n := runtime.NumGoroutine(); n > before+5 { // the runtime has some of its own now and then
+			return fmt.Errorf("%d goroutines, %d before", n, before)
+		}
+		return nil
+	})
+}
+
 // TestHangUp: nodes are hung up on, those that come later too, until they are welcome again.
 func TestHangUp(t *testing.T) {
 	f := newFixture(t)
@@ -313,6 +353,12 @@ func TestForget(t *testing.T) {
 	if c, _ := table.Contact("n1"); c.Direct {
 		t.Error("a node that has moved counts as reached")
 	}
+	table.Reached("n1")
+	from3 := table.add("n1", s, "10.0.0.3") // the kernel has not noticed yet that nobody is at the other end of the first one
+	if c, _ := table.Contact("n1"); c.Direct {
+		t.Error("a node that has moved, and whose connection of before looks open, counts as reached")
+	}
+	from3()
 	remove()
 	table.Forget(func(name string) bool { return name != "n1" })
 	if _, ok := table.Contact("n1"); !ok {
