@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"maps"
 	"net"
 	"os"
 	"slices"
@@ -33,6 +32,8 @@ import (
 const (
 	reachEvery, reachLater = 2 * time.Second, 30 * time.Second
 	reachSoon              = 15
+	// reachAtOnce is how many are tried at a time: hundreds behind routers take all of reachPatience each.
+	reachAtOnce = 32
 	// reachPatience bounds one try.
 	reachPatience = 2 * time.Second
 	// hangsAfter is how long a write may wait for the disk before nodes are sent to another server. Requests here wait as long; but a disk
@@ -97,8 +98,7 @@ func (s *Server) sendNodesAway(ctx context.Context) {
 
 // reachNodes finds out which of the nodes that are connected can be reached without that, until ctx is done.
 func (s *Server) reachNodes(ctx context.Context) {
-	tries := map[string]int{}
-	pause := reachLater
+	tries, pause := reachTries{}, reachLater
 	kubelets := s.kubeletAuthorities()
 	for {
 		select {
@@ -107,27 +107,21 @@ func (s *Server) reachNodes(ctx context.Context) {
 		case <-s.tunnels.Arrived():
 		case <-time.After(pause):
 		}
-		pause = reachLater
-		for _, name := range s.tunnels.Indirect() {
-			n := s.node(name) // a node that is new has connected before it is registered
-			if n != nil {
-				tries[name]++
+		var batch []string
+		batch, pause = tries.take(s.tunnels.Indirect(), time.Now(), func(name string) bool { return s.node(name) != nil })
+		var running sync.WaitGroup
+		for _, name := range batch {
+			running.Go(func() {
 				reaching, cancel := context.WithTimeout(ctx, reachPatience)
-				reached := liveness.Shows(reaching, n, kubelets, s.o.Clock.Now())
-				cancel()
-				if reached {
+				defer cancel()
+				if n := s.node(name); n != nil && liveness.Shows(reaching, n, kubelets, s.o.Clock.Now()) {
 					s.tunnels.Reached(name)
-					delete(tries, name)
-					continue
 				}
-			}
-			if tries[name] < reachSoon {
-				pause = reachEvery
-			}
+			})
 		}
+		running.Wait()
 		if s.nodes.Load() != nil {
 			s.tunnels.Forget(func(name string) bool { return s.node(name) == nil })
-			maps.DeleteFunc(tries, func(name string, _ int) bool { return s.node(name) == nil })
 		}
 	}
 }
