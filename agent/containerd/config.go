@@ -40,19 +40,7 @@ func serverConfig(o Options, snapshotter string, h host) *srvconfig.Config {
 			"io.containerd.cri.v1.images":     imagesConfig(o, snapshotter),
 			"io.containerd.cri.v1.runtime":    runtimeConfig(o, h),
 			"io.containerd.transfer.v1.local": transferConfig(o, snapshotter),
-			"io.containerd.gc.v1.scheduler":   collector(),
 		},
-	}
-}
-
-// collector is when containerd's collector looks for what nobody refers to any more.
-func collector() map[string]any {
-	return map[string]any{
-		"startup_delay": "10s", // the node's first seconds are busy enough
-		// It looks once a second whether there is something to do, and nothing else decides when. By a part of the time, which is the other way to say it, a collector
-		// that needs a third of a second on a memory card would free the room of containers that were removed minutes later, while the kubelet, which sees no
-		// more room than before, evicts one pod after the other. Upstream's fiftieth also wakes a node at rest four times a second.
-		"pause_threshold": 0.0,
 	}
 }
 

@@ -4,7 +4,7 @@ package containerd
 
 // The plugins of containerd that a Kubernetes node needs, picked by hand from cmd/containerd/builtins. Left out, with what
 // they would cost: erofs, blockfile, btrfs, zfs and devmapper snapshotters (memory, and nothing here uses them), NRI, image
-// verifiers, the restart monitor, the debug and metrics servers, cgroup metrics (the kubelet reads cgroups itself), tracing.
+// verifiers, the scheduler of collections (collector.go has another one), the restart monitor, the debug and metrics servers, cgroup metrics (the kubelet reads cgroups itself), tracing.
 import (
 	_ "github.com/containerd/containerd/api/types/runc/options" // registers the type of the runc shim's options
 	_ "github.com/containerd/containerd/v2/core/runtime/v2"
@@ -14,7 +14,6 @@ import (
 	_ "github.com/containerd/containerd/v2/plugins/cri/runtime"
 	_ "github.com/containerd/containerd/v2/plugins/diff/walking/plugin"
 	_ "github.com/containerd/containerd/v2/plugins/events"
-	_ "github.com/containerd/containerd/v2/plugins/gc"
 	_ "github.com/containerd/containerd/v2/plugins/leases"
 	_ "github.com/containerd/containerd/v2/plugins/metadata"
 	_ "github.com/containerd/containerd/v2/plugins/mount"

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/containerd/v2/pkg/gc"
+	"github.com/containerd/containerd/v2/plugins"
+	"github.com/containerd/log"
+	"github.com/containerd/plugin"
+	"github.com/containerd/plugin/registry"
+)
+
+const (
+	// firstCollection is how long after the start all is looked through once: a node's first seconds are busy enough.
+	firstCollection = 10 * time.Second
+	// collectAfter is how long after something was removed. What is removed meanwhile is collected with it.
+	collectAfter = time.Second
+	// collectAgain is how long after a collection that failed.
+	collectAgain = 5 * time.Second
+	// changes are so many after which all is looked through although nothing was removed, as upstream does it: a lease may have run out.
+	changes = 100
+)
+
+// store is containerd's metadata, which knows what refers to what.
+type store interface {
+	// RegisterMutationCallback registers what is called after each change, and must not block. removed says that something may be without an owner.
+	RegisterMutationCallback(func(removed bool))
+	GarbageCollect(context.Context) (gc.Stats, error)
+}
+
+// collector decides when what nobody refers to any more is collected. It stands in for containerd's own scheduler (plugins/gc), which either decides by what earlier collections
+// took, and waits for minutes on a slow disk while the kubelet evicts one pod after the other since it sees no more room, or looks once a second for as long as the node runs.
+// This one sleeps until something is removed.
+type collector struct {
+	store   store
+	changed atomic.Int32  // since the last collection
+	removed chan struct{} // one: there is something to collect
+	asked   chan struct{} // one: somebody waits
+
+	mu      sync.Mutex
+	waiting []chan<- collected
+}
+
+type collected struct {
+	stats gc.Stats
+	err   error
+}
+
+func newCollector(s store) *collector {
+	c := &collector{store: s, removed: make(chan struct{}, 1), asked: make(chan struct{}, 1)}
+	s.RegisterMutationCallback(func(removed bool) {
+		if n := c.changed.Add(1); removed || n >= changes {
+			signal(c.removed)
+		}
+	})
+	return c
+}
+
+func signal(to chan<- struct{}) {
+	select {
+	case to <- struct{}{}:
+	default:
+	}
+}
+
+// ScheduleAndWait collects at once, for who removes and wants the room. containerd's services call it.
+func (c *collector) ScheduleAndWait(ctx context.Context) (gc.Stats, error) {
+	done := make(chan collected, 1) // one: nobody may wait any more
+	c.mu.Lock()
+	c.waiting = append(c.waiting, done)
+	c.mu.Unlock()
+	signal(c.asked)
+	select {
+	case out := <-done:
+		return out.stats, out.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// run collects until ctx is done.
+func (c *collector) run(ctx context.Context) {
+	due := time.NewTimer(firstCollection)
+	defer due.Stop()
+	removed := chan struct{}(nil) // while a collection is to come, it is for this too
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-removed:
+			removed = nil
+			due.Reset(collectAfter)
+			continue
+		case <-c.asked:
+			if !c.anyWaits() { // a collection that was under way was for it
+				continue
+			}
+			due.Stop()
+		case <-due.C:
+		}
+		removed = c.removed
+		if err := c.collect(ctx); err != nil && ctx.Err() == nil {
+			log.G(ctx).WithError(err).Error("what nobody refers to any more could not be collected; it is tried again")
+			removed = nil
+			due.Reset(collectAgain)
+		}
+	}
+}
+
+func (c *collector) anyWaits() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.waiting) > 0
+}
+
+// collect collects what has been removed until now, and tells who waits for it.
+func (c *collector) collect(ctx context.Context) error {
+	c.mu.Lock()
+	waiting := c.waiting
+	c.waiting = nil
+	c.mu.Unlock()
+	select { // before it begins: what is removed meanwhile may be passed over
+	case <-c.removed:
+	default:
+	}
+	c.changed.Store(0)
+	stats, err := c.store.GarbageCollect(ctx)
+	if err != nil {
+		err = fmt.Errorf("collect what nobody refers to: %w", err)
+	}
+	for _, w := range waiting {
+		w <- collected{stats, err}
+	}
+	return err
+}
+
+// registerCollector adds the collector as the plugin that decides when to collect. It must be called before server.New, which builds the plugin graph.
+func registerCollector() {
+	registry.Register(&plugin.Registration{
+		Type:     plugins.GCPlugin,
+		ID:       "coracle",
+		Requires: []plugin.Type{plugins.MetadataPlugin},
+		InitFn: func(ic *plugin.InitContext) (any, error) {
+			metadata, err := ic.GetSingle(plugins.MetadataPlugin)
+			if err != nil {
+				return nil, fmt.Errorf("find containerd's metadata: %w", err)
+			}
+			s, ok := metadata.(store)
+			if !ok {
+				return nil, errors.New("containerd's metadata is not collected as before")
+			}
+			c := newCollector(s)
+			go c.run(ic.Context) // until containerd stops; nobody can wait for it, as for upstream's
+			return c, nil
+		},
+	})
+}
