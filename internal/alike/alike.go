@@ -201,10 +201,7 @@ func (f *Family) Join(obj any) {
 	if err != nil {
 		return // a tombstone of client-go's
 	}
-	like := kin{kind: reflect.TypeOf(obj)}
-	if c := metav1.GetControllerOfNoCopy(m); c != nil {
-		like.owner = c.UID
-	}
+	like := kinOf(obj, m)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if old, ok := f.last[like]; ok {
@@ -216,4 +213,26 @@ func (f *Family) Join(obj any) {
 		f.last = map[kin]any{}
 	}
 	f.last[like] = obj
+}
+
+// Leave is for an object that is gone: if it, or an earlier version of it, is what others would be like, it is not kept for that.
+func (f *Family) Leave(obj any) {
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return
+	}
+	like := kinOf(obj, m)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if old, err := meta.Accessor(f.last[like]); err == nil && old.GetName() == m.GetName() && old.GetNamespace() == m.GetNamespace() {
+		delete(f.last, like)
+	}
+}
+
+func kinOf(obj any, m metav1.Object) kin {
+	like := kin{kind: reflect.TypeOf(obj)}
+	if c := metav1.GetControllerOfNoCopy(m); c != nil {
+		like.owner = c.UID
+	}
+	return like
 }

@@ -254,6 +254,13 @@ func TestFamily(t *testing.T) {
 	if first.Spec.Volumes[0].Projected == other.Spec.Volumes[0].Projected {
 		t.Error("pods of two ReplicaSets share")
 	}
+	f.Leave("a tombstone")
+	if f.Leave(first); len(f.last) != 3 {
+		t.Errorf("%d objects are remembered when one is gone that others are not made like", len(f.last))
+	}
+	if f.Leave(second.DeepCopy()); len(f.last) != 2 {
+		t.Errorf("%d objects are remembered when one is gone that others would be made like", len(f.last))
+	}
 	for i := range 3 * kindred {
 		p := pod(t, i)
 		p.OwnerReferences[0].UID = types.UID(fmt.Sprint(i))

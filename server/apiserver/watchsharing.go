@@ -87,6 +87,7 @@ func (s *sharing) keep(kind watch.EventType, o runtime.Object) {
 	switch {
 	case kind == watch.Deleted:
 		delete(s.newest, name)
+		s.family.Leave(o)
 		return
 	case old == nil:
 		s.family.Join(o)

@@ -4,6 +4,7 @@ package apiserver
 
 import (
 	"context"
+	"fmt"
 	"reflect"
 	goruntime "runtime"
 	"slices"
@@ -135,6 +136,31 @@ func TestListIsNotKept(t *testing.T) {
 	if len(s.newest) != 2 {
 		t.Errorf("remembered: %v", s.newest)
 	}
+}
+
+// TestNothingIsKeptOfWhatIsGone: large objects, each with a controller of its own, come and go.
+func TestNothingIsKeptOfWhatIsGone(t *testing.T) {
+	s := &sharing{}
+	var gone []weak.Pointer[corev1.Pod]
+	for i := range 100 {
+		made := ownedPod(fmt.Sprint(i), "1")
+		made.OwnerReferences[0].UID = types.UID(fmt.Sprint(i))
+		s.keep(watch.Added, made)
+		gone = append(gone, weak.Make(made))
+		last := made.DeepCopy()
+		s.keep(watch.Deleted, last)
+	}
+	goruntime.GC()
+	kept := 0
+	for _, p := range gone {
+		if p.Value() != nil {
+			kept++
+		}
+	}
+	if kept > 0 {
+		t.Errorf("%d of 100 pods that are gone are kept", kept)
+	}
+	goruntime.KeepAlive(s)
 }
 
 // TestPagesOfAList are remembered together.
