@@ -72,8 +72,9 @@ func harmed(t *testing.T, r *rand.Rand, harms func(*rand.Rand, *nftables) []stri
 		way := ofProxier[knftables.Interface](t, b, f, "nftables")
 		have := (*way).(told)
 		u := &unsure{Interface: have.Interface, r: r, every: 5}
-		have.Interface, ways = u, append(ways, u)
-		*way = have
+		have.Interface = u
+		sent := &unsure{Interface: have, r: r, every: 5} // also of those that do not come to nft
+		*way, ways = sent, append(ways, u, sent)
 	}
 	pool := anyServices(r, 20)
 	there := make([]bool, len(pool))

@@ -21,8 +21,8 @@ import (
 // half of such a change: docs/adr/0122.
 type told struct {
 	knftables.Interface
-	table nfttable.Table
-	names *nfttable.Names
+	names  *nfttable.Names
+	sender *nftsend.Sender
 }
 
 // sets are upstream's that have to do with Services, by its names.
@@ -65,7 +65,7 @@ func (t told) Run(ctx context.Context, tx *knftables.Transaction) error {
 	if tx.NumOperations() == 0 && tx.String() == "" { // else it has an error
 		return nil
 	}
-	if tx.NumOperations() <= fewOperations && nftsend.Send(t.table, sets, tx.String()) == nil {
+	if tx.NumOperations() <= fewOperations && t.sender.Send(tx.String()) == nil {
 		return nil
 	}
 	err := t.Interface.Run(ctx, tx) // nft says better what the kernel refuses
@@ -89,7 +89,9 @@ func (b *nftables) tell(ctx context.Context, p *upstreamnft.Proxier, t nfttable.
 		klog.FromContext(ctx).Info("The kernel does not tell of changes to the Service proxy's tables; changes among thousands of Services take longer", "err", err)
 		return
 	}
-	*way = told{*way, t, names}
+	sender := nftsend.New(t, sets)
+	*way = told{*way, names, sender}
 	b.names = append(b.names, names)
 	context.AfterFunc(ctx, names.Close)
+	context.AfterFunc(ctx, sender.Close)
 }

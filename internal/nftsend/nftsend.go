@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package nftsend puts small changes of one nftables table into the kernel, as nft would, without starting nft. It reads the few forms of nft's language in which most changes of Services are
-// written, and says no to everything else, so that its caller gives the same text to nft. It owns no state, and lists nothing.
+// written, and says no to everything else, so that its caller gives the same text to nft. It owns nothing in the kernel, and lists nothing.
 //
 // What nft costs beside the kernel's own work is its start and that it reads all chains and sets of the machine before it writes one rule.
 package nftsend
@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 	"syscall"
 
 	"github.com/vishvananda/netlink/nl"
@@ -21,17 +22,52 @@ import (
 // ErrUnknown says that a transaction has something in it that only nft knows. Nothing was sent.
 var ErrUnknown = errors.New("only nft knows all that is in this transaction")
 
-// Send has the kernel take a transaction in nft's words, all of it or nothing. Each line has to be of one of the forms that lines.go and rule.go name, and of the table; elements are of the sets that are given.
+// Sender sends transactions of one table. Make one with New; it is safe for several goroutines.
+type Sender struct {
+	table nfttable.Table
+	sets  map[string]Set
+
+	// The socket stays open from one transaction to the next: when one is closed, the kernel waits until all processors have forgotten what was deleted, which takes 10 ms.
+	mu     sync.Mutex
+	socket int // -1 when there is none
+}
+
+// New has a table, and those of its sets whose elements may be sent, by name.
+func New(t nfttable.Table, sets map[string]Set) *Sender {
+	return &Sender{table: t, sets: sets, socket: -1}
+}
+
+// Close closes what Send has opened. Another Send opens it again.
+func (s *Sender) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.close()
+}
+
+func (s *Sender) close() {
+	if s.socket >= 0 {
+		_ = unix.Close(s.socket)
+		s.socket = -1
+	}
+}
+
+// Send has the kernel take a transaction in nft's words, all of it or nothing. Each line has to be of one of the forms that lines.go and rule.go name, and of the table; elements are of the sets that New was given.
 // Where it fails with another error than ErrUnknown, the kernel has refused the transaction, or it was not sent.
-func Send(t nfttable.Table, sets map[string]Set, text string) error {
-	b := batch{table: t, sets: sets}
+func (s *Sender) Send(text string) error {
+	b := batch{table: s.table, sets: s.sets}
 	if err := b.read(text); err != nil {
 		return err
 	}
 	if b.last == 0 {
 		return nil
 	}
-	return b.send()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.send(b.whole())
+	if err != nil {
+		s.close() // there may be more to hear, which is not of the next transaction
+	}
+	return err
 }
 
 // batch is a transaction in the kernel's form.
@@ -80,43 +116,49 @@ func envelope(kind int, seq uint32) []byte {
 	return req.Serialize()
 }
 
-// send gives all to the kernel in one piece, and looks what it says. The kernel has done everything, and has said all of it, when the piece is sent. It says
-// which messages it refuses, and here that it took the last one.
-func (b *batch) send() error {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
-	if err != nil {
-		return fmt.Errorf("opening a socket for nftables: %w", err)
-	}
-	defer unix.Close(fd)
+// whole is the transaction in one piece. The kernel is to say of the last message that it took it.
+func (b *batch) whole() []byte {
 	flags := b.messages[b.at+6:]
 	binary.NativeEndian.PutUint16(flags, binary.NativeEndian.Uint16(flags)|unix.NLM_F_ACK)
-	messages := append(envelope(unix.NFNL_MSG_BATCH_BEGIN, 0), b.messages...)
-	messages = append(messages, envelope(unix.NFNL_MSG_BATCH_END, b.last+1)...)
-	if err := unix.Sendto(fd, messages, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return fmt.Errorf("sending a transaction of table %s: %w", b.table.Name, err)
+	out := append(envelope(unix.NFNL_MSG_BATCH_BEGIN, 0), b.messages...)
+	return append(out, envelope(unix.NFNL_MSG_BATCH_END, b.last+1)...)
+}
+
+// send gives a transaction to the kernel, and looks what it says: which messages it refuses, and whether it took the last one. The kernel has done everything, and has said all of it,
+// when the piece is sent.
+func (s *Sender) send(whole []byte) error {
+	if s.socket < 0 {
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+		if err != nil {
+			return fmt.Errorf("opening a socket for nftables: %w", err)
+		}
+		s.socket = fd
+	}
+	if err := unix.Sendto(s.socket, whole, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("sending a transaction of table %s: %w", s.table.Name, err)
 	}
 	taken := false
 	var buf [1 << 14]byte
 	for {
-		n, _, err := unix.Recvfrom(fd, buf[:], unix.MSG_DONTWAIT)
+		n, _, err := unix.Recvfrom(s.socket, buf[:], unix.MSG_DONTWAIT)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case errors.Is(err, unix.EAGAIN) && taken:
 			return nil
 		case err != nil:
-			return fmt.Errorf("hearing what became of a transaction of table %s: %w", b.table.Name, err)
+			return fmt.Errorf("hearing what became of a transaction of table %s: %w", s.table.Name, err)
 		}
 		answers, err := syscall.ParseNetlinkMessage(buf[:n])
 		if err != nil {
-			return fmt.Errorf("hearing what became of a transaction of table %s: %w", b.table.Name, err)
+			return fmt.Errorf("hearing what became of a transaction of table %s: %w", s.table.Name, err)
 		}
 		for _, a := range answers {
 			if a.Header.Type != unix.NLMSG_ERROR || len(a.Data) < 4 {
 				continue
 			}
 			if errno := int32(binary.NativeEndian.Uint32(a.Data)); errno != 0 {
-				return fmt.Errorf("the kernel refuses a transaction of table %s: %w", b.table.Name, unix.Errno(-errno))
+				return fmt.Errorf("the kernel refuses a transaction of table %s: %w", s.table.Name, unix.Errno(-errno))
 			}
 			taken = true
 		}

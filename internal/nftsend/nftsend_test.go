@@ -132,13 +132,18 @@ func TestLikeNFT(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
+	senders := map[string]*Sender{}
+	for _, s := range sides {
+		senders[s.family] = New(s.table, sets)
+		t.Cleanup(senders[s.family].Close)
+	}
 	taken := 0
 	for range 200 {
 		s := sides[r.IntN(2)]
 		text := s.any(r)
 		var refused [2]error
 		var have [2][]string
-		for i, write := range []func(string) error{nft, func(text string) error { return Send(s.table, sets, text) }} {
+		for i, write := range []func(string) error{nft, senders[s.family].Send} {
 			if err := nft(s.base()); err != nil {
 				t.Fatal(err)
 			}
@@ -236,6 +241,8 @@ func TestUnknown(t *testing.T) {
 	if err := nft(s.base()); err != nil {
 		t.Fatal(err)
 	}
+	sender := New(s.table, sets)
+	t.Cleanup(sender.Close)
 	before := kernelHas(t, s.table)
 	known := s.write("flush chain service-0/x")
 	for _, text := range []string{
@@ -251,14 +258,14 @@ func TestUnknown(t *testing.T) {
 		s.write("add element addrs { 10.42.0.1"), s.write("add element services { 10.42.0.1 . tcp . 65536 : drop }"), s.write("add element services { 10.42.0.1 . tcp . 80 : accept }"), s.write("add element services { 10.42.0.1 . tcp . 80 }"),
 		strings.Repeat(known, maxText/len(known)+1),
 	} {
-		if err := Send(s.table, sets, known+text); !errors.Is(err, ErrUnknown) {
+		if err := sender.Send(known + text); !errors.Is(err, ErrUnknown) {
 			t.Errorf("%v for\n%.200s", err, text)
 		}
 	}
 	if after := kernelHas(t, s.table); !slices.Equal(before, after) {
 		t.Errorf("the kernel has\n%s\nand had\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
 	}
-	if err := Send(s.table, sets, ""); err != nil {
+	if err := sender.Send(""); err != nil {
 		t.Error("nothing to send:", err)
 	}
 	if err := nfttable.Delete(s.table); err != nil {
