@@ -165,13 +165,16 @@ type frame map[nfttable.Table]map[string]int
 // learn takes what was counted after a full sync. Another program may have taken something out between the writing and the counting, so what differs from the frame
 // has to be counted twice before it is the frame.
 func (b *nftables) learn(counted frame) {
-	if b.frame == nil || counted == nil || maps.EqualFunc(counted, b.counted, maps.Equal) {
+	if counted == nil {
+		return // what was known stays: without it no look would find anything until the next sync
+	}
+	if b.frame == nil || maps.EqualFunc(counted, b.counted, maps.Equal) {
 		b.frame = counted
 	}
 	b.counted = counted
 }
 
-// countFrame counts what a full sync has written. Where that cannot be counted nothing is known of it.
+// countFrame counts what a full sync has written. It is nil where that cannot be counted, as when another program changes something meanwhile.
 func (b *nftables) countFrame() frame {
 	out := frame{}
 	for _, t := range tables(b.families) {
