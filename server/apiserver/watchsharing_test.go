@@ -126,8 +126,7 @@ func TestListIsNotKept(t *testing.T) {
 	if s.keep(watch.Modified, next); !sameSpec(&list.Items[0], next) {
 		t.Error("the next version of a pod that was listed has a spec of its own")
 	}
-	gone := weak.Make(&list.Items[1])
-	list = nil
+	gone := weak.Make(&list.Items[1]) // from here on nobody has the list
 	s.keep(watch.Deleted, ownedPod("b", "5"))
 	goruntime.GC()
 	if gone.Value() != nil {
