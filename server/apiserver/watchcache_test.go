@@ -138,7 +138,7 @@ func TestCacheIsMadeWhenVeryManyWatchOneObjectEach(t *testing.T) {
 		}
 		ends[14]()
 		synctest.Wait()
-		time.Sleep(cacheKept + time.Second)
+		time.Sleep(cacheKept + time.Second) // fake time
 		if w.stopped != 1 {
 			t.Errorf("with 15 watches it was stopped %d times", w.stopped)
 		}
@@ -199,7 +199,7 @@ func TestEarlyWatchesMoveToTheCache(t *testing.T) {
 			return w.store.last, end
 		}
 		wait := func(d time.Duration) {
-			time.Sleep(d)
+			time.Sleep(d) // fake time
 			synctest.Wait()
 		}
 		first, _ := early(true)
@@ -341,7 +341,7 @@ func TestACacheGoesWhenItHasAnswered(t *testing.T) {
 		go func() { got <- w.Get(t.Context(), "/registry/pods/a/b", storage.GetOptions{}, nil) }()
 		synctest.Wait()
 		end()
-		time.Sleep(cacheKept + time.Second)
+		time.Sleep(cacheKept + time.Second) // fake time
 		if w.stopped != 0 {
 			t.Error("it was stopped while it was asked for an object")
 		}
@@ -385,7 +385,7 @@ func TestCacheGoesWhenFewWatch(t *testing.T) {
 		ends[2]()
 		ends[3]()
 		synctest.Wait()
-		time.Sleep(cacheKept + time.Second)
+		time.Sleep(cacheKept + time.Second) // fake time
 		if w.stopped != 1 {
 			t.Errorf("it was stopped %d times", w.stopped)
 		}

@@ -232,7 +232,7 @@ func TestDeath(t *testing.T) {
 			}
 		}
 		checks := w.checked()
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // fake time
 		if w.checked() != checks {
 			t.Errorf("%d checks of a node that is dead already", w.checked()-checks)
 		}
@@ -245,7 +245,7 @@ func TestDeath(t *testing.T) {
 		if _, err := w.client.CoreV1().Pods("default").UpdateStatus(t.Context(), pod("n2"), metav1.UpdateOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // fake time
 		w.want("after the return", nil, nil)
 		w.do(func() { w.silent["n2"] = true })
 		time.Sleep(3 * time.Second)
@@ -420,7 +420,7 @@ func TestSuspect(t *testing.T) {
 		if w.checked() != 2 {
 			t.Errorf("%d checks", w.checked())
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // fake time
 		w.want("later", []string{"n1"}, []string{"n1"})
 	})
 }
@@ -500,7 +500,7 @@ func TestReturnOfADeletedNode(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.do(func() { w.silent["n1"] = false })
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // fake time
 		w.want("when it is connected", nil, nil)
 		w.do(func() { w.silent["n1"] = true })
 		time.Sleep(3 * time.Second)
@@ -553,7 +553,7 @@ func TestDeathAmidManySilent(t *testing.T) {
 		})
 		last := fmt.Sprintf("n%d", many+1)
 		for range 5 { // at whatever moment of the others' checks
-			time.Sleep(1300 * time.Millisecond)
+			time.Sleep(1300 * time.Millisecond) // fake time
 			w.want("while many are silent", nil, nil)
 		}
 		w.do(func() { w.silent[last] = true })
@@ -571,7 +571,7 @@ func TestManyVanish(t *testing.T) {
 				w.silent[fmt.Sprintf("n%d", i+1)] = true
 			}
 		})
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // fake time
 		nodes, err := w.judge.o.Nodes.List(nil)
 		if err != nil {
 			t.Fatal(err)
