@@ -14,12 +14,15 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coredns/caddy"
+	"github.com/miekg/dns"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
 
@@ -188,12 +191,17 @@ func (s *Server) take(ctx context.Context, w *customWatch, data custom) (changed
 
 // start starts CoreDNS, or replaces a running one without a gap.
 func (s *Server) start(running *caddy.Instance, resolvers []netip.AddrPort, from custom) (*caddy.Instance, error) {
+	if running == nil {
+		if err := free(s.o.Addresses); err != nil {
+			return nil, err
+		}
+	}
 	both := maps.Clone(s.files)
 	maps.Copy(both, from)
-	instance, err := launch(running, corefile(s.o, resolvers, s.render(both)))
+	instance, err := s.launch(running, corefile(s.o, resolvers, s.render(both)))
 	if err != nil && len(both) > 0 && running == nil {
 		var plainErr error
-		if instance, plainErr = launch(running, corefile(s.o, resolvers, s.render(nil))); plainErr == nil {
+		if instance, plainErr = s.launch(running, corefile(s.o, resolvers, s.render(nil))); plainErr == nil {
 			s.log.Error(err, "The operator's DNS configuration does not work and is left out")
 		}
 		err = plainErr
@@ -204,17 +212,67 @@ func (s *Server) start(running *caddy.Instance, resolvers []netip.AddrPort, from
 	return instance, nil
 }
 
-func launch(running *caddy.Instance, text string) (*caddy.Instance, error) {
+// free says whether the addresses are there and nobody has their port. CoreDNS opens its sockets one after the other and closes none of them when one
+// cannot be opened. They share their port with those of the next attempt, and a part of the questions would go to sockets that nobody reads.
+func free(addresses []netip.Addr) error {
+	for _, a := range addresses {
+		at := netip.AddrPortFrom(a, Port).String()
+		l, err := net.Listen("tcp", at)
+		if err != nil {
+			return err
+		}
+		pc, packetErr := net.ListenPacket("udp", at)
+		if packetErr == nil {
+			packetErr = pc.Close()
+		}
+		if err := errors.Join(packetErr, l.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// launch starts CoreDNS, or replaces a running one. What it returns can be stopped.
+func (s *Server) launch(running *caddy.Instance, text string) (*caddy.Instance, error) {
 	input := caddy.CaddyfileInput{Filepath: "Corefile", Contents: []byte(text), ServerTypeName: "dns"}
 	if running != nil {
-		return running.Restart(input)
+		next, err := running.Restart(input)
+		if err != nil {
+			return nil, err
+		}
+		s.awaitServers(next)
+		return next, nil
 	}
 	instance, err := caddy.Start(input)
 	if err != nil {
 		stop(instance) // what plugins started before the failure
 		return nil, err
 	}
+	s.awaitServers(instance)
 	return instance, nil
+}
+
+// serveTimeout is how long a machine may take to run what CoreDNS has begun. Only a server that answers nothing at all takes so long.
+const serveTimeout = 10 * time.Second
+
+// awaitServers waits until all servers of an instance serve, by asking each something. CoreDNS only begins to start them, and cannot stop one that has not
+// started: that one would go on for ever beside the next instance, and give a part of the answers from a configuration of the past.
+func (s *Server) awaitServers(instance *caddy.Instance) {
+	var wg sync.WaitGroup
+	for _, server := range instance.Servers() {
+		for _, at := range []net.Addr{server.Addr(), server.LocalAddr()} {
+			if at == nil {
+				continue
+			}
+			wg.Go(func() {
+				c := &dns.Client{Net: at.Network(), Timeout: serveTimeout}
+				if _, _, err := c.Exchange(new(dns.Msg).SetQuestion(loopName(s.o.id), dns.TypeTXT), at.String()); err != nil {
+					s.log.V(1).Info("A server of the cluster's DNS does not answer yet", "network", at.Network(), "address", at, "error", err.Error())
+				}
+			})
+		}
+	}
+	wg.Wait()
 }
 
 // stop takes an instance down, servers first.

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -474,4 +475,48 @@ func TestStopLeavesNoGoroutine(t *testing.T) {
 	})
 	// CoreDNS leaves the last forwarder's connection manager to a finalizer; it never keeps more than that one.
 	goleak.VerifyNone(t, before, goleak.IgnoreTopFunction("github.com/coredns/coredns/plugin/pkg/proxy.(*Transport).connManager"))
+}
+
+// What CoreDNS has only begun to start it cannot stop.
+func TestStopRightAfterStart(t *testing.T) {
+	nstest.Require(t)
+	defer goruntime.GOMAXPROCS(goruntime.GOMAXPROCS(1)) // so that what is begun has not run yet
+	client, shared := newAPI(t).informers(t, netinformers.Options{Names: true})
+	s, err := NewServer(Options{Addresses: []netip.Addr{netip.MustParseAddr(listenAddr)}, Informers: shared, Client: client})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := goleak.IgnoreCurrent()
+	text := fmt.Sprintf(".:%d {\n bind %s\n %s\n}\n", Port, listenAddr, clients(s.o))
+	for range 20 {
+		instance, err := s.launch(nil, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next, err := s.launch(instance, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop(next)
+	}
+	goleak.VerifyNone(t, before)
+}
+
+// An address may come late, as one of IPv6 does when a machine starts: what was opened at the others until then must not take questions away.
+func TestFailedStartKeepsNoSocket(t *testing.T) {
+	nstest.Require(t)
+	client, shared := newAPI(t).informers(t, netinformers.Options{Names: true})
+	s, err := NewServer(Options{Addresses: []netip.Addr{netip.MustParseAddr(listenAddr), netip.MustParseAddr("192.0.2.7")}, Informers: shared, Client: client})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if instance, err := s.start(nil, nil, nil); err == nil {
+		stop(instance)
+		t.Fatal("started at an address that is not there")
+	} else if !strings.Contains(err.Error(), "192.0.2.7") {
+		t.Errorf("the error does not name the address: %v", err)
+	}
+	if err := free(s.o.Addresses[:1]); err != nil {
+		t.Errorf("a start that failed left a socket: %v", err)
+	}
 }
