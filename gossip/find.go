@@ -115,10 +115,17 @@ type asker interface {
 	send(b []byte, ports []uint16) (int, error)
 }
 
+// resolver finds the addresses of a name: Go's own.
+type resolver interface {
+	LookupPort(ctx context.Context, network, service string) (int, error)
+	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
+}
+
 // searcher asks and answers for a member.
 type searcher struct {
-	m *Member
-	n asker
+	m        *Member
+	n        asker
+	resolver resolver
 
 	mu    sync.Mutex
 	seals []cipher.AEAD
@@ -134,7 +141,11 @@ func newSearcher(m *Member) *searcher {
 	if m.o.asker != nil {
 		n = m.o.asker
 	}
-	return &searcher{m: m, n: n, heard: make(chan struct{}, 1)}
+	r := m.o.resolver
+	if r == nil {
+		r = net.DefaultResolver
+	}
+	return &searcher{m: m, n: n, resolver: r, heard: make(chan struct{}, 1)}
 }
 
 func (s *searcher) setKeys(keys cluster.GossipKeys) error {
@@ -171,7 +182,7 @@ func (s *searcher) drop(address netip.AddrPort) {
 
 // look asks for the addresses of names, and then the machine's networks, where servers are. It waits a moment for answers.
 func (s *searcher) look(ctx context.Context) {
-	found := resolve(ctx, s.m.o.Names)
+	found := resolve(ctx, s.resolver, s.m.o.Names)
 	s.mu.Lock()
 	s.found = merge(found, s.found[:min(len(s.found), maxFound)])
 	ciphers := s.seals
@@ -279,7 +290,7 @@ func (s *searcher) answer(closed <-chan struct{}, seal cipher.AEAD, c challenge,
 }
 
 // resolve finds the addresses of names, each with a port; those that are addresses need no question.
-func resolve(ctx context.Context, names []string) []netip.AddrPort {
+func resolve(ctx context.Context, r resolver, names []string) []netip.AddrPort {
 	ctx, cancel := context.WithTimeout(ctx, lookupPatience)
 	defer cancel()
 	var out []netip.AddrPort
@@ -288,11 +299,11 @@ func resolve(ctx context.Context, names []string) []netip.AddrPort {
 		if err != nil {
 			continue
 		}
-		number, err := net.DefaultResolver.LookupPort(ctx, "tcp", port)
+		number, err := r.LookupPort(ctx, "tcp", port)
 		if err != nil {
 			continue
 		}
-		ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host) // an address needs no question
+		ips, err := r.LookupNetIP(ctx, "ip", host) // an address needs no question
 		if err != nil {
 			continue
 		}

@@ -78,7 +78,8 @@ type Options struct {
 	Reach   Reach
 	Logger  *slog.Logger
 
-	asker asker // tests set it
+	asker    asker    // tests set it
+	resolver resolver // tests set it
 }
 
 // Member is this machine as a member.

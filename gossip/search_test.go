@@ -3,6 +3,7 @@
 package gossip
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -325,9 +326,93 @@ func TestSearchUnheard(t *testing.T) {
 	})
 }
 
+// zone is a name server's, with one name in it.
+type zone struct {
+	mu    sync.Mutex
+	name  string
+	addr  netip.Addr // invalid: it does not answer
+	asked int
+}
+
+func (z *zone) points(to netip.Addr) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.addr = to
+}
+
+func (z *zone) count() int {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return z.asked
+}
+
+func (z *zone) LookupPort(ctx context.Context, network, service string) (int, error) {
+	return net.DefaultResolver.LookupPort(ctx, network, service)
+}
+
+func (z *zone) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.asked++
+	if host != z.name || !z.addr.IsValid() {
+		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+	}
+	return []netip.Addr{z.addr}, nil
+}
+
+// TestFoundByName: a server has another address, which nobody can tell an agent, and there is no multicast: the name that the agent's operator gave leads to it as soon as
+// the name server has the new address. An agent that is not lost asks for no name.
+func TestFoundByName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, z := newGroup(t), &zone{name: "boat.example", addr: at(0).Addr()}
+		g.add()
+		var agent atomic.Pointer[Member]
+		alive := func() (n int) {
+			if m := agent.Load(); m != nil {
+				for _, i := range m.Members() {
+					if i.State == Alive {
+						n++
+					}
+				}
+			}
+			return n
+		}
+		agent.Store(g.add(func(o *Options) {
+			o.Ask, o.Names, o.resolver = nil, []string{"boat.example:6443"}, z
+			o.Lost = func() bool { return alive() < 2 }
+		}))
+		time.Sleep(time.Minute)
+		if n := alive(); n != 2 {
+			t.Fatalf("at its start it finds %d machines after %d questions for the name: %s", n, z.count(), views(agent.Load()))
+		}
+		asked := z.count()
+		time.Sleep(10 * time.Minute)
+		if n := z.count(); n != asked {
+			t.Errorf("%d questions for the name of one that is not lost", n-asked)
+		}
+
+		z.points(netip.Addr{})
+		g.crash(0)
+		moved := at(7)
+		g.add(func(o *Options) {
+			o.Name, o.Address, o.Ask = "m0", moved, nil
+			o.Meta.Role, o.Meta.API, o.Meta.Addresses = RoleServer, []netip.AddrPort{moved}, []netip.Addr{moved.Addr()}
+		})
+		time.Sleep(10 * time.Minute)
+		if n := alive(); n != 1 || z.count() == asked {
+			t.Fatalf("while the name has no address %d machines are alive, after %d more questions: %s", n, z.count()-asked, views(agent.Load()))
+		}
+		z.points(moved.Addr())
+		time.Sleep(5 * time.Minute)
+		if n := alive(); n != 2 {
+			t.Errorf("the name has the new address: %s, found %v", views(agent.Load()), agent.Load().Found())
+		}
+	})
+}
+
 // TestResolve: names and addresses become addresses; what is neither is left out.
 func TestResolve(t *testing.T) {
-	got := resolve(t.Context(), []string{"localhost:6443", "10.0.0.5:7443", "nothing", "[fd00::5]:6443"})
+	got := resolve(t.Context(), net.DefaultResolver, []string{"localhost:6443", "10.0.0.5:7443", "nothing", "[fd00::5]:6443"})
 	for _, want := range []string{"127.0.0.1:6443", "10.0.0.5:7443", "[fd00::5]:6443"} {
 		if !slices.Contains(got, netip.MustParseAddrPort(want)) {
 			t.Errorf("%v lack %s", got, want)
