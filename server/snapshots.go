@@ -67,10 +67,14 @@ func (s *Server) snapshotPlace() snapshots.Place {
 	if store == nil {
 		return snapshots.Place{Of: 1}
 	}
-	members := store.Members()
+	return placeAmong(store.Members(), s.data.ServerID())
+}
+
+// placeAmong is a server's place among the members of the store. All servers have these alike, so that no two have one place.
+func placeAmong(members []raftstore.Member, server string) snapshots.Place {
 	out := snapshots.Place{Of: max(1, len(members))}
 	for _, m := range members {
-		if m.Name < s.data.ServerID() {
+		if m.Name < server {
 			out.Number++
 		}
 	}

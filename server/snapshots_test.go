@@ -3,6 +3,9 @@
 package server
 
 import (
+	"context"
+	"log/slog"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -11,7 +14,57 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/coracle-k8s/coracle/internal/s3settings"
+	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/datadir"
+	"github.com/coracle-k8s/coracle/server/snapshots"
 )
+
+// TestPlaceAmong: each server has a place of its own among the members, in whichever order its store lists them, voters and others alike.
+func TestPlaceAmong(t *testing.T) {
+	members := []raftstore.Member{{Name: "b", Voter: true}, {Name: "a", Voter: true, Leader: true}, {Name: "d"}, {Name: "c", Voter: true}}
+	for range len(members) {
+		members = append(members[1:], members[0])
+		for want, name := range []string{"a", "b", "c", "d"} {
+			if got := placeAmong(members, name); got != (snapshots.Place{Number: want, Of: 4}) {
+				t.Errorf("among %v server %s has place %+v", members, name, got)
+			}
+		}
+	}
+	if got := placeAmong(members[:1], members[0].Name); got != (snapshots.Place{Of: 1}) {
+		t.Errorf("the only member has place %+v", got)
+	}
+	if got := placeAmong(nil, "a"); got != (snapshots.Place{Of: 1}) {
+		t.Errorf("without members a server has place %+v", got)
+	}
+}
+
+// TestSnapshotPlace: a server whose store is not open yet is the only one that it knows; then its place is what the store says.
+func TestSnapshotPlace(t *testing.T) {
+	dir := t.TempDir()
+	data, err := datadir.Open(datadir.Options{DataDir: dir, ServerDir: filepath.Join(dir, "server"), StoreDir: filepath.Join(dir, "server", "store"), Version: "v1.37.0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer data.Close()
+	s := &Server{data: data}
+	want := snapshots.Place{Of: 1}
+	if got := s.snapshotPlace(); got != want {
+		t.Errorf("without a store it has place %+v", got)
+	}
+	store, err := raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: data.ServerID(), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := store.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	s.store.Store(store)
+	if got := s.snapshotPlace(); got != want {
+		t.Errorf("the store's only member has place %+v", got)
+	}
+}
 
 // TestS3Secret: the Secret that k3s' users have gives the settings for S3; what was given otherwise goes before.
 func TestS3Secret(t *testing.T) {
