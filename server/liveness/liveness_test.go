@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	clienttesting "k8s.io/client-go/testing"
@@ -352,6 +353,7 @@ func TestMostVanish(t *testing.T) {
 	for _, tt := range []struct {
 		name       string
 		nodes      int
+		zones      map[string]string // of nodes that have one
 		die        []string
 		now, later []string // unknown
 	}{
@@ -360,9 +362,19 @@ func TestMostVanish(t *testing.T) {
 		{name: "two of five", nodes: 4, die: []string{"n1", "n2"}, now: []string{"n1", "n2"}, later: []string{"n1", "n2"}},
 		{name: "three of four, which upstream takes care of", nodes: 3, die: []string{"n1", "n2", "n3"},
 			now: []string{"n1", "n2", "n3"}, later: []string{"n1", "n2", "n3"}},
+		{name: "two whole zones of three, whose pods upstream would move to the third", nodes: 5, zones: map[string]string{"own": "a", "n1": "a", "n2": "b", "n3": "b", "n4": "c", "n5": "c"},
+			die: []string{"n2", "n3", "n4", "n5"}, later: []string{"n2", "n3", "n4", "n5"}},
+		{name: "most of one zone, which upstream takes care of, and another one", nodes: 5, zones: map[string]string{"own": "a", "n1": "a", "n2": "a", "n3": "a", "n4": "b", "n5": "b"},
+			die: []string{"n1", "n2", "n3", "n4", "n5"}, now: []string{"n1", "n2", "n3"}, later: []string{"n1", "n2", "n3", "n4", "n5"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			live(t, tt.nodes, func(w *world) {
+				for name, zone := range tt.zones {
+					patch := fmt.Sprintf(`{"metadata":{"labels":{%q:%q}}}`, corev1.LabelTopologyZone, zone)
+					if _, err := w.client.CoreV1().Nodes().Patch(t.Context(), name, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+						t.Fatal(err)
+					}
+				}
 				w.do(func() {
 					for _, name := range tt.die {
 						w.silent[name] = true

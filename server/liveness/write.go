@@ -11,6 +11,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/component-helpers/node/topology"
 	nodeutil "k8s.io/kubernetes/pkg/controller/util/node"
 )
 
@@ -20,7 +21,7 @@ const (
 	// hold is for how long the Nodes are left alone when most vanished together and upstream would evict pods nevertheless: upstream's
 	// own wait before it does.
 	hold = 5 * time.Minute
-	// unhealthyPercent is from how many lost nodes on, of more than two, upstream evicts nothing or little: its
+	// unhealthyPercent is from how many lost nodes of a zone on, of more than two, upstream evicts nothing or little: its
 	// --unhealthy-zone-threshold.
 	unhealthyPercent = 55
 
@@ -67,28 +68,55 @@ func (j *Judge) write(ctx context.Context, nodes []*corev1.Node) bool {
 }
 
 // holdBack leaves Nodes alone when most have vanished together: then it is likelier that this server is cut off. Their pods
-// are marked, which a node that lives undoes, but nobody is evicted. Upstream stops evictions by itself when all
-// nodes are lost, or most of them and more than two; this is for what is between.
+// are marked, which a node that lives undoes, but nobody is evicted. In some zones upstream stops evictions by itself, see
+// upstreamStops; this is for the others.
 func (j *Judge) holdBack(nodes []*corev1.Node) {
-	now, lost, together := j.o.Now(), 0, 0
+	now, together := j.o.Now(), 0
+	lost := func(n *corev1.Node) bool {
+		s := j.nodes[n.Name]
+		return s != nil && !s.dead.IsZero()
+	}
 	for _, n := range nodes {
-		if s := j.nodes[n.Name]; s != nil && !s.dead.IsZero() {
-			lost++
-			if now.Sub(s.dead) < atOnce {
-				together++
-			}
+		if lost(n) && now.Sub(j.nodes[n.Name].dead) < atOnce {
+			together++
 		}
 	}
-	upstreams := lost == len(nodes) || lost > 2 && lost*100 >= unhealthyPercent*len(nodes)
-	if upstreams || together < 2 || together*2 <= len(nodes) {
+	if together < 2 || together*2 <= len(nodes) {
 		return
 	}
+	stops := upstreamStops(nodes, lost)
 	for _, n := range nodes {
-		if s := j.nodes[n.Name]; s != nil && !s.dead.IsZero() && !s.nodeDone && s.holdNodeTo.IsZero() {
+		if s := j.nodes[n.Name]; lost(n) && !stops(n) && !s.nodeDone && s.holdNodeTo.IsZero() {
 			s.holdNodeTo = s.dead.Add(hold)
 			j.o.Logger.Warn("most nodes vanished together; it may be this server that is cut off. Services do not use the node's pods any more, and "+
 				"they are not moved yet", "node", n.Name, "until", s.holdNodeTo)
 		}
+	}
+}
+
+// upstreamStops says of which Nodes upstream's node lifecycle controller moves no pods, or in zones of more than fifty nodes few, once these are lost. It looks at each
+// zone by itself: a zone of which more than two nodes are lost, most of them and not all. Of a zone that is lost as a whole it moves the pods as ever, since they may run in
+// another one, unless no zone is left.
+func upstreamStops(nodes []*corev1.Node, lost func(*corev1.Node) bool) func(*corev1.Node) bool {
+	type zone struct{ nodes, lost int }
+	zones, left := map[string]*zone{}, false
+	for _, n := range nodes {
+		key := topology.GetZoneKey(n)
+		z := zones[key]
+		if z == nil {
+			z = &zone{}
+			zones[key] = z
+		}
+		z.nodes++
+		if lost(n) {
+			z.lost++
+		} else {
+			left = true
+		}
+	}
+	return func(n *corev1.Node) bool {
+		z := zones[topology.GetZoneKey(n)]
+		return !left || z.lost > 2 && z.lost < z.nodes && z.lost*100 >= unhealthyPercent*z.nodes
 	}
 }
 
