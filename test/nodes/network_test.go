@@ -278,6 +278,7 @@ func (m *mesh) returns() {
 func TestNetworkVXLAN(t *testing.T) {
 	m := newMesh(t, 3, "vxlan", "eth0")
 	m.workload()
+	m.listensAsDocumented("vxlan")
 	m.everybodyMeets()
 	m.restarts()
 	m.rolls()
@@ -294,6 +295,7 @@ func TestNetworkVXLAN(t *testing.T) {
 func TestNetworkHostGateway(t *testing.T) {
 	m := newMesh(t, 3, "host-gw", second)
 	m.workload()
+	m.listensAsDocumented("host-gw")
 	m.everybodyMeets()
 	m.largePackets(1280, 1280, 1280)
 	m.unplugged(1)

@@ -19,6 +19,7 @@ import (
 func TestNetworkWireGuard(t *testing.T) {
 	m := newMesh(t, 3, "wireguard", "eth0")
 	m.workload()
+	m.listensAsDocumented("wireguard")
 	m.spy()
 	m.everybodyMeets()
 	m.largePackets(1500, 1440, 1440)
