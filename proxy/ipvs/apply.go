@@ -19,10 +19,17 @@ type applier struct {
 	known map[Key]VirtualServer
 	// draining are virtual servers with real ones that are on their way out.
 	draining map[Key]bool
+	// lacking are schedulers that the kernel has not, as it said since the last full apply: DefaultScheduler stands in for them. Otherwise one Service's
+	// wish would fail every apply.
+	lacking map[string]bool
 }
 
-// apply makes the kernel what is wanted: all of it, or with full unset what differs from what the last apply left, and what drains.
+// apply makes the kernel what is wanted: all of it, or with full unset what differs from what the last apply left, and what drains. What is refused of one
+// virtual server keeps it from no other one.
 func (a *applier) apply(want map[Key]VirtualServer, full bool) error {
+	if full {
+		clear(a.lacking) // somebody may have loaded the module
+	}
 	known := a.known
 	a.known = nil // until all went well
 	present := map[Key]Server{}
@@ -45,17 +52,38 @@ func (a *applier) apply(want map[Key]VirtualServer, full bool) error {
 		}
 	}
 	for _, k := range slices.SortedFunc(maps.Keys(want), compareKeys) {
-		v := want[k]
+		v := a.possible(want[k])
 		if before, ok := known[k]; ok && !a.draining[k] && before.Server == v.Server && slices.Equal(before.Reals, v.Reals) {
 			continue
 		}
-		errs = append(errs, a.server(k, v, present))
+		err := a.server(k, v, present)
+		if errors.Is(err, errNoScheduler) && v.Scheduler != DefaultScheduler {
+			if a.lacking == nil {
+				a.lacking = map[string]bool{}
+			}
+			a.lacking[v.Scheduler] = true
+			err = a.server(k, a.possible(v), present)
+		}
+		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	a.known = maps.Clone(want)
+	if len(a.lacking) > 0 {
+		for k, v := range a.known {
+			a.known[k] = a.possible(v)
+		}
+	}
 	return nil
+}
+
+// possible is the virtual server with a scheduler that the kernel has, as far as is known.
+func (a *applier) possible(v VirtualServer) VirtualServer {
+	if a.lacking[v.Scheduler] {
+		v.Scheduler = DefaultScheduler
+	}
+	return v
 }
 
 // server makes one virtual server what is wanted.

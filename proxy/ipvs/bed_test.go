@@ -35,6 +35,9 @@ type bed struct {
 	services map[string]*corev1.Service
 	slices   map[string]*discoveryv1.EndpointSlice
 	calls    *spy
+	// scheduler is for Services that name none; empty is the package's.
+	scheduler string
+	log       klog.Logger // klog's own when left zero
 }
 
 func newBed(t *testing.T) *bed {
@@ -116,9 +119,12 @@ func serveEcho(t *testing.T, ns *nstest.NS, name string) {
 // start is a proxier that knows nothing yet, as after a restart.
 func (b *bed) start(t *testing.T) {
 	t.Helper()
+	if b.log.GetSink() == nil {
+		b.log = klog.Background()
+	}
 	p, err := New(Options{
 		NodeName: "n1", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")},
-		NodePortAddresses: []string{nodeAddr + "/32", nodeAddr6 + "/128"}, Logger: klog.Background(),
+		NodePortAddresses: []string{nodeAddr + "/32", nodeAddr6 + "/128"}, Scheduler: b.scheduler, Logger: b.log,
 		nft: func(f knftables.Family) (knftables.Interface, error) {
 			return knftables.NewFake(f, servicerules.IPVSTable), nil
 		},

@@ -107,11 +107,7 @@ func (v View) service(s *State, svc *ServicePort, endpoints []upstream.Endpoint)
 
 // serve makes the virtual server at k, and its address ours where it may be.
 func (v View) serve(s *State, svc *ServicePort, k Key, t target) {
-	scheduler := svc.scheduler
-	if scheduler == "" {
-		scheduler = v.Scheduler
-	}
-	server := VirtualServer{Server: Server{Scheduler: scheduler}, Reals: t.reals}
+	server := VirtualServer{Server: Server{Scheduler: v.schedulerOf(svc)}, Reals: t.reals}
 	if svc.SessionAffinityType() == corev1.ServiceAffinityClientIP {
 		server.Affinity = uint32(svc.StickyMaxAgeSeconds())
 	}

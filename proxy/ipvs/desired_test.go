@@ -9,9 +9,12 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
+	"k8s.io/klog/v2/ktesting"
 	upstream "k8s.io/kubernetes/pkg/proxy"
 	"sigs.k8s.io/knftables"
 
@@ -211,6 +214,8 @@ type table struct {
 	reals   map[Key]map[netip.AddrPort]*Real
 	refuse  error
 	reads   int
+	lacks   string // a scheduler
+	lacked  int    // how often it was asked for
 }
 
 func newTable() *table {
@@ -238,11 +243,23 @@ func (m *table) AddServer(k Key, s Server) error {
 	if m.refuse != nil {
 		return m.refuse
 	}
+	if s.Scheduler == m.lacks {
+		m.lacked++
+		return schedulerError(unix.ENOENT, s)
+	}
 	m.servers[k], m.reals[k] = s, map[netip.AddrPort]*Real{}
 	return nil
 }
-func (m *table) UpdateServer(k Key, s Server) error { m.servers[k] = s; return m.refuse }
-func (m *table) DeleteServer(k Key) error           { delete(m.servers, k); delete(m.reals, k); return m.refuse }
+
+func (m *table) UpdateServer(k Key, s Server) error {
+	if s.Scheduler == m.lacks {
+		m.lacked++
+		return schedulerError(unix.ENOENT, s)
+	}
+	m.servers[k] = s
+	return m.refuse
+}
+func (m *table) DeleteServer(k Key) error { delete(m.servers, k); delete(m.reals, k); return m.refuse }
 func (m *table) AddReal(k Key, a netip.AddrPort) error {
 	m.reals[k][a] = &Real{Addr: a, Weight: 1}
 	return m.refuse
@@ -294,6 +311,105 @@ func TestApply(t *testing.T) {
 	}
 }
 
+// TestKernelLacksAScheduler: one Service's wish is neither in the way of others, nor asked for again and again.
+func TestKernelLacksAScheduler(t *testing.T) {
+	m := newTable()
+	m.lacks = "mh"
+	a := &applier{table: m}
+	key := func(port uint16) Key { return Key{corev1.ProtocolTCP, netip.MustParseAddr("10.43.0.9"), port} }
+	one, two := netip.MustParseAddrPort("10.42.0.2:80"), netip.MustParseAddrPort("10.42.0.6:80")
+	apply := func(full bool, reals ...netip.AddrPort) {
+		t.Helper()
+		want := map[Key]VirtualServer{key(1): {Server{Scheduler: "mh"}, reals}, key(2): {Server{Scheduler: "lc"}, reals}, key(3): {Server{Scheduler: "mh"}, reals}}
+		if err := a.apply(want, full); err != nil {
+			t.Fatal(err)
+		}
+	}
+	has := func(when string, reals int, first, second string) {
+		t.Helper()
+		for k, scheduler := range map[Key]string{key(1): first, key(2): second, key(3): first} {
+			if got := m.servers[k].Scheduler; got != scheduler || len(m.reals[k]) != reals {
+				t.Errorf("%s %s has the scheduler %q and %d real servers; want %q and %d", when, k, got, len(m.reals[k]), scheduler, reals)
+			}
+		}
+	}
+	apply(true, one)
+	has("at first", 1, "rr", "lc")
+	if m.lacked != 1 {
+		t.Errorf("the kernel was asked %d times for a scheduler that it lacks", m.lacked)
+	}
+	reads := m.reads
+	apply(false, one)
+	if m.reads != reads || m.lacked != 1 {
+		t.Errorf("nothing changed, and the kernel was asked %d times", m.reads-reads+m.lacked-1)
+	}
+	apply(false, one, two)
+	has("after a change", 2, "rr", "lc")
+	m.lacks = ""
+	apply(true, one, two)
+	has("with the module", 2, "mh", "lc")
+	m.lacks = "lc" // the kernel cannot lose one that is in use; but another one may be asked for
+	m.servers[key(2)] = Server{Scheduler: "sh"}
+	apply(true, one, two)
+	has("asked for a change", 2, "mh", "rr")
+
+	m.lacks, m.servers, m.reals = DefaultScheduler, map[Key]Server{}, map[Key]map[netip.AddrPort]*Real{}
+	err := (&applier{table: m}).apply(map[Key]VirtualServer{key(1): {Server{Scheduler: "rr"}, nil}, key(2): {Server{Scheduler: "lc"}, nil}}, true)
+	if !errors.Is(err, errNoScheduler) || len(m.servers) != 1 {
+		t.Errorf("without rr there are %v, and the error is %v", m.servers, err)
+	}
+}
+
+// TestSubstitutesAreSaidOnce looks at the log.
+func TestSubstitutesAreSaidOnce(t *testing.T) {
+	logger := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
+	with := func(scheduler string) upstream.ServicePortMap {
+		return viewOf(func(s *corev1.Service) { s.Annotations = map[string]string{SchedulerAnnotation: scheduler} }).Services
+	}
+	var s substitutes
+	four, six := &family{}, &family{}
+	for i, c := range []struct {
+		asks    string
+		node    string
+		lacking []string
+		want    string // in a new line; empty: there is none
+	}{
+		{"mh", "rr", nil, ""},
+		{"mh", "rr", []string{"mh"}, "ip_vs_mh"},
+		{"mh", "rr", []string{"mh"}, ""},
+		{"sh", "rr", []string{"mh", "sh"}, "ip_vs_sh"},
+		{"lc", "rr", []string{"mh", "sh"}, ""},
+		{"nonsense", "rr", nil, "does not exist"},
+		{"nonsense", "rr", nil, ""},
+		{"", "wlc", []string{"wlc"}, "--ipvs-scheduler"},
+		{"", "wlc", []string{"wlc"}, ""},
+	} {
+		four.services, four.apply.lacking = with(c.asks), map[string]bool{}
+		six.services, six.apply.lacking = four.services, map[string]bool{}
+		for _, l := range c.lacking {
+			four.apply.lacking[l] = true
+			six.apply.lacking[l] = true
+		}
+		before := len(logged(t, logger))
+		s.say(logger, c.node, []*family{four, six})
+		switch got := logged(t, logger)[before:]; {
+		case c.want == "" && got != "":
+			t.Errorf("step %d: said again %q", i, got)
+		case c.want != "" && (strings.Count(got, "\n") != 1 || !strings.Contains(got, c.want)):
+			t.Errorf("step %d: said %q, want one line with %q", i, got, c.want)
+		}
+	}
+}
+
+func logged(t *testing.T, l klog.Logger) string {
+	t.Helper()
+	sink, ok := l.GetSink().(ktesting.Underlier)
+	if !ok {
+		t.Fatal("the logger keeps nothing")
+	}
+	return sink.GetBuffer().String()
+}
+
 // TestRulesAreDifferences looks at what is sent to nft.
 func TestRulesAreDifferences(t *testing.T) {
 	nft := &counting{Fake: knftables.NewFake(knftables.IPv4Family, servicerules.IPVSTable)}
@@ -333,6 +449,22 @@ type counting struct {
 func (c *counting) Run(ctx context.Context, tx *knftables.Transaction) error {
 	c.runs++
 	return c.Fake.Run(ctx, tx)
+}
+
+// TestDefaultScheduler: Services that name none, or one that does not exist, have the node's.
+func TestDefaultScheduler(t *testing.T) {
+	for asks, want := range map[string]string{"": "wlc", "nonsense": "wlc", "sh": "sh"} {
+		v := viewOf(func(s *corev1.Service) { s.Annotations = map[string]string{SchedulerAnnotation: asks} }, here)
+		v.Scheduler = "wlc"
+		for k, server := range Desired(v).Servers {
+			if server.Scheduler != want {
+				t.Errorf("asked for %q, %s has %q, want %q", asks, k, server.Scheduler, want)
+			}
+		}
+	}
+	if _, err := New(Options{Scheduler: "nonsense"}); err == nil || !strings.Contains(err.Error(), "nonsense") {
+		t.Errorf("a node's scheduler that does not exist: %v", err)
+	}
 }
 
 func TestKernelVersion(t *testing.T) {

@@ -27,12 +27,25 @@ type Real struct {
 type Table interface {
 	Servers() (map[Key]Server, error)
 	Reals(Key) ([]Real, error)
+	// AddServer and UpdateServer return errNoScheduler where the kernel has not the scheduler.
 	AddServer(Key, Server) error
 	UpdateServer(Key, Server) error
 	DeleteServer(Key) error
 	AddReal(Key, netip.AddrPort) error // with weight 1
 	SetWeight(Key, netip.AddrPort, int) error
 	DeleteReal(Key, netip.AddrPort) error
+}
+
+// errNoScheduler says that the kernel neither has the scheduler nor could load it.
+var errNoScheduler = errors.New("the kernel has no such scheduler (the module ip_vs_ with its name)")
+
+// schedulerError makes it of what the kernel answers, which has that number for nothing else when a virtual server is added or changed
+// (net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_add_service and ip_vs_edit_service), but for a persistence engine, of which none is asked for.
+func schedulerError(err error, s Server) error {
+	if errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("%w: %s", errNoScheduler, s.Scheduler)
+	}
+	return err
 }
 
 // kernel is the Table of the network namespace in which it was opened.
@@ -114,11 +127,11 @@ func (k *kernel) AddServer(key Key, s Server) error {
 	if errors.Is(err, unix.EEXIST) {
 		return k.UpdateServer(key, s)
 	}
-	return wrap(err, "adding the virtual server %s", key)
+	return wrap(schedulerError(err, s), "adding the virtual server %s", key)
 }
 
 func (k *kernel) UpdateServer(key Key, s Server) error {
-	return wrap(k.h.UpdateService(k.service(key, s)), "changing the virtual server %s", key)
+	return wrap(schedulerError(k.h.UpdateService(k.service(key, s)), s), "changing the virtual server %s", key)
 }
 
 func (k *kernel) DeleteServer(key Key) error {

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -19,6 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/klog/v2"
+	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
@@ -65,6 +68,8 @@ func TestKernel(t *testing.T) {
 		{"a node's address stays where it is (kubernetes 127410)", testNodeAddress},
 		{"affinity", testAffinity},
 		{"schedulers", testSchedulers},
+		{"the node's scheduler", testNodesScheduler},
+		{"a scheduler that the kernel lacks", testLackingScheduler},
 		{"a restart keeps rules and connections", testRestart},
 		{"both families", testFamilies},
 		{"a thousand Services", testThousand},
@@ -350,13 +355,7 @@ func testAffinity(t *testing.T, b *bed) {
 func testSchedulers(t *testing.T, b *bed) {
 	for _, name := range Schedulers {
 		b.service(t, "web", func(s *corev1.Service) { s.Annotations = map[string]string{SchedulerAnnotation: name} }, 8080, 0, 1)
-		servers, err := b.calls.Table.Servers()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := servers[Key{corev1.ProtocolTCP, netip.MustParseAddr(clusterIP), 80}].Scheduler; got != name {
-			t.Errorf("the scheduler is %q, want %q", got, name)
-		}
+		b.scheduled(t, name)
 		reaches(t, b.outside, clusterIP+":80")
 		// With one on its way out, a client must find the other, whatever its hash.
 		c := dial(t, b.outside, "", clusterIP+":80")
@@ -367,9 +366,70 @@ func testSchedulers(t *testing.T, b *bed) {
 		abort(c)
 	}
 	b.service(t, "web", func(s *corev1.Service) { s.Annotations = map[string]string{SchedulerAnnotation: "nonsense"} }, 8080, 0)
+	b.scheduled(t, DefaultScheduler) // in the place of one that does not exist
+}
+
+// testNodesScheduler: --ipvs-scheduler is for Services that name none.
+func testNodesScheduler(t *testing.T, b *bed) {
+	b.scheduler = "wlc"
+	defer func() { b.scheduler = "" }()
+	b.start(t)
+	b.service(t, "web", nil, 8080, 0)
+	b.scheduled(t, "wlc")
+	b.service(t, "web", func(s *corev1.Service) { s.Annotations = map[string]string{SchedulerAnnotation: "sh"} }, 8080, 0)
+	b.scheduled(t, "sh")
+	reaches(t, b.outside, clusterIP+":80")
+}
+
+// testLackingScheduler: rr stands in for it, which is said once, and other Services do not notice.
+func testLackingScheduler(t *testing.T, b *bed) {
+	const lacking = "mh"
+	// The kernel would load the module again.
+	if err := os.WriteFile("/proc/sys/kernel/modprobe", []byte("/nonexistent\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.DeleteModule("ip_vs_"+lacking, unix.O_NONBLOCK); err != nil {
+		t.Fatal("taking the module away:", err)
+	}
+	for _, nodes := range []bool{false, true} {
+		b.log = ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
+		asks := map[string]string{SchedulerAnnotation: lacking}
+		if nodes {
+			asks, b.scheduler = nil, lacking
+		}
+		b.start(t)
+		wish := func(s *corev1.Service) {
+			s.Name, s.Annotations, s.Spec.Ports[0].NodePort = "wish", asks, 30081
+			s.Spec.ClusterIP, s.Spec.ClusterIPs = "10.43.0.8", []string{"10.43.0.8"}
+		}
+		b.service(t, "wish", wish, 8080, 0, 1)
+		if got := all(t, b.outside, "10.43.0.8:80"); !slices.Equal(got, podAddrs) {
+			t.Errorf("the Service that asks for it is answered by %v, want both pods", got)
+		}
+		testDatagrams(t, b)
+		b.delete("web")
+		b.sync(t)
+		if got := b.dump(t); strings.Contains(got, clusterIP+"\n") || !strings.Contains(got, "address 10.43.0.8\n") {
+			t.Errorf("another Service is gone, and the kernel has\n%s", got)
+		}
+		if err := b.proxier.Sync(t.Context(), true); err != nil {
+			t.Error(err)
+		}
+		if got := logged(t, b.log); strings.Count(got, "This kernel lacks") != 1 || !strings.Contains(got, "ip_vs_"+lacking) {
+			t.Errorf("said once should be what the kernel lacks; said is\n%s", got)
+		}
+		b.delete("wish")
+		b.sync(t)
+	}
+	b.scheduler, b.log = "", klog.Logger{}
+}
+
+// scheduled compares the first Service's scheduler in the kernel.
+func (b *bed) scheduled(t *testing.T, want string) {
+	t.Helper()
 	servers, err := b.calls.Table.Servers()
-	if got := servers[Key{corev1.ProtocolTCP, netip.MustParseAddr(clusterIP), 80}].Scheduler; err != nil || got != DefaultScheduler {
-		t.Errorf("in the place of a scheduler that does not exist there is %q (%v)", got, err)
+	if got := servers[Key{corev1.ProtocolTCP, netip.MustParseAddr(clusterIP), 80}].Scheduler; err != nil || got != want {
+		t.Errorf("the scheduler is %q (%v), want %q", got, err, want)
 	}
 }
 

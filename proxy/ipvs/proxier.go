@@ -37,7 +37,7 @@ type Options struct {
 	// Elsewhere are addresses that must not become this node's because of a Service: those of the cluster's other nodes, as far as they
 	// are known, and the API's virtual address. It may be nil.
 	Elsewhere func() []netip.Addr
-	// Scheduler is for Services that name none; empty is DefaultScheduler.
+	// Scheduler is for Services that name none, or one that does not exist; empty is DefaultScheduler.
 	Scheduler string
 	// Health says for health check node ports whether this proxy is well.
 	Health *healthcheck.ProxyHealthServer
@@ -49,8 +49,9 @@ type Options struct {
 // Proxier holds what was told, and makes the kernel follow at Sync. The On methods may be called from anywhere, the others
 // from one goroutine.
 type Proxier struct {
-	o        Options
-	families []*family
+	o           Options
+	families    []*family
+	substitutes substitutes
 
 	mu           sync.Mutex
 	topology     map[string]string
@@ -203,11 +204,13 @@ func (p *Proxier) Sync(ctx context.Context, full bool) error {
 		f.tried(start)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", f.name, err))
-			continue
+		} else {
+			f.served(changes)
 		}
-		f.served(changes)
-		f.after(p.o)
+		// What the kernel refuses of one Service must not cost others their health checks and their datagrams.
+		f.after(p.o, err == nil)
 	}
+	p.substitutes.say(p.o.Logger, p.o.Scheduler, p.families)
 	return errors.Join(errs...)
 }
 
@@ -257,20 +260,20 @@ func (f *family) write(ctx context.Context, s State, full bool) error {
 			return err
 		}
 	}
-	if err := f.apply.apply(s.Servers, full); err != nil {
-		return err
-	}
+	// One virtual server that is refused keeps the addresses of Services that are gone from nobody: the others are as they should be.
+	err := f.apply.apply(s.Servers, full)
 	if moved {
-		if err := applyAddresses(f.netlink, s.Addresses, true); err != nil {
-			return err
-		}
+		err = errors.Join(err, applyAddresses(f.netlink, s.Addresses, true))
+	}
+	if err != nil {
+		return err
 	}
 	f.addresses = s.Addresses
 	return nil
 }
 
-// after does what may wait until connections go the right way.
-func (f *family) after(o Options) {
+// after does what may wait until connections go the right way. Where not all of them do yet, it is to be done again.
+func (f *family) after(o Options, all bool) {
 	if o.Health != nil {
 		o.Health.Updated(f.name)
 	}
@@ -278,7 +281,7 @@ func (f *family) after(o Options) {
 		o.Logger.Error(err, "Not all health check node ports answer", "family", f.name)
 	}
 	if f.stale {
-		f.stale = false
+		f.stale = !all
 		conntrack.CleanStaleEntries(f.conntrack, f.name, f.services, f.endpoints)
 	}
 }

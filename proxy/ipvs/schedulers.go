@@ -3,9 +3,13 @@
 package ipvs
 
 import (
+	"fmt"
+	"maps"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/klog/v2"
 	upstream "k8s.io/kubernetes/pkg/proxy"
 )
 
@@ -42,16 +46,58 @@ func drains(scheduler string) bool { return scheduler != "dh" }
 // ServicePort is upstream's, with what IPVS needs beside that.
 type ServicePort struct {
 	*upstream.BaseServicePortInfo
-	scheduler string // empty: the node's
+	scheduler string // as the Service has it, so that it may be none of Schedulers; empty: the node's
 }
 
 var _ upstream.ServicePort = (*ServicePort)(nil)
 
-// newServicePort is for upstream's tracker. A scheduler that does not exist counts as none.
+// newServicePort is for upstream's tracker.
 func newServicePort(_ *corev1.ServicePort, svc *corev1.Service, base *upstream.BaseServicePortInfo) upstream.ServicePort {
-	p := &ServicePort{BaseServicePortInfo: base}
-	if name := svc.Annotations[SchedulerAnnotation]; slices.Contains(Schedulers, name) {
-		p.scheduler = name
+	return &ServicePort{BaseServicePortInfo: base, scheduler: svc.Annotations[SchedulerAnnotation]}
+}
+
+// schedulerOf is the port's own, where it names one that exists, and otherwise the node's.
+func (v View) schedulerOf(svc *ServicePort) string {
+	if slices.Contains(Schedulers, svc.scheduler) {
+		return svc.scheduler
 	}
-	return p
+	return v.Scheduler
+}
+
+// substitutes says once which Services have another scheduler than the one that they, or the node for those that name none, ask for.
+type substitutes struct {
+	said map[types.NamespacedName]string // by Service, what it asks for; the zero name is the node's own
+}
+
+// say looks at all Services.
+func (s *substitutes) say(log klog.Logger, node string, families []*family) {
+	lacking, now := map[string]bool{}, map[types.NamespacedName]string{}
+	for _, f := range families {
+		maps.Copy(lacking, f.apply.lacking)
+	}
+	if lacking[node] {
+		now[types.NamespacedName{}] = node
+	}
+	for _, f := range families {
+		for name, port := range f.services {
+			svc, ok := port.(*ServicePort)
+			if ok && svc.scheduler != "" && (lacking[svc.scheduler] || !slices.Contains(Schedulers, svc.scheduler)) {
+				now[name.NamespacedName] = svc.scheduler
+			}
+		}
+	}
+	const missing = "; " + DefaultScheduler + " stands in for it. Load the module: coracle takes it when it starts, and else within the hour"
+	for name, scheduler := range now {
+		switch {
+		case s.said[name] == scheduler:
+		case name == types.NamespacedName{}:
+			log.Info("This kernel lacks the scheduler that --ipvs-scheduler names"+missing, "scheduler", scheduler, "module", "ip_vs_"+scheduler)
+		case lacking[scheduler]:
+			log.Info("This kernel lacks the scheduler that a Service asks for"+missing, "service", name, "scheduler", scheduler, "module", "ip_vs_"+scheduler)
+		default:
+			log.Info("A Service asks for a scheduler that does not exist; it has the node's", "service", name, "scheduler", fmt.Sprintf("%.20s", scheduler),
+				"node", node, "schedulers", Schedulers)
+		}
+	}
+	s.said = now
 }
