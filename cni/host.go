@@ -16,7 +16,8 @@ import (
 //
 // What is ours, and therefore pruned when nobody wants it: devices named vethcor* and ifbcor* and coracle-*, and the bridge coracle0; on
 // these, shapers and redirections to one another; addresses and permanent neighbours and forwarding entries on those devices; routes of the main table with our protocol number, on whatever
-// device. Sysctls belong to the host: they are set where needed and never taken back.
+// device. Sysctls belong to the host: they are set where needed and never taken back. So it is with checksums by software, which an administrator may
+// have chosen for a device that we know nothing bad of.
 
 // object is one thing in the kernel. Objects compare with ==.
 type object interface {
@@ -251,7 +252,7 @@ func difference(want []wanted, have map[string]object) (ensure []wanted, remove 
 		}
 	}
 	for id, h := range have {
-		if !keep[id] {
+		if _, stays := h.(checksums); !keep[id] && !stays {
 			remove = append(remove, h)
 		}
 	}

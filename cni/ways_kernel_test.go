@@ -449,6 +449,30 @@ func internetChecksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
+// TestChecksumsOfAnAdministrator: what `ethtool -K coracle-vxlan tx-checksum-ip-generic off` did stays, and is no other program's harm.
+func TestChecksumsOfAnAdministrator(t *testing.T) {
+	s := newSegment(t, wayCluster{vxlan{}, dualPods, underlay4, 1500}, 2)
+	s.passAll()
+	if err := s.nodes[0].Do(func() error { return checksumsBySoftware(deviceVXLAN4) }); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if did := s.pass(1); did != "" {
+			t.Errorf("there is nothing to do, and done was %q", did)
+		}
+	}
+	if err := s.nodes[0].Do(func() error {
+		software, err := sendsSoftwareChecksums(deviceVXLAN4)
+		if err == nil && !software {
+			err = errors.New("the device leaves checksums to others again")
+		}
+		return err
+	}); err != nil {
+		t.Error(err)
+	}
+	s.meets()
+}
+
 // TestChecksums: the device leaves checksums to the processor where it is told to, and says so. To ask it takes no megabytes: nodes do so twice a minute.
 func TestChecksums(t *testing.T) {
 	s := newSegment(t, wayCluster{vxlan{}, dualPods, underlay4, 1500}, 2)
