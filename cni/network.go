@@ -65,8 +65,10 @@ func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 		}
 		s.log.Info("Pods wait for the node's pod CIDR")
 	}
-	guard := time.NewTicker(s.guard)
+	guard, look := time.NewTicker(s.guard), time.NewTicker(lookPeriod)
 	defer guard.Stop()
+	defer look.Stop()
+	looks := true // only where the tunnel is WireGuard's
 	podCIDRs, peers, backends := s.o.PodCIDRs, s.o.Peers, s.o.Backends
 	for {
 		var retry <-chan time.Time
@@ -81,12 +83,23 @@ func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 				retry = time.After(configureRetry)
 			}
 		}
+		if encrypts := s.tried != nil && s.tried.name == cluster.NetworkWireGuard; looks != encrypts {
+			if looks = encrypts; looks {
+				look.Reset(lookPeriod)
+			} else {
+				look.Stop()
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-retry:
 		case <-changes:
 			s.heal(ctx, false)
+		case <-look.C:
+			if s.wg.changed() {
+				s.heal(ctx, false)
+			}
 		case <-guard.C:
 			s.heal(ctx, true)
 			s.warnOfFirewalls()

@@ -3,6 +3,8 @@
 package cni
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -35,6 +37,31 @@ type wgDevice struct {
 	// told are the endpoints that the device was given. What it answers has those that it found since.
 	told map[string]netip.AddrPort
 	said bool // that the kernel does it
+	// seen is what the device answered at the last observe.
+	seen [sha256.Size]byte
+}
+
+// lookPeriod is how often to look whether another program has changed the key or the peers: the kernel does not say so.
+const lookPeriod = 5 * time.Second
+
+// digest is of all that the device was told, but for endpoints, which change by themselves.
+func digest(d *wgtypes.Device) [sha256.Size]byte {
+	b := binary.LittleEndian.AppendUint64(slices.Clone(d.PrivateKey[:]), uint64(d.ListenPort))
+	for _, p := range d.Peers {
+		b = append(b, p.PublicKey[:]...)
+		b = binary.LittleEndian.AppendUint64(b, uint64(p.PersistentKeepaliveInterval))
+		b = append(b, joinNets(p.AllowedIPs)...)
+		b = append(b, 0)
+	}
+	return sha256.Sum256(b)
+}
+
+// changed says whether the device is another one than at the last observe; so it is after what this node changed since, too. What cannot be asked counts as the same.
+func (d *wgDevice) changed() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	have, err := d.stateLocked()
+	return err == nil && digest(have) != d.seen
 }
 
 func newWGDevice(name string, key wgtypes.Key, log klog.Logger) *wgDevice {
@@ -128,6 +155,7 @@ func (d *wgDevice) observe(l netlink.Link, put func(object)) error {
 		return fmt.Errorf("asking the WireGuard device %s: %w", d.name, err)
 	}
 	d.sayLocked() // the device may be from before a restart
+	d.seen = digest(have)
 	// A peer that another program removed has to be told with its endpoint again.
 	maps.DeleteFunc(d.told, func(key string, _ netip.AddrPort) bool {
 		return !slices.ContainsFunc(have.Peers, func(p wgtypes.Peer) bool { return p.PublicKey.String() == key })

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/guest"
@@ -145,6 +146,7 @@ func TestWireGuardManyPeers(t *testing.T) {
 // TestWireGuardPeerComesBack with its endpoint when another program has removed it: a peer that has nothing to say would not be found otherwise.
 func TestWireGuardPeerComesBack(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
+	n.guard = time.Hour // the kernel says nothing of it, so what follows is found by the look of every few seconds alone
 	peers := n.encrypted(nodeAddr)
 	n.ready("10.42.7.0/24")
 	peers <- []Peer{{Name: "b", PodCIDRs: prefixes("10.42.8.0/24"), WireGuardKey: publicKey(2), Underlay: []netip.Addr{netip.MustParseAddr(outsideAddr)}}}
@@ -169,7 +171,44 @@ func TestWireGuardPeerComesBack(t *testing.T) {
 	there("first")
 	n.disturb(testKey(9), testKey(2).PublicKey())
 	there("again")
+	if n.server.wg.changed() {
+		testenv.Until(t, time.Minute, "what was put right is known", func() bool { return !n.server.wg.changed() })
+	}
 	n.encryptedBy(kernelHasWireGuard(t))
+}
+
+// TestDigest: what another program may change is noticed, and where a peer was heard of last is not.
+func TestDigest(t *testing.T) {
+	device := func(change func(*wgtypes.Device)) [32]byte {
+		d := &wgtypes.Device{PrivateKey: testKey(1), ListenPort: 51820}
+		for i := range byte(2) {
+			d.Peers = append(d.Peers, wgtypes.Peer{PublicKey: testKey(2 + i).PublicKey(), AllowedIPs: []net.IPNet{*ipNet(prefixes("10.42.8.0/24")[0])}})
+		}
+		change(d)
+		return digest(d)
+	}
+	usual := device(func(*wgtypes.Device) {})
+	for what, change := range map[string]func(*wgtypes.Device){
+		"the key":      func(d *wgtypes.Device) { d.PrivateKey = testKey(9) },
+		"the port":     func(d *wgtypes.Device) { d.ListenPort = 1 },
+		"a peer":       func(d *wgtypes.Device) { d.Peers = d.Peers[:1] },
+		"another peer": func(d *wgtypes.Device) { d.Peers[1].PublicKey = testKey(9).PublicKey() },
+		"a network":    func(d *wgtypes.Device) { d.Peers[0].AllowedIPs = nil },
+		"another's": func(d *wgtypes.Device) {
+			d.Peers[0].AllowedIPs, d.Peers[1].AllowedIPs = nil, append(d.Peers[1].AllowedIPs, d.Peers[0].AllowedIPs...)
+		},
+		"a mask":        func(d *wgtypes.Device) { d.Peers[0].AllowedIPs[0] = *ipNet(prefixes("10.42.8.0/25")[0]) },
+		"keeping it up": func(d *wgtypes.Device) { d.Peers[0].PersistentKeepaliveInterval = time.Second },
+	} {
+		if device(change) == usual {
+			t.Errorf("%s is another, and nobody notices", what)
+		}
+	}
+	if device(func(d *wgtypes.Device) {
+		d.Peers[0].Endpoint, d.Peers[0].ReceiveBytes, d.Peers[0].LastHandshakeTime = &net.UDPAddr{Port: 1}, 7, time.Unix(1, 0)
+	}) != usual {
+		t.Error("a peer was heard of, and that counts as a change")
+	}
 }
 
 // TestWireGuardPortIsTaken: the log says so, and the network is set up as soon as the port is free.
