@@ -215,6 +215,13 @@ func TestEverySettingIsRead(t *testing.T) {
 }
 
 func TestK3sSettingsAreExplained(t *testing.T) {
+	// Those of the network and of nodes, which clusters with k3s have in their files.
+	for _, name := range strings.Fields(`flannel-backend flannel-iface flannel-external-ip flannel-ipv6-masq flannel-conf flannel-cni-conf servicelb-namespace egress-selector-mode
+		node-internal-dns node-external-dns tls-san-security image-credential-provider-bin-dir image-credential-provider-config disable-network-policy`) {
+		if k3sHint(name) == "" {
+			t.Errorf("nobody who brings --%s along is told what to do", name)
+		}
+	}
 	for name := range k3sOnly {
 		if Lookup(name) != nil {
 			t.Errorf("--%s is in the table by now", name)
