@@ -5,7 +5,9 @@ package dns
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"runtime"
 	"testing"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/coredns/coredns/plugin/kubernetes/object"
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -161,4 +164,73 @@ func BenchmarkLookup(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkSearchList is what a pod's search list costs: with ndots:5 each name from outside is asked for in three places of the cluster before, where it is not.
+// A question is for both families, and the client's own work counts.
+func BenchmarkSearchList(b *testing.B) {
+	a := newAPI(b)
+	a.lists["/api/v1/namespaces"] = append(a.lists["/api/v1/namespaces"], &corev1.Namespace{
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: "default", ResourceVersion: "2"},
+	})
+	a.many(1000, 3)
+	outside(b, "127.0.0.51:53", "192.0.2.9")
+	run(b, a, func(o *Options) {
+		if err := os.WriteFile(o.ResolvConf, []byte("nameserver 127.0.0.51\n"), 0o644); err != nil {
+			b.Fatal(err)
+		}
+	})
+	const name = "web.outside.example."
+	testenv.Eventually(b, time.Minute, "names are found", func() error {
+		for _, n := range []string{name, "service-999.default.svc.cluster.local."} {
+			if got, rcode, err := query("udp", n, dns.TypeA); err != nil || len(got) == 0 {
+				return fmt.Errorf("%s: %s, %w", n, rcode, err)
+			}
+		}
+		return nil
+	})
+	conn, err := dns.Dial("udp", net.JoinHostPort(listenAddr, fmt.Sprint(Port)))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer conn.Close()
+	ask := func(b *testing.B, name string, want int) {
+		for _, kind := range []uint16{dns.TypeA, dns.TypeAAAA} {
+			err := conn.WriteMsg(new(dns.Msg).SetQuestion(name, kind))
+			if err != nil {
+				b.Fatal(err)
+			}
+			r, err := conn.ReadMsg()
+			if err != nil || r.Rcode != want {
+				b.Fatalf("%s: %v, %v", name, r, err)
+			}
+		}
+	}
+	for _, c := range []struct {
+		what  string
+		names []string
+		want  int
+	}{
+		{"the name itself, from the cache", []string{name}, dns.RcodeSuccess},
+		{"the three before it", []string{name + "default.svc.cluster.local.", name + "svc.cluster.local.", name + "cluster.local."}, dns.RcodeNameError},
+	} {
+		b.Run(c.what, func(b *testing.B) {
+			began := processorTime(b)
+			for b.Loop() {
+				for _, n := range c.names {
+					ask(b, n, c.want)
+				}
+			}
+			b.ReportMetric(float64((processorTime(b)-began).Microseconds())/float64(b.N), "cpu-µs/op")
+		})
+	}
+}
+
+func processorTime(b *testing.B) time.Duration {
+	b.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -227,7 +227,7 @@ func write(t testing.TB, path, content string) {
 }
 
 // outside is a resolver of the host that answers every A question with one address.
-func outside(t *testing.T, listen, answer string) {
+func outside(t testing.TB, listen, answer string) {
 	t.Helper()
 	nstest.Require(t) // for the port
 	pc, err := net.ListenPacket("udp", listen)
@@ -276,7 +276,7 @@ func relay(t *testing.T, listen, to string) (asked func() int64) {
 
 const listenAddr = "127.0.0.5"
 
-func run(t *testing.T, a *api, change func(*Options)) *Server {
+func run(t testing.TB, a *api, change func(*Options)) *Server {
 	t.Helper()
 	nstest.Require(t) // for ports and resolvers that nobody else has
 	client, shared := a.informers(t, netinformers.Options{Names: true})
