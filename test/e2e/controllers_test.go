@@ -186,6 +186,10 @@ func nodePort(k *harness.Kube) {
 	k.Kubectl("wait", "--for=condition=Ready", "pod/np", "--timeout=180s")
 	ctx, cancel := context.WithTimeout(context.Background(), longer)
 	defer cancel()
+	deprecated := k.KubectlCommand(ctx, "-n", k.NS, "patch", "service", "np", "--dry-run=server", "--type=merge", "-p", `{"spec": {"externalIPs": ["203.0.113.7"]}}`)
+	if out, err := deprecated.CombinedOutput(); err != nil || !strings.Contains(string(out), "Warning: spec.externalIPs is deprecated") {
+		k.T.Errorf("external IPs are asked for, and kubectl says %q, %v; want upstream's warning", out, err)
+	}
 	for _, port := range []int{30080, 18080} {
 		out, err := harness.Output(k.Outside(ctx, harness.Box(k.T), "get", fmt.Sprintf("http://%s:%d/", harness.NodeIP, port), "120"))
 		if err != nil || strings.TrimSpace(out) != "np" {

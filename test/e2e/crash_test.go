@@ -164,8 +164,25 @@ func stopAndStart(t *testing.T, s *harness.Server) {
 	})
 }
 
-// otherProxy starts the node with --disable-kube-proxy: the rules that it made for Services go, everything else stays.
+// otherProxy starts the node with --disable-kube-proxy and --disable network-policy: the rules that it made for Services and policies go, everything else stays.
 func otherProxy(t *testing.T, s *harness.Server) {
+	k := s.Namespace(t, "free")
+	k.Apply(pod("closed", "[testbox, serve]", "", "") + "---" + pod("asking", "[testbox, serve]", "", "") + `---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: closed}, spec: {podSelector: {matchLabels: {app: closed}}, policyTypes: [Ingress]}}`)
+	k.Kubectl("wait", "--for=condition=Ready", "pod/closed", "pod/asking", "--timeout=180s")
+	address := "http://" + k.Kubectl("get", "pod", "closed", "-o", "jsonpath={.status.podIP}") + ":8080/"
+	reached := func(want bool) {
+		t.Helper()
+		harness.Eventually(t, soon, fmt.Sprintf("the other pod reaches the one with the policy: %t", want), func() error {
+			// Where kubectl itself fails nothing is known of the pods.
+			got, err := k.Try("exec", "asking", "--", "sh", "-c", "testbox get "+address+" 0 || echo none")
+			if answers := got == "closed"; err == nil && (answers != want || !answers && !strings.HasSuffix(got, "none")) {
+				err = fmt.Errorf("it gets %q", got)
+			}
+			return err
+		})
+	}
+	reached(false)
 	nft := filepath.Join(s.DataDir, "bin", "current", "nft")
 	tables := func() string {
 		out, err := s.Run(nft, "list", "tables")
@@ -174,8 +191,8 @@ func otherProxy(t *testing.T, s *harness.Server) {
 		}
 		return out
 	}
-	if got := tables(); !strings.Contains(got, "table ip kube-proxy") {
-		t.Fatalf("the Service proxy has no table: %s", got)
+	if got := tables(); !strings.Contains(got, "table ip kube-proxy") || !strings.Contains(got, "table inet coracle-policy") {
+		t.Fatalf("the Service proxy has no table, or policies have none: %s", got)
 	}
 	if err := s.Stop(); err != nil {
 		t.Errorf("coracle ended with %v after SIGTERM\n%s", err, s.LogTail(20))
@@ -184,12 +201,12 @@ func otherProxy(t *testing.T, s *harness.Server) {
 		t.Errorf("stopping the node took the rules for Services away: %s", got)
 	}
 	with := s.Args
-	s.Args = append(slices.Clone(with), "--disable-kube-proxy")
+	s.Args = append(slices.Clone(with), "--disable-kube-proxy", "--disable", "network-policy")
 	s.Start()
 	s.WaitReady()
 	// The node is Ready from before: its network comes up a moment later.
-	harness.Eventually(t, soon, "the rules for Services are gone, and nothing else", func() error {
-		if got := tables(); strings.Contains(got, "kube-proxy") || !strings.Contains(got, "table inet coracle") {
+	harness.Eventually(t, soon, "the rules for Services and policies are gone, and nothing else", func() error {
+		if got := tables(); strings.Contains(got, "kube-proxy") || strings.Contains(got, "coracle-policy") || !strings.Contains(got, "table inet coracle") {
 			return fmt.Errorf("tables %s", got)
 		}
 		out, err := s.Run(s.Coracle(), "status", "--data-dir", s.DataDir)
@@ -198,6 +215,8 @@ func otherProxy(t *testing.T, s *harness.Server) {
 		}
 		return err
 	})
+	harness.Eventually(t, soon, "the status says that nobody enforces policies", func() error { return statusLine(s, "network policies", "disabled") })
+	reached(true)
 	if err := s.Stop(); err != nil {
 		t.Errorf("coracle ended with %v after SIGTERM\n%s", err, s.LogTail(20))
 	}
@@ -205,9 +224,10 @@ func otherProxy(t *testing.T, s *harness.Server) {
 	s.Start()
 	s.WaitReady()
 	harness.Eventually(t, soon, "the rules are there again", func() error {
-		if got := tables(); !strings.Contains(got, "table ip kube-proxy") {
+		if got := tables(); !strings.Contains(got, "table ip kube-proxy") || !strings.Contains(got, "table inet coracle-policy") {
 			return fmt.Errorf("tables %s", got)
 		}
 		return nil
 	})
+	reached(false)
 }

@@ -41,6 +41,12 @@ func operations(t *testing.T, s *harness.Server) {
 			}
 			return err
 		})
+		harness.Eventually(t, soon, "the mode of the Service proxy, and why it is that", func() error {
+			return statusLine(s, "service proxy", "running.*nftables: auto takes it wherever it works")
+		})
+		if err := s.LogSays("Chose the Service proxy's back end"); err != nil {
+			t.Error(err)
+		}
 		harness.Eventually(t, soon, "all parts run", func() error {
 			var report struct {
 				Ready      time.Time
