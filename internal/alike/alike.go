@@ -9,6 +9,8 @@ import (
 	"math"
 	"reflect"
 	"sync"
+	"unsafe"
+	"weak"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -172,14 +174,14 @@ func reaches(t reflect.Type, address bool, seen map[place]bool) bool {
 // kindred bounds how many objects a Family remembers that others may be like.
 const kindred = 512
 
-// Family shares the parts of objects that are like one another. The zero value is ready, and safe for use by several goroutines.
+// Family shares the parts of objects that are like one another, and keeps none of them: what it remembers of an object goes when nobody else has it. The zero value is ready, and safe for use by several goroutines.
 type Family struct {
-	mu   sync.Mutex
-	last map[kin]any
+	mu    sync.Mutex
+	first map[kin]weak.Pointer[byte] // the beginning of an object of the kin's kind
 }
 
 type kin struct {
-	kind  reflect.Type
+	kind  reflect.Type // of a pointer
 	owner types.UID
 }
 
@@ -195,42 +197,32 @@ func Transform(trim func(any) (any, error)) func(any) (any, error) {
 	}
 }
 
-// Join lets an object that nobody else holds have the equal parts of the last one of its type that joined with the same controller, or of the last one without a controller.
+// Join lets an object that nobody else holds have the equal parts of one of its type that joined with the same controller and is still there, or of one without a controller.
 func (f *Family) Join(obj any) {
 	m, err := meta.Accessor(obj)
-	if err != nil {
+	v := reflect.ValueOf(obj)
+	if err != nil || v.Kind() != reflect.Pointer {
 		return // a tombstone of client-go's
 	}
-	like := kinOf(obj, m)
+	like := kinOf(v.Type(), m)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if old, ok := f.last[like]; ok {
+	known, ok := f.first[like]
+	if p := known.Value(); p != nil {
+		old := reflect.NewAt(like.kind.Elem(), unsafe.Pointer(p)).Interface()
 		Share(old, obj)
-	} else if len(f.last) >= kindred {
-		f.last = nil
+		if o, err := meta.Accessor(old); err != nil || o.GetName() != m.GetName() || o.GetNamespace() != m.GetNamespace() {
+			return
+		} // else it takes the place of its last version, which goes
 	}
-	if f.last == nil {
-		f.last = map[kin]any{}
+	if f.first == nil || !ok && len(f.first) >= kindred {
+		f.first = map[kin]weak.Pointer[byte]{}
 	}
-	f.last[like] = obj
+	f.first[like] = weak.Make((*byte)(v.UnsafePointer()))
 }
 
-// Leave is for an object that is gone: if it, or an earlier version of it, is what others would be like, it is not kept for that.
-func (f *Family) Leave(obj any) {
-	m, err := meta.Accessor(obj)
-	if err != nil {
-		return
-	}
-	like := kinOf(obj, m)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if old, err := meta.Accessor(f.last[like]); err == nil && old.GetName() == m.GetName() && old.GetNamespace() == m.GetNamespace() {
-		delete(f.last, like)
-	}
-}
-
-func kinOf(obj any, m metav1.Object) kin {
-	like := kin{kind: reflect.TypeOf(obj)}
+func kinOf(kind reflect.Type, m metav1.Object) kin {
+	like := kin{kind: kind}
 	if c := metav1.GetControllerOfNoCopy(m); c != nil {
 		like.owner = c.UID
 	}

@@ -17,7 +17,7 @@ import (
 )
 
 // sharing is the store as a watch cache's reflector sees it. The cache keeps the newest object of each name and, for as long as upstream's does, those before it: so each one has the equal parts
-// of the one before, and a new one those of another of its controller's (ADR 0121). One reflector at a time reads through it.
+// of the one before, and those of another of its controller's (ADR 0121). One reflector at a time reads through it.
 type sharing struct {
 	storage.Interface
 
@@ -80,18 +80,14 @@ func (s *sharing) keep(kind watch.EventType, o runtime.Object) {
 	name := types.NamespacedName{Namespace: m.GetNamespace(), Name: m.GetName()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	old := s.newest[name]
-	if old != nil {
+	if old := s.newest[name]; old != nil {
 		alike.Share(old, o)
 	}
-	switch {
-	case kind == watch.Deleted:
+	if kind == watch.Deleted {
 		delete(s.newest, name)
-		s.family.Leave(o)
 		return
-	case old == nil:
-		s.family.Join(o)
 	}
+	s.family.Join(o)
 	if s.newest == nil {
 		s.newest = map[types.NamespacedName]runtime.Object{}
 	}
