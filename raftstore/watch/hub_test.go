@@ -116,6 +116,36 @@ func TestOverflowAfterCompaction(t *testing.T) {
 	}
 }
 
+// TestProgressOfAWatchOfTheFuture: a client that goes on with a server that is behind the one it comes from is not sent back.
+func TestProgressOfAWatchOfTheFuture(t *testing.T) {
+	state := mvcc.New()
+	var view *mvcc.View
+	put := func(key string) {
+		state.Apply(&pb.PutRequest{Key: []byte(key)})
+		view = state.Freeze()
+	}
+	put("other")
+	h := NewHub(Options{View: func() *mvcc.View { return view }})
+	known := view.Revision() + 2
+	w, _ := h.Watch(&pb.WatchCreateRequest{Key: []byte("mine"), StartRevision: known + 1})
+	for view.Revision() < known {
+		h.dispatch(view)
+		w.RequestProgress()
+		if d, ok := w.poll(); ok {
+			t.Fatalf("at revision %d a client that knows of %d is told %+v", view.Revision(), known, d)
+		}
+		put("mine") // which the client has seen
+	}
+	for _, want := range []int64{known, known + 1} {
+		h.dispatch(view)
+		w.RequestProgress()
+		if d, ok := w.poll(); !ok || len(d.Events) > 0 || d.Revision != want {
+			t.Fatalf("at revision %d: %+v, %v", want, d, ok)
+		}
+		put("other")
+	}
+}
+
 // TestQueueIsBoundedInBytes writes large values that nobody takes: few of them
 // wait for the watcher, which reads the others from the history, so it misses
 // nothing. Nor is more handed out at once.

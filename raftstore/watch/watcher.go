@@ -103,7 +103,8 @@ func (w *Watcher) ring() {
 }
 
 // RequestProgress makes Next report the position once everything up to the
-// present revision is delivered.
+// present revision is delivered. One that begins after the present revision
+// reports it with a later request, or when it is called for an event.
 func (w *Watcher) RequestProgress() {
 	w.hub.mu.Lock()
 	w.progress = true
@@ -209,10 +210,11 @@ func (w *Watcher) catchUp() (Delivery, bool) {
 		if w.position > w.hub.dispatched {
 			w.behind = false // the hub will offer everything from here on
 		}
-		report := w.progress && !w.behind && len(found) == 0
+		// One that begins later than now, since its client has heard of later from another server, is not told of less than it knows.
+		report := w.progress && !w.behind && len(found) == 0 && w.position-1 <= view.Revision()
 		if report {
 			w.progress = false
-			d.Revision = min(w.position-1, view.Revision())
+			d.Revision = w.position - 1
 		}
 		behind := w.behind
 		w.hub.mu.Unlock()
