@@ -94,6 +94,7 @@ func (c *Cluster) machine() *harness.Machine {
 func (c *Cluster) start(servers, agents int) {
 	t := c.T
 	t.Helper()
+	began := time.Now()
 	c.Site, c.store = harness.NewSite(t), atStore
 	first := c.machine().NewServer(c.flags()...)
 	c.prepare(first)
@@ -118,6 +119,7 @@ func (c *Cluster) start(servers, agents int) {
 		c.Agents = append(c.Agents, a)
 	}
 	c.WaitWhole()
+	t.Logf("%d servers and %d agents are one cluster %v after their site was begun, which took building the image of the tests too where that was not there yet", servers, agents, time.Since(began).Round(100*time.Millisecond))
 }
 
 // flags are those of its servers.

@@ -47,6 +47,62 @@ func TestNodeGone(t *testing.T) {
 	})
 }
 
+// TestAgentAway measures what is noticed of an agent's process that is away for less than the 40 s for which a machine that answers is left alone: visits from another node to a Service with a
+// pod on each node, and for how long the node or its endpoint were not ready.
+func TestAgentAway(t *testing.T) {
+	away := seconds("CORACLE_HA_AWAY", 30*time.Second)
+	c := New(t, 3, 2)
+	c.serveEverywhere()
+	victim, other := c.Agents[1], c.Agents[0]
+	fmt.Printf("\n| an agent's process is away for %v | times | visits | of them in vain | failed once | ms not ready |\n| --- | --- | --- | --- | --- | --- |\n", away)
+	for _, f := range []struct {
+		name     string
+		do, undo func()
+	}{{"killed", victim.Kill, victim.Start}, {"paused", victim.Pause, victim.Resume}} {
+		var visits, vain, once int
+		var notReady time.Duration
+		for range times() {
+			c.WaitWhole()
+			time.Sleep(settled()) // for as long as whoever measures wants it
+			ctx, cancel := context.WithCancel(t.Context())
+			visitor := NewAsker("visits", visit(other.Machine, c.service()))
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				visitor.Run(ctx)
+			}()
+			f.do()
+			notReady += c.notReadyDuring(t, victim, away)
+			f.undo()
+			c.WaitWhole()
+			cancel()
+			<-done
+			failed, asked, retried := visitor.Failed()
+			visits, vain, once = visits+asked, vain+len(failed), once+retried
+		}
+		fmt.Printf("| %s | %d | %d | %d | %d | %.0f |\n", f.name, times(), visits, vain, once, ms(notReady))
+	}
+	fmt.Printf("load at the end: %s\n", load())
+}
+
+// notReadyDuring is for how long of a time a node or its endpoint of the Service everywhere is not ready.
+func (c *Cluster) notReadyDuring(t *testing.T, s *harness.Server, during time.Duration) (out time.Duration) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), during)
+	defer cancel()
+	api := c.Ask(c.Servers[0])
+	for last := time.Now(); ctx.Err() == nil; pauseFor(ctx, retryAfter) { // between two looks
+		n, err := api.CoreV1().Nodes().Get(ctx, s.NodeName(), metav1.GetOptions{})
+		slices, err2 := api.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=everywhere"})
+		now := time.Now()
+		if err == nil && err2 == nil && (Ready(n) != corev1.ConditionTrue || !servesOn(slices.Items, s.NodeName())) {
+			out += now.Sub(last)
+		}
+		last = now
+	}
+	return out
+}
+
 func (c *Cluster) nodesGo(t *testing.T, name string, pick func() *harness.Server) {
 	t.Helper()
 	c.serveEverywhere()
