@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/retry"
+	"k8s.io/component-base/metrics/legacyregistry"
+	"k8s.io/utils/ptr"
+)
+
+// TestZoneModes: upstream's controllers move no pods while most nodes are Unknown, and do once enough others are ready. Judges of nodes rely on it (server/liveness).
+func TestZoneModes(t *testing.T) {
+	c := shared
+	c.term(t)
+	ns := c.namespace(t, "zones")
+	var nodes []string
+	add := func() string {
+		name := fmt.Sprintf("zones-%d", len(nodes))
+		c.node(t, name)
+		nodes = append(nodes, name)
+		return name
+	}
+	for range 4 {
+		pod := podTemplate("stays")
+		pod.Spec.NodeName = add()
+		pod.Spec.Tolerations = []corev1.Toleration{{Key: corev1.TaintNodeUnreachable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: ptr.To[int64](0)}}
+		_, err := c.client.CoreV1().Pods(ns).Create(t.Context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "on-" + pod.Spec.NodeName, Labels: pod.Labels}, Spec: pod.Spec}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "upstream knows the nodes", func(context.Context) error { return unhealthyNodes(0, 4) })
+	lost := nodes[:3]
+	for _, name := range lost {
+		c.unknown(t, name)
+	}
+	eventually(t, "upstream has seen that three of four are lost", func(context.Context) error { return unhealthyNodes(3, 4) })
+	// Otherwise it would taint one of them every ten seconds, of which nothing tells that it does not happen. One may be tainted already: upstream may have looked while
+	// only one was Unknown.
+	time.Sleep(12 * time.Second)
+	before := c.gone(t, ns, lost)
+	if len(before) > 1 {
+		t.Errorf("while three of four nodes are lost, the pods of %v are moved", before)
+	}
+	for range 3 {
+		add()
+	}
+	eventually(t, "pods are moved once most nodes are ready", func(context.Context) error {
+		if gone := c.gone(t, ns, lost); len(gone) <= len(before) {
+			return fmt.Errorf("only those of %v are", gone)
+		}
+		return nil
+	})
+}
+
+// unknown writes that nothing is known of a node, as a judge does.
+func (c *cluster) unknown(t *testing.T, name string) {
+	t.Helper()
+	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		n, err := c.client.CoreV1().Nodes().Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool { return c.Type == corev1.NodeReady })
+		ready := &n.Status.Conditions[i]
+		ready.Status, ready.Reason, ready.LastTransitionTime = corev1.ConditionUnknown, "NodeStatusUnknown", metav1.Now()
+		_, err = c.client.CoreV1().Nodes().UpdateStatus(t.Context(), n, metav1.UpdateOptions{})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// gone are the nodes whose pods have been deleted.
+func (c *cluster) gone(t *testing.T, ns string, nodes []string) (out []string) {
+	t.Helper()
+	for _, name := range nodes {
+		pod, err := c.client.CoreV1().Pods(ns).Get(t.Context(), "on-"+name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) || err == nil && pod.DeletionTimestamp != nil {
+			out = append(out, name)
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out
+}
+
+// unhealthyNodes fails unless upstream's node lifecycle controller has last counted so many nodes, and so many of them as lost.
+func unhealthyNodes(lost, all float64) error {
+	families, err := legacyregistry.DefaultGatherer.Gather()
+	if err != nil {
+		return err
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			got[f.GetName()] += m.GetGauge().GetValue() // of all zones
+		}
+	}
+	const subsystem = "node_collector_"
+	if l, a := got[subsystem+"unhealthy_nodes_in_zone"], got[subsystem+"zone_size"]; l != lost || a != all {
+		return fmt.Errorf("it has counted %v nodes, %v of them lost, want %v and %v", a, l, all, lost)
+	}
+	return nil
+}
