@@ -20,7 +20,7 @@ import (
 const (
 	maxText     = 1 << 16 // bytes; the socket takes some 200 KB at once, and a line becomes a message of two to three times its size
 	maxElements = 1000    // of a map in a rule, which is one attribute of 64 KB at most
-	maxComment  = 127     // bytes, as with nft
+	maxComment  = 128     // bytes, as with nft
 	maxName     = 255     // bytes, as in the kernel
 )
 
@@ -74,7 +74,7 @@ func (b *batch) line(l *words) bool {
 		return false
 	}
 	name := l.next()
-	if name == "" || len(name) > maxName || strings.ContainsAny(name, `"{};`) {
+	if object != "element" && !chainName(name) {
 		return false
 	}
 	switch verb + " " + object {
@@ -136,20 +136,37 @@ func (b *batch) value(t Type, word string) ([]byte, bool) {
 	switch t {
 	case IPAddr:
 		a, err := netip.ParseAddr(word)
-		return a.AsSlice(), err == nil && b.ours(a)
+		return a.AsSlice(), err == nil && b.ours(a) && a.String() == word
 	case InetProto:
 		p, ok := protocols[word]
 		return []byte{p, 0, 0, 0}, ok
 	case InetService:
-		port, err := strconv.ParseUint(word, 10, 16)
-		return append(binary.BigEndian.AppendUint16(nil, uint16(port)), 0, 0), err == nil
+		port, ok := decimal(word, 16)
+		return append(binary.BigEndian.AppendUint16(nil, uint16(port)), 0, 0), ok
 	}
 	return nil, false
 }
 
-// ours says whether an address is of the table's family and has no zone.
+// decimal is a number as upstream writes it: with a zero before it nft may read another one. So are addresses read, of which nft does not know each form either.
+func decimal(word string, bits int) (uint64, bool) {
+	n, err := strconv.ParseUint(word, 10, bits)
+	return n, err == nil && strconv.FormatUint(n, 10) == word
+}
+
+// chainName says whether a word is a chain's name to nft. Upstream's names of Services' chains have a slash or a dash in them, which tells them from words that mean something else there.
+func chainName(word string) bool {
+	for i, c := range []byte(word) {
+		letter := 'a' <= c|0x20 && c|0x20 <= 'z'
+		if !letter && (i == 0 || !strings.ContainsRune("0123456789/-_.", rune(c))) {
+			return false
+		}
+	}
+	return len(word) <= maxName && strings.ContainsAny(word, "/-")
+}
+
+// ours says whether an address is of the table's family, and one that nft can read: with neither a zone nor an IPv4 address in it.
 func (b *batch) ours(a netip.Addr) bool {
-	return a.Is4() == (b.table.Family == nfttable.IPv4) && a.Zone() == ""
+	return a.Is4() == (b.table.Family == nfttable.IPv4) && a.Zone() == "" && !a.Is4In6()
 }
 
 // verdict is one of
@@ -161,8 +178,8 @@ func verdict(l *words) (*nl.RtAttr, bool) {
 	case l.take(":", "drop"):
 		return nested(unix.NFTA_DATA_VERDICT, number(unix.NFTA_VERDICT_CODE, 0)), true
 	case l.take(":", "goto"):
-		kind := int32(expr.VerdictGoto)
-		return nested(unix.NFTA_DATA_VERDICT, number(unix.NFTA_VERDICT_CODE, uint32(kind)), str(unix.NFTA_VERDICT_CHAIN, l.next())), true
+		kind, to := int32(expr.VerdictGoto), l.next()
+		return nested(unix.NFTA_DATA_VERDICT, number(unix.NFTA_VERDICT_CODE, uint32(kind)), str(unix.NFTA_VERDICT_CHAIN, to)), chainName(to)
 	}
 	return nil, false
 }

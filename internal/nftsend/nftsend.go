@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"syscall"
 
@@ -30,6 +31,7 @@ type Sender struct {
 	// The socket stays open from one transaction to the next: when one is closed, the kernel waits until all processors have forgotten what was deleted, which takes 10 ms.
 	mu     sync.Mutex
 	socket int // -1 when there is none
+	closed bool
 }
 
 // New has a table, and those of its sets whose elements may be sent, by name.
@@ -37,11 +39,12 @@ func New(t nfttable.Table, sets map[string]Set) *Sender {
 	return &Sender{table: t, sets: sets, socket: -1}
 }
 
-// Close closes what Send has opened. Another Send opens it again.
+// Close ends it. Nothing is sent after that, and Send says net.ErrClosed.
 func (s *Sender) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.close()
+	s.closed = true
 }
 
 func (s *Sender) close() {
@@ -63,6 +66,9 @@ func (s *Sender) Send(text string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closed {
+		return fmt.Errorf("sending a transaction of table %s: %w", s.table.Name, net.ErrClosed)
+	}
 	err := s.send(b.whole())
 	if err != nil {
 		s.close() // there may be more to hear, which is not of the next transaction
@@ -132,6 +138,8 @@ func (s *Sender) send(whole []byte) error {
 		if err != nil {
 			return fmt.Errorf("opening a socket for nftables: %w", err)
 		}
+		// What is refused need not be quoted: it may be larger than what is read at once. Before Linux 4.3 it is.
+		_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
 		s.socket = fd
 	}
 	if err := unix.Sendto(s.socket, whole, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {

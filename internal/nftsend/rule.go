@@ -34,7 +34,7 @@ func (b *batch) rule(chain string, l *words) bool {
 		does, ok = mark(l.next())
 	case l.take("goto"):
 		to := l.next()
-		does, ok = []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: to}}, to != ""
+		does, ok = []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: to}}, chainName(to)
 	}
 	if !ok {
 		return false
@@ -78,12 +78,13 @@ func (b *batch) dnat(l *words) ([]expr.Any, bool) {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{protocol}},
 	}
 	if l.take("to") {
-		to, err := netip.ParseAddrPort(l.next())
+		word := l.next()
+		to, err := netip.ParseAddrPort(word)
 		return append(does,
 			&expr.Immediate{Register: 1, Data: to.Addr().AsSlice()},
 			&expr.Immediate{Register: 2, Data: binary.BigEndian.AppendUint16(nil, to.Port())},
 			&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(b.table.Family), RegAddrMin: 1, RegProtoMin: 2, Specified: true},
-		), err == nil && b.ours(to.Addr())
+		), err == nil && b.ours(to.Addr()) && to.String() == word
 	}
 	family, portAt := "ip", uint32(unix.NFT_REG32_01) // the registers behind the address
 	if b.table.Family == nfttable.IPv6 {
@@ -92,8 +93,8 @@ func (b *batch) dnat(l *words) ([]expr.Any, bool) {
 	if !l.take(family, "addr", ".", "port", "to", "numgen", "random", "mod") {
 		return nil, false
 	}
-	number, err := strconv.ParseUint(l.next(), 10, 32)
-	if err != nil || !l.take("map", "{") {
+	number, ok := decimal(l.next(), 32)
+	if !ok || !l.take("map", "{") {
 		return nil, false
 	}
 	elements, n, ok := b.endpoints(l)
@@ -112,8 +113,8 @@ func (b *batch) dnat(l *words) ([]expr.Any, bool) {
 func (b *batch) endpoints(l *words) (list *nl.RtAttr, n int, ok bool) {
 	list = nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
 	for first := true; first || l.take(","); first = false {
-		key, err := strconv.ParseUint(l.next(), 10, 32)
-		if err != nil || !l.take(":") {
+		key, ok := decimal(l.next(), 32)
+		if !ok || !l.take(":") {
 			return nil, 0, false
 		}
 		to, ok := b.value(IPAddr, l.next())
