@@ -15,9 +15,9 @@ func TestInGuest(t *testing.T) {
 		guest.Run(t, guest.WithNFTables(t, 15*time.Minute))
 		return
 	}
-	t.Run("TestLikeNFT", TestLikeNFT)
-	t.Run("TestStrange", TestStrange)
 	t.Run("TestRefused", TestRefused)
 	t.Run("TestSmallSocket", TestSmallSocket)
+	t.Run("TestLikeNFT", TestLikeNFT)
+	t.Run("TestStrange", TestStrange)
 	t.Run("TestWhileOthersWrite", TestWhileOthersWrite)
 }

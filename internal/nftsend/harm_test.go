@@ -63,7 +63,7 @@ func TestRefused(t *testing.T) {
 				t.Errorf("%s of family %s: %v, want %v", name, s.family, err, c.want)
 			}
 			if after := kernelHas(t, s.table); !slices.Equal(before, after) {
-				t.Fatalf("%s of family %s: refused, and the kernel has\n%s\nand had\n%s", name, s.family, strings.Join(after, "\n"), strings.Join(before, "\n"))
+				t.Fatalf("%s of family %s: refused, and the kernel has\n%s\nand had\n%s", name, s.family, lines(after), lines(before))
 			}
 			if err := sender.Send(s.write("flush chain service-1/x")); err != nil {
 				t.Errorf("after %s of family %s: %v", name, s.family, err)
@@ -96,7 +96,7 @@ func TestSmallSocket(t *testing.T) {
 			t.Errorf("%v, want %v", err, c.want)
 		}
 		if after := kernelHas(t, s.table); !slices.Equal(before, after) {
-			t.Errorf("the kernel has\n%s\nand had\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
+			t.Errorf("the kernel has\n%s\nand had\n%s", lines(after), lines(before))
 		}
 	}
 	if err := sender.Send(s.write("flush chain service-1/x")); err != nil {
@@ -135,7 +135,7 @@ func TestWhileOthersWrite(t *testing.T) {
 		})
 	}
 	taken := 0
-	for taken < 40 && !t.Failed() {
+	for taken < rounds(40) && !t.Failed() {
 		text := s.any(r)
 		theirs := nstest.WriteNFT(there, text)
 		if theirs == nil {
@@ -149,7 +149,7 @@ func TestWhileOthersWrite(t *testing.T) {
 	wg.Wait()
 	here, want := nstest.NFTTable(t, nstest.Own{}, uint8(s.table.Family), tableName, false), nstest.NFTTable(t, there, uint8(s.table.Family), tableName, false)
 	if !slices.Equal(here, want) {
-		t.Errorf("the kernel has\n%s\nwant\n%s", strings.Join(here, "\n"), strings.Join(want, "\n"))
+		t.Errorf("the kernel has\n%s\nwant\n%s", lines(here), lines(want))
 	}
 }
 

@@ -32,7 +32,7 @@ var nftHandles = map[int][]uint16{
 	unix.NFT_MSG_NEWSET:   {16}, // NFTA_SET_HANDLE
 }
 
-// NFTTable is all that the kernel says of an nftables table inside a namespace, and none of it interpreted: a line for each chain, rule and set in the kernel's order, and for each
+// NFTTable is all that the kernel says of an nftables table inside a namespace, in its own bytes: a string for each chain, rule and set in the kernel's order, and for each
 // element of all sets in any. Without handles it is the same for two tables to which the same was done, even if the kernel has refused something else of one of them before.
 func NFTTable(t testing.TB, in Doer, family uint8, table string, handles bool) []string {
 	t.Helper()
@@ -54,7 +54,7 @@ func NFTTable(t testing.TB, in Doer, family uint8, table string, handles bool) [
 						sets = append(sets, nl.BytesToString(a.value))
 					}
 					if handles || !slices.Contains(nftHandles[q.answer], kind) {
-						line += fmt.Sprintf(" %d:%q", a.kind, a.value)
+						line += fmt.Sprint(" ", a.kind, ":", string(a.value))
 					}
 				}
 				out = append(out, line)
@@ -131,7 +131,7 @@ func nftElements(family uint8, table, set string) ([]string, error) {
 				return nil, err
 			}
 			for _, e := range list {
-				out = append(out, fmt.Sprintf("element of %s %q", set, e.Value))
+				out = append(out, "element of "+set+" "+string(e.Value))
 			}
 		}
 	}
