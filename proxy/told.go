@@ -4,6 +4,11 @@ package proxy
 
 import (
 	"context"
+	"errors"
+	"maps"
+	"sync"
+	"syscall"
+	"time"
 
 	"k8s.io/klog/v2"
 	upstreamnft "k8s.io/kubernetes/pkg/proxy/nftables"
@@ -22,7 +27,10 @@ import (
 type told struct {
 	knftables.Interface
 	names  *nfttable.Names
-	sender *nftsend.Sender
+	sender interface{ Send(text string) error } // an nftsend.Sender
+	stale  *stale
+	// refused hears of what the kernel did not take when it was sent, and took from nft.
+	refused func(error)
 }
 
 // sets are upstream's that have to do with Services, by its names.
@@ -60,23 +68,61 @@ func (t told) List(ctx context.Context, objectType string) ([]string, error) {
 	return out, nil
 }
 
-// Run implements knftables.Interface. It starts no program for what changes nothing: of two families a change mostly concerns one. What is refused when it is sent has changed nothing, and is nft's.
+// Run implements knftables.Interface.
 func (t told) Run(ctx context.Context, tx *knftables.Transaction) error {
+	err := t.write(ctx, tx)
+	if err != nil {
+		t.names.Forget()
+	}
+	t.stale.written(err == nil)
+	return err
+}
+
+// write starts no program for what changes nothing: of two families a change mostly concerns one. What is refused when it is sent has changed nothing, and is nft's.
+func (t told) write(ctx context.Context, tx *knftables.Transaction) error {
 	if tx.NumOperations() == 0 && tx.String() == "" { // else it has an error
 		return nil
 	}
-	if tx.NumOperations() <= fewOperations && t.sender.Send(tx.String()) == nil {
-		return nil
+	var refused error
+	if tx.NumOperations() <= fewOperations {
+		if refused = t.sender.Send(tx.String()); refused == nil {
+			return nil
+		}
 	}
 	err := t.Interface.Run(ctx, tx) // nft says better what the kernel refuses
-	if err != nil {
-		t.names.Forget()
+	var errno syscall.Errno
+	if err == nil && errors.As(refused, &errno) {
+		t.refused(refused)
 	}
 	return err
 }
 
-// wayAt is where a proxier has its way to the table. No function of upstream's leads there.
-var wayAt = []string{"nftables"}
+// stale remembers since when each chain is needed by no Service. Upstream deletes those that the last sync found so more than a second ago, and dates them anew in each sync: kube-proxy's are a second
+// apart at least. Ours may be less, and would neither delete any chain nor stop emptying all of them as long as Services change all the time.
+type stale struct {
+	upstream *map[string]time.Time // nil: it is not to be had
+	since    map[string]time.Time
+}
+
+// written follows each transaction. Chains are dated when one was written that leaves them to nobody, so that a second after that is enough, whatever was written since; upstream takes
+// out what is needed again.
+func (s *stale) written(ok bool) {
+	switch {
+	case s.upstream == nil:
+	case !ok:
+		s.since = nil
+	default:
+		for chain := range *s.upstream {
+			if since, known := s.since[chain]; known {
+				(*s.upstream)[chain] = since
+			}
+		}
+		s.since = maps.Clone(*s.upstream)
+	}
+}
+
+// Where a proxier has its way to the table, and the chains that it is going to delete. No function of upstream's leads there.
+var wayAt, staleAt = []string{"nftables"}, []string{"staleChains"}
 
 // tell has a proxier that has not synced yet be told of its table, until ctx is done. Where that cannot be, it asks each time, as upstream does.
 func (b *nftables) tell(ctx context.Context, p *upstreamnft.Proxier, t nfttable.Table) {
@@ -89,8 +135,19 @@ func (b *nftables) tell(ctx context.Context, p *upstreamnft.Proxier, t nfttable.
 		klog.FromContext(ctx).Info("The kernel does not tell of changes to the Service proxy's tables; changes among thousands of Services take longer", "err", err)
 		return
 	}
+	log := klog.FromContext(ctx)
+	unneeded := &stale{}
+	if unneeded.upstream, err = unexported.Field[map[string]time.Time](p, staleAt); err != nil {
+		log.Info("Chains that no Service needs any more stay in the kernel as long as Services change every second", "err", err)
+	}
 	sender := nftsend.New(t, sets)
-	*way = told{*way, names, sender}
+	var once sync.Once
+	refused := func(err error) {
+		once.Do(func() {
+			log.Info("The kernel refused a change of Services as it was sent, and took it from nft. Services work; where that happens again and again, their changes take longer", "err", err)
+		})
+	}
+	*way = told{*way, names, sender, unneeded, refused}
 	b.names = append(b.names, names)
 	context.AfterFunc(ctx, names.Close)
 	context.AfterFunc(ctx, sender.Close)
