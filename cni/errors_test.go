@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -80,17 +81,26 @@ func TestErrorsOfPodsAreAboutTheirConnections(t *testing.T) {
 			exchange(t, c, a, of(a, 54), of(c, 4001))
 			exchange(t, a, c, of(c, 55), of(a, 4002))
 			const said = "what this says"
-			for _, says := range []struct {
+			type saying struct {
 				what  string
 				by    *pod
 				error []byte
 				heard bool
-			}{
+			}
+			all := []saying{
 				{"the server, about its connection", b, unreachable(of(a, 4000), of(b, 53), said), true},
 				{"the client, about its connection", c, unreachable(of(a, 54), of(c, 4001), said), true},
 				{"somebody else, about it", c, unreachable(of(a, 4000), of(b, 53), said), !kept},
 				{"somebody else, about one that is not known", c, unreachable(of(a, 4009), of(b, 59), said), !kept},
-			} {
+			}
+			if family == 1 { // whatever is below 128 is an error (RFC 4443), and to connection tracking as well
+				for _, kind := range []byte{0, 5, 100, 127} {
+					other := unreachable(of(a, 4000), of(b, 53), said)
+					other[0] = kind
+					all = append(all, saying{fmt.Sprintf("somebody else, about it, in an error of type %d", kind), c, other, !kept})
+				}
+			}
+			for _, says := range all {
 				if heard := tells(t, network, a, says.by, says.error, c, unreachable(of(a, 4002), of(c, 55), marker), says.heard); heard != says.heard {
 					t.Errorf("with rules: %v, family %s: %s: heard: %v", kept, network, says.what, heard)
 				}

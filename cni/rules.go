@@ -117,7 +117,7 @@ func desired(podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort) ruleset {
 	// would else speak to an end of any other one, whatever NetworkPolicies say.
 	rs.rule(chainErrors, "meta l4proto { icmp, ipv6-icmp }", pods, "jump", chainPodErrors)
 	rs.rule(chainPodErrors, "icmp type != { destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem } return")
-	rs.rule(chainPodErrors, "icmpv6 type != { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } return")
+	rs.rule(chainPodErrors, "icmpv6 type >= 128 return") // all others are errors, also those that nobody knows (RFC 4443)
 	rs.rule(chainPrerouting, "fib daddr type local jump", chainHostPorts)
 	// Nothing could answer ::1 from another namespace; refused at once, clients turn to 127.0.0.1.
 	rs.rule(chainOutput, "ip6 daddr ::1 return")

@@ -42,7 +42,7 @@ add map inet coracle ports4 { type inet_proto . inet_service : ipv4_addr . inet_
 add map inet coracle ports6 { type inet_proto . inet_service : ipv6_addr . inet_service ; }
 add rule inet coracle errors meta l4proto { icmp, ipv6-icmp } iifname "vethcor*" jump errors-of-pods
 add rule inet coracle errors-of-pods icmp type != { destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem } return
-add rule inet coracle errors-of-pods icmpv6 type != { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } return
+add rule inet coracle errors-of-pods icmpv6 type >= 128 return
 add rule inet coracle errors-of-pods update @senders4 { ip saddr . ip saddr timeout 60s }
 add rule inet coracle errors-of-pods ct state related ip saddr . ct original ip saddr @senders4 return
 add rule inet coracle errors-of-pods ct state related ip saddr . ct reply ip saddr @senders4 return
