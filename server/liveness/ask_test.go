@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -177,5 +178,65 @@ func TestShows(t *testing.T) {
 		cancel()
 		_ = l.Close()
 		serving.Wait()
+	}
+}
+
+// TestShowsFar: a node counts as one that a check can tell about if its machine answers in half of a check's time, however long the node itself needs then.
+func TestShowsFar(t *testing.T) {
+	dir := t.TempDir()
+	ca, err := testca.New(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := ca.Issue("n1", "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pem, err := os.ReadFile(files.CA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	authorities := x509.NewCertPool()
+	authorities.AppendCertsFromPEM(pem)
+	now := time.Now()
+	kubelet := &tls.Config{Certificates: []tls.Certificate{pair}}
+	server := &tls.Config{RootCAs: authorities, ServerName: "n1", MinVersion: tls.VersionTLS12, Time: func() time.Time { return now }}
+	for _, tt := range []struct {
+		machine, node time.Duration // until it answers
+		want          bool
+	}{
+		{0, 0, true},
+		{near - 50*time.Millisecond, 0, true},
+		{near - 50*time.Millisecond, time.Second, true},
+		{near + 50*time.Millisecond, 0, false},
+		{900 * time.Millisecond, 900 * time.Millisecond, false}, // over a satellite
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			defer cancel()
+			var serving sync.WaitGroup
+			defer serving.Wait()
+			far := func(dialing context.Context, _, _ string) (net.Conn, error) {
+				select {
+				case <-dialing.Done():
+					return nil, dialing.Err()
+				case <-time.After(tt.machine):
+				}
+				here, there := net.Pipe()
+				serving.Go(func() {
+					defer there.Close()
+					time.Sleep(tt.node)                                  // fake time
+					_ = tls.Server(there, kubelet).HandshakeContext(ctx) // the other end says what it was
+				})
+				return here, nil
+			}
+			if got := shows(ctx, "n1", server, far); got != tt.want {
+				t.Errorf("the machine answers after %v, the node after %v more: %v", tt.machine, tt.node, got)
+			}
+		})
 	}
 }

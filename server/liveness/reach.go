@@ -24,6 +24,9 @@ const (
 	// kernel itself would wait a second before it sends another one.
 	attempts     = 3
 	attemptAfter = 150 * time.Millisecond
+	// near is how long the machine of a node may take to answer of which a check can tell that it does not: one attempt may be in vain, and another one still has its answer within
+	// CheckTimeout.
+	near = CheckTimeout / 2
 )
 
 // Reach tries whether a machine answers at the port of a node's kubelet. That it refuses the connection will do: its kernel works. It is the
@@ -33,16 +36,22 @@ func Reach(ctx context.Context, n *corev1.Node) bool {
 }
 
 // Shows tries whether the node itself answers at the port of its kubelet: with a certificate of one of the authorities for the node's name. A
-// router, or another machine, may answer there as well.
+// router, or another machine, may answer there as well. A node whose machine is too far away for a check, so that one lost packet would have it found silent, does not show itself.
 func Shows(ctx context.Context, n *corev1.Node, authorities *x509.CertPool, now time.Time) bool {
 	config := &tls.Config{RootCAs: authorities, ServerName: n.Name, MinVersion: tls.VersionTLS12, Time: func() time.Time { return now }}
-	return try(ctx, n, func(ctx context.Context, at string) bool {
-		c, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", at)
-		if err == nil {
-			_ = c.Close() // nothing was to be said
-		}
-		return err == nil
-	})
+	return try(ctx, n, func(ctx context.Context, at string) bool { return shows(ctx, at, config, new(net.Dialer).DialContext) })
+}
+
+func shows(ctx context.Context, at string, config *tls.Config, dial func(ctx context.Context, network, address string) (net.Conn, error)) bool {
+	accepting, cancel := context.WithTimeout(ctx, near)
+	defer cancel()
+	raw, err := dial(accepting, "tcp", at)
+	if err != nil {
+		return false
+	}
+	c := tls.Client(raw, config)
+	defer c.Close() // nothing was to be said
+	return c.HandshakeContext(ctx) == nil
 }
 
 // try asks at all of a node's addresses, several times.
