@@ -246,10 +246,12 @@ func (j *Judge) firstOf(doubtful []*corev1.Node) []*corev1.Node {
 	slices.SortStableFunc(doubtful, func(a, b *corev1.Node) int {
 		x, y := j.nodes[a.Name], j.nodes[b.Name]
 		switch {
-		case x.checked != y.checked && y.checked:
+		case !x.checked && y.checked:
 			return -1
-		case x.checked != y.checked:
+		case x.checked && !y.checked:
 			return 1
+		case x.checked:
+			return x.next.Compare(y.next)
 		}
 		return cmp.Or(cmp.Compare(x.limit, y.limit), x.next.Compare(y.next))
 	})

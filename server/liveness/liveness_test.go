@@ -574,6 +574,32 @@ func TestDeathAmidManySilent(t *testing.T) {
 	})
 }
 
+// Nor does a node wait for all of them that has a longer time to be silent and is to be checked again: one that nobody can connect to, and that others heard until it died.
+func TestFarDeathAmidManySilent(t *testing.T) {
+	const many = 6 * parallel
+	live(t, many+1, func(w *world) {
+		far := fmt.Sprintf("n%d", many+1)
+		w.do(func() {
+			w.silent[far], w.finding[far] = true, Heard
+			c := w.contacts[far]
+			c.Direct = false
+			w.contacts[far] = c
+		})
+		time.Sleep(quickFar + 2*time.Second)
+		w.do(func() {
+			for i := range many {
+				name := fmt.Sprintf("n%d", i+1)
+				w.silent[name], w.finding[name] = true, Reachable
+			}
+		})
+		time.Sleep(10 * time.Second)
+		w.want("while many are silent", nil, nil)
+		w.do(func() { w.finding[far] = Silent })
+		time.Sleep(recheck + 8*(CheckTimeout+100*time.Millisecond)) // it is checked once in each turn
+		w.want("after the death", []string{far}, []string{far})
+	})
+}
+
 // However many nodes vanish together, they are judged together.
 func TestManyVanish(t *testing.T) {
 	const all = 6 * parallel
