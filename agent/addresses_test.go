@@ -50,3 +50,16 @@ func TestExternalAddresses(t *testing.T) {
 		t.Errorf("%d patches", patches)
 	}
 }
+
+// TestExternalAddressesAndCloudProvider: both would set the node's addresses, whichever way the kubelet's flag is written.
+func TestExternalAddressesAndCloudProvider(t *testing.T) {
+	for arg, want := range map[string]bool{
+		"cloud-provider=external": true, "--cloud-provider=external": true, "cloud_provider=external": true, "--cloud_provider=external": true,
+		"max-pods=3": false, "node-labels=cloud-provider=external": false,
+	} {
+		o := Options{ExternalIPs: []netip.Addr{netip.MustParseAddr("203.0.113.2")}, KubeletArgs: []string{arg}}
+		if _, err := o.complete(); strings.Contains(err.Error(), "exclude one another") != want { // others are missing
+			t.Errorf("%s: %v", arg, err)
+		}
+	}
+}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"strings"
 
 	"github.com/spf13/pflag"
 	cliflag "k8s.io/component-base/cli/flag"
@@ -58,7 +57,7 @@ type args struct {
 func splitArgs(list []string) (args, error) {
 	var a args
 	for _, arg := range list {
-		name, value, given := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		name, value, given := upstreamflags.Cut(arg)
 		var target *string
 		switch name {
 		case "config":

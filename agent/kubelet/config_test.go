@@ -103,6 +103,10 @@ func TestPrecedence(t *testing.T) {
 	if s.ImageGCHighThresholdPercent != 70 {
 		t.Errorf("image gc: %d", s.ImageGCHighThresholdPercent)
 	}
+	o.Args = []string{"config_dir=" + filepath.Join(dir, "d")}
+	if s := mustServer(t, o); s.PodsPerCore != 4 {
+		t.Errorf("drop-ins of a folder that is named by config_dir do not count: podsPerCore %d", s.PodsPerCore)
+	}
 }
 
 func TestMistakes(t *testing.T) {
