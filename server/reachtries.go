@@ -13,24 +13,24 @@ import (
 type reachTries map[string]*reachTry
 
 type reachTry struct {
+	from  string // where the node connected from
 	times int
 	next  time.Time
 }
 
 // take returns which of the nodes that were never reached are tried now, and how long to wait after that. One that has just come is tried before those that were tried in vain:
-// until it was reached its death is seen late, and there may be hundreds that nobody can ever reach. A node that is new has connected before it is registered.
-func (r reachTries) take(unreached []string, now time.Time, registered func(node string) bool) (batch []string, pause time.Duration) {
-	still := map[string]bool{}
+// until it was reached its death is seen late, and there may be hundreds that nobody can ever reach. One that connects from another address than before has just come, too. A node that is
+// new has connected before it is registered.
+func (r reachTries) take(unreached map[string]string, now time.Time, registered func(node string) bool) (batch []string, pause time.Duration) {
 	pause = reachLater
-	for _, name := range unreached {
-		still[name] = true
+	for name, from := range unreached {
 		t := r[name]
 		switch {
 		case !registered(name):
-			pause = reachEvery
+			pause = min(pause, reachEvery)
 			continue
-		case t == nil:
-			t = &reachTry{next: now}
+		case t == nil || t.from != from:
+			t = &reachTry{from: from, next: now}
 			r[name] = t
 		}
 		if wait := t.next.Sub(now); wait > 0 {
@@ -39,7 +39,7 @@ func (r reachTries) take(unreached []string, now time.Time, registered func(node
 			batch = append(batch, name)
 		}
 	}
-	maps.DeleteFunc(r, func(name string, _ *reachTry) bool { return !still[name] })
+	maps.DeleteFunc(r, func(name string, _ *reachTry) bool { _, still := unreached[name]; return !still })
 	slices.SortFunc(batch, func(a, b string) int {
 		return cmp.Or(cmp.Compare(r[a].times, r[b].times), r[a].next.Compare(r[b].next))
 	})

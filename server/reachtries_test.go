@@ -4,6 +4,7 @@ package server
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -14,9 +15,9 @@ func TestReachTries(t *testing.T) {
 	now := time.Now()
 	r := reachTries{}
 	everyone := func(string) bool { return true }
-	var behindRouters []string
+	behindRouters := map[string]string{}
 	for i := range 20 * reachAtOnce {
-		behindRouters = append(behindRouters, fmt.Sprintf("far%d", i))
+		behindRouters[fmt.Sprintf("far%d", i)] = "192.0.2.1"
 	}
 	tried := map[string]int{}
 	end := now.Add(10 * time.Minute)
@@ -24,7 +25,8 @@ func TestReachTries(t *testing.T) {
 		nodes := behindRouters
 		name := fmt.Sprintf("new%d", n)
 		if n%7 == 3 {
-			nodes = append(slices.Clone(behindRouters), name)
+			nodes = maps.Clone(behindRouters)
+			nodes[name] = "10.0.0.1"
 		}
 		batch, pause := r.take(nodes, now, everyone)
 		if n%7 == 3 && !slices.Contains(batch, name) && n > len(behindRouters)/reachAtOnce {
@@ -41,8 +43,8 @@ func TestReachTries(t *testing.T) {
 		}
 		now = now.Add(pause)
 	}
-	least, most := tried[behindRouters[0]], 0
-	for _, name := range behindRouters {
+	least, most := tried["far0"], 0
+	for name := range behindRouters {
 		least, most = min(least, tried[name]), max(most, tried[name])
 	}
 	if least == 0 || most-least > 1 {
@@ -53,8 +55,9 @@ func TestReachTries(t *testing.T) {
 	}
 	// One alone: soon at first, and then seldom. One that is not registered yet is looked at again soon.
 	r = reachTries{}
+	one := map[string]string{"one": "192.0.2.1"}
 	for i := range 2 * reachSoon {
-		batch, pause := r.take([]string{"one"}, now, everyone)
+		batch, pause := r.take(one, now, everyone)
 		want := time.Duration(reachEvery)
 		if i >= reachSoon-1 {
 			want = reachLater
@@ -62,12 +65,18 @@ func TestReachTries(t *testing.T) {
 		if len(batch) != 1 || pause != want {
 			t.Fatalf("try %d: %q, then %v, want %v", i+1, batch, pause, want)
 		}
-		if batch, rest := r.take([]string{"one"}, now.Add(pause/2), everyone); len(batch) != 0 || rest != pause/2 {
+		if batch, rest := r.take(one, now.Add(pause/2), everyone); len(batch) != 0 || rest != pause/2 {
 			t.Fatalf("too early: %q, %v", batch, rest)
 		}
 		now = now.Add(pause)
 	}
-	if batch, pause := r.take([]string{"one", "unknown"}, now.Add(-reachLater/2), func(name string) bool { return name == "one" }); len(batch) != 0 || pause != reachEvery {
+	if batch, pause := r.take(map[string]string{"one": "192.0.2.1", "unknown": "10.0.0.1"}, now.Add(-reachLater/2), func(name string) bool { return name == "one" }); len(batch) != 0 || pause != reachEvery {
 		t.Errorf("one that is not registered yet: %q, %v", batch, pause)
+	}
+	// One that was behind a router for long, and connects from another network before anybody has seen it gone.
+	for i := range 2 {
+		if batch, pause := r.take(map[string]string{"one": "10.0.0.1"}, now.Add(-reachLater/2), everyone); len(batch) != 1-i || pause != reachEvery {
+			t.Errorf("one that has moved, look %d: %q, %v", i+1, batch, pause)
+		}
 	}
 }

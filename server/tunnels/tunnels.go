@@ -231,14 +231,14 @@ func (t *Table) Contact(node string) (c Contact, ok bool) {
 // Arrived gives a value when nodes have connected since the last one.
 func (t *Table) Arrived() <-chan struct{} { return t.arrived }
 
-// Indirect are the nodes that are connected and were never reached otherwise.
-func (t *Table) Indirect() []string {
+// Indirect are the nodes that are connected and were never reached otherwise, with the address that each connected from last.
+func (t *Table) Indirect() map[string]string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var out []string
+	out := map[string]string{}
 	for name, e := range t.nodes {
 		if !e.direct && len(e.sessions) > 0 {
-			out = append(out, name)
+			out[name] = e.from
 		}
 	}
 	return out
