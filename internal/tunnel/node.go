@@ -30,6 +30,8 @@ type Node struct {
 
 	// pingEvery and silence are PingEvery and writeTimeout; tests wait for less.
 	pingEvery, silence time.Duration
+	// until is together.Until, or a test's.
+	until func(period time.Duration) time.Duration
 }
 
 // Serve serves a connection to a server until ctx is done or the connection ends, and returns when all of its streams
@@ -74,12 +76,15 @@ func (n Node) Serve(ctx context.Context, c net.Conn) error {
 
 // ping says again and again that the node lives. Its error is that the server did not answer.
 func (n Node) ping(ctx context.Context, s *yamux.Session) error {
-	every := cmp.Or(n.pingEvery, PingEvery)
+	every, until := cmp.Or(n.pingEvery, PingEvery), n.until
+	if until == nil {
+		until = together.Until
+	}
 	next := time.NewTimer(0)
 	defer next.Stop()
 	for {
 		// All servers at the same moment. One that passes while the answer is on its way is not left out: the next ping follows that answer at once.
-		next.Reset(together.Until(every))
+		next.Reset(until(every))
 		if _, err := s.Ping(); err != nil {
 			return fmt.Errorf("the server does not answer: %w", err)
 		}
