@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
@@ -83,7 +84,32 @@ func TestUnfinishedPods(t *testing.T) {
 	}
 
 	pods := map[string]corev1.PodPhase{}
-	for range 300 {
+	unfinishedOnes := func() (names, want []string) {
+		for name, phase := range pods {
+			if phase != corev1.PodSucceeded && phase != corev1.PodFailed {
+				names, want = append(names, name), append(want, name+" "+string(phase))
+			}
+		}
+		slices.Sort(names)
+		slices.Sort(want)
+		return names, want
+	}
+	haveBeenTold := func() {
+		t.Helper()
+		_, want := unfinishedOnes()
+		for i, h := range handlers { // each is told by a goroutine of its own
+			testenv.Eventually(t, time.Minute, fmt.Sprintf("handler %d has been told", i), func() error {
+				if got := h.String(); got != fmt.Sprint(want, []string(nil)) {
+					return fmt.Errorf("of %s, want %s", got, want)
+				}
+				return nil
+			})
+		}
+	}
+	for i := range 300 {
+		if i%(int(watch.DefaultChanSize)/2) == 0 { // a fake watch panics when more changes than DefaultChanSize wait to be read
+			haveBeenTold()
+		}
 		name := "p" + strconv.Itoa(rand.IntN(12))
 		phase, is := pods[name]
 		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}}
@@ -109,23 +135,8 @@ func TestUnfinishedPods(t *testing.T) {
 		}
 	}
 
-	var want, names []string
-	for name, phase := range pods {
-		if phase != corev1.PodSucceeded && phase != corev1.PodFailed {
-			want, names = append(want, name+" "+string(phase)), append(names, name)
-		}
-	}
-	slices.Sort(want)
-	slices.Sort(names)
-	for i, h := range handlers { // each is told by a goroutine of its own
-		testenv.Eventually(t, time.Minute, fmt.Sprintf("handler %d has been told", i), func() error {
-			if got := h.String(); got != fmt.Sprint(want, []string(nil)) {
-				return fmt.Errorf("of %s, want %s", got, want)
-			}
-			return nil
-		})
-	}
-
+	haveBeenTold()
+	names, _ := unfinishedOnes()
 	lister := factory.Core().V1().Pods().Lister()
 	all, err1 := lister.List(labels.Everything())
 	inNamespace, err2 := lister.Pods("default").List(labels.Everything())
