@@ -166,6 +166,9 @@ func (d *DNSEndpoints) put(ctx context.Context, have, want *discoveryv1.Endpoint
 	switch {
 	case have == nil:
 		_, err := api.Create(ctx, want, metav1.CreateOptions{})
+		if apierrors.IsAlreadyExists(err) && d.made(ctx, want) {
+			return nil // the informer has not told of it yet; when it does, the next round begins
+		}
 		return sliceError("creating", want, err)
 	case have.AddressType != want.AddressType: // cannot be changed; the next round, which the deletion starts, creates it
 		return d.remove(ctx, have)
@@ -176,6 +179,12 @@ func (d *DNSEndpoints) put(ctx context.Context, have, want *discoveryv1.Endpoint
 	next.Labels, next.OwnerReferences, next.Endpoints, next.Ports = want.Labels, want.OwnerReferences, want.Endpoints, want.Ports
 	_, err := api.Update(ctx, next, metav1.UpdateOptions{})
 	return sliceError("updating", want, err)
+}
+
+// made says whether there is a slice of that name, of this controller's.
+func (d *DNSEndpoints) made(ctx context.Context, s *discoveryv1.EndpointSlice) bool {
+	is, err := d.client.DiscoveryV1().EndpointSlices(s.Namespace).Get(ctx, s.Name, metav1.GetOptions{})
+	return err == nil && is.Labels[discoveryv1.LabelManagedBy] == endpointsManager
 }
 
 func (d *DNSEndpoints) remove(ctx context.Context, s *discoveryv1.EndpointSlice) error {
