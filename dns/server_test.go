@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	goruntime "runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,6 +26,7 @@ import (
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
@@ -45,14 +47,21 @@ func TestMain(m *testing.M) {
 	os.Exit(nstest.Main(m))
 }
 
-// api is as much of an API server as a node's informers ask for.
+// api is as much of an API server as a node's informers ask for. What changes between a list and its watch is not lost: the watch begins with it.
 type api struct {
 	*httptest.Server
 	mu      sync.Mutex
 	lists   map[string][]runtime.Object // by path
-	watches map[string][]chan []byte
+	changes []change
+	changed chan struct{} // closed with the next change
 	down    bool
 	events  []string // that were written, in their binary form
+}
+
+// change is an event of a watch. The first one's version is 2.
+type change struct {
+	path string
+	data []byte
 }
 
 var kinds = map[string][2]string{
@@ -65,7 +74,7 @@ var kinds = map[string][2]string{
 }
 
 func newAPI(t testing.TB) *api {
-	a := &api{lists: map[string][]runtime.Object{}, watches: map[string][]chan []byte{}}
+	a := &api{lists: map[string][]runtime.Object{}, changed: make(chan struct{})}
 	a.Server = httptest.NewServer(a)
 	t.Cleanup(func() {
 		a.CloseClientConnections()
@@ -98,7 +107,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			items = []runtime.Object{}
 		}
 		_ = json.NewEncoder(w).Encode(map[string]any{
-			"apiVersion": kind[0], "kind": kind[1] + "List", "metadata": map[string]string{"resourceVersion": "1"}, "items": items,
+			"apiVersion": kind[0], "kind": kind[1] + "List", "metadata": map[string]string{"resourceVersion": strconv.Itoa(a.version())}, "items": items,
 		})
 		return
 	}
@@ -110,21 +119,49 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		})
 		return
 	}
-	events := make(chan []byte, 100) // more than any test sends
-	a.mu.Lock()
-	a.watches[r.URL.Path] = append(a.watches[r.URL.Path], events)
-	a.mu.Unlock()
+	version, err := strconv.Atoi(r.URL.Query().Get("resourceVersion"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
 	w.WriteHeader(http.StatusOK)
-	w.(http.Flusher).Flush()
 	for {
+		a.mu.Lock()
+		next, changed := a.changes[version-1:], a.changed
+		version = a.version()
+		a.mu.Unlock()
+		for _, c := range next {
+			if c.path == r.URL.Path {
+				_, _ = w.Write(c.data)
+			}
+		}
+		w.(http.Flusher).Flush()
 		select {
 		case <-r.Context().Done():
 			return
-		case e := <-events:
-			_, _ = w.Write(e)
-			w.(http.Flusher).Flush()
+		case <-changed:
 		}
 	}
+}
+
+// version is that of the last change. It is called with mu held.
+func (a *api) version() int { return 1 + len(a.changes) }
+
+// tell tells watches of a change, which it gives its version. It is called with mu held.
+func (a *api) tell(t *testing.T, path, kind string, obj runtime.Object) {
+	t.Helper()
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.SetResourceVersion(strconv.Itoa(a.version() + 1))
+	data, err := json.Marshal(map[string]any{"type": kind, "object": obj})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.changes = append(a.changes, change{path, data})
+	close(a.changed)
+	a.changed = make(chan struct{})
 }
 
 func (a *api) setDown(down bool) {
@@ -135,16 +172,10 @@ func (a *api) setDown(down bool) {
 
 func (a *api) add(t *testing.T, path string, obj runtime.Object) {
 	t.Helper()
-	data, err := json.Marshal(map[string]any{"type": "ADDED", "object": obj})
-	if err != nil {
-		t.Fatal(err)
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.lists[path] = append(a.lists[path], obj)
-	for _, w := range a.watches[path] {
-		w <- data
-	}
+	a.tell(t, path, "ADDED", obj)
 }
 
 // put adds the only object of a path, or changes it.
@@ -156,14 +187,8 @@ func (a *api) put(t *testing.T, path string, obj runtime.Object) {
 	if len(a.lists[path]) > 0 {
 		kind = "MODIFIED"
 	}
-	data, err := json.Marshal(map[string]any{"type": kind, "object": obj})
-	if err != nil {
-		t.Fatal(err)
-	}
 	a.lists[path] = []runtime.Object{obj}
-	for _, w := range a.watches[path] {
-		w <- data
-	}
+	a.tell(t, path, kind, obj)
 }
 
 func (a *api) told() []string {
@@ -474,7 +499,7 @@ func TestStopLeavesNoGoroutine(t *testing.T) {
 		wantAnswer(t, "example.org", dns.TypeA, "192.0.2.53")
 	})
 	// CoreDNS leaves the last forwarder's connection manager to a finalizer; it never keeps more than that one.
-	goleak.VerifyNone(t, before, goleak.IgnoreTopFunction("github.com/coredns/coredns/plugin/pkg/proxy.(*Transport).connManager"))
+	testenv.NoGoroutineLeft(t, before, goleak.IgnoreTopFunction("github.com/coredns/coredns/plugin/pkg/proxy.(*Transport).connManager"))
 }
 
 // What CoreDNS has only begun to start it cannot stop.
@@ -499,7 +524,7 @@ func TestStopRightAfterStart(t *testing.T) {
 		}
 		stop(next)
 	}
-	goleak.VerifyNone(t, before)
+	testenv.NoGoroutineLeft(t, before)
 }
 
 // An address may come late, as one of IPv6 does when a machine starts: what was opened at the others until then must not take questions away.
