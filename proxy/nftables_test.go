@@ -21,6 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 func TestMain(m *testing.M) { os.Exit(guest.Main(m, nstest.Main)) }
@@ -234,7 +235,7 @@ func TestStopLeavesNoGoroutine(t *testing.T) {
 		b.endpoints(t, "10.42.0.2")
 		reaches(t, b.outside, "cluster IP", clusterIP+":80")
 	})
-	goleak.VerifyNone(t, before)
+	testenv.NoGoroutineLeft(t, before)
 }
 
 func TestMissingNFTIsSaid(t *testing.T) {

@@ -14,6 +14,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
 	testingclock "k8s.io/utils/clock/testing"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // until waits for a condition that other goroutines bring about.
@@ -300,5 +302,5 @@ func TestCloseEndsEverything(t *testing.T) {
 	if _, ok := <-watch; ok {
 		t.Error("a watch outlived the store")
 	}
-	goleak.VerifyNone(t, before)
+	testenv.NoGoroutineLeft(t, before)
 }

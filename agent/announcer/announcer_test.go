@@ -15,7 +15,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
@@ -96,7 +95,7 @@ func (b *bed) announces(want ...netip.Addr) {
 }
 
 func TestAnnouncer(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer testenv.NoGoroutineLeft(t)
 	b := newBed(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/coracle-k8s/coracle/internal/helmjob"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // TestMain is the child, too: it is called as coracle-tools would be.
@@ -96,7 +97,7 @@ func children(t *testing.T) Children {
 
 func TestChild(t *testing.T) {
 	before := goleak.IgnoreCurrent()
-	t.Cleanup(func() { goleak.VerifyNone(t, before) }) // after the API server, which children closes
+	t.Cleanup(func() { testenv.NoGoroutineLeft(t, before) }) // after the API server, which children closes
 	t.Setenv("HELM_TEST_SECRET", "of the server")
 	c := children(t)
 	r, err := c.Do(t.Context(), &helmjob.Request{Operation: helmjob.Uninstall, Seal: []byte("seal"), Namespace: "a", Release: "b"})
@@ -113,7 +114,7 @@ func TestChild(t *testing.T) {
 // TestChildEnds: with the term, whatever it does.
 func TestChildEnds(t *testing.T) {
 	before := goleak.IgnoreCurrent()
-	t.Cleanup(func() { goleak.VerifyNone(t, before) }) // after the API server, which children closes
+	t.Cleanup(func() { testenv.NoGoroutineLeft(t, before) }) // after the API server, which children closes
 	c := children(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	begun := make(chan struct{})

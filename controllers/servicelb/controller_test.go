@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
@@ -63,7 +62,7 @@ func awaitAddresses(t *testing.T, client *fake.Clientset, service, want string) 
 }
 
 func TestController(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer testenv.NoGoroutineLeft(t)
 	ctx := t.Context()
 	client := fake.NewClientset(testService("web", 0), testNode("a", "10.0.0.1"), testNode("b", "10.0.0.2"))
 	events, stop := run(t, client, false)
@@ -159,7 +158,7 @@ func recorded(t *testing.T, client *fake.Clientset, address string) lbholders.Ho
 }
 
 func TestControllerMovesAddresses(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer testenv.NoGoroutineLeft(t)
 	near := func(n *corev1.Node) *corev1.Node {
 		n.Annotations = map[string]string{lbholders.NetworksAnnotation: "10.0.0.0/24"}
 		return n

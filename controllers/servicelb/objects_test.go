@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -88,7 +87,7 @@ func awaitWatch(t *testing.T, client interface{ Actions() []clienttesting.Action
 }
 
 func TestControllerFollowsAddressPools(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer testenv.NoGoroutineLeft(t)
 	ctx, node := t.Context(), testNode("a", "10.0.0.1")
 	node.Annotations = map[string]string{lbholders.NetworksAnnotation: "10.0.0.0/24"}
 	client, objects := fake.NewClientset(testService("web", 0), node), fakeObjects()
@@ -155,7 +154,7 @@ func TestControllerFollowsAddressPools(t *testing.T) {
 
 // TestUnknownPoolsTakeNothingAway: as long as it cannot be said which AddressPools there are, no Service loses an address.
 func TestUnknownPoolsTakeNothingAway(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer testenv.NoGoroutineLeft(t)
 	ctx := t.Context()
 	client, objects := fake.NewClientset(testService("web", 0, having("10.0.0.200")), testNode("a", "10.0.0.1")), fakeObjects()
 	if err := addresspool.Kind().Define(ctx, objects); err != nil {

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/coracle-k8s/coracle/internal/testca"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 const patience = 2 * time.Minute
@@ -82,7 +83,7 @@ func serve(t *testing.T, o Options) (*Mux, string) {
 			t.Error(err)
 		}
 		wg.Wait()
-		goleak.VerifyNone(t, before)
+		testenv.NoGoroutineLeft(t, before)
 	})
 	return m, o.Listener.Addr().String()
 }
@@ -267,7 +268,7 @@ func TestSilentClients(t *testing.T) {
 
 // A route that takes nothing yet holds up no other, and one that is closed takes its connections with it.
 func TestRoutesEndApart(t *testing.T) {
-	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	defer testenv.NoGoroutineLeft(t, goleak.IgnoreCurrent())
 	l := listen(t)
 	m := New(Options{Listener: l})
 	peer, idle := m.Route("peer"), m.Route("idle")

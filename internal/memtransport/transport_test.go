@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 const patience = 2 * time.Minute
@@ -32,7 +32,7 @@ func serve(t *testing.T, h http.HandlerFunc) (*http.Client, *Transport) {
 		if err := tr.Close(ctx); err != nil {
 			t.Error(err)
 		}
-		goleak.VerifyNone(t)
+		testenv.NoGoroutineLeft(t)
 	})
 	return &http.Client{Transport: tr}, tr
 }

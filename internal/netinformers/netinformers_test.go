@@ -19,6 +19,8 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // TestWatchesWhatOptionsSay runs the informers against a fake API and looks at what they listed.
@@ -166,7 +168,7 @@ func TestCachesHoldTrimmedObjects(t *testing.T) {
 	}
 	cancel()
 	wait()
-	goleak.VerifyNone(t, before)
+	testenv.NoGoroutineLeft(t, before)
 }
 
 func TestTrim(t *testing.T) {
