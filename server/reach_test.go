@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/server/peertls"
 )
 
@@ -18,7 +19,7 @@ import (
 func listening(t *testing.T, common string) *Server {
 	t.Helper()
 	o := options(t, t.TempDir())
-	o.AdvertiseAddress, o.Port = net.IPv4(127, 0, 0, 1), freePort(t)
+	o.AdvertiseAddress, o.Port = net.IPv4(127, 0, 0, 1), testenv.Port(t)
 	if common != "" {
 		if err := os.CopyFS(o.ServerDir, os.DirFS(common)); err != nil {
 			t.Fatal(err)
@@ -74,7 +75,7 @@ func TestWhyUnreached(t *testing.T) {
 	third := listening(t, there.o.ServerDir)
 	waiting.listener = third.listener
 	expect("another server's address", "another server answers there")
-	dead := net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))
+	dead := net.JoinHostPort("127.0.0.1", strconv.Itoa(testenv.Port(t)))
 	if why := waiting.whyUnreached(t.Context(), []string{dead}); !strings.Contains(why, "no other server answers") {
 		t.Errorf("%q", why)
 	}

@@ -70,16 +70,6 @@ func options(t *testing.T, dir string) Options {
 	}
 }
 
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // snapshot lists every file below dir with its size.
 func snapshot(t *testing.T, dir string) string {
 	t.Helper()
@@ -117,7 +107,7 @@ func refused(t *testing.T, o Options, want ...string) {
 
 func TestRefusals(t *testing.T) {
 	o := options(t, t.TempDir())
-	o.Port = freePort(t)
+	o.Port = testenv.Port(t)
 	s, err := New(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)

@@ -43,7 +43,7 @@ func newServer(t *testing.T, name, address string) *server {
 func newServerOf(t *testing.T, ca *testca.Authority, name, address, host string) *server {
 	t.Helper()
 	config := serverConfig(t, ca, host)
-	l, err := net.Listen("tcp", address)
+	l, err := net.Listen("tcp", testenv.Address(t, address)) // which may be listened on again
 	if err != nil {
 		t.Fatal(err)
 	}

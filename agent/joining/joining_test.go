@@ -35,6 +35,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/credentials"
 	"github.com/coracle-k8s/coracle/internal/join"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/internal/token"
 	serverjoining "github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -98,7 +99,7 @@ func newServers(t *testing.T) *servers {
 
 func (s *servers) start(address string) {
 	s.t.Helper()
-	l, err := net.Listen("tcp", address)
+	l, err := net.Listen("tcp", testenv.Address(s.t, address)) // which may be listened on again
 	if err != nil {
 		s.t.Fatal(err)
 	}

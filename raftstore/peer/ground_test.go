@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/coracle-k8s/coracle/internal/testca"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/raftstore/memnet"
 )
 
@@ -35,7 +36,7 @@ func onBoth(t *testing.T, test func(t *testing.T, g ground)) {
 	t.Run("tls", func(t *testing.T) {
 		before := goleak.IgnoreCurrent()
 		t.Run("", func(t *testing.T) { test(t, newLoopback(t)) })
-		goleak.VerifyNone(t, before)
+		testenv.NoGoroutineLeft(t, before)
 	})
 	t.Run("memory", func(t *testing.T) { inMemory(t, func(t *testing.T, m memory) { test(t, m) }) })
 }
@@ -88,7 +89,7 @@ func (l *loopback) listen(t testing.TB, place int) (net.Listener, string) {
 	defer l.mu.Unlock()
 	address := l.addresses[place]
 	if address == "" {
-		address = "127.0.0.1:0"
+		address = testenv.Address(t, "127.0.0.1:0")
 	}
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
