@@ -53,6 +53,7 @@ type node struct {
 	done    chan error
 	server  *Server
 	guard   time.Duration // of the server; 0 for a short one
+	hello   time.Duration // of the server; 0 for the usual one
 }
 
 func newNode(t *testing.T, clusterCIDRs ...string) *node {
@@ -106,7 +107,7 @@ func (n *node) start() {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	s.guard = cmp.Or(n.guard, 100*time.Millisecond)
+	s.guard, s.hello = cmp.Or(n.guard, 100*time.Millisecond), cmp.Or(n.hello, s.hello)
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel, n.done, n.server = cancel, make(chan error, 1), s
 	go func() { n.done <- s.Run(ctx) }()
@@ -220,7 +221,7 @@ func ask(from nstest.Doer, addr string) (answer string, err error) { return nste
 
 func expect(t *testing.T, ns nstest.Doer, what, addr, want string) {
 	t.Helper()
-	if got, err := ask(ns, addr); err != nil || got != want {
+	if got, err := nstest.AskFor(ns, addr, 2*time.Minute); err != nil || got != want {
 		t.Errorf("%s (%s): got %q, %v; want %q", what, addr, got, err, want)
 	}
 }

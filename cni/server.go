@@ -116,6 +116,7 @@ type Server struct {
 	rules   rulesApplier
 	wg      *wgDevice     // that of the back end WireGuard, whose key is known to other nodes also while there is another one
 	guard   time.Duration // guardPeriod, but for tests
+	hello   time.Duration // helloTimeout, but for tests
 	// attaching is held for reading while a pod has a device and no record, or the other way round; for writing by what takes
 	// a device without a record for a leftover.
 	attaching sync.RWMutex
@@ -161,7 +162,7 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{o: o, log: log, records: records, ipam: addresses, rules: rulesApplier{nft: nft}, wg: newWGDevice(wireGuardDevice, wireGuard, log), guard: guardPeriod}, nil
+	return &Server{o: o, log: log, records: records, ipam: addresses, rules: rulesApplier{nft: nft}, wg: newWGDevice(wireGuardDevice, wireGuard, log), guard: guardPeriod, hello: helloTimeout}, nil
 }
 
 // Run serves until ctx is done, then waits for the calls in flight. Pods keep their network when it returns.
@@ -241,7 +242,7 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var req wire.Request
-	_ = conn.SetReadDeadline(time.Now().Add(helloTimeout))
+	_ = conn.SetReadDeadline(time.Now().Add(s.hello))
 	defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })() // nobody waits for a silent plugin
 	if err := wire.Read(conn, &req); err != nil {
 		if !errors.Is(err, io.EOF) {

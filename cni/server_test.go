@@ -137,9 +137,12 @@ func TestSpoofedSourceIsDropped(t *testing.T) {
 		t.Errorf("the packet from %s arrived", got)
 	}
 	nft(t, "flush chain inet coracle guard")
-	if got := first(); got != spoofed {
-		t.Errorf("unguarded, the packet from %s arrived first: this test proves nothing", got)
-	}
+	eventually(t, func() error { // of two that different processors send the kernel may deliver the second one first
+		if got := first(); got != spoofed {
+			return fmt.Errorf("unguarded, the packet from %s arrived first: this test proves nothing", got)
+		}
+		return nil
+	})
 }
 
 func TestNotReadyWithoutPodCIDR(t *testing.T) {
@@ -232,18 +235,18 @@ func TestAnotherPodCIDR(t *testing.T) {
 
 // A plugin that says nothing does not hold the agent's end up.
 func TestStopWithSilentPlugin(t *testing.T) {
-	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
+	n := newNode(t, "10.42.0.0/16")
+	n.stop()
+	n.hello = time.Hour // longer than any test takes
+	n.start()
+	n.ready("10.42.7.0/24")
 	conn, err := net.Dial("unix", n.o.Socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
 	n.pod("aaa") // its call came later and was served: the silent one has been accepted
-	start := time.Now()
 	n.stop()
-	if took := time.Since(start); took > helloTimeout/2 {
-		t.Errorf("stopping took %v", took)
-	}
 }
 
 func TestExhaustion(t *testing.T) {

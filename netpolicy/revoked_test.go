@@ -226,7 +226,7 @@ func TestNoWayRoundSYN(t *testing.T) {
 			{"ACK, then SYN and ACK", []byte{flagACK, flagSYN | flagACK}, false},
 			{"SYN", []byte{flagSYN}, true},
 		} {
-			if got := l.overhears(server, func() error {
+			if got := l.overhears(server, c.want, func() error {
 				port++
 				at, from := netip.AddrPortFrom(server, port), netip.AddrPortFrom(closed, 80)
 				errs := []error{l.ns[server].Do(func() error {

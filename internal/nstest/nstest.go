@@ -282,10 +282,12 @@ func serve(t testing.TB, l net.Listener, name string) {
 	}()
 }
 
-// Ask connects from inside a namespace and returns the line of Serve.
-func Ask(in Doer, addr string) (answer string, err error) {
+// Ask connects from inside a namespace and returns the line of Serve. It takes two seconds for nobody's answer: who knows that there has to be one asks with patience, or again.
+func Ask(in Doer, addr string) (answer string, err error) { return AskFor(in, addr, 2*time.Second) }
+
+// AskFor is Ask with the patience of the caller.
+func AskFor(in Doer, addr string, patience time.Duration) (answer string, err error) {
 	err = in.Do(func() error {
-		const patience = 2 * time.Second
 		c, err := net.DialTimeout("tcp", addr, patience)
 		if err != nil {
 			return err

@@ -168,7 +168,7 @@ func TestKernelClient(t *testing.T) {
 			if host := map[string]string{"tcp4": "10.0.0.2", "tcp6": "fd00::2"}[tt.network]; got != "here "+host {
 				t.Errorf("the answer is %q; the client's address is to be seen", got)
 			}
-			if got, err := nstest.Ask(nstest.Own{}, at); err != nil {
+			if got, err := nstest.AskFor(nstest.Own{}, at, 2*time.Minute); err != nil {
 				t.Errorf("the machine itself: %q, %v", got, err)
 			}
 			if got, err := nstest.Ask(n.client, net.JoinHostPort(tt.address.String(), "7000")); err == nil {
