@@ -171,20 +171,21 @@ func (p *Process) untilSignal(parent context.Context) (context.Context, func()) 
 	finished := make(chan struct{})
 	go func() {
 		defer close(finished)
+		var first time.Time
 		select {
 		case s := <-signals:
 			p.stopping.Store(true)
 			p.Log.Info("stopping; once more to stop at once", "signal", s)
-			p.Admin.SetStopping()
-			p.quiet.setStopping()
 			if err := p.notify.send("STOPPING=1\nSTATUS=stopping"); err != nil {
 				p.Log.Warn("systemd was not told that coracle stops", "error", err)
 			}
+			first = time.Now() // before the status says it: who has read it there and waits sameSignal is taken at their word
+			p.Admin.SetStopping()
+			p.quiet.setStopping()
 			cancel()
 		case <-done:
 			return
 		}
-		first := time.Now()
 		for {
 			select {
 			case s := <-signals:
