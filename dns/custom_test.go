@@ -220,12 +220,11 @@ func TestLoop(t *testing.T) {
 	asked := relay(t, "127.0.0.52:53", listenAddr)
 	outside(t, "127.0.0.53:53", "192.0.2.53")
 	run(t, a, func(o *Options) { write(t, o.ResolvConf, "nameserver 127.0.0.52\nnameserver 127.0.0.53\n") })
-	wantAnswer(t, "example.org", dns.TypeA, "192.0.2.53")
-	before := asked()
+	wantAnswer(t, "www.example.org", dns.TypeA, "192.0.2.53")
 	for i := range 20 {
 		wantAnswer(t, fmt.Sprintf("x%d.example.org", i), dns.TypeA, "192.0.2.53")
 	}
-	if n := asked() - before; n > 0 {
+	if n := asked(); n > 0 {
 		t.Errorf("%d questions went to the resolver that leads back", n)
 	}
 }
