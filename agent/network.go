@@ -31,6 +31,8 @@ import (
 const (
 	partPodNetwork = "pod network"
 	partServices   = "service proxy"
+	// partFirewall is the line of other programs' firewalls. They are nobody's trouble where they were told the right things, which cannot be seen.
+	partFirewall = "host firewall"
 )
 
 // network is the pod network, the Service proxy and the cluster DNS. They have an identity of their own, since the node's
@@ -134,6 +136,13 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, b
 			} else {
 				part.Set(status.Running, "")
 			}
+		},
+		Firewalls: func(found string) { // there is no such line where there is no firewall
+			text := "none drops what it is not told to accept any more"
+			if found != "" {
+				text = found + "; what it was told to accept is not known: `coracle check` says what it has to"
+			}
+			o.part(partFirewall).Set(status.Running, text)
 		},
 	})
 	if err != nil {

@@ -151,6 +151,9 @@ func (s *Server) warnOfFirewalls() {
 		return
 	}
 	s.firewalls = now
+	if s.o.Firewalls != nil {
+		s.o.Firewalls(now)
+	}
 	if now == "" {
 		s.log.Info("No other program's firewall drops what comes to this machine or to its pods any more")
 		return

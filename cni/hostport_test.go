@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 func TestHostPorts(t *testing.T) {
@@ -123,4 +125,38 @@ func TestLoopbackStaysClosedToPods(t *testing.T) {
 	// Without the guard it would have worked, so the refusal above is the guard's.
 	nft(t, "flush chain inet coracle guard")
 	expect(t, p, "pod to the host's loopback, unguarded", "127.0.0.1:9999", "node "+p.ips[0])
+}
+
+// TestFirewallsAreTold: who stands in the way is said once, and so is that nobody does any more.
+func TestFirewallsAreTold(t *testing.T) {
+	n := newNode(t, "10.42.0.0/16")
+	n.stop()
+	told := make(chan string, 8) // more than there is to say
+	n.o.Firewalls = func(found string) { told <- found }
+	n.start()
+	n.ready("10.42.7.0/24")
+	says := func(want string) {
+		t.Helper()
+		select {
+		case got := <-told:
+			if (want == "") != (got == "") || !strings.Contains(got, want) {
+				t.Errorf("told is %q, want %q", got, want)
+			}
+		case <-time.After(time.Minute):
+			t.Fatalf("nothing is told, want %q", want)
+		}
+	}
+	nft(t, "add table inet stranger; add chain inet stranger f { type filter hook forward priority 0; policy drop; }")
+	says("inet stranger f")
+	testenv.Until(t, time.Minute, "the log says so", func() bool {
+		return strings.Contains(n.log(), "Another program's firewall decides what comes to this machine and to its pods")
+	})
+	nft(t, "delete table inet stranger")
+	says("")
+	testenv.Until(t, time.Minute, "the log says so", func() bool {
+		return strings.Contains(n.log(), "No other program's firewall drops what comes to this machine")
+	})
+	if len(told) > 0 {
+		t.Errorf("told again: %q", <-told)
+	}
 }

@@ -66,6 +66,8 @@ type Options struct {
 	Interface string
 	// Report, when set, is told what keeps this node from reaching others' pods, and nil when nothing does any more.
 	Report func(error)
+	// Firewalls, when set, is told which of other programs' firewalls decide what comes to this machine and its pods, whenever that changes; empty when none does any more.
+	Firewalls func(found string)
 	// ClusterCIDRs hold all pods of the cluster: traffic between them keeps its addresses.
 	ClusterCIDRs []netip.Prefix
 	// ServiceCIDRs get a route to Bridge, so that a host without any default route still reaches Services. May be empty.
