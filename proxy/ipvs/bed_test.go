@@ -38,6 +38,8 @@ type bed struct {
 	// scheduler is for Services that name none; empty is the package's.
 	scheduler string
 	log       klog.Logger // klog's own when left zero
+	// trouble is what every sync is to fail with.
+	trouble error
 }
 
 func newBed(t *testing.T) *bed {
@@ -146,8 +148,8 @@ func (b *bed) start(t *testing.T) {
 
 func (b *bed) sync(t *testing.T) {
 	t.Helper()
-	if err := b.proxier.Sync(t.Context(), false); err != nil {
-		t.Fatal(err)
+	if err := b.proxier.Sync(t.Context(), false); !errors.Is(err, b.trouble) {
+		t.Fatalf("the error is %v, want %v", err, b.trouble)
 	}
 }
 
@@ -198,13 +200,22 @@ func (b *bed) delete(name string) {
 type spy struct {
 	Table
 	changes []string
+	refuses Key // is not added
 }
+
+var errRefused = errors.New("refused")
 
 func (s *spy) note(format string, args ...any) {
 	s.changes = append(s.changes, fmt.Sprintf(format, args...))
 }
 
-func (s *spy) AddServer(k Key, v Server) error { s.note("add %s", k); return s.Table.AddServer(k, v) }
+func (s *spy) AddServer(k Key, v Server) error {
+	s.note("add %s", k)
+	if k == s.refuses {
+		return fmt.Errorf("adding %s: %w", k, errRefused)
+	}
+	return s.Table.AddServer(k, v)
+}
 
 func (s *spy) UpdateServer(k Key, v Server) error {
 	s.note("update %s", k)

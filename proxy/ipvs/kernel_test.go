@@ -22,6 +22,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/klog/v2"
 	"k8s.io/klog/v2/ktesting"
+	"k8s.io/kubernetes/pkg/proxy/conntrack"
 
 	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
@@ -70,6 +71,7 @@ func TestKernel(t *testing.T) {
 		{"schedulers", testSchedulers},
 		{"the node's scheduler", testNodesScheduler},
 		{"a scheduler that the kernel lacks", testLackingScheduler},
+		{"a Service that the kernel refuses", testRefusedService},
 		{"a restart keeps rules and connections", testRestart},
 		{"both families", testFamilies},
 		{"a thousand Services", testThousand},
@@ -422,6 +424,43 @@ func testLackingScheduler(t *testing.T, b *bed) {
 		b.sync(t)
 	}
 	b.scheduler, b.log = "", klog.Logger{}
+}
+
+// testRefusedService: each sync fails, and the others are served as if none did.
+func testRefusedService(t *testing.T, b *bed) {
+	cleaned := &cleanings{Interface: b.proxier.families[0].conntrack}
+	b.proxier.families[0].conntrack = cleaned
+	b.calls.refuses, b.trouble = Key{corev1.ProtocolTCP, netip.MustParseAddr("10.43.0.8"), 80}, errRefused
+	b.service(t, "wish", func(s *corev1.Service) {
+		s.Name, s.Spec.Type, s.Spec.Ports[0].NodePort = "wish", corev1.ServiceTypeClusterIP, 0
+		s.Spec.ClusterIP, s.Spec.ClusterIPs = "10.43.0.8", []string{"10.43.0.8"}
+	}, 8080, 0)
+	testDatagrams(t, b)
+	before := cleaned.times
+	if before == 0 {
+		t.Error("nobody looked for connections that lead to endpoints that are gone")
+	}
+	b.delete("web")
+	b.sync(t)
+	if got := b.dump(t); strings.Contains(got, clusterIP) || cleaned.times == before {
+		t.Errorf("a Service is gone; connections were cleaned %d times since, and the kernel has\n%s", cleaned.times-before, got)
+	}
+	b.trouble, b.calls.refuses = nil, Key{}
+	b.sync(t)
+	if got := reaches(t, b.outside, "10.43.0.8:80"); got != podAddrs[0] {
+		t.Errorf("what was refused is answered by %q afterwards", got)
+	}
+}
+
+// cleanings counts them.
+type cleanings struct {
+	conntrack.Interface
+	times int
+}
+
+func (c *cleanings) ListEntries(family uint8) ([]*netlink.ConntrackFlow, error) {
+	c.times++
+	return c.Interface.ListEntries(family)
 }
 
 // scheduled compares the first Service's scheduler in the kernel.
