@@ -67,6 +67,12 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 	if no := joined.Settings.NoHelm; no != nil {
 		o.DisableHelm = *no
 	}
+	if no := joined.Settings.NoManifests; no != nil {
+		o.ManifestsDir = ""
+		if !*no {
+			o.ManifestsDir = c.Paths.ManifestsDir
+		}
+	}
 	if c.ServerURL != nil {
 		o.Join = append(o.Join, c.ServerURL.Host)
 	}
@@ -84,6 +90,9 @@ func contradictions(c *config.Server, j *server.Joined) error {
 	}
 	if j.Settings.NoHelm == nil {
 		own.NoHelm = nil
+	}
+	if j.Settings.NoManifests == nil {
+		own.NoManifests = nil
 	}
 	errs := []error{backendContradiction(c, j.Settings.Backend())}
 	for _, s := range []struct{ flag, own, cluster string }{
@@ -135,6 +144,9 @@ func disabledParts(s cluster.Settings) string {
 	var out []string
 	if !s.DNS.IsValid() {
 		out = append(out, config.PartDNS)
+	}
+	if s.NoManifests != nil && *s.NoManifests {
+		out = append(out, config.PartManifests)
 	}
 	if s.NoNetworkPolicy {
 		out = append(out, config.PartNetworkPolicy)

@@ -83,6 +83,14 @@ func TestContradictions(t *testing.T) {
 	if err := contradictions(own, joined); err != nil {
 		t.Error(err)
 	}
+	own.Disable = []string{config.PartManifests}
+	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--disable: this server was given "manifests", and the cluster that it belongs to has ""`) {
+		t.Error(err)
+	}
+	joined.Settings.NoManifests = nil
+	if err := contradictions(own, joined); err != nil {
+		t.Error(err)
+	}
 	own = c("10.42.0.0/16", "load-balancer-reserved-ports")
 	if own.LBReserved = []string{"22", "80/TCP"}; contradictions(own, joined) != nil { // it may change
 		t.Error(contradictions(own, joined))
@@ -142,13 +150,14 @@ func TestKnownBackend(t *testing.T) {
 	}
 }
 
-// TestJoinedOptions: a server that was told nothing of load balancers and metrics takes what its cluster has.
+// TestJoinedOptions: a server that was told nothing of load balancers, metrics, charts and manifests takes what its cluster has.
 func TestJoinedOptions(t *testing.T) {
 	c := &config.Server{
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",
 	}
 	joined := &server.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"}
 	dir := t.TempDir()
+	ownFolder := ""
 	options := func() server.Options {
 		data, err := json.Marshal(joined)
 		if err == nil {
@@ -157,7 +166,7 @@ func TestJoinedOptions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		own := server.Options{ServerDir: dir, LBReserved: []string{"22"}, LBPool: []lbpool.Range{{First: netip.MustParseAddr("192.0.2.99"), Last: netip.MustParseAddr("192.0.2.99")}}}
+		own := server.Options{ServerDir: dir, ManifestsDir: ownFolder, LBReserved: []string{"22"}, LBPool: []lbpool.Range{{First: netip.MustParseAddr("192.0.2.99"), Last: netip.MustParseAddr("192.0.2.99")}}}
 		o, err := joinedOptions(t.Context(), c, own)
 		if err != nil {
 			t.Fatal(err)
@@ -165,7 +174,15 @@ func TestJoinedOptions(t *testing.T) {
 		return o
 	}
 	joined.Settings.Balancer = &cluster.Balancer{Disabled: true, Pool: []string{"192.0.2.1-192.0.2.9", "fd00::1"}}
-	*joined.Settings.NoMetrics, *joined.Settings.NoHelm = true, true
+	c.Paths.ManifestsDir = filepath.Join(dir, "manifests")
+	if o := options(); o.ManifestsDir != c.Paths.ManifestsDir { // the cluster applies what lies there, whatever this server thinks
+		t.Errorf("the folder of manifests is %q", o.ManifestsDir)
+	}
+	ownFolder = c.Paths.ManifestsDir
+	*joined.Settings.NoMetrics, *joined.Settings.NoHelm, *joined.Settings.NoManifests = true, true, true
+	if o := options(); o.ManifestsDir != "" {
+		t.Errorf("the folder of manifests is %q, and the cluster has none", o.ManifestsDir)
+	}
 	if o := options(); !o.DisableServiceLB || !o.DisableMetrics || !o.DisableHelm || strings.Join(lbpool.Texts(o.LBPool), ",") != "192.0.2.1-192.0.2.9,fd00::1" {
 		t.Errorf("disabled %v and %v, the pool %v", o.DisableServiceLB, o.DisableMetrics, o.LBPool)
 	}
@@ -181,8 +198,8 @@ func TestJoinedOptions(t *testing.T) {
 		t.Errorf("those that it was given became %v", o.LBReserved)
 	}
 	c.Given = nil
-	joined.Settings.Balancer, joined.Settings.NoMetrics, joined.Settings.NoHelm = nil, nil, nil // of a cluster that began before it was asked
-	if o := options(); o.DisableMetrics || o.DisableHelm || strings.Join(lbpool.Texts(o.LBPool), ",") != "192.0.2.99" {
+	joined.Settings.Balancer, joined.Settings.NoMetrics, joined.Settings.NoHelm, joined.Settings.NoManifests = nil, nil, nil, nil // of a cluster that began before it was asked
+	if o := options(); o.DisableMetrics || o.DisableHelm || o.ManifestsDir != ownFolder || strings.Join(lbpool.Texts(o.LBPool), ",") != "192.0.2.99" {
 		t.Errorf("its own pool became %v", o.LBPool)
 	}
 }

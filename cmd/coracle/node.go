@@ -127,7 +127,8 @@ func clusterSettings(c *config.Server) cluster.Settings {
 	}
 	noMetrics := c.Disabled(config.PartMetrics)
 	noHelm := c.Disabled(config.PartHelm)
-	s.NoMetrics, s.NoHelm = &noMetrics, &noHelm
+	noManifests := c.Disabled(config.PartManifests)
+	s.NoMetrics, s.NoHelm, s.NoManifests = &noMetrics, &noHelm, &noManifests
 	if !c.Disabled(config.PartDNS) {
 		s.DNS = c.ClusterDNS
 	}

@@ -39,6 +39,8 @@ type Settings struct {
 	NoMetrics *bool `json:"noMetrics,omitempty"`
 	// NoHelm leaves HelmCharts to another controller, or to nobody. It is nil likewise.
 	NoHelm *bool `json:"noHelm,omitempty"`
+	// NoManifests leaves the servers' folders of manifests alone. It is nil likewise.
+	NoManifests *bool `json:"noManifests,omitempty"`
 	// Liveness says how the death of a node is noticed.
 	Liveness Liveness `json:"liveness"`
 	// TolerationSeconds is for how long pods stay on a node that is not ready or not heard of, unless they say something else. 0 is

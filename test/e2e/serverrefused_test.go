@@ -121,7 +121,7 @@ func refusedSettings(t *testing.T, first, peer *harness.Server) {
 	both := func(flag, own, cluster string) string {
 		return fmt.Sprintf("--%s: this server was given %q, and the cluster that it belongs to has %q; leave it out", flag, own, cluster)
 	}
-	parts := "coredns,network-policy,local-storage,servicelb,metrics-server,helm-controller"
+	parts := "coredns,manifests,network-policy,local-storage,servicelb,metrics-server,helm-controller"
 	for _, tt := range []struct {
 		name  string
 		flags [][3]string // name, value, the cluster's
