@@ -4,6 +4,7 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -17,6 +18,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -401,6 +403,7 @@ func testIdentities(t *testing.T, s *Server, c *clients) {
 	if _, err := network.CoreV1().Secrets("default").List(ctx, metav1.ListOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("the network identity may read Secrets: %v", err)
 	}
+	testNetworkRules(t, network, c.config)
 	anonymous, err := kubernetes.NewForConfig(rest.AnonymousClientConfig(c.config))
 	if err != nil {
 		t.Fatal(err)
@@ -408,6 +411,92 @@ func testIdentities(t *testing.T, s *Server, c *clients) {
 	if _, err := anonymous.Discovery().ServerVersion(); !apierrors.IsUnauthorized(err) {
 		t.Errorf("an anonymous request for the version: %v", err)
 	}
+}
+
+// testNetworkRules: whatever binds them, the rules of the network identity are those in docs/security.md and no more, besides what everybody has who shows a certificate.
+func testNetworkRules(t *testing.T, network kubernetes.Interface, admin *rest.Config) {
+	t.Helper()
+	other := rest.CopyConfig(admin)
+	other.Impersonate = rest.ImpersonationConfig{UserName: "somebody", Groups: []string{"system:authenticated"}}
+	somebody, err := kubernetes.NewForConfig(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	common, inSystem := documentedNetworkRules(t)
+	for namespace, want := range map[string][]string{"default": common, metav1.NamespaceSystem: slices.Concat(common, inSystem)} {
+		everybodys := rulesOf(t, somebody, namespace)
+		got := slices.DeleteFunc(rulesOf(t, network, namespace), func(rule string) bool { return slices.Contains(everybodys, rule) })
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			t.Errorf("in %s the network identity may\n%s\nand docs/security.md says\n%s", namespace, strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	}
+}
+
+// rulesOf are a client's own rules in a namespace: one line, "verb group/resource/name", for each verb, group, resource and name.
+func rulesOf(t *testing.T, c kubernetes.Interface, namespace string) []string {
+	t.Helper()
+	review, err := c.AuthorizationV1().SelfSubjectRulesReviews().Create(t.Context(), &authorizationv1.SelfSubjectRulesReview{
+		Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: namespace}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, rule := range review.Status.ResourceRules {
+		names := rule.ResourceNames
+		if len(names) == 0 {
+			names = []string{"*"}
+		}
+		for _, verb := range rule.Verbs {
+			for _, group := range rule.APIGroups {
+				for _, resource := range rule.Resources {
+					for _, name := range names {
+						out = append(out, verb+" "+group+"/"+resource+"/"+name)
+					}
+				}
+			}
+		}
+	}
+	for _, rule := range review.Status.NonResourceRules {
+		for _, verb := range rule.Verbs {
+			for _, url := range rule.NonResourceURLs {
+				out = append(out, verb+" "+url)
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// documentedNetworkRules are the ones in docs/security.md, as rulesOf writes them, everywhere and in kube-system alone.
+func documentedNetworkRules(t *testing.T) (common, inSystem []string) {
+	t.Helper()
+	doc, err := os.ReadFile(filepath.Join("..", "docs", "security.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, row, found := strings.Cut(string(doc), "| user `system:coracle:network` | ")
+	row, _, _ = strings.Cut(row, " |\n")
+	said := strings.Split(row, "; ")
+	if !found || len(said) != 3 || said[2] != "write events" {
+		t.Fatalf("docs/security.md says of the network identity %q", row)
+	}
+	read := func(what string) []string { return []string{"get " + what, "list " + what, "watch " + what} }
+	kinds := map[string]string{"nodes": "/nodes", "services": "/services", "endpoints": "/endpoints", "namespaces": "/namespaces", "pods": "/pods",
+		"endpoint slices": "discovery.k8s.io/endpointslices", "network policies": "networking.k8s.io/networkpolicies", "service CIDRs": "networking.k8s.io/servicecidrs"}
+	for _, kind := range strings.Split(strings.TrimPrefix(said[0], "get, list, watch "), ", ") {
+		common = append(common, read(cmp.Or(kinds[kind], kind)+"/*")...)
+	}
+	for _, group := range []string{"", "events.k8s.io"} {
+		for _, verb := range []string{"create", "patch", "update"} {
+			common = append(common, verb+" "+group+"/events/*")
+		}
+	}
+	names := strings.ReplaceAll(strings.TrimPrefix(said[1], "in kube-system the ConfigMaps "), " and ", ", ")
+	for _, name := range strings.Split(names, ", ") {
+		inSystem = append(inSystem, read("/configmaps/"+name)...)
+	}
+	return common, inSystem
 }
 
 // TestDNSAddressTaken starts with a DNS address that a Service has: a person must be able to do something about it.

@@ -10,6 +10,8 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"io"
@@ -336,14 +338,7 @@ func liar(l net.Listener, c *tls.Certificate, ca []byte) {
 func TestReplay(t *testing.T) {
 	f := newFixture(t)
 	defer f.stop()
-	dial := func() *tls.Conn {
-		c, err := tls.Dial("tcp", f.address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{join.Protocol}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c
-	}
-	first, second := dial(), dial()
+	first, second := f.dial(), f.dial()
 	defer first.Close()
 	defer second.Close()
 	proof, err := join.MachineProof(first.ConnectionState(), f.tokens.Agent, token.RoleAgent)
@@ -360,6 +355,71 @@ func TestReplay(t *testing.T) {
 	if err != nil || bytes.Equal(mac, proof.MAC) {
 		t.Errorf("a machine's proof can be sent back as the server's: %v", err)
 	}
+}
+
+// TestCapturedRequest: a request with which a machine was let in is refused when somebody sends the same bytes again, and nobody is admitted by it.
+func TestCapturedRequest(t *testing.T) {
+	f := newFixture(t)
+	defer f.stop()
+	expires := f.bootstrap.Token(f.tokens.Agent.CAHash)
+	for _, tt := range []struct {
+		name       string
+		role, kind token.Role
+		token      token.Token
+	}{
+		{"an agent's", token.RoleAgent, token.RoleAgent, f.tokens.Agent},
+		{"a server's", token.RoleServer, token.RoleServer, f.tokens.Server},
+		{"by a token that expires", token.RoleAgent, token.RoleBootstrap, expires},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			first, second := f.dial(), f.dial()
+			defer first.Close()
+			defer second.Close()
+			request := join.Request{Role: tt.role, Protocol: version.Protocol(), Time: time.Now(), Node: join.Node{Name: "n"}}
+			var err error
+			if request.Proof, err = join.MachineProof(first.ConnectionState(), tt.token, tt.kind); err != nil {
+				t.Fatal(err)
+			}
+			captured, err := json.Marshal(request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if a := tell(t, first, captured); a.Refusal != nil || len(f.admitted) != 1 {
+				t.Fatalf("the machine itself was not let in: %v", a.Refusal)
+			}
+			<-f.admitted
+			if a := tell(t, second, captured); a.Refusal == nil || a.Refusal.Code != join.CodeToken || len(a.MAC) > 0 || len(f.admitted) > 0 {
+				t.Errorf("whoever sent it again got %+v, and %d were admitted", a, len(f.admitted))
+			}
+		})
+	}
+}
+
+// dial opens a connection as a machine does, to whoever answers.
+func (f *fixture) dial() *tls.Conn {
+	f.Helper()
+	c, err := tls.Dial("tcp", f.address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{join.Protocol}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	return c
+}
+
+// tell sends a request as it is, and returns the answer.
+func tell(t *testing.T, c *tls.Conn, request []byte) join.Answer {
+	t.Helper()
+	if _, err := c.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(request))), request...)); err != nil {
+		t.Fatal(err)
+	}
+	said, err := io.ReadAll(c)
+	if err != nil || len(said) < 4 {
+		t.Fatalf("%d bytes of an answer: %v", len(said), err)
+	}
+	var a join.Answer
+	if err := json.Unmarshal(said[4:], &a); err != nil {
+		t.Fatal(err)
+	}
+	return a
 }
 
 // TestManyStrangers: connections that say nothing keep no machine out.

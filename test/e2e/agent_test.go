@@ -48,6 +48,7 @@ func TestAgent(t *testing.T) {
 	harness.Eventually(t, soon, "the node that joined through another node is ready", func() error { return s.NodeReady(third) })
 	harness.Eventually(t, soon, "all machines know one another", func() error { return harness.KnowOneAnother(append(pair, third), "alive alive alive ") })
 	claimsOnlyItsOwn(t, s, third)
+	readsOnlyItsSecrets(t, s, a, third)
 	if err := third.Stop(); err != nil {
 		t.Error(err)
 	}
@@ -99,6 +100,45 @@ func claimsOnlyItsOwn(t *testing.T, s, a *harness.Server) {
 	if after := addresses(); after != before {
 		t.Errorf("its addresses are %s and were %s", after, before)
 	}
+}
+
+// readsOnlyItsSecrets: a Secret that a pod of one node mounts is read by that node's kubelet, and by no credentials of another node.
+func readsOnlyItsSecrets(t *testing.T, s, has, other *harness.Server) {
+	t.Helper()
+	s.Kubectl("create", "secret", "generic", "treasure", "--from-literal=key=gold")
+	s.Apply(fmt.Sprintf(`apiVersion: v1
+kind: Pod
+metadata: {name: keeper}
+spec:
+  nodeName: %s
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: main, image: %q, imagePullPolicy: Never, command: [sleep, "3600"], volumeMounts: [{name: treasure, mountPath: /treasure}]}
+  volumes: [{name: treasure, secret: {secretName: treasure}}]
+`, has.NodeName(), harness.BoxImage))
+	s.Kubectl("wait", "--for=condition=Ready", "pod/keeper", "--timeout=180s")
+	reads := func(a *harness.Server, identity, what string) (string, error) {
+		out, err := a.Run(a.Coracle(), "kubectl", "--kubeconfig", filepath.Join(a.DataDir, "agent", "cred", identity+".kubeconfig"), "get", "--raw", "/api/v1/"+what)
+		if err != nil {
+			out += err.Error()
+		}
+		return out, err
+	}
+	const treasure = "namespaces/default/secrets/treasure"
+	if out, err := reads(has, "kubelet", treasure); err != nil || !strings.Contains(out, "Z29sZA==") {
+		t.Errorf("the kubelet of the node whose pod mounts a Secret reads %s, %v", out, err)
+	}
+	for _, identity := range []string{"kubelet", "network"} {
+		for _, what := range []string{treasure, "namespaces/default/secrets", "secrets"} {
+			if out, err := reads(other, identity, what); err == nil || !strings.Contains(out, "orbidden") {
+				t.Errorf("%s of another node reads %s: %s, %v", identity, what, out, err)
+			}
+		}
+	}
+	if out, err := reads(has, "network", treasure); err == nil || !strings.Contains(out, "orbidden") {
+		t.Errorf("the network parts of the node whose pod mounts a Secret read %s, %v", out, err)
+	}
+	s.Kubectl("delete", "pod/keeper", "secret/treasure")
 }
 
 // withAddress is a node with one address more.
