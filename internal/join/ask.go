@@ -13,8 +13,10 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/token"
@@ -186,6 +188,9 @@ func explainHandshake(address string, err error) error {
 		return fmt.Errorf("what answers at %s %w: it speaks TLS, but does not know how machines join. Is it another kind of cluster?", address, errNoServer)
 	case errors.As(err, &notTLS):
 		return fmt.Errorf("what answers at %s %w: it does not speak TLS", address, errNoServer)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+		return fmt.Errorf("%w at %s, though a machine is there: it takes the connection and closes it, as a node does that reaches no server itself, "+
+			"or a server that is just starting or stopping: %w", ErrUnreachable, address, err)
 	}
 	return fmt.Errorf("%w at %s: %w", ErrUnreachable, address, err)
 }

@@ -313,10 +313,37 @@ func TestImpostors(t *testing.T) {
 		f := newFixture(t)
 		q := f.question()
 		q.Address = "127.0.0.1:1"
-		if _, err := join.Ask(t.Context(), q); !errors.Is(err, join.ErrUnreachable) {
+		if _, err := join.Ask(t.Context(), q); !errors.Is(err, join.ErrUnreachable) || strings.Contains(err.Error(), "though a machine is there") {
 			t.Error(err)
 		}
 	})
+	// As a node does that reaches no server: the question may or may not have been read by then.
+	for name, read := range map[string]int{"one that closes at once": 0, "one that reads and closes": 1} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			go func() {
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					_, _ = io.ReadFull(c, make([]byte, read))
+					_ = c.Close()
+				}
+			}()
+			q := f.question()
+			q.Address = l.Addr().String()
+			want := "no server answers at " + q.Address + ", though a machine is there: it takes the connection and closes it"
+			if _, err := join.Ask(t.Context(), q); !errors.Is(err, join.ErrUnreachable) || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v, want %q", err, want)
+			}
+		})
+	}
 }
 
 // liar answers every request with a yes, and knows no token.

@@ -219,7 +219,7 @@ func joinsThroughNode(t *testing.T, first, a, peer *harness.Server) {
 	}
 	peer.Args = append(peer.Args, "--server", "https://"+a.IP+":6443")
 	peer.Start()
-	harness.Eventually(t, soon, "it waits for a server", func() error { return peer.LogSays("no server answers at " + a.IP + ":6443") })
+	harness.Eventually(t, soon, "it waits for a server", func() error { return peer.LogSays("no server answers at " + a.IP + ":6443, though a machine is there") })
 	first.Start()
 	first.WaitAPI()
 	peer.WaitAPI()
