@@ -46,6 +46,15 @@ type CreateOptions struct {
 	Now time.Time
 }
 
+// Generate returns a random token of the form that CreateOptions.Token has. No cluster knows it.
+func Generate() (string, error) {
+	made, err := util.GenerateBootstrapToken()
+	if err != nil {
+		return "", fmt.Errorf("making a token: %w", err)
+	}
+	return made, nil
+}
+
 // Create makes a bootstrap token with which nodes may join.
 func Create(ctx context.Context, c kubernetes.Interface, o CreateOptions) (Bootstrap, error) {
 	if o.TTL < 0 {
@@ -53,8 +62,8 @@ func Create(ctx context.Context, c kubernetes.Interface, o CreateOptions) (Boots
 	}
 	if o.Token == "" {
 		var err error
-		if o.Token, err = util.GenerateBootstrapToken(); err != nil {
-			return Bootstrap{}, fmt.Errorf("making a token: %w", err)
+		if o.Token, err = Generate(); err != nil {
+			return Bootstrap{}, err
 		}
 	}
 	m := bootstrapForm.FindStringSubmatch(o.Token)

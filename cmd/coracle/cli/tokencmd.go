@@ -36,7 +36,7 @@ token, which may add nodes only. Further ones that expire are made with "coracle
 		Args: subcommand,
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-	cmd.AddCommand(a.tokenPrintCommand(), a.tokenCreateCommand(), a.tokenListCommand(), a.tokenDeleteCommand(), a.tokenRotateCommand())
+	cmd.AddCommand(a.tokenPrintCommand(), a.tokenGenerateCommand(), a.tokenCreateCommand(), a.tokenListCommand(), a.tokenDeleteCommand(), a.tokenRotateCommand())
 	return cmd
 }
 
@@ -102,6 +102,23 @@ func (a *App) tokenCreateCommand() *cobra.Command {
 			return nil
 		})
 	})
+	return cmd
+}
+
+func (a *App) tokenGenerateCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "generate", Short: "Print a random token that does not exist yet, for token create", Args: noArgs,
+		Long: `Prints a random token of the form that "coracle token create" takes. It asks no server and changes nothing: no machine can join with the token until
+"coracle token create TOKEN" has made it on a server.`,
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		tok, err := token.Generate()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(cmd.OutOrStdout(), tok)
+		return nil
+	}
 	return cmd
 }
 
