@@ -231,6 +231,12 @@ func TestK3sSettingsAreExplained(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), `config.yaml:1: unknown key "flannel-backend"; coracle does not have this setting of k3s: it is called --network-backend here`) {
 		t.Errorf("got %v", err)
 	}
+	// Newer ones, which somebody who comes from there may have.
+	for _, name := range []string{"node-internal-dns", "node-external-dns", "tls-san-security", "egress-selector-mode", "image-credential-provider-bin-dir", "image-credential-provider-config"} {
+		if _, err := load(t, map[string]string{"config.yaml": name + ": x\n"}, nil, board); err == nil || !strings.Contains(err.Error(), `unknown key "`+name+`"; coracle does not have this setting of k3s: `) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 func TestNearest(t *testing.T) {

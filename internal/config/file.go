@@ -135,6 +135,8 @@ func (v values) addKey(path string, key, val *yaml.Node, c Command) string {
 		return at + "unknown key " + strconv.Quote(key.Value) + didYouMean(name, "", names(Table(c)))
 	case s.FlagOnly:
 		return at + name + " cannot be set in a file; use the flag --" + name + " or the environment variable " + s.EnvName()
+	case s.Commands&c == 0 && c == AgentCommand && k3sOfAgents[name] != "":
+		return at + name + " has no effect on " + c.String() + ": " + k3sOfAgents[name] + "; remove it here"
 	case s.Commands&c == 0:
 		return at + name + " is a setting of " + s.Commands.String() + " and has no effect on " + c.String() + "; remove it here"
 	case appends && !s.Kind.Repeats():

@@ -85,6 +85,9 @@ func (v *flagValue) Type() string {
 	return v.setting.Holder
 }
 
+// agentsOwn is a flag that agents have and servers have not.
+const agentsOwn = "lb-server-port"
+
 // ExplainFlagError turns pflag's complaint into one that names the nearest flag of the set.
 func ExplainFlagError(err error, fs *pflag.FlagSet) error {
 	var unknown *pflag.NotExistError
@@ -107,6 +110,9 @@ func ExplainFlagError(err error, fs *pflag.FlagSet) error {
 			candidates = append(candidates, f.Name)
 		}
 	})
+	if why := k3sOfAgents[name]; why != "" && fs.Lookup(agentsOwn) != nil {
+		return Problems{"unknown flag --" + name + "; coracle does not have this setting of k3s' agents: " + why}
+	}
 	if s := Lookup(name); s != nil && s.Commands&nodeCommands != 0 {
 		return Problems{"unknown flag --" + name + ": it is a flag of " + s.Commands.String()}
 	}

@@ -50,6 +50,11 @@ var k3sOnly = map[string]string{
 	"tls-san-security":                  "the API server's certificate is valid for the servers' own names and addresses and those of --tls-san alone",
 }
 
+// k3sOfAgents are settings that k3s' agents have as well as its servers, and coracle's agents have not.
+var k3sOfAgents = map[string]string{
+	"bind-address": "an agent listens on all addresses of its machine",
+}
+
 // k3sHint says why a setting of k3s is not here, "" when k3s has none of that name.
 func k3sHint(name string) string {
 	if rest, ok := strings.CutPrefix(name, "etcd-s3"); ok && Lookup("snapshot-s3"+rest) != nil {
