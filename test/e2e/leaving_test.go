@@ -12,7 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestLeaving: a node leaves and its pods move; a server is removed by name, another one leaves while it leads and alone
+// TestLeaving: a node is drained and comes back; one leaves and its pods move; a server is removed by name, another one leaves while it leads and alone
 // has a vote, and the last one has nothing to leave.
 func TestLeaving(t *testing.T) {
 	site := harness.NewSite(t)
@@ -30,6 +30,7 @@ func TestLeaving(t *testing.T) {
 		harness.Eventually(t, soon, "the node is ready", func() error { return first.NodeReady(m) })
 	}
 	harness.Eventually(t, soon, "there are three servers", func() error { return serversAre(first, 3) })
+	drains(t, first, third)
 	first.Apply(spreadDeployment)
 	first.Kubectl("scale", "deployment/d", "--replicas=3")
 	first.Kubectl("rollout", "status", "deployment/d", "--timeout=180s")
@@ -86,6 +87,60 @@ func TestLeaving(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	harness.Says(t, out, "only server")
+}
+
+// drains: coracle node drain moves a node's pods elsewhere, also those with an emptyDir, leaves the ones of DaemonSets, and keeps new ones away until kubectl uncordon.
+func drains(t *testing.T, s, m *harness.Server) {
+	t.Helper()
+	const container = `terminationGracePeriodSeconds: 0
+      containers: [{name: c, image: "` + harness.BoxImage + `", imagePullPolicy: Never, command: [sleep, "3600"], volumeMounts: [{name: scratch, mountPath: /scratch}]}]
+      volumes: [{name: scratch, emptyDir: {}}]`
+	s.Apply(fmt.Sprintf(`apiVersion: apps/v1
+kind: Deployment
+metadata: {name: moves}
+spec:
+  selector: {matchLabels: {app: moves}}
+  template:
+    metadata: {labels: {app: moves}}
+    spec:
+      affinity: {nodeAffinity: {preferredDuringSchedulingIgnoredDuringExecution: [{weight: 100, preference: {matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [%s]}]}}]}}
+      %s
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: stays}
+spec:
+  selector: {matchLabels: {app: stays}}
+  template:
+    metadata: {labels: {app: stays}}
+    spec:
+      %s
+`, m.NodeName(), container, container))
+	s.Kubectl("rollout", "status", "deployment/moves", "--timeout=180s")
+	s.Kubectl("rollout", "status", "daemonset/stays", "--timeout=180s")
+	on := func(app string) string {
+		return s.Kubectl("get", "pods", "-l", "app="+app, "--field-selector=status.phase=Running", "-o", "jsonpath={.items[*].spec.nodeName}")
+	}
+	if got := on("moves"); got != m.NodeName() {
+		t.Fatalf("the pod runs on %s", got)
+	}
+	out, err := s.Run("env", "KUBECONFIG="+s.Kubeconfig, s.Coracle(), "node", "drain", m.NodeName(), "--timeout=3m", "--data-dir", s.DataDir)
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	harness.Says(t, out, m.NodeName()+" drained")
+	s.Kubectl("rollout", "status", "deployment/moves", "--timeout=180s")
+	if got := on("moves"); got == m.NodeName() || got == "" {
+		t.Errorf("the pod of a node that was drained runs on %q", got)
+	}
+	if got := on("stays"); !strings.Contains(got, m.NodeName()) {
+		t.Errorf("the DaemonSet's pod is gone from the node; there is one on %s", got)
+	}
+	if got := s.Kubectl("get", "node", m.NodeName(), "-o", "jsonpath={.spec.unschedulable}"); got != "true" {
+		t.Errorf("new pods come to the node: unschedulable is %q", got)
+	}
+	s.Kubectl("uncordon", m.NodeName())
+	s.Kubectl("delete", "deployment/moves", "daemonset/stays")
 }
 
 // nodesOf are the nodes on which pods of the Deployment run.

@@ -42,6 +42,49 @@ func TestJoinAndLeave(t *testing.T) {
 	}
 }
 
+// TestUninstallForced: coracle-uninstall on a server that cannot leave its cluster removes nothing and says how to go on; with --force it removes everything.
+func TestUninstallForced(t *testing.T) {
+	site := harness.NewSite(t)
+	first, server := newHostOn(t, site), newHostOn(t, site)
+	before := server.state()
+	first.mustInstall(nil, "--node-name", "first")
+	server.joins(first.must("sh", "-c", "coracle token print --server 2>&1"), "server")
+	harness.Eventually(t, 3*time.Minute, "there are two servers", func() error { return first.hasServers(2) })
+
+	first.must("coracle-service", "stop") // of the two it alone has a vote
+	stays := func(when string) {
+		t.Helper()
+		had := server.must("sh", "-c", everythingOfCoracle)
+		out, err := server.run("sh", "-c", "coracle-uninstall 2>&1")
+		if exitCode(err) != 1 {
+			t.Errorf("%s: exit code %d, want 1: %v\n%s", when, exitCode(err), err, out)
+		}
+		for _, want := range []string{"this machine is still one of the cluster's servers", "Nothing was removed", "coracle-uninstall --force"} {
+			if !strings.Contains(out, want) {
+				t.Errorf("%s: no %q in:\n%s", when, want, out)
+			}
+		}
+		if has := server.must("sh", "-c", everythingOfCoracle); has != had {
+			t.Errorf("%s: something was removed; there is\n%s\nand was\n%s", when, has, had)
+		}
+	}
+	pid := server.pid()
+	stays("no other server answers")
+	if now := server.pid(); pid == "" || now != pid {
+		t.Errorf("coracle's process was %q and is %q", pid, now)
+	}
+	server.must("coracle-service", "stop")
+	stays("it does not run")
+	if out := server.must("coracle-uninstall", "--force"); !strings.Contains(out, "coracle is gone") {
+		t.Errorf("coracle-uninstall --force said:\n%s", out)
+	}
+	server.awaitState(before)
+	first.must("coracle-uninstall", "--force") // it is stopped, and knows of another server
+}
+
+// everythingOfCoracle lists what an uninstallation removes, apart from what a server that runs writes by itself.
+const everythingOfCoracle = `ls -d /usr/local/bin/coracle* /usr/local/bin/kubectl /etc/coracle /etc/coracle/* /var/lib/coracle/server/tls /var/lib/coracle/server/store /var/lib/coracle/server/token /var/lib/coracle/agent`
+
 // joins runs the line to paste that coracle token print gave, as it stands but for sudo.
 func (h *host) joins(printed, name string) {
 	h.t.Helper()
