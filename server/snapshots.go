@@ -81,13 +81,21 @@ func placeAmong(members []raftstore.Member, server string) snapshots.Place {
 	return out
 }
 
-// snapshotS3 returns nil if snapshots are kept on this machine only.
+// snapshotS3 returns nil if snapshots are kept on this machine only. What a request says of S3 goes before what this server was told.
 func (s *Server) snapshotS3(ctx context.Context) (*s3settings.S3, error) {
-	o := &s.o.Snapshots
-	if !o.S3 {
+	o, asked := &s.o.Snapshots, snapshots.Asked(ctx)
+	on := o.S3
+	if asked.On != nil {
+		on = *asked.On
+	}
+	switch {
+	case !on && asked.On == nil && len(asked.Values) > 0:
+		return nil, errors.New("settings for S3 were given, but this server keeps snapshots on its machine only: add --snapshot-s3")
+	case !on:
 		return nil, nil
 	}
-	values := maps.Clone(o.S3Settings)
+	values := map[string]string{}
+	maps.Copy(values, o.S3Settings)
 	if o.S3Secret != "" {
 		client, err := s.admission.api()
 		if err != nil {
@@ -97,6 +105,7 @@ func (s *Server) snapshotS3(ctx context.Context) (*s3settings.S3, error) {
 			return nil, err
 		}
 	}
+	maps.Copy(values, asked.Values)
 	out, err := s3settings.Parse(values)
 	if err != nil {
 		return nil, fmt.Errorf("the settings for S3: %w", err)

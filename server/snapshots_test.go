@@ -83,3 +83,38 @@ func TestS3Secret(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestAskedS3: what a command says of S3 goes before what its server was told.
+func TestAskedS3(t *testing.T) {
+	yes, no := true, false
+	for _, tt := range []struct {
+		name  string
+		own   SnapshotOptions
+		asked s3settings.Asked
+		want  string // bucket in region; empty for none
+		err   string
+	}{
+		{name: "neither", own: SnapshotOptions{}},
+		{name: "the server's", own: SnapshotOptions{S3: true, S3Settings: map[string]string{s3settings.Bucket: "boats"}}, want: "boats in us-east-1"},
+		{name: "the command's alone", asked: s3settings.Asked{On: &yes, Values: map[string]string{s3settings.Bucket: "planes"}}, want: "planes in us-east-1"},
+		{name: "both", own: SnapshotOptions{S3: true, S3Settings: map[string]string{s3settings.Bucket: "boats", s3settings.Region: "north"}},
+			asked: s3settings.Asked{Values: map[string]string{s3settings.Bucket: "planes"}}, want: "planes in north"},
+		{name: "not this time", own: SnapshotOptions{S3: true, S3Settings: map[string]string{s3settings.Bucket: "boats"}}, asked: s3settings.Asked{On: &no}},
+		{name: "settings alone", asked: s3settings.Asked{Values: map[string]string{s3settings.Bucket: "planes"}}, err: "add --snapshot-s3"},
+		{name: "no bucket", asked: s3settings.Asked{On: &yes}, err: "bucket: is needed"},
+	} {
+		s := &Server{o: Options{Snapshots: tt.own}}
+		got, err := s.snapshotS3(snapshots.Asking(t.Context(), tt.asked))
+		switch {
+		case tt.err != "":
+			if err == nil || !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("%s: %v, want %q", tt.name, err, tt.err)
+			}
+		case err != nil || (got == nil) != (tt.want == "") || got != nil && got.Bucket+" in "+got.Region != tt.want:
+			t.Errorf("%s: %+v, %v, want %q", tt.name, got, err, tt.want)
+		}
+		if len(tt.own.S3Settings) > 0 && tt.own.S3Settings[s3settings.Bucket] != "boats" {
+			t.Errorf("%s: the server's own settings became %v", tt.name, tt.own.S3Settings)
+		}
+	}
+}

@@ -70,6 +70,21 @@ func (r *reader) s3Settings() map[string]string {
 	return out
 }
 
+// AskedS3 are the settings for S3 among the flags that were given, nil if there are none. Whether they work is the server's to say, which has the others. The error, if
+// any, is of type [Problems].
+func (f *Flags) AskedS3() (*s3settings.Asked, error) {
+	r := &reader{vals: f.given}
+	asked := &s3settings.Asked{Values: r.s3Settings()}
+	if r.given("snapshot-s3") {
+		on := r.boolean("snapshot-s3")
+		asked.On = &on
+	}
+	if asked.On == nil && len(asked.Values) == 0 {
+		asked = nil
+	}
+	return asked, r.problems.orNil()
+}
+
 // checkS3 finds mistakes in the settings for S3. What may come from the Secret is not missing.
 func (r *reader) checkS3(s *Snapshots) {
 	if !s.S3 {

@@ -62,6 +62,14 @@ type S3 struct {
 	Retention int
 }
 
+// Asked is what one command says of S3 for itself, over what its server has.
+type Asked struct {
+	// On says whether an object store is meant at all; nil leaves that to the server.
+	On *bool `json:"on,omitempty"`
+	// Values are settings by their names.
+	Values map[string]string `json:"values,omitempty"`
+}
+
 // SettingError says which setting is wrong.
 type SettingError struct {
 	Name string

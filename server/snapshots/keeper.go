@@ -52,7 +52,7 @@ type Options struct {
 	// Place is this server's among all; nil means that it is the only one.
 	Place func() Place
 
-	// S3 says where snapshots are kept besides Dir; nil, or a nil result, for nowhere.
+	// S3 says where snapshots are kept besides Dir; nil, or a nil result, for nowhere. Asked has what the request says.
 	S3 func(ctx context.Context) (*s3settings.S3, error)
 
 	// Part, when set, is told how the schedule goes.

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"encoding/pem"
 	"encoding/xml"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -193,6 +195,65 @@ func TestS3(t *testing.T) {
 	}
 	if keys := f.keys(); len(keys) != 2 {
 		t.Errorf("left: %q", keys)
+	}
+}
+
+// TestS3ForOneRequest: a request may mean an object store of its own; the next one does not.
+func TestS3ForOneRequest(t *testing.T) {
+	f, m := newFakeS3(t), newMachine(t)
+	m.put("a", "1")
+	m.o.S3 = func(ctx context.Context) (*s3settings.S3, error) {
+		if a := Asked(ctx); a.On != nil && *a.On {
+			return s3settings.Parse(a.Values)
+		}
+		return nil, nil
+	}
+	on := true
+	text, err := json.Marshal(s3settings.Asked{On: &on, Values: f.settings()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := url.Values{S3Query: {string(text)}}.Encode()
+	ask := func(method, path, query string, out any) {
+		t.Helper()
+		w := httptest.NewRecorder()
+		m.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), method, path+"?"+query, nil))
+		if w.Code != http.StatusOK {
+			t.Fatalf("%s %s: %d %s", method, path, w.Code, w.Body)
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), out); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var here, there Info
+	ask(http.MethodPost, Path, "", &here)
+	m.clock.Step(time.Second)
+	if keys := f.keys(); len(keys) > 0 {
+		t.Errorf("the server's own request copied %q", keys)
+	}
+	ask(http.MethodPost, Path, own, &there)
+	if keys := f.keys(); len(keys) != 1 || keys[0] != "a/b/"+there.Name {
+		t.Errorf("there are %q, want %s", keys, there.Name)
+	}
+	var list []Info
+	if ask(http.MethodGet, Path, "", &list); len(list) != 2 {
+		t.Errorf("%d are listed here, want 2", len(list))
+	}
+	if ask(http.MethodGet, Path, own, &list); len(list) != 3 || list[2].Location != "s3://boats/a/b/"+there.Name {
+		t.Errorf("%+v are listed", list)
+	}
+	var gone Removed
+	if ask(http.MethodPost, Path+"/prune", "retention=0", &gone); len(gone.Deleted) != 2 || len(f.keys()) != 1 {
+		t.Errorf("pruned %+v here; there are %q", gone, f.keys())
+	}
+	gone = Removed{}
+	if ask(http.MethodDelete, Path, own+"&name="+there.Name, &gone); len(gone.Deleted) != 1 || len(f.keys()) > 0 {
+		t.Errorf("deleted %+v; there are %q", gone, f.keys())
+	}
+	w := httptest.NewRecorder()
+	m.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, Path+"?s3=nonsense", nil))
+	if w.Code != http.StatusBadRequest {
+		t.Errorf("nonsense is answered with %d %s", w.Code, w.Body)
 	}
 }
 

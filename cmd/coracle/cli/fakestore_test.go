@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/s3settings"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/token"
 	"github.com/coracle-k8s/coracle/raftstore"
@@ -65,6 +66,12 @@ func runStore(ctx context.Context, p config.Paths, admin *status.Server, ready f
 		Dir: filepath.Join(p.DataDir, "snapshots"), Cluster: token.Hash(keys.Root()), Server: "board1", Version: "v0", Retention: 5, Store: s, Logger: log,
 		Contents: func() (snapshots.Contents, error) { return fakeContents(p.ServerDir) },
 		Key:      func() (snapshots.Key, error) { return snapshots.KeyOfToken(tokens.Server.String()) },
+		S3: func(ctx context.Context) (*s3settings.S3, error) {
+			if a := snapshots.Asked(ctx); a.On != nil && *a.On {
+				return s3settings.Parse(a.Values)
+			}
+			return nil, nil
+		},
 	})
 	admin.Handle(snapshots.Path, keeper.Handler())
 	admin.Handle(snapshots.Path+"/", keeper.Handler())

@@ -4,6 +4,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -26,18 +28,44 @@ func (a *App) snapshotCommand() *cobra.Command {
 		Use: "snapshot", Aliases: []string{"snapshots", "etcd-snapshot"}, GroupID: groupUse, Short: "Save the whole cluster to a file, and restore it", Args: subcommand,
 		Long: `A snapshot is the whole cluster in one encrypted file: the store, the authorities, the keys and the settings. With it and
 the server token a new machine becomes the cluster's server. A server takes snapshots by schedule; these commands take
-one at once, list and remove them, and restore one. docs/operations/snapshots.md has the procedures.`,
+one at once, list and remove them, and restore one. docs/operations/snapshots.md has the procedures.
+
+With --snapshot-s3 and its further flags (or k3s' names for them, --s3…) save, list, delete and prune mean another object store than the server's settings do;
+what is not given is as in those.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.snapshotSaveCommand(), a.snapshotListCommand(), a.snapshotDeleteCommand(), a.snapshotPruneCommand(), a.snapshotRestoreCommand())
 	return cmd
 }
 
-// askSnapshots asks the server that runs on this machine. Signals end the request.
-func askSnapshots(ctx context.Context, t *config.Tool, method, path string, query url.Values, out any) error {
+// addS3 gives a command the flags with which it means another object store than its server does, also by the names that k3s has for them.
+func addS3(cmd *cobra.Command) *config.Flags {
+	cmd.Flags().SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		short := strings.TrimPrefix(name, "etcd-")
+		if rest, ok := strings.CutPrefix(short, "s3"); ok && (rest == "" || rest[0] == '-') {
+			name = "snapshot-" + short
+		}
+		return pflag.NormalizedName(name)
+	})
+	return addSome(cmd, append([]string{"snapshot-s3"}, config.S3FlagNames()...)...)
+}
+
+// askSnapshots asks the server that runs on this machine, with what the flags say of S3. Signals end the request.
+func askSnapshots(ctx context.Context, t *config.Tool, flags *config.Flags, method, path string, query url.Values, out any) error {
+	asked, err := flags.AskedS3()
+	if err != nil {
+		return err
+	}
+	if asked != nil {
+		text, err := json.Marshal(asked)
+		if err != nil {
+			return fmt.Errorf("encoding the settings for S3: %w", err)
+		}
+		query.Set(snapshots.S3Query, string(text))
+	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	err := status.NewClient(t.Paths.AdminSocket).Do(ctx, method, path+"?"+query.Encode(), out)
+	err = status.NewClient(t.Paths.AdminSocket).Do(ctx, method, path+"?"+query.Encode(), out)
 	switch {
 	case errors.Is(err, status.ErrNotRunning):
 		return fmt.Errorf("no server runs on this machine: nothing answers at %s. coracle status says more", t.Paths.AdminSocket)
@@ -55,12 +83,12 @@ func (a *App) snapshotSaveCommand() *cobra.Command {
 		Long: `Asks the server that runs on this machine to save the cluster to a new file in its folder for snapshots. The cluster works
 on meanwhile. The file's name is NAME-SERVER-TIME. It is kept until it is deleted: the schedule removes its own only.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addS3(cmd)
 	name := cmd.Flags().String("name", snapshots.OnDemandName, "What the file's name begins with")
 	form := addOutput(cmd, "text", "json")
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		var info snapshots.Info
-		if err := askSnapshots(cmd.Context(), t, http.MethodPost, snapshots.Path, url.Values{"name": {*name}}, &info); err != nil {
+		if err := askSnapshots(cmd.Context(), t, flags, http.MethodPost, snapshots.Path, url.Values{"name": {*name}}, &info); err != nil {
 			return err
 		}
 		if form.value == "json" {
@@ -77,11 +105,11 @@ on meanwhile. The file's name is NAME-SERVER-TIME. It is kept until it is delete
 
 func (a *App) snapshotListCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "list", Aliases: []string{"ls", "l"}, Short: "List the snapshots that this server has", Args: noArgs}
-	flags := addPlaces(cmd)
+	flags := addS3(cmd)
 	form := addOutput(cmd, "table", "json")
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		var list []snapshots.Info
-		if err := askSnapshots(cmd.Context(), t, http.MethodGet, snapshots.Path, nil, &list); err != nil {
+		if err := askSnapshots(cmd.Context(), t, flags, http.MethodGet, snapshots.Path, url.Values{}, &list); err != nil {
 			return err
 		}
 		if form.value == "json" {
@@ -102,9 +130,9 @@ func (a *App) snapshotListCommand() *cobra.Command {
 
 func (a *App) snapshotDeleteCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "delete NAME...", Aliases: []string{"rm"}, Short: "Delete snapshots", Args: cobra.MinimumNArgs(1)}
-	flags := addPlaces(cmd)
+	flags := addS3(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
-		return removeSnapshots(cmd, t, http.MethodDelete, snapshots.Path, url.Values{"name": args})
+		return removeSnapshots(cmd, t, flags, http.MethodDelete, snapshots.Path, url.Values{"name": args})
 	})
 	return cmd
 }
@@ -115,21 +143,21 @@ func (a *App) snapshotPruneCommand() *cobra.Command {
 		Long: `Deletes all but the newest snapshots of this server whose names begin with --name. The schedule does this for its own
 each time it has saved one.`,
 	}
-	flags := addPlaces(cmd)
+	flags := addS3(cmd)
 	name := cmd.Flags().String("name", snapshots.OnDemandName, "What their names begin with, before the server's name")
 	keep := cmd.Flags().Int("snapshot-retention", snapshots.DefaultRetention, "How many to keep")
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		if *keep < 0 {
 			return usageError{cmd, errors.New("--snapshot-retention: the number of snapshots to keep is 0 or more")}
 		}
-		return removeSnapshots(cmd, t, http.MethodPost, snapshots.Path+"/prune", url.Values{"name": {*name}, "retention": {strconv.Itoa(*keep)}})
+		return removeSnapshots(cmd, t, flags, http.MethodPost, snapshots.Path+"/prune", url.Values{"name": {*name}, "retention": {strconv.Itoa(*keep)}})
 	})
 	return cmd
 }
 
-func removeSnapshots(cmd *cobra.Command, t *config.Tool, method, path string, query url.Values) error {
+func removeSnapshots(cmd *cobra.Command, t *config.Tool, flags *config.Flags, method, path string, query url.Values) error {
 	var out snapshots.Removed
-	if err := askSnapshots(cmd.Context(), t, method, path, query, &out); err != nil {
+	if err := askSnapshots(cmd.Context(), t, flags, method, path, query, &out); err != nil {
 		return err
 	}
 	for _, name := range out.Deleted {

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshots
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+
+	"github.com/coracle-k8s/coracle/internal/s3settings"
+)
+
+// S3Query is the part of a request that says, in JSON, what it has of S3 for itself: an s3settings.Asked.
+const S3Query = "s3"
+
+type askedKey struct{}
+
+// Asking returns a context in which Options.S3 finds what one request says of S3.
+func Asking(ctx context.Context, a s3settings.Asked) context.Context {
+	return context.WithValue(ctx, askedKey{}, a)
+}
+
+// Asked is what the request says; the zero value if that is nothing, and for the schedule.
+func Asked(ctx context.Context) s3settings.Asked {
+	a, _ := ctx.Value(askedKey{}).(s3settings.Asked)
+	return a
+}
+
+// withAsked hands requests on with what they say of S3 in their context.
+func withAsked(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if text := r.URL.Query().Get(S3Query); text != "" {
+			var a s3settings.Asked
+			if err := json.Unmarshal([]byte(text), &a); err != nil {
+				http.Error(w, "the settings for S3 are not understood: "+err.Error(), http.StatusBadRequest)
+				return
+			}
+			r = r.WithContext(Asking(r.Context(), a))
+		}
+		next.ServeHTTP(w, r)
+	})
+}
