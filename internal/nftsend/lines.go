@@ -238,5 +238,6 @@ func (l *words) comment() (string, bool) {
 	}
 	quoted := l.next()
 	text, ok := strings.CutPrefix(quoted, `"`)
-	return text, ok && text != "" && len(text) <= maxComment
+	odd := func(c rune) bool { return c < ' ' || c > '~' }
+	return text, ok && text != "" && len(text) <= maxComment && !strings.ContainsFunc(text, odd)
 }

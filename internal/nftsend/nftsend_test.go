@@ -286,7 +286,7 @@ func TestUnknown(t *testing.T) {
 		s.write("add rule service-0/x meta l4proto tcp dnat to 10.42.0.1:80 random"), s.write("add rule service-0/x meta l4proto tcp dnat to 10.42.0.1"),
 		s.write("add rule service-0/x meta l4proto tcp dnat ip addr . port to numgen random mod 2 map @m"), s.write("add rule service-0/x meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.42.0.1 . http }"),
 		s.write("add rule service-0/x meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.42.0.1 . 80 , }"), s.write("add rule service-0/x mark set mark or x"),
-		s.write(`add rule service-0/x goto service-1/x comment "` + strings.Repeat("x", 129) + `"`), s.write(`add rule service-0/x goto service-1/x comment "x`), s.write(`add rule service-0/x goto service-1/x comment "a\"b"`),
+		s.write(`add rule service-0/x goto service-1/x comment "` + strings.Repeat("x", 129) + `"`), s.write(`add rule service-0/x goto service-1/x comment "x`), s.write(`add rule service-0/x goto service-1/x comment "a\"b"`), s.write("add rule service-0/x goto service-1/x comment \"a\x00b\""),
 		s.write("add element strangers { 10.42.0.1 }"), s.write("add element addrs { 10.42.0.1, 10.42.0.2 }"), s.write("add element addrs { 10.42.0.1 timeout 5s }"), s.write("add element addrs { fd42::1 }"),
 		s.write("add element addrs { 10.42.0.1"), s.write("add element services { 10.42.0.1 . tcp . 65536 : drop }"), s.write("add element services { 10.42.0.1 . tcp . 80 : accept }"), s.write("add element services { 10.42.0.1 . tcp . 80 }"),
 		strings.Repeat(known, maxText/len(known)+1),
