@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -316,7 +315,12 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 		options.MetricsPart = s.o.Board.Part("metrics API")
 	}
 	var live liveServers
-	options.EndpointAddresses = func() (ready, unready []netip.AddrPort) { return live.of(store.Members(), time.Now()) }
+	options.EndpointAddresses = func() (now apiserver.ServersOfService) {
+		term := store.Term() // first: whoever leads later knows better
+		now.Ready, now.Unready = live.of(store.Members(), time.Now())
+		now.Mark = func(ctx context.Context) context.Context { return raftstore.WithTerm(ctx, term) }
+		return now
+	}
 	api, err := apiserver.New(ctx, options)
 	if err != nil {
 		return nil, fmt.Errorf("starting the API server: %w", err)

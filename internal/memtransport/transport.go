@@ -115,6 +115,19 @@ func (t *Transport) begin(ctx context.Context) (http.Handler, error) {
 
 // RoundTrip implements http.RoundTripper.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	return t.roundTrip(req, t.mark)
+}
+
+// Marked is the same transport with another Options.Context, which is called in the goroutine of RoundTrip, before that returns.
+func (t *Transport) Marked(mark func(context.Context) context.Context) http.RoundTripper {
+	return roundTripper(func(req *http.Request) (*http.Response, error) { return t.roundTrip(req, mark) })
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+func (t *Transport) roundTrip(req *http.Request, mark func(context.Context) context.Context) (*http.Response, error) {
 	fail := func(err error) (*http.Response, error) {
 		if req.Body != nil {
 			req.Body.Close()
@@ -141,7 +154,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(t.ctx)
 	ex := newExchange(req, cancel)
 	stop := context.AfterFunc(req.Context(), func() { ex.abort(context.Cause(req.Context())) })
-	sreq := serverRequest(t.mark(ctx), req, ex)
+	sreq := serverRequest(mark(ctx), req, ex)
 
 	go func() {
 		defer t.inFlight.Done()

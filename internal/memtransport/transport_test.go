@@ -475,9 +475,12 @@ func TestContextValues(t *testing.T) {
 		}
 	}))
 	ctx := context.WithValue(t.Context(), key("client"), "me")
-	resp := do(t, &http.Client{Transport: tr}, request(t, ctx, http.MethodGet, "/", nil))
-	if b, err := io.ReadAll(resp.Body); err != nil || string(b) != "7 <nil>" {
-		t.Fatalf("%q, %v", b, err)
+	marked := tr.Marked(func(ctx context.Context) context.Context { return context.WithValue(ctx, key("term"), 8) })
+	for want, transport := range map[string]http.RoundTripper{"7 <nil>": tr, "8 <nil>": marked} {
+		resp := do(t, &http.Client{Transport: transport}, request(t, ctx, http.MethodGet, "/", nil))
+		if b, err := io.ReadAll(resp.Body); err != nil || string(b) != want {
+			t.Errorf("%q, %v, want %q", b, err, want)
+		}
 	}
 	if err := tr.Close(t.Context()); err != nil {
 		t.Fatal(err)

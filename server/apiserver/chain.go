@@ -34,7 +34,7 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 		return nil, fmt.Errorf("configuring the core API server: %w", err)
 	}
 	resolver = externalNames{resolver, g.informers.Core().V1().Services().Lister()}
-	reconciler, err := newEndpointReconciler(g.config.LoopbackClientConfig, o)
+	reconciler, err := newEndpointReconciler(g.config.LoopbackClientConfig, g.transport, o)
 	if err != nil {
 		return nil, err
 	}

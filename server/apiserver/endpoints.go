@@ -25,6 +25,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/kubernetes/pkg/apis/core/validation"
 	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
+
+	"github.com/coracle-k8s/coracle/internal/memtransport"
 )
 
 const (
@@ -46,15 +48,20 @@ type (
 // endpointReconciler keeps the endpoints of the kubernetes Service. Upstream's
 // default proves liveness with a lease per server that is rewritten for ever;
 // this one asks for the servers' addresses and writes only when they change.
+//
+// Who leads knows the servers, and only for as long as it does: one that was paused has heard of nobody when it wakes, and would take all others out before it
+// notices that another one leads. So it writes within its term.
 type endpointReconciler struct {
 	client  kubernetes.Interface
-	servers func() (ready, unready []netip.AddrPort)
+	servers func() ServersOfService
 	// ipv6 says of which family the Service is.
 	ipv6 bool
 	now  func() time.Time
 
 	mu      sync.Mutex
 	stopped bool
+	// mark is of the servers that are being written.
+	mark func(context.Context) context.Context
 	// applied are the servers for which all was right at the time checked.
 	applied serverList
 	checked time.Time
@@ -88,16 +95,18 @@ func (l serverList) equal(m serverList) bool {
 	return slices.Equal(l.ready, m.ready) && slices.Equal(l.unready, m.unready)
 }
 
-func newEndpointReconciler(config *rest.Config, o Options) (*endpointReconciler, error) {
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
+func newEndpointReconciler(config *rest.Config, transport *memtransport.Transport, o Options) (*endpointReconciler, error) {
+	r := &endpointReconciler{servers: o.EndpointAddresses, now: time.Now}
+	config = rest.CopyConfig(config)
+	config.Transport = transport.Marked(r.marked)
+	var err error
+	if r.client, err = kubernetes.NewForConfig(config); err != nil {
 		return nil, fmt.Errorf("building the endpoint reconciler's client: %w", err)
 	}
-	r := &endpointReconciler{client: client, servers: o.EndpointAddresses, now: time.Now}
 	if r.servers == nil {
 		own, _ := netip.AddrFromSlice(o.AdvertiseAddress)
-		r.servers = func() (ready, unready []netip.AddrPort) {
-			return []netip.AddrPort{netip.AddrPortFrom(own.Unmap(), 0)}, nil
+		r.servers = func() ServersOfService {
+			return ServersOfService{Ready: []netip.AddrPort{netip.AddrPortFrom(own.Unmap(), 0)}}
 		}
 	}
 	first, err := netip.ParsePrefix(o.ServiceCIDRs[0])
@@ -106,6 +115,14 @@ func newEndpointReconciler(config *rest.Config, o Options) (*endpointReconciler,
 	}
 	r.ipv6 = first.Addr().Is6()
 	return r, nil
+}
+
+// marked is called by requests of ReconcileEndpoints, in its goroutine.
+func (r *endpointReconciler) marked(ctx context.Context) context.Context {
+	if r.mark == nil {
+		return ctx
+	}
+	return r.mark(ctx)
 }
 
 // ValidateIP implements reconcilers.EndpointReconciler.
@@ -120,12 +137,13 @@ func (r *endpointReconciler) ReconcileEndpoints(service string, ip net.IP, ports
 	if r.stopped {
 		return nil
 	}
-	ready, unready := r.servers()
-	if len(ready) == 0 {
+	now := r.servers()
+	if len(now.Ready) == 0 {
 		r.applied = serverList{}
 		return nil
 	}
-	servers := serverList{ready, unready}.sorted(uint16(ports[0].Port))
+	r.mark = now.Mark
+	servers := serverList{now.Ready, now.Unready}.sorted(uint16(ports[0].Port))
 	changed := !servers.equal(r.applied)
 	if !changed && r.now().Sub(r.checked) < endpointCheck {
 		return nil

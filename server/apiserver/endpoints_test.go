@@ -3,26 +3,35 @@
 package apiserver
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
+	"github.com/coracle-k8s/coracle/raftstore"
 )
 
 func TestEndpointReconciler(t *testing.T) {
 	client := fake.NewClientset()
 	now := time.Now()
 	var servers, unready []netip.AddrPort
-	r := &endpointReconciler{client: client, servers: func() (_, _ []netip.AddrPort) { return slices.Clone(servers), slices.Clone(unready) }, now: func() time.Time { return now }}
+	r := &endpointReconciler{client: client, servers: func() ServersOfService {
+		return ServersOfService{Ready: slices.Clone(servers), Unready: slices.Clone(unready)}
+	}, now: func() time.Time { return now }}
 	ports := []corev1.EndpointPort{{Name: "https", Port: 6443, Protocol: corev1.ProtocolTCP}}
 	are := func(at ...string) {
 		servers = nil
@@ -101,7 +110,7 @@ func TestSlicesLabels(t *testing.T) {
 	client := fake.NewClientset(second)
 	now := time.Now()
 	servers := []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:6443"), netip.MustParseAddrPort("192.0.2.4:7443")}
-	r := &endpointReconciler{client: client, servers: func() (_, _ []netip.AddrPort) { return servers, nil }, now: func() time.Time { return now }}
+	r := &endpointReconciler{client: client, servers: func() ServersOfService { return ServersOfService{Ready: servers} }, now: func() time.Time { return now }}
 	reconcile := func(want ...string) {
 		t.Helper()
 		if err := r.ReconcileEndpoints("kubernetes", nil, []corev1.EndpointPort{{Name: "https", Port: 6443, Protocol: corev1.ProtocolTCP}}, true); err != nil {
@@ -125,6 +134,68 @@ func TestSlicesLabels(t *testing.T) {
 	reconcile(both...)
 	servers = servers[:1]
 	reconcile("endpoints 192.0.2.1:6443", "kubernetes IPv4 192.0.2.1:6443")
+}
+
+// TestServersOfATermThatIsOver: what a server took for the cluster's servers when it led is not written in a later term. One that was paused has heard of nobody when it wakes.
+func TestServersOfATermThatIsOver(t *testing.T) {
+	f := newFixture(t)
+	o := f.options(t)
+	o.Fence = f.store
+	var mu sync.Mutex
+	var now ServersOfService
+	asked := 0
+	o.EndpointAddresses = func() ServersOfService {
+		mu.Lock()
+		defer mu.Unlock()
+		asked++
+		return now
+	}
+	is := func(term uint64, at ...string) {
+		mu.Lock()
+		defer mu.Unlock()
+		asked, now = 0, ServersOfService{Mark: func(ctx context.Context) context.Context { return raftstore.WithTerm(ctx, term) }}
+		for _, a := range at {
+			now.Ready = append(now.Ready, netip.MustParseAddrPort(a))
+		}
+	}
+	term := f.store.Term()
+	is(term, "192.0.2.10:6443", "192.0.2.11:6443")
+	kube := client(t, f.start(t, o).LoopbackConfig())
+	become := func(what string, done func() bool) {
+		t.Helper()
+		testenv.Eventually(t, 2*time.Minute, what, func() error {
+			if !done() {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+	}
+	are := func(want ...string) func() bool {
+		return func() bool { return slices.Equal(publishedSoFar(t, kube), want) }
+	}
+	both := []string{"endpoints 192.0.2.10:6443 192.0.2.11:6443", "kubernetes IPv4 192.0.2.10:6443 192.0.2.11:6443"}
+	become("both servers are published", are(both...))
+
+	is(term-1, "192.0.2.10:6443")
+	become("the list of an earlier term was tried to be written", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return asked > 3
+	})
+	if got := publishedSoFar(t, kube); !slices.Equal(got, both) {
+		t.Errorf("with the list of an earlier term, published are\n%q, want\n%q", got, both)
+	}
+	is(term, "192.0.2.10:6443")
+	become("the list of this term is published", are("endpoints 192.0.2.10:6443", "kubernetes IPv4 192.0.2.10:6443"))
+}
+
+// publishedSoFar is published, and nothing while the Endpoints are not there.
+func publishedSoFar(t *testing.T, client kubernetes.Interface) []string {
+	t.Helper()
+	if _, err := client.CoreV1().Endpoints("default").Get(t.Context(), "kubernetes", metav1.GetOptions{}); apierrors.IsNotFound(err) {
+		return nil
+	}
+	return published(t, client)
 }
 
 // published is what the two forms of the Service's endpoints say, a line for each object; a question mark follows what is not ready.

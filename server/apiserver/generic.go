@@ -39,6 +39,7 @@ type generic struct {
 	config    *genericapiserver.Config
 	informers informers.SharedInformerFactory
 	storage   *serverstorage.DefaultStorageFactory
+	transport *memtransport.Transport // of the loopback client
 }
 
 // buildGeneric does what upstream's BuildGenericConfig does, in the same order,
@@ -63,7 +64,7 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	if err != nil {
 		return nil, fmt.Errorf("building the loopback client: %w", err)
 	}
-	g := &generic{config: c}
+	g := &generic{config: c, transport: transport}
 	g.informers = ownInformers{informers.NewSharedInformerFactoryWithOptions(client, informerResync,
 		informers.WithTransform(alike.Transform(trim)), informers.WithInformerName(opts.InformerName))}
 

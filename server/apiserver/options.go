@@ -23,6 +23,16 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
+// ServersOfService are the cluster's servers, as they stand behind the kubernetes Service.
+type ServersOfService struct {
+	// Ready are those to which clients are sent. None mean that another server knows them better, and nothing is changed.
+	Ready []netip.AddrPort
+	// Unready are there for the nodes, which let no Service take them. Nothing is sent to them.
+	Unready []netip.AddrPort
+	// Mark, when set, gives the context of each request that writes these, on the server's side, the term of leadership in which they are known (see TermConfig).
+	Mark func(context.Context) context.Context
+}
+
 // Options is everything New needs. Paths are to PEM files unless said
 // otherwise; the certificates among them are reloaded when they change on disk.
 type Options struct {
@@ -76,10 +86,8 @@ type Options struct {
 	CacheFrom int
 
 	// EndpointAddresses lists the addresses and ports behind the kubernetes Service;
-	// AdvertiseAddress alone when nil. It is asked twice a second. None that are ready means
-	// that another server knows them better, and nothing is changed. Nothing is sent to those
-	// that are not ready; they are there for the nodes, which let no Service take them.
-	EndpointAddresses func() (ready, unready []netip.AddrPort)
+	// AdvertiseAddress alone when nil. It is asked twice a second.
+	EndpointAddresses func() ServersOfService
 
 	// NodeClaims bounds what nodes may say of themselves; nil leaves that to NodeRestriction.
 	NodeClaims *NodeClaims

@@ -5,12 +5,14 @@
 package ha
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -23,7 +25,7 @@ import (
 const crowd = 60
 
 // TestFencing: the server that leads is stopped while its controllers make pods and its scheduler binds them. Another one goes on, and
-// everything is deleted. When the first one wakes up it changes nothing, although it had writes under way.
+// everything is deleted. When the first one wakes up it changes nothing, although it had writes under way, and although it has heard of no other server for a while.
 func TestFencing(t *testing.T) {
 	c := New(t, 3, 0)
 	tries := 4
@@ -62,7 +64,19 @@ func TestFencing(t *testing.T) {
 			return err
 		})
 		c.clear(t, api, name)
-		events, err := c.Client(others[0].Machine, own, 0).CoreV1().Pods("default").Watch(t.Context(), metav1.ListOptions{})
+		harness.Eventually(t, soon, "the stopped leader is no more behind the Service kubernetes", func() error {
+			slice, err := api.DiscoveryV1().EndpointSlices("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
+			if err == nil && readyIn(slice)[leader.IP] {
+				err = errors.New("it is")
+			}
+			return err
+		})
+		watching := c.Client(others[0].Machine, own, 0)
+		events, err := watching.CoreV1().Pods("default").Watch(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		behind, err := watching.DiscoveryV1().EndpointSlices("default").Watch(t.Context(), metav1.ListOptions{FieldSelector: "metadata.name=kubernetes"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -75,16 +89,38 @@ func TestFencing(t *testing.T) {
 					t.Fatal("the watch ended")
 				}
 				t.Errorf("after a leader woke up whose term is over: %s of %T", e.Type, e.Object)
+			case e, open := <-behind.ResultChan():
+				slice, ok := e.Object.(*discoveryv1.EndpointSlice)
+				if !open || !ok {
+					t.Fatalf("the watch of the Service's servers: %v, %v", open, e.Object)
+				}
+				for _, s := range others {
+					if !readyIn(slice)[s.IP] {
+						t.Errorf("after a leader woke up whose term is over, server %d is not behind the Service kubernetes: %v", s.Number, slice.Endpoints)
+					}
+				}
 			case <-quiet.C:
 				waiting = false
 			}
 		}
 		events.Stop()
+		behind.Stop()
 		c.WaitWhole()
 	}
 	if midway == 0 {
 		t.Error("no leader was stopped while it wrote: this shows nothing")
 	}
+}
+
+// readyIn are the addresses in a slice that are ready.
+func readyIn(slice *discoveryv1.EndpointSlice) map[string]bool {
+	out := map[string]bool{}
+	for _, e := range slice.Endpoints {
+		for _, ip := range e.Addresses {
+			out[ip] = *e.Conditions.Ready
+		}
+	}
+	return out
 }
 
 // clear deletes a Deployment and its pods, and returns when no controller has anything to do about them any more. The ReplicaSet is told first to have
