@@ -19,6 +19,16 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
+// aFirewall would drop what it was not told to accept, and was told to accept everything. It is there from the beginning, for the node looks every half minute.
+const aFirewall = "add table inet stranger; add chain inet stranger f { type filter hook forward priority 0; policy drop; }; add rule inet stranger f accept"
+
+func foreignFirewall(t *testing.T, s *harness.Server, change string) {
+	t.Helper()
+	if out, err := s.Run(filepath.Join(s.DataDir, "bin", "current", "nft"), change); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
 // operations goes through what an administrator does on the machine itself, one after the other.
 func operations(t *testing.T, s *harness.Server) {
 	k := s.In(t)
@@ -47,6 +57,8 @@ func operations(t *testing.T, s *harness.Server) {
 		if err := s.LogSays("Chose the Service proxy's back end"); err != nil {
 			t.Error(err)
 		}
+		harness.Eventually(t, soon, "another program's firewall is named", func() error { return statusLine(s, "host firewall", "running.*inet stranger f") })
+		foreignFirewall(t, s, "delete table inet stranger")
 		harness.Eventually(t, soon, "all parts run", func() error {
 			var report struct {
 				Ready      time.Time
