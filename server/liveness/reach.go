@@ -50,7 +50,7 @@ func shows(ctx context.Context, at string, config *tls.Config, dial func(ctx con
 		return false
 	}
 	c := tls.Client(raw, config)
-	defer c.Close() // nothing was to be said
+	defer func() { _ = c.Close() }() // nothing was to be said
 	return c.HandshakeContext(ctx) == nil
 }
 
