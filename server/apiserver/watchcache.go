@@ -69,13 +69,13 @@ func (c cachingFrom) storage(config *storagebackend.ConfigForResource, prefix st
 	s := &watchedStorage{Interface: raw, from: c.from, kept: c.kept, tellAfter: c.tellAfter, resource: config.GroupResource.String(), now: time.Now, log: c.log.With("resource", config.GroupResource.String())}
 	s.build = func() (*front, error) {
 		made, err := cacher.NewCacherFromConfig(cacher.Config{
-			Storage: &sharing{Interface: raw}, Versioner: storage.APIObjectVersioner{}, GroupResource: config.GroupResource, EventsHistoryWindow: config.EventsHistoryWindow,
+			Storage: &sharing{Interface: s.Interface, listed: s.listed}, Versioner: storage.APIObjectVersioner{}, GroupResource: config.GroupResource, EventsHistoryWindow: config.EventsHistoryWindow,
 			ResourcePrefix: prefix, KeyFunc: key, NewFunc: newObject, NewListFunc: newList, GetAttrsFunc: attrs, IndexerFuncs: triggers, Indexers: indexers, Codec: config.Codec,
 		})
 		if err != nil {
 			return nil, err
 		}
-		delegator := cacher.NewCacheDelegator(made, raw)
+		delegator := cacher.NewCacheDelegator(made, s.Interface)
 		return &front{Interface: delegator, ready: made.Ready, stop: func() { delegator.Stop(); made.Stop() }}, nil
 	}
 	return s, sync.OnceFunc(func() { s.close(); destroy() }), nil
@@ -106,11 +106,11 @@ type watchedStorage struct {
 	drop   *time.Timer // set while too few watch
 	move   *time.Timer // set while there are early watches that are to move to the cache
 	closed bool
-	// early are the watches that the store serves because the cache was not there yet or does not reach back to where they began. They may be told where they are; the value says that they have been.
-	early map[watch.Interface]bool
+	early  map[*earlyWatch]struct{} // those that may be told where they are
 	// The cache serves watches from oldest on; recent takes its place at the next sample.
 	oldest, recent uint64
 	sampled        time.Time
+	lists          int // how often a cache has begun with a list: it reaches back to its last one at most
 }
 
 // inFront is the cache, if there is one that has everything, or the store. The cache stays at least until the returned function is called.
@@ -165,15 +165,23 @@ func (s *watchedStorage) Watch(ctx context.Context, key string, opts storage.Lis
 	if from != s.Interface && s.reaches(ctx, opts) {
 		return from.Watch(ctx, key, opts)
 	}
-	if !opts.Predicate.AllowWatchBookmarks {
-		return s.Interface.Watch(ctx, key, opts)
+	end := endOf(ctx)
+	if !opts.Predicate.AllowWatchBookmarks || end == nil {
+		return watchWhole(ctx, s.Interface, key, opts)
 	}
-	w, err := s.Interface.Watch(s.group(ctx), key, opts)
+	w, err := watchWhole(s.group(ctx), s.Interface, key, opts)
 	if err == nil {
-		s.begunEarly(w)
-		context.AfterFunc(ctx, func() { s.endedEarly(w) })
+		early := &earlyWatch{end: end}
+		s.begunEarly(early)
+		context.AfterFunc(ctx, func() { s.endedEarly(early) })
 	}
 	return w, err
+}
+
+// earlyWatch is a watch that the store serves because the cache was not there yet, or does not reach back to where it began.
+type earlyWatch struct {
+	end  context.CancelFunc // of its request
+	told bool               // where it is
 }
 
 // group is ctx for what the store is to tell together where it is.
@@ -181,17 +189,17 @@ func (s *watchedStorage) group(ctx context.Context) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, progressGroup, s.resource)
 }
 
-func (s *watchedStorage) begunEarly(w watch.Interface) {
+func (s *watchedStorage) begunEarly(w *earlyWatch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.early == nil {
-		s.early = map[watch.Interface]bool{}
+		s.early = map[*earlyWatch]struct{}{}
 	}
-	s.early[w] = false
+	s.early[w] = struct{}{}
 	s.moveLater()
 }
 
-func (s *watchedStorage) endedEarly(w watch.Interface) {
+func (s *watchedStorage) endedEarly(w *earlyWatch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.early, w)
@@ -219,7 +227,7 @@ func (s *watchedStorage) tell() {
 		return
 	}
 	for w := range s.early {
-		s.early[w] = true
+		w.told = true
 	}
 	if s.RequestWatchProgress(ctx) != nil {
 		return // the store is closed
@@ -230,19 +238,15 @@ func (s *watchedStorage) tell() {
 // moveEarly ends those that have been told. Their clients watch on from where they are.
 func (s *watchedStorage) moveEarly() {
 	s.mu.Lock()
-	var told []watch.Interface
-	for w, knows := range s.early {
-		if knows && s.cache != nil {
-			told = append(told, w)
+	defer s.mu.Unlock()
+	for w := range s.early {
+		if w.told && s.cache != nil {
 			delete(s.early, w)
+			w.end() // and not the store's watch, which its reader would go on reading (watchWhole)
 		}
 	}
 	s.move = nil
 	s.moveLater()
-	s.mu.Unlock()
-	for _, w := range told {
-		w.Stop()
-	}
 }
 
 // pays is what watches weigh together from which on a cache pays; mu is held.
@@ -266,8 +270,22 @@ func (s *watchedStorage) begun(weight int) {
 		return
 	}
 	s.log.Info("many watch this resource: a watch cache is put in front of the store", "watches", s.open)
-	s.cache, s.oldest, s.sampled = made, 0, time.Time{}
+	s.cache = made
+	s.anew()
 	s.moveLater()
+}
+
+// listed is called when a cache begins with a list, the first time or again, for which it is not ready.
+func (s *watchedStorage) listed() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.anew()
+}
+
+// anew forgets what was noted of a cache that is gone, or of one that has forgotten what it had; mu is held.
+func (s *watchedStorage) anew() {
+	s.oldest, s.sampled = 0, time.Time{}
+	s.lists++
 }
 
 func (s *watchedStorage) ended(weight int) {
@@ -335,8 +353,9 @@ func (s *watchedStorage) reaches(ctx context.Context, opts storage.ListOptions) 
 // sample notes the revision if that is due, and says whether it could.
 func (s *watchedStorage) sample(ctx context.Context) bool {
 	s.mu.Lock()
-	age := s.now().Sub(s.sampled)
+	last, lists := s.sampled, s.lists
 	s.mu.Unlock()
+	age := s.now().Sub(last)
 	if age <= sampleEvery {
 		return true
 	}
@@ -346,7 +365,12 @@ func (s *watchedStorage) sample(ctx context.Context) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if age > 2*sampleEvery {
+	switch {
+	case s.lists != lists: // it may be of before the list
+		return false
+	case !s.sampled.Equal(last): // somebody else was faster
+		return true
+	case age > 2*sampleEvery:
 		s.recent = now
 	}
 	s.oldest, s.recent, s.sampled = s.recent, now, s.now()

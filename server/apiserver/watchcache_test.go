@@ -31,9 +31,9 @@ type fakeStorage struct {
 	storage.Interface
 	watches  int
 	revision uint64
-	last     *watch.FakeWatcher
 	told     []string // the groups of watches that were to hear where they are
 	get      func()   // what it does when it is asked for an object
+	at       func()   // and for its revision; may be nil
 }
 
 func (f *fakeStorage) Get(context.Context, string, storage.GetOptions, runtime.Object) error {
@@ -43,8 +43,7 @@ func (f *fakeStorage) Get(context.Context, string, storage.GetOptions, runtime.O
 
 func (f *fakeStorage) Watch(context.Context, string, storage.ListOptions) (watch.Interface, error) {
 	f.watches++
-	f.last = watch.NewFake()
-	return f.last, nil
+	return watch.NewFake(), nil
 }
 
 func (f *fakeStorage) RequestWatchProgress(ctx context.Context) error {
@@ -56,7 +55,11 @@ func (f *fakeStorage) RequestWatchProgress(ctx context.Context) error {
 func (f *fakeStorage) Versioner() storage.Versioner { return storage.APIObjectVersioner{} }
 
 func (f *fakeStorage) GetCurrentResourceVersion(context.Context) (uint64, error) {
-	return f.revision, nil
+	revision := f.revision
+	if f.at != nil {
+		f.at()
+	}
+	return revision, nil
 }
 
 // watched is a resource whose store and cache are fakes.
@@ -183,20 +186,77 @@ func TestEarlierWatchesStayWithTheStore(t *testing.T) {
 	})
 }
 
+// TestWatchesFromBeforeACachesListStayWithTheStore: a cache that lists once more, as after half a minute without a leader, has forgotten what was before; and where one takes another's place while a revision is asked for,
+// that may be of before its list.
+func TestWatchesFromBeforeACachesListStayWithTheStore(t *testing.T) {
+	w := newWatched(1)
+	w.begin(t, 100, true)
+	w.begin(t, 100, true)
+	w.served(t, "from the first list on", 0, 2)
+	w.store.revision = 200
+	w.listed()
+	w.begin(t, 150, true)
+	w.served(t, "from before the second list", 1, 2)
+	w.begin(t, 200, true)
+	w.served(t, "from the second list on", 1, 3)
+
+	w.sampled = time.Time{}
+	w.store.at = func() {
+		w.store.revision = 300
+		w.listed()
+		w.store.at = nil
+	}
+	w.begin(t, 200, true) // which hears of revision 200 when the list is of 300
+	w.served(t, "while the cache lists", 2, 3)
+	w.begin(t, 299, true)
+	w.served(t, "from before the third list", 3, 3)
+	w.begin(t, 300, true)
+	w.served(t, "from the third list on", 3, 4)
+}
+
+// TestWatchesThatComeTogetherAreServedByTheCache: those that find the noted revision old at one time note the next one once.
+func TestWatchesThatComeTogetherAreServedByTheCache(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(1)
+		w.begin(t, 100, true)
+		w.served(t, "from the list on", 0, 1)
+		time.Sleep(sampleEvery + time.Second) // fake time
+		w.store.revision = 200
+		answer := make(chan struct{})
+		w.store.at = func() { <-answer }
+		began := make(chan error)
+		for range 2 {
+			go func() {
+				_, err := w.Watch(t.Context(), "/registry/pods", storage.ListOptions{ResourceVersion: "150", Recursive: true})
+				began <- err
+			}()
+		}
+		synctest.Wait()
+		close(answer)
+		for range 2 {
+			if err := <-began; err != nil {
+				t.Error(err)
+			}
+		}
+		w.served(t, "from a moment ago", 0, 3)
+	})
+}
+
 // TestEarlyWatchesMoveToTheCache: watches that the store serves hear where they are when there is a cache, and end, each once.
 func TestEarlyWatchesMoveToTheCache(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(3)
-		early := func(bookmarks bool) (*watch.FakeWatcher, context.CancelFunc) {
+		early := func(bookmarks bool) (moved func() bool, end context.CancelFunc) {
 			t.Helper()
 			ctx, end := context.WithCancel(t.Context())
+			ctx = withEnd(ctx, end)
 			o := storage.ListOptions{ResourceVersion: "50", Recursive: true}
 			o.Predicate.AllowWatchBookmarks = bookmarks
 			before := w.store.watches
 			if _, err := w.Watch(ctx, "/registry/pods", o); err != nil || w.store.watches != before+1 {
 				t.Fatalf("%v; the store has %d watches, want %d", err, w.store.watches, before+1)
 			}
-			return w.store.last, end
+			return func() bool { return ctx.Err() != nil }, end
 		}
 		wait := func(d time.Duration) {
 			time.Sleep(d) // fake time
@@ -204,31 +264,34 @@ func TestEarlyWatchesMoveToTheCache(t *testing.T) {
 		}
 		first, _ := early(true)
 		wait(time.Hour)
-		if first.IsStopped() || len(w.store.told) != 0 {
+		if first() || len(w.store.told) != 0 {
 			t.Error("a watch moved without a cache")
 		}
 		silent, _ := early(false)
-		gone, end := early(true)
+		_, end := early(true)
 		end()
 		w.ready = false
 		third, _ := early(true)
 		wait(3 * tellAfter)
-		if w.made != 1 || first.IsStopped() || len(w.store.told) != 0 {
+		if w.made != 1 || first() || len(w.store.told) != 0 {
 			t.Errorf("%d caches; a watch moved before the cache was ready", w.made)
 		}
 		w.ready = true
 		wait(tellAfter)
-		if got := fmt.Sprint(w.store.told); got != "[pods]" || first.IsStopped() {
-			t.Errorf("told: %s; moved: %t", got, first.IsStopped())
+		if got := fmt.Sprint(w.store.told); got != "[pods]" || first() {
+			t.Errorf("told: %s; moved: %t", got, first())
+		}
+		for range 3 {
+			w.begin(t, 100, true) // so that the cache stays
 		}
 		between, _ := early(true) // has not been told
 		wait(tellAfter / 2)
-		if !first.IsStopped() || !third.IsStopped() || silent.IsStopped() || gone.IsStopped() || between.IsStopped() {
-			t.Errorf("moved: %t, %t, and without bookmarks %t, gone before %t, not told yet %t", first.IsStopped(), third.IsStopped(), silent.IsStopped(), gone.IsStopped(), between.IsStopped())
+		if !first() || !third() || silent() || between() {
+			t.Errorf("moved: %t, %t, and without bookmarks %t, not told yet %t", first(), third(), silent(), between())
 		}
 		wait(2 * tellAfter)
-		if !between.IsStopped() || len(w.store.told) != 2 {
-			t.Errorf("a later one moved: %t; told: %v", between.IsStopped(), w.store.told)
+		if !between() || len(w.store.told) != 2 {
+			t.Errorf("a later one moved: %t; told: %v", between(), w.store.told)
 		}
 		wait(time.Hour)
 		if len(w.store.told) != 2 || len(w.early) != 0 {
@@ -237,7 +300,7 @@ func TestEarlyWatchesMoveToTheCache(t *testing.T) {
 		last, _ := early(true) // too old for the cache
 		w.close()
 		wait(time.Hour)
-		if last.IsStopped() || len(w.store.told) != 2 {
+		if last() || len(w.store.told) != 2 {
 			t.Error("a watch moved after the end")
 		}
 	})

@@ -53,6 +53,11 @@ func (p plainStorage) GetRESTOptions(resource schema.GroupResource, _ runtime.Ob
 	return apigeneric.RESTOptions{StorageConfig: p.config.ForResource(resource), Decorator: apigeneric.UndecoratedStorage, DeleteCollectionWorkers: 1, ResourcePrefix: "/" + resource.Resource}, nil
 }
 
+// newCaching is the same as the server has it where there are caches, whose watches do not move to them.
+func newCaching(from int, kept time.Duration) cachingFrom {
+	return cachingFrom{RESTOptionsGetter: newPlainStorage(), from: from, kept: kept, tellAfter: time.Hour, log: slog.New(slog.DiscardHandler)}
+}
+
 // both is a resource twice: as the store serves it alone, and with a cache.
 type both struct {
 	store, cached *genericregistry.Store
@@ -62,8 +67,7 @@ type both struct {
 
 func newBoth(t *testing.T, from int, kept time.Duration) map[string]both {
 	t.Helper()
-	plain := newPlainStorage()
-	caching := cachingFrom{RESTOptionsGetter: plain, from: from, kept: kept, tellAfter: time.Hour, log: slog.New(slog.DiscardHandler)}
+	plain, caching := newPlainStorage(), newCaching(from, kept)
 	pods := func(g apigeneric.RESTOptionsGetter) *genericregistry.Store {
 		s, err := podstore.NewStorage(g, nil, nil, nil, nil)
 		if err != nil {
@@ -71,14 +75,6 @@ func newBoth(t *testing.T, from int, kept time.Duration) map[string]both {
 		}
 		t.Cleanup(s.Pod.Store.DestroyFunc)
 		return s.Pod.Store
-	}
-	maps := func(g apigeneric.RESTOptionsGetter) *genericregistry.Store {
-		s, err := configmapstore.NewREST(g)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(s.Store.DestroyFunc)
-		return s.Store
 	}
 	secrets := func(g apigeneric.RESTOptionsGetter) *genericregistry.Store {
 		s, err := secretstore.NewREST(g)
@@ -97,9 +93,7 @@ func newBoth(t *testing.T, from int, kept time.Duration) map[string]both {
 		return s.Node.Store
 	}
 	return map[string]both{
-		"configmaps": {store: maps(plain), cached: maps(caching), make: func(ns, name string) runtime.Object {
-			return &core.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}}
-		}},
+		"configmaps": {store: newConfigMaps(t, plain), cached: newConfigMaps(t, caching), make: newConfigMap},
 		"secrets": {store: secrets(plain), cached: secrets(caching), make: func(ns, name string) runtime.Object {
 			return &core.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Type: core.SecretTypeOpaque}
 		}},
@@ -115,6 +109,20 @@ func newBoth(t *testing.T, from int, kept time.Duration) map[string]both {
 			return p
 		}},
 	}
+}
+
+func newConfigMaps(t *testing.T, g apigeneric.RESTOptionsGetter) *genericregistry.Store {
+	t.Helper()
+	s, err := configmapstore.NewREST(g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Store.DestroyFunc)
+	return s.Store
+}
+
+func newConfigMap(namespace, name string) runtime.Object {
+	return &core.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
 }
 
 // in is the context of a request for what is in a namespace.

@@ -20,6 +20,7 @@ import (
 // of the one before, and those of another of its controller's (ADR 0121). One reflector at a time reads through it.
 type sharing struct {
 	storage.Interface
+	listed func() // called when all objects come anew; may be nil
 
 	mu     sync.Mutex
 	newest map[types.NamespacedName]runtime.Object
@@ -64,8 +65,11 @@ func (s *sharing) Watch(ctx context.Context, key string, opts storage.ListOption
 // forget is for when all objects come anew.
 func (s *sharing) forget() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.newest = nil
+	s.mu.Unlock()
+	if s.listed != nil {
+		s.listed()
+	}
 }
 
 // keep shares the parts of an object that the watch cache is about to keep, or to forget.

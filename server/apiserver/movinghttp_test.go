@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+	encryption "k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
+)
+
+// movingKinds are kinds whose objects change while their watches move: plain ones, those that are encrypted with a key that changes meanwhile, those whose storage fills in what is missing when it is read, and custom ones, which
+// have no watch cache.
+var movingKinds = []struct {
+	resource schema.GroupVersionResource
+	path     string
+	object   string
+}{
+	{schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}, "/api/v1", `{"apiVersion": "v1", "kind": "ConfigMap"}`},
+	{schema.GroupVersionResource{Version: "v1", Resource: "secrets"}, "/api/v1", `{"apiVersion": "v1", "kind": "Secret"}`},
+	{schema.GroupVersionResource{Version: "v1", Resource: "services"}, "/api/v1", `{"apiVersion": "v1", "kind": "Service", "spec": {"clusterIP": "None", "ports": [{"port": 80}]}}`},
+	{boats, "/apis/example.com/v1", `{"apiVersion": "example.com/v1", "kind": "Boat", "spec": {}}`},
+}
+
+// formats are those in which watches are asked for.
+var formats = []string{"application/json", "application/json;as=Table;v=v1;g=meta.k8s.io", "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"}
+
+// line is an event in any of them.
+type line struct {
+	Type   watch.EventType
+	Object struct {
+		Message  string
+		Metadata lineMeta
+		Rows     []struct{ Object struct{ Metadata lineMeta } }
+	}
+}
+
+type lineMeta struct{ Namespace, Name, ResourceVersion string }
+
+// follow is one watch over HTTP.
+func follow(ctx context.Context, c *http.Client, where, format string, hear func(watch.EventType, string, uint64, error)) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, where, nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Accept", format)
+	resp, err := c.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusTooManyRequests {
+		return nil
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s", resp.Status)
+	}
+	for lines := json.NewDecoder(resp.Body); ; {
+		var l line
+		if err := lines.Decode(&l); err != nil {
+			return nil
+		}
+		m := l.Object.Metadata
+		if len(l.Object.Rows) > 0 {
+			m = l.Object.Rows[0].Object.Metadata
+		}
+		if l.Type == watch.Error {
+			hear(l.Type, "", 0, fmt.Errorf("%s", l.Object.Message))
+			return nil
+		}
+		version, err := strconv.ParseUint(m.ResourceVersion, 10, 64)
+		hear(l.Type, fmt.Sprintf("%s %s/%s %d", l.Type, m.Namespace, m.Name, version), version, err)
+	}
+}
+
+// TestMovingClientsOverHTTP is TestMovingClientsHearEverythingOnce with a whole server, and clients that watch over HTTP in every format.
+func TestMovingClientsOverHTTP(t *testing.T) {
+	f := newFixture(t)
+	o := f.options(t)
+	o.CacheFrom, o.cacheKept, o.cacheTells = 3, 10*time.Millisecond, 20*time.Millisecond
+	o.EncryptionConfigFile = filepath.Join(f.dir, "encryption.yaml")
+	o.ExtraArgs = append(o.ExtraArgs, "disable-admission-plugins=ServiceAccount")
+	key := func(letter string) string {
+		return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte(letter), 32))
+	}
+	if err := os.WriteFile(o.EncryptionConfigFile, fmt.Appendf(nil, encryptionConfig, key("k")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	poll := encryption.EncryptionConfigFileChangePollDuration
+	encryption.EncryptionConfigFileChangePollDuration = 50 * time.Millisecond
+	t.Cleanup(func() { encryption.EncryptionConfigFileChangePollDuration = poll })
+	s := f.start(t, o)
+	d := dynamicClient(t, s)
+	if _, err := d.Resource(definitions).Create(t.Context(), object(t, boatDefinition), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	ns := namespace(t, client(t, s.admin()))
+	rt, err := rest.TransportFor(s.admin())
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed := rand.Uint64()
+	t.Log("seed", seed)
+	for i, kind := range movingKinds {
+		t.Run(kind.resource.Resource, func(t *testing.T) {
+			t.Parallel()
+			a := &movingKind{
+				in: d.Resource(kind.resource).Namespace(ns), like: object(t, kind.object), http: &http.Client{Transport: rt},
+				url: fmt.Sprintf("%s%s/namespaces/%s/%s", s.url, kind.path, ns, kind.resource.Resource),
+			}
+			if kind.resource.Resource == "secrets" {
+				a.midway = func() {
+					two := strings.Replace(encryptionConfig, "{keys: [", fmt.Sprintf("{keys: [{name: two, secret: %s}, ", key("l")), 1)
+					next := o.EncryptionConfigFile + ".next"
+					if err := errors.Join(os.WriteFile(next, fmt.Appendf(nil, two, key("k")), 0o600), os.Rename(next, o.EncryptionConfigFile)); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			a.run(t, seed+uint64(i))
+			if kind.resource.Resource == "secrets" {
+				last, err := f.store.Client().Client.Get(t.Context(), "/registry/secrets/"+ns+"/last")
+				if err != nil || len(last.Kvs) != 1 || !bytes.HasPrefix(last.Kvs[0].Value, []byte("k8s:enc:secretbox:v1:two:")) {
+					t.Errorf("the last Secret is not encrypted with the new key: %.60q, %v", last.Kvs, err)
+				}
+			}
+		})
+	}
+}
+
+type movingKind struct {
+	in   dynamic.ResourceInterface
+	like *unstructured.Unstructured
+	http *http.Client
+	url  string
+
+	midway func() // what happens in the middle; may be nil
+}
+
+func (a *movingKind) run(t *testing.T, seed uint64) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var watching, writing sync.WaitGroup
+	defer watching.Wait()
+	defer cancel()
+	first := a.like.DeepCopy()
+	first.SetName("first")
+	var from uint64
+	eventually(t, "the first object", func() error {
+		made, err := a.in.Create(ctx, first, metav1.CreateOptions{})
+		if err == nil {
+			from, err = strconv.ParseUint(made.GetResourceVersion(), 10, 64)
+		}
+		return err
+	})
+	var few atomic.Bool
+	var all, want []*resuming
+	for i := range 8 {
+		r := rand.New(rand.NewPCG(seed, uint64(i)))
+		query := url.Values{"watch": {"1"}}
+		if r.IntN(3) == 0 {
+			query.Set("labelSelector", "l=1")
+		}
+		if r.IntN(4) == 0 {
+			query.Set("fieldSelector", "metadata.name=o0-1")
+		}
+		format := formats[i%len(formats)]
+		c := &resuming{last: from, what: fmt.Sprint(query, format)}
+		truth := &resuming{last: from}
+		own, long := maps.Clone(query), maps.Clone(query)
+		watching.Go(func() { // which ends only where a cache goes
+			for ctx.Err() == nil {
+				long.Set("resourceVersion", strconv.FormatUint(truth.last, 10))
+				if err := follow(ctx, a.http, a.url+"?"+long.Encode(), formats[0], truth.note); err != nil && ctx.Err() == nil {
+					t.Error(err)
+				}
+			}
+		})
+		watching.Go(func() {
+			for ctx.Err() == nil {
+				own.Set("resourceVersion", strconv.FormatUint(c.last, 10))
+				own.Set("allowWatchBookmarks", strconv.FormatBool(r.IntN(6) > 0))
+				own.Set("timeoutSeconds", strconv.Itoa(1+r.IntN(2)))
+				if err := follow(ctx, a.http, a.url+"?"+own.Encode(), format, c.note); err != nil && ctx.Err() == nil {
+					t.Error(err)
+				}
+				c.moved++
+				for i > 0 && few.Load() && ctx.Err() == nil {
+					time.Sleep(time.Millisecond) // until many watch again
+				}
+			}
+		})
+		all, want = append(all, c), append(want, truth)
+	}
+	for i := range 3 {
+		writing.Go(func() { a.write(t, rand.New(rand.NewPCG(seed, uint64(100+i))), i) })
+	}
+	written := make(chan struct{})
+	go func() { writing.Wait(); close(written) }()
+	r := rand.New(rand.NewPCG(seed, 200))
+	for going := true; going; {
+		few.Store(r.IntN(3) == 0)
+		select {
+		case <-written:
+			going = false
+		case <-time.After(time.Duration(r.IntN(800)) * time.Millisecond): // in which some is written
+		}
+	}
+	few.Store(false)
+	last := a.like.DeepCopy()
+	last.SetName("last")
+	if _, err := a.in.Create(ctx, last, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range all {
+		eventually(t, "a client hears everything", func() error { return c.differs(want[i]) })
+	}
+	cancel()
+	watching.Wait()
+	moved, heard := 0, 0
+	for _, c := range all {
+		moved += c.moved
+		heard += len(c.events)
+	}
+	t.Logf("%d events heard in %d watches", heard, moved)
+}
+
+func (a *movingKind) write(t *testing.T, r *rand.Rand, writer int) {
+	ctx := t.Context()
+	have := map[string]*unstructured.Unstructured{}
+	for i := range 150 {
+		if i == 75 && writer == 0 && a.midway != nil {
+			a.midway()
+		}
+		name := fmt.Sprintf("o%d-%d", writer, r.IntN(3))
+		next := a.like.DeepCopy()
+		if have[name] != nil {
+			next = have[name].DeepCopy()
+		}
+		next.SetName(name)
+		next.SetLabels(map[string]string{"l": strconv.Itoa(r.IntN(2)), "i": strconv.Itoa(i)})
+		var err error
+		switch {
+		case have[name] == nil:
+			have[name], err = a.in.Create(ctx, next, metav1.CreateOptions{})
+		case r.IntN(6) == 0:
+			err = a.in.Delete(ctx, name, metav1.DeleteOptions{})
+			delete(have, name)
+		default:
+			have[name], err = a.in.Update(ctx, next, metav1.UpdateOptions{})
+		}
+		if err != nil {
+			t.Error(err)
+			return
+		}
+	}
+}

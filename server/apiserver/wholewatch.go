@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+	apigeneric "k8s.io/apiserver/pkg/registry/generic"
+	"k8s.io/apiserver/pkg/storage"
+	"k8s.io/apiserver/pkg/storage/storagebackend"
+	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
+	"k8s.io/client-go/tools/cache"
+)
+
+// readUntil is how long after its request's end somebody may still read a watch. Upstream's handler stops it much sooner, unless a client does not take what it writes.
+const readUntil = 10 * time.Second
+
+// watchWhole begins a watch of the store that leaves nothing out before what it passes on: its reader stops it, and not the end of the request.
+//
+// Upstream's, when its context ends or it is stopped, gives each event that is under way a chance to be dropped, and the next one a chance to be passed on all the same (etcd3's watchChan.queueEvent).
+// That harms nobody if nobody goes on reading. But upstream's handler does: at the end of the time that the client asked for its own timer fires after the context's, and of what else ends a context it may hear after the store
+// has. Its client would be told of an event and not of the one before, go on behind it, and never hear of the other. Upstream's watch cache takes care of that (cacheWatcher.sendWatchCacheEvent), which we have in front of few resources.
+func watchWhole(ctx context.Context, s storage.Interface, key string, opts storage.ListOptions) (watch.Interface, error) {
+	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	begun := context.AfterFunc(ctx, cancel)
+	w, err := s.Watch(own, key, opts)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	if !begun() {
+		w.Stop()
+		return nil, ctx.Err()
+	}
+	context.AfterFunc(ctx, func() { time.AfterFunc(readUntil, cancel) })
+	return w, nil
+}
+
+// wholeWatches makes the watches of resources that have no watch cache whole.
+type wholeWatches struct{ apigeneric.RESTOptionsGetter }
+
+// GetRESTOptions implements apigeneric.RESTOptionsGetter.
+func (g wholeWatches) GetRESTOptions(resource schema.GroupResource, example runtime.Object) (apigeneric.RESTOptions, error) {
+	o, err := g.RESTOptionsGetter.GetRESTOptions(resource, example)
+	if err == nil {
+		o.Decorator = wholeStorage
+	}
+	return o, err
+}
+
+// wholeStorage is a apigeneric.StorageDecorator.
+func wholeStorage(config *storagebackend.ConfigForResource, prefix string, _ func(runtime.Object) (string, error),
+	newObject, newList func() runtime.Object, _ storage.AttrFunc, _ storage.IndexerFuncs, _ *cache.Indexers) (storage.Interface, factory.DestroyFunc, error) {
+	raw, destroy, err := apigeneric.NewRawStorage(config, newObject, newList, prefix)
+	if err != nil {
+		return raw, destroy, err
+	}
+	return wholeStore{raw}, destroy, nil
+}
+
+// wholeStore is a store whose watches are whole.
+type wholeStore struct{ storage.Interface }
+
+// Watch implements storage.Interface.
+func (s wholeStore) Watch(ctx context.Context, key string, opts storage.ListOptions) (watch.Interface, error) {
+	return watchWhole(ctx, s.Interface, key, opts)
+}
