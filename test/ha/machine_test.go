@@ -101,6 +101,13 @@ func TestPower(t *testing.T) {
 	}
 	site.Heal()
 	harness.Eventually(t, soon, "a link that was healed carries", func() error { return hearing(t, b, a) })
+
+	for i, m := range []*harness.Machine{a, b} {
+		m.OnlyIPv6(fmt.Sprintf("fd77::%d", i+2))
+	}
+	a.PowerOff()
+	a.PowerOn()
+	harness.Eventually(t, soon, "a machine without IPv4 is heard after it was switched on again", func() error { return hearing(t, b, a) })
 }
 
 // hearing is an error unless a machine hears another one.

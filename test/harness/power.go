@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -23,6 +24,9 @@ func (m *Machine) PowerOff() {
 func (m *Machine) PowerOn() {
 	m.T.Helper()
 	m.boot()
+	if strings.Contains(m.IP, ":") { // it comes back with the address that it had at first
+		m.OnlyIPv6(m.IP)
+	}
 	if m.Site.dir != "" {
 		m.Site.apply() // the link is a new one
 	}
