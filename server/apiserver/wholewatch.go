@@ -4,6 +4,7 @@ package apiserver
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -36,8 +37,53 @@ func watchWhole(ctx context.Context, s storage.Interface, key string, opts stora
 		w.Stop()
 		return nil, ctx.Err()
 	}
-	context.AfterFunc(ctx, func() { time.AfterFunc(readUntil, cancel) })
-	return w, nil
+	end := &watchEnd{cancel: cancel}
+	end.mu.Lock()
+	defer end.mu.Unlock()
+	end.forget = context.AfterFunc(ctx, end.request)
+	return &wholeWatch{w, end}, nil
+}
+
+// wholeWatch is a watch that goes on for a while after its request has ended, and keeps nothing of it any more when its reader has stopped it.
+type wholeWatch struct {
+	watch.Interface
+	end *watchEnd
+}
+
+// Stop implements watch.Interface.
+func (w *wholeWatch) Stop() {
+	w.Interface.Stop()
+	w.end.reader()
+}
+
+// watchEnd ends what a watch has of its request's context. A timer that is stopped may be kept for a while by the runtime: so it leads to nothing then.
+type watchEnd struct {
+	mu     sync.Mutex
+	cancel context.CancelFunc // nil when that is done
+	forget func() bool        // that the request ends
+	late   *time.Timer        // from the request's end until nobody reads any more
+}
+
+func (e *watchEnd) request() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.cancel != nil {
+		e.late = time.AfterFunc(readUntil, e.reader)
+	}
+}
+
+func (e *watchEnd) reader() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.cancel == nil {
+		return
+	}
+	e.forget()
+	if e.late != nil {
+		e.late.Stop()
+	}
+	e.cancel()
+	e.cancel, e.forget = nil, nil
 }
 
 // wholeWatches makes the watches of resources that have no watch cache whole.

@@ -7,13 +7,16 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	goruntime "runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
+	"weak"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/kubernetes"
@@ -558,5 +561,51 @@ func (b both) write(t *testing.T, r *rand.Rand, writer int) {
 			t.Error(err)
 			return
 		}
+	}
+}
+
+// quietStore is a store in which nothing happens.
+type quietStore struct{ storage.Interface }
+
+// Watch implements storage.Interface.
+func (quietStore) Watch(context.Context, string, storage.ListOptions) (watch.Interface, error) {
+	return watch.NewFake(), nil
+}
+
+// TestStoppedWatchHoldsNothing: a server ends thousands of watches at a time, and what belonged to their requests goes with them.
+func TestStoppedWatchHoldsNothing(t *testing.T) {
+	type keyOf struct{}
+	for name, end := range map[string]func(w watch.Interface, request context.CancelFunc){
+		"the request ends first": func(w watch.Interface, request context.CancelFunc) {
+			request()
+			synctest.Wait()
+			w.Stop()
+		},
+		"its reader stops it first": func(w watch.Interface, request context.CancelFunc) {
+			w.Stop()
+			request()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				begun := func() weak.Pointer[[4096]byte] {
+					value := new([4096]byte)
+					ctx, request := context.WithCancel(context.WithValue(t.Context(), keyOf{}, value))
+					w, err := watchWhole(ctx, quietStore{}, "", storage.ListOptions{})
+					if err != nil {
+						t.Fatal(err)
+					}
+					end(w, request)
+					return weak.Make(value)
+				}
+				held := begun()
+				synctest.Wait()
+				goruntime.GC()
+				goruntime.GC()
+				if held.Value() != nil {
+					t.Error("a watch that has ended holds its request")
+				}
+			})
+		})
 	}
 }
