@@ -5,6 +5,7 @@ package series
 import (
 	"maps"
 	"slices"
+	"sync"
 	"testing"
 
 	"k8s.io/component-base/metrics"
@@ -34,8 +35,11 @@ func lines(t *testing.T) map[string]int {
 	return out
 }
 
+// register is once for a process, in which a test may run many times.
+var register = sync.OnceFunc(func() { legacyregistry.MustRegister(requests, times, sets, plain) })
+
 func TestDrop(t *testing.T) {
-	legacyregistry.MustRegister(requests, times, sets, plain)
+	register()
 	for _, group := range []string{"a.example.com", "b.example.com"} {
 		for _, resource := range []string{"boats", "oars"} {
 			requests.WithLabelValues("get", group, resource).Inc()
