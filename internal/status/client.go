@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"syscall"
 )
@@ -86,6 +87,10 @@ func (c *Client) send(ctx context.Context, method, path string) (io.ReadCloser, 
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return nil, ErrNotRunning
 	case err != nil:
+		var sending *url.Error
+		if errors.As(err, &sending) {
+			err = sending.Err // without the address, in which keys for S3 may be
+		}
 		return nil, fmt.Errorf("asking the running coracle: %w", err)
 	case resp.StatusCode == http.StatusOK:
 		return resp.Body, nil

@@ -5,6 +5,7 @@ package status
 import (
 	"context"
 	"errors"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -114,6 +115,25 @@ func TestServerAndClient(t *testing.T) {
 	}
 	_, stop = serve(t, socket, b)
 	stop()
+}
+
+// TestErrorsKeepSecrets: a request has keys for S3 in it, and may end with an error that nobody but the connection made.
+func TestErrorsKeepSecrets(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for c, err := l.Accept(); err == nil; c, err = l.Accept() {
+			_ = c.Close() // without an answer, as a server that ends
+		}
+	}()
+	err = NewClient(socket).Do(t.Context(), http.MethodPost, "/v1/snapshots?s3=hunter2", nil)
+	if err == nil || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("the error is %v", err)
+	}
 }
 
 func TestParseMemory(t *testing.T) {
