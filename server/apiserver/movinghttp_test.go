@@ -205,7 +205,7 @@ func (a *movingKind) run(t *testing.T, seed uint64) {
 				if err := follow(ctx, a.http, a.url+"?"+own.Encode(), format, c.note); err != nil && ctx.Err() == nil {
 					t.Error(err)
 				}
-				c.moved++
+				c.moved.Add(1)
 				for i > 0 && few.Load() && ctx.Err() == nil {
 					time.Sleep(time.Millisecond) // until many watch again
 				}
@@ -238,9 +238,9 @@ func (a *movingKind) run(t *testing.T, seed uint64) {
 	}
 	cancel()
 	watching.Wait()
-	moved, heard := 0, 0
+	moved, heard := int32(0), 0
 	for _, c := range all {
-		moved += c.moved
+		moved += c.moved.Load()
 		heard += len(c.events)
 	}
 	t.Logf("%d events heard in %d watches", heard, moved)

@@ -269,7 +269,7 @@ type resuming struct {
 	namespace string
 	options   metainternal.ListOptions
 	last      uint64
-	moved     int // how often the server ended its watch
+	moved     atomic.Int32 // how often the server ended its watch
 
 	mu     sync.Mutex
 	events []string
@@ -315,7 +315,7 @@ func (c *resuming) watch(ctx context.Context, b both, r *rand.Rand, pauses func(
 			c.mu.Unlock()
 		}
 		if errors.Is(of.Err(), context.Canceled) && ctx.Err() == nil {
-			c.moved++
+			c.moved.Add(1)
 		}
 		end()
 		for pauses() && ctx.Err() == nil {
@@ -400,13 +400,25 @@ func (b both) move(t *testing.T, seed uint64) {
 		clients.Go(func() { c.watch(ctx, b, r, func() bool { return i > 0 && few.Load() }) })
 		all, want = append(all, c), append(want, truth)
 	}
-	for i := range 3 {
-		writers.Go(func() { b.write(t, rand.New(rand.NewPCG(seed, uint64(100+i))), i) })
-	}
 	lists := 0
 	clients.Go(func() { lists = b.page(t, ctx, rand.New(rand.NewPCG(seed, 300))) })
+	moves := func() (n int32) {
+		for _, c := range all {
+			n += c.moved.Load()
+		}
+		return n
+	}
 	written := make(chan struct{})
-	go func() { writers.Wait(); close(written) }()
+	go func() {
+		defer close(written)
+		// A fast machine has written everything before a second cache came.
+		for round, begun := uint64(0), time.Now(); round == 0 || (caches.Load() < 2 || moves() == 0) && time.Since(begun) < patience && !t.Failed(); round++ {
+			for i := range 3 {
+				writers.Go(func() { b.write(t, rand.New(rand.NewPCG(seed, 100+3*round+uint64(i))), i) })
+			}
+			writers.Wait()
+		}
+	}()
 	r := rand.New(rand.NewPCG(seed, 200))
 	for going := true; going; {
 		few.Store(r.IntN(3) == 0)
@@ -434,16 +446,15 @@ func (b both) move(t *testing.T, seed uint64) {
 	cancel()
 	clients.Wait()
 	truths.Wait()
-	moved, heard := 0, 0
+	heard := 0
 	for i, c := range all {
-		moved += c.moved
 		heard += len(c.events)
 		if err := c.differs(want[i]); err != nil {
 			t.Error(err)
 		}
 	}
-	t.Logf("%d events heard, %d caches, %d watches moved, %d lists", heard, caches.Load(), moved, lists)
-	if caches.Load() < 2 || moved == 0 || heard == 0 || lists == 0 {
+	t.Logf("%d events heard, %d caches, %d watches moved, %d lists", heard, caches.Load(), moves(), lists)
+	if caches.Load() < 2 || moves() == 0 || heard == 0 || lists == 0 {
 		t.Error("too little happened")
 	}
 }
