@@ -381,12 +381,12 @@ func TestFoundByName(t *testing.T) {
 			o.Ask, o.Names, o.resolver = nil, []string{"boat.example:6443"}, z
 			o.Lost = func() bool { return alive() < 2 }
 		}))
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // fake time
 		if n := alive(); n != 2 {
 			t.Fatalf("at its start it finds %d machines after %d questions for the name: %s", n, z.count(), views(agent.Load()))
 		}
 		asked := z.count()
-		time.Sleep(10 * time.Minute)
+		time.Sleep(10 * time.Minute) // fake time
 		if n := z.count(); n != asked {
 			t.Errorf("%d questions for the name of one that is not lost", n-asked)
 		}
@@ -398,12 +398,12 @@ func TestFoundByName(t *testing.T) {
 			o.Name, o.Address, o.Ask = "m0", moved, nil
 			o.Meta.Role, o.Meta.API, o.Meta.Addresses = RoleServer, []netip.AddrPort{moved}, []netip.Addr{moved.Addr()}
 		})
-		time.Sleep(10 * time.Minute)
+		time.Sleep(10 * time.Minute) // fake time
 		if n := alive(); n != 1 || z.count() == asked {
 			t.Fatalf("while the name has no address %d machines are alive, after %d more questions: %s", n, z.count()-asked, views(agent.Load()))
 		}
 		z.points(moved.Addr())
-		time.Sleep(5 * time.Minute)
+		time.Sleep(5 * time.Minute) // fake time
 		if n := alive(); n != 2 {
 			t.Errorf("the name has the new address: %s, found %v", views(agent.Load()), agent.Load().Found())
 		}

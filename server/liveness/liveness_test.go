@@ -585,7 +585,7 @@ func TestFarDeathAmidManySilent(t *testing.T) {
 			c.Direct = false
 			w.contacts[far] = c
 		})
-		time.Sleep(quickFar + 2*time.Second)
+		time.Sleep(quickFar + 2*time.Second) // fake time, as all that follows
 		w.do(func() {
 			for i := range many {
 				name := fmt.Sprintf("n%d", i+1)
