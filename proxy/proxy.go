@@ -99,7 +99,8 @@ type Proxy struct {
 	mu             sync.Mutex
 	servicesSynced bool
 	slicesSynced   bool
-	full           bool // the next sync rewrites everything
+	full           bool      // the next sync rewrites everything
+	rewritten      time.Time // when the last sync began that did, zero when none has
 	zone           string
 	serviceCIDRs   []string
 	last           Health
@@ -217,7 +218,9 @@ func (p *Proxy) rest() time.Duration {
 	if d, ok := p.backend.(drainer); ok && d.Drains() {
 		return drainPeriod
 	}
-	return fullSyncPeriod
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return time.Until(p.rewritten.Add(fullSyncPeriod))
 }
 
 // complete says whether Services and EndpointSlices have been seen whole: rules of half a view would cut what works. So has whose addresses no Service
@@ -230,12 +233,12 @@ func (p *Proxy) complete() bool {
 
 // sync has the back end program the kernel and returns how long to rest.
 func (p *Proxy) sync() time.Duration {
+	start := time.Now()
 	p.mu.Lock()
-	first, full := !p.last.Synced, p.full
+	first, full := !p.last.Synced, p.full || !p.rewritten.IsZero() && start.Sub(p.rewritten) >= fullSyncPeriod
 	p.full = false
 	p.mu.Unlock()
 	p.detour.forget()
-	start := time.Now()
 	err := p.backend.sync(full)
 	took := time.Since(start)
 	p.mu.Lock()
@@ -249,6 +252,9 @@ func (p *Proxy) sync() time.Duration {
 			p.log.Info("Services are served", "backend", p.backend.name(), "took", took)
 			p.removeOthers()
 			p.limitConntrack()
+		}
+		if first || full { // back ends know nothing before their first one
+			p.rewritten = start
 		}
 		p.last = Health{Synced: true, LastSync: start.Add(took), LastDuration: took}
 	}

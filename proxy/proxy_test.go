@@ -175,7 +175,7 @@ func TestFailedSyncIsTriedAgain(t *testing.T) {
 		time.Sleep(fullSyncPeriod / 2)
 		want(t, r, "at rest", "")
 		time.Sleep(fullSyncPeriod)
-		want(t, r, "after an hour", "sync")
+		want(t, r, "after an hour", "full sync")
 	})
 }
 
@@ -193,6 +193,34 @@ func TestGuardAsksForAFullSync(t *testing.T) {
 		time.Sleep(retryPause)
 		want(t, r, "tried again", "full sync")
 	})
+}
+
+// TestAFullSyncComesEveryHour, however often something changes, and whatever the back end is: what is put right only then is not put off for ever.
+func TestAFullSyncComesEveryHour(t *testing.T) {
+	for _, every := range []time.Duration{0, time.Minute, fullSyncPeriod - time.Minute} { // 0: nothing changes
+		front(t, func(_ *Proxy, e events, r *recorder) {
+			synced(e)
+			time.Sleep(time.Second)
+			want(t, r, "at the start", "sync")
+			for range 3 {
+				for left := fullSyncPeriod; left > 0; {
+					pause := left
+					if every > 0 {
+						pause = min(every, left)
+					}
+					time.Sleep(pause)
+					if left -= pause; every > 0 {
+						e.OnServiceAdd(&corev1.Service{})
+						synctest.Wait()
+					}
+				}
+				time.Sleep(maxPause)
+				if got := strings.Count(r.take(), "full sync"); got != 1 {
+					t.Errorf("a change every %v: %d full syncs in an hour, want one", every, got)
+				}
+			}
+		})
+	}
 }
 
 func TestZoneAndServiceCIDRsNeedAFullSync(t *testing.T) {
