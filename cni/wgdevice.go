@@ -3,6 +3,7 @@
 package cni
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -44,11 +45,12 @@ type wgDevice struct {
 // lookPeriod is how often to look whether another program has changed the key or the peers: the kernel does not say so.
 const lookPeriod = 5 * time.Second
 
-// digest is of all that the device was told, but for endpoints, which change by themselves.
+// digest is of all that the device was told, but for endpoints, which change by themselves. wireguard-go names the peers in no order.
 func digest(d *wgtypes.Device) [sha256.Size]byte {
 	b := binary.LittleEndian.AppendUint64(slices.Clone(d.PrivateKey[:]), uint64(d.ListenPort))
-	for _, p := range d.Peers {
+	for _, p := range slices.SortedFunc(slices.Values(d.Peers), func(p, q wgtypes.Peer) int { return bytes.Compare(p.PublicKey[:], q.PublicKey[:]) }) {
 		b = append(b, p.PublicKey[:]...)
+		b = append(b, p.PresharedKey[:]...)
 		b = binary.LittleEndian.AppendUint64(b, uint64(p.PersistentKeepaliveInterval))
 		b = append(b, joinNets(p.AllowedIPs)...)
 		b = append(b, 0)
@@ -165,7 +167,7 @@ func (d *wgDevice) observe(l netlink.Link, put func(object)) error {
 		key := p.PublicKey.String()
 		put(wgPeer{
 			device: d.name, key: key, endpoint: d.told[key], allowed: joinNets(p.AllowedIPs),
-			keepalive: int(p.PersistentKeepaliveInterval / time.Second),
+			keepalive: int(p.PersistentKeepaliveInterval / time.Second), shared: p.PresharedKey != wgtypes.Key{},
 		})
 	}
 	return nil
@@ -185,7 +187,8 @@ func (d *wgDevice) ensurePeer(p wgPeer) error {
 		return err
 	}
 	every := time.Duration(p.keepalive) * time.Second
-	c := wgtypes.PeerConfig{PublicKey: key, PersistentKeepaliveInterval: &every, ReplaceAllowedIPs: true}
+	var none wgtypes.Key // another program may have set one
+	c := wgtypes.PeerConfig{PublicKey: key, PresharedKey: &none, PersistentKeepaliveInterval: &every, ReplaceAllowedIPs: true}
 	for text := range strings.SplitSeq(p.allowed, ",") {
 		if n, err := netip.ParsePrefix(text); err == nil {
 			c.AllowedIPs = append(c.AllowedIPs, *ipNet(n))

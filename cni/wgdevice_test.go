@@ -7,12 +7,17 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.zx2c4.com/wireguard/conn"
+	wireguardgo "golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tun/tuntest"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/guest"
@@ -199,6 +204,7 @@ func TestDigest(t *testing.T) {
 		},
 		"a mask":        func(d *wgtypes.Device) { d.Peers[0].AllowedIPs[0] = *ipNet(prefixes("10.42.8.0/25")[0]) },
 		"keeping it up": func(d *wgtypes.Device) { d.Peers[0].PersistentKeepaliveInterval = time.Second },
+		"a shared key":  func(d *wgtypes.Device) { d.Peers[0].PresharedKey = testKey(9) },
 	} {
 		if device(change) == usual {
 			t.Errorf("%s is another, and nobody notices", what)
@@ -208,6 +214,73 @@ func TestDigest(t *testing.T) {
 		d.Peers[0].Endpoint, d.Peers[0].ReceiveBytes, d.Peers[0].LastHandshakeTime = &net.UDPAddr{Port: 1}, 7, time.Unix(1, 0)
 	}) != usual {
 		t.Error("a peer was heard of, and that counts as a change")
+	}
+	if device(func(d *wgtypes.Device) { slices.Reverse(d.Peers) }) != usual {
+		t.Error("the peers come in another order, and that counts as a change")
+	}
+}
+
+// TestDigestOfManyPeers: wireguard-go names its peers in another order each time, which is no reason to set up the network again every few seconds.
+func TestDigestOfManyPeers(t *testing.T) {
+	dev := wireguardgo.NewDevice(tuntest.NewChannelTUN().TUN(), conn.NewDefaultBind(), &wireguardgo.Logger{Verbosef: wireguardgo.DiscardLogf, Errorf: wireguardgo.DiscardLogf})
+	defer dev.Close()
+	u := &wgUser{dev}
+	key := testKey(1)
+	config := wgtypes.Config{PrivateKey: &key}
+	for i := range byte(20) {
+		config.Peers = append(config.Peers, wgtypes.PeerConfig{PublicKey: testKey(2 + i).PublicKey()})
+	}
+	if err := u.configure(config); err != nil {
+		t.Fatal(err)
+	}
+	var first [32]byte
+	for i := range 20 {
+		state, err := u.state()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			first = digest(state)
+		} else if digest(state) != first {
+			t.Fatalf("nothing has changed, and look %d finds another device", i+1)
+		}
+	}
+}
+
+// TestForeignSharedKey: a peer with a preshared key, which another program has set, is told that it has none.
+func TestForeignSharedKey(t *testing.T) {
+	dev := wireguardgo.NewDevice(tuntest.NewChannelTUN().TUN(), conn.NewDefaultBind(), &wireguardgo.Logger{Verbosef: wireguardgo.DiscardLogf, Errorf: wireguardgo.DiscardLogf})
+	d := newWGDevice("wg", testKey(1), ktesting.NewLogger(t, ktesting.NewConfig()))
+	d.user = &wgUser{dev}
+	defer d.close()
+	want := wgPeer{device: "wg", key: publicKey(2), allowed: "10.42.8.0/24"}
+	if err := d.ensurePeer(want); err != nil {
+		t.Fatal(err)
+	}
+	satisfied := func() bool {
+		t.Helper()
+		have := map[string]object{}
+		if err := d.observe(&netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: "wg"}}, func(o object) { have[o.id()] = o }); err != nil {
+			t.Fatal(err)
+		}
+		o, ok := have[want.id()]
+		return ok && want.satisfiedBy(o)
+	}
+	if !satisfied() {
+		t.Error("a peer that was told all is not what it should be")
+	}
+	foreign := testKey(9)
+	if err := d.configureLocked(wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: testKey(2).PublicKey(), PresharedKey: &foreign}}}); err != nil {
+		t.Fatal(err)
+	}
+	if !d.changed() || satisfied() {
+		t.Error("nobody notices a preshared key, with which nothing is understood any more")
+	}
+	if err := d.ensurePeer(want); err != nil {
+		t.Fatal(err)
+	}
+	if !satisfied() {
+		t.Error("the preshared key stays")
 	}
 }
 

@@ -99,6 +99,9 @@ func wgText(c wgtypes.Config) string {
 		if p.Remove {
 			line("remove", true)
 		}
+		if p.PresharedKey != nil {
+			line("preshared_key", hex.EncodeToString(p.PresharedKey[:]))
+		}
 		if p.Endpoint != nil {
 			line("endpoint", p.Endpoint)
 		}
@@ -143,6 +146,10 @@ func parseWGText(text string) (*wgtypes.Device, error) {
 func parseWGPeer(p *wgtypes.Peer, name, value string) error {
 	number := func() (int64, error) { return strconv.ParseInt(value, 10, 64) }
 	switch name {
+	case "preshared_key":
+		key, err := wgKeyOf(value)
+		p.PresharedKey = key
+		return err
 	case "endpoint":
 		at, err := netip.ParseAddrPort(value)
 		p.Endpoint = net.UDPAddrFromAddrPort(at)

@@ -151,6 +151,7 @@ type wgPeer struct {
 	endpoint  netip.AddrPort
 	allowed   string // networks, in the order of the peer's pod networks
 	keepalive int    // seconds; 0: none
+	shared    bool   // it has a preshared key, which no other node knows
 }
 
 func (p wgPeer) id() string { return "wireguard peer " + p.key + " dev " + p.device }
