@@ -64,13 +64,11 @@ func (b *batch) read(text string) error {
 //	add rule FAMILY TABLE CHAIN RULE [ comment "COMMENT" ]
 //	add element FAMILY TABLE SET { VALUE [ . VALUE … ] [ comment "COMMENT" ] [ : VERDICT ] }
 //	delete element FAMILY TABLE SET { VALUE [ . VALUE … ] }
+//	add set FAMILY TABLE SET { type TYPE ; flags dynamic,timeout ; timeout SECONDSs ; }
+//	delete set FAMILY TABLE SET
 func (b *batch) line(l *words) bool {
 	verb, object := l.next(), l.next()
-	family := "ip"
-	if b.table.Family == nfttable.IPv6 {
-		family = "ip6"
-	}
-	if !l.take(family, b.table.Name) {
+	if !l.take(b.family(), b.table.Name) {
 		return false
 	}
 	name := l.next()
@@ -90,6 +88,13 @@ func (b *batch) line(l *words) bool {
 		return b.element(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, name, l)
 	case "delete element":
 		return b.element(unix.NFT_MSG_DELSETELEM, 0, name, l)
+	case "add set":
+		return b.clients(name, l)
+	case "delete set":
+		_, other := b.sets[name]
+		delete(b.added, name)
+		b.add(unix.NFT_MSG_DELSET, 0, str(unix.NFTA_SET_NAME, name))
+		return !other
 	default:
 		return false
 	}
@@ -118,8 +123,9 @@ func (b *batch) element(kind, flags int, name string, l *words) bool {
 		return false
 	}
 	if set.Verdicts && kind == unix.NFT_MSG_NEWSETELEM {
+		colon := l.take(":")
 		v, ok := verdict(l)
-		if !ok {
+		if !colon || !ok {
 			return false
 		}
 		attrs = append(attrs, nested(unix.NFTA_SET_ELEM_DATA, v))
@@ -153,7 +159,7 @@ func decimal(word string, bits int) (uint64, bool) {
 	return n, err == nil && strconv.FormatUint(n, 10) == word
 }
 
-// chainName says whether a word is a chain's name to nft. Upstream's names of Services' chains have a slash or a dash in them, which tells them from words that mean something else there.
+// chainName says whether a word is a chain's name to nft, or a set's. Upstream's names of Services' chains and of endpoints' sets have a slash or a dash in them, which tells them from words that mean something else there.
 func chainName(word string) bool {
 	for i, c := range []byte(word) {
 		letter := 'a' <= c|0x20 && c|0x20 <= 'z'
@@ -171,13 +177,13 @@ func (b *batch) ours(a netip.Addr) bool {
 
 // verdict is one of
 //
-//	: drop
-//	: goto CHAIN
+//	drop
+//	goto CHAIN
 func verdict(l *words) (*nl.RtAttr, bool) {
 	switch {
-	case l.take(":", "drop"):
+	case l.take("drop"):
 		return nested(unix.NFTA_DATA_VERDICT, number(unix.NFTA_VERDICT_CODE, 0)), true
-	case l.take(":", "goto"):
+	case l.take("goto"):
 		kind, to := int32(expr.VerdictGoto), l.next()
 		return nested(unix.NFTA_DATA_VERDICT, number(unix.NFTA_VERDICT_CODE, uint32(kind)), str(unix.NFTA_VERDICT_CHAIN, to)), chainName(to)
 	}

@@ -54,10 +54,10 @@ func (s *Sender) close() {
 	}
 }
 
-// Send has the kernel take a transaction in nft's words, all of it or nothing. Each line has to be of one of the forms that lines.go and rule.go name, and of the table; elements are of the sets that New was given.
+// Send has the kernel take a transaction in nft's words, all of it or nothing. Each line has to be of one of the forms that lines.go, rule.go, map.go and clients.go name, and of the table; elements are of the sets that New was given.
 // Where it fails with another error than ErrUnknown, the kernel has refused the transaction, or it was not sent.
 func (s *Sender) Send(text string) error {
-	b := batch{table: s.table, sets: s.sets}
+	b := newBatch(s.table, s.sets)
 	if err := b.read(text); err != nil {
 		return err
 	}
@@ -81,9 +81,14 @@ type batch struct {
 	table    nfttable.Table
 	sets     map[string]Set
 	messages []byte
-	at       int    // where the last message begins
-	last     uint32 // its sequence number; 0 where there is none
-	maps     uint32 // how many maps without a name there are
+	at       int               // where the last message begins
+	last     uint32            // its sequence number; 0 where there is none
+	ids      uint32            // how many sets and maps it makes
+	added    map[string]uint32 // the sets that it makes, or that were there already, with their numbers
+}
+
+func newBatch(t nfttable.Table, sets map[string]Set) batch {
+	return batch{table: t, sets: sets, added: map[string]uint32{}}
 }
 
 // add takes in a message about the table. Attributes come in the order in which nft writes them.

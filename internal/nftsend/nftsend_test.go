@@ -3,9 +3,11 @@
 package nftsend
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -22,10 +24,10 @@ func TestMain(m *testing.M) { os.Exit(guest.Main(m, nstest.Main)) }
 const tableName = "nftsend"
 
 var sets = map[string]Set{
-	"addrs":     {Key: []Type{IPAddr}},
-	"hairpins":  {Key: []Type{IPAddr, IPAddr, InetProto, InetService}},
-	"services":  {Key: []Type{IPAddr, InetProto, InetService}, Verdicts: true},
-	"nodeports": {Key: []Type{InetProto, InetService}, Verdicts: true},
+	"addrs":               {Key: []Type{IPAddr}},
+	"hairpin-connections": {Key: []Type{IPAddr, IPAddr, InetProto, InetService}},
+	"services":            {Key: []Type{IPAddr, InetProto, InetService}, Verdicts: true},
+	"nodeports":           {Key: []Type{InetProto, InetService}, Verdicts: true},
 }
 
 // side is a family's words.
@@ -55,23 +57,46 @@ func (s side) write(commands ...string) string {
 func (s side) base() string {
 	addr := map[string]string{"ip": "ipv4_addr", "ip6": "ipv6_addr"}[s.family]
 	return fmt.Sprintf("add table %s %s\ndelete table %s %s\nadd table %s %s\n", s.family, tableName, s.family, tableName, s.family, tableName) + s.write(
-		"add set addrs { type "+addr+" ; }", "add set hairpins { type "+addr+" . "+addr+" . inet_proto . inet_service ; }",
+		"add set addrs { type "+addr+" ; }", "add set hairpin-connections { type "+addr+" . "+addr+" . inet_proto . inet_service ; }",
 		"add map services { type "+addr+" . inet_proto . inet_service : verdict ; }", "add map nodeports { type inet_proto . inet_service : verdict ; }",
-		"add chain reject-chain", "add chain service-0/x", "add rule service-0/x "+s.rule(rand.New(rand.NewPCG(0, 0))), "add chain service-1/x", "add chain "+longName,
+		"add set affinity-0/x "+s.clients(90), "add chain reject-chain", "add chain service-0/x", "add chain service-1/x", "add chain "+longName, "add rule service-0/x "+s.rule(rand.New(rand.NewPCG(0, 0))),
 		"add element addrs { "+s.addr(1)+" }", "add element services { "+s.addr(1)+" . tcp . 80 comment \"ns/svc:http\" : goto reject-chain }",
 	)
+}
+
+// clients is what follows the name of a set of clients.
+func (s side) clients(seconds int) string {
+	return fmt.Sprintf("{ type %s ; flags dynamic,timeout ; timeout %ds ; }", map[string]string{"ip": "ipv4_addr", "ip6": "ipv6_addr"}[s.family], seconds)
+}
+
+// prefix is any network.
+func (s side) prefix(r *rand.Rand) string {
+	raw := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, r.Uint64()), r.Uint64())
+	a, _ := netip.AddrFromSlice(raw[:map[string]int{"ip": 4, "ip6": 16}[s.family]])
+	return netip.PrefixFrom(a, 1+r.IntN(a.BitLen())).Masked().String()
+}
+
+// act is what a rule does that may ask first where a packet comes from.
+func (s side) act(r *rand.Rand) string {
+	from := []string{"", "", "fib saddr type local ", s.family + " saddr " + s.prefix(r) + " "}[r.IntN(4)]
+	return from + []string{"goto service-1/x", fmt.Sprintf("mark set mark or %#08x", 1<<r.IntN(32))}[r.IntN(2)]
 }
 
 func (s side) rule(r *rand.Rand) string {
 	protocol := []string{"tcp", "udp", "sctp"}[r.IntN(3)]
 	var out string
-	switch r.IntN(5) {
-	case 0:
-		out = "goto service-1/x"
-	case 1:
-		out = fmt.Sprintf("mark set mark or %#08x", 1<<r.IntN(32))
-	case 2:
+	switch r.IntN(7) {
+	case 0, 1, 2:
+		out = s.act(r)
+	case 3:
 		out = "meta l4proto " + protocol + " dnat to " + s.to(1+r.IntN(200), 1+r.IntN(65535))
+	case 4:
+		var elements []string
+		n := 1 + r.IntN(200)/(1+r.IntN(50))
+		for i := range n {
+			elements = append(elements, fmt.Sprintf("%d : goto %s", i, []string{"service-1/x", "reject-chain", longName}[r.IntN(3)]))
+		}
+		out = fmt.Sprintf("numgen random mod %d vmap { %s }", n, strings.Join(elements, " , "))
 	default:
 		var elements []string
 		n := 2 + r.IntN(maxElements-1)/(1+r.IntN(200))
@@ -111,6 +136,8 @@ func (s side) any(r *rand.Rand) string {
 			chain = longName
 		}
 		key := fmt.Sprintf("%s . %s . %d", s.addr(1+r.IntN(2)), protocol, port)
+		clients := fmt.Sprintf("affinity-%d/x", r.IntN(3))
+		addClients := "add set " + clients + " " + s.clients([]int{1, 90, 10800, maxAffinity}[r.IntN(4)])
 		commands = append(commands, [][]string{
 			{"add chain " + chain, "flush chain " + chain, "add rule " + chain + " " + s.rule(r)},
 			{"add chain " + chain, "flush chain " + chain, "add rule " + chain + " " + s.rule(r), "add rule " + chain + " " + s.rule(r)},
@@ -119,12 +146,17 @@ func (s side) any(r *rand.Rand) string {
 			{"add rule " + chain + " " + s.rule(r)},
 			{"add element addrs { " + s.addr(1+r.IntN(3)) + comment + " }"},
 			{"delete element addrs { " + s.addr(1+r.IntN(2)) + " }"},
-			{"add element hairpins { " + s.addr(1) + " . " + s.addr(2) + fmt.Sprintf(" . %s . %d }", protocol, port)},
+			{"add element hairpin-connections { " + s.addr(1) + " . " + s.addr(2) + fmt.Sprintf(" . %s . %d }", protocol, port)},
 			{"add element services { " + key + comment + " : " + verdict + " }"},
 			{"delete element services { " + s.addr(1) + " . tcp . 80 }", "add element services { " + key + " : " + verdict + " }"},
 			{"delete element services { " + key + " }"},
 			{fmt.Sprintf("add element nodeports { %s . %d%s : %s }", protocol, port, comment, verdict)},
-		}[r.IntN(12)]...)
+			{addClients, "add chain " + chain, "add rule " + chain + " " + s.family + " saddr @" + clients + " " + []string{"goto reject-chain", "mark set mark or 0x4000"}[r.IntN(2)] + comment},
+			{"add chain " + chain, "flush chain " + chain, addClients, "add rule " + chain + " update @" + clients + " { " + s.family + " saddr }" + comment},
+			{addClients},
+			{"delete set " + clients},
+			{"flush chain " + chain, "delete set " + clients, addClients},
+		}[r.IntN(17)]...)
 	}
 	return s.write(commands...)
 }
@@ -232,6 +264,8 @@ var strangeWords = []string{
 	"tcp", "udp", "sctp", "icmp", "6", "http", "drop", "accept", "goto", "jump", "reject", "counter", "comment", "random", "map", "add", "flush", "delete", "handle", "index", "{", "}", ":", ".", ",", "@addrs", "$x",
 	"::", "::1", "::ffff:10.42.0.1", "64:ff9b::10.42.0.1", "fd42:0:0::1", "FD42::1", "fd42::1%lo", "[fd42::1]:080", "10.42.0.1:080", "10.42.0.1:0", "010.42.0.1", "10.42.1", "10.42.0.0/24", "0.0.0.0", "255.255.255.255",
 	"9chain", "-chain", "a,b", "a-b", "a/b", "a#b/c", "a*", "caf\u00e9/x", "service-0/x", "reject-chain", "Service-0/X", "_/x", ".", `"a"`, `"a`, `""`, `"service-0/x"`, `"a/b"`, "icmpv6-type/x", "never-there/x",
+	"0.0.0.0/0", "::/0", "10.42.0.0/33", "10.42.0.0/016", "10.42.0.1/16", "10.42.0.0/1", "10.42/16", "fd42::/56", "fd42:0::/56", "fd42::1/56", "10.42.0.0/16", "@affinity-0/x", "@affinity-1/x", "@services", "@", "affinity-0/x", "addrs", "update", "saddr", "daddr", "fib",
+	"local", "unicast", "type", "flags", "dynamic", "dynamic,timeout", "timeout,dynamic", "timeout", "0s", "1s", "01s", "90", "86400s", "86401s", "4294967296s", "1m", "1d", "90ms", "vmap", "ipv4_addr", "ipv6_addr", "typeof", "set", "counter", "limit", "size", "jump",
 }
 
 // TestStrange: what is not quite of Send's forms, by a word or a letter, is nft's, or nft takes it for the same.
@@ -241,7 +275,7 @@ func TestStrange(t *testing.T) {
 	for range 10000 {
 		s := sides[r.IntN(2)]
 		text := mutant(r, s.any(r))
-		if b := (batch{table: s.table, sets: sets}); b.read(text) == nil && b.last > 0 {
+		if b := newBatch(s.table, sets); b.read(text) == nil && b.last > 0 {
 			known++
 			both(t, s, senders[s.family], text)
 		}
@@ -287,6 +321,16 @@ func TestUnknown(t *testing.T) {
 		s.write("add rule service-0/x meta l4proto tcp dnat ip addr . port to numgen random mod 2 map @m"), s.write("add rule service-0/x meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.42.0.1 . http }"),
 		s.write("add rule service-0/x meta l4proto tcp dnat ip addr . port to numgen random mod 1 map { 0 : 10.42.0.1 . 80 , }"), s.write("add rule service-0/x mark set mark or x"),
 		s.write(`add rule service-0/x goto service-1/x comment "` + strings.Repeat("x", 129) + `"`), s.write(`add rule service-0/x goto service-1/x comment "x`), s.write(`add rule service-0/x goto service-1/x comment "a\"b"`), s.write("add rule service-0/x goto service-1/x comment \"a\x00b\""),
+		s.write("add rule service-0/x ip saddr 0.0.0.0/0 goto service-1/x"), s.write("add rule service-0/x ip saddr 10.42.0.1/16 goto service-1/x"), s.write("add rule service-0/x ip saddr 10.42.0.1 goto service-1/x"), s.write("add rule service-0/x ip6 saddr fd42::/56 goto service-1/x"),
+		s.write("add rule service-0/x ip saddr fd42::/56 goto service-1/x"), s.write("add rule service-0/x ip daddr 10.42.0.0/16 goto service-1/x"), s.write("add rule service-0/x ip saddr != 10.42.0.0/16 goto service-1/x"), s.write("add rule service-0/x ip saddr 10.42.0.0/16"),
+		s.write("add rule service-0/x ip saddr 10.42.0.0/16 drop"), s.write("add rule service-0/x ip saddr != { 10.42.0.0/16 } drop"), s.write("add rule service-0/x fib daddr type local goto service-1/x"), s.write("add rule service-0/x fib saddr type unicast goto service-1/x"),
+		s.write("add rule service-0/x ip saddr @affinity-0/x goto service-1/x"), s.write("add rule service-0/x update @affinity-0/x { ip saddr }"), // nobody says what sets they are
+		s.write("add set affinity-0/x "+s.clients(90), "delete set affinity-0/x", "add rule service-0/x update @affinity-0/x { ip saddr }"), s.write("add set affinity-0/x "+s.clients(90), "add rule service-0/x update @affinity-0/x { ip daddr }"),
+		s.write("add set affinity-0/x "+s.clients(90), "add rule service-0/x update @affinity-0/x { ip saddr timeout 5s }"), s.write("add set affinity-0/x "+s.clients(90), "add rule service-0/x add @affinity-0/x { ip saddr }"),
+		s.write("add set affinity-0/x " + s.clients(0)), s.write("add set affinity-0/x " + s.clients(maxAffinity+1)), s.write("add set affinity-0/x " + sides[1].clients(90)), s.write("add set affinity-0/x"), s.write("add set affinity-0/x { type ipv4_addr ; }"),
+		s.write("add set affinity-0/x { type ipv4_addr ; flags dynamic,timeout ; timeout 90s ; size 5 ; }"), s.write("add set addrs " + s.clients(90)), s.write("delete set addrs"), s.write("delete set nodeports"), s.write("delete set hairpin-connections"),
+		s.write("add rule service-0/x numgen random mod 2 vmap { 0 : goto service-1/x , }"), s.write("add rule service-0/x numgen random mod 2 vmap { 0 : jump service-1/x }"), s.write("add rule service-0/x numgen inc mod 2 vmap { 0 : goto service-1/x }"), s.write("add rule service-0/x numgen random mod 2 vmap @nodeports"),
+		s.write("add rule service-0/x numgen random mod 2 vmap { " + strings.TrimSuffix(strings.Repeat("0 : goto "+longName+" , ", 230), " , ") + " }"), // more than an attribute holds
 		s.write("add element strangers { 10.42.0.1 }"), s.write("add element addrs { 10.42.0.1, 10.42.0.2 }"), s.write("add element addrs { 10.42.0.1 timeout 5s }"), s.write("add element addrs { fd42::1 }"),
 		s.write("add element addrs { 10.42.0.1"), s.write("add element services { 10.42.0.1 . tcp . 65536 : drop }"), s.write("add element services { 10.42.0.1 . tcp . 80 : accept }"), s.write("add element services { 10.42.0.1 . tcp . 80 }"),
 		strings.Repeat(known, maxText/len(known)+1),

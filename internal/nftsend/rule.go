@@ -4,6 +4,7 @@ package nftsend
 
 import (
 	"encoding/binary"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -20,8 +21,10 @@ import (
 //
 //	meta l4proto PROTOCOL dnat to ADDRESS:PORT
 //	meta l4proto PROTOCOL dnat FAMILY addr . port to numgen random mod NUMBER map { NUMBER : ADDRESS . PORT , … }
-//	mark set mark or 0xNUMBER
-//	goto CHAIN
+//	numgen random mod NUMBER vmap { NUMBER : goto CHAIN , … }
+//	update @SET { FAMILY saddr }
+//	[ FROM ] mark set mark or 0xNUMBER
+//	[ FROM ] goto CHAIN
 //
 // which may have a comment.
 func (b *batch) rule(chain string, l *words) bool {
@@ -30,11 +33,16 @@ func (b *batch) rule(chain string, l *words) bool {
 	switch {
 	case l.take("meta", "l4proto"):
 		does, ok = b.dnat(l)
-	case l.take("mark", "set", "mark", "or"):
-		does, ok = mark(l.next())
-	case l.take("goto"):
-		to := l.next()
-		does, ok = []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: to}}, chainName(to)
+	case l.take("numgen", "random", "mod"):
+		does, ok = b.anyChain(l)
+	case l.take("update"):
+		does, ok = b.remember(l)
+	default:
+		var then []expr.Any
+		if does, ok = b.from(l); ok {
+			then, ok = act(l)
+			does = append(does, then...)
+		}
 	}
 	if !ok {
 		return false
@@ -54,6 +62,71 @@ func (b *batch) rule(chain string, l *words) bool {
 	}
 	b.add(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, attrs...)
 	return ok
+}
+
+// from matches where a packet comes from, if the rule asks for that:
+//
+//	FAMILY saddr PREFIX
+//	FAMILY saddr @SET
+//	fib saddr type local
+func (b *batch) from(l *words) ([]expr.Any, bool) {
+	switch {
+	case l.take("fib", "saddr", "type", "local"):
+		return []expr.Any{
+			&expr.Fib{Register: 1, FlagSADDR: true, ResultADDRTYPE: true},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)},
+		}, true
+	case l.take(b.family(), "saddr"):
+		word := l.next()
+		if set, ok := strings.CutPrefix(word, "@"); ok {
+			id, known := b.added[set]
+			return []expr.Any{b.source(b.addrLen()), &expr.Lookup{SourceRegister: 1, SetName: set, SetID: id}}, known
+		}
+		return b.inside(word)
+	}
+	return nil, true
+}
+
+// inside matches what comes from a network. nft looks at the bytes in front alone where its mask ends with one.
+func (b *batch) inside(word string) ([]expr.Any, bool) {
+	p, err := netip.ParsePrefix(word)
+	if err != nil || p.Bits() == 0 || p != p.Masked() || p.String() != word || !b.ours(p.Addr()) {
+		return nil, false
+	}
+	addr := p.Addr().AsSlice()
+	if whole := p.Bits() / 8; p.Bits()%8 == 0 {
+		return []expr.Any{b.source(whole), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: addr[:whole]}}, true
+	}
+	mask := net.CIDRMask(p.Bits(), p.Addr().BitLen())
+	return []expr.Any{
+		b.source(len(addr)),
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(len(addr)), Mask: mask, Xor: make([]byte, len(addr))},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: addr},
+	}, true
+}
+
+// source loads so many bytes of where a packet comes from.
+func (b *batch) source(bytes int) *expr.Payload {
+	offset := uint32(12)
+	if b.table.Family == nfttable.IPv6 {
+		offset = 8
+	}
+	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(bytes)}
+}
+
+// act is one of
+//
+//	mark set mark or 0xNUMBER
+//	goto CHAIN
+func act(l *words) ([]expr.Any, bool) {
+	switch {
+	case l.take("mark", "set", "mark", "or"):
+		return mark(l.next())
+	case l.take("goto"):
+		to := l.next()
+		return []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: to}}, chainName(to)
+	}
+	return nil, false
 }
 
 func mark(word string) ([]expr.Any, bool) {
@@ -86,22 +159,29 @@ func (b *batch) dnat(l *words) ([]expr.Any, bool) {
 			&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(b.table.Family), RegAddrMin: 1, RegProtoMin: 2, Specified: true},
 		), err == nil && b.ours(to.Addr()) && to.String() == word
 	}
-	family, portAt := "ip", uint32(unix.NFT_REG32_01) // the registers behind the address
+	portAt := uint32(unix.NFT_REG32_01) // the registers behind the address
 	if b.table.Family == nfttable.IPv6 {
-		family, portAt = "ip6", unix.NFT_REG_2
+		portAt = unix.NFT_REG_2
 	}
-	if !l.take(family, "addr", ".", "port", "to", "numgen", "random", "mod") {
+	if !l.take(b.family(), "addr", ".", "port", "to", "numgen", "random", "mod") {
 		return nil, false
 	}
 	number, ok := decimal(l.next(), 32)
-	if !ok || !l.take("map", "{") {
+	if !ok || !l.take("map") {
 		return nil, false
 	}
-	elements, n, ok := b.endpoints(l)
-	if !ok || !l.take("}") {
+	elements, n, ok := b.choices(l, func() (*nl.RtAttr, bool) {
+		to, ok := b.value(IPAddr, l.next())
+		if !ok || !l.take(".") {
+			return nil, false
+		}
+		port, ok := b.value(InetService, l.next())
+		return nl.NewRtAttr(unix.NFTA_DATA_VALUE, append(to, port...)), ok
+	})
+	if !ok {
 		return nil, false
 	}
-	name, id := b.newMap(elements, n)
+	name, id := b.newMap(b.addrType()<<typeBits|typeInetService, b.addrLen()+4, nil, elements, n)
 	return append(does,
 		&expr.Numgen{Register: 1, Modulus: uint32(number), Type: unix.NFT_NG_RANDOM},
 		&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true, SetName: name, SetID: id},
@@ -109,57 +189,24 @@ func (b *batch) dnat(l *words) ([]expr.Any, bool) {
 	), true
 }
 
-// endpoints are the elements of a map from a number to an address and port.
-func (b *batch) endpoints(l *words) (list *nl.RtAttr, n int, ok bool) {
-	list = nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
-	for first := true; first || l.take(","); first = false {
-		key, ok := decimal(l.next(), 32)
-		if !ok || !l.take(":") {
-			return nil, 0, false
-		}
-		to, ok := b.value(IPAddr, l.next())
-		if !ok || !l.take(".") {
-			return nil, 0, false
-		}
-		port, ok := b.value(InetService, l.next())
-		if n++; !ok || n > maxElements {
-			return nil, 0, false
-		}
-		list.AddChild(nested(unix.NFTA_LIST_ELEM,
-			nested(unix.NFTA_SET_ELEM_KEY, nl.NewRtAttr(unix.NFTA_DATA_VALUE, binary.NativeEndian.AppendUint32(nil, uint32(key)))),
-			nested(unix.NFTA_SET_ELEM_DATA, nl.NewRtAttr(unix.NFTA_DATA_VALUE, append(to, port...)))))
+func (b *batch) family() string {
+	if b.table.Family == nfttable.IPv6 {
+		return "ip6"
 	}
-	return list, n, true
+	return "ip"
 }
 
-// What nft calls its types, and says about a map beside it so that it can list it.
-const (
-	typeInteger, typeIPv4Addr, typeIPv6Addr, typeInetService = 4, 7, 8, 13
-	typeBits                                                 = 6 // of each part of a concatenation
-
-	keyByteOrder, dataByteOrder, dataInterval = userdata.NFTNL_UDATA_SET_KEYBYTEORDER, userdata.NFTNL_UDATA_SET_DATABYTEORDER, userdata.NFTNL_UDATA_SET_DATA_INTERVAL
-	hostByteOrder                             = 1
-)
-
-// newMap takes in a map without a name, which the rule that follows has in it. github.com/google/nftables could, but says that its keys are big-endian, and nft would list them so.
-func (b *batch) newMap(elements *nl.RtAttr, n int) (template string, id uint32) {
-	b.maps++
-	template, id = "__map%d", b.maps
-	addrType, size := uint32(typeIPv4Addr), uint32(4+4)
+// addrType and addrLen are of an address of the table's family, by nft's number and in bytes.
+func (b *batch) addrType() uint32 {
 	if b.table.Family == nfttable.IPv6 {
-		addrType, size = typeIPv6Addr, 16+4
+		return typeIPv6Addr
 	}
-	said := userdata.AppendUint32(nil, keyByteOrder, hostByteOrder)
-	said = userdata.AppendUint32(said, dataByteOrder, 0)
-	said = userdata.AppendUint32(said, dataInterval, 0)
-	b.add(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE,
-		str(unix.NFTA_SET_NAME, template),
-		number(unix.NFTA_SET_FLAGS, unix.NFT_SET_ANONYMOUS|unix.NFT_SET_CONSTANT|unix.NFT_SET_MAP),
-		number(unix.NFTA_SET_KEY_TYPE, typeInteger), number(unix.NFTA_SET_KEY_LEN, 4),
-		number(unix.NFTA_SET_DATA_TYPE, addrType<<typeBits|typeInetService), number(unix.NFTA_SET_DATA_LEN, size),
-		number(unix.NFTA_SET_ID, id),
-		nested(unix.NFTA_SET_DESC, number(unix.NFTA_SET_DESC_SIZE, uint32(n))),
-		nl.NewRtAttr(unix.NFTA_SET_USERDATA, said))
-	b.add(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, str(unix.NFTA_SET_ELEM_LIST_SET, template), number(unix.NFTA_SET_ELEM_LIST_SET_ID, id), elements)
-	return template, id
+	return typeIPv4Addr
+}
+
+func (b *batch) addrLen() int {
+	if b.table.Family == nfttable.IPv6 {
+		return 16
+	}
+	return 4
 }
