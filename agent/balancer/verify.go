@@ -29,7 +29,7 @@ const (
 	heardFor = 1800 * time.Millisecond
 	// farther is by how much longer than usual the next answer may take of a server whose answers usually come less often than once a second: a line on which a packet and the one that answers
 	// it need more than that. farthest is the longest time between two answers that counts for what is usual.
-	farther, farthest = 500 * time.Millisecond, 3 * time.Second
+	farther, farthest = 700 * time.Millisecond, 3 * time.Second
 	// sureFor is for how long new connections are opened without another handshake.
 	sureFor = 5 * time.Second
 	// answersNow is for how long an answer shows that this machine is neither slow nor cut off: they come once a second.

@@ -128,6 +128,7 @@ func TestFarServers(t *testing.T) {
 				}
 			})
 		}
+		time.Sleep(30 * time.Second) // fake time: what is usual is known after some answers
 		b.watch(ctx)
 		running.Wait()
 		select {
