@@ -19,18 +19,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/halfopen"
-	"github.com/coracle-k8s/coracle/internal/together"
 )
 
 const (
@@ -39,13 +36,6 @@ const (
 	// handshakeTimeout is for how long one goes on for which nobody waits any more: who asks again then finds what came of it. Over a line on which a packet needs a second, no server
 	// would ever show itself otherwise.
 	handshakeTimeout = 6 * time.Second
-	// lookAfter is how often the servers that have connections are looked after. One that has vanished with its machine closes
-	// nothing.
-	lookAfter = time.Second
-	// probeEvery is how often such a server has to show its certificate while it is not heard otherwise.
-	probeEvery = 2 * time.Second
-	// probes is how many questions in a row a server may leave open.
-	probes = 2
 	// most is how many servers are remembered; a cluster has up to seven, and they may change. mostProved of these are
 	// kept whatever others say.
 	most, mostProved = 16, 8
@@ -85,6 +75,8 @@ type Balancer struct {
 	ended           bool         // no handshake begins any more
 	ends            map[ends]int // of connections that are open
 	reason          string       // why no server could be used, when it was last told; "" if one can
+
+	now func() time.Time // time.Now, or a test's, which jumps as a process sees it that was paused
 }
 
 // New takes the address and reads the list.
@@ -95,6 +87,7 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	b := &Balancer{
 		o: o, servers: []string{o.Server}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
 		proved: map[string]proof{}, proving: map[string]*proving{}, ends: map[ends]int{}, waiting: halfopen.Table{Max: mostWaiting},
+		now: time.Now,
 	}
 	b.servers = unique(append(b.servers, readList(o.File)...))
 	b.servers = b.servers[:min(len(b.servers), most)]
@@ -285,70 +278,6 @@ func (b *Balancer) use(server string) {
 		b.o.Logger.Info("the API is reached through another server", "server", server, "before", b.servers[0])
 		b.servers = slices.Insert(slices.Delete(b.servers, i, i+1), 0, server)
 	}
-}
-
-// watch looks after the servers that have connections.
-func (b *Balancer) watch(ctx context.Context) {
-	missed, asked, cut := map[string]int{}, map[string]time.Time{}, map[string]bool{}
-	next := time.NewTimer(together.Until(lookAfter))
-	defer next.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-next.C:
-			next.Reset(together.Until(lookAfter))
-		}
-		servers := b.inUse()
-		maps.DeleteFunc(asked, func(s string, _ time.Time) bool { return !slices.Contains(servers, s) })
-		maps.DeleteFunc(missed, func(s string, _ int) bool { return !slices.Contains(servers, s) })
-		maps.DeleteFunc(cut, func(s string, _ bool) bool { return !slices.Contains(servers, s) })
-		for _, server := range servers {
-			if b.heard(server) {
-				delete(missed, server)
-				b.dropStale(server, cut)
-				continue
-			}
-			if other := b.otherAnswers(server); other != "" {
-				b.o.Logger.Warn("a server is silent while another one answers; what went to it goes there", "server", server, "other", other)
-				b.drop(server)
-				continue
-			}
-			if time.Since(asked[server]) < probeEvery {
-				continue
-			}
-			asked[server] = time.Now()
-			err := b.prove(ctx, server)
-			if err == nil {
-				delete(missed, server)
-				b.dropStale(server, cut)
-				continue
-			}
-			cut[server] = cut[server] || noWay(err)
-			if missed[server]++; missed[server] >= probes && ctx.Err() == nil {
-				delete(missed, server)
-				b.o.Logger.Warn("a server does not answer any more; its connections are closed", "server", server, "error", err)
-				b.drop(server)
-			}
-		}
-	}
-}
-
-// dropStale closes the connections to a server that is heard again after there was no way to its machine. What was sent over them meanwhile waits for TCP, by now for as long again as it
-// has waited already; a new connection does not.
-func (b *Balancer) dropStale(server string, cut map[string]bool) {
-	if !cut[server] {
-		return
-	}
-	delete(cut, server)
-	b.o.Logger.Info("there is a way to a server again; its connections of before are closed, since they would wait for longer", "server", server)
-	b.closeAll(server)
-}
-
-// noWay says whether a handshake failed since not even the kernel of the server's machine answered: it does for a process that hangs or gets no processor time.
-func noWay(err error) bool {
-	var op *net.OpError
-	return errors.As(err, &op) && op.Op == "dial" && !errors.Is(err, syscall.ECONNREFUSED)
 }
 
 // inUse are the servers that have connections.

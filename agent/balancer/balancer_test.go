@@ -308,14 +308,13 @@ func TestServerComesBack(t *testing.T) {
 
 // TestConnectionsOfBefore: those from before a server's machine could not be reached are closed when it can be again, and the server stays the one in use.
 func TestConnectionsOfBefore(t *testing.T) {
-	_, two, b := twoServers(t)
+	_, _, b := twoServers(t)
 	old := wantAnswer(t, b, "one")
-	b.Answered(two.address, true)
-	b.dropStale(b.Servers()[0], map[string]bool{two.address: true})
+	b.dropStale(b.Servers()[0], &look{})
 	if _, err := old.ask(); err != nil {
 		t.Error("there always was a way to its server:", err)
 	}
-	b.dropStale(b.Servers()[0], map[string]bool{b.Servers()[0]: true})
+	b.dropStale(b.Servers()[0], &look{cut: true})
 	ended(t, old)
 	wantAnswer(t, b, "one")
 }

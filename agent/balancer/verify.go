@@ -44,6 +44,8 @@ type proof struct {
 	itself bool
 	// doubted says that it has hung up since without a word.
 	doubted bool
+	// excused is how much of the time since then is nobody's silence: this machine was late.
+	excused time.Duration
 	// usual is the time between two answers over the node's own connection, on average, the latest counting most.
 	usual time.Duration
 }
@@ -63,7 +65,7 @@ func (b *Balancer) Answered(server string, itself bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.proved[server]
-	if gap := time.Since(p.at); gap < farthest {
+	if gap := b.now().Sub(p.at); gap < farthest {
 		p.usual += (gap - cmp.Or(p.usual, gap)) / 8
 		p.usual = cmp.Or(p.usual, gap)
 	}
@@ -95,7 +97,7 @@ func (b *Balancer) doubt(server string) {
 // note keeps what has been shown just now. mu is held.
 func (b *Balancer) note(server string, p proof) {
 	if slices.Contains(b.servers, server) {
-		p.at = time.Now()
+		p.at, p.excused = b.now(), 0
 		b.proved[server] = p
 	}
 }
@@ -104,13 +106,14 @@ func (b *Balancer) note(server string, p proof) {
 func (b *Balancer) heard(server string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.answers(server, max(heardFor, b.proved[server].usual+farther))
+	p := b.proved[server]
+	return b.answers(server, max(heardFor, p.usual+farther)+p.excused)
 }
 
 // answers is called with mu held.
 func (b *Balancer) answers(server string, within time.Duration) bool {
 	p, ok := b.proved[server]
-	return ok && time.Since(p.at) < within
+	return ok && b.now().Sub(p.at) < within
 }
 
 // otherAnswers is a server that has just answered, and not the one that is given; "" if there is none. A server that is silent while

@@ -46,18 +46,7 @@ func ended(t *testing.T, c *client) {
 func TestSilentIsLeftInTime(t *testing.T) {
 	for _, usual := range []time.Duration{time.Millisecond, 20 * time.Millisecond, 150 * time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {
-			b := &Balancer{
-				o: Options{Logger: slog.New(slog.DiscardHandler)}, servers: []string{"one", "other"}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
-				proved: map[string]proof{}, proving: map[string]*proving{},
-			}
-			client, up := net.Pipe()
-			defer client.Close()
-			b.open[up] = "one"
-			closed := make(chan time.Time, 1) // one: it may never be asked for
-			go func() {
-				_, _ = client.Read(make([]byte, 1))
-				closed <- time.Now()
-			}()
+			b, closed := oneInUse(t)
 			b.Answered("one", true)
 			b.Answered("other", true)
 			ctx, cancel := context.WithCancel(t.Context())
@@ -101,18 +90,7 @@ func TestFarServers(t *testing.T) {
 	t.Log("seed", seed)
 	synctest.Test(t, func(t *testing.T) {
 		random := rand.New(rand.NewPCG(seed, 0))
-		b := &Balancer{
-			o: Options{Logger: slog.New(slog.DiscardHandler)}, servers: []string{"one", "other"}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
-			proved: map[string]proof{}, proving: map[string]*proving{},
-		}
-		client, up := net.Pipe()
-		defer client.Close()
-		b.open[up] = "one"
-		closed := make(chan error, 1) // one: it is looked at at the end
-		go func() {
-			_, err := client.Read(make([]byte, 1))
-			closed <- err
-		}()
+		b, closed := oneInUse(t)
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 		defer cancel()
 		var running sync.WaitGroup
@@ -132,8 +110,8 @@ func TestFarServers(t *testing.T) {
 		b.watch(ctx)
 		running.Wait()
 		select {
-		case err := <-closed:
-			t.Errorf("a server that answers is left: %v", err)
+		case <-closed:
+			t.Error("a server that answers is left")
 		default:
 		}
 	})

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/together"
+)
+
+// All sleeps of this file are of fake time.
+
+// oneInUse is a balancer that knows the servers one and other, with a connection to the first. What is returned tells when that is closed. It is for a bubble of fake time.
+func oneInUse(t *testing.T) (*Balancer, <-chan time.Time) {
+	t.Helper()
+	b := &Balancer{
+		o: Options{Logger: slog.New(slog.DiscardHandler)}, servers: []string{"one", "other"}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
+		proved: map[string]proof{}, proving: map[string]*proving{}, now: time.Now,
+	}
+	client, up := net.Pipe()
+	t.Cleanup(func() { client.Close() })
+	b.open[up] = "one"
+	closed := make(chan time.Time, 1) // one: it may never be asked for
+	go func() {
+		_, _ = client.Read(make([]byte, 1))
+		closed <- time.Now()
+	}()
+	return b, closed
+}
+
+// pausedProcess gives a balancer a clock that goes on while the process is paused. What is returned pauses it.
+func pausedProcess(b *Balancer) (pause func(time.Duration)) {
+	var past atomic.Int64
+	b.now = func() time.Time { return time.Now().Add(time.Duration(past.Load())) }
+	return func(d time.Duration) { past.Add(int64(d)) }
+}
+
+func watching(t *testing.T, b *Balancer) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		b.watch(ctx)
+	}()
+	t.Cleanup(func() { cancel(); <-stopped })
+}
+
+// lateRound is a second in which this machine is paused from just after its pings on, and wakes when both servers have answered: the answer of the other one is read before the balancer looks,
+// that of the one in use after it.
+func lateRound(b *Balancer, pause func(time.Duration), by time.Duration) {
+	next := time.Now().Add(together.Until(lookAfter))
+	time.Sleep(time.Until(next) - 10*time.Millisecond)
+	pause(by)
+	b.Answered("other", true)
+	time.Sleep(20 * time.Millisecond)
+}
+
+// TestLateLooks: a machine that gets no processor time hears late, and looks late. No server is left for that.
+func TestLateLooks(t *testing.T) {
+	for _, by := range []time.Duration{900 * time.Millisecond, 1500 * time.Millisecond, 4 * time.Second, time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			b, closed := oneInUse(t)
+			pause := pausedProcess(b)
+			b.Answered("one", true)
+			watching(t, b)
+			for range 20 {
+				lateRound(b, pause, by)
+				synctest.Wait()
+				time.Sleep(900 * time.Millisecond) // as late as the look was
+				b.Answered("one", true)
+			}
+			select {
+			case <-closed:
+				t.Errorf("a server that answers is left by a machine that is late by %v", by)
+			default:
+			}
+		})
+	}
+}
+
+// TestDeadOnLateMachine: however late a machine is all the time, it leaves a server that is dead.
+func TestDeadOnLateMachine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, closed := oneInUse(t)
+		pause := pausedProcess(b)
+		b.Answered("one", true)
+		watching(t, b)
+		const most = 2*(mostLate+1) + 1
+		for range most {
+			lateRound(b, pause, time.Second)
+		}
+		synctest.Wait()
+		select {
+		case <-closed:
+		default:
+			t.Errorf("after %d looks it is not left", most)
+		}
+	})
+}
+
+// TestLateQuestions: a question to a server that this machine itself gives up late says nothing of the server, nor of the way to it. If all of them do, the server is dead all the same.
+func TestLateQuestions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, closed := oneInUse(t)
+		pause := pausedProcess(b)
+		b.proving["one"] = &proving{done: make(chan struct{})} // its machine does not answer
+		var l look
+		asks := func(late time.Duration) {
+			t.Helper()
+			asked := make(chan struct{})
+			go func() {
+				defer close(asked)
+				b.lookAfter(t.Context(), "one", &l)
+			}()
+			synctest.Wait()
+			pause(late)
+			<-asked
+			synctest.Wait()
+		}
+		asks(lateBy)
+		if l.missed != 1 || !l.cut {
+			t.Errorf("a question that was left open does not count: %+v", l)
+		}
+		l = look{}
+		for i := range mostLate {
+			asks(time.Second)
+			if l.missed != 0 || l.cut {
+				t.Fatalf("question %d was given up late, and counts: %+v", i, l)
+			}
+		}
+		asks(time.Second)
+		if l.missed != 1 {
+			t.Errorf("%d questions were given up late, and the next one does not count either: %+v", mostLate, l)
+		}
+		select {
+		case <-closed:
+			t.Error("the server was left")
+		default:
+		}
+		asks(0)
+		select {
+		case <-closed:
+		default:
+			t.Error("two questions were left open, and the server is not left")
+		}
+	})
+}
+
+// TestAfterLateQuestion: what other servers have said while a question was late is read before what this one has. It is not left for that.
+func TestAfterLateQuestion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, closed := oneInUse(t)
+		pause := pausedProcess(b)
+		b.Answered("one", true)
+		b.proving["one"] = &proving{done: make(chan struct{})}
+		time.Sleep(heardFor)
+		var l look
+		asked := make(chan struct{})
+		go func() {
+			defer close(asked)
+			b.lookAfter(t.Context(), "one", &l)
+		}()
+		synctest.Wait()
+		pause(time.Second)
+		<-asked
+		b.Answered("other", true)
+		b.lookAfter(t.Context(), "one", &l)
+		synctest.Wait()
+		select {
+		case <-closed:
+			t.Error("the server was left")
+		default:
+		}
+	})
+}
