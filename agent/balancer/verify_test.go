@@ -167,34 +167,31 @@ func TestStrangerMovesIn(t *testing.T) {
 	}
 }
 
-// TestSilentServer: a server that hangs is left before it was asked twice, if the node hears another one.
+// TestSilentServer: a server that hangs is left before it was asked twice, if the node hears another one, and that one is tried first from then on.
 func TestSilentServer(t *testing.T) {
-	one, two, three := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0"), newServer(t, "three", "127.0.0.1:0")
-	said := make(reasons, 100) // more than it says
-	b := start(t, Options{Server: one.address, Logger: slog.New(slog.NewTextHandler(said, nil))})
-	if err := b.Set([]string{one.address, two.address, three.address}); err != nil {
-		t.Fatal(err)
-	}
-	idle := wantAnswer(t, b, "one")
-	one.vanish()
-	mute(t, one.address)
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() { // what the node's own connections tell
-		for {
-			b.Answered(three.address, true)
+	synctest.Test(t, func(t *testing.T) {
+		b, closed := oneInUse(t)
+		said := make(reasons, 100) // more than it says
+		b.o.Logger = slog.New(slog.NewTextHandler(said, nil))
+		b.servers = []string{"one", "two", "other"}
+		b.Answered("one", true)
+		b.proving["one"] = &proving{done: make(chan struct{})} // whoever asks it gets no answer
+		watching(t, b)
+		for left := false; !left; {
+			b.Answered("other", true)
 			select {
-			case <-stop:
-				return
-			case <-time.After(answersNow / 4):
+			case <-closed:
+				left = true
+			case <-time.After(answersNow / 4): // fake time
 			}
 		}
-	}()
-	ended(t, idle)
-	if line := <-said; !strings.Contains(line, "is silent while another one answers") { // not because it was asked
-		t.Error(line)
-	}
-	wantAnswer(t, b, "three")
+		if line := <-said; !strings.Contains(line, "is silent while another one answers") { // not because it was asked
+			t.Error(line)
+		}
+		if first := b.candidates()[0]; first != "other" {
+			t.Errorf("%s is tried first", first)
+		}
+	})
 }
 
 // TestServerHangsUp: a server that ends the node's own connection is left if the node hears another one, and kept if not.
