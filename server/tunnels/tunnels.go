@@ -187,8 +187,7 @@ func (t *Table) add(node string, s *tunnel.Session, from string) (remove func())
 	case t.arrived <- struct{}{}:
 	default:
 	}
-	if len(e.sessions) > mostOfOne {
-		oldest := e.sessions[0]
+	for _, oldest := range e.sessions[:max(len(e.sessions)-mostOfOne, 0)] { // those too that are being closed already
 		go func() { _ = oldest.Close() }() // it may take a moment; its own goroutine removes it
 	}
 	return func() {

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -298,6 +299,36 @@ func TestReconnects(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestManyConnectionsAtOnce: connections of a node that come before the end of the oldest has been noticed do not make it more than there may be.
+func TestManyConnectionsAtOnce(t *testing.T) {
+	table := &Table{nodes: map[string]*entry{}, arrived: make(chan struct{}, 1)}
+	const tooMany = 3
+	ended := make(chan int, mostOfOne+tooMany)
+	for i := range mostOfOne + tooMany {
+		a, b := net.Pipe()
+		defer a.Close()
+		defer b.Close()
+		s, err := tunnel.NewSession(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { _ = s.Wait(); ended <- i }()
+		table.add("n1", s, "10.0.0.1")
+	}
+	var got []int
+	for range tooMany {
+		select {
+		case i := <-ended:
+			got = append(got, i)
+		case <-time.After(time.Minute):
+			t.Fatalf("only %v were closed, want the %d oldest", got, tooMany)
+		}
+	}
+	if slices.Sort(got); !slices.Equal(got, []int{0, 1, 2}) {
+		t.Errorf("%v were closed, want the %d oldest", got, tooMany)
+	}
 }
 
 // TestHangUp: nodes are hung up on, those that come later too, until they are welcome again.
