@@ -70,8 +70,8 @@ func (s *Server) serveNodes(ctx context.Context) {
 	}
 }
 
-// sendNodesAway hangs up on nodes while this server's disk hangs and another server leads, until ctx is done: all that they ask for here
-// would wait for the disk.
+// sendNodesAway hangs up on nodes while this server's disk hangs and another server leads, and passes on to one of the others what the programs of this machine ask, its own node among
+// them, until ctx is done: all that is asked here would wait for the disk.
 func (s *Server) sendNodesAway(ctx context.Context) {
 	ticker := time.NewTicker(lookAtDisk)
 	defer ticker.Stop()
@@ -93,6 +93,7 @@ func (s *Server) sendNodesAway(ctx context.Context) {
 			s.log.Info("this server's disk works again: nodes are welcome")
 		}
 		s.tunnels.HangUp(away)
+		s.detour.Away(away)
 	}
 }
 
@@ -235,6 +236,21 @@ func (s *Server) Suspect(node string) {
 	if j := s.judge.Load(); j != nil {
 		j.Suspect(node)
 	}
+}
+
+// leaderFirst are the addresses of the other servers, that of the one that leads before the others.
+func (s *Server) leaderFirst() []string {
+	var first, then []string
+	for _, m := range s.opened.Load().Members() {
+		switch {
+		case m.Self:
+		case m.Leader:
+			first = append(first, m.Address)
+		default:
+			then = append(then, m.Address)
+		}
+	}
+	return append(first, then...)
 }
 
 // Others are the addresses of the other servers, which this machine's node connects to.

@@ -35,6 +35,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/datadir"
+	"github.com/coracle-k8s/coracle/server/detour"
 	"github.com/coracle-k8s/coracle/server/liveness"
 	"github.com/coracle-k8s/coracle/server/netbackend"
 	"github.com/coracle-k8s/coracle/server/peertls"
@@ -62,7 +63,8 @@ type Server struct {
 	log      *slog.Logger
 	data     *datadir.Dir
 	port     *alpnmux.Mux
-	listener net.Listener // the API server's, for all on the port that is nobody else's
+	listener net.Listener     // the API server's, for all on the port that is nobody else's
+	detour   *detour.Listener // the same, as who sends this machine's programs to another server knows it
 	pki      *pki.PKI
 	peers    *peertls.Identity               // towards the other servers
 	opened   atomic.Pointer[raftstore.Store] // the store as soon as it is open
@@ -131,7 +133,8 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 		return nil, errors.Join(err, s.data.Close())
 	}
 	s.port = alpnmux.New(alpnmux.Options{Listener: l, Logger: o.Logger})
-	s.listener = s.port.Default()
+	s.detour = detour.New(detour.Options{Listener: s.port.Default(), Servers: s.leaderFirst, Logger: s.log.With("part", "nodes")})
+	s.listener = s.detour
 	if s.membership, err = newMembership(ctx, s); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -234,6 +237,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	background.Go(func() { s.keepTokens(outlasting, store, tokens) })
 	background.Go(func() { s.keepName(outlasting, store) })
 	defer s.serveJoins(outlasting)()
+	defer s.detour.End()
 	background.Go(func() { s.serveNodes(outlasting) })
 	background.Go(func() { s.keepPeers(outlasting, store) })
 	scheduling, stopScheduling := context.WithCancel(ctx)

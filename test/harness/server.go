@@ -92,7 +92,7 @@ func (s *Server) FindIP() *Server {
 // AddBoxImage puts the tests' image where the node imports it from.
 func (s *Server) AddBoxImage() {
 	s.T.Helper()
-	images := filepath.Join(s.DataDir, "images")
+	images := s.Seen("images")
 	if err := os.MkdirAll(images, 0o755); err != nil {
 		s.T.Fatal(err)
 	}
