@@ -179,19 +179,19 @@ func machineAddresses() map[netip.Addr]bool {
 // probeTimeout is how long a resolver gets to lead back here.
 const probeTimeout = 2 * time.Second
 
-// leadsBack says whether a resolver on this machine hands a question to this Server.
-func leadsBack(ctx context.Context, at netip.AddrPort, name string) bool {
+// leadsBack says whether a resolver on this machine hands a question to this Server. An error is that it has not answered.
+func leadsBack(ctx context.Context, at netip.AddrPort, name string) (bool, error) {
 	c := &dns.Client{Timeout: probeTimeout}
 	r, _, err := c.ExchangeContext(ctx, new(dns.Msg).SetQuestion(name, dns.TypeTXT), at.String())
 	if err != nil {
-		return false // it says nothing now, and is looked at again
+		return false, err
 	}
 	for _, rr := range r.Answer {
 		if t, ok := rr.(*dns.TXT); ok && len(t.Txt) == 1 && t.Txt[0] == name {
-			return true
+			return true, nil
 		}
 	}
-	return false
+	return false, nil
 }
 
 // split parts resolvers into those elsewhere and those on this machine.
@@ -207,19 +207,33 @@ func split(resolvers []netip.AddrPort) (elsewhere, here []netip.AddrPort) {
 	return elsewhere, here
 }
 
-// withoutLoops leaves out the resolvers on this machine that lead back here: each question would go round until nothing is left to ask with.
-func (s *Server) withoutLoops(ctx context.Context, resolvers []netip.AddrPort) (out []netip.AddrPort) {
+// withoutLoops leaves out the resolvers on this machine that lead back here: each question would go round until nothing is left to ask with. One that does not answer, as on a machine that gives
+// it no processor time, or this process, is what it was when it did, and is asked again soon. next is when to look again.
+func (s *Server) withoutLoops(ctx context.Context, resolvers []netip.AddrPort) (out []netip.AddrPort, next time.Duration) {
+	silent := false
 	for _, r := range resolvers {
-		if _, here := split([]netip.AddrPort{r}); len(here) > 0 && leadsBack(ctx, r, loopName(s.o.id)) {
-			if !s.looped[r] {
-				s.log.Error(fmt.Errorf("%s hands questions back to the cluster's DNS", r), "A resolver of this host is left out: what it is asked comes back here and would go round for ever. "+
-					"Have it ask a resolver outside, or name one with --resolv-conf; it is looked at again every five minutes")
+		loops := false
+		if _, here := split([]netip.AddrPort{r}); len(here) > 0 {
+			var err error
+			if loops, err = leadsBack(ctx, r, loopName(s.o.id)); err != nil {
+				loops, silent = s.looped[r], true
 			}
-			s.looped[r] = true
+		}
+		if !loops {
+			delete(s.looped, r)
+			out = append(out, r)
 			continue
 		}
-		delete(s.looped, r)
-		out = append(out, r)
+		if !s.looped[r] {
+			s.log.Error(fmt.Errorf("%s hands questions back to the cluster's DNS", r), "A resolver of this host is left out: what it is asked comes back here and would go round for ever. "+
+				"Have it ask a resolver outside, or name one with --resolv-conf; it is looked at again every five minutes")
+		}
+		s.looped[r] = true
 	}
-	return out
+	if !silent {
+		s.soon = 0
+		return out, loopEvery
+	}
+	s.soon = min(max(2*s.soon, loopSoon), loopEvery)
+	return out, s.soon
 }

@@ -64,6 +64,8 @@ type Server struct {
 	log klog.Logger
 	// looped are resolvers of which it was said that they lead back here. They and what follows are Run's.
 	looped map[netip.AddrPort]bool
+	// soon is how long after the last look for such resolvers the next one comes, since one of them did not answer; 0: they did.
+	soon   time.Duration
 	files  custom // of ImportDir, what works
 	custom custom // of the ConfigMap
 }
@@ -92,8 +94,8 @@ func NewServer(o Options) (*Server, error) {
 	return &Server{o: o, log: log, looped: map[netip.AddrPort]bool{}}, nil
 }
 
-// loopEvery is how often resolvers on this machine are asked whether they lead back here.
-const loopEvery = 5 * time.Minute
+// loopEvery is how often resolvers on this machine are asked whether they lead back here; loopSoon is when one that has not answered is asked again, each time after twice as long.
+const loopEvery, loopSoon = 5 * time.Minute, 2 * time.Second
 
 // startRetry is the wait after CoreDNS could not start: the address is not there yet, or the port is taken.
 const startRetry = 2 * time.Second
@@ -128,11 +130,12 @@ func (s *Server) Run(ctx context.Context) error {
 			instance, good = next, s.custom
 			s.log.Info("Cluster DNS answers", "addresses", s.o.Addresses, "port", Port, "resolvers", use)
 			if len(here) > 0 {
-				if able := s.withoutLoops(ctx, resolvers); !slices.Equal(able, use) {
+				able, wait := s.withoutLoops(ctx, resolvers)
+				if !slices.Equal(able, use) {
 					use = able
 					continue
 				}
-				look = time.After(loopEvery)
+				look = time.After(wait)
 			}
 		case instance != nil:
 			s.log.Error(err, "Cluster DNS goes on with the resolvers it had", "after", startRetry)
@@ -148,8 +151,8 @@ func (s *Server) Run(ctx context.Context) error {
 			case <-retry:
 				waiting = false
 			case <-look:
-				able := s.withoutLoops(ctx, resolvers)
-				waiting, look = slices.Equal(able, use), time.After(loopEvery)
+				able, wait := s.withoutLoops(ctx, resolvers)
+				waiting, look = slices.Equal(able, use), time.After(wait)
 				use = able
 			case data := <-parts.changes:
 				waiting = !s.take(ctx, parts, data)
