@@ -2,7 +2,44 @@
 
 package harness
 
-import "testing"
+import (
+	"net"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+func TestMain(m *testing.M) { Main(m) }
+
+// TestSitesAddress: what is on a site and no machine keeps its Ethernet address while machines come and go. Otherwise these would send their answers to nobody, for as long as they remember
+// the one before: up to a minute.
+func TestSitesAddress(t *testing.T) {
+	testenv.RequireRoot(t, "a machine is made of namespaces")
+	s := NewSite(t)
+	is := func() (address string) {
+		t.Helper()
+		if err := s.Do(func() error {
+			bridge, err := net.InterfaceByName("site")
+			if err == nil {
+				address = bridge.HardwareAddr.String()
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return address
+	}
+	want := is()
+	m := s.NewMachine()
+	if got := is(); got != want {
+		t.Errorf("a machine came, and the address is %s, was %s", got, want)
+	}
+	m.PowerOff()
+	m.PowerOn()
+	if got := is(); got != want {
+		t.Errorf("a machine was off, and the address is %s, was %s", got, want)
+	}
+}
 
 func TestRules(t *testing.T) {
 	got := rules([]int{1, 2}, map[link]fault{{1, 2}: {cut: true, noConnecting: true}, {2, 1}: {lossPercent: 30, bytesPerSecond: 1000}})
