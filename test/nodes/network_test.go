@@ -14,35 +14,41 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// mesh is a dual-stack cluster of a server and agents, with a pod and a Service for it on each.
+// mesh is a cluster of a server and agents, with a pod and a Service for it on each.
 type mesh struct {
 	*testing.T
+	families
 	site   *harness.Site
 	nodes  []*harness.Server // the first is the server
 	device string            // of each machine, for traffic between pods
-	pods   [][2]string       // their addresses, IPv4 first
+	pods   [][]string        // their addresses, IPv4 first
 }
 
 // patient bounds what has to become so: a minute and more, for a machine that many tests share.
 const patient = 3 * time.Minute
 
-// newMesh makes one. Its machines see the folders needs of the host, too.
+// newMesh makes one of both families. Its machines see the folders needs of the host, too.
 func newMesh(t *testing.T, machines int, backend, device string, needs ...string) *mesh {
-	m := &mesh{T: t, site: harness.NewSite(t), device: device}
+	return newMeshOf(t, both, machines, backend, device, needs...)
+}
+
+func newMeshOf(t *testing.T, f families, machines int, backend, device string, needs ...string) *mesh {
+	m := &mesh{T: t, families: f, site: harness.NewSite(t), device: device}
 	m.site.Needs = needs
-	outside := m.site.Command(context.Background(), "ip", "addr", "add", "fd77::1/64", "dev", "site", "nodad")
-	if out, err := outside.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	f.outside(t, m.site)
 	for i := range machines {
 		machine := m.site.NewMachine()
+		f.prepare(machine)
 		var s *harness.Server
 		if i == 0 {
-			s = machine.NewServer("--cluster-cidr", "10.42.0.0/16,fd42::/56", "--service-cidr", "10.43.0.0/16,fd43::/112", "--network-backend", backend)
+			s = machine.NewServer(append(f.networks(), "--network-backend", backend)...)
 		} else {
 			s = machine.NewAgent(m.nodes[0])
 		}
-		s.Args = append(s.Args, "--node-ip", address6(i), "--network-iface", device[:3]+"*")
+		if f == both {
+			s.Args = append(s.Args, "--node-ip", address6(i))
+		}
+		s.Args = append(s.Args, "--network-iface", device[:3]+"*")
 		s.AddBoxImage()
 		m.nodes = append(m.nodes, s)
 		m.start(i)
@@ -69,7 +75,9 @@ func (m *mesh) address6(i int) string {
 // start gives the machine its second address, and starts coracle.
 func (m *mesh) start(i int) {
 	m.Helper()
-	m.run(i, "ip", "addr", "add", address6(i)+"/64", "dev", "eth0", "nodad")
+	if m.families == both {
+		m.run(i, "ip", "addr", "add", address6(i)+"/64", "dev", "eth0", "nodad")
+	}
 	if m.device == second {
 		m.run(i, "sh", "-ec", fmt.Sprintf(`ip link add %[1]s type veth peer name second%[2]d netns outside
 ip -n outside link set second%[2]d master site up
@@ -99,7 +107,7 @@ func (m *mesh) workload() {
 {apiVersion: v1, kind: Pod, metadata: {name: box-%[1]d, labels: {box: "%[1]d"}}, spec: {nodeName: %[2]s, terminationGracePeriodSeconds: 0, tolerations: [{operator: Exists}], containers: [
   {name: box, image: "%[3]s", imagePullPolicy: Never, command: [sh, -c, "testbox echo 9 & testbox tcp 9 & exec testbox serve"], ports: [{containerPort: 8080, hostPort: 8088}]}]}}
 ---
-{apiVersion: v1, kind: Service, metadata: {name: box-%[1]d}, spec: {type: NodePort, ipFamilyPolicy: RequireDualStack, selector: {box: "%[1]d"},
+{apiVersion: v1, kind: Service, metadata: {name: box-%[1]d}, spec: {type: NodePort, ipFamilyPolicy: PreferDualStack, selector: {box: "%[1]d"},
   ports: [{name: http, port: 80, targetPort: 8080, nodePort: 3008%[1]d}, {name: echo, port: 9}]}}
 ---`, i, n.NodeName(), harness.BoxImage)
 	}
@@ -113,10 +121,10 @@ func (m *mesh) podAddresses(i int) {
 	m.Helper()
 	m.nodes[0].Kubectl("wait", "--for=condition=Ready", fmt.Sprintf("pod/box-%d", i), "--timeout=180s")
 	ips := strings.Fields(m.nodes[0].Kubectl("get", "pod", fmt.Sprintf("box-%d", i), "-o", "jsonpath={.status.podIPs[*].ip}"))
-	if len(ips) != 2 {
+	if len(ips) != m.count() {
 		m.Fatalf("pod %d has the addresses %v", i, ips)
 	}
-	m.pods = append(m.pods, [2]string{ips[0], ips[1]})
+	m.pods = append(m.pods, ips)
 }
 
 // visit is a URL and what it should answer; "" for whatever is no error.
@@ -159,7 +167,7 @@ func (m *mesh) exec(i int, text string) string {
 	return m.nodes[0].Kubectl("exec", fmt.Sprintf("box-%d", i), "--", "sh", "-c", text)
 }
 
-// everybodyMeets: every pod reaches every pod with its own address, of both families, and every Service; so does every host; names are
+// everybodyMeets: every pod reaches every pod with its own address, of each family, and every Service; so does every host; names are
 // found; and what comes from outside reaches node ports and host ports.
 func (m *mesh) everybodyMeets() {
 	m.Helper()
@@ -178,11 +186,11 @@ func (m *mesh) everybodyMeets() {
 				onHost = append(onHost, visit{"http://" + host(services[j][f]) + "/", name})
 			}
 			inside = append(inside, visit{"http://" + name + ".default.svc.cluster.local/", name})
-			for _, ip := range []string{m.nodes[i].IP, address6(i)} {
+			for _, ip := range m.addresses(i) {
 				outside = append(outside, visit{fmt.Sprintf("http://%s:3008%d/", host(ip), j), name})
 			}
 		}
-		for _, ip := range []string{m.nodes[i].IP, address6(i)} {
+		for _, ip := range m.addresses(i) {
 			outside = append(outside, visit{"http://" + host(ip) + ":8088/", fmt.Sprintf("box-%d", i)})
 		}
 		m.judge(fmt.Sprintf("pod %d", i), m.exec(i, script("testbox", inside)), inside)
@@ -197,23 +205,26 @@ func (m *mesh) everybodyMeets() {
 	}
 }
 
-// largePackets: packets as large as pods' devices take them get to other nodes' pods, of both families, once the underlay has that size.
-func (m *mesh) largePackets(underlay, want4, want6 int) {
+// largePackets: packets as large as pods' devices take them get to other nodes' pods, once the underlay has that size. They are as large as wanted for each family, IPv4 first.
+func (m *mesh) largePackets(underlay int, sizes ...int) {
 	m.Helper()
 	for i := range m.nodes {
 		m.run(i, "ip", "link", "set", m.device, "mtu", fmt.Sprint(underlay))
 	}
 	for i := range m.nodes {
 		var text strings.Builder
-		for f, want := range []int{want4, want6} {
+		for f, want := range sizes {
 			for j, ip := range m.pods {
 				if i != j {
 					fmt.Fprintf(&text, "n=0; until size=$(testbox whole %s:9); [ \"$size\" = %d ] || [ $n = 60 ]; do n=$((n+1)); sleep 1; done; echo $size\n", host(ip[f]), want)
 				}
 			}
 		}
-		want := strings.TrimSpace(strings.Repeat(fmt.Sprintln(want4), len(m.nodes)-1) + strings.Repeat(fmt.Sprintln(want6), len(m.nodes)-1))
-		if got := m.exec(i, text.String()); got != want {
+		want := ""
+		for _, size := range sizes {
+			want += strings.Repeat(fmt.Sprintln(size), len(m.nodes)-1)
+		}
+		if got := m.exec(i, text.String()); got != strings.TrimSpace(want) {
 			m.Errorf("an underlay of %d: whole packets of pod %d are\n%s\nwant\n%s", underlay, i, got, want)
 		}
 	}
@@ -269,7 +280,7 @@ func (m *mesh) returns() {
 		if len(ips) != 2 || !strings.Contains(out, ips[0]+"/") || !strings.Contains(out, ips[1]+"/") {
 			return fmt.Errorf("%v, and it has %s", ips, out)
 		}
-		m.pods[i] = [2]string{ips[0], ips[1]}
+		m.pods[i] = ips
 		return nil
 	})
 }

@@ -99,15 +99,12 @@ func TestLoadBalancerOfNodes(t *testing.T) {
 	m.keepsClients(1, 2)
 }
 
-// bothAddresses are those of a node.
-func (m *mesh) bothAddresses(i int) []string { return []string{m.nodes[i].IP, address6(i)} }
-
 // given waits until a Service's addresses are those of these nodes, of both families.
 func (m *mesh) given(service string, nodes ...int) {
 	m.Helper()
 	var want []string
 	for _, i := range nodes {
-		want = append(want, m.bothAddresses(i)...)
+		want = append(want, m.addresses(i)...)
 	}
 	slices.Sort(want)
 	harness.Eventually(m, patient, fmt.Sprintf("the Service %s has the addresses of nodes %v", service, nodes), func() error {
@@ -137,11 +134,11 @@ func (m *mesh) asksEverywhere(i int) {
 	m.Helper()
 	var visits []visit
 	for _, j := range []int{0, 1, 2} {
-		for _, ip := range m.bothAddresses(j) {
+		for _, ip := range m.addresses(j) {
 			visits = append(visits, visit{fmt.Sprintf("http://%s:%d/", host(ip), widePort), ""})
 		}
 	}
-	for _, ip := range m.bothAddresses(1) {
+	for _, ip := range m.addresses(1) {
 		visits = append(visits, visit{fmt.Sprintf("http://%s:%d/", host(ip), localPort), "box-1"})
 	}
 	m.judge(fmt.Sprintf("pod %d", i), m.exec(i, script("testbox", visits)), visits)
@@ -154,7 +151,7 @@ func (m *mesh) answers(service string, port int, nodes ...int) {
 	m.Helper()
 	for _, i := range nodes {
 		var visits []visit
-		for _, ip := range m.bothAddresses(i) {
+		for _, ip := range m.addresses(i) {
 			visits = append(visits, slices.Repeat([]visit{{fmt.Sprintf("http://%s:%d/", host(ip), port), ""}}, 6)...)
 		}
 		m.judge(service+" from outside", m.fromOutside(script(harness.Box(m), visits)), visits)
@@ -166,7 +163,7 @@ func (m *mesh) keepsClients(nodes ...int) {
 	m.Helper()
 	for _, i := range nodes {
 		var visits []visit
-		for f, ip := range m.bothAddresses(i) {
+		for f, ip := range m.addresses(i) {
 			url := fmt.Sprintf("http://%s:%d/", host(ip), localPort)
 			visits = append(visits, visit{url, fmt.Sprintf("box-%d", i)}, visit{url + "peer", host([]string{harness.OutsideIP, outside6}[f])})
 		}
@@ -179,7 +176,7 @@ func (m *mesh) closed(port int, nodes ...int) {
 	m.Helper()
 	var urls []string
 	for _, i := range nodes {
-		for _, ip := range m.bothAddresses(i) {
+		for _, ip := range m.addresses(i) {
 			urls = append(urls, fmt.Sprintf("http://%s:%d/", host(ip), port))
 		}
 	}
