@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package csi builds the programs with which CSI drivers are tested: a driver, upstream's external-provisioner for it, and csi-sanity.
+// Package csi builds the programs with which CSI drivers are tested: a driver, upstream's external-provisioner and external-attacher for it, and csi-sanity.
 //
 // csi-sanity is in a module of its own, in the folder sanity: it is made for another version of CSI's API than Kubernetes 1.37 is built with.
 package csi
@@ -14,6 +14,7 @@ import (
 
 // The programs.
 const (
+	Attacher    = "github.com/coracle-k8s/coracle/test/csi/attacher"
 	Driver      = "github.com/coracle-k8s/coracle/test/csi/driver"
 	Provisioner = "github.com/coracle-k8s/coracle/test/csi/provisioner"
 	Sanity      = "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity"

@@ -31,9 +31,13 @@ func failed(err error) error {
 // ControllerGetCapabilities says what the driver does with volumes as such.
 func (d *driver) ControllerGetCapabilities(context.Context, *csi.ControllerGetCapabilitiesRequest) (*csi.ControllerGetCapabilitiesResponse, error) {
 	out := &csi.ControllerGetCapabilitiesResponse{}
-	for _, t := range []csi.ControllerServiceCapability_RPC_Type{
+	all := []csi.ControllerServiceCapability_RPC_Type{
 		csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME, csi.ControllerServiceCapability_RPC_GET_CAPACITY,
-	} {
+	}
+	if d.shared {
+		all = append(all, csi.ControllerServiceCapability_RPC_PUBLISH_UNPUBLISH_VOLUME)
+	}
+	for _, t := range all {
 		out.Capabilities = append(out.Capabilities, &csi.ControllerServiceCapability{
 			Type: &csi.ControllerServiceCapability_Rpc{Rpc: &csi.ControllerServiceCapability_RPC{Type: t}},
 		})
@@ -41,8 +45,11 @@ func (d *driver) ControllerGetCapabilities(context.Context, *csi.ControllerGetCa
 	return out, nil
 }
 
-// here is where the node's volumes can be used.
+// here is where the node's volumes can be used; nil is everywhere.
 func (d *driver) here() *csi.Topology {
+	if d.shared {
+		return nil
+	}
 	return &csi.Topology{Segments: map[string]string{topologyKey: d.node}}
 }
 
@@ -53,7 +60,7 @@ func (d *driver) reaches(r *csi.TopologyRequirement) bool {
 			return true
 		}
 	}
-	return len(r.GetRequisite()) == 0
+	return d.shared || len(r.GetRequisite()) == 0
 }
 
 // mountable says whether a directory can be all that is asked for.
@@ -110,15 +117,22 @@ func (d *driver) CreateVolume(_ context.Context, r *csi.CreateVolumeRequest) (*c
 			return nil, failed(err)
 		}
 	}
-	return &csi.CreateVolumeResponse{Volume: &csi.Volume{
-		VolumeId: id(v.Name), CapacityBytes: v.Bytes, AccessibleTopology: []*csi.Topology{d.here()},
-	}}, nil
+	out := &csi.Volume{VolumeId: id(v.Name), CapacityBytes: v.Bytes}
+	if here := d.here(); here != nil {
+		out.AccessibleTopology = append(out.AccessibleTopology, here)
+	}
+	return &csi.CreateVolumeResponse{Volume: out}, nil
 }
 
 // DeleteVolume removes a directory, or finds none.
 func (d *driver) DeleteVolume(_ context.Context, r *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
 	if r.GetVolumeId() == "" {
 		return nil, wrong("which volume?")
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if node, err := d.volumes.attachedTo(r.GetVolumeId()); err != nil || node != "" {
+		return nil, status.Errorf(codes.FailedPrecondition, "the volume is attached to node %q (%v)", node, err)
 	}
 	if err := d.volumes.remove(r.GetVolumeId()); err != nil {
 		return nil, failed(err)
@@ -144,7 +158,7 @@ func (d *driver) ValidateVolumeCapabilities(_ context.Context, r *csi.ValidateVo
 
 // GetCapacity is what the disk has left.
 func (d *driver) GetCapacity(_ context.Context, r *csi.GetCapacityRequest) (*csi.GetCapacityResponse, error) {
-	if t := r.GetAccessibleTopology(); t != nil && t.GetSegments()[topologyKey] != d.node {
+	if t := r.GetAccessibleTopology(); t != nil && !d.shared && t.GetSegments()[topologyKey] != d.node {
 		return &csi.GetCapacityResponse{}, nil
 	}
 	free, err := d.free()

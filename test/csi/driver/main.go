@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command driver is a small CSI driver whose volumes are directories of one node. It shows that drivers work on coracle as they do elsewhere: the tests run it
-// as a pod, beside upstream's external-provisioner. It is never part of a release.
+// Command driver is a small CSI driver whose volumes are directories: of one node, or with -shared of a folder that all nodes see, as they see the disks of a storage network. There a volume has to
+// be attached to a node before that one can use it, and is never attached to two. It shows that drivers work on coracle as they do elsewhere: the tests run it
+// as a pod, beside upstream's external-provisioner and external-attacher. It is never part of a release.
 //
 // It needs no node-driver-registrar: it serves the kubelet's registration by itself. All that it knows is on the disk, so that it may end at any moment.
 package main
@@ -16,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"syscall"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -39,6 +41,9 @@ type driver struct {
 	node    string // the node's name
 	volumes store
 	socket  string // where the kubelet finds the driver
+	shared  bool   // the volumes are all nodes'
+
+	mu sync.Mutex // of attaching and detaching
 }
 
 func main() {
@@ -46,26 +51,32 @@ func main() {
 	kubelet := flag.String("kubelet", "", "the kubelet's folder: the driver is registered there; empty registers nowhere")
 	volumes := flag.String("volumes", "", "the folder for volumes")
 	socket := flag.String("socket", "", "where to serve CSI")
+	shared := flag.Bool("shared", false, "all nodes see the folder for volumes")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := run(ctx, *node, *kubelet, *volumes, *socket); err != nil {
+	d := &driver{node: *node, volumes: store(*volumes), socket: *socket, shared: *shared}
+	if err := run(ctx, d, *kubelet); err != nil {
 		fmt.Fprintln(os.Stderr, "driver:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, node, kubelet, volumes, socket string) error {
-	if node == "" || volumes == "" || socket == "" {
+func run(ctx context.Context, d *driver, kubelet string) error {
+	if d.node == "" || d.volumes == "" || d.socket == "" {
 		return errors.New("-node, -volumes and -socket have to be given")
 	}
-	d := &driver{node: node, volumes: store(volumes), socket: socket}
+	if d.shared {
+		if err := d.volumes.addNode(d.node); err != nil {
+			return err
+		}
+	}
 	s := grpc.NewServer()
 	csi.RegisterIdentityServer(s, d)
 	csi.RegisterControllerServer(s, d)
 	csi.RegisterNodeServer(s, d)
 	registration.RegisterRegistrationServer(s, d)
-	sockets := []string{socket}
+	sockets := []string{d.socket}
 	if kubelet != "" { // last: the kubelet comes as soon as it sees this one
 		sockets = append(sockets, filepath.Join(kubelet, "plugins_registry", name+"-reg.sock"))
 	}
@@ -117,9 +128,11 @@ func (d *driver) GetPluginInfo(context.Context, *csi.GetPluginInfoRequest) (*csi
 // GetPluginCapabilities says that it makes volumes, and on which node one is.
 func (d *driver) GetPluginCapabilities(context.Context, *csi.GetPluginCapabilitiesRequest) (*csi.GetPluginCapabilitiesResponse, error) {
 	out := &csi.GetPluginCapabilitiesResponse{}
-	for _, t := range []csi.PluginCapability_Service_Type{
-		csi.PluginCapability_Service_CONTROLLER_SERVICE, csi.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS,
-	} {
+	all := []csi.PluginCapability_Service_Type{csi.PluginCapability_Service_CONTROLLER_SERVICE}
+	if !d.shared {
+		all = append(all, csi.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS)
+	}
+	for _, t := range all {
 		out.Capabilities = append(out.Capabilities, &csi.PluginCapability{
 			Type: &csi.PluginCapability_Service_{Service: &csi.PluginCapability_Service{Type: t}},
 		})

@@ -41,6 +41,9 @@ func (d *driver) NodeStageVolume(_ context.Context, r *csi.NodeStageVolumeReques
 	if _, err := d.volumes.get(r.GetVolumeId()); err != nil {
 		return nil, failed(err)
 	}
+	if err := d.usable(r.GetVolumeId()); err != nil {
+		return nil, err
+	}
 	if err := bind(d.volumes.path(r.GetVolumeId()), r.GetStagingTargetPath(), false); err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
