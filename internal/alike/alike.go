@@ -25,11 +25,22 @@ func Share(old, next any) {
 	if o.Kind() != reflect.Pointer || n.Kind() != reflect.Pointer || o.Type() != n.Type() || o.IsNil() || n.IsNil() || o.Pointer() == n.Pointer() || o.Elem().Kind() != reflect.Struct {
 		return
 	}
-	share(o.Elem(), n.Elem())
+	share(o.Elem(), n.Elem(), reflect.Value{})
 }
 
-// share does it for what n holds, which can be set, and says whether both are equal.
-func share(o, n reflect.Value) bool {
+// shareBeside is Share with an object which already has parts of held.
+func shareBeside(old, next, held any) {
+	h := reflect.ValueOf(held)
+	if h.Kind() != reflect.Pointer || h.IsNil() || h.Type() != reflect.TypeOf(next) {
+		Share(old, next)
+		return
+	}
+	share(reflect.ValueOf(old).Elem(), reflect.ValueOf(next).Elem(), h.Elem())
+}
+
+// share does it for what n holds, which can be set, and says whether both are equal. held is what stands at the same place in an object that n's already has parts of, or nothing: what both hold is not
+// written to, since somebody may read the other one, and counts as unequal unless o holds it too.
+func share(o, n, held reflect.Value) bool {
 	switch n.Kind() {
 	case reflect.String:
 		if o.String() != n.String() {
@@ -41,15 +52,24 @@ func share(o, n reflect.Value) bool {
 		if o.IsNil() || n.IsNil() {
 			return o.IsNil() == n.IsNil()
 		}
-		if o.Pointer() != n.Pointer() && !share(o.Elem(), n.Elem()) {
+		if o.Pointer() == n.Pointer() {
+			return true
+		}
+		if held.IsValid() {
+			if held.Pointer() == n.Pointer() {
+				return false
+			}
+			held = held.Elem() // nothing of nil
+		}
+		if !share(o.Elem(), n.Elem(), held) {
 			return false
 		}
 		n.Set(o)
 		return true
 	case reflect.Struct:
-		return shareStruct(o, n)
+		return shareStruct(o, n, held)
 	case reflect.Slice:
-		return shareSlice(o, n)
+		return shareSlice(o, n, held)
 	case reflect.Map, reflect.Interface:
 		if o.IsNil() || n.IsNil() {
 			return o.IsNil() == n.IsNil()
@@ -65,7 +85,7 @@ func share(o, n reflect.Value) bool {
 	return n.Comparable() && o.Equal(n)
 }
 
-func shareStruct(o, n reflect.Value) bool {
+func shareStruct(o, n, held reflect.Value) bool {
 	if n.Type() == quantity {
 		return false
 	}
@@ -78,22 +98,34 @@ func shareStruct(o, n reflect.Value) bool {
 	}
 	equal := true
 	for i := range n.NumField() {
-		equal = share(o.Field(i), n.Field(i)) && equal
+		var at reflect.Value
+		if held.IsValid() {
+			at = held.Field(i)
+		}
+		equal = share(o.Field(i), n.Field(i), at) && equal
 	}
 	return equal
 }
 
-func shareSlice(o, n reflect.Value) bool {
+func shareSlice(o, n, held reflect.Value) bool {
 	if o.IsNil() || n.IsNil() {
 		return o.IsNil() == n.IsNil()
 	}
 	equal := o.Len() == n.Len()
 	switch {
+	case o.Pointer() == n.Pointer():
+		return equal
+	case held.IsValid() && held.Pointer() == n.Pointer():
+		return false
 	case n.Type().Elem().Kind() == reflect.Uint8:
 		equal = equal && bytes.Equal(o.Bytes(), n.Bytes())
 	default:
 		for i := range min(o.Len(), n.Len()) {
-			equal = share(o.Index(i), n.Index(i)) && equal
+			var at reflect.Value
+			if held.IsValid() && i < held.Len() {
+				at = held.Index(i)
+			}
+			equal = share(o.Index(i), n.Index(i), at) && equal
 		}
 	}
 	if equal {
@@ -191,14 +223,15 @@ func Transform(trim func(any) (any, error)) func(any) (any, error) {
 	return func(obj any) (any, error) {
 		obj, err := trim(obj)
 		if err == nil {
-			f.Join(obj)
+			f.Join(obj, nil)
 		}
 		return obj, err
 	}
 }
 
-// Join lets an object that nobody else holds have the equal parts of one of its type that joined with the same controller and is still there, or of one without a controller.
-func (f *Family) Join(obj any) {
+// Join lets an object that nobody else holds have the equal parts of its last version, if there is one, and of one of its type that joined with the same controller and is still there, or of one without a controller.
+func (f *Family) Join(obj, last any) {
+	Share(last, obj)
 	m, err := meta.Accessor(obj)
 	v := reflect.ValueOf(obj)
 	if err != nil || v.Kind() != reflect.Pointer {
@@ -210,7 +243,7 @@ func (f *Family) Join(obj any) {
 	known, ok := f.first[like]
 	if p := known.Value(); p != nil {
 		old := reflect.NewAt(like.kind.Elem(), unsafe.Pointer(p)).Interface()
-		Share(old, obj)
+		shareBeside(old, obj, last)
 		if o, err := meta.Accessor(old); err != nil || o.GetName() != m.GetName() || o.GetNamespace() != m.GetNamespace() {
 			return
 		} // else it takes the place of its last version, which goes

@@ -8,6 +8,7 @@ import (
 	"math/rand"
 	"reflect"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -120,11 +121,15 @@ func TestRandom(t *testing.T) {
 		a, b := fresh[i%len(fresh)](), fresh[i%len(fresh)]()
 		f.Fill(a)
 		f.Fill(b)
-		if round := i / len(fresh); round%2 == 0 { // alike but for a part
+		alikeTo := func(a, b kruntime.Object) kruntime.Object { // but for a part
 			parts := reflect.ValueOf(a.DeepCopyObject()).Elem()
-			part := round / 2 % parts.NumField()
+			part := i / len(fresh) / 2 % parts.NumField()
 			parts.Field(part).Set(reflect.ValueOf(b).Elem().Field(part))
-			b = parts.Addr().Interface().(kruntime.Object).DeepCopyObject()
+			return parts.Addr().Interface().(kruntime.Object).DeepCopyObject()
+		}
+		next := alikeTo(a, b)
+		if i/len(fresh)%2 == 0 {
+			b = alikeTo(a, b)
 		}
 		wantA, wantB := a.DeepCopyObject(), b.DeepCopyObject()
 		Share(a, b)
@@ -138,7 +143,50 @@ func TestRandom(t *testing.T) {
 				}
 			}
 		}
+		other := alikeTo(b, a) // with nothing in common yet
+		want, at := next.DeepCopyObject(), [2]string{places(a), places(other)}
+		Share(a, next)
+		shareBeside(other, next, a)
+		if !reflect.DeepEqual(next, want) {
+			t.Fatalf("seed %d, object %d, %T: an object with parts of two is another one now", seed, i, a)
+		}
+		if places(a) != at[0] || places(other) != at[1] {
+			t.Fatalf("seed %d, object %d, %T: an object that somebody may read is written to", seed, i, a)
+		}
 	}
+}
+
+// places says where all is that an object leads to.
+func places(o any) string {
+	var out strings.Builder
+	var add func(v reflect.Value)
+	add = func(v reflect.Value) {
+		switch v.Kind() {
+		case reflect.String:
+			fmt.Fprintf(&out, " %p", unsafe.StringData(v.String()))
+		case reflect.Pointer:
+			if fmt.Fprintf(&out, " %x", v.Pointer()); !v.IsNil() {
+				add(v.Elem())
+			}
+		case reflect.Interface:
+			if !v.IsNil() {
+				add(v.Elem())
+			}
+		case reflect.Map:
+			fmt.Fprintf(&out, " %x", v.Pointer()) // nobody writes into it
+		case reflect.Slice:
+			fmt.Fprintf(&out, " %x:%d", v.Pointer(), v.Cap())
+			for i := range v.Len() {
+				add(v.Index(i))
+			}
+		case reflect.Struct:
+			for i := range v.NumField() {
+				add(v.Field(i))
+			}
+		}
+	}
+	add(reflect.ValueOf(o))
+	return out.String()
 }
 
 // quantities finds where the quantities are that an object leads to.
@@ -246,9 +294,9 @@ func TestFamily(t *testing.T) {
 	other.OwnerReferences[0].UID = "another ReplicaSet"
 	first, second, node := pod(t, 1), pod(t, 2), &corev1.Node{}
 	for _, o := range []any{first, other, node, second} {
-		f.Join(o)
+		f.Join(o, nil)
 	}
-	f.Join("a tombstone")
+	f.Join("a tombstone", nil)
 	if first.Spec.Volumes[0].Projected != second.Spec.Volumes[0].Projected {
 		t.Error("pods of one ReplicaSet have parts of their own")
 	}
@@ -258,10 +306,37 @@ func TestFamily(t *testing.T) {
 	for i := range 3 * kindred {
 		p := pod(t, i)
 		p.OwnerReferences[0].UID = types.UID(fmt.Sprint(i))
-		f.Join(p)
+		f.Join(p, nil)
 	}
 	if n := len(f.first); n > kindred {
 		t.Errorf("%d objects are remembered", n)
+	}
+}
+
+// TestLastVersionIsRead: an object that comes to hold parts of its last version, and then of another one of its controller's, is written to, and what its last version holds is not, which somebody may read: the race detector sees it.
+func TestLastVersionIsRead(t *testing.T) {
+	var f Family
+	first := pod(t, 1)
+	f.Join(first, nil)
+	for i := range 50 {
+		last := pod(t, 2)
+		last.Status.Conditions = append(last.Status.Conditions, corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionTrue, Reason: fmt.Sprint(i)})
+		next := last.DeepCopy()
+		want := next.DeepCopy()
+		var reading sync.WaitGroup
+		reading.Go(func() {
+			if _, err := last.Marshal(); err != nil {
+				t.Error(err)
+			}
+		})
+		f.Join(next, last)
+		reading.Wait()
+		if first.Spec.Volumes[0].Projected != next.Spec.Volumes[0].Projected && last.Spec.Volumes[0].Projected != next.Spec.Volumes[0].Projected {
+			t.Fatal("it has parts of its own")
+		}
+		if !reflect.DeepEqual(next, want) {
+			t.Fatalf("it is another one now:\n%v\n%v", next, want)
+		}
 	}
 }
 
@@ -339,7 +414,7 @@ func BenchmarkMemory(b *testing.B) {
 					p := pod(b, i)
 					p.OwnerReferences[0].UID = types.UID(fmt.Sprint(i / 50))
 					if family {
-						f.Join(p)
+						f.Join(p, nil)
 					}
 					pods = append(pods, p)
 				}

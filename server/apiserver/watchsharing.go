@@ -84,14 +84,13 @@ func (s *sharing) keep(kind watch.EventType, o runtime.Object) {
 	name := types.NamespacedName{Namespace: m.GetNamespace(), Name: m.GetName()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if old := s.newest[name]; old != nil {
-		alike.Share(old, o)
-	}
+	last := s.newest[name]
 	if kind == watch.Deleted {
+		alike.Share(last, o)
 		delete(s.newest, name)
 		return
 	}
-	s.family.Join(o)
+	s.family.Join(o, last)
 	if s.newest == nil {
 		s.newest = map[types.NamespacedName]runtime.Object{}
 	}
