@@ -5,6 +5,6 @@
 // connection, no encoding, no copy. Keys and values in answers are the store's
 // own memory, so they must not be changed.
 //
-// It owns one goroutine for each watch, which ends with the watch's context, the
-// client or the store. It never opens or closes a store.
+// It owns one goroutine for each watch, which ends with the watch's context, what
+// that goes on Until, the client or the store. It never opens or closes a store.
 package etcdclient

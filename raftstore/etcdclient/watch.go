@@ -48,16 +48,28 @@ func streamKey(ctx context.Context) string {
 	return fmt.Sprintf("%+v", map[string][]string(md))
 }
 
+type untilKey struct{}
+
+// Until returns a context whose watches also end with end, as with the store: the channel is closed behind what it has passed on. When the context itself ends, readers such as upstream's may leave out what they have
+// taken and pass on what comes after it.
+func Until(ctx, end context.Context) context.Context {
+	return context.WithValue(ctx, untilKey{}, end)
+}
+
 // Watch follows a key or range. It returns when the watch has begun. The channel
-// is closed when ctx, the client or the store ends, and after a response with an
+// is closed when ctx, what it goes on Until, the client or the store ends, and after a response with an
 // error.
 func (n *watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
 	op := clientv3.OpWatch(key, opts...)
 	stream := streamKey(ctx)
 	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(n.ctx, cancel)
+	stop, forget := context.AfterFunc(n.ctx, cancel), func() bool { return false }
+	if end, ok := ctx.Value(untilKey{}).(context.Context); ok {
+		forget = context.AfterFunc(end, cancel)
+	}
 	release := func() {
 		stop()
+		forget()
 		cancel()
 	}
 	following, created, w := n.begin(ctx, op)

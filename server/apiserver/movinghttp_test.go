@@ -3,12 +3,15 @@
 package apiserver
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"net/http"
@@ -44,8 +47,11 @@ var movingKinds = []struct {
 	{boats, "/apis/example.com/v1", `{"apiVersion": "example.com/v1", "kind": "Boat", "spec": {}}`},
 }
 
+// overWebSocket stands for JSON as well.
+const overWebSocket = "a message for each event"
+
 // formats are those in which watches are asked for.
-var formats = []string{"application/json", "application/json;as=Table;v=v1;g=meta.k8s.io", "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"}
+var formats = []string{"application/json", overWebSocket, "application/json;as=Table;v=v1;g=meta.k8s.io", "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"}
 
 // line is an event in any of them.
 type line struct {
@@ -65,7 +71,11 @@ func follow(ctx context.Context, c *http.Client, where, format string, hear func
 	if err != nil {
 		return err
 	}
-	req.Header.Set("Accept", format)
+	if format == overWebSocket {
+		maps.Copy(req.Header, http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="}, "Origin": {"https://localhost"}})
+	} else {
+		req.Header.Set("Accept", format)
+	}
 	resp, err := c.Do(req)
 	if err != nil {
 		return err
@@ -74,10 +84,15 @@ func follow(ctx context.Context, c *http.Client, where, format string, hear func
 	if resp.StatusCode == http.StatusTooManyRequests {
 		return nil
 	}
-	if resp.StatusCode != http.StatusOK {
+	body := io.Reader(resp.Body)
+	switch {
+	case format == overWebSocket && resp.StatusCode == http.StatusSwitchingProtocols:
+		defer context.AfterFunc(ctx, func() { resp.Body.Close() })() // which is the connection
+		body = &messages{of: bufio.NewReader(body)}
+	case format == overWebSocket || resp.StatusCode != http.StatusOK:
 		return fmt.Errorf("%s", resp.Status)
 	}
-	for lines := json.NewDecoder(resp.Body); ; {
+	for lines := json.NewDecoder(body); ; {
 		var l line
 		if err := lines.Decode(&l); err != nil {
 			return nil
@@ -93,6 +108,38 @@ func follow(ctx context.Context, c *http.Client, where, format string, hear func
 		version, err := strconv.ParseUint(m.ResourceVersion, 10, 64)
 		hear(l.Type, fmt.Sprintf("%s %s/%s %d", l.Type, m.Namespace, m.Name, version), version, err)
 	}
+}
+
+// messages is what a server says over WebSocket (RFC 6455, 5.2), until it closes.
+type messages struct {
+	of   *bufio.Reader
+	left uint64 // of the frame
+}
+
+// Read implements io.Reader.
+func (m *messages) Read(p []byte) (int, error) {
+	for m.left == 0 {
+		head := make([]byte, 2)
+		if _, err := io.ReadFull(m.of, head); err != nil {
+			return 0, err
+		}
+		if head[0]&0xf == 8 { // close
+			return 0, io.EOF
+		}
+		longer := map[byte]int{126: 2, 127: 8}[head[1]]
+		if longer == 0 {
+			m.left = uint64(head[1])
+			continue
+		}
+		length := make([]byte, 8)
+		if _, err := io.ReadFull(m.of, length[8-longer:]); err != nil {
+			return 0, err
+		}
+		m.left = binary.BigEndian.Uint64(length)
+	}
+	n, err := m.of.Read(p[:min(uint64(len(p)), m.left)])
+	m.left -= uint64(n)
+	return n, err
 }
 
 // TestMovingClientsOverHTTP is TestMovingClientsHearEverythingOnce with a whole server, and clients that watch over HTTP in every format.
@@ -117,17 +164,23 @@ func TestMovingClientsOverHTTP(t *testing.T) {
 		t.Fatal(err)
 	}
 	ns := namespace(t, client(t, s.admin()))
-	rt, err := rest.TransportFor(s.admin())
-	if err != nil {
-		t.Fatal(err)
+	transport := func(protocols ...string) http.RoundTripper {
+		config := s.admin()
+		config.NextProtos = protocols
+		rt, err := rest.TransportFor(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rt
 	}
+	rt, upgrading := transport(), transport("http/1.1")
 	seed := rand.Uint64()
 	t.Log("seed", seed)
 	for i, kind := range movingKinds {
 		t.Run(kind.resource.Resource, func(t *testing.T) {
 			t.Parallel()
 			a := &movingKind{
-				in: d.Resource(kind.resource).Namespace(ns), like: object(t, kind.object), http: &http.Client{Transport: rt},
+				in: d.Resource(kind.resource).Namespace(ns), like: object(t, kind.object), http: &http.Client{Transport: rt}, upgrading: &http.Client{Transport: upgrading},
 				url: fmt.Sprintf("%s%s/namespaces/%s/%s", s.url, kind.path, ns, kind.resource.Resource),
 			}
 			if kind.resource.Resource == "secrets" {
@@ -155,6 +208,8 @@ type movingKind struct {
 	like *unstructured.Unstructured
 	http *http.Client
 	url  string
+
+	upgrading *http.Client // speaks HTTP/1.1
 
 	midway func() // what happens in the middle; may be nil
 }
@@ -202,7 +257,11 @@ func (a *movingKind) run(t *testing.T, seed uint64) {
 				own.Set("resourceVersion", strconv.FormatUint(c.last, 10))
 				own.Set("allowWatchBookmarks", strconv.FormatBool(r.IntN(6) > 0))
 				own.Set("timeoutSeconds", strconv.Itoa(1+r.IntN(2)))
-				if err := follow(ctx, a.http, a.url+"?"+own.Encode(), format, c.note); err != nil && ctx.Err() == nil {
+				client := a.http
+				if format == overWebSocket {
+					client = a.upgrading
+				}
+				if err := follow(ctx, client, a.url+"?"+own.Encode(), format, c.note); err != nil && ctx.Err() == nil {
 					t.Error(err)
 				}
 				c.moved.Add(1)

@@ -15,18 +15,22 @@ import (
 	"k8s.io/apiserver/pkg/storage/storagebackend"
 	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/raftstore/etcdclient"
 )
 
-// readUntil is how long after its request's end somebody may still read a watch. Upstream's handler stops it much sooner, unless a client does not take what it writes.
+// readUntil is how long after its request's end somebody may still read a watch. Upstream's handlers stop it much sooner, unless a client does not take what they write.
 const readUntil = 10 * time.Second
 
-// watchWhole begins a watch of the store that leaves nothing out before what it passes on: its reader stops it, and not the end of the request.
+// watchWhole begins a watch of the store that leaves nothing out before what it passes on. When its request ends, the store tells it no more, and it ends behind what it has been told; its own context ends when its reader stops it.
 //
 // Upstream's, when its context ends or it is stopped, gives each event that is under way a chance to be dropped, and the next one a chance to be passed on all the same (etcd3's watchChan.queueEvent).
 // That harms nobody if nobody goes on reading. But upstream's handler does: at the end of the time that the client asked for its own timer fires after the context's, and of what else ends a context it may hear after the store
 // has. Its client would be told of an event and not of the one before, go on behind it, and never hear of the other. Upstream's watch cache takes care of that (cacheWatcher.sendWatchCacheEvent), which we have in front of few resources.
+//
+// The handler of watches over WebSocket does not look at the request at all: it ends with the watch.
 func watchWhole(ctx context.Context, s storage.Interface, key string, opts storage.ListOptions) (watch.Interface, error) {
-	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	own, cancel := context.WithCancel(etcdclient.Until(context.WithoutCancel(ctx), ctx))
 	begun := context.AfterFunc(ctx, cancel)
 	w, err := s.Watch(own, key, opts)
 	if err != nil {
@@ -44,7 +48,7 @@ func watchWhole(ctx context.Context, s storage.Interface, key string, opts stora
 	return &wholeWatch{w, end}, nil
 }
 
-// wholeWatch is a watch that goes on for a while after its request has ended, and keeps nothing of it any more when its reader has stopped it.
+// wholeWatch is a watch whose end may be read for a while after its request has ended, and that keeps nothing of it any more when its reader has stopped it.
 type wholeWatch struct {
 	watch.Interface
 	end *watchEnd

@@ -201,6 +201,77 @@ func TestWatchLeavesNothingOutAtItsEnd(t *testing.T) {
 	}
 }
 
+// TestWatchEndsForWhoReadsOn: whoever reads a watch until it ends, as upstream's handler does over WebSocket, does not wait for longer than the request that it belongs to, and is told the beginning of what happened. Objects
+// change all the time.
+func TestWatchEndsForWhoReadsOn(t *testing.T) {
+	newFixture(t)
+	plain := newPlainStorage()
+	b := both{store: newConfigMaps(t, plain), make: newConfigMap}
+	seed := rand.Uint64()
+	t.Log("seed", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	first := b.change(t, r)
+	whole, err := b.store.Watch(t.Context(), &metainternal.ListOptions{ResourceVersion: first})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer whole.Stop()
+	var writing sync.WaitGroup
+	writes, end := context.WithCancel(t.Context())
+	defer writing.Wait()
+	defer end()
+	writing.Go(func() {
+		for r := rand.New(rand.NewPCG(seed, 1)); writes.Err() == nil; {
+			b.change(t, r)
+		}
+	})
+	from, _ := strconv.ParseUint(first, 10, 64)
+	for name, store := range map[string]*genericregistry.Store{
+		"with a cache at times": newConfigMaps(t, newCaching(1000, time.Hour)),
+		"never with a cache":    newConfigMaps(t, wholeWatches{plain}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			for range 30 {
+				ctx, end := context.WithCancel(t.Context())
+				t.Cleanup(end)
+				w, err := store.Watch(ctx, &metainternal.ListOptions{ResourceVersion: strconv.FormatUint(from, 10)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ends, heard := r.IntN(20), 0
+				for e := range w.ResultChan() {
+					text, _, err := told(e)
+					if err != nil {
+						t.Fatal(err)
+					}
+					want, version, err := told(<-whole.ResultChan())
+					if err != nil {
+						t.Fatal(err)
+					}
+					if from = version; text != want {
+						t.Fatalf("event %d of a watch whose request has ended at %d is\n%s\nand should be\n%s", heard, ends, text, want)
+					}
+					if heard++; heard > ends {
+						end()
+					}
+				}
+				if !ended(w) {
+					t.Fatal("its request has ended long ago")
+				}
+				w.Stop()
+			}
+		})
+	}
+}
+
+// ended says whether a watch that is at its end is there by itself, and not for want of a reader.
+func ended(w watch.Interface) bool {
+	end := w.(*wholeWatch).end
+	end.mu.Lock()
+	defer end.mu.Unlock()
+	return end.cancel != nil
+}
+
 // breaking is a store that can take from a watch cache what it has: as after half a minute without a leader, or when a server that was cut off is sent a snapshot.
 type breaking struct {
 	storage.Interface
