@@ -22,6 +22,8 @@ type underlay struct {
 	// elsewhere is the interface of the address that is not device's, where a node's addresses are on two; empty otherwise.
 	elsewhere string
 	v4        bool // that address is the one of IPv4
+	// bare says that the device's packets have no link addresses, as those of a VPN's tun: a next hop cannot be said there.
+	bare bool
 }
 
 // deviceOf is the interface with this node's address of a family.
@@ -48,7 +50,7 @@ func (u underlay) onLink(a netip.Addr) bool {
 }
 
 func (u underlay) equal(v underlay) bool {
-	return u.device == v.device && u.mtu == v.mtu && slices.Equal(u.addresses, v.addresses) && u.elsewhere == v.elsewhere && u.v4 == v.v4
+	return u.device == v.device && u.mtu == v.mtu && slices.Equal(u.addresses, v.addresses) && u.elsewhere == v.elsewhere && u.v4 == v.v4 && u.bare == v.bare
 }
 
 // findUnderlay looks for the interface that the pattern names, else for the one that has the node's first address. A node's addresses may
@@ -79,6 +81,7 @@ func findUnderlay(nodeIPs []netip.Addr, pattern string) (underlay, error) {
 			if u.device == "" {
 				u.device, u.mtu = l.Name, l.MTU
 			}
+			u.bare = u.bare || bare(l)
 			if l.Name != u.device {
 				u.elsewhere, u.v4 = l.Name, ip.Is4()
 			}
@@ -114,7 +117,7 @@ func underlayNamed(pattern string, links []netlink.Link, addrs []netlink.Addr) (
 			continue
 		}
 		seen = append(seen, a.Name)
-		u := underlay{device: a.Name, mtu: a.MTU}
+		u := underlay{device: a.Name, mtu: a.MTU, bare: bare(a)}
 		for _, v4 := range []bool{true, false} {
 			for _, addr := range addrs {
 				if p, ok := prefixOfAddr(addr); ok && addr.LinkIndex == a.Index && p.Addr().Is4() == v4 && p.Addr().IsGlobalUnicast() {
@@ -132,6 +135,9 @@ func underlayNamed(pattern string, links []netlink.Link, addrs []netlink.Addr) (
 	}
 	return underlay{}, fmt.Errorf("the interface %s (--network-iface %s) is down or has no address", strings.Join(seen, ", "), pattern)
 }
+
+// bare says whether a device hands packets to a program, or to WireGuard, that sees nothing but the packet (ARPHRD_NONE).
+func bare(a *netlink.LinkAttrs) bool { return a.EncapType == "none" }
 
 // ownDevice says whether a device is one of the pod network's.
 func ownDevice(name string) bool {

@@ -29,6 +29,8 @@ type segment struct {
 	c     wayCluster
 	nodes []*nstest.NS // the first is number 1
 	dead  []int
+	// device is each node's for packets to others; the ways follow from what it is. Empty: it is eth0, and as c says.
+	device string
 }
 
 func newSegment(t *testing.T, c wayCluster, nodes int) *segment {
@@ -60,6 +62,12 @@ func newSegment(t *testing.T, c wayCluster, nodes int) *segment {
 
 func (s *segment) input(i int) waysInput {
 	in := waysOf(i, len(s.nodes), s.c)
+	if s.device != "" {
+		if err := s.nodes[i-1].Do(func() (err error) { in.underlay, err = findUnderlay(nil, s.device); return err }); err != nil {
+			s.Fatal(err)
+		}
+		in.sizes = sizesFor(in.underlay.mtu, in.overhead(s.c.backend), in.podCIDRs)
+	}
 	in.peers = slices.DeleteFunc(in.peers, func(p Peer) bool {
 		return slices.ContainsFunc(s.dead, func(d int) bool { return p.Name == peerOf(d, s.c).Name })
 	})

@@ -119,9 +119,13 @@ route 10.42.2.0/24 via 192.0.2.2 dev eth0 src 10.42.1.1
 ! n2: it has no address of the family of its pods' network fd42:0:0:2::/64`},
 		{"host-gw, a router in between", wayCluster{hostGateway{}, only4, far, 1500}, 2, `
 ! n2: its address 192.0.2.1 is in no network of eth0: host-gw is for nodes of one segment, vxlan for others`},
+		{"host-gw, a VPN", wayCluster{hostGateway{}, only4, func(i int) []string { return []string{fmt.Sprintf("10.9.0.%d/24", i)} }, 1420}, 2, `
+! n2: packets on eth0 do not say which node is the next one, as on a VPN's interface: host-gw is for nodes of one segment, vxlan for others`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got := render(c.c.backend.desired(waysOf(1, c.n, c.c)))
+			in := waysOf(1, c.n, c.c)
+			in.underlay.bare = strings.HasSuffix(c.name, "a VPN")
+			got := render(c.c.backend.desired(in))
 			if want := strings.TrimSpace(c.want); got != want {
 				t.Errorf("got\n%s\nwant\n%s", got, want)
 			}
