@@ -50,6 +50,7 @@ func watching(t *testing.T, b *Balancer) {
 		b.watch(ctx)
 	}()
 	t.Cleanup(func() { cancel(); <-stopped })
+	synctest.Wait() // it has begun
 }
 
 // lateRound is a second in which this machine is paused from just after its pings on, and wakes when both servers have answered: the answer of the other one is read before the balancer looks,
