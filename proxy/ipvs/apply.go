@@ -24,35 +24,44 @@ type applier struct {
 	lacking map[string]bool
 }
 
-// apply makes the kernel what is wanted: all of it, or with full unset what differs from what the last apply left, and what drains. What is refused of one
-// virtual server keeps it from no other one.
-func (a *applier) apply(want map[Key]VirtualServer, full bool) error {
+// apply makes the kernel what is wanted: with full unset what differs from what the last apply left, and what drains. What is not among those that are touched is as it was wanted then; nil is all. What is
+// refused of one virtual server keeps it from no other one.
+func (a *applier) apply(want map[Key]VirtualServer, touched map[Key]bool, full bool) error {
 	if full {
 		clear(a.lacking) // somebody may have loaded the module
 	}
 	known := a.known
 	a.known = nil // until all went well
-	present := map[Key]Server{}
+	present := func(k Key) (Server, bool) { v, ok := known[k]; return v.Server, ok }
 	if full || known == nil {
-		known = nil
-		var err error
-		if present, err = a.table.Servers(); err != nil {
+		servers, err := a.table.Servers()
+		if err != nil {
 			return err
 		}
-	} else {
-		for k, v := range known {
-			present[k] = v.Server
-		}
+		present = func(k Key) (Server, bool) { s, ok := servers[k]; return s, ok }
+		known, touched = map[Key]VirtualServer{}, keysOf(servers, want)
+	} else if touched == nil {
+		touched = keysOf(known, want)
+	} else if len(a.draining) > 0 {
+		touched = keysOf(touched, a.draining)
 	}
 	var errs []error
-	for k := range present {
-		if _, ok := want[k]; !ok {
+	keys := slices.SortedFunc(maps.Keys(touched), compareKeys)
+	for _, k := range keys {
+		if _, ok := want[k]; ok {
+			continue
+		}
+		if _, ok := present(k); ok {
 			errs = append(errs, a.table.DeleteServer(k))
 			delete(a.draining, k)
 		}
 	}
-	for _, k := range slices.SortedFunc(maps.Keys(want), compareKeys) {
-		v := a.possible(want[k])
+	for _, k := range keys {
+		v, ok := want[k]
+		if !ok {
+			continue
+		}
+		v = a.possible(v)
 		if before, ok := known[k]; ok && !a.draining[k] && before.Server == v.Server && slices.Equal(before.Reals, v.Reals) {
 			continue
 		}
@@ -69,13 +78,27 @@ func (a *applier) apply(want map[Key]VirtualServer, full bool) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	a.known = maps.Clone(want)
-	if len(a.lacking) > 0 {
-		for k, v := range a.known {
-			a.known[k] = a.possible(v)
+	for _, k := range keys {
+		if v, ok := want[k]; ok {
+			known[k] = a.possible(v)
+		} else {
+			delete(known, k)
 		}
 	}
+	a.known = known
 	return nil
+}
+
+// keysOf are those of either map.
+func keysOf[A, B any](a map[Key]A, b map[Key]B) map[Key]bool {
+	out := make(map[Key]bool, max(len(a), len(b)))
+	for k := range a {
+		out[k] = true
+	}
+	for k := range b {
+		out[k] = true
+	}
+	return out
 }
 
 // possible is the virtual server with a scheduler that the kernel has, as far as is known.
@@ -87,8 +110,8 @@ func (a *applier) possible(v VirtualServer) VirtualServer {
 }
 
 // server makes one virtual server what is wanted.
-func (a *applier) server(k Key, v VirtualServer, present map[Key]Server) error {
-	have, ok := present[k]
+func (a *applier) server(k Key, v VirtualServer, present func(Key) (Server, bool)) error {
+	have, ok := present(k)
 	switch {
 	case !ok:
 		if err := a.table.AddServer(k, v.Server); err != nil {

@@ -30,15 +30,53 @@ type View struct {
 
 // Desired says what the kernel should hold.
 func Desired(v View) State {
-	s := newState()
-	for name, port := range v.Services {
-		svc, ok := port.(*ServicePort)
-		if !ok {
-			continue // the tracker makes no other
-		}
-		v.service(&s, svc, v.Endpoints[name])
+	l := newLedger()
+	l.update(v, nil)
+	return l.state
+}
+
+// part is what one Service port adds to the state.
+type part struct {
+	name    upstream.ServicePortName
+	offers  []*offer // by address and port
+	members members  // what goes with no virtual server
+}
+
+// offer is a virtual server as one Service port wants it, with what belongs to it. Of several Services that want an address and port, the first by name has it, and what others want
+// to go with it is not in force.
+type offer struct {
+	key     Key
+	server  VirtualServer
+	local   bool // the address is to be on our device
+	members members
+}
+
+// member is an element of a set or map of nftables.
+type member struct{ set, text string }
+
+type members []member
+
+func (m *members) add(set string, parts ...string) {
+	*m = append(*m, member{set, strings.Join(parts, " ")})
+}
+
+// part is nil where there is nothing to serve.
+func (v View) part(name upstream.ServicePortName) *part {
+	svc, ok := v.Services[name].(*ServicePort)
+	if !ok {
+		return nil // gone; the tracker makes no other
 	}
-	return s
+	p := &part{name: name}
+	v.service(p, svc, v.Endpoints[name])
+	return p
+}
+
+// offer is the part's at an address and port, if there is one.
+func (p *part) offer(k Key) *offer {
+	if at := slices.IndexFunc(p.offers, func(o *offer) bool { return o.key == k }); at >= 0 {
+		return p.offers[at]
+	}
+	return nil
 }
 
 // target is where traffic to some addresses of a Service port goes.
@@ -49,12 +87,12 @@ type target struct {
 	drop bool
 }
 
-func (v View) service(s *State, svc *ServicePort, endpoints []upstream.Endpoint) {
+func (v View) service(p *part, svc *ServicePort, endpoints []upstream.Endpoint) {
 	cluster, local, reachable, any := upstream.CategorizeEndpoints(endpoints, svc, v.NodeName, v.Topology)
 	proto := svc.Protocol()
 	for _, ep := range reachable {
 		if ep.IsLocal() {
-			s.add(setHairpin, ep.IP(), ep.IP(), protoName(proto), strconv.Itoa(ep.Port()))
+			p.members.add(setHairpin, ep.IP(), ep.IP(), protoName(proto), strconv.Itoa(ep.Port()))
 		}
 	}
 	pick := func(onlyLocal bool) target {
@@ -69,69 +107,72 @@ func (v View) service(s *State, svc *ServicePort, endpoints []upstream.Endpoint)
 	if !ok {
 		return
 	}
-	key := Key{proto, clusterIP, uint16(svc.Port())}
-	v.serve(s, svc, key, internal)
-	s.add(setClusterIPs, clusterIP.String())
+	v.serve(p, svc, Key{proto, clusterIP, uint16(svc.Port())}, internal)
+	p.members.add(setClusterIPs, clusterIP.String())
 
-	var outside []Key
+	outside := func(a netip.Addr, port int, sources bool) {
+		o := v.serve(p, svc, Key{proto, a, uint16(port)}, external)
+		if sources {
+			v.sources(o, svc)
+		}
+		if !svc.ExternalPolicyLocal() {
+			o.members.add(setMasquerade, o.key.element()...)
+			return
+		}
+		o.members.add(setKept, o.key.element()...)
+		if !svc.InternalPolicyLocal() {
+			// What pods and this node send is bound by no external policy: it goes the way of the cluster address.
+			o.members.add(setShortcut, append(o.key.element(), ":", clusterIP.String(), strconv.Itoa(svc.Port()))...)
+		}
+	}
 	for _, ip := range svc.ExternalIPs() {
 		if a, ok := addr(ip.String()); ok {
-			outside = append(outside, Key{proto, a, uint16(svc.Port())})
+			outside(a, svc.Port(), slices.ContainsFunc(svc.LoadBalancerVIPs(), ip.Equal))
 		}
 	}
 	for _, ip := range svc.LoadBalancerVIPs() {
 		if a, ok := addr(ip.String()); ok {
-			k := Key{proto, a, uint16(svc.Port())}
-			outside = append(outside, k)
-			v.sources(s, svc, k)
+			outside(a, svc.Port(), true)
 		}
 	}
 	if port := svc.NodePort(); port != 0 {
 		for _, a := range v.NodePortAddrs {
-			outside = append(outside, Key{proto, a, uint16(port)})
-		}
-	}
-	for _, k := range outside {
-		v.serve(s, svc, k, external)
-		if !svc.ExternalPolicyLocal() {
-			s.add(setMasquerade, k.element()...)
-			continue
-		}
-		s.add(setKept, k.element()...)
-		if !svc.InternalPolicyLocal() {
-			// What pods and this node send is bound by no external policy: it goes the way of the cluster address.
-			s.add(setShortcut, append(k.element(), ":", clusterIP.String(), strconv.Itoa(svc.Port()))...)
+			outside(a, port, false)
 		}
 	}
 }
 
-// serve makes the virtual server at k, and its address ours where it may be.
-func (v View) serve(s *State, svc *ServicePort, k Key, t target) {
-	server := VirtualServer{Server: Server{Scheduler: v.schedulerOf(svc)}, Reals: t.reals}
+// serve offers the virtual server at k, instead of what the part offers there already, and its address where that may be ours.
+func (v View) serve(p *part, svc *ServicePort, k Key, t target) *offer {
+	o := p.offer(k)
+	if o == nil {
+		o = &offer{}
+		p.offers = append(p.offers, o)
+	}
+	*o = offer{key: k, server: VirtualServer{Server: Server{Scheduler: v.schedulerOf(svc)}, Reals: t.reals}, local: !v.Elsewhere[k.Addr]}
 	if svc.SessionAffinityType() == corev1.ServiceAffinityClientIP {
-		server.Affinity = uint32(svc.StickyMaxAgeSeconds())
+		o.server.Affinity = uint32(svc.StickyMaxAgeSeconds())
 	}
 	if t.drop {
-		s.add(setDropped, k.element()...)
+		o.members.add(setDropped, k.element()...)
 	}
-	s.Servers[k] = server
-	if v.Elsewhere[k.Addr] {
-		return
+	if o.local {
+		o.members.add(setAddresses, k.Addr.String())
+		o.members.add(setPorts, k.element()...)
 	}
-	s.Addresses[k.Addr] = true
-	s.add(setAddresses, k.Addr.String())
-	s.add(setPorts, k.element()...)
+	return o
 }
 
-// sources closes k to all but the Service's source ranges. This node's own requests come from the address itself, which
+// sources closes an offer to all but the Service's source ranges. This node's own requests come from the address itself, which
 // is allowed where one of the node's addresses is.
-func (v View) sources(s *State, svc *ServicePort, k Key) {
+func (v View) sources(o *offer, svc *ServicePort) {
 	ranges := svc.LoadBalancerSourceRanges()
 	if len(ranges) == 0 {
 		return
 	}
-	s.add(setGuarded, k.element()...)
-	allow := func(p string) { s.add(setAllowed, append(k.element(), p)...) }
+	k := o.key
+	o.members.add(setGuarded, k.element()...)
+	allow := func(p string) { o.members.add(setAllowed, append(k.element(), p)...) }
 	var prefixes []netip.Prefix
 	for _, r := range ranges {
 		if p, err := netip.ParsePrefix(r.String()); err == nil {
@@ -163,8 +204,6 @@ func withoutOverlap(in []netip.Prefix) []netip.Prefix {
 func contains(prefixes []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
-
-func (s State) add(set string, parts ...string) { s.Sets[set][strings.Join(parts, " ")] = true }
 
 // element is the key as the parts of a concatenated nftables key.
 func (k Key) element() []string {

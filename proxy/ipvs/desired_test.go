@@ -277,7 +277,7 @@ func TestApply(t *testing.T) {
 	one, two := netip.MustParseAddrPort("10.42.0.2:80"), netip.MustParseAddrPort("10.42.0.6:80")
 	apply := func(full bool, reals ...netip.AddrPort) {
 		t.Helper()
-		if err := a.apply(map[Key]VirtualServer{k: {Server{Scheduler: "rr"}, reals}}, full); err != nil {
+		if err := a.apply(map[Key]VirtualServer{k: {Server{Scheduler: "rr"}, reals}}, nil, full); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -299,7 +299,7 @@ func TestApply(t *testing.T) {
 		t.Errorf("without connections: %+v, draining %v", r, a.draining)
 	}
 	m.refuse = errors.New("no")
-	if err := a.apply(map[Key]VirtualServer{}, false); err == nil {
+	if err := a.apply(map[Key]VirtualServer{}, nil, false); err == nil {
 		t.Error("a refusal is not told")
 	}
 	m.refuse = nil
@@ -321,7 +321,7 @@ func TestKernelLacksAScheduler(t *testing.T) {
 	apply := func(full bool, reals ...netip.AddrPort) {
 		t.Helper()
 		want := map[Key]VirtualServer{key(1): {Server{Scheduler: "mh"}, reals}, key(2): {Server{Scheduler: "lc"}, reals}, key(3): {Server{Scheduler: "mh"}, reals}}
-		if err := a.apply(want, full); err != nil {
+		if err := a.apply(want, nil, full); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -354,7 +354,7 @@ func TestKernelLacksAScheduler(t *testing.T) {
 	has("asked for a change", 2, "mh", "rr")
 
 	m.lacks, m.servers, m.reals = DefaultScheduler, map[Key]Server{}, map[Key]map[netip.AddrPort]*Real{}
-	err := (&applier{table: m}).apply(map[Key]VirtualServer{key(1): {Server{Scheduler: "rr"}, nil}, key(2): {Server{Scheduler: "lc"}, nil}}, true)
+	err := (&applier{table: m}).apply(map[Key]VirtualServer{key(1): {Server{Scheduler: "rr"}, nil}, key(2): {Server{Scheduler: "lc"}, nil}}, nil, true)
 	if !errors.Is(err, errNoScheduler) || len(m.servers) != 1 {
 		t.Errorf("without rr there are %v, and the error is %v", m.servers, err)
 	}
@@ -422,7 +422,7 @@ func TestRulesAreDifferences(t *testing.T) {
 		runs int
 	}{{viewOf(nil, here), true, 1}, {viewOf(nil, here), false, 1}, {viewOf(nodePort, here), false, 2}, {viewOf(nodePort), false, 3}, {viewOf(nodePort), true, 4}} {
 		want := Desired(c.view).Sets
-		if err := w.apply(t.Context(), want, c.full); err != nil {
+		if err := w.apply(t.Context(), want, nil, c.full); err != nil {
 			t.Fatal(err)
 		}
 		if nft.runs != c.runs {

@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/klog/v2"
 	upstream "k8s.io/kubernetes/pkg/proxy"
 	"k8s.io/kubernetes/pkg/proxy/conntrack"
@@ -74,6 +75,7 @@ type family struct {
 	kernel *kernel
 	apply  applier
 	rules  rulesWriter
+	ledger *ledger // nil before the first sync
 	// addresses are what the device has, as far as the last sync knows; nil: not known.
 	addresses map[netip.Addr]bool
 }
@@ -190,7 +192,8 @@ func (p *Proxier) Sync(ctx context.Context, full bool) error {
 	}
 	var errs []error
 	for _, f := range p.families {
-		start, changes := time.Now(), f.update()
+		start := time.Now()
+		changes, services := f.update()
 		if full {
 			f.rules.view.serviceCIDRs = nil
 			for _, c := range cidrs {
@@ -199,8 +202,11 @@ func (p *Proxier) Sync(ctx context.Context, full bool) error {
 				}
 			}
 		}
-		state := Desired(p.view(f, topology, local))
-		err := f.write(ctx, state, full)
+		if full || f.ledger == nil {
+			f.ledger = newLedger()
+		}
+		f.ledger.update(p.view(f, topology, local), services)
+		err := f.write(ctx, full)
 		f.tried(start)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", f.name, err))
@@ -216,11 +222,20 @@ func (p *Proxier) Sync(ctx context.Context, full bool) error {
 
 func (p *Proxier) view(f *family, topology map[string]string, local map[netip.Addr]bool) View {
 	v := View{
-		Services: f.services, Endpoints: f.endpoints, NodeName: p.o.NodeName, Topology: topology, Elsewhere: maps.Clone(local), Scheduler: p.o.Scheduler,
+		Services: f.services, Endpoints: f.endpoints, NodeName: p.o.NodeName, Topology: topology, Elsewhere: map[netip.Addr]bool{}, Scheduler: p.o.Scheduler,
+	}
+	elsewhere := func(a netip.Addr) {
+		// Each pod's device may have an address of its link: it is no Service's, and must not make the view another one.
+		if a.Is6() == (f.name == corev1.IPv6Protocol) && !(a.Is6() && a.IsLinkLocalUnicast()) {
+			v.Elsewhere[a] = true
+		}
+	}
+	for a := range local {
+		elsewhere(a)
 	}
 	if p.o.Elsewhere != nil {
 		for _, a := range p.o.Elsewhere() {
-			v.Elsewhere[a] = true
+			elsewhere(a)
 		}
 	}
 	var ranges []netip.Prefix
@@ -238,37 +253,41 @@ func (p *Proxier) view(f *family, topology map[string]string, local map[netip.Ad
 	return v
 }
 
-// update takes in what was told. It returns when that changed, by Service.
-func (f *family) update() map[types.NamespacedName][]time.Time {
-	f.services.Update(f.changes)
+// update takes in what was told. It returns when that changed, by Service, and all Services that changed, or whose endpoints did.
+func (f *family) update() (map[types.NamespacedName][]time.Time, sets.Set[types.NamespacedName]) {
+	services := f.services.Update(f.changes)
 	result := f.endpoints.Update(f.slices)
 	if result.ConntrackCleanupRequired {
 		f.stale = true
 	}
-	return result.LastChangeTriggerTimes
+	return result.LastChangeTriggerTimes, services.UpdatedServices.Union(result.UpdatedServices)
 }
 
 // write orders the steps so that nothing is open before it is guarded, and nothing is taken away before what replaces it is there.
-func (f *family) write(ctx context.Context, s State, full bool) error {
-	if err := f.rules.apply(ctx, s.Sets, full); err != nil {
+func (f *family) write(ctx context.Context, full bool) error {
+	s, t := f.ledger.state, f.ledger.touched
+	if err := f.rules.apply(ctx, s.Sets, t.members, full); err != nil {
 		return err
 	}
 	moved := full || f.addresses == nil || !maps.Equal(f.addresses, s.Addresses)
-	f.addresses = nil
 	if moved {
+		f.addresses = nil
 		if err := applyAddresses(f.netlink, s.Addresses, false); err != nil {
 			return err
 		}
 	}
 	// One virtual server that is refused keeps the addresses of Services that are gone from nobody: the others are as they should be.
-	err := f.apply.apply(s.Servers, full)
+	err := f.apply.apply(s.Servers, t.servers, full)
 	if moved {
 		err = errors.Join(err, applyAddresses(f.netlink, s.Addresses, true))
 	}
 	if err != nil {
 		return err
 	}
-	f.addresses = s.Addresses
+	if moved {
+		f.addresses = maps.Clone(s.Addresses)
+	}
+	f.ledger.written()
 	return nil
 }
 

@@ -3,6 +3,7 @@
 package ipvs
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -139,39 +140,60 @@ func set(prefixes []netip.Prefix) string {
 type rulesWriter struct {
 	nft     knftables.Interface
 	view    ruleView
-	applied map[string]map[string]bool // nil: what the kernel has is not known
+	applied map[member]bool // nil: what the kernel has is not known
 	// verified is the kernel's generation in which all rules were there.
 	verified uint32
 }
 
-// apply writes the difference of the sets' contents; or everything, in one transaction that leaves no gap, where it is asked to or has to.
-func (w *rulesWriter) apply(ctx context.Context, want map[string]map[string]bool, full bool) error {
+// apply writes the difference of the sets' contents; or everything, in one transaction that leaves no gap, where it is asked to or has to. What is not among the members that are touched is as it was
+// wanted the last time; nil is all.
+func (w *rulesWriter) apply(ctx context.Context, want map[string]map[string]bool, touched map[member]bool, full bool) error {
 	tx := w.nft.NewTransaction()
 	have := w.applied
 	w.applied = nil
-	if full || have == nil {
-		have = nil
+	whole := full || have == nil
+	if whole {
+		have = map[member]bool{}
 		w.rebuild(tx)
 	}
-	for _, name := range setNames {
-		for _, e := range slices.Sorted(maps.Keys(have[name])) {
-			if !want[name][e] {
-				tx.Delete(element(name, e))
+	if whole || touched == nil {
+		touched = maps.Clone(have)
+		for set := range want {
+			for text := range want[set] {
+				touched[member{set, text}] = true
 			}
 		}
-		for _, e := range slices.Sorted(maps.Keys(want[name])) {
-			if !have[name][e] {
-				tx.Add(element(name, e))
-			}
+	}
+	var gone, come []member
+	for m := range touched {
+		switch wanted := want[m.set][m.text]; {
+		case have[m] && !wanted:
+			gone = append(gone, m)
+		case wanted && !have[m]:
+			come = append(come, m)
 		}
+	}
+	slices.SortFunc(gone, compareMembers)
+	slices.SortFunc(come, compareMembers)
+	for _, m := range gone {
+		tx.Delete(element(m.set, m.text))
+		delete(have, m)
+	}
+	for _, m := range come {
+		tx.Add(element(m.set, m.text))
+		have[m] = true
 	}
 	if tx.NumOperations() > 0 {
 		if err := w.nft.Run(ctx, tx); err != nil {
 			return fmt.Errorf("writing the rules around IPVS: %w", err)
 		}
 	}
-	w.applied = want
+	w.applied = have
 	return nil
+}
+
+func compareMembers(a, b member) int {
+	return cmp.Or(cmp.Compare(a.set, b.set), cmp.Compare(a.text, b.text))
 }
 
 // intact says whether the table is there with as many rules in each chain as were written; the sets' elements are not counted. Of rules it costs one question to the

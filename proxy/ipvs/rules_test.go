@@ -65,7 +65,7 @@ func TestRules(t *testing.T) {
 	}}
 	apply := func(v View, full bool) {
 		t.Helper()
-		if err := w.apply(t.Context(), Desired(v).Sets, full); err != nil {
+		if err := w.apply(t.Context(), Desired(v).Sets, nil, full); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -164,7 +164,7 @@ func TestRules(t *testing.T) {
 	w6 := &rulesWriter{nft: six, view: ruleView{
 		family: rules6, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("fd42::/56")}, serviceCIDRs: []netip.Prefix{netip.MustParsePrefix("fd43::/112")},
 	}}
-	if err := w6.apply(t.Context(), newState().Sets, true); err != nil {
+	if err := w6.apply(t.Context(), newState().Sets, nil, true); err != nil {
 		t.Error("the rules of IPv6:", err)
 	}
 }
@@ -202,7 +202,7 @@ func TestRulesAreCounted(t *testing.T) {
 				for _, a := range addresses {
 					sets[setAddresses][a] = true
 				}
-				if err := w.apply(t.Context(), sets, full); err != nil {
+				if err := w.apply(t.Context(), sets, nil, full); err != nil {
 					t.Fatal(err)
 				}
 			}
