@@ -122,7 +122,7 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, b
 	part := o.part(partPodNetwork)
 	pods, err := cni.NewServer(cni.Options{
 		Socket: p.CNISocket, StateDir: p.cniState, ConfDir: p.cniConf, PodCIDRs: podCIDRs, Peers: peers,
-		Backend: o.NetworkBackend, Backends: backends, NodeIPs: o.NodeIPs, Interface: o.NetworkInterface,
+		Backend: o.NetworkBackend, Backends: backends, NodeIPs: o.NodeIPs, Interface: o.NetworkInterface, External: o.networkExternal(),
 		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, ReservedPorts: o.reserved().Ports, Port: o.Port, Policies: policies, Logger: log,
 		Changed: func() {
 			select {

@@ -76,6 +76,8 @@ type Options struct {
 	NetworkBackend string
 	// NetworkInterface names the interface for traffic between nodes' pods, or is a pattern; empty means the one that has NodeIPs.
 	NetworkInterface string
+	// NetworkExternal has other nodes send packets for this one's pods to ExternalIPs.
+	NetworkExternal bool
 
 	// PodSubnets, when set, is told of the addresses that the node's pods have, once they are known.
 	PodSubnets func([]netip.Prefix)

@@ -18,7 +18,7 @@ import (
 const underlayCheck = 10 * time.Second
 
 // keepUnderlay writes on the Node at which addresses other nodes reach its pods, where these are not the node's own because
-// --network-iface names another interface. Where they are, it sees once that nothing is left of an earlier setting.
+// --network-iface names another interface or --network-external-ip says so. Where they are, it sees once that nothing is left of an earlier setting.
 func keepUnderlay(ctx context.Context, o Options) error {
 	if o.NetworkBackend == cluster.NetworkNone {
 		return nil
@@ -55,13 +55,14 @@ func keepUnderlay(ctx context.Context, o Options) error {
 
 // underlay is what the annotation says; nothing where other nodes use the node's own addresses.
 func (o Options) underlay() (string, error) {
-	if o.NetworkInterface == "" {
-		return "", nil
+	addrs := o.NodeIPs
+	if o.NetworkInterface != "" {
+		var err error
+		if addrs, err = cni.UnderlayAddresses(o.NodeIPs, o.NetworkInterface); err != nil {
+			return "", fmt.Errorf("looking for the interface to other nodes: %w", err)
+		}
 	}
-	addrs, err := cni.UnderlayAddresses(o.NodeIPs, o.NetworkInterface)
-	if err != nil {
-		return "", fmt.Errorf("looking for the interface to other nodes: %w", err)
-	}
+	addrs = replaceFamilies(addrs, o.networkExternal())
 	if !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !slices.Contains(o.NodeIPs, a) }) {
 		return "", nil
 	}
@@ -70,4 +71,23 @@ func (o Options) underlay() (string, error) {
 		texts = append(texts, a.String())
 	}
 	return strings.Join(texts, ","), nil
+}
+
+// networkExternal are the addresses at which packets for this node's pods come in, where the machine has not got them itself.
+func (o Options) networkExternal() []netip.Addr {
+	if !o.NetworkExternal {
+		return nil
+	}
+	return o.ExternalIPs
+}
+
+// replaceFamilies puts another address in the place of each whose family it has. A family that the machine has no address of is nothing that packets could come by.
+func replaceFamilies(addrs, by []netip.Addr) []netip.Addr {
+	out := slices.Clone(addrs)
+	for i, a := range out {
+		if k := slices.IndexFunc(by, func(b netip.Addr) bool { return b.Is4() == a.Is4() }); k >= 0 {
+			out[i] = by[k]
+		}
+	}
+	return out
 }

@@ -43,13 +43,15 @@ type waysInput struct {
 	podCIDRs []netip.Prefix
 	peers    []Peer // as acceptable returns them
 	underlay underlay
+	// external are addresses at which peers find this node instead of the underlay's.
+	external []netip.Addr
 	sizes
 	// checksumsBySoftware says that the underlay's device or the kernel computes wrong checksums of packets inside a tunnel.
 	checksumsBySoftware bool
 }
 
 func (in waysInput) equal(old waysInput) bool {
-	return slices.Equal(in.podCIDRs, old.podCIDRs) && slices.EqualFunc(in.peers, old.peers, Peer.equal) && in.underlay.equal(old.underlay) &&
+	return slices.Equal(in.podCIDRs, old.podCIDRs) && slices.EqualFunc(in.peers, old.peers, Peer.equal) && in.underlay.equal(old.underlay) && slices.Equal(in.external, old.external) &&
 		in.sizes == old.sizes && in.checksumsBySoftware == old.checksumsBySoftware
 }
 

@@ -204,7 +204,7 @@ func (s *Server) backendFor(next, have string) string {
 // address may come back, and pods of this node need none.
 func (s *Server) desiredNetwork(st networkState) (*network, []peerTrouble, error) {
 	nw := &network{podCIDRs: st.PodCIDRs, name: cmp.Or(st.Backend, s.o.Backend)}
-	nw.ways.podCIDRs = st.PodCIDRs
+	nw.ways.podCIDRs, nw.ways.external = st.PodCIDRs, s.o.External
 	var trouble []peerTrouble
 	var err error
 	if nw.backend, err = s.newBackend(nw.name); err != nil {

@@ -64,6 +64,8 @@ type Options struct {
 	// or is a pattern for it (path.Match); otherwise it is the one that has NodeIPs.
 	NodeIPs   []netip.Addr
 	Interface string
+	// External are addresses at which other nodes reach this one instead, at most one of each family: who has them translates them to the underlay's.
+	External []netip.Addr
 	// Report, when set, is told what keeps this node from reaching others' pods, and nil when nothing does any more.
 	Report func(error)
 	// Firewalls, when set, is told which of other programs' firewalls decide what comes to this machine and its pods, whenever that changes; empty when none does any more.

@@ -99,14 +99,17 @@ func (w wireGuard) peer(in waysInput, p Peer) (wgPeer, []route) {
 // endpoint says where a peer is reached, if it can be, and how often this node has to be heard of so that the peer can go on reaching it.
 //
 // A private address that is in no network of the underlay's can be reached only from private addresses (by some router between them). So a
-// node that has a public one waits for such a peer to speak first, and then answers to where that came from, whatever address
+// node that has a public one, or is found at one, waits for such a peer to speak first, and then answers to where that came from, whatever address
 // a translator has given it by then. The other one keeps its way through the translator open.
 func endpoint(in waysInput, p Peer) (at netip.AddrPort, every int) {
 	v4, ok := in.family(p)
 	if !ok {
 		return netip.AddrPort{}, 0
 	}
-	own, _ := in.underlay.address(v4)
+	own, translated := ofFamily(in.external, v4)
+	if !translated {
+		own, _ = in.underlay.address(v4)
+	}
 	theirs, _ := p.underlay(v4)
 	switch {
 	case in.underlay.onLink(theirs) || private(own) == private(theirs):

@@ -125,6 +125,32 @@ route 10.42.8.0/24 dev coracle-wg src 10.42.7.1
 	}
 }
 
+// TestEndpoints: who waits for whom follows from the addresses at which both are found.
+func TestEndpoints(t *testing.T) {
+	const away, home, other = "203.0.113.3", "203.0.113.2", "10.0.0.3"
+	for _, c := range []struct {
+		name, own, external, theirs string
+		want                        string
+		keepalive                   int
+	}{
+		{"this one is found at a translator's", "192.168.1.2/24", home, away, away + ":51820", 0},
+		{"this one is not", "192.168.1.2/24", "", away, away + ":51820", keepalive},
+		{"that one is found nowhere", "192.168.1.2/24", home, other, "invalid AddrPort", 0},
+		{"that one is beside this one", "192.168.1.2/24", home, "192.168.1.3", "192.168.1.3:51820", 0},
+		{"both translators are within a larger network", "192.168.1.2/24", "10.1.0.2", other, other + ":51820", 0},
+		{"the translator's is of another family", "192.168.1.2/24", "2001:db8::2", away, away + ":51820", keepalive},
+	} {
+		in := waysInput{underlay: underlay{device: "eth0", addresses: []netip.Prefix{netip.MustParsePrefix(c.own)}}}
+		if c.external != "" {
+			in.external = []netip.Addr{netip.MustParseAddr(c.external)}
+		}
+		at, every := endpoint(in, Peer{Underlay: []netip.Addr{netip.MustParseAddr(c.theirs)}})
+		if at.String() != c.want || every != c.keepalive {
+			t.Errorf("%s: %s, every %d s; want %s, %d", c.name, at, every, c.want, c.keepalive)
+		}
+	}
+}
+
 // otherWords writes a key in another way that means the same: two bits of base64 are not used.
 func otherWords(key string) string {
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"

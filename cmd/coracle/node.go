@@ -91,7 +91,7 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 		DisablePolicies: n.cluster.NoNetworkPolicy,
 		DisableProxy:    n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
 		PodSubnets: n.podSubnets, Reach: n.reach, Volumes: n.volumes,
-		NetworkBackend: n.cluster.Backend(), NetworkInterface: n.machine.NetworkInterface,
+		NetworkBackend: n.cluster.Backend(), NetworkInterface: n.machine.NetworkInterface, NetworkExternal: n.machine.NetworkExternal,
 		ProxyMode: n.machine.ProxyMode, IPVSScheduler: n.machine.IPVSScheduler,
 		ReservedAddresses: n.cluster.VIPs, Port: n.port,
 		Logger: p.Log.Logger, Board: p.Board,

@@ -44,5 +44,5 @@ func (s Settings) Backend() string { return cmp.Or(s.NetworkBackend, NetworkBack
 const WireGuardAnnotation = "coracle.dev/wireguard"
 
 // UnderlayAnnotation on a node has the addresses, with commas in between, at which other nodes reach its pods when these are
-// others than the node's own (--network-iface). Each node writes its own.
+// others than the node's own (--network-iface, --network-external-ip). Each node writes its own.
 const UnderlayAnnotation = "coracle.dev/underlay"

@@ -239,6 +239,24 @@ func TestK3sSettingsAreExplained(t *testing.T) {
 	}
 }
 
+func TestNetworkExternal(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		bad  bool
+	}{
+		{[]string{"--node-external-ip=203.0.113.7"}, false},
+		{[]string{"--node-external-ip=203.0.113.7,2001:db8::7"}, false},
+		{nil, true},
+		{[]string{"--node-external-ip=2001:db8::7"}, true},
+		{[]string{"--node-external-ip=2001:db8::7", "--network-iface=wg*"}, false},
+	} {
+		s, err := load(t, map[string]string{}, nil, board, append(c.args, "--network-external-ip")...)
+		if c.bad && (err == nil || !strings.Contains(err.Error(), "--network-external-ip")) || !c.bad && (err != nil || !s.Node.NetworkExternal) {
+			t.Errorf("%v: %v", c.args, err)
+		}
+	}
+}
+
 func TestNearest(t *testing.T) {
 	candidates := names(Table(ServerCommand))
 	for typed, want := range map[string]string{

@@ -33,7 +33,7 @@ var k3sOnly = map[string]string{
 	"flannel-backend":                   "it is called --network-backend here",
 	"flannel-cni-conf":                  "coracle writes the CNI configuration of its own network; another plugin's needs --network-backend none",
 	"flannel-conf":                      "there is no flannel; --network-backend, --network-iface and --cluster-cidr say how pods of other nodes are reached",
-	"flannel-external-ip":               "nodes reach one another at their --node-ip, or at the addresses of --network-iface; between networks behind address translation use --network-backend wireguard",
+	"flannel-external-ip":               "it is called --network-external-ip here, and is given to each machine that has a --node-external-ip",
 	"flannel-iface":                     "it is called --network-iface here",
 	"flannel-ipv6-masq":                 "what pods send out of the cluster is masqueraded in both families",
 	"image-credential-provider-bin-dir": "use --kubelet-arg image-credential-provider-bin-dir=DIR",

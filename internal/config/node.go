@@ -47,8 +47,10 @@ type Node struct {
 	// NetworkInterface names the interface for traffic between nodes' pods, or is a pattern (path.Match); "" means the one that has
 	// the node's address.
 	NetworkInterface string
-	ProxyMode        string
-	IPVSScheduler    string
+	// NetworkExternal has other nodes send packets for this one's pods to ExternalIPs.
+	NetworkExternal bool
+	ProxyMode       string
+	IPVSScheduler   string
 
 	// StoragePaths are the folders for local volumes; the first is the default one.
 	StoragePaths []string
@@ -87,11 +89,22 @@ func (r *reader) node(h Host, except []netip.Prefix) Node {
 
 		NodePortAddresses: r.nodePortAddresses("kube-proxy-arg"),
 		NetworkInterface:  r.pattern("network-iface"),
+		NetworkExternal:   r.boolean("network-external-ip"),
 		ProxyMode:         r.str("proxy-mode"),
 		IPVSScheduler:     r.str("ipvs-scheduler"),
 		StoragePaths:      r.storagePaths("default-local-storage-path"),
 	}
+	if n.NetworkExternal && !n.reachedOutside() {
+		r.bad(r.src("network-external-ip"), "other nodes find this one's pods at its external address only where it has one of a family that its own address has: give it with --node-external-ip")
+	}
 	return n
+}
+
+// reachedOutside says whether an external address can stand for one of the machine's own. Which ones another interface has is not known here.
+func (n Node) reachedOutside() bool {
+	return slices.ContainsFunc(n.ExternalIPs, func(out netip.Addr) bool {
+		return n.NetworkInterface != "" || slices.ContainsFunc(n.IPs, func(own netip.Addr) bool { return own.Is4() == out.Is4() })
+	})
 }
 
 // storagePaths are folders that a node can have for volumes alone.

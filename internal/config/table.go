@@ -111,6 +111,8 @@ var table = []Setting{
 		Help: "How packets reach pods of other nodes: vxlan wraps them, host-gw routes them between nodes of one network segment, wireguard encrypts them, none leaves the pod network to another plugin that you install; the cluster begins with it, and coracle network-backend set changes it"},
 	{Name: "network-iface", Commands: nodeCommands, Group: groupNetwork, Holder: "NAME", Computed: "the interface that has --node-ip",
 		Help: "Interface of this machine for traffic between nodes' pods; NAME may be a pattern, such as wg* or enp?s0"},
+	{Name: "network-external-ip", Commands: nodeCommands, Group: groupNetwork, Kind: Bool, Default: "false",
+		Help: "Other nodes send packets for this machine's pods to its --node-external-ip, as behind address translation that leads from there to this machine"},
 	{Name: "load-balancer-pool", Commands: ServerCommand, Group: groupNetwork, Kind: List, Holder: "RANGE",
 		Help: "Addresses of the nodes' network for Services of type LoadBalancer, instead of the nodes' own: FIRST-LAST, a network in CIDR notation, or one address. Nobody has them, and no DHCP server gives them out; all servers have the same"},
 	{Name: "load-balancer-reserved-ports", Commands: ServerCommand, Group: groupNetwork, Kind: List, Holder: "PORT", Default: "22",

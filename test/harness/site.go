@@ -141,6 +141,11 @@ func (s *Site) Do(f func() error) error {
 // NFT runs the carried nft on the machine and returns what it printed.
 func (m *Machine) NFT(args ...string) (string, error) { return m.Run(m.Site.nft(), args...) }
 
+// NFT runs the carried nft on the site's network and on no machine, and returns what it printed.
+func (s *Site) NFT(args ...string) (string, error) {
+	return Output(s.Command(context.Background(), s.nft(), args...))
+}
+
 // NFTIn is NFT in a network namespace that has a name on the machine.
 func (m *Machine) NFTIn(namespace string, args ...string) (string, error) {
 	return m.Run("nsenter", append([]string{"--net=/run/netns/" + namespace, "--", m.Site.nft()}, args...)...)
