@@ -93,6 +93,8 @@ type Judge struct {
 	nodes   map[string]*state
 	gone    map[string]time.Time // when Nodes were seen to be deleted
 	suspect chan string
+	// undecided says that most nodes may have vanished together, and that it is not known yet.
+	undecided bool
 }
 
 // state is what a judge knows of a node. It belongs to the judge's goroutine; while its own checks and writes run side by side,
@@ -116,6 +118,7 @@ type state struct {
 	limit     time.Duration // of its silence, when it was looked at last
 
 	dead       time.Time // when it was judged dead; zero: it lives
+	doubted    time.Time // when the check began that found it so
 	podsDone   bool
 	nodeDone   bool
 	holdNodeTo time.Time // the Node is left alone until then
@@ -234,6 +237,9 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 	}
 	if !j.write(ctx, nodes) {
 		soon(retry)
+	}
+	if j.undecided {
+		soon(settle)
 	}
 	return pause
 }
@@ -366,7 +372,7 @@ func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 		case late > lateBy:
 			s.next = time.Time{}
 		case finding == Silent, j.waited(n.Name, s, now) > patience:
-			s.dead = now
+			s.dead, s.doubted = now, began
 			j.o.Logger.Warn("a node is dead", "node", n.Name, "silent", silence.Round(10*time.Millisecond), "machine answers", finding == Reachable)
 		}
 	})

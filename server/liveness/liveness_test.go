@@ -4,9 +4,12 @@ package liveness
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -22,6 +25,8 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/component-helpers/node/topology"
+	"k8s.io/kubernetes/pkg/controller/nodelifecycle"
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/server/tunnels"
@@ -172,6 +177,18 @@ func (w *world) speak(ctx context.Context) {
 	}
 }
 
+// label gives a Node labels.
+func (w *world) label(name string, labels map[string]string) {
+	w.t.Helper()
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": labels}})
+	if err == nil {
+		_, err = w.client.CoreV1().Nodes().Patch(w.t.Context(), name, types.MergePatchType, patch, metav1.PatchOptions{})
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 // do changes the world.
 func (w *world) do(f func()) {
 	w.mu.Lock()
@@ -182,11 +199,18 @@ func (w *world) do(f func()) {
 // want compares which nodes are Unknown, and on which nodes pods are not ready.
 func (w *world) want(when string, nodes, pods []string) {
 	w.t.Helper()
+	if unknown, notReady := w.lost(); fmt.Sprint(unknown) != fmt.Sprint(nodes) || fmt.Sprint(notReady) != fmt.Sprint(pods) {
+		w.t.Errorf("%s: nodes %v are unknown and pods on %v not ready, want %v and %v", when, unknown, notReady, nodes, pods)
+	}
+}
+
+// lost are the nodes that are Unknown, and those on which pods are not ready.
+func (w *world) lost() (unknown, notReady []string) {
+	w.t.Helper()
 	all, err := w.judge.o.Nodes.List(nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	var unknown, notReady []string
 	for _, n := range all {
 		if readyOf(n).Status == corev1.ConditionUnknown {
 			unknown = append(unknown, n.Name)
@@ -199,9 +223,7 @@ func (w *world) want(when string, nodes, pods []string) {
 			notReady = append(notReady, n.Name)
 		}
 	}
-	if fmt.Sprint(unknown) != fmt.Sprint(nodes) || fmt.Sprint(notReady) != fmt.Sprint(pods) {
-		w.t.Errorf("%s: nodes %v are unknown and pods on %v not ready, want %v and %v", when, unknown, notReady, nodes, pods)
-	}
+	return unknown, notReady
 }
 
 func TestDeath(t *testing.T) {
@@ -370,10 +392,7 @@ func TestMostVanish(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			live(t, tt.nodes, func(w *world) {
 				for name, zone := range tt.zones {
-					patch := fmt.Sprintf(`{"metadata":{"labels":{%q:%q}}}`, corev1.LabelTopologyZone, zone)
-					if _, err := w.client.CoreV1().Nodes().Patch(t.Context(), name, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
-						t.Fatal(err)
-					}
+					w.label(name, map[string]string{corev1.LabelTopologyZone: zone})
 				}
 				w.do(func() {
 					for _, name := range tt.die {
@@ -388,6 +407,141 @@ func TestMostVanish(t *testing.T) {
 				w.want("after it", tt.later, tt.die)
 			})
 		})
+	}
+}
+
+// TestMostVanishBesideOthers: whoever does not count for upstream's node lifecycle controller does not count here either, and who vanished long ago is none of those that vanish now.
+func TestMostVanishBesideOthers(t *testing.T) {
+	six := map[string]string{"own": "a", "n1": "a", "n2": "b", "n3": "b", "n4": "b", "n5": "b", "n6": "c", "n7": "c", "n8": "c", "n9": "c", "n10": "c"}
+	for _, tt := range []struct {
+		name         string
+		zones        map[string]string
+		notReady     []string // says its kubelet, which is heard
+		excluded     []string // from upstream's count, by a label
+		before, die  []string // before: long before
+		now          []string // unknown until the wait is over
+		afterTheWait []string
+	}{
+		{name: "two zones, of one of which a node is not ready", zones: six, notReady: []string{"n5"},
+			die: []string{"n2", "n3", "n4", "n6", "n7", "n8", "n9", "n10"}, afterTheWait: []string{"n10", "n2", "n3", "n4", "n6", "n7", "n8", "n9"}},
+		{name: "two zones, of one of which a node lives that upstream does not count", zones: six, excluded: []string{"n5"},
+			die: []string{"n2", "n3", "n4", "n6", "n7", "n8", "n9", "n10"}, afterTheWait: []string{"n10", "n2", "n3", "n4", "n6", "n7", "n8", "n9"}},
+		{name: "a zone of those that are left when another has been off for long", zones: map[string]string{
+			"own": "a", "n1": "a", "n2": "b", "n3": "b", "n4": "b", "n5": "b", "n6": "c", "n7": "c", "n8": "c", "n9": "c", "n10": "c"},
+			before: []string{"n6", "n7", "n8", "n9", "n10"}, die: []string{"n2", "n3", "n4", "n5"},
+			now: []string{"n10", "n6", "n7", "n8", "n9"}, afterTheWait: []string{"n10", "n2", "n3", "n4", "n5", "n6", "n7", "n8", "n9"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			live(t, len(tt.zones)-1, func(w *world) {
+				for name, zone := range tt.zones {
+					labels := map[string]string{corev1.LabelTopologyZone: zone}
+					if slices.Contains(tt.excluded, name) {
+						labels["node.kubernetes.io/exclude-disruption"] = ""
+					}
+					w.label(name, labels)
+				}
+				for _, name := range tt.notReady {
+					n := node(name)
+					n.Labels = map[string]string{corev1.LabelTopologyZone: tt.zones[name]}
+					readyOf(n).Status = corev1.ConditionFalse
+					if _, err := w.client.CoreV1().Nodes().UpdateStatus(t.Context(), n, metav1.UpdateOptions{}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				w.do(func() {
+					for _, name := range tt.before {
+						w.silent[name] = true
+					}
+				})
+				time.Sleep(hold / 2)
+				w.do(func() {
+					for _, name := range tt.die {
+						w.silent[name] = true
+					}
+				})
+				dead := slices.Sorted(slices.Values(slices.Concat(tt.before, tt.die)))
+				time.Sleep(4 * time.Second)
+				w.want("at once", tt.now, dead)
+				time.Sleep(hold - 10*time.Second)
+				w.want("a little before the end of the wait", tt.now, dead)
+				time.Sleep(20 * time.Second)
+				w.want("after it", tt.afterTheWait, dead)
+			})
+		})
+	}
+}
+
+// TestNewJudgeAndLongDead: to a judge that has just begun, nodes that another one found dead long ago are none of those that vanish now. Those of a moment ago are: the leader may have gone with them.
+func TestNewJudgeAndLongDead(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		since time.Duration // the second zone is dead
+		holds bool
+	}{{"for long", time.Hour, false}, {"as long as it takes to elect a leader", 5 * time.Second, true}, {"by a clock that is ahead", -time.Minute, true}} {
+		now := time.Now()
+		j := New(Options{Now: func() time.Time { return now }, Logger: slog.New(slog.DiscardHandler)})
+		var nodes []*corev1.Node
+		for i := range 9 {
+			n := node(fmt.Sprintf("n%d", i))
+			n.Labels = map[string]string{corev1.LabelTopologyZone: []string{"a", "b", "c"}[i/3]}
+			if nodes = append(nodes, n); i < 3 {
+				continue
+			}
+			j.nodes[n.Name] = &state{dead: now}
+			if i < 6 {
+				setUnknown(n, metav1.NewTime(now.Add(-tt.since)))
+			}
+		}
+		j.holdBack(nodes)
+		if held := !j.nodes["n8"].holdNodeTo.IsZero(); held != tt.holds {
+			t.Errorf("with a zone that has been dead %s, the Nodes of another one that vanishes are held back: %v", tt.name, held)
+		}
+	}
+}
+
+// TestUpstreamsZones compares, in random clusters, what upstreamStops says with what upstream's own controller says of the same zones once the lost nodes are Unknown.
+func TestUpstreamsZones(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	upstream := nodelifecycle.Controller{} // its threshold is zero, so that it says what is lost of a zone and whether that is all
+	for range 3000 {
+		var nodes []*corev1.Node
+		lost, zones := map[string]bool{}, map[string][]*corev1.NodeCondition{}
+		for i := range 1 + r.IntN(14) {
+			n := node(fmt.Sprint(i))
+			n.Labels = map[string]string{corev1.LabelTopologyZone: string(rune('a' + r.IntN(3)))}
+			if r.IntN(8) == 0 {
+				n.Labels[notCounted] = ""
+			}
+			if r.IntN(6) == 0 {
+				readyOf(n).Status = []corev1.ConditionStatus{corev1.ConditionFalse, corev1.ConditionUnknown}[r.IntN(2)]
+			}
+			nodes = append(nodes, n)
+			after := readyOf(n.DeepCopy())
+			if lost[n.Name] = r.IntN(3) > 0; lost[n.Name] {
+				after.Status = corev1.ConditionUnknown
+			}
+			if _, ok := n.Labels[notCounted]; !ok {
+				key := topology.GetZoneKey(n)
+				zones[key] = append(zones[key], after)
+			}
+		}
+		gone, whole := map[string]int{}, map[string]bool{}
+		all := true
+		for key, conditions := range zones {
+			n, state := upstream.ComputeZoneState(conditions)
+			gone[key], whole[key] = n, state == "FullDisruption"
+			all = all && whole[key]
+		}
+		stops := upstreamStops(nodes, func(n *corev1.Node) bool { return lost[n.Name] })
+		for _, n := range nodes {
+			key := topology.GetZoneKey(n)
+			most := gone[key] > 2 && float32(gone[key])/float32(len(zones[key])) >= 0.55 // of ComputeZoneState, with the default threshold
+			if want := all || most && !whole[key]; stops(n) != want {
+				t.Fatalf("of node %s in %s with %d of %d lost it says %v; upstream says that the whole zone is lost: %v, and all zones are: %v", n.Name, key, gone[key], len(zones[key]), stops(n), whole[key], all)
+			}
+		}
 	}
 }
 
@@ -428,7 +582,9 @@ func TestSuspect(t *testing.T) {
 		w.judge.Suspect("n2")
 		w.judge.Suspect("nobody")
 		time.Sleep(CheckTimeout + 100*time.Millisecond)
-		w.want("after a check", []string{"n1"}, []string{"n1"})
+		w.want("after a check", nil, []string{"n1"})
+		time.Sleep(CheckTimeout) // fake time, as all others; the other one is checked
+		w.want("when others have spoken", []string{"n1"}, []string{"n1"})
 		if w.checked() != 2 {
 			t.Errorf("%d checks", w.checked())
 		}

@@ -21,9 +21,14 @@ const (
 	// hold is for how long the Nodes are left alone when most vanished together and upstream would evict pods nevertheless: upstream's
 	// own wait before it does.
 	hold = 5 * time.Minute
+	// decided is how long after a death, at the latest, it is known who vanished together with the node: by then those were checked, too, that have the longest time to be silent.
+	decided = quickFar + CheckTimeout + lateBy
 	// unhealthyPercent is from how many lost nodes of a zone on, of more than two, upstream evicts nothing or little: its
 	// --unhealthy-zone-threshold.
 	unhealthyPercent = 55
+
+	// notCounted is upstream's label for nodes that come and go as they please.
+	notCounted = "node.kubernetes.io/exclude-disruption"
 
 	writeTimeout = 5 * time.Second
 )
@@ -48,7 +53,7 @@ func (j *Judge) write(ctx context.Context, nodes []*corev1.Node) bool {
 		ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 		defer cancel()
 		// The Node first: where its pods are not ready, the controllers look at the Node.
-		if !s.nodeDone && !j.o.Now().Before(s.holdNodeTo) {
+		if !s.nodeDone && !j.o.Now().Before(s.holdNodeTo) && (!j.undecided || j.o.Now().Sub(s.dead) >= decided) {
 			err := j.markNode(ctx, n.Name)
 			if s.nodeDone = err == nil; err != nil && ctx.Err() == nil {
 				j.o.Logger.Warn("that a node is dead could not be written; it is tried again", "node", n.Name, "error", err)
@@ -68,20 +73,22 @@ func (j *Judge) write(ctx context.Context, nodes []*corev1.Node) bool {
 }
 
 // holdBack leaves Nodes alone when most have vanished together: then it is likelier that this server is cut off. Their pods
-// are marked, which a node that lives undoes, but nobody is evicted. In some zones upstream stops evictions by itself, see
+// are marked, which a node that lives undoes, but nobody is evicted. As long as that is not known of enough of them, all that were found dead last are left alone. In some zones upstream stops evictions by itself, see
 // upstreamStops; this is for the others.
 func (j *Judge) holdBack(nodes []*corev1.Node) {
-	now, together := j.o.Now(), 0
-	lost := func(n *corev1.Node) bool {
-		s := j.nodes[n.Name]
-		return s != nil && !s.dead.IsZero()
-	}
+	now, living, together := j.o.Now(), 0, 0
+	lost := func(n *corev1.Node) bool { return !j.vanished(n).IsZero() }
 	for _, n := range nodes {
-		if lost(n) && now.Sub(j.nodes[n.Name].dead) < atOnce {
+		switch at := j.vanished(n); {
+		case at.IsZero():
+			living++
+		case now.Sub(at) < atOnce:
 			together++
 		}
 	}
-	if together < 2 || together*2 <= len(nodes) {
+	silent := j.mayHaveVanished(nodes)
+	j.undecided = silent > 0 && together+silent > 1 && together+silent > living-silent
+	if together < 2 || together <= living {
 		return
 	}
 	stops := upstreamStops(nodes, lost)
@@ -94,13 +101,53 @@ func (j *Judge) holdBack(nodes []*corev1.Node) {
 	}
 }
 
+// mayHaveVanished counts the nodes of which it is not known yet whether they vanished together with one that was found dead a moment ago: they have said nothing since the judge began to doubt
+// that one, and were not checked. Each node speaks at moments of its own, so some are missed up to a second before others.
+func (j *Judge) mayHaveVanished(nodes []*corev1.Node) (count int) {
+	var doubted time.Time
+	for _, n := range nodes {
+		if s := j.nodes[n.Name]; s != nil && !s.dead.IsZero() && !s.nodeDone && s.holdNodeTo.IsZero() && j.o.Now().Sub(s.dead) < decided {
+			doubted = latest(doubted, s.doubted)
+		}
+	}
+	if doubted.IsZero() {
+		return 0
+	}
+	for _, n := range nodes {
+		s := j.nodes[n.Name]
+		if s == nil || !s.dead.IsZero() || s.checked {
+			continue
+		}
+		if c, ok := j.contact(n.Name, s); ok && !c.Last.After(doubted) {
+			count++
+		}
+	}
+	return count
+}
+
+// vanished is when a node was lost; zero: it was not. One that an earlier judge has found dead is lost since then: those are none of the nodes that vanish together, nor of those among
+// which they do.
+func (j *Judge) vanished(n *corev1.Node) time.Time {
+	s := j.nodes[n.Name]
+	if s == nil || s.dead.IsZero() {
+		return time.Time{}
+	}
+	if r := readyOf(n); r != nil && r.Status == corev1.ConditionUnknown && r.LastTransitionTime.Time.Before(s.dead) {
+		return r.LastTransitionTime.Time
+	}
+	return s.dead
+}
+
 // upstreamStops says of which Nodes upstream's node lifecycle controller moves no pods, or in zones of more than fifty nodes few, once these are lost. It looks at each
 // zone by itself: a zone of which more than two nodes are lost, most of them and not all. Of a zone that is lost as a whole it moves the pods as ever, since they may run in
-// another one, unless no zone is left.
+// another one, unless no zone is left. A node that is not ready is lost to it, though it is heard, and one with the label notCounted is neither.
 func upstreamStops(nodes []*corev1.Node, lost func(*corev1.Node) bool) func(*corev1.Node) bool {
 	type zone struct{ nodes, lost int }
 	zones, left := map[string]*zone{}, false
 	for _, n := range nodes {
+		if _, ok := n.Labels[notCounted]; ok {
+			continue
+		}
 		key := topology.GetZoneKey(n)
 		z := zones[key]
 		if z == nil {
@@ -108,7 +155,7 @@ func upstreamStops(nodes []*corev1.Node, lost func(*corev1.Node) bool) func(*cor
 			zones[key] = z
 		}
 		z.nodes++
-		if lost(n) {
+		if r := readyOf(n); lost(n) || r == nil || r.Status != corev1.ConditionTrue {
 			z.lost++
 		} else {
 			left = true
@@ -116,6 +163,9 @@ func upstreamStops(nodes []*corev1.Node, lost func(*corev1.Node) bool) func(*cor
 	}
 	return func(n *corev1.Node) bool {
 		z := zones[topology.GetZoneKey(n)]
+		if z == nil { // it has no node that counts
+			return !left
+		}
 		return !left || z.lost > 2 && z.lost < z.nodes && z.lost*100 >= unhealthyPercent*z.nodes
 	}
 }
