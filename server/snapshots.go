@@ -94,8 +94,7 @@ func (s *Server) snapshotS3(ctx context.Context) (*s3settings.S3, error) {
 	case !on:
 		return nil, nil
 	}
-	values := map[string]string{}
-	maps.Copy(values, o.S3Settings)
+	values := o.S3Settings
 	if o.S3Secret != "" {
 		client, err := s.admission.api()
 		if err != nil {
@@ -105,8 +104,7 @@ func (s *Server) snapshotS3(ctx context.Context) (*s3settings.S3, error) {
 			return nil, err
 		}
 	}
-	maps.Copy(values, asked.Values)
-	out, err := s3settings.Parse(values)
+	out, err := s3settings.Parse(s3settings.Over(values, asked.Values))
 	if err != nil {
 		return nil, fmt.Errorf("the settings for S3: %w", err)
 	}
@@ -130,8 +128,7 @@ func s3Values(ctx context.Context, client kubernetes.Interface, name string, giv
 			values[s3settings.EndpointCA] += cm.Data[key] + "\n"
 		}
 	}
-	maps.Copy(values, given)
-	return values, nil
+	return s3settings.Over(values, given), nil
 }
 
 // openStore is the server's store, which is there some time after the server.

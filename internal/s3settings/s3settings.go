@@ -10,12 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/url"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Settings for S3 by their names, without the --snapshot-s3- of flags and the etcd-s3- that k3s' Secrets have.
@@ -99,15 +101,16 @@ func Parse(values map[string]string) (*S3, error) {
 		return b
 	}
 	s := &S3{
-		Endpoint: get(Endpoint), Bucket: get(Bucket), Folder: strings.Trim(get(Folder), "/"), Region: get(Region), Lookup: get(Lookup),
+		Endpoint: get(Endpoint), Bucket: get(Bucket), Region: get(Region), Lookup: get(Lookup),
 		AccessKey: get(AccessKey), SecretKey: get(SecretKey), SessionToken: get(SessionToken),
 		Insecure: boolean(Insecure), SkipVerify: boolean(SkipVerify),
 	}
 	var err error
-	if strings.Contains(s.Endpoint, "/") || strings.HasPrefix(s.Endpoint, ":") {
-		bad(Endpoint, "%q is not of the form HOST or HOST:PORT, without https:// in front", s.Endpoint)
-	} else if host, _, err := net.SplitHostPort(s.Endpoint); err == nil && host == "" {
-		bad(Endpoint, "%q has no host", s.Endpoint)
+	if err := checkEndpoint(s.Endpoint); err != nil {
+		bad(Endpoint, "%w", err)
+	}
+	if s.Folder, err = folder(get(Folder)); err != nil {
+		bad(Folder, "%w", err)
 	}
 	if s.Bucket == "" {
 		bad(Bucket, "is needed: the name of a bucket that there is")
@@ -135,6 +138,48 @@ func Parse(values map[string]string) (*S3, error) {
 		}
 	}
 	return s, errors.Join(errs...)
+}
+
+// checkEndpoint does not repeat what may be a password.
+func checkEndpoint(text string) error {
+	if strings.Contains(text, "@") {
+		return fmt.Errorf("neither a user nor a password belongs in it: it is HOST or HOST:PORT, and they are %s and %s", AccessKey, SecretKey)
+	}
+	u, err := url.Parse("https://" + text)
+	if err == nil && u.Host == text && u.Hostname() != "" && strings.HasPrefix(text, "[") == strings.Contains(u.Hostname(), ":") {
+		if u.Port() == "" && !strings.HasSuffix(text, ":") {
+			return nil
+		}
+		if _, err := strconv.ParseUint(u.Port(), 10, 16); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is not of the form HOST or HOST:PORT, without https:// in front", text)
+}
+
+// folder spells a folder in the only way in which objects are found by it again: S3 knows keys, and takes each letter of them as it is.
+func folder(text string) (string, error) {
+	out := path.Clean(strings.Trim(text, "/"))
+	switch {
+	case out == ".":
+		return "", nil
+	case out == "..", strings.HasPrefix(out, "../"):
+		return "", fmt.Errorf("%q leads out of the bucket", text)
+	case strings.ContainsFunc(out, unicode.IsControl), !utf8.ValidString(out):
+		return "", fmt.Errorf("%q has characters in it that are none of a folder's name", text)
+	}
+	return out, nil
+}
+
+// Over puts settings over others. A session token goes with the keys that it was given for.
+func Over(lower, upper map[string]string) map[string]string {
+	out := map[string]string{}
+	maps.Copy(out, lower)
+	if key := upper[AccessKey]; key != "" && key != lower[AccessKey] {
+		delete(out, SessionToken)
+	}
+	maps.Copy(out, upper)
+	return out
 }
 
 // Each takes the error of Parse apart.

@@ -4,11 +4,15 @@ package s3settings
 
 import (
 	"encoding/base64"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/minio/minio-go/v7"
 
 	"github.com/coracle-k8s/coracle/internal/testca"
 )
@@ -53,6 +57,81 @@ func TestCertificates(t *testing.T) {
 	for _, text := range []string{string(ca), base64.StdEncoding.EncodeToString(ca)} {
 		if s, err := Parse(map[string]string{Bucket: "b", EndpointCA: text}); err != nil || s.CA == nil {
 			t.Errorf("%.20q: %v", text, err)
+		}
+	}
+}
+
+// TestFolder: however a folder is spelt, the objects in it are those that are listed there. One that leads out of the bucket is refused.
+func TestFolder(t *testing.T) {
+	for text, want := range map[string]string{
+		"": "", "/": "", ".": "", "a": "a", "a/b/": "a/b", "/a//b": "a/b", "./a": "a", "a/./b": "a/b", "a/../b": "b", "a/..": "", "..a/b..": "..a/b..",
+	} {
+		if s, err := Parse(map[string]string{Bucket: "b", Folder: text}); err != nil || s.Folder != want {
+			t.Errorf("%q is the folder %q, %v; want %q", text, s.Folder, err, want)
+		}
+	}
+	for _, text := range []string{"..", "../a", "a/../../b", "/../a", "a\x00b", "a\nb"} {
+		if _, err := Parse(map[string]string{Bucket: "b", Folder: text}); len(Each(err)) != 1 || Each(err)[0].Name != Folder {
+			t.Errorf("%q as a folder: %v", text, err)
+		}
+	}
+}
+
+// TestOver: what is given for one request goes before what the server has, and a session token is that of its own keys.
+func TestOver(t *testing.T) {
+	base := map[string]string{Bucket: "b", AccessKey: "a", SecretKey: "s", SessionToken: "t"}
+	for _, c := range []struct{ over, want map[string]string }{
+		{nil, base},
+		{map[string]string{Bucket: "c", Folder: ""}, map[string]string{Bucket: "c", Folder: "", AccessKey: "a", SecretKey: "s", SessionToken: "t"}},
+		{map[string]string{AccessKey: "x", SecretKey: "y"}, map[string]string{Bucket: "b", AccessKey: "x", SecretKey: "y"}},
+		{map[string]string{AccessKey: "x", SecretKey: "y", SessionToken: "z"}, map[string]string{Bucket: "b", AccessKey: "x", SecretKey: "y", SessionToken: "z"}},
+		{map[string]string{SessionToken: "z"}, map[string]string{Bucket: "b", AccessKey: "a", SecretKey: "s", SessionToken: "z"}},
+		{map[string]string{AccessKey: "a"}, base},
+	} {
+		if got := Over(base, c.over); !maps.Equal(got, c.want) {
+			t.Errorf("%q over %q is %q, want %q", c.over, base, got, c.want)
+		}
+	}
+	if len(base) != 4 {
+		t.Errorf("the lower settings were changed: %q", base)
+	}
+}
+
+// TestErrorsKeepSecrets: nothing of a key or a password is in an error, wherever it was put by mistake.
+func TestErrorsKeepSecrets(t *testing.T) {
+	const secret = "hunter2"
+	for _, name := range []string{AccessKey, SecretKey, SessionToken} {
+		if _, err := Parse(map[string]string{name: secret}); err == nil || strings.Contains(err.Error(), secret) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, text := range map[string]string{
+		Endpoint: "https://user:hunter2@s3.example.com/boats", Proxy: "http://user:hunter2@", EndpointCA: "hunter2",
+	} {
+		if _, err := Parse(map[string]string{Bucket: "b", name: text}); err == nil || strings.Contains(err.Error(), secret) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := Parse(map[string]string{Bucket: "b", Endpoint: "user:hunter2@s3.example.com"}); err == nil || strings.Contains(err.Error(), secret) {
+		t.Errorf("a user in the endpoint: %v", err)
+	}
+}
+
+// TestEndpoints: what minio would refuse, or read otherwise, is refused when it is read.
+func TestEndpoints(t *testing.T) {
+	for text, good := range map[string]bool{
+		"s3.example.com": true, "s3.example.com:9000": true, "10.0.0.9": true, "10.0.0.9:9000": true, "[fd00::9]:9000": true, "minio": true, "minio:9000": true,
+		"https://s3.example.com": false, "s3.example.com/boats": false, ":9000": false, "minio:": false, "minio:90000": false, "minio:http": false, "a b": false, "minio?x": false, "minio#x": false,
+		"fd00::9": false, "[fd00::9": false, "user@minio": false,
+	} {
+		s, err := Parse(map[string]string{Bucket: "b", Endpoint: text})
+		if (err == nil) != good {
+			t.Errorf("%q: %v", text, err)
+		}
+		if err == nil {
+			if _, err := minio.New(s.Endpoint, &minio.Options{Secure: true}); err != nil {
+				t.Errorf("%q is taken, and minio says %v", text, err)
+			}
 		}
 	}
 }

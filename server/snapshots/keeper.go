@@ -227,21 +227,25 @@ func (k *Keeper) Delete(ctx context.Context, names []string) (deleted []string, 
 	return deleted, err
 }
 
-// Prune removes all but the newest keep snapshots whose names begin with name and this server's name, here and on S3, and returns the
-// names of those that it removed. Damaged ones neither count nor go.
+// Prune removes all but the newest keep snapshots that this server has saved with this name, here and on S3, and returns the
+// names of those that it removed. Damaged ones neither count nor go. How many stay on S3 is another number where the request says so (Asked).
 func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, error) {
 	k.one.Lock()
 	defer k.one.Unlock()
 	if name == "" {
 		name = OnDemandName
 	}
-	// Another server's name may begin with this one's, and several clusters may share a bucket.
+	// Several clusters may share a bucket.
 	counts := func(i Info) bool {
-		return strings.HasPrefix(i.Name, name+"-"+k.o.Server+"-") && i.Server == k.o.Server && i.Cluster == k.o.Cluster
+		return named(i.Name, name, k.o.Server) && i.Server == k.o.Server && i.Cluster == k.o.Cluster
 	}
 	deleted, err := k.prune(keep, counts, "")
 	remoteErr := k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
-		more, err := b.prune(ctx, keep, counts, "")
+		keepThere := keep
+		if Asked(ctx).Values[s3settings.Retention] != "" {
+			keepThere = b.o.Retention
+		}
+		more, err := b.prune(ctx, keepThere, counts, "")
 		for _, name := range more {
 			if !slices.Contains(deleted, name) {
 				deleted = append(deleted, name)

@@ -4,6 +4,7 @@ package snapshots
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -158,25 +159,45 @@ func (b *bucket) list(ctx context.Context) ([]Info, error) {
 }
 
 func (b *bucket) header(ctx context.Context, name string) (Header, error) {
-	var o minio.GetObjectOptions
-	if err := o.SetRange(0, 4095); err != nil {
-		return Header{}, err
-	}
-	r, err := b.client.GetObject(ctx, b.o.Bucket, b.key(name), o)
+	start, err := b.start(ctx, name)
 	if err != nil {
 		return Header{}, err
 	}
-	defer func() { _ = r.Close() }() // it was read as far as it is needed
-	h, _, err := readHeader(bufio.NewReader(r))
+	h, _, err := readHeader(bufio.NewReader(bytes.NewReader(start)))
 	return h, err
 }
 
+// start is the beginning of an object, with all of its header if it is a snapshot. An empty one has none, which is an error to S3.
+func (b *bucket) start(ctx context.Context, name string) ([]byte, error) {
+	var o minio.GetObjectOptions
+	if err := o.SetRange(0, 4095); err != nil {
+		return nil, err
+	}
+	r, err := b.client.GetObject(ctx, b.o.Bucket, b.key(name), o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = r.Close() }() // it was read as far as it is needed
+	out, err := io.ReadAll(r)
+	if minio.ToErrorResponse(err).Code == minio.InvalidRange {
+		return nil, nil
+	}
+	return out, err
+}
+
+// delete looks first whether it is a snapshot: others may have objects in the same folder. S3 itself takes the deletion of what is not there for none of its errors.
 func (b *bucket) delete(ctx context.Context, name string) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	// Deleting what is not there is no error for S3.
-	if _, err := b.client.StatObject(ctx, b.o.Bucket, b.key(name), minio.StatObjectOptions{}); isMissing(err) {
+	start, err := b.start(ctx, name)
+	if isMissing(err) {
+		return errNotThere
+	}
+	if err != nil {
+		return b.explain("looking for "+name, err)
+	}
+	if _, _, err := readHeader(bufio.NewReader(bytes.NewReader(start))); errors.Is(err, ErrNoSnapshot) {
 		return errNotThere
 	}
 	return b.explain("deleting "+name, b.client.RemoveObject(ctx, b.o.Bucket, b.key(name), minio.RemoveObjectOptions{}))

@@ -114,6 +114,8 @@ func (f *fakeS3) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.Method == http.MethodDelete:
 		delete(f.objects, key)
 		w.WriteHeader(http.StatusNoContent)
+	case len(f.objects[key]) == 0 && r.Header.Get("Range") != "":
+		fail(416, "InvalidRange")
 	default:
 		w.Header().Set("ETag", etag(f.objects[key]))
 		http.ServeContent(w, r, "", start, strings.NewReader(string(f.objects[key])))

@@ -172,7 +172,9 @@ func (k *Keeper) scheduled(ctx context.Context) error {
 		k.log.Info("nothing has changed since the newest snapshot, so that no other one is taken", "snapshot", info.Name)
 	}
 	b.Close() // the store need not keep anything while the network is waited for
-	own := func(i Info) bool { return i.Scheduled && i.Server == k.o.Server && i.Cluster == k.o.Cluster }
+	own := func(i Info) bool {
+		return i.Scheduled && named(i.Name, ScheduledName, k.o.Server) && i.Server == k.o.Server && i.Cluster == k.o.Cluster
+	}
 	if _, err := k.prune(k.o.Retention, own, info.Name); err != nil {
 		return k.count(err)
 	}

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshots
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/s3settings"
+)
+
+// TestOthersStay: pruning and deleting leave alone what this server has not saved by that name: other programs' objects, names that only begin alike, and copies that somebody
+// has made of a snapshot to keep it. It is so here and on S3, and for the schedule too.
+func TestOthersStay(t *testing.T) {
+	f, m := newFakeS3(t), newMachine(t)
+	settings := mustS3(t, f.settings())
+	settings.Retention, m.o.Retention = 1, 1
+	m.o.S3 = func(context.Context) (*s3settings.S3, error) { return settings, nil }
+	save := func(name string) string {
+		t.Helper()
+		m.put("a", name)
+		info, err := m.Save(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.clock.Step(time.Second)
+		return info.Name
+	}
+	scheduled := func() string {
+		t.Helper()
+		m.put("a", m.clock.Now().String())
+		if err := m.scheduled(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		m.clock.Step(time.Second)
+		newest, err := m.newest()
+		if err != nil || newest == nil {
+			t.Fatal(newest, err)
+		}
+		return newest.Name
+	}
+	there := func() (here, onS3 []string) {
+		for _, key := range f.keys() {
+			onS3 = append(onS3, strings.TrimPrefix(key, "a/b/"))
+		}
+		return names(t, m.o.Dir), onS3
+	}
+	copyOf := func(name, to string) {
+		t.Helper()
+		data, err := os.ReadFile(filepath.Join(m.o.Dir, name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(m.o.Dir, to), data, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.mu.Lock()
+		f.objects["a/b/"+to] = data
+		f.mu.Unlock()
+	}
+	first := save("nightly")
+	stay := []string{save("nightly-board1"), save("nightly-board1-20261121T000000Z"), save("on-demand")}
+	for _, to := range []string{"nightly-board1-before-upgrade", first + ".bak", first + "-2", "x" + first} {
+		copyOf(first, to)
+		stay = append(stay, to)
+	}
+	auto := scheduled()
+	copyOf(auto, "keep-this-one")
+	stay = append(stay, "keep-this-one", scheduled())
+	for name, text := range map[string]string{"notes.txt": "somebody else's", "nightly-board1-20251121T000000Z": "and of our form", "empty": ""} {
+		if err := os.WriteFile(filepath.Join(m.o.Dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f.objects["a/b/"+name] = []byte(text)
+		stay = append(stay, name)
+	}
+	deleted, err := m.Prune(t.Context(), "nightly", 0)
+	if err != nil || !slices.Equal(deleted, []string{first}) {
+		t.Errorf("pruned %q, %v; want %q", deleted, err, first)
+	}
+	slices.Sort(stay)
+	for _, name := range []string{"notes.txt", "nightly-board1-20251121T000000Z", "empty", "a", "..", "../a", "../../etc/passwd", "a/b", "", ".", "b/../notes.txt"} {
+		deleted, err := m.Delete(t.Context(), []string{name})
+		if len(deleted) > 0 || err == nil {
+			t.Errorf("%q: deleted %q, %v", name, deleted, err)
+		}
+	}
+	here, onS3 := there()
+	if !slices.Equal(here, stay) {
+		t.Errorf("here are %q, want %q", here, stay)
+	}
+	if !slices.Equal(onS3, stay) {
+		t.Errorf("on S3 are %q, want %q", onS3, stay)
+	}
+}
+
+// TestS3Folders: what was saved is found again, and goes, however the folder is spelt.
+func TestS3Folders(t *testing.T) {
+	for _, folder := range []string{"", "/", "a", "a/b", "/a/b/", "a//b", "./a", "a/./b", "a/../b"} {
+		t.Run(folder, func(t *testing.T) {
+			f, m := newFakeS3(t), newMachine(t)
+			values := f.settings()
+			values[s3settings.Folder] = folder
+			settings := mustS3(t, values)
+			m.o.S3 = func(context.Context) (*s3settings.S3, error) { return settings, nil }
+			m.mustSave()
+			if list, err := m.List(t.Context()); err != nil || len(list) != 2 || list[1].Problem != "" {
+				t.Errorf("listed are %+v, %v", list, err)
+			}
+			if _, err := m.Prune(t.Context(), "", 0); err != nil || len(f.keys()) > 0 {
+				t.Errorf("after pruning all there are %q, %v", f.keys(), err)
+			}
+		})
+	}
+}
+
+// TestPruneKeepsWhatS3ShouldKeep: a request that says how many stay on S3 means that, beside how many stay here.
+func TestPruneKeepsWhatS3ShouldKeep(t *testing.T) {
+	for _, c := range []struct {
+		asked      map[string]string
+		here, onS3 int
+	}{
+		{nil, 1, 1},
+		{map[string]string{s3settings.Region: "x"}, 1, 1},
+		{map[string]string{s3settings.Retention: "3"}, 1, 3},
+	} {
+		f, m := newFakeS3(t), newMachine(t)
+		m.o.S3 = func(ctx context.Context) (*s3settings.S3, error) {
+			return s3settings.Parse(s3settings.Over(f.settings(), Asked(ctx).Values))
+		}
+		for i := range 4 {
+			m.put("a", fmt.Sprint(i))
+			m.mustSave()
+		}
+		ctx := Asking(t.Context(), s3settings.Asked{Values: c.asked})
+		if _, err := m.Prune(ctx, "", 1); err != nil || len(names(t, m.o.Dir)) != c.here || len(f.keys()) != c.onS3 {
+			t.Errorf("with %q, here are %q and on S3 %q, %v", c.asked, names(t, m.o.Dir), f.keys(), err)
+		}
+	}
+}
+
+// TestS3ErrorsKeepSecrets: whatever goes wrong, neither a key nor a token nor the proxy's password is said.
+func TestS3ErrorsKeepSecrets(t *testing.T) {
+	f, m := newFakeS3(t), newMachine(t)
+	m.put("a", "1")
+	closed := "127.0.0.1:1"
+	secrets := map[string]string{s3settings.SecretKey: "sEcReTkEy", s3settings.SessionToken: "tOkEn"}
+	for what, change := range map[string]map[string]string{
+		"another authority":      {s3settings.EndpointCA: ""},
+		"nobody there":           {s3settings.Endpoint: closed},
+		"no proxy":               {s3settings.Proxy: "http://user:pAsSwOrD@" + closed},
+		"no TLS":                 {s3settings.Insecure: "true"},
+		"another key":            {s3settings.AccessKey: "nobody"},
+		"another bucket":         {s3settings.Bucket: "ships"},
+		"no bucket's name":       {s3settings.Bucket: "a/b?c"},
+		"what S3 does not allow": {s3settings.Folder: strings.Repeat("x", 2000)},
+	} {
+		values := f.settings()
+		maps.Copy(values, secrets)
+		maps.Copy(values, change)
+		settings, err := s3settings.Parse(values)
+		if err == nil {
+			settings.Timeout = 5 * time.Second // attempts go on until then
+			m.o.S3 = func(context.Context) (*s3settings.S3, error) { return settings, nil }
+			_, err = m.Save(t.Context(), "")
+			m.clock.Step(time.Second)
+		}
+		if err == nil && what != "what S3 does not allow" {
+			t.Errorf("%s: it works", what)
+		}
+		for _, secret := range []string{"sEcReTkEy", "tOkEn", "pAsSwOrD"} {
+			if err != nil && strings.Contains(err.Error(), secret) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		t.Logf("%s: %.200v", what, err)
+	}
+}
