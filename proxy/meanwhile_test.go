@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/coracle-k8s/coracle/internal/nstest"
+)
+
+// TestHealsWhatOthersHarmMeanwhile: another program harms the tables at any moment, also in the middle of a sync, and coracle starts again now and then, among all kinds of changes. When it has
+// stopped, two looks and a second later the tables are what upstream's proxier writes at once, but for what only single Services have.
+func TestHealsWhatOthersHarmMeanwhile(t *testing.T) {
+	nstest.RequireNFT(t)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	b := bareNFTables(t, corev1.IPv4Protocol, corev1.IPv6Protocol)
+	pool := anyServices(r, 20)
+	there := make([]bool, len(pool))
+	tell := func(b *nftables, i int) {
+		b.OnServiceAdd(pool[i].service)
+		for _, s := range pool[i].slices {
+			b.OnEndpointSliceAdd(s)
+		}
+	}
+	change := func() {
+		i := r.IntN(len(pool))
+		if !there[i] {
+			there[i] = true
+			tell(b, i)
+			return
+		}
+		for _, s := range pool[i].slices {
+			b.OnEndpointSliceDelete(s)
+		}
+		if r.IntN(2) == 0 {
+			b.OnServiceDelete(pool[i].service)
+			there[i] = false
+			return
+		}
+		old := pool[i].service
+		svc := old.DeepCopy()
+		for k := range svc.Spec.Ports { // renamed ports are other chains
+			if r.IntN(2) == 0 {
+				svc.Spec.Ports[k].Name = fmt.Sprintf("p%d-%d", k, r.IntN(3))
+			}
+		}
+		pool[i] = with(svc, endpointsOf(i)[r.IntN(len(endpointsOf(i)))])
+		b.OnServiceUpdate(old, svc)
+		for _, s := range pool[i].slices {
+			b.OnEndpointSliceAdd(s)
+		}
+	}
+	try := func(full bool) bool { return b.sync(full) == nil }
+	sync1 := func(full bool) {
+		t.Helper()
+		for tries := 0; !try(full); tries++ {
+			if tries > 50 {
+				t.Fatal("it fails again and again")
+			}
+		}
+	}
+	for range len(pool) {
+		change()
+	}
+	sync1(true)
+
+	done := make(chan struct{})
+	var other sync.WaitGroup
+	theirs := rand.New(rand.NewPCG(seed, 1))
+	var did []string
+	other.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(time.Duration(theirs.IntN(60)) * time.Millisecond): // at any moment of the other's work
+			}
+			table := []string{"ip kube-proxy", "ip6 kube-proxy"}[theirs.IntN(2)]
+			all := []string{
+				"delete table " + table, "flush table " + table, "flush ruleset", "flush chain " + table + " services", "flush map " + table + " service-ips",
+				"flush set " + table + " cluster-ips", "add chain " + table + " service-stranger/x", "delete chain " + table + " service-stranger/x", "flush map " + table + " no-endpoint-services",
+				"add table ip stranger; delete table ip stranger",
+			}
+			what := all[theirs.IntN(len(all))]
+			did = append(did, what)
+			_ = exec.Command("nft", what).Run() // not everything can be done at any time
+		}
+	})
+	for range 30 {
+		for range r.IntN(4) {
+			change()
+		}
+		switch r.IntN(8) {
+		case 0:
+			if ok, err := b.intact(); err == nil && !ok {
+				try(true)
+			}
+		case 1: // coracle starts again
+			b = bareNFTables(t, corev1.IPv4Protocol, corev1.IPv6Protocol)
+			for i := range pool {
+				if there[i] {
+					tell(b, i)
+				}
+			}
+			try(false)
+		default:
+			try(r.IntN(10) == 0)
+		}
+	}
+	close(done)
+	other.Wait()
+	sync1(false)
+	for looks := 0; ; looks++ {
+		ok, err := b.intact()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ok {
+			break
+		}
+		if looks > 5 {
+			t.Fatal("what was written is taken for harmed again and again")
+		}
+		sync1(true)
+	}
+	untilTidy(t, b)
+	var left []served
+	for i := range pool {
+		if there[i] {
+			left = append(left, pool[i])
+		}
+	}
+	for _, table := range []string{"ip kube-proxy", "ip6 kube-proxy"} {
+		_ = exec.Command("nft", "delete table "+strings.Fields(table)[0]+" stranger").Run()
+	}
+	wantAsUpstream(t, b, left)
+	if t.Failed() {
+		t.Fatalf("the harm was\n%s", strings.Join(slices.Compact(did), "\n"))
+	}
+}
