@@ -22,10 +22,11 @@ const (
 // which nobody may take. It is asked again and again.
 type liveServers struct {
 	leading time.Time // since when; zero on a server that does not lead
+	term    uint64    // in which
 }
 
-// of returns none on a server that does not lead: the leader knows them better.
-func (l *liveServers) of(members []raftstore.Member, now time.Time) (live, unheard []netip.AddrPort) {
+// of returns none on a server that does not lead: the leader knows them better. The term is from before the members were asked for.
+func (l *liveServers) of(term uint64, members []raftstore.Member, now time.Time) (live, unheard []netip.AddrPort) {
 	leads := false
 	for _, m := range members {
 		leads = leads || m.Self && m.Leader
@@ -34,8 +35,8 @@ func (l *liveServers) of(members []raftstore.Member, now time.Time) (live, unhea
 		l.leading = time.Time{}
 		return nil, nil
 	}
-	if l.leading.IsZero() {
-		l.leading = now
+	if l.leading.IsZero() || l.term != term { // it may have lost an election and won the next one since the last look
+		l.leading, l.term = now, term
 	}
 	for _, m := range members {
 		at, err := netip.ParseAddrPort(m.Address)

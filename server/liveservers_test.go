@@ -20,9 +20,10 @@ func TestLiveServers(t *testing.T) {
 	never := raftstore.Member{Address: "10.0.0.9:6443"}
 	members := []raftstore.Member{self, member("10.0.0.2:7443", silent/4), member("10.0.0.3:6443", silent+1), never, member("[fd00::4]:6443", 0)}
 	var l liveServers
+	term := uint64(3)
 	expect := func(what string, want ...string) {
 		t.Helper()
-		live, unheard := l.of(members, now)
+		live, unheard := l.of(term, members, now)
 		if got := []string{fmt.Sprint(live), fmt.Sprint(unheard)}; !slices.Equal(got, want) {
 			t.Errorf("%s sees %v, want %v", what, got, want)
 		}
@@ -30,6 +31,8 @@ func TestLiveServers(t *testing.T) {
 	expect("a leader that has just been elected", "[10.0.0.1:6443 10.0.0.2:7443 10.0.0.3:6443 10.0.0.9:6443 [fd00::4]:6443]", "[]")
 	now = now.Add(newLeaderWaits + 1)
 	expect("a leader", "[10.0.0.1:6443 10.0.0.2:7443 [fd00::4]:6443]", "[10.0.0.3:6443 10.0.0.9:6443]")
+	term += 2
+	expect("a leader that lost an election and won the next one between two looks", "[10.0.0.1:6443 10.0.0.2:7443 10.0.0.3:6443 10.0.0.9:6443 [fd00::4]:6443]", "[]")
 	members[0].Leader = false
 	expect("another server, which leaves it to the leader,", "[]", "[]")
 	members[0].Leader = true
