@@ -691,3 +691,36 @@ func TestStoppedWatchHoldsNothing(t *testing.T) {
 		})
 	}
 }
+
+// askedStore is a store in which nothing happens, and that keeps a watch's context.
+type askedStore struct {
+	quietStore
+	ctx context.Context
+}
+
+// Watch implements storage.Interface.
+func (s *askedStore) Watch(ctx context.Context, key string, opts storage.ListOptions) (watch.Interface, error) {
+	s.ctx = ctx
+	return s.quietStore.Watch(ctx, key, opts)
+}
+
+// TestWatchThatNobodyStops: upstream's handler begins a watch before it knows whether it can answer in the format that the client wants, and does not stop it if it cannot.
+func TestWatchThatNobodyStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, request := context.WithCancel(t.Context())
+		var s askedStore
+		if _, err := watchWhole(ctx, &s, "", storage.ListOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		request()
+		time.Sleep(readUntil - 1) // of the bubble's time
+		if s.ctx.Err() != nil {
+			t.Error("it has ended while somebody may read it")
+		}
+		time.Sleep(1)
+		synctest.Wait()
+		if s.ctx.Err() == nil {
+			t.Error("it goes on when nobody reads it any more")
+		}
+	})
+}
