@@ -24,6 +24,7 @@ import (
 	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
 	"sigs.k8s.io/knftables"
 
+	"github.com/coracle-k8s/coracle/internal/nftsend"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
@@ -88,7 +89,8 @@ func New(o Options) (*Proxier, error) {
 	if !slices.Contains(Schedulers, o.Scheduler) {
 		return nil, fmt.Errorf("%q is no scheduler of IPVS; there are %v", o.Scheduler, Schedulers)
 	}
-	if o.nft == nil {
+	sends := o.nft == nil
+	if sends {
 		o.nft = func(f knftables.Family) (knftables.Interface, error) { return knftables.New(f, servicerules.IPVSTable) }
 	}
 	if err := suitable(); err != nil {
@@ -101,9 +103,13 @@ func New(o Options) (*Proxier, error) {
 			p.Close()
 			return nil, err
 		}
-		if f != nil {
-			p.families = append(p.families, f)
+		if f == nil {
+			continue
 		}
+		if sends {
+			f.rules.sender = nftsend.New(f.table(), sent)
+		}
+		p.families = append(p.families, f)
 	}
 	return p, nil
 }
@@ -140,10 +146,21 @@ func (p *Proxier) family(name corev1.IPFamily) (*family, error) {
 	return f, nil
 }
 
+// table is that of nftables.
+func (f *family) table() nfttable.Table {
+	if f.name == corev1.IPv6Protocol {
+		return nfttable.Table{Family: nfttable.IPv6, Name: servicerules.IPVSTable}
+	}
+	return nfttable.Table{Family: nfttable.IPv4, Name: servicerules.IPVSTable}
+}
+
 // Close lets go of what New opened. What is in the kernel stays.
 func (p *Proxier) Close() {
 	for _, f := range p.families {
 		f.kernel.close()
+		if f.rules.sender != nil {
+			f.rules.sender.Close()
+		}
 	}
 }
 
@@ -334,11 +351,7 @@ func (p *Proxier) Intact() (bool, error) {
 		return false, fmt.Errorf("finding the device %s: %w", servicerules.IPVSDevice, err)
 	}
 	for _, f := range p.families {
-		table := nfttable.Table{Family: nfttable.IPv4, Name: servicerules.IPVSTable}
-		if f.name == corev1.IPv6Protocol {
-			table.Family = nfttable.IPv6
-		}
-		if ok, err := f.rules.intact(table); err != nil || !ok {
+		if ok, err := f.rules.intact(f.table()); err != nil || !ok {
 			return false, err
 		}
 		servers, err := f.kernel.Servers()
