@@ -346,7 +346,8 @@ func (j *Judge) revive(name string, s *state) {
 	s.dead, s.podsDone, s.nodeDone, s.holdNodeTo = time.Time{}, false, false, time.Time{}
 }
 
-// check finds out which of the nodes are dead. A check during which this server was short of CPU does not count.
+// check finds out which of the nodes are dead. A check during which this server was short of CPU does not count, unless the node was silent for so long that one that says no more
+// than that its machine answers would do.
 func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 	each(doubtful, func(n *corev1.Node) {
 		s := j.nodes[n.Name]
@@ -369,7 +370,7 @@ func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 		}
 		switch {
 		case ctx.Err() != nil, finding == Heard, silence < limit:
-		case late > lateBy:
+		case late > lateBy && j.waited(n.Name, s, now) <= patience: // after that it is no matter of a check any more
 			s.next = time.Time{}
 		case finding == Silent, j.waited(n.Name, s, now) > patience:
 			s.dead, s.doubted = now, began

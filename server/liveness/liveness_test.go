@@ -557,6 +557,17 @@ func TestShortOfCPU(t *testing.T) {
 	})
 }
 
+// A server that is short of CPU for good judges too, with upstream's patience: otherwise a dead node stayed ready for as long as its lease lasts.
+func TestShortOfCPUForLong(t *testing.T) {
+	live(t, 3, func(w *world) {
+		w.do(func() { w.silent["n1"], w.checkFor = true, CheckTimeout+2*lateBy })
+		time.Sleep(slow - time.Second) // fake time, as what follows
+		w.want("while others would wait, too", nil, nil)
+		time.Sleep(5 * time.Second)
+		w.want("after that", []string{"n1"}, []string{"n1"})
+	})
+}
+
 // A node that no server can connect to cannot be checked: gossip's word does not shorten the time that it has.
 func TestSuspectFar(t *testing.T) {
 	live(t, 3, func(w *world) {
