@@ -111,7 +111,7 @@ s3-test: build ## snapshots in an S3 server that others have written, which is b
 	@CORACLE_TEST_S3_SERVER=$(CURDIR)/$(BUILD)/s3/versitygw CORACLE_TEST_REQUIRE=root,carried,s3-server $(E2E) -timeout 20m -run TestSnapshotsInS3 ./test/e2e/
 
 # Host firewalls, Docker and routing programs of Debian's, unpacked into a folder: nothing of the machine's is changed, and nothing is started on it.
-foreign-test: build ## a cluster beside ufw, firewalld, Docker and FRR as Debian has them, on machines of their own (root, a package server, minutes); RUN=… of some
+foreign-test: build ## a cluster beside ufw, firewalld, Docker, FRR, systemd-networkd and NetworkManager as Debian has them, on machines of their own (root, a package server, minutes); RUN=… of some
 	@packaging/foreign.sh $(ARCH) $(BUILD)/foreign
 	@CORACLE_TEST_FOREIGN=$(CURDIR)/$(BUILD)/foreign/root CORACLE_TEST_REQUIRE=root,carried,foreign-programs $(subst /report,/report -v,$(E2E)) -timeout 30m -run '$(or $(RUN),TestForeign)' ./test/nodes/
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Unpacks programs of others into a folder, with all that they need, for `make foreign-test`: host firewalls, Docker and FRR. Nothing is installed, and none of
+# Unpacks programs of others into a folder, with all that they need, for `make foreign-test`: host firewalls, Docker, FRR and network managers. Nothing is installed, and none of
 # them is started. What their packages do when they are installed is done in the folder, as far as the tests need it.
 #
 #   foreign.sh ARCH DIR      DIR/root/usr and DIR/root/etc are what the packages bring
@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . packaging/lib.sh
 
-packaging/debs.sh "$1" "$2" ufw firewalld docker.io iptables nftables dbus frr
+packaging/debs.sh "$1" "$2" ufw firewalld docker.io iptables nftables dbus frr systemd network-manager
 root=$(realpath "$2")/root
 if [ -f "$root/whole" ]; then exit 0; fi
 

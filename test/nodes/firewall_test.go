@@ -64,9 +64,7 @@ var firewalls = []firewall{
 	},
 	{
 		name: "firewalld",
-		on: `mkdir -p /run/dbus
-[ -e /run/dbus/pid ] || dbus-daemon --system --fork >/var/log/dbus.out 2>&1
-firewalld >/var/log/firewalld.out 2>&1
+		on: systemBus + `firewalld >/var/log/firewalld.out 2>&1
 until firewall-cmd --state 2>&1 | grep -qx running; do sleep 0.2; done`,
 		reload: "firewall-cmd --reload",
 		off: `pid=$(cat /run/firewalld.pid)
@@ -210,11 +208,17 @@ func (m *mesh) logged(i, from int, words ...string) {
 // beat has the first pod visit the last one's Service by its name, again and again, until longestGap; it returns when some visits have succeeded.
 func (m *mesh) beat() {
 	m.Helper()
+	m.beatAt(fmt.Sprintf("http://box-%d.default.svc.cluster.local/", len(m.nodes)-1))
+}
+
+// beatAt is beat with another place to visit.
+func (m *mesh) beatAt(url string) {
+	m.Helper()
 	script := fmt.Sprintf(`rm -f /stop /beats
 setsid sh -c 'while [ ! -e /stop ]; do
-  if testbox get http://box-%d.default.svc.cluster.local/ 0; then read -r up rest < /proc/uptime; echo $up >> /beats; fi
+  if testbox get %s 0; then read -r up rest < /proc/uptime; echo $up >> /beats; fi
   sleep 0.1
-done' >/dev/null 2>&1 </dev/null &`, len(m.nodes)-1)
+done' >/dev/null 2>&1 </dev/null &`, url)
 	m.exec(0, script)
 	m.beats(5)
 }

@@ -14,11 +14,11 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// documented is the example of docs/loadbalancer.md that begins with a line.
-func documented(t *testing.T, first string) string {
+// documented is the example of a page of docs that begins with a line.
+func documented(t *testing.T, name, first string) string {
 	t.Helper()
 	const indent = "    "
-	page, err := os.ReadFile("../../docs/loadbalancer.md")
+	page, err := os.ReadFile("../../docs/" + name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,9 +71,9 @@ func TestForeignRouter(t *testing.T) {
 	for i := range all.nodes {
 		all.addForeign(i, root)
 	}
-	all.routing(last, strings.ReplaceAll(documented(t, "router bgp 64513"), "192.168.1.", "10.77.0."))
+	all.routing(last, strings.ReplaceAll(documented(t, "loadbalancer.md", "router bgp 64513"), "192.168.1.", "10.77.0."))
 	var pods []string
-	speaker := strings.ReplaceAll(documented(t, "router bgp 64512"), "192.168.1.1", router.IP)
+	speaker := strings.ReplaceAll(documented(t, "loadbalancer.md", "router bgp 64512"), "192.168.1.1", router.IP)
 	for i, n := range m.nodes {
 		pods = append(pods, m.nodes[0].Kubectl("get", "node", n.NodeName(), "-o", "jsonpath={.spec.podCIDR}"))
 		all.routing(i, strings.ReplaceAll(speaker, "10.42.3.0/24", pods[i]))
