@@ -36,7 +36,9 @@ func TestSilentResolver(t *testing.T) {
 	go func() { done <- resolver.ActivateAndServe() }()
 	defer func() {
 		_ = resolver.Shutdown()
-		<-done
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	}()
 	at := pc.LocalAddr().(*net.UDPAddr).AddrPort()
 	s := &Server{o: Options{id: "one"}, log: klog.Background(), looped: map[netip.AddrPort]bool{}}

@@ -29,7 +29,7 @@ import (
 // which may have a comment.
 func (b *batch) rule(chain string, l *words) bool {
 	var does []expr.Any
-	ok := false
+	var ok bool
 	switch {
 	case l.take("meta", "l4proto"):
 		does, ok = b.dnat(l)
