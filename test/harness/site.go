@@ -247,7 +247,7 @@ func rules(on []int, faults map[link]fault) string {
 	for _, to := range on {
 		fmt.Fprintf(&b, "chain to%d {\ntype filter hook egress device \"machine%d\" priority 0;\n", to, to)
 		for _, from := range on {
-			f, sender := faults[link{from, to}], fmt.Sprintf("ether saddr %s", linkAddress(from))
+			f, sender := faults[link{from, to}], fmt.Sprintf("ether saddr %s", LinkAddress(from))
 			if f.cut {
 				fmt.Fprintf(&b, "%s drop\n", sender)
 			}
@@ -277,7 +277,8 @@ func rules(on []int, faults map[link]fault) string {
 	return b.String()
 }
 
-func linkAddress(number int) string { return fmt.Sprintf("02:00:00:00:00:%02x", number) }
+// LinkAddress is the Ethernet address of the machine with that number.
+func LinkAddress(number int) string { return fmt.Sprintf("02:00:00:00:00:%02x", number) }
 
 // nft unpacks the carried nft when it is wanted first, and returns its path.
 func (s *Site) nft() string {

@@ -7,13 +7,10 @@ package nodes
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
-	"os"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -60,10 +57,7 @@ func holderOf(s *harness.Server, address string) (string, error) {
 func poolSite(t *testing.T) (*harness.Site, *harness.Server, map[string]*harness.Server) {
 	t.Helper()
 	site := harness.NewSite(t)
-	outside := site.Command(context.Background(), "ip", "addr", "add", outside6+"/64", "dev", "site", "nodad")
-	if out, err := outside.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	both.outside(t, site)
 	start := func(s *harness.Server, n int) {
 		if out, err := s.Run("ip", "addr", "add", address6(n)+"/64", "dev", "eth0", "nodad"); err != nil {
 			t.Fatalf("%v\n%s", err, out)
@@ -71,7 +65,7 @@ func poolSite(t *testing.T) (*harness.Site, *harness.Server, map[string]*harness
 		s.Args = append(s.Args, "--node-ip", address6(n))
 		s.Start()
 	}
-	s := site.NewMachine().NewServer("--disable-agent", "--load-balancer-pool", poolFirst+"-"+poolLast, "--cluster-cidr", "10.42.0.0/16,fd42::/56", "--service-cidr", "10.43.0.0/16,fd43::/112")
+	s := site.NewMachine().NewServer(append(both.networks(), "--disable-agent", "--load-balancer-pool", poolFirst+"-"+poolLast)...)
 	start(s, 0)
 	s.WaitAPI()
 	agents := map[string]*harness.Server{}
@@ -165,7 +159,7 @@ func TestLoadBalancerPool(t *testing.T) {
 		break
 	}
 	routedPool(k, site, agents)
-	w := watchARP(t, site, poolFirst)
+	w := watchAnswers(t, site, poolFirst)
 	for _, a := range []string{poolFirst, poolLast} {
 		harness.Eventually(t, harness.Soon, a+" answers", func() error { return asks(site, a) })
 	}
@@ -210,123 +204,7 @@ func TestLoadBalancerPool(t *testing.T) {
 		fault.undo(victim)
 		harness.Eventually(t, harness.Longer, "the node is ready again", func() error { return isReady(s, victim, "True") })
 	}
-	runs, _, frames := w.state()
-	t.Logf("%d answers and announcements, by machines %v", frames, runs)
-	// Each change of the holder is one run of answers at most: more would be two that answer side by side.
-	log, err := os.ReadFile(s.Log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	changes := regexp.MustCompile(`another node answers for an address.*`+regexp.QuoteMeta(poolFirst)).FindAll(log, -1)
-	if len(runs) > len(changes) {
-		t.Errorf("%d holders one after the other, and %d runs of answers: %v", len(changes), len(runs), runs)
-	}
-}
-
-// TestLeaderHoldsPoolAddress: the node that answers for an address is the server that leads, too, so that who decides on another holder has to be elected first.
-func TestLeaderHoldsPoolAddress(t *testing.T) {
-	addresses := []string{poolFirst, poolLast, "10.77.0.202"} // one for each node
-	site := harness.NewSite(t)
-	var servers []*harness.Server
-	for i := range 3 {
-		s := site.NewMachine()
-		if i == 0 {
-			servers = append(servers, s.NewServer("--load-balancer-pool", addresses[0]+"-"+addresses[2]))
-		} else {
-			servers = append(servers, s.NewPeer(servers[0]))
-		}
-		servers[i].AddBoxImage()
-		servers[i].Start()
-		servers[i].WaitAPI()
-	}
-	first := servers[0]
-	whole := func(when string) {
-		t.Helper()
-		for _, s := range servers {
-			s.WaitAPI()
-			harness.Eventually(t, harness.Longer, when+" the nodes are ready", func() error { return isReady(s, s, "True") })
-			harness.Eventually(t, harness.Longer, when+" all three vote", func() error {
-				out, err := s.Run(s.Coracle(), "store", "status", "--data-dir", s.DataDir)
-				if err == nil && strings.Count(out, " voter ") < 2 {
-					err = fmt.Errorf("not three voters:\n%s", out)
-				}
-				return err
-			})
-		}
-	}
-	whole("at first")
-	k := first.In(t)
-	k.Apply(spreadService)
-	harness.Eventually(t, harness.Soon, "the pods are ready", func() error { return endpoints(first, 2) })
-	watches := map[string]*arpWatch{}
-	for i, a := range addresses {
-		name := fmt.Sprint("balanced-", i)
-		k.Apply(balancer(name, "d", 443, ""))
-		k.Await(harness.Soon, "service/"+name, ingressPath, a)
-		watches[a] = watchARP(t, site, a)
-	}
-	// held is an address for which the server that leads answers.
-	held := func() (leader *harness.Server, address string, err error) {
-		for _, s := range servers {
-			if out, _ := s.Run(s.Coracle(), "store", "status", "--data-dir", s.DataDir); strings.Contains(out, "this server leads") {
-				leader = s
-			}
-		}
-		if leader == nil {
-			return nil, "", errors.New("no server leads")
-		}
-		for _, a := range addresses {
-			holder, err := holderOf(leader, a)
-			if err != nil {
-				return nil, "", err
-			}
-			if runs, _, _ := watches[a].state(); holder == leader.NodeName() && len(runs) > 0 && runs[len(runs)-1] == leader.Number {
-				return leader, a, nil
-			}
-		}
-		return nil, "", fmt.Errorf("%s leads, and answers for no address", leader.NodeName())
-	}
-	for _, fault := range []struct {
-		name     string
-		do, undo func(*harness.Server)
-	}{
-		{"killed", (*harness.Server).Kill, (*harness.Server).Start},
-		{"cut off", func(s *harness.Server) { site.CutOff(s.Machine) }, func(*harness.Server) { site.Heal() }},
-	} {
-		var victim *harness.Server
-		var address string
-		harness.Eventually(t, harness.Longer, "the server that leads answers for an address", func() (err error) {
-			victim, address, err = held()
-			return err
-		})
-		harness.Eventually(t, harness.Soon, "the Service answers", func() error { return asks(site, address) })
-		began := time.Now()
-		fault.do(victim)
-		eventually(t, began, fault.name+": another node answers for the address", func() error {
-			if runs, _, _ := watches[address].state(); runs[len(runs)-1] == victim.Number {
-				return fmt.Errorf("still machine %d", victim.Number)
-			}
-			return nil
-		})
-		eventually(t, began, fault.name+": the Service answers there", func() error { return asks(site, address) })
-		fault.undo(victim)
-		whole(fault.name + " and back:")
-	}
-	for a, w := range watches {
-		changes := 0
-		for _, s := range servers {
-			log, err := os.ReadFile(s.Log)
-			if err != nil {
-				t.Fatal(err)
-			}
-			changes += len(regexp.MustCompile(`another node answers for an address.*`+regexp.QuoteMeta(a)).FindAll(log, -1))
-		}
-		runs, _, frames := w.state()
-		t.Logf("%s: %d answers and announcements, by machines %v", a, frames, runs)
-		if len(runs) > changes {
-			t.Errorf("%s had %d holders one after the other, and there were %d runs of answers: %v", a, changes, len(runs), runs)
-		}
-	}
+	w.oneAtATime(t, []*harness.Server{s})
 }
 
 // asks fetches a page at an address of the pool from outside.

@@ -9,125 +9,21 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
 const testVIP = "10.77.0.100"
-
-// arpWatch asks for an address all the time, and notes which machine says that it has it.
-type arpWatch struct {
-	address netip.Addr
-
-	mu     sync.Mutex
-	runs   []int // machines, one after the other
-	last   time.Time
-	frames int
-}
-
-// watchARP watches until the test ends.
-func watchARP(t *testing.T, site *harness.Site, address string) *arpWatch {
-	t.Helper()
-	w := &arpWatch{address: netip.MustParseAddr(address)}
-	var fd int
-	var bridge *net.Interface
-	machines := map[int]int{} // interface → machine
-	err := site.Do(func() (err error) {
-		if bridge, err = net.InterfaceByName("site"); err != nil {
-			return err
-		}
-		all, err := net.Interfaces()
-		if err != nil {
-			return err
-		}
-		for _, i := range all {
-			if n, err := strconv.Atoi(strings.TrimPrefix(i.Name, "machine")); err == nil {
-				machines[i.Index] = n
-			}
-		}
-		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL))) // for ARP alone they would come from the bridge, and not from its ports
-		if err == nil {
-			onlyARP := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 12}, {Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.ETH_P_ARP, Jf: 1},
-				{Code: unix.BPF_RET | unix.BPF_K, K: 0xffff}, {Code: unix.BPF_RET | unix.BPF_K}}
-			err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(onlyARP)), Filter: &onlyARP[0]})
-		}
-		if err == nil {
-			err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 20_000})
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	question := slices.Concat([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, bridge.HardwareAddr, []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, 1}, bridge.HardwareAddr,
-		netip.MustParseAddr(harness.OutsideIP).AsSlice(), make([]byte, 6), w.address.AsSlice(), make([]byte, 18))
-	stop, done := make(chan struct{}), make(chan struct{})
-	t.Cleanup(func() {
-		close(stop)
-		<-done
-		_ = unix.Close(fd)
-	})
-	go func() {
-		defer close(done)
-		buffer := make([]byte, 256)
-		var asked time.Time
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			if time.Since(asked) > 20*time.Millisecond {
-				asked = time.Now()
-				_ = unix.Sendto(fd, question, 0, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ARP), Ifindex: bridge.Index, Halen: 6, Addr: [8]byte{255, 255, 255, 255, 255, 255}})
-			}
-			n, from, err := unix.Recvfrom(fd, buffer, 0)
-			l, ok := from.(*unix.SockaddrLinklayer)
-			if err != nil || !ok || n < 42 || binary.BigEndian.Uint16(buffer[12:]) != unix.ETH_P_ARP || l.Pkttype == unix.PACKET_OUTGOING || machines[l.Ifindex] == 0 {
-				continue
-			}
-			if netip.AddrFrom4([4]byte(buffer[28:32])) == w.address {
-				w.note(machines[l.Ifindex])
-			}
-		}
-	}()
-	return w
-}
-
-func htons(n uint16) uint16 { return binary.NativeEndian.Uint16([]byte{byte(n >> 8), byte(n)}) }
-
-func (w *arpWatch) note(machine int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if len(w.runs) == 0 || w.runs[len(w.runs)-1] != machine {
-		w.runs = append(w.runs, machine)
-	}
-	w.last = time.Now()
-	w.frames++
-}
-
-// state is who answered, one after the other, and how long ago the last answer was.
-func (w *arpWatch) state() (runs []int, ago time.Duration, frames int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return slices.Clone(w.runs), time.Since(w.last), w.frames
-}
 
 // caOf is the authority in a kubeconfig.
 func caOf(t *testing.T, s *harness.Server) *x509.CertPool {
@@ -223,7 +119,7 @@ func (c *vipCluster) by(machine int) *harness.Server {
 // one, and then none.
 func TestVIP(t *testing.T) {
 	c := newVIPCluster(t)
-	w := watchARP(t, c.site, testVIP)
+	w := watchAnswers(t, c.site, testVIP)
 	kubectl := func(args ...string) (string, error) { // from the machine that is no server, through the address
 		args = append([]string{"kubectl", "--kubeconfig", c.servers[0].Kubeconfig, "--request-timeout", "20s"}, args...)
 		return c.client.Run(c.client.Coracle(), args...)
