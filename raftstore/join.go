@@ -250,9 +250,13 @@ func (p *peers) known() []string {
 	return out
 }
 
-// sayIfRemoved tells the operator if the others have a leader and do not count
-// this server among them. Nothing else would: nobody speaks to it any more.
+// sayIfRemoved notes, and tells the operator, if the others have a leader and do not
+// count this server among them. Nothing else would: nobody speaks to it any more.
 func (p *peers) sayIfRemoved(ctx context.Context) {
+	if !p.asking.TryLock() {
+		return // it takes long where many do not answer
+	}
+	defer p.asking.Unlock()
 	for _, address := range p.known() {
 		call, cancel := context.WithTimeout(ctx, time.Second)
 		info, err := callAt[infoAnswer](call, p.Call, address, callInfo, nothing{})
@@ -261,6 +265,10 @@ func (p *peers) sayIfRemoved(ctx context.Context) {
 			continue
 		}
 		if slices.ContainsFunc(info.Members, func(m raft.Server) bool { return m.ID == p.s.id }) {
+			p.s.takenOut.Store(false)
+			return
+		}
+		if p.s.takenOut.Swap(true) {
 			return
 		}
 		p.s.log.Error("this server was taken out of the store's cluster. What it holds is kept, but nobody counts it. "+

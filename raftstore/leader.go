@@ -48,6 +48,10 @@ type leaderBoard struct {
 // one end. etcd waits three of its election timeouts, 3 s.
 const leaderlessAfter = 3 * time.Second
 
+// askedAgainAfter is how often the others are asked, while there is none, whether they
+// have one without this server.
+const askedAgainAfter = 10 * time.Second
+
 func newLeaderBoard() *leaderBoard {
 	b := &leaderBoard{changed: make(chan struct{}), heard: make(chan struct{}, 1)}
 	b.present, b.endPresent = context.WithCancel(context.Background())
@@ -178,7 +182,9 @@ func (s *Store) watchLeader(ctx context.Context) {
 		if had && !now.known() {
 			patience.Reset(leaderlessAfter)
 		}
-		had = now.known()
+		if had = now.known(); had {
+			s.takenOut.Store(false)
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -186,6 +192,7 @@ func (s *Store) watchLeader(ctx context.Context) {
 			s.leader.endStreams()
 			if !now.known() {
 				s.spawn(func() { s.others.sayIfRemoved(ctx) })
+				patience.Reset(askedAgainAfter)
 			}
 		case <-news:
 		case <-changed:

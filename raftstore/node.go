@@ -67,6 +67,13 @@ func (s *Store) openRaft(ctx context.Context) error {
 // if there is none. Until it ends this server learns of no newer write.
 func (s *Store) Stalled() time.Duration { return s.dir.Stalled() }
 
+// TakenOut says whether the others have a leader and do not count this server among
+// them, as far as they could be asked: it serves nobody any more.
+func (s *Store) TakenOut() bool {
+	known, _ := s.leader.presence()
+	return !known && s.takenOut.Load()
+}
+
 func (s *Store) hung() bool { return s.dir.Stalled() > hungAfter }
 
 func (s *Store) dial(ctx context.Context, address string) (net.Conn, error) {

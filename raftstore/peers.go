@@ -22,6 +22,7 @@ type peers struct {
 	s *Store
 
 	former []disk.Peer // noted before this start
+	asking sync.Mutex  // one asks at a time whether this server was taken out
 	joins  bool        // this server's directory has never been part of a cluster, and begins none
 
 	forwarder *proposer // to the leader

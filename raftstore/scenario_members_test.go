@@ -257,7 +257,15 @@ func TestScenarioRemoval(t *testing.T) {
 					}
 					c.rest(30*time.Second, 3, names(rest)...)
 					c.net.HealAll()
-					c.pass(5 * time.Second)
+					c.pass(15 * time.Second)
+					if !victim.running().TakenOut() {
+						t.Errorf("seed %d: the removed server does not know it", seed)
+					}
+					for _, n := range rest {
+						if n.running().TakenOut() {
+							t.Errorf("seed %d: %s takes itself for a removed one", seed, n.name)
+						}
+					}
 					term := c.leader(rest...).term()
 					w.stop()
 					victim.stop()

@@ -48,6 +48,7 @@ type Store struct {
 	snapshotter *snapshotter
 	backups     atomic.Int32 // being read
 	refusing    atomic.Bool  // writes, for the quota: what was said of it last
+	takenOut    atomic.Bool  // by the others, when it was asked last; while no leader is known
 }
 
 // Open opens the store in o.Dir. If there is none, it makes a new cluster of
