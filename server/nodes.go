@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"slices"
@@ -70,8 +71,8 @@ func (s *Server) serveNodes(ctx context.Context) {
 	}
 }
 
-// sendNodesAway hangs up on nodes while this server's disk hangs and another server leads, and passes on to one of the others what the programs of this machine ask, its own node among
-// them, until ctx is done: all that is asked here would wait for the disk.
+// sendNodesAway hangs up on nodes while all that they ask for here would be in vain, until ctx is done, and passes on to one of the other servers what the programs of this machine ask, its own
+// node among them.
 func (s *Server) sendNodesAway(ctx context.Context) {
 	ticker := time.NewTicker(lookAtDisk)
 	defer ticker.Stop()
@@ -81,20 +82,29 @@ func (s *Server) sendNodesAway(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		store := s.opened.Load()
-		stalled := store.Stalled()
-		hangs := stalled > hangsAfter && slices.ContainsFunc(store.Members(), func(m raftstore.Member) bool { return m.Leader && !m.Self })
-		if hangs == away {
+		why := inVain(s.opened.Load())
+		if (why != "") == away {
 			continue
 		}
-		if away = hangs; away {
-			s.log.Warn("this server's disk hangs: nodes are sent to another server until it works again", "for", stalled.Round(time.Second))
+		if away = why != ""; away {
+			s.log.Warn("nodes are sent to another server until this one can serve them", "reason", why)
 		} else {
-			s.log.Info("this server's disk works again: nodes are welcome")
+			s.log.Info("this server can serve nodes again: they are welcome")
 		}
 		s.tunnels.HangUp(away)
 		s.detour.Away(away)
 	}
+}
+
+// inVain is why what is asked of this server waits or fails while another server would do it; "" if it does not.
+func inVain(store *raftstore.Store) string {
+	switch stalled := store.Stalled(); {
+	case stalled > hangsAfter && slices.ContainsFunc(store.Members(), func(m raftstore.Member) bool { return m.Leader && !m.Self }):
+		return fmt.Sprintf("its disk has hung for %v", stalled.Round(time.Second))
+	case store.TakenOut():
+		return "it was taken out of the cluster; stop it"
+	}
+	return ""
 }
 
 // reachNodes finds out which of the nodes that are connected can be reached without that, until ctx is done.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package detour gives the programs of a server's own machine, its node above all, another server while this one's disk hangs. They know the API by its loopback address alone.
+// Package detour gives the programs of a server's own machine, its node above all, another server while this one cannot serve them. They know the API by its loopback address alone.
 //
 // It owns the connections that come over loopback, and the copies of those that are passed on. TLS goes on between the program and the other server, whose certificate names the
 // loopback addresses too. It never decides when, and never touches what comes from other machines: those know other servers, and the address that they have dialled is in no other one's certificate.
@@ -171,7 +171,7 @@ func (l *Listener) complain(ctx context.Context, err error) {
 	defer l.mu.Unlock()
 	if ctx.Err() == nil && !l.told {
 		l.told = true
-		l.o.Logger.Warn("this server's disk hangs, and no other server takes what the programs of this machine ask of the API; they try again", "error", err)
+		l.o.Logger.Warn("no other server takes what the programs of this machine ask of the API, and this one cannot serve them; they try again", "error", err)
 	}
 }
 
