@@ -69,16 +69,27 @@ func TestContinueTokensExpire(t *testing.T) {
 	}
 }
 
-// fiveMinutes lets as much time pass for the store, and waits until it has done what it does then.
+// fiveMinutes lets as much time pass for the store, and waits until it has done what it does then: it sets a mark, and compacts to the one before.
 func (f *fixture) fiveMinutes(t *testing.T, clock *testingclock.FakeClock) {
 	t.Helper()
-	before := f.store.Status()
-	clock.Step(5 * time.Minute)
-	eventually(t, "a mark or a compaction", func() error {
-		if now := f.store.Status(); now.Revision <= before.Revision || before.Compacted > 0 && now.Compacted <= before.Compacted {
-			return fmt.Errorf("before: %+v, now: %+v", before, now)
+	mark := func() (revision int64, err error) {
+		got, err := f.store.Client().KV.Get(t.Context(), "compact_rev_key")
+		if err == nil && len(got.Kvs) > 0 {
+			revision = got.Kvs[0].ModRevision
 		}
-		return nil
+		return revision, err
+	}
+	before, err := mark()
+	if err != nil {
+		t.Fatal(err)
+	}
+	clock.Step(5 * time.Minute)
+	eventually(t, "a mark and a compaction", func() error {
+		now, err := mark()
+		if compacted := f.store.Status().Compacted; err == nil && (now == before || compacted < before) {
+			err = fmt.Errorf("the mark is of revision %d and was of %d, and the history begins after %d", now, before, compacted)
+		}
+		return err
 	})
 }
 
