@@ -32,6 +32,8 @@ import (
 	encryption "k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/raftstore"
 )
 
 // movingKinds are kinds whose objects change while their watches move: plain ones, those that are encrypted with a key that changes meanwhile, those whose storage fills in what is missing when it is read, and custom ones, which
@@ -144,7 +146,9 @@ func (m *messages) Read(p []byte) (int, error) {
 
 // TestMovingClientsOverHTTP is TestMovingClientsHearEverythingOnce with a whole server, and clients that watch over HTTP in every format.
 func TestMovingClientsOverHTTP(t *testing.T) {
-	f := newFixture(t)
+	f := newFixtureOf(t, func(t testing.TB, f *fixture) servers {
+		return servers{openStore(t, raftstore.Options{Dir: filepath.Join(f.dir, "store"), NodeID: "one", Logger: f.log, ProgressInterval: 10 * time.Millisecond})}
+	})
 	o := f.options(t)
 	o.CacheFrom, o.cacheKept, o.cacheTells = 3, 10*time.Millisecond, 20*time.Millisecond
 	o.EncryptionConfigFile = filepath.Join(f.dir, "encryption.yaml")

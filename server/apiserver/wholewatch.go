@@ -29,7 +29,11 @@ const readUntil = 10 * time.Second
 // has. Its client would be told of an event and not of the one before, go on behind it, and never hear of the other. Upstream's watch cache takes care of that (cacheWatcher.sendWatchCacheEvent), which we have in front of few resources.
 //
 // The handler of watches over WebSocket does not look at the request at all: it ends with the watch.
+//
+// A client that takes bookmarks is told now and then how far the store is (raftstore.Options.ProgressInterval), as by the cache. Otherwise one whose objects did not change would go on, when its watch is over, from where it began, which is no history
+// any more if anybody else wrote meanwhile, and would list again.
 func watchWhole(ctx context.Context, s storage.Interface, key string, opts storage.ListOptions) (watch.Interface, error) {
+	opts.ProgressNotify = opts.Predicate.AllowWatchBookmarks
 	own, cancel := context.WithCancel(etcdclient.Until(context.WithoutCancel(ctx), ctx))
 	begun := context.AfterFunc(ctx, cancel)
 	w, err := s.Watch(own, key, opts)

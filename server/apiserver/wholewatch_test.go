@@ -292,7 +292,7 @@ func (b *broken) Stop()                          { b.stop(); b.Interface.Stop() 
 // Watch implements storage.Interface.
 func (s *breaking) Watch(ctx context.Context, key string, opts storage.ListOptions) (watch.Interface, error) {
 	w, err := s.Interface.Watch(ctx, key, opts)
-	if err != nil || !opts.ProgressNotify {
+	if err != nil || !opts.RecordTimestamps { // it is no cache's
 		return w, err
 	}
 	stopped, stop := context.WithCancel(ctx)

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+// TestQuietWatchOutlivesHistory: a client whose objects do not change hears now and then how far the store is, so that it goes on from there when its watch is over, also
+// when what was there as it began is no history any more: of what is built in and of custom resources.
+func TestQuietWatchOutlivesHistory(t *testing.T) {
+	f := newFixtureOf(t, func(t testing.TB, f *fixture) servers {
+		return servers{openStore(t, raftstore.Options{Dir: filepath.Join(f.dir, "store"), NodeID: "one", Logger: f.log, ProgressInterval: 50 * time.Millisecond})}
+	})
+	s := f.start(t, f.options(t))
+	c, d := client(t, s.admin()), dynamicClient(t, s)
+	if _, err := d.Resource(definitions).Create(t.Context(), object(t, boatDefinition), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name  string
+		list  func() (metav1.ListInterface, error)
+		watch func(metav1.ListOptions) (watch.Interface, error)
+	}{
+		{"built in",
+			func() (metav1.ListInterface, error) {
+				return c.CoreV1().PodTemplates("default").List(t.Context(), metav1.ListOptions{})
+			},
+			func(o metav1.ListOptions) (watch.Interface, error) {
+				return c.CoreV1().PodTemplates("default").Watch(t.Context(), o)
+			}},
+		{"custom",
+			func() (metav1.ListInterface, error) {
+				return d.Resource(boats).Namespace("default").List(t.Context(), metav1.ListOptions{})
+			},
+			func(o metav1.ListOptions) (watch.Interface, error) {
+				return d.Resource(boats).Namespace("default").Watch(t.Context(), o)
+			}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var began string
+			eventually(t, "a list", func() error { // a definition is served in a moment
+				list, err := tt.list()
+				if err == nil {
+					began = list.GetResourceVersion()
+				}
+				return err
+			})
+			w, err := tt.watch(metav1.ListOptions{ResourceVersion: began, AllowWatchBookmarks: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.Stop()
+			other, err := c.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "other-"}}, metav1.CreateOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			heard := hearOf(t, w, other.ResourceVersion)
+			to, err := strconv.ParseInt(other.ResourceVersion, 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.store.Client().Compact(t.Context(), to); err != nil {
+				t.Fatal(err)
+			}
+			again, err := tt.watch(metav1.ListOptions{ResourceVersion: heard, AllowWatchBookmarks: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer again.Stop()
+			if e := <-again.ResultChan(); e.Type != watch.Bookmark {
+				t.Errorf("it goes on with %v", e)
+			}
+		})
+	}
+}
+
+// hearOf waits until a watch has told that its client has all up to a version, and returns the one that it told.
+func hearOf(t *testing.T, w watch.Interface, version string) string {
+	t.Helper()
+	late := time.After(patience)
+	for {
+		select {
+		case e, ok := <-w.ResultChan():
+			if !ok || e.Type != watch.Bookmark {
+				t.Fatalf("instead of a bookmark: %v %v", e, ok)
+			}
+			at, err := meta.NewAccessor().ResourceVersion(e.Object)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var told, want uint64
+			if _, err := fmt.Sscan(at+" "+version, &told, &want); err != nil {
+				t.Fatal(err)
+			}
+			if told >= want {
+				return at
+			}
+		case <-late:
+			t.Fatal("the watch is not told where it is")
+		}
+	}
+}
