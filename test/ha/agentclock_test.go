@@ -5,6 +5,8 @@
 package ha
 
 import (
+	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +17,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -84,6 +87,118 @@ func TestAgentsClock(t *testing.T) {
 	if n := strings.Count(said(), ends); n != ended {
 		t.Errorf("after it had joined the agent ended %d times by itself:\n%s", n-ended, said())
 	}
+}
+
+// TestOff400Days: a server and an agent, on machines with clocks of their own, are off for 400 days, so that all of their certificates have run out when they are switched on again. The server makes new ones, the agent
+// joins once more with its token, as the node that it was, and neither ends.
+func TestOff400Days(t *testing.T) {
+	if !whole {
+		t.Skip("it takes minutes, for system calls are slow in such a machine: make e2e-ha has it")
+	}
+	g := newGuests(t)
+	server := g.add(1, "server", "--network-backend none --disable-kube-proxy --disable network-policy,coredns")
+	now := time.Now()
+	server.boot(now)
+	var token string
+	g.await("the server has a token for agents", server, func() error {
+		data, err := os.ReadFile(server.reads("agent-token"))
+		token = strings.TrimSpace(string(data))
+		return err
+	})
+	agent := g.add(2, "agent", fmt.Sprintf("--server https://%s:6443 --token %s", server.IP, token))
+	agent.boot(now)
+	first := agent.ready(server.serves("at first"), "", "at first")
+	uid := agent.uid(server.serves("at first"))
+	logs := func() (both string) {
+		for _, x := range []*guest{server, agent} {
+			data, err := os.ReadFile(x.reads("log"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			both += string(data)
+		}
+		return both
+	}
+	ended := strings.Count(logs(), ends)
+	ranOut := []time.Time{agent.shownUntil(":10250"), server.shownUntil(":6443")}
+	agent.PowerOff()
+	server.PowerOff()
+
+	later := now.Add(400 * 24 * time.Hour)
+	for _, until := range ranOut {
+		if later.Before(until) {
+			t.Fatalf("a certificate is valid until %v: 400 days show nothing", until)
+		}
+	}
+	began := time.Now()
+	server.boot(later)
+	agent.boot(later)
+	api := server.serves("400 days later")
+	t.Logf("the server serves %v after it came back", time.Since(began).Round(time.Second))
+	agent.ready(api, first, "400 days later")
+	t.Logf("the agent's node is ready %v after it came back", time.Since(began).Round(time.Second))
+	if again := agent.uid(api); again != uid {
+		t.Errorf("the node is another one: %s, and was %s", again, uid)
+	}
+	for _, until := range []time.Time{agent.shownUntil(":10250"), server.shownUntil(":6443")} {
+		if until.Before(later.Add(300 * 24 * time.Hour)) {
+			t.Errorf("a certificate is valid until %v", until)
+		}
+	}
+	if n := strings.Count(logs(), ends); n != ended {
+		t.Errorf("after they came back they ended %d times by themselves:\n%s", n-ended, logs())
+	}
+}
+
+// serves waits until the server's API answers its administrator, of whom the kubeconfig may have to be made anew first, and returns a client. That the certificate is valid today is not asked.
+func (x *guest) serves(what string) kubernetes.Interface {
+	x.t.Helper()
+	var api kubernetes.Interface
+	x.await(what+": the server's API answers", x, func() error {
+		config, err := clientcmd.BuildConfigFromFlags("", x.reads("kubeconfig"))
+		if err != nil {
+			return err
+		}
+		config.TLSClientConfig.CAData, config.TLSClientConfig.Insecure = nil, true
+		api = (&Cluster{T: x.t, Site: x.site, config: config}).Client(x.from, x.IP+":6443", 30*time.Second)
+		_, err = api.CoreV1().Namespaces().Get(x.t.Context(), metav1.NamespaceDefault, metav1.GetOptions{})
+		return err
+	})
+	return api
+}
+
+// shownUntil is until when the certificate is valid that the machine shows at a port.
+func (x *guest) shownUntil(port string) (until time.Time) {
+	x.t.Helper()
+	x.await("its certificate at "+port, x, func() error {
+		ctx, cancel := context.WithTimeout(x.t.Context(), askTimeout)
+		defer cancel()
+		raw, err := x.from.Dial(ctx, "tcp", x.IP+port)
+		if err != nil {
+			return err
+		}
+		defer raw.Close()
+		c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // what it shows is looked at
+		if err := c.HandshakeContext(ctx); err != nil {
+			return err
+		}
+		until = c.ConnectionState().PeerCertificates[0].NotAfter
+		return nil
+	})
+	return until
+}
+
+// uid is that of its Node.
+func (x *guest) uid(api kubernetes.Interface) (uid types.UID) {
+	x.t.Helper()
+	x.await("its Node", x, func() error {
+		n, err := api.CoreV1().Nodes().Get(x.t.Context(), x.Name, metav1.GetOptions{})
+		if err == nil {
+			uid = n.UID
+		}
+		return err
+	})
+	return uid
 }
 
 // ready waits until the agent has told that its node is ready since the machine was switched on last: each boot of a kernel has a name, of which it returns the present one.
