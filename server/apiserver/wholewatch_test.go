@@ -713,11 +713,11 @@ func TestWatchThatNobodyStops(t *testing.T) {
 			t.Fatal(err)
 		}
 		request()
-		time.Sleep(readUntil - 1) // of the bubble's time
+		time.Sleep(readUntil - time.Nanosecond) // of the bubble's time
 		if s.ctx.Err() != nil {
 			t.Error("it has ended while somebody may read it")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if s.ctx.Err() == nil {
 			t.Error("it goes on when nobody reads it any more")
