@@ -13,7 +13,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -46,6 +45,8 @@ type Clock struct {
 
 	now func() time.Time      // nil: the machine's; others are for tests
 	set func(time.Time) error // nil: the machine's
+	// sync stands for os.File.Sync in tests.
+	sync func(*os.File) error
 	// steps stands for followSteps in tests.
 	steps func(context.Context) (<-chan struct{}, error)
 }
@@ -159,14 +160,7 @@ func (c *Clock) Keep(ctx context.Context) {
 // the present one at the next start.
 func (c *Clock) note() error {
 	now := c.read()
-	err := os.Chtimes(c.File, time.Time{}, now)
-	if errors.Is(err, fs.ErrNotExist) {
-		var f *os.File
-		if f, err = os.OpenFile(c.File, os.O_CREATE|os.O_WRONLY, 0o644); err == nil {
-			err = errors.Join(f.Close(), os.Chtimes(c.File, time.Time{}, now))
-		}
-	}
-	errs := []error{err}
+	errs := []error{c.touch(now)}
 	for _, path := range c.files() {
 		if at, ok := changed(path); ok && at.After(now.Add(time.Minute)) {
 			errs = append(errs, os.Chtimes(path, time.Time{}, now))
@@ -176,6 +170,23 @@ func (c *Clock) note() error {
 		return fmt.Errorf("noting the time: %w", err)
 	}
 	return nil
+}
+
+// touch gives the file a time, which is on the disk then: the power may go in the next second, and a file system would write it later.
+func (c *Clock) touch(at time.Time) error {
+	f, err := os.OpenFile(c.File, os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	sync := c.sync
+	if sync == nil {
+		sync = (*os.File).Sync
+	}
+	err = os.Chtimes(c.File, time.Time{}, at)
+	if err == nil {
+		err = sync(f)
+	}
+	return errors.Join(err, f.Close())
 }
 
 func setClock(t time.Time) error {

@@ -77,6 +77,30 @@ func TestForward(t *testing.T) {
 	}
 }
 
+// TestNotedTimeIsOnTheDisk: a time that is noted survives the loss of power in the next moment.
+func TestNotedTimeIsOnTheDisk(t *testing.T) {
+	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
+	c := Clock{File: filepath.Join(t.TempDir(), "clock"), Logger: slog.New(slog.DiscardHandler), now: func() time.Time { return now }}
+	var synced []time.Time
+	c.sync = func(f *os.File) error {
+		at, ok := changed(f.Name())
+		if !ok || f.Name() != c.File {
+			t.Errorf("%s is synced", f.Name())
+		}
+		synced = append(synced, at)
+		return f.Sync()
+	}
+	for range 2 { // the file is made, and is there
+		now = now.Add(time.Hour)
+		if err := c.note(); err != nil {
+			t.Fatal(err)
+		}
+		if len(synced) == 0 || !synced[len(synced)-1].Equal(now) {
+			t.Errorf("at %v the disk was given %v", now, synced)
+		}
+	}
+}
+
 // TestKeep: the time is noted at once and at the end, and files of a clock that ran ahead do not say a wrong time any more.
 func TestKeep(t *testing.T) {
 	dir := t.TempDir()
