@@ -153,6 +153,9 @@ func harmed(t *testing.T, r *rand.Rand, harms func(*rand.Rand, *nftables) []stri
 	}
 	sync(hourly)
 	look()
+	for _, table := range []string{"ip kube-proxy", "ip6 kube-proxy"} { // upstream leaves alone what is not named like a Service's chain; nothing leads there, but from there to chains that are to go
+		nft(t, fmt.Sprintf("add chain %s x; delete chain %s x", table, table))
+	}
 	untilTidy(t, b)
 	var left []served
 	for i := range pool {
@@ -161,9 +164,6 @@ func harmed(t *testing.T, r *rand.Rand, harms func(*rand.Rand, *nftables) []stri
 		}
 	}
 	nft(t, "add table ip stranger; delete table ip stranger; add table inet stranger; delete table inet stranger")
-	for _, table := range []string{"ip kube-proxy", "ip6 kube-proxy"} { // upstream leaves alone what is not named like a Service's chain; nothing leads there
-		nft(t, fmt.Sprintf("add chain %s x; delete chain %s x", table, table))
-	}
 	wantAsUpstream(t, b, left)
 	if t.Failed() {
 		t.Fatalf("the harm was\n%s", strings.Join(did, "\n"))
