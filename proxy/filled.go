@@ -18,9 +18,10 @@ type filled struct {
 	table    nfttable.Table
 	name     string
 	elements *map[string]string // upstream's memory, which only a sync changes; nil: only a full sync changes the set
+	written  *written           // what that has written; nil: it is not known
 	more     int                // how many more the kernel counts when all is there: none, unless upstream spells one element in two ways
 	counted  int                // how many more there were after the last full sync
-	learned  bool
+	learned  bool               // that it was counted; what is remembered is to be there in any case
 }
 
 // nodePortIPs is upstream's set of the node's addresses at which node ports answer. Where all do there is none.
@@ -31,7 +32,7 @@ var filledBy = []string{"clusterIPs", "serviceIPs", "firewallIPs", "noEndpointSe
 
 // fills finds what a proxier fills. Where that cannot be, elements come back with the hourly full sync only, as upstream does it.
 func (b *nftables) fills(ctx context.Context, p *upstreamnft.Proxier, t nfttable.Table) {
-	b.filled = append(b.filled, filled{table: t, name: nodePortIPs})
+	b.filled = append(b.filled, filled{table: t, name: nodePortIPs, written: b.written[t]})
 	for _, field := range filledBy {
 		name, err := unexported.Field[string](p, []string{field, "containerName"})
 		var elements *map[string]string
@@ -42,18 +43,24 @@ func (b *nftables) fills(ctx context.Context, p *upstreamnft.Proxier, t nfttable
 			klog.FromContext(ctx).Info("What another program takes out of the Service proxy's sets is not noticed before everything is written anew, within the hour", "err", err)
 			return
 		}
-		b.filled = append(b.filled, filled{table: t, name: *name, elements: elements})
+		b.filled = append(b.filled, filled{table: t, name: *name, elements: elements, written: b.written[t]})
 	}
 }
 
-// learn counts after a full sync. What differs has to do so twice: another program may have changed something between the writing and the counting.
+// learn counts after a full sync. Another program may have changed something between the writing and the counting: what differs from what is remembered has to do so twice, and nobody else may
+// have written anything meanwhile.
 func (f *filled) learn() {
+	if f.elements == nil && f.written != nil && f.written.rules != nil {
+		f.more, f.learned = f.written.nodePortIPs, f.written.nodePortIPs > 0
+		return
+	}
 	have, err := nfttable.CountElements(f.table, f.name)
 	if err != nil {
 		return
 	}
 	more := have - f.remembered()
-	if more == f.counted || f.elements == nil && !f.learned {
+	switch alone := f.written == nil || f.written.alone(); {
+	case f.elements == nil && !f.learned, f.elements != nil && more == 0, alone && more == f.counted:
 		f.more = more
 	}
 	f.counted, f.learned = more, true
@@ -67,8 +74,8 @@ func (f *filled) remembered() int {
 }
 
 func (f *filled) intact() (bool, error) {
-	if !f.learned {
-		return true, nil
+	if f.elements == nil && !f.learned {
+		return true, nil // nobody knows
 	}
 	have, err := nfttable.CountElements(f.table, f.name)
 	return have == f.remembered()+f.more, err

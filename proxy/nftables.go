@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -41,9 +40,11 @@ type nftables struct {
 	names    []*nfttable.Names // of the tables, but for those that are asked each time
 	synced   bool              // the proxier was told of complete lists; only sync touches it and what follows
 	frame    frame             // only full syncs write these
-	counted  frame             // what was counted after the last full sync
-	filled   []filled          // sets and maps that have an element for each of something, such as Services' ports
-	verified uint32            // the kernel's generation in which the frame was there, and all elements
+	counted  frame             // what was counted after the last full sync, where it is not known what it wrote
+	written  map[nfttable.Table]*written
+	commits  uint32   // transactions that the kernel has taken
+	filled   []filled // sets and maps that have an element for each of something, such as Services' ports
+	verified uint32   // the kernel's generation in which the frame was there, and all elements
 
 	mu       sync.Mutex
 	topology map[string]string
@@ -53,7 +54,7 @@ var _ backend = (*nftables)(nil)
 
 // openNFTables runs `nft`, found on PATH, to see whether kernel and program will do.
 func openNFTables(ctx context.Context, o Options) (backend, error) {
-	b := &nftables{health: healthcheck.NewProxyHealthServer("", retryPause+maxPause, nil)}
+	b := &nftables{health: healthcheck.NewProxyHealthServer("", retryPause+maxPause, nil), written: map[nfttable.Table]*written{}}
 	detectors := map[corev1.IPFamily]proxyutil.LocalTrafficDetector{}
 	for _, c := range o.ClusterCIDRs {
 		f := familyOf(c.Addr())
@@ -140,6 +141,10 @@ func (b *nftables) sync(full bool) error {
 		b.OnServiceSynced() // only sets a flag; the rules are written when the slices are complete
 		b.synced = true
 	}
+	learns := full || b.frame == nil
+	for _, w := range b.written {
+		w.wanted = learns
+	}
 	before := b.health.Health()
 	// "Sync unconditionally", says upstream of this call; it is the one that returns when the work is done.
 	b.OnEndpointSlicesSynced()
@@ -150,42 +155,17 @@ func (b *nftables) sync(full bool) error {
 			errs = append(errs, fmt.Errorf("writing the %s rules failed; the old ones stay in force, see the log", f))
 		}
 	}
-	if len(errs) == 0 && (full || b.frame == nil) {
-		b.learn(b.countFrame())
+	if len(errs) == 0 && learns {
+		if f := b.writtenFrame(); f != nil {
+			b.frame = f
+		} else {
+			b.learn(b.countFrame())
+		}
 		for i := range b.filled {
 			b.filled[i].learn()
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// frame is how many rules each chain has that is no Service's.
-type frame map[nfttable.Table]map[string]int
-
-// learn takes what was counted after a full sync. Another program may have taken something out between the writing and the counting, so what differs from the frame
-// has to be counted twice before it is the frame.
-func (b *nftables) learn(counted frame) {
-	if counted == nil {
-		return // what was known stays: without it no look would find anything until the next sync
-	}
-	if b.frame == nil || maps.EqualFunc(counted, b.counted, maps.Equal) {
-		b.frame = counted
-	}
-	b.counted = counted
-}
-
-// countFrame counts what a full sync has written. It is nil where that cannot be counted, as when another program changes something meanwhile.
-func (b *nftables) countFrame() frame {
-	out := frame{}
-	for _, t := range tables(b.families) {
-		rules, err := nfttable.CountRules(t)
-		if err != nil {
-			return nil
-		}
-		maps.DeleteFunc(rules, func(chain string, _ int) bool { return strings.Contains(chain, "/") }) // a Service's, by its name
-		out[t] = rules
-	}
-	return out
 }
 
 func (b *nftables) ownTables() []nfttable.Table { return tables(b.families) }
