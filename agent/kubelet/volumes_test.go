@@ -26,6 +26,7 @@ import (
 	"k8s.io/kubernetes/pkg/volume/util/volumepathhandler"
 	"k8s.io/mount-utils"
 
+	"github.com/coracle-k8s/coracle/internal/together"
 	"github.com/coracle-k8s/coracle/internal/unexported"
 )
 
@@ -121,7 +122,7 @@ func TestVolumesRest(t *testing.T) {
 		pace("after the start", 10*time.Second, 98, 101)
 		time.Sleep(volumesStart)
 		pace("at rest", time.Minute, 29, 31)
-		time.Sleep(300 * time.Millisecond) // within a rest
+		time.Sleep(together.Until(volumesRest) + 300*time.Millisecond) // within a rest: the process has moments of its own
 
 		pod := podWithVolume() // which nobody can mount
 		k.podManager.AddPod(pod)
