@@ -105,9 +105,9 @@ func TestNoFalseAlarms(t *testing.T) {
 		}},
 		// In its whole length only: it takes the processors from the scenarios that make test runs beside this one.
 		// Less than a machine wants: it stands still for most of each tenth of a second.
-		{"an agent has a tenth of a processor, all share two with four busy processes", 0, 30 * time.Minute, func() func() {
+		{"an agent has a fiftieth of a processor, all share two with four busy processes", 0, 30 * time.Minute, func() func() {
 			stop := burn(t, 4)
-			c.Agents[0].LimitCPU(10)
+			c.Agents[0].LimitCPU(2)
 			return func() {
 				c.Agents[0].LimitCPU(0)
 				stop()
