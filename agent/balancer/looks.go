@@ -34,6 +34,7 @@ const (
 
 // look is what looking after a server has found out since it was last heard.
 type look struct {
+	heard  time.Time // when that was: that a silence is excused is no answer
 	missed int       // questions in a row that it has left open
 	asked  time.Time // the latest of them
 	late   int       // questions in a row that took longer than they can have
@@ -88,9 +89,14 @@ func later(a, b time.Time) time.Time {
 
 // lookAfter looks whether a server that has connections is heard, and has them closed if it is not.
 func (b *Balancer) lookAfter(ctx context.Context, server string, l *look) {
-	if b.heard(server) {
-		l.missed, l.late = 0, 0
-		b.dropStale(server, l)
+	yes, last := b.heard(server)
+	again := !last.Equal(l.heard)
+	l.heard = last
+	if yes {
+		if again {
+			l.missed, l.late = 0, 0
+			b.dropStale(server, l)
+		}
 		return
 	}
 	if other := b.otherAnswers(server); other != "" {

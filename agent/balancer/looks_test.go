@@ -181,3 +181,67 @@ func TestAfterLateQuestion(t *testing.T) {
 		}
 	})
 }
+
+// TestDeadBehindLateQuestions: a machine that is late in all that it asks, and hears no other server, leaves one that has answered before and is dead now.
+func TestDeadBehindLateQuestions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, closed := oneInUse(t)
+		began := time.Now()
+		b.now = func() time.Time { return began.Add(time.Since(began) * 6 / 5) } // looks are late by a fifth of a second, questions by two
+		b.proving["one"] = &proving{done: make(chan struct{})}                   // its machine does not answer
+		b.Answered("one", true)
+		watching(t, b)
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		select {
+		case <-closed:
+		default:
+			t.Error("it is not left")
+		}
+	})
+}
+
+// TestNoWayStays: that there is a way to a server again shows in its answer, not in that its silence does not count.
+func TestNoWayStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, closed := oneInUse(t)
+		pause := pausedProcess(b)
+		b.proving["one"] = &proving{done: make(chan struct{})} // its machine does not answer
+		b.Answered("one", true)
+		time.Sleep(heardFor)
+		var l look
+		looks := func(late time.Duration) {
+			t.Helper()
+			looked := make(chan struct{})
+			go func() {
+				defer close(looked)
+				b.lookAfter(t.Context(), "one", &l)
+			}()
+			synctest.Wait()
+			pause(late)
+			<-looked
+			synctest.Wait()
+		}
+		looks(0)           // a question that counts
+		looks(time.Second) // one that does not
+		looks(0)           // heard, as it seems
+		select {
+		case <-closed:
+			t.Error("its connections are closed, as if there were a way to its machine again")
+		default:
+		}
+		if l.missed != 1 || l.late != 1 || !l.cut {
+			t.Errorf("what was found out is forgotten: %+v", l)
+		}
+		b.Answered("one", true)
+		looks(0)
+		select {
+		case <-closed:
+		default:
+			t.Error("there is a way again, and the connections of before stay")
+		}
+		if l.missed != 0 || l.late != 0 || l.cut {
+			t.Errorf("it has answered: %+v", l)
+		}
+	})
+}

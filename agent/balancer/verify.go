@@ -102,12 +102,12 @@ func (b *Balancer) note(server string, p proof) {
 	}
 }
 
-// heard says whether a server answers over the node's own connection, or has just shown its certificate.
-func (b *Balancer) heard(server string) bool {
+// heard says whether a server answers over the node's own connection, or has just shown its certificate, and when it last did.
+func (b *Balancer) heard(server string) (yes bool, last time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.proved[server]
-	return b.answers(server, max(heardFor, p.usual+farther)+p.excused)
+	return b.answers(server, max(heardFor, p.usual+farther)+p.excused), p.at
 }
 
 // answers is called with mu held.

@@ -283,7 +283,7 @@ func TestHeardServerIsNotAsked(t *testing.T) {
 		}
 	}()
 	defer func() { close(stop); <-stopped }()
-	for !b.heard(one.address) {
+	for yes, _ := b.heard(one.address); !yes; yes, _ = b.heard(one.address) {
 		time.Sleep(time.Millisecond) // until the goroutine above has begun
 	}
 	wantAnswer(t, b, "one")
