@@ -181,7 +181,7 @@ func (a *App) report(err error) int {
 	case err == nil:
 		return 0
 	case errors.As(err, &member):
-		fmt.Fprintln(a.Stderr, "coracle: "+member.Error())
+		fmt.Fprintln(a.Stderr, "coracle: "+readable(member.Error()))
 		return exitStillMember
 	case errors.As(err, &problems) && !errors.As(err, &usage):
 		fmt.Fprintln(a.Stderr, "coracle: the configuration is wrong, nothing was started:")
@@ -191,11 +191,11 @@ func (a *App) report(err error) int {
 		return 2
 	case errors.As(err, &failed):
 		if text := failed.Error(); text != "" {
-			fmt.Fprintln(a.Stderr, "coracle: "+text)
+			fmt.Fprintln(a.Stderr, "coracle: "+readable(text))
 		}
 		return 1
 	}
-	fmt.Fprintln(a.Stderr, "coracle: "+err.Error())
+	fmt.Fprintln(a.Stderr, "coracle: "+readable(err.Error()))
 	name := "coracle"
 	if errors.As(err, &usage) && usage.cmd != nil {
 		name = usage.cmd.CommandPath()

@@ -45,3 +45,13 @@ func visible(text string) string {
 		return r
 	}, text)
 }
+
+// readable is visible for a text that may have lines and tabs of its own, such as an error with what another machine has answered.
+func readable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r != '\n' && r != '\t' && !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, text)
+}

@@ -165,10 +165,10 @@ func printStatus(w io.Writer, r *status.Report, now time.Time) error {
 		b.WriteString("Nothing is wrong.\n")
 	}
 	for _, p := range r.Problems {
-		b.WriteString("! " + p + "\n")
+		b.WriteString("! " + readable(p) + "\n")
 	}
 	for _, n := range r.Notes {
-		b.WriteString("note: " + n + "\n")
+		b.WriteString("note: " + readable(n) + "\n")
 	}
 	if _, err := io.WriteString(w, b.String()); err != nil {
 		return fmt.Errorf("printing: %w", err)
