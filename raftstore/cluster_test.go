@@ -148,7 +148,7 @@ func TestMaintenanceOfThree(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "restored")
 		blob, err := io.ReadAll(backup)
 		if err == nil {
-			err = Restore(Options{Dir: dir, Logger: testLog("restored")}, bytes.NewReader(blob))
+			err = Restore(Options{Dir: dir, Logger: testLog("restored")}, bytes.NewReader(blob), 0)
 		}
 		if err != nil {
 			t.Errorf("a backup of server %d: %v", i, err)

@@ -432,13 +432,13 @@ func TestBackup(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "restored")
 	damaged := bytes.Clone(blob)
 	damaged[len(blob)/2] ^= 1
-	if err := Restore(Options{Dir: dir}, bytes.NewReader(damaged)); err == nil {
+	if err := Restore(Options{Dir: dir}, bytes.NewReader(damaged), 0); err == nil {
 		t.Fatal("a damaged backup was restored")
 	}
-	if err := Restore(Options{Dir: dir, NodeID: "two"}, bytes.NewReader(blob)); err != nil {
+	if err := Restore(Options{Dir: dir, NodeID: "two"}, bytes.NewReader(blob), 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := Restore(Options{Dir: dir, NodeID: "two"}, bytes.NewReader(blob)); err == nil {
+	if err := Restore(Options{Dir: dir, NodeID: "two"}, bytes.NewReader(blob), 0); err == nil {
 		t.Fatal("restored over an existing store")
 	}
 	nc := openStore(t, Options{Dir: dir, NodeID: "two"}).Client().Client

@@ -26,7 +26,8 @@ const revisionLeap = 1_000_000_000
 // revisionsPerSecond makes of the time the revision that a restored store has at
 // least. A backup that is restored a second time, after the cluster has gone on from
 // the first, so gets another revision than then, and a later one, as long as the
-// cluster wrote no more than that and its clock was not set back.
+// cluster wrote no more than that and its clock was not set back; where the store that it replaces can be read, it is
+// later whatever the clock says.
 const revisionsPerSecond = 1000
 
 // seedIndex is the index of the snapshot that a restored store starts from. Not
@@ -35,10 +36,11 @@ const revisionsPerSecond = 1000
 const seedIndex = 2
 
 // Restore makes a new store in o.Dir, which must be empty or not there, from
-// what Backup wrote. It becomes a cluster of one server with a new identity
+// what Backup wrote. seen is the revision of the store whose place it takes, 0 if there is none or it is not known:
+// whatever the clock says, the new one goes beyond it. It becomes a cluster of one server with a new identity
 // unless o names one. Watches and lists that were under way elsewhere find
 // their revisions compacted, and start over.
-func Restore(o Options, backup io.Reader) error {
+func Restore(o Options, backup io.Reader, seen int64) error {
 	if err := o.setDefaults(); err != nil {
 		return err
 	}
@@ -49,7 +51,11 @@ func Restore(o Options, backup io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("raftstore: restore: the backup cannot be used, and nothing was changed: %w", err)
 	}
-	state.Leap(revisionLeap, o.Clock.Now().Unix()*revisionsPerSecond, seedIndex)
+	least := o.Clock.Now().Unix() * revisionsPerSecond
+	if seen > 0 {
+		least = max(least, seen+revisionLeap)
+	}
+	state.Leap(revisionLeap, least, seedIndex)
 	if err := build(o, state); err != nil {
 		return fmt.Errorf("raftstore: restore: %w. Nothing was put into %s; try again", err, o.Dir)
 	}

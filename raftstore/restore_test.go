@@ -36,7 +36,7 @@ func TestInterruptedRestore(t *testing.T) {
 	if used, err := disk.Used(o.Dir); err != nil || used {
 		t.Fatalf("%v, %v: there is a store already", used, err)
 	}
-	if err := Restore(o, bytes.NewReader(backup.Bytes())); err != nil {
+	if err := Restore(o, bytes.NewReader(backup.Bytes()), 0); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(o.Dir + ".restoring"); err == nil {
@@ -58,17 +58,21 @@ func TestRestoredAgain(t *testing.T) {
 	if _, err := s.Backup(ctx, &backup); err != nil {
 		t.Fatal(err)
 	}
-	revision := func(at time.Time) int64 {
+	revision := func(at time.Time, seen int64) int64 {
 		o := Options{Dir: filepath.Join(t.TempDir(), "store"), NodeID: "one", Clock: clocktesting.NewFakeClock(at)}
-		if err := Restore(o, bytes.NewReader(backup.Bytes())); err != nil {
+		if err := Restore(o, bytes.NewReader(backup.Bytes()), seen); err != nil {
 			t.Fatal(err)
 		}
 		o.Clock = nil
 		return openStore(t, o).Status().Revision
 	}
 	now := time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC)
-	first, second, old := revision(now), revision(now.Add(time.Minute)), revision(time.Unix(0, 0))
+	first, second, old := revision(now, 0), revision(now.Add(time.Minute), 0), revision(time.Unix(0, 0), 0)
 	if first <= revisionLeap || second-first < 60*revisionsPerSecond || old <= revisionLeap || old > 2*revisionLeap {
 		t.Errorf("revisions %d, a minute later %d, in 1970 %d", first, second, old)
+	}
+	// Where the store is known whose place it takes, the clock does not matter.
+	if again := revision(time.Unix(0, 0), second); again < second+revisionLeap {
+		t.Errorf("revision %d, in 1970, in place of a store at %d", again, second)
 	}
 }

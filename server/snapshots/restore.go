@@ -187,7 +187,7 @@ func (t *Target) build(made, path string, key Key) error {
 	if err != nil {
 		return err
 	}
-	return fill(store, id, h, state)
+	return fill(store, id, h, state, storefiles.Seen(filepath.Join(t.ServerDir, "store"), h.Cluster))
 }
 
 // writeFiles writes the files that all servers have in common.
@@ -231,8 +231,8 @@ func (t *Target) identify(made, store string) (id string, err error) {
 }
 
 // fill makes the store and reads all of it again.
-func fill(store, id string, h Header, state io.Reader) error {
-	if err := raftstore.Restore(raftstore.Options{Dir: store, ClusterID: h.Cluster, NodeID: id, Logger: slog.New(slog.DiscardHandler)}, state); err != nil {
+func fill(store, id string, h Header, state io.Reader, seen int64) error {
+	if err := raftstore.Restore(raftstore.Options{Dir: store, ClusterID: h.Cluster, NodeID: id, Logger: slog.New(slog.DiscardHandler)}, state, seen); err != nil {
 		return err
 	}
 	// The state says itself where it ends. Only with the end of the file it is known that nothing was changed or cut off.

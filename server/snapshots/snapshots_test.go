@@ -585,3 +585,45 @@ func TestStateIsStreamed(t *testing.T) {
 		t.Errorf("%d bytes allocated for a file of %d bytes", large-small, size)
 	}
 }
+
+// TestRevisionNeverGoesBack: a snapshot is restored twice, the first time while the machine's clock is decades ahead. Clients have seen revisions of then.
+func TestRevisionNeverGoesBack(t *testing.T) {
+	m := newMachine(t)
+	m.put("a", "1")
+	info := m.mustSave()
+	to := target(t)
+	if _, err := Restore(to, info.Location, m.key); err != nil {
+		t.Fatal(err)
+	}
+	store := filepath.Join(to.ServerDir, "store")
+	first, err := storefiles.CheckStore(store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, size, err := openFile(info.Location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	_, _, state, err := open(f, size, m.key)
+	if err == nil {
+		err = os.RemoveAll(store)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ahead := clocktesting.NewFakeClock(time.Now().AddDate(30, 0, 0))
+	if err := raftstore.Restore(raftstore.Options{Dir: store, ClusterID: info.Cluster, NodeID: "one", Logger: slog.New(slog.DiscardHandler), Clock: ahead}, state, 0); err != nil {
+		t.Fatal(err)
+	}
+	seen, err := storefiles.CheckStore(store)
+	if err != nil || seen.Revision <= first.Revision {
+		t.Fatalf("%+v, %v", seen, err)
+	}
+	if _, err := Restore(to, info.Location, m.key); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := storefiles.CheckStore(store); err != nil || again.Revision <= seen.Revision {
+		t.Errorf("restored again it is at revision %d, and was at %d: %v", again.Revision, seen.Revision, err)
+	}
+}

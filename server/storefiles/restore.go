@@ -86,7 +86,7 @@ func (s *Server) Restore(backup string) (b *Backup, kept string, err error) {
 	if err != nil {
 		return nil, "", err
 	}
-	if err := s.fill(made, cluster, dir.ServerID(), backup); err != nil {
+	if err := s.fill(made, cluster, dir.ServerID(), backup, Seen(s.StoreDir, cluster)); err != nil {
 		return nil, "", errors.Join(err, Abandon(made))
 	}
 	if err := dir.Record(); err != nil {
@@ -100,13 +100,13 @@ func (s *Server) Restore(backup string) (b *Backup, kept string, err error) {
 }
 
 // fill makes a store of a backup.
-func (s *Server) fill(made, cluster, node, backup string) error {
+func (s *Server) fill(made, cluster, node, backup string, seen int64) error {
 	f, err := openBackup(backup)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return raftstore.Restore(raftstore.Options{Dir: made, ClusterID: cluster, NodeID: node, Logger: slog.New(slog.DiscardHandler)}, f)
+	return raftstore.Restore(raftstore.Options{Dir: made, ClusterID: cluster, NodeID: node, Logger: slog.New(slog.DiscardHandler)}, f, seen)
 }
 
 // Replace puts the folder made in the place of dir and keeps that under another name, which it returns. At every moment
