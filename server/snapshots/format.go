@@ -123,13 +123,16 @@ func write(w io.Writer, h Header, key Key, c Contents, state func(io.Writer) err
 // readHeader reads what precedes the body and returns the header's line too.
 func readHeader(r *bufio.Reader) (h Header, line []byte, err error) {
 	start := make([]byte, len(magic))
-	if _, err := io.ReadFull(r, start); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || string(start) != magic {
+	if _, err := io.ReadFull(r, start); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return h, nil, fmt.Errorf("reading its beginning: %w", err) // it may be one on a disk that fails
+	} else if err != nil || string(start) != magic {
 		return h, nil, ErrNoSnapshot
-	} else if err != nil {
-		return h, nil, err
 	}
 	for len(line) == 0 || line[len(line)-1] != '\n' {
 		b, err := r.ReadByte()
+		if err != nil && !errors.Is(err, io.EOF) {
+			return h, nil, fmt.Errorf("reading its header: %w", err)
+		}
 		if err != nil || len(line) == maxHeader {
 			return h, nil, fmt.Errorf("%w: its header has no end", ErrDamaged)
 		}
@@ -209,6 +212,8 @@ func readPart(r io.Reader, limit uint32) ([]byte, error) {
 	}
 	return part.Bytes(), nil
 }
+
+func isName(name string) bool { return checkName(name) == nil }
 
 // checkName refuses names that do not stay in one folder, and those that are not shown.
 func checkName(name string) error {

@@ -3,6 +3,7 @@
 package snapshots
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -19,6 +20,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	clocktesting "k8s.io/utils/clock/testing"
@@ -625,5 +627,16 @@ func TestRevisionNeverGoesBack(t *testing.T) {
 	}
 	if again, err := storefiles.CheckStore(store); err != nil || again.Revision <= seen.Revision {
 		t.Errorf("restored again it is at revision %d, and was at %d: %v", again.Revision, seen.Revision, err)
+	}
+}
+
+// TestDiskFailsAtTheHeader: a file that cannot be read is not passed over as somebody else's.
+func TestDiskFailsAtTheHeader(t *testing.T) {
+	broken := errors.New("input/output error")
+	for _, start := range []string{"", magic[:5], magic, magic + `{"format":1`} {
+		_, _, err := readHeader(bufio.NewReader(io.MultiReader(strings.NewReader(start), iotest.ErrReader(broken))))
+		if !errors.Is(err, broken) || errors.Is(err, ErrNoSnapshot) || errors.Is(err, ErrDamaged) {
+			t.Errorf("after %q: %v", start, err)
+		}
 	}
 }

@@ -24,7 +24,12 @@ const (
 // Abandon ends that.
 func Begin(dir, stamp string) (made string, err error) {
 	made = dir + restoring + stamp
-	if err := atomicfile.Write(made+unfinished, nil, 0o600); err != nil {
+	// It is empty, so it needs no other name first, under which a power cut would leave it.
+	f, err := os.OpenFile(made+unfinished, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err == nil {
+		err = errors.Join(f.Close(), atomicfile.SyncDir(filepath.Dir(made)))
+	}
+	if err != nil {
 		return "", fmt.Errorf("beginning to build %s: %w. Nothing was changed", made, err)
 	}
 	return made, nil
@@ -36,7 +41,8 @@ func Abandon(made string) error {
 }
 
 // Tidy ends what a power cut, or the end of a process, interrupted while the folder dir was being replaced: what was not finished is removed,
-// and what was there before gets the name under which it is kept. The caller has dir to itself.
+// and what was there before gets the name under which it is kept. So does what was built to the end if that is where it ended, a moment before the exchange: it cannot be told from that,
+// and nothing that may have been there is removed. The caller has dir to itself.
 func Tidy(dir string) error {
 	entries, err := os.ReadDir(filepath.Dir(dir))
 	if err != nil {
