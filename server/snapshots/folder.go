@@ -193,10 +193,3 @@ const stampForm = "20060102T150405Z"
 
 // stamp is a time as it is in names.
 func stamp(t time.Time) string { return t.UTC().Format(stampForm) }
-
-// named says whether a server has given a file its name, as one that begins with name. Another name may begin alike, and somebody may have made a copy to keep.
-func named(file, name, server string) bool {
-	at, ok := strings.CutPrefix(file, name+"-"+server+"-")
-	_, err := time.Parse(stampForm, at)
-	return ok && err == nil
-}

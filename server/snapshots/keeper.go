@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/robfig/cron/v3"
 	"k8s.io/utils/clock"
@@ -176,10 +177,14 @@ func (k *Keeper) elsewhere(ctx context.Context, f func(context.Context, *bucket)
 // copyOut copies a snapshot to S3, unless it is there.
 func (k *Keeper) copyOut(ctx context.Context, i Info) error {
 	return k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
-		if there, err := b.has(ctx, i.Name, i.Size); err != nil || there {
+		if there, err := b.has(ctx, i); err != nil || there {
 			return err
 		}
-		return b.put(ctx, i.Name, i.Location)
+		if err := b.put(ctx, i.Name, i.Location); err != nil {
+			return err
+		}
+		_, err := b.has(ctx, i) // somebody else may have put another one there at the same moment
+		return err
 	})
 }
 
@@ -190,7 +195,7 @@ func (k *Keeper) List(ctx context.Context) ([]Info, error) {
 		return nil, err
 	}
 	if err := k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
-		more, err := b.list(ctx)
+		more, err := b.list(ctx, "", isName)
 		list = append(list, more...)
 		return err
 	}); err != nil {
@@ -235,17 +240,14 @@ func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, er
 	if name == "" {
 		name = OnDemandName
 	}
-	// Several clusters may share a bucket.
-	counts := func(i Info) bool {
-		return named(i.Name, name, k.o.Server) && i.Server == k.o.Server && i.Cluster == k.o.Cluster
-	}
-	deleted, err := k.prune(keep, counts, "")
+	mine := k.own(name)
+	deleted, err := k.prune(keep, mine, "")
 	remoteErr := k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
 		keepThere := keep
 		if Asked(ctx).Values[s3settings.Retention] != "" {
 			keepThere = b.o.Retention
 		}
-		more, err := b.prune(ctx, keepThere, counts, "")
+		more, err := b.prune(ctx, keepThere, mine, "")
 		for _, name := range more {
 			if !slices.Contains(deleted, name) {
 				deleted = append(deleted, name)
@@ -256,20 +258,51 @@ func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, er
 	return deleted, errors.Join(err, remoteErr)
 }
 
-func (k *Keeper) prune(keep int, counts func(Info) bool, made string) ([]string, error) {
+// own are the snapshots that one server has saved with a name. Several servers, and several clusters, may share a bucket, and other programs too.
+type own struct {
+	name, server, cluster string
+	scheduled             bool // the schedule's only
+}
+
+func (k *Keeper) own(name string) own {
+	return own{name: name, server: k.o.Server, cluster: k.o.Cluster}
+}
+
+func (k *Keeper) ownScheduled() own {
+	o := k.own(ScheduledName)
+	o.scheduled = true
+	return o
+}
+
+// begin is how the names begin.
+func (o own) begin() string { return o.name + "-" + o.server + "-" }
+
+// named says whether a server has given a file its name. Another name may begin alike, and somebody may have made a copy to keep.
+func (o own) named(file string) bool {
+	at, ok := strings.CutPrefix(file, o.begin())
+	_, err := time.Parse(stampForm, at)
+	return ok && err == nil
+}
+
+func (o own) has(i Info) bool {
+	return o.named(i.Name) && i.Server == o.server && i.Cluster == o.cluster && (i.Scheduled || !o.scheduled)
+}
+
+func (k *Keeper) prune(keep int, mine own, made string) ([]string, error) {
 	list, err := k.folder.list()
 	if err != nil {
 		return nil, err
 	}
-	return removeEach(surplus(list, keep, counts, made), k.folder.delete)
+	return removeEach(surplus(list, keep, mine.has, made), k.folder.delete)
 }
 
-func (b *bucket) prune(ctx context.Context, keep int, counts func(Info) bool, made string) ([]string, error) {
-	list, err := b.list(ctx)
+// prune looks at nothing in the bucket but what bears our names: there may be thousands of others' objects, and each look is a request.
+func (b *bucket) prune(ctx context.Context, keep int, mine own, made string) ([]string, error) {
+	list, err := b.list(ctx, mine.begin(), mine.named)
 	if err != nil {
 		return nil, err
 	}
-	return removeEach(surplus(list, keep, counts, made), func(name string) error { return b.delete(ctx, name) })
+	return removeEach(surplus(list, keep, mine.has, made), func(name string) error { return b.delete(ctx, name) })
 }
 
 func removeEach(list []Info, remove func(name string) error) (deleted []string, err error) {

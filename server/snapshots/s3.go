@@ -27,6 +27,8 @@ import (
 const (
 	// partSize is in how large parts a file is sent; parts are read from the disk, one at a time. S3 wants 5 MiB at least.
 	partSize = 8 << 20
+	// startSize is how much of an object is read to see whether it is a snapshot, and which: a header has some hundred bytes.
+	startSize = 4096
 	// s3Attempts is how often a request is sent before it has failed.
 	s3Attempts = 4
 	// s3Silence bounds the wait for a connection, and for the begin of an answer.
@@ -110,12 +112,27 @@ func (b *bucket) put(ctx context.Context, name, file string) error {
 	return b.explain("saving "+name, err)
 }
 
-func (b *bucket) has(ctx context.Context, name string, size int64) (bool, error) {
-	there, err := b.client.StatObject(ctx, b.o.Bucket, b.key(name), minio.StatObjectOptions{})
+// has says whether a snapshot is there. Another one of its name is an error: two clusters that have a folder in common and servers of one name save at the same second, for their
+// schedules are alike.
+func (b *bucket) has(ctx context.Context, i Info) (bool, error) {
+	there, err := b.client.StatObject(ctx, b.o.Bucket, b.key(i.Name), minio.StatObjectOptions{})
 	if isMissing(err) {
 		return false, nil
 	}
-	return err == nil && there.Size == size, b.explain("looking for "+name, err)
+	if err != nil {
+		return false, b.explain("looking for "+i.Name, err)
+	}
+	h, err := b.header(ctx, i.Name)
+	switch {
+	case errors.Is(err, ErrNoSnapshot), errors.Is(err, ErrDamaged), isMissing(err):
+		return false, nil // what an S3 server left that took half of it
+	case err != nil:
+		return false, b.explain("looking for "+i.Name, err)
+	case h != i.Header:
+		return false, fmt.Errorf("%s is another snapshot, of the cluster %.12s… at revision %d. It was left as it is: give this cluster a folder of its own, --snapshot-s3-folder",
+			b.location(i.Name), h.Cluster, h.Revision)
+	}
+	return there.Size == i.Size, nil
 }
 
 func isMissing(err error) bool {
@@ -123,8 +140,8 @@ func isMissing(err error) bool {
 	return code == minio.NoSuchKey || code == "NotFound"
 }
 
-// list returns the snapshots there, the oldest first. Of each, only the beginning is fetched.
-func (b *bucket) list(ctx context.Context) ([]Info, error) {
+// list returns the snapshots there whose names begin so and are wanted, the oldest first. Of each, only the beginning is fetched.
+func (b *bucket) list(ctx context.Context, begin string, wanted func(name string) bool) ([]Info, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the listing's goroutine
 	prefix := b.o.Folder
@@ -132,12 +149,12 @@ func (b *bucket) list(ctx context.Context) ([]Info, error) {
 		prefix += "/"
 	}
 	var out []Info
-	for o := range b.client.ListObjects(ctx, b.o.Bucket, minio.ListObjectsOptions{Prefix: prefix}) {
+	for o := range b.client.ListObjects(ctx, b.o.Bucket, minio.ListObjectsOptions{Prefix: prefix + begin}) {
 		if o.Err != nil {
 			return nil, b.explain("listing", o.Err)
 		}
 		name := strings.TrimPrefix(o.Key, prefix)
-		if checkName(name) != nil {
+		if !isName(name) || !wanted(name) {
 			continue
 		}
 		info := Info{Name: name, Location: b.location(name), Size: o.Size}
@@ -170,15 +187,15 @@ func (b *bucket) header(ctx context.Context, name string) (Header, error) {
 // start is the beginning of an object, with all of its header if it is a snapshot. An empty one has none, which is an error to S3.
 func (b *bucket) start(ctx context.Context, name string) ([]byte, error) {
 	var o minio.GetObjectOptions
-	if err := o.SetRange(0, 4095); err != nil {
+	if err := o.SetRange(0, startSize-1); err != nil {
 		return nil, err
 	}
 	r, err := b.client.GetObject(ctx, b.o.Bucket, b.key(name), o)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = r.Close() }() // it was read as far as it is needed
-	out, err := io.ReadAll(r)
+	defer func() { _ = r.Close() }()                     // it was read as far as it is needed
+	out, err := io.ReadAll(io.LimitReader(r, startSize)) // not every server, or proxy before it, heeds the range
 	if minio.ToErrorResponse(err).Code == minio.InvalidRange {
 		return nil, nil
 	}
@@ -233,9 +250,14 @@ func Fetch(ctx context.Context, o *s3settings.S3, name, dir string) (file string
 	if _, err = io.Copy(f, r); err != nil {
 		return "", errors.Join(b.explain("fetching "+name, err), f.Close(), os.Remove(f.Name()))
 	}
-	to := filepath.Join(dir, name)
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return "", errors.Join(fmt.Errorf("fetching %s: %w", name, err), os.Remove(f.Name()))
+	// What is damaged does not get the name: the next try would take it for the snapshot, and fetch nothing.
+	err = f.Sync()
+	if err == nil {
+		_, err = verify(f)
 	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return "", errors.Join(fmt.Errorf("fetching %s: %w; nothing was kept of it", b.location(name), err), os.Remove(f.Name()))
+	}
+	to := filepath.Join(dir, name)
 	return to, os.Rename(f.Name(), to)
 }

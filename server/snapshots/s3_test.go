@@ -41,7 +41,12 @@ type fakeS3 struct {
 	seen    []string // METHOD PATH of each request
 	largest int      // body of a request
 	deny    bool
+	whole   bool                  // it does not heed ranges
+	after   func(r *http.Request) // what happens to the objects after an answer was made
 }
+
+// pageSize is how many objects S3 lists at once.
+const pageSize = 1000
 
 func newFakeS3(t *testing.T) *fakeS3 {
 	t.Helper()
@@ -76,6 +81,12 @@ func (f *fakeS3) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer f.mu.Unlock()
 	f.seen = append(f.seen, r.Method+" "+r.URL.Path)
 	f.largest = max(f.largest, len(body))
+	if f.after != nil {
+		defer f.after(r)
+	}
+	if f.whole {
+		r.Header.Del("Range")
+	}
 	fail := func(status int, code string) {
 		w.WriteHeader(status)
 		fmt.Fprintf(w, `<Error><Code>%s</Code><Message>made up</Message></Error>`, code)
@@ -92,7 +103,7 @@ func (f *fakeS3) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case len(body) > 0 && (r.Method == http.MethodPut) && r.Header.Get("Content-Md5") != sum(body):
 		fail(400, "BadDigest")
 	case key == "":
-		f.list(w, q.Get("prefix"))
+		f.list(w, q.Get("prefix"), q.Get("continuation-token"))
 	case r.Method == http.MethodPost && q.Has("uploads"):
 		fmt.Fprint(w, `<InitiateMultipartUploadResult><Bucket>boats</Bucket><UploadId>u</UploadId></InitiateMultipartUploadResult>`)
 	case r.Method == http.MethodPut && q.Has("partNumber"):
@@ -122,19 +133,27 @@ func (f *fakeS3) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (f *fakeS3) list(w http.ResponseWriter, prefix string) {
+func (f *fakeS3) list(w http.ResponseWriter, prefix, from string) {
 	type entry struct {
 		Key  string
 		Size int
 	}
 	var out struct {
-		XMLName  xml.Name `xml:"ListBucketResult"`
-		Contents []entry
+		XMLName               xml.Name `xml:"ListBucketResult"`
+		IsTruncated           bool
+		NextContinuationToken string
+		Contents              []entry
 	}
 	for _, key := range slices.Sorted(maps.Keys(f.objects)) {
-		if rest, ok := strings.CutPrefix(key, prefix); ok && !strings.Contains(rest, "/") {
-			out.Contents = append(out.Contents, entry{key, len(f.objects[key])})
+		rest, ok := strings.CutPrefix(key, prefix)
+		if !ok || strings.Contains(rest, "/") || key < from {
+			continue
 		}
+		if len(out.Contents) == pageSize {
+			out.IsTruncated, out.NextContinuationToken = true, key
+			break
+		}
+		out.Contents = append(out.Contents, entry{key, len(f.objects[key])})
 	}
 	_ = xml.NewEncoder(w).Encode(out)
 }
@@ -147,6 +166,18 @@ func sum(b []byte) string {
 func etag(b []byte) string {
 	s := md5.Sum(b)
 	return `"` + hex.EncodeToString(s[:]) + `"`
+}
+
+// asked is how many requests there were with this method.
+func (f *fakeS3) asked(method string) (n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, r := range f.seen {
+		if strings.HasPrefix(r, method+" ") {
+			n++
+		}
+	}
+	return n
 }
 
 func (f *fakeS3) keys() []string {

@@ -67,25 +67,26 @@ func (s slot) next(t time.Time) time.Time {
 
 // Run saves the cluster by schedule until ctx is done.
 func (k *Keeper) Run(ctx context.Context) {
+	if err := k.removeHalves(); err != nil {
+		k.log.Warn("what an interrupted snapshot left was not removed", "error", err)
+	}
 	if k.o.Schedule == nil {
 		k.o.Part.Set(status.Disabled, "snapshots are taken only when somebody asks: coracle snapshot save")
 		return
 	}
 	k.o.Part.Set(status.Running, "")
-	if err := k.folder.removeHalves(); err != nil {
-		k.log.Warn("what an interrupted snapshot left was not removed", "error", err)
-	}
 	last := k.o.Clock.Now()
 	// What was due while the server was off is made up for. A cluster without snapshots waits for the schedule.
 	due := k.missed(last)
+	var stuck *notElsewhere // what due is for, if it is not another snapshot
 	for {
 		now := k.o.Clock.Now()
 		if now.Before(last) {
 			last = now // the clock was set back
 		}
-		next := newSlot(k.o.Schedule, k.place(), now).next(last)
+		next, again := newSlot(k.o.Schedule, k.place(), now).next(last), false
 		if !due.IsZero() && (next.IsZero() || due.Before(next)) {
-			next = due
+			next, again = due, stuck != nil
 		}
 		if next.IsZero() {
 			k.o.Part.Set(status.Degraded, "the schedule for snapshots has no next time; look at --snapshot-schedule-cron")
@@ -99,8 +100,16 @@ func (k *Keeper) Run(ctx context.Context) {
 			}
 			continue
 		}
-		last, due = now, time.Time{}
-		if err := k.scheduled(ctx); err != nil && ctx.Err() == nil {
+		var err error
+		if due = (time.Time{}); again { // the schedule goes on from its own last time
+			err = k.again(ctx, stuck.info)
+		} else {
+			last = now
+			err = k.scheduled(ctx)
+		}
+		stuck = nil
+		if err != nil && ctx.Err() == nil {
+			errors.As(err, &stuck)
 			k.log.Error("the scheduled snapshot failed; it is tried again", "after", retry, "error", err)
 			k.o.Part.Set(status.Degraded, fmt.Sprintf("the scheduled snapshot failed, and is tried again every %v; earlier ones are kept: %v", retry, err))
 			due = k.o.Clock.Now().Add(retry)
@@ -108,6 +117,13 @@ func (k *Keeper) Run(ctx context.Context) {
 		}
 		k.o.Part.Set(status.Running, "")
 	}
+}
+
+// removeHalves waits for a snapshot that somebody has asked for already: its file is a half until it is whole.
+func (k *Keeper) removeHalves() error {
+	k.one.Lock()
+	defer k.one.Unlock()
+	return k.folder.removeHalves()
 }
 
 func (k *Keeper) place() Place {
@@ -144,47 +160,77 @@ func (k *Keeper) newest() (*Info, error) {
 	return newest, nil
 }
 
-// scheduled saves the cluster, if there is anything new, and removes what is more than the schedule keeps.
+// notElsewhere says that a scheduled snapshot is on this machine, and that S3 does not have it, or has too many older ones. The snapshot need not be taken again for that:
+// while S3 is away for a day, one more each time would push those of the days before out of the folder.
+type notElsewhere struct {
+	info Info
+	err  error
+}
+
+func (e *notElsewhere) Error() string { return e.err.Error() }
+func (e *notElsewhere) Unwrap() error { return e.err }
+
+// scheduled saves the cluster, if there is anything new, and removes what is more than the schedule keeps. The error is a notElsewhere if all is well on this machine.
 func (k *Keeper) scheduled(ctx context.Context) error {
 	k.one.Lock()
 	defer k.one.Unlock()
+	info, err := k.scheduledHere(ctx)
+	if err == nil {
+		err = k.scheduledElsewhere(ctx, *info)
+	}
+	return k.count(err)
+}
+
+// again does what is left of scheduled after a notElsewhere: all of it if the file has been removed meanwhile.
+func (k *Keeper) again(ctx context.Context, info Info) error {
+	if _, err := os.Lstat(info.Location); err != nil {
+		return k.scheduled(ctx)
+	}
+	k.one.Lock()
+	defer k.one.Unlock()
+	return k.count(k.scheduledElsewhere(ctx, info))
+}
+
+// scheduledHere returns the newest snapshot, which it has taken unless there was one of what is there now.
+func (k *Keeper) scheduledHere(ctx context.Context) (*Info, error) {
 	b, contents, err := k.take(ctx)
 	if err != nil {
-		return k.count(err)
+		return nil, err
 	}
 	defer b.Close()
 	key, err := k.o.Key()
 	if err != nil {
-		return k.count(err)
+		return nil, err
 	}
 	info, err := k.unchanged(content(b, contents, key))
 	if err != nil {
-		return k.count(err)
+		return nil, err
 	}
 	if info == nil {
 		saved, err := k.save(b, contents, key, ScheduledName, true)
 		if err != nil {
-			return k.count(err)
+			return nil, err
 		}
 		k.log.Info("the cluster was saved", "snapshot", saved.Name, "revision", saved.Revision, "bytes", saved.Size)
 		info = &saved
 	} else {
 		k.log.Info("nothing has changed since the newest snapshot, so that no other one is taken", "snapshot", info.Name)
 	}
-	b.Close() // the store need not keep anything while the network is waited for
-	own := func(i Info) bool {
-		return i.Scheduled && named(i.Name, ScheduledName, k.o.Server) && i.Server == k.o.Server && i.Cluster == k.o.Cluster
+	_, err = k.prune(k.o.Retention, k.ownScheduled(), info.Name)
+	return info, err
+}
+
+func (k *Keeper) scheduledElsewhere(ctx context.Context, info Info) error {
+	if err := k.copyOut(ctx, info); err != nil {
+		return &notElsewhere{info, fmt.Errorf("%s is on this machine, but not elsewhere: %w", info.Name, err)}
 	}
-	if _, err := k.prune(k.o.Retention, own, info.Name); err != nil {
-		return k.count(err)
-	}
-	if err := k.copyOut(ctx, *info); err != nil {
-		return k.count(fmt.Errorf("%s is on this machine, but not elsewhere: %w", info.Name, err))
-	}
-	return k.count(k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
-		_, err := b.prune(ctx, b.o.Retention, own, info.Name)
+	if err := k.elsewhere(ctx, func(ctx context.Context, b *bucket) error {
+		_, err := b.prune(ctx, b.o.Retention, k.ownScheduled(), info.Name)
 		return err
-	}))
+	}); err != nil {
+		return &notElsewhere{info, fmt.Errorf("%s is on this machine and elsewhere; older ones are not removed there: %w", info.Name, err)}
+	}
+	return nil
 }
 
 // unchanged returns this server's newest snapshot if it holds all that a user would miss, nil if not. It reads the file: one that the

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -214,7 +215,13 @@ func TestNoSchedule(t *testing.T) {
 	m := newMachine(t)
 	board := status.NewBoard(m.clock.Now)
 	m.o.Part = board.Part("snapshots")
+	if err := errors.Join(os.Mkdir(m.o.Dir, 0o700), os.WriteFile(filepath.Join(m.o.Dir, half+"1"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	m.Run(t.Context()) // ends at once
+	if left := names(t, m.o.Dir); len(left) > 0 {
+		t.Errorf("what an interrupted snapshot left stays: %q", left)
+	}
 	if c := board.Components()[0]; c.State != status.Disabled {
 		t.Errorf("%+v", c)
 	}
