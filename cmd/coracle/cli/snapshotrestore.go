@@ -100,7 +100,8 @@ Now:
   1. If the cluster had other servers: stop each, and move its folder %s away. Until that is done, start nothing.
   2. Start this server: systemctl start coracle, or however it was started.
   3. Let the others join again: coracle server --server https://THIS-SERVER:6443 --token TOKEN.
-Agents need nothing, as long as they reach this machine under an address of the old servers.
+Agents need nothing, as long as they reach this machine under an address of the old servers; those that joined after
+the snapshot was taken are not in it, and join again when coracle is restarted there.
 `, t.Paths.ServerDir)
 	return nil
 }
