@@ -145,8 +145,13 @@ func (d folder) delete(name string) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
+	if st, err := os.Lstat(filepath.Join(string(d), name)); errors.Is(err, fs.ErrNotExist) || err == nil && !st.Mode().IsRegular() {
+		return errNotThere // opening a pipe would wait for who writes to it
+	}
 	if _, err := d.look(name); errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNoSnapshot) {
 		return errNotThere
+	} else if errors.Is(err, errUnreadable) {
+		return err
 	}
 	if err := os.Remove(filepath.Join(string(d), name)); err != nil {
 		return fmt.Errorf("deleting the snapshot %s: %w", name, err)

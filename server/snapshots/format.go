@@ -83,6 +83,8 @@ var (
 	ErrNoSnapshot = errors.New("it is no snapshot of coracle")
 	// ErrDamaged says that a file is not what was written.
 	ErrDamaged = errors.New("it is damaged")
+	// errUnreadable says that nobody knows what a file is, for it cannot be read.
+	errUnreadable = errors.New("it cannot be read")
 )
 
 // write writes a snapshot. state writes the store's state.
@@ -124,14 +126,14 @@ func write(w io.Writer, h Header, key Key, c Contents, state func(io.Writer) err
 func readHeader(r *bufio.Reader) (h Header, line []byte, err error) {
 	start := make([]byte, len(magic))
 	if _, err := io.ReadFull(r, start); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return h, nil, fmt.Errorf("reading its beginning: %w", err) // it may be one on a disk that fails
+		return h, nil, fmt.Errorf("%w: %w", errUnreadable, err) // it may be one, on a disk that fails
 	} else if err != nil || string(start) != magic {
 		return h, nil, ErrNoSnapshot
 	}
 	for len(line) == 0 || line[len(line)-1] != '\n' {
 		b, err := r.ReadByte()
 		if err != nil && !errors.Is(err, io.EOF) {
-			return h, nil, fmt.Errorf("reading its header: %w", err)
+			return h, nil, fmt.Errorf("%w: %w", errUnreadable, err)
 		}
 		if err != nil || len(line) == maxHeader {
 			return h, nil, fmt.Errorf("%w: its header has no end", ErrDamaged)

@@ -23,6 +23,7 @@ import (
 	"testing/iotest"
 	"time"
 
+	"golang.org/x/sys/unix"
 	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/coracle-k8s/coracle/internal/token"
@@ -635,8 +636,29 @@ func TestDiskFailsAtTheHeader(t *testing.T) {
 	broken := errors.New("input/output error")
 	for _, start := range []string{"", magic[:5], magic, magic + `{"format":1`} {
 		_, _, err := readHeader(bufio.NewReader(io.MultiReader(strings.NewReader(start), iotest.ErrReader(broken))))
-		if !errors.Is(err, broken) || errors.Is(err, ErrNoSnapshot) || errors.Is(err, ErrDamaged) {
+		if !errors.Is(err, errUnreadable) || !errors.Is(err, broken) || errors.Is(err, ErrNoSnapshot) || errors.Is(err, ErrDamaged) {
 			t.Errorf("after %q: %v", start, err)
 		}
+	}
+}
+
+// TestDeleteTakesFilesOnly: of a snapshot's name, in its folder, and no file.
+func TestDeleteTakesFilesOnly(t *testing.T) {
+	m := newMachine(t)
+	info := m.mustSave()
+	at := func(name string) string { return filepath.Join(m.o.Dir, name) }
+	if err := errors.Join(os.Mkdir(at("folder"), 0o700), unix.Mkfifo(at("pipe"), 0o600), os.Symlink(info.Name, at("link"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"folder", "pipe", "link"} {
+		if deleted, err := m.Delete(t.Context(), []string{name}); len(deleted) > 0 || err == nil || !strings.Contains(err.Error(), "no such snapshot") {
+			t.Errorf("%s: deleted %q, %v", name, deleted, err)
+		}
+	}
+	if left := names(t, m.o.Dir); len(left) != 4 {
+		t.Errorf("left: %q", left)
+	}
+	if list, err := m.List(t.Context()); err != nil || len(list) != 1 {
+		t.Errorf("%+v, %v", list, err)
 	}
 }
