@@ -101,19 +101,22 @@ func (w wireGuard) peer(in waysInput, p Peer) (wgPeer, []route) {
 // A private address that is in no network of the underlay's can be reached only from private addresses (by some router between them). So a
 // node that has a public one, or is found at one, waits for such a peer to speak first, and then answers to where that came from, whatever address
 // a translator has given it by then. The other one keeps its way through the translator open.
+//
+// So does a node whose external address somebody else has: what it sends may come from another port there than the one that leads to it, and peers answer to where
+// they heard it last, also when the translator has forgotten that.
 func endpoint(in waysInput, p Peer) (at netip.AddrPort, every int) {
 	v4, ok := in.family(p)
 	if !ok {
 		return netip.AddrPort{}, 0
 	}
-	own, translated := ofFamily(in.external, v4)
-	if !translated {
-		own, _ = in.underlay.address(v4)
+	own, _ := in.underlay.address(v4)
+	if external, found := ofFamily(in.external, v4); found && external != own {
+		own, every = external, keepalive
 	}
 	theirs, _ := p.underlay(v4)
 	switch {
 	case in.underlay.onLink(theirs) || private(own) == private(theirs):
-		return netip.AddrPortFrom(theirs, cluster.WireGuardPort), 0
+		return netip.AddrPortFrom(theirs, cluster.WireGuardPort), every
 	case private(own):
 		return netip.AddrPortFrom(theirs, cluster.WireGuardPort), keepalive
 	default:

@@ -133,11 +133,12 @@ func TestEndpoints(t *testing.T) {
 		want                        string
 		keepalive                   int
 	}{
-		{"this one is found at a translator's", "192.168.1.2/24", home, away, away + ":51820", 0},
+		{"this one is found at a translator's, which may send from another port", "192.168.1.2/24", home, away, away + ":51820", keepalive},
+		{"this one has its external address itself", home + "/24", home, away, away + ":51820", 0},
 		{"this one is not", "192.168.1.2/24", "", away, away + ":51820", keepalive},
 		{"that one is found nowhere", "192.168.1.2/24", home, other, "invalid AddrPort", 0},
-		{"that one is beside this one", "192.168.1.2/24", home, "192.168.1.3", "192.168.1.3:51820", 0},
-		{"both translators are within a larger network", "192.168.1.2/24", "10.1.0.2", other, other + ":51820", 0},
+		{"that one is beside this one, and does not know", "192.168.1.2/24", home, "192.168.1.3", "192.168.1.3:51820", keepalive},
+		{"both translators are within a larger network", "192.168.1.2/24", "10.1.0.2", other, other + ":51820", keepalive},
 		{"the translator's is of another family", "192.168.1.2/24", "2001:db8::2", away, away + ":51820", keepalive},
 	} {
 		in := waysInput{underlay: underlay{device: "eth0", addresses: []netip.Prefix{netip.MustParsePrefix(c.own)}}}
