@@ -113,10 +113,10 @@ func (w *peerWatch) deliver() {
 // find there yet. The order is by age, so that a new node cannot take a pod network from an older one.
 func peersOf(nodes []*corev1.Node, nodeName string) []Peer {
 	peers := []Peer{}
-	owner := map[netip.Addr]string{}
+	owners := map[netip.Addr]int{}
 	for _, n := range nodes {
 		for _, a := range nodeAddresses(n) {
-			owner[a] = n.Name
+			owners[a]++
 		}
 	}
 	for _, n := range nodes {
@@ -125,7 +125,7 @@ func peersOf(nodes []*corev1.Node, nodeName string) []Peer {
 			continue
 		}
 		p := Peer{Name: n.Name, PodCIDRs: cidrs, Addresses: nodeAddresses(n), WireGuardKey: n.Annotations[cluster.WireGuardAnnotation], since: n.CreationTimestamp.Time}
-		p.Underlay = underlayOf(n, func(a netip.Addr) bool { return owner[a] == "" || owner[a] == n.Name })
+		p.Underlay = underlayOf(n, func(a netip.Addr) bool { return owners[a] == 0 || slices.Contains(p.Addresses, a) })
 		peers = append(peers, p)
 	}
 	slices.SortFunc(peers, func(a, b Peer) int { return cmp.Or(a.since.Compare(b.since), cmp.Compare(a.Name, b.Name)) })
@@ -133,7 +133,7 @@ func peersOf(nodes []*corev1.Node, nodeName string) []Peer {
 }
 
 // underlayOf is what the node says itself, else its internal addresses, else its external ones. What a node says must not be the
-// address of another one.
+// address of another one, unless it is its own as well: a machine may have taken the place of one whose Node is still there.
 func underlayOf(n *corev1.Node, may func(netip.Addr) bool) []netip.Addr {
 	var said []netip.Addr
 	for text := range strings.SplitSeq(n.Annotations[cluster.UnderlayAnnotation], ",") {

@@ -58,6 +58,30 @@ thief[10.42.6.0/24][192.0.2.6]`
 	}
 }
 
+// TestPeersOfAnyOrder: a machine that has the external address of one before it, whose Node nobody has deleted, is found at that address, in whichever order the cache lists the two.
+func TestPeersOfAnyOrder(t *testing.T) {
+	const shared = "203.0.113.5"
+	at := func(name string, age int, number byte) *corev1.Node {
+		n := testNode(name, age, []string{fmt.Sprintf("10.42.%d.0/24", number)}, fmt.Sprint("InternalIP 192.168.1.", number), "ExternalIP "+shared)
+		n.Annotations = map[string]string{cluster.UnderlayAnnotation: shared}
+		return n
+	}
+	before, now := at("before", 9, 2), at("now", 1, 3)
+	thief := testNode("thief", 0, []string{"10.42.4.0/24"}, "InternalIP 192.168.1.4")
+	thief.Annotations = map[string]string{cluster.UnderlayAnnotation: shared}
+	all := []*corev1.Node{before, now, thief}
+	for range 2 {
+		var got []string
+		for _, p := range peersOf(all, "me") {
+			got = append(got, fmt.Sprint(p.Name, p.Underlay))
+		}
+		if g, want := strings.Join(got, " "), "before[203.0.113.5] now[203.0.113.5] thief[192.168.1.4]"; g != want {
+			t.Errorf("got %s, want %s", g, want)
+		}
+		slices.Reverse(all)
+	}
+}
+
 // TestWatchPeers: the first list is whole, and what follows is news.
 func TestWatchPeers(t *testing.T) {
 	ctx := t.Context()
