@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 )
@@ -18,7 +20,7 @@ import (
 const underlayCheck = 10 * time.Second
 
 // keepUnderlay writes on the Node at which addresses other nodes reach its pods, where these are not the node's own because
-// --network-iface names another interface or --network-external-ip says so. Where they are, it sees once that nothing is left of an earlier setting.
+// --network-iface names another interface or --network-external-ip says so, and again when somebody has changed it. Where they are, it sees once that nothing is left of an earlier setting.
 func keepUnderlay(ctx context.Context, o Options) error {
 	if o.NetworkBackend == cluster.NetworkNone {
 		return nil
@@ -27,13 +29,17 @@ func keepUnderlay(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	written, known, complaint := "", false, ""
+	return o.tellUnderlay(ctx, nodes)
+}
+
+func (o Options) tellUnderlay(ctx context.Context, nodes corev1client.NodeInterface) error {
+	written, looked, complaint := "", time.Time{}, ""
 	for {
 		pause := underlayCheck
 		want, err := o.underlay()
-		if err == nil && (!known || want != written) {
+		if err == nil && (looked.IsZero() || want != written || time.Since(looked) >= addressCheck) {
 			if err = annotate(ctx, nodes, o.NodeName, cluster.UnderlayAnnotation, want); err == nil {
-				written, known = want, true
+				written, looked = want, time.Now()
 			} else {
 				pause = nodePoll // at a first start the kubelet has not registered the node yet
 			}
@@ -42,8 +48,12 @@ func keepUnderlay(ctx context.Context, o Options) error {
 			complaint = err.Error()
 			o.Logger.Debug("agent: other nodes are not told yet at which address they reach this one's pods", "error", err)
 		}
-		if known && o.NetworkInterface == "" {
+		switch {
+		case err != nil || o.NetworkInterface != "":
+		case want == "":
 			return nil
+		default:
+			pause = addressCheck // it is what it was started with
 		}
 		select {
 		case <-ctx.Done():

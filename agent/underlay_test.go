@@ -3,10 +3,64 @@
 package agent
 
 import (
+	"context"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
 )
+
+// TestUnderlayIsKept: what a node says of where it is found comes back when somebody has taken it off its Node, or the Node was made anew; one that has nothing to say looks once.
+func TestUnderlayIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := fake.NewClientset().CoreV1().Nodes()
+		o := Options{NodeName: "n", NodeIPs: []netip.Addr{netip.MustParseAddr("10.0.0.5")}, ExternalIPs: []netip.Addr{netip.MustParseAddr("203.0.113.5")}, NetworkExternal: true,
+			Logger: slog.New(slog.DiscardHandler)}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1) // nobody waits for it before the end
+		go func() { done <- o.tellUnderlay(ctx, nodes) }()
+		said := func(within time.Duration, what, want string) {
+			t.Helper()
+			time.Sleep(within) // of the bubble's clock
+			synctest.Wait()
+			n, err := nodes.Get(ctx, "n", metav1.GetOptions{})
+			if err != nil || n.Annotations[cluster.UnderlayAnnotation] != want {
+				t.Errorf("%s: the Node says %v, %v; want %q", what, n.Annotations, err, want)
+			}
+		}
+		for _, what := range []string{"registered", "made anew"} {
+			if _, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}, metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			said(addressCheck, what, "203.0.113.5")
+			if err := nodes.Delete(ctx, "n", metav1.DeleteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Annotations: map[string]string{cluster.UnderlayAnnotation: "10.0.0.9"}}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		said(addressCheck, "changed", "203.0.113.5")
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		o.NetworkExternal = false
+		if err := o.tellUnderlay(t.Context(), nodes); err != nil {
+			t.Error(err)
+		}
+		ctx = t.Context()
+		said(0, "switched off", "")
+	})
+}
 
 // TestUnderlaySaid: a node tells others where they find its pods, unless that is its own address.
 func TestUnderlaySaid(t *testing.T) {
