@@ -14,11 +14,12 @@ import (
 )
 
 // Apart says which nodes would not reach one another's pods with host-gw, as far as their Nodes tell, each pair once: every node writes on its Node in which networks its machine
-// is. A node that does not say in which network its own address is, is taken to be in all. It is pure.
+// is. A node that does not say in which network its own address is, is taken to be in all; one that is found at an external address is in the networks of its internal ones. It is pure.
 func Apart(nodes []*corev1.Node) []string {
 	all := peersOf(nodes, "")
-	networks := map[string][]netip.Prefix{}
+	networks, machines := map[string][]netip.Prefix{}, map[string]*corev1.Node{}
 	for _, n := range nodes {
+		machines[n.Name] = n
 		for text := range strings.SplitSeq(n.Annotations[lbholders.NetworksAnnotation], ",") {
 			if p, err := netip.ParsePrefix(strings.TrimSpace(text)); err == nil {
 				networks[n.Name] = append(networks[n.Name], p)
@@ -33,9 +34,9 @@ func Apart(nodes []*corev1.Node) []string {
 			}
 		}
 		for _, b := range all[i+1:] {
-			if why := apart(a, b, networks[a.Name]); why != "" {
+			if why := apart(a, b, machines[a.Name], networks[a.Name]); why != "" {
 				out = append(out, why)
-			} else if why := apart(b, a, networks[b.Name]); why != "" {
+			} else if why := apart(b, a, machines[b.Name], networks[b.Name]); why != "" {
 				out = append(out, why)
 			}
 		}
@@ -44,7 +45,7 @@ func Apart(nodes []*corev1.Node) []string {
 }
 
 // apart says why a, whose machine is in networks, has no gateway to b's pods; empty where it has, or that is unknown.
-func apart(a, b Peer, networks []netip.Prefix) string {
+func apart(a, b Peer, machine *corev1.Node, networks []netip.Prefix) string {
 	for _, c := range b.PodCIDRs {
 		v4 := c.Addr().Is4()
 		own, ok := a.underlay(v4)
@@ -52,7 +53,11 @@ func apart(a, b Peer, networks []netip.Prefix) string {
 		if !ok || !ok2 {
 			continue
 		}
-		mine := slices.DeleteFunc(slices.Clone(networks), func(p netip.Prefix) bool { return !p.Contains(own) })
+		at := []netip.Addr{own}
+		if slices.Contains(nodeAddresses(machine, corev1.NodeExternalIP), own) { // which somebody else may have
+			at = append(at, nodeAddresses(machine, corev1.NodeInternalIP)...)
+		}
+		mine := slices.DeleteFunc(slices.Clone(networks), func(p netip.Prefix) bool { return !slices.ContainsFunc(at, p.Contains) })
 		if len(mine) > 0 && !slices.ContainsFunc(mine, func(p netip.Prefix) bool { return p.Contains(via) }) {
 			return fmt.Sprintf("nodes %s (%s) and %s (%s) are not in one network", a.Name, own, b.Name, via)
 		}
