@@ -112,6 +112,7 @@ func (e events) onNode(obj any) {
 		return
 	}
 	e.p.nodeAddresses(node.Name, addressesOf(node))
+	e.p.nodeTunnelAt(node.Name, node.Annotations[cluster.UnderlayAnnotation])
 	e.p.nodeTunnel(node.Name, cluster.TunnelPort(node.Annotations[cluster.BackendAnnotation]))
 	if node.Name != e.p.o.Informers.NodeName() {
 		return
@@ -138,6 +139,7 @@ func (e events) onNodeGone(obj any) {
 	}
 	if node, ok := obj.(*corev1.Node); ok {
 		e.p.nodeAddresses(node.Name, nil)
+		e.p.nodeTunnelAt(node.Name, "")
 		e.p.nodeTunnel(node.Name, 0)
 	}
 }

@@ -34,6 +34,7 @@ type externals struct {
 	mu       sync.Mutex
 	own      []netip.Addr            // this node's, as configured
 	nodes    map[string][]netip.Addr // by name
+	tunnelAt map[string][]netip.Addr // by name, where a node says that packets for its pods come in, if that is elsewhere
 	servers  map[string][]netip.Addr // by the EndpointSlice of the Service kubernetes: a machine that is a server alone has no Node
 	networks []netip.Prefix          // of pods, and of Services as the API has them
 	pods     []netip.Prefix
@@ -56,7 +57,7 @@ type passed struct {
 type teller func(was, is []*corev1.Service)
 
 func newExternals(o Options, log klog.Logger) *externals {
-	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, servers: map[string][]netip.Addr{}, passed: map[types.NamespacedName]passed{},
+	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, tunnelAt: map[string][]netip.Addr{}, servers: map[string][]netip.Addr{}, passed: map[types.NamespacedName]passed{},
 		claims: newClaims(), wishes: wishes{}, tunnels: map[string]int{}, senders: map[int]int{}}
 	x.own = o.NodeIPs
 	x.pods = o.ClusterCIDRs
@@ -211,6 +212,8 @@ func (x *externals) takenIPs(key types.NamespacedName, svc *corev1.Service, prob
 			why = "is a node's or a server's"
 		case slices.Contains(x.reserved.Addresses, a):
 			why = "is the cluster's own"
+		case x.isTunnels(a):
+			why = "is where packets for a node's pods come in"
 		default:
 			if why = x.inside(a); why == "" {
 				why = x.claims.refused(key, a).String()

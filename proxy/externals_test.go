@@ -10,7 +10,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/klog/v2/ktesting"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
 func TestReservedAddresses(t *testing.T) {
@@ -231,6 +235,48 @@ func TestServersAddresses(t *testing.T) {
 	want("none", svc.Spec.ExternalIPs, []string{second, "203.0.113.8"})
 	if left := len(p.o.externals.servers); left > 0 || h.mistakes > 0 {
 		t.Errorf("%d slices are left, %d changes began from what the back end did not have", left, h.mistakes)
+	}
+}
+
+// TestTunnelsAddresses: where a node says that packets for its pods come in, at an interface of its own choice, no Service has an external IP.
+func TestTunnelsAddresses(t *testing.T) {
+	h := &hearing{now: map[string]*corev1.Service{}}
+	p := frontOf(t, h)
+	var err error
+	if p.o.Informers, err = netinformers.New(netinformers.Options{Client: fake.NewClientset(), NodeName: "n0", Services: true}); err != nil {
+		t.Fatal(err)
+	}
+	node := func(name, said string) *corev1.Node {
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{cluster.UnderlayAnnotation: said}}}
+		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.7"}}
+		return n
+	}
+	e := events{p}
+	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "mallory", Name: "thief"}}
+	svc.Spec.ExternalIPs = []string{"10.99.0.7", "fd99::7", "203.0.113.7"}
+	svc.Spec.Ports = []corev1.ServicePort{{Port: 8472, Protocol: corev1.ProtocolUDP}}
+	svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "10.99.0.7"}} // which no user can write
+	p.services(nil, svc)
+	for _, step := range []struct {
+		what string
+		do   func()
+		want []string
+	}{
+		{"nobody said anything", func() {}, svc.Spec.ExternalIPs},
+		{"a node is found at its own address", func() { e.onNode(node("n1", "")) }, svc.Spec.ExternalIPs},
+		{"a node is found elsewhere", func() { e.onNode(node("n1", "10.99.0.7, fd99::7")) }, []string{"203.0.113.7"}},
+		{"it is not by IPv6", func() { e.onNode(node("n1", "::ffff:10.99.0.7,nonsense")) }, []string{"fd99::7", "203.0.113.7"}},
+		{"another one is found there, too", func() { e.onNode(node("n2", "10.99.0.7")) }, []string{"fd99::7", "203.0.113.7"}},
+		{"the first is gone", func() { e.onNodeGone(node("n1", "")) }, []string{"fd99::7", "203.0.113.7"}},
+		{"both are", func() { e.onNodeGone(node("n2", "")) }, svc.Spec.ExternalIPs},
+	} {
+		step.do()
+		if got := h.now["thief"]; !slices.Equal(got.Spec.ExternalIPs, step.want) || len(ingressOf(got)) != 1 {
+			t.Errorf("%s: it has %v and %v, want %v", step.what, got.Spec.ExternalIPs, ingressOf(got), step.want)
+		}
+	}
+	if x := p.o.externals; len(x.tunnelAt) > 0 || len(x.nodes) != 1 || h.mistakes > 0 {
+		t.Errorf("left: %v, %v; %d changes began from what the back end did not have", x.tunnelAt, x.nodes, h.mistakes)
 	}
 }
 

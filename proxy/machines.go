@@ -5,6 +5,7 @@ package proxy
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -20,6 +21,21 @@ func (p *Proxy) nodeAddresses(name string, addrs []netip.Addr) {
 	if p.o.externals != nil {
 		p.machine(p.o.externals.nodes, name, addrs)
 	}
+}
+
+// nodeTunnelAt notes where a node says that packets for its pods come in, if that is at other addresses than its own; nowhere when it is gone. Other nodes send to these what is for
+// its pods: a Service that had one would get that, or with IPVS keep it from all of them. Nobody checks what a node says there, so it counts for external IPs alone.
+func (p *Proxy) nodeTunnelAt(name, said string) {
+	if p.o.externals == nil {
+		return
+	}
+	var addrs []netip.Addr
+	for text := range strings.SplitSeq(said, ",") {
+		if a, err := netip.ParseAddr(strings.TrimSpace(text)); err == nil {
+			addrs = append(addrs, a.Unmap())
+		}
+	}
+	p.machine(p.o.externals.tunnelAt, name, addrs)
 }
 
 // serverAddresses notes the servers' of an EndpointSlice, if it is one of the Service kubernetes; none when it is gone. Every node finds the API there. Those that are not
@@ -82,6 +98,16 @@ func (x *externals) isMachine(a netip.Addr) bool {
 			if slices.Contains(addrs, a) {
 				return true
 			}
+		}
+	}
+	return false
+}
+
+// isTunnels says whether packets for a node's pods come in at an address.
+func (x *externals) isTunnels(a netip.Addr) bool {
+	for _, addrs := range x.tunnelAt {
+		if slices.Contains(addrs, a.Unmap()) {
+			return true
 		}
 	}
 	return false
