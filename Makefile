@@ -134,9 +134,10 @@ fresh-test: ## both commands of the README in a fresh Debian, with empty caches 
 
 COUNT ?= 30
 
-flakes: ## the unit tests of PKG=./folder COUNT times each with one, two and four processors, for what fails by chance; RUN=… of some
+# Each time in a process of its own: some things are a process' own, and -count would have them the same each time (packaging/again.sh).
+flakes: ## the unit tests of PKG=./folder in COUNT processes each with one, two and four processors, for what fails by chance; RUN=… of some
 	@[ -n '$(PKG)' ] || { echo 'error: PKG says of which packages: make flakes PKG=./server RUN=Rotation' >&2; exit 2; }
-	@for procs in 1 2 4; do GOMAXPROCS=$$procs $(GOTEST) -count=$(COUNT) -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(if $(RUN),-run '$(RUN)') $(PKG) || exit 1; done
+	@for procs in 1 2 4; do GOMAXPROCS=$$procs $(GOTEST) -count=1 -exec '$(CURDIR)/packaging/again.sh $(COUNT)' -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(if $(RUN),-run '$(RUN)') $(PKG) || exit 1; done
 
 DURATION ?= 75s
 
