@@ -184,7 +184,7 @@ func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomi
 	if err != nil {
 		return err
 	}
-	if err := own.follow(n.informers.Nodes(), o.NodeName); err != nil {
+	if err := own.follow(n.informers.Nodes(), o.NodeName, o.nodeIsThere()); err != nil {
 		return err
 	}
 	networks := n.podCIDRs

@@ -54,6 +54,21 @@ func watchNode(ctx context.Context, o Options) {
 	}
 }
 
+// nodeIsThere says on the board when the cluster has lost this node. The kubelet registers once, when it starts, and is as well as before by all that this machine sees.
+func (o Options) nodeIsThere() func(bool) {
+	gone := false
+	return func(there bool) {
+		switch {
+		case !there:
+			o.part("node").Set(status.Degraded, fmt.Sprintf("the cluster has no node %s any more: it was deleted, or a snapshot was restored that is older than the node. "+
+				"Restart coracle here, and it joins again; if it shall not, stop it", o.NodeName))
+		case gone:
+			o.part("node").Set(status.Running, "")
+		}
+		gone = !there
+	}
+}
+
 // podSubnets are a node's; a node that is ready has them, and for ever.
 func podSubnets(n *corev1.Node) []netip.Prefix {
 	var out []netip.Prefix

@@ -28,23 +28,35 @@ type verdict struct {
 
 func newVerdict() *verdict { return &verdict{news: make(chan struct{}, 1)} }
 
-// follow notes what the Node of that name says.
-func (v *verdict) follow(nodes coreinformers.NodeInformer, name string) error {
-	_, err := nodes.Informer().AddEventHandler(cache.FilteringResourceEventHandler{
+// follow notes what the Node of that name says. there is told when it comes, and when it goes.
+func (v *verdict) follow(nodes coreinformers.NodeInformer, name string, there func(bool)) error {
+	if _, err := nodes.Informer().AddEventHandler(v.handler(name, there)); err != nil {
+		return fmt.Errorf("agent: follow the own Node: %w", err)
+	}
+	return nil
+}
+
+func (v *verdict) handler(name string, there func(bool)) cache.ResourceEventHandler {
+	return cache.FilteringResourceEventHandler{
 		FilterFunc: func(o any) bool {
+			if gone, ok := o.(cache.DeletedFinalStateUnknown); ok { // it went while the API was not reached, as when a snapshot is restored
+				return gone.Key == name
+			}
 			n, ok := o.(*corev1.Node)
 			return ok && n.Name == name
 		},
 		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc:    func(o any) { v.note(o.(*corev1.Node)) },
+			AddFunc: func(o any) {
+				v.note(o.(*corev1.Node))
+				there(true)
+			},
 			UpdateFunc: func(_, o any) { v.note(o.(*corev1.Node)) },
-			DeleteFunc: func(any) { v.unknown.Store(false) },
+			DeleteFunc: func(any) {
+				v.unknown.Store(false)
+				there(false)
+			},
 		},
-	})
-	if err != nil {
-		return fmt.Errorf("agent: follow the own Node: %w", err)
 	}
-	return nil
 }
 
 func (v *verdict) note(n *corev1.Node) {

@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,6 +13,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/internal/status"
 )
 
 func nodeThatIs(name string, ready corev1.ConditionStatus) *corev1.Node {
@@ -71,7 +75,7 @@ func TestVerdictFollowsItsNode(t *testing.T) {
 	defer factory.Shutdown()
 	defer cancel()
 	v := newVerdict()
-	if err := v.follow(factory.Core().V1().Nodes(), "own"); err != nil {
+	if err := v.follow(factory.Core().V1().Nodes(), "own", func(bool) {}); err != nil {
 		t.Fatal(err)
 	}
 	factory.Start(ctx.Done())
@@ -89,4 +93,30 @@ func TestVerdictFollowsItsNode(t *testing.T) {
 	for v.unknown.Load() {
 		time.Sleep(time.Millisecond) // until the event has come
 	}
+}
+
+// TestClusterLosesTheNode: a node that was deleted, or is younger than the snapshot that was restored, is not well by its own status. What is missing from a new list goes as well as what is
+// seen going.
+func TestClusterLosesTheNode(t *testing.T) {
+	o := Options{NodeName: "own", Board: status.NewBoard(time.Now)}
+	o.part("node").Set(status.Running, "")
+	h := newVerdict().handler("own", o.nodeIsThere())
+	is := func(what string, want status.State) {
+		t.Helper()
+		if c := o.Board.Components()[0]; c.State != want || want == status.Degraded && !strings.Contains(c.Message, "Restart coracle here") {
+			t.Errorf("%s: %+v", what, c)
+		}
+	}
+	own, other := nodeThatIs("own", corev1.ConditionTrue), nodeThatIs("other", corev1.ConditionTrue)
+	h.OnAdd(own, true)
+	h.OnAdd(other, true)
+	h.OnDelete(other)
+	h.OnDelete(cache.DeletedFinalStateUnknown{Key: "other", Obj: other})
+	is("another node goes", status.Running)
+	h.OnDelete(own)
+	is("it is deleted", status.Degraded)
+	h.OnAdd(own, false)
+	is("it is there again", status.Running)
+	h.OnDelete(cache.DeletedFinalStateUnknown{Key: "own", Obj: own})
+	is("it is missing from a new list", status.Degraded)
 }
