@@ -112,6 +112,7 @@ func (p *peers) announce(ctx context.Context) {
 	for failures := 0; ; failures++ {
 		err := p.announceOnce(ctx, failures)
 		if err == nil && p.joins {
+			p.joined.Store(true)
 			if err := p.s.dir.Joined(); err != nil { // the next start asks again
 				p.s.log.Warn("this server has joined the store's cluster", "err", err)
 			}
@@ -253,27 +254,69 @@ func (p *peers) known() []string {
 // sayIfRemoved notes, and tells the operator, if the others have a leader and do not
 // count this server among them. Nothing else would: nobody speaks to it any more.
 func (p *peers) sayIfRemoved(ctx context.Context) {
-	if !p.asking.TryLock() {
-		return // it takes long where many do not answer
+	if p.joins && !p.joined.Load() {
+		return // it was never in
 	}
-	defer p.asking.Unlock()
-	for _, address := range p.known() {
-		call, cancel := context.WithTimeout(ctx, time.Second)
-		info, err := callAt[infoAnswer](call, p.Call, address, callInfo, nothing{})
-		cancel()
-		if err != nil || info.Leader == "" {
-			continue
-		}
-		if slices.ContainsFunc(info.Members, func(m raft.Server) bool { return m.ID == p.s.id }) {
-			p.s.takenOut.Store(false)
-			return
-		}
-		if p.s.takenOut.Swap(true) {
-			return
-		}
-		p.s.log.Error("this server was taken out of the store's cluster. What it holds is kept, but nobody counts it. "+
-			"To let it join again, stop it, move the store's directory away, and start it with the address of another server",
-			"directory", p.s.opts.Dir, "asked", address)
+	if !p.asking.TryLock() {
 		return
 	}
+	defer p.asking.Unlock()
+	own, since := p.s.dir.Log.Members()
+	best, ok := p.bestInformed(p.askInfo(ctx, p.known()))
+	switch {
+	case !ok || p.s.hasLeader():
+		return
+	case hasMember(best.Members, p.s.id):
+		p.s.takenOut.Store(nil)
+		return
+	case best.Applied < since && slices.ContainsFunc(own.Servers, func(m raft.Server) bool { return m.ID != p.s.id && hasMember(best.Members, m.ID) }):
+		return // it is of the time before this server was taken in: its disk hangs
+	}
+	told := p.s.takenOut.Swap(&best.Leader) != nil
+	if p.s.hasLeader() { // since just now
+		p.s.takenOut.Store(nil)
+		return
+	}
+	if !told {
+		p.s.log.Error("this server was taken out of the store's cluster. What it holds is kept, but nobody counts it. "+
+			"To let it join again, stop it, move the store's directory away, and start it with the address of another server",
+			"directory", p.s.opts.Dir, "asked", best.ID)
+	}
+}
+
+func hasMember(members []raft.Server, id raft.ServerID) bool {
+	return slices.ContainsFunc(members, func(m raft.Server) bool { return m.ID == id })
+}
+
+// askInfo asks servers at some addresses side by side, and returns the answers.
+func (p *peers) askInfo(ctx context.Context, addresses []string) []infoAnswer {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	var mu sync.Mutex
+	var asking sync.WaitGroup
+	var answers []infoAnswer
+	for _, address := range addresses {
+		asking.Go(func() {
+			info, err := callAt[infoAnswer](ctx, p.Call, address, callInfo, nothing{})
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			answers = append(answers, info)
+		})
+	}
+	asking.Wait()
+	return answers
+}
+
+// bestInformed is the answer of the server that knows most, among those that know of another leader than this server. One whose
+// disk hangs, or that is behind for another reason, does so too, and counts members who are none any more.
+func (p *peers) bestInformed(answers []infoAnswer) (best infoAnswer, ok bool) {
+	for _, a := range answers {
+		if a.Leader != "" && a.Leader != string(p.s.address) && (!ok || a.Applied > best.Applied) {
+			best, ok = a, true
+		}
+	}
+	return best, ok
 }

@@ -183,7 +183,7 @@ func (s *Store) watchLeader(ctx context.Context) {
 			patience.Reset(leaderlessAfter)
 		}
 		if had = now.known(); had {
-			s.takenOut.Store(false)
+			s.takenOut.Store(nil)
 		}
 		select {
 		case <-ctx.Done():

@@ -70,8 +70,25 @@ func (s *Store) Stalled() time.Duration { return s.dir.Stalled() }
 // TakenOut says whether the others have a leader and do not count this server among
 // them, as far as they could be asked: it serves nobody any more.
 func (s *Store) TakenOut() bool {
+	return !s.hasLeader() && s.takenOut.Load() != nil
+}
+
+func (s *Store) hasLeader() bool {
 	known, _ := s.leader.presence()
-	return !known && s.takenOut.Load()
+	return known
+}
+
+// OtherLeader is the address of another server that leads, as far as this one knows, or was told when it
+// was taken out; "" if there is none. It may be one that this server does not know as a member: while its disk hangs it learns of none.
+func (s *Store) OtherLeader() string {
+	lead, _ := s.leader.get()
+	if out := s.takenOut.Load(); out != nil && !lead.known() {
+		return dialAddress(raft.ServerAddress(*out))
+	}
+	if lead.Self {
+		return ""
+	}
+	return dialAddress(lead.Address)
 }
 
 func (s *Store) hung() bool { return s.dir.Stalled() > hungAfter }

@@ -24,6 +24,7 @@ type peers struct {
 	former []disk.Peer // noted before this start
 	asking sync.Mutex  // one asks at a time whether this server was taken out
 	joins  bool        // this server's directory has never been part of a cluster, and begins none
+	joined atomic.Bool // it has become part of one since this start
 
 	forwarder *proposer // to the leader
 	forwarded atomic.Uint64

@@ -48,7 +48,8 @@ type Store struct {
 	snapshotter *snapshotter
 	backups     atomic.Int32 // being read
 	refusing    atomic.Bool  // writes, for the quota: what was said of it last
-	takenOut    atomic.Bool  // by the others, when it was asked last; while no leader is known
+	// takenOut is the address of who leads the others, who have taken this server out, when they were asked last; nil if they have not, or a leader is known.
+	takenOut atomic.Pointer[string]
 }
 
 // Open opens the store in o.Dir. If there is none, it makes a new cluster of

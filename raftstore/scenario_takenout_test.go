@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"testing"
+	"time"
+)
+
+// A server is taken out while the disk of another one hangs, which counts it still. It believes those who know more.
+func TestScenarioRemovedBesideOneThatHangs(t *testing.T) {
+	seeds(t, 3, func(t *testing.T, seed uint64) {
+		stage(t, seed, 5, nil, func(c *cluster) {
+			hangs := c.nodes[0] // it is the first that is asked
+			victim := c.nodes[1+c.rand.IntN(4)]
+			if c.leader() == hangs {
+				if err := hangs.running().TransferLeadership(c.within(20 * time.Second)); err != nil {
+					t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
+				}
+			}
+			c.leader(c.nodes[1:]...)
+			hangs.faults.DelayFlushes(time.Hour)
+			c.serves(c.nodes[1:]...)
+			if err := c.leader(c.nodes[1:]...).running().RemoveMember(c.within(20*time.Second), victim.name); err != nil {
+				t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
+			}
+			c.eventually("the removed server knows it", time.Minute, victim.running().TakenOut)
+			leader := c.leader(c.others(hangs, victim)...)
+			if got := victim.running().OtherLeader(); got != leader.name {
+				t.Errorf("seed %d: it takes %q for the leader, which is %s", seed, got, leader.name)
+			}
+			hangs.faults.DelayFlushes(0)
+		})
+	})
+}
+
+// There is no leader any more, and the only other server that answers is one whose disk hangs: it does not know yet of the newest
+// member, nor that nobody leads. That one does not take itself for one that was taken out.
+func TestScenarioLeaderlessBesideOneThatHangs(t *testing.T) {
+	seeds(t, 3, func(t *testing.T, seed uint64) {
+		stage(t, seed, 3, nil, func(c *cluster) {
+			leader := c.leader()
+			hangs := c.others(leader)[c.rand.IntN(2)]
+			hangs.faults.DelayFlushes(time.Hour)
+			c.pass(5 * time.Second)
+			newest := c.join("d", leader.name)
+			c.ready(newest)
+			c.serves(newest)
+			for _, n := range c.others(hangs, newest) {
+				n.crash()
+			}
+			for range 60 {
+				c.pass(time.Second)
+				if newest.running().TakenOut() {
+					t.Fatalf("seed %d: it takes itself for one that was taken out\n%s", seed, c.state())
+				}
+			}
+			hangs.faults.DelayFlushes(0)
+		})
+	})
+}
+
+// A server that the cluster does not take in yet was not taken out.
+func TestScenarioNotTakenInYet(t *testing.T) {
+	stage(t, 1, 2, func(o *Options) { o.MaxMembers = 2 }, func(c *cluster) {
+		late := c.join("late", c.leader().name)
+		for range 20 {
+			c.pass(time.Second)
+			if late.running().TakenOut() {
+				t.Fatalf("it takes itself for one that was taken out\n%s", c.state())
+			}
+		}
+	})
+}
