@@ -22,7 +22,8 @@ import (
 )
 
 const (
-	diskSize = 384 << 20
+	// diskSize has room for what is written while a server is awaited that does not come: the log is kept for it.
+	diskSize = 1 << 30
 	// patience is how long anything may take that has to happen.
 	patience = 3 * time.Minute
 )
