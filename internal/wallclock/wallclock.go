@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -157,13 +158,19 @@ func (c *Clock) Keep(ctx context.Context) {
 }
 
 // note touches the file, and takes times back that are still to come: they are of a clock that ran ahead, and would be taken for
-// the present one at the next start.
+// the present one at the next start. All of that is on the disk then: the power may go in the next second, and a file system would write it later.
 func (c *Clock) note() error {
 	now := c.read()
-	errs := []error{c.touch(now)}
+	_, made := os.Lstat(c.File)
+	errs := []error{c.touch(c.File, os.O_CREATE, now)}
+	if errors.Is(made, fs.ErrNotExist) {
+		errs = append(errs, c.flushFolder(filepath.Dir(c.File)))
+	}
 	for _, path := range c.files() {
 		if at, ok := changed(path); ok && at.After(now.Add(time.Minute)) {
-			errs = append(errs, os.Chtimes(path, time.Time{}, now))
+			if err := c.touch(path, 0, now); !errors.Is(err, fs.ErrNotExist) { // one that was removed meanwhile says nothing
+				errs = append(errs, err)
+			}
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -172,21 +179,32 @@ func (c *Clock) note() error {
 	return nil
 }
 
-// touch gives the file a time, which is on the disk then: the power may go in the next second, and a file system would write it later.
-func (c *Clock) touch(at time.Time) error {
-	f, err := os.OpenFile(c.File, os.O_CREATE|os.O_WRONLY, 0o644)
+// touch gives a file a time.
+func (c *Clock) touch(path string, flags int, at time.Time) error {
+	f, err := os.OpenFile(path, flags, 0o644)
 	if err != nil {
 		return err
 	}
-	sync := c.sync
-	if sync == nil {
-		sync = (*os.File).Sync
-	}
-	err = os.Chtimes(c.File, time.Time{}, at)
-	if err == nil {
-		err = sync(f)
+	if err = os.Chtimes(path, time.Time{}, at); err == nil {
+		err = c.flush(f)
 	}
 	return errors.Join(err, f.Close())
+}
+
+// flushFolder makes durable that the file is in its folder.
+func (c *Clock) flushFolder(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.flush(f), f.Close())
+}
+
+func (c *Clock) flush(f *os.File) error {
+	if c.sync != nil {
+		return c.sync(f)
+	}
+	return f.Sync()
 }
 
 func setClock(t time.Time) error {

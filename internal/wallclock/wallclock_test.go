@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -77,26 +78,36 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// TestNotedTimeIsOnTheDisk: a time that is noted survives the loss of power in the next moment.
+// TestNotedTimeIsOnTheDisk: a time that is noted survives the loss of power in the next moment, and so does one that is taken back, of a clock that ran ahead.
 func TestNotedTimeIsOnTheDisk(t *testing.T) {
 	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
-	c := Clock{File: filepath.Join(t.TempDir(), "clock"), Logger: slog.New(slog.DiscardHandler), now: func() time.Time { return now }}
-	var synced []time.Time
+	dir := t.TempDir()
+	c := Clock{File: filepath.Join(dir, "clock"), Patterns: []string{filepath.Join(dir, "*.pem")}, Logger: slog.New(slog.DiscardHandler), now: func() time.Time { return now }}
+	synced := map[string]time.Time{}
 	c.sync = func(f *os.File) error {
-		at, ok := changed(f.Name())
-		if !ok || f.Name() != c.File {
-			t.Errorf("%s is synced", f.Name())
+		info, err := f.Stat()
+		if err != nil {
+			return err
 		}
-		synced = append(synced, at)
+		synced[f.Name()] = info.ModTime()
 		return f.Sync()
 	}
-	for range 2 { // the file is made, and is there
+	for i := range 3 { // the file is made, and is there
 		now = now.Add(time.Hour)
+		want := map[string]time.Time{c.File: now}
+		if i == 2 {
+			want[write(t, filepath.Join(dir, "leaf.pem"), now.AddDate(3, 0, 0))] = now
+		}
+		clear(synced)
 		if err := c.note(); err != nil {
 			t.Fatal(err)
 		}
-		if len(synced) == 0 || !synced[len(synced)-1].Equal(now) {
-			t.Errorf("at %v the disk was given %v", now, synced)
+		if _, ok := synced[dir]; ok != (i == 0) {
+			t.Errorf("note %d: that the file is in its folder was given to the disk: %v", i, ok)
+		}
+		delete(synced, dir)
+		if !maps.EqualFunc(synced, want, time.Time.Equal) {
+			t.Errorf("note %d: the disk was given %v, want %v", i, synced, want)
 		}
 	}
 }
