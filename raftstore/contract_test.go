@@ -190,8 +190,7 @@ func TestMoveLeader(t *testing.T) {
 }
 
 // Watches that want progress notifications get them while nothing is written,
-// whatever revision they began at; one that has had an event since the last
-// time does not.
+// whatever revision they began at.
 func TestProgressOfAnIdleStore(t *testing.T) {
 	faces(t, Options{ProgressInterval: 50 * time.Millisecond}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
 		first := mustPut(ctx, t, c, "/x", "1")

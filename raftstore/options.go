@@ -44,8 +44,8 @@ type Options struct {
 	// HistoryBytes bounds the memory of old revisions. Default 32 MiB, or a
 	// quarter of the quota if that is less.
 	HistoryBytes int64
-	// ProgressInterval is how often a watch that asked for it hears of
-	// revisions that had no event for it. Default one minute.
+	// ProgressInterval is how often a watch that asked for it hears how far
+	// the store is. Default one minute.
 	ProgressInterval time.Duration
 	// RequestTimeout bounds a request whose context has no deadline.
 	// Default 7 s, as etcd's.

@@ -5,9 +5,11 @@ package watch
 import "context"
 
 // RunProgress tells watches that asked for it, now and then, how far the store
-// is, until ctx is done. As etcd's, a watch that has had events since the last
-// time is left out, and one that has not is told, even if the revision stands
-// still: that is how its client knows that it still follows.
+// is, until ctx is done, even if the revision stands still: that is how a
+// watch's client knows that it still follows. etcd leaves out a watch that has
+// had events since the last time. But the API server shows its client only
+// those that a selector lets through, perhaps none: such a client would go on
+// from where it began, which is no history any more.
 func (h *Hub) RunProgress(ctx context.Context) {
 	ticker := h.clock.NewTicker(h.interval)
 	defer ticker.Stop()
@@ -19,11 +21,8 @@ func (h *Hub) RunProgress(ctx context.Context) {
 		}
 		h.mu.Lock()
 		for w := range h.reported {
-			if w.quiet {
-				w.progress = true
-				w.ring()
-			}
-			w.quiet = true
+			w.progress = true
+			w.ring()
 		}
 		h.mu.Unlock()
 	}

@@ -43,7 +43,6 @@ type Watcher struct {
 	queue    []queued
 	bytes    int64 // of the queue
 	progress bool  // a report of the position was asked for
-	quiet    bool  // no event since the last progress notification was due
 }
 
 // queued keeps the previous value beside a version, since compaction may cut
@@ -78,7 +77,7 @@ func (h *Hub) Watch(r *pb.WatchCreateRequest) (w *Watcher, present int64) {
 	present = h.view().Revision()
 	w = &Watcher{
 		hub: h, key: r.Key, end: r.RangeEnd, prevKV: r.PrevKv, report: r.ProgressNotify,
-		signal: make(chan struct{}, 1), position: r.StartRevision, behind: true, quiet: true,
+		signal: make(chan struct{}, 1), position: r.StartRevision, behind: true,
 	}
 	if w.position == 0 {
 		w.position = present + 1
@@ -178,7 +177,6 @@ func (w *Watcher) poll() (Delivery, bool) {
 		q := w.queue
 		w.queue, w.bytes = nil, 0
 		w.position = q[len(q)-1].version.Revision() + 1
-		w.quiet = false
 		h.mu.Unlock()
 		return Delivery{Events: events(q), Revision: w.position - 1}, true
 	}
@@ -206,7 +204,6 @@ func (w *Watcher) catchUp() (Delivery, bool) {
 		d := Delivery{Events: events(found), Revision: reached}
 		w.hub.mu.Lock()
 		w.position = max(w.position, reached+1)
-		w.quiet = w.quiet && len(found) == 0
 		if w.position > w.hub.dispatched {
 			w.behind = false // the hub will offer everything from here on
 		}
