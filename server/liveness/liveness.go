@@ -115,6 +115,8 @@ type state struct {
 	nominated time.Time     // somebody thinks that the node is dead; zero: nobody does
 	next      time.Time     // no check before
 	checked   bool          // since it was heard, or nominated
+	answers   bool          // the last check found that its machine answers, and no more
+	late      bool          // the last check was late, so that it did not count
 	limit     time.Duration // of its silence, when it was looked at last
 
 	dead       time.Time // when it was judged dead; zero: it lives
@@ -208,11 +210,12 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 		}
 		s := j.see(n, now)
 		silence, limit := j.silence(n.Name, s, now)
-		s.limit = limit
+		if s.limit = limit; limit > 0 { // if only for a moment: what it has written then is to be undone again
+			j.revive(n.Name, s)
+		}
 		switch {
 		case silence < limit:
 			s.checked = false
-			j.revive(n.Name, s)
 			soon(limit - silence)
 		case !s.dead.IsZero():
 		case now.Before(s.next):
@@ -228,6 +231,8 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 		return !seen[name]
 	})
 	maps.DeleteFunc(j.gone, func(_ string, at time.Time) bool { return now.Sub(at) > slow }) // nobody counts what was heard before that
+	due := now.Add(pause)                                                                    // when the first one is missed, however long checks and writes take until then
+	pause = rest
 	if len(doubtful) > 0 {
 		first := j.firstOf(doubtful)
 		j.check(ctx, first)
@@ -241,6 +246,7 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 	if j.undecided {
 		soon(settle)
 	}
+	soon(due.Sub(j.o.Now()))
 	return pause
 }
 
@@ -335,21 +341,21 @@ func (j *Judge) waited(name string, s *state, now time.Time) time.Duration {
 	return now.Sub(latest(latest(c.Last, s.posted), latest(s.first, j.woke())))
 }
 
-// revive forgets that a node was dead.
+// revive forgets that a node was dead, if it was: it was heard since.
 func (j *Judge) revive(name string, s *state) {
 	if s.dead.IsZero() {
 		return
 	}
 	j.o.Logger.Info("a node that was dead is heard again", "node", name, "after", j.o.Now().Sub(s.dead).Round(time.Millisecond))
 	_, connected := j.contact(name, s)
-	s.byLease = !connected
+	s.byLease, s.checked = !connected, false
 	s.dead, s.podsDone, s.nodeDone, s.holdNodeTo = time.Time{}, false, false, time.Time{}
 }
 
 // check finds out which of the nodes are dead. A check during which this server was short of CPU does not count, unless the node was silent for so long that one that says no more
 // than that its machine answers would do.
 func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
-	each(doubtful, func(n *corev1.Node) {
+	each(parallel, doubtful, func(n *corev1.Node) {
 		s := j.nodes[n.Name]
 		_, connected := j.contact(n.Name, s)
 		if !connected && j.leaseRenewed(ctx, n.Name, s) {
@@ -358,20 +364,23 @@ func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 		}
 		began := j.o.Now()
 		finding := j.o.Check(ctx, n)
+		if ctx.Err() != nil {
+			return // the term is over, and nothing is known
+		}
 		now := j.o.Now()
 		late := now.Sub(began) - CheckTimeout
 		j.late(late)
 		silence, limit := j.silence(n.Name, s, now)
-		s.nominated, s.checked = time.Time{}, true
+		s.nominated, s.checked, s.answers, s.late = time.Time{}, true, finding == Reachable, false
 		s.next = now.Add(recheck)
 		patience := slow
 		if !connected {
 			s.next, patience = now.Add(recheckFar), max(slow, s.leaseLasts*5/4)
 		}
 		switch {
-		case ctx.Err() != nil, finding == Heard, silence < limit:
+		case finding == Heard, silence < limit:
 		case late > lateBy && j.waited(n.Name, s, now) <= patience: // after that it is no matter of a check any more
-			s.next = time.Time{}
+			s.next, s.late = time.Time{}, true
 		case finding == Silent, j.waited(n.Name, s, now) > patience:
 			s.dead, s.doubted = now, began
 			j.o.Logger.Warn("a node is dead", "node", n.Name, "silent", silence.Round(10*time.Millisecond), "machine answers", finding == Reachable)
@@ -401,10 +410,10 @@ func (j *Judge) leaseRenewed(ctx context.Context, node string, s *state) bool {
 	return renewed
 }
 
-// each calls f for all items, some of them side by side, and waits.
-func each[T any](items []T, f func(T)) {
+// each calls f for all items, so many of them side by side at most, and waits.
+func each[T any](atOnce int, items []T, f func(T)) {
 	var running sync.WaitGroup
-	free := make(chan struct{}, parallel)
+	free := make(chan struct{}, atOnce)
 	for _, item := range items {
 		free <- struct{}{}
 		running.Go(func() {

@@ -21,7 +21,9 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/record"
@@ -786,5 +788,55 @@ func TestManyVanish(t *testing.T) {
 				t.Errorf("%s is Unknown, and its pods will be evicted", n.Name)
 			}
 		}
+	})
+}
+
+// slowly is an API that takes its time for each pod.
+type (
+	slowly     struct{ kubernetes.Interface }
+	slowlyCore struct{ corev1client.CoreV1Interface }
+	slowlyPods struct{ corev1client.PodInterface }
+)
+
+// CoreV1 implements kubernetes.Interface.
+func (c slowly) CoreV1() corev1client.CoreV1Interface { return slowlyCore{c.Interface.CoreV1()} }
+
+// Pods implements corev1client.CoreV1Interface.
+func (c slowlyCore) Pods(namespace string) corev1client.PodInterface {
+	return slowlyPods{c.CoreV1Interface.Pods(namespace)}
+}
+
+// UpdateStatus implements corev1client.PodInterface.
+func (c slowlyPods) UpdateStatus(ctx context.Context, p *corev1.Pod, o metav1.UpdateOptions) (*corev1.Pod, error) {
+	time.Sleep(30 * time.Millisecond) // fake time: what a memory card takes for a write
+	return c.PodInterface.UpdateStatus(ctx, p, o)
+}
+
+// TestManyPodsOnASlowDisk: a node with as many pods as it may have is no later out of Services than one with few, and another one that dies meanwhile does not wait for it.
+func TestManyPodsOnASlowDisk(t *testing.T) {
+	live(t, 5, func(w *world) {
+		for i := range 109 {
+			p := pod("n1")
+			p.Name = fmt.Sprintf("another-%d", i)
+			if _, err := w.client.CoreV1().Pods("default").Create(t.Context(), p, metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.judge.o.Client = slowly{w.client}
+		w.do(func() { w.silent["n1"] = true })
+		time.Sleep(time.Second)
+		w.do(func() { w.silent["n2"] = true })
+		time.Sleep(2 * time.Second)
+		pods, err := w.client.CoreV1().Pods("default").List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range pods.Items {
+			if p.Spec.NodeName == "n1" && p.Status.Conditions[0].Status != corev1.ConditionFalse {
+				t.Errorf("pod %s is ready three seconds after the death", p.Name)
+			}
+		}
+		time.Sleep(time.Second)
+		w.want("three seconds after the other one's", []string{"n1", "n2"}, []string{"n1", "n2"})
 	})
 }

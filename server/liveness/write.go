@@ -4,6 +4,8 @@ package liveness
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -46,7 +48,8 @@ func (j *Judge) write(ctx context.Context, nodes []*corev1.Node) bool {
 		}
 	}
 	var left atomic.Bool
-	each(todo, func(n *corev1.Node) {
+	podsAtOnce := max(1, parallel/max(1, len(todo)))
+	each(parallel, todo, func(n *corev1.Node) {
 		s := j.nodes[n.Name]
 		began := j.o.Now()
 		defer func() { j.late(j.o.Now().Sub(began) - writeTimeout) }()
@@ -60,7 +63,7 @@ func (j *Judge) write(ctx context.Context, nodes []*corev1.Node) bool {
 			}
 		}
 		if !s.podsDone {
-			err := j.markPods(ctx, n.Name)
+			err := j.markPods(ctx, n.Name, podsAtOnce)
 			if s.podsDone = err == nil; err != nil && ctx.Err() == nil {
 				j.o.Logger.Warn("a dead node's pods could not be marked; it is tried again", "node", n.Name, "error", err)
 			}
@@ -102,11 +105,12 @@ func (j *Judge) holdBack(nodes []*corev1.Node) {
 }
 
 // mayHaveVanished counts the nodes of which it is not known yet whether they vanished together with one that was found dead a moment ago: they have said nothing since the judge began to doubt
-// that one, and were not checked. Each node speaks at moments of its own, so some are missed up to a second before others.
+// that one, and no check has counted yet, or their machines answer, and in a moment that saves them no longer. Each node speaks at moments of its own, so some are missed up to a second before others.
 func (j *Judge) mayHaveVanished(nodes []*corev1.Node) (count int) {
 	var doubted time.Time
+	now := j.o.Now()
 	for _, n := range nodes {
-		if s := j.nodes[n.Name]; s != nil && !s.dead.IsZero() && !s.nodeDone && s.holdNodeTo.IsZero() && j.o.Now().Sub(s.dead) < decided {
+		if s := j.nodes[n.Name]; s != nil && !s.dead.IsZero() && !s.nodeDone && s.holdNodeTo.IsZero() && now.Sub(s.dead) < decided {
 			doubted = latest(doubted, s.doubted)
 		}
 	}
@@ -115,10 +119,13 @@ func (j *Judge) mayHaveVanished(nodes []*corev1.Node) (count int) {
 	}
 	for _, n := range nodes {
 		s := j.nodes[n.Name]
-		if s == nil || !s.dead.IsZero() || s.checked {
+		if s == nil || !s.dead.IsZero() {
 			continue
 		}
-		if c, ok := j.contact(n.Name, s); ok && !c.Last.After(doubted) {
+		if c, ok := j.contact(n.Name, s); !ok || c.Last.After(doubted) {
+			continue
+		}
+		if !s.checked || s.late || s.answers && j.waited(n.Name, s, now) > slow-decided {
 			count++
 		}
 	}
@@ -218,8 +225,8 @@ func setUnknown(node *corev1.Node, now metav1.Time) {
 	}
 }
 
-// markPods makes a node's pods not ready.
-func (j *Judge) markPods(ctx context.Context, node string) error {
+// markPods makes a node's pods not ready, so many side by side: a disk takes many writes in the time of one, and a slow one would take seconds for a hundred, one after the other.
+func (j *Judge) markPods(ctx context.Context, node string, atOnce int) error {
 	pods, err := j.o.Client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{
 		FieldSelector: fields.OneTermEqualSelector("spec.nodeName", node).String(),
 	})
@@ -230,5 +237,14 @@ func (j *Judge) markPods(ctx context.Context, node string) error {
 	for i := range pods.Items {
 		all[i] = &pods.Items[i]
 	}
-	return nodeutil.MarkPodsNotReady(ctx, j.o.Client, j.o.Recorder, all, node)
+	shares := slices.Collect(slices.Chunk(all, max(1, (len(all)+atOnce-1)/atOnce)))
+	failed := make(chan error, len(shares)) // each has one
+	each(atOnce, shares, func(share []*corev1.Pod) {
+		failed <- nodeutil.MarkPodsNotReady(ctx, j.o.Client, j.o.Recorder, share, node)
+	})
+	close(failed)
+	for e := range failed {
+		err = errors.Join(err, e)
+	}
+	return err
 }
