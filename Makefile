@@ -145,7 +145,7 @@ chaos: ## the store's promises on real servers under faults, for DURATION, from 
 	@CORACLE_CHAOS_DURATION=$(DURATION) CORACLE_CHAOS_SEED=$(SEED) $(GO) run ./test/report -v $(GO) test -json -vet=off -count=1 -timeout 24h -tags '$(TAGS) e2e' ./test/chaos
 
 # Packages with concurrency of their own; everything would be all of Kubernetes once more.
-RACE ?= ./raftstore/... ./netpolicy ./controllers/servicelb ./agent/announcer ./controllers/localpath ./server/resourcemetrics ./server/detour ./cni/... ./dns/... ./proxy/... ./internal/... ./agent/images/... ./cmd/coracle-helper/... ./cmd/coracle-tools/cleanup/...
+RACE ?= ./raftstore/... ./netpolicy ./controllers/servicelb ./agent/announcer ./controllers/localpath ./server/resourcemetrics ./server/settings ./server/detour ./cni/... ./dns/... ./proxy/... ./internal/... ./agent/images/... ./cmd/coracle-helper/... ./cmd/coracle-tools/cleanup/...
 
 race: ## go test -race of the packages with concurrency of their own, or of RACE; RUN=… of some tests (needs gcc)
 	@CGO_ENABLED=1 $(GO) run ./test/report $(GO) test -json -race -vet=off -p 2 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(if $(RUN),-run '$(RUN)') $(RACE)

@@ -13,12 +13,12 @@ import (
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	coreinformers "k8s.io/client-go/informers/core/v1"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/agent/announcer"
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/dns"
 	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/setting"
@@ -47,7 +47,7 @@ type network struct {
 	names     *dns.Server         // nil when there is no cluster DNS
 	policies  *netpolicy.Enforcer // nil when NetworkPolicies are left to somebody else
 	addresses *announcer.Announcer
-	client    kubernetes.Interface
+	settings  *setting.Together
 	findings  findings
 }
 
@@ -56,7 +56,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	n := &network{o: o, client: client, findings: make(findings, 1), backends: make(chan string), changed: make(chan struct{}, 1)}
+	n := &network{o: o, findings: make(findings, 1), backends: make(chan string), changed: make(chan struct{}, 1)}
 	// Policies go with the pod network: whoever brings another one brings what enforces them, too.
 	o.DisablePolicies = o.DisablePolicies || o.NetworkBackend == cluster.NetworkNone
 	if n.informers, err = netinformers.New(netinformers.Options{
@@ -64,7 +64,8 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	}); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	if n.addresses, err = announcer.New(o.announcer(client, n.findings.set)); err != nil {
+	n.settings = setting.NewTogether(setting.Options{Client: client, Names: o.settings(), Logger: o.Logger})
+	if n.addresses, err = announcer.New(o.announcer(client, n.settings, n.findings.set)); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	p := o.paths()
@@ -91,7 +92,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	}
 	if len(o.ClusterDNS) > 0 {
 		if n.names, err = dns.NewServer(dns.Options{
-			Addresses: o.NodeIPs, Informers: n.informers, Client: client, Domain: o.ClusterDomain, ClusterDNS: o.ClusterDNS,
+			Addresses: o.NodeIPs, Informers: n.informers, Client: client, Settings: n.settings, Domain: o.ClusterDomain, ClusterDNS: o.ClusterDNS,
 			Clients: slices.Concat(o.ClusterCIDRs, o.ServiceCIDRs), ResolvConf: o.ResolvConf, ImportDir: existing(p.dnsImports), Logger: log,
 		}); err != nil {
 			return nil, fmt.Errorf("agent: set up the cluster DNS: %w", err)
@@ -209,7 +210,7 @@ func (n *network) start(g *group) {
 		run(partPodNetwork, n.pods.Run)
 		g.run(nil, func(ctx context.Context) error { return publishWay(ctx, n.o, n.pods, n.changed) })
 		g.run(nil, func(ctx context.Context) error {
-			setting.Follow(ctx, n.client, cluster.BackendConfigMap, cluster.BackendData, func(backend string) {
+			setting.Key(ctx, n.settings, cluster.BackendConfigMap, cluster.BackendData, func(backend string) {
 				if n.services != nil && slices.Contains(cluster.RunningBackends(), backend) {
 					n.services.ReserveTunnel(cluster.TunnelPort(backend))
 				}
@@ -235,7 +236,7 @@ func (n *network) start(g *group) {
 			return n.services.Run(ctx)
 		})
 		g.run(nil, func(ctx context.Context) error {
-			followVIPs(ctx, n.client, n.services.Reserve)
+			followVIPs(ctx, n.settings, n.services.Reserve)
 			return nil
 		})
 	} else {
@@ -254,7 +255,26 @@ func (n *network) start(g *group) {
 			return nil
 		})
 	}
+	g.run(nil, func(ctx context.Context) error {
+		n.settings.Run(ctx)
+		return nil
+	})
 	g.run(nil, n.informers.Run)
+}
+
+// settings are the ConfigMaps that this node's parts follow.
+func (o Options) settings() []string {
+	names := []string{lbholders.ConfigMap}
+	if o.NetworkBackend != cluster.NetworkNone {
+		names = append(names, cluster.BackendConfigMap)
+	}
+	if !o.DisableProxy {
+		names = append(names, cluster.VIPConfigMap)
+	}
+	if len(o.ClusterDNS) > 0 {
+		names = append(names, setting.DNS)
+	}
+	return names
 }
 
 // unreachable is what the Service proxy goes by; nil where nobody finds out.

@@ -16,15 +16,15 @@ import (
 	"github.com/coredns/caddy/caddyfile"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
+
+	"github.com/coracle-k8s/coracle/internal/setting"
 )
 
 // CustomConfigMap, in kube-system, holds configuration of the operator, as it does with k3s: keys that end in .override extend the
 // cluster's server block, those that end in .server are blocks of their own.
-const CustomConfigMap = "coredns-custom"
+const CustomConfigMap = setting.DNS
 
 const (
 	overrideSuffix, serverSuffix = ".override", ".server"
@@ -240,29 +240,19 @@ type customWatch struct {
 }
 
 // watchCustom starts a goroutine that ends with ctx; close waits for it.
-func watchCustom(ctx context.Context, client kubernetes.Interface, log klog.Logger) *customWatch {
-	w := &customWatch{client: client, log: log, changes: make(chan custom, 1), done: make(chan struct{})}
-	maps := cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "configmaps", metav1.NamespaceSystem,
-		fields.OneTermEqualSelector(metav1.ObjectNameField, CustomConfigMap))
-	_, informer := cache.NewInformerWithOptions(cache.InformerOptions{
-		ListerWatcher: maps, ObjectType: &corev1.ConfigMap{},
-		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc:    func(o any) { w.put(o.(*corev1.ConfigMap).Data) },
-			UpdateFunc: func(_, o any) { w.put(o.(*corev1.ConfigMap).Data) },
-			DeleteFunc: func(any) { w.put(nil) },
-		},
-	})
+func watchCustom(ctx context.Context, o Options, log klog.Logger) *customWatch {
+	w := &customWatch{client: o.Client, log: log, changes: make(chan custom, 1), done: make(chan struct{})}
 	go func() {
 		defer close(w.done)
-		informer.RunWithContext(ctx)
+		o.Settings.Follow(ctx, CustomConfigMap, func(d setting.Data) { w.put(d) })
 	}()
 	return w
 }
 
 func (w *customWatch) close() { <-w.done }
 
-// put makes the newest content the one that waits. The informer calls it from one goroutine.
-func (w *customWatch) put(data map[string]string) {
+// put makes the newest content the one that waits. One goroutine calls it at a time.
+func (w *customWatch) put(data setting.Data) {
 	select {
 	case <-w.changes:
 	default:

@@ -27,6 +27,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/setting"
 )
 
 // Port is where the Service kube-dns leads, for UDP and TCP: host processes need port 53 for themselves.
@@ -40,6 +41,8 @@ type Options struct {
 	Informers *netinformers.Informers
 	// Client has the network's identity, and is for CustomConfigMap and events about it.
 	Client kubernetes.Interface
+	// Settings follow CustomConfigMap; nil for a watch by Client.
+	Settings setting.Follower
 	// Domain of the cluster; cluster.local when empty.
 	Domain string
 	// ClusterDNS are the addresses of the Service kube-dns: a host that resolves through them must not be asked back.
@@ -74,6 +77,9 @@ type Server struct {
 func NewServer(o Options) (*Server, error) {
 	if len(o.Addresses) == 0 || o.Informers == nil || o.Client == nil {
 		return nil, errors.New("dns: Addresses, Informers and Client are required")
+	}
+	if o.Settings == nil {
+		o.Settings = setting.Each{Client: o.Client}
 	}
 	if o.Domain == "" {
 		o.Domain = "cluster.local"
@@ -177,7 +183,7 @@ func (s *Server) followCustom(ctx context.Context) *customWatch {
 	for name, err := range errs {
 		s.log.Error(err, "A file of the operator's DNS configuration does not work and is left out", "file", name)
 	}
-	return watchCustom(ctx, s.o.Client, s.log)
+	return watchCustom(ctx, s.o, s.log)
 }
 
 // take takes over the ConfigMap's content, and says whether that changes anything.

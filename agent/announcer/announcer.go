@@ -18,15 +18,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/setting"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/vip"
 )
@@ -43,7 +42,9 @@ const (
 // Options are all required but Part and Logger.
 type Options struct {
 	// Client may read the ConfigMap.
-	Client   kubernetes.Interface
+	Client kubernetes.Interface
+	// Settings say when it changes; nil for a watch by Client.
+	Settings setting.Follower
 	NodeName string
 	// Links lists the machine's interfaces, Announce answers for an address: vip's, and others in tests.
 	Links    func() ([]vip.Link, error)
@@ -83,6 +84,9 @@ func New(o Options) (*Announcer, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
+	if o.Settings == nil {
+		o.Settings = setting.Each{Client: o.Client}
+	}
 	if o.Probe == nil {
 		o.Probe = func(context.Context, vip.Place, netip.Addr) error { return nil }
 	}
@@ -101,17 +105,15 @@ type running struct {
 
 // Run announces until ctx is done; nothing is sent any more when it returns.
 func (a *Announcer) Run(ctx context.Context) error {
-	factory := informers.NewSharedInformerFactoryWithOptions(a.o.Client, 0, informers.WithNamespace(metav1.NamespaceSystem), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-		o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, lbholders.ConfigMap).String()
-	}))
-	configMaps := factory.Core().V1().ConfigMaps()
-	if _, err := configMaps.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { a.poke() }, UpdateFunc: func(any, any) { a.poke() }, DeleteFunc: func(any) { a.poke() },
-	}); err != nil {
-		return fmt.Errorf("announcer: %w", err)
-	}
-	factory.Start(ctx.Done())
-	defer factory.Shutdown()
+	var said atomic.Pointer[setting.Data]
+	var following sync.WaitGroup
+	defer following.Wait()
+	following.Go(func() {
+		a.o.Settings.Follow(ctx, lbholders.ConfigMap, func(d setting.Data) {
+			said.Store(&d)
+			a.poke()
+		})
+	})
 	now := map[netip.Addr]running{}
 	defer func() {
 		for _, r := range now {
@@ -120,8 +122,9 @@ func (a *Announcer) Run(ctx context.Context) error {
 	}()
 	for {
 		var record lbholders.Record
-		if m, err := configMaps.Lister().ConfigMaps(metav1.NamespaceSystem).Get(lbholders.ConfigMap); err == nil {
-			if record, err = lbholders.Read(m.Data); err != nil {
+		if d := said.Load(); d != nil {
+			var err error
+			if record, err = lbholders.Read(*d); err != nil {
 				a.o.Logger.Warn("load balancer: what the cluster says of holders cannot be read", "error", err)
 			}
 		}

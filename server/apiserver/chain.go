@@ -17,6 +17,7 @@ import (
 	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
 
 	"github.com/coracle-k8s/coracle/server/resourcemetrics"
+	"github.com/coracle-k8s/coracle/server/settings"
 )
 
 // chain is the three servers: a request goes to the aggregator, which delegates
@@ -26,6 +27,7 @@ type chain struct {
 	core       *controlplane.Instance
 	extensions *apiextensionsapiserver.CustomResourceDefinitions
 	metrics    *metricsAPI
+	settings   *settings.Settings
 }
 
 func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chain, error) {
@@ -69,6 +71,9 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 		return nil, err
 	}
 	if err := ch.installOpenAPI(resolver, o); err != nil {
+		return nil, err
+	}
+	if err := ch.installSettings(g, o); err != nil {
 		return nil, err
 	}
 	if err := ch.dropOldSeries(g, o.seriesKept); err != nil {

@@ -83,8 +83,8 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	}
 	configureOpenAPI(c)
 	endLongRequests(c)
-	c.LongRunningFunc = filters.BasicLongRunningRequestCheck(
-		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
+	c.LongRunningFunc = orSettings(filters.BasicLongRunningRequestCheck(
+		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward")))
 	if err := g.applyStorage(opts, cache); err != nil {
 		return nil, err
 	}

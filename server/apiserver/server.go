@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -140,16 +141,14 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-time.After(startPatience):
 		}
 	}()
-	metricsDone := make(chan struct{})
-	go func() {
-		defer close(metricsDone)
-		s.chain.metrics.run(serving, s.ready)
-	}()
+	var beside sync.WaitGroup
+	beside.Go(func() { s.chain.metrics.run(serving, s.ready) })
+	beside.Go(func() { s.chain.settings.Run(serving) })
 	err := s.runnable.RunWithContext(serving)
 	stop()
 	<-stopperDone
 	<-watcherDone
-	<-metricsDone
+	beside.Wait()
 
 	drain, drained := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer drained()

@@ -50,6 +50,7 @@ func TestServer(t *testing.T) {
 		{"NativeHistograms", testNativeHistograms},
 		{"Series", testSeries},
 		{"WatchesRestAboveTheFilters", testWatchesRestAboveTheFilters},
+		{"Settings", testSettings},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.test(t, s) })
 	}

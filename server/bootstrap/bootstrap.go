@@ -24,7 +24,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/setting"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
@@ -135,6 +135,7 @@ func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
 			read("", "nodes", "services", "endpoints", "namespaces", "pods"),
 			read("discovery.k8s.io", "endpointslices"),
 			read("networking.k8s.io", "networkpolicies", "servicecidrs"),
+			rbacv1ac.PolicyRule().WithNonResourceURLs(setting.Path).WithVerbs("get"), // of which it hears what the Role of applyHoldersRole says
 			rbacv1ac.PolicyRule().WithAPIGroups("", "events.k8s.io").WithResources("events").WithVerbs("create", "patch", "update"),
 		), force())
 	return wrap("ClusterRole", pki.NetworkUser, err)
@@ -211,16 +212,13 @@ func presentBackend(ctx context.Context, o Options) (string, error) {
 	return said, nil
 }
 
-// dnsConfigMap, in kube-system, is the operator's configuration of the cluster's DNS (dns.CustomConfigMap).
-const dnsConfigMap = "coredns-custom"
-
 // applyHoldersRole lets the network identity read who answers for which address of the load balancer's pool, the operator's configuration of the
 // DNS, the API's virtual addresses and the back end of the pod network, and no other ConfigMap.
 func applyHoldersRole(ctx context.Context, c kubernetes.Interface) error {
 	const name = pki.NetworkUser + ":holders"
 	_, err := c.RbacV1().Roles(metav1.NamespaceSystem).Apply(ctx, rbacv1ac.Role(name, metav1.NamespaceSystem).
 		WithLabels(map[string]string{managedBy: manager}).
-		WithRules(rbacv1ac.PolicyRule().WithAPIGroups("").WithResources("configmaps").WithResourceNames(lbholders.ConfigMap, dnsConfigMap, cluster.VIPConfigMap, cluster.BackendConfigMap).
+		WithRules(rbacv1ac.PolicyRule().WithAPIGroups("").WithResources("configmaps").WithResourceNames(setting.Names()...).
 			WithVerbs("get", "list", "watch")), force())
 	if err != nil {
 		return wrap("Role", name, err)

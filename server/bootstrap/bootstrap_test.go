@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +22,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/setting"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
@@ -53,8 +55,15 @@ func TestApply(t *testing.T) {
 		len(s.Spec.Ports) != 2 || s.Spec.Ports[0].TargetPort.IntValue() != DNSPort {
 		t.Errorf("%+v", s.Spec)
 	}
-	if _, err := c.RbacV1().ClusterRoles().Get(ctx, "system:coracle:network", metav1.GetOptions{}); err != nil {
-		t.Error(err)
+	all, err := c.RbacV1().ClusterRoles().Get(ctx, "system:coracle:network", metav1.GetOptions{})
+	if err != nil || !slices.ContainsFunc(all.Rules, func(r rbacv1.PolicyRule) bool {
+		return slices.Equal(r.NonResourceURLs, []string{setting.Path}) && slices.Equal(r.Verbs, []string{"get"})
+	}) {
+		t.Errorf("%+v, %v", all, err)
+	}
+	some, err := c.RbacV1().Roles("kube-system").Get(ctx, "system:coracle:network:holders", metav1.GetOptions{})
+	if err != nil || len(some.Rules) != 1 || !slices.Equal(some.Rules[0].ResourceNames, []string{"network-backend.coracle", "vip.coracle", "load-balancer.coracle", "coredns-custom"}) {
+		t.Errorf("%+v, %v", some, err)
 	}
 	for _, b := range bindings {
 		got, err := c.RbacV1().ClusterRoleBindings().Get(ctx, b.name, metav1.GetOptions{})

@@ -61,7 +61,7 @@ func (k *Keeper) Run(ctx context.Context, config *rest.Config) error {
 	if err != nil {
 		return fmt.Errorf("making the client for the cluster's network back end: %w", err)
 	}
-	setting.Follow(ctx, client, cluster.BackendConfigMap, cluster.BackendData, k.take)
+	setting.Key(ctx, setting.Each{Client: client}, cluster.BackendConfigMap, cluster.BackendData, k.take)
 	return nil
 }
 

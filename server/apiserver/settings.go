@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"fmt"
+	"net/http"
+
+	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/server/settings"
+)
+
+// installSettings serves setting.Path beside the APIs.
+func (ch *chain) installSettings(g *generic, o Options) error {
+	client, err := kubernetes.NewForConfig(g.config.LoopbackClientConfig)
+	if err != nil {
+		return fmt.Errorf("building a client for the settings that nodes follow: %w", err)
+	}
+	ch.settings = settings.New(client, g.config.Authorization.Authorizer, o.Logger)
+	ch.aggregator.GenericAPIServer.Handler.NonGoRestfulMux.UnlistedHandle(setting.Path, ch.settings)
+	return nil
+}
+
+// orSettings says of requests for settings that they have no end of their own, beside those of which check says so.
+func orSettings(check request.LongRunningRequestCheck) request.LongRunningRequestCheck {
+	return func(r *http.Request, info *request.RequestInfo) bool {
+		return check(r, info) || info != nil && !info.IsResourceRequest && info.Path == setting.Path
+	}
+}

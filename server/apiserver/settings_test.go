@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/server/bootstrap"
+)
+
+// asNetwork is a client with the identity of nodes' network parts.
+func (r *running) asNetwork(t testing.TB) *kubernetes.Clientset {
+	t.Helper()
+	leaf := r.f.pki.Network(r.f.dir)
+	if err := r.f.pki.Ensure(leaf); err != nil {
+		t.Fatal(err)
+	}
+	c, err := kubernetes.NewForConfig(r.withLeaf(leaf))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// testSettings: a node's network parts hear in one stream of what stands in the ConfigMaps that the role lets them watch, from the store and not through the filters; others hear nothing.
+func testSettings(t *testing.T, s *running) {
+	admin := client(t, s.admin())
+	eventually(t, "the cluster's own objects", func() error {
+		return bootstrap.Apply(t.Context(), bootstrap.Options{Client: admin, ClusterDNS: net.IPv4(10, 43, 0, 10), NetworkBackend: cluster.NetworkVXLAN})
+	})
+	network := s.asNetwork(t)
+	ask := func(c *kubernetes.Clientset, names ...string) error {
+		r := c.CoreV1().RESTClient().Get().AbsPath(setting.Path)
+		for _, name := range names {
+			r = r.Param(setting.Parameter, name)
+		}
+		body, err := r.Stream(t.Context())
+		if err == nil {
+			body.Close()
+		}
+		return err
+	}
+	eventually(t, "the right to ask", func() error { return ask(network, setting.Names()...) })
+	if err := ask(network, "extension-apiserver-authentication"); !apierrors.IsNotFound(err) {
+		t.Errorf("another ConfigMap: %v", err)
+	}
+	if err := ask(client(t, s.withLeaf(s.f.leaf.node)), setting.DNS); !apierrors.IsForbidden(err) {
+		t.Errorf("the kubelet's identity: %v", err)
+	}
+	// Who may ask for any path still hears of no ConfigMap that he may not watch.
+	role, err := admin.RbacV1().Roles(metav1.NamespaceSystem).Get(t.Context(), "system:coracle:network:holders", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := role.Rules
+	role.Rules = nil
+	if role, err = admin.RbacV1().Roles(metav1.NamespaceSystem).Update(t.Context(), role, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "without the Role nothing is heard", func() error {
+		if err := ask(network, setting.DNS); !apierrors.IsForbidden(err) {
+			return fmt.Errorf("%v", err)
+		}
+		return nil
+	})
+	role.Rules = all
+	if _, err := admin.RbacV1().Roles(metav1.NamespaceSystem).Update(t.Context(), role, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "with it everything is", func() error { return ask(network, setting.Names()...) })
+
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	together := setting.NewTogether(setting.Options{Client: network, Names: setting.Names(), Logger: slog.New(slog.DiscardHandler)})
+	running.Go(func() { together.Run(ctx) })
+	var heard atomic.Value
+	running.Go(func() {
+		together.Follow(ctx, setting.DNS, func(d setting.Data) { heard.Store(fmt.Sprintf("%d %t", len(d["a.server"]), d == nil)) })
+	})
+	hears := func(want string) {
+		t.Helper()
+		eventually(t, "it hears "+want, func() error {
+			if now := heard.Load(); now != want {
+				return fmt.Errorf("it has heard %v", now)
+			}
+			return nil
+		})
+	}
+	maps := admin.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: setting.DNS}, Data: map[string]string{"a.server": "x"}}
+	if m, err = maps.Create(ctx, m, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	hears("1 false")
+	m.Data["a.server"] = strings.Repeat("x", 1<<20-64) // the largest that there can be
+	if _, err := maps.Update(ctx, m, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	hears(fmt.Sprint(1<<20-64, " false"))
+	if err := streamsRest(); err != nil {
+		t.Error(err)
+	}
+	if err := maps.Delete(ctx, setting.DNS, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	hears("0 true")
+}
+
+// streamsRest says whether streams are served, and what keeps the stacks of their filters.
+func streamsRest() error {
+	streams := 0
+	for stack, n := range goroutines() {
+		if !strings.Contains(stack, "(*Settings).stream") {
+			continue
+		}
+		streams += n
+		if strings.Contains(stack, "withAuthorization") {
+			return fmt.Errorf("%d streams keep the stacks of the filters that they came through:\n%s", n, stack)
+		}
+	}
+	if streams == 0 {
+		return errors.New("there is no stream")
+	}
+	return nil
+}
+
+// BenchmarkSettings tells what the process holds for each node that follows the settings, heap and stacks, clients' ends included: in one stream, or by a watch for each.
+func BenchmarkSettings(b *testing.B) {
+	const nodes = 500
+	for _, how := range []string{"together", "apart"} {
+		b.Run(how, func(b *testing.B) {
+			for b.Loop() {
+				r, paths := settingsServer(b, how)
+				h, err := rest.HTTPClientFor(r.withLeaf(r.f.pki.Network(r.f.dir)))
+				if err != nil {
+					b.Fatal(err)
+				}
+				var w watches
+				open := func(n int) {
+					for range n {
+						for _, path := range paths {
+							answer, err := h.Get(r.url + path)
+							if err != nil || answer.StatusCode != http.StatusOK {
+								b.Fatalf("%s: %v, %v", path, answer, err)
+							}
+							w.answers = append(w.answers, answer)
+							w.wg.Go(func() { _, _ = io.Copy(io.Discard, answer.Body) }) // ends with an error when the body is closed
+						}
+					}
+				}
+				open(100) // what comes with the first of them, watch caches among it
+				before, goroutines := heap(), runtime.NumGoroutine()
+				open(nodes)
+				b.ReportMetric(float64(heap()-before)/nodes/1e3, "KB/node")
+				b.ReportMetric(float64(runtime.NumGoroutine()-goroutines)/nodes, "goroutines/node")
+				b.ReportMetric(0, "ns/op")
+				w.end()
+				r.stop()
+			}
+		})
+	}
+}
+
+// settingsServer is a server with the cluster's own objects, and what a node asks for.
+func settingsServer(b *testing.B, how string) (*running, []string) {
+	b.Helper()
+	f := newFixture(b)
+	r := f.start(b, f.options(b))
+	admin, err := kubernetes.NewForConfig(r.admin())
+	if err != nil {
+		b.Fatal(err)
+	}
+	eventually(b, "the cluster's own objects", func() error {
+		return bootstrap.Apply(b.Context(), bootstrap.Options{Client: admin, NetworkBackend: cluster.NetworkVXLAN})
+	})
+	network := r.asNetwork(b)
+	eventually(b, "the right to read", func() error {
+		_, err := network.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(b.Context(), cluster.BackendConfigMap, metav1.GetOptions{})
+		return err
+	})
+	if how == "together" {
+		return r, []string{setting.Path + "?" + url.Values{setting.Parameter: setting.Names()}.Encode()}
+	}
+	var paths []string
+	for _, name := range setting.Names() {
+		paths = append(paths, "/api/v1/namespaces/kube-system/configmaps?watch=1&allowWatchBookmarks=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&fieldSelector=metadata.name%3D"+name)
+	}
+	return r, paths
+}
+
+// BenchmarkSettingsNews tells how long it takes from before a setting is written until a node has heard of it: in the stream, or by a watch.
+func BenchmarkSettingsNews(b *testing.B) {
+	for _, how := range []string{"together", "apart"} {
+		b.Run(how, func(b *testing.B) {
+			r, _ := settingsServer(b, how)
+			admin, err := kubernetes.NewForConfig(r.admin())
+			if err != nil {
+				b.Fatal(err)
+			}
+			network := r.asNetwork(b)
+			ctx, cancel := context.WithCancel(b.Context())
+			var running sync.WaitGroup
+			defer running.Wait()
+			defer cancel()
+			var follower setting.Follower = setting.Each{Client: network}
+			if how == "together" {
+				t := setting.NewTogether(setting.Options{Client: network, Names: setting.Names(), Logger: slog.New(slog.DiscardHandler)})
+				running.Go(func() { t.Run(ctx) })
+				follower = t
+			}
+			heard := make(chan string)
+			running.Go(func() {
+				setting.Key(ctx, follower, cluster.BackendConfigMap, cluster.BackendData, func(text string) {
+					select {
+					case heard <- text:
+					case <-ctx.Done():
+					}
+				})
+			})
+			<-heard
+			maps := admin.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+			for i := 0; b.Loop(); i++ {
+				patch := fmt.Sprintf(`{"data": {%q: "%d"}}`, cluster.BackendData, i)
+				if _, err := maps.Patch(ctx, cluster.BackendConfigMap, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+					b.Fatal(err)
+				}
+				for <-heard != fmt.Sprint(i) {
+				}
+			}
+		})
+	}
+}

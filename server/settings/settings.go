@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package settings tells nodes what stands in the ConfigMaps of kube-system that all of them follow (setting.Names), in one stream for each node instead of a watch for each ConfigMap
+// (docs/adr/0128). Every server does so for the nodes that are connected to it, from what it reads in the store; so there is no copy that somebody would have to keep. It writes nothing.
+package settings
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
+	"k8s.io/apiserver/pkg/endpoints/metrics"
+	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/apiserver/pkg/server/routine"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-k8s/coracle/internal/setting"
+)
+
+const (
+	// leastStream is how long a stream lasts, up to twice as long, as with client-go's watches: so nodes spread over servers again, and their rights are looked at anew.
+	leastStream = 5 * time.Minute
+	// beginWithin is how long a stream waits for its first words.
+	beginWithin = 10 * time.Second
+	// readWithin bounds one look at the store, readRetry is the pause after one that failed.
+	readWithin, readRetry = 5 * time.Second, 200 * time.Millisecond
+)
+
+// Settings are those of a cluster. It is the handler of their stream.
+type Settings struct {
+	client kubernetes.Interface
+	may    authorizer.Authorizer
+	log    *slog.Logger
+	lasts  func() time.Duration
+	asked  chan struct{} // capacity 1: one says that the store is to be looked at
+
+	mu          sync.Mutex
+	now         map[string]*line
+	begun, done uint64        // looks at the store
+	looked      chan struct{} // closed when done becomes more
+	changed     chan struct{} // closed when now becomes another one
+}
+
+// line is what stands in a ConfigMap, as the stream says it.
+type line struct {
+	data setting.Data
+	text []byte
+}
+
+// New makes one that reads by client, whose reads must be linearizable, and asks may who may hear of which ConfigMap.
+func New(client kubernetes.Interface, may authorizer.Authorizer, log *slog.Logger) *Settings {
+	return &Settings{
+		client: client, may: may, log: log, lasts: func() time.Duration { return leastStream + rand.N(leastStream) }, asked: make(chan struct{}, 1),
+		now: map[string]*line{}, looked: make(chan struct{}), changed: make(chan struct{}),
+	}
+}
+
+// Run looks at the store when somebody wants to hear of the settings, and then whenever one changes, until ctx is done. A server of which nobody asks does nothing.
+func (s *Settings) Run(ctx context.Context) {
+	var following sync.WaitGroup
+	defer following.Wait()
+	for follow := true; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.asked:
+		}
+		if follow {
+			follow = false
+			for _, name := range setting.Names() {
+				following.Go(func() { setting.Each{Client: s.client}.Follow(ctx, name, func(setting.Data) { s.ask() }) })
+			}
+		}
+		for err := s.look(ctx); err != nil && ctx.Err() == nil; err = s.look(ctx) {
+			s.log.Debug("the settings that nodes follow cannot be read; it is tried again", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(readRetry):
+			}
+		}
+	}
+}
+
+func (s *Settings) ask() {
+	select {
+	case s.asked <- struct{}{}:
+	default:
+	}
+}
+
+// look reads all settings. One look comes after the other, and each is a linearizable read: so what is told never goes back to an earlier state, not even for who comes from another server.
+func (s *Settings) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readWithin)
+	defer cancel()
+	s.mu.Lock()
+	s.begun++
+	number := s.begun
+	s.mu.Unlock()
+	names := setting.Names()
+	data, errs := make([]setting.Data, len(names)), make([]error, len(names))
+	var reading sync.WaitGroup
+	for i, name := range names {
+		reading.Go(func() { data[i], errs[i] = s.read(ctx, name) })
+	}
+	reading.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := maps.Clone(s.now)
+	for i, name := range names {
+		if have := now[name]; have != nil && (have.data == nil) == (data[i] == nil) && maps.Equal(have.data, data[i]) {
+			continue
+		}
+		text, err := json.Marshal(setting.Word{Name: name, Data: data[i]})
+		if err != nil {
+			return fmt.Errorf("writing the ConfigMap %s for nodes: %w", name, err)
+		}
+		now[name] = &line{data[i], append(text, '\n')}
+	}
+	if !maps.Equal(now, s.now) {
+		s.now = now
+		close(s.changed)
+		s.changed = make(chan struct{})
+	}
+	s.done = number
+	close(s.looked)
+	s.looked = make(chan struct{})
+	return nil
+}
+
+func (s *Settings) read(ctx context.Context, name string) (setting.Data, error) {
+	m, err := s.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("reading the ConfigMap %s for nodes: %w", name, err)
+	case m.Data == nil:
+		return setting.Data{}, nil
+	}
+	return m.Data, nil
+}
+
+// fresh waits for a look at the store that begins after now.
+func (s *Settings) fresh(ctx context.Context) error {
+	s.mu.Lock()
+	want := s.begun + 1
+	s.mu.Unlock()
+	s.ask()
+	for {
+		s.mu.Lock()
+		done, looked := s.done, s.looked
+		s.mu.Unlock()
+		if done >= want {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-looked:
+		}
+	}
+}
+
+// current are the settings as they were when they were read last, and what is closed when that changes.
+func (s *Settings) current() (map[string]*line, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now, s.changed
+}
+
+// ServeHTTP implements http.Handler. Like a watch, a stream is served above the filters that it came through.
+func (s *Settings) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	names := slices.Compact(slices.Sorted(slices.Values(r.URL.Query()[setting.Parameter])))
+	if code, why := s.refuses(r, names); code != 0 {
+		http.Error(w, why, code)
+		return
+	}
+	info, _ := request.RequestInfoFrom(r.Context())
+	serve := func() {
+		metrics.RecordLongRunning(r, info, metrics.APIServerComponent, func() { s.stream(w, r, names) })
+	}
+	if task := routine.TaskFrom(r.Context()); task != nil {
+		task.Func = serve
+	} else {
+		serve()
+	}
+}
+
+// refuses says why somebody may not hear of some ConfigMaps; 0: he may. He must be allowed to watch each of them, whoever may ask for Path.
+func (s *Settings) refuses(r *http.Request, names []string) (code int, why string) {
+	if r.Method != http.MethodGet {
+		return http.StatusMethodNotAllowed, "settings are read only"
+	}
+	if len(names) == 0 {
+		return http.StatusBadRequest, "no setting is named"
+	}
+	who, ok := request.UserFrom(r.Context())
+	if !ok {
+		return http.StatusForbidden, "nobody asks"
+	}
+	for _, name := range names {
+		if !slices.Contains(setting.Names(), name) {
+			return http.StatusNotFound, "this server has no such setting"
+		}
+		decision, _, err := s.may.Authorize(r.Context(), authorizer.AttributesRecord{
+			User: who, Verb: "watch", Namespace: metav1.NamespaceSystem, APIVersion: "v1", Resource: "configmaps", Name: name, ResourceRequest: true,
+		})
+		if err != nil || decision != authorizer.DecisionAllow {
+			return http.StatusForbidden, fmt.Sprintf("%s may not watch the ConfigMap %s/%s", who.GetName(), metav1.NamespaceSystem, name)
+		}
+	}
+	return 0, ""
+}
+
+// stream tells what stands in ConfigMaps until the request ends, or it is time.
+func (s *Settings) stream(w http.ResponseWriter, r *http.Request, names []string) {
+	begin, cancel := context.WithTimeout(r.Context(), beginWithin)
+	err := s.fresh(begin)
+	cancel()
+	if err != nil {
+		http.Error(w, "the settings cannot be read from the store now", http.StatusServiceUnavailable)
+		return
+	}
+	flusher, ok := w.(http.Flusher)
+	if !ok {
+		http.Error(w, "this way of asking has no streams", http.StatusNotImplemented)
+		return
+	}
+	over := time.NewTimer(s.lasts())
+	defer over.Stop()
+	w.Header().Set("Content-Type", "application/json")
+	told := map[string]*line{}
+	for {
+		now, changed := s.current()
+		var text bytes.Buffer
+		for _, name := range names {
+			if l := now[name]; l != told[name] {
+				text.Write(l.text)
+				told[name] = l
+			}
+		}
+		if text.Len() > 0 {
+			if _, err := w.Write(text.Bytes()); err != nil {
+				return // who asked has gone
+			}
+			flusher.Flush()
+		}
+		select {
+		case <-r.Context().Done():
+			return
+		case <-over.C:
+			return
+		case <-changed:
+		}
+	}
+}

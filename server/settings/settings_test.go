@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package settings
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
+	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+// bed is a server's settings, on a store that is a fake.
+type bed struct {
+	*testing.T
+	*Settings
+	client *fake.Clientset
+	url    string
+	reads  atomic.Int32
+	fails  atomic.Bool
+	gate   chan struct{} // closed: reads are answered
+
+	mu     sync.Mutex
+	denied string // of which ConfigMap nobody may hear
+	asked  []authorizer.Attributes
+}
+
+func newBed(t *testing.T, has ...runtime.Object) *bed {
+	t.Helper()
+	b := &bed{T: t, client: fake.NewClientset(has...), gate: make(chan struct{})}
+	close(b.gate)
+	b.client.PrependReactor("get", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) {
+		b.reads.Add(1)
+		<-b.gate
+		if b.fails.Load() {
+			return true, nil, errors.New("no majority")
+		}
+		return false, nil, nil
+	})
+	b.Settings = New(b.client, authorizer.AuthorizerFunc(b.authorize), slog.New(slog.DiscardHandler))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b.ServeHTTP(w, r.WithContext(request.WithUser(r.Context(), &user.DefaultInfo{Name: "someone"})))
+	}))
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { b.Settings.Run(ctx) })
+	t.Cleanup(func() {
+		server.CloseClientConnections()
+		server.Close()
+		cancel()
+		running.Wait()
+	})
+	b.url = server.URL
+	return b
+}
+
+// authorize is an authorizer.AuthorizerFunc.
+func (b *bed) authorize(_ context.Context, a authorizer.Attributes) (authorizer.Decision, string, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.asked = append(b.asked, a); a.GetName() == b.denied {
+		return authorizer.DecisionNoOpinion, "", nil
+	}
+	return authorizer.DecisionAllow, "", nil
+}
+
+// watching waits until the store is watched: a fake tells a watch nothing of what happened between the list and its beginning.
+func (b *bed) watching() {
+	b.Helper()
+	testenv.Until(b, time.Minute, "all settings are watched", func() bool {
+		n := 0
+		for _, a := range b.client.Actions() {
+			if a.GetVerb() == "watch" {
+				n++
+			}
+		}
+		return n >= len(setting.Names())
+	})
+}
+
+func configMap(name string, data map[string]string) *corev1.ConfigMap {
+	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: metav1.NamespaceSystem}, Data: data}
+}
+
+// stream is what somebody hears.
+type stream struct {
+	*bed
+	words chan string // capacity 100: more than any test has
+}
+
+func (b *bed) open(names ...string) *stream {
+	b.Helper()
+	answer, err := http.Get(b.url + setting.Path + "?" + url.Values{setting.Parameter: names}.Encode())
+	if err != nil {
+		b.Fatal(err)
+	}
+	if answer.StatusCode != http.StatusOK {
+		b.Fatal(answer.Status)
+	}
+	s := &stream{b, make(chan string, 100)}
+	b.Cleanup(func() { answer.Body.Close() })
+	go func() { // ends with the answer's body
+		defer close(s.words)
+		for d := json.NewDecoder(answer.Body); ; {
+			var w setting.Word
+			if d.Decode(&w) != nil {
+				return
+			}
+			s.words <- fmt.Sprintf("%s %v %t", w.Name, map[string]string(w.Data), w.Data == nil)
+		}
+	}()
+	return s
+}
+
+func (s *stream) hears(want string) {
+	s.Helper()
+	select {
+	case w := <-s.words:
+		if w != want {
+			s.Errorf("it hears %q, want %q", w, want)
+		}
+	case <-time.After(time.Minute):
+		s.Fatalf("it does not hear %q", want)
+	}
+}
+
+// TestStream: it begins with all that is asked for, also what is not there, and goes on with each change.
+func TestStream(t *testing.T) {
+	b := newBed(t, configMap(setting.DNS, map[string]string{"a.override": "x"}), configMap("other", map[string]string{"secret": "1"}))
+	s := b.open(setting.DNS, cluster.VIPConfigMap)
+	s.hears("coredns-custom map[a.override:x] false")
+	s.hears("vip.coracle map[] true")
+	b.watching()
+	maps := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+	if _, err := maps.Create(t.Context(), configMap(cluster.VIPConfigMap, nil), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s.hears("vip.coracle map[] false")
+	if _, err := maps.Create(t.Context(), configMap(cluster.BackendConfigMap, map[string]string{"b": "c"}), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := maps.Delete(t.Context(), setting.DNS, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s.hears("coredns-custom map[] true") // and nothing of what it has not asked for
+	late := b.open(cluster.BackendConfigMap)
+	late.hears(cluster.BackendConfigMap + " map[b:c] false")
+}
+
+// TestWhoMayHear: each ConfigMap is asked for as a watch of it, one that is refused refuses all, and there is nothing but those that all nodes follow.
+func TestWhoMayHear(t *testing.T) {
+	b := newBed(t, configMap("other", map[string]string{"secret": "1"}))
+	get := func(method, query string) int {
+		r, err := http.NewRequestWithContext(t.Context(), method, b.url+setting.Path+"?"+query, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer answer.Body.Close()
+		return answer.StatusCode
+	}
+	b.denied = setting.DNS
+	for _, c := range []struct {
+		method, query string
+		want          int
+	}{
+		{"GET", "", http.StatusBadRequest},
+		{"GET", "name=other", http.StatusNotFound},
+		{"GET", "name=vip.coracle&name=other", http.StatusNotFound},
+		{"GET", "name=vip.coracle&name=coredns-custom", http.StatusForbidden},
+		{"POST", "name=vip.coracle", http.StatusMethodNotAllowed},
+	} {
+		if code := get(c.method, c.query); code != c.want {
+			t.Errorf("%s %s: %d, want %d", c.method, c.query, code, c.want)
+		}
+	}
+	if b.reads.Load() != 0 {
+		t.Error("the store was asked for who may hear nothing")
+	}
+	b.open(cluster.VIPConfigMap, cluster.BackendConfigMap)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, a := range b.asked {
+		if a.GetVerb() != "watch" || a.GetResource() != "configmaps" || a.GetNamespace() != "kube-system" || a.GetAPIGroup() != "" || !a.IsResourceRequest() || a.GetUser().GetName() != "someone" {
+			t.Errorf("asked whether %+v", a)
+		}
+	}
+	if !slices.ContainsFunc(b.asked, func(a authorizer.Attributes) bool { return a.GetName() == cluster.BackendConfigMap }) {
+		t.Error("nobody was asked who may watch the back end")
+	}
+}
+
+// TestNoMajority: a stream begins with what the store says after it was asked for, or not at all. One that has begun stays.
+func TestNoMajority(t *testing.T) {
+	b := newBed(t)
+	s := b.open(cluster.VIPConfigMap)
+	s.hears("vip.coracle map[] true")
+	b.watching()
+	b.fails.Store(true)
+	begin, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := b.fresh(begin); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("without a majority: %v", err)
+	}
+	if _, err := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(t.Context(), configMap(cluster.VIPConfigMap, map[string]string{"a": "1"}), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	b.fails.Store(false)
+	s.hears("vip.coracle map[a:1] false")
+}
+
+// TestManyStreams: nodes that come at the same time share what is read.
+func TestManyStreams(t *testing.T) {
+	b := newBed(t, configMap(cluster.VIPConfigMap, map[string]string{"a": "1"}))
+	b.gate = make(chan struct{})
+	var coming sync.WaitGroup
+	var came atomic.Int32
+	for range 200 {
+		coming.Go(func() {
+			came.Add(1)
+			answer, err := http.Get(b.url + setting.Path + "?name=" + cluster.VIPConfigMap)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer answer.Body.Close()
+			var w setting.Word
+			if err := json.NewDecoder(answer.Body).Decode(&w); err != nil || w.Data["a"] != "1" {
+				t.Errorf("%+v, %v", w, err)
+			}
+		})
+	}
+	testenv.Until(t, time.Minute, "nodes come and the store is asked", func() bool { return came.Load() == 200 && b.reads.Load() > 0 })
+	close(b.gate)
+	coming.Wait()
+	t.Log(b.reads.Load(), "reads for 200 nodes")
+}
+
+// TestStreamsEnd: a stream ends when it is time, in order.
+func TestStreamsEnd(t *testing.T) {
+	b := newBed(t)
+	b.lasts = func() time.Duration { return time.Millisecond }
+	answer, err := http.Get(b.url + setting.Path + "?name=" + cluster.VIPConfigMap)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil || string(text) != `{"name":"vip.coracle","data":null}`+"\n" {
+		t.Errorf("%q, %v", text, err)
+	}
+}
+
+// TestUnasked: a server of which nobody asks reads nothing.
+func TestUnasked(t *testing.T) {
+	b := newBed(t)
+	b.ask()
+	testenv.Until(t, time.Minute, "it reads when it is asked", func() bool { return b.reads.Load() > 0 })
+	c := fake.NewClientset()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		New(c, authorizer.AuthorizerFunc(b.authorize), slog.New(slog.DiscardHandler)).Run(ctx)
+	}()
+	cancel()
+	<-done
+	if len(c.Actions()) > 0 {
+		t.Errorf("it did %v", c.Actions())
+	}
+}
