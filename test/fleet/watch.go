@@ -3,6 +3,7 @@
 package fleet
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -21,8 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
-	"github.com/coracle-k8s/coracle/internal/cluster"
-	"github.com/coracle-k8s/coracle/internal/lbholders"
+	"github.com/coracle-k8s/coracle/internal/setting"
 )
 
 const (
@@ -50,9 +50,8 @@ func authority(namespace string) watched {
 	return watched{path: "/api/v1/namespaces/" + namespace + "/configmaps", fields: "metadata.name=kube-root-ca.crt"}
 }
 
-// networkWatches are those of the identity of pod network, Service proxy and DNS: internal/netinformers', and those of four settings.
+// networkWatches are those of the identity of pod network, Service proxy and DNS: internal/netinformers'. The stream of settings comes on top.
 func networkWatches() []watched {
-	const settings = "/api/v1/namespaces/kube-system/configmaps"
 	return []watched{
 		{path: "/api/v1/nodes"},
 		{path: "/api/v1/services"},
@@ -60,10 +59,6 @@ func networkWatches() []watched {
 		{path: "/api/v1/namespaces"},
 		{path: "/apis/networking.k8s.io/v1/servicecidrs"},
 		{path: "/apis/networking.k8s.io/v1/networkpolicies"},
-		{path: settings, fields: "metadata.name=" + cluster.BackendConfigMap},
-		{path: settings, fields: "metadata.name=" + cluster.VIPConfigMap},
-		{path: settings, fields: "metadata.name=" + lbholders.ConfigMap},
-		{path: settings, fields: "metadata.name=coredns-custom"}, // dns.CustomConfigMap, whose package has all of CoreDNS
 	}
 }
 
@@ -76,6 +71,7 @@ func (n *node) watchAll(ctx context.Context) {
 	for _, w := range networkWatches() {
 		n.watch(ctx, n.network, w)
 	}
+	n.settings(ctx)
 	n.f.running.Go(func() { n.keepServers(ctx) })
 }
 
@@ -95,6 +91,42 @@ func (n *node) watch(ctx context.Context, client *http.Client, what watched) {
 		}
 	})
 	<-began
+}
+
+// settings begins the stream of settings, and returns when it has had what there is.
+func (n *node) settings(ctx context.Context) {
+	began := make(chan struct{})
+	complete := sync.OnceFunc(func() { close(began) })
+	at := "https://" + n.server + setting.Path + "?" + url.Values{setting.Parameter: setting.Names()}.Encode()
+	n.f.running.Go(func() {
+		defer complete()
+		for ctx.Err() == nil {
+			n.again(ctx, "the stream of settings", func(ctx context.Context) error { return readSettings(ctx, n.network, at, complete) })
+		}
+	})
+	<-began
+}
+
+// readSettings reads what stands in settings, and throws it away, until the server ends the stream.
+func readSettings(ctx context.Context, client *http.Client, at string, complete func()) error {
+	answer, err := get(ctx, client, at, "application/json")
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	for lines, words := bufio.NewReader(answer.Body), 1; ; words++ {
+		_, err := lines.ReadSlice('\n')
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
+			words--
+		case errors.Is(err, io.EOF), err != nil && ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return err
+		case words == len(setting.Names()):
+			complete()
+		}
+	}
 }
 
 // stream is one watch, which is asked for as client-go's reflectors ask: what there is comes first, and after an end it goes on where it was. Its events are read and thrown away.

@@ -4,11 +4,13 @@ package fleet
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -16,6 +18,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/scheme"
+
+	"github.com/coracle-k8s/coracle/internal/setting"
 )
 
 // TestStream: a watch begins with all that there is, says when it has had that, goes on after its end where it was, and begins anew where the server has forgotten that.
@@ -63,6 +67,21 @@ func TestStream(t *testing.T) {
 	}
 	if s.revision != "20" {
 		t.Errorf("at %q", s.revision)
+	}
+}
+
+// TestSettings: a stream of settings has begun when it has said what stands in each of them, however much that is.
+func TestSettings(t *testing.T) {
+	complete := 0
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		for _, name := range setting.Names() {
+			fmt.Fprintf(w, `{"name": %q, "data": {"a": %q}}`+"\n", name, strings.Repeat("x", 10_000))
+		}
+		fmt.Fprintf(w, "{}\n")
+	}))
+	defer server.Close()
+	if err := readSettings(t.Context(), server.Client(), server.URL, func() { complete++ }); err != nil || complete != 1 {
+		t.Errorf("%d times complete, %v", complete, err)
 	}
 }
 
