@@ -40,8 +40,12 @@ func TestMixedVersions(t *testing.T) {
 		a.Start()
 	}
 	all := append(append([]*harness.Server(nil), servers...), agents...)
+	setting := 0
 	works := func(what string) {
 		t.Helper()
+		setting++
+		newer.Apply(fmt.Sprintf("{apiVersion: v1, kind: ConfigMap, metadata: {name: coredns-custom, namespace: kube-system}, data: {a.override: %q}}",
+			fmt.Sprintf("hosts {\n  192.0.2.%d setting.cluster.local\n  fallthrough\n}", setting)))
 		for i, s := range servers {
 			s.Creates("configmap", fmt.Sprintf("%s-%d", strings.ReplaceAll(what, " ", "-"), i))
 		}
@@ -52,6 +56,13 @@ func TestMixedVersions(t *testing.T) {
 		harness.Eventually(t, harness.Soon, what+": the Service has two endpoints", func() error { return endpoints(newer, 2) })
 		for _, pod := range strings.Fields(newer.Kubectl("get", "pods", "-l", "app=d", "-o", "name")) {
 			newer.Kubectl("exec", pod, "--", "testbox", "get", "http://127.0.0.1:8080/")
+			harness.Eventually(t, harness.Soon, what+": a setting reaches every node", func() error {
+				got, err := newer.TryKubectl("exec", pod, "--", "testbox", "lookup", "setting.cluster.local")
+				if want := fmt.Sprintf("192.0.2.%d", setting); err == nil && strings.TrimSpace(got) != want {
+					err = fmt.Errorf("%q, want %q", got, want)
+				}
+				return err
+			})
 		}
 	}
 	newer.Apply(spreadService)
