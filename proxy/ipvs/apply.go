@@ -40,6 +40,7 @@ func (a *applier) apply(want map[Key]VirtualServer, touched map[Key]bool, full b
 		}
 		present = func(k Key) (Server, bool) { s, ok := servers[k]; return s, ok }
 		known, touched = map[Key]VirtualServer{}, keysOf(servers, want)
+		clear(a.draining) // all are looked at, and one that another program has removed drains no more
 	} else if touched == nil {
 		touched = keysOf(known, want)
 	} else if len(a.draining) > 0 {

@@ -270,6 +270,33 @@ func (m *table) SetWeight(k Key, a netip.AddrPort, w int) error {
 }
 func (m *table) DeleteReal(k Key, a netip.AddrPort) error { delete(m.reals[k], a); return m.refuse }
 
+// TestNothingDrainsThatIsGone: a virtual server that drained when another program removed it, and that no Service wants by then, is not waited for.
+func TestNothingDrainsThatIsGone(t *testing.T) {
+	k := Key{corev1.ProtocolTCP, netip.MustParseAddr("10.43.0.9"), 80}
+	one, two := netip.MustParseAddrPort("10.42.0.2:80"), netip.MustParseAddrPort("10.42.0.6:80")
+	m := newTable()
+	a := &applier{table: m}
+	apply := func(full bool, want map[Key]VirtualServer) {
+		t.Helper()
+		if err := a.apply(want, nil, full); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply(false, map[Key]VirtualServer{k: {Server{Scheduler: "rr"}, []netip.AddrPort{one, two}}})
+	m.reals[k][two].Connections = 1
+	apply(false, map[Key]VirtualServer{k: {Server{Scheduler: "rr"}, []netip.AddrPort{one}}})
+	apply(true, map[Key]VirtualServer{k: {Server{Scheduler: "rr"}, []netip.AddrPort{one}}})
+	if len(a.draining) != 1 {
+		t.Fatalf("%d drain, want one", len(a.draining))
+	}
+	clear(m.servers)
+	clear(m.reals)
+	apply(true, nil)
+	if len(a.draining) > 0 {
+		t.Errorf("these drain, and are nowhere: %v", a.draining)
+	}
+}
+
 func TestApply(t *testing.T) {
 	m := newTable()
 	a := &applier{table: m}

@@ -40,7 +40,11 @@ func anyService(r *rand.Rand, i int) *corev1.Service {
 			func() { nodePort(s) },
 			func() { nodePortLocal(s) },
 			func() { balanced("203.0.113.7", fmt.Sprint("203.0.113.", 100+i%3))(s) },
-			func() { s.Spec.LoadBalancerSourceRanges = []string{"198.51.100.0/24", "192.0.2.0/28"} },
+			func() { // some lie in others, also in those of a moment ago
+				all := []string{"198.51.100.0/24", "192.0.2.0/28", "198.51.0.0/16", "198.51.100.7/32", "0.0.0.0/0", "192.0.2.8/29"}
+				r.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+				s.Spec.LoadBalancerSourceRanges = all[:1+r.IntN(3)]
+			},
 			func() {
 				s.Spec.ExternalIPs = []string{"198.51.100.7", fmt.Sprint("198.51.100.", 100+i%3), "198.51.100.7"}
 			},
