@@ -41,6 +41,47 @@ func ensureDevice() (netlink.Link, error) {
 	return link, nil
 }
 
+// deviceIntact says whether the device is there and up, and has all addresses that the last sync left there. What it has besides is no Service's harm.
+func (p *Proxier) deviceIntact() (bool, error) {
+	link, err := netlink.LinkByName(servicerules.IPVSDevice)
+	var missing netlink.LinkNotFoundError
+	switch {
+	case errors.As(err, &missing):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("finding the device %s: %w", servicerules.IPVSDevice, err)
+	case link.Attrs().Flags&net.FlagUp == 0:
+		return false, nil
+	}
+	for _, f := range p.families {
+		have, err := addressesOf(link, f.netlink)
+		if err != nil {
+			return false, err
+		}
+		for a := range f.addresses {
+			if !have[a] {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
+}
+
+// addressesOf are the device's of one family.
+func addressesOf(link netlink.Link, family int) (map[netip.Addr]bool, error) {
+	all, err := netdump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
+	if err != nil {
+		return nil, fmt.Errorf("listing the addresses of %s: %w", servicerules.IPVSDevice, err)
+	}
+	out := make(map[netip.Addr]bool, len(all))
+	for _, h := range all {
+		if a, ok := netip.AddrFromSlice(h.IP); ok {
+			out[a.Unmap()] = true
+		}
+	}
+	return out, nil
+}
+
 const addrGenModeNone = 1 // IN6_ADDR_GEN_MODE_NONE: no link-local address
 
 // applyAddresses makes the device's addresses of one family those that are wanted: what is missing before the virtual servers are made,

@@ -343,12 +343,8 @@ func (p *Proxier) Prepare() error {
 
 // Intact says whether what Sync made is still there.
 func (p *Proxier) Intact() (bool, error) {
-	if _, err := netlink.LinkByName(servicerules.IPVSDevice); err != nil {
-		var missing netlink.LinkNotFoundError
-		if errors.As(err, &missing) {
-			return false, nil
-		}
-		return false, fmt.Errorf("finding the device %s: %w", servicerules.IPVSDevice, err)
+	if ok, err := p.deviceIntact(); err != nil || !ok {
+		return false, err
 	}
 	for _, f := range p.families {
 		if ok, err := f.rules.intact(f.table()); err != nil || !ok {
