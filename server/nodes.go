@@ -3,6 +3,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -22,7 +23,6 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/internal/tunnel"
-	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/liveness"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/tunnels"
@@ -76,35 +76,57 @@ func (s *Server) serveNodes(ctx context.Context) {
 func (s *Server) sendNodesAway(ctx context.Context) {
 	ticker := time.NewTicker(lookAtDisk)
 	defer ticker.Stop()
-	for away := false; ; {
+	for now := (vain{}); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		why := inVain(s.opened.Load())
-		if (why != "") == away {
+		before := now
+		var why string
+		if now, why = before.next(s.opened.Load()); now == before {
 			continue
 		}
-		if away = why != ""; away {
-			s.log.Warn("nodes are sent to another server until this one can serve them", "reason", why)
-		} else {
+		switch {
+		case !now.here:
 			s.log.Info("this server can serve nodes again: they are welcome")
+		case !before.here:
+			s.log.Warn("nodes are sent to another server until this one can serve them", "reason", why)
+		default:
+			s.log.Info("what this machine's programs ask goes to another server: that one leads now", "server", now.leader)
 		}
-		s.tunnels.HangUp(away)
-		s.detour.Away(away)
+		if now.here != before.here {
+			s.tunnels.HangUp(now.here)
+		}
+		s.detour.Away(now.here)
 	}
 }
 
-// inVain is why what is asked of this server waits or fails while another server would do it; "" if it does not.
-func inVain(store *raftstore.Store) string {
-	switch stalled := store.Stalled(); {
-	case stalled > hangsAfter && slices.ContainsFunc(store.Members(), func(m raftstore.Member) bool { return m.Leader && !m.Self }):
-		return fmt.Sprintf("its disk has hung for %v", stalled.Round(time.Second))
+// vain says whether what is asked of this server waits or fails while another one would do it.
+type vain struct {
+	here   bool
+	leader string // the address of the other one that leads
+}
+
+// hanging is what a store says of itself.
+type hanging interface {
+	Stalled() time.Duration
+	OtherLeader() string
+	TakenOut() bool
+}
+
+// next is what is so now, after v, and why.
+func (v vain) next(store hanging) (now vain, why string) {
+	leader, stalled := store.OtherLeader(), store.Stalled()
+	switch {
+	case stalled > hangsAfter && (leader != "" || v.here): // the others may be electing one
+		why = fmt.Sprintf("its disk has hung for %v", stalled.Round(time.Second))
 	case store.TakenOut():
-		return "it was taken out of the cluster; stop it"
+		why = "it was taken out of the cluster; stop it"
+	default:
+		return vain{}, ""
 	}
-	return ""
+	return vain{here: true, leader: cmp.Or(leader, v.leader)}, why
 }
 
 // reachNodes finds out which of the nodes that are connected can be reached without that, until ctx is done.
@@ -248,19 +270,19 @@ func (s *Server) Suspect(node string) {
 	}
 }
 
-// leaderFirst are the addresses of the other servers, that of the one that leads before the others.
+// leaderFirst are the addresses of the other servers, that of the one that leads before the others. This server may not know it as a member.
 func (s *Server) leaderFirst() []string {
-	var first, then []string
-	for _, m := range s.opened.Load().Members() {
-		switch {
-		case m.Self:
-		case m.Leader:
-			first = append(first, m.Address)
-		default:
-			then = append(then, m.Address)
+	store := s.opened.Load()
+	var out []string
+	if leader := store.OtherLeader(); leader != "" {
+		out = append(out, leader)
+	}
+	for _, m := range store.Members() {
+		if !m.Self && !slices.Contains(out, m.Address) {
+			out = append(out, m.Address)
 		}
 	}
-	return append(first, then...)
+	return out
 }
 
 // Others are the addresses of the other servers, which this machine's node connects to.

@@ -105,19 +105,21 @@ func (l *Listener) take(c net.Conn) net.Conn {
 	return nil
 }
 
-// Away says whether this machine's programs are to be given another server. What they have open with the one of before is closed, so that they come again.
+// Away says whether this machine's programs are to be given another server. What they have open is closed, so that they come again; also what was passed on to another one before, since
+// who says it once more knows that now it is a different one.
 func (l *Listener) Away(away bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.told = false
-	if l.away = away && !l.ended; l.away {
-		for c := range l.here {
-			_ = c.Conn.Close() // the API server notices
-		}
-		return
-	}
+	l.away = away && !l.ended
 	for _, cancel := range l.passed {
 		cancel()
+	}
+	if !l.away {
+		return
+	}
+	for c := range l.here {
+		_ = c.Conn.Close() // the API server notices
 	}
 }
 

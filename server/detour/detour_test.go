@@ -167,6 +167,28 @@ func TestAway(t *testing.T) {
 	}
 }
 
+// TestAnotherOne: the server that programs are given is not the best one any more, and may have vanished with its machine, which ends nothing. They have the one that is now.
+func TestAnotherOne(t *testing.T) {
+	f := newFixture(t)
+	f.l.Away(true)
+	c := f.connect()
+	f.wants(c, "other")
+	third := listen(t, "127.0.0.1:0")
+	var running sync.WaitGroup
+	serve(&running, third, "third")
+	f.mu.Lock()
+	f.servers = []string{third.Addr().String()}
+	f.mu.Unlock()
+	f.l.Away(true)
+	f.ends(c)
+	c = f.connect()
+	f.wants(c, "third")
+	f.l.Away(false)
+	f.ends(c)
+	_ = third.Close()
+	running.Wait()
+}
+
 // TestEndOfOneWay: what a program still has to read comes after it has said all.
 func TestEndOfOneWay(t *testing.T) {
 	f := newFixture(t)
