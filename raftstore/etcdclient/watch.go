@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/metadata"
@@ -56,6 +57,21 @@ func Until(ctx, end context.Context) context.Context {
 	return context.WithValue(ctx, untilKey{}, end)
 }
 
+// Pace has a watch wait that is ahead of its reader.
+type Pace struct {
+	// Bytes is how many, in events' values and in what was there before them, are passed on without asking.
+	Bytes int
+	// Wait is called before the event that makes them as many is passed on, with its value; with what was deleted if it is a deletion. The watch goes on when it returns, which it has to when ctx is done.
+	Wait func(ctx context.Context, value []byte)
+}
+
+type paceKey struct{}
+
+// Paced returns a context whose watches keep to p.
+func Paced(ctx context.Context, p Pace) context.Context {
+	return context.WithValue(ctx, paceKey{}, p)
+}
+
 // Watch follows a key or range. It returns when the watch has begun. The channel
 // is closed when ctx, what it goes on Until, the client or the store ends, and after a response with an
 // error.
@@ -92,6 +108,7 @@ func (n *watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOpti
 		defer release()
 		defer n.forget(stream, w)
 		f := &follower{api: n.api, w: w, ctx: ctx, following: following, out: out}
+		f.pace, _ = ctx.Value(paceKey{}).(Pace)
 		f.run(op.IsCreatedNotify(), created)
 	})
 	return out
@@ -164,6 +181,8 @@ type follower struct {
 	ctx       context.Context
 	following context.Context // ctx, or what ends without a leader
 	out       chan<- clientv3.WatchResponse
+	pace      Pace // its Wait may be nil
+	passed    int  // bytes since that was called
 }
 
 func (f *follower) run(notify bool, created *pb.WatchResponse) {
@@ -182,11 +201,45 @@ func (f *follower) run(notify bool, created *pb.WatchResponse) {
 			f.send(toClient(f.api.WatchResponse(d)))
 			return
 		}
-		// Not by way of a message, which each event of each watch would pay for.
-		if !f.send(clientv3.WatchResponse{Header: f.api.HeaderAt(d.Revision), Events: d.Events}) {
+		if !f.pass(d) {
 			return
 		}
 	}
+}
+
+// pass sends what was found, in parts where there is a pace to keep to.
+func (f *follower) pass(d watch.Delivery) bool {
+	rest := d.Events
+	for f.pace.Wait != nil && len(rest) > 0 {
+		n := f.part(rest)
+		if n == len(rest) {
+			break
+		}
+		if !f.send(clientv3.WatchResponse{Header: f.api.HeaderAt(rest[n-1].Kv.ModRevision), Events: rest[:n]}) {
+			return false
+		}
+		rest = rest[n:]
+	}
+	// Not by way of a message, which each event of each watch would pay for.
+	return f.send(clientv3.WatchResponse{Header: f.api.HeaderAt(d.Revision), Events: rest})
+}
+
+// part says how many of the events may be sent. It waits where that many are enough.
+func (f *follower) part(events []*mvccpb.Event) int {
+	for i, e := range events {
+		f.passed += len(e.Kv.Value) + len(e.PrevKv.GetValue())
+		if f.passed < f.pace.Bytes {
+			continue
+		}
+		value := e.Kv.Value
+		if e.Type == mvccpb.Event_DELETE {
+			value = e.PrevKv.GetValue()
+		}
+		f.pace.Wait(f.following, value)
+		f.passed = 0
+		return i + 1
+	}
+	return len(events)
 }
 
 func (f *follower) send(r clientv3.WatchResponse) bool {

@@ -62,7 +62,7 @@ func (c cachingFrom) GetRESTOptions(resource schema.GroupResource, example runti
 // storage is a apigeneric.StorageDecorator.
 func (c cachingFrom) storage(config *storagebackend.ConfigForResource, prefix string, key func(runtime.Object) (string, error),
 	newObject, newList func() runtime.Object, attrs storage.AttrFunc, triggers storage.IndexerFuncs, indexers *cache.Indexers) (storage.Interface, factory.DestroyFunc, error) {
-	raw, destroy, err := apigeneric.NewRawStorage(config, newObject, newList, prefix)
+	raw, destroy, err := newStore(config, newObject, newList, prefix)
 	if err != nil {
 		return raw, destroy, err
 	}

@@ -111,7 +111,7 @@ func newBoth(t *testing.T, from int, kept time.Duration) map[string]both {
 	}
 }
 
-func newConfigMaps(t *testing.T, g apigeneric.RESTOptionsGetter) *genericregistry.Store {
+func newConfigMaps(t testing.TB, g apigeneric.RESTOptionsGetter) *genericregistry.Store {
 	t.Helper()
 	s, err := configmapstore.NewREST(g)
 	if err != nil {

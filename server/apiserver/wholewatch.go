@@ -16,6 +16,7 @@ import (
 	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/coracle-k8s/coracle/internal/readahead"
 	"github.com/coracle-k8s/coracle/raftstore/etcdclient"
 )
 
@@ -30,11 +31,15 @@ const readUntil = 10 * time.Second
 //
 // The handler of watches over WebSocket does not look at the request at all: it ends with the watch.
 //
+// What is decoded before the reader takes it is bounded (newStore).
+//
 // A client that takes bookmarks is told now and then how far the store is (raftstore.Options.ProgressInterval), as by the cache. Otherwise one whose objects did not change would go on, when its watch is over, from where it began, which is no history
 // any more if anybody else wrote meanwhile, and would list again.
 func watchWhole(ctx context.Context, s storage.Interface, key string, opts storage.ListOptions) (watch.Interface, error) {
 	opts.ProgressNotify = opts.Predicate.AllowWatchBookmarks
-	own, cancel := context.WithCancel(etcdclient.Until(context.WithoutCancel(ctx), ctx))
+	ahead := &readahead.Bound{}
+	own := etcdclient.Paced(etcdclient.Until(context.WithoutCancel(ctx), ctx), etcdclient.Pace{Bytes: readahead.Limit, Wait: ahead.Ahead})
+	own, cancel := context.WithCancel(readahead.With(own, ahead))
 	begun := context.AfterFunc(ctx, cancel)
 	w, err := s.Watch(own, key, opts)
 	if err != nil {
@@ -49,14 +54,18 @@ func watchWhole(ctx context.Context, s storage.Interface, key string, opts stora
 	end.mu.Lock()
 	defer end.mu.Unlock()
 	end.forget = context.AfterFunc(ctx, end.request)
-	return &wholeWatch{w, end}, nil
+	return &wholeWatch{w, ahead.Follow(own, w.ResultChan()), end}, nil
 }
 
 // wholeWatch is a watch whose end may be read for a while after its request has ended, and that keeps nothing of it any more when its reader has stopped it.
 type wholeWatch struct {
 	watch.Interface
+	out <-chan watch.Event
 	end *watchEnd
 }
+
+// ResultChan implements watch.Interface.
+func (w *wholeWatch) ResultChan() <-chan watch.Event { return w.out }
 
 // Stop implements watch.Interface.
 func (w *wholeWatch) Stop() {
@@ -109,7 +118,7 @@ func (g wholeWatches) GetRESTOptions(resource schema.GroupResource, example runt
 // wholeStorage is a apigeneric.StorageDecorator.
 func wholeStorage(config *storagebackend.ConfigForResource, prefix string, _ func(runtime.Object) (string, error),
 	newObject, newList func() runtime.Object, _ storage.AttrFunc, _ storage.IndexerFuncs, _ *cache.Indexers) (storage.Interface, factory.DestroyFunc, error) {
-	raw, destroy, err := apigeneric.NewRawStorage(config, newObject, newList, prefix)
+	raw, destroy, err := newStore(config, newObject, newList, prefix)
 	if err != nil {
 		return raw, destroy, err
 	}

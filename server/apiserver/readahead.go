@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	apigeneric "k8s.io/apiserver/pkg/registry/generic"
+	"k8s.io/apiserver/pkg/storage"
+	"k8s.io/apiserver/pkg/storage/storagebackend"
+	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
+	"k8s.io/apiserver/pkg/storage/value"
+	"k8s.io/apiserver/pkg/storage/value/encrypt/identity"
+
+	"github.com/coracle-k8s/coracle/internal/readahead"
+)
+
+// newStore is the store as upstream's storage has it, with watches that decode no more than their readers take (ADR 0127).
+func newStore(config *storagebackend.ConfigForResource, newObject, newList func() runtime.Object, prefix string) (storage.Interface, factory.DestroyFunc, error) {
+	c := *config
+	if c.Transformer == nil {
+		c.Transformer = identity.NewEncryptCheckTransformer() // upstream's own choice
+	}
+	c.Transformer = unhurried{c.Transformer}
+	return apigeneric.NewRawStorage(&c, newObject, newList, prefix)
+}
+
+// unhurried is a transformer that waits until a watch's reader has taken what was decoded for it. Upstream calls it for each value, just before it decodes that.
+type unhurried struct{ value.Transformer }
+
+// TransformFromStorage implements value.Transformer. It does not fail when the watch ends meanwhile, since that would be told to whoever reads on.
+func (u unhurried) TransformFromStorage(ctx context.Context, data []byte, dataCtx value.Context) (out []byte, stale bool, err error) {
+	if b := readahead.From(ctx); b != nil {
+		b.Decode(ctx, data)
+	}
+	return u.Transformer.TransformFromStorage(ctx, data, dataCtx)
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/kubernetes"
+	metainternal "k8s.io/apimachinery/pkg/apis/meta/internalversion"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/features"
+	genericregistry "k8s.io/apiserver/pkg/registry/generic/registry"
+	"k8s.io/apiserver/pkg/registry/rest"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	featuregatetesting "k8s.io/component-base/featuregate/testing"
+
+	"github.com/coracle-k8s/coracle/raftstore/upstream"
+)
+
+// countedEvents is a client of the store that counts the events that its watches pass on.
+type countedEvents struct {
+	clientv3.Watcher
+	passed *atomic.Int32
+}
+
+// Watch implements clientv3.Watcher.
+func (c countedEvents) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
+	in, out := c.Watcher.Watch(ctx, key, opts...), make(chan clientv3.WatchResponse)
+	go func() {
+		defer close(out)
+		for r := range in {
+			c.passed.Add(int32(len(r.Events)))
+			select {
+			case out <- r:
+			case <-ctx.Done():
+			}
+		}
+	}()
+	return out
+}
+
+// TestStalledWatchHoldsLittle: of an object of 300 KB a watch that nobody reads has one version decoded, and another two in its channels; whoever reads it then gets all.
+func TestStalledWatchHoldsLittle(t *testing.T) {
+	featuregatetesting.SetFeatureGateDuringTest(t, utilfeature.DefaultFeatureGate, features.ConcurrentWatchObjectDecode, false) // as the server has it
+	f := newFixture(t)
+	var passed, decoded, taken atomic.Int32
+	upstream.Install(func() *kubernetes.Client {
+		c := f.store.Client()
+		c.Watcher = countedEvents{c.Watcher, &passed}
+		return c
+	})
+	objects := both{store: newConfigMaps(t, newPlainStorage()), make: newConfigMap}
+	const versions = 30
+	first := writeVersions(t, objects, 300<<10, versions)
+	r := rand.New(rand.NewPCG(2, 0))
+	for i := range versions {
+		if _, err := objects.store.Create(objects.in(t.Context(), "many"), ofSize(r, "many", fmt.Sprintf("o%d", i), 300<<10), rest.ValidateAllObjectFunc, &metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var mostDecoded, mostPassed int32 // ahead of the reader, and of what decodes; one goroutine writes them at a time
+	caching := newCaching(1000, time.Hour)
+	caching.RESTOptionsGetter.(plainStorage).config.Transformer = decoding(func() {
+		n := decoded.Add(1)
+		mostDecoded, mostPassed = max(mostDecoded, n-taken.Load()), max(mostPassed, passed.Load()-n)
+	})
+	for name, store := range map[string]*genericregistry.Store{
+		"with a cache at times": newConfigMaps(t, caching),
+		"never with a cache":    newConfigMaps(t, wholeWatches{caching.RESTOptionsGetter}),
+	} {
+		for what, o := range map[string]struct {
+			namespace string
+			options   metainternal.ListOptions
+		}{
+			"versions":       {"default", metainternal.ListOptions{ResourceVersion: first}},
+			"initial events": {"many", metainternal.ListOptions{}},
+		} {
+			t.Run(name+", "+what, func(t *testing.T) {
+				passed.Store(0)
+				decoded.Store(0)
+				taken.Store(0)
+				mostDecoded, mostPassed = 0, 0
+				w, err := store.Watch(objects.in(t.Context(), o.namespace), &o.options)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer w.Stop()
+				eventually(t, "something is decoded", func() error {
+					if decoded.Load() == 0 {
+						return fmt.Errorf("nothing is")
+					}
+					return nil
+				})
+				time.Sleep(50 * time.Millisecond) // in which the rest would be decoded as well
+				heard := map[uint64]bool{}
+				for i := range versions {
+					e := <-w.ResultChan()
+					taken.Add(1)
+					text, version, err := told(e)
+					if err != nil || heard[version] {
+						t.Fatalf("event %d: %s, %v", i, text, err)
+					}
+					heard[version] = true
+				}
+				// The reader may have taken one, and another one be on its way to it, before these are noted.
+				if mostDecoded > 3 || mostPassed > 4 {
+					t.Errorf("%d were decoded ahead of the reader, and %d lay before that", mostDecoded, mostPassed)
+				}
+			})
+		}
+	}
+}
