@@ -77,7 +77,7 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 		problems = append(problems, problem)
 	}
 	if leader == "" && alive >= majority {
-		problems = append(problems, "the servers answer but have no leader at this moment; that passes within a second or two")
+		problems = append(problems, "the servers answer, but this one knows of no leader at this moment; that passes within a second or two. If it does not, they do not reach this one, or not one another: the line of its store may say why")
 	}
 	for _, s := range servers {
 		if s.Full {
