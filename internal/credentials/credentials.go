@@ -50,6 +50,8 @@ func In(dir string) Files {
 type Cluster struct {
 	// URL is where the node reaches the API server.
 	URL string
+	// ServerName is what the API server's certificate has to be for; empty for the host in URL.
+	ServerName string
 	// ServerCA and ClientCA are PEM.
 	ServerCA, ClientCA []byte
 }
@@ -68,7 +70,7 @@ func (f Files) Publish(c Cluster) error {
 		}
 	}
 	for path, pair := range map[string]string{f.KubeletKubeconfig: f.KubeletPair, f.NetworkKubeconfig: f.NetworkPair} {
-		k := kubeconfig.ByFile{Server: c.URL, CAFile: f.ServerCAFile, PairFile: pair, Path: path}
+		k := kubeconfig.ByFile{Server: c.URL, ServerName: c.ServerName, CAFile: f.ServerCAFile, PairFile: pair, Path: path}
 		if err := k.Write(); err != nil {
 			return err
 		}

@@ -12,7 +12,7 @@ import (
 
 func TestPublish(t *testing.T) {
 	f := In(filepath.Join(t.TempDir(), "cred"))
-	c := Cluster{URL: "https://127.0.0.1:6443", ServerCA: []byte("server"), ClientCA: []byte("client")}
+	c := Cluster{URL: "https://192.0.2.1:6443", ServerName: "127.0.0.1", ServerCA: []byte("server"), ClientCA: []byte("client")}
 	for range 2 { // the second time there is nothing to do
 		if err := f.Publish(c); err != nil {
 			t.Fatal(err)
@@ -29,7 +29,7 @@ func TestPublish(t *testing.T) {
 			t.Fatal(err)
 		}
 		user, cluster := k.AuthInfos["default"], k.Clusters["default"]
-		if user.ClientCertificate != pair || user.ClientKey != pair || cluster.Server != c.URL || cluster.CertificateAuthority != f.ServerCAFile {
+		if user.ClientCertificate != pair || user.ClientKey != pair || cluster.Server != c.URL || cluster.TLSServerName != c.ServerName || cluster.CertificateAuthority != f.ServerCAFile {
 			t.Errorf("%s: %+v, %+v", path, user, cluster)
 		}
 	}

@@ -23,6 +23,7 @@ const name = "default"
 // Embedded describes a kubeconfig that is whole in itself.
 type Embedded struct {
 	Server        string // https://host:port
+	ServerName    string // what the server's certificate has to be for; empty for the host in Server
 	CA, Cert, Key []byte // PEM
 	Path          string
 	Mode          fs.FileMode // zero means 0600
@@ -32,7 +33,7 @@ type Embedded struct {
 // Write puts the file in its place, unless it holds the same already. Its folder is made when missing.
 func (e Embedded) Write() error {
 	err := write(e.Path, e.Mode, build(e.Server,
-		api.Cluster{CertificateAuthorityData: e.CA},
+		api.Cluster{CertificateAuthorityData: e.CA, TLSServerName: e.ServerName},
 		api.AuthInfo{ClientCertificateData: e.Cert, ClientKeyData: e.Key}))
 	if err != nil || e.GID <= 0 {
 		return err
@@ -45,8 +46,9 @@ func (e Embedded) Write() error {
 
 // ByFile describes a kubeconfig that names the files of its CA and its certificate with key.
 type ByFile struct {
-	Server string // https://host:port
-	CAFile string
+	Server     string // https://host:port
+	ServerName string // what the server's certificate has to be for; empty for the host in Server
+	CAFile     string
 	// PairFile holds certificate and key (see pki.Leaf).
 	PairFile string
 	Path     string
@@ -55,7 +57,7 @@ type ByFile struct {
 // Write puts the file in its place (mode 0600), unless it holds the same already.
 func (b ByFile) Write() error {
 	return write(b.Path, 0, build(b.Server,
-		api.Cluster{CertificateAuthority: b.CAFile},
+		api.Cluster{CertificateAuthority: b.CAFile, TLSServerName: b.ServerName},
 		api.AuthInfo{ClientCertificate: b.PairFile, ClientKey: b.PairFile}))
 }
 

@@ -12,7 +12,7 @@ import (
 
 func TestEmbedded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "etc", "coracle.yaml")
-	e := Embedded{Server: "https://127.0.0.1:6443", CA: []byte("ca"), Cert: []byte("cert"), Key: []byte("key"), Path: path}
+	e := Embedded{Server: "https://192.0.2.1:6443", ServerName: "127.0.0.1", CA: []byte("ca"), Cert: []byte("cert"), Key: []byte("key"), Path: path}
 	if err := e.Write(); err != nil {
 		t.Fatal(err)
 	}
@@ -20,7 +20,7 @@ func TestEmbedded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Host != e.Server || string(c.CAData) != "ca" || string(c.CertData) != "cert" || string(c.KeyData) != "key" {
+	if c.Host != e.Server || c.ServerName != e.ServerName || string(c.CAData) != "ca" || string(c.CertData) != "cert" || string(c.KeyData) != "key" {
 		t.Errorf("%+v", c)
 	}
 	before, err := os.Stat(path)
@@ -44,7 +44,7 @@ func TestEmbedded(t *testing.T) {
 
 func TestByFile(t *testing.T) {
 	dir := t.TempDir()
-	b := ByFile{Server: "https://127.0.0.1:6443", CAFile: filepath.Join(dir, "ca"), PairFile: filepath.Join(dir, "pair"),
+	b := ByFile{Server: "https://192.0.2.1:6443", ServerName: "127.0.0.1", CAFile: filepath.Join(dir, "ca"), PairFile: filepath.Join(dir, "pair"),
 		Path: filepath.Join(dir, "k")}
 	for _, f := range []string{b.CAFile, b.PairFile} {
 		if err := os.WriteFile(f, nil, 0o600); err != nil {
@@ -58,7 +58,7 @@ func TestByFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.CAFile != b.CAFile || c.CertFile != b.PairFile || c.KeyFile != b.PairFile || len(c.CertData) != 0 {
+	if c.Host != b.Server || c.ServerName != b.ServerName || c.CAFile != b.CAFile || c.CertFile != b.PairFile || c.KeyFile != b.PairFile || len(c.CertData) != 0 {
 		t.Errorf("%+v", c)
 	}
 }

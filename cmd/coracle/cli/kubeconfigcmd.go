@@ -131,7 +131,7 @@ func adapt(c *api.Config, name, server string) (*api.Config, error) {
 	out := api.NewConfig()
 	cluster, user := c.Clusters[ctx.Cluster].DeepCopy(), c.AuthInfos[ctx.AuthInfo].DeepCopy()
 	if server != "" {
-		cluster.Server = server
+		cluster.Server, cluster.TLSServerName = server, ""
 	}
 	cluster.LocationOfOrigin, user.LocationOfOrigin = "", ""
 	out.Clusters[name], out.AuthInfos[name] = cluster, user

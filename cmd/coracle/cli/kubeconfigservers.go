@@ -34,7 +34,7 @@ func addContexts(c *api.Config, urls []string) {
 	for i, url := range urls {
 		each := fmt.Sprintf("%s-%d", name, i+1)
 		cluster, ctx := c.Clusters[c.Contexts[name].Cluster].DeepCopy(), c.Contexts[name].DeepCopy()
-		cluster.Server, ctx.Cluster = url, each
+		cluster.Server, cluster.TLSServerName, ctx.Cluster = url, "", each
 		c.Clusters[each], c.Contexts[each] = cluster, ctx
 	}
 }

@@ -29,14 +29,23 @@ func TestKubeconfigOfAllServers(t *testing.T) {
 		t.Fatalf("%v, %v, want %s", urls, err, want)
 	}
 	c := api.NewConfig()
-	c.Clusters["site"], c.AuthInfos["site"] = &api.Cluster{Server: "https://127.0.0.1:6443", CertificateAuthorityData: []byte("ca")}, &api.AuthInfo{ClientKeyData: []byte("key")}
+	c.Clusters["site"], c.AuthInfos["site"] = &api.Cluster{Server: "https://10.0.0.5:6443", TLSServerName: "127.0.0.1", CertificateAuthorityData: []byte("ca")}, &api.AuthInfo{ClientKeyData: []byte("key")}
 	c.Contexts["site"], c.CurrentContext = &api.Context{Cluster: "site", AuthInfo: "site"}, "site"
 	addContexts(c, urls)
-	if len(c.Contexts) != 4 || len(c.AuthInfos) != 1 || c.CurrentContext != "site" || c.Clusters["site"].Server != "https://127.0.0.1:6443" {
+	if len(c.Contexts) != 4 || len(c.AuthInfos) != 1 || c.CurrentContext != "site" || c.Clusters["site"].Server != "https://10.0.0.5:6443" || c.Clusters["site"].TLSServerName != "127.0.0.1" {
 		t.Errorf("%+v", c)
 	}
 	third := c.Contexts["site-3"]
-	if third == nil || third.AuthInfo != "site" || c.Clusters[third.Cluster].Server != urls[2] || string(c.Clusters[third.Cluster].CertificateAuthorityData) != "ca" {
+	if third == nil || third.AuthInfo != "site" || c.Clusters[third.Cluster].Server != urls[2] || c.Clusters[third.Cluster].TLSServerName != "" || string(c.Clusters[third.Cluster].CertificateAuthorityData) != "ca" {
 		t.Errorf("%+v", third)
+	}
+	for server, want := range map[string]string{"": "https://10.0.0.5:6443 127.0.0.1", "https://board.example.com:6443": "https://board.example.com:6443 "} {
+		adapted, err := adapt(c, "", server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := adapted.Clusters["site"].Server + " " + adapted.Clusters["site"].TLSServerName; got != want {
+			t.Errorf("with the address %q: %q, want %q", server, got, want)
+		}
 	}
 }
