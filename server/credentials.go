@@ -28,20 +28,31 @@ func (s *Server) AgentCredentials(nodeName string, nodeIPs []net.IP) (credential
 			return f, fmt.Errorf("making the credentials of the node %s: %w", nodeName, err)
 		}
 	}
-	err := f.Publish(credentials.Cluster{URL: s.URL(), ServerCA: s.pki.CAPEM(pki.ServerCA), ClientCA: s.pki.CAPEM(pki.ClientCA)})
+	err := f.Publish(credentials.Cluster{URL: s.URL(), ServerName: s.serverName(), ServerCA: s.pki.CAPEM(pki.ServerCA), ClientCA: s.pki.CAPEM(pki.ClientCA)})
 	if err != nil {
 		return f, fmt.Errorf("making the credentials of the node %s: %w", nodeName, err)
 	}
 	return f, nil
 }
 
+// everyServer is an address that the certificates of all servers are for, and those of no nodes.
+const everyServer = "127.0.0.1"
+
 // URL is where this machine reaches its own API server.
 func (s *Server) URL() string {
-	host := "127.0.0.1"
-	if ip := s.o.BindAddress; ip != nil && !ip.IsUnspecified() {
-		host = ip.String()
+	host := everyServer
+	if s.o.bound() {
+		host = s.o.BindAddress.String()
 	}
 	return "https://" + net.JoinHostPort(host, s.openPort())
+}
+
+// serverName is what the certificate has to be for that is shown there: it may be another server's (detour).
+func (s *Server) serverName() string {
+	if s.o.bound() && !s.o.BindAddress.IsLoopback() {
+		return everyServer
+	}
+	return ""
 }
 
 func (s *Server) openPort() string {
@@ -116,11 +127,11 @@ func (s *Server) useVIPs() error {
 
 func (s *Server) writeKubeconfigs(cert, key []byte) error {
 	for _, k := range s.o.Kubeconfigs {
-		url := s.URL()
+		url, name := s.URL(), s.serverName()
 		if ips := s.vips.ips(); len(ips) > 0 && !k.Local {
-			url = "https://" + net.JoinHostPort(ips[0].String(), s.openPort())
+			url, name = "https://"+net.JoinHostPort(ips[0].String(), s.openPort()), ""
 		}
-		e := kubeconfig.Embedded{Server: url, CA: s.pki.CAPEM(pki.ServerCA), Cert: cert, Key: key, Path: k.Path, Mode: k.Mode, GID: k.GID}
+		e := kubeconfig.Embedded{Server: url, ServerName: name, CA: s.pki.CAPEM(pki.ServerCA), Cert: cert, Key: key, Path: k.Path, Mode: k.Mode, GID: k.GID}
 		if err := e.Write(); err != nil {
 			return fmt.Errorf("writing the administrator's kubeconfig (another place: --write-kubeconfig): %w", err)
 		}

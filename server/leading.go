@@ -41,6 +41,7 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 	case <-api.Ready():
 	}
 	s.board.api.Set(status.Running, "")
+	s.serves()
 	if err := s.admission.begin(api.LoopbackConfig()); err != nil {
 		return err
 	}

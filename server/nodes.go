@@ -59,7 +59,6 @@ func (s *Server) serveNodes(ctx context.Context) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	running.Go(func() { s.reachNodes(ctx) })
-	running.Go(func() { s.sendNodesAway(ctx) })
 	running.Go(func() {
 		l := s.peers.ListenerFor(liveness.Protocol, s.port.Route(liveness.Protocol))
 		if err := liveness.Answer(ctx, l, s.findNode); err != nil {
@@ -82,9 +81,12 @@ func (s *Server) sendNodesAway(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
+		if now.here && s.elsewhere() != nil {
+			s.starting.once.Do(func() { close(s.starting.away) })
+		}
 		before := now
 		var why string
-		if now, why = before.next(s.opened.Load()); now == before {
+		if now, why = s.inVain(before); now == before {
 			continue
 		}
 		switch {
@@ -100,6 +102,17 @@ func (s *Server) sendNodesAway(ctx context.Context) {
 		}
 		s.detour.Away(now.here)
 	}
+}
+
+// inVain is what is so now, after before, and why. A server whose store waits at its start has another one that was found to be ready.
+func (s *Server) inVain(before vain) (now vain, why string) {
+	if list := s.elsewhere(); len(list) > 0 {
+		return vain{here: true, leader: list[0]}, "its store waits, and the server at " + list[0] + " is ready"
+	}
+	if store := s.opened.Load(); store != nil {
+		return before.next(store)
+	}
+	return vain{}, ""
 }
 
 // vain says whether what is asked of this server waits or fails while another one would do it.
@@ -272,7 +285,13 @@ func (s *Server) Suspect(node string) {
 
 // leaderFirst are the addresses of the other servers, that of the one that leads before the others. This server may not know it as a member.
 func (s *Server) leaderFirst() []string {
+	if list := s.elsewhere(); list != nil {
+		return list
+	}
 	store := s.opened.Load()
+	if store == nil {
+		return nil
+	}
 	var out []string
 	if leader := store.OtherLeader(); leader != "" {
 		out = append(out, leader)
@@ -289,7 +308,7 @@ func (s *Server) leaderFirst() []string {
 func (s *Server) Others() []string {
 	store := s.store.Load()
 	if store == nil {
-		return nil
+		return s.elsewhere()
 	}
 	var out []string
 	for _, m := range store.Members() {

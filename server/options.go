@@ -207,10 +207,13 @@ func (o *Options) tolerations() []string {
 	return []string{"default-not-ready-toleration-seconds=" + wait, "default-unreachable-toleration-seconds=" + wait}
 }
 
+// bound says that the API server listens at one address alone.
+func (o *Options) bound() bool { return o.BindAddress != nil && !o.BindAddress.IsUnspecified() }
+
 // servingIPs is every address under which a client may know the API server.
 func (o *Options) servingIPs() ([]net.IP, error) {
 	ips := slices.Concat([]net.IP{o.AdvertiseAddress}, o.NodeIPs, o.ExternalIPs)
-	if o.BindAddress != nil && !o.BindAddress.IsUnspecified() {
+	if o.bound() {
 		ips = append(ips, o.BindAddress)
 	}
 	first, err := o.Cluster.APIAddresses()

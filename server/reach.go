@@ -51,30 +51,43 @@ func (s *Server) explainWait(ctx context.Context, others func() []string) {
 	if len(others()) == 0 {
 		return
 	}
-	last := ""
-	for pause := askReachFirst; ; pause = askReachEvery {
+	why, ask := "", time.After(askReachFirst)
+	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(pause):
+		case <-s.starting.news:
+		case <-ask:
+			last := why
+			why, ask = s.whyUnreached(ctx, others()), time.After(askReachEvery)
+			if ctx.Err() != nil {
+				return
+			}
+			if why != last && why != "" {
+				s.log.Warn("the store waits for the other servers", "reason", why)
+			}
 		}
-		why := s.whyUnreached(ctx, others())
-		if ctx.Err() != nil {
-			return
-		}
-		s.board.store.Set(status.Starting, why)
-		if why != last && why != "" {
-			s.log.Warn("the store waits for the other servers", "reason", why)
-		}
-		last = why
+		s.board.store.Set(status.Starting, why+s.meanwhile(why != ""))
 	}
+}
+
+// meanwhile says who answers this machine's programs while the store waits, after other words or not.
+func (s *Server) meanwhile(after bool) string {
+	list := s.elsewhere()
+	switch {
+	case len(list) == 0:
+		return ""
+	case after:
+		return ". Meanwhile the server at " + list[0] + " answers this machine's node and other programs"
+	}
+	return "it waits; meanwhile the server at " + list[0] + " answers this machine's node and other programs"
 }
 
 // whyUnreached asks others whether they reach this server at the address that it gives them; "" if one that answers does.
 func (s *Server) whyUnreached(ctx context.Context, others []string) string {
 	own := s.peerAddress()
 	var errs []error
-	for _, other := range others {
+	for _, other := range unique(others) {
 		if other == own {
 			continue
 		}

@@ -65,6 +65,7 @@ type Server struct {
 	port     *alpnmux.Mux
 	listener net.Listener     // the API server's, for all on the port that is nobody else's
 	detour   *detour.Listener // the same, as who sends this machine's programs to another server knows it
+	starting *starting
 	pki      *pki.PKI
 	peers    *peertls.Identity               // towards the other servers
 	opened   atomic.Pointer[raftstore.Store] // the store as soon as it is open
@@ -133,8 +134,8 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 		return nil, errors.Join(err, s.data.Close())
 	}
 	s.port = alpnmux.New(alpnmux.Options{Listener: l, Logger: o.Logger})
-	s.detour = detour.New(detour.Options{Listener: s.port.Default(), Servers: s.leaderFirst, Logger: s.log.With("part", "nodes")})
-	s.listener = s.detour
+	s.detour = detour.New(detour.Options{Listener: s.port.Default(), Servers: s.leaderFirst, Bound: o.bound(), Logger: s.log.With("part", "nodes")})
+	s.listener, s.starting = s.detour, newStarting(s)
 	if s.membership, err = newMembership(ctx, s); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -188,6 +189,9 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	s.board.certificates.Set(status.Running, "")
 	background.Go(func() { s.pki.Run(outlasting, s.showCertificates) })
 	background.Go(func() { s.membership.run(outlasting) })
+	defer s.detour.End()
+	background.Go(func() { s.answerWhileStarting(outlasting) })
+	background.Go(func() { s.sendNodesAway(outlasting) })
 
 	store, others, err := s.openStore(ctx)
 	if err != nil {
@@ -237,7 +241,6 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	background.Go(func() { s.keepTokens(outlasting, store, tokens) })
 	background.Go(func() { s.keepName(outlasting, store) })
 	defer s.serveJoins(outlasting)()
-	defer s.detour.End()
 	background.Go(func() { s.serveNodes(outlasting) })
 	background.Go(func() { s.keepPeers(outlasting, store) })
 	scheduling, stopScheduling := context.WithCancel(ctx)
@@ -287,14 +290,15 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 // waitStore waits until the store answers: upstream would end the process if it met one that does not.
 func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others []string) error {
 	waiting, ready := context.WithCancel(ctx)
-	explained := make(chan struct{})
-	go func() {
-		defer close(explained)
-		s.explainWait(waiting, func() []string { return slices.Concat(s.membership.elsewhere(), others) })
-	}()
+	elsewhere := func() []string { return slices.Concat(s.membership.elsewhere(), others) }
+	var meanwhile sync.WaitGroup
+	meanwhile.Go(func() { s.explainWait(waiting, elsewhere) })
+	if former, err := OtherServers(s.o.ServerDir); err == nil && len(former) > 0 { // one that joins has no node yet
+		meanwhile.Go(func() { s.findElsewhere(waiting, store, elsewhere) })
+	}
 	err := store.WaitReady(ctx)
 	ready()
-	<-explained
+	meanwhile.Wait()
 	if err != nil {
 		return fmt.Errorf("waiting for the store: %w", err)
 	}

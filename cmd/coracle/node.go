@@ -55,6 +55,8 @@ func ownNode(c *config.Server, settings cluster.Settings, s *server.Server) (nod
 			select {
 			case <-s.Ready():
 				return nil
+			case <-s.Away(): // another server answers where the node asks
+				return nil
 			case <-ctx.Done():
 				return ctx.Err()
 			}

@@ -3,7 +3,9 @@
 // Package detour gives the programs of a server's own machine, its node above all, another server while this one cannot serve them. They know the API by its loopback address alone.
 //
 // It owns the connections that come over loopback, and the copies of those that are passed on. TLS goes on between the program and the other server, whose certificate names the
-// loopback addresses too. It never decides when, and never touches what comes from other machines: those know other servers, and the address that they have dialled is in no other one's certificate.
+// loopback addresses too. It never decides when, and never passes on what comes from other machines: those know other servers, and the address that they have dialled is in no other one's certificate.
+//
+// A server that listens at one other address alone is asked there by its machine, whose kubeconfigs have it look for a loopback address in the certificate all the same (Options.Bound).
 package detour
 
 import (
@@ -23,13 +25,15 @@ const (
 	most = 256
 )
 
-// Options are all required.
+// Options are all required but Bound.
 type Options struct {
 	// Listener has what comes for the API.
 	Listener net.Listener
 	// Servers are the addresses of the other servers in the order in which they are tried.
 	Servers func() []string
-	Logger  *slog.Logger
+	// Bound says that the listener has one address, which this machine's programs ask at, too.
+	Bound  bool
+	Logger *slog.Logger
 }
 
 // Listener is the API server's.
@@ -43,6 +47,8 @@ type Listener struct {
 	mu     sync.Mutex
 	away   bool
 	ended  bool
+	served bool // there is an API server, or was one
+	begun  *begun
 	told   bool                            // that no other server could be had
 	here   map[*own]struct{}               // of this machine's, which the API server has
 	passed map[net.Conn]context.CancelFunc // of this machine's, on the way to another server or there
@@ -71,8 +77,8 @@ func (c *own) Close() error {
 // Accept returns the next connection that is this server's.
 func (l *Listener) Accept() (net.Conn, error) {
 	for {
-		c, err := l.Listener.Accept()
-		if err != nil || !fromHere(c) {
+		c, err := l.next()
+		if err != nil || !l.fromHere(c) {
 			return c, err
 		}
 		if mine := l.take(c); mine != nil {
@@ -81,9 +87,14 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-func fromHere(c net.Conn) bool {
-	a, ok := c.RemoteAddr().(*net.TCPAddr)
-	return ok && a.IP.IsLoopback()
+// fromHere says whether a program of this machine has opened a connection. Nobody else's comes from the address that it leads to: the kernel drops packets that claim to.
+func (l *Listener) fromHere(c net.Conn) bool {
+	from, ok := c.RemoteAddr().(*net.TCPAddr)
+	if !ok || from.IP.IsLoopback() || !l.o.Bound {
+		return ok && from.IP.IsLoopback()
+	}
+	to, ok := c.LocalAddr().(*net.TCPAddr)
+	return ok && from.IP.Equal(to.IP)
 }
 
 // take returns a connection of this machine's if it is for this server, and passes it on otherwise.
@@ -123,13 +134,19 @@ func (l *Listener) Away(away bool) {
 	}
 }
 
-// End closes what is passed on, and returns when nothing is.
+// End closes the listener and what is passed on, and returns when nothing is.
 func (l *Listener) End() {
 	l.mu.Lock()
 	l.ended, l.away = true, false
 	l.mu.Unlock()
 	l.end()
+	_ = l.Listener.Close() // the API server may have done so
 	l.running.Wait()
+	if b := l.begun; b != nil {
+		for c := range b.conns {
+			_ = c.Close() // no API server has come
+		}
+	}
 }
 
 // pass joins a connection to one with another server until ctx is done.

@@ -58,12 +58,24 @@ type fixture struct {
 	l       *Listener
 	address string
 	said    testenv.Log
+	running sync.WaitGroup
 	mu      sync.Mutex
 	servers []string
 }
 
+// serve has an API server, from now on.
+func (f *fixture) serve() { serve(&f.running, f.l, "own") }
+
 // newFixture also checks that nothing is left at the end of the test.
 func newFixture(t *testing.T, wrap ...func(net.Listener) net.Listener) *fixture {
+	t.Helper()
+	f := newStarting(t, wrap...)
+	f.serve()
+	return f
+}
+
+// newStarting has no API server yet.
+func newStarting(t *testing.T, wrap ...func(net.Listener) net.Listener) *fixture {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
 	f := &fixture{t: t}
@@ -77,9 +89,7 @@ func newFixture(t *testing.T, wrap ...func(net.Listener) net.Listener) *fixture 
 		defer f.mu.Unlock()
 		return f.servers
 	}})
-	var running sync.WaitGroup
-	serve(&running, f.l, "own")
-	serve(&running, other, "other")
+	serve(&f.running, other, "other")
 	t.Cleanup(func() {
 		_, _ = f.l.Close(), other.Close()
 		f.l.End()
@@ -89,7 +99,7 @@ func newFixture(t *testing.T, wrap ...func(net.Listener) net.Listener) *fixture 
 		}
 		f.l.mu.Unlock()
 		testenv.NoGoroutineLeft(t, before)
-		running.Wait()
+		f.running.Wait()
 		if len(f.l.passed) > 0 || len(f.l.here) > 0 {
 			t.Errorf("%d connections that are passed on are kept, and %d of its own", len(f.l.passed), len(f.l.here))
 		}

@@ -175,7 +175,11 @@ func (c *Cluster) Client(from *harness.Machine, address string, timeout time.Dur
 
 // Ask is a client of a server, for the scenario's own questions.
 func (c *Cluster) Ask(s *harness.Server) *kubernetes.Clientset {
-	return c.Client(s.Machine, own, askTimeout)
+	at := own
+	if slices.Contains(s.Args, "--bind-address") {
+		at = net.JoinHostPort(s.IP, "6443")
+	}
+	return c.Client(s.Machine, at, askTimeout)
 }
 
 // storeStatus asks the store of one server, which answers without a majority.

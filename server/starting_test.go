@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"crypto/tls"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
+)
+
+// TestAnswerStarting: the administrator's kubectl on the machine of a server that has no API yet is told so, whatever it asks.
+func TestAnswerStarting(t *testing.T) {
+	s := listening(t, "")
+	t.Cleanup(s.detour.End)
+	s.starting.begin()
+	config, err := clientcmd.BuildConfigFromFlags("", s.o.Kubeconfigs[0].Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps := client.CoreV1().ConfigMaps("default")
+	for what, ask := range map[string]func() error{
+		"a list":                func() error { _, err := maps.List(t.Context(), metav1.ListOptions{}); return err },
+		"a watch":               func() error { _, err := maps.Watch(t.Context(), metav1.ListOptions{}); return err },
+		"what is not an object": func() error { return client.Discovery().RESTClient().Get().AbsPath("/version").Do(t.Context()).Error() },
+		"a large write": func() error {
+			_, err := maps.Create(t.Context(), &corev1.ConfigMap{Data: map[string]string{"x": strings.Repeat("x", mostAsked*9/10)}}, metav1.CreateOptions{})
+			return err
+		},
+	} {
+		if err := ask(); !apierrors.IsServiceUnavailable(err) || !strings.Contains(err.Error(), "is starting: its store is being opened") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// TestReadyOf: of some servers the first is found whose API says that it is ready. It has to be one of the cluster's.
+func TestReadyOf(t *testing.T) {
+	s := listening(t, "")
+	serve := func(from *Server, status int) string {
+		t.Helper()
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		api := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path != "/readyz" {
+				status = http.StatusNotFound
+			}
+			w.WriteHeader(status)
+		})}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = api.Serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{*from.admission.shown.Load()}})) // it is closed
+		}()
+		t.Cleanup(func() {
+			_ = api.Close()
+			<-done
+		})
+		return l.Addr().String()
+	}
+	stranger := listening(t, "")
+	silent := testenv.Address(t, "127.0.0.1:0")
+	ready, another, not, foreign := serve(s, http.StatusOK), serve(s, http.StatusOK), serve(s, http.StatusInternalServerError), serve(stranger, http.StatusOK)
+	for _, c := range []struct {
+		asked []string
+		want  string
+	}{
+		{nil, ""},
+		{[]string{"", s.peerAddress(), not, foreign}, ""},
+		{[]string{not, foreign, ready, another}, ready},
+		{[]string{silent, another, ready}, another},
+	} {
+		if got := s.readyOf(t.Context(), c.asked); got != c.want {
+			t.Errorf("%v: %q, want %q", c.asked, got, c.want)
+		}
+	}
+}
+
+// TestServerName: where a server listens at one address alone, its machine's programs ask there and take any server's certificate.
+func TestServerName(t *testing.T) {
+	for address, want := range map[string]string{"": "", "0.0.0.0": "", "::": "", "127.0.0.1": "", "192.0.2.1": everyServer, "2001:db8::1": everyServer} {
+		s := &Server{o: Options{BindAddress: net.ParseIP(address)}}
+		if got := s.serverName(); got != want {
+			t.Errorf("%q: %q, want %q", address, got, want)
+		}
+	}
+}
