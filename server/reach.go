@@ -23,6 +23,8 @@ const (
 	askReachFirst, askReachEvery = 5 * time.Second, 30 * time.Second
 	// askReachPatience bounds the other server's try.
 	askReachPatience = 3 * time.Second
+	// wasTakenOut is what an operator is told of a server whom the others do not count any more; the store says it in the log.
+	wasTakenOut = "this server was taken out of the cluster, which goes on without it. To let it join again, stop it, move the store's directory away, and start it with the address of another server"
 )
 
 // tellReach connects to a server at the address that it gives to the others, and says in words if that does not lead to it.
@@ -47,7 +49,7 @@ func (a *admission) tellReach(ctx context.Context, m joining.Machine) (*join.Ans
 }
 
 // explainWait says in the log and on the board why a store that waits for the others may wait in vain, until ctx is done.
-func (s *Server) explainWait(ctx context.Context, others func() []string) {
+func (s *Server) explainWait(ctx context.Context, others func() []string, takenOut func() bool) {
 	if len(others()) == 0 {
 		return
 	}
@@ -59,7 +61,10 @@ func (s *Server) explainWait(ctx context.Context, others func() []string) {
 		case <-s.starting.news:
 		case <-ask:
 			last := why
-			why, ask = s.whyUnreached(ctx, others()), time.After(askReachEvery)
+			if why = wasTakenOut; !takenOut() {
+				why = s.whyUnreached(ctx, others())
+			}
+			ask = time.After(askReachEvery)
 			if ctx.Err() != nil {
 				return
 			}

@@ -292,7 +292,7 @@ func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others [
 	waiting, ready := context.WithCancel(ctx)
 	elsewhere := func() []string { return slices.Concat(s.membership.elsewhere(), others) }
 	var meanwhile sync.WaitGroup
-	meanwhile.Go(func() { s.explainWait(waiting, elsewhere) })
+	meanwhile.Go(func() { s.explainWait(waiting, elsewhere, store.TakenOut) })
 	if former, err := OtherServers(s.o.ServerDir); err == nil && len(former) > 0 { // one that joins has no node yet
 		meanwhile.Go(func() { s.findElsewhere(waiting, store, elsewhere) })
 	}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// TestExplainTakenOut: the board says of a server that waits that it was taken out, and who answers in its place as soon as somebody does.
+func TestExplainTakenOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lines := status.NewBoard(time.Now)
+		s := &Server{board: board{store: lines.Part("store")}, log: slog.New(slog.DiscardHandler)}
+		s.starting = newStarting(s)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			s.explainWait(ctx, func() []string { return []string{"192.0.2.1:6443"} }, func() bool { return true })
+		}()
+		said := func(want string) {
+			t.Helper()
+			synctest.Wait()
+			if got := lines.Components()[0].Message; !strings.Contains(got, want) || want == "" && got != "" {
+				t.Errorf("%q, want %q", got, want)
+			}
+		}
+		said("")
+		time.Sleep(askReachFirst) // of the bubble's clock
+		said("taken out")
+		s.starting.elsewhere.Store(&[]string{"192.0.2.1:6443"})
+		s.starting.news <- struct{}{}
+		said("taken out of the cluster, which goes on without it. To let it join again, stop it, move the store's directory away, and start it with the address of another server. Meanwhile the server at 192.0.2.1:6443")
+		cancel()
+		<-done
+	})
+}
