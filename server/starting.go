@@ -159,7 +159,7 @@ func (s *Server) answerStarting(c net.Conn) {
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.admission.shown.Load(), nil },
 		NextProtos:     []string{"http/1.1"}, MinVersion: tls.VersionTLS12,
 	})
-	defer t.Close()
+	defer func() { _ = t.Close() }() // who asked has the answer, or has gone
 	request, err := http.ReadRequest(bufio.NewReader(t))
 	if err != nil {
 		return

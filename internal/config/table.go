@@ -84,7 +84,7 @@ var table = []Setting{
 		Help: "With --log, write to standard error too"},
 
 	{Name: "bind-address", Commands: ServerCommand, Group: groupListener, Holder: "IP", Computed: "all addresses",
-		Help: "Address on which the API server listens"},
+		Help: "Address on which the API server listens. The machine's own kubeconfigs name it, with `tls-server-name: 127.0.0.1`, so that they serve where another server answers in its place"},
 	{Name: "https-listen-port", Commands: nodeCommands, Group: groupListener, Kind: Int, Holder: "PORT", Default: "6443",
 		Help: "Port at which other machines reach this one: the API server on a server (TCP), and gossip between all machines (TCP and UDP)"},
 	{Name: "advertise-address", Commands: ServerCommand, Group: groupListener, Holder: "IP", Computed: "the first of --node-ip",
