@@ -85,9 +85,11 @@ func newWatched(from int) *watched {
 func (w *watched) begin(t *testing.T, version uint64, whole bool) context.CancelFunc {
 	t.Helper()
 	ctx, end := context.WithCancel(t.Context())
-	if _, err := w.Watch(ctx, "/registry/pods", storage.ListOptions{ResourceVersion: strconv.FormatUint(version, 10), Recursive: whole}); err != nil {
+	begun, err := w.Watch(ctx, "/registry/pods", storage.ListOptions{ResourceVersion: strconv.FormatUint(version, 10), Recursive: whole})
+	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(begun.Stop) // nobody reads it: it would go on for a while
 	return end
 }
 
@@ -253,9 +255,11 @@ func TestEarlyWatchesMoveToTheCache(t *testing.T) {
 			o := storage.ListOptions{ResourceVersion: "50", Recursive: true}
 			o.Predicate.AllowWatchBookmarks = bookmarks
 			before := w.store.watches
-			if _, err := w.Watch(ctx, "/registry/pods", o); err != nil || w.store.watches != before+1 {
+			begun, err := w.Watch(ctx, "/registry/pods", o)
+			if err != nil || w.store.watches != before+1 {
 				t.Fatalf("%v; the store has %d watches, want %d", err, w.store.watches, before+1)
 			}
+			t.Cleanup(begun.Stop) // nobody reads it: it would go on for a while
 			return func() bool { return ctx.Err() != nil }, end
 		}
 		wait := func(d time.Duration) {
