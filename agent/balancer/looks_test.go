@@ -191,7 +191,7 @@ func TestDeadBehindLateQuestions(t *testing.T) {
 		b.proving["one"] = &proving{done: make(chan struct{})}                   // its machine does not answer
 		b.Answered("one", true)
 		watching(t, b)
-		time.Sleep(5 * time.Minute)
+		time.Sleep(5 * time.Minute) // fake time
 		synctest.Wait()
 		select {
 		case <-closed:
@@ -208,7 +208,7 @@ func TestNoWayStays(t *testing.T) {
 		pause := pausedProcess(b)
 		b.proving["one"] = &proving{done: make(chan struct{})} // its machine does not answer
 		b.Answered("one", true)
-		time.Sleep(heardFor)
+		time.Sleep(heardFor) // fake time
 		var l look
 		looks := func(late time.Duration) {
 			t.Helper()

@@ -226,20 +226,20 @@ func TestOlderServer(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			b := newBed(t, "a", "b")
 			b.breaks(answer)
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) // fake time
 			b.watches(2)
 			b.set("a", "1")
 			b.hears("a", "1")
-			time.Sleep(time.Hour)
+			time.Sleep(time.Hour) // fake time
 			b.watches(2)
 			b.does(func() { b.answer = nil })
-			time.Sleep(2 * refusedPause)
+			time.Sleep(2 * refusedPause) // fake time
 			b.watches(0)
 			b.set("a", "2")
 			b.remove("b")
 			b.hears("a", "1", "2")
-			b.breaks(answer) // a server of before has taken its place
-			time.Sleep(time.Second)
+			b.breaks(answer)        // a server of before has taken its place
+			time.Sleep(time.Second) // fake time
 			b.watches(2)
 			b.set("b", "1")
 			b.hears("b", "1")
@@ -256,15 +256,15 @@ func TestNoStreamForAWhile(t *testing.T) {
 		synctest.Wait()
 		b.breaks(errGone)
 		b.remove("a")
-		time.Sleep(patience / 2)
+		time.Sleep(patience / 2) // fake time
 		b.watches(0)
 		b.hears("a", "1")
-		time.Sleep(patience + longestPause)
+		time.Sleep(patience + longestPause) // fake time
 		b.watches(2)
 		b.hears("a", "1", "none")
 		b.hears("b", "1")
 		b.does(func() { b.answer = nil })
-		time.Sleep(2 * longestPause)
+		time.Sleep(2 * longestPause) // fake time
 		b.watches(0)
 		b.set("a", "2")
 		b.hears("a", "1", "none", "2")
@@ -278,7 +278,7 @@ func TestSilentServer(t *testing.T) {
 		b.does(func() { b.silent = true })
 		b.breaks(nil)
 		b.set("a", "1")
-		time.Sleep(3 * patience)
+		time.Sleep(3 * patience) // fake time
 		b.watches(1)
 		b.hears("a", "1")
 	})
@@ -306,10 +306,10 @@ func TestNothingIsTakenBack(t *testing.T) {
 			default:
 				b.set(name, strconv.Itoa(i))
 			}
-			time.Sleep(time.Duration(r.Int64N(int64([]time.Duration{time.Millisecond, time.Second, time.Minute}[r.IntN(3)]))))
+			time.Sleep(time.Duration(r.Int64N(int64([]time.Duration{time.Millisecond, time.Second, time.Minute}[r.IntN(3)])))) // fake time
 		}
 		b.does(func() { b.answer, b.silent = nil, false })
-		time.Sleep(3 * refusedPause)
+		time.Sleep(3 * refusedPause) // fake time
 		synctest.Wait()
 		b.mu.Lock()
 		defer b.mu.Unlock()

@@ -824,9 +824,9 @@ func TestManyPodsOnASlowDisk(t *testing.T) {
 		}
 		w.judge.o.Client = slowly{w.client}
 		w.do(func() { w.silent["n1"] = true })
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // fake time
 		w.do(func() { w.silent["n2"] = true })
-		time.Sleep(2 * time.Second)
+		time.Sleep(2 * time.Second) // fake time
 		pods, err := w.client.CoreV1().Pods("default").List(t.Context(), metav1.ListOptions{})
 		if err != nil {
 			t.Fatal(err)
@@ -836,7 +836,7 @@ func TestManyPodsOnASlowDisk(t *testing.T) {
 				t.Errorf("pod %s is ready three seconds after the death", p.Name)
 			}
 		}
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // fake time
 		w.want("three seconds after the other one's", []string{"n1", "n2"}, []string{"n1", "n2"})
 	})
 }

@@ -55,7 +55,7 @@ func newVoices(t *testing.T, r *rand.Rand, nodes int, zone func(i int) string, c
 			v.mu.Lock() // of check's randomness, too
 			took, found := check(n.Name)
 			v.mu.Unlock()
-			time.Sleep(took)
+			time.Sleep(took) // fake time
 			return found
 		},
 	})
@@ -63,7 +63,7 @@ func newVoices(t *testing.T, r *rand.Rand, nodes int, zone func(i int) string, c
 	var running sync.WaitGroup
 	running.Go(func() { j.Run(ctx) })
 	v.stop = func() { cancel(); running.Wait() }
-	time.Sleep(10*time.Second + time.Duration(r.IntN(1000))*time.Millisecond)
+	time.Sleep(10*time.Second + time.Duration(r.IntN(1000))*time.Millisecond) // fake time
 	return v
 }
 
@@ -136,11 +136,11 @@ func TestTogetherThoughMachinesAnswer(t *testing.T) {
 			})
 			defer v.stop()
 			v.silence(v.names...)
-			time.Sleep(slow - time.Second)
+			time.Sleep(slow - time.Second) // fake time
 			v.want("while they have time", nil, nil)
-			time.Sleep(6 * time.Second)
+			time.Sleep(6 * time.Second) // fake time
 			v.want("after that", nil, v.names)
-			time.Sleep(hold)
+			time.Sleep(hold) // fake time
 			v.want("after the wait", v.names, v.names)
 		})
 	}
@@ -157,7 +157,7 @@ func TestTogetherWhileShortOfCPU(t *testing.T) {
 			defer v.stop()
 			gone := v.names[2:]
 			v.silence(gone...)
-			time.Sleep(slow)
+			time.Sleep(slow) // fake time
 			v.want("in the end", nil, gone)
 		})
 	}
@@ -169,7 +169,7 @@ func TestBackForAMoment(t *testing.T) {
 		v := newVoices(t, rand.New(rand.NewPCG(1, 0)), 1, eachItsOwn, func(string) (time.Duration, Finding) { return CheckTimeout, Silent })
 		defer v.stop()
 		v.silence("n1")
-		time.Sleep(4 * time.Second)
+		time.Sleep(4 * time.Second) // fake time
 		v.want("after the death", []string{"n1"}, []string{"n1"})
 		for range 2 * rest / time.Second {
 			time.Sleep(rest + 500*time.Millisecond) // fake time, as all others; the judge looks after each rest
@@ -177,9 +177,9 @@ func TestBackForAMoment(t *testing.T) {
 			if _, err := v.client.CoreV1().Pods("default").UpdateStatus(t.Context(), pod("n1"), metav1.UpdateOptions{}); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(100 * time.Millisecond) // fake time
 			v.silence("n1")
-			time.Sleep(2*rest + Quick)
+			time.Sleep(2*rest + Quick) // fake time
 			v.want("some time after it was back", []string{"n1"}, []string{"n1"})
 		}
 	})
