@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.zx2c4.com/wireguard/conn"
 	wireguardgo "golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tun"
 	"golang.zx2c4.com/wireguard/tun/tuntest"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 	"k8s.io/klog/v2/ktesting"
@@ -217,6 +218,24 @@ func TestDigest(t *testing.T) {
 	}
 	if device(func(d *wgtypes.Device) { slices.Reverse(d.Peers) }) != usual {
 		t.Error("the peers come in another order, and that counts as a change")
+	}
+}
+
+// TestWireGuardGoIsNotToldOfState: wireguard-go does not hear from its tun device that it went down or up, which may come late, and which closes and opens its socket.
+func TestWireGuardGoIsNotToldOfState(t *testing.T) {
+	said := make(chan tun.Event)
+	go func() {
+		defer close(said)
+		for _, e := range []tun.Event{tun.EventDown, tun.EventMTUUpdate, tun.EventUp, tun.EventUp | tun.EventMTUUpdate, tun.EventDown} {
+			said <- e
+		}
+	}()
+	var heard []tun.Event
+	for e := range withoutState(stateless{events: said}).Events() {
+		heard = append(heard, e)
+	}
+	if want := []tun.Event{tun.EventMTUUpdate, tun.EventMTUUpdate}; !slices.Equal(heard, want) {
+		t.Errorf("it heard %v, want %v", heard, want)
 	}
 }
 

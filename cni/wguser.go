@@ -28,7 +28,7 @@ func openWGUser(name string, mtu int, config wgtypes.Config, log klog.Logger) (*
 	if err != nil {
 		return nil, fmt.Errorf("making the tun device %s (is /dev/net/tun there?): %w", name, err)
 	}
-	u := &wgUser{device.NewDevice(t, conn.NewDefaultBind(), &device.Logger{
+	u := &wgUser{device.NewDevice(withoutState(t), conn.NewDefaultBind(), &device.Logger{
 		Verbosef: device.DiscardLogf,
 		Errorf:   wgLog(name, log),
 	})}
@@ -42,6 +42,29 @@ func openWGUser(name string, mtu int, config wgtypes.Config, log klog.Logger) (*
 	}
 	return u, nil
 }
+
+// stateless is a tun device that does not tell whether it is up.
+type stateless struct {
+	tun.Device
+	events chan tun.Event
+}
+
+// withoutState leaves only changes of the MTU of what the device tells. To wireguard-go "down" means to stop listening, and "up" to listen again, in the network
+// namespace of any thread; and a device that was set up at once may tell "down" late. The device has a goroutine of its own until its events end.
+func withoutState(t tun.Device) tun.Device {
+	s := stateless{t, make(chan tun.Event)}
+	go func() {
+		defer close(s.events)
+		for e := range t.Events() {
+			if e &= tun.EventMTUUpdate; e != 0 {
+				s.events <- e
+			}
+		}
+	}()
+	return s
+}
+
+func (s stateless) Events() <-chan tun.Event { return s.events }
 
 // wgLog says what is wrong with the device. What is wrong with a peer, every second of an outage, is for whoever looks for it.
 func wgLog(name string, log klog.Logger) func(format string, args ...any) {

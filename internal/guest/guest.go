@@ -152,7 +152,7 @@ func Run(t *testing.T, o Options) {
 	case over == "":
 		t.Fatalf("the guest ended without a word (%v)", err)
 	case over != "0":
-		t.Fatalf("it failed in the guest: %s", over)
+		t.Fatalf("it failed in the guest: %s\n%s", over, complaints(said))
 	}
 	repeat(t, said)
 }
@@ -169,6 +169,17 @@ func judge(console []byte) (said, over string) {
 		b.WriteString(line + "\n")
 	}
 	return b.String(), over
+}
+
+// complaints are the lines of what a test said that say what failed. They are repeated last: of a long output often only the end is kept.
+func complaints(said string) string {
+	var b strings.Builder
+	for line := range strings.Lines(said) {
+		if strings.Contains(line, "_test.go:") || strings.Contains(line, "--- FAIL") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
 }
 
 // arguments are the kernel's command.
