@@ -37,7 +37,7 @@ const (
 	lasting = 10 * time.Second
 )
 
-// Options are all required but PodCIDRs, Volumes, Answered, Ended, Now and Logger.
+// Options are all required but PodCIDRs, Volumes, Answered, Ended, Until, Now and Logger.
 type Options struct {
 	// Servers lists the servers as host:port.
 	Servers func() []string
@@ -54,6 +54,8 @@ type Options struct {
 	Answered func(server string, itself bool)
 	// Ended is told each time that a connection to a server has ended. It must not block.
 	Ended func(server string)
+	// Until is tunnel.Node's, for pings.
+	Until func(period time.Duration) time.Duration
 	// Now is the time at which a server's certificate is checked; nil means time.Now.
 	Now    func() time.Time
 	Logger *slog.Logger
@@ -102,7 +104,7 @@ func Run(ctx context.Context, o Options) {
 func (o *Options) keep(ctx context.Context, server string) {
 	var asked sync.WaitGroup
 	defer asked.Wait()
-	node := tunnel.Node{Allowed: o.allowed}
+	node := tunnel.Node{Allowed: o.allowed, Until: o.Until}
 	if o.Volumes != nil {
 		node.Dial = func(dialing context.Context, network, address string) (net.Conn, error) {
 			if address != localvolume.Target.String() {

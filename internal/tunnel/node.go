@@ -28,10 +28,11 @@ type Node struct {
 	// Answered, when set, is called each time that the server has answered. It must not block.
 	Answered func()
 
+	// Until is how long it is until the next moment of a period; nil means together.Until. Nodes that share a process, as no real ones do, have to have moments of their own.
+	Until func(period time.Duration) time.Duration
+
 	// pingEvery and silence are PingEvery and writeTimeout; tests wait for less.
 	pingEvery, silence time.Duration
-	// until is together.Until, or a test's.
-	until func(period time.Duration) time.Duration
 }
 
 // Serve serves a connection to a server until ctx is done or the connection ends, and returns when all of its streams
@@ -76,7 +77,7 @@ func (n Node) Serve(ctx context.Context, c net.Conn) error {
 
 // ping says again and again that the node lives. Its error is that the server did not answer.
 func (n Node) ping(ctx context.Context, s *yamux.Session) error {
-	every, until := cmp.Or(n.pingEvery, PingEvery), n.until
+	every, until := cmp.Or(n.pingEvery, PingEvery), n.Until
 	if until == nil {
 		until = together.Until
 	}

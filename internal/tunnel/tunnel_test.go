@@ -185,7 +185,7 @@ func TestSlowAnswers(t *testing.T) {
 	n := echo()
 	const due = 10 * time.Millisecond
 	var answered atomic.Bool
-	n.until = func(time.Duration) time.Duration { // who looks for the next moment when there is an answer waits for long
+	n.Until = func(time.Duration) time.Duration { // who looks for the next moment when there is an answer waits for long
 		if answered.Load() {
 			return time.Hour
 		}

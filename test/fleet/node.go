@@ -103,7 +103,7 @@ func (n *node) join(ctx context.Context) error {
 		n.f.running.Go(func() {
 			tunnels.Run(ctx, tunnels.Options{
 				Servers: func() []string { return n.f.o.Servers }, NodePair: joined.Credentials.KubeletPair, ServerCAFile: joined.Credentials.ServerCAFile,
-				NodeIPs: []netip.Addr{n.ip}, Logger: slog.New(slog.DiscardHandler),
+				NodeIPs: []netip.Addr{n.ip}, Until: n.until(), Logger: slog.New(slog.DiscardHandler),
 			})
 		})
 	}
@@ -124,6 +124,13 @@ func (n *node) join(ctx context.Context) error {
 	n.f.running.Go(func() { n.keepLease(ctx) })
 	n.f.running.Go(func() { n.keepStatus(ctx) })
 	return nil
+}
+
+// until says how long it is until the next moment of a period, from a moment on that is this node's alone: real nodes are processes of their own, which
+// do nothing at the same moment.
+func (n *node) until() func(period time.Duration) time.Duration {
+	began := time.Now().Add(-time.Duration(rand.Int64N(int64(time.Hour))))
+	return func(period time.Duration) time.Duration { return period - time.Since(began)%period }
 }
 
 // clients makes the clients of both identities.
