@@ -46,15 +46,14 @@ func Key(ctx context.Context, f Follower, name, key string, tell func(string)) {
 }
 
 // Each follows each ConfigMap by a watch of its own.
-type Each struct{ Client kubernetes.Interface }
-
-// Follow implements Follower. It has the goroutines of one watch.
-func (e Each) Follow(ctx context.Context, name string, tell func(Data)) {
-	e.follow(ctx, name, tell, nil)
+type Each struct {
+	Client kubernetes.Interface
+	// None has nil told, too, when the first look has found no ConfigMap.
+	None bool
 }
 
-// follow calls none, if it is not nil, when the first look has found no ConfigMap.
-func (e Each) follow(ctx context.Context, name string, tell func(Data), none func()) {
+// Follow implements Follower. It has the goroutines of one watch, and begins with what a majority of the servers knows.
+func (e Each) Follow(ctx context.Context, name string, tell func(Data)) {
 	var telling sync.Mutex
 	put := func(o any) {
 		if m, ok := o.(*corev1.ConfigMap); ok {
@@ -69,6 +68,10 @@ func (e Each) follow(ctx context.Context, name string, tell func(Data), none fun
 		ListerWatcher: cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 				o.FieldSelector = only
+				// Where it cannot watch, a reflector asks for a list of any state at first. A server that is cut off has an old one, and who follows may come from another server and know better.
+				if o.ResourceVersion == "0" {
+					o.ResourceVersion = ""
+				}
 				return maps.List(ctx, o)
 			},
 			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
@@ -87,7 +90,7 @@ func (e Each) follow(ctx context.Context, name string, tell func(Data), none fun
 	})
 	var looking sync.WaitGroup
 	defer looking.Wait()
-	if none != nil {
+	if e.None {
 		looking.Go(func() {
 			select {
 			case <-ctx.Done():
@@ -95,7 +98,7 @@ func (e Each) follow(ctx context.Context, name string, tell func(Data), none fun
 				telling.Lock()
 				defer telling.Unlock()
 				if len(store.ListKeys()) == 0 {
-					none()
+					tell(nil)
 				}
 			}
 		})

@@ -3,6 +3,7 @@
 package setting
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,7 +35,7 @@ type Word struct {
 }
 
 const (
-	// patience is how long a node does without a stream before it watches each ConfigMap, and how long a stream may take to begin.
+	// patience is how long a node does without a stream before it watches each ConfigMap, and for how long a stream that begins may say nothing.
 	patience = 15 * time.Second
 	// shortestPause, doubled each time up to longestPause, is between two tries of a stream that cannot be had. One that lasted longer than longestPause is asked for again at once.
 	shortestPause, longestPause = 200 * time.Millisecond, 5 * time.Second
@@ -55,7 +57,7 @@ type Together struct {
 	names []string
 	log   *slog.Logger
 	open  func(context.Context) (io.ReadCloser, error)
-	apart func(ctx context.Context, name string, tell func(Data), none func()) // Each.follow
+	apart func(ctx context.Context, name string, tell func(Data)) // of Each with None
 
 	mu      sync.Mutex
 	known   map[string]Data
@@ -65,7 +67,7 @@ type Together struct {
 // NewTogether makes one that follows nothing until Run.
 func NewTogether(o Options) *Together {
 	return &Together{
-		names: o.Names, log: o.Logger, apart: Each{o.Client}.follow, known: map[string]Data{}, changed: make(chan struct{}),
+		names: o.Names, log: o.Logger, apart: Each{Client: o.Client, None: true}.Follow, known: map[string]Data{}, changed: make(chan struct{}),
 		open: func(ctx context.Context) (io.ReadCloser, error) {
 			r := o.Client.CoreV1().RESTClient().Get().AbsPath(Path)
 			for _, name := range o.Names {
@@ -154,23 +156,36 @@ func refused(err error) bool {
 // errAgain ends a stream that is asked for once more at once.
 var errAgain = errors.New("what was watched meanwhile may be newer")
 
+// errSilent is why a stream is given up.
+var errSilent = fmt.Errorf("the server says nothing for %s", patience)
+
 // listen follows one stream to its end, and says whether it heard what all ConfigMaps say.
 func (t *Together) listen(ctx context.Context, each *watches) (heard bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	late := time.AfterFunc(patience, cancel)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	late := time.AfterFunc(patience, func() { cancel(errSilent) })
 	defer late.Stop()
 	stream, err := t.open(ctx)
 	if err != nil {
-		return false, err
+		return false, cmp.Or(context.Cause(ctx), err)
 	}
 	defer stream.Close()
 	defer context.AfterFunc(ctx, func() { _ = stream.Close() })() // it may be read just now
 	first := map[string]Data{}
-	for words := json.NewDecoder(stream); ; {
+	arriving := reader(func(to []byte) (int, error) {
+		n, err := stream.Read(to)
+		if !heard && n > 0 { // the first words may be large and the network slow
+			late.Reset(patience)
+		}
+		return n, err
+	})
+	for words := json.NewDecoder(arriving); ; {
 		var w Word
 		if err := words.Decode(&w); err != nil {
-			return heard, fmt.Errorf("the stream of settings has ended: %w", err)
+			return heard, fmt.Errorf("the stream of settings has ended: %w", cmp.Or(context.Cause(ctx), err))
+		}
+		if !slices.Contains(t.names, w.Name) { // a later version's
+			continue
 		}
 		if heard {
 			t.put(map[string]Data{w.Name: w.Data})
@@ -188,6 +203,11 @@ func (t *Together) listen(ctx context.Context, each *watches) (heard bool, err e
 	}
 }
 
+// reader is an io.Reader.
+type reader func([]byte) (int, error)
+
+func (r reader) Read(to []byte) (int, error) { return r(to) }
+
 // watches are one of each ConfigMap, while there is no stream.
 type watches struct {
 	of      *Together
@@ -203,7 +223,7 @@ func (w *watches) start(ctx context.Context, why error) {
 	ctx, w.cancel = context.WithCancel(ctx)
 	for _, name := range w.of.names {
 		w.running.Go(func() {
-			w.of.apart(ctx, name, func(d Data) { w.of.put(map[string]Data{name: d}) }, func() { w.of.put(map[string]Data{name: nil}) })
+			w.of.apart(ctx, name, func(d Data) { w.of.put(map[string]Data{name: d}) })
 		})
 	}
 }

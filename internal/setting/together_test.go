@@ -13,7 +13,9 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -118,8 +120,8 @@ func (b *bed) stream(ctx context.Context) (io.ReadCloser, error) {
 	return r, nil
 }
 
-// watch plays Each.follow.
-func (b *bed) watch(ctx context.Context, name string, tell func(Data), none func()) {
+// watch plays Each's Follow, with None.
+func (b *bed) watch(ctx context.Context, name string, tell func(Data)) {
 	b.does(func() { b.apartly++ })
 	defer b.does(func() { b.apartly-- })
 	first, had := true, ""
@@ -128,11 +130,7 @@ func (b *bed) watch(ctx context.Context, name string, tell func(Data), none func
 		if ctx.Err() != nil || !first && text(d) == had {
 			return nil
 		}
-		if first && d == nil {
-			none()
-		} else {
-			tell(d)
-		}
+		tell(d)
 		first, had = false, text(d)
 		return nil
 	})
@@ -357,20 +355,111 @@ func TestEach(t *testing.T) {
 		defer mu.Unlock()
 		heard = append(heard, text)
 	}
-	running.Go(func() { Each{c}.follow(ctx, "a", func(d Data) { say(text(d)) }, func() { say("nothing yet") }) })
-	hears("nothing yet")
+	running.Go(func() { Each{Client: c, None: true}.Follow(ctx, "a", func(d Data) { say(text(d)) }) })
+	hears("none")
 	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "a", Namespace: metav1.NamespaceSystem}, Data: map[string]string{"v": "1"}}
 	if _, err := maps.Create(ctx, m, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	hears("nothing yet", "1")
+	hears("none", "1")
 	m.Data = nil
 	if _, err := maps.Update(ctx, m, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	hears("nothing yet", "1", "")
+	hears("none", "1", "")
 	if err := maps.Delete(ctx, "a", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	hears("nothing yet", "1", "", "none")
+	hears("none", "1", "", "none")
+}
+
+// trickle gives a byte at a time, by the fake clock, until it is closed.
+type trickle struct {
+	io.Reader
+	each   time.Duration
+	closed atomic.Bool
+}
+
+func (r *trickle) Read(to []byte) (int, error) {
+	time.Sleep(r.each) // fake time
+	if r.closed.Load() {
+		return 0, errGone
+	}
+	return r.Reader.Read(to[:1])
+}
+
+func (r *trickle) Close() error {
+	r.closed.Store(true)
+	return nil
+}
+
+// begins is a Together in a bubble whose only stream is r, and which follows a alone. The others cannot be had, and what is watched one by one is not there.
+func begins(t *testing.T, r io.ReadCloser) (heard func() []string) {
+	b := &bed{T: t, cluster: map[string]Data{}, changed: make(chan struct{}), heard: map[string][]string{}}
+	asked := false
+	to := &Together{
+		names: []string{"a"}, log: slog.New(slog.DiscardHandler), known: map[string]Data{}, changed: make(chan struct{}), apart: b.watch,
+		open: func(context.Context) (io.ReadCloser, error) {
+			if asked {
+				return nil, errGone
+			}
+			asked = true
+			return r, nil
+		},
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { to.Run(ctx) })
+	running.Go(func() {
+		to.Follow(ctx, "a", func(d Data) { b.does(func() { b.heard["a"] = append(b.heard["a"], text(d)) }) })
+	})
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+	return func() []string {
+		synctest.Wait()
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return slices.Clone(b.heard["a"])
+	}
+}
+
+// TestSlowNetwork: large settings take as long as they take. Else a node would have them sent to it again and again, and never have them.
+func TestSlowNetwork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		text := `{"name": "a", "data": {"v": "1"}}` + "\n"
+		heard := begins(t, &trickle{Reader: strings.NewReader(text), each: patience / 2})
+		time.Sleep(time.Duration(len(text)) * patience / 2) // fake time
+		if words := heard(); !slices.Equal(words, []string{"1"}) {
+			t.Errorf("it heard %q", words)
+		}
+	})
+}
+
+// TestWordsOfALaterVersion: what a node has not asked for it takes for no part of the first words, so a stream that says nothing else is given up.
+func TestWordsOfALaterVersion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := io.Pipe()
+		closed := false
+		begins(t, closer{r, func() { closed = true }})
+		fmt.Fprintln(w, `{"version": 2}`)
+		fmt.Fprintln(w, `{"name": "b", "data": null}`)
+		time.Sleep(patience + time.Second) // fake time
+		synctest.Wait()
+		if !closed {
+			t.Error("it takes that for what stands in a")
+		}
+	})
+}
+
+// closer says when it is closed.
+type closer struct {
+	io.ReadCloser
+	said func()
+}
+
+func (c closer) Close() error {
+	c.said()
+	return c.ReadCloser.Close()
 }

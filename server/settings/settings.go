@@ -5,7 +5,6 @@
 package settings
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -80,7 +79,8 @@ func (s *Settings) Run(ctx context.Context) {
 		if follow {
 			follow = false
 			for _, name := range setting.Names() {
-				following.Go(func() { setting.Each{Client: s.client}.Follow(ctx, name, func(setting.Data) { s.ask() }) })
+				// What the first look finds may be deleted before its watch begins, hence None.
+				following.Go(func() { setting.Each{Client: s.client, None: true}.Follow(ctx, name, func(setting.Data) { s.ask() }) })
 			}
 		}
 		for err := s.look(ctx); err != nil && ctx.Err() == nil; err = s.look(ctx) {
@@ -115,19 +115,20 @@ func (s *Settings) look(ctx context.Context) error {
 		reading.Go(func() { data[i], errs[i] = s.read(ctx, name) })
 	}
 	reading.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := maps.Clone(s.now)
 	for i, name := range names {
+		if errs[i] != nil { // one that cannot be read, such as one whose key of encryption is lost, keeps nobody from hearing of the others
+			continue
+		}
 		if have := now[name]; have != nil && (have.data == nil) == (data[i] == nil) && maps.Equal(have.data, data[i]) {
 			continue
 		}
 		text, err := json.Marshal(setting.Word{Name: name, Data: data[i]})
 		if err != nil {
-			return fmt.Errorf("writing the ConfigMap %s for nodes: %w", name, err)
+			errs[i] = fmt.Errorf("writing the ConfigMap %s for nodes: %w", name, err)
+			continue
 		}
 		now[name] = &line{data[i], append(text, '\n')}
 	}
@@ -135,6 +136,9 @@ func (s *Settings) look(ctx context.Context) error {
 		s.now = now
 		close(s.changed)
 		s.changed = make(chan struct{})
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	s.done = number
 	close(s.looked)
@@ -247,17 +251,18 @@ func (s *Settings) stream(w http.ResponseWriter, r *http.Request, names []string
 	told := map[string]*line{}
 	for {
 		now, changed := s.current()
-		var text bytes.Buffer
+		news := false
 		for _, name := range names {
-			if l := now[name]; l != told[name] {
-				text.Write(l.text)
-				told[name] = l
+			l := now[name]
+			if l == told[name] {
+				continue
 			}
-		}
-		if text.Len() > 0 {
-			if _, err := w.Write(text.Bytes()); err != nil {
+			if _, err := w.Write(l.text); err != nil { // all streams' text: a copy for each would be held by those that nobody reads
 				return // who asked has gone
 			}
+			told[name], news = l, true
+		}
+		if news {
 			flusher.Flush()
 		}
 		select {

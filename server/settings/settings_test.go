@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -234,6 +235,22 @@ func TestNoMajority(t *testing.T) {
 	s.hears("vip.coracle map[a:1] false")
 }
 
+// TestOneCannotBeRead: streams go on with the others, whatever is the matter with one.
+func TestOneCannotBeRead(t *testing.T) {
+	b := newBed(t)
+	s := b.open(setting.DNS, cluster.VIPConfigMap)
+	s.hears("coredns-custom map[] true")
+	s.hears("vip.coracle map[] true")
+	b.watching()
+	b.client.PrependReactor("get", "configmaps", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		return a.(clienttesting.GetAction).GetName() == setting.DNS, nil, errors.New("no key decrypts it")
+	})
+	if _, err := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(t.Context(), configMap(cluster.VIPConfigMap, map[string]string{"a": "1"}), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s.hears("vip.coracle map[a:1] false")
+}
+
 // TestManyStreams: nodes that come at the same time share what is read.
 func TestManyStreams(t *testing.T) {
 	b := newBed(t, configMap(cluster.VIPConfigMap, map[string]string{"a": "1"}))
@@ -292,5 +309,61 @@ func TestUnasked(t *testing.T) {
 	<-done
 	if len(c.Actions()) > 0 {
 		t.Errorf("it did %v", c.Actions())
+	}
+}
+
+// TestDeletedAtTheBeginning: the store is read before its watches have begun. What is deleted in between is heard of, too.
+func TestDeletedAtTheBeginning(t *testing.T) {
+	b := newBed(t, configMap(setting.DNS, map[string]string{"a.override": "x"}))
+	var heard, deleted atomic.Bool
+	b.client.PrependReactor("list", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) {
+		if !heard.Load() {
+			return true, nil, errors.New("not yet")
+		}
+		if deleted.CompareAndSwap(false, true) {
+			return false, nil, b.client.Tracker().Delete(corev1.SchemeGroupVersion.WithResource("configmaps"), metav1.NamespaceSystem, setting.DNS)
+		}
+		return false, nil, nil
+	})
+	s := b.open(setting.DNS)
+	s.hears("coredns-custom map[a.override:x] false")
+	heard.Store(true)
+	s.hears("coredns-custom map[] true")
+}
+
+// blocked is a response that nobody reads: a write does not return before the test ends.
+type blocked struct {
+	http.ResponseWriter
+	wrote chan *byte // capacity 1: the first byte of what is being written
+	over  <-chan struct{}
+}
+
+func (b *blocked) Write(text []byte) (int, error) {
+	b.wrote <- &text[0]
+	<-b.over
+	return 0, errors.New("over")
+}
+
+func (b *blocked) Flush() {}
+
+// TestNobodyReads: however many do not read what they asked for, its text is there once.
+func TestNobodyReads(t *testing.T) {
+	b := newBed(t, configMap(setting.DNS, map[string]string{"a.override": strings.Repeat("x", 1<<20)}))
+	ctx, cancel := context.WithCancel(t.Context())
+	var streams sync.WaitGroup
+	defer streams.Wait()
+	defer cancel()
+	var first *byte
+	for range 10 {
+		w := &blocked{ResponseWriter: httptest.NewRecorder(), wrote: make(chan *byte, 1), over: ctx.Done()}
+		r := httptest.NewRequestWithContext(ctx, http.MethodGet, setting.Path, nil)
+		streams.Go(func() { b.stream(w, r, []string{setting.DNS}) })
+		text := <-w.wrote
+		if first == nil {
+			first = text
+		}
+		if text != first {
+			t.Fatal("there is a text for each")
+		}
 	}
 }
