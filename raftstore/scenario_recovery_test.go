@@ -70,6 +70,62 @@ func TestScenarioRecovery(t *testing.T) {
 	})
 }
 
+// Two of three servers were thought lost, and start with their old directories when the third has been made the only one. Together they are a majority of the cluster
+// that there was, and go on as that: nothing here can know better, so it is for who recovers to keep them from it. But neither cluster takes anything from
+// the other one.
+func TestScenarioRecoveredBesideAMajority(t *testing.T) {
+	seeds(t, 3, func(t *testing.T, seed uint64) {
+		stage(t, seed, 3, nil, func(c *cluster) {
+			survivor := c.shuffled()[0]
+			c.fill(c.leader(), 20)
+			lost := c.others(survivor)
+			for _, n := range c.nodes {
+				n.crash()
+			}
+			o := survivor.options()
+			o.Network = nil
+			if err := Recover(o); err != nil {
+				t.Fatal(err)
+			}
+			c.two = true
+			c.net.Reset(survivor.name)
+			survivor.start()
+			c.ready(survivor)
+			c.serves(survivor)
+			for _, n := range lost {
+				n.start()
+			}
+			for _, n := range lost {
+				c.ready(n)
+			}
+			c.pass(10 * time.Second)
+			write := func(n *node, key string) {
+				t.Helper()
+				if _, err := n.running().Client().KV.Put(c.within(10*time.Second), key, "x"); err != nil {
+					t.Errorf("seed %d: %s at %s: %v", seed, key, n.name, err)
+				}
+			}
+			write(survivor, "recovered")
+			write(lost[0], "before")
+			c.pass(10 * time.Second)
+			for _, n := range c.nodes {
+				want := map[string]int64{"recovered": 0, "before": 1}
+				if n == survivor {
+					want = map[string]int64{"recovered": 1, "before": 0}
+				}
+				for key, count := range want {
+					if r, err := n.running().Client().KV.Get(c.within(10*time.Second), key); err != nil || r.Count != count {
+						t.Errorf("seed %d: %s has %q %d times, want %d: %v", seed, n.name, key, r.Count, count, err)
+					}
+				}
+			}
+			if m := survivor.running().Members(); len(m) != 1 {
+				t.Errorf("seed %d: the one that was recovered has the members %v", seed, m)
+			}
+		})
+	})
+}
+
 // Recovery is for a stopped server, and for one that is there.
 func TestScenarioRecoveryRefused(t *testing.T) {
 	scenario(t, 1, 1, func(c *cluster) {
