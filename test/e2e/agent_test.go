@@ -5,16 +5,23 @@
 package e2e
 
 import (
+	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/coracle-k8s/coracle/internal/credentials"
+	"github.com/coracle-k8s/coracle/server/liveness"
+	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -49,6 +56,7 @@ func TestAgent(t *testing.T) {
 	harness.Eventually(t, soon, "all machines know one another", func() error { return harness.KnowOneAnother(append(pair, third), "alive alive alive ") })
 	claimsOnlyItsOwn(t, s, third)
 	readsOnlyItsSecrets(t, s, a, third)
+	opensNoServersConnection(t, s, a)
 	if err := third.Stop(); err != nil {
 		t.Error(err)
 	}
@@ -139,6 +147,58 @@ spec:
 		t.Errorf("the network parts of the node whose pod mounts a Secret read %s, %v", out, err)
 	}
 	s.Kubectl("delete", "pod/keeper", "secret/treasure")
+}
+
+// opensNoServersConnection: with whatever certificate an agent has, and with whatever an administrator has, nobody opens the connections at a server's port that servers have among themselves: those of Raft, and the questions about nodes.
+// The server's own certificate opens both.
+func opensNoServersConnection(t *testing.T, s, a *harness.Server) {
+	t.Helper()
+	node := credentials.In(filepath.Join(a.DataDir, "agent", "cred"))
+	servers := func(name string) string { return filepath.Join(s.DataDir, "server", "tls", name) }
+	for _, tt := range []struct {
+		file string
+		may  bool
+	}{
+		{file: node.KubeletPair}, {file: node.KubeletServing}, {file: node.NetworkPair},
+		{file: servers("client-admin.pem")}, {file: servers("client-kube-apiserver.pem")}, {file: servers("serving-kube-apiserver.pem")},
+		{file: servers("peer.pem"), may: true},
+	} {
+		for _, protocol := range []string{peertls.Protocol, liveness.Protocol} {
+			if err := opens(t, a.Machine, s.IP+":6443", protocol, tt.file); tt.may != (err == nil) || err != nil && !strings.Contains(err.Error(), "remote error: tls: ") {
+				t.Errorf("that %s opens a connection for %s is to be %v: %v", tt.file, protocol, tt.may, err)
+			}
+		}
+	}
+}
+
+// opens has a program on a machine open a connection with the certificate in a file. What a server says of that certificate comes as the first thing to be read; where it says nothing it waits for what it is asked.
+func opens(t *testing.T, from *harness.Machine, address, protocol, file string) error {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(file, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	raw, err := from.Dial(ctx, "tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol}, // whoever answers is looked at elsewhere
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }}) // whichever authorities it names
+	if err := c.HandshakeContext(ctx); err != nil {
+		return err
+	}
+	// A node's name, as one server asks another one about it; the other protocol's connections end by that, without a word of TLS'.
+	if _, err := io.WriteString(c, "nobody\n"); err != nil {
+		return err
+	}
+	_ = c.SetReadDeadline(time.Now().Add(soon))
+	if _, err := c.Read(make([]byte, 1)); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	return nil
 }
 
 // withAddress is a node with one address more.

@@ -138,6 +138,9 @@ func TestThreeServers(t *testing.T) {
 		}
 	}
 	rest[0].Members(1, "no further one: 2 of 3 voters answer")
+	// The agent starts anew while the only server that it was told of is dead: it knows the others.
+	a.Kill()
+	a.Start()
 	// Controllers, scheduler and agent work, each with a server that lives: a Deployment's pods run.
 	rest[1].Apply(spreadDeployment)
 	harness.Eventually(t, soon, "the Deployment's pods run", func() error {

@@ -42,16 +42,25 @@ func TestJoinAndLeave(t *testing.T) {
 	}
 }
 
-// TestUninstallForced: coracle-uninstall on a server that cannot leave its cluster removes nothing and says how to go on; with --force it removes everything.
+// TestUninstallForced: coracle-uninstall on a server that cannot leave its cluster removes nothing and says how to go on; with --force it removes everything. On a node that cannot leave it removes everything, and says what is left in
+// the cluster and how that is removed.
 func TestUninstallForced(t *testing.T) {
 	site := harness.NewSite(t)
-	first, server := newHostOn(t, site), newHostOn(t, site)
+	first, server, node := newHostOn(t, site), newHostOn(t, site), newHostOn(t, site)
 	before := server.state()
 	first.mustInstall(nil, "--node-name", "first")
 	server.joins(first.must("sh", "-c", "coracle token print --server 2>&1"), "server")
+	nodeBefore := node.state()
+	node.joins(first.must("sh", "-c", "coracle token print 2>&1"), "node")
 	harness.Eventually(t, 3*time.Minute, "there are two servers", func() error { return first.hasServers(2) })
+	harness.Eventually(t, 3*time.Minute, "all three nodes are ready", func() error { return first.hasReady("first", "node", "server") })
 
 	first.must("coracle-service", "stop") // of the two it alone has a vote
+	out, err := node.run("sh", "-c", "coracle-uninstall 2>&1")
+	if want := "What is left in the cluster is the node node; on a server: coracle node remove node"; err != nil || !strings.Contains(out, want) || !strings.Contains(out, "coracle is gone") {
+		t.Errorf("coracle-uninstall on a node whose cluster does not answer: %v, want %q\n%s", err, want, out)
+	}
+	node.awaitState(nodeBefore)
 	stays := func(when string) {
 		t.Helper()
 		had := server.must("sh", "-c", everythingOfCoracle)
