@@ -311,10 +311,11 @@ func (p *peers) askInfo(ctx context.Context, addresses []string) []infoAnswer {
 }
 
 // bestInformed is the answer of the server that knows most, among those that know of another leader than this server. One whose
-// disk hangs, or that is behind for another reason, does so too, and counts members who are none any more.
+// disk hangs, or that is behind for another reason, does so too, and counts members who are none any more. One that has just joined hears
+// the leader before it has read who the members are: that it does not know of itself shows it.
 func (p *peers) bestInformed(answers []infoAnswer) (best infoAnswer, ok bool) {
 	for _, a := range answers {
-		if a.Leader != "" && a.Leader != string(p.s.address) && (!ok || a.Applied > best.Applied) {
+		if a.Leader != "" && a.Leader != string(p.s.address) && hasMember(a.Members, raft.ServerID(a.ID)) && (!ok || a.Applied > best.Applied) {
 			best, ok = a, true
 		}
 	}

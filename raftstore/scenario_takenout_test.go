@@ -52,10 +52,62 @@ func TestScenarioLeaderlessBesideOneThatHangs(t *testing.T) {
 			for range 60 {
 				c.pass(time.Second)
 				if newest.running().TakenOut() {
-					t.Fatalf("seed %d: it takes itself for one that was taken out\n%s", seed, c.state())
+					c.Fatalf("seed %d: it takes itself for one that was taken out\n%s", seed, c.state())
 				}
 			}
 			hangs.faults.DelayFlushes(0)
+		})
+	})
+}
+
+// There is a leader that a server does not hear, and the only one that it reaches has just joined: that one knows who leads, and no
+// members yet, since its disk hangs. The server does not take itself for one that was taken out.
+func TestScenarioBesideOneThatJoins(t *testing.T) {
+	seeds(t, 3, func(t *testing.T, seed uint64) {
+		stage(t, seed, 3, func(o *Options) { o.Others = func() []string { return []string{"d"} } }, func(c *cluster) {
+			away := c.others(c.leader())[c.rand.IntN(2)]
+			c.isolate(away)
+			d := c.join("d", c.others(away)[0].name)
+			d.faults.DelayFlushes(time.Hour)
+			for range 30 {
+				c.pass(time.Second)
+				if away.running().TakenOut() {
+					c.Fatalf("seed %d: it takes itself for one that was taken out\n%s", seed, c.state())
+				}
+			}
+			if d.running().OtherLeader() == "" {
+				t.Errorf("seed %d: it does not hear the leader\n%s", seed, c.state())
+			}
+			d.faults.DelayFlushes(0)
+		})
+	})
+}
+
+// The disk of a server hangs while others elect and take it out. When it works again the server knows that.
+func TestScenarioRemovedWhileItHangs(t *testing.T) {
+	seeds(t, 3, func(t *testing.T, seed uint64) {
+		stage(t, seed, 5, nil, func(c *cluster) {
+			was := c.leader()
+			victim := c.others(was)[c.rand.IntN(4)]
+			victim.faults.DelayFlushes(time.Hour)
+			c.pass(time.Duration(c.rand.IntN(5)) * time.Second)
+			rest := c.others(victim)
+			if c.rand.IntN(2) == 0 {
+				rest = c.others(victim, was)
+				was.crash()
+			} else if err := was.running().TransferLeadership(c.within(20 * time.Second)); err != nil {
+				t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
+			}
+			c.pass(time.Duration(c.rand.IntN(5)) * time.Second)
+			if err := c.leader(rest...).running().RemoveMember(c.within(20*time.Second), victim.name); err != nil {
+				t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
+			}
+			c.pass(time.Duration(c.rand.IntN(60)) * time.Second)
+			victim.faults.DelayFlushes(0)
+			c.eventually("the removed server knows it", time.Minute, victim.running().TakenOut)
+			if got, leader := victim.running().OtherLeader(), c.leader(rest...); got != leader.name {
+				t.Errorf("seed %d: it takes %q for the leader, which is %s", seed, got, leader.name)
+			}
 		})
 	})
 }
