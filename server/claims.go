@@ -299,7 +299,7 @@ func (a *admission) mayTakeOver(name string, role token.Role, node *corev1.Node,
 			"that one, delete the node first: kubectl delete node %s", name, why, name)
 	}
 	switch {
-	case node != nil && (name == a.s.o.NodeName || node.Labels[roleLabel] == roleValue && (have == nil || role != token.RoleServer)):
+	case node != nil && (name == a.s.o.NodeName || node.Labels[roleLabel] == roleValue && role != token.RoleServer):
 		return taken("it is a server's own")
 	case node != nil && apiserver.NodeLives(node):
 		return taken("it is alive")

@@ -131,7 +131,7 @@ func (a *admission) admitNode(ctx context.Context, m joining.Machine) (*join.Ans
 	if err != nil {
 		return nil, err
 	}
-	if err := a.checkNode(m.Node); err != nil && !(m.Joined && isName(err)) { // it has the name already
+	if err := a.checkNode(m.Node, nil); err != nil && !(m.Joined && isName(err)) { // it has the name already
 		return nil, err
 	}
 	if err := a.claimName(ctx, client, m); err != nil {
@@ -186,16 +186,16 @@ func (a *admission) settings(ctx context.Context, client kubernetes.Interface) (
 	return s, nil
 }
 
-// checkNode refuses a node that cannot be one.
-func (a *admission) checkNode(n join.Node) error {
+// checkNode refuses a node that cannot be one. before are the addresses of the server whose place it takes.
+func (a *admission) checkNode(n join.Node, before []netip.Addr) error {
 	if len(n.Password) < minPassword {
 		return join.Refuse(join.CodeRequest, "the node's password has %d characters, at least %d are wanted", len(n.Password), minPassword)
 	}
-	return a.checkNames(n)
+	return a.checkNames(n, before)
 }
 
 // checkNames refuses names and addresses with which a node's certificate would pass for something else.
-func (a *admission) checkNames(n join.Node) error {
+func (a *admission) checkNames(n join.Node, before []netip.Addr) error {
 	if p := validation.IsDNS1123Subdomain(n.Name); len(p) > 0 || len(n.Name) > validation.LabelValueMaxLength {
 		return join.Refuse(join.CodeName, "%q cannot be a node's name; choose another with --node-name", n.Name)
 	}
@@ -208,7 +208,7 @@ func (a *admission) checkNames(n join.Node) error {
 	if len(n.External) > 2 {
 		return join.Refuse(join.CodeAddress, "a node has one external address, or one of each family, and not %d; give them with --node-external-ip", len(n.External))
 	}
-	servers := a.servers()
+	servers := slices.DeleteFunc(a.servers(), func(ip netip.Addr) bool { return slices.Contains(before, ip) })
 	for _, ip := range slices.Concat(n.Addresses, n.External) {
 		taken := slices.Contains(servers, ip) || slices.ContainsFunc(a.s.files.serving.IPs, func(own net.IP) bool { return own.Equal(ip.AsSlice()) })
 		inside := slices.ContainsFunc(slices.Concat(a.s.o.Cluster.PodCIDRs, a.s.o.Cluster.ServiceCIDRs), func(c netip.Prefix) bool { return c.Contains(ip) })

@@ -72,7 +72,7 @@ func TestNodesThatPassForOthers(t *testing.T) {
 		{"multicast", machine("n", password, "224.0.0.1"), join.CodeAddress},
 		{"link-local", machine("n", password, "169.254.0.1"), join.CodeAddress},
 	} {
-		if got := code(a.checkNode(tt.m.Node)); got != tt.code {
+		if got := code(a.checkNode(tt.m.Node, nil)); got != tt.code {
 			t.Errorf("%s: %q, want %q", tt.name, got, tt.code)
 		}
 	}
@@ -120,6 +120,10 @@ func TestClaimName(t *testing.T) {
 		t.Fatal(err)
 	}
 	claim("the name of another server, which is down", machine("other-server", password, "10.0.0.9"), join.CodeName)
+	first := machine("other-server", password, "10.0.0.9")
+	first.Role = token.RoleServer
+	claim("a server in the place of one that started the cluster, and is down", first, "")
+	claim("the name of that one, to be an agent", machine("other-server", otherPassword, "10.0.0.9"), join.CodeName)
 	b := machine("server-b", password, "10.0.0.8")
 	b.Role = token.RoleServer
 	claim("a server that joins", b, "")
@@ -213,7 +217,7 @@ func TestCertifiedAddresses(t *testing.T) {
 	want("10.0.0.2", "198.51.100.2")
 	inside := machine("n", password, "10.0.0.2")
 	inside.Node.External = []netip.Addr{netip.MustParseAddr("10.43.0.1")}
-	if got := code(a.checkNode(inside.Node)); got != join.CodeAddress {
+	if got := code(a.checkNode(inside.Node, nil)); got != join.CodeAddress {
 		t.Errorf("an external address in the cluster's networks: %q", got)
 	}
 }

@@ -15,6 +15,10 @@ import (
 	"strings"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/cluster"
@@ -49,7 +53,11 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*join.A
 			"remove a server that is gone", len(members), maxServers)
 	}
 	if m.Node.Name != "" {
-		if err := a.checkNode(m.Node); err != nil {
+		before, err := addressesBefore(ctx, client, m.Node.Name)
+		if err != nil {
+			return nil, err
+		}
+		if err := a.checkNode(m.Node, before); err != nil {
 			return nil, err
 		}
 		if err := a.claimName(ctx, client, m); err != nil {
@@ -93,6 +101,25 @@ func (a *admission) admitServer(ctx context.Context, m joining.Machine) (*join.A
 	}
 	for _, m := range members {
 		out.Server.Peers = append(out.Server.Peers, m.Address)
+	}
+	return out, nil
+}
+
+// addressesBefore are those of the server's node whose name a server wants that joins: a machine that was wiped is mostly where it was, and its former self is a member still.
+// Whether it may have that name is another question (claimName): not while that node is alive.
+func addressesBefore(ctx context.Context, client kubernetes.Interface, name string) ([]netip.Addr, error) {
+	n, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("looking for the node %s: %w", name, err)
+	}
+	var out []netip.Addr
+	for _, a := range n.Status.Addresses {
+		if ip, err := netip.ParseAddr(a.Address); err == nil && n.Labels[roleLabel] == roleValue {
+			out = append(out, ip.Unmap())
+		}
 	}
 	return out, nil
 }

@@ -39,14 +39,18 @@ func faults() map[string]fault {
 			undo: func(c *Cluster, _ *harness.Server) { c.Site.Heal() }, lasts: lasts},
 		"switched off": {do: func(_ *Cluster, s *harness.Server) { s.PowerOff() },
 			undo: func(_ *Cluster, s *harness.Server) { s.PowerOn(); s.Start() }, lasts: lasts},
+		"wiped": {do: func(_ *Cluster, s *harness.Server) { s.PowerOff() }, undo: (*Cluster).comesBackEmpty, lasts: lasts},
 	}
 }
+
+// everyFault are those of which a machine comes back with what it had.
+var everyFault = []string{"killed", "paused", "cut off", "switched off"}
 
 // TestFaults: whatever happens to any one machine of three servers and two agents, writes, watches, requests and visits go on, and nothing
 // that was acknowledged is lost.
 func TestFaults(t *testing.T) {
 	c := New(t, 3, 2)
-	c.faults(t, func(run func(name string, victim *harness.Server)) {
+	c.faults(t, everyFault, func(run func(name string, victim *harness.Server)) {
 		run("paused", c.usedBy(t, c.Agents[0]))
 		run("cut off", c.usedBy(t, c.Agents[0]))
 		run("switched off", Without(c.Servers, c.MustLeader())[0])
@@ -57,7 +61,7 @@ func TestFaults(t *testing.T) {
 // TestFaultsOfNodes: the same of three servers that run pods, as they do by default, and nothing else.
 func TestFaultsOfNodes(t *testing.T) {
 	c := NewOfNodes(t, 3, 0)
-	c.faults(t, func(run func(name string, victim *harness.Server)) {
+	c.faults(t, everyFault, func(run func(name string, victim *harness.Server)) {
 		run("killed", c.MustLeader())
 		run("cut off", c.MustLeader())
 		run("switched off", c.MustLeader())
@@ -67,13 +71,13 @@ func TestFaultsOfNodes(t *testing.T) {
 // TestFaultsOfIPv6: the same where there is no IPv4.
 func TestFaultsOfIPv6(t *testing.T) {
 	c := NewOfIPv6(t, 3, 1)
-	c.faults(t, func(run func(name string, victim *harness.Server)) { run("cut off", c.MustLeader()) })
+	c.faults(t, everyFault, func(run func(name string, victim *harness.Server)) { run("cut off", c.MustLeader()) })
 }
 
-// faults has clients use a cluster while one fault after the other happens to its machines: at the whole length each to each of them, and otherwise
+// faults has clients use a cluster while one fault after the other happens to its machines: at the whole length each of all to each of them, and otherwise
 // those that short runs. A leader that has just started knows of no node when it was heard last, and gives each 40 s (docs/adr/0065): what follows a
 // "killed" at once may take as long.
-func (c *Cluster) faults(t *testing.T, short func(run func(name string, victim *harness.Server))) {
+func (c *Cluster) faults(t *testing.T, all []string, short func(run func(name string, victim *harness.Server))) {
 	t.Helper()
 	c.serveEverywhere()
 	x := startClients(t, c, "load", c.service())
@@ -109,7 +113,7 @@ func (c *Cluster) faults(t *testing.T, short func(run func(name string, victim *
 	if !whole {
 		short(run)
 	} else {
-		for _, name := range []string{"killed", "paused", "cut off", "switched off"} {
+		for _, name := range all {
 			run(name, c.MustLeader())
 			for _, s := range append(slices.Clone(c.Servers), c.Agents...) {
 				run(name, s)
