@@ -66,7 +66,7 @@ func (c *Cluster) comesBackEmpty(s *harness.Server) {
 	}
 	s.PowerOn()
 	s.Start()
-	const taken = "already, and it is alive"
+	taken := fmt.Sprintf("there is a node named %s already", s.NodeName()) // it is alive still, or has joined within the last two minutes
 	before, began := s.InLog(taken), time.Now()
 	harness.Eventually(t, soon, fmt.Sprintf("machine %d is let in under its old name", s.Number), func() error {
 		_, err := os.Stat(letIn)
@@ -80,5 +80,5 @@ func (c *Cluster) comesBackEmpty(s *harness.Server) {
 		}
 		return err
 	})
-	t.Logf("machine %d came back with nothing: it was told %d times that its name is alive, and let in after %v", s.Number, s.InLog(taken)-before, time.Since(began).Round(100*time.Millisecond))
+	t.Logf("machine %d came back with nothing: it was told %d times that its name is taken, and let in after %v", s.Number, s.InLog(taken)-before, time.Since(began).Round(100*time.Millisecond))
 }
