@@ -13,7 +13,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
 
+	"github.com/coracle-k8s/coracle/internal/setting"
 	"github.com/coracle-k8s/coracle/test/fleet"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
@@ -53,6 +55,7 @@ func TestFleetIsLikeAnAgent(t *testing.T) {
 		})
 		time.Sleep(seconds("CORACLE_FLEET_LIKENESS", time.Minute)) // what begins later, and what ends again
 	}
+	askForSettings(t, c.Ask(s))
 	running(0)
 	none, noConnections := look()
 	a := c.machine().NewAgent(s)
@@ -75,5 +78,18 @@ func TestFleetIsLikeAnAgent(t *testing.T) {
 		if really != here {
 			t.Errorf("an agent has %d watches of %s, a node of the fleet %d", really, name, here)
 		}
+	}
+}
+
+// askForSettings asks a server for a setting as a node does. From then on the server itself has a watch of each, which would count as the first node's.
+func askForSettings(t *testing.T, client kubernetes.Interface) {
+	t.Helper()
+	stream, err := client.CoreV1().RESTClient().Get().AbsPath(setting.Path).Param(setting.Parameter, setting.Names()[0]).Stream(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	if _, err := stream.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
 	}
 }
