@@ -9,13 +9,14 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"runtime"
 	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/ownthread"
 )
 
 // devicePrefix starts the name of every pod's device on the host. Network managers know to leave veth* alone.
@@ -163,14 +164,10 @@ func podSysctls(ifName string) error {
 
 // inNetns runs f on a thread of its own inside ns. The thread ends with f, so that no other goroutine ever runs in ns.
 func inNetns(ns netns.NsHandle, f func() error) error {
-	done := make(chan error, 1) // f's result must not wait for a reader
-	go func() {
-		runtime.LockOSThread() // never unlocked: the runtime ends the thread
+	return ownthread.Do(func() error {
 		if err := netns.Set(ns); err != nil {
-			done <- fmt.Errorf("entering a network namespace: %w", err)
-			return
+			return fmt.Errorf("entering a network namespace: %w", err)
 		}
-		done <- f()
-	}()
-	return <-done
+		return f()
+	})
 }

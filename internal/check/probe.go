@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"syscall"
 	"time"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/hostfirewall"
 	"github.com/coracle-k8s/coracle/internal/netdump"
+	"github.com/coracle-k8s/coracle/internal/ownthread"
 	"github.com/coracle-k8s/coracle/internal/synctime"
 )
 
@@ -34,22 +34,12 @@ type kernelProbe struct{}
 
 // apart runs f on a thread with namespaces of its own, which end with it.
 func apart(flags int, f func() error) error {
-	done := make(chan error, 1) // one: the goroutine ends whether or not anybody reads
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread is of no use to others and ends with this goroutine
-		if unix.Gettid() == os.Getpid() {
-			// The first thread never ends, and /proc/self shows its namespaces: another one has to do it.
-			done <- apart(flags, f)
-			runtime.UnlockOSThread()
-			return
-		}
+	return ownthread.Do(func() error {
 		if err := unix.Unshare(flags); err != nil {
-			done <- fmt.Errorf("making a namespace: %w", err)
-			return
+			return fmt.Errorf("making a namespace: %w", err)
 		}
-		done <- f()
-	}()
-	return <-done
+		return f()
+	})
 }
 
 func (kernelProbe) Link(kind string) error {

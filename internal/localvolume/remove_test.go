@@ -6,7 +6,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-k8s/coracle/internal/ownthread"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 )
@@ -118,20 +118,17 @@ func TestRemoveDeep(t *testing.T) {
 func inMountNamespace(t *testing.T, f func()) {
 	t.Helper()
 	testenv.RequireRoot(t, "mounting")
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked, so that the thread ends
-		var err error
-		defer func() { done <- err }()
-		err = unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS)
+	err := ownthread.Do(func() error {
+		err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS)
 		if err == nil {
 			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
 		}
 		if err == nil {
 			f()
 		}
-	}()
-	if err := <-done; err != nil {
+		return err
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 }

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/carried"
+	"github.com/coracle-k8s/coracle/internal/ownthread"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
@@ -136,16 +137,12 @@ func New(t testing.TB) *NS {
 	if err := os.WriteFile(ns.Path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan error, 1) // the thread below ends whether or not anybody reads
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			err = unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), ns.Path, "", unix.MS_BIND, "")
+	err := ownthread.Do(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
 		}
-		done <- err
-	}()
-	err := <-done
+		return unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), ns.Path, "", unix.MS_BIND, "")
+	})
 	if err == nil {
 		ns.h, err = netns.GetFromPath(ns.Path)
 	}
@@ -165,18 +162,14 @@ func (ns *NS) Close() {
 	}
 }
 
-// Do runs f on a thread inside the namespace.
+// Do runs f on a thread inside the namespace. What f starts on other goroutines is not in it. A test that fails in f has failed, and Do returns an error.
 func (ns *NS) Do(f func() error) error {
-	done := make(chan error, 1) // the thread below ends whether or not anybody reads
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends
+	return ownthread.Do(func() error {
 		if err := netns.Set(ns.h); err != nil {
-			done <- err
-			return
+			return err
 		}
-		done <- f()
-	}()
-	return <-done
+		return f()
+	})
 }
 
 // Link joins the process's own namespace (device hostDev) and ns (device nsDev) with a veth pair; addresses are in
