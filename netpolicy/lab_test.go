@@ -3,7 +3,9 @@
 package netpolicy
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +15,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -221,13 +224,19 @@ func local(c connection) net.Addr {
 	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.from, 0))
 }
 
-// ping sends something and waits for it to come back, or for a refusal. Datagrams may be lost, and refusals of them.
+// pings counts those by datagrams, so that each says something else.
+var pings atomic.Uint32
+
+// ping sends something and waits for it to come back, or for a refusal. Datagrams may be lost, and refusals of them; and the answer to an earlier one may come late, which says nothing.
 func ping(conn net.Conn) error {
-	deadline := time.Now().Add(patience)
-	b := make([]byte, 1)
+	deadline, says := time.Now().Add(patience), []byte("x")
 	_, datagrams := conn.(*net.UDPConn)
+	if datagrams {
+		says = binary.BigEndian.AppendUint32(nil, pings.Add(1))
+	}
+	b := make([]byte, len(says))
 	for {
-		if _, err := conn.Write([]byte("x")); err != nil {
+		if _, err := conn.Write(says); err != nil {
 			return refused(err)
 		}
 		next := deadline
@@ -236,6 +245,9 @@ func ping(conn net.Conn) error {
 		}
 		_ = conn.SetReadDeadline(next)
 		_, err := conn.Read(b)
+		for datagrams && err == nil && !bytes.Equal(b, says) {
+			_, err = conn.Read(b)
+		}
 		switch {
 		case err == nil:
 			return nil
@@ -244,6 +256,50 @@ func ping(conn net.Conn) error {
 		case !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(deadline):
 			return refused(err)
 		}
+	}
+}
+
+// TestLateAnswers: an answer that comes twice, as it does where the first one was late, is none to what is asked later.
+func TestLateAnswers(t *testing.T) {
+	server, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var came atomic.Int32
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b := make([]byte, 100)
+		for {
+			n, from, err := server.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			answers := 1
+			switch came.Add(1) {
+			case 1:
+				answers = 2
+			case 2:
+				answers = 0
+			}
+			for range answers {
+				_, _ = server.WriteTo(b[:n], from)
+			}
+		}
+	}()
+	defer func() { server.Close(); <-done }()
+	c, err := net.Dial("udp", server.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for range 2 {
+		if err := ping(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := came.Load(); n < 3 {
+		t.Errorf("the second datagram has no answer, and of %d one was taken for it", n)
 	}
 }
 
