@@ -182,6 +182,9 @@ func TestUpstreamLeavesOutTheSamePods(t *testing.T) {
 	factory := upstream.NewInformerFactory(client, 0, nil)
 	factory.Start(t.Context().Done())
 	factory.WaitForCacheSync(t.Context().Done())
+	testenv.Until(t, time.Minute, "pods are watched", func() bool { // which begins after the list that a cache waits for
+		return slices.ContainsFunc(client.Actions(), func(a clienttesting.Action) bool { return a.Matches("watch", "pods") })
+	})
 	for _, action := range client.Actions() {
 		w, ok := action.(clienttesting.WatchAction)
 		if !ok {
