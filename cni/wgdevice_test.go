@@ -240,8 +240,9 @@ func TestWireGuardGoIsNotToldOfState(t *testing.T) {
 }
 
 // TestDigestOfManyPeers: wireguard-go names its peers in another order each time, which is no reason to set up the network again every few seconds.
+// Its tun device would tell "up" at some moment, and the port be another one then.
 func TestDigestOfManyPeers(t *testing.T) {
-	dev := wireguardgo.NewDevice(tuntest.NewChannelTUN().TUN(), conn.NewDefaultBind(), &wireguardgo.Logger{Verbosef: wireguardgo.DiscardLogf, Errorf: wireguardgo.DiscardLogf})
+	dev := wireguardgo.NewDevice(withoutState(tuntest.NewChannelTUN().TUN()), conn.NewDefaultBind(), &wireguardgo.Logger{Verbosef: wireguardgo.DiscardLogf, Errorf: wireguardgo.DiscardLogf})
 	defer dev.Close()
 	u := &wgUser{dev}
 	key := testKey(1)
@@ -268,7 +269,7 @@ func TestDigestOfManyPeers(t *testing.T) {
 
 // TestForeignSharedKey: a peer with a preshared key, which another program has set, is told that it has none.
 func TestForeignSharedKey(t *testing.T) {
-	dev := wireguardgo.NewDevice(tuntest.NewChannelTUN().TUN(), conn.NewDefaultBind(), &wireguardgo.Logger{Verbosef: wireguardgo.DiscardLogf, Errorf: wireguardgo.DiscardLogf})
+	dev := wireguardgo.NewDevice(withoutState(tuntest.NewChannelTUN().TUN()), conn.NewDefaultBind(), &wireguardgo.Logger{Verbosef: wireguardgo.DiscardLogf, Errorf: wireguardgo.DiscardLogf})
 	d := newWGDevice("wg", testKey(1), ktesting.NewLogger(t, ktesting.NewConfig()))
 	d.user = &wgUser{dev}
 	defer d.close()
