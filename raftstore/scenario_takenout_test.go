@@ -83,35 +83,6 @@ func TestScenarioBesideOneThatJoins(t *testing.T) {
 	})
 }
 
-// The disk of a server hangs while others elect and take it out. When it works again the server knows that.
-func TestScenarioRemovedWhileItHangs(t *testing.T) {
-	seeds(t, 3, func(t *testing.T, seed uint64) {
-		stage(t, seed, 5, nil, func(c *cluster) {
-			was := c.leader()
-			victim := c.others(was)[c.rand.IntN(4)]
-			victim.faults.DelayFlushes(time.Hour)
-			c.pass(time.Duration(c.rand.IntN(5)) * time.Second)
-			rest := c.others(victim)
-			if c.rand.IntN(2) == 0 {
-				rest = c.others(victim, was)
-				was.crash()
-			} else if err := was.running().TransferLeadership(c.within(20 * time.Second)); err != nil {
-				t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
-			}
-			c.pass(time.Duration(c.rand.IntN(5)) * time.Second)
-			if err := c.leader(rest...).running().RemoveMember(c.within(20*time.Second), victim.name); err != nil {
-				t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
-			}
-			c.pass(time.Duration(c.rand.IntN(60)) * time.Second)
-			victim.faults.DelayFlushes(0)
-			c.eventually("the removed server knows it", time.Minute, victim.running().TakenOut)
-			if got, leader := victim.running().OtherLeader(), c.leader(rest...); got != leader.name {
-				t.Errorf("seed %d: it takes %q for the leader, which is %s", seed, got, leader.name)
-			}
-		})
-	})
-}
-
 // A server that the cluster does not take in yet was not taken out.
 func TestScenarioNotTakenInYet(t *testing.T) {
 	stage(t, 1, 2, func(o *Options) { o.MaxMembers = 2 }, func(c *cluster) {
