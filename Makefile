@@ -39,13 +39,16 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh test/arm64/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build carried deps release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance install-test fresh-test play flakes chaos race e2e-ha bench bench-ha bench-net bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
+.PHONY: help build carried deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance install-test fresh-test play flakes chaos soak race e2e-ha bench bench-ha bench-net bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify fmt vet tidy imports shellcheck cross docs docs-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps: ## install the Debian packages that building and testing need
 	@packaging/deps.sh build test lint
+
+debs-lock: ## write anew which Debian packages a release carries (packaging/debs.lock)
+	@packaging/debs-lock.sh
 
 build: carried ## bin/coracle for this machine (or ARCH=arm64)
 	@echo 'building $(or $(OUT),bin/coracle) $(VERSION) for $(ARCH)'
@@ -76,11 +79,14 @@ PROMISED := root,carried,loop-device,systemd,xfs
 test: ## everything that has to pass: installs what is missing, builds, go test ./..., end to end (root)
 	@[ "$$(id -u)" = 0 ] || { echo 'error: tests make namespaces, mounts and containers of their own, which takes root: sudo make test. Without root: make unit' >&2; exit 1; }
 	@packaging/deps.sh build test
-	@CORACLE_TEST_REQUIRE=$(PROMISED)$$(command -v linux.uml >/dev/null && echo ,user-mode-linux) packaging/steps.sh build unit scenarios chaos
+	@CORACLE_TEST_REQUIRE=$(PROMISED)$$(command -v linux.uml >/dev/null && echo ,user-mode-linux) packaging/steps.sh build unit scenarios
 
-# A third of what unit tests take is waiting (the Service proxy's, the balancer's, the networks'): three packages at a time on two processors.
+# Half of what unit tests take is waiting (the Service proxy's, the balancer's, the networks'): four packages at a time on two processors, and those
+# first that take minutes.
+LONG_UNITS := ./raftstore ./server/apiserver ./proxy ./controllers ./cni ./raftstore/upstream
+
 unit: ## go test ./...; tests that need root are left out without it
-	@$(GOTEST) -p 3 -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./...
+	@$(GOTEST) -p 4 -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(LONG_UNITS) ./...
 
 # Scenarios mostly wait: two packages of them run side by side.
 scenarios: build ## e2e and install-test, side by side (root)
@@ -92,8 +98,9 @@ e2e: build ## real kubectl against a real server, in namespaces of its own (root
 # Without RUN, and where RUN names it, TestMixedVersions runs too, which wants an older build.
 MIXED := $(if $(RUN),$(findstring Mixed,$(RUN)),all)
 
-e2e-ha: build $(if $(MIXED),older) ## the scenarios of several machines at their whole length: every fault on every machine, hours (root); RUN=… of some
-	@CORACLE_HA_WHOLE=1 $(if $(MIXED),CORACLE_OLDER_BIN=$(CURDIR)/bin/coracle-older) $(subst /report,/report -v,$(E2E)) -timeout 6h $(if $(RUN),-run '$(RUN)') ./test/ha/... ./test/nodes/...
+# SHORT=1: at their short length, a quarter of an hour.
+e2e-ha: build $(if $(MIXED),older) ## the scenarios of several machines at their whole length, and those that depend on real time: every fault on every machine, hours (root); RUN=… of some, SHORT=1
+	@CORACLE_HA_WHOLE=$(if $(SHORT),short,1) $(if $(MIXED),CORACLE_OLDER_BIN=$(CURDIR)/bin/coracle-older) $(subst /report,/report -v,$(E2E)) -timeout 6h $(if $(RUN),-run '$(RUN)') ./test/ha/... ./test/nodes/...
 
 # OLDER: another build to run beside this one, such as a release; without it this tree is built once more, and says that it is older.
 older: build
@@ -115,11 +122,18 @@ foreign-test: build ## a cluster beside ufw, firewalld, Docker, FRR, systemd-net
 	@packaging/foreign.sh $(ARCH) $(BUILD)/foreign
 	@CORACLE_TEST_FOREIGN=$(CURDIR)/$(BUILD)/foreign/root CORACLE_TEST_REQUIRE=root,carried,foreign-programs $(subst /report,/report -v,$(E2E)) -timeout 30m -run '$(or $(RUN),TestForeign)' ./test/nodes/
 
-# PROCESSES: how many specs run side by side. SKIP: a regular expression of specs to leave out.
-conformance: build ## upstream's conformance suite, built from its module, on a cluster of one node (root, an hour or two); FOCUS='…' of some specs
+# SERVERS: on so many servers that run pods. PROCESSES: how many specs run side by side. SKIP: a regular expression of specs to leave out.
+conformance: build ## upstream's conformance suite, built from its module, on a cluster of one node (root, an hour or two); SERVERS=3, FOCUS='…' of some specs
 	@packaging/deps.sh build test conformance
 	@CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) run -tags '$(TAGS)' ./test/conformance -folder $(BUILD)/conformance -ldflags '$(STABLE_X)' \
-	  $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)') $(if $(PROCESSES),-processes $(PROCESSES))
+	  $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)') $(if $(PROCESSES),-processes $(PROCESSES)) $(if $(SERVERS),-servers $(SERVERS))
+
+# By hand, and slow: whatever a pod does takes ten times as long there.
+guest-conformance: build ## upstream's specs of Services and NetworkPolicies on a node whose kernel has IPVS, in a second kernel (root, gcc, 140 MB of source, hours); FOCUS='…' of some
+	@packaging/deps.sh build test conformance
+	@folder=$$(packaging/guest-nftables.sh $(BUILD)/guest-nftables) && \
+	  CORACLE_GUEST_NFTABLES=$$folder CORACLE_TEST_REQUIRE=root,carried,user-mode-linux,guest-nftables CORACLE_BIN=$(CURDIR)/bin/coracle \
+	  $(GO) run -tags '$(TAGS)' ./test/conformance -guest -folder $(BUILD)/conformance -ldflags '$(STABLE_X)' $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)')
 
 install-test: build ## install, install again, uninstall; the host is as before (root)
 	@$(E2E) -timeout 20m ./test/install/...
@@ -137,18 +151,26 @@ COUNT ?= 30
 # Each time in a process of its own: some things are a process' own, and -count would have them the same each time (packaging/again.sh).
 flakes: ## the unit tests of PKG=./folder in COUNT processes each with one, two and four processors, for what fails by chance; RUN=… of some
 	@[ -n '$(PKG)' ] || { echo 'error: PKG says of which packages: make flakes PKG=./server RUN=Rotation' >&2; exit 2; }
-	@for procs in 1 2 4; do GOMAXPROCS=$$procs $(GOTEST) -count=1 -exec '$(CURDIR)/packaging/again.sh $(COUNT)' -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(if $(RUN),-run '$(RUN)') $(PKG) || exit 1; done
+	@for procs in 1 2 4; do CORACLE_TEST_RANDOM=1 GOMAXPROCS=$$procs $(GOTEST) -count=1 -exec '$(CURDIR)/packaging/again.sh $(COUNT)' -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(if $(RUN),-run '$(RUN)') $(PKG) || exit 1; done
 
 DURATION ?= 75s
 
 chaos: ## the store's promises on real servers under faults, for DURATION, from SEED (root)
 	@CORACLE_CHAOS_DURATION=$(DURATION) CORACLE_CHAOS_SEED=$(SEED) $(GO) run ./test/report -v $(GO) test -json -vet=off -count=1 -timeout 24h -tags '$(TAGS) e2e' ./test/chaos
 
+SEEDS ?= 200
+
+# What make test does with the same seeds each time, with new ones.
+soak: ## the random tests of the store with SEEDS seeds, those of other packages with new ones, and half an hour of chaos (root, hours)
+	@CORACLE_TEST_SEEDS=$(SEEDS) $(GOTEST) -count=1 -timeout 6h -tags '$(TAGS)' -ldflags '$(STABLE_X)' -run 'Scenario' ./raftstore
+	@CORACLE_TEST_RANDOM=1 $(GOTEST) -count=1 -p 2 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./raftstore/disk ./raftstore/mvcc ./netpolicy ./proxy ./controllers/servicelb ./server/apiserver ./server ./internal/...
+	@$(MAKE) --no-print-directory chaos DURATION=30m
+
 # Packages with concurrency of their own; everything would be all of Kubernetes once more.
 RACE ?= ./raftstore/... ./netpolicy ./controllers/servicelb ./agent/announcer ./controllers/localpath ./server/resourcemetrics ./server/settings ./server/detour ./cni/... ./dns/... ./proxy/... ./internal/... ./agent/images/... ./cmd/coracle-helper/... ./cmd/coracle-tools/cleanup/...
 
 race: ## go test -race of the packages with concurrency of their own, or of RACE; RUN=… of some tests (needs gcc)
-	@CGO_ENABLED=1 $(GO) run ./test/report $(GO) test -json -race -vet=off -p 2 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(if $(RUN),-run '$(RUN)') $(RACE)
+	@CGO_ENABLED=1 $(GO) run ./test/report $(GO) test -json -race -vet=off -p 4 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(if $(RUN),-run '$(RUN)') $(RACE)
 
 bench: build ## footprint, start-up, pod start and write rates, beside upstream (root); see also bench-store
 	CORACLE_BIN=$(CURDIR)/bin/coracle test/bench/run.sh

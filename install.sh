@@ -20,6 +20,7 @@
 #   INSTALL_CORACLE_SKIP_CHECK   set: start although "coracle check" found something missing
 #   INSTALL_CORACLE_TIMEOUT      seconds to wait for the node (default 300)
 #   CORACLE_..., HTTP_PROXY, HTTPS_PROXY, NO_PROXY   settings for coracle, kept in /etc/coracle/service.env
+# Tokens and keys for S3 that stand among the arguments are kept there too, where root alone reads them.
 set -eu
 
 etc=/etc/coracle
@@ -62,11 +63,37 @@ find_machine() {
 
 # ---- the binary ----
 
+# trust PATH refuses a program, or a folder whose content somebody else than root and the user who called sudo may change: what lies there runs as root.
+trust() {
+  folder=$(readlink -f "$1")
+  at=$folder
+  while :; do
+    # shellcheck disable=SC2046 # three words
+    set -- $(stat -c '%u %g %a' "$at")
+    user=$1 group=$2 mode=000$3
+    others=${mode#"${mode%?}"} mode=${mode%?}
+    members=${mode#"${mode%?}"} mode=${mode%??}
+    special=${mode#"${mode%?}"}
+    who=
+    case $members in [2367]) case $group in 0 | "${SUDO_GID:-0}") ;; *) who="group $group" ;; esac ;; esac
+    case $others in [2367]) who="every user" ;; esac
+    case $special in [1357]) [ "$at" = "$folder" ] || who= ;; esac # below a folder such as /tmp nobody moves what is another's
+    case $user in 0 | "${SUDO_UID:-0}") ;; *) who="user $user" ;; esac
+    [ -z "$who" ] || die "$who of this machine may change what lies in $folder ($at), and this would run it as root. Nothing was installed.
+Copy it to a folder that root or you alone may write, such as one in your home, and start it there"
+    [ "$at" != / ] || return 0
+    at=$(dirname "$at")
+  done
+}
+
 # find_binary sets $binary, building it when this is a clone.
 find_binary() {
+  trust "$here"
   if [ -n "${INSTALL_CORACLE_BINARY:-}" ]; then
     binary=$INSTALL_CORACLE_BINARY
     [ -f "$binary" ] || die "INSTALL_CORACLE_BINARY names $binary, which is no file"
+    trust "$(dirname "$binary")"
+    trust "$binary"
     check_sum "$binary"
   elif grep -qs '^module github.com/coracle-k8s/coracle$' "$here/go.mod"; then
     build
@@ -77,6 +104,7 @@ find_binary() {
     done
     [ -n "${binary:-}" ] || die "there is neither coracle-linux-$arch nor a clone of coracle's repository in $here, where this script is.
 Put the binary and sha256sums.txt beside it, or set INSTALL_CORACLE_BINARY"
+    trust "$binary"
     check_sum "$binary"
   fi
   version=$("$binary" version 2>/dev/null | sed -n 's/^coracle  *//p')
@@ -163,12 +191,43 @@ save_settings() {
       case $arg in *"
 "*) die "an argument may not hold a line break" ;; esac
     done
-    if printf '%s\n' "$@" | put_text 600 "$args_file"; then changed=yes; fi
+    save_arguments "$@"
   else
+    each_arg save_arguments # an earlier version left secrets in it
     say "keeping the arguments of the last installation: $(paste -sd ' ' "$args_file")"
   fi
   names=$(env | sed -n 's/^\(CORACLE_[A-Za-z0-9_]*\)=.*/\1/p; s/^\(\(HTTPS\{0,1\}\|NO\|ALL\)_PROXY\)=.*/\1/p; s/^\(\(https\{0,1\}\|no\|all\)_proxy\)=.*/\1/p' | sort -u)
   if print_environment "$names" | put_text 600 "$env_file"; then changed=yes; fi
+}
+
+# save_arguments keeps the arguments, but for secrets: unit files and the process list are for every user to read. These become variables.
+# A file with a token takes the place of one that an earlier run kept.
+save_arguments() {
+  left=$# forgotten=
+  while [ "$left" -gt 0 ]; do
+    arg=$1 flag='' value=''
+    shift
+    left=$((left - 1))
+    case $arg in
+      --token | --agent-token | --snapshot-s3-access-key | --snapshot-s3-secret-key | --snapshot-s3-session-token | -t)
+        [ "$left" -gt 0 ] || die "$arg needs a value"
+        flag=$arg value=$1
+        shift
+        left=$((left - 1)) ;;
+      --token=* | --agent-token=* | --snapshot-s3-access-key=* | --snapshot-s3-secret-key=* | --snapshot-s3-session-token=* | -t=*)
+        flag=${arg%%=*} value=${arg#*=} ;;
+      -t?*) flag=-t value=${arg#-t} ;;
+      --token-file | --token-file=*) forgotten="$forgotten CORACLE_TOKEN"; set -- "$@" "$arg" ;;
+      --agent-token-file | --agent-token-file=*) forgotten="$forgotten CORACLE_AGENT_TOKEN"; set -- "$@" "$arg" ;;
+      *) set -- "$@" "$arg" ;;
+    esac
+    case $flag in
+      '') ;;
+      -t) export CORACLE_TOKEN="$value" ;;
+      *) export "CORACLE_$(printf '%s' "${flag#--}" | tr 'a-z-' 'A-Z_')=$value" ;;
+    esac
+  done
+  if printf '%s\n' "$@" | put_text 600 "$args_file"; then changed=yes; fi
 }
 
 # role is what a machine becomes whose arguments do not say it: who names a server to join wants a node.
@@ -178,6 +237,7 @@ role() { if [ -n "${CORACLE_URL:-}" ]; then echo agent; else echo server; fi; }
 print_environment() {
   if [ -f "$env_file" ]; then
     while IFS= read -r line; do
+      case " $forgotten " in *" ${line%%=*} "*) continue ;; esac
       printf '%s\n' "$1" | grep -qx "${line%%=*}" || printf '%s\n' "$line"
     done <"$env_file"
   fi
@@ -257,7 +317,7 @@ quote_systemd() { for a in "$@"; do printf ' "%s"' "$(printf '%s' "$a" | sed 's/
 quote_shell() { for a in "$@"; do printf " '%s'" "$(printf '%s' "$a" | sed "s/'/'\\\\''/g")"; done; }
 
 write_systemd() {
-  put_text 644 "$unit_file" <<UNIT
+  put_text 600 "$unit_file" <<UNIT
 [Unit]
 Description=Coracle: Kubernetes in one process
 Documentation=https://github.com/coracle-k8s/coracle
@@ -276,7 +336,8 @@ Delegate=yes
 TasksMax=infinity
 LimitNOFILE=1048576
 LimitNPROC=infinity
-LimitCORE=infinity
+# A crash writes no memory to the disk: keys are in it. Pods may raise theirs.
+LimitCORE=0:infinity
 # A large store takes time to be read; systemd must not give up meanwhile.
 TimeoutStartSec=0
 TimeoutStopSec=90
@@ -289,7 +350,7 @@ UNIT
 }
 
 write_openrc() {
-  put_text 755 "$openrc_file" <<SCRIPT
+  put_text 700 "$openrc_file" <<SCRIPT
 #!/sbin/openrc-run
 # Written by coracle's install.sh.
 name=coracle
@@ -306,7 +367,10 @@ retry="TERM/90"
 
 set -o allexport
 [ ! -f "$env_file" ] || . "$env_file"
+# The program bounds this file itself; what it cannot write there goes to its standard error.
+: "\${CORACLE_LOG:=$log_file}"
 set +o allexport
+ulimit -S -c 0 # a crash writes no memory to the disk: keys are in it
 
 depend() {
 	after network-online
@@ -344,10 +408,13 @@ supervise() {
   child='' stopping=''
   trap 'stopping=yes; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
   trap '' HUP
-  set -a; [ ! -f "$env_file" ] || . "$env_file"; set +a
+  set -a; [ ! -f "$env_file" ] || . "$env_file"
+  : "${CORACLE_LOG:=$log}" # the program bounds this file itself; what it cannot write there goes to its standard error
+  set +a
   set --
   while IFS= read -r arg; do set -- "$@" "$arg"; done <"$args_file"
   ulimit -n 1048576 2>/dev/null || ulimit -n "$(ulimit -H -n)"
+  ulimit -S -c 0 # a crash writes no memory to the disk: keys are in it
   restarts=0
   while [ -z "$stopping" ]; do
     echo "$restarts" >"$restarts_file"

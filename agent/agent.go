@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 
 	"github.com/coracle-k8s/coracle/agent/containerd"
@@ -27,7 +28,7 @@ import (
 // partVolumes is the line of the node's folders for volumes on the board.
 const partVolumes = "local volumes"
 
-// Run runs the node until ctx is done or a part of it fails for good. Pods go on either way. A process runs one node once:
+// Run runs the node until ctx is done or a part of it fails that cannot be started again (containerd, the kubelet). Pods go on either way. A process runs one node once:
 // containerd and the kubelet cannot be started a second time.
 func Run(ctx context.Context, o Options) error {
 	o, err := o.complete()
@@ -105,7 +106,7 @@ func prepareImages(ctx context.Context, o Options, runtime *containerd.Server) (
 			return nil, err
 		}
 	}
-	return &images.Folder{Dir: o.paths().ImagesDir, RecordFile: o.paths().imageRecord, Store: store, Logger: o.Logger}, nil
+	return &images.Folder{Dir: o.paths().ImagesDir, RecordFile: o.paths().imageRecord, Store: store, Logger: o.Logger, Board: o.Board}, nil
 }
 
 // imageStore is where images come to by import.
@@ -123,45 +124,47 @@ type parts struct {
 	images  *images.Folder
 }
 
-// runParts runs the parts. The first that fails stops the others.
+// runParts runs the parts. One that fails is started again, but for containerd and the kubelet: these two stop the others.
 func runParts(ctx context.Context, o Options, p parts) error {
-	g := newGroup(ctx)
+	g := newGroup(ctx, o.Board, o.Logger)
 	imported := make(chan struct{})
-	g.run(o.part("images"), func(ctx context.Context) error {
-		if err := p.images.ImportAll(ctx); err != nil {
+	tried := sync.OnceFunc(func() { close(imported) })
+	g.run("images", func(ctx context.Context) error {
+		err := p.images.ImportAll(ctx)
+		tried() // a folder that cannot be read keeps the network from nothing
+		if err != nil {
 			return err
 		}
-		close(imported)
 		return p.images.Run(ctx)
 	})
 	var podCIDRs atomic.Pointer[func() []netip.Prefix]
-	own, report := newVerdict(), make(chan struct{})                                                // without room: the kubelet is asked when it has answered
-	g.run(nil, func(context.Context) error { return startNetwork(g, o, imported, &podCIDRs, own) }) // its parts report themselves
+	own, report := newVerdict(), make(chan struct{})                                                        // without room: the kubelet is asked when it has answered
+	g.quiet("network", func(context.Context) error { return startNetwork(g, o, imported, &podCIDRs, own) }) // its parts report themselves
 	if o.Servers != nil {
-		g.run(nil, func(ctx context.Context) error {
+		g.quiet("connections with servers", func(ctx context.Context) error {
 			tunnels.Run(ctx, o.tunnels(&podCIDRs))
 			return nil
 		})
 	}
 	if o.Volumes != nil {
-		g.run(o.part(partVolumes), func(ctx context.Context) error {
+		g.run(partVolumes, func(ctx context.Context) error {
 			o.Volumes.Run(ctx, o.part(partVolumes))
 			return nil
 		})
 	}
 	if p.relay != nil {
-		g.run(nil, p.relay.Run)
+		g.quiet("registries", p.relay.Run)
 	}
-	g.run(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(p.runtime, report)) })
-	g.run(nil, func(ctx context.Context) error {
+	g.essential(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(p.runtime, report)) })
+	g.quiet("node", func(ctx context.Context) error {
 		watchNode(ctx, o)
 		own.answer(ctx, report) // not before the kubelet has found out how the node is
 		return nil
 	})
-	g.run(nil, func(ctx context.Context) error { return keepAddresses(ctx, o) })
-	g.run(nil, func(ctx context.Context) error { return keepUnderlay(ctx, o) })
-	g.run(nil, func(ctx context.Context) error { return keepNetworks(ctx, o) })
-	g.run(nil, func(ctx context.Context) error {
+	g.quiet("addresses of the node", func(ctx context.Context) error { return keepAddresses(ctx, o) })
+	g.quiet("underlay", func(ctx context.Context) error { return keepUnderlay(ctx, o) })
+	g.quiet("networks of the machine", func(ctx context.Context) error { return keepNetworks(ctx, o) })
+	g.essential(nil, func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -176,15 +179,21 @@ func runParts(ctx context.Context, o Options, p parts) error {
 // startNetwork starts the network once the images are there. A new node is not ready for pods without its network, so that
 // no pod comes before its image: it would fail to pull it and try again only after a while. A node that had a network
 // before is ready at once, and has its images.
-func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomic.Pointer[func() []netip.Prefix], own *verdict) error {
-	n, err := newNetwork(g.ctx, o)
+func startNetwork(g *group, o Options, imported <-chan struct{}, podCIDRs *atomic.Pointer[func() []netip.Prefix], own *verdict) (err error) {
+	ctx, cancel := context.WithCancel(g.ctx)
+	defer func() {
+		if err != nil {
+			cancel() // what was begun ends: all of it is made anew by the next try
+		}
+	}()
+	n, err := newNetwork(ctx, o)
 	if err != nil && o.awaitNFTables(g.ctx, check.LocalHost().Probe.NAT) {
-		n, err = newNetwork(g.ctx, o)
+		n, err = newNetwork(ctx, o)
 	}
 	if err != nil {
 		return err
 	}
-	if err := own.follow(n.informers.Nodes(), o.NodeName, o.nodeIsThere()); err != nil {
+	if err = own.follow(n.informers.Nodes(), o.NodeName, o.nodeIsThere()); err != nil {
 		return err
 	}
 	networks := n.podCIDRs

@@ -20,13 +20,13 @@ import (
 
 // announcer answers for addresses of the load balancer's pool. The nftables proxy needs them on no interface; IPVS has them on one of its own, and then
 // the kernel of every node would answer for all of them.
-func (o Options) announcer(client kubernetes.Interface, settings setting.Follower, report func(lbholders.Conflicts, lbholders.Proven)) announcer.Options {
+func (o Options) announcer(client kubernetes.Interface, settings setting.Follower, backend string, report func(lbholders.Conflicts, lbholders.Proven)) announcer.Options {
 	a := announcer.Options{
 		Client: client, Settings: settings, NodeName: o.NodeName, Links: linksWithoutServices, Announce: vip.Announce, Now: vip.Now,
 		Probe: vip.Probe, Routers: vip.Routers, Report: report,
 		Part: o.part("load balancer addresses"), Logger: o.Logger,
 	}
-	if o.ProxyMode == servicerules.IPVS {
+	if backend == servicerules.IPVS {
 		a.KeepSilent = keepSilent
 	}
 	return a

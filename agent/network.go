@@ -51,6 +51,11 @@ type network struct {
 	findings  findings
 }
 
+// MissingForIPVS is proxy.MissingForIPVS: it names what this kernel lacks for that proxy mode.
+func MissingForIPVS(mode, scheduler string, clusterCIDRs []netip.Prefix) error {
+	return proxy.MissingForIPVS(mode, scheduler, clusterCIDRs)
+}
+
 func newNetwork(ctx context.Context, o Options) (*network, error) {
 	client, err := netinformers.NewClient(o.NetworkKubeconfig)
 	if err != nil {
@@ -65,9 +70,6 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	n.settings = setting.NewTogether(setting.Options{Client: client, Names: o.settings(), Logger: o.Logger})
-	if n.addresses, err = announcer.New(o.announcer(client, n.settings, n.findings.set)); err != nil {
-		return nil, fmt.Errorf("agent: %w", err)
-	}
 	p := o.paths()
 	log := logr.FromSlogHandler(o.Logger.Handler()) // not klog's, which is for what upstream says
 	if n.policies, err = newPolicies(o, n.informers, log); err != nil {
@@ -79,20 +81,27 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	if n.policies != nil {
 		restore(n.policies, n.pods.Sandboxes())
 	}
+	var backend string // of Services
 	if o.DisableProxy {
 		if err := removeServiceRules(o, p.proxyRecord); err != nil {
 			return nil, err
 		}
-	} else if n.services, err = proxy.New(ctx, proxy.Options{
-		NodeIPs: o.NodeIPs, ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, NodePortAddresses: o.NodePortAddresses,
-		Mode: o.ProxyMode, IPVSScheduler: o.IPVSScheduler, Reserved: o.reserved(),
-		Informers: n.informers, Unreachable: o.unreachable(), RecordFile: p.proxyRecord, Logger: log,
-	}); err != nil {
-		return nil, fmt.Errorf("agent: set up the Service proxy: %w", err)
+	} else {
+		if n.services, err = proxy.New(ctx, proxy.Options{
+			NodeIPs: o.NodeIPs, ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, NodePortAddresses: o.NodePortAddresses,
+			Mode: o.ProxyMode, IPVSScheduler: o.IPVSScheduler, Reserved: o.reserved(), ResolvConf: o.ResolvConf, Report: n.reportServices,
+			Informers: n.informers, Unreachable: o.unreachable(), RecordFile: p.proxyRecord, Logger: log,
+		}); err != nil {
+			return nil, fmt.Errorf("agent: set up the Service proxy: %w", err)
+		}
+		backend, _ = n.services.Backend()
+	}
+	if n.addresses, err = announcer.New(o.announcer(client, n.settings, backend, n.findings.set)); err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
 	}
 	if len(o.ClusterDNS) > 0 {
 		if n.names, err = dns.NewServer(dns.Options{
-			Addresses: o.NodeIPs, Informers: n.informers, Client: client, Settings: n.settings, Domain: o.ClusterDomain, ClusterDNS: o.ClusterDNS,
+			Addresses: o.NodeIPs, Informers: n.informers, Client: client, Settings: n.settings, Domain: o.ClusterDomain, ClusterDNS: o.ClusterDNS, Board: o.Board,
 			Clients: slices.Concat(o.ClusterCIDRs, o.ServiceCIDRs), ResolvConf: o.ResolvConf, ImportDir: existing(p.dnsImports), Logger: log,
 		}); err != nil {
 			return nil, fmt.Errorf("agent: set up the cluster DNS: %w", err)
@@ -124,7 +133,7 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, b
 	pods, err := cni.NewServer(cni.Options{
 		Socket: p.CNISocket, StateDir: p.cniState, ConfDir: p.cniConf, PodCIDRs: podCIDRs, Peers: peers,
 		Backend: o.NetworkBackend, Backends: backends, NodeIPs: o.NodeIPs, Interface: o.NetworkInterface, External: o.networkExternal(),
-		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, ReservedPorts: o.reserved().Ports, Port: o.Port, Policies: policies, Logger: log,
+		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, ReservedPorts: o.reservedHostPorts(), Port: o.Port, Policies: policies, Logger: log,
 		Changed: func() {
 			select {
 			case changed <- struct{}{}:
@@ -168,6 +177,15 @@ func (o Options) reserved() proxy.Reserved {
 	}
 }
 
+// reservedHostPorts are what no pod may take as a host port: what no Service may, and those at which this process listens at loopback alone.
+func (o Options) reservedHostPorts() []uint16 {
+	ports := o.reserved().Ports
+	if o.LocalPort != 0 {
+		ports = append(ports, uint16(o.LocalPort))
+	}
+	return ports
+}
+
 // podCIDRs are the networks of the node's pods; none before they are known.
 func (n *network) podCIDRs() []netip.Prefix {
 	node, err := n.informers.Nodes().Lister().Get(n.o.NodeName)
@@ -199,7 +217,7 @@ func removeServiceRules(o Options, record string) error {
 // start starts the parts in g.
 func (n *network) start(g *group) {
 	run := func(name string, f func(context.Context) error) {
-		g.run(n.o.part(name), func(ctx context.Context) error {
+		g.run(name, func(ctx context.Context) error {
 			if err := f(ctx); err != nil {
 				return fmt.Errorf("agent: %s: %w", name, err)
 			}
@@ -208,8 +226,8 @@ func (n *network) start(g *group) {
 	}
 	if n.pods != nil {
 		run(partPodNetwork, n.pods.Run)
-		g.run(nil, func(ctx context.Context) error { return publishWay(ctx, n.o, n.pods, n.changed) })
-		g.run(nil, func(ctx context.Context) error {
+		g.quiet("key and back end of the node", func(ctx context.Context) error { return publishWay(ctx, n.o, n.pods, n.changed) })
+		g.quiet("network back end", func(ctx context.Context) error {
 			setting.Key(ctx, n.settings, cluster.BackendConfigMap, cluster.BackendData, func(backend string) {
 				if n.services != nil && slices.Contains(cluster.RunningBackends(), backend) {
 					n.services.ReserveTunnel(cluster.TunnelPort(backend))
@@ -231,11 +249,10 @@ func (n *network) start(g *group) {
 	}
 	if n.services != nil {
 		run(partServices, func(ctx context.Context) error {
-			backend, why := n.services.Backend()
-			n.o.part(partServices).Set(status.Running, backend+": "+why)
+			n.reportServices(nil)
 			return n.services.Run(ctx)
 		})
-		g.run(nil, func(ctx context.Context) error {
+		g.quiet("virtual addresses", func(ctx context.Context) error {
 			followVIPs(ctx, n.settings, n.services.Reserve)
 			return nil
 		})
@@ -248,18 +265,28 @@ func (n *network) start(g *group) {
 		n.o.part("cluster dns").Set(status.Disabled, "")
 	}
 	run("load balancer addresses", n.addresses.Run)
-	g.run(nil, func(ctx context.Context) error { return keepFindings(ctx, n.o, n.findings) })
+	g.quiet("findings of the load balancer", func(ctx context.Context) error { return keepFindings(ctx, n.o, n.findings) })
 	if n.o.Reach != nil {
-		g.run(nil, func(ctx context.Context) error {
+		g.quiet("reachability", func(ctx context.Context) error {
 			n.o.Reach.Run(ctx, n.addressesOf)
 			return nil
 		})
 	}
-	g.run(nil, func(ctx context.Context) error {
+	g.quiet("settings", func(ctx context.Context) error {
 		n.settings.Run(ctx)
 		return nil
 	})
-	g.run(nil, n.informers.Run)
+	g.quiet("caches", n.informers.Run)
+}
+
+// reportServices says which back end serves Services and why, or with an error what is wrong.
+func (n *network) reportServices(err error) {
+	backend, why := n.services.Backend()
+	if err != nil {
+		n.o.part(partServices).Set(status.Degraded, fmt.Sprintf("%s: %v", backend, err))
+		return
+	}
+	n.o.part(partServices).Set(status.Running, backend+": "+why)
 }
 
 // settings are the ConfigMaps that this node's parts follow.

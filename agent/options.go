@@ -71,6 +71,8 @@ type Options struct {
 	// may take them.
 	ReservedAddresses []netip.Addr
 	Port              int
+	// LocalPort is that of 127.0.0.1 at which the node reaches the API through any server; 0 beside a server.
+	LocalPort int
 
 	// NetworkBackend is one of cluster.NetworkBackends; empty means the default.
 	NetworkBackend string

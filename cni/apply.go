@@ -54,7 +54,7 @@ func (s *Server) applyRules(ctx context.Context) error {
 			}
 		}
 	}
-	rs := desired(pods, s.o.ClusterCIDRs, ports)
+	rs := desired(pods, s.o.ClusterCIDRs, ports, s.o.ReservedPorts)
 	nw.backend.rules(&rs, nw.ways)
 	if err := apply(ctx, a.nft, rs); err != nil {
 		return err

@@ -49,6 +49,9 @@ func parseConf(data []byte) (pluginConf, error) {
 	return c, nil
 }
 
+// mostHostPorts is how many host ports a pod may have: one that takes all that nobody uses gets what the next program expects at its own.
+const mostHostPorts = 256
+
 // ports returns the wanted host ports. Runtimes also send container ports that have none.
 func (c pluginConf) ports() ([]PortMapping, error) {
 	var out []PortMapping
@@ -71,6 +74,9 @@ func (c pluginConf) ports() ([]PortMapping, error) {
 			return nil, wire.Errorf(wire.CodeInvalidConfig, "port mapping: %v", err)
 		}
 		out = append(out, PortMapping{uint16(m.HostPort), uint16(m.ContainerPort), proto, m.HostIP})
+	}
+	if len(out) > mostHostPorts {
+		return nil, wire.Errorf(wire.CodeInvalidConfig, "the pod has %d host ports, and a pod may have %d: give it fewer, or the host's network", len(out), mostHostPorts)
 	}
 	return out, nil
 }
@@ -112,19 +118,19 @@ func (s *Server) writeConflist() error {
 	}
 	path := filepath.Join(s.o.ConfDir, conflistName)
 	if old, err := os.ReadFile(path); err == nil && string(old) == string(data) {
-		return nil // containerd watches the folder: do not wake it for nothing
+		return os.Chmod(path, 0o600) // no write: containerd watches the folder. Earlier versions made the file 0644
 	}
 	if err := os.MkdirAll(s.o.ConfDir, 0o755); err != nil {
 		return fmt.Errorf("making the CNI configuration folder: %w", err)
 	}
 	// Made elsewhere and moved: containerd would try to load a half-written neighbour, and complain.
 	made := filepath.Join(s.o.StateDir, conflistName)
-	err = atomicfile.Write(made, data, 0o644)
+	err = atomicfile.Write(made, data, 0o600)
 	if err == nil {
 		err = os.Rename(made, path)
 	}
 	if errors.Is(err, unix.EXDEV) { // two file systems
-		err = errors.Join(atomicfile.Write(path, data, 0o644), os.Remove(made))
+		err = errors.Join(atomicfile.Write(path, data, 0o600), os.Remove(made))
 	}
 	if err == nil {
 		err = touch(path, data)

@@ -3,6 +3,7 @@
 package cni
 
 import (
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -37,6 +38,23 @@ func TestConflistIsSeen(t *testing.T) {
 			}
 		case <-time.After(time.Minute):
 			t.Fatal("no write was seen")
+		}
+	}
+}
+
+// TestConflistIsClosed: the file of an earlier version, too.
+func TestConflistIsClosed(t *testing.T) {
+	s := &Server{o: Options{Socket: "/run/x/cni.sock", StateDir: t.TempDir(), ConfDir: t.TempDir()}}
+	path := filepath.Join(s.o.ConfDir, conflistName)
+	for range 2 {
+		if err := s.writeConflist(); err != nil {
+			t.Fatal(err)
+		}
+		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
+			t.Errorf("mode %v, %v", fi.Mode(), err)
+		}
+		if err := os.Chmod(path, 0o644); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -5,11 +5,13 @@ package cni
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
@@ -51,6 +53,31 @@ func TestHostPorts(t *testing.T) {
 		t.Errorf("the table still names the deleted pod:\n%s", out)
 	}
 	refuse(t, n.outside, "deleted", nodeAddr+":8080")
+}
+
+// TestOwnListenersKeepTheirConnections: what host processes send to a listener of the cluster's own at loopback never goes to a pod, not even to one that had the port first.
+func TestOwnListenersKeepTheirConnections(t *testing.T) {
+	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
+	own := netip.AddrPortFrom(cluster.Loopback, 8081).String()
+	p := n.pod("aaa", PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}, PortMapping{HostPort: 8081, ContainerPort: 80, Protocol: "tcp"})
+	serve(t, p, "pod", "tcp", ":80")
+	serve(t, here{}, "node", "tcp", "127.0.0.1:8080")
+	serve(t, here{}, "node", "tcp", own)
+	expect(t, here{}, "a port that is nobody else's", "127.0.0.1:8081", "pod "+nodeAddr)
+	expect(t, here{}, "the own loopback address", own, "node 127.0.0.1")
+
+	n.stop()
+	n.o.ReservedPorts = []uint16{6443, 8080}
+	n.start()
+	n.waitReady()
+	eventually(t, func() error {
+		got, err := ask(here{}, "127.0.0.1:8080")
+		if err == nil && got != "node 127.0.0.1" {
+			err = fmt.Errorf("a reserved port at loopback answers %q", got)
+		}
+		return err
+	})
+	expect(t, n.outside, "outside, a port that was the pod's before it was reserved", nodeAddr+":8080", "pod "+outsideAddr)
 }
 
 // A sender that never pauses must reach the pod that has the port now, not the one that had it.

@@ -7,8 +7,11 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	"sigs.k8s.io/knftables"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
 // tableName is our nftables table; no other program's tables are ever touched.
@@ -91,8 +94,8 @@ type ruleset struct {
 	content []knftables.Object // rules and elements
 }
 
-// desired computes the table from the node's pod CIDRs, the cluster's, and the living pods' host ports. It is pure.
-func desired(podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort) ruleset {
+// desired computes the table from the node's pod CIDRs, the cluster's, the living pods' host ports, and the ports at which the node itself listens. It is pure.
+func desired(podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort, reserved []uint16) ruleset {
 	var rs ruleset
 	// Host ports come before Services' node ports, which hook in at dstnat (-100) itself.
 	rs.base(chainGuard, knftables.FilterType, knftables.PreroutingHook, knftables.RawPriority)
@@ -121,6 +124,11 @@ func desired(podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort) ruleset {
 	rs.rule(chainPrerouting, "fib daddr type local jump", chainHostPorts)
 	// Nothing could answer ::1 from another namespace; refused at once, clients turn to 127.0.0.1.
 	rs.rule(chainOutput, "ip6 daddr ::1 return")
+	// What the node's own programs send to its own listeners is no pod's, not even that of one which had the port before it was reserved.
+	rs.rule(chainOutput, "ip daddr", cluster.Loopback.String(), "return")
+	if len(reserved) > 0 {
+		rs.rule(chainOutput, "ip daddr 127.0.0.0/8 tcp dport {", portList(reserved), "} return")
+	}
 	rs.rule(chainOutput, "fib daddr type local jump", chainHostPorts)
 	// A host process that asks 127.0.0.1 must come from an address that the pod can answer to.
 	rs.rule(chainPostrouting, "oifname", quoted(devicePrefix+"*"), "ip saddr 127.0.0.0/8 masquerade")
@@ -131,6 +139,15 @@ func desired(podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort) ruleset {
 	}
 	rs.rule(chainPodErrors, "counter drop")
 	return rs
+}
+
+// portList is how nftables writes some ports.
+func portList(ports []uint16) string {
+	var texts []string
+	for _, p := range slices.Compact(slices.Sorted(slices.Values(ports))) {
+		texts = append(texts, strconv.Itoa(int(p)))
+	}
+	return strings.Join(texts, ", ")
 }
 
 // family is how nftables spells an address family.

@@ -4,6 +4,7 @@ package cni
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -63,6 +64,8 @@ add rule inet coracle host-ports meta nfproto ipv4 dnat ip to meta l4proto . th 
 add rule inet coracle host-ports dnat ip6 to ip6 daddr . meta l4proto . th dport map @address-ports6
 add rule inet coracle host-ports meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @ports6
 add rule inet coracle nat-output ip6 daddr ::1 return
+add rule inet coracle nat-output ip daddr 127.67.79.82 return
+add rule inet coracle nat-output ip daddr 127.0.0.0/8 tcp dport { 6443, 10250 } return
 add rule inet coracle nat-output fib daddr type local jump host-ports
 add rule inet coracle nat-postrouting oifname "vethcor*" ip saddr 127.0.0.0/8 masquerade
 add rule inet coracle nat-postrouting ip saddr . ip daddr @hairpin4 masquerade
@@ -112,7 +115,7 @@ add element inet coracle cluster6 { fd42::/56 }
 			nft := knftables.NewFake(knftables.InetFamily, tableName)
 			leaveStrangers(t, nft)
 			for range 2 { // applying twice is applying once
-				if err := apply(context.Background(), nft, desired(c.pods, cluster, c.ports)); err != nil {
+				if err := apply(context.Background(), nft, desired(c.pods, cluster, c.ports, []uint16{6443, 10250, 6443})); err != nil {
 					t.Fatal(err)
 				}
 				if got, want := lines(nft.Dump()), lines(c.want); got != want {
@@ -150,24 +153,35 @@ func lines(s string) string {
 	return strings.Join(out, "\n")
 }
 
+// mappings are so many host ports beside a container port that has none.
+func mappings(count int) string {
+	text := `[{"hostPort":0,"containerPort":1}`
+	for i := range count {
+		text += fmt.Sprintf(`,{"hostPort":%d,"containerPort":80}`, 30000+i)
+	}
+	return text + "]"
+}
+
 func TestPortMappings(t *testing.T) {
-	for _, c := range []struct {
+	for name, c := range map[string]struct {
 		json, want string
 	}{
-		{`[]`, ""},
-		{`[{"hostPort":80,"containerPort":8080,"protocol":"TCP"}]`, ""},
-		{`[{"hostPort":0,"containerPort":8080,"protocol":"bogus"}]`, ""},
-		{`[{"hostPort":80,"containerPort":8080,"protocol":"icmp"}]`, "unknown protocol"},
-		{`[{"hostPort":70000,"containerPort":8080}]`, "out of range"},
-		{`[{"hostPort":80,"containerPort":0}]`, "out of range"},
-		{`[{"hostPort":80,"containerPort":1,"hostIP":"localhost"}]`, "is no address"},
+		"none":              {`[]`, ""},
+		"one":               {`[{"hostPort":80,"containerPort":8080,"protocol":"TCP"}]`, ""},
+		"no host port":      {`[{"hostPort":0,"containerPort":8080,"protocol":"bogus"}]`, ""},
+		"a protocol":        {`[{"hostPort":80,"containerPort":8080,"protocol":"icmp"}]`, "unknown protocol"},
+		"a large port":      {`[{"hostPort":70000,"containerPort":8080}]`, "out of range"},
+		"no container port": {`[{"hostPort":80,"containerPort":0}]`, "out of range"},
+		"a hostIP":          {`[{"hostPort":80,"containerPort":1,"hostIP":"localhost"}]`, "is no address"},
+		"the most":          {mappings(256), ""},
+		"too many":          {mappings(257), "257 host ports"},
 	} {
 		conf, err := parseConf([]byte(`{"cniVersion":"1.0.0","runtimeConfig":{"portMappings":` + c.json + `}}`))
 		if err == nil {
 			_, err = conf.ports()
 		}
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
-			t.Errorf("%s: got %v, want %q", c.json, err, c.want)
+			t.Errorf("%s: got %v, want %q", name, err, c.want)
 		}
 	}
 }

@@ -74,7 +74,8 @@ type Options struct {
 	ClusterCIDRs []netip.Prefix
 	// ServiceCIDRs get a route to Bridge, so that a host without any default route still reaches Services. May be empty.
 	ServiceCIDRs []netip.Prefix
-	// ReservedPorts are ports of the node that the cluster itself needs: no pod gets one of them as a host port.
+	// ReservedPorts are ports of the node that the cluster itself needs: no pod gets one of them as a host port, and by TCP none gets what the node's
+	// own programs send there at loopback.
 	ReservedPorts []uint16
 	// Port is where other machines reach this one, by TCP and UDP: a firewall has to let it through.
 	Port int
@@ -189,15 +190,27 @@ func (s *Server) Run(ctx context.Context) error {
 		s.log.Info("The kernel does not say when another program removes the nftables table of the pod network; it is looked after now and then", "err", err, "every", s.guard)
 	}, ownTable())
 	wg.Go(func() { s.configureLoop(ctx, changes) })
-	for {
-		conn, err := listener.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("accepting CNI calls on %s: %w", s.o.Socket, err)
-		}
+	for conn := s.accept(ctx, listener); conn != nil; conn = s.accept(ctx, listener) {
 		wg.Go(func() { s.serve(ctx, conn) })
+	}
+	return nil
+}
+
+// accept returns the next call; nil when ctx is done.
+func (s *Server) accept(ctx context.Context, l net.Listener) net.Conn {
+	for {
+		conn, err := l.Accept()
+		if err == nil {
+			return conn
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		s.log.Error(err, "A call of the container runtime about a pod's network could not be taken; trying on", "socket", s.o.Socket)
+		select {
+		case <-ctx.Done():
+		case <-time.After(acceptPause):
+		}
 	}
 }
 
@@ -237,6 +250,9 @@ func listen(socket string) (net.Listener, error) {
 	}
 	return l, nil
 }
+
+// acceptPause is the wait after a call that could not be taken: the process has no descriptor left for it.
+const acceptPause = time.Second
 
 // helloTimeout bounds how long a connected plugin may take to send its request.
 const helloTimeout = 10 * time.Second

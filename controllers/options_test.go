@@ -31,6 +31,7 @@ func TestOptionsBecomeUpstreams(t *testing.T) {
 		{"IPv6 mask", c.NodeIPAMController.NodeCIDRMaskSizeIPv6, int32(72)},
 		{"an argument over the small machine's", c.GarbageCollectorController.ConcurrentGCSyncs, int32(9)},
 		{"the small machine's", c.DeploymentController.ConcurrentDeploymentSyncs, int32(2)},
+		{"ended pods that are kept", c.PodGCController.TerminatedPodGCThreshold, int32(1000)},
 		{"leader election", c.Generic.LeaderElection.LeaderElect, false},
 		{"QPS", u.qps, float32(50)},
 		{"burst", u.burst, 60},

@@ -26,6 +26,9 @@ const component = "kube-controller-manager"
 // stopTimeout bounds the wait for controllers after the end of a term; they take a few milliseconds.
 const stopTimeout = 15 * time.Second
 
+// terminatedPods is how many pods that have ended are kept. Upstream keeps 12,500, each some 8 KB of the store and of each cache.
+const terminatedPods = 1000
+
 // upstream is what kube-controller-manager's own options become here.
 type upstream struct {
 	config          config.KubeControllerManagerConfiguration
@@ -123,6 +126,7 @@ func (o Options) apply(s *kcmoptions.KubeControllerManagerOptions) {
 
 	s.CSRSigningController.ClusterSigningCertFile = o.ClusterSigningCertFile
 	s.CSRSigningController.ClusterSigningKeyFile = o.ClusterSigningKeyFile
+	s.PodGCController.TerminatedPodGCThreshold = terminatedPods
 	s.SAController.RootCAFile = o.RootCAFile
 	s.SAController.ServiceAccountKeyFile = o.ServiceAccountPrivateKeyFile
 	if o.FlexVolumePluginDir != "" {

@@ -131,7 +131,7 @@ func startNode(t *testing.T, a *api) {
 	}
 	record := filepath.Join(dir, "service-proxy")
 	balancer, err := proxy.New(t.Context(), proxy.Options{
-		NodeIPs: node, ClusterCIDRs: cluster, ServiceCIDRs: services, Informers: shared, RecordFile: record, Logger: log,
+		NodeIPs: node, ClusterCIDRs: cluster, ServiceCIDRs: services, Mode: proxy.ModeNFTables, Informers: shared, RecordFile: record, Logger: log,
 	})
 	if err != nil {
 		t.Fatal(err)

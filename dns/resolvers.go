@@ -4,17 +4,16 @@ package dns
 
 import (
 	"context"
-	"errors"
-	"fmt"
+	"log/slog"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
+	"github.com/go-logr/logr"
 	"k8s.io/klog/v2"
 
+	"github.com/coracle-k8s/coracle/internal/filewatch"
 	"github.com/coracle-k8s/coracle/internal/resolvconf"
 )
 
@@ -45,26 +44,23 @@ const settle = 300 * time.Millisecond
 type resolverWatch struct {
 	o       Options
 	log     klog.Logger
-	files   *fsnotify.Watcher
+	files   *filewatch.Watcher
 	changes chan []netip.AddrPort // unbuffered: Run takes one at a time, and the latest is read when it does
 	done    chan struct{}
 }
 
 // watchResolvers starts a goroutine that ends with ctx; close waits for it.
-func watchResolvers(ctx context.Context, o Options, log klog.Logger) (*resolverWatch, error) {
-	files, err := fsnotify.NewWatcher()
-	if err != nil {
-		return nil, fmt.Errorf("watching the host's resolvers: %w", err)
-	}
+func watchResolvers(ctx context.Context, o Options, log klog.Logger) *resolverWatch {
+	files := filewatch.New(filewatch.Options{What: "the host's resolvers", Board: o.Board, Logger: slog.New(logr.ToSlogHandler(log)), New: o.newWatcher})
 	w := &resolverWatch{o: o, log: log, files: files, changes: make(chan []netip.AddrPort), done: make(chan struct{})}
 	w.follow()
 	go w.run(ctx)
-	return w, nil
+	return w
 }
 
 func (w *resolverWatch) close() {
 	<-w.done
-	_ = w.files.Close() // nothing is lost with it
+	w.files.Close()
 }
 
 func (w *resolverWatch) run(ctx context.Context) {
@@ -74,20 +70,23 @@ func (w *resolverWatch) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case e := <-w.files.Events:
+		case e := <-w.files.Events():
 			if due == nil && w.concerns(e.Name) {
 				due = time.After(settle)
 			}
-		case err := <-w.files.Errors:
+			continue
+		case err := <-w.files.Errors():
 			w.log.Info("Watching the host's resolvers failed", "err", err)
+			continue
+		case <-w.files.Poll():
 		case <-due:
-			due = nil
-			w.follow()
-			select {
-			case <-ctx.Done():
-				return
-			case w.changes <- w.current():
-			}
+		}
+		due = nil
+		w.follow()
+		select {
+		case <-ctx.Done():
+			return
+		case w.changes <- w.current():
 		}
 	}
 }
@@ -111,10 +110,7 @@ func (w *resolverWatch) concerns(name string) bool { return slices.Contains(w.pa
 // follow watches the folders of the files: files are replaced by renaming.
 func (w *resolverWatch) follow() {
 	for _, p := range w.paths() {
-		dir := filepath.Dir(p)
-		if err := w.files.Add(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
-			w.log.Info("Changes of the host's resolvers will go unnoticed", "dir", dir, "err", err)
-		}
+		w.files.Add(filepath.Dir(p))
 	}
 }
 

@@ -3,12 +3,21 @@
 package dns
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2/ktesting"
+
+	"github.com/coracle-k8s/coracle/internal/filewatch"
 	"github.com/coracle-k8s/coracle/internal/resolvconf"
+	"github.com/coracle-k8s/coracle/internal/status"
 )
 
 func TestUpstreams(t *testing.T) {
@@ -34,4 +43,25 @@ func TestUpstreams(t *testing.T) {
 			t.Errorf("%q: got %s, want %s", c.file, got, c.want)
 		}
 	}
+}
+
+// TestResolversWithoutNotices: on a machine whose inotify instances are used up, the host's resolvers are followed all the same.
+func TestResolversWithoutNotices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		board := status.NewBoard(time.Now)
+		o := Options{ResolvConf: filepath.Join(t.TempDir(), "resolv.conf"), Board: board, newWatcher: func() (*fsnotify.Watcher, error) { return nil, unix.EMFILE }}
+		write(t, o.ResolvConf, "nameserver 192.0.2.1\n")
+		ctx, cancel := context.WithCancel(t.Context())
+		w := watchResolvers(ctx, o, ktesting.NewLogger(t, ktesting.NewConfig()))
+		defer w.close()
+		defer cancel()
+		if c := board.Components(); len(c) != 1 || c[0].State != status.Degraded {
+			t.Errorf("the board says %+v", c)
+		}
+		write(t, o.ResolvConf, "nameserver 192.0.2.2\n")
+		began := time.Now()
+		if got := fmt.Sprint(<-w.changes); got != "[192.0.2.2:53]" || time.Since(began) != filewatch.Every {
+			t.Errorf("got %s after %s", got, time.Since(began))
+		}
+	})
 }

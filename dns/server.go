@@ -22,12 +22,14 @@ import (
 	"time"
 
 	"github.com/coredns/caddy"
+	"github.com/fsnotify/fsnotify"
 	"github.com/miekg/dns"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/internal/status"
 )
 
 // Port is where the Service kube-dns leads, for UDP and TCP: host processes need port 53 for themselves.
@@ -55,10 +57,13 @@ type Options struct {
 	// ImportDir may hold configuration of the operator: *.override files extend the cluster's server block, *.server
 	// files add blocks of their own, as the keys of CustomConfigMap do. A mistake in one is logged and it is left out. Read at start. May be empty.
 	ImportDir string
+	// Board has a line while changes of the host's resolvers are not noticed at once. May be nil.
+	Board *status.Board
 	// Logger is klog's own when left zero.
 	Logger klog.Logger
 
-	id string // of this Server: no question by another one has it
+	id         string                            // of this Server: no question by another one has it
+	newWatcher func() (*fsnotify.Watcher, error) // fsnotify's when nil; of tests
 }
 
 // Server is one CoreDNS. Make it with NewServer, once for its Informers.
@@ -109,10 +114,7 @@ const startRetry = 2 * time.Second
 // Run serves until ctx is done and then takes everything down. Call it once. It waits for nobody: without the API, cluster names
 // fail at first and everything else is answered.
 func (s *Server) Run(ctx context.Context) error {
-	watch, err := watchResolvers(ctx, s.o, s.log)
-	if err != nil {
-		return err
-	}
+	watch := watchResolvers(ctx, s.o, s.log)
 	defer watch.close()
 	defer clusters.Delete(s.o.id)
 	parts := s.followCustom(ctx)

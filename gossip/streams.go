@@ -124,7 +124,7 @@ func (s *tlsStreams) listen() {
 func (s *tlsStreams) handshake(raw net.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
 	defer cancel()
-	identified, ok := s.strangers.Add(cancel)
+	identified, ok := s.strangers.Add(raw.RemoteAddr(), cancel)
 	if !ok {
 		_ = raw.Close() // nobody to tell
 		return

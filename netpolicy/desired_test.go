@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/coracle-k8s/coracle/internal/policymodel"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 func cutNumbers(s string) (int32, int32) {
@@ -185,8 +186,7 @@ func TestListed(t *testing.T) {
 
 // TestGenerated compares with the model what chance wrote.
 func TestGenerated(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for i := range 150 {
 		w := dozen()

@@ -18,6 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/policymodel"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // patience is for what has to happen; nothing waits so long for what must not happen, since refusals are answers.
@@ -44,8 +45,7 @@ func TestTruthTable(t *testing.T) {
 		}
 	}
 	l := newLab(t, w)
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	var tab table
 	allowed, denied := 0, 0
@@ -265,8 +265,7 @@ func TestNoticesChanges(t *testing.T) {
 // TestGeneratedTables: the kernel takes every table that policies can lead to, whole and as a change of the one before.
 func TestGeneratedTables(t *testing.T) {
 	nstestTable(t)
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	var changes table
 	for i := range 40 {

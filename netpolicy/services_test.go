@@ -19,6 +19,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/policymodel"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
@@ -72,8 +73,7 @@ var throughServices = []policymodel.Case{
 
 // testTruth tries connections through all kinds of Services' addresses, and compares with the model.
 func (l *serviceLab) testTruth(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	var tab table
 	var allowed, denied [ways]int

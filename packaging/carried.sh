@@ -25,7 +25,7 @@ build_runc() {
   local cc root lib flags=(-buildvcs=false -tags 'seccomp netgo osusergo' -ldflags '-s -w -extldflags "-static"')
   cc=$(c_compiler "$arch")
   if [ "$arch" != "$(go env GOHOSTARCH)" ]; then
-    packaging/debs.sh "$arch" "$work/seccomp" libseccomp-dev
+    packaging/debs.sh --locked "$arch" "$work/seccomp" libseccomp-dev
     root=$(realpath "$work/seccomp/root")
     lib=$root/usr/lib/$(triplet "$arch")
     export PKG_CONFIG_LIBDIR="$lib/pkgconfig" PKG_CONFIG_SYSROOT_DIR="$root"

@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 . packaging/lib.sh
 arch=$1 work=$2 out=$3
 
-packaging/debs.sh "$arch" "$work" nftables
+packaging/debs.sh --locked "$arch" "$work" nftables
 root=$work/root
 lib=$(triplet "$arch")
 

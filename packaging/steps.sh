@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Runs targets of the Makefile one after the other, stops at the first that fails, and prints how long each took and
-# which tests ran. A script that runs several makes sets CORACLE_STEPS to a file: then all of them write to that one, and
-# the script prints it: steps.sh --print FILE.
+# Runs targets of the Makefile one after the other, stops at the first that fails, and prints how long each took, how many
+# tests ran, and the ten slowest tests of all. A script that runs several makes sets CORACLE_STEPS to a file: then all of
+# them write to that one, and the script prints it: steps.sh --print FILE. A line of that file is a step (name, seconds,
+# result) or begins with "slow" (seconds, package, test).
 #
 #   steps.sh TARGET...
 set -euo pipefail
@@ -11,7 +12,10 @@ cd "$(dirname "$0")/.."
 print() {
   echo
   echo 'step              minutes  result'
-  awk -F '\t' '{ printf "%-16s  %7.1f  %s\n", $1, $2 / 60, $3; sum += $2 } END { printf "%-16s  %7.1f\n", "all", sum / 60 }' "$1"
+  awk -F '\t' '$1 != "slow" { printf "%-16s  %7.1f  %s\n", $1, $2 / 60, $3; sum += $2 } END { printf "%-16s  %7.1f\n", "all", sum / 60 }' "$1"
+  grep -q '^slow' "$1" || return 0
+  printf '\nslowest tests     seconds\n'
+  grep '^slow' "$1" | sort -t "$(printf '\t')" -k 2 -rn | head -n 10 | awk -F '\t' '{ printf "%-16s  %7.1f  %s\n", $3, $2, $4 }'
 }
 
 if [ "${1:-}" = --print ]; then print "$2"; exit; fi
@@ -27,7 +31,8 @@ for target in "$@"; do
   start=$SECONDS result=ok code=0
   : > "$note"
   CORACLE_STEPS='' CORACLE_TEST_NOTE=$note make --no-print-directory "$target" || { code=$?; result=FAILED; }
-  printf '%s\t%s\t%s\n' "$target" $((SECONDS - start)) "$result$(sed 's/^/, /' "$note" | tr -d '\n')" >> "$steps"
+  printf '%s\t%s\t%s\n' "$target" $((SECONDS - start)) "$result$(sed -n '1s/^/, /p' "$note" | tr -d '\n')" >> "$steps"
+  sed -n '2,$s/^/slow\t/p' "$note" >> "$steps"
   [ "$code" = 0 ] || break
 done
 rm -f "$note"

@@ -58,24 +58,17 @@ const (
 	ModeNFTables = servicerules.NFTables
 )
 
-// candidatesOf are those of a mode, in the order in which they are tried. auto never takes IPVS: docs/adr/0078.
+// candidatesOf are those of a mode, in the order in which they are tried: docs/adr/0078.
 func candidatesOf(mode string) ([]candidate, error) {
 	switch mode {
-	case "", ModeAuto, ModeNFTables:
-		return []candidate{{servicerules.NFTables, openNFTables}}, nil
+	case "", ModeAuto:
+		return []candidate{{ModeIPVS, openIPVS}, {ModeNFTables, openNFTables}}, nil
+	case ModeNFTables:
+		return []candidate{{ModeNFTables, openNFTables}}, nil
 	case ModeIPVS:
-		return []candidate{{servicerules.IPVS, openIPVS}}, nil
+		return []candidate{{ModeIPVS, openIPVS}}, nil
 	}
 	return nil, fmt.Errorf("proxy: there is no mode %q; there are %s, %s and %s", mode, ModeAuto, ModeIPVS, ModeNFTables)
-}
-
-// reason says why a mode's back end was taken, beside what choose found.
-func reason(mode, why string) string {
-	switch mode {
-	case ModeIPVS, ModeNFTables:
-		return "--proxy-mode=" + mode + " asks for it"
-	}
-	return why
 }
 
 // drainer is a back end that may have work to do though nothing changes: endpoints that are on their way out.
@@ -94,9 +87,9 @@ func choose(ctx context.Context, o Options, from []candidate) (_ backend, why st
 		case len(unfit) > 0:
 			return b, strings.Join(unfit, "; "), nil
 		case len(from) == 1:
-			return b, "auto takes it wherever it works", nil
+			return b, "--proxy-mode=" + c.name + " asks for it", nil
 		default:
-			return b, "it is the first choice, and works here", nil
+			return b, "auto takes it where the kernel has what it needs", nil
 		}
 	}
 	return nil, "", fmt.Errorf("proxy: nothing here can serve Services: %w", errors.Join(errs...))

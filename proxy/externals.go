@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -39,10 +40,13 @@ type externals struct {
 	networks []netip.Prefix          // of pods, and of Services as the API has them
 	pods     []netip.Prefix
 	passed   map[types.NamespacedName]passed
-	claims   claims
 	wishes   wishes
 	tunnels  map[string]int // by node: where packets from other nodes come in by UDP with the back end that it says it goes by
 	senders  map[int]int    // by such a port: how many nodes say so
+
+	host       hostNetwork
+	hostFailed bool                        // that could not be read the last time
+	readHost   func() (hostNetwork, error) // readHostNetwork, but for tests
 }
 
 // passed is a Service as it came, what it may not have of that, what went to the back end (inParts), and what was said about the difference.
@@ -58,10 +62,11 @@ type teller func(was, is []*corev1.Service)
 
 func newExternals(o Options, log klog.Logger) *externals {
 	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, tunnelAt: map[string][]netip.Addr{}, servers: map[string][]netip.Addr{}, passed: map[types.NamespacedName]passed{},
-		claims: newClaims(), wishes: wishes{}, tunnels: map[string]int{}, senders: map[int]int{}}
+		wishes: wishes{}, tunnels: map[string]int{}, senders: map[int]int{}}
 	x.own = o.NodeIPs
 	x.pods = o.ClusterCIDRs
 	x.networks = slices.Concat(o.ClusterCIDRs, o.ServiceCIDRs)
+	x.readHost = func() (hostNetwork, error) { return readHostNetwork(o.ResolvConf) }
 	return x
 }
 
@@ -77,9 +82,6 @@ func (x *externals) pass(old, svc *corev1.Service, tell teller) {
 	defer x.mu.Unlock()
 	before := x.passed[key]
 	touched := map[types.NamespacedName]bool{}
-	for _, other := range x.claims.put(key, svc) {
-		touched[other] = true
-	}
 	x.wishes.note(key, before.came, svc, touched)
 	if svc == nil {
 		delete(x.passed, key)
@@ -92,30 +94,6 @@ func (x *externals) pass(old, svc *corev1.Service, tell teller) {
 			x.judgeAgain(other, tell)
 		}
 	}
-}
-
-func externalIPs(svc *corev1.Service) (out []netip.Addr) {
-	if svc == nil {
-		return nil
-	}
-	for _, ip := range svc.Spec.ExternalIPs {
-		if a, ok := parseIP(ip); ok {
-			out = append(out, a)
-		}
-	}
-	return out
-}
-
-func ingressIPs(svc *corev1.Service) (out []netip.Addr) {
-	if svc == nil {
-		return nil
-	}
-	for _, in := range svc.Status.LoadBalancer.Ingress {
-		if a, ok := parseIP(in.IP); ok {
-			out = append(out, a)
-		}
-	}
-	return out
 }
 
 // parseIP reads an address as the back ends do: with leading zeros, too, which objects from before have.
@@ -144,7 +122,7 @@ func (x *externals) again(change func(), tell teller) {
 func (x *externals) judge(key types.NamespacedName, svc *corev1.Service, tell teller) {
 	before, now := x.passed[key], passed{came: svc}
 	var problems []string
-	now.taken.external = x.takenIPs(key, svc, &problems)
+	now.taken.external = x.takenIPs(svc, &problems)
 	now.taken.ingress = x.takenIngress(svc, &problems)
 	for i, port := range svc.Spec.Ports {
 		if port.NodePort == 0 {
@@ -201,7 +179,9 @@ func leaveOut[T any](all []T, places []int) (out []T) {
 	return out
 }
 
-func (x *externals) takenIPs(key types.NamespacedName, svc *corev1.Service, problems *[]string) (out []int) {
+// takenIPs are the external IPs that no node serves, or not this one. Which Service may have one of the others, and whose it is where two
+// request it, the API server's admission decides (server/apiserver/serviceexternalips.go).
+func (x *externals) takenIPs(svc *corev1.Service, problems *[]string) (out []int) {
 	for i, ip := range svc.Spec.ExternalIPs {
 		a, ok := parseIP(ip)
 		var why string
@@ -215,9 +195,7 @@ func (x *externals) takenIPs(key types.NamespacedName, svc *corev1.Service, prob
 		case x.isTunnels(a):
 			why = "is where packets for a node's pods come in"
 		default:
-			if why = x.inside(a); why == "" {
-				why = x.claims.refused(key, a).String()
-			}
+			why = cmp.Or(x.inside(a), x.host.reason(a))
 		}
 		if why != "" {
 			out = append(out, i)

@@ -95,93 +95,21 @@ func TestReservedAddresses(t *testing.T) {
 	})
 }
 
-// TestOthersAddresses: who may write Services in one namespace does not get what is sent to another one's.
-func TestOthersAddresses(t *testing.T) {
+// TestVirtualAddressMoves: the API's address is nobody's external IP while it is that.
+func TestVirtualAddressMoves(t *testing.T) {
 	h := &hearing{now: map[string]*corev1.Service{}}
-	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
-	o := Options{NodeIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}
-	o.externals = newExternals(o, log)
-	p := &Proxy{o: o, log: log, backend: h, wake: make(chan struct{}, 1)}
-	svc := func(namespace, name string, age int64, port int32, external string, ingress ...string) *corev1.Service {
-		s := &corev1.Service{
-			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, CreationTimestamp: metav1.Unix(1000-age, 0)},
-			Spec:       corev1.ServiceSpec{ExternalIPs: []string{external}, Ports: []corev1.ServicePort{{Port: port, Protocol: corev1.ProtocolTCP}}},
+	p := frontOf(t, h)
+	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "alice", Name: "web"}}
+	svc.Spec.ExternalIPs = []string{"203.0.113.9"}
+	p.services(nil, svc)
+	for _, c := range []struct {
+		vips []netip.Addr
+		want int
+	}{{nil, 1}, {[]netip.Addr{netip.MustParseAddr("203.0.113.9")}, 0}, {nil, 1}} {
+		p.Reserve(c.vips)
+		if got := h.now["web"].Spec.ExternalIPs; len(got) != c.want || h.mistakes > 0 {
+			t.Errorf("with the virtual addresses %v it has %v; %d changes began from what the back end did not have", c.vips, got, h.mistakes)
 		}
-		if external == "" {
-			s.Spec.ExternalIPs = nil
-		}
-		for _, ip := range ingress {
-			s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: ip})
-		}
-		return s
-	}
-	has := func(name string, want ...string) {
-		t.Helper()
-		if got := h.now[name].Spec.ExternalIPs; !slices.Equal(got, want) {
-			t.Errorf("%s has %v, want %v", name, got, want)
-		}
-	}
-	// By the load balancer's address, whoever comes first, at any port, and by its words in other words.
-	thief, beside := svc("mallory", "thief", 500, 443, "203.0.113.8"), svc("mallory", "beside", 500, 80, "203.000.113.008")
-	own := svc("alice", "own", 1, 80, "203.0.113.8")
-	for _, s := range []*corev1.Service{thief, beside, own} {
-		p.services(nil, s)
-	}
-	has("thief", "203.0.113.8")
-	has("own")
-	balanced := svc("alice", "balanced", 10, 443, "", "203.0.113.8")
-	p.services(nil, balanced)
-	has("thief")
-	has("beside")
-	has("own", "203.0.113.8")
-	if got := ingressOf(h.now["balanced"]); !slices.Equal(got, []string{"203.0.113.8"}) {
-		t.Errorf("the load balancer has %v", got)
-	}
-	without := svc("alice", "balanced", 10, 443, "")
-	p.services(balanced, without)
-	has("thief", "203.0.113.8")
-	p.services(without, balanced)
-	has("thief")
-	p.services(balanced, nil)
-	has("beside", "203.000.113.008")
-	// By an external IP: the older one has the port, and others have other ports.
-	p.services(nil, svc("alice", "old", 900, 8443, "203.0.113.9"))
-	p.services(nil, svc("bob", "shares", 100, 80, "203.0.113.9"))
-	young := svc("mallory", "young", 100, 8443, "203.0.113.9")
-	p.services(nil, young)
-	has("old", "203.0.113.9")
-	has("shares", "203.0.113.9")
-	has("young")
-	changed := svc("mallory", "young", 100, 8444, "203.0.113.9")
-	p.services(young, changed)
-	has("young", "203.0.113.9")
-	// What it was itself before makes it nobody's own.
-	lost := svc("alice", "lost", 50, 8443, "203.0.113.9", "203.0.113.9")
-	p.services(nil, lost)
-	has("lost", "203.0.113.9")
-	has("old", "203.0.113.9")
-	older := svc("bob", "before", 950, 8443, "203.0.113.9")
-	p.services(nil, older)
-	has("before")
-	without = svc("alice", "lost", 50, 8443, "203.0.113.9")
-	p.services(lost, without)
-	has("lost")
-	has("before", "203.0.113.9")
-	p.services(older, nil)
-	p.services(without, nil)
-	// The API's address moves.
-	p.Reserve([]netip.Addr{netip.MustParseAddr("203.0.113.9")})
-	has("old")
-	p.Reserve(nil)
-	has("old", "203.0.113.9")
-	if h.mistakes > 0 {
-		t.Errorf("%d changes began from what the back end did not have", h.mistakes)
-	}
-	for _, s := range []*corev1.Service{thief, beside, own, changed} {
-		p.services(s, nil)
-	}
-	if n := len(o.externals.claims.at); n != 1 {
-		t.Errorf("%d addresses are claimed by the two that are left", n)
 	}
 }
 
@@ -286,53 +214,6 @@ type deaf struct{ backend }
 func (deaf) OnEndpointSliceAdd(*discoveryv1.EndpointSlice)         {}
 func (deaf) OnEndpointSliceUpdate(_, _ *discoveryv1.EndpointSlice) {}
 func (deaf) OnEndpointSliceDelete(*discoveryv1.EndpointSlice)      {}
-
-// TestSharedAddresses: where a load balancer gives one address to Services of several namespaces, each port to one, who has some of its ports gets no other one by
-// an external IP; of two such namespaces' external IPs the older one has the port, whatever others ask for that do not get the address.
-func TestSharedAddresses(t *testing.T) {
-	h := &hearing{now: map[string]*corev1.Service{}}
-	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
-	o := Options{}
-	o.externals = newExternals(o, log)
-	p := &Proxy{o: o, log: log, backend: h, wake: make(chan struct{}, 1)}
-	const shared = "203.0.113.8"
-	svc := func(namespace, name string, port int32, balanced bool) *corev1.Service {
-		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: port, Protocol: corev1.ProtocolTCP}}}}
-		if balanced {
-			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: shared}}
-		} else {
-			s.Spec.ExternalIPs = []string{shared}
-		}
-		return s
-	}
-	foot := svc("mallory", "foot", 80, true)
-	aged := func(s *corev1.Service, seconds int64) *corev1.Service {
-		s.CreationTimestamp = metav1.Unix(seconds, 0)
-		return s
-	}
-	all := []*corev1.Service{svc("mallory", "thief", 443, false), foot, svc("mallory", "own", 8080, false), svc("alice", "web", 443, true),
-		aged(svc("alice", "mail", 25, false), 2), aged(svc("mallory", "young", 25, false), 3), aged(svc("bob", "nobody", 25, false), 1)}
-	for _, order := range [][]int{{0, 1, 2, 3, 4, 5, 6}, {6, 5, 4, 3, 2, 1, 0}, {1, 5, 3, 0, 4, 2, 6}} {
-		for _, i := range order {
-			p.services(nil, all[i])
-		}
-		for name, want := range map[string]int{"thief": 0, "own": 1, "mail": 1, "young": 0, "nobody": 0} {
-			if got := h.now[name].Spec.ExternalIPs; len(got) != want {
-				t.Errorf("in the order %v %s has %v", order, name, got)
-			}
-		}
-		p.services(foot, nil)
-		if got := h.now["own"].Spec.ExternalIPs; len(got) > 0 {
-			t.Errorf("in the order %v, when the namespace has no load balancer there any more, it has %v", order, got)
-		}
-		if got := h.now["mail"].Spec.ExternalIPs; len(got) != 1 {
-			t.Errorf("in the order %v, when mallory has no load balancer there any more, mail has %v", order, got)
-		}
-		for _, i := range []int{0, 2, 3, 4, 5, 6} {
-			p.services(all[i], nil)
-		}
-	}
-}
 
 func ingressOf(s *corev1.Service) (out []string) {
 	for _, in := range s.Status.LoadBalancer.Ingress {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -27,8 +28,31 @@ var (
 	_ drainer = (*ipvsBackend)(nil)
 )
 
-// openIPVS may make the kernel load its IPVS.
+// MissingForIPVS names what this kernel lacks for IPVS with a mode, a scheduler and the pods' networks; nil is nothing. It may make the
+// kernel load its IPVS.
+// Where the mode was asked for, the default scheduler stands in for one that the kernel lacks.
+func MissingForIPVS(mode, scheduler string, clusterCIDRs []netip.Prefix) error {
+	schedulers := []string{ipvs.DefaultScheduler}
+	if mode != ModeIPVS && scheduler != "" && scheduler != ipvs.DefaultScheduler {
+		schedulers = append(schedulers, scheduler)
+	}
+	var families []corev1.IPFamily
+	for _, c := range clusterCIDRs {
+		if f := familyOf(c.Addr()); !slices.Contains(families, f) {
+			families = append(families, f)
+		}
+	}
+	found, err := ipvs.Find(schedulers, families)
+	if err != nil {
+		return err
+	}
+	return found.Err()
+}
+
 func openIPVS(ctx context.Context, o Options) (backend, error) {
+	if err := MissingForIPVS(o.Mode, o.IPVSScheduler, o.ClusterCIDRs); err != nil {
+		return nil, err
+	}
 	ports := o.NodePortAddresses
 	if len(ports) == 0 {
 		for _, ip := range o.NodeIPs {

@@ -11,6 +11,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"runtime"
 	"sync"
@@ -40,10 +41,14 @@ type Options struct {
 	IPVSScheduler string
 	// Reserved are what no Service may take.
 	Reserved Reserved
+	// ResolvConf is the file of resolvers that pods inherit, beside the host's own; it may be empty.
+	ResolvConf string
 	// Informers are the node's shared caches, with Services, which somebody else runs once the Proxy is made.
 	Informers *netinformers.Informers
 	// Unreachable, when set, names the nodes to whose endpoints nothing is sent from here as long as others remain.
 	Unreachable Unreachable
+	// Report, when set, is called after each attempt to write the kernel's rules that ended otherwise than the one before, with its error.
+	Report func(error)
 	// RecordFile names the back end whose state may be in this host's kernel, for servicerules.Remove. It belongs on a file system that a
 	// reboot empties, as it empties the kernel. Without it nothing is recorded.
 	RecordFile string
@@ -126,7 +131,6 @@ func New(ctx context.Context, o Options) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	why = reason(o.Mode, why)
 	log.Info("Chose the Service proxy's back end", "backend", chosen.name(), "reason", why)
 	showMetrics(chosen.name())
 	return newProxy(ctx, o, chosen, why)
@@ -178,6 +182,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	if err := p.backend.prepare(); err != nil {
 		p.log.Error(err, "Services may not be served; the first attempt to write their rules will tell")
 	}
+	p.refreshHost() // nothing has been judged by it yet
 	next, guard := time.NewTimer(fullSyncPeriod), time.NewTicker(p.guard)
 	defer next.Stop()
 	defer guard.Stop()
@@ -192,7 +197,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 				continue
 			}
 		case <-guard.C:
-			if p.intact() {
+			// Without external IPs nothing is judged by the routes, of which a router has many.
+			if changed := p.o.externals.haveExternalIPs() && p.refreshHost(); p.intact() && !changed {
 				continue
 			}
 		}
@@ -239,10 +245,16 @@ func (p *Proxy) sync() time.Duration {
 	p.full = false
 	p.mu.Unlock()
 	p.detour.forget()
+	if p.o.externals.haveExternalIPs() {
+		p.refreshHost()
+	}
 	err := p.backend.sync(full)
 	took := time.Since(start)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.o.Report != nil && fmt.Sprint(err) != fmt.Sprint(p.last.Err) {
+		p.o.Report(err)
+	}
 	p.last.Err = err
 	if err != nil {
 		p.full = p.full || full
@@ -273,8 +285,16 @@ func (p *Proxy) removeOthers() {
 	case err != nil:
 		p.log.Error(err, "What the Service proxy made in another mode is still in the kernel; a restart of the node is rid of it")
 	case removed != "":
-		p.log.Info("Removed what the Service proxy had made in another mode", "backend", removed)
+		p.log.Info("Removed what the Service proxy had made in another mode", "backend", removed, "connections", connectionsAfter(removed))
 	}
+}
+
+// connectionsAfter says what becomes of connections that began with a back end whose rules are removed.
+func connectionsAfter(removed string) string {
+	if removed == ModeIPVS {
+		return "those that began with it end; new ones are served"
+	}
+	return "those that began with it go on, as long as conntrack knows them; session affinity begins anew"
 }
 
 // limitConntrack comes after the rules, which have the kernel track connections.

@@ -5,6 +5,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -248,6 +249,39 @@ func TestZoneAndServiceCIDRsNeedAFullSync(t *testing.T) {
 	})
 }
 
+// TestCandidates: auto prefers IPVS, and who asks for a back end gets that one or none.
+func TestCandidates(t *testing.T) {
+	for mode, want := range map[string]string{"": "ipvs nftables", ModeAuto: "ipvs nftables", ModeIPVS: ModeIPVS, ModeNFTables: ModeNFTables} {
+		from, err := candidatesOf(mode)
+		var names []string
+		for _, c := range from {
+			names = append(names, c.name)
+		}
+		if got := strings.Join(names, " "); err != nil || got != want {
+			t.Errorf("%q: %q, %v; want %q", mode, got, err, want)
+		}
+	}
+	if _, err := candidatesOf("iptables"); err == nil {
+		t.Error("there is a mode iptables")
+	}
+}
+
+// TestReport: what status says changes with the first attempt that fails, and with the first one that does not.
+func TestReport(t *testing.T) {
+	var reports []string
+	front(t, func(_ *Proxy, e events, r *recorder) {
+		synced(e)
+		time.Sleep(time.Second)
+		r.set(func() { r.gone, r.err = true, errors.New("lost") })
+		time.Sleep(guardPeriod + 3*retryPause) // fake time
+		r.set(func() { r.err = nil })
+		time.Sleep(2 * retryPause) // fake time
+	}, func(o *Options) { o.Report = func(err error) { reports = append(reports, fmt.Sprint(err)) } })
+	if got := strings.Join(reports, ", "); got != "lost, <nil>" {
+		t.Errorf("reported: %s", got)
+	}
+}
+
 func TestChoose(t *testing.T) {
 	works := func(context.Context, Options) (backend, error) { return &recorder{}, nil }
 	fails := func(context.Context, Options) (backend, error) { return nil, errors.New("the kernel lacks it") }
@@ -256,8 +290,8 @@ func TestChoose(t *testing.T) {
 		from      []candidate
 		why, fail string
 	}{
-		{"one", []candidate{{name: "a", open: works}}, "auto takes it", ""},
-		{"the first works", []candidate{{name: "a", open: works}, {name: "b", open: fails}}, "first choice", ""},
+		{"one", []candidate{{name: "a", open: works}}, "--proxy-mode=a asks for it", ""},
+		{"the first works", []candidate{{name: "a", open: works}, {name: "b", open: fails}}, "auto takes it where the kernel has what it needs", ""},
 		{"the first will not do", []candidate{{name: "a", open: fails}, {name: "b", open: works}}, "a will not do here: the kernel lacks it", ""},
 		{"none will do", []candidate{{name: "a", open: fails}, {name: "b", open: fails}}, "", "b: the kernel lacks it"},
 	} {

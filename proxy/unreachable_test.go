@@ -17,6 +17,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // mirror is a back end that knows the slices as it was told of them, and notices events that contradict one another.
@@ -154,8 +156,7 @@ func TestUnreachableNodesAreNoBackEnds(t *testing.T) {
 
 // Whatever changes in whatever order, the back end knows what one that begins now would be told.
 func TestDetourInAnyOrder(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	m := newMirror(t)
 	d := newDetour(m)

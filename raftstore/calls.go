@@ -29,6 +29,7 @@ const (
 	callRemove  = "remove"  // to the leader: removeCall
 	callPromote = "promote" // to the leader: promoteCall
 
+	callReach    = "reach"    // → reachAnswer
 	callStanding = "standing" // → standing, of who misses the leader
 )
 
@@ -66,6 +67,8 @@ func (p *peers) serveCall(ctx context.Context, from, method string, body []byte)
 		return serveJSON(ctx, body, p.s.leasesHere)
 	case callStanding:
 		return serveJSON(ctx, body, p.serveStanding)
+	case callReach:
+		return serveJSON(ctx, body, p.serveReach)
 	case callInfo:
 		return serveJSON(ctx, body, p.serveInfo)
 	case callJoin:

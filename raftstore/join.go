@@ -160,6 +160,9 @@ func (p *peers) announceOnce(ctx context.Context, round int) error {
 		_, err := p.serveJoin(ctx, me)
 		return err
 	}
+	if isOnlyVoter(p.s.raft.GetConfiguration().Configuration().Servers, p.s.id) {
+		return errNotLeader // yet: who leads others leads another cluster
+	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	leader := string(lead.Address)
@@ -254,8 +257,8 @@ func (p *peers) known() []string {
 // sayIfRemoved notes, and tells the operator, if the others have a leader and do not
 // count this server among them. Nothing else would: nobody speaks to it any more.
 func (p *peers) sayIfRemoved(ctx context.Context) {
-	if p.joins && !p.joined.Load() {
-		return // it was never in
+	if p.joins && !p.joined.Load() || isOnlyVoter(p.s.raft.GetConfiguration().Configuration().Servers, p.s.id) {
+		return // it was never in, or nobody else can remove it
 	}
 	if !p.asking.TryLock() {
 		return
@@ -263,21 +266,28 @@ func (p *peers) sayIfRemoved(ctx context.Context) {
 	defer p.asking.Unlock()
 	own, since := p.s.dir.Log.Members()
 	best, ok := p.bestInformed(p.askInfo(ctx, p.known()))
-	switch {
-	case !ok || p.s.hasLeader():
+	switch before := p.s.without.Load(); {
+	case p.s.hasLeader():
+		return
+	case !ok && before != nil && !before.removed:
+		p.s.without.Store(nil)
+		return
+	case !ok:
 		return
 	case hasMember(best.Members, p.s.id):
-		p.s.takenOut.Store(nil)
+		p.noteCutOff(ctx, best)
 		return
+	case len(own.Servers) == 0:
+		return // its log is empty: nothing tells whether the answer is of the time before this server was taken in
 	case best.Applied < since && slices.ContainsFunc(own.Servers, func(m raft.Server) bool { return m.ID != p.s.id && hasMember(best.Members, m.ID) }):
 		return // it is of the time before this server was taken in: its disk hangs
 	}
-	told := p.s.takenOut.Swap(&best.Leader) != nil
+	before := p.s.without.Swap(&leaderElsewhere{address: dialAddress(raft.ServerAddress(best.Leader)), removed: true})
 	if p.s.hasLeader() { // since just now
-		p.s.takenOut.Store(nil)
+		p.s.without.Store(nil)
 		return
 	}
-	if !told {
+	if before == nil || !before.removed {
 		p.s.log.Error("this server was taken out of the store's cluster. What it holds is kept, but nobody counts it. "+
 			"To let it join again, stop it, move the store's directory away, and start it with the address of another server",
 			"directory", p.s.opts.Dir, "asked", best.ID)

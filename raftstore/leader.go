@@ -183,7 +183,7 @@ func (s *Store) watchLeader(ctx context.Context) {
 			patience.Reset(leaderlessAfter)
 		}
 		if had = now.known(); had {
-			s.takenOut.Store(nil)
+			s.without.Store(nil)
 		}
 		select {
 		case <-ctx.Done():

@@ -66,10 +66,14 @@ func (b *Backup) Keys() int64 { return b.view.Stats().Keys }
 // Changed says what the keys that do not begin with any of the prefixes are: how
 // many, and the revision of the newest. Two backups for which both are equal
 // hold the same of them: a write raises the revision, and a deletion lowers the
-// number unless there was a write.
+// number unless there was a write. The compactor's mark is none of them: it is
+// written every five minutes, also when a lease alone was renewed since.
 func (b *Backup) Changed(except ...string) (newest, keys int64) {
 	b.view.Walk([]byte{0}, []byte{0}, b.view.Revision(), func(v *mvcc.Version) bool {
 		kv := v.KV()
+		if string(kv.Key) == compactKey {
+			return true
+		}
 		for _, prefix := range except {
 			if bytes.HasPrefix(kv.Key, []byte(prefix)) {
 				return true

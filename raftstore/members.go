@@ -68,27 +68,27 @@ func (s *Store) CheckMembers() (problem string, at uint64) {
 		at, want.Servers, have.Servers, s.raft.LastIndex(), s.raft.AppliedIndex()), at
 }
 
-// TransferLeadership makes another voter lead. It fails if there is none that
-// is up to date, or if this server does not lead.
+// TransferLeadership makes another voter lead that stores. It fails if there is none, or if this server does not lead.
 func (s *Store) TransferLeadership(ctx context.Context) error {
-	var answering []raft.ServerID
-	choose := false // raft does not look whether its choice answers
-	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
-		switch {
-		case server.Suffrage != raft.Voter || server.ID == s.id:
-		case s.answers(server.ID, healthyWithin):
-			answering = append(answering, server.ID)
-		default:
-			choose = true
-		}
+	if s.raft.State() != raft.Leader {
+		return fmt.Errorf("raftstore: transfer the leadership: %w", raft.ErrNotLeader)
 	}
-	if choose && len(answering) > 0 {
-		return s.transferTo(ctx, memberID(string(answering[0])))
+	voters := votersOf(s.raft.GetConfiguration().Configuration().Servers)
+	target := -1
+	s.others.storageProbe(ctx, func(stores storing) bool {
+		target = slices.IndexFunc(voters, func(v raft.Server) bool { return v.ID != s.id && stores(v.ID) })
+		return target >= 0
+	})
+	switch {
+	case target >= 0:
+		return s.transferAt(ctx, voters[target])
+	case ctx.Err() != nil:
+		return contextError(ctx)
 	}
-	return s.transfer(ctx, s.raft.LeadershipTransfer)
+	return status.Error(codes.Unavailable, "raftstore: no other voter stores anything at the moment, so none can lead")
 }
 
-// transferTo makes the voter with this number lead.
+// transferTo makes the voter with this number lead, if it stores.
 func (s *Store) transferTo(ctx context.Context, id uint64) error {
 	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
 		if memberID(string(server.ID)) == id {
@@ -96,15 +96,18 @@ func (s *Store) transferTo(ctx context.Context, id uint64) error {
 				return rpctypes.ErrGRPCBadLeaderTransferee
 			}
 			// Raft refuses writes for as long as it tries to reach it.
-			if server.ID != s.id && !s.answers(server.ID, healthyWithin) {
-				return status.Errorf(codes.Unavailable, "raftstore: member %s does not answer, so it cannot lead", server.ID)
+			if stored := func(stores storing) bool { return stores(server.ID) }; server.ID != s.id && !stored(s.others.storageProbe(ctx, stored)) {
+				return status.Errorf(codes.Unavailable, "raftstore: member %s does not store anything at the moment, so it cannot lead", server.ID)
 			}
-			return s.transfer(ctx, func() raft.Future {
-				return s.raft.LeadershipTransferToServer(server.ID, server.Address)
-			})
+			return s.transferAt(ctx, server)
 		}
 	}
 	return status.Error(codes.NotFound, "raftstore: no such member")
+}
+
+// transferAt makes a voter lead that is known to store.
+func (s *Store) transferAt(ctx context.Context, to raft.Server) error {
+	return s.transfer(ctx, func() raft.Future { return s.raft.LeadershipTransferToServer(to.ID, to.Address) })
 }
 
 func (s *Store) transfer(ctx context.Context, start func() raft.Future) error {
@@ -155,6 +158,11 @@ func (s *Store) serveRemove(ctx context.Context, r removeCall) (nothing, error) 
 		i := slices.IndexFunc(members.Servers, func(server raft.Server) bool {
 			return r.Name == string(server.ID) || r.Name == disk.NodeOf(string(server.ID))
 		})
+		if i < 0 { // by an entry that the next leader may not have, until it is committed
+			if err := s.barrier(ctx); err != nil {
+				return nothing{}, callError(err)
+			}
+		}
 		if i < 0 && removed {
 			return nothing{}, nil
 		}
@@ -214,38 +222,20 @@ func votersOf(members []raft.Server) []raft.Server {
 	return slices.DeleteFunc(slices.Clone(members), func(m raft.Server) bool { return m.Suffrage != raft.Voter })
 }
 
-// canDoWithout returns an error unless a majority of the other voters answers now.
+// canDoWithout returns an error unless a majority of the other voters stores now.
 // etcd's rule is the same (server.go, mayRemoveMember: strict reconfiguration check),
-// by the connections that it has; ours would be seen to be gone only after seconds.
+// by the connections that it has; but a server whose disk stalls keeps those.
 func (s *Store) canDoWithout(ctx context.Context, members []raft.Server, id raft.ServerID) error {
-	voters, alive := 0, 0
-	answers := make(chan bool, len(members)) // who is late finds room
-	for _, server := range members {
-		if server.Suffrage != raft.Voter || server.ID == id {
-			continue
-		}
-		voters++
-		if server.ID == s.id {
-			answers <- true
-			continue
-		}
-		if !s.spawn(func() {
-			_, err := s.ask(ctx, server)
-			answers <- err == nil
-		}) {
-			return ErrClosed
-		}
+	left := slices.DeleteFunc(votersOf(members), func(m raft.Server) bool { return m.ID == id })
+	stores := s.others.storageProbe(ctx, func(stores storing) bool { return stores.majorityOf(left) })
+	switch {
+	case stores.majorityOf(left):
+		return nil
+	case s.raft.State() != raft.Leader: // it learns of nobody then
+		return errNotLeader
 	}
-	for range voters {
-		if <-answers {
-			alive++
-		}
-		if alive > voters/2 {
-			return nil
-		}
-	}
-	return status.Errorf(codes.FailedPrecondition, "raftstore: without %q only %d of the %d voters that are left answer, and the store would stand still. "+
-		"Nothing was changed. Bring the other servers back first, or remove those that are lost", id, alive, voters)
+	return status.Errorf(codes.FailedPrecondition, "raftstore: without %q only %d of the %d voters that are left store anything at the moment, and the store would stand still. "+
+		"Nothing was changed. Bring the other servers back first, or remove those that are lost", id, stores.count(left), len(left))
 }
 
 // answers says whether another member has answered within so long.
@@ -259,6 +249,7 @@ type infoAnswer struct {
 	Members     []raft.Server
 	Applied     uint64 // raft index
 	Full        bool   // it has no room on its disk
+	Stalled     bool   `json:",omitempty"` // its disk does not finish a write
 	// Version and Hostname are its Options'.
 	Version, Hostname string
 }

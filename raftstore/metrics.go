@@ -75,6 +75,8 @@ func (p sampler) refusing() metrics.Refusal {
 		return metrics.RefusingSpace
 	case err != nil:
 		return metrics.RefusingFailing
+	case p.s.withoutRoom.Load():
+		return metrics.RefusingSpace
 	case p.s.overQuota():
 		return metrics.RefusingQuota
 	}

@@ -22,6 +22,8 @@ const (
 	hungAfter = 10 * time.Second
 	// cachedBytes is how much of the log's end is kept in memory for followers.
 	cachedBytes = 8 << 20
+	// readAtOnce is how many entries raft reads for a message to a follower that lags. A client's largest write is 1.5 MB.
+	readAtOnce = 8
 )
 
 // openRaft starts raft on the opened directory. The first start writes to it,
@@ -70,7 +72,15 @@ func (s *Store) Stalled() time.Duration { return s.dir.Stalled() }
 // TakenOut says whether the others have a leader and do not count this server among
 // them, as far as they could be asked: it serves nobody any more.
 func (s *Store) TakenOut() bool {
-	return !s.hasLeader() && s.takenOut.Load() != nil
+	w := s.without.Load()
+	return !s.hasLeader() && w != nil && w.removed
+}
+
+// CutOff says whether the others have a leader whom this server does not hear although they count it: another server,
+// OtherLeader, reaches it.
+func (s *Store) CutOff() bool {
+	w := s.without.Load()
+	return !s.hasLeader() && w != nil && !w.removed && w.address != ""
 }
 
 func (s *Store) hasLeader() bool {
@@ -79,11 +89,11 @@ func (s *Store) hasLeader() bool {
 }
 
 // OtherLeader is the address of another server that leads, as far as this one knows, or was told when it
-// was taken out; "" if there is none. It may be one that this server does not know as a member: while its disk hangs it learns of none.
+// was taken out; of one that reaches it if this server is cut off from it alone; "" if there is none. It may be one that this server does not know as a member: while its disk hangs it learns of none.
 func (s *Store) OtherLeader() string {
 	lead, _ := s.leader.get()
-	if out := s.takenOut.Load(); out != nil && !lead.known() {
-		return dialAddress(raft.ServerAddress(*out))
+	if w := s.without.Load(); w != nil && !lead.known() {
+		return w.address
 	}
 	if lead.Self {
 		return ""
@@ -115,10 +125,12 @@ func (s *Store) raftConfig() *raft.Config {
 	conf.SnapshotInterval = 24 * time.Hour
 	conf.TrailingLogs = 0 // disk.Log.Trail says what stays
 	if s.opts.Network != nil {
-		conf.HeartbeatTimeout = s.opts.ElectionTimeout
+		conf.HeartbeatTimeout = leaseFor * s.opts.ElectionTimeout
 		conf.ElectionTimeout = candidateFor * s.opts.ElectionTimeout // both until setTimers says otherwise
 		// No read relies on the lease, so it may be as long as raft allows.
-		conf.LeaderLeaseTimeout = s.opts.ElectionTimeout
+		conf.LeaderLeaseTimeout = leaseFor * s.opts.ElectionTimeout
+		// The transport adds more, or takes some away: it goes by bytes (Transport.fill).
+		conf.MaxAppendEntries = readAtOnce
 		// Followers are told of commits by the transport, at once.
 		conf.CommitTimeout = s.opts.ElectionTimeout
 	}

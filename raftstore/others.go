@@ -42,6 +42,7 @@ type others interface {
 
 	// What a leader does for them.
 	runSteward(context.Context)
+	storageProbe(ctx context.Context, enough func(storing) bool) storing
 	bequeath(ctx context.Context, members []raft.Server, at uint64) error
 }
 
@@ -91,6 +92,10 @@ func (lone) Call(context.Context, string, string, []byte) ([]byte, error) { retu
 
 func (l lone) bequeath(context.Context, []raft.Server, uint64) error {
 	return status.Errorf(codes.FailedPrecondition, "raftstore: %q is the only voter and cannot be removed", l.s.id)
+}
+
+func (l lone) storageProbe(context.Context, func(storing) bool) storing {
+	return func(id raft.ServerID) bool { return id == l.s.id }
 }
 
 func (lone) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64) { return }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -34,19 +35,23 @@ type peers struct {
 	logs      raft.LogStore // the log as raft has it
 
 	votes chan struct{} // capacity 1: held by who changes votes, over all steps that belong together
+	links connectivity  // the steward's; of all terms, since who was found to reach more may not keep the leadership
 
-	campaigning atomic.Bool           // or about to, because the leader has ended or is silent
-	stood       atomic.Pointer[stand] // the last one of this server
-	missed      chan struct{}         // capacity 1: another voter misses the leader
-	started     chan struct{}         // closed when raft can be used
-	timing      sync.Mutex            // held while raft is told its times
-	othersFlush atomic.Int64          // how long the other voters' disks take for a write, at the most; nanoseconds
+	ended   atomic.Pointer[ended]     // the last leader whose process was found to have ended
+	stood   atomic.Pointer[stand]     // the last one of this server
+	polling atomic.Bool               // standing.Polling
+	missed  chan struct{}             // capacity 1: another voter misses the leader, or its process has ended
+	started chan struct{}             // closed when raft can be used
+	timing  sync.Mutex                // held while raft is told its times
+	aside   atomic.Pointer[time.Time] // until then this server makes way for another leader
+	pace    atomic.Pointer[pace]      // how long the voters' disks take, as was last heard
 }
 
 // openPeers opens the transport. Calls of others wait until run.
 func (s *Store) openPeers() (*peers, error) {
 	p := &peers{s: s, opening: make(chan struct{}, 1), votes: make(chan struct{}, 1), missed: make(chan struct{}, 1), started: make(chan struct{})}
 	p.reads = &reads{p: p}
+	p.pace.Store(&pace{})
 	var err error
 	if p.former, err = disk.ReadPeers(s.opts.Dir); err != nil {
 		s.log.Warn("the note of the other servers' addresses cannot be used", "err", err)
@@ -54,8 +59,10 @@ func (s *Store) openPeers() (*peers, error) {
 	p.Transport, err = peer.New(peer.Options{
 		Cluster: s.dir.Identity.Cluster, ID: string(s.id), Address: string(s.address),
 		Listener: s.opts.Network.Listener, Dial: s.dial, Logger: s.log,
-		Withhold: func() bool { return s.dir.Stalled() > stalledAfter },
+		Withhold: p.withholds,
 		Follows:  p.follows,
+		Stands:   p.handedOver,
+		Next:     p.entriesBehind,
 		Snapshot: s.dir.Log.Snapshot, Install: s.snapshotter.install,
 		Handle:  p.handle,
 		Timeout: 5 * s.opts.ElectionTimeout,
@@ -115,6 +122,15 @@ func (p *peers) handle(ctx context.Context, from, method string, body []byte) ([
 	}
 }
 
+// handedOver notes that a leader makes this server stand. Where its disk is slow, the others miss a leader before they are asked for their votes.
+func (p *peers) handedOver() {
+	select {
+	case <-p.started:
+		p.stood.Store(&stand{at: time.Now(), term: p.s.raft.CurrentTerm()})
+	default:
+	}
+}
+
 // follows says whether raft follows a leader in a term. The term is looked at
 // last: it is the one that counts, at a moment after the leader asked.
 func (p *peers) follows(leader raft.ServerID, term uint64) bool {
@@ -128,4 +144,28 @@ func (p *peers) follows(leader raft.ServerID, term uint64) bool {
 	}
 	_, now := p.s.raft.LeaderWithID()
 	return now == leader && p.s.raft.State() == raft.Follower && p.s.raft.CurrentTerm() == term
+}
+
+// entriesBehind returns the entries behind one of a leader's term, as many as take no more than so many bytes.
+func (p *peers) entriesBehind(term, after uint64, bytes int) []*raft.Log {
+	select {
+	case <-p.started:
+	default:
+		return nil
+	}
+	var out []*raft.Log
+	for newest := p.s.raft.LastIndex(); after < newest && bytes > 0; after++ {
+		e := new(raft.Log)
+		if p.logs.GetLog(after+1, e) != nil {
+			break // raft finds out for itself
+		}
+		if bytes -= peer.EntryBytes(e); bytes >= 0 {
+			out = append(out, e)
+		}
+	}
+	// A leader changes none of its entries. The next one may, which has a later term and is followed before it does.
+	if p.s.raft.CurrentTerm() != term {
+		return nil
+	}
+	return out
 }

@@ -140,6 +140,9 @@ func (p *proposer) proposeAll(ctx context.Context, b bounds, encoded []byte, cou
 // submit waits for a proposal's answer. When ctx or one of its bounds ends first, the commands
 // may or may not have happened, unless the error is errUntried: then they never will.
 func (p *proposer) submit(ctx context.Context, b bounds, c *proposal) ([]mvcc.Result, error) {
+	if ctx.Err() != nil {
+		return nil, errUntried // the select below might choose the queue all the same
+	}
 	select {
 	case p.queue <- c:
 	case <-ctx.Done():

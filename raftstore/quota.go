@@ -44,7 +44,7 @@ func defaultQuota(log *slog.Logger) int64 {
 	return quota
 }
 
-// withinQuota refuses what would add to a store that is over its quota.
+// withinQuota refuses what would add to a store that is over its quota, or for which no majority has room.
 func (s *Store) withinQuota(req mvcc.Request) error {
 	over := s.overQuota()
 	if over != s.refusing.Load() && s.refusing.CompareAndSwap(!over, over) {
@@ -55,7 +55,7 @@ func (s *Store) withinQuota(req mvcc.Request) error {
 			s.log.Info("the store is within its quota again: accepting writes")
 		}
 	}
-	if over && mvcc.Grows(req) {
+	if (over || s.withoutRoom.Load()) && mvcc.Grows(req) {
 		return rpctypes.ErrGRPCNoSpace
 	}
 	return nil

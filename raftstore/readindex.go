@@ -213,7 +213,7 @@ func (r *reads) confirmTerm(ctx context.Context, term uint64, servers []raft.Ser
 	defer cancel()
 	terms := make(chan uint64, len(servers)) // nobody waits for the rest
 	for _, server := range servers {
-		go func() { terms <- r.askTerm(ctx, server) }()
+		go func() { terms <- r.p.askTerm(ctx, server) }()
 	}
 	for range servers {
 		switch t := <-terms; {
@@ -231,8 +231,8 @@ func (r *reads) confirmTerm(ctx context.Context, term uint64, servers []raft.Ser
 
 // askTerm returns a server's term, or 0. The server at an address may be
 // another by now: hence the id in the answer.
-func (r *reads) askTerm(ctx context.Context, server raft.Server) uint64 {
-	answer, err := r.p.Call(ctx, string(server.Address), callTerm, nil)
+func (p *peers) askTerm(ctx context.Context, server raft.Server) uint64 {
+	answer, err := p.Call(ctx, string(server.Address), callTerm, nil)
 	if err != nil || len(answer) < 8 || string(answer[8:]) != string(server.ID) {
 		return 0
 	}

@@ -41,7 +41,9 @@ func PlanRecovery(o Options) (RecoveryPlan, error) {
 // Recover makes a cluster of one server of a stopped server's directory, for
 // when the majority of its cluster is lost for good. It keeps everything that
 // this server has, be it acknowledged or not. The server gets another raft
-// identity: the lost ones, should they ever start again, do not know it.
+// identity: the lost ones, should they ever start again, do not know it. Clients
+// may have seen revisions of writes that only the lost ones had: as after Restore
+// the revision moves ahead, all older ones are compacted, and watches start over.
 //
 // The caller must make sure that none of the others runs, and that their
 // directories are emptied before they join again.
@@ -50,20 +52,29 @@ func Recover(o Options) error {
 	if err != nil {
 		return err
 	}
-	id, err := r.dir.ChangeMember()
-	if err == nil {
-		err = r.reset(raft.ServerID(id), r.dir.Log)
-	}
-	if err == nil {
-		err = r.dir.Joined() // nobody is to take it in
-	}
-	if err = errors.Join(err, r.dir.Close()); err != nil {
+	if err = errors.Join(r.reset(), r.dir.Close()); err != nil {
 		return fmt.Errorf("raftstore: recover: %w. What the store holds is still there: run this again", err)
 	}
 	return nil
 }
 
+// reset writes everything as a snapshot whose only member is this server. It ends one entry after the log: the log
+// agrees with the state of before, and no server that joins may get the state from there (disk.Log's fit drops it).
+func (r *recovery) reset() error {
+	if _, err := r.dir.ChangeMember(); err != nil {
+		return err
+	}
+	index := r.plan.LastIndex + 1
+	leap(r.options, r.fsm.state, 0, index)
+	if err := writeAlone(r.dir, r.fsm.state, index, r.plan.LastTerm); err != nil {
+		return err
+	}
+	return r.dir.Joined() // no other server is to take it in
+}
+
 type recovery struct {
+	options Options // with their defaults
+
 	dir  *disk.Dir
 	fsm  *fsm
 	conf *raft.Config
@@ -86,7 +97,7 @@ func openRecovery(o Options) (*recovery, error) {
 		return nil, fmt.Errorf("raftstore: recover: %w", err)
 	}
 	s.dir, s.id = dir, raft.ServerID(dir.Identity.Member)
-	r := &recovery{dir: dir, fsm: s.fsm, conf: s.raftConfig()}
+	r := &recovery{options: o, dir: dir, fsm: s.fsm, conf: s.raftConfig()}
 	if err := r.look(); err != nil {
 		return nil, errors.Join(fmt.Errorf("raftstore: recover: %w", err), dir.Close())
 	}
@@ -132,13 +143,4 @@ func (r *recovery) look() error {
 	view := r.fsm.view()
 	r.plan.Revision, r.plan.Keys, r.plan.Bytes = view.Revision(), view.Stats().Keys, view.Stats().LiveBytes
 	return nil
-}
-
-// reset writes everything as a snapshot whose only member is this server.
-func (r *recovery) reset(id raft.ServerID, log raft.LogStore) error {
-	_, transport := raft.NewInmemTransport("")
-	fresh := newFSM(func() {}, nothingToObserve)
-	return raft.RecoverCluster(r.conf, fresh, log, r.dir.Vars, r.dir.Snapshots, transport, raft.Configuration{
-		Servers: []raft.Server{{ID: id, Address: raft.ServerAddress(id)}},
-	})
 }

@@ -17,10 +17,10 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// revisionLeap is how far a restored store's revision moves ahead of its
-// backup's. Clients may have seen revisions that came after the backup; those
-// must not come again with another content. A thousand writes a second for
-// eleven days are fewer.
+// revisionLeap is how far a restored or recovered store's revision moves ahead.
+// Clients may have seen revisions that came after the backup, or that only the lost
+// servers had; those must not come again with another content. A thousand writes a
+// second for eleven days are fewer.
 const revisionLeap = 1_000_000_000
 
 // revisionsPerSecond makes of the time the revision that a restored store has at
@@ -51,11 +51,7 @@ func Restore(o Options, backup io.Reader, seen int64) error {
 	if err != nil {
 		return fmt.Errorf("raftstore: restore: the backup cannot be used, and nothing was changed: %w", err)
 	}
-	least := o.Clock.Now().Unix() * revisionsPerSecond
-	if seen > 0 {
-		least = max(least, seen+revisionLeap)
-	}
-	state.Leap(revisionLeap, least, seedIndex)
+	leap(o, state, seen, seedIndex)
 	if err := build(o, state); err != nil {
 		return fmt.Errorf("raftstore: restore: %w. Nothing was put into %s; try again", err, o.Dir)
 	}
@@ -87,10 +83,15 @@ func build(o Options, state *mvcc.State) error {
 
 // seed writes a state as the first snapshot of a new directory.
 func seed(dir *disk.Dir, state *mvcc.State) error {
-	const index, term = seedIndex, 1
+	const term = 1
 	if err := dir.Vars.SetUint64([]byte("CurrentTerm"), term); err != nil {
 		return err
 	}
+	return writeAlone(dir, state, seedIndex, term)
+}
+
+// writeAlone writes a state as a snapshot that ends at an index, and has the directory's server as the only member.
+func writeAlone(dir *disk.Dir, state *mvcc.State, index, term uint64) error {
 	member := dir.Identity.Member
 	servers := raft.Configuration{Servers: []raft.Server{{ID: raft.ServerID(member), Address: raft.ServerAddress(member)}}}
 	sink, err := dir.Snapshots.Create(raft.SnapshotVersionMax, index, term, servers, index, nil)
@@ -100,4 +101,13 @@ func seed(dir *disk.Dir, state *mvcc.State) error {
 	snapshot := state.Freeze().Snapshot()
 	defer snapshot.Release()
 	return (&fsmSnapshot{snapshot}).Persist(sink)
+}
+
+// leap makes all of a state's revisions ones that no client has seen, and is for a log whose entries come after index.
+func leap(o Options, state *mvcc.State, seen int64, index uint64) {
+	least := o.Clock.Now().Unix() * revisionsPerSecond
+	if seen > 0 {
+		least = max(least, seen+revisionLeap)
+	}
+	state.Leap(revisionLeap, least, index)
 }

@@ -62,9 +62,8 @@ func seeds(t *testing.T, usual int, play func(t *testing.T, seed uint64)) {
 
 // changesAddresses is called by scenarios in which a member's address for raft
 // changes while the leader sends it entries. hashicorp/raft 1.8.0 then writes the
-// peer under a lock (raft.go, startStopReplication) and reads it without one: for a
-// log line (replication.go, pipelineSend), and for its id, which stays the same
-// (updateLastAppended). We cannot keep it from that.
+// peer under a lock (raft.go, startStopReplication) and reads it without one, for its
+// id, which stays the same (replication.go, updateLastAppended). We cannot keep it from that.
 func changesAddresses(t *testing.T) {
 	if racing {
 		t.Skip("hashicorp/raft 1.8.0 reads a peer without its lock while the peer's address changes")

@@ -30,9 +30,15 @@ func (c *cluster) lag(leader, follower *node, meanwhile func()) {
 	follower.faults.DelayFlushes(5 * time.Second)
 	c.fill(leader, 50)
 	meanwhile()
-	c.fill(leader, 150)
+	c.fillWith(leader, 150, noise(20<<10)) // more than a message takes
 	c.eventually("the follower has stored two messages", 20*time.Second, func() bool { return last() >= before+2 })
 	c.net.Cut(follower.name, leader.name)
+	for _, other := range c.others(leader) { // or a server leads instead that the follower reaches
+		if other != follower {
+			c.net.Cut(follower.name, other.name)
+			c.net.Cut(other.name, follower.name)
+		}
+	}
 	c.pass(6 * time.Second)
 	follower.faults.DelayFlushes(0)
 	c.pass(40 * time.Second) // or the answers would only be late

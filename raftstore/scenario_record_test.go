@@ -23,6 +23,8 @@ type record struct {
 	mu      sync.Mutex
 	ops     []*operation
 	watched []*watched
+	// leapt is the newest revision that servers had before a recovery: a watch that had everything up to there missed nothing by the leap.
+	leapt atomic.Int64
 }
 
 func newRecord() *record { return &record{} }
@@ -187,19 +189,20 @@ func (c *cluster) watch(ctx context.Context, node string, s *Store) *watched {
 	c.record.mu.Unlock()
 	c.tasks.Go(func() {
 		defer close(w.ended)
-		for ctx.Err() == nil && w.follow(ctx, s) {
+		for ctx.Err() == nil && w.follow(ctx, c.record, s) {
 		}
 	})
 	return w
 }
 
 // follow returns true if it is to be called again.
-func (w *watched) follow(ctx context.Context, s *Store) bool {
+func (w *watched) follow(ctx context.Context, c *record, s *Store) bool {
 	for resp := range s.Client().Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(w.next)) {
 		w.mu.Lock()
 		switch {
 		case resp.CompactRevision > 0:
-			w.next, w.compacted = resp.CompactRevision, true
+			w.compacted = w.compacted || w.next != c.leapt.Load()+1
+			w.next = resp.CompactRevision
 			w.mu.Unlock()
 			return true
 		case resp.Err() != nil:

@@ -53,3 +53,30 @@ func TestScenarioSlowDisks(t *testing.T) {
 		})
 	}
 }
+
+// All disks take two seconds for a flush, and what the servers say to one another 80 ms each way. There are writes all the same.
+func TestScenarioSlowDisksFar(t *testing.T) {
+	stage(t, 1, 3, nil, func(c *cluster) {
+		for _, a := range c.nodes {
+			for _, b := range c.others(a) {
+				c.net.Delay(a.name, b.name, 80*time.Millisecond, time.Millisecond)
+			}
+		}
+		c.pass(10 * time.Second)
+		for _, n := range c.nodes {
+			n.faults.DelayFlushes(2 * time.Second)
+		}
+		acked := 0
+		for began := time.Now(); time.Since(began) < 5*time.Minute; c.pass(200 * time.Millisecond) {
+			if _, err := c.nodes[0].running().Client().KV.Put(c.within(30*time.Second), "k", "v"); err == nil {
+				acked++
+			}
+		}
+		if acked < 20 {
+			t.Errorf("%d writes in five minutes", acked)
+		}
+		for _, n := range c.nodes {
+			n.faults.DelayFlushes(0)
+		}
+	})
+}

@@ -17,9 +17,16 @@ import (
 // fill does so many writes, one after the other.
 func (c *cluster) fill(n *node, writes int) {
 	c.Helper()
+	c.fillWith(n, writes, "")
+}
+
+// fillWith does so many writes of a value.
+func (c *cluster) fillWith(n *node, writes int, value string) {
+	c.Helper()
 	kv := n.running().Client().KV
 	for i := range writes {
-		if o := c.put(c.within(10*time.Second), n.name, kv, fmt.Sprintf("fill%d", i%20), fmt.Sprintf("fill %d", c.clock.Add(1))); o.err != nil {
+		v := fmt.Sprintf("fill %d%s", c.clock.Add(1), value)
+		if o := c.put(c.within(10*time.Second), n.name, kv, fmt.Sprintf("fill%d", i%20), v); o.err != nil {
 			c.Fatalf("seed %d: %v", c.seed, o)
 		}
 	}

@@ -95,3 +95,26 @@ func TestScenarioNotTakenInYet(t *testing.T) {
 		}
 	})
 }
+
+// A server that was taken in and has none of the log yet reaches only one whose disk hangs, and that does not know of it. It does not take itself for one that was removed.
+func TestScenarioEmptyLogBesideOneThatHangs(t *testing.T) {
+	stage(t, 1, 3, nil, func(c *cluster) {
+		leader := c.leader()
+		hangs := c.others(leader)[0]
+		hangs.faults.DelayFlushes(time.Hour)
+		c.pass(5 * time.Second)
+		late := c.add("late")
+		for _, n := range c.others(hangs, late) {
+			c.cutLink(n, late)
+		}
+		late.start(hangs.name)
+		peersOf(late.running()).joined.Store(true) // the leader's answer came, and its first entry did not
+		for range 20 {
+			c.pass(time.Second)
+			if late.running().TakenOut() {
+				t.Fatalf("it takes itself for one that was removed\n%s", c.state())
+			}
+		}
+		hangs.faults.DelayFlushes(0)
+	})
+}

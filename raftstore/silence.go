@@ -22,10 +22,14 @@ import (
 // votes too. Raft's timers go on beside that; where a voter knows no such question, they are what is left.
 
 // silentAfter and agreeAfter are how long a voter must not have heard the leader before it asks, and before it agrees when it is asked: heartbeats
-// reach the voters at different moments. Both are longer than a leader's lease (Options.ElectionTimeout), so that a leader that is
-// merely cut off has given up by then.
-func (p *peers) silentAfter() time.Duration { return p.s.opts.ElectionTimeout * 3 / 2 }
-func (p *peers) agreeAfter() time.Duration  { return p.s.opts.ElectionTimeout * 7 / 6 }
+// reach the voters at different moments. A leader that waits for a processor now and then shows that by the gaps between its messages, and is given
+// twice as long as the longest of late; raft's own timers come after the most of that. Who leads in a minority may do so for a moment longer than
+// that: nothing relies on its lease.
+func (p *peers) silentAfter() time.Duration {
+	timeout := p.s.opts.ElectionTimeout
+	return min(max(timeout*3/2, 2*p.LeaderGap()), timeout*8/3)
+}
+func (p *peers) agreeAfter() time.Duration { return p.silentAfter() - p.s.opts.ElectionTimeout/3 }
 
 // lateBy is how late this voter may wake up and still trust what it has heard: beyond that it gets too little processor time, and
 // messages of the leader may be there that nobody has read. It then waits for lateRest, once.
@@ -38,10 +42,12 @@ type standing struct {
 	Follower bool          // it can stand: it does not already, nor lead, nor wait for pre-votes
 	Leads    bool
 	Standing bool   // it has begun to, and may still be at it
+	Polling  bool   // it asks the others, and becomes a candidate if a majority of them misses the leader
+	Ended    bool   // it has found the leader's process to have ended
 	Term     uint64 // raft's
 	// LogTerm and LogIndex are of its newest entry. Who has less cannot be elected by it.
 	LogTerm, LogIndex uint64
-	FlushTakes        time.Duration // a write to its disk
+	FlushTakes        time.Duration // a write to its disk, lately or up to now
 }
 
 // reaches says whether a voter's log has all that another one's has, so that it could be elected by it.
@@ -65,8 +71,8 @@ func (p *peers) standing() standing {
 	state, term := p.s.raft.State(), p.s.raft.CurrentTerm()
 	return standing{
 		ID: string(p.s.id), Silent: time.Since(p.LeaderHeard()), Follower: state == raft.Follower, Leads: state == raft.Leader, Term: term,
-		Standing: p.stands(state, term),
-		LogTerm:  logTerm, LogIndex: p.s.raft.LastIndex(), FlushTakes: p.s.dir.FlushTakes(),
+		Standing: p.stands(state, term), Polling: p.polling.Load(), Ended: p.leaderEnded(),
+		LogTerm: logTerm, LogIndex: p.s.raft.LastIndex(), FlushTakes: max(p.s.dir.FlushTakes(), p.s.dir.Stalled()),
 	}
 }
 
@@ -75,22 +81,37 @@ func (p *peers) serveStanding(context.Context, nothing) (standing, error) {
 	if p.s.hung() {
 		return standing{}, errHung
 	}
+	p.lookNow()
+	return p.standing(), nil
+}
+
+// lookNow has missLeader look at once.
+func (p *peers) lookNow() {
 	select {
 	case p.missed <- struct{}{}:
 	default:
 	}
-	return p.standing(), nil
 }
 
-// standings asks the other voters but one how they stand, and returns what came within a time.
-func (p *peers) standings(ctx context.Context, but raft.ServerID, within time.Duration) []standing {
+// misses says whether a voter that says this of itself, or this one, does without the leader.
+func (p *peers) misses(a standing) bool { return a.Ended || a.Silent >= p.agreeAfter() }
+
+// missesLeader says whether this voter does.
+func (p *peers) missesLeader() bool {
+	return p.misses(standing{Ended: p.leaderEnded(), Silent: time.Since(p.LeaderHeard())})
+}
+
+// standings asks the other voters but one how they stand, and returns what came within a time. With only it asks those that gave these answers: an
+// unresponsive voter holds up the question until the answers of the others are old.
+func (p *peers) standings(ctx context.Context, but raft.ServerID, within time.Duration, only ...standing) []standing {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	var mu sync.Mutex
 	var all sync.WaitGroup
 	var out []standing
 	for _, server := range p.s.raft.GetConfiguration().Configuration().Servers {
-		if server.Suffrage != raft.Voter || server.ID == p.s.id || server.ID == but {
+		if server.Suffrage != raft.Voter || server.ID == p.s.id || server.ID == but ||
+			len(only) > 0 && !slices.ContainsFunc(only, func(a standing) bool { return a.ID == string(server.ID) }) {
 			continue
 		}
 		all.Go(func() {
@@ -104,12 +125,8 @@ func (p *peers) standings(ctx context.Context, but raft.ServerID, within time.Du
 		})
 	}
 	all.Wait()
-	var flush time.Duration
-	for _, a := range out {
-		flush = max(flush, a.FlushTakes)
-	}
 	if len(out) > 0 {
-		p.othersFlush.Store(int64(flush))
+		p.pace.Store(paceOf(out, p.voters()))
 		p.setTimers()
 	}
 	return out
@@ -121,15 +138,23 @@ func (p *peers) missLeader(ctx context.Context) {
 	defer timer.Stop()
 	var rest time.Time // until then it does not look again, whoever asks: each question makes others look, and ask
 	tries, due, excused := 0, time.Now().Add(p.silentAfter()), false
+	var seen progress // while it leads
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-p.missed: // another voter misses it
+		case <-p.missed:
 		case <-timer.C:
 		}
 		wait := p.silentAfter() - time.Since(p.LeaderHeard())
+		if p.leaderEnded() {
+			wait, excused = 0, true
+		}
 		switch late := time.Since(due) > lateBy; {
+		case p.s.raft.State() == raft.Leader:
+			p.compareDisks(ctx)
+			p.lookAtProgress(ctx, &seen)
+			rest, tries, excused, wait = time.Time{}, 0, false, p.silentAfter()
 		case wait > 0: // it is there, whatever was before: the next silence is another one
 			rest, tries, excused = time.Time{}, 0, false
 		case time.Now().Before(rest):
@@ -138,7 +163,7 @@ func (p *peers) missLeader(ctx context.Context) {
 			wait, excused = lateRest, true
 		default:
 			// Where there is no majority, that may be so for days.
-			wait = min(p.replaceLeader(ctx)<<max(0, min(tries-doubleAfter, mostDoublings)), max(mostRest, p.s.opts.ElectionTimeout))
+			wait = min(p.replaceLeader(ctx, tries < mostYields)<<max(0, min(tries-doubleAfter, mostDoublings)), max(mostRest, p.s.opts.ElectionTimeout))
 			rest = time.Now().Add(wait)
 			tries++
 		}
@@ -156,16 +181,16 @@ const (
 	mostDoublings = 5
 )
 
-// replaceLeader stands for election if it is this voter's turn. It returns how long to wait before looking again.
-func (p *peers) replaceLeader(ctx context.Context) time.Duration {
-	if !p.campaigning.CompareAndSwap(false, true) {
-		return standAfter // leaderGone has begun
-	}
-	defer p.campaigning.Store(false)
-	rank, voter := p.rank("")
+// mostYields is how often a voter leaves the election to one that is ahead of it and asks the others just now. That one may not reach a majority.
+const mostYields = 3
+
+// replaceLeader stands for election if it is this voter's turn. It returns how long to wait before looking again. With yields it leaves the election to a
+// voter that is ahead of it and asks just now: that one began later, since it waits longer for this leader, and would become a candidate at the same time.
+func (p *peers) replaceLeader(ctx context.Context, yields bool) time.Duration {
+	rank, voter := p.rank()
 	leader, _, seen := p.LeaderSeen()
 	state := p.s.raft.State()
-	if !voter || state == raft.Leader || state == raft.Shutdown || p.s.hung() {
+	if !voter || state == raft.Leader || state == raft.Shutdown || p.withholds() || p.s.hung() {
 		return standAfter
 	}
 	if seen == 0 || state != raft.Follower {
@@ -175,13 +200,15 @@ func (p *peers) replaceLeader(ctx context.Context) time.Duration {
 		return standAfter
 	}
 	own := p.standing()
+	p.polling.Store(true)
+	defer p.polling.Store(false)
 	answers := p.standings(ctx, leader, standAfter)
 	agreed, ahead := 1, 0
 	for _, a := range answers {
 		if a.settles(own) {
 			return standAfter
 		}
-		if a.Leads || a.Silent < p.agreeAfter() {
+		if a.Leads || !p.misses(a) {
 			continue
 		}
 		if agreed++; a.Follower && a.ahead(own) {
@@ -189,20 +216,25 @@ func (p *peers) replaceLeader(ctx context.Context) time.Duration {
 		}
 	}
 	if agreed <= p.voters()/2 {
+		if own.Ended { // the others are about to find that too
+			return askAgain
+		}
 		return standAfter
 	}
 	if ahead > 0 && !sleepUnless(ctx, time.Duration(ahead)*standAfter, func() bool {
-		return p.s.raft.CurrentTerm() != own.Term || time.Since(p.LeaderHeard()) < p.agreeAfter()
+		return p.s.raft.CurrentTerm() != own.Term || !p.missesLeader()
 	}) {
 		return standAfter // another one has begun, or the leader is back
 	}
-	if ahead > 0 && slices.ContainsFunc(p.standings(ctx, leader, standAfter), func(a standing) bool { return a.settles(own) }) {
+	if ahead > 0 && slices.ContainsFunc(p.standings(ctx, leader, standAfter, answers...), func(a standing) bool {
+		return a.settles(own) || yields && a.Polling && a.Follower && a.ahead(own)
+	}) {
 		return standAfter // its new term is not on its disk yet
 	}
-	if p.s.raft.State() != raft.Follower || p.s.raft.CurrentTerm() != own.Term || time.Since(p.LeaderHeard()) < p.agreeAfter() {
+	if p.s.raft.State() != raft.Follower || p.s.raft.CurrentTerm() != own.Term || !p.missesLeader() {
 		return standAfter
 	}
-	p.s.log.Info("a majority misses the store's leader: standing for election", "leader", leader, "silent", own.Silent.Round(time.Millisecond))
+	p.s.log.Info("a majority misses the store's leader: standing for election", "leader", leader, "ended", own.Ended, "silent", own.Silent.Round(time.Millisecond))
 	if !p.standNow(ctx) {
 		return standAfter
 	}
@@ -210,11 +242,14 @@ func (p *peers) replaceLeader(ctx context.Context) time.Duration {
 	return p.candidacy() + time.Duration(rank)*p.s.opts.ElectionTimeout
 }
 
+// askAgain is how soon a voter asks again whose leader's process has ended, when the others do not say so yet.
+const askAgain = 10 * time.Millisecond
+
 // standWithin bounds how long raft may take to hear that this server stands. When its loop is busy for longer, it gives another one its vote, and
 // standing after that would depose the winner.
 const standWithin = 5 * time.Millisecond
 
-// stand is a candidacy that this server has begun by itself.
+// stand is a candidacy that this server has begun by itself, or because a leader handed over to it.
 type stand struct {
 	at   time.Time
 	term uint64 // raft's before
@@ -232,7 +267,7 @@ func (p *peers) standNow(ctx context.Context) bool {
 	return false
 }
 
-// stands says that this server has begun a candidacy that may still be under way, given what raft says.
+// stands says that this server has begun, or is about to begin, a candidacy that may still be under way, given what raft says.
 func (p *peers) stands(state raft.RaftState, term uint64) bool {
 	last := p.stood.Load()
 	if last == nil || state == raft.Leader || state == raft.Follower && term > last.term {

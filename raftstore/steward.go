@@ -25,11 +25,14 @@ const (
 	// peersTick is how often a server looks whether the others are still those
 	// that it noted.
 	peersTick = 5 * time.Second
-	// healthyWithin is how long ago a healthy member answered at most.
+	// healthyWithin is how long ago a healthy member was last stored at most.
 	healthyWithin = 3 * time.Second
-	// replaceAfter is how long a voter has to be gone before another server
+	// replaceAfter is how long a voter must not have stored before another server
 	// gets its vote.
 	replaceAfter = time.Minute
+	// probeAgainAfter is how long a server is not promoted that did not store when it was to be:
+	// one whose disk takes too long each time would have an entry written for it again and again.
+	probeAgainAfter = time.Minute
 	// caughtUpWithin is how many entries a server may lack and still be
 	// promoted. They reach it while it is.
 	caughtUpWithin = 64
@@ -38,24 +41,40 @@ const (
 	fullFor = 3 * time.Second
 )
 
+// acquaintance is what a leader knows of a member beside what the transport knows.
+type acquaintance struct {
+	since  time.Time // before that it had no reason to hear from it
+	failed time.Time // the last storage probe, when it was to be promoted
+}
+
 // runSteward looks after the votes while this server leads.
 func (p *peers) runSteward(ctx context.Context) {
 	ticker := time.NewTicker(stewardTick)
 	defer ticker.Stop()
-	known := make(map[raft.ServerID]time.Time)
+	known := make(map[raft.ServerID]*acquaintance)
 	var full time.Time
+	var tried raft.ServerID
+	var space room
+	defer p.s.withoutRoom.Store(false) // the next leader knows
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		if !errors.Is(p.s.admit(), rpctypes.ErrGRPCNoSpace) {
+		p.transferToConnected(ctx, &p.links)
+		p.lookForRoom(ctx, &space)
+		switch {
+		case !errors.Is(p.s.admit(), rpctypes.ErrGRPCNoSpace):
 			full = time.Time{}
-		} else if full.IsZero() {
+		case !p.s.othersVote():
+		case full.IsZero():
 			full = time.Now()
-		} else if time.Since(full) > fullFor && p.s.othersVote() {
-			p.handToRoom(ctx)
+			continue
+		case time.Since(full) <= fullFor:
+			continue // a vote that is taken might be that of the one that has room
+		default:
+			tried = p.handToRoom(ctx, tried)
 			full = time.Now() // not again at once
 		}
 		p.settleVotes(ctx, known)
@@ -64,7 +83,7 @@ func (p *peers) runSteward(ctx context.Context) {
 
 // settleVotes makes the changes that [voters.Next] asks for, one after the other and
 // without a pause: with an even number of voters one server less may be lost.
-func (p *peers) settleVotes(ctx context.Context, known map[raft.ServerID]time.Time) {
+func (p *peers) settleVotes(ctx context.Context, known map[raft.ServerID]*acquaintance) {
 	select {
 	case p.votes <- struct{}{}:
 		defer func() { <-p.votes }()
@@ -73,8 +92,11 @@ func (p *peers) settleVotes(ctx context.Context, known map[raft.ServerID]time.Ti
 	}
 	for range 4 {
 		servers, at := p.s.dir.Log.Members()
-		change := voters.Next(p.observe(ctx, servers.Servers, known), p.s.opts.MaxVoters)
-		err := p.carryOut(change, at)
+		change := voters.Next(p.observe(servers.Servers, known), p.s.opts.MaxVoters)
+		err := p.bearable(ctx, servers.Servers, change, known)
+		if err == nil {
+			err = p.carryOut(change, at)
+		}
 		if err != nil && ctx.Err() == nil {
 			p.s.log.Warn("could not change the store's voters; will try again", "member", change.Member.ID, "err", err)
 		}
@@ -82,6 +104,28 @@ func (p *peers) settleVotes(ctx context.Context, known map[raft.ServerID]time.Ti
 			return
 		}
 	}
+}
+
+// bearable returns an error unless a majority of the voters that a change makes stores now, and whoever it gives a vote.
+func (p *peers) bearable(ctx context.Context, members []raft.Server, change voters.Change, known map[raft.ServerID]*acquaintance) error {
+	if change.Action == voters.Keep {
+		return nil
+	}
+	id := raft.ServerID(change.Member.ID)
+	after := slices.DeleteFunc(slices.Clone(members), func(m raft.Server) bool {
+		return m.ID == id && change.Action != voters.Promote || m.ID != id && m.Suffrage != raft.Voter
+	})
+	enough := func(stores storing) bool {
+		return stores.majorityOf(after) && (change.Action != voters.Promote || stores(id))
+	}
+	stores := p.storageProbe(ctx, enough)
+	if enough(stores) {
+		return nil
+	}
+	if change.Action == voters.Promote && !stores(id) {
+		known[id].failed = time.Now()
+	}
+	return fmt.Errorf("raftstore: of the %d servers that would vote, only %d store anything at the moment", len(after), stores.count(after))
 }
 
 // bequeath gives the vote of this server, the only voter, to another one that has
@@ -94,34 +138,52 @@ func (p *peers) bequeath(ctx context.Context, members []raft.Server, at uint64) 
 	case <-ctx.Done():
 		return contextError(ctx)
 	}
-	for _, server := range members {
-		if server.ID == p.s.id || !p.s.caughtUp(ctx, server) {
-			continue
-		}
-		p.s.log.Info("the only voter of the store's cluster is to be removed: another server takes its place", "member", server.ID)
-		if err := p.s.await(p.s.raft.AddVoter(server.ID, server.Address, at, 0)); err != nil {
-			return fmt.Errorf("raftstore: a vote for %s: %w", server.ID, err)
-		}
-		return p.s.transferTo(ctx, memberID(string(server.ID)))
+	heir := -1
+	p.storageProbe(ctx, func(stores storing) bool {
+		heir = slices.IndexFunc(members, func(m raft.Server) bool { return m.ID != p.s.id && stores(m.ID) })
+		return heir >= 0
+	})
+	if heir < 0 {
+		return status.Errorf(codes.FailedPrecondition, "raftstore: %q is the only voter and cannot be removed: "+
+			"no other server answers that has everything and stores. Nothing was changed", p.s.id)
 	}
-	return status.Errorf(codes.FailedPrecondition, "raftstore: %q is the only voter and cannot be removed: no other server answers that has everything. Nothing was changed", p.s.id)
+	server := members[heir]
+	p.s.log.Info("the only voter of the store's cluster is to be removed: another server takes its place", "member", server.ID)
+	if err := p.s.await(p.s.raft.AddVoter(server.ID, server.Address, at, 0)); err != nil {
+		return fmt.Errorf("raftstore: a vote for %s: %w", server.ID, err)
+	}
+	return p.s.transferAt(ctx, server)
 }
 
-// handToRoom makes a voter lead whose disk is not full, if there is one.
-func (p *peers) handToRoom(ctx context.Context) {
-	for _, server := range p.s.raft.GetConfiguration().Configuration().Servers {
-		if server.Suffrage != raft.Voter || server.ID == p.s.id {
-			continue
+// handToRoom makes a voter lead that stores and whose disk is not full, if there is one. It begins behind the one that was tried last, and
+// returns who was tried now.
+func (p *peers) handToRoom(ctx context.Context, last raft.ServerID) (tried raft.ServerID) {
+	servers := votersOf(p.s.raft.GetConfiguration().Configuration().Servers)
+	behind := 1 + slices.IndexFunc(servers, func(m raft.Server) bool { return m.ID == last })
+	room := slices.DeleteFunc(slices.Concat(servers[behind:], servers[:behind]), func(m raft.Server) bool {
+		if m.ID == p.s.id {
+			return true
 		}
-		if info, err := p.s.ask(ctx, server); err != nil || info.Full {
-			continue
-		}
-		p.s.log.Warn("this server's disk is full: handing the store's leadership over", "to", server.ID)
-		if err := p.s.transferTo(ctx, memberID(string(server.ID))); err != nil && ctx.Err() == nil {
-			p.s.log.Warn("could not hand the store's leadership over", "err", err)
-		}
-		return
+		info, err := p.s.ask(ctx, m)
+		return err != nil || info.Full
+	})
+	if len(room) == 0 { // then nothing is written either, where there is no room for it
+		return last
 	}
+	stores := p.storageProbe(ctx, nil)
+	for _, server := range room {
+		if !stores(server.ID) {
+			continue
+		}
+		last = server.ID
+		p.s.log.Warn("this server's disk is full: handing the store's leadership over", "to", server.ID)
+		err := p.s.transferAt(ctx, server)
+		if err == nil || ctx.Err() != nil {
+			break
+		}
+		p.s.log.Warn("could not hand the store's leadership over", "err", err)
+	}
+	return last
 }
 
 func (s *Store) othersVote() bool {
@@ -164,45 +226,42 @@ func (p *peers) addressOf(id raft.ServerID) raft.ServerAddress {
 	return ""
 }
 
-// observe looks at every member. known is since when this server, as leader,
-// knows of each: before that it had no reason to hear from it.
-func (p *peers) observe(ctx context.Context, servers []raft.Server, known map[raft.ServerID]time.Time) []voters.Member {
+// observe looks at every member. known is what this server, as leader, knows of each.
+func (p *peers) observe(servers []raft.Server, known map[raft.ServerID]*acquaintance) []voters.Member {
 	out := make([]voters.Member, len(servers))
-	members := make(map[raft.ServerID]bool)
-	silent := make([]time.Duration, len(servers))
+	quiet := make([]bool, len(servers))
+	term, newest := p.s.raft.CurrentTerm(), p.s.raft.LastIndex()
 	for i, server := range servers {
 		m := voters.Member{
 			ID: string(server.ID), Node: disk.NodeOf(string(server.ID)), Voter: server.Suffrage == raft.Voter, Self: server.ID == p.s.id,
 		}
-		members[server.ID] = true
-		if known[server.ID].IsZero() {
-			known[server.ID] = time.Now()
+		of := known[server.ID]
+		if of == nil {
+			of = &acquaintance{since: time.Now()}
+			known[server.ID] = of
 		}
 		if m.Self {
 			m.Healthy, m.CaughtUp = true, true
 		} else {
-			contact := p.Contact(server.ID)
-			silent[i] = min(time.Since(contact), time.Since(known[server.ID]))
-			m.Healthy, m.Gone = silent[i] < healthyWithin && !contact.IsZero(), silent[i] > replaceAfter
-			m.CaughtUp = !m.Voter && m.Healthy && p.s.caughtUp(ctx, server)
+			index, stored := p.Stored(server.ID, term)
+			without := min(time.Since(stored), time.Since(of.since))
+			m.Healthy, m.Gone = without < healthyWithin && !stored.IsZero(), without > replaceAfter
+			m.CaughtUp = index+caughtUpWithin >= newest && time.Since(of.failed) > probeAgainAfter
+			quiet[i] = min(time.Since(p.Contact(server.ID)), time.Since(of.since)) >= healthyWithin
 		}
 		out[i] = m
 	}
-	maps.DeleteFunc(known, func(id raft.ServerID, _ time.Time) bool { return !members[id] })
+	maps.DeleteFunc(known, func(id raft.ServerID, _ *acquaintance) bool {
+		return !slices.ContainsFunc(servers, func(s raft.Server) bool { return s.ID == id })
+	})
 	for i := range out {
 		// Another directory of the same server is in use, so this one is lost;
 		// unless it is this one that is new, and has not been heard yet.
-		if !out[i].Self && silent[i] >= healthyWithin && voters.Superseded(out, out[i]) {
+		if quiet[i] && voters.Superseded(out, out[i]) {
 			out[i].Gone = true
 		}
 	}
 	return out
-}
-
-// caughtUp asks a server how far its log goes.
-func (s *Store) caughtUp(ctx context.Context, server raft.Server) bool {
-	info, err := s.ask(ctx, server)
-	return err == nil && info.Applied+caughtUpWithin >= s.raft.CommitIndex()
 }
 
 // ask asks a member how it is.

@@ -48,8 +48,9 @@ type Store struct {
 	snapshotter *snapshotter
 	backups     atomic.Int32 // being read
 	refusing    atomic.Bool  // writes, for the quota: what was said of it last
-	// takenOut is the address of who leads the others, who have taken this server out, when they were asked last; nil if they have not, or a leader is known.
-	takenOut atomic.Pointer[string]
+	withoutRoom atomic.Bool  // this server leads, and the disks of so many voters are full that no majority has room
+	// without is what the others said when they were asked last and had a leader; nil if they had none, or this server knows one.
+	without atomic.Pointer[leaderElsewhere]
 }
 
 // Open opens the store in o.Dir. If there is none, it makes a new cluster of

@@ -5,6 +5,7 @@ package raftstore
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/hashicorp/raft"
@@ -26,6 +27,7 @@ type MemberState struct {
 	// Version and Hostname are its Options'.
 	Version, Hostname string
 	Full              bool // its disk has no room
+	Stalled           bool // its disk does not finish a write: it answers, and counts for no majority
 }
 
 // Survey asks every member how it is. It takes as long as the slowest answer, which is
@@ -61,7 +63,7 @@ func (s *Store) Survey(ctx context.Context) []MemberState {
 }
 
 func (m *MemberState) fill(a infoAnswer) {
-	m.Answers, m.Applied, m.Version, m.Hostname, m.Full = true, a.Applied, a.Version, a.Hostname, a.Full
+	m.Answers, m.Applied, m.Version, m.Hostname, m.Full, m.Stalled = true, a.Applied, a.Version, a.Hostname, a.Full, a.Stalled
 }
 
 // info is what this server says of itself.
@@ -69,17 +71,17 @@ func (s *Store) info() infoAnswer {
 	lead, _ := s.leader.get()
 	return infoAnswer{
 		Cluster: s.dir.Identity.Cluster, ID: string(s.id), Leader: string(lead.Address), Version: s.opts.Version, Hostname: s.opts.Hostname,
-		Applied: s.raft.AppliedIndex(), Full: errors.Is(s.admit(), rpctypes.ErrGRPCNoSpace), Members: s.raft.GetConfiguration().Configuration().Servers,
+		Applied: s.raft.AppliedIndex(), Full: errors.Is(s.admit(), rpctypes.ErrGRPCNoSpace), Stalled: s.dir.Stalled() > stalledAfter, Members: s.raft.GetConfiguration().Configuration().Servers,
 	}
 }
 
 type promoteCall struct{ Name string }
 
 // PromoteMember gives a member a vote at once, in the place of a voter that does not
-// answer: without it the leader does that by itself when the voter has been silent for
+// store: without it the leader does that by itself when the voter has not stored for
 // a minute. A member is named by its name or raft id.
 //
-// It is refused when all voters answer: their number would become even, and an even
+// It is refused unless the member stores, and when all voters do: their number would become even, and an even
 // number survives no more failures than the odd one before it.
 func (s *Store) PromoteMember(ctx context.Context, name string) error {
 	_, err := atLeader(ctx, s, callPromote, promoteCall{name}, s.servePromote)
@@ -91,22 +93,10 @@ func (s *Store) servePromote(ctx context.Context, r promoteCall) (nothing, error
 		return nothing{}, errNotLeader
 	}
 	members, at := s.dir.Log.Members()
-	var chosen raft.Server
-	var silent []string
-	voters := 0
+	var chosen raft.Server // the newest of its name: the others' directories are lost
 	for _, server := range members.Servers {
 		if r.Name == string(server.ID) || r.Name == disk.NodeOf(string(server.ID)) {
 			chosen = server
-		}
-		if server.Suffrage != raft.Voter {
-			continue
-		}
-		voters++
-		if server.ID == s.id {
-			continue
-		}
-		if !s.answers(server.ID, healthyWithin) { // as the steward judges, who takes its vote then
-			silent = append(silent, disk.NodeOf(string(server.ID)))
 		}
 	}
 	switch {
@@ -114,16 +104,26 @@ func (s *Store) servePromote(ctx context.Context, r promoteCall) (nothing, error
 		return nothing{}, status.Errorf(codes.NotFound, "raftstore: there is no member %q", r.Name)
 	case chosen.Suffrage == raft.Voter:
 		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: %q has a vote already", r.Name)
-	case len(silent) == 0 && voters%2 == 1:
-		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: all %d voters answer. One more would make their number even, "+
-			"and that survives no more failures. %q gets a vote by itself when another server joins, or when a voter is gone", voters, r.Name)
-	case !s.caughtUp(ctx, chosen):
-		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: %q does not answer, or does not have everything yet. Nothing was changed", r.Name)
 	}
-	// The steward takes the vote of one that is silent: an even number does not stay.
+	voters := votersOf(members.Servers)
+	after := append(slices.Clone(voters), chosen)
+	stores := s.others.storageProbe(ctx, nil)
+	switch {
+	case s.raft.State() != raft.Leader: // it learns of nobody then
+		return nothing{}, errNotLeader
+	case stores.count(voters) == len(voters) && len(voters)%2 == 1:
+		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: all %d voters answer and store. One more would make their number even, "+
+			"and that survives no more failures. %q gets a vote by itself when another server joins, or when a voter is gone", len(voters), r.Name)
+	case !stores(chosen.ID):
+		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: %q does not answer, does not store, or does not have everything yet. Nothing was changed", r.Name)
+	case !stores.majorityOf(after):
+		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: with %q there would be %d voters, of which only %d store anything at the moment, and the store would stand still. "+
+			"Nothing was changed", r.Name, len(after), stores.count(after))
+	}
+	// The steward takes the vote of one that is gone: an even number does not stay.
 	if err := s.await(s.raft.AddVoter(chosen.ID, chosen.Address, at, 0)); err != nil {
 		return nothing{}, callError(err)
 	}
-	s.log.Info("a server of the store's cluster gets a vote, as was asked for", "member", chosen.ID, "silent", silent)
+	s.log.Info("a server of the store's cluster gets a vote, as was asked for", "member", chosen.ID)
 	return nothing{}, nil
 }

@@ -3,6 +3,8 @@
 package raftstore
 
 import (
+	"context"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -21,6 +23,10 @@ import (
 // candidateFor is how many election time-outs a candidate waits for votes, at least, and a follower for its leader.
 const candidateFor = 3
 
+// leaseFor is how many election time-outs a leader leads on that no majority answers. Raft sends five to ten heartbeats in that time, so with a lease of a
+// second the voters would miss a leader after the loss of two of them.
+const leaseFor = 2
+
 // flushesOfVote is what a voter has to bring to its disk, one after the other, until it has answered: what it writes just now, its term, whom it
 // votes for, and in which term.
 const flushesOfVote = 4
@@ -30,9 +36,57 @@ func (p *peers) candidacy() time.Duration {
 	return max(candidateFor*p.s.opts.ElectionTimeout, p.s.opts.ElectionTimeout+flushesOfVote*p.flushTakes())
 }
 
-// flushTakes is how long the disks take for a write these days, this server's and the other voters' as they said themselves.
+// slowestFlush is as slow as a disk may be for the timers to follow it. A disk that hung for minutes must not make the next election take as long.
+const slowestFlush = 3 * time.Second
+
+// flushTakes is how long the disks take for a write these days, this server's and those of the other voters that an election needs.
 func (p *peers) flushTakes() time.Duration {
-	return min(max(p.s.dir.FlushTakes(), time.Duration(p.othersFlush.Load())), stalledAfter)
+	return min(max(p.s.dir.FlushTakes(), p.pace.Load().withThis), slowestFlush)
+}
+
+// pace is how long the other voters' disks take for a write, as they said themselves.
+type pace struct {
+	withThis    time.Duration // the slowest of those that are a majority together with this server
+	withoutThis time.Duration // the slowest of those that are a majority without it, never if too few answered
+}
+
+// never is longer than anything takes, by far.
+const never = 1000 * time.Hour
+
+// paceOf is the pace of so many voters, some of which answered. Where too few did for a majority without this server, there is none that could do better.
+func paceOf(answers []standing, voters int) *pace {
+	flushes := make([]time.Duration, len(answers))
+	for i, a := range answers {
+		flushes[i] = min(a.FlushTakes, slowestFlush) // which may be of a disk that hung minutes ago
+	}
+	slices.Sort(flushes)
+	majority, out := voters/2+1, &pace{withoutThis: never}
+	if n := min(majority-1, len(flushes)); n > 0 {
+		out.withThis = flushes[n-1]
+	}
+	if len(flushes) >= majority {
+		out.withoutThis = flushes[majority-1]
+	}
+	return out
+}
+
+// withholds says whether a write has waited for this server's disk for so long that the others are to elect another leader: those of them that are
+// the fastest majority would need much less.
+func (p *peers) withholds() bool {
+	stalled := p.s.dir.Stalled()
+	return stalled > stalledAfter && stalled > fasterBy*min(p.pace.Load().withoutThis, slowestFlush) || p.stepsAside()
+}
+
+// fasterBy is how many times as fast as this server's disk those of the others have to be for another leader to be worth an election, which takes
+// several flushes itself.
+const fasterBy = 3
+
+// compareDisks asks the others, while this server leads and its disk has begun to stall, how theirs do. It waits longer for them than who misses a
+// leader: without an answer each leader would be deposed for its slow disk.
+func (p *peers) compareDisks(ctx context.Context) {
+	if p.s.dir.Stalled() > stalledAfter/4 && !p.s.hung() {
+		p.standings(ctx, "", p.s.opts.ElectionTimeout)
+	}
 }
 
 // setTimers tells raft its times, if they have changed.
@@ -50,9 +104,9 @@ func (p *peers) setTimers() {
 	_, _, seen := p.LeaderSeen()
 	switch {
 	case p.s.raft.State() == raft.Leader:
-		patience = p.s.opts.ElectionTimeout
+		patience = leaseFor * p.s.opts.ElectionTimeout
 	case seen == 0: // all may just have begun; who stands first still gets the time that the votes need
-		patience = min(candidacy, p.s.opts.ElectionTimeout+flushesOfVote*p.flushTakes())
+		patience = min(candidacy, max(leaseFor*p.s.opts.ElectionTimeout, p.s.opts.ElectionTimeout+flushesOfVote*p.flushTakes()))
 	}
 	if conf.HeartbeatTimeout == patience && conf.ElectionTimeout == candidacy {
 		return

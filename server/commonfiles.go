@@ -105,11 +105,7 @@ func keepFiles(o *Options, files map[string][]byte, aside string) error {
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return fmt.Errorf("making the folder for the cluster's keys: %w", err)
 		}
-		mode := fs.FileMode(0o600)
-		if filepath.Ext(name) == ".crt" {
-			mode = 0o644
-		}
-		if _, err := atomicfile.WriteIfDifferent(path, files[name], mode); err != nil {
+		if _, err := atomicfile.WriteIfDifferent(path, files[name], 0o600); err != nil {
 			return err
 		}
 	}

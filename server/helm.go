@@ -29,7 +29,7 @@ func (s *Server) helmPart(ctx context.Context, t *term.Term) error {
 	log := s.log.With("part", "helm")
 	o := helmcharts.Options{
 		Informers: t.Informers, Folders: s.o.ChartFolders, Server: s.o.NodeName, Disabled: s.o.DisableHelm, Wanted: s.helmWanted, Logger: log,
-		Engine: helmcharts.Children{Config: config, Program: s.o.HelmProgram, Logger: log}.Do,
+		Engine: helmcharts.Children{Config: config, Program: s.o.HelmProgram, Dir: s.o.RunDir, Logger: log}.Do,
 	}
 	var errs [3]error
 	o.Client, errs[0] = kubernetes.NewForConfig(config)

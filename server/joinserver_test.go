@@ -51,7 +51,7 @@ func TestKeepFiles(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if secret := filepath.Ext(name) != ".crt"; secret != (fi.Mode().Perm() == 0o600) {
+		if fi.Mode().Perm() != 0o600 {
 			t.Errorf("%s has the mode %v", name, fi.Mode())
 		}
 		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != string(content) {

@@ -230,7 +230,7 @@ func (s *Server) dnsPart(ctx context.Context, t *term.Term) error {
 
 func (s *Server) manifestsPart(ctx context.Context, t *term.Term) error {
 	m, err := manifests.New(manifests.Options{Dir: s.o.ManifestsDir, ServerID: s.data.ServerID(), Config: t.Config,
-		Want: s.wantKind, Part: s.board.manifests, Logger: s.log.With("part", "manifests")})
+		Want: s.wantKind, Part: s.board.manifests, Board: s.o.Board, Logger: s.log.With("part", "manifests")})
 	if err != nil {
 		return err
 	}

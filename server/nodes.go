@@ -126,6 +126,7 @@ type hanging interface {
 	Stalled() time.Duration
 	OtherLeader() string
 	TakenOut() bool
+	CutOff() bool
 }
 
 // next is what is so now, after v, and why.
@@ -136,6 +137,8 @@ func (v vain) next(store hanging) (now vain, why string) {
 		why = fmt.Sprintf("its disk has hung for %v", stalled.Round(time.Second))
 	case store.TakenOut():
 		why = "it was taken out of the cluster; stop it"
+	case store.CutOff():
+		why = "it does not hear the leader, which another server reaches"
 	default:
 		return vain{}, ""
 	}

@@ -40,6 +40,8 @@ type Options struct {
 	StoreDir string
 	// StoreSocket is where the store speaks etcd's API; empty for nowhere.
 	StoreSocket string
+	// RunDir is for sockets of child processes; empty means the system's folder for temporary files.
+	RunDir string
 	// ManifestsDir is watched for manifests; empty switches that off.
 	ManifestsDir string
 	// AgentCredDir is where AgentCredentials puts what a node needs.
@@ -96,6 +98,8 @@ type Options struct {
 	// Kubeconfigs are the files in which an administrator finds access.
 	Kubeconfigs []Kubeconfig
 
+	// Profile is apiserver.ProfileCIS or empty.
+	Profile string
 	// APIServerArgs and its siblings are upstream's flags as NAME=VALUE.
 	APIServerArgs, ControllerManagerArgs, SchedulerArgs []string
 	// FlexVolumePluginDir is where FlexVolume drivers are looked for.

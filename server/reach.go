@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -21,7 +22,7 @@ import (
 const (
 	// A server that waits for its store asks the others after askReachFirst whether they reach it, and then every askReachEvery.
 	askReachFirst, askReachEvery = 5 * time.Second, 30 * time.Second
-	// askReachPatience bounds the other server's try.
+	// askReachPatience bounds the connecting to another server, and then that one's try.
 	askReachPatience = 3 * time.Second
 	// wasTakenOut is what an operator is told of a server whom the others do not count any more; the store says it in the log.
 	wasTakenOut = "this server was taken out of the cluster, which goes on without it. To let it join again, stop it, move the store's directory away, and start it with the address of another server"
@@ -96,9 +97,13 @@ func (s *Server) whyUnreached(ctx context.Context, others []string) string {
 		if other == own {
 			continue
 		}
-		_, err := join.Ask(ctx, join.Question{Address: other, Token: s.tokens.Load().Server, Request: join.Request{
-			Role: token.RoleServer, Program: s.o.Version, Time: s.o.Clock.Now(), Reach: &join.Reach{Address: own, ServerID: s.data.ServerID()},
-		}})
+		_, err := join.Ask(ctx, join.Question{
+			Address: other, Token: s.tokens.Load().Server, Dialer: net.Dialer{Timeout: askReachPatience},
+			Request: join.Request{
+				Role: token.RoleServer, Program: s.o.Version, Time: s.o.Clock.Now(),
+				Reach: &join.Reach{Address: own, ServerID: s.data.ServerID()},
+			},
+		})
 		var refusal *join.Refusal
 		switch {
 		case err == nil:

@@ -10,7 +10,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/join"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/server/peertls"
 )
@@ -78,5 +82,36 @@ func TestWhyUnreached(t *testing.T) {
 	dead := net.JoinHostPort("127.0.0.1", strconv.Itoa(testenv.Port(t)))
 	if why := waiting.whyUnreached(t.Context(), []string{dead}); !strings.Contains(why, "no other server answers") {
 		t.Errorf("%q", why)
+	}
+}
+
+// TestWhyUnreachedByMutePeer: a server that is off, and that takes no connections and refuses none, does not keep the reason from the
+// operator for as long as a conversation may last.
+func TestWhyUnreachedByMutePeer(t *testing.T) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	port := testenv.Port(t)
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Listen(fd, 0); err != nil { // room for one connection
+		t.Fatal(err)
+	}
+	mute := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	first, err := net.Dial("tcp", mute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = first.Close() }()
+	waiting := listening(t, "")
+	began := time.Now()
+	if why := waiting.whyUnreached(t.Context(), []string{mute}); !strings.Contains(why, "no other server answers") {
+		t.Errorf("%q", why)
+	}
+	if took := time.Since(began); took >= join.Patience {
+		t.Errorf("the reason is known after %v", took)
 	}
 }

@@ -417,6 +417,8 @@ func (s *Server) apiServerOptions(configDir string) apiserver.Options {
 		EncryptionConfigFile: f.encryption,
 		ConfigDir:            configDir,
 		AnonymousHealthOnly:  true,
+		Profile:              s.o.Profile,
+		AuditLog:             filepath.Join(s.o.ServerDir, "logs", "audit.log"),
 		ExtraArgs:            append(s.o.tolerations(), s.o.APIServerArgs...), // the operator's come last, so that they count
 		Logger:               s.log.With("part", "API server"),
 	}

@@ -35,13 +35,29 @@ func (s *Server) ServersHandler() http.Handler {
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), surveyPatience)
 		defer cancel()
-		servers := listServers(store.Survey(ctx), s.serverNames(ctx), toldNames(ctx, store.Client().KV))
+		states := store.Survey(ctx)
+		servers := listServers(states, s.serverNames(ctx), toldNames(ctx, store.Client().KV))
+		noteReached(servers, store.ReachedBy(ctx, states))
 		out := status.Servers{Servers: servers, Problems: []string{}}
 		words, problems := status.Failures(servers)
 		out.Failures, out.Problems = words, append(out.Problems, problems...)
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(out) // an error means that the asker has gone
 	})
+}
+
+// noteReached notes who reaches the servers that do not answer this one; reached has their names in the store.
+func noteReached(servers []status.ClusterServer, reached map[string][]string) {
+	names := map[string]string{}
+	for _, c := range servers {
+		names[c.ServerID] = c.Name
+	}
+	for i := range servers {
+		for _, by := range reached[servers[i].ServerID] {
+			servers[i].ReachedBy = append(servers[i].ReachedBy, names[by])
+		}
+		slices.Sort(servers[i].ReachedBy)
+	}
 }
 
 // serverNames are the names of the nodes on which servers run, by the servers' names in the store; what this server can
@@ -75,7 +91,7 @@ func listServers(states []raftstore.MemberState, names, told map[string]string) 
 	for _, m := range states {
 		c := status.ClusterServer{
 			Name: names[m.Name], ID: strconv.FormatUint(m.ID, 16), ServerID: m.Name, Role: status.NonVoter,
-			Self: m.Self, Answers: m.Answers, Lag: m.Lag, Version: m.Version, Full: m.Full,
+			Self: m.Self, Answers: m.Answers, Lag: m.Lag, Version: m.Version, Full: m.Full, Stalled: m.Stalled,
 		}
 		switch {
 		case c.Name != "":

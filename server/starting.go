@@ -20,6 +20,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
@@ -30,6 +31,8 @@ const (
 	startPatience = 8 * time.Second
 	// askReadyEvery is how often the other servers are asked then whether their API is ready, askReadyPatience bounds one question.
 	askReadyEvery, askReadyPatience = 2 * time.Second, 3 * time.Second
+	// mostMissed is how many questions in a row may find no server that is ready before the one that was is given up.
+	mostMissed = 3
 	// answerPatience bounds the answer to a program that asks meanwhile, mostAsked what is read of its question, in bytes.
 	answerPatience, mostAsked = 10 * time.Second, 1 << 20
 )
@@ -75,6 +78,7 @@ func (s *Server) serves() {
 // One that was taken out is no member and has no node that is to be there; what asks it is passed on all the same (inVain).
 func (s *Server) findElsewhere(ctx context.Context, store *raftstore.Store, others func() []string) {
 	st, pause := s.starting, startPatience
+	var ready readyServer
 	for last := ""; ; pause = askReadyEvery {
 		select {
 		case <-ctx.Done():
@@ -84,7 +88,7 @@ func (s *Server) findElsewhere(ctx context.Context, store *raftstore.Store, othe
 		st.begin()
 		now, list := "", slices.Concat([]string{last}, others())
 		if !store.TakenOut() {
-			now = s.readyOf(ctx, list)
+			now = ready.note(s.readyOf(ctx, list))
 		}
 		if ctx.Err() != nil {
 			return
@@ -103,6 +107,23 @@ func (s *Server) findElsewhere(ctx context.Context, store *raftstore.Store, othe
 		default:
 		}
 	}
+}
+
+// readyServer is the server that answers in this one's place.
+type readyServer struct {
+	address string // "" for none
+	missed  int    // so many questions in a row found no server that is ready
+}
+
+// note takes what a question has found, and returns the server that is used from now on. That is the one of before for a few
+// questions that find none: without a leader no server is ready, and an election is over within seconds.
+func (r *readyServer) note(found string) string {
+	if found == "" && r.missed < mostMissed {
+		r.missed++
+		return r.address
+	}
+	r.address, r.missed = found, 0
+	return found
 }
 
 func unique(in []string) []string {
@@ -157,7 +178,7 @@ func (s *Server) answerStarting(c net.Conn) {
 	_ = c.SetDeadline(time.Now().Add(answerPatience)) // an error comes again
 	t := tls.Server(c, &tls.Config{
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.admission.shown.Load(), nil },
-		NextProtos:     []string{"http/1.1"}, MinVersion: tls.VersionTLS12,
+		NextProtos:     []string{"http/1.1"}, MinVersion: tls.VersionTLS12, CipherSuites: cluster.CipherSuites(),
 	})
 	defer func() { _ = t.Close() }() // who asked has the answer, or has gone
 	request, err := http.ReadRequest(bufio.NewReader(t))

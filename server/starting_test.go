@@ -100,3 +100,15 @@ func TestServerName(t *testing.T) {
 		}
 	}
 }
+
+// TestReadyServer: the server that answers in this one's place stays through an election of the others, and goes when none is ready for longer.
+func TestReadyServer(t *testing.T) {
+	var r readyServer
+	for i, step := range []struct{ found, want string }{
+		{"", ""}, {"a", "a"}, {"", "a"}, {"", "a"}, {"b", "b"}, {"", "b"}, {"", "b"}, {"", "b"}, {"", ""}, {"", ""}, {"a", "a"},
+	} {
+		if got := r.note(step.found); got != step.want {
+			t.Errorf("step %d: %q instead of %q", i, got, step.want)
+		}
+	}
+}

@@ -13,6 +13,7 @@ import (
 
 	"k8s.io/utils/clock"
 
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/internal/token"
 )
 
@@ -28,8 +29,7 @@ func (c *offClock) Now() time.Time { return c.world.Add(c.by) }
 // TestGraceByAnyClock: however wrong a server's clock is, and however often it starts anew, no token that was replaced works there for longer than its time from when it saw that. And
 // where the clock is right it works that long.
 func TestGraceByAnyClock(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	begin := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	worked, ended := 0, 0

@@ -12,11 +12,13 @@ type told struct {
 	stalled  time.Duration
 	leader   string
 	takenOut bool
+	cutOff   bool
 }
 
 func (t told) Stalled() time.Duration { return t.stalled }
 func (t told) OtherLeader() string    { return t.leader }
 func (t told) TakenOut() bool         { return t.takenOut }
+func (t told) CutOff() bool           { return t.cutOff }
 
 // TestVain: nodes are sent away when another server leads, which may have joined since the disk hangs, and are not welcome again before the disk works, whatever becomes of that one.
 func TestVain(t *testing.T) {
@@ -37,6 +39,7 @@ func TestVain(t *testing.T) {
 		{told{leader: "c"}, vain{}},
 		{told{leader: "c", takenOut: true}, vain{true, "c"}},
 		{told{leader: "d", takenOut: true}, vain{true, "d"}},
+		{told{leader: "e", cutOff: true}, vain{true, "e"}},
 		{told{}, vain{}},
 	} {
 		next, why := now.next(step.store)

@@ -20,13 +20,17 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/halfopen"
 )
 
@@ -76,7 +80,16 @@ type Balancer struct {
 	ends            map[ends]int // of connections that are open
 	reason          string       // why no server could be used, when it was last told; "" if one can
 
-	now func() time.Time // time.Now, or a test's, which jumps as a process sees it that was paused
+	// arrived is closed when the next connection of this machine's arrives, here are those that are open, and quiet has room for the news
+	// that the last one has
+	// ended. misses are the probes of the local address in a row that did not arrive here.
+	arrived chan struct{}
+	here    int
+	quiet   chan struct{}
+	misses  int
+
+	dialLocal func(context.Context) (net.Conn, error) // opens a connection to the local address
+	now       func() time.Time                        // time.Now, or a test's, which jumps as a process sees it that was paused
 }
 
 // New takes the address and reads the list.
@@ -87,8 +100,9 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	b := &Balancer{
 		o: o, servers: []string{o.Server}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
 		proved: map[string]proof{}, proving: map[string]*proving{}, ends: map[ends]int{}, waiting: halfopen.Table{Max: mostWaiting},
-		now: time.Now,
+		now: time.Now, quiet: make(chan struct{}, 1), arrived: make(chan struct{}),
 	}
+	b.dialLocal = b.dialLocally
 	b.servers = unique(append(b.servers, readList(o.File)...))
 	b.servers = b.servers[:min(len(b.servers), most)]
 	for _, s := range b.servers {
@@ -96,9 +110,22 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	}
 	var err error
 	if b.listener, err = new(net.ListenConfig).Listen(ctx, "tcp", o.Address); err != nil {
-		return nil, fmt.Errorf("the local address of the API, %s, cannot be used: %w; another port: --lb-server-port", o.Address, err)
+		return nil, fmt.Errorf("the local address of the API, %s, cannot be used: %w%s. "+
+			"Stop what uses it, or choose another port with --lb-server-port", o.Address, err, user(o.Address, err))
 	}
 	return b, nil
+}
+
+// user names the program that has the address already, for the error.
+func user(address string, err error) string {
+	at, parsed := netip.ParseAddrPort(address)
+	if parsed != nil || !errors.Is(err, unix.EADDRINUSE) {
+		return ""
+	}
+	if who := check.OwnerOf("tcp", int(at.Port())); who != "" {
+		return " by " + who
+	}
+	return ""
 }
 
 // readList is what an earlier run has kept: nothing if the file is not there, or is damaged.
@@ -163,7 +190,11 @@ func (b *Balancer) Run(ctx context.Context) error {
 		c, err := b.listener.Accept()
 		switch {
 		case err == nil:
-			running.Go(func() { b.pass(ctx, c) })
+			left := b.arrive()
+			running.Go(func() {
+				defer left()
+				b.pass(ctx, c)
+			})
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, net.ErrClosed):

@@ -37,6 +37,9 @@ func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 		pause := lookEvery
 		// More than one if the servers have different ports, or addresses of both families.
 		found, err := client.EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
+		if ctx.Err() == nil {
+			b.asked(ctx, err)
+		}
 		if err == nil {
 			if err := b.Set(apiservers.Ready(found.Items)); err != nil {
 				b.o.Logger.Warn("the list of servers could not be kept; it is tried again", "error", err)
@@ -48,6 +51,11 @@ func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(pause):
+		case <-b.quiet: // all of this machine's parts have lost the API, or had one server and turn to another
+			select {
+			case <-ctx.Done():
+			case <-time.After(lookSoon):
+			}
 		}
 	}
 }

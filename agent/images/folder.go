@@ -19,6 +19,8 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/status"
 )
 
 // extensions are the file names that count as archives. Longer ones come first: FallbackName cuts them in this order.
@@ -35,6 +37,8 @@ type Folder struct {
 	RecordFile string
 	Store      Store
 	Logger     *slog.Logger
+	// Board, when set, has a line while new files are not noticed at once.
+	Board *status.Board
 	// Settle is how long a file must not have changed before it is read; DefaultSettle when zero.
 	Settle time.Duration
 

@@ -19,6 +19,8 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/filewatch"
 )
 
 // fakeStore understands archives that consist of "image NAME" lines.
@@ -205,7 +207,7 @@ func TestRunWithoutNotices(t *testing.T) {
 		x.wantImports(1)
 
 		x.put("second.tar", "images second:1")
-		time.Sleep(pollEvery) // of the bubble
+		time.Sleep(filewatch.Every) // of the bubble
 		synctest.Wait()
 		x.wantImports(2)
 		if !strings.Contains(x.logged(), "not noticed at once but within 15s") {

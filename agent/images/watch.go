@@ -5,33 +5,11 @@ package images
 import (
 	"context"
 	"errors"
-	"fmt"
 	"path/filepath"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
+	"github.com/coracle-k8s/coracle/internal/filewatch"
 )
-
-// pollEvery stands in for the kernel's notices where there are none: it gives a user a limited number of inotify
-// instances, and other programs may have used them up.
-const pollEvery = 15 * time.Second
-
-// watch returns the kernel's notices about the folder, or nil where there are none.
-func (f *Folder) watch() *fsnotify.Watcher {
-	newWatcher := f.newWatcher
-	if newWatcher == nil {
-		newWatcher = fsnotify.NewWatcher
-	}
-	w, err := newWatcher()
-	if err == nil {
-		if err = w.Add(f.Dir); err == nil {
-			return w
-		}
-		_ = w.Close() // it watches nothing
-	}
-	f.Logger.Warn("images: a new file in the images folder is not noticed at once but within "+pollEvery.String(), "folder", f.Dir, "error", err)
-	return nil
-}
 
 // Run imports what is in the folder and then what appears or changes there, until ctx is done. A file is read once it has
 // not changed for Settle and nobody has it open for writing.
@@ -39,17 +17,9 @@ func (f *Folder) Run(ctx context.Context) error {
 	if err := f.open(); err != nil {
 		return err
 	}
-	var events chan fsnotify.Event
-	var failures chan error
-	var poll <-chan time.Time
-	if w := f.watch(); w != nil {
-		defer func() { _ = w.Close() }()
-		events, failures = w.Events, w.Errors
-	} else {
-		ticker := time.NewTicker(pollEvery)
-		defer ticker.Stop()
-		poll = ticker.C
-	}
+	w := filewatch.New(filewatch.Options{What: "the images folder", Board: f.Board, Logger: f.Logger, New: f.newWatcher})
+	defer w.Close()
+	w.Add(f.Dir)
 	due := map[string]time.Time{}
 	rescan := func() error {
 		busy, err := f.scan(ctx)
@@ -67,21 +37,16 @@ func (f *Folder) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-poll:
+		case <-w.Poll():
+			w.Add(f.Dir)
 			if err := rescan(); err != nil && ctx.Err() == nil {
 				return err
 			}
-		case ev, ok := <-events:
-			if !ok {
-				return fmt.Errorf("images: the watch of %s ended", f.Dir)
-			}
+		case ev := <-w.Events():
 			if name := filepath.Base(ev.Name); isArchive(name) {
 				due[name] = time.Now().Add(f.Settle)
 			}
-		case err, ok := <-failures:
-			if !ok {
-				return fmt.Errorf("images: the watch of %s ended", f.Dir)
-			}
+		case err := <-w.Errors():
 			f.Logger.Warn("images: events of the images folder were lost, reading it again", "error", err)
 			if err := rescan(); err != nil && ctx.Err() == nil {
 				return err

@@ -92,9 +92,11 @@ func (a args) apply(s *options.KubeletServer) error {
 		housekeeping.Name = "housekeeping-interval"
 		sets.FlagSet("cadvisor").AddFlag(housekeeping)
 	}
+	s.KubeletFlags.SeccompDefault = s.KubeletConfiguration.SeccompDefault
 	if err := (upstreamflags.Component{Name: component, Sets: sets, Refused: refused}).Parse(a.rest); err != nil {
 		return err
 	}
+	s.KubeletConfiguration.SeccompDefault = s.KubeletFlags.SeccompDefault // upstream takes either: the flag could not turn it off
 
 	// Upstream's map flags forget what was there; these two add to it, and gates are merged.
 	for k, v := range gates {

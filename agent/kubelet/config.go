@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/v2/pkg/seccomp"
 	"golang.org/x/sys/unix"
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	corev1 "k8s.io/api/core/v1"
@@ -26,6 +27,7 @@ import (
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/yaml"
 
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/resolvconf"
 )
 
@@ -34,6 +36,9 @@ const (
 
 	// reportEvery is how often a status that has not changed is reported.
 	reportEvery = 30 * time.Minute
+
+	// podPIDs is how many processes and threads a pod has at most.
+	podPIDs = 4096
 
 	// dropInExtension is what upstream reads from a --config-dir.
 	dropInExtension = ".conf"
@@ -72,6 +77,7 @@ func defaults(o Options) (*v1beta1.KubeletConfiguration, error) {
 		TLSCertFile:       o.ServingCertFile,
 		TLSPrivateKeyFile: o.ServingKeyFile,
 		TLSMinVersion:     "VersionTLS12",
+		TLSCipherSuites:   cluster.CipherSuiteNames(),
 		Authentication: v1beta1.KubeletAuthentication{
 			X509:      v1beta1.KubeletX509Authentication{ClientCAFile: o.ClientCAFile},
 			Anonymous: v1beta1.KubeletAnonymousAuthentication{Enabled: ptr.To(false)},
@@ -89,6 +95,11 @@ func defaults(o Options) (*v1beta1.KubeletConfiguration, error) {
 		MaxOpenFiles: openFiles(),
 		// No iptables program is needed on the host, and no chains of the kubelet's: proxy/ has its own table.
 		MakeIPTablesUtilChains: ptr.To(false),
+
+		// What a pod that says nothing about it may do on its node: the runtime's own list of system calls, where the kernel can keep to it (containerd
+		// refuses the profile elsewhere), and so many processes that no fork bomb takes the node's.
+		SeccompDefault: ptr.To(seccomp.IsEnabled()),
+		PodPidsLimit:   ptr.To[int64](podPIDs),
 
 		// What an idle node costs. Status is computed every ten seconds, but written only when it changed, or after the
 		// report frequency, upstream's being five minutes: all nodes hear of each report, and nobody takes it for a sign of life

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/pkg/seccomp"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 )
@@ -53,11 +54,24 @@ func TestDefaults(t *testing.T) {
 		"eviction":                             s.EvictionHard["nodefs.available"] == "5%",
 		"upstream's default where we set none": s.MaxPods == 110,
 		"pods are synced as upstream does it":  s.SyncFrequency.Duration == time.Minute, // docs/adr/0055
+		"seccomp where the kernel has it":      s.KubeletConfiguration.SeccompDefault == seccomp.IsEnabled(),
+		"a pod has so many processes":          s.PodPidsLimit == 4096,
+		"no cipher suite in CBC mode":          len(s.TLSCipherSuites) == 6 && !strings.Contains(strings.Join(s.TLSCipherSuites, ","), "CBC"),
 		"containerd's socket":                  s.ContainerRuntimeEndpoint == "unix:///run/coracle/containerd/containerd.sock",
 	} {
 		if !ok {
 			t.Errorf("not so: %s", name)
 		}
+	}
+}
+
+// TestHardeningIsOnesOwn: flags and files go before the defaults that pods feel.
+func TestHardeningIsOnesOwn(t *testing.T) {
+	o := testOptions()
+	o.Args = []string{"seccomp-default=false", "pod-max-pids=-1", "tls-cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA"}
+	s := mustServer(t, o)
+	if s.KubeletConfiguration.SeccompDefault || s.KubeletFlags.SeccompDefault || s.PodPidsLimit != -1 || len(s.TLSCipherSuites) != 1 {
+		t.Errorf("seccompDefault %t, podPidsLimit %d, suites %v", s.KubeletConfiguration.SeccompDefault, s.PodPidsLimit, s.TLSCipherSuites)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"regexp"
@@ -22,6 +23,8 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+
+	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
 // Relay asks mirrors for images under other names. containerd has no setting for that (k3s carries a patched one), so for
@@ -30,6 +33,7 @@ import (
 // with those credentials.
 type Relay struct {
 	listener net.Listener
+	ran      bool // Run has closed the listener
 	secret   string
 	routes   map[string]*route // by the path element after the secret
 }
@@ -77,7 +81,7 @@ func NewRelay(c *Config) (*Relay, error) {
 		return nil, nil
 	}
 	var err error
-	if r.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+	if r.listener, err = net.Listen("tcp", netip.AddrPortFrom(cluster.Loopback, 0).String()); err != nil {
 		return nil, fmt.Errorf("registries: listen for rewritten pulls: %w", err)
 	}
 	return r, nil
@@ -188,8 +192,16 @@ func (r *Relay) url(registry, endpoint string) string {
 	return fmt.Sprintf("http://%s/%s/%s", r.listener.Addr(), r.secret, routeKey(registry, endpoint))
 }
 
-// Run serves until ctx is done.
+// Run serves until ctx is done. After an error it may be called again: it listens where containerd was told to ask.
 func (r *Relay) Run(ctx context.Context) error {
+	if r.ran {
+		again, err := net.Listen("tcp", r.listener.Addr().String())
+		if err != nil {
+			return fmt.Errorf("registries: listen again for rewritten pulls: %w", err)
+		}
+		r.listener = again
+	}
+	r.ran = true
 	server := &http.Server{Handler: r, ReadHeaderTimeout: relayTimeout}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()

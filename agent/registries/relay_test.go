@@ -6,13 +6,20 @@ import (
 	"context"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // mirror is a registry that wants a token for each repository, and gives it to one user only.
@@ -97,6 +104,40 @@ configs:
 			t.Errorf("%s: %d", path, status)
 		}
 	}
+}
+
+// failing is a listener that the kernel gives nothing for once.
+type failing struct{ net.Listener }
+
+func (failing) Accept() (net.Conn, error) { return nil, unix.ENOMEM }
+
+// TestRelayRunsAgain: after a failure the relay answers at the address that containerd knows.
+func TestRelayRunsAgain(t *testing.T) {
+	relay, err := NewRelay(mustParse(t, `mirrors: {a.example.org: {endpoint: [b.example.org], rewrite: {"^x": "y"}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := relay.url("a.example.org", "nobody")
+	relay.listener = failing{relay.listener}
+	if err := relay.Run(t.Context()); !errors.Is(err, unix.ENOMEM) {
+		t.Errorf("a kernel without memory: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- relay.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	testenv.Eventually(t, time.Minute, "an answer", func() error {
+		answer, err := http.Get(base)
+		if err == nil {
+			answer.Body.Close()
+		}
+		return err
+	})
 }
 
 func get(t *testing.T, url, ranges string) (int, string) {

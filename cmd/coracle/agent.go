@@ -17,12 +17,16 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/agent/balancer"
 	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/credentials"
+	"github.com/coracle-k8s/coracle/internal/filewatch"
 	"github.com/coracle-k8s/coracle/internal/reach"
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/supervise"
 	"github.com/coracle-k8s/coracle/internal/timerslack"
 	"github.com/coracle-k8s/coracle/internal/version"
 )
@@ -42,9 +46,20 @@ func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) error {
 	if err := timerslack.Set(agentSlack); err != nil {
 		p.Log.Info("timers wake this node one by one; at rest it uses a little more of the processor", "error", err)
 	}
+	filewatch.RaiseLimits(p.Log.Logger)
 	return withAddresses(ctx, c.Node, nil, p, func(ctx context.Context, stopAll context.CancelCauseFunc) error {
 		return joinAndRun(ctx, stopAll, c, p)
 	})
+}
+
+// openBalancer takes the local address of the API as soon as it can be had: another program may have its port.
+func openBalancer(ctx context.Context, board *status.Board, o balancer.Options) (servers *balancer.Balancer, err error) {
+	open := func(ctx context.Context) error {
+		servers, err = balancer.New(ctx, o)
+		return err
+	}
+	supervise.Keep(ctx, supervise.Part{Name: "local address of the API", Run: open, Board: board, Logger: o.Logger, Quiet: true})
+	return servers, err
 }
 
 // startBalancing runs the balancer until the function that it returns is called, which waits for its end. The end of ctx does not stop it: the node's parts
@@ -72,7 +87,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 		return err
 	}
 	defer func() { err = errors.Join(err, port.close()) }()
-	servers, err := balancer.New(ctx, balancer.Options{
+	servers, err := openBalancer(ctx, p.Board, balancer.Options{
 		Address: local, File: filepath.Join(c.Paths.AgentDir, "servers.json"), Server: c.ServerURL.Host, Logger: p.Log.Logger,
 		ServerCAFile: credentials.In(filepath.Join(c.Paths.AgentDir, "cred")).ServerCAFile, // there since the machine joined
 	})
@@ -93,6 +108,9 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	if err := keepName(); err != nil {
 		return err
 	}
+	if err := checkProxyMode(c.Node, joined.Settings, agent.MissingForIPVS); err != nil {
+		return err
+	}
 	member := &agentMember{
 		c: c, port: port, joined: joined, servers: servers, log: p.Log.With("part", "gossip"), line: p.Board.Part("gossip"),
 		subnets: make(chan []netip.Prefix, 1), show: p.Admin.SetMembers, reach: reach.New(reach.Options{Logger: p.Log.Logger}),
@@ -102,7 +120,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	}
 	ready := make(chan struct{})
 	n := node{
-		machine: c.Node, paths: c.Paths, cluster: joined.Settings, credentials: joined.Credentials, servers: servers.Servers, answered: servers.Answered, ended: servers.Ended, port: c.Port,
+		machine: c.Node, paths: c.Paths, cluster: joined.Settings, credentials: joined.Credentials, servers: servers.Watched, answered: servers.Answered, ended: servers.Ended, port: c.Port, localPort: c.LocalPort,
 		waitAPI: func(ctx context.Context) error {
 			err := waitAPI(ctx, joined.Credentials.KubeletKubeconfig)
 			if err == nil {
@@ -124,14 +142,12 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	beside.Go(func() { member.run(ctx) })
 	beside.Go(func() { announce(ctx, p, ready, rest, over) })
 	beside.Go(func() { _ = joined.Run(ctx) }) // it says itself what it cannot renew
-	for _, run := range []func() error{
-		func() error { return servers.Forward(ctx, port.mux.Default()) },
-		func() error { return servers.Follow(ctx, joined.Credentials.NetworkKubeconfig) },
+	for name, run := range map[string]func(context.Context) error{
+		"connections for the servers": func(ctx context.Context) error { return servers.Forward(ctx, port.mux.Default()) },
+		"list of servers":             func(ctx context.Context) error { return servers.Follow(ctx, joined.Credentials.NetworkKubeconfig) },
 	} {
 		beside.Go(func() {
-			if err := run(); err != nil {
-				stopAll(err)
-			}
+			supervise.Keep(ctx, supervise.Part{Name: name, Run: run, Board: p.Board, Logger: p.Log.Logger, Quiet: true})
 		})
 	}
 	nodeErr := runNode(ctx)

@@ -11,9 +11,9 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/coracle-k8s/coracle/agent/kubelet"
+	"github.com/coracle-k8s/coracle/cmd/coracle/argv"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/carried"
-	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/quietqueues"
 	"github.com/coracle-k8s/coracle/server"
@@ -30,6 +30,7 @@ const (
 )
 
 func main() {
+	os.Args = argv.Hide(os.Args)
 	environ := os.Environ() // before anything of it is changed
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
@@ -52,7 +53,7 @@ func main() {
 		RotateToken:      rotateToken,
 		Anew:             func() error { return anew(environ) },
 		CheckVIPs:        checkNewVIPs,
-		CheckHost:        check.LocalHost,
+		CheckHost:        checkHost,
 		Stdin:            os.Stdin,
 		Stdout:           os.Stdout,
 		Stderr:           os.Stderr,

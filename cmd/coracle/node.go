@@ -29,6 +29,8 @@ type node struct {
 	credentials credentials.Files
 	// port is where other machines reach this one.
 	port int
+	// localPort is that of the balancer; 0 without one.
+	localPort int
 	// waitAPI returns when the API server answers.
 	waitAPI func(context.Context) error
 	// servers lists those to which the node keeps a connection.
@@ -95,7 +97,7 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 		PodSubnets: n.podSubnets, Reach: n.reach, Volumes: n.volumes,
 		NetworkBackend: n.cluster.Backend(), NetworkInterface: n.machine.NetworkInterface, NetworkExternal: n.machine.NetworkExternal,
 		ProxyMode: n.machine.ProxyMode, IPVSScheduler: n.machine.IPVSScheduler,
-		ReservedAddresses: n.cluster.VIPs, Port: n.port,
+		ReservedAddresses: n.cluster.VIPs, Port: n.port, LocalPort: n.localPort,
 		Logger: p.Log.Logger, Board: p.Board,
 	}
 	if n.machine.PauseImage != "" {

@@ -13,9 +13,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/carried"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/filewatch"
 	"github.com/coracle-k8s/coracle/internal/footprint"
 	"github.com/coracle-k8s/coracle/internal/memlimit"
 	"github.com/coracle-k8s/coracle/internal/reach"
@@ -38,6 +40,7 @@ const (
 
 // runServer runs a server, until the machine has another address at the latest.
 func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
+	filewatch.RaiseLimits(p.Log.Logger)
 	return withAddresses(ctx, c.Node, slices.Concat(c.ClusterCIDRs, c.ServiceCIDRs), p, func(ctx context.Context, stopAll context.CancelCauseFunc) error {
 		return serve(ctx, stopAll, c, p)
 	})
@@ -66,6 +69,11 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	}
 	if err := checkVIPs(ctx, c, o); err != nil {
 		return err
+	}
+	if !c.DisableAgent {
+		if err := checkProxyMode(c.Node, o.Cluster, agent.MissingForIPVS); err != nil {
+			return err
+		}
 	}
 	s, err := server.New(ctx, o)
 	if err != nil {
@@ -171,7 +179,7 @@ func serverOptions(c *config.Server) server.Options {
 	v := version.Get()
 	o := server.Options{
 		DataDir: c.Paths.DataDir, ServerDir: c.Paths.ServerDir, TLSDir: c.Paths.TLSDir, CredDir: c.Paths.CredDir,
-		StoreDir: c.Paths.StoreDir, StoreSocket: c.Paths.StoreSocket, ManifestsDir: c.Paths.ManifestsDir,
+		StoreDir: c.Paths.StoreDir, StoreSocket: c.Paths.StoreSocket, RunDir: c.Paths.RunDir, ManifestsDir: c.Paths.ManifestsDir,
 		AgentCredDir: filepath.Join(c.Paths.AgentDir, "cred"),
 		NodeName:     c.Node.Name, NodeIPs: netIPs(c.Node.IPs...),
 		BindAddress: c.BindAddress.AsSlice(), Port: c.HTTPSPort, AdvertiseAddress: c.AdvertiseAddress.AsSlice(), TLSSANs: c.TLSSANs,
@@ -189,6 +197,7 @@ func serverOptions(c *config.Server) server.Options {
 			{Path: c.Kubeconfig.Path, Mode: c.Kubeconfig.Mode, GID: c.Kubeconfig.GID},
 			{Path: c.Paths.AdminKubeconfig, Mode: 0o600, Local: true},
 		},
+		Profile:       c.Profile,
 		APIServerArgs: c.APIServerArgs, ControllerManagerArgs: c.ControllerManagerArgs, SchedulerArgs: c.SchedulerArgs,
 		FlexVolumePluginDir: filepath.Join(c.Paths.AgentDir, "flexvolume"),
 		LBPool:              c.LBPool,

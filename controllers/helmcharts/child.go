@@ -4,17 +4,15 @@ package helmcharts
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/subtle"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -40,7 +38,9 @@ type Children struct {
 	Config *rest.Config
 	// Program finds coracle-tools. It is called for each child.
 	Program func() (string, error)
-	Logger  *slog.Logger
+	// Dir is a folder for sockets; empty means the system's for temporary files.
+	Dir    string
+	Logger *slog.Logger
 }
 
 // Do is an [Engine].
@@ -49,25 +49,13 @@ func (c Children) Do(ctx context.Context, q *helmjob.Request) (*helmjob.Result, 
 	if err != nil {
 		return nil, fmt.Errorf("finding the program for helm: %w", err)
 	}
-	door, err := c.open(ctx)
+	api, err := c.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer door.close()
-	kubeconfig, err := newMemoryFile(door.kubeconfig())
-	if err != nil {
-		return nil, err
-	}
-	defer kubeconfig.Close()
-	q.Kubeconfig = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), kubeconfig.Fd())
-	r, err := helmjob.Runner{Program: program, Env: append(passedOn(), childMemory), Log: logged{c.Logger}}.Run(ctx, q)
-	if r != nil {
-		r.Message = door.conceal(r.Message)
-	}
-	if err != nil {
-		err = errors.New(door.conceal(err.Error())) // nobody asks what it wraps
-	}
-	return r, err
+	defer api.close()
+	q.Socket = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), api.socket.Fd())
+	return helmjob.Runner{Program: program, Env: append(passedOn(), childMemory), Log: logged{c.Logger}}.Run(ctx, q)
 }
 
 // passedOn is what children get of our environment: ways out, and authorities.
@@ -93,28 +81,14 @@ func (l logged) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// newMemoryFile makes a file without a name, which goes with this process.
-func newMemoryFile(content string) (*os.File, error) {
-	fd, err := unix.MemfdCreate("kubeconfig", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("making a kubeconfig for helm: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "kubeconfig")
-	if _, err := io.WriteString(f, content); err != nil {
-		return nil, fmt.Errorf("writing a kubeconfig for helm: %w", errors.Join(err, f.Close()))
-	}
-	return f, nil
+// apiProxy is one child's way to the API server: a Unix socket without a name. A port of this machine would be open to every program here, and to pods by their host ports.
+type apiProxy struct {
+	socket  *os.File // where the child finds the socket
+	server  *http.Server
+	serving sync.WaitGroup // the server, and connections
 }
 
-// door is one child's way to the API server: a port of this machine that takes requests whose path begins with a secret.
-type door struct {
-	secret   string
-	listener net.Listener
-	server   *http.Server
-	serving  sync.WaitGroup // the server, and connections
-}
-
-func (c Children) open(ctx context.Context) (*door, error) {
+func (c Children) open(ctx context.Context) (*apiProxy, error) {
 	config := rest.CopyConfig(c.Config)
 	config.Impersonate = rest.ImpersonationConfig{UserName: User, Groups: []string{userGroup}}
 	transport, err := rest.TransportFor(config)
@@ -125,31 +99,49 @@ func (c Children) open(ctx context.Context) (*door, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making helm's way to the API server: %w", err)
 	}
-	d := &door{secret: rand.Text()}
-	var listen net.ListenConfig
-	if d.listener, err = listen.Listen(ctx, "tcp", "127.0.0.1:0"); err != nil {
+	listener, socket, err := listen(ctx, c.Dir)
+	if err != nil {
 		return nil, fmt.Errorf("opening helm's way to the API server: %w", err)
 	}
-	d.server = &http.Server{
-		Handler: d.handler(to, transport), ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx },
+	p := &apiProxy{socket: socket}
+	p.server = &http.Server{
+		Handler: handler(to, transport), ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx },
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug),
 		ConnState: func(_ net.Conn, s http.ConnState) {
 			switch s {
 			case http.StateNew: // within Serve, which is counted itself
-				d.serving.Add(1)
+				p.serving.Add(1)
 			case http.StateClosed, http.StateHijacked:
-				d.serving.Done()
+				p.serving.Done()
 			case http.StateActive, http.StateIdle:
 			}
 		},
 	}
-	d.serving.Go(func() { _ = d.server.Serve(d.listener) }) // it ends when it is closed
-	return d, nil
+	p.serving.Go(func() { _ = p.server.Serve(listener) }) // it ends when it is closed
+	return p, nil
+}
+
+// listen makes a socket in a folder of its own, which no other user enters, and removes both: who has the file reaches the socket, and nothing is left on the disk when this process is killed.
+func listen(ctx context.Context, dir string) (_ net.Listener, _ *os.File, err error) {
+	if dir, err = os.MkdirTemp(dir, "helm-"); err != nil { // 0700
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	path := filepath.Join(dir, "api")
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, nil, err
+	}
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, errors.Join(os.NewSyscallError("open", err), l.Close())
+	}
+	return l, os.NewFile(uintptr(fd), path), nil
 }
 
 // handler passes requests on, as the child's user and no other.
-func (d *door) handler(to *url.URL, transport http.RoundTripper) http.Handler {
-	proxy := &httputil.ReverseProxy{
+func handler(to *url.URL, transport http.RoundTripper) http.Handler {
+	return &httputil.ReverseProxy{
 		Transport: transport, FlushInterval: -1,
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(to)
@@ -161,31 +153,10 @@ func (d *door) handler(to *url.URL, transport http.RoundTripper) http.Handler {
 		},
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug),
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		secret, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-		if subtle.ConstantTimeCompare([]byte(secret), []byte(d.secret)) != 1 {
-			http.Error(w, "this is not for you", http.StatusForbidden)
-			return
-		}
-		http.StripPrefix("/"+d.secret, proxy).ServeHTTP(w, r)
-	})
-}
-
-func (d *door) url() string { return "http://" + d.listener.Addr().String() + "/" + d.secret }
-
-func (d *door) kubeconfig() string {
-	return `{"apiVersion":"v1","kind":"Config","current-context":"c","clusters":[{"name":"c","cluster":{"server":"` + d.url() +
-		`"}}],"contexts":[{"name":"c","context":{"cluster":"c","user":"c"}}],"users":[{"name":"c","user":{}}]}`
-}
-
-// conceal takes the address out of a message: it means nothing to anybody, and it is a secret.
-func (d *door) conceal(message string) string {
-	message = strings.ReplaceAll(message, d.url(), "https://the API server")
-	return strings.ReplaceAll(message, d.secret, "…")
 }
 
 // close ends all connections and waits for them.
-func (d *door) close() {
-	_ = d.server.Close() // an error is the listener's, which is gone then
-	d.serving.Wait()
+func (p *apiProxy) close() {
+	_, _ = p.server.Close(), p.socket.Close() // an error is the listener's, which is gone then
+	p.serving.Wait()
 }

@@ -8,9 +8,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -18,7 +21,6 @@ import (
 
 	"go.uber.org/goleak"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/coracle-k8s/coracle/internal/helmjob"
 	"github.com/coracle-k8s/coracle/internal/testenv"
@@ -55,67 +57,86 @@ func beChild() int {
 }
 
 func asked(q *helmjob.Request) (string, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", q.Kubeconfig)
+	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", q.Socket)
+	}}}
+	r, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://kubernetes/version?x=y", nil)
 	if err != nil {
 		return "", err
 	}
-	get := func(url string) (string, error) {
-		r, err := http.NewRequestWithContext(context.Background(), http.MethodGet, url, nil)
-		if err != nil {
-			return "", err
-		}
-		r.Header.Set("Impersonate-User", "somebody")
-		r.Header.Set("Impersonate-Extra-Scopes", "all")
-		r.Header.Set("Authorization", "Bearer mine")
-		a, err := http.DefaultClient.Do(r)
-		if err != nil {
-			return "", err
-		}
-		defer a.Body.Close()
-		body, err := io.ReadAll(a.Body)
-		return strings.TrimSpace(string(body)), err
-	}
-	within, err := get(config.Host + "/version?x=y")
+	r.Header.Set("Impersonate-User", "somebody")
+	r.Header.Set("Impersonate-Extra-Scopes", "all")
+	r.Header.Set("Authorization", "Bearer mine")
+	a, err := client.Do(r)
 	if err != nil {
 		return "", err
 	}
-	without, err := get(config.Host[:strings.LastIndex(config.Host, "/")] + "/version")
-	return fmt.Sprintf("%s; without the secret: %s; from %s; GOMEMLIMIT=%s SECRET=%s", within, without, config.Host, os.Getenv("GOMEMLIMIT"), os.Getenv("HELM_TEST_SECRET")), err
+	defer a.Body.Close()
+	body, err := io.ReadAll(a.Body)
+	return fmt.Sprintf("%s; GOMEMLIMIT=%s SECRET=%s", body, os.Getenv("GOMEMLIMIT"), os.Getenv("HELM_TEST_SECRET")), err
 }
 
-// children is an engine before an API server that repeats who asks.
-func children(t *testing.T) Children {
+// listenersOf are the addresses, as the kernel writes them, at which a process listens by TCP.
+func listenersOf(process string) (out []string) {
+	own := map[string]bool{}
+	files, _ := filepath.Glob(filepath.Join("/proc", process, "fd", "*"))
+	for _, f := range files {
+		to, _ := os.Readlink(f) // one that was closed meanwhile is no listener
+		own[strings.TrimSuffix(strings.TrimPrefix(to, "socket:["), "]")] = true
+	}
+	for _, table := range []string{"tcp", "tcp6"} {
+		text, _ := os.ReadFile(filepath.Join("/proc", process, "net", table)) // there is no tcp6 where there is no IPv6
+		for line := range strings.Lines(string(text)) {
+			if f := strings.Fields(line); len(f) > 9 && f[3] == "0A" && own[f[9]] { // LISTEN, inode
+				out = append(out, f[1])
+			}
+		}
+	}
+	return out
+}
+
+// children is an engine before an API server that repeats who asks. The listeners are those of this process when the last request came.
+func children(t *testing.T) (c Children, listeners func() []string) {
 	t.Helper()
-	var served atomic.Int64
+	var during atomic.Pointer[[]string]
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		served.Add(1)
-		fmt.Fprint(w, r.URL, " ", r.Header["Impersonate-User"], r.Header["Impersonate-Group"], r.Header["Impersonate-Extra-Scopes"], r.Header["Authorization"], " ", served.Load())
+		found := listenersOf("self")
+		during.Store(&found)
+		fmt.Fprint(w, r.URL, " ", r.Header["Impersonate-User"], r.Header["Impersonate-Group"], r.Header["Impersonate-Extra-Scopes"], r.Header["Authorization"])
 	}))
 	t.Cleanup(s.Close)
-	return Children{Config: &rest.Config{Host: s.URL, BearerToken: "ours", Transport: s.Client().Transport}, Program: os.Executable}
+	return Children{
+		Config: &rest.Config{Host: s.URL, BearerToken: "ours", Transport: s.Client().Transport}, Program: os.Executable, Dir: t.TempDir(),
+	}, func() []string { return *during.Load() }
 }
 
 func TestChild(t *testing.T) {
 	before := goleak.IgnoreCurrent()
 	t.Cleanup(func() { testenv.NoGoroutineLeft(t, before) }) // after the API server, which children closes
 	t.Setenv("HELM_TEST_SECRET", "of the server")
-	c := children(t)
+	c, during := children(t)
+	listeners := listenersOf("self")
 	r, err := c.Do(t.Context(), &helmjob.Request{Operation: helmjob.Uninstall, Seal: []byte("seal"), Namespace: "a", Release: "b"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "/version?x=y [" + User + "] [" + userGroup + "] [] [Bearer ours] 1; without the secret: this is not for you; from https://the API server; GOMEMLIMIT=160MiB SECRET="
+	want := "/version?x=y [" + User + "] [" + userGroup + "] [] [Bearer ours]; GOMEMLIMIT=160MiB SECRET="
 	if r.Message != want || r.Failed() {
 		t.Errorf("it says %q, want %q", r.Message, want)
 	}
-	http.DefaultClient.CloseIdleConnections()
+	if got := during(); len(listeners) != 1 || !slices.Equal(got, listeners) { // one: the test's API server
+		t.Errorf("while the child works this process listens at %v, before at %v", got, listeners)
+	}
+	if left, err := os.ReadDir(c.Dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v (%v)", left, err)
+	}
 }
 
 // TestChildEnds: with the term, whatever it does.
 func TestChildEnds(t *testing.T) {
 	before := goleak.IgnoreCurrent()
 	t.Cleanup(func() { testenv.NoGoroutineLeft(t, before) }) // after the API server, which children closes
-	c := children(t)
+	c, _ := children(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	begun := make(chan struct{})
 	program := c.Program

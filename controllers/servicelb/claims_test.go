@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // TestOlderServiceTakesNoPort: a Service that is older, of another namespace, becomes a load balancer with the port that a younger one has at nodes' addresses, or
@@ -114,8 +115,7 @@ func TestPortsAreKeptMeanwhile(t *testing.T) {
 // TestNobodyTakesPorts: whatever happens to Services, pods, endpoints and nodes, a port at a node's address goes from one Service to another only when the first one
 // gives it up: it is gone, no load balancer any more, without the port, or the node is gone.
 func TestNobodyTakesPorts(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	w := &theft{r: rand.New(rand.NewPCG(seed, 0)), has: map[place]types.NamespacedName{}}
 	for i := range 4 {
 		w.Nodes = append(w.Nodes, testNode(fmt.Sprint("n", i), fmt.Sprintf("10.0.0.%d", i+1), fmt.Sprintf("fd00::%d", i+1)))

@@ -16,6 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
 	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 func ranges(texts ...string) []lbpool.Range {
@@ -103,8 +104,7 @@ func TestPlanGivesAddressesOfThePool(t *testing.T) {
 // TestPlansArePeaceful: whatever Services come and go, nobody has an address or a port that somebody else has, nobody loses what he may keep, and the same state
 // gives the same plan.
 func TestPlansArePeaceful(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	s := &State{Nodes: twoNodes(), Pools: flagged("10.0.0.200-10.0.0.205", "fd00::100-fd00::103")}
 	for step := range 500 {

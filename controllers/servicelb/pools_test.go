@@ -17,6 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
 	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // testPool is an AddressPool that was made so many seconds after the first one.
@@ -108,8 +109,7 @@ func TestPools(t *testing.T) {
 
 // TestPoolsAreDisjoint: whatever is written into objects, no address is in two pools, and each is in one if it is in any object.
 func TestPoolsAreDisjoint(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for range 300 {
 		var objects []*addresspool.AddressPool

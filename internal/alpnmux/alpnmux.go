@@ -34,8 +34,8 @@ type Options struct {
 	Listener net.Listener
 	// Timeout is how long a client may take for its ClientHello; 10 s when zero.
 	Timeout time.Duration
-	// Waiting is how many connections may wait; 1024 when zero. One more, and the one that has waited longest is closed:
-	// clients that say nothing must not keep others out.
+	// Waiting is how many connections may wait; 1024 when zero. One more, and the oldest of the source that has
+	// the most is closed: clients that say nothing must not keep others out.
 	Waiting int
 	// Logger is told of a port that does not accept; slog.Default() when nil.
 	Logger *slog.Logger
@@ -149,7 +149,7 @@ func (p *pending) drop() {
 // take routes a connection beside others.
 func (m *Mux) take(c net.Conn) {
 	p := &pending{Conn: c, gone: make(chan struct{})}
-	done, ok := m.waiting.Add(p.drop)
+	done, ok := m.waiting.Add(c.RemoteAddr(), p.drop)
 	if !ok {
 		p.drop()
 		return

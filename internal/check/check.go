@@ -42,6 +42,10 @@ type Needs struct {
 	Networks []netip.Prefix
 	// Snapshotter is auto, overlayfs or native.
 	Snapshotter string
+	// ProxyMode is auto, ipvs or nftables, and IPVSScheduler goes with it; empty where Services are left to another program.
+	ProxyMode, IPVSScheduler string
+	// Pods are the networks of the cluster's pods.
+	Pods []netip.Prefix
 	// NoNFTables says that nothing here will make rules in the kernel: pods' network and Services are left to other programs.
 	NoNFTables bool
 	// Running says that a coracle with these settings runs already, so that the ports are its own.
@@ -63,6 +67,8 @@ type Host struct {
 	Root  bool  // this process may do what only root may
 	Now   func() time.Time
 	Probe Probe
+	// IPVS names what the kernel lacks for IPVS, nil where it has all. It may be nil itself: then nothing is said of the proxy mode.
+	IPVS func(mode, scheduler string, pods []netip.Prefix) error
 }
 
 // Probe tries what cannot be read from files.
@@ -103,7 +109,7 @@ func Run(ctx context.Context, h Host, n Needs) []Result {
 	r := &run{Host: h, Needs: n}
 	for _, check := range []func(){
 		r.rights, r.kernel, r.namespaces, r.cgroups, r.memory, r.swap, r.clock, r.devices, r.limits,
-		r.links, r.nat, r.forwarding, r.filters, r.routes, r.address, r.ports,
+		r.links, r.nat, r.proxyMode, r.forwarding, r.filters, r.routes, r.address, r.ports,
 		r.mount, r.space, r.overlay, r.speed, r.others,
 	} {
 		if ctx.Err() != nil {

@@ -25,7 +25,7 @@ func goodFiles() map[string]string {
 		"proc/meminfo":                           "MemTotal:        3884352 kB\n",
 		"proc/swaps":                             "Filename\tType\n",
 		"proc/filesystems":                       "nodev\toverlay\n",
-		"proc/sys/fs/inotify/max_user_instances": "512\n",
+		"proc/sys/fs/inotify/max_user_instances": "1024\n",
 		"proc/sys/net/ipv4/ip_forward":           "0\n",
 		"proc/self/mountinfo":                    "20 1 179:2 / / rw,noatime shared:1 - ext4 /dev/root rw\n21 20 0:20 / /proc rw shared:2 - proc proc rw\n",
 		"sys/fs/cgroup/cgroup.controllers":       "cpuset cpu io memory pids\n",
@@ -70,12 +70,26 @@ func goodSetup() *setup {
 	return &setup{
 		files: goodFiles(),
 		probe: fakeProbe{space: Space{Type: "ext4", Total: 32e9, Free: 20e9, Inodes: 1e6, InodeFree: 9e5}, sync: 3 * time.Millisecond, routes: []Route{{netip.MustParsePrefix("192.168.1.0/24"), "eth0"}}},
-		host:  Host{Root: true, Now: func() time.Time { return time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC) }},
+		host: Host{
+			Root: true, Now: func() time.Time { return time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC) },
+			IPVS: func(string, string, []netip.Prefix) error { return nil },
+		},
 		needs: Needs{
+			ProxyMode: "auto", Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
 			DataDir: "/var/lib/coracle", NodeIPs: []netip.Addr{netip.MustParseAddr("192.168.1.5")}, Networks: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")},
 			Firewall: hostfirewall.Needs{Port: 6443, Tunnel: 8472, Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}},
 			Ports:    []Port{{Network: "tcp", Number: 6443, What: "the API server", Setting: "--https-listen-port"}, {Network: "udp", Number: 10053, What: "cluster DNS"}},
 		},
+	}
+}
+
+// lacks has the kernel lack what IPVS needs.
+func (s *setup) lacks(what string) {
+	s.host.IPVS = func(mode, _ string, pods []netip.Prefix) error {
+		if mode != s.needs.ProxyMode || len(pods) != 1 {
+			return errors.New("another question")
+		}
+		return errors.New(what)
 	}
 }
 
@@ -126,13 +140,23 @@ func TestFindings(t *testing.T) {
 		}, "memory", Warn, "256 MB, the limit of its control group (/sys/fs/cgroup/box/memory.max)", "at least 512 MB"},
 		"1970":                  {func(s *setup) { s.host.Now = func() time.Time { return time.Unix(100, 0) } }, "clock", Fail, "1970-01-01", "date -s"},
 		"no kmsg":               {func(s *setup) { delete(s.files, "dev/kmsg") }, "devices", Fail, "/dev/kmsg is missing", "lxc.mount.entry"},
-		"few inotify":           {func(s *setup) { s.files["proc/sys/fs/inotify/max_user_instances"] = "511" }, "limits", Warn, "only 511", "sysctl -w fs.inotify.max_user_instances=512"},
+		"few inotify":           {func(s *setup) { s.files["proc/sys/fs/inotify/max_user_instances"] = "128" }, "limits", OK, "128 inotify instances; coracle raises that to 1024", ""},
 		"container":             {func(s *setup) { s.files["proc/self/status"] = "CapEff:\t00000000a80425fb\n" }, "rights", Fail, "lacks CAP_SYS_ADMIN", "privileged"},
 		"no SYS_RESOURCE":       {func(s *setup) { s.files["proc/self/status"] = "CapEff:\t000001fffeffffff\n" }, "rights", Warn, "CAP_SYS_RESOURCE", "nothing has to be done"},
 		"no bridge":             {func(s *setup) { s.probe.links = map[string]error{"bridge": denied} }, "interfaces", Fail, "bridge (operation not supported)", "modprobe -a bridge"},
 		"no vxlan":              {func(s *setup) { s.probe.links = map[string]error{"vxlan": denied} }, "interfaces", Warn, "no vxlan", "linux-modules-extra"},
 		"no nftables":           {func(s *setup) { s.probe.nat = denied }, "nftables", Fail, "cannot translate", "modprobe -a nf_tables"},
 		"nobody needs nftables": {func(s *setup) { s.probe.nat, s.needs.NoNFTables = denied, true }, "nftables", OK, "nothing of coracle needs them", ""},
+		"IPVS":                  {func(*setup) {}, "service proxy", OK, "IPVS", ""},
+		"no IPVS": {func(s *setup) { s.lacks("the kernel has no IPVS, the module ip_vs (no)") }, "service proxy", OK,
+			"nftables, which auto takes where there is no IPVS: the kernel has no IPVS, the module ip_vs (no)", "modprobe -a ip_vs ip_vs_rr dummy"},
+		"no IPVS, which is asked for": {func(s *setup) {
+			s.lacks("the kernel lacks the module dummy (no)")
+			s.needs.ProxyMode = "ipvs"
+		}, "service proxy", Fail,
+			"--proxy-mode=ipvs: the kernel lacks the module dummy (no)", "--proxy-mode=auto"},
+		"IPVS is not asked for": {func(s *setup) { s.lacks("no IPVS"); s.needs.ProxyMode = "nftables" }, "service proxy", OK, "nftables", ""},
+		"IPVS, not root":        {func(s *setup) { s.host.Root = false }, "service proxy", Warn, "only root can find out", "sudo"},
 		"read-only sys":         {func(s *setup) { s.files["proc/self/mountinfo"] += "22 21 0:21 / /proc/sys ro - proc proc rw\n" }, "forwarding", Fail, "read-only", "privileged"},
 		"ufw": {func(s *setup) { s.files["etc/ufw/ufw.conf"] = "ENABLED=yes\n" }, "firewall", Warn,
 			"ufw drops what comes to this machine and what pods send and receive, where", "ufw allow 6443; ufw allow 8472/udp; ufw allow from 10.42.0.0/16; ufw route allow from 10.42.0.0/16; ufw route allow to 10.42.0.0/16"},
@@ -191,6 +215,17 @@ func TestFindings(t *testing.T) {
 			}
 			t.Errorf("there is no finding %q", c.name)
 		})
+	}
+}
+
+// TestNoServiceProxyNoProxyMode: where Services are left to another program nothing is said of their proxy mode.
+func TestNoServiceProxyNoProxyMode(t *testing.T) {
+	s := goodSetup()
+	s.needs.ProxyMode = ""
+	for _, r := range s.run() {
+		if r.Name == "service proxy" {
+			t.Errorf("%+v", r)
+		}
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/coracle-k8s/coracle/internal/filewatch"
 )
 
 // Kernel versions: nftables mode of kube-proxy needs 5.13 (its documentation); Kubernetes as a whole 4.19.
@@ -106,9 +108,6 @@ func (r *run) devices() {
 	r.ok("devices", "/dev/kmsg")
 }
 
-// enoughInotify is how many inotify instances root should have: each kubectl logs -f takes one more on its node, and pods share root's.
-const enoughInotify = 512
-
 // limits looks at inotify, of which many small systems have too little for log followers and the like.
 func (r *run) limits() {
 	instances, err := strconv.Atoi(strings.TrimSpace(r.read("proc/sys/fs/inotify/max_user_instances")))
@@ -116,8 +115,8 @@ func (r *run) limits() {
 		r.warn("limits", "the kernel has no inotify", "use a kernel with CONFIG_INOTIFY_USER")
 		return
 	}
-	if instances < enoughInotify {
-		r.warn("limits", fmt.Sprintf("only %d inotify instances are allowed to all programs of a user together, and coracle takes about 24; kubectl logs -f and pods that follow files run short", instances), "sysctl -w fs.inotify.max_user_instances=512, and the same in /etc/sysctl.d/coracle.conf")
+	if instances < filewatch.Instances {
+		r.ok("limits", fmt.Sprintf("%d inotify instances; coracle raises that to %d when it starts, where the machine lets it", instances, filewatch.Instances))
 		return
 	}
 	r.ok("limits", fmt.Sprintf("%d inotify instances", instances))

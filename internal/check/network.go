@@ -58,6 +58,36 @@ func (r *run) nat() {
 	}
 }
 
+// IPVSAdvice is what helps where --proxy-mode=ipvs was asked for and the kernel will not do.
+const IPVSAdvice = ipvsModules + "; or leave the choice to --proxy-mode=auto, which takes nftables here"
+
+const ipvsModules = "load the modules: modprobe -a ip_vs ip_vs_rr dummy; " +
+	"if they are missing, install the kernel's extra modules, or another kernel"
+
+// proxyMode says which proxy back end this node's Services get.
+func (r *run) proxyMode() {
+	const name = "service proxy"
+	switch {
+	case r.ProxyMode == "" || r.IPVS == nil:
+		return
+	case r.ProxyMode == "nftables":
+		r.ok(name, "nftables")
+		return
+	case !r.Root:
+		r.needsRoot(name)
+		return
+	}
+	switch err := r.IPVS(r.ProxyMode, r.IPVSScheduler, r.Pods); {
+	case err == nil:
+		r.ok(name, "IPVS")
+	case r.ProxyMode == "ipvs":
+		r.fail(name, "--proxy-mode=ipvs: "+err.Error(), IPVSAdvice)
+	default:
+		found := "nftables, which auto takes where there is no IPVS: " + err.Error()
+		r.results = append(r.results, Result{name, OK, found, "nothing has to be done; to have IPVS, " + ipvsModules})
+	}
+}
+
 // forwarding only has to be possible: coracle switches it on.
 func (r *run) forwarding() {
 	if !r.exists("proc/sys/net/ipv4/ip_forward") {

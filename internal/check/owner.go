@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// ownerOf names the process that listens on a port, "" when it cannot be found.
-func ownerOf(network string, port int) string {
+// OwnerOf names the process that listens on a port, "" when it cannot be found.
+func OwnerOf(network string, port int) string {
 	for _, table := range []string{"/proc/net/" + network, "/proc/net/" + network + "6"} {
 		text, err := os.ReadFile(table)
 		if err != nil {

@@ -116,7 +116,7 @@ func (kernelProbe) Listen(p Port) error {
 		}
 	}
 	if errors.Is(err, syscall.EADDRINUSE) {
-		if who := ownerOf(p.Network, p.Number); who != "" {
+		if who := OwnerOf(p.Network, p.Number); who != "" {
 			return errors.New("used by " + who)
 		}
 	}

@@ -46,3 +46,13 @@ const WireGuardAnnotation = "coracle.dev/wireguard"
 // UnderlayAnnotation on a node has the addresses, with commas in between, at which other nodes reach its pods when these are
 // others than the node's own (--network-iface, --network-external-ip). Each node writes its own.
 const UnderlayAnnotation = "coracle.dev/underlay"
+
+// RBAC's words for external IPs: whoever may have the verb of the resource in a namespace may give its Services external IPs, each of
+// which is a name of the resource. Nothing is served by that name; the API server's admission asks for it. The ClusterRole has the rule
+// for every address, and no other role of the cluster's includes it.
+const (
+	ExternalIPsGroup    = "coracle.dev"
+	ExternalIPsResource = "serviceexternalips"
+	ExternalIPsVerb     = "use"
+	ExternalIPsRole     = "coracle:service-external-ips"
+)

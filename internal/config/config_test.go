@@ -159,6 +159,15 @@ func TestNoAddress(t *testing.T) {
 	}
 }
 
+func TestProfileNames(t *testing.T) {
+	for profile, want := range map[string]string{"": "", "cis": "", "cis-1.10": `--profile: "cis-1.10" is none of cis`, "CIS": "--profile"} {
+		s, err := load(t, map[string]string{}, nil, board, "--profile="+profile)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) || err == nil && s.Profile != profile {
+			t.Errorf("%q: %v", profile, err)
+		}
+	}
+}
+
 func TestAddressesAreThisMachines(t *testing.T) {
 	_, err := load(t, map[string]string{}, nil, board, "--node-ip=192.0.2.99", "--bind-address=192.0.2.98")
 	var p Problems

@@ -62,6 +62,8 @@ type Server struct {
 	DisableAgent     bool
 	DisableKubeProxy bool
 
+	Profile string // "cis" or ""
+
 	APIServerArgs         []string // name=value
 	ControllerManagerArgs []string // name=value
 	SchedulerArgs         []string // name=value
@@ -130,6 +132,8 @@ func (r *reader) server(h Host) Server {
 		Disable:          r.disable("disable"),
 		DisableAgent:     r.boolean("disable-agent"),
 		DisableKubeProxy: r.boolean("disable-kube-proxy"),
+
+		Profile: r.str("profile"),
 
 		APIServerArgs:         r.args("kube-apiserver-arg"),
 		ControllerManagerArgs: r.args("kube-controller-manager-arg"),

@@ -72,6 +72,9 @@ var table = []Setting{
 	{Name: "run-dir", Commands: allCommands, Group: groupGeneral, Holder: "DIR", Computed: DefaultRunDir + "; DIR/run when --data-dir is not " + DefaultDataDir, Dirs: true,
 		Help: "Folder for sockets and other state that does not outlive the machine's boot"},
 
+	{Name: "profile", Commands: ServerCommand, Group: groupGeneral, Holder: "NAME", Values: []string{"cis"},
+		Help: "cis keeps to the CIS Kubernetes Benchmark where that costs something: an audit log, Pod Security's level restricted outside of kube-system, limits on events, and no external IPs; see docs/hardening.md. All servers have the same"},
+
 	{Name: "debug", Commands: nodeCommands, Group: groupLogging, Kind: Bool, Default: "false",
 		Help: "Log debug messages"},
 	{Name: "v", Short: "v", Commands: nodeCommands, Group: groupLogging, Kind: Int, Holder: "N", Default: "0",
@@ -79,7 +82,7 @@ var table = []Setting{
 	{Name: "vmodule", Commands: nodeCommands, Group: groupLogging, Kind: List, Holder: "PATTERN=N",
 		Help: "Verbosity for single source files of the Kubernetes components, such as kubelet_pods=4"},
 	{Name: "log", Short: "l", Commands: nodeCommands, Group: groupLogging, Holder: "FILE", Files: true,
-		Help: "Append the log to this file instead of writing it to standard error"},
+		Help: "Append the log to this file instead of writing it to standard error; at 50 MB it becomes FILE.1 and a new one begins"},
 	{Name: "alsologtostderr", Commands: nodeCommands, Group: groupLogging, Kind: Bool, Default: "false",
 		Help: "With --log, write to standard error too"},
 
@@ -220,9 +223,9 @@ var table = []Setting{
 	{Name: "disable-kube-proxy", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
 		Help: "Leave Services to another proxy that you install. The rules that coracle made before are removed at the start"},
 	{Name: "proxy-mode", Commands: nodeCommands, Group: groupParts, Holder: "MODE", Default: "auto", Values: proxyModes,
-		Help: "What serves Services on this node: nftables, or ipvs, which needs Linux 5.9 with the modules ip_vs and dummy; auto takes nftables"},
+		Help: "What serves Services on this node: ipvs, which needs Linux 5.9 with the modules ip_vs, ip_vs_rr and dummy, or nftables; auto takes ipvs where the kernel has that, nftables elsewhere"},
 	{Name: "ipvs-scheduler", Commands: nodeCommands, Group: groupParts, Holder: "NAME", Default: "rr", Values: ipvsSchedulers,
-		Help: "With --proxy-mode=ipvs, which endpoint a connection goes to, for Services that do not say it by the annotation coracle.dev/ipvs-scheduler"},
+		Help: "With IPVS, which endpoint a connection goes to, for Services that do not say it by the annotation coracle.dev/ipvs-scheduler"},
 
 	{Name: "kube-apiserver-arg", Commands: ServerCommand, Group: groupArgs, Kind: Args, Holder: "NAME=VALUE",
 		Help: "Flag for the API server"},

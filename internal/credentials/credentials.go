@@ -65,7 +65,7 @@ func (f Files) Publish(c Cluster) error {
 		return fmt.Errorf("making the folder for the node's credentials: %w", err)
 	}
 	for path, pem := range map[string][]byte{f.ServerCAFile: c.ServerCA, f.ClientCAFile: c.ClientCA} {
-		if _, err := atomicfile.WriteIfDifferent(path, pem, 0o644); err != nil {
+		if _, err := atomicfile.WriteIfDifferent(path, pem, 0o600); err != nil {
 			return err
 		}
 	}

@@ -192,8 +192,7 @@ func TestAsWithASelector(t *testing.T) {
 	for range 4 { // side by side, as a client waits a second or more before it lists again
 		t.Run("", func(t *testing.T) {
 			t.Parallel()
-			seed := rand.Uint64()
-			t.Log("seed", seed)
+			seed := testenv.Seed(t)
 			asWithASelector(t, rand.New(rand.NewPCG(seed, 0)))
 		})
 	}

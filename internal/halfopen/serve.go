@@ -27,7 +27,7 @@ func Serve(ctx context.Context, l net.Listener, max int, serve func(ctx context.
 			return err
 		}
 		own, hangUp := context.WithCancel(ctx)
-		identified, _ := waiting.Add(hangUp) // the Table is never closed
+		identified, _ := waiting.Add(c.RemoteAddr(), hangUp) // the Table is never closed
 		running.Go(func() {
 			defer identified()
 			defer hangUp()

@@ -3,6 +3,9 @@
 package halfopen
 
 import (
+	"fmt"
+	"net"
+	"net/netip"
 	"slices"
 	"testing"
 )
@@ -12,7 +15,7 @@ func TestTable(t *testing.T) {
 	var gone []int
 	var done []func()
 	add := func(n int) bool {
-		leave, ok := table.Add(func() { gone = append(gone, n) })
+		leave, ok := table.Add(nil, func() { gone = append(gone, n) })
 		done = append(done, leave)
 		return ok
 	}
@@ -40,4 +43,70 @@ func TestTable(t *testing.T) {
 		t.Error("taken in after the end")
 	}
 	done[4]() // is nothing any more
+}
+
+func tcp(address string) net.Addr { return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(address)) }
+
+// TestFloodClosesItsOwnConnections: when there are too many connections, the oldest of the source that has the most is closed. A source
+// is an IPv4 address or a /64 of IPv6.
+func TestFloodClosesItsOwnConnections(t *testing.T) {
+	for name, flood := range map[string]func(n int) string{
+		"one address": func(n int) string { return fmt.Sprintf("192.0.2.1:%d", n) },
+		"an address in two notations": func(n int) string {
+			return fmt.Sprintf("%s192.0.2.1%s:%d", []string{"[::ffff:", ""}[n%2], []string{"]", ""}[n%2], n)
+		},
+		"a network of IPv6": func(n int) string { return fmt.Sprintf("[2001:db8::%x]:1", n) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			table := Table{Max: 10}
+			closed := map[string]int{}
+			add := func(remote string) {
+				if _, ok := table.Add(tcp(remote), func() { closed[remote]++ }); !ok {
+					t.Fatal("refused")
+				}
+			}
+			others := []string{"192.0.2.7:1", "[2001:db8:0:1::1]:1", "192.0.2.8:1"}
+			add(others[0])
+			for n := range 5 {
+				add(flood(n))
+			}
+			add(others[1])
+			for n := 5; n < 100; n++ {
+				add(flood(n))
+			}
+			add(others[2])
+			for _, remote := range others {
+				if closed[remote] != 0 {
+					t.Errorf("a flood of another source closed the connection of %s", remote)
+				}
+			}
+			for n := range 100 {
+				if want := min(max(93-n, 0), 1); closed[flood(n)] != want {
+					t.Errorf("connection %d of the flood was closed %d times, want %d", n, closed[flood(n)], want)
+				}
+			}
+		})
+	}
+}
+
+// TestSourcesThatHaveEquallyMany: of sources that have the same number of connections, the one with the oldest gives way. What is kept
+// of a source ends with its connections.
+func TestSourcesThatHaveEquallyMany(t *testing.T) {
+	table := Table{Max: 3}
+	var closed []int
+	var done []func()
+	for n := range 20 {
+		leave, _ := table.Add(tcp(fmt.Sprintf("192.0.2.%d:1", n)), func() { closed = append(closed, n) })
+		done = append(done, leave)
+	}
+	if !slices.IsSorted(closed) || len(closed) != 17 {
+		t.Errorf("closed %v", closed)
+	}
+	for _, leave := range done {
+		leave()
+		leave()
+	}
+	if len(table.sources) != 0 || table.waiting.Len() != 0 {
+		t.Errorf("%d sources, %d connections are kept", len(table.sources), table.waiting.Len())
+	}
 }

@@ -69,7 +69,7 @@ func runner(t *testing.T) (Runner, *bytes.Buffer) {
 func request(namespace string) *Request {
 	// More than a pipe holds.
 	return &Request{
-		Operation: Apply, Seal: []byte("seal"), Kubeconfig: "k", Namespace: namespace, Release: "web", Timeout: time.Minute,
+		Operation: Apply, Seal: []byte("seal"), Socket: "s", Namespace: namespace, Release: "web", Timeout: time.Minute,
 		Chart: Chart{Content: bytes.Repeat([]byte("chart"), 100_000)}, Values: []Document{"a: <b>\n"},
 	}
 }
@@ -126,7 +126,7 @@ func TestStop(t *testing.T) {
 func TestValidate(t *testing.T) {
 	for name, change := range map[string]func(*Request){
 		"operation":  func(r *Request) { r.Operation = "sail" },
-		"kubeconfig": func(r *Request) { r.Kubeconfig = "" },
+		"socket":     func(r *Request) { r.Socket = "" },
 		"namespace":  func(r *Request) { r.Namespace = "" },
 		"release":    func(r *Request) { r.Release = "" },
 		"seal":       func(r *Request) { r.Seal = nil },
@@ -144,7 +144,7 @@ func TestValidate(t *testing.T) {
 			t.Errorf("a bad %s is taken", name)
 		}
 	}
-	if err := (&Request{Operation: Uninstall, Seal: []byte("seal"), Kubeconfig: "k", Namespace: "n", Release: "r"}).Validate(); err != nil {
+	if err := (&Request{Operation: Uninstall, Seal: []byte("seal"), Socket: "s", Namespace: "n", Release: "r"}).Validate(); err != nil {
 		t.Errorf("uninstalling: %v", err)
 	}
 }

@@ -42,13 +42,13 @@ const (
 // DefaultTimeout is how long a request without a timeout may wait for each of its hooks, as with helm itself.
 const DefaultTimeout = 5 * time.Minute
 
-// Request is what one child process is asked to do. It holds credentials: it is never logged and never in an argument.
+// Request is what one child process is asked to do. It holds passwords: it is never logged and never in an argument.
 type Request struct {
 	Operation Operation `json:"operation"`
-	// Kubeconfig is the path of a file whose user may do all that charts do.
-	Kubeconfig string `json:"kubeconfig"`
-	Namespace  string `json:"namespace"` // of the release
-	Release    string `json:"release"`   // its name
+	// Socket is the path of the Unix socket at which the API server answers, without TLS, to a user who may do all that charts do.
+	Socket    string `json:"socket"`
+	Namespace string `json:"namespace"` // of the release
+	Release   string `json:"release"`   // its name
 	// Driver is where the release is kept: "secret", or "" for that, or "configmap".
 	Driver string `json:"driver,omitempty"`
 	// Seal is a secret of the cluster. What is written of a release carries a code that is made with it; what does not is believed only as far as
@@ -133,8 +133,8 @@ func (r *Request) Validate() error {
 	default:
 		return fmt.Errorf("%q is no operation", r.Operation)
 	}
-	if r.Kubeconfig == "" || r.Namespace == "" || r.Release == "" {
-		return errors.New("a request needs a kubeconfig, a namespace and a release's name")
+	if r.Socket == "" || r.Namespace == "" || r.Release == "" {
+		return errors.New("a request needs a socket of the API, a namespace and a release's name")
 	}
 	if len(r.Seal) == 0 {
 		return errors.New("a request needs the cluster's seal for releases")

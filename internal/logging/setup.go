@@ -23,7 +23,7 @@ type Log struct {
 	*slog.Logger
 	libraries *Handler // what the libraries' messages go to
 	quiet     bool     // the user asked for nothing more than the default
-	file      *os.File
+	file      *file
 }
 
 // Setup opens the log and sends every library's messages to it. It changes the state of packages log, log/slog, klog
@@ -35,9 +35,9 @@ func Setup(c config.Logging, stderr io.Writer) (*Log, error) {
 		if err := os.MkdirAll(filepath.Dir(c.File), 0o755); err != nil {
 			return nil, fmt.Errorf("making the folder of the log file: %w", err)
 		}
-		f, err := os.OpenFile(c.File, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+		f, err := openFile(c.File)
 		if err != nil {
-			return nil, fmt.Errorf("opening the log file: %w", err)
+			return nil, err
 		}
 		l.file, out.w, out.time = f, f, true
 		if c.AlsoStderr {
@@ -74,7 +74,7 @@ func (l *Log) Close() error {
 	if l.file == nil {
 		return nil
 	}
-	return l.file.Close()
+	return l.file.close()
 }
 
 // ClaimKlog sends klog's messages to this log. Whoever starts something that redirects klog for its own ends, as

@@ -14,6 +14,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // version is one of an object as the store has it.
@@ -179,10 +181,10 @@ func TestNobodyReads(t *testing.T) {
 
 // TestReaderStallsAndWakes: whatever the sizes of objects, the selector, and when the reader reads, it gets everything in order, and nothing stands still for longer than it does.
 func TestReaderStallsAndWakes(t *testing.T) {
-	for range 20 {
-		seed := rand.Uint64()
+	first := testenv.Seed(t)
+	for i := range uint64(20) {
 		t.Run("", func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { stallAndWake(t, seed) })
+			synctest.Test(t, func(t *testing.T) { stallAndWake(t, first+i) })
 		})
 	}
 }

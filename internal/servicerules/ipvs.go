@@ -43,6 +43,9 @@ func removeIPVS() error {
 }
 
 func removeVirtualServers() error {
+	if _, err := netlink.GenlFamilyGet("IPVS"); errors.Is(err, unix.ENOENT) {
+		return nil // the module is not loaded, and nothing is in it
+	}
 	h, err := ipvs.New("")
 	if err != nil {
 		return fmt.Errorf("opening IPVS: %w", err)

@@ -284,8 +284,7 @@ func TestSilentServer(t *testing.T) {
 
 // TestNothingIsTakenBack: whatever becomes of servers and streams, what is told goes on to newer states only, and the last one arrives.
 func TestNothingIsTakenBack(t *testing.T) {
-	seed := rand.Uint64()
-	t.Log("seed", seed)
+	seed := testenv.Seed(t)
 	synctest.Test(t, func(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		b := newBed(t, "a", "b", "c")

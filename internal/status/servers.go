@@ -4,6 +4,7 @@ package status
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -40,27 +41,35 @@ type ClusterServer struct {
 	Answers bool      `json:"answers"`
 	Heard   time.Time `json:"heard,omitzero"` // when it was last heard; not of this server itself
 	// Lag is how many entries of the store's log it has yet to apply.
-	Lag     uint64 `json:"lag"`
-	Version string `json:"version,omitempty"`
-	Full    bool   `json:"full,omitempty"` // its disk has no room
+	Lag uint64 `json:"lag"`
+	// ReachedBy are the other servers that reach it when it does not answer this one.
+	ReachedBy []string `json:"reachedBy,omitempty"`
+	Version   string   `json:"version,omitempty"`
+	Full      bool     `json:"full,omitempty"` // its disk has no room
+	// Stalled says that its disk does not finish a write: the server answers, and counts for no majority.
+	Stalled bool `json:"stalled,omitempty"`
 }
 
 // Failures says which failures of servers a cluster can bear, in words, and what is wrong with its servers.
 //
-// A majority of the voters has to answer for the cluster to work; the other servers take the place of voters that are gone.
+// A majority of the voters has to store for the cluster to work, not only to answer; the other servers take the place of voters that do not.
 func Failures(servers []ClusterServer) (words string, problems []string) {
+	servers, problems = reachedElsewhere(servers)
 	voters, alive := 0, 0
 	var leader string
-	var silent []string
+	var silent, stalled []string
 	for _, s := range servers {
-		if !s.Answers {
+		switch {
+		case !s.Answers:
 			silent = append(silent, s.Name)
+		case s.Stalled:
+			stalled = append(stalled, s.Name)
 		}
 		if s.Role == NonVoter {
 			continue
 		}
 		voters++
-		if s.Answers {
+		if s.Answers && !s.Stalled {
 			alive++
 		}
 		if s.Role == Leader {
@@ -76,6 +85,14 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 		}
 		problems = append(problems, problem)
 	}
+	if len(stalled) > 0 {
+		problem := fmt.Sprintf("%s: the disk of its store does not finish a write, so it answers and counts for no majority. "+
+			"Nothing is lost, and its pods run. Look at the disk and the kernel's log there", listOf(stalled))
+		if alive >= majority {
+			problem += ". If it will not recover: coracle member remove NAME"
+		}
+		problems = append(problems, problem)
+	}
 	if leader == "" && alive >= majority {
 		problems = append(problems, "the servers answer, but this one knows of no leader at this moment; that passes within a second or two. If it does not, they do not reach this one, or not one another: the line of its store may say why")
 	}
@@ -88,18 +105,31 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 	case voters == 0:
 		return "not known yet: this server has not heard of any", problems
 	case alive < majority:
-		return "none: the cluster stands still. " + fmt.Sprintf("%d of %d voters answer, and %d are needed. Pods keep running and nothing is lost. Bring back one of the others; "+
-			"if none will come back: coracle store recover", alive, voters, majority), problems
+		return "none: the cluster stands still. " + fmt.Sprintf("%d of %d voters %s, and %d are needed. Pods keep running and nothing is lost. Bring back one of the others; "+
+			"if none will come back: coracle store recover", alive, voters, work(stalled), majority), problems
 	case len(servers) == 1:
 		return "none: this is the only server. With three the cluster survives the loss of one: coracle token print --server", problems
-	case len(servers) == 2:
+	case voters == 1 && len(servers) == 2:
 		return fmt.Sprintf("not that of %s, which alone has a vote. Add a third server and any one may fail: coracle token print --server", onlyVoter(servers)), problems
 	case spare <= 0:
-		return fmt.Sprintf("no further one: %d of %d voters answer, and %d are needed", alive, voters, majority), problems
+		return fmt.Sprintf("no further one: %d of %d voters %s, and %d are needed", alive, voters, work(stalled), majority), problems
 	case spare == 1:
-		return fmt.Sprintf("any one server%s", more(len(silent))), problems
+		return fmt.Sprintf("any one server%s", more(len(silent)+len(stalled))), problems
 	}
-	return fmt.Sprintf("any %d servers at the same time%s", spare, more(len(silent))), problems
+	return fmt.Sprintf("any %d servers at the same time%s", spare, more(len(silent)+len(stalled))), problems
+}
+
+// reachedElsewhere lets servers that only this one does not reach count as those that answer.
+func reachedElsewhere(servers []ClusterServer) (out []ClusterServer, problems []string) {
+	out = slices.Clone(servers)
+	for i, s := range out {
+		if !s.Answers && len(s.ReachedBy) > 0 {
+			out[i].Answers = true
+			problems = append(problems, fmt.Sprintf("%s: no answer at its address from this server, but %s can reach it: it works, and is to stay a member. "+
+				"The network between this machine and that one is not whole; look at cables, switches and firewalls between them", s.Name, listOf(s.ReachedBy)))
+		}
+	}
+	return out, problems
 }
 
 func onlyVoter(servers []ClusterServer) string {
@@ -111,8 +141,16 @@ func onlyVoter(servers []ClusterServer) string {
 	return ""
 }
 
-func more(silent int) string {
-	if silent == 0 {
+// work is what voters have to do to count.
+func work(stalled []string) string {
+	if len(stalled) > 0 {
+		return "answer and can store"
+	}
+	return "answer"
+}
+
+func more(failed int) string {
+	if failed == 0 {
 		return ""
 	}
 	return " more"

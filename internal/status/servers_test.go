@@ -7,12 +7,13 @@ import (
 	"testing"
 )
 
-// servers makes a list from words such as "leader", "voter", "voter!" (which does not answer) and "non-voter".
+// servers makes a list from words such as "leader", "voter", "voter!" (which does not answer), "voter?" (whose disk is stalled) and "non-voter".
 func servers(roles string) []ClusterServer {
 	var out []ClusterServer
 	for i, role := range strings.Fields(roles) {
 		name, silent := strings.CutSuffix(role, "!")
-		out = append(out, ClusterServer{Name: string(rune('a' + i)), Role: name, Answers: !silent})
+		name, stalled := strings.CutSuffix(name, "?")
+		out = append(out, ClusterServer{Name: string(rune('a' + i)), Role: name, Answers: !silent, Stalled: stalled})
 	}
 	return out
 }
@@ -32,11 +33,20 @@ func TestFailures(t *testing.T) {
 		{"leader voter voter non-voter!", "any one server more", "d: no answer"},
 		{"leader voter voter voter voter", "any 2 servers at the same time", ""},
 		{"leader voter voter voter voter!", "any one server more", "e: no answer"},
+		{"leader voter? voter", "no further one: 2 of 3 voters answer and can store", "b: the disk"},
+		{"leader voter? voter!", "stands still. 1 of 3 voters answer and can store, and 2 are needed", "b: the disk"},
+		{"leader voter voter non-voter?", "any one server more", "d: the disk"},
+		{"leader voter", "no further one: 2 of 2", ""},
 	} {
 		words, problems := Failures(servers(c.servers))
 		if !strings.Contains(words, c.want) || (len(problems) > 0) != (c.problem != "") || !strings.Contains(strings.Join(problems, "\n"), c.problem) {
 			t.Errorf("%q: %q, problems %q", c.servers, words, problems)
 		}
+	}
+	cut := servers("voter leader! voter")
+	cut[1].ReachedBy = []string{"c"}
+	if words, problems := Failures(cut); words != "any one server" || len(problems) != 1 || !strings.Contains(problems[0], "c can reach it") || strings.Contains(problems[0], "remove") {
+		t.Errorf("a link that is cut: %q, problems %q", words, problems)
 	}
 	full := servers("leader voter voter")
 	full[1].Full = true

@@ -80,8 +80,16 @@ var (
 	protocolNames = map[uint16]corev1.Protocol{unix.IPPROTO_TCP: corev1.ProtocolTCP, unix.IPPROTO_UDP: corev1.ProtocolUDP, unix.IPPROTO_SCTP: corev1.ProtocolSCTP}
 )
 
+// ErrLost says that IPVS was there and is there no more: another program has removed all virtual servers, which hold the module, and then unloaded it.
+// A module that is loaded again has another number in netlink, which this process does not know.
+var ErrLost = errors.New("the kernel has lost its IPVS, the module ip_vs was unloaded, and Services do not answer on this node: " +
+	"restart coracle here; with --proxy-mode=auto it goes on with nftables where the module cannot be loaded again")
+
 func (k *kernel) Servers() (map[Key]Server, error) {
 	all, err := k.h.GetServices()
+	if errors.Is(err, unix.ENOENT) {
+		return nil, ErrLost
+	}
 	if err != nil {
 		return nil, fmt.Errorf("listing virtual servers: %w", err)
 	}

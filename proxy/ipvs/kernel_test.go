@@ -59,6 +59,7 @@ func TestKernel(t *testing.T) {
 		name string
 		run  func(*testing.T, *bed)
 	}{
+		{"the kernel is suitable, and stays as it is", testSuitable},
 		{"connections", testConnections},
 		{"the kernel has what is desired", testState},
 		{"graceful termination", testTermination},
@@ -86,6 +87,59 @@ func TestKernel(t *testing.T) {
 			}
 			b.sync(t)
 		})
+	}
+	t.Run("the module is unloaded", func(t *testing.T) {
+		b.start(t)
+		testLost(t, b)
+	})
+}
+
+// found is what the kernel is found to lack.
+func found(t *testing.T, schedulers ...string) error {
+	t.Helper()
+	p, err := Find(schedulers, []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.Err()
+}
+
+func testSuitable(t *testing.T, b *bed) {
+	before := b.dump(t)
+	if err := found(t, Schedulers...); err != nil {
+		t.Error(err)
+	}
+	if _, err := netlink.LinkByName("trial"); err == nil {
+		t.Error("the device of the trial is left")
+	}
+	if got := b.dump(t); got != before {
+		t.Errorf("the kernel has\n%s\nand had\n%s", got, before)
+	}
+}
+
+// testLost comes last: nothing can be served after it.
+func testLost(t *testing.T, b *bed) {
+	b.service(t, "web", nil, 8080, 0, 1)
+	for _, f := range b.proxier.families {
+		if err := f.kernel.h.Flush(); err != nil { // as another program's administrator does; virtual servers hold the module
+			t.Fatal(err)
+		}
+	}
+	for _, s := range Schedulers {
+		if err := unix.DeleteModule("ip_vs_"+s, unix.O_NONBLOCK); err != nil && !errors.Is(err, unix.ENOENT) {
+			t.Fatal(err)
+		}
+	}
+	// Network namespaces of trials let go of it a moment after they have ended.
+	testenv.Eventually(t, patience, "the module ip_vs is unloaded", func() error { return unix.DeleteModule("ip_vs", unix.O_NONBLOCK) })
+	if ok, err := b.proxier.Intact(); ok || err != nil {
+		t.Errorf("what was made is said to be there: %v, %v", ok, err)
+	}
+	if err := b.proxier.Sync(t.Context(), true); !errors.Is(err, ErrLost) {
+		t.Errorf("a sync ends with %v", err)
+	}
+	if err := found(t, DefaultScheduler); err == nil || !strings.Contains(err.Error(), "the module ip_vs") {
+		t.Errorf("the next start finds: %v", err)
 	}
 }
 
@@ -392,6 +446,9 @@ func testLackingScheduler(t *testing.T, b *bed) {
 	}
 	if err := unix.DeleteModule("ip_vs_"+lacking, unix.O_NONBLOCK); err != nil {
 		t.Fatal("taking the module away:", err)
+	}
+	if err := found(t, DefaultScheduler, lacking); err == nil || err.Error() != "the kernel lacks the module ip_vs_"+lacking {
+		t.Errorf("the kernel lacks a scheduler, and is found to be so: %v", err)
 	}
 	for _, nodes := range []bool{false, true} {
 		b.log = ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))

@@ -81,7 +81,7 @@ type family struct {
 	addresses map[netip.Addr]bool
 }
 
-// New says why IPVS will not do here, or returns a Proxier. Nothing in the kernel changes, but that it may load IPVS.
+// New returns a Proxier for a kernel that Find has found to have all that it needs. Nothing in the kernel changes.
 func New(o Options) (*Proxier, error) {
 	if o.Scheduler == "" {
 		o.Scheduler = DefaultScheduler
@@ -92,9 +92,6 @@ func New(o Options) (*Proxier, error) {
 	sends := o.nft == nil
 	if sends {
 		o.nft = func(f knftables.Family) (knftables.Interface, error) { return knftables.New(f, servicerules.IPVSTable) }
-	}
-	if err := suitable(); err != nil {
-		return nil, err
 	}
 	p := &Proxier{o: o}
 	for _, name := range []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol} {
@@ -351,6 +348,9 @@ func (p *Proxier) Intact() (bool, error) {
 			return false, err
 		}
 		servers, err := f.kernel.Servers()
+		if errors.Is(err, ErrLost) {
+			return false, nil // the sync that this asks for fails, and says it
+		}
 		if err != nil {
 			return false, err
 		}

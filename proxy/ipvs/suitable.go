@@ -3,21 +3,71 @@
 package ipvs
 
 import (
+	"errors"
 	"fmt"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"strings"
 
+	moby "github.com/moby/ipvs"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/coracle-k8s/coracle/internal/ownthread"
 )
 
-// suitable says why this kernel is too old. Before 5.9, IPVS delays a client that uses its port again by a second, or sends it
-// to a real server that is gone, whatever conn_reuse_mode says, once conntrack knows its connections (kubernetes 81775).
-func suitable() error {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return fmt.Errorf("asking for the kernel's version: %w", err)
-	}
-	return newEnough(unix.ByteSliceToString(u.Release[:]))
+// Probe is what a kernel was found to have. Each field is nil for what is there, and says otherwise why it is not.
+type Probe struct {
+	// Release is the kernel's version as uname gives it.
+	Release string
+	// Device is the kind of the device that carries the addresses of Services.
+	Device error
+	// Module is ip_vs. Where it is missing, nothing below has been looked for.
+	Module error
+	// Tracking is IPVS' part in connection tracking (CONFIG_IP_VS_NFCT), by which masquerading and NetworkPolicies go.
+	Tracking error
+	// Lacking are schedulers, of those that were asked for, that the kernel does not have.
+	Lacking []string
+	// Families have no entry for those that IPVS serves.
+	Families map[corev1.IPFamily]error
 }
 
+// Err names everything that is missing, and is nil where nothing is.
+func (p Probe) Err() error {
+	if err := newEnough(p.Release); err != nil {
+		return err
+	}
+	if p.Module != nil && p.Device != nil {
+		return fmt.Errorf("the kernel has no IPVS, the module ip_vs (%w), and no dummy devices, the module dummy (%w)", p.Module, p.Device)
+	}
+	if p.Module != nil {
+		return fmt.Errorf("the kernel has no IPVS, the module ip_vs (%w)", p.Module)
+	}
+	var missing []string
+	note := func(what string, err error) {
+		if err != nil {
+			missing = append(missing, fmt.Sprintf("%s (%v)", what, err))
+		}
+	}
+	note("connection tracking of IPVS, CONFIG_IP_VS_NFCT", p.Tracking)
+	note("the module dummy", p.Device)
+	for _, scheduler := range p.Lacking {
+		missing = append(missing, "the module ip_vs_"+scheduler)
+	}
+	for family, err := range p.Families {
+		note("IPVS for "+string(family), err)
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	slices.Sort(missing)
+	return fmt.Errorf("the kernel lacks %s", strings.Join(missing, ", "))
+}
+
+// newEnough refuses kernels before 5.9: there IPVS delays a client that uses its port again by a second, or sends it to a real server that is
+// gone, whatever conn_reuse_mode says, once conntrack knows its connections (kubernetes 81775).
 func newEnough(release string) error {
 	var major, minor int
 	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
@@ -27,4 +77,91 @@ func newEnough(release string) error {
 		return fmt.Errorf("the kernel is %s, and IPVS loses connections before 5.9", release)
 	}
 	return nil
+}
+
+// trial is where the kernel is asked to make virtual servers: addresses of documentation, in a network namespace that nothing else is in.
+var trial = map[corev1.IPFamily]Key{
+	corev1.IPv4Protocol: {Protocol: corev1.ProtocolTCP, Addr: netip.MustParseAddr("192.0.2.1"), Port: 80},
+	corev1.IPv6Protocol: {Protocol: corev1.ProtocolTCP, Addr: netip.MustParseAddr("2001:db8::1"), Port: 80},
+}
+
+// Find has the kernel make one virtual server for each scheduler and family, and a device, in a network namespace that ends with it. The kernel
+// loads the modules for that where it can; the machine's own network stays as it is.
+func Find(schedulers []string, families []corev1.IPFamily) (Probe, error) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return Probe{}, fmt.Errorf("asking for the kernel's version: %w", err)
+	}
+	p := Probe{Release: unix.ByteSliceToString(u.Release[:]), Module: loadModule(), Families: map[corev1.IPFamily]error{}}
+	if newEnough(p.Release) != nil {
+		return p, nil
+	}
+	err := ownthread.Do(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return p.try(schedulers, families)
+	})
+	if err != nil {
+		return p, fmt.Errorf("trying the kernel's IPVS in a network namespace of its own: %w", err)
+	}
+	return p, nil
+}
+
+// try fills in what is below Module, in the network namespace of its thread.
+func (p *Probe) try(schedulers []string, families []corev1.IPFamily) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "trial"
+	p.Device = netlink.LinkAdd(&netlink.Dummy{LinkAttrs: attrs})
+	if p.Module != nil {
+		return nil
+	}
+	h, err := moby.New("")
+	if err != nil {
+		return fmt.Errorf("opening IPVS: %w", err)
+	}
+	defer h.Close()
+	p.Tracking = unix.Access(sysctlFolder+"vs/conntrack", unix.W_OK)
+	for _, family := range families {
+		k := &kernel{h: h, family: unix.AF_INET}
+		if family == corev1.IPv6Protocol {
+			k.family = unix.AF_INET6
+		}
+		for _, scheduler := range schedulers {
+			err := k.AddServer(trial[family], Server{Scheduler: scheduler})
+			if err == nil {
+				err = k.DeleteServer(trial[family])
+			}
+			switch {
+			case errors.Is(err, errNoScheduler):
+				if !slices.Contains(p.Lacking, scheduler) {
+					p.Lacking = append(p.Lacking, scheduler)
+				}
+			case err != nil:
+				p.Families[family] = err
+			}
+		}
+	}
+	return nil
+}
+
+// netlinkFamily is the name by which IPVS is to be asked, and there when the module is loaded.
+const netlinkFamily = "IPVS"
+
+// loadModule loads ip_vs where it is not loaded. The kernel does not do so by itself when it is first asked for it, as it does with the others.
+func loadModule() error {
+	if _, err := netlink.GenlFamilyGet(netlinkFamily); err == nil {
+		return nil
+	}
+	out, err := exec.Command("modprobe", "ip_vs").CombinedOutput()
+	if _, missing := netlink.GenlFamilyGet(netlinkFamily); missing == nil {
+		return nil
+	}
+	if first, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n"); first != "" {
+		return errors.New(first)
+	}
+	if err == nil {
+		return errors.New("modprobe loads it, and the kernel does not answer for it")
+	}
+	return err
 }

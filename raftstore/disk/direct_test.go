@@ -59,7 +59,7 @@ func sizedEntry(r *rand.Rand, index uint64) *raft.Log {
 // read through it is what was appended, at once, by others too, and what is on
 // the device; also after a write that failed.
 func TestDirectAppends(t *testing.T) {
-	r := seedOf(t)
+	r := randomOf(t)
 	o := options(filepath.Join(t.TempDir(), "store")) // not in memory
 	o.Faults = &Faults{}
 	var want []*raft.Log
@@ -168,7 +168,7 @@ func TestDirectRefused(t *testing.T) {
 		},
 	} {
 		path := filepath.Join(t.TempDir(), "store")
-		r := seedOf(t)
+		r := randomOf(t)
 		var want []*raft.Log
 		for _, before := range []int{0, 7} {
 			t.Run(what, func(t *testing.T) {
@@ -233,7 +233,7 @@ func TestLargeSectors(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	r := seedOf(t)
+	r := randomOf(t)
 	path := filepath.Join(dir, "store")
 	var want []*raft.Log
 	for range 3 {

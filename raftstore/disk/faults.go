@@ -19,6 +19,7 @@ type Faults struct {
 	delay   time.Duration
 	slow    time.Duration // and so much longer, if it is a snapshot's
 	err     error
+	seem    bool
 	changed chan struct{} // closed at the next change
 	// reached, if set, is called between a write and its flush. For tests of
 	// this package, which take a copy of the disk then.
@@ -94,5 +95,8 @@ func (f *Faults) full() bool {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return errors.Is(f.err, unix.ENOSPC)
+	return f.seem || errors.Is(f.err, unix.ENOSPC)
 }
+
+// SeemFull makes the disk seem to have no free space, while writes still succeed: the reserve bears them.
+func (f *Faults) SeemFull(full bool) { f.set(func() { f.seem = full }) }

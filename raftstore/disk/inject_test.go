@@ -221,7 +221,7 @@ func (in *injector) compare(d *Dir) (whole bool, err error) {
 // TestInjection does every harm at every kind of place of every kind of file
 // once, and then goes on until its time is over: CORACLE_RANDOM_TIME=10m.
 func TestInjection(t *testing.T) {
-	l, r := live(t), seedOf(t)
+	l, r := live(t), randomOf(t)
 	in := &injector{t: t, life: l, dir: memoryDir(t)}
 	kinds := l.kinds(t)
 	until := newBudget(t, 2*time.Second).until
@@ -388,7 +388,7 @@ func TestSegmentsExchanged(t *testing.T) {
 // TestDamageWhileOpen changes files of an open directory: what is read is what
 // was stored, or an error names the file; the process lives.
 func TestDamageWhileOpen(t *testing.T) {
-	l, r := live(t), seedOf(t)
+	l, r := live(t), randomOf(t)
 	in := &injector{t: t, life: l, dir: memoryDir(t)}
 	kinds := l.kinds(t)
 	for _, kind := range []string{"first segment", "middle segment", "newest segment", "variables", "snapshot"} {

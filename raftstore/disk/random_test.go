@@ -5,25 +5,18 @@ package disk
 import (
 	"math/rand/v2"
 	"os"
-	"strconv"
 	"testing"
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
-// seedOf makes a random test repeatable: CORACLE_RANDOM_SEED.
-func seedOf(t *testing.T) *rand.Rand {
+// randomOf returns the source of a random test: CORACLE_TEST_SEED repeats one.
+func randomOf(t *testing.T) *rand.Rand {
 	t.Helper()
-	seed := rand.Uint64()
-	if text := os.Getenv("CORACLE_RANDOM_SEED"); text != "" {
-		var err error
-		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("CORACLE_RANDOM_SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
+	return rand.New(rand.NewPCG(testenv.Seed(t), 0))
 }
 
 // budget bounds a random test in time: it is long enough for a change that

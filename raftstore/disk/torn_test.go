@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // random entries: small ones, some of several sectors, many of zeros only.
@@ -62,8 +64,7 @@ func readAll(t *testing.T, dir string) map[string][]byte {
 // append that is complete too, and of another at most a beginning; and the log
 // goes on from there, time and again.
 func TestTornAppends(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	path := filepath.Join(memoryDir(t), "store")
 	var want []*raft.Log
@@ -170,8 +171,7 @@ func TestLostSector(t *testing.T) {
 // TestLogModel does what raft does to a log, in any order, with restarts, and
 // compares it with a list.
 func TestLogModel(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	path := filepath.Join(memoryDir(t), "store")
 	d := mustOpen(t, path)

@@ -18,6 +18,7 @@ type segment struct {
 	sent    time.Time
 	due     time.Time
 	arrived bool // seen to be due before the link was cut
+	lost    bool // for good, with all that follows, see Network.Largest
 }
 
 // stream is one direction of a connection. The network's lock guards it.
@@ -26,8 +27,10 @@ type stream struct {
 	l        *link
 	reader   *conn
 	segments []segment
+	stuck    bool      // what is sent now is lost
 	bytes    int       // of data in segments
 	last     time.Time // when the newest segment is due: nothing overtakes it
+	free     time.Time // when the link has taken all that was sent, see Network.Rate
 	reset    *segment  // the writer's end died, or refuses data: this news is under way
 	flights  []flight
 }
@@ -35,11 +38,14 @@ type stream struct {
 // push puts something on the way.
 func (s *stream) push(g segment) {
 	g.sent = time.Now()
-	g.due = g.sent.Add(s.n.takes(s.l))
+	s.free = s.l.takenBy(len(g.data), g.sent, s.free)
+	g.due = s.free.Add(s.n.takes(s.l))
 	if g.due.Before(s.last) {
 		g.due = s.last
 	}
 	s.last = g.due
+	s.stuck = s.stuck || s.l.largest > 0 && len(g.data) > s.l.largest
+	g.lost = s.stuck
 	s.segments = append(s.segments, g)
 	s.bytes += len(g.data)
 	s.fly(g.sent, g.due)
@@ -56,6 +62,8 @@ func (s *stream) pushReset() {
 // long that takes, or a negative number if nobody knows.
 func (s *stream) has(g *segment, now time.Time) (bool, time.Duration) {
 	switch {
+	case g.lost:
+		return false, -1
 	case g.arrived || !s.l.cut && !now.Before(g.due):
 		return true, 0
 	case s.l.cut:
@@ -67,7 +75,8 @@ func (s *stream) has(g *segment, now time.Time) (bool, time.Duration) {
 // settle is called before the link is cut.
 func (s *stream) settle(now time.Time) {
 	for i := range s.segments {
-		s.segments[i].arrived = s.segments[i].arrived || !now.Before(s.segments[i].due)
+		g := &s.segments[i]
+		g.arrived = g.arrived || !g.lost && !now.Before(g.due)
 	}
 	if s.reset != nil {
 		s.reset.arrived = s.reset.arrived || !now.Before(s.reset.due)
@@ -79,6 +88,7 @@ func (s *stream) settle(now time.Time) {
 func (s *stream) retransmit(now time.Time) {
 	due := now.Add(s.n.takes(s.l))
 	lost := false
+	s.free = now
 	for i := range s.segments {
 		if g := &s.segments[i]; !g.arrived {
 			if !lost && s.n.slow {
@@ -86,6 +96,8 @@ func (s *stream) retransmit(now time.Time) {
 				due = due.Add(again.Sub(now))
 			}
 			lost = true
+			free := s.l.takenBy(len(g.data), now, s.free)
+			due, s.free = due.Add(free.Sub(s.free)), free
 			if g.due.Before(due) {
 				g.due = due
 			}

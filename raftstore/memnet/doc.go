@@ -17,7 +17,7 @@
 //     as slow as TCP's. A connection's Retransmits says, as the kernel's do, how
 //     often something was sent again that is still not acknowledged.
 //   - Delay and jitter hold for each write. One connection keeps its order;
-//     several are reordered against one another.
+//     several are reordered against one another. Rate holds for each connection.
 //   - Reset is a crashed process: its ends fail at once, its peers' when the
 //     news crosses the link; its listeners are closed.
 //   - A dial to an address where nobody listens is refused.

@@ -290,6 +290,38 @@ func TestDelay(t *testing.T) {
 	})
 }
 
+// TestRate: what is sent over a narrow link takes its time on each connection, after a cut too.
+func TestRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := New()
+		n.Delay("a", "b", time.Second, 0)
+		n.Rate("a", "b", 10)
+		a, b := pair(t, n)
+		takes := func(d time.Duration, s string) {
+			t.Helper()
+			start := time.Now()
+			want(t, b, s)
+			if took := time.Since(start); took != d {
+				t.Errorf("%q took %v, not %v", s, took, d)
+			}
+		}
+		send(t, a, "0123456789")
+		send(t, a, "01234")
+		takes(2*time.Second, "0123456789")
+		takes(500*time.Millisecond, "01234")
+		n.Cut("a", "b")
+		send(t, a, "0123456789")
+		send(t, a, "01234")
+		time.Sleep(time.Minute) // fake time
+		n.Heal("a", "b")
+		takes(2*time.Second, "0123456789")
+		takes(500*time.Millisecond, "01234")
+		n.Rate("a", "b", 0)
+		send(t, a, "0123456789")
+		takes(time.Second, "0123456789")
+	})
+}
+
 func TestDialHangsAndIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := New()

@@ -36,6 +36,8 @@ type route struct{ from, to string }
 type link struct {
 	cut           bool
 	delay, jitter time.Duration
+	largest       int // see Largest
+	rate          int // see Rate
 }
 
 // New returns a network whose links are all whole and immediate. Its jitter is
@@ -174,6 +176,21 @@ func (n *Network) Delay(from, to string, d, jitter time.Duration) {
 	l.delay, l.jitter = d, jitter
 }
 
+// Largest loses what one host sends to another in one piece of more than so many bytes, and with it all that follows on that
+// connection, as where a router drops packets that do not fit. Small ones arrive on other connections. 0 ends it, for new connections.
+func (n *Network) Largest(from, to string, bytes int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.link(from, to).largest = bytes
+}
+
+// Rate lets each connection from one host to another carry so many bytes a second from now on. 0, as in the beginning, is any number.
+func (n *Network) Rate(from, to string, bytes int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.link(from, to).rate = bytes
+}
+
 // Reset lets all connections of a host die and closes its listeners, as when
 // its process crashes. The host can listen and dial again at once.
 func (n *Network) Reset(address string) {
@@ -205,6 +222,17 @@ func (n *Network) takes(l *link) time.Duration {
 		d += time.Duration(n.rand.Int64N(int64(l.jitter)))
 	}
 	return d
+}
+
+// takenBy returns when the link has taken so many bytes, if it is free then.
+func (l *link) takenBy(bytes int, now, free time.Time) time.Time {
+	if free.Before(now) {
+		free = now
+	}
+	if l.rate > 0 {
+		free = free.Add(time.Duration(bytes) * time.Second / time.Duration(l.rate))
+	}
+	return free
 }
 
 // streams visits the streams of a route in the order of their making.

@@ -13,6 +13,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // put is a put of a session.
@@ -152,7 +154,7 @@ func TestRepeatIsNobodysProperty(t *testing.T) {
 // TestViewsKeepSessions writes snapshots of old views while answers arrive
 // late, in between, and are forgotten.
 func TestViewsKeepSessions(t *testing.T) {
-	seed := rand.Uint64()
+	seed := testenv.Seed(t)
 	random := rand.New(rand.NewPCG(seed, 0))
 	s := New()
 	id := open(t, s, 1, "server")

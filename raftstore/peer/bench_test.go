@@ -42,36 +42,19 @@ func BenchmarkCall(b *testing.B) {
 	}
 }
 
-func BenchmarkPipeline(b *testing.B) {
+func BenchmarkEntries(b *testing.B) {
 	for _, size := range []int{1 << 10, 64 << 10, 512 << 10} {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
 			from, to := pairFor(b)
-			p, err := from.AppendEntriesPipeline(to.id, to.address)
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer p.Close()
-			answered := make(chan struct{})
-			go func() {
-				for range b.N {
-					if err := (<-p.Consumer()).Error(); err != nil {
-						b.Error(err)
-						break
-					}
-				}
-				close(answered)
-			}()
 			data := make([]byte, size)
 			b.SetBytes(int64(size))
-			b.ResetTimer()
-			for i := range b.N {
-				r := from.entries(1, uint64(i+1))
+			for i := uint64(1); b.Loop(); i++ {
+				r := from.entries(1, i)
 				r.Entries[0].Data = data
-				if _, err := p.AppendEntries(r, new(raft.AppendEntriesResponse)); err != nil {
+				if err := from.AppendEntries(to.id, to.address, r, new(raft.AppendEntriesResponse)); err != nil {
 					b.Fatal(err)
 				}
 			}
-			<-answered
 		})
 	}
 }

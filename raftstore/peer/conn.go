@@ -33,6 +33,7 @@ type conn struct {
 	// incoming says that the peer sends raft's messages on it.
 	incoming bool
 	made     time.Time
+	until    time.Time    // the deadline of the message under way
 	wrote    atomic.Int64 // bytes
 	heard    atomic.Int64 // when something was last read, by Transport.clock
 
@@ -70,8 +71,12 @@ func (c *conn) Read(b []byte) (int, error) {
 }
 
 func (c *conn) Write(b []byte) (int, error) {
-	if c.class == classSnapshots {
+	switch c.class {
+	case classSnapshots:
 		_ = c.Conn.SetWriteDeadline(time.Now().Add(snapshotStall))
+	case classEntries:
+		c.until = c.until.Add(time.Duration(len(b)) * time.Second / entriesRate)
+		_ = c.Conn.SetDeadline(c.until)
 	}
 	n, err := c.Conn.Write(b)
 	c.wrote.Add(int64(n))
@@ -80,11 +85,13 @@ func (c *conn) Write(b []byte) (int, error) {
 }
 
 // SetDeadline leaves a snapshot's deadlines to Read and Write: NetworkTransport
-// only knows one for the whole transfer, hours long for a large one.
+// only knows one for the whole transfer, hours long for a large one. For entries
+// it begins a message, and Write adds to it.
 func (c *conn) SetDeadline(t time.Time) error {
 	if c.class == classSnapshots {
 		return nil
 	}
+	c.until = t
 	return c.Conn.SetDeadline(t)
 }
 

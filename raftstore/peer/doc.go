@@ -27,10 +27,13 @@
 //     sent again; raft's messages can be repeated.
 //   - Its dialer knows only an address. The id travels inside it (target), so
 //     that there is no map that two callers could race for.
-//   - Its pipeline blocks for ever if raft stops taking answers after a refusal
-//     while it sends, and then raft's shutdown hangs. See pipeline.
-//   - Raft takes the failure of a pipelined message for contact with the peer.
-//     Those answers are not passed on.
+//   - Raft's pipeline sends a follower that lags so many entries for each new one
+//     or each CommitTimeout, whatever it could take; it blocks for ever after a
+//     refusal; and a failed message counts as contact there. So there is none:
+//     raft sends a message when the one before is answered.
+//   - Raft bounds a message by the number of its entries. Here it has as many as
+//     fit a size, which follows what the peer answers in time. See Transport.fill.
+//   - Its deadline for entries is the same for any size. Here large ones get more.
 //   - After a silent loss of packets, TCP tries again on a connection later and
 //     later. When heartbeats come through on a new one, the old ones are ended.
 //   - Its deadline for a snapshot is hours for a large one, and who gets a
@@ -59,9 +62,8 @@
 //
 // Close ends and waits for all of them: the accept loop, one for each handshake
 // (bounded in time and number), one that passes messages on to raft, one for a
-// snapshot that this server does not need, which it reads to the end, one for
-// each pipeline, one for a peer that is being told what is committed (see
-// Committed), at most one that dials a leader whose connection broke (see
+// snapshot that this server does not need, which it reads to the end, one for a
+// peer that is being told what is committed (see Committed), at most one that dials a leader whose connection broke (see
 // OnGone; less than a second), gRPC's, and NetworkTransport's, which has one
 // for each incoming connection: it waits there until raft's main loop takes a
 // message and answers it, heartbeats too (see Transport.heard). None wakes

@@ -3,6 +3,8 @@
 package peer
 
 import (
+	"context"
+	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -93,6 +95,94 @@ func TestHeartbeatsPastAHangingDisk(t *testing.T) {
 		close(hangs)
 		if r, err := a.beat(b, 8); err != nil || !r.Success {
 			t.Errorf("heartbeat: %+v, %v", r, err)
+		}
+	})
+}
+
+// A follower's disk stalls for long. Who sends it heartbeats or entries gives up, and tries again; none of that stays behind there.
+func TestNothingGathersAtAStalledDisk(t *testing.T) {
+	inMemory(t, func(t *testing.T, m memory) {
+		stalls := make(chan struct{})
+		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", nil)
+		b.setRespond(func(rpc raft.RPC) {
+			<-stalls
+			b.friendly(rpc)
+		})
+		go func() { _ = a.AppendEntries(b.id, b.address, a.entries(7, 3), &raft.AppendEntriesResponse{}) }()
+		synctest.Wait()
+		beats := func(n int) int {
+			for range n {
+				if r, err := a.beat(b, 7); err == nil {
+					t.Fatalf("a heartbeat was answered: %+v", r)
+				}
+			}
+			time.Sleep(time.Minute) // of the bubble: whoever gives up has done so
+			synctest.Wait()
+			return runtime.NumGoroutine()
+		}
+		before := beats(10)
+		if after := beats(100); after > before {
+			t.Errorf("%d goroutines after ten heartbeats, %d after a hundred more", before, after)
+		}
+		if at := a.Contact(b.id); time.Since(at) < time.Minute {
+			t.Errorf("that it is busy counts as contact, %v ago", time.Since(at))
+		}
+		close(stalls)
+	})
+}
+
+// A follower that replies is only known to store while it lacks nothing, or confirms one more entry. Calls prove nothing of the kind.
+func TestStored(t *testing.T) {
+	inMemory(t, func(t *testing.T, m memory) {
+		a := start(t, m, 0, "a.1", nil)
+		stalled := false
+		b := start(t, m, 1, "b.1", func(o *Options) {
+			o.Handle = func(context.Context, string, string, []byte) ([]byte, error) { return nil, nil }
+		})
+		b.setRespond(func(rpc raft.RPC) {
+			if m, ok := rpc.Command.(*raft.AppendEntriesRequest); ok && stalled && len(m.Entries) > 0 {
+				rpc.Respond(nil, errBusy)
+				return
+			}
+			b.friendly(rpc)
+		})
+		stored := func(what string, wantIndex uint64, wantAgo time.Duration) {
+			t.Helper()
+			index, at := a.Stored(b.id, 7)
+			if ago := time.Since(at).Round(time.Second); index != wantIndex || at.IsZero() != (wantAgo < 0) || wantAgo >= 0 && ago != wantAgo {
+				t.Errorf("%s: entry %d, %v ago", what, index, ago)
+			}
+		}
+		beat := func() {
+			t.Helper()
+			if _, err := a.beat(b, 7); err != nil {
+				t.Error(err)
+			}
+		}
+		append := func(index uint64) error {
+			return a.AppendEntries(b.id, b.address, a.entries(7, index), &raft.AppendEntriesResponse{})
+		}
+		beat()
+		stored("it has confirmed nothing", 0, -1)
+		if err := append(3); err != nil {
+			t.Fatal(err)
+		}
+		stored("it has confirmed an entry", 3, 0)
+		time.Sleep(5 * time.Second) // fake time
+		stored("nothing was sent to it", 3, 5*time.Second)
+		beat()
+		stored("it replied, and lacks nothing", 3, 0)
+		stalled = true
+		go func() { _ = append(4) }() // it is tried again while it is busy
+		time.Sleep(time.Second)
+		beat()
+		if _, err := a.Call(t.Context(), string(b.address), "x", nil); err != nil {
+			t.Error(err)
+		}
+		stored("it replied, and lacks an entry", 3, time.Second)
+		a.Committed(7, 9)
+		if index, at := a.Stored(b.id, 8); index != 0 || !at.IsZero() {
+			t.Errorf("in a term in which it got nothing: %d, %v", index, at)
 		}
 	})
 }

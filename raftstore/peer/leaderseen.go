@@ -16,6 +16,7 @@ type leader struct {
 	address raft.ServerAddress
 	term    uint64
 	heard   time.Time // when a message of it came
+	gaps    gaps
 	changed []func()
 }
 
@@ -35,6 +36,35 @@ func (t *Transport) LeaderHeard() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.heard
+}
+
+// LeaderGap is the longest time between two messages of a leader, of the last ten to twenty seconds in which messages came. One of mostGap and more
+// does not count: nobody waits that long.
+func (t *Transport) LeaderGap() time.Duration {
+	l := &t.leader
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return max(l.gaps.longest[0], l.gaps.longest[1])
+}
+
+const (
+	mostGap   = time.Second
+	gapWindow = 10 * time.Second
+)
+
+// gaps are the longest of the present window and of the one before.
+type gaps struct {
+	since   time.Time // when the present window began
+	longest [2]time.Duration
+}
+
+func (g *gaps) note(now time.Time, gap time.Duration) {
+	if now.Sub(g.since) > gapWindow {
+		g.since, g.longest = now, [2]time.Duration{0, g.longest[0]}
+	}
+	if gap < mostGap {
+		g.longest[0] = max(g.longest[0], gap)
+	}
 }
 
 // OnLeader has f called each time LeaderSeen changes, from a goroutine that
@@ -61,13 +91,21 @@ func (t *Transport) saw(rpc raft.RPC) {
 	case *raft.RequestPreVoteRequest:
 		t.moved.met(string(m.ID), string(m.Addr))
 		return
+	case *raft.TimeoutNowRequest:
+		if t.opts.Stands != nil {
+			t.opts.Stands()
+		}
+		return
 	default:
 		return
 	}
 	l := &t.leader
 	l.mu.Lock()
-	if term >= l.term {
-		l.heard = time.Now()
+	if now := time.Now(); term >= l.term {
+		if term == l.term {
+			l.gaps.note(now, now.Sub(l.heard))
+		}
+		l.heard = now
 	}
 	if term < l.term || term == l.term && string(l.id) == string(head.ID) && string(l.address) == string(head.Addr) {
 		l.mu.Unlock()

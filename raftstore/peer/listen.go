@@ -29,8 +29,8 @@ const (
 )
 
 // accept takes connections from the listener until it is closed. One more than
-// may be unidentified, and the one that has been so for longest is hung up on: who
-// says nothing must not keep servers out.
+// may be unidentified, and one of the source that has the most is hung up on, the
+// one that has been so for longest: who says nothing must not keep servers out.
 func (t *Transport) accept() {
 	unidentified := halfopen.Table{Max: maxUnidentified}
 	wait := time.Duration(0)
@@ -48,7 +48,7 @@ func (t *Transport) accept() {
 			continue
 		}
 		wait = 0
-		identified, _ := unidentified.Add(func() { hangUp(c) }) // it is never closed
+		identified, _ := unidentified.Add(c.RemoteAddr(), func() { hangUp(c) }) // it is never closed
 		t.tasks.Go(func() { t.greet(c, identified) })
 	}
 }

@@ -15,9 +15,15 @@ import (
 
 const (
 	defaultTimeout = time.Second
-	// entriesTimeout is the least time for entries, and for votes: the answer waits for the
+	// entriesTimeout is the least time for entries: the answer waits for the
 	// peer's disk, and giving up early means to send the same again.
 	entriesTimeout = 5 * time.Second
+	// entriesRate, in bytes per second, is what a link carries at least: a message gets so much more time. A client's largest write, 1.5 MiB,
+	// gets 48 s.
+	entriesRate = 32 << 10
+	// votesTimeout is the least time for a vote, of which the answer waits for up to four flushes of the peer's disk. One that comes
+	// later is lost, and a disk of three seconds would never elect anybody.
+	votesTimeout = 15 * time.Second
 	// snapshotStall is how long a snapshot may stand still.
 	snapshotStall = 20 * time.Second
 	// snapshotSilence is how long a server that gets a snapshot waits for more
@@ -56,6 +62,13 @@ type Options struct {
 	// itself.
 	Follows func(leader raft.ServerID, term uint64) bool
 
+	// Next returns the entries behind one of a leader's term, as many as there are and take no more than so many bytes (see EntryBytes).
+	// None if this server may not lead the term any more. Nil: raft alone says what a message carries.
+	Next func(term, after uint64, bytes int) []*raft.Log
+
+	// Stands is told that a leader has handed over to this server, before raft is. It must be quick. Nil: nobody is told.
+	Stands func()
+
 	// Snapshot and Install keep from raft what this server holds already: see
 	// prefix.Filter. Nil Snapshot: raft gets every message as it came.
 	Snapshot func() (index, term uint64)
@@ -68,8 +81,8 @@ type Options struct {
 
 	// Timeout is how long a heartbeat, a vote or a connection may take, three to
 	// five election timeouts for example. Entries get five times as much, at
-	// least 5 s, because their answers wait for a disk, and snapshots as long as
-	// they make progress. 0 is one second.
+	// least 5 s, because their answers wait for a disk, and a second more for each
+	// 32 KiB; and snapshots as long as they make progress. 0 is one second.
 	Timeout time.Duration
 }
 

@@ -22,12 +22,14 @@ const (
 type follower struct {
 	header   raft.RPCHeader
 	term     uint64 // of the leader that sends
-	inFlight int    // pipelined messages
+	inFlight int    // messages that carry the log
 	// match is the newest entry that the peer is known to have in term, and
 	// matchTerm the term in which that was made.
 	match, matchTerm uint64
-	told             uint64 // the commit index that the peer was told last
-	commit           uint64 // the newest one
+	sent             uint64    // the newest entry that a message to it had
+	stored           time.Time // when it last had all that this leader sent or committed, or confirmed one more entry
+	told             uint64    // the commit index that the peer was told last
+	commit           uint64    // the newest one
 	pushing          bool
 }
 
@@ -69,7 +71,7 @@ func proven(r *raft.AppendEntriesRequest) {
 }
 
 // sending notes a message that carries the log, or nothing but the commit index.
-func (p *peer) sending(r *raft.AppendEntriesRequest, pipelined bool) {
+func (p *peer) sending(r *raft.AppendEntriesRequest) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if r.Term > p.log.term {
@@ -78,19 +80,18 @@ func (p *peer) sending(r *raft.AppendEntriesRequest, pipelined bool) {
 	if r.Term == p.log.term {
 		p.log.header = r.RPCHeader
 		p.log.told = max(p.log.told, r.LeaderCommitIndex)
+		if n := len(r.Entries); n > 0 {
+			p.log.sent = max(p.log.sent, r.Entries[n-1].Index)
+		}
 	}
-	if pipelined {
-		p.log.inFlight++
-	}
+	p.log.inFlight++
 }
 
 // outcome notes the outcome of what was sending.
-func (p *peer) outcome(r *raft.AppendEntriesRequest, accepted, pipelined bool) {
+func (p *peer) outcome(r *raft.AppendEntriesRequest, accepted bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if pipelined && p.log.inFlight > 0 {
-		p.log.inFlight--
-	}
+	p.log.inFlight--
 	if !accepted || r.Term != p.log.term {
 		return
 	}
@@ -99,15 +100,37 @@ func (p *peer) outcome(r *raft.AppendEntriesRequest, accepted, pipelined bool) {
 		index, term = r.Entries[n-1].Index, r.Entries[n-1].Term
 	}
 	if index > p.log.match {
-		p.log.match, p.log.matchTerm = index, term
+		p.log.match, p.log.matchTerm, p.log.stored = index, term, time.Now()
 	}
 }
 
-// pipelining begins a pipeline: what the one before had in flight is lost.
-func (p *peer) pipelining() {
+// reply notes that the peer replied to a heartbeat of a term. A server whose disk stalls does that too, so it only counts as storing while
+// it lacks nothing.
+func (p *peer) reply(term uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.log.inFlight = 0
+	if p.log.term == term && p.log.match > 0 && p.log.match >= max(p.log.sent, p.log.commit) {
+		p.log.stored = time.Now()
+	}
+}
+
+// Stored returns the newest entry that a server has confirmed to this leader of a term, hence flushed to its disk, and when it was last
+// stored: the newest moment at which the server confirmed one more entry, or replied while it lacked none. Both are zero if it has
+// confirmed nothing in the term. What it replies to calls does not count, unlike for [Transport.Contact]: a process replies whose disk
+// stalls.
+func (t *Transport) Stored(id raft.ServerID, term uint64) (index uint64, at time.Time) {
+	t.mu.Lock()
+	p := t.peers[string(id)]
+	t.mu.Unlock()
+	if p == nil {
+		return 0, time.Time{}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.log.term != term {
+		return 0, time.Time{}
+	}
+	return p.log.match, p.log.stored
 }
 
 // due returns the message that tells the peer what is committed, if it has to

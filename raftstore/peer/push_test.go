@@ -66,19 +66,17 @@ func TestCommitted(t *testing.T) {
 		stalls.Store(false)
 
 		// With more under way, that will tell.
-		p, err := a.AppendEntriesPipeline(b.id, b.address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer p.Close()
 		m.Delay("b", "a", 100*time.Millisecond, 0)
-		if _, err := p.AppendEntries(a.entries(3, 8), new(raft.AppendEntriesResponse)); err != nil {
-			t.Fatal(err)
-		}
+		answered := make(chan error)
+		go func() {
+			answered <- a.AppendEntries(b.id, b.address, a.entries(3, 8), new(raft.AppendEntriesResponse))
+		}()
 		<-told
 		a.Committed(3, 8)
 		silence()
-		<-p.Consumer()
+		if err := <-answered; err != nil {
+			t.Fatal(err)
+		}
 		commit(8)
 	})
 }
@@ -159,38 +157,22 @@ func TestCommitIsProven(t *testing.T) {
 		a := &node{place: 0}
 		a.run(t, m, voters(m, 3))
 		defer a.stop(t)
-		send := func(from *server, r *raft.AppendEntriesRequest, pipelined bool) {
+		send := func(from *server, r *raft.AppendEntriesRequest) {
 			t.Helper()
 			r.RPCHeader = from.header()
 			answer := new(raft.AppendEntriesResponse)
-			if !pipelined {
-				if err := from.AppendEntries("a.1", "a", r, answer); err != nil || !answer.Success {
-					t.Fatalf("%+v, %v", answer, err)
-				}
-				return
-			}
-			p, err := from.AppendEntriesPipeline("a.1", "a")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer p.Close()
-			if _, err := p.AppendEntries(r, answer); err != nil {
-				t.Fatal(err)
-			}
-			if f := <-p.Consumer(); f.Error() != nil || !f.Response().Success {
-				t.Fatalf("%+v, %v", f.Response(), f.Error())
+			if err := from.AppendEntries("a.1", "a", r, answer); err != nil || !answer.Success {
+				t.Fatalf("%+v, %v", answer, err)
 			}
 		}
 		left := &raft.AppendEntriesRequest{Term: 2, PrevLogEntry: 1, PrevLogTerm: 1, LeaderCommitIndex: 1}
 		for index := uint64(2); index <= 5; index++ {
 			left.Entries = append(left.Entries, &raft.Log{Index: index, Term: 2, Type: raft.LogNoop})
 		}
-		send(b, left, false)
-		for _, pipelined := range []bool{false, true} {
-			send(c, &raft.AppendEntriesRequest{Term: 3, PrevLogEntry: 2, PrevLogTerm: 2, LeaderCommitIndex: 9}, pipelined)
-			if got := a.CommitIndex(); got != 2 {
-				t.Fatalf("pipelined %v: it committed up to entry %d, of which the leader proved 2", pipelined, got)
-			}
+		send(b, left)
+		send(c, &raft.AppendEntriesRequest{Term: 3, PrevLogEntry: 2, PrevLogTerm: 2, LeaderCommitIndex: 9})
+		if got := a.CommitIndex(); got != 2 {
+			t.Fatalf("it committed up to entry %d, of which the leader proved 2", got)
 		}
 	})
 }

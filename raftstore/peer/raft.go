@@ -44,8 +44,13 @@ func (t *Transport) Consumer() <-chan raft.RPC { return t.rpcs }
 // there is one.
 func (t *Transport) passOn() {
 	toRaft := func(rpc raft.RPC) bool {
+		late := time.NewTimer(t.votesTime())
+		defer late.Stop()
 		select {
 		case t.rpcs <- rpc:
+			return true
+		case <-late.C:
+			rpc.Respond(nil, errBusy)
 			return true
 		case <-t.ctx.Done():
 			return false // NetworkTransport stops waiting for an answer too
@@ -82,20 +87,28 @@ func (t *Transport) SetHeartbeatHandler(func(raft.RPC)) {
 // busyAfter is how long raft's main loop has for a heartbeat.
 const busyAfter = 25 * time.Millisecond
 
+// errBusy is the answer to a message that raft's main loop did not take for as long as its sender waits at most. A handler without an
+// answer would keep its goroutine and its connection for as long as a stalled disk keeps raft, and the sender makes another one each time.
+var errBusy = errors.New("peer: raft is busy here, its disk may be stalled")
+
 // heard passes a heartbeat on to raft. If raft's main loop does not come for it,
 // since it waits for a disk, but follows that leader in that term, its answer is
 // known, and given in its stead: the disk of a follower must not depose the
 // leader.
 func (t *Transport) heard(rpc raft.RPC) {
 	t.saw(rpc)
-	busy := time.NewTimer(busyAfter)
+	busy, late := time.NewTimer(busyAfter), time.NewTimer(t.opts.Timeout)
 	defer busy.Stop()
+	defer late.Stop()
 	for {
 		select {
 		case t.rpcs <- rpc:
 			return
 		case <-t.ctx.Done():
 			return // NetworkTransport stops waiting for an answer too
+		case <-late.C:
+			rpc.Respond(nil, errBusy)
+			return
 		case <-busy.C:
 		}
 		m, ok := rpc.Command.(*raft.AppendEntriesRequest)
@@ -125,28 +138,45 @@ func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *
 	var fresh raft.AppendEntriesResponse
 	p := t.peer(string(id))
 	if !beat {
+		t.fill(p, args)
 		proven(args)
-		p.sending(args, false)
+		p.sending(args)
 	}
 	once := func(to raft.ServerAddress) error {
 		fresh, start = raft.AppendEntriesResponse{}, time.Now()
 		return network.AppendEntries(id, to, args, &fresh)
 	}
+	attempt := func() error {
+		began := time.Now()
+		err := t.send(id, a, c, once)
+		if !beat {
+			p.paced(args, time.Since(began), t.entriesTime(), err)
+		}
+		return err
+	}
 	began := time.Now()
-	err := t.send(id, a, c, once)
+	err := attempt()
 	if err != nil && !beat && t.await(p, began) {
 		if err = t.withheld(); err == nil {
-			err = t.send(id, a, c, once)
+			p.cut(args) // it may have been too much for the link
+			proven(args)
+			err = attempt()
 		}
 	}
 	*resp = fresh
+	accepted := err == nil && fresh.Success && fresh.Term == args.Term
+	if !beat {
+		p.outcome(args, accepted)
+	}
 	if err != nil {
 		return err
 	}
 	if beat {
 		p.beat(time.Since(start))
+		if accepted {
+			p.reply(args.Term)
+		}
 	} else {
-		p.outcome(args, fresh.Success && fresh.Term == args.Term, false)
 		t.push(p)
 	}
 	return nil
@@ -288,7 +318,8 @@ func (t *Transport) note(id raft.ServerID, a raft.ServerAddress, err error) {
 	switch {
 	case err == nil:
 		p.answer(string(a))
-	case dial, broken(err), errors.Is(err, os.ErrDeadlineExceeded):
+	case dial, broken(err), errors.Is(err, os.ErrDeadlineExceeded),
+		err.Error() == errBusy.Error(): // from the other side, so only its text is left
 		if p.fail(string(a), err) && t.ctx.Err() == nil {
 			t.opts.Logger.Info("a server does not answer", "peer", id, "address", a, "error", err)
 		}
@@ -297,30 +328,8 @@ func (t *Transport) note(id raft.ServerID, a raft.ServerAddress, err error) {
 	}
 }
 
-// AppendEntriesPipeline returns a way to send entries before earlier ones are
-// answered.
-func (t *Transport) AppendEntriesPipeline(id raft.ServerID, a raft.ServerAddress) (raft.AppendPipeline, error) {
-	if err := t.withheld(); err != nil {
-		return nil, err
-	}
-	inner, err := t.entries.AppendEntriesPipeline(id, target(id, a))
-	if err != nil {
-		t.note(id, a, err)
-		return nil, err
-	}
-	p := &pipeline{
-		t: t, id: id, address: a, inner: inner,
-		answers: make(chan raft.AppendFuture),
-		closed:  make(chan struct{}),
-	}
-	pipelined := t.peer(string(id))
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		_ = inner.Close()
-		return nil, fmt.Errorf("replicate to %s: %w", id, raft.ErrTransportShutdown)
-	}
-	t.tasks.Go(p.run)
-	pipelined.pipelining()
-	return p, nil
+// AppendEntriesPipeline fails, so that raft sends each message after the answer to the one before, with all that the peer lacks by then.
+// In its pipeline raft sends a follower that lags one message for each new entry or CommitTimeout, whatever it could take.
+func (t *Transport) AppendEntriesPipeline(raft.ServerID, raft.ServerAddress) (raft.AppendPipeline, error) {
+	return nil, raft.ErrPipelineReplicationNotSupported
 }

@@ -83,9 +83,6 @@ func TestWrongServer(t *testing.T) {
 			} else if !strings.Contains(err.Error(), c.reason) {
 				t.Error(err)
 			}
-			if _, err := c.from.AppendEntriesPipeline(c.id, c.to.address); !errors.As(err, &refused) {
-				t.Error(err)
-			}
 		}
 		if _, err := a.beat(b, 1); err != nil { // by its right name
 			t.Fatal(err)
@@ -161,11 +158,6 @@ func TestWithhold(t *testing.T) {
 		var stalls atomic.Bool
 		a := start(t, g, 0, "a.1", func(o *Options) { o.Withhold = stalls.Load })
 		b := start(t, g, 1, "b.1", nil)
-		p, err := a.AppendEntriesPipeline(b.id, b.address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer p.Close()
 		messages := map[string]func() error{
 			"heartbeat": func() error { _, err := a.beat(b, 1); return err },
 			"entries": func() error {
@@ -179,20 +171,6 @@ func TestWithhold(t *testing.T) {
 			},
 			"snapshot": func() error {
 				return a.InstallSnapshot(b.id, b.address, &raft.InstallSnapshotRequest{}, &raft.InstallSnapshotResponse{}, strings.NewReader(""))
-			},
-			"pipeline": func() error {
-				p, err := a.AppendEntriesPipeline(b.id, b.address)
-				if err == nil {
-					err = p.Close()
-				}
-				return err
-			},
-			"in the pipeline": func() error {
-				_, err := p.AppendEntries(a.entries(1, 6), new(raft.AppendEntriesResponse))
-				if err == nil {
-					<-p.Consumer()
-				}
-				return err
 			},
 		}
 		for _, on := range []bool{false, true, false} {

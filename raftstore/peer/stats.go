@@ -31,6 +31,7 @@ type peer struct {
 	smooth    time.Duration
 	silent    time.Time // when the first of the heartbeats began that were not answered in time
 	log       follower
+	message   int // bytes that the entries of a message take at most, or it has a single one
 }
 
 // PeerStats is what is known of another server.
@@ -79,7 +80,7 @@ func (t *Transport) Retain(ids []raft.ServerID) {
 	}
 }
 
-// Contact returns when the server last answered anything, or the zero time.
+// Contact returns when the server last answered anything, or the zero time. It proves a process, and no disk: see [Transport.Stored].
 func (t *Transport) Contact(id raft.ServerID) time.Time {
 	t.mu.Lock()
 	p := t.peers[string(id)]
@@ -97,7 +98,7 @@ func (t *Transport) peer(id string) *peer {
 	defer t.mu.Unlock()
 	p := t.peers[id]
 	if p == nil {
-		p = &peer{id: id, rtts: metrics.NewPeerHistogram()}
+		p = &peer{id: id, rtts: metrics.NewPeerHistogram(), message: firstMessage}
 		t.peers[id] = p
 	}
 	return p

@@ -81,8 +81,8 @@ func New(o Options) (*Transport, error) {
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.beats = t.network(classBeats, o.Timeout, t.raftConns)
-	t.votes = t.network(classBeats, max(5*o.Timeout, entriesTimeout), newQueue(o.Address))
-	t.entries = t.network(classEntries, max(5*o.Timeout, entriesTimeout), newQueue(o.Address))
+	t.votes = t.network(classBeats, t.votesTime(), newQueue(o.Address))
+	t.entries = t.network(classEntries, t.entriesTime(), newQueue(o.Address))
 	t.snapshots = t.network(classSnapshots, o.Timeout, newQueue(o.Address))
 	t.tasks.Go(t.passOn)
 	if o.Listener != nil {
@@ -94,16 +94,19 @@ func New(o Options) (*Transport, error) {
 
 func (t *Transport) network(c class, timeout time.Duration, incoming *queue) *raft.NetworkTransport {
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Logger:  hclog.NewNullLogger(), // what it says is said better by the errors it returns
-		Stream:  &streams{queue: incoming, t: t, class: c},
-		MaxPool: maxPool,
-		Timeout: timeout,
-		// Two in flight: the next is prepared while one is answered. More makes
-		// latency worse, says upstream.
-		MaxRPCsInFlight:         raft.DefaultMaxRPCsInFlight,
+		Logger:                  hclog.NewNullLogger(), // what it says is said better by the errors it returns
+		Stream:                  &streams{queue: incoming, t: t, class: c},
+		MaxPool:                 maxPool,
+		Timeout:                 timeout,
 		MsgpackUseNewTimeFormat: true,
 	})
 }
+
+// entriesTime is how long entries may take: they wait for a disk.
+func (t *Transport) entriesTime() time.Duration { return max(5*t.opts.Timeout, entriesTimeout) }
+
+// votesTime is how long a vote may take, the longest of all messages.
+func (t *Transport) votesTime() time.Duration { return max(5*t.opts.Timeout, votesTimeout) }
 
 // clock is a moment as a number, of nanoseconds since the transport began: whoever sets this machine's clock does not change it.
 func (t *Transport) clock(at time.Time) int64 { return int64(at.Sub(t.began)) }

@@ -17,8 +17,8 @@ type Member struct {
 	ID, Node string
 	Voter    bool
 	Self     bool // the leader
-	Healthy  bool // it answers
-	Gone     bool // it has not answered for long, or another member of its name took its place
+	Healthy  bool // it stores, not only answers
+	Gone     bool // it has not stored for long, or another member of its name took its place
 	CaughtUp bool // its log goes as far as the leader's, or nearly
 }
 
@@ -97,7 +97,7 @@ func dismiss(members []Member, m Member) Change {
 	return Change{Demote, m}
 }
 
-// Superseded says that another member of the same name answers: the server came
+// Superseded says that another member of the same name is healthy: the server came
 // back with another directory.
 func Superseded(members []Member, m Member) bool {
 	return slices.ContainsFunc(members, func(o Member) bool { return o.ID != m.ID && o.Node == m.Node && o.Healthy })

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"slices"
 	"strconv"
@@ -14,11 +15,13 @@ import (
 	"github.com/spf13/pflag"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apiserver/pkg/features"
+	"k8s.io/apiserver/pkg/server/flagz"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	basecompatibility "k8s.io/component-base/compatibility"
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
 
+	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/upstreamflags"
 )
 
@@ -50,13 +53,18 @@ var ownFlags = map[string]string{
 func runOptions(ctx context.Context, o Options) (kubeoptions.CompletedOptions, error) {
 	s := kubeoptions.NewServerRunOptions()
 	addNodeClaims(s, o.NodeClaims)
-	addServiceClaims(s)
+	addServiceExternalIPs(s, o.NodeClaims)
 	if err := fill(s, o); err != nil {
 		return kubeoptions.CompletedOptions{}, err
 	}
-	if err := applyExtraArgs(s, o.ExtraArgs); err != nil {
+	args, err := profileArgs(o)
+	if err != nil {
 		return kubeoptions.CompletedOptions{}, err
 	}
+	if err := applyExtraArgs(s, append(args, o.ExtraArgs...)); err != nil {
+		return kubeoptions.CompletedOptions{}, err
+	}
+	dropFormerPlugins(s, o.Logger)
 	keepNodeRestriction(s)
 	if err := restrictAnonymous(s, o); err != nil {
 		return kubeoptions.CompletedOptions{}, err
@@ -85,7 +93,7 @@ func fill(s *kubeoptions.ServerRunOptions, o Options) error {
 	}
 	s.SecureServing.ServerCert.CertKey.CertFile = o.TLSCertFile
 	s.SecureServing.ServerCert.CertKey.KeyFile = o.TLSKeyFile
-	s.SecureServing.MinTLSVersion = "VersionTLS12"
+	s.SecureServing.MinTLSVersion, s.SecureServing.CipherSuites = "VersionTLS12", cluster.CipherSuiteNames()
 
 	authn := s.Authentication
 	authn.ClientCert.ClientCA = o.ClientCAFile
@@ -93,6 +101,7 @@ func fill(s *kubeoptions.ServerRunOptions, o Options) error {
 	authn.ServiceAccounts.KeyFiles = o.ServiceAccountKeyFiles
 	authn.ServiceAccounts.Issuers = []string{o.ServiceAccountIssuer}
 	s.ServiceAccountSigningKeyFile = o.ServiceAccountSigningKeyFile
+	authn.ServiceAccounts.ExtendExpiration = false // a pod's token of an hour is one: upstream's is good for a year, for clients of 2020 that read it once
 	if o.RequestHeaderCAFile != "" {
 		authn.RequestHeader.ClientCAFile = o.RequestHeaderCAFile
 		authn.RequestHeader.AllowedNames = o.RequestHeaderAllowedNames
@@ -141,6 +150,23 @@ func keepNodeRestriction(s *kubeoptions.ServerRunOptions) {
 	}
 }
 
+// dropFormerPlugins leaves out the name of the admission plugin that serviceExternalIPsPlugin replaced: upstream refuses names that it
+// does not know, and a server
+// that was configured for an earlier version has to start.
+func dropFormerPlugins(s *kubeoptions.ServerRunOptions, log *slog.Logger) {
+	const former = "CoracleServiceClaims"
+	admission := s.Admission.GenericAdmission
+	for _, list := range []*[]string{&admission.EnablePlugins, &admission.DisablePlugins} {
+		if before := len(*list); before > 0 {
+			*list = slices.DeleteFunc(*list, func(name string) bool { return name == former })
+			if len(*list) < before {
+				log.Warn("there is no admission plugin " + former + " any more, and naming it does nothing; " +
+					serviceExternalIPsPlugin + " took its place: see External IPs in docs/security.md")
+			}
+		}
+	}
+}
+
 // CheckArgs finds mistakes in kube-apiserver flags, each NAME=VALUE, without starting anything: names that upstream does
 // not have, values that it cannot read, unknown feature gates, and flags that are not an operator's to set here.
 func CheckArgs(args []string) error {
@@ -149,7 +175,7 @@ func CheckArgs(args []string) error {
 	}
 	s := kubeoptions.NewServerRunOptions()
 	addNodeClaims(s, &NodeClaims{}) // its name may be given
-	addServiceClaims(s)
+	addServiceExternalIPs(s, nil)
 	// A registry of its own: what is set in the process-wide one counts for the whole process.
 	s.GenericServerRunOptions.ComponentGlobalsRegistry = basecompatibility.NewComponentGlobalsRegistry()
 	if err := applyExtraArgs(s, args); err != nil {
@@ -196,6 +222,7 @@ const peerProxy = features.UnknownVersionInteroperabilityProxy
 // applyExtraArgs sets NAME=VALUE arguments through upstream's own flags.
 func applyExtraArgs(s *kubeoptions.ServerRunOptions, args []string) error {
 	sets := s.Flags()
+	s.Flagz = flagz.NamedFlagSetsReader{FlagSets: sets} // /flagz shows them, as upstream's server does
 	refused := map[string]upstreamflags.Refusal{}
 	for name, reason := range ownFlags {
 		refused[name] = upstreamflags.Refusal{Reason: reason}

@@ -3,6 +3,9 @@
 package apiserver
 
 import (
+	"bytes"
+	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"os"
@@ -51,6 +54,24 @@ func TestExtraArgs(t *testing.T) {
 				t.Errorf("%v: error %v, want one with %s", test.args, err, want)
 			}
 		}
+	}
+}
+
+// TestFill: what is stricter than upstream's, and that an argument of the operator's goes before it.
+func TestFill(t *testing.T) {
+	s := kubeoptions.NewServerRunOptions()
+	if err := fill(s, Options{}.withDefaults()); err != nil {
+		t.Fatal(err)
+	}
+	if s.Authentication.ServiceAccounts.ExtendExpiration || len(s.SecureServing.CipherSuites) != 6 {
+		t.Errorf("tokens are extended: %t, cipher suites %v", s.Authentication.ServiceAccounts.ExtendExpiration, s.SecureServing.CipherSuites)
+	}
+	const weak = "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA"
+	if err := applyExtraArgs(s, []string{"service-account-extend-token-expiration=true", "tls-cipher-suites=" + weak}); err != nil {
+		t.Fatal(err)
+	}
+	if !s.Authentication.ServiceAccounts.ExtendExpiration || !slices.Equal(s.SecureServing.CipherSuites, []string{weak}) {
+		t.Errorf("against the operator's arguments: tokens are extended: %t, cipher suites %v", s.Authentication.ServiceAccounts.ExtendExpiration, s.SecureServing.CipherSuites)
 	}
 }
 
@@ -126,6 +147,35 @@ func TestNodeRestrictionStays(t *testing.T) {
 		keepNodeRestriction(s)
 		if got := strings.Join(s.Admission.GenericAdmission.EnablePlugins, ","); got != want {
 			t.Errorf("%q: plugins %q, want %q", args, got, want)
+		}
+	}
+}
+
+// TestNamesOfFormerPlugins: a configuration that names an admission plugin of an earlier version is taken, with a warning that names
+// what replaced it.
+func TestNamesOfFormerPlugins(t *testing.T) {
+	for args, want := range map[string]string{
+		"disable-admission-plugins=CoracleServiceClaims,PodSecurity": "[] [PodSecurity]",
+		"enable-admission-plugins=CoracleServiceClaims":              "[] []",
+		"disable-admission-plugins=PodSecurity":                      "[] [PodSecurity]",
+		"disable-admission-plugins=CoracleServiceExternalIPs":        "[] [CoracleServiceExternalIPs]",
+	} {
+		s := kubeoptions.NewServerRunOptions()
+		addServiceExternalIPs(s, nil)
+		if err := applyExtraArgs(s, []string{args}); err != nil {
+			t.Fatal(err)
+		}
+		var log bytes.Buffer
+		dropFormerPlugins(s, slog.New(slog.NewTextHandler(&log, nil)))
+		if errs := s.Admission.Validate(); len(errs) > 0 {
+			t.Errorf("%s: %v", args, errs)
+		}
+		if got := fmt.Sprint(s.Admission.GenericAdmission.EnablePlugins, s.Admission.GenericAdmission.DisablePlugins); got != want {
+			t.Errorf("%s: the plugins are %s, want %s", args, got, want)
+		}
+		warned := strings.Contains(log.String(), "level=WARN") && strings.Contains(log.String(), "CoracleServiceExternalIPs")
+		if former := strings.Contains(args, "Claims"); warned != former || strings.Count(log.String(), "\n") > 1 {
+			t.Errorf("%s: the log has %q", args, log.String())
 		}
 	}
 }

@@ -64,6 +64,7 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	if err != nil {
 		return nil, fmt.Errorf("building the loopback client: %w", err)
 	}
+	c.Flagz = opts.Flagz
 	g := &generic{config: c, transport: transport}
 	g.informers = ownInformers{informers.NewSharedInformerFactoryWithOptions(client, informerResync,
 		informers.WithTransform(alike.Transform(trim)), informers.WithInformerName(opts.InformerName))}
@@ -144,6 +145,7 @@ func (g *generic) applyStorage(opts kubeoptions.CompletedOptions, cache cachingF
 		cache.RESTOptionsGetter = c.RESTOptionsGetter
 		c.RESTOptionsGetter = cache
 	}
+	c.RESTOptionsGetter = networkPods{c.RESTOptionsGetter}
 	g.storage = factory
 	return nil
 }

@@ -33,6 +33,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
@@ -178,8 +179,7 @@ func TestMovingClientsOverHTTP(t *testing.T) {
 		return rt
 	}
 	rt, upgrading := transport(), transport("http/1.1")
-	seed := rand.Uint64()
-	t.Log("seed", seed)
+	seed := testenv.Seed(t)
 	for i, kind := range movingKinds {
 		t.Run(kind.resource.Resource, func(t *testing.T) {
 			t.Parallel()

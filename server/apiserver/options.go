@@ -109,12 +109,16 @@ type Options struct {
 	// start-up hooks begin, which end the process when they find a store that does not answer for a minute.
 	Await func(ctx context.Context) error
 
+	// Profile is ProfileCIS or empty; AuditLog is where that writes what was done by whom.
+	Profile, AuditLog string
+
 	// ExtraArgs are kube-apiserver flags as NAME=VALUE, applied last.
 	ExtraArgs []string
 
 	Logger *slog.Logger
 
 	// seriesKept is seriesKept when zero; tests wait for less.
+	strangers  int // the bound of connections without an authenticated request; by the memory when 0
 	seriesKept time.Duration
 	// cacheKept is how long a watch cache stays when few watch.
 	cacheKept time.Duration
@@ -171,6 +175,9 @@ func (o Options) validate() error {
 	}
 	if o.AdvertiseAddress == nil {
 		errs = append(errs, errors.New("apiserver.Options.AdvertiseAddress is required"))
+	}
+	if o.Profile != "" && (o.Profile != ProfileCIS || o.AuditLog == "") {
+		errs = append(errs, fmt.Errorf("apiserver.Options.Profile: want %s with an AuditLog, or none, got %q", ProfileCIS, o.Profile))
 	}
 	if o.Listener == nil && o.Port <= 0 {
 		errs = append(errs, errors.New("apiserver.Options: one of Port and Listener is required"))

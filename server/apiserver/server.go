@@ -58,6 +58,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
+	strangers := boundStrangers(&o)
 	opts, err := runOptions(ctx, o)
 	if err != nil {
 		return nil, err
@@ -74,6 +75,9 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	s.transport = memtransport.New(memtransport.Options{Logger: o.Logger})
 	g, err := buildGeneric(opts, s.transport, uuid.NewString(), o.Dial, cachingFrom{from: o.CacheFrom, kept: o.cacheKept, tellAfter: o.cacheTells, log: o.Logger}, o.Logger)
 	if err == nil {
+		if strangers != nil {
+			g.config.Authentication.Authenticator = identifying{g.config.Authentication.Authenticator, strangers}
+		}
 		s.fenceTerms(g.config)
 		s.loopback = g.config.LoopbackClientConfig
 		s.nodes = g.informers.Core().V1().Nodes().Lister() // of an informer that admission of what nodes write needs anyway

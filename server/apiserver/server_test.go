@@ -308,6 +308,13 @@ func testTLSVersions(t *testing.T, s *running) {
 			t.Errorf("%s: %v", tls.VersionName(v), err)
 		}
 	}
+	old := s.anonymous(t, func(c *tls.Config) {
+		c.MaxVersion, c.CipherSuites = tls.VersionTLS12, []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA, tls.TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA}
+	})
+	if resp, err := old.Get(s.url + "/livez"); err == nil {
+		resp.Body.Close()
+		t.Errorf("%s is accepted", tls.CipherSuiteName(resp.TLS.CipherSuite))
+	}
 	for _, v := range []uint16{tls.VersionTLS10, tls.VersionTLS11} {
 		if err := get(v); err == nil {
 			t.Errorf("%s is accepted", tls.VersionName(v))

@@ -37,6 +37,8 @@ import (
 	nodestore "k8s.io/kubernetes/pkg/registry/core/node/storage"
 	podstore "k8s.io/kubernetes/pkg/registry/core/pod/storage"
 	secretstore "k8s.io/kubernetes/pkg/registry/core/secret/storage"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // plainStorage is storage of built-in resources in the fixture's store, as the server has it without caches.
@@ -270,9 +272,8 @@ func (p *pair) differs() error {
 // TestCacheTellsWhatTheStoreTells changes objects at random, and asks store and cache for the same watches at random.
 func TestCacheTellsWhatTheStoreTells(t *testing.T) {
 	newFixture(t)
-	seed := rand.Uint64()
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
-	t.Log("seed", seed)
 	for name, b := range newBoth(t, 1, time.Hour) {
 		t.Run(name, func(t *testing.T) { b.compare(t, r) })
 	}

@@ -57,9 +57,12 @@ func (s *sharing) Watch(ctx context.Context, key string, opts storage.ListOption
 	if opts.SendInitialEvents != nil && *opts.SendInitialEvents { // a list as a watch
 		s.forget()
 	}
-	w := &sharingWatch{Interface: in, out: make(chan watch.Event), stopped: make(chan struct{})}
-	go w.run(s)
-	return w, nil
+	return mapWatch(in, func(e watch.Event) watch.Event {
+		if e.Type == watch.Added || e.Type == watch.Modified || e.Type == watch.Deleted {
+			s.keep(e.Type, e.Object)
+		}
+		return e
+	}), nil
 }
 
 // forget is for when all objects come anew.
@@ -97,8 +100,14 @@ func (s *sharing) keep(kind watch.EventType, o runtime.Object) {
 	s.newest[name] = o
 }
 
-// sharingWatch passes on a watch's events.
-type sharingWatch struct {
+// mapWatch passes on a watch's events as f makes them. Unlike watch.Filter it also ends what waits for a reader that is gone.
+func mapWatch(in watch.Interface, f func(watch.Event) watch.Event) watch.Interface {
+	w := &mappedWatch{Interface: in, out: make(chan watch.Event), stopped: make(chan struct{})}
+	go w.run(f)
+	return w
+}
+
+type mappedWatch struct {
 	watch.Interface
 	out     chan watch.Event
 	stopped chan struct{}
@@ -106,22 +115,19 @@ type sharingWatch struct {
 }
 
 // ResultChan implements watch.Interface.
-func (w *sharingWatch) ResultChan() <-chan watch.Event { return w.out }
+func (w *mappedWatch) ResultChan() <-chan watch.Event { return w.out }
 
-// Stop implements watch.Interface. Unlike watch.Filter's it also ends what waits for a reader that is gone.
-func (w *sharingWatch) Stop() {
+// Stop implements watch.Interface.
+func (w *mappedWatch) Stop() {
 	w.stop.Do(func() { close(w.stopped) })
 	w.Interface.Stop()
 }
 
-func (w *sharingWatch) run(s *sharing) {
+func (w *mappedWatch) run(f func(watch.Event) watch.Event) {
 	defer close(w.out)
 	for e := range w.Interface.ResultChan() {
-		if e.Type == watch.Added || e.Type == watch.Modified || e.Type == watch.Deleted {
-			s.keep(e.Type, e.Object)
-		}
 		select {
-		case w.out <- e:
+		case w.out <- f(e):
 		case <-w.stopped:
 			return
 		}

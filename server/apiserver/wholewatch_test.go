@@ -36,6 +36,7 @@ import (
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	featuregatetesting "k8s.io/component-base/featuregate/testing"
 
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
 )
 
@@ -207,8 +208,7 @@ func TestWatchEndsForWhoReadsOn(t *testing.T) {
 	newFixture(t)
 	plain := newPlainStorage()
 	b := both{store: newConfigMaps(t, plain), make: newConfigMap}
-	seed := rand.Uint64()
-	t.Log("seed", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	first := b.change(t, r)
 	whole, err := b.store.Watch(t.Context(), &metainternal.ListOptions{ResourceVersion: first})
@@ -424,8 +424,7 @@ func (c *resuming) differs(want *resuming) error {
 // to list again.
 func TestMovingClientsHearEverythingOnce(t *testing.T) {
 	newFixture(t)
-	seed := rand.Uint64()
-	t.Log("seed", seed)
+	seed := testenv.Seed(t)
 	for name, b := range newBoth(t, 4, 5*time.Millisecond) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -4,7 +4,7 @@
 // local storage, the Service of the cluster's DNS, and that Service's endpoints, one for each node.
 //
 // It owns those objects and puts them right at each start, by server-side apply: an apply that changes nothing writes
-// nothing. It never touches an object that it did not make.
+// nothing. Of objects that it did not make it touches the default accounts of system namespaces, in a field that nobody has set.
 package bootstrap
 
 import (
@@ -64,10 +64,11 @@ func Apply(ctx context.Context, o Options) error {
 	if err := beginBackend(ctx, o); err != nil {
 		return err
 	}
+	tokens := withholdTokens(ctx, o.Client)
 	if o.ClusterDNS == nil {
-		return removeDNSService(ctx, o.Client)
+		return errors.Join(tokens, removeDNSService(ctx, o.Client))
 	}
-	return applyDNSService(ctx, o.Client, o.ClusterDNS)
+	return errors.Join(tokens, applyDNSService(ctx, o.Client, o.ClusterDNS))
 }
 
 // ErrDNSAddress says that another Service has the address of the cluster's DNS, or that no Service can have it. The rest
@@ -94,7 +95,7 @@ var bindings = []binding{
 var formerBindings = []string{"system:coracle:node-bootstrapper", "system:coracle:node-certificate", "system:coracle:node-certificate-renewal"}
 
 func applyRoles(ctx context.Context, c kubernetes.Interface) error {
-	errs := []error{applyNetworkRole(ctx, c), applyHoldersRole(ctx, c), applyMetricsRole(ctx, c), removeFormerBindings(ctx, c)}
+	errs := []error{applyNetworkRole(ctx, c), applyHoldersRole(ctx, c), applyMetricsRole(ctx, c), applyExternalIPsRole(ctx, c), removeFormerBindings(ctx, c)}
 	for _, b := range bindings {
 		subject := rbacv1ac.Subject().WithAPIGroup(rbacv1.GroupName)
 		if b.user != "" {
@@ -139,6 +140,14 @@ func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
 			rbacv1ac.PolicyRule().WithAPIGroups("", "events.k8s.io").WithResources("events").WithVerbs("create", "patch", "update"),
 		), force())
 	return wrap("ClusterRole", pki.NetworkUser, err)
+}
+
+// applyExternalIPsRole makes the role that allows Services' external IPs. Administrators bind it; it aggregates to no other role, since
+// whoever has it answers for addresses outside the cluster.
+func applyExternalIPsRole(ctx context.Context, c kubernetes.Interface) error {
+	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(cluster.ExternalIPsRole).WithLabels(map[string]string{managedBy: manager}).
+		WithRules(rbacv1ac.PolicyRule().WithAPIGroups(cluster.ExternalIPsGroup).WithResources(cluster.ExternalIPsResource).WithVerbs(cluster.ExternalIPsVerb)), force())
+	return wrap("ClusterRole", cluster.ExternalIPsRole, err)
 }
 
 // metricsRole has metrics-server's own name.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -64,6 +65,11 @@ func TestApply(t *testing.T) {
 	some, err := c.RbacV1().Roles("kube-system").Get(ctx, "system:coracle:network:holders", metav1.GetOptions{})
 	if err != nil || len(some.Rules) != 1 || !slices.Equal(some.Rules[0].ResourceNames, []string{"network-backend.coracle", "vip.coracle", "load-balancer.coracle", "coredns-custom"}) {
 		t.Errorf("%+v, %v", some, err)
+	}
+	allows, err := c.RbacV1().ClusterRoles().Get(ctx, cluster.ExternalIPsRole, metav1.GetOptions{})
+	if err != nil || len(allows.Rules) != 1 || !slices.Equal(allows.Rules[0].Resources, []string{"serviceexternalips"}) || !slices.Equal(allows.Rules[0].Verbs, []string{"use"}) ||
+		slices.ContainsFunc(slices.Collect(maps.Keys(allows.Labels)), func(l string) bool { return strings.Contains(l, "aggregate") }) {
+		t.Errorf("%+v, %v", allows, err)
 	}
 	for _, b := range bindings {
 		got, err := c.RbacV1().ClusterRoleBindings().Get(ctx, b.name, metav1.GetOptions{})

@@ -43,15 +43,22 @@ func (g *guesses) wait(ctx context.Context, from net.Addr) bool {
 	return g.of(from).Wait(ctx) == nil && g.all.Wait(ctx) == nil
 }
 
-// of is the limiter of an address; an IPv6 one counts with its neighbours, of which a machine has as many as it likes.
-func (g *guesses) of(from net.Addr) *rate.Limiter {
-	var source netip.Addr
-	if at, err := netip.ParseAddrPort(from.String()); err == nil {
-		source = at.Addr().Unmap()
-		if p, err := source.WithZone("").Prefix(64); err == nil && source.Is6() {
-			source = p.Addr()
-		}
+// sourceOf is the address that a connection counts for; an IPv6 one counts with its neighbours, of which a machine has as many as it likes.
+func sourceOf(from net.Addr) netip.Addr {
+	at, err := netip.ParseAddrPort(from.String())
+	if err != nil {
+		return netip.Addr{}
 	}
+	source := at.Addr().Unmap()
+	if p, err := source.WithZone("").Prefix(64); err == nil && source.Is6() {
+		source = p.Addr()
+	}
+	return source
+}
+
+// of is the limiter of an address.
+func (g *guesses) of(from net.Addr) *rate.Limiter {
+	source := sourceOf(from)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	l := g.sources[source]

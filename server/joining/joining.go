@@ -3,8 +3,8 @@
 // Package joining answers the machines that want to become a part of the cluster (internal/join is the protocol).
 //
 // It owns their connections, decides whether a machine knows one of the cluster's tokens or is a node already, and slows
-// down those who guess. What a machine that may come in is given is decided by Options.Admit. Every refusal is one line
-// in the log and one sentence for the machine.
+// down those who guess. What a machine that may come in is given is decided by Options.Admit. Every refusal is one sentence
+// for the machine; in the log one source has one line in ten seconds.
 package joining
 
 import (
@@ -31,7 +31,8 @@ import (
 const (
 	// identify is how long a machine may take to say who it is.
 	identify = 10 * time.Second
-	// most is how many machines may be about to say who they are. One more, and the one that has taken longest is hung up
+	// most is how many machines may be about to say who they are. One more, and of the source that has the most the one that has taken
+	// longest is hung up
 	// on: strangers that say nothing must not keep machines out.
 	most = 1024
 	// admitted is how many machines may be let in at a time.
@@ -85,6 +86,7 @@ type Machine struct {
 type Server struct {
 	o         Options
 	guesses   *guesses
+	refusals  refusals
 	admitting chan struct{}
 }
 
@@ -121,25 +123,38 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
 		return
 	}
 	_ = raw.SetDeadline(time.Now().Add(join.Patience))
-	if q.Proof.Kind != "" && !s.guesses.wait(ctx, raw.RemoteAddr()) {
+	// A node that shows its certificate need not wait: that cannot be guessed, and all nodes may come at once.
+	known := q.Proof.Kind == "" && s.checkCertificate(conn.ConnectionState(), q.Node.Name) == nil
+	if !known && !s.guesses.wait(ctx, raw.RemoteAddr()) {
 		return
 	}
 	log := s.o.Logger.With("from", raw.RemoteAddr().String(), "node", short(q.Node.Name), "version", short(q.Program))
 	a, err := s.answer(ctx, conn.ConnectionState(), addressOf(raw), q, identified)
 	if err != nil {
-		a = &join.Answer{Refusal: s.refusal(log, q, err)}
+		a = &join.Answer{Refusal: s.refusal(s.seldom(log, raw), q, err)}
 	}
-	if err := a.Write(conn); err != nil {
-		log.Warn("a machine that joins went away before it had its answer; it asks again", "error", err)
-		return
-	}
+	writeErr := a.Write(conn)
 	switch {
+	case writeErr != nil && err == nil:
+		s.seldom(log, raw).Warn("a machine that joins went away before it had its answer; it asks again", "error", writeErr)
 	case err != nil || q.Reach != nil:
 	case q.Want == "":
 		log.Info("a machine has joined", "role", q.Role)
 	default:
 		log.Debug("a node was given what it wants", "what", q.Want)
 	}
+}
+
+// seldom is the log of what goes wrong with a machine's request, which takes a line of the same source now and then.
+func (s *Server) seldom(log *slog.Logger, from net.Conn) *slog.Logger {
+	since, line := s.refusals.count(from.RemoteAddr(), s.o.Now())
+	switch {
+	case !line:
+		return slog.New(slog.DiscardHandler)
+	case since > 0:
+		return log.With("more since the last line", since)
+	}
+	return log
 }
 
 func (s *Server) config() *tls.Config {

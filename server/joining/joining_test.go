@@ -501,6 +501,35 @@ func TestGarbage(t *testing.T) {
 	}
 }
 
+// TestStrangersWithoutProof: machines that show neither a token nor a certificate wait for their turn as those do that try tokens, and one source has one line in the log.
+func TestStrangersWithoutProof(t *testing.T) {
+	f := newFixture(t)
+	const tries = 60
+	begin := time.Now()
+	answers := make(chan error, tries)
+	for range tries {
+		go func() {
+			q := f.byCertificate(f.pki.Node("", "n"), f.pki.Root())
+			q.Certificate = &tls.Certificate{}
+			_, err := join.Ask(t.Context(), q)
+			answers <- err
+		}()
+	}
+	refused := 0
+	for range tries {
+		if _, ok := errors.AsType[*join.Refusal](<-answers); ok {
+			refused++
+		}
+	}
+	if most := sourceBurst + 2 + int(float64(perSource)*time.Since(begin).Seconds()); refused > most || refused < sourceBurst {
+		t.Errorf("%d of %d were answered, want %d to %d", refused, tries, sourceBurst, most)
+	}
+	f.stop()
+	if lines := strings.Count(f.log.String(), "a machine was not let in"); lines > 1+int(time.Since(begin)/refusalLogs) {
+		t.Errorf("%d lines for %d refusals", lines, refused)
+	}
+}
+
 // TestGuessing: tokens are tried at a bounded rate, on however many connections, and who does not wait for the answer
 // learns nothing.
 func TestGuessing(t *testing.T) {

@@ -24,6 +24,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
@@ -59,8 +60,12 @@ type Options struct {
 	Want func(schema.GroupKind) bool
 	// Part, when set, shows in coracle status which files are in trouble.
 	Part *status.Part
+	// Board, when set, has a line while the folder's changes are not noticed at once.
+	Board *status.Board
 	// Logger tells what was applied and what is wrong; nil means slog's default.
 	Logger *slog.Logger
+
+	newNotices func() (*fsnotify.Watcher, error) // fsnotify's when nil; of tests
 }
 
 // Manifests keeps a cluster in step with a folder.
@@ -116,7 +121,7 @@ func (m *Manifests) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	w := newWatcher(m.o.Dir, m.log)
+	w := newWatcher(m.o)
 	defer w.close()
 	for m.records = nil; m.records == nil; {
 		if err := m.loadRecords(ctx); err != nil {

@@ -71,7 +71,7 @@ func (p *PKI) openKubeletCA(established bool) error {
 	if err := notMissing(err); err != nil {
 		return fmt.Errorf("reading the former authority of kubelets: %w", err)
 	}
-	_, err = atomicfile.WriteIfDifferent(p.KubeletTrustFile(), append(trust, before...), 0o644)
+	_, err = atomicfile.WriteIfDifferent(p.KubeletTrustFile(), append(trust, before...), 0o600)
 	return err
 }
 
@@ -142,7 +142,7 @@ func (p *PKI) makeKubeletCA(established bool) error {
 	if a.pem, err = cert.EncodeCertificates(c); err != nil {
 		return err
 	}
-	if err := atomicfile.Write(p.CAFile(KubeletCA), a.pem, 0o644); err != nil {
+	if err := atomicfile.Write(p.CAFile(KubeletCA), a.pem, 0o600); err != nil {
 		return err
 	}
 	p.log.Info("made a certificate authority", "name", KubeletCA, "file", p.CAFile(KubeletCA), "until", c.NotAfter)
@@ -172,7 +172,7 @@ func (p *PKI) keepFormerKubeletCA() error {
 	if err != nil {
 		return err
 	}
-	return atomicfile.Write(p.FormerKubeletCAFile(), data, 0o644)
+	return atomicfile.Write(p.FormerKubeletCAFile(), data, 0o600)
 }
 
 // selfSigned makes an authority's certificate of a template with name and dates. One that is deterministic has an
@@ -225,5 +225,5 @@ func KeepFormerKubeletCA(dir string, data []byte) error {
 	if _, err := cert.ParseCertsPEM(data); err != nil {
 		return fmt.Errorf("the former authority of kubelets, as the server gave it: %w", err)
 	}
-	return atomicfile.Write((&PKI{dir: dir}).FormerKubeletCAFile(), data, 0o644)
+	return atomicfile.Write((&PKI{dir: dir}).FormerKubeletCAFile(), data, 0o600)
 }

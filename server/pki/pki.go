@@ -129,6 +129,9 @@ func Open(o Options) (*PKI, error) {
 	if err := p.openKubeletCA(o.Established); err != nil {
 		return nil, err
 	}
+	if err := p.keepCertificatesPrivate(); err != nil {
+		return nil, err
+	}
 	for _, s := range []Signer{ServerCA, ClientCA, RequestHeaderCA, KubeletCA} {
 		if samePublicKey(p.authority(s).key.Public(), p.peer.key.Public()) {
 			return nil, fmt.Errorf("%s and %s have the same key: whoever has a certificate of the one could open the store's connections "+

@@ -393,6 +393,27 @@ func TestOpenedKeyIsClosed(t *testing.T) {
 	}
 }
 
+// TestCertificateFilesAreClosed: also those that an earlier version or an operator made for others to read.
+func TestCertificateFilesAreClosed(t *testing.T) {
+	dir := t.TempDir()
+	open(t, dir, today)
+	files, err := filepath.Glob(filepath.Join(dir, "*.crt"))
+	if err != nil || len(files) < 5 {
+		t.Fatal(files, err)
+	}
+	for _, again := range []bool{false, true} {
+		for _, file := range files {
+			if fi, err := os.Stat(file); err != nil || fi.Mode().Perm() != 0o600 {
+				t.Errorf("%s, opened again: %t: mode %v, %v", file, again, fi.Mode(), err)
+			}
+			if err := os.Chmod(file, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		open(t, dir, today)
+	}
+}
+
 func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(2 * time.Minute)

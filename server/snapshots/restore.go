@@ -205,11 +205,7 @@ func (t *Target) writeFiles(made string, files map[string][]byte) error {
 		if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
 			return err
 		}
-		mode := fs.FileMode(0o600)
-		if filepath.Ext(name) == ".crt" {
-			mode = 0o644
-		}
-		if err := atomicfile.Write(to, files[name], mode); err != nil {
+		if err := atomicfile.Write(to, files[name], 0o600); err != nil {
 			return err
 		}
 	}

@@ -98,7 +98,7 @@ func runNode(ctx context.Context) error {
 	if c.Services {
 		p, err := proxy.New(ctx, proxy.Options{
 			NodeIPs: []netip.Addr{c.IP}, ClusterCIDRs: []netip.Prefix{clusterCIDR}, ServiceCIDRs: []netip.Prefix{serviceCIDR},
-			Informers: informers, RecordFile: filepath.Join(c.Dir, "service-proxy"),
+			Mode: proxy.ModeNFTables, Informers: informers, RecordFile: filepath.Join(c.Dir, "service-proxy"),
 		})
 		if err != nil {
 			return err

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command conformance runs upstream's conformance suite against a cluster of one node from this tree, in namespaces of its own:
+// Command conformance runs upstream's conformance suite against a cluster of one node, or of several servers, from this tree, in namespaces of its own:
 //
 //	make conformance                                  all specs of Conformance that may run side by side, then the serial ones
 //	make conformance FOCUS='ConfigMap should be'      those whose name matches
+//	make conformance SERVERS=3                        on three servers that run pods
+//	make guest-conformance                            those of Services and NetworkPolicies, on a node in a second kernel, which has IPVS
 //
 // The suite and the programs in its images are built from upstream's module. There is no image registry: an archive in the node's images folder
 // holds an image for each name that the specs ask for. It needs root, and is no part of a release.
 package main
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -17,6 +20,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -26,18 +30,24 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// leftOut are specs that cannot pass here, by a regular expression of their names, with the reason.
-var leftOut = []struct{ spec, reason string }{
-	{"Conformance Tests should have at least two untainted nodes", "the cluster has one"},
-	{"Daemon set should rollback without unnecessary restarts", "it wants two nodes"},
-	{"read only busybox container should not write to root filesystem", "it compares a message of busybox' shell, and the image has bash"},
+// leaving is why a spec is left out.
+type leaving struct {
+	spec, reason string
+	oneNode      bool // it can pass where there are several nodes
+}
+
+// leftOut are specs that cannot pass here, by a part of their names, with the reason.
+var leftOut = []leaving{
+	{spec: "Conformance Tests should have at least two untainted nodes", reason: "the cluster has one", oneNode: true},
+	{spec: "Daemon set should rollback without unnecessary restarts", reason: "it wants two nodes", oneNode: true},
+	{spec: "read only busybox container should not write to root filesystem", reason: "it compares a message of busybox' shell, and the image has bash"},
 }
 
 // run is what was asked for.
 type run struct {
 	folder, ldflags, focus, skip string
-	processes                    int
-	buildOnly, built             bool
+	processes, servers           int
+	buildOnly, built, guest      bool
 }
 
 func main() {
@@ -48,8 +58,10 @@ func main() {
 	flag.StringVar(&r.focus, "focus", "", "a regular expression: specs of Conformance whose name matches")
 	flag.StringVar(&r.skip, "skip", "", "a regular expression: specs to leave out")
 	flag.IntVar(&r.processes, "processes", 4, "how many specs run side by side")
+	flag.IntVar(&r.servers, "servers", 1, "how many servers that run pods the cluster has")
 	flag.BoolVar(&r.buildOnly, "build", false, "build programs and images, and end")
 	flag.BoolVar(&r.built, "built", false, "use the programs that the last run built")
+	flag.BoolVar(&r.guest, "guest", false, "run the specs of Services and NetworkPolicies on a node whose kernel is a User-Mode Linux with IPVS")
 	flag.Parse()
 	signal.Notify(make(chan os.Signal, 1), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP) // it goes on to tidy up; what it runs ends
 	good := false
@@ -88,21 +100,47 @@ func (r run) do(t testing.TB) bool {
 	if r.buildOnly {
 		return true
 	}
+	if r.guest {
+		r.focus = cmp.Or(r.focus, guestFocus)
+		s := r.guestCluster(t, archive, images)
+		return summary(os.Stdout, r.suite(t, s, programs, "guest", 1, guestLabels))
+	}
 	s := r.cluster(t, archive, images)
-	for _, l := range leftOut {
+	for _, l := range r.leftOut() {
 		fmt.Printf("left out  %s\n    %s\n", l.spec, l.reason)
 	}
-	side := r.suite(t, s, programs, "parallel", r.processes, `!Serial && !Disruptive`)
-	serial := r.suite(t, s, programs, "serial", 1, `Serial || Disruptive`)
+	side := r.suite(t, s, programs, "parallel", r.processes, `Conformance && !Serial && !Disruptive`)
+	serial := r.suite(t, s, programs, "serial", 1, `Conformance && (Serial || Disruptive)`)
 	return summary(os.Stdout, append(side, serial...))
 }
 
-// cluster starts a cluster of one node with the images.
+// leftOut are those of the cluster's size.
+func (r run) leftOut() []leaving {
+	return slices.DeleteFunc(slices.Clone(leftOut), func(l leaving) bool { return l.oneNode && r.servers > 1 })
+}
+
+// cluster starts a cluster with the images on each of its nodes, and returns its first server.
 func (r run) cluster(t testing.TB, archive string, carried []imagetar.Image) *harness.Server {
 	site := harness.NewSite(t)
 	site.Needs = append(site.Needs, r.folder)
-	m := site.NewMachine()
-	s := m.NewServer("--private-registry", serveMirror(t, site, r.folder, archive, carried))
+	settings := []string{"--private-registry", serveMirror(t, site, r.folder, archive, carried)}
+	first := r.start(t, site.NewMachine().NewServer(settings...), archive)
+	first.WaitReady()
+	for range r.servers - 1 {
+		r.start(t, site.NewMachine().NewPeer(first, settings...), archive)
+	}
+	harness.Eventually(t, harness.Longer, fmt.Sprintf("%d nodes are ready", r.servers), func() error {
+		out, err := first.TryKubectl("get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
+		if err == nil && out != strings.TrimSpace(strings.Repeat("True ", r.servers)) {
+			err = fmt.Errorf("the nodes are Ready: %s", out)
+		}
+		return err
+	})
+	return first
+}
+
+// start starts a server with the images; its log goes into the run's folder.
+func (r run) start(t testing.TB, s *harness.Server, archive string) *harness.Server {
 	images := filepath.Join(s.DataDir, "images")
 	if err := os.MkdirAll(images, 0o755); err != nil {
 		t.Fatal(err)
@@ -114,11 +152,10 @@ func (r run) cluster(t testing.TB, archive string, carried []imagetar.Image) *ha
 	if err := os.WriteFile(filepath.Join(images, "conformance.tar"), data, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	fmt.Fprintf(os.Stderr, "starting a cluster of one node; its log is %s\n", filepath.Join(r.folder, "coracle.log"))
-	s.Log = filepath.Join(r.folder, "coracle.log")
+	s.Log = filepath.Join(r.folder, fmt.Sprintf("coracle-%d.log", s.Number))
+	fmt.Fprintf(os.Stderr, "starting server %d; its log is %s\n", s.Number, s.Log)
 	_ = os.Remove(s.Log)
 	s.Start()
-	s.WaitReady()
 	return s
 }
 
@@ -136,15 +173,15 @@ func (r run) suite(t testing.TB, s *harness.Server, p Programs, name string, pro
 	s.Env = append(s.Env, "PATH="+bin+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	report := name + ".json"
 	skip := r.skip
-	for _, l := range leftOut {
+	for _, l := range r.leftOut() {
 		skip = strings.Trim(skip+"|"+regexp.QuoteMeta(l.spec), "|")
 	}
 	_ = os.Remove(filepath.Join(r.folder, report))
 	args := []string{
 		"--procs", strconv.Itoa(processes), "-v", "--silence-skips", "--no-color", "--grace-period", "10s", "--timeout", "24h", "--output-dir", r.folder, "--json-report", report,
-		"--label-filter", "Conformance && (" + labels + ")", "--focus", r.focus, "--skip", skip, "--flake-attempts", "1", p.Suite, "--",
+		"--label-filter", labels, "--focus", r.focus, "--skip", skip, "--flake-attempts", "1", p.Suite, "--",
 		"--provider", "skeleton", "--kubeconfig", s.Kubeconfig, "--kubectl-path", filepath.Join(bin, "kubectl"), "--allowed-not-ready-nodes", "0",
-		"--e2e-output-dir", s.Dir, "--num-nodes", "1",
+		"--e2e-output-dir", s.Dir, "--num-nodes", strconv.Itoa(r.servers),
 	}
 	out, err := os.Create(filepath.Join(r.folder, name+".log"))
 	if err != nil {

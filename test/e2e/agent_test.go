@@ -41,11 +41,7 @@ func TestAgent(t *testing.T) {
 	s.Kubectl("wait", "--for=condition=Ready", "pod/guest", "--timeout=180s")
 	s.In(t).Prints([]string{"hello"}, "logs", "guest") // the pod is ready before it has said anything
 	s.In(t).Prints([]string{"10.43.0.1"}, "exec", "guest", "--", "nslookup", "kubernetes.default.svc.cluster.local")
-	status, err := a.Run(a.Coracle(), "status", "--data-dir", a.DataDir)
-	if err != nil {
-		t.Error(err)
-	}
-	harness.Says(t, status, "agent", "kubelet", "node")
+	statusSays(t, a, "agent", "kubelet", "node")
 	pair := []*harness.Server{s, a}
 	harness.Eventually(t, soon, "both machines know one another", func() error { return harness.KnowOneAnother(pair, "alive alive ") })
 	// An agent's address is as good as a server's for joining: it passes on what is for a server.
@@ -191,9 +187,8 @@ func opens(t *testing.T, from *harness.Machine, address, protocol, file string) 
 		return err
 	}
 	// A node's name, as one server asks another one about it; the other protocol's connections end by that, without a word of TLS'.
-	if _, err := io.WriteString(c, "nobody\n"); err != nil {
-		return err
-	}
+	// Where the server has refused the certificate and closed the connection already, this fails, and its alert is still to be read.
+	_, _ = io.WriteString(c, "nobody\n")
 	_ = c.SetReadDeadline(time.Now().Add(soon))
 	if _, err := c.Read(make([]byte, 1)); err != nil && !errors.Is(err, io.EOF) {
 		return err
@@ -238,15 +233,15 @@ func TestAgentRefused(t *testing.T) {
 		name string
 		args []string
 		want string
-		log  string
+		log  string // of the first: a source has one line in ten seconds
 	}{
 		{name: "wrong secret", args: []string{"--token", hash + "::agent:wrong"}, want: "not the cluster's", log: "code=token"},
 		{name: "server token", args: []string{"--token", token("token")}, want: "token for servers"},
-		{name: "bare server token", args: []string{"--token", token("token")[strings.LastIndex(token("token"), ":")+1:]}, want: "token for servers", log: "code=token"},
+		{name: "bare server token", args: []string{"--token", token("token")[strings.LastIndex(token("token"), ":")+1:]}, want: "token for servers"},
 		{name: "other cluster", args: []string{"--token", "CRC1" + strings.Repeat("0", 64) + "::agent:wrong"}, want: "another cluster"},
-		{name: "unknown", args: []string{"--token", hash + "::abcdef.0123456789abcdef"}, want: "coracle token create", log: "code=token"},
-		{name: "expired", args: []string{"--token", expired}, want: "coracle token create", log: "code=token"},
-		{name: "server's name", args: []string{"--node-name", "kubernetes"}, want: "name of the server's", log: "code=name"},
+		{name: "unknown", args: []string{"--token", hash + "::abcdef.0123456789abcdef"}, want: "coracle token create"},
+		{name: "expired", args: []string{"--token", expired}, want: "coracle token create"},
+		{name: "server's name", args: []string{"--node-name", "kubernetes"}, want: "name of the server's"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			a := m.NewAgent(s)

@@ -130,9 +130,9 @@ func chartsOfPrivateServer(k *harness.Kube, archive, ca string) {
 	becomes := func(reason string, words ...string) {
 		k.T.Helper()
 		for i, name := range names {
-			awaitChart(k, name, reason)
+			message := awaitChart(k, name, reason)
 			if len(words) > 0 {
-				harness.Says(k.T, k.Kubectl("get", "helmchart", name, "-o", "jsonpath="+readyMessage), words[i], shopAddress)
+				harness.Says(k.T, message, words[i], shopAddress)
 			}
 		}
 	}
@@ -162,7 +162,7 @@ func chartsOfPrivateServer(k *harness.Kube, archive, ca string) {
 	if err != nil || !strings.Contains(out, "registry") || strings.Contains(out, "shop") {
 		k.T.Errorf("a user's helm sees %q, %v", out, err)
 	}
-	k.Kubectl("delete", "helmchart", "shop", "registry", "--timeout=180s")
+	k.Kubectl("delete", "helmchart", "shop", "registry", "--timeout=300s")
 	k.Kubectl("delete", "secret", "shop-login", "registry-login")
 	if out := k.Kubectl("get", "configmaps", "-l", "owner=helm", "-o", "name"); out != "" {
 		k.T.Errorf("the charts have left %s", out)

@@ -34,7 +34,7 @@ export HOME=/run PATH=/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run CORACLE_DATA_DIR
 date -u -s "$CLOCK"
 answers() {
   began=$(cut -d. -f1 /proc/uptime)
-  until [ $(($(cut -d. -f1 /proc/uptime) - began)) -gt 480 ]; do
+  until [ $(($(cut -d. -f1 /proc/uptime) - began)) -gt 900 ]; do
     "$CORACLE" kubectl --kubeconfig /run/disk/kubeconfig create configmap "$1" && { echo "ANSWERS $1 $(date -u +%Y) after $(($(cut -d. -f1 /proc/uptime) - began)) s"; return; }
     sleep 2
   done
@@ -52,7 +52,7 @@ poweroff -f
 // without anything being stopped.
 func guest(t *testing.T, dir string, env ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 35*time.Minute)
 	defer cancel()
 	c := exec.CommandContext(ctx, "linux.uml", append([]string{
 		"mem=1500M", "rootfstype=hostfs", "ro", "hostfs=/", "init=" + filepath.Join(dir, "guest.sh"), "ubd0=" + filepath.Join(dir, "disk"),

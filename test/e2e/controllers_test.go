@@ -17,7 +17,7 @@ const template = `{metadata: {labels: {app: %s}}, spec: {terminationGracePeriodS
 // daemonSet: one pod on the one node.
 func daemonSet(k *harness.Kube) {
 	k.Apply(`{apiVersion: apps/v1, kind: DaemonSet, metadata: {name: each}, spec: {selector: {matchLabels: {app: each}}, template: ` + fmt.Sprintf(template, "each", "[testbox, serve]") + `}}`)
-	k.Kubectl("rollout", "status", "daemonset/each", "--timeout=180s")
+	k.Kubectl("rollout", "status", "daemonset/each", "--timeout=300s")
 	if got := k.Kubectl("get", "pods", "-l", "app=each", "-o", "jsonpath={.items[*].spec.nodeName}"); got != "node-1" {
 		k.T.Errorf("pods of the DaemonSet are on %q", got)
 	}
@@ -28,7 +28,7 @@ func statefulSet(k *harness.Kube) {
 	k.Apply(`{apiVersion: v1, kind: Service, metadata: {name: row}, spec: {clusterIP: None, selector: {app: row}, ports: [{port: 8080}]}}
 ---
 {apiVersion: apps/v1, kind: StatefulSet, metadata: {name: row}, spec: {serviceName: row, replicas: 3, selector: {matchLabels: {app: row}}, template: ` + fmt.Sprintf(template, "row", "[testbox, serve]") + `}}`)
-	k.Kubectl("rollout", "status", "statefulset/row", "--timeout=180s")
+	k.Kubectl("rollout", "status", "statefulset/row", "--timeout=300s")
 	created := strings.Fields(k.Kubectl("get", "pods", "-l", "app=row", "--sort-by=.status.startTime", "-o", "jsonpath={.items[*].metadata.name}"))
 	if strings.Join(created, " ") != "row-0 row-1 row-2" {
 		k.T.Errorf("pods started as %v", created)
@@ -53,6 +53,8 @@ func statefulSet(k *harness.Kube) {
 
 // jobs: a Job with several completions, one that fails for good, and a CronJob's run.
 func jobs(k *harness.Kube) {
+	k.Apply(`{apiVersion: batch/v1, kind: CronJob, metadata: {name: often}, spec: {schedule: "* * * * *", jobTemplate: {spec: {template:
+  {spec: {restartPolicy: Never, containers: [` + boxYAML + `, command: ['true']}]}}}}}}`)
 	job := func(name, spec, command string) string {
 		return `{apiVersion: batch/v1, kind: Job, metadata: {name: ` + name + `}, spec: {` + spec + `, template: {spec: {restartPolicy: Never, containers: [{name: box, image: "` + harness.BoxImage + `", imagePullPolicy: Never, command: ` + command + `}]}}}}`
 	}
@@ -60,7 +62,6 @@ func jobs(k *harness.Kube) {
 	k.Kubectl("wait", "--for=condition=Complete", "job/many", "--timeout=180s")
 	k.Kubectl("wait", "--for=condition=Failed", "job/doomed", "--timeout=180s")
 	k.Await(soon, "job/many", "{.status.succeeded}", "3")
-	k.Apply(`{apiVersion: batch/v1, kind: CronJob, metadata: {name: often}, spec: {schedule: "* * * * *", jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: box, image: "` + harness.BoxImage + `", imagePullPolicy: Never, command: ['true']}]}}}}}}`)
 	harness.Eventually(k.T, longer, "the CronJob's Job succeeds", func() error {
 		got, err := k.Try("get", "jobs", "-o", `jsonpath={range .items[?(@.metadata.ownerReferences[0].kind=="CronJob")]}{.status.succeeded}{end}`)
 		if err == nil && !strings.HasPrefix(got, "1") {
@@ -75,7 +76,7 @@ func objects(k *harness.Kube) {
 	k.Apply(fmt.Sprintf(webDeployment, harness.BoxImage, "one"))
 	k.Kubectl("autoscale", "deployment/web", "--min=1", "--max=4", "--cpu=80%")
 	k.Kubectl("get", "hpa", "web")
-	k.Kubectl("rollout", "status", "deployment/web", "--timeout=180s")
+	k.Kubectl("rollout", "status", "deployment/web", "--timeout=300s")
 	k.Kubectl("create", "pdb", "web", "--selector=app=web", "--min-available=3")
 	k.Await(soon, "pdb/web", "{.status.currentHealthy} {.status.disruptionsAllowed}", "3 0")
 	pod := strings.Fields(k.Kubectl("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].metadata.name}"))[0]
@@ -110,7 +111,8 @@ spec:
         properties:
           spec: {type: object, required: [oars], properties: {oars: {type: integer, minimum: 1, description: How many oars it has}}}
           status: {type: object, x-kubernetes-preserve-unknown-fields: true}`)
-	k.Kubectl("wait", "--for=condition=Established", "crd/boats.test.coracle.example", "--timeout=180s")
+	// kubectl wait fails on a definition that has no conditions yet.
+	k.Await(soon, "crd/boats.test.coracle.example", `{.status.conditions[?(@.type=="Established")].status}`, "True")
 	boat := `{apiVersion: test.coracle.example/v1, kind: Boat, metadata: {name: %s}, spec: {oars: %d}}`
 	harness.Eventually(k.T, soon, "a boat", func() error { _, err := k.TryApply(fmt.Sprintf(boat, "first", 1)); return err })
 	if out, err := k.TryApply(fmt.Sprintf(boat, "second", 0)); err == nil || !strings.Contains(err.Error(), "oars") {
@@ -168,10 +170,13 @@ func rbac(k *harness.Kube) {
 	}
 	token := k.Kubectl("create", "token", "reader")
 	for path, want := range map[string]string{"/readyz": "200", "/livez": "200", "/version": "401", "/api": "401"} {
-		out, err := k.Run("curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "https://127.0.0.1:6443"+path)
-		if err != nil || out != want {
-			k.T.Errorf("anonymous %s: %s, %v, want %s", path, out, err, want)
-		}
+		harness.Eventually(k.T, soon, "anonymous "+path, func() error { // a busy server is not healthy for a moment
+			out, err := k.Run("curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "https://127.0.0.1:6443"+path)
+			if err == nil && out != want {
+				err = fmt.Errorf("%s, want %s", out, want)
+			}
+			return err
+		})
 	}
 	out, err := k.Run("curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "-H", "Authorization: Bearer "+token, "https://127.0.0.1:6443/api/v1/namespaces/"+k.NS+"/configmaps")
 	if err != nil || out != "200" {

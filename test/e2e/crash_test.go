@@ -23,7 +23,7 @@ import (
 func downtime(t *testing.T) time.Duration {
 	v := os.Getenv("CORACLE_TEST_DOWNTIME")
 	if v == "" {
-		return 60 * time.Second
+		return 10 * time.Second
 	}
 	d, err := time.ParseDuration(v)
 	if err != nil {
@@ -191,13 +191,16 @@ func otherProxy(t *testing.T, s *harness.Server) {
 		}
 		return out
 	}
-	if got := tables(); !strings.Contains(got, "table ip kube-proxy") || !strings.Contains(got, "table inet coracle-policy") {
+	served := func(tables string) bool {
+		return strings.Contains(tables, "table ip kube-proxy") || strings.Contains(tables, "table ip coracle-ipvs")
+	}
+	if got := tables(); !served(got) || !strings.Contains(got, "table inet coracle-policy") {
 		t.Fatalf("the Service proxy has no table, or policies have none: %s", got)
 	}
 	if err := s.Stop(); err != nil {
 		t.Errorf("coracle ended with %v after SIGTERM\n%s", err, s.LogTail(20))
 	}
-	if got := tables(); !strings.Contains(got, "table ip kube-proxy") {
+	if got := tables(); !served(got) {
 		t.Errorf("stopping the node took the rules for Services away: %s", got)
 	}
 	with := s.Args
@@ -206,7 +209,7 @@ func otherProxy(t *testing.T, s *harness.Server) {
 	s.WaitReady()
 	// The node is Ready from before: its network comes up a moment later.
 	harness.Eventually(t, soon, "the rules for Services and policies are gone, and nothing else", func() error {
-		if got := tables(); strings.Contains(got, "kube-proxy") || strings.Contains(got, "coracle-policy") || !strings.Contains(got, "table inet coracle") {
+		if got := tables(); strings.Contains(got, "kube-proxy") || strings.Contains(got, "coracle-ipvs") || strings.Contains(got, "coracle-policy") || !strings.Contains(got, "table inet coracle") {
 			return fmt.Errorf("tables %s", got)
 		}
 		out, err := s.Run(s.Coracle(), "status", "--data-dir", s.DataDir)
@@ -224,7 +227,7 @@ func otherProxy(t *testing.T, s *harness.Server) {
 	s.Start()
 	s.WaitReady()
 	harness.Eventually(t, soon, "the rules are there again", func() error {
-		if got := tables(); !strings.Contains(got, "table ip kube-proxy") || !strings.Contains(got, "table inet coracle-policy") {
+		if got := tables(); !served(got) || !strings.Contains(got, "table inet coracle-policy") {
 			return fmt.Errorf("tables %s", got)
 		}
 		return nil

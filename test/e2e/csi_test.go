@@ -158,7 +158,7 @@ func TestCSIDriver(t *testing.T) {
 	s.Kill()
 	s.Start()
 	s.WaitAPI()
-	s.Kubectl("rollout", "status", "deployment/csi", "--timeout=180s")
+	s.Kubectl("rollout", "status", "deployment/csi", "--timeout=300s")
 	s.Kubectl("delete", "pod", "user-0", "--wait=false") // its end waits for the driver, which the kubelet asks less and less often
 	harness.Eventually(t, longer, "the new pod has the data", func() error {
 		if err := ready(); err != nil {

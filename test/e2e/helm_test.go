@@ -71,22 +71,26 @@ func helmChart(name, spec string) string {
 }
 
 const (
-	readyReason  = `{.status.conditions[?(@.type=="Ready")].reason}`
-	readyMessage = `{.status.conditions[?(@.type=="Ready")].message}`
+	readyGeneration = `{.status.conditions[?(@.type=="Ready")].observedGeneration}`
+	readyReason     = `{.status.conditions[?(@.type=="Ready")].reason}`
+	readyMessage    = `{.status.conditions[?(@.type=="Ready")].message}`
 )
 
-// awaitChart waits until a chart says so of what it is now.
-func awaitChart(k *harness.Kube, name, reason string) {
+// awaitChart waits until a chart says so of what it is now, and returns what it says beside: a moment later it may be tried again.
+func awaitChart(k *harness.Kube, name, reason string) (message string) {
 	k.T.Helper()
 	harness.Eventually(k.T, longer, "HelmChart "+name+": "+reason, func() error {
-		got, err := k.Try("get", "helmchart", name, "-o", `jsonpath={.metadata.generation} {.status.conditions[?(@.type=="Ready")].observedGeneration} `+readyReason)
-		f := strings.Fields(got)
-		if err == nil && (len(f) != 3 || f[0] != f[1] || f[2] != reason) {
-			message, _ := k.Try("get", "helmchart", name, "-o", "jsonpath="+readyMessage)
-			err = fmt.Errorf("generation, the condition's, and its reason are %q: %s", got, message)
+		got, err := k.Try("get", "helmchart", name, "-o", `jsonpath={.metadata.generation} `+readyGeneration+" "+readyReason+" "+readyMessage)
+		f := strings.SplitN(got, " ", 4)
+		if err == nil && (len(f) != 4 || f[0] != f[1] || f[2] != reason) {
+			err = fmt.Errorf("generation, the condition's, its reason and message are %q", got)
+		}
+		if err == nil {
+			message = f[3]
 		}
 		return err
 	})
+	return message
 }
 
 // TestHelmCharts takes charts that are objects of the API through what becomes of them: from a folder, a repository, a registry and an object's own archive,
@@ -151,7 +155,7 @@ func TestHelmCharts(t *testing.T) {
 		return err
 	})
 
-	s.Kubectl("delete", "helmcharts", "--all", "-A", "--timeout=180s")
+	s.Kubectl("delete", "helmcharts", "--all", "-A", "--timeout=300s")
 	for _, what := range []string{"deployments", "secrets"} {
 		if out := k.Kubectl("get", what, "-o", "name"); out != "" {
 			t.Errorf("charts that are gone have left %s", out)
@@ -195,7 +199,7 @@ func chartOfRepository(k *harness.Kube) {
 	spec := "repo: http://127.0.0.1:8879\nchart: web\nfailurePolicy: retry\nversion: "
 	k.Apply(helmChart("web", spec+"1.0.0\nvaluesContent: 'greeting: hello'"))
 	awaitChart(k, "web", "Deployed")
-	k.Kubectl("rollout", "status", "deployment/web", "--timeout=180s")
+	k.Kubectl("rollout", "status", "deployment/web", "--timeout=300s")
 	k.Await(soon, "configmap/web-greeting", "{.data.greeting} {.data.version}", "hello 1.0.0")
 
 	k.Apply(helmChart("web", spec+"'>=1'\nvaluesContent: 'greeting: hello'\nset: {replicas: 2}"))
@@ -221,7 +225,7 @@ func chartsOfBadInput(k *harness.Kube) {
 	awaitChart(k, "no-archive", "InvalidChart")
 	awaitChart(k, "no-yaml", "InvalidValues")
 	awaitChart(k, "no-chart", "ChartNotFound")
-	k.Kubectl("delete", "helmchart", "no-archive", "no-yaml", "no-chart", "--timeout=180s")
+	k.Kubectl("delete", "helmchart", "no-archive", "no-yaml", "no-chart", "--timeout=300s")
 }
 
 // chartOfKilledServer: a chart with its own archive has a hook that never ends, and the server is killed while it is waited for. The next one takes it up, the

@@ -40,8 +40,9 @@ func parseWorkingSet(out string, err error) (int64, error) {
 	return usage - unused, err
 }
 
-// memoryAgrees compares a container's figure with its control group, which holds the same all the time but for what is run in it to look.
-func memoryAgrees(k *harness.Kube, pod, said string) {
+// memoryAgrees compares a container's figure with its control group, which holds the same all the time but for what is run in it to
+// look. It returns an error where the control group cannot be read.
+func memoryAgrees(k *harness.Kube, pod, said string) error {
 	k.T.Helper()
 	q, err := resource.ParseQuantity(said)
 	if err != nil {
@@ -49,13 +50,14 @@ func memoryAgrees(k *harness.Kube, pod, said string) {
 	}
 	read, err := parseWorkingSet(k.Try("exec", pod, "-c", "box", "--", "sh", "-c", workingSet))
 	if err != nil {
-		k.T.Fatal(err)
+		return err
 	}
 	k.T.Logf("top: %s of memory; its control group: %d Ki", said, read>>10)
 	const looks = 4 << 20 // what is run in the container to look
 	if v := q.Value(); v < burnerHolds || v < read*9/10-looks || v > read*11/10+looks {
 		k.T.Errorf("the API says that %s of memory are used, of which %d are held; the control group, %d", said, burnerHolds, read)
 	}
+	return nil
 }
 
 // nodeMemoryAgrees compares a node's figure with its machine's control group, within what a busy machine takes and gives back between two looks.

@@ -75,7 +75,7 @@ volumeMounts: [{name: host, mountPath: /host}]
 lifecycle:
   postStart: {exec: {command: [sh, -c, "echo started >> /host/log"]}}
   preStop: {exec: {command: [sh, -c, "echo stopping >> /host/log; sleep 1"]}}
-`, "terminationGracePeriodSeconds: 20\nvolumes: [{name: host, hostPath: {path: "+dir+"}}]"))
+`, "terminationGracePeriodSeconds: 120\nvolumes: [{name: host, hostPath: {path: "+dir+"}}]"))
 	k.Kubectl("wait", "--for=condition=Ready", "pod/hooked", "--timeout=180s")
 	k.Kubectl("delete", "pod", "hooked", "--timeout=180s")
 	b, err := os.ReadFile(filepath.Join(dir, "log"))

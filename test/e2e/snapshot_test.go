@@ -6,6 +6,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -189,19 +190,29 @@ func TestSnapshotOfThreeServers(t *testing.T) {
 	harness.Says(t, snapshot(t, second, "restore", name), "If the cluster had other servers")
 	second.Start()
 	second.WaitAPI()
-	alone := func() error {
-		out, err := second.TryKubectl("get", "configmaps", "-o", "name")
-		if err == nil && (!strings.Contains(out, "kept") || strings.Contains(out, "later")) {
-			err = fmt.Errorf("the restored server has %s", out)
+	alone := func() (term uint64) {
+		t.Helper()
+		var objects string
+		var store struct {
+			Term    uint64
+			Members []struct{ Role string }
 		}
-		if err == nil {
-			err = members(second, 1)
+		harness.Eventually(t, soon, "the restored server answers", func() (err error) { // a busy one may be late
+			if objects, err = second.TryKubectl("get", "configmaps", "-o", "name"); err != nil {
+				return err
+			}
+			out, err := second.Run(second.Coracle(), "store", "status", "--data-dir", second.DataDir, "-o", "json")
+			if err == nil {
+				err = json.Unmarshal([]byte(out), &store)
+			}
+			return err
+		})
+		if !strings.Contains(objects, "kept") || strings.Contains(objects, "later") || len(store.Members) != 1 {
+			t.Fatalf("beside others, the restored server has %v and\n%s\n%s", store.Members, objects, third.LogTail(10))
 		}
-		return err
+		return store.Term
 	}
-	if err := alone(); err != nil {
-		t.Fatal(err)
-	}
+	term := alone()
 	third.Start() // with its store of before, against all advice
 	harness.Eventually(t, soon, "the store of before is open", func() error {
 		out, err := third.Run(third.Coracle(), "status", "--data-dir", third.DataDir)
@@ -211,8 +222,8 @@ func TestSnapshotOfThreeServers(t *testing.T) {
 		return nil
 	})
 	for range 20 { // elections begin after a second without a leader
-		if err := alone(); err != nil {
-			t.Fatalf("beside a server with the store of before: %v\n%s", err, third.LogTail(10))
+		if now := alone(); now != term {
+			t.Fatalf("a server with the store of before has made the restored one's term %d, which was %d:\n%s", now, term, third.LogTail(10))
 		}
 		time.Sleep(500 * time.Millisecond) // the pace of the questions, not a wait for something
 	}
@@ -230,7 +241,7 @@ func TestSnapshotOfThreeServers(t *testing.T) {
 		s.WaitAPI()
 	}
 	harness.Eventually(t, soon, "all three vote again", func() error { return members(second, 3) })
-	if out, err := third.TryKubectl("get", "configmap", "kept", "-o", "name"); err != nil || strings.TrimSpace(out) != "configmap/kept" {
-		t.Errorf("a server that joined again has %q, %v", out, err)
+	if out := third.Insists("get", "configmap", "kept", "-o", "name"); out != "configmap/kept" {
+		t.Errorf("a server that joined again has %q", out)
 	}
 }

@@ -148,11 +148,7 @@ func TestLocalStorage(t *testing.T) {
 	}
 	harness.Says(t, s.Kubectl("get", "pv", "-o", "jsonpath={.items[*].spec.local.path}"), filepath.Join(a.DataDir, "storage", "pvc-"), "_default_data-keep-0", "_default_data-keep-1")
 
-	status, err := s.Run(s.Coracle(), "status", "--data-dir", s.DataDir)
-	if err != nil {
-		t.Error(err)
-	}
-	harness.Says(t, status, "local storage", "local volumes", filepath.Join(s.DataDir, "storage"))
+	statusSays(t, s, "local storage", "local volumes", filepath.Join(s.DataDir, "storage"))
 	refuseVolumes(t, s, a)
 	goesWhereRoomIs(t, s, s, a)
 
@@ -166,7 +162,7 @@ func TestLocalStorage(t *testing.T) {
 	a.Start()
 	s.WaitAPI()
 	harness.Eventually(t, soon, "the node is ready again", func() error { return s.NodeReady(a) })
-	harness.Eventually(t, soon, "pods have the data after restarts", func() error { return hold(s) })
+	harness.Eventually(t, longer, "pods have the data after restarts", func() error { return hold(s) })
 
 	a.PowerOff()
 	s.Kubectl("delete", "statefulset", "keep", "--cascade=orphan")

@@ -72,7 +72,7 @@ func goesWhereRoomIs(t *testing.T, s, small, large *harness.Server) {
 		k.Kubectl("patch", "pvc", "room", "-p", `{"spec":{"resources":{"requests":{"storage":"`+to+`"}}}}`)
 	}
 	k.Apply(fmt.Sprintf(roomy, small.NodeName()))
-	k.Kubectl("wait", "--for=condition=Ready", "pod/room", "--timeout=180s")
+	k.Kubectl("wait", "--for=condition=Ready", "pod/room", "--timeout=300s")
 	if node := k.Kubectl("get", "pod", "room", "-o", "jsonpath={.spec.nodeName}"); node != large.NodeName() {
 		t.Errorf("the pod is on %s", node)
 	}

@@ -123,7 +123,7 @@ func listVersion(t *testing.T, k *harness.Kube) string {
 // never events as if nothing had happened.
 func startsOver(t *testing.T, k *harness.Kube, version string) {
 	t.Helper()
-	out, err := k.Try("get", "--raw", "/api/v1/namespaces/default/configmaps?watch=1&timeoutSeconds=5&resourceVersion="+version)
+	out, err := k.Try("get", "--raw", "/api/v1/namespaces/default/configmaps?watch=1&timeoutSeconds=120&resourceVersion="+version)
 	if err != nil {
 		out += err.Error()
 	}

@@ -92,7 +92,7 @@ func TestWireGuardBehindRouter(t *testing.T) {
 		}
 		began := time.Now()
 		for _, way := range [][2]int{{0, 1}, {1, 0}} { // first the one that has to wait until it hears of the other
-			got := s.Kubectl("exec", fmt.Sprintf("box-%d", way[0]), "--", "testbox", "get", "http://"+ips[way[1]]+":8080/peer", "90")
+			got := s.Kubectl("exec", fmt.Sprintf("box-%d", way[0]), "--", "testbox", "get", "http://"+ips[way[1]]+":8080/peer", "180")
 			if !strings.HasPrefix(got, ips[way[0]]+":") {
 				t.Errorf("pod %d sees %q, want %s", way[1], got, ips[way[0]])
 			}

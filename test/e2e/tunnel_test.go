@@ -19,8 +19,8 @@ import (
 )
 
 // TestNodeBehindNAT: no server can connect to a node; logs, exec, attach, port-forward, metrics and what goes to its pods (requests, admission webhooks, aggregated
-// APIs) work through each of three servers all the same, over the connections that the node keeps open. Two of the servers have no node of their own, and one
-// leads. Nor is the node dead when the server that leads does not hear it any more, as long as another one does.
+// APIs) work through each of three servers all the same, over the connections that the node keeps open. Two of the servers have no
+// node of their own, and one leads.
 func TestNodeBehindNAT(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
@@ -41,7 +41,8 @@ func TestNodeBehindNAT(t *testing.T) {
 	a.AddBoxImage()
 	a.Start()
 	harness.Eventually(t, soon, "the node is ready", func() error { return first.NodeReady(a) })
-	first.Apply(onNode(a, "guest", "[testbox, serve]") + "---\n" + onNode(a, "listener", `[sh, -c, 'while read -r line; do echo "heard $line"; done']`))
+	first.InsistsOn(onNode(a, "guest", "[testbox, serve]") + "---\n" +
+		onNode(a, "listener", `[sh, -c, 'while read -r line; do echo "heard $line"; done']`))
 	extendOn(t, first, a)
 	first.Kubectl("wait", "--for=condition=Ready", "pod/guest", "pod/listener", "--timeout=180s")
 	slacks(t, first, a, "guest")
@@ -55,10 +56,10 @@ func TestNodeBehindNAT(t *testing.T) {
 			}
 			return err
 		})
-		harness.Says(t, s.Kubectl("exec", "guest", "--", "echo", "hi"), "hi")
+		s.In(t).Prints([]string{"hi"}, "exec", "guest", "--", "echo", "hi")
 		attached(t, s, "listener", "hello through "+s.NodeName())
 		s.In(t).Prints([]string{"container_memory_working_set_bytes"}, "get", "--raw", "/api/v1/nodes/"+a.NodeName()+"/proxy/metrics/resource") // a new pod is measured some time after its start
-		harness.Says(t, s.Kubectl("get", "--raw", "/api/v1/namespaces/default/pods/guest:8080/proxy/"), "guest")
+		s.In(t).Prints([]string{"guest"}, "get", "--raw", "/api/v1/namespaces/default/pods/guest:8080/proxy/")
 		harness.Says(t, forwarded(t, s, "guest"), "guest")
 		asksExtensions(t, s)
 	}
@@ -68,17 +69,6 @@ func TestNodeBehindNAT(t *testing.T) {
 			if out, err := s.Run("bash", "-c", "timeout 2 bash -c '</dev/tcp/"+to+"'"); err == nil {
 				t.Errorf("%s can connect to %s: this test shows nothing: %s", s.NodeName(), to, out)
 			}
-		}
-	}
-	// A node that one server hears is not dead, whatever the one that leads hears.
-	site.Split(first.Machine, a.Machine)
-	// A window in which nothing may happen has no event that ends it.
-	for began := time.Now(); time.Since(began) < 15*time.Second; time.Sleep(time.Second) {
-		out, err := servers[1].TryKubectl("get", "node", a.NodeName(), "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
-		if err != nil {
-			t.Logf("no answer, while another leader may be elected: %v", err)
-		} else if out != "True" {
-			t.Fatalf("cut off from one server: Ready is %q", out)
 		}
 	}
 }

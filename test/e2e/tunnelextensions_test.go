@@ -74,7 +74,7 @@ func extendOn(t *testing.T, s, node *harness.Server) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Apply(fmt.Sprintf(extenderYAML, node.NodeName(), base64.StdEncoding.EncodeToString(chain), base64.StdEncoding.EncodeToString(key)))
+	s.InsistsOn(fmt.Sprintf(extenderYAML, node.NodeName(), base64.StdEncoding.EncodeToString(chain), base64.StdEncoding.EncodeToString(key)))
 	s.Kubectl("wait", "--for=condition=Ready", "pod/extend", "--timeout=180s")
 }
 
@@ -89,9 +89,16 @@ func asksExtensions(t *testing.T, s *harness.Server) {
 		}
 		return err
 	})
-	if out, err := s.TryKubectl("create", "configmap", "refused", "--from-literal=refuse=it"); err == nil || !strings.Contains(err.Error(), "extend refuses it") {
-		t.Errorf("%s, whose webhook refuses a ConfigMap, says %q, %v", s.NodeName(), out, err)
-	}
+	harness.Eventually(t, soon, s.NodeName()+" is refused by the webhook", func() error { // a busy server may have no answer
+		out, err := s.TryKubectl("create", "configmap", "refused", "--from-literal=refuse=it")
+		if err == nil {
+			t.Fatalf("%s, whose webhook refuses a ConfigMap, says %q", s.NodeName(), out)
+		}
+		if !strings.Contains(err.Error(), "extend refuses it") {
+			return err
+		}
+		return nil
+	})
 	harness.Eventually(t, soon, s.NodeName()+" serves the pod's API", func() error {
 		out, err := s.TryKubectl("get", "greetings.extended.coracle.test", "hello", "-o", "jsonpath={.metadata.name} from {.from}")
 		if err == nil && out != "hello from extend" {

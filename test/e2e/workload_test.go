@@ -36,7 +36,7 @@ spec:
         imagePullPolicy: Never
         command: [testbox, serve]
         env: [{name: GENERATION, value: "%s"}]
-        readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+        readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 60}
 ---
 apiVersion: v1
 kind: Service
@@ -47,7 +47,7 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 // deployment: three replicas answer behind a Service and its DNS name, a roll-out is undone.
 func deployment(k *harness.Kube) {
 	k.Apply(fmt.Sprintf(webDeployment, harness.BoxImage, "one"))
-	k.Kubectl("rollout", "status", "deployment/web", "--timeout=180s")
+	k.Kubectl("rollout", "status", "deployment/web", "--timeout=300s")
 	k.Apply(pod("client", "[testbox, hold]", "", ""))
 	k.Kubectl("wait", "--for=condition=Ready", "pod/client", "--timeout=180s")
 	ip := k.Kubectl("get", "service", "web", "-o", "jsonpath={.spec.clusterIP}")
@@ -75,11 +75,11 @@ func deployment(k *harness.Kube) {
 		}
 	}
 	k.Apply(fmt.Sprintf(webDeployment, harness.BoxImage, "two"))
-	k.Kubectl("rollout", "status", "deployment/web", "--timeout=180s")
+	k.Kubectl("rollout", "status", "deployment/web", "--timeout=300s")
 	// The Service proxy hears of a pod's end a moment after the roll-out does.
 	k.Prints([]string{"two"}, "exec", "client", "--", "testbox", "get", "http://web/env/GENERATION", "60")
 	k.Kubectl("rollout", "undo", "deployment/web")
-	k.Kubectl("rollout", "status", "deployment/web", "--timeout=180s")
+	k.Kubectl("rollout", "status", "deployment/web", "--timeout=300s")
 	k.Prints([]string{"one"}, "exec", "client", "--", "testbox", "get", "http://web/env/GENERATION", "60")
 	k.Prints([]string{"3 desired | 3 updated | 3 total | 3 available", "ScalingReplicaSet"}, "describe", "deployment", "web") // events are written after the deed
 	k.Prints([]string{"Started", "Ready             True"}, "describe", "pod", "-l", "app=web")
@@ -91,7 +91,7 @@ func deployment(k *harness.Kube) {
 func interactive(k *harness.Kube) {
 	k.Apply(pod("shell", "[testbox, serve]", "", ""))
 	k.Kubectl("wait", "--for=condition=Ready", "pod/shell", "--timeout=180s")
-	ctx, cancel := context.WithTimeout(context.Background(), soon)
+	ctx, cancel := context.WithTimeout(context.Background(), longer)
 	defer cancel()
 
 	exec := k.KubectlCommand(ctx, "-n", k.NS, "exec", "-it", "shell", "--", "sh")
@@ -130,7 +130,9 @@ func interactive(k *harness.Kube) {
 		k.T.Errorf("logs -f: %v", err)
 	}
 
-	k.Apply(pod("forwarded", "[testbox, serve]", "", ""))
+	// kubectl port-forward ends at the first connection that is refused.
+	const answers = "readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 60}"
+	k.Apply(pod("forwarded", "[testbox, serve]", answers, ""))
 	k.Kubectl("wait", "--for=condition=Ready", "pod/forwarded", "--timeout=180s")
 	forward := k.KubectlCommand(ctx, "-n", k.NS, "port-forward", "pod/forwarded", ":8080")
 	pipe, err = forward.StdoutPipe()

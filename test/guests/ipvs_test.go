@@ -21,8 +21,8 @@ import (
 
 // What coracle status says of the back end.
 const (
-	nftablesByAuto = "nftables: auto takes it wherever it works"
-	ipvsAsked      = "ipvs: --proxy-mode=ipvs asks for it"
+	ipvsByAuto    = "ipvs: auto takes it where the kernel has what it needs"
+	nftablesAsked = "nftables: --proxy-mode=nftables asks for it"
 )
 
 const (
@@ -32,21 +32,23 @@ const (
 	ended = "coracle has ended with "
 )
 
-// TestNodes: two nodes whose kernel has IPVS beside nftables. Services are served by nftables, by IPVS, and on one of the two by nftables again; a restart
-// in between changes nothing in the kernel and interrupts no connection; they reach pods on the other machine; and pods on both share a volume of an NFS server.
+// TestNodes: two nodes whose kernel has IPVS beside nftables. Services are served by nftables, by IPVS, and on one of the two by nftables again; neither the change to IPVS nor a
+// restart interrupts a connection; they reach pods on the other machine, follow a rolling update and the death of a node; and pods on both share a volume of an NFS server.
 func TestNodes(t *testing.T) {
 	l := newLab(t)
 	for _, step := range []struct {
 		name string
 		run  func(*testing.T, *lab)
 	}{
-		{"one node, auto", testAuto},
+		{"one node, nftables", testNFTables},
 		{"from nftables to IPVS", testToIPVS},
 		{"a restart", testRestart},
 		{"two nodes", testTwo},
 		{"readiness moves traffic", testReadiness},
+		{"a rolling update", testRollingUpdate},
 		{"NFS", testNFS},
 		{"back to nftables", testBack},
+		{"a node's death", testDeath},
 	} {
 		if !t.Run(step.name, func(t *testing.T) {
 			l.t = t
@@ -58,11 +60,11 @@ func TestNodes(t *testing.T) {
 	}
 }
 
-// testAuto: a machine that could do either has nftables unless it is told otherwise.
-func testAuto(t *testing.T, l *lab) {
-	first := l.add()
+// testNFTables: a machine that could do either has nftables where it is asked for.
+func testNFTables(t *testing.T, l *lab) {
+	first := l.add("--proxy-mode=nftables")
 	first.ready(t)
-	first.serves(t, nftablesByAuto)
+	first.serves(t, nftablesAsked)
 	l.kube.Apply(web(1) + `
 {apiVersion: v1, kind: Service, metadata: {name: web}, spec: {type: NodePort, selector: {app: web}, ports: [
   {name: http, port: 80, targetPort: 8080, nodePort: ` + httpNodePort + `}, {name: echo, port: 7, targetPort: 7000, nodePort: ` + echoNodePort + `}]}}`)
@@ -187,27 +189,30 @@ func hex(t *testing.T, ip string) string {
 	return fmt.Sprintf("%08X", a.AsSlice())
 }
 
-// testToIPVS: what the other back end made goes when this one has begun, and the pods stay.
+// testToIPVS: what the other back end made goes when this one has begun; the pods stay, and what is connected goes on.
 func testToIPVS(t *testing.T, l *lab) {
 	first := l.nodes[0]
 	pod := l.pod(1)
-	first.settings("--proxy-mode=ipvs")
-	first.restart(t, ipvsAsked)
+	echo := first.opens(t)
+	echo("before the change")
+	first.settings("--proxy-mode=auto")
+	first.restart(t, ipvsByAuto)
 	first.has(t, "ipvs")
+	echo("with IPVS")
 	l.answers(t, pod)
 }
 
-// testRestart: in the same mode, the kernel keeps what it has while coracle is away, and has it afterwards; what is connected goes on all the time.
-func testRestart(t *testing.T, l *lab) {
-	first := l.nodes[0]
+// opens connects to the node port of the Service's echo from outside. What it returns says a word on that connection, which has to come back.
+func (n *node) opens(t *testing.T) (echo func(word string)) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	c, err := l.server.Dial(ctx, "tcp", net.JoinHostPort(first.IP, echoNodePort))
+	c, err := n.lab.server.Dial(ctx, "tcp", net.JoinHostPort(n.IP, echoNodePort))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
-	echo := func(word string) {
+	t.Cleanup(func() { c.Close() })
+	return func(word string) {
 		t.Helper()
 		_ = c.SetDeadline(time.Now().Add(5 * time.Minute))
 		back := make([]byte, len(word))
@@ -218,6 +223,12 @@ func testRestart(t *testing.T, l *lab) {
 			t.Fatalf("the open connection, %s: %q, %v", word, back, err)
 		}
 	}
+}
+
+// testRestart: in the same mode, the kernel keeps what it has while coracle is away, and has it afterwards; what is connected goes on all the time.
+func testRestart(t *testing.T, l *lab) {
+	first := l.nodes[0]
+	echo := first.opens(t)
 	echo("before the restart")
 	before, pod, ends := first.rules(), l.pod(1), strings.Count(first.log(), ended)
 	// On a busy machine a container's first start may have been given up after two minutes, which counts as a restart.
@@ -234,7 +245,7 @@ func testRestart(t *testing.T, l *lab) {
 	if got := first.rules(); got != before {
 		t.Errorf("while coracle is away the kernel has\n%s\nand had\n%s", got, before)
 	}
-	first.serves(t, ipvsAsked)
+	first.serves(t, ipvsByAuto)
 	first.ready(t)
 	l.await(t, "Services are served once more", func() error {
 		if n := strings.Count(first.log(), "Services are served"); n != 3 {
@@ -263,9 +274,9 @@ func (n *node) rules() string {
 
 // testTwo: each machine reaches a pod on the other one by a Service, through the tunnel.
 func testTwo(t *testing.T, l *lab) {
-	second := l.add("--proxy-mode=ipvs")
+	second := l.add()
 	second.ready(t)
-	second.serves(t, ipvsAsked)
+	second.serves(t, ipvsByAuto)
 	l.kube.Apply(web(2))
 	l.running(t, 2)
 	pods := []string{l.pod(1), l.pod(2)}
@@ -323,15 +334,47 @@ func testReadiness(t *testing.T, l *lab) {
 	}
 }
 
+// testRollingUpdate: one pod on each machine is replaced by another one, and the Service leads to the new ones.
+func testRollingUpdate(t *testing.T, l *lab) {
+	old := []string{l.pod(1), l.pod(2)}
+	for i := range l.nodes {
+		deployment := fmt.Sprintf("deployment/web-%d", i+1)
+		l.kube.Kubectl("rollout", "restart", deployment)
+		l.await(t, deployment+" is rolled out, and the old pod is gone", func() error {
+			_, err := l.kube.Try("rollout", "status", deployment, "--timeout", "10s")
+			if _, there := l.kube.Try("get", "pod", old[i]); err == nil && there == nil {
+				err = fmt.Errorf("%s is there", old[i])
+			}
+			return err
+		})
+	}
+	pods := []string{l.pod(1), l.pod(2)}
+	for i, n := range l.nodes {
+		n.has(t, "ipvs")
+		l.reaches(t, i, pods...)
+	}
+	l.answers(t, pods...)
+}
+
 // testBack: one machine goes back to nftables, which takes away what IPVS had; the other one stays as it is.
 func testBack(t *testing.T, l *lab) {
-	first, pods := l.nodes[0], []string{l.pod(1), l.pod(2)}
-	first.settings("--proxy-mode=auto")
-	first.restart(t, nftablesByAuto)
-	first.has(t, "nftables")
-	l.nodes[1].has(t, "ipvs")
+	second, pods := l.nodes[1], []string{l.pod(1), l.pod(2)}
+	second.settings("--proxy-mode=nftables")
+	second.restart(t, nftablesAsked)
+	second.has(t, "nftables")
+	l.nodes[0].has(t, "ipvs")
 	l.answers(t, pods...)
 	for i := range l.nodes {
 		l.reaches(t, i, pods...)
 	}
+}
+
+// testDeath: one machine loses its power, and the other one's IPVS sends nothing to its pod any more.
+func testDeath(t *testing.T, l *lab) {
+	pods := []string{l.pod(1), l.pod(2)}
+	l.nodes[1].PowerOff()
+	l.nodes = l.nodes[:1]
+	l.reaches(t, 0, pods[0])
+	l.nodes[0].has(t, "ipvs")
+	l.answers(t, pods[0])
 }

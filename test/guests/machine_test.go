@@ -6,7 +6,6 @@ package guests
 
 import (
 	"context"
-	_ "embed" // for machine.sh
 	"errors"
 	"fmt"
 	"io"
@@ -31,9 +30,6 @@ const (
 	// nfsVar names the folder that packaging/guest-nfs.sh made.
 	nfsVar = "CORACLE_GUEST_NFS"
 )
-
-//go:embed machine.sh
-var machineScript string
 
 // lab is a cluster whose nodes are such machines. Its server has no node, and is on an ordinary machine of their site: on a slow one it takes minutes to begin.
 type lab struct {
@@ -60,7 +56,7 @@ func newLab(t *testing.T) *lab {
 	}
 	dir := harness.GuestFolder(t)
 	harness.WriteBoxImage(t, filepath.Join(dir, "box.tar"))
-	for name, text := range map[string]string{"machine.sh": machineScript, "modules": strings.Join(modules, "\n") + "\n"} {
+	for name, text := range map[string]string{"machine.sh": MachineScript, "modules": strings.Join(modules, "\n") + "\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
 			t.Fatal(err)
 		}

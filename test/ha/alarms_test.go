@@ -61,9 +61,10 @@ func besideOthers(t *testing.T) {
 	}
 }
 
-// TestNoFalseAlarms: machines that get little processor time, gossip that is late and lossy, and gossip that is lost one way mark no
-// node and move no leadership.
+// TestNoFalseAlarms: machines that get little processor time, gossip that is late and lossy, gossip that is lost one way, and a
+// leader that does not hear a node that others hear mark no node and move no leadership.
 func TestNoFalseAlarms(t *testing.T) {
+	harness.ByHand(t)
 	besideOthers(t)
 	c := New(t, 3, 2)
 	all := append(slices.Clone(c.Servers), c.Agents...)
@@ -101,6 +102,10 @@ func TestNoFalseAlarms(t *testing.T) {
 					}
 				}
 			}
+			return c.Site.Heal
+		}},
+		{"the leader and an agent hear nothing of one another", 20 * time.Second, 5 * time.Minute, func() func() {
+			c.Site.Split(c.MustLeader().Machine, c.Agents[0].Machine)
 			return c.Site.Heal
 		}},
 		// In its whole length only: it takes the processors from the scenarios that make test runs beside this one.

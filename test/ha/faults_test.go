@@ -49,6 +49,7 @@ var everyFault = []string{"killed", "paused", "cut off", "switched off"}
 // TestFaults: whatever happens to any one machine of three servers and two agents, writes, watches, requests and visits go on, and nothing
 // that was acknowledged is lost.
 func TestFaults(t *testing.T) {
+	harness.ByHand(t)
 	c := New(t, 3, 2)
 	c.faults(t, everyFault, func(run func(name string, victim *harness.Server)) {
 		run("paused", c.usedBy(t, c.Agents[0]))
@@ -60,6 +61,7 @@ func TestFaults(t *testing.T) {
 
 // TestFaultsOfNodes: the same of three servers that run pods, as they do by default, and nothing else.
 func TestFaultsOfNodes(t *testing.T) {
+	harness.ByHand(t)
 	c := NewOfNodes(t, 3, 0)
 	c.faults(t, everyFault, func(run func(name string, victim *harness.Server)) {
 		run("killed", c.MustLeader())
@@ -70,6 +72,7 @@ func TestFaultsOfNodes(t *testing.T) {
 
 // TestFaultsOfIPv6: the same where there is no IPv4.
 func TestFaultsOfIPv6(t *testing.T) {
+	harness.ByHand(t)
 	c := NewOfIPv6(t, 3, 1)
 	c.faults(t, everyFault, func(run func(name string, victim *harness.Server)) { run("cut off", c.MustLeader()) })
 }

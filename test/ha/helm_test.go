@@ -89,21 +89,25 @@ func (h *helmScenario) apply(name, values, chart string) {
 // await waits until a chart is ready for a reason, in its newest generation, and a condition has these words.
 func (h *helmScenario) await(name, reason, words string) {
 	h.t.Helper()
-	harness.Eventually(h.t, soon, fmt.Sprintf("HelmChart %s: %s %s", name, reason, words), func() error {
-		const ready = `.status.conditions[?(@.type=="Ready")]`
-		got, err := h.kube.Try("get", "helmchart", name, "-o", `jsonpath={.metadata.generation}/{`+ready+`.observedGeneration}/{`+ready+`.reason}/{.status.conditions[*].message}`)
-		if f := strings.SplitN(got, "/", 4); err == nil && (len(f) != 4 || f[0] != f[1] || f[2] != reason || !strings.Contains(f[3], words)) {
-			err = fmt.Errorf("generation, the condition's, its reason and all messages are %s", got)
-		}
-		return err
-	})
+	what := fmt.Sprintf("HelmChart %s: %s %s", name, reason, words)
+	harness.Eventually(h.t, soon, what, func() error { return h.ready(name, reason, words) })
+}
+
+// ready fails unless a chart is as await wants it.
+func (h *helmScenario) ready(name, reason, words string) error {
+	const ready = `.status.conditions[?(@.type=="Ready")]`
+	const path = `jsonpath={.metadata.generation}/{` + ready + `.observedGeneration}/{` + ready + `.reason}/{.status.conditions[*].message}`
+	got, err := h.kube.Try("get", "helmchart", name, "-o", path)
+	if f := strings.SplitN(got, "/", 4); err == nil && (len(f) != 4 || f[0] != f[1] || f[2] != reason || !strings.Contains(f[3], words)) {
+		err = fmt.Errorf("generation, the condition's, its reason and all messages are %s", got)
+	}
+	return err
 }
 
 func (h *helmScenario) greets(name, want string) {
 	h.t.Helper()
-	m, err := h.api.CoreV1().ConfigMaps("default").Get(h.t.Context(), name, metav1.GetOptions{})
-	if err != nil || m.Data["greeting"] != want {
-		h.t.Errorf("the release %s has %v, %v; want the greeting %q", name, m.Data, err, want)
+	if got := h.kube.Insists("get", "configmap", name, "-o", "jsonpath={.data.greeting}"); got != want {
+		h.t.Errorf("the release %s has the greeting %q, want %q", name, got, want)
 	}
 }
 
@@ -128,15 +132,16 @@ func (h *helmScenario) job(name string, before types.UID) (*batchv1.Job, error) 
 	return job, err
 }
 
-// finish lets the pod of a chart's hook run, which is another one than before, and waits until its Job is done.
+// finish lets the pods of a chart's hook run, which is another one than before, until the chart is deployed, and returns its Job.
+// Helm may begin the hook several times, as with awaitGone.
 func (h *helmScenario) finish(name string, before types.UID) types.UID {
 	h.t.Helper()
 	var job *batchv1.Job
-	harness.Eventually(h.t, soon, "the hook of "+name+" is done", func() (err error) {
-		if job, err = h.job(name, before); err != nil || job.Status.Succeeded == 1 {
+	harness.Eventually(h.t, harness.Longer, "the hook of "+name+" is done", func() (err error) {
+		if job, err = h.job(name, before); err != nil {
 			return err
 		}
-		return errors.Join(h.letGo(h.t.Context(), job), errors.New("its Job is not done"))
+		return errors.Join(h.letGo(h.t.Context(), job), h.ready(name, "Deployed", "Revision "))
 	})
 	return job.UID
 }
@@ -158,15 +163,33 @@ func (h *helmScenario) letGo(ctx context.Context, job *batchv1.Job) error {
 	return nil
 }
 
-// awaitGone waits until a HelmChart is gone, and looks for what its release has left.
-func (h *helmScenario) awaitGone(name string) {
+// awaitGone waits until a HelmChart is gone, and looks for what its release has left. Each hook that Helm begins after the one of
+// before may run: a leader that is deposed, or an uninstallation that fails, makes Helm begin again, with a Job whose pods have gates
+// of their own.
+func (h *helmScenario) awaitGone(name string, before types.UID) {
 	h.t.Helper()
-	h.kube.Kubectl("wait", "--for=delete", "helmchart/"+name, "--timeout=180s")
-	if out := h.kube.Kubectl("get", "secrets", "-l", "owner=helm,name="+name, "-o", "name"); out != "" {
+	harness.Eventually(h.t, harness.Longer, "HelmChart "+name+" is removed", func() error {
+		chart, err := h.kube.Try("get", "helmchart", name, "--ignore-not-found", "-o", "jsonpath={.metadata.name} {.status}")
+		if err != nil || chart == "" {
+			return err
+		}
+		job, err := h.job(name, before)
+		if apierrors.IsNotFound(err) {
+			return fmt.Errorf("it has no Job, and says %s", chart)
+		}
+		if err == nil {
+			err = h.letGo(h.t.Context(), job)
+		}
+		if err != nil {
+			return err
+		}
+		return fmt.Errorf("its Job %s has the status %+v, and it says %s", job.UID, job.Status, chart)
+	})
+	if out := h.kube.Insists("get", "secrets", "-l", "owner=helm,name="+name, "-o", "name"); out != "" {
 		h.t.Errorf("the release %s has left %s", name, out)
 	}
-	if _, err := h.api.CoreV1().ConfigMaps("default").Get(h.t.Context(), name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
-		h.t.Errorf("the release %s has left its ConfigMap: %v", name, err)
+	if out := h.kube.Insists("get", "configmap", name, "--ignore-not-found", "-o", "name"); out != "" {
+		h.t.Errorf("the release %s has left %s", name, out)
 	}
 }
 
@@ -204,8 +227,6 @@ func TestHelmLeaderKilled(t *testing.T) {
 	leader.Kill()
 	h.ask(c, rest[0])
 	install, upgrade = h.finish("new", install), h.finish("old", upgrade)
-	h.await("new", "Deployed", "Revision ")
-	h.await("old", "Deployed", "Revision ")
 	h.greets("new", "hello")
 	h.greets("old", "after")
 	h.await("file", "Deployed", "has no file slow-1.0.0.tgz among its charts")
@@ -216,13 +237,11 @@ func TestHelmLeaderKilled(t *testing.T) {
 	leader = c.MustLeader()
 	rest = Without(c.Servers, leader)
 	h.ask(c, rest[0])
-	h.kube.Kubectl("delete", "helmchart", "new", "old", "--wait=false")
+	h.kube.Insists("delete", "helmchart", "new", "old", "--wait=false")
 	install, upgrade = h.begun("new", install), h.begun("old", upgrade)
 	leader.Kill()
-	h.finish("new", install)
-	h.finish("old", upgrade)
-	h.awaitGone("new")
-	h.awaitGone("old")
+	h.awaitGone("new", install)
+	h.awaitGone("old", upgrade)
 
 	h.apply("half", "broken: true", "")
 	h.await("half", "InstallFailed", "Invalid value: 70000")

@@ -21,6 +21,7 @@ import (
 
 // TestDelay: datagrams to one port arrive later one way, as many as are not lost; others arrive at once.
 func TestDelay(t *testing.T) {
+	harness.ByHand(t)
 	site := harness.NewSite(t)
 	a, b := site.NewMachine(), site.NewMachine()
 	const delayed, prompt, by = 7000, 7001, 300 * time.Millisecond
@@ -130,6 +131,7 @@ func hears(t *testing.T, m, other *harness.Machine) bool {
 
 // TestLimitCPU: a machine gets the processor time that it is given.
 func TestLimitCPU(t *testing.T) {
+	harness.ByHand(t)
 	m := harness.NewMachine(t)
 	spin := func() time.Duration {
 		out, err := m.Run("bash", "-c", "s=$SECONDS; while ((SECONDS < s + 3)); do :; done; cat /proc/$$/stat")

@@ -6,7 +6,6 @@ package ha
 
 import (
 	"io"
-	"os"
 	"testing"
 
 	"k8s.io/klog/v2"
@@ -23,4 +22,4 @@ func TestMain(m *testing.M) {
 }
 
 // whole says whether the scenarios run at their whole length, which takes hours.
-var whole = os.Getenv("CORACLE_HA_WHOLE") != ""
+var whole = harness.Whole()

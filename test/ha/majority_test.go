@@ -49,7 +49,7 @@ func TestLostMajority(t *testing.T) {
 	}
 	x.stop()
 
-	alone := 15 * time.Second
+	alone := 5 * time.Second
 	if whole {
 		alone = 10 * time.Minute
 	}

@@ -51,7 +51,7 @@ func (c *Cluster) service() string { return net.JoinHostPort(c.serviceIP(), "80"
 func (c *Cluster) serveEverywhere() {
 	c.T.Helper()
 	nodes := len(c.Nodes())
-	c.Servers[0].Apply(fmt.Sprintf(everywhere, nodes, c.serviceIP()))
+	c.Servers[0].InsistsOn(fmt.Sprintf(everywhere, nodes, c.serviceIP()))
 	harness.Eventually(c.T, soon, "a pod on each node", func() error {
 		d, err := c.Ask(c.Servers[0]).AppsV1().Deployments(metav1.NamespaceDefault).Get(c.T.Context(), "everywhere", metav1.GetOptions{})
 		if err == nil && int(d.Status.ReadyReplicas) != nodes {

@@ -3,6 +3,7 @@
 package harness
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"runtime"
@@ -50,4 +51,6 @@ func (a *alone) Error(args ...any)                 { a.failed = true; a.Log(args
 func (a *alone) Errorf(format string, args ...any) { a.failed = true; a.Logf(format, args...) }
 func (a *alone) Fatal(args ...any)                 { a.Error(args...); runtime.Goexit() }
 func (a *alone) Fatalf(format string, args ...any) { a.Errorf(format, args...); runtime.Goexit() }
+func (a *alone) Context() context.Context          { return context.Background() }
+func (a *alone) Skipf(format string, args ...any)  { a.Fatalf(format, args...) }
 func (a *alone) Skip(args ...any)                  { a.Fatal(args...) }

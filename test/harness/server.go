@@ -234,7 +234,7 @@ func (s *Server) KubectlCommand(ctx context.Context, args ...string) *exec.Cmd {
 
 // TryKubectl runs kubectl and returns its output.
 func (s *Server) TryKubectl(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute) // more than any --timeout that a scenario gives
+	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute) // more than any --timeout that a scenario gives
 	defer cancel()
 	return Output(s.KubectlCommand(ctx, args...))
 }

@@ -90,7 +90,7 @@ func TestInstall(t *testing.T) {
 	t.Run("crash", func(t *testing.T) {
 		pid := h.pid()
 		h.must("kill", "-9", pid)
-		harness.Eventually(t, 2*time.Minute, "coracle is started again", func() error {
+		harness.Eventually(t, harness.Soon, "coracle is started again", func() error {
 			if now := h.pid(); now == pid || now == "" {
 				return errors.New("no new process")
 			}
@@ -195,7 +195,7 @@ func TestPortTaken(t *testing.T) {
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	harness.Eventually(t, 2*time.Minute, "the port is taken", func() error {
+	harness.Eventually(t, harness.Soon, "the port is taken", func() error {
 		if !strings.Contains(h.must("cat", "/proc/net/tcp", "/proc/net/tcp6"), ":1D13 ") {
 			return errors.New("nobody listens")
 		}

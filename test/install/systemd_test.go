@@ -65,7 +65,7 @@ func (h *host) bootSystemd() {
 			h.t.Logf("systemd said (%v):\n%s", err, said)
 		}
 	})
-	harness.Eventually(h.t, 2*time.Minute, "systemd is up", func() error {
+	harness.Eventually(h.t, harness.Soon, "systemd is up", func() error {
 		parent, err := os.ReadFile(pidFile)
 		if err != nil {
 			return err

@@ -17,6 +17,7 @@ import (
 // TestNetworkChanges: a running cluster changes to each back end while pods visit one another, and all reach all afterwards; a node whose coracle does not run
 // changes when it starts, and servers with a flag of before refuse to.
 func TestNetworkChanges(t *testing.T) {
+	harness.ByHand(t)
 	m := newMesh(t, 3, cluster.NetworkVXLAN, "eth0")
 	m.workload()
 	m.everybodyMeets()

@@ -15,18 +15,11 @@ import (
 
 // TestNetworkExternalAddresses: nodes that reach one another at addresses alone that somebody else translates to theirs, as a cloud does, are told to go by these.
 func TestNetworkExternalAddresses(t *testing.T) {
-	m := newMesh(t, 2, "vxlan", "eth0")
-	m.translated()
-	for i := range m.nodes {
+	m := newEmptyMesh(t, both, "eth0")
+	m.add(2, "vxlan", func(i int) {
+		m.translated(i)
 		m.nodes[i].Args = append(m.nodes[i].Args, "--node-external-ip", external(i), "--network-external-ip")
-		if err := m.nodes[i].Stop(); err != nil {
-			t.Fatal(err)
-		}
-		m.nodes[i].Start()
-		if i == 0 {
-			m.nodes[i].WaitAPI()
-		}
-	}
+	})
 	for i, n := range m.nodes {
 		harness.Eventually(t, patient, "the node says where it is found", func() error {
 			out, err := m.nodes[0].TryKubectl("get", "node", n.NodeName(), "-o", `jsonpath={.metadata.annotations.coracle\.dev/underlay}`)
@@ -55,19 +48,20 @@ func TestNetworkExternalAddresses(t *testing.T) {
 // external is at which address the world finds a machine.
 func external(i int) string { return fmt.Sprintf("10.78.0.%d", i+2) }
 
-// translated has the gateway of the site translate external addresses to the machines' and back, and machines drop the tunnels' datagrams that come from machines' own.
-func (m *mesh) translated() {
+// translated has the gateway of the site translate a machine's external address to its own and back, and the machine drop the
+// tunnels' datagrams that come from machines' own.
+func (m *mesh) translated(i int) {
 	m.Helper()
-	var pre, post strings.Builder
-	for i, n := range m.nodes {
-		fmt.Fprintf(&pre, "add rule ip translator pre ip daddr %s dnat to %s\n", external(i), n.IP)
-		fmt.Fprintf(&post, "add rule ip translator post ip saddr %s ct status dnat snat to %s\n", n.IP, external(i))
-		m.nft(i, `add table inet here; add counter inet here direct; add counter inet here translated;
+	m.nft(i, `add table inet here; add counter inet here direct; add counter inet here translated;
 add chain inet here in { type filter hook prerouting priority -400; };
 add rule inet here in ip saddr 10.77.0.0/24 udp dport { 8472, 51820 } counter name direct drop;
 add rule inet here in ip saddr 10.78.0.0/24 udp dport { 8472, 51820 } counter name translated`)
-	}
-	rules := "add table ip translator\nadd chain ip translator pre { type nat hook prerouting priority -100; }\nadd chain ip translator post { type nat hook postrouting priority 100; }\n" + pre.String() + post.String()
+	own := m.nodes[i].IP
+	rules := "add table ip translator\n" +
+		"add chain ip translator pre { type nat hook prerouting priority -100; }\n" +
+		"add chain ip translator post { type nat hook postrouting priority 100; }\n" +
+		fmt.Sprintf("add rule ip translator pre ip daddr %s dnat to %s\n", external(i), own) +
+		fmt.Sprintf("add rule ip translator post ip saddr %s ct status dnat snat to %s\n", own, external(i))
 	// A gateway that sends packets back to where they came from says that there is a shorter way, which is not to be taken here.
 	const forward = "for f in all site; do echo 0 > /proc/sys/net/ipv4/conf/$f/send_redirects; done; echo 1 > /proc/sys/net/ipv4/ip_forward"
 	out, err := harness.Output(m.site.Command(context.Background(), "sh", "-ec", forward))

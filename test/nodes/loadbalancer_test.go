@@ -141,6 +141,7 @@ func routedPool(k *harness.Kube, site *harness.Site, agents map[string]*harness.
 // TestLoadBalancerPool: two Services have one port at two addresses of a pool, which answer on the network. One node at a time answers for each, whatever
 // happens to it.
 func TestLoadBalancerPool(t *testing.T) {
+	harness.ByHand(t)
 	site, s, agents := poolSite(t)
 	for _, a := range agents {
 		harness.Eventually(t, harness.Soon, "the nodes are ready", func() error { return s.NodeReady(a) })

@@ -7,7 +7,6 @@
 package nodes
 
 import (
-	"os"
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
@@ -16,4 +15,4 @@ import (
 func TestMain(m *testing.M) { harness.Main(m) }
 
 // whole has scenarios go their whole length, which takes many minutes.
-var whole = os.Getenv("CORACLE_HA_WHOLE") != ""
+var whole = harness.Whole()

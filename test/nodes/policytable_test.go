@@ -27,6 +27,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/policymodel"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
@@ -80,8 +81,7 @@ func TestNetworkPolicyTable(t *testing.T) {
 }
 
 func newPolicyTable(t *testing.T) *policyTable {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	m := newMesh(t, 2, cluster.NetworkVXLAN, "eth0")
 	p := &policyTable{mesh: m, model: policymodel.Model{Namespaces: policymodel.Namespaces(), Pods: map[netip.Addr]*corev1.Pod{}}, rand: rand.New(rand.NewPCG(seed, 0))}
 	p.generator.Rand = p.rand
@@ -219,10 +219,30 @@ func (p *policyTable) check(name string, share int, policies ...*networkingv1.Ne
 	if len(policies) > 0 {
 		s.Apply(manifest.String())
 	}
+	p.takesEffect(name, before)
 	p.holds(name, p.sample(before, share))
 	if p.Failed() {
 		p.Fatalf("the policies are\n%s", manifest.String())
 	}
+}
+
+// takesEffect waits until some connections meet what they should of which the policies of before said something else, one of each kind.
+// A connection that a change of policies cuts has no answer for seconds, and among hundreds there is such a one nearly always.
+func (p *policyTable) takesEffect(name string, before policymodel.Model) {
+	p.Helper()
+	type kind struct {
+		from, to string // nodes
+		four     bool
+		proto    corev1.Protocol
+	}
+	few := map[kind]policymodel.Connection{}
+	for _, c := range p.all {
+		if before.Allowed(c, nil) != p.model.Allowed(c, nil) {
+			few[kind{p.model.Pods[c.From].Spec.NodeName, p.model.Pods[c.To].Spec.NodeName, c.To.Is4(), c.Proto}] = c
+		}
+	}
+	tried := slices.Collect(maps.Values(few))
+	harness.Eventually(p, patient, name+" takes effect", func() error { return p.try(tried) })
 }
 
 // holds waits until all of these connections at once meet what they should.

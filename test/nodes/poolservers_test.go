@@ -167,6 +167,7 @@ func (p *poolServers) poweredOff(leads bool) poolFault {
 
 // TestLeaderHoldsPoolAddress: the node that answers for an address is the server that leads, too, so that who decides on another holder has to be elected first.
 func TestLeaderHoldsPoolAddress(t *testing.T) {
+	harness.ByHand(t)
 	p := newPoolServers(t, four)
 	p.moves(p.killed())
 	p.moves(p.cutOff())
@@ -175,6 +176,7 @@ func TestLeaderHoldsPoolAddress(t *testing.T) {
 
 // TestPoolAddressOfIPv6: the same where there is no IPv4, so that nodes answer by neighbour discovery, and with machines that lose their power.
 func TestPoolAddressOfIPv6(t *testing.T) {
+	harness.ByHand(t)
 	p := newPoolServers(t, six)
 	p.moves(p.poweredOff(true))
 	p.moves(p.poweredOff(false))

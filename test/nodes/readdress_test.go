@@ -25,7 +25,8 @@ type moving struct {
 
 func newMoving(t *testing.T) *moving {
 	site := harness.NewSite(t)
-	first := site.NewMachine().NewServer("--disable-agent").FindIP()
+	// The pods are to be the same at the end: none is moved, however long a node is away.
+	first := site.NewMachine().NewServer("--disable-agent", "--default-toleration-seconds", "600").FindIP()
 	first.Start()
 	first.WaitAPI()
 	m := &moving{t: t, servers: []*harness.Server{first}}
@@ -129,7 +130,7 @@ func (m *moving) heals(what string, since time.Time) {
 	}
 }
 
-// TestReaddress: an agent, a server, and then all machines get other addresses while they run, and at last while they are off, and the cluster heals by itself.
+// TestReaddress: an agent, and then all machines get other addresses while they run, and the cluster heals by itself.
 func TestReaddress(t *testing.T) {
 	t.Parallel() // it mostly waits
 	m := newMoving(t)
@@ -141,13 +142,17 @@ func TestReaddress(t *testing.T) {
 		x.end(what, "tcp:")
 	}
 	moves("the agent moved", func() { m.agent.Readdress("10.77.0.105") })
-	moves("a server with a node moved", func() { m.servers[2].Readdress("10.77.0.104") })
 	moves("all moved to another network", func() {
 		for i, s := range m.all() {
 			s.Readdress(fmt.Sprintf("10.78.0.%d", 20+i))
 		}
 	})
-	m.allOff()
+}
+
+// TestReaddressWhileOff: all machines get other addresses while they are off, and the cluster heals by itself.
+func TestReaddressWhileOff(t *testing.T) {
+	harness.ByHand(t)
+	newMoving(t).allOff()
 }
 
 // crossing is traffic from the pod of each node to that of the other one, by its own address and by that of a Service which has no other endpoint.

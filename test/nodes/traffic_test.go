@@ -121,10 +121,12 @@ func (x *traffic) end(what, whole string) {
 	done := 0
 	var longest account
 	for _, from := range x.sources {
-		all, err := from.accounts("/end")
-		if err != nil {
-			x.Error(err)
-		}
+		var all []account
+		harness.Eventually(x, patient, "the accounts of "+from.name, func() (err error) {
+			all, err = from.accounts("/")
+			return err
+		})
+		_, _ = from.accounts("/end") // who does not read its answer in time asks a process that has ended
 		for _, a := range all {
 			done += a.Done
 			if a.Longest > longest.Longest {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
 )
@@ -25,6 +26,15 @@ const rolledService = `
 ---
 {apiVersion: v1, kind: Service, metadata: {name: rolled}, spec: {type: NodePort, selector: {app: rolled}, ports: [{port: 80, targetPort: 8080, nodePort: 30088}]}}
 `
+
+// TestRollingUpdates: a pod that ends serves for ten seconds more, and within these every node has to know.
+func TestRollingUpdates(t *testing.T) {
+	harness.ByHand(t)
+	m := newMesh(t, 3, "vxlan", "eth0")
+	m.workload()
+	m.everybodyMeets()
+	m.rolls()
+}
 
 // rolls: no request fails while a Deployment is rolled, twice, by whatever way it comes: from pods and hosts of each node, to the Service's address and to node ports.
 func (m *mesh) rolls() {
@@ -81,8 +91,10 @@ func (m *mesh) restarts() {
 		m.nodes[i].Start()
 	}
 	m.nodes[0].WaitAPI()
-	for _, i := range again {
+	for i := range m.nodes { // the others have lost the server for a while
 		m.returned(i)
+	}
+	for _, i := range again {
 		harness.Eventually(m, patient, "the line that tells of the first sync", func() error {
 			if n := m.nodes[i].InLog("Services are served"); n < 2 {
 				return fmt.Errorf("it is there %d times", n)
@@ -141,6 +153,7 @@ ip addr replace "$2/64" dev "$1" nodad
 [ "$1" != eth0 ] || ip route replace default via 10.77.0.1`
 	m.run(i, "sh", "-ec", script, "unplugged", m.device, m.address6(i))
 	x.end(fmt.Sprintf("%s of node %d down for 3 s", m.device, i), "tcp:")
+	m.returned(i) // the server has lost it for a while
 }
 
 // readdressed: a node's second interface gets other addresses. Other nodes are told of them by the API, and reach its pods there; what was connected is connected still.

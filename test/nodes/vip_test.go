@@ -118,6 +118,7 @@ func (c *vipCluster) by(machine int) *harness.Server {
 // TestVIP: the cluster's address leads to one live server, whatever happens to the one that has it, and never do two answer for it. At last the cluster gets another
 // one, and then none.
 func TestVIP(t *testing.T) {
+	harness.ByHand(t)
 	c := newVIPCluster(t)
 	w := watchAnswers(t, c.site, testVIP)
 	kubectl := func(args ...string) (string, error) { // from the machine that is no server, through the address

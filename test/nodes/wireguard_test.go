@@ -105,7 +105,8 @@ func (m *mesh) restart(i int, meanwhile func()) {
 	m.returned(i)
 }
 
-// returned waits until a node that was started again is ready and its kubelet knows its pods: until then no command runs in them.
+// returned waits until a node that was away or was started again is ready and its kubelet knows its pods: until then no command runs
+// in them.
 func (m *mesh) returned(i int) {
 	m.Helper()
 	harness.Eventually(m, patient, "the node is ready", func() error { return m.nodes[0].NodeReady(m.nodes[i]) })

@@ -6,7 +6,8 @@
 //
 //	report [-v] go test -json ./...
 //
-// With -v every line is printed as it comes. CORACLE_TEST_NOTE names a file that the last line goes to as well.
+// With -v every line is printed as it comes. CORACLE_TEST_NOTE names a file that the last line goes to as well; each further line of that file is a test
+// that took long: its seconds, its package and its name, with tabs between them.
 package main
 
 import (
@@ -20,6 +21,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -43,13 +45,14 @@ type counter struct {
 	parts                                             int                 // those of them that are parts of a test
 	output                                            map[string][]string // package and test → what it said, until it ends
 	skips                                             []string
-	long                                              []event // ends of tests that took longFrom and more
+	failures                                          []string
+	slow                                              []event // ends of whole tests that took slowFrom and more
 }
 
-// A test that takes so many seconds is named at the end, the longest first, and mostLong of them at most: whoever wants the whole to be quicker begins there.
+// The seconds from which on a test is listed at the end, the slowest first, and how many are listed at most.
 const (
-	longFrom = 30
-	mostLong = 12
+	slowFrom = 5
+	slowest  = 10
 )
 
 func main() {
@@ -75,7 +78,7 @@ func run(verbose bool, args []string) int {
 	err = cmd.Wait()
 	fmt.Printf("%s, %v\n", c.summary(), time.Since(start).Round(time.Second))
 	if note := os.Getenv("CORACLE_TEST_NOTE"); note != "" {
-		if err := os.WriteFile(note, []byte(c.verdict()+"\n"), 0o644); err != nil {
+		if err := os.WriteFile(note, []byte(c.note()), 0o644); err != nil {
 			fmt.Fprintln(os.Stderr, "report:", err)
 			return 1
 		}
@@ -155,14 +158,15 @@ func (c *counter) endTest(e event) {
 	said := c.output[e.Package+" "+e.Test]
 	if strings.Contains(e.Test, "/") {
 		c.parts++
-	} else if e.Elapsed >= longFrom {
-		c.long = append(c.long, e)
+	} else if e.Elapsed >= slowFrom {
+		c.slow = append(c.slow, e)
 	}
 	switch e.Action {
 	case "pass":
 		c.passed++
 	case "fail":
 		c.failed++
+		c.failures = append(c.failures, fmt.Sprintf("failed: %s %s: %s", path.Base(e.Package), e.Test, messages(said)))
 		if !c.verbose {
 			fmt.Fprint(c.out, strings.Join(said, ""))
 		}
@@ -179,6 +183,30 @@ func reason(said []string) string {
 		return strings.HasPrefix(line, "===") || strings.HasPrefix(line, "--- SKIP")
 	})
 	return strings.TrimSpace(strings.Join(said, ""))
+}
+
+// messageStart is how package testing begins what a test prints: its file and line.
+var messageStart = regexp.MustCompile(`^\s+[\w.-]+\.go:\d+: `)
+
+// The most messages of a failed test that its line at the end has, and the most bytes of each.
+const (
+	lastMessages = 6
+	messageWidth = 300
+)
+
+// messages are the first lines of what a failed test printed last: all of it may be thousands of lines.
+func messages(said []string) string {
+	var starts []string
+	for line := range strings.Lines(strings.Join(said, "")) {
+		if messageStart.MatchString(line) {
+			line = strings.TrimSpace(line)
+			starts = append(starts, line[:min(len(line), messageWidth)])
+		}
+	}
+	if len(starts) == 0 {
+		return "it printed no message of its own"
+	}
+	return strings.Join(starts[max(0, len(starts)-lastMessages):], "\n  ")
 }
 
 func (c *counter) endPackage(e event) {
@@ -217,9 +245,24 @@ func (c *counter) verdict() string {
 
 func (c *counter) summary() string {
 	lines := slices.Clone(c.skips)
-	long := slices.SortedStableFunc(slices.Values(c.long), func(a, b event) int { return cmp.Compare(b.Elapsed, a.Elapsed) })
-	for _, e := range long[:min(len(long), mostLong)] {
-		lines = append(lines, fmt.Sprintf("long: %s %s %.0f s", path.Base(e.Package), e.Test, e.Elapsed))
+	for _, e := range c.slowest() {
+		lines = append(lines, fmt.Sprintf("slow: %s %s %.0f s", path.Base(e.Package), e.Test, e.Elapsed))
 	}
+	lines = append(lines, c.failures...) // late, for whoever sees only the end
 	return strings.Join(append(lines, c.verdict()), "\n")
+}
+
+// slowest returns the tests that took the longest, the slowest first.
+func (c *counter) slowest() []event {
+	all := slices.SortedStableFunc(slices.Values(c.slow), func(a, b event) int { return cmp.Compare(b.Elapsed, a.Elapsed) })
+	return all[:min(len(all), slowest)]
+}
+
+// note is what packaging/steps.sh reads: the verdict, and the slowest tests a line each.
+func (c *counter) note() string {
+	note := c.verdict() + "\n"
+	for _, e := range c.slowest() {
+		note += fmt.Sprintf("%.1f\t%s\t%s\n", e.Elapsed, path.Base(e.Package), e.Test)
+	}
+	return note
 }

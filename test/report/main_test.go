@@ -24,6 +24,7 @@ const stream = `{"Action":"start","Package":"m/p"}
 {"Action":"pass","Package":"m/p","Test":"TestLong/part","Elapsed":59}
 {"Action":"pass","Package":"m/p","Test":"TestLong","Elapsed":60.2}
 {"Action":"pass","Package":"m/p","Test":"TestLonger","Elapsed":301.4}
+{"Action":"pass","Package":"m/p","Test":"TestShort","Elapsed":4.9}
 {"Action":"run","Package":"m/p","Test":"TestCut"}
 {"Action":"output","Package":"m/p","Test":"TestCut","Output":"F1120 fatal: the process ends here\n"}
 {"Action":"fail","Package":"m/p","Elapsed":1.5}
@@ -44,9 +45,14 @@ func TestRead(t *testing.T) {
 	if strings.Contains(out.String(), "chatter") {
 		t.Errorf("what a good test said is printed:\n%s", out.String())
 	}
-	want := "skipped: p TestNot: a_test.go:12: needs a moon\nlong: p TestLonger 301 s\nlong: p TestLong 60 s\n4 tests passed, 1 failed, 1 skipped in 1 packages"
+	want := "skipped: p TestNot: a_test.go:12: needs a moon\nslow: p TestLonger 301 s\nslow: p TestLong 60 s\n" +
+		"failed: p TestBad: a_test.go:9: it broke\n5 tests passed, 1 failed, 1 skipped in 1 packages"
 	if got := c.summary(); got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+	want = "5 tests passed, 1 failed, 1 skipped in 1 packages\n301.4\tp\tTestLonger\n60.2\tp\tTestLong\n"
+	if got := c.note(); got != want {
+		t.Errorf("the note is %q, want %q", got, want)
 	}
 }
 

@@ -21,8 +21,6 @@ import (
 	"time"
 
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
-	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
@@ -84,17 +82,6 @@ func Start(dir string) (config *rest.Config, stop func() error, err error) {
 		CAFile: path("ca.crt"), CertFile: path("admin.crt"), KeyFile: path("server.key"),
 	}}
 	return config, stop, nil
-}
-
-// WriteKubeconfig writes a configuration where programs read it.
-func WriteKubeconfig(config *rest.Config, path string) error {
-	tls := config.TLSClientConfig
-	return clientcmd.WriteToFile(clientcmdapi.Config{
-		Clusters:       map[string]*clientcmdapi.Cluster{"test": {Server: config.Host, CertificateAuthority: tls.CAFile}},
-		AuthInfos:      map[string]*clientcmdapi.AuthInfo{"test": {ClientCertificate: tls.CertFile, ClientKey: tls.KeyFile}},
-		Contexts:       map[string]*clientcmdapi.Context{"test": {Cluster: "test", AuthInfo: "test"}},
-		CurrentContext: "test",
-	}, path)
 }
 
 // writeKeys writes what an API server cannot do without.

@@ -33,7 +33,7 @@ const pace = 50 * time.Millisecond
 
 // load asks each TARGET again and again, and gives a request up after as long as PATIENCE says. It answers at PORT with its accounts, a line of JSON each; asked for
 // /end it ends. Targets are http://… (a connection for each request), keep+http://… (connections are kept and used again), tcp://HOST:PORT (one long connection to an echo, with 16 KiB each
-// time; who waits on it gives up only when the kernel does), and name:NAME (a lookup; a * in it is another word each time).
+// time; only the kernel gives up opening it, or waiting on it), and name:NAME (a lookup; a * in it is another word each time).
 func load(args []string) error {
 	if len(args) < 3 {
 		return errors.New("load PORT PATIENCE TARGET...")
@@ -104,7 +104,7 @@ func asker(target string, patience time.Duration) (func() error, error) {
 	case "keep+http":
 		return page("http:"+rest, &http.Client{Timeout: patience, Transport: &http.Transport{}}), nil
 	case "tcp":
-		return talk(strings.TrimPrefix(rest, "//"), patience), nil
+		return talk(strings.TrimPrefix(rest, "//")), nil
 	case "name":
 		return name(rest, patience), nil
 	}
@@ -128,14 +128,15 @@ func page(url string, client *http.Client) func() error {
 	}
 }
 
-// talk has one connection, and another one only once that has failed.
-func talk(address string, patience time.Duration) func() error {
+// talk has one connection, and another one only once that has failed. It opens one without a time limit of its own: a lost SYN is sent
+// again after a second.
+func talk(address string) func() error {
 	var c net.Conn
 	piece, echo := make([]byte, 16<<10), make([]byte, 16<<10)
 	n := byte(0)
 	try := func() error {
 		if c == nil {
-			opened, err := net.DialTimeout("tcp", address, patience)
+			opened, err := net.Dial("tcp", address)
 			if err != nil {
 				return err
 			}

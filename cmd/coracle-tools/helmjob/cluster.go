@@ -3,7 +3,11 @@
 package helmjob
 
 import (
+	"context"
 	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -30,16 +34,19 @@ type cluster struct {
 // comingWithin bounds how long a kind that has just been defined may be missing from what the API server says it has.
 const comingWithin = 30 * time.Second
 
-func openCluster(kubeconfig, namespace string, log *slog.Logger) (*cluster, error) {
-	raw := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(
-		&clientcmd.ClientConfigLoadingRules{ExplicitPath: kubeconfig},
-		&clientcmd.ConfigOverrides{Context: clientcmdapi.Context{Namespace: namespace}})
-	config, err := raw.ClientConfig()
-	if err != nil {
-		return nil, err
+// apiHost is what errors call the API server.
+const apiHost = "http://kubernetes.default.svc"
+
+func openCluster(socket, namespace string, log *slog.Logger) (*cluster, error) {
+	raw := clientcmd.NewDefaultClientConfig(clientcmdapi.Config{}, &clientcmd.ConfigOverrides{Context: clientcmdapi.Context{Namespace: namespace}})
+	config := &rest.Config{
+		Host: apiHost, WarningHandler: warnings{log},
+		QPS: 50, Burst: 100, // a chart's objects are read and written one after another: the default of 5 a second is felt
+		Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+		Proxy: func(*http.Request) (*url.URL, error) { return nil, nil }, // those of the environment are for what is downloaded
 	}
-	config.QPS, config.Burst = 50, 100 // a chart's objects are read and written one after another: the default of 5 a second is felt
-	config.WarningHandler = warnings{log}
 	d, err := discovery.NewDiscoveryClientForConfig(config)
 	if err != nil {
 		return nil, err

@@ -7,6 +7,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,9 +33,9 @@ import (
 
 // shared is the one API server of these tests.
 var shared struct {
-	kubeconfig string
-	config     *rest.Config
-	client     kubernetes.Interface
+	socket string
+	config *rest.Config
+	client kubernetes.Interface
 }
 
 // TestMain also makes this binary the child process, as coracle-tools is one.
@@ -49,8 +52,8 @@ func TestMain(m *testing.M) {
 		config, stop, err := testapi.Start(dir)
 		if err == nil {
 			defer func() { _ = stop() }()
-			shared.kubeconfig, shared.config = filepath.Join(dir, "kubeconfig"), config
-			err = testapi.WriteKubeconfig(config, shared.kubeconfig)
+			shared.socket, shared.config = filepath.Join(dir, "api"), config
+			err = serveSocket(config, shared.socket)
 		}
 		if err == nil {
 			shared.client, err = kubernetes.NewForConfig(config)
@@ -61,6 +64,26 @@ func TestMain(m *testing.M) {
 		}
 		return m.Run()
 	}())
+}
+
+// serveSocket passes what comes by a Unix socket on to the API server, as the server does for its children, until this process ends.
+func serveSocket(config *rest.Config, path string) error {
+	transport, err := rest.TransportFor(config)
+	if err != nil {
+		return err
+	}
+	to, _, err := rest.DefaultServerUrlFor(config)
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return err
+	}
+	go func() {
+		_ = http.Serve(l, &httputil.ReverseProxy{Transport: transport, FlushInterval: -1, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }})
+	}()
+	return nil
 }
 
 var testSeal = []byte("a secret of the cluster")
@@ -117,14 +140,14 @@ func newTester(t *testing.T) *tester {
 // request asks for a chart.
 func (t *tester) request(c charts.Chart) *helmjob.Request {
 	return &helmjob.Request{
-		Operation: helmjob.Apply, Seal: testSeal, Kubeconfig: shared.kubeconfig, Namespace: t.ns, Release: "web",
+		Operation: helmjob.Apply, Seal: testSeal, Socket: shared.socket, Namespace: t.ns, Release: "web",
 		Chart: helmjob.Chart{Content: c.Archive()}, Timeout: time.Minute, Driver: t.driver,
 	}
 }
 
 func (t *tester) removal() *helmjob.Request {
 	return &helmjob.Request{
-		Operation: helmjob.Uninstall, Seal: testSeal, Kubeconfig: shared.kubeconfig, Namespace: t.ns, Release: "web", Timeout: time.Minute, Driver: t.driver,
+		Operation: helmjob.Uninstall, Seal: testSeal, Socket: shared.socket, Namespace: t.ns, Release: "web", Timeout: time.Minute, Driver: t.driver,
 	}
 }
 
@@ -178,7 +201,7 @@ func (t *tester) leave(status common.Status) {
 // rewrite changes the newest revision's record and nothing else: its seal stays as it is.
 func (t *tester) rewrite(change func(*release.Release)) {
 	t.Helper()
-	c, err := openCluster(shared.kubeconfig, t.ns, slog.Default())
+	c, err := openCluster(shared.socket, t.ns, slog.Default())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,7 +54,7 @@ func TestBadInput(t *testing.T) {
 		"a policy":            {req: func(r *helmjob.Request) { r.FailurePolicy = "maybe" }, reason: helmjob.BadRequest, says: "maybe"},
 		"a release's name":    {req: func(r *helmjob.Request) { r.Release = "Web_1" }, reason: helmjob.BadRequest, says: "Web_1"},
 		"no chart":            {req: func(r *helmjob.Request) { r.Chart = helmjob.Chart{} }, reason: helmjob.BadRequest, says: "no chart"},
-		"no kubeconfig":       {req: func(r *helmjob.Request) { r.Kubeconfig = "none" }, reason: helmjob.BadRequest, says: "kubeconfig"},
+		"no socket":           {req: func(r *helmjob.Request) { r.Socket = "" }, reason: helmjob.BadRequest, says: "socket"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tt := &tester{T: t, ns: tt.ns, log: tt.log}

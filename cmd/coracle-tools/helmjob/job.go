@@ -76,9 +76,9 @@ func (j *job) do(ctx context.Context) error {
 // open makes the clients.
 func (j *job) open() error {
 	kube.ManagedFieldsManager = fieldManager
-	c, err := openCluster(j.req.Kubeconfig, j.req.Namespace, j.log)
+	c, err := openCluster(j.req.Socket, j.req.Namespace, j.log)
 	if err != nil {
-		return fail(helmjob.BadRequest, false, "The kubeconfig for helm cannot be used: %v.", err)
+		return fail(helmjob.BadRequest, false, "Helm's way to the API server cannot be used: %v.", err)
 	}
 	j.cluster = c
 	j.cfg = action.NewConfiguration(action.ConfigurationSetLogger(j.log.Handler()))

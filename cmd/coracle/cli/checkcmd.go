@@ -78,6 +78,9 @@ func needsOf(c *config.Server) check.Needs {
 	if c.DisableAgent {
 		return n
 	}
+	if !c.DisableKubeProxy {
+		n.ProxyMode, n.IPVSScheduler, n.Pods = c.Node.ProxyMode, c.Node.IPVSScheduler, c.ClusterCIDRs
+	}
 	n.Firewall.Pods, n.Firewall.Tunnel = c.ClusterCIDRs, cluster.TunnelPort(presentBackendOf(c))
 	if n.Firewall.Tunnel > 0 {
 		n.Ports = append(n.Ports, check.Port{Network: "udp", Number: n.Firewall.Tunnel, What: "packets between nodes' pods"})

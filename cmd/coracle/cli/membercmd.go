@@ -181,6 +181,8 @@ func printServerTable(w io.Writer, servers []status.ClusterServer, now time.Time
 	for _, m := range servers {
 		state := "answers"
 		switch {
+		case m.Answers && m.Stalled:
+			state = "disk stalled"
 		case m.Self:
 			state = "this server"
 		case !m.Answers && m.Heard.IsZero():

@@ -47,14 +47,14 @@ func recoverStore(out io.Writer, t *config.Tool) error {
 	if err != nil {
 		return forRoot(err)
 	}
-	fmt.Fprintf(out, `This server is the only one of the store now: %d keys, revision %d.
+	fmt.Fprintf(out, `This server is the only one of the store now: %d keys.
 A copy of the store as it was is in %s.
 
 Now:
   1. Make sure that none of the other servers runs.
   2. Start this server: systemctl start coracle, or however it was started.
   3. On each other server that is to come back: move its folder %s away, then start it; it joins this one.
-`, plan.Keys, plan.Revision, kept, t.Paths.StoreDir)
+`, plan.Keys, kept, t.Paths.StoreDir)
 	return nil
 }
 

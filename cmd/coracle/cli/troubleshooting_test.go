@@ -26,7 +26,7 @@ func TestTroubleshootingQuotesRealMessages(t *testing.T) {
 		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") && path != root || d.Name() == "test" || d.Name() == "build") {
 			return filepath.SkipDir
 		}
-		if strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") {
+		if strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") || path == root+"/install.sh" {
 			text, err := os.ReadFile(path)
 			if err != nil {
 				return nil // likewise

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/coracle-k8s/coracle/agent"
+	"github.com/coracle-k8s/coracle/internal/check"
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/config"
+)
+
+// checkProxyMode refuses a start with --proxy-mode=ipvs on a kernel without IPVS: the node would have no Services. missing says what the
+// kernel lacks.
+func checkProxyMode(machine config.Node, settings cluster.Settings, missing func(mode, scheduler string, pods []netip.Prefix) error) error {
+	if machine.ProxyMode != "ipvs" || settings.NoServiceProxy {
+		return nil
+	}
+	if err := missing(machine.ProxyMode, machine.IPVSScheduler, settings.PodCIDRs); err != nil {
+		return fmt.Errorf("--proxy-mode=ipvs: %w. Services would not be served, so nothing was started; "+
+			"pods that run go on. %s", err, check.IPVSAdvice)
+	}
+	return nil
+}
+
+// checkHost is the machine that coracle check looks at.
+func checkHost() check.Host {
+	h := check.LocalHost()
+	h.IPVS = agent.MissingForIPVS
+	return h
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/agent"
+	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/config"
+)
+
+// TestNoStartWithoutIPVS: a node that was told to have IPVS does not start on a kernel without, and the error says what is missing and
+// what to do.
+func TestNoStartWithoutIPVS(t *testing.T) {
+	lacking := func(string, string, []netip.Prefix) error {
+		return errors.New("the kernel lacks the module dummy (no)")
+	}
+	for _, c := range []struct {
+		mode    string
+		noProxy bool
+		refused bool
+	}{{"ipvs", false, true}, {"ipvs", true, false}, {"auto", false, false}, {"nftables", false, false}} {
+		err := checkProxyMode(config.Node{ProxyMode: c.mode}, cluster.Settings{NoServiceProxy: c.noProxy}, lacking)
+		if (err != nil) != c.refused {
+			t.Errorf("%+v: %v", c, err)
+		}
+		for _, part := range []string{
+			"--proxy-mode=ipvs: the kernel lacks the module dummy", "modprobe -a ip_vs ip_vs_rr dummy", "--proxy-mode=auto",
+		} {
+			if err != nil && !strings.Contains(err.Error(), part) {
+				t.Errorf("%q does not say %q", err, part)
+			}
+		}
+	}
+	found := func(string, string, []netip.Prefix) error { return nil }
+	if err := checkProxyMode(config.Node{ProxyMode: "ipvs"}, cluster.Settings{}, found); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestKernelIsAskedForIPVS: what the start and coracle check find of this machine's kernel is the same, and names the module.
+func TestKernelIsAskedForIPVS(t *testing.T) {
+	pods := []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}
+	err := agent.MissingForIPVS("ipvs", "", pods)
+	refused := checkProxyMode(config.Node{ProxyMode: "ipvs"}, cluster.Settings{PodCIDRs: pods}, agent.MissingForIPVS)
+	found := checkHost().IPVS("auto", "rr", pods)
+	if err == nil && (refused != nil || found != nil) {
+		t.Errorf("this kernel has IPVS, and the start says %v, the check %v", refused, found)
+	}
+	if err != nil && (refused == nil || found == nil || !strings.Contains(refused.Error(), found.Error())) {
+		t.Errorf("this kernel says %v, the start %v, the check %v", err, refused, found)
+	}
+}

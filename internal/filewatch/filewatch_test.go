@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package filewatch
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// TestNoInstances: without an inotify instance the caller polls and the board says so, until there is one.
+func TestNoInstances(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		board := status.NewBoard(time.Now)
+		w := New(Options{What: "things", Board: board, Logger: slog.New(slog.DiscardHandler), New: func() (*fsnotify.Watcher, error) { return nil, unix.EMFILE }})
+		defer w.Close()
+		dirs := []string{t.TempDir(), t.TempDir()}
+		for range 2 {
+			for _, d := range dirs {
+				w.Add(d)
+			}
+			if w.Events() != nil || w.Errors() != nil {
+				t.Fatal("there are notices")
+			}
+			began := time.Now()
+			<-w.Poll()
+			if took := time.Since(began); took != Every {
+				t.Errorf("polled after %s", took)
+			}
+		}
+		if c := board.Components(); len(c) != 1 || c[0].State != status.Degraded {
+			t.Errorf("the board says %+v", c)
+		}
+	})
+}
+
+// TestNoticesAreBack: a folder for which there is no room is polled, and noticed at once again when there is. No line is there before.
+func TestNoticesAreBack(t *testing.T) {
+	board, able := status.NewBoard(time.Now), false
+	dir := t.TempDir()
+	w := New(Options{What: "things", Board: board, Logger: slog.New(slog.DiscardHandler), New: func() (*fsnotify.Watcher, error) {
+		if !able {
+			return nil, unix.EMFILE
+		}
+		return fsnotify.NewWatcher()
+	}})
+	defer w.Close()
+	if len(board.Components()) != 0 {
+		t.Error("a line without trouble")
+	}
+	w.Add(dir)
+	if w.Poll() == nil {
+		t.Fatal("nobody polls")
+	}
+	able = true
+	w.Add(dir)
+	w.Add(filepath.Join(dir, "missing"))
+	if w.Poll() != nil {
+		t.Error("it is polled on although the kernel gives notices")
+	}
+	if c := board.Components(); len(c) != 1 || c[0].State != status.Running {
+		t.Errorf("the board says %+v", c)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if e := <-w.Events(); filepath.Base(e.Name) != "file" {
+		t.Errorf("noticed %v", e)
+	}
+}
+
+// TestNextWatcherIsNotStopped: a watcher that was closed without notices leaves a line; the next one that has them says that it runs.
+func TestNextWatcherIsNotStopped(t *testing.T) {
+	board, dir := status.NewBoard(time.Now), t.TempDir()
+	o := Options{What: "things", Board: board, Logger: slog.New(slog.DiscardHandler)}
+	o.New = func() (*fsnotify.Watcher, error) { return nil, unix.EMFILE }
+	state := func() status.State {
+		t.Helper()
+		c := board.Components()
+		if len(c) != 1 {
+			t.Fatalf("the board says %+v", c)
+		}
+		return c[0].State
+	}
+	first := New(o)
+	first.Add(dir)
+	first.Close()
+	if got := state(); got != status.Stopped {
+		t.Errorf("after the end it is %s", got)
+	}
+	for _, folder := range []string{dir, filepath.Join(dir, "missing")} {
+		o.New = fsnotify.NewWatcher
+		next := New(o)
+		next.Add(folder)
+		if got := state(); got != status.Running {
+			t.Errorf("with notices it is %s", got)
+		}
+		next.Close()
+		if got := state(); got != status.Stopped {
+			t.Errorf("after the end it is %s again", got)
+		}
+	}
+}

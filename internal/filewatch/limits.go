@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package filewatch
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// Instances and Watches are how many inotify instances and watches a user's programs should have together: a server with a node takes 24 instances, each kubectl logs -f
+// one more, and pods' programs of root what they like.
+const Instances, Watches = 1024, 65536
+
+// RaiseLimits raises the kernel's limits for this and all other programs of the machine where they are lower. Upstream's parts have inotify instances, too: without one
+// for cAdvisor the kubelet ends the process, and without others no CSI driver is found and no changed certificate is read before its next minute. What
+// cannot be raised is logged, and all goes on.
+func RaiseLimits(log *slog.Logger) {
+	if err := raise("/proc/sys/fs/inotify"); err != nil {
+		log.Warn("the machine lets its programs watch few files; pods' programs may use that up, and kubectl logs -f fails then", "error", err)
+	}
+}
+
+func raise(dir string) error {
+	var errs []error
+	for name, want := range map[string]int{"max_user_instances": Instances, "max_user_watches": Watches} {
+		path := filepath.Join(dir, name)
+		text, err := os.ReadFile(path)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("reading the kernel's limit: %w", err))
+			continue
+		}
+		have, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err == nil && have >= want {
+			continue
+		}
+		if err := os.WriteFile(path, []byte(strconv.Itoa(want)), 0o644); err != nil {
+			errs = append(errs, fmt.Errorf("raising fs.inotify.%s from %d to %d: %w", name, have, want, err))
+		}
+	}
+	return errors.Join(errs...)
+}

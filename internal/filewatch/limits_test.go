@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package filewatch
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// TestRaise: limits that are too low are raised, others stay, and what cannot be read or written is said.
+func TestRaise(t *testing.T) {
+	dir := t.TempDir()
+	files := map[string]string{"max_user_instances": "128\n", "max_user_watches": "1000000\n"}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := raise(dir); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"max_user_instances": "1024", "max_user_watches": "1000000\n"} {
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != want {
+			t.Errorf("%s is %q (%v), want %q", name, got, err, want)
+		}
+	}
+	if err := raise(filepath.Join(dir, "none")); err == nil {
+		t.Error("a kernel without the limits is not told")
+	}
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package supervise runs the parts without which a process goes on: one that fails is started again.
+//
+// It decides how soon, and says on the board and in the log that the part failed. It never ends a process; docs/architecture.md lists what does.
+package supervise
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+const (
+	// first and longest bound the wait before a part is started again, which doubles each time.
+	first, longest = time.Second, time.Minute
+)
+
+// Part is something that runs as long as the process. Name and Run are required; the others may be nil.
+type Part struct {
+	Name string
+	// Run ends with its context; it may be called again after it has returned an error. Without one it has nothing more to do.
+	Run    func(context.Context) error
+	Board  *status.Board
+	Logger *slog.Logger
+	// Quiet keeps the part off the board until it has failed.
+	Quiet bool
+}
+
+// Keep runs a part until ctx is done or the part has nothing more to do.
+func Keep(ctx context.Context, p Part) {
+	if !p.Quiet {
+		p.set(status.Running, "")
+	}
+	failed := false
+	for wait := first; ; wait = min(2*wait, longest) {
+		began := time.Now()
+		err := p.Run(ctx)
+		if err == nil || ctx.Err() != nil {
+			break
+		}
+		if time.Since(began) > longest {
+			wait = first
+		}
+		failed = true
+		if p.Logger != nil {
+			p.Logger.Error("a part failed and is started again; the others go on", "part", p.Name, "after", wait, "error", err)
+		}
+		p.set(status.Failed, "it is started again after "+wait.String()+", and all else goes on: "+err.Error())
+		select {
+		case <-ctx.Done():
+			p.set(status.Stopped, "")
+			return
+		case <-time.After(wait):
+			p.set(status.Running, "")
+		}
+	}
+	switch {
+	case p.Quiet && failed && ctx.Err() == nil:
+		p.set(status.Running, "") // what failed has succeeded, and what it was to start runs
+	case !p.Quiet || failed:
+		p.set(status.Stopped, "")
+	}
+}
+
+func (p Part) set(s status.State, message string) {
+	if p.Board != nil {
+		p.Board.Part(p.Name).Set(s, message)
+	}
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package supervise
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// TestKeep: a part that fails is started again after longer and longer waits, which begin anew once it has run for a while, and the board says so.
+func TestKeep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		board := status.NewBoard(time.Now)
+		began := time.Now()
+		var starts []time.Duration
+		ctx, cancel := context.WithCancel(t.Context())
+		go Keep(ctx, Part{Name: "relay", Board: board, Quiet: true, Run: func(ctx context.Context) error {
+			starts = append(starts, time.Since(began))
+			switch len(starts) {
+			case 9:
+				time.Sleep(2 * longest) // fake time
+			case 10:
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return errors.New("no room")
+		}})
+		if len(board.Components()) != 0 {
+			t.Error("a line without trouble")
+		}
+		time.Sleep(first / 2) // fake time
+		synctest.Wait()
+		if c := board.Components(); len(c) != 1 || c[0].State != status.Failed || !strings.Contains(c[0].Message, "no room") {
+			t.Errorf("the board says %+v", c)
+		}
+		time.Sleep(time.Hour) // fake time
+		synctest.Wait()
+		want := []time.Duration{0, 1, 3, 7, 15, 31, 63, 123, 183, 304}
+		for i := range want {
+			if len(starts) != len(want) || starts[i] != want[i]*time.Second {
+				t.Fatalf("started after %v, want seconds %v", starts, want)
+			}
+		}
+		if c := board.Components(); c[0].State != status.Running {
+			t.Errorf("the board says %+v", c)
+		}
+		cancel()
+		synctest.Wait()
+		if c := board.Components(); c[0].State != status.Stopped {
+			t.Errorf("at the end the board says %+v", c)
+		}
+	})
+}
+
+// TestKeepDone: a part that has nothing more to do is not started again.
+func TestKeepDone(t *testing.T) {
+	board, runs := status.NewBoard(time.Now), 0
+	Keep(t.Context(), Part{Name: "images", Board: board, Run: func(context.Context) error { runs++; return nil }})
+	if c := board.Components(); runs != 1 || len(c) != 1 || c[0].State != status.Stopped {
+		t.Errorf("%d runs, the board says %+v", runs, c)
+	}
+}
+
+// TestKeepDoneAfterFailure: the line of a part that fails first, and then has done what there was to do, says nothing of trouble.
+func TestKeepDoneAfterFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		board, runs := status.NewBoard(time.Now), 0
+		Keep(t.Context(), Part{Name: "network", Board: board, Quiet: true, Run: func(context.Context) error {
+			if runs++; runs == 1 {
+				return errors.New("no room")
+			}
+			return nil
+		}})
+		if c := board.Components(); runs != 2 || len(c) != 1 || c[0].State != status.Running || c[0].Message != "" {
+			t.Errorf("%d runs, the board says %+v", runs, c)
+		}
+	})
+}

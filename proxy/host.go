@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/netdump"
+	"github.com/coracle-k8s/coracle/internal/resolvconf"
+	"github.com/coracle-k8s/coracle/internal/servicerules"
+)
+
+// hostNetwork is what this machine's own network needs. A Service that had one of these as an external IP would get what the machine sends
+// to its router or its resolver, or what others send to the machine.
+type hostNetwork struct {
+	local     map[netip.Prefix]bool // addresses whose packets the kernel takes in by itself, and broadcast addresses
+	gateways  map[netip.Addr]bool
+	resolvers map[netip.Addr]bool
+}
+
+// hostNetworkOf reads the routes of all tables. What is local is in the table of that name; the other ones have local routes for programs
+// that take packets for any address in. What the device for Services' addresses has does not count.
+func hostNetworkOf(routes []netlink.Route, servicesDevice int, resolvers []netip.Addr) hostNetwork {
+	h := hostNetwork{map[netip.Prefix]bool{}, map[netip.Addr]bool{}, map[netip.Addr]bool{}}
+	gateway := func(ip net.IP, via netlink.Destination) {
+		if v, ok := via.(*netlink.Via); ok {
+			ip = v.Addr
+		}
+		if a, ok := netip.AddrFromSlice(ip); ok {
+			h.gateways[a.Unmap()] = true
+		}
+	}
+	for _, r := range routes {
+		switch {
+		case r.LinkIndex == servicesDevice:
+		case r.Type == unix.RTN_LOCAL || r.Type == unix.RTN_BROADCAST || r.Type == unix.RTN_ANYCAST:
+			if r.Table != unix.RT_TABLE_LOCAL || r.Dst == nil {
+				continue
+			}
+			if a, ok := netip.AddrFromSlice(r.Dst.IP); ok {
+				bits, _ := r.Dst.Mask.Size()
+				h.local[netip.PrefixFrom(a.Unmap(), bits)] = true
+			}
+		default:
+			gateway(r.Gw, r.Via)
+			for _, hop := range r.MultiPath {
+				gateway(hop.Gw, hop.Via)
+			}
+		}
+	}
+	for _, a := range resolvers {
+		h.resolvers[a.WithZone("")] = true
+	}
+	return h
+}
+
+// reason says what an address is to this machine; empty where it is nothing.
+func (h hostNetwork) reason(a netip.Addr) string {
+	switch {
+	case h.gateways[a]:
+		return "is a gateway's of this machine"
+	case h.resolvers[a]:
+		return "is a resolver's of this machine"
+	}
+	for p := range h.local {
+		if p.Contains(a) {
+			return "is local or broadcast to this machine's kernel"
+		}
+	}
+	return ""
+}
+
+func (h hostNetwork) equal(o hostNetwork) bool {
+	return maps.Equal(h.local, o.local) && maps.Equal(h.gateways, o.gateways) && maps.Equal(h.resolvers, o.resolvers)
+}
+
+// readHostNetwork asks the kernel, and reads the files that name resolvers.
+func readHostNetwork(resolvConf string) (hostNetwork, error) {
+	device := -1
+	switch link, err := netlink.LinkByName(servicerules.IPVSDevice); {
+	case err == nil:
+		device = link.Attrs().Index
+	case !errors.As(err, new(netlink.LinkNotFoundError)):
+		return hostNetwork{}, fmt.Errorf("looking for the device %s: %w", servicerules.IPVSDevice, err)
+	}
+	var routes []netlink.Route
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		all, err := netdump.Whole(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		})
+		if err != nil {
+			return hostNetwork{}, fmt.Errorf("listing this machine's routes: %w", err)
+		}
+		routes = append(routes, all...)
+	}
+	files := slices.Clone(resolvconf.HostFiles)
+	if resolvConf != "" {
+		files = append(files, resolvConf)
+	}
+	var resolvers []netip.Addr
+	for _, f := range files {
+		servers, err := resolvconf.Servers(f)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return hostNetwork{}, err
+		}
+		resolvers = append(resolvers, servers...)
+	}
+	return hostNetworkOf(routes, device, resolvers), nil
+}
+
+// refreshHost reads what this machine's network needs, which changes without a word of the API, and judges all Services again where that
+// is something else. After an error what was read last counts.
+func (p *Proxy) refreshHost() (changed bool) {
+	x := p.o.externals
+	if x == nil {
+		return false
+	}
+	now, err := x.readHost()
+	x.mu.Lock()
+	failed := err != nil && !x.hostFailed
+	x.hostFailed = err != nil
+	same := x.host.equal(now)
+	x.mu.Unlock()
+	if failed {
+		p.log.Error(err, "Which addresses this machine itself needs is not known anew; Services' external IPs are served by what was known last")
+	}
+	if err != nil || same {
+		return false
+	}
+	x.again(func() { x.host = now }, p.tell)
+	return true
+}
+
+// haveExternalIPs says whether any Service asks for one.
+func (x *externals) haveExternalIPs() bool {
+	if x == nil {
+		return false
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, s := range x.passed {
+		if len(s.came.Spec.ExternalIPs) > 0 {
+			return true
+		}
+	}
+	return false
+}

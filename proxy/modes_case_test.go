@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/guest"
+	"github.com/coracle-k8s/coracle/internal/nstest"
+)
+
+// longOnes are connections through a Service that stay open, by who has opened them and to which address.
+type longOnes map[string]net.Conn
+
+// openLong opens connections from a machine outside, the node and a pod, to the cluster address and to the node port.
+func (b *testbed) openLong(t *testing.T) longOnes {
+	t.Helper()
+	all := longOnes{}
+	for who, from := range map[string]nstest.Doer{"outside": b.outside, "the node": here{}, "a pod": b.pods[two]} {
+		for _, at := range []string{clusterIP + ":80", nodeAddr + ":30080"} {
+			name := who + " to " + at
+			eventually(t, name, func() error {
+				return from.Do(func() error {
+					c, err := net.DialTimeout("tcp", at, time.Minute)
+					if err != nil {
+						return err
+					}
+					if _, err := say(c); err != nil {
+						c.Close()
+						return err
+					}
+					all[name] = c
+					return nil
+				})
+			})
+			t.Cleanup(func() { all[name].Close() })
+		}
+	}
+	return all
+}
+
+// goOn fails unless all of them are answered, or with want false none is.
+func (all longOnes) goOn(t *testing.T, when string, want bool) {
+	t.Helper()
+	for name, c := range all {
+		who, err := say(c)
+		t.Logf("%s: %s: %q, %v", when, name, who, err)
+		if (err == nil) != want {
+			t.Errorf("%s, a connection from %s goes on: %v, want %v (%v)", when, name, err == nil, want, err)
+		}
+	}
+}
+
+// becomes ends the proxy and starts one in another mode, and waits until nothing of the first one is left.
+func (b *testbed) becomes(t *testing.T, mode, asked, other string) {
+	t.Helper()
+	b.stop()
+	b.mode, b.options = mode, func(o *Options) { o.Mode = asked }
+	b.start(t)
+	if got, why := b.proxy.Backend(); got != mode {
+		t.Fatalf("%s: the back end is %s: %s", asked, got, why)
+	}
+	eventually(t, "the other mode's tables are removed", func() error {
+		if tables := nft(t, "list", "tables"); strings.Contains(tables, other) {
+			return fmt.Errorf("there are:\n%s", tables)
+		}
+		return nil
+	})
+}
+
+// TestServiceModeChanges runs in a guest's kernel: from nftables to IPVS, as an upgrade has it that brings IPVS, and back. What conntrack translates goes on,
+// and what IPVS has ends with it.
+func TestServiceModeChanges(t *testing.T) {
+	t.Run("ipvs", func(t *testing.T) { // by that name it is among those of make guest-test
+		if !guest.Inside() {
+			guest.Run(t, guest.WithNFTables(t, 15*time.Minute))
+			return
+		}
+		testModeChange(t)
+	})
+}
+
+func testModeChange(t *testing.T) {
+	b := newTestbed(t, ModeNFTables)
+	serveLong(t, b.pods[one], one)
+	b.port = 9090
+	b.service(t, nil)
+	b.endpoints(t, one)
+	first := b.openLong(t)
+	b.becomes(t, ModeIPVS, ModeAuto, "kube-proxy")
+	first.goOn(t, "with IPVS instead of nftables", true)
+	second := b.openLong(t)
+	b.becomes(t, ModeNFTables, ModeNFTables, "coracle-ipvs")
+	first.goOn(t, "with nftables again", true)
+	second.goOn(t, "with nftables instead of IPVS", false)
+	b.openLong(t)
+}

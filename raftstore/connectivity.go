@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+)
+
+// A leader that does not reach a member looks for a voter that reaches more members than it does at first after
+// connectivityPause, and then after twice as long each time, up to mostConnectivityPause.
+const connectivityPause, mostConnectivityPause = 2 * time.Second, time.Minute
+
+// connectivity is what a leader keeps between two searches for a voter that reaches more members.
+type connectivity struct {
+	next  time.Time
+	pause time.Duration
+}
+
+// reachAnswer has the ids of the members that a server reaches, itself among them.
+type reachAnswer struct {
+	Reached []raft.ServerID
+	// Unfit says that it could not lead: its disk is full, or it led of late and got nothing done. Clients are served there all the same.
+	Unfit bool `json:",omitempty"`
+}
+
+// reached asks all other members for their terms, and returns those that answered in time, and this server. One whose disk
+// hangs does not answer.
+func (p *peers) reached(ctx context.Context) []raft.ServerID {
+	ctx, cancel := context.WithTimeout(ctx, 2*p.s.opts.ElectionTimeout)
+	defer cancel()
+	var mu sync.Mutex
+	var asking sync.WaitGroup
+	out := []raft.ServerID{p.s.id}
+	for _, server := range p.s.raft.GetConfiguration().Configuration().Servers {
+		if server.ID == p.s.id {
+			continue
+		}
+		asking.Go(func() {
+			if p.askTerm(ctx, server) > 0 {
+				mu.Lock()
+				defer mu.Unlock()
+				out = append(out, server.ID)
+			}
+		})
+	}
+	asking.Wait()
+	return out
+}
+
+// serveReach answers a leader that looks for a voter that reaches more members, and a server that does not hear the leader. One whose disk
+// stalls would serve neither.
+func (p *peers) serveReach(ctx context.Context, _ nothing) (reachAnswer, error) {
+	if p.s.Stalled() > stalledAfter {
+		return reachAnswer{}, errHung
+	}
+	made := p.aside.Load()
+	unfit := errors.Is(p.s.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < mostStuck
+	return reachAnswer{Reached: p.reached(ctx), Unfit: unfit}, nil
+}
+
+// transferToConnected transfers the leadership to a voter that reaches more members than this leader. A member that the leader does
+// not reach has no leader for as long as the link is cut, whoever else reaches it, and its clients have no API. A transfer always
+// goes to a server that reaches more, so it cannot go round.
+func (p *peers) transferToConnected(ctx context.Context, c *connectivity) {
+	servers := p.s.raft.GetConfiguration().Configuration().Servers
+	if !slices.ContainsFunc(servers, func(m raft.Server) bool { return m.ID != p.s.id && !p.s.answers(m.ID, healthyWithin) }) {
+		*c = connectivity{}
+		return
+	}
+	if time.Now().Before(c.next) {
+		return
+	}
+	c.pause = min(max(2*c.pause, connectivityPause), mostConnectivityPause)
+	c.next = time.Now().Add(c.pause)
+	own := p.reached(ctx)
+	best, most := p.mostConnected(ctx, servers, own)
+	if len(most) <= len(own) || len(p.reached(ctx)) >= len(most) { // the link may be back
+		return
+	}
+	p.s.log.Warn("another server reaches more members of the store's cluster: transferring the leadership", "to", best, "reaches", most, "this one", own)
+	if err := p.s.transferTo(ctx, memberID(string(best))); err != nil && ctx.Err() == nil {
+		p.s.log.Warn("could not transfer the leadership", "to", best, "err", err)
+	}
+}
+
+// mostConnected returns the voter that reaches most members, among those that this server reaches and that reach a majority of the voters.
+func (p *peers) mostConnected(ctx context.Context, servers []raft.Server, reached []raft.ServerID) (best raft.ServerID, most []raft.ServerID) {
+	ctx, cancel := context.WithTimeout(ctx, 4*p.s.opts.ElectionTimeout) // twice what each of them takes
+	defer cancel()
+	var mu sync.Mutex
+	var asking sync.WaitGroup
+	voters := votersOf(servers)
+	for _, server := range voters {
+		if server.ID == p.s.id || !slices.Contains(reached, server.ID) {
+			continue
+		}
+		asking.Go(func() {
+			answer, err := callAt[reachAnswer](ctx, p.Call, string(server.Address), callReach, nothing{})
+			if err != nil || answer.Unfit {
+				return
+			}
+			lacks := slices.DeleteFunc(slices.Clone(voters), func(m raft.Server) bool { return slices.Contains(answer.Reached, m.ID) })
+			mu.Lock()
+			defer mu.Unlock()
+			if len(lacks) <= (len(voters)-1)/2 && len(answer.Reached) > len(most) {
+				best, most = server.ID, answer.Reached
+			}
+		})
+	}
+	asking.Wait()
+	return best, most
+}
+
+// leaderElsewhere is what a server without a leader knows of the leader that others have.
+type leaderElsewhere struct {
+	address string // of the leader, or of a server that reaches it; "" when that was said once
+	removed bool   // they do not count this server
+}
+
+// noteCutOff notes that another server hears a leader that this one does not. The leader may transfer its leadership to a server
+// that this one hears, so that it is believed from the second time on; and only if that server reaches the leader now: one that
+// knows of a leader may be as cut off.
+func (p *peers) noteCutOff(ctx context.Context, informed infoAnswer) {
+	i := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.ID) == informed.ID })
+	leader := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.Address) == informed.Leader })
+	before := p.s.without.Load()
+	if before == nil || before.removed || leader < 0 {
+		p.s.without.Store(&leaderElsewhere{})
+		return
+	}
+	address := string(informed.Members[i].Address)
+	answer, err := callAt[reachAnswer](ctx, p.Call, address, callReach, nothing{})
+	if err != nil || !slices.Contains(answer.Reached, informed.Members[leader].ID) || p.s.hasLeader() {
+		p.s.without.Store(nil)
+		return
+	}
+	p.s.without.Store(&leaderElsewhere{address: dialAddress(raft.ServerAddress(address))})
+	if p.s.hasLeader() { // since just now
+		p.s.without.Store(nil)
+		return
+	}
+	if before.address == "" {
+		p.s.log.Warn("this server does not hear the store's leader, which another server reaches. Nothing is lost; look at the network between the two",
+			"leader", dialAddress(raft.ServerAddress(informed.Leader)), "reached by", informed.ID)
+	}
+}
+
+// ReachedBy asks the members that answer this server which others they reach, and returns by name who reaches those that do not.
+func (s *Store) ReachedBy(ctx context.Context, states []MemberState) map[string][]string {
+	silent, names := map[raft.ServerID]string{}, map[string][]string{}
+	for _, m := range states {
+		if !m.Answers {
+			silent[raft.ServerID(m.RaftID)] = m.Name
+		}
+	}
+	if len(silent) == 0 {
+		return nil
+	}
+	var mu sync.Mutex
+	var asking sync.WaitGroup
+	for _, m := range states {
+		if m.Self || !m.Answers {
+			continue
+		}
+		asking.Go(func() {
+			address := string(raftAddress(raft.ServerID(m.RaftID), m.Address))
+			answer, err := callAt[reachAnswer](ctx, s.others.Call, address, callReach, nothing{})
+			if err != nil {
+				return // it is left out
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for _, id := range answer.Reached {
+				if name := silent[id]; name != "" {
+					names[name] = append(names[name], m.Name)
+				}
+			}
+		})
+	}
+	asking.Wait()
+	return names
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// A process replies whose disk stalls. So whoever is to count for a majority from now on, or to lead, has to store something first: the
+// leader writes an entry, and goes by who confirms it. In a quiet cluster nothing else shows a stalled disk. A server that does not confirm
+// the entry lacks it from then on, which [peer.Transport.Stored] knows without another one.
+
+const (
+	// storesWithin is how long a server may take to flush the entry of a storage probe.
+	storesWithin = 3 * time.Second
+	// probeTick is how often a storage probe looks at what was confirmed.
+	probeTick = 2 * time.Millisecond
+)
+
+// storing says whether a member has stored what was written since a storage probe began.
+type storing func(raft.ServerID) bool
+
+func (stores storing) count(members []raft.Server) (n int) {
+	for _, m := range members {
+		if stores(m.ID) {
+			n++
+		}
+	}
+	return n
+}
+
+func (stores storing) majorityOf(voters []raft.Server) bool {
+	return stores.count(voters) > len(voters)/2
+}
+
+// storageProbe writes an entry and waits until enough members have stored it, or all that seemed to store before, or until storesWithin has
+// passed or ctx ends. Only a leader learns of any. With a nil enough it waits for all.
+func (p *peers) storageProbe(ctx context.Context, enough func(storing) bool) storing {
+	term, newest := p.s.raft.CurrentTerm(), p.s.raft.LastIndex()
+	seeming := p.seeming()
+	stores := storing(func(id raft.ServerID) bool {
+		if id == p.s.id {
+			return p.s.raft.LastIndex() > newest && p.s.raft.CurrentTerm() == term
+		}
+		index, _ := p.Stored(id, term)
+		return index > newest
+	})
+	ctx, cancel := context.WithTimeout(ctx, storesWithin)
+	defer cancel()
+	written := make(chan error, 1) // nobody may wait for it any more
+	if !p.s.spawn(func() { written <- p.s.await(p.s.raft.Barrier(storesWithin)) }) {
+		return stores
+	}
+	tick := time.NewTicker(probeTick)
+	defer tick.Stop()
+	for (enough == nil || !enough(stores)) && stores.count(seeming) < len(seeming) {
+		select {
+		case <-ctx.Done():
+			return stores
+		case err := <-written:
+			if err != nil { // it leads no more
+				return stores
+			}
+			written = nil
+		case <-tick.C:
+		}
+	}
+	return stores
+}
+
+// seeming are the members that seem to store: this one, and all that lack nothing, or confirmed something a moment ago.
+func (p *peers) seeming() []raft.Server {
+	term := p.s.raft.CurrentTerm()
+	return slices.DeleteFunc(slices.Clone(p.s.raft.GetConfiguration().Configuration().Servers), func(m raft.Server) bool {
+		_, at := p.Stored(m.ID, term)
+		return m.ID != p.s.id && time.Since(at) >= healthyWithin
+	})
+}
+
+// barrier returns when all that this leader has appended is committed.
+func (s *Store) barrier(ctx context.Context) error {
+	done := make(chan error, 1) // nobody may wait for it any more
+	if !s.spawn(func() { done <- s.await(s.raft.Barrier(0)) }) {
+		return ErrClosed
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return contextError(ctx)
+	}
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"net"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The leader's process dies while the others get little processor time: what they ask one another is answered late. They elect one of them at the
+// first try all the same. Two that stand at once share the votes, and then wait for seconds.
+func TestScenarioKilledBesideLoad(t *testing.T) {
+	for _, late := range []time.Duration{0, 10, 30, 40} {
+		late *= time.Millisecond
+		seeds(t, 4, func(t *testing.T, seed uint64) {
+			scenario(t, seed, 3, func(c *cluster) {
+				w := c.work(2)
+				c.pass(time.Second)
+				leader := c.leader()
+				left := c.others(leader)
+				for i, n := range left {
+					c.net.Delay(n.name, left[1-i].name, late, late/4)
+				}
+				c.pass(time.Second)
+				term := left[0].term()
+				c.tasks.Go(leader.crash)
+				took, most := c.untilLed(left, time.Minute), 2*standAfter+20*late // there are connections to be made
+				t.Logf("seed %d: answers take %v each way: a leader after %v", seed, late, took)
+				if terms := c.leader(left...).term() - term; took > most || terms > 1 {
+					t.Errorf("seed %d: answers take %v each way: no leader for %v of at most %v, %d elections", seed, late, took, most, terms)
+				}
+				c.pass(time.Second)
+				w.stop()
+				leader.start()
+			})
+		})
+	}
+}
+
+// A firewall refuses what one follower dials to the leader's machine, and the connection on which it hears the leader breaks now and then. The others
+// hear the leader, so it stays.
+func TestScenarioOneIsRefused(t *testing.T) {
+	seeds(t, 3, func(t *testing.T, seed uint64) {
+		type way struct{ from, to string }
+		var mu sync.Mutex
+		var refused way
+		conns := map[way][]net.Conn{}
+		tune := func(o *Options) {
+			name, dial := o.NodeID, o.Network.Dial
+			o.Network.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+				this := way{name, address}
+				mu.Lock()
+				refuse := this == refused
+				mu.Unlock()
+				if refuse {
+					return nil, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+				}
+				conn, err := dial(ctx, address)
+				if err == nil {
+					mu.Lock()
+					conns[this] = append(conns[this], conn)
+					mu.Unlock()
+				}
+				return conn, err
+			}
+		}
+		stage(t, seed, 3, tune, func(c *cluster) {
+			leader := c.leader()
+			term, one := leader.term(), c.others(leader)[0]
+			mu.Lock()
+			refused = way{one.name, leader.name}
+			mu.Unlock()
+			for range 10 {
+				c.pass(5*time.Second + time.Duration(c.rand.Int64N(int64(time.Second))))
+				mu.Lock()
+				broken := conns[way{leader.name, one.name}]
+				delete(conns, way{leader.name, one.name})
+				mu.Unlock()
+				for _, conn := range broken {
+					_ = conn.Close() // some are already
+				}
+			}
+			c.pass(time.Second)
+			if grown := c.leader().term() - term; grown > 0 || !leader.leads() {
+				t.Errorf("seed %d: %d elections, though only one server does not reach the leader", seed, grown)
+			}
+		})
+	})
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// The disks of as many followers are full as are missing for a majority then, while the leader's has room. What would add to the store is
+// refused on every server before the followers have used up what they hold back; reads, deletions and compactions are not. A full
+// minority refuses nothing. It ends when there is room again.
+func TestScenarioFullMajority(t *testing.T) {
+	for _, n := range []int{3, 5} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			scenario(t, 1, n, func(c *cluster) {
+				leader := c.leader()
+				followers := c.others(leader)
+				c.serves(c.nodes...)
+				minority, last := followers[:n/2], followers[n/2]
+				for _, f := range minority {
+					f.faults.SeemFull(true)
+				}
+				for range 10 {
+					c.pass(time.Second)
+					c.serves(c.nodes...)
+				}
+				last.faults.SeemFull(true)
+				refused := func(want bool) func() bool {
+					return func() bool {
+						for _, f := range c.nodes {
+							_, err := f.running().Client().KV.Put(c.within(5*time.Second), "k", fmt.Sprintf("v%d", c.clock.Add(1)))
+							if err != nil && !errors.Is(err, rpctypes.ErrNoSpace) {
+								c.Fatalf("%s: %v\n%s", f.name, err, c.state())
+							}
+							if want != (err != nil) {
+								return false
+							}
+						}
+						return true
+					}
+				}
+				c.eventually("every server refuses what would add to the store", 10*time.Second, refused(true))
+				for _, f := range c.nodes {
+					kv := f.running().Client().KV
+					if _, err := kv.Get(c.within(5*time.Second), "k"); err != nil {
+						t.Errorf("%s: a read: %v", f.name, err)
+					}
+					if _, err := kv.Delete(c.within(5*time.Second), "k", clientv3.WithPrefix()); err != nil {
+						t.Errorf("%s: a deletion: %v", f.name, err)
+					}
+				}
+				if _, err := leader.running().Client().KV.Compact(c.within(5*time.Second), leader.running().Status().Revision); err != nil {
+					t.Errorf("a compaction: %v", err)
+				}
+				if !leader.leads() {
+					t.Errorf("the leader lost its leadership\n%s", c.state())
+				}
+				last.faults.SeemFull(false)
+				c.eventually("every server writes", 10*time.Second, refused(false))
+				for _, f := range minority {
+					f.faults.SeemFull(false)
+				}
+			})
+		})
+	}
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/raftstore/peer"
+)
+
+// A follower's disk is slow for a while, so that the follower lags by thousands of entries; then another follower crashes, so that the
+// majority needs the one that lags. It catches up as fast as its disk flushes, although no write comes in that would have raft send more.
+func TestScenarioLaggingFollowerCatchesUp(t *testing.T) {
+	const lag, flush, within = 6000, 100 * time.Millisecond, 3 * time.Second
+	seeds(t, 2, func(t *testing.T, seed uint64) {
+		stage(t, seed, 3, nil, func(c *cluster) {
+			leader := c.leader()
+			slow, other := c.others(leader)[0], c.others(leader)[1]
+			slow.faults.DelayFlushes(4 * time.Second)
+			kv := leader.running().Client().KV
+			for i := range lag {
+				if _, err := kv.Put(c.within(5*time.Second), fmt.Sprintf("k%d", i%100), "v"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if has := slow.running().raft.LastIndex(); leader.running().raft.LastIndex()-has < lag/2 {
+				t.Fatalf("seed %d: the follower has entry %d and does not lag\n%s", seed, has, c.state())
+			}
+			slow.faults.DelayFlushes(flush)
+			other.crash()
+			began := time.Now()
+			if err := c.writes(leader, 2*time.Minute); err != nil {
+				t.Errorf("seed %d: %v\n%s", seed, err, c.state())
+			}
+			took := time.Since(began)
+			t.Logf("seed %d: a write took %v", seed, took)
+			if took > within {
+				t.Errorf("seed %d: a write took %v, while the follower caught up", seed, took)
+			}
+		})
+	})
+}
+
+// What is added to a message follows what the message has without a gap, takes no more memory than it may, and is nothing in another term.
+func TestEntriesBehind(t *testing.T) {
+	stage(t, 1, 2, nil, func(c *cluster) {
+		leader := c.leader()
+		s := leader.running()
+		first := s.raft.LastIndex()
+		for range 20 {
+			if _, err := s.Client().KV.Put(c.within(5*time.Second), "k", strings.Repeat("v", 10<<10)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		term, last := s.raft.CurrentTerm(), s.raft.LastIndex()
+		for _, bytes := range []int{-1, 0, 1 << 10, 25 << 10, 100 << 10, 1 << 30} {
+			got := peersOf(s).entriesBehind(term, first, bytes)
+			took := 0
+			for i, e := range got {
+				took += peer.EntryBytes(e)
+				if e.Index != first+1+uint64(i) {
+					t.Errorf("entry %d is at place %d behind %d", e.Index, i, first)
+				}
+			}
+			if took > max(bytes, 0) || took < bytes-11<<10 && uint64(len(got)) < last-first {
+				t.Errorf("%d bytes in %d of %d entries, where %d may be", took, len(got), last-first, bytes)
+			}
+		}
+		if got := peersOf(s).entriesBehind(term-1, first, 1<<30); len(got) != 0 {
+			t.Errorf("%d entries for a term that is over", len(got))
+		}
+	})
+}

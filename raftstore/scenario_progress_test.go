@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"encoding/hex"
+	"testing"
+	"time"
+)
+
+// Large packets from the leader's machine are lost, and its heartbeats arrive. Another server leads soon, and writes go on through it.
+func TestScenarioLargePacketsLost(t *testing.T) {
+	seeds(t, 4, func(t *testing.T, seed uint64) {
+		stage(t, seed, 3+2*int(seed%2), nil, func(c *cluster) {
+			c.pass(5 * time.Second)
+			leader := c.leader()
+			others := c.others(leader)
+			for _, o := range others {
+				c.net.Largest(leader.name, o.name, 1200)
+			}
+			large := c.large()
+			began := time.Now()
+			if _, err := leader.running().Client().KV.Put(c.within(time.Minute), "large", large); err != nil {
+				t.Logf("seed %d: the first write: %v", seed, err)
+			}
+			next := c.leader(others...)
+			if _, err := next.running().Client().KV.Put(c.within(time.Minute), "large", large); err != nil {
+				t.Errorf("seed %d: %v", seed, err)
+			}
+			if took := time.Since(began); took > 15*time.Second {
+				t.Errorf("seed %d: a write after %v", seed, took)
+			}
+			term := next.term()
+			for range 30 {
+				c.pass(2 * time.Second)
+				if _, err := next.running().Client().KV.Put(c.within(5*time.Second), "large", large); err != nil {
+					t.Errorf("seed %d: %v", seed, err)
+				}
+			}
+			if grown := c.leader(others...).term() - term; grown > 0 {
+				t.Errorf("seed %d: %d elections after the first", seed, grown)
+			}
+			for _, o := range others {
+				c.net.Largest(leader.name, o.name, 0)
+			}
+		})
+	})
+}
+
+// large is a value that fits no packet, however it is compressed.
+func (c *cluster) large() string {
+	b := make([]byte, 5000)
+	for i := range b {
+		b[i] = byte(c.rand.Uint32())
+	}
+	return hex.EncodeToString(b)
+}
+
+// Large packets are lost wherever they come from. No leader does better, so there are few elections, and fewer with time.
+func TestScenarioAllLargePacketsLost(t *testing.T) {
+	stage(t, 1, 3, nil, func(c *cluster) {
+		c.pass(5 * time.Second)
+		term := c.leader().term()
+		every := func(bytes int) {
+			for _, a := range c.nodes {
+				for _, b := range c.others(a) {
+					c.net.Largest(a.name, b.name, bytes)
+				}
+			}
+		}
+		every(1200)
+		for range 60 {
+			_, _ = c.leader().running().Client().KV.Put(c.within(5*time.Second), "large", c.large()) // cannot be done
+			c.pass(5 * time.Second)
+		}
+		if grown := c.leader().term() - term; grown > 24 {
+			t.Errorf("%d elections in ten minutes", grown)
+		}
+		every(0)
+		c.pass(30 * time.Second) // until what is lost for good has been given up
+	})
+}
+
+// The disk of a follower has hung for two minutes, and works again. Then large packets from the leader are lost: it makes way as soon as ever.
+func TestScenarioLargePacketsLostAfterAHang(t *testing.T) {
+	seeds(t, 2, func(t *testing.T, seed uint64) {
+		stage(t, seed, 3, nil, func(c *cluster) {
+			leader := c.leader()
+			others := c.others(leader)
+			others[0].stalls()
+			c.serves(leader)
+			c.pass(2 * time.Minute)
+			others[0].faults.DelayFlushes(0)
+			c.pass(20 * time.Second)
+			for _, o := range others {
+				c.net.Largest(leader.name, o.name, 1200)
+			}
+			began := time.Now()
+			_, _ = leader.running().Client().KV.Put(c.within(5*time.Second), "large", c.large())
+			if err := c.writes(others[1], time.Minute); err != nil || time.Since(began) > 20*time.Second {
+				t.Errorf("seed %d: a write after %v: %v\n%s", seed, time.Since(began), err, c.state())
+			}
+			for _, o := range others {
+				c.net.Largest(leader.name, o.name, 0)
+			}
+		})
+	})
+}

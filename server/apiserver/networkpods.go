@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/apiserver/pkg/endpoints/request"
+	apigeneric "k8s.io/apiserver/pkg/registry/generic"
+	"k8s.io/apiserver/pkg/storage"
+	"k8s.io/apiserver/pkg/storage/storagebackend"
+	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/kubernetes/pkg/apis/core"
+
+	"github.com/coracle-k8s/coracle/server/pki"
+)
+
+// networkPods gives the network identity, which every node has, of each pod only what the pod network, NetworkPolicies and DNS are about. It lies above the
+// storage and its caches and below whatever a request chooses: get, list or watch, an encoding, a table, metadata alone.
+type networkPods struct{ apigeneric.RESTOptionsGetter }
+
+// GetRESTOptions implements apigeneric.RESTOptionsGetter.
+func (g networkPods) GetRESTOptions(resource schema.GroupResource, example runtime.Object) (apigeneric.RESTOptions, error) {
+	o, err := g.RESTOptionsGetter.GetRESTOptions(resource, example)
+	if err != nil || resource != core.Resource("pods") {
+		return o, err
+	}
+	inner := o.Decorator
+	o.Decorator = func(config *storagebackend.ConfigForResource, prefix string, key func(runtime.Object) (string, error), newObject, newList func() runtime.Object,
+		attrs storage.AttrFunc, triggers storage.IndexerFuncs, indexers *cache.Indexers) (storage.Interface, factory.DestroyFunc, error) {
+		s, destroy, err := inner(config, prefix, key, newObject, newList, attrs, triggers, indexers)
+		return networkPodStorage{s}, destroy, err
+	}
+	return o, nil
+}
+
+// networkPodStorage is the storage of pods. The identity has no right to write them, so writes are passed on.
+type networkPodStorage struct{ storage.Interface }
+
+func isNetwork(ctx context.Context) bool {
+	user, ok := request.UserFrom(ctx)
+	return ok && user.GetName() == pki.NetworkUser
+}
+
+// Get implements storage.Interface.
+func (s networkPodStorage) Get(ctx context.Context, key string, opts storage.GetOptions, out runtime.Object) error {
+	err := s.Interface.Get(ctx, key, opts, out)
+	if isNetwork(ctx) {
+		withhold(out)
+	}
+	return err
+}
+
+// GetList implements storage.Interface.
+func (s networkPodStorage) GetList(ctx context.Context, key string, opts storage.ListOptions, list runtime.Object) error {
+	err := s.Interface.GetList(ctx, key, opts, list)
+	if isNetwork(ctx) {
+		withhold(list)
+	}
+	return err
+}
+
+// Watch implements storage.Interface.
+func (s networkPodStorage) Watch(ctx context.Context, key string, opts storage.ListOptions) (watch.Interface, error) {
+	w, err := s.Interface.Watch(ctx, key, opts)
+	if err != nil || !isNetwork(ctx) {
+		return w, err
+	}
+	return mapWatch(w, func(e watch.Event) watch.Event {
+		if e.Type != watch.Added && e.Type != watch.Modified && e.Type != watch.Deleted {
+			return e // an error, or a bookmark, which has no pod
+		}
+		if timed, ok := e.Object.(storage.WatchEventWithRecordTime); ok {
+			e.Object = timed.Unwrap()
+		}
+		if shared, ok := e.Object.(runtime.CacheableObject); ok { // with an encoding of the whole pod
+			e.Object = shared.GetObject()
+		}
+		pod, ok := e.Object.(*core.Pod)
+		if !ok {
+			pod = &core.Pod{}
+		}
+		e.Object = networkPod(pod) // another one: the event is for other watches, too
+		return e
+	}), nil
+}
+
+// withhold replaces what was read. The object is the request's own; what it refers to may be a cache's, and is not changed.
+func withhold(o runtime.Object) {
+	switch o := o.(type) {
+	case *core.Pod:
+		*o = *networkPod(o)
+	case *core.PodList:
+		for i := range o.Items {
+			o.Items[i] = *networkPod(&o.Items[i])
+		}
+	}
+}
+
+// networkPod keeps of a pod its name, labels, node, addresses and named ports, and whether it runs. Fields that upstream adds are withheld until
+// they are named here. internal/netinformers keeps on a node what it reads of these.
+func networkPod(o *core.Pod) *core.Pod {
+	out := &core.Pod{
+		TypeMeta: o.TypeMeta,
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels,
+			CreationTimestamp: o.CreationTimestamp, DeletionTimestamp: o.DeletionTimestamp,
+		},
+		Spec:   core.PodSpec{NodeName: o.Spec.NodeName, HostNetwork: o.Spec.HostNetwork, InitContainers: namedPorts(o.Spec.InitContainers), Containers: namedPorts(o.Spec.Containers)},
+		Status: core.PodStatus{Phase: o.Status.Phase, PodIP: o.Status.PodIP, PodIPs: o.Status.PodIPs},
+	}
+	if static, ok := o.Annotations[core.MirrorPodAnnotationKey]; ok { // the name under which its node knows it
+		out.Annotations = map[string]string{core.MirrorPodAnnotationKey: static}
+	}
+	return out
+}
+
+func namedPorts(all []core.Container) []core.Container {
+	var out []core.Container
+	for _, c := range all {
+		var named []core.ContainerPort
+		for _, p := range c.Ports {
+			if p.Name != "" {
+				named = append(named, core.ContainerPort{Name: p.Name, ContainerPort: p.ContainerPort, Protocol: p.Protocol})
+			}
+		}
+		if named != nil {
+			out = append(out, core.Container{Ports: named})
+		}
+	}
+	return out
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
+	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+)
+
+// TestProfile starts a server with the profile: who did something is in the log, and pods and Services are refused as it says.
+func TestProfile(t *testing.T) {
+	f := newFixture(t)
+	o := f.options(t)
+	o.Profile, o.AuditLog = ProfileCIS, filepath.Join(f.dir, "logs", "audit.log")
+	s := f.start(t, o)
+	c := client(t, s.admin())
+	ns := namespace(t, c)
+	pods := func(ns string) error {
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: corev1.PodSpec{HostPID: true, Containers: []corev1.Container{{Name: "c", Image: "i"}}}}
+		_, err := c.CoreV1().Pods(ns).Create(t.Context(), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		return err
+	}
+	for _, ns := range []string{ns, "kube-system"} {
+		if _, err := c.CoreV1().ServiceAccounts(ns).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "a pod of the host's in a user's namespace is refused for what it is", func() error {
+		if err := pods(ns); err == nil || !strings.Contains(err.Error(), `violates PodSecurity "restricted:latest"`) {
+			return fmt.Errorf("it says %w", err)
+		}
+		return nil
+	})
+	if err := pods("kube-system"); err != nil {
+		t.Errorf("a pod of the host's in kube-system: %v", err)
+	}
+	_, err := c.CoreV1().Services(ns).Create(t.Context(), &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "s"},
+		Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}, ExternalIPs: []string{"198.51.100.1"}}}, metav1.CreateOptions{})
+	if !apierrors.IsForbidden(err) {
+		t.Errorf("a Service with external IPs: %v", err)
+	}
+	flags, err := c.Discovery().RESTClient().Get().AbsPath("/flagz").Do(t.Context()).Raw()
+	if err != nil || !strings.Contains(string(flags), "audit-log-maxage") {
+		t.Errorf("/flagz says %q, %v", flags, err)
+	}
+	s.stop()
+	fi, err := os.Stat(o.AuditLog)
+	if err != nil || fi.Mode().Perm() != 0o600 {
+		t.Fatalf("the audit log: %v, %v", fi, err)
+	}
+	data, err := os.ReadFile(o.AuditLog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := false
+	for lines := bufio.NewScanner(bytes.NewReader(data)); lines.Scan(); {
+		var e auditv1.Event
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			t.Fatalf("%s: %v", lines.Text(), err)
+		}
+		if e.ObjectRef == nil { // a path, such as /flagz
+			continue
+		}
+		refused = refused || e.User.Username == "system:admin" && e.Verb == "create" && e.ObjectRef.Resource == "pods" && e.ResponseStatus.Code == 403
+		if e.ObjectRef.Resource == "leases" || e.User.Username == "system:apiserver" && (e.Verb == "watch" || e.Verb == "list" || e.Verb == "get") || e.RequestObject != nil {
+			t.Errorf("this needs no line: %s", lines.Text())
+		}
+	}
+	if !refused {
+		t.Errorf("the refused pod is not in the log:\n%s", data)
+	}
+}
+
+// TestProfileArgs: the operator's own arguments count.
+func TestProfileArgs(t *testing.T) {
+	for _, test := range []struct {
+		own         string
+		wantPlugins string
+		ok          func(*kubeoptions.ServerRunOptions) bool
+	}{
+		{"audit-log-maxage=5", "DenyServiceExternalIPs,EventRateLimit", func(s *kubeoptions.ServerRunOptions) bool { return s.Audit.LogOptions.MaxAge == 5 }},
+		{"audit_policy_file=/etc/own.yaml", "DenyServiceExternalIPs,EventRateLimit", func(s *kubeoptions.ServerRunOptions) bool { return s.Audit.PolicyFile == "/etc/own.yaml" }},
+		{"enable-admission-plugins=AlwaysPullImages", "DenyServiceExternalIPs,EventRateLimit,AlwaysPullImages", nil},
+		{"disable-admission-plugins=EventRateLimit,PodSecurity", "DenyServiceExternalIPs", nil},
+		{"disable-admission-plugins=DenyServiceExternalIPs", "EventRateLimit", nil},
+		{"admission-control-config-file=/etc/own.yaml", "DenyServiceExternalIPs", func(s *kubeoptions.ServerRunOptions) bool {
+			return s.Admission.GenericAdmission.ConfigFile == "/etc/own.yaml"
+		}},
+	} {
+		o := Options{ConfigDir: t.TempDir(), Profile: ProfileCIS, AuditLog: "/audit.log", ExtraArgs: []string{test.own}}
+		args, err := profileArgs(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := kubeoptions.NewServerRunOptions()
+		if err := applyExtraArgs(s, append(args, o.ExtraArgs...)); err != nil {
+			t.Fatalf("%s: %v", test.own, err)
+		}
+		if got := strings.Join(s.Admission.GenericAdmission.EnablePlugins, ","); got != test.wantPlugins {
+			t.Errorf("%s: plugins %s, want %s", test.own, got, test.wantPlugins)
+		}
+		if test.ok != nil && !test.ok(s) {
+			t.Errorf("%s has no effect", test.own)
+		}
+	}
+	if args, err := profileArgs(Options{ConfigDir: t.TempDir()}); err != nil || len(args) > 0 {
+		t.Errorf("without a profile: %v, %v", args, err)
+	}
+}

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"testing"
+
+	"k8s.io/client-go/rest"
+)
+
+// TestStrangers: connections over which nobody authenticates make room for one another; a client that has authenticated keeps its connection, and a load balancer has its answer.
+func TestStrangers(t *testing.T) {
+	f := newFixture(t)
+	o := f.options(t)
+	o.strangers = 4
+	r := f.start(t, o)
+	admin, err := rest.HTTPClientFor(r.admin())
+	if err != nil {
+		t.Fatal(err)
+	}
+	get := func(c *http.Client, path string) (reused bool) {
+		t.Helper()
+		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { reused = i.Reused }})
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := c.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer answer.Body.Close()
+		if _, err := io.Copy(io.Discard, answer.Body); err != nil || answer.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %s, %v", path, answer.Status, err)
+		}
+		return reused
+	}
+	get(admin, "/version")
+	var strangers []net.Conn
+	for range 3 * o.strangers {
+		c, err := net.Dial("tcp", o.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		strangers = append(strangers, c)
+	}
+	for _, c := range strangers[:2*o.strangers] {
+		if n, err := c.Read(make([]byte, 1)); err == nil {
+			t.Errorf("the oldest strangers are not hung up on: %d bytes", n)
+		}
+	}
+	get(r.anonymous(t, nil), "/readyz")
+	if !get(admin, "/version") {
+		t.Error("the administrator's connection was closed")
+	}
+}
+
+// TestMaxStrangers: the bound follows the memory, within what every cluster needs and what the descriptors allow.
+func TestMaxStrangers(t *testing.T) {
+	for memory, want := range map[int64]int{0: fewestStrangers, 512 << 20: 282, 2 << 30: 1129, 64 << 30: mostStrangers} {
+		if got := maxStrangers(memory); got != want {
+			t.Errorf("%d MB: %d, want %d", memory>>20, got, want)
+		}
+	}
+}

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/utils/ptr"
+)
+
+// TestTokensOfDefaultAccounts: one that is not there yet, one that the controllers made, one for which an administrator decided, and one of a user's namespace.
+func TestTokensOfDefaultAccounts(t *testing.T) {
+	account := func(ns string, mount *bool) *corev1.ServiceAccount {
+		return &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "default"}, AutomountServiceAccountToken: mount}
+	}
+	c := fake.NewClientset(account("kube-public", nil), account("kube-node-lease", ptr.To(true)), account("shop", nil))
+	for range 2 {
+		if err := Apply(t.Context(), Options{Client: c}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for ns, want := range map[string]*bool{"kube-system": ptr.To(false), "kube-public": ptr.To(false), "kube-node-lease": ptr.To(true), "shop": nil} {
+		got, err := c.CoreV1().ServiceAccounts(ns).Get(t.Context(), "default", metav1.GetOptions{})
+		if err != nil || !ptr.Equal(got.AutomountServiceAccountToken, want) {
+			t.Errorf("%s: %v, %v", ns, got.AutomountServiceAccountToken, err)
+		}
+	}
+}

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package install
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestLockOfDebianPackages: another version than the lock's is taken with a warning, since a distribution publishes updates; the same version with other content is refused.
+func TestLockOfDebianPackages(t *testing.T) {
+	dir := t.TempDir()
+	lock, have := filepath.Join(dir, "lock"), filepath.Join(dir, "have")
+	if err := os.WriteFile(lock, []byte("bookworm amd64 libc6 2.36-9 aa\nbookworm amd64 nftables 1.0.6-2 bb\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name, have, want string
+		refused          bool
+	}{
+		{name: "as in the lock", have: "bookworm amd64 libc6 2.36-9 aa\nbookworm amd64 nftables 1.0.6-2 bb\n"},
+		{name: "an update", have: "bookworm amd64 libc6 2.36-9 aa\nbookworm amd64 nftables 1.0.6-2+deb12u1 cc\n", want: "nftables=1.0.6-2+deb12u1"},
+		{name: "a new dependency", have: "bookworm amd64 libfoo 1 cc\nbookworm amd64 nftables 1.0.6-2 bb\n", want: "libfoo=1"},
+		{name: "another distribution", have: "trixie amd64 libc6 2.41 cc\n", want: "no packages of trixie"},
+		{name: "other content", have: "bookworm amd64 libc6 2.36-9 cc\n", want: "has the SHA-256 cc", refused: true},
+	} {
+		if err := os.WriteFile(have, []byte(c.have), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.CommandContext(t.Context(), "../../packaging/debs.sh", "--compare", have)
+		cmd.Env = append(os.Environ(), "DEBS_LOCK="+lock)
+		out, err := cmd.CombinedOutput()
+		if (err != nil) != c.refused || !strings.Contains(string(out), c.want) || c.want == "" && len(out) > 0 {
+			t.Errorf("%s: %v: %s", c.name, err, out)
+		}
+	}
+}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package install
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// script is the installer without its last line, which installs, with its files in a folder of the test.
+type script struct {
+	*testing.T
+	dir, text string
+}
+
+func newScript(t *testing.T) *script {
+	t.Helper()
+	b, err := os.ReadFile("../../install.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, ok := strings.CutSuffix(string(b), "main \"$@\"\n")
+	if !ok {
+		t.Fatal("install.sh does not end with main")
+	}
+	s := &script{T: t, dir: t.TempDir()}
+	s.text = text + fmt.Sprintf("etc=%s changed=\nenv_file=$etc/service.env args_file=$etc/service.args unit_file=$etc/unit openrc_file=$etc/init\n", s.dir)
+	return s
+}
+
+// run runs commands after the script's functions, as the user of the test with sudo.
+func (s *script) run(commands string, env ...string) (string, error) {
+	s.Helper()
+	cmd := exec.CommandContext(s.Context(), "sh", "-c", s.text+commands, filepath.Join(s.dir, "install.sh"))
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "SUDO_UID=" + strconv.Itoa(os.Getuid()), "SUDO_GID=" + strconv.Itoa(os.Getgid())}, env...)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func (s *script) must(commands string, env ...string) {
+	s.Helper()
+	if out, err := s.run(commands, env...); err != nil {
+		s.Fatalf("%v:\n%s", err, out)
+	}
+}
+
+// has wants a file of the test's folder with a mode and content.
+func (s *script) has(name string, mode fs.FileMode, lines ...string) {
+	s.Helper()
+	path := filepath.Join(s.dir, name)
+	info, err := os.Stat(path)
+	if err != nil {
+		s.Fatal(err)
+	}
+	if info.Mode().Perm() != mode {
+		s.Errorf("%s has mode %v, want %v", name, info.Mode(), mode)
+	}
+	got, err := os.ReadFile(path)
+	if want := strings.Join(lines, "\n") + "\n"; err != nil || lines != nil && string(got) != want {
+		s.Errorf("%s has %q (%v), want %q", name, got, err, want)
+	}
+}
+
+// TestSecretsAreMoved: tokens and keys that stand among the arguments are in service.env, which root alone reads, and in no unit; those of an earlier installation, too.
+func TestSecretsAreMoved(t *testing.T) {
+	s := newScript(t)
+	s.must(`save_settings agent --server https://a:6443 --token 'a$b' --node-name=x; write_systemd; write_openrc`)
+	s.has("service.args", 0o600, "agent", "--server", "https://a:6443", "--node-name=x")
+	s.has("service.env", 0o600, `CORACLE_TOKEN="a\$b"`)
+	s.has("unit", 0o600)
+	s.has("init", 0o700)
+	for _, name := range []string{"unit", "init"} {
+		if b, err := os.ReadFile(filepath.Join(s.dir, name)); err != nil || strings.Contains(string(b), "a$") || !strings.Contains(string(b), "node-name") {
+			t.Errorf("%s: %v\n%s", name, err, b)
+		}
+	}
+
+	s = newScript(t)
+	if err := os.WriteFile(filepath.Join(s.dir, "service.args"), []byte("server\n-t\none\n--agent-token=two\n--snapshot-s3-secret-key\nthree\n--tls-san\nx y\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := s.run("save_settings")
+	if err != nil || strings.Contains(out, "two") {
+		t.Errorf("%v: %s", err, out)
+	}
+	s.has("service.args", 0o600, "server", "--tls-san", "x y")
+	s.has("service.env", 0o600, `CORACLE_AGENT_TOKEN="two"`, `CORACLE_SNAPSHOT_S3_SECRET_KEY="three"`, `CORACLE_TOKEN="one"`)
+	s.must("save_settings")
+	s.has("service.env", 0o600, `CORACLE_AGENT_TOKEN="two"`, `CORACLE_SNAPSHOT_S3_SECRET_KEY="three"`, `CORACLE_TOKEN="one"`)
+	s.must("save_settings server --token-file /etc/token")
+	s.has("service.args", 0o600, "server", "--token-file", "/etc/token")
+	s.has("service.env", 0o600, `CORACLE_AGENT_TOKEN="two"`, `CORACLE_SNAPSHOT_S3_SECRET_KEY="three"`)
+	if out, err := s.run("save_settings server --token"); err == nil || !strings.Contains(out, "--token needs a value") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestTrust: nothing is installed from a folder whose content others may change.
+func TestTrust(t *testing.T) {
+	s := newScript(t)
+	for _, c := range []struct {
+		name          string
+		parent, inner fs.FileMode
+		want          string
+	}{
+		{"as git and tar make it", 0o755, 0o755, ""},
+		{"of a group of one", 0o755, 0o775, ""},
+		{"open to all", 0o755, 0o777, "every user"},
+		{"like /tmp", 0o755, 0o777 | fs.ModeSticky, "every user"},
+		{"in one that is open to all", 0o777, 0o755, "every user"},
+		{"in one like /tmp", 0o777 | fs.ModeSticky, 0o755, ""},
+	} {
+		parent := filepath.Join(s.dir, strings.ReplaceAll(strings.ReplaceAll(c.name, " ", "-"), "/", ""))
+		inner := filepath.Join(parent, "inner")
+		if err := os.MkdirAll(inner, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for dir, mode := range map[string]fs.FileMode{parent: c.parent, inner: c.inner} {
+			if err := os.Chmod(dir, mode); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out, err := s.run("trust " + inner)
+		if (err == nil) != (c.want == "") || !strings.Contains(out, c.want) {
+			t.Errorf("%s: %v: %q, want %q", c.name, err, out, c.want)
+		}
+	}
+	for mode, ok := range map[fs.FileMode]bool{0o755: true, 0o757: false} { // in a folder of one's own
+		program, link := filepath.Join(s.dir, fmt.Sprintf("program%o", mode)), filepath.Join(s.dir, fmt.Sprintf("link%o", mode))
+		if err := errors.Join(os.WriteFile(program, nil, 0o755), os.Chmod(program, mode), os.Symlink(program, link)); err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range []string{program, link} {
+			if out, err := s.run("trust " + path); (err == nil) != ok {
+				t.Errorf("a program with mode %o, %s: %v: %s", mode, path, err, out)
+			}
+		}
+	}
+	if os.Getuid() == 0 {
+		other := filepath.Join(s.dir, "other")
+		if err := os.Mkdir(other, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(other, 1234, 1234); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := s.run("trust " + other); err == nil || !strings.Contains(out, "user 1234") {
+			t.Errorf("another user's folder: %v: %s", err, out)
+		}
+		if out, err := s.run("trust "+other, "SUDO_UID=1234"); err != nil {
+			t.Errorf("one's own folder with sudo: %v: %s", err, out)
+		}
+	}
+}
+
+// TestCoreFiles: a crash writes no keys to the disk, whatever starts the service, and a log that nobody else rotates is bounded by the program.
+func TestCoreFiles(t *testing.T) {
+	s := newScript(t)
+	s.must(`save_settings server; write_systemd; write_openrc; service_script >"$etc/service"`)
+	for name, want := range map[string][]string{
+		"unit":    {"\nLimitCORE=0:infinity\n"},
+		"init":    {"\nulimit -S -c 0", ": \"${CORACLE_LOG:=/var/log/coracle.log}\""},
+		"service": {"\n  ulimit -S -c 0", ": \"${CORACLE_LOG:=$log}\""},
+	} {
+		b, err := os.ReadFile(filepath.Join(s.dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range want {
+			if !strings.Contains(string(b), w) {
+				t.Errorf("%s lacks %q:\n%s", name, w, b)
+			}
+		}
+	}
+}

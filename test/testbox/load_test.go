@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"net"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestLongConnectionIsOpenedLate: a target that takes a connection only after the patience with a request has not failed.
+func TestLongConnectionIsOpenedLate(t *testing.T) {
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Listen(fd, 0); err != nil { // room for one connection
+		t.Fatal(err)
+	}
+	at, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := (&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: at.(*syscall.SockaddrInet4).Port}).String()
+	first, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	const patience = 10 * time.Millisecond
+	ask, err := asker("tcp://"+address, patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1) // one result
+	go func() { done <- ask() }()
+	select {
+	case err := <-done:
+		t.Fatalf("the listener has no room, and the request ends with %v", err)
+	case <-time.After(5 * patience):
+	}
+	for range 2 { // the first one takes the room
+		c, _, err := syscall.Accept(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer syscall.Close(c)
+		go func() {
+			b := make([]byte, 4<<10)
+			for {
+				n, err := syscall.Read(c, b)
+				if n <= 0 || err != nil {
+					return
+				}
+				for sent := b[:n]; len(sent) > 0; {
+					n, err := syscall.Write(c, sent)
+					if err != nil {
+						return
+					}
+					sent = sent[n:]
+				}
+			}
+		}()
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
