@@ -74,7 +74,7 @@ func (m *wgMachine) open(key wgtypes.Key) {
 		}
 		return onDevice(wireGuardDevice, func(l netlink.Link) error {
 			for _, ip := range []string{wgPeerIP, wgPeerIP6} {
-				if err := netlink.AddrAdd(l, &netlink.Addr{IPNet: hostNet(netip.MustParseAddr(ip))}); err != nil {
+				if err := netlink.AddrAdd(l, &netlink.Addr{IPNet: hostNet(netip.MustParseAddr(ip)), Flags: unix.IFA_F_NODAD}); err != nil {
 					return err
 				}
 			}

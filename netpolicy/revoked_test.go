@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/nstest"
 )
@@ -247,14 +248,14 @@ func TestNoWayRoundSYN(t *testing.T) {
 	}
 }
 
-// ofNode gives the node an address until the test ends.
+// ofNode gives the node an address until the test ends. An IPv6 address without IFA_F_NODAD is tentative at first, and a bind to it fails until the kernel's own work has looked at it.
 func (l *lab) ofNode(t *testing.T, ip netip.Addr) {
 	t.Helper()
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &netlink.Addr{IPNet: netlink.NewIPNet(ip.AsSlice())}
+	a := &netlink.Addr{IPNet: netlink.NewIPNet(ip.AsSlice()), Flags: unix.IFA_F_NODAD}
 	if err := netlink.AddrReplace(lo, a); err != nil {
 		t.Fatal(err)
 	}
