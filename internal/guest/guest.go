@@ -132,7 +132,9 @@ func Run(t *testing.T, o Options) {
 	defer cancel()
 	// A shell in between, since the first process of a pid namespace cannot abort, which is how the kernel ends.
 	cmd := exec.CommandContext(ctx, "sh", append([]string{"-c", `"$@"; exit $?`, "sh"}, args...)...)
-	cmd.Env = append(os.Environ(), "TMPDIR="+dir, "HOME="+dir)
+	if cmd.Env, err = Environ(dir, dir); err != nil {
+		t.Fatal(err)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	if os.Geteuid() == 0 { // every process of the guest's ends with its first one
 		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWPID

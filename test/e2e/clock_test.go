@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/harness"
 )
@@ -48,9 +49,9 @@ sync
 poweroff -f
 `
 
-// guest boots a machine of User-Mode Linux, whose clock is its own, with a disk, and returns what it said. The power goes at the end,
+// clockless boots a machine of User-Mode Linux, whose clock is its own, with a disk, and returns what it said. The power goes at the end,
 // without anything being stopped.
-func guest(t *testing.T, dir string, env ...string) string {
+func clockless(t *testing.T, dir string, env ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 35*time.Minute)
 	defer cancel()
@@ -58,7 +59,10 @@ func guest(t *testing.T, dir string, env ...string) string {
 		"mem=1500M", "rootfstype=hostfs", "ro", "hostfs=/", "init=" + filepath.Join(dir, "guest.sh"), "ubd0=" + filepath.Join(dir, "disk"),
 		"con=null", "con0=null,fd:1", "panic=-1",
 	}, env...)...)
-	c.Env = append(os.Environ(), "TMPDIR="+dir, "HOME="+dir)
+	var err error
+	if c.Env, err = guest.Environ(dir, dir); err != nil {
+		t.Fatal(err)
+	}
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
 	out, err := c.CombinedOutput()
@@ -102,13 +106,13 @@ func TestClock(t *testing.T) {
 	coracle := (&harness.Machine{T: t}).Coracle()
 	later := time.Now().UTC().AddDate(2, 0, 0)
 
-	out := guest(t, dir, "CORACLE="+coracle, "CLOCK=@100", "BOOT=1", "STEP="+later.Format("2006-01-02T15:04:05"))
+	out := clockless(t, dir, "CORACLE="+coracle, "CLOCK=@100", "BOOT=1", "STEP="+later.Format("2006-01-02T15:04:05"))
 	harness.Says(t, out, "this machine's clock was behind", `1970-01-01`, "the program was built then", "ANSWERS stepped-1 "+later.Format("2006"))
 	t.Log(told.FindAllString(out, -1))
 	if !regexp.MustCompile(`ANSWERS after-1 20[2-9]\d`).MatchString(out) {
 		t.Errorf("the first start is not in the program's time:\n%s", out)
 	}
-	out = guest(t, dir, "CORACLE="+coracle, "CLOCK=@100", "BOOT=2")
+	out = clockless(t, dir, "CORACLE="+coracle, "CLOCK=@100", "BOOT=2")
 	t.Log(told.FindAllString(out, -1))
 	harness.Says(t, out, "this machine's clock was behind", "was written then", "ANSWERS after-2 "+later.Format("2006"), "configmap/after-1", "configmap/stepped-1")
 }

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
@@ -118,7 +119,9 @@ func (g *Guest) Boot(env ...string) {
 	defer console.Close()
 	// The kernel is not the first process of a pid namespace, which could not abort; that one ends, and all of its processes with it.
 	c := exec.CommandContext(ctx, "sh", append([]string{"-c", `"$@"; exit $?`, "sh"}, kernel.Args...)...)
-	c.Env = append(os.Environ(), "TMPDIR="+g.guestMemory(), "HOME="+g.Dir)
+	if c.Env, err = guest.Environ(g.guestMemory(), g.Dir); err != nil {
+		g.T.Fatal(err)
+	}
 	c.Stdout, c.Stderr = console, console
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL, Cloneflags: unix.CLONE_NEWPID}
 	if err := c.Start(); err != nil {

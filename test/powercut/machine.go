@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/guest"
 )
 
 const (
@@ -153,6 +155,10 @@ func (m *Machine) run(ctx context.Context, b *Boot, o BootOptions, socket string
 	if _, err := unix.FcntlInt(line.Fd(), unix.F_SETPIPE_SZ, pipeSize); err != nil {
 		return errors.Join(fmt.Errorf("enlarge a pipe: %w", err), lines.Close())
 	}
+	env, err := guest.Environ(m.Dir, m.Dir)
+	if err != nil {
+		return errors.Join(err, lines.Close())
+	}
 	order, orders, err := os.Pipe()
 	if err != nil {
 		return errors.Join(err, lines.Close())
@@ -182,7 +188,7 @@ func (m *Machine) run(ctx context.Context, b *Boot, o BootOptions, socket string
 	}
 	// Not the first process of its namespace, see below: that one cannot abort.
 	b.cmd = exec.CommandContext(ctx, "sh", append([]string{"-c", `"$@"; exit $?`, "sh", kernel}, args...)...)
-	b.cmd.Env = append(os.Environ(), "TMPDIR="+m.Dir, "HOME="+m.Dir)
+	b.cmd.Env = env
 	b.cmd.Stdout, b.cmd.Stderr, b.cmd.ExtraFiles = console, console, theirs
 	// A session of its own, so that its processes can be told from others.
 	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
