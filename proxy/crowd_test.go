@@ -100,8 +100,11 @@ func serveLong(t *testing.T, in nstest.Doer, name string) {
 }
 
 // say has the other end of a connection say who it is.
-func say(c net.Conn) (string, error) {
-	_ = c.SetDeadline(time.Now().Add(time.Minute))
+func say(c net.Conn) (string, error) { return sayWithin(c, time.Minute) }
+
+// sayWithin is say with another patience.
+func sayWithin(c net.Conn, patience time.Duration) (string, error) {
+	_ = c.SetDeadline(time.Now().Add(patience))
 	if _, err := c.Write([]byte("?")); err != nil {
 		return "", err
 	}

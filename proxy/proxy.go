@@ -292,7 +292,7 @@ func (p *Proxy) removeOthers() {
 // connectionsAfter says what becomes of connections that began with a back end whose rules are removed.
 func connectionsAfter(removed string) string {
 	if removed == ModeIPVS {
-		return "those that began with it end; new ones are served"
+		return "most of those that began with it end; new ones are served"
 	}
 	return "those that began with it go on, as long as conntrack knows them; session affinity begins anew"
 }

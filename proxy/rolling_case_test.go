@@ -107,13 +107,21 @@ func (a *asker) latest() []string {
 // askers are all who connect to a Service.
 type askers []*asker
 
-// hear waits until the latest answers of each are as they should be.
+// hear waits until the latest answers at each address are as they should be.
 func (all askers) hear(t *testing.T, what string, right func(latest []string) bool) {
 	t.Helper()
 	eventually(t, what, func() error {
+		at := map[string][]string{}
 		for _, a := range all {
-			if latest := a.latest(); len(latest) < askerWindow || !right(latest) {
+			latest := a.latest()
+			if len(latest) < askerWindow {
 				return fmt.Errorf("at %s %q answered", a.addr, latest)
+			}
+			at[a.addr] = append(at[a.addr], latest...)
+		}
+		for addr, latest := range at {
+			if !right(latest) {
+				return fmt.Errorf("at %s %q answered", addr, latest)
 			}
 		}
 		return nil
