@@ -7,6 +7,7 @@ package nodes
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -225,6 +226,13 @@ func (m *mesh) largePackets(underlay int, sizes ...int) {
 	m.Helper()
 	for i := range m.nodes {
 		m.run(i, "ip", "link", "set", m.device, "mtu", fmt.Sprint(underlay))
+	}
+	// A packet that comes to a node before that node knows of the larger underlay has its sender remember the smaller size for ten minutes.
+	for i := range m.nodes {
+		mtu := m.exec(i, fmt.Sprintf("n=0; until mtu=$(cat /sys/class/net/eth0/mtu); [ \"$mtu\" = %d ] || [ $n = 60 ]; do n=$((n+1)); sleep 1; done; echo $mtu", slices.Max(sizes)))
+		if want := fmt.Sprint(slices.Max(sizes)); mtu != want {
+			m.Errorf("an underlay of %d: the MTU of pod %d is %s, not %s", underlay, i, mtu, want)
+		}
 	}
 	for i := range m.nodes {
 		var text strings.Builder
