@@ -18,6 +18,8 @@ TAGS := no_btrfs no_zfs no_devmapper grpcnotrace
 export CGO_ENABLED := 0
 # For programs that tests build; and the same Go for them.
 export GOFLAGS := -buildvcs=false
+# Tests that rapid drives draw the same in each run, as testenv.Seed has it; 0 is another seed each time.
+export RAPID_SEED ?= 1
 GOBUILD := $(GO) build -tags '$(TAGS)'
 
 # Version: upstream's with +coracle behind it; a tag such as v1.37.0+coracle1 names a release.
@@ -149,6 +151,7 @@ fresh-test: ## both commands of the README in a fresh Debian, with empty caches 
 COUNT ?= 30
 
 # Each time in a process of its own: some things are a process' own, and -count would have them the same each time (packaging/again.sh).
+flakes soak: export RAPID_SEED = 0
 flakes: ## the unit tests of PKG=./folder in COUNT processes each with one, two and four processors, for what fails by chance; RUN=… of some
 	@[ -n '$(PKG)' ] || { echo 'error: PKG says of which packages: make flakes PKG=./server RUN=Rotation' >&2; exit 2; }
 	@for procs in 1 2 4; do CORACLE_TEST_RANDOM=1 GOMAXPROCS=$$procs $(GOTEST) -count=1 -exec '$(CURDIR)/packaging/again.sh $(COUNT)' -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(if $(RUN),-run '$(RUN)') $(PKG) || exit 1; done
@@ -163,7 +166,8 @@ SEEDS ?= 200
 # What make test does with the same seeds each time, with new ones.
 soak: ## the random tests of the store with SEEDS seeds, those of other packages with new ones, and half an hour of chaos (root, hours)
 	@CORACLE_TEST_SEEDS=$(SEEDS) $(GOTEST) -count=1 -timeout 6h -tags '$(TAGS)' -ldflags '$(STABLE_X)' -run 'Scenario' ./raftstore
-	@CORACLE_TEST_RANDOM=1 $(GOTEST) -count=1 -p 2 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./raftstore/disk ./raftstore/mvcc ./netpolicy ./proxy ./controllers/servicelb ./server/apiserver ./server ./internal/...
+	@CORACLE_TEST_RANDOM=1 $(GOTEST) -count=1 -p 2 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./raftstore/disk ./raftstore/mvcc ./raftstore/watch ./raftstore/etcdapi ./netpolicy ./proxy/... ./controllers/servicelb \
+	  ./server/apiserver ./server/liveness ./server ./scheduler ./agent/balancer ./dns ./cni ./internal/...
 	@$(MAKE) --no-print-directory chaos DURATION=30m
 
 # Packages with concurrency of their own; everything would be all of Kubernetes once more.
@@ -188,7 +192,7 @@ CUTS ?= 30
 ROUNDS ?= 5
 
 powercut: ## cut the power of a store's machine CUTS times, and of a cluster's in ROUNDS (user-mode-linux)
-	CORACLE_POWERCUTS=$(CUTS) CORACLE_POWERCUT_ROUNDS=$(ROUNDS) $(GO) test -vet=off -count=1 -v -timeout 0 -tags '$(TAGS)' ./test/powercut/
+	CORACLE_TEST_RANDOM=1 CORACLE_POWERCUTS=$(CUTS) CORACLE_POWERCUT_ROUNDS=$(ROUNDS) $(GO) test -vet=off -count=1 -v -timeout 0 -tags '$(TAGS)' ./test/powercut/
 
 # Upstream's program in nftables mode, as a process of its own. Each difference is printed, and one that is not listed fails.
 proxy-test: carried ## the same cases of Services with our nftables back end and with upstream's kube-proxy, which is built from its module (root, the Go module proxy, minutes)

@@ -112,7 +112,7 @@ var outside = []netip.Addr{netip.MustParseAddr("203.0.113.7"), netip.MustParseAd
 
 // connections are all that pods and outsiders of one family can open to one another.
 func (w *world) connections(portNumbers []int32) []connection {
-	ends := slices.Concat(slices.Collect(maps.Keys(w.model.Pods)), outside)
+	ends := slices.Concat(slices.SortedFunc(maps.Keys(w.model.Pods), netip.Addr.Compare), outside)
 	var out []connection
 	for _, from := range ends {
 		for _, to := range ends {

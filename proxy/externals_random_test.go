@@ -10,13 +10,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/internal/lbports"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // rivals are Services of three namespaces that request the same few addresses and ports, and machines that have some of them.
@@ -172,8 +172,7 @@ func (c *rivals) machine(a netip.Addr) bool {
 // TestRandomExternals: whatever Services ask for and in whichever order, what the back end hears is what a front hears that has just started; no Service has a
 // machine's address, and each has all other external IPs.
 func TestRandomExternals(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	front := func() (*Proxy, *hearing) {
 		h := &hearing{now: map[string]*corev1.Service{}, backend: deaf{}}
 		p := frontOf(t, h)

@@ -12,12 +12,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/knftables"
 
 	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // unsure says at random that a transaction failed: of one that was not sent, or of one that is in force.
@@ -56,8 +56,7 @@ func TestHealsWhatOthersHarm(t *testing.T) {
 		{"within an hour", finerHarm, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			seed := uint64(time.Now().UnixNano())
-			t.Logf("seed %d", seed)
+			seed := testenv.Seed(t)
 			r := rand.New(rand.NewPCG(seed, 0))
 			harmed(t, r, c.harms, c.hourly)
 		})

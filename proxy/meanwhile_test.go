@@ -15,14 +15,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // TestHealsWhatOthersHarmMeanwhile: another program harms the tables at any moment, also in the middle of a sync, and coracle starts again now and then, among all kinds of changes. When it has
 // stopped, two looks and a second later the tables are what upstream's proxier writes at once, but for what only single Services have.
 func TestHealsWhatOthersHarmMeanwhile(t *testing.T) {
 	nstest.RequireNFT(t)
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	b := bareNFTables(t, corev1.IPv4Protocol, corev1.IPv6Protocol)
 	pool := anyServices(r, 20)

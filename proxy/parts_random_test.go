@@ -9,11 +9,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // shifting is a Service whose ports and status change at random, and its slices.
@@ -132,8 +133,7 @@ func (s *shifting) lines() map[string]bool {
 // TestRandomParts: whatever a Service's ports, its status and its slices become, after each event there is what should be there before or after the change, and
 // what should be there both before and after it is there all the time.
 func TestRandomParts(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	for round := range uint64(12) {
 		s := &shifting{r: rand.New(rand.NewPCG(seed, round)), numbers: map[string]int32{"a": 100, "b": 101, "c": 102}}
 		p, b := tracking(t)

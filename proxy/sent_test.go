@@ -21,6 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/internal/unexported"
 )
 
@@ -138,8 +139,7 @@ func behind(r *rand.Rand, i int, s *corev1.Service) []*discoveryv1.EndpointSlice
 // TestSentIsLikeNFT: each transaction of upstream's proxier, of the rarest Services and of any change of them, leaves the kernel as if nft had written it.
 func TestSentIsLikeNFT(t *testing.T) {
 	nstest.RequireNFT(t)
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	b := bareNFTables(t, corev1.IPv4Protocol, corev1.IPv6Protocol)
 	there := nstest.New(t)

@@ -22,6 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/internal/unexported"
 )
 
@@ -104,8 +105,7 @@ func counted(t *testing.T, b *nftables, family corev1.IPFamily) *asked {
 // asked what there is.
 func TestToldIsLikeAsking(t *testing.T) {
 	nstest.RequireNFT(t)
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	b := bareNFTables(t, corev1.IPv4Protocol, corev1.IPv6Protocol)
 	four, six := counted(t, b, corev1.IPv4Protocol), counted(t, b, corev1.IPv6Protocol)

@@ -31,6 +31,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/test/watchapi"
 )
 
@@ -38,8 +39,7 @@ import (
 // it. A difference that is not listed here fails the test, and so does one that is listed and is none.
 func TestSameRulesAsKubeProxy(t *testing.T) {
 	nstest.RequireNFT(t)
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	for _, c := range []struct {
 		name     string
 		services []served

@@ -83,6 +83,7 @@ func TestUnfinishedPods(t *testing.T) {
 		t.Fatal("not synced")
 	}
 
+	r := rand.New(rand.NewPCG(testenv.Seed(t), 0))
 	pods := map[string]corev1.PodPhase{}
 	unfinishedOnes := func() (names, want []string) {
 		for name, phase := range pods {
@@ -110,20 +111,20 @@ func TestUnfinishedPods(t *testing.T) {
 		if i%(int(watch.DefaultChanSize)/2) == 0 { // a fake watch panics when more changes than DefaultChanSize wait to be read
 			haveBeenTold()
 		}
-		name := "p" + strconv.Itoa(rand.IntN(12))
+		name := "p" + strconv.Itoa(r.IntN(12))
 		phase, is := pods[name]
 		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}}
 		var err error
 		switch {
 		case !is:
-			pod.Status.Phase = phases[rand.IntN(len(phases))]
+			pod.Status.Phase = phases[r.IntN(len(phases))]
 			_, err = api.Create(t.Context(), pod, metav1.CreateOptions{})
 			pods[name] = pod.Status.Phase
-		case rand.IntN(3) == 0:
+		case r.IntN(3) == 0:
 			err = api.Delete(t.Context(), name, metav1.DeleteOptions{})
 			delete(pods, name)
 		default:
-			pod.Status.Phase = phases[rand.IntN(len(phases))]
+			pod.Status.Phase = phases[r.IntN(len(phases))]
 			if phase == corev1.PodSucceeded || phase == corev1.PodFailed {
 				pod.Status.Phase = phase // it is so for good
 			}

@@ -20,6 +20,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/internal/together"
 )
 
@@ -86,8 +87,7 @@ func TestSilentIsLeftInTime(t *testing.T) {
 
 // TestFarServers: servers over lines on which an answer takes a second or two, now more, now less, are not left.
 func TestFarServers(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Log("seed", seed)
+	seed := testenv.Seed(t)
 	synctest.Test(t, func(t *testing.T) {
 		random := rand.New(rand.NewPCG(seed, 0))
 		b, closed := oneInUse(t)

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 	"unsafe"
 	"weak"
 
@@ -26,6 +25,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // pod is one of a Deployment's, decoded as it comes from the store.
@@ -103,7 +104,7 @@ func TestAppend(t *testing.T) {
 
 // TestRandom shares parts of random objects of every type that clients have, of which many are alike, and wants each to be what it was.
 func TestRandom(t *testing.T) {
-	seed := time.Now().UnixNano()
+	seed := int64(testenv.Seed(t))
 	f := fuzzer.FuzzerFor(fuzzer.MergeFuzzerFuncs(metafuzzer.Funcs), rand.NewSource(seed), serializer.NewCodecFactory(scheme.Scheme))
 	var fresh []func() kruntime.Object
 	for kind := range scheme.Scheme.AllKnownTypes() {

@@ -12,11 +12,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 func TestMain(m *testing.M) { os.Exit(guest.Main(m, nstest.Main)) }
@@ -211,8 +211,7 @@ func open(t *testing.T) map[string]*Sender {
 // seeded logs what its numbers come from.
 func seeded(t *testing.T) *rand.Rand {
 	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	return rand.New(rand.NewPCG(seed, 0))
 }
 

@@ -9,12 +9,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
 
 	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // anyTransaction is one of anybody's, that the kernel need not take: of the table that is followed, of its namesake in the other family, or of another one.
@@ -97,8 +97,7 @@ func followed(t *testing.T) (*Names, func(when string)) {
 // TestNames: whoever changes whatever, the names are the kernel's, and they are read whole no more often than they have to be.
 func TestNames(t *testing.T) {
 	nstest.RequireNFT(t)
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	n, compare := followed(t)
 	var great strings.Builder
@@ -152,8 +151,7 @@ func TestNames(t *testing.T) {
 // TestNamesWhileOthersWrite: what changes while all is read is not lost.
 func TestNamesWhileOthersWrite(t *testing.T) {
 	nstest.RequireNFT(t)
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	n, compare := followed(t)
 	for round := range 4 {
 		done := make(chan struct{})

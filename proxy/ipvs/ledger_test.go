@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -23,6 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/nstest"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // anyService is one of few, several of which share addresses and ports with others.
@@ -105,8 +105,7 @@ func (f *failing) Run(ctx context.Context, tx *knftables.Transaction) error {
 
 // TestLedgerIsLikeDesired: after any changes the ledger's state is what Desired computes whole, and what is written of it, touched parts alone, leaves the kernel with all of it, though it refuses something now and then.
 func TestLedgerIsLikeDesired(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for range 8 {
 		f := &family{name: corev1.IPv4Protocol, services: upstream.ServicePortMap{}, endpoints: upstream.EndpointsMap{}}

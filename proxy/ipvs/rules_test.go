@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -274,8 +273,7 @@ func (s *started) Run(ctx context.Context, tx *knftables.Transaction) error {
 // TestElementsWithoutNFT: whatever Services become, the kernel has what nft would have written, and a change of endpoints starts no nft.
 func TestElementsWithoutNFT(t *testing.T) {
 	nstest.RequireNFT(t)
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	program, err := knftables.New(knftables.IPv4Family, servicerules.IPVSTable)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"k8s.io/utils/clock"
 
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -59,8 +60,7 @@ func TestProgressBesideEvents(t *testing.T) {
 // TestProgressIsNeverAhead has watches of keys and ranges, some of which begin in the past, some in the future, and which read at their own pace, while random things happen to the
 // store: writes, compactions, and snapshots that put it back. Whatever revision a watch is told of, it has been told of all events until there, of each once, and it is told of no smaller one later.
 func TestProgressIsNeverAhead(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for range 10 {
 		progressOfRandomWatches(t, r)

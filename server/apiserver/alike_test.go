@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,6 +21,8 @@ import (
 	"k8s.io/client-go/dynamic/dynamicinformer"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 const owners = `"ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "u", "controller": true}]`
@@ -54,8 +55,7 @@ func TestAlikeObjectsStayApart(t *testing.T) {
 	s := f.start(t, o)
 	c, d := client(t, s.admin()), dynamicClient(t, s)
 	ns := namespace(t, c)
-	seed := time.Now().UnixNano()
-	t.Logf("seed %d", seed)
+	seed := int64(testenv.Seed(t))
 	for i, kind := range alikeKinds {
 		t.Run(kind.resource.Resource, func(t *testing.T) {
 			t.Parallel()

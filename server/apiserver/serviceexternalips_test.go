@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -25,6 +24,7 @@ import (
 	core "k8s.io/kubernetes/pkg/apis/core"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 // wanting is a Service with these external IPs and TCP ports.
@@ -175,8 +175,7 @@ func TestReservedExternalIPs(t *testing.T) {
 // TestRandomExternalIPs: whichever Services are written, one after the other, a write is refused if it takes a pair of address and port that a Service of another namespace
 // has, however the address is written, and never for what the Service had before, or for what its own namespace has.
 func TestRandomExternalIPs(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	spellings := [][]string{{"203.0.113.7", "::ffff:203.0.113.7", "203.000.113.007"}, {"203.0.113.8"}, {"2001:db8::7", "2001:DB8:0:0::7"}}
 	protocols := []core.Protocol{core.ProtocolTCP, core.ProtocolUDP, core.ProtocolSCTP}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -67,7 +68,8 @@ type both struct {
 	clusterWide   bool // it is in no namespace
 }
 
-func newBoth(t *testing.T, from int, kept time.Duration) map[string]both {
+// Pods' nodes come from r.
+func newBoth(t *testing.T, from int, kept time.Duration, r *rand.Rand) map[string]both {
 	t.Helper()
 	plain, caching := newPlainStorage(), newCaching(from, kept)
 	pods := func(g apigeneric.RESTOptionsGetter) *genericregistry.Store {
@@ -105,8 +107,8 @@ func newBoth(t *testing.T, from int, kept time.Duration) map[string]both {
 		"pods": {store: pods(plain), cached: pods(caching), make: func(ns, name string) runtime.Object {
 			p := podtest.MakePod(name)
 			p.Namespace = ns
-			if rand.IntN(2) == 0 {
-				p.Spec.NodeName = "n" + strconv.Itoa(rand.IntN(2))
+			if r.IntN(2) == 0 {
+				p.Spec.NodeName = "n" + strconv.Itoa(r.IntN(2))
 			}
 			return p
 		}},
@@ -274,8 +276,9 @@ func TestCacheTellsWhatTheStoreTells(t *testing.T) {
 	newFixture(t)
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
-	for name, b := range newBoth(t, 1, time.Hour) {
-		t.Run(name, func(t *testing.T) { b.compare(t, r) })
+	all := newBoth(t, 1, time.Hour, r)
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		t.Run(name, func(t *testing.T) { all[name].compare(t, r) })
 	}
 }
 

@@ -425,7 +425,7 @@ func (c *resuming) differs(want *resuming) error {
 func TestMovingClientsHearEverythingOnce(t *testing.T) {
 	newFixture(t)
 	seed := testenv.Seed(t)
-	for name, b := range newBoth(t, 4, 5*time.Millisecond) {
+	for name, b := range newBoth(t, 4, 5*time.Millisecond, rand.New(rand.NewPCG(seed, 400))) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b.move(t, seed)

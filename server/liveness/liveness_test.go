@@ -31,6 +31,7 @@ import (
 	"k8s.io/kubernetes/pkg/controller/nodelifecycle"
 	"k8s.io/utils/ptr"
 
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 )
 
@@ -503,8 +504,7 @@ func TestNewJudgeAndLongDead(t *testing.T) {
 
 // TestUpstreamsZones compares, in random clusters, what upstreamStops says with what upstream's own controller says of the same zones once the lost nodes are Unknown.
 func TestUpstreamsZones(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	upstream := nodelifecycle.Controller{} // its threshold is zero, so that it says what is lost of a zone and whether that is all
 	for range 3000 {

@@ -17,14 +17,14 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/coracle-k8s/coracle/internal/testenv"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 )
 
 // TestTogetherWheneverTheySpoke: nodes that vanish in one moment are judged together, though each had spoken at a moment of its own before, a check may end at once or last, and gossip may
 // suspect them one after the other. No Node is marked, while pods are not ready soon. One that vanishes alone is marked soon, too.
 func TestTogetherWheneverTheySpoke(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for i := range 30 {
 		zones := 3

@@ -66,7 +66,7 @@ func newRig(t *testing.T, servers int) *rig {
 	if why := Missing(); why != "" {
 		testenv.Missing(t, testenv.UserModeLinux, "%s", why)
 	}
-	seed := environment(t, "CORACLE_POWERCUT_SEED", rand.Uint64()>>32)
+	seed := environment(t, "CORACLE_POWERCUT_SEED", testenv.Seed(t)>>32)
 	t.Logf("seed: CORACLE_POWERCUT_SEED=%d", seed)
 	dir := workDir(t)
 	r := &rig{t: t, random: rand.New(rand.NewPCG(seed, 0)), started: time.Now()}
