@@ -33,6 +33,8 @@ type sink struct {
 	mu   sync.Mutex
 	w    io.Writer
 	time bool
+
+	repeats repeats
 }
 
 // Enabled says whether records of that level are written.
@@ -40,6 +42,9 @@ func (h *Handler) Enabled(_ context.Context, level slog.Level) bool { return lev
 
 // Handle writes the record.
 func (h *Handler) Handle(_ context.Context, r slog.Record) error {
+	if h.out.repeats.bound(&r) {
+		return nil
+	}
 	var b strings.Builder
 	if h.out.time {
 		b.WriteString(r.Time.UTC().Format("2006-01-02T15:04:05.000Z "))
