@@ -15,7 +15,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/apis/audit"
 	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
+	"k8s.io/apiserver/pkg/audit/policy"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 )
 
@@ -117,5 +121,38 @@ func TestProfileArgs(t *testing.T) {
 	}
 	if args, err := profileArgs(Options{ConfigDir: t.TempDir()}); err != nil || len(args) > 0 {
 		t.Errorf("without a profile: %v, %v", args, err)
+	}
+}
+
+// TestAuditPolicy: the audit log has who read Secrets, and not what the control plane and nodes read else.
+func TestAuditPolicy(t *testing.T) {
+	p, err := policy.LoadPolicyFromBytes(cisAudit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules := policy.NewPolicyRuleEvaluator(p)
+	const node, controller = "system:nodes", "system:serviceaccounts:kube-system"
+	for _, c := range []struct {
+		user, group, verb, resource string
+		want                        audit.Level
+	}{
+		{"system:node:n", node, "watch", "secrets", audit.LevelMetadata}, // how a kubelet reads them
+		{"system:node:n", node, "get", "secrets", audit.LevelMetadata},
+		{"system:node:n", node, "watch", "configmaps", audit.LevelNone},
+		{"system:node:n", node, "patch", "nodes", audit.LevelMetadata},
+		{"system:serviceaccount:kube-system:add-on", controller, "list", "secrets", audit.LevelMetadata},
+		{"system:serviceaccount:kube-system:add-on", controller, "list", "pods", audit.LevelNone},
+		{"system:kube-controller-manager", "", "watch", "secrets", audit.LevelMetadata},
+		{"system:apiserver", "", "watch", "secrets", audit.LevelNone},
+		{"ada", "", "get", "pods", audit.LevelMetadata},
+		{"ada", "", "update", "leases", audit.LevelNone},
+	} {
+		a := authorizer.AttributesRecord{User: &user.DefaultInfo{Name: c.user, Groups: []string{c.group}}, Verb: c.verb, Resource: c.resource, ResourceRequest: true}
+		if c.resource == "leases" {
+			a.APIGroup = "coordination.k8s.io"
+		}
+		if got := rules.EvaluatePolicyRule(a).Level; got != c.want {
+			t.Errorf("%s, %s of %s: level %s, want %s", c.user, c.verb, c.resource, got, c.want)
+		}
 	}
 }
