@@ -3,14 +3,24 @@
 package proxy
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/moby/ipvs"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/coracle-k8s/coracle/internal/guest"
 	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/servicerules"
+	proxyipvs "github.com/coracle-k8s/coracle/proxy/ipvs"
 )
 
 // longOnes are connections through a Service that stay open, by who has opened them and to which address.
@@ -105,4 +115,48 @@ func testModeChange(t *testing.T) {
 	delete(second, "a pod to "+clusterIP+":80")
 	second.goOn(t, "with nftables instead of IPVS", false)
 	b.openLong(t)
+
+	// The kernel loses IPVS while a node uses it, and cannot load it again.
+	b.becomes(t, ModeIPVS, ModeAuto, "kube-proxy")
+	unloadIPVS(t)
+	b.becomes(t, ModeNFTables, ModeAuto, "coracle-ipvs")
+	if _, why := b.proxy.Backend(); !strings.Contains(why, "the module ip_vs") {
+		t.Errorf("the reason for nftables is %q", why)
+	}
+	if _, err := netlink.LinkByName(servicerules.IPVSDevice); err == nil {
+		t.Error("the device of IPVS' addresses is still there")
+	}
+	b.openLong(t)
+}
+
+// unloadIPVS removes all virtual servers and the module, as another program may, and keeps it from being loaded again.
+func unloadIPVS(t *testing.T) {
+	t.Helper()
+	h, err := ipvs.New("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if err := h.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile("/proc/sys/kernel/modprobe", []byte("/nonexistent\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	programs := t.TempDir() // nft alone: no modprobe
+	found, err := exec.LookPath("nft")
+	if err == nil {
+		err = os.Symlink(found, filepath.Join(programs, "nft"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", programs)
+	for _, s := range proxyipvs.Schedulers {
+		if err := unix.DeleteModule("ip_vs_"+s, unix.O_NONBLOCK); err != nil && !errors.Is(err, unix.ENOENT) {
+			t.Fatal(err)
+		}
+	}
+	// Network namespaces of trials release the module a moment after they have ended.
+	eventually(t, "the module ip_vs is unloaded", func() error { return unix.DeleteModule("ip_vs", unix.O_NONBLOCK) })
 }
