@@ -111,7 +111,7 @@ const loopEvery, loopSoon = 5 * time.Minute, 2 * time.Second
 // startRetry is the wait after CoreDNS could not start: the address is not there yet, or the port is taken.
 const startRetry = 2 * time.Second
 
-// Run serves until ctx is done and then takes everything down. Call it once. It waits for nobody: without the API, cluster names
+// Run serves until ctx is done and then takes everything down. A second call may follow when the first has returned. It waits for nobody: without the API, cluster names
 // fail at first and everything else is answered.
 func (s *Server) Run(ctx context.Context) error {
 	watch := watchResolvers(ctx, s.o, s.log)

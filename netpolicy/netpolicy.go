@@ -175,7 +175,7 @@ func (e *Enforcer) Release(id string) {
 // idle says that the table is known not to be there; the caller holds mu.
 func (e *Enforcer) idle() bool { return e.table.none.Load() }
 
-// Run keeps the table in step until ctx is done. The table stays. Call it once.
+// Run keeps the table in step until ctx is done. The table stays. A second call may follow when the first has returned.
 func (e *Enforcer) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()

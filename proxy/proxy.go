@@ -158,7 +158,7 @@ func (p *Proxy) Health() Health {
 // Backend names the back end, and says why it is that one.
 func (p *Proxy) Backend() (name, why string) { return p.backend.name(), p.why }
 
-// Run keeps the kernel in step with the API until ctx is done. Kernel state stays. Call it once.
+// Run keeps the kernel in step with the API until ctx is done. Kernel state stays. A second call may follow when the first has returned.
 func (p *Proxy) Run(ctx context.Context) error {
 	if p.o.RecordFile != "" {
 		if err := servicerules.Write(p.o.RecordFile, p.backend.name()); err != nil {
