@@ -118,8 +118,8 @@ type Options struct {
 	Logger *slog.Logger
 
 	// seriesKept is seriesKept when zero; tests wait for less.
-	strangers  int // the bound of connections without an authenticated request; by the memory when 0
-	seriesKept time.Duration
+	unauthenticated int // the bound of connections without an authenticated request; by the memory when 0
+	seriesKept      time.Duration
 	// cacheKept is how long a watch cache stays when few watch.
 	cacheKept time.Duration
 	// cacheTells is how long after a watch cache was made earlier watches begin to move to it.

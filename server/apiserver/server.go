@@ -58,7 +58,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	strangers := boundStrangers(&o)
+	unauthenticated := boundUnauthenticated(&o)
 	opts, err := runOptions(ctx, o)
 	if err != nil {
 		return nil, err
@@ -75,8 +75,8 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	s.transport = memtransport.New(memtransport.Options{Logger: o.Logger})
 	g, err := buildGeneric(opts, s.transport, uuid.NewString(), o.Dial, cachingFrom{from: o.CacheFrom, kept: o.cacheKept, tellAfter: o.cacheTells, log: o.Logger}, o.Logger)
 	if err == nil {
-		if strangers != nil {
-			g.config.Authentication.Authenticator = identifying{g.config.Authentication.Authenticator, strangers}
+		if unauthenticated != nil {
+			g.config.Authentication.Authenticator = identifying{g.config.Authentication.Authenticator, unauthenticated}
 		}
 		s.fenceTerms(g.config)
 		s.loopback = g.config.LoopbackClientConfig

@@ -449,8 +449,8 @@ func tell(t *testing.T, c *tls.Conn, request []byte) join.Answer {
 	return a
 }
 
-// TestManyStrangers: connections that say nothing keep no machine out.
-func TestManyStrangers(t *testing.T) {
+// TestSilentConnectionsKeepNoMachineOut: connections that say nothing keep no machine out.
+func TestSilentConnectionsKeepNoMachineOut(t *testing.T) {
 	f := newFixture(t)
 	defer f.stop()
 	var first net.Conn
@@ -501,8 +501,8 @@ func TestGarbage(t *testing.T) {
 	}
 }
 
-// TestStrangersWithoutProof: machines that show neither a token nor a certificate wait for their turn as those do that try tokens, and one source has one line in the log.
-func TestStrangersWithoutProof(t *testing.T) {
+// TestRequestsWithoutProofWaitTheirTurn: machines that show neither a token nor a certificate wait for their turn as those do that try tokens, and one source has one line in the log.
+func TestRequestsWithoutProofWaitTheirTurn(t *testing.T) {
 	f := newFixture(t)
 	const tries = 60
 	begin := time.Now()

@@ -14,20 +14,20 @@ import (
 )
 
 const (
-	// strangerBytes is what a connection over which no request was authenticated costs, and strangersShare the part of the memory that they may have together.
-	strangerBytes, strangersShare = 29 << 10, 64
-	// fewestStrangers and mostStrangers bound how many there may be: clients are strangers for a moment each, and every one has a file descriptor.
-	fewestStrangers, mostStrangers = 256, 4096
+	// unauthenticatedBytes is what a connection over which no request was authenticated costs, and unauthenticatedShare the part of the memory that they may have together.
+	unauthenticatedBytes, unauthenticatedShare = 29 << 10, 64
+	// minUnauthenticated and maxUnauthenticated bound how many there may be: clients are unauthenticated for a moment each, and every one has a file descriptor.
+	minUnauthenticated, maxUnauthenticated = 256, 4096
 )
 
-// maxStrangers is how many connections may be open over which no request was authenticated.
-func maxStrangers(memory int64) int {
-	return int(min(max(memory/strangersShare/strangerBytes, fewestStrangers), mostStrangers))
+// unauthenticatedBound is how many connections may be open over which no request was authenticated.
+func unauthenticatedBound(memory int64) int {
+	return int(min(max(memory/unauthenticatedShare/unauthenticatedBytes, minUnauthenticated), maxUnauthenticated))
 }
 
-// boundStrangers bounds these connections on the API's port. Whoever wants an answer without saying who it is, such as a load balancer that asks for /readyz, has it: a
+// boundUnauthenticated bounds these connections on the API's port. Whoever wants an answer without saying who it is, such as a load balancer that asks for /readyz, has it: a
 // connection is only closed when there are many younger ones.
-func boundStrangers(o *Options) *halfopen.Listener {
+func boundUnauthenticated(o *Options) *halfopen.Listener {
 	if o.Listener == nil {
 		return nil
 	}
@@ -35,7 +35,7 @@ func boundStrangers(o *Options) *halfopen.Listener {
 	if err != nil {
 		o.Logger.Warn("it is not known how much memory there is; few connections may be open over which nobody has authenticated", "error", err)
 	}
-	l := halfopen.NewListener(o.Listener, cmp.Or(o.strangers, maxStrangers(memory.Bytes)))
+	l := halfopen.NewListener(o.Listener, cmp.Or(o.unauthenticated, unauthenticatedBound(memory.Bytes)))
 	o.Listener = l
 	return l
 }

@@ -12,11 +12,11 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// TestStrangers: connections over which nobody authenticates make room for one another; a client that has authenticated keeps its connection, and a load balancer has its answer.
-func TestStrangers(t *testing.T) {
+// TestUnauthenticatedConnectionsAreBounded: connections over which nobody authenticates make room for one another; a client that has authenticated keeps its connection, and a load balancer has its answer.
+func TestUnauthenticatedConnectionsAreBounded(t *testing.T) {
 	f := newFixture(t)
 	o := f.options(t)
-	o.strangers = 4
+	o.unauthenticated = 4
 	r := f.start(t, o)
 	admin, err := rest.HTTPClientFor(r.admin())
 	if err != nil {
@@ -40,18 +40,18 @@ func TestStrangers(t *testing.T) {
 		return reused
 	}
 	get(admin, "/version")
-	var strangers []net.Conn
-	for range 3 * o.strangers {
+	var unauthenticated []net.Conn
+	for range 3 * o.unauthenticated {
 		c, err := net.Dial("tcp", o.Listener.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		strangers = append(strangers, c)
+		unauthenticated = append(unauthenticated, c)
 	}
-	for _, c := range strangers[:2*o.strangers] {
+	for _, c := range unauthenticated[:2*o.unauthenticated] {
 		if n, err := c.Read(make([]byte, 1)); err == nil {
-			t.Errorf("the oldest strangers are not hung up on: %d bytes", n)
+			t.Errorf("the oldest unauthenticated connections are not closed: %d bytes", n)
 		}
 	}
 	get(r.anonymous(t, nil), "/readyz")
@@ -60,10 +60,10 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
-// TestMaxStrangers: the bound follows the memory, within what every cluster needs and what the descriptors allow.
-func TestMaxStrangers(t *testing.T) {
-	for memory, want := range map[int64]int{0: fewestStrangers, 512 << 20: 282, 2 << 30: 1129, 64 << 30: mostStrangers} {
-		if got := maxStrangers(memory); got != want {
+// TestUnauthenticatedBoundFollowsMemory: the bound follows the memory, within what every cluster needs and what the descriptors allow.
+func TestUnauthenticatedBoundFollowsMemory(t *testing.T) {
+	for memory, want := range map[int64]int{0: minUnauthenticated, 512 << 20: 282, 2 << 30: 1129, 64 << 30: maxUnauthenticated} {
+		if got := unauthenticatedBound(memory); got != want {
 			t.Errorf("%d MB: %d, want %d", memory>>20, got, want)
 		}
 	}
