@@ -32,6 +32,7 @@ func (c *cluster) lag(leader, follower *node, meanwhile func()) {
 	meanwhile()
 	c.fillWith(leader, 150, noise(20<<10)) // more than a message takes
 	c.eventually("the follower has stored two messages", 20*time.Second, func() bool { return last() >= before+2 })
+	c.pass(100 * time.Millisecond) // the answer to the second one arrives, and the third message
 	c.net.Cut(follower.name, leader.name)
 	for _, other := range c.others(leader) { // or a server leads instead that the follower reaches
 		if other != follower {
@@ -100,35 +101,50 @@ func TestScenarioBacklog(t *testing.T) {
 // stored the change. It must go by five members, not by three: else it and the
 // third server elect one of their own.
 func TestScenarioSnapshotOfOldMembers(t *testing.T) {
-	seeds(t, 2, func(t *testing.T, seed uint64) {
-		scenario(t, seed, 3, func(c *cluster) {
-			c.keep(0)
-			leader := c.leader()
-			follower, third := c.others(leader)[0], c.others(leader)[1]
-			var d, e *node
-			taken := make(chan error, 1)
-			end := uint64(0)
-			c.lag(leader, follower, func() {
-				leader.faults.DelaySnapshots(20 * time.Second)
-				end = leader.running().raft.AppliedIndex()
-				c.tasks.Go(func() { taken <- leader.running().snapshotter.once() })
-				c.pass(10 * time.Millisecond)
-				d, e = c.join("d", leader.name), c.join("e", leader.name)
-				c.eventually("five voters", 5*time.Second, func() bool { return c.voters(leader) == 5 })
-			})
-			if err := <-taken; err != nil {
-				t.Fatal(err)
-			}
-			leader.faults.DelaySnapshots(0)
-			if last := follower.running().raft.LastIndex(); last <= end || c.voters(follower) != 5 {
-				t.Fatalf("seed %d: the follower has entries up to %d, the snapshot ends at %d\n%s", seed, last, end, c.state())
-			}
-			c.net.HealAll()
-			c.live(c.nodes)
-			c.partition([]*node{follower, third}, []*node{leader, d, e})
-			c.pass(5 * time.Second)
-			c.refuses(follower)
-			c.serves(leader)
+	seeds(t, 2, func(t *testing.T, seed uint64) { snapshotOfOldMembers(t, seed, 0) })
+}
+
+// The follower's disk is stalled when the snapshot comes, so that raft does not say in time whether it has the snapshot's last entry.
+func TestScenarioSnapshotOfOldMembersAtStalledDisk(t *testing.T) {
+	seeds(t, 2, func(t *testing.T, seed uint64) { snapshotOfOldMembers(t, seed, 27*time.Second) })
+}
+
+func snapshotOfOldMembers(t *testing.T, seed uint64, stalled time.Duration) {
+	scenario(t, seed, 3, func(c *cluster) {
+		c.keep(0)
+		leader := c.leader()
+		follower, third := c.others(leader)[0], c.others(leader)[1]
+		var d, e *node
+		taken := make(chan error, 1)
+		end := uint64(0)
+		c.lag(leader, follower, func() {
+			c.fillWith(leader, 4, noise(20<<10)) // the first three end the second message, the fourth begins the third one
+			leader.faults.DelaySnapshots(20 * time.Second)
+			end = leader.running().raft.AppliedIndex()
+			c.tasks.Go(func() { taken <- leader.running().snapshotter.once() })
+			c.pass(10 * time.Millisecond)
+			d, e = c.join("d", leader.name), c.join("e", leader.name)
+			c.eventually("five voters", 5*time.Second, func() bool { return c.voters(leader) == 5 })
 		})
+		if err := <-taken; err != nil {
+			t.Fatal(err)
+		}
+		leader.faults.DelaySnapshots(0)
+		known, _ := peersOf(leader.running()).Stored(follower.running().id, leader.term())
+		if last := follower.running().raft.LastIndex(); known >= end || last <= end || c.voters(follower) != 5 {
+			t.Fatalf("seed %d: the follower has entries up to %d, the leader knows of those up to %d, the snapshot ends at %d\n%s", seed, last, known, end, c.state())
+		}
+		if stalled > 0 {
+			follower.stalls() // the leader's first message has raft write its term
+			c.net.HealAll()
+			c.pass(stalled)
+			follower.faults.DelayFlushes(0)
+		}
+		c.net.HealAll()
+		c.live(c.nodes)
+		c.partition([]*node{follower, third}, []*node{leader, d, e})
+		c.pass(5 * time.Second)
+		c.refuses(follower)
+		c.serves(leader)
 	})
 }

@@ -28,7 +28,8 @@
 //   - of an AppendEntries message it cuts off what the server's snapshot covers;
 //   - a snapshot it first puts to raft as the question of an AppendEntries message
 //     without entries: is the snapshot's last entry in the log? If so, that
-//     message has done all there is to do, and is the answer.
+//     message has done all there is to do, and is the answer. Without an answer
+//     raft does not get the snapshot.
 package prefix
 
 import (
@@ -51,8 +52,8 @@ type Filter struct {
 	// Install is asked before raft gets a snapshot; done is called after raft's
 	// answer. With an error, that is the answer.
 	Install func() (done func(), err error)
-	// Raft hands a message to raft's main goroutine. It returns false once there
-	// is no raft any more.
+	// Raft hands a message to raft's main goroutine, or answers it with an error
+	// if raft does not take it. It returns false once there is no raft any more.
 	Raft func(raft.RPC) bool
 	// Go runs a function in a goroutine of the transport.
 	Go func(func())
@@ -110,7 +111,11 @@ func (f *Filter) install(ctx context.Context, rpc raft.RPC, m *raft.InstallSnaps
 	if !ok {
 		return false
 	}
-	if r, ok := said.Response.(*raft.AppendEntriesResponse); ok && said.Error == nil && (r.Success || r.Term > m.Term) {
+	if said.Error != nil { // raft may have the last entry, and newer members
+		f.discard(rpc, nil, said.Error)
+		return true
+	}
+	if r, ok := said.Response.(*raft.AppendEntriesResponse); ok && (r.Success || r.Term > m.Term) {
 		f.discard(rpc, &raft.InstallSnapshotResponse{RPCHeader: r.RPCHeader, Term: r.Term, Success: r.Success}, nil)
 		return true
 	}
@@ -121,8 +126,8 @@ func (f *Filter) install(ctx context.Context, rpc raft.RPC, m *raft.InstallSnaps
 	}
 	defer done()
 	said, ok = f.ask(ctx, raft.RPC{Command: m, Reader: rpc.Reader})
-	if ok {
-		rpc.Respond(said.Response, said.Error)
+	if ok { // raft has read the snapshot, unless it did not take the message
+		f.discard(rpc, said.Response, said.Error)
 	}
 	return ok
 }
@@ -142,8 +147,8 @@ func (f *Filter) ask(ctx context.Context, rpc raft.RPC) (raft.RPCResponse, bool)
 	}
 }
 
-// discard answers a snapshot that raft does not get. The connection is of use
-// again when all of it was read.
+// discard answers a snapshot of which raft needs no more. The connection is of
+// use again when all of it was read.
 func (f *Filter) discard(rpc raft.RPC, response any, err error) {
 	f.Go(func() {
 		_, _ = io.Copy(io.Discard, rpc.Reader) // the answer then fails too

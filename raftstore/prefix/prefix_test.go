@@ -60,19 +60,29 @@ func TestAfter(t *testing.T) {
 	}
 }
 
-// fake answers as raft does.
+// fake answers as raft does, or with an error as the transport does for a raft that takes no message.
 type fake struct {
 	got    []any
 	append func(*raft.AppendEntriesRequest) *raft.AppendEntriesResponse
 	read   int
+
+	refusesQuestion, refusesSnapshot error
 }
 
 func (f *fake) take(rpc raft.RPC) bool {
 	f.got = append(f.got, rpc.Command)
 	switch m := rpc.Command.(type) {
 	case *raft.AppendEntriesRequest:
+		if f.refusesQuestion != nil {
+			rpc.Respond(nil, f.refusesQuestion)
+			break
+		}
 		rpc.Respond(f.append(m), nil)
 	case *raft.InstallSnapshotRequest:
+		if f.refusesSnapshot != nil {
+			rpc.Respond(nil, f.refusesSnapshot)
+			break
+		}
 		data, err := io.ReadAll(rpc.Reader)
 		f.read = len(data)
 		rpc.Respond(&raft.InstallSnapshotResponse{Term: m.Term, Success: true}, err)
@@ -122,6 +132,47 @@ func TestInstall(t *testing.T) {
 			if !ok || question.PrevLogEntry != 30 || question.PrevLogTerm != 4 || question.Term != 7 || question.LeaderCommitIndex != 30 ||
 				string(question.ID) != "l" || len(question.Entries) > 0 {
 				t.Errorf("raft was asked %+v", r.got[0])
+			}
+		})
+	}
+}
+
+// A snapshot whose question, or which itself, is answered with an error was not installed. The sender gets the error, and the connection is of use again.
+// Without an answer to the question no snapshot reaches raft: raft may have its last entry, and newer members.
+func TestInstallRefused(t *testing.T) {
+	busy := errors.New("busy")
+	for name, test := range map[string]struct {
+		raft fake
+		want int // messages that raft got
+	}{
+		"the question": {fake{refusesQuestion: busy}, 1},
+		"the snapshot": {fake{refusesSnapshot: busy}, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &test.raft
+			r.append = func(*raft.AppendEntriesRequest) *raft.AppendEntriesResponse {
+				return &raft.AppendEntriesResponse{Term: 7}
+			}
+			var tasks sync.WaitGroup
+			f := Filter{
+				Snapshot: func() (uint64, uint64) { return 0, 0 }, Raft: r.take, Go: tasks.Go,
+				Install: func() (func(), error) { return func() {}, nil },
+			}
+			reader := strings.NewReader(strings.Repeat("x", 1000))
+			answer := make(chan raft.RPCResponse, 1)
+			m := &raft.InstallSnapshotRequest{Term: 7, LastLogIndex: 30, LastLogTerm: 4}
+			if !f.Handle(context.Background(), raft.RPC{Command: m, Reader: reader, RespChan: answer}) {
+				t.Fatal("there is no raft")
+			}
+			tasks.Wait()
+			if got := <-answer; !errors.Is(got.Error, busy) {
+				t.Errorf("the answer is %+v, %v", got.Response, got.Error)
+			}
+			if len(r.got) != test.want {
+				t.Errorf("raft got %d messages, want %d: %+v", len(r.got), test.want, r.got)
+			}
+			if reader.Len() > 0 {
+				t.Errorf("%d bytes are left", reader.Len())
 			}
 		})
 	}
