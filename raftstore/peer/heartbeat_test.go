@@ -5,6 +5,8 @@ package peer
 import (
 	"context"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -99,11 +101,15 @@ func TestHeartbeatsPastAHangingDisk(t *testing.T) {
 	})
 }
 
-// A follower's disk stalls for long. Who sends it heartbeats or entries gives up, and tries again; none of that stays behind there.
+// A follower's disk stalls for long. Who sends it heartbeats, entries or pre-votes gives up, and tries again; none of that stays behind there.
 func TestNothingGathersAtAStalledDisk(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		stalls := make(chan struct{})
-		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", nil)
+		var follows atomic.Bool
+		a := start(t, m, 0, "a.1", nil)
+		b := start(t, m, 1, "b.1", func(o *Options) {
+			o.Follows = func(raft.ServerID, uint64) bool { return follows.Load() }
+		})
 		b.setRespond(func(rpc raft.RPC) {
 			<-stalls
 			b.friendly(rpc)
@@ -126,6 +132,42 @@ func TestNothingGathersAtAStalledDisk(t *testing.T) {
 		}
 		if at := a.Contact(b.id); time.Since(at) < time.Minute {
 			t.Errorf("that it is busy counts as contact, %v ago", time.Since(at))
+		}
+		follows.Store(true) // from now on heartbeats are answered, so that entries are tried again at once
+		for what, try := range map[string]func() error{
+			"entries": func() error {
+				return a.AppendEntries(b.id, b.address, a.entries(7, 4), &raft.AppendEntriesResponse{})
+			},
+			"pre-votes": func() error {
+				return a.RequestPreVote(b.id, b.address, &raft.RequestPreVoteRequest{RPCHeader: a.header(), Term: 8}, &raft.RequestPreVoteResponse{})
+			},
+		} {
+			tries := func(n int) int {
+				ctx, cancel := context.WithCancel(t.Context())
+				var beating sync.WaitGroup
+				beating.Go(func() {
+					for ; ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
+						if _, err := a.beat(b, 7); err != nil {
+							t.Errorf("a heartbeat: %v", err)
+						}
+					}
+				})
+				for range n {
+					if try() == nil {
+						t.Fatalf("%s were answered", what)
+					}
+				}
+				cancel()
+				beating.Wait()
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				return runtime.NumGoroutine()
+			}
+			before := tries(5)
+			// A few connections are kept for later messages, each with a goroutine.
+			if after := tries(40); after > before+10 {
+				t.Errorf("%d goroutines after five tries of %s, %d after forty more", before, what, after)
+			}
 		}
 		close(stalls)
 	})

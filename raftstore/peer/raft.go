@@ -41,20 +41,31 @@ func (t *Transport) DecodePeer(b []byte) raft.ServerAddress { return raft.Server
 func (t *Transport) Consumer() <-chan raft.RPC { return t.rpcs }
 
 // passOn looks at each message and passes it on to raft, through the filter if
-// there is one.
+// there is one. One that raft does not take in time is answered with errBusy.
+// From then on, until raft takes a message, only the newest one waits for it.
 func (t *Transport) passOn() {
+	busy := false
+	var next *raft.RPC // came while another one waited
 	toRaft := func(rpc raft.RPC) bool {
 		late := time.NewTimer(t.votesTime())
 		defer late.Stop()
+		var newer <-chan raft.RPC
+		if busy {
+			newer = t.beats.Consumer()
+		}
 		select {
 		case t.rpcs <- rpc:
+			busy = false
 			return true
+		case n := <-newer:
+			next = &n
 		case <-late.C:
-			rpc.Respond(nil, errBusy)
-			return true
+			busy = true
 		case <-t.ctx.Done():
 			return false // NetworkTransport stops waiting for an answer too
 		}
+		rpc.Respond(nil, errBusy)
+		return true
 	}
 	handle := toRaft
 	if t.opts.Snapshot != nil {
@@ -64,13 +75,18 @@ func (t *Transport) passOn() {
 		handle = func(rpc raft.RPC) bool { return filter.Handle(t.ctx, rpc) }
 	}
 	for {
-		select {
-		case rpc := <-t.beats.Consumer():
-			t.saw(rpc)
-			if !handle(rpc) {
+		if next == nil {
+			select {
+			case rpc := <-t.beats.Consumer():
+				next = &rpc
+			case <-t.ctx.Done():
 				return
 			}
-		case <-t.ctx.Done():
+		}
+		rpc := *next
+		next = nil
+		t.saw(rpc)
+		if !handle(rpc) {
 			return
 		}
 	}
@@ -87,8 +103,9 @@ func (t *Transport) SetHeartbeatHandler(func(raft.RPC)) {
 // busyAfter is how long raft's main loop has for a heartbeat.
 const busyAfter = 25 * time.Millisecond
 
-// errBusy is the answer to a message that raft's main loop did not take for as long as its sender waits at most. A handler without an
-// answer would keep its goroutine and its connection for as long as a stalled disk keeps raft, and the sender makes another one each time.
+// errBusy is the answer to a message that raft's main loop did not take for as long as its sender waits at most, or until the next one came
+// where it had taken none for that long. A handler without an answer would keep its goroutine and its connection for as long as a stalled disk
+// keeps raft, and the sender makes another one each time.
 var errBusy = errors.New("peer: raft is busy here, its disk may be stalled")
 
 // heard passes a heartbeat on to raft. If raft's main loop does not come for it,
