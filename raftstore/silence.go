@@ -125,9 +125,12 @@ func (p *peers) standings(ctx context.Context, but raft.ServerID, within time.Du
 		})
 	}
 	all.Wait()
-	if len(out) > 0 {
+	switch {
+	case len(out) > 0:
 		p.pace.Store(paceOf(out, p.voters()))
 		p.setTimers()
+	case but == "" && len(only) == 0: // all were asked and none answers: none could do better, and an election takes as long as it did
+		p.pace.Store(&pace{withThis: p.pace.Load().withThis, withoutThis: never})
 	}
 	return out
 }
