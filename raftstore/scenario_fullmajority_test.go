@@ -70,3 +70,63 @@ func TestScenarioFullMajority(t *testing.T) {
 		})
 	}
 }
+
+// The disk of one follower is full, and the other one has crashed or its disk is stalled. The one with a full disk would use up what it holds back, so
+// what would add to the store is refused until the other one stores again.
+func TestScenarioFullBesideLost(t *testing.T) {
+	for how, fault := range map[string]struct{ begin, end func(*node) }{
+		"crashed": {(*node).crash, func(n *node) { n.start() }},
+		"stalled": {(*node).stalls, func(n *node) { n.faults.DelayFlushes(0) }},
+	} {
+		t.Run(how, func(t *testing.T) {
+			stage(t, 1, 3, nil, func(c *cluster) {
+				leader := c.leader()
+				full, lost := c.others(leader)[0], c.others(leader)[1]
+				kv := leader.running().Client().KV
+				put := func() error {
+					_, err := kv.Put(c.within(5*time.Second), "k", fmt.Sprintf("v%d", c.clock.Add(1)))
+					return err
+				}
+				fault.begin(lost)
+				for range 20 {
+					if err := put(); err != nil {
+						t.Fatalf("no disk is full: %v\n%s", err, c.state())
+					}
+					c.pass(time.Second)
+				}
+				full.faults.SeemFull(true)
+				c.eventually("the leader refuses what would add to the store", 10*time.Second, func() bool { return errors.Is(put(), rpctypes.ErrNoSpace) })
+				for range 20 {
+					c.pass(time.Second)
+					if err := put(); !errors.Is(err, rpctypes.ErrNoSpace) {
+						t.Fatalf("a write: %v\n%s", err, c.state())
+					}
+					if _, err := kv.Delete(c.within(5*time.Second), "k"); err != nil {
+						t.Fatalf("a deletion: %v\n%s", err, c.state())
+					}
+				}
+				fault.end(lost)
+				c.eventually("the leader writes", 20*time.Second, func() bool { return put() == nil })
+				full.faults.SeemFull(false)
+			})
+		})
+	}
+}
+
+// The disk of one follower is full, and the other one stores and does not answer questions for a while. Writes go on.
+func TestScenarioFullBesideOneWithoutAnswers(t *testing.T) {
+	var held heldCalls
+	stage(t, 1, 3, held.tune, func(c *cluster) {
+		leader := c.leader()
+		full, other := c.others(leader)[0], c.others(leader)[1]
+		full.faults.SeemFull(true)
+		held.to = other.name
+		held.begin()
+		for range 20 {
+			c.serves(leader)
+			c.pass(time.Second)
+		}
+		held.end()
+		full.faults.SeemFull(false)
+	})
+}

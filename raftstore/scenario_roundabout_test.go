@@ -70,7 +70,7 @@ func TestScenarioMostConnectedCannotLead(t *testing.T) {
 }
 
 // The link between the leader and another server is cut, and the disk of the one that both reach is full, so that it cannot lead. It serves
-// all the same: the one that is cut off sends its clients there.
+// what needs no room all the same: the one that is cut off sends its clients there.
 func TestScenarioCutOffBesideFull(t *testing.T) {
 	stage(t, 1, 3, nil, func(c *cluster) {
 		leader := c.leader()
@@ -81,8 +81,17 @@ func TestScenarioCutOffBesideFull(t *testing.T) {
 		if to := cut.running().OtherLeader(); to != full.name || !leader.leads() {
 			t.Errorf("it sends its clients to %q\n%s", to, c.state())
 		}
-		c.serves(full)
+		if _, err := full.running().Client().KV.Get(c.within(5*time.Second), "k"); err != nil {
+			t.Errorf("a read: %v\n%s", err, c.state())
+		}
+		if _, err := full.running().Client().KV.Delete(c.within(5*time.Second), "k"); err != nil {
+			t.Errorf("a deletion: %v\n%s", err, c.state())
+		}
 		full.faults.SeemFull(false)
+		c.eventually("it writes again", 10*time.Second, func() bool {
+			_, err := full.running().Client().KV.Put(c.within(5*time.Second), "k", "v")
+			return err == nil
+		})
 		c.net.HealAll()
 	})
 }

@@ -48,7 +48,7 @@ type Store struct {
 	snapshotter *snapshotter
 	backups     atomic.Int32 // being read
 	refusing    atomic.Bool  // writes, for the quota: what was said of it last
-	withoutRoom atomic.Bool  // this server leads, and the disks of so many voters are full that no majority has room
+	withoutRoom atomic.Bool  // this server leads, a voter's disk is full, and those that store and have room are no majority
 	// without is what the others said when they were asked last and had a leader; nil if they had none, or this server knows one.
 	without atomic.Pointer[leaderElsewhere]
 }
