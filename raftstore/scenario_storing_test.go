@@ -256,6 +256,43 @@ func TestScenarioProbesPause(t *testing.T) {
 	})
 }
 
+// How many entries a cluster writes in which votes could change, and the voters' disks take too long for it: one a minute.
+func TestScenarioVotersProbesPause(t *testing.T) {
+	for what, begin := range map[string]func(c *cluster, leader, standby *node){
+		"a vote for the stand-by": func(c *cluster, leader, standby *node) {
+			voters := c.others(leader, standby)
+			voters[0].faults.DelayFlushes(storesWithin + time.Second)
+			voters[1].crash()
+		},
+		"the removal of a lost directory": func(c *cluster, leader, standby *node) {
+			standby.crash()
+			standby.wipe()
+			standby.start(leader.name)
+			c.eventually("it has joined as another member", 2*time.Second, peersOf(standby.running()).joined.Load)
+			for _, n := range c.others(leader, standby) {
+				n.faults.DelayFlushes(storesWithin + time.Second)
+			}
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			stage(t, 1, 4, nil, func(c *cluster) {
+				leader, standby := c.leader(), c.standby()
+				begin(c, leader, standby)
+				c.pass(2 * time.Minute)
+				votes := c.state()
+				before := leader.running().raft.LastIndex()
+				c.pass(10 * time.Minute)
+				if written := leader.running().raft.LastIndex() - before; written > 12 || written < 5 {
+					t.Errorf("%d entries in ten minutes\n%s", written, votes)
+				}
+				for _, n := range c.nodes {
+					n.faults.DelayFlushes(0)
+				}
+			})
+		})
+	}
+}
+
 // A cluster at rest writes nothing to find out who stores.
 func TestScenarioNothingIsProbedAtRest(t *testing.T) {
 	stage(t, 1, 4, nil, func(c *cluster) {

@@ -30,8 +30,8 @@ const (
 	// replaceAfter is how long a voter must not have stored before another server
 	// gets its vote.
 	replaceAfter = time.Minute
-	// probeAgainAfter is how long a server is not promoted that did not store when it was to be:
-	// one whose disk takes too long each time would have an entry written for it again and again.
+	// probeAgainAfter is how long a server is not promoted that did not store when it was to be, and no vote is changed after
+	// too few voters stored: disks that take too long each time would have an entry written for them again and again.
 	probeAgainAfter = time.Minute
 	// caughtUpWithin is how many entries a server may lack and still be
 	// promoted. They reach it while it is.
@@ -41,7 +41,13 @@ const (
 	fullFor = 3 * time.Second
 )
 
-// acquaintance is what a leader knows of a member beside what the transport knows.
+// acquaintances are what a leader knows of the members beside what the transport knows.
+type acquaintances struct {
+	of     map[raft.ServerID]*acquaintance
+	failed time.Time // the last storage probe in which too few voters stored for a change
+}
+
+// acquaintance is what a leader knows of one member.
 type acquaintance struct {
 	since  time.Time // before that it had no reason to hear from it
 	failed time.Time // the last storage probe, when it was to be promoted
@@ -51,7 +57,7 @@ type acquaintance struct {
 func (p *peers) runSteward(ctx context.Context) {
 	ticker := time.NewTicker(stewardTick)
 	defer ticker.Stop()
-	known := make(map[raft.ServerID]*acquaintance)
+	known := &acquaintances{of: make(map[raft.ServerID]*acquaintance)}
 	var full time.Time
 	var tried raft.ServerID
 	var space room
@@ -83,7 +89,7 @@ func (p *peers) runSteward(ctx context.Context) {
 
 // settleVotes makes the changes that [voters.Next] asks for, one after the other and
 // without a pause: with an even number of voters one server less may be lost.
-func (p *peers) settleVotes(ctx context.Context, known map[raft.ServerID]*acquaintance) {
+func (p *peers) settleVotes(ctx context.Context, known *acquaintances) {
 	select {
 	case p.votes <- struct{}{}:
 		defer func() { <-p.votes }()
@@ -93,6 +99,9 @@ func (p *peers) settleVotes(ctx context.Context, known map[raft.ServerID]*acquai
 	for range 4 {
 		servers, at := p.s.dir.Log.Members()
 		change := voters.Next(p.observe(servers.Servers, known), p.s.opts.MaxVoters)
+		if time.Since(known.failed) <= probeAgainAfter {
+			return
+		}
 		err := p.bearable(ctx, servers.Servers, change, known)
 		if err == nil {
 			err = p.carryOut(change, at)
@@ -107,7 +116,7 @@ func (p *peers) settleVotes(ctx context.Context, known map[raft.ServerID]*acquai
 }
 
 // bearable returns an error unless a majority of the voters that a change makes stores now, and whoever it gives a vote.
-func (p *peers) bearable(ctx context.Context, members []raft.Server, change voters.Change, known map[raft.ServerID]*acquaintance) error {
+func (p *peers) bearable(ctx context.Context, members []raft.Server, change voters.Change, known *acquaintances) error {
 	if change.Action == voters.Keep {
 		return nil
 	}
@@ -123,7 +132,9 @@ func (p *peers) bearable(ctx context.Context, members []raft.Server, change vote
 		return nil
 	}
 	if change.Action == voters.Promote && !stores(id) {
-		known[id].failed = time.Now()
+		known.of[id].failed = time.Now() // another server may store
+	} else {
+		known.failed = time.Now()
 	}
 	return fmt.Errorf("raftstore: of the %d servers that would vote, only %d store anything at the moment", len(after), stores.count(after))
 }
@@ -227,7 +238,7 @@ func (p *peers) addressOf(id raft.ServerID) raft.ServerAddress {
 }
 
 // observe looks at every member. known is what this server, as leader, knows of each.
-func (p *peers) observe(servers []raft.Server, known map[raft.ServerID]*acquaintance) []voters.Member {
+func (p *peers) observe(servers []raft.Server, known *acquaintances) []voters.Member {
 	out := make([]voters.Member, len(servers))
 	quiet := make([]bool, len(servers))
 	term, newest := p.s.raft.CurrentTerm(), p.s.raft.LastIndex()
@@ -235,10 +246,10 @@ func (p *peers) observe(servers []raft.Server, known map[raft.ServerID]*acquaint
 		m := voters.Member{
 			ID: string(server.ID), Node: disk.NodeOf(string(server.ID)), Voter: server.Suffrage == raft.Voter, Self: server.ID == p.s.id,
 		}
-		of := known[server.ID]
+		of := known.of[server.ID]
 		if of == nil {
 			of = &acquaintance{since: time.Now()}
-			known[server.ID] = of
+			known.of[server.ID] = of
 		}
 		if m.Self {
 			m.Healthy, m.CaughtUp = true, true
@@ -251,7 +262,7 @@ func (p *peers) observe(servers []raft.Server, known map[raft.ServerID]*acquaint
 		}
 		out[i] = m
 	}
-	maps.DeleteFunc(known, func(id raft.ServerID, _ *acquaintance) bool {
+	maps.DeleteFunc(known.of, func(id raft.ServerID, _ *acquaintance) bool {
 		return !slices.ContainsFunc(servers, func(s raft.Server) bool { return s.ID == id })
 	})
 	for i := range out {
