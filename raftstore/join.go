@@ -275,6 +275,7 @@ func (p *peers) sayIfRemoved(ctx context.Context) {
 	case !ok:
 		return
 	case hasMember(best.Members, p.s.id):
+		p.s.counted.Store(true)
 		p.noteCutOff(ctx, best)
 		return
 	case len(own.Servers) == 0:
@@ -282,9 +283,11 @@ func (p *peers) sayIfRemoved(ctx context.Context) {
 	case best.Applied < since && slices.ContainsFunc(own.Servers, func(m raft.Server) bool { return m.ID != p.s.id && hasMember(best.Members, m.ID) }):
 		return // it is of the time before this server was taken in: its disk hangs
 	}
+	p.s.counted.Store(false)
 	before := p.s.without.Swap(&leaderElsewhere{address: dialAddress(raft.ServerAddress(best.Leader)), removed: true})
 	if p.s.hasLeader() { // since just now
 		p.s.without.Store(nil)
+		p.s.counted.Store(true)
 		return
 	}
 	if before == nil || !before.removed {

@@ -184,6 +184,7 @@ func (s *Store) watchLeader(ctx context.Context) {
 		}
 		if had = now.known(); had {
 			s.without.Store(nil)
+			s.counted.Store(true)
 		}
 		select {
 		case <-ctx.Done():

@@ -76,6 +76,10 @@ func (s *Store) TakenOut() bool {
 	return !s.hasLeader() && w != nil && w.removed
 }
 
+// Counted says whether another server has said since this start, and none has denied since, that the cluster counts this one:
+// by leading it, or when it was asked.
+func (s *Store) Counted() bool { return s.counted.Load() }
+
 // CutOff says whether the others have a leader whom this server does not hear although they count it: another server,
 // OtherLeader, reaches it.
 func (s *Store) CutOff() bool {

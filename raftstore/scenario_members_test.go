@@ -275,6 +275,9 @@ func TestScenarioRemoval(t *testing.T) {
 						c.serves(n)
 					}
 					c.refuses(victim)
+					if victim.running().Counted() || !rest[0].running().Counted() {
+						t.Errorf("seed %d: counted: the removed server: %v, another one: %v", seed, victim.running().Counted(), rest[0].running().Counted())
+					}
 					if now := c.leader(rest...).term(); now != term {
 						t.Errorf("seed %d: the removed server raised the term from %d to %d", seed, term, now)
 					}

@@ -56,6 +56,9 @@ func TestScenarioCutOffFromTheLeader(t *testing.T) {
 			c.cutLink(f, cut)
 			c.cutLink(d, e)
 			c.eventually("it knows that it is cut off", time.Minute, func() bool { return cut.running().CutOff() })
+			if !cut.running().Counted() {
+				t.Errorf("seed %d: it does not know that the others count it", seed)
+			}
 			if to := cut.running().OtherLeader(); to != d.name && to != e.name {
 				t.Errorf("seed %d: it sends its clients to %q, which does not reach the leader", seed, to)
 			}

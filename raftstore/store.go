@@ -51,6 +51,7 @@ type Store struct {
 	withoutRoom atomic.Bool  // this server leads, a voter's disk is full, and those that store and have room are no majority
 	// without is what the others said when they were asked last and had a leader; nil if they had none, or this server knows one.
 	without atomic.Pointer[leaderElsewhere]
+	counted atomic.Bool // Counted
 }
 
 // Open opens the store in o.Dir. If there is none, it makes a new cluster of

@@ -294,7 +294,7 @@ func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others [
 	var meanwhile sync.WaitGroup
 	meanwhile.Go(func() { s.explainWait(waiting, elsewhere, store.TakenOut) })
 	if former, err := OtherServers(s.o.ServerDir); err == nil && len(former) > 0 { // one that joins has no node yet
-		meanwhile.Go(func() { s.findElsewhere(waiting, store, elsewhere) })
+		meanwhile.Go(func() { s.findElsewhere(waiting, store, elsewhere, s.readyOf) })
 	}
 	err := store.WaitReady(ctx)
 	ready()

@@ -21,7 +21,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/internal/cluster"
-	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
@@ -75,8 +74,8 @@ func (s *Server) serves() {
 }
 
 // findElsewhere looks for another server whose API this machine's programs can use while the store waits, until ctx is done. The one that was found goes on being used until this one's API answers.
-// One that was taken out is no member and has no node that is to be there; what asks it is passed on all the same (inVain).
-func (s *Server) findElsewhere(ctx context.Context, store *raftstore.Store, others func() []string) {
+// One that was taken out is no member and has no node that is to be there; what asks it is passed on all the same (inVain). Whether it was, another server has to say first.
+func (s *Server) findElsewhere(ctx context.Context, store counted, others func() []string, readyOf func(context.Context, []string) string) {
 	st, pause := s.starting, startPatience
 	var ready readyServer
 	for last := ""; ; pause = askReadyEvery {
@@ -87,8 +86,8 @@ func (s *Server) findElsewhere(ctx context.Context, store *raftstore.Store, othe
 		}
 		st.begin()
 		now, list := "", slices.Concat([]string{last}, others())
-		if !store.TakenOut() {
-			now = ready.note(s.readyOf(ctx, list))
+		if store.Counted() {
+			now = ready.note(readyOf(ctx, list))
 		}
 		if ctx.Err() != nil {
 			return
@@ -108,6 +107,9 @@ func (s *Server) findElsewhere(ctx context.Context, store *raftstore.Store, othe
 		}
 	}
 }
+
+// counted is a store that knows whether the others count this server among them.
+type counted interface{ Counted() bool }
 
 // readyServer is the server that answers in this one's place.
 type readyServer struct {

@@ -3,11 +3,17 @@
 package server
 
 import (
+	"context"
 	"crypto/tls"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -110,5 +116,54 @@ func TestReadyServer(t *testing.T) {
 		if got := r.note(step.found); got != step.want {
 			t.Errorf("step %d: %q instead of %q", i, got, step.want)
 		}
+	}
+}
+
+// countedStore is a store whose first question to the others fails, and whose second one, 13 s after its start, is answered.
+type countedStore struct {
+	began   time.Time
+	counted bool // the second answer
+}
+
+func (c countedStore) Counted() bool { return c.counted && time.Since(c.began) > 13*time.Second }
+
+// noListener has an address only.
+type noListener struct{ net.Listener }
+
+func (noListener) Addr() net.Addr { return &net.UnixAddr{} }
+
+// TestFindElsewhereOfCounted: while the store of a starting server waits, another server answers in its place only once one has said that it counts this one. A server
+// that was removed would have its node register again.
+func TestFindElsewhereOfCounted(t *testing.T) {
+	for what, c := range map[string]struct {
+		counted bool
+		after   map[time.Duration]bool // whether another server answers
+	}{
+		"removed": {false, map[time.Duration]bool{9 * time.Second: false, 16 * time.Second: false, time.Minute: false}},
+		"counted": {true, map[time.Duration]bool{9 * time.Second: false, 16 * time.Second: true, time.Minute: true}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &Server{listener: noListener{}}
+				s.starting = newStarting(s)
+				s.starting.begin = func() {}
+				ctx, cancel := context.WithCancel(t.Context())
+				var finding sync.WaitGroup
+				began := time.Now()
+				finding.Go(func() {
+					s.findElsewhere(ctx, countedStore{began, c.counted}, func() []string { return []string{"192.0.2.1:6443"} },
+						func(_ context.Context, addresses []string) string { return addresses[len(addresses)-1] })
+				})
+				for _, after := range slices.Sorted(maps.Keys(c.after)) {
+					time.Sleep(time.Until(began.Add(after)))
+					synctest.Wait()
+					if got := s.elsewhere() != nil; got != c.after[after] {
+						t.Errorf("after %v another server answers: %v", after, got)
+					}
+				}
+				cancel()
+				finding.Wait()
+			})
+		})
 	}
 }
