@@ -58,13 +58,15 @@ func TestHostPorts(t *testing.T) {
 // TestOwnListenersKeepTheirConnections: what host processes send to a listener of the cluster's own at loopback never goes to a pod, not even to one that had the port first.
 func TestOwnListenersKeepTheirConnections(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
-	own := netip.AddrPortFrom(cluster.Loopback, 8081).String()
+	own, stub := netip.AddrPortFrom(cluster.Loopback, 8081).String(), "127.0.0.53:8081" // where systemd-resolved listens
 	p := n.pod("aaa", PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}, PortMapping{HostPort: 8081, ContainerPort: 80, Protocol: "tcp"})
 	serve(t, p, "pod", "tcp", ":80")
 	serve(t, here{}, "node", "tcp", "127.0.0.1:8080")
 	serve(t, here{}, "node", "tcp", own)
+	serve(t, here{}, "node", "tcp", stub)
 	expect(t, here{}, "a port that is nobody else's", "127.0.0.1:8081", "pod "+nodeAddr)
 	expect(t, here{}, "the own loopback address", own, "node 127.0.0.1")
+	expect(t, here{}, "another loopback address", stub, "node 127.0.0.1")
 
 	n.stop()
 	n.o.ReservedPorts = []uint16{6443, 8080}

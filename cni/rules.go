@@ -10,8 +10,6 @@ import (
 	"strings"
 
 	"sigs.k8s.io/knftables"
-
-	"github.com/coracle-k8s/coracle/internal/cluster"
 )
 
 // tableName is our nftables table; no other program's tables are ever touched.
@@ -26,6 +24,9 @@ type hostPort struct {
 	PodPort  uint16
 }
 
+// loopback4 is the only loopback address at which host ports answer.
+var loopback4 = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+
 // hostIP reads the hostIP of a port mapping: which address it names, if any, and whether it restricts the mapping to
 // IPv4 (4) or IPv6 (6) or not at all (0).
 func hostIP(s string) (addr netip.Addr, family int, err error) {
@@ -39,6 +40,9 @@ func hostIP(s string) (addr netip.Addr, family int, err error) {
 	family = 6
 	if addr = addr.Unmap(); addr.Is4() {
 		family = 4
+		if addr.IsLoopback() && addr != loopback4 {
+			return netip.Addr{}, 0, fmt.Errorf("hostIP %q is a loopback address at which no host port answers: of these they answer at %v alone", s, loopback4)
+		}
 	}
 	if addr.IsUnspecified() {
 		addr = netip.Addr{}
@@ -122,14 +126,7 @@ func desired(podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort, reserved [
 	rs.rule(chainPodErrors, "icmp type != { destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem } return")
 	rs.rule(chainPodErrors, "icmpv6 type >= 128 return") // all others are errors, also those that nobody knows (RFC 4443)
 	rs.rule(chainPrerouting, "fib daddr type local jump", chainHostPorts)
-	// Nothing could answer ::1 from another namespace; refused at once, clients turn to 127.0.0.1.
-	rs.rule(chainOutput, "ip6 daddr ::1 return")
-	// What the node's own programs send to its own listeners is no pod's, not even that of one which had the port before it was reserved.
-	rs.rule(chainOutput, "ip daddr", cluster.Loopback.String(), "return")
-	if len(reserved) > 0 {
-		rs.rule(chainOutput, "ip daddr 127.0.0.0/8 tcp dport {", portList(reserved), "} return")
-	}
-	rs.rule(chainOutput, "fib daddr type local jump", chainHostPorts)
+	rs.output(reserved)
 	// A host process that asks 127.0.0.1 must come from an address that the pod can answer to.
 	rs.rule(chainPostrouting, "oifname", quoted(devicePrefix+"*"), "ip saddr 127.0.0.0/8 masquerade")
 	for _, f := range ruleFamilies() {
@@ -139,6 +136,19 @@ func desired(podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort, reserved [
 	}
 	rs.rule(chainPodErrors, "counter drop")
 	return rs
+}
+
+// output fills the chain for what the node's own programs send.
+func (rs *ruleset) output(reserved []uint16) {
+	// Nothing could answer ::1 from another namespace; refused at once, clients turn to 127.0.0.1.
+	rs.rule(chainOutput, "ip6 daddr ::1 return")
+	// Other loopback addresses have listeners of the host's: cluster.Loopback, and 127.0.0.53 of systemd-resolved.
+	rs.rule(chainOutput, "ip daddr 127.0.0.0/8 ip daddr !=", loopback4.String(), "return")
+	// What the node's own programs send to a reserved port is no pod's, not even that of one which had the port before it was reserved.
+	if len(reserved) > 0 {
+		rs.rule(chainOutput, "ip daddr", loopback4.String(), "tcp dport {", portList(reserved), "} return")
+	}
+	rs.rule(chainOutput, "fib daddr type local jump", chainHostPorts)
 }
 
 // portList is how nftables writes some ports.

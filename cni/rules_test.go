@@ -64,8 +64,8 @@ add rule inet coracle host-ports meta nfproto ipv4 dnat ip to meta l4proto . th 
 add rule inet coracle host-ports dnat ip6 to ip6 daddr . meta l4proto . th dport map @address-ports6
 add rule inet coracle host-ports meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @ports6
 add rule inet coracle nat-output ip6 daddr ::1 return
-add rule inet coracle nat-output ip daddr 127.67.79.82 return
-add rule inet coracle nat-output ip daddr 127.0.0.0/8 tcp dport { 6443, 10250 } return
+add rule inet coracle nat-output ip daddr 127.0.0.0/8 ip daddr != 127.0.0.1 return
+add rule inet coracle nat-output ip daddr 127.0.0.1 tcp dport { 6443, 10250 } return
 add rule inet coracle nat-output fib daddr type local jump host-ports
 add rule inet coracle nat-postrouting oifname "vethcor*" ip saddr 127.0.0.0/8 masquerade
 add rule inet coracle nat-postrouting ip saddr . ip daddr @hairpin4 masquerade
@@ -166,15 +166,17 @@ func TestPortMappings(t *testing.T) {
 	for name, c := range map[string]struct {
 		json, want string
 	}{
-		"none":              {`[]`, ""},
-		"one":               {`[{"hostPort":80,"containerPort":8080,"protocol":"TCP"}]`, ""},
-		"no host port":      {`[{"hostPort":0,"containerPort":8080,"protocol":"bogus"}]`, ""},
-		"a protocol":        {`[{"hostPort":80,"containerPort":8080,"protocol":"icmp"}]`, "unknown protocol"},
-		"a large port":      {`[{"hostPort":70000,"containerPort":8080}]`, "out of range"},
-		"no container port": {`[{"hostPort":80,"containerPort":0}]`, "out of range"},
-		"a hostIP":          {`[{"hostPort":80,"containerPort":1,"hostIP":"localhost"}]`, "is no address"},
-		"the most":          {mappings(256), ""},
-		"too many":          {mappings(257), "257 host ports"},
+		"none":                         {`[]`, ""},
+		"one":                          {`[{"hostPort":80,"containerPort":8080,"protocol":"TCP"}]`, ""},
+		"no host port":                 {`[{"hostPort":0,"containerPort":8080,"protocol":"bogus"}]`, ""},
+		"a protocol":                   {`[{"hostPort":80,"containerPort":8080,"protocol":"icmp"}]`, "unknown protocol"},
+		"a large port":                 {`[{"hostPort":70000,"containerPort":8080}]`, "out of range"},
+		"no container port":            {`[{"hostPort":80,"containerPort":0}]`, "out of range"},
+		"a hostIP":                     {`[{"hostPort":80,"containerPort":1,"hostIP":"localhost"}]`, "is no address"},
+		"loopback":                     {`[{"hostPort":80,"containerPort":1,"hostIP":"127.0.0.1"}]`, ""},
+		"a loopback of another number": {`[{"hostPort":53,"containerPort":1,"hostIP":"127.0.0.53"}]`, "127.0.0.1 alone"},
+		"the most":                     {mappings(256), ""},
+		"too many":                     {mappings(257), "257 host ports"},
 	} {
 		conf, err := parseConf([]byte(`{"cniVersion":"1.0.0","runtimeConfig":{"portMappings":` + c.json + `}}`))
 		if err == nil {
