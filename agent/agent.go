@@ -21,6 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent/kubelet"
 	"github.com/coracle-k8s/coracle/agent/registries"
 	"github.com/coracle-k8s/coracle/agent/tunnels"
+	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/check"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
@@ -53,6 +54,9 @@ func Run(ctx context.Context, o Options) error {
 	folder, err := prepareImages(ctx, o, runtime)
 	if err != nil {
 		return err
+	}
+	if err := cni.ProtectOwnConnections(ctx, o.reservedHostPorts()); err != nil {
+		o.Logger.Warn("agent: host ports of running pods may get what this node sends to its own ports, until its network starts", "error", err)
 	}
 	if o.WaitAPI != nil {
 		if err := o.WaitAPI(ctx); err != nil {

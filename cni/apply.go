@@ -63,6 +63,27 @@ func (s *Server) applyRules(ctx context.Context) error {
 	return nil
 }
 
+// ProtectOwnConnections renews, in a table that an earlier run left, the rules for what the node's own programs send to loopback. A Server writes its table when it runs, and a
+// node runs it when the API answers, for which a port may be needed that has been reserved since the earlier run. Without a table it changes nothing.
+func ProtectOwnConnections(ctx context.Context, reserved []uint16) error {
+	nft, err := newNFT()
+	if err != nil {
+		return err
+	}
+	if have, err := nft.ListAll(ctx); err != nil || !slices.Contains(have["chain"], chainOutput) {
+		return nil // a table that cannot be listed is missing: see apply
+	}
+	var rs ruleset
+	rs.output(reserved)
+	tx := nft.NewTransaction()
+	tx.Flush(&knftables.Chain{Name: chainOutput})
+	addAll(tx, rs)
+	if err := nft.Run(ctx, tx); err != nil {
+		return fmt.Errorf("writing the chain %s of the nftables table %s: %w", chainOutput, tableName, err)
+	}
+	return nil
+}
+
 // apply makes the table hold exactly rs, in one transaction: packets see the old table or the new one.
 func apply(ctx context.Context, nft knftables.Interface, rs ruleset) error {
 	// A table that cannot be listed is missing (the netlink adapter has no better error for it) or not understood.

@@ -70,16 +70,27 @@ func TestOwnListenersKeepTheirConnections(t *testing.T) {
 
 	n.stop()
 	n.o.ReservedPorts = []uint16{6443, 8080}
-	n.start()
-	n.waitReady()
-	eventually(t, func() error {
-		got, err := ask(here{}, "127.0.0.1:8080")
-		if err == nil && got != "node 127.0.0.1" {
-			err = fmt.Errorf("a reserved port at loopback answers %q", got)
+	expect(t, here{}, "a port that was not reserved by the run before", "127.0.0.1:8080", "pod "+nodeAddr)
+	for range 2 {
+		if err := ProtectOwnConnections(t.Context(), n.o.ReservedPorts); err != nil {
+			t.Fatal(err)
 		}
-		return err
-	})
+		expect(t, here{}, "the same port before the network starts", "127.0.0.1:8080", "node 127.0.0.1")
+		expect(t, here{}, "a port that is nobody else's, before the network starts", "127.0.0.1:8081", "pod "+nodeAddr)
+	}
+	early := nft(t, "list chain inet coracle nat-output")
+	n.start()
+	testenv.Until(t, time.Minute, "the network has started", n.server.Ready)
+	expect(t, here{}, "a reserved port at loopback", "127.0.0.1:8080", "node 127.0.0.1")
+	if late := nft(t, "list chain inet coracle nat-output"); late != early {
+		t.Errorf("before the network starts the chain is\n%s\nand afterwards\n%s", early, late)
+	}
 	expect(t, n.outside, "outside, a port that was the pod's before it was reserved", nodeAddr+":8080", "pod "+outsideAddr)
+	n.stop()
+	nft(t, "delete table inet coracle")
+	if err := ProtectOwnConnections(t.Context(), n.o.ReservedPorts); err != nil {
+		t.Errorf("without a table: %v", err)
+	}
 }
 
 // A sender that never pauses must reach the pod that has the port now, not the one that had it.
