@@ -44,8 +44,8 @@ type externals struct {
 	tunnels  map[string]int // by node: where packets from other nodes come in by UDP with the back end that it says it goes by
 	senders  map[int]int    // by such a port: how many nodes say so
 
-	host       hostNetwork
-	hostFailed bool                        // that could not be read the last time
+	host       *hostNetwork                // nil until it has been read once
+	hostFailed bool                        // it could not be read the last time
 	readHost   func() (hostNetwork, error) // readHostNetwork, but for tests
 }
 
@@ -194,6 +194,8 @@ func (x *externals) takenIPs(svc *corev1.Service, problems *[]string) (out []int
 			why = "is the cluster's own"
 		case x.isTunnels(a):
 			why = "is where packets for a node's pods come in"
+		case x.host == nil:
+			why = "cannot be served before this machine's routes and resolvers are known"
 		default:
 			why = cmp.Or(x.inside(a), x.host.reason(a))
 		}

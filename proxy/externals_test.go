@@ -27,6 +27,7 @@ func TestReservedAddresses(t *testing.T) {
 		}
 		log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
 		o.externals = newExternals(o, log)
+		o.externals.host = &hostNetwork{}
 		return &Proxy{o: o, log: log, backend: h, wake: make(chan struct{}, 1)}, h
 	}
 	svc := func(port, nodePort int32, external, ingress []string) *corev1.Service {
@@ -120,6 +121,7 @@ func TestServersAddresses(t *testing.T) {
 	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
 	o := Options{Reserved: Reserved{Ports: []uint16{6443}}}
 	o.externals = newExternals(o, log)
+	o.externals.host = &hostNetwork{}
 	p := &Proxy{o: o, log: log, backend: h, detour: newDetour(h), wake: make(chan struct{}, 1)}
 	e := events{p}
 	servers := func(namespace, service, name string, ips ...string) *discoveryv1.EndpointSlice {

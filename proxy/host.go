@@ -118,7 +118,7 @@ func readHostNetwork(resolvConf string) (hostNetwork, error) {
 }
 
 // refreshHost reads what this machine's network needs, which changes without a word of the API, and judges all Services again where that
-// is something else. After an error what was read last counts.
+// is something else. After an error what was read last counts; before the first success no external IP is served.
 func (p *Proxy) refreshHost() (changed bool) {
 	x := p.o.externals
 	if x == nil {
@@ -128,15 +128,15 @@ func (p *Proxy) refreshHost() (changed bool) {
 	x.mu.Lock()
 	failed := err != nil && !x.hostFailed
 	x.hostFailed = err != nil
-	same := x.host.equal(now)
+	same := x.host != nil && x.host.equal(now)
 	x.mu.Unlock()
 	if failed {
-		p.log.Error(err, "Which addresses this machine itself needs is not known anew; Services' external IPs are served by what was known last")
+		p.log.Error(err, "Which addresses this machine itself needs is not known anew; Services' external IPs are served by what was known last, and none before that has been read once")
 	}
 	if err != nil || same {
 		return false
 	}
-	x.again(func() { x.host = now }, p.tell)
+	x.again(func() { x.host = &now }, p.tell)
 	return true
 }
 

@@ -91,6 +91,7 @@ func TestHostsAddresses(t *testing.T) {
 	h := &hearing{now: map[string]*corev1.Service{}}
 	p := frontOf(t, h)
 	x := p.o.externals
+	x.host = nil
 	var now hostNetwork
 	var broken error
 	x.readHost = func() (hostNetwork, error) { return now, broken }
@@ -113,7 +114,8 @@ func TestHostsAddresses(t *testing.T) {
 		changed  bool
 		external []string
 	}{
-		{"nothing", hostNetwork{}, nil, false, svc.Spec.ExternalIPs},
+		{"it could not be read yet", hostNetwork{}, os.ErrPermission, false, nil},
+		{"nothing", hostNetwork{}, nil, true, svc.Spec.ExternalIPs},
 		{"a resolver", hostNetworkOf(nil, -1, []netip.Addr{netip.MustParseAddr("10.77.0.1")}), nil, true, []string{"10.99.0.7", "203.0.113.7"}},
 		{"it cannot be read", hostNetwork{}, os.ErrPermission, false, []string{"10.99.0.7", "203.0.113.7"}},
 		{"a second network card", hostNetworkOf([]netlink.Route{second}, -1, []netip.Addr{netip.MustParseAddr("10.77.0.1")}), nil, true, []string{"203.0.113.7"}},

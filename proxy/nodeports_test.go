@@ -81,6 +81,7 @@ func TestBalancersPortIsNoNodePort(t *testing.T) {
 	o := Options{}
 	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
 	o.externals = newExternals(o, log)
+	o.externals.host = &hostNetwork{}
 	p := &Proxy{o: o, log: log, backend: h, wake: make(chan struct{}, 1)}
 	balanced := func(change ...func(*corev1.Service)) *corev1.Service {
 		s := &corev1.Service{

@@ -127,6 +127,7 @@ func frontOf(t *testing.T, b backend) *Proxy {
 	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
 	o := Options{Reserved: Reserved{Ports: []uint16{6443, 10250, 10053}}}
 	o.externals = newExternals(o, log)
+	o.externals.host = &hostNetwork{}
 	p := &Proxy{o: o, log: log, backend: b, detour: newDetour(b), wake: make(chan struct{}, 1)}
 	p.nodeAddresses("a", []netip.Addr{netip.MustParseAddr(nodeAddr)})
 	return p

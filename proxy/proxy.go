@@ -165,6 +165,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 			return err
 		}
 	}
+	p.refreshHost() // before a Service is judged by it
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, run := range p.sources {
@@ -182,7 +183,6 @@ func (p *Proxy) Run(ctx context.Context) error {
 	if err := p.backend.prepare(); err != nil {
 		p.log.Error(err, "Services may not be served; the first attempt to write their rules will tell")
 	}
-	p.refreshHost() // nothing has been judged by it yet
 	next, guard := time.NewTimer(fullSyncPeriod), time.NewTicker(p.guard)
 	defer next.Stop()
 	defer guard.Stop()
