@@ -4,6 +4,7 @@
 package argv
 
 import (
+	"regexp"
 	"slices"
 	"strings"
 	"unsafe"
@@ -12,13 +13,16 @@ import (
 // secret names the flags whose values nobody else is to see, of all commands.
 var secret = []string{"token", "agent-token", "new-token", "snapshot-s3-access-key", "snapshot-s3-secret-key", "snapshot-s3-session-token"}
 
+// bootstrapToken is what "token create" takes as an argument without a flag.
+var bootstrapToken = regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`)
+
 // Hide returns copies of a program's own arguments, which Go has where the kernel shows them, and overwrites the values of secret flags there. Before main begins they are in sight.
 func Hide(args []string) []string {
 	out := make([]string, len(args))
 	for i, a := range args {
 		out[i] = strings.Clone(a)
 	}
-	short := len(out) > 1 && slices.Contains([]string{"server", "agent", "token", "snapshot", "snapshots", "etcd-snapshot"}, out[1]) // of other commands -t may be anything
+	short := len(out) > 1 && slices.Contains([]string{"server", "agent", "check", "token", "snapshot", "snapshots", "etcd-snapshot"}, out[1]) // of other commands -t may be anything
 	next := false
 	for i := range out {
 		switch name, _, cut := strings.Cut(out[i], "="); {
@@ -30,6 +34,8 @@ func Hide(args []string) []string {
 			if next = !cut; cut {
 				overwrite(args[i][len(name)+1:])
 			}
+		case out[1] == "token" && bootstrapToken.MatchString(out[i]):
+			overwrite(args[i])
 		case short && out[i] == "-t":
 			next = true
 		case short && strings.HasPrefix(out[i], "-t"):
