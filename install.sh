@@ -86,6 +86,12 @@ Copy it to a folder that root or you alone may write, such as one in your home, 
   done
 }
 
+# trust_all FOLDER is trust for all that lies in a folder.
+trust_all() {
+  found=$(find "$1" ! -type l \( -perm -002 -o -perm -020 ! -group 0 ! -group "${SUDO_GID:-0}" -o ! -user 0 ! -user "${SUDO_UID:-0}" \) | head -n 1)
+  trust "${found:-$1}"
+}
+
 # find_binary sets $binary, building it when this is a clone.
 find_binary() {
   trust "$here"
@@ -96,6 +102,7 @@ find_binary() {
     trust "$binary"
     check_sum "$binary"
   elif grep -qs '^module github.com/coracle-k8s/coracle$' "$here/go.mod"; then
+    trust_all "$here"
     build
     binary=$here/bin/coracle
   else
@@ -118,6 +125,7 @@ check_sum() {
   if [ -z "$want" ]; then
     [ -f "$sums" ] || die "cannot check $1: there is no sha256sums.txt beside it.
 Get that file too, or set INSTALL_CORACLE_SHA256 to the hash that the binary should have (or to skip)"
+    trust "$sums"
     want=$(awk -v name="$(basename "$1")" '$2 == name || $2 == "*" name {print $1}' "$sums")
     [ -n "$want" ] || die "$sums does not list $(basename "$1"): the two are not of the same release"
   fi

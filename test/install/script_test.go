@@ -160,6 +160,58 @@ func TestTrust(t *testing.T) {
 	}
 }
 
+// TestTrustOfContents: nothing is built in a clone of which others may change a part, and no sums are believed that others may change.
+func TestTrustOfContents(t *testing.T) {
+	s := newScript(t)
+	clone := filepath.Join(s.dir, "clone")
+	modes := map[string]fs.FileMode{"Makefile": 0o644, "packaging": 0o755, "packaging/deps.sh": 0o755, "cmd/coracle/main.go": 0o644, "sha256sums.txt": 0o644}
+	if err := errors.Join(os.MkdirAll(filepath.Join(clone, "packaging"), 0o755), os.MkdirAll(filepath.Join(clone, "cmd/coracle"), 0o755), os.Symlink("Makefile", filepath.Join(clone, "link"))); err != nil {
+		t.Fatal(err)
+	}
+	for name, mode := range modes {
+		if path := filepath.Join(clone, name); name != "packaging" {
+			if err := errors.Join(os.WriteFile(path, nil, mode), os.Chmod(path, mode)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, mode := range modes {
+		path := filepath.Join(clone, name)
+		for _, open := range []fs.FileMode{0, 0o020, 0o002} { // of a group of one, too
+			if err := os.Chmod(path, mode|open); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := s.run("trust_all " + clone); (err == nil) != (open != 0o002) || err != nil && !strings.Contains(out, "every user of this machine may change what lies in "+path) {
+				t.Errorf("%s with mode %o: %v: %s", name, mode|open, err, out)
+			}
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		if os.Getuid() == 0 {
+			if err := os.Chown(path, 1234, 0); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := s.run("trust_all " + clone); err == nil || !strings.Contains(out, "user 1234") {
+				t.Errorf("%s of another user: %v: %s", name, err, out)
+			}
+			if err := os.Chown(path, 0, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	sums := filepath.Join(clone, "sha256sums.txt")
+	if err := os.Chmod(sums, 0o646); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := s.run("check_sum " + filepath.Join(clone, "coracle")); err == nil || !strings.Contains(out, "may change what lies in "+sums) {
+		t.Errorf("sums that others may change: %v: %s", err, out)
+	}
+	if !strings.Contains(s.text, "    trust_all \"$here\"\n    build\n") {
+		t.Error("install.sh builds in a clone without a check of all that it holds")
+	}
+}
+
 // TestCoreFiles: a crash writes no keys to the disk, whatever starts the service, and a log that nobody else rotates is bounded by the program.
 func TestCoreFiles(t *testing.T) {
 	s := newScript(t)
