@@ -375,8 +375,8 @@ retry="TERM/90"
 
 set -o allexport
 [ ! -f "$env_file" ] || . "$env_file"
-# The program bounds this file itself; what it cannot write there goes to its standard error.
-: "\${CORACLE_LOG:=$log_file}"
+# The program bounds this file itself; what it cannot write there goes to its standard error. Variables go before the configuration.
+grep -qs '^log:' "$etc/config.yaml" "$etc/config.yaml.d/"*.yaml || : "\${CORACLE_LOG:=$log_file}"
 set +o allexport
 ulimit -S -c 0 # a crash writes no memory to the disk: keys are in it
 
@@ -398,6 +398,7 @@ service_script() {
 #   coracle-service start|stop|restart|status
 set -u
 bin='$bin_dir/coracle'
+etc='$etc'
 args_file='$args_file'
 env_file='$env_file'
 log='$log_file'
@@ -417,7 +418,8 @@ supervise() {
   trap 'stopping=yes; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
   trap '' HUP
   set -a; [ ! -f "$env_file" ] || . "$env_file"
-  : "${CORACLE_LOG:=$log}" # the program bounds this file itself; what it cannot write there goes to its standard error
+  # The program bounds this file itself; what it cannot write there goes to its standard error. Variables go before the configuration.
+  grep -qs '^log:' "$etc/config.yaml" "$etc/config.yaml.d/"*.yaml || : "${CORACLE_LOG:=$log}"
   set +a
   set --
   while IFS= read -r arg; do set -- "$@" "$arg"; done <"$args_file"

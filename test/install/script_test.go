@@ -212,6 +212,39 @@ func TestTrustOfContents(t *testing.T) {
 	}
 }
 
+// TestLogOfTheConfiguration: services whose log nobody else rotates name a file for it, unless the configuration names one.
+func TestLogOfTheConfiguration(t *testing.T) {
+	s := newScript(t)
+	s.must(`save_settings server; write_openrc; service_script >"$etc/service"`)
+	folder := filepath.Join(s.dir, "config.yaml.d")
+	if err := os.Mkdir(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ file, text, want string }{
+		{"config.yaml", "log-format: json\n", "/var/log/coracle.log"},
+		{"config.yaml", "log: /other.log\n", ""},
+		{"config.yaml.d/10-log.yaml", "debug: true\nlog: /other.log\n", ""},
+		{"service.env", "CORACLE_LOG=\"/third.log\"\n", "/third.log"},
+	} {
+		path := filepath.Join(s.dir, c.file)
+		if err := os.WriteFile(path, []byte(c.text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for name, script := range map[string]string{
+			"init":    `. "$0"`,
+			"service": `eval "$(sed -n '/^[a-z_]*=/p; /^  set -a/,/^  set +a/p' "$0")"`,
+		} {
+			out, err := exec.CommandContext(t.Context(), "sh", "-c", script+"\necho \"[$CORACLE_LOG]\"", filepath.Join(s.dir, name)).CombinedOutput()
+			if got := strings.TrimSpace(string(out)); err != nil || got != "["+c.want+"]" {
+				t.Errorf("%s with %q in %s: %v, %s, want %q", name, c.text, c.file, err, got, c.want)
+			}
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestCoreFiles: a crash writes no keys to the disk, whatever starts the service, and a log that nobody else rotates is bounded by the program.
 func TestCoreFiles(t *testing.T) {
 	s := newScript(t)
