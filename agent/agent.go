@@ -55,6 +55,9 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	if o.kubeletPorts, err = kubelet.Ports(o.kubelet(runtime, nil)); err != nil {
+		return err
+	}
 	if err := cni.ProtectOwnConnections(ctx, o.reservedHostPorts()); err != nil {
 		o.Logger.Warn("agent: host ports of running pods may get what this node sends to its own ports, until its network starts", "error", err)
 	}

@@ -162,8 +162,8 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, b
 }
 
 const (
-	usualPort   = 6443 // where machines are reached that were given no other port
-	kubeletPort = 10250
+	usualPort   = 6443  // where machines are reached that were given no other port
+	kubeletPort = 10250 // the same for kubelets
 )
 
 // reserved are what no Service may take: beside addresses, the ports of nodes, of their kubelets and of the cluster DNS, and that of the tunnels as it was known last.
@@ -173,7 +173,8 @@ func (o Options) reserved() proxy.Reserved {
 		backend = cmp.Or(cni.KnownBackend(o.paths().cniState), backend)
 	}
 	return proxy.Reserved{
-		Addresses: o.ReservedAddresses, Ports: []uint16{uint16(o.Port), usualPort, kubeletPort, dns.Port}, Tunnel: uint16(cluster.TunnelPort(backend)),
+		Addresses: o.ReservedAddresses, Tunnel: uint16(cluster.TunnelPort(backend)),
+		Ports: append([]uint16{uint16(o.Port), usualPort, kubeletPort, dns.Port}, o.kubeletPorts...),
 	}
 }
 

@@ -104,6 +104,8 @@ type Options struct {
 	// WaitAPI, when set, is called when containerd is up and before what needs the API server starts, so that both can
 	// start at the same time. An error from it ends Run.
 	WaitAPI func(ctx context.Context) error
+
+	kubeletPorts []uint16 // at which the node's kubelet listens; Run finds them out
 }
 
 // paths are the folders that follow from the options: those that the commands know too, and the node's own.

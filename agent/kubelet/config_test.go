@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -72,6 +73,27 @@ func TestHardeningIsOnesOwn(t *testing.T) {
 	s := mustServer(t, o)
 	if s.KubeletConfiguration.SeccompDefault || s.KubeletFlags.SeccompDefault || s.PodPidsLimit != -1 || len(s.TLSCipherSuites) != 1 {
 		t.Errorf("seccompDefault %t, podPidsLimit %d, suites %v", s.KubeletConfiguration.SeccompDefault, s.PodPidsLimit, s.TLSCipherSuites)
+	}
+}
+
+// TestPorts: the ports are those of the finished configuration, flags and files included.
+func TestPorts(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "kubelet.yaml")
+	if err := os.WriteFile(file, []byte("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nreadOnlyPort: 10255\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args []string
+		want []uint16
+	}{
+		{nil, []uint16{10250}},
+		{[]string{"port=10350", "healthz-port=10248", "config=" + file}, []uint16{10350, 10255, 10248}},
+	} {
+		o := testOptions()
+		o.Args = c.args
+		if got, err := Ports(o); err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("%v: %v, %v; want %v", c.args, got, err, c.want)
+		}
 	}
 }
 

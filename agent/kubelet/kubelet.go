@@ -123,6 +123,21 @@ func Run(ctx context.Context, o Options) error {
 	return nil
 }
 
+// Ports are the TCP ports at which a kubelet with these options listens.
+func Ports(o Options) ([]uint16, error) {
+	server, err := newServer(o)
+	if err != nil {
+		return nil, err
+	}
+	var ports []uint16
+	for _, p := range []int32{server.Port, server.ReadOnlyPort, server.HealthzPort} {
+		if p != 0 {
+			ports = append(ports, uint16(p))
+		}
+	}
+	return ports, nil
+}
+
 // newServer makes the kubelet's whole configuration.
 func newServer(o Options) (*options.KubeletServer, error) {
 	if err := o.check(); err != nil {
