@@ -7,6 +7,7 @@ package nodes
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -23,33 +24,87 @@ func hostPortPod(name, node string, port int) string {
 }
 
 // serverAndAgent are two machines; the agent's node is ready.
-func serverAndAgent(t *testing.T) (server, agent *harness.Server) {
+func serverAndAgent(t *testing.T, args ...string) (server, agent *harness.Server) {
 	t.Helper()
 	site := harness.NewSite(t)
-	server = site.NewMachine().NewServer("--disable-agent")
+	server = site.NewMachine().NewServer("--disable-agent", "--token", "a-secret-of-servers")
 	server.Start()
 	server.WaitAPI()
-	agent = site.NewMachine().NewAgent(server)
+	agent = site.NewMachine().NewAgent(server, args...)
 	agent.AddBoxImage()
 	agent.Start()
 	harness.Eventually(t, patient, "the agent's node is ready", func() error { return server.NodeReady(agent) })
 	return server, agent
 }
 
-// TestHostPortsLeaveTheNodeAlone: a pod with the port of containerd's streaming server gets no exec, and none gets the port by which an
-// agent reaches the API.
-func TestHostPortsLeaveTheNodeAlone(t *testing.T) {
-	server, agent := serverAndAgent(t)
-	table, err := agent.Run("awk", `$4 == "0A" && $2 ~ /^524F437F:/ { print $2 }`, "/proc/net/tcp")
+// listeners are the addresses and ports, as /proc/net/tcp has them, at which programs of a machine listen by TCP.
+func listeners(m *harness.Server) []string {
+	m.T.Helper()
+	out, err := m.Run("awk", `$4 == "0A" { print $2 }`, "/proc/net/tcp", "/proc/net/tcp6")
 	if err != nil {
+		m.T.Fatal(err)
+	}
+	return strings.Fields(out)
+}
+
+// ownLoopback is cluster.Loopback as /proc/net/tcp has it.
+const ownLoopback = "524F437F:"
+
+// reservedListeners wants all listeners that a machine's programs reach at loopback to be out of the reach of host ports.
+func reservedListeners(m *harness.Server) {
+	m.T.Helper()
+	for _, at := range listeners(m) {
+		address, number, _ := strings.Cut(at, ":")
+		port, err := strconv.ParseUint(number, 16, 16)
+		loopback, everywhere := strings.HasSuffix(address, "7F"), strings.Trim(address, "0") == ""
+		if err != nil || (loopback || everywhere) && !strings.HasPrefix(at, ownLoopback) && !slices.Contains([]uint64{6443, 6444, 10053, 10248, 10250}, port) {
+			m.T.Errorf("%s: a listener at %s, port %d, is neither at cluster.Loopback nor at a reserved port: %v", m.NodeName(), address, port, err)
+		}
+	}
+}
+
+// hiddenToken wants the token with which coracle was started on a machine not to be in the list of its processes.
+func hiddenToken(s *harness.Server) {
+	s.T.Helper()
+	list, _ := s.Run("sh", "-c", "cat /proc/[0-9]*/cmdline") // without those that end meanwhile
+	if token := s.Args[slices.Index(s.Args, "--token")+1]; strings.Contains(list, token) || !strings.Contains(list, "--token\x00*") {
+		s.T.Errorf("%s: the token %s is among the arguments of its processes, or there is no such argument:\n%q", s.NodeName(), token, list)
+	}
+}
+
+// TestHostPortsLeaveTheNodeAlone: a pod with the port of containerd's streaming server gets no exec, and none gets the port by which an
+// agent reaches the API: neither one that comes later, nor one that had it while the agent used another port.
+func TestHostPortsLeaveTheNodeAlone(t *testing.T) {
+	server, agent := serverAndAgent(t, "--lb-server-port=6445", "--kubelet-arg=healthz-port=10248")
+	name := agent.NodeName()
+	server.Apply(hostPortPod("early", name, 6444))
+	server.Kubectl("wait", "--for=condition=Ready", "pod/early", "--timeout=180s")
+	if err := agent.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	port, err := strconv.ParseUint(strings.TrimPrefix(strings.TrimSpace(table), "524F437F:"), 16, 16)
+	agent.Args = slices.DeleteFunc(agent.Args, func(arg string) bool { return arg == "--lb-server-port=6445" })
+	agent.Start()
+	harness.Eventually(t, patient, "the agent reaches the API past the pod", func() error {
+		_, err := server.TryKubectl("exec", "early", "--", "true")
+		return err
+	})
+	server.Kubectl("delete", "pod/early", "--timeout=180s")
+
+	hiddenToken(server)
+	hiddenToken(agent)
+	reservedListeners(server)
+	reservedListeners(agent)
+	own := slices.DeleteFunc(listeners(agent), func(at string) bool { return !strings.HasPrefix(at, ownLoopback) })
+	port, err := strconv.ParseUint(strings.TrimPrefix(strings.Join(own, " "), ownLoopback), 16, 16)
 	if err != nil {
-		t.Fatalf("listeners at 127.67.79.82: %q, want the streaming server's alone", table)
+		t.Fatalf("listeners at 127.67.79.82: %q, want the streaming server's alone", own)
 	}
-	name := agent.NodeName()
-	server.Apply(hostPortPod("victim", name, 18080) + hostPortPod("taker", name, int(port)) + hostPortPod("greedy", name, 6444))
+	server.Apply(hostPortPod("victim", name, 18080) + hostPortPod("taker", name, int(port)) + hostPortPod("greedy", name, 6444) + hostPortPod("nosy", name, 10248))
+	many := `{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "many"}, "spec": {"nodeName": "` + name + `", "containers": [{"name": "box", "image": "` + harness.BoxImage + `", "ports": [`
+	for i := range 257 {
+		many += fmt.Sprintf(`{"containerPort": 8080, "hostPort": %d},`, 20000+i)
+	}
+	server.Apply(strings.TrimSuffix(many, ",") + "]}]}}")
 	server.Kubectl("wait", "--for=condition=Ready", "pod/victim", "pod/taker", "--timeout=180s")
 	if out := server.Kubectl("exec", "victim", "--", "echo", "it is the victim"); !strings.Contains(out, "it is the victim") {
 		t.Errorf("exec: %q", out)
@@ -57,13 +112,15 @@ func TestHostPortsLeaveTheNodeAlone(t *testing.T) {
 	if out, err := agent.Run(harness.Box(t), "get", fmt.Sprintf("http://127.0.0.1:%d/", port), "60"); err != nil || strings.TrimSpace(out) != "taker" {
 		t.Errorf("the same host port at 127.0.0.1: %q, %v", out, err)
 	}
-	harness.Eventually(t, patient, "the pod's event says why it does not start", func() error {
-		out, err := server.TryKubectl("get", "events", "--field-selector", "involvedObject.name=greedy", "-o", "jsonpath={.items[*].message}")
-		if err == nil && !strings.Contains(out, "the host port 6444 is the cluster's own") {
-			err = fmt.Errorf("%q", out)
-		}
-		return err
-	})
+	for pod, want := range map[string]string{"greedy": "the host port 6444 is the cluster's own", "nosy": "the host port 10248 is the cluster's own", "many": "the pod has 257 host ports"} {
+		harness.Eventually(t, patient, "the event of "+pod+" says why it does not start", func() error {
+			out, err := server.TryKubectl("get", "events", "--field-selector", "involvedObject.name="+pod, "-o", "jsonpath={.items[*].message}")
+			if err == nil && !strings.Contains(out, want) {
+				err = fmt.Errorf("%q", out)
+			}
+			return err
+		})
+	}
 }
 
 // TestLocalAddressOfTheAPI: a node whose programs cannot reach the API's local address is not ready until they can. Servers wait for such
