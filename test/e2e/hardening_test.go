@@ -6,6 +6,8 @@ package e2e
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"os"
 	"regexp"
@@ -85,5 +87,24 @@ func TestHardening(t *testing.T) {
 		if err := s.Stop(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// hardenedPod: a pod has what docs/hardening.md says of it by default: the runtime's seccomp profile, so many processes, and a token of an hour.
+func hardenedPod(k *harness.Kube) {
+	k.Apply(pod("plain", "[testbox, hold]", "", ""))
+	k.Kubectl("wait", "--for=condition=Ready", "pod/plain", "--timeout=180s")
+	status := k.Kubectl("exec", "plain", "--", "cat", "/proc/1/status")
+	if strings.Contains(status, "Seccomp:") && !strings.Contains(status, "Seccomp:\t2\n") { // a kernel without it does not mention it
+		k.T.Errorf("it has no seccomp profile:\n%s", status)
+	}
+	uid := k.Kubectl("get", "pod", "plain", "-o", "jsonpath={.metadata.uid}")
+	if out, err := k.Run("find", "/sys/fs/cgroup", "-path", "*/pod"+uid+"/pids.max", "-exec", "cat", "{}", "+"); strings.TrimSpace(out) != "4096" {
+		k.T.Errorf("pids.max of its cgroup is %q, %v", out, err)
+	}
+	token := strings.Split(k.Kubectl("exec", "plain", "--", "cat", "/var/run/secrets/kubernetes.io/serviceaccount/token"), ".")
+	var claims struct{ Exp, Iat int }
+	if data, err := base64.RawURLEncoding.DecodeString(token[min(1, len(token)-1)]); err != nil || json.Unmarshal(data, &claims) != nil || claims.Exp-claims.Iat != 3607 {
+		k.T.Errorf("its token lives for %d seconds: %s, %v", claims.Exp-claims.Iat, data, err)
 	}
 }
