@@ -194,6 +194,28 @@ func (ns *NS) Link(t testing.TB, hostDev, nsDev string, hostAddrs, nsAddrs []str
 	if err != nil {
 		t.Fatal(err)
 	}
+	testenv.Eventually(t, 2*time.Minute, "the addresses of "+hostDev+" and "+nsDev+" are local", func() error {
+		return errors.Join(local(hostAddrs), ns.Do(func() error { return local(nsAddrs) }))
+	})
+}
+
+// local returns an error unless packets to all these addresses stay in the calling thread's namespace. The kernel adds the route of an IPv6 address
+// after the address itself, in work of its own. Until then a socket can be bound to the address, and what is sent to it takes the default route.
+func local(addrs []string) error {
+	for _, a := range addrs {
+		ip, _, err := net.ParseCIDR(a)
+		if err != nil {
+			return err
+		}
+		routes, err := netlink.RouteGet(ip)
+		if err != nil {
+			return fmt.Errorf("finding the route to %s: %w", ip, err)
+		}
+		if len(routes) == 0 || routes[0].Type != unix.RTN_LOCAL {
+			return fmt.Errorf("%s is not local: %v", ip, routes)
+		}
+	}
+	return nil
 }
 
 func setup(dev string, addrs []string) error {
