@@ -13,6 +13,7 @@
 package balancer
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -90,7 +91,11 @@ type Balancer struct {
 
 	dialLocal func(context.Context) (net.Conn, error) // opens a connection to the local address
 	now       func() time.Time                        // time.Now, or a test's, which jumps as a process sees it that was paused
+	longer    time.Duration                           // 0, or a test's time for dialTimeout, handshakeTimeout and holdFor
 }
+
+// within is how long is waited for something that usually takes no longer than that.
+func (b *Balancer) within(usual time.Duration) time.Duration { return cmp.Or(b.longer, usual) }
 
 // New takes the address and reads the list.
 func New(ctx context.Context, o Options) (*Balancer, error) {

@@ -127,7 +127,28 @@ func (s *server) stop() {
 // vanish leaves the connections open and takes no more.
 func (s *server) vanish() { s.listener.Close() }
 
+// start runs a balancer that gives servers and clients two minutes for what they have seconds for otherwise, which a busy machine may need longer for.
 func start(t *testing.T, o Options) *Balancer {
+	t.Helper()
+	return startAs(t, o, func(b *Balancer) { b.longer = patience })
+}
+
+// startUsual runs one with the usual times, for servers that say nothing: clients of the others try again (findsAtLast).
+func startUsual(t *testing.T, o Options) *Balancer {
+	t.Helper()
+	return startAs(t, o, func(*Balancer) {})
+}
+
+// startStill is start for a balancer whose clock stands still: what has answered once goes on doing so, however busy the machine is.
+func startStill(t *testing.T, o Options) *Balancer {
+	t.Helper()
+	return startAs(t, o, func(b *Balancer) {
+		still := time.Now()
+		b.longer, b.now = patience, func() time.Time { return still }
+	})
+}
+
+func startAs(t *testing.T, o Options, change func(*Balancer)) *Balancer {
 	t.Helper()
 	o.Address = "127.0.0.1:0"
 	if o.Logger == nil {
@@ -143,6 +164,7 @@ func start(t *testing.T, o Options) *Balancer {
 	if err != nil {
 		t.Fatal(err)
 	}
+	change(b)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- b.Run(ctx) }()
@@ -323,7 +345,7 @@ func TestConnectionsOfBefore(t *testing.T) {
 func TestNoWay(t *testing.T) {
 	gone := newServer(t, "gone", "127.0.0.1:0")
 	gone.stop()
-	b := start(t, Options{Server: gone.address})
+	b := startUsual(t, Options{Server: gone.address})
 	for what, address := range map[string]string{"it refuses": gone.address, "it says nothing": mute(t, "127.0.0.1:0")} {
 		if err := b.prove(t.Context(), address); err == nil || noWay(err) {
 			t.Errorf("%s: %v", what, err)
@@ -388,6 +410,20 @@ func TestNobodyAnswers(t *testing.T) {
 
 // twoServers are known to a balancer that was given the first of them.
 func twoServers(t *testing.T) (one, two *server, b *Balancer) {
+	t.Helper()
+	return twoServersOf(t, start)
+}
+
+// heardServers are two that the node's own connections to them have just heard, which a balancer whose clock stands still knows.
+func heardServers(t *testing.T) (one, two *server, b *Balancer) {
+	t.Helper()
+	one, two, b = twoServersOf(t, startStill)
+	b.Answered(one.address, true)
+	b.Answered(two.address, true)
+	return one, two, b
+}
+
+func twoServersOf(t *testing.T, start func(*testing.T, Options) *Balancer) (one, two *server, b *Balancer) {
 	t.Helper()
 	one, two = newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
 	b = start(t, Options{Server: one.address})

@@ -74,8 +74,7 @@ func TestForward(t *testing.T) {
 func TestStrangersAtOpenPort(t *testing.T) {
 	for what, first := range map[string]bool{"the server ends it": false, "the stranger ends it": true} {
 		t.Run(what, func(t *testing.T) {
-			one, two, b := twoServers(t)
-			answering(t, b, one, two)
+			one, two, b := heardServers(t)
 			idle := wantAnswer(t, b, "one")
 			l, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {

@@ -38,7 +38,7 @@ func (b *Balancer) pass(ctx context.Context, c net.Conn) {
 
 // await finds a server for a connection of this machine's.
 func (b *Balancer) await(ctx context.Context, c net.Conn) (up net.Conn, server string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, holdFor)
+	ctx, cancel := context.WithTimeout(ctx, b.within(holdFor))
 	var going sync.WaitGroup
 	defer going.Wait()
 	defer cancel()

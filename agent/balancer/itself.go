@@ -40,7 +40,7 @@ func (b *Balancer) leave(e ends) {
 
 // connect opens a connection to a server. Who closes it calls leave.
 func (b *Balancer) connect(ctx context.Context, server string) (net.Conn, error) {
-	d := net.Dialer{Timeout: dialTimeout}
+	d := net.Dialer{Timeout: b.within(dialTimeout)}
 	c, err := d.DialContext(ctx, "tcp", server)
 	if err != nil {
 		return nil, err

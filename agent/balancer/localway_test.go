@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
 const localServer = "192.0.2.1:6443"
@@ -115,9 +117,7 @@ func TestProbeArrives(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- b.Run(ctx) }()
-	if !b.reached(t.Context()) {
-		t.Error("a probe does not arrive")
-	}
+	testenv.Until(t, patience, "a probe arrives", func() bool { return b.reached(t.Context()) })
 	stop()
 	if err := <-done; err != nil {
 		t.Error(err)

@@ -115,7 +115,7 @@ func (b *Balancer) lookAfter(ctx context.Context, server string, l *look) {
 		b.dropStale(server, l)
 		return
 	}
-	if took := b.now().Sub(began); took > dialTimeout+lateBy && l.late < mostLate {
+	if took := b.now().Sub(began); took > b.within(dialTimeout)+lateBy && l.late < mostLate {
 		l.late++
 		b.excuse(time.Time{}) // the next look follows at once, before it is read what others have said meanwhile
 		return

@@ -194,7 +194,7 @@ func (b *Balancer) prove(ctx context.Context, server string) error {
 	if err != nil {
 		return err
 	}
-	patience := time.NewTimer(dialTimeout)
+	patience := time.NewTimer(b.within(dialTimeout))
 	defer patience.Stop()
 	select {
 	case <-p.done:
@@ -216,7 +216,7 @@ func (b *Balancer) handshakeWith(ctx context.Context, server string) (*proving, 
 	if b.ended {
 		return nil, net.ErrClosed
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), handshakeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), b.within(handshakeTimeout))
 	p := &proving{cancel: cancel, done: make(chan struct{})}
 	b.proving[server] = p
 	go func() { // Run waits for it
