@@ -234,12 +234,11 @@ func TestHelmLeaderKilled(t *testing.T) {
 	leader.Start()
 	c.WaitWhole()
 
-	leader = c.MustLeader()
-	rest = Without(c.Servers, leader)
-	h.ask(c, rest[0])
 	h.kube.Insists("delete", "helmchart", "new", "old", "--wait=false")
 	install, upgrade = h.begun("new", install), h.begun("old", upgrade)
+	leader = c.MustLeader() // only now: it may have been another server when the first hook began
 	leader.Kill()
+	h.ask(c, Without(c.Servers, leader)[0])
 	h.awaitGone("new", install)
 	h.awaitGone("old", upgrade)
 
