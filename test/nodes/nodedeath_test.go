@@ -58,14 +58,13 @@ func eventually(t *testing.T, since time.Time, what string, f func() error) {
 	t.Logf("%s: after %v", what, time.Since(since).Round(10*time.Millisecond))
 }
 
-// TestNodeDeath: a node whose machine vanishes is not Ready, and no Service sends to it, within seconds; its return undoes it. A node whose
-// agent gets no CPU or is killed stays as it is: its pods run. What an agent without CPU is asked for about volumes happens when it goes on.
-func TestNodeDeath(t *testing.T) {
-	site := harness.NewSite(t)
-	s := site.NewMachine().NewServer("--disable-agent")
+// spread makes a server without a node and two agents, and a Service that has an endpoint on each of these.
+func spread(t *testing.T) (site *harness.Site, s *harness.Server, agents []*harness.Server) {
+	t.Helper()
+	site = harness.NewSite(t)
+	s = site.NewMachine().NewServer("--disable-agent")
 	s.Start()
 	s.WaitAPI()
-	var agents []*harness.Server
 	for range 2 {
 		a := site.NewMachine().NewAgent(s)
 		a.AddBoxImage()
@@ -77,6 +76,13 @@ func TestNodeDeath(t *testing.T) {
 	}
 	s.Apply(spreadService)
 	harness.Eventually(t, harness.Soon, "the Service has two endpoints", func() error { return endpoints(s, 2) })
+	return site, s, agents
+}
+
+// TestNodeDeath: a node whose machine vanishes is not Ready, and no Service sends to it; its return undoes it. What an agent that gets no CPU is asked
+// for about volumes happens when it goes on.
+func TestNodeDeath(t *testing.T) {
+	site, s, agents := spread(t)
 
 	if got := s.Kubectl("get", "pods", "-l", "app=d", "-o", "jsonpath={.items[0].spec.tolerations[*].tolerationSeconds}"); got != "60 60" {
 		t.Errorf("pods stay on a lost node for %q seconds", got)
@@ -92,38 +98,19 @@ func TestNodeDeath(t *testing.T) {
 	if err := s.LogSays("a node is dead"); err != nil {
 		t.Error(err)
 	}
-	if err := isReady(s, agents[0], "True"); err != nil {
-		t.Error(err)
-	}
+	// Whether it was taken for dead in between as well is a matter of real time: TestSilentAgentIsNotDead.
+	harness.Eventually(t, harness.Soon, "the other node is Ready", func() error { return isReady(s, agents[0], "True") })
 
 	back := time.Now()
 	site.Heal()
 	eventually(t, back, "the node is Ready again", func() error { return isReady(s, victim, "True") })
 	eventually(t, back, "the Service uses it again", func() error { return endpoints(s, 2) })
 
-	// Neither of these stops the node's pods. Without the question whether the machine answers, both would be dead after two seconds.
-	stays := func(what string, do func()) {
-		const patience = 40 * time.Second // of the servers with a silent node whose machine answers: what is seen later shows nothing
-		// A window in which nothing may happen has no event that ends it.
-		began := time.Now()
-		do()
-		for {
-			if err := errors.Join(isReady(s, victim, "True"), endpoints(s, 2)); err != nil && time.Since(began) < patience {
-				t.Fatalf("%s: %v", what, err)
-			}
-			if time.Since(began) > 8*time.Second {
-				return
-			}
-			time.Sleep(500 * time.Millisecond) // between two looks
-		}
-	}
 	topSeesBoth(t, s, agents)
 	volumes := volumesBefore(t, s, victim)
 	paused := time.Now()
-	stays("an agent that gets no CPU", func() {
-		victim.Pause()
-		volumes.ask() // as long as pods may go to its node
-	})
+	victim.Pause()
+	volumes.ask()
 	topWithoutHung(t, s, victim, agents[0])
 	volumes.unanswered(paused)
 	woken := time.Now()
@@ -136,7 +123,38 @@ func TestNodeDeath(t *testing.T) {
 	// On a busy machine the agent was silent for so long that its node counted as dead.
 	eventually(t, woken, "the node is Ready", func() error { return s.NodeReady(victim) })
 	eventually(t, woken, "the Service has two endpoints", func() error { return endpoints(s, 2) })
-	stays("an agent that crashed", victim.Kill)
+}
+
+// TestSilentAgentIsNotDead: while a machine answers, its node stays as it is when its agent gets no CPU or is killed, since its pods run; and so does a node
+// whose neighbour vanishes. Without the question whether the machine answers, both would be dead after two seconds.
+func TestSilentAgentIsNotDead(t *testing.T) {
+	harness.ByHand(t) // a server that gets no processor time for a second, in which the machine's answer waits, takes the node for dead
+	site, s, agents := spread(t)
+	victim := agents[1]
+	stays := func(what string, node *harness.Server, endpointsReady int) {
+		t.Helper()
+		const patience = 40 * time.Second // of the servers with a silent node whose machine answers: what is seen later shows nothing
+		// A window in which nothing may happen has no event that ends it.
+		for began := time.Now(); time.Since(began) < 8*time.Second; time.Sleep(500 * time.Millisecond) { // between two looks
+			if err := errors.Join(isReady(s, node, "True"), endpoints(s, endpointsReady)); err != nil && time.Since(began) < patience {
+				t.Fatalf("%s: %v", what, err)
+			}
+		}
+	}
+	victim.Pause()
+	stays("an agent that gets no CPU", victim, 2)
+	victim.Resume()
+	harness.Eventually(t, harness.Soon, "the node is Ready", func() error { return s.NodeReady(victim) })
+	harness.Eventually(t, harness.Soon, "the Service has two endpoints", func() error { return endpoints(s, 2) })
+	victim.Kill()
+	stays("an agent that crashed", victim, 2)
+	victim.Start()
+	harness.Eventually(t, harness.Soon, "the node is Ready again", func() error { return s.NodeReady(victim) })
+
+	site.Split(victim.Machine, s.Machine)
+	site.Split(victim.Machine, agents[0].Machine)
+	harness.Eventually(t, harness.Soon, "the Service does not use the node that vanished", func() error { return endpoints(s, 1) })
+	stays("the neighbour of a node that vanished", agents[0], 1)
 }
 
 // TestLeadersNodeDies: the machine of the server that leads vanishes, which is a node too; the server that leads then marks it.

@@ -64,12 +64,12 @@ func volumesBefore(t *testing.T, s, node *harness.Server) *silentVolumes {
 	return v
 }
 
-// ask has the node asked for something of each kind.
+// ask has the node asked for something of each kind. The pod goes to a node that is not ready, too: a busy server may have taken it for dead already.
 func (v *silentVolumes) ask() {
 	v.t.Helper()
 	v.s.Kubectl("delete", "pvc", "shrink", "--wait=false")
 	v.s.Kubectl("patch", "pvc", "grow", "-p", `{"spec":{"resources":{"requests":{"storage":"2Mi"}}}}`)
-	v.s.Apply(volumeClaim("make") + volumeUser("after", v.node, "make"))
+	v.s.Apply(volumeClaim("make") + strings.Replace(volumeUser("after", v.node, "make"), "spec:\n", "spec:\n  tolerations: [{operator: Exists}]\n", 1))
 }
 
 // unanswered waits until events say of each of them that the node was asked in vain, and nothing has happened.
