@@ -5,7 +5,9 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -30,19 +32,14 @@ func TestLeaving(t *testing.T) {
 		harness.Eventually(t, soon, "the node is ready", func() error { return first.NodeReady(m) })
 	}
 	harness.Eventually(t, soon, "there are three servers", func() error { return serversAre(first, 3) })
-	drains(t, first, third)
+	drains(t, first)
 	first.InsistsOn(spreadDeployment)
 	first.Insists("scale", "deployment/d", "--replicas=3")
-	first.Kubectl("rollout", "status", "deployment/d", "--timeout=300s")
+	rolledOut(first, "deployment/d")
 	if on := nodesOf(first); !strings.Contains(on, agent.NodeName()) {
 		t.Fatalf("no pod runs on the agent, but on %s", on)
 	}
 
-	out, err := agent.Run(agent.Coracle(), "leave", "--data-dir", agent.DataDir)
-	if err != nil {
-		t.Fatalf("%v: %s; the agent: %v\n%s", err, out, agent.Alive(), agent.LogTail(60))
-	}
-	harness.Says(t, out, "no node of the cluster any more")
 	gone := func(m *harness.Server) error {
 		out, err := second.TryKubectl("get", "nodes", "-o", "name")
 		if err == nil && strings.Contains(out, m.NodeName()) {
@@ -50,6 +47,7 @@ func TestLeaving(t *testing.T) {
 		}
 		return err
 	}
+	leaves(agent, agent, func() error { return gone(agent) }, "no node of the cluster any more", "leave")
 	harness.Eventually(t, soon, "the node is gone", func() error { return gone(agent) })
 	harness.Eventually(t, soon, "all pods run, and none on the node that left", func() error {
 		if on := nodesOf(second); len(strings.Fields(on)) != 3 || strings.Contains(on, agent.NodeName()) {
@@ -61,11 +59,7 @@ func TestLeaving(t *testing.T) {
 		t.Error(err)
 	}
 
-	out, err = first.Run(first.Coracle(), "node", "remove", third.NodeName(), "--data-dir", first.DataDir)
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	harness.Says(t, out, "no node of the cluster any more")
+	leaves(third, first, func() error { return gone(third) }, "no node of the cluster any more", "node", "remove", third.NodeName())
 	harness.Eventually(t, soon, "the server's node is gone", func() error { return gone(third) })
 	harness.Eventually(t, soon, "two servers are left", func() error { return serversAre(first, 2) })
 	if err := third.Stop(); err != nil {
@@ -73,26 +67,50 @@ func TestLeaving(t *testing.T) {
 	}
 
 	// The first one has no node, and of the two the only vote.
-	out, err = first.Run(first.Coracle(), "leave", "--data-dir", first.DataDir)
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	harness.Says(t, out, "no server of the cluster any more")
+	leaves(first, first, func() error { return serversAre(second, 1) }, "no server of the cluster any more", "leave")
 	harness.Eventually(t, soon, "one server is left", func() error { return serversAre(second, 1) })
 	if err := first.Stop(); err != nil {
 		t.Error(err)
 	}
 	second.Creates("configmap", "after") // it has to win an election first
-	second.Kubectl("rollout", "status", "deployment/d", "--timeout=300s")
-	out, err = second.Run(second.Coracle(), "leave", "--data-dir", second.DataDir)
+	rolledOut(second, "deployment/d")
+	out, err := second.Run(second.Coracle(), "leave", "--data-dir", second.DataDir)
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	harness.Says(t, out, "only server")
 }
 
+// leaves has a command run at a server or agent that takes m out, and says so. Where servers elect another leader it can end with an error, and m leave all the same, as done tells:
+// the command is run again until then, whatever it says of a machine that has left already.
+func leaves(m, at *harness.Server, done func() error, says string, command ...string) {
+	m.T.Helper()
+	failed := false
+	harness.Eventually(m.T, harness.Longer, fmt.Sprintf("machine %d leaves", m.Number), func() error {
+		out, err := at.Run(at.Coracle(), append(command, "--data-dir", at.DataDir)...)
+		if err == nil && !failed {
+			harness.Says(m.T, out, says)
+			return nil
+		}
+		failed = true
+		if notYet := done(); notYet != nil {
+			return fmt.Errorf("%v: %s; %w; the machine that leaves: %v\n%s", err, out, notYet, m.Alive(), m.LogTail(60))
+		}
+		return nil
+	})
+}
+
+// rolledOut waits until all pods of something are of its newest generation and available.
+func rolledOut(s *harness.Server, what string) {
+	s.T.Helper()
+	harness.Eventually(s.T, longer, what+" is rolled out", func() error {
+		_, err := s.TryKubectl("rollout", "status", what, "--timeout=60s")
+		return err
+	})
+}
+
 // drains: coracle node drain moves a node's pods elsewhere, also those with an emptyDir, leaves the ones of DaemonSets, and keeps new ones away until kubectl uncordon.
-func drains(t *testing.T, s, m *harness.Server) {
+func drains(t *testing.T, s *harness.Server) {
 	t.Helper()
 	const container = `terminationGracePeriodSeconds: 0
       containers: [{name: c, image: "` + harness.BoxImage + `", imagePullPolicy: Never, command: [sleep, "3600"], volumeMounts: [{name: scratch, mountPath: /scratch}]}]
@@ -105,7 +123,6 @@ spec:
   template:
     metadata: {labels: {app: moves}}
     spec:
-      affinity: {nodeAffinity: {preferredDuringSchedulingIgnoredDuringExecution: [{weight: 100, preference: {matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [%s]}]}}]}}
       %s
 ---
 apiVersion: apps/v1
@@ -117,34 +134,37 @@ spec:
     metadata: {labels: {app: stays}}
     spec:
       %s
-`, m.NodeName(), container, container))
-	s.Kubectl("rollout", "status", "deployment/moves", "--timeout=300s")
-	s.Kubectl("rollout", "status", "daemonset/stays", "--timeout=300s")
+`, container, container))
+	rolledOut(s, "deployment/moves")
+	rolledOut(s, "daemonset/stays")
 	on := func(app string) string {
 		return s.Insists("get", "pods", "-l", "app="+app, "--field-selector=status.phase=Running", "-o", "jsonpath={.items[*].spec.nodeName}")
 	}
-	if got := on("moves"); got != m.NodeName() {
-		t.Fatalf("the pod runs on %s", got)
-	}
-	out, err := s.Run("env", "KUBECONFIG="+s.Kubeconfig, s.Coracle(), "node", "drain", m.NodeName(), "--timeout=3m", "--data-dir", s.DataDir)
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	harness.Says(t, out, m.NodeName()+" drained")
+	node := on("moves")
+	harness.Eventually(t, harness.Longer, "the node of its pod is drained", func() error { // again when an election ended it with an error
+		out, err := s.Run("env", "KUBECONFIG="+s.Kubeconfig, s.Coracle(), "node", "drain", node, "--timeout=3m", "--data-dir", s.DataDir)
+		if err == nil && !strings.Contains(out, node+" drained") {
+			err = errors.New("it does not say so")
+		}
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		return err
+	})
 	// The Deployment's status may be of before.
 	harness.Eventually(t, soon, "the pod of the node that was drained runs elsewhere", func() error {
-		if got := on("moves"); got == m.NodeName() || got == "" {
+		if got := on("moves"); got == node || got == "" {
 			return fmt.Errorf("it runs on %q", got)
 		}
 		return nil
 	})
-	if got := on("stays"); !strings.Contains(got, m.NodeName()) {
+	if got := on("stays"); !slices.Contains(strings.Fields(got), node) {
 		t.Errorf("the DaemonSet's pod is gone from the node; there is one on %s", got)
 	}
-	if got := s.Kubectl("get", "node", m.NodeName(), "-o", "jsonpath={.spec.unschedulable}"); got != "true" {
+	if got := s.Insists("get", "node", node, "-o", "jsonpath={.spec.unschedulable}"); got != "true" {
 		t.Errorf("new pods come to the node: unschedulable is %q", got)
 	}
-	s.Insists("uncordon", m.NodeName())
+	s.Insists("uncordon", node)
 	s.Insists("delete", "deployment/moves", "daemonset/stays", "--ignore-not-found")
 }
 

@@ -252,9 +252,7 @@ func TestServerAtNamedAddress(t *testing.T) {
 	second.WaitAPI()
 	second.Kill()
 	harness.Eventually(t, soon, "the one that was killed is not ready", func() error { return unready(second.IP) })
-	if err := served(false); err != nil {
-		t.Errorf("while the server is away: %v", err)
-	}
+	harness.Eventually(t, soon, "the Service is not served at the address of a server that is away", func() error { return served(false) })
 	second.Start()
 	second.WaitAPI()
 	harness.Eventually(t, soon, "the one that came back is ready", func() error { return unready("") })

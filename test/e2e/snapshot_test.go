@@ -179,7 +179,13 @@ func TestSnapshotOfThreeServers(t *testing.T) {
 	harness.Eventually(t, soon, "all three vote", func() error { return members(first, 3) })
 	second, third := servers[1], servers[2]
 	first.Creates("configmap", "kept")
-	snapshot(t, second, "save")
+	harness.Eventually(t, soon, "a snapshot is saved", func() error { // servers that elect another leader refuse it meanwhile
+		out, err := second.Run(second.Coracle(), "snapshot", "save", "--data-dir", second.DataDir)
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		return err
+	})
 	name := strings.Fields(snapshot(t, second, "list"))[5]
 	first.Creates("configmap", "later")
 	for _, s := range servers {
