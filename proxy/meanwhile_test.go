@@ -5,6 +5,7 @@ package proxy
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -18,8 +19,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
-// TestHealsWhatOthersHarmMeanwhile: another program harms the tables at any moment, also in the middle of a sync, and coracle starts again now and then, among all kinds of changes. When it has
-// stopped, two looks and a second later the tables are what upstream's proxier writes at once, but for what only single Services have.
+// TestHealsWhatOthersHarmMeanwhile: another program harms the tables again and again, and coracle starts again now and then, among all kinds of changes. When it has
+// stopped, two looks and a second later the tables are what upstream's proxier writes at once, but for what only single Services have. The harm is done between what coracle does, some of it
+// each time; by hand (make soak) at any moment, also in the middle of a sync.
 func TestHealsWhatOthersHarmMeanwhile(t *testing.T) {
 	nstest.RequireNFT(t)
 	seed := testenv.Seed(t)
@@ -79,25 +81,36 @@ func TestHealsWhatOthersHarmMeanwhile(t *testing.T) {
 	var other sync.WaitGroup
 	theirs := rand.New(rand.NewPCG(seed, 1))
 	var did []string
-	other.Go(func() {
-		for {
-			select {
-			case <-done:
-				return
-			case <-time.After(time.Duration(theirs.IntN(60)) * time.Millisecond): // at any moment of the other's work
-			}
-			table := []string{"ip kube-proxy", "ip6 kube-proxy"}[theirs.IntN(2)]
-			all := []string{
-				"delete table " + table, "flush table " + table, "flush ruleset", "flush chain " + table + " services", "flush map " + table + " service-ips",
-				"flush set " + table + " cluster-ips", "add chain " + table + " service-stranger/x", "delete chain " + table + " service-stranger/x", "flush map " + table + " no-endpoint-services",
-				"add table ip stranger; delete table ip stranger",
-			}
-			what := all[theirs.IntN(len(all))]
-			did = append(did, what)
-			_ = exec.Command("nft", what).Run() // not everything can be done at any time
+	harm := func() {
+		table := []string{"ip kube-proxy", "ip6 kube-proxy"}[theirs.IntN(2)]
+		all := []string{
+			"delete table " + table, "flush table " + table, "flush ruleset", "flush chain " + table + " services", "flush map " + table + " service-ips",
+			"flush set " + table + " cluster-ips", "add chain " + table + " service-stranger/x", "delete chain " + table + " service-stranger/x", "flush map " + table + " no-endpoint-services",
+			"add table ip stranger; delete table ip stranger",
 		}
-	})
+		what := all[theirs.IntN(len(all))]
+		did = append(did, what)
+		_ = exec.Command("nft", what).Run() // not everything can be done at any time
+	}
+	anyMoment := os.Getenv(testenv.RandomVar) != ""
+	if anyMoment {
+		other.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				case <-time.After(time.Duration(theirs.IntN(60)) * time.Millisecond): // at any moment of the other's work
+					harm()
+				}
+			}
+		})
+	}
 	for range 30 {
+		if !anyMoment {
+			for range theirs.IntN(4) {
+				harm()
+			}
+		}
 		for range r.IntN(4) {
 			change()
 		}

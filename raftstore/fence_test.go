@@ -16,7 +16,7 @@ import (
 // to the term's owner.
 func TestWritesOfATerm(t *testing.T) {
 	ctx := testContext(t)
-	stores := openCluster(t, 3)
+	stores := openSteady(t, 3)
 	leader, follower := stores[0], stores[1]
 	term := leader.Status().Leadership.Term
 	if term == 0 || !leader.Status().Leadership.Leader {

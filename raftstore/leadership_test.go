@@ -12,7 +12,7 @@ import (
 // this server leads in the term that it has taken up.
 func TestOldNoticesOfLeadership(t *testing.T) {
 	ctx := testContext(t)
-	s := openCluster(t, 3)[0]
+	s := openSteady(t, 3)[0]
 	lead, changed := s.leadership.get()
 	if !lead.Leader {
 		t.Fatal("the first server does not lead")

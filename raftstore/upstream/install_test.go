@@ -24,7 +24,7 @@ import (
 // that Install sets: the storage that its factory builds must write to our
 // store, and its health check must read from it.
 func TestInstall(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	s := openStore(t, 0)
 	made := 0

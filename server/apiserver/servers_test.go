@@ -35,7 +35,7 @@ func openServers(t testing.TB, f *fixture) servers {
 				return new(net.Dialer).DialContext(ctx, "tcp", address)
 			}},
 			// A machine that is busy with other tests must not hold elections of its own.
-			ElectionTimeout: 2 * time.Second,
+			ElectionTimeout: 10 * time.Second,
 		}
 		if i > 0 {
 			o.Join = []string{all[0].Members()[0].Address}

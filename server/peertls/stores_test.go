@@ -31,7 +31,7 @@ func openStore(t *testing.T, i *Identity, name string, join []string) (*raftstor
 	address := l.Addr().String()
 	s, err := raftstore.Open(t.Context(), raftstore.Options{
 		Dir: filepath.Join(t.TempDir(), name), NodeID: name, ClusterID: "c", Join: join, Network: i.Network(address, l),
-		Logger: slog.New(slog.NewTextHandler(log, nil)), ElectionTimeout: 2 * time.Second,
+		Logger: slog.New(slog.NewTextHandler(log, nil)), ElectionTimeout: 10 * time.Second,
 	})
 	if err != nil {
 		t.Fatal(err)
