@@ -150,7 +150,7 @@ type visit struct{ url, want string }
 func script(box string, visits []visit) string {
 	var b strings.Builder
 	for _, v := range visits {
-		fmt.Fprintf(&b, "a=$(%s get %s 60) || echo failed: %s; echo \"${a%%:*}\"\n", box, v.url, v.url)
+		fmt.Fprintf(&b, "a=$(%s get %s 180) || echo failed: %s; echo \"${a%%:*}\"\n", box, v.url, v.url)
 	}
 	return b.String()
 }
@@ -229,7 +229,7 @@ func (m *mesh) largePackets(underlay int, sizes ...int) {
 	}
 	// A packet that comes to a node before that node knows of the larger underlay has its sender remember the smaller size for ten minutes.
 	for i := range m.nodes {
-		mtu := m.exec(i, fmt.Sprintf("n=0; until mtu=$(cat /sys/class/net/eth0/mtu); [ \"$mtu\" = %d ] || [ $n = 60 ]; do n=$((n+1)); sleep 1; done; echo $mtu", slices.Max(sizes)))
+		mtu := m.exec(i, fmt.Sprintf("n=0; until mtu=$(cat /sys/class/net/eth0/mtu); [ \"$mtu\" = %d ] || [ $n = 180 ]; do n=$((n+1)); sleep 1; done; echo $mtu", slices.Max(sizes)))
 		if want := fmt.Sprint(slices.Max(sizes)); mtu != want {
 			m.Errorf("an underlay of %d: the MTU of pod %d is %s, not %s", underlay, i, mtu, want)
 		}
@@ -239,7 +239,7 @@ func (m *mesh) largePackets(underlay int, sizes ...int) {
 		for f, want := range sizes {
 			for j, ip := range m.pods {
 				if i != j {
-					fmt.Fprintf(&text, "n=0; until size=$(testbox whole %s:9); [ \"$size\" = %d ] || [ $n = 60 ]; do n=$((n+1)); sleep 1; done; echo $size\n", host(ip[f]), want)
+					fmt.Fprintf(&text, "n=0; until size=$(testbox whole %s:9); [ \"$size\" = %d ] || [ $n = 180 ]; do n=$((n+1)); sleep 1; done; echo $size\n", host(ip[f]), want)
 				}
 			}
 		}

@@ -134,13 +134,28 @@ func (m *moving) heals(what string, since time.Time) {
 func TestReaddress(t *testing.T) {
 	t.Parallel() // it mostly waits
 	m := newMoving(t)
-	moves := func(what string, move func()) {
+	m.whileOn(func(what string, move func()) {
+		moved := time.Now()
+		move()
+		m.heals(what, moved)
+	})
+}
+
+// TestReaddressUnderTraffic: no connection between pods that is open or comes while machines get other addresses fails.
+func TestReaddressUnderTraffic(t *testing.T) {
+	harness.ByHand(t)
+	m := newMoving(t)
+	m.whileOn(func(what string, move func()) {
 		x := m.crossing()
 		moved := time.Now()
 		move()
 		m.heals(what, moved)
 		x.end(what, "tcp:")
-	}
+	})
+}
+
+// whileOn gives first the agent and then all machines another address.
+func (m *moving) whileOn(moves func(what string, move func())) {
 	moves("the agent moved", func() { m.agent.Readdress("10.77.0.105") })
 	moves("all moved to another network", func() {
 		for i, s := range m.all() {
