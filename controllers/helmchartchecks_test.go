@@ -33,7 +33,7 @@ func (h *charts) checks(t *testing.T) {
 		t.Helper()
 		select {
 		case answer <- r:
-		case <-time.After(time.Minute):
+		case <-time.After(2 * time.Minute):
 			t.Fatal("Helm was not asked")
 		}
 	}

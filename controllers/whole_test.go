@@ -44,7 +44,7 @@ func (c *cluster) lead(ctx context.Context, number uint64, more ...term.Part) (s
 			func(ctx context.Context, t *term.Term) error {
 				return scheduler.Run(ctx, scheduler.Options{Term: t, Refusals: c.refusals})
 			})
-		done <- term.Run(ctx, term.Options{Config: c.config, Number: number}, parts...)
+		done <- term.Run(ctx, term.Options{Config: c.config, Number: number, Patience: stopWithin}, parts...)
 	}()
 	return func() error { cancel(); return <-done }
 }
@@ -63,9 +63,9 @@ func (c *cluster) term(t *testing.T) {
 // eventually polls until check returns nil.
 func eventually(t *testing.T, what string, check func(context.Context) error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 70*time.Second) // longer, so that the last look says what is missing
+	ctx, cancel := context.WithTimeout(t.Context(), 130*time.Second) // longer, so that the last look says what is missing
 	defer cancel()
-	testenv.Eventually(t, time.Minute, what, func() error { return check(ctx) })
+	testenv.Eventually(t, 2*time.Minute, what, func() error { return check(ctx) })
 }
 
 func (c *cluster) namespace(t *testing.T, name string) string {

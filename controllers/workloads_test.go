@@ -113,7 +113,7 @@ func (c *cluster) job(t *testing.T, ns string) {
 			}
 			complete = complete || job.Status.Succeeded == 1
 			gone = e.Type == "DELETED"
-		case <-time.After(time.Minute):
+		case <-time.After(2 * time.Minute):
 			t.Fatal("the finished job is still there after a minute")
 		}
 	}

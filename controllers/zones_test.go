@@ -44,12 +44,13 @@ func TestZoneModes(t *testing.T) {
 		c.unknown(t, name)
 	}
 	eventually(t, "upstream has seen that three of four are lost", func(context.Context) error { return unhealthyNodes(3, 4) })
-	// Otherwise it would taint one of them every ten seconds, of which nothing tells that it does not happen. One may be tainted already: upstream may have looked while
-	// only one was Unknown.
-	time.Sleep(12 * time.Second)
-	before := c.gone(t, ns, lost)
-	if len(before) > 1 {
-		t.Errorf("while three of four nodes are lost, the pods of %v are moved", before)
+	// Otherwise it would taint one of them every ten seconds, of which nothing tells that it does not happen. Some may be tainted already: upstream may have looked while
+	// fewer were Unknown. And one more may be at the moment at which it stops.
+	already := c.tainted(t, lost)
+	time.Sleep(25 * time.Second)
+	before := c.tainted(t, lost)
+	if len(before) > len(already)+1 {
+		t.Errorf("while three of four nodes are lost, %v are tainted, and were %v", before, already)
 	}
 	for range 3 {
 		add()
@@ -79,6 +80,23 @@ func (c *cluster) unknown(t *testing.T, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// tainted are the nodes whose pods are to be moved.
+func (c *cluster) tainted(t *testing.T, nodes []string) (out []string) {
+	t.Helper()
+	for _, name := range nodes {
+		n, err := c.client.CoreV1().Nodes().Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slices.ContainsFunc(n.Spec.Taints, func(taint corev1.Taint) bool {
+			return taint.Key == corev1.TaintNodeUnreachable && taint.Effect == corev1.TaintEffectNoExecute
+		}) {
+			out = append(out, name)
+		}
+	}
+	return out
 }
 
 // gone are the nodes whose pods have been deleted.

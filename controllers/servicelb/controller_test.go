@@ -49,7 +49,7 @@ func run(t *testing.T, client *fake.Clientset, disabled bool, change ...func(*Op
 
 func awaitAddresses(t *testing.T, client *fake.Clientset, service, want string) {
 	t.Helper()
-	testenv.Eventually(t, time.Minute, service+" has "+want, func() error {
+	testenv.Eventually(t, 2*time.Minute, service+" has "+want, func() error {
 		s, err := client.CoreV1().Services("default").Get(t.Context(), service, metav1.GetOptions{})
 		if err != nil {
 			return err
@@ -75,7 +75,7 @@ func TestController(t *testing.T) {
 		select {
 		case e := <-events:
 			warned = strings.HasPrefix(e, "Warning PortInUse") && strings.Contains(e, "default/web has it")
-		case <-time.After(time.Minute):
+		case <-time.After(2 * time.Minute):
 			t.Fatal("no event says that the port is in use")
 		}
 	}
@@ -130,7 +130,7 @@ func TestHeartbeatsWakeNobody(t *testing.T) {
 // awaitHolder waits until the cluster says that a node answers for an address, and "" that nobody does.
 func awaitHolder(t *testing.T, client *fake.Clientset, address, want string) {
 	t.Helper()
-	testenv.Eventually(t, time.Minute, "the holder is "+want, func() error {
+	testenv.Eventually(t, 2*time.Minute, "the holder is "+want, func() error {
 		m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(t.Context(), lbholders.ConfigMap, metav1.GetOptions{})
 		if err != nil {
 			return err
@@ -186,7 +186,7 @@ func TestControllerMovesAddresses(t *testing.T) {
 	if _, err := client.CoreV1().Nodes().Update(t.Context(), b, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, time.Minute, "the record says that the address was proven", func() error {
+	testenv.Eventually(t, 2*time.Minute, "the record says that the address was proven", func() error {
 		if h := recorded(t, client, "10.0.0.200"); !before.New || h.New || !h.Same(before) {
 			return fmt.Errorf("it was %v and is %v", before, h)
 		}

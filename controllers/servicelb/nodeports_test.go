@@ -74,7 +74,7 @@ func TestNodePortIsRefusedInWords(t *testing.T) {
 		select {
 		case e := <-events:
 			heard = strings.HasPrefix(e, "Warning NodePortInUse the node port 30080/TCP is not opened: the Service default/web has it")
-		case <-time.After(time.Minute):
+		case <-time.After(2 * time.Minute):
 			t.Fatal("no event says that the node port is in use")
 		}
 	}

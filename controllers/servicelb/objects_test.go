@@ -78,7 +78,7 @@ func poolObject(name string, addresses ...any) *unstructured.Unstructured {
 // awaitWatch waits until a resource is watched: a fake tells of nothing that was before.
 func awaitWatch(t *testing.T, client interface{ Actions() []clienttesting.Action }, resource string) {
 	t.Helper()
-	testenv.Eventually(t, time.Minute, resource+" are watched", func() error {
+	testenv.Eventually(t, 2*time.Minute, resource+" are watched", func() error {
 		if !slices.ContainsFunc(client.Actions(), func(a clienttesting.Action) bool { return a.Matches("watch", resource) }) {
 			return errors.New("not yet")
 		}
@@ -102,7 +102,7 @@ func TestControllerFollowsAddressPools(t *testing.T) {
 		t.Fatal(err)
 	}
 	awaitAddresses(t, client, "web", "10.0.0.200")
-	testenv.Eventually(t, time.Minute, "the pool says that it is used", func() error {
+	testenv.Eventually(t, 2*time.Minute, "the pool says that it is used", func() error {
 		u, err := pools.Get(ctx, "office", metav1.GetOptions{})
 		if err != nil {
 			return err
@@ -121,7 +121,7 @@ func TestControllerFollowsAddressPools(t *testing.T) {
 		select {
 		case e := <-events:
 			said = strings.HasPrefix(e, corev1.EventTypeWarning+" AddressTakenAway") && strings.Contains(e, "10.0.0.200")
-		case <-time.After(time.Minute):
+		case <-time.After(2 * time.Minute):
 			t.Fatal("no event says that an address was taken away")
 		}
 	}
@@ -142,7 +142,7 @@ func TestControllerFollowsAddressPools(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, stop = run(t, client, true, with)
-	testenv.Eventually(t, time.Minute, "the definition goes", func() error {
+	testenv.Eventually(t, 2*time.Minute, "the definition goes", func() error {
 		_, err := objects.Resource(definitions).Get(ctx, definition.GetName(), metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			return nil
