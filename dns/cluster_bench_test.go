@@ -101,7 +101,7 @@ func BenchmarkMemory(b *testing.B) {
 		go func() { done <- shared.Run(ctx) }()
 		go func() { done <- s.Run(ctx) }()
 		for _, name := range []string{"service-990", "service-999"} {
-			testenv.Eventually(b, time.Minute, name, func() error {
+			testenv.Eventually(b, 2*time.Minute, name, func() error {
 				got, rcode, err := query("udp", name+".default.svc.cluster.local", dns.TypeA)
 				if err == nil && len(got) == 0 {
 					err = fmt.Errorf("%s", rcode)
@@ -135,7 +135,7 @@ func BenchmarkLookup(b *testing.B) {
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1) // read at the end only
 		go func() { done <- shared.Run(ctx) }()
-		testenv.Eventually(b, time.Minute, "the first lists", func() error {
+		testenv.Eventually(b, 2*time.Minute, "the first lists", func() error {
 			if !c.HasSynced() {
 				return fmt.Errorf("not yet")
 			}
@@ -181,7 +181,7 @@ func BenchmarkSearchList(b *testing.B) {
 		}
 	})
 	const name = "web.outside.example."
-	testenv.Eventually(b, time.Minute, "names are found", func() error {
+	testenv.Eventually(b, 2*time.Minute, "names are found", func() error {
 		for _, n := range []string{name, "service-999.default.svc.cluster.local."} {
 			if got, rcode, err := query("udp", n, dns.TypeA); err != nil || len(got) == 0 {
 				return fmt.Errorf("%s: %s, %w", n, rcode, err)

@@ -57,7 +57,7 @@ func TestCustomConfigMap(t *testing.T) {
 	wantAnswer(t, "nas.home", dns.TypeA, "192.0.2.96")
 	wantAnswer(t, "x.lab", dns.TypeA, "192.0.2.53")
 	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
-	testenv.Eventually(t, time.Minute, "an event names the key and the mistake", func() error {
+	testenv.Eventually(t, 2*time.Minute, "an event names the key and the mistake", func() error {
 		for _, e := range a.told() {
 			if strings.Contains(e, "lab.server") && strings.Contains(e, "no-such-plugin") {
 				return nil
@@ -71,7 +71,7 @@ func TestCustomConfigMap(t *testing.T) {
 		"one.server": "twice:53 {\n  hosts {\n    192.0.2.95 x.twice\n  }\n}",
 		"two.server": "twice:53 {\n  hosts {\n    192.0.2.94 x.twice\n  }\n}",
 	})
-	testenv.Eventually(t, time.Minute, "an event says so", func() error {
+	testenv.Eventually(t, 2*time.Minute, "an event says so", func() error {
 		for _, e := range a.told() {
 			if strings.Contains(e, "all of them together") {
 				return nil
@@ -82,7 +82,7 @@ func TestCustomConfigMap(t *testing.T) {
 	wantAnswer(t, "nas.home", dns.TypeA, "192.0.2.96")
 
 	a.custom(t, nil)
-	testenv.Eventually(t, time.Minute, "what is taken out is gone", func() error {
+	testenv.Eventually(t, 2*time.Minute, "what is taken out is gone", func() error {
 		got, _, err := query("udp", "nas.home", dns.TypeA)
 		if err == nil && len(got) > 0 {
 			err = fmt.Errorf("%v", got)
@@ -195,14 +195,14 @@ func TestStrangersAreRefused(t *testing.T) {
 		return rcode, err
 	}
 	for _, proto := range []string{"udp", "tcp"} {
-		testenv.Eventually(t, time.Minute, "a machine of the LAN is refused by "+proto, func() error {
+		testenv.Eventually(t, 2*time.Minute, "a machine of the LAN is refused by "+proto, func() error {
 			rcode, err := ask(lan, proto, "192.0.2.1")
 			if err == nil && rcode != "REFUSED" {
 				err = errors.New(rcode)
 			}
 			return err
 		})
-		testenv.Eventually(t, time.Minute, "a pod is answered by "+proto, func() error {
+		testenv.Eventually(t, 2*time.Minute, "a pod is answered by "+proto, func() error {
 			rcode, err := ask(pod, proto, "10.42.7.1")
 			if err == nil && rcode != "NOERROR" {
 				err = errors.New(rcode)
@@ -256,7 +256,7 @@ func TestForwardToItself(t *testing.T) {
 	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
 	a.custom(t, map[string]string{"round.server": "round.example:53 {\n  forward . " + listenAddr + ":10053\n}\nhere.example:53 {\n  hosts {\n    192.0.2.97 x.here.example\n  }\n}"})
 	wantAnswer(t, "x.here.example", dns.TypeA, "192.0.2.97") // the configuration is in force
-	testenv.Eventually(t, time.Minute, "a question that goes round is answered", func() error {
+	testenv.Eventually(t, 2*time.Minute, "a question that goes round is answered", func() error {
 		_, rcode, err := query("udp", "x.round.example", dns.TypeA)
 		if err == nil && rcode != "SERVFAIL" {
 			err = errors.New(rcode)

@@ -43,11 +43,11 @@ func TestMetrics(t *testing.T) {
 	run(t, a, nil)
 	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
 	found, missing := answers(t, "NOERROR"), answers(t, "NXDOMAIN")
-	if _, rcode, err := query("udp", "absent.default.svc.cluster.local", dns.TypeA); rcode != "NXDOMAIN" || err != nil {
-		t.Fatal(rcode, err)
+	if _, rcode := answered(t, "udp", "absent.default.svc.cluster.local", dns.TypeA); rcode != "NXDOMAIN" {
+		t.Fatal(rcode)
 	}
 	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
-	testenv.Eventually(t, time.Minute, "both are counted", func() error { // an answer is counted after it was sent
+	testenv.Eventually(t, 2*time.Minute, "both are counted", func() error { // an answer is counted after it was sent
 		if n, m := answers(t, "NOERROR"), answers(t, "NXDOMAIN"); n < found+1 || m < missing+1 {
 			return fmt.Errorf("%v answers with addresses and %v without, want one more of each than %v and %v", n, m, found, missing)
 		}

@@ -77,7 +77,7 @@ func testNodeNetwork(t *testing.T) {
 func lookupAndConnect(t *testing.T, from func(func() error) error, proto string) {
 	t.Helper()
 	lookup := func() error {
-		c := &dns.Client{Net: proto, Timeout: time.Second}
+		c := &dns.Client{Net: proto, Timeout: 3 * time.Second}
 		r, _, err := c.Exchange(new(dns.Msg).SetQuestion("web.default.svc.cluster.local.", dns.TypeA), dnsAddr+":53")
 		if err == nil && (len(r.Answer) != 1 || r.Answer[0].(*dns.A).A.String() != webAddr) {
 			err = fmt.Errorf("DNS says %v", r)
