@@ -123,7 +123,7 @@ func TestCallsFailOver(t *testing.T) {
 				if err == nil {
 					break
 				}
-				if time.Since(back) > 10*time.Second {
+				if time.Since(back) > g.patience() {
 					t.Fatal(err)
 				}
 				time.Sleep(time.Millisecond) // between two looks at a condition

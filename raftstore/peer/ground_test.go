@@ -28,6 +28,8 @@ type ground interface {
 	listen(t testing.TB, place int) (net.Listener, string)
 	dial(place int) func(context.Context, string) (net.Conn, error)
 	timeout() time.Duration
+	// patience is how long a server that has come back may take to answer.
+	patience() time.Duration
 }
 
 // onBoth runs a test over TLS on the loopback interface and in memory with
@@ -58,6 +60,8 @@ func (m memory) dial(place int) func(context.Context, string) (net.Conn, error) 
 }
 
 func (memory) timeout() time.Duration { return defaultTimeout }
+
+func (memory) patience() time.Duration { return 10 * time.Second } // fake time
 
 // loopback is mutual TLS with a throw-away authority.
 type loopback struct {
@@ -106,6 +110,8 @@ func (l *loopback) dial(int) func(context.Context, string) (net.Conn, error) {
 
 // timeout is long: whoever runs the tests may have little time for them.
 func (l *loopback) timeout() time.Duration { return 20 * time.Second }
+
+func (l *loopback) patience() time.Duration { return 2 * time.Minute }
 
 // server is a transport with something that answers in raft's place.
 type server struct {

@@ -127,7 +127,7 @@ func TestNothingGathersAtAStalledDisk(t *testing.T) {
 			return runtime.NumGoroutine()
 		}
 		before := beats(10)
-		if after := beats(100); after > before {
+		if after := beats(100); after > before+10 { // of the whole process, whose runtime has some now and then
 			t.Errorf("%d goroutines after ten heartbeats, %d after a hundred more", before, after)
 		}
 		if at := a.Contact(b.id); time.Since(at) < time.Minute {
