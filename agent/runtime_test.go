@@ -362,7 +362,7 @@ func (n *node) status(id string) *cri.ContainerStatus {
 
 func (n *node) waitFor(what string, cond func() bool) {
 	n.t.Helper()
-	testenv.Until(n.t, time.Minute, what, cond)
+	testenv.Until(n.t, 2*time.Minute, what, cond)
 }
 
 // TestContainersOutliveTheRuntime kills the container runtime while one container writes a megabyte a second and another

@@ -218,7 +218,7 @@ func TestPodsMakeNoTunnel(t *testing.T) {
 				send(a, hostPortOf(f.service, 53), "a pod's, by a Service")
 				buf := make([]byte, 100)
 				send(here{}, hostPortOf(f.out, 8472), "the node's")
-				_ = in.SetReadDeadline(time.Now().Add(time.Minute))
+				_ = in.SetReadDeadline(time.Now().Add(2 * time.Minute))
 				k, _, err := in.ReadFrom(buf)
 				if err != nil {
 					t.Fatal(err)

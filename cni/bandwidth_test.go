@@ -273,7 +273,7 @@ func TestBandwidthHoldsBack(t *testing.T) {
 		}); err != nil {
 			t.Fatal(c.what, ": ", err)
 		}
-		_ = inbox.SetReadDeadline(time.Now().Add(time.Minute))
+		_ = inbox.SetReadDeadline(time.Now().Add(2 * time.Minute))
 		if _, _, err := inbox.ReadFrom(make([]byte, 2000)); err != nil {
 			t.Errorf("%s: nothing arrived: %v", c.what, err)
 		}

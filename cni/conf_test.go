@@ -36,7 +36,7 @@ func TestConflistIsSeen(t *testing.T) {
 			if e.Has(fsnotify.Write) {
 				return
 			}
-		case <-time.After(time.Minute):
+		case <-time.After(2 * time.Minute):
 			t.Fatal("no write was seen")
 		}
 	}

@@ -129,7 +129,7 @@ func tells(t *testing.T, network string, to, from *pod, about []byte, last *pod,
 	defer in.Close()
 	defer out.Close()
 	defer end.Close()
-	buf, deadline := make([]byte, 500), time.Now().Add(time.Minute)
+	buf, deadline := make([]byte, 500), time.Now().Add(2*time.Minute)
 	for {
 		for _, message := range [][]byte{about, about} {
 			if _, err := out.WriteTo(message, in.LocalAddr()); err != nil {

@@ -182,18 +182,18 @@ func TestFirewallsAreTold(t *testing.T) {
 			if (want == "") != (got == "") || !strings.Contains(got, want) {
 				t.Errorf("told is %q, want %q", got, want)
 			}
-		case <-time.After(time.Minute):
+		case <-time.After(2 * time.Minute):
 			t.Fatalf("nothing is told, want %q", want)
 		}
 	}
 	nft(t, "add table inet stranger; add chain inet stranger f { type filter hook forward priority 0; policy drop; }")
 	says("inet stranger f")
-	testenv.Until(t, time.Minute, "the log says so", func() bool {
+	testenv.Until(t, 2*time.Minute, "the log says so", func() bool {
 		return strings.Contains(n.log(), "Another program's firewall decides what comes to this machine and to its pods")
 	})
 	nft(t, "delete table inet stranger")
 	says("")
-	testenv.Until(t, time.Minute, "the log says so", func() bool {
+	testenv.Until(t, 2*time.Minute, "the log says so", func() bool {
 		return strings.Contains(n.log(), "No other program's firewall drops what comes to this machine")
 	})
 	if len(told) > 0 {

@@ -110,7 +110,7 @@ func TestWatchPeers(t *testing.T) {
 		select {
 		case p := <-peers:
 			return p
-		case <-time.After(time.Minute):
+		case <-time.After(2 * time.Minute):
 			t.Fatalf("%s: nothing came", what)
 			return nil
 		}

@@ -125,7 +125,7 @@ func TestSpoofedSourceIsDropped(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		_ = inbox.SetReadDeadline(time.Now().Add(time.Minute))
+		_ = inbox.SetReadDeadline(time.Now().Add(2 * time.Minute))
 		_, from, err := inbox.ReadFrom(make([]byte, 1))
 		if err != nil {
 			t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -490,12 +491,19 @@ func TestChecksums(t *testing.T) {
 		if have, err := newKernel().observe(Bridge, nil); err != nil || have[want.id()] != nil {
 			t.Errorf("it was told nothing yet: %v, %v", have, err)
 		}
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		software, err := sendsSoftwareChecksums(deviceVXLAN4)
-		runtime.ReadMemStats(&after)
-		if took := after.TotalAlloc - before.TotalAlloc; software || err != nil || took > 64<<10 {
-			t.Errorf("by software: %v, %v, %d bytes to ask", software, err, took)
+		least := uint64(math.MaxUint64) // of several times: other goroutines of the process allocate too
+		for range 5 {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			software, err := sendsSoftwareChecksums(deviceVXLAN4)
+			runtime.ReadMemStats(&after)
+			if software || err != nil {
+				t.Errorf("by software: %v, %v", software, err)
+			}
+			least = min(least, after.TotalAlloc-before.TotalAlloc)
+		}
+		if least > 64<<10 {
+			t.Errorf("%d bytes to ask", least)
 		}
 		if _, err := sendsSoftwareChecksums("none"); err == nil {
 			t.Error("a device that is not there answers")

@@ -178,7 +178,7 @@ func TestWireGuardPeerComesBack(t *testing.T) {
 	n.disturb(testKey(9), testKey(2).PublicKey())
 	there("again")
 	if n.server.wg.changed() {
-		testenv.Until(t, time.Minute, "what was put right is known", func() bool { return !n.server.wg.changed() })
+		testenv.Until(t, 2*time.Minute, "what was put right is known", func() bool { return !n.server.wg.changed() })
 	}
 	n.encryptedBy(kernelHasWireGuard(t))
 }

@@ -225,7 +225,7 @@ func (n *node) log() string {
 
 func wantMTU(t *testing.T, want int) {
 	t.Helper()
-	testenv.Eventually(t, time.Minute, "the MTU is as it should be", func() error {
+	testenv.Eventually(t, 2*time.Minute, "the MTU is as it should be", func() error {
 		return onDevice(wireGuardDevice, func(l netlink.Link) error {
 			if got := l.Attrs().MTU; got != want {
 				return fmt.Errorf("the MTU of %s is %d, want %d", wireGuardDevice, got, want)

@@ -259,7 +259,7 @@ func testWireGuard(t *testing.T, otherInProcess bool) {
 
 	// A node that goes takes its way along.
 	peers <- []Peer{}
-	testenv.Eventually(t, time.Minute, "the peer is removed", func() error {
+	testenv.Eventually(t, 2*time.Minute, "the peer is removed", func() error {
 		have, err := n.observeAll()
 		for id := range have {
 			if strings.HasPrefix(id, "wireguard peer") || strings.HasPrefix(id, "route 10.42.8.") {
@@ -274,7 +274,7 @@ func testWireGuard(t *testing.T, otherInProcess bool) {
 	if err := netlink.RouteDel(blackhole{netip.MustParsePrefix("10.42.0.0/16")}.route()); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, time.Minute, "a packet in the clear is counted", func() error {
+	testenv.Eventually(t, 2*time.Minute, "a packet in the clear is counted", func() error {
 		c, err := net.Dial("udp", wgPeerIP+":9")
 		if err != nil {
 			return err
@@ -354,7 +354,7 @@ func TestWireGuardForgedPackets(t *testing.T) {
 	}
 	send(wgPeerIP)
 	send(outsideAddr) // which is not what this is about: the LAN may speak to pods
-	_ = inbox.SetReadDeadline(time.Now().Add(time.Minute))
+	_ = inbox.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	_, from, err := inbox.ReadFrom(make([]byte, 1))
 	if err != nil {
 		t.Fatal(err)

@@ -22,7 +22,7 @@ import (
 )
 
 // patience is for what has to happen; nothing waits so long for what must not happen, since refusals are answers.
-const patience = time.Minute
+const patience = 2 * time.Minute
 
 // The Ethernet addresses of both ends of every link.
 var hostMAC, podMAC = net.HardwareAddr{2, 0, 0, 0, 0, 1}, net.HardwareAddr{2, 0, 0, 0, 0, 2}

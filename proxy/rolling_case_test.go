@@ -76,7 +76,7 @@ func (a *asker) run(stop <-chan struct{}) {
 				return err
 			}
 			defer c.Close()
-			_ = c.SetDeadline(time.Now().Add(time.Minute))
+			_ = c.SetDeadline(time.Now().Add(2 * time.Minute))
 			line, err := bufio.NewReader(c).ReadString('\n')
 			server, _, _ = strings.Cut(line, " ")
 			return err

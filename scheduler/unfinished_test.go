@@ -99,7 +99,7 @@ func TestUnfinishedPods(t *testing.T) {
 		t.Helper()
 		_, want := unfinishedOnes()
 		for i, h := range handlers { // each is told by a goroutine of its own
-			testenv.Eventually(t, time.Minute, fmt.Sprintf("handler %d has been told", i), func() error {
+			testenv.Eventually(t, 2*time.Minute, fmt.Sprintf("handler %d has been told", i), func() error {
 				if got := h.String(); got != fmt.Sprint(want, []string(nil)) {
 					return fmt.Errorf("of %s, want %s", got, want)
 				}
@@ -183,7 +183,7 @@ func TestUpstreamLeavesOutTheSamePods(t *testing.T) {
 	factory := upstream.NewInformerFactory(client, 0, nil)
 	factory.Start(t.Context().Done())
 	factory.WaitForCacheSync(t.Context().Done())
-	testenv.Until(t, time.Minute, "pods are watched", func() bool { // which begins after the list that a cache waits for
+	testenv.Until(t, 2*time.Minute, "pods are watched", func() bool { // which begins after the list that a cache waits for
 		return slices.ContainsFunc(client.Actions(), func(a clienttesting.Action) bool { return a.Matches("watch", "pods") })
 	})
 	for _, action := range client.Actions() {

@@ -225,7 +225,7 @@ func testEncryption(t *testing.T, o Options, c *clients) {
 // storeClient is a client of the store's socket until the end of the test.
 func storeClient(t *testing.T, o Options) *clientv3.Client {
 	t.Helper()
-	etcd, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + o.StoreSocket}, DialTimeout: time.Minute})
+	etcd, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + o.StoreSocket}, DialTimeout: 2 * time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

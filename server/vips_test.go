@@ -83,7 +83,7 @@ func TestOtherFlag(t *testing.T) {
 	ended := make(chan error, 1) // one: its goroutine need not wait
 	go func() { ended <- v.watch(ctx, client) }()
 	for _, address := range []string{"192.0.2.100", "192.0.2.200"} {
-		testenv.Eventually(t, time.Minute, "the cluster's address", func() error {
+		testenv.Eventually(t, 2*time.Minute, "the cluster's address", func() error {
 			m.Data = map[string]string{cluster.VIPData: address} // again, if the watch has not begun
 			if _, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Update(ctx, m, metav1.UpdateOptions{}); err != nil {
 				return err

@@ -79,7 +79,7 @@ func (b *bed) says(r lbholders.Record) {
 
 func (b *bed) announces(want ...netip.Addr) {
 	b.Helper()
-	testenv.Eventually(b, time.Minute, fmt.Sprintf("it announces %v", want), func() error {
+	testenv.Eventually(b, 2*time.Minute, fmt.Sprintf("it announces %v", want), func() error {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		var have []netip.Addr

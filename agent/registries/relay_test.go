@@ -131,7 +131,7 @@ func TestRelayRunsAgain(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	testenv.Eventually(t, time.Minute, "an answer", func() error {
+	testenv.Eventually(t, 2*time.Minute, "an answer", func() error {
 		answer, err := http.Get(base)
 		if err == nil {
 			answer.Body.Close()

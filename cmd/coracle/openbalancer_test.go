@@ -27,7 +27,7 @@ func TestAgentWaitsForItsPort(t *testing.T) {
 	defer other.Close()
 	address := other.Addr().String()
 	board := status.NewBoard(time.Now)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	type opened struct {
 		servers *balancer.Balancer

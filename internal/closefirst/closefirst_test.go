@@ -210,7 +210,7 @@ func heeds(t *testing.T, what string, deadline func(time.Time) error, wait func(
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%s: %v", what, err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatalf("%s heeds no deadline", what)
 	}
 }
@@ -267,7 +267,7 @@ func TestOthersClose(t *testing.T) {
 			t.Errorf("a connection has number %d", n)
 		}
 		moved.Close()
-		if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		if c, err = l.Accept(); err != nil {

@@ -85,7 +85,7 @@ func TestReplacingHost(t *testing.T) {
 	} {
 		must(step.do())
 		// The kernel tells routes of a carrier that comes or goes a moment later.
-		testenv.Eventually(t, time.Minute, step.what, func() error {
+		testenv.Eventually(t, 2*time.Minute, step.what, func() error {
 			if got, err := HostIPs(h, nil); err != nil || !slices.Equal(got, step.want) {
 				return fmt.Errorf("%v, %v; want %v", got, err, step.want)
 			}

@@ -236,7 +236,7 @@ func asWithASelector(t *testing.T, r *rand.Rand) {
 	a.mu.Unlock()
 	slices.Sort(want)
 	for i, h := range handlers {
-		testenv.Eventually(t, time.Minute, fmt.Sprintf("handler %d has been told", i), func() error {
+		testenv.Eventually(t, 2*time.Minute, fmt.Sprintf("handler %d has been told", i), func() error {
 			if got := h.String(); got != fmt.Sprint(want, []string(nil)) {
 				return fmt.Errorf("of %s, want %s", got, want)
 			}

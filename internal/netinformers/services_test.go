@@ -164,7 +164,7 @@ func (h *heard) want(t *testing.T, events ...string) {
 	t.Helper()
 	slices.Sort(events)
 	var got []string
-	testenv.Eventually(t, time.Minute, fmt.Sprint(events), func() error {
+	testenv.Eventually(t, 2*time.Minute, fmt.Sprint(events), func() error {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		if len(h.all) < len(events) {

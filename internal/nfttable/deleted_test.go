@@ -45,7 +45,7 @@ func TestDeletionsAreHeard(t *testing.T) {
 				if !strings.Contains(fmt.Sprint(want), w) {
 					t.Errorf("heard %q, want %v", w, want)
 				}
-			case <-time.After(time.Minute):
+			case <-time.After(2 * time.Minute):
 				t.Fatalf("nothing is heard, want %v", want)
 			}
 		}
@@ -99,7 +99,7 @@ func TestUnheardDeletions(t *testing.T) {
 			t.Fatalf("nft: %v: %s", err, out)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	told := false
 	if err := d.Run(ctx, func() { told = true; cancel() }); err != nil || !told {

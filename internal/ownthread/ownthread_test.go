@@ -75,7 +75,7 @@ func TestThreadEnds(t *testing.T) {
 	if err := Do(func() error { thread = unix.Gettid(); return nil }); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Until(t, time.Minute, "the thread is gone", func() bool {
+	testenv.Until(t, 2*time.Minute, "the thread is gone", func() bool {
 		_, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", thread))
 		return errors.Is(err, os.ErrNotExist)
 	})

@@ -340,7 +340,7 @@ func TestEach(t *testing.T) {
 	var heard []string
 	hears := func(want ...string) {
 		t.Helper()
-		testenv.Eventually(t, time.Minute, "it hears that", func() error {
+		testenv.Eventually(t, 2*time.Minute, "it hears that", func() error {
 			mu.Lock()
 			defer mu.Unlock()
 			if !slices.Equal(heard, want) {

@@ -11,7 +11,6 @@ import (
 	"reflect"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -159,7 +158,7 @@ func checkEncodings(t *testing.T, config *rest.Config, ns string) {
 			"/api/v1/pods?watch=1&timeoutSeconds=1&resourceVersion=0", "/api/v1/watch/namespaces/" + ns + "/pods/p?timeoutSeconds=1",
 			"/api/v1/namespaces/" + ns + "/pods?watch=1&timeoutSeconds=1&sendInitialEvents=true&allowWatchBookmarks=true&resourceVersionMatch=NotOlderThan",
 		} {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			r, err := http.NewRequestWithContext(ctx, http.MethodGet, config.Host+path, nil)
 			if err != nil {

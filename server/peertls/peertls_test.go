@@ -22,7 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
-const patience = time.Minute
+const patience = 2 * time.Minute
 
 func authorities(t *testing.T) *pki.PKI {
 	t.Helper()

@@ -90,7 +90,7 @@ func (b *bed) authorize(_ context.Context, a authorizer.Attributes) (authorizer.
 // watching waits until the store is watched: a fake tells a watch nothing of what happened between the list and its beginning.
 func (b *bed) watching() {
 	b.Helper()
-	testenv.Until(b, time.Minute, "all settings are watched", func() bool {
+	testenv.Until(b, 2*time.Minute, "all settings are watched", func() bool {
 		n := 0
 		for _, a := range b.client.Actions() {
 			if a.GetVerb() == "watch" {
@@ -142,7 +142,7 @@ func (s *stream) hears(want string) {
 		if w != want {
 			s.Errorf("it hears %q, want %q", w, want)
 		}
-	case <-time.After(time.Minute):
+	case <-time.After(2 * time.Minute):
 		s.Fatalf("it does not hear %q", want)
 	}
 }
@@ -272,7 +272,7 @@ func TestManyStreams(t *testing.T) {
 			}
 		})
 	}
-	testenv.Until(t, time.Minute, "nodes come and the store is asked", func() bool { return came.Load() == 200 && b.reads.Load() > 0 })
+	testenv.Until(t, 2*time.Minute, "nodes come and the store is asked", func() bool { return came.Load() == 200 && b.reads.Load() > 0 })
 	close(b.gate)
 	coming.Wait()
 	t.Log(b.reads.Load(), "reads for 200 nodes")
@@ -297,7 +297,7 @@ func TestStreamsEnd(t *testing.T) {
 func TestUnasked(t *testing.T) {
 	b := newBed(t)
 	b.ask()
-	testenv.Until(t, time.Minute, "it reads when it is asked", func() bool { return b.reads.Load() > 0 })
+	testenv.Until(t, 2*time.Minute, "it reads when it is asked", func() bool { return b.reads.Load() > 0 })
 	c := fake.NewClientset()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})

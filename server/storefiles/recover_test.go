@@ -85,7 +85,7 @@ func voters(s *raftstore.Store) (n int) {
 // eventually waits for a condition.
 func eventually(t *testing.T, what string, ok func() error) {
 	t.Helper()
-	testenv.Eventually(t, time.Minute, what, ok)
+	testenv.Eventually(t, 2*time.Minute, what, ok)
 }
 
 // TestRecover loses two of three servers and goes on with the third.

@@ -159,7 +159,7 @@ func TestWhoMayConnect(t *testing.T) {
 			pair = f.pair(leaf)
 		}
 		conn := f.connect(pair)
-		_ = conn.SetDeadline(time.Now().Add(time.Minute))
+		_ = conn.SetDeadline(time.Now().Add(2 * time.Minute))
 		_, err := conn.Read(make([]byte, 1))
 		if timeout, ok := err.(net.Error); err == nil || ok && timeout.Timeout() {
 			t.Errorf("%s is not hung up on: %v", name, err)
@@ -322,7 +322,7 @@ func TestManyConnectionsAtOnce(t *testing.T) {
 		select {
 		case i := <-ended:
 			got = append(got, i)
-		case <-time.After(time.Minute):
+		case <-time.After(2 * time.Minute):
 			t.Fatalf("only %v were closed, want the %d oldest", got, tooMany)
 		}
 	}
