@@ -94,7 +94,7 @@ func leaves(m, at *harness.Server, done func() error, says string, command ...st
 		}
 		failed = true
 		if notYet := done(); notYet != nil {
-			return fmt.Errorf("%v: %s; %w; the machine that leaves: %v\n%s", err, out, notYet, m.Alive(), m.LogTail(60))
+			return fmt.Errorf("%w; it said %s; the machine that leaves is alive: %t\n%s", errors.Join(err, notYet), out, m.Alive() == nil, m.LogTail(60))
 		}
 		return nil
 	})
