@@ -73,7 +73,7 @@ func TestAppendsGoOnWhileFilesAreRemoved(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-	case <-time.After(time.Minute):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("an append waits for the removal of old files")
 	}
 	if stalled := d.Stalled(); stalled != 0 {
