@@ -5,7 +5,6 @@
 package nodes
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -95,15 +94,13 @@ func (m *moving) pods() error {
 // all three, both nodes are ready at their address, all machines know one another, and the pods go on and can be looked into.
 func (m *moving) heals(what string, since time.Time) {
 	m.t.Helper()
-	eventually(m.t, since, what+": every server takes writes", func() error {
-		var errs []error
-		for _, s := range m.servers {
+	for _, s := range m.servers {
+		eventually(m.t, since, fmt.Sprintf("%s: server %d takes writes", what, s.Number), func() error {
 			m.writes++
-			_, err := s.TryKubectl("create", "configmap", fmt.Sprintf("write-%d", m.writes), "--request-timeout=5s")
-			errs = append(errs, err)
-		}
-		return errors.Join(errs...)
-	})
+			_, err := s.TryKubectl("create", "configmap", fmt.Sprintf("write-%d", m.writes), "--request-timeout=20s")
+			return err
+		})
+	}
 	eventually(m.t, since, what+": all are behind the Service kubernetes", func() error {
 		out, err := m.servers[0].TryKubectl("get", "endpointslices", "kubernetes", "-o", "jsonpath={.endpoints[?(@.conditions.ready==true)].addresses[0]}")
 		for _, s := range m.servers {
