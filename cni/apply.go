@@ -30,7 +30,8 @@ type rulesApplier struct {
 	mu        sync.Mutex
 	applied   uint64 // every request up to this one is in the table
 	written   *ruleset
-	verified  uint32 // the kernel's generation in which all of it was there
+	services  []netip.Prefix // those of serviceAddresses that it has
+	verified  uint32         // the kernel's generation in which all of it was there
 }
 
 // applyRules makes the table what the living sandboxes want.
@@ -54,12 +55,16 @@ func (s *Server) applyRules(ctx context.Context) error {
 			}
 		}
 	}
-	rs := desired(pods, s.o.ClusterCIDRs, ports, s.o.ReservedPorts)
+	services, err := serviceAddresses(s.o.ServiceCIDRs)
+	if err != nil {
+		return err
+	}
+	rs := desired(pods, s.o.ClusterCIDRs, services, ports, s.o.ReservedPorts)
 	nw.backend.rules(&rs, nw.ways)
 	if err := apply(ctx, a.nft, rs); err != nil {
 		return err
 	}
-	a.applied, a.written = upTo, &rs
+	a.applied, a.written, a.services = upTo, &rs, services
 	return nil
 }
 

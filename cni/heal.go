@@ -32,6 +32,11 @@ func (s *Server) heal(ctx context.Context, whole bool) {
 			s.log.Error(err, "Host ports and traffic from pods to the outside do not work; trying again", "after", s.guard)
 		}
 	}
+	if s.servicesMoved() {
+		if err := s.applyRules(ctx); err != nil {
+			s.log.Error(err, "Host ports may answer at addresses of new Services; trying again", "after", s.guard)
+		}
+	}
 	changes, err := s.applyHost(nw)
 	if len(changes) > 0 && before == "" { // else it is what could not be made earlier
 		s.log.Info("The host's side of the pod network was changed by another program; it is as it should be again", "changes", strings.Join(changes, ", "))

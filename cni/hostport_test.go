@@ -11,7 +11,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/coracle-k8s/coracle/internal/cluster"
+	"github.com/coracle-k8s/coracle/internal/nstest"
+	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/testenv"
 )
 
@@ -199,4 +203,55 @@ func TestFirewallsAreTold(t *testing.T) {
 	if len(told) > 0 {
 		t.Errorf("told again: %q", <-told)
 	}
+}
+
+// TestHostPortsLeaveServicesAlone: IPVS has Services' addresses on a device of the node's. What is sent there goes to no pod with a host port.
+func TestHostPortsLeaveServicesAlone(t *testing.T) {
+	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
+	n.stop()
+	n.o.ServiceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}
+	n.start()
+	testenv.Until(t, 2*time.Minute, "the network has started", n.server.Ready)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = servicerules.IPVSDevice
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil { // few kernels of test machines have dummy
+		t.Fatal(err)
+	}
+	const clusterIP, externalIP, laterIP = "10.43.0.9", "203.0.113.8", "203.0.113.9"
+	address := func(ip string) {
+		t.Helper()
+		if err := nstest.AddAddress(servicerules.IPVSDevice, ip+"/32"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	address(clusterIP)
+	address(externalIP)
+	p, client := n.pod("aaa", PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}), n.pod("bbb")
+	serve(t, p, "pod", "tcp", ":80")
+	serve(t, here{}, "service", "tcp", "0.0.0.0:8080") // in IPVS' place
+	expect(t, n.outside, "outside, the node's address", nodeAddr+":8080", "pod "+outsideAddr)
+	served := func(ip string) error {
+		for who, from := range map[string]nstest.Doer{"the node": here{}, "a pod": client} {
+			if got, err := ask(from, ip+":8080"); err != nil || !strings.HasPrefix(got, "service ") {
+				return fmt.Errorf("%s at %s: %q answers, %v", who, ip, got, err)
+			}
+		}
+		return nil
+	}
+	for _, ip := range []string{clusterIP, externalIP} {
+		if err := served(ip); err != nil {
+			t.Error(err)
+		}
+	}
+	address(laterIP)
+	eventually(t, func() error { return served(laterIP) })
+	if err := netlink.LinkDel(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		if out := nft(t, "list set inet coracle services4"); strings.Contains(out, externalIP) {
+			return fmt.Errorf("the table still has an address of before:\n%s", out)
+		}
+		return nil
+	})
 }

@@ -87,6 +87,7 @@ const (
 	setPods          = "pods"
 	setCluster       = "cluster"
 	setHairpin       = "hairpin"
+	setServices      = "services"
 	setSenders       = "senders"
 	mapPorts         = "ports"
 	mapAddressPorts  = "address-ports"
@@ -98,8 +99,8 @@ type ruleset struct {
 	content []knftables.Object // rules and elements
 }
 
-// desired computes the table from the node's pod CIDRs, the cluster's, the living pods' host ports, and the ports at which the node itself listens. It is pure.
-func desired(podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort, reserved []uint16) ruleset {
+// desired computes the table from the node's pod CIDRs, the cluster's, Services' networks and addresses, the living pods' host ports, and the ports at which the node itself listens. It is pure.
+func desired(podCIDRs, clusterCIDRs, services []netip.Prefix, ports []hostPort, reserved []uint16) ruleset {
 	var rs ruleset
 	// Host ports come before Services' node ports, which hook in at dstnat (-100) itself.
 	rs.base(chainGuard, knftables.FilterType, knftables.PreroutingHook, knftables.RawPriority)
@@ -132,7 +133,7 @@ func desired(podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort, reserved [
 	for _, f := range ruleFamilies() {
 		// Nor does anybody else speak from a pod's address but by the way that leads to the pod: another machine on the segment may try.
 		rs.rule(chainGuard, "iifname !=", quoted(devicePrefix+"*"), f.proto, "saddr @"+f.name(setCluster), "fib saddr . iif oif 0 drop")
-		rs.family(f, podCIDRs, clusterCIDRs, ports)
+		rs.family(f, podCIDRs, clusterCIDRs, services, ports)
 	}
 	rs.rule(chainPodErrors, "counter drop")
 	return rs
@@ -178,13 +179,14 @@ func (f family) name(s string) string       { return s + strconv.Itoa(f.n) }
 func (f family) has(a netip.Addr) bool      { return a.Is4() == (f.n == 4) }
 func (f family) hasNet(p netip.Prefix) bool { return f.has(p.Addr()) }
 
-func (rs *ruleset) family(f family, podCIDRs, clusterCIDRs []netip.Prefix, ports []hostPort) {
+func (rs *ruleset) family(f family, podCIDRs, clusterCIDRs, services []netip.Prefix, ports []hostPort) {
 	interval := []knftables.SetFlag{knftables.IntervalFlag}
 	pair := f.addrType + " . inet_service"
 	rs.objects = append(rs.objects,
 		&knftables.Set{Name: f.name(setPods), Type: f.addrType, Flags: interval},
 		&knftables.Set{Name: f.name(setCluster), Type: f.addrType, Flags: interval},
 		&knftables.Set{Name: f.name(setHairpin), Type: f.addrType + " . " + f.addrType},
+		&knftables.Set{Name: f.name(setServices), Type: f.addrType, Flags: interval},
 		&knftables.Map{Name: f.name(mapAddressPorts), Type: f.addrType + " . inet_proto . inet_service : " + pair},
 		&knftables.Map{Name: f.name(mapPorts), Type: "inet_proto . inet_service : " + pair},
 	)
@@ -196,6 +198,7 @@ func (rs *ruleset) family(f family, podCIDRs, clusterCIDRs []netip.Prefix, ports
 	for _, way := range []string{"original", "reply"} {
 		rs.rule(chainPodErrors, "ct state related", f.proto, "saddr . ct", way, f.proto, "saddr @"+f.name(setSenders), "return")
 	}
+	rs.rule(chainHostPorts, f.proto, "daddr @"+f.name(setServices), "return") // local to the kernel, where IPVS serves them
 	rs.rule(chainHostPorts, "dnat", f.proto, "to", f.proto, "daddr . meta l4proto . th dport map @"+f.name(mapAddressPorts))
 	rs.rule(chainHostPorts, "meta nfproto", f.nfproto, "dnat", f.proto, "to meta l4proto . th dport map @"+f.name(mapPorts))
 	// A pod that reaches itself by a host port must see another address than its own, or it answers itself.
@@ -203,16 +206,9 @@ func (rs *ruleset) family(f family, podCIDRs, clusterCIDRs []netip.Prefix, ports
 	rs.rule(chainPostrouting, f.proto, "saddr @"+f.name(setPods), f.proto, "daddr != @"+f.name(setCluster),
 		f.proto, "daddr !=", f.multicast, "masquerade fully-random")
 
-	for _, p := range podCIDRs {
-		if f.hasNet(p) {
-			rs.element(&knftables.Element{Set: f.name(setPods), Key: []string{p.Masked().String()}})
-		}
-	}
-	for _, p := range clusterCIDRs {
-		if f.hasNet(p) {
-			rs.element(&knftables.Element{Set: f.name(setCluster), Key: []string{p.Masked().String()}})
-		}
-	}
+	rs.networks(f, setPods, podCIDRs)
+	rs.networks(f, setCluster, clusterCIDRs)
+	rs.networks(f, setServices, services)
 	seen := map[string]bool{} // two pods with the same port: the scheduler prevents it, the first wins here
 	for _, p := range ports {
 		if !f.has(p.Pod) {
@@ -229,6 +225,15 @@ func (rs *ruleset) family(f family, podCIDRs, clusterCIDRs []netip.Prefix, ports
 		if id := p.Pod.String(); !seen[id] {
 			seen[id] = true
 			rs.element(&knftables.Element{Set: f.name(setHairpin), Key: []string{id, id}})
+		}
+	}
+}
+
+// networks fills a set of a family.
+func (rs *ruleset) networks(f family, set string, networks []netip.Prefix) {
+	for _, p := range networks {
+		if f.hasNet(p) {
+			rs.element(&knftables.Element{Set: f.name(set), Key: []string{p.Masked().String()}})
 		}
 	}
 }

@@ -37,6 +37,8 @@ add set inet coracle pods4 { type ipv4_addr ; flags interval ; }
 add set inet coracle pods6 { type ipv6_addr ; flags interval ; }
 add set inet coracle senders4 { type ipv4_addr . ipv4_addr ; flags dynamic,timeout ; size 65536 ; }
 add set inet coracle senders6 { type ipv6_addr . ipv6_addr ; flags dynamic,timeout ; size 65536 ; }
+add set inet coracle services4 { type ipv4_addr ; flags interval ; }
+add set inet coracle services6 { type ipv6_addr ; flags interval ; }
 add map inet coracle address-ports4 { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service ; }
 add map inet coracle address-ports6 { type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service ; }
 add map inet coracle ports4 { type inet_proto . inet_service : ipv4_addr . inet_service ; }
@@ -59,8 +61,10 @@ add rule inet coracle guard iifname "vethcor*" ip6 saddr { ::, fe80::/10 } icmpv
 add rule inet coracle guard iifname "vethcor*" ip6 saddr != { ::, fe80::/10 } fib saddr . iif oif 0 drop
 add rule inet coracle guard iifname != "vethcor*" ip saddr @cluster4 fib saddr . iif oif 0 drop
 add rule inet coracle guard iifname != "vethcor*" ip6 saddr @cluster6 fib saddr . iif oif 0 drop
+add rule inet coracle host-ports ip daddr @services4 return
 add rule inet coracle host-ports dnat ip to ip daddr . meta l4proto . th dport map @address-ports4
 add rule inet coracle host-ports meta nfproto ipv4 dnat ip to meta l4proto . th dport map @ports4
+add rule inet coracle host-ports ip6 daddr @services6 return
 add rule inet coracle host-ports dnat ip6 to ip6 daddr . meta l4proto . th dport map @address-ports6
 add rule inet coracle host-ports meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @ports6
 add rule inet coracle nat-output ip6 daddr ::1 return
@@ -82,6 +86,9 @@ add element inet coracle hairpin4 { 10.42.7.2 . 10.42.7.2 }
 add element inet coracle hairpin6 { fd42::2 . fd42::2 }
 add element inet coracle pods4 { 10.42.7.0/24 }
 add element inet coracle pods6 { fd42::/64 }
+add element inet coracle services4 { 10.43.0.0/16 }
+add element inet coracle services4 { 203.0.113.8/32 }
+add element inet coracle services6 { fd43::/112 }
 add element inet coracle address-ports4 { 192.0.2.1 . tcp . 8081 : 10.42.7.2 . 81 }
 add element inet coracle ports4 { tcp . 8080 : 10.42.7.2 . 80 }
 add element inet coracle ports4 { udp . 53 : 10.42.7.2 . 53 }
@@ -100,13 +107,13 @@ func TestDesiredTable(t *testing.T) {
 	latecomer := hostPort{Protocol: "tcp", Port: 8080, Pod: netip.MustParseAddr("10.42.7.2"), PodPort: 99}
 	cluster := prefixes("10.42.0.0/16", "fd42::/56")
 	for _, c := range []struct {
-		name  string
-		pods  []netip.Prefix
-		ports []hostPort
-		want  string
+		name           string
+		pods, services []netip.Prefix
+		ports          []hostPort
+		want           string
 	}{
-		{"one pod with host ports", prefixes("10.42.7.0/24", "fd42::/64"), append(r.hostPorts(), latecomer), emptyTable + dualStackElements},
-		{"nothing any more", nil, nil, emptyTable + `
+		{"one pod with host ports", prefixes("10.42.7.0/24", "fd42::/64"), prefixes("10.43.0.0/16", "fd43::/112", "203.0.113.8/32"), append(r.hostPorts(), latecomer), emptyTable + dualStackElements},
+		{"nothing any more", nil, nil, nil, emptyTable + `
 add element inet coracle cluster4 { 10.42.0.0/16 }
 add element inet coracle cluster6 { fd42::/56 }
 `},
@@ -115,7 +122,7 @@ add element inet coracle cluster6 { fd42::/56 }
 			nft := knftables.NewFake(knftables.InetFamily, tableName)
 			leaveStrangers(t, nft)
 			for range 2 { // applying twice is applying once
-				if err := apply(context.Background(), nft, desired(c.pods, cluster, c.ports, []uint16{6443, 10250, 6443})); err != nil {
+				if err := apply(context.Background(), nft, desired(c.pods, cluster, c.services, c.ports, []uint16{6443, 10250, 6443})); err != nil {
 					t.Fatal(err)
 				}
 				if got, want := lines(nft.Dump()), lines(c.want); got != want {

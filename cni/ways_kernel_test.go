@@ -106,7 +106,7 @@ func (s *segment) pass(i int) (did string) {
 }
 
 func desiredRules(in waysInput, b backend) ruleset {
-	rs := desired(in.podCIDRs, prefixes("10.42.0.0/16", "fd42::/48"), nil, nil)
+	rs := desired(in.podCIDRs, prefixes("10.42.0.0/16", "fd42::/48"), nil, nil, nil)
 	b.rules(&rs, in)
 	return rs
 }

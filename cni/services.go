@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/coracle-k8s/coracle/internal/netdump"
+	"github.com/coracle-k8s/coracle/internal/servicerules"
+)
+
+// IPVS has the addresses of Services on a device of the node's, so the kernel calls them local, as it does the node's own. Host ports answer at
+// the node's own addresses alone: a pod with host port 443 must not get what is for port 443 of a Service.
+
+// serviceAddresses are the networks of Services, and the addresses of the IPVS device that are in none of them: external IPs and load balancer
+// addresses. With nftables there is no such device.
+func serviceAddresses(networks []netip.Prefix) ([]netip.Prefix, error) {
+	out := slices.Clone(networks)
+	link, err := netlink.LinkByName(servicerules.IPVSDevice)
+	var missing netlink.LinkNotFoundError
+	switch {
+	case errors.As(err, &missing):
+		return out, nil
+	case err != nil:
+		return nil, fmt.Errorf("finding the device %s: %w", servicerules.IPVSDevice, err)
+	}
+	all, err := netdump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("listing the addresses of %s: %w", servicerules.IPVSDevice, err)
+	}
+	for _, h := range all {
+		a, ok := netip.AddrFromSlice(h.IP)
+		a = a.Unmap()
+		if ok && !a.IsLinkLocalUnicast() && !slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(a) }) {
+			out = append(out, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return out, nil
+}
+
+// servicesMoved says whether the table leaves other addresses to Services than those that they have now.
+func (s *Server) servicesMoved() bool {
+	now, err := serviceAddresses(s.o.ServiceCIDRs)
+	if err != nil {
+		s.log.Error(err, "Host ports may answer at addresses of new Services", "again", s.guard)
+		return false
+	}
+	s.rules.mu.Lock()
+	defer s.rules.mu.Unlock()
+	return !slices.Equal(now, s.rules.services)
+}
