@@ -46,3 +46,66 @@ func TestScenarioNarrowLink(t *testing.T) {
 		})
 	}
 }
+
+// All links are narrow, and a client writes a value that takes each of them much longer than a leader without progress has. The leader
+// keeps its leadership, and the client gets its acknowledgement.
+func TestScenarioLargeWriteOverNarrowLinks(t *testing.T) {
+	const kb, size = 1 << 10, 1200 << 10
+	for _, rate := range []int{256 * kb, 128 * kb, 64 * kb, 48 * kb} {
+		t.Run(fmt.Sprintf("%d bytes a second", rate), func(t *testing.T) {
+			seeds(t, 2, func(t *testing.T, seed uint64) {
+				stage(t, seed, 3+2*int(seed%2), func(o *Options) { o.RequestTimeout = 4 * time.Minute }, func(c *cluster) {
+					c.pass(5 * time.Second)
+					for _, a := range c.nodes {
+						for _, b := range c.others(a) {
+							c.net.Rate(a.name, b.name, rate)
+						}
+					}
+					c.pass(time.Second)
+					leader := c.leader()
+					for _, through := range []*node{leader, c.others(leader)[0]} {
+						term, began := leader.term(), time.Now()
+						_, err := through.running().Client().KV.Put(c.within(4*time.Minute), "large", noise(size))
+						t.Logf("seed %d: through %s, %s leads: %v after %v, %d elections", seed, through.name, leader.name, err, time.Since(began), leader.term()-term)
+						if err != nil || leader.term() != term {
+							t.Errorf("seed %d: %v, the term was %d and is %d\n%s", seed, err, term, leader.term(), c.state())
+						}
+					}
+				})
+			})
+		})
+	}
+}
+
+// Followers without which there is no majority lack much, and are reached over narrow links. The leader keeps its leadership while they
+// catch up, although nothing is committed meanwhile and another one could be elected.
+func TestScenarioMajorityCatchesUpOverNarrowLinks(t *testing.T) {
+	seeds(t, 2, func(t *testing.T, seed uint64) {
+		stage(t, seed, 5, nil, func(c *cluster) {
+			const rate = 64 << 10
+			leader := c.leader()
+			others := c.others(leader)
+			far, lost := others[:2], others[2]
+			for _, f := range far {
+				for _, o := range c.others(f) {
+					c.net.Rate(o.name, f.name, rate)
+					c.net.Rate(f.name, o.name, rate)
+				}
+			}
+			c.isolate(far...)
+			for range 40 {
+				if _, err := leader.running().Client().KV.Put(c.within(5*time.Second), "k", noise(40<<10)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			term := leader.term()
+			lost.crash()
+			c.net.HealAll()
+			began := time.Now()
+			if err := c.writes(leader, 2*time.Minute); err != nil || leader.term() != term {
+				t.Errorf("seed %d: %v after %v, the term was %d and is %d\n%s", seed, err, time.Since(began), term, leader.term(), c.state())
+			}
+			t.Logf("seed %d: a write after %v", seed, time.Since(began))
+		})
+	})
+}

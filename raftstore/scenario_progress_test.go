@@ -61,14 +61,7 @@ func TestScenarioAllLargePacketsLost(t *testing.T) {
 	stage(t, 1, 3, nil, func(c *cluster) {
 		c.pass(5 * time.Second)
 		term := c.leader().term()
-		every := func(bytes int) {
-			for _, a := range c.nodes {
-				for _, b := range c.others(a) {
-					c.net.Largest(a.name, b.name, bytes)
-				}
-			}
-		}
-		every(1200)
+		c.loseLarge(1200)
 		for range 60 {
 			_, _ = c.leader().running().Client().KV.Put(c.within(5*time.Second), "large", c.large()) // cannot be done
 			c.pass(5 * time.Second)
@@ -76,8 +69,36 @@ func TestScenarioAllLargePacketsLost(t *testing.T) {
 		if grown := c.leader().term() - term; grown > 24 {
 			t.Errorf("%d elections in ten minutes", grown)
 		}
-		every(0)
+		c.loseLarge(0)
 		c.pass(30 * time.Second) // until what is lost for good has been given up
+	})
+}
+
+// loseLarge loses packets above a size wherever they come from; 0 loses none.
+func (c *cluster) loseLarge(bytes int) {
+	for _, a := range c.nodes {
+		for _, b := range c.others(a) {
+			c.net.Largest(a.name, b.name, bytes)
+		}
+	}
+}
+
+// Large packets are lost wherever they come from, and clients write small values beside large ones. The entry that gets through nowhere
+// does not keep the small ones back for longer each time.
+func TestScenarioSmallWritesBesideLostLarge(t *testing.T) {
+	seeds(t, 2, func(t *testing.T, seed uint64) {
+		stage(t, seed, 3, nil, func(c *cluster) {
+			c.pass(5 * time.Second)
+			c.loseLarge(1200)
+			for range 60 {
+				_, _ = c.leader().running().Client().KV.Put(c.within(5*time.Second), "large", c.large()) // cannot be done
+				if err := c.writes(c.leader(), 10*time.Second); err != nil {
+					t.Fatalf("seed %d: %v\n%s", seed, err, c.state())
+				}
+			}
+			c.loseLarge(0)
+			c.pass(30 * time.Second) // until what is lost for good has been given up
+		})
 	})
 }
 

@@ -119,9 +119,7 @@ func (p *peer) reply(term uint64) {
 // confirmed nothing in the term. What it replies to calls does not count, unlike for [Transport.Contact]: a process replies whose disk
 // stalls.
 func (t *Transport) Stored(id raft.ServerID, term uint64) (index uint64, at time.Time) {
-	t.mu.Lock()
-	p := t.peers[string(id)]
-	t.mu.Unlock()
+	p := t.known(id)
 	if p == nil {
 		return 0, time.Time{}
 	}

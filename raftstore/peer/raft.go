@@ -165,6 +165,9 @@ func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *
 	}
 	attempt := func() error {
 		began := time.Now()
+		if !beat {
+			p.sends(args)
+		}
 		err := t.send(id, a, c, once)
 		if !beat {
 			p.paced(args, time.Since(began), t.entriesTime(), err)

@@ -52,11 +52,31 @@ func (p *peer) cut(r *raft.AppendEntriesRequest) (room int) {
 	return room
 }
 
+// sends notes that a message sets out, and how many bytes it has more than the peer is known to answer in good time: a single entry may be that large.
+func (p *peer) sends(r *raft.AppendEntriesRequest) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.excess = max(0, entriesBytes(r.Entries)-p.message)
+}
+
+// Transfer returns how much longer the message with entries that is under way to a server may take than one of a size that it is known to answer
+// in good time. 0 if there is none, or it is not larger.
+func (t *Transport) Transfer(id raft.ServerID) time.Duration {
+	p := t.known(id)
+	if p == nil {
+		return 0
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return time.Duration(p.excess) * time.Second / entriesRate
+}
+
 // paced notes how long a message took, of at most limit. The next one may be larger if this one was full, and quick; it is smaller if this
 // one was too late.
 func (p *peer) paced(r *raft.AppendEntriesRequest, took, limit time.Duration, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.excess = 0
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		p.message = max(p.message/2, leastMessage)

@@ -32,6 +32,7 @@ type peer struct {
 	silent    time.Time // when the first of the heartbeats began that were not answered in time
 	log       follower
 	message   int // bytes that the entries of a message take at most, or it has a single one
+	excess    int // bytes that the message under way has more than that
 }
 
 // PeerStats is what is known of another server.
@@ -82,15 +83,20 @@ func (t *Transport) Retain(ids []raft.ServerID) {
 
 // Contact returns when the server last answered anything, or the zero time. It proves a process, and no disk: see [Transport.Stored].
 func (t *Transport) Contact(id raft.ServerID) time.Time {
-	t.mu.Lock()
-	p := t.peers[string(id)]
-	t.mu.Unlock()
+	p := t.known(id)
 	if p == nil {
 		return time.Time{}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.contact
+}
+
+// known is nil for a server with which there was nothing yet.
+func (t *Transport) known(id raft.ServerID) *peer {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.peers[string(id)]
 }
 
 func (t *Transport) peer(id string) *peer {
