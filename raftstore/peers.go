@@ -45,6 +45,8 @@ type peers struct {
 	timing  sync.Mutex                // held while raft is told its times
 	aside   atomic.Pointer[time.Time] // until then this server makes way for another leader
 	pace    atomic.Pointer[pace]      // how long the voters' disks take, as was last heard
+
+	flushing atomic.Bool // this server flushes a few bytes, since a leader asks how long that takes
 }
 
 // openPeers opens the transport. Calls of others wait until run.

@@ -56,6 +56,26 @@ func TestScenarioStalledLeader(t *testing.T) {
 	})
 }
 
+// Nothing was written for minutes, so no server knows how long a flush takes anywhere. The leader's disk stalls, or becomes slow, alone: the
+// first write is done by another leader within seconds.
+func TestScenarioStalledLeaderOfIdleCluster(t *testing.T) {
+	seeds(t, 4, func(t *testing.T, seed uint64) {
+		stage(t, seed, 3+2*int(seed%2), nil, func(c *cluster) {
+			leader := c.leader()
+			c.pass(time.Duration(2+c.rand.IntN(10)) * time.Minute)
+			leader.faults.DelayFlushes([]time.Duration{3 * time.Second, 8 * time.Second, time.Hour}[c.rand.IntN(3)])
+			began := time.Now()
+			err := c.writes(c.others(leader)[0], time.Minute)
+			took := time.Since(began)
+			t.Logf("seed %d: a write after %v", seed, took)
+			if err != nil || took > 3*time.Second {
+				t.Errorf("seed %d: a write after %v: %v\n%s", seed, took, err, c.state())
+			}
+			leader.faults.DelayFlushes(0)
+		})
+	})
+}
+
 // A leader's disk stalls, so that raft in it notices nothing, and then the
 // server is alone. The others have another leader; what it would read is old,
 // so it must not answer.

@@ -8,11 +8,10 @@ import (
 	"time"
 )
 
-// slowWrite is how long a write may take, at most, where each flush takes that long: its own two flushes, those of two entries before it, and an election, of
-// which a candidacy at the longest is the greater part.
-func slowWrite(flush time.Duration) time.Duration {
-	return time.Second + 4*flush + 2*(flushesOfVote*flush+2*max(candidateFor*defaultElectionTimeout, defaultElectionTimeout+flushesOfVote*flush))
-}
+// slowWrite is how long there may be no write, at most, where each flush takes that long and no leader changes. A client's first write through a server takes four
+// flushes: two for a session and two for itself. At 2 s and more that is longer than a request may take, so that the one after it may have to wait as well. Of 200 seeds the
+// longest took 4 flushes up to 1.5 s, 6 at 2 s, and 7.3 at 3 s, with the client's pause of up to a second.
+func slowWrite(flush time.Duration) time.Duration { return 2*time.Second + 9*flush }
 
 // All disks, or those of a majority, are slow for minutes. Nobody is faster than the leader, so it keeps its place, and writes go on.
 func TestScenarioSlowRandom(t *testing.T) {
@@ -30,8 +29,10 @@ func TestScenarioSlowRandom(t *testing.T) {
 			}
 			through := c.nodes[c.rand.IntN(len(c.nodes))]
 			term, began, written, limit := c.leader().term(), time.Now(), 0, slowWrite(slow)
+			longest := time.Duration(0)
 			for last := began; time.Since(began) < 4*time.Minute; c.pass(time.Duration(c.rand.Int64N(int64(time.Second)))) {
 				o := c.put(c.within(limit), through.name, through.running().Client().KV, "slow", fmt.Sprintf("slow %d", c.clock.Add(1)))
+				longest = max(longest, time.Since(last))
 				if o.err == nil {
 					written, last = written+1, time.Now()
 				} else if since := time.Since(last); since > limit {
@@ -40,8 +41,8 @@ func TestScenarioSlowRandom(t *testing.T) {
 				}
 			}
 			elections := c.leader().term() - term
-			t.Logf("seed %d: each flush takes %v but those of %v: %d writes, %d elections", seed, slow, quick, written, elections)
-			if elections > 4 {
+			t.Logf("seed %d: each flush takes %v but those of %v: %d writes, the longest time without one %v, %d elections", seed, slow, quick, written, longest, elections)
+			if elections > 1 {
 				t.Errorf("seed %d: each flush takes %v but those of %v: %d elections while nothing changed", seed, slow, quick, elections)
 			}
 			for _, n := range c.nodes {
@@ -49,4 +50,53 @@ func TestScenarioSlowRandom(t *testing.T) {
 			}
 		})
 	})
+}
+
+// All disks become slow at once, and are quick again after ten seconds or two minutes. Nobody was faster meanwhile, so the leader keeps its
+// leadership, and a write takes no longer than its flushes.
+func TestScenarioSlowBurst(t *testing.T) {
+	for _, slow := range []time.Duration{1300, 2000, 3000} {
+		for _, lasts := range []time.Duration{10 * time.Second, 2 * time.Minute} {
+			slow := slow * time.Millisecond
+			t.Run(fmt.Sprintf("%v for %v", slow, lasts), func(t *testing.T) {
+				seeds(t, 2, func(t *testing.T, seed uint64) {
+					scenario(t, seed, 3+2*int(seed%2), func(c *cluster) {
+						through := c.nodes[c.rand.IntN(len(c.nodes))]
+						busy := c.rand.IntN(2) == 0 // then the writes wait for one another as well
+						if busy {
+							w := c.work(2)
+							defer w.stop()
+						}
+						began, last, written, longest := time.Now(), time.Now(), 0, time.Duration(0)
+						writes := func(until time.Duration) {
+							for time.Since(began) < until {
+								o := c.put(c.within(time.Minute), through.name, through.running().Client().KV, "slow", fmt.Sprintf("slow %d", c.clock.Add(1)))
+								longest = max(longest, time.Since(last))
+								if o.err != nil {
+									continue
+								}
+								c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))
+								written, last = written+1, time.Now()
+							}
+						}
+						writes(5 * time.Second)
+						term := c.leader().term()
+						for _, n := range c.nodes {
+							n.faults.DelayFlushes(slow)
+						}
+						writes(5*time.Second + lasts)
+						for _, n := range c.nodes {
+							n.faults.DelayFlushes(0)
+						}
+						writes(15*time.Second + lasts)
+						elections := c.leader().term() - term
+						t.Logf("seed %d: busy %v: %d writes, the longest took %v, %d elections", seed, busy, written, longest, elections)
+						if longest > slowWrite(slow) && !busy || elections > 0 {
+							t.Errorf("seed %d: a write took %v, of at most %v, and there were %d elections", seed, longest, slowWrite(slow), elections)
+						}
+					})
+				})
+			})
+		}
+	}
 }

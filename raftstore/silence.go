@@ -50,6 +50,12 @@ type standing struct {
 	FlushTakes        time.Duration // a write to its disk, lately or up to now
 }
 
+// standingQuestion is what a voter asks the others.
+type standingQuestion struct {
+	// Within says that FlushTakes is to be of a write that began at most so long ago.
+	Within time.Duration `json:",omitempty"`
+}
+
 // reaches says whether a voter's log has all that another one's has, so that it could be elected by it.
 func (a standing) reaches(b standing) bool {
 	return cmp.Or(cmp.Compare(b.LogTerm, a.LogTerm), cmp.Compare(b.LogIndex, a.LogIndex)) <= 0
@@ -77,12 +83,16 @@ func (p *peers) standing() standing {
 }
 
 // serveStanding answers another voter that misses the leader, and has this one look at once.
-func (p *peers) serveStanding(context.Context, nothing) (standing, error) {
+func (p *peers) serveStanding(ctx context.Context, q standingQuestion) (standing, error) {
 	if p.s.hung() {
 		return standing{}, errHung
 	}
 	p.lookNow()
-	return p.standing(), nil
+	out := p.standing()
+	if q.Within > 0 {
+		out.FlushTakes = p.flushTakesNow(ctx, q.Within)
+	}
+	return out, nil
 }
 
 // lookNow has missLeader look at once.
@@ -106,6 +116,7 @@ func (p *peers) missesLeader() bool {
 func (p *peers) standings(ctx context.Context, but raft.ServerID, within time.Duration, only ...standing) []standing {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
+	question := p.question()
 	var mu sync.Mutex
 	var all sync.WaitGroup
 	var out []standing
@@ -115,7 +126,7 @@ func (p *peers) standings(ctx context.Context, but raft.ServerID, within time.Du
 			continue
 		}
 		all.Go(func() {
-			answer, err := callAt[standing](ctx, p.Call, string(server.Address), callStanding, nothing{})
+			answer, err := callAt[standing](ctx, p.Call, string(server.Address), callStanding, question)
 			if err != nil || answer.ID != string(server.ID) { // another member may have the address now
 				return
 			}

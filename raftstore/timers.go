@@ -81,6 +81,42 @@ func (p *peers) withholds() bool {
 // several flushes itself.
 const fasterBy = 3
 
+// flushWait is how long a voter that is asked for a flush of now has for it. The answer has to be there within an election time-out, over a slow link too.
+const flushWait = 50 * time.Millisecond
+
+// question is what this server asks the other voters. A leader that waits for a disk or for confirmations asks for flushes since then: where all disks became
+// slow at once, theirs were quick when they flushed last, and they flush nothing while they wait for the leader's entries.
+func (p *peers) question() (q standingQuestion) {
+	if p.s.raft.State() == raft.Leader {
+		if q.Within = p.s.dir.Stalled(); q.Within < stalledAfter/4 {
+			q.Within = stuckAfter
+		}
+	}
+	return q
+}
+
+// flushTakesNow is how long a write takes that began at most so long ago: where there was none, this server flushes a few bytes. One that has not ended may be as
+// slow as any.
+func (p *peers) flushTakesNow(ctx context.Context, within time.Duration) time.Duration {
+	took, ok := p.s.dir.FlushedWithin(within)
+	if !ok && p.flushing.CompareAndSwap(false, true) {
+		p.s.spawn(func() {
+			defer p.flushing.Store(false)
+			_ = p.s.dir.Flush() // one that fails does not count as having ended
+		})
+	}
+	if !ok {
+		sleepUnless(ctx, flushWait, func() bool {
+			took, ok = p.s.dir.FlushedWithin(within)
+			return ok
+		})
+	}
+	if !ok {
+		return slowestFlush
+	}
+	return max(took, p.s.dir.Stalled())
+}
+
 // compareDisks asks the others, while this server leads and its disk has begun to stall, how theirs do. It waits longer for them than who misses a
 // leader: without an answer each leader would be deposed for its slow disk.
 func (p *peers) compareDisks(ctx context.Context) {

@@ -52,9 +52,14 @@ func lock(dir string) (*os.File, error) {
 	// The number is only for the message above: on a full disk it may be
 	// missing.
 	if f.Truncate(0) == nil {
-		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+		_ = notePID(f)
 	}
 	return f, nil
+}
+
+func notePID(f *os.File) error {
+	_, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	return err
 }
 
 func unusable(dir string, err error) error {

@@ -3,10 +3,12 @@
 package disk
 
 import (
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/utils/clock"
 )
 
@@ -23,6 +25,9 @@ type stall struct {
 	since time.Time // when the present window began
 	// slowest are the longest write of the present window and of the one before.
 	slowest [2]time.Duration
+	// began and took are of the write that began last among those that have ended.
+	began time.Time
+	took  time.Duration
 }
 
 // flushWindow is how long a slow write is remembered, at least, while others follow it. Who writes nothing learns nothing, and forgets nothing.
@@ -37,6 +42,9 @@ func (s *stall) flushed(took time.Duration) {
 		s.since, s.slowest = now, [2]time.Duration{0, s.slowest[0]}
 	}
 	s.slowest[0] = max(s.slowest[0], took)
+	if began := now.Add(-took); began.After(s.began) {
+		s.began, s.took = began, took
+	}
 }
 
 func (s *stall) flushTakes() time.Duration {
@@ -78,3 +86,21 @@ func (d *Dir) Stalled() time.Duration { return d.stall.longest() }
 // FlushTakes returns how long a write of the log or of raft's variables took, flush included: the longest of the last ten to twenty seconds in which
 // there were any.
 func (d *Dir) FlushTakes() time.Duration { return d.stall.flushTakes() }
+
+// FlushedWithin returns how long the write took that began last, flush included, if that was at most so long ago; false if none has ended that did.
+func (d *Dir) FlushedWithin(ago time.Duration) (took time.Duration, ok bool) {
+	d.stall.mu.Lock()
+	defer d.stall.mu.Unlock()
+	return d.stall.took, d.stall.clock.Since(d.stall.began) <= ago
+}
+
+// Flush writes a few bytes and flushes them, so that FlushedWithin knows how long that takes now. They are this process's number in the lock file, which
+// is there already, so it needs no space.
+func (d *Dir) Flush() error {
+	start := d.stall.clock.Now()
+	err := errors.Join(notePID(d.lock), d.space.faults.strike(d.Vars.ctx, d.space.clock), unix.Fdatasync(int(d.lock.Fd())))
+	if err == nil {
+		d.stall.flushed(d.stall.clock.Since(start))
+	}
+	return err
+}

@@ -4,6 +4,7 @@ package disk
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -78,6 +79,42 @@ func TestStalled(t *testing.T) {
 				t.Errorf("flushes took %v", took)
 			}
 		})
+	}
+}
+
+// How long a flush takes is asked of a disk that has written nothing for long: it flushes a few bytes then, and the lock file stays what it was.
+func TestFlushOfNow(t *testing.T) {
+	d, c, faults, _ := onFakeDisk(t)
+	before, err := os.ReadFile(filepath.Join(d.path, "LOCK"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Step(time.Hour)
+	if took, ok := d.FlushedWithin(time.Minute); ok {
+		t.Errorf("a flush of %v, although there was none for an hour", took)
+	}
+	faults.DelayFlushes(5 * time.Second)
+	done := make(chan error, 1)
+	go func() { done <- d.Flush() }()
+	wait(t, "delayed", c.HasWaiters)
+	if took, ok := d.FlushedWithin(time.Minute); ok || d.Stalled() != 0 {
+		t.Errorf("a flush of %v that has not ended, stalled for %v", took, d.Stalled())
+	}
+	c.Step(5 * time.Second)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	took, ok := d.FlushedWithin(5 * time.Second)
+	if _, since := d.FlushedWithin(4 * time.Second); !ok || took != 5*time.Second || since {
+		t.Errorf("a flush of %v; it began within 5 s: %v, within 4 s: %v", took, ok, since)
+	}
+	if after, err := os.ReadFile(filepath.Join(d.path, "LOCK")); err != nil || string(after) != string(before) {
+		t.Errorf("the lock file was %q and is %q: %v", before, after, err)
+	}
+	faults.DelayFlushes(0)
+	faults.FailWrites(unix.EIO)
+	if d.Flush() == nil {
+		t.Error("a flush that failed is reported as done")
 	}
 }
 
