@@ -13,8 +13,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// A leader that does not reach a member looks for a voter that reaches more members than it does at first after
-// connectivityPause, and then after twice as long each time, up to mostConnectivityPause.
+// A leader that does not reach a member looks every connectivityPause for a voter that reaches more members than it does: a link may be cut
+// long after another member was lost. After each transfer that pause is twice as long as after the one before, up to mostConnectivityPause.
 const connectivityPause, mostConnectivityPause = 2 * time.Second, time.Minute
 
 // connectivity is what a leader keeps between two searches for a voter that reaches more members.
@@ -77,13 +77,14 @@ func (p *peers) transferToConnected(ctx context.Context, c *connectivity) {
 	if time.Now().Before(c.next) {
 		return
 	}
-	c.pause = min(max(2*c.pause, connectivityPause), mostConnectivityPause)
-	c.next = time.Now().Add(c.pause)
+	c.next = time.Now().Add(connectivityPause)
 	own := p.reached(ctx)
 	best, most := p.mostConnected(ctx, servers, own)
 	if len(most) <= len(own) || len(p.reached(ctx)) >= len(most) { // the link may be back
 		return
 	}
+	c.pause = min(max(2*c.pause, connectivityPause), mostConnectivityPause)
+	c.next = time.Now().Add(c.pause)
 	p.s.log.Warn("another server reaches more members of the store's cluster: transferring the leadership", "to", best, "reaches", most, "this one", own)
 	if err := p.s.transferTo(ctx, memberID(string(best))); err != nil && ctx.Err() == nil {
 		p.s.log.Warn("could not transfer the leadership", "to", best, "err", err)

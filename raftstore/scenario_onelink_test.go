@@ -43,6 +43,25 @@ func TestScenarioOneLinkCut(t *testing.T) {
 	}
 }
 
+// A server has been lost for minutes, and then the link between the leader and another one is cut. A server that both reach leads as soon as if
+// none were lost.
+func TestScenarioOneLinkCutBesideLostServer(t *testing.T) {
+	seeds(t, 3, func(t *testing.T, seed uint64) {
+		scenario(t, seed, 5, func(c *cluster) {
+			leader := c.leader()
+			others := c.others(leader)
+			others[3].crash()
+			c.pass(time.Duration(2+c.rand.IntN(5))*time.Minute + time.Duration(c.rand.Int64N(int64(time.Minute))))
+			leader = c.leader()
+			c.cutLink(leader, others[0])
+			c.pass(linkCutWithin)
+			c.serves(append(others[:3:3], leader)...)
+			c.net.HealAll()
+			others[3].start()
+		})
+	})
+}
+
 // No server reaches more than the leader does, and one hears it not. That one knows a server that reaches the leader, and takes
 // itself for no removed one; when the link is
 // whole it has a leader again.
