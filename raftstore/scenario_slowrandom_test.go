@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/raft"
 )
 
 // slowWrite is how long there may be no write, at most, where each flush takes that long and no leader changes. A client's first write through a server takes four
@@ -50,6 +52,46 @@ func TestScenarioSlowRandom(t *testing.T) {
 			}
 		})
 	})
+}
+
+// Two of five servers are quick, two take seconds for a flush, and the fifth has a stalled disk, so that an election needs a slow one. Each of the two
+// quick ones followed the other one last, and the leader is lost by a transfer to a slow one: the two do not end one another's elections.
+func TestScenarioFormerLeadersElect(t *testing.T) {
+	seeds(t, 4, func(t *testing.T, seed uint64) {
+		stage(t, seed, 5, nil, func(c *cluster) {
+			nodes := c.shuffled()
+			first, second, slow, stalled := nodes[0], nodes[1], nodes[2:4], nodes[4]
+			for _, n := range []*node{first, second} {
+				if !n.leads() {
+					if err := c.leader().running().transferTo(c.within(5*time.Second), memberID(string(n.running().id))); err != nil {
+						t.Fatal(err)
+					}
+				}
+				c.leader(n)
+				c.pass(time.Second)
+			}
+			stalled.stalls()
+			takes := 2*time.Second + time.Duration(c.rand.Int64N(int64(time.Second)))
+			for _, n := range slow {
+				n.faults.DelayFlushes(takes)
+			}
+			_ = second.running().transferAt(c.within(8*time.Second), raft.Server{ID: slow[0].running().id, Address: slow[0].running().address})
+			began, limit := time.Now(), slowElection(takes)
+			err := c.writes(first, limit)
+			t.Logf("seed %d: each flush takes %v: a write after %v", seed, takes, time.Since(began))
+			if err != nil {
+				t.Errorf("seed %d: no write within %v: %v\n%s", seed, limit, err, c.state())
+			}
+			for _, n := range c.nodes {
+				n.faults.DelayFlushes(0)
+			}
+		})
+	})
+}
+
+// slowElection is how long there may be no write, at most, where an election comes first: two candidacies at the longest are the greater part of that.
+func slowElection(flush time.Duration) time.Duration {
+	return slowWrite(flush) + 2*(flushesOfVote*flush+2*(defaultElectionTimeout+flushesOfVote*flush))
 }
 
 // All disks become slow at once, and are quick again after ten seconds or two minutes. Nobody was faster meanwhile, so the leader keeps its

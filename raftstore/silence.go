@@ -203,6 +203,9 @@ const mostYields = 3
 func (p *peers) replaceLeader(ctx context.Context, yields bool) time.Duration {
 	rank, voter := p.rank()
 	leader, _, seen := p.LeaderSeen()
+	if p.s.raft.CurrentTerm() > seen {
+		leader = "" // there was an election since, so it is asked like any other: it may be a candidate itself
+	}
 	state := p.s.raft.State()
 	if !voter || state == raft.Leader || state == raft.Shutdown || p.withholds() || p.s.hung() {
 		return standAfter
