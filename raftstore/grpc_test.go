@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -451,5 +452,37 @@ func TestBackup(t *testing.T) {
 	}
 	if resp := <-nc.Watch(ctx, "/a", clientv3.WithRev(rev)); !errors.Is(resp.Err(), rpctypes.ErrCompacted) {
 		t.Fatalf("a watch from before the restore: %v", resp.Err())
+	}
+}
+
+// A survivor that lacks the last writes is recovered. A client that saw those, and goes on watching where it was, is told by either face that
+// this was compacted, and so lists anew.
+func TestWatchFromBeforeARecovery(t *testing.T) {
+	ctx, lost, survivor := testContext(t), t.TempDir(), t.TempDir()
+	s := openStore(t, Options{Dir: lost})
+	mustPut(ctx, t, s.Client().Client, "/a", "both have it")
+	if err := errors.Join(s.Close(ctx), os.CopyFS(survivor, os.DirFS(lost))); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, Options{Dir: lost})
+	seen := mustPut(ctx, t, s.Client().Client, "/a", "the survivor lacks it")
+	if err := s.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := Recover(Options{Dir: survivor, NodeID: "one", Logger: slog.New(slog.DiscardHandler)}); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, Options{Dir: survivor})
+	mustPut(ctx, t, s.Client().Client, "/a", "the first write after the recovery")
+	for face, c := range map[string]*clientv3.Client{"native": s.Client().Client, "grpc": dial(t, s)} {
+		ctx, cancel := context.WithTimeout(ctx, time.Minute) // or a watch that is not told would wait for ever
+		defer cancel()
+		r, ok := <-c.Watch(ctx, "/a", clientv3.WithRev(seen+1))
+		if !ok || !errors.Is(r.Err(), rpctypes.ErrCompacted) || r.CompactRevision <= seen {
+			t.Errorf("%s: a watch after revision %d got %+v (%v)", face, seen, r, r.Err())
+		}
+		if _, err := c.Get(ctx, "/a", clientv3.WithRev(seen)); !errors.Is(err, rpctypes.ErrCompacted) {
+			t.Errorf("%s: a read at revision %d: %v", face, seen, err)
+		}
 	}
 }
