@@ -4,6 +4,7 @@ package raftstore
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,9 +15,10 @@ import (
 // majorityWithin is how long the servers that are well may take to write, after something has happened.
 const majorityWithin = 15 * time.Second
 
-// A minority of the voters has a stalled or full disk, is dead or cut off, and so may be every server without a vote; the disks of the
-// others may be slow. Meanwhile votes are given, servers are removed, and leadership is transferred, by the leader itself or on request.
-// Whatever comes of it, the servers that are well write within seconds.
+// A minority of the voters has a stalled or full disk, is dead or cut off, and so may be every server without a vote. Single links between the
+// others may be cut as long as one voter reaches all of them, or their disks, some or all, may take seconds for a flush. Meanwhile votes are
+// given, servers are removed, and leadership is transferred, by the leader itself or on request. Whatever comes of it, the servers that are
+// well write within seconds, and where flushes take seconds, within what those make of it.
 func TestScenarioMajorityWrites(t *testing.T) {
 	for _, n := range []int{3, 4, 5, 6} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
@@ -43,6 +45,9 @@ type round struct {
 	story   []string
 	well    []*node
 	removed []*node
+	cut     [][2]*node    // links between servers that are well
+	flush   time.Duration // what a flush takes on disks that are slow, or 0
+	full    bool          // a disk seems full
 }
 
 func (r *round) tell(format string, args ...any) {
@@ -60,7 +65,13 @@ func (r *round) play() {
 			others = append(others, n)
 		}
 	}
-	sick := voters[:r.rand.IntN((len(voters)-1)/2+1)]
+	most := (len(voters) - 1) / 2
+	sick := voters[:r.rand.IntN(most+1)]
+	fullLeader := r.rand.IntN(4) == 0 // and the disks of the others that are sick are stalled
+	if fullLeader {
+		voters = append([]*node{leader}, remove(voters, leader)...)
+		sick = voters[:most]
+	}
 	r.well = voters[len(sick):]
 	for _, n := range others {
 		if r.rand.IntN(2) == 0 {
@@ -73,7 +84,17 @@ func (r *round) play() {
 		r.some(5 * time.Second) // all that was written is everywhere
 	}
 	for _, n := range sick {
-		r.sicken(n)
+		switch {
+		case !fullLeader:
+			r.sicken(n)
+		case n == leader:
+			r.tell("%s, the leader, seems full", n.name)
+			n.faults.SeemFull(true)
+			r.full = true
+		default:
+			r.tell("%s stalls", n.name)
+			n.stalls()
+		}
 		if r.rand.IntN(2) == 0 {
 			r.some(4 * time.Second)
 		}
@@ -85,13 +106,88 @@ func (r *round) play() {
 			n.faults.DelayFlushes(d)
 		}
 	}
-	for range 1 + r.rand.IntN(4) {
+	changes := 1 + r.rand.IntN(4)
+	trouble := r.rand.IntN(2 * changes) // before which change there is more trouble, if at all
+	for i := range changes {
+		if i == trouble {
+			[]func(){r.cutLinks, r.slowDown}[r.rand.IntN(2)]()
+		}
 		r.change()
 		if r.rand.IntN(2) == 0 { // else nothing is written yet
 			r.wantWrites()
 		}
 	}
 	r.wantWrites()
+}
+
+// cutLinks cuts links between servers that are well, but none of one voter.
+func (r *round) cutLinks() {
+	voters := slices.DeleteFunc(slices.Clone(r.well), func(n *node) bool { return !r.votes(n, n) })
+	if len(voters) == 0 {
+		return
+	}
+	keeps := voters[r.rand.IntN(len(voters))]
+	for i, a := range r.well {
+		for _, b := range r.well[:i] {
+			if a != keeps && b != keeps && r.rand.IntN(2) == 0 {
+				r.tell("the link between %s and %s is cut", a.name, b.name)
+				r.cutLink(a, b)
+				r.cut = append(r.cut, [2]*node{a, b})
+			}
+		}
+	}
+}
+
+// connected restores the links that were cut unless a voter that is well reaches all others that are, and a majority is left without either end of
+// a link: votes are given and taken, and a leadership that is transferred to a server that reaches no majority comes back late.
+func (r *round) connected() {
+	whole := func(n *node) bool {
+		return contains(r.well, n) && !slices.ContainsFunc(r.cut, func(l [2]*node) bool { return l[0] == n || l[1] == n })
+	}
+	for _, n := range r.well {
+		voters, left := 0, 0
+		for _, m := range r.nodes {
+			if r.votes(n, m) {
+				voters++
+				if whole(m) {
+					left++
+				}
+			}
+		}
+		if len(r.cut) == 0 || whole(n) && r.votes(n, n) && left+1 > voters/2 {
+			return
+		}
+	}
+	r.tell("the links are whole again")
+	for _, l := range r.cut {
+		r.net.Heal(l[0].name, l[1].name)
+		r.net.Heal(l[1].name, l[0].name)
+	}
+	r.cut = nil
+}
+
+// slowDown makes flushes take seconds on all disks of those that are well, or on some. Not beside a full one: a storage probe has 3 s, which is less
+// than two such flushes take, so that a full leader finds no other (ADR 0129).
+func (r *round) slowDown() {
+	if r.full {
+		return
+	}
+	r.flush = 1300*time.Millisecond + time.Duration(r.rand.Int64N(int64(1700*time.Millisecond)))
+	all := r.rand.IntN(2) == 0
+	for _, n := range r.well {
+		if all || r.rand.IntN(2) == 0 {
+			r.tell("%s takes %v", n.name, r.flush.Round(time.Millisecond))
+			n.faults.DelayFlushes(r.flush)
+		}
+	}
+}
+
+// limit is how long the servers that are well may take to write.
+func (r *round) limit() time.Duration {
+	if r.flush == 0 {
+		return majorityWithin
+	}
+	return majorityWithin + slowElection(r.flush)
 }
 
 // sicken makes a server one that cannot count for a majority.
@@ -103,6 +199,7 @@ func (r *round) sicken(n *node) {
 	case 3:
 		r.tell("%s seems full", n.name)
 		n.faults.SeemFull(true)
+		r.full = true
 	case 4:
 		r.tell("%s is full", n.name)
 		n.faults.FailWrites(unix.ENOSPC)
@@ -161,9 +258,10 @@ func (r *round) some(most time.Duration) { r.pass(time.Duration(r.rand.Int64N(in
 
 // wantWrites fails unless every server that is well writes in time.
 func (r *round) wantWrites() {
+	r.connected()
 	for _, n := range r.well {
-		if err := r.writes(n, majorityWithin); err != nil {
-			r.Errorf("seed %d: %s: no write within %v at %s, which is well: %v\n%s", r.seed, strings.Join(r.story, "; "), majorityWithin, n.name, err, r.state())
+		if err := r.writes(n, r.limit()); err != nil {
+			r.Errorf("seed %d: %s: no write within %v at %s, which is well: %v\n%s", r.seed, strings.Join(r.story, "; "), r.limit(), n.name, err, r.state())
 			return
 		}
 	}
