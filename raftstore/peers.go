@@ -161,6 +161,9 @@ func (p *peers) entriesBehind(term, after uint64, bytes int) []*raft.Log {
 		if p.logs.GetLog(after+1, e) != nil {
 			break // raft finds out for itself
 		}
+		if snapshot, _ := p.s.dir.Log.Snapshot(); e.Type == raft.LogNoop && after+1 <= snapshot {
+			break // of a snapshot's last entry the log may know the term alone, and then calls it one without content
+		}
 		if bytes -= peer.EntryBytes(e); bytes >= 0 {
 			out = append(out, e)
 		}

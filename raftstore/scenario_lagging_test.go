@@ -3,10 +3,13 @@
 package raftstore
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/raft"
 
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
@@ -71,6 +74,37 @@ func TestEntriesBehind(t *testing.T) {
 		}
 		if got := peersOf(s).entriesBehind(term-1, first, 1<<30); len(got) != 0 {
 			t.Errorf("%d entries for a term that is over", len(got))
+		}
+	})
+}
+
+// TestEntriesBehindSnapshot: of a snapshot's last entry the log may have nothing but the term, and a follower never gets that as an entry.
+func TestEntriesBehindSnapshot(t *testing.T) {
+	stage(t, 1, 2, nil, func(c *cluster) {
+		leader := c.leader()
+		s := leader.running()
+		for _, keep := range []uint64{128, 1, 0} {
+			s.dir.Log.Trail(keep, 0)
+			c.fill(leader, 10)
+			c.pass(time.Second)
+			var last raft.Log
+			if err := peersOf(s).logs.GetLog(s.raft.AppliedIndex(), &last); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.snapshotter.once(); err != nil {
+				t.Fatal(err)
+			}
+			end, _ := s.dir.Log.Snapshot()
+			if end != last.Index {
+				t.Fatalf("the snapshot ends with entry %d, want %d", end, last.Index)
+			}
+			got := peersOf(s).entriesBehind(s.raft.CurrentTerm(), end-1, 1<<20)
+			switch {
+			case keep == 0 && len(got) > 0:
+				t.Errorf("entry %d has type %v and %d bytes, where the log has none", got[0].Index, got[0].Type, len(got[0].Data))
+			case keep > 0 && (len(got) != 1 || !bytes.Equal(got[0].Data, last.Data)):
+				t.Errorf("with %d entries kept: %v", keep, got)
+			}
 		}
 	})
 }

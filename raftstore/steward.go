@@ -176,7 +176,7 @@ func (p *peers) handToRoom(ctx context.Context, last raft.ServerID) (tried raft.
 			return true
 		}
 		info, err := p.s.ask(ctx, m)
-		return err != nil || info.Full
+		return err != nil || info.Full || info.Stalled
 	})
 	if len(room) == 0 { // then nothing is written either, where there is no room for it
 		return last

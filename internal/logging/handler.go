@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 )
 
 // Keys of attributes that name the part of coracle that speaks; their value goes in front of the message.
@@ -159,7 +160,8 @@ func valueText(v slog.Value) string {
 }
 
 func quoted(s string) string {
-	if s == "" || strings.ContainsAny(s, " =\"\n\t\r") {
+	special := func(r rune) bool { return r == ' ' || r == '=' || r == '"' || !strconv.IsPrint(r) }
+	if s == "" || strings.ContainsFunc(s, special) {
 		return strconv.Quote(s)
 	}
 	return s
@@ -168,6 +170,12 @@ func quoted(s string) string {
 // oneLine keeps a message that carries line breaks, such as a stack trace, readable but on one line.
 func oneLine(s string) string {
 	s = strings.TrimRight(s, "\n")
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\n' && r != '\r' && r != '\t' {
+			return '?' // a terminal would obey it
+		}
+		return r
+	}, s)
 	if !strings.ContainsAny(s, "\n\r") {
 		return s
 	}

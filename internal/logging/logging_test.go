@@ -53,9 +53,11 @@ func TestLine(t *testing.T) {
 	l.Debug("not asked for")
 	l.With(ComponentKey, "store").Info("became leader", "term", 2, "reason", "it is alone", "error", errors.New("none"))
 	l.WithGroup("disk").Warn("two\nlines", "free", 5, slog.Group("inodes", "free", 7))
+	l.Warn("clears \x1b[2J the screen", "name", "\x1b]0;title\a")
 	expect(t, read(),
 		`INFO  store: became leader term=2 reason="it is alone" error=none`,
-		`WARN  two \ lines disk.free=5 disk.inodes.free=7`)
+		`WARN  two \ lines disk.free=5 disk.inodes.free=7`,
+		`WARN  clears ?[2J the screen name="\x1b]0;title\a"`)
 }
 
 func TestLibrariesByDefault(t *testing.T) {

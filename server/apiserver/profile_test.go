@@ -142,12 +142,15 @@ func TestAuditPolicy(t *testing.T) {
 		{"system:node:n", node, "patch", "nodes", audit.LevelMetadata},
 		{"system:serviceaccount:kube-system:add-on", controller, "list", "secrets", audit.LevelMetadata},
 		{"system:serviceaccount:kube-system:add-on", controller, "list", "pods", audit.LevelNone},
+		{"system:serviceaccount:kube-system:add-on", controller, "get", "pods/exec", audit.LevelMetadata}, // as kubectl opens its WebSocket
+		{"system:serviceaccount:kube-system:add-on", controller, "get", "nodes/proxy", audit.LevelMetadata},
 		{"system:kube-controller-manager", "", "watch", "secrets", audit.LevelMetadata},
 		{"system:apiserver", "", "watch", "secrets", audit.LevelNone},
 		{"ada", "", "get", "pods", audit.LevelMetadata},
 		{"ada", "", "update", "leases", audit.LevelNone},
 	} {
-		a := authorizer.AttributesRecord{User: &user.DefaultInfo{Name: c.user, Groups: []string{c.group}}, Verb: c.verb, Resource: c.resource, ResourceRequest: true}
+		a := authorizer.AttributesRecord{User: &user.DefaultInfo{Name: c.user, Groups: []string{c.group}}, Verb: c.verb, ResourceRequest: true}
+		a.Resource, a.Subresource, _ = strings.Cut(c.resource, "/")
 		if c.resource == "leases" {
 			a.APIGroup = "coordination.k8s.io"
 		}

@@ -22,7 +22,10 @@ func Hide(args []string) []string {
 	for i, a := range args {
 		out[i] = strings.Clone(a)
 	}
-	short := len(out) > 1 && slices.Contains([]string{"server", "agent", "check", "token", "snapshot", "snapshots", "etcd-snapshot"}, out[1]) // of other commands -t may be anything
+	// Of other commands -t may be anything. Flags may come before a command's name.
+	short := slices.ContainsFunc(out, func(a string) bool {
+		return slices.Contains([]string{"server", "agent", "check", "token", "snapshot", "snapshots", "etcd-snapshot"}, a)
+	})
 	next := false
 	for i := range out {
 		switch name, _, cut := strings.Cut(out[i], "="); {

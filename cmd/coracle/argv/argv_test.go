@@ -37,6 +37,7 @@ func TestHide(t *testing.T) {
 		"token rotate --new-token abc":                   "token rotate --new-token ***",
 		"token create a1b2c3.0123456789abcdef --ttl 1h":  "token create *********************** --ttl 1h",
 		"token delete a1b2c3":                            "token delete a1b2c3",
+		"--data-dir d agent -t abc":                      "--data-dir d agent -t ***",
 		"check -t abc":                                   "check -t ***",
 		"token rotate -t abc":                            "token rotate -t ***",
 		"snapshot restore f -tabc":                       "snapshot restore f -t***",
