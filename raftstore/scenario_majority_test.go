@@ -203,6 +203,7 @@ func (r *round) sicken(n *node) {
 	case 4:
 		r.tell("%s is full", n.name)
 		n.faults.FailWrites(unix.ENOSPC)
+		r.full = true
 	case 5:
 		r.tell("%s crashes", n.name)
 		n.crash()
@@ -228,7 +229,7 @@ func (r *round) change() {
 	case 0:
 		r.tell("promote %s: %v", of.name, through.PromoteMember(r.within(8*time.Second), of.name))
 	case 1:
-		if len(r.removed) > 0 {
+		if len(r.removed) > 0 || r.full { // a leader beside a full disk takes no writes that need it: the others have to stay a majority
 			return
 		}
 		err := through.RemoveMember(r.within(8*time.Second), of.name)
@@ -267,15 +268,24 @@ func (r *round) wantWrites() {
 	}
 }
 
-// mend makes all well, and has those in again that were removed.
+// mend makes all well, and has those in again that were removed. A removal that ended with an error is repeated first, as a person would: who joins
+// under the name of a member that is not removed leaves that one behind.
 func (r *round) mend() {
 	r.net.HealAll()
 	for _, n := range r.nodes {
 		n.faults.SeemFull(false)
-	}
-	for _, n := range r.removed {
 		n.faults.DelayFlushes(0)
 		n.faults.FailWrites(nil)
+		if n.running() == nil && !contains(r.removed, n) {
+			n.start()
+		}
+	}
+	for _, n := range r.removed {
+		through := r.others(n)[0]
+		r.eventually(n.name+" is removed", 3*time.Minute, func() bool {
+			err := through.running().RemoveMember(r.within(8*time.Second), n.name)
+			return err == nil || strings.Contains(err.Error(), "there is no member")
+		})
 		n.stop()
 		n.wipe()
 		n.start(names(r.others(n))...)
