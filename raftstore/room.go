@@ -58,7 +58,9 @@ func (p *peers) roomOf(ctx context.Context, servers []raft.Server) (full, roomy 
 	var asked sync.WaitGroup
 	for _, m := range servers {
 		if m.ID == p.s.id {
+			mu.Lock()
 			roomy++ // it refuses for itself
+			mu.Unlock()
 			continue
 		}
 		asked.Go(func() {
