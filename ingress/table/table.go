@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package table holds what the ingress proxy goes by: hosts with their routes, certificates, and the endpoints of Services.
+//
+// It is the protocol between three parts: a server compiles objects of the API to hosts and certificates (ingress/compile), the node's agent adds the
+// endpoints of the Services that they name (agent/ingress), and the proxy serves by all of it (ingress/dataplane). A table is a set of sections,
+// each with a key and a value in JSON, so that a change sends the section that changed alone. The package knows nothing of Kubernetes and nothing of HTTP.
+package table
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Sections are a table: the value of each section, in JSON, by its key.
+type Sections map[string]json.RawMessage
+
+// Kinds of sections: what stands before the first slash of a key.
+const (
+	// KindHost is a Host; its key is HostKey.
+	KindHost = "host"
+	// KindCertificate is a Certificate; its key is CertificateKey.
+	KindCertificate = "certificate"
+	// KindEndpoints are Endpoints; its key is Backend.Key.
+	KindEndpoints = "endpoints"
+	// KindSettings are Settings, a single section of that key.
+	KindSettings = "settings"
+)
+
+// SiteIngress is the site of all Ingress objects. Each Gateway has sites of its own.
+const SiteIngress = "ingress"
+
+// HostKey is the key of a host of a site. A site is a set of hosts that the same listeners serve. name is "" for requests to no other host of the site,
+// a DNS name in lower case, or one with a wildcard as its first label ("*.example.org").
+func HostKey(site, name string) string { return KindHost + "/" + site + "/" + name }
+
+// CertificateKey is the key of the certificate in a Secret.
+func CertificateKey(namespace, secret string) string {
+	return KindCertificate + "/" + namespace + "/" + secret
+}
+
+// Kind is what a section is, by its key.
+func Kind(key string) string {
+	kind, _, _ := strings.Cut(key, "/")
+	return kind
+}
+
+// HostOf reads a key that HostKey made.
+func HostOf(key string) (site, name string, ok bool) {
+	rest, ok := strings.CutPrefix(key, KindHost+"/")
+	if !ok {
+		return "", "", false
+	}
+	site, name, ok = strings.Cut(rest, "/")
+	return site, name, ok
+}
+
+// Host is one host of a site.
+type Host struct {
+	// Certificate is the key of the section with its certificate; empty for the proxy's own, which no client trusts.
+	Certificate string `json:"certificate,omitempty"`
+	// Routes are in the order in which they are tried; the first that matches serves a request.
+	Routes []Route `json:"routes"`
+}
+
+// PathKind says how a route's path is compared with that of a request.
+type PathKind string
+
+const (
+	// PathExact matches the same path.
+	PathExact PathKind = "Exact"
+	// PathPrefix matches paths that begin with the same elements between slashes, as pathType Prefix of Ingress v1 does: /a matches /a, /a/ and /a/b but not /ab.
+	PathPrefix PathKind = "Prefix"
+)
+
+// Route says where requests to a host go.
+type Route struct {
+	// Path begins with a slash and is compared with the normalised path of a request, with regard to case.
+	Path string   `json:"path"`
+	Kind PathKind `json:"kind"`
+	// Object names the object of the API that the route comes from: kind/namespace/name.
+	Object string `json:"object"`
+	// Backends get requests by their weights. Without any the answer is 503.
+	Backends []Backend `json:"backends,omitempty"`
+	// RedirectHTTPS answers plain HTTP with a redirect to https of this status, such as 308; 0 serves it.
+	RedirectHTTPS int `json:"redirectHTTPS,omitempty"`
+	// Refused says why the route is closed, for people; the answer is 503.
+	Refused string `json:"refused,omitempty"`
+}
+
+// Protocols of a backend.
+const (
+	// HTTP1 is HTTP/1.1 over TCP, and the protocol of a backend that names none.
+	HTTP1 = ""
+	// H2C is HTTP/2 over TCP without TLS, as gRPC takes it.
+	H2C = "h2c"
+)
+
+// Backend is a port of a Service.
+type Backend struct {
+	Namespace string `json:"namespace"`
+	Service   string `json:"service"`
+	// Port is the number of the Service's port, or its name.
+	Port     string `json:"port"`
+	Protocol string `json:"protocol,omitempty"`
+	// Weight is its part of the requests, beside those of the route's other backends; 0 gets none. A single backend gets all whatever its weight.
+	Weight int `json:"weight,omitempty"`
+}
+
+// Key is the key of the section with the backend's endpoints.
+func (b Backend) Key() string {
+	return KindEndpoints + "/" + b.Namespace + "/" + b.Service + "/" + b.Port
+}
+
+// Endpoints are where a backend is served now.
+type Endpoints struct {
+	// Addresses are of the form 10.42.0.7:8080 or [fd00::7]:8080.
+	Addresses []string `json:"addresses"`
+}
+
+// Certificate is a chain with its key.
+type Certificate struct {
+	// Chain and Key are in PEM.
+	Chain string `json:"chain"`
+	Key   string `json:"key"`
+}
+
+// Settings are those of the whole proxy.
+type Settings struct {
+	// TrustedProxies are networks, in CIDR notation, whose X-Forwarded-* headers are believed. From others they are replaced.
+	TrustedProxies []string `json:"trustedProxies,omitempty"`
+}
+
+// Change is one line of a stream of sections. A stream begins with all sections; Commit says each time that what came before belongs together, so that the
+// first one ends the beginning.
+type Change struct {
+	Key string `json:"key,omitempty"`
+	// Value is null for a section that is gone.
+	Value json.RawMessage `json:"value,omitempty"`
+	// Commit is set alone: what came before may take effect.
+	Commit bool `json:"commit,omitempty"`
+}
+
+// Diff is what leads from one table to another: sections that are gone, new or different, in the order of their keys.
+func Diff(from, to Sections) []Change {
+	var out []Change
+	for key := range from {
+		if _, ok := to[key]; !ok {
+			out = append(out, Change{Key: key})
+		}
+	}
+	for key, value := range to {
+		if have, ok := from[key]; !ok || !bytes.Equal(have, value) {
+			out = append(out, Change{Key: key, Value: value})
+		}
+	}
+	slices.SortFunc(out, func(a, b Change) int { return strings.Compare(a.Key, b.Key) })
+	return out
+}
+
+// Apply changes a table by one line of a stream that is no Commit.
+func (s Sections) Apply(c Change) {
+	if len(c.Value) == 0 || bytes.Equal(c.Value, []byte("null")) {
+		delete(s, c.Key)
+		return
+	}
+	s[c.Key] = c.Value
+}
+
+// Put adds a section; value must be one that JSON can hold.
+func (s Sections) Put(key string, value any) error {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return fmt.Errorf("writing the section %s of the ingress table: %w", key, err)
+	}
+	s[key] = text
+	return nil
+}
+
+// Backends are those that hosts name, each once, by their keys.
+func (s Sections) Backends() (map[string]Backend, error) {
+	out := map[string]Backend{}
+	for key, value := range s {
+		if Kind(key) != KindHost {
+			continue
+		}
+		var h Host
+		if err := json.Unmarshal(value, &h); err != nil {
+			return nil, fmt.Errorf("reading the section %s of the ingress table: %w", key, err)
+		}
+		for _, r := range h.Routes {
+			for _, b := range r.Backends {
+				out[b.Key()] = b
+			}
+		}
+	}
+	return out, nil
+}
