@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package compile turns Ingress objects into the table of the ingress proxy.
+//
+// Desired is a pure function of what the cluster holds: the order of its input changes nothing, and no object makes it fail. It also says what is wrong with
+// which object (Finding); whoever leads writes that as events. It reads no API and writes none.
+package compile
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// State is what the cluster holds.
+type State struct {
+	Ingresses []*networkingv1.Ingress
+	Classes   []*networkingv1.IngressClass
+	// Secrets are those of Wanted that exist; a nil map leaves certificates out and says nothing of them.
+	Secrets map[types.NamespacedName]*corev1.Secret
+	// Service says whether a Service exists and gives it; nil says nothing of Services.
+	Service func(namespace, name string) *corev1.Service
+}
+
+// Finding is what is wrong with an object, or was left out of it.
+type Finding struct {
+	Reason, Message string
+}
+
+// Result is what follows from a State.
+type Result struct {
+	Sections table.Sections
+	// Served are the Ingresses that are served here, in the order of their age.
+	Served []*networkingv1.Ingress
+	// Wanted are the Secrets that served Ingresses name.
+	Wanted map[types.NamespacedName]bool
+	// Findings are by Ingress.
+	Findings map[types.NamespacedName][]Finding
+}
+
+// Reasons of findings.
+const (
+	// ReasonPathTaken says that an older Ingress has the path.
+	ReasonPathTaken = "PathTaken"
+	// ReasonUnsupported says that a route asks for something that is not served here.
+	ReasonUnsupported = "Unsupported"
+	// ReasonBadHost says that a host is no DNS name that can be served.
+	ReasonBadHost = "BadHost"
+	// ReasonSecret says that a Secret is missing or holds no certificate.
+	ReasonSecret = "BadCertificate"
+	// ReasonService says that a Service or a port of it is missing.
+	ReasonService = "BadBackend"
+)
+
+// compiler collects a Result.
+type compiler struct {
+	s     State
+	r     Result
+	hosts map[string]*host // of SiteIngress
+}
+
+// host is one under construction.
+type host struct {
+	certificate string
+	routes      []route
+	taken       map[place]string // the object that has a path
+}
+
+// place is what one Ingress alone may have at a host.
+type place struct {
+	path     string
+	kind     table.PathKind
+	fallback bool
+}
+
+// route is a table.Route with what its order follows from.
+type route struct {
+	table.Route
+	fallback bool // an Ingress' default backend: after all paths
+}
+
+// Desired compiles the state.
+func Desired(s State) (Result, error) {
+	c := &compiler{s: s, hosts: map[string]*host{}, r: Result{
+		Sections: table.Sections{}, Wanted: map[types.NamespacedName]bool{}, Findings: map[types.NamespacedName][]Finding{},
+	}}
+	c.r.Served = served(s)
+	for _, ing := range c.r.Served {
+		c.ingress(ing)
+	}
+	for name, h := range c.hosts {
+		slices.SortStableFunc(h.routes, order)
+		out := table.Host{Certificate: h.certificate, Routes: make([]table.Route, 0, len(h.routes))}
+		for _, r := range h.routes {
+			out.Routes = append(out.Routes, r.Route)
+		}
+		if err := c.r.Sections.Put(table.HostKey(table.SiteIngress, name), out); err != nil {
+			return Result{}, err
+		}
+	}
+	return c.r, c.certificates()
+}
+
+// served are the Ingresses of our classes, the oldest first.
+func served(s State) []*networkingv1.Ingress {
+	classes := ours(s.Classes)
+	var out []*networkingv1.Ingress
+	for _, ing := range s.Ingresses {
+		if ing.DeletionTimestamp == nil && classes.serve(ing) {
+			out = append(out, ing)
+		}
+	}
+	slices.SortFunc(out, func(a, b *networkingv1.Ingress) int {
+		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+	})
+	return out
+}
+
+// order is Ingress v1's: the longer path first, of two of the same length an exact one.
+func order(a, b route) int {
+	if a.fallback != b.fallback {
+		if a.fallback {
+			return 1
+		}
+		return -1
+	}
+	return cmp.Or(len(b.Path)-len(a.Path), strings.Compare(a.Path, b.Path), strings.Compare(string(a.Kind), string(b.Kind)))
+}
+
+func (c *compiler) ingress(ing *networkingv1.Ingress) {
+	o := optionsOf(ing)
+	for _, f := range o.findings {
+		c.find(ing, f)
+	}
+	certificates := c.certificatesOf(ing)
+	for _, rule := range ing.Spec.Rules {
+		name, ok := hostName(rule.Host)
+		if !ok {
+			c.find(ing, Finding{ReasonBadHost, fmt.Sprintf("the host %q is no DNS name: its rule is left out", rule.Host)})
+			continue
+		}
+		h := c.host(name)
+		if key := certificates.of(name); key != "" && h.certificate == "" {
+			h.certificate = key
+		}
+		if rule.HTTP == nil || len(rule.HTTP.Paths) == 0 {
+			if ing.Spec.DefaultBackend == nil {
+				c.find(ing, Finding{ReasonUnsupported, fmt.Sprintf("the rule of the host %q has no path, and the Ingress no default backend", rule.Host)})
+			}
+		} else {
+			for i := range rule.HTTP.Paths {
+				c.path(ing, o, h, name, &rule.HTTP.Paths[i])
+			}
+		}
+		c.fallback(ing, o, h, name)
+	}
+	if len(ing.Spec.Rules) == 0 && ing.Spec.DefaultBackend != nil {
+		h := c.host("")
+		if key := certificates.of(""); key != "" && h.certificate == "" {
+			h.certificate = key
+		}
+		c.fallback(ing, o, h, "")
+	}
+}
+
+// path adds one path of a rule.
+func (c *compiler) path(ing *networkingv1.Ingress, o options, h *host, name string, p *networkingv1.HTTPIngressPath) {
+	kind, path := table.PathPrefix, p.Path
+	if p.PathType != nil && *p.PathType == networkingv1.PathTypeExact {
+		kind = table.PathExact
+	}
+	if path == "" {
+		path = "/"
+	}
+	if kind == table.PathPrefix { // /a and /a/ match the same
+		path = "/" + strings.Trim(path, "/")
+	}
+	c.add(ing, o, h, name, route{Route: table.Route{Path: path, Kind: kind}}, &p.Backend)
+}
+
+// fallback adds the default backend of an Ingress to one of its hosts.
+func (c *compiler) fallback(ing *networkingv1.Ingress, o options, h *host, name string) {
+	if ing.Spec.DefaultBackend != nil {
+		c.add(ing, o, h, name, route{Route: table.Route{Path: "/", Kind: table.PathPrefix}, fallback: true}, ing.Spec.DefaultBackend)
+	}
+}
+
+func (c *compiler) add(ing *networkingv1.Ingress, o options, h *host, name string, r route, b *networkingv1.IngressBackend) {
+	at := place{r.Path, r.Kind, r.fallback}
+	if who, taken := h.taken[at]; taken {
+		if who != objectOf(ing) || !r.fallback { // an Ingress may name a host twice
+			c.find(ing, Finding{ReasonPathTaken, fmt.Sprintf("%s has %s at the host %q already: the older Ingress keeps it", who, r.Path, name)})
+		}
+		return
+	}
+	h.taken[at] = objectOf(ing)
+	r.Object, r.Refused = objectOf(ing), o.refused
+	if name != "" && h.certificate != "" || o.forceHTTPS {
+		r.RedirectHTTPS = o.redirect
+	}
+	switch port, why := portOf(b); {
+	case why != "":
+		r.Refused = why
+		c.find(ing, Finding{ReasonUnsupported, why})
+	case r.Refused == "":
+		r.Backends = []table.Backend{{Namespace: ing.Namespace, Service: b.Service.Name, Port: port, Protocol: o.protocol, Weight: 1}}
+		c.service(ing, b.Service)
+	}
+	h.routes = append(h.routes, r)
+}
+
+// service says what is wrong with a backend's Service.
+func (c *compiler) service(ing *networkingv1.Ingress, b *networkingv1.IngressServiceBackend) {
+	if c.s.Service == nil {
+		return
+	}
+	svc := c.s.Service(ing.Namespace, b.Name)
+	if svc == nil {
+		c.find(ing, Finding{ReasonService, fmt.Sprintf("there is no Service %s in the namespace %s", b.Name, ing.Namespace)})
+		return
+	}
+	if !slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool {
+		return b.Port.Name != "" && p.Name == b.Port.Name || b.Port.Name == "" && p.Port == b.Port.Number
+	}) {
+		c.find(ing, Finding{ReasonService, fmt.Sprintf("the Service %s has no port %s", b.Name, cmp.Or(b.Port.Name, strconv.Itoa(int(b.Port.Number))))})
+	}
+}
+
+// portOf is the port that a backend names, or why it is not served.
+func portOf(b *networkingv1.IngressBackend) (port, why string) {
+	switch {
+	case b.Resource != nil:
+		return "", fmt.Sprintf("a backend is the resource %s/%s: only Services are served", b.Resource.Kind, b.Resource.Name)
+	case b.Service == nil:
+		return "", "a backend names no Service"
+	case b.Service.Port.Name != "":
+		return b.Service.Port.Name, ""
+	}
+	return strconv.Itoa(int(b.Service.Port.Number)), ""
+}
+
+func (c *compiler) host(name string) *host {
+	h := c.hosts[name]
+	if h == nil {
+		h = &host{taken: map[place]string{}}
+		c.hosts[name] = h
+	}
+	return h
+}
+
+// find notes a finding, each once for an object.
+func (c *compiler) find(ing *networkingv1.Ingress, f Finding) {
+	key := types.NamespacedName{Namespace: ing.Namespace, Name: ing.Name}
+	if !slices.Contains(c.r.Findings[key], f) {
+		c.r.Findings[key] = append(c.r.Findings[key], f)
+	}
+}
+
+func objectOf(ing *networkingv1.Ingress) string { return "Ingress/" + ing.Namespace + "/" + ing.Name }
+
+// hostName is a host in the form of the table. The API server has checked it, but for what an earlier version let in.
+func hostName(text string) (string, bool) {
+	name := strings.TrimSuffix(strings.ToLower(text), ".")
+	return name, !strings.ContainsAny(name, "/ \t\r\n:") && len(name) <= 253
+}
+
+// certificateNames are the sections of an Ingress' certificates by host; the key "" is for hosts that none names.
+type certificateNames map[string]string
+
+func (n certificateNames) of(host string) string {
+	if key, ok := n[host]; ok {
+		return key
+	}
+	if _, rest, ok := strings.Cut(host, "."); ok && !strings.HasPrefix(host, "*.") {
+		if key, ok := n["*."+rest]; ok {
+			return key
+		}
+	}
+	return n[""]
+}
+
+// certificatesOf are those that an Ingress names, as far as they can be used.
+func (c *compiler) certificatesOf(ing *networkingv1.Ingress) certificateNames {
+	out := certificateNames{}
+	for _, t := range ing.Spec.TLS {
+		if t.SecretName == "" {
+			continue
+		}
+		secret := types.NamespacedName{Namespace: ing.Namespace, Name: t.SecretName}
+		c.r.Wanted[secret] = true
+		if c.s.Secrets != nil {
+			if why := flawOf(c.s.Secrets[secret]); why != "" {
+				c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s %s: its hosts have the proxy's own certificate", t.SecretName, why)})
+				continue
+			}
+		}
+		hosts := t.Hosts
+		if len(hosts) == 0 {
+			hosts = []string{""}
+		}
+		for _, text := range hosts {
+			if name, ok := hostName(text); ok && out[name] == "" {
+				out[name] = table.CertificateKey(secret.Namespace, secret.Name)
+			}
+		}
+	}
+	return out
+}
+
+// certificates adds the sections of those that hosts name.
+func (c *compiler) certificates() error {
+	for _, secret := range slices.SortedFunc(maps.Keys(c.s.Secrets), func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) }) {
+		s := c.s.Secrets[secret]
+		if !c.r.Wanted[secret] || flawOf(s) != "" {
+			continue
+		}
+		err := c.r.Sections.Put(table.CertificateKey(secret.Namespace, secret.Name), table.Certificate{
+			Chain: string(s.Data[corev1.TLSCertKey]), Key: string(s.Data[corev1.TLSPrivateKeyKey]),
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
