@@ -99,6 +99,7 @@ func TestEntriesWait(t *testing.T) {
 			}
 			time.Sleep(time.Millisecond) // between two looks at a condition
 		}
+		time.Sleep(time.Millisecond) // what is heard of b must be later than the failed message, also where time is fake
 		b = start(t, g, 1, "b.1", nil)
 		if _, err := a.beat(b, 1); err != nil {
 			t.Fatal(err)
