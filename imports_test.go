@@ -23,12 +23,15 @@ var allowed = map[string]map[string]string{
 		"agent":  "`coracle server` and `coracle agent` run one",
 		"gossip": "`coracle agent` makes its machine a member",
 		"cni":    "the helper program is the CNI plugin; uninstalling removes what the pod network made",
+
+		"ingress": "coracle-ingress is the ingress proxy",
 	},
 	"server": {
 		"raftstore":   "the API server's only database",
 		"gossip":      "a server is a member",
 		"scheduler":   "runs with leadership",
 		"controllers": "run with leadership",
+		"ingress":     "each server compiles the table of the nodes' ingress proxies",
 	},
 	"agent": {
 		"cni":   "the agent answers the CNI plugin",
@@ -36,11 +39,15 @@ var allowed = map[string]map[string]string{
 		"dns":   "the node's cluster DNS",
 
 		"netpolicy": "the node enforces NetworkPolicies",
+		"ingress":   "the agent feeds the ingress proxy",
 	},
 	"scheduler": {
 		"controllers": "both share one term's informers, kept in controllers/term",
 	},
-	"raftstore": {}, "controllers": {}, "cni": {}, "proxy": {}, "dns": {}, "gossip": {}, "netpolicy": {},
+	"controllers": {
+		"ingress": "the leader writes what follows from Ingresses",
+	},
+	"raftstore": {}, "ingress": {}, "cni": {}, "proxy": {}, "dns": {}, "gossip": {}, "netpolicy": {},
 	"internal": {},
 }
 

@@ -2,6 +2,9 @@
 
 package table
 
+// Path is where an API server has the stream of the table.
+const Path = "/coracle/ingress"
+
 // Answer is what the proxy says, one line of JSON, after each Commit.
 type Answer struct {
 	// Problems are what a section lacks, for people, by its key. The sections named are served as far as they can be.
@@ -15,6 +18,21 @@ const (
 	// EnvNames is the environment variable with the names of the listening sockets, from descriptor 3 on, with commas between them. Apart from ControlName
 	// a name is that of a site, a slash, and HTTP or HTTPS: "ingress/http", "ingress/https".
 	EnvNames = "CORACLE_INGRESS_SOCKETS"
+	// EnvUser is the environment variable with the number of the user and the group that the proxy becomes before it reads anything; it is started as root,
+	// since its program lies in a folder of root's. Without it the proxy stays who it is.
+	EnvUser = "CORACLE_INGRESS_USER"
 	// HTTP and HTTPS are the kinds of listeners.
 	HTTP, HTTPS = "http", "https"
+)
+
+// NodeAnnotation is where a node says at which ports of its addresses its proxy takes what comes to the ports of the ingress Service: "http=30080,https=30443",
+// with the names of the Service's ports. A node that serves nothing has none.
+const NodeAnnotation = "coracle.dev/ingress"
+
+// Service is the Service of all Ingresses, in kube-system. It exists while there are any.
+const Service = "ingress"
+
+// Ports of Service, by their names.
+const (
+	HTTPPort, HTTPSPort = 80, 443
 )

@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// TestMain runs the program itself when the environment names sockets, so that tests start it as a process of its own.
+func TestMain(m *testing.M) {
+	if os.Getenv(table.EnvNames) != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// process is a running proxy.
+type process struct {
+	cmd         *exec.Cmd
+	http, https string
+	control     net.Conn
+	answers     *bufio.Reader
+}
+
+func start(t testing.TB) *process {
+	t.Helper()
+	p := &process{}
+	control := filepath.Join(t.TempDir(), "s")
+	var files []*os.File
+	for _, address := range []string{"127.0.0.1:0", "127.0.0.1:0", control} {
+		network := "tcp"
+		if address == control {
+			network = "unix"
+		}
+		l, err := net.Listen(network, address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		if u, ok := l.(*net.UnixListener); ok {
+			u.SetUnlinkOnClose(false)
+		}
+		file, err := l.(interface{ File() (*os.File, error) }).File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		files = append(files, file)
+		if p.http == "" {
+			p.http = l.Addr().String()
+		} else if p.https == "" {
+			p.https = l.Addr().String()
+		}
+	}
+	p.cmd = exec.Command(os.Args[0])
+	p.cmd.Env = append(os.Environ(), table.EnvNames+"=ingress/http,ingress/https,"+table.ControlName)
+	p.cmd.Stderr = os.Stderr
+	p.cmd.ExtraFiles = files
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.cmd.Process.Kill() })
+	conn, err := net.Dial("unix", control)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	p.control, p.answers = conn, bufio.NewReader(conn)
+	return p
+}
+
+// apply sends a table and waits for the answer.
+func (p *process) apply(t testing.TB, s table.Sections) table.Answer {
+	t.Helper()
+	for _, c := range append(table.Diff(nil, s), table.Change{Commit: true}) {
+		if err := json.NewEncoder(p.control).Encode(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	line, err := p.answers.ReadBytes('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answer table.Answer
+	if err := json.Unmarshal(line, &answer); err != nil {
+		t.Fatal(err)
+	}
+	return answer
+}
+
+// to is a table that sends everything to one address.
+func to(t testing.TB, address string) table.Sections {
+	t.Helper()
+	s := table.Sections{}
+	b := table.Backend{Namespace: "n", Service: "s", Port: "80"}
+	h := table.Host{Routes: []table.Route{{Path: "/", Kind: table.PathPrefix, Backends: []table.Backend{b}}}}
+	if err := s.Put(table.HostKey(table.SiteIngress, ""), h); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Put(b.Key(), table.Endpoints{Addresses: []string{address}}); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestProcessServesByTheAgentsTableAndDrains(t *testing.T) {
+	p := start(t)
+	answer := p.apply(t, to(t, "127.0.0.1:9"))
+	if text := fmt.Sprint(answer.Problems); !strings.Contains(text, "may not lead to the address 127.0.0.1:9") {
+		t.Errorf("an endpoint on loopback gives the problems %s", text)
+	}
+	tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}
+	for _, url := range []string{"http://" + p.http, "https://" + p.https} {
+		res, err := (&http.Client{Transport: tr}).Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		if res.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("%s: %s, want 503 for a backend without an endpoint", url, res.Status)
+		}
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !hasCgo() && !strings.Contains(string(status), "NoNewPrivs:\t1") {
+		t.Error("the process may gain privileges")
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Wait(); err != nil {
+		t.Errorf("SIGTERM ends the process with %v", err)
+	}
+}
+
+// hasCgo reports whether the program was built with cgo, as for the race detector.
+func hasCgo() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "CGO_ENABLED", Value: "1"})
+}
+
+func TestNamesOfSocketsAreChecked(t *testing.T) {
+	for _, names := range []string{"", "control,control", "a/http", "a/ftp,control", "http,control"} {
+		if err := run(context.Background(), slog.New(slog.DiscardHandler), names); err == nil {
+			t.Errorf("the names %q are taken", names)
+		}
+	}
+}
+
+// machineAddress is an address of this machine that is not loopback, which the program refuses.
+func machineAddress(b *testing.B) string {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, a := range all {
+		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() {
+			return n.IP.String()
+		}
+	}
+	b.Skip("this machine has no address but loopback")
+	return ""
+}
+
+// resident is a process' resident memory in bytes.
+func resident(b *testing.B, pid int) float64 {
+	b.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "VmRSS:")
+	var kb float64
+	if _, err := fmt.Sscan(rest, &kb); err != nil {
+		b.Fatal(err)
+	}
+	return kb * 1024
+}
+
+// cpuTime is what a process has taken of the CPU, in microseconds.
+func cpuTime(b *testing.B, pid int) float64 {
+	b.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest) // from the third one of proc(5) on
+	var user, system float64
+	if _, err := fmt.Sscan(fields[11], &user); err != nil {
+		b.Fatal(err)
+	}
+	if _, err := fmt.Sscan(fields[12], &system); err != nil {
+		b.Fatal(err)
+	}
+	return (user + system) * 10_000 // ticks of 10 ms
+}
+
+// BenchmarkRequests measures the process' own CPU time for each HTTP/1.1 request on a connection that stays open, without and with TLS.
+func BenchmarkRequests(b *testing.B) {
+	l, err := net.Listen("tcp", machineAddress(b)+":0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	go func() {
+		_ = http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "Hello, world!") }))
+	}()
+	defer l.Close()
+	p := start(b)
+	p.apply(b, to(b, l.Addr().String()))
+	for _, url := range []string{"http://" + p.http, "https://" + p.https} {
+		scheme, _, _ := strings.Cut(url, ":")
+		b.Run(scheme, func(b *testing.B) {
+			c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+			before := cpuTime(b, p.cmd.Process.Pid)
+			for b.Loop() {
+				res, err := c.Get(url)
+				if err != nil {
+					b.Fatal(err)
+				}
+				_, _ = io.Copy(io.Discard, res.Body)
+				_ = res.Body.Close()
+			}
+			b.ReportMetric((cpuTime(b, p.cmd.Process.Pid)-before)/float64(b.N), "cpu-µs/op")
+		})
+	}
+}
+
+// BenchmarkIdleWebsocket measures the memory that the process takes for each idle websocket over TLS, of a thousand that have each
+// carried some bytes, the process at rest, and with 50 and 1,000 hosts.
+func BenchmarkIdleWebsocket(b *testing.B) {
+	l, err := net.Listen("tcp", machineAddress(b)+":0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	go acceptWebsockets(l)
+	p := start(b)
+	p.apply(b, to(b, l.Addr().String()))
+	before := resident(b, p.cmd.Process.Pid)
+	const count = 1000
+	for range count {
+		conn, err := tls.Dial("tcp", p.https, &tls.Config{InsecureSkipVerify: true})
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer conn.Close()
+		_, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		r := bufio.NewReader(conn)
+		res, err := http.ReadResponse(r, nil)
+		if err != nil || res.StatusCode != http.StatusSwitchingProtocols {
+			b.Fatal(res, err)
+		}
+		_, _ = io.WriteString(conn, "twelve bytes")
+		if _, err := io.ReadFull(r, make([]byte, 12)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	after := resident(b, p.cmd.Process.Pid)
+	b.ReportMetric((after-before)/count/1024, "KB/websocket")
+	b.ReportMetric(before/1024/1024, "MB-at-rest")
+	b.ReportMetric(0, "ns/op")
+}
+
+// acceptWebsockets shakes hands and sends back what it gets.
+func acceptWebsockets(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer conn.Close()
+			r := bufio.NewReader(conn)
+			if _, err := http.ReadRequest(r); err != nil {
+				return
+			}
+			_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+			_, _ = io.Copy(conn, r)
+		}()
+	}
+}
+
+// BenchmarkHosts measures the process' memory with hosts of three routes each.
+func BenchmarkHosts(b *testing.B) {
+	for _, count := range []int{50, 1000} {
+		b.Run(fmt.Sprint(count), func(b *testing.B) {
+			s := table.Sections{}
+			for i := range count {
+				h := table.Host{}
+				for j := range 3 {
+					backend := table.Backend{Namespace: "namespace", Service: fmt.Sprintf("service-%d-%d", i, j), Port: "http"}
+					h.Routes = append(h.Routes, table.Route{
+						Path: fmt.Sprintf("/path/%d", j), Kind: table.PathPrefix, Object: "Ingress/namespace/name", Backends: []table.Backend{backend},
+					})
+					if err := s.Put(backend.Key(), table.Endpoints{Addresses: []string{"10.42.0.1:8080", "10.42.1.1:8080"}}); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if err := s.Put(table.HostKey(table.SiteIngress, fmt.Sprintf("host-%d.example.org", i)), h); err != nil {
+					b.Fatal(err)
+				}
+			}
+			p := start(b)
+			p.apply(b, s)
+			b.ReportMetric(resident(b, p.cmd.Process.Pid)/1024/1024, "MB")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// Apply changes the table. What did not change is not built again, and all changes take effect for requests at one moment, apart from
+// endpoints and certificates, which do so a moment before. It returns the problems of all sections that the table has now, by their keys.
+// Calls may come from several goroutines and are done one after the other.
+func (p *Proxy) Apply(changes []table.Change) (problems map[string]string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.apply(changes)
+}
+
+// Replace makes the table the given one: sections that it does not hold are gone. It returns what Apply returns.
+func (p *Proxy) Replace(sections table.Sections) (problems map[string]string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.apply(table.Diff(p.sections, sections))
+}
+
+// edit is a routing that is being made: maps that owned names are copies and may be written to.
+type edit struct {
+	*routing
+	owned   map[string]bool
+	touched bool
+}
+
+// hosts returns the hosts of a site to write to.
+func (e *edit) hosts(site string) map[string]*host {
+	if !e.touched {
+		e.touched = true
+		e.sites = maps.Clone(e.sites)
+	}
+	if !e.owned[site] {
+		e.owned[site] = true
+		if hosts := maps.Clone(e.sites[site]); hosts != nil {
+			e.sites[site] = hosts
+		} else {
+			e.sites[site] = map[string]*host{}
+		}
+	}
+	return e.sites[site]
+}
+
+// remove removes a host, and its site with the last one.
+func (e *edit) remove(site, name string) {
+	hosts := e.hosts(site)
+	delete(hosts, name)
+	if len(hosts) == 0 {
+		delete(e.sites, site)
+		delete(e.owned, site)
+	}
+}
+
+func (p *Proxy) apply(changes []table.Change) map[string]string {
+	next := &edit{routing: &routing{sites: p.current.Load().sites, trusted: p.trusted}, owned: map[string]bool{}}
+	for _, c := range changes {
+		if c.Commit {
+			continue
+		}
+		p.sections.Apply(c)
+		value, present := p.sections[c.Key]
+		delete(p.problems, c.Key)
+		var err error
+		switch table.Kind(c.Key) {
+		case table.KindHost:
+			err = p.applyHost(next, c.Key, value, present)
+		case table.KindCertificate:
+			err = p.applyCertificate(c.Key, value, present)
+		case table.KindEndpoints:
+			err = p.applyEndpoints(c.Key, value, present)
+		case table.KindSettings:
+			err = p.applySettings(value, present)
+			next.trusted = p.trusted
+		default:
+			if present {
+				err = fmt.Errorf("this version of the proxy knows no section of the kind %q", table.Kind(c.Key))
+			}
+		}
+		if err != nil {
+			p.problems[c.Key] = err.Error()
+		}
+	}
+	p.current.Store(next.routing)
+	if next.touched {
+		p.sweep()
+	}
+	return p.standing()
+}
+
+// applyHost replaces one host in next.
+func (p *Proxy) applyHost(next *edit, key string, value json.RawMessage, present bool) error {
+	site, name, ok := table.HostOf(key)
+	switch {
+	case !present:
+		if ok {
+			next.remove(site, name)
+		}
+		return nil
+	case !ok:
+		return fmt.Errorf("%q is not the key of a host", key)
+	}
+	var from table.Host
+	if err := json.Unmarshal(value, &from); err != nil {
+		// What cannot be read may have restricted access: the host is closed.
+		err = fmt.Errorf("reading the host: %w", err)
+		next.hosts(site)[name] = &host{site: site, name: name, routes: []*route{{refused: err.Error()}}}
+		return err
+	}
+	h, err := p.compile(site, name, &from)
+	next.hosts(site)[name] = h
+	return err
+}
+
+func (p *Proxy) applyCertificate(key string, value json.RawMessage, present bool) error {
+	c := p.certificate(key)
+	c.present = present
+	if !present {
+		c.pair.Store(nil)
+		return nil
+	}
+	var from table.Certificate
+	if err := json.Unmarshal(value, &from); err != nil {
+		c.pair.Store(nil)
+		return fmt.Errorf("reading the certificate: %w", err)
+	}
+	return c.set(&from)
+}
+
+func (p *Proxy) applyEndpoints(key string, value json.RawMessage, present bool) error {
+	s := p.endpointSet(key)
+	s.present = present
+	var from table.Endpoints
+	if present {
+		if err := json.Unmarshal(value, &from); err != nil {
+			s.set(nil)
+			return fmt.Errorf("reading the endpoints: %w", err)
+		}
+	}
+	list, err := addresses(from.Addresses, p.options.Refuse)
+	s.set(list)
+	return err
+}
+
+func (p *Proxy) applySettings(value json.RawMessage, present bool) error {
+	p.trusted = nil
+	var from table.Settings
+	if !present {
+		return nil
+	}
+	if err := json.Unmarshal(value, &from); err != nil {
+		return fmt.Errorf("reading the settings: %w", err)
+	}
+	var problem error
+	for _, text := range from.TrustedProxies {
+		network, err := netip.ParsePrefix(text)
+		if err != nil {
+			problem = fmt.Errorf("reading a network of trusted proxies: %w", err)
+			continue
+		}
+		p.trusted = append(p.trusted, network.Masked())
+	}
+	return problem
+}
+
+// certificate returns that of a section, which need not exist yet.
+func (p *Proxy) certificate(key string) *certificate {
+	c := p.certificates[key]
+	if c == nil {
+		c = &certificate{}
+		p.certificates[key] = c
+	}
+	return c
+}
+
+// endpointSet returns that of a section, which need not exist yet.
+func (p *Proxy) endpointSet(key string) *endpointSet {
+	s := p.endpoints[key]
+	if s == nil {
+		s = &endpointSet{}
+		p.endpoints[key] = s
+	}
+	return s
+}
+
+// sweep forgets endpoints and certificates that neither a host nor a section names.
+func (p *Proxy) sweep() {
+	p.sweeps++
+	for _, hosts := range p.current.Load().sites {
+		for _, h := range hosts {
+			if h.certificate != nil {
+				h.certificate.mark = p.sweeps
+			}
+			for _, r := range h.routes {
+				for i := range r.backends {
+					r.backends[i].endpoints.mark = p.sweeps
+				}
+			}
+		}
+	}
+	maps.DeleteFunc(p.endpoints, func(_ string, s *endpointSet) bool { return !s.present && s.mark != p.sweeps })
+	maps.DeleteFunc(p.certificates, func(_ string, c *certificate) bool { return !c.present && c.mark != p.sweeps })
+}
+
+// standing are the problems of all sections, with those of hosts whose certificate is not there.
+func (p *Proxy) standing() map[string]string {
+	out := maps.Clone(p.problems)
+	for site, hosts := range p.current.Load().sites {
+		for name, h := range hosts {
+			if h.certificate == nil || h.certificate.pair.Load() != nil {
+				continue
+			}
+			if key := table.HostKey(site, name); out[key] == "" {
+				out[key] = "the certificate is absent or cannot be used; clients get the default certificate, which they do not trust"
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"fmt"
+	"math/big"
+	"sync/atomic"
+	"time"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// certificate is one section. Hosts hold it by pointer, so that a renewal rebuilds none.
+type certificate struct {
+	pair atomic.Pointer[tls.Certificate] // nil while the section is absent or bad
+	// mark is the sweep that last found the certificate in use; Apply owns it.
+	mark uint64
+	// present says that the table has a section for it; Apply owns it.
+	present bool
+}
+
+// set reads the section. A section that is no certificate leaves none.
+func (c *certificate) set(from *table.Certificate) error {
+	pair, err := tls.X509KeyPair([]byte(from.Chain), []byte(from.Key))
+	if err != nil {
+		c.pair.Store(nil)
+		return fmt.Errorf("the certificate cannot be used: %w", err)
+	}
+	c.pair.Store(&pair)
+	return nil
+}
+
+// tlsConfig is that of a site's listeners: the certificate of the host that the client names, else the proxy's own.
+func (p *Proxy) tlsConfig(site string) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if name, ok := hostName(hello.ServerName); ok {
+				if h := p.current.Load().find(site, name); h != nil && h.certificate != nil {
+					if pair := h.certificate.pair.Load(); pair != nil {
+						return pair, nil
+					}
+				}
+			}
+			return p.own, nil
+		},
+	}
+}
+
+// ownCertificate makes the certificate for hosts without one. No client trusts it; it is made anew by each process.
+func ownCertificate(now time.Time) (*tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("making the key of the default certificate: %w", err)
+	}
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		return nil, fmt.Errorf("making the serial number of the default certificate: %w", err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial,
+		Subject:      pkix.Name{CommonName: "Coracle ingress default certificate"},
+		DNSNames:     []string{"ingress.local"},
+		NotBefore:    now.Add(-24 * time.Hour),
+		NotAfter:     now.AddDate(10, 0, 0),
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	chain, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, fmt.Errorf("signing the default certificate: %w", err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{chain}, PrivateKey: key}, nil
+}

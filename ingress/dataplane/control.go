@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+const (
+	// maxLine bounds one line of a stream of changes, maxPending the lines between two commits.
+	maxLine    = 32 << 20
+	maxPending = 256 << 20
+	// replyTime is how long an agent may take to read an answer.
+	replyTime = 10 * time.Second
+)
+
+// Control takes the table from an agent.
+type Control struct {
+	// Proxy gets the table.
+	Proxy *Proxy
+	// Logger is told of each agent.
+	Logger *slog.Logger
+}
+
+// Serve accepts agents until ctx is done or l fails. One agent is listened to at a time: a new connection ends the one before. What an
+// agent sends before its first Commit replaces the whole table; without an agent the table stays as it is. It closes l, and returns nil
+// when ctx ended it.
+func (c *Control) Serve(ctx context.Context, l net.Listener) error {
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	end := func() {}
+	defer func() { end() }()
+	for {
+		conn, err := l.Accept()
+		if ctx.Err() != nil {
+			if err == nil {
+				_ = conn.Close()
+			}
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("accepting the agent's connection at %s: %w", l.Addr(), err)
+		}
+		end()
+		end = c.start(ctx, conn)
+	}
+}
+
+// start listens to an agent in a goroutine and returns a function that ends it and waits for it.
+func (c *Control) start(ctx context.Context, conn net.Conn) func() {
+	ctx, cancel := context.WithCancel(ctx)
+	closed := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer conn.Close()
+		defer closed()
+		c.Logger.Info("an agent is connected")
+		err := c.follow(conn)
+		if ctx.Err() == nil {
+			c.Logger.Info("the agent's connection ended; the table stays as it is", "cause", err)
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+// follow applies what an agent sends until its connection fails.
+func (c *Control) follow(conn net.Conn) error {
+	reader := bufio.NewReaderSize(conn, 64<<10)
+	whole := table.Sections{} // the beginning; nil after the first Commit
+	var pending []table.Change
+	size := 0
+	for {
+		line, err := readLine(reader)
+		if err != nil {
+			return err
+		}
+		var change table.Change
+		if err := json.Unmarshal(line, &change); err != nil {
+			return fmt.Errorf("reading a change of the ingress table: %w", err)
+		}
+		if size += len(line); size > maxPending {
+			return fmt.Errorf("the agent sent more than %d bytes without a commit", maxPending)
+		}
+		if !change.Commit {
+			if whole != nil {
+				whole.Apply(change)
+			} else {
+				pending = append(pending, change)
+			}
+			continue
+		}
+		var problems map[string]string
+		if whole != nil {
+			problems = c.Proxy.Replace(whole)
+		} else {
+			problems = c.Proxy.Apply(pending)
+		}
+		whole, pending, size = nil, nil, 0
+		if err := reply(conn, table.Answer{Problems: problems}); err != nil {
+			return err
+		}
+	}
+}
+
+func reply(conn net.Conn, answer table.Answer) error {
+	text, err := json.Marshal(answer)
+	if err != nil {
+		return fmt.Errorf("writing an answer to the agent: %w", err)
+	}
+	if err := conn.SetWriteDeadline(time.Now().Add(replyTime)); err != nil {
+		return fmt.Errorf("setting the time for an answer to the agent: %w", err)
+	}
+	if _, err := conn.Write(append(text, '\n')); err != nil {
+		return fmt.Errorf("sending an answer to the agent: %w", err)
+	}
+	return nil
+}
+
+// readLine reads up to the end of a line, in memory that is the caller's.
+func readLine(reader *bufio.Reader) ([]byte, error) {
+	var line []byte
+	for {
+		piece, err := reader.ReadSlice('\n')
+		if len(line)+len(piece) > maxLine {
+			return nil, fmt.Errorf("the agent sent a line of more than %d bytes", maxLine)
+		}
+		line = append(line, piece...)
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
+		case errors.Is(err, io.EOF):
+			return nil, io.EOF // a line without its end may be a part of one
+		case err != nil:
+			return nil, fmt.Errorf("reading from the agent: %w", err)
+		default:
+			return line, nil
+		}
+	}
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// agent is the other end of a control connection.
+type agent struct {
+	t    testing.TB
+	conn net.Conn
+	r    *bufio.Reader
+}
+
+func dialAgent(t testing.TB, socket string) *agent {
+	t.Helper()
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return &agent{t, conn, bufio.NewReader(conn)}
+}
+
+// commit sends changes and returns the proxy's answer.
+func (a *agent) commit(changes ...table.Change) table.Answer {
+	a.t.Helper()
+	for _, c := range append(changes, table.Change{Commit: true}) {
+		if err := json.NewEncoder(a.conn).Encode(c); err != nil {
+			a.t.Fatal(err)
+		}
+	}
+	line, err := a.r.ReadBytes('\n')
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	var answer table.Answer
+	if err := json.Unmarshal(line, &answer); err != nil {
+		a.t.Fatal(err)
+	}
+	return answer
+}
+
+func startControl(t *testing.T) (*Proxy, string) {
+	t.Helper()
+	p := mustNew(t)
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- (&Control{Proxy: p, Logger: quiet()}).Serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return p, socket
+}
+
+func hasHost(p *Proxy, name string) bool { return p.current.Load().sites["s"][name] != nil }
+
+func TestFirstCommitReplacesTheTableAndLaterOnesChangeIt(t *testing.T) {
+	p, socket := startControl(t)
+	a, b := section(t, table.HostKey("s", "a"), routed("a", "/")), section(t, table.HostKey("s", "b"), routed("b", "/"))
+	one := dialAgent(t, socket)
+	one.commit(a)
+	one.commit(b)
+	if !hasHost(p, "a") || !hasHost(p, "b") {
+		t.Fatal("a later commit does not add to the table")
+	}
+	kept := p.current.Load().sites["s"]["b"]
+	two := dialAgent(t, socket)
+	answer := two.commit(b, section(t, table.CertificateKey("n", "c"), table.Certificate{}))
+	if hasHost(p, "a") || p.current.Load().sites["s"]["b"] != kept {
+		t.Error("a new agent's first commit does not replace the table, or builds again what is equal")
+	}
+	if len(answer.Problems) != 1 {
+		t.Errorf("answered with %v, want one problem", answer)
+	}
+	if _, err := one.r.ReadByte(); err != io.EOF {
+		t.Errorf("the first agent's connection: %v, want its end", err)
+	}
+	if answer := two.commit(table.Change{Key: table.CertificateKey("n", "c")}); len(answer.Problems) != 0 {
+		t.Errorf("answered with %v, want no problem left", answer)
+	}
+}
+
+func TestTableStaysWithoutAnAgent(t *testing.T) {
+	p, socket := startControl(t)
+	one := dialAgent(t, socket)
+	one.commit(section(t, table.HostKey("s", "a"), routed("a", "/")))
+	for _, bad := range []string{"no json\n", `{"key":"host/s/a","value":null}` + "\n", `{"commit":true}`} {
+		two := dialAgent(t, socket) // ends the agent before, and with its own end has sent no commit
+		_, _ = io.WriteString(two.conn, bad)
+		_ = two.conn.(*net.UnixConn).CloseWrite()
+		if rest, _ := io.ReadAll(two.r); len(rest) != 0 {
+			t.Errorf("%q is answered with %q", bad, rest)
+		}
+		if !hasHost(p, "a") {
+			t.Fatalf("the table is lost after %q", bad)
+		}
+	}
+}
+
+func TestLinesAreBounded(t *testing.T) {
+	r := bufio.NewReaderSize(io.MultiReader(strings.NewReader(strings.Repeat("x", 100_000)+"\n"), endless{}), 64)
+	if line, err := readLine(r); err != nil || len(line) != 100_001 {
+		t.Errorf("read %d bytes, %v", len(line), err)
+	}
+	if _, err := readLine(r); err == nil || !strings.Contains(err.Error(), "line of more than") {
+		t.Errorf("an endless line: %v", err)
+	}
+}
+
+// endless is a line without end.
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = 'x'
+	}
+	return len(p), nil
+}

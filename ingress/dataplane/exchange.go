@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// answerTime is how long a client may take to read an answer of the proxy's own after a time-out, and to end a body that nobody reads.
+const answerTime = 5 * time.Second
+
+// errIdle is the cause of the end of an exchange in which nothing moved for too long.
+var errIdle = errors.New("nothing moved for too long")
+
+// exchange is one request with its response.
+type exchange struct {
+	listener *listener
+	proxy    *Proxy
+	routing  *routing // the same during the whole request
+	w        http.ResponseWriter
+	ctl      *http.ResponseController
+	in       *http.Request
+	out      http.Header // of the request to the backend
+
+	path     cleanPath
+	peer     string // the address of the client or of the proxy before us
+	believed bool   // peer is a trusted proxy
+	scheme   string
+	grpc     bool
+
+	ctx    context.Context // of the request to the backend
+	cancel context.CancelCauseFunc
+	body   requestBody
+	watch  watch
+	status int // what was sent to the client; 0 before
+
+	answering atomic.Bool // the header of the response has been, or is being, written
+	stalled   atomic.Bool // the client did not send its body
+	patient   atomic.Bool // silence is allowed
+
+	earlyMu   sync.Mutex // held while informational responses are written
+	earlyOver bool
+}
+
+func newExchange(h *listener, w http.ResponseWriter, in *http.Request) *exchange {
+	x := &exchange{listener: h, proxy: h.proxy, routing: h.proxy.current.Load(), w: w, ctl: http.NewResponseController(w), in: in}
+	x.peer, x.believed = peer(in.RemoteAddr, x.routing.trusted)
+	x.scheme = x.clientScheme()
+	x.body.exchange, x.body.inner = x, in.Body
+	if in.ContentLength == 0 {
+		x.body.done.Store(true)
+	}
+	return x
+}
+
+// end releases what the exchange holds. A body that has not been read to its end gets little time for that: net/http reads on to keep the
+// connection.
+func (x *exchange) end() {
+	x.watch.stop()
+	if x.cancel != nil {
+		x.cancel(nil)
+	}
+	if x.in.ProtoMajor == 1 && !x.body.done.Load() {
+		_ = x.ctl.SetReadDeadline(time.Now().Add(answerTime)) // fails after Hijack only, when it has no meaning
+	}
+}
+
+// serve routes the request and answers it.
+func (x *exchange) serve() {
+	name, ok := hostName(x.in.Host)
+	if !ok {
+		x.answer(http.StatusBadRequest, "the Host header is no host")
+		return
+	}
+	if x.in.Method == http.MethodConnect || x.in.Method == http.MethodTrace {
+		x.answer(http.StatusMethodNotAllowed, "the ingress proxy does not serve this method")
+		return
+	}
+	raw := x.in.URL.RawPath
+	if raw == "" {
+		raw = x.in.URL.EscapedPath()
+	}
+	if raw != "" && raw[0] != '/' {
+		x.answer(http.StatusBadRequest, "the target is no path") // such as the "*" of a preface of HTTP/2 that net/http takes for a request
+		return
+	}
+	var err error
+	if x.path, err = normalise(raw); err != nil {
+		x.answer(http.StatusBadRequest, err.Error())
+		return
+	}
+	r := x.routing.route(x.listener.site, name, x.path.match)
+	switch {
+	case r == nil:
+		x.answer(http.StatusNotFound, "no route for this host and path")
+	case r.refused != "":
+		x.answer(http.StatusServiceUnavailable, "the route is closed; the events of its object say why")
+	case r.redirect != 0 && x.scheme == "http":
+		x.redirect(r.redirect, name)
+	default:
+		x.forward(r)
+	}
+}
+
+// answer sends a short response of the proxy's own.
+func (x *exchange) answer(status int, text string) {
+	x.answering.Store(true)
+	x.status = status
+	h := x.w.Header()
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("X-Content-Type-Options", "nosniff")
+	x.w.WriteHeader(status)
+	_, _ = io.WriteString(x.w, text+"\n") // a client that is gone needs no answer
+}
+
+func (x *exchange) redirect(status int, name string) {
+	target := "https://" + name + x.path.forward
+	if x.in.URL.RawQuery != "" {
+		target += "?" + x.in.URL.RawQuery
+	}
+	x.w.Header().Set("Location", target)
+	x.answer(status, "this is served at "+target)
+}
+
+// expire ends an exchange in which nothing moved. A client that has not had a header gets an answer, a response that has begun is cut.
+func (x *exchange) expire() {
+	x.stalled.Store(x.body.reading.Load())
+	x.cancel(errIdle)
+	past := time.Unix(1, 0)
+	if !x.body.done.Load() {
+		_ = x.ctl.SetReadDeadline(past)
+	}
+	if x.answering.Load() {
+		_ = x.ctl.SetWriteDeadline(past)
+	} else {
+		_ = x.ctl.SetWriteDeadline(time.Now().Add(answerTime))
+	}
+}
+
+// prepare makes what all attempts to reach a backend share: the context and the headers.
+func (x *exchange) prepare() {
+	x.ctx, x.cancel = context.WithCancelCause(x.in.Context())
+	x.ctx = httptrace.WithClientTrace(x.ctx, &httptrace.ClientTrace{Got1xxResponse: x.early})
+	x.grpc = strings.HasPrefix(x.in.Header.Get("Content-Type"), "application/grpc")
+	x.patient.Store(x.grpc)
+	x.watch.begin(x.proxy.options.IdleTimeout, x.expire)
+
+	h := x.in.Header // net/http made it for this request alone
+	trailers := hasToken(h["Te"], "trailers")
+	removeHopByHop(h)
+	removeUnderscores(h)
+	delete(h, "Host") // HTTP/2 allows one beside :authority
+	if trailers {
+		h["Te"] = []string{"trailers"}
+	}
+	if _, ok := h["User-Agent"]; !ok {
+		h["User-Agent"] = nil // or net/http would add its own
+	}
+	x.forwarded(h)
+	x.out = h
+}
+
+// outgoing is the request as it goes to an endpoint.
+func (x *exchange) outgoing(e *endpoint) *http.Request {
+	out := x.in.WithContext(x.ctx)
+	out.Header = x.out
+	// Opaque goes out as it is, while Path would be escaped anew.
+	out.URL = &url.URL{Scheme: "http", Host: e.address, Opaque: x.path.forward, RawQuery: x.in.URL.RawQuery, ForceQuery: x.in.URL.ForceQuery}
+	out.RequestURI, out.TransferEncoding, out.Close = "", nil, false
+	out.Body, out.GetBody = http.NoBody, nil
+	if x.in.ContentLength != 0 {
+		out.Body, out.GetBody = &x.body, x.body.again
+	}
+	return out
+}
+
+// early passes an informational response on. 100 is not: net/http sends one when the backend has asked for the body.
+func (x *exchange) early(code int, header textproto.MIMEHeader) error {
+	x.earlyMu.Lock()
+	defer x.earlyMu.Unlock()
+	if x.earlyOver || code == http.StatusContinue || !x.in.ProtoAtLeast(1, 1) {
+		return nil
+	}
+	h := x.w.Header()
+	for name, values := range header {
+		h[name] = values
+	}
+	removeHopByHop(h)
+	x.w.WriteHeader(code)
+	clear(h)
+	x.moved()
+	return nil
+}
+
+// noMoreEarly waits until no informational response can be written any more.
+func (x *exchange) noMoreEarly() {
+	x.earlyMu.Lock()
+	x.earlyOver = true
+	x.earlyMu.Unlock()
+}
+
+// moved notes that bytes moved, unless silence is allowed anyway.
+func (x *exchange) moved() {
+	if !x.patient.Load() {
+		x.watch.moved()
+	}
+}
+
+// requestBody is the body of a request on its way to a backend. It is not closed by the transport, so that another attempt can send it as
+// long as nothing was read; net/http closes the client's body after the request.
+type requestBody struct {
+	exchange *exchange
+	inner    io.Reader
+	began    atomic.Bool
+	reading  atomic.Bool
+	done     atomic.Bool
+	failed   atomic.Bool
+}
+
+var errBodyBegan = errors.New("a part of the request's body has been sent already")
+
+// Read reads from the client.
+func (b *requestBody) Read(to []byte) (int, error) {
+	b.began.Store(true)
+	b.exchange.moved()
+	b.reading.Store(true)
+	n, err := b.inner.Read(to)
+	b.reading.Store(false)
+	if n > 0 {
+		b.exchange.moved()
+	}
+	switch {
+	case errors.Is(err, io.EOF):
+		b.done.Store(true)
+		removeTrailers(b.exchange.in.Trailer)
+	case err != nil:
+		b.failed.Store(true)
+	}
+	return n, err
+}
+
+// Close does nothing.
+func (b *requestBody) Close() error { return nil }
+
+// again is the GetBody of the request: net/http asks for it before it sends the request on another connection.
+func (b *requestBody) again() (io.ReadCloser, error) {
+	if b.began.Load() {
+		return nil, errBodyBegan
+	}
+	return b, nil
+}
+
+// removeTrailers removes from a request's trailers what may not come from the client, since some backends add trailers to the headers.
+func removeTrailers(h http.Header) {
+	removeHopByHop(h)
+	removeUnderscores(h)
+	for name := range h {
+		if forwarding(name) {
+			delete(h, name)
+		}
+	}
+}

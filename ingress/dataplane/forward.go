@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+)
+
+var errNoEndpoints = errors.New("the backend has no endpoints")
+
+// dialError is a failed attempt to connect to an endpoint: nothing of the request was sent.
+type dialError struct{ error }
+
+func (e *dialError) Unwrap() error { return e.error }
+
+// dial connects to an endpoint. Addresses are literal: no name is resolved.
+func (p *Proxy) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := p.dialer.DialContext(ctx, network, address)
+	if err != nil {
+		p.stats.DialFailures.Add(1)
+		return nil, &dialError{err}
+	}
+	return conn, nil
+}
+
+// forward sends the request to a backend of the route and the response to the client.
+func (x *exchange) forward(r *route) {
+	b := r.choose()
+	if b == nil {
+		x.answer(http.StatusServiceUnavailable, "the route has no backend")
+		return
+	}
+	if x.isWebsocket() {
+		x.prepare()
+		x.forwardWebsocket(b)
+		return
+	}
+	x.prepare()
+	transport := x.proxy.http1
+	if b.h2c {
+		transport = x.proxy.h2c
+	}
+	if x.grpc {
+		x.watch.rest()
+	}
+	var res *http.Response
+	err := x.attempt(b.endpoints, func(e *endpoint) (err error) {
+		res, err = transport.RoundTrip(x.outgoing(e)) //nolint:bodyclose // respond closes it
+		return err
+	})
+	x.noMoreEarly()
+	if err != nil {
+		x.failed(err)
+		return
+	}
+	x.respond(res)
+}
+
+// attempt calls try with one endpoint after the other until the connection to one succeeds.
+func (x *exchange) attempt(set *endpointSet, try func(*endpoint) error) error {
+	var array [maxAttempts]*endpoint
+	tried := array[:0]
+	err := errNoEndpoints
+	for len(tried) < maxAttempts {
+		e := set.pick(tried, time.Now())
+		if e == nil {
+			return err
+		}
+		tried = append(tried, e)
+		if err = try(e); err == nil {
+			if e.failed.Load() != 0 {
+				e.failed.Store(0)
+			}
+			return nil
+		}
+		var failure *dialError
+		if x.ctx.Err() != nil || !errors.As(err, &failure) {
+			return err
+		}
+		e.failed.Store(time.Now().UnixNano())
+		if x.body.began.Load() {
+			return err
+		}
+	}
+	return err
+}
+
+// failed answers a request that got no response from a backend.
+func (x *exchange) failed(err error) {
+	switch {
+	case x.stalled.Load():
+		x.answer(http.StatusRequestTimeout, "the body of the request did not arrive in time")
+	case errors.Is(context.Cause(x.ctx), errIdle):
+		x.answer(http.StatusGatewayTimeout, "the backend did not answer in time")
+	case x.in.Context().Err() != nil:
+		panic(http.ErrAbortHandler) // the client is gone
+	case x.body.failed.Load():
+		x.answer(http.StatusBadRequest, "the body of the request could not be read")
+	case errors.Is(err, errNoEndpoints):
+		x.answer(http.StatusServiceUnavailable, "the backend has no endpoints")
+	default:
+		x.proxy.options.Logger.Debug("a backend failed", "site", x.listener.site, "host", x.in.Host, "error", err)
+		x.answer(http.StatusBadGateway, "the backend could not be reached or sent no valid response")
+	}
+}
+
+// respond sends the response to the client.
+func (x *exchange) respond(res *http.Response) {
+	defer res.Body.Close()
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		x.answer(http.StatusBadGateway, "the backend switched to a protocol that nobody asked for")
+		return
+	}
+	removeHopByHop(res.Header)
+	h := x.w.Header()
+	for name, values := range res.Header {
+		h[name] = values
+	}
+	if _, ok := h["Content-Type"]; !ok {
+		h["Content-Type"] = nil // or net/http would guess one
+	}
+	announced := len(res.Trailer)
+	for name := range res.Trailer {
+		h["Trailer"] = append(h["Trailer"], name)
+	}
+	if announced > 0 && x.in.ProtoMajor == 1 {
+		delete(h, "Content-Length") // HTTP/1.1 has trailers after chunks only
+	}
+	if strings.HasPrefix(res.Header.Get("Content-Type"), "text/event-stream") {
+		x.patient.Store(true)
+	}
+	x.answering.Store(true)
+	x.watch.moved()
+	x.status = res.StatusCode
+	x.w.WriteHeader(res.StatusCode)
+	if res.Body != http.NoBody {
+		x.copy(res)
+	}
+	if len(res.Trailer) > 0 {
+		_ = x.ctl.Flush() // without it a response with no body would get a length and lose its trailers
+	}
+	for name, values := range res.Trailer {
+		if len(res.Trailer) != announced {
+			name = http.TrailerPrefix + name
+		}
+		h[name] = values
+	}
+}
+
+// Buffers of copies. Streams, which may be silent for hours, hold a small one.
+type (
+	buffer      [32 << 10]byte
+	smallBuffer [4 << 10]byte
+)
+
+var (
+	buffers      = sync.Pool{New: func() any { return new(buffer) }}
+	smallBuffers = sync.Pool{New: func() any { return new(smallBuffer) }}
+)
+
+// copy sends the body, each piece at once.
+func (x *exchange) copy(res *http.Response) {
+	var buf []byte
+	if x.patient.Load() {
+		b := smallBuffers.Get().(*smallBuffer)
+		defer smallBuffers.Put(b)
+		buf = b[:]
+	} else {
+		b := buffers.Get().(*buffer)
+		defer buffers.Put(b)
+		buf = b[:]
+	}
+	left := res.ContentLength
+	if left < 0 {
+		x.flush()
+	}
+	for {
+		if x.patient.Load() {
+			x.watch.rest()
+		}
+		n, err := res.Body.Read(buf)
+		if n > 0 {
+			x.watch.moved() // the client has to read, however long the backend may be silent
+			if _, err := x.w.Write(buf[:n]); err != nil {
+				panic(http.ErrAbortHandler)
+			}
+			if left -= int64(n); left != 0 && err == nil {
+				x.flush()
+			}
+			x.watch.moved()
+		}
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		if err != nil {
+			panic(http.ErrAbortHandler) // the client has to see that the response is not whole
+		}
+	}
+}
+
+func (x *exchange) flush() {
+	if err := x.ctl.Flush(); err != nil {
+		panic(http.ErrAbortHandler)
+	}
+}

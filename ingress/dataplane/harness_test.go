@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// fixture is a proxy with one site on two loopback sockets.
+type fixture struct {
+	*Proxy
+	http, https string // addresses
+	stop        func() // drains and waits
+}
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func newFixture(t testing.TB, o Options, changes ...table.Change) *fixture {
+	t.Helper()
+	if o.Logger == nil {
+		o.Logger = quiet()
+	}
+	o.Refuse = func(netip.Addr) bool { return false } // backends of tests are on loopback
+	p, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if problems := p.Apply(changes); len(problems) > 0 {
+		t.Fatalf("the table has problems: %v", problems)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	f := &fixture{Proxy: p}
+	ended := make(chan error, 2)
+	for _, secure := range []bool{false, true} {
+		l := listen(t)
+		if secure {
+			f.https = l.Addr().String()
+		} else {
+			f.http = l.Addr().String()
+		}
+		go func() { ended <- p.Serve(ctx, "s", secure, l) }()
+	}
+	stopped := false
+	f.stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		for range 2 {
+			if err := <-ended; err != nil {
+				t.Errorf("Serve: %v", err)
+			}
+		}
+		p.http1.CloseIdleConnections()
+		p.h2c.CloseIdleConnections()
+	}
+	t.Cleanup(f.stop)
+	return f
+}
+
+func listen(t testing.TB) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// section is one change.
+func section(t testing.TB, key string, value any) table.Change {
+	t.Helper()
+	text, err := json.Marshal(value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return table.Change{Key: key, Value: text}
+}
+
+// service is a backend by the name of its Service.
+func service(name string) table.Backend {
+	return table.Backend{Namespace: "n", Service: name, Port: "80"}
+}
+
+// site is a table of one default host that sends all to the given endpoints.
+func site(t testing.TB, protocol string, endpoints ...string) []table.Change {
+	t.Helper()
+	b := service("b")
+	b.Protocol = protocol
+	return []table.Change{
+		section(t, table.HostKey("s", ""), table.Host{Routes: []table.Route{{Path: "/", Kind: table.PathPrefix, Backends: []table.Backend{b}}}}),
+		section(t, b.Key(), table.Endpoints{Addresses: endpoints}),
+	}
+}
+
+// backendServer runs a handler over HTTP/1.1 and h2c and returns its address.
+func backendServer(t testing.TB, h http.HandlerFunc) string {
+	t.Helper()
+	s := httptest.NewUnstartedServer(h)
+	s.Config.Protocols = new(http.Protocols)
+	s.Config.Protocols.SetHTTP1(true)
+	s.Config.Protocols.SetUnencryptedHTTP2(true)
+	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	s.Start()
+	t.Cleanup(s.Close)
+	return s.Listener.Addr().String()
+}
+
+// client makes an HTTP client of one protocol that goes to address whatever the URL's host.
+func client(t testing.TB, address, protocol string) *http.Client {
+	t.Helper()
+	tr := &http.Transport{
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, address)
+		},
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableCompression: true, Protocols: new(http.Protocols),
+	}
+	switch protocol {
+	case "http1":
+		tr.Protocols.SetHTTP1(true)
+	case "h2":
+		tr.Protocols.SetHTTP2(true)
+	case "h2c":
+		tr.Protocols.SetUnencryptedHTTP2(true)
+	default:
+		t.Fatalf("no protocol %q", protocol)
+	}
+	t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+}
+
+// get sends a GET and returns status and body.
+func get(t testing.TB, c *http.Client, url string) (int, string) {
+	t.Helper()
+	res, err := c.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, body(t, res)
+}
+
+func body(t testing.TB, res *http.Response) string {
+	t.Helper()
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// pemCertificate is a self-signed certificate as a section holds it.
+func pemCertificate(t testing.TB) table.Certificate {
+	t.Helper()
+	own, err := ownCertificate(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(own.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return table.Certificate{
+		Chain: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.Certificate[0]})),
+		Key:   string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
+	}
+}
+
+// exchangeRaw sends bytes to address and returns all that comes back until the connection ends.
+func exchangeRaw(t testing.TB, address, request string) string {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, request); err != nil {
+		t.Fatal(err)
+	}
+	text, _ := io.ReadAll(conn) // a reset after the answer is no matter
+	return string(text)
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"net"
+	"net/http"
+	"net/netip"
+	"net/textproto"
+	"slices"
+	"strings"
+)
+
+// hopByHop reports whether a header concerns one connection alone (RFC 9110, 7.6.1).
+func hopByHop(name string) bool {
+	switch name {
+	case "Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
+		"Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings":
+		return true
+	}
+	return false
+}
+
+// forwarding reports whether a header tells what proxies before the backend saw.
+func forwarding(name string) bool {
+	return strings.HasPrefix(name, "X-Forwarded-") || name == "Forwarded" || name == "X-Real-Ip"
+}
+
+// removeHopByHop removes headers of the connection and those that Connection names. Headers about forwarding stay even when Connection
+// names them.
+func removeHopByHop(h http.Header) {
+	for _, list := range h["Connection"] {
+		for name := range strings.SplitSeq(list, ",") {
+			if name = textproto.CanonicalMIMEHeaderKey(textproto.TrimString(name)); name != "" && !forwarding(name) {
+				delete(h, name)
+			}
+		}
+	}
+	for name := range h {
+		if hopByHop(name) {
+			delete(h, name)
+		}
+	}
+}
+
+// removeUnderscores removes headers whose names some backends read as others: with a hyphen instead.
+func removeUnderscores(h http.Header) {
+	for name := range h {
+		if strings.IndexByte(name, '_') >= 0 {
+			delete(h, name)
+		}
+	}
+}
+
+// hasToken reports whether a comma-separated header holds a token, whatever its case.
+func hasToken(values []string, token string) bool {
+	for _, list := range values {
+		for part := range strings.SplitSeq(list, ",") {
+			if strings.EqualFold(textproto.TrimString(part), token) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// peer is the client's address and whether its word about forwarding is believed.
+func peer(remote string, trusted []netip.Prefix) (address string, believed bool) {
+	address, _, err := net.SplitHostPort(remote)
+	if err != nil {
+		return remote, false
+	}
+	if len(trusted) == 0 {
+		return address, false
+	}
+	return address, within(address, trusted)
+}
+
+func within(address string, networks []netip.Prefix) bool {
+	a, err := netip.ParseAddr(address)
+	if err != nil {
+		return false
+	}
+	a = a.Unmap().WithZone("")
+	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(a) })
+}
+
+// forwarded sets the headers about forwarding. What the peer said of it is kept only when the peer is trusted.
+func (x *exchange) forwarded(h http.Header) {
+	var said []string
+	if x.believed {
+		said = h["X-Forwarded-For"]
+	} else {
+		for name := range h {
+			if forwarding(name) {
+				delete(h, name)
+			}
+		}
+	}
+	list := x.peer
+	if len(said) > 0 {
+		list = strings.Join(said, ", ") + ", " + x.peer
+	}
+	_, port, err := net.SplitHostPort(x.in.Host)
+	if err != nil || port == "" {
+		port = "80"
+		if x.scheme == "https" {
+			port = "443"
+		}
+	}
+	values := [...]string{list, realIP(list, x.routing.trusted), x.scheme, x.in.Host, port} // one allocation for five headers
+	h["X-Forwarded-For"] = values[0:1:1]
+	h["X-Real-Ip"] = values[1:2:2]
+	for i, name := range [...]string{"X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port"} {
+		if len(h[name]) == 0 { // a trusted peer did not say
+			h[name] = values[i+2 : i+3 : i+3]
+		}
+	}
+}
+
+// realIP is the last address of a list of X-Forwarded-For that is not a trusted proxy's, which the client cannot have made up.
+func realIP(list string, trusted []netip.Prefix) string {
+	for {
+		at := strings.LastIndexByte(list, ',')
+		last := textproto.TrimString(list[at+1:])
+		if at < 0 || len(trusted) == 0 || !within(last, trusted) {
+			return last
+		}
+		list = list[:at]
+	}
+}
+
+// scheme is that of the client's URL: the connection's, unless a trusted peer says another.
+func (x *exchange) clientScheme() string {
+	if x.believed {
+		if said := x.in.Header["X-Forwarded-Proto"]; len(said) == 1 && (said[0] == "https" || said[0] == "http") {
+			return said[0]
+		}
+	}
+	if x.listener.secure {
+		return "https"
+	}
+	return "http"
+}

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"strings"
+)
+
+// errPath says that a path has no normalised form that every backend would read in the same way.
+var errPath = errors.New("the path holds an encoded separator beside a dot segment, or a zero byte")
+
+// cleanPath is a normalised path in two forms.
+type cleanPath struct {
+	// forward is what a backend gets: escaped, without empty and dot segments, with escapes of unreserved characters decoded (RFC 3986,
+	// 6.2.2).
+	forward string
+	// match is what routes are compared with: forward with all escapes decoded, apart from %2F, which is no separator, and %25.
+	match string
+}
+
+// normalise returns the normalised path of a request; raw is the path as the client sent it. Segments such as "..;x", which some backends
+// read as "..", are dot segments here. A dot segment beside %2F or %5C is an error, since backends that decode these would leave the
+// route's prefix.
+func normalise(raw string) (cleanPath, error) {
+	if isPlain(raw) {
+		return cleanPath{forward: raw, match: raw}, nil
+	}
+	escaped, err := canonicalEscapes(raw)
+	if err != nil {
+		return cleanPath{}, err
+	}
+	forward, err := removeDots(escaped)
+	if err != nil {
+		return cleanPath{}, err
+	}
+	return cleanPath{forward: forward, match: decodeForMatch(forward)}, nil
+}
+
+// isPlain reports whether a path is its own normalised form. It is the common case and needs no memory.
+func isPlain(raw string) bool {
+	if raw == "" || raw[0] != '/' {
+		return false
+	}
+	for i := 0; i < len(raw); i++ {
+		c := raw[i]
+		switch {
+		case c == '/':
+			if i+1 < len(raw) && (raw[i+1] == '/' || raw[i+1] == '.') {
+				return false
+			}
+		case c == ';' || !isPathByte(c):
+			return false
+		}
+	}
+	return true
+}
+
+// canonicalEscapes decodes escapes of unreserved characters and escapes what may not stand in a path, so that equal paths are equal text.
+func canonicalEscapes(raw string) (string, error) {
+	const hexDigits = "0123456789ABCDEF"
+	var out strings.Builder
+	out.Grow(len(raw) + 16)
+	for i := 0; i < len(raw); i++ {
+		c := raw[i]
+		if c == '%' {
+			if i+2 < len(raw) && isHex(raw[i+1]) && isHex(raw[i+2]) {
+				c = unhex(raw[i+1])<<4 | unhex(raw[i+2])
+				i += 2
+				if isUnreserved(c) {
+					out.WriteByte(c)
+					continue
+				}
+			}
+		} else if isPathByte(c) {
+			out.WriteByte(c)
+			continue
+		}
+		if c == 0 {
+			return "", errPath
+		}
+		out.WriteByte('%')
+		out.WriteByte(hexDigits[c>>4])
+		out.WriteByte(hexDigits[c&15])
+	}
+	return out.String(), nil
+}
+
+// removeDots removes empty and dot segments from a path with canonical escapes.
+func removeDots(path string) (string, error) {
+	segments := strings.Split(strings.TrimPrefix(path, "/"), "/")
+	kept := segments[:0]
+	slash := false // whether the path ends with a slash
+	for _, segment := range segments {
+		slash = false
+		switch kind := dotKind(segment); {
+		case segment == "" || kind == ".":
+			slash = true
+		case kind == "..":
+			slash = true
+			kept = kept[:max(0, len(kept)-1)]
+		case hidesDots(segment):
+			return "", errPath
+		default:
+			kept = append(kept, segment)
+		}
+	}
+	if len(kept) == 0 {
+		return "/", nil
+	}
+	out := "/" + strings.Join(kept, "/")
+	if slash {
+		out += "/"
+	}
+	return out, nil
+}
+
+// dotKind is "." or ".." for dot segments, with or without parameters after a semicolon, and "" for others.
+func dotKind(segment string) string {
+	if segment == "" || segment[0] != '.' {
+		return ""
+	}
+	name, _, _ := strings.Cut(segment, ";")
+	name, _, _ = strings.Cut(name, "%3B")
+	if name == "." || name == ".." {
+		return name
+	}
+	return ""
+}
+
+// hidesDots reports whether a segment would hold a dot segment once its encoded slashes or backslashes are decoded.
+func hidesDots(segment string) bool {
+	if !strings.Contains(segment, "%2F") && !strings.Contains(segment, "%5C") {
+		return false
+	}
+	for part := range strings.SplitSeq(strings.ReplaceAll(segment, "%5C", "%2F"), "%2F") {
+		if dotKind(part) != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// decodeForMatch makes the match form of a normalised path.
+func decodeForMatch(forward string) string {
+	if !strings.Contains(forward, "%") {
+		return forward
+	}
+	var out strings.Builder
+	out.Grow(len(forward))
+	for i := 0; i < len(forward); i++ {
+		c := forward[i]
+		if c == '%' {
+			c = unhex(forward[i+1])<<4 | unhex(forward[i+2])
+			if c == '/' || c == '%' {
+				out.WriteString(forward[i : i+3])
+			} else {
+				out.WriteByte(c)
+			}
+			i += 2
+			continue
+		}
+		out.WriteByte(c)
+	}
+	return out.String()
+}
+
+// isUnreserved is RFC 3986's unreserved.
+func isUnreserved(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '.' || c == '_' || c == '~'
+}
+
+// isPathByte reports whether a byte stands for itself in a path: RFC 3986's pchar without escapes, and the slash.
+func isPathByte(c byte) bool {
+	return isUnreserved(c) || c != 0 && strings.IndexByte("!$&'()*+,;=:@/", c) >= 0
+}
+
+func isHex(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F'
+}
+
+func unhex(c byte) byte {
+	switch {
+	case c <= '9':
+		return c - '0'
+	case c <= 'F':
+		return c - 'A' + 10
+	}
+	return c - 'a' + 10
+}
+
+// hostName is the name in a Host header in lower case, without port and trailing dot. It reports false for what no host is called.
+func hostName(header string) (string, bool) {
+	name := header
+	if strings.HasPrefix(name, "[") {
+		end := strings.IndexByte(name, ']')
+		if end < 0 {
+			return "", false
+		}
+		name = name[:end+1]
+	} else if colon := strings.IndexByte(name, ':'); colon >= 0 {
+		name = name[:colon]
+	}
+	if rest := header[len(name):]; rest != "" && !isPort(rest[1:]) {
+		return "", false
+	}
+	name = strings.TrimSuffix(name, ".")
+	for i := 0; i < len(name); i++ {
+		c := name[i]
+		if !isUnreserved(c) && c != '[' && c != ']' && c != ':' || c == '~' {
+			return "", false
+		}
+	}
+	return strings.ToLower(name), true
+}
+
+// isPort reports whether text is empty, as after "example.org:", or a decimal number.
+func isPort(text string) bool {
+	return len(text) <= 5 && strings.Trim(text, "0123456789") == ""
+}
+
+// wildcardOf is the wildcard that a host falls under: its first label replaced.
+func wildcardOf(name string) string {
+	_, rest, ok := strings.Cut(name, ".")
+	if !ok || rest == "" {
+		return ""
+	}
+	return "*." + rest
+}

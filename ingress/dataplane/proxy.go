@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package dataplane serves HTTP by a table of hosts, certificates and endpoints: the data plane of the ingress proxy.
+//
+// It owns the listeners that it is given and the connections to endpoints, and routes requests by the table that Apply was told last. It
+// knows nothing of Kubernetes, reads no files, resolves no names and keeps nothing. Its goroutines: those of net/http, two for each
+// tunnel (tunnel.go), one for each Serve, and one for the agent's connection (control.go); Serve and Control.Serve wait for theirs.
+package dataplane
+
+import (
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// Options are what a Proxy is made with. The zero value of each field stands for its default.
+type Options struct {
+	// Logger gets panics as errors and the complaints of net/http at level debug; slog.Default() by default.
+	Logger *slog.Logger
+	// HeaderTimeout is how long a client may take for a TLS handshake or the header of a request; 10 s by default.
+	HeaderTimeout time.Duration
+	// IdleTimeout is how long nothing may move while a request is under way: between bytes of its body, until the header of the response,
+	// between bytes of the response. Streams (gRPC, server-sent events) and tunnels may be silent for longer; 60 s by default.
+	IdleTimeout time.Duration
+	// KeepAlive is how long a client's connection stays open without a request; 75 s by default.
+	KeepAlive time.Duration
+	// TunnelTimeout ends websockets on which nothing moves for so long; by default none are ended, since TCP keep-alive finds peers that are
+	// gone.
+	TunnelTimeout time.Duration
+	// DialTimeout bounds each attempt to connect to an endpoint; 2 s by default.
+	DialTimeout time.Duration
+	// DrainTimeout bounds how long Serve waits for requests and tunnels when it ends; 30 s by default.
+	DrainTimeout time.Duration
+	// Refuse reports whether an endpoint's address may not be dialled; RefuseLocal by default.
+	Refuse func(netip.Addr) bool
+}
+
+const (
+	maxRequestHeader  = 64 << 10
+	maxResponseHeader = 128 << 10
+	// maxAttempts bounds how many endpoints a request tries to connect to.
+	maxAttempts = 4
+)
+
+// Proxy routes requests by its table. Its methods may be called from several goroutines.
+type Proxy struct {
+	options Options
+	own     *tls.Certificate
+	current atomic.Pointer[routing]
+	http1   *http.Transport
+	h2c     *http.Transport
+	// dialer connects tunnels; the transports have it, too.
+	dialer *net.Dialer
+	stats  Stats
+
+	mu           sync.Mutex // guards what follows, for Apply
+	sections     table.Sections
+	problems     map[string]string // by key, apart from absent certificates
+	endpoints    map[string]*endpointSet
+	certificates map[string]*certificate
+	trusted      []netip.Prefix
+	sweeps       uint64
+}
+
+// Stats are counters of a Proxy.
+type Stats struct {
+	// Requests counts answered requests by the first digit of their status; those that ended without one are at 0.
+	Requests [6]atomic.Uint64
+	// Connections are those of clients that are open, Tunnels the websockets among the connections that were open once.
+	Connections, Tunnels atomic.Int64
+	// DialFailures counts attempts to connect to endpoints that failed.
+	DialFailures atomic.Uint64
+	// Panics counts requests that ended by a panic in the proxy.
+	Panics atomic.Uint64
+}
+
+// New makes a Proxy with an empty table.
+func New(o Options) (*Proxy, error) {
+	own, err := ownCertificate(time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("making an ingress proxy: %w", err)
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.Refuse == nil {
+		o.Refuse = RefuseLocal
+	}
+	for field, value := range map[*time.Duration]time.Duration{
+		&o.HeaderTimeout: 10 * time.Second, &o.IdleTimeout: time.Minute, &o.KeepAlive: 75 * time.Second,
+		&o.DialTimeout: 2 * time.Second, &o.DrainTimeout: 30 * time.Second,
+	} {
+		if *field == 0 {
+			*field = value
+		}
+	}
+	p := &Proxy{
+		options: o, own: own, dialer: &net.Dialer{Timeout: o.DialTimeout},
+		sections: table.Sections{}, problems: map[string]string{}, endpoints: map[string]*endpointSet{}, certificates: map[string]*certificate{},
+	}
+	p.current.Store(&routing{sites: map[string]map[string]*host{}})
+	p.http1, p.h2c = p.transport(false), p.transport(true)
+	return p, nil
+}
+
+// Stats returns the counters, which go on counting.
+func (p *Proxy) Stats() *Stats { return &p.stats }
+
+// transport makes the client of endpoints that speak HTTP/1.1, or HTTP/2 without TLS.
+func (p *Proxy) transport(h2c bool) *http.Transport {
+	var protocols http.Protocols
+	protocols.SetHTTP1(!h2c)
+	protocols.SetUnencryptedHTTP2(h2c)
+	return &http.Transport{
+		Proxy: nil, DialContext: p.dial, Protocols: &protocols,
+		DisableCompression: true, ExpectContinueTimeout: time.Second, MaxResponseHeaderBytes: maxResponseHeader,
+		MaxIdleConns: 2048, MaxIdleConnsPerHost: 512, IdleConnTimeout: time.Minute,
+		HTTP2: pings(),
+	}
+}
+
+// pings finds peers of HTTP/2 that are gone while streams are silent.
+func pings() *http.HTTP2Config {
+	return &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second}
+}

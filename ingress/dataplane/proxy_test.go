@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// allProtocols runs a test for each protocol of clients with the URL to use.
+func allProtocols(t *testing.T, f *fixture, test func(t *testing.T, c *http.Client, url string)) {
+	t.Helper()
+	for _, protocol := range []string{"http1", "h2c"} {
+		t.Run(protocol, func(t *testing.T) { test(t, client(t, f.http, protocol), "http://example.org") })
+	}
+	for _, protocol := range []string{"http1", "h2"} {
+		t.Run("tls/"+protocol, func(t *testing.T) { test(t, client(t, f.https, protocol), "https://example.org") })
+	}
+}
+
+func TestRequestsArriveAsTheyWereSent(t *testing.T) {
+	for _, backendProtocol := range []string{table.HTTP1, table.H2C} {
+		backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) {
+			text, _ := io.ReadAll(r.Body)
+			w.Header()["Date"], w.Header()["Content-Type"] = nil, nil
+			w.Header().Set("X-Odd_Name", "kept")
+			fmt.Fprintf(w, "%s %s %s %s %s %q", r.Method, r.Host, r.RequestURI, r.Header.Get("X-Forwarded-Proto"), r.Header.Get("User-Agent"), text)
+		})
+		f := newFixture(t, Options{}, site(t, backendProtocol, backend)...)
+		allProtocols(t, f, func(t *testing.T, c *http.Client, url string) {
+			scheme, _, _ := strings.Cut(url, ":")
+			req, err := http.NewRequest(http.MethodPost, url+"/x", io.MultiReader(strings.NewReader("some "), strings.NewReader("body")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.URL.Opaque = "/a//b%2Fc/../d%2fe"
+			req.URL.RawQuery = "a=1;b=2&c"
+			req.Host = "Example.org:8443"
+			req.Header["User-Agent"] = []string{""}
+			res, err := c.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := fmt.Sprintf("POST Example.org:8443 /a/d%%2Fe?a=1;b=2&c %s  %q", scheme, "some body")
+			if got := body(t, res); got != want || res.StatusCode != http.StatusOK {
+				t.Errorf("the backend saw\n%s, want\n%s", got, want)
+			}
+			if _, guessed := res.Header["Content-Type"]; guessed || res.Header.Get("X-Odd_Name") != "kept" {
+				t.Errorf("the client got the headers %v", res.Header)
+			}
+		})
+	}
+}
+
+func TestForwardedHeaders(t *testing.T) {
+	backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) {
+		for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port", "X-Real-Ip", "Forwarded",
+			"X-Forwarded-Prefix", "X_forwarded_for", "Connection", "Te", "Upgrade", "Http2-Settings", "X-Mine", "Keep-Alive"} {
+			if v, ok := r.Header[textproto.CanonicalMIMEHeaderKey(name)]; ok {
+				fmt.Fprintf(w, "%s=%s\n", name, strings.Join(v, "|"))
+			}
+		}
+	})
+	request := "GET / HTTP/1.1\r\nHost: a.example:81\r\nX-Forwarded-For: 1.1.1.1\r\nX-Forwarded-For: 127.0.0.9\r\nX-Forwarded-Proto: https\r\n" +
+		"X-Forwarded-Prefix: /p\r\nForwarded: for=1.1.1.1\r\nX-Real-IP: 1.1.1.1\r\nX_Forwarded_For: 1.1.1.1\r\nTE: trailers, gzip\r\n" +
+		"Connection: close, X-Forwarded-For, X-Real-IP, X-Mine, Upgrade\r\nX-Mine: 1\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n" +
+		"Keep-Alive: timeout=5\r\n\r\n"
+	for _, c := range []struct {
+		name, want string
+		settings   table.Settings
+	}{
+		{"untrusted", "X-Forwarded-For=127.0.0.1\nX-Forwarded-Proto=http\nX-Forwarded-Host=a.example:81\nX-Forwarded-Port=81\nX-Real-Ip=127.0.0.1\nTe=trailers\n",
+			table.Settings{}},
+		{"trusted", "X-Forwarded-For=1.1.1.1, 127.0.0.9, 127.0.0.1\nX-Forwarded-Proto=https\nX-Forwarded-Host=a.example:81\nX-Forwarded-Port=81\n" +
+			"X-Real-Ip=1.1.1.1\nForwarded=for=1.1.1.1\nX-Forwarded-Prefix=/p\nTe=trailers\n", table.Settings{TrustedProxies: []string{"127.0.0.0/8"}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := newFixture(t, Options{}, append(site(t, "", backend), section(t, table.KindSettings, c.settings))...)
+			_, got, _ := strings.Cut(exchangeRaw(t, f.http, request), "\r\n\r\n")
+			if got != c.want {
+				t.Errorf("the backend saw\n%s, want\n%s", got, c.want)
+			}
+		})
+	}
+}
+
+func TestAnswersOfTheProxy(t *testing.T) {
+	closed := listen(t)
+	_ = closed.Close()
+	changes := site(t, "", closed.Addr().String())
+	refused := routed("x", "/refused")
+	refused.Routes[0].Refused = "secret reason"
+	refused.Routes = append(refused.Routes, table.Route{Path: "/r", Kind: table.PathPrefix, RedirectHTTPS: 308},
+		table.Route{Path: "/empty", Kind: table.PathPrefix, Backends: []table.Backend{service("absent")}}, table.Route{Path: "/none", Kind: table.PathPrefix})
+	f := newFixture(t, Options{}, append(changes, section(t, table.HostKey("s", "a.example"), refused))...)
+	c := client(t, f.http, "http1")
+	for path, want := range map[string]int{
+		"/refused": 503, "/empty": 503, "/none": 503, "/other": 502, "/a/..%2fb": 400, "/r/x": 308,
+	} {
+		if status, text := get(t, c, "http://a.example"+path); status != want || strings.Contains(text, "secret") {
+			t.Errorf("%s is answered with %d %q, want %d", path, status, text, want)
+		}
+	}
+	if f.Stats().DialFailures.Load() != 1 {
+		t.Errorf("%d dial failures, want one", f.Stats().DialFailures.Load())
+	}
+	res, err := c.Get("http://A.example:80/r//x?a=1;b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = body(t, res)
+	if got := res.Header.Get("Location"); got != "https://a.example/r/x?a=1;b" {
+		t.Errorf("redirected to %q", got)
+	}
+	if status, _ := get(t, client(t, f.https, "http1"), "https://a.example/r/x"); status != 503 {
+		t.Errorf("with TLS the redirect's route gives %d, want its 503", status)
+	}
+	f.Apply([]table.Change{{Key: table.HostKey("s", "")}})
+	if status, _ := get(t, c, "http://a.example/other"); status != 404 {
+		t.Errorf("a path without a route gives %d, want 404", status)
+	}
+	if got := exchangeRaw(t, f.http, "CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\nConnection: close\r\n\r\n"); !strings.HasPrefix(got, "HTTP/1.1 405") {
+		t.Errorf("CONNECT is answered with %q", got)
+	}
+}
+
+func TestFailedConnectionsGoToAnotherEndpoint(t *testing.T) {
+	for _, protocol := range []string{table.HTTP1, table.H2C} {
+		closed := listen(t)
+		_ = closed.Close()
+		backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
+		f := newFixture(t, Options{}, site(t, protocol, closed.Addr().String(), backend)...)
+		c := client(t, f.http, "http1")
+		for range 4 {
+			res, err := c.Post("http://a.example/", "text/plain", io.MultiReader(strings.NewReader("body")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := body(t, res); got != "body" || res.StatusCode != 200 {
+				t.Errorf("%q: answered with %d %q", protocol, res.StatusCode, got)
+			}
+		}
+		if n := f.Stats().DialFailures.Load(); n != 1 {
+			t.Errorf("%q: %d dial failures, want one: a failed endpoint is not tried again at once", protocol, n)
+		}
+	}
+}
+
+func TestTimeouts(t *testing.T) {
+	release := make(chan struct{})
+	backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/silent":
+			<-release
+		case "/half":
+			w.Header().Set("Content-Length", "10")
+			_, _ = io.WriteString(w, "half")
+			_ = http.NewResponseController(w).Flush()
+			<-release
+		case "/events":
+			w.Header().Set("Content-Type", "text/event-stream")
+			w.WriteHeader(200)
+			_ = http.NewResponseController(w).Flush()
+			select {
+			case <-time.After(300 * time.Millisecond): // five times what is allowed to others
+			case <-release:
+			}
+			_, _ = io.WriteString(w, "event")
+		default:
+			_, _ = io.Copy(w, r.Body)
+		}
+	})
+	f := newFixture(t, Options{IdleTimeout: 60 * time.Millisecond}, site(t, "", backend)...)
+	t.Cleanup(func() { close(release) })
+	allProtocols(t, f, func(t *testing.T, c *http.Client, url string) {
+		if status, text := get(t, c, url+"/silent"); status != http.StatusGatewayTimeout {
+			t.Errorf("a silent backend is answered with %d %q, want 504", status, text)
+		}
+		res, err := c.Get(url + "/half")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text, err := io.ReadAll(res.Body); err == nil {
+			t.Errorf("a response that stops is read as whole: %q", text)
+		}
+		if status, text := get(t, c, url+"/events"); status != 200 || text != "event" {
+			t.Errorf("events that come late give %d %q", status, text)
+		}
+		never, stuck := io.Pipe()
+		defer stuck.Close()
+		res, err = c.Post(url+"/", "text/plain", never)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _ = body(t, res); res.StatusCode != http.StatusRequestTimeout {
+			t.Errorf("a body that does not come is answered with %d, want 408", res.StatusCode)
+		}
+	})
+}
+
+func TestTrailersAndInformationalResponsesPass(t *testing.T) {
+	for _, protocol := range []string{table.HTTP1, table.H2C} {
+		backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Link", "</style.css>")
+			w.WriteHeader(http.StatusEarlyHints)
+			w.Header().Del("Link")
+			w.Header().Set("Trailer", "X-Sum")
+			_, _ = io.Copy(w, r.Body)
+			w.Header().Set("X-Sum", r.Trailer.Get("X-Request-Sum")+r.Trailer.Get("X-Real-Ip"))
+		})
+		f := newFixture(t, Options{}, site(t, protocol, backend)...)
+		allProtocols(t, f, func(t *testing.T, c *http.Client, url string) {
+			hints := ""
+			ctx := httptrace.WithClientTrace(context.Background(), &httptrace.ClientTrace{Got1xxResponse: func(code int, h textproto.MIMEHeader) error {
+				hints += fmt.Sprint(code, h.Get("Link"))
+				return nil
+			}})
+			req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, io.MultiReader(strings.NewReader("body")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Trailer = http.Header{"X-Request-Sum": {"42"}, "X-Real-Ip": {"1.1.1.1"}}
+			res, err := c.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text := body(t, res)
+			if text != "body" || res.Trailer.Get("X-Sum") != "42" || hints != "103</style.css>" || res.Header.Get("Link") != "" {
+				t.Errorf("got %q, trailers %v, informational %q, headers %v", text, res.Trailer, hints, res.Header)
+			}
+		})
+	}
+}
+
+func TestExpectContinueAsksTheBackend(t *testing.T) {
+	backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/no" {
+			w.WriteHeader(http.StatusExpectationFailed)
+			return
+		}
+		_, _ = io.Copy(w, r.Body)
+	})
+	f := newFixture(t, Options{}, site(t, "", backend)...)
+	head := "POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
+	if got := exchangeRaw(t, f.http, fmt.Sprintf(head, "/no")); !strings.HasPrefix(got, "HTTP/1.1 417") {
+		t.Errorf("a refused expectation is answered with %q", got)
+	}
+	got := exchangeRaw(t, f.http, fmt.Sprintf(head, "/")+"body")
+	if !strings.HasPrefix(got, "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200") || !strings.HasSuffix(got, "body") {
+		t.Errorf("an expectation is answered with %q", got)
+	}
+}
+
+func TestEachPieceOfAResponseIsSentAtOnce(t *testing.T) {
+	next := make(chan struct{})
+	backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) {
+		for range 3 {
+			_, _ = io.WriteString(w, "piece")
+			_ = http.NewResponseController(w).Flush()
+			<-next
+		}
+	})
+	f := newFixture(t, Options{}, site(t, "", backend)...)
+	allProtocols(t, f, func(t *testing.T, c *http.Client, url string) {
+		res, err := c.Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		for range 3 {
+			var piece [5]byte
+			if _, err := io.ReadFull(res.Body, piece[:]); err != nil || string(piece[:]) != "piece" {
+				t.Fatalf("read %q, %v", piece, err)
+			}
+			next <- struct{}{}
+		}
+	})
+}
+
+func TestCertificatesAreChosenByServerName(t *testing.T) {
+	exact, wild := pemCertificate(t), pemCertificate(t)
+	f := newFixture(t, Options{},
+		section(t, table.CertificateKey("n", "exact"), exact), section(t, table.CertificateKey("n", "wild"), wild),
+		section(t, table.HostKey("s", "a.example.org"), table.Host{Certificate: table.CertificateKey("n", "exact")}),
+		section(t, table.HostKey("s", "*.example.org"), table.Host{Certificate: table.CertificateKey("n", "wild")}),
+		section(t, table.HostKey("s", "none.example.org"), table.Host{}))
+	served := func(name string) string {
+		conn, err := tls.Dial("tcp", f.https, &tls.Config{ServerName: name, InsecureSkipVerify: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		return string(conn.ConnectionState().PeerCertificates[0].Raw)
+	}
+	raw := func(c table.Certificate) string {
+		pair, err := tls.X509KeyPair([]byte(c.Chain), []byte(c.Key))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(pair.Certificate[0])
+	}
+	own := string(f.own.Certificate[0])
+	for name, want := range map[string]string{
+		"a.example.org": raw(exact), "A.Example.org": raw(exact), "b.example.org": raw(wild), "a.b.example.org": own, "none.example.org": own, "": own,
+	} {
+		if served(name) != want {
+			t.Errorf("%q gets another certificate", name)
+		}
+	}
+	renewed := pemCertificate(t)
+	f.Apply([]table.Change{section(t, table.CertificateKey("n", "exact"), renewed)})
+	if served("a.example.org") != raw(renewed) {
+		t.Error("the renewed certificate is not served")
+	}
+	if _, err := tls.Dial("tcp", f.https, &tls.Config{MaxVersion: tls.VersionTLS11, InsecureSkipVerify: true}); err == nil {
+		t.Error("TLS 1.1 is served")
+	}
+}
+
+func TestDrainWaitsForRequests(t *testing.T) {
+	arrived, release := make(chan struct{}), make(chan struct{})
+	backend := backendServer(t, func(w http.ResponseWriter, _ *http.Request) {
+		close(arrived)
+		<-release
+		_, _ = io.WriteString(w, "done")
+	})
+	f := newFixture(t, Options{}, site(t, "", backend)...)
+	answered := make(chan string, 1)
+	c := client(t, f.http, "http1")
+	go func() {
+		res, err := c.Get("http://a.example/")
+		if err != nil {
+			answered <- err.Error()
+			return
+		}
+		text, err := io.ReadAll(res.Body)
+		answered <- fmt.Sprint(string(text), err)
+	}()
+	<-arrived
+	stopped := make(chan struct{})
+	go func() { f.stop(); close(stopped) }()
+	for { // until the listener refuses
+		conn, err := net.Dial("tcp", f.http)
+		if err != nil {
+			break
+		}
+		_ = conn.Close()
+	}
+	close(release)
+	if got := <-answered; got != "done<nil>" {
+		t.Errorf("the request that was under way ended with %q", got)
+	}
+	<-stopped
+}
+
+func TestPanicEndsOneRequestOnly(t *testing.T) {
+	f := newFixture(t, Options{}, site(t, "", "10.0.0.1:80")...)
+	good := f.current.Load()
+	f.current.Store(&routing{sites: map[string]map[string]*host{"s": {"": {routes: []*route{nil}}}}})
+	c := client(t, f.http, "http1")
+	if status, _ := get(t, c, "http://a/"); status != http.StatusInternalServerError {
+		t.Errorf("a panic is answered with %d", status)
+	}
+	f.current.Store(good)
+	if n := f.Stats().Panics.Load(); n != 1 {
+		t.Errorf("%d panics counted", n)
+	}
+	if n := f.Stats().Requests[5].Load(); n != 1 {
+		t.Errorf("%d answers of the class 5xx counted, want one", n)
+	}
+}
+
+func TestBrokenResponseIsSeenAsBroken(t *testing.T) {
+	backend := backendServer(t, func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "part")
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	})
+	f := newFixture(t, Options{}, site(t, "", backend)...)
+	allProtocols(t, f, func(t *testing.T, c *http.Client, url string) {
+		res, err := c.Get(url)
+		if err != nil {
+			return // seen as well
+		}
+		defer res.Body.Close()
+		if text, err := io.ReadAll(res.Body); err == nil || errors.Is(err, context.Canceled) {
+			t.Errorf("read %q, %v", text, err)
+		}
+	})
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"fmt"
+	"math/bits"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// routing is all that requests are routed by. It never changes; Apply replaces it.
+type routing struct {
+	sites   map[string]map[string]*host // site → host name → host
+	trusted []netip.Prefix
+}
+
+// host is a compiled table.Host.
+type host struct {
+	site, name  string
+	certificate *certificate // nil for the proxy's own
+	routes      []*route
+}
+
+// route is a compiled table.Route.
+type route struct {
+	path     string // normalised, for prefixes without the slash at its end
+	exact    bool
+	backends []backend
+	total    uint64 // of the backends' weights
+	turn     atomic.Uint64
+	redirect int
+	refused  string
+}
+
+// noPath is the path of a route whose own cannot be read: no request has it, since others who share the host should not lose theirs.
+const noPath = "\x00"
+
+// backend is a compiled table.Backend.
+type backend struct {
+	endpoints *endpointSet
+	h2c       bool
+	weight    uint64
+}
+
+// find selects a host of the site: the name itself, a wildcard for its first label, or "" for all others. It returns nil when there is
+// none.
+func (r *routing) find(site, name string) *host {
+	hosts := r.sites[site]
+	if h := hosts[name]; h != nil {
+		return h
+	}
+	if wildcard := wildcardOf(name); wildcard != "" {
+		if h := hosts[wildcard]; h != nil {
+			return h
+		}
+	}
+	return hosts[""]
+}
+
+// route selects the route of a request: the first that matches on the host, else the first that matches on the site's default host.
+func (r *routing) route(site, name, path string) *route {
+	h := r.find(site, name)
+	if h == nil {
+		return nil
+	}
+	if found := h.match(path); found != nil || h.name == "" {
+		return found
+	}
+	if h = r.sites[site][""]; h != nil {
+		return h.match(path)
+	}
+	return nil
+}
+
+func (h *host) match(path string) *route {
+	for _, r := range h.routes {
+		if r.matches(path) {
+			return r
+		}
+	}
+	return nil
+}
+
+func (r *route) matches(path string) bool {
+	if r.exact {
+		return path == r.path
+	}
+	return strings.HasPrefix(path, r.path) && (len(path) == len(r.path) || path[len(r.path)] == '/')
+}
+
+// choose returns the backend whose turn it is. Turns are spread evenly in the proportion of the weights: the multiples of the golden
+// ratio leave no gaps and no bunches, and need neither randomness nor a lock. It returns nil when no backend has a weight.
+func (r *route) choose() *backend {
+	if len(r.backends) == 1 {
+		return &r.backends[0]
+	}
+	if r.total == 0 {
+		return nil
+	}
+	const golden = 0x9E3779B97F4A7C15
+	at, _ := bits.Mul64(r.turn.Add(1)*golden, r.total)
+	for i := range r.backends {
+		if at < r.backends[i].weight {
+			return &r.backends[i]
+		}
+		at -= r.backends[i].weight
+	}
+	return nil
+}
+
+// compile makes a host of its section. Routes that cannot be understood are closed, and the problem says which.
+func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
+	h := &host{site: site, name: name, routes: make([]*route, 0, len(from.Routes))}
+	if from.Certificate != "" {
+		h.certificate = p.certificate(from.Certificate)
+	}
+	var problem error
+	for i := range from.Routes {
+		r, err := p.compileRoute(&from.Routes[i])
+		if err != nil {
+			r.refused = err.Error()
+			if problem == nil {
+				problem = fmt.Errorf("the route %s of %s: %w", from.Routes[i].Path, from.Routes[i].Object, err)
+			}
+		}
+		h.routes = append(h.routes, r)
+	}
+	return h, problem
+}
+
+// compileRoute always returns a route; with an error it has to be closed.
+func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
+	r := &route{path: noPath, refused: from.Refused}
+	path, err := normalise(from.Path)
+	if err != nil || !strings.HasPrefix(from.Path, "/") {
+		return r, fmt.Errorf("%q is not a path that begins with a slash", from.Path)
+	}
+	r.path = path.match
+	switch from.Kind {
+	case table.PathExact:
+		r.exact = true
+	case table.PathPrefix:
+		r.path = strings.TrimSuffix(r.path, "/")
+	default:
+		r.path = strings.TrimSuffix(r.path, "/")
+		return r, fmt.Errorf("this version of the proxy knows no paths of the kind %q", from.Kind)
+	}
+	switch from.RedirectHTTPS {
+	case 0, http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		r.redirect = from.RedirectHTTPS
+	default:
+		return r, fmt.Errorf("%d is not the status of a redirect", from.RedirectHTTPS)
+	}
+	r.backends = make([]backend, 0, len(from.Backends))
+	for _, b := range from.Backends {
+		if b.Protocol != table.HTTP1 && b.Protocol != table.H2C {
+			return r, fmt.Errorf("this version of the proxy knows no backends of the protocol %q", b.Protocol)
+		}
+		weight := uint64(max(0, b.Weight))
+		r.backends = append(r.backends, backend{endpoints: p.endpointSet(b.Key()), h2c: b.Protocol == table.H2C, weight: weight})
+		r.total += weight
+	}
+	return r, nil
+}

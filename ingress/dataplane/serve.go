@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"sync"
+)
+
+// listener serves a site on one socket.
+type listener struct {
+	proxy  *Proxy
+	site   string
+	secure bool
+
+	mu      sync.Mutex
+	tunnels map[*tunnel]struct{}
+	closed  bool           // no tunnel may begin any more
+	open    sync.WaitGroup // of tunnels
+}
+
+// Serve serves a site on l, with TLS or without, until ctx is done or l fails. It then accepts nothing more, waits for requests and
+// tunnels at most as long as Options.DrainTimeout, closes what is left and returns nil when ctx ended it. It closes l.
+func (p *Proxy) Serve(ctx context.Context, site string, secure bool, l net.Listener) error {
+	h := &listener{proxy: p, site: site, secure: secure, tunnels: map[*tunnel]struct{}{}}
+	server := p.server(h)
+	done := make(chan error, 1) // so that the goroutine can end when ctx did
+	go func() {
+		if secure {
+			done <- server.ServeTLS(l, "", "")
+		} else {
+			done <- server.Serve(l)
+		}
+	}()
+	var err error
+	select {
+	case err = <-done:
+		err = fmt.Errorf("serving the site %s at %s: %w", site, l.Addr(), err)
+	case <-ctx.Done():
+	}
+	h.drain(ctx, server)
+	if err == nil {
+		<-done
+	}
+	return err
+}
+
+// drain waits for requests and tunnels and closes those that last too long.
+func (h *listener) drain(ctx context.Context, server *http.Server) {
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.proxy.options.DrainTimeout)
+	defer cancel()
+	if server.Shutdown(limited) != nil {
+		_ = server.Close() // connections that outlasted the limit: nothing more can be done for them
+	}
+	stop := context.AfterFunc(limited, h.closeTunnels)
+	defer stop()
+	h.mu.Lock()
+	h.closed = true
+	h.mu.Unlock()
+	h.open.Wait()
+}
+
+func (h *listener) closeTunnels() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for t := range h.tunnels {
+		t.close()
+	}
+}
+
+// add registers a tunnel, unless the listener has been drained.
+func (h *listener) add(t *tunnel) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return false
+	}
+	h.tunnels[t] = struct{}{}
+	h.open.Add(1)
+	h.proxy.stats.Tunnels.Add(1)
+	return true
+}
+
+func (h *listener) remove(t *tunnel) {
+	h.mu.Lock()
+	delete(h.tunnels, t)
+	h.mu.Unlock()
+	h.proxy.stats.Tunnels.Add(-1)
+	h.open.Done()
+}
+
+func (p *Proxy) server(h *listener) *http.Server {
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(h.secure)
+	protocols.SetUnencryptedHTTP2(!h.secure)
+	server := &http.Server{
+		Handler: h, Protocols: &protocols, HTTP2: pings(),
+		ReadHeaderTimeout: p.options.HeaderTimeout, IdleTimeout: p.options.KeepAlive, MaxHeaderBytes: maxRequestHeader,
+		ErrorLog: slog.NewLogLogger(p.options.Logger.Handler(), slog.LevelDebug),
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew:
+				p.stats.Connections.Add(1)
+			case http.StateClosed, http.StateHijacked:
+				p.stats.Connections.Add(-1)
+			}
+		},
+	}
+	if h.secure {
+		server.TLSConfig = p.tlsConfig(h.site)
+	}
+	return server
+}
+
+// ServeHTTP answers a request. A panic ends that request alone.
+func (h *listener) ServeHTTP(w http.ResponseWriter, in *http.Request) {
+	x := newExchange(h, w, in)
+	defer func() {
+		cause := recover()
+		x.end()
+		whole := cause == nil || x.panicked(cause)
+		h.proxy.stats.Requests[min(max(0, x.status/100), 5)].Add(1)
+		if !whole {
+			panic(http.ErrAbortHandler) // the client has to see that the response is not whole
+		}
+	}()
+	x.serve()
+}
+
+// panicked counts a panic of the request's own and reports whether the client could be told. http.ErrAbortHandler is no failure of the proxy.
+func (x *exchange) panicked(cause any) bool {
+	if err, ok := cause.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
+		x.proxy.stats.Panics.Add(1)
+		x.proxy.options.Logger.Error("a request ended by a panic", "site", x.listener.site, "panic", cause, "stack", string(debug.Stack()))
+		if x.status == 0 {
+			x.answer(http.StatusInternalServerError, "the ingress proxy failed at this request")
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+// recorder is a backend that keeps the bytes of its first request, up to the end of its body in the way that the last line of the header allows, and closes.
+func recorder(t *testing.T) (address string, got <-chan string) {
+	l := listen(t)
+	out := make(chan string, 8) // more than any test sends
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			var seen strings.Builder
+			r := bufio.NewReader(io.TeeReader(conn, &seen))
+			req, err := http.ReadRequest(r)
+			if err == nil {
+				_, err = io.Copy(io.Discard, req.Body)
+			}
+			if err == nil {
+				_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+			}
+			_ = conn.Close()
+			out <- seen.String()
+		}
+	}()
+	return l.Addr().String(), out
+}
+
+// TestAmbiguousLengthIsSentAsOneRequest shows what a backend receives of a request with both Content-Length and Transfer-Encoding. net/http takes
+// Content-Length away before a handler can see it; the request goes out with chunks that were made anew, so that no backend reads it otherwise.
+func TestAmbiguousLengthIsSentAsOneRequest(t *testing.T) {
+	smuggled := "GET /admin HTTP/1.1\r\nHost: a\r\n\r\n"
+	for name, request := range map[string]string{
+		"CL.TE": "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n" +
+			fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(smuggled), smuggled),
+		"TE.CL": "POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 6\r\nConnection: close\r\n\r\n" +
+			fmt.Sprintf("%x;ext=1\r\n%s\r\n0\r\n\r\n", len(smuggled), smuggled),
+	} {
+		t.Run(name, func(t *testing.T) {
+			backend, got := recorder(t)
+			f := newFixture(t, Options{}, site(t, "", backend)...)
+			answer := exchangeRaw(t, f.http, request)
+			if strings.Count(answer, "HTTP/1.1 ") != 1 {
+				t.Errorf("the client got %q", answer)
+			}
+			seen := <-got
+			head, text, _ := strings.Cut(seen, "\r\n\r\n")
+			if strings.Contains(head, "Content-Length") || !strings.Contains(head, "Transfer-Encoding: chunked") {
+				t.Errorf("the backend got the header %q", head)
+			}
+			if want := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(smuggled), smuggled); text != want {
+				t.Errorf("the backend got the body %q, want %q", text, want)
+			}
+			if n := len(got); n != 0 {
+				t.Errorf("the backend got %d more requests", n)
+			}
+		})
+	}
+}
+
+func TestMalformedRequestsReachNoBackend(t *testing.T) {
+	arrived := make(chan string, 100) // more than there are cases
+	backend := backendServer(t, func(_ http.ResponseWriter, r *http.Request) { arrived <- r.RequestURI })
+	f := newFixture(t, Options{}, site(t, "", backend)...)
+	for name, request := range map[string]string{
+		"two lengths":            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+		"negative length":        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+		"signed length":          "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\na",
+		"encoding twice":         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+		"unknown encoding":       "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+		"encoding with tab":      "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+		"space before colon":     "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+		"two hosts":              "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+		"no host":                "GET / HTTP/1.1\r\n\r\n",
+		"host with path":         "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n",
+		"zero byte in a header":  "GET / HTTP/1.1\r\nHost: a\r\nX: a\x00b\r\n\r\n",
+		"line feed in the path":  "GET /a\nb HTTP/1.1\r\nHost: a\r\n\r\n",
+		"header of 100 KB":       "GET / HTTP/1.1\r\nHost: a\r\nX: " + strings.Repeat("x", 100<<10) + "\r\n\r\n",
+		"encoded dots and slash": "GET /a/..%2f..%2fb HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+		"HTTP/2 preface, broken": "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
+	} {
+		answer := exchangeRaw(t, f.http, request)
+		if strings.HasPrefix(answer, "HTTP/1.1 2") {
+			t.Errorf("%s: answered with %q", name, answer)
+		}
+		if len(arrived) != 0 {
+			t.Errorf("%s: the backend got %q", name, <-arrived)
+		}
+	}
+}
+
+func TestFoldedHeadersAndAbsoluteTargetsAreSentPlainly(t *testing.T) {
+	backend, got := recorder(t)
+	f := newFixture(t, Options{}, site(t, "", backend)...)
+	exchangeRaw(t, f.http, "GET http://b.example/a/../c HTTP/1.1\r\nHost: a\r\nX-Folded: one\r\n two\r\nConnection: close\r\n\r\n")
+	seen := <-got
+	if !strings.HasPrefix(seen, "GET /c HTTP/1.1\r\nHost: b.example\r\n") || !strings.Contains(seen, "X-Folded: one two\r\n") {
+		t.Errorf("the backend got %q", seen)
+	}
+}
+
+// TestUpgradesOtherThanWebsocketAreNotPassed: h2c behind an upgrade would be a way past the routes.
+func TestUpgradesOtherThanWebsocketAreNotPassed(t *testing.T) {
+	for _, upgrade := range []string{"h2c", "h2c, websocket", "TLS/1.0", "websocket\r\nUpgrade: h2c"} {
+		backend, got := recorder(t)
+		f := newFixture(t, Options{}, site(t, "", backend)...)
+		exchangeRaw(t, f.http, "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: "+upgrade+"\r\nConnection: close, Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABk\r\n\r\n")
+		if seen := <-got; strings.Contains(seen, "pgrade") || strings.Contains(strings.ToLower(seen), "http2-settings") {
+			t.Errorf("for %q the backend got %q", upgrade, seen)
+		}
+	}
+}

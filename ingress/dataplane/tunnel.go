@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// maxEarly bounds the informational responses before a backend's answer to a websocket's handshake.
+const maxEarly = 5
+
+// isWebsocket reports whether the request asks for a websocket. Other upgrades are not passed on; h2c would be a way past the routes.
+func (x *exchange) isWebsocket() bool {
+	in := x.in
+	upgrade := in.Header["Upgrade"]
+	return len(upgrade) == 1 && in.ProtoMajor == 1 && in.ProtoMinor == 1 && in.Method == http.MethodGet && in.ContentLength == 0 &&
+		strings.EqualFold(upgrade[0], "websocket") && hasToken(in.Header["Connection"], "upgrade")
+}
+
+// forwardWebsocket sends the handshake to a backend on a connection of its own. When the backend agrees, both connections become a tunnel.
+// It does not use http.Transport, whose connection would hold its buffers as long as the tunnel lasts.
+func (x *exchange) forwardWebsocket(b *backend) {
+	x.out["Connection"] = []string{"Upgrade"}
+	x.out["Upgrade"] = []string{"websocket"}
+	var conn net.Conn
+	var out *http.Request
+	err := x.attempt(b.endpoints, func(e *endpoint) (err error) {
+		out = x.outgoing(e)
+		conn, err = x.proxy.dial(x.ctx, "tcp", e.address)
+		return err
+	})
+	if err != nil {
+		x.failed(err)
+		return
+	}
+	release := context.AfterFunc(x.ctx, func() { _ = conn.Close() })
+	handed := false
+	defer func() {
+		if !handed {
+			_ = conn.Close()
+		}
+	}()
+	limited := &io.LimitedReader{R: conn, N: maxResponseHeader}
+	reader := bufio.NewReader(limited)
+	res, err := x.shakeHands(conn, reader, out)
+	if err != nil {
+		x.failed(err)
+		return
+	}
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		limited.N = math.MaxInt64
+		x.respond(res)
+		return
+	}
+	if !hasToken(res.Header["Upgrade"], "websocket") {
+		x.answer(http.StatusBadGateway, "the backend switched to a protocol that nobody asked for")
+		return
+	}
+	if !release() {
+		panic(http.ErrAbortHandler) // the client is gone or the time is over
+	}
+	early, _ := reader.Peek(reader.Buffered())
+	handed = true
+	x.tunnel(conn, res, bytes.Clone(early))
+}
+
+// shakeHands sends the request and reads the response that is not an informational one.
+func (x *exchange) shakeHands(conn net.Conn, reader *bufio.Reader, out *http.Request) (*http.Response, error) {
+	if err := out.Write(conn); err != nil {
+		return nil, fmt.Errorf("sending the handshake of a websocket: %w", err)
+	}
+	for range maxEarly {
+		res, err := http.ReadResponse(reader, out)
+		if err != nil {
+			return nil, fmt.Errorf("reading the response to the handshake of a websocket: %w", err)
+		}
+		if res.StatusCode == http.StatusSwitchingProtocols || res.StatusCode >= 200 {
+			return res, nil
+		}
+		_ = res.Body.Close() // has no content
+	}
+	return nil, errors.New("the backend sent informational responses only")
+}
+
+// tunnel answers the client with the backend's response and leaves both connections to a tunnel. The request's goroutine, with the stack
+// that it has grown, ends then.
+func (x *exchange) tunnel(conn net.Conn, res *http.Response, early []byte) {
+	removeHopByHop(res.Header)
+	res.Header["Connection"] = []string{"Upgrade"}
+	res.Header["Upgrade"] = []string{"websocket"}
+	var head bytes.Buffer
+	head.WriteString("HTTP/1.1 101 Switching Protocols\r\n")
+	_ = res.Header.Write(&head) // a bytes.Buffer takes everything
+	head.WriteString("\r\n")
+
+	x.watch.stop()
+	client, rw, err := x.ctl.Hijack()
+	if err != nil {
+		_ = conn.Close()
+		panic(fmt.Errorf("taking the connection of a websocket over: %w", err))
+	}
+	x.status = http.StatusSwitchingProtocols
+	late, _ := rw.Reader.Peek(rw.Reader.Buffered())
+	t := &tunnel{listener: x.listener, client: client, backend: conn, stall: x.proxy.options.IdleTimeout}
+	if !x.listener.add(t) {
+		t.close()
+		return
+	}
+	t.watch.begin(x.proxy.options.TunnelTimeout, t.close)
+	t.left.Store(2)
+	go t.pipe(conn, client, bytes.Clone(late))
+	go t.pipe(client, conn, append(head.Bytes(), early...))
+}
+
+// tunnel is two connections whose bytes are copied to each other until both have ended, one has failed, or close is called.
+type tunnel struct {
+	listener        *listener
+	client, backend net.Conn
+	stall           time.Duration // how long a peer may not read, or be silent after the other has ended
+	watch           watch
+	left            atomic.Int32 // directions that have not ended
+	half            atomic.Bool  // one direction has ended
+	once            sync.Once
+}
+
+// close ends both directions at once.
+func (t *tunnel) close() {
+	t.once.Do(func() {
+		_ = t.client.Close()
+		_ = t.backend.Close()
+	})
+}
+
+// pipe copies one direction. The end of the bytes is passed on and leaves the other direction open.
+func (t *tunnel) pipe(to, from net.Conn, first []byte) {
+	err := t.write(to, first)
+	first = nil
+	if err == nil {
+		err = t.copy(to, from)
+	}
+	if err == nil {
+		if half, ok := to.(interface{ CloseWrite() error }); ok {
+			_ = to.SetWriteDeadline(time.Now().Add(t.stall))
+			err = half.CloseWrite()
+		}
+	}
+	if err != nil {
+		t.close()
+	}
+	t.half.Store(true)
+	_ = to.SetReadDeadline(time.Now().Add(t.stall)) // the other direction renews it with each piece
+	if t.left.Add(-1) == 0 {
+		t.watch.stop()
+		t.close()
+		t.listener.remove(t)
+	}
+}
+
+// copy returns nil when from has ended.
+func (t *tunnel) copy(to, from net.Conn) error {
+	read, err := reader(from)
+	if err != nil {
+		return err
+	}
+	for {
+		if t.half.Load() {
+			_ = from.SetReadDeadline(time.Now().Add(t.stall))
+		}
+		n, err := read(func(piece []byte) error { return t.write(to, piece) })
+		if errors.Is(err, io.EOF) || err == nil && n == 0 {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (t *tunnel) write(to net.Conn, piece []byte) error {
+	if len(piece) == 0 {
+		return nil
+	}
+	t.watch.moved()
+	_ = to.SetWriteDeadline(time.Now().Add(t.stall))
+	_, err := to.Write(piece)
+	t.watch.moved()
+	return err
+}
+
+// reader returns a function that reads one piece from a connection and passes it to use. For a TCP connection a buffer is taken from the
+// pool only once there are bytes to read. TLS reads into a small one that the tunnel holds, since it does not tell whether it has
+// decrypted bytes left.
+func reader(conn net.Conn) (func(use func([]byte) error) (int, error), error) {
+	plain, ok := conn.(syscall.Conn)
+	if !ok {
+		held := make([]byte, 4<<10)
+		return func(use func([]byte) error) (int, error) {
+			n, err := conn.Read(held)
+			if n > 0 {
+				if failure := use(held[:n]); failure != nil {
+					return n, failure
+				}
+			}
+			return n, err
+		}, nil
+	}
+	raw, err := plain.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("taking hold of the socket of a tunnel: %w", err)
+	}
+	return func(use func([]byte) error) (int, error) {
+		b, n, err := receive(raw)
+		if b == nil {
+			return 0, err
+		}
+		defer buffers.Put(b)
+		if n > 0 {
+			err = use(b[:n])
+		}
+		return n, err
+	}, nil
+}
+
+// receive waits until the socket has bytes, or has ended, and reads them into a buffer of the pool.
+func receive(raw syscall.RawConn) (*buffer, int, error) {
+	var b *buffer
+	var n int
+	var failure error
+	err := raw.Read(func(fd uintptr) bool {
+		b = buffers.Get().(*buffer)
+		for {
+			n, failure = syscall.Read(int(fd), b[:])
+			if failure != syscall.EINTR {
+				break
+			}
+		}
+		if failure == syscall.EAGAIN {
+			buffers.Put(b)
+			b = nil
+			return false
+		}
+		return true
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	if failure != nil {
+		buffers.Put(b)
+		return nil, 0, os.NewSyscallError("read", failure)
+	}
+	return b, n, nil
+}

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+const handshake = "GET /ws HTTP/1.1\r\nHost: a.example\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n" +
+	"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+
+// websocketBackend shakes hands and leaves the connection, which has already sent the word "early", to serve.
+func websocketBackend(t testing.TB, serve func(*bufio.Reader, net.Conn)) string {
+	return backendServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") != "websocket" || r.Header.Get("Connection") != "Upgrade" || r.Header.Get("X-Forwarded-For") == "" {
+			http.Error(w, "no websocket", http.StatusForbidden)
+			return
+		}
+		conn, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x\r\n\r\nearly")
+		serve(rw.Reader, conn)
+	})
+}
+
+func echo(r *bufio.Reader, conn net.Conn) { _, _ = io.Copy(conn, r) }
+
+// dialWebsocket shakes hands through the proxy; late is sent with the handshake.
+func dialWebsocket(t testing.TB, f *fixture, secure bool, late string) (net.Conn, *bufio.Reader) {
+	t.Helper()
+	var conn net.Conn
+	var err error
+	if secure {
+		conn, err = tls.Dial("tcp", f.https, &tls.Config{InsecureSkipVerify: true})
+	} else {
+		conn, err = net.Dial("tcp", f.http)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if _, err := io.WriteString(conn, handshake+late); err != nil {
+		t.Fatal(err)
+	}
+	r := bufio.NewReader(conn)
+	res, err := http.ReadResponse(r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.StatusCode != http.StatusSwitchingProtocols || res.Header.Get("Sec-Websocket-Accept") != "x" || res.Header.Get("Upgrade") != "websocket" {
+		t.Fatalf("the handshake is answered with %s %v", res.Status, res.Header)
+	}
+	expect(t, r, "early")
+	return conn, r
+}
+
+func expect(t testing.TB, r io.Reader, want string) {
+	t.Helper()
+	got := make([]byte, len(want))
+	if n, err := io.ReadFull(r, got); err != nil || string(got) != want {
+		t.Fatalf("read %q, %v; want %q", got[:n], err, want)
+	}
+}
+
+func bothSchemes(t *testing.T, test func(t *testing.T, secure bool)) {
+	t.Helper()
+	for _, secure := range []bool{false, true} {
+		t.Run(fmt.Sprintf("tls=%v", secure), func(t *testing.T) { test(t, secure) })
+	}
+}
+
+func TestWebsocketCarriesBytesBothWays(t *testing.T) {
+	backend := websocketBackend(t, echo)
+	f := newFixture(t, Options{}, site(t, "", backend)...)
+	bothSchemes(t, func(t *testing.T, secure bool) {
+		conn, r := dialWebsocket(t, f, secure, "late")
+		expect(t, r, "late")
+		large := make([]byte, 1<<20)
+		_, _ = rand.Read(large)
+		sent := make(chan error, 1)
+		go func() {
+			_, err := conn.Write(large)
+			sent <- err
+		}()
+		got := make([]byte, len(large))
+		if _, err := io.ReadFull(r, got); err != nil || !bytes.Equal(got, large) {
+			t.Errorf("a megabyte came back changed: %v", err)
+		}
+		if err := <-sent; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestHalfClosedWebsocketStillDelivers(t *testing.T) {
+	backend := websocketBackend(t, func(r *bufio.Reader, conn net.Conn) {
+		text, _ := io.ReadAll(r) // until the client has ended
+		_, _ = io.WriteString(conn, strings.ToUpper(string(text)))
+	})
+	f := newFixture(t, Options{}, site(t, "", backend)...)
+	bothSchemes(t, func(t *testing.T, secure bool) {
+		conn, r := dialWebsocket(t, f, secure, "")
+		_, _ = io.WriteString(conn, "text")
+		if err := conn.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		expect(t, r, "TEXT")
+		if _, err := r.ReadByte(); err != io.EOF {
+			t.Errorf("after the end: %v", err)
+		}
+	})
+}
+
+func TestHalfClosedWebsocketIsNotKeptForever(t *testing.T) {
+	release := make(chan struct{})
+	t.Cleanup(func() { close(release) })
+	backend := websocketBackend(t, func(*bufio.Reader, net.Conn) { <-release }) // says nothing, and does not end
+	f := newFixture(t, Options{IdleTimeout: 50 * time.Millisecond}, site(t, "", backend)...)
+	bothSchemes(t, func(t *testing.T, secure bool) {
+		conn, r := dialWebsocket(t, f, secure, "")
+		_ = conn.(interface{ CloseWrite() error }).CloseWrite()
+		if _, err := r.ReadByte(); err == nil {
+			t.Error("a silent backend sent a byte")
+		}
+	})
+}
+
+func TestSilentWebsocketEndsOnlyWhenAskedFor(t *testing.T) {
+	backend := websocketBackend(t, echo)
+	f := newFixture(t, Options{IdleTimeout: 20 * time.Millisecond}, site(t, "", backend)...)
+	conn, r := dialWebsocket(t, f, true, "")
+	_ = conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+	if _, err := r.ReadByte(); err == nil || !strings.Contains(err.Error(), "timeout") {
+		t.Errorf("a silent websocket ended: %v", err)
+	}
+	limited := newFixture(t, Options{TunnelTimeout: 20 * time.Millisecond}, site(t, "", backend)...)
+	_, r = dialWebsocket(t, limited, true, "")
+	if _, err := r.ReadByte(); err == nil {
+		t.Error("a byte came from nowhere")
+	}
+}
+
+func TestRefusedWebsocketIsAnswered(t *testing.T) {
+	backend := backendServer(t, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "not you", http.StatusForbidden) })
+	closed := listen(t)
+	_ = closed.Close()
+	f := newFixture(t, Options{}, site(t, "", closed.Addr().String(), backend)...)
+	c := client(t, f.http, "http1")
+	req, err := http.NewRequest(http.MethodGet, "http://a.example/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}}
+	res, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := body(t, res); res.StatusCode != http.StatusForbidden || got != "not you" {
+		t.Errorf("answered with %d %q", res.StatusCode, got)
+	}
+}
+
+func TestDrainEndsTunnelsAfterItsTime(t *testing.T) {
+	backend := websocketBackend(t, echo)
+	f := newFixture(t, Options{DrainTimeout: 50 * time.Millisecond}, site(t, "", backend)...)
+	_, r := dialWebsocket(t, f, true, "")
+	_, plain := dialWebsocket(t, f, false, "")
+	if n := f.Stats().Tunnels.Load(); n != 2 {
+		t.Errorf("%d tunnels are counted, want 2", n)
+	}
+	f.stop()
+	for _, r := range []io.Reader{r, plain} {
+		if _, err := io.ReadAll(r); err != nil && err != io.ErrUnexpectedEOF && !strings.Contains(err.Error(), "reset") {
+			t.Error(err)
+		}
+	}
+	if n := f.Stats().Tunnels.Load(); n != 0 {
+		t.Errorf("%d tunnels are left", n)
+	}
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// never is the time of the last movement while silence is allowed.
+const never = math.MaxInt64
+
+// watch calls expire, once, when nothing has moved for limit. Movement costs an atomic store, not a change of the timer.
+type watch struct {
+	limit  time.Duration
+	expire func()
+	start  time.Time
+	last   atomic.Int64 // since start, or never
+
+	mu      sync.Mutex // held while expire runs, so that stop waits for it
+	timer   *time.Timer
+	stopped bool
+}
+
+// begin starts the watch. A limit of 0 watches nothing.
+func (w *watch) begin(limit time.Duration, expire func()) {
+	w.limit, w.expire = limit, expire
+	if limit == 0 {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.start = time.Now()
+	w.timer = time.AfterFunc(limit, w.check)
+}
+
+// moved notes that bytes moved.
+func (w *watch) moved() {
+	if w.limit != 0 {
+		w.last.Store(int64(time.Since(w.start)))
+	}
+}
+
+// rest allows silence until moved is called.
+func (w *watch) rest() { w.last.Store(never) }
+
+func (w *watch) check() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.stopped {
+		return
+	}
+	left := w.limit
+	if last := w.last.Load(); last != never {
+		left -= time.Since(w.start) - time.Duration(last)
+	}
+	if left > 0 {
+		w.timer.Reset(left)
+		return
+	}
+	w.stopped = true
+	w.expire()
+}
+
+// stop ends the watch; expire has returned, or will not be called, when stop returns.
+func (w *watch) stop() {
+	if w.timer == nil {
+		return
+	}
+	w.mu.Lock()
+	w.stopped = true
+	w.mu.Unlock()
+	w.timer.Stop()
+}
