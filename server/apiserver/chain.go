@@ -16,6 +16,7 @@ import (
 	"k8s.io/kubernetes/pkg/controlplane"
 	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
 
+	"github.com/coracle-k8s/coracle/server/ingress"
 	"github.com/coracle-k8s/coracle/server/resourcemetrics"
 	"github.com/coracle-k8s/coracle/server/settings"
 )
@@ -28,6 +29,7 @@ type chain struct {
 	extensions *apiextensionsapiserver.CustomResourceDefinitions
 	metrics    *metricsAPI
 	settings   *settings.Settings
+	ingress    *ingress.Tables
 }
 
 func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chain, error) {
@@ -71,6 +73,9 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 		return nil, err
 	}
 	if err := ch.installOpenAPI(resolver, o); err != nil {
+		return nil, err
+	}
+	if err := ch.installIngress(g, o); err != nil {
 		return nil, err
 	}
 	if err := ch.installSettings(g, o); err != nil {

@@ -84,7 +84,7 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	}
 	configureOpenAPI(c)
 	endLongRequests(c)
-	c.LongRunningFunc = orSettings(filters.BasicLongRunningRequestCheck(
+	c.LongRunningFunc = orStreams(filters.BasicLongRunningRequestCheck(
 		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward")))
 	if err := g.applyStorage(opts, cache); err != nil {
 		return nil, err

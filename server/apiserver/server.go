@@ -148,6 +148,7 @@ func (s *Server) Run(ctx context.Context) error {
 	var beside sync.WaitGroup
 	beside.Go(func() { s.chain.metrics.run(serving, s.ready) })
 	beside.Go(func() { s.chain.settings.Run(serving) })
+	beside.Go(func() { s.chain.ingress.Run(serving) })
 	err := s.runnable.RunWithContext(serving)
 	stop()
 	<-stopperDone

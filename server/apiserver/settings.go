@@ -9,7 +9,9 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/setting"
+	"github.com/coracle-k8s/coracle/server/ingress"
 	"github.com/coracle-k8s/coracle/server/settings"
 )
 
@@ -24,9 +26,20 @@ func (ch *chain) installSettings(g *generic, o Options) error {
 	return nil
 }
 
-// orSettings says of requests for settings that they have no end of their own, beside those of which check says so.
-func orSettings(check request.LongRunningRequestCheck) request.LongRunningRequestCheck {
+// installIngress serves table.Path beside the APIs.
+func (ch *chain) installIngress(g *generic, o Options) error {
+	client, err := kubernetes.NewForConfig(g.config.LoopbackClientConfig)
+	if err != nil {
+		return fmt.Errorf("building a client for the table of the ingress: %w", err)
+	}
+	ch.ingress = ingress.New(client, o.Logger)
+	ch.aggregator.GenericAPIServer.Handler.NonGoRestfulMux.UnlistedHandle(table.Path, ch.ingress)
+	return nil
+}
+
+// orStreams says of requests for what nodes follow that they have no end of their own, beside those of which check says so.
+func orStreams(check request.LongRunningRequestCheck) request.LongRunningRequestCheck {
 	return func(r *http.Request, info *request.RequestInfo) bool {
-		return check(r, info) || info != nil && !info.IsResourceRequest && info.Path == setting.Path
+		return check(r, info) || info != nil && !info.IsResourceRequest && (info.Path == setting.Path || info.Path == table.Path)
 	}
 }

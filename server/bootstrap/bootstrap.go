@@ -19,6 +19,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apiserver/pkg/authentication/user"
 	corev1ac "k8s.io/client-go/applyconfigurations/core/v1"
 	rbacv1ac "k8s.io/client-go/applyconfigurations/rbac/v1"
 	"k8s.io/client-go/kubernetes"
@@ -47,6 +48,8 @@ type Options struct {
 	ClusterDNS net.IP
 	// NoLocalStorage says that the packaged local storage is disabled.
 	NoLocalStorage bool
+	// NoIngress says that the packaged ingress is disabled.
+	NoIngress bool
 	// NetworkBackend is what the cluster begins with, one of cluster.NetworkBackends.
 	NetworkBackend string
 	// LastBackend is what the cluster has said since, as far as this server heard; empty where it has said nothing.
@@ -59,6 +62,9 @@ func Apply(ctx context.Context, o Options) error {
 		return err
 	}
 	if err := applyStorageClass(ctx, o.Client, !o.NoLocalStorage); err != nil {
+		return err
+	}
+	if err := applyIngressClass(ctx, o.Client, !o.NoIngress); err != nil {
 		return err
 	}
 	if err := beginBackend(ctx, o); err != nil {
@@ -88,6 +94,8 @@ var bindings = []binding{
 	{name: pki.NetworkUser, role: pki.NetworkUser, user: pki.NetworkUser},
 	// The API server may fetch logs, run commands and the like on kubelets. Upstream has the role.
 	{name: pki.KubeletClientUser, role: "system:kubelet-api-admin", user: pki.KubeletClientUser},
+	// Nodes ask for the table of the ingress, each by its own name.
+	{name: ingressRole, role: ingressRole, group: user.NodesGroup},
 }
 
 // formerBindings were made by earlier versions. With them a token that expires was good for the certificate of any node,
@@ -95,7 +103,7 @@ var bindings = []binding{
 var formerBindings = []string{"system:coracle:node-bootstrapper", "system:coracle:node-certificate", "system:coracle:node-certificate-renewal"}
 
 func applyRoles(ctx context.Context, c kubernetes.Interface) error {
-	errs := []error{applyNetworkRole(ctx, c), applyHoldersRole(ctx, c), applyMetricsRole(ctx, c), applyExternalIPsRole(ctx, c), removeFormerBindings(ctx, c)}
+	errs := []error{applyNetworkRole(ctx, c), applyIngressRole(ctx, c), applyHoldersRole(ctx, c), applyMetricsRole(ctx, c), applyExternalIPsRole(ctx, c), removeFormerBindings(ctx, c)}
 	for _, b := range bindings {
 		subject := rbacv1ac.Subject().WithAPIGroup(rbacv1.GroupName)
 		if b.user != "" {

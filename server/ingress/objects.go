@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/ingress/compile"
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+// otherSecrets is how often Secrets are read that Ingresses name and that are missing, or not of the type for certificates: these are not watched.
+const otherSecrets = 10 * time.Second
+
+// objects are those of the table, followed for as long as somebody wants it.
+type objects struct {
+	client  kubernetes.Interface
+	log     *slog.Logger
+	others  informers.SharedInformerFactory
+	secrets informers.SharedInformerFactory // of the type for certificates alone
+	wake    chan struct{}                   // capacity 1: one says that something has changed
+}
+
+func newObjects(client kubernetes.Interface, log *slog.Logger) *objects {
+	return &objects{
+		client: client, log: log, wake: make(chan struct{}, 1),
+		others: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields)),
+		secrets: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields),
+			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+				o.FieldSelector = fields.OneTermEqualSelector("type", string(corev1.SecretTypeTLS)).String()
+			})),
+	}
+}
+
+func withoutManagedFields(o any) (any, error) {
+	if m, ok := o.(metav1.Object); ok {
+		m.SetManagedFields(nil)
+	}
+	return o, nil
+}
+
+// run compiles the table whenever something has changed, until ctx is done.
+func (o *objects) run(ctx context.Context, put func(table.Sections)) {
+	ingresses, classes := o.others.Networking().V1().Ingresses(), o.others.Networking().V1().IngressClasses()
+	secrets := o.secrets.Core().V1().Secrets()
+	poke := func(any) {
+		select {
+		case o.wake <- struct{}{}:
+		default:
+		}
+	}
+	handler := cache.ResourceEventHandlerFuncs{AddFunc: poke, UpdateFunc: func(_, o any) { poke(o) }, DeleteFunc: poke}
+	synced := make([]cache.InformerSynced, 0, 3)
+	for _, i := range []cache.SharedIndexInformer{ingresses.Informer(), classes.Informer(), secrets.Informer()} {
+		r, err := i.AddEventHandler(handler)
+		if err != nil { // of an informer that has ended: it has not begun
+			o.log.Error("ingress: listening to an informer failed", "error", err)
+			return
+		}
+		synced = append(synced, r.HasSynced)
+	}
+	o.others.Start(ctx.Done())
+	o.secrets.Start(ctx.Done())
+	defer o.others.Shutdown()
+	defer o.secrets.Shutdown()
+	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
+		return
+	}
+	for {
+		state := compile.State{Secrets: map[types.NamespacedName]*corev1.Secret{}}
+		state.Ingresses, _ = ingresses.Lister().List(labels.Everything()) // of a cache: it cannot fail
+		state.Classes, _ = classes.Lister().List(labels.Everything())
+		unwatched := o.compile(ctx, state, func(name types.NamespacedName) *corev1.Secret {
+			s, err := secrets.Lister().Secrets(name.Namespace).Get(name.Name)
+			if err != nil {
+				return nil
+			}
+			return s
+		}, put)
+		var again <-chan time.Time
+		if unwatched {
+			again = time.After(otherSecrets)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-again:
+		case <-o.wake:
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(gather):
+			}
+		}
+	}
+}
+
+// compile makes the table; true says that Secrets are named that are not watched.
+func (o *objects) compile(ctx context.Context, state compile.State, secret func(types.NamespacedName) *corev1.Secret, put func(table.Sections)) (unwatched bool) {
+	first, err := compile.Desired(compile.State{Ingresses: state.Ingresses, Classes: state.Classes})
+	if err != nil {
+		o.log.Error("ingress: the table cannot be made; the one before stays", "error", err)
+		return false
+	}
+	for name := range first.Wanted {
+		s := secret(name)
+		if s == nil {
+			unwatched = true
+			if s, err = o.client.CoreV1().Secrets(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{}); err != nil {
+				continue // the compiler says that it is missing
+			}
+		}
+		state.Secrets[name] = s
+	}
+	r, err := compile.Desired(state)
+	if err != nil {
+		o.log.Error("ingress: the table cannot be made; the one before stays", "error", err)
+		return unwatched
+	}
+	put(r.Sections)
+	return unwatched
+}

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ingress tells nodes that serve HTTP what their ingress proxies go by: the table that ingress/compile makes of the cluster's objects, in one stream
+// for each node.
+//
+// Every server does so for the nodes that are connected to it. It watches the objects only while a node asks, once for all of them, and writes nothing.
+// Certificates with their keys are part of the table, so that only nodes may ask.
+package ingress
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/endpoints/metrics"
+	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/apiserver/pkg/server/routine"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+const (
+	// leastStream is how long a stream lasts, up to twice as long, as with client-go's watches.
+	leastStream = 5 * time.Minute
+	// beginWithin bounds the time until a stream's first table.
+	beginWithin = 10 * time.Second
+	// linger is how long objects are watched after the last stream has ended: nodes ask again.
+	linger = time.Minute
+	// gather is how long is waited for more after an object has changed.
+	gather = 20 * time.Millisecond
+)
+
+// nodePrefix begins the names of nodes' users.
+const nodePrefix = "system:node:"
+
+// Tables is the handler of table.Path.
+type Tables struct {
+	client kubernetes.Interface
+	log    *slog.Logger
+	lasts  func() time.Duration
+	asked  chan struct{} // capacity 1: one says that a stream has begun or ended
+
+	mu      sync.Mutex
+	streams int
+	ready   bool // sections are complete, and objects are watched
+	now     table.Sections
+	changed chan struct{} // closed when now or ready becomes another one
+}
+
+// New makes one that reads by client, which must be allowed to read Ingresses, IngressClasses and Secrets.
+func New(client kubernetes.Interface, log *slog.Logger) *Tables {
+	return &Tables{
+		client: client, log: log, lasts: func() time.Duration { return leastStream + rand.N(leastStream) }, asked: make(chan struct{}, 1),
+		now: table.Sections{}, changed: make(chan struct{}),
+	}
+}
+
+// Run watches the objects while nodes ask, until ctx is done.
+func (t *Tables) Run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.asked:
+		}
+		if t.count() > 0 {
+			t.serve(ctx)
+		}
+	}
+}
+
+// serve watches the objects until no stream has been there for linger.
+func (t *Tables) serve(ctx context.Context) {
+	defer t.forget() // when nothing can be put any more
+	ctx, cancel := context.WithCancel(ctx)
+	o := newObjects(t.client, t.log)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel()
+	watching.Go(func() { o.run(ctx, t.put) })
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.asked:
+		case <-time.After(linger):
+			if t.count() == 0 {
+				return
+			}
+		}
+	}
+}
+
+func (t *Tables) count() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.streams
+}
+
+func (t *Tables) put(s table.Sections) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ready && maps.EqualFunc(s, t.now, func(a, b json.RawMessage) bool { return string(a) == string(b) }) {
+		return
+	}
+	t.now, t.ready = s, true
+	close(t.changed)
+	t.changed = make(chan struct{})
+}
+
+// forget drops the table: the next stream waits for a new one.
+func (t *Tables) forget() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.now, t.ready = table.Sections{}, false
+}
+
+func (t *Tables) current() (now table.Sections, ready bool, changed <-chan struct{}) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.now, t.ready, t.changed
+}
+
+// begin counts a stream; what it returns ends it.
+func (t *Tables) begin() (end func()) {
+	add := func(n int) {
+		t.mu.Lock()
+		t.streams += n
+		t.mu.Unlock()
+		select {
+		case t.asked <- struct{}{}:
+		default:
+		}
+	}
+	add(1)
+	return func() { add(-1) }
+}
+
+// ServeHTTP implements http.Handler. Like a watch, a stream is served above the filters that it came through.
+func (t *Tables) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if code, why := refuses(r); code != 0 {
+		http.Error(w, why, code)
+		return
+	}
+	info, _ := request.RequestInfoFrom(r.Context())
+	serve := func() {
+		metrics.RecordLongRunning(r, info, metrics.APIServerComponent, func() { t.stream(w, r) })
+	}
+	if task := routine.TaskFrom(r.Context()); task != nil {
+		task.Func = serve
+	} else {
+		serve()
+	}
+}
+
+// refuses says why somebody may not have the table; 0: he may. Whoever may ask for all paths is no node for that.
+func refuses(r *http.Request) (code int, why string) {
+	if r.Method != http.MethodGet {
+		return http.StatusMethodNotAllowed, "the table of the ingress is read only"
+	}
+	who, ok := request.UserFrom(r.Context())
+	if !ok || !strings.HasPrefix(who.GetName(), nodePrefix) || !slices.Contains(who.GetGroups(), user.NodesGroup) {
+		return http.StatusForbidden, "only nodes may ask for the table of the ingress"
+	}
+	return 0, ""
+}
+
+// stream sends the table, and then what changes of it, until the request ends or it is time.
+func (t *Tables) stream(w http.ResponseWriter, r *http.Request) {
+	defer t.begin()()
+	flusher, ok := w.(http.Flusher)
+	if !ok {
+		http.Error(w, "this connection has no streams", http.StatusNotImplemented)
+		return
+	}
+	if err := t.await(r.Context()); err != nil {
+		http.Error(w, "the table of the ingress is not known here yet: "+err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	over := time.NewTimer(t.lasts())
+	defer over.Stop()
+	w.Header().Set("Content-Type", "application/json")
+	sent, first := table.Sections{}, true
+	for out := json.NewEncoder(w); ; {
+		now, ready, changed := t.current()
+		if !ready { // the objects are watched no more: the node asks again
+			return
+		}
+		changes := table.Diff(sent, now)
+		if first || len(changes) > 0 {
+			for _, c := range append(changes, table.Change{Commit: true}) {
+				if out.Encode(c) != nil { // who asked has gone
+					return
+				}
+			}
+			flusher.Flush()
+			sent, first = now, false
+		}
+		select {
+		case <-r.Context().Done():
+			return
+		case <-over.C:
+			return
+		case <-changed:
+		}
+	}
+}
+
+// await waits for a table, and for a read from the store that a majority confirms: a server that is cut off must not send nodes what it knew before.
+func (t *Tables) await(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, beginWithin)
+	defer cancel()
+	if _, err := t.client.NetworkingV1().IngressClasses().List(ctx, metav1.ListOptions{Limit: 1}); err != nil {
+		return err
+	}
+	for {
+		_, ready, changed := t.current()
+		if ready {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}

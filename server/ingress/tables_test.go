@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/ingress/compile"
+	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/testca"
+)
+
+var node = &user.DefaultInfo{Name: nodePrefix + "a", Groups: []string{user.NodesGroup}}
+
+func ask(ctx context.Context, who user.Info, method string) *http.Request {
+	r := httptest.NewRequest(method, table.Path, nil)
+	ctx = request.WithUser(request.WithRequestInfo(ctx, &request.RequestInfo{Path: table.Path}), who)
+	return r.WithContext(ctx)
+}
+
+func TestWhoMayAsk(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		who    user.Info
+		method string
+		want   int
+	}{
+		{"a node", node, http.MethodGet, 0},
+		{"a node that writes", node, http.MethodPost, http.StatusMethodNotAllowed},
+		{"an administrator, who may ask for any path", &user.DefaultInfo{Name: "admin", Groups: []string{user.SystemPrivilegedGroup}}, http.MethodGet, http.StatusForbidden},
+		{"a name like a node's", &user.DefaultInfo{Name: nodePrefix + "a", Groups: []string{user.AllAuthenticated}}, http.MethodGet, http.StatusForbidden},
+		{"the group of nodes alone", &user.DefaultInfo{Name: "a", Groups: []string{user.NodesGroup}}, http.MethodGet, http.StatusForbidden},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if code, _ := refuses(ask(t.Context(), c.who, c.method)); code != c.want {
+				t.Errorf("the answer is %d, want %d", code, c.want)
+			}
+		})
+	}
+}
+
+// bed is a server's tables in fake time.
+type bed struct {
+	*testing.T
+	client *fake.Clientset
+	tables *Tables
+}
+
+func run(t *testing.T, test func(b bed)) {
+	synctest.Test(t, func(t *testing.T) {
+		b := bed{T: t, client: fake.NewClientset()}
+		b.tables = New(b.client, slog.New(slog.DiscardHandler))
+		b.tables.lasts = func() time.Duration { return time.Hour }
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { b.tables.Run(ctx) })
+		test(b)
+		cancel()
+		running.Wait()
+	})
+}
+
+// follower is a node that hears of the table.
+type follower struct {
+	end   context.CancelFunc
+	ended sync.WaitGroup
+
+	mu  sync.Mutex
+	now table.Sections
+}
+
+// Header, WriteHeader, Write and Flush implement http.ResponseWriter and http.Flusher.
+func (f *follower) Header() http.Header { return http.Header{} }
+func (f *follower) WriteHeader(int)     {}
+func (f *follower) Flush()              {}
+func (f *follower) Write(text []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var c table.Change
+	if err := json.Unmarshal(text, &c); err != nil {
+		return 0, err
+	}
+	if !c.Commit {
+		f.now.Apply(c)
+	}
+	return len(text), nil
+}
+
+func (b bed) follow() *follower {
+	ctx, cancel := context.WithCancel(b.Context())
+	f := &follower{end: cancel, now: table.Sections{}}
+	f.ended.Go(func() { b.tables.ServeHTTP(f, ask(ctx, node, http.MethodGet)) })
+	return f
+}
+
+func (f *follower) keys() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return strings.Join(slices.Sorted(maps.Keys(f.now)), " ")
+}
+
+func (b bed) watches() int {
+	n := 0
+	for _, a := range b.client.Actions() {
+		if a.GetVerb() == "watch" {
+			n++
+		}
+	}
+	return n
+}
+
+func TestNodesHearOfIngresses(t *testing.T) {
+	run(t, func(b bed) {
+		time.Sleep(time.Hour)
+		if n := b.watches(); n != 0 {
+			t.Errorf("%d watches while no node asks", n)
+		}
+		f, g := b.follow(), b.follow()
+		time.Sleep(time.Second)
+		if n := b.watches(); n != 3 {
+			t.Errorf("%d watches for two nodes", n)
+		}
+		ing := &networkingv1.Ingress{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
+			Spec: networkingv1.IngressSpec{
+				IngressClassName: ptr.To(compile.Class), TLS: []networkingv1.IngressTLS{{SecretName: "cert"}},
+				Rules: []networkingv1.IngressRule{{Host: "web.example"}},
+			},
+		}
+		if _, err := b.client.NetworkingV1().Ingresses("shop").Create(b.Context(), ing, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		for _, one := range []*follower{f, g} {
+			if got := one.keys(); got != "host/ingress/web.example" {
+				t.Errorf("it hears of %s", got)
+			}
+		}
+		if err := b.client.NetworkingV1().Ingresses("shop").Delete(b.Context(), "web", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if got := f.keys(); got != "" {
+			t.Errorf("it still hears of %s", got)
+		}
+		f.end()
+		g.end()
+		f.ended.Wait()
+		g.ended.Wait()
+		time.Sleep(2 * linger)
+		before := b.watches()
+		late := b.follow()
+		time.Sleep(time.Second)
+		if n := b.watches() - before; n != 3 {
+			t.Errorf("%d new watches for a node that asks after all have gone", n)
+		}
+		late.end()
+		late.ended.Wait()
+	})
+}
+
+// TestSecretsOfOtherTypes: one that is not of the type for certificates is read by its name.
+func TestSecretsOfOtherTypes(t *testing.T) {
+	run(t, func(b bed) {
+		// What the informer asks for has none of that type; the fake client knows no field selectors.
+		b.client.PrependReactor("list", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) { return true, &corev1.SecretList{}, nil })
+		b.client.PrependWatchReactor("secrets", func(clienttesting.Action) (bool, watch.Interface, error) { return true, watch.NewFake(), nil })
+		ing := &networkingv1.Ingress{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
+			Spec:       networkingv1.IngressSpec{IngressClassName: ptr.To(compile.Class), TLS: []networkingv1.IngressTLS{{SecretName: "cert"}}, Rules: []networkingv1.IngressRule{{Host: "h"}}},
+		}
+		if _, err := b.client.NetworkingV1().Ingresses("shop").Create(b.Context(), ing, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		f := b.follow()
+		time.Sleep(time.Second)
+		cert := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "cert"}, Type: corev1.SecretTypeOpaque, Data: pair(t)}
+		if _, err := b.client.CoreV1().Secrets("shop").Create(b.Context(), cert, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * otherSecrets)
+		if got := f.keys(); got != "certificate/shop/cert host/ingress/h" {
+			t.Errorf("it hears of %s", got)
+		}
+		f.end()
+		f.ended.Wait()
+	})
+}
+
+// pair is a certificate with its key, as a Secret has them.
+func pair(t *testing.T) map[string][]byte {
+	ca, err := testca.New(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := ca.Issue("h", "h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string][]byte{}
+	for name, file := range map[string]string{corev1.TLSCertKey: files.Cert, corev1.TLSPrivateKeyKey: files.Key} {
+		if out[name], err = os.ReadFile(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out
+}
