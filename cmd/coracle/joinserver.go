@@ -67,6 +67,9 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 	if no := joined.Settings.NoHelm; no != nil {
 		o.DisableHelm = *no
 	}
+	if joined.Settings.NoIngress == nil { // of a cluster that says nothing of it
+		o.Cluster.NoIngress = clusterSettings(c).NoIngress
+	}
 	if no := joined.Settings.NoManifests; no != nil {
 		o.ManifestsDir = ""
 		if !*no {
@@ -90,6 +93,9 @@ func contradictions(c *config.Server, j *server.Joined) error {
 	}
 	if j.Settings.NoHelm == nil {
 		own.NoHelm = nil
+	}
+	if j.Settings.NoIngress == nil {
+		own.NoIngress = nil
 	}
 	if j.Settings.NoManifests == nil {
 		own.NoManifests = nil
@@ -162,6 +168,9 @@ func disabledParts(s cluster.Settings) string {
 	}
 	if s.NoHelm != nil && *s.NoHelm {
 		out = append(out, config.PartHelm)
+	}
+	if s.IngressDisabled() {
+		out = append(out, config.PartIngress)
 	}
 	return strings.Join(out, ",")
 }

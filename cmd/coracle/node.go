@@ -92,8 +92,8 @@ func (n node) prepare(p *cli.Process) (func(context.Context) error, error) {
 		LeaseDuration: n.cluster.Liveness.Lease,
 		WaitAPI:       n.waitAPI,
 		Servers:       n.servers, ServerAnswered: n.answered, ServerEnded: n.ended, NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
-		DisablePolicies: n.cluster.NoNetworkPolicy,
-		DisableProxy:    n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
+		DisablePolicies: n.cluster.NoNetworkPolicy, DisableIngress: n.cluster.IngressDisabled(),
+		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
 		PodSubnets: n.podSubnets, Reach: n.reach, Volumes: n.volumes,
 		NetworkBackend: n.cluster.Backend(), NetworkInterface: n.machine.NetworkInterface, NetworkExternal: n.machine.NetworkExternal,
 		ProxyMode: n.machine.ProxyMode, IPVSScheduler: n.machine.IPVSScheduler,
@@ -132,7 +132,8 @@ func clusterSettings(c *config.Server) cluster.Settings {
 	noMetrics := c.Disabled(config.PartMetrics)
 	noHelm := c.Disabled(config.PartHelm)
 	noManifests := c.Disabled(config.PartManifests)
-	s.NoMetrics, s.NoHelm, s.NoManifests = &noMetrics, &noHelm, &noManifests
+	noIngress := c.Disabled(config.PartIngress)
+	s.NoMetrics, s.NoHelm, s.NoManifests, s.NoIngress = &noMetrics, &noHelm, &noManifests, &noIngress
 	if !c.Disabled(config.PartDNS) {
 		s.DNS = c.ClusterDNS
 	}

@@ -39,6 +39,8 @@ type Settings struct {
 	NoMetrics *bool `json:"noMetrics,omitempty"`
 	// NoHelm leaves HelmCharts to another controller, or to nobody. It is nil likewise.
 	NoHelm *bool `json:"noHelm,omitempty"`
+	// NoIngress leaves Ingresses to another controller, or to nobody. It is nil likewise.
+	NoIngress *bool `json:"noIngress,omitempty"`
 	// NoManifests leaves the servers' folders of manifests alone. It is nil likewise.
 	NoManifests *bool `json:"noManifests,omitempty"`
 	// Liveness says how the death of a node is noticed.
@@ -49,6 +51,9 @@ type Settings struct {
 	// VIPs are the cluster's virtual addresses when a server joins, at most one of each family. They may change later, see VIPConfigMap.
 	VIPs []netip.Addr `json:"vips,omitempty"`
 }
+
+// IngressDisabled says whether Ingresses are left to another controller.
+func (s Settings) IngressDisabled() bool { return s.NoIngress != nil && *s.NoIngress }
 
 // Balancer is what a cluster says of Services of type LoadBalancer.
 type Balancer struct {

@@ -313,7 +313,7 @@ func (r *reader) encryption() []string {
 }
 
 // k3sParts are names that k3s users write out of habit.
-var k3sParts = []string{"traefik", "runtimes"}
+var k3sParts = []string{"runtimes"}
 
 // ranges are those of addresses.
 func (r *reader) ranges(name string) []lbpool.Range {

@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	discoverylisters "k8s.io/client-go/listers/discovery/v1"
+	networkinglisters "k8s.io/client-go/listers/networking/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/coracle-k8s/coracle/ingress/compile"
+	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+const (
+	// gather is how long is waited for more after something has changed.
+	gather = 50 * time.Millisecond
+	// retry is how long after a write that failed everything is compared again.
+	retry = time.Second
+	// unusedFor is how long the Service outlives the last Ingress: who replaces the only one keeps the address.
+	unusedFor = 10 * time.Minute
+)
+
+// Options are all required but Part and Logger.
+type Options struct {
+	// Client writes; Informers are the term's and are started after New.
+	Client    kubernetes.Interface
+	Informers informers.SharedInformerFactory
+	Recorder  record.EventRecorder
+	// Disabled removes the Service.
+	Disabled bool
+	// Part is the line in the status.
+	Part   *status.Part
+	Logger *slog.Logger
+}
+
+// Controller keeps the ingress' objects for one term.
+type Controller struct {
+	o         Options
+	ingresses networkinglisters.IngressLister
+	classes   networkinglisters.IngressClassLister
+	services  corelisters.ServiceLister
+	secrets   corelisters.SecretLister
+	nodes     corelisters.NodeLister
+	slices    discoverylisters.EndpointSliceLister
+	synced    []cache.InformerSynced
+	wake      chan struct{} // capacity 1: one says that something has changed
+
+	said   map[types.NamespacedName]map[compile.Finding]bool // events of this term
+	unused time.Time                                         // since when no Ingress is served; zero while one is
+}
+
+// New listens to the informers, which must not run yet.
+func New(o Options) (*Controller, error) {
+	if o.Client == nil || o.Informers == nil || o.Recorder == nil {
+		return nil, errors.New("ingress: Client, Informers and Recorder are required")
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	core, networking, discovery := o.Informers.Core().V1(), o.Informers.Networking().V1(), o.Informers.Discovery().V1()
+	c := &Controller{
+		o: o, ingresses: networking.Ingresses().Lister(), classes: networking.IngressClasses().Lister(), services: core.Services().Lister(),
+		secrets: core.Secrets().Lister(), nodes: core.Nodes().Lister(), slices: discovery.EndpointSlices().Lister(),
+		wake: make(chan struct{}, 1), said: map[types.NamespacedName]map[compile.Finding]bool{},
+	}
+	for _, of := range []struct {
+		informer cache.SharedIndexInformer
+		matters  func(old, now any) bool
+	}{
+		{networking.Ingresses().Informer(), nil}, {networking.IngressClasses().Informer(), nil}, {core.Services().Informer(), c.serviceMatters},
+		{core.Secrets().Informer(), c.secretMatters}, {core.Nodes().Informer(), nodeMatters}, {discovery.EndpointSlices().Informer(), sliceMatters},
+	} {
+		r, err := of.informer.AddEventHandler(c.handler(of.matters))
+		if err != nil {
+			return nil, fmt.Errorf("ingress: listening to informers: %w", err)
+		}
+		c.synced = append(c.synced, r.HasSynced)
+	}
+	return c, nil
+}
+
+// handler wakes the controller for what matters; old is nil for what is new or gone.
+func (c *Controller) handler(matters func(old, now any) bool) cache.ResourceEventHandler {
+	notify := func(old, now any) {
+		if gone, ok := now.(cache.DeletedFinalStateUnknown); ok {
+			now = gone.Obj
+		}
+		if matters != nil && !matters(old, now) {
+			return
+		}
+		select {
+		case c.wake <- struct{}{}:
+		default:
+		}
+	}
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc: func(o any) { notify(nil, o) }, DeleteFunc: func(o any) { notify(nil, o) }, UpdateFunc: func(old, o any) { notify(old, o) },
+	}
+}
+
+// used says whether the cluster has Ingresses at all: where it has none, Services, Secrets and nodes change without waking the controller.
+func (c *Controller) used() bool {
+	all, _ := c.ingresses.List(labels.Everything()) // of a cache: it cannot fail
+	return len(all) > 0
+}
+
+func (c *Controller) serviceMatters(_, now any) bool {
+	svc, ok := now.(*corev1.Service)
+	return ok && (svc.Namespace == metav1.NamespaceSystem && svc.Name == table.Service || c.used())
+}
+
+func (c *Controller) secretMatters(_, now any) bool {
+	s, ok := now.(*corev1.Secret)
+	return ok && s.Type != "helm.sh/release.v1" && c.used()
+}
+
+// nodeMatters leaves out heartbeats.
+func nodeMatters(old, now any) bool {
+	a, was := old.(*corev1.Node)
+	b, is := now.(*corev1.Node)
+	if !was || !is {
+		return is && b.Annotations[table.NodeAnnotation] != ""
+	}
+	return a.Annotations[table.NodeAnnotation] != b.Annotations[table.NodeAnnotation] || b.Annotations[table.NodeAnnotation] != "" &&
+		(isReady(a) != isReady(b) || !equality.Semantic.DeepEqual(addressesOf(a), addressesOf(b)) || (a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil))
+}
+
+func sliceMatters(_, now any) bool {
+	s, ok := now.(*discoveryv1.EndpointSlice)
+	return ok && s.Namespace == metav1.NamespaceSystem && s.Labels[discoveryv1.LabelManagedBy] == sliceManager
+}
+
+// Run keeps the objects until ctx is done.
+func (c *Controller) Run(ctx context.Context) error {
+	if !cache.WaitForCacheSync(ctx.Done(), c.synced...) {
+		return nil
+	}
+	for {
+		var again <-chan time.Time
+		if pause := c.round(ctx); pause > 0 {
+			again = time.After(pause)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-again:
+		case <-c.wake:
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(gather):
+			}
+		}
+	}
+}
+
+// round compares everything once, and returns after which time to do so again though nothing changes; 0 for never.
+func (c *Controller) round(ctx context.Context) (again time.Duration) {
+	r, err := c.compile()
+	if err != nil { // it cannot be written as JSON, which no object brings about
+		c.o.Logger.Error("ingress: the objects cannot be compiled", "error", err)
+		return retry
+	}
+	wait, err := c.keepService(ctx, len(r.Served) > 0)
+	err = errors.Join(err, c.keepSlices(ctx), c.keepStatus(ctx, r))
+	c.say(r)
+	c.show(r)
+	if err != nil && ctx.Err() == nil {
+		c.o.Logger.Warn("ingress: not everything could be written; it is tried again", "error", err)
+		return retry
+	}
+	return wait
+}
+
+func (c *Controller) compile() (compile.Result, error) {
+	if c.o.Disabled {
+		return compile.Result{}, nil
+	}
+	s := compile.State{Service: func(namespace, name string) *corev1.Service {
+		svc, err := c.services.Services(namespace).Get(name)
+		if err != nil {
+			return nil
+		}
+		return svc
+	}}
+	s.Ingresses, _ = c.ingresses.List(labels.Everything()) // of caches: they cannot fail
+	s.Classes, _ = c.classes.List(labels.Everything())
+	if len(s.Ingresses) == 0 {
+		return compile.Result{}, nil
+	}
+	first, err := compile.Desired(s)
+	if err != nil {
+		return first, err
+	}
+	s.Secrets = map[types.NamespacedName]*corev1.Secret{}
+	for name := range first.Wanted {
+		if secret, err := c.secrets.Secrets(name.Namespace).Get(name.Name); err == nil {
+			s.Secrets[name] = secret
+		}
+	}
+	return compile.Desired(s)
+}
+
+// own is the Service, or nil when there is none, or one that somebody else has made.
+func (c *Controller) own() *corev1.Service {
+	svc, err := c.services.Services(metav1.NamespaceSystem).Get(table.Service)
+	if err != nil || svc.Labels[managedBy] != manager {
+		return nil
+	}
+	return svc
+}
+
+// keepService makes the Service or removes it, and returns when to look again.
+func (c *Controller) keepService(ctx context.Context, wanted bool) (again time.Duration, err error) {
+	services := c.o.Client.CoreV1().Services(metav1.NamespaceSystem)
+	have := c.own()
+	switch {
+	case wanted:
+		c.unused = time.Time{}
+		if have != nil {
+			return 0, nil
+		}
+		if _, err = services.Create(ctx, service(), metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
+			if _, missing := c.services.Services(metav1.NamespaceSystem).Get(table.Service); missing != nil {
+				return 0, nil // the cache will tell
+			}
+			return 0, fmt.Errorf("a Service %s/%s exists that is not labelled %s=%s, so that no Ingress has an address: delete or rename it",
+				metav1.NamespaceSystem, table.Service, managedBy, manager)
+		}
+		if err == nil {
+			c.o.Logger.Info("ingress: there are Ingresses, so their Service was made", "service", metav1.NamespaceSystem+"/"+table.Service)
+		}
+		return 0, err
+	case have == nil:
+		return 0, nil
+	}
+	if c.unused.IsZero() {
+		c.unused = time.Now()
+	}
+	if rest := unusedFor - time.Since(c.unused); rest > 0 && !c.o.Disabled {
+		return rest, nil
+	}
+	err = services.Delete(ctx, table.Service, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.UID))})
+	if err == nil {
+		c.o.Logger.Info("ingress: there are no Ingresses any more, so their Service was deleted", "service", metav1.NamespaceSystem+"/"+table.Service)
+	}
+	if apierrors.IsNotFound(err) {
+		err = nil
+	}
+	return 0, err
+}
+
+// keepSlices writes the EndpointSlices that name the nodes.
+func (c *Controller) keepSlices(ctx context.Context) error {
+	client, svc := c.o.Client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem), c.own()
+	want := map[string]*discoveryv1.EndpointSlice{}
+	if svc != nil && svc.DeletionTimestamp == nil {
+		nodes, _ := c.nodes.List(labels.Everything())
+		want = slicesOf(nodes)
+	}
+	have, _ := c.slices.EndpointSlices(metav1.NamespaceSystem).List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelManagedBy: sliceManager}))
+	var errs []error
+	for _, s := range have {
+		w := want[s.Name]
+		delete(want, s.Name)
+		switch {
+		case w == nil:
+			if err := client.Delete(ctx, s.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(s.UID))}); !apierrors.IsNotFound(err) {
+				errs = append(errs, err)
+			}
+		case !equality.Semantic.DeepEqual(w.Endpoints, s.Endpoints) || !equality.Semantic.DeepEqual(w.Ports, s.Ports):
+			changed := s.DeepCopy()
+			changed.Endpoints, changed.Ports = w.Endpoints, w.Ports
+			if _, err := client.Update(ctx, changed, metav1.UpdateOptions{}); !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) { // the cache will tell
+				errs = append(errs, err)
+			}
+		}
+	}
+	for _, s := range want {
+		s.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(svc, corev1.SchemeGroupVersion.WithKind("Service"))}
+		if _, err := client.Create(ctx, s, metav1.CreateOptions{}); !apierrors.IsAlreadyExists(err) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// keepStatus writes the Service's addresses into the Ingresses.
+func (c *Controller) keepStatus(ctx context.Context, r compile.Result) error {
+	var errs []error
+	svc := c.own()
+	for _, ing := range r.Served {
+		want := statusOf(ing, svc)
+		if want == nil {
+			continue
+		}
+		changed := ing.DeepCopy()
+		changed.Status = *want
+		_, err := c.o.Client.NetworkingV1().Ingresses(ing.Namespace).UpdateStatus(ctx, changed, metav1.UpdateOptions{})
+		if !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) { // the cache will tell
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// say writes events of what is wrong, each once in a term as long as it is so.
+func (c *Controller) say(r compile.Result) {
+	said := map[types.NamespacedName]map[compile.Finding]bool{}
+	for _, ing := range r.Served {
+		key := types.NamespacedName{Namespace: ing.Namespace, Name: ing.Name}
+		for _, f := range r.Findings[key] {
+			if said[key] == nil {
+				said[key] = map[compile.Finding]bool{}
+			}
+			said[key][f] = true
+			if !c.said[key][f] {
+				c.o.Recorder.Event(ing, corev1.EventTypeWarning, f.Reason, f.Message)
+			}
+		}
+	}
+	c.said = said
+}
+
+// show says in the status how many Ingresses are served.
+func (c *Controller) show(r compile.Result) {
+	switch {
+	case c.o.Part == nil:
+	case c.o.Disabled:
+		c.o.Part.Set(status.Disabled, "")
+	case len(r.Findings) > 0:
+		c.o.Part.Set(status.Running, fmt.Sprintf("%d Ingresses, of which %d are not served as they ask: kubectl describe ingress says why", len(r.Served), len(r.Findings)))
+	case len(r.Served) > 0:
+		c.o.Part.Set(status.Running, fmt.Sprintf("%d Ingresses", len(r.Served)))
+	default:
+		c.o.Part.Set(status.Running, "")
+	}
+}

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/ingress/compile"
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+func node(name, ports string, ready bool, addresses ...string) *corev1.Node {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{table.NodeAnnotation: ports}}}
+	state := corev1.ConditionFalse
+	if ready {
+		state = corev1.ConditionTrue
+	}
+	n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: state}}
+	for _, a := range addresses {
+		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
+	}
+	return n
+}
+
+func slicesText(all map[string]*discoveryv1.EndpointSlice) string {
+	var out []string
+	for _, s := range all {
+		text := string(s.AddressType)
+		for _, p := range s.Ports {
+			text += fmt.Sprintf(" %s=%d", *p.Name, *p.Port)
+		}
+		for _, e := range s.Endpoints {
+			text += fmt.Sprintf(" %s@%s", e.Addresses[0], *e.NodeName)
+			if !*e.Conditions.Ready {
+				text += "(not ready)"
+			}
+		}
+		out = append(out, text)
+	}
+	slices.Sort(out)
+	return strings.Join(out, "; ")
+}
+
+func TestSlicesNameNodesThatServe(t *testing.T) {
+	usual := "http=10080,https=10443"
+	for _, c := range []struct {
+		name  string
+		nodes []*corev1.Node
+		want  string
+	}{
+		{"none", []*corev1.Node{node("a", "", true, "192.0.2.1")}, ""},
+		{"of both families", []*corev1.Node{node("a", usual, true, "192.0.2.1", "2001:db8::1")},
+			"IPv4 http=10080 https=10443 192.0.2.1@a; IPv6 http=10080 https=10443 2001:db8::1@a"},
+		{"not ready", []*corev1.Node{node("b", usual, false, "192.0.2.2"), node("a", usual, true, "192.0.2.1")},
+			"IPv4 http=10080 https=10443 192.0.2.1@a 192.0.2.2@b(not ready)"},
+		{"with other ports", []*corev1.Node{node("a", usual, true, "192.0.2.1"), node("b", "http=33001,https=10443", true, "192.0.2.2")},
+			"IPv4 http=10080 https=10443 192.0.2.1@a; IPv4 http=33001 https=10443 192.0.2.2@b"},
+		{"with a forged annotation", []*corev1.Node{node("a", "http=0,https=70000,ssh=22,https=-1,=", true, "192.0.2.1")}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := slicesText(slicesOf(c.nodes)); got != c.want {
+				t.Errorf("the slices are %s", got)
+			}
+			slices.Reverse(c.nodes)
+			if got := slicesText(slicesOf(c.nodes)); got != c.want {
+				t.Errorf("in another order they are %s", got)
+			}
+		})
+	}
+	var many []*corev1.Node
+	for i := range 250 {
+		many = append(many, node(fmt.Sprintf("n%03d", i), usual, true, fmt.Sprintf("10.0.%d.%d", i/200, i%200+1)))
+	}
+	all := slicesOf(many)
+	if names := slices.Sorted(maps.Keys(all)); len(names) != 3 || len(all[names[0]].Endpoints) != perSlice || len(all[names[2]].Endpoints) != 50 {
+		t.Errorf("250 nodes have the slices %v", names)
+	}
+}
+
+// bed is a controller that runs with a fake API, in fake time.
+type bed struct {
+	*testing.T
+	client *fake.Clientset
+	events *record.FakeRecorder
+}
+
+func run(t *testing.T, test func(b bed)) {
+	synctest.Test(t, func(t *testing.T) {
+		b := bed{t, fake.NewClientset(), record.NewFakeRecorder(100)}
+		factory := informers.NewSharedInformerFactory(b.client, 0)
+		c, err := New(Options{Client: b.client, Informers: factory, Recorder: b.events})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		factory.Start(ctx.Done())
+		running.Go(func() {
+			if err := c.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		test(b)
+		cancel()
+		running.Wait()
+		factory.Shutdown()
+	})
+}
+
+// settle lets fake time pass until all is written that follows from what was done.
+func (b bed) settle() {
+	time.Sleep(time.Second)
+	synctest.Wait()
+}
+
+func (b bed) service() *corev1.Service {
+	svc, err := b.client.CoreV1().Services(metav1.NamespaceSystem).Get(b.Context(), table.Service, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return svc
+}
+
+func (b bed) slices() string {
+	all, err := b.client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem).List(b.Context(), metav1.ListOptions{LabelSelector: labels.Everything().String()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	out := map[string]*discoveryv1.EndpointSlice{}
+	for i := range all.Items {
+		out[all.Items[i].Name] = &all.Items[i]
+	}
+	return slicesText(out)
+}
+
+func (b bed) said() string {
+	var out []string
+	for {
+		select {
+		case e := <-b.events.Events:
+			out = append(out, e)
+		default:
+			return strings.Join(out, "; ")
+		}
+	}
+}
+
+func (b bed) create(ing *networkingv1.Ingress) {
+	if _, err := b.client.NetworkingV1().Ingresses(ing.Namespace).Create(b.Context(), ing, metav1.CreateOptions{}); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func web() *networkingv1.Ingress {
+	return &networkingv1.Ingress{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
+		Spec: networkingv1.IngressSpec{IngressClassName: ptr.To(compile.Class), DefaultBackend: &networkingv1.IngressBackend{
+			Service: &networkingv1.IngressServiceBackend{Name: "web", Port: networkingv1.ServiceBackendPort{Number: 80}},
+		}},
+	}
+}
+
+// TestServiceFollowsIngresses goes through the life of a cluster's only Ingress.
+func TestServiceFollowsIngresses(t *testing.T) {
+	run(t, func(b bed) {
+		nodes := b.client.CoreV1().Nodes()
+		if _, err := nodes.Create(b.Context(), node("a", "http=10080,https=10443", true, "192.0.2.1"), metav1.CreateOptions{}); err != nil {
+			b.Fatal(err)
+		}
+		b.settle()
+		if b.service() != nil || b.slices() != "" {
+			t.Fatal("there is a Service without an Ingress")
+		}
+		b.create(web())
+		b.settle()
+		svc := b.service()
+		if svc == nil || svc.Spec.Type != corev1.ServiceTypeLoadBalancer || svc.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal {
+			t.Fatalf("the Service is %v", svc)
+		}
+		if got := b.slices(); got != "IPv4 http=10080 https=10443 192.0.2.1@a" {
+			t.Errorf("the slices are %s", got)
+		}
+		if got := b.said(); got != "Warning BadBackend there is no Service web in the namespace shop" {
+			t.Errorf("events: %s", got)
+		}
+		svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.1"}}
+		if _, err := b.client.CoreV1().Services(metav1.NamespaceSystem).UpdateStatus(b.Context(), svc, metav1.UpdateOptions{}); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := nodes.Update(b.Context(), node("a", "http=10080,https=10443", false, "192.0.2.1"), metav1.UpdateOptions{}); err != nil {
+			b.Fatal(err)
+		}
+		b.settle()
+		ing, err := b.client.NetworkingV1().Ingresses("shop").Get(b.Context(), "web", metav1.GetOptions{})
+		if err != nil || len(ing.Status.LoadBalancer.Ingress) != 1 || ing.Status.LoadBalancer.Ingress[0].IP != "192.0.2.1" {
+			t.Errorf("the Ingress' status is %v (%v)", ing.Status, err)
+		}
+		if got := b.slices(); got != "IPv4 http=10080 https=10443 192.0.2.1@a(not ready)" {
+			t.Errorf("the slices are %s", got)
+		}
+		if got := b.said(); got != "" {
+			t.Errorf("said again: %s", got)
+		}
+
+		if err := b.client.NetworkingV1().Ingresses("shop").Delete(b.Context(), "web", metav1.DeleteOptions{}); err != nil {
+			b.Fatal(err)
+		}
+		time.Sleep(unusedFor - time.Minute)
+		if b.service() == nil {
+			t.Error("the Service has gone with its only Ingress, which may be replaced")
+		}
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if b.service() != nil {
+			t.Error("the Service is still there")
+		}
+	})
+}
+
+// TestServiceOfSomebodyElse: one that is there is left alone.
+func TestServiceOfSomebodyElse(t *testing.T) {
+	run(t, func(b bed) {
+		other := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: table.Service}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeClusterIP}}
+		if _, err := b.client.CoreV1().Services(metav1.NamespaceSystem).Create(b.Context(), other, metav1.CreateOptions{}); err != nil {
+			b.Fatal(err)
+		}
+		b.create(web())
+		b.settle()
+		if svc := b.service(); svc == nil || svc.Spec.Type != corev1.ServiceTypeClusterIP {
+			t.Errorf("the Service is %v", svc)
+		}
+		if got := b.slices(); got != "" {
+			t.Errorf("it has slices: %s", got)
+		}
+	})
+}

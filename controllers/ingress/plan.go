@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+)
+
+const (
+	// managedBy and manager are on the Service.
+	managedBy, manager = "app.kubernetes.io/managed-by", "coracle"
+	// sliceManager keeps upstream's controllers from our slices.
+	sliceManager = "ingress.coracle.dev"
+	// perSlice is how many endpoints a slice has at most, as with upstream's.
+	perSlice = 100
+)
+
+// service is the Service as it begins. What an administrator changes of it stays: labels, annotations, the class, addresses and source ranges.
+func service() *corev1.Service {
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: metav1.NamespaceSystem, Name: table.Service, Labels: map[string]string{managedBy: manager, "app.kubernetes.io/name": table.Service},
+		},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeLoadBalancer, ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal, // keeps clients' addresses
+			IPFamilyPolicy: ptr.To(corev1.IPFamilyPolicyPreferDualStack),
+			Ports: []corev1.ServicePort{
+				{Name: table.HTTP, Port: table.HTTPPort, TargetPort: intstr.FromString(table.HTTP), Protocol: corev1.ProtocolTCP, AppProtocol: ptr.To("http")},
+				{Name: table.HTTPS, Port: table.HTTPSPort, TargetPort: intstr.FromString(table.HTTPS), Protocol: corev1.ProtocolTCP, AppProtocol: ptr.To("https")},
+			},
+		},
+	}
+}
+
+// portsOf are those at which a node serves, by its annotation; none when it does not.
+func portsOf(n *corev1.Node) map[string]int32 {
+	out := map[string]int32{}
+	for text := range strings.SplitSeq(n.Annotations[table.NodeAnnotation], ",") {
+		name, number, _ := strings.Cut(text, "=")
+		port, err := strconv.ParseUint(number, 10, 16)
+		if err == nil && port > 0 && (name == table.HTTP || name == table.HTTPS) {
+			out[name] = int32(port)
+		}
+	}
+	return out
+}
+
+func isReady(n *corev1.Node) bool {
+	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+// slicesOf are the EndpointSlices that name the nodes that serve, by their names. Nodes with the same ports share slices.
+func slicesOf(nodes []*corev1.Node) map[string]*discoveryv1.EndpointSlice {
+	type group struct {
+		family discoveryv1.AddressType
+		ports  string
+	}
+	nodes = slices.SortedFunc(slices.Values(nodes), func(a, b *corev1.Node) int { return strings.Compare(a.Name, b.Name) })
+	endpoints, ports := map[group][]discoveryv1.Endpoint{}, map[group]map[string]int32{}
+	for _, n := range nodes {
+		at := portsOf(n)
+		if len(at) == 0 || n.DeletionTimestamp != nil {
+			continue
+		}
+		ready := isReady(n)
+		for family, address := range addressesOf(n) {
+			g := group{family, portsText(at)}
+			ports[g] = at
+			endpoints[g] = append(endpoints[g], discoveryv1.Endpoint{
+				Addresses: []string{address}, NodeName: ptr.To(n.Name), Zone: zoneOf(n),
+				Conditions: discoveryv1.EndpointConditions{Ready: &ready, Serving: &ready, Terminating: ptr.To(false)},
+			})
+		}
+	}
+	out := map[string]*discoveryv1.EndpointSlice{}
+	for g, all := range endpoints {
+		number := 0
+		for part := range slices.Chunk(all, perSlice) {
+			s := slice(g.family, ports[g], part)
+			sum := sha256.Sum256([]byte(g.ports))
+			s.Name = strings.Join([]string{table.Service, strings.ToLower(string(g.family)), hex.EncodeToString(sum[:4]), strconv.Itoa(number)}, "-")
+			out[s.Name] = s
+			number++
+		}
+	}
+	return out
+}
+
+func portsText(at map[string]int32) string {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(at)) {
+		out = append(out, name+"="+strconv.Itoa(int(at[name])))
+	}
+	return strings.Join(out, ",")
+}
+
+func slice(family discoveryv1.AddressType, at map[string]int32, endpoints []discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
+	s := &discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Labels: map[string]string{
+			discoveryv1.LabelServiceName: table.Service, discoveryv1.LabelManagedBy: sliceManager,
+		}},
+		AddressType: family, Endpoints: endpoints,
+	}
+	for _, name := range slices.Sorted(maps.Keys(at)) {
+		s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: ptr.To(name), Port: ptr.To(at[name]), Protocol: ptr.To(corev1.ProtocolTCP)})
+	}
+	return s
+}
+
+// addressesOf are a node's, the first of each family.
+func addressesOf(n *corev1.Node) map[discoveryv1.AddressType]string {
+	out := map[discoveryv1.AddressType]string{}
+	for _, a := range n.Status.Addresses {
+		ip, err := netip.ParseAddr(a.Address)
+		if err != nil || a.Type != corev1.NodeInternalIP {
+			continue
+		}
+		family := discoveryv1.AddressTypeIPv6
+		if ip.Unmap().Is4() {
+			family = discoveryv1.AddressTypeIPv4
+		}
+		if out[family] == "" {
+			out[family] = ip.Unmap().String()
+		}
+	}
+	return out
+}
+
+func zoneOf(n *corev1.Node) *string {
+	if zone := n.Labels[corev1.LabelTopologyZone]; zone != "" {
+		return &zone
+	}
+	return nil
+}
+
+// statusOf is what an Ingress' status says: the addresses of the Service. It is nil when that is what it says already.
+func statusOf(ing *networkingv1.Ingress, svc *corev1.Service) *networkingv1.IngressStatus {
+	want := networkingv1.IngressStatus{}
+	if svc != nil {
+		for _, at := range svc.Status.LoadBalancer.Ingress {
+			want.LoadBalancer.Ingress = append(want.LoadBalancer.Ingress, networkingv1.IngressLoadBalancerIngress{IP: at.IP, Hostname: at.Hostname})
+		}
+	}
+	same := slices.EqualFunc(want.LoadBalancer.Ingress, ing.Status.LoadBalancer.Ingress, func(a, b networkingv1.IngressLoadBalancerIngress) bool {
+		return a.IP == b.IP && a.Hostname == b.Hostname
+	})
+	if same {
+		return nil
+	}
+	return &want
+}
