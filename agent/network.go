@@ -15,6 +15,7 @@ import (
 	coreinformers "k8s.io/client-go/informers/core/v1"
 
 	"github.com/coracle-k8s/coracle/agent/announcer"
+	"github.com/coracle-k8s/coracle/agent/ingress"
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/dns"
 	"github.com/coracle-k8s/coracle/internal/cluster"
@@ -47,6 +48,7 @@ type network struct {
 	names     *dns.Server         // nil when there is no cluster DNS
 	policies  *netpolicy.Enforcer // nil when NetworkPolicies are left to somebody else
 	addresses *announcer.Announcer
+	ingress   *ingress.Node // nil when Ingresses are left to somebody else
 	settings  *setting.Together
 	findings  findings
 }
@@ -106,6 +108,9 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 		}); err != nil {
 			return nil, fmt.Errorf("agent: set up the cluster DNS: %w", err)
 		}
+	}
+	if n.ingress, err = newIngress(o, n.informers); err != nil {
+		return nil, err
 	}
 	return n, nil
 }
@@ -174,7 +179,7 @@ func (o Options) reserved() proxy.Reserved {
 	}
 	return proxy.Reserved{
 		Addresses: o.ReservedAddresses, Tunnel: uint16(cluster.TunnelPort(backend)),
-		Ports: append([]uint16{uint16(o.Port), usualPort, kubeletPort, dns.Port}, o.kubeletPorts...),
+		Ports: append([]uint16{uint16(o.Port), usualPort, kubeletPort, dns.Port, ingress.HTTPPort, ingress.HTTPSPort}, o.kubeletPorts...),
 	}
 }
 
@@ -266,6 +271,11 @@ func (n *network) start(g *group) {
 		n.o.part("cluster dns").Set(status.Disabled, "")
 	}
 	run("load balancer addresses", n.addresses.Run)
+	if n.ingress != nil {
+		run(partIngress, n.ingress.Run)
+	} else {
+		n.o.part(partIngress).Set(status.Disabled, "")
+	}
 	g.quiet("findings of the load balancer", func(ctx context.Context) error { return keepFindings(ctx, n.o, n.findings) })
 	if n.o.Reach != nil {
 		g.quiet("reachability", func(ctx context.Context) error {

@@ -56,6 +56,7 @@ fi
 
 say "building the programs that coracle carries for $arch: runc, shim, kubectl, helm and others"
 go_program coracle-helper cmd/coracle-helper ""
+go_program coracle-ingress cmd/coracle-ingress ""
 go_program coracle-tools cmd/coracle-tools "$TOOLS_LDFLAGS"
 (build_runc)
 build_small "$work/pause" cmd/pause/pause.c

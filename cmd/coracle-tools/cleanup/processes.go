@@ -120,7 +120,7 @@ func containerIDs(state string) map[string]bool {
 	return ids
 }
 
-// ours lists the shims, which run coracle's helper out of bin, and whatever runs in the cgroup of one of the containers.
+// ours lists the shims and the ingress proxy, which run coracle's programs out of bin, and whatever runs in the cgroup of one of the containers.
 func ours(proc, bin string, ids map[string]bool) ([]process, error) {
 	if real, err := filepath.EvalSymlinks(bin); err == nil {
 		bin = real // as the kernel names it
@@ -153,7 +153,8 @@ func isShim(dir, bin string) bool {
 		return false
 	}
 	exe = strings.TrimSuffix(exe, " (deleted)")
-	return strings.HasPrefix(exe, bin+"/") && filepath.Base(exe) == "coracle-helper"
+	name := filepath.Base(exe)
+	return strings.HasPrefix(exe, bin+"/") && (name == "coracle-helper" || name == "coracle-ingress") // the proxy ends as a shim does: last, and at once
 }
 
 // inContainer tells whether a part of the process' cgroup path is the id of one of the containers.

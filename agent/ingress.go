@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/coracle-k8s/coracle/agent/ingress"
+	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
+)
+
+// partIngress is the ingress' line on the board.
+const partIngress = "ingress"
+
+// newIngress prepares the node's ingress; nil when it is disabled, or when the node watches no Services.
+func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, error) {
+	if o.DisableIngress {
+		return nil, nil
+	}
+	i := ingress.Options{
+		Program: filepath.Join(o.BinDir, "coracle-ingress"), Dir: filepath.Join(o.RunDir, "ingress"), NodeIPs: o.NodeIPs,
+		Part: o.part(partIngress), Logger: o.Logger,
+	}
+	if names, err := informers.Names(); err == nil {
+		i.Services, i.EndpointSlices = names.Services, names.EndpointSlices
+	} else if services, err := informers.Services(); err == nil {
+		i.Services, i.EndpointSlices = services.Services, services.EndpointSlices
+	} else {
+		return nil, nil
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", o.KubeletKubeconfig) // certificates go to the node, not to the network's identity
+	if err != nil {
+		return nil, fmt.Errorf("agent: reading the kubelet's kubeconfig: %w", err)
+	}
+	config.UserAgent = "coracle-ingress"
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("agent: using the kubelet's kubeconfig: %w", err)
+	}
+	i.Stream = func(ctx context.Context) (io.ReadCloser, error) {
+		return client.CoreV1().RESTClient().Get().AbsPath(table.Path).Stream(ctx)
+	}
+	i.Annotate = func(ctx context.Context, value string) error {
+		return annotate(ctx, client.CoreV1().Nodes(), o.NodeName, table.NodeAnnotation, value)
+	}
+	return ingress.New(i)
+}

@@ -1,0 +1,132 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/testca"
+	"github.com/coracle-k8s/coracle/test/harness"
+)
+
+const webIngress = `---
+{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: web}
+spec:
+  tls: [{hosts: [web.example], secretName: web}]
+  rules:
+  - host: web.example
+    http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: web, port: {name: http}}}}]}
+`
+
+// TestIngress serves a pod by an Ingress, over HTTP and over TLS with its Secret's certificate, while coracle itself is killed and starts again.
+func TestIngress(t *testing.T) {
+	m := harness.NewMachine(t)
+	s := m.NewServer()
+	s.AddBoxImage()
+	s.Start()
+	s.WaitReady()
+	k := s.Namespace(t, "shop")
+	if out, err := m.Run("pgrep", "-x", "coracle-ingress"); err == nil {
+		t.Fatalf("the proxy runs though there is no Ingress: %s", out)
+	}
+	k.Prints([]string{"coracle.dev/ingress true"}, "get", "ingressclass", "coracle", "-o",
+		`jsonpath={.spec.controller} {.metadata.annotations.ingressclass\.kubernetes\.io/is-default-class}`)
+
+	k.Apply(pod("web", "[testbox, serve]", "ports: [{containerPort: 8080}]", "") + webIngress)
+	k.Kubectl("wait", "--for=condition=Ready", "pod/web", "--timeout=180s")
+	k.Await(soon, "ingress/web", ingressPath, harness.NodeIP)
+	asks := func(want string, args ...string) func() error {
+		return func() error {
+			out, err := curl(k, args...)
+			if err == nil && out != want {
+				err = fmt.Errorf("it answers %q", out)
+			}
+			return err
+		}
+	}
+	site := []string{"-H", "Host: web.example", "http://" + harness.NodeIP + "/"}
+	harness.Eventually(t, soon, "the Ingress answers", asks("web\n200", site...))
+	harness.Eventually(t, soon, "another host is not found", asks("404", "-o", "/dev/null", "http://"+harness.NodeIP+"/"))
+	harness.Eventually(t, soon, "an event says that the Secret is missing", func() error {
+		out, err := k.Try("get", "events", "--field-selector", "involvedObject.name=web,reason=BadCertificate")
+		if err == nil && !strings.Contains(out, "the Secret web does not exist") {
+			err = fmt.Errorf("%s", out)
+		}
+		return err
+	})
+
+	dir := t.TempDir()
+	ca, err := testca.New(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := ca.Issue("web", "web.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.Kubectl("create", "secret", "tls", "web", "--cert", files.Cert, "--key", files.Key)
+	secure := []string{"--cacert", files.CA, "--resolve", "web.example:443:" + harness.NodeIP, "https://web.example/"}
+	harness.Eventually(t, soon, "the Secret's certificate is served", asks("web\n200", secure...))
+
+	proxy := proxyPid(t, s)
+	stop := make(chan struct{})
+	failed := make(chan error, 1) // one: the requests' only result
+	go func() { failed <- keepAsking(k, stop, site...) }()
+	s.Kill()
+	s.Start()
+	s.WaitReady()
+	harness.Eventually(t, soon, "the node has its proxy again", func() error {
+		return s.LogSays("the proxy of the run before goes on")
+	})
+	close(stop)
+	if err := <-failed; err != nil {
+		t.Errorf("while coracle was killed and started again: %v", err)
+	}
+	if now := proxyPid(t, s); now != proxy {
+		t.Errorf("the proxy was process %s and is %s", proxy, now)
+	}
+	k.Kubectl("delete", "ingress", "web")
+	harness.Eventually(t, soon, "nothing is left of the Ingress", asks("404", append([]string{"-o", "/dev/null"}, site...)...))
+}
+
+// curl asks from outside the machine; what it returns ends with the answer's status.
+func curl(k *harness.Kube, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), longer)
+	defer cancel()
+	return harness.Output(k.Outside(ctx, "curl", append([]string{"-sS", "--max-time", "20", "-w", "%{http_code}"}, args...)...))
+}
+
+// keepAsking asks one time after the other until stop is closed, and returns the first failure.
+func keepAsking(k *harness.Kube, stop <-chan struct{}, args ...string) error {
+	for asked := 0; ; asked++ {
+		select {
+		case <-stop:
+			if asked == 0 {
+				return fmt.Errorf("nothing was asked")
+			}
+			return nil
+		case <-time.After(50 * time.Millisecond):
+		}
+		if out, err := curl(k, args...); err != nil || !strings.HasSuffix(out, "200") {
+			return fmt.Errorf("request %d: %s %w", asked+1, out, err)
+		}
+	}
+}
+
+func proxyPid(t *testing.T, s *harness.Server) string {
+	out, err := s.Run("pgrep", "-x", "coracle-ingress")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(out)
+}
