@@ -163,8 +163,9 @@ func TestProblemsOfSections(t *testing.T) {
 
 // FuzzApply: no sequence of changes panics, and what is routed afterwards is what the same sections give at once.
 func FuzzApply(f *testing.F) {
-	f.Add([]byte(`host/s/a` + "\x00" + `{"routes":[{"path":"/","kind":"Prefix","backends":[{"service":"b"}]}]}` + "\x00" + `host/s/a` + "\x00" + `null`))
-	f.Add([]byte("endpoints/a/b/c\x00{\"addresses\":[\"10.0.0.1:1\",\"x\"]}\x00certificate/a/b\x00{\"chain\":\"x\"}\x00settings\x00{\"trustedProxies\":[\"::/0\"]}"))
+	f.Add([]byte("host/s/a\x00" + `{"routes":[{"path":"/","kind":"Prefix","backends":[{"service":"b"}]}]}` + "\x00host/s/a\x00null"))
+	f.Add([]byte("endpoints/a/b/c\x00{\"addresses\":[\"10.0.0.1:1\",\"x\"]}\x00certificate/a/b\x00{\"chain\":\"x\"}"))
+	f.Add([]byte("settings\x00{\"trustedProxies\":[\"::/0\"]}\x00settings\x00null"))
 	f.Add([]byte("host//\x00{\"routes\":[{\"path\":\"x\"}],\"certificate\":\"c\"}\x00host//\x00\x00host/\x00[]"))
 	f.Fuzz(func(t *testing.T, script []byte) {
 		p := mustNew(t)

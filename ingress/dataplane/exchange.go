@@ -10,6 +10,7 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,9 @@ import (
 
 // answerTime is how long a client may take to read an answer of the proxy's own after a time-out, and to end a body that nobody reads.
 const answerTime = 5 * time.Second
+
+// maxUnread is how much of a body that nobody reads is read so that the connection can go on.
+const maxUnread = 256 << 10
 
 // errIdle is the cause of the end of an exchange in which nothing moved for too long.
 var errIdle = errors.New("nothing moved for too long")
@@ -37,6 +41,7 @@ type exchange struct {
 	believed bool   // peer is a trusted proxy
 	scheme   string
 	grpc     bool
+	duplex   bool // the response may begin before the end of the request's body
 
 	ctx    context.Context // of the request to the backend
 	cancel context.CancelCauseFunc
@@ -57,21 +62,25 @@ func newExchange(h *listener, w http.ResponseWriter, in *http.Request) *exchange
 	x.peer, x.believed = peer(in.RemoteAddr, x.routing.trusted)
 	x.scheme = x.clientScheme()
 	x.body.exchange, x.body.inner = x, in.Body
-	if in.ContentLength == 0 {
-		x.body.done.Store(true)
-	}
+	x.body.done.Store(in.ContentLength == 0)
 	return x
 }
 
-// end releases what the exchange holds. A body that has not been read to its end gets little time for that: net/http reads on to keep the
-// connection.
-func (x *exchange) end() {
+// end releases what the exchange holds; whole says that the client got a response. A body that has not been read to its end gets little
+// time for that, after which the connection does not last.
+func (x *exchange) end(whole bool) {
 	x.watch.stop()
 	if x.cancel != nil {
 		x.cancel(nil)
 	}
-	if x.in.ProtoMajor == 1 && !x.body.done.Load() {
-		_ = x.ctl.SetReadDeadline(time.Now().Add(answerTime)) // fails after Hijack only, when it has no meaning
+	if x.in.ProtoMajor != 1 || x.body.done.Load() {
+		return
+	}
+	_ = x.ctl.SetReadDeadline(time.Now().Add(answerTime)) // fails after Hijack only, when it has no meaning
+	waits := !x.body.began.Load() && x.in.Header.Get("Expect") != ""
+	if x.duplex && whole && !waits && x.ctl.Flush() == nil {
+		// net/http, which does this by itself otherwise, loses the connection when it meets the body's end after a handler with full duplex.
+		_, _ = io.CopyN(io.Discard, x.in.Body, maxUnread)
 	}
 }
 
@@ -119,6 +128,7 @@ func (x *exchange) answer(status int, text string) {
 	h := x.w.Header()
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Length", strconv.Itoa(len(text)+1))
 	x.w.WriteHeader(status)
 	_, _ = io.WriteString(x.w, text+"\n") // a client that is gone needs no answer
 }
@@ -134,16 +144,17 @@ func (x *exchange) redirect(status int, name string) {
 
 // expire ends an exchange in which nothing moved. A client that has not had a header gets an answer, a response that has begun is cut.
 func (x *exchange) expire() {
+	begun := x.answering.Load() // before cancel, after which the proxy's own answer begins
 	x.stalled.Store(x.body.reading.Load())
-	x.cancel(errIdle)
+	limit := time.Now().Add(answerTime)
 	past := time.Unix(1, 0)
+	if begun {
+		limit = past
+	}
+	_ = x.ctl.SetWriteDeadline(limit)
+	x.cancel(errIdle)
 	if !x.body.done.Load() {
 		_ = x.ctl.SetReadDeadline(past)
-	}
-	if x.answering.Load() {
-		_ = x.ctl.SetWriteDeadline(past)
-	} else {
-		_ = x.ctl.SetWriteDeadline(time.Now().Add(answerTime))
 	}
 }
 
@@ -155,6 +166,11 @@ func (x *exchange) prepare() {
 	x.patient.Store(x.grpc)
 	x.watch.begin(x.proxy.options.IdleTimeout, x.expire)
 
+	if x.in.ContentLength != 0 {
+		// Or net/http would read 256 KiB of the body before it sends the header of a response. Only wrapped writers could fail.
+		x.duplex = true
+		_ = x.ctl.EnableFullDuplex()
+	}
 	h := x.in.Header // net/http made it for this request alone
 	trailers := hasToken(h["Te"], "trailers")
 	removeHopByHop(h)

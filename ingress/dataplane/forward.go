@@ -113,7 +113,10 @@ func (x *exchange) failed(err error) {
 
 // respond sends the response to the client.
 func (x *exchange) respond(res *http.Response) {
-	defer res.Body.Close()
+	defer func() {
+		x.cancel(nil) // or Close would wait for the request's body when the backend speaks HTTP/2 and has answered before its end
+		_ = res.Body.Close()
+	}()
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		x.answer(http.StatusBadGateway, "the backend switched to a protocol that nobody asked for")
 		return

@@ -42,7 +42,9 @@ func TestNormalisedPaths(t *testing.T) {
 }
 
 func TestPathsThatBackendsReadDifferentlyAreRefused(t *testing.T) {
-	for _, raw := range []string{"/public/..%2fadmin", "/public/%2e%2e%5Cadmin", `/public/..\admin`, "/a/b%2F..%2F..%2Fc", "/a/x%2F..;/c", "/a%00b"} {
+	for _, raw := range []string{
+		"/public/..%2fadmin", "/public/%2e%2e%5Cadmin", `/public/..\admin`, "/a/b%2F..%2F..%2Fc", "/a/x%2F..;/c", "/a%00b",
+	} {
 		if got, err := normalise(raw); err == nil {
 			t.Errorf("normalise(%q) = %+v, want an error", raw, got)
 		}
@@ -51,7 +53,9 @@ func TestPathsThatBackendsReadDifferentlyAreRefused(t *testing.T) {
 
 // FuzzPath: whatever a backend decodes, the normalised path stays below its first segment, and is its own normalised form.
 func FuzzPath(f *testing.F) {
-	for _, seed := range []string{"/public/..;/", "/public/%2e%2e/x", "/public/..%2Fx", "/public//../x", `/public/..\x`, "/a%2F%2e%2e;%2Fb", "/%", "/%3b/..%3b/"} {
+	for _, seed := range []string{
+		"/public/..;/", "/public/%2e%2e/x", "/public/..%2Fx", "/public//../x", `/public/..\x`, "/a%2F%2e%2e;%2Fb", "/%", "/%3b/..%3b/",
+	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, raw string) {

@@ -159,6 +159,7 @@ func TestFailedConnectionsGoToAnotherEndpoint(t *testing.T) {
 }
 
 func TestTimeouts(t *testing.T) {
+	const idle = 200 * time.Millisecond
 	release := make(chan struct{})
 	backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
@@ -171,10 +172,9 @@ func TestTimeouts(t *testing.T) {
 			<-release
 		case "/events":
 			w.Header().Set("Content-Type", "text/event-stream")
-			w.WriteHeader(200)
 			_ = http.NewResponseController(w).Flush()
 			select {
-			case <-time.After(300 * time.Millisecond): // five times what is allowed to others
+			case <-time.After(3 * idle):
 			case <-release:
 			}
 			_, _ = io.WriteString(w, "event")
@@ -182,9 +182,10 @@ func TestTimeouts(t *testing.T) {
 			_, _ = io.Copy(w, r.Body)
 		}
 	})
-	f := newFixture(t, Options{IdleTimeout: 60 * time.Millisecond}, site(t, "", backend)...)
+	f := newFixture(t, Options{IdleTimeout: idle}, site(t, "", backend)...)
 	t.Cleanup(func() { close(release) })
 	allProtocols(t, f, func(t *testing.T, c *http.Client, url string) {
+		t.Parallel()
 		if status, text := get(t, c, url+"/silent"); status != http.StatusGatewayTimeout {
 			t.Errorf("a silent backend is answered with %d %q, want 504", status, text)
 		}
@@ -198,16 +199,109 @@ func TestTimeouts(t *testing.T) {
 		if status, text := get(t, c, url+"/events"); status != 200 || text != "event" {
 			t.Errorf("events that come late give %d %q", status, text)
 		}
+		slow, pieces := io.Pipe()
+		go func() {
+			for range 6 { // together longer than idle
+				<-time.After(idle / 4)
+				_, _ = io.WriteString(pieces, "x")
+			}
+			_ = pieces.Close()
+		}()
+		if res, err = c.Post(url+"/", "text/plain", slow); err != nil {
+			t.Fatal(err)
+		}
+		if text := body(t, res); text != "xxxxxx" {
+			t.Errorf("a slow body came back as %q", text)
+		}
 		never, stuck := io.Pipe()
 		defer stuck.Close()
-		res, err = c.Post(url+"/", "text/plain", never)
-		if err != nil {
+		if res, err = c.Post(url+"/", "text/plain", never); err != nil {
 			t.Fatal(err)
 		}
 		if _ = body(t, res); res.StatusCode != http.StatusRequestTimeout {
 			t.Errorf("a body that does not come is answered with %d, want 408", res.StatusCode)
 		}
 	})
+}
+
+func TestClientThatDoesNotReadIsCut(t *testing.T) {
+	ended := make(chan struct{})
+	backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", r.URL.Query().Get("type"))
+		for piece := make([]byte, 64<<10); ; {
+			if _, err := w.Write(piece); err != nil {
+				break
+			}
+		}
+		ended <- struct{}{}
+	})
+	f := newFixture(t, Options{IdleTimeout: 100 * time.Millisecond}, site(t, "", backend)...)
+	allProtocols(t, f, func(t *testing.T, c *http.Client, url string) {
+		for _, kind := range []string{"text/plain", "text/event-stream"} {
+			res, err := c.Get(url + "?type=" + kind)
+			if err != nil {
+				t.Fatal(err)
+			}
+			<-ended
+			_ = res.Body.Close()
+		}
+	})
+}
+
+func TestResponseBeforeTheEndOfTheBodyArrives(t *testing.T) {
+	for protocol, backend := range map[string]string{
+		table.HTTP1: rawBackend(t), // answers after the header, which net/http does not
+		table.H2C:   backendServer(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "Hello, world!") }),
+	} {
+		f := newFixture(t, Options{}, site(t, protocol, backend)...)
+		allProtocols(t, f, func(t *testing.T, c *http.Client, url string) {
+			never, stuck := io.Pipe()
+			defer stuck.Close()
+			go func() { _, _ = stuck.Write(make([]byte, 1<<10)) }()
+			res, err := c.Post(url, "text/plain", never)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if text := body(t, res); res.StatusCode != http.StatusOK || text != "Hello, world!" {
+				t.Errorf("answered with %d %q", res.StatusCode, text)
+			}
+		})
+	}
+}
+
+func TestBothBodiesStreamAtOnce(t *testing.T) {
+	backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) {
+		ctl := http.NewResponseController(w)
+		_ = ctl.EnableFullDuplex()
+		_ = ctl.Flush()
+		for piece := make([]byte, 4); ; {
+			if _, err := io.ReadFull(r.Body, piece); err != nil {
+				return
+			}
+			_, _ = w.Write(piece)
+			_ = ctl.Flush()
+		}
+	})
+	for _, protocol := range []string{table.HTTP1, table.H2C} {
+		f := newFixture(t, Options{}, site(t, protocol, backend)...)
+		allProtocols(t, f, func(t *testing.T, c *http.Client, url string) {
+			up, pieces := io.Pipe()
+			res, err := c.Post(url, "text/plain", up)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer res.Body.Close()
+			for i := range 3 {
+				piece := fmt.Sprintf("%04d", i)
+				_, _ = io.WriteString(pieces, piece)
+				expect(t, res.Body, piece)
+			}
+			_ = pieces.Close()
+			if rest, err := io.ReadAll(res.Body); err != nil || len(rest) != 0 {
+				t.Errorf("after the end of the request: %q, %v", rest, err)
+			}
+		})
+	}
 }
 
 func TestTrailersAndInformationalResponsesPass(t *testing.T) {

@@ -124,8 +124,8 @@ func (h *listener) ServeHTTP(w http.ResponseWriter, in *http.Request) {
 	x := newExchange(h, w, in)
 	defer func() {
 		cause := recover()
-		x.end()
 		whole := cause == nil || x.panicked(cause)
+		x.end(whole)
 		h.proxy.stats.Requests[min(max(0, x.status/100), 5)].Add(1)
 		if !whole {
 			panic(http.ErrAbortHandler) // the client has to see that the response is not whole
@@ -134,7 +134,8 @@ func (h *listener) ServeHTTP(w http.ResponseWriter, in *http.Request) {
 	x.serve()
 }
 
-// panicked counts a panic of the request's own and reports whether the client could be told. http.ErrAbortHandler is no failure of the proxy.
+// panicked counts a panic of the request's own and reports whether the client could be told. http.ErrAbortHandler is no failure of the
+// proxy.
 func (x *exchange) panicked(cause any) bool {
 	if err, ok := cause.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
 		x.proxy.stats.Panics.Add(1)

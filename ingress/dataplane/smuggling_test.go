@@ -9,9 +9,12 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// recorder is a backend that keeps the bytes of its first request, up to the end of its body in the way that the last line of the header allows, and closes.
+// recorder is a backend that keeps the bytes of its first request, up to the end of its body in the way that the last line of the header
+// allows, and closes.
 func recorder(t *testing.T) (address string, got <-chan string) {
 	l := listen(t)
 	out := make(chan string, 8) // more than any test sends
@@ -37,8 +40,9 @@ func recorder(t *testing.T) (address string, got <-chan string) {
 	return l.Addr().String(), out
 }
 
-// TestAmbiguousLengthIsSentAsOneRequest shows what a backend receives of a request with both Content-Length and Transfer-Encoding. net/http takes
-// Content-Length away before a handler can see it; the request goes out with chunks that were made anew, so that no backend reads it otherwise.
+// TestAmbiguousLengthIsSentAsOneRequest shows what a backend receives of a request with both Content-Length and Transfer-Encoding.
+// net/http takes Content-Length away before a handler can see it; the request goes out with chunks that were made anew, so that no
+// backend reads it otherwise.
 func TestAmbiguousLengthIsSentAsOneRequest(t *testing.T) {
 	smuggled := "GET /admin HTTP/1.1\r\nHost: a\r\n\r\n"
 	for name, request := range map[string]string{
@@ -66,6 +70,30 @@ func TestAmbiguousLengthIsSentAsOneRequest(t *testing.T) {
 				t.Errorf("the backend got %d more requests", n)
 			}
 		})
+	}
+}
+
+// TestBodyThatNobodyReadIsNotTheNextRequest: the proxy answers by itself, and the connection goes on behind the body.
+func TestBodyThatNobodyReadIsNotTheNextRequest(t *testing.T) {
+	backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "saw "+r.RequestURI) })
+	closed := routed("x", "/closed")
+	closed.Routes[0].Refused = "closed"
+	f := newFixture(t, Options{}, append(site(t, "", backend), section(t, table.HostKey("s", "a"), closed))...)
+	inner := "GET /inner HTTP/1.1\r\nHost: b\r\n\r\n"
+	next := "GET /next HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n"
+	dead := listen(t)
+	_ = dead.Close()
+	f.Apply([]table.Change{section(t, table.HostKey("s", "dead"), routed("dead", "/")),
+		section(t, service("dead/").Key(), table.Endpoints{Addresses: []string{dead.Addr().String()}})})
+	for name, request := range map[string]string{
+		"no connection": fmt.Sprintf("POST / HTTP/1.1\r\nHost: dead\r\nContent-Length: %d\r\n\r\n%s", len(inner), inner),
+		"length":        fmt.Sprintf("POST /closed HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s", len(inner), inner),
+		"chunks":        fmt.Sprintf("POST /closed HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(inner), inner),
+	} {
+		got := exchangeRaw(t, f.http, request+next)
+		if strings.Count(got, "HTTP/1.1 ") != 2 || !strings.HasPrefix(got, "HTTP/1.1 50") || !strings.HasSuffix(got, "saw /next") {
+			t.Errorf("%s: the client got %q", name, got)
+		}
 	}
 }
 

@@ -129,7 +129,7 @@ func TestHalfClosedWebsocketIsNotKeptForever(t *testing.T) {
 	release := make(chan struct{})
 	t.Cleanup(func() { close(release) })
 	backend := websocketBackend(t, func(*bufio.Reader, net.Conn) { <-release }) // says nothing, and does not end
-	f := newFixture(t, Options{IdleTimeout: 50 * time.Millisecond}, site(t, "", backend)...)
+	f := newFixture(t, Options{IdleTimeout: 200 * time.Millisecond}, site(t, "", backend)...)
 	bothSchemes(t, func(t *testing.T, secure bool) {
 		conn, r := dialWebsocket(t, f, secure, "")
 		_ = conn.(interface{ CloseWrite() error }).CloseWrite()
@@ -141,13 +141,13 @@ func TestHalfClosedWebsocketIsNotKeptForever(t *testing.T) {
 
 func TestSilentWebsocketEndsOnlyWhenAskedFor(t *testing.T) {
 	backend := websocketBackend(t, echo)
-	f := newFixture(t, Options{IdleTimeout: 20 * time.Millisecond}, site(t, "", backend)...)
+	f := newFixture(t, Options{IdleTimeout: 100 * time.Millisecond}, site(t, "", backend)...)
 	conn, r := dialWebsocket(t, f, true, "")
-	_ = conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+	_ = conn.SetReadDeadline(time.Now().Add(400 * time.Millisecond))
 	if _, err := r.ReadByte(); err == nil || !strings.Contains(err.Error(), "timeout") {
 		t.Errorf("a silent websocket ended: %v", err)
 	}
-	limited := newFixture(t, Options{TunnelTimeout: 20 * time.Millisecond}, site(t, "", backend)...)
+	limited := newFixture(t, Options{TunnelTimeout: 200 * time.Millisecond}, site(t, "", backend)...)
 	_, r = dialWebsocket(t, limited, true, "")
 	if _, err := r.ReadByte(); err == nil {
 		t.Error("a byte came from nowhere")
