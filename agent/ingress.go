@@ -21,11 +21,16 @@ const partIngress = "ingress"
 
 // newIngress prepares the node's ingress; nil when it is disabled, or when the node watches no Services.
 func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, error) {
+	dir := filepath.Join(o.RunDir, "ingress")
 	if o.DisableIngress {
+		if err := ingress.Remove(dir); err != nil {
+			return nil, fmt.Errorf("agent: leave Ingresses to another controller: %w", err)
+		}
 		return nil, nil
 	}
 	i := ingress.Options{
-		Program: filepath.Join(o.BinDir, "coracle-ingress"), Dir: filepath.Join(o.RunDir, "ingress"), NodeIPs: o.NodeIPs,
+		Program: filepath.Join(o.BinDir, "coracle-ingress"), Dir: dir, NodeIPs: o.NodeIPs,
+		PodCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, Reserved: o.reserved().Ports, Nodes: informers.Nodes(),
 		Part: o.part(partIngress), Logger: o.Logger,
 	}
 	if names, err := informers.Names(); err == nil {

@@ -28,6 +28,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -39,7 +40,11 @@ type Options struct {
 	Dir string
 	// NodeIPs are the addresses at which the proxy listens.
 	NodeIPs []netip.Addr
-	// Services and EndpointSlices are the node's caches; they are run by somebody else.
+	// PodCIDRs and ServiceCIDRs are the cluster's networks, and Reserved the ports of nodes that are the cluster's own: the proxy never connects there.
+	PodCIDRs, ServiceCIDRs []netip.Prefix
+	Reserved               []uint16
+	// Nodes, Services and EndpointSlices are the node's caches; they are run by somebody else.
+	Nodes          coreinformers.NodeInformer
 	Services       coreinformers.ServiceInformer
 	EndpointSlices discoveryinformers.EndpointSliceInformer
 	// Stream asks a server for the table (table.Path). It is called again when what it returned has ended.
@@ -53,7 +58,9 @@ type Options struct {
 // Node is a node's ingress.
 type Node struct {
 	o    Options
-	wake chan struct{} // capacity 1: one says that a Service or an EndpointSlice has changed
+	wake chan struct{} // capacity 1: one says that an object has changed
+	// rules are those of the kernel as they were written last.
+	rules string
 }
 
 // New listens to the caches, which must not run yet.
@@ -69,7 +76,7 @@ func New(o Options) (*Node, error) {
 		}
 	}
 	handler := cache.ResourceEventHandlerFuncs{AddFunc: poke, UpdateFunc: func(_, o any) { poke(o) }, DeleteFunc: poke}
-	for _, i := range []cache.SharedIndexInformer{o.Services.Informer(), o.EndpointSlices.Informer()} {
+	for _, i := range []cache.SharedIndexInformer{o.Nodes.Informer(), o.Services.Informer(), o.EndpointSlices.Informer()} {
 		if _, err := i.AddEventHandler(handler); err != nil {
 			return nil, fmt.Errorf("ingress: listening to an informer: %w", err)
 		}
@@ -85,7 +92,7 @@ func (n *Node) wanted() bool {
 
 // Run serves while the cluster has an ingress, until ctx is done. The proxy goes on then.
 func (n *Node) Run(ctx context.Context) error {
-	if !cache.WaitForCacheSync(ctx.Done(), n.o.Services.Informer().HasSynced, n.o.EndpointSlices.Informer().HasSynced) {
+	if !cache.WaitForCacheSync(ctx.Done(), n.o.Nodes.Informer().HasSynced, n.o.Services.Informer().HasSynced, n.o.EndpointSlices.Informer().HasSynced) {
 		return nil
 	}
 	for first := true; ; first = false {
@@ -113,7 +120,13 @@ func (n *Node) end(ctx context.Context) error {
 	if err := n.o.Annotate(ctx, ""); err != nil && ctx.Err() == nil {
 		return err
 	}
-	return stop(n.o.Dir)
+	n.rules = ""
+	return Remove(n.o.Dir)
+}
+
+// Remove ends the proxy that an earlier run has left, and what the kernel has of it.
+func Remove(dir string) error {
+	return errors.Join(stop(dir), nfttable.Delete(Table()))
 }
 
 // serve runs until the cluster has no ingress any more, or ctx is done.
@@ -138,6 +151,9 @@ func (n *Node) serve(ctx context.Context) error {
 	var now table.Sections
 	said := false
 	for {
+		if err := n.protect(ctx, p.record.Ports); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("ingress: %w", err) // it serves nobody without
+		}
 		if now != nil {
 			problems, err := p.put(ctx, n.complete(now))
 			if ctx.Err() != nil {

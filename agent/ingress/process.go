@@ -37,6 +37,8 @@ const (
 	memoryLimit = "192MiB"
 )
 
+func everything() labels.Selector { return labels.Everything() }
+
 func ofService(name string) labels.Selector {
 	return labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: name})
 }

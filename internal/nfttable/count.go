@@ -16,6 +16,9 @@ import (
 // PolicyTable is the table of NetworkPolicies (package netpolicy), of family inet.
 const PolicyTable = "coracle-policy"
 
+// IngressTable is the table that guards the ingress proxy (package agent/ingress), of family inet.
+const IngressTable = "coracle-ingress"
+
 // Generation is a number that the kernel changes with every change of any table of this network namespace.
 func Generation() (uint32, error) {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)

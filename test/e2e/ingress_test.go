@@ -28,6 +28,19 @@ spec:
     http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: web, port: {name: http}}}}]}
 `
 
+// forgedSlice is a tenant's Ingress that leads to the kubelet of a node.
+const forgedSlice = `---
+{apiVersion: v1, kind: Service, metadata: {name: kubelet}, spec: {ports: [{name: http, port: 80}]}}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: kubelet, labels: {kubernetes.io/service-name: kubelet}}, addressType: IPv4,
+  ports: [{name: http, port: 10250}], endpoints: [{addresses: [%s], conditions: {ready: true}}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: kubelet}
+spec: {rules: [{host: kubelet.example, http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: kubelet, port: {number: 80}}}}]}}]}
+`
+
 // TestIngress serves a pod by an Ingress, over HTTP and over TLS with its Secret's certificate, while coracle itself is killed and starts again.
 func TestIngress(t *testing.T) {
 	m := harness.NewMachine(t)
@@ -65,8 +78,14 @@ func TestIngress(t *testing.T) {
 		return err
 	})
 
-	dir := t.TempDir()
-	ca, err := testca.New(dir)
+	if out, err := curl(k, "--max-time", "2", "http://"+harness.NodeIP+":10080/"); err == nil {
+		t.Errorf("the proxy's own port answers from outside, past the Service's source ranges: %s", out)
+	}
+	// Whoever writes EndpointSlices names what the proxy must not reach: here the kubelet, its own node's.
+	k.Apply(fmt.Sprintf(forgedSlice, harness.NodeIP))
+	harness.Eventually(t, soon, "no way to the kubelet", asks("502", "-o", "/dev/null", "-H", "Host: kubelet.example", "http://"+harness.NodeIP+"/"))
+
+	ca, err := testca.New(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -93,5 +93,6 @@ func removeData(o Options, keep *keeper, uids []string) error {
 func cleanNetwork(runDir string) error {
 	_, err := servicerules.Remove(servicerules.RecordIn(runDir))
 	policies := nfttable.Delete(nfttable.Table{Family: nfttable.INet, Name: nfttable.PolicyTable})
-	return errors.Join(cni.Cleanup(cni.CleanupOptions{}), err, policies, vip.SetRedirects(nil))
+	ingress := nfttable.Delete(nfttable.Table{Family: nfttable.INet, Name: nfttable.IngressTable})
+	return errors.Join(cni.Cleanup(cni.CleanupOptions{}), err, policies, ingress, vip.SetRedirects(nil))
 }

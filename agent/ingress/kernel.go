@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/knftables"
+
+	"github.com/coracle-k8s/coracle/internal/nfttable"
+)
+
+// Table is the proxy's table in the kernel. It keeps from the proxy's ports what no Service proxy has sent there, so that a Service's source ranges hold; and
+// it keeps the proxy, whose endpoints are what tenants write, from the machine's own and from the cluster's ports.
+func Table() nfttable.Table {
+	return nfttable.Table{Family: nfttable.INet, Name: nfttable.IngressTable}
+}
+
+// forbidden are networks in which the proxy opens no connection, beside those of Services: its endpoints are pods, nodes, and machines outside.
+var forbidden = []string{"127.0.0.0/8", "169.254.0.0/16", "::1/128", "fe80::/10"}
+
+// refuse answers at once, so that a request fails and does not wait.
+const refuse = "reject with icmpx admin-prohibited"
+
+// kernelState is what the rules follow from.
+type kernelState struct {
+	ports          []int // at which the proxy listens
+	pods, services []netip.Prefix
+	nodes          []netip.Addr
+	reserved       []uint16 // ports of nodes that are the cluster's
+}
+
+// rules are the table's chains with their rules. A pod may come from another node without its Service proxy having changed the destination there a second time:
+// what pods and nodes send is let in.
+func (s kernelState) rules() map[string][]string {
+	var inside4, inside6, services4, services6, nodes4, nodes6 []string
+	split := func(p netip.Prefix, to4, to6 *[]string) {
+		if p.Addr().Is4() {
+			*to4 = append(*to4, p.String())
+		} else {
+			*to6 = append(*to6, p.String())
+		}
+	}
+	for _, p := range s.pods {
+		split(p, &inside4, &inside6)
+	}
+	for _, p := range s.services {
+		split(p, &services4, &services6)
+	}
+	for _, a := range s.nodes {
+		split(netip.PrefixFrom(a, a.BitLen()), &inside4, &inside6)
+		split(netip.PrefixFrom(a, a.BitLen()), &nodes4, &nodes6)
+	}
+	for _, p := range forbidden {
+		split(netip.MustParsePrefix(p), &services4, &services6)
+	}
+	ports := numbers(s.ports)
+	own := "tcp dport { " + ports + " } ct original proto-dst { " + ports + " } "
+	mine := "meta skuid " + strconv.Itoa(User) + " ct direction original "
+	out := map[string][]string{}
+	for _, f := range []struct {
+		family                  string
+		inside, services, nodes []string
+	}{{"ip", inside4, services4, nodes4}, {"ip6", inside6, services6, nodes6}} {
+		drop := "meta nfproto " + map[string]string{"ip": "ipv4", "ip6": "ipv6"}[f.family] + " " + own
+		if len(f.inside) > 0 {
+			drop = own + f.family + " saddr != { " + list(f.inside) + " } "
+		}
+		out["input"] = append(out["input"], drop+"drop")
+		out["output"] = append(out["output"], mine+f.family+" daddr { "+list(f.services)+" } "+refuse)
+		if len(f.nodes) > 0 && len(s.reserved) > 0 {
+			out["output"] = append(out["output"], mine+f.family+" daddr { "+list(f.nodes)+" } tcp dport { "+numbers(s.reserved)+" } "+refuse)
+		}
+	}
+	return out
+}
+
+func list(all []string) string {
+	slices.Sort(all)
+	return strings.Join(slices.Compact(all), ", ")
+}
+
+func numbers[N int | uint16](all []N) string {
+	all = slices.Compact(slices.Sorted(slices.Values(all)))
+	out := make([]string, 0, len(all))
+	for _, n := range all {
+		out = append(out, strconv.Itoa(int(n)))
+	}
+	return strings.Join(out, ", ")
+}
+
+// apply writes the table anew, as a whole.
+func apply(ctx context.Context, rules map[string][]string) error {
+	nft, err := knftables.New(knftables.InetFamily, nfttable.IngressTable)
+	if err != nil {
+		return fmt.Errorf("opening nftables: %w", err)
+	}
+	tx := nft.NewTransaction()
+	tx.Add(&knftables.Table{})
+	tx.Delete(&knftables.Table{})
+	tx.Add(&knftables.Table{})
+	for _, hook := range []knftables.BaseChainHook{knftables.InputHook, knftables.OutputHook} {
+		name := string(hook)
+		tx.Add(&knftables.Chain{Name: name, Type: knftables.PtrTo(knftables.FilterType), Hook: &hook, Priority: knftables.PtrTo(knftables.FilterPriority)})
+		for _, rule := range rules[name] {
+			tx.Add(&knftables.Rule{Chain: name, Rule: rule})
+		}
+	}
+	if err := nft.Run(ctx, tx); err != nil {
+		return fmt.Errorf("writing the nftables table %s: %w", nfttable.IngressTable, err)
+	}
+	return nil
+}
+
+// protect has the kernel keep to what follows from the cluster's nodes; it writes nothing while that stays the same.
+func (n *Node) protect(ctx context.Context, ports map[string]int) error {
+	s := kernelState{pods: n.o.PodCIDRs, services: n.o.ServiceCIDRs, reserved: n.o.Reserved, nodes: slices.Clone(n.o.NodeIPs)}
+	for _, port := range ports {
+		s.ports = append(s.ports, port)
+	}
+	nodes, err := n.o.Nodes.Lister().List(everything())
+	if err != nil {
+		return fmt.Errorf("listing nodes: %w", err)
+	}
+	for _, node := range nodes {
+		for _, a := range node.Status.Addresses {
+			if ip, err := netip.ParseAddr(a.Address); err == nil && (a.Type == corev1.NodeInternalIP || a.Type == corev1.NodeExternalIP) {
+				s.nodes = append(s.nodes, ip.Unmap())
+			}
+		}
+	}
+	rules := s.rules()
+	text := fmt.Sprint(rules)
+	if text == n.rules {
+		return nil
+	}
+	if err := apply(ctx, rules); err != nil {
+		return err
+	}
+	n.rules = text
+	return nil
+}
