@@ -18,6 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent/ingress"
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/dns"
+	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/cluster"
 	"github.com/coracle-k8s/coracle/internal/lbholders"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
@@ -179,7 +180,7 @@ func (o Options) reserved() proxy.Reserved {
 	}
 	return proxy.Reserved{
 		Addresses: o.ReservedAddresses, Tunnel: uint16(cluster.TunnelPort(backend)),
-		Ports: append([]uint16{uint16(o.Port), usualPort, kubeletPort, dns.Port, ingress.HTTPPort, ingress.HTTPSPort}, o.kubeletPorts...),
+		Ports: append([]uint16{uint16(o.Port), usualPort, kubeletPort, dns.Port, table.NodeHTTPPort, table.NodeHTTPSPort}, o.kubeletPorts...),
 	}
 }
 

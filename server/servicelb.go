@@ -21,6 +21,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/servicelb"
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/lbpool"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
@@ -117,6 +118,8 @@ func (s *Server) reservedPorts() (map[servicelb.Port]string, error) {
 		{s.o.Port, "gossip between the machines", []corev1.Protocol{corev1.ProtocolUDP}},
 		{kubeletPort, "the kubelet", []corev1.Protocol{corev1.ProtocolTCP}},
 		{bootstrap.DNSPort, "the cluster DNS", []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP}},
+		{table.NodeHTTPPort, "the ingress", []corev1.Protocol{corev1.ProtocolTCP}},
+		{table.NodeHTTPSPort, "the ingress", []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP}},
 		{8472, "VXLAN between the nodes", []corev1.Protocol{corev1.ProtocolUDP}},
 		{51820, "WireGuard between the nodes", []corev1.Protocol{corev1.ProtocolUDP}},
 	} {

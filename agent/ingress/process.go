@@ -29,8 +29,6 @@ import (
 const (
 	// User is the user and the group of the proxy, by number: one that neither Debian nor systemd gives out (uid-gid in systemd's documentation).
 	User = 61080
-	// HTTPPort and HTTPSPort are those at which the proxy listens where they are free: beside the cluster DNS', outside the node ports.
-	HTTPPort, HTTPSPort = 10080, 10443
 	// answerWithin bounds the wait for the proxy's answer to a change.
 	answerWithin = 30 * time.Second
 	// memoryLimit is where the proxy's collector begins to work hard.
@@ -115,7 +113,7 @@ func listenAll(o Options) (*sockets, error) {
 	if err := s.add(table.ControlName, control); err != nil {
 		return nil, err
 	}
-	for name, port := range map[string]int{table.HTTP: HTTPPort, table.HTTPS: HTTPSPort} {
+	for name, port := range map[string]int{table.HTTP: table.NodeHTTPPort, table.HTTPS: table.NodeHTTPSPort} {
 		if err := s.listen(o.NodeIPs, name, port); err == nil {
 			continue
 		}

@@ -32,7 +32,9 @@ const NodeAnnotation = "coracle.dev/ingress"
 // Service is the Service of all Ingresses, in kube-system. It exists while there are any.
 const Service = "ingress"
 
-// Ports of Service, by their names.
 const (
+	// HTTPPort and HTTPSPort are the ports of Service.
 	HTTPPort, HTTPSPort = 80, 443
+	// NodeHTTPPort and NodeHTTPSPort are those of nodes' addresses at which their proxies listen, where nothing else does: beside the cluster DNS'.
+	NodeHTTPPort, NodeHTTPSPort = 10054, 10055
 )

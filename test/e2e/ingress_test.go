@@ -78,7 +78,7 @@ func TestIngress(t *testing.T) {
 		return err
 	})
 
-	if out, err := curl(k, "--max-time", "2", "http://"+harness.NodeIP+":10080/"); err == nil {
+	if out, err := curl(k, "--max-time", "2", "http://"+harness.NodeIP+":10054/"); err == nil {
 		t.Errorf("the proxy's own port answers from outside, past the Service's source ranges: %s", out)
 	}
 	// Whoever writes EndpointSlices names what the proxy must not reach: here the kubelet, its own node's.
