@@ -102,19 +102,7 @@ func TestLoadBalancerOfNodes(t *testing.T) {
 // given waits until a Service's addresses are those of these nodes, of both families.
 func (m *mesh) given(service string, nodes ...int) {
 	m.Helper()
-	var want []string
-	for _, i := range nodes {
-		want = append(want, m.addresses(i)...)
-	}
-	slices.Sort(want)
-	harness.Eventually(m, patient, fmt.Sprintf("the Service %s has the addresses of nodes %v", service, nodes), func() error {
-		out, err := m.nodes[0].TryKubectl("get", "service", service, "-o", "jsonpath="+ingressPath)
-		got := slices.Sorted(slices.Values(strings.Fields(out)))
-		if err == nil && !slices.Equal(got, want) {
-			err = fmt.Errorf("it has %v, want %v", got, want)
-		}
-		return err
-	})
+	m.has("service/"+service, nodes...)
 }
 
 // fromOutside runs a script outside of the machines.
