@@ -44,6 +44,7 @@ func TestNodes(t *testing.T) {
 		{"from nftables to IPVS", testToIPVS},
 		{"a restart", testRestart},
 		{"two nodes", testTwo},
+		{"an Ingress", testIngress},
 		{"readiness moves traffic", testReadiness},
 		{"a rolling update", testRollingUpdate},
 		{"NFS", testNFS},
