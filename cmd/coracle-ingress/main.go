@@ -4,7 +4,10 @@
 // over one of them, and may go away: the proxy serves on. It holds no credentials of the cluster, opens no files and no sockets but those
 // to endpoints.
 //
-// SIGTERM drains it: it accepts nothing more, waits up to 30 s for requests and tunnels, and ends with status 0.
+// It accepts connections from the first table on, and ends when its agent goes away before that: then nobody knows of it.
+//
+// SIGTERM drains it: it accepts nothing more, waits up to 30 s for requests and tunnels, and ends with status 0. table.HandedOver does the
+// same when another process serves on its sockets, and waits up to an hour, which SIGTERM shortens.
 package main
 
 import (
@@ -19,6 +22,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -30,7 +34,7 @@ import (
 const firstDescriptor = 3
 
 func main() {
-	logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	logger := slog.New(slog.NewTextHandler(boundLog(os.Stderr), nil))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := run(ctx, logger, os.Getenv(table.EnvNames)); err != nil {
@@ -39,11 +43,11 @@ func main() {
 	}
 }
 
-// socket is a listening socket with its name.
-type socket struct {
-	name     string
-	listener net.Listener
-}
+// claimWithin is how long the agent may take from starting the process to its first table.
+const claimWithin = time.Minute
+
+// errAbandoned says that the process has no table and nobody who would send one.
+var errAbandoned = errors.New("no agent has sent a table")
 
 // run serves on the sockets of the given names until ctx is done or one fails.
 func run(ctx context.Context, logger *slog.Logger, names string) error {
@@ -53,7 +57,7 @@ func run(ctx context.Context, logger *slog.Logger, names string) error {
 	if err := harden(); err != nil {
 		return err
 	}
-	sockets, err := inherit(names)
+	control, sockets, err := inherit(names)
 	if err != nil {
 		return err
 	}
@@ -61,27 +65,48 @@ func run(ctx context.Context, logger *slog.Logger, names string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	failures := make([]error, len(sockets))
+	defer context.AfterFunc(ctx, proxy.End)()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	handed := make(chan os.Signal, 1) // one is all that is sent
+	signal.Notify(handed, table.HandedOver)
+	defer signal.Stop(handed)
+
+	claimed := make(chan struct{})
+	failures := make([]error, len(sockets)+1)
 	var all sync.WaitGroup
-	for i, s := range sockets {
-		all.Go(func() {
-			defer cancel() // one socket that fails drains the others; the agent starts the process anew
-			failures[i] = serve(ctx, logger, proxy, s)
-		})
+	all.Go(func() {
+		select {
+		case <-handed:
+			cancel(dataplane.ErrHandedOver)
+		case <-ctx.Done():
+		}
+	})
+	all.Go(func() {
+		c := &dataplane.Control{
+			Proxy: proxy, Logger: logger, Sockets: sockets, Committed: func() { close(claimed) }, Abandoned: func() { cancel(errAbandoned) },
+		}
+		failures[len(sockets)] = c.Serve(ctx, control)
+		cancel(nil)
+	})
+	select {
+	case <-claimed:
+		for i, s := range sockets {
+			all.Go(func() {
+				defer cancel(nil) // one socket that fails drains the others; the agent starts the process anew
+				site, kind, _ := cutLast(s.Name)
+				failures[i] = proxy.Serve(ctx, site, kind == table.HTTPS, s.Listener)
+			})
+		}
+	case <-time.After(claimWithin):
+		cancel(errAbandoned)
+	case <-ctx.Done():
 	}
 	all.Wait()
-	return errors.Join(failures...)
-}
-
-func serve(ctx context.Context, logger *slog.Logger, proxy *dataplane.Proxy, s socket) error {
-	if s.name == table.ControlName {
-		control := &dataplane.Control{Proxy: proxy, Logger: logger}
-		return control.Serve(ctx, s.listener)
+	if errors.Is(context.Cause(ctx), errAbandoned) {
+		failures = append(failures, errAbandoned)
 	}
-	site, kind, _ := cutLast(s.name)
-	return proxy.Serve(ctx, site, kind == table.HTTPS, s.listener)
+	return errors.Join(failures...)
 }
 
 // becomeUser gives up root, and with it all capabilities. An empty number changes nothing.
@@ -120,34 +145,37 @@ func harden() error {
 	return nil
 }
 
-// inherit takes the sockets that the agent handed over.
-func inherit(names string) ([]socket, error) {
+// inherit takes the sockets that the agent handed over: that for the agent itself, and those for clients.
+func inherit(names string) (control net.Listener, clients []dataplane.Socket, err error) {
 	if names == "" {
-		return nil, fmt.Errorf("the environment names no sockets in %s: coracle's agent starts this program", table.EnvNames)
+		return nil, nil, fmt.Errorf("the environment names no sockets in %s: coracle's agent starts this program", table.EnvNames)
 	}
-	var out []socket
 	controls := 0
 	for i, name := range strings.Split(names, ",") {
 		_, kind, ok := cutLast(name)
 		if name == table.ControlName {
 			controls++
 		} else if !ok || kind != table.HTTP && kind != table.HTTPS {
-			return nil, fmt.Errorf("%s holds the name %q, which is no socket's", table.EnvNames, name)
+			return nil, nil, fmt.Errorf("%s holds the name %q, which is no socket's", table.EnvNames, name)
 		}
 		file := os.NewFile(uintptr(firstDescriptor+i), name)
 		listener, err := net.FileListener(file)
 		if err != nil {
-			return nil, fmt.Errorf("taking the socket %s from descriptor %d: %w", name, firstDescriptor+i, err)
+			return nil, nil, fmt.Errorf("taking the socket %s from descriptor %d: %w", name, firstDescriptor+i, err)
 		}
 		if err := file.Close(); err != nil { // listener has a copy
-			return nil, fmt.Errorf("closing descriptor %d: %w", firstDescriptor+i, err)
+			return nil, nil, fmt.Errorf("closing descriptor %d: %w", firstDescriptor+i, err)
 		}
-		out = append(out, socket{name: name, listener: listener})
+		if name == table.ControlName {
+			control = listener
+		} else {
+			clients = append(clients, dataplane.Socket{Name: name, Listener: listener})
+		}
 	}
 	if controls != 1 {
-		return nil, fmt.Errorf("%s holds %d sockets for the agent instead of one", table.EnvNames, controls)
+		return nil, nil, fmt.Errorf("%s holds %d sockets for the agent instead of one", table.EnvNames, controls)
 	}
-	return out, nil
+	return control, clients, nil
 }
 
 // cutLast splits a name at its last slash.

@@ -11,6 +11,10 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
@@ -30,6 +34,21 @@ type Control struct {
 	Proxy *Proxy
 	// Logger is told of each agent.
 	Logger *slog.Logger
+	// Sockets are handed to an agent that asks for them.
+	Sockets []Socket
+	// Committed, where it is set, is called once: when the first table has been taken.
+	Committed func()
+	// Abandoned, where it is set, is called when an agent's connection ends before there was a table.
+	Abandoned func()
+
+	once      sync.Once
+	committed atomic.Bool
+}
+
+// Socket is a listening socket with its name in table.EnvNames.
+type Socket struct {
+	Name     string
+	Listener net.Listener
 }
 
 // Serve accepts agents until ctx is done or l fails. One agent is listened to at a time: a new connection ends the one before. What an
@@ -67,6 +86,9 @@ func (c *Control) start(ctx context.Context, conn net.Conn) func() {
 		defer closed()
 		c.Logger.Info("an agent is connected")
 		err := c.follow(conn)
+		if c.Abandoned != nil && !c.committed.Load() {
+			c.Abandoned()
+		}
 		if ctx.Err() == nil {
 			c.Logger.Info("the agent's connection ended; the table stays as it is", "cause", err)
 		}
@@ -95,6 +117,12 @@ func (c *Control) follow(conn net.Conn) error {
 		if size += len(line); size > maxPending {
 			return fmt.Errorf("the agent sent more than %d bytes without a commit", maxPending)
 		}
+		if change.Sockets {
+			if err := c.handOver(conn); err != nil {
+				return err
+			}
+			continue
+		}
 		if !change.Commit {
 			if whole != nil {
 				whole.Apply(change)
@@ -110,10 +138,52 @@ func (c *Control) follow(conn net.Conn) error {
 			problems = c.Proxy.Apply(pending)
 		}
 		whole, pending, size = nil, nil, 0
+		c.once.Do(func() {
+			c.committed.Store(true)
+			if c.Committed != nil {
+				c.Committed()
+			}
+		})
 		if err := reply(conn, table.Answer{Problems: problems}); err != nil {
 			return err
 		}
 	}
+}
+
+// handOver sends duplicates of the listening sockets, in one message; those that are closed already are left out.
+func (c *Control) handOver(conn net.Conn) error {
+	unix, ok := conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("the agent asked for sockets on a connection that cannot carry them")
+	}
+	answer := table.Answer{PID: os.Getpid()}
+	var descriptors []int
+	for _, s := range c.Sockets {
+		l, ok := s.Listener.(interface{ File() (*os.File, error) })
+		if !ok {
+			return fmt.Errorf("the socket %s has no descriptor", s.Name)
+		}
+		file, err := l.File()
+		if errors.Is(err, net.ErrClosed) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("duplicating the socket %s for the agent: %w", s.Name, err)
+		}
+		defer file.Close()
+		descriptors, answer.Sockets = append(descriptors, int(file.Fd())), append(answer.Sockets, s.Name)
+	}
+	text, err := json.Marshal(answer)
+	if err != nil {
+		return fmt.Errorf("writing an answer to the agent: %w", err)
+	}
+	if err := conn.SetWriteDeadline(time.Now().Add(replyTime)); err != nil {
+		return fmt.Errorf("setting the time for an answer to the agent: %w", err)
+	}
+	if _, _, err := unix.WriteMsgUnix(append(text, '\n'), syscall.UnixRights(descriptors...), nil); err != nil {
+		return fmt.Errorf("handing sockets to the agent: %w", err)
+	}
+	return nil
 }
 
 func reply(conn net.Conn, answer table.Answer) error {

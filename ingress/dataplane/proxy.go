@@ -39,6 +39,10 @@ type Options struct {
 	DialTimeout time.Duration
 	// DrainTimeout bounds how long Serve waits for requests and tunnels when it ends; 30 s by default.
 	DrainTimeout time.Duration
+	// HandoverTimeout bounds the same when another process has taken over (ErrHandedOver); an hour by default.
+	HandoverTimeout time.Duration
+	// MaxConnections bounds the connections of clients, of which one source may have half; 4,000 by default. An idle websocket over TLS takes less than 40 KB.
+	MaxConnections int
 	// Refuse reports whether an endpoint's address may not be dialled; RefuseLocal by default.
 	Refuse func(netip.Addr) bool
 }
@@ -60,6 +64,9 @@ type Proxy struct {
 	// dialer connects tunnels; the transports have it, too.
 	dialer *net.Dialer
 	stats  Stats
+	limit  limit
+	ending chan struct{} // closed by End
+	end    sync.Once
 
 	mu           sync.Mutex // guards what follows, for Apply
 	sections     table.Sections
@@ -76,6 +83,8 @@ type Stats struct {
 	Requests [6]atomic.Uint64
 	// Connections are those of clients that are open, Tunnels the websockets among the connections that were open once.
 	Connections, Tunnels atomic.Int64
+	// Refused counts connections that were closed because there were too many.
+	Refused atomic.Uint64
 	// DialFailures counts attempts to connect to endpoints that failed.
 	DialFailures atomic.Uint64
 	// Panics counts requests that ended by a panic in the proxy.
@@ -97,12 +106,17 @@ func New(o Options) (*Proxy, error) {
 	for field, value := range map[*time.Duration]time.Duration{
 		&o.HeaderTimeout: 10 * time.Second, &o.IdleTimeout: time.Minute, &o.KeepAlive: 75 * time.Second,
 		&o.DialTimeout: 2 * time.Second, &o.DrainTimeout: 30 * time.Second,
+		&o.HandoverTimeout: time.Hour,
 	} {
 		if *field == 0 {
 			*field = value
 		}
 	}
+	if o.MaxConnections == 0 {
+		o.MaxConnections = 4000
+	}
 	p := &Proxy{
+		ending: make(chan struct{}), limit: limit{most: o.MaxConnections, of: map[netip.Addr]int{}},
 		options: o, own: own, dialer: &net.Dialer{Timeout: o.DialTimeout},
 		sections: table.Sections{}, problems: map[string]string{}, endpoints: map[string]*endpointSet{}, certificates: map[string]*certificate{},
 	}

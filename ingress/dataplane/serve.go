@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
 // listener serves a site on one socket.
@@ -23,38 +25,90 @@ type listener struct {
 	tunnels map[*tunnel]struct{}
 	closed  bool           // no tunnel may begin any more
 	open    sync.WaitGroup // of tunnels
+
+	leaving     atomic.Bool   // another process has taken over: each response is its connection's last
+	connections atomic.Int64  // of HTTP; those of tunnels are not among them
+	empty       chan struct{} // capacity 1: connections has become 0
 }
 
+// ErrHandedOver is the cause of a context that ends Serve because another process serves on the same sockets now.
+var ErrHandedOver = errors.New("another process serves on the sockets")
+
+// End shortens a drain that may take Options.HandoverTimeout to Options.DrainTimeout from now on.
+func (p *Proxy) End() { p.end.Do(func() { close(p.ending) }) }
+
 // Serve serves a site on l, with TLS or without, until ctx is done or l fails. It then accepts nothing more, waits for requests and
-// tunnels at most as long as Options.DrainTimeout, closes what is left and returns nil when ctx ended it. It closes l.
+// tunnels at most as long as Options.DrainTimeout, closes what is left and returns nil when ctx ended it. It closes l. Where the cause
+// is ErrHandedOver it waits up to Options.HandoverTimeout, and connections end with their next response or when they have been idle for
+// Options.KeepAlive, so that no request meets a connection that is being closed.
 func (p *Proxy) Serve(ctx context.Context, site string, secure bool, l net.Listener) error {
-	h := &listener{proxy: p, site: site, secure: secure, tunnels: map[*tunnel]struct{}{}}
+	h := &listener{proxy: p, site: site, secure: secure, tunnels: map[*tunnel]struct{}{}, empty: make(chan struct{}, 1)}
 	server := p.server(h)
+	bounded := &limitListener{Listener: l, proxy: p}
 	done := make(chan error, 1) // so that the goroutine can end when ctx did
 	go func() {
 		if secure {
-			done <- server.ServeTLS(l, "", "")
+			done <- server.ServeTLS(bounded, "", "")
 		} else {
-			done <- server.Serve(l)
+			done <- server.Serve(bounded)
 		}
 	}()
-	var err error
 	select {
-	case err = <-done:
+	case err := <-done:
 		err = fmt.Errorf("serving the site %s at %s: %w", site, l.Addr(), err)
+		h.drain(ctx, server, p.options.DrainTimeout)
+		return err
 	case <-ctx.Done():
 	}
-	h.drain(ctx, server)
-	if err == nil {
+	if !errors.Is(context.Cause(ctx), ErrHandedOver) {
+		h.drain(ctx, server, p.options.DrainTimeout)
 		<-done
+		return nil
 	}
-	return err
+	h.leaving.Store(true)
+	_ = l.Close()
+	<-done // what was accepted is counted from here on
+	h.leave()
+	h.drain(ctx, server, p.options.HandoverTimeout)
+	return nil
+}
+
+// leave waits until no connection is left, they have had the time to become idle, or the process is to end.
+func (h *listener) leave() {
+	idle := time.NewTimer(h.proxy.options.KeepAlive)
+	defer idle.Stop()
+	for h.connections.Load() > 0 {
+		select {
+		case <-h.empty:
+		case <-idle.C:
+			return
+		case <-h.proxy.ending:
+			return
+		}
+	}
 }
 
 // drain waits for requests and tunnels and closes those that last too long.
-func (h *listener) drain(ctx context.Context, server *http.Server) {
-	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.proxy.options.DrainTimeout)
+func (h *listener) drain(ctx context.Context, server *http.Server, longest time.Duration) {
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), longest)
 	defer cancel()
+	if longest > h.proxy.options.DrainTimeout {
+		var shortened sync.WaitGroup
+		defer shortened.Wait()
+		defer cancel() // before the wait
+		shortened.Go(func() {
+			select {
+			case <-limited.Done():
+				return
+			case <-h.proxy.ending:
+			}
+			select {
+			case <-limited.Done():
+			case <-time.After(h.proxy.options.DrainTimeout):
+				cancel()
+			}
+		})
+	}
 	if server.Shutdown(limited) != nil {
 		_ = server.Close() // connections that outlasted the limit: nothing more can be done for them
 	}
@@ -108,8 +162,15 @@ func (p *Proxy) server(h *listener) *http.Server {
 			switch state {
 			case http.StateNew:
 				p.stats.Connections.Add(1)
+				h.connections.Add(1)
 			case http.StateClosed, http.StateHijacked:
 				p.stats.Connections.Add(-1)
+				if h.connections.Add(-1) == 0 {
+					select {
+					case h.empty <- struct{}{}:
+					default:
+					}
+				}
 			}
 		},
 	}
@@ -121,6 +182,9 @@ func (p *Proxy) server(h *listener) *http.Server {
 
 // ServeHTTP answers a request. A panic ends that request alone.
 func (h *listener) ServeHTTP(w http.ResponseWriter, in *http.Request) {
+	if h.leaving.Load() {
+		w.Header()["Connection"] = []string{"close"} // of HTTP/2, too: net/http sends GOAWAY then
+	}
 	x := newExchange(h, w, in)
 	defer func() {
 		cause := recover()

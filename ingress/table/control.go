@@ -2,6 +2,8 @@
 
 package table
 
+import "syscall"
+
 // Path is where an API server has the stream of the table.
 const Path = "/coracle/ingress"
 
@@ -9,7 +11,16 @@ const Path = "/coracle/ingress"
 type Answer struct {
 	// Problems are what a section lacks, for people, by its key. The sections named are served as far as they can be.
 	Problems map[string]string `json:"problems,omitempty"`
+	// Sockets, in the answer to Change.Sockets, names the listening sockets whose descriptors come with the line (SCM_RIGHTS), in this order. A proxy that has
+	// begun to drain has none left.
+	Sockets []string `json:"sockets,omitempty"`
+	// PID is the proxy's number, in the answer to Change.Sockets.
+	PID int `json:"pid,omitempty"`
 }
+
+// HandedOver is the signal that tells a proxy that another one serves on its sockets: it accepts nothing more, and what it has may go on for longer than after
+// SIGTERM, which may still follow.
+const HandedOver = syscall.SIGUSR2
 
 // What the agent hands to the proxy when it starts it.
 const (

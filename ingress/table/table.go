@@ -142,6 +142,8 @@ type Change struct {
 	Value json.RawMessage `json:"value,omitempty"`
 	// Commit is set alone: what came before may take effect.
 	Commit bool `json:"commit,omitempty"`
+	// Sockets, which an agent sends alone, asks the proxy for duplicates of its listening sockets (Answer.Sockets). A server never sends it.
+	Sockets bool `json:"sockets,omitempty"`
 }
 
 // Diff is what leads from one table to another: sections that are gone, new or different, in the order of their keys.

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+)
+
+func waitUntil(t *testing.T, what string, met func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !met(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not in 20 s: %s", what)
+		}
+	}
+}
+
+func TestLimit(t *testing.T) {
+	l := limit{most: 4, of: map[netip.Addr]int{}}
+	a, b, c := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")
+	for i, step := range []struct {
+		source netip.Addr
+		want   bool
+	}{{a, true}, {a, true}, {a, false}, {b, true}, {c, true}, {c, false}, {b, false}} {
+		if got := l.take(step.source); got != step.want {
+			t.Errorf("connection %d from %s is taken: %t", i, step.source, got)
+		}
+	}
+	l.give(a)
+	if !l.take(b) {
+		t.Error("a place that was given back is not taken")
+	}
+	for range 2 {
+		l.give(b)
+	}
+	l.give(a)
+	l.give(c)
+	if l.all != 0 || len(l.of) != 0 {
+		t.Errorf("%d connections of %v are left", l.all, l.of)
+	}
+}
+
+func TestSourceOfAConnection(t *testing.T) {
+	for from, want := range map[string]string{
+		"192.0.2.1:80": "192.0.2.1", "[::ffff:192.0.2.1]:80": "192.0.2.1", "[2001:db8::1:2:3:4]:80": "2001:db8::", "[fe80::1%1]:80": "fe80::",
+	} {
+		if got := sourceOf(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(from))); got.String() != want {
+			t.Errorf("%s counts for %s, want %s", from, got, want)
+		}
+	}
+}
+
+// TestConnectionsAreBounded: what is more than the limit is closed, and a connection that ends makes room, a websocket's, too.
+func TestConnectionsAreBounded(t *testing.T) {
+	f := newFixture(t, Options{MaxConnections: 4}, site(t, "", websocketBackend(t, echo))...)
+	first, _ := dialWebsocket(t, f, false, "") // all are of one source
+	dialWebsocket(t, f, true, "")
+	refused, err := net.Dial("tcp", f.http)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer refused.Close()
+	if n, err := refused.Read(make([]byte, 1)); n != 0 || err == nil {
+		t.Errorf("a connection beyond the limit got %d bytes, %v", n, err)
+	}
+	if n := f.Stats().Refused.Load(); n != 1 {
+		t.Errorf("%d are counted as refused", n)
+	}
+	_ = first.Close()
+	waitUntil(t, "the limit has room again", func() bool {
+		f.limit.mu.Lock()
+		defer f.limit.mu.Unlock()
+		return f.limit.all == 1
+	})
+	dialWebsocket(t, f, true, "")
+}
+
+// TestHandover: a connection that is kept alive is closed with a response, never before one, and a websocket goes on until End.
+func TestHandover(t *testing.T) {
+	p, err := New(Options{Logger: quiet(), Refuse: func(netip.Addr) bool { return false }, DrainTimeout: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Apply(site(t, "", websocketBackend(t, echo)))
+	l := listen(t)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- p.Serve(ctx, "s", false, l) }()
+	tunnel, answers := dialWebsocket(t, &fixture{http: l.Addr().String()}, false, "")
+	client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}}
+	ask := func() *http.Response {
+		res, err := client.Post("http://"+l.Addr().String(), "text/plain", strings.NewReader("not to be sent twice"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, res.Body)
+		_ = res.Body.Close()
+		return res
+	}
+	if ask().Close {
+		t.Error("a response closes its connection before the handover")
+	}
+	cancel(ErrHandedOver)
+	waitUntil(t, "the socket is closed", func() bool {
+		conn, err := net.Dial("tcp", l.Addr().String())
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err != nil
+	})
+	if !ask().Close {
+		t.Error("a response after the handover keeps its connection")
+	}
+	if _, err := io.WriteString(tunnel, "twelve bytes"); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, answers, "twelve bytes")
+	select {
+	case err := <-ended:
+		t.Errorf("Serve ended while a websocket was open: %v", err)
+	default:
+	}
+	p.End()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
